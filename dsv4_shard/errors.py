@@ -1,0 +1,212 @@
+"""One class for each broken promise, with the exit code it ends the command with.
+
+A message says what, where and why, in numbers; `hint` says what to do next. The CLI prints both and nothing else, so
+whoever raises one of these writes for the person who reads the terminal.
+"""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What a command's exit status means."""
+
+    DONE = 0
+    NO = 1
+    """A result that says no: the layout is infeasible, the verification failed."""
+    USAGE = 2
+    CHECKPOINT = 3
+    IO = 4
+    NETWORK = 5
+    INTERRUPTED = 130
+
+
+class ShardError(Exception):
+    """Base of every error that a user can meet; anything else is a bug in dsv4-shard."""
+
+    exit_code: ExitCode = ExitCode.CHECKPOINT
+    hint: str | None = None
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        if hint is not None:
+            self.hint = hint
+
+
+# --- safetensors headers -------------------------------------------------------------------------------------------
+
+
+class HeaderError(ShardError):
+    """A file is not a well-formed safetensors file."""
+
+    hint = "The file is damaged or not safetensors: download it again and compare its size with the repository's."
+
+
+class NotSafetensors(HeaderError):
+    """The first bytes cannot be a safetensors header: too short, or the JSON does not start with '{'."""
+
+
+class GitLfsPointer(HeaderError):
+    """A Git-LFS pointer stands where the weights should be."""
+
+    hint = "The repository was cloned without its weights. Run `git lfs pull` in it, or `hf download` the repository."
+
+
+class HeaderTooLarge(HeaderError):
+    """The length in the first eight bytes is beyond the format's limit or beyond the end of the file."""
+
+
+class HeaderNotJson(HeaderError):
+    """The header is not the JSON object that the format asks for."""
+
+
+class DuplicateKey(HeaderError):
+    """A key stands twice in the header, so readers may disagree on what the file holds."""
+
+
+class BadTensorEntry(HeaderError):
+    """A tensor's dtype, shape or offsets are malformed or contradict each other."""
+
+
+class BadTensorOffsets(HeaderError):
+    """Tensors overlap, leave a hole, or do not end where the file ends."""
+
+
+class TruncatedFile(HeaderError):
+    """The file is shorter than its header says: an interrupted download or copy."""
+
+
+# --- checkpoints ---------------------------------------------------------------------------------------------------
+
+
+class BadConfig(ShardError):
+    """config.json is missing, not JSON, or lacks what the model needs."""
+
+
+class UnsupportedFamily(ShardError):
+    """A checkpoint of a model family whose tensors dsv4-shard does not know."""
+
+
+class BadIndex(ShardError):
+    """model.safetensors.index.json is missing, not JSON, or not a weight map."""
+
+
+class UnsafeFileName(BadIndex):
+    """A file name in the index is not the plain name of a file in the checkpoint's folder."""
+
+    hint = "Do not trust this checkpoint: an index that names files elsewhere is either damaged or hostile."
+
+
+class MissingFile(ShardError):
+    """The index names a file that is not in the folder."""
+
+    hint = "The download is incomplete: run `hf download` again, it continues where it stopped."
+
+
+class IndexMismatch(ShardError):
+    """Index and headers disagree on which tensor is in which file."""
+
+    hint = "Files of two revisions are mixed, or the index is stale: download the repository again at one revision."
+
+
+class DuplicateTensor(ShardError):
+    """One tensor is in two files."""
+
+    hint = "Files of two revisions or formats are mixed in this folder: keep those that the index names."
+
+
+class IncompleteCheckpoint(ShardError):
+    """Tensors are missing, unknown or of the wrong shape, so no plan or shard made from them could be right."""
+
+    hint = "`dsv4-shard inspect` lists every finding."
+
+
+# --- plans ---------------------------------------------------------------------------------------------------------
+
+
+class UsageError(ShardError):
+    """The command line asks for something that does not exist or that contradicts itself."""
+
+    exit_code = ExitCode.USAGE
+
+
+class BadPlan(ShardError):
+    """A plan file is not one, was edited, or was made by another version."""
+
+    exit_code = ExitCode.USAGE
+    hint = "Make the plan again: `dsv4-shard plan REPO --tp N -o plan.json`."
+
+
+class ForeignPlan(BadPlan):
+    """A plan was made for another checkpoint, or the checkpoint changed since."""
+
+
+class InfeasiblePlan(ShardError):
+    """The layout breaks a rule of the engine, so no shards are written for it."""
+
+    exit_code = ExitCode.NO
+
+
+# --- moving bytes --------------------------------------------------------------------------------------------------
+
+
+class OutputError(ShardError):
+    """The output folder cannot be used."""
+
+    exit_code = ExitCode.IO
+
+
+class OutputInsideInput(OutputError):
+    """Output and input are the same folder, or one holds the other."""
+
+    hint = "Choose a folder beside the checkpoint."
+
+
+class OutputNotEmpty(OutputError):
+    """Something is already there."""
+
+
+class OutputBusy(OutputError):
+    """Another dsv4-shard is writing the same output."""
+
+
+class NotEnoughDisk(OutputError):
+    """The file system has less room than the shards need."""
+
+
+class ReadFailed(ShardError):
+    """The system refused to read the source or the output, or gave fewer bytes than the file has."""
+
+    exit_code = ExitCode.IO
+
+
+class WriteFailed(ShardError):
+    """The system refused to write the output."""
+
+    exit_code = ExitCode.IO
+
+
+class SourceChanged(ShardError):
+    """A source file changed while it was read."""
+
+    hint = "Nothing was written under the output's name. Run again when nobody writes to the checkpoint."
+
+
+class InexactCast(ShardError):
+    """An FP4 expert holds values that FP8 with one scale per block cannot hold exactly."""
+
+    hint = "Keep FP4 (`--expert-dtype fp4`), or accept rounding as DeepSeek's converter does: `--allow-inexact`."
+
+
+# --- results -------------------------------------------------------------------------------------------------------
+
+
+class NotAResult(ShardError):
+    """A folder has no readable manifest, so nothing in it is to be trusted as a result of reshard."""
+
+    exit_code = ExitCode.NO
+
+
+class Unreachable(ShardError):
+    """The checkpoint is not on this machine and cannot be fetched."""
+
+    exit_code = ExitCode.NETWORK

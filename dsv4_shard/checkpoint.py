@@ -1,0 +1,260 @@
+"""A checkpoint as one checked object: config, index and every header, held against each other and the folder."""
+
+import gc
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+import xxhash
+
+from dsv4_shard.config import MAX_CONFIG_BYTES, ModelConfig, parse_config
+from dsv4_shard.errors import (
+    BadConfig,
+    BadIndex,
+    DuplicateTensor,
+    IndexMismatch,
+    MissingFile,
+    UnsafeFileName,
+)
+from dsv4_shard.header import read_header
+from dsv4_shard.sources import LocalSource
+
+CONFIG_FILE = "config.json"
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+MAX_INDEX_BYTES = 256 << 20
+
+_PLAIN_NAME = re.compile(r"^[\w][\w.+-]*\.safetensors$", re.ASCII)
+_NAMED_AT_ONCE = 3
+"""How many tensors or files an error names before it only counts."""
+
+
+class Severity(StrEnum):
+    """How much a finding matters: an error stops planning, a warning may matter, a note is for the record."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    NOTE = "note"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something about the checkpoint that its user should know. `code` is stable across versions."""
+
+    severity: Severity
+    code: str
+    message: str
+
+
+class Tensor(NamedTuple):
+    """A tensor of the checkpoint: `shape` in stored elements, `[start, stop)` in bytes of the file called `file`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    start: int
+    stop: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A weight file: its size, and a digest of its header, which together tell one checkpoint from another."""
+
+    name: str
+    nbytes: int
+    header_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Everything known of a checkpoint without reading its weights. `document` is config.json, whole."""
+
+    source: LocalSource
+    config: ModelConfig
+    document: dict[str, Any]
+    files: tuple[SourceFile, ...]
+    tensors: dict[str, Tensor]
+    findings: tuple[Finding, ...]
+
+
+def some(names: list[str]) -> str:
+    """The first few of `names`, and how many more there are; control characters escaped."""
+    shown = ", ".join(repr(name)[1:-1] for name in names[:_NAMED_AT_ONCE])
+    more = len(names) - _NAMED_AT_ONCE
+    return shown + (f" and {more:,} more" if more > 0 else "")
+
+
+def read_checkpoint(source: LocalSource) -> Checkpoint:
+    """Read config, index and headers. Raises a ShardError of exit code 3 for whatever does not fit together."""
+    sizes = source.sizes()
+    config, document = _read_config(source, sizes)
+    weight_map, findings = _read_index(source, sizes)
+    names = sorted(set(weight_map.values())) if weight_map is not None else [SINGLE_FILE]
+    with _collector_paused():
+        files, tensors, warnings = _read_headers(source, names)
+    findings += [Finding(Severity.WARNING, "header", line) for line in warnings]
+    if weight_map is not None:
+        findings += _check_index(weight_map, tensors)
+    findings += _check_folder(source, sizes, names)
+    return Checkpoint(source, config, document, files, tensors, tuple(findings))
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """145,116 new tuples, none of them garbage: looking for cycles among them would double the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _read_config(source: LocalSource, sizes: Mapping[str, int]) -> tuple[ModelConfig, dict[str, Any]]:
+    if CONFIG_FILE not in sizes:
+        raise BadConfig(f"{source.label}: no {CONFIG_FILE}", hint="Name the folder that holds the whole checkpoint.")
+    if sizes[CONFIG_FILE] > MAX_CONFIG_BYTES:
+        raise BadConfig(f"{source.label}/{CONFIG_FILE}: {sizes[CONFIG_FILE]} bytes, over {MAX_CONFIG_BYTES}")
+    with source.open(CONFIG_FILE) as file:
+        return parse_config(file.read(0, file.nbytes), f"{source.label}/{CONFIG_FILE}")
+
+
+def _read_index(source: LocalSource, sizes: Mapping[str, int]) -> tuple[dict[str, str] | None, list[Finding]]:
+    """The weight map (tensor → file), or None where the checkpoint is one file."""
+    if INDEX_FILE not in sizes:
+        if SINGLE_FILE in sizes:
+            return None, []
+        raise BadIndex(
+            f"{source.label}: neither {INDEX_FILE} nor {SINGLE_FILE}",
+            hint="The download is incomplete, or the weights are in another format than safetensors.",
+        )
+    where = f"{source.label}/{INDEX_FILE}"
+    if sizes[INDEX_FILE] > MAX_INDEX_BYTES:
+        raise BadIndex(f"{where}: {sizes[INDEX_FILE]} bytes, over {MAX_INDEX_BYTES}")
+    with source.open(INDEX_FILE) as file:
+        raw = file.read(0, file.nbytes)
+    weight_map, total = _parse_index(raw, where)
+    _check_file_names(sorted(set(weight_map.values())), sizes, source, where)
+    findings = []
+    present = sum(sizes[name] for name in set(weight_map.values()))
+    if total is not None and total > present:
+        findings.append(
+            Finding(Severity.WARNING, "total-size", f"the index says {total:,} bytes, the files have {present:,}")
+        )
+    return weight_map, findings
+
+
+def _parse_index(raw: bytes, where: str) -> tuple[dict[str, str], int | None]:
+    """Weight map and `metadata.total_size` of an index. Raises BadIndex; a tensor that stands twice is one reason."""
+
+    def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            raise BadIndex(f"{where}: a key stands twice")
+        return result
+
+    try:
+        document = json.loads(raw, object_pairs_hook=refuse_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise BadIndex(f"{where}: not JSON: {error}") from None
+    weight_map = document.get("weight_map") if isinstance(document, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise BadIndex(f"{where}: weight_map must map tensor names to file names")
+    if not weight_map:
+        raise BadIndex(f"{where}: weight_map is empty")
+    metadata = document.get("metadata")
+    total = metadata.get("total_size") if isinstance(metadata, dict) else None
+    return weight_map, total if type(total) is int else None
+
+
+def _check_file_names(names: list[str], sizes: Mapping[str, int], source: LocalSource, where: str) -> None:
+    unsafe = [name for name in names if not _PLAIN_NAME.match(name)]
+    if unsafe:
+        raise UnsafeFileName(f"{where}: {some(unsafe)}: not the plain name of a safetensors file in this folder")
+    folded: dict[str, str] = {}
+    for name in names:
+        other = folded.setdefault(name.lower(), name)
+        if other != name:
+            raise UnsafeFileName(f"{where}: {other} and {name} differ only in case")
+    missing = [name for name in names if name not in sizes]
+    if missing:
+        dangling = [name for name in missing if name in source.dangling_links()]
+        why = f"; {some(dangling)}: a link whose target is gone" if dangling else ""
+        raise MissingFile(f"{where} names {len(names)} files, {len(missing)} of them not there: {some(missing)}{why}")
+
+
+def _read_headers(source: LocalSource, names: list[str]) -> tuple[tuple[SourceFile, ...], dict[str, Tensor], list[str]]:
+    files: list[SourceFile] = []
+    tensors: dict[str, Tensor] = {}
+    warnings: list[str] = []
+    for name in names:
+        with source.open(name) as file:
+            header = read_header(file, name)
+            digest = xxhash.xxh3_128_hexdigest(file.read(0, header.data_start))
+            files.append(SourceFile(name, file.nbytes, digest))
+        warnings += header.warnings
+        base = header.data_start
+        for key, (dtype, shape, start, stop) in header.tensors.items():
+            if key in tensors:
+                raise DuplicateTensor(f"{key!r} is in {tensors[key].file} and in {name}")
+            tensors[key] = Tensor(key, dtype, shape, name, base + start, base + stop)
+    return tuple(files), tensors, warnings
+
+
+def _check_index(weight_map: Mapping[str, str], tensors: Mapping[str, Tensor]) -> list[Finding]:
+    """Index against headers. Raises IndexMismatch; entries known to be stale are only a finding."""
+    unindexed = [name for name in tensors if name not in weight_map]
+    if unindexed:
+        raise IndexMismatch(
+            f"{len(unindexed):,} tensors stand in files but not in the index: {some(unindexed)} "
+            f"(in {tensors[unindexed[0]].file})"
+        )
+    absent = [name for name in weight_map if name not in tensors]
+    stale = [name for name in absent if _is_stale(name, tensors)]
+    lost = [name for name in absent if name not in set(stale)]
+    if lost:
+        raise IndexMismatch(
+            f"{len(lost):,} tensors of the index stand in no file: {some(lost)} (due in {weight_map[lost[0]]})"
+        )
+    for name, tensor in tensors.items():
+        if weight_map[name] != tensor.file:
+            raise IndexMismatch(f"{name!r}: the index puts it in {weight_map[name]}, it stands in {tensor.file}")
+    if not stale:
+        return []
+    return [Finding(Severity.NOTE, "stale-index", f"{len(stale)} index entries have no tensor and need none "
+                    f"(wo_a is stored in BF16, so it has no scale): {some(stale)}")]  # fmt: skip
+
+
+def _is_stale(name: str, tensors: Mapping[str, Tensor]) -> bool:
+    """The FP8 re-releases store wo_a in BF16 and still list its scale."""
+    weight = tensors.get(name.removesuffix(".scale") + ".weight")
+    return name.endswith(".attn.wo_a.scale") and weight is not None and weight.dtype == "BF16"
+
+
+def _check_folder(source: LocalSource, sizes: Mapping[str, int], names: list[str]) -> list[Finding]:
+    findings = []
+    others = [name for name in sizes if name.endswith(".safetensors") and name not in set(names)]
+    if others:
+        findings.append(
+            Finding(Severity.WARNING, "unindexed-files", f"{len(others)} safetensors files that the index does not "
+                    f"name are left alone: {some(others)}")
+        )  # fmt: skip
+    partial = [name for name in sizes if name.endswith((".incomplete", ".part", ".aria2"))]
+    if partial:
+        findings.append(Finding(Severity.WARNING, "partial-download", f"a download seems unfinished: {some(partial)}"))
+    outside = source.links_outside(names)
+    if outside:
+        findings.append(
+            Finding(Severity.NOTE, "links", f"{len(outside)} weight files are links out of the folder: {some(outside)}")
+        )
+    return findings

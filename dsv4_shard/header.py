@@ -1,0 +1,279 @@
+"""Safetensors headers: a strict reader and an exact writer.
+
+The format: eight bytes, the header's length as a little-endian u64; that many bytes of JSON, padded with spaces; then
+the tensors' bytes, which cover the rest of the file exactly. The reader is at least as strict as the safetensors
+library (tests hold the two against each other), and also rejects what that accepts by accident: a key that stands
+twice, and space before the opening brace. The writer's bytes are those of `safetensors.torch.save_file`.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from dsv4_shard.errors import (
+    BadTensorEntry,
+    BadTensorOffsets,
+    DuplicateKey,
+    GitLfsPointer,
+    HeaderNotJson,
+    HeaderTooLarge,
+    NotSafetensors,
+    TruncatedFile,
+)
+
+LENGTH_BYTES = 8
+MAX_HEADER_BYTES = 100_000_000
+"""safetensors' own limit (`MAX_HEADER_SIZE` in tensor.rs)."""
+
+DTYPE_BITS: dict[str, int] = {
+    "BOOL": 8,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "U8": 8,
+    "I8": 8,
+    "F8_E5M2": 8,
+    "F8_E4M3": 8,
+    "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+    "I16": 16,
+    "U16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "I32": 32,
+    "U32": 32,
+    "F32": 32,
+    "C64": 64,
+    "F64": 64,
+    "I64": 64,
+    "U64": 64,
+}
+"""Bits of one element, in the order of safetensors' `Dtype` enum: the writer sorts by descending place in it."""
+
+_DTYPE_RANK = {dtype: rank for rank, dtype in enumerate(DTYPE_BITS)}
+_ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
+_LFS_MAGIC = b"version https://git-lfs"
+_MAX_ELEMENTS = 2**63
+
+
+class TensorInfo(NamedTuple):
+    """What a header says of one tensor: `shape` in elements, `[start, stop)` in bytes from the data's beginning."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A checked header. `data_start` is where in the file the tensors' bytes begin."""
+
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str]
+    data_start: int
+    warnings: tuple[str, ...] = field(default=())
+
+
+class ByteReader(Protocol):
+    """Random access to one file's bytes."""
+
+    nbytes: int
+
+    def read(self, start: int, stop: int) -> bytes: ...
+
+
+def nbytes_of(dtype: str, shape: Iterable[int]) -> int:
+    """Bytes of a tensor of known dtype; a sub-byte tensor must end on a byte."""
+    bits = math.prod(shape) * DTYPE_BITS[dtype]
+    if bits % 8:
+        raise BadTensorEntry(f"{dtype} {list(shape)} is {bits} bits: a tensor must end on a byte")
+    return bits // 8
+
+
+def read_header(file: ByteReader, name: str) -> Header:
+    """Read and check the header of `file`; `name` is how errors call it.
+
+    Reads only the header. Raises a `HeaderError` with the file's name and the numbers that contradict each other.
+    """
+    if file.nbytes < LENGTH_BYTES:
+        raise NotSafetensors(f"{name}: {file.nbytes} bytes, too short for a safetensors header")
+    prefix = file.read(0, min(file.nbytes, len(_LFS_MAGIC)))
+    if prefix.startswith(_LFS_MAGIC):
+        raise GitLfsPointer(f"{name}: a Git-LFS pointer of {file.nbytes} bytes, not the weights themselves")
+    length = int.from_bytes(prefix[:LENGTH_BYTES], "little")
+    room = file.nbytes - LENGTH_BYTES
+    if length > MAX_HEADER_BYTES:
+        raise HeaderTooLarge(f"{name}: header of {length} bytes, over the format's limit of {MAX_HEADER_BYTES}")
+    if length > room:
+        raise HeaderTooLarge(f"{name}: header of {length} bytes, but only {room} bytes follow its length")
+    return parse_header(file.read(LENGTH_BYTES, LENGTH_BYTES + length), file.nbytes, name)
+
+
+def parse_header(raw: bytes, file_nbytes: int, name: str) -> Header:
+    """Check the JSON part `raw` of a file of `file_nbytes` bytes. Raises as `read_header` does."""
+    document, padding_warning = _decode(raw, name)
+    warnings = _Warnings(name)
+    if padding_warning:
+        warnings.add("padded with white space other than blanks")
+    metadata = _check_metadata(document, warnings, name)
+    tensors = {key: _check_entry(key, entry, warnings, name) for key, entry in document.items()}
+    data_start = LENGTH_BYTES + len(raw)
+    _check_coverage(tensors, file_nbytes - data_start, name)
+    for key, info in tensors.items():
+        if (data_start + info.start) % max(DTYPE_BITS[info.dtype] // 8, 1):
+            warnings.add("tensors not aligned to their element size", key)
+    return Header(tensors, metadata, data_start, warnings.lines())
+
+
+def _decode(raw: bytes, name: str) -> tuple[dict[str, Any], bool]:
+    if not raw.startswith(b"{"):
+        raise NotSafetensors(f"{name}: the header starts with {raw[:4]!r}, not with '{{'")
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise HeaderNotJson(f"{name}: header is not UTF-8 (byte {error.start})") from None
+
+    def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            seen: set[str] = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            raise DuplicateKey(f"{name}: key {twice!r} stands twice in the header")
+        return result
+
+    def refuse_constant(constant: str) -> None:
+        raise HeaderNotJson(f"{name}: header holds {constant}")
+
+    # Python reads "-0" as the integer 0, the format's own parser as a float; only then is the slow hook on.
+    parse_int = _refuse_negative_zero if "-0" in text else None
+    try:
+        document = json.loads(
+            text, object_pairs_hook=refuse_duplicates, parse_constant=refuse_constant, parse_int=parse_int
+        )
+    except (ValueError, RecursionError) as error:
+        raise HeaderNotJson(f"{name}: header is not JSON: {error}") from None
+    return document, text[-1] in "\n\r\t"
+
+
+def _refuse_negative_zero(digits: str) -> int:
+    if digits == "-0":
+        raise ValueError("-0 where a natural number is due")
+    return int(digits)
+
+
+def _check_metadata(document: dict[str, Any], warnings: "_Warnings", name: str) -> dict[str, str]:
+    """Take `__metadata__` out of the document; `null` and `{}` are odd but harmless."""
+    if "__metadata__" not in document:
+        return {}
+    metadata = document.pop("__metadata__")
+    if not metadata:
+        warnings.add("empty __metadata__")
+    if metadata is None:
+        return {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise HeaderNotJson(f"{name}: __metadata__ must map strings to strings")
+    if not all(_is_text(text) for pair in metadata.items() for text in pair):
+        raise HeaderNotJson(f"{name}: __metadata__ holds a lone surrogate, which is no text")
+    return metadata
+
+
+def _is_text(text: str) -> bool:
+    """JSON can escape lone surrogates, which no encoding takes."""
+    return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def _is_naturals(values: object) -> bool:
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < _MAX_ELEMENTS for value in values)
+
+
+def _check_entry(key: str, entry: object, warnings: "_Warnings", name: str) -> TensorInfo:
+    where = f"{name}: tensor {key!r}"
+    if not _is_text(key):
+        raise HeaderNotJson(f"{where}: the name holds a lone surrogate, which is no text")
+    if not isinstance(entry, dict) or not entry.keys() >= _ENTRY_KEYS:
+        raise BadTensorEntry(f"{where}: needs dtype, shape and data_offsets")
+    if len(entry) > len(_ENTRY_KEYS):
+        warnings.add("unknown fields in tensor entries", key)
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+        raise BadTensorEntry(f"{where}: unknown dtype {dtype!r}")
+    if not _is_naturals(shape):
+        raise BadTensorEntry(f"{where}: shape {shape!r} is not a list of natural numbers")
+    if not _is_naturals(offsets) or len(offsets) != 2:
+        raise BadTensorEntry(f"{where}: data_offsets {offsets!r} is not a pair of natural numbers")
+    start, stop = offsets
+    if start > stop:
+        raise BadTensorEntry(f"{where}: data_offsets [{start}, {stop}] are reversed")
+    if math.prod(size for size in shape if size) >= _MAX_ELEMENTS:
+        raise BadTensorEntry(f"{where}: shape {shape} overflows")
+    bits = math.prod(shape) * DTYPE_BITS[dtype]
+    if bits % 8:
+        raise BadTensorEntry(f"{where}: {dtype} {shape} is {bits} bits: a tensor must end on a byte")
+    if bits // 8 != stop - start:
+        raise BadTensorEntry(f"{where}: {dtype} {shape} is {bits // 8} bytes, data_offsets give {stop - start}")
+    return TensorInfo(dtype, tuple(shape), start, stop)
+
+
+def _check_coverage(tensors: Mapping[str, TensorInfo], data_nbytes: int, name: str) -> None:
+    """The tensors must cover the data exactly: no hole, no overlap, nothing after the last."""
+    end = 0
+    for key, info in sorted(tensors.items(), key=lambda item: item[1][2:]):
+        if info.start != end:
+            kind = "overlaps the tensor before it" if info.start < end else "leaves a hole before it"
+            raise BadTensorOffsets(f"{name}: tensor {key!r} at byte {info.start} {kind}, which ends at {end}")
+        end = info.stop
+    if end > data_nbytes:
+        raise TruncatedFile(
+            f"{name}: truncated: the header describes {end} bytes of tensors, the file holds {data_nbytes} "
+            f"({end - data_nbytes} missing)"
+        )
+    if end < data_nbytes:
+        raise BadTensorOffsets(f"{name}: {data_nbytes - end} bytes follow the last tensor, which ends at {end}")
+
+
+class _Warnings:
+    """What is odd but harmless, one line a kind with the first place and the count."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._kinds: dict[str, list[str]] = {}
+
+    def add(self, kind: str, place: str = "") -> None:
+        self._kinds.setdefault(kind, []).append(place)
+
+    def lines(self) -> tuple[str, ...]:
+        return tuple(
+            f"{self._name}: {kind}" + (f": {places[0]!r}" if places[0] else "")
+            + (f" and {len(places) - 1} more" if len(places) > 1 else "")
+            for kind, places in self._kinds.items()
+        )  # fmt: skip
+
+
+def build_header(
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, dict[str, TensorInfo]]:
+    """The bytes of a file up to its data, and where each tensor goes.
+
+    `tensors` maps names to (dtype, shape). Order and padding are those of safetensors' own writer: by descending dtype
+    rank, then by name, so that every tensor is aligned; the JSON is padded with blanks to a multiple of eight.
+    """
+    order = sorted(tensors.items(), key=lambda item: (-_DTYPE_RANK[item[1][0]], item[0].encode()))
+    placed: dict[str, TensorInfo] = {}
+    stop = 0
+    for name, (dtype, shape) in order:
+        start, stop = stop, stop + nbytes_of(dtype, shape)
+        placed[name] = TensorInfo(dtype, shape, start, stop)
+    document: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    for name, info in placed.items():
+        document[name] = {"dtype": info.dtype, "shape": info.shape, "data_offsets": [info.start, info.stop]}
+    text = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % LENGTH_BYTES)
+    return len(text).to_bytes(LENGTH_BYTES, "little") + text, placed

@@ -1,0 +1,139 @@
+"""Where a checkpoint's bytes come from: a local folder, or a repository that the Hub cache of this machine holds."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dsv4_shard.errors import ReadFailed, Unreachable, UsageError
+
+_HUB_ID = re.compile(r"^(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?$")
+_READ_CALL_BYTES = 1 << 30
+"""Linux moves at most 2 GiB in one call."""
+
+
+class LocalFile:
+    """An open file. `read` and `readinto` may be called from any thread; both give exactly what was asked or raise."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.name = name
+        self._path = path
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._stat = os.fstat(self._fd)
+        except OSError as error:
+            raise ReadFailed(f"{path}: {error.strerror}") from error
+        self.nbytes = self._stat.st_size
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Bytes `[start, stop)`. Raises ReadFailed with the offset."""
+        buffer = bytearray(stop - start)
+        self.readinto(start, memoryview(buffer))
+        return bytes(buffer)
+
+    def readinto(self, start: int, buffer: memoryview) -> None:
+        """Fill `buffer` from byte `start` on. Raises ReadFailed with the offset."""
+        done = 0
+        while done < len(buffer):
+            try:
+                count = os.preadv(self._fd, [buffer[done : done + _READ_CALL_BYTES]], start + done)
+            except OSError as error:
+                raise ReadFailed(f"{self._path}: read at byte {start + done} failed: {error.strerror}") from error
+            if count == 0:
+                raise ReadFailed(f"{self._path}: ends at byte {start + done}, {len(buffer) - done} bytes early")
+            done += count
+
+    def changed(self) -> str | None:
+        """What differs from when the file was opened (size, time or the file itself), or None."""
+        try:
+            now = os.stat(self._path)
+        except OSError as error:
+            return f"{self._path}: {error.strerror}"
+        before = self._stat
+        if now.st_size != before.st_size:
+            return f"{self._path}: {before.st_size} bytes when opened, {now.st_size} now"
+        if (now.st_dev, now.st_ino) != (before.st_dev, before.st_ino):
+            return f"{self._path}: replaced by another file"
+        if now.st_mtime_ns != before.st_mtime_ns:
+            return f"{self._path}: written to since it was opened"
+        return None
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalSource:
+    """A folder. `label` is how the user named it, `revision` the Hub commit where the path tells it."""
+
+    root: Path
+    label: str
+    revision: str | None = field(default=None)
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every regular file in the folder (links followed), by name. Raises ReadFailed."""
+        try:
+            with os.scandir(self.root) as entries:
+                return {entry.name: entry.stat().st_size for entry in sorted(entries, key=lambda e: e.name)
+                        if entry.is_file()}  # fmt: skip
+        except OSError as error:
+            raise ReadFailed(f"{error.filename or self.root}: {error.strerror}") from error
+
+    def dangling_links(self) -> list[str]:
+        """Names of links whose target is gone."""
+        return sorted(path.name for path in self.root.iterdir() if path.is_symlink() and not path.exists())
+
+    def links_outside(self, names: list[str]) -> list[str]:
+        """Those of `names` that are links out of the folder, a Hub cache's own blobs excepted."""
+        root = self.root.resolve()
+        homes = [root] + ([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])
+        targets = {name: (self.root / name).resolve() for name in names}
+        return [name for name, target in targets.items() if not any(target.is_relative_to(home) for home in homes)]
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[LocalFile]:
+        """The file called `name`, closed at the end of the block."""
+        file = LocalFile(self.root / name, name)
+        try:
+            yield file
+        finally:
+            file.close()
+
+
+def open_source(repo: str) -> LocalSource:
+    """The folder `repo`, or the snapshot of the Hub repository `org/name[@revision]` in this machine's Hub cache.
+
+    Raises UsageError where `repo` is neither, and Unreachable where the cache does not hold the repository.
+    """
+    path = Path(repo).expanduser()
+    if path.is_dir():
+        return LocalSource(path, repo, _revision_of(path))
+    if path.exists():
+        raise UsageError(f"{repo}: not a folder", hint="Name the folder that holds config.json and the weights.")
+    match = _HUB_ID.match(repo)
+    if match is None or repo.startswith((".", "/", "~")):
+        raise UsageError(f"{repo}: no such folder")
+    return _cached_snapshot(repo, match["id"], match["revision"])
+
+
+def _cached_snapshot(repo: str, repo_id: str, revision: str | None) -> LocalSource:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        path = Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        download = f"hf download {repo_id}" + (f" --revision {revision}" if revision else "")
+        raise Unreachable(
+            f"{repo}: no such folder, and not in this machine's Hub cache",
+            hint=f"Download it first: `{download}`. Reading from the Hub itself is not there yet.",
+        ) from None
+    return LocalSource(path, repo, _revision_of(path))
+
+
+def _revision_of(path: Path) -> str | None:
+    """A Hub cache calls a snapshot's folder by its commit."""
+    resolved = path.resolve()
+    return resolved.name if resolved.parent.name == "snapshots" else None

@@ -1,0 +1,113 @@
+"""Blocks, splits and rectangles: pure geometry, no bytes and no files.
+
+A *block* is the rectangle of weight elements that share one scale. A weight of `[rows, cols]` elements in blocks of
+(r, c) has a scale of `[ceil(rows / r), ceil(cols / c)]`, so where a rank may cut the weight depends on the block:
+DeepSeek-V4-Pro's shared expert has 3072 rows in 24 blocks of 128, and 24 blocks do not fall into 16 ranks.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from dsv4_shard.header import DTYPE_BITS
+
+PACKED_FP4 = frozenset({"I8", "U8"})
+"""Dtypes under which checkpoints store FP4: two values a byte along the last axis, the even column low."""
+
+FP4_GROUP = 32
+"""Elements along K that share one scale in MXFP4."""
+
+_LIKELY_UNITS = (128, 32, 64, 256, 16)
+
+
+class Block(NamedTuple):
+    """Elements that share one scale: `rows` × `cols`."""
+
+    rows: int
+    cols: int
+
+    def __str__(self) -> str:
+        return f"{self.rows}×{self.cols}"
+
+
+class Rectangle(NamedTuple):
+    """Part of a matrix stored row by row: rows `[row_start, row_stop)`, and of each the bytes `[start, stop)`."""
+
+    row_start: int
+    row_stop: int
+    start: int
+    stop: int
+
+    @property
+    def nbytes(self) -> int:
+        return (self.row_stop - self.row_start) * (self.stop - self.start)
+
+
+def ceil_div(size: int, unit: int) -> int:
+    """How many units of `unit` cover `size`."""
+    return -(-size // unit)
+
+
+def logical_shape(dtype: str, shape: tuple[int, ...], packed: bool) -> tuple[int, ...]:
+    """Shape in elements of the values themselves: a packed FP4 byte holds two along the last axis."""
+    if packed and dtype in PACKED_FP4 and shape:
+        return (*shape[:-1], shape[-1] * 2)
+    return shape
+
+
+def scale_shape(shape: tuple[int, ...], block: Block) -> tuple[int, int]:
+    """Shape of the scales of a weight of `shape` elements: `ceil(weight / block)` on each axis."""
+    rows, cols = shape
+    return ceil_div(rows, block.rows), ceil_div(cols, block.cols)
+
+
+def agree_on_unit(pairs: Mapping[tuple[int, int], int], declared: int | None) -> int:
+    """The block's size along one axis that most (weight size, scale size) pairs agree with.
+
+    `pairs` counts the tensors with each pair. One pair seldom decides (5 scales over 576 elements fit any unit from
+    116 to 143), all of a checkpoint do. Ties go to the declared unit, then to the commoner ones.
+    """
+    exact = {size // scales for size, scales in pairs if scales and size % scales == 0}
+    candidates = [unit for unit in (declared, *_LIKELY_UNITS, *sorted(exact)) if unit]
+    return max(candidates, key=lambda unit: sum(n for (w, s), n in pairs.items() if ceil_div(w, unit) == s))
+
+
+def split(size: int, parts: int, index: int) -> tuple[int, int]:
+    """The half-open range of part `index` of `size` cut into `parts` equal parts.
+
+    Raises ValueError where it does not divide: rules must have refused such a layout before.
+    """
+    if size % parts:
+        raise ValueError(f"{size} is not divisible by {parts}")
+    step = size // parts
+    return index * step, (index + 1) * step
+
+
+def slice_rectangle(dtype: str, shape: tuple[int, ...], axis: int, start: int, stop: int) -> Rectangle:
+    """The bytes of `shape` whose index along `axis` is in `[start, stop)`, as a rectangle of the tensor's matrix.
+
+    The matrix of a tensor has its first axis as rows and all other axes in a row, so axis 0 gives whole rows and
+    axis 1 of a matrix gives columns. Raises ValueError for other axes and where a cut falls inside a byte.
+    """
+    row_bits = _row_bits(dtype, shape)
+    if axis == 0:
+        return Rectangle(start, stop, 0, row_bits // 8)
+    if axis != 1 or len(shape) != 2:
+        raise ValueError(f"axis {axis} of {len(shape)} axes is not cut by any engine")
+    bits = DTYPE_BITS[dtype]
+    if start * bits % 8 or stop * bits % 8:
+        raise ValueError(f"columns {start}:{stop} of {dtype} do not fall on bytes")
+    return Rectangle(0, shape[0], start * bits // 8, stop * bits // 8)
+
+
+def whole_rectangle(dtype: str, shape: tuple[int, ...]) -> Rectangle:
+    """All bytes of a tensor; a scalar is one row."""
+    if not shape:
+        return Rectangle(0, 1, 0, DTYPE_BITS[dtype] // 8)
+    return Rectangle(0, shape[0], 0, _row_bits(dtype, shape) // 8)
+
+
+def _row_bits(dtype: str, shape: tuple[int, ...]) -> int:
+    bits = DTYPE_BITS[dtype]
+    for size in shape[1:]:
+        bits *= size
+    return bits

@@ -1,0 +1,348 @@
+"""What a checkpoint holds, by role: formats, blocks, and whether anything is missing, unknown or of an odd shape.
+
+This is where the names of tensors end: everything after it speaks of roles, formats and counts. Whether experts are
+FP4 or FP8 is decided here, by the experts' own tensors; config.json is only compared.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from dsv4_shard.blocks import FP4_GROUP, PACKED_FP4, Block, agree_on_unit, logical_shape, scale_shape
+from dsv4_shard.checkpoint import Checkpoint, Finding, Severity, Tensor, some
+from dsv4_shard.config import ModelConfig
+from dsv4_shard.header import nbytes_of
+from dsv4_shard.roles import (
+    LAYER_SPECS,
+    MODEL_SPECS,
+    MTP_SPECS,
+    ROUTED_SPECS,
+    SPEC,
+    LayerKind,
+    Module,
+    Part,
+    Role,
+    Spec,
+    Stage,
+    TensorName,
+    layer_kind,
+    parse_name,
+    unparse_name,
+)
+
+FP8_SCALES = ("F8_E8M0", "F32")
+_FLOATS = ("BF16", "F32")
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How a quantized module is stored. `name` is FP4, FP8 or the dtype of plain weights (then `block` is None)."""
+
+    name: str
+    block: Block | None = None
+    scale_dtype: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.block}, {self.scale_dtype} scales" if self.block else self.name
+
+
+class Group(NamedTuple):
+    """Tensors alike in all but their number. `shape` in elements (FP4 unpacked), `dtype` as stored."""
+
+    stage: Stage
+    role: Role
+    part: Part
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """A checkpoint's tensors by role.
+
+    `names` gives each tensor's place in the model; `groups` counts the tensors of each kind; `formats` says how each
+    role is stored, target and MTP block apart.
+    """
+
+    config: ModelConfig
+    names: dict[str, TensorName]
+    groups: dict[Group, int]
+    formats: dict[tuple[Stage, Role], Format]
+    findings: tuple[Finding, ...]
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.severity is Severity.ERROR)
+
+    def format(self, role: Role, stage: Stage = Stage.LAYER) -> Format | None:
+        """How `role` is stored, or None where the checkpoint has no such tensor."""
+        return self.formats.get((stage, role))
+
+    @property
+    def routed(self) -> Format:
+        """How the target's routed experts are stored."""
+        return self.formats[Stage.LAYER, Role.ROUTED_GATE]
+
+    @property
+    def shared(self) -> Format | None:
+        """How the target's shared experts are stored, or None where there are none."""
+        return self.format(Role.SHARED_GATE)
+
+    @property
+    def mtp_blocks(self) -> int:
+        """How many MTP (draft) blocks the checkpoint holds."""
+        return len({name.layer for name in self.names.values() if name.stage is Stage.MTP})
+
+
+def take_inventory(checkpoint: Checkpoint) -> Inventory:
+    """Sort a checkpoint's tensors by role and check them. Never raises for what it finds: that is in `findings`."""
+    names: dict[str, TensorName] = {}
+    unknown: list[str] = []
+    for name in checkpoint.tensors:
+        parsed = parse_name(name)
+        if parsed is None:
+            unknown.append(name)
+        else:
+            names[name] = parsed
+    findings = list(checkpoint.findings)
+    if unknown:
+        findings.append(_error("unknown-tensors", f"{len(unknown):,} tensors have no known role: {some(unknown)}"))
+    findings += _check_numbers(checkpoint.config, names)
+    findings += _check_completeness(checkpoint, names)
+    formats, more = _find_formats(checkpoint, names)
+    findings += more
+    findings += _check_shapes(checkpoint, names, formats)
+    findings += _compare_config(checkpoint.config, formats)
+    return Inventory(checkpoint.config, names, _count(checkpoint, names, formats), formats, tuple(findings))
+
+
+def _error(code: str, message: str) -> Finding:
+    return Finding(Severity.ERROR, code, message)
+
+
+def _count(
+    checkpoint: Checkpoint, names: dict[str, TensorName], formats: dict[tuple[Stage, Role], Format]
+) -> dict[Group, int]:
+    counts: Counter[tuple[Stage, Role, Part, str, tuple[int, ...]]] = Counter()
+    for name, at in names.items():
+        tensor = checkpoint.tensors[name]
+        counts[at.stage, at.role, at.part, tensor.dtype, tensor.shape] += 1
+    groups: dict[Group, int] = {}
+    for (stage, role, part, dtype, shape), count in counts.items():
+        packed = _is_packed(formats.get((stage, role)), part)
+        logical = logical_shape(dtype, shape, packed)
+        group = Group(stage, role, part, dtype, logical, nbytes_of(dtype, shape))
+        groups[group] = count
+    return groups
+
+
+def _is_packed(fmt: Format | None, part: Part) -> bool:
+    return fmt is not None and fmt.name == "FP4" and part is Part.WEIGHT
+
+
+# --- completeness --------------------------------------------------------------------------------------------------
+
+
+def _check_numbers(config: ModelConfig, names: dict[str, TensorName]) -> Iterator[Finding]:
+    """Layers and experts beyond what the config says there are."""
+    layers = [n for n, at in names.items() if at.stage is Stage.LAYER and at.layer >= config.num_hidden_layers]
+    if layers:
+        yield _error("extra-layers", f"config.json has {config.num_hidden_layers} layers, but there is {some(layers)}")
+    experts = [n for n, at in names.items() if at.expert >= config.n_routed_experts]
+    if experts:
+        yield _error(
+            "extra-experts", f"config.json has {config.n_routed_experts} routed experts, but there is {some(experts)}"
+        )
+
+
+def _check_completeness(checkpoint: Checkpoint, names: dict[str, TensorName]) -> Iterator[Finding]:
+    """Every tensor that the model needs: layers × experts × 3, shared experts, tables, norms."""
+    config = checkpoint.config
+    blocks = {at.layer for at in names.values() if at.stage is Stage.MTP}
+    if len(blocks) < config.num_nextn_predict_layers:
+        yield Finding(
+            Severity.WARNING,
+            "no-mtp",
+            f"config.json has {config.num_nextn_predict_layers} MTP blocks, the checkpoint {len(blocks)}: "
+            "speculative decoding with MTP cannot be used",
+        )
+    if blocks and blocks != set(range(len(blocks))):
+        yield _error("mtp-gap", f"MTP blocks are numbered {sorted(blocks)}")
+    present = set(names.values())
+    present_names = Counter((at.stage, at.layer, at.role, at.part) for at in names.values() if at.expert >= 0)
+    missing: list[str] = []
+    missing_experts = 0
+    for at in expected_names(config, blocks):
+        if at.expert < 0:
+            if at not in present:
+                missing.append(unparse_name(at))
+            continue
+        if present_names[at.stage, at.layer, at.role, at.part] != config.n_routed_experts:
+            lost = [at._replace(expert=e) for e in range(config.n_routed_experts)]
+            lost = [one for one in lost if one not in present]
+            missing_experts += len(lost)
+            missing += [unparse_name(one) for one in lost]
+    if missing:
+        detail = f", {missing_experts:,} of them of routed experts" if missing_experts else ""
+        yield _error("missing-tensors", f"{len(missing):,} tensors are missing{detail}: {some(missing)}")
+    yield from _check_scales(checkpoint, names, present)
+
+
+def expected_names(config: ModelConfig, mtp_blocks: Iterable[int]) -> Iterator[TensorName]:
+    """Every weight that the model needs; one entry (expert 0) stands for all experts of a layer."""
+    yield from _expected_of(MODEL_SPECS, Stage.MODEL, -1, LayerKind(0, False), config)
+    for layer in range(config.num_hidden_layers):
+        yield from _expected_of(LAYER_SPECS, Stage.LAYER, layer, layer_kind(config, Stage.LAYER, layer), config)
+    for block in sorted(mtp_blocks):
+        yield from _expected_of(MTP_SPECS, Stage.MTP, block, layer_kind(config, Stage.MTP, block), config)
+
+
+def _expected_of(
+    specs: Iterable[Spec], stage: Stage, layer: int, kind: LayerKind, config: ModelConfig
+) -> Iterator[TensorName]:
+    for spec in specs:
+        if spec.module is Module.SHARED and config.n_shared_experts == 0:
+            continue
+        if spec.present(kind):
+            yield TensorName(spec.role, Part.WEIGHT, stage, layer)
+    if stage is not Stage.MODEL:
+        for spec in ROUTED_SPECS:
+            yield TensorName(spec.role, Part.WEIGHT, stage, layer, 0)
+
+
+def _check_scales(checkpoint: Checkpoint, names: dict[str, TensorName], present: set[TensorName]) -> Iterator[Finding]:
+    """Each quantized weight has its scale, each scale its weight; plain weights have none."""
+    unscaled: list[str] = []
+    orphans: list[str] = []
+    needless: list[str] = []
+    for name, at in names.items():
+        if at.part is Part.SCALE:
+            weight = checkpoint.tensors.get(unparse_name(at._replace(part=Part.WEIGHT)))
+            if weight is None:
+                orphans.append(name)
+            elif weight.dtype in _FLOATS:
+                needless.append(name)
+        elif (
+            SPEC[at.stage, at.role].quantized
+            and checkpoint.tensors[name].dtype not in _FLOATS
+            and at._replace(part=Part.SCALE) not in present
+        ):
+            unscaled.append(name)
+    if unscaled:
+        yield _error("missing-scales", f"{len(unscaled):,} quantized weights have no scale: {some(unscaled)}")
+    if orphans:
+        yield _error("orphan-scales", f"{len(orphans):,} scales have no weight: {some(orphans)}")
+    if needless:
+        yield _error("needless-scales", f"{len(needless):,} unquantized weights have a scale: {some(needless)}")
+
+
+# --- formats -------------------------------------------------------------------------------------------------------
+
+
+def _pairs(checkpoint: Checkpoint, names: dict[str, TensorName]) -> Iterator[tuple[TensorName, Tensor, Tensor | None]]:
+    """Every weight of a role that may be quantized, with its scale where it has one."""
+    for name, at in names.items():
+        if at.part is Part.WEIGHT and SPEC[at.stage, at.role].quantized:
+            scale_name = name.removesuffix("weight") + "scale"
+            yield at, checkpoint.tensors[name], checkpoint.tensors.get(scale_name)
+
+
+def _format_name(weight: Tensor, scale: Tensor | None) -> str | None:
+    """FP4, FP8, a plain dtype, or None for a combination that no DeepSeek-V4 checkpoint has."""
+    if scale is None:
+        return weight.dtype if weight.dtype in _FLOATS else None
+    if weight.dtype in PACKED_FP4 | {"F4"} and scale.dtype == "F8_E8M0":
+        return "FP4"
+    if weight.dtype == "F8_E4M3" and scale.dtype in FP8_SCALES:
+        return "FP8"
+    return None
+
+
+def _find_formats(
+    checkpoint: Checkpoint, names: dict[str, TensorName]
+) -> tuple[dict[tuple[Stage, Role], Format], list[Finding]]:
+    """The format of each role, from its tensors. A role in two formats at once is an error."""
+    kinds: dict[tuple[Stage, Role], Counter[tuple[str | None, str | None, str]]] = {}
+    rows: Counter[tuple[int, int]] = Counter()
+    cols: Counter[tuple[int, int]] = Counter()
+    for at, weight, scale in _pairs(checkpoint, names):
+        name = _format_name(weight, scale)
+        kinds.setdefault((at.stage, at.role), Counter())[name, scale.dtype if scale else None, weight.dtype] += 1
+        if name == "FP8" and scale is not None and len(weight.shape) == len(scale.shape) == 2:
+            rows[weight.shape[0], scale.shape[0]] += 1
+            cols[weight.shape[1], scale.shape[1]] += 1
+    declared = checkpoint.config.declared_block
+    fp8_block = Block(
+        agree_on_unit(rows, declared[0] if declared else None), agree_on_unit(cols, declared[1] if declared else None)
+    )
+    formats: dict[tuple[Stage, Role], Format] = {}
+    findings: list[Finding] = []
+    for (stage, role), counts in kinds.items():
+        if len(counts) > 1:
+            mix = ", ".join(f"{n:,} × {dtype} with {scale or 'no'} scale" for (_, scale, dtype), n in counts.items())
+            findings.append(_error("mixed-formats", f"{role} ({stage}) is stored in several formats: {mix}"))
+        (name, scale_dtype, dtype), _ = counts.most_common(1)[0]
+        if name is None:
+            findings.append(
+                _error("unknown-format", f"{role} ({stage}): {dtype} with {scale_dtype or 'no'} scale is unknown")
+            )
+        block = {"FP8": fp8_block, "FP4": Block(1, FP4_GROUP)}.get(name or "")
+        formats[stage, role] = Format(name or dtype, block, scale_dtype if block else None)
+    return formats, findings
+
+
+def _check_shapes(
+    checkpoint: Checkpoint, names: dict[str, TensorName], formats: dict[tuple[Stage, Role], Format]
+) -> Iterator[Finding]:
+    """Each weight has the shape that the config implies, each scale `ceil(weight / block)`."""
+    odd: list[str] = []
+    odd_scales: list[str] = []
+    expected: dict[tuple[Stage, Role, LayerKind], tuple[int, ...]] = {}
+    for name, at in names.items():
+        tensor, fmt = checkpoint.tensors[name], formats.get((at.stage, at.role))
+        kind = layer_kind(checkpoint.config, at.stage, at.layer)
+        key = (at.stage, at.role, kind)
+        if key not in expected:
+            expected[key] = SPEC[at.stage, at.role].shape(checkpoint.config, kind)
+        due = expected[key]
+        if at.part is Part.SCALE:
+            if fmt is None or fmt.block is None:
+                continue
+            due_scale = scale_shape((due[0], due[1]), fmt.block)
+            if tensor.shape != due_scale:
+                odd_scales.append(f"{name} {list(tensor.shape)} (ceil({list(due)} / {fmt.block}) = {list(due_scale)})")
+        elif logical_shape(tensor.dtype, tensor.shape, _is_packed(fmt, at.part)) != due:
+            odd.append(f"{name} {list(tensor.shape)} (config.json gives {list(due)})")
+    if odd:
+        yield _error("odd-shapes", f"{len(odd):,} tensors have another shape than config.json gives: {some(odd)}")
+    if odd_scales:
+        yield _error("odd-scales", f"{len(odd_scales):,} scales do not match their weights: {some(odd_scales)}")
+
+
+def _compare_config(config: ModelConfig, formats: dict[tuple[Stage, Role], Format]) -> Iterator[Finding]:
+    """Where config.json and headers disagree, the headers win, and it is said."""
+    routed = formats.get((Stage.LAYER, Role.ROUTED_GATE))
+    if routed is not None:
+        declared = config.expert_dtype
+        if declared is None and routed.name == "FP4":
+            yield Finding(Severity.NOTE, "expert-dtype", "config.json has no expert_dtype; the experts are FP4")
+        elif declared is not None and declared.upper() != routed.name:
+            yield Finding(
+                Severity.WARNING,
+                "expert-dtype",
+                f"config.json says expert_dtype {declared!r}, but the experts are {routed}: going by the headers",
+            )
+    shared = formats.get((Stage.LAYER, Role.SHARED_GATE))
+    if shared is not None and shared.block is not None:
+        if config.declared_block not in (None, tuple(shared.block)):
+            yield Finding(
+                Severity.WARNING,
+                "block-size",
+                f"config.json says weight_block_size {list(config.declared_block or ())}, but the scales' shapes give "
+                f"{shared.block}: going by the headers",
+            )
+        scale_fmt = config.quantization_config.scale_fmt if config.quantization_config else None
+        if scale_fmt == "ue8m0" and shared.scale_dtype == "F32":
+            yield Finding(Severity.NOTE, "scale-format", "config.json says scale_fmt ue8m0, the scales are F32")

@@ -1,0 +1,419 @@
+"""What an engine is to the plan: rules, placements, and how it is launched, as data.
+
+A *rule* is a condition that the engine's code puts on a module, with its arithmetic. Most say that a size must fall
+into equal parts, and each part into whole units; `Divides` is that sentence. A rule that the engine itself does not
+check is marked by an empty `quote`: there the tool is the only one who warns.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from dsv4_shard.blocks import Block
+from dsv4_shard.checkpoint import Tensor
+from dsv4_shard.config import ModelConfig
+from dsv4_shard.gpus import GPUS, Gpu
+from dsv4_shard.header import DTYPE_BITS
+from dsv4_shard.inventory import Format, Group, Inventory
+from dsv4_shard.roles import Module, Part, Role, TensorName
+
+ASSUMED_GPU = GPUS["h200"]
+"""Stands for Hopper where no GPU is named; its memory is then not looked at."""
+
+
+# --- what is asked for, and what it resolves to --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The parallelism and options that a user asks for; None leaves the choice to the engine."""
+
+    tp: int
+    ep: int | None = None
+    dp: int = 1
+    engine: str = "sglang"
+    runner: str | None = None
+    a2a: str | None = None
+    shared: str = "auto"
+    gpu: str | None = None
+    nodes: int | None = None
+    expert_dtype: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A request with every choice made.
+
+    `world` is the number of GPUs, `attention_tp` and `moe_tp` the ranks that share one attention and one routed
+    expert, `shared_parts` the ranks that share one shared expert. `shared` is how: whole, split, pad or subgroup.
+    `experts` is the format in which the engine holds the routed experts (FP4, FP8).
+    """
+
+    engine: str
+    tp: int
+    ep: int
+    dp: int
+    world: int
+    attention_tp: int
+    moe_tp: int
+    runner: str
+    a2a: str | None
+    shared: str
+    shared_parts: int
+    experts: str
+    gpu: Gpu
+    gpu_named: bool
+    nodes: int
+
+    def group(self, name: str) -> int:
+        """How many ranks cut a module that is split over `name`."""
+        return {"tp": self.tp, "attention": self.attention_tp, "moe": self.moe_tp, "shared": self.shared_parts}[name]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a rule looks at."""
+
+    inventory: Inventory
+    at: Deployment
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.inventory.config
+
+    @property
+    def experts_ranks(self) -> int:
+        """Ranks that hold a part of the routed experts: EP × MoE TP."""
+        return self.at.ep * self.at.moe_tp
+
+    @property
+    def o_a_format(self) -> str:
+        """How o_a is stored, in words."""
+        return str(self.format(Role.O_A))
+
+    @property
+    def q_rows(self) -> int:
+        """Rows of q_b: all heads' queries."""
+        return self.config.num_attention_heads * self.config.head_dim
+
+    @property
+    def o_cols(self) -> int:
+        """Columns of o_b: all output groups' low-rank features."""
+        return self.config.o_groups * self.config.o_lora_rank
+
+    @property
+    def shared_intermediate(self) -> int:
+        """Intermediate size of the shared experts taken together."""
+        return self.config.moe_intermediate_size * self.config.n_shared_experts
+
+    def format(self, role: Role) -> Format:
+        """How `role` is stored in the checkpoint; plain where it has no such tensor."""
+        return self.inventory.format(role) or Format("BF16")
+
+    def block(self, role: Role) -> Block:
+        """The block of `role`; 1×1 where it is not quantized."""
+        return self.format(role).block or Block(1, 1)
+
+
+# --- rules ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Breach:
+    """A rule that a deployment breaks.
+
+    `reason` is the arithmetic. `quote` is what the engine itself prints, None where it prints nothing and starts, or
+    fails later somewhere else; `consequence` says which. `remedies` are ways out, as options of this tool.
+    """
+
+    rule: str
+    module: Module
+    reason: str
+    quote: str | None
+    consequence: str
+    remedies: tuple[str, ...]
+
+
+def _always(_: Context) -> bool:
+    return True
+
+
+def _one(_: Context) -> int:
+    return 1
+
+
+Words = str | Callable[[Context], str | None] | None
+"""A template, or a function that picks one for a deployment."""
+
+
+def _pick(words: Words, context: Context) -> str | None:
+    return words(context) if callable(words) else words
+
+
+@dataclass(frozen=True, slots=True)
+class Divides:
+    """`size / parts` must be whole and a multiple of `unit`.
+
+    `size_name`, `parts_name` and `unit_name` are the words of the arithmetic. `whole_quote` is what the engine prints
+    where the parts are not whole, `quote` where they are not whole units: templates over `size`, `parts`, `part`,
+    `unit` and `context`; None where it prints nothing, and then `consequence` says what happens. A `fatal` rule is
+    one without which the later ones make no sense.
+    """
+
+    name: str
+    module: Module
+    size: Callable[[Context], int]
+    size_name: str
+    parts: Callable[[Context], int]
+    parts_name: str
+    unit: Callable[[Context], int] = _one
+    unit_name: Words = ""
+    quote: Words = None
+    whole_quote: Words = None
+    consequence: str = "refused when the model is built"
+    remedies: tuple[str, ...] = ()
+    when: Callable[[Context], bool] = _always
+    fatal: bool = False
+
+    def explain(self, context: Context) -> str | None:
+        """The arithmetic in words, or None where the rule does not apply."""
+        if not self.when(context):
+            return None
+        size, parts, unit = self.size(context), self.parts(context), self.unit(context)
+        part, rest = divmod(size, parts)
+        head = f"{self.size_name} {size} / {self.parts_name} {parts} = "
+        if rest:
+            return f"{head}{size / parts:.4g}: not whole"
+        if unit == 1:
+            return f"{head}{part}"
+        return f"{head}{part}, which is {part / unit:.4g} {_pick(self.unit_name, context)} of {unit}"
+
+    def check(self, context: Context) -> Breach | None:
+        """Breach with the numbers, or None where the rule holds or does not apply."""
+        reason = self.explain(context)
+        if reason is None:
+            return None
+        size, parts, unit = self.size(context), self.parts(context), self.unit(context)
+        part, rest = divmod(size, parts)
+        if not rest and part % unit == 0:
+            return None
+        words = _pick(self.whole_quote if rest else self.quote, context)
+        quote = words.format(size=size, parts=parts, part=part, unit=unit, context=context) if words else None
+        return Breach(self.name, self.module, reason, quote, self.consequence, self.remedies)
+
+
+@dataclass(frozen=True, slots=True)
+class Requires:
+    """A condition that is not a division. `reason` and `quote` are templates over `at` (the deployment)."""
+
+    name: str
+    module: Module
+    holds: Callable[[Context], bool]
+    reason: str
+    quote: str | None = None
+    consequence: str = "refused when the model is built"
+    remedies: tuple[str, ...] = ()
+    fatal: bool = False
+
+    def explain(self, context: Context) -> str | None:
+        """None: there is no arithmetic in it."""
+        return None
+
+    def check(self, context: Context) -> Breach | None:
+        """Breach, or None where the condition holds."""
+        if self.holds(context):
+            return None
+        words = {"at": context.at, "config": context.config, "context": context}
+        quote = self.quote.format(**words) if self.quote else None
+        return Breach(self.name, self.module, self.reason.format(**words), quote, self.consequence, self.remedies)
+
+
+Rule = Divides | Requires
+
+# --- placements ----------------------------------------------------------------------------------------------------
+
+
+AXIS_NAMES = ("rows", "columns")
+GROUP_NAMES = {"tp": "TP", "attention": "attention TP", "moe": "MoE TP", "shared": "a TP subgroup"}
+
+
+@dataclass(frozen=True, slots=True)
+class Replicate:
+    """The whole tensor on every rank."""
+
+    def __str__(self) -> str:
+        return "whole on every rank"
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Equal parts along `axis` over the ranks of `group`."""
+
+    axis: int
+    group: str
+
+    def __str__(self) -> str:
+        return f"{AXIS_NAMES[self.axis]} over {GROUP_NAMES[self.group]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Pad:
+    """As Split, but each rank gets `ceil(units / ranks)` units along `axis`, the last ones zeros.
+
+    `unit` in elements of the weight: what may not be cut.
+    """
+
+    axis: int
+    group: str
+    unit: int
+
+    def __str__(self) -> str:
+        return f"{AXIS_NAMES[self.axis]} over {GROUP_NAMES[self.group]}, padded to {self.unit}"
+
+
+@dataclass(frozen=True, slots=True)
+class Expert:
+    """Routed experts: a contiguous block of experts for each EP rank, and `inner` over the MoE-TP ranks."""
+
+    inner: "Replicate | Split | Pad"
+
+    def __str__(self) -> str:
+        return "experts over EP" if isinstance(self.inner, Replicate) else f"experts over EP, {self.inner}"
+
+
+Placement = Replicate | Split | Pad | Expert
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """How a rank holds a tensor: dtype (FP4 for packed FP4), shape in elements, bytes, and how many are padding."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    padding: int = 0
+
+
+# --- output layouts ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A source tensor that no rank gets, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A source tensor that goes into the rank files as `name`, stored as `dtype`, decoded by `transform` if any."""
+
+    name: str
+    dtype: str
+    transform: str | None = None
+
+
+class Layout(Protocol):
+    """The files that an engine reads: names, and what becomes of each tensor of the checkpoint."""
+
+    name: str
+
+    def file_name(self, rank: int, at: Deployment) -> str:
+        """Name of a rank's file."""
+        ...
+
+    def fate(self, tensor: Tensor, name: TensorName, inventory: Inventory, at: Deployment) -> Kept | LeftOut:
+        """What becomes of `tensor`."""
+        ...
+
+    def companions(self, document: dict[str, object], at: Deployment) -> dict[str, bytes]:
+        """Files beside the ranks' that the engine reads: name → content."""
+        ...
+
+    def copied(self) -> tuple[str, ...]:
+        """Names of the checkpoint's own small files that are copied where they exist."""
+        ...
+
+
+# --- engines -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How to start the engine: environment, one command a node, and files (name → text) that the commands name."""
+
+    environment: dict[str, str]
+    commands: tuple[str, ...]
+    files: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """An engine as tables and four functions over them.
+
+    `candidates` turns a request into deployments, the engine's own choices first; `place` gives a role's placement;
+    `hold` says how a rank holds one tensor of a group; `addition` is how the shared expert's output joins the sum.
+    """
+
+    name: str
+    title: str
+    version: str
+    candidates: Callable[[Inventory, Request], Iterator[Deployment]]
+    rules: tuple[Rule, ...]
+    place: Callable[[Role, Context], Placement]
+    hold: Callable[[Group, Placement, Context], Held | None]
+    launch: Callable[[Context, str], Launch]
+    addition: Callable[[Context], str]
+    layout: Layout | None = None
+
+    def held(self, group: Group, context: Context) -> Held | None:
+        """How a rank holds one tensor of `group`, or None where no rank gets it."""
+        return self.hold(group, self.place(group.role, context), context)
+
+    def breaches(self, context: Context) -> list[Breach]:
+        """Every rule that breaks, in the order in which the engine would meet them."""
+        found: list[Breach] = []
+        for rule in self.rules:
+            breach = rule.check(context)
+            if breach is not None:
+                found.append(breach)
+                if rule.fatal:
+                    break
+        return found
+
+
+def held_by_rank(group: Group, placement: Placement, context: Context, dtype: str | None = None) -> Held:
+    """How a rank holds one tensor of `group` under `placement`, converted to `dtype` if given.
+
+    Raises ValueError where the placement does not divide: the rules must have refused that.
+    """
+    shape, padded = list(group.shape), 1.0
+    inner = placement.inner if isinstance(placement, Expert) else placement
+    if isinstance(inner, Split | Pad):
+        axis, parts = inner.axis, context.at.group(inner.group)
+        unit = inner.unit if isinstance(inner, Pad) else 1
+        if group.part is Part.SCALE:
+            unit = max(1, unit // context.block(group.role)[axis])
+        local = -(-shape[axis] // (unit * parts)) * unit
+        if isinstance(inner, Split) and local * parts != shape[axis]:
+            raise ValueError(f"{group.role} {group.part}: {shape[axis]} does not divide by {parts}")
+        padded = local * parts / shape[axis]
+        shape[axis] = local
+    elements = 1
+    for size in shape:
+        elements *= size
+    bits = element_bits(group, dtype)
+    nbytes = elements * bits // 8
+    packed = group.part is Part.WEIGHT and context.format(group.role).name == "FP4"
+    shown = dtype or ("FP4" if packed else group.dtype)
+    return Held(shown, tuple(shape), nbytes, round(nbytes * (1 - 1 / padded)))
+
+
+def element_bits(group: Group, dtype: str | None) -> int:
+    """Bits of one element of `group` when held as `dtype` (None: as stored)."""
+    if dtype is not None:
+        return 4 if dtype == "FP4" else DTYPE_BITS[dtype]
+    elements = 1
+    for size in group.shape:
+        elements *= size
+    return group.nbytes * 8 // elements if elements else 0

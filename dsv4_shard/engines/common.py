@@ -1,0 +1,94 @@
+"""Rules and choices that several engines share, since they build DeepSeek-V4 from the same kinds of layers."""
+
+from dsv4_shard.engines.base import ASSUMED_GPU, Context, Divides, Request, Requires
+from dsv4_shard.gpus import Gpu, find_gpu
+from dsv4_shard.inventory import Inventory
+from dsv4_shard.roles import Module, Role
+
+COLUMN_QUOTE = (
+    "ValueError: Weight output_partition_size = {part} is not divisible by weight quantization block_n = {unit}."
+)
+ROW_QUOTE = (
+    "ValueError: Weight input_size_per_partition = {part} is not divisible by weight quantization block_k = {unit}."
+)
+GATE_UP_QUOTE = (
+    "ValueError: The output_size of gate's and up's weight = {part} is not divisible by weight quantization "
+    "block_n = {unit}."
+)
+"""The engines' own words, the same in SGLang (`fp8.py`) and vLLM (`fp8_utils.py`)."""
+
+GPUS_PER_NODE = {"gb200": 4, "gb300": 4}
+"""GPUs of one host where it is not eight."""
+
+
+def pick_gpu(request: Request) -> Gpu:
+    """The GPU that the request names, or the one that stands for Hopper."""
+    return find_gpu(request.gpu) if request.gpu else ASSUMED_GPU
+
+
+def pick_nodes(request: Request, world: int, gpu: Gpu) -> int:
+    """Hosts: as asked for, else as few as hold the GPUs."""
+    return request.nodes or -(-world // GPUS_PER_NODE.get(gpu.name, 8))
+
+
+def shares_blocks_evenly(inventory: Inventory, parts: int) -> bool:
+    """Whether the shared expert's intermediate size falls into `parts` parts of whole blocks."""
+    fmt = inventory.shared
+    unit = fmt.block.rows if fmt is not None and fmt.block is not None else 1
+    size = inventory.config.moe_intermediate_size * inventory.config.n_shared_experts
+    return size % (parts * unit) == 0
+
+
+NODES_RULE = Divides(
+    "nodes", Module.ATTENTION, lambda c: c.at.world, "GPUs", lambda c: c.at.nodes, "nodes",
+    consequence="some nodes would hold more ranks than others", fatal=True,
+    remedies=("choose a number of nodes that divides the GPUs",),
+)  # fmt: skip
+
+NO_CAST_RULE = Requires(
+    "expert-dtype", Module.ROUTED, lambda c: c.at.experts == c.inventory.routed.name,
+    "experts are asked for in {at.experts}, but they are {context.inventory.routed.name} in the checkpoint",
+    consequence="the engine holds the experts as the checkpoint does", fatal=True,
+    remedies=("leave --expert-dtype out: only --engine reference casts experts",),
+)  # fmt: skip
+
+EXPERTS_RULE = Divides(
+    "experts", Module.ROUTED, lambda c: c.config.n_routed_experts, "n_routed_experts", lambda c: c.at.ep, "EP",
+    remedies=("choose an EP that divides the number of experts",),
+)  # fmt: skip
+
+
+def attention_rules(
+    remedies: tuple[str, ...], rows_quote: str | None, heads_consequence: str, groups_consequence: str
+) -> tuple[Divides, ...]:
+    """Heads, output groups and blocks of q_b, o_a and o_b under attention TP, in the order of the constructors.
+
+    `rows_quote` is what the engine prints where q_b's rows do not divide. No engine looks at `o_groups`:
+    `groups_consequence` says what happens then.
+    """
+
+    def attention_tp(context: Context) -> int:
+        return context.at.attention_tp
+
+    return (
+        Divides(
+            "q_b-blocks", Module.ATTENTION, lambda c: c.q_rows, "q_b rows", attention_tp, "attention TP",
+            lambda c: c.block(Role.Q_B).rows, "blocks", COLUMN_QUOTE, rows_quote, remedies=remedies,
+        ),
+        Divides(
+            "heads", Module.ATTENTION, lambda c: c.config.num_attention_heads, "num_attention_heads",
+            attention_tp, "attention TP", consequence=heads_consequence, remedies=remedies,
+        ),
+        Divides(
+            "o_groups", Module.ATTENTION, lambda c: c.config.o_groups, "o_groups", attention_tp, "attention TP",
+            consequence=groups_consequence, remedies=remedies,
+        ),
+        Divides(
+            "o_a-blocks", Module.ATTENTION, lambda c: c.o_cols, "o_a rows", attention_tp, "attention TP",
+            lambda c: c.block(Role.O_A).rows, "blocks", COLUMN_QUOTE, remedies=remedies,
+        ),
+        Divides(
+            "o_b-blocks", Module.ATTENTION, lambda c: c.o_cols, "o_b columns", attention_tp, "attention TP",
+            lambda c: c.block(Role.O_B).cols, "blocks", ROW_QUOTE, remedies=remedies,
+        ),
+    )  # fmt: skip

@@ -1,0 +1,337 @@
+"""SGLang 0.5.23: rules in the order of its constructors, placements, and the dtypes in which a rank holds weights.
+
+Read from its sources and held against verdicts and parameters that its own classes gave when run (tests/data/sglang).
+Attention is cut over attention TP = tp / attention DP, routed experts over EP and MoE TP = tp / ep, and the shared
+expert over the whole TP group, also under attention DP, unless `SGLANG_SHARED_EXPERT_TP1=1` keeps it whole.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dsv4_shard.blocks import FP4_GROUP
+from dsv4_shard.engines.base import (
+    Context,
+    Deployment,
+    Divides,
+    Engine,
+    Expert,
+    Held,
+    Launch,
+    Placement,
+    Replicate,
+    Request,
+    Requires,
+    Rule,
+    Split,
+    held_by_rank,
+)
+from dsv4_shard.engines.common import (
+    COLUMN_QUOTE,
+    EXPERTS_RULE,
+    GATE_UP_QUOTE,
+    NO_CAST_RULE,
+    NODES_RULE,
+    attention_rules,
+    pick_gpu,
+    pick_nodes,
+)
+from dsv4_shard.gpus import Gpu
+from dsv4_shard.inventory import Group, Inventory
+from dsv4_shard.roles import Module, Part, Role
+
+VERSION = "0.5.23"
+
+A2A_BACKENDS = (
+    "deepep",
+    "deepep_v2",
+    "megamoe",
+    "mooncake",
+    "nixl",
+    "ascend_fuseep",
+    "flashinfer",
+    "flashinfer_megamoe",
+    "mori",
+    "pplx",
+)
+"""All-to-all backends: each forces EP = TP and keeps the shared expert whole by itself (`_shared_expert_use_tp1`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """An MoE runner backend: the formats and architectures it takes, and the unit of the intermediate size that a rank
+    must keep whole. `quote` is what it prints otherwise, `scales` the dtype to which a rank converts the routed
+    experts' scales (None: kept)."""
+
+    formats: tuple[str, ...]
+    sms: tuple[int, ...]
+    unit: int
+    unit_name: str
+    quote: str | None
+    scales: str | None = None
+
+
+_HOPPER = (90,)
+_CUTLASS = (90, 120)
+_BLACKWELL = (100, 103)
+_ALL = (90, 100, 103, 120)
+_CUTLASS_QUOTE = (
+    "ValueError: Mxfp4FlashinferCutlassMoEMethod requires hidden_size and intermediate_size_per_partition to be "
+    "multiples of {unit} (got hidden={context.config.hidden_size}, intermediate={part})."
+)
+
+RUNNERS: dict[str, tuple[Runner, ...]] = {
+    "flashinfer_mxfp4": (
+        Runner(("FP4",), _CUTLASS, 128, "tiles", _CUTLASS_QUOTE),
+        Runner(("FP4",), _BLACKWELL, FP4_GROUP, "FP4 groups", None, "F32"),
+    ),
+    "marlin": (Runner(("FP4",), _CUTLASS, FP4_GROUP, "FP4 groups", None),),
+    "triton": (Runner(("FP8",), _ALL, 128, "blocks", GATE_UP_QUOTE, "F32"),),
+    "deep_gemm": (Runner(("FP8",), _ALL, 128, "blocks", GATE_UP_QUOTE, "F32"),),
+    "auto": (Runner(("FP4", "FP8"), _ALL, 128, "blocks", GATE_UP_QUOTE, "F32"),),
+}
+"""By `--moe-runner-backend`; a runner may differ by architecture. `auto` is what all-to-all backends leave it at: the
+FP8 method, also for FP4 experts. Blackwell's flashinfer_mxfp4 pads after loading, so only whole FP4 groups count."""
+
+_DEFAULT_RUNNERS = {"FP4": ("flashinfer_mxfp4", "marlin"), "FP8": ("triton",)}
+"""What SGLang picks for each format, then what the plan tries where that cannot."""
+
+_TOPOLOGY_QUOTE = (
+    "ValueError: parallel topology is inconsistent (set by override_permanently):\ntp_size == moe_ep_size * "
+    "moe_dp_size * moe_tp_size\n  {size} != {parts} * 1 * {part} (= {context.experts_ranks})"
+)
+_WRONG_SILENTLY = "starts, and computes garbage or fails in the first forward"
+
+
+def runner_of(context: Context) -> Runner | None:
+    """The row of RUNNERS for a deployment, or None where the runner does not take its format or GPU."""
+    return find_runner(context.at.runner, context.at.experts, context.at.gpu)
+
+
+def find_runner(name: str, experts: str, gpu: Gpu) -> Runner | None:
+    """The row of RUNNERS for a runner, format and GPU."""
+    rows = RUNNERS.get(name, ())
+    return next((row for row in rows if experts in row.formats and gpu.sm in row.sms), None)
+
+
+def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
+    """SGLang's own choice first: shared experts split, its default runner; then what it offers instead."""
+    gpu = pick_gpu(request)
+    experts = (request.expert_dtype or inventory.routed.name).upper()
+    ep = request.ep if request.ep is not None else (request.tp if request.a2a else 1)
+    if request.runner:
+        runners: tuple[str, ...] = (request.runner,)
+    elif request.a2a:
+        runners = ("auto",)
+    else:
+        runners = tuple(r for r in _DEFAULT_RUNNERS.get(experts, ()) if find_runner(r, experts, gpu)) or ("auto",)
+    ways = {"auto": ("whole",) if request.a2a else ("split", "whole")}.get(request.shared, (request.shared,))
+    for runner, shared in itertools.product(runners, ways):
+        yield Deployment(
+            engine="sglang",
+            tp=request.tp,
+            ep=ep,
+            dp=request.dp,
+            world=request.tp,
+            attention_tp=request.tp // request.dp or 1,
+            moe_tp=request.tp // ep or 1,
+            runner=runner,
+            a2a=request.a2a,
+            shared=shared,
+            shared_parts=request.tp if shared == "split" else 1,
+            experts=experts,
+            gpu=gpu,
+            gpu_named=request.gpu is not None,
+            nodes=pick_nodes(request, request.tp, gpu),
+        )
+
+
+def _moe_unit(context: Context) -> int:
+    row = runner_of(context)
+    return row.unit if row else 1
+
+
+def _moe_unit_name(context: Context) -> str | None:
+    row = runner_of(context)
+    return row.unit_name if row else None
+
+
+def _moe_quote(context: Context) -> str | None:
+    row = runner_of(context)
+    return row.quote if row else None
+
+
+RULES: tuple[Rule, ...] = (
+    NODES_RULE,
+    NO_CAST_RULE,
+    Requires(
+        "a2a", Module.ROUTED, lambda c: c.at.a2a is None or c.at.a2a in A2A_BACKENDS,
+        "SGLang has no all-to-all backend {at.a2a!r}; it has " + ", ".join(A2A_BACKENDS), fatal=True,
+    ),
+    Requires(
+        "a2a-ep", Module.ROUTED, lambda c: c.at.a2a is None or c.at.ep == c.at.tp,
+        "all-to-all backend {at.a2a} sets EP = TP = {at.tp}, so EP {at.ep} cannot be had",
+        consequence="the engine sets EP = TP by itself", remedies=("leave --ep out",), fatal=True,
+    ),
+    Divides(
+        "ep", Module.ROUTED, lambda c: c.at.tp, "TP", lambda c: c.at.ep, "EP",
+        whole_quote=_TOPOLOGY_QUOTE,
+        remedies=("choose an EP that divides TP",), fatal=True,
+    ),
+    Divides(
+        "attention-dp", Module.ATTENTION, lambda c: c.at.tp, "TP", lambda c: c.at.dp, "attention DP",
+        remedies=("choose an attention DP that divides TP",), fatal=True,
+    ),
+    Requires(
+        "runner", Module.ROUTED, lambda c: runner_of(c) is not None,
+        "runner {at.runner!r} does not take {at.experts} experts on {at.gpu.family} (sm_{at.gpu.sm})",
+        remedies=("leave --runner out",), fatal=True,
+    ),
+    Requires(
+        "marlin-a2a", Module.ROUTED, lambda c: not (c.at.runner == "marlin" and c.at.a2a),
+        "runner marlin is for tensor parallelism, not for the all-to-all backend {at.a2a}",
+        remedies=("leave --runner or --a2a out",),
+    ),
+    Requires(
+        "megamoe", Module.ROUTED,
+        lambda c: c.at.a2a != "flashinfer_megamoe" or (c.at.dp == c.at.tp and c.at.gpu.sm in _BLACKWELL),
+        "flashinfer_megamoe needs attention DP = TP and Blackwell, here {at.dp}, {at.tp} and {at.gpu.family}",
+        remedies=("--a2a deepep",),
+    ),
+    Requires(
+        "shared-way", Module.SHARED, lambda c: c.at.shared in ("whole", "split"),
+        "SGLang keeps shared experts whole or splits them; it has no way to {at.shared} them",
+        remedies=("--shared-experts whole", "--engine vllm, which pads"), fatal=True,
+    ),
+    Requires(
+        "a2a-shared", Module.SHARED, lambda c: not (c.at.a2a and c.at.shared != "whole"),
+        "all-to-all backend {at.a2a} keeps shared experts whole by itself", remedies=("--shared-experts whole",),
+    ),
+    Requires(
+        "tp-experts", Module.ROUTED, lambda c: c.at.tp <= c.config.n_routed_experts,
+        "TP {at.tp} exceeds the {config.n_routed_experts} routed experts",
+    ),
+    *attention_rules(
+        ("attention DP: --dp N, so that attention TP = TP / N divides",),
+        "AssertionError: {size} is not divisible by {parts}",
+        _WRONG_SILENTLY,
+        "starts with no output group on a rank, then computes garbage or divides by zero",
+    ),
+    EXPERTS_RULE,
+    Divides(
+        "routed-blocks", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
+        lambda c: c.at.moe_tp, "MoE TP", _moe_unit, _moe_unit_name, _moe_quote, consequence=_WRONG_SILENTLY,
+        remedies=("--runner marlin (FP4 on Hopper)", "more EP: --ep N, so that fewer ranks share one expert"),
+    ),
+    Divides(
+        "shared-blocks", Module.SHARED, lambda c: c.shared_intermediate, "shared intermediate size",
+        lambda c: c.at.shared_parts, "TP", lambda c: c.block(Role.SHARED_GATE).rows, "blocks", COLUMN_QUOTE,
+        remedies=("SGLANG_SHARED_EXPERT_TP1=1: --shared-experts whole", "an all-to-all backend: --a2a deepep"),
+        when=lambda c: c.config.n_shared_experts > 0,
+    ),
+)  # fmt: skip
+
+
+_PLACEMENTS: dict[Role, Placement] = {
+    Role.HEAD: Split(0, "tp"),
+    Role.Q_B: Split(0, "attention"),
+    Role.O_A: Split(0, "attention"),
+    Role.O_B: Split(1, "attention"),
+    Role.ROUTED_GATE: Expert(Split(0, "moe")),
+    Role.ROUTED_UP: Expert(Split(0, "moe")),
+    Role.ROUTED_DOWN: Expert(Split(1, "moe")),
+}
+"""What is not here is whole on every rank; the embedding and the shared experts depend on the deployment."""
+
+
+def place(role: Role, context: Context) -> Placement:
+    """Where SGLang puts `role`."""
+    at = context.at
+    if role is Role.EMBED and at.dp == 1:
+        return Split(0, "tp")
+    if at.shared == "split" and role in (Role.SHARED_GATE, Role.SHARED_UP, Role.SHARED_DOWN):
+        return Split(1 if role is Role.SHARED_DOWN else 0, "tp")
+    placement = _PLACEMENTS.get(role, Replicate())
+    if isinstance(placement, Expert) and at.moe_tp == 1:
+        return Expert(Replicate())
+    return placement
+
+
+def hold(group: Group, placement: Placement, context: Context) -> Held | None:
+    """SGLang's parameter dtypes: scales of FP8 in F32; o_a in BF16 on Hopper, without its scale."""
+    if group.role in (Role.MTP_EMBED, Role.MTP_HEAD):
+        return None
+    return None if _is_dropped(group, context) else held_by_rank(group, placement, context, _dtype(group, context))
+
+
+def _keeps_o_a_fp8(context: Context) -> bool:
+    return context.at.gpu.sm >= 100 and context.format(Role.O_A).name == "FP8"
+
+
+def _is_dropped(group: Group, context: Context) -> bool:
+    return group.role is Role.O_A and group.part is Part.SCALE and not _keeps_o_a_fp8(context)
+
+
+_DTYPES = {Role.ROUTER_HASH: "I32", Role.COMPRESSOR_NORM: "F32", Role.INDEXER_NORM: "F32"}
+
+
+def _dtype(group: Group, context: Context) -> str | None:
+    if group.role is Role.O_A and group.part is Part.WEIGHT:
+        return None if _keeps_o_a_fp8(context) else "BF16"
+    if group.part is Part.SCALE:
+        routed = group.role in (Role.ROUTED_GATE, Role.ROUTED_UP, Role.ROUTED_DOWN)
+        row = runner_of(context)
+        return (row.scales if row else None) if routed else "F32"
+    return _DTYPES.get(group.role)
+
+
+def launch(context: Context, model_path: str) -> Launch:
+    """`sglang serve` for each node."""
+    at = context.at
+    environment = {}
+    if at.shared == "whole" and not at.a2a:
+        environment["SGLANG_SHARED_EXPERT_TP1"] = "1"
+    if at.experts == "FP8":
+        environment["SGLANG_DSV4_FP4_EXPERTS"] = "0"
+    options = [f"--tp {at.tp}"]
+    if at.ep > 1 and not at.a2a:
+        options.append(f"--ep-size {at.ep}")
+    if at.dp > 1:
+        options.append(f"--attn-dp-size {at.dp}")
+    if at.a2a:
+        options.append(f"--moe-a2a-backend {at.a2a}")
+    if at.runner not in ("auto", "triton"):
+        options.append(f"--moe-runner-backend {at.runner}")
+    base = f"sglang serve --trust-remote-code --model-path {model_path} " + " ".join(options)
+    if at.nodes == 1:
+        return Launch(environment, (base,))
+    return Launch(
+        environment,
+        tuple(
+            f"{base} --nnodes {at.nodes} --node-rank {node} --dist-init-addr <node0>:30300" for node in range(at.nodes)
+        ),
+    )
+
+
+def addition(context: Context) -> str:
+    """How the shared expert's output joins the sum."""
+    at = context.at
+    if at.shared == "whole" and at.tp > 1:
+        return (
+            f"The shared expert's output is complete on each of the {at.tp} ranks, so it is added once, after the "
+            f"all-reduce of the routed output; added before it, it would count {at.tp} times."
+        )
+    return "Each rank holds a part of the shared expert: its output is summed by the same all-reduce as the routed one."
+
+
+SGLANG = Engine(
+    name="sglang",
+    title="SGLang",
+    version=VERSION,
+    candidates=candidates,
+    rules=RULES,
+    place=place,
+    hold=hold,
+    launch=launch,
+    addition=addition,
+)

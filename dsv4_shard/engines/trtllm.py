@@ -1,0 +1,158 @@
+"""TensorRT-LLM (modeling_deepseekv4.py at 02586bf): plan only, it has no file format of its own for shards.
+
+Its shared expert is cut over a subgroup of `gcd(blocks, TP)` ranks, each part held by TP / gcd ranks, and the output
+scaled by gcd / TP before the all-reduce. Attention data parallelism is all or nothing. What is said of routed experts
+is arithmetic (FP4 groups and FP8 blocks stay whole), not read from its kernels.
+"""
+
+from collections.abc import Iterator
+from math import gcd
+
+from dsv4_shard.engines.base import (
+    Context,
+    Deployment,
+    Divides,
+    Engine,
+    Expert,
+    Held,
+    Launch,
+    Placement,
+    Replicate,
+    Request,
+    Requires,
+    Rule,
+    Split,
+    held_by_rank,
+)
+from dsv4_shard.engines.common import EXPERTS_RULE, NO_CAST_RULE, NODES_RULE, attention_rules, pick_gpu, pick_nodes
+from dsv4_shard.inventory import Group, Inventory
+from dsv4_shard.roles import Module, Role
+
+OPTIONS_FILE = "extra-llm-api-options.yaml"
+
+
+def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
+    """The one way: whole shared experts under attention DP, a subgroup otherwise."""
+    gpu = pick_gpu(request)
+    ep = request.ep or 1
+    fmt = inventory.shared
+    block = fmt.block.rows if fmt is not None and fmt.block is not None else 1
+    blocks = inventory.config.moe_intermediate_size * inventory.config.n_shared_experts // block
+    parts = 1 if request.dp > 1 else gcd(blocks, request.tp)
+    own_way = "whole" if parts == 1 else "split" if parts == request.tp else "subgroup"
+    yield Deployment(
+        engine="trtllm",
+        tp=request.tp,
+        ep=ep,
+        dp=request.dp,
+        world=request.tp,
+        attention_tp=request.tp // request.dp or 1,
+        moe_tp=request.tp // ep or 1,
+        runner=request.runner or "auto",
+        a2a=request.a2a,
+        shared=own_way if request.shared == "auto" else request.shared,
+        shared_parts=parts,
+        experts=(request.expert_dtype or inventory.routed.name).upper(),
+        gpu=gpu,
+        gpu_named=request.gpu is not None,
+        nodes=pick_nodes(request, request.tp, gpu),
+    )
+
+
+def _own_way(context: Context) -> str:
+    parts = context.at.shared_parts
+    return "whole" if parts == 1 else "split" if parts == context.at.tp else "subgroup"
+
+
+RULES: tuple[Rule, ...] = (
+    NODES_RULE,
+    NO_CAST_RULE,
+    Requires(
+        "options", Module.ROUTED, lambda c: c.at.a2a is None and c.at.runner == "auto",
+        "--runner and --a2a are not known for TensorRT-LLM", consequence="TensorRT-LLM has no such option",
+        remedies=("leave them out",), fatal=True,
+    ),
+    Requires(
+        "attention-dp", Module.ATTENTION, lambda c: c.at.dp in (1, c.at.tp),
+        "attention DP is off or as wide as TP {at.tp}, so {at.dp} cannot be had",
+        consequence="TensorRT-LLM has no such option", remedies=("--dp 1 or --dp = TP",), fatal=True,
+    ),
+    Divides("ep", Module.ROUTED, lambda c: c.at.tp, "TP", lambda c: c.at.ep, "EP", fatal=True,
+            remedies=("choose an EP that divides TP",)),
+    Requires(
+        "shared-way", Module.SHARED, lambda c: c.at.shared == _own_way(c),
+        "TensorRT-LLM chooses by itself: here {context.at.shared_parts} of {at.tp} ranks share one shared expert",
+        consequence="TensorRT-LLM has no such option", remedies=("--shared-experts auto",), fatal=True,
+    ),
+    Divides("vocab", Module.EMBEDDING, lambda c: c.config.vocab_size, "vocab_size", lambda c: c.at.attention_tp,
+            "attention TP"),
+    *attention_rules(
+        ("attention DP: --dp = TP",), None, "refused, or wrong: heads are not whole",
+        "starts with no output group on a rank, then fails or computes garbage",
+    ),
+    EXPERTS_RULE,
+    Divides(
+        "routed-blocks", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
+        lambda c: c.at.moe_tp, "MoE TP", lambda c: c.block(Role.ROUTED_DOWN).cols, "blocks",
+        consequence="a scale would be cut", remedies=("more EP: --ep N",),
+    ),
+)  # fmt: skip
+
+
+def place(role: Role, context: Context) -> Placement:
+    """Where TensorRT-LLM puts `role`."""
+    at = context.at
+    match role:
+        case Role.SHARED_GATE | Role.SHARED_UP | Role.SHARED_DOWN:
+            return Replicate() if at.shared_parts == 1 else Split(1 if role is Role.SHARED_DOWN else 0, "shared")
+        case Role.ROUTED_GATE | Role.ROUTED_UP | Role.ROUTED_DOWN:
+            return Expert(Replicate() if at.moe_tp == 1 else Split(1 if role is Role.ROUTED_DOWN else 0, "moe"))
+        case Role.Q_B | Role.O_A | Role.ATTN_SINK | Role.EMBED | Role.HEAD:
+            return Split(0, "attention")
+        case Role.O_B:
+            return Split(1, "attention")
+    return Replicate()
+
+
+def hold(group: Group, placement: Placement, context: Context) -> Held | None:
+    """As the checkpoint stores it: TensorRT-LLM's own dtypes were not read."""
+    return None if group.role in (Role.MTP_EMBED, Role.MTP_HEAD) else held_by_rank(group, placement, context)
+
+
+def launch(context: Context, model_path: str) -> Launch:
+    """`trtllm-serve`, under srun for more than one node."""
+    at = context.at
+    options = f"--tp_size {at.tp} --ep_size {at.ep}"
+    files = {}
+    if at.dp > 1:
+        options += f" --config {OPTIONS_FILE}"
+        files[OPTIONS_FILE] = "enable_attention_dp: true\n"
+    command = f"trtllm-serve {model_path} {options}"
+    if at.nodes > 1:
+        tasks = f"-N {at.nodes} --ntasks {at.tp} --ntasks-per-node {at.tp // at.nodes}"
+        command = f"srun {tasks} --mpi=pmix trtllm-llmapi-launch {command}"
+    return Launch({}, (command,), files)
+
+
+def addition(context: Context) -> str:
+    """How the shared expert's output joins the sum."""
+    at = context.at
+    if at.shared_parts == 1:
+        return f"The shared expert's output is complete on each rank and is added once, not {at.tp} times."
+    return (
+        f"Each part of the shared expert is held by {at.tp // at.shared_parts} of {at.tp} ranks: its output is scaled "
+        f"by {at.shared_parts}/{at.tp} = {at.shared_parts / at.tp:g} before the all-reduce, so the sum counts it once."
+    )
+
+
+TRTLLM = Engine(
+    name="trtllm",
+    title="TensorRT-LLM",
+    version="02586bf",
+    candidates=candidates,
+    rules=RULES,
+    place=place,
+    hold=hold,
+    launch=launch,
+    addition=addition,
+)

@@ -1,0 +1,268 @@
+"""Checkpoint → Inspection: what it is, what it holds, what is wrong with it, and what each engine can do with it."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from dsv4_shard import __version__
+from dsv4_shard.checkpoint import Checkpoint, Severity
+from dsv4_shard.engines import ENGINES
+from dsv4_shard.engines.base import Request
+from dsv4_shard.inventory import Inventory
+from dsv4_shard.plan import choose, nearest, options_of
+from dsv4_shard.roles import MODULE, Module, Part, Role, Stage
+
+SCHEMA_VERSION: Literal[1] = 1
+DEFAULT_TPS = (1, 2, 4, 8, 16, 32, 64)
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Identity(_Document):
+    """What the checkpoint is. Sizes in elements, `bytes` of tensors (headers apart)."""
+
+    label: str
+    revision: str | None
+    model_type: str
+    family: str
+    tensors: int
+    files: int
+    bytes: int
+    layers: int
+    mtp_blocks: int
+    hash_layers: int
+    hidden_size: int
+    attention_heads: int
+    head_dim: int
+    o_groups: int
+    index_heads: int
+    vocab_size: int
+    routed_experts: int
+    experts_per_token: int
+    shared_experts: int
+    moe_intermediate_size: int
+
+
+class RoleRow(_Document):
+    """All tensors of a module class in one format."""
+
+    module: Module
+    part: Part
+    dtype: str
+    block: str | None
+    tensors: int
+    bytes: int
+
+
+class InspectionFinding(_Document):
+    """See `checkpoint.Finding`."""
+
+    severity: Severity
+    code: str
+    message: str
+
+
+class Share(_Document):
+    """What one of TP ranks would get of a dimension, in whole units; `whole` says whether it is a natural number."""
+
+    tp: int
+    units_per_rank: float
+    whole: bool
+
+
+class Dimension(_Document):
+    """A dimension that engines cut: `size` elements in `units` units of `unit` elements.
+
+    `scale_size` is the size of the same axis of the scale, where there is one: it must divide as well.
+    """
+
+    module: Module
+    name: str
+    size: int
+    unit: int
+    units: int
+    scale_size: int | None
+    shares: tuple[Share, ...]
+
+
+class Cell(_Document):
+    """What an engine can do at a TP. `how` says what it takes, as options; `reason` why not, in numbers."""
+
+    tp: int
+    engine: str
+    verdict: Literal["works", "with-options", "no"]
+    how: str | None
+    notes: tuple[str, ...]
+    rule: str | None
+    module: Module | None
+    reason: str | None
+    engine_says: str | None
+
+
+class Inspection(_Document):
+    """The whole inspection, as `--json` prints it."""
+
+    schema_version: Literal[1]
+    tool_version: str
+    identity: Identity
+    roles: tuple[RoleRow, ...]
+    findings: tuple[InspectionFinding, ...]
+    dimensions: tuple[Dimension, ...]
+    matrix: tuple[Cell, ...]
+
+    @property
+    def has_errors(self) -> bool:
+        return any(finding.severity is Severity.ERROR for finding in self.findings)
+
+
+def inspect(checkpoint: Checkpoint, inventory: Inventory, tps: tuple[int, ...] = DEFAULT_TPS) -> Inspection:
+    """Inspect a checkpoint for each TP of `tps`. Raises UsageError for a TP that means nothing."""
+    usable = not inventory.errors
+    return Inspection(
+        schema_version=SCHEMA_VERSION,
+        tool_version=__version__,
+        identity=_identity(checkpoint, inventory),
+        roles=tuple(_roles(inventory)),
+        findings=tuple(
+            InspectionFinding(severity=f.severity, code=f.code, message=f.message) for f in inventory.findings
+        ),
+        dimensions=tuple(_dimensions(inventory, tps)) if usable else (),
+        matrix=tuple(_cell(inventory, engine, tp) for tp in tps for engine in ENGINES) if usable else (),
+    )
+
+
+def _identity(checkpoint: Checkpoint, inventory: Inventory) -> Identity:
+    config = inventory.config
+    return Identity(
+        label=checkpoint.source.label,
+        revision=checkpoint.source.revision,
+        model_type=config.model_type,
+        family="DeepSeek-V4",
+        tensors=len(checkpoint.tensors),
+        files=len(checkpoint.files),
+        bytes=sum(tensor.nbytes for tensor in checkpoint.tensors.values()),
+        layers=config.num_hidden_layers,
+        mtp_blocks=inventory.mtp_blocks,
+        hash_layers=config.num_hash_layers,
+        hidden_size=config.hidden_size,
+        attention_heads=config.num_attention_heads,
+        head_dim=config.head_dim,
+        o_groups=config.o_groups,
+        index_heads=config.index_n_heads,
+        vocab_size=config.vocab_size,
+        routed_experts=config.n_routed_experts,
+        experts_per_token=config.num_experts_per_tok,
+        shared_experts=config.n_shared_experts,
+        moe_intermediate_size=config.moe_intermediate_size,
+    )
+
+
+def _roles(inventory: Inventory) -> Iterator[RoleRow]:
+    tensors: Counter[tuple[Module, Part, str, str | None]] = Counter()
+    nbytes: Counter[tuple[Module, Part, str, str | None]] = Counter()
+    for group, count in inventory.groups.items():
+        fmt = inventory.format(group.role, group.stage)
+        weight = fmt is not None and group.part is Part.WEIGHT
+        dtype = f"{fmt.name} ({group.dtype})" if fmt and weight and fmt.name == "FP4" else group.dtype
+        key = (MODULE[group.role], group.part, dtype, str(fmt.block) if fmt and weight and fmt.block else None)
+        tensors[key] += count
+        nbytes[key] += count * group.nbytes
+    order = list(Module)
+    for key in sorted(tensors, key=lambda k: (order.index(k[0]), k[1] is Part.SCALE, -nbytes[k])):
+        module, part, dtype, block = key
+        yield RoleRow(module=module, part=part, dtype=dtype, block=block, tensors=tensors[key], bytes=nbytes[key])
+
+
+def _dimensions(inventory: Inventory, tps: tuple[int, ...]) -> Iterator[Dimension]:
+    """Every dimension that some engine cuts, in the units that must stay whole."""
+    config = inventory.config
+    shared = config.moe_intermediate_size * config.n_shared_experts
+    yield _dimension(Module.ATTENTION, "attention heads", config.num_attention_heads, 1, None, tps)
+    yield _dimension(Module.ATTENTION, "o_groups", config.o_groups, 1, None, tps)
+    yield _dimension(Module.INDEXER, "index heads", config.index_n_heads, 1, None, tps)
+    yield _dimension(Module.EMBEDDING, "vocabulary", config.vocab_size, 1, None, tps)
+    for role, name, size, axis in (
+        (Role.Q_B, "q_b rows", config.num_attention_heads * config.head_dim, 0),
+        (Role.O_A, "o_a rows", config.o_groups * config.o_lora_rank, 0),
+        (Role.O_B, "o_b columns", config.o_groups * config.o_lora_rank, 1),
+        (Role.INDEXER_Q_B, "indexer q_b rows", config.index_n_heads * config.index_head_dim, 0),
+    ):
+        yield from _blocked(inventory, role, name, size, axis, tps)
+    yield _dimension(Module.ROUTED, "routed experts (EP)", config.n_routed_experts, 1, None, tps)
+    for role, name, size, axis in (
+        (Role.ROUTED_GATE, "routed w1 rows", config.moe_intermediate_size, 0),
+        (Role.ROUTED_UP, "routed w3 rows", config.moe_intermediate_size, 0),
+        (Role.ROUTED_DOWN, "routed w2 columns", config.moe_intermediate_size, 1),
+        (Role.SHARED_GATE, "shared w1 rows", shared, 0),
+        (Role.SHARED_UP, "shared w3 rows", shared, 0),
+        (Role.SHARED_DOWN, "shared w2 columns", shared, 1),
+    ):
+        yield from _blocked(inventory, role, name, size, axis, tps)
+
+
+def _blocked(
+    inventory: Inventory, role: Role, name: str, size: int, axis: int, tps: tuple[int, ...]
+) -> Iterator[Dimension]:
+    fmt = inventory.format(role)
+    if fmt is not None:
+        scales = _scale_size(inventory, role, axis) if fmt.block else None
+        yield _dimension(MODULE[role], name, size, fmt.block[axis] if fmt.block else 1, scales, tps)
+
+
+def _scale_size(inventory: Inventory, role: Role, axis: int) -> int | None:
+    """Size of the scale's axis, from its own header."""
+    sizes = [g.shape[axis] for g in inventory.groups if (g.stage, g.role, g.part) == (Stage.LAYER, role, Part.SCALE)]
+    return sizes[0] if sizes else None
+
+
+def _dimension(module: Module, name: str, size: int, unit: int, scales: int | None, tps: tuple[int, ...]) -> Dimension:
+    units = -(-size // unit)
+    shares = tuple(
+        Share(
+            tp=tp,
+            units_per_rank=units / tp,
+            whole=size % (tp * unit) == 0 and (scales is None or scales % tp == 0),
+        )
+        for tp in tps
+    )
+    return Dimension(module=module, name=name, size=size, unit=unit, units=units, scale_size=scales, shares=shares)
+
+
+def _cell(inventory: Inventory, engine: str, tp: int) -> Cell:
+    """The engine's verdict for TP, with its own choices; where that is no, with other options on as many GPUs."""
+    request = Request(tp=tp, engine=engine)
+    choice = choose(inventory, request)
+    if choice.feasible:
+        notes = choice.notes()
+        options = _own_options(choice.at.shared if notes else "", choice.at.runner if notes else "", notes)
+        return Cell(
+            tp=tp, engine=engine, verdict="with-options" if notes else "works", how=options, notes=notes,
+            rule=None, module=None, reason=None, engine_says=None,
+        )  # fmt: skip
+    breach = choice.breaches[0]
+    others = [(r, c) for r, c in nearest(inventory, request, 1) if c.at.world == tp]
+    return Cell(
+        tp=tp,
+        engine=engine,
+        verdict="with-options" if others else "no",
+        how=options_of(others[0][0], engine=False) if others else None,
+        notes=others[0][1].notes() if others else (),
+        rule=breach.rule,
+        module=breach.module,
+        reason=breach.reason,
+        engine_says=breach.quote,
+    )
+
+
+def _own_options(shared: str, runner: str, notes: tuple[str, ...]) -> str | None:
+    """What the plan chose by itself instead of the engine's default, in a few words."""
+    words = []
+    if any(note.startswith("shared experts") for note in notes):
+        words.append(f"shared experts {shared}")
+    if any(note.startswith("runner") for note in notes):
+        words.append(f"runner {runner}")
+    return ", ".join(words) or None

@@ -1,0 +1,332 @@
+"""Rank files ↔ manifest ↔ source: what a result folder holds is what was written, and what the checkpoint holds.
+
+Alone, a result is held against its manifest: every file, size, header and digest. Against the source, the plan is made
+again, the recipe run once more, and each byte that it would write is compared with the one that stands there; then
+every source tensor is accounted for.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+
+import xxhash
+from pydantic import BaseModel, ConfigDict
+
+from dsv4_shard.blocks import whole_rectangle
+from dsv4_shard.checkpoint import Checkpoint
+from dsv4_shard.commit import MANIFEST_NAME
+from dsv4_shard.copying import CHUNK_BYTES, copy, default_workers
+from dsv4_shard.errors import HeaderError, ReadFailed
+from dsv4_shard.header import Header, read_header
+from dsv4_shard.inventory import Inventory
+from dsv4_shard.manifest import PLAN_NAME, Manifest, ManifestFile, digest_of, load_manifest, tensor_digest
+from dsv4_shard.plan import check_plan, load_plan
+from dsv4_shard.recipe import Recipe, Step
+from dsv4_shard.reshard import prepare
+from dsv4_shard.sources import LocalFile
+
+_MISMATCHES_KEPT = 100
+
+
+class Problem(BaseModel):
+    """Something that is not as it should be. `tensor` is None for what concerns a whole file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+    file: str
+    tensor: str | None
+    message: str
+
+
+class Verification(BaseModel):
+    """What was verified and what was found; `problems` empty means that all is as it should be.
+
+    `accounts` counts the source tensors by what became of them, where the source was compared.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: str
+    layout: str
+    ranks: tuple[int, ...]
+    world: int
+    files: int
+    tensors: int
+    bytes: int
+    against: str | None
+    accounts: dict[str, int]
+    left_out: dict[str, int]
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+
+def verify(
+    folder: Path,
+    source: tuple[Checkpoint, Inventory] | None = None,
+    *,
+    workers: int | None = None,
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> Verification:
+    """Verify the result in `folder`, and against its source if that is given.
+
+    Raises NotAResult where there is no sound manifest, ForeignPlan where the source is another checkpoint.
+    """
+    manifest = load_manifest(folder)
+    workers = workers or default_workers()
+    problems = [*_check_companions(folder, manifest)]
+    readable: list[ManifestFile] = []
+    for entry in manifest.files:
+        found = list(_check_file(folder, entry, manifest))
+        problems += found
+        if not found:
+            readable.append(entry)
+    accounts: dict[str, int] = {}
+    if source is None:
+        problems += _check_tensors(folder, readable, workers, on_progress)
+    else:
+        more, accounts = _compare(folder, manifest, source, workers, on_progress)
+        problems += more
+    return Verification(
+        folder=str(folder),
+        layout=manifest.layout,
+        ranks=manifest.ranks,
+        world=manifest.world,
+        files=len(manifest.files),
+        tensors=sum(len(entry.tensors) for entry in manifest.files),
+        bytes=sum(entry.nbytes for entry in manifest.files),
+        against=source[0].source.label if source else None,
+        accounts=accounts,
+        left_out=dict(Counter(manifest.left_out.values())),
+        problems=tuple(problems),
+        notes=tuple(_strangers(folder, manifest)),
+    )
+
+
+def bytes_to_verify(folder: Path) -> int:
+    """Payload bytes that `verify` will look at."""
+    return sum(entry.nbytes for entry in load_manifest(folder).files)
+
+
+# --- against the manifest ------------------------------------------------------------------------------------------
+
+
+def _strangers(folder: Path, manifest: Manifest) -> Iterator[str]:
+    known = {entry.name for entry in manifest.files} | {entry.name for entry in manifest.companions} | {MANIFEST_NAME}
+    for path in sorted(folder.iterdir()):
+        if path.name not in known:
+            yield f"{path.name} is not part of the result"
+
+
+def _check_companions(folder: Path, manifest: Manifest) -> Iterator[Problem]:
+    for entry in manifest.companions:
+        path = folder / entry.name
+        if not path.is_file():
+            yield Problem(kind="lost-file", file=entry.name, tensor=None, message="is gone")
+        elif path.stat().st_size != entry.nbytes or digest_of(path.read_bytes()) != entry.digest:
+            yield Problem(kind="damaged-file", file=entry.name, tensor=None, message="differs from what was written")
+
+
+def _check_file(folder: Path, entry: ManifestFile, manifest: Manifest) -> Iterator[Problem]:
+    """Presence, size and header of a rank's file."""
+
+    def problem(kind: str, message: str) -> Problem:
+        return Problem(kind=kind, file=entry.name, tensor=None, message=message)
+
+    try:
+        file = LocalFile(folder / entry.name, entry.name)
+    except ReadFailed:
+        yield problem("lost-file", f"is gone or unreadable: the shards of rank {entry.rank}")
+        return
+    try:
+        if file.nbytes != entry.nbytes:
+            yield problem("wrong-size", f"has {file.nbytes:,} bytes, {entry.nbytes:,} were written")
+            return
+        header = read_header(file, entry.name)
+        digest = digest_of(file.read(0, header.data_start))
+        if digest != entry.header_digest:
+            yield problem(
+                "wrong-header", _swapped(digest, entry, manifest) or "its header differs from what was written"
+            )
+    except HeaderError as error:
+        yield problem("wrong-header", str(error))
+    finally:
+        file.close()
+
+
+def _swapped(header_digest: str, entry: ManifestFile, manifest: Manifest) -> str | None:
+    for other in manifest.files:
+        if other.name != entry.name and other.header_digest == header_digest:
+            return f"holds the shards of rank {other.rank} ({other.name}), not of rank {entry.rank}: swapped?"
+    return None
+
+
+def _check_tensors(
+    folder: Path, entries: list[ManifestFile], workers: int, on_progress: Callable[[int], None]
+) -> list[Problem]:
+    """Hash every tensor of the files that have a sound header."""
+    problems: list[Problem] = []
+    for entry in entries:
+        file = LocalFile(folder / entry.name, entry.name)
+        try:
+            header = read_header(file, entry.name)
+
+            def damage(
+                item: tuple[str, str], file: LocalFile = file, header: Header = header, entry: ManifestFile = entry
+            ) -> Problem | None:
+                name, digest = item
+                found = _hash_tensor(file, header, name, entry.pieces.get(name), on_progress)
+                if found == digest:
+                    return None
+                message = "its bytes differ from what was written"
+                return Problem(kind="damaged-tensor", file=entry.name, tensor=name, message=message)
+
+            with ThreadPoolExecutor(workers) as pool:
+                found = [problem for problem in pool.map(damage, entry.tensors.items()) if problem]
+        finally:
+            file.close()
+        problems += _swapped_content(found, entry) or found
+    return problems
+
+
+def _swapped_content(found: list[Problem], entry: ManifestFile) -> list[Problem]:
+    """Two ranks' files may have equal headers: then most tensors that are not replicated differ at once."""
+    if len(found) * 2 < len(entry.tensors) or len(found) < 2:
+        return []
+    message = f"{len(found):,} of {len(entry.tensors):,} tensors differ, {found[0].tensor} first: another rank's file?"
+    return [Problem(kind="wrong-content", file=entry.name, tensor=None, message=message)]
+
+
+def _hash_tensor(
+    file: LocalFile, header: Header, name: str, pieces: tuple[int, ...] | None, on_progress: Callable[[int], None]
+) -> str:
+    info = header.tensors[name]
+    start = header.data_start + info.start
+    digests = []
+    for nbytes in pieces or (info.nbytes,):
+        running = xxhash.xxh3_128()
+        for position in range(start, start + nbytes, CHUNK_BYTES):
+            data = file.read(position, min(position + CHUNK_BYTES, start + nbytes))
+            running.update(data)
+            on_progress(len(data))
+        digests.append(running.hexdigest())
+        start += nbytes
+    return tensor_digest(digests)
+
+
+# --- against the source --------------------------------------------------------------------------------------------
+
+
+class _CompareSink:
+    """Compares pieces with what stands in the result's files. See `copying.Sink`."""
+
+    def __init__(self, files: list[LocalFile | None]) -> None:
+        self._files = files
+        self._lock = threading.Lock()
+        self.mismatches: list[tuple[int, int]] = []
+
+    def put(self, file: int, offset: int, data: memoryview) -> None:
+        """Note the first byte that differs, if any."""
+        there = self._files[file]
+        if there is None:
+            return
+        try:
+            found = there.read(offset, offset + len(data))
+        except ReadFailed:
+            found = b""
+        if found == data:
+            return
+        first = next((i for i, (a, b) in enumerate(zip(found, data, strict=False)) if a != b), len(found))
+        with self._lock:
+            if len(self.mismatches) < _MISMATCHES_KEPT:
+                self.mismatches.append((file, offset + first))
+
+
+def _compare(
+    folder: Path,
+    manifest: Manifest,
+    source: tuple[Checkpoint, Inventory],
+    workers: int,
+    on_progress: Callable[[int], None],
+) -> tuple[list[Problem], dict[str, int]]:
+    """Derive each output byte from the source again and compare; account for each source tensor."""
+    checkpoint, inventory = source
+    plan = check_plan(load_plan(folder / PLAN_NAME), checkpoint, inventory)
+    recipe = prepare(checkpoint, inventory, plan, manifest.ranks).recipe
+    problems: list[Problem] = []
+    files: list[LocalFile | None] = []
+    for expected in recipe.files:
+        try:
+            file = LocalFile(folder / expected.name, expected.name)
+        except ReadFailed:
+            files.append(None)
+            continue
+        files.append(file)
+        if file.read(0, min(len(expected.header), file.nbytes)) != expected.header:
+            message = "its header is not the one that the source gives"
+            problems.append(Problem(kind="wrong-header", file=expected.name, tensor=None, message=message))
+    sink = _CompareSink(files)
+    try:
+        copy(recipe, checkpoint.source, sink, workers, on_progress, allow_inexact=True)
+    finally:
+        for opened in files:
+            if opened is not None:
+                opened.close()
+    problems += [_locate(recipe, number, offset) for number, offset in sorted(sink.mismatches)]
+    accounts, unaccounted = _account(recipe, inventory, manifest)
+    return problems + unaccounted, accounts
+
+
+def _locate(recipe: Recipe, number: int, offset: int) -> Problem:
+    file = recipe.files[number]
+    position = offset - len(file.header)
+    name = next(name for name, info in file.tensors.items() if info.start <= position < info.stop)
+    message = f"byte {offset:,} differs from the source"
+    return Problem(kind="differs-from-source", file=file.name, tensor=name, message=message)
+
+
+def _account(recipe: Recipe, inventory: Inventory, manifest: Manifest) -> tuple[dict[str, int], list[Problem]]:
+    """What became of each source tensor: on every rank, split exactly once, on one rank, or left out."""
+    complete = len(manifest.ranks) == manifest.world
+    accounts: Counter[str] = Counter()
+    lost: list[str] = []
+    for step in recipe.steps:
+        is_expert = inventory.names[step.source.name].expert >= 0
+        fate = _fate(step, is_expert, len(recipe.files), complete)
+        if fate is None:
+            lost.append(step.source.name)
+        else:
+            accounts[fate] += 1
+    decoded = {step.scale.name for step in recipe.steps if step.scale is not None}
+    moved = {step.source.name for step in recipe.steps}
+    accounts["decoded with its weight"] = len(decoded)
+    accounts["left out"] = len(recipe.left_out.keys() - decoded)
+    rest = sorted(inventory.names.keys() - moved - decoded - recipe.left_out.keys())
+    if complete:
+        lost += rest
+    else:
+        accounts["only on ranks that are not here"] = len(rest)
+    message = "the ranks do not hold each of its bytes exactly once, or all of them all"
+    problems = [Problem(kind="unaccounted", file="", tensor=name, message=message) for name in lost]
+    return {fate: count for fate, count in accounts.items() if count}, problems
+
+
+def _fate(step: Step, is_expert: bool, ranks: int, complete: bool) -> str | None:
+    """How the targets of a step cover its source, or None where they do not add up."""
+    whole = whole_rectangle(step.source.dtype, step.source.shape)
+    areas = Counter(target.rectangle for target in step.targets)
+    if areas.keys() == {whole}:
+        if len(step.targets) == ranks:
+            return "whole on every rank"
+        return "whole on its expert's rank" if is_expert and len(step.targets) == 1 else None
+    cuts = sorted(areas)
+    disjoint = all(a.row_stop <= b.row_start or a.stop <= b.start for a, b in pairwise(cuts))
+    covered = not complete or sum(cut.nbytes for cut in cuts) == whole.nbytes
+    return "split over the ranks" if disjoint and covered and set(areas.values()) == {1} else None

@@ -1,0 +1,66 @@
+"""Hold reshard's `reference` files against those of DeepSeek's own converter, byte by byte, whole files included.
+
+    python benchmarks/against_converter.py --converter path/to/inference/convert.py
+
+The converter is not part of this repository: take `inference/convert.py` from any DeepSeek-V4 release (it needs tqdm).
+Exits with 1 at the first file that differs.
+"""
+
+import argparse
+import filecmp
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from dsv4_shard.checkpoint import read_checkpoint
+from dsv4_shard.demo import DEMO_CONFIG, write_checkpoint
+from dsv4_shard.engines.base import Request
+from dsv4_shard.inventory import take_inventory
+from dsv4_shard.plan import make_plan
+from dsv4_shard.reshard import prepare, reshard
+from dsv4_shard.sources import open_source
+
+
+def convert(converter: Path, source: Path, out: Path, experts: int, ranks: int, dtype: str) -> float:
+    """Seconds that the converter takes."""
+    command = [sys.executable, str(converter), "--hf-ckpt-path", str(source), "--save-path", str(out)]
+    command += ["--n-experts", str(experts), "--model-parallel", str(ranks), "--expert-dtype", dtype]
+    started = time.monotonic()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.monotonic() - started
+
+
+def shard(source: Path, out: Path, ranks: int, dtype: str) -> float:
+    """Seconds that reshard takes, headers to rename."""
+    started = time.monotonic()
+    checkpoint = read_checkpoint(open_source(str(source)))
+    inventory = take_inventory(checkpoint)
+    plan = make_plan(checkpoint, inventory, Request(tp=ranks, engine="reference", expert_dtype=dtype))
+    reshard(prepare(checkpoint, inventory, plan), checkpoint, out)
+    return time.monotonic() - started
+
+
+def main() -> None:
+    """Compare for every number of ranks that the demo checkpoint allows, FP4 kept and cast to FP8."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--converter", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        source = write_checkpoint(Path(scratch) / "checkpoint", seed=arguments.seed)
+        for dtype in ("fp4", "fp8"):
+            for ranks in (1, 2, 4, 8, 16):
+                theirs, ours = Path(scratch) / f"theirs-{dtype}-{ranks}", Path(scratch) / f"ours-{dtype}-{ranks}"
+                slow = convert(arguments.converter, source, theirs, DEMO_CONFIG["n_routed_experts"], ranks, dtype)
+                fast = shard(source, ours, ranks, dtype)
+                names = sorted(path.name for path in theirs.glob("*.safetensors"))
+                same = [filecmp.cmp(theirs / name, ours / name, shallow=False) for name in names]
+                if len(names) != ranks or not all(same):
+                    sys.exit(f"{dtype} mp{ranks}: {same.count(False)} of {len(names)} files differ")
+                print(f"{dtype} mp{ranks}: {len(names)} files byte-identical, {slow / fast:.1f}× the converter's speed")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,442 @@
+"""The commands: parse, call, show. Results go to stdout, everything else to stderr."""
+
+import functools
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TypeVar
+
+import typer
+
+from dsv4_shard import __version__
+from dsv4_shard.errors import ExitCode, ShardError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dsv4_shard.checkpoint import Checkpoint
+    from dsv4_shard.engines.base import Request
+    from dsv4_shard.inventory import Inventory
+    from dsv4_shard.plan import Plan
+
+app = typer.Typer(
+    name="dsv4-shard",
+    help="From a DeepSeek-V4 checkpoint to a deployment plan to verified per-rank shards.",
+    epilog="Exit codes: 0 done, 1 a result that says no, 2 usage, 3 bad checkpoint, 4 I/O, 5 network, 130 interrupted.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _reported(function: Callable[P, R]) -> Callable[P, R]:
+    """Turn a ShardError into its message, its hint and its exit code; anything else is a bug and keeps its trace."""
+
+    @functools.wraps(function)
+    def command(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except ShardError as error:
+            _fail(error)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
+        except BrokenPipeError:
+            # Whoever read our output has gone; Python would complain once more when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(ExitCode.DONE) from None
+
+    return command
+
+
+def _fail(error: ShardError) -> NoReturn:
+    from dsv4_shard.report import clean
+
+    print(f"error: {clean(str(error))}", file=sys.stderr)
+    if error.hint:
+        print(f"  {clean(error.hint)}", file=sys.stderr)
+    raise typer.Exit(error.exit_code)
+
+
+def _consoles() -> tuple["Console", "Console"]:
+    from rich.console import Console
+
+    return Console(highlight=False), Console(stderr=True, highlight=False)
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document, indent=2))
+
+
+def _open(repo: str) -> tuple["Checkpoint", "Inventory"]:
+    from dsv4_shard.checkpoint import read_checkpoint
+    from dsv4_shard.inventory import take_inventory
+    from dsv4_shard.sources import open_source
+
+    checkpoint = read_checkpoint(open_source(repo))
+    return checkpoint, take_inventory(checkpoint)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"dsv4-shard {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+# --- options that several commands share ---------------------------------------------------------------------------
+
+RepoArg = Annotated[str, typer.Argument(help="Checkpoint: a folder, or org/name[@revision] from the local Hub cache.")]
+JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+EpOpt = Annotated[int | None, typer.Option("--ep", min=1, help="Expert parallelism; default: the engine's.")]
+DpOpt = Annotated[
+    int, typer.Option("--dp", min=1, help="SGLang, TensorRT-LLM: attention DP inside TP. vLLM: replicas.")
+]
+EngineOpt = Annotated[str, typer.Option("--engine", help="sglang, vllm, reference or trtllm.")]
+RunnerOpt = Annotated[
+    str | None,
+    typer.Option("--runner", help="MoE runner or backend (marlin, flashinfer_mxfp4, ...); default: engine's."),
+]
+A2aOpt = Annotated[str | None, typer.Option("--a2a", help="SGLang's all-to-all backend (deepep, megamoe, ...).")]
+SharedOpt = Annotated[str, typer.Option("--shared-experts", help="auto, whole, split or pad.")]
+GpuOpt = Annotated[str | None, typer.Option("--gpu", help="h20-96, h20-141, h100, h200, b200, b300, gb200, gb300, ...")]
+NodesOpt = Annotated[int | None, typer.Option("--nodes", min=1, help="Hosts; default: as few as hold the GPUs.")]
+ExpertDtypeOpt = Annotated[
+    str | None, typer.Option("--expert-dtype", help="fp8: cast FP4 experts as DeepSeek's converter does (reference).")
+]
+JobsOpt = Annotated[int | None, typer.Option("--jobs", min=1, help="Worker threads; default: the CPUs, at most 8.")]
+
+
+def _request(
+    tp: int,
+    ep: int | None,
+    dp: int,
+    engine: str,
+    runner: str | None,
+    a2a: str | None,
+    shared: str,
+    gpu: str | None,
+    nodes: int | None,
+    expert_dtype: str | None,
+) -> "Request":
+    from dsv4_shard.engines import find_engine
+    from dsv4_shard.engines.base import Request
+
+    return Request(tp, ep, dp, find_engine(engine).name, runner, a2a, shared, gpu, nodes, expert_dtype)
+
+
+# --- commands ------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+@_reported
+def inspect(
+    repo: RepoArg,
+    tp: Annotated[str, typer.Option("--tp", help="Candidate TP sizes, separated by commas.")] = "1,2,4,8,16,32,64",
+    as_json: JsonOpt = False,
+) -> None:
+    """What a checkpoint is and holds, what is wrong with it, and at which TP each engine can run it.
+
+    Reads headers only. Exit code 3 if the checkpoint has errors.
+    """
+    from dsv4_shard import recent
+    from dsv4_shard.inspect import inspect as make_inspection
+    from dsv4_shard.report import show_inspection
+
+    checkpoint, inventory = _open(repo)
+    recent.remember(repo)
+    inspection = make_inspection(checkpoint, inventory, _numbers(tp, "--tp"))
+    if as_json:
+        _print_json(inspection.model_dump(mode="json"))
+    else:
+        show_inspection(_consoles()[0], inspection)
+    if inspection.has_errors:
+        raise typer.Exit(ExitCode.CHECKPOINT)
+
+
+@app.command()
+@_reported
+def plan(
+    repo: Annotated[
+        str | None, typer.Argument(help="Checkpoint; default: the current folder, else the one last inspected.")
+    ] = None,
+    tp: Annotated[int, typer.Option("--tp", min=1, help="Tensor parallelism.")] = ...,  # type: ignore[assignment]
+    ep: EpOpt = None,
+    dp: DpOpt = 1,
+    engine: EngineOpt = "sglang",
+    runner: RunnerOpt = None,
+    a2a: A2aOpt = None,
+    shared_experts: SharedOpt = "auto",
+    gpu: GpuOpt = None,
+    nodes: NodesOpt = None,
+    expert_dtype: ExpertDtypeOpt = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the plan to this file.")] = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Where every module goes on the ranks, what it weighs, whether it runs, and how it is launched.
+
+    Exit code 1 if the layout does not run; the plan then names the rule that breaks and the nearest layouts that do.
+    """
+    from dsv4_shard.plan import make_plan
+    from dsv4_shard.report import show_plan
+
+    request = _request(tp, ep, dp, engine, runner, a2a, shared_experts, gpu, nodes, expert_dtype)
+    made = make_plan(*_open(repo or _default_repo()), request)
+    if output is not None:
+        _write_text(output, made.to_json())
+    if as_json:
+        print(made.to_json(), end="")
+    else:
+        show_plan(_consoles()[0], made, str(output) if output else None)
+    if not made.feasible:
+        raise typer.Exit(ExitCode.NO)
+
+
+@app.command()
+@_reported
+def reshard(
+    repo: RepoArg,
+    out: Annotated[Path, typer.Argument(help="Folder to make; appears only when it is complete.")],
+    plan_file: Annotated[Path | None, typer.Option("--plan", help="Follow this plan (made by `plan -o`).")] = None,
+    tp: Annotated[int | None, typer.Option("--tp", min=1, help="Tensor parallelism, if there is no plan.")] = None,
+    ep: EpOpt = None,
+    dp: DpOpt = 1,
+    engine: EngineOpt = "sglang",
+    runner: RunnerOpt = None,
+    a2a: A2aOpt = None,
+    shared_experts: SharedOpt = "auto",
+    gpu: GpuOpt = None,
+    nodes: NodesOpt = None,
+    expert_dtype: ExpertDtypeOpt = None,
+    ranks: Annotated[str | None, typer.Option("--ranks", help="Write only these ranks: 0-7 or 0,2,4.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and stop.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")] = False,
+    allow_inexact: Annotated[bool, typer.Option("--allow-inexact", help="Let the FP8 cast round.")] = False,
+    jobs: JobsOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Write one file a rank, each source byte read once, and a manifest that proves what was written."""
+    from dsv4_shard.report import show_dry_run, show_outcome
+    from dsv4_shard.reshard import check_job, prepare
+    from dsv4_shard.reshard import reshard as write
+
+    checkpoint, inventory = _open(repo)
+    request = (
+        _request(tp, ep, dp, engine, runner, a2a, shared_experts, gpu, nodes, expert_dtype) if tp is not None else None
+    )
+    made = _plan_for(checkpoint, inventory, plan_file, request)
+    job = prepare(checkpoint, inventory, made, _ranks(ranks))
+    free = check_job(job, checkpoint, out, overwrite)
+    console, log = _consoles()
+    if dry_run:
+        if as_json:
+            _print_json({"files": {file.name: file.nbytes for file in job.recipe.files}, "bytes": job.nbytes,
+                         "free": free, "left_out": job.recipe.left_out})  # fmt: skip
+        else:
+            show_dry_run(console, job, str(out), free)
+        return
+    with _Progress(log, "reshard", sum(file.payload for file in job.recipe.files), quiet=as_json) as progress:
+        outcome = write(job, checkpoint, out, workers=jobs, overwrite=overwrite, allow_inexact=allow_inexact,
+                        on_progress=progress.advance)  # fmt: skip
+    if as_json:
+        _print_json({"out": str(outcome.out), "files": outcome.files, "bytes": outcome.nbytes,
+                     "bytes_read": outcome.bytes_read, "inexact": outcome.inexact})  # fmt: skip
+    else:
+        show_outcome(console, outcome, progress.seconds)
+
+
+@app.command()
+@_reported
+def verify(
+    out: Annotated[Path, typer.Argument(help="A folder that reshard made.")],
+    against: Annotated[str | None, typer.Option("--against", help="The checkpoint it was made from.")] = None,
+    numerics: Annotated[
+        bool, typer.Option("--numerics", help="Also add up the experts of a layer (--against).")
+    ] = False,
+    layer: Annotated[int | None, typer.Option("--layer", help="The layer for --numerics; default: the last.")] = None,
+    jobs: JobsOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Prove a result against its manifest, or byte by byte against the checkpoint. Exit code 1 if anything differs."""
+    from dsv4_shard.numerics import check_numerics
+    from dsv4_shard.report import show_verification
+    from dsv4_shard.verify import bytes_to_verify
+    from dsv4_shard.verify import verify as check
+
+    if numerics and against is None:
+        raise UsageError("--numerics needs --against: the unsharded layer is in the checkpoint")
+    source = _open(against) if against is not None else None
+    console, log = _consoles()
+    with _Progress(log, "verify", bytes_to_verify(out), quiet=as_json) as progress:
+        found = check(out, source, workers=jobs, on_progress=progress.advance)
+    sums = check_numerics(out, *source, layer) if numerics and source is not None and found.ok else None
+    if as_json:
+        document = found.model_dump(mode="json") | {"ok": found.ok}
+        _print_json(document | ({"numerics": sums.model_dump(mode="json")} if sums else {}))
+    else:
+        show_verification(console, found, sums)
+    if not found.ok or (sums is not None and not sums.ok):
+        raise typer.Exit(ExitCode.NO)
+
+
+@app.command()
+@_reported
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where to put the demo's files.")] = Path("dsv4-demo"),
+) -> None:
+    """Make a small checkpoint with V4-Pro's structure, then inspect, plan, reshard and verify it."""
+    from dsv4_shard.commit import check_output
+    from dsv4_shard.demo import write_checkpoint
+
+    check_output(folder, Path(__file__).parent, overwrite=False)
+    checkpoint, shards, plan_file = folder / "checkpoint", folder / "shards", folder / "plan.json"
+    folder.mkdir(exist_ok=True)
+    print(f"A checkpoint with DeepSeek-V4-Pro's structure, 4 layers and 16 experts small: {checkpoint}", flush=True)
+    write_checkpoint(checkpoint)
+    commands = (
+        ["inspect", str(checkpoint)],
+        ["plan", str(checkpoint), "--tp", "16"],
+        ["plan", str(checkpoint), "--tp", "16", "--engine", "reference", "-o", str(plan_file)],
+        ["reshard", str(checkpoint), str(shards), "--plan", str(plan_file)],
+        ["verify", str(shards), "--against", str(checkpoint), "--numerics"],
+    )
+    for arguments in commands:
+        print(f"\n$ dsv4-shard {' '.join(arguments)}", flush=True)
+        app(arguments, standalone_mode=False)
+    print(f"\nThe checkpoint is in {checkpoint}, its 16 ranks in {shards}, the plan in {plan_file}.")
+
+
+# --- helpers -------------------------------------------------------------------------------------------------------
+
+
+def _numbers(text: str, option: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        raise UsageError(f"{option} {text!r}: not numbers separated by commas") from None
+    if not numbers or min(numbers) < 1:
+        raise UsageError(f"{option} {text!r}: must be at least 1")
+    return numbers
+
+
+def _ranks(text: str | None) -> tuple[int, ...] | None:
+    """`0-7` or `0,2,4` as rank numbers, in order."""
+    if text is None:
+        return None
+    ranks: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not (first.isdecimal() and (last.isdecimal() if dash else True)) or (dash and int(last) < int(first)):
+            raise UsageError(f"--ranks {text!r}: not a list of ranks", hint="Write 0-7, or 0,2,4.")
+        ranks.update(range(int(first), int(last if dash else first) + 1))
+    return tuple(sorted(ranks))
+
+
+def _default_repo() -> str:
+    """The current folder if it is a checkpoint, else the one last inspected; says which."""
+    from dsv4_shard import recent
+    from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE, SINGLE_FILE
+
+    here = Path.cwd()
+    if (here / CONFIG_FILE).is_file() and ((here / INDEX_FILE).is_file() or (here / SINGLE_FILE).is_file()):
+        print("planning for the checkpoint in the current folder", file=sys.stderr)
+        return str(here)
+    last = recent.recall()
+    if last is None:
+        raise UsageError(
+            "no checkpoint named, none in the current folder, and none inspected yet",
+            hint="Name one: dsv4-shard plan REPO --tp 16",
+        )
+    print(f"planning for {last}, the checkpoint last inspected", file=sys.stderr)
+    return last
+
+
+def _plan_for(
+    checkpoint: "Checkpoint", inventory: "Inventory", plan_file: Path | None, request: "Request | None"
+) -> "Plan":
+    from dsv4_shard.plan import check_plan, load_plan, make_plan
+
+    if plan_file is not None and request is not None:
+        raise UsageError("--plan and --tp say the same thing twice", hint="Give one of them.")
+    if plan_file is not None:
+        return check_plan(load_plan(plan_file), checkpoint, inventory)
+    if request is None:
+        raise UsageError("neither --plan nor --tp", hint="Give a plan file, or --tp N and the options of `plan`.")
+    return make_plan(checkpoint, inventory, request)
+
+
+def _write_text(path: Path, text: str) -> None:
+    from dsv4_shard.errors import WriteFailed
+
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise WriteFailed(f"{path}: {error.strerror}") from error
+
+
+class _Progress:
+    """Bytes moved: a bar with rate and time left on a terminal, a line every half minute elsewhere."""
+
+    def __init__(self, console: "Console", what: str, total: int, *, quiet: bool) -> None:
+        self._console, self._what, self._total, self._quiet = console, what, total, quiet
+        self._done = 0
+        self.seconds = 0.0
+
+    def __enter__(self) -> "_Progress":
+        import threading
+        import time
+
+        from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+        self._lock = threading.Lock()
+        self._clock = time.monotonic
+        self._started = self._spoke = self._clock()
+        columns = (f"{self._what}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        shown = self._console.is_terminal and not self._quiet
+        self._bar = Progress(*columns, console=self._console, disable=not shown, transient=True)
+        self._task = self._bar.add_task(self._what, total=self._total)
+        self._bar.start()
+        return self
+
+    def advance(self, nbytes: int) -> None:
+        """Called from any worker."""
+        with self._lock:
+            self._done += nbytes
+            done = self._done
+            quiet = self._quiet or self._console.is_terminal or self._clock() - self._spoke < 30
+            if not quiet:
+                self._spoke = self._clock()
+        self._bar.advance(self._task, nbytes)
+        if not quiet:
+            percent = 100 * done / max(1, self._total)
+            print(f"{self._what}: {done:,} of {self._total:,} bytes ({percent:.0f} %)", file=sys.stderr)
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+        self.seconds = self._clock() - self._started
+
+
+def _on_sigterm(*_: object) -> NoReturn:
+    """Leave as after an error, so that what is half-written is removed."""
+    sys.exit(128 + signal.SIGTERM)
+
+
+def main() -> None:
+    """Entry point."""
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    app()

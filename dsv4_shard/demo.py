@@ -1,0 +1,172 @@
+"""A small checkpoint with V4-Pro's structure, for the demo, the tests and the benchmarks.
+
+Every role, dtype and kind of layer of the real one is there, and its shared expert breaks at TP16 for the same reason:
+3072 rows in 24 blocks of 128. What is small is all else: the width, the number of layers and of experts.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dsv4_shard.blocks import FP4_GROUP, Block, scale_shape
+from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE
+from dsv4_shard.config import parse_config
+from dsv4_shard.header import TensorInfo, build_header
+from dsv4_shard.inventory import expected_names
+from dsv4_shard.roles import SPEC, Module, Part, Role, TensorName, layer_kind, unparse_name
+
+FP8_BLOCK = Block(128, 128)
+FP4_BLOCK = Block(1, FP4_GROUP)
+_CHUNK = 4 << 20
+
+DEMO_CONFIG: dict[str, Any] = {
+    "architectures": ["DeepseekV4ForCausalLM"],
+    "model_type": "deepseek_v4",
+    "expert_dtype": "fp4",
+    "hidden_size": 256,
+    "num_hidden_layers": 4,
+    "num_nextn_predict_layers": 1,
+    "num_hash_layers": 3,
+    "compress_ratios": [128, 128, 4, 128, 0],
+    "vocab_size": 1024,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 1,
+    "head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "q_lora_rank": 128,
+    "o_groups": 16,
+    "o_lora_rank": 128,
+    "index_n_heads": 16,
+    "index_head_dim": 128,
+    "index_topk": 64,
+    "moe_intermediate_size": 3072,
+    "n_routed_experts": 16,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 6,
+    "hc_mult": 4,
+    "hc_sinkhorn_iters": 20,
+    "routed_scaling_factor": 2.5,
+    "scoring_func": "sqrtsoftplus",
+    "swiglu_limit": 10.0,
+    "sliding_window": 128,
+    "rope_theta": 10000,
+    "compress_rope_theta": 160000,
+    "rope_scaling": {
+        "type": "yarn",
+        "factor": 16,
+        "beta_fast": 32,
+        "beta_slow": 1,
+        "original_max_position_embeddings": 65536,
+    },
+    "quantization_config": {
+        "quant_method": "fp8",
+        "fmt": "e4m3",
+        "scale_fmt": "ue8m0",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [128, 128],
+    },
+    "torch_dtype": "bfloat16",
+}
+
+_F32_ROLES = frozenset(
+    {
+        Role.ATTN_SINK,
+        Role.COMPRESSOR_APE,
+        Role.INDEXER_APE,
+        Role.ROUTER_BIAS,
+        *(role for (_, role), spec in SPEC.items() if spec.module is Module.HYPER),
+    }
+)
+
+
+def tensors_of(document: dict[str, Any], mtp_blocks: int = 1) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Every tensor of a V4 checkpoint with this config.json: name → (dtype, shape as stored)."""
+    config, _ = parse_config(json.dumps(document).encode(), CONFIG_FILE)
+    fp4 = document.get("expert_dtype") == "fp4"
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for at in expected_names(config, range(mtp_blocks)):
+        spec = SPEC[at.stage, at.role]
+        shape = spec.shape(config, layer_kind(config, at.stage, at.layer))
+        routed = spec.module is Module.ROUTED
+        for one in (at._replace(expert=e) for e in range(config.n_routed_experts)) if routed else (at,):
+            tensors |= _stored(one, shape, spec.quantized, fp4 and routed)
+    return tensors
+
+
+def _stored(
+    at: TensorName, shape: tuple[int, ...], quantized: bool, packed: bool
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    name = unparse_name(at)
+    if not quantized:
+        dtype = "I64" if at.role is Role.ROUTER_HASH else "F32" if at.role in _F32_ROLES else "BF16"
+        return {name: (dtype, shape)}
+    block = FP4_BLOCK if packed else FP8_BLOCK
+    scale_name = unparse_name(at._replace(part=Part.SCALE))
+    weight = ("I8", (shape[0], shape[1] // 2)) if packed else ("F8_E4M3", shape)
+    return {name: weight, scale_name: ("F8_E8M0", scale_shape((shape[0], shape[1]), block))}
+
+
+def write_checkpoint(folder: Path, document: dict[str, Any] = DEMO_CONFIG, seed: int = 0, mtp_blocks: int = 1) -> Path:
+    """Write a checkpoint with random weights into the new folder `folder`: the same bytes for the same seed.
+
+    As DeepSeek releases it: the embedding, one file a layer, what follows the layers, and the MTP blocks.
+    """
+    depth = document["num_hidden_layers"]
+    files: dict[int, dict[str, tuple[str, tuple[int, ...]]]] = {}
+    for name, tensor in tensors_of(document, mtp_blocks).items():
+        prefix, _, rest = name.partition(".")
+        number = {"embed": 0, "mtp": depth + 2}.get(prefix, depth + 1)
+        if prefix == "layers":
+            number = 1 + int(rest.partition(".")[0])
+        files.setdefault(number, {})[name] = tensor
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(seed)
+    weight_map: dict[str, str] = {}
+    total = 0
+    for number, tensors in sorted(files.items()):
+        file_name = f"model-{number + 1:05d}-of-{len(files):05d}.safetensors"
+        header, placed = build_header(tensors)
+        with (folder / file_name).open("wb") as file:
+            file.write(header)
+            for name, info in placed.items():
+                for data in _random_bytes(random, name, info, document):
+                    file.write(data.data)
+        weight_map |= dict.fromkeys(tensors, file_name)
+        total += max(info.stop for info in placed.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=1))
+    (folder / CONFIG_FILE).write_text(json.dumps(document, indent=2) + "\n")
+    (folder / "tokenizer.json").write_text('{"version": "1.0", "added_tokens": []}\n')
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}\n')
+    return folder
+
+
+def _random_bytes(
+    random: np.random.Generator, name: str, info: TensorInfo, document: dict[str, Any]
+) -> Iterator[npt.NDArray[Any]]:
+    """A tensor's bytes, a few MiB at a time. FP8 holds no NaN, scales differ by less than the FP8 cast can take."""
+    left = info.nbytes
+    while left:
+        nbytes = min(left, _CHUNK)
+        left -= nbytes
+        match info.dtype:
+            case "I64":
+                experts = document["n_routed_experts"]
+                yield random.integers(0, experts, nbytes // 8, dtype=np.int64)
+            case "F32":
+                yield random.standard_normal(nbytes // 4, dtype=np.float32) * np.float32(0.1)
+            case "BF16":
+                values = random.standard_normal(nbytes // 2, dtype=np.float32) * np.float32(0.1)
+                yield (values.view(np.uint32) >> 16).astype(np.uint16)
+            case "F8_E8M0":
+                yield random.integers(117, 124, nbytes, dtype=np.uint8)
+            case "F8_E4M3":
+                codes = random.integers(0, 256, nbytes, dtype=np.uint8)
+                codes[(codes & 0x7F) == 0x7F] = 0x38
+                yield codes
+            case _:
+                yield random.integers(0, 256, nbytes, dtype=np.uint8)

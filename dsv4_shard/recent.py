@@ -1,0 +1,27 @@
+"""The checkpoint that was last inspected, so that `plan --tp 16` needs no name."""
+
+import os
+from pathlib import Path
+
+
+def _state_file() -> Path:
+    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(home) / "dsv4-shard" / "last-inspected"
+
+
+def remember(repo: str) -> None:
+    """Keep the name for later. Not being able to is no reason to fail."""
+    name = str(Path(repo).absolute()) if Path(repo).is_dir() else repo
+    try:
+        _state_file().parent.mkdir(parents=True, exist_ok=True)
+        _state_file().write_text(name)
+    except OSError:
+        return
+
+
+def recall() -> str | None:
+    """The checkpoint that was last inspected, or None."""
+    try:
+        return _state_file().read_text().strip() or None
+    except OSError:
+        return None

@@ -1,0 +1,318 @@
+"""What the commands print: tables and sentences for people, on a terminal of 80 columns or more."""
+
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from dsv4_shard.checkpoint import Severity
+from dsv4_shard.engines import ENGINES
+from dsv4_shard.inspect import Cell, Dimension, Inspection
+from dsv4_shard.numerics import Numerics
+from dsv4_shard.plan import Plan, PlanBreach, PlanModule
+from dsv4_shard.reshard import Job, Outcome
+from dsv4_shard.verify import Verification
+
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+_SHORT = {"sglang": "SGLang", "vllm": "vLLM", "reference": "reference", "trtllm": "TRT-LLM"}
+_MARKS = {"works": ("yes", "green"), "with-options": ("yes*", "yellow"), "no": ("no", "red")}
+_SEVERITY_STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}
+_PROBLEMS_SHOWN = 20
+
+
+def size(nbytes: int) -> str:
+    """Bytes in decimal units, as disks and checkpoints are sold."""
+    number, unit = float(nbytes), 0
+    while number >= 1000 and unit < len(_UNITS) - 1:
+        number, unit = number / 1000, unit + 1
+    return f"{nbytes} B" if unit == 0 else f"{number:.2f} {_UNITS[unit]}"
+
+
+def gib(nbytes: int) -> str:
+    """Bytes in GiB, as GPUs' memory is counted."""
+    return f"{nbytes / (1 << 30):.1f} GiB"
+
+
+def clean(text: str) -> str:
+    """Text from a checkpoint, with what could control the terminal escaped."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def _table(*columns: str, right: Iterable[int] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_edge=False)
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="right" if number in set(right) else "left", overflow="fold")
+    return table
+
+
+def _heading(console: Console, text: str) -> None:
+    console.print()
+    console.print(Text(text, style="bold"))
+
+
+def _item(console: Console, text: str, style: str = "") -> None:
+    """A paragraph, indented, wrapped at the terminal's width."""
+    console.print(Padding(Text(clean(text), style=style), (0, 0, 0, 2)))
+
+
+# --- inspect -------------------------------------------------------------------------------------------------------
+
+
+def show_inspection(console: Console, inspection: Inspection) -> None:
+    """Identity, roles, findings, what divides, and the TP matrix."""
+    _show_identity(console, inspection)
+    _heading(console, "Tensors by role")
+    roles = _table("module", "part", "tensors", "bytes", "dtype", "block", right=(2, 3))
+    for row in inspection.roles:
+        roles.add_row(row.module, row.part, f"{row.tensors:,}", size(row.bytes), row.dtype, row.block or "")
+    console.print(roles)
+    _heading(console, "Findings")
+    for finding in inspection.findings:
+        _item(console, f"{finding.severity}: {finding.message}", _SEVERITY_STYLES[finding.severity])
+    if not inspection.findings:
+        _item(console, "none: every layer, expert, scale and block is there and fits")
+    if inspection.dimensions:
+        _show_dimensions(console, inspection.dimensions)
+        _show_matrix(console, inspection.matrix)
+
+
+def _show_identity(console: Console, inspection: Inspection) -> None:
+    it = inspection.identity
+    revision = f" @ {it.revision[:12]}" if it.revision else ""
+    console.print(Text(clean(it.label) + revision, style="bold"))
+    _item(console, f"{it.family} ({it.model_type}): {it.tensors:,} tensors in {it.files} files, {size(it.bytes)}")
+    layers = f"{it.layers} layers ({it.hash_layers} hash-routed), {it.mtp_blocks} MTP"
+    _item(console, f"{layers}, hidden {it.hidden_size}, vocabulary {it.vocab_size}")
+    _item(
+        console,
+        f"{it.routed_experts} routed experts ({it.experts_per_token} per token) and {it.shared_experts} shared, "
+        f"intermediate size {it.moe_intermediate_size}",
+    )
+    heads = f"{it.attention_heads} heads of {it.head_dim}, {it.o_groups} output groups, {it.index_heads} index heads"
+    _item(console, heads)
+
+
+def _show_dimensions(console: Console, dimensions: tuple[Dimension, ...]) -> None:
+    tps = [share.tp for share in dimensions[0].shares]
+    _heading(console, "Whole units per rank, by TP (blocks where the weight is quantized)")
+    table = _table("dimension", "units", *(str(tp) for tp in tps), right=range(1, len(tps) + 2))
+    for dimension in dimensions:
+        unit = f" /{dimension.unit}" if dimension.unit > 1 else ""
+        cells = [
+            Text(f"{share.units_per_rank:.0f}" if share.whole else f"{share.units_per_rank:.4g}!",
+                 style="" if share.whole else "red")
+            for share in dimension.shares
+        ]  # fmt: skip
+        table.add_row(f"{dimension.name}{unit}", str(dimension.units), *cells)
+    console.print(table)
+    _item(console, "! does not divide, in the weight or in its scale", "dim")
+
+
+def _show_matrix(console: Console, matrix: tuple[Cell, ...]) -> None:
+    tps = list(dict.fromkeys(cell.tp for cell in matrix))
+    cells = {(cell.engine, cell.tp): cell for cell in matrix}
+    _heading(console, "What runs, by TP")
+    table = _table("engine", *(str(tp) for tp in tps), right=range(1, len(tps) + 1))
+    for engine in ENGINES:
+        marks = [_MARKS[cells[engine, tp].verdict] for tp in tps]
+        table.add_row(_SHORT[engine], *(Text(mark, style=style) for mark, style in marks))
+    console.print(table)
+    for engine in ENGINES:
+        for line, numbers in _merge(cells[engine, tp] for tp in tps).items():
+            _item(console, f"{_SHORT[engine]} TP {', '.join(map(str, numbers))}: {line}")
+
+
+def _merge(cells: Iterable[Cell]) -> dict[str, list[int]]:
+    """One line for neighbouring TPs of which the same is to be said."""
+    lines: dict[str, list[int]] = {}
+    for cell in cells:
+        if cell.verdict == "with-options" and cell.reason is None:
+            lines.setdefault(f"* with {cell.how}: " + "; ".join(cell.notes), []).append(cell.tp)
+        elif cell.reason is not None:
+            way = f"; * works as {cell.how}" if cell.how else ""
+            lines.setdefault(f"{cell.module}: {cell.reason}{way}", []).append(cell.tp)
+    return lines
+
+
+# --- plan ----------------------------------------------------------------------------------------------------------
+
+
+def show_plan(console: Console, plan: Plan, plan_file: str | None = None) -> None:
+    """Verdict, placements, bytes, launch."""
+    at = plan.deployment
+    engine = ENGINES[str(plan.request["engine"])].title
+    console.print(Text(f"{clean(plan.source.label)} on {engine} {plan.engine_version}", style="bold"))
+    named = f" {at['gpu']}" if at["gpu"] else ""
+    nodes = f" on {at['nodes']} nodes" if at["nodes"] > 1 else ""
+    a2a = f", all-to-all {at['a2a']}" if at["a2a"] else ""
+    _item(
+        console,
+        f"TP {at['tp']}, EP {at['ep']}, DP {at['dp']}: {at['world']}{named} GPUs{nodes}; attention TP "
+        f"{at['attention_tp']}, MoE TP {at['moe_tp']}, runner {at['runner']}{a2a}",
+    )
+    for assumption in plan.assumptions:
+        _item(console, assumption, "dim")
+    if plan.feasible:
+        _show_feasible(console, plan, plan_file)
+    else:
+        _show_refusal(console, plan, engine)
+
+
+def _show_refusal(console: Console, plan: Plan, engine: str) -> None:
+    _heading(console, "Does not run")
+    for breach in plan.breaches:
+        _item(console, f"{breach.module}: {breach.reason}", "red")
+        for line in _consequences(breach, engine):
+            console.print(Padding(Text(line), (0, 0, 0, 4)))
+    _heading(console, "Nearest layouts that run" if plan.alternatives else "No layout near it runs")
+    for alternative in plan.alternatives:
+        _item(console, f"{alternative.options}   {alternative.gpus} GPUs, {gib(alternative.bytes_per_rank)} a rank")
+        for note in alternative.notes:
+            console.print(Padding(Text(note, style="dim"), (0, 0, 0, 4)))
+
+
+def _consequences(breach: PlanBreach, engine: str) -> Iterable[str]:
+    if breach.engine_says:
+        yield f"{engine} says: {breach.engine_says}"
+    else:
+        yield f"{engine} does not say so: {breach.consequence}"
+    for remedy in breach.remedies:
+        yield f"try {remedy}"
+
+
+def _show_feasible(console: Console, plan: Plan, plan_file: str | None) -> None:
+    _heading(console, "Runs" if not plan.choices else "Runs, with")
+    for choice in plan.choices:
+        _item(console, choice)
+    _heading(console, "Placement")
+    table = _table("module", "placement", "held as", "bytes a rank", right=(3,))
+    for module, placement, dtype, nbytes in _placements(plan.modules):
+        table.add_row(module, placement, dtype, size(nbytes))
+    console.print(table)
+    _show_totals(console, plan)
+    _heading(console, "Addition order")
+    _item(console, plan.shared_expert_addition)
+    _show_launch(console, plan, plan_file)
+
+
+def _placements(modules: tuple[PlanModule, ...]) -> list[tuple[str, str, str, int]]:
+    """Rows of roles that are placed and held alike, together; the draft model's last and marked."""
+    rows: dict[tuple[str, str, str], int] = {}
+    for part_of in ("target", "draft"):
+        for row in modules:
+            if row.part_of == part_of:
+                name = f"{row.module}" + (" (draft)" if part_of == "draft" else "")
+                if row.module in ("attention", "indexer") and row.placement != "whole on every rank":
+                    name += f": {row.role.rpartition('.')[2]}"
+                key = (name, row.placement, row.rank_dtype)
+                rows[key] = rows.get(key, 0) + row.bytes_per_rank
+    return [(*key, nbytes) for key, nbytes in rows.items()]
+
+
+def _show_totals(console: Console, plan: Plan) -> None:
+    totals = plan.totals
+    if totals is None:
+        return
+    _heading(console, "Bytes a rank")
+    heaviest = totals.target_bytes_per_rank_max
+    _item(console, f"weights: {size(heaviest)} ({gib(heaviest)}), the same on each of {totals.ranks} ranks"
+          if totals.target_bytes_per_rank_min == heaviest else
+          f"weights: {size(totals.target_bytes_per_rank_min)} to {size(heaviest)}")  # fmt: skip
+    if totals.draft_bytes_per_rank:
+        _item(console, f"MTP draft model: {size(totals.draft_bytes_per_rank)} more")
+    shared = f"shared experts: {size(totals.shared_experts_bytes_per_rank)}"
+    if plan.deployment["shared"] == "whole" and totals.ranks > 1:
+        shared += f", whole on every rank: {size(totals.shared_experts_weight_bytes_per_layer)} of weights a layer"
+    _item(console, shared)
+    if totals.ranks > 1:
+        _item(console, f"whole on every rank, all modules together: {size(totals.replicated_bytes_per_rank)}")
+    if totals.padding_bytes_per_rank:
+        _item(console, f"zeros for padding: {size(totals.padding_bytes_per_rank)} on average")
+    if plan.memory:
+        memory = plan.memory
+        _item(
+            console,
+            f"{memory.gpu}: {gib(memory.capacity)} as CUDA counts it, {gib(memory.left)} left for KV cache, "
+            "activations and graphs",
+        )
+
+
+def _show_launch(console: Console, plan: Plan, plan_file: str | None) -> None:
+    if plan.reshard:
+        command = plan.reshard if plan_file is None else f"{plan.reshard.split(' --')[0]} --plan {plan_file}"
+        _heading(console, "Write the shards")
+        _print_command(console, command)
+    _heading(console, "Launch")
+    for name, content in plan.launch.files.items():
+        _item(console, f"{name}: {content.strip()}")
+    environment = "".join(f"{key}={value} " for key, value in plan.launch.environment.items())
+    for node, command in enumerate(plan.launch.commands):
+        if len(plan.launch.commands) > 1:
+            _item(console, f"node {node}:", "dim")
+        _print_command(console, environment + command)
+
+
+def _print_command(console: Console, command: str) -> None:
+    """A command on one line, however long: it must survive being copied."""
+    console.print(Text("  " + command), soft_wrap=True)
+
+
+# --- reshard and verify --------------------------------------------------------------------------------------------
+
+
+def show_dry_run(console: Console, job: Job, out: str, free: int) -> None:
+    """What reshard would write."""
+    console.print(Text(f"Would write into {out}", style="bold"))
+    table = _table("file", "tensors", "bytes", right=(1, 2))
+    for file in job.recipe.files:
+        table.add_row(file.name, f"{len(file.tensors):,}", f"{file.nbytes:,}")
+    for name, content in job.companions.items():
+        table.add_row(name, "", f"{len(content):,}")
+    console.print(table)
+    _item(console, f"needed: {size(job.nbytes)}, free: {size(free)}")
+    _item(console, f"source tensors left out: {len(job.recipe.left_out):,}")
+
+
+def show_outcome(console: Console, outcome: Outcome, seconds: float) -> None:
+    """What reshard wrote, and what to do next."""
+    rate = outcome.nbytes / seconds if seconds else 0
+    console.print(f"wrote {outcome.files} rank files, {size(outcome.nbytes)} in {seconds:.1f} s ({size(int(rate))}/s)")
+    if outcome.inexact:
+        count = sum(outcome.inexact.values())
+        _item(console, f"{count:,} values in {len(outcome.inexact):,} tensors were rounded by the cast", "yellow")
+    console.print(Text(f"into {clean(str(outcome.out))}"))
+
+
+def show_verification(console: Console, verification: Verification, numerics: Numerics | None) -> None:
+    """Verdict, accounts, problems."""
+    held = f"{verification.files} files, {verification.tensors:,} tensors, {size(verification.bytes)}"
+    against = f", against {clean(verification.against)}" if verification.against else ", against its manifest"
+    console.print(Text(f"{clean(verification.folder)}: {held}{against}", style="bold"))
+    for fate, count in verification.accounts.items():
+        _item(console, f"{count:,} source tensors {fate}")
+    for reason, count in verification.left_out.items():
+        _item(console, f"{count:,} not stored: {reason}", "dim")
+    for note in verification.notes:
+        _item(console, f"note: {note}", "dim")
+    for problem in verification.problems[:_PROBLEMS_SHOWN]:
+        place = ": ".join(part for part in (problem.file, problem.tensor) if part)
+        _item(console, f"{place}: {problem.message}", "red")
+    hidden = len(verification.problems) - _PROBLEMS_SHOWN
+    if hidden > 0:
+        _item(console, f"and {hidden:,} more problems (--json lists them)", "red")
+    if numerics is not None:
+        _show_numerics(console, numerics)
+    bad = not verification.ok or (numerics is not None and not numerics.ok)
+    console.print(Text("NOT what was written" if bad else "all as it should be", style="red" if bad else "green"))
+
+
+def _show_numerics(console: Console, numerics: Numerics) -> None:
+    _item(
+        console,
+        f"layer {numerics.layer}, {len(numerics.experts)} routed experts over {numerics.ranks} ranks, shared expert "
+        f"added once: relative error {numerics.error_once:.1e}",
+        "" if numerics.ok else "red",
+    )
+    _item(console, f"(added on every rank it would be {numerics.error_on_every_rank:.1e})", "dim")

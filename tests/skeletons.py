@@ -1,0 +1,60 @@
+"""Full-size checkpoints without their weights: real headers from an inventory, holes for the data (sparse files)."""
+
+import json
+from pathlib import Path
+
+from dsv4_shard.header import build_header
+
+DATA = Path(__file__).parent / "data"
+
+
+def _layers(text: str) -> list[int]:
+    numbers: list[int] = []
+    for span in text.split(","):
+        first, _, last = span.partition("-")
+        numbers += range(int(first), int(last or first) + 1)
+    return numbers
+
+
+def expand(model: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Every tensor of `model`: name → (dtype, shape)."""
+    inventory = json.loads((DATA / model / "inventory.json").read_text())
+    config = json.loads((DATA / model / "config.json").read_text())
+    tensors = {}
+    for template in inventory["tensors"]:
+        layers = _layers(template["layers"]) if "layers" in template else [0]
+        experts = range(config["n_routed_experts"]) if "{E}" in template["name"] else [0]
+        for layer in layers:
+            for expert in experts:
+                name = template["name"].replace("{N}", str(layer)).replace("{E}", str(expert))
+                tensors[name] = (template["dtype"], tuple(template["shape"]))
+    return tensors
+
+
+def write_skeleton(folder: Path, model: str) -> Path:
+    """A folder with the config, index and files of `model`: embed, one file a layer, head, MTP, as released."""
+    config = json.loads((DATA / model / "config.json").read_text())
+    depth = config["num_hidden_layers"]
+    files: dict[int, dict[str, tuple[str, tuple[int, ...]]]] = {}
+    for name, tensor in expand(model).items():
+        prefix, _, rest = name.partition(".")
+        number = {"embed": 0, "mtp": depth + 2}.get(prefix, depth + 1)
+        if prefix == "layers":
+            number = 1 + int(rest.partition(".")[0])
+        files.setdefault(number, {})[name] = tensor
+    folder.mkdir(parents=True)
+    weight_map = {}
+    total = 0
+    for number, tensors in sorted(files.items()):
+        file = f"model-{number + 1:05d}-of-{len(files):05d}.safetensors"
+        header, placed = build_header(tensors)
+        nbytes = max(info.stop for info in placed.values())
+        with (folder / file).open("wb") as stream:
+            stream.write(header)
+            stream.truncate(len(header) + nbytes)
+        weight_map |= dict.fromkeys(tensors, file)
+        total += nbytes
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder

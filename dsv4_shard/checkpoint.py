@@ -99,7 +99,7 @@ def read_checkpoint(source: LocalSource) -> Checkpoint:
     config, document = _read_config(source, sizes)
     weight_map, findings = _read_index(source, sizes)
     names = sorted(set(weight_map.values())) if weight_map is not None else [SINGLE_FILE]
-    with _collector_paused():
+    with collector_paused():
         files, tensors, warnings = _read_headers(source, names)
     findings += [Finding(Severity.WARNING, "header", line) for line in warnings]
     if weight_map is not None:
@@ -109,7 +109,7 @@ def read_checkpoint(source: LocalSource) -> Checkpoint:
 
 
 @contextmanager
-def _collector_paused() -> Iterator[None]:
+def collector_paused() -> Iterator[None]:
     """145,116 new tuples, none of them garbage: looking for cycles among them would double the time."""
     enabled = gc.isenabled()
     gc.disable()

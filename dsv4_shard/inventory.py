@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from dsv4_shard.blocks import FP4_GROUP, PACKED_FP4, Block, agree_on_unit, logical_shape, scale_shape
-from dsv4_shard.checkpoint import Checkpoint, Finding, Severity, Tensor, some
+from dsv4_shard.checkpoint import Checkpoint, Finding, Severity, Tensor, collector_paused, some
 from dsv4_shard.config import ModelConfig
 from dsv4_shard.header import nbytes_of
 from dsv4_shard.roles import (
@@ -98,6 +98,11 @@ class Inventory:
 
 def take_inventory(checkpoint: Checkpoint) -> Inventory:
     """Sort a checkpoint's tensors by role and check them. Never raises for what it finds: that is in `findings`."""
+    with collector_paused():
+        return _take(checkpoint)
+
+
+def _take(checkpoint: Checkpoint) -> Inventory:
     names: dict[str, TensorName] = {}
     unknown: list[str] = []
     for name in checkpoint.tensors:
@@ -187,7 +192,7 @@ def _check_completeness(checkpoint: Checkpoint, names: dict[str, TensorName]) ->
     if missing:
         detail = f", {missing_experts:,} of them of routed experts" if missing_experts else ""
         yield _error("missing-tensors", f"{len(missing):,} tensors are missing{detail}: {some(missing)}")
-    yield from _check_scales(checkpoint, names, present)
+    yield from _check_scales(checkpoint, names)
 
 
 def expected_names(config: ModelConfig, mtp_blocks: Iterable[int]) -> Iterator[TensorName]:
@@ -212,23 +217,23 @@ def _expected_of(
             yield TensorName(spec.role, Part.WEIGHT, stage, layer, 0)
 
 
-def _check_scales(checkpoint: Checkpoint, names: dict[str, TensorName], present: set[TensorName]) -> Iterator[Finding]:
+def _check_scales(checkpoint: Checkpoint, names: dict[str, TensorName]) -> Iterator[Finding]:
     """Each quantized weight has its scale, each scale its weight; plain weights have none."""
+    tensors = checkpoint.tensors
+    quantized = {key for key, spec in SPEC.items() if spec.quantized}
     unscaled: list[str] = []
     orphans: list[str] = []
     needless: list[str] = []
     for name, at in names.items():
         if at.part is Part.SCALE:
-            weight = checkpoint.tensors.get(unparse_name(at._replace(part=Part.WEIGHT)))
+            weight = tensors.get(_weight_name(name))
             if weight is None:
                 orphans.append(name)
             elif weight.dtype in _FLOATS:
                 needless.append(name)
-        elif (
-            SPEC[at.stage, at.role].quantized
-            and checkpoint.tensors[name].dtype not in _FLOATS
-            and at._replace(part=Part.SCALE) not in present
-        ):
+            continue
+        plain = (at.stage, at.role) not in quantized or tensors[name].dtype in _FLOATS
+        if not plain and _scale_name(name) not in tensors:
             unscaled.append(name)
     if unscaled:
         yield _error("missing-scales", f"{len(unscaled):,} quantized weights have no scale: {some(unscaled)}")
@@ -238,6 +243,14 @@ def _check_scales(checkpoint: Checkpoint, names: dict[str, TensorName], present:
         yield _error("needless-scales", f"{len(needless):,} unquantized weights have a scale: {some(needless)}")
 
 
+def _scale_name(weight_name: str) -> str:
+    return weight_name.removesuffix(Part.WEIGHT) + Part.SCALE
+
+
+def _weight_name(scale_name: str) -> str:
+    return scale_name.removesuffix(Part.SCALE) + Part.WEIGHT
+
+
 # --- formats -------------------------------------------------------------------------------------------------------
 
 
@@ -245,15 +258,14 @@ def _pairs(checkpoint: Checkpoint, names: dict[str, TensorName]) -> Iterator[tup
     """Every weight of a role that may be quantized, with its scale where it has one."""
     for name, at in names.items():
         if at.part is Part.WEIGHT and SPEC[at.stage, at.role].quantized:
-            scale_name = name.removesuffix("weight") + "scale"
-            yield at, checkpoint.tensors[name], checkpoint.tensors.get(scale_name)
+            yield at, checkpoint.tensors[name], checkpoint.tensors.get(_scale_name(name))
 
 
 def _format_name(weight: Tensor, scale: Tensor | None) -> str | None:
     """FP4, FP8, a plain dtype, or None for a combination that no DeepSeek-V4 checkpoint has."""
     if scale is None:
         return weight.dtype if weight.dtype in _FLOATS else None
-    if weight.dtype in PACKED_FP4 | {"F4"} and scale.dtype == "F8_E8M0":
+    if weight.dtype in PACKED_FP4 and scale.dtype == "F8_E8M0":
         return "FP4"
     if weight.dtype == "F8_E4M3" and scale.dtype in FP8_SCALES:
         return "FP8"
@@ -299,26 +311,29 @@ def _check_shapes(
     """Each weight has the shape that the config implies, each scale `ceil(weight / block)`."""
     odd: list[str] = []
     odd_scales: list[str] = []
-    expected: dict[tuple[Stage, Role, LayerKind], tuple[int, ...]] = {}
+    due_shapes: dict[tuple[object, ...], tuple[int, ...]] = {}
     for name, at in names.items():
-        tensor, fmt = checkpoint.tensors[name], formats.get((at.stage, at.role))
-        kind = layer_kind(checkpoint.config, at.stage, at.layer)
-        key = (at.stage, at.role, kind)
-        if key not in expected:
-            expected[key] = SPEC[at.stage, at.role].shape(checkpoint.config, kind)
-        due = expected[key]
-        if at.part is Part.SCALE:
-            if fmt is None or fmt.block is None:
-                continue
-            due_scale = scale_shape((due[0], due[1]), fmt.block)
-            if tensor.shape != due_scale:
-                odd_scales.append(f"{name} {list(tensor.shape)} (ceil({list(due)} / {fmt.block}) = {list(due_scale)})")
-        elif logical_shape(tensor.dtype, tensor.shape, _is_packed(fmt, at.part)) != due:
-            odd.append(f"{name} {list(tensor.shape)} (config.json gives {list(due)})")
+        kind = at[:4]  # all but the expert, which changes nothing
+        due = due_shapes.get(kind)
+        if due is None:
+            due = due_shapes[kind] = _due_shape(checkpoint.config, at, formats.get((at.stage, at.role)))
+        shape = checkpoint.tensors[name].shape
+        if shape != due:
+            (odd_scales if at.part is Part.SCALE else odd).append(f"{name} {list(shape)}, due {list(due)}")
     if odd:
         yield _error("odd-shapes", f"{len(odd):,} tensors have another shape than config.json gives: {some(odd)}")
     if odd_scales:
-        yield _error("odd-scales", f"{len(odd_scales):,} scales do not match their weights: {some(odd_scales)}")
+        yield _error(
+            "odd-scales", f"{len(odd_scales):,} scales do not have the shape ceil(weight / block): {some(odd_scales)}"
+        )
+
+
+def _due_shape(config: ModelConfig, at: TensorName, fmt: Format | None) -> tuple[int, ...]:
+    """The shape that the tensor at `at` must have, as stored."""
+    shape = SPEC[at.stage, at.role].shape(config, layer_kind(config, at.stage, at.layer))
+    if at.part is Part.SCALE:
+        return scale_shape((shape[0], shape[1]), fmt.block) if fmt is not None and fmt.block else shape
+    return (*shape[:-1], shape[-1] // 2) if _is_packed(fmt, at.part) else shape
 
 
 def _compare_config(config: ModelConfig, formats: dict[tuple[Stage, Role], Format]) -> Iterator[Finding]:

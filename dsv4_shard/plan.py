@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from dsv4_shard import __version__
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.engines import find_engine
-from dsv4_shard.engines.base import Breach, Context, Deployment, Engine, Expert, Held, Request
+from dsv4_shard.engines.base import Breach, Context, Deployment, Engine, Expert, Held, Placement, Request
 from dsv4_shard.errors import BadPlan, ForeignPlan, IncompleteCheckpoint, InfeasiblePlan, UsageError
 from dsv4_shard.inventory import Group, Inventory
 from dsv4_shard.roles import MODULE, Module, Part, Stage
@@ -127,7 +127,8 @@ class PlanAlternative(_Document):
 
 
 class Plan(_Document):
-    """The whole plan. `choices` says what the plan chose instead of the engine's default, and why."""
+    """The whole plan. `choices` says what the plan chose instead of the engine's default and why, and what
+    the engine pads."""
 
     schema_version: Literal[1]
     tool_version: str
@@ -289,7 +290,7 @@ def _modules(engine: Engine, loads: list[_Load], context: Context) -> Iterator[P
             module=MODULE[group.role],
             role=str(group.role),
             format=str(fmt) if fmt else group.dtype,
-            placement=str(engine.place(group.role, context)),
+            placement=_describe(engine.place(group.role, context), context.at),
             shape=group.shape,
             rank_shape=main.held.shape,
             rank_dtype=main.held.dtype,
@@ -297,6 +298,13 @@ def _modules(engine: Engine, loads: list[_Load], context: Context) -> Iterator[P
             bytes_per_rank=sum(m.held.nbytes * m.per_rank[1] for m in members),
             padding_per_rank=sum(m.held.padding * m.per_rank[1] for m in members),
         )
+
+
+def _describe(placement: Placement, at: Deployment) -> str:
+    """A placement in words; without expert parallelism only the cut within experts is left of it."""
+    if isinstance(placement, Expert) and at.ep == 1:
+        return str(placement.inner)
+    return str(placement)
 
 
 def _memory(totals: PlanTotals, at: Deployment) -> PlanMemory | None:
@@ -415,7 +423,7 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
         feasible=not breaches,
         breaches=tuple(_breach(breach) for breach in breaches),
         checks=tuple(_checks(engine, context)),
-        choices=choice.notes(),
+        choices=(*choice.notes(), *engine.notes(context)) if choice.feasible else (),
         assumptions=_assumptions(choice.at),
         modules=tuple(_modules(engine, loads, context)),
         totals=totals,

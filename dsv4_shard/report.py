@@ -1,18 +1,20 @@
 """What the commands print: tables and sentences for people, on a terminal of 80 columns or more."""
 
+import textwrap
 from collections.abc import Iterable
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from dsv4_shard.checkpoint import Severity
 from dsv4_shard.engines import ENGINES
+from dsv4_shard.engines.base import Replicate
 from dsv4_shard.inspect import Cell, Dimension, Inspection
 from dsv4_shard.numerics import Numerics
 from dsv4_shard.plan import Plan, PlanBreach, PlanModule
 from dsv4_shard.reshard import Job, Outcome
+from dsv4_shard.roles import Module
 from dsv4_shard.verify import Verification
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -20,6 +22,7 @@ _SHORT = {"sglang": "SGLang", "vllm": "vLLM", "reference": "reference", "trtllm"
 _MARKS = {"works": ("yes", "green"), "with-options": ("yes*", "yellow"), "no": ("no", "red")}
 _SEVERITY_STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}
 _PROBLEMS_SHOWN = 20
+_WHOLE = str(Replicate())
 
 
 def size(nbytes: int) -> str:
@@ -54,7 +57,13 @@ def _heading(console: Console, text: str) -> None:
 
 def _item(console: Console, text: str, style: str = "") -> None:
     """A paragraph, indented, wrapped at the terminal's width."""
-    console.print(Padding(Text(clean(text), style=style), (0, 0, 0, 2)))
+    _indented(console, clean(text), 2, style)
+
+
+def _indented(console: Console, text: str, indent: int, style: str = "") -> None:
+    """Wrapped by us: rich would fill each line with blanks to the full width."""
+    for line in textwrap.wrap(text, max(20, console.width - indent), break_long_words=False, break_on_hyphens=False):
+        console.print(Text(" " * indent + line, style=style), soft_wrap=True)
 
 
 # --- inspect -------------------------------------------------------------------------------------------------------
@@ -129,7 +138,8 @@ def _merge(cells: Iterable[Cell]) -> dict[str, list[int]]:
     lines: dict[str, list[int]] = {}
     for cell in cells:
         if cell.verdict == "with-options" and cell.reason is None:
-            lines.setdefault(f"* with {cell.how}: " + "; ".join(cell.notes), []).append(cell.tp)
+            for note in cell.notes:
+                lines.setdefault(f"* {note}", []).append(cell.tp)
         elif cell.reason is not None:
             way = f"; * works as {cell.how}" if cell.how else ""
             lines.setdefault(f"{cell.module}: {cell.reason}{way}", []).append(cell.tp)
@@ -165,12 +175,12 @@ def _show_refusal(console: Console, plan: Plan, engine: str) -> None:
     for breach in plan.breaches:
         _item(console, f"{breach.module}: {breach.reason}", "red")
         for line in _consequences(breach, engine):
-            console.print(Padding(Text(line), (0, 0, 0, 4)))
+            _indented(console, line, 4)
     _heading(console, "Nearest layouts that run" if plan.alternatives else "No layout near it runs")
     for alternative in plan.alternatives:
         _item(console, f"{alternative.options}   {alternative.gpus} GPUs, {gib(alternative.bytes_per_rank)} a rank")
         for note in alternative.notes:
-            console.print(Padding(Text(note, style="dim"), (0, 0, 0, 4)))
+            _indented(console, note, 4, "dim")
 
 
 def _consequences(breach: PlanBreach, engine: str) -> Iterable[str]:
@@ -198,17 +208,21 @@ def _show_feasible(console: Console, plan: Plan, plan_file: str | None) -> None:
 
 
 def _placements(modules: tuple[PlanModule, ...]) -> list[tuple[str, str, str, int]]:
-    """Rows of roles that are placed and held alike, together; the draft model's last and marked."""
-    rows: dict[tuple[str, str, str], int] = {}
-    for part_of in ("target", "draft"):
-        for row in modules:
-            if row.part_of == part_of:
-                name = f"{row.module}" + (" (draft)" if part_of == "draft" else "")
-                if row.module in ("attention", "indexer") and row.placement != "whole on every rank":
-                    name += f": {row.role.rpartition('.')[2]}"
-                key = (name, row.placement, row.rank_dtype)
-                rows[key] = rows.get(key, 0) + row.bytes_per_rank
-    return [(*key, nbytes) for key, nbytes in rows.items()]
+    """Rows of a module's roles that are placed alike, together; the draft model, placed like a layer, as one row."""
+    rows: dict[tuple[Module, str], list[PlanModule]] = {}
+    for row in modules:
+        if row.part_of == "target":
+            rows.setdefault((row.module, row.placement), []).append(row)
+    split_modules = {module for module, placement in rows if sum(m is module for m, _ in rows) > 1}
+    table = []
+    for (module, placement), members in rows.items():
+        roles = ", ".join(member.role.rpartition(".")[2] for member in members)
+        rest = placement == _WHOLE
+        name = f"{module}: {'the rest' if rest else roles}" if module in split_modules else str(module)
+        dtypes = ", ".join(dict.fromkeys(member.rank_dtype for member in members))
+        table.append((name, placement, dtypes, sum(member.bytes_per_rank for member in members)))
+    draft = sum(row.bytes_per_rank for row in modules if row.part_of == "draft")
+    return [*table, ("MTP block (draft model)", "as the layers", "", draft)] if draft else table
 
 
 def _show_totals(console: Console, plan: Plan) -> None:

@@ -8,6 +8,7 @@ reference `inference/model.py`, and are held against the complete inventories of
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import NamedTuple
 
 from dsv4_shard.config import ModelConfig
@@ -340,6 +341,7 @@ def parse_name(name: str) -> TensorName | None:
     return TensorName(*found, stage, layer) if found else None
 
 
+@lru_cache(maxsize=4096)
 def _index(text: str) -> int | None:
     """A layer or expert number as checkpoints write it: no sign, no leading zero."""
     if not (text.isascii() and text.isdecimal() and len(text) <= 6) or (text[0] == "0" and len(text) > 1):

@@ -306,7 +306,7 @@ def _account(recipe: Recipe, inventory: Inventory, manifest: Manifest) -> tuple[
             accounts[fate] += 1
     decoded = {step.scale.name for step in recipe.steps if step.scale is not None}
     moved = {step.source.name for step in recipe.steps}
-    accounts["decoded with its weight"] = len(decoded)
+    accounts["decoded with their weights"] = len(decoded)
     accounts["left out"] = len(recipe.left_out.keys() - decoded)
     rest = sorted(inventory.names.keys() - moved - decoded - recipe.left_out.keys())
     if complete:
@@ -325,7 +325,7 @@ def _fate(step: Step, is_expert: bool, ranks: int, complete: bool) -> str | None
     if areas.keys() == {whole}:
         if len(step.targets) == ranks:
             return "whole on every rank"
-        return "whole on its expert's rank" if is_expert and len(step.targets) == 1 else None
+        return "whole on one rank, their expert's" if is_expert and len(step.targets) == 1 else None
     cuts = sorted(areas)
     disjoint = all(a.row_stop <= b.row_start or a.stop <= b.start for a, b in pairwise(cuts))
     covered = not complete or sum(cut.nbytes for cut in cuts) == whole.nbytes

@@ -347,12 +347,17 @@ class Launch:
     files: dict[str, str] = field(default_factory=dict)
 
 
+def _no_notes(_: Context) -> tuple[str, ...]:
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Engine:
     """An engine as tables and four functions over them.
 
     `candidates` turns a request into deployments, the engine's own choices first; `place` gives a role's placement;
-    `hold` says how a rank holds one tensor of a group; `addition` is how the shared expert's output joins the sum.
+    `hold` says how a rank holds one tensor of a group; `addition` is how the shared expert's output joins the sum;
+    `notes` is what else a user of the deployment should know.
     """
 
     name: str
@@ -364,6 +369,7 @@ class Engine:
     hold: Callable[[Group, Placement, Context], Held | None]
     launch: Callable[[Context, str], Launch]
     addition: Callable[[Context], str]
+    notes: Callable[[Context], tuple[str, ...]] = _no_notes
     layout: Layout | None = None
 
     def held(self, group: Group, context: Context) -> Held | None:

@@ -319,6 +319,37 @@ def addition(context: Context) -> str:
     return "Each rank holds a part of the shared expert: its output is summed by the same all-reduce as the routed one."
 
 
+def notes(context: Context) -> tuple[str, ...]:
+    """What is padded, and on which ranks there is nothing but padding."""
+    at, config = context.at, context.config
+    lines = []
+    if at.shared == "pad":
+        unit = context.block(Role.SHARED_GATE).rows
+        lines.append(_padded("shared experts", context.shared_intermediate // unit, unit, at.tp))
+    if at.moe_tp > 1 and not _is_aligned(context):
+        local = config.moe_intermediate_size // at.moe_tp
+        if _fits(context, "tile"):
+            padded = -(-local // _TILE) * _TILE
+            lines.append(f"routed experts padded: {local} of the intermediate size a rank, rounded up to {padded}")
+        elif _fits(context, "pad"):
+            lines.append(_padded("routed experts", config.moe_intermediate_size // _TILE, _TILE, at.moe_tp))
+    if config.n_routed_experts % at.ep:
+        least, more = divmod(config.n_routed_experts, at.ep)
+        lines.append(f"routed experts uneven: {more} ranks hold {least + 1}, the others {least} (not with EPLB)")
+    return tuple(lines)
+
+
+def _padded(what: str, blocks: int, unit: int, ranks: int) -> str:
+    """`ceil(blocks / ranks)` blocks a rank, and the ranks that are left with zeros."""
+    each = -(-blocks // ranks)
+    used = -(-blocks // each)
+    zeros = f"; ranks {used}-{ranks - 1} hold only zeros" if used < ranks else ""
+    return (
+        f"{what} padded: {blocks} blocks of {unit} / TP {ranks} = {blocks / ranks:.4g}, so {each} "
+        f"({each * unit} rows) on a rank{zeros}"
+    )
+
+
 VLLM = Engine(
     name="vllm",
     title="vLLM",
@@ -329,4 +360,5 @@ VLLM = Engine(
     hold=hold,
     launch=launch,
     addition=addition,
+    notes=notes,
 )

@@ -72,6 +72,9 @@ DEMO_CONFIG: dict[str, Any] = {
     "torch_dtype": "bfloat16",
 }
 
+Tensors = dict[str, tuple[str, tuple[int, ...]]]
+"""name → (dtype, shape as stored)"""
+
 _F32_ROLES = frozenset(
     {
         Role.ATTN_SINK,
@@ -83,11 +86,11 @@ _F32_ROLES = frozenset(
 )
 
 
-def tensors_of(document: dict[str, Any], mtp_blocks: int = 1) -> dict[str, tuple[str, tuple[int, ...]]]:
+def tensors_of(document: dict[str, Any], mtp_blocks: int = 1) -> Tensors:
     """Every tensor of a V4 checkpoint with this config.json: name → (dtype, shape as stored)."""
     config, _ = parse_config(json.dumps(document).encode(), CONFIG_FILE)
     fp4 = document.get("expert_dtype") == "fp4"
-    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+    tensors: Tensors = {}
     for at in expected_names(config, range(mtp_blocks)):
         spec = SPEC[at.stage, at.role]
         shape = spec.shape(config, layer_kind(config, at.stage, at.layer))
@@ -97,9 +100,7 @@ def tensors_of(document: dict[str, Any], mtp_blocks: int = 1) -> dict[str, tuple
     return tensors
 
 
-def _stored(
-    at: TensorName, shape: tuple[int, ...], quantized: bool, packed: bool
-) -> dict[str, tuple[str, tuple[int, ...]]]:
+def _stored(at: TensorName, shape: tuple[int, ...], quantized: bool, packed: bool) -> Tensors:
     name = unparse_name(at)
     if not quantized:
         dtype = "I64" if at.role is Role.ROUTER_HASH else "F32" if at.role in _F32_ROLES else "BF16"
@@ -110,25 +111,26 @@ def _stored(
     return {name: weight, scale_name: ("F8_E8M0", scale_shape((shape[0], shape[1]), block))}
 
 
-def write_checkpoint(folder: Path, document: dict[str, Any] = DEMO_CONFIG, seed: int = 0, mtp_blocks: int = 1) -> Path:
-    """Write a checkpoint with random weights into the new folder `folder`: the same bytes for the same seed.
-
-    As DeepSeek releases it: the embedding, one file a layer, what follows the layers, and the MTP blocks.
-    """
-    depth = document["num_hidden_layers"]
-    files: dict[int, dict[str, tuple[str, tuple[int, ...]]]] = {}
-    for name, tensor in tensors_of(document, mtp_blocks).items():
+def by_file(tensors: Tensors, layers: int) -> dict[str, Tensors]:
+    """Tensors by file, as DeepSeek releases them: the embedding, one file a layer, what follows, the MTP blocks."""
+    numbered: dict[int, Tensors] = {}
+    for name, tensor in tensors.items():
         prefix, _, rest = name.partition(".")
-        number = {"embed": 0, "mtp": depth + 2}.get(prefix, depth + 1)
+        number = {"embed": 1, "mtp": layers + 3}.get(prefix, layers + 2)
         if prefix == "layers":
-            number = 1 + int(rest.partition(".")[0])
-        files.setdefault(number, {})[name] = tensor
+            number = 2 + int(rest.partition(".")[0])
+        numbered.setdefault(number, {})[name] = tensor
+    count = len(numbered)
+    return {f"model-{number:05d}-of-{count:05d}.safetensors": numbered[number] for number in sorted(numbered)}
+
+
+def write_checkpoint(folder: Path, document: dict[str, Any] = DEMO_CONFIG, seed: int = 0, mtp_blocks: int = 1) -> Path:
+    """Write a checkpoint with random weights into the new folder `folder`: the same bytes for the same seed."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(seed)
     weight_map: dict[str, str] = {}
     total = 0
-    for number, tensors in sorted(files.items()):
-        file_name = f"model-{number + 1:05d}-of-{len(files):05d}.safetensors"
+    for file_name, tensors in by_file(tensors_of(document, mtp_blocks), document["num_hidden_layers"]).items():
         header, placed = build_header(tensors)
         with (folder / file_name).open("wb") as file:
             file.write(header)

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE
+from dsv4_shard.demo import Tensors, by_file
 from dsv4_shard.header import build_header
 
 DATA = Path(__file__).parent / "data"
@@ -16,10 +18,10 @@ def _layers(text: str) -> list[int]:
     return numbers
 
 
-def expand(model: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+def expand(model: str) -> Tensors:
     """Every tensor of `model`: name → (dtype, shape)."""
     inventory = json.loads((DATA / model / "inventory.json").read_text())
-    config = json.loads((DATA / model / "config.json").read_text())
+    config = json.loads((DATA / model / CONFIG_FILE).read_text())
     tensors = {}
     for template in inventory["tensors"]:
         layers = _layers(template["layers"]) if "layers" in template else [0]
@@ -32,21 +34,12 @@ def expand(model: str) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def write_skeleton(folder: Path, model: str) -> Path:
-    """A folder with the config, index and files of `model`: embed, one file a layer, head, MTP, as released."""
-    config = json.loads((DATA / model / "config.json").read_text())
-    depth = config["num_hidden_layers"]
-    files: dict[int, dict[str, tuple[str, tuple[int, ...]]]] = {}
-    for name, tensor in expand(model).items():
-        prefix, _, rest = name.partition(".")
-        number = {"embed": 0, "mtp": depth + 2}.get(prefix, depth + 1)
-        if prefix == "layers":
-            number = 1 + int(rest.partition(".")[0])
-        files.setdefault(number, {})[name] = tensor
+    """A folder with the config, index and files of `model`; the files have their full size and take no room."""
+    config = json.loads((DATA / model / CONFIG_FILE).read_text())
     folder.mkdir(parents=True)
     weight_map = {}
     total = 0
-    for number, tensors in sorted(files.items()):
-        file = f"model-{number + 1:05d}-of-{len(files):05d}.safetensors"
+    for file, tensors in by_file(expand(model), config["num_hidden_layers"]).items():
         header, placed = build_header(tensors)
         nbytes = max(info.stop for info in placed.values())
         with (folder / file).open("wb") as stream:
@@ -55,6 +48,6 @@ def write_skeleton(folder: Path, model: str) -> Path:
         weight_map |= dict.fromkeys(tensors, file)
         total += nbytes
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / INDEX_FILE).write_text(json.dumps(index))
+    (folder / CONFIG_FILE).write_text(json.dumps(config))
     return folder

@@ -1,0 +1,277 @@
+"""The commands as a user types them: what goes to stdout, what to stderr, and the exit code."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fullsize import FLASH, PRO, inventory_of
+from typer.testing import CliRunner
+
+from dsv4_shard import __version__
+from dsv4_shard.cli import app
+from dsv4_shard.errors import ExitCode
+from dsv4_shard.plan import load_plan
+
+
+@pytest.fixture(autouse=True)
+def _own_state(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def run(*arguments):
+    """Run a command in this process."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def root_of(model):
+    return inventory_of(model)[0].source.root
+
+
+def test_version_is_the_packages():
+    result = run("--version")
+    assert (result.exit_code, result.stdout) == (0, f"dsv4-shard {__version__}\n")
+
+
+@pytest.mark.parametrize("command", [(), ("inspect",), ("plan",), ("reshard",), ("verify",), ("demo",)])
+def test_every_command_has_help(command):
+    result = run(*command, "--help")
+    assert result.exit_code == 0
+    assert "Usage:" in result.stdout
+
+
+@pytest.mark.parametrize("command", ["inspect", "plan"])
+def test_nothing_but_numerics_imports_torch(command, tiny_checkpoint):
+    options = ["--tp", "2"] if command == "plan" else []
+    code = f"import sys; from dsv4_shard.cli import app; app({[command, str(tiny_checkpoint), *options]!r}, "
+    code += "standalone_mode=False); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_inspect_shows_where_pro_breaks_at_tp16():
+    result = run("inspect", root_of(PRO))
+    assert result.exit_code == 0
+    assert "145,116 tensors in 64 files, 864.70 GB" in result.stdout
+    assert re.search(r"shared w1 rows /128 +24 +24 +12 +6 +3 +1\.5! ", result.stdout)
+    assert "none: every layer, expert, scale and block is there and fits" in result.stdout
+
+
+def test_inspect_json_is_one_document_with_a_version(tiny_checkpoint):
+    result = run("inspect", tiny_checkpoint, "--tp", "3,6", "--json")
+    document = json.loads(result.stdout)
+    assert document["schema_version"] == 1
+    assert {cell["tp"] for cell in document["matrix"]} == {3, 6}
+
+
+def test_inspect_of_a_checkpoint_with_errors_shows_them_and_exits_with_3(folder):
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    lost = "model-00004-of-00005.safetensors"
+    index["weight_map"] = {name: file for name, file in index["weight_map"].items() if file != lost}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    result = run("inspect", folder)
+    assert result.exit_code == ExitCode.CHECKPOINT
+    assert "tensors are missing" in result.stdout
+
+
+def test_plan_without_a_name_takes_the_checkpoint_last_inspected_and_says_so(tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run("inspect", tiny_checkpoint)
+    result = run("plan", "--tp", "2")
+    assert result.exit_code == 0
+    assert f"planning for {tiny_checkpoint}" in result.stderr
+
+
+def test_plan_without_a_name_prefers_the_current_folder(tiny_checkpoint, monkeypatch):
+    monkeypatch.chdir(tiny_checkpoint)
+    result = run("plan", "--tp", "2")
+    assert result.exit_code == 0
+    assert "the checkpoint in the current folder" in result.stderr
+
+
+def test_plan_without_a_name_and_without_a_checkpoint_is_a_usage_error(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run("plan", "--tp", "2")
+    assert result.exit_code == ExitCode.USAGE
+    assert "Name one: dsv4-shard plan REPO --tp 16" in result.stderr
+
+
+def test_an_infeasible_plan_exits_with_1_and_names_what_runs():
+    result = run("plan", root_of(FLASH), "--tp", "16")
+    assert result.exit_code == ExitCode.NO
+    assert "o_groups 8 / attention TP 16 = 0.5: not whole" in result.stdout
+    assert "--tp 16 --dp 2" in result.stdout
+
+
+def test_plan_json_and_plan_file_are_the_same_document(tiny_checkpoint, tmp_path):
+    result = run("plan", tiny_checkpoint, "--tp", "2", "--json", "-o", tmp_path / "plan.json")
+    assert result.stdout == (tmp_path / "plan.json").read_text()
+    assert load_plan(tmp_path / "plan.json").feasible
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--engine", "sglng"), "Did you mean sglang?"),
+        (("--gpu", "h20"), "h20-96, h20-141"),
+        (("--shared-experts", "half"), "Choose auto, whole, split or pad."),
+        (("--tp", "0"), "greater than or equal to 1"),
+        (("--tp", "100000"), "must be from 1 to 4096"),
+    ],
+)
+def test_a_wrong_option_is_a_usage_error_that_helps(arguments, said, tiny_checkpoint):
+    result = run("plan", tiny_checkpoint, "--tp", "2", *arguments)
+    assert result.exit_code == ExitCode.USAGE
+    assert said in result.stderr
+
+
+def test_reshard_follows_a_plan_file_and_verify_proves_it(tiny_checkpoint, tmp_path):
+    plan_file, out = tmp_path / "plan.json", tmp_path / "out"
+    run("plan", tiny_checkpoint, "--tp", "2", "--engine", "reference", "-o", plan_file)
+    assert run("reshard", tiny_checkpoint, out, "--plan", plan_file).exit_code == 0
+    result = run("verify", out, "--against", tiny_checkpoint, "--numerics")
+    assert result.exit_code == 0
+    assert "all as it should be" in result.stdout
+
+
+def test_reshard_with_options_writes_what_reshard_with_their_plan_writes(tiny_checkpoint, tmp_path):
+    options = ("--tp", "2", "--engine", "reference", "--expert-dtype", "fp8")
+    run("plan", tiny_checkpoint, *options, "-o", tmp_path / "plan.json")
+    run("reshard", tiny_checkpoint, tmp_path / "a", "--plan", tmp_path / "plan.json")
+    run("reshard", tiny_checkpoint, tmp_path / "b", *options)
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert [(tmp_path / "a" / name).read_bytes() for name in names] == [
+        (tmp_path / "b" / name).read_bytes() for name in names
+    ]
+
+
+def test_dry_run_says_what_would_be_written_and_writes_nothing(tiny_checkpoint, tmp_path):
+    out = tmp_path / "out"
+    dry = json.loads(
+        run("reshard", tiny_checkpoint, out, "--tp", "2", "--engine", "reference", "--dry-run", "--json").stdout
+    )
+    assert list(tmp_path.glob("*out*")) == []
+    run("reshard", tiny_checkpoint, out, "--tp", "2", "--engine", "reference")
+    assert {name: (out / name).stat().st_size for name in dry["files"]} == dry["files"]
+    assert dry["bytes"] == sum(path.stat().st_size for path in out.iterdir() if path.name != "manifest.json")
+
+
+def test_ranks_writes_a_share_that_equals_the_whole_runs_files(tiny_checkpoint, tmp_path):
+    options = ("--tp", "4", "--engine", "reference")
+    run("reshard", tiny_checkpoint, tmp_path / "all", *options)
+    run("reshard", tiny_checkpoint, tmp_path / "some", *options, "--ranks", "1-2")
+    written = sorted(path.name for path in (tmp_path / "some").glob("*.safetensors"))
+    assert written == ["model1-mp4.safetensors", "model2-mp4.safetensors"]
+    assert all((tmp_path / "all" / n).read_bytes() == (tmp_path / "some" / n).read_bytes() for n in written)
+    assert run("verify", tmp_path / "some", "--against", tiny_checkpoint).exit_code == 0
+
+
+@pytest.mark.parametrize("ranks", ["", "a", "3-1", "1,,2", "-1", "0-9"])
+def test_ranks_that_make_no_sense_are_a_usage_error(ranks, tiny_checkpoint, tmp_path):
+    result = run("reshard", tiny_checkpoint, tmp_path / "out", "--tp", "2", "--engine", "reference", "--ranks", ranks)
+    assert result.exit_code == ExitCode.USAGE
+    assert not (tmp_path / "out").exists()
+
+
+def test_reshard_needs_a_plan_or_a_tp_and_not_both(tiny_checkpoint, tmp_path):
+    neither = run("reshard", tiny_checkpoint, tmp_path / "out")
+    both = run("reshard", tiny_checkpoint, tmp_path / "out", "--tp", "2", "--plan", tmp_path / "plan.json")
+    assert (neither.exit_code, both.exit_code) == (ExitCode.USAGE, ExitCode.USAGE)
+
+
+def test_verify_of_damage_exits_with_1_and_names_the_tensor(tiny_checkpoint, tmp_path):
+    out = tmp_path / "out"
+    run("reshard", tiny_checkpoint, out, "--tp", "2", "--engine", "reference")
+    with (out / "model1-mp2.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last[0] ^ 1]))
+    result = run("verify", out)
+    assert result.exit_code == ExitCode.NO
+    assert "model1-mp2.safetensors: " in result.stdout
+    assert json.loads(run("verify", out, "--json").stdout)["ok"] is False
+
+
+def test_verify_numerics_needs_the_checkpoint(tmp_path):
+    result = run("verify", tmp_path, "--numerics")
+    assert result.exit_code == ExitCode.USAGE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("inspect", "/nowhere"), ExitCode.USAGE),
+        (("inspect", "no-such-org/no-such-model"), ExitCode.NETWORK),
+        (("verify", "/nowhere"), ExitCode.NO),
+    ],
+)
+def test_errors_are_one_line_and_a_hint_on_stderr_never_a_traceback(arguments, code):
+    result = run(*arguments)
+    assert result.exit_code == code
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert "Traceback" not in result.stderr
+
+
+def test_names_that_would_control_the_terminal_are_shown_escaped(folder):
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    index["weight_map"]["\x1b[31mred[/bold]"] = "model-00001-of-00005.safetensors"
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    result = run("inspect", folder)
+    assert result.exit_code == ExitCode.CHECKPOINT
+    assert "\x1b" not in result.stderr
+    assert "\\x1b[31mred[/bold]" in result.stderr
+
+
+def test_output_closed_early_is_no_error(tiny_checkpoint):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dsv4_shard", "inspect", str(tiny_checkpoint), "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_and_leaves_nothing(number, code, tiny_checkpoint, tmp_path):
+    hold = "import os, signal, dsv4_shard.reshard as r; real = r.copy\n"
+    hold += f"r.copy = lambda *a, **k: (os.kill(os.getpid(), {int(number)}), real(*a, **k))[1]\n"
+    hold += "from dsv4_shard.cli import main; main()"
+    arguments = ["reshard", str(tiny_checkpoint), str(tmp_path / "out"), "--tp", "2", "--engine", "reference"]
+    result = subprocess.run([sys.executable, "-c", hold, *arguments], capture_output=True)
+    assert result.returncode == code
+    assert list(tmp_path.glob("*out*")) == []
+
+
+def test_the_demo_ends_with_where_its_files_are(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-m", "dsv4_shard", "demo", "here"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    steps = re.findall(r"^\$ dsv4-shard (\w+)", result.stdout, re.MULTILINE)
+    assert steps == ["inspect", "plan", "plan", "reshard", "verify"]
+    assert "1.5 blocks of 128" in result.stdout
+    assert "all as it should be" in result.stdout
+    assert result.stdout.splitlines()[-1].endswith("the plan in here/plan.json.")
+    assert len(list((tmp_path / "here" / "shards").glob("model*-mp16.safetensors"))) == 16
+
+
+def test_what_the_readme_shows_is_what_the_commands_print(monkeypatch):
+    """Console blocks of the README: each line stands in the output, in that order; `...` skips."""
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    blocks = re.findall(r"```console\n\$ dsv4-shard (.*?)\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) >= 2
+    for command, shown in blocks:
+        model = command.split()[1]
+        monkeypatch.chdir(root_of(model).parent)
+        printed = run(*command.split()).stdout
+        position = 0
+        for part in shown.split("...\n"):
+            position = printed.find(part.rstrip("\n"), position)
+            assert position >= 0, f"{command}: not printed: {part}"

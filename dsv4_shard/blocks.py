@@ -8,7 +8,7 @@ DeepSeek-V4-Pro's shared expert has 3072 rows in 24 blocks of 128, and 24 blocks
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from dsv4_shard.header import DTYPE_BITS
+from dsv4_shard.header import DTYPE_BITS, nbytes_of
 
 PACKED_FP4 = frozenset({"I8", "U8"})
 """Dtypes under which checkpoints store FP4: two values a byte along the last axis, the even column low."""
@@ -90,20 +90,23 @@ def slice_rectangle(dtype: str, shape: tuple[int, ...], axis: int, start: int, s
     """
     row_bits = _row_bits(dtype, shape)
     if axis == 0:
+        if row_bits % 8:
+            raise ValueError(f"rows of {dtype} {list(shape)} do not end on a byte")
         return Rectangle(start, stop, 0, row_bits // 8)
     if axis != 1 or len(shape) != 2:
         raise ValueError(f"axis {axis} of {len(shape)} axes is not cut by any engine")
     bits = DTYPE_BITS[dtype]
-    if start * bits % 8 or stop * bits % 8:
+    if row_bits % 8 or start * bits % 8 or stop * bits % 8:
         raise ValueError(f"columns {start}:{stop} of {dtype} do not fall on bytes")
     return Rectangle(0, shape[0], start * bits // 8, stop * bits // 8)
 
 
 def whole_rectangle(dtype: str, shape: tuple[int, ...]) -> Rectangle:
-    """All bytes of a tensor; a scalar is one row."""
-    if not shape:
-        return Rectangle(0, 1, 0, DTYPE_BITS[dtype] // 8)
-    return Rectangle(0, shape[0], 0, _row_bits(dtype, shape) // 8)
+    """All bytes of a tensor. A scalar is one row, and so is a tensor whose rows do not end on a byte."""
+    row_bits = _row_bits(dtype, shape)
+    if not shape or row_bits % 8:
+        return Rectangle(0, 1, 0, nbytes_of(dtype, shape))
+    return Rectangle(0, shape[0], 0, row_bits // 8)
 
 
 def _row_bits(dtype: str, shape: tuple[int, ...]) -> int:

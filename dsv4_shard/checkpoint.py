@@ -3,6 +3,7 @@
 import gc
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 MAX_INDEX_BYTES = 256 << 20
 
-_PLAIN_NAME = re.compile(r"^[\w][\w.+-]*\.safetensors$", re.ASCII)
+_PLAIN_NAME = re.compile(r"\w[\w.+-]*\.safetensors", re.ASCII)
 _NAMED_AT_ONCE = 3
 """How many tensors or files an error names before it only counts."""
 
@@ -86,10 +87,10 @@ class Checkpoint:
     findings: tuple[Finding, ...]
 
 
-def some(names: list[str]) -> str:
-    """The first few of `names`, and how many more there are; control characters escaped."""
+def some(names: list[str], count: int | None = None) -> str:
+    """The first few of `names`, and how many more there are (of `count`, if not all are named); escaped."""
     shown = ", ".join(repr(name)[1:-1] for name in names[:_NAMED_AT_ONCE])
-    more = len(names) - _NAMED_AT_ONCE
+    more = (len(names) if count is None else count) - min(len(names), _NAMED_AT_ONCE)
     return shown + (f" and {more:,} more" if more > 0 else "")
 
 
@@ -97,12 +98,14 @@ def read_checkpoint(source: LocalSource) -> Checkpoint:
     """Read config, index and headers. Raises a ShardError of exit code 3 for whatever does not fit together."""
     sizes = source.sizes()
     config, document = _read_config(source, sizes)
-    weight_map, findings = _read_index(source, sizes)
+    weight_map, total = _read_index(source, sizes)
+    findings: list[Finding] = []
     names = sorted(set(weight_map.values())) if weight_map is not None else [SINGLE_FILE]
     with collector_paused():
         files, tensors, warnings = _read_headers(source, names)
     findings += [Finding(Severity.WARNING, "header", line) for line in warnings]
     if weight_map is not None:
+        findings += _check_total(total, tensors)
         findings += _check_index(weight_map, tensors)
     findings += _check_folder(source, sizes, names)
     return Checkpoint(source, config, document, files, tensors, tuple(findings))
@@ -129,11 +132,11 @@ def _read_config(source: LocalSource, sizes: Mapping[str, int]) -> tuple[ModelCo
         return parse_config(file.read(0, file.nbytes), f"{source.label}/{CONFIG_FILE}")
 
 
-def _read_index(source: LocalSource, sizes: Mapping[str, int]) -> tuple[dict[str, str] | None, list[Finding]]:
-    """The weight map (tensor → file), or None where the checkpoint is one file."""
+def _read_index(source: LocalSource, sizes: Mapping[str, int]) -> tuple[dict[str, str] | None, int | None]:
+    """The weight map (tensor → file) and its total size; no map where the checkpoint is one file."""
     if INDEX_FILE not in sizes:
         if SINGLE_FILE in sizes:
-            return None, []
+            return None, None
         raise BadIndex(
             f"{source.label}: neither {INDEX_FILE} nor {SINGLE_FILE}",
             hint="The download is incomplete, or the weights are in another format than safetensors.",
@@ -145,13 +148,15 @@ def _read_index(source: LocalSource, sizes: Mapping[str, int]) -> tuple[dict[str
         raw = file.read(0, file.nbytes)
     weight_map, total = _parse_index(raw, where)
     _check_file_names(sorted(set(weight_map.values())), sizes, source, where)
-    findings = []
-    present = sum(sizes[name] for name in set(weight_map.values()))
-    if total is not None and total > present:
-        findings.append(
-            Finding(Severity.WARNING, "total-size", f"the index says {total:,} bytes, the files have {present:,}")
-        )
-    return weight_map, findings
+    return weight_map, total
+
+
+def _check_total(total: int | None, tensors: Mapping[str, Tensor]) -> list[Finding]:
+    """The index's own sum, where it has one."""
+    present = sum(tensor.nbytes for tensor in tensors.values())
+    if total is None or total == present:
+        return []
+    return [Finding(Severity.WARNING, "total-size", f"the index says {total:,} bytes, the tensors have {present:,}")]
 
 
 def _parse_index(raw: bytes, where: str) -> tuple[dict[str, str], int | None]:
@@ -160,7 +165,8 @@ def _parse_index(raw: bytes, where: str) -> tuple[dict[str, str], int | None]:
     def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) != len(pairs):
-            raise BadIndex(f"{where}: a key stands twice")
+            twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+            raise BadIndex(f"{where}: {twice!r} stands twice")
         return result
 
     try:
@@ -178,7 +184,7 @@ def _parse_index(raw: bytes, where: str) -> tuple[dict[str, str], int | None]:
 
 
 def _check_file_names(names: list[str], sizes: Mapping[str, int], source: LocalSource, where: str) -> None:
-    unsafe = [name for name in names if not _PLAIN_NAME.match(name)]
+    unsafe = [name for name in names if not _PLAIN_NAME.fullmatch(name)]
     if unsafe:
         raise UnsafeFileName(f"{where}: {some(unsafe)}: not the plain name of a safetensors file in this folder")
     folded: dict[str, str] = {}
@@ -188,7 +194,7 @@ def _check_file_names(names: list[str], sizes: Mapping[str, int], source: LocalS
             raise UnsafeFileName(f"{where}: {other} and {name} differ only in case")
     missing = [name for name in names if name not in sizes]
     if missing:
-        dangling = [name for name in missing if name in source.dangling_links()]
+        dangling = sorted(set(missing).intersection(source.dangling_links()))
         why = f"; {some(dangling)}: a link whose target is gone" if dangling else ""
         raise MissingFile(f"{where} names {len(names)} files, {len(missing)} of them not there: {some(missing)}{why}")
 
@@ -221,10 +227,11 @@ def _check_index(weight_map: Mapping[str, str], tensors: Mapping[str, Tensor]) -
         )
     absent = [name for name in weight_map if name not in tensors]
     stale = [name for name in absent if _is_stale(name, tensors)]
-    lost = [name for name in absent if name not in set(stale)]
+    lost = sorted(set(absent) - set(stale))
     if lost:
         raise IndexMismatch(
-            f"{len(lost):,} tensors of the index stand in no file: {some(lost)} (due in {weight_map[lost[0]]})"
+            f"{len(lost):,} tensors of the index stand in none of its files: {some(lost)} "
+            f"(due in {weight_map[lost[0]]})"
         )
     for name, tensor in tensors.items():
         if weight_map[name] != tensor.file:
@@ -243,13 +250,13 @@ def _is_stale(name: str, tensors: Mapping[str, Tensor]) -> bool:
 
 def _check_folder(source: LocalSource, sizes: Mapping[str, int], names: list[str]) -> list[Finding]:
     findings = []
-    others = [name for name in sizes if name.endswith(".safetensors") and name not in set(names)]
+    others = sorted({name for name in sizes if name.endswith(".safetensors")}.difference(names))
     if others:
         findings.append(
             Finding(Severity.WARNING, "unindexed-files", f"{len(others)} safetensors files that the index does not "
                     f"name are left alone: {some(others)}")
         )  # fmt: skip
-    partial = [name for name in sizes if name.endswith((".incomplete", ".part", ".aria2"))]
+    partial = source.unfinished_downloads()
     if partial:
         findings.append(Finding(Severity.WARNING, "partial-download", f"a download seems unfinished: {some(partial)}"))
     outside = source.links_outside(names)

@@ -119,6 +119,7 @@ NodesOpt = Annotated[int | None, typer.Option("--nodes", min=1, help="Hosts; def
 ExpertDtypeOpt = Annotated[
     str | None, typer.Option("--expert-dtype", help="fp8: cast FP4 experts as DeepSeek's converter does (reference).")
 ]
+VersionOpt = Annotated[str | None, typer.Option("--engine-version", help="Default: the newest that is known.")]
 JobsOpt = Annotated[int | None, typer.Option("--jobs", min=1, help="Worker threads; default: the CPUs, at most 8.")]
 
 
@@ -133,11 +134,12 @@ def _request(
     gpu: str | None,
     nodes: int | None,
     expert_dtype: str | None,
+    engine_version: str | None,
 ) -> "Request":
     from dsv4_shard.engines import find_engine
     from dsv4_shard.engines.base import Request
 
-    return Request(tp, ep, dp, find_engine(engine).name, runner, a2a, shared, gpu, nodes, expert_dtype)
+    return Request(tp, ep, dp, find_engine(engine).name, runner, a2a, shared, gpu, nodes, expert_dtype, engine_version)
 
 
 # --- commands ------------------------------------------------------------------------------------------------------
@@ -185,6 +187,7 @@ def plan(
     gpu: GpuOpt = None,
     nodes: NodesOpt = None,
     expert_dtype: ExpertDtypeOpt = None,
+    engine_version: VersionOpt = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the plan to this file.")] = None,
     as_json: JsonOpt = False,
 ) -> None:
@@ -195,7 +198,7 @@ def plan(
     from dsv4_shard.plan import make_plan
     from dsv4_shard.report import show_plan
 
-    request = _request(tp, ep, dp, engine, runner, a2a, shared_experts, gpu, nodes, expert_dtype)
+    request = _request(tp, ep, dp, engine, runner, a2a, shared_experts, gpu, nodes, expert_dtype, engine_version)
     made = make_plan(*_open(repo or _default_repo()), request)
     if output is not None:
         _write_text(output, made.to_json())
@@ -223,6 +226,7 @@ def reshard(
     gpu: GpuOpt = None,
     nodes: NodesOpt = None,
     expert_dtype: ExpertDtypeOpt = None,
+    engine_version: VersionOpt = None,
     ranks: Annotated[str | None, typer.Option("--ranks", help="Write only these ranks: 0-7 or 0,2,4.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and stop.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")] = False,
@@ -237,7 +241,9 @@ def reshard(
 
     checkpoint, inventory = _open(repo)
     request = (
-        _request(tp, ep, dp, engine, runner, a2a, shared_experts, gpu, nodes, expert_dtype) if tp is not None else None
+        _request(tp, ep, dp, engine, runner, a2a, shared_experts, gpu, nodes, expert_dtype, engine_version)
+        if tp is not None
+        else None
     )
     made = _plan_for(checkpoint, inventory, plan_file, request)
     job = prepare(checkpoint, inventory, made, _ranks(ranks))

@@ -1,11 +1,12 @@
 """Staging, fsync, rename: a folder appears under its final name when all of it is durable, or not at all.
 
-Everything is written into `.NAME.partial` beside the target. The folder is locked while a run is alive; one that a
-killed run left behind is emptied by the next. The manifest is written last, then the folder is renamed: write,
+Everything is written into `.NAME.partial/result` beside the target. `.NAME.partial` is locked while a run is alive; one
+that a killed run left behind is emptied by the next. The manifest is written last, then the result is renamed: write,
 fsync(files), fsync(folder), rename, fsync(parent), since rename alone is not durable on every file system.
 """
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -18,7 +19,10 @@ from dsv4_shard.errors import NotEnoughDisk, OutputBusy, OutputError, OutputInsi
 
 MANIFEST_NAME = "manifest.json"
 _MARKER = ".dsv4-shard-staging"
+_RESULT = "result"
+_REPLACED = "replaced"
 _WRITE_CALL_BYTES = 1 << 30
+_RENAME_EXCHANGE = 2
 
 
 def check_output(out: Path, source_root: Path, overwrite: bool) -> None:
@@ -27,6 +31,8 @@ def check_output(out: Path, source_root: Path, overwrite: bool) -> None:
     Raises OutputInsideInput, OutputNotEmpty or OutputError.
     """
     target, source = out.resolve(), source_root.resolve()
+    if not out.is_symlink() and out.is_dir() and out.is_mount():
+        raise OutputError(f"{out}: a mount point cannot be replaced", hint=f"Name a folder in it: {out / 'shards'}")
     if target == source or target.is_relative_to(source) or source.is_relative_to(target):
         relation = "is" if target == source else "lies in" if target.is_relative_to(source) else "holds"
         raise OutputInsideInput(f"{out}: the output {relation} the checkpoint {source_root}")
@@ -56,15 +62,21 @@ def check_room(out: Path, needed: int) -> None:
 
 def free_bytes(out: Path) -> int:
     """Bytes free for this user where `out` will be."""
-    return shutil.disk_usage(out.parent).free
+    return shutil.disk_usage(_plain(out).parent).free
+
+
+def _plain(out: Path) -> Path:
+    """`out` with a name of its own, also where it is given as `.` or ends in `..`."""
+    return Path(os.path.abspath(out))
 
 
 class Staging:
     """A folder in the making. Use as a context: what is not committed at its end is removed."""
 
     def __init__(self, out: Path) -> None:
-        self.out = out
-        self.path = out.parent / f".{out.name}.partial"
+        self.out = _plain(out)
+        self.path = self.out.parent / f".{self.out.name}.partial"
+        self.folder = self.path / _RESULT
         self._lock = -1
         self._ours = False
         self._fds: dict[str, int] = {}
@@ -75,6 +87,7 @@ class Staging:
             self._empty()
             self._ours = True
             (self.path / _MARKER).touch()
+            self.folder.mkdir()
         except OSError as error:
             self._release()
             raise WriteFailed(f"{error.filename or self.path}: {error.strerror}") from error
@@ -86,9 +99,11 @@ class Staging:
     def _acquire(self) -> int:
         """The staging folder, made and locked. The lock is on the folder itself: it dies with the process."""
         while True:
+            made = False
             with contextlib.suppress(FileExistsError):
                 self.path.mkdir()
-            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                made = True
+            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -96,6 +111,11 @@ class Staging:
                 raise OutputBusy(
                     f"{self.out}: another dsv4-shard is writing it", hint="Wait for it, or choose another folder."
                 ) from None
+            except OSError:
+                os.close(fd)
+                if made:
+                    self.path.rmdir()
+                raise
             with contextlib.suppress(FileNotFoundError):
                 if os.stat(self.path).st_ino == os.fstat(fd).st_ino:
                     return fd
@@ -108,14 +128,24 @@ class Staging:
             raise OutputError(
                 f"{self.path}: holds files that dsv4-shard did not make", hint="Move them away, then run again."
             )
-        for entry in left:
-            if entry.name != _MARKER:
+        if left:
+            self._clear()
+
+    def _clear(self) -> None:
+        """Empty the staging folder, the marker last: until then what is left of it is known to be ours."""
+        for entry in self.path.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry.name != _MARKER:
                 entry.unlink()
+        (self.path / _MARKER).unlink(missing_ok=True)
 
     def create(self, name: str, nbytes: int) -> int:
         """A new file of `nbytes`, its blocks reserved where the file system can; returns its descriptor."""
+        path = self.folder / name
         try:
-            fd = os.open(self.path / name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            path.parent.mkdir(exist_ok=True)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             self._fds[name] = fd
             try:
                 os.posix_fallocate(fd, 0, max(nbytes, 1))
@@ -124,13 +154,30 @@ class Staging:
                     raise
             os.ftruncate(fd, nbytes)
         except OSError as error:
-            raise WriteFailed(f"{self.path / name}: cannot make a file of {nbytes} bytes: {error.strerror}") from error
+            raise WriteFailed(f"{path}: cannot make a file of {nbytes} bytes: {error.strerror}") from error
         return fd
+
+    def link(self, name: str, links: Sequence[str]) -> None:
+        """Further names for a file: hard links, or copies where the file system has none."""
+        for link in links:
+            try:
+                os.link(self.folder / name, self.folder / link)
+            except OSError as error:
+                if error.errno not in _CANNOT_LINK:
+                    raise WriteFailed(f"{self.folder / link}: cannot link: {error.strerror}") from error
+                self._copy(name, link)
+
+    def _copy(self, name: str, twin: str) -> None:
+        try:
+            shutil.copyfile(self.folder / name, self.folder / twin)
+            self._fds[twin] = os.open(self.folder / twin, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise WriteFailed(f"{self.folder / twin}: {error.strerror}") from error
 
     def write_file(self, name: str, content: bytes) -> None:
         """A small file, whole."""
         fd = self.create(name, len(content))
-        pwrite_all(fd, 0, memoryview(content), self.path / name)
+        pwrite_all(fd, 0, memoryview(content), self.folder / name)
 
     def commit(self, manifest: bytes, overwrite: bool) -> None:
         """Make everything durable, the manifest last, and give the folder its final name. Raises WriteFailed."""
@@ -139,28 +186,34 @@ class Staging:
                 os.fsync(fd)
             self.write_file(MANIFEST_NAME, manifest)
             os.fsync(self._fds[MANIFEST_NAME])
-            (self.path / _MARKER).unlink()
-            os.fsync(self._lock)
+            for folder in sorted({(self.folder / name).parent for name in self._fds}, reverse=True):
+                _fsync_folder(folder)
             self._rename(overwrite)
-            self._ours = False
-            _fsync_folder(self.out.parent)
         except OSError as error:
             raise WriteFailed(f"{error.filename or self.path}: {error.strerror}") from error
 
     def _rename(self, overwrite: bool) -> None:
-        old = self.out.parent / f".{self.out.name}.replaced"
+        """Give the folder its final name, durably, or leave what was there."""
         replaced = overwrite and self.out.exists()
-        if replaced:
-            shutil.rmtree(old, ignore_errors=True)
-            os.rename(self.out, old)
+        swapped = replaced and _exchange(self.folder, self.out)
         try:
-            os.rename(self.path, self.out)
-        except OSError:
-            if replaced:
-                os.rename(old, self.out)
+            if not swapped:
+                if replaced:
+                    os.rename(self.out, self.path / _REPLACED)
+                os.rename(self.folder, self.out)
+            _fsync_folder(self.out.parent)
+        except BaseException:
+            self._undo_rename(swapped)
             raise
-        if replaced:
-            shutil.rmtree(old, ignore_errors=True)
+
+    def _undo_rename(self, swapped: bool) -> None:
+        if swapped:
+            _exchange(self.folder, self.out)
+            return
+        if not self.folder.exists():
+            os.rename(self.out, self.folder)
+        if (self.path / _REPLACED).exists():
+            os.rename(self.path / _REPLACED, self.out)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -172,7 +225,9 @@ class Staging:
             os.close(fd)
         self._fds.clear()
         if self._ours:
-            shutil.rmtree(self.path, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self._clear()
+                self.path.rmdir()
             self._ours = False
         if self._lock >= 0:
             os.close(self._lock)
@@ -181,6 +236,10 @@ class Staging:
 
 _CANNOT_RESERVE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 """The file system reserves nothing, which is no reason to stop."""
+
+
+_CANNOT_LINK = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
+"""The file system has no hard links, or no more for this file."""
 
 
 class FileSink:
@@ -203,6 +262,20 @@ def pwrite_all(fd: int, offset: int, data: memoryview, path: Path) -> None:
             done += os.pwrite(fd, data[done : done + _WRITE_CALL_BYTES], offset + done)
         except OSError as error:
             raise WriteFailed(f"{path}: write at byte {offset + done} failed: {error.strerror}") from error
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two folders in one step; False where the file system cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    at = -100  # AT_FDCWD
+    if libc.renameat2(at, os.fsencode(one), at, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        return False
+    raise OSError(number, os.strerror(number), str(other))
 
 
 def _fsync_folder(path: Path) -> None:

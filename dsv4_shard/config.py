@@ -23,6 +23,8 @@ FAMILIES = {
 
 Count = Annotated[int, Field(gt=0, lt=2**31, strict=True)]
 Natural = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
+Few = Annotated[int, Field(ge=0, lt=2**16, strict=True)]
+"""Of what the checks go through one by one: no model has 65,536 layers or experts, a hostile config may say so."""
 
 
 class QuantizationConfig(BaseModel):
@@ -43,8 +45,8 @@ class ModelConfig(BaseModel):
     model_type: str
     architectures: tuple[str, ...] = ()
     hidden_size: Count
-    num_hidden_layers: Count
-    num_nextn_predict_layers: Natural = 0
+    num_hidden_layers: Annotated[Few, Field(gt=0)]
+    num_nextn_predict_layers: Few = 0
     num_hash_layers: Natural = 0
     vocab_size: Count
     num_attention_heads: Count
@@ -55,8 +57,8 @@ class ModelConfig(BaseModel):
     index_n_heads: Count
     index_head_dim: Count
     moe_intermediate_size: Count
-    n_routed_experts: Count
-    n_shared_experts: Natural
+    n_routed_experts: Annotated[Few, Field(gt=0)]
+    n_shared_experts: Few
     num_experts_per_tok: Count
     hc_mult: Count
     compress_ratios: tuple[Natural, ...]

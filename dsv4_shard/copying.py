@@ -11,21 +11,25 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import xxhash
 
 from dsv4_shard.blocks import Rectangle, whole_rectangle
+from dsv4_shard.conversions import Conversion
 from dsv4_shard.errors import InexactCast, SourceChanged
-from dsv4_shard.recipe import Recipe, Step, Target
+from dsv4_shard.header import DTYPE_BITS
+from dsv4_shard.recipe import Cut, Fixed, Recipe, Step, scale_name
 from dsv4_shard.sources import LocalFile, LocalSource
-from dsv4_shard.transforms import Bytes, Transform
+from dsv4_shard.transforms import Bytes, Decoded, Transform
 
 CHUNK_BYTES = 8 << 20
 """Bytes that a worker reads at a time; larger chunks fall out of the CPU's cache and are slower."""
 
 MAX_WORKERS = 8
+
+DIGEST_BYTES = 16
 
 
 class Sink(Protocol):
@@ -34,21 +38,15 @@ class Sink(Protocol):
     def put(self, file: int, offset: int, data: memoryview) -> None: ...
 
 
-class PieceDigest(NamedTuple):
-    """The xxh3-128 of a piece of an output file: bytes `[start, stop)` of file number `file`, within `tensor`."""
-
-    file: int
-    tensor: str
-    start: int
-    stop: int
-    digest: str
-
-
 @dataclass(frozen=True, slots=True)
 class CopyResult:
-    """What a run did: digests of all pieces, and the values that lost precision, by source tensor."""
+    """What a run did: the xxh3-128 of every output tensor by (file number, name), and values that lost precision.
 
-    digests: tuple[PieceDigest, ...]
+    A tensor's digest is that of its bytes where it came in one piece; where it came in several, it is that of the
+    pieces' digests (16 bytes each, big-endian) in order.
+    """
+
+    digests: dict[tuple[int, str], str]
     inexact: dict[str, int]
     bytes_read: int
     bytes_put: int
@@ -75,6 +73,8 @@ def copy(
     """
     with _open_files(source, recipe) as files:
         run = _Run(recipe, files, sink, on_progress, allow_inexact)
+        for fixed in recipe.fixed:
+            run.put_fixed(fixed)
         if workers == 1:
             run.work()
         else:
@@ -114,6 +114,7 @@ class _Run:
         on_progress: Callable[[int], None],
         allow_inexact: bool,
     ) -> None:
+        self._recipe = recipe
         self._steps = iter(recipe.steps)
         self._files = files
         self._sink = sink
@@ -121,7 +122,7 @@ class _Run:
         self._allow_inexact = allow_inexact
         self._lock = threading.Lock()
         self._stopped = False
-        self._digests: list[PieceDigest] = []
+        self._pieces: dict[tuple[int, str], bytearray] = {}
         self._inexact: dict[str, int] = {}
         self._bytes_read = 0
         self._bytes_put = 0
@@ -131,8 +132,12 @@ class _Run:
         self._stopped = True
 
     def result(self) -> CopyResult:
+        """What was done, after all workers have ended."""
         return CopyResult(
-            tuple(sorted(self._digests, key=lambda piece: (piece.file, piece.start))),
+            {
+                key: found.hex() if len(found) == DIGEST_BYTES else xxhash.xxh3_128_hexdigest(found)
+                for key, found in sorted(self._pieces.items())
+            },
             dict(sorted(self._inexact.items())),
             self._bytes_read,
             self._bytes_put,
@@ -151,133 +156,186 @@ class _Run:
             except BaseException:
                 self.stop()
                 raise
-            with self._lock:
-                self._digests += pieces
+            if not self._stopped:
+                self._note(pieces)
+
+    def _note(self, pieces: list["_Piece"]) -> None:
+        """Keep the digests of finished pieces."""
+        with self._lock:
+            for piece in pieces:
+                digest = piece.hash.digest()
+                for file, tensor, slot in piece.places:
+                    runs = self._recipe.files[file].pieces.get(tensor, ((1, 0),))
+                    room = DIGEST_BYTES * sum(count for count, _ in runs)
+                    kept = self._pieces.setdefault((file, tensor), bytearray(room))
+                    kept[slot * DIGEST_BYTES : (slot + 1) * DIGEST_BYTES] = digest
 
     def _read(self, name: str, start: int, buffer: memoryview) -> None:
         self._files[name].readinto(start, buffer)
         with self._lock:
             self._bytes_read += len(buffer)
 
-    def _put(self, targets: list[tuple[int, int]], at: int, data: Bytes) -> None:
-        """The same bytes to every (file, offset) of `targets`, `at` bytes into each."""
+    def _append(self, piece: "_Piece", data: Bytes) -> None:
+        """The next bytes of a piece: hash them, and put them into each of its files."""
+        data = np.ascontiguousarray(data)
         view = data.data.cast("B")
-        for file, offset in targets:
-            self._sink.put(file, offset + at, view)
+        piece.hash.update(view)
+        for file, tensor, _ in piece.places:
+            self._sink.put(file, self._recipe.offset(file, tensor) + piece.at + piece.done, view)
+        piece.done += len(view)
         with self._lock:
-            self._bytes_put += len(view) * len(targets)
-        self._on_progress(len(view) * len(targets))
+            self._bytes_put += len(view) * len(piece.places)
+        self._on_progress(len(view) * len(piece.places))
 
-    def _move(self, step: Step, buffer: bytearray) -> list[PieceDigest]:
-        """Bytes as they are: rows are read once, in chunks, and each rectangle gets its part of every chunk."""
+    def put_fixed(self, fixed: Fixed) -> None:
+        """A tensor that is in no checkpoint."""
+        piece = _Piece(None, 0, [(fixed.file, fixed.tensor, 0)])
+        self._append(piece, np.frombuffer(fixed.data, np.uint8))
+        self._note([piece])
+
+    def _move(self, step: Step, buffer: bytearray) -> list["_Piece"]:
+        """Bytes as they are, or converted one by one: each cut gets its part of every chunk of rows."""
+        pieces = _pieces_of(step)
+        areas = [cut.rectangle for piece in pieces if (cut := piece.cut) is not None]
+        first, last = min(area.row_start for area in areas), max(area.row_stop for area in areas)
+        for row, matrix in self._chunks(step, first, last, buffer):
+            for piece, area in zip(pieces, areas, strict=True):
+                start, stop = max(row, area.row_start), min(row + len(matrix), area.row_stop)
+                if start < stop:
+                    part = _columns(matrix[start - row : stop - row], area)
+                    self._append(piece, _converted(_padded(part, piece.pad_cols, step.fill), step.conversion))
+        for piece in pieces:
+            if piece.pad_nbytes and not self._stopped:
+                self._append(piece, _converted(_filled(1, piece.pad_nbytes, step.fill), step.conversion))
+        return pieces
+
+    def _chunks(self, step: Step, first: int, last: int, buffer: bytearray) -> Iterator[tuple[int, Bytes]]:
+        """Rows `[first, last)` of a source tensor, each read once: (number of the first row, rows × bytes)."""
         tensor = step.source
         row_nbytes = whole_rectangle(tensor.dtype, tensor.shape).stop
-        pieces = [_Piece(rectangle, targets) for rectangle, targets in _by_rectangle(step.targets).items()]
-        first = min(piece.rectangle.row_start for piece in pieces)
-        last = max(piece.rectangle.row_stop for piece in pieces)
-        if row_nbytes == 0 or first == last:
-            return [digest for piece in pieces for digest in piece.digests()]
+        if row_nbytes == 0 or first >= last:
+            return
+        if step.repeat > 1:
+            yield 0, self._repeated(step)
+            return
         if row_nbytes > len(buffer):
             buffer = bytearray(row_nbytes)
         rows_at_once = len(buffer) // row_nbytes
         for row in range(first, last, rows_at_once):
             if self._stopped:
-                return []
+                return
             count = min(rows_at_once, last - row)
             view = memoryview(buffer)[: count * row_nbytes]
             self._read(tensor.file, tensor.start + row * row_nbytes, view)
-            matrix = np.frombuffer(view, np.uint8).reshape(count, row_nbytes)
-            for piece in pieces:
-                start, stop = max(row, piece.rectangle.row_start), min(row + count, piece.rectangle.row_stop)
-                if start < stop:
-                    part = _columns(matrix[start - row : stop - row], piece.rectangle)
-                    piece.hash.update(part.data)
-                    at = (start - piece.rectangle.row_start) * (piece.rectangle.stop - piece.rectangle.start)
-                    self._put(piece.places, at, part)
-        return [digest for piece in pieces for digest in piece.digests()]
+            yield row, np.frombuffer(view, np.uint8).reshape(count, row_nbytes)
 
-    def _decode(self, step: Step, transform: Transform) -> list[PieceDigest]:
+    def _repeated(self, step: Step) -> Bytes:
+        """A whole scale, each element repeated along both axes. Scales of blocks are small."""
+        tensor = step.source
+        raw = np.empty(tensor.nbytes, np.uint8)
+        self._read(tensor.file, tensor.start, raw.data.cast("B"))
+        width = DTYPE_BITS[tensor.dtype] // 8
+        items = raw.view(f"V{width}").reshape(tensor.shape)
+        repeated = np.ascontiguousarray(items.repeat(step.repeat, axis=0).repeat(step.repeat, axis=1))
+        return repeated.view(np.uint8).reshape(len(repeated), -1)
+
+    def _decode(self, step: Step, transform: Transform) -> list["_Piece"]:
         """A weight and its scale, decoded stripe by stripe."""
-        tensor, scale = step.source, step.scale
-        assert scale is not None, "recipes give every transform its scale"
-        row_nbytes = whole_rectangle(tensor.dtype, tensor.shape).stop
-        scale_row = whole_rectangle(scale.dtype, scale.shape).stop
-        stripe = max(1, CHUNK_BYTES // (row_nbytes * transform.row_step)) * transform.row_step
-        out: list[PieceDigest] = []
+        pieces: list[_Piece] = []
         inexact = 0
-        for rectangle, targets in _by_rectangle(step.targets).items():
-            weights = _Piece(rectangle, targets)
-            scales = _Piece(rectangle, [t._replace(offset=t.scale_offset) for t in targets if t.scale_offset >= 0])
-            for row in range(rectangle.row_start, rectangle.row_stop, stripe):
-                if self._stopped:
-                    return []
-                count = min(stripe, rectangle.row_stop - row)
-                raw = np.empty((count, row_nbytes), np.uint8)
-                self._read(tensor.file, tensor.start + row * row_nbytes, raw.data.cast("B"))
-                scale_start = row // transform.row_step * transform.scale_rows
-                scale_count = -(-count // transform.row_step) * transform.scale_rows
-                raw_scale = np.empty((scale_count, scale_row), np.uint8)
-                self._read(scale.file, scale.start + scale_start * scale_row, raw_scale.data.cast("B"))
-                decoded = transform.apply(raw, raw_scale, scale.dtype)
+        for weights in _pieces_of(step):
+            scales = _Piece(weights.cut, 0, [(file, scale_name(name), 0) for file, name, _ in weights.places])
+            for decoded in self._stripes(step, transform, weights):
                 inexact += decoded.inexact
-                weights.append(decoded.weight, self._put)
+                self._append(weights, decoded.weight)
                 if decoded.scale is not None:
-                    scales.append(decoded.scale, self._put)
-            out += weights.digests()
-            out += scales.digests(_scale_of)
+                    self._append(scales, decoded.scale)
+            pieces += [weights, scales] if transform.scale_dtype else [weights]
         if inexact and not self._allow_inexact:
-            raise InexactCast(f"{tensor.name}: {inexact:,} of its values do not fit FP8 exactly")
+            raise InexactCast(f"{step.source.name}: {inexact:,} of its values do not fit FP8 exactly")
         if inexact:
             with self._lock:
-                self._inexact[tensor.name] = inexact
-        return out
+                self._inexact[step.source.name] = inexact
+        return pieces
+
+    def _stripes(self, step: Step, transform: Transform, piece: "_Piece") -> Iterator[Decoded]:
+        """The rows of a piece, some whole stripes at a time, read with their scales and decoded."""
+        tensor, scale = step.source, step.scale
+        assert scale is not None, "recipes give every transform its scale"
+        assert piece.cut is not None, "decoded pieces are cuts"
+        row_nbytes = whole_rectangle(tensor.dtype, tensor.shape).stop
+        scale_row = whole_rectangle(scale.dtype, scale.shape).stop
+        rows_at_once = max(1, CHUNK_BYTES // (row_nbytes * transform.row_step)) * transform.row_step
+        area = piece.cut.rectangle
+        for row in range(area.row_start, area.row_stop, rows_at_once):
+            if self._stopped:
+                return
+            count = min(rows_at_once, area.row_stop - row)
+            raw = np.empty((count, row_nbytes), np.uint8)
+            self._read(tensor.file, tensor.start + row * row_nbytes, raw.data.cast("B"))
+            first = row // transform.row_step * transform.scale_rows
+            raw_scale = np.empty((-(-count // transform.row_step) * transform.scale_rows, scale_row), np.uint8)
+            self._read(scale.file, scale.start + first * scale_row, raw_scale.data.cast("B"))
+            yield transform.apply(raw, raw_scale, scale.dtype)
 
 
-def _scale_of(weight_name: str) -> str:
-    return weight_name.removesuffix("weight") + "scale"
+class _Piece:
+    """A cut on its way: which (file, tensor, slot) get it, where in the tensor, a running hash, and how far it got."""
+
+    __slots__ = ("at", "cut", "done", "hash", "places")
+
+    def __init__(self, cut: Cut | None, at: int, places: list[tuple[int, str, int]]) -> None:
+        self.cut = cut
+        self.at = at
+        self.places = places
+        self.hash = xxhash.xxh3_128()
+        self.done = 0
+
+    @property
+    def pad_cols(self) -> int:
+        """Bytes of padding on the right of each row."""
+        return self.cut.pad_cols if self.cut else 0
+
+    @property
+    def pad_nbytes(self) -> int:
+        """Bytes of padding below the last row."""
+        return self.cut.pad_rows * self.cut.row_nbytes if self.cut else 0
 
 
-def _by_rectangle(targets: tuple[Target, ...]) -> dict[Rectangle, list[Target]]:
-    """Targets that get the same bytes, together: these are cut and hashed once."""
-    groups: dict[Rectangle, list[Target]] = {}
-    for target in targets:
-        groups.setdefault(target.rectangle, []).append(target)
-    return groups
+def _pieces_of(step: Step) -> list[_Piece]:
+    """The pieces of a step; a cut that goes to several files is one, so that it is converted and hashed once."""
+    return [
+        _Piece(cut, landing.at, [(file, landing.tensor, landing.slot) for file in files])
+        for landing in step.landings
+        for cut, files in landing.spread
+    ]
 
 
-def _columns(rows: Bytes, rectangle: Rectangle) -> Bytes:
+def _columns(rows: Bytes, area: Rectangle) -> Bytes:
     """The rectangle's columns of `rows`, contiguous. Whole rows are not copied.
 
     Equal narrow columns (96 bytes of FP4 `w2` at TP16) are copied as one item a row, not byte by byte.
     """
-    width = rectangle.stop - rectangle.start
+    width = area.stop - area.start
     if width == rows.shape[1]:
         return rows
-    if rows.shape[1] % width == 0 and rectangle.start % width == 0:
-        items = rows.view(f"V{width}")[:, rectangle.start // width]
-        return np.ascontiguousarray(items).view(np.uint8)
-    return np.ascontiguousarray(rows[:, rectangle.start : rectangle.stop])
+    if width and rows.shape[1] % width == 0 and area.start % width == 0:
+        items = rows.view(f"V{width}")[:, area.start // width]
+        return np.ascontiguousarray(items).view(np.uint8).reshape(len(rows), width)
+    return np.ascontiguousarray(rows[:, area.start : area.stop])
 
 
-class _Piece:
-    """A rectangle on its way to one or several files: a running hash, and how far it got."""
+def _padded(rows: Bytes, pad_cols: int, fill: bytes) -> Bytes:
+    """`rows` with `pad_cols` bytes of `fill` on the right of each."""
+    if not pad_cols:
+        return rows
+    return np.concatenate([rows, _filled(len(rows), pad_cols, fill)], axis=1)
 
-    def __init__(self, rectangle: Rectangle, targets: list[Target]) -> None:
-        self.rectangle = rectangle
-        self.hash = xxhash.xxh3_128()
-        self.places = [(target.file, target.offset) for target in targets]
-        self._targets = targets
-        self._done = 0
 
-    def append(self, data: Bytes, put: Callable[[list[tuple[int, int]], int, Bytes], None]) -> None:
-        """The next bytes of a decoded piece."""
-        data = np.ascontiguousarray(data)
-        self.hash.update(data.data)
-        put(self.places, self._done, data)
-        self._done += data.nbytes
+def _filled(rows: int, row_nbytes: int, fill: bytes) -> Bytes:
+    """Rows of nothing but `fill`."""
+    return np.frombuffer(fill * (rows * row_nbytes // len(fill)), np.uint8).reshape(rows, row_nbytes)
 
-    def digests(self, rename: Callable[[str], str] = lambda name: name) -> list[PieceDigest]:
-        """One digest for each file that the piece is in."""
-        digest = self.hash.hexdigest()
-        nbytes = self._done or self.rectangle.nbytes
-        return [PieceDigest(t.file, rename(t.tensor), t.offset, t.offset + nbytes, digest) for t in self._targets]
+
+def _converted(rows: Bytes, conversion: Conversion | None) -> Bytes:
+    return conversion.apply(np.ascontiguousarray(rows).reshape(-1)) if conversion else rows

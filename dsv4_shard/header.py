@@ -8,6 +8,7 @@ twice, and space before the opening brace. The writer's bytes are those of `safe
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -57,6 +58,7 @@ _DTYPE_RANK = {dtype: rank for rank, dtype in enumerate(DTYPE_BITS)}
 _ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
 _LFS_MAGIC = b"version https://git-lfs"
 _MAX_ELEMENTS = 2**63
+_MAX_DEPTH = 64
 
 
 class TensorInfo(NamedTuple):
@@ -160,7 +162,7 @@ def _decode(raw: bytes, name: str) -> tuple[dict[str, Any], bool]:
         )
     except (ValueError, RecursionError) as error:
         raise HeaderNotJson(f"{name}: header is not JSON: {error}") from None
-    return document, text[-1] in "\n\r\t"
+    return document, text.rstrip(" ")[-1] in "\n\r\t"
 
 
 def _refuse_negative_zero(digits: str) -> int:
@@ -190,25 +192,42 @@ def _is_text(text: str) -> bool:
     return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)
 
 
+def _is_plain(value: object, depth: int = 0) -> bool:
+    """What every JSON reader takes: text without lone surrogates, numbers that a double can hold, little nesting."""
+    match value:
+        case str():
+            return _is_text(value)
+        case int() | float():
+            return abs(value) <= sys.float_info.max
+        case list():
+            return depth < _MAX_DEPTH and all(_is_plain(item, depth + 1) for item in value)
+        case dict():
+            return depth < _MAX_DEPTH and all(_is_text(k) and _is_plain(v, depth + 1) for k, v in value.items())
+    return True
+
+
 def _is_naturals(values: object) -> bool:
     return isinstance(values, list) and all(type(value) is int and 0 <= value < _MAX_ELEMENTS for value in values)
 
 
 def _check_entry(key: str, entry: object, warnings: "_Warnings", name: str) -> TensorInfo:
-    where = f"{name}: tensor {key!r}"
+    where = f"{name}: tensor {_short(key)}"
     if not _is_text(key):
         raise HeaderNotJson(f"{where}: the name holds a lone surrogate, which is no text")
     if not isinstance(entry, dict) or not entry.keys() >= _ENTRY_KEYS:
         raise BadTensorEntry(f"{where}: needs dtype, shape and data_offsets")
     if len(entry) > len(_ENTRY_KEYS):
+        for field_name, value in entry.items():
+            if field_name not in _ENTRY_KEYS and not (_is_text(field_name) and _is_plain(value)):
+                raise BadTensorEntry(f"{where}: unknown field {field_name!r} holds what JSON readers disagree on")
         warnings.add("unknown fields in tensor entries", key)
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise BadTensorEntry(f"{where}: unknown dtype {dtype!r}")
+        raise BadTensorEntry(f"{where}: unknown dtype {_short(dtype)}")
     if not _is_naturals(shape):
-        raise BadTensorEntry(f"{where}: shape {shape!r} is not a list of natural numbers")
+        raise BadTensorEntry(f"{where}: shape {_short(shape)} is not a list of natural numbers")
     if not _is_naturals(offsets) or len(offsets) != 2:
-        raise BadTensorEntry(f"{where}: data_offsets {offsets!r} is not a pair of natural numbers")
+        raise BadTensorEntry(f"{where}: data_offsets {_short(offsets)} is not a pair of natural numbers")
     start, stop = offsets
     if start > stop:
         raise BadTensorEntry(f"{where}: data_offsets [{start}, {stop}] are reversed")
@@ -239,19 +258,25 @@ def _check_coverage(tensors: Mapping[str, TensorInfo], data_nbytes: int, name: s
         raise BadTensorOffsets(f"{name}: {data_nbytes - end} bytes follow the last tensor, which ends at {end}")
 
 
+def _short(value: object) -> str:
+    """A value for a message; a hostile header may hold megabytes of it."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 class _Warnings:
     """What is odd but harmless, one line a kind with the first place and the count."""
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._kinds: dict[str, list[str]] = {}
+        self._kinds: dict[str, list[str | None]] = {}
 
-    def add(self, kind: str, place: str = "") -> None:
+    def add(self, kind: str, place: str | None = None) -> None:
         self._kinds.setdefault(kind, []).append(place)
 
     def lines(self) -> tuple[str, ...]:
         return tuple(
-            f"{self._name}: {kind}" + (f": {places[0]!r}" if places[0] else "")
+            f"{self._name}: {kind}" + (f": {places[0]!r}" if places[0] is not None else "")
             + (f" and {len(places) - 1} more" if len(places) > 1 else "")
             for kind, places in self._kinds.items()
         )  # fmt: skip

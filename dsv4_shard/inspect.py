@@ -11,7 +11,7 @@ from dsv4_shard.checkpoint import Checkpoint, Severity
 from dsv4_shard.engines import ENGINES
 from dsv4_shard.engines.base import Request
 from dsv4_shard.inventory import Inventory
-from dsv4_shard.plan import choose, nearest, options_of
+from dsv4_shard.plan import check_request, choose, nearest, options_of
 from dsv4_shard.roles import MODULE, Module, Part, Role, Stage
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -121,6 +121,8 @@ class Inspection(_Document):
 
 def inspect(checkpoint: Checkpoint, inventory: Inventory, tps: tuple[int, ...] = DEFAULT_TPS) -> Inspection:
     """Inspect a checkpoint for each TP of `tps`. Raises UsageError for a TP that means nothing."""
+    for tp in tps:
+        check_request(Request(tp))
     usable = not inventory.errors
     return Inspection(
         schema_version=SCHEMA_VERSION,

@@ -7,6 +7,7 @@ FP4 or FP8 is decided here, by the experts' own tensors; config.json is only com
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 from dsv4_shard.blocks import FP4_GROUP, PACKED_FP4, Block, agree_on_unit, logical_shape, scale_shape
@@ -118,6 +119,7 @@ def _take(checkpoint: Checkpoint) -> Inventory:
     findings += _check_completeness(checkpoint, names)
     formats, more = _find_formats(checkpoint, names)
     findings += more
+    findings += _compare_stages(formats)
     findings += _check_shapes(checkpoint, names, formats)
     findings += _compare_config(checkpoint.config, formats)
     return Inventory(checkpoint.config, names, _count(checkpoint, names, formats), formats, tuple(findings))
@@ -151,15 +153,24 @@ def _is_packed(fmt: Format | None, part: Part) -> bool:
 
 
 def _check_numbers(config: ModelConfig, names: dict[str, TensorName]) -> Iterator[Finding]:
-    """Layers and experts beyond what the config says there are."""
+    """Layers and experts beyond what the config says there are, and tensors that their layer cannot have."""
     layers = [n for n, at in names.items() if at.stage is Stage.LAYER and at.layer >= config.num_hidden_layers]
     if layers:
         yield _error("extra-layers", f"config.json has {config.num_hidden_layers} layers, but there is {some(layers)}")
+    misplaced = [n for n, at in names.items() if at.expert < 0 and not _may_be(config, at)]
+    if misplaced:
+        yield _error("misplaced-tensors", f"{len(misplaced):,} tensors have no place in their layer: {some(misplaced)}")
     experts = [n for n, at in names.items() if at.expert >= config.n_routed_experts]
     if experts:
         yield _error(
             "extra-experts", f"config.json has {config.n_routed_experts} routed experts, but there is {some(experts)}"
         )
+
+
+def _may_be(config: ModelConfig, at: TensorName) -> bool:
+    """Whether the kind of layer has such a tensor: no indexer without a ratio of 4, no bias in a hash layer."""
+    spec = SPEC[at.stage, at.role]
+    return spec.optional or spec.present(layer_kind(config, at.stage, at.layer))
 
 
 def _check_completeness(checkpoint: Checkpoint, names: dict[str, TensorName]) -> Iterator[Finding]:
@@ -176,22 +187,25 @@ def _check_completeness(checkpoint: Checkpoint, names: dict[str, TensorName]) ->
     if blocks and blocks != set(range(len(blocks))):
         yield _error("mtp-gap", f"MTP blocks are numbered {sorted(blocks)}")
     present = set(names.values())
-    present_names = Counter((at.stage, at.layer, at.role, at.part) for at in names.values() if at.expert >= 0)
+    known = range(config.n_routed_experts)
+    experts = Counter((at.stage, at.layer, at.role, at.part) for at in names.values() if at.expert in known)
     missing: list[str] = []
+    lost_names: list[str] = []
     missing_experts = 0
     for at in expected_names(config, blocks):
         if at.expert < 0:
             if at not in present:
                 missing.append(unparse_name(at))
             continue
-        if present_names[at.stage, at.layer, at.role, at.part] != config.n_routed_experts:
-            lost = [at._replace(expert=e) for e in range(config.n_routed_experts)]
-            lost = [one for one in lost if one not in present]
-            missing_experts += len(lost)
-            missing += [unparse_name(one) for one in lost]
-    if missing:
+        lost = config.n_routed_experts - experts[at.stage, at.layer, at.role, at.part]
+        if lost > 0:
+            missing_experts += lost
+            absent = (one for e in known if (one := at._replace(expert=e)) not in present)
+            lost_names += map(unparse_name, islice(absent, 1))
+    if missing or missing_experts:
         detail = f", {missing_experts:,} of them of routed experts" if missing_experts else ""
-        yield _error("missing-tensors", f"{len(missing):,} tensors are missing{detail}: {some(missing)}")
+        count = len(missing) + missing_experts
+        yield _error("missing-tensors", f"{count:,} tensors are missing{detail}: {some(missing + lost_names, count)}")
     yield from _check_scales(checkpoint, names)
 
 
@@ -210,7 +224,7 @@ def _expected_of(
     for spec in specs:
         if spec.module is Module.SHARED and config.n_shared_experts == 0:
             continue
-        if spec.present(kind):
+        if spec.present(kind) and not spec.optional:
             yield TensorName(spec.role, Part.WEIGHT, stage, layer)
     if stage is not Stage.MODEL:
         for spec in ROUTED_SPECS:
@@ -303,6 +317,14 @@ def _find_formats(
         block = {"FP8": fp8_block, "FP4": Block(1, FP4_GROUP)}.get(name or "")
         formats[stage, role] = Format(name or dtype, block, scale_dtype if block else None)
     return formats, findings
+
+
+def _compare_stages(formats: dict[tuple[Stage, Role], Format]) -> Iterator[Finding]:
+    """Engines build an MTP block as one more layer, so it must be stored like the layers."""
+    for (stage, role), fmt in formats.items():
+        layers = formats.get((Stage.LAYER, role))
+        if stage is Stage.MTP and layers is not None and fmt != layers:
+            yield _error("mtp-format", f"{role} is {layers} in the layers and {fmt} in the MTP block")
 
 
 def _check_shapes(

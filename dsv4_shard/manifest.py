@@ -1,10 +1,11 @@
 """manifest.json: what a result folder holds, and the digests that bind it to its plan and its source.
 
 All digests are xxh3-128 (fast, against damage, not against forgery). A tensor's digest is that of its bytes where it
-came in one piece; where it came in several, it is that of the pieces' digests in order, and `pieces` has their lengths.
+came in one piece; where it was put together from several, it is that of the pieces' digests in order, and `pieces` has
+their lengths.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dsv4_shard import __version__
 from dsv4_shard.commit import MANIFEST_NAME
-from dsv4_shard.copying import PieceDigest
 from dsv4_shard.errors import NotAResult
 from dsv4_shard.plan import PlanSource
 from dsv4_shard.recipe import OutputFile
@@ -28,14 +28,25 @@ class _Document(BaseModel):
 
 
 class ManifestFile(_Document):
-    """A rank's file. `tensors` maps names to digests, `pieces` the names of tensors in several pieces to lengths."""
+    """A file of weights, read by `ranks`; `links` are the other names under which it stands in the folder.
+
+    `payload` is the bytes of tensors within `nbytes`. `tensors` maps names to digests. `pieces` has the tensors that
+    were put together from several pieces: runs of (count, bytes), in order.
+    """
 
     name: str
-    rank: int
+    ranks: tuple[int, ...]
     nbytes: int
+    payload: int
     header_digest: str
     tensors: dict[str, str]
-    pieces: dict[str, tuple[int, ...]] = {}
+    pieces: dict[str, tuple[tuple[int, int], ...]] = {}
+    links: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names under which the file stands in the folder."""
+        return (self.name, *self.links)
 
 
 class ManifestCompanion(_Document):
@@ -47,7 +58,10 @@ class ManifestCompanion(_Document):
 
 
 class Manifest(_Document):
-    """The document. `ranks` of `world` are in this folder; `digest` is over the manifest with an empty digest."""
+    """The document. `ranks` of `world` are in this folder; `digest` is over the manifest with an empty digest.
+
+    `identity` is what the files were made for, as far as shapes cannot tell: engine, runner, parallelism.
+    """
 
     schema_version: Literal[1]
     tool_version: str
@@ -57,6 +71,7 @@ class Manifest(_Document):
     ranks: tuple[int, ...]
     source: PlanSource
     plan_digest: str
+    identity: dict[str, str]
     files: tuple[ManifestFile, ...]
     companions: tuple[ManifestCompanion, ...]
     left_out: dict[str, str]
@@ -76,27 +91,29 @@ def digest_of(data: bytes | memoryview) -> str:
     return xxhash.xxh3_128_hexdigest(data)
 
 
-def tensor_digest(pieces: Iterable[str]) -> str:
-    """The digest of a tensor from those of its pieces, in order."""
+def tensor_digest(pieces: Iterable[bytes]) -> str:
+    """The digest of a tensor from those of its pieces, in order; see `copying.CopyResult`."""
     digests = list(pieces)
-    return digests[0] if len(digests) == 1 else digest_of("".join(digests).encode())
+    return digests[0].hex() if len(digests) == 1 else digest_of(b"".join(digests))
 
 
-def manifest_files(files: tuple[OutputFile, ...], digests: Iterable[PieceDigest]) -> tuple[ManifestFile, ...]:
-    """The entries of rank files, from what copying hashed (in order of file and offset)."""
-    pieces: list[dict[str, list[PieceDigest]]] = [{} for _ in files]
-    for piece in digests:
-        pieces[piece.file].setdefault(piece.tensor, []).append(piece)
+def manifest_files(files: tuple[OutputFile, ...], digests: Mapping[tuple[int, str], str]) -> tuple[ManifestFile, ...]:
+    """The entries of weight files, from what copying hashed."""
+    tensors: list[dict[str, str]] = [{} for _ in files]
+    for (number, name), digest in digests.items():
+        tensors[number][name] = digest
     return tuple(
         ManifestFile(
             name=file.name,
-            rank=file.rank,
+            ranks=file.ranks,
             nbytes=file.nbytes,
+            payload=file.payload,
             header_digest=digest_of(file.header),
-            tensors={name: tensor_digest(p.digest for p in parts) for name, parts in found.items()},
-            pieces={name: tuple(p.stop - p.start for p in parts) for name, parts in found.items() if len(parts) > 1},
+            tensors=found,
+            pieces=file.pieces,
+            links=file.links,
         )
-        for file, found in zip(files, pieces, strict=True)
+        for file, found in zip(files, tensors, strict=True)
     )
 
 

@@ -110,11 +110,12 @@ class PlanMemory(_Document):
 
 
 class PlanLaunch(_Document):
-    """How to start the engine on this plan."""
+    """How to start the engine on this plan. `draft_options` are added to the commands to use the MTP draft model."""
 
     environment: dict[str, str]
     commands: tuple[str, ...]
     files: dict[str, str]
+    draft_options: str
 
 
 class PlanAlternative(_Document):
@@ -127,8 +128,11 @@ class PlanAlternative(_Document):
 
 
 class Plan(_Document):
-    """The whole plan. `choices` says what the plan chose instead of the engine's default and why, and what
-    the engine pads."""
+    """The whole plan.
+
+    `choices` says what the plan chose instead of the engine's default and why, and what the engine pads. `unwritten`
+    says why no shards can be written for it, where they cannot; then the commands serve the checkpoint itself.
+    """
 
     schema_version: Literal[1]
     tool_version: str
@@ -147,6 +151,7 @@ class Plan(_Document):
     shared_expert_addition: str
     launch: PlanLaunch
     layout: str | None
+    unwritten: str | None
     reshard: str | None
     alternatives: tuple[PlanAlternative, ...]
 
@@ -196,7 +201,7 @@ _WAYS = {"whole": "whole on every rank", "split": "split", "pad": "padded", "sub
 
 def choose(inventory: Inventory, request: Request) -> Choice:
     """Weigh the engine's candidates. Raises UsageError for numbers that mean nothing and unknown names."""
-    _check_request(request)
+    check_request(request)
     engine = find_engine(request.engine)
     rejected: list[tuple[Deployment, tuple[Breach, ...]]] = []
     for at in engine.candidates(inventory, request):
@@ -208,10 +213,16 @@ def choose(inventory: Inventory, request: Request) -> Choice:
     return Choice(at, breaches, ())
 
 
-def _check_request(request: Request) -> None:
+def check_request(request: Request) -> None:
+    """Refuse numbers, names and choices that mean nothing, also those of an edited plan. Raises UsageError."""
     for name, value in (("tp", request.tp), ("ep", request.ep), ("dp", request.dp), ("nodes", request.nodes)):
         if value is not None and not 1 <= value <= MAX_RANKS:
             raise UsageError(f"--{name} {value}: must be from 1 to {MAX_RANKS}")
+    names = {"engine": request.engine, "runner": request.runner, "a2a": request.a2a, "gpu": request.gpu,
+             "engine-version": request.engine_version}  # fmt: skip
+    for name, text in names.items():
+        if not (isinstance(text, str) or (text is None and name != "engine")):
+            raise UsageError(f"--{name} {text!r}: must be a name")
     if request.shared not in ("auto", "whole", "split", "pad"):
         raise UsageError(f"--shared-experts {request.shared!r}", hint="Choose auto, whole, split or pad.")
     if request.expert_dtype not in (None, "fp4", "fp8"):
@@ -337,7 +348,7 @@ def _variations(request: Request) -> Iterator[Request]:
     free = replace(request, runner=None, a2a=None, shared="auto")
     gpus = request.tp * (request.dp if request.engine == "vllm" else 1)
     for world in dict.fromkeys((gpus, *(gpus // 2**n for n in range(1, 7)), gpus * 2)):
-        if world < 1:
+        if not 1 <= world <= MAX_RANKS:
             continue
         if request.engine == "vllm":
             for tp in reversed(_divisors(world)):
@@ -368,7 +379,8 @@ def nearest(inventory: Inventory, request: Request, limit: int) -> Iterator[tupl
         if not choice.feasible:
             continue
         weight = (world, rank_nbytes(inventory, choice.at, _TARGET))
-        if weight not in found and not (choice.at.gpu_named and weight[1] >= choice.at.gpu.memory):
+        loaded = rank_nbytes(inventory, choice.at, tuple(Stage) if choice.at.engine == "reference" else _TARGET)
+        if weight not in found and not (choice.at.gpu_named and loaded >= choice.at.gpu.memory):
             found.append(weight)
             yield variation, choice
 
@@ -383,7 +395,8 @@ def options_of(request: Request, *, engine: bool = True) -> str:
     if engine and request.engine != "sglang":
         options.append(f"--engine {request.engine}")
     for name, value in (("runner", request.runner), ("a2a", request.a2a), ("gpu", request.gpu),
-                        ("nodes", request.nodes), ("expert-dtype", request.expert_dtype)):  # fmt: skip
+                        ("nodes", request.nodes), ("expert-dtype", request.expert_dtype),
+                        ("engine-version", request.engine_version)):  # fmt: skip
         if value is not None:
             options.append(f"--{name} {value}")
     if request.shared != "auto":
@@ -401,18 +414,19 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
     UsageError for a request that means nothing.
     """
     refuse_errors(inventory)
-    label = label or checkpoint.source.label
-    engine = find_engine(request.engine)
+    label = checkpoint.source.label if label is None else label
     choice = choose(inventory, request)
+    engine = find_engine(request.engine)
     context = Context(inventory, choice.at)
     loads = list(_loads(engine, context)) if choice.feasible else []
     totals = _totals(loads, context) if choice.feasible else None
     memory = _memory(totals, choice.at) if totals else None
     breaches = [*choice.breaches, *_memory_breach(memory)]
-    layout = engine.layout.name if engine.layout else None
+    refusal = engine.layout.refusal(context) if engine.layout and choice.feasible else None
+    layout = engine.layout.name if engine.layout and refusal is None else None
     out = f"{Path(label).name}-{engine.name}-tp{request.tp}"
     model_path = out if layout else label
-    launch = engine.launch(context, shlex.quote(model_path))
+    launch = engine.launch(context, shlex.quote(model_path), layout is not None)
     return Plan(
         schema_version=SCHEMA_VERSION,
         tool_version=__version__,
@@ -424,12 +438,18 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
         breaches=tuple(_breach(breach) for breach in breaches),
         checks=tuple(_checks(engine, context)),
         choices=(*choice.notes(), *engine.notes(context)) if choice.feasible else (),
+        unwritten=refusal,
         assumptions=_assumptions(choice.at),
         modules=tuple(_modules(engine, loads, context)),
         totals=totals,
         memory=memory,
         shared_expert_addition=engine.addition(context),
-        launch=PlanLaunch(environment=launch.environment, commands=launch.commands, files=launch.files),
+        launch=PlanLaunch(
+            environment=launch.environment,
+            commands=launch.commands,
+            files=launch.files,
+            draft_options=launch.draft_options if inventory.mtp_blocks else "",
+        ),
         layout=layout,
         reshard=f"dsv4-shard reshard {shlex.quote(label)} {shlex.quote(out)} {options_of(request)}" if layout else None,
         alternatives=() if not breaches else tuple(_alternatives(inventory, request)),
@@ -558,6 +578,8 @@ def _compare_sources(planned: PlanSource, now: PlanSource) -> None:
             raise ForeignPlan(f"{name}: {file.nbytes} bytes when the plan was made, {ours[name].nbytes} now")
         if file.header_digest != ours[name].header_digest:
             raise ForeignPlan(f"{name}: its header differs from the one that the plan was made for")
+    if None not in (planned.revision, now.revision) and planned.revision != now.revision:
+        raise ForeignPlan(f"the plan is for revision {planned.revision}, here is {now.revision}")
     if planned.config_digest != now.config_digest:
         raise ForeignPlan("config.json differs from the one that the plan was made for")
 

@@ -259,6 +259,8 @@ def _show_launch(console: Console, plan: Plan, plan_file: str | None) -> None:
         _heading(console, "Write the shards")
         _print_command(console, command)
     _heading(console, "Launch")
+    if plan.unwritten:
+        _item(console, f"from the checkpoint; no shards are written for it: {plan.unwritten}")
     for name, content in plan.launch.files.items():
         _item(console, f"{name}: {content.strip()}")
     environment = "".join(f"{key}={value} " for key, value in plan.launch.environment.items())
@@ -266,6 +268,9 @@ def _show_launch(console: Console, plan: Plan, plan_file: str | None) -> None:
         if len(plan.launch.commands) > 1:
             _item(console, f"node {node}:", "dim")
         _print_command(console, environment + command)
+    if plan.launch.draft_options:
+        _item(console, "with the MTP draft model, add:", "dim")
+        _print_command(console, plan.launch.draft_options)
 
 
 def _print_command(console: Console, command: str) -> None:

@@ -9,7 +9,7 @@ from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.commit import FileSink, Staging, check_output, check_room, free_bytes, pwrite_all
 from dsv4_shard.copying import CopyResult, copy, default_workers
 from dsv4_shard.engines import find_engine
-from dsv4_shard.engines.base import Request
+from dsv4_shard.engines.base import Context, Request
 from dsv4_shard.errors import UsageError
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.manifest import PLAN_NAME, Manifest, ManifestCompanion, digest_of, manifest_files
@@ -27,7 +27,9 @@ class Job:
     plan: Plan
     recipe: Recipe
     companions: dict[str, bytes]
+    ranks: tuple[int, ...]
     world: int
+    identity: dict[str, str]
 
     @property
     def nbytes(self) -> int:
@@ -56,28 +58,28 @@ def prepare(checkpoint: Checkpoint, inventory: Inventory, plan: Plan, ranks: tup
     request = Request(**plan.request)  # type: ignore[arg-type]
     engine = find_engine(request.engine)
     if engine.layout is None:
-        raise UsageError(
-            f"shards for {engine.title} cannot be written yet",
-            hint="`--engine reference` writes DeepSeek's own layout.",
-        )
+        raise UsageError(f"{engine.title} has no file format for shards", hint="`plan` is all there is for it.")
+    if plan.unwritten is not None:
+        raise UsageError(f"no shards for this: {plan.unwritten}", hint="Serve the checkpoint itself, as `plan` says.")
     at = choose(inventory, request).at
     wanted = ranks if ranks is not None else tuple(range(at.world))
-    beyond = [rank for rank in wanted if rank >= at.world]
+    beyond = [rank for rank in wanted if not 0 <= rank < at.world]
     if beyond:
         raise UsageError(f"--ranks: rank {beyond[0]} of {at.world}; the last one is {at.world - 1}")
-    recipe = make_recipe(checkpoint, inventory, engine, at, wanted)
-    companions = engine.layout.companions(checkpoint.document, at)
-    companions |= _copied(checkpoint, engine.layout.copied())
+    context = Context(inventory, at)
+    recipe = make_recipe(checkpoint, engine, context, wanted)
+    companions = _copied(checkpoint, engine.layout.copied(context))
+    companions |= engine.layout.companions(checkpoint.document, context)
     companions[PLAN_NAME] = plan.to_json().encode()
-    return Job(plan, recipe, companions, at.world)
+    return Job(plan, recipe, companions, wanted, at.world, engine.layout.identity(context))
 
 
-def _copied(checkpoint: Checkpoint, names: tuple[str, ...]) -> dict[str, bytes]:
+def _copied(checkpoint: Checkpoint, names: dict[str, str]) -> dict[str, bytes]:
     sizes = checkpoint.source.sizes()
     content = {}
-    for name in names:
-        if sizes.get(name, COPIED_FILE_LIMIT) < COPIED_FILE_LIMIT:
-            with checkpoint.source.open(name) as file:
+    for name, original in names.items():
+        if sizes.get(original, COPIED_FILE_LIMIT) < COPIED_FILE_LIMIT:
+            with checkpoint.source.open(original) as file:
                 content[name] = file.read(0, file.nbytes)
     return content
 
@@ -107,7 +109,7 @@ def reshard(
     recipe = job.recipe
     with Staging(out) as staging:
         fds = [staging.create(file.name, file.nbytes) for file in recipe.files]
-        paths = [staging.path / file.name for file in recipe.files]
+        paths = [staging.folder / file.name for file in recipe.files]
         for file, fd, path in zip(recipe.files, fds, paths, strict=True):
             pwrite_all(fd, 0, memoryview(file.header), path)
         result = copy(
@@ -118,6 +120,8 @@ def reshard(
             on_progress,
             allow_inexact=allow_inexact,
         )
+        for file in recipe.files:
+            staging.link(file.name, file.links)
         for name, content in job.companions.items():
             staging.write_file(name, content)
         staging.commit(_manifest(job, result).to_bytes(), overwrite)
@@ -136,9 +140,10 @@ def _manifest(job: Job, result: CopyResult) -> Manifest:
         digest="",
         layout=job.plan.layout,
         world=job.world,
-        ranks=tuple(file.rank for file in job.recipe.files),
+        ranks=job.ranks,
         source=job.plan.source,
         plan_digest=digest_of(job.companions[PLAN_NAME]),
+        identity=job.identity,
         files=manifest_files(job.recipe.files, result.digests),
         companions=companions,
         left_out=job.recipe.left_out,

@@ -137,11 +137,6 @@ def _scored(kind: LayerKind) -> bool:
     return not kind.hashed
 
 
-def _never(kind: LayerKind) -> bool:
-    """May be there (the Base checkpoints), need not be."""
-    return False
-
-
 def _width(kind: LayerKind) -> int:
     return 2 if kind.ratio == OVERLAP_RATIO else 1
 
@@ -155,7 +150,7 @@ class Spec:
     """One row of the tables below: a role, the name of its tensors, where it must be, and its shape.
 
     `name` is what stands between the layer's prefix and the part; a name with no part (`attn_sink`) is written with
-    `bare`. `quantized` roles may be stored in blocks with a scale; others never are.
+    `bare`. `quantized` roles may be stored in blocks with a scale; others never are. `optional` ones may be missing.
     """
 
     role: Role
@@ -165,6 +160,7 @@ class Spec:
     present: Callable[[LayerKind], bool] = _every
     quantized: bool = False
     bare: bool = False
+    optional: bool = False
 
 
 def _hidden(c: ModelConfig, _: LayerKind) -> tuple[int, ...]:
@@ -289,8 +285,8 @@ MTP_SPECS = (
     Spec(Role.MTP_ENORM, Module.MTP, "enorm", _hidden),
     Spec(Role.MTP_HNORM, Module.MTP, "hnorm", _hidden),
     Spec(Role.FINAL_NORM, Module.NORMS, "norm", _hidden),
-    Spec(Role.MTP_EMBED, Module.EMBEDDING, "emb.tok_emb", _vocab, _never),
-    Spec(Role.MTP_HEAD, Module.HEAD, "head", _vocab, _never),
+    Spec(Role.MTP_EMBED, Module.EMBEDDING, "emb.tok_emb", _vocab, optional=True),
+    Spec(Role.MTP_HEAD, Module.HEAD, "head", _vocab, optional=True),
     *_HC_HEAD,
 )
 

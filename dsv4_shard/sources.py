@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,10 +22,14 @@ class LocalFile:
         self.name = name
         self._path = path
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            # Without O_NONBLOCK, opening a FIFO waits for someone to write into it.
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             self._stat = os.fstat(self._fd)
         except OSError as error:
             raise ReadFailed(f"{path}: {error.strerror}") from error
+        if not stat.S_ISREG(self._stat.st_mode):
+            os.close(self._fd)
+            raise ReadFailed(f"{path}: {_kind(self._stat.st_mode)}, not a file")
         self.nbytes = self._stat.st_size
 
     def read(self, start: int, stop: int) -> bytes:
@@ -64,6 +69,10 @@ class LocalFile:
         os.close(self._fd)
 
 
+def _kind(mode: int) -> str:
+    return "a directory" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+
+
 @dataclass(frozen=True, slots=True)
 class LocalSource:
     """A folder. `label` is how the user named it, `revision` the Hub commit where the path tells it."""
@@ -76,14 +85,22 @@ class LocalSource:
         """Bytes of every regular file in the folder (links followed), by name. Raises ReadFailed."""
         try:
             with os.scandir(self.root) as entries:
-                return {entry.name: entry.stat().st_size for entry in sorted(entries, key=lambda e: e.name)
-                        if entry.is_file()}  # fmt: skip
+                return {e.name: e.stat().st_size for e in sorted(entries, key=lambda e: e.name) if Path(e).is_file()}
         except OSError as error:
             raise ReadFailed(f"{error.filename or self.root}: {error.strerror}") from error
 
     def dangling_links(self) -> list[str]:
         """Names of links whose target is gone."""
         return sorted(path.name for path in self.root.iterdir() if path.is_symlink() and not path.exists())
+
+    def unfinished_downloads(self) -> list[str]:
+        """Files that a download has not finished, here or where the Hub client keeps them."""
+        folders = [self.root, self.root / ".cache" / "huggingface" / "download"]
+        folders += (
+            [self.root.resolve().parent.parent / "blobs"] if self.root.resolve().parent.name == "snapshots" else []
+        )
+        found = [path for folder in folders if folder.is_dir() for path in folder.iterdir()]
+        return sorted(path.name for path in found if path.suffix in (".incomplete", ".part", ".aria2"))
 
     def links_outside(self, names: list[str]) -> list[str]:
         """Those of `names` that are links out of the folder, a Hub cache's own blobs excepted."""
@@ -107,12 +124,12 @@ def open_source(repo: str) -> LocalSource:
 
     Raises UsageError where `repo` is neither, and Unreachable where the cache does not hold the repository.
     """
-    path = Path(repo).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(repo))
+    if repo and os.path.isdir(path):
         return LocalSource(path, repo, _revision_of(path))
-    if path.exists():
+    if repo and os.path.exists(path):
         raise UsageError(f"{repo}: not a folder", hint="Name the folder that holds config.json and the weights.")
-    match = _HUB_ID.match(repo)
+    match = _HUB_ID.fullmatch(repo)
     if match is None or repo.startswith((".", "/", "~")):
         raise UsageError(f"{repo}: no such folder")
     return _cached_snapshot(repo, match["id"], match["revision"])
@@ -136,4 +153,6 @@ def _cached_snapshot(repo: str, repo_id: str, revision: str | None) -> LocalSour
 def _revision_of(path: Path) -> str | None:
     """A Hub cache calls a snapshot's folder by its commit."""
     resolved = path.resolve()
-    return resolved.name if resolved.parent.name == "snapshots" else None
+    return (
+        resolved.name if resolved.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", resolved.name) else None
+    )

@@ -125,11 +125,12 @@ def _fp4_to_fp8(weight: Bytes, scale: Bytes, scale_dtype: str) -> Decoded:
     index |= weight
     out = pairs[index]
     scale_out = new_scales[largest]
+    odd = (largest < _MAX_OFFSET_BITS) | (largest == _E8M0_NAN)
     inexact = 0
     # 0.5 · 2^(6 - 14) = 2^-9 is E4M3's smallest value: nothing is lost up to there.
     if int(distance.max()) > 2 * _MAX_OFFSET_BITS + 2:
-        inexact = int(losses[index].sum())
-    odd = (largest < _MAX_OFFSET_BITS) | (largest == _E8M0_NAN)
+        lost = losses[index].reshape(rows // BLOCK, BLOCK, -1, BLOCK // 2).sum(axis=(1, 3), dtype=np.int64)
+        inexact = int(lost[~odd].sum())
     if odd.any():
         inexact += _spoil(out, weight, largest, odd)
     return Decoded(out.view(np.uint8), scale_out, inexact)

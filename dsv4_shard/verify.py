@@ -5,6 +5,7 @@ again, the recipe run once more, and each byte that it would write is compared w
 every source tensor is accounted for.
 """
 
+import filecmp
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.commit import MANIFEST_NAME
 from dsv4_shard.copying import CHUNK_BYTES, copy, default_workers
 from dsv4_shard.errors import HeaderError, ReadFailed
-from dsv4_shard.header import Header, read_header
+from dsv4_shard.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, read_header
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.manifest import PLAN_NAME, Manifest, ManifestFile, digest_of, load_manifest, tensor_digest
 from dsv4_shard.plan import check_plan, load_plan
@@ -88,9 +89,13 @@ def verify(
         problems += found
         if not found:
             readable.append(entry)
+            problems += _check_links(folder, entry)
     accounts: dict[str, int] = {}
+    notes: list[str] = []
     if source is None:
         problems += _check_tensors(folder, readable, workers, on_progress)
+    elif any(problem.file == PLAN_NAME for problem in problems):
+        notes.append("the source was not compared: plan.json, which says how, is not what was written")
     else:
         more, accounts = _compare(folder, manifest, source, workers, on_progress)
         problems += more
@@ -106,23 +111,35 @@ def verify(
         accounts=accounts,
         left_out=dict(Counter(manifest.left_out.values())),
         problems=tuple(problems),
-        notes=tuple(_strangers(folder, manifest)),
+        notes=(*_strangers(folder, manifest), *notes),
     )
 
 
 def bytes_to_verify(folder: Path) -> int:
-    """Payload bytes that `verify` will look at."""
-    return sum(entry.nbytes for entry in load_manifest(folder).files)
+    """Bytes of tensors that `verify` will look at."""
+    return sum(entry.payload for entry in load_manifest(folder).files)
 
 
 # --- against the manifest ------------------------------------------------------------------------------------------
 
 
 def _strangers(folder: Path, manifest: Manifest) -> Iterator[str]:
-    known = {entry.name for entry in manifest.files} | {entry.name for entry in manifest.companions} | {MANIFEST_NAME}
-    for path in sorted(folder.iterdir()):
-        if path.name not in known:
-            yield f"{path.name} is not part of the result"
+    known = {name for entry in manifest.files for name in entry.names}
+    known |= {entry.name for entry in manifest.companions} | {MANIFEST_NAME}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if name not in known and not path.is_dir():
+            yield f"{name} is not part of the result"
+
+
+def _check_links(folder: Path, entry: ManifestFile) -> Iterator[Problem]:
+    """Each further name of a file is the file itself, or a copy of it where the file system has no links."""
+    for link in entry.links:
+        path = folder / link
+        if not path.is_file():
+            yield Problem(kind="lost-file", file=link, tensor=None, message=f"is gone: a link to {entry.name}")
+        elif not path.samefile(folder / entry.name) and not filecmp.cmp(path, folder / entry.name, shallow=False):
+            yield Problem(kind="damaged-file", file=link, tensor=None, message=f"differs from {entry.name}")
 
 
 def _check_companions(folder: Path, manifest: Manifest) -> Iterator[Problem]:
@@ -143,10 +160,14 @@ def _check_file(folder: Path, entry: ManifestFile, manifest: Manifest) -> Iterat
     try:
         file = LocalFile(folder / entry.name, entry.name)
     except ReadFailed:
-        yield problem("lost-file", f"is gone or unreadable: the shards of rank {entry.rank}")
+        yield problem("lost-file", f"is gone or unreadable: the shards of {_ranks(entry)}")
         return
     try:
         if file.nbytes != entry.nbytes:
+            swapped = _swapped(_raw_header_digest(file), entry, manifest)
+            if swapped:
+                yield problem("wrong-header", swapped)
+                return
             yield problem("wrong-size", f"has {file.nbytes:,} bytes, {entry.nbytes:,} were written")
             return
         header = read_header(file, entry.name)
@@ -161,10 +182,20 @@ def _check_file(folder: Path, entry: ManifestFile, manifest: Manifest) -> Iterat
         file.close()
 
 
+def _ranks(entry: ManifestFile) -> str:
+    return f"rank {entry.ranks[0]}" if len(entry.ranks) == 1 else "all ranks"
+
+
+def _raw_header_digest(file: LocalFile) -> str:
+    """The digest of what the file itself says is its header."""
+    start = min(file.nbytes, LENGTH_BYTES + int.from_bytes(file.read(0, min(file.nbytes, LENGTH_BYTES)), "little"))
+    return digest_of(file.read(0, min(start, LENGTH_BYTES + MAX_HEADER_BYTES)))
+
+
 def _swapped(header_digest: str, entry: ManifestFile, manifest: Manifest) -> str | None:
     for other in manifest.files:
         if other.name != entry.name and other.header_digest == header_digest:
-            return f"holds the shards of rank {other.rank} ({other.name}), not of rank {entry.rank}: swapped?"
+            return f"holds the shards of {_ranks(other)} ({other.name}), not of {_ranks(entry)}: swapped?"
     return None
 
 
@@ -182,7 +213,7 @@ def _check_tensors(
                 item: tuple[str, str], file: LocalFile = file, header: Header = header, entry: ManifestFile = entry
             ) -> Problem | None:
                 name, digest = item
-                found = _hash_tensor(file, header, name, entry.pieces.get(name), on_progress)
+                found = hash_tensor(file, header, name, entry.pieces.get(name), on_progress)
                 if found == digest:
                     return None
                 message = "its bytes differ from what was written"
@@ -204,20 +235,25 @@ def _swapped_content(found: list[Problem], entry: ManifestFile) -> list[Problem]
     return [Problem(kind="wrong-content", file=entry.name, tensor=None, message=message)]
 
 
-def _hash_tensor(
-    file: LocalFile, header: Header, name: str, pieces: tuple[int, ...] | None, on_progress: Callable[[int], None]
+def hash_tensor(
+    file: LocalFile,
+    header: Header,
+    name: str,
+    pieces: tuple[tuple[int, int], ...] | None,
+    on_progress: Callable[[int], None],
 ) -> str:
     info = header.tensors[name]
     start = header.data_start + info.start
     digests = []
-    for nbytes in pieces or (info.nbytes,):
-        running = xxhash.xxh3_128()
-        for position in range(start, start + nbytes, CHUNK_BYTES):
-            data = file.read(position, min(position + CHUNK_BYTES, start + nbytes))
-            running.update(data)
-            on_progress(len(data))
-        digests.append(running.hexdigest())
-        start += nbytes
+    for count, nbytes in pieces or ((1, info.nbytes),):
+        for _ in range(count):
+            running = xxhash.xxh3_128()
+            for position in range(start, start + nbytes, CHUNK_BYTES):
+                data = file.read(position, min(position + CHUNK_BYTES, start + nbytes))
+                running.update(data)
+                on_progress(len(data))
+            digests.append(running.digest())
+            start += nbytes
     return tensor_digest(digests)
 
 
@@ -231,6 +267,7 @@ class _CompareSink:
         self._files = files
         self._lock = threading.Lock()
         self.mismatches: list[tuple[int, int]] = []
+        self.count = 0
 
     def put(self, file: int, offset: int, data: memoryview) -> None:
         """Note the first byte that differs, if any."""
@@ -245,6 +282,7 @@ class _CompareSink:
             return
         first = next((i for i, (a, b) in enumerate(zip(found, data, strict=False)) if a != b), len(found))
         with self._lock:
+            self.count += 1
             if len(self.mismatches) < _MISMATCHES_KEPT:
                 self.mismatches.append((file, offset + first))
 
@@ -280,6 +318,9 @@ def _compare(
             if opened is not None:
                 opened.close()
     problems += [_locate(recipe, number, offset) for number, offset in sorted(sink.mismatches)]
+    if sink.count > len(sink.mismatches):
+        message = f"{sink.count - len(sink.mismatches):,} more stretches of bytes differ from the source"
+        problems.append(Problem(kind="differs-from-source", file=recipe.files[0].name, tensor=None, message=message))
     accounts, unaccounted = _account(recipe, inventory, manifest)
     return problems + unaccounted, accounts
 
@@ -295,11 +336,12 @@ def _locate(recipe: Recipe, number: int, offset: int) -> Problem:
 def _account(recipe: Recipe, inventory: Inventory, manifest: Manifest) -> tuple[dict[str, int], list[Problem]]:
     """What became of each source tensor: on every rank, split exactly once, on one rank, or left out."""
     complete = len(manifest.ranks) == manifest.world
+    readers = [file.ranks for file in recipe.files]
     accounts: Counter[str] = Counter()
     lost: list[str] = []
     for step in recipe.steps:
         is_expert = inventory.names[step.source.name].expert >= 0
-        fate = _fate(step, is_expert, len(recipe.files), complete)
+        fate = _fate(step, is_expert, readers, set(manifest.ranks), complete)
         if fate is None:
             lost.append(step.source.name)
         else:
@@ -318,15 +360,28 @@ def _account(recipe: Recipe, inventory: Inventory, manifest: Manifest) -> tuple[
     return {fate: count for fate, count in accounts.items() if count}, problems
 
 
-def _fate(step: Step, is_expert: bool, ranks: int, complete: bool) -> str | None:
-    """How the targets of a step cover its source, or None where they do not add up."""
-    whole = whole_rectangle(step.source.dtype, step.source.shape)
-    areas = Counter(target.rectangle for target in step.targets)
-    if areas.keys() == {whole}:
-        if len(step.targets) == ranks:
-            return "whole on every rank"
-        return "whole on one rank, their expert's" if is_expert and len(step.targets) == 1 else None
-    cuts = sorted(areas)
-    disjoint = all(a.row_stop <= b.row_start or a.stop <= b.start for a, b in pairwise(cuts))
-    covered = not complete or sum(cut.nbytes for cut in cuts) == whole.nbytes
-    return "split over the ranks" if disjoint and covered and set(areas.values()) == {1} else None
+_WHOLE = "whole on every rank"
+_ONE_RANK = "whole on one rank, their expert's"
+_SPLIT = "split over the ranks"
+
+
+def _fate(step: Step, is_expert: bool, readers: list[tuple[int, ...]], ranks: set[int], complete: bool) -> str | None:
+    """How the landings of a step cover its source, or None where they do not add up.
+
+    `readers` has the ranks that read each file.
+    """
+    shape = tuple(size * step.repeat for size in step.source.shape)
+    whole = whole_rectangle(step.source.dtype, shape)
+    fates = set()
+    for landing in step.landings:
+        areas = {cut.rectangle: files for cut, files in landing.spread if cut.rectangle.nbytes}
+        holders = {rank for files in areas.values() for number in files for rank in readers[number]}
+        if areas.keys() == {whole}:
+            fates.add(_WHOLE if holders == ranks else _ONE_RANK if is_expert and len(holders) == 1 else None)
+            continue
+        cuts = sorted(areas)
+        disjoint = all(a.row_stop <= b.row_start or a.stop <= b.start for a, b in pairwise(cuts))
+        covered = not complete or sum(cut.nbytes for cut in cuts) == whole.nbytes
+        even = len({len(files) for files in areas.values()}) == 1
+        fates.add(_SPLIT if disjoint and covered and even else None)
+    return fates.pop() if len(fates) == 1 else None

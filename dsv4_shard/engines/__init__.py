@@ -1,15 +1,21 @@
 """The engines that dsv4-shard plans for: one module each, tables first."""
 
 import difflib
+from dataclasses import replace
 
 from dsv4_shard.engines.base import Engine
 from dsv4_shard.engines.reference import REFERENCE
 from dsv4_shard.engines.sglang import SGLANG
+from dsv4_shard.engines.sglang_layout import SglangLayout
 from dsv4_shard.engines.trtllm import TRTLLM
 from dsv4_shard.engines.vllm import VLLM
+from dsv4_shard.engines.vllm_layout import VllmLayout
 from dsv4_shard.errors import UsageError
 
-ENGINES: dict[str, Engine] = {engine.name: engine for engine in (SGLANG, VLLM, REFERENCE, TRTLLM)}
+ENGINES: dict[str, Engine] = {
+    engine.name: engine
+    for engine in (replace(SGLANG, layout=SglangLayout()), replace(VLLM, layout=VllmLayout()), REFERENCE, TRTLLM)
+}
 
 
 def find_engine(name: str) -> Engine:

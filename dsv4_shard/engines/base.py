@@ -5,6 +5,7 @@ into equal parts, and each part into whole units; `Divides` is that sentence. A 
 check is marked by an empty `quote`: there the tool is the only one who warns.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -38,6 +39,7 @@ class Request:
     gpu: str | None = None
     nodes: int | None = None
     expert_dtype: str | None = None
+    engine_version: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class Deployment:
 
     `world` is the number of GPUs, `attention_tp` and `moe_tp` the ranks that share one attention and one routed
     expert, `shared_parts` the ranks that share one shared expert. `shared` is how: whole, split, pad or subgroup.
-    `experts` is the format in which the engine holds the routed experts (FP4, FP8).
+    `experts` is the format in which the engine holds the routed experts (FP4, FP8). `version` is the engine's.
     """
 
     engine: str
@@ -64,6 +66,7 @@ class Deployment:
     gpu: Gpu
     gpu_named: bool
     nodes: int
+    version: str
 
     def group(self, name: str) -> int:
         """How many ranks cut a module that is split over `name`."""
@@ -183,7 +186,7 @@ class Divides:
         part, rest = divmod(size, parts)
         head = f"{self.size_name} {size} / {self.parts_name} {parts} = "
         if rest:
-            return f"{head}{size / parts:.4g}: not whole"
+            return f"{head}{round(size / parts, 2):.10g}: not whole"
         if unit == 1:
             return f"{head}{part}"
         return f"{head}{part}, which is {part / unit:.4g} {_pick(self.unit_name, context)} of {unit}"
@@ -247,21 +250,20 @@ class Replicate:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Equal parts along `axis` over the ranks of `group`."""
+    """Equal parts along `axis` over the ranks of `group`, each filled up to a multiple of `fill_to` elements."""
 
     axis: int
     group: str
+    fill_to: int = 1
 
     def __str__(self) -> str:
-        return f"{AXIS_NAMES[self.axis]} over {GROUP_NAMES[self.group]}"
+        filled = f", filled up to {self.fill_to}" if self.fill_to > 1 else ""
+        return f"{AXIS_NAMES[self.axis]} over {GROUP_NAMES[self.group]}{filled}"
 
 
 @dataclass(frozen=True, slots=True)
 class Pad:
-    """As Split, but each rank gets `ceil(units / ranks)` units along `axis`, the last ones zeros.
-
-    `unit` in elements of the weight: what may not be cut.
-    """
+    """Whole units of `unit` elements along `axis`, `ceil(units / ranks)` on each rank of `group`; zeros at the end."""
 
     axis: int
     group: str
@@ -306,32 +308,73 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A source tensor that goes into the rank files as `name`, stored as `dtype`, decoded by `transform` if any."""
+    """Where a source tensor goes in the rank files, and what is done to it on the way.
+
+    It becomes (a part of) the tensor `name` in `folder`. Several tensors of one name are joined along their rows, by
+    ascending `order`; with `stacked`, the experts come first, one after the other along a new first axis. A `dtype`
+    other than the source's is an elementwise conversion where there is one (`conversions`), else the same bytes under
+    another name; `transform` names a decoding together with the scale. `repeat` repeats each scale for blocks cut
+    finer. `fill` is one element of the source's dtype, with which padding is filled (empty: zeros).
+    """
 
     name: str
     dtype: str
+    folder: str = ""
+    order: int = 0
+    stacked: bool = False
     transform: str | None = None
+    repeat: int = 1
+    fill: bytes = b""
+
+
+Fate = tuple[Kept, ...] | LeftOut
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """A tensor that the engine wants in its files and no checkpoint has: of one rank, or of all (`rank` -1)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+    folder: str = ""
+    rank: int = -1
 
 
 class Layout(Protocol):
     """The files that an engine reads: names, and what becomes of each tensor of the checkpoint."""
 
     name: str
+    shares_files: bool
+    """Whether a rank may have several files, so that what all ranks share is written once and linked."""
 
-    def file_name(self, rank: int, at: Deployment) -> str:
-        """Name of a rank's file."""
+    def file_name(self, rank: int, part: int, at: Deployment) -> str:
+        """Name of a rank's file; part 0 is its own, part 1 what it shares with all others."""
         ...
 
-    def fate(self, tensor: Tensor, name: TensorName, inventory: Inventory, at: Deployment) -> Kept | LeftOut:
+    def refusal(self, context: Context) -> str | None:
+        """Why no files can be written for a deployment that runs; None where they can."""
+        ...
+
+    def fate(self, tensor: Tensor, name: TensorName, context: Context) -> Fate:
         """What becomes of `tensor`."""
         ...
 
-    def companions(self, document: dict[str, object], at: Deployment) -> dict[str, bytes]:
+    def constants(self, context: Context) -> tuple[Constant, ...]:
+        """Tensors that are in no checkpoint."""
+        ...
+
+    def identity(self, context: Context) -> dict[str, str]:
+        """What the files were made for, as far as shapes cannot tell; also in every file's header, if not empty."""
+        ...
+
+    def companions(self, document: dict[str, object], context: Context) -> dict[str, bytes]:
         """Files beside the ranks' that the engine reads: name → content."""
         ...
 
-    def copied(self) -> tuple[str, ...]:
-        """Names of the checkpoint's own small files that are copied where they exist."""
+    def copied(self, context: Context) -> dict[str, str]:
+        """Small files that are copied where they exist: name in the output → name in the checkpoint."""
         ...
 
 
@@ -340,11 +383,15 @@ class Layout(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How to start the engine: environment, one command a node, and files (name → text) that the commands name."""
+    """How to start the engine: environment, one command a node, and files (name → text) that the commands name.
+
+    `draft_options` are added to the commands to use the MTP draft model.
+    """
 
     environment: dict[str, str]
     commands: tuple[str, ...]
     files: dict[str, str] = field(default_factory=dict)
+    draft_options: str = ""
 
 
 def _no_notes(_: Context) -> tuple[str, ...]:
@@ -356,7 +403,8 @@ class Engine:
     """An engine as tables and four functions over them.
 
     `candidates` turns a request into deployments, the engine's own choices first; `place` gives a role's placement;
-    `hold` says how a rank holds one tensor of a group; `addition` is how the shared expert's output joins the sum;
+    `hold` says how a rank holds one tensor of a group; `launch` is how to start it on a path, which is that of shards
+    or of the checkpoint (its last argument); `addition` is how the shared expert's output joins the sum;
     `notes` is what else a user of the deployment should know.
     """
 
@@ -367,7 +415,7 @@ class Engine:
     rules: tuple[Rule, ...]
     place: Callable[[Role, Context], Placement]
     hold: Callable[[Group, Placement, Context], Held | None]
-    launch: Callable[[Context, str], Launch]
+    launch: Callable[[Context, str, bool], Launch]
     addition: Callable[[Context], str]
     notes: Callable[[Context], tuple[str, ...]] = _no_notes
     layout: Layout | None = None
@@ -388,28 +436,33 @@ class Engine:
         return found
 
 
-def held_by_rank(group: Group, placement: Placement, context: Context, dtype: str | None = None) -> Held:
-    """How a rank holds one tensor of `group` under `placement`, converted to `dtype` if given.
+def local_size(size: int, placement: Split | Pad, parts: int, block: int) -> int:
+    """Elements of a rank along the axis that `placement` cuts `size` on, padding included.
 
-    Raises ValueError where the placement does not divide: the rules must have refused that.
+    `block` is 1 for weights, and the block's size on that axis for scales, whose units are that much larger. Raises
+    ValueError where a Split does not divide: the rules must have refused that.
     """
+    if isinstance(placement, Pad):
+        unit = max(1, placement.unit // block)
+        return -(-size // (unit * parts)) * unit
+    if size % parts:
+        raise ValueError(f"{size} does not divide by {parts}")
+    unit = max(1, placement.fill_to // block)
+    return -(-(size // parts) // unit) * unit
+
+
+def held_by_rank(group: Group, placement: Placement, context: Context, dtype: str | None = None) -> Held:
+    """How a rank holds one tensor of `group` under `placement`, converted to `dtype` if given. Raises as local_size."""
     shape, padded = list(group.shape), 1.0
     inner = placement.inner if isinstance(placement, Expert) else placement
     if isinstance(inner, Split | Pad):
         axis, parts = inner.axis, context.at.group(inner.group)
-        unit = inner.unit if isinstance(inner, Pad) else 1
-        if group.part is Part.SCALE:
-            unit = max(1, unit // context.block(group.role)[axis])
-        local = -(-shape[axis] // (unit * parts)) * unit
-        if isinstance(inner, Split) and local * parts != shape[axis]:
-            raise ValueError(f"{group.role} {group.part}: {shape[axis]} does not divide by {parts}")
+        block = context.block(group.role)[axis] if group.part is Part.SCALE else 1
+        local = local_size(shape[axis], inner, parts, block)
         padded = local * parts / shape[axis]
         shape[axis] = local
-    elements = 1
-    for size in shape:
-        elements *= size
-    bits = element_bits(group, dtype)
-    nbytes = elements * bits // 8
+    elements = math.prod(shape)
+    nbytes = elements * element_bits(group, dtype) // 8
     packed = group.part is Part.WEIGHT and context.format(group.role).name == "FP4"
     shown = dtype or ("FP4" if packed else group.dtype)
     return Held(shown, tuple(shape), nbytes, round(nbytes * (1 - 1 / padded)))
@@ -419,7 +472,5 @@ def element_bits(group: Group, dtype: str | None) -> int:
     """Bits of one element of `group` when held as `dtype` (None: as stored)."""
     if dtype is not None:
         return 4 if dtype == "FP4" else DTYPE_BITS[dtype]
-    elements = 1
-    for size in group.shape:
-        elements *= size
+    elements = math.prod(group.shape)
     return group.nbytes * 8 // elements if elements else 0

@@ -1,9 +1,10 @@
 """Rules and choices that several engines share, since they build DeepSeek-V4 from the same kinds of layers."""
 
-from dsv4_shard.engines.base import ASSUMED_GPU, Context, Divides, Request, Requires
+from dsv4_shard.engines.base import ASSUMED_GPU, Context, Divides, Pad, Request, Requires, Split
 from dsv4_shard.gpus import Gpu, find_gpu
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.roles import Module, Role
+from dsv4_shard.transforms import BLOCK as DECODED_BLOCK
 
 COLUMN_QUOTE = (
     "ValueError: Weight output_partition_size = {part} is not divisible by weight quantization block_n = {unit}."
@@ -39,6 +40,28 @@ def shares_blocks_evenly(inventory: Inventory, parts: int) -> bool:
     return size % (parts * unit) == 0
 
 
+def version_rule(*versions: str) -> Requires:
+    """Rules and layouts are those of certain versions, and are claimed for no other."""
+    return Requires(
+        "version", Module.ATTENTION, lambda c: c.at.version in versions,
+        "version {at.version} was not held against its own classes; known: " + ", ".join(versions),
+        consequence="rules, names and shapes may differ", fatal=True, remedies=("leave --engine-version out",),
+    )  # fmt: skip
+
+
+VOCAB_UNIT = 64
+"""Rows to which engines pad the vocabulary."""
+
+
+def vocab_placement(context: Context) -> Split | Pad:
+    """Rows over TP: padded to 64, and to 64 × TP where that does not divide (SGLang)."""
+    vocab, tp = context.config.vocab_size, context.at.tp
+    if vocab % tp == 0 and vocab % VOCAB_UNIT == 0:
+        return Split(0, "tp")
+    padded = -(-vocab // VOCAB_UNIT) * VOCAB_UNIT
+    return Pad(0, "tp", padded // tp if padded % tp == 0 else VOCAB_UNIT)
+
+
 NODES_RULE = Divides(
     "nodes", Module.ATTENTION, lambda c: c.at.world, "GPUs", lambda c: c.at.nodes, "nodes",
     consequence="some nodes would hold more ranks than others", fatal=True,
@@ -50,6 +73,13 @@ NO_CAST_RULE = Requires(
     "experts are asked for in {at.experts}, but they are {context.inventory.routed.name} in the checkpoint",
     consequence="the engine holds the experts as the checkpoint does", fatal=True,
     remedies=("leave --expert-dtype out: only --engine reference casts experts",),
+)  # fmt: skip
+
+O_A_DECODING_RULE = Requires(
+    "o_a-decoding", Module.ATTENTION,
+    lambda c: c.format(Role.O_A).name != "FP8" or c.block(Role.O_A) == (DECODED_BLOCK, DECODED_BLOCK),
+    "wo_a is decoded to BF16 in blocks of 128×128, here it is {context.o_a_format}",
+    consequence="the engine's own decoding assumes that block",
 )  # fmt: skip
 
 EXPERTS_RULE = Divides(

@@ -11,11 +11,13 @@ from collections.abc import Iterator
 
 from dsv4_shard.checkpoint import Tensor
 from dsv4_shard.engines.base import (
+    Constant,
     Context,
     Deployment,
     Divides,
     Engine,
     Expert,
+    Fate,
     Held,
     Kept,
     Launch,
@@ -28,10 +30,11 @@ from dsv4_shard.engines.base import (
     Split,
     held_by_rank,
 )
-from dsv4_shard.engines.common import NODES_RULE, pick_gpu, pick_nodes
+from dsv4_shard.engines.common import NODES_RULE, O_A_DECODING_RULE, pick_gpu, pick_nodes, version_rule
 from dsv4_shard.inventory import Group, Inventory
-from dsv4_shard.roles import Module, Part, Role, TensorName
+from dsv4_shard.roles import Module, Part, Role, Stage, TensorName
 
+VERSION = "V4"
 CONFIG_NAME = "inference_config.json"
 
 FP8_CAST_BLOCK = 128
@@ -60,6 +63,7 @@ def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
         gpu=gpu,
         gpu_named=request.gpu is not None,
         nodes=pick_nodes(request, request.tp, gpu),
+        version=request.engine_version or VERSION,
     )
 
 
@@ -74,20 +78,18 @@ def _dimension_quote(axis: int) -> str:
 def _scale_rule(name: str, module: Module, role: Role, size_name: str, axis: int = 0) -> Divides:
     """The converter narrows a scale like its weight, so the blocks must divide too."""
     return Divides(
-        name, module, lambda c: _blocks(c, role), size_name, _ranks, "ranks", whole_quote=_dimension_quote(axis)
-    )
+        name, module, lambda c: _size(c, role), size_name, _ranks, "ranks", lambda c: c.block(role)[axis], "blocks",
+        quote=_dimension_quote(axis), whole_quote=_dimension_quote(axis),
+    )  # fmt: skip
 
 
-def _blocks(context: Context, role: Role) -> int:
-    block = context.block(role)
-    if role is Role.O_B:
-        return context.o_cols // block.cols
-    rows = {
+def _size(context: Context, role: Role) -> int:
+    return {
         Role.Q_B: context.q_rows,
         Role.O_A: context.o_cols,
+        Role.O_B: context.o_cols,
         Role.INDEXER_Q_B: context.config.index_n_heads * context.config.index_head_dim,
     }[role]
-    return rows // block.rows
 
 
 RULES: tuple[Rule, ...] = (
@@ -116,6 +118,7 @@ RULES: tuple[Rule, ...] = (
         remedies=("leave --expert-dtype out",), fatal=True,
     ),
     NODES_RULE,
+    version_rule(VERSION),
     Requires(
         "one-shared-expert", Module.SHARED, lambda c: c.config.n_shared_experts == 1,
         "the reference has one shared expert, the checkpoint {config.n_shared_experts}", "AssertionError",
@@ -143,6 +146,7 @@ RULES: tuple[Rule, ...] = (
         "experts", Module.ROUTED, lambda c: c.config.n_routed_experts, "n_routed_experts", _ranks, "ranks",
         whole_quote="AssertionError: Number of experts must be divisible by model parallelism",
     ),
+    O_A_DECODING_RULE,
     Requires(
         "cast-blocks", Module.ROUTED,
         lambda c: c.at.experts == c.inventory.routed.name
@@ -171,17 +175,19 @@ def place(role: Role, context: Context) -> Placement:
     return _PLACEMENTS.get(role, Replicate())
 
 
-def _casts(context: Context) -> bool:
-    return context.at.experts == "FP8" and context.inventory.routed.name == "FP4"
+def _format(context: Context, role: Role, stage: Stage) -> str | None:
+    fmt = context.inventory.format(role, stage)
+    return fmt.name if fmt else None
 
 
 def hold(group: Group, placement: Placement, context: Context) -> Held | None:
     """What stands in a rank's file: o_a decoded to BF16 without scale, FP4 experts as they are or cast to FP8."""
     if group.role in (Role.MTP_EMBED, Role.MTP_HEAD):
         return None
-    if group.role is Role.O_A and context.format(Role.O_A).name == "FP8":
+    form = _format(context, group.role, group.stage)
+    if group.role is Role.O_A and form == "FP8":
         return None if group.part is Part.SCALE else held_by_rank(group, placement, context, "BF16")
-    if group.role in _ROUTED and _casts(context):
+    if group.role in _ROUTED and form == "FP4" and context.at.experts == "FP8":
         if group.part is Part.WEIGHT:
             return held_by_rank(group, placement, context, "F8_E4M3")
         groups_per_block = FP8_CAST_BLOCK // context.block(group.role).cols
@@ -194,34 +200,48 @@ class ReferenceLayout:
     """`model{rank}-mp{N}.safetensors`, one file a rank, in the names of the checkpoint."""
 
     name = "reference"
+    shares_files = False
 
-    def file_name(self, rank: int, at: Deployment) -> str:
+    def file_name(self, rank: int, part: int, at: Deployment) -> str:
         """As DeepSeek's `generate.py` looks for it."""
         return f"model{rank}-mp{at.tp}.safetensors"
 
-    def fate(self, tensor: Tensor, name: TensorName, inventory: Inventory, at: Deployment) -> Kept | LeftOut:
+    def fate(self, tensor: Tensor, name: TensorName, context: Context) -> Fate:
         """What the converter makes of `tensor`."""
-        context = Context(inventory, at)
         if name.role in (Role.MTP_EMBED, Role.MTP_HEAD):
             return LeftOut("the MTP block shares the model's embedding and head")
-        if name.role is Role.O_A and context.format(Role.O_A).name == "FP8":
+        form = _format(context, name.role, name.stage)
+        if name.role is Role.O_A and form == "FP8":
             if name.part is Part.SCALE:
                 return LeftOut("multiplied into wo_a.weight, which is stored in BF16")
-            return Kept(tensor.name, "BF16", "fp8_to_bf16")
-        if name.role in _ROUTED and inventory.routed.name == "FP4":
-            if _casts(context):
+            return (Kept(tensor.name, "BF16", transform="fp8_to_bf16"),)
+        if name.role in _ROUTED and form == "FP4":
+            if context.at.experts == "FP8":
                 dtype = "F8_E4M3" if name.part is Part.WEIGHT else "F8_E8M0"
-                return Kept(tensor.name, dtype, "fp4_to_fp8")
-            return Kept(tensor.name, "F4" if name.part is Part.WEIGHT else tensor.dtype)
-        return Kept(tensor.name, tensor.dtype)
+                return (Kept(tensor.name, dtype, transform="fp4_to_fp8"),)
+            return (Kept(tensor.name, "F4" if name.part is Part.WEIGHT else tensor.dtype),)
+        return (Kept(tensor.name, tensor.dtype),)
 
-    def companions(self, document: dict[str, object], at: Deployment) -> dict[str, bytes]:
+    def refusal(self, context: Context) -> str | None:
+        """None: whatever the reference can run can be written."""
+        return None
+
+    def constants(self, context: Context) -> tuple[Constant, ...]:
+        """None: the files are the converter's."""
+        return ()
+
+    def identity(self, context: Context) -> dict[str, str]:
+        """None in the headers, which are the converter's; names and digests tell the files apart."""
+        return {}
+
+    def companions(self, document: dict[str, object], context: Context) -> dict[str, bytes]:
         """The config of DeepSeek's `inference/model.py`."""
-        return {CONFIG_NAME: (json.dumps(inference_config(document, at.experts), indent=4) + "\n").encode()}
+        return {CONFIG_NAME: (json.dumps(inference_config(document, context.at.experts), indent=4) + "\n").encode()}
 
-    def copied(self) -> tuple[str, ...]:
+    def copied(self, context: Context) -> dict[str, str]:
         """What the converter copies, and what generate.py's tokenizer may look for beside them."""
-        return ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+        names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+        return {name: name for name in names}
 
 
 _INFERENCE_KEYS = {
@@ -276,7 +296,7 @@ def inference_config(document: dict[str, object], experts: str) -> dict[str, obj
     return result
 
 
-def launch(context: Context, model_path: str) -> Launch:
+def launch(context: Context, model_path: str, sharded: bool) -> Launch:
     """torchrun of DeepSeek's generate.py, from its `inference/` folder; `model_path` is reshard's output."""
     at = context.at
     script = f"generate.py --ckpt-path {model_path} --config {model_path}/{CONFIG_NAME} --interactive"
@@ -298,7 +318,7 @@ def addition(context: Context) -> str:
 REFERENCE = Engine(
     name="reference",
     title="DeepSeek reference",
-    version="V4",
+    version=VERSION,
     candidates=candidates,
     rules=RULES,
     place=place,

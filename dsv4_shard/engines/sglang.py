@@ -7,7 +7,7 @@ expert over the whole TP group, also under attention DP, unless `SGLANG_SHARED_E
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dsv4_shard.blocks import FP4_GROUP
 from dsv4_shard.engines.base import (
@@ -32,15 +32,20 @@ from dsv4_shard.engines.common import (
     GATE_UP_QUOTE,
     NO_CAST_RULE,
     NODES_RULE,
+    O_A_DECODING_RULE,
     attention_rules,
     pick_gpu,
     pick_nodes,
+    version_rule,
+    vocab_placement,
 )
 from dsv4_shard.gpus import Gpu
 from dsv4_shard.inventory import Group, Inventory
 from dsv4_shard.roles import Module, Part, Role
 
 VERSION = "0.5.23"
+PLUGIN_FORMAT = "dsv4_shard"
+"""The load format that the plugin of this package registers."""
 
 A2A_BACKENDS = (
     "deepep",
@@ -61,7 +66,7 @@ A2A_BACKENDS = (
 class Runner:
     """An MoE runner backend: the formats and architectures it takes, and the unit of the intermediate size that a rank
     must keep whole. `quote` is what it prints otherwise, `scales` the dtype to which a rank converts the routed
-    experts' scales (None: kept)."""
+    experts' scales (None: kept), `up_first` that w13 holds the up before the gate projection."""
 
     formats: tuple[str, ...]
     sms: tuple[int, ...]
@@ -69,6 +74,7 @@ class Runner:
     unit_name: str
     quote: str | None
     scales: str | None = None
+    up_first: bool = False
 
 
 _HOPPER = (90,)
@@ -82,7 +88,7 @@ _CUTLASS_QUOTE = (
 
 RUNNERS: dict[str, tuple[Runner, ...]] = {
     "flashinfer_mxfp4": (
-        Runner(("FP4",), _CUTLASS, 128, "tiles", _CUTLASS_QUOTE),
+        Runner(("FP4",), _CUTLASS, 128, "tiles", _CUTLASS_QUOTE, up_first=True),
         Runner(("FP4",), _BLACKWELL, FP4_GROUP, "FP4 groups", None, "F32"),
     ),
     "marlin": (Runner(("FP4",), _CUTLASS, FP4_GROUP, "FP4 groups", None),),
@@ -143,6 +149,7 @@ def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
             gpu=gpu,
             gpu_named=request.gpu is not None,
             nodes=pick_nodes(request, request.tp, gpu),
+            version=request.engine_version or VERSION,
         )
 
 
@@ -162,6 +169,7 @@ def _moe_quote(context: Context) -> str | None:
 
 
 RULES: tuple[Rule, ...] = (
+    version_rule(VERSION),
     NODES_RULE,
     NO_CAST_RULE,
     Requires(
@@ -217,6 +225,7 @@ RULES: tuple[Rule, ...] = (
         _WRONG_SILENTLY,
         "starts with no output group on a rank, then computes garbage or divides by zero",
     ),
+    replace(O_A_DECODING_RULE, holds=lambda c: keeps_o_a_fp8(c) or O_A_DECODING_RULE.holds(c)),
     EXPERTS_RULE,
     Divides(
         "routed-blocks", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
@@ -233,7 +242,6 @@ RULES: tuple[Rule, ...] = (
 
 
 _PLACEMENTS: dict[Role, Placement] = {
-    Role.HEAD: Split(0, "tp"),
     Role.Q_B: Split(0, "attention"),
     Role.O_A: Split(0, "attention"),
     Role.O_B: Split(1, "attention"),
@@ -247,8 +255,8 @@ _PLACEMENTS: dict[Role, Placement] = {
 def place(role: Role, context: Context) -> Placement:
     """Where SGLang puts `role`."""
     at = context.at
-    if role is Role.EMBED and at.dp == 1:
-        return Split(0, "tp")
+    if role is Role.HEAD or (role is Role.EMBED and at.dp == 1):
+        return vocab_placement(context)
     if at.shared == "split" and role in (Role.SHARED_GATE, Role.SHARED_UP, Role.SHARED_DOWN):
         return Split(1 if role is Role.SHARED_DOWN else 0, "tp")
     placement = _PLACEMENTS.get(role, Replicate())
@@ -261,32 +269,39 @@ def hold(group: Group, placement: Placement, context: Context) -> Held | None:
     """SGLang's parameter dtypes: scales of FP8 in F32; o_a in BF16 on Hopper, without its scale."""
     if group.role in (Role.MTP_EMBED, Role.MTP_HEAD):
         return None
-    return None if _is_dropped(group, context) else held_by_rank(group, placement, context, _dtype(group, context))
+    if group.role is Role.O_A and group.part is Part.SCALE and not keeps_o_a_fp8(context):
+        return None
+    return held_by_rank(group, placement, context, parameter_dtype(group.role, group.part, context))
 
 
-def _keeps_o_a_fp8(context: Context) -> bool:
+def keeps_o_a_fp8(context: Context) -> bool:
     return context.at.gpu.sm >= 100 and context.format(Role.O_A).name == "FP8"
-
-
-def _is_dropped(group: Group, context: Context) -> bool:
-    return group.role is Role.O_A and group.part is Part.SCALE and not _keeps_o_a_fp8(context)
 
 
 _DTYPES = {Role.ROUTER_HASH: "I32", Role.COMPRESSOR_NORM: "F32", Role.INDEXER_NORM: "F32"}
 
 
-def _dtype(group: Group, context: Context) -> str | None:
-    if group.role is Role.O_A and group.part is Part.WEIGHT:
-        return None if _keeps_o_a_fp8(context) else "BF16"
-    if group.part is Part.SCALE:
-        routed = group.role in (Role.ROUTED_GATE, Role.ROUTED_UP, Role.ROUTED_DOWN)
+def parameter_dtype(role: Role, part: Part, context: Context) -> str | None:
+    """The dtype of SGLang's parameter, None where it is the checkpoint's."""
+    if role is Role.O_A and part is Part.WEIGHT:
+        return None if keeps_o_a_fp8(context) else "BF16"
+    if part is Part.SCALE:
+        routed = role in (Role.ROUTED_GATE, Role.ROUTED_UP, Role.ROUTED_DOWN)
         row = runner_of(context)
         return (row.scales if row else None) if routed else "F32"
-    return _DTYPES.get(group.role)
+    return _DTYPES.get(role)
 
 
-def launch(context: Context, model_path: str) -> Launch:
-    """`sglang serve` for each node."""
+def is_stock(context: Context) -> bool:
+    """Whether SGLang's own `sharded_state` loads shards: where nothing is repacked after loading."""
+    return context.at.experts == "FP8" and context.at.gpu.sm == 90
+
+
+def launch(context: Context, model_path: str, sharded: bool) -> Launch:
+    """`sglang serve` for each node, on shards or on the checkpoint.
+
+    Shards that the stock loader cannot take need this package installed beside SGLang: it is the plugin.
+    """
     at = context.at
     environment = {}
     if at.shared == "whole" and not at.a2a:
@@ -302,15 +317,15 @@ def launch(context: Context, model_path: str) -> Launch:
         options.append(f"--moe-a2a-backend {at.a2a}")
     if at.runner not in ("auto", "triton"):
         options.append(f"--moe-runner-backend {at.runner}")
+    draft = "--speculative-algorithm EAGLE --speculative-num-steps 3 --speculative-eagle-topk 1 "
+    draft += "--speculative-num-draft-tokens 4"
+    if sharded:
+        options.append(f"--load-format {'sharded_state' if is_stock(context) else PLUGIN_FORMAT}")
+        draft += f" --speculative-draft-model-path {model_path}/draft --speculative-draft-load-format {PLUGIN_FORMAT}"
     base = f"sglang serve --trust-remote-code --model-path {model_path} " + " ".join(options)
-    if at.nodes == 1:
-        return Launch(environment, (base,))
-    return Launch(
-        environment,
-        tuple(
-            f"{base} --nnodes {at.nodes} --node-rank {node} --dist-init-addr <node0>:30300" for node in range(at.nodes)
-        ),
-    )
+    nodes = [f" --nnodes {at.nodes} --node-rank {n} --dist-init-addr <node0>:30300" for n in range(at.nodes)]
+    commands = tuple(base + node for node in nodes) if at.nodes > 1 else (base,)
+    return Launch(environment, commands, draft_options=draft)
 
 
 def addition(context: Context) -> str:

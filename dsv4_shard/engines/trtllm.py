@@ -24,10 +24,19 @@ from dsv4_shard.engines.base import (
     Split,
     held_by_rank,
 )
-from dsv4_shard.engines.common import EXPERTS_RULE, NO_CAST_RULE, NODES_RULE, attention_rules, pick_gpu, pick_nodes
+from dsv4_shard.engines.common import (
+    EXPERTS_RULE,
+    NO_CAST_RULE,
+    NODES_RULE,
+    attention_rules,
+    pick_gpu,
+    pick_nodes,
+    version_rule,
+)
 from dsv4_shard.inventory import Group, Inventory
 from dsv4_shard.roles import Module, Role
 
+VERSION = "02586bf"
 OPTIONS_FILE = "extra-llm-api-options.yaml"
 
 
@@ -56,6 +65,7 @@ def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
         gpu=gpu,
         gpu_named=request.gpu is not None,
         nodes=pick_nodes(request, request.tp, gpu),
+        version=request.engine_version or VERSION,
     )
 
 
@@ -65,6 +75,7 @@ def _own_way(context: Context) -> str:
 
 
 RULES: tuple[Rule, ...] = (
+    version_rule(VERSION),
     NODES_RULE,
     NO_CAST_RULE,
     Requires(
@@ -119,7 +130,7 @@ def hold(group: Group, placement: Placement, context: Context) -> Held | None:
     return None if group.role in (Role.MTP_EMBED, Role.MTP_HEAD) else held_by_rank(group, placement, context)
 
 
-def launch(context: Context, model_path: str) -> Launch:
+def launch(context: Context, model_path: str, sharded: bool) -> Launch:
     """`trtllm-serve`, under srun for more than one node."""
     at = context.at
     options = f"--tp_size {at.tp} --ep_size {at.ep}"
@@ -148,7 +159,7 @@ def addition(context: Context) -> str:
 TRTLLM = Engine(
     name="trtllm",
     title="TensorRT-LLM",
-    version="02586bf",
+    version=VERSION,
     candidates=candidates,
     rules=RULES,
     place=place,

@@ -6,11 +6,12 @@ cut (EP off) or spread (EP on). The shared expert is cut into `ceil(blocks / TP)
 and kept whole only under sequence parallelism (EP with data parallelism or with a mega-MoE backend).
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import gcd
 
-from dsv4_shard.blocks import FP4_GROUP, Block
+from dsv4_shard.blocks import FP4_GROUP
 from dsv4_shard.engines.base import (
     Context,
     Deployment,
@@ -36,14 +37,24 @@ from dsv4_shard.engines.common import (
     pick_gpu,
     pick_nodes,
     shares_blocks_evenly,
+    version_rule,
+    vocab_placement,
 )
 from dsv4_shard.inventory import Group, Inventory
 from dsv4_shard.roles import Module, Part, Role
 
 VERSION = "0.33.0"
+
+VERSIONS = ("0.33.0", "0.25.0")
+"""Versions whose own classes the layout was held against. Of 0.25.0 only the loaders were run, no forward."""
+
+BROKEN_VERSIONS = ("0.26.0", "0.27.0", "0.28.0")
+"""They never set `hc_attn_fn_broadcast` after a sharded load, and fail in the first forward; 0.29.0 mends it."""
 _TILE = 128
 """Elements to which FP4 backends round a rank's intermediate size up, and rows of an FP8 block."""
 _SMALLEST_FP8_BLOCK = 32
+_SINK_TILE = 64
+"""FlashMLA's kernels take 64 or 128 heads; a rank's attention sinks are filled up to that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +67,7 @@ class Backend:
     experts: str
     fit: str
     blackwell_only: bool = False
+    hopper_only: bool = False
     sequence_parallel: bool = False
 
 
@@ -66,10 +78,12 @@ BACKENDS: dict[str, Backend] = {
     "deep_gemm": Backend("FP4", "tile", blackwell_only=True),
     "triton_unfused": Backend("FP4", "exact"),
     "deep_gemm_mega_moe": Backend("FP4", "exact", blackwell_only=True, sequence_parallel=True),
+    "flashinfer_moe_ep_cutedsl": Backend("FP4", "exact", blackwell_only=True, sequence_parallel=True),
+    "flashinfer_moe_ep_mega_deep_gemm": Backend("FP4", "exact", blackwell_only=True, sequence_parallel=True),
 }
 BACKENDS_FP8: dict[str, Backend] = {
     "triton": Backend("FP8", "refine"),
-    "flashinfer_cutlass": Backend("FP8", "pad"),
+    "flashinfer_cutlass": Backend("FP8", "pad", hopper_only=True),
     "flashinfer_trtllm": Backend("FP8", "pad", blackwell_only=True),
     "deep_gemm": Backend("FP8", "pad"),
     "marlin": Backend("FP8", "pad"),
@@ -89,11 +103,13 @@ def _table(experts: str) -> dict[str, Backend]:
     return {"FP4": BACKENDS, "FP8": BACKENDS_FP8}.get(experts, {})
 
 
-def _default_backend(experts: str, sm: int, ep: int) -> str:
-    """What vLLM's `auto` resolves to."""
+def _default_backend(experts: str, sm: int, ep: int, aligned: bool) -> str:
+    """What vLLM's `auto` resolves to; `aligned` where a rank holds whole blocks of the routed experts."""
     if experts == "FP4":
         return "marlin" if sm == 90 else "flashinfer_trtllm"
-    return "triton" if ep == 1 or sm != 90 else "flashinfer_cutlass"
+    if sm == 90:
+        return "triton" if ep == 1 else "flashinfer_cutlass"
+    return "flashinfer_trtllm" if aligned else "triton"
 
 
 def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
@@ -102,7 +118,8 @@ def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
     world = request.tp * request.dp
     ep = request.ep or 1
     experts = (request.expert_dtype or inventory.routed.name).upper()
-    runner = request.runner or _default_backend(experts, gpu.sm, ep)
+    aligned = ep > 1 or inventory.config.moe_intermediate_size % (world * _TILE) == 0
+    runner = request.runner or _default_backend(experts, gpu.sm, ep, aligned)
     backend = _table(experts).get(runner)
     whole = ep > 1 and (request.dp > 1 or (backend is not None and backend.sequence_parallel))
     own_way = "whole" if whole else "split" if shares_blocks_evenly(inventory, request.tp) else "pad"
@@ -122,6 +139,7 @@ def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
         gpu=gpu,
         gpu_named=request.gpu is not None,
         nodes=pick_nodes(request, world, gpu),
+        version=request.engine_version or VERSION,
     )
     yield at
 
@@ -130,12 +148,18 @@ def _sequence_parallel(context: Context) -> bool:
     return context.at.shared_parts == 1 and context.at.world > 1
 
 
-def _fits(context: Context, fit: str) -> bool:
+def fits(context: Context, fit: str) -> bool:
     backend = backend_of(context)
     return backend is not None and backend.fit == fit
 
 
 RULES: tuple[Rule, ...] = (
+    Requires(
+        "broken-version", Module.HYPER, lambda c: c.at.version not in BROKEN_VERSIONS,
+        "vLLM {at.version} loads sharded_state and then fails in the first forward (hc_attn_fn_broadcast is not set)",
+        "AssertionError", remedies=("vLLM 0.29.0 or later, which mends it: upstream PR 51368",), fatal=True,
+    ),
+    version_rule(*VERSIONS),
     NODES_RULE,
     NO_CAST_RULE,
     Requires(
@@ -153,8 +177,9 @@ RULES: tuple[Rule, ...] = (
     ),
     Requires(
         "runner-gpu", Module.ROUTED,
-        lambda c: not getattr(backend_of(c), "blackwell_only", False) or c.at.gpu.sm >= 100,
-        "MoE backend {at.runner} needs Blackwell, not {at.gpu.family}", remedies=("leave --runner out",), fatal=True,
+        lambda c: not getattr(backend_of(c), "hopper_only" if c.at.gpu.sm >= 100 else "blackwell_only", False),
+        "MoE backend {at.runner} does not take {at.experts} experts on {at.gpu.family}",
+        remedies=("leave --runner out",), fatal=True,
     ),
     Requires(
         "mega-ep", Module.ROUTED, lambda c: not getattr(backend_of(c), "sequence_parallel", False) or c.at.ep > 1,
@@ -186,12 +211,6 @@ RULES: tuple[Rule, ...] = (
         "wo_a is stored in {context.o_a_format}; vLLM casts it to FP8 without a scale",
         consequence="starts, and computes garbage", remedies=("--engine sglang", "the original FP4 checkpoint"),
     ),
-    Requires(
-        "routed-scales", Module.ROUTED,
-        lambda c: (c.at.experts, c.inventory.routed.scale_dtype) != ("FP8", "F8_E8M0"),
-        "vLLM reads the E8M0 scales of FP8 experts as plain bytes (2^-7 becomes 120)",
-        consequence="starts, and computes garbage", remedies=("--engine sglang", "the original FP4 checkpoint"),
-    ),
     Divides(
         "routed-groups", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
         lambda c: c.at.moe_tp, "MoE TP", lambda c: FP4_GROUP, "FP4 groups",
@@ -201,7 +220,7 @@ RULES: tuple[Rule, ...] = (
     Divides(
         "routed-blocks", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
         lambda c: c.at.moe_tp, "MoE TP", lambda c: _SMALLEST_FP8_BLOCK, "refined blocks",
-        consequence="refused when the model is built", when=lambda c: _fits(c, "refine"),
+        consequence="refused when the model is built", when=lambda c: fits(c, "refine"),
         remedies=("expert parallelism: --ep = TP × DP",),
     ),
     Divides(
@@ -212,18 +231,18 @@ RULES: tuple[Rule, ...] = (
 )  # fmt: skip
 
 _PLACEMENTS: dict[Role, Placement] = {
-    Role.EMBED: Split(0, "tp"),
-    Role.HEAD: Split(0, "tp"),
     Role.Q_B: Split(0, "attention"),
     Role.O_A: Split(0, "attention"),
     Role.O_B: Split(1, "attention"),
-    Role.ATTN_SINK: Split(0, "attention"),
+    Role.ATTN_SINK: Split(0, "attention", _SINK_TILE),
 }
 
 
 def place(role: Role, context: Context) -> Placement:
     """Where vLLM puts `role`."""
     at = context.at
+    if role in (Role.EMBED, Role.HEAD):
+        return vocab_placement(context)
     if role in _SHARED_AXIS:
         axis = _SHARED_AXIS[role]
         if at.shared_parts == 1:
@@ -233,57 +252,47 @@ def place(role: Role, context: Context) -> Placement:
         if at.moe_tp == 1:
             return Expert(Replicate())
         axis = 1 if role is Role.ROUTED_DOWN else 0
-        padded = (_fits(context, "tile") or _fits(context, "pad")) and not _is_aligned(context)
-        return Expert(Pad(axis, "moe", _TILE) if padded else Split(axis, "moe"))
+        if fits(context, "pad") and not is_aligned(context):
+            return Expert(Pad(axis, "moe", _TILE))
+        return Expert(Split(axis, "moe", _TILE if fits(context, "tile") else 1))
     return _PLACEMENTS.get(role, Replicate())
 
 
-def _is_aligned(context: Context) -> bool:
+def is_aligned(context: Context) -> bool:
     return context.config.moe_intermediate_size % (context.at.moe_tp * _TILE) == 0
-
-
-_SINK_SIZES = (64, 128)
-"""Attention sinks that FlashMLA's kernels take; a rank's heads are padded to one of them."""
 
 
 def hold(group: Group, placement: Placement, context: Context) -> Held | None:
     """vLLM's parameter dtypes: FP4 models keep E8M0 scales, FP8 models hold F32, in finer blocks if need be."""
     if group.role in (Role.MTP_EMBED, Role.MTP_HEAD):
         return None
-    if group.role is Role.ATTN_SINK:
-        heads = group.shape[0] // context.at.attention_tp
-        size = next((size for size in _SINK_SIZES if heads <= size), heads)
-        return Held("F32", (size,), 4 * size, 4 * (size - heads))
-    if group.role in _ROUTED and group.part is Part.SCALE and _fits(context, "refine") and not _is_aligned(context):
-        return _refined_scale(group, placement, context)
-    return held_by_rank(group, placement, context, _dtype(group, context))
+    repeat = scale_repeat(group.role, group.part, context)
+    if repeat > 1:
+        rows, cols = group.shape
+        group = group._replace(shape=(rows * repeat, cols * repeat), nbytes=group.nbytes * repeat * repeat)
+    dtype = parameter_dtype(group.role, group.part, context)
+    return held_by_rank(group, placement, context, None if dtype == "U8" else dtype)
 
 
-def _refined_scale(group: Group, placement: Placement, context: Context) -> Held:
-    """Scales of FP8 experts whose blocks are cut finer: `repeat_interleave` on both axes, then split."""
-    block = context.block(group.role)
-    config = context.config
-    local = config.moe_intermediate_size // context.at.moe_tp
-    unit = gcd(local, block.rows, config.hidden_size)
-    finer = replace_shape(group, block, unit)
-    return held_by_rank(finer, placement, context, "F32")
+def scale_repeat(role: Role, part: Part, context: Context) -> int:
+    """How often each scale of FP8 experts is repeated on both axes, where vLLM cuts their blocks finer."""
+    if role not in _ROUTED or part is not Part.SCALE or not fits(context, "refine") or is_aligned(context):
+        return 1
+    block, config = context.block(role), context.config
+    return block.rows // gcd(config.moe_intermediate_size // context.at.moe_tp, block.rows, config.hidden_size)
 
 
-def replace_shape(group: Group, block: Block, unit: int) -> Group:
-    """`group`, a group of scales, with each scale repeated for blocks of `unit` × `unit`."""
-    rows, cols = group.shape
-    shape = (rows * (block.rows // unit), cols * (block.cols // unit))
-    return group._replace(shape=shape, nbytes=group.nbytes * shape[0] * shape[1] // (rows * cols))
-
-
-def _dtype(group: Group, context: Context) -> str | None:
-    if group.role is Role.ROUTER_HASH:
+def parameter_dtype(role: Role, part: Part, context: Context) -> str | None:
+    """The dtype of vLLM's parameter, None where it is the checkpoint's."""
+    if role is Role.ROUTER_HASH:
         return "I32"
-    return "F32" if group.part is Part.SCALE and context.at.experts == "FP8" else None
+    if role in _ROUTED and context.at.experts == "FP4":
+        return "U8"
+    return "F32" if part is Part.SCALE and context.at.experts == "FP8" else None
 
 
-def launch(context: Context, model_path: str) -> Launch:
-    """`vllm serve` for each node; nodes other than the first serve no API."""
+def launch(context: Context, model_path: str, sharded: bool) -> Launch:
+    """`vllm serve` for each node, on shards or on the checkpoint; nodes other than the first serve no API."""
     at = context.at
     options = [
         "--trust-remote-code --kv-cache-dtype fp8 --block-size 256 --tokenizer-mode deepseek_v4",
@@ -293,20 +302,21 @@ def launch(context: Context, model_path: str) -> Launch:
         options.append(f"--data-parallel-size {at.dp}")
     if at.ep > 1:
         options.append("--enable-expert-parallel")
-    if at.runner != _default_backend(at.experts, at.gpu.sm, at.ep):
+    if at.runner != _default_backend(at.experts, at.gpu.sm, at.ep, is_aligned(context)):
         options.append(f"--moe-backend {at.runner}")
-    if at.experts == "FP8" and context.config.expert_dtype != "fp8":
+    draft: dict[str, object] = {"method": "mtp", "num_speculative_tokens": 1}
+    if sharded:
+        options.append("--load-format sharded_state")
+        draft |= {"model": f"{model_path}/draft", "draft_load_config": {"load_format": "sharded_state"}}
+    elif at.experts == "FP8" and context.config.expert_dtype != "fp8":
         options.append("""--hf-overrides '{"expert_dtype": "fp8"}'""")
     base = f"vllm serve {model_path} " + " ".join(options)
-    if at.nodes == 1:
-        return Launch({}, (base,))
-    return Launch(
-        {},
-        tuple(
-            f"{base} --nnodes {at.nodes} --node-rank {node} --master-addr <node0>" + (" --headless" if node else "")
-            for node in range(at.nodes)
-        ),
-    )
+    nodes = [
+        f" --nnodes {at.nodes} --node-rank {node} --master-addr <node0>" + (" --headless" if node else "")
+        for node in range(at.nodes)
+    ]
+    commands = tuple(base + node for node in nodes) if at.nodes > 1 else (base,)
+    return Launch({}, commands, draft_options=f"--speculative-config '{json.dumps(draft)}'")
 
 
 def addition(context: Context) -> str:
@@ -326,13 +336,18 @@ def notes(context: Context) -> tuple[str, ...]:
     if at.shared == "pad":
         unit = context.block(Role.SHARED_GATE).rows
         lines.append(_padded("shared experts", context.shared_intermediate // unit, unit, at.tp))
-    if at.moe_tp > 1 and not _is_aligned(context):
+    if at.moe_tp > 1 and not is_aligned(context):
         local = config.moe_intermediate_size // at.moe_tp
-        if _fits(context, "tile"):
+        if fits(context, "tile"):
             padded = -(-local // _TILE) * _TILE
             lines.append(f"routed experts padded: {local} of the intermediate size a rank, rounded up to {padded}")
-        elif _fits(context, "pad"):
+        elif fits(context, "pad"):
             lines.append(_padded("routed experts", config.moe_intermediate_size // _TILE, _TILE, at.moe_tp))
+    if (at.experts, context.inventory.routed.scale_dtype) == ("FP8", "F8_E8M0"):
+        lines.append(
+            "routed experts: vLLM's own loader reads these E8M0 scales as plain bytes (2^-7 becomes 120); the shards "
+            "hold the right values, so serve them and not the checkpoint"
+        )
     if config.n_routed_experts % at.ep:
         least, more = divmod(config.n_routed_experts, at.ep)
         lines.append(f"routed experts uneven: {more} ranks hold {least + 1}, the others {least} (not with EPLB)")

@@ -144,7 +144,8 @@ class Staging:
         """A new file of `nbytes`, its blocks reserved where the file system can; returns its descriptor."""
         path = self.folder / name
         try:
-            path.parent.mkdir(exist_ok=True)
+            if path.parent != self.folder:
+                path.parent.mkdir(exist_ok=True)
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             self._fds[name] = fd
             try:

@@ -148,6 +148,11 @@ def _sequence_parallel(context: Context) -> bool:
     return context.at.shared_parts == 1 and context.at.world > 1
 
 
+def _misreads_scales(context: Context) -> bool:
+    """vLLM's own loader views every E8M0 expert scale as bytes, also where its parameter is F32."""
+    return (context.at.experts, context.inventory.routed.scale_dtype) == ("FP8", "F8_E8M0")
+
+
 def fits(context: Context, fit: str) -> bool:
     backend = backend_of(context)
     return backend is not None and backend.fit == fit
@@ -210,6 +215,12 @@ RULES: tuple[Rule, ...] = (
         "o_a-format", Module.ATTENTION, lambda c: c.format(Role.O_A).name == "FP8",
         "wo_a is stored in {context.o_a_format}; vLLM casts it to FP8 without a scale",
         consequence="starts, and computes garbage", remedies=("--engine sglang", "the original FP4 checkpoint"),
+    ),
+    Requires(
+        "routed-scales", Module.ROUTED, lambda c: not _misreads_scales(c) or c.at.dp == 1,
+        "vLLM reads the E8M0 scales of FP8 experts as plain bytes (2^-7 becomes 120), and with data parallelism no "
+        "shards can be written that hold the right values",
+        consequence="starts, and computes garbage", remedies=("--dp 1", "--engine sglang"),
     ),
     Divides(
         "routed-groups", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
@@ -343,7 +354,7 @@ def notes(context: Context) -> tuple[str, ...]:
             lines.append(f"routed experts padded: {local} of the intermediate size a rank, rounded up to {padded}")
         elif fits(context, "pad"):
             lines.append(_padded("routed experts", config.moe_intermediate_size // _TILE, _TILE, at.moe_tp))
-    if (at.experts, context.inventory.routed.scale_dtype) == ("FP8", "F8_E8M0"):
+    if _misreads_scales(context):
         lines.append(
             "routed experts: vLLM's own loader reads these E8M0 scales as plain bytes (2^-7 becomes 120); the shards "
             "hold the right values, so serve them and not the checkpoint"

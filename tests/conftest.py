@@ -1,0 +1,24 @@
+"""Shared fixtures, and how hypothesis runs: the same examples every time, without a clock."""
+
+import shutil
+
+import pytest
+from hypothesis import settings
+from tiny import TINY_CONFIG
+
+from dsv4_shard.demo import write_checkpoint
+
+settings.register_profile("seeded", deadline=None, derandomize=True)
+settings.load_profile("seeded")
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory):
+    """A complete small checkpoint. Only to be read."""
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny", TINY_CONFIG, seed=7)
+
+
+@pytest.fixture
+def folder(tiny_checkpoint, tmp_path):
+    """A copy of the small checkpoint, to be damaged."""
+    return shutil.copytree(tiny_checkpoint, tmp_path / "model")

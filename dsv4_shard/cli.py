@@ -235,8 +235,9 @@ def reshard(
     as_json: JsonOpt = False,
 ) -> None:
     """Write one file a rank, each source byte read once, and a manifest that proves what was written."""
+    from dsv4_shard.commit import check_output, free_bytes
     from dsv4_shard.report import show_dry_run, show_outcome
-    from dsv4_shard.reshard import check_job, prepare
+    from dsv4_shard.reshard import prepare
     from dsv4_shard.reshard import reshard as write
 
     checkpoint, inventory = _open(repo)
@@ -247,14 +248,17 @@ def reshard(
     )
     made = _plan_for(checkpoint, inventory, plan_file, request)
     job = prepare(checkpoint, inventory, made, _ranks(ranks))
-    free = check_job(job, checkpoint, out, overwrite)
     console, log = _consoles()
     if dry_run:
+        check_output(out, checkpoint.source.root, overwrite)
+        free = free_bytes(out)
         if as_json:
             _print_json({"files": {file.name: file.nbytes for file in job.recipe.files}, "bytes": job.nbytes,
                          "free": free, "left_out": job.recipe.left_out})  # fmt: skip
         else:
             show_dry_run(console, job, str(out), free)
+        if free < job.nbytes:
+            raise typer.Exit(ExitCode.IO)
         return
     with _Progress(log, "reshard", sum(file.payload for file in job.recipe.files), quiet=as_json) as progress:
         outcome = write(job, checkpoint, out, workers=jobs, overwrite=overwrite, allow_inexact=allow_inexact,
@@ -316,8 +320,7 @@ def demo(
     write_checkpoint(checkpoint)
     commands = (
         ["inspect", str(checkpoint)],
-        ["plan", str(checkpoint), "--tp", "16"],
-        ["plan", str(checkpoint), "--tp", "16", "--engine", "reference", "-o", str(plan_file)],
+        ["plan", str(checkpoint), "--tp", "16", "-o", str(plan_file)],
         ["reshard", str(checkpoint), str(shards), "--plan", str(plan_file)],
         ["verify", str(shards), "--against", str(checkpoint), "--numerics"],
     )

@@ -64,13 +64,14 @@ class Inventory:
     """A checkpoint's tensors by role.
 
     `names` gives each tensor's place in the model; `groups` counts the tensors of each kind; `formats` says how each
-    role is stored, target and MTP block apart.
+    role is stored, target and MTP blocks apart; `mtp_blocks` is the number of the latter.
     """
 
     config: ModelConfig
     names: dict[str, TensorName]
     groups: dict[Group, int]
     formats: dict[tuple[Stage, Role], Format]
+    mtp_blocks: int
     findings: tuple[Finding, ...]
 
     @property
@@ -90,11 +91,6 @@ class Inventory:
     def shared(self) -> Format | None:
         """How the target's shared experts are stored, or None where there are none."""
         return self.format(Role.SHARED_GATE)
-
-    @property
-    def mtp_blocks(self) -> int:
-        """How many MTP (draft) blocks the checkpoint holds."""
-        return len({name.layer for name in self.names.values() if name.stage is Stage.MTP})
 
 
 def take_inventory(checkpoint: Checkpoint) -> Inventory:
@@ -122,7 +118,8 @@ def _take(checkpoint: Checkpoint) -> Inventory:
     findings += _compare_stages(formats)
     findings += _check_shapes(checkpoint, names, formats)
     findings += _compare_config(checkpoint.config, formats)
-    return Inventory(checkpoint.config, names, _count(checkpoint, names, formats), formats, tuple(findings))
+    blocks = len({at.layer for at in names.values() if at.stage is Stage.MTP})
+    return Inventory(checkpoint.config, names, _count(checkpoint, names, formats), formats, blocks, tuple(findings))
 
 
 def _error(code: str, message: str) -> Finding:

@@ -1,13 +1,14 @@
 """Do the ranks' experts add up? One MoE layer, dequantized from rank files and from the source, on random tokens.
 
-Each rank computes what its routed experts contribute; the sum over ranks, plus the shared expert once, must be what
-the unsharded layer gives. Adding the shared expert on every rank, the mistake that a replicated one invites, is
-computed too, so that the check shows that it could tell the difference.
+Each rank computes what its routed experts, or its parts of them, contribute; the sum over ranks, plus the shared expert
+once, must be what the unsharded layer gives. Counting the shared expert once for every rank, the mistake that a
+replicated one invites, is computed too, so that the check shows that it could tell the difference.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -15,10 +16,12 @@ from pydantic import BaseModel, ConfigDict
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.config import ModelConfig
 from dsv4_shard.errors import UsageError
-from dsv4_shard.header import Header, read_header
 from dsv4_shard.inventory import Inventory
-from dsv4_shard.manifest import Manifest, load_manifest
-from dsv4_shard.sources import LocalFile
+from dsv4_shard.manifest import PLAN_NAME, load_manifest
+from dsv4_shard.plan import check_plan, load_plan
+from dsv4_shard.recipe import Cut, Landing, Recipe, Step, scale_name
+from dsv4_shard.reshard import prepare
+from dsv4_shard.sources import LocalSource
 from dsv4_shard.transforms import dequantize
 
 if TYPE_CHECKING:
@@ -26,21 +29,25 @@ if TYPE_CHECKING:
 
 TOKENS = 4
 SEED = 20_480
-TOLERANCE = 1e-6
-"""Relative: the same products are summed in another order, in float64 over float32 experts."""
+TOLERANCE = 1e-5
+"""Relative: the same products are summed in another order, partly in float32."""
 
 _EXPERTS = 16
-"""At most so many routed experts are computed, spread evenly over the ranks."""
+"""At most so many routed experts are computed."""
 
 
 class Numerics(BaseModel):
-    """Relative errors (in the 2-norm) of the ranks' sum: with the shared expert added once, and added on each rank."""
+    """Relative errors (in the 2-norm) of the ranks' sum: with the shared expert counted once, and once for every rank.
+
+    `shared_experts` says whether each rank holds it whole, or a part of it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     layer: int
     experts: tuple[int, ...]
     ranks: int
+    shared_experts: str
     error_once: float
     error_on_every_rank: float
 
@@ -50,30 +57,78 @@ class Numerics(BaseModel):
 
 
 class _Reader(Protocol):
-    def read(self, name: str) -> tuple[bytes, str, tuple[int, ...]]:
-        """Bytes, dtype and shape of a tensor."""
+    def weight(self, name: str) -> "torch.Tensor":
+        """The float32 values of a source weight, or of what a rank holds of it."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class _SourceReader:
+    """Weights as the checkpoint holds them."""
+
     checkpoint: Checkpoint
 
-    def read(self, name: str) -> tuple[bytes, str, tuple[int, ...]]:
+    def weight(self, name: str) -> "torch.Tensor":
+        return _dequantized(self._read(name), self._read(scale_name(name)))
+
+    def _read(self, name: str) -> "_Matrix":
         tensor = self.checkpoint.tensors[name]
         with self.checkpoint.source.open(tensor.file) as file:
-            return file.read(tensor.start, tensor.stop), tensor.dtype, tensor.shape
+            return _Matrix(file.read(tensor.start, tensor.stop), tensor.dtype, tensor.shape[0])
 
 
-@dataclass(frozen=True, slots=True)
+class _Matrix(NamedTuple):
+    """Bytes of a matrix of `rows` rows."""
+
+    data: bytes
+    dtype: str
+    rows: int
+
+
 class _RankReader:
-    file: LocalFile
-    header: Header
+    """Weights as one rank holds them: the recipe tells where in its files each source tensor's part stands."""
 
-    def read(self, name: str) -> tuple[bytes, str, tuple[int, ...]]:
-        info = self.header.tensors[name]
-        start = self.header.data_start
-        return self.file.read(start + info.start, start + info.stop), info.dtype, info.shape
+    def __init__(self, folder: Path, recipe: Recipe, steps: dict[str, Step], rank: int) -> None:
+        self._folder, self._recipe, self._steps, self._rank = folder, recipe, steps, rank
+
+    def holds(self, name: str) -> bool:
+        """Whether the rank has a part of a source tensor."""
+        return self._place(self._steps[name]) is not None
+
+    def weight(self, name: str) -> "torch.Tensor":
+        step = self._steps[name]
+        weight = self._read(step, lambda tensor: tensor)
+        if step.transform is None:
+            return _dequantized(weight, self._read(self._steps[scale_name(name)], lambda tensor: tensor))
+        return _dequantized(weight, self._read(step, scale_name, whole=True))
+
+    def _place(self, step: Step) -> tuple[int, Landing, Cut] | None:
+        for landing in step.landings:
+            for cut, files in landing.spread:
+                for number in files:
+                    if self._rank in self._recipe.files[number].ranks:
+                        return number, landing, cut
+        return None
+
+    def _read(self, step: Step, rename: Callable[[str], str], whole: bool = False) -> _Matrix:
+        place = self._place(step)
+        assert place is not None, "only what a rank holds is asked of it"
+        number, landing, cut = place
+        output = self._recipe.files[number]
+        name = rename(landing.tensor)
+        info = output.tensors[name]
+        start, nbytes, rows = self._recipe.offset(number, name), info.nbytes, info.shape[-2]
+        if not whole and step.transform is None:
+            converted = cut.rows * cut.row_nbytes
+            nbytes = step.conversion.nbytes(converted) if step.conversion else converted
+            start, rows = start + landing.at, cut.rows
+        with LocalSource(self._folder, str(self._folder)).open(output.name) as file:
+            return _Matrix(file.read(start, start + nbytes), info.dtype, rows)
+
+
+def _dequantized(weight: _Matrix, scale: _Matrix) -> "torch.Tensor":
+    scales = np.frombuffer(scale.data, np.uint8).reshape(scale.rows, -1, 4 if scale.dtype == "F32" else 1).copy()
+    return dequantize(weight.data, weight.dtype, weight.rows, scales, "F32" if scale.dtype == "F32" else "F8_E8M0")
 
 
 def check_numerics(folder: Path, checkpoint: Checkpoint, inventory: Inventory, layer: int | None = None) -> Numerics:
@@ -92,55 +147,40 @@ def check_numerics(folder: Path, checkpoint: Checkpoint, inventory: Inventory, l
         raise UsageError(
             f"{folder} holds {len(manifest.ranks)} of {manifest.world} ranks; --numerics adds up all of them"
         )
+    plan = check_plan(load_plan(folder / PLAN_NAME), checkpoint, inventory)
+    recipe = prepare(checkpoint, inventory, plan, manifest.ranks).recipe
+    steps = {step.source.name: step for step in recipe.steps if step.source.name.startswith(f"layers.{layer}.ffn.")}
     generator = torch.Generator().manual_seed(SEED)
     tokens = torch.randn(TOKENS, config.hidden_size, generator=generator)
-    experts = _spread(config.n_routed_experts, manifest.world)
+    experts = _spread(config.n_routed_experts)
     weights = dict(zip(experts, torch.rand(len(experts), generator=generator).tolist(), strict=True))
     prefix = f"layers.{layer}.ffn."
     source = _SourceReader(checkpoint)
-    shared = _run_expert(source, f"{prefix}shared_experts.", tokens, config)
-    routed = _sum_experts(source, prefix, weights, tokens, config)
-    whole = routed + shared
-    once, on_every_rank = _add_up(folder, manifest, prefix, weights, tokens, config)
+    whole = _sum_experts(source, prefix, weights, tokens, config)
+    whole += _run_expert(source, f"{prefix}shared_experts.", tokens, config)
+    routed, shared = torch.zeros_like(whole), []
+    for rank in manifest.ranks:
+        reader = _RankReader(folder, recipe, steps, rank)
+        mine = {e: w for e, w in weights.items() if reader.holds(f"{prefix}experts.{e}.w1.weight")}
+        routed += _sum_experts(reader, prefix, mine, tokens, config)
+        shared.append(_run_expert(reader, f"{prefix}shared_experts.", tokens, config))
+    is_whole = len(steps[f"{prefix}shared_experts.w1.weight"].landings[0].spread) == 1
+    once = shared[0] if is_whole else torch.stack(shared).sum(0)
+    on_every_rank = torch.stack(shared).sum(0) * (1 if is_whole else len(shared))
     return Numerics(
         layer=layer,
         experts=experts,
         ranks=manifest.world,
-        error_once=_relative(once, whole),
-        error_on_every_rank=_relative(on_every_rank, whole),
+        shared_experts="whole" if is_whole else "in parts",
+        error_once=_relative(routed + once, whole),
+        error_on_every_rank=_relative(routed + on_every_rank, whole),
     )
 
 
-def _spread(experts: int, ranks: int) -> tuple[int, ...]:
-    """Experts to compute: as many ranks as possible get one, the same number each."""
-    count = min(experts, max(_EXPERTS, min(ranks, _EXPERTS)))
+def _spread(experts: int) -> tuple[int, ...]:
+    """Experts to compute, evenly apart: under EP they are on as many ranks as possible."""
+    count = min(experts, _EXPERTS)
     return tuple(sorted({index * experts // count for index in range(count)}))
-
-
-def _add_up(
-    folder: Path,
-    manifest: Manifest,
-    prefix: str,
-    weights: dict[int, float],
-    tokens: "torch.Tensor",
-    config: ModelConfig,
-) -> tuple["torch.Tensor", "torch.Tensor"]:
-    """The all-reduce of the ranks' routed outputs, plus the shared output once, and plus that of every rank."""
-    import torch
-
-    routed = torch.zeros(tokens.shape, dtype=torch.float64)
-    shared_sum = torch.zeros(tokens.shape, dtype=torch.float64)
-    for entry in manifest.files:
-        file = LocalFile(folder / entry.name, entry.name)
-        try:
-            reader = _RankReader(file, read_header(file, entry.name))
-            mine = {e: w for e, w in weights.items() if f"{prefix}experts.{e}.w1.weight" in entry.tensors}
-            routed += _sum_experts(reader, prefix, mine, tokens, config)
-            shared = _run_expert(reader, f"{prefix}shared_experts.", tokens, config)
-            shared_sum += shared
-        finally:
-            file.close()
-    return routed + shared, routed + shared_sum
 
 
 def _sum_experts(
@@ -155,22 +195,18 @@ def _sum_experts(
 
 
 def _run_expert(reader: _Reader, prefix: str, tokens: "torch.Tensor", config: ModelConfig) -> "torch.Tensor":
-    """SwiGLU of one expert as in DeepSeek's model.py, unquantized activations; float64 `[tokens, hidden]`."""
+    """SwiGLU of one expert, or of a rank's part of it, as in DeepSeek's model.py with unquantized activations.
+
+    Gives float64 `[tokens, hidden]`. The parts of an expert's intermediate size add up to the whole.
+    """
     import torch.nn.functional as functional
 
-    gate = tokens @ _weight(reader, f"{prefix}w1").T
-    up = tokens @ _weight(reader, f"{prefix}w3").T
+    gate = tokens @ reader.weight(f"{prefix}w1.weight").T
+    up = tokens @ reader.weight(f"{prefix}w3.weight").T
     if config.swiglu_limit:
         up = up.clamp(-config.swiglu_limit, config.swiglu_limit)
         gate = gate.clamp(max=config.swiglu_limit)
-    return ((functional.silu(gate) * up) @ _weight(reader, f"{prefix}w2").T).double()
-
-
-def _weight(reader: _Reader, name: str) -> "torch.Tensor":
-    data, dtype, shape = reader.read(f"{name}.weight")
-    scale, scale_dtype, scale_shape = reader.read(f"{name}.scale")
-    array = np.frombuffer(scale, np.uint8).reshape(*scale_shape, -1).copy()
-    return dequantize(data, dtype, shape, array, scale_dtype)
+    return ((functional.silu(gate) * up) @ reader.weight(f"{prefix}w2.weight").T).double()
 
 
 def _relative(found: "torch.Tensor", wanted: "torch.Tensor") -> float:

@@ -290,7 +290,9 @@ def show_dry_run(console: Console, job: Job, out: str, free: int) -> None:
     for name, content in job.companions.items():
         table.add_row(name, "", f"{len(content):,}")
     console.print(table)
-    _item(console, f"needed: {size(job.nbytes)}, free: {size(free)}")
+    missing = max(0, job.nbytes - free)
+    short = f": {size(missing)} missing" if missing else ""
+    _item(console, f"needed: {size(job.nbytes)}, free: {size(free)}{short}", "red" if missing else "")
     _item(console, f"source tensors left out: {len(job.recipe.left_out):,}")
 
 
@@ -330,8 +332,11 @@ def show_verification(console: Console, verification: Verification, numerics: Nu
 def _show_numerics(console: Console, numerics: Numerics) -> None:
     _item(
         console,
-        f"layer {numerics.layer}, {len(numerics.experts)} routed experts over {numerics.ranks} ranks, shared expert "
-        f"added once: relative error {numerics.error_once:.1e}",
+        f"layer {numerics.layer}: {len(numerics.experts)} routed experts and the shared one ({numerics.shared_experts} "
+        f"on each of {numerics.ranks} ranks) add up to the unsharded layer, relative error {numerics.error_once:.1e}",
         "" if numerics.ok else "red",
     )
-    _item(console, f"(added on every rank it would be {numerics.error_on_every_rank:.1e})", "dim")
+    if numerics.ranks > 1:
+        _item(
+            console, f"(counted {numerics.ranks} times, the error would be {numerics.error_on_every_rank:.1e})", "dim"
+        )

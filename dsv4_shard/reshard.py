@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dsv4_shard import __version__
 from dsv4_shard.checkpoint import Checkpoint
-from dsv4_shard.commit import FileSink, Staging, check_output, check_room, free_bytes, pwrite_all
+from dsv4_shard.commit import FileSink, Staging, check_output, check_room, pwrite_all
 from dsv4_shard.copying import CopyResult, copy, default_workers
 from dsv4_shard.engines import find_engine
 from dsv4_shard.engines.base import Context, Request
@@ -84,13 +84,6 @@ def _copied(checkpoint: Checkpoint, names: dict[str, str]) -> dict[str, bytes]:
     return content
 
 
-def check_job(job: Job, checkpoint: Checkpoint, out: Path, overwrite: bool) -> int:
-    """Refuse an output that cannot be used; returns the bytes free there. Raises an OutputError."""
-    check_output(out, checkpoint.source.root, overwrite)
-    check_room(out, job.nbytes)
-    return free_bytes(out)
-
-
 def reshard(
     job: Job,
     checkpoint: Checkpoint,
@@ -105,7 +98,8 @@ def reshard(
 
     Raises an OutputError, ReadFailed, WriteFailed, SourceChanged, or InexactCast where an FP8 cast would round.
     """
-    check_job(job, checkpoint, out, overwrite)
+    check_output(out, checkpoint.source.root, overwrite)
+    check_room(out, job.nbytes)
     recipe = job.recipe
     with Staging(out) as staging:
         fds = [staging.create(file.name, file.nbytes) for file in recipe.files]

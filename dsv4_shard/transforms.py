@@ -150,25 +150,24 @@ def _spoil(out: npt.NDArray[np.uint16], weight: Bytes, largest: Bytes, odd: npt.
     return count
 
 
-def dequantize(data: bytes, dtype: str, shape: tuple[int, ...], scale: Bytes, scale_dtype: str) -> "torch.Tensor":
-    """The float32 values of a quantized weight. `shape` as in its header (`F4` counts values, packed `I8` bytes).
+def dequantize(data: bytes, dtype: str, rows: int, scale: Bytes, scale_dtype: str) -> "torch.Tensor":
+    """The float32 values of a quantized matrix of `rows` rows: E4M3, or packed FP4 under any other dtype.
 
-    `scale` is `[rows, cols, itemsize]` bytes of E8M0 or F32; its block is what the two shapes give.
+    `scale` is `[rows, cols, itemsize]` bytes of E8M0 or F32; its block is what the two shapes give, rounded up.
     """
     import torch
 
-    raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    raw = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(rows, -1)
     if dtype == "F8_E4M3":
-        values = raw.view(torch.float8_e4m3fn).view(shape).float()
+        values = raw.view(torch.float8_e4m3fn).float()
     else:
         table = torch.tensor([*_FP4_MAGNITUDES, *(-m for m in _FP4_MAGNITUDES)])
-        packed = raw.view(shape[0], -1)
-        values = torch.stack([table[(packed & 0x0F).long()], table[(packed >> 4).long()]], dim=-1).flatten(1)
+        values = torch.stack([table[(raw & 0x0F).long()], table[(raw >> 4).long()]], dim=-1).flatten(1)
     stored = {"F8_E8M0": torch.float8_e8m0fnu, "F32": torch.float32}[scale_dtype]
     factors = torch.from_numpy(scale).view(stored).squeeze(-1).float()
-    rows, cols = -(-values.shape[0] // factors.shape[0]), -(-values.shape[1] // factors.shape[1])
-    factors = factors.repeat_interleave(rows, 0)[: values.shape[0]]
-    return values * factors.repeat_interleave(cols, 1)[:, : values.shape[1]]
+    height, width = -(-values.shape[0] // factors.shape[0]), -(-values.shape[1] // factors.shape[1])
+    factors = factors.repeat_interleave(height, 0)[: values.shape[0]]
+    return values * factors.repeat_interleave(width, 1)[:, : values.shape[1]]
 
 
 TRANSFORMS = {

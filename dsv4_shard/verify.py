@@ -29,7 +29,7 @@ from dsv4_shard.recipe import Recipe, Step
 from dsv4_shard.reshard import prepare
 from dsv4_shard.sources import LocalFile
 
-_MISMATCHES_KEPT = 20
+_MISMATCHES_KEPT = 100
 """For each file: what differs in more places than that differs everywhere."""
 
 

@@ -255,11 +255,11 @@ def test_the_demo_ends_with_where_its_files_are(tmp_path):
         [sys.executable, "-m", "dsv4_shard", "demo", "here"], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     steps = re.findall(r"^\$ dsv4-shard (\w+)", result.stdout, re.MULTILINE)
-    assert steps == ["inspect", "plan", "plan", "reshard", "verify"]
+    assert steps == ["inspect", "plan", "reshard", "verify"]
     assert "1.5 blocks of 128" in result.stdout
     assert "all as it should be" in result.stdout
     assert result.stdout.splitlines()[-1].endswith("the plan in here/plan.json.")
-    assert len(list((tmp_path / "here" / "shards").glob("model*-mp16.safetensors"))) == 16
+    assert len(list((tmp_path / "here" / "shards").glob("model-rank-*-part-0.safetensors"))) == 16
 
 
 def test_what_the_readme_shows_is_what_the_commands_print(monkeypatch):

@@ -206,6 +206,12 @@ class NotAResult(ShardError):
     exit_code = ExitCode.NO
 
 
+class LoadRefused(ShardError):
+    """Rank files are not for the engine, the rank or the model that wants to load them."""
+
+    exit_code = ExitCode.NO
+
+
 class Unreachable(ShardError):
     """The checkpoint is not on this machine and cannot be fetched."""
 

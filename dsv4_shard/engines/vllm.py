@@ -50,7 +50,7 @@ VERSIONS = ("0.33.0", "0.25.0")
 
 BROKEN_VERSIONS = ("0.26.0", "0.27.0", "0.28.0")
 """They never set `hc_attn_fn_broadcast` after a sharded load, and fail in the first forward; 0.29.0 mends it."""
-_TILE = 128
+TILE = 128
 """Elements to which FP4 backends round a rank's intermediate size up, and rows of an FP8 block."""
 _SMALLEST_FP8_BLOCK = 32
 _SINK_TILE = 64
@@ -61,7 +61,8 @@ _SINK_TILE = 64
 class Backend:
     """An MoE backend: the format and architectures it takes, and what it does to a rank's intermediate size.
 
-    `fit` is `tile` (rounded up to 128), `exact`, `refine` (finer FP8 blocks) or `pad` (whole FP8 blocks).
+    `fit` is `tile` (rounded up to `tile` elements), `exact`, `refine` (finer FP8 blocks) or `pad` (whole FP8 blocks).
+    `hidden_tile` is what the hidden size is rounded up to.
     """
 
     experts: str
@@ -69,14 +70,16 @@ class Backend:
     blackwell_only: bool = False
     hopper_only: bool = False
     sequence_parallel: bool = False
+    tile: int = TILE
+    hidden_tile: int = 1
 
 
 BACKENDS: dict[str, Backend] = {
-    "marlin": Backend("FP4", "tile"),
-    "flashinfer_cutlass": Backend("FP4", "tile"),
-    "flashinfer_trtllm": Backend("FP4", "tile", blackwell_only=True),
-    "deep_gemm": Backend("FP4", "tile", blackwell_only=True),
-    "triton_unfused": Backend("FP4", "exact"),
+    "marlin": Backend("FP4", "tile", hidden_tile=256),
+    "flashinfer_cutlass": Backend("FP4", "tile", hidden_tile=128),
+    "flashinfer_trtllm": Backend("FP4", "tile", blackwell_only=True, hidden_tile=256),
+    "deep_gemm": Backend("FP4", "tile", blackwell_only=True, hidden_tile=128),
+    "triton_unfused": Backend("FP4", "tile", tile=64, hidden_tile=64),
     "deep_gemm_mega_moe": Backend("FP4", "exact", blackwell_only=True, sequence_parallel=True),
     "flashinfer_moe_ep_cutedsl": Backend("FP4", "exact", blackwell_only=True, sequence_parallel=True),
     "flashinfer_moe_ep_mega_deep_gemm": Backend("FP4", "exact", blackwell_only=True, sequence_parallel=True),
@@ -118,7 +121,7 @@ def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
     world = request.tp * request.dp
     ep = request.ep or 1
     experts = (request.expert_dtype or inventory.routed.name).upper()
-    aligned = ep > 1 or inventory.config.moe_intermediate_size % (world * _TILE) == 0
+    aligned = ep > 1 or inventory.config.moe_intermediate_size % (world * TILE) == 0
     runner = request.runner or _default_backend(experts, gpu.sm, ep, aligned)
     backend = _table(experts).get(runner)
     whole = ep > 1 and (request.dp > 1 or (backend is not None and backend.sequence_parallel))
@@ -264,13 +267,14 @@ def place(role: Role, context: Context) -> Placement:
             return Expert(Replicate())
         axis = 1 if role is Role.ROUTED_DOWN else 0
         if fits(context, "pad") and not is_aligned(context):
-            return Expert(Pad(axis, "moe", _TILE))
-        return Expert(Split(axis, "moe", _TILE if fits(context, "tile") else 1))
+            return Expert(Pad(axis, "moe", TILE))
+        backend = backend_of(context)
+        return Expert(Split(axis, "moe", backend.tile if backend is not None and backend.fit == "tile" else 1))
     return _PLACEMENTS.get(role, Replicate())
 
 
 def is_aligned(context: Context) -> bool:
-    return context.config.moe_intermediate_size % (context.at.moe_tp * _TILE) == 0
+    return context.config.moe_intermediate_size % (context.at.moe_tp * TILE) == 0
 
 
 def hold(group: Group, placement: Placement, context: Context) -> Held | None:
@@ -347,13 +351,13 @@ def notes(context: Context) -> tuple[str, ...]:
     if at.shared == "pad":
         unit = context.block(Role.SHARED_GATE).rows
         lines.append(_padded("shared experts", context.shared_intermediate // unit, unit, at.tp))
-    if at.moe_tp > 1 and not is_aligned(context):
-        local = config.moe_intermediate_size // at.moe_tp
-        if fits(context, "tile"):
-            padded = -(-local // _TILE) * _TILE
+    if at.moe_tp > 1:
+        local, backend = config.moe_intermediate_size // at.moe_tp, backend_of(context)
+        if backend is not None and backend.fit == "tile" and local % backend.tile:
+            padded = -(-local // backend.tile) * backend.tile
             lines.append(f"routed experts padded: {local} of the intermediate size a rank, rounded up to {padded}")
-        elif fits(context, "pad"):
-            lines.append(_padded("routed experts", config.moe_intermediate_size // _TILE, _TILE, at.moe_tp))
+        elif fits(context, "pad") and not is_aligned(context):
+            lines.append(_padded("routed experts", config.moe_intermediate_size // TILE, TILE, at.moe_tp))
     if _misreads_scales(context):
         lines.append(
             "routed experts: vLLM's own loader reads these E8M0 scales as plain bytes (2^-7 becomes 120); the shards "

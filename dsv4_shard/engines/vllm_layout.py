@@ -12,7 +12,7 @@ from dsv4_shard.checkpoint import CONFIG_FILE, Tensor
 from dsv4_shard.engines.base import Constant, Context, Deployment, Fate, Kept, LeftOut, Pad
 from dsv4_shard.engines.common import vocab_placement
 from dsv4_shard.engines.raw_layout import DRAFT_FOLDER, Parameter, model_files, rank_file_name
-from dsv4_shard.engines.vllm import backend_of, fits, is_aligned, parameter_dtype, scale_repeat
+from dsv4_shard.engines.vllm import TILE, backend_of, fits, is_aligned, parameter_dtype, scale_repeat
 from dsv4_shard.roles import Part, Role, Stage, TensorName
 
 _MINUS_INFINITY = struct.pack("<f", float("-inf"))
@@ -84,12 +84,14 @@ _ROUTED = {
 
 
 def layout_class(context: Context) -> str:
-    """Which of the shapes of routed experts a deployment has: files of one class do not load as another.
+    """Which of the shapes of routed experts a deployment has; files of one class do not load as another.
 
-    A: FP4 rounded up to tiles, B: FP4 exact, D: FP8 in whole blocks, E: FP8 in finer blocks, F: FP8 padded by blocks.
+    A: FP4 rounded up to 128, B: FP4 rounded up to less, D: FP8 in whole blocks, E: FP8 in finer blocks, F: FP8 padded
+    by whole blocks.
     """
     if context.at.experts == "FP4":
-        return "A" if fits(context, "tile") else "B"
+        backend = backend_of(context)
+        return "A" if backend is not None and backend.tile == TILE and backend.fit == "tile" else "B"
     if is_aligned(context) or context.at.moe_tp == 1:
         return "D"
     return "E" if fits(context, "refine") else "F"
@@ -110,6 +112,10 @@ class VllmLayout:
         at, backend = context.at, backend_of(context)
         if at.dp > 1:
             return "vLLM's sharded_state names files by TP rank only: with data parallelism, replicas would mix"
+        if backend is not None and context.config.hidden_size % backend.hidden_tile:
+            return (
+                f"hidden_size {context.config.hidden_size} would be rounded up to a multiple of {backend.hidden_tile}"
+            )
         if backend is not None and backend.sequence_parallel:
             return f"MoE backend {at.runner} registers its scales as views, which sharded_state cannot load"
         if isinstance(vocab_placement(context), Pad):

@@ -32,7 +32,7 @@ def _e8m0_to_f32(data: Bytes) -> Bytes:
     """2^(e - 127): the exponent field itself, but for 2^-127 (subnormal) and NaN."""
     bits = data.astype(np.uint32) << 23
     bits[data == 0] = 0x00400000
-    bits[data == 255] = 0x7FC00000
+    bits[data == 255] = 0x7F800001  # the NaN that torch makes of it
     return bits.view(np.uint8)
 
 

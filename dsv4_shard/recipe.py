@@ -207,8 +207,10 @@ class _Maker:
         for (folder, name), sources in self._collect().items():
             for ranks, group in _by_ranks(sources).items():
                 output = self._assemble(group)
-                for rank in ranks:
-                    self._outputs.setdefault(_FileKey(folder, rank), {})[name] = output
+                for key in (_FileKey(folder, rank) for rank in ranks):
+                    if name in self._outputs.setdefault(key, {}):
+                        raise ValueError(f"{name}: put together twice for rank {key.rank}")
+                    self._outputs[key][name] = output
         constants = [
             (_FileKey(constant.folder, rank), constant)
             for constant in self._layout.constants(self._context)
@@ -264,13 +266,17 @@ class _Maker:
     ) -> _RankSpread:
         shape = tuple(size * kept.repeat for size in tensor.shape)
         inner = placement.inner if isinstance(placement, Expert) else placement
-        if isinstance(placement, Replicate) and self._shares:
-            return _RankSpread(((Cut(whole_rectangle(tensor.dtype, shape)), (ALL_RANKS,)),), (ALL_RANKS,))
+        whole = Cut(whole_rectangle(tensor.dtype, shape))
         ranks = tuple(rank for rank in owners if rank in self._wanted)
         if isinstance(inner, Replicate):
-            return _RankSpread(((Cut(whole_rectangle(tensor.dtype, shape)), ranks),), ranks)
+            if self._shares and not isinstance(placement, Expert):
+                ranks = (ALL_RANKS,)
+            return _RankSpread(((whole, ranks),), ranks)
         parts = self._context.at.group(inner.group)
         each = _elements_each(tensor, where, inner.axis, self._context)
+        alone = parts == 1 and _cut(tensor, shape, inner, 1, 0, each) == whole
+        if alone and self._shares and not isinstance(placement, Expert):
+            return _RankSpread(((whole, (ALL_RANKS,)),), (ALL_RANKS,))
         by_index: dict[int, tuple[int, ...]] = {}
         for rank in ranks:
             by_index[rank % parts] = (*by_index.get(rank % parts, ()), rank)

@@ -308,6 +308,8 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
         environment["SGLANG_SHARED_EXPERT_TP1"] = "1"
     if at.experts == "FP8":
         environment["SGLANG_DSV4_FP4_EXPERTS"] = "0"
+    if at.gpu.sm >= 100 and not keeps_o_a_fp8(context):
+        environment["SGLANG_OPT_FP8_WO_A_GEMM"] = "0"  # wo_a is BF16 in the checkpoint, which it refuses otherwise
     options = [f"--tp {at.tp}"]
     if at.ep > 1 and not at.a2a:
         options.append(f"--ep-size {at.ep}")

@@ -101,7 +101,9 @@ class SglangLayout:
         return (Kept(row.full_name(prefix, name.part), dtype, folder, row.order, transform=transform),)
 
     def refusal(self, context: Context) -> str | None:
-        """A padded vocabulary was never held against SGLang's loader."""
+        """What was never held against SGLang's loader: a padded vocabulary, more than one MTP block."""
+        if context.inventory.mtp_blocks > 1:
+            return f"the checkpoint has {context.inventory.mtp_blocks} MTP blocks, SGLang's draft model has one"
         if isinstance(vocab_placement(context), Pad):
             return f"vocab_size {context.config.vocab_size} would be padded over TP {context.at.tp}"
         return None

@@ -348,7 +348,7 @@ def notes(context: Context) -> tuple[str, ...]:
     """What is padded, and on which ranks there is nothing but padding."""
     at, config = context.at, context.config
     lines = []
-    if at.shared == "pad":
+    if at.shared == "pad" and at.shared_parts > 1:
         unit = context.block(Role.SHARED_GATE).rows
         lines.append(_padded("shared experts", context.shared_intermediate // unit, unit, at.tp))
     if at.moe_tp > 1:

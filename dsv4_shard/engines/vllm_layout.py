@@ -109,19 +109,19 @@ class VllmLayout:
 
     def refusal(self, context: Context) -> str | None:
         """What runs from the checkpoint but has no sharded state that loads, or that was never held against vLLM."""
-        at, backend = context.at, backend_of(context)
+        at, config, backend = context.at, context.config, backend_of(context)
         if at.dp > 1:
             return "vLLM's sharded_state names files by TP rank only: with data parallelism, replicas would mix"
-        if backend is not None and context.config.hidden_size % backend.hidden_tile:
-            return (
-                f"hidden_size {context.config.hidden_size} would be rounded up to a multiple of {backend.hidden_tile}"
-            )
+        if backend is not None and config.hidden_size % backend.hidden_tile:
+            return f"hidden_size {config.hidden_size} would be rounded up to a multiple of {backend.hidden_tile}"
         if backend is not None and backend.sequence_parallel:
             return f"MoE backend {at.runner} registers its scales as views, which sharded_state cannot load"
         if isinstance(vocab_placement(context), Pad):
-            return f"vocab_size {context.config.vocab_size} would be padded over TP {at.tp}: never held against vLLM"
-        if context.config.n_routed_experts % at.ep:
-            return f"{context.config.n_routed_experts} experts over EP {at.ep} are uneven: never held against vLLM"
+            return f"vocab_size {config.vocab_size} would be padded over TP {at.tp}: never held against vLLM"
+        if config.n_routed_experts % at.ep:
+            return f"{config.n_routed_experts} experts over EP {at.ep} are uneven: never held against vLLM"
+        if layout_class(context) == "E" and (config.moe_intermediate_size % TILE or config.hidden_size % TILE):
+            return f"vLLM's finer FP8 blocks need whole blocks of {TILE} to begin with"
         if at.version != "0.33.0" and layout_class(context) in ("E", "F"):
             return f"vLLM {at.version} has no way for FP8 experts that do not fall into whole blocks"
         return None

@@ -51,6 +51,11 @@ class Finding:
     message: str
 
 
+def defect(code: str, message: str) -> Finding:
+    """A finding that stops planning."""
+    return Finding(Severity.ERROR, code, message)
+
+
 class Tensor(NamedTuple):
     """A tensor of the checkpoint: `shape` in stored elements, `[start, stop)` in bytes of the file called `file`."""
 

@@ -236,6 +236,7 @@ def reshard(
 ) -> None:
     """Write one file a rank, each source byte read once, and a manifest that proves what was written."""
     from dsv4_shard.commit import check_output, free_bytes
+    from dsv4_shard.progress import Progress
     from dsv4_shard.report import show_dry_run, show_outcome
     from dsv4_shard.reshard import prepare
     from dsv4_shard.reshard import reshard as write
@@ -260,7 +261,7 @@ def reshard(
         if free < job.nbytes:
             raise typer.Exit(ExitCode.IO)
         return
-    with _Progress(log, "reshard", sum(file.payload for file in job.recipe.files), quiet=as_json) as progress:
+    with Progress(log, "reshard", sum(file.payload for file in job.recipe.files), quiet=as_json) as progress:
         outcome = write(job, checkpoint, out, workers=jobs, overwrite=overwrite, allow_inexact=allow_inexact,
                         on_progress=progress.advance)  # fmt: skip
     if as_json:
@@ -284,6 +285,7 @@ def verify(
 ) -> None:
     """Prove a result against its manifest, or byte by byte against the checkpoint. Exit code 1 if anything differs."""
     from dsv4_shard.numerics import check_numerics
+    from dsv4_shard.progress import Progress
     from dsv4_shard.report import show_verification
     from dsv4_shard.verify import bytes_to_verify
     from dsv4_shard.verify import verify as check
@@ -292,7 +294,7 @@ def verify(
         raise UsageError("--numerics needs --against: the unsharded layer is in the checkpoint")
     source = _open(against) if against is not None else None
     console, log = _consoles()
-    with _Progress(log, "verify", bytes_to_verify(out), quiet=as_json) as progress:
+    with Progress(log, "verify", bytes_to_verify(out), quiet=as_json) as progress:
         found = check(out, source, workers=jobs, on_progress=progress.advance)
     sums = check_numerics(out, *source, layer) if numerics and source is not None and found.ok else None
     if as_json:
@@ -396,48 +398,6 @@ def _write_text(path: Path, text: str) -> None:
         path.write_text(text)
     except OSError as error:
         raise WriteFailed(f"{path}: {error.strerror}") from error
-
-
-class _Progress:
-    """Bytes moved: a bar with rate and time left on a terminal, a line every half minute elsewhere."""
-
-    def __init__(self, console: "Console", what: str, total: int, *, quiet: bool) -> None:
-        self._console, self._what, self._total, self._quiet = console, what, total, quiet
-        self._done = 0
-        self.seconds = 0.0
-
-    def __enter__(self) -> "_Progress":
-        import threading
-        import time
-
-        from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
-        self._lock = threading.Lock()
-        self._clock = time.monotonic
-        self._started = self._spoke = self._clock()
-        columns = (f"{self._what}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-        shown = self._console.is_terminal and not self._quiet
-        self._bar = Progress(*columns, console=self._console, disable=not shown, transient=True)
-        self._task = self._bar.add_task(self._what, total=self._total)
-        self._bar.start()
-        return self
-
-    def advance(self, nbytes: int) -> None:
-        """Called from any worker."""
-        with self._lock:
-            self._done += nbytes
-            done = self._done
-            quiet = self._quiet or self._console.is_terminal or self._clock() - self._spoke < 30
-            if not quiet:
-                self._spoke = self._clock()
-        self._bar.advance(self._task, nbytes)
-        if not quiet:
-            percent = 100 * done / max(1, self._total)
-            print(f"{self._what}: {done:,} of {self._total:,} bytes ({percent:.0f} %)", file=sys.stderr)
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-        self.seconds = self._clock() - self._started
 
 
 def _on_sigterm(*_: object) -> NoReturn:

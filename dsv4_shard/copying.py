@@ -20,7 +20,8 @@ from dsv4_shard.blocks import Rectangle, whole_rectangle
 from dsv4_shard.conversions import Conversion
 from dsv4_shard.errors import InexactCast, SourceChanged
 from dsv4_shard.header import DTYPE_BITS
-from dsv4_shard.recipe import Cut, Fixed, Recipe, Step, scale_name
+from dsv4_shard.recipe import Cut, Fixed, Recipe, Step
+from dsv4_shard.roles import scale_name
 from dsv4_shard.sources import LocalFile, LocalSource
 from dsv4_shard.transforms import Bytes, Decoded, Transform
 

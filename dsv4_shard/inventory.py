@@ -5,35 +5,18 @@ FP4 or FP8 is decided here, by the experts' own tensors; config.json is only com
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import NamedTuple
 
 from dsv4_shard.blocks import FP4_GROUP, PACKED_FP4, Block, agree_on_unit, logical_shape, scale_shape
-from dsv4_shard.checkpoint import Checkpoint, Finding, Severity, Tensor, collector_paused, some
+from dsv4_shard.checkpoint import Checkpoint, Finding, Severity, Tensor, collector_paused, defect, some
+from dsv4_shard.completeness import FLOATS, check_completeness, check_numbers
 from dsv4_shard.config import ModelConfig
 from dsv4_shard.header import nbytes_of
-from dsv4_shard.roles import (
-    LAYER_SPECS,
-    MODEL_SPECS,
-    MTP_SPECS,
-    ROUTED_SPECS,
-    SPEC,
-    LayerKind,
-    Module,
-    Part,
-    Role,
-    Spec,
-    Stage,
-    TensorName,
-    layer_kind,
-    parse_name,
-    unparse_name,
-)
+from dsv4_shard.roles import SPEC, Part, Role, Stage, TensorName, layer_kind, parse_name, scale_name
 
 FP8_SCALES = ("F8_E8M0", "F32")
-_FLOATS = ("BF16", "F32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +93,9 @@ def _take(checkpoint: Checkpoint) -> Inventory:
             names[name] = parsed
     findings = list(checkpoint.findings)
     if unknown:
-        findings.append(_error("unknown-tensors", f"{len(unknown):,} tensors have no known role: {some(unknown)}"))
-    findings += _check_numbers(checkpoint.config, names)
-    findings += _check_completeness(checkpoint, names)
+        findings.append(defect("unknown-tensors", f"{len(unknown):,} tensors have no known role: {some(unknown)}"))
+    findings += check_numbers(checkpoint.config, names)
+    findings += check_completeness(checkpoint, names)
     formats, more = _find_formats(checkpoint, names)
     findings += more
     findings += _compare_stages(formats)
@@ -120,10 +103,6 @@ def _take(checkpoint: Checkpoint) -> Inventory:
     findings += _compare_config(checkpoint.config, formats)
     blocks = len({at.layer for at in names.values() if at.stage is Stage.MTP})
     return Inventory(checkpoint.config, names, _count(checkpoint, names, formats), formats, blocks, tuple(findings))
-
-
-def _error(code: str, message: str) -> Finding:
-    return Finding(Severity.ERROR, code, message)
 
 
 def _count(
@@ -146,122 +125,6 @@ def _is_packed(fmt: Format | None, part: Part) -> bool:
     return fmt is not None and fmt.name == "FP4" and part is Part.WEIGHT
 
 
-# --- completeness --------------------------------------------------------------------------------------------------
-
-
-def _check_numbers(config: ModelConfig, names: dict[str, TensorName]) -> Iterator[Finding]:
-    """Layers and experts beyond what the config says there are, and tensors that their layer cannot have."""
-    layers = [n for n, at in names.items() if at.stage is Stage.LAYER and at.layer >= config.num_hidden_layers]
-    if layers:
-        yield _error("extra-layers", f"config.json has {config.num_hidden_layers} layers, but there is {some(layers)}")
-    misplaced = [n for n, at in names.items() if at.expert < 0 and not _may_be(config, at)]
-    if misplaced:
-        yield _error("misplaced-tensors", f"{len(misplaced):,} tensors have no place in their layer: {some(misplaced)}")
-    experts = [n for n, at in names.items() if at.expert >= config.n_routed_experts]
-    if experts:
-        yield _error(
-            "extra-experts", f"config.json has {config.n_routed_experts} routed experts, but there is {some(experts)}"
-        )
-
-
-def _may_be(config: ModelConfig, at: TensorName) -> bool:
-    """Whether the kind of layer has such a tensor: no indexer without a ratio of 4, no bias in a hash layer."""
-    spec = SPEC[at.stage, at.role]
-    return spec.optional or spec.present(layer_kind(config, at.stage, at.layer))
-
-
-def _check_completeness(checkpoint: Checkpoint, names: dict[str, TensorName]) -> Iterator[Finding]:
-    """Every tensor that the model needs: layers × experts × 3, shared experts, tables, norms."""
-    config = checkpoint.config
-    blocks = {at.layer for at in names.values() if at.stage is Stage.MTP}
-    if len(blocks) < config.num_nextn_predict_layers:
-        yield Finding(
-            Severity.WARNING,
-            "no-mtp",
-            f"config.json has {config.num_nextn_predict_layers} MTP blocks, the checkpoint {len(blocks)}: "
-            "speculative decoding with MTP cannot be used",
-        )
-    if blocks and blocks != set(range(len(blocks))):
-        yield _error("mtp-gap", f"MTP blocks are numbered {sorted(blocks)}")
-    present = set(names.values())
-    known = range(config.n_routed_experts)
-    experts = Counter((at.stage, at.layer, at.role, at.part) for at in names.values() if at.expert in known)
-    missing: list[str] = []
-    lost_names: list[str] = []
-    missing_experts = 0
-    for at in expected_names(config, blocks):
-        if at.expert < 0:
-            if at not in present:
-                missing.append(unparse_name(at))
-            continue
-        lost = config.n_routed_experts - experts[at.stage, at.layer, at.role, at.part]
-        if lost > 0:
-            missing_experts += lost
-            absent = (one for e in known if (one := at._replace(expert=e)) not in present)
-            lost_names += map(unparse_name, islice(absent, 1))
-    if missing or missing_experts:
-        detail = f", {missing_experts:,} of them of routed experts" if missing_experts else ""
-        count = len(missing) + missing_experts
-        yield _error("missing-tensors", f"{count:,} tensors are missing{detail}: {some(missing + lost_names, count)}")
-    yield from _check_scales(checkpoint, names)
-
-
-def expected_names(config: ModelConfig, mtp_blocks: Iterable[int]) -> Iterator[TensorName]:
-    """Every weight that the model needs; one entry (expert 0) stands for all experts of a layer."""
-    yield from _expected_of(MODEL_SPECS, Stage.MODEL, -1, LayerKind(0, False), config)
-    for layer in range(config.num_hidden_layers):
-        yield from _expected_of(LAYER_SPECS, Stage.LAYER, layer, layer_kind(config, Stage.LAYER, layer), config)
-    for block in sorted(mtp_blocks):
-        yield from _expected_of(MTP_SPECS, Stage.MTP, block, layer_kind(config, Stage.MTP, block), config)
-
-
-def _expected_of(
-    specs: Iterable[Spec], stage: Stage, layer: int, kind: LayerKind, config: ModelConfig
-) -> Iterator[TensorName]:
-    for spec in specs:
-        if spec.module is Module.SHARED and config.n_shared_experts == 0:
-            continue
-        if spec.present(kind) and not spec.optional:
-            yield TensorName(spec.role, Part.WEIGHT, stage, layer)
-    if stage is not Stage.MODEL:
-        for spec in ROUTED_SPECS:
-            yield TensorName(spec.role, Part.WEIGHT, stage, layer, 0)
-
-
-def _check_scales(checkpoint: Checkpoint, names: dict[str, TensorName]) -> Iterator[Finding]:
-    """Each quantized weight has its scale, each scale its weight; plain weights have none."""
-    tensors = checkpoint.tensors
-    quantized = {key for key, spec in SPEC.items() if spec.quantized}
-    unscaled: list[str] = []
-    orphans: list[str] = []
-    needless: list[str] = []
-    for name, at in names.items():
-        if at.part is Part.SCALE:
-            weight = tensors.get(_weight_name(name))
-            if weight is None:
-                orphans.append(name)
-            elif weight.dtype in _FLOATS:
-                needless.append(name)
-            continue
-        plain = (at.stage, at.role) not in quantized or tensors[name].dtype in _FLOATS
-        if not plain and _scale_name(name) not in tensors:
-            unscaled.append(name)
-    if unscaled:
-        yield _error("missing-scales", f"{len(unscaled):,} quantized weights have no scale: {some(unscaled)}")
-    if orphans:
-        yield _error("orphan-scales", f"{len(orphans):,} scales have no weight: {some(orphans)}")
-    if needless:
-        yield _error("needless-scales", f"{len(needless):,} unquantized weights have a scale: {some(needless)}")
-
-
-def _scale_name(weight_name: str) -> str:
-    return weight_name.removesuffix(Part.WEIGHT) + Part.SCALE
-
-
-def _weight_name(scale_name: str) -> str:
-    return scale_name.removesuffix(Part.SCALE) + Part.WEIGHT
-
-
 # --- formats -------------------------------------------------------------------------------------------------------
 
 
@@ -269,13 +132,13 @@ def _pairs(checkpoint: Checkpoint, names: dict[str, TensorName]) -> Iterator[tup
     """Every weight of a role that may be quantized, with its scale where it has one."""
     for name, at in names.items():
         if at.part is Part.WEIGHT and SPEC[at.stage, at.role].quantized:
-            yield at, checkpoint.tensors[name], checkpoint.tensors.get(_scale_name(name))
+            yield at, checkpoint.tensors[name], checkpoint.tensors.get(scale_name(name))
 
 
 def _format_name(weight: Tensor, scale: Tensor | None) -> str | None:
     """FP4, FP8, a plain dtype, or None for a combination that no DeepSeek-V4 checkpoint has."""
     if scale is None:
-        return weight.dtype if weight.dtype in _FLOATS else None
+        return weight.dtype if weight.dtype in FLOATS else None
     if weight.dtype in PACKED_FP4 and scale.dtype == "F8_E8M0":
         return "FP4"
     if weight.dtype == "F8_E4M3" and scale.dtype in FP8_SCALES:
@@ -305,11 +168,11 @@ def _find_formats(
     for (stage, role), counts in kinds.items():
         if len(counts) > 1:
             mix = ", ".join(f"{n:,} × {dtype} with {scale or 'no'} scale" for (_, scale, dtype), n in counts.items())
-            findings.append(_error("mixed-formats", f"{role} ({stage}) is stored in several formats: {mix}"))
+            findings.append(defect("mixed-formats", f"{role} ({stage}) is stored in several formats: {mix}"))
         (name, scale_dtype, dtype), _ = counts.most_common(1)[0]
         if name is None:
             findings.append(
-                _error("unknown-format", f"{role} ({stage}): {dtype} with {scale_dtype or 'no'} scale is unknown")
+                defect("unknown-format", f"{role} ({stage}): {dtype} with {scale_dtype or 'no'} scale is unknown")
             )
         block = {"FP8": fp8_block, "FP4": Block(1, FP4_GROUP)}.get(name or "")
         formats[stage, role] = Format(name or dtype, block, scale_dtype if block else None)
@@ -321,7 +184,7 @@ def _compare_stages(formats: dict[tuple[Stage, Role], Format]) -> Iterator[Findi
     for (stage, role), fmt in formats.items():
         layers = formats.get((Stage.LAYER, role))
         if stage is Stage.MTP and layers is not None and fmt != layers:
-            yield _error("mtp-format", f"{role} is {layers} in the layers and {fmt} in the MTP block")
+            yield defect("mtp-format", f"{role} is {layers} in the layers and {fmt} in the MTP block")
 
 
 def _check_shapes(
@@ -340,9 +203,9 @@ def _check_shapes(
         if shape != due:
             (odd_scales if at.part is Part.SCALE else odd).append(f"{name} {list(shape)}, due {list(due)}")
     if odd:
-        yield _error("odd-shapes", f"{len(odd):,} tensors have another shape than config.json gives: {some(odd)}")
+        yield defect("odd-shapes", f"{len(odd):,} tensors have another shape than config.json gives: {some(odd)}")
     if odd_scales:
-        yield _error(
+        yield defect(
             "odd-scales", f"{len(odd_scales):,} scales do not have the shape ceil(weight / block): {some(odd_scales)}"
         )
 

@@ -19,8 +19,9 @@ from dsv4_shard.errors import UsageError
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.manifest import PLAN_NAME, load_manifest
 from dsv4_shard.plan import check_plan, load_plan
-from dsv4_shard.recipe import Cut, Landing, Recipe, Step, scale_name
+from dsv4_shard.recipe import Cut, Landing, Recipe, Step
 from dsv4_shard.reshard import prepare
+from dsv4_shard.roles import scale_name
 from dsv4_shard.sources import LocalSource
 from dsv4_shard.transforms import dequantize
 

@@ -29,7 +29,7 @@ from dsv4_shard.engines.base import (
     local_size,
 )
 from dsv4_shard.header import DTYPE_BITS, TensorInfo, build_header, nbytes_of
-from dsv4_shard.roles import Part, TensorName
+from dsv4_shard.roles import Part, TensorName, scale_name
 from dsv4_shard.transforms import TRANSFORMS, Transform
 
 ALL_RANKS = -1
@@ -400,8 +400,3 @@ def _output_shape(sources: list[_Source]) -> tuple[int, ...]:
         return (rows, cols)
     experts = len({source.place[0] for source in sources})
     return (experts, rows // experts, cols)
-
-
-def scale_name(weight_name: str) -> str:
-    """The name of the scale that stands beside a weight, in the source and in what a transform makes of it."""
-    return weight_name.removesuffix(Part.WEIGHT) + Part.SCALE

@@ -354,6 +354,16 @@ def unparse_name(at: TensorName) -> str:
     return prefix + spec.name + ("" if spec.bare else f".{at.part}")
 
 
+def scale_name(weight_name: str) -> str:
+    """The name of the scale that stands beside a weight."""
+    return weight_name.removesuffix(Part.WEIGHT) + Part.SCALE
+
+
+def weight_name(scale_name: str) -> str:
+    """The name of the weight that stands beside a scale."""
+    return scale_name.removesuffix(Part.SCALE) + Part.WEIGHT
+
+
 def layer_kind(config: ModelConfig, stage: Stage, layer: int) -> LayerKind:
     """The kind of a layer. An MTP block is uncompressed and never hash-routed, whatever its number."""
     if stage is not Stage.LAYER or layer >= config.num_hidden_layers:

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench conformance contracts clean
 
 demo: $(READY)
 	rm -rf demo
@@ -20,6 +20,17 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+# The engines run on a CPU, each in an environment of its own under ~/.cache (several GB, made at the first run). Not
+# part of CI: `make test` holds the oracles that this keeps in tests/data/oracles.
+conformance: $(READY)
+	$(BIN)/python -m conformance files
+
+# What the engines' classes declare, again, into tests/data: a new engine version shows as a diff.
+contracts: $(READY)
+	$(BIN)/python -m conformance contracts --out contracts
+	$(BIN)/python tests/data/derive.py contracts
+	$(BIN)/python -m conformance.compact contracts
 
 clean:
 	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -380,7 +380,8 @@ def _default_repo() -> str:
 def _plan_for(
     checkpoint: "Checkpoint", inventory: "Inventory", plan_file: Path | None, request: "Request | None"
 ) -> "Plan":
-    from dsv4_shard.plan import check_plan, load_plan, make_plan
+    from dsv4_shard.plan import make_plan
+    from dsv4_shard.planfile import check_plan, load_plan
 
     if plan_file is not None and request is not None:
         raise UsageError("--plan and --tp say the same thing twice", hint="Give one of them.")

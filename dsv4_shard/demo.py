@@ -14,14 +14,17 @@ import numpy.typing as npt
 
 from dsv4_shard.blocks import FP4_GROUP, Block, scale_shape
 from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE
+from dsv4_shard.completeness import expected_names
 from dsv4_shard.config import parse_config
 from dsv4_shard.header import TensorInfo, build_header
-from dsv4_shard.inventory import expected_names
 from dsv4_shard.roles import SPEC, Module, Part, Role, TensorName, layer_kind, unparse_name
 
 FP8_BLOCK = Block(128, 128)
 FP4_BLOCK = Block(1, FP4_GROUP)
 _CHUNK = 4 << 20
+E8M0_BIAS = 127
+_SCALE_CODES = (117, 124)
+"""First and end of the E8M0 codes in use: scales from 2^-10 to 2^-4."""
 
 DEMO_CONFIG: dict[str, Any] = {
     "architectures": ["DeepseekV4ForCausalLM"],
@@ -86,21 +89,33 @@ _F32_ROLES = frozenset(
 )
 
 
-def tensors_of(document: dict[str, Any], mtp_blocks: int = 1) -> Tensors:
-    """Every tensor of a V4 checkpoint with this config.json: name → (dtype, shape as stored)."""
+def tensors_of(
+    document: dict[str, Any],
+    mtp_blocks: int = 1,
+    *,
+    experts: str | None = None,
+    scales: str = "F8_E8M0",
+    o_a: str = "FP8",
+) -> Tensors:
+    """Every tensor of a V4 checkpoint with this config.json: name → (dtype, shape as stored).
+
+    `experts` is FP4 or FP8 (default: as config.json says), `scales` the dtype of all scales in 128×128 blocks (F32 in
+    the Base checkpoints), `o_a` FP8, or BF16 without scales as in the FP8 re-releases.
+    """
     config, _ = parse_config(json.dumps(document).encode(), CONFIG_FILE)
-    fp4 = document.get("expert_dtype") == "fp4"
+    fp4 = (experts or document.get("expert_dtype", "fp8")).upper() == "FP4"
     tensors: Tensors = {}
     for at in expected_names(config, range(mtp_blocks)):
         spec = SPEC[at.stage, at.role]
         shape = spec.shape(config, layer_kind(config, at.stage, at.layer))
         routed = spec.module is Module.ROUTED
         for one in (at._replace(expert=e) for e in range(config.n_routed_experts)) if routed else (at,):
-            tensors |= _stored(one, shape, spec.quantized, fp4 and routed)
+            quantized = spec.quantized and not (at.role is Role.O_A and o_a == "BF16")
+            tensors |= _stored(one, shape, quantized, fp4 and routed, scales)
     return tensors
 
 
-def _stored(at: TensorName, shape: tuple[int, ...], quantized: bool, packed: bool) -> Tensors:
+def _stored(at: TensorName, shape: tuple[int, ...], quantized: bool, packed: bool, scales: str) -> Tensors:
     name = unparse_name(at)
     if not quantized:
         dtype = "I64" if at.role is Role.ROUTER_HASH else "F32" if at.role in _F32_ROLES else "BF16"
@@ -108,7 +123,8 @@ def _stored(at: TensorName, shape: tuple[int, ...], quantized: bool, packed: boo
     block = FP4_BLOCK if packed else FP8_BLOCK
     scale_name = unparse_name(at._replace(part=Part.SCALE))
     weight = ("I8", (shape[0], shape[1] // 2)) if packed else ("F8_E4M3", shape)
-    return {name: weight, scale_name: ("F8_E8M0", scale_shape((shape[0], shape[1]), block))}
+    scale = ("F8_E8M0" if packed else scales, scale_shape((shape[0], shape[1]), block))
+    return {name: weight, scale_name: scale}
 
 
 def by_file(tensors: Tensors, layers: int) -> dict[str, Tensors]:
@@ -124,13 +140,19 @@ def by_file(tensors: Tensors, layers: int) -> dict[str, Tensors]:
     return {f"model-{number:05d}-of-{count:05d}.safetensors": numbered[number] for number in sorted(numbered)}
 
 
-def write_checkpoint(folder: Path, document: dict[str, Any] = DEMO_CONFIG, seed: int = 0, mtp_blocks: int = 1) -> Path:
-    """Write a checkpoint with random weights into the new folder `folder`: the same bytes for the same seed."""
+def write_checkpoint(
+    folder: Path, document: dict[str, Any] = DEMO_CONFIG, seed: int = 0, mtp_blocks: int = 1, **stored: str
+) -> Path:
+    """Write a checkpoint with random weights into the new folder `folder`: the same bytes for the same seed.
+
+    `stored` are options of `tensors_of`. Scales have the same values in each of their dtypes.
+    """
     folder.mkdir(parents=True)
     random = np.random.default_rng(seed)
     weight_map: dict[str, str] = {}
     total = 0
-    for file_name, tensors in by_file(tensors_of(document, mtp_blocks), document["num_hidden_layers"]).items():
+    every = tensors_of(document, mtp_blocks, **stored)
+    for file_name, tensors in by_file(every, document["num_hidden_layers"]).items():
         header, placed = build_header(tensors)
         with (folder / file_name).open("wb") as file:
             file.write(header)
@@ -159,13 +181,16 @@ def _random_bytes(
             case "I64":
                 experts = document["n_routed_experts"]
                 yield random.integers(0, experts, nbytes // 8, dtype=np.int64)
+            case "F32" if name.endswith(".scale"):
+                codes = random.integers(*_SCALE_CODES, nbytes // 4, dtype=np.uint8)
+                yield np.ldexp(np.float32(1), codes.astype(np.int32) - E8M0_BIAS)
             case "F32":
                 yield random.standard_normal(nbytes // 4, dtype=np.float32) * np.float32(0.1)
             case "BF16":
                 values = random.standard_normal(nbytes // 2, dtype=np.float32) * np.float32(0.1)
                 yield (values.view(np.uint32) >> 16).astype(np.uint16)
             case "F8_E8M0":
-                yield random.integers(117, 124, nbytes, dtype=np.uint8)
+                yield random.integers(*_SCALE_CODES, nbytes, dtype=np.uint8)
             case "F8_E4M3":
                 codes = random.integers(0, 256, nbytes, dtype=np.uint8)
                 codes[(codes & 0x7F) == 0x7F] = 0x38

@@ -8,10 +8,10 @@ from pydantic import BaseModel, ConfigDict
 
 from dsv4_shard import __version__
 from dsv4_shard.checkpoint import Checkpoint, Severity
+from dsv4_shard.choosing import check_request, choose, nearest, options_of
 from dsv4_shard.engines import ENGINES
 from dsv4_shard.engines.base import Request
 from dsv4_shard.inventory import Inventory
-from dsv4_shard.plan import check_request, choose, nearest, options_of
 from dsv4_shard.roles import MODULE, Module, Part, Role, Stage
 
 SCHEMA_VERSION: Literal[1] = 1

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dsv4_shard import __version__
 from dsv4_shard.checkpoint import Checkpoint
+from dsv4_shard.choosing import choose
 from dsv4_shard.commit import FileSink, Staging, check_output, check_room, pwrite_all
 from dsv4_shard.copying import CopyResult, copy, default_workers
 from dsv4_shard.engines import find_engine
@@ -13,7 +14,7 @@ from dsv4_shard.engines.base import Context, Request
 from dsv4_shard.errors import UsageError
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.manifest import PLAN_NAME, Manifest, ManifestCompanion, digest_of, manifest_files
-from dsv4_shard.plan import Plan, choose, refuse_errors, refuse_infeasible
+from dsv4_shard.plan import Plan, refuse_errors, refuse_infeasible
 from dsv4_shard.recipe import Recipe, make_recipe
 
 COPIED_FILE_LIMIT = 256 << 20

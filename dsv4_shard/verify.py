@@ -24,7 +24,7 @@ from dsv4_shard.errors import HeaderError, ReadFailed
 from dsv4_shard.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, read_header
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.manifest import PLAN_NAME, Manifest, ManifestFile, digest_of, load_manifest, tensor_digest
-from dsv4_shard.plan import check_plan, load_plan
+from dsv4_shard.planfile import check_plan, load_plan
 from dsv4_shard.recipe import Recipe, Step
 from dsv4_shard.reshard import prepare
 from dsv4_shard.sources import LocalFile

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from dsv4_shard import __version__
 from dsv4_shard.cli import app
 from dsv4_shard.errors import ExitCode
-from dsv4_shard.plan import load_plan
+from dsv4_shard.planfile import load_plan
 
 
 @pytest.fixture(autouse=True)

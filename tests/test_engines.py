@@ -25,6 +25,7 @@ from fullsize import (
 )
 from skeletons import DATA
 
+from dsv4_shard.choosing import MAX_RANKS, choose, rank_nbytes
 from dsv4_shard.demo import DEMO_CONFIG, tensors_of
 from dsv4_shard.engines import ENGINES, find_engine
 from dsv4_shard.engines.base import Context, Deployment, Expert, Pad, Replicate, Request, Split
@@ -32,7 +33,6 @@ from dsv4_shard.engines.sglang import A2A_BACKENDS
 from dsv4_shard.errors import UsageError
 from dsv4_shard.gpus import GPUS, find_gpu
 from dsv4_shard.inventory import Group, Inventory, take_inventory
-from dsv4_shard.plan import MAX_RANKS, choose, rank_nbytes
 from dsv4_shard.recipe import make_recipe
 from dsv4_shard.roles import MODULE, Module, Part, Role, Stage
 

@@ -15,23 +15,15 @@ from hypothesis import strategies as st
 
 from dsv4_shard import __version__
 from dsv4_shard.checkpoint import Checkpoint, SourceFile
+from dsv4_shard.choosing import choose, rank_nbytes
 from dsv4_shard.demo import DEMO_CONFIG, tensors_of
 from dsv4_shard.engines import ENGINES
 from dsv4_shard.engines.base import Request
 from dsv4_shard.errors import BadPlan, ForeignPlan, IncompleteCheckpoint, InfeasiblePlan, UsageError
 from dsv4_shard.gpus import GPUS, Gpu
 from dsv4_shard.inventory import Inventory, take_inventory
-from dsv4_shard.plan import (
-    MAX_PLAN_BYTES,
-    SCHEMA_VERSION,
-    Plan,
-    check_plan,
-    choose,
-    load_plan,
-    make_plan,
-    rank_nbytes,
-    refuse_infeasible,
-)
+from dsv4_shard.plan import SCHEMA_VERSION, Plan, make_plan, refuse_infeasible
+from dsv4_shard.planfile import MAX_PLAN_BYTES, check_plan, load_plan
 from dsv4_shard.roles import Stage
 
 TARGET = (Stage.MODEL, Stage.LAYER)

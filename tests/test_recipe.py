@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from small import small_config
 
 from dsv4_shard.checkpoint import Checkpoint, Tensor
+from dsv4_shard.choosing import choose
 from dsv4_shard.config import parse_config
 from dsv4_shard.conversions import CONVERSIONS
 from dsv4_shard.demo import tensors_of
@@ -27,7 +28,6 @@ from dsv4_shard.engines.base import Context, Deployment, Layout, Request
 from dsv4_shard.engines.vllm_layout import layout_class
 from dsv4_shard.header import DTYPE_BITS, nbytes_of, parse_header
 from dsv4_shard.inventory import Inventory, take_inventory
-from dsv4_shard.plan import choose
 from dsv4_shard.recipe import ALL_RANKS, Cut, Landing, OutputFile, Recipe, Step, make_recipe, scale_name
 from dsv4_shard.sources import LocalSource
 

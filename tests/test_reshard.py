@@ -33,6 +33,7 @@ from small import (
 )
 
 from dsv4_shard.blocks import FP4_GROUP
+from dsv4_shard.choosing import choose
 from dsv4_shard.demo import write_checkpoint
 from dsv4_shard.engines.base import Request
 from dsv4_shard.engines.reference import inference_config
@@ -46,7 +47,7 @@ from dsv4_shard.errors import (
     OutputNotEmpty,
     UsageError,
 )
-from dsv4_shard.plan import choose, make_plan
+from dsv4_shard.plan import make_plan
 from dsv4_shard.reshard import prepare, reshard
 
 DATA = Path(__file__).parent / "data"
@@ -489,7 +490,8 @@ from dsv4_shard import copying
 from dsv4_shard.checkpoint import read_checkpoint
 from dsv4_shard.engines.base import Request
 from dsv4_shard.inventory import take_inventory
-from dsv4_shard.plan import choose, make_plan
+from dsv4_shard.choosing import choose
+from dsv4_shard.plan import make_plan
 from dsv4_shard.reshard import prepare, reshard
 from dsv4_shard.sources import open_source
 folder, out, expert_dtype, chunk = sys.argv[1:]

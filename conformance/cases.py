@@ -1,0 +1,183 @@
+"""The layouts that are held against the engines: every way of cutting a model that an engine has and a CPU can build.
+
+Standard library only: the engines' environments import this module too.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+GPU_OF_SM = {90: "h200", 100: "b200"}
+"""A GPU of each architecture, under its name in `dsv4-shard --gpu`."""
+
+BF16_O_A = ("fp8", "fp8-odd")
+"""Variants with wo_a in BF16: SGLang refuses to load them on Blackwell, unless it is told to hold wo_a in BF16."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One layout of one tiny checkpoint.
+
+    `variant` is a key of `tiny.VARIANTS`, `runner` the MoE backend as the engine calls it (`auto`: its own choice),
+    `dp` SGLang's attention DP. `shared` is whole or split; vLLM leaves no choice (`auto`). `draft` looks at the MTP
+    model instead of the target.
+    """
+
+    engine: str
+    variant: str
+    runner: str = "auto"
+    tp: int = 1
+    ep: int = 1
+    dp: int = 1
+    shared: str = "auto"
+    a2a: str | None = None
+    draft: bool = False
+    sm: int = 90
+
+    @property
+    def name(self) -> str:
+        """Name of the case's file, unique within an engine."""
+        words = [self.variant, self.runner, f"tp{self.tp}"]
+        words += [f"ep{self.ep}"] if self.ep > 1 else []
+        words += [f"dp{self.dp}"] if self.dp > 1 else []
+        words += [self.shared] if self.shared != "auto" else []
+        words += [self.a2a] if self.a2a else []
+        words += ["draft"] if self.draft else []
+        return "-".join([*words, f"sm{self.sm}"])
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks looked at.
+
+        Of 4, rank 1 tells blocks of ranks from strides; of 8, rank 3 is the last that has one of 4 blocks.
+        """
+        return {1: (0,), 2: (0, 1), 4: (0, 1, 3), 8: (0, 3, 7)}[self.tp]
+
+    @property
+    def fp8_experts(self) -> bool:
+        return "fp8" in self.variant
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """What a user of dsv4-shard asks for: the fields of `engines.base.Request`."""
+        return {
+            "engine": self.engine,
+            "tp": self.tp,
+            "ep": self.ep,
+            "dp": self.dp,
+            "runner": None if self.runner == "auto" else self.runner,
+            "a2a": self.a2a,
+            "shared": self.shared,
+            "gpu": GPU_OF_SM[self.sm],
+        }
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables that must be set before the engine is imported: cases that agree on them share a process."""
+        variables = {"CONFORMANCE_SM": str(self.sm)}
+        if self.engine == "sglang":
+            variables["SGLANG_SHARED_EXPERT_TP1"] = str(int(self.shared == "whole" and not self.a2a))
+            if self.fp8_experts:
+                variables["SGLANG_DSV4_FP4_EXPERTS"] = "0"
+            if self.sm == 100 and self.variant in BF16_O_A:
+                variables["SGLANG_OPT_FP8_WO_A_GEMM"] = "0"
+        return variables
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _sglang_product(variant: str, runner: str) -> Iterator[Case]:
+    """A runner over EP, shared way, attention DP and NextN: all of it at TP 2, a selection at TP 1 and 4."""
+    layouts = [(1, 1, 1, "split", draft) for draft in (False, True)]
+    layouts += [
+        (2, ep, dp, shared, draft)
+        for ep in (1, 2)
+        for dp in (1, 2)
+        for shared in ("split", "whole")
+        for draft in (False, True)
+    ]
+    layouts += [
+        (4, 1, 1, "split", False),
+        (4, 1, 1, "whole", False),
+        (4, 2, 2, "split", False),
+        (4, 2, 2, "whole", False),
+        (4, 2, 2, "split", True),
+        (4, 4, 1, "split", False),
+        (4, 4, 4, "whole", False),
+    ]
+    for tp, ep, dp, shared, draft in layouts:
+        yield Case("sglang", variant, runner, tp, ep, dp, shared, draft=draft)
+
+
+def _sglang() -> Iterator[Case]:
+    yield from _sglang_product("fp4", "marlin")
+    yield from _sglang_product("fp4", "flashinfer_mxfp4")
+    yield from _sglang_product("fp8", "triton")
+    for variant in ("fp4", "fp8"):
+        yield Case("sglang", variant, tp=2, shared="split")
+        for tp, ep, dp in ((2, 2, 2), (4, 4, 4), (4, 4, 1)):
+            yield Case("sglang", variant, tp=tp, ep=ep, dp=dp, shared="whole", a2a="deepep")
+        yield Case("sglang", variant, tp=2, ep=2, dp=2, shared="whole", a2a="deepep", draft=True)
+    for variant in ("fp8e8", "fp8f32"):  # wo_a in FP8
+        for draft in (False, True):
+            yield Case("sglang", variant, "triton", 2, shared="split", draft=draft)
+    yield Case("sglang", "fp8", "deep_gemm", 2, shared="split")
+    yield Case("sglang", "fp8", "deep_gemm", 2, ep=2, shared="whole")
+    # as V4-Pro at TP 16: one and a half blocks a rank
+    for draft in (False, True):
+        yield Case("sglang", "fp4-odd", "marlin", 2, shared="whole", draft=draft)
+    yield Case("sglang", "fp4-odd", "marlin", 4, shared="whole")
+    for runner in ("marlin", "flashinfer_mxfp4"):
+        yield Case("sglang", "fp4-odd", runner, 2, ep=2, shared="whole")
+    yield Case("sglang", "fp8-odd", "triton", 2, ep=2, shared="whole")
+    for variant in ("fp4", "fp8", "fp8e8"):
+        for tp, ep, dp, shared, draft in (
+            (1, 1, 1, "split", False),
+            (2, 1, 1, "split", False),
+            (2, 1, 1, "whole", False),
+            (2, 2, 2, "whole", False),
+            (2, 1, 1, "split", True),
+            (4, 2, 2, "split", False),
+        ):
+            yield Case("sglang", variant, "auto", tp, ep, dp, shared, draft=draft, sm=100)
+    yield Case("sglang", "fp4", "flashinfer_mxfp4", 2, shared="split", sm=100)
+    yield Case("sglang", "fp4", tp=2, ep=2, dp=2, shared="whole", a2a="deepep", sm=100)
+    for draft in (False, True):
+        yield Case("sglang", "fp4-odd", tp=2, shared="whole", draft=draft, sm=100)
+
+
+def _vllm() -> Iterator[Case]:
+    for tp in (1, 2, 4, 8):
+        for ep in sorted({1, tp}):
+            for draft in (False, True):
+                yield Case("vllm", "fp4", "auto", tp, ep, draft=draft)
+    for tp, ep, draft in ((2, 1, False), (2, 1, True), (4, 1, False), (2, 2, False), (4, 4, False), (8, 8, False)):
+        yield Case("vllm", "fp4-odd", "auto", tp, ep, draft=draft)
+    for runner in ("marlin", "flashinfer_cutlass", "triton_unfused"):
+        yield Case("vllm", "fp4-odd", runner, 2)
+    yield Case("vllm", "fp4-odd", "triton_unfused", 4)
+    yield Case("vllm", "fp4-odd", "triton_unfused", 2, 2)
+    for runner in ("auto", "flashinfer_trtllm", "deep_gemm"):
+        yield Case("vllm", "fp4-odd", runner, 2, sm=100)
+    yield Case("vllm", "fp4", "auto", 4, 4, sm=100)
+    for variant in ("fp8f32", "fp8e8"):
+        yield from _vllm_fp8(variant)
+
+
+def _vllm_fp8(variant: str) -> Iterator[Case]:
+    for tp, ep in ((1, 1), (2, 1), (2, 2), (4, 4), (8, 1)):
+        yield Case("vllm", variant, "auto", tp, ep)
+    odd = f"{variant}-odd"
+    for tp, ep, draft in ((2, 1, False), (2, 1, True), (2, 2, False), (4, 1, False), (8, 8, False)):
+        yield Case("vllm", odd, "auto", tp, ep, draft=draft)
+    for runner in ("triton", "flashinfer_cutlass", "deep_gemm", "marlin"):
+        yield Case("vllm", odd, runner, 2)
+    yield Case("vllm", odd, "flashinfer_cutlass", 4)
+    yield Case("vllm", odd, "deep_gemm", 4, draft=True)
+    for runner in ("auto", "flashinfer_trtllm"):
+        yield Case("vllm", odd, runner, 2, sm=100)
+    yield Case("vllm", variant, "auto", 2, sm=100)
+
+
+CASES: tuple[Case, ...] = (*_sglang(), *_vllm())

@@ -1,0 +1,21 @@
+"""Runs jobs (`oracle`, `load`, `contract`) with SGLang: see `conformance.jobs`."""
+
+import os
+
+from conformance.jobs import run_jobs
+from conformance.sglang import stubs
+
+
+def main() -> None:
+    """Pretend the GPU, import SGLang, then fork for each job."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    stubs.install(int(os.environ["CONFORMANCE_SM"]))
+    from conformance.sglang.bringup import prepare
+    from conformance.sglang.contracts import contract
+    from conformance.sglang.load import load
+    from conformance.sglang.oracle import oracle
+
+    run_jobs({"oracle": oracle, "load": load, "contract": contract}, "sglang", prepare)
+
+
+main()

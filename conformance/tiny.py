@@ -1,0 +1,84 @@
+"""Tiny checkpoints that both engines take: real head sizes, every kind of layer, everything else as small as it can be.
+
+Layers: compressed 128:1 and routed by hash, not compressed and routed by hash, compressed 4:1 and routed by score; then
+one MTP block. 8 heads, output groups and experts cut into 8 ranks.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dsv4_shard.demo import DEMO_CONFIG, write_checkpoint
+
+CONFIG: dict[str, Any] = DEMO_CONFIG | {
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "hc_eps": 1e-6,
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "max_position_embeddings": 65536,
+    "norm_topk_prob": True,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "topk_method": "noaux_tc",
+    "transformers_version": "4.57.1",
+    "use_cache": True,
+    "hidden_size": 256,
+    "num_hidden_layers": 3,
+    "num_hash_layers": 2,
+    "compress_ratios": [128, 0, 4, 0],
+    "vocab_size": 512,
+    "num_attention_heads": 8,
+    "head_dim": 512,
+    "q_lora_rank": 128,
+    "o_groups": 8,
+    "o_lora_rank": 128,
+    "index_n_heads": 8,
+    "index_head_dim": 128,
+    "index_topk": 512,
+    "moe_intermediate_size": 512,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "rope_scaling": DEMO_CONFIG["rope_scaling"] | {"original_max_position_embeddings": 4096},
+}
+"""What the engines read of a config.json beside the demo's, in the words of V4-Pro's."""
+
+SEED = 20
+
+
+class Variant(NamedTuple):
+    """A way to store a checkpoint: `expert_dtype` of config.json (None: absent), and `demo.tensors_of`'s options."""
+
+    expert_dtype: str | None
+    scales: str = "F8_E8M0"
+    o_a: str = "FP8"
+    intermediate: int = 512
+
+
+_STORED = {
+    "fp4": Variant("fp4"),
+    "fp8": Variant(None, o_a="BF16"),
+    "fp8f32": Variant("fp8", scales="F32"),
+    "fp8e8": Variant("fp8"),
+}
+"""As DeepSeek's releases, sgl-project's FP8 re-releases, DeepSeek's Base checkpoints; these with E8M0 scales."""
+
+VARIANTS: dict[str, Variant] = _STORED | {
+    f"{name}-odd": variant._replace(intermediate=384) for name, variant in _STORED.items()
+}
+"""`odd`: an intermediate size of 3 blocks of 128, which TP 2 cuts into one and a half, as TP 16 does V4-Pro's 24."""
+
+
+def config_of(variant: str) -> dict[str, Any]:
+    """config.json of a variant."""
+    made = VARIANTS[variant]
+    document = CONFIG | {"moe_intermediate_size": made.intermediate, "expert_dtype": made.expert_dtype}
+    return {key: value for key, value in document.items() if value is not None}
+
+
+def write_variant(folder: Path, variant: str) -> Path:
+    """Write a variant into the new folder `folder`: always the same bytes."""
+    made = VARIANTS[variant]
+    experts = "FP4" if made.expert_dtype == "fp4" else "FP8"
+    return write_checkpoint(folder, config_of(variant), SEED, experts=experts, scales=made.scales, o_a=made.o_a)

@@ -1,0 +1,30 @@
+"""Runs jobs (`oracle`, `load`, `contract`) with vLLM: see `conformance.jobs`."""
+
+import importlib
+import os
+
+from conformance.jobs import run_jobs
+from conformance.vllm import stubs
+
+MODELS = ("vllm.models.deepseek_v4.nvidia.model", "vllm.models.deepseek_v4.nvidia.mtp")
+"""Slow to import: before jobs are forked."""
+
+
+def main() -> None:
+    """Pretend the GPUs, import vLLM, then fork for each job."""
+    sm = int(os.environ["CONFORMANCE_SM"])
+    stubs.install(sm)
+    importlib.import_module("vllm")  # before its platform can be replaced
+    stubs.install_platform(sm)
+    for module in MODELS:
+        importlib.import_module(module)
+    from conformance.vllm import bringup
+    from conformance.vllm.contracts import contract
+    from conformance.vllm.load import load
+    from conformance.vllm.oracle import oracle
+
+    bringup.install()
+    run_jobs({"oracle": oracle, "load": load, "contract": contract}, "vllm", lambda job: None)
+
+
+main()

@@ -1,0 +1,124 @@
+"""From a case to vLLM's own config and model, as a worker of one rank makes them.
+
+`stubs` must be installed before this module is imported. Faked here: process groups (TP = EP, without data or pipeline
+parallelism), and tensors asked for on CUDA, which come to lie on the CPU.
+"""
+
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from vllm.config import ModelConfig, VllmConfig
+from vllm.config.compilation import PassConfig
+from vllm.distributed import parallel_state
+from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.model_loader.utils import initialize_model
+from vllm.model_executor.models import registry
+from vllm.utils.torch_utils import set_default_torch_dtype
+
+from conformance.cases import Case
+from conformance.vllm.stubs import native_operators
+
+
+class _Group:
+    """What constructors and loaders read of a process group."""
+
+    def __init__(self, name: str, size: int, rank: int) -> None:
+        self.unique_name = name
+        self.world_size = size
+        self.rank = self.rank_in_group = self.local_rank = rank
+        self.ranks = list(range(size))
+        self.first_rank, self.last_rank = 0, size - 1
+        self.is_first_rank, self.is_last_rank = rank == 0, rank == size - 1
+        self.device = torch.device("cpu")
+        self.device_group = self.cpu_group = self.device_communicator = self.mq_broadcaster = None
+        self.use_device_communicator = False
+
+    def barrier(self) -> None:
+        """Nobody to wait for."""
+
+
+def _fake_groups(tp: int, rank: int) -> None:
+    for name in ("_WORLD", "_TP", "_EP"):
+        setattr(parallel_state, name, _Group(name, tp, rank))
+    for name in ("_PP", "_DP", "_PCP", "_DCP"):
+        setattr(parallel_state, name, _Group(name, 1, 0))
+    parallel_state._EPLB = None
+
+
+def _inspect_in_process(self: Any) -> Any:
+    return registry._ModelInfo.from_model_cls(self.load_model_cls())
+
+
+def install() -> None:
+    """Keep vLLM from starting a process of its own to look at a model class, and from asking for native schemas."""
+    registry._LazyRegisteredModel.inspect_model_cls = _inspect_in_process
+    PassConfig.default_fi_allreduce_fusion_max_size_mb = staticmethod(dict)
+
+
+def bring_up(case: Case, rank: int, model: str, **more: Any) -> tuple[VllmConfig, ModelConfig]:
+    """The config of `vllm serve` for a case, and that of its target or draft model."""
+    _fake_groups(case.tp, rank)
+    if case.draft:
+        more["speculative_config"] = {"method": "mtp", "num_speculative_tokens": 1}
+    config = EngineArgs(
+        model=model,
+        tensor_parallel_size=case.tp,
+        enable_expert_parallel=case.ep > 1,
+        load_format="auto",
+        skip_tokenizer_init=True,
+        max_model_len=4096,
+        enforce_eager=True,
+        moe_backend=case.runner,
+        kv_cache_dtype="fp8",
+        max_num_batched_tokens=4096,
+        max_num_seqs=8,
+        distributed_executor_backend="mp" if case.tp > 1 else "uni",
+        **more,
+    ).create_engine_config()
+    return config, config.speculative_config.draft_model_config if case.draft else config.model_config
+
+
+class _InsteadOfCuda(TorchFunctionMode):
+    """Sends every tensor that is made on CUDA to another device."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device = torch.device(device)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if "cuda" in str(kwargs.get("device")):
+            kwargs["device"] = self.device
+        return func(*args, **kwargs)
+
+
+def build(config: VllmConfig, model_config: ModelConfig, device: str) -> torch.nn.Module:
+    """The model, uninitialised; `device` is cpu, or meta for shapes alone."""
+    with (
+        native_operators(),
+        set_default_torch_dtype(model_config.dtype),
+        torch.device(device),
+        _InsteadOfCuda(device),
+    ):
+        return initialize_model(vllm_config=config, model_config=model_config)
+
+
+def parameters_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The state without aliases and empty tensors, as ShardedStateLoader takes it; works without memory too."""
+    names: dict[int, str] = {}
+    state = model.state_dict(keep_vars=True)
+    for name, tensor in state.items():
+        if tensor.numel():
+            names[id(tensor)] = min(name, names.get(id(tensor), name))
+    return {name: tensor for name, tensor in state.items() if names.get(id(tensor)) == name}
+
+
+def method_of(model: torch.nn.Module) -> str:
+    """Quantization method and backend of the routed experts: what `--moe-backend` has come to."""
+    for module in model.modules():
+        method = getattr(module, "quant_method", None)
+        for attribute in ("mxfp4_backend", "fp8_backend"):
+            if hasattr(method, attribute):
+                return f"{type(method).__name__} {getattr(method, attribute)}"
+    return next((type(module).__name__ for module in model.modules() if "MegaMoE" in type(module).__name__), "none")

@@ -1,0 +1,91 @@
+"""Plan files: reading one, and holding it against the checkpoint by making the plan again."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from dsv4_shard import __version__
+from dsv4_shard.checkpoint import Checkpoint
+from dsv4_shard.engines.base import Request
+from dsv4_shard.errors import BadPlan, ForeignPlan, UsageError
+from dsv4_shard.inventory import Inventory
+from dsv4_shard.plan import SCHEMA_VERSION, Plan, PlanSource, describe_source, make_plan
+
+MAX_PLAN_BYTES = 64 << 20
+
+
+def load_plan(path: Path) -> Plan:
+    """Read a plan file. Raises BadPlan where it is not one that this version can take."""
+    try:
+        if path.stat().st_size > MAX_PLAN_BYTES:
+            raise BadPlan(f"{path}: {path.stat().st_size} bytes, too large for a plan")
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise BadPlan(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise BadPlan(f"{path}: not JSON: {error}") from None
+    if not isinstance(document, dict) or "schema_version" not in document:
+        raise BadPlan(f"{path}: not a plan of dsv4-shard")
+    if document["schema_version"] != SCHEMA_VERSION:
+        raise BadPlan(f"{path}: plan schema {document['schema_version']!r}, this version reads {SCHEMA_VERSION}")
+    if document.get("tool_version") != __version__:
+        raise BadPlan(f"{path}: made by dsv4-shard {document.get('tool_version')}, this is {__version__}")
+    try:
+        return Plan.model_validate(document)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise BadPlan(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def check_plan(plan: Plan, checkpoint: Checkpoint, inventory: Inventory) -> Plan:
+    """Make the plan again from the checkpoint; return it where it is the same.
+
+    Raises ForeignPlan where the checkpoint is another or changed, BadPlan where the plan was edited.
+    """
+    now = describe_source(checkpoint, plan.source.label)
+    _compare_sources(plan.source, now)
+    try:
+        request = Request(**plan.request)  # type: ignore[arg-type]
+        fresh = make_plan(checkpoint, inventory, request, plan.source.label)
+    except (TypeError, UsageError) as error:
+        raise BadPlan(f"the plan's request was edited: {error}") from None
+    ours = fresh.model_copy(update={"source": plan.source})
+    edits = list(_differences(plan.model_dump(mode="json"), ours.model_dump(mode="json"), ""))
+    if edits:
+        more = f" ({len(edits) - 1} more differences)" if len(edits) > 1 else ""
+        raise BadPlan(f"the plan was edited: {edits[0]}{more}")
+    return fresh
+
+
+def _compare_sources(planned: PlanSource, now: PlanSource) -> None:
+    theirs = {file.name: file for file in planned.files}
+    ours = {file.name: file for file in now.files}
+    if theirs.keys() != ours.keys():
+        only = sorted(theirs.keys() ^ ours.keys())
+        raise ForeignPlan(
+            f"the plan is for {planned.label} with {len(theirs)} weight files, here are {len(ours)}: {only[0]} differs"
+        )
+    for name, file in theirs.items():
+        if file.nbytes != ours[name].nbytes:
+            raise ForeignPlan(f"{name}: {file.nbytes} bytes when the plan was made, {ours[name].nbytes} now")
+        if file.header_digest != ours[name].header_digest:
+            raise ForeignPlan(f"{name}: its header differs from the one that the plan was made for")
+    if None not in (planned.revision, now.revision) and planned.revision != now.revision:
+        raise ForeignPlan(f"the plan is for revision {planned.revision}, here is {now.revision}")
+    if planned.config_digest != now.config_digest:
+        raise ForeignPlan("config.json differs from the one that the plan was made for")
+
+
+def _differences(theirs: Any, ours: Any, path: str) -> Iterator[str]:
+    """Where two JSON values differ, as `path: theirs in the file, ours by the rules`."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        for key in sorted(theirs.keys() | ours.keys()):
+            yield from _differences(theirs.get(key), ours.get(key), f"{path}.{key}" if path else str(key))
+    elif isinstance(theirs, list) and isinstance(ours, list) and len(theirs) == len(ours):
+        for index, pair in enumerate(zip(theirs, ours, strict=True)):
+            yield from _differences(*pair, f"{path}[{index}]")
+    elif theirs != ours:
+        yield f"{path}: {theirs!r} in the file, {ours!r} by the rules"

@@ -137,6 +137,9 @@ def _variations(request: Request) -> Iterator[Request]:
         if request.engine == "vllm":
             for tp in reversed(_divisors(world)):
                 yield from (replace(free, tp=tp, dp=world // tp, ep=ep, nodes=None) for ep in (None, world))
+        elif request.engine == "node":
+            nodes = request.nodes if request.nodes and world % request.nodes == 0 else None
+            yield from (replace(free, tp=world, dp=dp, ep=None, nodes=nodes) for dp in _divisors(world))
         elif request.engine == "sglang":
             pairs = itertools.product(_divisors(world), _divisors(world))
             for dp, ep in sorted(pairs, key=lambda pair: (pair[0] * pair[1], pair[0])):

@@ -107,7 +107,7 @@ EpOpt = Annotated[int | None, typer.Option("--ep", min=1, help="Expert paralleli
 DpOpt = Annotated[
     int, typer.Option("--dp", min=1, help="SGLang, TensorRT-LLM: attention DP inside TP. vLLM: replicas.")
 ]
-EngineOpt = Annotated[str, typer.Option("--engine", help="sglang, vllm, reference or trtllm.")]
+EngineOpt = Annotated[str, typer.Option("--engine", help="sglang, vllm, reference, node (a folder a node) or trtllm.")]
 RunnerOpt = Annotated[
     str | None,
     typer.Option("--runner", help="MoE runner or backend (marlin, flashinfer_mxfp4, ...); default: engine's."),
@@ -227,7 +227,9 @@ def reshard(
     nodes: NodesOpt = None,
     expert_dtype: ExpertDtypeOpt = None,
     engine_version: VersionOpt = None,
-    ranks: Annotated[str | None, typer.Option("--ranks", help="Write only these ranks: 0-7 or 0,2,4.")] = None,
+    ranks: Annotated[
+        str | None, typer.Option("--ranks", help="Write only these ranks (node: nodes): 0-7 or 0,2,4.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and stop.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")] = False,
     allow_inexact: Annotated[bool, typer.Option("--allow-inexact", help="Let the FP8 cast round.")] = False,
@@ -252,20 +254,20 @@ def reshard(
     console, log = _consoles()
     if dry_run:
         check_output(out, checkpoint.source.root, overwrite)
-        free = free_bytes(out)
+        needed, free = job.nbytes_to_write(checkpoint.source, out), free_bytes(out)
         if as_json:
-            _print_json({"files": {file.name: file.nbytes for file in job.recipe.files}, "bytes": job.nbytes,
+            _print_json({"files": {file.name: file.nbytes for file in job.recipe.files}, "bytes": needed,
                          "free": free, "left_out": job.recipe.left_out})  # fmt: skip
         else:
-            show_dry_run(console, job, str(out), free)
-        if free < job.nbytes:
+            show_dry_run(console, job, str(out), needed, free)
+        if free < needed:
             raise typer.Exit(ExitCode.IO)
         return
     with Progress(log, "reshard", sum(file.payload for file in job.recipe.files), quiet=as_json) as progress:
         outcome = write(job, checkpoint, out, workers=jobs, overwrite=overwrite, allow_inexact=allow_inexact,
                         on_progress=progress.advance)  # fmt: skip
     if as_json:
-        _print_json({"out": str(outcome.out), "files": outcome.files, "bytes": outcome.nbytes,
+        _print_json({"out": str(outcome.out), "files": outcome.files, "linked": outcome.linked, "bytes": outcome.nbytes,
                      "bytes_read": outcome.bytes_read, "inexact": outcome.inexact})  # fmt: skip
     else:
         show_outcome(console, outcome, progress.seconds)

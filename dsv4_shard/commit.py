@@ -158,10 +158,24 @@ class Staging:
             raise WriteFailed(f"{path}: cannot make a file of {nbytes} bytes: {error.strerror}") from error
         return fd
 
+    def adopt(self, name: str, original: Path) -> bool:
+        """Make `name` a hard link to a file outside; False where it cannot be one, and is to be created."""
+        path = self.folder / name
+        try:
+            path.parent.mkdir(exist_ok=True)
+            os.link(original.resolve(), path)
+            self._fds[name] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno in _CANNOT_LINK:
+                return False
+            raise WriteFailed(f"{path}: cannot link to {original}: {error.strerror}") from error
+        return True
+
     def link(self, name: str, links: Sequence[str]) -> None:
         """Further names for a file: hard links, or copies where the file system has none."""
         for link in links:
             try:
+                (self.folder / link).parent.mkdir(exist_ok=True)
                 os.link(self.folder / name, self.folder / link)
             except OSError as error:
                 if error.errno not in _CANNOT_LINK:
@@ -239,20 +253,22 @@ _CANNOT_RESERVE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 """The file system reserves nothing, which is no reason to stop."""
 
 
-_CANNOT_LINK = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
-"""The file system has no hard links, or no more for this file."""
+_CANNOT_LINK = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EXDEV)
+"""The file system has no hard links, or no more for this file, or none for files of others; or it is another one."""
 
 
 class FileSink:
-    """Writes pieces to the staged files. See `copying.Sink`."""
+    """Writes pieces to the staged files; those without a descriptor have all their bytes. See `copying.Sink`."""
 
-    def __init__(self, fds: Sequence[int], paths: Sequence[Path]) -> None:
+    def __init__(self, fds: Sequence[int | None], paths: Sequence[Path]) -> None:
         self._fds = fds
         self._paths = paths
 
     def put(self, file: int, offset: int, data: memoryview) -> None:
-        """Write `data` at `offset` of file number `file`. Raises WriteFailed with the offset."""
-        pwrite_all(self._fds[file], offset, data, self._paths[file])
+        """Write `data` at `offset` of file number `file`, unless it is there. Raises WriteFailed with the offset."""
+        fd = self._fds[file]
+        if fd is not None:
+            pwrite_all(fd, offset, data, self._paths[file])
 
 
 def pwrite_all(fd: int, offset: int, data: memoryview, path: Path) -> None:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from dsv4_shard import __version__
 from dsv4_shard.checkpoint import Checkpoint, Severity
 from dsv4_shard.choosing import check_request, choose, nearest, options_of
-from dsv4_shard.engines import ENGINES
+from dsv4_shard.engines import SERVING
 from dsv4_shard.engines.base import Request
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.roles import MODULE, Module, Part, Role, Stage
@@ -133,7 +133,7 @@ def inspect(checkpoint: Checkpoint, inventory: Inventory, tps: tuple[int, ...] =
             InspectionFinding(severity=f.severity, code=f.code, message=f.message) for f in inventory.findings
         ),
         dimensions=tuple(_dimensions(inventory, tps)) if usable else (),
-        matrix=tuple(_cell(inventory, engine, tp) for tp in tps for engine in ENGINES) if usable else (),
+        matrix=tuple(_cell(inventory, engine, tp) for tp in tps for engine in SERVING) if usable else (),
     )
 
 

@@ -35,13 +35,17 @@ from dsv4_shard.transforms import TRANSFORMS, Transform
 ALL_RANKS = -1
 """The rank of a file that all ranks share."""
 
+_ORDINARY = {"format": "pt"}
+"""The metadata of an ordinary file of a checkpoint; transformers refuses files without it."""
+
 
 @dataclass(frozen=True, slots=True)
 class OutputFile:
     """A file: its header's bytes, and each tensor's place counted from the end of the header.
 
     `ranks` are those that read it, `links` the other names under which it must be found. `pieces` has, for each tensor
-    that is put together from several, runs of (count, bytes) in order.
+    that is put together from several, runs of (count, bytes) in order. `source` is the file of the checkpoint that it
+    is, byte by byte, if it is one.
     """
 
     name: str
@@ -50,6 +54,7 @@ class OutputFile:
     tensors: dict[str, TensorInfo]
     pieces: dict[str, tuple[tuple[int, int], ...]]
     links: tuple[str, ...] = ()
+    source: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -151,10 +156,11 @@ def make_recipe(checkpoint: Checkpoint, engine: Engine, context: Context, ranks:
 
 
 class _FileKey(NamedTuple):
-    """A file before it has a number: in `folder`, of one rank, or of all."""
+    """A file before it has a number: in `folder`, of one rank, or of all; `file` where it has a name of its own."""
 
     folder: str
     rank: int
+    file: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -194,9 +200,17 @@ class _Maker:
     def __init__(
         self, checkpoint: Checkpoint, engine: Engine, layout: Layout, context: Context, ranks: tuple[int, ...]
     ) -> None:
-        self._checkpoint, self._engine, self._layout = checkpoint, engine, layout
+        self._checkpoint, self._layout = checkpoint, layout
         self._context, self._ranks, self._wanted = context, ranks, frozenset(ranks)
-        self._shares = layout.shares_files and context.at.world > 1
+        self._world = context.at.readers(layout.by_node)
+        self._shares = layout.shares_files and self._world > 1
+        roles = {where.role for where in context.inventory.names.values()}
+        self._placements = {role: engine.place(role, context) for role in roles}
+        self._members: dict[str, list[Tensor]] = {}
+        self._mixed: set[str] = set()
+        if layout.by_node:
+            self._placements = {role: _undivided(placement) for role, placement in self._placements.items()}
+            self._look_at_files()
         self._spreads: dict[object, _RankSpread] = {}
         self._left_out: dict[str, str] = {}
         self._outputs: dict[_FileKey, dict[str, _Output]] = {}
@@ -204,10 +218,10 @@ class _Maker:
 
     def make(self) -> Recipe:
         """Collect sources by output tensor, put these together, lay out files, and turn sources into steps."""
-        for (folder, name), sources in self._collect().items():
+        for (folder, file, name), sources in self._collect().items():
             for ranks, group in _by_ranks(sources).items():
                 output = self._assemble(group)
-                for key in (_FileKey(folder, rank) for rank in ranks):
+                for key in (_FileKey(folder, rank, file) for rank in ranks):
                     if name in self._outputs.setdefault(key, {}):
                         raise ValueError(f"{name}: put together twice for rank {key.rank}")
                     self._outputs[key][name] = output
@@ -223,18 +237,24 @@ class _Maker:
         fixed = tuple(Fixed(numbers[key], constant.name, constant.data) for key, constant in constants)
         return Recipe(tuple(map(self._file, keys)), tuple(self._steps(numbers)), fixed, self._left_out)
 
+    def _look_at_files(self) -> None:
+        """Which tensors a file of the checkpoint has, and which files hold experts: they differ from node to node."""
+        for name, where in self._context.inventory.names.items():
+            tensor = self._checkpoint.tensors[name]
+            self._members.setdefault(tensor.file, []).append(tensor)
+            if isinstance(self._placements[where.role], Expert):
+                self._mixed.add(tensor.file)
+
     def _readers(self, constant: Constant) -> tuple[int, ...]:
         """The ranks, or the one file of all ranks, that get a constant."""
         if constant.rank >= 0:
             return (constant.rank,) if constant.rank in self._wanted else ()
         return (ALL_RANKS,) if self._shares else self._ranks
 
-    def _collect(self) -> dict[tuple[str, str], list[_Source]]:
-        """The sources of every output tensor, by (folder, name)."""
+    def _collect(self) -> dict[tuple[str, str, str], list[_Source]]:
+        """The sources of every output tensor, by (folder, file, name)."""
         context = self._context
-        roles = {where.role for where in context.inventory.names.values()}
-        placements = {role: self._engine.place(role, context) for role in roles}
-        sources: dict[tuple[str, str], list[_Source]] = {}
+        sources: dict[tuple[str, str, str], list[_Source]] = {}
         for name, where in context.inventory.names.items():
             tensor = self._checkpoint.tensors[name]
             fate = self._layout.fate(tensor, where, context)
@@ -242,40 +262,41 @@ class _Maker:
                 self._left_out[name] = fate.reason
                 continue
             for kept in fate:
-                spread = self._spread(tensor, where, kept, placements[where.role])
+                spread = self._spread(tensor, where, kept, self._placements[where.role])
                 if spread.ranks:
                     place = (where.expert if kept.stacked else 0, kept.order)
                     source = _Source(place, tensor, where, kept, spread)
-                    sources.setdefault((kept.folder, kept.name), []).append(source)
+                    sources.setdefault((kept.folder, kept.file, kept.name), []).append(source)
         return sources
 
     def _spread(self, tensor: Tensor, where: TensorName, kept: Kept, placement: Placement) -> _RankSpread:
         """Which ranks get which cut of `tensor`; the same object for tensors that are alike."""
         at = self._context.at
-        owners = range(at.world)
+        owners = range(self._world)
         if isinstance(placement, Expert):
             block = where.expert // (self._context.config.n_routed_experts // at.ep)
-            owners = range(block * at.moe_tp, (block + 1) * at.moe_tp)
-        key = (tensor.dtype, tensor.shape, where.role, where.part, kept.repeat, owners)
+            gpus_each = at.world // self._world
+            owners = range(block * at.moe_tp // gpus_each, ((block + 1) * at.moe_tp - 1) // gpus_each + 1)
+        shares = self._shares and not isinstance(placement, Expert) and kept.file not in self._mixed
+        key = (tensor.dtype, tensor.shape, where.role, where.part, kept.repeat, owners, shares)
         if key not in self._spreads:
-            self._spreads[key] = self._new_spread(tensor, where, kept, placement, owners)
+            self._spreads[key] = self._new_spread(tensor, where, kept, placement, owners, shares)
         return self._spreads[key]
 
     def _new_spread(
-        self, tensor: Tensor, where: TensorName, kept: Kept, placement: Placement, owners: range
+        self, tensor: Tensor, where: TensorName, kept: Kept, placement: Placement, owners: range, shares: bool
     ) -> _RankSpread:
         shape = tuple(size * kept.repeat for size in tensor.shape)
         inner = placement.inner if isinstance(placement, Expert) else placement
         whole = Cut(whole_rectangle(tensor.dtype, shape))
         ranks = tuple(rank for rank in owners if rank in self._wanted)
         if isinstance(inner, Replicate):
-            if self._shares and not isinstance(placement, Expert):
-                ranks = (ALL_RANKS,)
+            ranks = (ALL_RANKS,) if shares else ranks
             return _RankSpread(((whole, ranks),), ranks)
         parts = self._context.at.group(inner.group)
         each = _elements_each(tensor, where, inner.axis, self._context)
         alone = parts == 1 and _cut(tensor, shape, inner, 1, 0, each) == whole
-        if alone and self._shares and not isinstance(placement, Expert):
+        if alone and shares:
             return _RankSpread(((whole, (ALL_RANKS,)),), (ALL_RANKS,))
         by_index: dict[int, tuple[int, ...]] = {}
         for rank in ranks:
@@ -304,28 +325,42 @@ class _Maker:
         outputs = self._outputs[key]
         readers = self._ranks if key.rank == ALL_RANKS else (key.rank,)
         part = 1 if key.rank == ALL_RANKS else 0
-        names = [key.folder + self._layout.file_name(rank, part, self._context.at) for rank in readers]
-        identity = self._layout.identity(self._context)
-        if identity:
-            identity = identity | {"rank": "all" if key.rank == ALL_RANKS else str(key.rank)}
-        header, tensors = build_header({n: (o.dtype, o.shape) for n, o in outputs.items()}, identity)
+        names = [key.folder + self._layout.file_name(rank, part, self._context.at) + key.file for rank in readers]
+        source = key.file if self._is_whole(key) else ""
+        if source:
+            header, tensors = _header_of(self._checkpoint, source, self._members[source])
+        else:
+            header, tensors = build_header({n: (o.dtype, o.shape) for n, o in outputs.items()}, self._metadata(key))
         pieces = {name: output.runs for name, output in outputs.items() if output.runs}
-        return OutputFile(names[0], readers, header, tensors, pieces, tuple(names[1:]))
+        return OutputFile(names[0], readers, header, tensors, pieces, tuple(names[1:]), source)
+
+    def _is_whole(self, key: _FileKey) -> bool:
+        """Whether a file has all tensors of the checkpoint's file of that name, as they are there."""
+        there = {tensor.name: _Output(tensor.dtype, tensor.shape) for tensor in self._members.get(key.file, ())}
+        return bool(key.file) and there == self._outputs[key]
+
+    def _metadata(self, key: _FileKey) -> dict[str, str]:
+        """What a header says beside its tensors: of a rank's file, what it was made for."""
+        identity = self._layout.identity(self._context)
+        if key.file or not identity:
+            return _ORDINARY if key.file else {}
+        return identity | {"rank": "all" if key.rank == ALL_RANKS else str(key.rank)}
 
     def _steps(self, numbers: dict[_FileKey, int]) -> list[Step]:
         """One step for each source tensor and way of treating it, in the order of the source's bytes."""
-        spreads: dict[tuple[str, _RankSpread], Spread] = {}
+        spreads: dict[tuple[str, str, _RankSpread], Spread] = {}
         steps = []
         for arrivals in self._landings.values():
             landings = []
             for source, at, slot in arrivals:
-                key = (source.kept.folder, source.spread)
+                kept = source.kept
+                key = (kept.folder, kept.file, source.spread)
                 if key not in spreads:
                     spreads[key] = tuple(
-                        (cut, tuple(numbers[_FileKey(source.kept.folder, rank)] for rank in ranks))
+                        (cut, tuple(numbers[_FileKey(kept.folder, rank, kept.file)] for rank in ranks))
                         for cut, ranks in source.spread.cuts
                     )
-                landings.append(Landing(source.kept.name, at, slot, spreads[key]))
+                landings.append(Landing(kept.name, at, slot, spreads[key]))
             steps.append(self._step(arrivals[0][0], tuple(landings)))
         return sorted(steps, key=lambda step: (step.source.file, step.source.start))
 
@@ -336,6 +371,20 @@ class _Maker:
             return Step(tensor, landings, transform=TRANSFORMS[kept.transform], scale=scale)
         fill = kept.fill or bytes(DTYPE_BITS[tensor.dtype] // 8)
         return Step(tensor, landings, CONVERSIONS.get((tensor.dtype, kept.dtype)), kept.repeat, fill)
+
+
+def _undivided(placement: Placement) -> Placement:
+    """What is left of a placement where tensors stay whole: which experts go where."""
+    return Expert(Replicate()) if isinstance(placement, Expert) else Replicate()
+
+
+def _header_of(checkpoint: Checkpoint, file: str, tensors: list[Tensor]) -> tuple[bytes, dict[str, TensorInfo]]:
+    """The header of a file of the checkpoint as it stands there, and where its tensors are."""
+    begin = min(tensor.start for tensor in tensors)
+    with checkpoint.source.open(file) as opened:
+        header = opened.read(0, begin)
+    places = sorted(tensors, key=lambda tensor: tensor.start)
+    return header, {t.name: TensorInfo(t.dtype, t.shape, t.start - begin, t.stop - begin) for t in places}
 
 
 def _by_ranks(sources: list[_Source]) -> dict[tuple[int, ...], list[_Source]]:

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dsv4_shard.checkpoint import Severity
-from dsv4_shard.engines import ENGINES
+from dsv4_shard.engines import SERVING, find_engine
 from dsv4_shard.engines.base import Replicate
 from dsv4_shard.inspect import Cell, Dimension, Inspection
 from dsv4_shard.numerics import Numerics
@@ -124,11 +124,11 @@ def _show_matrix(console: Console, matrix: tuple[Cell, ...]) -> None:
     cells = {(cell.engine, cell.tp): cell for cell in matrix}
     _heading(console, "What runs, by TP")
     table = _table("engine", *(str(tp) for tp in tps), right=range(1, len(tps) + 1))
-    for engine in ENGINES:
+    for engine in SERVING:
         marks = [_MARKS[cells[engine, tp].verdict] for tp in tps]
         table.add_row(_SHORT[engine], *(Text(mark, style=style) for mark, style in marks))
     console.print(table)
-    for engine in ENGINES:
+    for engine in SERVING:
         for line, numbers in _merge(cells[engine, tp] for tp in tps).items():
             _item(console, f"{_SHORT[engine]} TP {', '.join(map(str, numbers))}: {line}")
 
@@ -152,7 +152,7 @@ def _merge(cells: Iterable[Cell]) -> dict[str, list[int]]:
 def show_plan(console: Console, plan: Plan, plan_file: str | None = None) -> None:
     """Verdict, placements, bytes, launch."""
     at = plan.deployment
-    engine = ENGINES[str(plan.request["engine"])].title
+    engine = find_engine(str(plan.request["engine"])).title
     console.print(Text(f"{clean(plan.source.label)} on {engine} {plan.engine_version}", style="bold"))
     named = f" {at['gpu']}" if at["gpu"] else ""
     nodes = f" on {at['nodes']} nodes" if at["nodes"] > 1 else ""
@@ -281,7 +281,7 @@ def _print_command(console: Console, command: str) -> None:
 # --- reshard and verify --------------------------------------------------------------------------------------------
 
 
-def show_dry_run(console: Console, job: Job, out: str, free: int) -> None:
+def show_dry_run(console: Console, job: Job, out: str, needed: int, free: int) -> None:
     """What reshard would write."""
     console.print(Text(f"Would write into {out}", style="bold"))
     table = _table("file", "tensors", "bytes", right=(1, 2))
@@ -290,9 +290,11 @@ def show_dry_run(console: Console, job: Job, out: str, free: int) -> None:
     for name, content in job.companions.items():
         table.add_row(name, "", f"{len(content):,}")
     console.print(table)
-    missing = max(0, job.nbytes - free)
+    missing = max(0, needed - free)
     short = f": {size(missing)} missing" if missing else ""
-    _item(console, f"needed: {size(job.nbytes)}, free: {size(free)}{short}", "red" if missing else "")
+    _item(console, f"needed: {size(needed)}, free: {size(free)}{short}", "red" if missing else "")
+    if job.nbytes > needed:
+        _item(console, f"links to the checkpoint's own files: {size(job.nbytes - needed)} more")
     _item(console, f"source tensors left out: {len(job.recipe.left_out):,}")
 
 
@@ -300,6 +302,8 @@ def show_outcome(console: Console, outcome: Outcome, seconds: float) -> None:
     """What reshard wrote, and what to do next."""
     rate = outcome.nbytes / seconds if seconds else 0
     console.print(f"wrote {outcome.files} rank files, {size(outcome.nbytes)} in {seconds:.1f} s ({size(int(rate))}/s)")
+    if outcome.linked:
+        _item(console, f"{outcome.linked} more are links to the checkpoint's own files")
     if outcome.inexact:
         count = sum(outcome.inexact.values())
         _item(console, f"{count:,} values in {len(outcome.inexact):,} tensors were rounded by the cast", "yellow")

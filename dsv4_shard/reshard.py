@@ -1,11 +1,12 @@
 """Plan → rank files: checks everything first, then lets `copying` move the bytes and `commit` make them real."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from dsv4_shard import __version__
-from dsv4_shard.checkpoint import Checkpoint
+from dsv4_shard.checkpoint import INDEX_FILE, Checkpoint
 from dsv4_shard.choosing import choose
 from dsv4_shard.commit import FileSink, Staging, check_output, check_room, pwrite_all
 from dsv4_shard.copying import CopyResult, copy, default_workers
@@ -15,7 +16,8 @@ from dsv4_shard.errors import UsageError
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.manifest import PLAN_NAME, Manifest, ManifestCompanion, digest_of, manifest_files
 from dsv4_shard.plan import Plan, refuse_errors, refuse_infeasible
-from dsv4_shard.recipe import Recipe, make_recipe
+from dsv4_shard.recipe import OutputFile, Recipe, make_recipe
+from dsv4_shard.sources import LocalSource
 
 COPIED_FILE_LIMIT = 256 << 20
 """A tokenizer larger than this is no tokenizer."""
@@ -34,19 +36,25 @@ class Job:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the output takes, the manifest apart."""
+        """Bytes of the output, the manifest apart."""
         return self.recipe.nbytes + sum(map(len, self.companions.values()))
+
+    def nbytes_to_write(self, source: LocalSource, out: Path) -> int:
+        """`nbytes` without files that can be links to the checkpoint's own."""
+        linked = [file.nbytes for file in self.recipe.files if file.source and source.shares_disk(file.source, out)]
+        return self.nbytes - sum(linked)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run wrote."""
+    """What a run wrote; `linked` files are links to the checkpoint's own, and not in `files` and `nbytes`."""
 
     out: Path
     files: int
     nbytes: int
     bytes_read: int
     inexact: dict[str, int]
+    linked: int = 0
 
 
 def prepare(checkpoint: Checkpoint, inventory: Inventory, plan: Plan, ranks: tuple[int, ...] | None = None) -> Job:
@@ -63,16 +71,30 @@ def prepare(checkpoint: Checkpoint, inventory: Inventory, plan: Plan, ranks: tup
     if plan.unwritten is not None:
         raise UsageError(f"no shards for this: {plan.unwritten}", hint="Serve the checkpoint itself, as `plan` says.")
     at = choose(inventory, request).at
-    wanted = ranks if ranks is not None else tuple(range(at.world))
-    beyond = [rank for rank in wanted if not 0 <= rank < at.world]
+    layout, world = engine.layout, at.readers(engine.layout.by_node)
+    wanted = ranks if ranks is not None else tuple(range(world))
+    beyond = [rank for rank in wanted if not 0 <= rank < world]
     if beyond:
-        raise UsageError(f"--ranks: rank {beyond[0]} of {at.world}; the last one is {at.world - 1}")
+        raise UsageError(f"--ranks: rank {beyond[0]} of {world}; the last one is {world - 1}")
     context = Context(inventory, at)
     recipe = make_recipe(checkpoint, engine, context, wanted)
-    companions = _copied(checkpoint, engine.layout.copied(context))
-    companions |= engine.layout.companions(checkpoint.document, context)
+    companions = _copied(checkpoint, layout.copied(context))
+    companions |= layout.companions(checkpoint.document, context)
+    if layout.by_node:
+        folders = {rank: layout.file_name(rank, 0, at) for rank in wanted}
+        companions = {folder + name: content for folder in folders.values() for name, content in companions.items()}
+        companions |= {folder + INDEX_FILE: _index(recipe, rank) for rank, folder in folders.items()}
     companions[PLAN_NAME] = plan.to_json().encode()
-    return Job(plan, recipe, companions, wanted, at.world, engine.layout.identity(context))
+    return Job(plan, recipe, companions, wanted, world, layout.identity(context))
+
+
+def _index(recipe: Recipe, rank: int) -> bytes:
+    """The index of a rank's folder, as checkpoints have one."""
+    files = [file for file in recipe.files if rank in file.ranks]
+    weight_map = {name: PurePath(file.name).name for file in files for name in file.tensors}
+    total = sum(info.nbytes for file in files for info in file.tensors.values())
+    document = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    return json.dumps(document, indent=2).encode() + b"\n"
 
 
 def _copied(checkpoint: Checkpoint, names: dict[str, str]) -> dict[str, bytes]:
@@ -100,13 +122,11 @@ def reshard(
     Raises an OutputError, ReadFailed, WriteFailed, SourceChanged, or InexactCast where an FP8 cast would round.
     """
     check_output(out, checkpoint.source.root, overwrite)
-    check_room(out, job.nbytes)
+    check_room(out, job.nbytes_to_write(checkpoint.source, out))
     recipe = job.recipe
     with Staging(out) as staging:
-        fds = [staging.create(file.name, file.nbytes) for file in recipe.files]
+        fds = [_stage(file, staging, checkpoint.source) for file in recipe.files]
         paths = [staging.folder / file.name for file in recipe.files]
-        for file, fd, path in zip(recipe.files, fds, paths, strict=True):
-            pwrite_all(fd, 0, memoryview(file.header), path)
         result = copy(
             recipe,
             checkpoint.source,
@@ -120,7 +140,18 @@ def reshard(
         for name, content in job.companions.items():
             staging.write_file(name, content)
         staging.commit(_manifest(job, result).to_bytes(), overwrite)
-    return Outcome(out, len(recipe.files), job.nbytes, result.bytes_read, result.inexact)
+    linked = [file.nbytes for file, fd in zip(recipe.files, fds, strict=True) if fd is None]
+    written = len(recipe.files) - len(linked)
+    return Outcome(out, written, job.nbytes - sum(linked), result.bytes_read, result.inexact, len(linked))
+
+
+def _stage(file: OutputFile, staging: Staging, source: LocalSource) -> int | None:
+    """A new file with its header; None where it is a link to the checkpoint's own, which must not be written to."""
+    if file.source and staging.adopt(file.name, source.root / file.source):
+        return None
+    fd = staging.create(file.name, file.nbytes)
+    pwrite_all(fd, 0, memoryview(file.header), staging.folder / file.name)
+    return fd
 
 
 def _manifest(job: Job, result: CopyResult) -> Manifest:

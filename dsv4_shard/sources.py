@@ -109,6 +109,13 @@ class LocalSource:
         targets = {name: (self.root / name).resolve() for name in names}
         return [name for name, target in targets.items() if not any(target.is_relative_to(home) for home in homes)]
 
+    def shares_disk(self, name: str, out: Path) -> bool:
+        """Whether the file called `name`, links followed, is on the file system that `out` will be on."""
+        try:
+            return os.stat(self.root / name).st_dev == os.stat(os.path.dirname(os.path.abspath(out))).st_dev
+        except OSError as error:
+            raise ReadFailed(f"{error.filename}: {error.strerror}") from error
+
     @contextmanager
     def open(self, name: str) -> Iterator[LocalFile]:
         """The file called `name`, closed at the end of the block."""

@@ -313,15 +313,31 @@ def _compare(
             problems.append(Problem(kind="wrong-header", file=expected.name, tensor=None, message=message))
     sink = _CompareSink(files)
     try:
-        copy(recipe, checkpoint.source, sink, workers, on_progress, allow_inexact=True)
+        copied = copy(recipe, checkpoint.source, sink, workers, on_progress, allow_inexact=True)
     finally:
         for opened in files:
             if opened is not None:
                 opened.close()
     found = [(number, offset) for number, offsets in sorted(sink.mismatches.items()) for offset in sorted(offsets)]
     problems += [_locate(recipe, number, offset) for number, offset in found]
+    problems += _check_linked(folder, recipe, manifest, checkpoint, copied.digests)
     accounts, unaccounted = _account(recipe, inventory, manifest)
     return problems + unaccounted, accounts
+
+
+def _check_linked(
+    folder: Path, recipe: Recipe, manifest: Manifest, checkpoint: Checkpoint, digests: dict[tuple[int, str], str]
+) -> Iterator[Problem]:
+    """A link to the checkpoint's own file differs from it in no case: it is held against what was written."""
+    written = {entry.name: entry.tensors for entry in manifest.files}
+    for number, file in enumerate(recipe.files):
+        path, original = folder / file.name, checkpoint.source.root / file.source
+        if not file.source or not path.is_file() or not path.samefile(original):
+            continue
+        for name in file.tensors:
+            if written.get(file.name, {}).get(name) != digests[number, name]:
+                message = f"its bytes differ from what was written; it is a link to {original}"
+                yield Problem(kind="damaged-tensor", file=file.name, tensor=name, message=message)
 
 
 def _locate(recipe: Recipe, number: int, offset: int) -> Problem:

@@ -443,6 +443,7 @@ def demo(fp8: bool = False, **changes: Any) -> Inventory:
 
 BROKEN_RULES = [
     # engine, rule, the request that breaks it, and changes to the demo's config
+    ("node", "ep-tp", {"tp": 8, "ep": 4}, {}),
     ("sglang", "nodes", {"tp": 8, "nodes": 3}, {}),
     ("sglang", "version", {"tp": 8, "engine_version": "0.5.0"}, {}),
     ("sglang", "expert-dtype", {"tp": 8, "expert_dtype": "fp8"}, {}),
@@ -551,6 +552,7 @@ def test_o_a_that_is_not_fp8_is_refused_for_vllm():
 def test_there_is_a_case_for_every_rule(engine):
     tested = {rule for name, rule, _, _ in BROKEN_RULES if name == engine}
     tested |= {"o_a-format"} if engine == "vllm" else {"o_a-decoding"} if engine != "trtllm" else set()
+    tested |= {rule.name for rule in find_engine("sglang").rules} if engine == "node" else set()
     assert {rule.name for rule in find_engine(engine).rules} == tested
 
 

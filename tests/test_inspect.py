@@ -10,7 +10,7 @@ from skeletons import DATA
 from dsv4_shard import __version__
 from dsv4_shard.checkpoint import Severity
 from dsv4_shard.demo import DEMO_CONFIG, tensors_of
-from dsv4_shard.engines import ENGINES
+from dsv4_shard.engines import SERVING
 from dsv4_shard.errors import UsageError
 from dsv4_shard.inspect import DEFAULT_TPS, SCHEMA_VERSION, Cell, Dimension, Inspection, inspect
 from dsv4_shard.inventory import take_inventory
@@ -116,7 +116,7 @@ MATRIX = {
         "trtllm": ("with-options", "--tp 16 --ep 2", "routed-blocks"),
     },
 }
-MATRIX |= {(model, tp): dict.fromkeys(ENGINES, WORKS) for model in (PRO, FLASH) for tp in (1, 2, 4, 8)}
+MATRIX |= {(model, tp): dict.fromkeys(SERVING, WORKS) for model in (PRO, FLASH) for tp in (1, 2, 4, 8)}
 MATRIX |= {
     (FLASH, tp): {
         "sglang": ("no", None, "q_b-blocks"),
@@ -139,7 +139,7 @@ def test_the_matrix_says_what_each_engine_can_do(model, tp, engine, due):
 
 @pytest.mark.parametrize(("model", "tp"), MATRIX)
 def test_a_cell_says_why_where_the_engines_own_way_is_refused(model, tp):
-    for engine in ENGINES:
+    for engine in SERVING:
         cell = cell_of(model, tp, engine)
         assert (cell.rule is None) == (cell.module is None) == (cell.reason is None)
         if cell.verdict == "works":
@@ -162,7 +162,7 @@ def test_the_cell_of_pro_on_sixteen_gpus_gives_the_arithmetic():
 
 def test_the_matrix_has_a_cell_for_each_tp_and_engine_in_order():
     matrix = inspection_of(FLASH).matrix
-    assert [(cell.tp, cell.engine) for cell in matrix] == [(tp, engine) for tp in DEFAULT_TPS for engine in ENGINES]
+    assert [(cell.tp, cell.engine) for cell in matrix] == [(tp, engine) for tp in DEFAULT_TPS for engine in SERVING]
 
 
 # --- dimensions ----------------------------------------------------------------------------------------------------
@@ -286,4 +286,4 @@ def test_a_tp_that_means_nothing_is_refused(tp):
 
 @pytest.mark.parametrize("tp", [5, 7, 48, 100, 1000, 4096])
 def test_any_tp_has_its_cells(tp):
-    assert [cell.engine for cell in inspect(*inventory_of(FLASH), (tp,)).matrix] == list(ENGINES)
+    assert [cell.engine for cell in inspect(*inventory_of(FLASH), (tp,)).matrix] == list(SERVING)

@@ -4,6 +4,7 @@ import difflib
 from dataclasses import replace
 
 from dsv4_shard.engines.base import Engine
+from dsv4_shard.engines.node import NODE
 from dsv4_shard.engines.reference import REFERENCE
 from dsv4_shard.engines.sglang import SGLANG
 from dsv4_shard.engines.sglang_layout import SglangLayout
@@ -14,8 +15,11 @@ from dsv4_shard.errors import UsageError
 
 ENGINES: dict[str, Engine] = {
     engine.name: engine
-    for engine in (replace(SGLANG, layout=SglangLayout()), replace(VLLM, layout=VllmLayout()), REFERENCE, TRTLLM)
+    for engine in (replace(SGLANG, layout=SglangLayout()), replace(VLLM, layout=VllmLayout()), REFERENCE, TRTLLM, NODE)
 }
+
+SERVING = tuple(name for name in ENGINES if name != NODE.name)
+"""Those that run a model; `node` makes folders that two of them load."""
 
 
 def find_engine(name: str) -> Engine:

@@ -68,6 +68,10 @@ class Deployment:
     nodes: int
     version: str
 
+    def readers(self, by_node: bool) -> int:
+        """How many ranks the files are for: GPUs, or nodes."""
+        return self.nodes if by_node else self.world
+
     def group(self, name: str) -> int:
         """How many ranks cut a module that is split over `name`."""
         return {"tp": self.tp, "attention": self.attention_tp, "moe": self.moe_tp, "shared": self.shared_parts}[name]
@@ -314,7 +318,8 @@ class Kept:
     ascending `order`; with `stacked`, the experts come first, one after the other along a new first axis. A `dtype`
     other than the source's is an elementwise conversion where there is one (`conversions`), else the same bytes under
     another name; `transform` names a decoding together with the scale. `repeat` repeats each scale for blocks cut
-    finer. `fill` is one element of the source's dtype, with which padding is filled (empty: zeros).
+    finer. `fill` is one element of the source's dtype, with which padding is filled (empty: zeros). `file` is the file
+    that it stands in, for layouts whose ranks have files of many names (empty: as `Layout.file_name` says).
     """
 
     name: str
@@ -325,6 +330,7 @@ class Kept:
     transform: str | None = None
     repeat: int = 1
     fill: bytes = b""
+    file: str = ""
 
 
 Fate = tuple[Kept, ...] | LeftOut
@@ -348,9 +354,11 @@ class Layout(Protocol):
     name: str
     shares_files: bool
     """Whether a rank may have several files, so that what all ranks share is written once and linked."""
+    by_node: bool
+    """Whether the files are those of a node: a rank is then a node and has a folder, and tensors stay whole."""
 
     def file_name(self, rank: int, part: int, at: Deployment) -> str:
-        """Name of a rank's file; part 0 is its own, part 1 what it shares with all others."""
+        """Name of a rank's file; part 0 is its own, part 1 what it shares with all others. By node: its folder."""
         ...
 
     def refusal(self, context: Context) -> str | None:
@@ -366,15 +374,21 @@ class Layout(Protocol):
         ...
 
     def identity(self, context: Context) -> dict[str, str]:
-        """What the files were made for, as far as shapes cannot tell; also in every file's header, if not empty."""
+        """What the files were made for, as far as shapes cannot tell; also in every file's header, if not empty.
+
+        Files that tensors name (`Kept.file`) are ordinary files of a checkpoint, and their headers say nothing of it.
+        """
         ...
 
     def companions(self, document: dict[str, object], context: Context) -> dict[str, bytes]:
-        """Files beside the ranks' that the engine reads: name → content."""
+        """Files beside the ranks' that the engine reads: name → content. By node: in each node's folder."""
         ...
 
     def copied(self, context: Context) -> dict[str, str]:
-        """Small files that are copied where they exist: name in the output → name in the checkpoint."""
+        """Small files that are copied where they exist: name in the output → name in the checkpoint.
+
+        By node: into each node's folder.
+        """
         ...
 
 

@@ -9,7 +9,7 @@ from dsv4_shard.roles import Part
 DRAFT_FOLDER = "draft/"
 """The draft model (MTP) is a model of its own to the engines, so its files have a folder of their own."""
 
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -42,5 +42,5 @@ def rank_file_name(rank: int, part: int) -> str:
 
 def model_files(context: Context) -> dict[str, str]:
     """Config and tokenizer, for the model and its draft: name in the output → name in the checkpoint."""
-    names = {name: name for name in (CONFIG_FILE, *_TOKENIZER_FILES)}
+    names = {name: name for name in (CONFIG_FILE, *TOKENIZER_FILES)}
     return names | ({DRAFT_FOLDER + name: name for name in names} if context.inventory.mtp_blocks else {})

@@ -201,6 +201,7 @@ class ReferenceLayout:
 
     name = "reference"
     shares_files = False
+    by_node = False
 
     def file_name(self, rank: int, part: int, at: Deployment) -> str:
         """As DeepSeek's `generate.py` looks for it."""

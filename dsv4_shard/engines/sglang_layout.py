@@ -77,6 +77,7 @@ class SglangLayout:
 
     name = "sglang"
     shares_files = True
+    by_node = False
 
     def file_name(self, rank: int, part: int, at: Deployment) -> str:
         """The pattern of `--load-format sharded_state`."""

@@ -156,6 +156,13 @@ def _misreads_scales(context: Context) -> bool:
     return (context.at.experts, context.inventory.routed.scale_dtype) == ("FP8", "F8_E8M0")
 
 
+def misloads(context: Context) -> str | None:
+    """What is wrong after vLLM's own loader has read the checkpoint, and not shards made for it; None: nothing."""
+    if _misreads_scales(context):
+        return "its own loader reads the E8M0 scales of FP8 experts as plain bytes (2^-7 becomes 120)"
+    return None
+
+
 def fits(context: Context, fit: str) -> bool:
     backend = backend_of(context)
     return backend is not None and backend.fit == fit

@@ -102,6 +102,7 @@ class VllmLayout:
 
     name = "vllm"
     shares_files = True
+    by_node = False
 
     def file_name(self, rank: int, part: int, at: Deployment) -> str:
         """The pattern of `--load-format sharded_state`."""

@@ -1,0 +1,164 @@
+"""Node subsets: for each node a checkpoint that lacks only the other nodes' experts, for stock loaders under EP.
+
+SGLang and vLLM read a checkpoint's index, load what it names, and ask for no expert that their ranks do not own. So a
+node can do with a folder that holds all dense tensors whole and the experts of its own EP ranks, in the checkpoint's
+names, dtypes and bytes: it reads about 1/nodes of the checkpoint, and no plugin is needed. A deployment is one of
+SGLang's, with its rules and bytes a GPU; ranks, where files are meant (`--ranks`, the manifest), are node numbers.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from dsv4_shard.checkpoint import CONFIG_FILE, Tensor
+from dsv4_shard.engines import sglang, vllm
+from dsv4_shard.engines.base import (
+    Constant,
+    Context,
+    Deployment,
+    Engine,
+    Fate,
+    Kept,
+    Launch,
+    Request,
+    Requires,
+    Rule,
+)
+from dsv4_shard.engines.raw_layout import TOKENIZER_FILES
+from dsv4_shard.inventory import Inventory
+from dsv4_shard.roles import MODULE, Module, TensorName
+
+
+def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
+    """SGLang's, with EP over all GPUs if nothing else is asked for."""
+    asked = replace(request, ep=request.ep if request.ep is not None else request.tp)
+    for at in sglang.candidates(inventory, asked):
+        yield replace(at, engine="node")
+
+
+RULES: tuple[Rule, ...] = (
+    Requires(
+        "ep-tp", Module.ROUTED, lambda c: c.at.ep == c.at.tp,
+        "a node's folder has whole experts for EP over all {at.tp} GPUs, here EP is {at.ep} and MoE TP {at.moe_tp}",
+        consequence="experts would be cut over GPUs of several nodes, or be missing", fatal=True,
+        remedies=("leave --ep out", "--engine sglang, whose rank files serve every MoE TP"),
+    ),
+    *sglang.RULES,
+)  # fmt: skip
+"""NODES_RULE and EXPERTS_RULE are among SGLang's: each node has as many GPUs, each GPU as many experts."""
+
+
+class NodeLayout:
+    """`node-{m}/`: a checkpoint of its own, with the checkpoint's file names, an index, config and tokenizer."""
+
+    name = "node"
+    shares_files = True
+    by_node = True
+
+    def file_name(self, rank: int, part: int, at: Deployment) -> str:
+        """The folder of node `rank`."""
+        return folder_of(rank)
+
+    def fate(self, tensor: Tensor, name: TensorName, context: Context) -> Fate:
+        """As it is, where it is."""
+        return (Kept(tensor.name, tensor.dtype, file=tensor.file),)
+
+    def refusal(self, context: Context) -> str | None:
+        """One node needs all that the checkpoint has."""
+        return "one node needs every expert, which is the checkpoint as it is" if context.at.nodes == 1 else None
+
+    def constants(self, context: Context) -> tuple[Constant, ...]:
+        """None: loaders of checkpoints ask for no more than a checkpoint has."""
+        return ()
+
+    def identity(self, context: Context) -> dict[str, str]:
+        """What decides which experts go where; it stands in the manifest, and in no header."""
+        at = context.at
+        return {"layout": "dsv4-shard node 1", "nodes": str(at.nodes), "tp": str(at.tp), "ep": str(at.ep)}
+
+    def companions(self, document: dict[str, object], context: Context) -> dict[str, bytes]:
+        """None but the index, which is made of the files."""
+        return {}
+
+    def copied(self, context: Context) -> dict[str, str]:
+        """Config and tokenizer, into each folder."""
+        return {name: name for name in (CONFIG_FILE, *TOKENIZER_FILES)}
+
+
+def folder_of(node: int) -> str:
+    """The folder of a node within the result."""
+    return f"node-{node}/"
+
+
+def launch(context: Context, model_path: str, sharded: bool) -> Launch:
+    """SGLang's commands, each node's on its own folder, with the stock loader."""
+    commands = [
+        sglang.launch(context, f"{model_path}/{folder_of(node)}".rstrip("/") if sharded else model_path, False)
+        for node in range(context.at.nodes)
+    ]
+    return replace(commands[0], commands=tuple(one.commands[node] for node, one in enumerate(commands)))
+
+
+def notes(context: Context) -> tuple[str, ...]:
+    """What a folder holds, what it does not serve, and how vLLM is started on it."""
+    at, config = context.at, context.config
+    if at.nodes == 1:
+        return ()
+    dense, experts = _nbytes(context)
+    each = dense + experts // at.nodes
+    return (
+        f"a folder for each of {at.nodes} nodes: {_gb(each)} of {_gb(dense + experts)}, {_gb(dense)} of it dense "
+        f"tensors, whole, the rest {config.n_routed_experts // at.nodes} of {config.n_routed_experts} experts; "
+        "--ranks takes node numbers",
+        "serves EP over all GPUs with experts placed in order: not MoE TP, nor EPLB, redundant experts or another "
+        "placement, which ask for experts of other nodes; neither engine notices a missing expert, so start each "
+        "node on its own folder",
+        "files that a node gets whole are hard links to the checkpoint's own where both are on one file system: "
+        "editing the checkpoint in place edits the folders; deleting it frees no room that they use",
+        _on_vllm(context),
+    )
+
+
+def _on_vllm(context: Context) -> str:
+    """vLLM's command for the same GPUs, or why it does not run there."""
+    at = context.at
+    gpu = at.gpu.name if at.gpu_named else None
+    request = Request(at.tp // at.dp, at.tp, at.dp, engine="vllm", gpu=gpu, nodes=at.nodes)
+    there = Context(context.inventory, next(vllm.candidates(context.inventory, request)))
+    breaches = vllm.VLLM.breaches(there)
+    reason = breaches[0].reason if breaches else vllm.misloads(there)
+    if reason is not None:
+        return f"vLLM {vllm.VERSION} does not serve these folders: {reason}"
+    command = vllm.launch(there, "OUT/node-M", False).commands[1]
+    return f"vLLM {vllm.VERSION} serves the same folders; on node M, without --headless on node 0: " + command.replace(
+        "--node-rank 1", "--node-rank M"
+    )
+
+
+def _nbytes(context: Context) -> tuple[int, int]:
+    """Bytes of all dense tensors, and of all routed experts."""
+    dense = experts = 0
+    for group, count in context.inventory.groups.items():
+        if MODULE[group.role] is Module.ROUTED:
+            experts += group.nbytes * count
+        else:
+            dense += group.nbytes * count
+    return dense, experts
+
+
+def _gb(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.4g} GB"
+
+
+NODE = Engine(
+    name="node",
+    title="node subsets (EP), SGLang",
+    version=sglang.VERSION,
+    candidates=candidates,
+    rules=RULES,
+    place=sglang.place,
+    hold=sglang.hold,
+    launch=launch,
+    addition=sglang.addition,
+    notes=notes,
+    layout=NodeLayout(),
+)

@@ -78,16 +78,6 @@ DEMO_CONFIG: dict[str, Any] = {
 Tensors = dict[str, tuple[str, tuple[int, ...]]]
 """name → (dtype, shape as stored)"""
 
-_F32_ROLES = frozenset(
-    {
-        Role.ATTN_SINK,
-        Role.COMPRESSOR_APE,
-        Role.INDEXER_APE,
-        Role.ROUTER_BIAS,
-        *(role for (_, role), spec in SPEC.items() if spec.module is Module.HYPER),
-    }
-)
-
 
 def tensors_of(
     document: dict[str, Any],
@@ -118,7 +108,7 @@ def tensors_of(
 def _stored(at: TensorName, shape: tuple[int, ...], quantized: bool, packed: bool, scales: str) -> Tensors:
     name = unparse_name(at)
     if not quantized:
-        dtype = "I64" if at.role is Role.ROUTER_HASH else "F32" if at.role in _F32_ROLES else "BF16"
+        dtype = SPEC[at.stage, at.role].dtype
         return {name: (dtype, shape)}
     block = FP4_BLOCK if packed else FP8_BLOCK
     scale_name = unparse_name(at._replace(part=Part.SCALE))

@@ -99,6 +99,7 @@ def _take(checkpoint: Checkpoint) -> Inventory:
     formats, more = _find_formats(checkpoint, names)
     findings += more
     findings += _compare_stages(formats)
+    findings += _check_dtypes(checkpoint, names)
     findings += _check_shapes(checkpoint, names, formats)
     findings += _compare_config(checkpoint.config, formats)
     blocks = len({at.layer for at in names.values() if at.stage is Stage.MTP})
@@ -185,6 +186,16 @@ def _compare_stages(formats: dict[tuple[Stage, Role], Format]) -> Iterator[Findi
         layers = formats.get((Stage.LAYER, role))
         if stage is Stage.MTP and layers is not None and fmt != layers:
             yield defect("mtp-format", f"{role} is {layers} in the layers and {fmt} in the MTP block")
+
+
+def _check_dtypes(checkpoint: Checkpoint, names: dict[str, TensorName]) -> Iterator[Finding]:
+    """What is not quantized has one dtype in every V4 checkpoint, and engines' parameters follow from it."""
+    due = {key: spec.dtype for key, spec in SPEC.items() if not spec.quantized}
+    dense = [(name, due[key]) for name, at in names.items() if (key := (at.stage, at.role)) in due]
+    found = [(name, checkpoint.tensors[name].dtype, dtype) for name, dtype in dense]
+    odd = [f"{name} {dtype}, due {wanted}" for name, dtype, wanted in found if dtype != wanted]
+    if odd:
+        yield defect("odd-dtypes", f"{len(odd):,} tensors have another dtype than V4 checkpoints: {some(odd)}")
 
 
 def _check_shapes(

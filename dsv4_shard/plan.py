@@ -18,7 +18,7 @@ from dsv4_shard import __version__
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.choosing import TARGET, Load, choose, loads, nearest, options_of, rank_nbytes
 from dsv4_shard.engines import find_engine
-from dsv4_shard.engines.base import Breach, Context, Deployment, Engine, Expert, Placement, Request
+from dsv4_shard.engines.base import Breach, Context, Deployment, Engine, Expert, LeftOut, Placement, Request
 from dsv4_shard.errors import IncompleteCheckpoint, InfeasiblePlan
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.roles import MODULE, Module, Part, Stage
@@ -85,12 +85,18 @@ class PlanModule(_Document):
 
 
 class PlanTotals(_Document):
-    """Bytes on a rank. `target` and `draft` (MTP) apart; `replicated` and `padding` are within them."""
+    """Bytes on a rank, exactly those of its files' tensors. `target` and `draft` (MTP) apart.
+
+    `other` (in no module's row: constants, the draft's own embedding and head), `replicated` and `padding` are within
+    them.
+    """
 
     ranks: int
     target_bytes_per_rank_min: int
     target_bytes_per_rank_max: int
     draft_bytes_per_rank: int
+    other_target_bytes_per_rank: int
+    other_draft_bytes_per_rank: int
     replicated_bytes_per_rank: int
     padding_bytes_per_rank: int
     shared_experts_bytes_per_rank: int
@@ -158,15 +164,36 @@ class Plan(_Document):
         return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
 
 
-def _totals(weights: list[Load], context: Context) -> PlanTotals:
+def _beyond_roles(checkpoint: Checkpoint, engine: Engine, context: Context) -> tuple[int, int]:
+    """Bytes of (target, draft) files that no role's placement counts: constants, and tensors that the draft has too."""
+    if engine.layout is None:
+        return 0, 0
+    nbytes = {False: 0, True: 0}
+    for constant in engine.layout.constants(context):
+        if constant.rank <= 0:
+            nbytes[bool(constant.folder)] += len(constant.data)
+    groups = {group.role: group for group in context.inventory.groups if group.stage is Stage.MODEL}
+    for name, where in context.inventory.names.items():
+        if where.stage is Stage.MODEL:
+            fate = engine.layout.fate(checkpoint.tensors[name], where, context)
+            held = engine.held(groups[where.role], context)
+            for kept in fate[1:] if held is not None and not isinstance(fate, LeftOut) else ():
+                nbytes[bool(kept.folder)] += held.nbytes if held else 0
+    return nbytes[False], nbytes[True]
+
+
+def _totals(weights: list[Load], context: Context, beyond: tuple[int, int]) -> PlanTotals:
     target = [load for load in weights if load.group.stage in TARGET]
     shared = [load for load in target if MODULE[load.group.role] is Module.SHARED]
     shared_weights = sum(load.held.nbytes * load.count for load in shared if load.group.part is Part.WEIGHT)
     return PlanTotals(
         ranks=context.at.world,
-        target_bytes_per_rank_min=sum(load.held.nbytes * load.per_rank[0] for load in target),
-        target_bytes_per_rank_max=sum(load.held.nbytes * load.per_rank[1] for load in target),
-        draft_bytes_per_rank=sum(load.held.nbytes * load.per_rank[1] for load in weights if load not in target),
+        target_bytes_per_rank_min=beyond[0] + sum(load.held.nbytes * load.per_rank[0] for load in target),
+        target_bytes_per_rank_max=beyond[0] + sum(load.held.nbytes * load.per_rank[1] for load in target),
+        other_target_bytes_per_rank=beyond[0],
+        other_draft_bytes_per_rank=beyond[1],
+        draft_bytes_per_rank=beyond[1]
+        + sum(load.held.nbytes * load.per_rank[1] for load in weights if load not in target),
         replicated_bytes_per_rank=sum(load.held.nbytes * load.count for load in target if load.replicated),
         padding_bytes_per_rank=sum(load.held.padding * load.per_rank[1] for load in target),
         shared_experts_bytes_per_rank=sum(load.held.nbytes * load.count for load in shared),
@@ -237,7 +264,7 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
     engine = find_engine(request.engine)
     context = Context(inventory, choice.at)
     weights = list(loads(engine, context)) if choice.feasible else []
-    totals = _totals(weights, context) if choice.feasible else None
+    totals = _totals(weights, context, _beyond_roles(checkpoint, engine, context)) if choice.feasible else None
     memory = _memory(totals, choice.at) if totals else None
     breaches = [*choice.breaches, *_memory_breach(memory)]
     refusal = engine.layout.refusal(context) if engine.layout and choice.feasible else None

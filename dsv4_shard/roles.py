@@ -162,6 +162,13 @@ class Spec:
     bare: bool = False
     optional: bool = False
 
+    @property
+    def dtype(self) -> str:
+        """The dtype in which every V4 checkpoint stores the role, if it is not quantized."""
+        if self.role is Role.ROUTER_HASH:
+            return "I64"
+        return "F32" if self.bare else "BF16"
+
 
 def _hidden(c: ModelConfig, _: LayerKind) -> tuple[int, ...]:
     return (c.hidden_size,)

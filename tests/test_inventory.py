@@ -404,3 +404,16 @@ def test_groups_count_in_elements_and_weigh_in_stored_bytes():
     assert down.shape == (256, 3072)
     assert down.nbytes == 256 * 3072 // 2
     assert groups[down] == 4 * 16
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("norm.weight", "F32"), ("layers.0.attn.attn_sink", "BF16"), ("layers.0.ffn.gate.tid2eid", "I32"),
+     ("head.weight", "F8_E4M3")],
+)  # fmt: skip
+def test_a_plain_tensor_of_another_dtype_than_v4s_is_an_error(name, dtype):
+    tensors = tensors_of(DEMO_CONFIG)
+    assert name in tensors
+    inventory = take_inventory(in_memory(DEMO_CONFIG, tensors | {name: (dtype, tensors[name][1])}))
+    assert [finding.code for finding in inventory.errors] == ["odd-dtypes"]
+    assert f"{name} {dtype}, due {tensors[name][0]}" in inventory.errors[0].message

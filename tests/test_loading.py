@@ -123,6 +123,8 @@ def test_the_identity_tells_what_shapes_do_not(result):
         "shared_experts": "whole",
         "experts": "FP4",
         "w13_order": "gate, up",
+        "wo_a": "BF16",
+        "environment": "SGLANG_SHARED_EXPERT_TP1=1",
     }
 
 

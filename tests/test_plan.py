@@ -17,13 +17,14 @@ from dsv4_shard import __version__
 from dsv4_shard.checkpoint import Checkpoint, SourceFile
 from dsv4_shard.choosing import choose, rank_nbytes
 from dsv4_shard.demo import DEMO_CONFIG, tensors_of
-from dsv4_shard.engines import ENGINES
-from dsv4_shard.engines.base import Request
+from dsv4_shard.engines import ENGINES, find_engine
+from dsv4_shard.engines.base import Context, Request
 from dsv4_shard.errors import BadPlan, ForeignPlan, IncompleteCheckpoint, InfeasiblePlan, UsageError
 from dsv4_shard.gpus import GPUS, Gpu
 from dsv4_shard.inventory import Inventory, take_inventory
 from dsv4_shard.plan import SCHEMA_VERSION, Plan, make_plan, refuse_infeasible
 from dsv4_shard.planfile import MAX_PLAN_BYTES, check_plan, load_plan
+from dsv4_shard.recipe import make_recipe
 from dsv4_shard.roles import Stage
 
 TARGET = (Stage.MODEL, Stage.LAYER)
@@ -146,8 +147,9 @@ def test_the_rows_of_a_plan_add_up_to_its_totals(engine, model, tp):
     plan = plan_of(model, tp=tp, engine=engine)
     assert plan.totals is not None
     parts = {part: [row for row in plan.modules if row.part_of == part] for part in ("target", "draft")}
-    assert sum(row.bytes_per_rank for row in parts["target"]) == plan.totals.target_bytes_per_rank_max
-    assert sum(row.bytes_per_rank for row in parts["draft"]) == plan.totals.draft_bytes_per_rank
+    rows = {part: sum(row.bytes_per_rank for row in members) for part, members in parts.items()}
+    assert rows["target"] + plan.totals.other_target_bytes_per_rank == plan.totals.target_bytes_per_rank_max
+    assert rows["draft"] + plan.totals.other_draft_bytes_per_rank == plan.totals.draft_bytes_per_rank
     assert sum(row.padding_per_rank for row in parts["target"]) == plan.totals.padding_bytes_per_rank
     assert plan.totals.target_bytes_per_rank_max <= sum(t.nbytes for t in inventory_of(model)[0].tensors.values()) * 1.2
     assert all(check.holds for check in plan.checks)
@@ -287,7 +289,8 @@ def test_every_alternative_makes_a_feasible_plan_of_the_weight_that_it_says(mode
         plan = make_plan(checkpoint, inventory, request_of(alternative.options, request_))
         assert plan.feasible, alternative.options
         assert plan.totals is not None
-        assert plan.totals.target_bytes_per_rank_max == alternative.bytes_per_rank
+        weights = plan.totals.target_bytes_per_rank_max - plan.totals.other_target_bytes_per_rank
+        assert weights == alternative.bytes_per_rank
         assert plan.deployment["world"] == alternative.gpus
 
 
@@ -582,3 +585,40 @@ def test_the_order_of_keys_in_config_json_is_no_change():
 def test_a_plan_is_the_same_whenever_it_is_made():
     for request in DEMO_REQUESTS:
         assert make_plan(*demo(), request).to_json() == make_plan(*demo(), Request(**asdict(request))).to_json()
+
+
+PAYLOADS = [
+    {"tp": 16},
+    {"tp": 16, "gpu": "b200"},
+    {"tp": 8, "ep": 4, "dp": 2, "shared": "whole"},
+    {"tp": 8, "ep": 8, "a2a": "deepep", "dp": 8},
+    {"tp": 16, "engine": "vllm"},
+    {"tp": 8, "ep": 8, "engine": "vllm"},
+    {"tp": 8, "ep": 8, "engine": "vllm", "engine_version": "0.25.0"},
+    {"tp": 16, "engine": "reference"},
+    {"tp": 16, "engine": "reference", "expert_dtype": "fp8"},
+]
+
+
+@pytest.mark.parametrize("wanted", PAYLOADS, ids=str)
+@pytest.mark.parametrize("experts", ["FP4", "FP8"])
+def test_the_bytes_of_a_rank_are_exactly_those_of_its_files(experts, wanted):
+    """Target and draft apart; the reference's files hold both."""
+    document = DEMO_CONFIG | {"expert_dtype": experts.lower()}
+    o_a, scales = ("BF16", "F8_E8M0") if wanted.get("engine", "sglang") == "sglang" else ("FP8", "F32")
+    variant = {"experts": experts, "o_a": o_a, "scales": scales} if experts == "FP8" else {}
+    checkpoint = in_memory(document, tensors_of(document, **variant))
+    inventory = take_inventory(checkpoint)
+    request = Request(**wanted)
+    made = make_plan(checkpoint, inventory, request)
+    if not made.feasible:
+        assert (experts, made.breaches[0].module) == ("FP8", "routed experts")
+        return
+    choice = choose(inventory, request)
+    recipe = make_recipe(checkpoint, find_engine(request.engine), Context(inventory, choice.at), (3,))
+    draft = sum(file.payload for file in recipe.files if file.name.startswith("draft/"))
+    target = sum(file.payload for file in recipe.files) - draft
+    if request.engine == "reference":
+        draft = made.totals.draft_bytes_per_rank
+        target -= draft
+    assert (target, draft) == (made.totals.target_bytes_per_rank_max, made.totals.draft_bytes_per_rank)

@@ -409,14 +409,14 @@ def test_an_engine_without_a_file_format_is_refused(least: Path) -> None:
         prepare(checkpoint, inventory, plan)
 
 
-@pytest.mark.parametrize("engine", ["sglang", "vllm"])
-def test_what_runs_but_cannot_be_written_is_refused_with_the_reason(engine: str, least: Path) -> None:
-    """Its 16 rows of vocabulary would be padded to 64, which no layout was held against an engine for."""
+@pytest.mark.parametrize(("engine", "why"), [("sglang", "vocab_size 16 would"), ("vllm", "hidden_size 128 would")])
+def test_what_runs_but_cannot_be_written_is_refused_with_the_reason(engine: str, why: str, least: Path) -> None:
+    """Paddings for which no layout was held against an engine."""
     checkpoint, inventory = open_folder(least)
     plan = make_plan(checkpoint, inventory, Request(tp=1, engine=engine))
     assert plan.feasible
     assert plan.unwritten is not None
-    with pytest.raises(UsageError, match="vocab_size 16 would be padded"):
+    with pytest.raises(UsageError, match=why):
         prepare(checkpoint, inventory, plan)
 
 

@@ -297,11 +297,8 @@ def is_stock(context: Context) -> bool:
     return context.at.experts == "FP8" and context.at.gpu.sm == 90
 
 
-def launch(context: Context, model_path: str, sharded: bool) -> Launch:
-    """`sglang serve` for each node, on shards or on the checkpoint.
-
-    Shards that the stock loader cannot take need this package installed beside SGLang: it is the plugin.
-    """
+def environment_of(context: Context) -> dict[str, str]:
+    """Variables without which SGLang builds another model than the deployment's, or none."""
     at = context.at
     environment = {}
     if at.shared == "whole" and not at.a2a:
@@ -310,6 +307,15 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
         environment["SGLANG_DSV4_FP4_EXPERTS"] = "0"
     if at.gpu.sm >= 100 and not keeps_o_a_fp8(context):
         environment["SGLANG_OPT_FP8_WO_A_GEMM"] = "0"  # wo_a is BF16 in the checkpoint, which it refuses otherwise
+    return environment
+
+
+def launch(context: Context, model_path: str, sharded: bool) -> Launch:
+    """`sglang serve` for each node, on shards or on the checkpoint.
+
+    Shards that the stock loader cannot take need this package installed beside SGLang: it is the plugin.
+    """
+    at = context.at
     options = [f"--tp {at.tp}"]
     if at.ep > 1 and not at.a2a:
         options.append(f"--ep-size {at.ep}")
@@ -327,7 +333,7 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
     base = f"sglang serve --trust-remote-code --model-path {model_path} " + " ".join(options)
     nodes = [f" --nnodes {at.nodes} --node-rank {n} --dist-init-addr <node0>:30300" for n in range(at.nodes)]
     commands = tuple(base + node for node in nodes) if at.nodes > 1 else (base,)
-    return Launch(environment, commands, draft_options=draft)
+    return Launch(environment_of(context), commands, draft_options=draft)
 
 
 def addition(context: Context) -> str:

@@ -11,7 +11,7 @@ from dsv4_shard.checkpoint import Tensor
 from dsv4_shard.engines.base import Constant, Context, Deployment, Fate, Kept, LeftOut, Pad
 from dsv4_shard.engines.common import vocab_placement
 from dsv4_shard.engines.raw_layout import DRAFT_FOLDER, Parameter, model_files, rank_file_name
-from dsv4_shard.engines.sglang import VERSION, Runner, is_stock, parameter_dtype, runner_of
+from dsv4_shard.engines.sglang import VERSION, Runner, environment_of, is_stock, parameter_dtype, runner_of
 from dsv4_shard.roles import Part, Role, Stage, TensorName
 
 W13_ORDERS = {False: "gate, up", True: "up, gate"}
@@ -137,6 +137,8 @@ class SglangLayout:
             "shared_experts": at.shared,
             "experts": at.experts,
             "w13_order": W13_ORDERS[runner.up_first if runner else False],
+            "wo_a": parameter_dtype(Role.O_A, Part.WEIGHT, context) or context.format(Role.O_A).name,
+            "environment": " ".join(f"{key}={value}" for key, value in environment_of(context).items()),
         }
 
     def companions(self, document: dict[str, object], context: Context) -> dict[str, bytes]:

@@ -21,10 +21,12 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks
 
-# The engines run on a CPU, each in an environment of its own under ~/.cache (several GB, made at the first run). Not
-# part of CI: `make test` holds the oracles that this keeps in tests/data/oracles.
+# The engines run on a CPU, each in an environment of its own under ~/.cache (several GB, made at the first run), for
+# about 40 minutes. Not part of CI: `make test` holds the oracles, which stand in tests/data/oracles.
 conformance: $(READY)
+	$(BIN)/python -m conformance oracles
 	$(BIN)/python -m conformance files
+	$(BIN)/python -m conformance nodes
 
 # What the engines' classes declare, again, into tests/data: a new engine version shows as a diff.
 contracts: $(READY)

@@ -80,6 +80,7 @@ def make_environment(name: str, folder: Path) -> Path:
         venv.create(folder, with_pip=True, clear=True)
         pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, "--no-deps", "-r", HERE / name / "requirements-nodeps.txt"], check=True)
-        subprocess.run([*pip, "-r", HERE / name / "requirements.txt"], check=True)
+        # The engine's GPU packages are left out on purpose, so pip need not list them.
+        subprocess.run([*pip, "--no-warn-conflicts", "-r", HERE / name / "requirements.txt"], check=True)
         ready.touch()
     return folder

@@ -1,7 +1,8 @@
 """`python -m conformance COMMAND [CASE ...]`: what reshard writes and what two engines load, byte for byte.
 
     oracles     what the engines' own loaders put into the parameters, compared with tests/data/oracles
-    files       reshards each case's checkpoint, compares the files with fresh oracles, loads them with the engine
+    files       reshards each case's checkpoint, compares the files with the oracles, loads them with the engine
+    nodes       reshards for two nodes, and has the stock loaders load each rank from its node's folder
     contracts   which parameters the engines declare for the real models, and what they refuse, into the folder --out
 
 CASE is part of a case's name; with several, any of them will do. The exit code is 1 if anything differs.
@@ -19,6 +20,7 @@ from conformance.cases import CASES, Case
 from conformance.contracts import write_contracts
 from conformance.engines import ENGINES, Engine, make_environment
 from conformance.files import check_files
+from conformance.nodes import check_nodes
 from conformance.oracles import check_oracles
 
 ENVIRONMENTS = Path.home() / ".cache" / "dsv4-shard-conformance"
@@ -38,6 +40,8 @@ def main() -> None:
                     failures += check_oracles(engine, cases, update=options.update)
                 case "files":
                     failures += check_files(engine, cases, options.load_format)
+                case "nodes":
+                    failures += check_nodes(engine, cases)
                 case "contracts":
                     failures += write_contracts(engine, options.out, options.cases)
     sys.exit(bool(failures))
@@ -51,7 +55,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m conformance", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=("oracles", "files", "contracts"))
+    parser.add_argument("command", choices=("oracles", "files", "nodes", "contracts"))
     parser.add_argument("cases", nargs="*", metavar="CASE")
     parser.add_argument("--engine", action="append", choices=ENGINES, help="only this engine")
     for name in ENGINES:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 from small import open_folder
@@ -160,3 +162,10 @@ def test_the_models_own_parameters_are_taken():
 def test_a_missing_unknown_or_other_parameter_is_refused_by_name(wanted, why):
     with pytest.raises(LoadRefused, match=why):
         check_parameters(HELD, wanted)
+
+
+def test_the_plugin_brings_no_command_line_into_the_engines_processes():
+    unwanted = {"torch", "typer", "rich", "huggingface_hub"}
+    code = f"import sys, dsv4_shard.sglang_plugin, dsv4_shard.loading; print(*{unwanted} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

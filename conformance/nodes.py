@@ -1,0 +1,61 @@
+"""Node folders, loaded by the engines' stock loaders: each rank must hold what it has of the whole checkpoint."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from conformance.cases import Case
+from conformance.digests import differences, read_oracle
+from conformance.engines import Engine
+from conformance.oracles import checkpoint_of, committed_path, report
+
+NODES = 2
+
+
+def is_served(case: Case) -> bool:
+    """Node folders serve EP over all ranks. vLLM's own loader misreads `fp8e8`, so no load of it is right."""
+    return case.ep == case.tp > 1 and case.a2a is None and not case.variant.startswith("fp8e8")
+
+
+def check_nodes(engine: Engine, cases: list[Case]) -> int:
+    """Load each rank from its node's folder and compare with the committed oracle; returns how many cases failed."""
+    outcomes: dict[Case, list[str]] = {}
+    jobs = []
+    for case in filter(is_served, cases):
+        outcomes[case] = reshard_nodes(case, engine.work)
+        for rank in case.ranks if not outcomes[case] else ():
+            folder = output_of(case, engine.work) / f"node-{rank * NODES // case.tp}"
+            jobs.append({"do": "oracle", "case": case.to_dict(), "rank": rank, "model": str(folder)})
+    compared = 0
+    for result in engine.run(jobs):
+        case, rank = Case(**result["job"]["case"]), result["job"]["rank"]
+        if "error" in result:
+            outcomes[case].append(f"rank {rank}: {result['error']} ({result.get('where')})")
+            continue
+        found = {name: tuple(spec) for name, spec in result["params"].items()}
+        outcomes[case] += [
+            f"rank {rank}: {line}" for line in differences(read_oracle(committed_path(case)).ranks[rank], found)
+        ]
+        compared += len(found)
+    for case, lines in outcomes.items():
+        report(case, f"from {NODES} node folders", lines)
+    failed = sum(map(bool, outcomes.values()))
+    print(f"{engine.name}: {len(outcomes)} cases from node folders, {compared} parameters compared, {failed} failed")
+    return failed
+
+
+def output_of(case: Case, work: Path) -> Path:
+    """reshard's output: the same for all cases of a checkpoint and number of ranks, since loaders read all of it."""
+    return work / "nodes" / f"{case.variant}-tp{case.tp}"
+
+
+def reshard_nodes(case: Case, work: Path) -> list[str]:
+    """`dsv4-shard reshard --engine node` for a case, unless it was done; what it says if it fails."""
+    out = output_of(case, work)
+    if out.exists():
+        return []
+    out.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "dsv4_shard", "reshard", str(checkpoint_of(case, work)), str(out)]
+    command += ["--engine", "node", "--tp", str(case.tp), "--nodes", str(NODES)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return [f"dsv4-shard ended with {done.returncode}: {done.stderr.strip()}"] if done.returncode else []

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dsv4_shard.engines.base import Request
     from dsv4_shard.inventory import Inventory
     from dsv4_shard.plan import Plan
+    from dsv4_shard.reshard import Job
 
 app = typer.Typer(
     name="dsv4-shard",
@@ -123,6 +124,11 @@ VersionOpt = Annotated[str | None, typer.Option("--engine-version", help="Defaul
 JobsOpt = Annotated[int | None, typer.Option("--jobs", min=1, help="Worker threads; default: the CPUs, at most 8.")]
 
 
+_REQUEST_OPTIONS = (
+    "tp", "ep", "dp", "engine", "runner", "a2a", "shared_experts", "gpu", "nodes", "expert_dtype", "engine_version",
+)  # fmt: skip
+
+
 def _request(
     tp: int,
     ep: int | None,
@@ -213,6 +219,7 @@ def plan(
 @app.command()
 @_reported
 def reshard(
+    context: typer.Context,
     repo: RepoArg,
     out: Annotated[Path, typer.Argument(help="Folder to make; appears only when it is complete.")],
     plan_file: Annotated[Path | None, typer.Option("--plan", help="Follow this plan (made by `plan -o`).")] = None,
@@ -237,12 +244,14 @@ def reshard(
     as_json: JsonOpt = False,
 ) -> None:
     """Write one file a rank, each source byte read once, and a manifest that proves what was written."""
-    from dsv4_shard.commit import check_output, free_bytes
+    from dsv4_shard.commit import check_output
     from dsv4_shard.progress import Progress
-    from dsv4_shard.report import show_dry_run, show_outcome
+    from dsv4_shard.report import show_outcome
     from dsv4_shard.reshard import prepare
     from dsv4_shard.reshard import reshard as write
 
+    if plan_file is not None:
+        _refuse_beside_plan(context)
     checkpoint, inventory = _open(repo)
     request = (
         _request(tp, ep, dp, engine, runner, a2a, shared_experts, gpu, nodes, expert_dtype, engine_version)
@@ -251,18 +260,11 @@ def reshard(
     )
     made = _plan_for(checkpoint, inventory, plan_file, request)
     job = prepare(checkpoint, inventory, made, _ranks(ranks))
-    console, log = _consoles()
     if dry_run:
         check_output(out, checkpoint.source.root, overwrite)
-        needed, free = job.nbytes_to_write(checkpoint.source, out), free_bytes(out)
-        if as_json:
-            _print_json({"files": {file.name: file.nbytes for file in job.recipe.files}, "bytes": needed,
-                         "free": free, "left_out": job.recipe.left_out})  # fmt: skip
-        else:
-            show_dry_run(console, job, str(out), needed, free)
-        if free < needed:
-            raise typer.Exit(ExitCode.IO)
+        _dry_run(job, checkpoint, out, as_json)
         return
+    console, log = _consoles()
     with Progress(log, "reshard", sum(file.payload for file in job.recipe.files), quiet=as_json) as progress:
         outcome = write(job, checkpoint, out, workers=jobs, overwrite=overwrite, allow_inexact=allow_inexact,
                         on_progress=progress.advance)  # fmt: skip
@@ -334,7 +336,7 @@ def demo(
     print(f"\nThe checkpoint is in {checkpoint}, its 16 ranks in {shards}, the plan in {plan_file}.")
 
 
-# --- helpers -------------------------------------------------------------------------------------------------------
+# --- parts of the commands -----------------------------------------------------------------------------------------
 
 
 def _numbers(text: str, option: str) -> tuple[int, ...]:
@@ -385,13 +387,35 @@ def _plan_for(
     from dsv4_shard.plan import make_plan
     from dsv4_shard.planfile import check_plan, load_plan
 
-    if plan_file is not None and request is not None:
-        raise UsageError("--plan and --tp say the same thing twice", hint="Give one of them.")
     if plan_file is not None:
         return check_plan(load_plan(plan_file), checkpoint, inventory)
     if request is None:
         raise UsageError("neither --plan nor --tp", hint="Give a plan file, or --tp N and the options of `plan`.")
     return make_plan(checkpoint, inventory, request)
+
+
+def _refuse_beside_plan(context: typer.Context) -> None:
+    """A plan says all that a request does: an option beside it would be ignored. Raises UsageError."""
+    for name in _REQUEST_OPTIONS:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = "--" + name.replace("_", "-")
+            raise UsageError(f"--plan and {option}: the plan says it already", hint=f"Leave out {option}, or --plan.")
+
+
+def _dry_run(job: "Job", checkpoint: "Checkpoint", out: Path, as_json: bool) -> None:
+    """Show what would be written; exit code 4 if there is no room for it."""
+    from dsv4_shard.commit import free_bytes
+    from dsv4_shard.report import show_dry_run
+
+    needed, free = job.nbytes_to_write(checkpoint.source, out), free_bytes(out)
+    if as_json:
+        _print_json({"files": {file.name: file.nbytes for file in job.recipe.files}, "bytes": needed,
+                     "free": free, "left_out": job.recipe.left_out})  # fmt: skip
+    else:
+        show_dry_run(_consoles()[0], job, str(out), needed, free)
+    if free < needed:
+        raise typer.Exit(ExitCode.IO)
 
 
 def _write_text(path: Path, text: str) -> None:

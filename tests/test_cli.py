@@ -177,12 +177,6 @@ def test_ranks_that_make_no_sense_are_a_usage_error(ranks, tiny_checkpoint, tmp_
     assert not (tmp_path / "out").exists()
 
 
-def test_reshard_needs_a_plan_or_a_tp_and_not_both(tiny_checkpoint, tmp_path):
-    neither = run("reshard", tiny_checkpoint, tmp_path / "out")
-    both = run("reshard", tiny_checkpoint, tmp_path / "out", "--tp", "2", "--plan", tmp_path / "plan.json")
-    assert (neither.exit_code, both.exit_code) == (ExitCode.USAGE, ExitCode.USAGE)
-
-
 def test_verify_of_damage_exits_with_1_and_names_the_tensor(tiny_checkpoint, tmp_path):
     out = tmp_path / "out"
     run("reshard", tiny_checkpoint, out, "--tp", "2", "--engine", "reference")
@@ -226,6 +220,25 @@ def test_names_that_would_control_the_terminal_are_shown_escaped(folder):
     assert result.exit_code == ExitCode.CHECKPOINT
     assert "\x1b" not in result.stderr
     assert "\\x1b[31mred[/bold]" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--tp", "2"), ("--ep", "1"), ("--dp", "1"), ("--engine", "sglang"), ("--runner", "marlin"), ("--a2a", "none"),
+     ("--shared-experts", "auto"), ("--gpu", "h200"), ("--nodes", "1"), ("--expert-dtype", "fp8"),
+     ("--engine-version", "0.5.23")],
+)  # fmt: skip
+def test_an_option_that_the_plan_would_overrule_is_refused_beside_it(option, value, tiny_checkpoint, tmp_path):
+    result = run("reshard", tiny_checkpoint, tmp_path / "out", "--plan", tmp_path / "plan.json", option, value)
+    assert result.exit_code == ExitCode.USAGE
+    assert f"--plan and {option}: the plan says it already" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_reshard_needs_a_plan_or_a_tp(tiny_checkpoint, tmp_path):
+    result = run("reshard", tiny_checkpoint, tmp_path / "out")
+    assert result.exit_code == ExitCode.USAGE
+    assert "neither --plan nor --tp" in result.stderr
 
 
 def test_output_closed_early_is_no_error(tiny_checkpoint):

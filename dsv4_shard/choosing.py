@@ -127,10 +127,15 @@ def _divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
 
 
+def _gpus(request: Request) -> int:
+    """vLLM's replicas have GPUs of their own; elsewhere DP divides those of TP."""
+    return request.tp * (request.dp if request.engine == "vllm" else 1)
+
+
 def _variations(request: Request) -> Iterator[Request]:
     """Requests near `request`, nearest first: same GPUs with other DP and EP, then fewer and more GPUs."""
     free = replace(request, runner=None, a2a=None, shared="auto")
-    gpus = request.tp * (request.dp if request.engine == "vllm" else 1)
+    gpus = _gpus(request)
     for world in dict.fromkeys((gpus, *(gpus // 2**n for n in range(1, 7)), gpus * 2)):
         if not 1 <= world <= MAX_RANKS:
             continue
@@ -157,7 +162,7 @@ def nearest(inventory: Inventory, request: Request, limit: int) -> Iterator[tupl
     that weigh the same."""
     found: list[tuple[int, int]] = []
     for variation in _variations(request):
-        world = variation.tp * (variation.dp if request.engine == "vllm" else 1)
+        world = _gpus(variation)
         if len(found) >= limit:
             return
         if sum(gpus == world for gpus, _ in found) >= 2:

@@ -174,16 +174,19 @@ def _beyond_roles(checkpoint: Checkpoint, engine: Engine, context: Context) -> t
             nbytes[bool(constant.folder)] += len(constant.data)
     groups = {group.role: group for group in context.inventory.groups if group.stage is Stage.MODEL}
     for name, where in context.inventory.names.items():
-        if where.stage is Stage.MODEL:
-            fate = engine.layout.fate(checkpoint.tensors[name], where, context)
-            held = engine.held(groups[where.role], context)
-            for kept in fate[1:] if held is not None and not isinstance(fate, LeftOut) else ():
-                nbytes[bool(kept.folder)] += held.nbytes if held else 0
+        if where.stage is not Stage.MODEL:
+            continue
+        fate = engine.layout.fate(checkpoint.tensors[name], where, context)
+        held = engine.held(groups[where.role], context)
+        if held is not None and not isinstance(fate, LeftOut):
+            for kept in fate[1:]:
+                nbytes[bool(kept.folder)] += held.nbytes
     return nbytes[False], nbytes[True]
 
 
 def _totals(weights: list[Load], context: Context, beyond: tuple[int, int]) -> PlanTotals:
     target = [load for load in weights if load.group.stage in TARGET]
+    draft = [load for load in weights if load.group.stage not in TARGET]
     shared = [load for load in target if MODULE[load.group.role] is Module.SHARED]
     shared_weights = sum(load.held.nbytes * load.count for load in shared if load.group.part is Part.WEIGHT)
     return PlanTotals(
@@ -192,8 +195,7 @@ def _totals(weights: list[Load], context: Context, beyond: tuple[int, int]) -> P
         target_bytes_per_rank_max=beyond[0] + sum(load.held.nbytes * load.per_rank[1] for load in target),
         other_target_bytes_per_rank=beyond[0],
         other_draft_bytes_per_rank=beyond[1],
-        draft_bytes_per_rank=beyond[1]
-        + sum(load.held.nbytes * load.per_rank[1] for load in weights if load not in target),
+        draft_bytes_per_rank=beyond[1] + sum(load.held.nbytes * load.per_rank[1] for load in draft),
         replicated_bytes_per_rank=sum(load.held.nbytes * load.count for load in target if load.replicated),
         padding_bytes_per_rank=sum(load.held.padding * load.per_rank[1] for load in target),
         shared_experts_bytes_per_rank=sum(load.held.nbytes * load.count for load in shared),
@@ -310,6 +312,7 @@ def refuse_errors(inventory: Inventory) -> None:
 
 
 def describe_source(checkpoint: Checkpoint, label: str) -> PlanSource:
+    """What tells this checkpoint from any other, from its headers and config.json; `label` is how a user named it."""
     files = tuple(PlanFile(name=f.name, nbytes=f.nbytes, header_digest=f.header_digest) for f in checkpoint.files)
     canonical = json.dumps(checkpoint.document, sort_keys=True).encode()
     return PlanSource(

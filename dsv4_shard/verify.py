@@ -40,8 +40,8 @@ class Problem(BaseModel):
 
     kind: str
     file: str
-    tensor: str | None
     message: str
+    tensor: str | None = None
 
 
 class Verification(BaseModel):
@@ -139,25 +139,25 @@ def _check_links(folder: Path, entry: ManifestFile) -> Iterator[Problem]:
     for link in entry.links:
         path = folder / link
         if not path.is_file():
-            yield Problem(kind="lost-file", file=link, tensor=None, message=f"is gone: a link to {entry.name}")
+            yield Problem(kind="lost-file", file=link, message=f"is gone: a link to {entry.name}")
         elif not path.samefile(folder / entry.name) and not filecmp.cmp(path, folder / entry.name, shallow=False):
-            yield Problem(kind="damaged-file", file=link, tensor=None, message=f"differs from {entry.name}")
+            yield Problem(kind="damaged-file", file=link, message=f"differs from {entry.name}")
 
 
 def _check_companions(folder: Path, manifest: Manifest) -> Iterator[Problem]:
     for entry in manifest.companions:
         path = folder / entry.name
         if not path.is_file():
-            yield Problem(kind="lost-file", file=entry.name, tensor=None, message="is gone")
+            yield Problem(kind="lost-file", file=entry.name, message="is gone")
         elif path.stat().st_size != entry.nbytes or digest_of(path.read_bytes()) != entry.digest:
-            yield Problem(kind="damaged-file", file=entry.name, tensor=None, message="differs from what was written")
+            yield Problem(kind="damaged-file", file=entry.name, message="differs from what was written")
 
 
 def _check_file(folder: Path, entry: ManifestFile, manifest: Manifest) -> Iterator[Problem]:
     """Presence, size and header of a rank's file."""
 
     def problem(kind: str, message: str) -> Problem:
-        return Problem(kind=kind, file=entry.name, tensor=None, message=message)
+        return Problem(kind=kind, file=entry.name, message=message)
 
     try:
         file = LocalFile(folder / entry.name, entry.name)
@@ -234,7 +234,7 @@ def _swapped_content(found: list[Problem], entry: ManifestFile) -> list[Problem]
     if len(found) * 2 < len(entry.tensors) or len(found) < 2:
         return []
     message = f"{len(found):,} of {len(entry.tensors):,} tensors differ, {found[0].tensor} first: another rank's file?"
-    return [Problem(kind="wrong-content", file=entry.name, tensor=None, message=message)]
+    return [Problem(kind="wrong-content", file=entry.name, message=message)]
 
 
 def hash_tensor(
@@ -244,6 +244,11 @@ def hash_tensor(
     pieces: tuple[tuple[int, int], ...] | None,
     on_progress: Callable[[int], None],
 ) -> str:
+    """The digest of a tensor as it stands in `file`, computed as `reshard` did: see `manifest.tensor_digest`.
+
+    `pieces` are its runs of equal pieces as (count, bytes), None for a tensor of one piece. `on_progress` is given the
+    bytes of each read. Raises ReadFailed.
+    """
     info = header.tensors[name]
     start = header.data_start + info.start
     digests = []
@@ -310,7 +315,7 @@ def _compare(
         files.append(file)
         if file.read(0, min(len(expected.header), file.nbytes)) != expected.header:
             message = "its header is not the one that the source gives"
-            problems.append(Problem(kind="wrong-header", file=expected.name, tensor=None, message=message))
+            problems.append(Problem(kind="wrong-header", file=expected.name, message=message))
     sink = _CompareSink(files)
     try:
         copied = copy(recipe, checkpoint.source, sink, workers, on_progress, allow_inexact=True)

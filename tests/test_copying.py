@@ -397,7 +397,7 @@ def assert_right(work: Work, sink: MemorySink, result: CopyResult) -> None:
     assert result.inexact == work.inexact
 
 
-def run(work: Work, workers: int = 1) -> None:
+def assert_copied(work: Work, workers: int = 1) -> None:
     """Copy, and hold all promises."""
     sink = work.sink()
     assert_right(work, sink, copy(work.recipe, work.source, sink, workers))
@@ -432,7 +432,7 @@ def test_narrow_columns_are_numpys(width: int, chunk: int, tmp_path: Path, monke
     tensor = maker.tensor("U8", (50, columns))
     starts = [0, width, 7, 96]
     maker.move(tensor, [(Cut(Rectangle(0, 50, start, start + width)), (i,)) for i, start in enumerate(starts)])
-    run(maker.work())
+    assert_copied(maker.work())
 
 
 def test_many_workers_give_what_one_gives(tmp_path: Path) -> None:
@@ -483,7 +483,7 @@ def test_rows_that_no_file_wants_are_not_read(tmp_path: Path) -> None:
     maker.move(tensor, [(Cut(Rectangle(30, 40, 2, 5)), (0,)), (Cut(Rectangle(50, 60, 0, 3)), (1,))])
     work = maker.work()
     work.nbytes = 300
-    run(work)
+    assert_copied(work)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -522,7 +522,7 @@ def test_conversions_are_torchs_whole_and_cut(
     if axis is not None:
         cuts = [(Cut(slice_rectangle(dtype, shape, axis, *split(shape[axis], FILES, i))), (i,)) for i in ALL]
     maker.move(maker.tensor(dtype, shape), cuts, conversion=TARGETS[dtype])
-    run(maker.work())
+    assert_copied(maker.work())
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -569,7 +569,7 @@ def test_padding_is_the_fill_right_of_each_row_and_below_the_last(
         conversion=conversion,
         fill=fill,
     )
-    run(maker.work())
+    assert_copied(maker.work())
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -588,7 +588,7 @@ def test_a_rank_may_get_nothing_but_padding(conversion: str | None, axis: int, w
     work = maker.work()
     one = b"\x7f" if conversion is None else np.float32(1).tobytes()
     assert work.expected[3] == work.recipe.files[3].header + one * 18
-    run(work, workers)
+    assert_copied(work, workers)
 
 
 def test_a_file_of_nothing_but_padding_below_reads_no_source(tmp_path: Path) -> None:
@@ -596,7 +596,7 @@ def test_a_file_of_nothing_but_padding_below_reads_no_source(tmp_path: Path) -> 
     maker.move(maker.tensor("BF16", (6, 4)), [(Cut(Rectangle(6, 6, 0, 8), pad_rows=3), (1,))], fill=b"ab")
     work = maker.work()
     work.nbytes = 0
-    run(work)
+    assert_copied(work)
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)
@@ -610,7 +610,7 @@ def test_a_scale_is_repeated_along_both_axes_before_it_is_cut(
     repeated = (12, 20)
     cuts = [(Cut(slice_rectangle(dtype, repeated, axis, *split(repeated[axis], FILES, i))), (i,)) for i in ALL]
     maker.move(maker.tensor(dtype, (3, 5)), cuts, conversion=conversion, repeat=4)
-    run(maker.work())
+    assert_copied(maker.work())
 
 
 def test_repeats_are_those_of_torch(tmp_path: Path) -> None:
@@ -620,7 +620,7 @@ def test_repeats_are_those_of_torch(tmp_path: Path) -> None:
     work = maker.work()
     values = torch.frombuffer(bytearray(maker.bytes_of(tensor)), dtype=torch.int32).view(3, 5)
     assert work.expected[0] == raw(values.repeat_interleave(2, 0).repeat_interleave(2, 1))
-    run(work)
+    assert_copied(work)
 
 
 @pytest.mark.parametrize("workers", [1, 4])
@@ -637,7 +637,7 @@ def test_a_tensor_of_several_sources_is_their_bytes_in_slot_order_whatever_the_o
     assert work.expected[2] == work.recipe.files[2].header + b"".join(pieces)
     digests = b"".join(xxhash.xxh3_128(piece).digest() for piece in pieces)
     assert work.digests == {(2, output): xxhash.xxh3_128(digests).hexdigest()}
-    run(work, workers)
+    assert_copied(work, workers)
 
 
 def test_the_digest_of_one_piece_is_that_of_its_bytes_as_they_were_put(tmp_path: Path) -> None:
@@ -645,7 +645,7 @@ def test_the_digest_of_one_piece_is_that_of_its_bytes_as_they_were_put(tmp_path:
     tensor = maker.tensor("BF16", (4, 4))
     maker.move(tensor, [(Cut(whole_rectangle("BF16", (4, 4)), 2, 1), (1,))], conversion="F32", fill=b"ab")
     work = maker.work()
-    run(work)
+    assert_copied(work)
     put = work.expected[1][len(work.recipe.files[1].header) :]
     assert len(put) == 5 * 5 * 4
     assert work.digests[1, "o0.weight"] == xxhash.xxh3_128_hexdigest(put)
@@ -656,7 +656,7 @@ def test_sixteen_byte_tensors_of_several_pieces_are_not_taken_for_their_own_dige
     output = maker.new_output()
     for _ in range(2):
         maker.move(maker.tensor("U8", (1, 8)), [(Cut(whole_rectangle("U8", (1, 8))), ALL)], output)
-    run(maker.work())
+    assert_copied(maker.work())
 
 
 def test_runs_of_equal_pieces_are_counted_as_pieces(tmp_path: Path) -> None:
@@ -667,7 +667,7 @@ def test_runs_of_equal_pieces_are_counted_as_pieces(tmp_path: Path) -> None:
     work = maker.work()
     files = tuple(replace(file, pieces={output: ((3, 5), (1, 9))}) for file in work.recipe.files)
     work.recipe = replace(work.recipe, files=files)
-    run(work)
+    assert_copied(work)
 
 
 def test_a_source_that_lands_twice_is_read_once(tmp_path: Path) -> None:
@@ -676,7 +676,7 @@ def test_a_source_that_lands_twice_is_read_once(tmp_path: Path) -> None:
     work = maker.work()
     assert work.nbytes == 80
     assert sum(map(len, work.expected)) == 160 + sum(len(file.header) for file in work.recipe.files)
-    run(work)
+    assert_copied(work)
 
 
 @pytest.mark.parametrize("workers", [1, 3])

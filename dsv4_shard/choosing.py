@@ -25,6 +25,18 @@ class Choice:
     def feasible(self) -> bool:
         return not self.breaches
 
+    @property
+    def departures(self) -> tuple[str, ...]:
+        """What was chosen instead of the engine's own first choice, in a few words each."""
+        if not self.rejected:
+            return ()
+        first, words = self.rejected[0][0], []
+        if self.at.shared != first.shared:
+            words.append(f"shared experts {self.at.shared}")
+        if self.at.runner != first.runner:
+            words.append(f"runner {self.at.runner}")
+        return tuple(words)
+
     def notes(self) -> tuple[str, ...]:
         """What was chosen instead of the engine's own first choice, and the arithmetic that ruled that out."""
         if not self.rejected:

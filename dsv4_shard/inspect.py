@@ -240,9 +240,9 @@ def _cell(inventory: Inventory, engine: str, tp: int) -> Cell:
     choice = choose(inventory, request)
     if choice.feasible:
         notes = choice.notes()
-        options = _own_options(choice.at.shared if notes else "", choice.at.runner if notes else "", notes)
         return Cell(
-            tp=tp, engine=engine, verdict="with-options" if notes else "works", how=options, notes=notes,
+            tp=tp, engine=engine, verdict="with-options" if notes else "works",
+            how=", ".join(choice.departures) or None, notes=notes,
             rule=None, module=None, reason=None, engine_says=None,
         )  # fmt: skip
     breach = choice.breaches[0]
@@ -258,13 +258,3 @@ def _cell(inventory: Inventory, engine: str, tp: int) -> Cell:
         reason=breach.reason,
         engine_says=breach.quote,
     )
-
-
-def _own_options(shared: str, runner: str, notes: tuple[str, ...]) -> str | None:
-    """What the plan chose by itself instead of the engine's default, in a few words."""
-    words = []
-    if any(note.startswith("shared experts") for note in notes):
-        words.append(f"shared experts {shared}")
-    if any(note.startswith("runner") for note in notes):
-        words.append(f"runner {runner}")
-    return ", ".join(words) or None

@@ -414,7 +414,7 @@ def _no_notes(_: Context) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """An engine as tables and four functions over them.
+    """An engine as rules, and functions that turn requests and roles into what it does with them.
 
     `candidates` turns a request into deployments, the engine's own choices first; `place` gives a role's placement;
     `hold` says how a rank holds one tensor of a group; `launch` is how to start it on a path, which is that of shards

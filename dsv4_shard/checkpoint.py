@@ -73,11 +73,15 @@ class Tensor(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A weight file: its size, and a digest of its header, which together tell one checkpoint from another."""
+    """A weight file: its size, and a digest of its header, which together tell one checkpoint from another.
+
+    `mtime_ns` is when it was last written to, as of when its header was read.
+    """
 
     name: str
     nbytes: int
     header_digest: str
+    mtime_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +216,7 @@ def _read_headers(source: LocalSource, names: list[str]) -> tuple[tuple[SourceFi
         with source.open(name) as file:
             header = read_header(file, name)
             digest = xxhash.xxh3_128_hexdigest(file.read(0, header.data_start))
-            files.append(SourceFile(name, file.nbytes, digest))
+            files.append(SourceFile(name, file.nbytes, digest, file.mtime_ns))
         warnings += header.warnings
         base = header.data_start
         for key, (dtype, shape, start, stop) in header.tensors.items():

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -46,9 +47,13 @@ def _reported(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         except ShardError as error:
             _fail(error)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             print("interrupted", file=sys.stderr)
+            _print_notes(error)
             raise typer.Exit(ExitCode.INTERRUPTED) from None
+        except SystemExit as error:
+            _print_notes(error)
+            raise
         except BrokenPipeError:
             # Whoever read our output has gone; Python would complain once more when it flushes at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -63,7 +68,16 @@ def _fail(error: ShardError) -> NoReturn:
     print(f"error: {clean(str(error))}", file=sys.stderr)
     if error.hint:
         print(f"  {clean(error.hint)}", file=sys.stderr)
+    _print_notes(error)
     raise typer.Exit(error.exit_code)
+
+
+def _print_notes(error: BaseException) -> None:
+    """What is left behind after an error, if anything."""
+    from dsv4_shard.report import clean
+
+    for note in getattr(error, "__notes__", ()):
+        print(f"  {clean(note)}", file=sys.stderr)
 
 
 def _consoles() -> tuple["Console", "Console"]:
@@ -239,11 +253,15 @@ def reshard(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and stop.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Throw away what an unfinished run left.")] = False,
     allow_inexact: Annotated[bool, typer.Option("--allow-inexact", help="Let the FP8 cast round.")] = False,
     jobs: JobsOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Write one file a rank, each source byte read once, and a manifest that proves what was written."""
+    """Write one file a rank, each source byte read once, and a manifest that proves what was written.
+
+    A run that was killed or failed goes on where it was when the same command is given again.
+    """
     from dsv4_shard.commit import check_output
     from dsv4_shard.progress import Progress
     from dsv4_shard.report import show_outcome
@@ -267,10 +285,11 @@ def reshard(
     console, log = _consoles()
     with Progress(log, "reshard", sum(file.payload for file in job.recipe.files), quiet=as_json) as progress:
         outcome = write(job, checkpoint, out, workers=jobs, overwrite=overwrite, allow_inexact=allow_inexact,
-                        on_progress=progress.advance)  # fmt: skip
+                        restart=restart, on_progress=progress.advance, on_resume=progress.resume)  # fmt: skip
     if as_json:
         _print_json({"out": str(outcome.out), "files": outcome.files, "linked": outcome.linked, "bytes": outcome.nbytes,
-                     "bytes_read": outcome.bytes_read, "inexact": outcome.inexact})  # fmt: skip
+                     "bytes_resumed": outcome.resumed, "bytes_read": outcome.bytes_read,
+                     "inexact": outcome.inexact})  # fmt: skip
     else:
         show_outcome(console, outcome, progress.seconds)
 
@@ -435,4 +454,7 @@ def _on_sigterm(*_: object) -> NoReturn:
 def main() -> None:
     """Entry point."""
     signal.signal(signal.SIGTERM, _on_sigterm)
+    # All files of the checkpoint and of the result are open at once: often more than the 1,024 that shells allow.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     app()

@@ -1,28 +1,39 @@
 """Staging, fsync, rename: a folder appears under its final name when all of it is durable, or not at all.
 
-Everything is written into `.NAME.partial/result` beside the target. `.NAME.partial` is locked while a run is alive; one
-that a killed run left behind is emptied by the next. The manifest is written last, then the result is renamed: write,
-fsync(files), fsync(folder), rename, fsync(parent), since rename alone is not durable on every file system.
+Everything is written into `.NAME.partial/result` beside the target. `.NAME.partial` is locked while a run is alive, and
+holds the run's journal: what a run that ended early leaves there is the next one's to go on from, or to throw away. The
+manifest is written last, then the result is renamed: write, fsync(files), fsync(folder), rename, fsync(parent), since
+rename alone is not durable on every file system.
 """
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Sequence
+import stat
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from dsv4_shard.errors import NotEnoughDisk, OutputBusy, OutputError, OutputInsideInput, OutputNotEmpty, WriteFailed
+from dsv4_shard import syscalls
+from dsv4_shard.errors import (
+    NotEnoughDisk,
+    OutputBusy,
+    OutputError,
+    OutputInsideInput,
+    OutputNotEmpty,
+    SourceChanged,
+    WriteFailed,
+)
+from dsv4_shard.manifest import MANIFEST_NAME
+from dsv4_shard.writing import StagedFile, fsync_folder
 
-MANIFEST_NAME = "manifest.json"
 _MARKER = ".dsv4-shard-staging"
 _RESULT = "result"
 _REPLACED = "replaced"
-_WRITE_CALL_BYTES = 1 << 30
-_RENAME_EXCHANGE = 2
+_JOURNAL = "journal"
+_SET_ASIDE = "journal.set-aside"
 
 
 def check_output(out: Path, source_root: Path, overwrite: bool) -> None:
@@ -71,30 +82,45 @@ def _plain(out: Path) -> Path:
 
 
 class Staging:
-    """A folder in the making. Use as a context: what is not committed at its end is removed."""
+    """A folder in the making, locked. Use as a context.
+
+    What is not committed at its end is removed, unless an error ended it and a journal says what a later run can use.
+    """
 
     def __init__(self, out: Path) -> None:
         self.out = _plain(out)
         self.path = self.out.parent / f".{self.out.name}.partial"
         self.folder = self.path / _RESULT
+        self.journal = self.path / _JOURNAL
         self._lock = -1
-        self._ours = False
-        self._fds: dict[str, int] = {}
+        self._files: dict[str, StagedFile] = {}
 
     def __enter__(self) -> "Staging":
         try:
             self._lock = self._acquire()
-            self._empty()
-            self._ours = True
-            (self.path / _MARKER).touch()
-            self.folder.mkdir()
+            self._claim()
         except OSError as error:
-            self._release()
+            self._unlock()
             raise WriteFailed(f"{error.filename or self.path}: {error.strerror}") from error
         except OutputError:
-            self._release()
+            self._unlock()
             raise
         return self
+
+    def _claim(self) -> None:
+        """Refuse a folder that is not ours, say whose it is now, and give back what was being replaced."""
+        marker = self.path / _MARKER
+        if not marker.exists():
+            if any(self.path.iterdir()):
+                raise OutputError(
+                    f"{self.path}: holds files that dsv4-shard did not make", hint="Move them away, then run again."
+                )
+            marker.touch()
+            fsync_folder(self.path)
+        with contextlib.suppress(OSError):  # a full disk is no reason not to go on
+            marker.write_text(f"process {os.getpid()} on {os.uname().nodename}")
+        if (self.path / _REPLACED).exists() and not self.out.exists():
+            os.rename(self.path / _REPLACED, self.out)  # a run was killed between two renames
 
     def _acquire(self) -> int:
         """The staging folder, made and locked. The lock is on the folder itself: it dies with the process."""
@@ -109,7 +135,8 @@ class Staging:
             except BlockingIOError:
                 os.close(fd)
                 raise OutputBusy(
-                    f"{self.out}: another dsv4-shard is writing it", hint="Wait for it, or choose another folder."
+                    f"{self.out}: another dsv4-shard is writing it ({self._owner()})",
+                    hint="Wait for it, or choose another folder.",
                 ) from None
             except OSError:
                 os.close(fd)
@@ -121,42 +148,75 @@ class Staging:
                     return fd
             os.close(fd)  # another run committed or removed the folder between open and lock
 
-    def _empty(self) -> None:
-        """Remove what a killed run left; refuse a folder that is not ours."""
-        left = list(self.path.iterdir())
-        if left and not (self.path / _MARKER).exists():
-            raise OutputError(
-                f"{self.path}: holds files that dsv4-shard did not make", hint="Move them away, then run again."
-            )
-        if left:
+    def begin(self) -> None:
+        """Throw away what an earlier run left, and begin with nothing. Raises WriteFailed."""
+        try:
             self._clear()
+            self.folder.mkdir()
+        except OSError as error:
+            raise WriteFailed(f"{error.filename or self.path}: {error.strerror}") from error
 
-    def _clear(self) -> None:
-        """Empty the staging folder, the marker last: until then what is left of it is known to be ours."""
-        for entry in self.path.iterdir():
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            elif entry.name != _MARKER:
-                entry.unlink()
-        (self.path / _MARKER).unlink(missing_ok=True)
+    def holds(self, name: str, nbytes: int, original: Path | None) -> bool:
+        """Whether an earlier run left this file as `create` made it, or as a link to `original`, if that is given."""
+        try:
+            there = os.lstat(self.folder / name)
+        except OSError:
+            return False
+        ours = there.st_nlink == 1 or (original is not None and self.links_to(name, original))
+        return stat.S_ISREG(there.st_mode) and there.st_size == nbytes and ours
 
-    def create(self, name: str, nbytes: int) -> int:
-        """A new file of `nbytes`, its blocks reserved where the file system can; returns its descriptor."""
+    def links_to(self, name: str, original: Path) -> bool:
+        """Whether a staged file is a link to a file outside."""
+        try:
+            return (self.folder / name).samefile(original)
+        except OSError:
+            return False
+
+    def keep_only(self, files: Container[str]) -> None:
+        """Remove all else that an earlier run left: what it made at its end is made again. Raises WriteFailed."""
+        try:
+            for path in self._staged():
+                if path.relative_to(self.folder).as_posix() not in files:
+                    path.unlink()
+        except OSError as error:
+            raise WriteFailed(f"{error.filename or self.path}: {error.strerror}") from error
+
+    def nbytes_on_disk(self) -> int:
+        """Bytes that the file system has given to what is staged already, links to files outside apart."""
+        found = [os.lstat(path) for path in self._staged()]
+        return sum(there.st_blocks * 512 for there in found if there.st_nlink == 1)
+
+    def _staged(self) -> Iterator[Path]:
+        return (path for path in self.folder.rglob("*") if path.is_symlink() or not path.is_dir())
+
+    def create(self, name: str, nbytes: int) -> StagedFile:
+        """A new file of `nbytes`, its blocks reserved where the file system can. Raises WriteFailed."""
         path = self.folder / name
         try:
             if path.parent != self.folder:
                 path.parent.mkdir(exist_ok=True)
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-            self._fds[name] = fd
+            file = self._open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
             try:
-                os.posix_fallocate(fd, 0, max(nbytes, 1))
+                syscalls.fallocate(file.fd, max(nbytes, 1))
             except OSError as error:
                 if error.errno not in _CANNOT_RESERVE:
                     raise
-            os.ftruncate(fd, nbytes)
+            os.ftruncate(file.fd, nbytes)
         except OSError as error:
             raise WriteFailed(f"{path}: cannot make a file of {nbytes} bytes: {error.strerror}") from error
-        return fd
+        return file
+
+    def reopen(self, name: str) -> StagedFile:
+        """A file that an earlier run created, to be written further. Raises WriteFailed."""
+        try:
+            return self._open(name, os.O_RDWR | os.O_NOFOLLOW)
+        except OSError as error:
+            raise WriteFailed(f"{self.folder / name}: {error.strerror}") from error
+
+    def _open(self, name: str, flags: int) -> StagedFile:
+        file = StagedFile(os.open(self.folder / name, flags | os.O_CLOEXEC, 0o666), self.folder / name)
+        self._files[name] = file
+        return file
 
     def adopt(self, name: str, original: Path) -> bool:
         """Make `name` a hard link to a file outside; False where it cannot be one, and is to be created."""
@@ -164,7 +224,7 @@ class Staging:
         try:
             path.parent.mkdir(exist_ok=True)
             os.link(original.resolve(), path)
-            self._fds[name] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._open(name, os.O_RDONLY)
         except OSError as error:
             if error.errno in _CANNOT_LINK:
                 return False
@@ -185,24 +245,32 @@ class Staging:
     def _copy(self, name: str, twin: str) -> None:
         try:
             shutil.copyfile(self.folder / name, self.folder / twin)
-            self._fds[twin] = os.open(self.folder / twin, os.O_RDWR | os.O_CLOEXEC)
+            self._open(twin, os.O_RDWR)
         except OSError as error:
             raise WriteFailed(f"{self.folder / twin}: {error.strerror}") from error
 
     def write_file(self, name: str, content: bytes) -> None:
         """A small file, whole."""
-        fd = self.create(name, len(content))
-        pwrite_all(fd, 0, memoryview(content), self.folder / name)
+        self.create(name, len(content)).write(0, memoryview(content))
+
+    def settle(self) -> None:
+        """Make files and folders durable, as far as they are there. Raises OSError."""
+        for file in self._files.values():
+            file.fsync()
+        for folder in sorted({(self.folder / name).parent for name in self._files}, reverse=True):
+            fsync_folder(folder)
+        for folder in (self.folder, self.path, self.path.parent):
+            fsync_folder(folder)
 
     def commit(self, manifest: bytes, overwrite: bool) -> None:
         """Make everything durable, the manifest last, and give the folder its final name. Raises WriteFailed."""
         try:
-            for fd in self._fds.values():
-                os.fsync(fd)
+            for file in self._files.values():
+                file.fsync()
             self.write_file(MANIFEST_NAME, manifest)
-            os.fsync(self._fds[MANIFEST_NAME])
-            for folder in sorted({(self.folder / name).parent for name in self._fds}, reverse=True):
-                _fsync_folder(folder)
+            self._files[MANIFEST_NAME].fsync()
+            for folder in sorted({(self.folder / name).parent for name in self._files}, reverse=True):
+                fsync_folder(folder)
             self._rename(overwrite)
         except OSError as error:
             raise WriteFailed(f"{error.filename or self.path}: {error.strerror}") from error
@@ -210,20 +278,42 @@ class Staging:
     def _rename(self, overwrite: bool) -> None:
         """Give the folder its final name, durably, or leave what was there."""
         replaced = overwrite and self.out.exists()
-        swapped = replaced and _exchange(self.folder, self.out)
+        swapped = replaced and self._swap()
         try:
             if not swapped:
                 if replaced:
                     os.rename(self.out, self.path / _REPLACED)
                 os.rename(self.folder, self.out)
-            _fsync_folder(self.out.parent)
+            for folder in (self.out.parent, self.path):
+                fsync_folder(folder)
         except BaseException:
             self._undo_rename(swapped)
             raise
 
+    def _swap(self) -> bool:
+        """Swap the result and the folder that it replaces; False where the file system cannot.
+
+        Meanwhile the journal has another name, durably: after a crash it would speak for the wrong one of the two.
+        """
+        has_journal = self.journal.exists()
+        if has_journal:
+            os.rename(self.journal, self.path / _SET_ASIDE)
+            fsync_folder(self.path)
+        try:
+            syscalls.exchange(self.folder, self.out)
+        except OSError as error:
+            if has_journal:
+                os.rename(self.path / _SET_ASIDE, self.journal)
+            if error.errno in _CANNOT_EXCHANGE:
+                return False
+            raise
+        return True
+
     def _undo_rename(self, swapped: bool) -> None:
         if swapped:
-            _exchange(self.folder, self.out)
+            syscalls.exchange(self.folder, self.out)
+            if (self.path / _SET_ASIDE).exists():
+                os.rename(self.path / _SET_ASIDE, self.journal)
             return
         if not self.folder.exists():
             os.rename(self.out, self.folder)
@@ -233,71 +323,50 @@ class Staging:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._release()
-
-    def _release(self) -> None:
-        for fd in self._fds.values():
-            os.close(fd)
-        self._fds.clear()
-        if self._ours:
+        for file in self._files.values():
+            file.close()
+        if error is not None and self._is_of_use() and not isinstance(error, SourceChanged):
+            error.add_note(f"What is done is kept in {self.path}: the same command goes on from there.")
+        else:
             with contextlib.suppress(OSError):
                 self._clear()
+                (self.path / _MARKER).unlink()
                 self.path.rmdir()
-            self._ours = False
+        self._unlock()
+
+    def _is_of_use(self) -> bool:
+        """Whether a later run can go on from what is staged."""
+        return self.journal.exists() and self.folder.exists()
+
+    def _unlock(self) -> None:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+    def _clear(self) -> None:
+        """Remove all that is staged; the journal first, durably, since it speaks for the rest."""
+        if self.journal.exists():
+            self.journal.unlink()
+            fsync_folder(self.path)
+        for entry in self.path.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry.name != _MARKER:
+                entry.unlink()
+
+    def _owner(self) -> str:
+        """Who has the lock, as far as it is known."""
+        try:
+            return (self.path / _MARKER).read_text()[:100] or "unknown"
+        except (OSError, ValueError):
+            return "unknown"
 
 
 _CANNOT_RESERVE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 """The file system reserves nothing, which is no reason to stop."""
 
-
 _CANNOT_LINK = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EXDEV)
 """The file system has no hard links, or no more for this file, or none for files of others; or it is another one."""
 
-
-class FileSink:
-    """Writes pieces to the staged files; those without a descriptor have all their bytes. See `copying.Sink`."""
-
-    def __init__(self, fds: Sequence[int | None], paths: Sequence[Path]) -> None:
-        self._fds = fds
-        self._paths = paths
-
-    def put(self, file: int, offset: int, data: memoryview) -> None:
-        """Write `data` at `offset` of file number `file`, unless it is there. Raises WriteFailed with the offset."""
-        fd = self._fds[file]
-        if fd is not None:
-            pwrite_all(fd, offset, data, self._paths[file])
-
-
-def pwrite_all(fd: int, offset: int, data: memoryview, path: Path) -> None:
-    """Write all of `data`, however little a call takes. Raises WriteFailed."""
-    done = 0
-    while done < len(data):
-        try:
-            done += os.pwrite(fd, data[done : done + _WRITE_CALL_BYTES], offset + done)
-        except OSError as error:
-            raise WriteFailed(f"{path}: write at byte {offset + done} failed: {error.strerror}") from error
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Swap two folders in one step; False where the file system cannot."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if not hasattr(libc, "renameat2"):
-        return False
-    at = -100  # AT_FDCWD
-    if libc.renameat2(at, os.fsencode(one), at, os.fsencode(other), _RENAME_EXCHANGE) == 0:
-        return True
-    number = ctypes.get_errno()
-    if number in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-        return False
-    raise OSError(number, os.strerror(number), str(other))
-
-
-def _fsync_folder(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+_CANNOT_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+"""The file system cannot swap two names in one step."""

@@ -5,9 +5,8 @@ workers × chunk, whatever the size of a tensor. Where the bytes go is the sink'
 verify's sink compares them with what stands there.
 """
 
-import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,8 +17,10 @@ import xxhash
 
 from dsv4_shard.blocks import Rectangle, whole_rectangle
 from dsv4_shard.conversions import Conversion
+from dsv4_shard.digests import DIGEST_BYTES
 from dsv4_shard.errors import InexactCast, SourceChanged
 from dsv4_shard.header import DTYPE_BITS
+from dsv4_shard.journal import Finished
 from dsv4_shard.recipe import Cut, Fixed, Recipe, Step
 from dsv4_shard.roles import scale_name
 from dsv4_shard.sources import LocalFile, LocalSource
@@ -28,15 +29,17 @@ from dsv4_shard.transforms import Bytes, Decoded, Transform
 CHUNK_BYTES = 8 << 20
 """Bytes that a worker reads at a time; larger chunks fall out of the CPU's cache and are slower."""
 
-MAX_WORKERS = 8
-
-DIGEST_BYTES = 16
-
 
 class Sink(Protocol):
     """Takes the bytes of output files. Called from many threads, never twice for the same byte."""
 
     def put(self, file: int, offset: int, data: memoryview) -> None: ...
+
+
+class Log(Protocol):
+    """Is told of each step as it is done. Called from many threads."""
+
+    def note(self, finished: Finished) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +56,6 @@ class CopyResult:
     bytes_put: int
 
 
-def default_workers() -> int:
-    """As many as the CPUs that this process may use; more only waits for the disk."""
-    return min(MAX_WORKERS, len(os.sched_getaffinity(0)))
-
-
 def copy(
     recipe: Recipe,
     source: LocalSource,
@@ -66,14 +64,18 @@ def copy(
     on_progress: Callable[[int], None] = lambda _: None,
     *,
     allow_inexact: bool = False,
+    finished: Iterable[Finished] = (),
+    log: Log | None = None,
 ) -> CopyResult:
-    """Run every step of `recipe`; `on_progress` gets the bytes put since it was last called, from any worker.
+    """Run every step of `recipe` but the `finished` ones, of which their digests are taken; tell `log` of each.
 
-    Raises the first ShardError that a worker meets: InexactCast where a cast rounds and `allow_inexact` is off, and
-    SourceChanged where a source file changed meanwhile.
+    `on_progress` gets the bytes put since it was last called, from any worker. Raises the first ShardError that a
+    worker meets: InexactCast where a cast rounds and `allow_inexact` is off, and SourceChanged where a source file
+    changed meanwhile.
     """
     with _open_files(source, recipe) as files:
-        run = _Run(recipe, files, sink, on_progress, allow_inexact)
+        run = _Run(recipe, files, sink, on_progress, allow_inexact, log)
+        run.skip(finished)
         for fixed in recipe.fixed:
             run.put_fixed(fixed)
         if workers == 1:
@@ -114,9 +116,12 @@ class _Run:
         sink: Sink,
         on_progress: Callable[[int], None],
         allow_inexact: bool,
+        log: Log | None,
     ) -> None:
         self._recipe = recipe
-        self._steps = iter(recipe.steps)
+        self._is_finished = bytearray(len(recipe.steps))
+        self._steps = ((n, step) for n, step in enumerate(recipe.steps) if not self._is_finished[n])
+        self._log = log
         self._files = files
         self._sink = sink
         self._on_progress = on_progress
@@ -127,6 +132,12 @@ class _Run:
         self._inexact: dict[str, int] = {}
         self._bytes_read = 0
         self._bytes_put = 0
+
+    def skip(self, finished: Iterable[Finished]) -> None:
+        """Take steps as done that an earlier run finished."""
+        for step in finished:
+            self._is_finished[step.number] = True
+            self._keep(step, _pieces_of(self._recipe.steps[step.number]))
 
     def stop(self) -> None:
         """Let workers end after the chunk they are at."""
@@ -149,30 +160,47 @@ class _Run:
         buffer = bytearray(CHUNK_BYTES)
         while not self._stopped:
             with self._lock:
-                step = next(self._steps, None)
+                number, step = next(self._steps, (0, None))
             if step is None:
                 return
             try:
-                pieces = self._decode(step, step.transform) if step.transform else self._move(step, buffer)
+                pieces = _pieces_of(step)
+                inexact = self._decode(step, step.transform, pieces) if step.transform else 0
+                if not step.transform:
+                    self._move(step, pieces, buffer)
+                if not self._stopped:
+                    self._finish(number, pieces, inexact)
             except BaseException:
                 self.stop()
                 raise
-            if not self._stopped:
-                self._note(pieces)
 
-    def _note(self, pieces: list["_Piece"]) -> None:
-        """Keep the digests of finished pieces."""
+    def _finish(self, number: int, pieces: list["_Piece"], inexact: int) -> None:
+        """All pieces of a step are where they belong."""
+        digests = b"".join(piece.hash.digest() for piece in pieces)
+        step = Finished(number, digests, inexact, sum(piece.done * len(piece.places) for piece in pieces))
         with self._lock:
-            for piece in pieces:
-                digest = piece.hash.digest()
-                for file, tensor, slot in piece.places:
-                    runs = self._recipe.files[file].pieces.get(tensor, ((1, 0),))
-                    room = DIGEST_BYTES * sum(count for count, _ in runs)
-                    kept = self._pieces.setdefault((file, tensor), bytearray(room))
-                    kept[slot * DIGEST_BYTES : (slot + 1) * DIGEST_BYTES] = digest
+            self._keep(step, pieces)
+        if self._log is not None:
+            self._log.note(step)
+
+    def _keep(self, step: Finished, pieces: list["_Piece"]) -> None:
+        """What is to be remembered of a finished step."""
+        self._gather(pieces, step.digests)
+        if step.inexact:
+            self._inexact[self._recipe.steps[step.number].source.name] = step.inexact
+
+    def _gather(self, pieces: list["_Piece"], digests: bytes) -> None:
+        """Put the digests of pieces, one after another, beside those of their tensors' other pieces."""
+        for index, piece in enumerate(pieces):
+            digest = digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
+            for file, tensor, slot in piece.places:
+                runs = self._recipe.files[file].pieces.get(tensor, ((1, 0),))
+                room = DIGEST_BYTES * sum(count for count, _ in runs)
+                kept = self._pieces.setdefault((file, tensor), bytearray(room))
+                kept[slot * DIGEST_BYTES : (slot + 1) * DIGEST_BYTES] = digest
 
     def _read(self, name: str, start: int, buffer: memoryview) -> None:
-        self._files[name].readinto(start, buffer)
+        self._files[name].readinto(start, buffer, once=True)
         with self._lock:
             self._bytes_read += len(buffer)
 
@@ -192,11 +220,10 @@ class _Run:
         """A tensor that is in no checkpoint."""
         piece = _Piece(None, 0, [(fixed.file, fixed.tensor, 0)])
         self._append(piece, np.frombuffer(fixed.data, np.uint8))
-        self._note([piece])
+        self._gather([piece], piece.hash.digest())
 
-    def _move(self, step: Step, buffer: bytearray) -> list["_Piece"]:
+    def _move(self, step: Step, pieces: list["_Piece"], buffer: bytearray) -> None:
         """Bytes as they are, or converted one by one: each cut gets its part of every chunk of rows."""
-        pieces = _pieces_of(step)
         areas = [cut.rectangle for piece in pieces if (cut := piece.cut) is not None]
         first, last = min(area.row_start for area in areas), max(area.row_stop for area in areas)
         for row, matrix in self._chunks(step, first, last, buffer):
@@ -208,7 +235,6 @@ class _Run:
         for piece in pieces:
             if piece.pad_nbytes and not self._stopped:
                 self._append(piece, _converted(_filled(1, piece.pad_nbytes, step.fill), step.conversion))
-        return pieces
 
     def _chunks(self, step: Step, first: int, last: int, buffer: bytearray) -> Iterator[tuple[int, Bytes]]:
         """Rows `[first, last)` of a source tensor, each read once: (number of the first row, rows × bytes)."""
@@ -240,24 +266,20 @@ class _Run:
         repeated = np.ascontiguousarray(items.repeat(step.repeat, axis=0).repeat(step.repeat, axis=1))
         return repeated.view(np.uint8).reshape(len(repeated), -1)
 
-    def _decode(self, step: Step, transform: Transform) -> list["_Piece"]:
-        """A weight and its scale, decoded stripe by stripe."""
-        pieces: list[_Piece] = []
+    def _decode(self, step: Step, transform: Transform, pieces: list["_Piece"]) -> int:
+        """A weight and its scale, decoded stripe by stripe; returns how many values are inexact."""
         inexact = 0
-        for weights in _pieces_of(step):
-            scales = _Piece(weights.cut, 0, [(file, scale_name(name), 0) for file, name, _ in weights.places])
+        each = 2 if transform.scale_dtype else 1
+        for weights, *scales in (pieces[first : first + each] for first in range(0, len(pieces), each)):
             for decoded in self._stripes(step, transform, weights):
                 inexact += decoded.inexact
                 self._append(weights, decoded.weight)
-                if decoded.scale is not None:
-                    self._append(scales, decoded.scale)
-            pieces += [weights, scales] if transform.scale_dtype else [weights]
+                for piece in scales:
+                    assert decoded.scale is not None, "transforms that have a dtype for scales make them"
+                    self._append(piece, decoded.scale)
         if inexact and not self._allow_inexact:
             raise InexactCast(f"{step.source.name}: {inexact:,} of its values do not fit FP8 exactly")
-        if inexact:
-            with self._lock:
-                self._inexact[step.source.name] = inexact
-        return pieces
+        return inexact
 
     def _stripes(self, step: Step, transform: Transform, piece: "_Piece") -> Iterator[Decoded]:
         """The rows of a piece, some whole stripes at a time, read with their scales and decoded."""
@@ -303,13 +325,24 @@ class _Piece:
         return self.cut.pad_rows * self.cut.row_nbytes if self.cut else 0
 
 
+def pieces_of(step: Step) -> int:
+    """How many pieces a step makes, each with a digest."""
+    each = 2 if step.transform and step.transform.scale_dtype else 1
+    return each * sum(len(landing.spread) for landing in step.landings)
+
+
 def _pieces_of(step: Step) -> list[_Piece]:
-    """The pieces of a step; a cut that goes to several files is one, so that it is converted and hashed once."""
-    return [
-        _Piece(cut, landing.at, [(file, landing.tensor, landing.slot) for file in files])
-        for landing in step.landings
-        for cut, files in landing.spread
-    ]
+    """The pieces of a step; a cut that goes to several files is one, so that it is converted and hashed once.
+
+    Where a transform makes new scales, each piece of the weight is followed by theirs.
+    """
+    pieces = []
+    for landing in step.landings:
+        for cut, files in landing.spread:
+            pieces.append(_Piece(cut, landing.at, [(file, landing.tensor, landing.slot) for file in files]))
+            if step.transform and step.transform.scale_dtype:
+                pieces.append(_Piece(cut, 0, [(file, scale_name(landing.tensor), 0) for file in files]))
+    return pieces
 
 
 def _columns(rows: Bytes, area: Rectangle) -> Bytes:

@@ -169,6 +169,12 @@ class OutputBusy(OutputError):
     """Another dsv4-shard is writing the same output."""
 
 
+class OtherRun(OutputError):
+    """An unfinished run of something else left its work where this one's would go."""
+
+    hint = "Give the earlier command again to finish that run, or add --restart to throw its work away."
+
+
 class NotEnoughDisk(OutputError):
     """The file system has less room than the shards need."""
 

@@ -8,13 +8,12 @@ without these checks a swapped or foreign file would load and give wrong output.
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from dsv4_shard.commit import MANIFEST_NAME
+from dsv4_shard.digests import digest_of, hash_tensor
 from dsv4_shard.engines.raw_layout import DRAFT_FOLDER
 from dsv4_shard.errors import HeaderError, LoadRefused, ReadFailed
 from dsv4_shard.header import Header, read_header
-from dsv4_shard.manifest import Manifest, ManifestFile, digest_of, load_manifest
+from dsv4_shard.manifest import MANIFEST_NAME, Manifest, ManifestFile, load_manifest
 from dsv4_shard.sources import LocalFile
-from dsv4_shard.verify import hash_tensor
 
 _NAMED_AT_ONCE = 3
 

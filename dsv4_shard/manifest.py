@@ -5,20 +5,18 @@ came in one piece; where it was put together from several, it is that of the pie
 their lengths.
 """
 
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
-import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dsv4_shard import __version__
-from dsv4_shard.commit import MANIFEST_NAME
+from dsv4_shard.digests import digest_of
 from dsv4_shard.errors import NotAResult
-from dsv4_shard.plan import PlanSource
-from dsv4_shard.recipe import OutputFile
+from dsv4_shard.origin import Origin
 
 SCHEMA_VERSION: Literal[1] = 1
+MANIFEST_NAME = "manifest.json"
 PLAN_NAME = "plan.json"
 MAX_MANIFEST_BYTES = 1 << 30
 
@@ -69,7 +67,7 @@ class Manifest(_Document):
     layout: str
     world: int
     ranks: tuple[int, ...]
-    source: PlanSource
+    source: Origin
     plan_digest: str
     identity: dict[str, str]
     files: tuple[ManifestFile, ...]
@@ -84,37 +82,6 @@ class Manifest(_Document):
     def to_bytes(self) -> bytes:
         """As it stands in the folder."""
         return self.model_dump_json(indent=1).encode() + b"\n"
-
-
-def digest_of(data: bytes | memoryview) -> str:
-    """xxh3-128 in hexadecimal."""
-    return xxhash.xxh3_128_hexdigest(data)
-
-
-def tensor_digest(pieces: Iterable[bytes]) -> str:
-    """The digest of a tensor from those of its pieces, in order; see `copying.CopyResult`."""
-    digests = list(pieces)
-    return digests[0].hex() if len(digests) == 1 else digest_of(b"".join(digests))
-
-
-def manifest_files(files: tuple[OutputFile, ...], digests: Mapping[tuple[int, str], str]) -> tuple[ManifestFile, ...]:
-    """The entries of weight files, from what copying hashed."""
-    tensors: list[dict[str, str]] = [{} for _ in files]
-    for (number, name), digest in digests.items():
-        tensors[number][name] = digest
-    return tuple(
-        ManifestFile(
-            name=file.name,
-            ranks=file.ranks,
-            nbytes=file.nbytes,
-            payload=file.payload,
-            header_digest=digest_of(file.header),
-            tensors=found,
-            pieces=file.pieces,
-            links=file.links,
-        )
-        for file, found in zip(files, tensors, strict=True)
-    )
 
 
 def load_manifest(folder: Path) -> Manifest:

@@ -4,7 +4,6 @@ A plan is a JSON document that a person can read, diff and review, and that `res
 made from headers and rules alone, so it can be made again: that is how an edited or a foreign plan is found out.
 """
 
-import hashlib
 import json
 import shlex
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from dsv4_shard.engines import find_engine
 from dsv4_shard.engines.base import Breach, Context, Deployment, Engine, Expert, LeftOut, Placement, Request
 from dsv4_shard.errors import IncompleteCheckpoint, InfeasiblePlan
 from dsv4_shard.inventory import Inventory
+from dsv4_shard.origin import Origin, origin_of
 from dsv4_shard.roles import MODULE, Module, Part, Stage
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -29,23 +29,6 @@ _ALTERNATIVES = 3
 
 class _Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class PlanFile(_Document):
-    """A weight file of the checkpoint that the plan was made for."""
-
-    name: str
-    nbytes: int
-    header_digest: str
-
-
-class PlanSource(_Document):
-    """Which checkpoint the plan was made for. Digests are xxh3-128 of headers and SHA-256 of config.json's content."""
-
-    label: str
-    revision: str | None
-    config_digest: str
-    files: tuple[PlanFile, ...]
 
 
 class PlanBreach(_Document):
@@ -140,7 +123,7 @@ class Plan(_Document):
 
     schema_version: Literal[1]
     tool_version: str
-    source: PlanSource
+    source: Origin
     request: dict[str, int | str | None]
     engine_version: str
     deployment: dict[str, Any]
@@ -277,7 +260,7 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
     return Plan(
         schema_version=SCHEMA_VERSION,
         tool_version=__version__,
-        source=describe_source(checkpoint, label),
+        source=origin_of(checkpoint, label),
         request=asdict(request),
         engine_version=engine.version,
         deployment=_deployment(choice.at),
@@ -309,18 +292,6 @@ def refuse_errors(inventory: Inventory) -> None:
     if errors:
         more = f" ({len(errors) - 1} more findings)" if len(errors) > 1 else ""
         raise IncompleteCheckpoint(errors[0].message + more)
-
-
-def describe_source(checkpoint: Checkpoint, label: str) -> PlanSource:
-    """What tells this checkpoint from any other, from its headers and config.json; `label` is how a user named it."""
-    files = tuple(PlanFile(name=f.name, nbytes=f.nbytes, header_digest=f.header_digest) for f in checkpoint.files)
-    canonical = json.dumps(checkpoint.document, sort_keys=True).encode()
-    return PlanSource(
-        label=label,
-        revision=checkpoint.source.revision,
-        config_digest=hashlib.sha256(canonical).hexdigest(),
-        files=files,
-    )
 
 
 def _deployment(at: Deployment) -> dict[str, Any]:

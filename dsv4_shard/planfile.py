@@ -12,7 +12,8 @@ from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.engines.base import Request
 from dsv4_shard.errors import BadPlan, ForeignPlan, UsageError
 from dsv4_shard.inventory import Inventory
-from dsv4_shard.plan import SCHEMA_VERSION, Plan, PlanSource, describe_source, make_plan
+from dsv4_shard.origin import differences, origin_of
+from dsv4_shard.plan import SCHEMA_VERSION, Plan, make_plan
 
 MAX_PLAN_BYTES = 64 << 20
 
@@ -45,8 +46,8 @@ def check_plan(plan: Plan, checkpoint: Checkpoint, inventory: Inventory) -> Plan
 
     Raises ForeignPlan where the checkpoint is another or changed, BadPlan where the plan was edited.
     """
-    now = describe_source(checkpoint, plan.source.label)
-    _compare_sources(plan.source, now)
+    for difference in differences(plan.source, origin_of(checkpoint, plan.source.label)):
+        raise ForeignPlan(f"the plan was made for another checkpoint: {difference}")
     try:
         request = Request(**plan.request)  # type: ignore[arg-type]
         fresh = make_plan(checkpoint, inventory, request, plan.source.label)
@@ -58,25 +59,6 @@ def check_plan(plan: Plan, checkpoint: Checkpoint, inventory: Inventory) -> Plan
         more = f" ({len(edits) - 1} more differences)" if len(edits) > 1 else ""
         raise BadPlan(f"the plan was edited: {edits[0]}{more}")
     return fresh
-
-
-def _compare_sources(planned: PlanSource, now: PlanSource) -> None:
-    theirs = {file.name: file for file in planned.files}
-    ours = {file.name: file for file in now.files}
-    if theirs.keys() != ours.keys():
-        only = sorted(theirs.keys() ^ ours.keys())
-        raise ForeignPlan(
-            f"the plan is for {planned.label} with {len(theirs)} weight files, here are {len(ours)}: {only[0]} differs"
-        )
-    for name, file in theirs.items():
-        if file.nbytes != ours[name].nbytes:
-            raise ForeignPlan(f"{name}: {file.nbytes} bytes when the plan was made, {ours[name].nbytes} now")
-        if file.header_digest != ours[name].header_digest:
-            raise ForeignPlan(f"{name}: its header differs from the one that the plan was made for")
-    if None not in (planned.revision, now.revision) and planned.revision != now.revision:
-        raise ForeignPlan(f"the plan is for revision {planned.revision}, here is {now.revision}")
-    if planned.config_digest != now.config_digest:
-        raise ForeignPlan("config.json differs from the one that the plan was made for")
 
 
 def _differences(theirs: Any, ours: Any, path: str) -> Iterator[str]:

@@ -44,6 +44,15 @@ class Progress:
             percent = 100 * done / max(1, self._total)
             print(f"{self._what}: {done:,} of {self._total:,} bytes ({percent:.0f} %)", file=sys.stderr)
 
+    def resume(self, nbytes: int) -> None:
+        """Count bytes that an earlier run moved, and say so."""
+        self._done += nbytes
+        percent = 100 * nbytes / max(1, self._total)
+        text = f"going on where an earlier run stopped: {nbytes:,} of {self._total:,} bytes are there ({percent:.0f} %)"
+        print(text, file=sys.stderr)
+        self._bar.remove_task(self._task)  # a new one, so that the rate does not count them
+        self._task = self._bar.add_task(self._what, total=self._total, completed=nbytes)
+
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
         self.seconds = time.monotonic() - self._started

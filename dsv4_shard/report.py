@@ -300,8 +300,10 @@ def show_dry_run(console: Console, job: Job, out: str, needed: int, free: int) -
 
 def show_outcome(console: Console, outcome: Outcome, seconds: float) -> None:
     """What reshard wrote, and what to do next."""
-    rate = outcome.nbytes / seconds if seconds else 0
+    rate = (outcome.nbytes - outcome.resumed) / seconds if seconds else 0
     console.print(f"wrote {outcome.files} rank files, {size(outcome.nbytes)} in {seconds:.1f} s ({size(int(rate))}/s)")
+    if outcome.resumed:
+        _item(console, f"{size(outcome.resumed)} of it was there from an earlier run")
     if outcome.linked:
         _item(console, f"{outcome.linked} more are links to the checkpoint's own files")
     if outcome.inexact:

@@ -1,23 +1,30 @@
 """Plan → rank files: checks everything first, then lets `copying` move the bytes and `commit` make them real."""
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+
+import xxhash
 
 from dsv4_shard import __version__
 from dsv4_shard.checkpoint import INDEX_FILE, Checkpoint
 from dsv4_shard.choosing import choose
-from dsv4_shard.commit import FileSink, Staging, check_output, check_room, pwrite_all
-from dsv4_shard.copying import CopyResult, copy, default_workers
+from dsv4_shard.commit import Staging, check_output, check_room
+from dsv4_shard.copying import CopyResult, copy, pieces_of
+from dsv4_shard.cpus import default_workers
+from dsv4_shard.digests import DIGEST_BYTES, digest_of
 from dsv4_shard.engines import find_engine
 from dsv4_shard.engines.base import Context, Request
-from dsv4_shard.errors import UsageError
+from dsv4_shard.errors import SourceChanged, UsageError, WriteFailed
 from dsv4_shard.inventory import Inventory
-from dsv4_shard.manifest import PLAN_NAME, Manifest, ManifestCompanion, digest_of, manifest_files
+from dsv4_shard.journal import Finished, Journal, Run, Unfinished, read_journal, refuse_other
+from dsv4_shard.manifest import PLAN_NAME, Manifest, ManifestCompanion, ManifestFile
 from dsv4_shard.plan import Plan, refuse_errors, refuse_infeasible
 from dsv4_shard.recipe import OutputFile, Recipe, make_recipe
 from dsv4_shard.sources import LocalSource
+from dsv4_shard.writing import FileSink, StagedFile
 
 COPIED_FILE_LIMIT = 256 << 20
 """A tokenizer larger than this is no tokenizer."""
@@ -47,7 +54,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run wrote; `linked` files are links to the checkpoint's own, and not in `files` and `nbytes`."""
+    """What a run wrote; `linked` files are links to the checkpoint's own, and not in `files` and `nbytes`.
+
+    `resumed` bytes of tensors are an earlier run's, which this one went on from.
+    """
 
     out: Path
     files: int
@@ -55,6 +65,7 @@ class Outcome:
     bytes_read: int
     inexact: dict[str, int]
     linked: int = 0
+    resumed: int = 0
 
 
 def prepare(checkpoint: Checkpoint, inventory: Inventory, plan: Plan, ranks: tuple[int, ...] | None = None) -> Job:
@@ -115,43 +126,114 @@ def reshard(
     workers: int | None = None,
     overwrite: bool = False,
     allow_inexact: bool = False,
+    restart: bool = False,
     on_progress: Callable[[int], None] = lambda _: None,
+    on_resume: Callable[[int], None] = lambda _: None,
 ) -> Outcome:
     """Write a job's files into the folder `out`, which appears whole or not at all.
 
-    Raises an OutputError, ReadFailed, WriteFailed, SourceChanged, or InexactCast where an FP8 cast would round.
+    Where an earlier run of the same job ended early, this goes on from there, and `on_resume` gets the bytes of tensors
+    that are there already; `restart` throws them away. Raises an OutputError (OtherRun where the earlier run was of
+    another job), ReadFailed, WriteFailed, SourceChanged, or InexactCast where an FP8 cast would round.
     """
     check_output(out, checkpoint.source.root, overwrite)
-    check_room(out, job.nbytes_to_write(checkpoint.source, out))
-    recipe = job.recipe
+    recipe, run = job.recipe, _run(job, checkpoint)
     with Staging(out) as staging:
-        fds = [_stage(file, staging, checkpoint.source) for file in recipe.files]
-        paths = [staging.folder / file.name for file in recipe.files]
-        result = copy(
-            recipe,
-            checkpoint.source,
-            FileSink(fds, paths),
-            workers or default_workers(),
-            on_progress,
-            allow_inexact=allow_inexact,
-        )
-        for file in recipe.files:
-            staging.link(file.name, file.links)
-        for name, content in job.companions.items():
-            staging.write_file(name, content)
-        staging.commit(_manifest(job, result).to_bytes(), overwrite)
-    linked = [file.nbytes for file, fd in zip(recipe.files, fds, strict=True) if fd is None]
+        check_output(out, checkpoint.source.root, overwrite)  # an earlier result may be back in its place
+        earlier = _earlier(staging, run, recipe, checkpoint.source, restart)
+        room = staging.nbytes_on_disk() if earlier else 0
+        check_room(out, job.nbytes_to_write(checkpoint.source, out) - room)
+        files = [_stage(file, staging, checkpoint.source, earlier is not None) for file in recipe.files]
+        sink = FileSink(files)
+        journal = Journal(staging.journal, run, earlier.stop if earlier else 0, staging.settle, sink.flush)
+        finished = earlier.finished if earlier else []
+        resumed = sum(step.nbytes for step in finished)
+        if finished:
+            on_resume(resumed)
+        try:
+            result = copy(
+                recipe,
+                checkpoint.source,
+                sink,
+                workers or default_workers(),
+                on_progress,
+                allow_inexact=allow_inexact,
+                finished=finished,
+                log=journal,
+            )
+            for file in recipe.files:
+                staging.link(file.name, file.links)
+            for name, content in job.companions.items():
+                staging.write_file(name, content)
+            staging.commit(_manifest(job, result).to_bytes(), overwrite)
+        except BaseException:
+            with contextlib.suppress(WriteFailed):
+                journal.save()
+            raise
+    linked = [file.nbytes for file, staged in zip(recipe.files, files, strict=True) if staged is None]
     written = len(recipe.files) - len(linked)
-    return Outcome(out, written, job.nbytes - sum(linked), result.bytes_read, result.inexact, len(linked))
+    return Outcome(out, written, job.nbytes - sum(linked), result.bytes_read, result.inexact, len(linked), resumed)
 
 
-def _stage(file: OutputFile, staging: Staging, source: LocalSource) -> int | None:
-    """A new file with its header; None where it is a link to the checkpoint's own, which must not be written to."""
-    if file.source and staging.adopt(file.name, source.root / file.source):
+def _run(job: Job, checkpoint: Checkpoint) -> Run:
+    """What tells this run's work from any other's. Raises SourceChanged where a file is not what its header said."""
+    for file in checkpoint.files:
+        with checkpoint.source.open(file.name) as opened:
+            if (opened.nbytes, opened.mtime_ns) != (file.nbytes, file.mtime_ns):
+                raise SourceChanged(f"{file.name}: written to since its header was read")
+    headers = xxhash.xxh3_128()
+    for output in job.recipe.files:
+        headers.update(output.header)
+    return Run(
+        tool_version=__version__,
+        origin=job.plan.source,
+        request=job.plan.request,
+        ranks=job.ranks,
+        times={file.name: file.mtime_ns for file in checkpoint.files},
+        files={file.name: file.nbytes for file in job.recipe.files},
+        headers_digest=headers.hexdigest(),
+    )
+
+
+def _earlier(staging: Staging, run: Run, recipe: Recipe, source: LocalSource, restart: bool) -> Unfinished | None:
+    """The work that an earlier run of the same job left, if it is whole and wanted; else the staging folder is emptied.
+
+    Raises OtherRun where it is another job's.
+    """
+    earlier = None if restart else read_journal(staging.journal)
+    if earlier is not None:
+        refuse_other(earlier.run, run, staging.path)
+        staging.keep_only({file.name for file in recipe.files})
+        there = (staging.holds(file.name, file.nbytes, _original(file, source)) for file in recipe.files)
+        if all(there) and _fits(earlier.finished, recipe):
+            return earlier
+    staging.begin()
+    return None
+
+
+def _original(file: OutputFile, source: LocalSource) -> Path | None:
+    """The file of the checkpoint that an output file is byte by byte, if it is one."""
+    return source.root / file.source if file.source else None
+
+
+def _fits(finished: list[Finished], recipe: Recipe) -> bool:
+    """Whether steps of a journal are this recipe's."""
+    return all(
+        step.number < len(recipe.steps) and len(step.digests) == DIGEST_BYTES * pieces_of(recipe.steps[step.number])
+        for step in finished
+    )
+
+
+def _stage(file: OutputFile, staging: Staging, source: LocalSource, is_there: bool) -> StagedFile | None:
+    """A file with its header; None where it is a link to the checkpoint's own, which must not be written to."""
+    original = _original(file, source)
+    if original and (staging.links_to(file.name, original) if is_there else staging.adopt(file.name, original)):
         return None
-    fd = staging.create(file.name, file.nbytes)
-    pwrite_all(fd, 0, memoryview(file.header), staging.folder / file.name)
-    return fd
+    if is_there:
+        return staging.reopen(file.name)
+    staged = staging.create(file.name, file.nbytes)
+    staged.write(0, memoryview(file.header))
+    return staged
 
 
 def _manifest(job: Job, result: CopyResult) -> Manifest:
@@ -170,7 +252,27 @@ def _manifest(job: Job, result: CopyResult) -> Manifest:
         source=job.plan.source,
         plan_digest=digest_of(job.companions[PLAN_NAME]),
         identity=job.identity,
-        files=manifest_files(job.recipe.files, result.digests),
+        files=_manifest_files(job.recipe.files, result.digests),
         companions=companions,
         left_out=job.recipe.left_out,
     ).sealed()
+
+
+def _manifest_files(files: tuple[OutputFile, ...], digests: Mapping[tuple[int, str], str]) -> tuple[ManifestFile, ...]:
+    """The entries of weight files, from what copying hashed."""
+    tensors: list[dict[str, str]] = [{} for _ in files]
+    for (number, name), digest in digests.items():
+        tensors[number][name] = digest
+    return tuple(
+        ManifestFile(
+            name=file.name,
+            ranks=file.ranks,
+            nbytes=file.nbytes,
+            payload=file.payload,
+            header_digest=digest_of(file.header),
+            tensors=found,
+            pieces=file.pieces,
+            links=file.links,
+        )
+        for file, found in zip(files, tensors, strict=True)
+    )

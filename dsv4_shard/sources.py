@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dsv4_shard.errors import ReadFailed, Unreachable, UsageError
+from dsv4_shard.pagecache import UncachedFile
 
 _HUB_ID = re.compile(r"^(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?$")
 _READ_CALL_BYTES = 1 << 30
@@ -30,7 +31,9 @@ class LocalFile:
         if not stat.S_ISREG(self._stat.st_mode):
             os.close(self._fd)
             raise ReadFailed(f"{path}: {_kind(self._stat.st_mode)}, not a file")
+        self._uncached = UncachedFile(self._fd)
         self.nbytes = self._stat.st_size
+        self.mtime_ns = self._stat.st_mtime_ns
 
     def read(self, start: int, stop: int) -> bytes:
         """Bytes `[start, stop)`. Raises ReadFailed with the offset."""
@@ -38,12 +41,13 @@ class LocalFile:
         self.readinto(start, memoryview(buffer))
         return bytes(buffer)
 
-    def readinto(self, start: int, buffer: memoryview) -> None:
-        """Fill `buffer` from byte `start` on. Raises ReadFailed with the offset."""
+    def readinto(self, start: int, buffer: memoryview, *, once: bool = False) -> None:
+        """Fill `buffer` from byte `start` on; `once` keeps what is read out of the page cache. Raises ReadFailed."""
         done = 0
         while done < len(buffer):
+            part = buffer[done : done + _READ_CALL_BYTES]
             try:
-                count = os.preadv(self._fd, [buffer[done : done + _READ_CALL_BYTES]], start + done)
+                count = self._uncached.read(part, start + done) if once else os.preadv(self._fd, [part], start + done)
             except OSError as error:
                 raise ReadFailed(f"{self._path}: read at byte {start + done} failed: {error.strerror}") from error
             if count == 0:

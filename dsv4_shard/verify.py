@@ -13,17 +13,17 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
-import xxhash
 from pydantic import BaseModel, ConfigDict
 
 from dsv4_shard.blocks import whole_rectangle
 from dsv4_shard.checkpoint import Checkpoint
-from dsv4_shard.commit import MANIFEST_NAME
-from dsv4_shard.copying import CHUNK_BYTES, copy, default_workers
+from dsv4_shard.copying import copy
+from dsv4_shard.cpus import default_workers
+from dsv4_shard.digests import digest_of, hash_tensor
 from dsv4_shard.errors import HeaderError, ReadFailed
 from dsv4_shard.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, read_header
 from dsv4_shard.inventory import Inventory
-from dsv4_shard.manifest import PLAN_NAME, Manifest, ManifestFile, digest_of, load_manifest, tensor_digest
+from dsv4_shard.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, ManifestFile, load_manifest
 from dsv4_shard.planfile import check_plan, load_plan
 from dsv4_shard.recipe import Recipe, Step
 from dsv4_shard.reshard import prepare
@@ -235,33 +235,6 @@ def _swapped_content(found: list[Problem], entry: ManifestFile) -> list[Problem]
         return []
     message = f"{len(found):,} of {len(entry.tensors):,} tensors differ, {found[0].tensor} first: another rank's file?"
     return [Problem(kind="wrong-content", file=entry.name, message=message)]
-
-
-def hash_tensor(
-    file: LocalFile,
-    header: Header,
-    name: str,
-    pieces: tuple[tuple[int, int], ...] | None,
-    on_progress: Callable[[int], None],
-) -> str:
-    """The digest of a tensor as it stands in `file`, computed as `reshard` did: see `manifest.tensor_digest`.
-
-    `pieces` are its runs of equal pieces as (count, bytes), None for a tensor of one piece. `on_progress` is given the
-    bytes of each read. Raises ReadFailed.
-    """
-    info = header.tensors[name]
-    start = header.data_start + info.start
-    digests = []
-    for count, nbytes in pieces or ((1, info.nbytes),):
-        for _ in range(count):
-            running = xxhash.xxh3_128()
-            for position in range(start, start + nbytes, CHUNK_BYTES):
-                data = file.read(position, min(position + CHUNK_BYTES, start + nbytes))
-                running.update(data)
-                on_progress(len(data))
-            digests.append(running.digest())
-            start += nbytes
-    return tensor_digest(digests)
 
 
 # --- against the source --------------------------------------------------------------------------------------------

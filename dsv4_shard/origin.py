@@ -1,0 +1,60 @@
+"""Which checkpoint something was made from: what tells it from any other, from its headers and config.json."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+
+from pydantic import BaseModel, ConfigDict
+
+from dsv4_shard.checkpoint import Checkpoint
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class OriginFile(_Document):
+    """A weight file of the checkpoint."""
+
+    name: str
+    nbytes: int
+    header_digest: str
+
+
+class Origin(_Document):
+    """A checkpoint. Digests are xxh3-128 of headers and SHA-256 of config.json's content."""
+
+    label: str
+    revision: str | None
+    config_digest: str
+    files: tuple[OriginFile, ...]
+
+
+def origin_of(checkpoint: Checkpoint, label: str) -> Origin:
+    """What tells this checkpoint from any other; `label` is how a user named it."""
+    files = tuple(OriginFile(name=f.name, nbytes=f.nbytes, header_digest=f.header_digest) for f in checkpoint.files)
+    canonical = json.dumps(checkpoint.document, sort_keys=True).encode()
+    return Origin(
+        label=label,
+        revision=checkpoint.source.revision,
+        config_digest=hashlib.sha256(canonical).hexdigest(),
+        files=files,
+    )
+
+
+def differences(then: Origin, now: Origin) -> Iterator[str]:
+    """How the checkpoint is another one now, each in a line; labels do not count."""
+    before = {file.name: file for file in then.files}
+    after = {file.name: file for file in now.files}
+    if before.keys() != after.keys():
+        only = sorted(before.keys() ^ after.keys())
+        yield f"{then.label} had {len(before)} weight files, here are {len(after)}: {only[0]} differs"
+    for name in before.keys() & after.keys():
+        if before[name].nbytes != after[name].nbytes:
+            yield f"{name}: {before[name].nbytes} bytes then, {after[name].nbytes} now"
+        elif before[name].header_digest != after[name].header_digest:
+            yield f"{name}: its header is another one now"
+    if None not in (then.revision, now.revision) and then.revision != now.revision:
+        yield f"revision {then.revision} then, {now.revision} now"
+    if then.config_digest != now.config_digest:
+        yield "config.json is another one now"

@@ -1,0 +1,86 @@
+"""Reads and writes that do not push out of the page cache what the machine serves from it.
+
+RWF_DONTCACHE (Linux 6.14, where the file system has it) starts writing at once and drops pages when they are done with,
+but leaves those that were cached before. Elsewhere, what was read is dropped behind the cursor, and what was written
+when it is flushed.
+"""
+
+import errno
+import mmap
+import os
+from collections.abc import Callable
+
+RWF_DONTCACHE = 0x80
+_PAGE = mmap.PAGESIZE
+_LEAST_UNCACHED = 16 * _PAGE
+"""Below this, a call of its own for the pages in the middle costs more than it saves."""
+
+
+class UncachedFile:
+    """An open file for positioned I/O past the page cache, for any thread. It does not close the file."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._flags = RWF_DONTCACHE
+        self._is_dirty = False
+        self._failure: OSError | None = None
+
+    def read(self, buffer: memoryview, offset: int) -> int:
+        """One call of preadv(2): bytes read into `buffer`, 0 at the end of the file. Raises OSError."""
+        if self._flags:
+            try:
+                return os.preadv(self.fd, [buffer], offset, self._flags)
+            except OSError as error:
+                self._refused(error)
+        count = os.preadv(self.fd, [buffer], offset)
+        start = offset - offset % _PAGE
+        os.posix_fadvise(self.fd, start, offset + count - start, os.POSIX_FADV_DONTNEED)
+        return count
+
+    def write(self, data: memoryview, offset: int) -> int:
+        """One call of pwritev(2) on a part of `data`: bytes written. Raises OSError.
+
+        Pages at the edges, which a neighbour's bytes share, are written through the cache: past it they would be read
+        back from the disk for their other half.
+        """
+        end = offset + len(data)
+        first, last = -(-offset // _PAGE) * _PAGE, end // _PAGE * _PAGE
+        flags = 0
+        if self._flags and last - first >= _LEAST_UNCACHED:
+            flags, end = (0, first) if offset < first else (self._flags, last)
+        try:
+            return os.pwritev(self.fd, [data[: end - offset]], offset, flags)
+        except OSError as error:
+            self._refused(error)
+            return os.pwritev(self.fd, [data], offset)
+        finally:
+            self._is_dirty = True
+
+    def flush(self) -> None:
+        """Wait until all that was written before is on disk, then drop its pages. Not for two threads at once.
+
+        Raises OSError, and from then on always: Linux forgets what it failed to write, and a second try would succeed.
+        """
+        if self._is_dirty or self._failure:
+            self._is_dirty = False
+            self._sync(os.fdatasync)
+            os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def fsync(self) -> None:
+        """As `flush`, of the file's metadata too, and whether or not this wrote anything."""
+        self._sync(os.fsync)
+
+    def _sync(self, call: Callable[[int], None]) -> None:
+        if self._failure:
+            raise self._failure
+        try:
+            call(self.fd)
+        except OSError as error:
+            self._failure = error
+            raise
+
+    def _refused(self, error: OSError) -> None:
+        """Go on without the flag where it is what the kernel refuses."""
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL) or not self._flags:
+            raise error
+        self._flags = 0

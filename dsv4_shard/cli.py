@@ -1,6 +1,7 @@
 """The commands: parse, call, show. Results go to stdout, everything else to stderr."""
 
 import functools
+import io
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import typer
 
 from dsv4_shard import __version__
 from dsv4_shard.errors import ExitCode, ShardError, UsageError
+from dsv4_shard.escape import clean
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,8 +60,6 @@ def _reported(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _fail(error: ShardError) -> NoReturn:
-    from dsv4_shard.report import clean
-
     print(f"error: {clean(str(error))}", file=sys.stderr)
     if error.hint:
         print(f"  {clean(error.hint)}", file=sys.stderr)
@@ -377,7 +377,7 @@ def _default_repo() -> str:
             "no checkpoint named, none in the current folder, and none inspected yet",
             hint="Name one: dsv4-shard plan REPO --tp 16",
         )
-    print(f"planning for {last}, the checkpoint last inspected", file=sys.stderr)
+    print(f"planning for {clean(last)}, the checkpoint last inspected", file=sys.stderr)
     return last
 
 
@@ -435,4 +435,7 @@ def _on_sigterm(*_: object) -> NoReturn:
 def main() -> None:
     """Entry point."""
     signal.signal(signal.SIGTERM, _on_sigterm)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal whose encoding lacks × is no reason to stop
     app()

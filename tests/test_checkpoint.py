@@ -242,8 +242,7 @@ def test_a_tensor_in_two_files_is_named_with_both(folder):
     ["/etc/passwd", "/etc/x.safetensors", "../x.safetensors", "..", ".", "", "sub/x.safetensors", "sub\\x.safetensors",
      "..\\x.safetensors", "C:\\x.safetensors", "x\0.safetensors", "x.safetensors\0", "x.safetensors\n",
      "x\n.safetensors", " x.safetensors", ".x.safetensors", "-x.safetensors", "x.bin", "x.safetensors.incomplete",
-     "é.safetensors", "x\u202e.safetensors", "\x1b[2Jx.safetensors", "~/x.safetensors", "file:x.safetensors",
-     "\ud800.safetensors"],
+     "é.safetensors", "x\u202e.safetensors", "\x1b[2Jx.safetensors", "~/x.safetensors", "file:x.safetensors"],
     ids=ascii,
 )  # fmt: skip
 def test_a_file_name_that_is_no_plain_name_is_refused_and_nothing_is_opened(folder, name, monkeypatch):
@@ -297,6 +296,10 @@ def test_links_out_of_the_folder_are_read_and_noted(folder, tmp_path):
         (b'{"weight_map": {"a": ["model.safetensors"]}}', "weight_map"),
         (b'{"weight_map": {}}', "empty"),
         (b'{"weight_map": {"a": "x.safetensors", "a": "x.safetensors"}}', "'a' stands twice"),
+        (b'{"weight_map": {"a": "\\ud800.safetensors"}}', "lone surrogate"),
+        (b'{"weight_map": {"\\udc00": "x.safetensors"}}', "lone surrogate"),
+        (b'{"weight_map": {"a": NaN}}', "NaN"),
+        (b'{"metadata": {"total_size": 1e999}, "weight_map": {"a": "x.safetensors"}}', "1e999"),
         (b'{"weight_map": {}, "weight_map": {"a": "x.safetensors"}}', "'weight_map' stands twice"),
     ],
     ids=lambda value: value[:40].decode("ascii", "replace") if isinstance(value, bytes) else "",

@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -34,6 +35,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+_OPEN_FILES = 1 << 16
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -432,9 +435,18 @@ def _on_sigterm(*_: object) -> NoReturn:
     sys.exit(128 + signal.SIGTERM)
 
 
+def _allow_open_files() -> None:
+    """Raise the soft limit: a run holds the checkpoint's files and the ranks' open, which may be hundreds."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def main() -> None:
     """Entry point."""
     signal.signal(signal.SIGTERM, _on_sigterm)
+    _allow_open_files()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal whose encoding lacks × is no reason to stop

@@ -69,6 +69,8 @@ def check_plan(plan: Plan, checkpoint: Checkpoint, inventory: Inventory) -> Plan
 def _compare_sources(planned: PlanSource, now: PlanSource) -> None:
     theirs = {file.name: file for file in planned.files}
     ours = {file.name: file for file in now.files}
+    if len(theirs) != len(planned.files):
+        raise BadPlan("the plan was edited: a weight file stands twice in source.files")
     if theirs.keys() != ours.keys():
         only = sorted(theirs.keys() ^ ours.keys())
         raise ForeignPlan(

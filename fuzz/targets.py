@@ -253,7 +253,7 @@ def _check_plan(data: bytes) -> None:
         except ShardError as error:
             _check_message(error)
             return
-    assert made.source.files == _checkpoint_files()
+    assert loaded.source.files == made.source.files == _checkpoint_files()
     again = make_plan(*_checkpoint(), Request(**loaded.request), loaded.source.label)  # type: ignore[arg-type]
     assert again == made
     assert _canonical(loaded.model_copy(update={"source": made.source})) == _canonical(made)

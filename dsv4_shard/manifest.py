@@ -58,9 +58,11 @@ class ManifestFile(_Document):
     links: tuple[Name, ...] = ()
 
     @model_validator(mode="after")
-    def _each_rank_has_a_name(self) -> "ManifestFile":
+    def _fits_itself(self) -> "ManifestFile":
         if self.links and len(self.names) != len(self.ranks):
             raise ValueError(f"{len(self.names)} names for {len(self.ranks)} ranks")
+        if not self.pieces.keys() <= self.tensors.keys():
+            raise ValueError("pieces of a tensor that the file does not hold")
         return self
 
     @property
@@ -95,6 +97,13 @@ class Manifest(_Document):
     files: tuple[ManifestFile, ...]
     companions: tuple[ManifestCompanion, ...]
     left_out: dict[str, str]
+
+    @model_validator(mode="after")
+    def _each_name_stands_once(self) -> "Manifest":
+        names = [name for file in self.files for name in file.names] + [entry.name for entry in self.companions]
+        if len(set(names)) != len(names) or MANIFEST_NAME in names:
+            raise ValueError("a file stands twice")
+        return self
 
     @model_validator(mode="after")
     def _ranks_are_of_the_world(self) -> "Manifest":

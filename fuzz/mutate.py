@@ -71,7 +71,8 @@ def _change(node: list[Any], at: int, random: Random) -> None:
         case 0:
             value = copy.deepcopy(random.choice(HOSTILE))
         case 1 if isinstance(value, int):
-            value += random.choice((-1, 1, 8, 128, -value * 2))
+            near = (value - 1, value + 1, value + 128, -value)
+            value = random.choice((*near, bool(value), str(value), Raw(f"{value}.0")))
         case 1 | 2 if key is not None:
             key = random.choice((key + "x", "", "__metadata__", "\x1b[31m" + key, Raw('"\\ud800"'), key[:-1]))
         case 3:

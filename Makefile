@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check bench conformance contracts clean
+.PHONY: demo test check bench fuzz conformance contracts clean
 
 demo: $(READY)
 	rm -rf demo
@@ -21,6 +21,22 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks
 
+# Damaged headers, indexes, configs and plans, for SECONDS each, in an environment of its own. `make test` holds the same
+# properties on fewer inputs.
+SECONDS ?= 60
+FUZZ_VENV := .venv-fuzz
+
+fuzz: $(FUZZ_VENV)/.ready
+	for target in header index config plan; do \
+		$(FUZZ_VENV)/bin/python -m fuzz $$target --seconds $(SECONDS) || exit 1; \
+	done
+
+$(FUZZ_VENV)/.ready: constraints.txt
+	$(PYTHON) -m venv $(FUZZ_VENV)
+	$(FUZZ_VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		atheris==3.0.0 numpy pydantic safetensors xxhash
+	touch $@
+
 # The engines run on a CPU, each in an environment of its own under ~/.cache (several GB, made at the first run), for
 # about 40 minutes. Not part of CI: `make test` holds the oracles, which stand in tests/data/oracles.
 conformance: $(READY)
@@ -35,7 +51,7 @@ contracts: $(READY)
 	$(BIN)/python -m conformance.compact contracts
 
 clean:
-	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(FUZZ_VENV) demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

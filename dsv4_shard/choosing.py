@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from dsv4_shard.engines import find_engine
-from dsv4_shard.engines.base import Breach, Context, Deployment, Engine, Expert, Held, Request
+from dsv4_shard.engines.base import MAX_RANKS, Breach, Context, Deployment, Engine, Expert, Held, Request
 from dsv4_shard.errors import UsageError
+from dsv4_shard.escape import short
 from dsv4_shard.inventory import Group, Inventory
 from dsv4_shard.roles import Module, Stage
 
-MAX_RANKS = 4096
+_MAX_NAME_CHARS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +84,12 @@ def check_request(request: Request) -> None:
     names = {"engine": request.engine, "runner": request.runner, "a2a": request.a2a, "gpu": request.gpu,
              "engine-version": request.engine_version}  # fmt: skip
     for name, text in names.items():
-        if not (isinstance(text, str) or (text is None and name != "engine")):
-            raise UsageError(f"--{name} {text!r}: must be a name")
+        if not ((isinstance(text, str) and len(text) <= _MAX_NAME_CHARS) or (text is None and name != "engine")):
+            raise UsageError(f"--{name} {short(text)}: must be a name")
     if request.shared not in ("auto", "whole", "split", "pad"):
-        raise UsageError(f"--shared-experts {request.shared!r}", hint="Choose auto, whole, split or pad.")
+        raise UsageError(f"--shared-experts {short(request.shared)}", hint="Choose auto, whole, split or pad.")
     if request.expert_dtype not in (None, "fp4", "fp8"):
-        raise UsageError(f"--expert-dtype {request.expert_dtype!r}", hint="Choose fp4 or fp8.")
+        raise UsageError(f"--expert-dtype {short(request.expert_dtype)}", hint="Choose fp4 or fp8.")
 
 
 # --- weights ---------------------------------------------------------------------------------------------------------

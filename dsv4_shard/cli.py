@@ -1,6 +1,7 @@
 """The commands: parse, call, show. Results go to stdout, everything else to stderr."""
 
 import functools
+import io
 import json
 import os
 import resource
@@ -14,6 +15,7 @@ import typer
 
 from dsv4_shard import __version__
 from dsv4_shard.errors import ExitCode, ShardError, UsageError
+from dsv4_shard.escape import clean
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,6 +35,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+_OPEN_FILES = 1 << 16
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -63,8 +67,6 @@ def _reported(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _fail(error: ShardError) -> NoReturn:
-    from dsv4_shard.report import clean
-
     print(f"error: {clean(str(error))}", file=sys.stderr)
     if error.hint:
         print(f"  {clean(error.hint)}", file=sys.stderr)
@@ -74,8 +76,6 @@ def _fail(error: ShardError) -> NoReturn:
 
 def _print_notes(error: BaseException) -> None:
     """What is left behind after an error, if anything."""
-    from dsv4_shard.report import clean
-
     for note in getattr(error, "__notes__", ()):
         print(f"  {clean(note)}", file=sys.stderr)
 
@@ -396,7 +396,7 @@ def _default_repo() -> str:
             "no checkpoint named, none in the current folder, and none inspected yet",
             hint="Name one: dsv4-shard plan REPO --tp 16",
         )
-    print(f"planning for {last}, the checkpoint last inspected", file=sys.stderr)
+    print(f"planning for {clean(last)}, the checkpoint last inspected", file=sys.stderr)
     return last
 
 
@@ -447,14 +447,23 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _on_sigterm(*_: object) -> NoReturn:
-    """Leave as after an error, so that what is half-written is removed."""
+    """Leave as after an error, so that what was done is saved."""
     sys.exit(128 + signal.SIGTERM)
+
+
+def _allow_open_files() -> None:
+    """Raise the soft limit: a run holds the checkpoint's files and the ranks' open, which may be hundreds."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def main() -> None:
     """Entry point."""
     signal.signal(signal.SIGTERM, _on_sigterm)
-    # All files of the checkpoint and of the result are open at once: often more than the 1,024 that shells allow.
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    _allow_open_files()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal whose encoding lacks × is no reason to stop
     app()

@@ -1,13 +1,18 @@
 """config.json, as far as the geometry of the model's tensors needs it."""
 
-import json
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dsv4_shard.errors import BadConfig, UnsupportedFamily
+from dsv4_shard.escape import short
+from dsv4_shard.jsonfile import BadJson, is_plain, parse_json
 
 MAX_CONFIG_BYTES = 4 << 20
+MAX_CONFIG_VALUES = 200_000
+"""Enough for a ratio of each of as many layers as there can be; real ones have some 200."""
+
+_NAMED_AT_ONCE = 30
 
 SUPPORTED = ("DeepseekV4ForCausalLM",)
 FAMILIES = {
@@ -23,8 +28,11 @@ FAMILIES = {
 
 Count = Annotated[int, Field(gt=0, lt=2**31, strict=True)]
 Natural = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
-Few = Annotated[int, Field(ge=0, lt=2**16, strict=True)]
-"""Of what the checks go through one by one: no model has 65,536 layers or experts, a hostile config may say so."""
+Few = Annotated[int, Field(ge=0, lt=2**13, strict=True)]
+"""Of what the checks go through one by one: no model has 8,192 layers or experts, a hostile config may say so."""
+
+
+Word = Annotated[str, Field(max_length=100)]
 
 
 class QuantizationConfig(BaseModel):
@@ -32,8 +40,8 @@ class QuantizationConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    quant_method: str | None = None
-    scale_fmt: str | None = None
+    quant_method: Word | None = None
+    scale_fmt: Word | None = None
     weight_block_size: tuple[Count, Count] | None = None
 
 
@@ -42,8 +50,8 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    model_type: str
-    architectures: tuple[str, ...] = ()
+    model_type: Word
+    architectures: tuple[Word, ...] = ()
     hidden_size: Count
     num_hidden_layers: Annotated[Few, Field(gt=0)]
     num_nextn_predict_layers: Few = 0
@@ -62,8 +70,8 @@ class ModelConfig(BaseModel):
     num_experts_per_tok: Count
     hc_mult: Count
     compress_ratios: tuple[Natural, ...]
-    expert_dtype: str | None = None
-    swiglu_limit: float | None = None
+    expert_dtype: Word | None = None
+    swiglu_limit: Annotated[float, Field(strict=True)] | None = None
     quantization_config: QuantizationConfig | None = None
 
     @model_validator(mode="after")
@@ -85,17 +93,20 @@ class ModelConfig(BaseModel):
 def parse_config(raw: bytes, where: str) -> tuple[ModelConfig, dict[str, Any]]:
     """The checked config, and the whole document. Raises BadConfig or UnsupportedFamily."""
     try:
-        document = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise BadConfig(f"{where}: not JSON: {error}") from None
+        document = parse_json(raw, MAX_CONFIG_VALUES)
+    except BadJson as error:
+        raise BadConfig(f"{where}: {error}") from None
     if not isinstance(document, dict):
         raise BadConfig(f"{where}: not a JSON object")
+    if not is_plain(document):
+        raise BadConfig(f"{where}: nested too deeply, or holds a number beyond every double")
     _check_family(document, where)
     try:
         return ModelConfig.model_validate(document), document
     except ValidationError as error:
-        problems = "; ".join(_describe(problem) for problem in error.errors(include_url=False, include_input=False))
-        raise BadConfig(f"{where}: {problems}") from None
+        problems = error.errors(include_url=False, include_input=False)
+        more = f" and {len(problems) - _NAMED_AT_ONCE:,} more" if len(problems) > _NAMED_AT_ONCE else ""
+        raise BadConfig(f"{where}: {'; '.join(map(_describe, problems[:_NAMED_AT_ONCE]))}{more}") from None
 
 
 def _describe(problem: Any) -> str:
@@ -108,11 +119,11 @@ def _check_family(document: dict[str, Any], where: str) -> None:
     names = [name for name in architectures if isinstance(name, str)] if isinstance(architectures, list) else []
     if any(name in SUPPORTED for name in names):
         return
-    model_type = str(document.get("model_type"))
+    model_type = document.get("model_type")
     if not names and model_type == "deepseek_v4":
         return
-    family = FAMILIES.get(model_type, model_type)
+    family = FAMILIES.get(str(model_type), short(model_type).strip("'"))
     raise UnsupportedFamily(
-        f"{where}: a checkpoint of {family} (model_type {model_type!r}, architectures {names})",
+        f"{where}: a checkpoint of {family} (model_type {short(model_type)}, architectures {short(names)})",
         hint="This version reads DeepSeek-V4-Pro and DeepSeek-V4-Flash and their FP8 re-releases.",
     )

@@ -28,20 +28,24 @@ def hash_tensor(
     name: str,
     pieces: tuple[tuple[int, int], ...] | None,
     on_progress: Callable[[int], None],
+    *,
+    once: bool = False,
 ) -> str:
     """The digest of a tensor as it stands in `file`, computed as `reshard` did: see `tensor_digest`.
 
     `pieces` are its runs of equal pieces as (count, bytes), None for a tensor of one piece. `on_progress` is given the
-    bytes of each read. Raises ReadFailed.
+    bytes of each read; `once` keeps them out of the page cache. Raises ReadFailed.
     """
     info = header.tensors[name]
     start = header.data_start + info.start
+    buffer = memoryview(bytearray(min(_CHUNK_BYTES, info.nbytes)))
     digests = []
     for count, nbytes in pieces or ((1, info.nbytes),):
         for _ in range(count):
             running = xxhash.xxh3_128()
             for position in range(start, start + nbytes, _CHUNK_BYTES):
-                data = file.read(position, min(position + _CHUNK_BYTES, start + nbytes))
+                data = buffer[: min(_CHUNK_BYTES, start + nbytes - position)]
+                file.readinto(position, data, once=once)
                 running.update(data)
                 on_progress(len(data))
             digests.append(running.digest())

@@ -81,6 +81,8 @@ class TruncatedFile(HeaderError):
 class BadConfig(ShardError):
     """config.json is missing, not JSON, or lacks what the model needs."""
 
+    hint = "Download config.json again; no field of it may be left out or made up."
+
 
 class UnsupportedFamily(ShardError):
     """A checkpoint of a model family whose tensors dsv4-shard does not know."""
@@ -88,6 +90,8 @@ class UnsupportedFamily(ShardError):
 
 class BadIndex(ShardError):
     """model.safetensors.index.json is missing, not JSON, or not a weight map."""
+
+    hint = "Download the index again: it says which tensor is in which file."
 
 
 class UnsafeFileName(BadIndex):

@@ -8,7 +8,6 @@ twice, and space before the opening brace. The writer's bytes are those of `safe
 
 import json
 import math
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -23,6 +22,8 @@ from dsv4_shard.errors import (
     NotSafetensors,
     TruncatedFile,
 )
+from dsv4_shard.escape import short
+from dsv4_shard.jsonfile import BadJson, DuplicateJsonKey, is_plain, parse_json
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
@@ -58,7 +59,6 @@ _DTYPE_RANK = {dtype: rank for rank, dtype in enumerate(DTYPE_BITS)}
 _ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
 _LFS_MAGIC = b"version https://git-lfs"
 _MAX_ELEMENTS = 2**63
-_MAX_DEPTH = 64
 
 
 class TensorInfo(NamedTuple):
@@ -139,36 +139,12 @@ def _decode(raw: bytes, name: str) -> tuple[dict[str, Any], bool]:
     if not raw.startswith(b"{"):
         raise NotSafetensors(f"{name}: the header starts with {raw[:4]!r}, not with '{{'")
     try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise HeaderNotJson(f"{name}: header is not UTF-8 (byte {error.start})") from None
-
-    def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            seen: set[str] = set()
-            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise DuplicateKey(f"{name}: key {twice!r} stands twice in the header")
-        return result
-
-    def refuse_constant(constant: str) -> None:
-        raise HeaderNotJson(f"{name}: header holds {constant}")
-
-    # Python reads "-0" as the integer 0, the format's own parser as a float; only then is the slow hook on.
-    parse_int = _refuse_negative_zero if "-0" in text else None
-    try:
-        document = json.loads(
-            text, object_pairs_hook=refuse_duplicates, parse_constant=refuse_constant, parse_int=parse_int
-        )
-    except (ValueError, RecursionError) as error:
-        raise HeaderNotJson(f"{name}: header is not JSON: {error}") from None
-    return document, text.rstrip(" ")[-1] in "\n\r\t"
-
-
-def _refuse_negative_zero(digits: str) -> int:
-    if digits == "-0":
-        raise ValueError("-0 where a natural number is due")
-    return int(digits)
+        document = parse_json(raw)
+    except DuplicateJsonKey as error:
+        raise DuplicateKey(f"{name}: header: {error}") from None
+    except BadJson as error:
+        raise HeaderNotJson(f"{name}: header: {error}") from None
+    return document, raw.rstrip(b" ")[-1:] in (b"\n", b"\r", b"\t")
 
 
 def _check_metadata(document: dict[str, Any], warnings: "_Warnings", name: str) -> dict[str, str]:
@@ -182,62 +158,51 @@ def _check_metadata(document: dict[str, Any], warnings: "_Warnings", name: str) 
         return {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise HeaderNotJson(f"{name}: __metadata__ must map strings to strings")
-    if not all(_is_text(text) for pair in metadata.items() for text in pair):
-        raise HeaderNotJson(f"{name}: __metadata__ holds a lone surrogate, which is no text")
     return metadata
-
-
-def _is_text(text: str) -> bool:
-    """JSON can escape lone surrogates, which no encoding takes."""
-    return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)
-
-
-def _is_plain(value: object, depth: int = 0) -> bool:
-    """What every JSON reader takes: text without lone surrogates, numbers that a double can hold, little nesting."""
-    match value:
-        case str():
-            return _is_text(value)
-        case int() | float():
-            return abs(value) <= sys.float_info.max
-        case list():
-            return depth < _MAX_DEPTH and all(_is_plain(item, depth + 1) for item in value)
-        case dict():
-            return depth < _MAX_DEPTH and all(_is_text(k) and _is_plain(v, depth + 1) for k, v in value.items())
-    return True
 
 
 def _is_naturals(values: object) -> bool:
     return isinstance(values, list) and all(type(value) is int and 0 <= value < _MAX_ELEMENTS for value in values)
 
 
+def _elements(shape: list[int]) -> int | None:
+    """The product, or None where it overflows, zeros or not; a million sizes must not be multiplied out first."""
+    product = 1
+    for size in shape:
+        if size:
+            product *= size
+            if product >= _MAX_ELEMENTS:
+                return None
+    return 0 if 0 in shape else product
+
+
 def _check_entry(key: str, entry: object, warnings: "_Warnings", name: str) -> TensorInfo:
-    where = f"{name}: tensor {_short(key)}"
-    if not _is_text(key):
-        raise HeaderNotJson(f"{where}: the name holds a lone surrogate, which is no text")
+    where = f"{name}: tensor {short(key)}"
     if not isinstance(entry, dict) or not entry.keys() >= _ENTRY_KEYS:
         raise BadTensorEntry(f"{where}: needs dtype, shape and data_offsets")
     if len(entry) > len(_ENTRY_KEYS):
         for field_name, value in entry.items():
-            if field_name not in _ENTRY_KEYS and not (_is_text(field_name) and _is_plain(value)):
-                raise BadTensorEntry(f"{where}: unknown field {field_name!r} holds what JSON readers disagree on")
+            if field_name not in _ENTRY_KEYS and not is_plain(value):
+                raise BadTensorEntry(f"{where}: unknown field {short(field_name)} holds what JSON readers disagree on")
         warnings.add("unknown fields in tensor entries", key)
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise BadTensorEntry(f"{where}: unknown dtype {_short(dtype)}")
+        raise BadTensorEntry(f"{where}: unknown dtype {short(dtype)}")
     if not _is_naturals(shape):
-        raise BadTensorEntry(f"{where}: shape {_short(shape)} is not a list of natural numbers")
+        raise BadTensorEntry(f"{where}: shape {short(shape)} is not a list of natural numbers")
     if not _is_naturals(offsets) or len(offsets) != 2:
-        raise BadTensorEntry(f"{where}: data_offsets {_short(offsets)} is not a pair of natural numbers")
+        raise BadTensorEntry(f"{where}: data_offsets {short(offsets)} is not a pair of natural numbers")
     start, stop = offsets
     if start > stop:
         raise BadTensorEntry(f"{where}: data_offsets [{start}, {stop}] are reversed")
-    if math.prod(size for size in shape if size) >= _MAX_ELEMENTS:
-        raise BadTensorEntry(f"{where}: shape {shape} overflows")
-    bits = math.prod(shape) * DTYPE_BITS[dtype]
+    elements = _elements(shape)
+    if elements is None:
+        raise BadTensorEntry(f"{where}: shape {short(shape)} overflows")
+    bits = elements * DTYPE_BITS[dtype]
     if bits % 8:
-        raise BadTensorEntry(f"{where}: {dtype} {shape} is {bits} bits: a tensor must end on a byte")
+        raise BadTensorEntry(f"{where}: {dtype} {short(shape)} is {bits} bits: a tensor must end on a byte")
     if bits // 8 != stop - start:
-        raise BadTensorEntry(f"{where}: {dtype} {shape} is {bits // 8} bytes, data_offsets give {stop - start}")
+        raise BadTensorEntry(f"{where}: {dtype} {short(shape)} is {bits // 8} bytes, data_offsets give {stop - start}")
     return TensorInfo(dtype, tuple(shape), start, stop)
 
 
@@ -247,7 +212,7 @@ def _check_coverage(tensors: Mapping[str, TensorInfo], data_nbytes: int, name: s
     for key, info in sorted(tensors.items(), key=lambda item: item[1][2:]):
         if info.start != end:
             kind = "overlaps the tensor before it" if info.start < end else "leaves a hole before it"
-            raise BadTensorOffsets(f"{name}: tensor {key!r} at byte {info.start} {kind}, which ends at {end}")
+            raise BadTensorOffsets(f"{name}: tensor {short(key)} at byte {info.start} {kind}, which ends at {end}")
         end = info.stop
     if end > data_nbytes:
         raise TruncatedFile(
@@ -256,12 +221,6 @@ def _check_coverage(tensors: Mapping[str, TensorInfo], data_nbytes: int, name: s
         )
     if end < data_nbytes:
         raise BadTensorOffsets(f"{name}: {data_nbytes - end} bytes follow the last tensor, which ends at {end}")
-
-
-def _short(value: object) -> str:
-    """A value for a message; a hostile header may hold megabytes of it."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 class _Warnings:
@@ -276,7 +235,7 @@ class _Warnings:
 
     def lines(self) -> tuple[str, ...]:
         return tuple(
-            f"{self._name}: {kind}" + (f": {places[0]!r}" if places[0] is not None else "")
+            f"{self._name}: {kind}" + (f": {short(places[0])}" if places[0] is not None else "")
             + (f" and {len(places) - 1} more" if len(places) > 1 else "")
             for kind, places in self._kinds.items()
         )  # fmt: skip

@@ -8,14 +8,14 @@ without these checks a swapped or foreign file would load and give wrong output.
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from dsv4_shard.checkpoint import some
 from dsv4_shard.digests import digest_of, hash_tensor
 from dsv4_shard.engines.raw_layout import DRAFT_FOLDER
 from dsv4_shard.errors import HeaderError, LoadRefused, ReadFailed
+from dsv4_shard.escape import short, short_name
 from dsv4_shard.header import Header, read_header
 from dsv4_shard.manifest import MANIFEST_NAME, Manifest, ManifestFile, load_manifest
 from dsv4_shard.sources import LocalFile
-
-_NAMED_AT_ONCE = 3
 
 Shapes = Mapping[str, tuple[str, tuple[int, ...]]]
 """Parameter → (dtype as in a header, shape)."""
@@ -45,7 +45,7 @@ def check_identity(wanted: Mapping[str, str], running: Mapping[str, str]) -> Non
     """What the files were made for against what runs. Raises LoadRefused with the first property that differs."""
     for key, found in running.items():
         if wanted.get(key) != found:
-            raise LoadRefused(f"the shards were made for {key} {wanted.get(key)!r}, this is {found!r}")
+            raise LoadRefused(f"the shards were made for {key} {short(wanted.get(key))}, this is {found!r}")
 
 
 def check_file(path: Path, entry: ManifestFile, rank: int, *, verify: bool = False) -> Header:
@@ -61,14 +61,18 @@ def check_file(path: Path, entry: ManifestFile, rank: int, *, verify: bool = Fal
         header = read_header(file, path.name)
         whose = header.metadata.get("rank")
         if whose not in (str(rank), "all"):
-            raise LoadRefused(f"{path.name} holds the shards of rank {whose}, this is rank {rank}: swapped?")
+            raise LoadRefused(
+                f"{path.name} holds the shards of rank {short_name(str(whose))}, this is rank {rank}: swapped?"
+            )
         if file.nbytes != entry.nbytes:
             raise LoadRefused(f"{path.name} has {file.nbytes:,} bytes, {entry.nbytes:,} were written")
         if digest_of(file.read(0, header.data_start)) != entry.header_digest:
             raise LoadRefused(f"{path.name}: its header is not the one that was written")
+        if verify and not entry.tensors.keys() <= header.tensors.keys():
+            raise LoadRefused(f"{path.name}: the manifest names tensors that it has not")
         for name, digest in entry.tensors.items() if verify else ():
             if hash_tensor(file, header, name, entry.pieces.get(name), lambda _: None) != digest:
-                raise LoadRefused(f"{path.name}: {name}: its bytes differ from what was written")
+                raise LoadRefused(f"{path.name}: {short_name(name)}: its bytes differ from what was written")
         return header
     except HeaderError as error:
         raise LoadRefused(str(error)) from None
@@ -82,10 +86,10 @@ def check_parameters(held: Shapes, wanted: Shapes, optional: frozenset[str] = fr
     unknown = sorted(held.keys() - wanted.keys())
     for what, names in (("of the model are in no file", missing), ("in the files are unknown to the model", unknown)):
         if names:
-            raise LoadRefused(f"{len(names)} parameters {what}: {', '.join(names[:_NAMED_AT_ONCE])}")
+            raise LoadRefused(f"{len(names)} parameters {what}: {some(names)}")
     for name, (dtype, shape) in held.items():
         if (dtype, shape) != wanted[name]:
             due_dtype, due_shape = wanted[name]
             raise LoadRefused(
-                f"{name} is {dtype} {list(shape)} in the file, {due_dtype} {list(due_shape)} in the model"
+                f"{short_name(name)} is {dtype} {list(shape)} in the file, {due_dtype} {list(due_shape)} in the model"
             )

@@ -6,19 +6,33 @@ their lengths.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from dsv4_shard import __version__
 from dsv4_shard.digests import digest_of
+from dsv4_shard.engines.base import MAX_RANKS
 from dsv4_shard.errors import NotAResult
+from dsv4_shard.escape import short_name
+from dsv4_shard.jsonfile import BadJson, check_size
 from dsv4_shard.origin import Origin
 
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST_NAME = "manifest.json"
 PLAN_NAME = "plan.json"
-MAX_MANIFEST_BYTES = 1 << 30
+MAX_MANIFEST_BYTES = 256 << 20
+"""Sixteen ranks of V4-Pro for the reference, which has the most tensors, come to 16 MB and 200,000 values."""
+
+MAX_MANIFEST_VALUES = 4_000_000
+
+Name = Annotated[str, StringConstraints(pattern=r"^\w[\w.+-]*(/\w[\w.+-]*)?$", max_length=255)]
+"""A file of the result, at most one folder deep: never `..`, never elsewhere."""
+
+Rank = Annotated[int, Field(ge=0, lt=MAX_RANKS)]
+Bytes = Annotated[int, Field(ge=0, lt=2**63)]
+Run = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
+"""So many pieces of so many bytes."""
 
 
 class _Document(BaseModel):
@@ -32,14 +46,22 @@ class ManifestFile(_Document):
     were put together from several pieces: runs of (count, bytes), in order.
     """
 
-    name: str
-    ranks: tuple[int, ...]
-    nbytes: int
-    payload: int
+    name: Name
+    ranks: Annotated[tuple[Rank, ...], Field(min_length=1)]
+    nbytes: Bytes
+    payload: Bytes
     header_digest: str
     tensors: dict[str, str]
-    pieces: dict[str, tuple[tuple[int, int], ...]] = {}
-    links: tuple[str, ...] = ()
+    pieces: dict[str, tuple[Run, ...]] = {}
+    links: tuple[Name, ...] = ()
+
+    @model_validator(mode="after")
+    def _fits_itself(self) -> "ManifestFile":
+        if self.links and len(self.names) != len(self.ranks):
+            raise ValueError(f"{len(self.names)} names for {len(self.ranks)} ranks")
+        if not self.pieces.keys() <= self.tensors.keys():
+            raise ValueError("pieces of a tensor that the file does not hold")
+        return self
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -50,8 +72,8 @@ class ManifestFile(_Document):
 class ManifestCompanion(_Document):
     """A small file beside the ranks' files."""
 
-    name: str
-    nbytes: int
+    name: Name
+    nbytes: Bytes
     digest: str
 
 
@@ -65,14 +87,30 @@ class Manifest(_Document):
     tool_version: str
     digest: str
     layout: str
-    world: int
-    ranks: tuple[int, ...]
+    world: Annotated[int, Field(gt=0, le=MAX_RANKS)]
+    ranks: tuple[Rank, ...]
     source: Origin
     plan_digest: str
     identity: dict[str, str]
     files: tuple[ManifestFile, ...]
     companions: tuple[ManifestCompanion, ...]
     left_out: dict[str, str]
+
+    @model_validator(mode="after")
+    def _each_name_stands_once(self) -> "Manifest":
+        names = [name for file in self.files for name in file.names] + [entry.name for entry in self.companions]
+        if len(set(names)) != len(names) or MANIFEST_NAME in names:
+            raise ValueError("a file stands twice")
+        return self
+
+    @model_validator(mode="after")
+    def _ranks_are_of_the_world(self) -> "Manifest":
+        ranks = set(self.ranks)
+        if len(ranks) != len(self.ranks) or max(ranks, default=0) >= self.world:
+            raise ValueError(f"ranks of a world of {self.world} that are not there, or twice")
+        if any(not ranks.issuperset(file.ranks) for file in self.files):
+            raise ValueError("a file of ranks that are not in this folder")
+        return self
 
     def sealed(self) -> "Manifest":
         """This manifest with its digest."""
@@ -94,14 +132,22 @@ def load_manifest(folder: Path) -> Manifest:
             f"{folder}: no {MANIFEST_NAME}: not a result of reshard, or one that never finished",
             hint="Nothing in it can be trusted. Run `dsv4-shard reshard` again.",
         )
-    raw = path.read_bytes() if path.stat().st_size <= MAX_MANIFEST_BYTES else b""
     try:
-        manifest = Manifest.model_validate_json(raw)
+        nbytes = path.stat().st_size
+        if nbytes > MAX_MANIFEST_BYTES:
+            raise NotAResult(f"{path}: {nbytes} bytes, over {MAX_MANIFEST_BYTES}")
+        raw = path.read_bytes()
+        check_size(raw, MAX_MANIFEST_VALUES)
+        manifest = Manifest.model_validate_json(raw, strict=True)
+    except OSError as error:
+        raise NotAResult(f"{path}: {error.strerror}") from None
+    except BadJson as error:
+        raise NotAResult(f"{path}: damaged: {error}") from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        raise NotAResult(f"{path}: damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise NotAResult(f"{path}: damaged: {short_name('.'.join(map(str, first['loc'])))}: {first['msg']}") from None
     if manifest.tool_version != __version__:
-        raise NotAResult(f"{path}: made by dsv4-shard {manifest.tool_version}, this is {__version__}")
+        raise NotAResult(f"{path}: made by dsv4-shard {short_name(manifest.tool_version)}, this is {__version__}")
     if manifest.sealed().digest != manifest.digest or manifest.to_bytes() != raw:
         raise NotAResult(f"{path}: damaged: its content does not match its own digest")
     return manifest

@@ -1,6 +1,5 @@
 """Plan files: reading one, and holding it against the checkpoint by making the plan again."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,9 @@ from dsv4_shard import __version__
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.engines.base import Request
 from dsv4_shard.errors import BadPlan, ForeignPlan, UsageError
+from dsv4_shard.escape import short, short_name
 from dsv4_shard.inventory import Inventory
+from dsv4_shard.jsonfile import BadJson, is_plain, parse_json
 from dsv4_shard.origin import differences, origin_of
 from dsv4_shard.plan import SCHEMA_VERSION, Plan, make_plan
 
@@ -23,22 +24,27 @@ def load_plan(path: Path) -> Plan:
     try:
         if path.stat().st_size > MAX_PLAN_BYTES:
             raise BadPlan(f"{path}: {path.stat().st_size} bytes, too large for a plan")
-        document = json.loads(path.read_bytes())
+        raw = path.read_bytes()
+        document = parse_json(raw)
     except OSError as error:
         raise BadPlan(f"{path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise BadPlan(f"{path}: not JSON: {error}") from None
+    except BadJson as error:
+        raise BadPlan(f"{path}: {error}") from None
+    if not is_plain(document):
+        raise BadPlan(f"{path}: nested too deeply, or holds a number beyond every double")
     if not isinstance(document, dict) or "schema_version" not in document:
         raise BadPlan(f"{path}: not a plan of dsv4-shard")
     if document["schema_version"] != SCHEMA_VERSION:
-        raise BadPlan(f"{path}: plan schema {document['schema_version']!r}, this version reads {SCHEMA_VERSION}")
+        raise BadPlan(f"{path}: plan schema {short(document['schema_version'])}, this version reads {SCHEMA_VERSION}")
     if document.get("tool_version") != __version__:
-        raise BadPlan(f"{path}: made by dsv4-shard {document.get('tool_version')}, this is {__version__}")
+        raise BadPlan(
+            f"{path}: made by dsv4-shard {short_name(str(document.get('tool_version')))}, this is {__version__}"
+        )
     try:
-        return Plan.model_validate(document)
+        return Plan.model_validate_json(raw, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        raise BadPlan(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise BadPlan(f"{path}: {short_name('.'.join(map(str, first['loc'])))}: {first['msg']}") from None
 
 
 def check_plan(plan: Plan, checkpoint: Checkpoint, inventory: Inventory) -> Plan:
@@ -46,6 +52,8 @@ def check_plan(plan: Plan, checkpoint: Checkpoint, inventory: Inventory) -> Plan
 
     Raises ForeignPlan where the checkpoint is another or changed, BadPlan where the plan was edited.
     """
+    if len({file.name for file in plan.source.files}) != len(plan.source.files):
+        raise BadPlan("the plan was edited: a weight file stands twice in source.files")
     for difference in differences(plan.source, origin_of(checkpoint, plan.source.label)):
         raise ForeignPlan(f"the plan was made for another checkpoint: {difference}")
     try:
@@ -65,9 +73,13 @@ def _differences(theirs: Any, ours: Any, path: str) -> Iterator[str]:
     """Where two JSON values differ, as `path: theirs in the file, ours by the rules`."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
         for key in sorted(theirs.keys() | ours.keys()):
-            yield from _differences(theirs.get(key), ours.get(key), f"{path}.{key}" if path else str(key))
+            where = f"{path}.{key}" if path else str(key)
+            if key in theirs and key in ours:
+                yield from _differences(theirs[key], ours[key], where)
+            else:
+                yield f"{short_name(where)}: {'only' if key in theirs else 'not'} in the file"
     elif isinstance(theirs, list) and isinstance(ours, list) and len(theirs) == len(ours):
         for index, pair in enumerate(zip(theirs, ours, strict=True)):
             yield from _differences(*pair, f"{path}[{index}]")
-    elif theirs != ours:
-        yield f"{path}: {theirs!r} in the file, {ours!r} by the rules"
+    elif type(theirs) is not type(ours) or theirs != ours:  # True == 1
+        yield f"{short_name(path)}: {short(theirs)} in the file, {short(ours)} by the rules"

@@ -14,7 +14,7 @@ def remember(repo: str) -> None:
     name = str(Path(repo).absolute()) if Path(repo).is_dir() else repo
     try:
         _state_file().parent.mkdir(parents=True, exist_ok=True)
-        _state_file().write_text(name)
+        _state_file().write_bytes(os.fsencode(name))
     except OSError:
         return
 
@@ -22,6 +22,6 @@ def remember(repo: str) -> None:
 def recall() -> str | None:
     """The checkpoint that was last inspected, or None."""
     try:
-        return _state_file().read_text().strip() or None
+        return os.fsdecode(_state_file().read_bytes()).strip() or None
     except OSError:
         return None

@@ -10,6 +10,7 @@ from rich.text import Text
 from dsv4_shard.checkpoint import Severity
 from dsv4_shard.engines import SERVING, find_engine
 from dsv4_shard.engines.base import Replicate
+from dsv4_shard.escape import clean
 from dsv4_shard.inspect import Cell, Dimension, Inspection
 from dsv4_shard.numerics import Numerics
 from dsv4_shard.plan import Plan, PlanBreach, PlanModule
@@ -36,11 +37,6 @@ def size(nbytes: int) -> str:
 def gib(nbytes: int) -> str:
     """Bytes in GiB, as GPUs' memory is counted."""
     return f"{nbytes / (1 << 30):.1f} GiB"
-
-
-def clean(text: str) -> str:
-    """Text from a checkpoint, with what could control the terminal escaped."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _table(*columns: str, right: Iterable[int] = ()) -> Table:
@@ -275,7 +271,7 @@ def _show_launch(console: Console, plan: Plan, plan_file: str | None) -> None:
 
 def _print_command(console: Console, command: str) -> None:
     """A command on one line, however long: it must survive being copied."""
-    console.print(Text("  " + command), soft_wrap=True)
+    console.print(Text("  " + clean(command)), soft_wrap=True)
 
 
 # --- reshard and verify --------------------------------------------------------------------------------------------
@@ -283,7 +279,7 @@ def _print_command(console: Console, command: str) -> None:
 
 def show_dry_run(console: Console, job: Job, out: str, needed: int, free: int) -> None:
     """What reshard would write."""
-    console.print(Text(f"Would write into {out}", style="bold"))
+    console.print(Text(f"Would write into {clean(out)}", style="bold"))
     table = _table("file", "tensors", "bytes", right=(1, 2))
     for file in job.recipe.files:
         table.add_row(file.name, f"{len(file.tensors):,}", f"{file.nbytes:,}")

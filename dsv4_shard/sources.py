@@ -133,8 +133,13 @@ class LocalSource:
 def open_source(repo: str) -> LocalSource:
     """The folder `repo`, or the snapshot of the Hub repository `org/name[@revision]` in this machine's Hub cache.
 
-    Raises UsageError where `repo` is neither, and Unreachable where the cache does not hold the repository.
+    Raises UsageError where `repo` is neither, or not UTF-8, and Unreachable where the cache does not hold it.
     """
+    if not _is_utf8(repo):
+        raise UsageError(
+            f"{repo}: a name that is not UTF-8: plans and manifests, which are JSON, could not hold it",
+            hint="Rename the folder, or make a link to it: `ln -s FOLDER model`.",
+        )
     path = Path(os.path.expanduser(repo))
     if repo and os.path.isdir(path):
         return LocalSource(path, repo, _revision_of(path))
@@ -144,6 +149,11 @@ def open_source(repo: str) -> LocalSource:
     if match is None or repo.startswith((".", "/", "~")):
         raise UsageError(f"{repo}: no such folder")
     return _cached_snapshot(repo, match["id"], match["revision"])
+
+
+def _is_utf8(text: str) -> bool:
+    """Bytes of a file name that are no UTF-8 come as lone surrogates."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _cached_snapshot(repo: str, repo_id: str, revision: str | None) -> LocalSource:

@@ -26,7 +26,7 @@ from dsv4_shard.inventory import Inventory
 from dsv4_shard.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, ManifestFile, load_manifest
 from dsv4_shard.planfile import check_plan, load_plan
 from dsv4_shard.recipe import Recipe, Step
-from dsv4_shard.reshard import prepare
+from dsv4_shard.reshard import Job, prepare
 from dsv4_shard.sources import LocalFile
 
 _MISMATCHES_KEPT = 100
@@ -83,7 +83,7 @@ def verify(
     """
     manifest = load_manifest(folder)
     workers = workers or default_workers()
-    problems = [*_check_companions(folder, manifest)]
+    problems = [*_check_companions(folder, manifest), *_check_ranks(manifest)]
     readable: list[ManifestFile] = []
     for entry in manifest.files:
         found = list(_check_file(folder, entry, manifest))
@@ -144,6 +144,15 @@ def _check_links(folder: Path, entry: ManifestFile) -> Iterator[Problem]:
             yield Problem(kind="damaged-file", file=link, message=f"differs from {entry.name}")
 
 
+def _check_ranks(manifest: Manifest) -> Iterator[Problem]:
+    """Each rank that the manifest says is here has a file."""
+    readers = {rank for entry in manifest.files for rank in entry.ranks}
+    if readers != set(manifest.ranks):
+        odd = min(readers ^ set(manifest.ranks))
+        message = f"rank {odd} {'has a file but is not among its ranks' if odd in readers else 'has no file'}"
+        yield Problem(kind="wrong-manifest", file=MANIFEST_NAME, message=message)
+
+
 def _check_companions(folder: Path, manifest: Manifest) -> Iterator[Problem]:
     for entry in manifest.companions:
         path = folder / entry.name
@@ -178,6 +187,8 @@ def _check_file(folder: Path, entry: ManifestFile, manifest: Manifest) -> Iterat
             yield problem(
                 "wrong-header", _swapped(digest, entry, manifest) or "its header differs from what was written"
             )
+        elif _sizes(entry, header) != {name: info.nbytes for name, info in header.tensors.items()}:
+            yield problem("wrong-manifest", "the manifest has other tensors or sizes than its header")
     except HeaderError as error:
         yield problem("wrong-header", str(error))
     finally:
@@ -186,6 +197,13 @@ def _check_file(folder: Path, entry: ManifestFile, manifest: Manifest) -> Iterat
 
 def _ranks(entry: ManifestFile) -> str:
     return f"rank {entry.ranks[0]}" if len(entry.ranks) == 1 else "all ranks"
+
+
+def _sizes(entry: ManifestFile, header: Header) -> dict[str, int]:
+    """Bytes of each tensor as the manifest has them: the sum of its pieces, or its header's."""
+    pieces = {name: sum(count * nbytes for count, nbytes in runs) for name, runs in entry.pieces.items()}
+    whole = {name: header.tensors[name].nbytes for name in entry.tensors if name in header.tensors}
+    return dict.fromkeys(entry.tensors, -1) | whole | pieces
 
 
 def _raw_header_digest(file: LocalFile) -> str:
@@ -215,7 +233,7 @@ def _check_tensors(
                 item: tuple[str, str], file: LocalFile = file, header: Header = header, entry: ManifestFile = entry
             ) -> Problem | None:
                 name, digest = item
-                found = hash_tensor(file, header, name, entry.pieces.get(name), on_progress)
+                found = hash_tensor(file, header, name, entry.pieces.get(name), on_progress, once=True)
                 if found == digest:
                     return None
                 message = "its bytes differ from what was written"
@@ -253,10 +271,11 @@ class _CompareSink:
         there = self._files[file]
         if there is None:
             return
+        found = bytearray(len(data))
         try:
-            found = there.read(offset, offset + len(data))
+            there.readinto(offset, memoryview(found), once=True)
         except ReadFailed:
-            found = b""
+            found = bytearray()
         if found == data:
             return
         first = next((i for i, (a, b) in enumerate(zip(found, data, strict=False)) if a != b), len(found))
@@ -276,8 +295,9 @@ def _compare(
     """Derive each output byte from the source again and compare; account for each source tensor."""
     checkpoint, inventory = source
     plan = check_plan(load_plan(folder / PLAN_NAME), checkpoint, inventory)
-    recipe = prepare(checkpoint, inventory, plan, manifest.ranks).recipe
-    problems: list[Problem] = []
+    job = prepare(checkpoint, inventory, plan, manifest.ranks)
+    recipe = job.recipe
+    problems = [*_check_shares(job, manifest)]
     files: list[LocalFile | None] = []
     for expected in recipe.files:
         try:
@@ -301,6 +321,15 @@ def _compare(
     problems += _check_linked(folder, recipe, manifest, checkpoint, copied.digests)
     accounts, unaccounted = _account(recipe, inventory, manifest)
     return problems + unaccounted, accounts
+
+
+def _check_shares(job: Job, manifest: Manifest) -> Iterator[Problem]:
+    """Whether the manifest shares the files out to the ranks as the plan does."""
+    written = {entry.name: (entry.ranks, entry.links) for entry in manifest.files}
+    planned = {file.name: (file.ranks, file.links) for file in job.recipe.files}
+    if (written, manifest.world, manifest.identity) != (planned, job.world, job.identity):
+        message = "shares files out in another way than the plan does"
+        yield Problem(kind="wrong-manifest", file=MANIFEST_NAME, message=message)
 
 
 def _check_linked(

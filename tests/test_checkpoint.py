@@ -1,7 +1,4 @@
-"""Checkpoints that are damaged, incomplete, mixed or odd: one test a row of the fault list.
-
-Rows in the tests' docstrings: 1 to 14 index and files, 15 to 19 the model's tensors.
-"""
+"""Checkpoints that are damaged, incomplete, mixed or odd: index and files first, then the model's tensors."""
 
 import json
 import os
@@ -146,7 +143,6 @@ def test_reading_looks_at_headers_only(folder):
 
 
 def test_one_file_needs_no_index(folder):
-    """Row 1."""
     tensors = {}
     for path in folder.glob("*.safetensors"):
         tensors |= stored(path)
@@ -160,7 +156,6 @@ def test_one_file_needs_no_index(folder):
 
 
 def test_several_files_without_an_index_are_refused(folder):
-    """Row 1."""
     (folder / INDEX_FILE).unlink()
     message = refusal(folder, BadIndex)
     assert "some/model" in message
@@ -169,7 +164,6 @@ def test_several_files_without_an_index_are_refused(folder):
 
 
 def test_files_that_the_index_names_and_that_are_absent_are_counted_and_named(folder):
-    """Row 2."""
     (folder / FIRST).unlink()
     (folder / LAST).unlink()
     message = refusal(folder, MissingFile)
@@ -180,7 +174,6 @@ def test_files_that_the_index_names_and_that_are_absent_are_counted_and_named(fo
 
 
 def test_only_the_first_absent_files_are_named_and_the_rest_counted(folder):
-    """Row 2."""
     for path in folder.glob("*.safetensors"):
         path.unlink()
     message = refusal(folder, MissingFile)
@@ -193,14 +186,13 @@ def test_only_the_first_absent_files_are_named_and_the_rest_counted(folder):
     "make", [os.mkdir, os.mkfifo, lambda path: os.symlink(path, path)], ids=["dir", "fifo", "loop"]
 )
 def test_what_stands_in_place_of_a_file_and_is_none_counts_as_absent(folder, make):
-    """Row 2: neither read nor waited for."""
+    """Neither read nor waited for."""
     (folder / LAST).unlink()
     make(folder / LAST)
     assert LAST in refusal(folder, MissingFile)
 
 
 def test_tensors_that_the_index_lacks_are_counted_and_named_with_their_file(folder):
-    """Row 3."""
     change_file(folder / SECOND, **{"a.stray": ("U8", (1,), b"x"), "b.stray": ("U8", (1,), b"x")})
     message = refusal(folder, IndexMismatch)
     assert "2 tensors" in message
@@ -210,7 +202,6 @@ def test_tensors_that_the_index_lacks_are_counted_and_named_with_their_file(fold
 
 
 def test_tensors_that_no_file_has_are_counted_and_named_with_their_file(folder):
-    """Row 4."""
     change_file(folder / SECOND, **{f"{WQ_A}.weight": None, f"{WQ_A}.scale": None})
     message = refusal(folder, IndexMismatch)
     assert "2 tensors" in message
@@ -220,7 +211,7 @@ def test_tensors_that_no_file_has_are_counted_and_named_with_their_file(folder):
 
 
 def test_a_tensor_in_another_file_than_the_index_says_is_named_with_both(folder):
-    """Rows 3 and 4: files of two revisions, or an index that was edited."""
+    """Files of two revisions, or an index that was edited."""
     change_map(folder, **{f"{WQ_A}.weight": LAST})
     message = refusal(folder, IndexMismatch)
     assert f"{WQ_A}.weight" in message
@@ -229,7 +220,6 @@ def test_a_tensor_in_another_file_than_the_index_says_is_named_with_both(folder)
 
 
 def test_a_tensor_in_two_files_is_named_with_both(folder):
-    """Row 5."""
     change_file(folder / LAST, **{EMBED: stored(folder / FIRST)[EMBED]})
     message = refusal(folder, DuplicateTensor)
     assert EMBED in message
@@ -242,12 +232,10 @@ def test_a_tensor_in_two_files_is_named_with_both(folder):
     ["/etc/passwd", "/etc/x.safetensors", "../x.safetensors", "..", ".", "", "sub/x.safetensors", "sub\\x.safetensors",
      "..\\x.safetensors", "C:\\x.safetensors", "x\0.safetensors", "x.safetensors\0", "x.safetensors\n",
      "x\n.safetensors", " x.safetensors", ".x.safetensors", "-x.safetensors", "x.bin", "x.safetensors.incomplete",
-     "é.safetensors", "x\u202e.safetensors", "\x1b[2Jx.safetensors", "~/x.safetensors", "file:x.safetensors",
-     "\ud800.safetensors"],
+     "é.safetensors", "x\u202e.safetensors", "\x1b[2Jx.safetensors", "~/x.safetensors", "file:x.safetensors"],
     ids=ascii,
 )  # fmt: skip
 def test_a_file_name_that_is_no_plain_name_is_refused_and_nothing_is_opened(folder, name, monkeypatch):
-    """Row 6."""
     opened = []
     whole = LocalSource.open
     monkeypatch.setattr(LocalSource, "open", lambda self, name: opened.append(name) or whole(self, name))
@@ -260,7 +248,7 @@ def test_a_file_name_that_is_no_plain_name_is_refused_and_nothing_is_opened(fold
 
 
 def test_file_names_that_differ_only_in_case_are_refused(folder):
-    """Row 6: on a file system that folds case they are one file."""
+    """On a file system that folds case they are one file."""
     other = FIRST.replace("model", "MODEL")
     shutil.copy(folder / FIRST, folder / other)
     change_map(folder, another=other)
@@ -271,7 +259,6 @@ def test_file_names_that_differ_only_in_case_are_refused(folder):
 
 
 def test_links_out_of_the_folder_are_read_and_noted(folder, tmp_path):
-    """Row 6."""
     (folder / LAST).rename(tmp_path / "elsewhere")
     (folder / LAST).symlink_to(tmp_path / "elsewhere")
     note = finding(read(folder), "links")
@@ -297,12 +284,15 @@ def test_links_out_of_the_folder_are_read_and_noted(folder, tmp_path):
         (b'{"weight_map": {"a": ["model.safetensors"]}}', "weight_map"),
         (b'{"weight_map": {}}', "empty"),
         (b'{"weight_map": {"a": "x.safetensors", "a": "x.safetensors"}}', "'a' stands twice"),
+        (b'{"weight_map": {"a": "\\ud800.safetensors"}}', "lone surrogate"),
+        (b'{"weight_map": {"\\udc00": "x.safetensors"}}', "lone surrogate"),
+        (b'{"weight_map": {"a": NaN}}', "NaN"),
+        (b'{"metadata": {"total_size": 1e999}, "weight_map": {"a": "x.safetensors"}}', "1e999"),
         (b'{"weight_map": {}, "weight_map": {"a": "x.safetensors"}}', "'weight_map' stands twice"),
     ],
     ids=lambda value: value[:40].decode("ascii", "replace") if isinstance(value, bytes) else "",
 )
 def test_an_index_that_is_no_weight_map_is_refused(folder, raw, said):
-    """Row 7."""
     (folder / INDEX_FILE).write_bytes(raw)
     message = refusal(folder, BadIndex)
     assert message.startswith(f"some/model/{INDEX_FILE}: ")
@@ -310,7 +300,6 @@ def test_an_index_that_is_no_weight_map_is_refused(folder, raw, said):
 
 
 def test_an_index_of_absurd_size_is_refused_before_it_is_read(folder):
-    """Row 7."""
     os.truncate(folder / INDEX_FILE, MAX_INDEX_BYTES + 1)
     message = refusal(folder, BadIndex)
     assert f"{MAX_INDEX_BYTES + 1} bytes, over {MAX_INDEX_BYTES}" in message
@@ -318,7 +307,6 @@ def test_an_index_of_absurd_size_is_refused_before_it_is_read(folder):
 
 @pytest.mark.parametrize("times", [2, 0.5])
 def test_a_wrong_total_size_is_a_warning_with_both_numbers(folder, times):
-    """Row 8."""
     index = index_of(folder)
     total = int(index["metadata"]["total_size"] * times)
     write_index(folder, index["weight_map"], total_size=total)
@@ -329,13 +317,11 @@ def test_a_wrong_total_size_is_a_warning_with_both_numbers(folder, times):
 
 @pytest.mark.parametrize("total", [None, "many", 1.5, True, {}])
 def test_a_total_size_that_is_no_number_is_ignored(folder, total):
-    """Row 8."""
     write_index(folder, index_of(folder)["weight_map"], total_size=total)
     assert read(folder).findings == ()
 
 
 def test_an_index_needs_no_metadata(folder):
-    """Row 8."""
     (folder / INDEX_FILE).write_text(json.dumps({"weight_map": index_of(folder)["weight_map"]}))
     assert read(folder).findings == ()
 
@@ -358,7 +344,6 @@ def hub(folder, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("by_id", [True, False], ids=["by id", "by folder"])
 def test_a_hub_cache_with_its_links_reads_as_the_files_do(hub, tiny_checkpoint, by_id):
-    """Row 9."""
     checkpoint = read_checkpoint(open_source("some/model" if by_id else str(hub)))
     assert checkpoint.source.revision == COMMIT
     assert checkpoint.findings == ()
@@ -367,7 +352,6 @@ def test_a_hub_cache_with_its_links_reads_as_the_files_do(hub, tiny_checkpoint, 
 
 
 def test_a_link_whose_blob_is_gone_is_called_that(hub):
-    """Row 9."""
     (hub / LAST).resolve().unlink()
     message = refusal(hub, MissingFile)
     assert "1 of them not there" in message
@@ -375,7 +359,6 @@ def test_a_link_whose_blob_is_gone_is_called_that(hub):
 
 
 def test_a_git_lfs_pointer_is_called_that(folder):
-    """Row 10."""
     (folder / SECOND).write_bytes(POINTER)
     message = refusal(folder, GitLfsPointer)
     assert message.startswith(SECOND)
@@ -383,7 +366,6 @@ def test_a_git_lfs_pointer_is_called_that(folder):
 
 
 def test_a_file_that_was_downloaded_in_part_is_called_truncated_with_the_bytes_that_lack(folder):
-    """Row 11."""
     os.truncate(folder / LAST, (folder / LAST).stat().st_size - 1000)
     message = refusal(folder, TruncatedFile)
     assert message.startswith(LAST)
@@ -392,7 +374,6 @@ def test_a_file_that_was_downloaded_in_part_is_called_truncated_with_the_bytes_t
 
 @pytest.mark.parametrize("suffix", [".0a1b2c.incomplete", ".part", ".aria2"])
 def test_what_an_unfinished_download_leaves_is_a_warning_that_names_it(folder, suffix):
-    """Row 11."""
     (folder / (LAST + suffix)).write_bytes(b"half")
     warning = finding(read(folder), "partial-download")
     assert warning.severity is Severity.WARNING
@@ -401,7 +382,6 @@ def test_what_an_unfinished_download_leaves_is_a_warning_that_names_it(folder, s
 
 @pytest.mark.parametrize("place", [".cache/huggingface/download", "../../blobs"], ids=["local folder", "cache"])
 def test_an_unfinished_download_is_found_where_the_hub_client_keeps_it(hub, place):
-    """Row 11."""
     (hub / place).mkdir(parents=True, exist_ok=True)
     (hub / place / f"{'ab' * 32}.0a1b2c3d.incomplete").write_bytes(b"half")
     warning = finding(read(hub), "partial-download")
@@ -410,7 +390,6 @@ def test_an_unfinished_download_is_found_where_the_hub_client_keeps_it(hub, plac
 
 
 def test_another_format_in_the_folder_is_left_alone_with_a_warning(folder):
-    """Row 12."""
     (folder / "consolidated.safetensors").write_bytes(b"never looked at")
     checkpoint = read(folder)
     warning = finding(checkpoint, "unindexed-files")
@@ -421,7 +400,6 @@ def test_another_format_in_the_folder_is_left_alone_with_a_warning(folder):
 
 
 def test_the_index_comes_before_a_single_file(folder, tiny_checkpoint):
-    """Row 12."""
     (folder / SINGLE_FILE).write_bytes(b"never looked at")
     checkpoint = read(folder)
     assert checkpoint.tensors == read(tiny_checkpoint).tensors
@@ -432,7 +410,6 @@ def test_the_index_comes_before_a_single_file(folder, tiny_checkpoint):
     "name", ["model.safetensors-00001-of-00005.safetensors", "part+1.safetensors", "0.safetensors"]
 )
 def test_files_may_have_any_plain_name(folder, name):
-    """Row 13."""
     (folder / FIRST).rename(folder / name)
     change_map(folder, **{EMBED: name})
     checkpoint = read(folder)
@@ -441,7 +418,6 @@ def test_files_may_have_any_plain_name(folder, name):
 
 
 def test_shards_of_an_older_revision_are_left_alone_with_a_warning(folder):
-    """Row 14."""
     stale = [f"model-{number:05d}-of-00007.safetensors" for number in range(1, 8)]
     for name in stale:
         shutil.copy(folder / FIRST, folder / name)
@@ -454,7 +430,6 @@ def test_shards_of_an_older_revision_are_left_alone_with_a_warning(folder):
 
 
 def test_a_shard_of_another_revision_under_the_same_name_is_a_mismatch(folder):
-    """Row 14."""
     shutil.copy(folder / SECOND, folder / "model-00003-of-00005.safetensors")
     assert "model-00003-of-00005.safetensors" in refusal(folder, DuplicateTensor)
 
@@ -463,27 +438,23 @@ def test_a_shard_of_another_revision_under_the_same_name_is_a_mismatch(folder):
 
 
 def test_a_folder_without_a_config_is_refused(folder):
-    """Row 15."""
     (folder / CONFIG_FILE).unlink()
     assert f"some/model: no {CONFIG_FILE}" in refusal(folder, BadConfig)
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", POINTER])
 def test_a_config_that_is_no_json_object_is_refused(folder, raw):
-    """Row 15."""
     (folder / CONFIG_FILE).write_bytes(raw)
     assert refusal(folder, BadConfig).startswith(f"some/model/{CONFIG_FILE}: not ")
 
 
 def test_a_config_that_lacks_a_size_is_refused_with_its_name(folder):
-    """Row 15."""
     document = {key: value for key, value in TINY_CONFIG.items() if key != "o_groups"}
     (folder / CONFIG_FILE).write_text(json.dumps(document))
     assert "o_groups" in refusal(folder, BadConfig)
 
 
 def test_a_config_of_absurd_size_is_refused_before_it_is_read(folder):
-    """Row 15."""
     os.truncate(folder / CONFIG_FILE, MAX_CONFIG_BYTES + 1)
     assert f"{MAX_CONFIG_BYTES + 1} bytes, over {MAX_CONFIG_BYTES}" in refusal(folder, BadConfig)
 
@@ -497,7 +468,6 @@ def test_a_config_of_absurd_size_is_refused_before_it_is_read(folder):
     ],
 )
 def test_another_family_is_refused_by_its_name_before_any_weight_is_opened(folder, architecture, model_type, family):
-    """Row 15."""
     document = {"architectures": [architecture], "model_type": model_type, "hidden_size": 7168}
     (folder / CONFIG_FILE).write_text(json.dumps(document))
     (folder / INDEX_FILE).unlink()
@@ -515,7 +485,7 @@ def store_wo_a_as_bf16(folder):
 
 
 def test_a_stale_index_entry_for_the_scale_of_a_bf16_wo_a_is_only_a_finding(folder):
-    """Row 4, the exception that the FP8 re-releases need."""
+    """The exception that the FP8 re-releases need."""
     store_wo_a_as_bf16(folder)
     checkpoint = read(folder)
     note = finding(checkpoint, "stale-index")
@@ -526,13 +496,11 @@ def test_a_stale_index_entry_for_the_scale_of_a_bf16_wo_a_is_only_a_finding(fold
 
 
 def test_a_scale_that_an_fp8_wo_a_needs_is_not_taken_for_stale(folder):
-    """Row 4."""
     change_file(folder / SECOND, **{f"{WO_A}.scale": None})
     assert f"{WO_A}.scale" in refusal(folder, IndexMismatch)
 
 
 def test_stale_entries_do_not_hide_lost_tensors(folder):
-    """Row 4."""
     store_wo_a_as_bf16(folder)
     change_file(folder / SECOND, **{f"{WQ_A}.scale": None})
     message = refusal(folder, IndexMismatch)
@@ -542,14 +510,12 @@ def test_stale_entries_do_not_hide_lost_tensors(folder):
 
 
 def test_the_scale_of_another_plain_weight_is_not_taken_for_stale(folder):
-    """Row 4."""
     plain = ("BF16", (128, 128), bytes(128 * 128 * 2))
     change_file(folder / SECOND, **{f"{WQ_A}.weight": plain, f"{WQ_A}.scale": None})
     assert f"{WQ_A}.scale" in refusal(folder, IndexMismatch)
 
 
 def test_a_weight_without_its_scale_is_an_error_that_names_it(folder):
-    """Row 18."""
     change_file(folder / SECOND, **{f"{WQ_A}.scale": None})
     change_map(folder, **{f"{WQ_A}.scale": None})
     error = finding(take_inventory(read(folder)), "missing-scales")
@@ -558,7 +524,6 @@ def test_a_weight_without_its_scale_is_an_error_that_names_it(folder):
 
 
 def test_a_scale_of_another_shape_than_its_blocks_give_is_an_error_with_both_shapes(folder):
-    """Row 18."""
     change_file(folder / SECOND, **{f"{WO_A}.scale": ("F8_E8M0", (5, 1), bytes(5))})
     error = finding(take_inventory(read(folder)), "odd-scales")
     assert error.severity is Severity.ERROR
@@ -566,7 +531,6 @@ def test_a_scale_of_another_shape_than_its_blocks_give_is_an_error_with_both_sha
 
 
 def test_a_weight_and_its_scale_may_stand_in_different_files(folder):
-    """Row 19."""
     scale = stored(folder / SECOND)[f"{WQ_A}.scale"]
     change_file(folder / SECOND, **{f"{WQ_A}.scale": None})
     change_file(folder / LAST, **{f"{WQ_A}.scale": scale})

@@ -25,10 +25,10 @@ from fullsize import (
 )
 from skeletons import DATA
 
-from dsv4_shard.choosing import MAX_RANKS, choose, rank_nbytes
+from dsv4_shard.choosing import choose, rank_nbytes
 from dsv4_shard.demo import DEMO_CONFIG, tensors_of
 from dsv4_shard.engines import ENGINES, find_engine
-from dsv4_shard.engines.base import Context, Deployment, Expert, Pad, Replicate, Request, Split
+from dsv4_shard.engines.base import MAX_RANKS, Context, Deployment, Expert, Pad, Replicate, Request, Split
 from dsv4_shard.engines.sglang import A2A_BACKENDS
 from dsv4_shard.errors import UsageError
 from dsv4_shard.gpus import GPUS, find_gpu

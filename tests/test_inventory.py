@@ -1,4 +1,4 @@
-"""Inventories of the real checkpoints, and of small ones with one thing wrong (facts: fault list, rows 16-26)."""
+"""Inventories of the real checkpoints, and of small ones with one thing wrong."""
 
 import json
 from dataclasses import replace

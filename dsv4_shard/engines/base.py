@@ -18,6 +18,8 @@ from dsv4_shard.header import DTYPE_BITS
 from dsv4_shard.inventory import Format, Group, Inventory
 from dsv4_shard.roles import Module, Part, Role, TensorName
 
+MAX_RANKS = 4096
+
 ASSUMED_GPU = GPUS["h200"]
 """Stands for Hopper where no GPU is named; its memory is then not looked at."""
 

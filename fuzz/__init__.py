@@ -1,0 +1,1 @@
+"""Hostile files, by coverage-guided fuzzing: `python -m fuzz TARGET --seconds N`, or `make fuzz`."""

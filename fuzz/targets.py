@@ -1,0 +1,291 @@
+"""What must hold for any bytes in a header, an index, a config or a plan.
+
+Each target has documents that are valid, a way to damage them that keeps most of their structure, and a check. A check
+passes where the input is refused by a ShardError, and where it is accepted and says the same to another reader.
+Anything else is a finding: another exception, a difference, a hang or more memory than the limits give.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import safetensors
+
+from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint, read_checkpoint
+from dsv4_shard.config import ModelConfig, parse_config
+from dsv4_shard.demo import DEMO_CONFIG, Tensors, by_file, tensors_of
+from dsv4_shard.engines.base import Request
+from dsv4_shard.errors import ShardError
+from dsv4_shard.header import LENGTH_BYTES, build_header, read_header
+from dsv4_shard.inspect import inspect
+from dsv4_shard.inventory import Inventory, take_inventory
+from dsv4_shard.plan import Plan, make_plan
+from dsv4_shard.planfile import check_plan, load_plan
+from dsv4_shard.sources import LocalSource
+from fuzz.mutate import mutate_json
+
+CONFIG: dict[str, Any] = DEMO_CONFIG | {
+    "hidden_size": 128,
+    "num_hidden_layers": 1,
+    "num_nextn_predict_layers": 0,
+    "num_hash_layers": 0,
+    "compress_ratios": [4],
+    "vocab_size": 256,
+    "num_attention_heads": 2,
+    "o_groups": 2,
+    "index_n_heads": 2,
+    "moe_intermediate_size": 256,
+    "n_routed_experts": 2,
+    "num_experts_per_tok": 1,
+    "hc_mult": 1,
+}
+"""One layer with an indexer: 50 tensors, in three files."""
+
+REQUESTS = (Request(1), Request(2, engine="reference"), Request(2, engine="vllm"), Request(3))
+_MAX_TENSORS = 2_000
+
+
+@dataclass(frozen=True)
+class Target:
+    """`seeds` are valid inputs, `mutate` damages one, `check` raises where a promise is broken."""
+
+    seeds: Callable[[], list[bytes]]
+    mutate: Callable[[bytes, Random], bytes]
+    check: Callable[[bytes], None]
+
+
+class MemoryFile:
+    """A file of zeros, `nbytes` long, that begins with `data`."""
+
+    def __init__(self, data: bytes, nbytes: int) -> None:
+        self._data, self.nbytes, self.mtime_ns = data, nbytes, 0
+
+    def read(self, start: int, stop: int) -> bytes:
+        assert 0 <= start <= stop <= self.nbytes, "read beyond the file"
+        return self._data[start:stop].ljust(stop - start, b"\0")
+
+
+class MemorySource(LocalSource):
+    """A folder that is nowhere; whoever opens what is not in it has followed a hostile name."""
+
+    __slots__ = ("files",)
+    files: dict[str, MemoryFile]
+
+    @classmethod
+    def of(cls, files: Mapping[str, MemoryFile]) -> "MemorySource":
+        source = cls(Path("/nowhere"), "in-memory")
+        object.__setattr__(source, "files", dict(files))
+        return source
+
+    def sizes(self) -> dict[str, int]:
+        return {name: file.nbytes for name, file in self.files.items()}
+
+    def dangling_links(self) -> list[str]:
+        return []
+
+    def unfinished_downloads(self) -> list[str]:
+        return []
+
+    def links_outside(self, names: list[str]) -> list[str]:
+        return []
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[Any]:
+        yield self.files[name]
+
+
+def _weights(tensors: Tensors, layers: int) -> tuple[dict[str, MemoryFile], dict[str, str]]:
+    """The weight files of a checkpoint, and where each tensor is."""
+    files: dict[str, MemoryFile] = {}
+    weight_map: dict[str, str] = {}
+    for name, members in by_file(tensors, layers).items():
+        header, placed = build_header(members)
+        files[name] = MemoryFile(header, len(header) + max(info.stop for info in placed.values()))
+        weight_map |= dict.fromkeys(members, name)
+    return files, weight_map
+
+
+@cache
+def _folder() -> dict[str, MemoryFile]:
+    """A whole checkpoint. Not to be changed."""
+    files, weight_map = _weights(tensors_of(CONFIG, 0), CONFIG["num_hidden_layers"])
+    total = sum(file.nbytes - len(_header_of(file)) for file in files.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    return files | {CONFIG_FILE: _file(CONFIG), INDEX_FILE: _file(index)}
+
+
+def _file(document: Any) -> MemoryFile:
+    raw = json.dumps(document).encode()
+    return MemoryFile(raw, len(raw))
+
+
+def _header_of(file: MemoryFile) -> bytes:
+    return file.read(0, LENGTH_BYTES + int.from_bytes(file.read(0, LENGTH_BYTES), "little"))
+
+
+def _open_with(**changed: bytes) -> tuple[Checkpoint, Inventory]:
+    """The checkpoint with files replaced by these bytes. Raises a ShardError."""
+    files = {name: MemoryFile(data, len(data)) for name, data in changed.items()}
+    checkpoint = read_checkpoint(MemorySource.of(_folder() | files))
+    return checkpoint, take_inventory(checkpoint)
+
+
+@cache
+def _checkpoint() -> tuple[Checkpoint, Inventory]:
+    return _open_with()
+
+
+# --- headers -------------------------------------------------------------------------------------------------------
+
+
+def _header_seeds() -> list[bytes]:
+    small: Tensors = {"a": ("F32", (2, 3)), "b.scale": ("F8_E8M0", ()), "c": ("F4", (2, 2)), "d": ("I64", (0, 3))}
+    many: Tensors = {f"layers.{n}.attn_norm.weight": ("BF16", (n,)) for n in range(20)}
+    return [_zeros(small, {"format": "pt"}), _zeros(many), _zeros({})]
+
+
+def _zeros(tensors: Tensors, metadata: dict[str, str] | None = None) -> bytes:
+    header, placed = build_header(tensors, metadata)
+    return header + bytes(sum(info.nbytes for info in placed.values()))
+
+
+def _mutate_header(data: bytes, random: Random) -> bytes:
+    """Other JSON; a length that fits it, mostly; the same tensors' bytes, mostly."""
+    length = int.from_bytes(data[:LENGTH_BYTES], "little")
+    raw = mutate_json(data[LENGTH_BYTES : LENGTH_BYTES + length], random)
+    body = data[LENGTH_BYTES + length :]
+    if random.random() < 0.1:
+        body = body[: random.randrange(len(body) + 1)] or b"\0"
+    length = len(raw) + random.choice((0,) * 20 + (-1, 1, 8, 2**32, 2**63))
+    return (max(length, 0) % 2**64).to_bytes(LENGTH_BYTES, "little") + raw + body
+
+
+def _check_header(data: bytes) -> None:
+    """Nothing is accepted that the safetensors library refuses, and what both accept is the same."""
+    try:
+        header = read_header(MemoryFile(data, len(data)), "model.safetensors")
+    except ShardError as error:
+        _check_message(error)
+        return
+    theirs = dict(safetensors.deserialize(data))
+    body = data[header.data_start :]
+    ours = {name: (t.dtype, list(t.shape), body[t.start : t.stop]) for name, t in header.tensors.items()}
+    assert ours == {name: (i["dtype"], list(i["shape"]), bytes(i["data"])) for name, i in theirs.items()}
+
+
+# --- index ---------------------------------------------------------------------------------------------------------
+
+
+def _check_index(data: bytes) -> None:
+    """An index that is accepted puts each tensor where it is; a file that it leaves out is missed."""
+    try:
+        checkpoint, inventory = _open_with(**{INDEX_FILE: data})
+    except ShardError as error:
+        _check_message(error)
+        return
+    weight_map = json.loads(data)["weight_map"]
+    assert {name: tensor.file for name, tensor in checkpoint.tensors.items()} == weight_map
+    assert all(finding.message.isprintable() for finding in inventory.findings)
+    if checkpoint.files == _checkpoint()[0].files:
+        assert inventory.errors == ()
+    else:
+        assert inventory.errors, "a file that the index no longer names is missing"
+
+
+# --- config --------------------------------------------------------------------------------------------------------
+
+
+def _check_config(data: bytes) -> None:
+    """Any config is refused, or judged against the tensors, or has a plan of its own tensors."""
+    try:
+        checkpoint, inventory = _open_with(**{CONFIG_FILE: data})
+        _use(checkpoint, inventory)
+        config, document = parse_config(data, CONFIG_FILE)
+    except ShardError as error:
+        _check_message(error)
+        return
+    assert document == json.loads(data)
+    if _count(config) <= _MAX_TENSORS:
+        tensors = tensors_of(document, min(config.num_nextn_predict_layers, 1))
+        files, weight_map = _weights(tensors, config.num_hidden_layers)
+        files |= {CONFIG_FILE: MemoryFile(data, len(data)), INDEX_FILE: _file({"weight_map": weight_map})}
+        try:
+            checkpoint = read_checkpoint(MemorySource.of(files))
+            _use(checkpoint, take_inventory(checkpoint))
+        except ShardError as error:
+            _check_message(error)
+
+
+def _count(config: ModelConfig) -> int:
+    return (config.num_hidden_layers + 1) * (40 + 6 * config.n_routed_experts)
+
+
+def _use(checkpoint: Checkpoint, inventory: Inventory) -> None:
+    """All that is said of a checkpoint."""
+    assert all(finding.message.isprintable() for finding in inventory.findings)
+    inspect(checkpoint, inventory, (2,)).model_dump_json()
+    for request in REQUESTS:
+        make_plan(checkpoint, inventory, request).to_json()
+
+
+# --- plans ---------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _plan_seeds() -> list[bytes]:
+    return [make_plan(*_checkpoint(), request).to_json().encode() for request in REQUESTS]
+
+
+def _check_plan(data: bytes) -> None:
+    """A plan that is accepted is the one that the rules give, but for the names by which it calls its checkpoint."""
+    with tempfile.NamedTemporaryFile(dir=_memory_folder(), suffix=".json") as file:
+        file.write(data)
+        file.flush()
+        try:
+            loaded = load_plan(Path(file.name))
+            made = check_plan(loaded, *_checkpoint())
+        except ShardError as error:
+            _check_message(error)
+            return
+    assert loaded.source.files == made.source.files == _checkpoint_files()
+    again = make_plan(*_checkpoint(), Request(**loaded.request), loaded.source.label)  # type: ignore[arg-type]
+    assert again == made
+    assert _canonical(loaded.model_copy(update={"source": made.source})) == _canonical(made)
+
+
+def _canonical(plan: Plan) -> str:
+    return json.dumps(plan.model_dump(mode="json"), sort_keys=True)
+
+
+def _checkpoint_files() -> Any:
+    return make_plan(*_checkpoint(), REQUESTS[0]).source.files
+
+
+def _memory_folder() -> str | None:
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+def _check_message(error: ShardError) -> None:
+    """What a refusal says can be encoded, and is no flood."""
+    assert len(str(error)) < 10_000, f"a message of {len(str(error))} characters"
+    str(error).encode()
+    assert error.hint
+
+
+TARGETS = {
+    "header": Target(_header_seeds, _mutate_header, _check_header),
+    "index": Target(lambda: [_whole(INDEX_FILE)], mutate_json, _check_index),
+    "config": Target(lambda: [_whole(CONFIG_FILE)], mutate_json, _check_config),
+    "plan": Target(_plan_seeds, mutate_json, _check_plan),
+}
+
+
+def _whole(name: str) -> bytes:
+    file = _folder()[name]
+    return file.read(0, file.nbytes)

@@ -69,7 +69,7 @@ def _fail(error: ShardError) -> NoReturn:
 def _consoles() -> tuple["Console", "Console"]:
     from rich.console import Console
 
-    return Console(highlight=False), Console(stderr=True, highlight=False)
+    return Console(highlight=False, emoji=False), Console(stderr=True, highlight=False, emoji=False)
 
 
 def _print_json(document: Any) -> None:

@@ -308,16 +308,18 @@ class _Maker:
                     yield _Batch(where, kept, spread, nbytes, conversion, fill, tensors)
 
     def _steps(self, batches: list[_Batch], numbers: dict[_FileKey, int]) -> Iterator[Step]:
-        """Put together the output tensors of a layer: one step for each source tensor and way of treating it."""
+        """The steps of a layer: one for each source tensor and way of treating it; notes the outputs that they make."""
+        joined = []
+        for batch in batches:
+            if batch.kept.name:
+                joined.append(batch)
+            else:
+                yield from self._unjoined(batch, numbers)
         arrivals: dict[object, tuple[_Source, list[Landing]]] = {}
-        for (folder, file, name, ranks), sources in self._collect(batches).items():
+        for (folder, file, name, ranks), sources in self._collect(joined).items():
             sources.sort(key=lambda source: source.place)
             slots = self._slots_of(tuple([source.batch.nbytes for source in sources]))
-            output = _output(name, sources, slots)
-            for key in (_FileKey(folder, rank, file) for rank in ranks):
-                if name in self._outputs[key]:
-                    raise ValueError(f"{name}: put together twice for rank {key.rank}")
-                self._outputs[key][name] = output
+            self._note([name], _output(sources, slots), [_FileKey(folder, rank, file) for rank in ranks])
             for source, (at, slot) in zip(sources, slots.places, strict=True):
                 batch = source.batch
                 if not batch.is_scale_of_transform:
@@ -326,7 +328,26 @@ class _Maker:
                     landing = Landing(name, at, slot, self._spread_over_files(batch, numbers))
                     arrivals.setdefault(treated, (source, []))[1].append(landing)
         for source, landings in arrivals.values():
-            yield self._step(source, tuple(landings))
+            yield self._step(source.tensor, source.batch, tuple(landings))
+
+    def _unjoined(self, batch: _Batch, numbers: dict[_FileKey, int]) -> Iterator[Step]:
+        """The steps of tensors that keep their own names, and so are all that their output is made of."""
+        kept = batch.kept
+        output = _output([_Source((0, 0), batch.tensors[0], batch)], self._slots_of((batch.nbytes,)))
+        keys = [_FileKey(kept.folder, rank, kept.file) for rank in batch.spread.ranks]
+        self._note([tensor.name for tensor in batch.tensors], output, keys)
+        if not batch.is_scale_of_transform:
+            spread = self._spread_over_files(batch, numbers)
+            for tensor in batch.tensors:
+                yield self._step(tensor, batch, (Landing(tensor.name, 0, 0, spread),))
+
+    def _note(self, names: list[str], output: _Output, keys: list[_FileKey]) -> None:
+        """Put `output` into files under each of `names`."""
+        for key in keys:
+            there = self._outputs[key]
+            for name in names:
+                if there.setdefault(name, output) is not output:
+                    raise ValueError(f"{name}: put together twice for rank {key.rank}")
 
     def _collect(self, batches: list[_Batch]) -> dict[tuple[str, str, str, tuple[int, ...]], list[_Source]]:
         """The sources of a layer's output tensors, by (folder, file, name, ranks): under EP each rank has others."""
@@ -336,7 +357,7 @@ class _Maker:
             kept, ranks = batch.kept, batch.spread.ranks
             for tensor in batch.tensors:
                 place = (names[tensor.name].expert if kept.stacked else 0, kept.order)
-                sources = outputs.setdefault((kept.folder, kept.file, kept.name or tensor.name, ranks), [])
+                sources = outputs.setdefault((kept.folder, kept.file, kept.name, ranks), [])
                 sources.append(_Source(place, tensor, batch))
         return outputs
 
@@ -422,8 +443,7 @@ class _Maker:
             return _ORDINARY if key.file else {}
         return identity | {"rank": "all" if key.rank == ALL_RANKS else str(key.rank)}
 
-    def _step(self, source: _Source, landings: tuple[Landing, ...]) -> Step:
-        tensor, batch = source.tensor, source.batch
+    def _step(self, tensor: Tensor, batch: _Batch, landings: tuple[Landing, ...]) -> Step:
         if batch.kept.transform is not None:
             scale = self._checkpoint.tensors[scale_name(tensor.name)]
             return Step(tensor, landings, transform=TRANSFORMS[batch.kept.transform], scale=scale)
@@ -484,11 +504,11 @@ def _transformed_shape(tensor: Tensor, where: TensorName, kept: Kept, rows: int)
     return transform.weight_shape(shape) if where.part is Part.WEIGHT else transform.scale_shape(shape)
 
 
-def _output(name: str, sources: list[_Source], slots: _Slots) -> _Output:
+def _output(sources: list[_Source], slots: _Slots) -> _Output:
     """The tensor that `sources` make together on one rank."""
     dtype, shape = sources[0].batch.kept.dtype, _output_shape(sources)
     if slots.nbytes != nbytes_of(dtype, shape):
-        raise ValueError(f"{name}: {slots.nbytes} bytes land in {dtype} {list(shape)}")
+        raise ValueError(f"{sources[0].tensor.name}: {slots.nbytes} bytes land in {dtype} {list(shape)}")
     return _Output(dtype, shape, slots.runs)
 
 

@@ -314,7 +314,7 @@ class LeftOut:
 class Kept:
     """Where a source tensor goes in the rank files, and what is done to it on the way.
 
-    It becomes (a part of) the tensor `name` in `folder` (empty: it keeps its own name). Several tensors of one name are
+    It becomes (a part of) the tensor `name` in `folder`; empty: its own name, alone. Several tensors of one name are
     joined along their rows, by ascending `order`; with `stacked`, the experts come first, one after the other along a
     new first axis. A `dtype` other than the source's is an elementwise conversion where there is one (`conversions`),
     else the same bytes under another name; `transform` names a decoding together with the scale. `repeat` repeats each

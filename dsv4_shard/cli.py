@@ -1,13 +1,15 @@
 """The commands: parse, call, show. Results go to stdout, everything else to stderr."""
 
 import functools
+import gc
 import io
 import json
 import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TypeVar
 
@@ -83,7 +85,7 @@ def _print_notes(error: BaseException) -> None:
 def _consoles() -> tuple["Console", "Console"]:
     from rich.console import Console
 
-    return Console(highlight=False), Console(stderr=True, highlight=False)
+    return Console(highlight=False, emoji=False), Console(stderr=True, highlight=False, emoji=False)
 
 
 def _print_json(document: Any) -> None:
@@ -95,8 +97,19 @@ def _open(repo: str) -> tuple["Checkpoint", "Inventory"]:
     from dsv4_shard.inventory import take_inventory
     from dsv4_shard.sources import open_source
 
-    checkpoint = read_checkpoint(open_source(repo))
-    return checkpoint, take_inventory(checkpoint)
+    with _kept():
+        checkpoint = read_checkpoint(open_source(repo))
+        return checkpoint, take_inventory(checkpoint)
+
+
+@contextmanager
+def _kept() -> Iterator[None]:
+    """What is built within lives as long as the command: no collection of garbage need look through it."""
+    from dsv4_shard.checkpoint import collector_paused
+
+    with collector_paused():
+        yield
+        gc.freeze()
 
 
 def _version(wanted: bool) -> None:
@@ -277,7 +290,8 @@ def reshard(
         else None
     )
     made = _plan_for(checkpoint, inventory, plan_file, request)
-    job = prepare(checkpoint, inventory, made, _ranks(ranks))
+    with _kept():
+        job = prepare(checkpoint, inventory, made, _ranks(ranks))
     if dry_run:
         check_output(out, checkpoint.source.root, overwrite)
         _dry_run(job, checkpoint, out, as_json)

@@ -8,55 +8,57 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from dsv4_shard.checkpoint import Checkpoint, Finding, Severity, defect, some
+from dsv4_shard.census import Census, Kind
+from dsv4_shard.checkpoint import Finding, Severity, defect, some
 from dsv4_shard.config import ModelConfig
 from dsv4_shard.roles import (
     LAYER_SPECS,
     MODEL_SPECS,
+    MODULE,
     MTP_SPECS,
     ROUTED_SPECS,
     SPEC,
     LayerKind,
     Module,
     Part,
+    Role,
     Spec,
     Stage,
     TensorName,
     layer_kind,
-    scale_name,
     unparse_name,
-    weight_name,
 )
 
 FLOATS = ("BF16", "F32")
 """Dtypes of weights that are not quantized."""
 
 
-def check_numbers(config: ModelConfig, names: dict[str, TensorName]) -> Iterator[Finding]:
+def check_numbers(census: Census) -> Iterator[Finding]:
     """Layers and experts beyond what the config says there are, and tensors that their layer cannot have."""
-    layers = [n for n, at in names.items() if at.stage is Stage.LAYER and at.layer >= config.num_hidden_layers]
+    config, kinds = census.config, census.counts
+    layers = census.names_of(k for k in kinds if k.stage is Stage.LAYER and k.layer >= config.num_hidden_layers)
     if layers:
         yield defect("extra-layers", f"config.json has {config.num_hidden_layers} layers, but there is {some(layers)}")
-    misplaced = [n for n, at in names.items() if at.expert < 0 and not _may_be(config, at)]
+    misplaced = census.names_of(k for k in kinds if MODULE[k.role] is not Module.ROUTED and not _may_be(config, k))
     if misplaced:
         yield defect("misplaced-tensors", f"{len(misplaced):,} tensors have no place in their layer: {some(misplaced)}")
-    experts = [n for n, at in names.items() if at.expert >= config.n_routed_experts]
+    experts = census.names_of(k for k in kinds if k.extra)
     if experts:
         yield defect(
             "extra-experts", f"config.json has {config.n_routed_experts} routed experts, but there is {some(experts)}"
         )
 
 
-def _may_be(config: ModelConfig, at: TensorName) -> bool:
-    """Whether the kind of layer has such a tensor: no indexer without a ratio of 4, no bias in a hash layer."""
-    spec = SPEC[at.stage, at.role]
-    return spec.optional or spec.present(layer_kind(config, at.stage, at.layer))
+def _may_be(config: ModelConfig, kind: Kind) -> bool:
+    """Whether the layer has such a tensor: no indexer without a ratio of 4, no bias in a hash layer."""
+    spec = SPEC[kind.stage, kind.role]
+    return spec.optional or spec.present(layer_kind(config, kind.stage, kind.layer))
 
 
-def check_completeness(checkpoint: Checkpoint, names: dict[str, TensorName]) -> Iterator[Finding]:
+def check_completeness(census: Census) -> Iterator[Finding]:
     """Every tensor that the model needs: layers × experts × 3, shared experts, tables, norms."""
-    config = checkpoint.config
-    blocks = {at.layer for at in names.values() if at.stage is Stage.MTP}
+    config, kinds = census.config, census.counts
+    blocks = {kind.layer for kind in kinds if kind.stage is Stage.MTP}
     if len(blocks) < config.num_nextn_predict_layers:
         yield Finding(
             Severity.WARNING,
@@ -66,27 +68,26 @@ def check_completeness(checkpoint: Checkpoint, names: dict[str, TensorName]) -> 
         )
     if blocks and blocks != set(range(len(blocks))):
         yield defect("mtp-gap", f"MTP blocks are numbered {sorted(blocks)}")
-    present = set(names.values())
-    known = range(config.n_routed_experts)
-    experts = Counter((at.stage, at.layer, at.role, at.part) for at in names.values() if at.expert in known)
+    present: Counter[tuple[Role, Part, Stage, int]] = Counter()
+    for (role, part, stage, layer, extra, *_), count in kinds.items():
+        present[role, part, stage, layer] += 0 if extra else count
     missing: list[str] = []
     lost_names: list[str] = []
     missing_experts = 0
     for at in expected_names(config, blocks):
+        found = present[at.role, at.part, at.stage, at.layer]
         if at.expert < 0:
-            if at not in present:
+            if not found:
                 missing.append(unparse_name(at))
-            continue
-        lost = config.n_routed_experts - experts[at.stage, at.layer, at.role, at.part]
-        if lost > 0:
-            missing_experts += lost
-            absent = (one for e in known if (one := at._replace(expert=e)) not in present)
-            lost_names += map(unparse_name, islice(absent, 1))
+        elif found < config.n_routed_experts:
+            missing_experts += config.n_routed_experts - found
+            experts = (unparse_name(at._replace(expert=expert)) for expert in range(config.n_routed_experts))
+            lost_names += islice((name for name in experts if name not in census.names), 1)
     if missing or missing_experts:
         detail = f", {missing_experts:,} of them of routed experts" if missing_experts else ""
         count = len(missing) + missing_experts
         yield defect("missing-tensors", f"{count:,} tensors are missing{detail}: {some(missing + lost_names, count)}")
-    yield from _check_scales(checkpoint, names)
+    yield from _check_scales(census)
 
 
 def expected_names(config: ModelConfig, mtp_blocks: Iterable[int]) -> Iterator[TensorName]:
@@ -111,24 +112,13 @@ def _expected_of(
             yield TensorName(spec.role, Part.WEIGHT, stage, layer, 0)
 
 
-def _check_scales(checkpoint: Checkpoint, names: dict[str, TensorName]) -> Iterator[Finding]:
+def _check_scales(census: Census) -> Iterator[Finding]:
     """Each quantized weight has its scale, each scale its weight; plain weights have none."""
-    tensors = checkpoint.tensors
-    quantized = {key for key, spec in SPEC.items() if spec.quantized}
-    unscaled: list[str] = []
-    orphans: list[str] = []
-    needless: list[str] = []
-    for name, at in names.items():
-        if at.part is Part.SCALE:
-            weight = tensors.get(weight_name(name))
-            if weight is None:
-                orphans.append(name)
-            elif weight.dtype in FLOATS:
-                needless.append(name)
-            continue
-        plain = (at.stage, at.role) not in quantized or tensors[name].dtype in FLOATS
-        if not plain and scale_name(name) not in tensors:
-            unscaled.append(name)
+    weights = [kind for kind in census.counts if kind.part is Part.WEIGHT and SPEC[kind.stage, kind.role].quantized]
+    scales = [kind for kind in census.counts if kind.part is Part.SCALE]
+    unscaled = census.names_of(k for k in weights if k.dtype not in FLOATS and k.partner_dtype is None)
+    orphans = census.names_of(k for k in scales if k.partner_dtype is None)
+    needless = census.names_of(k for k in scales if k.partner_dtype in FLOATS)
     if unscaled:
         yield defect("missing-scales", f"{len(unscaled):,} quantized weights have no scale: {some(unscaled)}")
     if orphans:

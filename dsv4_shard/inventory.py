@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from dsv4_shard.blocks import FP4_GROUP, PACKED_FP4, Block, agree_on_unit, logical_shape, scale_shape
-from dsv4_shard.checkpoint import Checkpoint, Finding, Severity, Tensor, collector_paused, defect, some
+from dsv4_shard.census import Census, Kind, take_census
+from dsv4_shard.checkpoint import Checkpoint, Finding, Severity, collector_paused, defect, some
 from dsv4_shard.completeness import FLOATS, check_completeness, check_numbers
 from dsv4_shard.config import ModelConfig
 from dsv4_shard.header import nbytes_of
-from dsv4_shard.roles import SPEC, Part, Role, Stage, TensorName, layer_kind, parse_name, scale_name
+from dsv4_shard.roles import SPEC, Part, Role, Stage, TensorName, layer_kind, parse_name
 
 FP8_SCALES = ("F8_E8M0", "F32")
 
@@ -94,31 +95,26 @@ def _take(checkpoint: Checkpoint) -> Inventory:
     findings = list(checkpoint.findings)
     if unknown:
         findings.append(defect("unknown-tensors", f"{len(unknown):,} tensors have no known role: {some(unknown)}"))
-    findings += check_numbers(checkpoint.config, names)
-    findings += check_completeness(checkpoint, names)
-    formats, more = _find_formats(checkpoint, names)
+    census = take_census(checkpoint.config, checkpoint.tensors, names)
+    findings += check_numbers(census)
+    findings += check_completeness(census)
+    formats, more = _find_formats(census)
     findings += more
     findings += _compare_stages(formats)
-    findings += _check_dtypes(checkpoint, names)
-    findings += _check_shapes(checkpoint, names, formats)
+    findings += _check_dtypes(census)
+    findings += _check_shapes(census, formats)
     findings += _compare_config(checkpoint.config, formats)
-    blocks = len({at.layer for at in names.values() if at.stage is Stage.MTP})
-    return Inventory(checkpoint.config, names, _count(checkpoint, names, formats), formats, blocks, tuple(findings))
+    blocks = len({kind.layer for kind in census.counts if kind.stage is Stage.MTP})
+    return Inventory(checkpoint.config, names, _count(census, formats), formats, blocks, tuple(findings))
 
 
-def _count(
-    checkpoint: Checkpoint, names: dict[str, TensorName], formats: dict[tuple[Stage, Role], Format]
-) -> dict[Group, int]:
-    counts: Counter[tuple[Stage, Role, Part, str, tuple[int, ...]]] = Counter()
-    for name, at in names.items():
-        tensor = checkpoint.tensors[name]
-        counts[at.stage, at.role, at.part, tensor.dtype, tensor.shape] += 1
+def _count(census: Census, formats: dict[tuple[Stage, Role], Format]) -> dict[Group, int]:
     groups: dict[Group, int] = {}
-    for (stage, role, part, dtype, shape), count in counts.items():
-        packed = _is_packed(formats.get((stage, role)), part)
-        logical = logical_shape(dtype, shape, packed)
-        group = Group(stage, role, part, dtype, logical, nbytes_of(dtype, shape))
-        groups[group] = count
+    for kind, count in census.counts.items():
+        logical = logical_shape(kind.dtype, kind.shape, _is_packed(formats.get((kind.stage, kind.role)), kind.part))
+        nbytes = nbytes_of(kind.dtype, kind.shape)
+        group = Group(kind.stage, kind.role, kind.part, kind.dtype, logical, nbytes)
+        groups[group] = groups.get(group, 0) + count
     return groups
 
 
@@ -129,38 +125,32 @@ def _is_packed(fmt: Format | None, part: Part) -> bool:
 # --- formats -------------------------------------------------------------------------------------------------------
 
 
-def _pairs(checkpoint: Checkpoint, names: dict[str, TensorName]) -> Iterator[tuple[TensorName, Tensor, Tensor | None]]:
-    """Every weight of a role that may be quantized, with its scale where it has one."""
-    for name, at in names.items():
-        if at.part is Part.WEIGHT and SPEC[at.stage, at.role].quantized:
-            yield at, checkpoint.tensors[name], checkpoint.tensors.get(scale_name(name))
-
-
-def _format_name(weight: Tensor, scale: Tensor | None) -> str | None:
+def _format_name(dtype: str, scale_dtype: str | None) -> str | None:
     """FP4, FP8, a plain dtype, or None for a combination that no DeepSeek-V4 checkpoint has."""
-    if scale is None:
-        return weight.dtype if weight.dtype in FLOATS else None
-    if weight.dtype in PACKED_FP4 and scale.dtype == "F8_E8M0":
+    if scale_dtype is None:
+        return dtype if dtype in FLOATS else None
+    if dtype in PACKED_FP4 and scale_dtype == "F8_E8M0":
         return "FP4"
-    if weight.dtype == "F8_E4M3" and scale.dtype in FP8_SCALES:
+    if dtype == "F8_E4M3" and scale_dtype in FP8_SCALES:
         return "FP8"
     return None
 
 
-def _find_formats(
-    checkpoint: Checkpoint, names: dict[str, TensorName]
-) -> tuple[dict[tuple[Stage, Role], Format], list[Finding]]:
+def _find_formats(census: Census) -> tuple[dict[tuple[Stage, Role], Format], list[Finding]]:
     """The format of each role, from its tensors. A role in two formats at once is an error."""
     kinds: dict[tuple[Stage, Role], Counter[tuple[str | None, str | None, str]]] = {}
     rows: Counter[tuple[int, int]] = Counter()
     cols: Counter[tuple[int, int]] = Counter()
-    for at, weight, scale in _pairs(checkpoint, names):
-        name = _format_name(weight, scale)
-        kinds.setdefault((at.stage, at.role), Counter())[name, scale.dtype if scale else None, weight.dtype] += 1
-        if name == "FP8" and scale is not None and len(weight.shape) == len(scale.shape) == 2:
-            rows[weight.shape[0], scale.shape[0]] += 1
-            cols[weight.shape[1], scale.shape[1]] += 1
-    declared = checkpoint.config.declared_block
+    for kind, count in census.counts.items():
+        if kind.part is not Part.WEIGHT or not SPEC[kind.stage, kind.role].quantized:
+            continue
+        name = _format_name(kind.dtype, kind.partner_dtype)
+        kinds.setdefault((kind.stage, kind.role), Counter())[name, kind.partner_dtype, kind.dtype] += count
+        scale = kind.partner_shape
+        if name == "FP8" and scale is not None and len(kind.shape) == len(scale) == 2:
+            rows[kind.shape[0], scale[0]] += count
+            cols[kind.shape[1], scale[1]] += count
+    declared = census.config.declared_block
     fp8_block = Block(
         agree_on_unit(rows, declared[0] if declared else None), agree_on_unit(cols, declared[1] if declared else None)
     )
@@ -188,45 +178,42 @@ def _compare_stages(formats: dict[tuple[Stage, Role], Format]) -> Iterator[Findi
             yield defect("mtp-format", f"{role} is {layers} in the layers and {fmt} in the MTP block")
 
 
-def _check_dtypes(checkpoint: Checkpoint, names: dict[str, TensorName]) -> Iterator[Finding]:
+def _check_dtypes(census: Census) -> Iterator[Finding]:
     """What is not quantized has one dtype in every V4 checkpoint, and engines' parameters follow from it."""
     due = {key: spec.dtype for key, spec in SPEC.items() if not spec.quantized}
-    dense = [(name, due[key]) for name, at in names.items() if (key := (at.stage, at.role)) in due]
-    found = [(name, checkpoint.tensors[name].dtype, dtype) for name, dtype in dense]
-    odd = [f"{name} {dtype}, due {wanted}" for name, dtype, wanted in found if dtype != wanted]
-    if odd:
+    names = census.names_of(k for k in census.counts if k.dtype != due.get((k.stage, k.role), k.dtype))
+    if names:
+        places = [(name, census.names[name]) for name in names]
+        odd = [f"{name} {census.tensors[name].dtype}, due {due[at.stage, at.role]}" for name, at in places]
         yield defect("odd-dtypes", f"{len(odd):,} tensors have another dtype than V4 checkpoints: {some(odd)}")
 
 
-def _check_shapes(
-    checkpoint: Checkpoint, names: dict[str, TensorName], formats: dict[tuple[Stage, Role], Format]
-) -> Iterator[Finding]:
+def _check_shapes(census: Census, formats: dict[tuple[Stage, Role], Format]) -> Iterator[Finding]:
     """Each weight has the shape that the config implies, each scale `ceil(weight / block)`."""
-    odd: list[str] = []
-    odd_scales: list[str] = []
-    due_shapes: dict[tuple[object, ...], tuple[int, ...]] = {}
-    for name, at in names.items():
-        kind = at[:4]  # all but the expert, which changes nothing
-        due = due_shapes.get(kind)
-        if due is None:
-            due = due_shapes[kind] = _due_shape(checkpoint.config, at, formats.get((at.stage, at.role)))
-        shape = checkpoint.tensors[name].shape
-        if shape != due:
-            (odd_scales if at.part is Part.SCALE else odd).append(f"{name} {list(shape)}, due {list(due)}")
-    if odd:
-        yield defect("odd-shapes", f"{len(odd):,} tensors have another shape than config.json gives: {some(odd)}")
-    if odd_scales:
+    due = {kind: _due_shape(census.config, kind, formats.get((kind.stage, kind.role))) for kind in census.counts}
+    odd = [kind for kind, shape in due.items() if kind.shape != shape]
+    if not odd:
+        return
+    wanted = {kind[:4]: due[kind] for kind in odd}
+    found: dict[Part, list[str]] = {part: [] for part in Part}
+    for name in census.names_of(odd):
+        at = census.names[name]
+        found[at.part].append(f"{name} {list(census.tensors[name].shape)}, due {list(wanted[at[:4]])}")
+    weights, scales = found[Part.WEIGHT], found[Part.SCALE]
+    if weights:
         yield defect(
-            "odd-scales", f"{len(odd_scales):,} scales do not have the shape ceil(weight / block): {some(odd_scales)}"
+            "odd-shapes", f"{len(weights):,} tensors have another shape than config.json gives: {some(weights)}"
         )
+    if scales:
+        yield defect("odd-scales", f"{len(scales):,} scales do not have the shape ceil(weight / block): {some(scales)}")
 
 
-def _due_shape(config: ModelConfig, at: TensorName, fmt: Format | None) -> tuple[int, ...]:
-    """The shape that the tensor at `at` must have, as stored."""
-    shape = SPEC[at.stage, at.role].shape(config, layer_kind(config, at.stage, at.layer))
-    if at.part is Part.SCALE:
+def _due_shape(config: ModelConfig, kind: Kind, fmt: Format | None) -> tuple[int, ...]:
+    """The shape that tensors of a kind must have, as stored."""
+    shape = SPEC[kind.stage, kind.role].shape(config, layer_kind(config, kind.stage, kind.layer))
+    if kind.part is Part.SCALE:
         return scale_shape((shape[0], shape[1]), fmt.block) if fmt is not None and fmt.block else shape
-    return (*shape[:-1], shape[-1] // 2) if _is_packed(fmt, at.part) else shape
+    return (*shape[:-1], shape[-1] // 2) if _is_packed(fmt, kind.part) else shape
 
 
 def _compare_config(config: ModelConfig, formats: dict[tuple[Stage, Role], Format]) -> Iterator[Finding]:

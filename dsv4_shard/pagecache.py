@@ -15,6 +15,9 @@ _PAGE = mmap.PAGESIZE
 _LEAST_UNCACHED = 16 * _PAGE
 """Below this, a call of its own for the pages in the middle costs more than it saves."""
 
+_BEHIND = 16 << 20
+"""How far behind the cursor to drop again: pages kept together are dropped when the last of them is passed."""
+
 
 class UncachedFile:
     """An open file for positioned I/O past the page cache, for any thread. It does not close the file."""
@@ -27,13 +30,14 @@ class UncachedFile:
 
     def read(self, buffer: memoryview, offset: int) -> int:
         """One call of preadv(2): bytes read into `buffer`, 0 at the end of the file. Raises OSError."""
-        if self._flags:
+        flags = self._flags
+        if flags:
             try:
-                return os.preadv(self.fd, [buffer], offset, self._flags)
+                return os.preadv(self.fd, [buffer], offset, flags)
             except OSError as error:
-                self._refused(error)
+                self._go_without(flags, error)
         count = os.preadv(self.fd, [buffer], offset)
-        start = offset - offset % _PAGE
+        start = max(0, offset - _BEHIND)
         os.posix_fadvise(self.fd, start, offset + count - start, os.POSIX_FADV_DONTNEED)
         return count
 
@@ -45,13 +49,15 @@ class UncachedFile:
         """
         end = offset + len(data)
         first, last = -(-offset // _PAGE) * _PAGE, end // _PAGE * _PAGE
-        flags = 0
-        if self._flags and last - first >= _LEAST_UNCACHED:
-            flags, end = (0, first) if offset < first else (self._flags, last)
+        flags = self._flags
+        if last - first < _LEAST_UNCACHED:
+            flags = 0
+        elif flags:
+            flags, end = (0, first) if offset < first else (flags, last)
         try:
             return os.pwritev(self.fd, [data[: end - offset]], offset, flags)
         except OSError as error:
-            self._refused(error)
+            self._go_without(flags, error)
             return os.pwritev(self.fd, [data], offset)
         finally:
             self._is_dirty = True
@@ -79,8 +85,8 @@ class UncachedFile:
             self._failure = error
             raise
 
-    def _refused(self, error: OSError) -> None:
-        """Go on without the flag where it is what the kernel refuses."""
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL) or not self._flags:
+    def _go_without(self, flags: int, error: OSError) -> None:
+        """Raise the error of a call with `flags`, unless it may be of the flags: then never use them again."""
+        if not flags or error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
             raise error
         self._flags = 0

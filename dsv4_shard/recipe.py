@@ -7,12 +7,13 @@ with what it is padded. What all tensors of a kind have in common (who gets whic
 steps share: under MoE TP16, V4-Pro's 140,544 expert tensors make 2.2 million pieces.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, count, groupby
 from typing import NamedTuple
 
 from dsv4_shard.blocks import PACKED_FP4, Rectangle, slice_rectangle, split, whole_rectangle
-from dsv4_shard.checkpoint import Checkpoint, Tensor
+from dsv4_shard.checkpoint import Checkpoint, Tensor, collector_paused
 from dsv4_shard.conversions import CONVERSIONS, Conversion
 from dsv4_shard.engines.base import (
     Constant,
@@ -29,7 +30,7 @@ from dsv4_shard.engines.base import (
     local_size,
 )
 from dsv4_shard.header import DTYPE_BITS, TensorInfo, build_header, nbytes_of
-from dsv4_shard.roles import Part, TensorName, scale_name
+from dsv4_shard.roles import Part, Stage, TensorName, scale_name
 from dsv4_shard.transforms import TRANSFORMS, Transform
 
 ALL_RANKS = -1
@@ -152,7 +153,8 @@ def make_recipe(checkpoint: Checkpoint, engine: Engine, context: Context, ranks:
     """
     if engine.layout is None:
         raise ValueError(f"{engine.name} has no file layout")
-    return _Maker(checkpoint, engine, engine.layout, context, ranks).make()
+    with collector_paused():
+        return _Maker(checkpoint, engine, engine.layout, context, ranks).make()
 
 
 class _FileKey(NamedTuple):
@@ -171,19 +173,32 @@ class _RankSpread:
     ranks: tuple[int, ...]
 
 
-class _Source(NamedTuple):
-    """A source tensor on its way; `place` orders those that make one output tensor."""
+class _Batch(NamedTuple):
+    """Tensors that differ in nothing but their expert, and one of the places where they go.
 
-    place: tuple[int, int]
-    tensor: Tensor
+    `nbytes` is what each adds to its output tensor on one rank, `fill` the element that pads.
+    """
+
     where: TensorName
     kept: Kept
     spread: _RankSpread
+    nbytes: int
+    conversion: Conversion | None
+    fill: bytes
+    tensors: list[Tensor]
 
     @property
     def is_scale_of_transform(self) -> bool:
         """New scales are made with their weight, so the old ones take no step of their own."""
         return self.kept.transform is not None and self.where.part is Part.SCALE
+
+
+class _Source(NamedTuple):
+    """A source tensor on its way; `place` orders those that make one output tensor."""
+
+    place: tuple[int, int]
+    tensor: Tensor
+    batch: _Batch
 
 
 class _Output(NamedTuple):
@@ -194,8 +209,19 @@ class _Output(NamedTuple):
     runs: tuple[tuple[int, int], ...] = ()
 
 
+class _Slots(NamedTuple):
+    """Where pieces of given sizes lie in their tensor: the places as (at, slot), the runs, and the bytes of all."""
+
+    places: tuple[tuple[int, int], ...]
+    runs: tuple[tuple[int, int], ...]
+    nbytes: int
+
+
 class _Maker:
-    """The making of one recipe."""
+    """The making of one recipe.
+
+    It goes layer by layer: no output tensor has sources in two, so what is only needed on the way stays small.
+    """
 
     def __init__(
         self, checkpoint: Checkpoint, engine: Engine, layout: Layout, context: Context, ranks: tuple[int, ...]
@@ -211,31 +237,35 @@ class _Maker:
         if layout.by_node:
             self._placements = {role: _undivided(placement) for role, placement in self._placements.items()}
             self._look_at_files()
-        self._spreads: dict[object, _RankSpread] = {}
+        self._rank_spreads: dict[object, _RankSpread] = {}
+        self._spreads: dict[tuple[str, str, _RankSpread], Spread] = {}
+        self._slots: dict[tuple[int, ...], _Slots] = {}
+        self._infos: dict[TensorInfo, TensorInfo] = {}
         self._left_out: dict[str, str] = {}
         self._outputs: dict[_FileKey, dict[str, _Output]] = {}
-        self._landings: dict[object, list[tuple[_Source, int, int]]] = {}
 
     def make(self) -> Recipe:
-        """Collect sources by output tensor, put these together, lay out files, and turn sources into steps."""
-        for (folder, file, name), sources in self._collect().items():
-            for ranks, group in _by_ranks(sources).items():
-                output = self._assemble(group)
-                for key in (_FileKey(folder, rank, file) for rank in ranks):
-                    if name in self._outputs.setdefault(key, {}):
-                        raise ValueError(f"{name}: put together twice for rank {key.rank}")
-                    self._outputs[key][name] = output
+        """Number the files that batches go to, put output tensors together layer by layer, and lay out the files."""
+        layers = [list(self._batches(alike)) for alike in self._alike().values()]
         constants = [
             (_FileKey(constant.folder, rank), constant)
             for constant in self._layout.constants(self._context)
             for rank in self._readers(constant)
         ]
+        found = {(batch.kept.folder, batch.kept.file, batch.spread) for batches in layers for batch in batches}
+        keys = {_FileKey(folder, rank, file) for folder, file, spread in found for rank in spread.ranks}
+        files = sorted(keys.union(key for key, _ in constants))
+        numbers = {key: number for number, key in enumerate(files)}
+        self._outputs = {key: {} for key in files}
+        steps = [step for batches in layers for step in self._steps(batches, numbers)]
+        del layers
         for key, constant in constants:
-            self._outputs.setdefault(key, {})[constant.name] = _Output(constant.dtype, constant.shape)
-        keys = sorted(self._outputs)
-        numbers = {key: number for number, key in enumerate(keys)}
+            self._outputs[key][constant.name] = _Output(constant.dtype, constant.shape)
         fixed = tuple(Fixed(numbers[key], constant.name, constant.data) for key, constant in constants)
-        return Recipe(tuple(map(self._file, keys)), tuple(self._steps(numbers)), fixed, self._left_out)
+        # In the order of the source's bytes; two sorts, since 145,116 pairs would be the largest thing in memory.
+        steps.sort(key=lambda step: step.source.start)
+        steps.sort(key=lambda step: step.source.file)
+        return Recipe(tuple(map(self._file, files)), tuple(steps), fixed, self._left_out)
 
     def _look_at_files(self) -> None:
         """Which tensors a file of the checkpoint has, and which files hold experts: they differ from node to node."""
@@ -251,23 +281,104 @@ class _Maker:
             return (constant.rank,) if constant.rank in self._wanted else ()
         return (ALL_RANKS,) if self._shares else self._ranks
 
-    def _collect(self) -> dict[tuple[str, str, str], list[_Source]]:
-        """The sources of every output tensor, by (folder, file, name)."""
-        context = self._context
-        sources: dict[tuple[str, str, str], list[_Source]] = {}
-        for name, where in context.inventory.names.items():
+    def _alike(self) -> dict[tuple[Stage, int], dict[object, list[Tensor]]]:
+        """For each layer its tensors, those together that go the same way: alike but for their expert's number."""
+        experts_each = max(1, self._context.config.n_routed_experts // self._context.at.ep)
+        layers: dict[tuple[Stage, int], dict[object, list[Tensor]]] = {}
+        for name, (role, part, stage, layer, expert) in self._context.inventory.names.items():
             tensor = self._checkpoint.tensors[name]
-            fate = self._layout.fate(tensor, where, context)
+            kind = (role, part, tensor.dtype, tensor.shape, tensor.file, expert // experts_each)
+            layers.setdefault((stage, layer), {}).setdefault(kind, []).append(tensor)
+        return layers
+
+    def _batches(self, alike: dict[object, list[Tensor]]) -> Iterator[_Batch]:
+        """What becomes of a layer's tensors: a batch for each place where some of them go."""
+        for tensors in alike.values():
+            tensor, where = tensors[0], self._context.inventory.names[tensors[0].name]
+            fate = self._layout.fate(tensor, where, self._context)
             if isinstance(fate, LeftOut):
-                self._left_out[name] = fate.reason
+                self._left_out |= {one.name: fate.reason for one in tensors}
                 continue
             for kept in fate:
                 spread = self._spread(tensor, where, kept, self._placements[where.role])
                 if spread.ranks:
-                    place = (where.expert if kept.stacked else 0, kept.order)
-                    source = _Source(place, tensor, where, kept, spread)
-                    sources.setdefault((kept.folder, kept.file, kept.name), []).append(source)
-        return sources
+                    nbytes = _landed_nbytes(tensor, where, kept, spread)
+                    conversion = None if kept.transform else CONVERSIONS.get((tensor.dtype, kept.dtype))
+                    fill = kept.fill or bytes(DTYPE_BITS[tensor.dtype] // 8)
+                    yield _Batch(where, kept, spread, nbytes, conversion, fill, tensors)
+
+    def _steps(self, batches: list[_Batch], numbers: dict[_FileKey, int]) -> Iterator[Step]:
+        """The steps of a layer: one for each source tensor and way of treating it; notes the outputs that they make."""
+        joined = []
+        for batch in batches:
+            if batch.kept.name:
+                joined.append(batch)
+            else:
+                yield from self._unjoined(batch, numbers)
+        arrivals: dict[object, tuple[_Source, list[Landing]]] = {}
+        for (folder, file, name, ranks), sources in self._collect(joined).items():
+            sources.sort(key=lambda source: source.place)
+            slots = self._slots_of(tuple([source.batch.nbytes for source in sources]))
+            self._note([name], _output(sources, slots), [_FileKey(folder, rank, file) for rank in ranks])
+            for source, (at, slot) in zip(sources, slots.places, strict=True):
+                batch = source.batch
+                if not batch.is_scale_of_transform:
+                    kept = batch.kept
+                    treated = (source.tensor.name, kept.dtype, kept.repeat, kept.fill, kept.transform)
+                    landing = Landing(name, at, slot, self._spread_over_files(batch, numbers))
+                    arrivals.setdefault(treated, (source, []))[1].append(landing)
+        for source, landings in arrivals.values():
+            yield self._step(source.tensor, source.batch, tuple(landings))
+
+    def _unjoined(self, batch: _Batch, numbers: dict[_FileKey, int]) -> Iterator[Step]:
+        """The steps of tensors that keep their own names, and so are all that their output is made of."""
+        kept = batch.kept
+        output = _output([_Source((0, 0), batch.tensors[0], batch)], self._slots_of((batch.nbytes,)))
+        keys = [_FileKey(kept.folder, rank, kept.file) for rank in batch.spread.ranks]
+        self._note([tensor.name for tensor in batch.tensors], output, keys)
+        if not batch.is_scale_of_transform:
+            spread = self._spread_over_files(batch, numbers)
+            for tensor in batch.tensors:
+                yield self._step(tensor, batch, (Landing(tensor.name, 0, 0, spread),))
+
+    def _note(self, names: list[str], output: _Output, keys: list[_FileKey]) -> None:
+        """Put `output` into files under each of `names`."""
+        for key in keys:
+            there = self._outputs[key]
+            for name in names:
+                if there.setdefault(name, output) is not output:
+                    raise ValueError(f"{name}: put together twice for rank {key.rank}")
+
+    def _collect(self, batches: list[_Batch]) -> dict[tuple[str, str, str, tuple[int, ...]], list[_Source]]:
+        """The sources of a layer's output tensors, by (folder, file, name, ranks): under EP each rank has others."""
+        names = self._context.inventory.names
+        outputs: dict[tuple[str, str, str, tuple[int, ...]], list[_Source]] = {}
+        for batch in batches:
+            kept, ranks = batch.kept, batch.spread.ranks
+            for tensor in batch.tensors:
+                place = (names[tensor.name].expert if kept.stacked else 0, kept.order)
+                sources = outputs.setdefault((kept.folder, kept.file, kept.name, ranks), [])
+                sources.append(_Source(place, tensor, batch))
+        return outputs
+
+    def _slots_of(self, sizes: tuple[int, ...]) -> _Slots:
+        """Where pieces of `sizes` bytes lie, one after the other; the same object for tensors that are alike."""
+        if sizes not in self._slots:
+            ends = list(accumulate(sizes))
+            runs = tuple((len(list(run)), nbytes) for nbytes, run in groupby(sizes)) if len(sizes) > 1 else ()
+            self._slots[sizes] = _Slots(tuple(zip([0, *ends[:-1]], count(), strict=False)), runs, ends[-1])
+        return self._slots[sizes]
+
+    def _spread_over_files(self, batch: _Batch, numbers: dict[_FileKey, int]) -> Spread:
+        """A batch's spread by the numbers of files; the same object for batches that are alike."""
+        folder, file = batch.kept.folder, batch.kept.file
+        key = (folder, file, batch.spread)
+        if key not in self._spreads:
+            self._spreads[key] = tuple(
+                (cut, tuple(numbers[_FileKey(folder, rank, file)] for rank in ranks))
+                for cut, ranks in batch.spread.cuts
+            )
+        return self._spreads[key]
 
     def _spread(self, tensor: Tensor, where: TensorName, kept: Kept, placement: Placement) -> _RankSpread:
         """Which ranks get which cut of `tensor`; the same object for tensors that are alike."""
@@ -279,9 +390,9 @@ class _Maker:
             owners = range(block * at.moe_tp // gpus_each, ((block + 1) * at.moe_tp - 1) // gpus_each + 1)
         shares = self._shares and not isinstance(placement, Expert) and kept.file not in self._mixed
         key = (tensor.dtype, tensor.shape, where.role, where.part, kept.repeat, owners, shares)
-        if key not in self._spreads:
-            self._spreads[key] = self._new_spread(tensor, where, kept, placement, owners, shares)
-        return self._spreads[key]
+        if key not in self._rank_spreads:
+            self._rank_spreads[key] = self._new_spread(tensor, where, kept, placement, owners, shares)
+        return self._rank_spreads[key]
 
     def _new_spread(
         self, tensor: Tensor, where: TensorName, kept: Kept, placement: Placement, owners: range, shares: bool
@@ -304,23 +415,6 @@ class _Maker:
         cuts = tuple((_cut(tensor, shape, inner, parts, index, each), some) for index, some in by_index.items())
         return _RankSpread(cuts, ranks)
 
-    def _assemble(self, sources: list[_Source]) -> _Output:
-        """Put the sources of one output tensor together, and note where each lands in it."""
-        sources.sort(key=lambda source: source.place)
-        sizes = [_landed_nbytes(source) for source in sources]
-        at = 0
-        for slot, (source, nbytes) in enumerate(zip(sources, sizes, strict=True)):
-            if not source.is_scale_of_transform:
-                kept = source.kept
-                step = (source.tensor.name, kept.dtype, kept.repeat, kept.fill, kept.transform)
-                self._landings.setdefault(step, []).append((source, at, slot))
-            at += nbytes
-        runs = tuple((len(list(run)), nbytes) for nbytes, run in groupby(sizes)) if len(sizes) > 1 else ()
-        dtype, shape = sources[0].kept.dtype, _output_shape(sources)
-        if at != nbytes_of(dtype, shape):
-            raise ValueError(f"{sources[0].kept.name}: {at} bytes land in {dtype} {list(shape)}")
-        return _Output(dtype, shape, runs)
-
     def _file(self, key: _FileKey) -> OutputFile:
         outputs = self._outputs[key]
         readers = self._ranks if key.rank == ALL_RANKS else (key.rank,)
@@ -331,7 +425,10 @@ class _Maker:
             header, tensors = _header_of(self._checkpoint, source, self._members[source])
         else:
             header, tensors = build_header({n: (o.dtype, o.shape) for n, o in outputs.items()}, self._metadata(key))
+            # Files of ranks are alike: what stands at one place in most of them is one object.
+            tensors = {name: self._infos.setdefault(info, info) for name, info in tensors.items()}
         pieces = {name: output.runs for name, output in outputs.items() if output.runs}
+        outputs.clear()
         return OutputFile(names[0], readers, header, tensors, pieces, tuple(names[1:]), source)
 
     def _is_whole(self, key: _FileKey) -> bool:
@@ -346,31 +443,11 @@ class _Maker:
             return _ORDINARY if key.file else {}
         return identity | {"rank": "all" if key.rank == ALL_RANKS else str(key.rank)}
 
-    def _steps(self, numbers: dict[_FileKey, int]) -> list[Step]:
-        """One step for each source tensor and way of treating it, in the order of the source's bytes."""
-        spreads: dict[tuple[str, str, _RankSpread], Spread] = {}
-        steps = []
-        for arrivals in self._landings.values():
-            landings = []
-            for source, at, slot in arrivals:
-                kept = source.kept
-                key = (kept.folder, kept.file, source.spread)
-                if key not in spreads:
-                    spreads[key] = tuple(
-                        (cut, tuple(numbers[_FileKey(kept.folder, rank, kept.file)] for rank in ranks))
-                        for cut, ranks in source.spread.cuts
-                    )
-                landings.append(Landing(kept.name, at, slot, spreads[key]))
-            steps.append(self._step(arrivals[0][0], tuple(landings)))
-        return sorted(steps, key=lambda step: (step.source.file, step.source.start))
-
-    def _step(self, source: _Source, landings: tuple[Landing, ...]) -> Step:
-        tensor, kept = source.tensor, source.kept
-        if kept.transform is not None:
+    def _step(self, tensor: Tensor, batch: _Batch, landings: tuple[Landing, ...]) -> Step:
+        if batch.kept.transform is not None:
             scale = self._checkpoint.tensors[scale_name(tensor.name)]
-            return Step(tensor, landings, transform=TRANSFORMS[kept.transform], scale=scale)
-        fill = kept.fill or bytes(DTYPE_BITS[tensor.dtype] // 8)
-        return Step(tensor, landings, CONVERSIONS.get((tensor.dtype, kept.dtype)), kept.repeat, fill)
+            return Step(tensor, landings, transform=TRANSFORMS[batch.kept.transform], scale=scale)
+        return Step(tensor, landings, batch.conversion, batch.kept.repeat, batch.fill)
 
 
 def _undivided(placement: Placement) -> Placement:
@@ -385,14 +462,6 @@ def _header_of(checkpoint: Checkpoint, file: str, tensors: list[Tensor]) -> tupl
         header = opened.read(0, begin)
     places = sorted(tensors, key=lambda tensor: tensor.start)
     return header, {t.name: TensorInfo(t.dtype, t.shape, t.start - begin, t.stop - begin) for t in places}
-
-
-def _by_ranks(sources: list[_Source]) -> dict[tuple[int, ...], list[_Source]]:
-    """Sources of one output tensor by the ranks that get them: under EP each rank has other experts of it."""
-    groups: dict[tuple[int, ...], list[_Source]] = {}
-    for source in sources:
-        groups.setdefault(source.spread.ranks, []).append(source)
-    return groups
 
 
 def _elements_each(tensor: Tensor, where: TensorName, axis: int, context: Context) -> int:
@@ -415,37 +484,45 @@ def _cut(tensor: Tensor, shape: tuple[int, ...], placement: Split | Pad, parts: 
     return Cut(area, pad_rows=pad) if axis == 0 else Cut(area, pad_cols=pad * DTYPE_BITS[tensor.dtype] // 8)
 
 
-def _converted_nbytes(source: _Source, nbytes: int) -> int:
-    conversion = CONVERSIONS.get((source.tensor.dtype, source.kept.dtype))
+def _converted_nbytes(tensor: Tensor, kept: Kept, nbytes: int) -> int:
+    conversion = CONVERSIONS.get((tensor.dtype, kept.dtype))
     return conversion.nbytes(nbytes) if conversion else nbytes
 
 
-def _landed_nbytes(source: _Source) -> int:
+def _landed_nbytes(tensor: Tensor, where: TensorName, kept: Kept, spread: _RankSpread) -> int:
     """Bytes that a source adds to its output tensor on one rank."""
-    cut = source.spread.cuts[0][0]
-    if source.kept.transform is None:
-        return _converted_nbytes(source, cut.rows * cut.row_nbytes)
-    rows, cols = _transformed_shape(source, cut.rows)
-    return rows * cols * DTYPE_BITS[source.kept.dtype] // 8
+    cut = spread.cuts[0][0]
+    if kept.transform is None:
+        return _converted_nbytes(tensor, kept, cut.rows * cut.row_nbytes)
+    rows, cols = _transformed_shape(tensor, where, kept, cut.rows)
+    return rows * cols * DTYPE_BITS[kept.dtype] // 8
 
 
-def _transformed_shape(source: _Source, rows: int) -> tuple[int, int]:
-    transform = TRANSFORMS[source.kept.transform or ""]
-    shape = (rows, source.tensor.shape[1])
-    return transform.weight_shape(shape) if source.where.part is Part.WEIGHT else transform.scale_shape(shape)
+def _transformed_shape(tensor: Tensor, where: TensorName, kept: Kept, rows: int) -> tuple[int, int]:
+    transform = TRANSFORMS[kept.transform or ""]
+    shape = (rows, tensor.shape[1])
+    return transform.weight_shape(shape) if where.part is Part.WEIGHT else transform.scale_shape(shape)
+
+
+def _output(sources: list[_Source], slots: _Slots) -> _Output:
+    """The tensor that `sources` make together on one rank."""
+    dtype, shape = sources[0].batch.kept.dtype, _output_shape(sources)
+    if slots.nbytes != nbytes_of(dtype, shape):
+        raise ValueError(f"{sources[0].tensor.name}: {slots.nbytes} bytes land in {dtype} {list(shape)}")
+    return _Output(dtype, shape, slots.runs)
 
 
 def _output_shape(sources: list[_Source]) -> tuple[int, ...]:
     """Shape of the tensor that `sources` make together on one rank."""
-    first = sources[0]
-    cuts = [source.spread.cuts[0][0] for source in sources]
-    rows = sum(cut.rows for cut in cuts)
-    if len(first.tensor.shape) == 1:
+    _, tensor, first = sources[0]
+    kept, cut = first.kept, first.spread.cuts[0][0]
+    rows = sum(source.batch.spread.cuts[0][0].rows for source in sources)
+    if len(tensor.shape) == 1:
         return (rows,)
-    if first.kept.transform is not None:
-        return _transformed_shape(first, rows)
-    cols = _converted_nbytes(first, cuts[0].row_nbytes) * 8 // DTYPE_BITS[first.kept.dtype]
-    if not first.kept.stacked:
+    if kept.transform is not None:
+        return _transformed_shape(tensor, first.where, kept, rows)
+    cols = _converted_nbytes(tensor, kept, cut.row_nbytes) * 8 // DTYPE_BITS[kept.dtype]
+    if not kept.stacked:
         return (rows, cols)
     experts = len({source.place[0] for source in sources})
     return (experts, rows // experts, cols)

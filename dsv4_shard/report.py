@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -11,12 +12,14 @@ from dsv4_shard.checkpoint import Severity
 from dsv4_shard.engines import SERVING, find_engine
 from dsv4_shard.engines.base import Replicate
 from dsv4_shard.escape import clean
-from dsv4_shard.inspect import Cell, Dimension, Inspection
-from dsv4_shard.numerics import Numerics
-from dsv4_shard.plan import Plan, PlanBreach, PlanModule
-from dsv4_shard.reshard import Job, Outcome
 from dsv4_shard.roles import Module
-from dsv4_shard.verify import Verification
+
+if TYPE_CHECKING:
+    from dsv4_shard.inspect import Cell, Dimension, Inspection
+    from dsv4_shard.numerics import Numerics
+    from dsv4_shard.plan import Plan, PlanBreach, PlanModule
+    from dsv4_shard.reshard import Job, Outcome
+    from dsv4_shard.verify import Verification
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 _SHORT = {"sglang": "SGLang", "vllm": "vLLM", "reference": "reference", "trtllm": "TRT-LLM"}
@@ -65,7 +68,7 @@ def _indented(console: Console, text: str, indent: int, style: str = "") -> None
 # --- inspect -------------------------------------------------------------------------------------------------------
 
 
-def show_inspection(console: Console, inspection: Inspection) -> None:
+def show_inspection(console: Console, inspection: "Inspection") -> None:
     """Identity, roles, findings, what divides, and the TP matrix."""
     _show_identity(console, inspection)
     _heading(console, "Tensors by role")
@@ -83,7 +86,7 @@ def show_inspection(console: Console, inspection: Inspection) -> None:
         _show_matrix(console, inspection.matrix)
 
 
-def _show_identity(console: Console, inspection: Inspection) -> None:
+def _show_identity(console: Console, inspection: "Inspection") -> None:
     it = inspection.identity
     revision = f" @ {it.revision[:12]}" if it.revision else ""
     console.print(Text(clean(it.label) + revision, style="bold"))
@@ -99,7 +102,7 @@ def _show_identity(console: Console, inspection: Inspection) -> None:
     _item(console, heads)
 
 
-def _show_dimensions(console: Console, dimensions: tuple[Dimension, ...]) -> None:
+def _show_dimensions(console: Console, dimensions: "tuple[Dimension, ...]") -> None:
     tps = [share.tp for share in dimensions[0].shares]
     _heading(console, "Whole units per rank, by TP (blocks where the weight is quantized)")
     table = _table("dimension", "units", *(str(tp) for tp in tps), right=range(1, len(tps) + 2))
@@ -115,7 +118,7 @@ def _show_dimensions(console: Console, dimensions: tuple[Dimension, ...]) -> Non
     _item(console, "! does not divide, in the weight or in its scale", "dim")
 
 
-def _show_matrix(console: Console, matrix: tuple[Cell, ...]) -> None:
+def _show_matrix(console: Console, matrix: "tuple[Cell, ...]") -> None:
     tps = list(dict.fromkeys(cell.tp for cell in matrix))
     cells = {(cell.engine, cell.tp): cell for cell in matrix}
     _heading(console, "What runs, by TP")
@@ -129,7 +132,7 @@ def _show_matrix(console: Console, matrix: tuple[Cell, ...]) -> None:
             _item(console, f"{_SHORT[engine]} TP {', '.join(map(str, numbers))}: {line}")
 
 
-def _merge(cells: Iterable[Cell]) -> dict[str, list[int]]:
+def _merge(cells: "Iterable[Cell]") -> dict[str, list[int]]:
     """One line for neighbouring TPs of which the same is to be said."""
     lines: dict[str, list[int]] = {}
     for cell in cells:
@@ -145,7 +148,7 @@ def _merge(cells: Iterable[Cell]) -> dict[str, list[int]]:
 # --- plan ----------------------------------------------------------------------------------------------------------
 
 
-def show_plan(console: Console, plan: Plan, plan_file: str | None = None) -> None:
+def show_plan(console: Console, plan: "Plan", plan_file: str | None = None) -> None:
     """Verdict, placements, bytes, launch."""
     at = plan.deployment
     engine = find_engine(str(plan.request["engine"])).title
@@ -166,7 +169,7 @@ def show_plan(console: Console, plan: Plan, plan_file: str | None = None) -> Non
         _show_refusal(console, plan, engine)
 
 
-def _show_refusal(console: Console, plan: Plan, engine: str) -> None:
+def _show_refusal(console: Console, plan: "Plan", engine: str) -> None:
     _heading(console, "Does not run")
     for breach in plan.breaches:
         _item(console, f"{breach.module}: {breach.reason}", "red")
@@ -179,7 +182,7 @@ def _show_refusal(console: Console, plan: Plan, engine: str) -> None:
             _indented(console, note, 4, "dim")
 
 
-def _consequences(breach: PlanBreach, engine: str) -> Iterable[str]:
+def _consequences(breach: "PlanBreach", engine: str) -> Iterable[str]:
     if breach.engine_says:
         yield f"{engine} says: {breach.engine_says}"
     else:
@@ -188,7 +191,7 @@ def _consequences(breach: PlanBreach, engine: str) -> Iterable[str]:
         yield f"try {remedy}"
 
 
-def _show_feasible(console: Console, plan: Plan, plan_file: str | None) -> None:
+def _show_feasible(console: Console, plan: "Plan", plan_file: str | None) -> None:
     _heading(console, "Runs" if not plan.choices else "Runs, with")
     for choice in plan.choices:
         _item(console, choice)
@@ -203,7 +206,7 @@ def _show_feasible(console: Console, plan: Plan, plan_file: str | None) -> None:
     _show_launch(console, plan, plan_file)
 
 
-def _placements(modules: tuple[PlanModule, ...]) -> list[tuple[str, str, str, int]]:
+def _placements(modules: "tuple[PlanModule, ...]") -> list[tuple[str, str, str, int]]:
     """Rows of a module's roles that are placed alike, together; the draft model, placed like a layer, as one row."""
     rows: dict[tuple[Module, str], list[PlanModule]] = {}
     for row in modules:
@@ -221,7 +224,7 @@ def _placements(modules: tuple[PlanModule, ...]) -> list[tuple[str, str, str, in
     return [*table, ("MTP block (draft model)", "as the layers", "", draft)] if draft else table
 
 
-def _show_totals(console: Console, plan: Plan) -> None:
+def _show_totals(console: Console, plan: "Plan") -> None:
     totals = plan.totals
     if totals is None:
         return
@@ -249,7 +252,7 @@ def _show_totals(console: Console, plan: Plan) -> None:
         )
 
 
-def _show_launch(console: Console, plan: Plan, plan_file: str | None) -> None:
+def _show_launch(console: Console, plan: "Plan", plan_file: str | None) -> None:
     if plan.reshard:
         command = plan.reshard if plan_file is None else f"{plan.reshard.split(' --')[0]} --plan {plan_file}"
         _heading(console, "Write the shards")
@@ -277,7 +280,7 @@ def _print_command(console: Console, command: str) -> None:
 # --- reshard and verify --------------------------------------------------------------------------------------------
 
 
-def show_dry_run(console: Console, job: Job, out: str, needed: int, free: int) -> None:
+def show_dry_run(console: Console, job: "Job", out: str, needed: int, free: int) -> None:
     """What reshard would write."""
     console.print(Text(f"Would write into {clean(out)}", style="bold"))
     table = _table("file", "tensors", "bytes", right=(1, 2))
@@ -294,7 +297,7 @@ def show_dry_run(console: Console, job: Job, out: str, needed: int, free: int) -
     _item(console, f"source tensors left out: {len(job.recipe.left_out):,}")
 
 
-def show_outcome(console: Console, outcome: Outcome, seconds: float) -> None:
+def show_outcome(console: Console, outcome: "Outcome", seconds: float) -> None:
     """What reshard wrote, and what to do next."""
     rate = (outcome.nbytes - outcome.resumed) / seconds if seconds else 0
     console.print(f"wrote {outcome.files} rank files, {size(outcome.nbytes)} in {seconds:.1f} s ({size(int(rate))}/s)")
@@ -308,7 +311,7 @@ def show_outcome(console: Console, outcome: Outcome, seconds: float) -> None:
     console.print(Text(f"into {clean(str(outcome.out))}"))
 
 
-def show_verification(console: Console, verification: Verification, numerics: Numerics | None) -> None:
+def show_verification(console: Console, verification: "Verification", numerics: "Numerics | None") -> None:
     """Verdict, accounts, problems."""
     held = f"{verification.files} files, {verification.tensors:,} tensors, {size(verification.bytes)}"
     against = f", against {clean(verification.against)}" if verification.against else ", against its manifest"
@@ -331,7 +334,7 @@ def show_verification(console: Console, verification: Verification, numerics: Nu
     console.print(Text("NOT what was written" if bad else "all as it should be", style="red" if bad else "green"))
 
 
-def _show_numerics(console: Console, numerics: Numerics) -> None:
+def _show_numerics(console: Console, numerics: "Numerics") -> None:
     _item(
         console,
         f"layer {numerics.layer}: {len(numerics.experts)} routed experts and the shared one ({numerics.shared_experts} "

@@ -4,6 +4,7 @@ import contextlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path, PurePath
 
 import xxhash
@@ -102,10 +103,16 @@ def prepare(checkpoint: Checkpoint, inventory: Inventory, plan: Plan, ranks: tup
 def _index(recipe: Recipe, rank: int) -> bytes:
     """The index of a rank's folder, as checkpoints have one."""
     files = [file for file in recipe.files if rank in file.ranks]
-    weight_map = {name: PurePath(file.name).name for file in files for name in file.tensors}
+    plain = [json.dumps(PurePath(file.name).name) for file in files]
+    weight_map = {name: where for where, file in zip(plain, files, strict=True) for name in file.tensors}
     total = sum(info.nbytes for file in files for info in file.tensors.values())
-    document = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    return json.dumps(document, indent=2).encode() + b"\n"
+    # As json.dumps with indent=2 writes it, which takes three times as long and 20 MB more.
+    text = BytesIO()
+    text.write(f'{{\n  "metadata": {{\n    "total_size": {total}\n  }},\n  "weight_map": {{'.encode())
+    for number, name in enumerate(sorted(weight_map)):
+        text.write(f"{',' if number else ''}\n    {json.dumps(name)}: {weight_map[name]}".encode())
+    text.write(b"\n  }\n}\n")
+    return text.getvalue()
 
 
 def _copied(checkpoint: Checkpoint, names: dict[str, str]) -> dict[str, bytes]:

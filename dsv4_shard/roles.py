@@ -322,26 +322,34 @@ def _names(specs: tuple[Spec, ...]) -> Iterator[tuple[str, tuple[Role, Part]]]:
 
 _MODEL_NAMES = dict(_names(MODEL_SPECS))
 _ROUTED_NAMES = dict(_names(ROUTED_SPECS))
-_STAGES = {"layers": (Stage.LAYER, dict(_names(LAYER_SPECS))), "mtp": (Stage.MTP, dict(_names(MTP_SPECS)))}
+_BLOCK_NAMES = {Stage.LAYER: dict(_names(LAYER_SPECS)), Stage.MTP: dict(_names(MTP_SPECS))}
+_PREFIXES = {"layers": Stage.LAYER, "mtp": Stage.MTP}
 
 
 def parse_name(name: str) -> TensorName | None:
     """The role of the tensor called `name`, or None where no DeepSeek-V4 model has such a tensor."""
     prefix, _, rest = name.partition(".")
-    if prefix not in _STAGES:
+    stage = _PREFIXES.get(prefix)
+    if stage is None:
         found = _MODEL_NAMES.get(name)
         return TensorName(*found, Stage.MODEL) if found else None
-    stage, names = _STAGES[prefix]
     number, _, suffix = rest.partition(".")
-    layer = _index(number)
-    if layer is None:
+    layer, place = _index(number), _place(stage, suffix)
+    if layer is None or place is None:
         return None
-    if suffix.startswith("ffn.experts."):
-        number, _, suffix = suffix[len("ffn.experts.") :].partition(".")
-        expert, found = _index(number), _ROUTED_NAMES.get(suffix)
-        return TensorName(*found, stage, layer, expert) if found and expert is not None else None
-    found = names.get(suffix)
-    return TensorName(*found, stage, layer) if found else None
+    role, part, expert = place
+    return TensorName(role, part, stage, layer, expert)
+
+
+@lru_cache(maxsize=8192)
+def _place(stage: Stage, suffix: str) -> tuple[Role, Part, int] | None:
+    """Role, part and expert of what is called `suffix` in a layer or MTP block: the same in each of them."""
+    if not suffix.startswith("ffn.experts."):
+        found = _BLOCK_NAMES[stage].get(suffix)
+        return (*found, -1) if found else None
+    number, _, rest = suffix[len("ffn.experts.") :].partition(".")
+    expert, found = _index(number), _ROUTED_NAMES.get(rest)
+    return (*found, expert) if found and expert is not None else None
 
 
 @lru_cache(maxsize=4096)

@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from dsv4_shard.blocks import DECODED_BLOCK as BLOCK
 from dsv4_shard.blocks import FP4_GROUP
 
 if TYPE_CHECKING:
     import torch
 
 Bytes = npt.NDArray[np.uint8]
-
-BLOCK = 128
-"""Rows and columns of the blocks that DeepSeek's converter decodes and makes."""
 
 _FP4_GROUP_BYTES = FP4_GROUP // 2
 """Packed bytes of one FP4 group: two values a byte."""

@@ -189,6 +189,33 @@ def test_refuses_and_says_what_where_and_how_much(case):
     assert [words for words in said if words not in message] == []
 
 
+@pytest.mark.parametrize(("name", "bad"), [
+    ("b", entry(shape="[2.0]", offsets="[8,16]")),
+    ("b", entry(shape="[2,true]", offsets="[8,16]")),
+    ("b", entry(shape='"2"', offsets="[8,16]")),
+    ("b", entry(shape="2", offsets="[8,16]")),
+    ("b", entry(shape="[[2]]", offsets="[8,16]")),
+    ("b", entry(offsets="[8.0,16]")),
+    ("b", entry(offsets="[8,16.0]")),
+    ("b", entry(offsets="[8,16,24]")),
+    ("b", entry(offsets="[-8,0]")),
+    ("b", entry(offsets="[16,8]")),
+    ("b", entry(offsets="[8,20]")),
+    ("b", entry(offsets='{"8":16}')),
+    ("b", entry(offsets=f"[{2**63 - 4},{2**63 + 4}]")),
+    ("b", entry(offsets="[8,16]", more='"x":"\\ud800"')),
+    ("b", entry(offsets="[8,16]").replace('"F32"', '["F32"]')),
+    ("b", entry(offsets="[8,16]").replace('"dtype"', '"type"')),
+    ("\\ud800", entry(offsets="[8,16]")),
+])  # fmt: skip
+def test_an_entry_is_refused_in_the_same_words_after_a_sound_one_that_is_equal_but_for_it(name, bad):
+    with pytest.raises(HeaderError) as alone:
+        read(blob(many((name, bad)), 16))
+    with pytest.raises(HeaderError) as after:
+        read(blob(many(("a", entry()), ("one", entry(shape="[2,1]")), (name, bad)), 16))
+    assert (type(after.value), str(after.value)) == (type(alone.value), str(alone.value))
+
+
 def test_every_header_error_has_a_test_and_a_hint():
     classes = {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, HeaderError)}
     assert {error for _, error, _ in REFUSED.values()} == classes - {HeaderError}

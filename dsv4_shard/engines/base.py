@@ -316,12 +316,13 @@ class LeftOut:
 class Kept:
     """Where a source tensor goes in the rank files, and what is done to it on the way.
 
-    It becomes (a part of) the tensor `name` in `folder`. Several tensors of one name are joined along their rows, by
-    ascending `order`; with `stacked`, the experts come first, one after the other along a new first axis. A `dtype`
-    other than the source's is an elementwise conversion where there is one (`conversions`), else the same bytes under
-    another name; `transform` names a decoding together with the scale. `repeat` repeats each scale for blocks cut
-    finer. `fill` is one element of the source's dtype, with which padding is filled (empty: zeros). `file` is the file
-    that it stands in, for layouts whose ranks have files of many names (empty: as `Layout.file_name` says).
+    It becomes (a part of) the tensor `name` in `folder`; empty: its own name, alone. Several tensors of one name are
+    joined along their rows, by ascending `order`; with `stacked`, the experts come first, one after the other along a
+    new first axis. A `dtype` other than the source's is an elementwise conversion where there is one (`conversions`),
+    else the same bytes under another name; `transform` names a decoding together with the scale. `repeat` repeats each
+    scale for blocks cut finer. `fill` is one element of the source's dtype, with which padding is filled (empty:
+    zeros). `file` is the file that it stands in, for layouts whose ranks have files of many names (empty: as
+    `Layout.file_name` says).
     """
 
     name: str
@@ -368,7 +369,7 @@ class Layout(Protocol):
         ...
 
     def fate(self, tensor: Tensor, name: TensorName, context: Context) -> Fate:
-        """What becomes of `tensor`."""
+        """What becomes of `tensor`: one answer for all that differ only in their expert's number."""
         ...
 
     def constants(self, context: Context) -> tuple[Constant, ...]:

@@ -1,10 +1,10 @@
 """Rules and choices that several engines share, since they build DeepSeek-V4 from the same kinds of layers."""
 
+from dsv4_shard.blocks import DECODED_BLOCK
 from dsv4_shard.engines.base import ASSUMED_GPU, Context, Divides, Pad, Request, Requires, Split
 from dsv4_shard.gpus import Gpu, find_gpu
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.roles import Module, Role
-from dsv4_shard.transforms import BLOCK as DECODED_BLOCK
 
 COLUMN_QUOTE = (
     "ValueError: Weight output_partition_size = {part} is not divisible by weight quantization block_n = {unit}."

@@ -60,7 +60,7 @@ class NodeLayout:
 
     def fate(self, tensor: Tensor, name: TensorName, context: Context) -> Fate:
         """As it is, where it is."""
-        return (Kept(tensor.name, tensor.dtype, file=tensor.file),)
+        return (Kept("", tensor.dtype, file=tensor.file),)
 
     def refusal(self, context: Context) -> str | None:
         """One node needs all that the checkpoint has."""

@@ -208,20 +208,20 @@ class ReferenceLayout:
         return f"model{rank}-mp{at.tp}.safetensors"
 
     def fate(self, tensor: Tensor, name: TensorName, context: Context) -> Fate:
-        """What the converter makes of `tensor`."""
+        """What the converter makes of `tensor`, under its own name."""
         if name.role in (Role.MTP_EMBED, Role.MTP_HEAD):
             return LeftOut("the MTP block shares the model's embedding and head")
         form = _format(context, name.role, name.stage)
         if name.role is Role.O_A and form == "FP8":
             if name.part is Part.SCALE:
                 return LeftOut("multiplied into wo_a.weight, which is stored in BF16")
-            return (Kept(tensor.name, "BF16", transform="fp8_to_bf16"),)
+            return (Kept("", "BF16", transform="fp8_to_bf16"),)
         if name.role in _ROUTED and form == "FP4":
             if context.at.experts == "FP8":
                 dtype = "F8_E4M3" if name.part is Part.WEIGHT else "F8_E8M0"
-                return (Kept(tensor.name, dtype, transform="fp4_to_fp8"),)
-            return (Kept(tensor.name, "F4" if name.part is Part.WEIGHT else tensor.dtype),)
-        return (Kept(tensor.name, tensor.dtype),)
+                return (Kept("", dtype, transform="fp4_to_fp8"),)
+            return (Kept("", "F4" if name.part is Part.WEIGHT else tensor.dtype),)
+        return (Kept("", tensor.dtype),)
 
     def refusal(self, context: Context) -> str | None:
         """None: whatever the reference can run can be written."""

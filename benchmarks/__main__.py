@@ -1,116 +1,101 @@
-"""`make bench`: how fast reshard is against `cp` on the same disk, and how long V4-Pro's headers take.
+"""`make bench`: what reshard costs beside what cannot be avoided, on this machine and its disk.
 
-Ratios come from alternating runs of the same minute, since machines are noisy; each is the median of ROUNDS. Peak
-memory is the kernel's figure for a process of its own. `--json FILE` keeps the numbers.
+    python -m benchmarks [--only moves,headers] [--gb 4] [--rounds 3] [--cold] [--json FILE]
+
+Each ratio comes from runs in turns within the same minute, since machines are noisy: the median of the rounds, with the
+least and the most. Peak memory and bytes are the kernel's figures for a process of its own. Page caches are warm, but
+with `--cold` and for `loading`. Every part is a module of this folder, whose docstring says what it measures; the part
+`converter` needs `--converter`. Tables go to stdout, progress to stderr, and all numbers to `--json FILE`.
 """
 
 import argparse
 import json
-import shutil
-import statistics
-import subprocess
+import os
+import signal
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from dsv4_shard.demo import DEMO_CONFIG, write_checkpoint
+from benchmarks import converter, disk, growth, headers, loading, machine, moves
+from benchmarks.running import ChildFailed
+from benchmarks.settings import NotMeasured, Settings, say
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from skeletons import write_skeleton
-
-ROUNDS = 3
-CONFIG = DEMO_CONFIG | {"hidden_size": 1024, "n_routed_experts": 32, "num_hidden_layers": 4}
-CASES = {
-    "reference TP16, FP4 kept": ("--tp", "16", "--engine", "reference"),
-    "reference TP16, cast to FP8": ("--tp", "16", "--engine", "reference", "--expert-dtype", "fp8"),
+PARTS: dict[str, ModuleType] = {
+    "disk": disk,
+    "moves": moves,
+    "growth": growth,
+    "loading": loading,
+    "headers": headers,
+    "converter": converter,
 }
-
-
-def timed(run: Callable[[], object]) -> float:
-    """Seconds that `run` takes."""
-    started = time.monotonic()
-    run()
-    return time.monotonic() - started
-
-
-def command(*arguments: str) -> None:
-    """Run dsv4-shard in a process of its own."""
-    subprocess.run([sys.executable, "-m", "dsv4_shard", *arguments], check=True, capture_output=True)
-
-
-def peak_memory(*arguments: str) -> int:
-    """Bytes of resident memory at the peak of one dsv4-shard command."""
-    code = (
-        "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, capture_output=True); "
-        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
-    )
-    call = [sys.executable, "-c", code, sys.executable, "-m", "dsv4_shard", *arguments]
-    return int(subprocess.run(call, check=True, capture_output=True, text=True).stdout) * 1024
-
-
-def bench_reshard(scratch: Path, name: str, options: tuple[str, ...]) -> dict[str, Any]:
-    """One layout against `cp -r` of what it wrote."""
-    source, out, twin = scratch / "checkpoint", scratch / "out", scratch / "copy"
-    ours, theirs = [], []
-    command("reshard", str(source), str(out), *options)  # also fills the page cache, for both
-    for _ in range(ROUNDS):
-        shutil.rmtree(twin, ignore_errors=True)
-        theirs.append(timed(lambda: subprocess.run(["cp", "-r", str(out), str(twin)], check=True)))
-        subprocess.run(["sync"], check=True)
-        ours.append(timed(lambda: command("reshard", str(source), str(out), *options, "--overwrite")))
-    nbytes = sum(path.stat().st_size for path in out.iterdir())
-    memory = peak_memory("reshard", str(source), str(out), *options, "--overwrite")
-    shutil.rmtree(twin)
-    shutil.rmtree(out)
-    return {
-        "case": name,
-        "output_bytes": nbytes,
-        "speed_over_cp": statistics.median(t / o for t, o in zip(theirs, ours, strict=True)),
-        "bytes_per_second": nbytes / statistics.median(ours),
-        "peak_memory": memory,
-    }
-
-
-def bench_headers(scratch: Path) -> list[dict[str, Any]]:
-    """Start-up, and inspect and plan on all 145,116 headers of V4-Pro."""
-    pro = str(write_skeleton(scratch / "pro", "DeepSeek-V4-Pro"))
-    cases = {"--help": ("--help",), "inspect V4-Pro": ("inspect", pro), "plan V4-Pro": ("plan", pro, "--tp", "16")}
-    return [
-        {
-            "case": name,
-            "seconds": statistics.median(timed(lambda a=arguments: command(*a)) for _ in range(ROUNDS)),
-            "peak_memory": peak_memory(*arguments),
-        }
-        for name, arguments in cases.items()
-    ]
+"""Each measures (`measure`) and shows (`table`) rows of its own."""
 
 
 def main() -> None:
-    """Run everything and print it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, dest="json_file")
-    parser.add_argument("--scratch", type=Path, help="where to write; default: the temporary folder")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
-        scratch = Path(folder)
-        write_checkpoint(scratch / "checkpoint", CONFIG)
-        moves = [bench_reshard(scratch, name, options) for name, options in CASES.items()]
-        headers = bench_headers(scratch)
-    table = Table("case", "output", "speed / cp", "rate", "peak memory")
-    for row in moves:
-        table.add_row(row["case"], f"{row['output_bytes'] / 1e9:.2f} GB", f"{row['speed_over_cp']:.2f}",
-                      f"{row['bytes_per_second'] / 1e9:.2f} GB/s", f"{row['peak_memory'] >> 20} MiB")  # fmt: skip
-    for row in headers:
-        table.add_row(row["case"], "", "", f"{row['seconds']:.2f} s", f"{row['peak_memory'] >> 20} MiB")
-    Console().print(table)
+    """Measure and print."""
+    arguments = _parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that scratch folders are removed
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    try:
+        with tempfile.TemporaryDirectory(prefix="dsv4-shard-bench-", dir=arguments.scratch) as folder:
+            os.environ["XDG_STATE_HOME"] = folder  # `inspect` would else change what this user inspected last
+            document: dict[str, Any] = {"machine": machine.describe(Path(folder))}
+            console.print(*(f"{name}: {value}" for name, value in document["machine"].items()), sep=", ")
+            for name in arguments.only:
+                rows = PARTS[name].measure(_settings(arguments, Path(folder)))
+                console.print(PARTS[name].table(rows))
+                document[name] = [asdict(row) for row in rows]
+    except (ChildFailed, NotMeasured) as error:
+        sys.exit(f"bench: {error}")
+    except KeyboardInterrupt:
+        say("bench: interrupted")
+        sys.exit(128 + signal.SIGINT)
     if arguments.json_file:
-        arguments.json_file.write_text(json.dumps({"reshard": moves, "headers": headers}, indent=1))
+        arguments.json_file.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def _settings(arguments: argparse.Namespace, scratch: Path) -> Settings:
+    return Settings(
+        scratch=scratch,
+        nbytes=round(arguments.gb * 1e9),
+        rounds=arguments.rounds,
+        cold=arguments.cold,
+        converter=arguments.converter,
+        converter_nbytes=round(arguments.converter_gb * 1e9),
+    )
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", type=_parts, help=f"of {','.join(PARTS)}; default: all that can be run")
+    parser.add_argument("--gb", type=float, default=4.0, help="size of the generated checkpoint; default: 4")
+    parser.add_argument("--rounds", type=int, default=3, help="default: 3")
+    parser.add_argument("--cold", action="store_true", help="read the source from the disk, not from the page cache")
+    parser.add_argument("--converter", type=Path, help="a copy of DeepSeek-V4's inference/convert.py (needs tqdm)")
+    parser.add_argument("--converter-gb", type=float, default=1.0, help="checkpoint for the converter; default: 1")
+    parser.add_argument("--scratch", type=Path, help="where to write; default: the temporary folder")
+    parser.add_argument("--json", type=Path, dest="json_file", help="keep every number here")
+    arguments = parser.parse_args()
+    if arguments.rounds < 1 or arguments.gb <= 0 or arguments.converter_gb <= 0:
+        parser.error("--rounds, --gb and --converter-gb must be above 0")
+    if arguments.only is None:
+        arguments.only = [name for name in PARTS if name != "converter" or arguments.converter]
+    return arguments
+
+
+def _parts(text: str) -> list[str]:
+    names = text.split(",")
+    unknown = [name for name in names if name not in PARTS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no part {unknown[0]}; there are {', '.join(PARTS)}")
+    return names
 
 
 if __name__ == "__main__":

@@ -1,0 +1,197 @@
+"""The benchmarks run from end to end on small checkpoints, measure every case, and clean up behind them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+
+import pytest
+from small import load_tensors, open_folder, raw, small_config
+
+from benchmarks import converter, disk, growth, headers, loading, moves, page_cache
+from benchmarks.running import ChildFailed, run, tool
+from benchmarks.settings import NotMeasured, Settings, Skipped, require_room
+from benchmarks.sized import WIDTH, config_for, tensor_bytes, write_least
+from dsv4_shard.demo import tensors_of, write_checkpoint
+from dsv4_shard.engines.base import Request
+from dsv4_shard.header import nbytes_of
+from dsv4_shard.plan import make_plan
+from dsv4_shard.reshard import prepare, reshard
+
+ROOT = Path(__file__).parent.parent
+MAY_BE_ZERO = {"disk_read", "cp_disk_read", "disk_written"}
+"""What the page cache served, or a file system in memory took."""
+
+
+def bench(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "benchmarks", *arguments]
+
+
+def settings(tmp_path: Path, **changes: object) -> Settings:
+    values = {"scratch": tmp_path, "nbytes": 1 << 20, "rounds": 1, "cold": False, "converter": None,
+              "converter_nbytes": 1 << 20}  # fmt: skip
+    return Settings(**values | changes)
+
+
+def numbers(document: object, name: str = "") -> list[tuple[str, float]]:
+    """Every number of a JSON document, with the key it stands under."""
+    if is_dataclass(document):
+        document = asdict(document)
+    if isinstance(document, dict):
+        return [one for key, value in document.items() for one in numbers(value, key)]
+    if isinstance(document, list):
+        return [one for value in document for one in numbers(value, name)]
+    return [(name, document)] if isinstance(document, int | float) else []
+
+
+def not_above_zero(document: object) -> list[tuple[str, float]]:
+    return [(key, value) for key, value in numbers(document) if value <= 0 and key not in MAY_BE_ZERO]
+
+
+def test_command_measures_every_case_of_moves_and_writes_json(tmp_path):
+    """The whole command; what it reads and writes is the checkpoint and the output, once each."""
+    file, scratch = tmp_path / "bench.json", tmp_path / "scratch"
+    scratch.mkdir()
+    command = bench("--only", "disk,moves", "--gb", "0.01", "--rounds", "1", "--json", str(file))
+    done = subprocess.run([*command, "--scratch", str(scratch)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(file.read_text())
+    assert set(document) == {"machine", "disk", "moves"}
+    assert [row["case"] for row in document["moves"]] == list(moves.CASES)
+    assert {row["case"] for row in document["disk"]} <= set(disk.WAYS)
+    assert not_above_zero(document) == []
+    for row in document["moves"]:
+        assert row["read_over_needed"] == pytest.approx(1, abs=0.02)
+        assert row["written_over_output"] == pytest.approx(1, abs=0.02)
+        assert row["case"].split(",")[0] in done.stdout
+    assert list(scratch.iterdir()) == []
+
+
+def test_growth_has_sizes_and_ranks_and_skips_what_does_not_fit(tmp_path, monkeypatch):
+    monkeypatch.setattr(growth, "SIZES", (1, 1 << 40))
+    monkeypatch.setattr(growth, "RANKS", {64: growth.RANKS[64]})
+    small, large, ranks = growth.measure(settings(tmp_path))
+    assert (small.tp, ranks.tp) == (16, 64)
+    assert not_above_zero([small, ranks]) == []
+    assert isinstance(large, Skipped)
+    assert "needed" in large.skipped
+    assert growth.table([small, large, ranks]).row_count == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_loading_has_every_way_of_every_engine(tmp_path):
+    rows = loading.measure(settings(tmp_path))
+    assert [row.case for row in rows] == [f"{engine}, {way}" for engine in loading.ENGINES for way in loading.WAYS]
+    assert not_above_zero(rows) == []
+    assert loading.table(rows).row_count == len(rows)
+
+
+def test_headers_has_every_command(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    rows = headers.measure(settings(tmp_path))
+    assert [row.case.split()[0] for row in rows] == ["--help", "inspect", "plan"]
+    assert not_above_zero(rows) == []
+    assert headers.table(rows).row_count == len(rows)
+
+
+@pytest.mark.parametrize("engine", loading.ENGINES)
+def test_whole_checkpoint_narrowed_gives_what_the_own_files_hold(tmp_path, engine):
+    """Both ways of reading the whole checkpoint take the very bytes that a rank's files have."""
+    source, out = tmp_path / "checkpoint", tmp_path / "out"
+    write_checkpoint(source, small_config(num_nextn_predict_layers=0, compress_ratios=[128, 4]), mtp_blocks=0)
+    checkpoint, inventory = open_folder(source)
+    reshard(
+        prepare(checkpoint, inventory, make_plan(checkpoint, inventory, Request(tp=4, engine=engine))), checkpoint, out
+    )
+    files = loading.rank_files(source, out, engine, 4, 3)
+    own, slices = load_tensors(*files.own), loading.load_slices(files)
+    for part, tensor in zip(files.parts, slices, strict=True):
+        held = raw(own[part.tensor]) if part.tensor else b""
+        assert held[part.at : part.at + tensor.nbytes] == raw(tensor) or not part.tensor, part.name
+    assert sum(tensor.nbytes for part, tensor in zip(files.parts, slices, strict=True) if part.tensor) > 1 << 17
+    assert sorted(map(raw, slices)) == sorted(map(raw, loading.load_all(files)))
+    assert sorted(map(raw, loading.load_own(files))) == sorted(map(raw, own.values()))
+
+
+def test_checkpoints_have_the_size_asked_for_and_v4_pro_widths():
+    for gb in (1, 2, 4, 8):
+        config = config_for(gb * 10**9)
+        size = sum(nbytes_of(*tensor) for tensor in tensors_of(config, mtp_blocks=0).values())
+        assert size == pytest.approx(gb * 1e9, rel=0.3)
+        assert (config["hidden_size"], config["moe_intermediate_size"] // 16 // 2) == (WIDTH, 96)
+
+
+def test_what_the_kernel_counts_is_that_of_the_command(tmp_path):
+    """Bytes read and written, and the memory of the command, not of the process that started it."""
+    (tmp_path / "in").write_bytes(bytes(3_000_000))
+    code = "import sys; data = open(sys.argv[1], 'rb').read(); open(sys.argv[2], 'wb').write(data[:1_000_000])"
+    counted = run([sys.executable, "-I", "-S", "-c", code, str(tmp_path / "in"), str(tmp_path / "out")])
+    assert 3_000_000 <= counted.bytes_read < 5_000_000
+    assert 1_000_000 <= counted.bytes_written < 1_100_000
+    assert 3_000_000 < counted.peak_memory < 64 << 20
+    assert counted.seconds > 0
+
+
+def test_error_of_a_command_is_shown():
+    with pytest.raises(ChildFailed, match=r"(?s)reshard /nowhere .* ended with .*no such"):
+        run(tool("reshard", "/nowhere", "/nowhere/out", "--tp", "2"))
+
+
+def test_no_room_is_said_in_numbers(tmp_path):
+    with pytest.raises(NotMeasured, match=r"GB free under .* 1000000\.0 GB needed"):
+        require_room(tmp_path, 10**15)
+
+
+def test_converter_is_refused_without_the_memory_for_it(tmp_path):
+    with pytest.raises(NotMeasured, match="--converter PATH"):
+        converter.measure(settings(tmp_path))
+    with pytest.raises(NotMeasured, match="--converter-gb"):
+        converter.measure(settings(tmp_path, converter=Path("convert.py"), converter_nbytes=10**15))
+
+
+def test_converter_is_timed_in_turns_with_ours(tmp_path, monkeypatch):
+    """With a stand-in that takes the converter's options and writes nothing."""
+    monkeypatch.setattr(converter, "DTYPES", {"FP4 cast to FP8": "fp8"})
+    script = tmp_path / "convert.py"
+    script.write_text("import sys; assert sys.argv[1::2][:2] == ['--hf-ckpt-path', '--save-path'], sys.argv")
+    rows = converter.measure(settings(tmp_path, converter=script))
+    assert [row.case for row in rows] == list(converter.DTYPES)
+    assert not_above_zero(rows) == []
+    assert converter.table(rows).row_count == len(rows)
+
+
+def test_cold_and_warm_leave_the_bytes_alone(tmp_path):
+    folder = write_least(tmp_path / "least")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    for cold in (True, False):
+        page_cache.prepare(folder, cold)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert tensor_bytes(folder) > 0
+
+
+def test_scratch_folder_is_removed_when_interrupted(tmp_path):
+    """Ended in the middle of a command: nothing is left, and that command has ended as well."""
+    command = bench("--only", "moves", "--gb", "0.01", "--scratch", str(tmp_path))
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "round 1" not in process.stderr.readline():
+            assert process.poll() is None
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+    assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in _read(path)]
+
+
+def _read(path: Path) -> bytes:
+    """A process's command line; none if it has ended, or is this one."""
+    if path.parent.name == str(os.getpid()):
+        return b""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""

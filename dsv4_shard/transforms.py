@@ -1,7 +1,8 @@
 """The few pieces that are decoded on the way: FP8 → BF16, and FP4 → FP8 as DeepSeek's converter casts it.
 
-Both work on whole stripes of rows, so that a matrix is never held whole. The only module that needs torch, and that
-imports it where it is used: everything that only moves bytes starts without it.
+Both work on whole stripes of rows, so that a matrix is never held whole. They are tables and integers in numpy, bit for
+bit what torch computes in the converter: importing torch would take longer than casting a gigabyte. `dequantize`, whose
+values are multiplied, is what needs it.
 """
 
 from collections.abc import Callable
@@ -30,6 +31,12 @@ _MAX_OFFSET_BITS = 6
 
 _E8M0_NAN = 255
 _E4M3_NAN = 0x7F
+_BF16_NAN = 0x7FC0
+
+_E4M3_MANTISSA_BITS = 3
+
+_MAX_NORMAL_DISTANCE = 11
+"""0.5 · 2^(6 - 11) = 2^-6 is E4M3's smallest normal value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,43 +75,83 @@ class Transform:
 
 def _fp8_to_bf16(weight: Bytes, scale: Bytes, scale_dtype: str) -> Decoded:
     """E4M3 × scale, in float32 with one rounding to BF16: the arithmetic of convert.py's `wo_a`."""
-    import torch
-
-    stored = {"F8_E8M0": torch.float8_e8m0fnu, "F32": torch.float32}[scale_dtype]
-    values = torch.from_numpy(weight).view(torch.float8_e4m3fn)
-    scales = torch.from_numpy(scale).view(stored).float()
-    out = torch.empty(values.shape, dtype=torch.bfloat16)
-    for block_row in range(scales.shape[0]):
+    values = _e4m3_values()
+    scales = scale.view(np.float32) if scale_dtype == "F32" else _e8m0_values()[scale]
+    out = np.empty(weight.shape, np.uint16)
+    for block_row in range(len(scales)):
         rows = slice(block_row * BLOCK, (block_row + 1) * BLOCK)
-        factors = scales[block_row].repeat_interleave(BLOCK)[: values.shape[1]]
-        out[rows] = (values[rows].float() * factors).bfloat16()
-    return Decoded(out.view(torch.uint8).numpy(), None, 0)
+        factors = scales[block_row].repeat(BLOCK)[: weight.shape[1]]
+        with np.errstate(over="ignore", invalid="ignore"):
+            out[rows] = _to_bf16(values.take(weight[rows]) * factors)
+    return Decoded(out.view(np.uint8), None, 0)
 
 
 @cache
-def _cast_tables() -> tuple[npt.NDArray[np.uint16], Bytes, Bytes]:
-    """Tables of the FP4 → FP8 cast, from torch's own conversions.
+def _e4m3_values() -> npt.NDArray[np.float32]:
+    """The value of each E4M3 code: sign, four bits of exponent biased by 7, three of mantissa; all ones is NaN."""
+    codes = np.arange(256)
+    exponent, mantissa = codes >> 3 & 15, codes & 7
+    values = np.where(exponent == 0, np.ldexp(mantissa, -9), np.ldexp(8.0 + mantissa, exponent - 10))
+    values[codes & 0x7F == _E4M3_NAN] = np.nan
+    signed: npt.NDArray[np.float32] = np.where(codes & 0x80, -values, values).astype(np.float32)
+    return signed
 
-    `pairs[d << 8 | byte]` is the two E4M3 bytes of a packed byte whose group's scale is 2^d below its block's largest;
-    `losses` counts which of the two are inexact; `scales[m]` is the block's new scale for its largest scale `m`.
+
+@cache
+def _e8m0_values() -> npt.NDArray[np.float32]:
+    """The value of each E8M0 code: a power of two, its exponent biased by 127; all ones is NaN."""
+    values = np.ldexp(1.0, np.arange(256) - 127)
+    values[_E8M0_NAN] = np.nan
+    return values.astype(np.float32)
+
+
+def _to_bf16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+    """BF16 bits of float32 values, rounded to the nearest, ties to even; NaNs become the one that torch writes."""
+    bits = values.view(np.uint32)
+    rounded = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16
+    rounded[np.isnan(values)] = _BF16_NAN
+    return rounded.astype(np.uint16)
+
+
+def _to_e4m3(values: npt.NDArray[np.float64]) -> Bytes:
+    """E4M3 codes of values below its largest, rounded to the nearest, ties to even."""
+    finite = _e4m3_values()[:_E4M3_NAN].astype(np.float64)
+    magnitudes = np.abs(values)
+    above = np.searchsorted(finite, magnitudes).clip(1)
+    below = above - 1
+    middle = (finite[below] + finite[above]) / 2
+    goes_up = (magnitudes > middle) | ((magnitudes == middle) & (above % 2 == 0))
+    codes = np.where(goes_up, above, below)
+    return (codes | np.where(np.signbit(values), 0x80, 0)).astype(np.uint8)
+
+
+@cache
+def _cast_tables() -> tuple[npt.NDArray[np.uint16], Bytes]:
+    """Tables of the FP4 → FP8 cast for any distance of a group's scale below its block's largest.
+
+    `pairs[d << 8 | byte]` is the two E4M3 bytes of a packed byte whose scale is 2^d below; `losses` counts which of the
+    two are inexact.
     """
-    import torch
-
-    magnitudes = torch.tensor(_FP4_MAGNITUDES)
     # The converter's table has +0.0 for code 8, so a negative zero comes out positive.
-    values = torch.cat([magnitudes, torch.tensor([0.0]), -magnitudes[1:]])
-    distances = torch.arange(256, dtype=torch.float64)
-    offsets = torch.exp2(_MAX_OFFSET_BITS - distances).float()
-    cast = (values * offsets[:, None]).to(torch.float8_e4m3fn)
-    exact = values.double() * torch.exp2(_MAX_OFFSET_BITS - distances)[:, None]
-    lost = (cast.double() != exact).numpy().astype(np.uint8)
-    codes = cast.view(torch.uint8).numpy().astype(np.uint16)
+    magnitudes = np.array(_FP4_MAGNITUDES)
+    values = np.concatenate([magnitudes, [0.0], -magnitudes[1:]])
+    exact = np.ldexp(values, (_MAX_OFFSET_BITS - np.arange(256))[:, None])
+    codes = _to_e4m3(exact)
+    lost = (_e4m3_values()[codes] != exact).astype(np.uint8)
     low, high = np.arange(256) & 0x0F, np.arange(256) >> 4
-    pairs = (codes[:, low] | (codes[:, high] << np.uint16(8))).reshape(-1)
+    wide = codes.astype(np.uint16)
+    pairs = (wide[:, low] | (wide[:, high] << np.uint16(8))).reshape(-1)
     losses: Bytes = (lost[:, low] + lost[:, high]).reshape(-1)
-    largest = torch.arange(256, dtype=torch.uint8).view(torch.float8_e8m0fnu).float()
-    scales: Bytes = (largest / 2**_MAX_OFFSET_BITS).to(torch.float8_e8m0fnu).view(torch.uint8).numpy()
-    return pairs, losses, scales
+    return pairs, losses
+
+
+@cache
+def _quads() -> npt.NDArray[np.uint32]:
+    """The four E4M3 bytes of two packed bytes whose scale is their block's largest."""
+    pairs = _cast_tables()[0][:256].astype(np.uint32)
+    two = np.arange(1 << 16)
+    quads: npt.NDArray[np.uint32] = pairs[two & 0xFF] | pairs[two >> 8] << 16
+    return quads
 
 
 def _fp4_to_fp8(weight: Bytes, scale: Bytes, scale_dtype: str) -> Decoded:
@@ -113,25 +160,42 @@ def _fp4_to_fp8(weight: Bytes, scale: Bytes, scale_dtype: str) -> Decoded:
     `weight` is `[rows, cols / 2]` packed FP4, `scale` `[rows, cols / 32]` E8M0. Exact while the scales of a block
     differ by at most 2^14 and the largest is at least 2^-121; `inexact` counts the values for which that fails.
     """
-    pairs, losses, new_scales = _cast_tables()
     rows, groups = scale.shape
     per_block = BLOCK // FP4_GROUP
     blocks = scale.reshape(rows // BLOCK, BLOCK, groups // per_block, per_block)
     largest = blocks.max(axis=(1, 3))
     distance = (largest[:, None, :, None] - blocks).reshape(rows, groups)
+    scale_out = np.where(largest == _E8M0_NAN, largest, np.maximum(largest, _MAX_OFFSET_BITS) - _MAX_OFFSET_BITS)
+    odd = (largest < _MAX_OFFSET_BITS) | (largest == _E8M0_NAN)
+    if int(distance.max(initial=0)) <= _MAX_NORMAL_DISTANCE and not odd.any():
+        return Decoded(_cast_near(weight, distance), scale_out, 0)
+    pairs, losses = _cast_tables()
     index = np.repeat(distance, _FP4_GROUP_BYTES, axis=1).astype(np.uint16) << 8
     index |= weight
     out = pairs[index]
-    scale_out = new_scales[largest]
-    odd = (largest < _MAX_OFFSET_BITS) | (largest == _E8M0_NAN)
-    inexact = 0
-    # 0.5 · 2^(6 - 14) = 2^-9 is E4M3's smallest value: nothing is lost up to there.
-    if int(distance.max()) > 2 * _MAX_OFFSET_BITS + 2:
-        lost = losses[index].reshape(rows // BLOCK, BLOCK, -1, BLOCK // 2).sum(axis=(1, 3), dtype=np.int64)
-        inexact = int(lost[~odd].sum())
-    if odd.any():
-        inexact += _spoil(out, weight, largest, odd)
+    lost = losses[index].reshape(rows // BLOCK, BLOCK, -1, BLOCK // 2).sum(axis=(1, 3), dtype=np.int64)
+    inexact = int(lost[~odd].sum()) + _spoil(out, weight, largest, odd)
     return Decoded(out.view(np.uint8), scale_out, inexact)
+
+
+def _cast_near(weight: Bytes, distance: Bytes) -> Bytes:
+    """The cast where all values stay normal: a scale that is 2^d below takes d from the exponent of each but zeros.
+
+    Four values at a time, and no more rows than stay in the CPU's cache.
+    """
+    rows, groups = distance.shape
+    twos = weight.view(np.uint16).reshape(rows, groups, _FP4_GROUP_BYTES // 2)
+    steps = (distance.astype(np.uint32) << _E4M3_MANTISSA_BITS)[:, :, None]
+    out = np.empty(twos.shape, np.uint32)
+    spare = np.empty((BLOCK, *twos.shape[1:]), np.uint32)
+    for row in range(0, rows, BLOCK):
+        part = out[row : row + BLOCK]
+        np.take(_quads(), twos[row : row + BLOCK], out=part, mode="clip")  # "raise" would buffer the output
+        np.right_shift(part, 6, out=spare)  # this bit of the exponent is set in all of them but zeros
+        np.bitwise_and(spare, 0x01010101, out=spare)
+        np.multiply(spare, steps[row : row + BLOCK], out=spare)
+        np.subtract(part, spare, out=part)
+    return out.reshape(rows, -1).view(np.uint8)
 
 
 def _spoil(out: npt.NDArray[np.uint16], weight: Bytes, largest: Bytes, odd: npt.NDArray[np.bool_]) -> int:

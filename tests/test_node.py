@@ -147,6 +147,7 @@ def test_the_index_names_exactly_the_tensors_of_the_files(model, tmp_path):
     split(model, tmp_path / "out")
     for folder in (tmp_path / "out" / "node-0", tmp_path / "out" / "node-1"):
         index = json.loads((folder / INDEX_FILE).read_text())
+        assert (folder / INDEX_FILE).read_text() == json.dumps(index, indent=2) + "\n"
         stands = {name: path.name for path in folder.glob("*.safetensors") for name in load_tensors(path)}
         assert index["weight_map"] == stands
         nbytes = sum(len(raw(tensor)) for tensor in load_checkpoint(folder).values())

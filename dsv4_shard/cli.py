@@ -438,10 +438,11 @@ def _refuse_beside_plan(context: typer.Context) -> None:
 
 def _dry_run(job: "Job", checkpoint: "Checkpoint", out: Path, as_json: bool) -> None:
     """Show what would be written; exit code 4 if there is no room for it."""
-    from dsv4_shard.commit import free_bytes
+    from dsv4_shard.commit import Staging, free_bytes
     from dsv4_shard.report import show_dry_run
 
-    needed, free = job.nbytes_to_write(checkpoint.source, out), free_bytes(out)
+    # What an unfinished run left there is gone on with, or makes room.
+    needed, free = job.nbytes_to_write(checkpoint.source, out), free_bytes(out) + Staging(out).nbytes_on_disk()
     if as_json:
         _print_json({"files": {file.name: file.nbytes for file in job.recipe.files}, "bytes": needed,
                      "free": free, "left_out": job.recipe.left_out})  # fmt: skip

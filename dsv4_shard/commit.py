@@ -257,20 +257,17 @@ class Staging:
         """Make files and folders durable, as far as they are there. Raises OSError."""
         for file in self._files.values():
             file.fsync()
-        for folder in sorted({(self.folder / name).parent for name in self._files}, reverse=True):
-            fsync_folder(folder)
-        for folder in (self.folder, self.path, self.path.parent):
+        inner = {(self.folder / name).parent for name in self._files} - {self.folder}
+        for folder in (*sorted(inner), self.folder, self.path, self.path.parent):
             fsync_folder(folder)
 
     def commit(self, manifest: bytes, overwrite: bool) -> None:
         """Make everything durable, the manifest last, and give the folder its final name. Raises WriteFailed."""
         try:
-            for file in self._files.values():
-                file.fsync()
+            self.settle()
             self.write_file(MANIFEST_NAME, manifest)
             self._files[MANIFEST_NAME].fsync()
-            for folder in sorted({(self.folder / name).parent for name in self._files}, reverse=True):
-                fsync_folder(folder)
+            fsync_folder(self.folder)
             self._rename(overwrite)
         except OSError as error:
             raise WriteFailed(f"{error.filename or self.path}: {error.strerror}") from error

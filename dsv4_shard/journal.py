@@ -65,17 +65,25 @@ class Unfinished:
 
 
 def read_journal(path: Path) -> Unfinished | None:
-    """The sound entries of a journal, or None where there are none."""
+    """The sound entries of a journal, or None where there are none.
+
+    Raises OtherRun where the first one is sound, but not as this version writes it.
+    """
     try:
         with path.open("rb") as file:
             entries = _entries(file)
-            run = Run.model_validate_json(next(entries, b""))
+            first = next(entries, None)
+            if first is None:
+                return None
+            run = Run.model_validate_json(first)
             stop = file.tell()
             finished: list[Finished] = []
             for entry in entries:
                 finished += _steps(entry)
                 stop = file.tell()
-    except (OSError, ValidationError, struct.error):
+    except ValidationError:
+        raise OtherRun(f"{path.parent}: holds the unfinished work of another version of dsv4-shard") from None
+    except (OSError, struct.error):
         return None
     return Unfinished(run, finished, stop)
 

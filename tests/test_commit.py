@@ -396,4 +396,5 @@ def test_the_manifest_is_written_last_and_every_step_is_durable_before_the_next(
     assert all(call != "pwritev" for call, _ in events[sealed:])
     renamed = next(i for i, (call, name) in enumerate(events) if call == "rename" and name.endswith(" out"))
     folders = [at for at, event in enumerate(events) if event == ("fsync", "staging") and at > sealed]
-    assert sealed < folders[0] < renamed < events.index(("fsync", "parent"))
+    parents = [at for at, event in enumerate(events) if event == ("fsync", "parent")]
+    assert sealed < folders[0] < renamed < parents[-1]

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from small import contents, job_for, load_checkpoint, open_folder, reshard_folder, rewrite, small_config, with_bf16_o_a
+from typer.testing import CliRunner
 
 from dsv4_shard import cli, journal
 from dsv4_shard import reshard as resharding
@@ -254,6 +255,17 @@ def test_what_the_killed_run_left_counts_as_room(
     assert contents(tmp_path / "out") == expected
 
 
+def test_what_a_killed_run_left_counts_as_room_in_a_dry_run_too(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_off(small, tmp_path / "out")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100_000))
+    for out, code in (("out", ExitCode.DONE), ("elsewhere", ExitCode.IO)):
+        arguments = ["reshard", str(small), str(tmp_path / out), "--tp", "2", "--engine", "reference", "--dry-run"]
+        assert CliRunner().invoke(cli.app, arguments).exit_code == code
+
+
 # --- another run ---------------------------------------------------------------------------------------------------
 
 
@@ -278,6 +290,16 @@ def test_another_version_is_refused(model: Path, tmp_path: Path, monkeypatch: py
         patch.setattr(resharding, "__version__", "0.0.9")
         break_off(model, tmp_path / "out")
     assert_refused(r"made by dsv4-shard 0\.0\.9, this is", model, tmp_path / "out")
+
+
+def test_a_version_that_keeps_its_journal_in_another_way_is_refused(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(journal.Run, "model_dump_json", lambda _: '{"tool_version": "9.0.0", "new": "field"}')
+        with pytest.raises(Stop):
+            reshard_folder(model, tmp_path / "out", 2, workers=1, on_progress=stop_after(2_000_000))
+    assert_refused("unfinished work of another version of dsv4-shard", model, tmp_path / "out")
 
 
 def test_weights_that_were_written_to_since_are_refused(model: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -23,6 +24,7 @@ from dsv4_shard.engines.base import Request
 from dsv4_shard.errors import ExitCode, InexactCast, NotEnoughDisk, OtherRun, SourceChanged
 from dsv4_shard.journal import read_journal
 from dsv4_shard.plan import make_plan
+from dsv4_shard.progress import Progress
 from dsv4_shard.reshard import prepare, reshard
 from dsv4_shard.verify import verify
 
@@ -338,6 +340,37 @@ def test_weights_that_change_between_header_and_first_byte_are_refused(model: Pa
     with pytest.raises(SourceChanged, match=r"model\.safetensors: written to since its header was read"):
         reshard(job, checkpoint, tmp_path / "out")
     assert not (tmp_path / STAGING).exists()
+
+
+def test_what_the_readme_shows_of_a_run_that_ends_early_is_what_is_printed(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    block = readme.split("```text\n$ dsv4-shard reshard")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    command = ["dsv4-shard", "reshard", str(small), "shards", "--tp", "2", "--engine", "reference"]
+    put = 0
+
+    def interrupt(_: Progress, nbytes: int) -> None:
+        nonlocal put
+        put += nbytes
+        if put > 2_000_000:
+            put = -(1 << 60)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "advance", interrupt)
+        assert run_cli(command) == ExitCode.INTERRUPTED
+    assert run_cli(command) == 0
+    printed = without_numbers(capfd.readouterr().err).splitlines()
+    shown = [line for line in block.replace("^C", "").splitlines()[1:] if not line.startswith("$")]
+    assert len(shown) == 3
+    for line in shown:
+        assert without_numbers(line.replace("/data", str(tmp_path))) in printed
+
+
+def without_numbers(text: str) -> str:
+    return re.sub(r"\d[\d,]*", "N", text)
 
 
 # --- killed, again and again ---------------------------------------------------------------------------------------

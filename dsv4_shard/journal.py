@@ -32,7 +32,8 @@ _STEP = struct.Struct("<IIQQ")
 class Run(BaseModel):
     """What a run writes and from what: work of one run is of use to another only where all of this is equal.
 
-    `request` is the plan's, `times` the source files' modification times in ns, `files` the output's bytes by name.
+    `request` is the plan's, `times` the source files' modification times in ns, `files` the output's bytes by name;
+    `recipe_digest` is over the output's headers and the order of steps.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,7 +44,7 @@ class Run(BaseModel):
     ranks: tuple[int, ...]
     times: dict[str, int]
     files: dict[str, int]
-    headers_digest: str
+    recipe_digest: str
 
 
 class Finished(NamedTuple):

@@ -188,9 +188,11 @@ def _run(job: Job, checkpoint: Checkpoint) -> Run:
         with checkpoint.source.open(file.name) as opened:
             if (opened.nbytes, opened.mtime_ns) != (file.nbytes, file.mtime_ns):
                 raise SourceChanged(f"{file.name}: written to since its header was read")
-    headers = xxhash.xxh3_128()
+    recipe = xxhash.xxh3_128()
     for output in job.recipe.files:
-        headers.update(output.header)
+        recipe.update(output.header)
+    for step in job.recipe.steps:  # a journal has their numbers
+        recipe.update(step.source.name.encode())
     return Run(
         tool_version=__version__,
         origin=job.plan.source,
@@ -198,7 +200,7 @@ def _run(job: Job, checkpoint: Checkpoint) -> Run:
         ranks=job.ranks,
         times={file.name: file.mtime_ns for file in checkpoint.files},
         files={file.name: file.nbytes for file in job.recipe.files},
-        headers_digest=headers.hexdigest(),
+        recipe_digest=recipe.hexdigest(),
     )
 
 

@@ -31,6 +31,8 @@ class LocalFile:
         if not stat.S_ISREG(self._stat.st_mode):
             os.close(self._fd)
             raise ReadFailed(f"{path}: {_kind(self._stat.st_mode)}, not a file")
+        # Calls read whole tensors or chunks: what the kernel read ahead for one thread, another would read again.
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
         self._uncached = UncachedFile(self._fd)
         self.nbytes = self._stat.st_size
         self.mtime_ns = self._stat.st_mtime_ns

@@ -1,7 +1,9 @@
 """Local files that are read exactly or not at all, and finding the folder that holds them."""
 
 import os
+import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -294,3 +296,27 @@ def test_no_cache_at_all_is_unreachable_too(hub):
     shutil.rmtree(hub)
     with pytest.raises(Unreachable, match="org/name"):
         open_source("org/name")
+
+
+def test_threads_that_read_by_turns_take_no_more_from_the_disk_than_they_were_given(tmp_path):
+    path = tmp_path / "file"
+    nbytes, chunk = 96 << 20, 3 << 20
+    with path.open("wb") as file:
+        for _ in range(nbytes // chunk):
+            file.write(os.urandom(chunk))
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    file = LocalFile(path, path.name)
+    before = bytes_from_disk()
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda at: file.readinto(at, memoryview(bytearray(chunk)), once=True), range(0, nbytes, chunk)))
+    taken = bytes_from_disk() - before
+    file.close()
+    if taken == 0:
+        pytest.skip("this file system is in memory, or keeps what it is told to drop")
+    assert nbytes <= taken <= 1.01 * nbytes
+
+
+def bytes_from_disk():
+    """What the kernel has read from disks for this process."""
+    return int(re.search(r"^read_bytes: (\d+)", Path("/proc/self/io").read_text(), re.MULTILINE)[1])

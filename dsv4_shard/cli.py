@@ -329,6 +329,8 @@ def verify(
 
     if numerics and against is None:
         raise UsageError("--numerics needs --against: the unsharded layer is in the checkpoint")
+    if layer is not None and not numerics:
+        raise UsageError("--layer is of --numerics", hint="Add --numerics, or leave out --layer.")
     source = _open(against) if against is not None else None
     console, log = _consoles()
     with Progress(log, "verify", bytes_to_verify(out), quiet=as_json) as progress:

@@ -19,6 +19,7 @@ from types import TracebackType
 from dsv4_shard import syscalls
 from dsv4_shard.errors import (
     NotEnoughDisk,
+    OtherRun,
     OutputBusy,
     OutputError,
     OutputInsideInput,
@@ -323,7 +324,8 @@ class Staging:
         for file in self._files.values():
             file.close()
         if error is not None and self._is_of_use() and not isinstance(error, SourceChanged):
-            error.add_note(f"What is done is kept in {self.path}: the same command goes on from there.")
+            if not isinstance(error, OtherRun):
+                error.add_note(f"What is done is kept in {self.path}: the same command goes on from there.")
         else:
             with contextlib.suppress(OSError):
                 self._clear()

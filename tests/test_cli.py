@@ -266,6 +266,12 @@ def test_a_signal_ends_a_run_and_leaves_nothing(number, code, tiny_checkpoint, t
     assert list(tmp_path.glob("*out*")) == []
 
 
+def test_a_layer_without_numerics_is_refused(tmp_path):
+    result = run("verify", str(tmp_path), "--layer", "3")
+    assert result.exit_code == ExitCode.USAGE
+    assert "--layer is of --numerics" in result.stderr
+
+
 def test_the_demo_ends_with_where_its_files_are(tmp_path):
     result = subprocess.run(
         [sys.executable, "-m", "dsv4_shard", "demo", "here"], cwd=tmp_path, capture_output=True, text=True, check=True

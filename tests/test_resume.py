@@ -96,6 +96,7 @@ def assert_refused(match: str, folder: Path, out: Path, tp: int = 2, **options: 
         reshard_folder(folder, out, tp, **options)
     assert caught.value.exit_code is ExitCode.IO
     assert "--restart" in str(caught.value.hint)
+    assert not hasattr(caught.value, "__notes__")  # "the same command goes on" would not be so
     assert look() == before
     assert reshard_folder(folder, out, tp, restart=True, **options).resumed == 0
     assert verify(out, open_folder(folder)).ok

@@ -23,11 +23,8 @@ from dsv4_shard.header import DTYPE_BITS
 from dsv4_shard.journal import Finished
 from dsv4_shard.recipe import Cut, Fixed, Recipe, Step
 from dsv4_shard.roles import scale_name
-from dsv4_shard.sources import LocalFile, LocalSource
+from dsv4_shard.sources import CHUNK_BYTES, LocalFile, LocalSource
 from dsv4_shard.transforms import Bytes, Decoded, Transform
-
-CHUNK_BYTES = 8 << 20
-"""Bytes that a worker reads at a time; larger chunks fall out of the CPU's cache and are slower."""
 
 
 class Sink(Protocol):

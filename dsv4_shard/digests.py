@@ -5,10 +5,9 @@ from collections.abc import Callable, Iterable
 import xxhash
 
 from dsv4_shard.header import Header
-from dsv4_shard.sources import LocalFile
+from dsv4_shard.sources import CHUNK_BYTES, LocalFile
 
 DIGEST_BYTES = 16
-_CHUNK_BYTES = 8 << 20
 
 
 def digest_of(data: bytes | memoryview) -> str:
@@ -38,13 +37,13 @@ def hash_tensor(
     """
     info = header.tensors[name]
     start = header.data_start + info.start
-    buffer = memoryview(bytearray(min(_CHUNK_BYTES, info.nbytes)))
+    buffer = memoryview(bytearray(min(CHUNK_BYTES, info.nbytes)))
     digests = []
     for count, nbytes in pieces or ((1, info.nbytes),):
         for _ in range(count):
             running = xxhash.xxh3_128()
-            for position in range(start, start + nbytes, _CHUNK_BYTES):
-                data = buffer[: min(_CHUNK_BYTES, start + nbytes - position)]
+            for position in range(start, start + nbytes, CHUNK_BYTES):
+                data = buffer[: min(CHUNK_BYTES, start + nbytes - position)]
                 file.readinto(position, data, once=once)
                 running.update(data)
                 on_progress(len(data))

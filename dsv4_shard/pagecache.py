@@ -12,6 +12,9 @@ from collections.abc import Callable
 
 RWF_DONTCACHE = 0x80
 _PAGE = mmap.PAGESIZE
+MAX_CALL_BYTES = 1 << 30
+"""Linux moves at most 2 GiB in one call."""
+
 _LEAST_UNCACHED = 16 * _PAGE
 """Below this, a call of its own for the pages in the middle costs more than it saves."""
 

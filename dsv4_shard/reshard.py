@@ -148,14 +148,12 @@ def reshard(
     with Staging(out) as staging:
         check_output(out, checkpoint.source.root, overwrite)  # an earlier result may be back in its place
         earlier = _earlier(staging, run, recipe, checkpoint.source, restart)
-        room = staging.nbytes_on_disk() if earlier else 0
-        check_room(out, job.nbytes_to_write(checkpoint.source, out) - room)
-        files = [_stage(file, staging, checkpoint.source, earlier is not None) for file in recipe.files]
+        check_room(out, job.nbytes_to_write(checkpoint.source, out) - staging.nbytes_on_disk())
+        files = [_stage(file, staging, checkpoint.source, earlier.stop > 0) for file in recipe.files]
         sink = FileSink(files)
-        journal = Journal(staging.journal, run, earlier.stop if earlier else 0, staging.settle, sink.flush)
-        finished = earlier.finished if earlier else []
-        resumed = sum(step.nbytes for step in finished)
-        if finished:
+        journal = Journal(staging.journal, run, earlier.stop, staging.settle, sink.flush)
+        resumed = sum(step.nbytes for step in earlier.finished)
+        if resumed:
             on_resume(resumed)
         try:
             result = copy(
@@ -165,14 +163,10 @@ def reshard(
                 workers or default_workers(),
                 on_progress,
                 allow_inexact=allow_inexact,
-                finished=finished,
+                finished=earlier.finished,
                 log=journal,
             )
-            for file in recipe.files:
-                staging.link(file.name, file.links)
-            for name, content in job.companions.items():
-                staging.write_file(name, content)
-            staging.commit(_manifest(job, result).to_bytes(), overwrite)
+            _complete(job, result, staging, overwrite)
         except BaseException:
             with contextlib.suppress(WriteFailed):
                 journal.save()
@@ -180,6 +174,15 @@ def reshard(
     linked = [file.nbytes for file, staged in zip(recipe.files, files, strict=True) if staged is None]
     written = len(recipe.files) - len(linked)
     return Outcome(out, written, job.nbytes - sum(linked), result.bytes_read, result.inexact, len(linked), resumed)
+
+
+def _complete(job: Job, result: CopyResult, staging: Staging, overwrite: bool) -> None:
+    """What is left to do when all tensors are where they belong."""
+    for file in job.recipe.files:
+        staging.link(file.name, file.links)
+    for name, content in job.companions.items():
+        staging.write_file(name, content)
+    staging.commit(_manifest(job, result).to_bytes(), overwrite)
 
 
 def _run(job: Job, checkpoint: Checkpoint) -> Run:
@@ -204,8 +207,8 @@ def _run(job: Job, checkpoint: Checkpoint) -> Run:
     )
 
 
-def _earlier(staging: Staging, run: Run, recipe: Recipe, source: LocalSource, restart: bool) -> Unfinished | None:
-    """The work that an earlier run of the same job left, if it is whole and wanted; else the staging folder is emptied.
+def _earlier(staging: Staging, run: Run, recipe: Recipe, source: LocalSource, restart: bool) -> Unfinished:
+    """The work that an earlier run of the same job left, if it is whole and wanted; else nothing, in an empty folder.
 
     Raises OtherRun where it is another job's.
     """
@@ -217,7 +220,7 @@ def _earlier(staging: Staging, run: Run, recipe: Recipe, source: LocalSource, re
         if all(there) and _fits(earlier.finished, recipe):
             return earlier
     staging.begin()
-    return None
+    return Unfinished(run, [], 0)
 
 
 def _original(file: OutputFile, source: LocalSource) -> Path | None:

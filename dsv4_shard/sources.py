@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dsv4_shard.errors import ReadFailed, Unreachable, UsageError
-from dsv4_shard.pagecache import UncachedFile
+from dsv4_shard.pagecache import MAX_CALL_BYTES, UncachedFile
 
 _HUB_ID = re.compile(r"^(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?$")
-_READ_CALL_BYTES = 1 << 30
-"""Linux moves at most 2 GiB in one call."""
+CHUNK_BYTES = 8 << 20
+"""Bytes to read at a time; larger chunks fall out of the CPU's cache and are slower."""
 
 
 class LocalFile:
@@ -47,7 +47,7 @@ class LocalFile:
         """Fill `buffer` from byte `start` on; `once` keeps what is read out of the page cache. Raises ReadFailed."""
         done = 0
         while done < len(buffer):
-            part = buffer[done : done + _READ_CALL_BYTES]
+            part = buffer[done : done + MAX_CALL_BYTES]
             try:
                 count = self._uncached.read(part, start + done) if once else os.preadv(self._fd, [part], start + done)
             except OSError as error:

@@ -5,10 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dsv4_shard.errors import WriteFailed
-from dsv4_shard.pagecache import UncachedFile
-
-_WRITE_CALL_BYTES = 1 << 30
-"""Linux moves at most 2 GiB in one call."""
+from dsv4_shard.pagecache import MAX_CALL_BYTES, UncachedFile
 
 
 class StagedFile:
@@ -24,7 +21,7 @@ class StagedFile:
         done = 0
         while done < len(data):
             try:
-                done += self._uncached.write(data[done : done + _WRITE_CALL_BYTES], offset + done)
+                done += self._uncached.write(data[done : done + MAX_CALL_BYTES], offset + done)
             except OSError as error:
                 raise WriteFailed(f"{self.path}: write at byte {offset + done} failed: {error.strerror}") from error
 

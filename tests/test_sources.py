@@ -68,7 +68,7 @@ def test_reads_that_come_in_pieces_are_put_together(file, monkeypatch):
 
 
 def test_no_call_asks_for_more_than_the_system_moves_at_once(file, monkeypatch):
-    monkeypatch.setattr("dsv4_shard.sources._READ_CALL_BYTES", 16)
+    monkeypatch.setattr("dsv4_shard.sources.MAX_CALL_BYTES", 16)
     sizes = []
     whole = os.preadv
     monkeypatch.setattr(os, "preadv", lambda fd, b, offset: sizes.append(len(b[0])) or whole(fd, b, offset))

@@ -1,47 +1,27 @@
-"""Rank files ↔ manifest ↔ source: what a result folder holds is what was written, and what the checkpoint holds.
+"""Rank files ↔ manifest: what a result folder holds is what was written.
 
-Alone, a result is held against its manifest: every file, size, header and digest. Against the source, the plan is made
-again, the recipe run once more, and each byte that it would write is compared with the one that stands there; then
-every source tensor is accounted for.
+Every file, size, header and digest is held against the manifest; `comparison` holds the files against the source.
 """
 
 import filecmp
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from dsv4_shard.blocks import whole_rectangle
 from dsv4_shard.checkpoint import Checkpoint
-from dsv4_shard.copying import copy
+from dsv4_shard.comparison import compare
 from dsv4_shard.cpus import default_workers
 from dsv4_shard.digests import digest_of, hash_tensor
 from dsv4_shard.errors import HeaderError, ReadFailed
 from dsv4_shard.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, read_header
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, ManifestFile, load_manifest
-from dsv4_shard.planfile import check_plan, load_plan
-from dsv4_shard.recipe import Recipe, Step
-from dsv4_shard.reshard import Job, prepare
+from dsv4_shard.problem import Problem
 from dsv4_shard.sources import LocalFile
-
-_MISMATCHES_KEPT = 100
-"""For each file: what differs in more places than that differs everywhere."""
-
-
-class Problem(BaseModel):
-    """Something that is not as it should be. `tensor` is None for what concerns a whole file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: str
-    file: str
-    message: str
-    tensor: str | None = None
 
 
 class Verification(BaseModel):
@@ -98,7 +78,7 @@ def verify(
     elif any(problem.file == PLAN_NAME for problem in problems):
         notes.append("the source was not compared: plan.json, which says how, is not what was written")
     else:
-        more, accounts = _compare(folder, manifest, source, workers, on_progress)
+        more, accounts = compare(folder, manifest, source, workers, on_progress)
         problems += more
     return Verification(
         folder=str(folder),
@@ -119,9 +99,6 @@ def verify(
 def bytes_to_verify(folder: Path) -> int:
     """Bytes of tensors that `verify` will look at."""
     return sum(entry.payload for entry in load_manifest(folder).files)
-
-
-# --- against the manifest ------------------------------------------------------------------------------------------
 
 
 def _strangers(folder: Path, manifest: Manifest) -> Iterator[str]:
@@ -228,23 +205,24 @@ def _check_tensors(
         file = LocalFile(folder / entry.name, entry.name)
         try:
             header = read_header(file, entry.name)
-
-            def damage(
-                item: tuple[str, str], file: LocalFile = file, header: Header = header, entry: ManifestFile = entry
-            ) -> Problem | None:
-                name, digest = item
-                found = hash_tensor(file, header, name, entry.pieces.get(name), on_progress, once=True)
-                if found == digest:
-                    return None
-                message = "its bytes differ from what was written"
-                return Problem(kind="damaged-tensor", file=entry.name, tensor=name, message=message)
-
+            check = partial(_check_tensor, file, header, entry, on_progress)
             with ThreadPoolExecutor(workers) as pool:
-                found = [problem for problem in pool.map(damage, entry.tensors.items()) if problem]
+                found = [problem for problem in pool.map(check, entry.tensors) if problem]
         finally:
             file.close()
         problems += _swapped_content(found, entry) or found
     return problems
+
+
+def _check_tensor(
+    file: LocalFile, header: Header, entry: ManifestFile, on_progress: Callable[[int], None], name: str
+) -> Problem | None:
+    """Hash one tensor."""
+    found = hash_tensor(file, header, name, entry.pieces.get(name), on_progress, once=True)
+    if found == entry.tensors[name]:
+        return None
+    message = "its bytes differ from what was written"
+    return Problem(kind="damaged-tensor", file=entry.name, tensor=name, message=message)
 
 
 def _swapped_content(found: list[Problem], entry: ManifestFile) -> list[Problem]:
@@ -253,157 +231,3 @@ def _swapped_content(found: list[Problem], entry: ManifestFile) -> list[Problem]
         return []
     message = f"{len(found):,} of {len(entry.tensors):,} tensors differ, {found[0].tensor} first: another rank's file?"
     return [Problem(kind="wrong-content", file=entry.name, message=message)]
-
-
-# --- against the source --------------------------------------------------------------------------------------------
-
-
-class _CompareSink:
-    """Compares pieces with what stands in the result's files. See `copying.Sink`."""
-
-    def __init__(self, files: list[LocalFile | None]) -> None:
-        self._files = files
-        self._lock = threading.Lock()
-        self.mismatches: dict[int, list[int]] = {}
-
-    def put(self, file: int, offset: int, data: memoryview) -> None:
-        """Note the first byte that differs, if any."""
-        there = self._files[file]
-        if there is None:
-            return
-        found = bytearray(len(data))
-        try:
-            there.readinto(offset, memoryview(found), once=True)
-        except ReadFailed:
-            found = bytearray()
-        if found == data:
-            return
-        first = next((i for i, (a, b) in enumerate(zip(found, data, strict=False)) if a != b), len(found))
-        with self._lock:
-            kept = self.mismatches.setdefault(file, [])
-            if len(kept) < _MISMATCHES_KEPT:
-                kept.append(offset + first)
-
-
-def _compare(
-    folder: Path,
-    manifest: Manifest,
-    source: tuple[Checkpoint, Inventory],
-    workers: int,
-    on_progress: Callable[[int], None],
-) -> tuple[list[Problem], dict[str, int]]:
-    """Derive each output byte from the source again and compare; account for each source tensor."""
-    checkpoint, inventory = source
-    plan = check_plan(load_plan(folder / PLAN_NAME), checkpoint, inventory)
-    job = prepare(checkpoint, inventory, plan, manifest.ranks)
-    recipe = job.recipe
-    problems = [*_check_shares(job, manifest)]
-    files: list[LocalFile | None] = []
-    for expected in recipe.files:
-        try:
-            file = LocalFile(folder / expected.name, expected.name)
-        except ReadFailed:
-            files.append(None)
-            continue
-        files.append(file)
-        if file.read(0, min(len(expected.header), file.nbytes)) != expected.header:
-            message = "its header is not the one that the source gives"
-            problems.append(Problem(kind="wrong-header", file=expected.name, message=message))
-    sink = _CompareSink(files)
-    try:
-        copied = copy(recipe, checkpoint.source, sink, workers, on_progress, allow_inexact=True)
-    finally:
-        for opened in files:
-            if opened is not None:
-                opened.close()
-    found = [(number, offset) for number, offsets in sorted(sink.mismatches.items()) for offset in sorted(offsets)]
-    problems += [_locate(recipe, number, offset) for number, offset in found]
-    problems += _check_linked(folder, recipe, manifest, checkpoint, copied.digests)
-    accounts, unaccounted = _account(recipe, inventory, manifest)
-    return problems + unaccounted, accounts
-
-
-def _check_shares(job: Job, manifest: Manifest) -> Iterator[Problem]:
-    """Whether the manifest shares the files out to the ranks as the plan does."""
-    written = {entry.name: (entry.ranks, entry.links) for entry in manifest.files}
-    planned = {file.name: (file.ranks, file.links) for file in job.recipe.files}
-    if (written, manifest.world, manifest.identity) != (planned, job.world, job.identity):
-        message = "shares files out in another way than the plan does"
-        yield Problem(kind="wrong-manifest", file=MANIFEST_NAME, message=message)
-
-
-def _check_linked(
-    folder: Path, recipe: Recipe, manifest: Manifest, checkpoint: Checkpoint, digests: dict[tuple[int, str], str]
-) -> Iterator[Problem]:
-    """A link to the checkpoint's own file differs from it in no case: it is held against what was written."""
-    written = {entry.name: entry.tensors for entry in manifest.files}
-    for number, file in enumerate(recipe.files):
-        path, original = folder / file.name, checkpoint.source.root / file.source
-        if not file.source or not path.is_file() or not path.samefile(original):
-            continue
-        for name in file.tensors:
-            if written.get(file.name, {}).get(name) != digests[number, name]:
-                message = f"its bytes differ from what was written; it is a link to {original}"
-                yield Problem(kind="damaged-tensor", file=file.name, tensor=name, message=message)
-
-
-def _locate(recipe: Recipe, number: int, offset: int) -> Problem:
-    file = recipe.files[number]
-    position = offset - len(file.header)
-    name = next(name for name, info in file.tensors.items() if info.start <= position < info.stop)
-    message = f"byte {offset:,} differs from the source"
-    return Problem(kind="differs-from-source", file=file.name, tensor=name, message=message)
-
-
-def _account(recipe: Recipe, inventory: Inventory, manifest: Manifest) -> tuple[dict[str, int], list[Problem]]:
-    """What became of each source tensor: on every rank, split exactly once, on one rank, or left out."""
-    complete = len(manifest.ranks) == manifest.world
-    readers = [file.ranks for file in recipe.files]
-    accounts: Counter[str] = Counter()
-    lost: list[str] = []
-    for step in recipe.steps:
-        is_expert = inventory.names[step.source.name].expert >= 0
-        fate = _fate(step, is_expert, readers, set(manifest.ranks), complete)
-        if fate is None:
-            lost.append(step.source.name)
-        else:
-            accounts[fate] += 1
-    decoded = {step.scale.name for step in recipe.steps if step.scale is not None}
-    moved = {step.source.name for step in recipe.steps}
-    accounts["decoded with their weights"] = len(decoded)
-    accounts["left out"] = len(recipe.left_out.keys() - decoded)
-    rest = sorted(inventory.names.keys() - moved - decoded - recipe.left_out.keys())
-    if complete:
-        lost += rest
-    else:
-        accounts["only on ranks that are not here"] = len(rest)
-    message = "the ranks do not hold each of its bytes exactly once, or all of them all"
-    problems = [Problem(kind="unaccounted", file="", tensor=name, message=message) for name in lost]
-    return {fate: count for fate, count in accounts.items() if count}, problems
-
-
-_WHOLE = "whole on every rank"
-_ONE_RANK = "whole on one rank, their expert's"
-_SPLIT = "split over the ranks"
-
-
-def _fate(step: Step, is_expert: bool, readers: list[tuple[int, ...]], ranks: set[int], complete: bool) -> str | None:
-    """How the landings of a step cover its source, or None where they do not add up.
-
-    `readers` has the ranks that read each file.
-    """
-    shape = tuple(size * step.repeat for size in step.source.shape)
-    whole = whole_rectangle(step.source.dtype, shape)
-    fates = set()
-    for landing in step.landings:
-        areas = {cut.rectangle: files for cut, files in landing.spread if cut.rectangle.nbytes}
-        holders = {rank for files in areas.values() for number in files for rank in readers[number]}
-        if areas.keys() == {whole}:
-            fates.add(_WHOLE if holders == ranks else _ONE_RANK if is_expert and len(holders) == 1 else None)
-            continue
-        cuts = sorted(areas)
-        disjoint = all(a.row_stop <= b.row_start or a.stop <= b.start for a, b in pairwise(cuts))
-        covered = not complete or sum(cut.nbytes for cut in cuts) == whole.nbytes
-        even = len({len(files) for files in areas.values()}) == 1
-        fates.add(_SPLIT if disjoint and covered and even else None)
-    return fates.pop() if len(fates) == 1 else None

@@ -19,6 +19,7 @@ LIMITS = {"max_len": 1 << 16, "timeout": 10, "rss_limit_mb": 2048}
 
 
 def main() -> int:
+    """Entry point: the exit code, 1 where something was found."""
     parser = argparse.ArgumentParser(prog="python -m fuzz", description="Fuzz one target, or check one input.")
     parser.add_argument("target", choices=("header", "index", "config", "plan"))
     parser.add_argument("--seconds", type=int, default=60)

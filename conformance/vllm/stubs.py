@@ -145,6 +145,7 @@ def native_operators() -> Iterator[None]:
     real = namespace.__getattr__
 
     def lookup(self: Any, name: str) -> Any:
+        """As torch looks up, but that operators of vLLM's own kernels are all there."""
         try:
             return real(self, name)
         except AttributeError:

@@ -275,7 +275,7 @@ def reshard(
 
     A run that was killed or failed goes on where it was when the same command is given again.
     """
-    from dsv4_shard.commit import check_output
+    from dsv4_shard.output import check_output
     from dsv4_shard.progress import Progress
     from dsv4_shard.report import show_outcome
     from dsv4_shard.reshard import prepare
@@ -351,8 +351,8 @@ def demo(
     folder: Annotated[Path, typer.Argument(help="Where to put the demo's files.")] = Path("dsv4-demo"),
 ) -> None:
     """Make a small checkpoint with V4-Pro's structure, then inspect, plan, reshard and verify it."""
-    from dsv4_shard.commit import check_output
     from dsv4_shard.demo import write_checkpoint
+    from dsv4_shard.output import check_output
 
     check_output(folder, Path(__file__).parent, overwrite=False)
     checkpoint, shards, plan_file = folder / "checkpoint", folder / "shards", folder / "plan.json"
@@ -440,7 +440,8 @@ def _refuse_beside_plan(context: typer.Context) -> None:
 
 def _dry_run(job: "Job", checkpoint: "Checkpoint", out: Path, as_json: bool) -> None:
     """Show what would be written; exit code 4 if there is no room for it."""
-    from dsv4_shard.commit import Staging, free_bytes
+    from dsv4_shard.commit import Staging
+    from dsv4_shard.output import free_bytes
     from dsv4_shard.report import show_dry_run
 
     # What an unfinished run left there is gone on with, or makes room.

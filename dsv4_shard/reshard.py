@@ -12,7 +12,7 @@ import xxhash
 from dsv4_shard import __version__
 from dsv4_shard.checkpoint import INDEX_FILE, Checkpoint
 from dsv4_shard.choosing import choose
-from dsv4_shard.commit import Staging, check_output, check_room
+from dsv4_shard.commit import Staging
 from dsv4_shard.copying import CopyResult, copy, pieces_of
 from dsv4_shard.cpus import default_workers
 from dsv4_shard.digests import DIGEST_BYTES, digest_of
@@ -22,6 +22,7 @@ from dsv4_shard.errors import SourceChanged, UsageError, WriteFailed
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.journal import Finished, Journal, Run, Unfinished, read_journal, refuse_other
 from dsv4_shard.manifest import PLAN_NAME, Manifest, ManifestCompanion, ManifestFile
+from dsv4_shard.output import check_output, check_room
 from dsv4_shard.plan import Plan, refuse_errors, refuse_infeasible
 from dsv4_shard.recipe import OutputFile, Recipe, make_recipe
 from dsv4_shard.sources import LocalSource

@@ -13,12 +13,11 @@ from typer.testing import CliRunner
 
 from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE
 from dsv4_shard.cli import app
-from dsv4_shard.commit import MANIFEST_NAME
 from dsv4_shard.demo import write_checkpoint
 from dsv4_shard.digests import digest_of
 from dsv4_shard.errors import ExitCode, NotAResult
 from dsv4_shard.header import build_header, parse_header
-from dsv4_shard.manifest import MAX_MANIFEST_BYTES, Manifest, load_manifest
+from dsv4_shard.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, load_manifest
 
 NAMES = {
     "colour": "\x1b[31mred\x1b[0m",

@@ -1,0 +1,53 @@
+"""Whether a folder can be the output: not the input, not somebody's, and with room for what is to be written."""
+
+import os
+import shutil
+from pathlib import Path
+
+from dsv4_shard.errors import NotEnoughDisk, OutputError, OutputInsideInput, OutputNotEmpty
+from dsv4_shard.manifest import MANIFEST_NAME
+
+
+def check_output(out: Path, source_root: Path, overwrite: bool) -> None:
+    """Refuse an output that is the input, holds it or lies in it, or that something else already occupies.
+
+    Raises OutputInsideInput, OutputNotEmpty or OutputError.
+    """
+    target, source = out.resolve(), source_root.resolve()
+    if not out.is_symlink() and out.is_dir() and out.is_mount():
+        raise OutputError(f"{out}: a mount point cannot be replaced", hint=f"Name a folder in it: {out / 'shards'}")
+    if target == source or target.is_relative_to(source) or source.is_relative_to(target):
+        relation = "is" if target == source else "lies in" if target.is_relative_to(source) else "holds"
+        raise OutputInsideInput(f"{out}: the output {relation} the checkpoint {source_root}")
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise OutputError(f"{out}: not a folder", hint="Choose a name that is free.")
+    if not out.parent.is_dir():
+        raise OutputError(f"{out.parent}: no such folder", hint=f"Make it first: mkdir -p {out.parent}")
+    if out.is_dir() and any(out.iterdir()):
+        if not overwrite:
+            raise OutputNotEmpty(f"{out}: not empty", hint="Choose another folder, or replace it with --overwrite.")
+        if not (out / MANIFEST_NAME).is_file():
+            raise OutputNotEmpty(
+                f"{out}: holds no {MANIFEST_NAME}, so it was not made by dsv4-shard and is not overwritten",
+                hint="Choose another folder, or empty this one yourself.",
+            )
+
+
+def check_room(out: Path, needed: int) -> None:
+    """Raise NotEnoughDisk where the file system of `out` has less than `needed` bytes free."""
+    free = free_bytes(out)
+    if free < needed:
+        raise NotEnoughDisk(
+            f"{out}: needs {needed:,} bytes, the file system has {free:,} free ({needed - free:,} missing)",
+            hint="Write a node's share (--ranks 0-7), or choose another file system.",
+        )
+
+
+def free_bytes(out: Path) -> int:
+    """Bytes free for this user where `out` will be."""
+    return shutil.disk_usage(plain(out).parent).free
+
+
+def plain(out: Path) -> Path:
+    """`out` with a name of its own, also where it is given as `.` or ends in `..`."""
+    return Path(os.path.abspath(out))

@@ -30,6 +30,7 @@ from dsv4_shard.verify import verify
 
 STAGING = ".out.partial"
 SAVE_BYTES = 300_000
+REAL_SAVE_BYTES = journal.SAVE_BYTES
 
 
 class Stop(Exception):
@@ -368,6 +369,11 @@ def test_what_the_readme_shows_of_a_run_that_ends_early_is_what_is_printed(
     assert len(shown) == 3
     for line in shown:
         assert without_numbers(line.replace("/data", str(tmp_path))) in printed
+
+
+def test_the_readme_says_what_a_kill_can_cost() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    assert f"once every {REAL_SAVE_BYTES >> 30} GiB" in readme
 
 
 def without_numbers(text: str) -> str:

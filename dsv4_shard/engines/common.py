@@ -36,8 +36,7 @@ def shares_blocks_evenly(inventory: Inventory, parts: int) -> bool:
     """Whether the shared expert's intermediate size falls into `parts` parts of whole blocks."""
     fmt = inventory.shared
     unit = fmt.block.rows if fmt is not None and fmt.block is not None else 1
-    size = inventory.config.moe_intermediate_size * inventory.config.n_shared_experts
-    return size % (parts * unit) == 0
+    return inventory.config.shared_intermediate % (parts * unit) == 0
 
 
 def version_rule(*versions: str) -> Requires:
@@ -110,7 +109,7 @@ def attention_rules(
             attention_tp, "attention TP", consequence=heads_consequence, remedies=remedies,
         ),
         Divides(
-            "o_groups", Module.ATTENTION, lambda c: c.config.o_groups, "o_groups", attention_tp, "attention TP",
+            "o_groups", Module.ATTENTION, lambda c: c.v4.o_groups, "o_groups", attention_tp, "attention TP",
             consequence=groups_consequence, remedies=remedies,
         ),
         Divides(

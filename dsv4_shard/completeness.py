@@ -74,14 +74,19 @@ def check_completeness(census: Census) -> Iterator[Finding]:
     yield from _check_scales(census)
 
 
-def expected_names(config: ModelConfig, mtp_blocks: Iterable[int], draft: Draft) -> Iterator[TensorName]:
-    """Every weight that the model needs; one entry (expert 0) stands for all experts of a layer."""
+def expected_names(
+    config: ModelConfig, mtp_blocks: Iterable[int], draft: Draft, *, optional: bool = False
+) -> Iterator[TensorName]:
+    """Every weight that the model needs; one entry (expert 0) stands for all experts of a layer.
+
+    With `optional` also those that may be missing.
+    """
     numbers = {Stage.MODEL: (-1,), Stage.LAYER: range(config.num_hidden_layers), Stage.MTP: sorted(mtp_blocks)}
     for stage, specs in family_of(config).specs.items():
         for layer in numbers.get(stage, range(config.blocks_in(stage))):
             place = Place(stage, layer, draft)
             for spec in specs:
-                if spec.present(config, place) and not spec.optional:
+                if spec.present(config, place) and (optional or not spec.optional):
                     expert = 0 if spec.role.module is Module.ROUTED else -1
                     yield TensorName(spec.role, Part.WEIGHT, stage, layer, expert)
 

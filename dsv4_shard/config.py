@@ -15,15 +15,13 @@ MAX_CONFIG_VALUES = 200_000
 """Enough for a ratio of each of as many layers as there can be; real ones have some 200."""
 
 _NAMED_AT_ONCE = 30
+_BESIDE_TEXT = ("model_type", "architectures", "quantization_config", "vision_config")
 
 OTHERS = {
     "kimi_k2": "Kimi-K2",
     "kimi_k3": "Kimi-K3",
     "glm4_moe": "GLM-4 MoE",
     "qwen3_moe": "Qwen3 MoE",
-    "deepseek_v3": "DeepSeek-V3",
-    "deepseek_v32": "DeepSeek-V3.2",
-    "deepseek_v41": "DeepSeek-V4.1",
 }
 """Names for other families that people are likely to try, by `model_type`."""
 
@@ -52,7 +50,7 @@ def _text_of(document: dict[str, Any], family: Family) -> dict[str, Any]:
     if not family.text:
         return document
     nested = document.get(family.text)
-    beside = {key: document[key] for key in ("model_type", "architectures", "quantization_config") if key in document}
+    beside = {key: document[key] for key in _BESIDE_TEXT if key in document}
     return (nested if isinstance(nested, dict) else {}) | beside
 
 

@@ -19,7 +19,7 @@ from dsv4_shard.config import parse_config
 from dsv4_shard.families import family_of
 from dsv4_shard.families.base import ModelConfig
 from dsv4_shard.header import TensorInfo, build_header
-from dsv4_shard.roles import Draft, Module, Part, Place, Role, Spec
+from dsv4_shard.roles import Draft, Module, Part, Place, Role, Spec, Stage
 
 FP8_BLOCK = Block(128, 128)
 FP4_BLOCK = Block(1, FP4_GROUP)
@@ -89,17 +89,19 @@ def tensors_of(
     scales: str = "F8_E8M0",
     o_a: str = "FP8",
     dspark: bool = False,
+    optional: bool = False,
 ) -> Tensors:
     """Every tensor of a checkpoint with this config.json: name → (dtype, shape as stored).
 
     `experts` is FP4 or FP8 (default: as config.json says), `scales` the dtype of all scales of FP8 (F32 in the Base
-    checkpoints), `o_a` FP8, or BF16 without scales as in the FP8 re-releases; `dspark` makes the MTP blocks DSpark's.
+    checkpoints), `o_a` FP8, or BF16 without scales as in the FP8 re-releases; `dspark` makes the MTP blocks DSpark's,
+    `optional` adds what may be missing (the MTP block's own embedding and head).
     """
     config, _ = parse_config(json.dumps(document).encode(), CONFIG_FILE)
     family, draft = family_of(config), Draft(mtp_blocks, dspark)
     fp4 = (experts or document.get("expert_dtype", "fp8")).upper() == "FP4"
     tensors: Tensors = {}
-    for at in expected_names(config, range(mtp_blocks), draft):
+    for at in expected_names(config, range(mtp_blocks), draft, optional=optional):
         spec = family.rows[at.stage, at.role]
         shape = spec.shape(config, Place(at.stage, at.layer, draft))
         routed = at.role.module is Module.ROUTED
@@ -124,14 +126,20 @@ def _stored(
     return ("F8_E4M3", shape), (scales, scale_shape(matrix, block))
 
 
-def by_file(tensors: Tensors, layers: int) -> dict[str, Tensors]:
+def by_file(tensors: Tensors, document: dict[str, Any]) -> dict[str, Tensors]:
     """Tensors by file, as DeepSeek releases them: the embedding, one file a layer, what follows, the MTP blocks."""
+    config, _ = parse_config(json.dumps(document).encode(), CONFIG_FILE)
+    parse, layers = family_of(config).names(config).parse, config.num_hidden_layers
     numbered: dict[int, Tensors] = {}
     for name, tensor in tensors.items():
-        prefix, _, rest = name.partition(".")
-        number = {"embed": 1, "mtp": layers + 3}.get(prefix, layers + 2)
-        if prefix == "layers":
-            number = 2 + int(rest.partition(".")[0])
+        at = parse(name)
+        number = layers + 2
+        if at is not None and at.role is Role.EMBED:
+            number = 1
+        elif at is not None and at.stage is Stage.LAYER:
+            number = 2 + at.layer
+        elif at is not None and at.stage is Stage.MTP:
+            number = layers + 3
         numbered.setdefault(number, {})[name] = tensor
     count = len(numbered)
     return {f"model-{number:05d}-of-{count:05d}.safetensors": numbered[number] for number in sorted(numbered)}
@@ -149,7 +157,7 @@ def write_checkpoint(
     weight_map: dict[str, str] = {}
     total = 0
     every = tensors_of(document, mtp_blocks, **stored)
-    for file_name, tensors in by_file(every, document["num_hidden_layers"]).items():
+    for file_name, tensors in by_file(every, document).items():
         header, placed = build_header(tensors)
         with (folder / file_name).open("wb") as file:
             file.write(header)
@@ -178,7 +186,7 @@ def _random_bytes(
             case "I64":
                 experts = document["n_routed_experts"]
                 yield random.integers(0, experts, nbytes // 8, dtype=np.int64)
-            case "F32" if name.endswith(".scale"):
+            case "F32" if name.endswith((".scale", ".weight_scale_inv")):
                 codes = random.integers(*_SCALE_CODES, nbytes // 4, dtype=np.uint8)
                 yield np.ldexp(np.float32(1), codes.astype(np.int32) - E8M0_BIAS)
             case "F32":

@@ -235,7 +235,7 @@ def _compare_config(config: ModelConfig, formats: dict[tuple[Stage, Role], Forma
     """Where config.json and headers disagree, the headers win, and it is said."""
     routed = formats.get((Stage.LAYER, Role.ROUTED_GATE))
     if routed is not None:
-        declared = config.expert_dtype
+        declared = config.declared_experts
         if declared is None and routed.name == "FP4":
             yield Finding(Severity.NOTE, "expert-dtype", "config.json has no expert_dtype; the experts are FP4")
         elif declared is not None and declared.upper() != routed.name:

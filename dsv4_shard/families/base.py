@@ -26,6 +26,7 @@ class QuantizationConfig(BaseModel):
     quant_method: Word | None = None
     scale_fmt: Word | None = None
     weight_block_size: tuple[Count, Count] | None = None
+    expert_dtype: Word | None = None
 
 
 class ModelConfig(BaseModel):
@@ -53,6 +54,11 @@ class ModelConfig(BaseModel):
     def declared_block(self) -> tuple[int, int] | None:
         """`weight_block_size`, where the config has one."""
         return self.quantization_config.weight_block_size if self.quantization_config else None
+
+    @property
+    def declared_experts(self) -> str | None:
+        """`expert_dtype`, which V4.1 has in its quantization_config."""
+        return self.expert_dtype or (self.quantization_config.expert_dtype if self.quantization_config else None)
 
     @property
     def shared_intermediate(self) -> int:

@@ -293,7 +293,7 @@ V4 = Family(
     name="v4",
     title="DeepSeek-V4",
     architectures=("DeepseekV4ForCausalLM",),
-    model_types=("deepseek_v4",),
+    model_types=("deepseek_v4", "deepseek_ref"),
     config=V4Config,
     specs={
         Stage.MODEL: (*OUTER_SPECS, *_hc_head(everywhere)),

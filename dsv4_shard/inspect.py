@@ -10,7 +10,7 @@ from dsv4_shard import __version__
 from dsv4_shard.checkpoint import Checkpoint, Severity
 from dsv4_shard.choosing import check_request, choose, nearest, options_of
 from dsv4_shard.engines import SERVING
-from dsv4_shard.engines.base import Request
+from dsv4_shard.engines.base import UNKNOWN_FAMILY, Request
 from dsv4_shard.families import base as families
 from dsv4_shard.families.v4 import V4Config
 from dsv4_shard.inventory import Inventory
@@ -36,6 +36,7 @@ class Identity(_Document):
     bytes: int
     layers: int
     mtp_blocks: int
+    dspark: bool
     hash_layers: int | None
     hidden_size: int
     attention_heads: int
@@ -92,11 +93,14 @@ class Dimension(_Document):
 
 
 class Cell(_Document):
-    """What an engine can do at a TP. `how` says what it takes, as options; `reason` why not, in numbers."""
+    """What an engine can do at a TP; `unknown` where its rules for the family are not known.
+
+    `how` says what it takes, as options; `reason` why not, in numbers.
+    """
 
     tp: int
     engine: str
-    verdict: Literal["works", "with-options", "no"]
+    verdict: Literal["works", "with-options", "no", "unknown"]
     how: str | None
     notes: tuple[str, ...]
     rule: str | None
@@ -152,6 +156,7 @@ def _identity(checkpoint: Checkpoint, inventory: Inventory) -> Identity:
         bytes=sum(tensor.nbytes for tensor in checkpoint.tensors.values()),
         layers=config.num_hidden_layers,
         mtp_blocks=inventory.mtp_blocks,
+        dspark=inventory.draft.dspark,
         hash_layers=v4.num_hash_layers if v4 else None,
         hidden_size=config.hidden_size,
         attention_heads=config.num_attention_heads,
@@ -231,7 +236,7 @@ def _cell(inventory: Inventory, engine: str, tp: int) -> Cell:
     return Cell(
         tp=tp,
         engine=engine,
-        verdict="with-options" if others else "no",
+        verdict="unknown" if breach.rule == UNKNOWN_FAMILY else "with-options" if others else "no",
         how=options_of(others[0][0], engine=False) if others else None,
         notes=others[0][1].notes() if others else (),
         rule=breach.rule,

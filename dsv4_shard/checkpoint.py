@@ -23,7 +23,7 @@ from dsv4_shard.escape import short, short_name
 from dsv4_shard.families.base import ModelConfig
 from dsv4_shard.header import read_header
 from dsv4_shard.jsonfile import BadJson, parse_json
-from dsv4_shard.sources import LocalSource
+from dsv4_shard.sources import Source
 
 CONFIG_FILE = "config.json"
 INDEX_FILE = "model.safetensors.index.json"
@@ -90,12 +90,17 @@ class SourceFile:
 class Checkpoint:
     """Everything known of a checkpoint without reading its weights. `document` is config.json, whole."""
 
-    source: LocalSource
+    source: Source
     config: ModelConfig
     document: dict[str, Any]
     files: tuple[SourceFile, ...]
     tensors: dict[str, Tensor]
     findings: tuple[Finding, ...]
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether `name` is that of a safetensors file in the checkpoint's folder, and no path elsewhere."""
+    return _PLAIN_NAME.fullmatch(name) is not None
 
 
 def some(names: list[str], count: int | None = None) -> str:
@@ -105,7 +110,7 @@ def some(names: list[str], count: int | None = None) -> str:
     return shown + (f" and {more:,} more" if more > 0 else "")
 
 
-def read_checkpoint(source: LocalSource) -> Checkpoint:
+def read_checkpoint(source: Source) -> Checkpoint:
     """Read config, index and headers. Raises a ShardError of exit code 3 for whatever does not fit together."""
     sizes = source.sizes()
     config, document = _read_config(source, sizes)
@@ -119,6 +124,7 @@ def read_checkpoint(source: LocalSource) -> Checkpoint:
         findings += _check_total(total, tensors)
         findings += _check_index(weight_map, tensors)
     findings += _check_folder(source, sizes, names)
+    findings += [Finding(Severity.NOTE, "ranks", line) for line in source.notes]
     return Checkpoint(source, config, document, files, tensors, tuple(findings))
 
 
@@ -134,7 +140,7 @@ def collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _read_config(source: LocalSource, sizes: Mapping[str, int]) -> tuple[ModelConfig, dict[str, Any]]:
+def _read_config(source: Source, sizes: Mapping[str, int]) -> tuple[ModelConfig, dict[str, Any]]:
     if CONFIG_FILE not in sizes:
         raise BadConfig(f"{source.label}: no {CONFIG_FILE}", hint="Name the folder that holds the whole checkpoint.")
     if sizes[CONFIG_FILE] > MAX_CONFIG_BYTES:
@@ -143,7 +149,7 @@ def _read_config(source: LocalSource, sizes: Mapping[str, int]) -> tuple[ModelCo
         return parse_config(file.read(0, file.nbytes), f"{source.label}/{CONFIG_FILE}")
 
 
-def _read_index(source: LocalSource, sizes: Mapping[str, int]) -> tuple[dict[str, str] | None, int | None]:
+def _read_index(source: Source, sizes: Mapping[str, int]) -> tuple[dict[str, str] | None, int | None]:
     """The weight map (tensor → file) and its total size; no map where the checkpoint is one file."""
     if INDEX_FILE not in sizes:
         if SINGLE_FILE in sizes:
@@ -188,8 +194,8 @@ def _parse_index(raw: bytes, where: str) -> tuple[dict[str, str], int | None]:
     return weight_map, total if type(total) is int and 0 <= total < 2**63 else None
 
 
-def _check_file_names(names: list[str], sizes: Mapping[str, int], source: LocalSource, where: str) -> None:
-    unsafe = [name for name in names if not _PLAIN_NAME.fullmatch(name)]
+def _check_file_names(names: list[str], sizes: Mapping[str, int], source: Source, where: str) -> None:
+    unsafe = [name for name in names if not is_plain_name(name)]
     if unsafe:
         raise UnsafeFileName(f"{where}: {some(unsafe)}: not the plain name of a safetensors file in this folder")
     folded: dict[str, str] = {}
@@ -204,7 +210,7 @@ def _check_file_names(names: list[str], sizes: Mapping[str, int], source: LocalS
         raise MissingFile(f"{where} names {len(names)} files, {len(missing)} of them not there: {some(missing)}{why}")
 
 
-def _read_headers(source: LocalSource, names: list[str]) -> tuple[tuple[SourceFile, ...], dict[str, Tensor], list[str]]:
+def _read_headers(source: Source, names: list[str]) -> tuple[tuple[SourceFile, ...], dict[str, Tensor], list[str]]:
     files: list[SourceFile] = []
     tensors: dict[str, Tensor] = {}
     warnings: list[str] = []
@@ -258,7 +264,7 @@ def _is_stale(name: str, tensors: Mapping[str, Tensor]) -> bool:
     return name.endswith(".attn.wo_a.scale") and weight is not None and weight.dtype == "BF16"
 
 
-def _check_folder(source: LocalSource, sizes: Mapping[str, int], names: list[str]) -> list[Finding]:
+def _check_folder(source: Source, sizes: Mapping[str, int], names: list[str]) -> list[Finding]:
     findings = []
     others = sorted({name for name in sizes if name.endswith(".safetensors")}.difference(names))
     if others:

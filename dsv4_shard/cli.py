@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dsv4_shard.engines.base import Request
     from dsv4_shard.inventory import Inventory
     from dsv4_shard.plan import Plan
-    from dsv4_shard.reshard import Job
+    from dsv4_shard.reshard import Job, Outcome
 
 app = typer.Typer(
     name="dsv4-shard",
@@ -92,13 +92,20 @@ def _print_json(document: Any) -> None:
     print(json.dumps(document, indent=2))
 
 
-def _open(repo: str) -> tuple["Checkpoint", "Inventory"]:
+def _open(repo: str, config: Path | None = None) -> tuple["Checkpoint", "Inventory"]:
+    """The checkpoint in a folder, or the one that the rank shards in it make up."""
     from dsv4_shard.checkpoint import read_checkpoint
     from dsv4_shard.inventory import take_inventory
+    from dsv4_shard.ranks import holds_ranks, open_ranks
     from dsv4_shard.sources import open_source
 
     with _kept():
-        checkpoint = read_checkpoint(open_source(repo))
+        source = open_source(repo)
+        if holds_ranks(source):
+            return open_ranks(source, config)
+        if config is not None:
+            raise UsageError(f"--config: {repo} is a checkpoint, with a config.json of its own")
+        checkpoint = read_checkpoint(source)
         return checkpoint, take_inventory(checkpoint)
 
 
@@ -148,6 +155,9 @@ ExpertDtypeOpt = Annotated[
     str | None, typer.Option("--expert-dtype", help="fp8: cast FP4 experts as DeepSeek's converter does (reference).")
 ]
 VersionOpt = Annotated[str | None, typer.Option("--engine-version", help="Default: the newest that is known.")]
+ConfigOpt = Annotated[
+    Path | None, typer.Option("--config", help="config.json for shards of DeepSeek's converter, which have none.")
+]
 JobsOpt = Annotated[int | None, typer.Option("--jobs", min=1, help="Worker threads; default: the CPUs, at most 8.")]
 
 
@@ -268,6 +278,7 @@ def reshard(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Throw away what an unfinished run left.")] = False,
     allow_inexact: Annotated[bool, typer.Option("--allow-inexact", help="Let the FP8 cast round.")] = False,
+    config: ConfigOpt = None,
     jobs: JobsOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
@@ -283,7 +294,7 @@ def reshard(
 
     if plan_file is not None:
         _refuse_beside_plan(context)
-    checkpoint, inventory = _open(repo)
+    checkpoint, inventory = _open(repo, config)
     request = (
         _request(tp, ep, dp, engine, runner, a2a, shared_experts, gpu, nodes, expert_dtype, engine_version)
         if tp is not None
@@ -301,11 +312,50 @@ def reshard(
         outcome = write(job, checkpoint, out, workers=jobs, overwrite=overwrite, allow_inexact=allow_inexact,
                         restart=restart, on_progress=progress.advance, on_resume=progress.resume)  # fmt: skip
     if as_json:
-        _print_json({"out": str(outcome.out), "files": outcome.files, "linked": outcome.linked, "bytes": outcome.nbytes,
-                     "bytes_resumed": outcome.resumed, "bytes_read": outcome.bytes_read,
-                     "inexact": outcome.inexact})  # fmt: skip
+        _print_json(_outcome(outcome))
     else:
         show_outcome(console, outcome, progress.seconds)
+
+
+@app.command()
+@_reported
+def merge(
+    ranks: Annotated[str, typer.Argument(help="Folder of rank shards: reshard's, or DeepSeek's converter's.")],
+    out: Annotated[Path, typer.Argument(help="Folder to make; appears only when it is complete.")],
+    config: ConfigOpt = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and stop.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Throw away what an unfinished run left.")] = False,
+    jobs: JobsOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Put the shards of all ranks together again: one checkpoint, in its own names, files and bytes.
+
+    What the shards have not kept (wo_a decoded, experts cast) is as they hold it, and is said. A run that ended early
+    goes on where it was when the same command is given again.
+    """
+    from dsv4_shard.merge import prepare_merge, source_of_ranks
+    from dsv4_shard.output import check_output
+    from dsv4_shard.progress import Progress
+    from dsv4_shard.report import show_merge
+    from dsv4_shard.reshard import reshard as write
+
+    checkpoint, inventory = _open(ranks, config)
+    source = source_of_ranks(checkpoint)
+    with _kept():
+        job = prepare_merge(checkpoint, inventory)
+    if dry_run:
+        check_output(out, source.root, overwrite)
+        _dry_run(job, checkpoint, out, as_json)
+        return
+    console, log = _consoles()
+    with Progress(log, "merge", sum(file.payload for file in job.recipe.files), quiet=as_json) as progress:
+        outcome = write(job, checkpoint, out, workers=jobs, overwrite=overwrite, restart=restart,
+                        on_progress=progress.advance, on_resume=progress.resume)  # fmt: skip
+    if as_json:
+        _print_json(_outcome(outcome) | {"notes": source.notes, "changes": [c._asdict() for c in source.changes]})
+    else:
+        show_merge(console, outcome, progress.seconds, source)
 
 
 @app.command()
@@ -436,6 +486,13 @@ def _refuse_beside_plan(context: typer.Context) -> None:
         if source is not None and source.name == "COMMANDLINE":
             option = "--" + name.replace("_", "-")
             raise UsageError(f"--plan and {option}: the plan says it already", hint=f"Leave out {option}, or --plan.")
+
+
+def _outcome(outcome: "Outcome") -> dict[str, Any]:
+    """What a run wrote, for --json."""
+    return {"out": str(outcome.out), "files": outcome.files, "linked": outcome.linked, "bytes": outcome.nbytes,
+            "bytes_resumed": outcome.resumed, "bytes_read": outcome.bytes_read,
+            "inexact": outcome.inexact}  # fmt: skip
 
 
 def _dry_run(job: "Job", checkpoint: "Checkpoint", out: Path, as_json: bool) -> None:

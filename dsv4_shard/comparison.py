@@ -12,9 +12,11 @@ from pathlib import Path
 from dsv4_shard.blocks import whole_rectangle
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.copying import copy
-from dsv4_shard.errors import ReadFailed
+from dsv4_shard.errors import ForeignPlan, ReadFailed
 from dsv4_shard.inventory import Inventory
-from dsv4_shard.manifest import MANIFEST_NAME, PLAN_NAME, Manifest
+from dsv4_shard.manifest import MANIFEST_NAME, NATIVE, PLAN_NAME, Manifest
+from dsv4_shard.merge import prepare_merge
+from dsv4_shard.origin import differences, origin_of
 from dsv4_shard.planfile import check_plan, load_plan
 from dsv4_shard.problem import Problem
 from dsv4_shard.recipe import Recipe, Step
@@ -65,8 +67,7 @@ def compare(
     ForeignPlan where the source is another checkpoint, BadPlan where the plan was edited.
     """
     checkpoint, inventory = source
-    plan = check_plan(load_plan(folder / PLAN_NAME), checkpoint, inventory)
-    job = prepare(checkpoint, inventory, plan, manifest.ranks)
+    job = _job(folder, manifest, checkpoint, inventory)
     recipe = job.recipe
     problems = [*_check_shares(job, manifest)]
     files: list[LocalFile | None] = []
@@ -94,6 +95,19 @@ def compare(
     return problems + unaccounted, accounts
 
 
+def _job(folder: Path, manifest: Manifest, checkpoint: Checkpoint, inventory: Inventory) -> Job:
+    """What should have been written: by the plan, or, where ranks were merged, the checkpoint's own files."""
+    if manifest.layout != NATIVE:
+        return prepare(checkpoint, inventory, check_plan(load_plan(folder / PLAN_NAME), checkpoint, inventory),
+                       manifest.ranks)  # fmt: skip
+    for difference in differences(manifest.source, origin_of(checkpoint, manifest.source.label)):
+        raise ForeignPlan(
+            f"{folder}: not merged from this checkpoint's bytes: {difference}",
+            hint="Ranks that hold other bytes than their checkpoint merge into another one: compare with the ranks.",
+        )
+    return prepare_merge(checkpoint, inventory)
+
+
 def _check_shares(job: Job, manifest: Manifest) -> Iterator[Problem]:
     """Whether the manifest shares the files out to the ranks as the plan does."""
     written = {entry.name: (entry.ranks, entry.links) for entry in manifest.files}
@@ -109,8 +123,8 @@ def _check_linked(
     """A link to the checkpoint's own file differs from it in no case: it is held against what was written."""
     written = {entry.name: entry.tensors for entry in manifest.files}
     for number, file in enumerate(recipe.files):
-        path, original = folder / file.name, checkpoint.source.root / file.source
-        if not file.source or not path.is_file() or not path.samefile(original):
+        path, original = folder / file.name, checkpoint.source.original(file.source) if file.source else None
+        if original is None or not path.is_file() or not path.samefile(original):
             continue
         for name in file.tensors:
             if written.get(file.name, {}).get(name) != digests[number, name]:

@@ -23,7 +23,7 @@ from dsv4_shard.header import DTYPE_BITS
 from dsv4_shard.journal import Finished
 from dsv4_shard.naming import scale_name
 from dsv4_shard.recipe import Cut, Fixed, Recipe, Step
-from dsv4_shard.sources import CHUNK_BYTES, LocalFile, LocalSource
+from dsv4_shard.sources import CHUNK_BYTES, OpenFile, Source
 from dsv4_shard.transforms import Bytes, Decoded, Transform
 
 
@@ -55,7 +55,7 @@ class CopyResult:
 
 def copy(
     recipe: Recipe,
-    source: LocalSource,
+    source: Source,
     sink: Sink,
     workers: int,
     on_progress: Callable[[int], None] = lambda _: None,
@@ -97,7 +97,7 @@ def _in_threads(run: "_Run", workers: int) -> None:
 
 
 @contextmanager
-def _open_files(source: LocalSource, recipe: Recipe) -> Iterator[dict[str, LocalFile]]:
+def _open_files(source: Source, recipe: Recipe) -> Iterator[dict[str, OpenFile]]:
     names = {step.source.file for step in recipe.steps} | {step.scale.file for step in recipe.steps if step.scale}
     with ExitStack() as stack:
         yield {name: stack.enter_context(source.open(name)) for name in sorted(names)}
@@ -109,7 +109,7 @@ class _Run:
     def __init__(
         self,
         recipe: Recipe,
-        files: dict[str, LocalFile],
+        files: dict[str, OpenFile],
         sink: Sink,
         on_progress: Callable[[int], None],
         allow_inexact: bool,

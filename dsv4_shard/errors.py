@@ -124,6 +124,53 @@ class IncompleteCheckpoint(ShardError):
     hint = "`dsv4-shard inspect` lists every finding."
 
 
+# --- rank shards as a source ---------------------------------------------------------------------------------------
+
+
+class BadRanks(ShardError):
+    """Rank shards do not make up a checkpoint: with what else is in the folder, or with each other."""
+
+    hint = "`dsv4-shard verify FOLDER` says which files are not what was written."
+
+
+class MissingRanks(BadRanks):
+    """The shards of some ranks are not in the folder."""
+
+    hint = "Every rank's file is needed: put those of all ranks into one folder, or reshard without --ranks."
+
+
+class MixedRanks(BadRanks):
+    """Files of several sets of ranks are in one folder."""
+
+    hint = "Move the files of each set into a folder of its own."
+
+
+class WrongRankHeader(BadRanks):
+    """A rank file's header is not the one that the checkpoint and the plan give."""
+
+
+class DamagedRanks(BadRanks):
+    """The bytes of a rank file are not those that were written."""
+
+
+class RanksDisagree(BadRanks):
+    """What several ranks must hold alike differs between them."""
+
+
+class BadPadding(BadRanks):
+    """Padding in a rank file holds something."""
+
+
+class NotConverted(BadRanks):
+    """A value in a rank file cannot have come from the dtype that the checkpoint has."""
+
+
+class BadSkeleton(BadRanks):
+    """source.zip is missing, damaged, or holds more than a checkpoint's headers."""
+
+    hint = "It says what the shards were made of. Without it, only `dsv4-shard reshard` from the checkpoint helps."
+
+
 # --- plans ---------------------------------------------------------------------------------------------------------
 
 

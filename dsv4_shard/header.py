@@ -103,6 +103,11 @@ def nbytes_of(dtype: str, shape: Iterable[int]) -> int:
     return bits // 8
 
 
+def header_nbytes(file: ByteReader) -> int:
+    """Where the tensors' bytes begin in a file whose header was found sound."""
+    return LENGTH_BYTES + int.from_bytes(file.read(0, LENGTH_BYTES), "little")
+
+
 def read_header(file: ByteReader, name: str) -> Header:
     """Read and check the header of `file`; `name` is how errors call it.
 

@@ -21,6 +21,9 @@ from dsv4_shard.origin import Origin
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST_NAME = "manifest.json"
 PLAN_NAME = "plan.json"
+NATIVE = "native"
+"""The layout of checkpoints themselves, which `merge` writes."""
+
 MAX_MANIFEST_BYTES = 256 << 20
 """Sixteen ranks of V4-Pro for the reference, which has the most tensors, come to 16 MB and 200,000 values."""
 
@@ -80,7 +83,8 @@ class ManifestCompanion(_Document):
 class Manifest(_Document):
     """The document. `ranks` of `world` are in this folder; `digest` is over the manifest with an empty digest.
 
-    `identity` is what the files were made for, as far as shapes cannot tell: engine, runner, parallelism.
+    `identity` is what the files were made for, as far as shapes cannot tell: engine, runner, parallelism. `layout` is
+    that of rank files, made by the plan with `plan_digest`; or `native`, a checkpoint that was merged, without a plan.
     """
 
     schema_version: Literal[1]
@@ -90,7 +94,7 @@ class Manifest(_Document):
     world: Annotated[int, Field(gt=0, le=MAX_RANKS)]
     ranks: tuple[Rank, ...]
     source: Origin
-    plan_digest: str
+    plan_digest: str | None
     identity: dict[str, str]
     files: tuple[ManifestFile, ...]
     companions: tuple[ManifestCompanion, ...]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dsv4_shard.inspect import Cell, Dimension, Inspection
     from dsv4_shard.numerics import Numerics
     from dsv4_shard.plan import Plan, PlanBreach, PlanModule
+    from dsv4_shard.ranksource import RankSource
     from dsv4_shard.reshard import Job, Outcome
     from dsv4_shard.verify import Verification
 
@@ -302,10 +303,17 @@ def show_dry_run(console: Console, job: "Job", out: str, needed: int, free: int)
     _item(console, f"source tensors left out: {len(job.recipe.left_out):,}")
 
 
-def show_outcome(console: Console, outcome: "Outcome", seconds: float) -> None:
+def show_merge(console: Console, outcome: "Outcome", seconds: float, source: "RankSource") -> None:
+    """What merge wrote, and in what it is not the checkpoint that the ranks were made from."""
+    show_outcome(console, outcome, seconds, "files")
+    for note in source.notes:
+        _item(console, note, "yellow" if source.changes else "")
+
+
+def show_outcome(console: Console, outcome: "Outcome", seconds: float, files: str = "rank files") -> None:
     """What reshard wrote, and what to do next."""
     rate = (outcome.nbytes - outcome.resumed) / seconds if seconds else 0
-    console.print(f"wrote {outcome.files} rank files, {size(outcome.nbytes)} in {seconds:.1f} s ({size(int(rate))}/s)")
+    console.print(f"wrote {outcome.files} {files}, {size(outcome.nbytes)} in {seconds:.1f} s ({size(int(rate))}/s)")
     if outcome.resumed:
         _item(console, f"{size(outcome.resumed)} of it was there from an earlier run")
     if outcome.linked:

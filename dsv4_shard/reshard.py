@@ -17,15 +17,17 @@ from dsv4_shard.copying import CopyResult, copy, pieces_of
 from dsv4_shard.cpus import default_workers
 from dsv4_shard.digests import DIGEST_BYTES, digest_of
 from dsv4_shard.engines import engine_for
-from dsv4_shard.engines.base import Context, Request
+from dsv4_shard.engines.base import Context, Engine, Layout, Request
 from dsv4_shard.errors import SourceChanged, UsageError, WriteFailed
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.journal import Finished, Journal, Run, Unfinished, read_journal, refuse_other
 from dsv4_shard.manifest import PLAN_NAME, Manifest, ManifestCompanion, ManifestFile
+from dsv4_shard.origin import Origin
 from dsv4_shard.output import check_output, check_room
 from dsv4_shard.plan import Plan, refuse_errors, refuse_infeasible
 from dsv4_shard.recipe import OutputFile, Recipe, make_recipe
-from dsv4_shard.sources import LocalSource
+from dsv4_shard.skeleton import SKELETON_NAME, write_skeleton
+from dsv4_shard.sources import Source
 from dsv4_shard.writing import FileSink, StagedFile
 
 COPIED_FILE_LIMIT = 256 << 20
@@ -34,9 +36,14 @@ COPIED_FILE_LIMIT = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """All that a run will write, known before it writes: the recipe and the small files."""
+    """All that a run will write, known before it writes: the recipe and the small files.
 
-    plan: Plan
+    `layout` names the form of the files, `origin` the checkpoint that they are made from, `request` what was asked for.
+    """
+
+    layout: str
+    origin: Origin
+    request: dict[str, int | str | None]
     recipe: Recipe
     companions: dict[str, bytes]
     ranks: tuple[int, ...]
@@ -48,7 +55,7 @@ class Job:
         """Bytes of the output, the manifest apart."""
         return self.recipe.nbytes + sum(map(len, self.companions.values()))
 
-    def nbytes_to_write(self, source: LocalSource, out: Path) -> int:
+    def nbytes_to_write(self, source: Source, out: Path) -> int:
         """`nbytes` without files that can be links to the checkpoint's own."""
         linked = [file.nbytes for file in self.recipe.files if file.source and source.shares_disk(file.source, out)]
         return self.nbytes - sum(linked)
@@ -70,11 +77,8 @@ class Outcome:
     resumed: int = 0
 
 
-def prepare(checkpoint: Checkpoint, inventory: Inventory, plan: Plan, ranks: tuple[int, ...] | None = None) -> Job:
-    """Turn a plan into a job for `ranks` (default: all). Reads headers and small files only.
-
-    Raises InfeasiblePlan, IncompleteCheckpoint, and UsageError where the engine has no file layout or no such rank.
-    """
+def deploy(plan: Plan, inventory: Inventory) -> tuple[Engine, Layout, Context]:
+    """What a plan's files are made by. Raises as `prepare` does."""
     refuse_errors(inventory)
     refuse_infeasible(plan)
     request = Request(**plan.request)  # type: ignore[arg-type]
@@ -83,13 +87,20 @@ def prepare(checkpoint: Checkpoint, inventory: Inventory, plan: Plan, ranks: tup
         raise UsageError(f"{engine.title} has no file format for shards", hint="`plan` is all there is for it.")
     if plan.unwritten is not None:
         raise UsageError(f"no shards for this: {plan.unwritten}", hint="Serve the checkpoint itself, as `plan` says.")
-    at = choose(inventory, request).at
-    layout, world = engine.layout, at.readers(engine.layout.by_node)
+    return engine, engine.layout, Context(inventory, choose(inventory, request).at)
+
+
+def prepare(checkpoint: Checkpoint, inventory: Inventory, plan: Plan, ranks: tuple[int, ...] | None = None) -> Job:
+    """Turn a plan into a job for `ranks` (default: all). Reads headers and small files only.
+
+    Raises InfeasiblePlan, IncompleteCheckpoint, and UsageError where the engine has no file layout or no such rank.
+    """
+    engine, layout, context = deploy(plan, inventory)
+    at, world = context.at, context.at.readers(layout.by_node)
     wanted = ranks if ranks is not None else tuple(range(world))
     beyond = [rank for rank in wanted if not 0 <= rank < world]
     if beyond:
         raise UsageError(f"--ranks: rank {beyond[0]} of {world}; the last one is {world - 1}")
-    context = Context(inventory, at)
     recipe = make_recipe(checkpoint, engine, context, wanted)
     companions = _copied(checkpoint, layout.copied(context))
     companions |= layout.companions(checkpoint.document, context)
@@ -98,7 +109,8 @@ def prepare(checkpoint: Checkpoint, inventory: Inventory, plan: Plan, ranks: tup
         companions = {folder + name: content for folder in folders.values() for name, content in companions.items()}
         companions |= {folder + INDEX_FILE: _index(recipe, rank) for rank, folder in folders.items()}
     companions[PLAN_NAME] = plan.to_json().encode()
-    return Job(plan, recipe, companions, wanted, world, layout.identity(context))
+    companions[SKELETON_NAME] = write_skeleton(checkpoint)
+    return Job(layout.name, plan.source, plan.request, recipe, companions, wanted, world, layout.identity(context))
 
 
 def _index(recipe: Recipe, rank: int) -> bytes:
@@ -199,8 +211,8 @@ def _run(job: Job, checkpoint: Checkpoint) -> Run:
         recipe.update(step.source.name.encode())
     return Run(
         tool_version=__version__,
-        origin=job.plan.source,
-        request=job.plan.request,
+        origin=job.origin,
+        request=job.request,
         ranks=job.ranks,
         times={file.name: file.mtime_ns for file in checkpoint.files},
         files={file.name: file.nbytes for file in job.recipe.files},
@@ -208,7 +220,7 @@ def _run(job: Job, checkpoint: Checkpoint) -> Run:
     )
 
 
-def _earlier(staging: Staging, run: Run, recipe: Recipe, source: LocalSource, restart: bool) -> Unfinished:
+def _earlier(staging: Staging, run: Run, recipe: Recipe, source: Source, restart: bool) -> Unfinished:
     """The work that an earlier run of the same job left, if it is whole and wanted; else nothing, in an empty folder.
 
     Raises OtherRun where it is another job's.
@@ -224,9 +236,9 @@ def _earlier(staging: Staging, run: Run, recipe: Recipe, source: LocalSource, re
     return Unfinished(run, [], 0)
 
 
-def _original(file: OutputFile, source: LocalSource) -> Path | None:
+def _original(file: OutputFile, source: Source) -> Path | None:
     """The file of the checkpoint that an output file is byte by byte, if it is one."""
-    return source.root / file.source if file.source else None
+    return source.original(file.source) if file.source else None
 
 
 def _fits(finished: list[Finished], recipe: Recipe) -> bool:
@@ -237,7 +249,7 @@ def _fits(finished: list[Finished], recipe: Recipe) -> bool:
     )
 
 
-def _stage(file: OutputFile, staging: Staging, source: LocalSource, is_there: bool) -> StagedFile | None:
+def _stage(file: OutputFile, staging: Staging, source: Source, is_there: bool) -> StagedFile | None:
     """A file with its header; None where it is a link to the checkpoint's own, which must not be written to."""
     original = _original(file, source)
     if original and (staging.links_to(file.name, original) if is_there else staging.adopt(file.name, original)):
@@ -254,16 +266,15 @@ def _manifest(job: Job, result: CopyResult) -> Manifest:
         ManifestCompanion(name=name, nbytes=len(content), digest=digest_of(content))
         for name, content in sorted(job.companions.items())
     )
-    assert job.plan.layout is not None, "prepare refuses plans without a layout"
     return Manifest(
         schema_version=1,
         tool_version=__version__,
         digest="",
-        layout=job.plan.layout,
+        layout=job.layout,
         world=job.world,
         ranks=job.ranks,
-        source=job.plan.source,
-        plan_digest=digest_of(job.companions[PLAN_NAME]),
+        source=job.origin,
+        plan_digest=digest_of(job.companions[PLAN_NAME]) if PLAN_NAME in job.companions else None,
         identity=job.identity,
         files=_manifest_files(job.recipe.files, result.digests),
         companions=companions,

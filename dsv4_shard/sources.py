@@ -1,12 +1,16 @@
-"""Where a checkpoint's bytes come from: a local folder, or a repository that the Hub cache of this machine holds."""
+"""Where a checkpoint's bytes come from: a local folder, or a repository that the Hub cache of this machine holds.
+
+`Source` is what everything else asks of such a place; `ranks` has another one, whose files stand in no folder.
+"""
 
 import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from dsv4_shard.errors import ReadFailed, Unreachable, UsageError
 from dsv4_shard.pagecache import MAX_CALL_BYTES, UncachedFile
@@ -14,6 +18,53 @@ from dsv4_shard.pagecache import MAX_CALL_BYTES, UncachedFile
 _HUB_ID = re.compile(r"^(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?$")
 CHUNK_BYTES = 8 << 20
 """Bytes to read at a time; larger chunks fall out of the CPU's cache and are slower."""
+
+
+class OpenFile(Protocol):
+    """An open file of a source. `read` and `readinto` may be called from any thread; see `LocalFile`."""
+
+    nbytes: int
+    mtime_ns: int
+
+    def read(self, start: int, stop: int) -> bytes: ...
+
+    def readinto(self, start: int, buffer: memoryview, *, once: bool = False) -> None: ...
+
+    def changed(self) -> str | None: ...
+
+
+class Source(Protocol):
+    """Where the files of a checkpoint are; each method as `LocalSource` has it.
+
+    `root` is the folder that is read from, `label` how the user named it. `notes` is what a user should know of where
+    the bytes come from.
+    """
+
+    @property
+    def root(self) -> Path: ...
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def revision(self) -> str | None: ...
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+    def sizes(self) -> dict[str, int]: ...
+
+    def dangling_links(self) -> list[str]: ...
+
+    def unfinished_downloads(self) -> list[str]: ...
+
+    def links_outside(self, names: list[str]) -> list[str]: ...
+
+    def shares_disk(self, name: str, out: Path) -> bool: ...
+
+    def original(self, name: str) -> Path | None: ...
+
+    def open(self, name: str) -> AbstractContextManager[OpenFile]: ...
 
 
 class LocalFile:
@@ -87,6 +138,11 @@ class LocalSource:
     label: str
     revision: str | None = field(default=None)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Nothing: what the folder holds is the checkpoint itself."""
+        return ()
+
     def sizes(self) -> dict[str, int]:
         """Bytes of every regular file in the folder (links followed), by name. Raises ReadFailed."""
         try:
@@ -121,6 +177,10 @@ class LocalSource:
             return os.stat(self.root / name).st_dev == os.stat(os.path.dirname(os.path.abspath(out))).st_dev
         except OSError as error:
             raise ReadFailed(f"{error.filename}: {error.strerror}") from error
+
+    def original(self, name: str) -> Path | None:
+        """The file called `name` itself, to which a link can be made; None where no such file stands anywhere."""
+        return self.root / name
 
     @contextmanager
     def open(self, name: str) -> Iterator[LocalFile]:

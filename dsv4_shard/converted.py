@@ -1,0 +1,167 @@
+"""Files of DeepSeek's own converter → the headers of the checkpoint that they hold, in native names.
+
+The converter leaves `model{rank}-mp{N}.safetensors` and nothing else that says what they were made from. So the parts
+of each tensor are added up as DeepSeek's reference cuts them, and dealt into files as the releases are: the embedding,
+one file a layer, what follows the layers, the MTP blocks. config.json comes from the folder, or from where the user
+says. Decoded and cast tensors stay what they are: what the converter read is not known.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint, Tensor, some
+from dsv4_shard.config import MAX_CONFIG_BYTES, parse_config
+from dsv4_shard.engines import engine_for
+from dsv4_shard.engines.base import Context, Deployment, Engine, Expert, Request, Split
+from dsv4_shard.engines.raw_layout import TOKENIZER_FILES
+from dsv4_shard.errors import BadConfig, BadRanks, MissingRanks, MixedRanks
+from dsv4_shard.header import Header, build_header, read_header
+from dsv4_shard.held import Kind, config_for, index_of
+from dsv4_shard.inventory import Inventory, take_inventory
+from dsv4_shard.ranksource import RankSource
+from dsv4_shard.roles import Module, Role, Stage, TensorName
+from dsv4_shard.sources import LocalFile, LocalSource
+
+_NAME = re.compile(r"model(0|[1-9]\d{0,3})-mp([1-9]\d{0,3})\.safetensors", re.ASCII)
+_METADATA = {"format": "pt"}
+_SMALL_FILE_LIMIT = 256 << 20
+
+
+def find_converted(names: Iterable[str]) -> dict[int, dict[int, str]]:
+    """Files named as the converter names them: number of ranks → rank → name."""
+    found: dict[int, dict[int, str]] = {}
+    for name in names:
+        if match := _NAME.fullmatch(name):
+            found.setdefault(int(match[2]), {})[int(match[1])] = name
+    return found
+
+
+def converted_source(folder: LocalSource, config: Path | None) -> tuple[RankSource, Engine, Deployment]:
+    """The native checkpoint's headers, and how its files were made.
+
+    Raises MissingRanks, MixedRanks, BadConfig where there is no config.json, BadRanks where names or shapes are not
+    those of a checkpoint.
+    """
+    files = _check_ranks(folder)
+    raw = _config(folder, config)
+    headers = {}
+    for rank, name in sorted(files.items()):
+        with folder.open(name) as file:
+            headers[rank] = read_header(file, name)
+    parts = _union(headers)
+    inventory = _take(folder, raw, parts)
+    engine = engine_for("reference", inventory.family)
+    at = next(engine.candidates(inventory, Request(tp=len(files), engine=engine.name)))
+    context = Context(inventory, at)
+    whole = {name: _whole(kind, inventory.names[name], engine, context) for name, kind in parts.items()}
+    source = _deal(folder, raw, whole, inventory, len(files))
+    document = parse_config(raw, CONFIG_FILE)[1]
+    if inventory.config.expert_dtype is not None:
+        source = config_for(source, document, inventory.routed.name)
+    return source, engine, at
+
+
+def _check_ranks(folder: LocalSource) -> dict[int, str]:
+    """The one set of files, all there."""
+    sets = find_converted(folder.sizes())
+    if len(sets) > 1:
+        raise MixedRanks(f"{folder.label}: files of {', '.join(f'mp{mp}' for mp in sorted(sets))} in one folder")
+    ((mp, files),) = sets.items()
+    missing = [rank for rank in range(mp) if rank not in files]
+    if missing or len(files) > mp:
+        odd = missing or [max(files)]
+        raise MissingRanks(f"{folder.label}: {len(files)} files of {mp} ranks; rank {odd[0]} is "
+                           f"{'missing' if missing else 'one too many'}")  # fmt: skip
+    return files
+
+
+def _config(folder: LocalSource, config: Path | None) -> bytes:
+    """config.json, whole, from where it was named, else from the folder."""
+    path = config or folder.root / CONFIG_FILE
+    if not path.is_file():
+        raise BadConfig(
+            f"{path}: no such file; DeepSeek's converter writes none, and the shards do not tell what is in it",
+            hint="Take the checkpoint's config.json (not inference/config.json): --config PATH, or copy it there.",
+        )
+    file = LocalFile(path, CONFIG_FILE)
+    try:
+        if file.nbytes > MAX_CONFIG_BYTES:
+            raise BadConfig(f"{path}: {file.nbytes} bytes, over {MAX_CONFIG_BYTES}")
+        return file.read(0, file.nbytes)
+    finally:
+        file.close()
+
+
+def _union(headers: Mapping[int, Header]) -> dict[str, Kind]:
+    """Every rank's tensors. What several ranks have is taken from the first: the others are held against it later."""
+    parts: dict[str, Kind] = {}
+    for header in headers.values():
+        for name, info in header.tensors.items():
+            parts.setdefault(name, (info.dtype, info.shape))
+    return parts
+
+
+def _take(folder: LocalSource, raw: bytes, parts: Mapping[str, Kind]) -> Inventory:
+    """What the names mean; shapes are still those of parts, so only names and formats are to be looked at."""
+    parsed, document = parse_config(raw, f"{folder.label}: {CONFIG_FILE}")
+    tensors = {name: Tensor(name, dtype, shape, "", 0, 0) for name, (dtype, shape) in parts.items()}
+    inventory = take_inventory(Checkpoint(folder, parsed, document, (), tensors, ()))
+    unknown = [name for name in parts if name not in inventory.names]
+    if unknown:
+        raise BadRanks(f"{folder.label}: {len(unknown):,} tensors have no known role: {some(unknown)}")
+    if inventory.format(Role.ROUTED_GATE) is None:
+        raise BadRanks(f"{folder.label}: no routed experts in any of the files")
+    return inventory
+
+
+def _whole(kind: Kind, where: TensorName, engine: Engine, context: Context) -> Kind:
+    """A tensor as checkpoints store it, from the part of it that a rank has."""
+    dtype, shape = kind
+    placement = engine.place(where.role, context)
+    inner = placement.inner if isinstance(placement, Expert) else placement
+    if isinstance(inner, Split) and inner.axis < len(shape):
+        parts = context.at.group(inner.group)
+        shape = tuple(size * parts if axis == inner.axis else size for axis, size in enumerate(shape))
+    if dtype == "F4" and len(shape) > 0:  # two values in each byte, which checkpoints call I8
+        dtype, shape = "I8", (*shape[:-1], shape[-1] // 2)
+    return dtype, shape
+
+
+def _deal(folder: LocalSource, raw: bytes, tensors: Mapping[str, Kind], inventory: Inventory, ranks: int) -> RankSource:
+    """Tensors by file, as in the releases, with an index."""
+    numbered: dict[int, dict[str, Kind]] = {}
+    for name, kind in tensors.items():
+        number = _file_number(inventory.names[name], inventory.config.num_hidden_layers)
+        numbered.setdefault(number, {})[name] = kind
+    count = len(numbered)
+    dealt = {f"model-{at:05d}-of-{count:05d}.safetensors": numbered[n] for at, n in enumerate(sorted(numbered), 1)}
+    headers, nbytes = {}, {}
+    for file, members in dealt.items():
+        headers[file], placed = build_header(members, _METADATA)
+        nbytes[file] = len(headers[file]) + max(info.stop for info in placed.values())
+    small = {CONFIG_FILE: raw, INDEX_FILE: index_of(dealt, nbytes, headers)}
+    notes = (
+        f"put together from {ranks} ranks of DeepSeek's converter, which keep no word of "
+        "the checkpoint: its tensors are dealt into files by layer, and what was decoded or cast stays so",
+    )
+    return RankSource(folder.root, folder.label, None, small | _tokenizer(folder), headers, nbytes, notes)
+
+
+def _file_number(where: TensorName, layers: int) -> int:
+    """The embedding first, then the layers, what is outside of them, and the MTP blocks."""
+    if where.stage is Stage.LAYER:
+        return 2 + where.layer
+    if where.stage is Stage.MTP:
+        return layers + 3
+    return 1 if where.role.module is Module.EMBEDDING else layers + 2
+
+
+def _tokenizer(folder: LocalSource) -> dict[str, bytes]:
+    """What the converter copied beside its files."""
+    content = {}
+    for name, nbytes in folder.sizes().items():
+        if name in TOKENIZER_FILES and nbytes < _SMALL_FILE_LIMIT:
+            with folder.open(name) as file:
+                content[name] = file.read(0, file.nbytes)
+    return content

@@ -1,0 +1,62 @@
+"""Rank shards → one checkpoint again, in native names: each tensor of the ranks' checkpoint, whole, in its own file."""
+
+from dsv4_shard.blocks import whole_rectangle
+from dsv4_shard.checkpoint import Checkpoint, Tensor, collector_paused
+from dsv4_shard.errors import UsageError
+from dsv4_shard.header import header_nbytes, read_header
+from dsv4_shard.inventory import Inventory
+from dsv4_shard.manifest import NATIVE
+from dsv4_shard.origin import origin_of
+from dsv4_shard.plan import refuse_errors
+from dsv4_shard.ranksource import RankSource
+from dsv4_shard.recipe import Cut, Landing, OutputFile, Recipe, Spread, Step
+from dsv4_shard.reshard import Job
+
+
+def prepare_merge(checkpoint: Checkpoint, inventory: Inventory) -> Job:
+    """All that merging would write: the checkpoint's files as its source gives them. Reads headers and small files.
+
+    Raises IncompleteCheckpoint.
+    """
+    refuse_errors(inventory)
+    source, weights = checkpoint.source, {file.name for file in checkpoint.files}
+    companions = {}
+    for name in source.sizes().keys() - weights:
+        with source.open(name) as file:
+            companions[name] = file.read(0, file.nbytes)
+    with collector_paused():
+        recipe = whole_files(checkpoint)
+    return Job(NATIVE, origin_of(checkpoint, source.label), {}, recipe, companions, (0,), 1, {})
+
+
+def source_of_ranks(checkpoint: Checkpoint) -> RankSource:
+    """The source of a checkpoint of ranks. Raises UsageError for one that stands in its folder already."""
+    if isinstance(checkpoint.source, RankSource):
+        return checkpoint.source
+    raise UsageError(
+        f"{checkpoint.source.label}: a checkpoint, not the shards of ranks",
+        hint="Name the folder that reshard wrote, or DeepSeek's converter.",
+    )
+
+
+def whole_files(checkpoint: Checkpoint) -> Recipe:
+    """The recipe of a checkpoint's own files, headers as they are."""
+    numbers = {file.name: number for number, file in enumerate(checkpoint.files)}
+    spreads: dict[tuple[str, tuple[int, ...], str], Spread] = {}
+
+    def spread(tensor: Tensor) -> Spread:
+        key = (tensor.dtype, tensor.shape, tensor.file)
+        if key not in spreads:
+            spreads[key] = ((Cut(whole_rectangle(tensor.dtype, tensor.shape)), (numbers[tensor.file],)),)
+        return spreads[key]
+
+    steps = [Step(tensor, (Landing(tensor.name, 0, 0, spread(tensor)),)) for tensor in checkpoint.tensors.values()]
+    steps.sort(key=lambda step: (numbers[step.source.file], step.source.start))
+    files = tuple(_file(checkpoint, name) for name in numbers)
+    return Recipe(files, tuple(steps), (), {})
+
+
+def _file(checkpoint: Checkpoint, name: str) -> OutputFile:
+    with checkpoint.source.open(name) as file:
+        head = file.read(0, header_nbytes(file))
+        return OutputFile(name, (0,), head, read_header(file, name).tensors, {})

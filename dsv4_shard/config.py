@@ -19,10 +19,14 @@ FAMILIES = {
     "deepseek_v3": "DeepSeek-V3",
     "deepseek_v32": "DeepSeek-V3.2",
     "deepseek_v41": "DeepSeek-V4.1",
-    "kimi_k2": "Kimi-K2",
-    "kimi_k3": "Kimi-K3",
     "glm4_moe": "GLM-4 MoE",
+    "gpt_oss": "gpt-oss",
+    "kimi_k2": "Kimi-K2",
+    "kimi_k25": "Kimi-K2.5",
+    "kimi_k3": "Kimi-K3",
+    "minimax_m2": "MiniMax-M2",
     "qwen3_moe": "Qwen3 MoE",
+    "qwen3_next": "Qwen3-Next",
 }
 """Names for the families that people are likely to try; others are called by their `model_type`."""
 
@@ -92,14 +96,7 @@ class ModelConfig(BaseModel):
 
 def parse_config(raw: bytes, where: str) -> tuple[ModelConfig, dict[str, Any]]:
     """The checked config, and the whole document. Raises BadConfig or UnsupportedFamily."""
-    try:
-        document = parse_json(raw, MAX_CONFIG_VALUES)
-    except BadJson as error:
-        raise BadConfig(f"{where}: {error}") from None
-    if not isinstance(document, dict):
-        raise BadConfig(f"{where}: not a JSON object")
-    if not is_plain(document):
-        raise BadConfig(f"{where}: nested too deeply, or holds a number beyond every double")
+    document = parse_document(raw, where)
     _check_family(document, where)
     try:
         return ModelConfig.model_validate(document), document
@@ -109,21 +106,50 @@ def parse_config(raw: bytes, where: str) -> tuple[ModelConfig, dict[str, Any]]:
         raise BadConfig(f"{where}: {'; '.join(map(_describe, problems[:_NAMED_AT_ONCE]))}{more}") from None
 
 
+def parse_document(raw: bytes, where: str) -> dict[str, Any]:
+    """config.json of a model of any family: an object, and no more is asked. Raises BadConfig."""
+    try:
+        document = parse_json(raw, MAX_CONFIG_VALUES)
+    except BadJson as error:
+        raise BadConfig(f"{where}: {error}") from None
+    if not isinstance(document, dict):
+        raise BadConfig(f"{where}: not a JSON object")
+    if not is_plain(document):
+        raise BadConfig(f"{where}: nested too deeply, or holds a number beyond every double")
+    return document
+
+
 def _describe(problem: Any) -> str:
     place = ".".join(str(part) for part in problem["loc"])
     return f"{place}: {problem['msg']}" if place else str(problem["msg"])
 
 
+def architectures_of(document: dict[str, Any]) -> list[str]:
+    """The architectures that a config.json names, whatever else stands among them."""
+    names = document.get("architectures")
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def family_of(document: dict[str, Any]) -> str:
+    """What to call a family that is not known: by its `model_type`, since several share an architecture. Escaped."""
+    model_type = document.get("model_type")
+    if isinstance(model_type, str):
+        return FAMILIES.get(model_type, short(model_type)[1:-1])
+    names = architectures_of(document)
+    return short(names[0])[1:-1] if names else "a model without model_type"
+
+
 def _check_family(document: dict[str, Any], where: str) -> None:
-    architectures = document.get("architectures")
-    names = [name for name in architectures if isinstance(name, str)] if isinstance(architectures, list) else []
+    names = architectures_of(document)
     if any(name in SUPPORTED for name in names):
         return
     model_type = document.get("model_type")
     if not names and model_type == "deepseek_v4":
         return
-    family = FAMILIES.get(str(model_type), short(model_type).strip("'"))
     raise UnsupportedFamily(
-        f"{where}: a checkpoint of {family} (model_type {short(model_type)}, architectures {short(names)})",
-        hint="This version reads DeepSeek-V4-Pro and DeepSeek-V4-Flash and their FP8 re-releases.",
+        f"{where}: a checkpoint of {family_of(document)} (model_type {short(model_type)}, architectures "
+        f"{short(names)}), a family that is not known",
+        hint="`dsv4-shard inspect` shows what it holds and what divides. To plan, reshard or verify, it must be known "
+        "what each tensor is and how engines cut it: this version knows DeepSeek-V4-Pro and DeepSeek-V4-Flash and "
+        "their FP8 re-releases.",
     )

@@ -4,9 +4,8 @@ No role, no engine and no rule is known here: all that is said follows from name
 cut is told by the last part of a name where all families mean the same by it, so both axes are always given.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from typing import Any, Literal, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -28,8 +27,8 @@ NOT_KNOWN = (
     "much memory. plan, reshard and verify --against refuse it."
 )
 
-_MAX_ROWS = 500
-"""Real checkpoints have some thirty templates; what goes beyond this is counted, and said to be left out."""
+_MAX_ROWS = 300
+"""Real checkpoints have some thirty templates; where there are more than this, it is said that some are left out."""
 
 _MAX_WORDS = 8
 
@@ -85,8 +84,8 @@ class TemplateRow(_Document):
 class Axis(_Document):
     """One axis of a weight: `size` elements, in each of `parts` that are stored as one, in units of `unit` elements.
 
-    `scale_size` is the scale's size along it, for all parts, where it has one: it must divide as well. `cut`: engines
-    cut this axis, as far as the name tells.
+    `scale_size` is the scale's size along it, for all parts, where it has one. `cut`: engines cut this axis, as far as
+    the name tells.
     """
 
     axis: AxisName
@@ -135,19 +134,19 @@ def inspect_unknown(checkpoint: UnknownCheckpoint, tps: tuple[int, ...] = DEFAUL
         check_request(Request(tp))
     identity = _identity(checkpoint)
     scales = find_scales(checkpoint.tensors, identity.declared_block, _packed_bits(checkpoint.document))
-    templates, lost = _largest(list(_templates(scales)))
-    quantized, lost_too = _largest(list(_quantized(scales, identity.hidden_size, tps)))
-    findings = [*checkpoint.findings, *_findings(scales, identity.declared_block)]
-    if lost or lost_too:
-        findings.append(_warning("left-out", f"{lost:,} templates and {lost_too:,} quantized weights are not listed: "
-                                 f"beyond the {_MAX_ROWS} of most tensors"))  # fmt: skip
+    rows = _count(scales)
+    findings = (
+        *checkpoint.findings,
+        *_findings(scales, identity.declared_block),
+        *_left_out(len(rows), len(scales.scaled)),
+    )
     return UnknownInspection(
         schema_version=SCHEMA_VERSION,
         tool_version=__version__,
         family_known=False,
         identity=identity,
-        templates=templates,
-        quantized=quantized,
+        templates=tuple(_templates(rows)),
+        quantized=tuple(_quantized(scales, identity.hidden_size, tps)),
         findings=tuple(InspectionFinding(severity=f.severity, code=f.code, message=f.message) for f in findings),
         not_known=NOT_KNOWN,
     )
@@ -225,36 +224,35 @@ def _packed_bits(document: dict[str, Any]) -> int | None:
 # --- rows ----------------------------------------------------------------------------------------------------------
 
 
-Row = TypeVar("Row", TemplateRow, QuantizedRow)
-
-
-def _largest(rows: list[Row]) -> tuple[tuple[Row, ...], int]:
-    """The rows in order of their templates, those of most tensors if they are too many, and how many are left out."""
-    kept = sorted(rows, key=lambda row: -row.tensors)[:_MAX_ROWS]
-    return tuple(sorted(kept, key=lambda row: row.template)), len(rows) - len(kept)
-
-
-def _templates(scales: Scales) -> Iterator[TemplateRow]:
+def _count(scales: Scales) -> dict[tuple[str, str, str], tuple[int, int]]:
+    """Number and bytes of the tensors of each template, dtype and sharing of scales."""
     shared = {scaled.kind: _sharing(scaled) for scaled in scales.scaled}
-    tensors: Counter[tuple[str, str, str | None]] = Counter()
-    nbytes: Counter[tuple[str, str, str | None]] = Counter()
+    rows: dict[tuple[str, str, str], tuple[int, int]] = {}
     for kind, count in scales.counts.items():
-        key = (kind.template, kind.dtype, shared.get(kind))
-        tensors[key] += count
-        nbytes[key] += count * nbytes_of(kind.dtype, kind.shape)
-    for key, count in tensors.items():
-        template, dtype, sharing = key
-        yield TemplateRow(template=short_name(template), dtype=dtype, scales=sharing, tensors=count, bytes=nbytes[key])
+        key = (kind.template, kind.dtype, shared.get(kind, ""))
+        tensors, nbytes = rows.get(key, (0, 0))
+        rows[key] = (tensors + count, nbytes + count * nbytes_of(kind.dtype, kind.shape))
+    return rows
+
+
+def _templates(rows: Mapping[tuple[str, str, str], tuple[int, int]]) -> Iterator[TemplateRow]:
+    most = sorted(rows, key=lambda key: -rows[key][0])[:_MAX_ROWS]
+    for key in sorted(most):
+        (template, dtype, sharing), (tensors, nbytes) = key, rows[key]
+        yield TemplateRow(
+            template=short_name(template), dtype=dtype, scales=sharing or None, tensors=tensors, bytes=nbytes
+        )
 
 
 def _sharing(scaled: Scaled) -> str:
-    return (
-        str(scaled.block) if scaled.block else {Sharing.UNCLEAR: "unclear"}.get(scaled.sharing, f"a {scaled.sharing}")
-    )
+    if scaled.block is not None:
+        return str(scaled.block)
+    return "unclear" if scaled.sharing is Sharing.UNCLEAR else f"a {scaled.sharing}"
 
 
 def _quantized(scales: Scales, hidden: int | None, tps: tuple[int, ...]) -> Iterator[QuantizedRow]:
-    for scaled in scales.scaled:
+    most = sorted(scales.scaled, key=lambda scaled: -scales.counts[scaled.kind])[:_MAX_ROWS]
+    for scaled in sorted(most, key=lambda scaled: scaled.kind.template):
         kind = scaled.kind
         if len(kind.shape) > MAX_AXES or len(kind.scale_shape) > MAX_AXES:
             continue
@@ -282,23 +280,23 @@ def _axes(scaled: Scaled, hidden: int | None, tps: tuple[int, ...]) -> Iterator[
     for number, name in enumerate(names):
         size, scale = scaled.shape[number - 2], scaled.scale_sizes[number]
         parts = 2 if module in TWO_IN_ONE and name == cut and size % 2 == 0 else 1
-        has_scales = scaled.sharing is Sharing.BLOCK or scale > 1
         yield Axis(
             axis=name,
             size=size // parts,
             parts=parts,
             unit=units[number],
-            scale_size=scale if has_scales else None,
+            scale_size=scale if scaled.sharing is Sharing.BLOCK or scale > 1 else None,
             cut=name == cut,
-            shares=tuple(_share(size, parts, units[number], scale if has_scales else None, tp) for tp in tps),
+            shares=tuple(_share(size, parts * tp, units[number], tp) for tp in tps),
         )
 
 
-def _share(size: int, parts: int, unit: int, scale: int | None, tp: int) -> Share:
-    """What a rank gets of an axis; whole at TP 1, where nothing is cut, even if the last block is not full."""
-    ways = parts * tp
-    whole = tp == 1 or (size % (ways * unit) == 0 and (scale is None or scale % ways == 0))
-    return Share(tp=tp, units_per_rank=size / (ways * unit), whole=whole)
+def _share(size: int, ways: int, unit: int, tp: int) -> Share:
+    """What a rank gets of an axis that is cut `ways`; whole at TP 1 too, where a last block that is not full stays.
+
+    The scale's axis has `ceil(size / unit)` entries, so it falls into whole ones wherever the weight's does.
+    """
+    return Share(tp=tp, units_per_rank=size / (ways * unit), whole=tp == 1 or size % (ways * unit) == 0)
 
 
 def module_of(template: str) -> str:
@@ -323,36 +321,28 @@ def _cut(module: str, shape: tuple[int, ...], hidden: int | None) -> AxisName | 
 # --- findings ------------------------------------------------------------------------------------------------------
 
 
-def _warning(code: str, message: str) -> Finding:
-    return Finding(Severity.WARNING, code, message)
-
-
 def _findings(scales: Scales, declared: tuple[int, int] | None) -> Iterator[Finding]:
     """What is odd. None is an error: an unknown family may store what only looks odd from here."""
-
-    def told(kinds: Iterable[Kind]) -> tuple[str, str]:
-        kinds = list(kinds)
-        return f"{sum(scales.counts[kind] for kind in kinds):,}", some(sorted({kind.template for kind in kinds}))
-
-    if scales.without_scale:
-        count, names = told(scales.without_scale)
-        yield _warning("no-scale", f"{count} tensors are stored as quantized weights are, without a scale beside "
-                       f"them: {names}")  # fmt: skip
-    if scales.without_weight:
-        count, names = told(scales.without_weight)
-        yield _warning("no-weight", f"{count} scales have no weight beside them: {names}")
     unclear = [scaled.kind for scaled in scales.scaled if scaled.sharing is Sharing.UNCLEAR]
-    if unclear:
-        count, names = told(unclear)
-        yield _warning("unclear-scales", f"{count} weights have scales whose shape gives no block: {names}")
-    blocked = [scaled for scaled in scales.scaled if scaled.block is not None]
-    unusual = [scaled.kind for scaled in blocked if not scaled.usual]
-    if unusual:
-        count, names = told(unusual)
-        yield _warning("mixed-blocks", f"{count} weights have other blocks than most of their dtype: {names}")
-    others = [scaled for scaled in blocked if declared is not None and scaled.block != declared]
-    if others:
-        count, names = told(scaled.kind for scaled in others)
-        found = ", ".join(sorted({str(scaled.block) for scaled in others})[:_MAX_WORDS])
-        yield _warning("block-size", f"config.json says weight_block_size {list(declared or ())}, but the scales of "
-                       f"{count} weights give {found}: going by the headers: {names}")  # fmt: skip
+    unusual = [scaled.kind for scaled in scales.scaled if not scaled.usual]
+    others = [scaled for scaled in scales.scaled if declared is not None and scaled.block not in (None, declared)]
+    given = ", ".join(sorted({str(scaled.block) for scaled in others})[:_MAX_WORDS])
+    for code, kinds, words in (
+        ("no-scale", scales.without_scale, "tensors are stored as quantized weights are, without a scale beside them"),
+        ("no-weight", scales.without_weight, "scales have no weight beside them"),
+        ("unclear-scales", unclear, "weights have scales whose shape gives no block"),
+        ("mixed-blocks", unusual, "weights have other blocks than most of their dtype"),
+        ("block-size", [scaled.kind for scaled in others], f"weights have scales that give blocks of {given}, where "
+         f"config.json says weight_block_size {list(declared or ())}: going by the headers"),
+    ):  # fmt: skip
+        if kinds:
+            count = sum(scales.counts[kind] for kind in kinds)
+            names = some(sorted({kind.template for kind in kinds}))
+            yield Finding(Severity.WARNING, code, f"{count:,} {words}: {names}")
+
+
+def _left_out(names: int, weights: int) -> Iterator[Finding]:
+    for count, what in ((names, "names"), (weights, "quantized weights")):
+        if count > _MAX_ROWS:
+            message = f"{count:,} {what} that differ: only the {_MAX_ROWS} that most tensors have are listed"
+            yield Finding(Severity.WARNING, "left-out", message)

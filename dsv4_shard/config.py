@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dsv4_shard.errors import BadConfig, UnsupportedFamily
-from dsv4_shard.escape import short
+from dsv4_shard.escape import short, short_name
 from dsv4_shard.jsonfile import BadJson, is_plain, parse_json
 
 MAX_CONFIG_BYTES = 4 << 20
@@ -133,10 +133,10 @@ def architectures_of(document: dict[str, Any]) -> list[str]:
 def family_of(document: dict[str, Any]) -> str:
     """What to call a family that is not known: by its `model_type`, since several share an architecture. Escaped."""
     model_type = document.get("model_type")
-    if isinstance(model_type, str):
-        return FAMILIES.get(model_type, short(model_type)[1:-1])
+    if isinstance(model_type, str) and model_type:
+        return FAMILIES.get(model_type, short_name(model_type))
     names = architectures_of(document)
-    return short(names[0])[1:-1] if names else "a model without model_type"
+    return short_name(names[0]) if names else "a model without model_type"
 
 
 def _check_family(document: dict[str, Any], where: str) -> None:

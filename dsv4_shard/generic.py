@@ -17,7 +17,7 @@ from dsv4_shard.engines.base import Request
 from dsv4_shard.escape import short_name
 from dsv4_shard.header import nbytes_of
 from dsv4_shard.inspect import DEFAULT_TPS, InspectionFinding, Share
-from dsv4_shard.scales import MAX_AXES, Kind, Scaled, Scales, Sharing, find_scales
+from dsv4_shard.scales import MAX_AXES, Scaled, Scales, Sharing, find_scales
 
 SCHEMA_VERSION: Literal[1] = 1
 

@@ -238,9 +238,9 @@ def test_a_lost_scale_and_a_lost_weight_are_found(tmp_path):
 def test_another_block_than_the_config_declares_is_found_and_the_headers_hold(tmp_path):
     document = {"quantization_config": FP8 | {"weight_block_size": [64, 64]}}
     inspection = inspect_tensors(tmp_path, FAMILIES[QWEN3][1], document)
-    assert (
-        "says weight_block_size [64, 64], but the scales of 26 weights give 128×128" in codes(inspection)["block-size"]
-    )
+    message = codes(inspection)["block-size"]
+    assert message.startswith("26 weights have scales that give blocks of 128×128, where config.json says ")
+    assert "weight_block_size [64, 64]: going by the headers: " in message
     assert {row.block for row in inspection.quantized} == {BLOCK}
 
 

@@ -204,7 +204,7 @@ def _show_axes(console: Console, rows: "tuple[QuantizedRow, ...]") -> None:
         first = axis.axis == "rows"
         table.add_row(Text(labels[row.template] if first else ""), _axis_title(axis), *_axis_cells(axis))
     console.print(table)
-    _item(console, "* cut, as far as the name tells; ! does not divide, in the weight or in its scale", "dim")
+    _item(console, "* cut, as far as the name tells; ! does not divide into whole units", "dim")
 
 
 def _axis_title(axis: "Axis") -> str:

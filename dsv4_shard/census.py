@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from dsv4_shard.checkpoint import Tensor
-from dsv4_shard.config import ModelConfig
-from dsv4_shard.roles import SPEC, Part, Role, Stage, TensorName, scale_name, weight_name
+from dsv4_shard.families import family_of
+from dsv4_shard.families.base import Family, ModelConfig
+from dsv4_shard.roles import DSPARK, Draft, Part, Place, Role, Stage, TensorName
 
 
 class Kind(NamedTuple):
@@ -37,6 +38,15 @@ class Census:
     tensors: dict[str, Tensor]
     names: dict[str, TensorName]
     counts: dict[Kind, int]
+    draft: Draft
+
+    @property
+    def family(self) -> Family:
+        return family_of(self.config)
+
+    def place(self, stage: Stage, layer: int) -> Place:
+        """A layer or block of this checkpoint."""
+        return Place(stage, layer, self.draft)
 
     def names_of(self, kinds: Iterable[Kind]) -> list[str]:
         """The tensors of `kinds`, in the order of the checkpoint."""
@@ -49,22 +59,26 @@ class Census:
 
 def take_census(config: ModelConfig, tensors: dict[str, Tensor], names: dict[str, TensorName]) -> Census:
     """Count the tensors called `names`, which are among `tensors`."""
-    counts = Counter(_kinds(config, tensors, names))
-    return Census(config, tensors, names, {Kind._make(kind): count for kind, count in counts.items()})
+    counts = {Kind._make(kind): count for kind, count in Counter(_kinds(config, tensors, names)).items()}
+    blocks = {kind.layer for kind in counts if kind.stage is Stage.MTP}
+    draft = Draft(len(blocks), any(kind.role in DSPARK for kind in counts))
+    return Census(config, tensors, names, counts, draft)
 
 
 def _kinds(
     config: ModelConfig, tensors: dict[str, Tensor], names: dict[str, TensorName]
 ) -> Iterator[tuple[object, ...]]:
     """The kind of each tensor, as the tuple that a Kind is: made 145,116 times, counted, and gone."""
-    quantized = {key for key, spec in SPEC.items() if spec.quantized}
-    experts = config.n_routed_experts
+    family = family_of(config)
+    words = family.names(config)
+    quantized = {key for key, spec in family.rows.items() if spec.quantized}
+    experts_in = {stage: config.experts_in(stage) for stage in Stage}
     for name, (role, part, stage, layer, expert) in names.items():
         partner = None
         if (stage, role) in quantized:
-            partner = tensors.get(scale_name(name) if part is Part.WEIGHT else weight_name(name))
+            partner = tensors.get(words.scale_name(name) if part is Part.WEIGHT else words.weight_name(name))
         tensor = tensors[name]
         yield (
-            role, part, stage, layer, expert >= experts, tensor.dtype, tensor.shape,
+            role, part, stage, layer, expert >= experts_in[stage], tensor.dtype, tensor.shape,
             partner and partner.dtype, partner and partner.shape,
         )  # fmt: skip

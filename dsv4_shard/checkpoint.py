@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import xxhash
 
-from dsv4_shard.config import MAX_CONFIG_BYTES, ModelConfig, parse_config, parse_document
+from dsv4_shard.config import MAX_CONFIG_BYTES, parse_config, parse_document
 from dsv4_shard.errors import (
     BadConfig,
     BadIndex,
@@ -20,6 +20,7 @@ from dsv4_shard.errors import (
     UnsafeFileName,
 )
 from dsv4_shard.escape import short, short_name
+from dsv4_shard.families.base import ModelConfig
 from dsv4_shard.header import read_header
 from dsv4_shard.jsonfile import BadJson, parse_json
 from dsv4_shard.sources import LocalSource

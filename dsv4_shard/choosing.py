@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from dsv4_shard.engines import find_engine
+from dsv4_shard.engines import engine_for
 from dsv4_shard.engines.base import MAX_RANKS, Breach, Context, Deployment, Engine, Expert, Held, Request
 from dsv4_shard.errors import UsageError
 from dsv4_shard.escape import short
@@ -65,7 +65,7 @@ _WAYS = {"whole": "whole on every rank", "split": "split", "pad": "padded", "sub
 def choose(inventory: Inventory, request: Request) -> Choice:
     """Weigh the engine's candidates. Raises UsageError for numbers that mean nothing and unknown names."""
     check_request(request)
-    engine = find_engine(request.engine)
+    engine = engine_for(request.engine, inventory.family)
     rejected: list[tuple[Deployment, tuple[Breach, ...]]] = []
     for at in engine.candidates(inventory, request):
         breaches = tuple(engine.breaches(Context(inventory, at)))
@@ -116,7 +116,7 @@ def loads(engine: Engine, context: Context) -> Iterator[Load]:
             continue
         per_rank = (count, count)
         if isinstance(placement, Expert):
-            experts = context.config.n_routed_experts
+            experts = context.config.experts_in(group.stage)
             layers = count // experts
             per_rank = (layers * (experts // at.ep), layers * -(-experts // at.ep))
         whole = held.shape == group.shape and not isinstance(placement, Expert)
@@ -125,7 +125,7 @@ def loads(engine: Engine, context: Context) -> Iterator[Load]:
 
 def rank_nbytes(inventory: Inventory, at: Deployment, stages: tuple[Stage, ...] = tuple(Stage)) -> int:
     """Payload bytes of the heaviest rank, over the tensors of `stages`."""
-    weights = loads(find_engine(at.engine), Context(inventory, at))
+    weights = loads(engine_for(at.engine, inventory.family), Context(inventory, at))
     return sum(load.held.nbytes * load.per_rank[1] for load in weights if load.group.stage in stages)
 
 

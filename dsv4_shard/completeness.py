@@ -10,24 +10,9 @@ from itertools import islice
 
 from dsv4_shard.census import Census, Kind
 from dsv4_shard.checkpoint import Finding, Severity, defect, some
-from dsv4_shard.config import ModelConfig
-from dsv4_shard.roles import (
-    LAYER_SPECS,
-    MODEL_SPECS,
-    MODULE,
-    MTP_SPECS,
-    ROUTED_SPECS,
-    SPEC,
-    LayerKind,
-    Module,
-    Part,
-    Role,
-    Spec,
-    Stage,
-    TensorName,
-    layer_kind,
-    unparse_name,
-)
+from dsv4_shard.families import family_of
+from dsv4_shard.families.base import ModelConfig
+from dsv4_shard.roles import Draft, Module, Part, Place, Role, Stage, TensorName
 
 FLOATS = ("BF16", "F32")
 """Dtypes of weights that are not quantized."""
@@ -39,25 +24,24 @@ def check_numbers(census: Census) -> Iterator[Finding]:
     layers = census.names_of(k for k in kinds if k.stage is Stage.LAYER and k.layer >= config.num_hidden_layers)
     if layers:
         yield defect("extra-layers", f"config.json has {config.num_hidden_layers} layers, but there is {some(layers)}")
-    misplaced = census.names_of(k for k in kinds if MODULE[k.role] is not Module.ROUTED and not _may_be(config, k))
+    misplaced = census.names_of(k for k in kinds if not _may_be(census, k))
     if misplaced:
         yield defect("misplaced-tensors", f"{len(misplaced):,} tensors have no place in their layer: {some(misplaced)}")
     experts = census.names_of(k for k in kinds if k.extra)
     if experts:
-        yield defect(
-            "extra-experts", f"config.json has {config.n_routed_experts} routed experts, but there is {some(experts)}"
-        )
+        counts = {stage: config.experts_in(stage) for stage in (Stage.LAYER, Stage.MTP)}
+        number = " and ".join(str(count) for count in dict.fromkeys(counts.values()))
+        yield defect("extra-experts", f"config.json has {number} routed experts, but there is {some(experts)}")
 
 
-def _may_be(config: ModelConfig, kind: Kind) -> bool:
-    """Whether the layer has such a tensor: no indexer without a ratio of 4, no bias in a hash layer."""
-    spec = SPEC[kind.stage, kind.role]
-    return spec.optional or spec.present(layer_kind(config, kind.stage, kind.layer))
+def _may_be(census: Census, kind: Kind) -> bool:
+    return census.family.may_be(census.config, census.place(kind.stage, kind.layer), kind.role)
 
 
 def check_completeness(census: Census) -> Iterator[Finding]:
     """Every tensor that the model needs: layers × experts × 3, shared experts, tables, norms."""
     config, kinds = census.config, census.counts
+    words = census.family.names(config)
     blocks = {kind.layer for kind in kinds if kind.stage is Stage.MTP}
     if len(blocks) < config.num_nextn_predict_layers:
         yield Finding(
@@ -74,14 +58,14 @@ def check_completeness(census: Census) -> Iterator[Finding]:
     missing: list[str] = []
     lost_names: list[str] = []
     missing_experts = 0
-    for at in expected_names(config, blocks):
+    for at in expected_names(config, blocks, census.draft):
         found = present[at.role, at.part, at.stage, at.layer]
         if at.expert < 0:
             if not found:
-                missing.append(unparse_name(at))
-        elif found < config.n_routed_experts:
-            missing_experts += config.n_routed_experts - found
-            experts = (unparse_name(at._replace(expert=expert)) for expert in range(config.n_routed_experts))
+                missing.append(words.unparse(at))
+        elif found < (due := config.experts_in(at.stage)):
+            missing_experts += due - found
+            experts = (words.unparse(at._replace(expert=expert)) for expert in range(due))
             lost_names += islice((name for name in experts if name not in census.names), 1)
     if missing or missing_experts:
         detail = f", {missing_experts:,} of them of routed experts" if missing_experts else ""
@@ -90,31 +74,27 @@ def check_completeness(census: Census) -> Iterator[Finding]:
     yield from _check_scales(census)
 
 
-def expected_names(config: ModelConfig, mtp_blocks: Iterable[int]) -> Iterator[TensorName]:
-    """Every weight that the model needs; one entry (expert 0) stands for all experts of a layer."""
-    yield from _expected_of(MODEL_SPECS, Stage.MODEL, -1, LayerKind(0, False), config)
-    for layer in range(config.num_hidden_layers):
-        yield from _expected_of(LAYER_SPECS, Stage.LAYER, layer, layer_kind(config, Stage.LAYER, layer), config)
-    for block in sorted(mtp_blocks):
-        yield from _expected_of(MTP_SPECS, Stage.MTP, block, layer_kind(config, Stage.MTP, block), config)
-
-
-def _expected_of(
-    specs: Iterable[Spec], stage: Stage, layer: int, kind: LayerKind, config: ModelConfig
+def expected_names(
+    config: ModelConfig, mtp_blocks: Iterable[int], draft: Draft, *, optional: bool = False
 ) -> Iterator[TensorName]:
-    for spec in specs:
-        if spec.module is Module.SHARED and config.n_shared_experts == 0:
-            continue
-        if spec.present(kind) and not spec.optional:
-            yield TensorName(spec.role, Part.WEIGHT, stage, layer)
-    if stage is not Stage.MODEL:
-        for spec in ROUTED_SPECS:
-            yield TensorName(spec.role, Part.WEIGHT, stage, layer, 0)
+    """Every weight that the model needs; one entry (expert 0) stands for all experts of a layer.
+
+    With `optional` also those that may be missing.
+    """
+    numbers = {Stage.MODEL: (-1,), Stage.LAYER: range(config.num_hidden_layers), Stage.MTP: sorted(mtp_blocks)}
+    for stage, specs in family_of(config).specs.items():
+        for layer in numbers.get(stage, range(config.blocks_in(stage))):
+            place = Place(stage, layer, draft)
+            for spec in specs:
+                if spec.present(config, place) and (optional or not spec.optional):
+                    expert = 0 if spec.role.module is Module.ROUTED else -1
+                    yield TensorName(spec.role, Part.WEIGHT, stage, layer, expert)
 
 
 def _check_scales(census: Census) -> Iterator[Finding]:
     """Each quantized weight has its scale, each scale its weight; plain weights have none."""
-    weights = [kind for kind in census.counts if kind.part is Part.WEIGHT and SPEC[kind.stage, kind.role].quantized]
+    rows = census.family.rows
+    weights = [kind for kind in census.counts if kind.part is Part.WEIGHT and rows[kind.stage, kind.role].quantized]
     scales = [kind for kind in census.counts if kind.part is Part.SCALE]
     unscaled = census.names_of(k for k in weights if k.dtype not in FLOATS and k.partner_dtype is None)
     orphans = census.names_of(k for k in scales if k.partner_dtype is None)

@@ -21,8 +21,8 @@ from dsv4_shard.digests import DIGEST_BYTES
 from dsv4_shard.errors import InexactCast, SourceChanged
 from dsv4_shard.header import DTYPE_BITS
 from dsv4_shard.journal import Finished
+from dsv4_shard.naming import scale_name
 from dsv4_shard.recipe import Cut, Fixed, Recipe, Step
-from dsv4_shard.roles import scale_name
 from dsv4_shard.sources import CHUNK_BYTES, LocalFile, LocalSource
 from dsv4_shard.transforms import Bytes, Decoded, Transform
 

@@ -16,8 +16,10 @@ from dsv4_shard.blocks import FP4_GROUP, Block, scale_shape
 from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE
 from dsv4_shard.completeness import expected_names
 from dsv4_shard.config import parse_config
+from dsv4_shard.families import family_of
+from dsv4_shard.families.base import ModelConfig
 from dsv4_shard.header import TensorInfo, build_header
-from dsv4_shard.roles import SPEC, Module, Part, Role, TensorName, layer_kind, unparse_name
+from dsv4_shard.roles import Draft, Module, Part, Place, Role, Spec, Stage
 
 FP8_BLOCK = Block(128, 128)
 FP4_BLOCK = Block(1, FP4_GROUP)
@@ -86,52 +88,65 @@ def tensors_of(
     experts: str | None = None,
     scales: str = "F8_E8M0",
     o_a: str = "FP8",
+    dspark: bool = False,
+    optional: bool = False,
 ) -> Tensors:
-    """Every tensor of a V4 checkpoint with this config.json: name → (dtype, shape as stored).
+    """Every tensor of a checkpoint with this config.json: name → (dtype, shape as stored).
 
-    `experts` is FP4 or FP8 (default: as config.json says), `scales` the dtype of all scales in 128×128 blocks (F32 in
-    the Base checkpoints), `o_a` FP8, or BF16 without scales as in the FP8 re-releases.
+    `experts` is FP4 or FP8 (default: as config.json says), `scales` the dtype of all scales of FP8 (F32 in the Base
+    checkpoints), `o_a` FP8, or BF16 without scales as in the FP8 re-releases; `dspark` makes the MTP blocks DSpark's,
+    `optional` adds what may be missing (the MTP block's own embedding and head).
     """
     config, _ = parse_config(json.dumps(document).encode(), CONFIG_FILE)
+    family, draft = family_of(config), Draft(mtp_blocks, dspark)
     fp4 = (experts or document.get("expert_dtype", "fp8")).upper() == "FP4"
     tensors: Tensors = {}
-    for at in expected_names(config, range(mtp_blocks)):
-        spec = SPEC[at.stage, at.role]
-        shape = spec.shape(config, layer_kind(config, at.stage, at.layer))
-        routed = spec.module is Module.ROUTED
-        for one in (at._replace(expert=e) for e in range(config.n_routed_experts)) if routed else (at,):
+    for at in expected_names(config, range(mtp_blocks), draft, optional=optional):
+        spec = family.rows[at.stage, at.role]
+        shape = spec.shape(config, Place(at.stage, at.layer, draft))
+        routed = at.role.module is Module.ROUTED
+        for one in (at._replace(expert=e) for e in range(config.experts_in(at.stage))) if routed else (at,):
             quantized = spec.quantized and not (at.role is Role.O_A and o_a == "BF16")
-            tensors |= _stored(one, shape, quantized, fp4 and routed, scales)
+            stored = _stored(spec, shape, quantized, fp4 and routed, config, scales)
+            names = (family.names(config).unparse(one._replace(part=part)) for part in Part)
+            tensors |= dict(zip(names, stored, strict=False))
     return tensors
 
 
-def _stored(at: TensorName, shape: tuple[int, ...], quantized: bool, packed: bool, scales: str) -> Tensors:
-    name = unparse_name(at)
+def _stored(
+    spec: Spec, shape: tuple[int, ...], quantized: bool, packed: bool, config: ModelConfig, scales: str
+) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Dtype and stored shape of a weight, and of its scale if it has one."""
     if not quantized:
-        dtype = SPEC[at.stage, at.role].dtype
-        return {name: (dtype, shape)}
-    block = FP4_BLOCK if packed else FP8_BLOCK
-    scale_name = unparse_name(at._replace(part=Part.SCALE))
-    weight = ("I8", (shape[0], shape[1] // 2)) if packed else ("F8_E4M3", shape)
-    scale = ("F8_E8M0" if packed else scales, scale_shape((shape[0], shape[1]), block))
-    return {name: weight, scale_name: scale}
+        return ((spec.dtype, shape),)
+    matrix = (shape[0], shape[1])
+    if packed:
+        return ("I8", (shape[0], shape[1] // 2)), ("F8_E8M0", scale_shape(matrix, FP4_BLOCK))
+    block = spec.block or Block(*(config.declared_block or FP8_BLOCK))
+    return ("F8_E4M3", shape), (scales, scale_shape(matrix, block))
 
 
-def by_file(tensors: Tensors, layers: int) -> dict[str, Tensors]:
+def by_file(tensors: Tensors, document: dict[str, Any]) -> dict[str, Tensors]:
     """Tensors by file, as DeepSeek releases them: the embedding, one file a layer, what follows, the MTP blocks."""
+    config, _ = parse_config(json.dumps(document).encode(), CONFIG_FILE)
+    parse, layers = family_of(config).names(config).parse, config.num_hidden_layers
     numbered: dict[int, Tensors] = {}
     for name, tensor in tensors.items():
-        prefix, _, rest = name.partition(".")
-        number = {"embed": 1, "mtp": layers + 3}.get(prefix, layers + 2)
-        if prefix == "layers":
-            number = 2 + int(rest.partition(".")[0])
+        at = parse(name)
+        number = layers + 2
+        if at is not None and at.role is Role.EMBED:
+            number = 1
+        elif at is not None and at.stage is Stage.LAYER:
+            number = 2 + at.layer
+        elif at is not None and at.stage is Stage.MTP:
+            number = layers + 3
         numbered.setdefault(number, {})[name] = tensor
     count = len(numbered)
     return {f"model-{number:05d}-of-{count:05d}.safetensors": numbered[number] for number in sorted(numbered)}
 
 
 def write_checkpoint(
-    folder: Path, document: dict[str, Any] = DEMO_CONFIG, seed: int = 0, mtp_blocks: int = 1, **stored: str
+    folder: Path, document: dict[str, Any] = DEMO_CONFIG, seed: int = 0, mtp_blocks: int = 1, **stored: Any
 ) -> Path:
     """Write a checkpoint with random weights into the new folder `folder`: the same bytes for the same seed.
 
@@ -142,7 +157,7 @@ def write_checkpoint(
     weight_map: dict[str, str] = {}
     total = 0
     every = tensors_of(document, mtp_blocks, **stored)
-    for file_name, tensors in by_file(every, document["num_hidden_layers"]).items():
+    for file_name, tensors in by_file(every, document).items():
         header, placed = build_header(tensors)
         with (folder / file_name).open("wb") as file:
             file.write(header)
@@ -171,7 +186,7 @@ def _random_bytes(
             case "I64":
                 experts = document["n_routed_experts"]
                 yield random.integers(0, experts, nbytes // 8, dtype=np.int64)
-            case "F32" if name.endswith(".scale"):
+            case "F32" if name.endswith((".scale", ".weight_scale_inv")):
                 codes = random.integers(*_SCALE_CODES, nbytes // 4, dtype=np.uint8)
                 yield np.ldexp(np.float32(1), codes.astype(np.int32) - E8M0_BIAS)
             case "F32":

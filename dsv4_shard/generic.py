@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from dsv4_shard import __version__
 from dsv4_shard.checkpoint import Finding, Severity, UnknownCheckpoint, some
 from dsv4_shard.choosing import check_request
-from dsv4_shard.config import architectures_of, family_of
+from dsv4_shard.config import architectures_of, title_of
 from dsv4_shard.engines.base import Request
 from dsv4_shard.escape import short_name
 from dsv4_shard.header import nbytes_of
@@ -161,7 +161,7 @@ def _identity(checkpoint: UnknownCheckpoint) -> UnknownIdentity:
     return UnknownIdentity(
         label=checkpoint.source.label,
         revision=checkpoint.source.revision,
-        family=family_of(document),
+        family=title_of(document),
         model_type=short_name(model_type) if isinstance(model_type, str) else None,
         architectures=tuple(map(short_name, architectures_of(document)[:_MAX_WORDS])),
         tensors=len(checkpoint.tensors),

@@ -10,9 +10,11 @@ from dsv4_shard import __version__
 from dsv4_shard.checkpoint import Checkpoint, Severity
 from dsv4_shard.choosing import check_request, choose, nearest, options_of
 from dsv4_shard.engines import SERVING
-from dsv4_shard.engines.base import Request
+from dsv4_shard.engines.base import UNKNOWN_FAMILY, Request
+from dsv4_shard.families import base as families
+from dsv4_shard.families.v4 import V4Config
 from dsv4_shard.inventory import Inventory
-from dsv4_shard.roles import MODULE, Module, Part, Role, Stage
+from dsv4_shard.roles import Module, Part
 
 SCHEMA_VERSION: Literal[1] = 1
 DEFAULT_TPS = (1, 2, 4, 8, 16, 32, 64)
@@ -34,12 +36,13 @@ class Identity(_Document):
     bytes: int
     layers: int
     mtp_blocks: int
-    hash_layers: int
+    dspark: bool
+    hash_layers: int | None
     hidden_size: int
     attention_heads: int
-    head_dim: int
-    o_groups: int
-    index_heads: int
+    head_dim: int | None
+    o_groups: int | None
+    index_heads: int | None
     vocab_size: int
     routed_experts: int
     experts_per_token: int
@@ -90,11 +93,14 @@ class Dimension(_Document):
 
 
 class Cell(_Document):
-    """What an engine can do at a TP. `how` says what it takes, as options; `reason` why not, in numbers."""
+    """What an engine can do at a TP; `unknown` where its rules for the family are not known.
+
+    `how` says what it takes, as options; `reason` why not, in numbers.
+    """
 
     tp: int
     engine: str
-    verdict: Literal["works", "with-options", "no"]
+    verdict: Literal["works", "with-options", "no", "unknown"]
     how: str | None
     notes: tuple[str, ...]
     rule: str | None
@@ -139,22 +145,24 @@ def inspect(checkpoint: Checkpoint, inventory: Inventory, tps: tuple[int, ...] =
 
 def _identity(checkpoint: Checkpoint, inventory: Inventory) -> Identity:
     config = inventory.config
+    v4 = config if isinstance(config, V4Config) else None
     return Identity(
         label=checkpoint.source.label,
         revision=checkpoint.source.revision,
         model_type=config.model_type,
-        family="DeepSeek-V4",
+        family=inventory.family.title,
         tensors=len(checkpoint.tensors),
         files=len(checkpoint.files),
         bytes=sum(tensor.nbytes for tensor in checkpoint.tensors.values()),
         layers=config.num_hidden_layers,
         mtp_blocks=inventory.mtp_blocks,
-        hash_layers=config.num_hash_layers,
+        dspark=inventory.draft.dspark,
+        hash_layers=v4.num_hash_layers if v4 else None,
         hidden_size=config.hidden_size,
         attention_heads=config.num_attention_heads,
-        head_dim=config.head_dim,
-        o_groups=config.o_groups,
-        index_heads=config.index_n_heads,
+        head_dim=v4.head_dim if v4 else None,
+        o_groups=v4.o_groups if v4 else None,
+        index_heads=v4.index_n_heads if v4 else None,
         vocab_size=config.vocab_size,
         routed_experts=config.n_routed_experts,
         experts_per_token=config.num_experts_per_tok,
@@ -170,7 +178,7 @@ def _roles(inventory: Inventory) -> Iterator[RoleRow]:
         fmt = inventory.format(group.role, group.stage)
         weight = fmt is not None and group.part is Part.WEIGHT
         dtype = f"{fmt.name} ({group.dtype})" if fmt and weight and fmt.name == "FP4" else group.dtype
-        key = (MODULE[group.role], group.part, dtype, str(fmt.block) if fmt and weight and fmt.block else None)
+        key = (group.role.module, group.part, dtype, str(fmt.block) if fmt and weight and fmt.block else None)
         tensors[key] += count
         nbytes[key] += count * group.nbytes
     order = list(Module)
@@ -181,43 +189,21 @@ def _roles(inventory: Inventory) -> Iterator[RoleRow]:
 
 def _dimensions(inventory: Inventory, tps: tuple[int, ...]) -> Iterator[Dimension]:
     """Every dimension that some engine cuts, in the units that must stay whole."""
-    config = inventory.config
-    shared = config.moe_intermediate_size * config.n_shared_experts
-    yield _dimension(Module.ATTENTION, "attention heads", config.num_attention_heads, 1, None, tps)
-    yield _dimension(Module.ATTENTION, "o_groups", config.o_groups, 1, None, tps)
-    yield _dimension(Module.INDEXER, "index heads", config.index_n_heads, 1, None, tps)
-    yield _dimension(Module.EMBEDDING, "vocabulary", config.vocab_size, 1, None, tps)
-    for role, name, size, axis in (
-        (Role.Q_B, "q_b rows", config.num_attention_heads * config.head_dim, 0),
-        (Role.O_A, "o_a rows", config.o_groups * config.o_lora_rank, 0),
-        (Role.O_B, "o_b columns", config.o_groups * config.o_lora_rank, 1),
-        (Role.INDEXER_Q_B, "indexer q_b rows", config.index_n_heads * config.index_head_dim, 0),
-    ):
-        yield from _blocked(inventory, role, name, size, axis, tps)
-    yield _dimension(Module.ROUTED, "routed experts (EP)", config.n_routed_experts, 1, None, tps)
-    for role, name, size, axis in (
-        (Role.ROUTED_GATE, "routed w1 rows", config.moe_intermediate_size, 0),
-        (Role.ROUTED_UP, "routed w3 rows", config.moe_intermediate_size, 0),
-        (Role.ROUTED_DOWN, "routed w2 columns", config.moe_intermediate_size, 1),
-        (Role.SHARED_GATE, "shared w1 rows", shared, 0),
-        (Role.SHARED_UP, "shared w3 rows", shared, 0),
-        (Role.SHARED_DOWN, "shared w2 columns", shared, 1),
-    ):
-        yield from _blocked(inventory, role, name, size, axis, tps)
+    for cut in inventory.family.dimensions:
+        size, unit, scales = cut.size(inventory.config), 1, None
+        if cut.role is not None:
+            fmt = inventory.format(cut.role, cut.stage)
+            if fmt is None:
+                continue
+            if fmt.block:
+                unit, scales = fmt.block[cut.axis], _scale_size(inventory, cut)
+        yield _dimension(cut.module, cut.name, size, unit, scales, tps)
 
 
-def _blocked(
-    inventory: Inventory, role: Role, name: str, size: int, axis: int, tps: tuple[int, ...]
-) -> Iterator[Dimension]:
-    fmt = inventory.format(role)
-    if fmt is not None:
-        scales = _scale_size(inventory, role, axis) if fmt.block else None
-        yield _dimension(MODULE[role], name, size, fmt.block[axis] if fmt.block else 1, scales, tps)
-
-
-def _scale_size(inventory: Inventory, role: Role, axis: int) -> int | None:
+def _scale_size(inventory: Inventory, cut: families.Dimension) -> int | None:
     """Size of the scale's axis, from its own header."""
-    sizes = [g.shape[axis] for g in inventory.groups if (g.stage, g.role, g.part) == (Stage.LAYER, role, Part.SCALE)]
+    key = (cut.stage, cut.role, Part.SCALE)
+    sizes = [g.shape[cut.axis] for g in inventory.groups if (g.stage, g.role, g.part) == key]
     return sizes[0] if sizes else None
 
 
@@ -250,7 +236,7 @@ def _cell(inventory: Inventory, engine: str, tp: int) -> Cell:
     return Cell(
         tp=tp,
         engine=engine,
-        verdict="with-options" if others else "no",
+        verdict="unknown" if breach.rule == UNKNOWN_FAMILY else "with-options" if others else "no",
         how=options_of(others[0][0], engine=False) if others else None,
         notes=others[0][1].notes() if others else (),
         rule=breach.rule,

@@ -13,9 +13,10 @@ from dsv4_shard.blocks import FP4_GROUP, PACKED_FP4, Block, agree_on_unit, logic
 from dsv4_shard.census import Census, Kind, take_census
 from dsv4_shard.checkpoint import Checkpoint, Finding, Severity, collector_paused, defect, some
 from dsv4_shard.completeness import FLOATS, check_completeness, check_numbers
-from dsv4_shard.config import ModelConfig
+from dsv4_shard.families import family_of
+from dsv4_shard.families.base import Family, ModelConfig
 from dsv4_shard.header import nbytes_of
-from dsv4_shard.roles import SPEC, Part, Role, Stage, TensorName, layer_kind, parse_name
+from dsv4_shard.roles import Draft, Part, Role, Stage, TensorName
 
 FP8_SCALES = ("F8_E8M0", "F32")
 
@@ -48,15 +49,24 @@ class Inventory:
     """A checkpoint's tensors by role.
 
     `names` gives each tensor's place in the model; `groups` counts the tensors of each kind; `formats` says how each
-    role is stored, target and MTP blocks apart; `mtp_blocks` is the number of the latter.
+    role is stored, target and MTP blocks apart; `draft` is what the latter are.
     """
 
     config: ModelConfig
     names: dict[str, TensorName]
     groups: dict[Group, int]
     formats: dict[tuple[Stage, Role], Format]
-    mtp_blocks: int
+    draft: Draft
     findings: tuple[Finding, ...]
+
+    @property
+    def family(self) -> Family:
+        return family_of(self.config)
+
+    @property
+    def mtp_blocks(self) -> int:
+        """How many MTP blocks the checkpoint has."""
+        return self.draft.blocks
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -86,8 +96,9 @@ def take_inventory(checkpoint: Checkpoint) -> Inventory:
 def _take(checkpoint: Checkpoint) -> Inventory:
     names: dict[str, TensorName] = {}
     unknown: list[str] = []
+    parse = family_of(checkpoint.config).names(checkpoint.config).parse
     for name in checkpoint.tensors:
-        parsed = parse_name(name)
+        parsed = parse(name)
         if parsed is None:
             unknown.append(name)
         else:
@@ -104,8 +115,7 @@ def _take(checkpoint: Checkpoint) -> Inventory:
     findings += _check_dtypes(census)
     findings += _check_shapes(census, formats)
     findings += _compare_config(checkpoint.config, formats)
-    blocks = len({kind.layer for kind in census.counts if kind.stage is Stage.MTP})
-    return Inventory(checkpoint.config, names, _count(census, formats), formats, blocks, tuple(findings))
+    return Inventory(checkpoint.config, names, _count(census, formats), formats, census.draft, tuple(findings))
 
 
 def _count(census: Census, formats: dict[tuple[Stage, Role], Format]) -> dict[Group, int]:
@@ -126,7 +136,7 @@ def _is_packed(fmt: Format | None, part: Part) -> bool:
 
 
 def _format_name(dtype: str, scale_dtype: str | None) -> str | None:
-    """FP4, FP8, a plain dtype, or None for a combination that no DeepSeek-V4 checkpoint has."""
+    """FP4, FP8, a plain dtype, or None for a combination that no checkpoint of the family has."""
     if scale_dtype is None:
         return dtype if dtype in FLOATS else None
     if dtype in PACKED_FP4 and scale_dtype == "F8_E8M0":
@@ -141,13 +151,15 @@ def _find_formats(census: Census) -> tuple[dict[tuple[Stage, Role], Format], lis
     kinds: dict[tuple[Stage, Role], Counter[tuple[str | None, str | None, str]]] = {}
     rows: Counter[tuple[int, int]] = Counter()
     cols: Counter[tuple[int, int]] = Counter()
+    specs = census.family.rows
     for kind, count in census.counts.items():
-        if kind.part is not Part.WEIGHT or not SPEC[kind.stage, kind.role].quantized:
+        if kind.part is not Part.WEIGHT or not specs[kind.stage, kind.role].quantized:
             continue
         name = _format_name(kind.dtype, kind.partner_dtype)
         kinds.setdefault((kind.stage, kind.role), Counter())[name, kind.partner_dtype, kind.dtype] += count
         scale = kind.partner_shape
-        if name == "FP8" and scale is not None and len(kind.shape) == len(scale) == 2:
+        own = specs[kind.stage, kind.role].block
+        if name == "FP8" and scale is not None and len(kind.shape) == len(scale) == 2 and own is None:
             rows[kind.shape[0], scale[0]] += count
             cols[kind.shape[1], scale[1]] += count
     declared = census.config.declared_block
@@ -165,7 +177,7 @@ def _find_formats(census: Census) -> tuple[dict[tuple[Stage, Role], Format], lis
             findings.append(
                 defect("unknown-format", f"{role} ({stage}): {dtype} with {scale_dtype or 'no'} scale is unknown")
             )
-        block = {"FP8": fp8_block, "FP4": Block(1, FP4_GROUP)}.get(name or "")
+        block = {"FP8": specs[stage, role].block or fp8_block, "FP4": Block(1, FP4_GROUP)}.get(name or "")
         formats[stage, role] = Format(name or dtype, block, scale_dtype if block else None)
     return formats, findings
 
@@ -179,18 +191,20 @@ def _compare_stages(formats: dict[tuple[Stage, Role], Format]) -> Iterator[Findi
 
 
 def _check_dtypes(census: Census) -> Iterator[Finding]:
-    """What is not quantized has one dtype in every V4 checkpoint, and engines' parameters follow from it."""
-    due = {key: spec.dtype for key, spec in SPEC.items() if not spec.quantized}
+    """What is not quantized has one dtype in every checkpoint of a family, and engines' parameters follow from it."""
+    due = {key: spec.dtype for key, spec in census.family.rows.items() if not spec.quantized}
     names = census.names_of(k for k in census.counts if k.dtype != due.get((k.stage, k.role), k.dtype))
     if names:
         places = [(name, census.names[name]) for name in names]
         odd = [f"{name} {census.tensors[name].dtype}, due {due[at.stage, at.role]}" for name, at in places]
-        yield defect("odd-dtypes", f"{len(odd):,} tensors have another dtype than V4 checkpoints: {some(odd)}")
+        yield defect(
+            "odd-dtypes", f"{len(odd):,} tensors have another dtype than {census.family.title} checkpoints: {some(odd)}"
+        )
 
 
 def _check_shapes(census: Census, formats: dict[tuple[Stage, Role], Format]) -> Iterator[Finding]:
     """Each weight has the shape that the config implies, each scale `ceil(weight / block)`."""
-    due = {kind: _due_shape(census.config, kind, formats.get((kind.stage, kind.role))) for kind in census.counts}
+    due = {kind: _due_shape(census, kind, formats.get((kind.stage, kind.role))) for kind in census.counts}
     odd = [kind for kind, shape in due.items() if kind.shape != shape]
     if not odd:
         return
@@ -208,9 +222,10 @@ def _check_shapes(census: Census, formats: dict[tuple[Stage, Role], Format]) -> 
         yield defect("odd-scales", f"{len(scales):,} scales do not have the shape ceil(weight / block): {some(scales)}")
 
 
-def _due_shape(config: ModelConfig, kind: Kind, fmt: Format | None) -> tuple[int, ...]:
+def _due_shape(census: Census, kind: Kind, fmt: Format | None) -> tuple[int, ...]:
     """The shape that tensors of a kind must have, as stored."""
-    shape = SPEC[kind.stage, kind.role].shape(config, layer_kind(config, kind.stage, kind.layer))
+    place = census.place(kind.stage, kind.layer)
+    shape = census.family.rows[kind.stage, kind.role].shape(census.config, place)
     if kind.part is Part.SCALE:
         return scale_shape((shape[0], shape[1]), fmt.block) if fmt is not None and fmt.block else shape
     return (*shape[:-1], shape[-1] // 2) if _is_packed(fmt, kind.part) else shape
@@ -220,7 +235,7 @@ def _compare_config(config: ModelConfig, formats: dict[tuple[Stage, Role], Forma
     """Where config.json and headers disagree, the headers win, and it is said."""
     routed = formats.get((Stage.LAYER, Role.ROUTED_GATE))
     if routed is not None:
-        declared = config.expert_dtype
+        declared = config.declared_experts
         if declared is None and routed.name == "FP4":
             yield Finding(Severity.NOTE, "expert-dtype", "config.json has no expert_dtype; the experts are FP4")
         elif declared is not None and declared.upper() != routed.name:

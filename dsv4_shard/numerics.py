@@ -14,14 +14,14 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from dsv4_shard.checkpoint import Checkpoint
-from dsv4_shard.config import ModelConfig
 from dsv4_shard.errors import UsageError
+from dsv4_shard.families.base import ModelConfig
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.manifest import PLAN_NAME, load_manifest
+from dsv4_shard.naming import scale_name
 from dsv4_shard.planfile import check_plan, load_plan
 from dsv4_shard.recipe import Cut, Landing, Recipe, Step
 from dsv4_shard.reshard import prepare
-from dsv4_shard.roles import scale_name
 from dsv4_shard.sources import LocalSource
 from dsv4_shard.transforms import dequantize
 

@@ -16,12 +16,12 @@ from pydantic import BaseModel, ConfigDict
 from dsv4_shard import __version__
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.choosing import TARGET, Load, choose, loads, nearest, options_of, rank_nbytes
-from dsv4_shard.engines import find_engine
+from dsv4_shard.engines import engine_for
 from dsv4_shard.engines.base import Breach, Context, Deployment, Engine, Expert, LeftOut, Placement, Request
 from dsv4_shard.errors import IncompleteCheckpoint, InfeasiblePlan
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.origin import Origin, origin_of
-from dsv4_shard.roles import MODULE, Module, Part, Stage
+from dsv4_shard.roles import Module, Part, Stage
 
 SCHEMA_VERSION: Literal[1] = 1
 _ALTERNATIVES = 3
@@ -170,7 +170,7 @@ def _beyond_roles(checkpoint: Checkpoint, engine: Engine, context: Context) -> t
 def _totals(weights: list[Load], context: Context, beyond: tuple[int, int]) -> PlanTotals:
     target = [load for load in weights if load.group.stage in TARGET]
     draft = [load for load in weights if load.group.stage not in TARGET]
-    shared = [load for load in target if MODULE[load.group.role] is Module.SHARED]
+    shared = [load for load in target if load.group.role.module is Module.SHARED]
     shared_weights = sum(load.held.nbytes * load.count for load in shared if load.group.part is Part.WEIGHT)
     return PlanTotals(
         ranks=context.at.world,
@@ -193,13 +193,13 @@ def _modules(engine: Engine, weights: list[Load], context: Context) -> Iterator[
         part_of = "draft" if load.group.stage is Stage.MTP else "target"
         rows.setdefault((part_of, load.group.role), []).append(load)
     order = list(Module)
-    for (part_of, _), members in sorted(rows.items(), key=lambda row: order.index(MODULE[row[1][0].group.role])):
+    for (part_of, _), members in sorted(rows.items(), key=lambda row: order.index(row[1][0].group.role.module)):
         main = max((m for m in members if m.group.part is Part.WEIGHT), key=lambda m: m.count)
         group = main.group
         fmt = context.inventory.format(group.role, group.stage)
         yield PlanModule(
             part_of="draft" if part_of == "draft" else "target",
-            module=MODULE[group.role],
+            module=group.role.module,
             role=str(group.role),
             format=str(fmt) if fmt else group.dtype,
             placement=_describe(engine.place(group.role, context), context.at),
@@ -246,7 +246,7 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
     refuse_errors(inventory)
     label = checkpoint.source.label if label is None else label
     choice = choose(inventory, request)
-    engine = find_engine(request.engine)
+    engine = engine_for(request.engine, inventory.family)
     context = Context(inventory, choice.at)
     weights = list(loads(engine, context)) if choice.feasible else []
     totals = _totals(weights, context, _beyond_roles(checkpoint, engine, context)) if choice.feasible else None
@@ -278,7 +278,7 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
             environment=launch.environment,
             commands=launch.commands,
             files=launch.files,
-            draft_options=launch.draft_options if inventory.mtp_blocks else "",
+            draft_options=launch.draft_options if inventory.mtp_blocks and not inventory.draft.dspark else "",
         ),
         layout=layout,
         reshard=f"dsv4-shard reshard {shlex.quote(label)} {shlex.quote(out)} {options_of(request)}" if layout else None,

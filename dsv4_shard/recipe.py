@@ -30,7 +30,8 @@ from dsv4_shard.engines.base import (
     local_size,
 )
 from dsv4_shard.header import DTYPE_BITS, TensorInfo, build_header, nbytes_of
-from dsv4_shard.roles import Part, Stage, TensorName, scale_name
+from dsv4_shard.naming import scale_name
+from dsv4_shard.roles import Part, Stage, TensorName
 from dsv4_shard.transforms import TRANSFORMS, Transform
 
 ALL_RANKS = -1
@@ -283,11 +284,12 @@ class _Maker:
 
     def _alike(self) -> dict[tuple[Stage, int], dict[object, list[Tensor]]]:
         """For each layer its tensors, those together that go the same way: alike but for their expert's number."""
-        experts_each = max(1, self._context.config.n_routed_experts // self._context.at.ep)
+        config, ep = self._context.config, self._context.at.ep
+        each = {stage: max(1, config.experts_in(stage) // ep) for stage in Stage}
         layers: dict[tuple[Stage, int], dict[object, list[Tensor]]] = {}
         for name, (role, part, stage, layer, expert) in self._context.inventory.names.items():
             tensor = self._checkpoint.tensors[name]
-            kind = (role, part, tensor.dtype, tensor.shape, tensor.file, expert // experts_each)
+            kind = (role, part, tensor.dtype, tensor.shape, tensor.file, expert // each[stage])
             layers.setdefault((stage, layer), {}).setdefault(kind, []).append(tensor)
         return layers
 
@@ -385,7 +387,7 @@ class _Maker:
         at = self._context.at
         owners = range(self._world)
         if isinstance(placement, Expert):
-            block = where.expert // (self._context.config.n_routed_experts // at.ep)
+            block = where.expert // (self._context.config.experts_in(where.stage) // at.ep)
             gpus_each = at.world // self._world
             owners = range(block * at.moe_tp // gpus_each, ((block + 1) * at.moe_tp - 1) // gpus_each + 1)
         shares = self._shares and not isinstance(placement, Expert) and kept.file not in self._mixed

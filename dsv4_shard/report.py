@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 _SHORT = {"sglang": "SGLang", "vllm": "vLLM", "reference": "reference", "trtllm": "TRT-LLM"}
-_MARKS = {"works": ("yes", "green"), "with-options": ("yes*", "yellow"), "no": ("no", "red")}
+_MARKS = {"works": ("yes", "green"), "with-options": ("yes*", "yellow"), "no": ("no", "red"), "unknown": ("?", "dim")}
 _SEVERITY_STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}
 _PROBLEMS_SHOWN = 20
 _WHOLE = str(Replicate())
@@ -93,15 +93,18 @@ def _show_identity(console: Console, inspection: "Inspection") -> None:
     revision = f" @ {it.revision[:12]}" if it.revision else ""
     console.print(Text(clean(it.label) + revision, style="bold"))
     _item(console, f"{it.family} ({it.model_type}): {it.tensors:,} tensors in {it.files} files, {size(it.bytes)}")
-    layers = f"{it.layers} layers ({it.hash_layers} hash-routed), {it.mtp_blocks} MTP"
+    hashed = f" ({it.hash_layers} hash-routed)" if it.hash_layers is not None else ""
+    layers = f"{it.layers} layers{hashed}, {it.mtp_blocks} {'DSpark' if it.dspark else 'MTP'}"
     _item(console, f"{layers}, hidden {it.hidden_size}, vocabulary {it.vocab_size}")
     _item(
         console,
         f"{it.routed_experts} routed experts ({it.experts_per_token} per token) and {it.shared_experts} shared, "
         f"intermediate size {it.moe_intermediate_size}",
     )
-    heads = f"{it.attention_heads} heads of {it.head_dim}, {it.o_groups} output groups, {it.index_heads} index heads"
-    _item(console, heads)
+    heads = [f"{it.attention_heads} heads" + (f" of {it.head_dim}" if it.head_dim else "")]
+    heads += [f"{it.o_groups} output groups"] if it.o_groups else []
+    heads += [f"{it.index_heads} index heads"] if it.index_heads else []
+    _item(console, ", ".join(heads))
 
 
 def _show_dimensions(console: Console, dimensions: "tuple[Dimension, ...]") -> None:
@@ -141,6 +144,8 @@ def _merge(cells: "Iterable[Cell]") -> dict[str, list[int]]:
         if cell.verdict == "with-options" and cell.reason is None:
             for note in cell.notes:
                 lines.setdefault(f"* {note}", []).append(cell.tp)
+        elif cell.verdict == "unknown":
+            lines.setdefault(str(cell.reason), []).append(cell.tp)
         elif cell.reason is not None:
             way = f"; * works as {cell.how}" if cell.how else ""
             lines.setdefault(f"{cell.module}: {cell.reason}{way}", []).append(cell.tp)

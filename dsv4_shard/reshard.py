@@ -16,7 +16,7 @@ from dsv4_shard.commit import Staging
 from dsv4_shard.copying import CopyResult, copy, pieces_of
 from dsv4_shard.cpus import default_workers
 from dsv4_shard.digests import DIGEST_BYTES, digest_of
-from dsv4_shard.engines import find_engine
+from dsv4_shard.engines import engine_for
 from dsv4_shard.engines.base import Context, Request
 from dsv4_shard.errors import SourceChanged, UsageError, WriteFailed
 from dsv4_shard.inventory import Inventory
@@ -78,7 +78,7 @@ def prepare(checkpoint: Checkpoint, inventory: Inventory, plan: Plan, ranks: tup
     refuse_errors(inventory)
     refuse_infeasible(plan)
     request = Request(**plan.request)  # type: ignore[arg-type]
-    engine = find_engine(request.engine)
+    engine = engine_for(request.engine, inventory.family)
     if engine.layout is None:
         raise UsageError(f"{engine.title} has no file format for shards", hint="`plan` is all there is for it.")
     if plan.unwritten is not None:

@@ -101,11 +101,11 @@ class MemorySource(LocalSource):
         yield self.files[name]
 
 
-def _weights(tensors: Tensors, layers: int) -> tuple[dict[str, MemoryFile], dict[str, str]]:
+def _weights(tensors: Tensors, document: dict[str, Any]) -> tuple[dict[str, MemoryFile], dict[str, str]]:
     """The weight files of a checkpoint, and where each tensor is."""
     files: dict[str, MemoryFile] = {}
     weight_map: dict[str, str] = {}
-    for name, members in by_file(tensors, layers).items():
+    for name, members in by_file(tensors, document).items():
         header, placed = build_header(members)
         files[name] = MemoryFile(header, len(header) + max(info.stop for info in placed.values()))
         weight_map |= dict.fromkeys(members, name)
@@ -115,7 +115,7 @@ def _weights(tensors: Tensors, layers: int) -> tuple[dict[str, MemoryFile], dict
 @cache
 def _folder() -> dict[str, MemoryFile]:
     """A whole checkpoint. Not to be changed."""
-    files, weight_map = _weights(tensors_of(CONFIG, 0), CONFIG["num_hidden_layers"])
+    files, weight_map = _weights(tensors_of(CONFIG, 0), CONFIG)
     total = sum(file.nbytes - len(_header_of(file)) for file in files.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     return files | {CONFIG_FILE: _file(CONFIG), INDEX_FILE: _file(index)}
@@ -218,7 +218,7 @@ def _check_config(data: bytes) -> None:
     assert document == json.loads(data)
     if _count(config) <= _MAX_TENSORS:
         tensors = tensors_of(document, min(config.num_nextn_predict_layers, 1))
-        files, weight_map = _weights(tensors, config.num_hidden_layers)
+        files, weight_map = _weights(tensors, document)
         files |= {CONFIG_FILE: MemoryFile(data, len(data)), INDEX_FILE: _file({"weight_map": weight_map})}
         try:
             checkpoint = read_checkpoint(MemorySource.of(files))

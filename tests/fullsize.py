@@ -25,7 +25,17 @@ from dsv4_shard.inventory import Inventory, take_inventory
 from dsv4_shard.sources import LocalSource, open_source
 
 PRO, FLASH, PRO_FP8 = "DeepSeek-V4-Pro", "DeepSeek-V4-Flash", "DeepSeek-V4-Pro-FP8"
-REAL_MODELS = (PRO, FLASH, PRO_FP8)
+V41, V3, V32 = "DeepSeek-V4.1-Flash", "DeepSeek-V3", "DeepSeek-V3.2"
+V4_MODELS = (
+    PRO,
+    FLASH,
+    PRO_FP8,
+    "DeepSeek-V4-Flash-0731",
+    "DeepSeek-V4-Pro-0813",
+    "DeepSeek-V4-Flash-Base",
+    "DeepSeek-V4-Flash-FP8",
+)
+REAL_MODELS = (*V4_MODELS, V41, V3, V32)
 
 Tensors = dict[str, tuple[str, tuple[int, ...]]]
 """name → (dtype, shape as stored)"""

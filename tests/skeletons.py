@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE
-from dsv4_shard.demo import Tensors, by_file
+from dsv4_shard.demo import Tensors, by_file, tensors_of
 from dsv4_shard.header import build_header
 
 DATA = Path(__file__).parent / "data"
@@ -19,13 +19,18 @@ def _layers(text: str) -> list[int]:
 
 
 def expand(model: str) -> Tensors:
-    """Every tensor of `model`: name → (dtype, shape)."""
+    """Every tensor of `model`: name → (dtype, shape).
+
+    DeepSeek-V3's come from the tables, whose sums are held against the published ones.
+    """
+    if not (DATA / model / "inventory.json").exists():
+        config = json.loads((DATA / model / CONFIG_FILE).read_text())
+        return tensors_of(config, scales="F32", optional=True)
     inventory = json.loads((DATA / model / "inventory.json").read_text())
-    config = json.loads((DATA / model / CONFIG_FILE).read_text())
     tensors = {}
     for template in inventory["tensors"]:
         layers = _layers(template["layers"]) if "layers" in template else [0]
-        experts = range(config["n_routed_experts"]) if "{E}" in template["name"] else [0]
+        experts = range(template["count"] // len(layers)) if "{E}" in template["name"] else [0]
         for layer in layers:
             for expert in experts:
                 name = template["name"].replace("{N}", str(layer)).replace("{E}", str(expert))
@@ -39,7 +44,7 @@ def write_skeleton(folder: Path, model: str) -> Path:
     folder.mkdir(parents=True)
     weight_map = {}
     total = 0
-    for file, tensors in by_file(expand(model), config["num_hidden_layers"]).items():
+    for file, tensors in by_file(expand(model), config).items():
         header, placed = build_header(tensors)
         nbytes = max(info.stop for info in placed.values())
         with (folder / file).open("wb") as stream:

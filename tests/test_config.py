@@ -5,14 +5,16 @@ import json
 from pathlib import Path
 
 import pytest
+from fullsize import REAL_MODELS
 from tiny import TINY_CONFIG
 
-from dsv4_shard.config import FAMILIES, ModelConfig, parse_config
+from dsv4_shard.config import OTHERS, parse_config
 from dsv4_shard.errors import BadConfig, ShardError, UnsupportedFamily
+from dsv4_shard.families.v4 import V4Config
 
 DATA = Path(__file__).parent / "data"
 WHERE = "org/name/config.json"
-REQUIRED = [name for name, field in ModelConfig.model_fields.items() if field.is_required()]
+REQUIRED = [name for name, field in V4Config.model_fields.items() if field.is_required()]
 SIZES = [name for name in REQUIRED if name not in ("model_type", "compress_ratios")]
 
 
@@ -136,9 +138,7 @@ def test_what_is_not_a_json_object_is_refused(raw, said):
 @pytest.mark.parametrize(
     ("architecture", "model_type", "family"),
     [
-        ("DeepseekV3ForCausalLM", "deepseek_v3", "DeepSeek-V3"),
-        ("DeepseekV32ForCausalLM", "deepseek_v32", "DeepSeek-V3.2"),
-        ("DeepseekV41ForCausalLM", "deepseek_v41", "DeepSeek-V4.1"),
+        ("DeepseekV3ForCausalLM", "kimi_k2", "Kimi-K2"),
         ("KimiK2ForCausalLM", "kimi_k2", "Kimi-K2"),
         ("LlamaForCausalLM", "llama", "llama"),
     ],
@@ -149,19 +149,34 @@ def test_another_family_is_refused_by_its_name(architecture, model_type, family)
         parse(document)
     assert f"a checkpoint of {family} " in str(caught.value)
     assert architecture in str(caught.value)
-    assert "DeepSeek-V4-Pro" in caught.value.hint
+    assert "DeepSeek-V4" in caught.value.hint
 
 
 def test_the_family_is_judged_before_the_fields():
-    """V4.1 nests its sizes, so that none of the fields is where V4 has it."""
-    nested = {"architectures": ["DeepseekV41ForCausalLM"], "model_type": "deepseek_v41", "text_config": {}}
-    assert "DeepSeek-V4.1" in refusal(nested, UnsupportedFamily)
+    assert "Qwen3 MoE" in refusal(
+        {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe"}, UnsupportedFamily
+    )
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("nested", [{}, None, [], "text_config", 1])
+def test_sizes_that_are_not_in_text_config_are_missed_there(nested):
+    """V4.1 nests its sizes: those of the outer document are not looked at."""
+    document = TINY_CONFIG | {"architectures": ["DeepseekV41ForCausalLM"], "model_type": "deepseek_v41"}
+    assert "hidden_size: Field required" in refusal(document | {"text_config": nested}, BadConfig)
+
+
+@pytest.mark.parametrize("model", REAL_MODELS)
+def test_the_config_of_every_known_release_is_read(model):
+    document = json.loads((DATA / model / "config.json").read_text())
+    config = parse(document)
+    text = document.get("text_config", document)
+    assert (config.hidden_size, config.n_routed_experts) == (text["hidden_size"], text["n_routed_experts"])
+
+
+@pytest.mark.parametrize("model_type", OTHERS)
 def test_no_architectures_and_another_model_type_is_another_family(model_type):
     document = without(TINY_CONFIG, "architectures") | {"model_type": model_type}
-    assert f"a checkpoint of {FAMILIES[model_type]} " in refusal(document, UnsupportedFamily)
+    assert f"a checkpoint of {OTHERS[model_type]} " in refusal(document, UnsupportedFamily)
 
 
 def test_no_architectures_but_the_model_type_of_v4_is_v4():

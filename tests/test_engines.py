@@ -34,7 +34,7 @@ from dsv4_shard.errors import UsageError
 from dsv4_shard.gpus import GPUS, find_gpu
 from dsv4_shard.inventory import Group, Inventory, take_inventory
 from dsv4_shard.recipe import make_recipe
-from dsv4_shard.roles import MODULE, Module, Part, Role, Stage
+from dsv4_shard.roles import Module, Part, Role, Stage
 
 TARGET = (Stage.MODEL, Stage.LAYER)
 MODELS = {"pro": PRO, "flash": FLASH}
@@ -231,10 +231,10 @@ def test_sglang_says_what_it_said_when_it_was_run(entry):
 
 def bytes_by_module(inventory: Inventory, at: Deployment, stages: tuple[Stage, ...]) -> dict[str, int]:
     """Bytes on a rank, module class by module class."""
-    modules = {MODULE[group.role] for group in inventory.groups}
+    modules = {group.role.module for group in inventory.groups}
     result = {}
     for module in sorted(modules):
-        groups = {group: count for group, count in inventory.groups.items() if MODULE[group.role] is module}
+        groups = {group: count for group, count in inventory.groups.items() if group.role.module is module}
         nbytes = rank_nbytes(replace(inventory, groups=groups), at, stages)
         if nbytes:
             result[str(module)] = nbytes

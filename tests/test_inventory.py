@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from fullsize import FLASH, PRO, PRO_FP8, REAL_MODELS, in_memory, inventory_of, to_fp8_experts
+from fullsize import FLASH, PRO, PRO_FP8, REAL_MODELS, V3, V32, V41, in_memory, inventory_of, to_fp8_experts
 from hypothesis import given
 from hypothesis import strategies as st
 from skeletons import DATA
@@ -47,7 +47,18 @@ def test_a_real_checkpoint_has_no_errors(model):
     assert inventory_of(model)[1].errors == ()
 
 
-@pytest.mark.parametrize(("model", "tensors"), [(PRO, 145_116), (FLASH, 69_187), (PRO_FP8, 145_054)])
+@pytest.mark.parametrize(
+    ("model", "tensors"),
+    [
+        (PRO, 145_116),
+        (FLASH, 69_187),
+        (PRO_FP8, 145_054),
+        ("DeepSeek-V4-Flash-0731", 72_317),
+        ("DeepSeek-V4-Pro-0813", 149_782),
+        ("DeepSeek-V4-Flash-FP8", 69_143),
+        (V41, 96_085),
+    ],
+)
 def test_an_inventory_counts_every_tensor_and_byte_of_a_real_checkpoint(model, tensors):
     checkpoint, inventory = inventory_of(model)
     summary = json.loads((DATA / model / "inventory.json").read_text())["summary"]
@@ -58,6 +69,16 @@ def test_an_inventory_counts_every_tensor_and_byte_of_a_real_checkpoint(model, t
         nbytes[group.dtype] += group.nbytes * count
     assert nbytes == summary["bytes_by_dtype"]
     assert sum(nbytes.values()) == summary["bytes"]
+
+
+@pytest.mark.parametrize(
+    ("model", "tensors", "nbytes"), [(V3, 91_991, 688_574_839_360), (V32, 92_425, 689_471_107_200)]
+)
+def test_the_tables_of_v3_add_up_to_the_published_sums(model, tensors, nbytes):
+    """Of R1 and V3.2: their shapes are written down in no inventory here, their sums are."""
+    checkpoint, inventory = inventory_of(model)
+    assert len(checkpoint.tensors) == tensors
+    assert sum(group.nbytes * count for group, count in inventory.groups.items()) == nbytes
 
 
 @pytest.mark.parametrize(

@@ -10,57 +10,61 @@ from skeletons import expand
 
 from dsv4_shard.blocks import logical_shape
 from dsv4_shard.config import parse_config
-from dsv4_shard.roles import (
-    MODULE,
-    SPEC,
-    LayerKind,
-    Module,
-    Part,
-    Role,
-    Stage,
-    TensorName,
-    layer_kind,
-    parse_name,
-    unparse_name,
-)
+from dsv4_shard.families import FAMILIES, family_of
+from dsv4_shard.families.v4 import V4
+from dsv4_shard.inventory import Inventory
+from dsv4_shard.naming import Names
+from dsv4_shard.roles import Draft, Module, Part, Place, Role, Stage, TensorName
+
+V4_NAMES = V4.names(inventory_of(PRO)[1].config)
+
+
+def names_of(model: str) -> Names:
+    config, _ = parse_config(json.dumps(config_of(model)).encode(), model)
+    return family_of(config).names(config)
 
 
 @pytest.mark.parametrize("model", REAL_MODELS)
 def test_every_tensor_of_a_real_checkpoint_has_a_role_and_its_name_comes_back(model):
+    names = names_of(model)
     for name in expand(model):
-        parsed = parse_name(name)
+        parsed = names.parse(name)
         assert parsed is not None, name
-        assert unparse_name(parsed) == name
+        assert names.unparse(parsed) == name
 
 
 @pytest.mark.parametrize("model", REAL_MODELS)
 def test_no_two_tensors_of_a_real_checkpoint_have_the_same_place(model):
-    names = expand(model)
-    assert len({parse_name(name) for name in names}) == len(names)
+    names, tensors = names_of(model), expand(model)
+    assert len({names.parse(name) for name in tensors}) == len(tensors)
 
 
 @pytest.mark.parametrize("model", REAL_MODELS)
 def test_the_shapes_of_the_table_are_those_of_the_real_checkpoints(model):
-    config, _ = parse_config(json.dumps(config_of(model)).encode(), model)
-    for name, (dtype, shape) in expand(model).items():
-        at = parse_name(name)
-        assert at is not None
+    _, inventory = inventory_of(model)
+    tensors = expand(model)
+    for name, at in inventory.names.items():
         if at.part is Part.WEIGHT:
-            kind = layer_kind(config, at.stage, at.layer)
-            packed = MODULE[at.role] is Module.ROUTED
-            assert SPEC[at.stage, at.role].shape(config, kind) == logical_shape(dtype, shape, packed), name
+            dtype, shape = tensors[name]
+            place = Place(at.stage, at.layer, inventory.draft)
+            due = inventory.family.rows[at.stage, at.role].shape(inventory.config, place)
+            assert due == logical_shape(dtype, shape, at.role.module is Module.ROUTED), name
 
 
 @pytest.mark.parametrize("model", REAL_MODELS)
-def test_a_layer_of_a_real_checkpoint_has_what_its_kind_says_and_nothing_else(model):
-    checkpoint, inventory = inventory_of(model)
-    held = {(at.stage, at.layer, at.role) for at in inventory.names.values() if at.part is Part.WEIGHT}
-    blocks = [(Stage.MODEL, -1), (Stage.MTP, 0)]
-    blocks += [(Stage.LAYER, layer) for layer in range(checkpoint.config.num_hidden_layers)]
-    for stage, layer in blocks:
-        kind = layer_kind(checkpoint.config, stage, layer)
-        due = {role for (at, role), spec in SPEC.items() if at is stage and spec.present(kind) and not spec.optional}
-        assert {role for at, number, role in held if (at, number) == (stage, layer)} == due, (stage, layer)
+def test_a_layer_of_a_real_checkpoint_has_what_its_place_says_and_nothing_else(model):
+    _, inventory = inventory_of(model)
+    held: dict[tuple[Stage, int], set[Role]] = {}
+    for at in inventory.names.values():
+        if at.part is Part.WEIGHT and not inventory.family.rows[at.stage, at.role].optional:
+            held.setdefault((at.stage, at.layer), set()).add(at.role)
+    for stage, layer in held:
+        assert held[stage, layer] == set(_due(inventory, Place(stage, layer, inventory.draft))), (stage, layer)
+
+
+def _due(inventory: Inventory, place: Place) -> list[Role]:
+    specs = inventory.family.specs[place.stage]
+    return [spec.role for spec in specs if spec.present(inventory.config, place) and not spec.optional]
 
 
 @pytest.mark.parametrize(
@@ -80,8 +84,8 @@ def test_a_layer_of_a_real_checkpoint_has_what_its_kind_says_and_nothing_else(mo
     ],
 )
 def test_a_name_says_role_part_stage_layer_and_expert(name, place):
-    assert parse_name(name) == place
-    assert unparse_name(place) == name
+    assert V4_NAMES.parse(name) == place
+    assert V4_NAMES.unparse(place) == name
 
 
 @pytest.mark.parametrize(
@@ -142,30 +146,31 @@ def test_a_name_says_role_part_stage_layer_and_expert(name, place):
         "layers.3.ffn.shared_experts.w1",
         "mtp.embed.weight",
         "mtp.0.embed.weight",
-        "mtp.0.main_proj.weight",
         "norm.weight.0",
         "../../etc/passwd",
         "model.layers.3.mlp.shared_experts.gate_proj.weight_scale_inv",
     ],
 )
 def test_a_name_that_no_v4_model_has_is_unknown(name):
-    assert parse_name(name) is None
+    assert V4_NAMES.parse(name) is None
 
 
 @given(st.text(max_size=40) | st.from_regex(r"(layers|mtp)\.\d{1,3}\.(attn|ffn)\.[\w.]{0,30}", fullmatch=True))
 def test_any_name_is_unknown_or_comes_back_as_it_was(name):
-    parsed = parse_name(name)
-    assert parsed is None or unparse_name(parsed) == name
+    parsed = V4_NAMES.parse(name)
+    assert parsed is None or V4_NAMES.unparse(parsed) == name
 
 
-def test_an_mtp_block_is_a_plain_layer_whatever_its_number():
-    config, _ = parse_config(json.dumps(config_of(PRO)).encode(), PRO)
-    assert layer_kind(config, Stage.LAYER, 0) == LayerKind(128, True)
-    assert layer_kind(config, Stage.LAYER, 4) == LayerKind(4, False)
-    assert layer_kind(config, Stage.MTP, 0) == LayerKind(0, False)
-    assert layer_kind(config, Stage.MTP, 4) == LayerKind(0, False)
+@pytest.mark.parametrize(("stage", "layer", "ratio", "hashed"), [
+    (Stage.LAYER, 0, 128, True), (Stage.LAYER, 4, 4, False), (Stage.MTP, 0, 0, False), (Stage.MTP, 4, 0, False),
+])  # fmt: skip
+def test_an_mtp_block_is_a_plain_layer_whatever_its_number(stage, layer, ratio, hashed):
+    _, inventory = inventory_of(PRO)
+    roles = _due(inventory, Place(stage, layer, Draft(5)))
+    assert (Role.COMPRESSOR_KV in roles, Role.INDEXER_KV in roles) == (ratio != 0, ratio == 4)
+    assert (Role.ROUTER_HASH in roles, Role.ROUTER_BIAS in roles) == (hashed, not hashed)
 
 
-def test_every_role_belongs_to_one_module_and_every_module_has_a_role():
-    assert set(MODULE) == set(Role)
-    assert set(MODULE.values()) == set(Module)
+def test_every_role_is_in_some_family_and_every_module_has_a_role():
+    assert {role for family in FAMILIES for _, role in family.rows} == set(Role)
+    assert {role.module for role in Role} == set(Module)

@@ -3,7 +3,7 @@
 import difflib
 from dataclasses import replace
 
-from dsv4_shard.engines.base import Engine
+from dsv4_shard.engines.base import Engine, unknown_to
 from dsv4_shard.engines.node import NODE
 from dsv4_shard.engines.reference import REFERENCE
 from dsv4_shard.engines.sglang import SGLANG
@@ -12,6 +12,8 @@ from dsv4_shard.engines.trtllm import TRTLLM
 from dsv4_shard.engines.vllm import VLLM
 from dsv4_shard.engines.vllm_layout import VllmLayout
 from dsv4_shard.errors import UsageError
+from dsv4_shard.families.base import Family
+from dsv4_shard.families.v4 import V4
 
 ENGINES: dict[str, Engine] = {
     engine.name: engine
@@ -20,6 +22,17 @@ ENGINES: dict[str, Engine] = {
 
 SERVING = tuple(name for name in ENGINES if name != NODE.name)
 """Those that run a model; `node` makes folders that two of them load."""
+
+_BY_FAMILY: dict[tuple[str, str], Engine] = {(engine.name, V4.name): engine for engine in ENGINES.values()}
+
+
+def engine_for(name: str, family: Family) -> Engine:
+    """The engine called `name` as it treats `family`; one that refuses it where that is not known.
+
+    Raises UsageError as `find_engine`.
+    """
+    engine = find_engine(name)
+    return _BY_FAMILY.get((engine.name, family.name)) or unknown_to(engine, family)
 
 
 def find_engine(name: str) -> Engine:

@@ -7,12 +7,13 @@ check is marked by an empty `quote`: there the tool is the only one who warns.
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from dsv4_shard.blocks import Block
 from dsv4_shard.checkpoint import Tensor
-from dsv4_shard.config import ModelConfig
+from dsv4_shard.families.base import Family, ModelConfig
+from dsv4_shard.families.v4 import V4Config
 from dsv4_shard.gpus import GPUS, Gpu
 from dsv4_shard.header import DTYPE_BITS
 from dsv4_shard.inventory import Format, Group, Inventory
@@ -91,6 +92,12 @@ class Context:
         return self.inventory.config
 
     @property
+    def v4(self) -> V4Config:
+        """The config of a model of V4's generation (V4 and V4.1), whose engines' rules look at its attention."""
+        assert isinstance(self.config, V4Config), "engines are looked up by family"
+        return self.config
+
+    @property
     def experts_ranks(self) -> int:
         """Ranks that hold a part of the routed experts: EP × MoE TP."""
         return self.at.ep * self.at.moe_tp
@@ -103,17 +110,17 @@ class Context:
     @property
     def q_rows(self) -> int:
         """Rows of q_b: all heads' queries."""
-        return self.config.num_attention_heads * self.config.head_dim
+        return self.v4.q_rows
 
     @property
     def o_cols(self) -> int:
         """Columns of o_b: all output groups' low-rank features."""
-        return self.config.o_groups * self.config.o_lora_rank
+        return self.v4.o_cols
 
     @property
     def shared_intermediate(self) -> int:
         """Intermediate size of the shared experts taken together."""
-        return self.config.moe_intermediate_size * self.config.n_shared_experts
+        return self.config.shared_intermediate
 
     def format(self, role: Role) -> Format:
         """How `role` is stored in the checkpoint; plain where it has no such tensor."""
@@ -491,3 +498,17 @@ def element_bits(group: Group, dtype: str | None) -> int:
         return 4 if dtype == "FP4" else DTYPE_BITS[dtype]
     elements = math.prod(group.shape)
     return group.nbytes * 8 // elements if elements else 0
+
+
+UNKNOWN_FAMILY = "family"
+"""The rule that breaks where nothing is known."""
+
+
+def unknown_to(engine: Engine, family: Family) -> Engine:
+    """`engine` where its classes for a family were never held against it: it has one rule, which always breaks."""
+    known = Requires(
+        UNKNOWN_FAMILY, Module.ATTENTION, lambda _: False,
+        f"{engine.title} {engine.version} was never held to its rules for {family.title}, so nothing is claimed of it",
+        consequence="not known", remedies=("--engine node or reference, where they know the family",), fatal=True,
+    )  # fmt: skip
+    return replace(engine, rules=(known,), place=lambda role, context: Replicate(), notes=_no_notes, layout=None)

@@ -25,7 +25,7 @@ from dsv4_shard.engines.base import (
 )
 from dsv4_shard.engines.raw_layout import TOKENIZER_FILES
 from dsv4_shard.inventory import Inventory
-from dsv4_shard.roles import MODULE, Module, TensorName
+from dsv4_shard.roles import Module, TensorName
 
 
 def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
@@ -138,7 +138,7 @@ def _nbytes(context: Context) -> tuple[int, int]:
     """Bytes of all dense tensors, and of all routed experts."""
     dense = experts = 0
     for group, count in context.inventory.groups.items():
-        if MODULE[group.role] is Module.ROUTED:
+        if group.role.module is Module.ROUTED:
             experts += group.nbytes * count
         else:
             dense += group.nbytes * count

@@ -88,7 +88,7 @@ def _size(context: Context, role: Role) -> int:
         Role.Q_B: context.q_rows,
         Role.O_A: context.o_cols,
         Role.O_B: context.o_cols,
-        Role.INDEXER_Q_B: context.config.index_n_heads * context.config.index_head_dim,
+        Role.INDEXER_Q_B: context.v4.index_n_heads * context.v4.index_head_dim,
     }[role]
 
 
@@ -133,12 +133,12 @@ RULES: tuple[Rule, ...] = (
     ),
     _scale_rule("q_b-blocks", Module.ATTENTION, Role.Q_B, "q_b blocks"),
     Divides(
-        "o_groups", Module.ATTENTION, lambda c: c.config.o_groups, "o_groups", _ranks, "ranks", consequence=_SILENT,
+        "o_groups", Module.ATTENTION, lambda c: c.v4.o_groups, "o_groups", _ranks, "ranks", consequence=_SILENT,
     ),
     _scale_rule("o_a-blocks", Module.ATTENTION, Role.O_A, "o_a blocks"),
     _scale_rule("o_b-blocks", Module.ATTENTION, Role.O_B, "o_b blocks", axis=1),
     Divides(
-        "index-heads", Module.INDEXER, lambda c: c.config.index_n_heads, "index_n_heads", _ranks, "ranks",
+        "index-heads", Module.INDEXER, lambda c: c.v4.index_n_heads, "index_n_heads", _ranks, "ranks",
         whole_quote=_dimension_quote(0),
     ),
     _scale_rule("indexer-blocks", Module.INDEXER, Role.INDEXER_Q_B, "indexer q_b blocks"),

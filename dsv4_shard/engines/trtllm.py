@@ -46,7 +46,7 @@ def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
     ep = request.ep or 1
     fmt = inventory.shared
     block = fmt.block.rows if fmt is not None and fmt.block is not None else 1
-    blocks = inventory.config.moe_intermediate_size * inventory.config.n_shared_experts // block
+    blocks = inventory.config.shared_intermediate // block
     parts = 1 if request.dp > 1 else gcd(blocks, request.tp)
     own_way = "whole" if parts == 1 else "split" if parts == request.tp else "subgroup"
     yield Deployment(

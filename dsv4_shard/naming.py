@@ -1,0 +1,119 @@
+"""A family's tensor names: what stands where in them, and names → roles and back."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from dsv4_shard.roles import Module, Part, Role, Spec, Stage, TensorName
+
+Specs = Mapping[Stage, tuple[Spec, ...]]
+"""A family's tables, by stage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """How names are made: the prefix of each stage that has numbers, of the routed experts, and the word for each part.
+
+    With `mtp_follows` the MTP blocks are numbered on after the layers, under their prefix, as in DeepSeek-V3.
+    """
+
+    prefixes: Mapping[Stage, str]
+    experts: str
+    parts: Mapping[Part, str]
+    mtp_follows: bool = False
+
+
+class Names:
+    """The names of one model: of a family, with `layers` layers."""
+
+    def __init__(self, grammar: Grammar, specs: Specs, layers: int) -> None:
+        self._grammar, self._specs, self._layers = grammar, specs, layers
+        self._prefixes = [(prefix, stage) for stage, prefix in grammar.prefixes.items()]
+        self._plain = {stage: dict(self._suffixes(stage, routed=False)) for stage in specs}
+        self._routed = {stage: dict(self._suffixes(stage, routed=True)) for stage in specs}
+        self._spec = {(stage, spec.role): spec for stage, rows in specs.items() for spec in rows}
+        self._places: dict[tuple[Stage, str], tuple[Role, Part, int]] = {}
+
+    def _suffixes(self, stage: Stage, routed: bool) -> Iterator[tuple[str, tuple[Role, Part]]]:
+        words = self._grammar.parts
+        for spec in self._specs[stage]:
+            if (spec.role.module is Module.ROUTED) is not routed:
+                continue
+            if spec.bare:
+                yield spec.name, (spec.role, Part.WEIGHT)
+                continue
+            yield f"{spec.name}.{words[Part.WEIGHT]}", (spec.role, Part.WEIGHT)
+            if spec.quantized:
+                yield f"{spec.name}.{words[Part.SCALE]}", (spec.role, Part.SCALE)
+
+    def parse(self, name: str) -> TensorName | None:
+        """The role of the tensor called `name`, or None where no model of the family has such a tensor."""
+        for prefix, stage in self._prefixes:
+            if name.startswith(prefix):
+                number, _, suffix = name[len(prefix) :].partition(".")
+                layer = _index(number)
+                return None if layer is None else self._in_layer(stage, layer, suffix)
+        found = self._plain[Stage.MODEL].get(name)
+        return TensorName(*found, Stage.MODEL) if found else None
+
+    def _in_layer(self, stage: Stage, layer: int, suffix: str) -> TensorName | None:
+        if self._grammar.mtp_follows and stage is Stage.LAYER and layer >= self._layers:
+            stage, layer = Stage.MTP, layer - self._layers
+        place = self._places.get((stage, suffix)) or self._find(stage, suffix)
+        if place is None:
+            return None
+        role, part, expert = place
+        return TensorName(role, part, stage, layer, expert)
+
+    def _find(self, stage: Stage, suffix: str) -> tuple[Role, Part, int] | None:
+        """Role, part and expert of what is called `suffix` in a layer or block: the same in each of them."""
+        expert, words = -1, self._plain[stage]
+        if suffix.startswith(self._grammar.experts):
+            number, _, suffix_in_expert = suffix[len(self._grammar.experts) :].partition(".")
+            index, words = _index(number), self._routed[stage]
+            if index is None:
+                return None
+            expert, found = index, words.get(suffix_in_expert)
+        else:
+            found = words.get(suffix)
+        if found is None:
+            return None
+        self._places[stage, suffix] = (*found, expert)
+        return (*found, expert)
+
+    def unparse(self, at: TensorName) -> str:
+        """The name of the tensor at `at`; the inverse of `parse`."""
+        spec = self._spec[at.stage, at.role]
+        name = spec.name if spec.bare else f"{spec.name}.{self._grammar.parts[at.part]}"
+        if at.expert >= 0:
+            name = f"{self._grammar.experts}{at.expert}.{name}"
+        if at.stage is Stage.MODEL:
+            return name
+        if self._grammar.mtp_follows and at.stage is Stage.MTP:
+            return f"{self._grammar.prefixes[Stage.LAYER]}{self._layers + at.layer}.{name}"
+        return f"{self._grammar.prefixes[at.stage]}{at.layer}.{name}"
+
+    def scale_name(self, weight_name: str) -> str:
+        """The name of the scale that stands beside a weight."""
+        return weight_name.removesuffix(self._grammar.parts[Part.WEIGHT]) + self._grammar.parts[Part.SCALE]
+
+    def weight_name(self, scale_name: str) -> str:
+        """The name of the weight that stands beside a scale."""
+        return scale_name.removesuffix(self._grammar.parts[Part.SCALE]) + self._grammar.parts[Part.WEIGHT]
+
+
+@lru_cache(maxsize=4096)
+def _index(text: str) -> int | None:
+    """A layer or expert number as checkpoints write it: no sign, no leading zero."""
+    if not (text.isascii() and text.isdecimal() and len(text) <= 6) or (text[0] == "0" and len(text) > 1):
+        return None
+    return int(text)
+
+
+NATIVE_PARTS = {Part.WEIGHT: "weight", Part.SCALE: "scale"}
+"""DeepSeek's own words since V4, and those of its converter's output in every generation."""
+
+
+def scale_name(weight_name: str) -> str:
+    """The name of the scale that stands beside a weight in DeepSeek's own names."""
+    return weight_name.removesuffix(Part.WEIGHT) + Part.SCALE

@@ -96,12 +96,14 @@ def _open(repo: str, config: Path | None = None) -> tuple["Checkpoint", "Invento
     """The checkpoint in a folder, or the one that the rank shards in it make up."""
     from dsv4_shard.checkpoint import read_checkpoint
     from dsv4_shard.inventory import take_inventory
-    from dsv4_shard.ranks import holds_ranks, open_ranks
+    from dsv4_shard.rankfolder import holds_ranks
     from dsv4_shard.sources import open_source
 
     with _kept():
         source = open_source(repo)
         if holds_ranks(source):
+            from dsv4_shard.ranks import open_ranks
+
             return open_ranks(source, config)
         if config is not None:
             raise UsageError(f"--config: {repo} is a checkpoint, with a config.json of its own")

@@ -6,8 +6,7 @@ one file a layer, what follows the layers, the MTP blocks. config.json comes fro
 says. Decoded and cast tensors stay what they are: what the converter read is not known.
 """
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint, Tensor, some
@@ -19,22 +18,13 @@ from dsv4_shard.errors import BadConfig, BadRanks, MissingRanks, MixedRanks
 from dsv4_shard.header import Header, build_header, read_header
 from dsv4_shard.held import Kind, config_for, index_of
 from dsv4_shard.inventory import Inventory, take_inventory
+from dsv4_shard.rankfolder import find_converted
 from dsv4_shard.ranksource import RankSource
 from dsv4_shard.roles import Module, Role, Stage, TensorName
 from dsv4_shard.sources import LocalFile, LocalSource
 
-_NAME = re.compile(r"model(0|[1-9]\d{0,3})-mp([1-9]\d{0,3})\.safetensors", re.ASCII)
 _METADATA = {"format": "pt"}
 _SMALL_FILE_LIMIT = 256 << 20
-
-
-def find_converted(names: Iterable[str]) -> dict[int, dict[int, str]]:
-    """Files named as the converter names them: number of ranks → rank → name."""
-    found: dict[int, dict[int, str]] = {}
-    for name in names:
-        if match := _NAME.fullmatch(name):
-            found.setdefault(int(match[2]), {})[int(match[1])] = name
-    return found
 
 
 def converted_source(folder: LocalSource, config: Path | None) -> tuple[RankSource, Engine, Deployment]:

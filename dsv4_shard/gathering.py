@@ -179,7 +179,7 @@ class _Gathering:
         for number, (cut, numbers) in enumerate(self.landing.spread):
             area = cut.rectangle
             begin, end = max(first, area.row_start), min(stop, area.row_stop)
-            if begin < end and area.start < area.stop:
+            if begin < end and cut.row_nbytes:
                 part = self._part(number, cut, numbers, begin - area.row_start, end - begin)
                 _place(part, matrix[begin - first : end - first], area.start)
                 left -= part.size
@@ -274,6 +274,8 @@ def _value(raw: Bytes, at: int, conversion: Conversion) -> str:
 def _place(part: Bytes, rows: Bytes, start: int) -> None:
     """Put `part` into the columns of `rows` from byte `start` on; equal narrow columns as one item a row."""
     width = part.shape[1]
+    if not width:  # a rank beyond the last whole unit holds nothing but padding
+        return
     if rows.shape[1] % width == 0 and start % width == 0 and part.flags.c_contiguous:
         rows.view(f"V{width}")[:, start // width] = part.view(f"V{width}")[:, 0]
     else:

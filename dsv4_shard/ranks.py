@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, Checkpoint, Tensor, read_checkpoint
-from dsv4_shard.converted import converted_source, find_converted
+from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint, Tensor, read_checkpoint
+from dsv4_shard.converted import converted_source
 from dsv4_shard.digests import digest_of
 from dsv4_shard.engines.base import Context, Engine, Layout
 from dsv4_shard.errors import BadRanks, BadSkeleton, HeaderError, MissingRanks, UsageError, WrongRankHeader
@@ -31,14 +31,6 @@ from dsv4_shard.skeleton import MAX_SKELETON_BYTES, SKELETON_NAME, read_skeleton
 from dsv4_shard.sources import LocalSource, OpenFile
 
 _NAMED_AT_ONCE = 8
-
-
-def holds_ranks(source: LocalSource) -> bool:
-    """Whether a folder holds shards of ranks, and no checkpoint."""
-    names = source.sizes()
-    if INDEX_FILE in names or SINGLE_FILE in names:
-        return False
-    return MANIFEST_NAME in names or bool(find_converted(names))
 
 
 def open_ranks(source: LocalSource, config: Path | None = None) -> tuple[Checkpoint, Inventory]:

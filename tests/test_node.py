@@ -34,6 +34,8 @@ EXPERTS = 8
 NODES = 2
 COPIED = ("config.json", "tokenizer.json", "tokenizer_config.json")
 
+BESIDE_NODES = ("plan.json", "source.zip", "manifest.json")
+
 Deal = Callable[[str], str]
 """The file into which a tensor goes, by its name."""
 
@@ -138,7 +140,7 @@ def test_files_have_the_names_that_they_have_in_the_checkpoint(model, tmp_path):
     names = {path.name for path in model.iterdir()}
     for node in range(NODES):
         assert {path.name for path in (tmp_path / "out" / f"node-{node}").iterdir()} == names
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"node-0", "node-1", "plan.json", "manifest.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"node-0", "node-1", *BESIDE_NODES}
     for name in COPIED:
         assert (tmp_path / "out" / "node-1" / name).read_bytes() == (model / name).read_bytes()
 
@@ -374,7 +376,7 @@ def test_the_experts_of_all_nodes_add_up_with_the_shared_one_once(model, tmp_pat
 def test_a_nodes_share_is_its_folder_and_no_other(model, tmp_path, node):
     split(model, tmp_path / "all")
     split(model, tmp_path / "one", ranks=(node,))
-    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["manifest.json", f"node-{node}", "plan.json"]
+    assert {path.name for path in (tmp_path / "one").iterdir()} == {f"node-{node}", *BESIDE_NODES}
     assert contents(tmp_path / "one" / f"node-{node}") == contents(tmp_path / "all" / f"node-{node}")
     manifest = load_manifest(tmp_path / "one")
     assert (manifest.ranks, manifest.world) == ((node,), NODES)

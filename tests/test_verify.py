@@ -19,7 +19,7 @@ from dsv4_shard.numerics import TOLERANCE, check_numerics
 from dsv4_shard.verify import Verification, verify
 
 RANK_FILES = ("model0-mp2.safetensors", "model1-mp2.safetensors")
-COMPANIONS = ("plan.json", "inference_config.json", "tokenizer.json", "tokenizer_config.json")
+COMPANIONS = ("plan.json", "source.zip", "inference_config.json", "tokenizer.json", "tokenizer_config.json")
 
 
 @pytest.fixture(scope="module")

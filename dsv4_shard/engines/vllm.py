@@ -359,7 +359,7 @@ def notes(context: Context) -> tuple[str, ...]:
     lines = []
     if at.shared == "pad" and at.shared_parts > 1:
         unit = context.block(Role.SHARED_GATE).rows
-        lines.append(_padded("shared experts", context.shared_intermediate // unit, unit, at.tp))
+        lines.append(_padded("shared experts", -(-context.shared_intermediate // unit), unit, at.tp))
     if at.moe_tp > 1:
         local, backend = config.moe_intermediate_size // at.moe_tp, backend_of(context)
         if backend is not None and backend.fit == "tile" and local % backend.tile:

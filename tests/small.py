@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from dsv4_shard.checkpoint import Checkpoint, Tensor, read_checkpoint
 from dsv4_shard.config import parse_config
-from dsv4_shard.demo import DEMO_CONFIG, tensors_of, write_checkpoint
+from dsv4_shard.demo import DEMO_CONFIG, DSPARK_CONFIG, V41_CONFIG, tensors_of, write_checkpoint
 from dsv4_shard.engines.base import Request
 from dsv4_shard.header import build_header, nbytes_of
 from dsv4_shard.inventory import Inventory, take_inventory
@@ -51,66 +51,8 @@ LEAST: dict[str, Any] = SMALL | {
 """As little as a layer can be, for jobs that run hundreds of times: write it without MTP blocks."""
 
 
-DSPARK: dict[str, Any] = SMALL | {
-    "compress_ratios": [128, 4, 0, 0, 0],
-    "dspark_block_size": 5,
-    "dspark_noise_token_id": 255,
-    "dspark_target_layer_ids": [0, 1],
-    "dspark_markov_rank": 32,
-}
-"""To be written with three MTP blocks and `dspark`: they are DSpark's stages, though config.json says 1 of them."""
-
-V41: dict[str, Any] = {
-    "architectures": ["DeepseekV41ForCausalLM"],
-    "model_type": "deepseek_v41",
-    "image_token_id": 250,
-    "quantization_config": {
-        "quant_method": "fp8",
-        "weight_block_size": [32, 32],
-        "scale_fmt": "ue8m0",
-        "expert_dtype": "fp4",
-    },
-    "text_config": {
-        "vocab_size": 256,
-        "hidden_size": 96,
-        "moe_intermediate_size": 160,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 8,
-        "head_dim": 64,
-        "q_lora_rank": 64,
-        "o_lora_rank": 32,
-        "o_groups": 8,
-        "swiglu_limit": 10.0,
-        "n_routed_experts": 16,
-        "n_shared_experts": 1,
-        "num_experts_per_tok": 2,
-        "compress_ratios": [0, 2, 1, 0, 0],
-        "kv_source_layer_ids": [1, 2],
-        "index_source_layer_ids": [1, 2],
-        "index_n_heads": 8,
-        "index_head_dim": 32,
-        "hc_mult": 2,
-        "engram_layer_ids": [0, 2],
-        "engram_num_embeddings": [203, 9],
-        "engram_max_ngram_size": 3,
-        "engram_n_heads": 2,
-        "engram_head_dim": 64,
-        "num_nextn_predict_layers": 2,
-        "dspark_target_layer_ids": [1, 2],
-        "dspark_markov_rank": 32,
-        "dspark_n_routed_experts": 8,
-    },
-    "vision_config": {
-        "num_hidden_layers": 2,
-        "hidden_size": 48,
-        "intermediate_size": 40,
-        "patch_size": 2,
-        "downsample_ratio": 2,
-        "max_wh_ratio": None,
-    },
-}
-"""To be written with two MTP blocks and `dspark`. No size is a multiple of 128 that need not be one. The tables of 203
-and 9 rows do not divide: over 8 ranks, some get fewer rows of the second than others, and three get none."""
+DSPARK: dict[str, Any] = SMALL | {"compress_ratios": [128, 4, 0, 0, 0], "dspark_target_layer_ids": [0, 1]}
+"""To be written with three MTP blocks and `dspark`."""
 
 
 def small_config(**changes: Any) -> dict[str, Any]:
@@ -120,12 +62,12 @@ def small_config(**changes: Any) -> dict[str, Any]:
 
 def dspark_config(**changes: Any) -> dict[str, Any]:
     """A valid config.json of a small DSpark checkpoint."""
-    return DEMO_CONFIG | DSPARK | changes
+    return DSPARK_CONFIG | DSPARK | changes
 
 
 def v41_config(**changes: Any) -> dict[str, Any]:
     """A valid config.json of a small V4.1 checkpoint; `changes` are to its `text_config`."""
-    return V41 | {"text_config": V41["text_config"] | changes}
+    return V41_CONFIG | {"text_config": V41_CONFIG["text_config"] | changes}
 
 
 def write_dspark(folder: Path, document: dict[str, Any], seed: int) -> Path:

@@ -5,13 +5,13 @@ The converter holds everything in memory and does not wait until its files are o
 
 import json
 import statistics
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
 
 from benchmarks.against_cp import remove
+from benchmarks.generations import command, generation_of
 from benchmarks.page_cache import prepare
 from benchmarks.running import Run, run, tool
 from benchmarks.settings import NotMeasured, Settings, require_room, say
@@ -46,6 +46,8 @@ def measure(settings: Settings) -> list[Conversion]:
     """FP4 kept and cast, in turns. Raises NotMeasured where memory or disk is too small."""
     if settings.converter is None:
         raise NotMeasured("no --converter PATH: take inference/convert.py from any DeepSeek-V4 release")
+    if generation_of(settings.converter).experts is None:
+        raise NotMeasured(f"{settings.converter} is V4.1's: take one from a DeepSeek-V4 release")
     _require_memory(MEMORY_EACH * settings.converter_nbytes)
     require_room(settings.scratch, ROOM_EACH * settings.converter_nbytes)
     source = write_sized(settings.scratch / "checkpoint", settings.converter_nbytes)
@@ -73,12 +75,10 @@ def _require_memory(nbytes: int) -> None:
 def _one_round(settings: Settings, converter: Path, source: Path, dtype: str) -> tuple[Run, Run]:
     """Ours, then theirs; each result is removed before the other's turn."""
     out, experts = settings.scratch / "out", json.loads((source / CONFIG_FILE).read_text())["n_routed_experts"]
-    command = [sys.executable, str(converter), "--hf-ckpt-path", str(source), "--save-path", str(out)]
-    command += ["--n-experts", str(experts), "--model-parallel", str(TP), "--expert-dtype", dtype]
     runs = []
     for one in (
         tool("reshard", str(source), str(out), "--engine", "reference", "--tp", str(TP), "--expert-dtype", dtype),
-        command,
+        command(converter, source, out, TP, dtype, experts),
     ):
         prepare(source, settings.cold)
         runs.append(run(one))

@@ -129,7 +129,7 @@ def rank_nbytes(inventory: Inventory, at: Deployment, stages: tuple[Stage, ...] 
     return sum(load.held.nbytes * load.per_rank[1] for load in weights if load.group.stage in stages)
 
 
-TARGET = (Stage.MODEL, Stage.LAYER)
+TARGET = (Stage.MODEL, Stage.LAYER, Stage.VISION)
 """The stages of the target model; what is left is the draft's."""
 
 

@@ -285,7 +285,7 @@ class _Run:
         assert piece.cut is not None, "decoded pieces are cuts"
         row_nbytes = whole_rectangle(tensor.dtype, tensor.shape).stop
         scale_row = whole_rectangle(scale.dtype, scale.shape).stop
-        rows_at_once = max(1, CHUNK_BYTES // (row_nbytes * transform.row_step)) * transform.row_step
+        rows_at_once = max(1, CHUNK_BYTES // (row_nbytes * transform.block)) * transform.block
         area = piece.cut.rectangle
         for row in range(area.row_start, area.row_stop, rows_at_once):
             if self._stopped:
@@ -293,8 +293,8 @@ class _Run:
             count = min(rows_at_once, area.row_stop - row)
             raw = np.empty((count, row_nbytes), np.uint8)
             self._read(tensor.file, tensor.start + row * row_nbytes, raw.data.cast("B"))
-            first = row // transform.row_step * transform.scale_rows
-            raw_scale = np.empty((-(-count // transform.row_step) * transform.scale_rows, scale_row), np.uint8)
+            first = row // transform.block * transform.scale_rows
+            raw_scale = np.empty((-(-count // transform.block) * transform.scale_rows, scale_row), np.uint8)
             self._read(scale.file, scale.start + first * scale_row, raw_scale.data.cast("B"))
             yield transform.apply(raw, raw_scale, scale.dtype)
 

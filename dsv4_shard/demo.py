@@ -1,6 +1,6 @@
-"""A small checkpoint with V4-Pro's structure, for the demo, the tests and the benchmarks.
+"""Small checkpoints: with V4-Pro's structure for the demo, and with others' for the tests and the benchmarks.
 
-Every role, dtype and kind of layer of the real one is there, and its shared expert breaks at TP16 for the same reason:
+Every role, dtype and kind of layer of the real one is there, and the demo's shared expert breaks at TP16 for the same reason:
 3072 rows in 24 blocks of 128. What is small is all else: the width, the number of layers and of experts.
 """
 
@@ -77,6 +77,67 @@ DEMO_CONFIG: dict[str, Any] = {
     "torch_dtype": "bfloat16",
 }
 
+DSPARK_CONFIG: dict[str, Any] = DEMO_CONFIG | {
+    "compress_ratios": [128, 128, 4, 128, 0, 0, 0],
+    "dspark_block_size": 5,
+    "dspark_noise_token_id": 255,
+    "dspark_target_layer_ids": [1, 2, 3],
+    "dspark_markov_rank": 32,
+}
+"""A DSpark release's, to be written with three MTP blocks; it says 1 of them, as the real ones do."""
+
+V41_CONFIG: dict[str, Any] = {
+    "architectures": ["DeepseekV41ForCausalLM"],
+    "model_type": "deepseek_v41",
+    "image_token_id": 250,
+    "quantization_config": {
+        "quant_method": "fp8",
+        "weight_block_size": [32, 32],
+        "scale_fmt": "ue8m0",
+        "expert_dtype": "fp4",
+    },
+    "text_config": {
+        "vocab_size": 256,
+        "hidden_size": 96,
+        "moe_intermediate_size": 160,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 16,
+        "head_dim": 64,
+        "q_lora_rank": 64,
+        "o_lora_rank": 32,
+        "o_groups": 16,
+        "swiglu_limit": 10.0,
+        "n_routed_experts": 32,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+        "compress_ratios": [0, 2, 1, 0, 0],
+        "kv_source_layer_ids": [1, 2],
+        "index_source_layer_ids": [1, 2],
+        "index_n_heads": 16,
+        "index_head_dim": 32,
+        "hc_mult": 2,
+        "engram_layer_ids": [0, 2],
+        "engram_num_embeddings": [203, 9],
+        "engram_max_ngram_size": 3,
+        "engram_n_heads": 2,
+        "engram_head_dim": 64,
+        "num_nextn_predict_layers": 2,
+        "dspark_target_layer_ids": [1, 2],
+        "dspark_markov_rank": 32,
+        "dspark_n_routed_experts": 16,
+    },
+    "vision_config": {
+        "num_hidden_layers": 2,
+        "hidden_size": 48,
+        "intermediate_size": 40,
+        "patch_size": 2,
+        "downsample_ratio": 2,
+        "max_wh_ratio": None,
+    },
+}
+"""V4.1's, to be written with two MTP blocks. No size is a multiple of 128 that need not be one, and its engram tables of
+203 and 9 rows do not divide: some of 16 ranks get fewer rows of its own than others, or none."""
+
 Tensors = dict[str, tuple[str, tuple[int, ...]]]
 """name → (dtype, shape as stored)"""
 
@@ -99,7 +160,7 @@ def tensors_of(
     """
     config, _ = parse_config(json.dumps(document).encode(), CONFIG_FILE)
     family, draft = family_of(config), Draft(mtp_blocks, dspark)
-    fp4 = (experts or document.get("expert_dtype", "fp8")).upper() == "FP4"
+    fp4 = (experts or config.declared_experts or "fp8").upper() == "FP4"
     tensors: Tensors = {}
     for at in expected_names(config, range(mtp_blocks), draft, optional=optional):
         spec = family.rows[at.stage, at.role]

@@ -7,13 +7,12 @@ values are multiplied, is what needs it.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from dsv4_shard.blocks import DECODED_BLOCK as BLOCK
 from dsv4_shard.blocks import FP4_GROUP
 
 if TYPE_CHECKING:
@@ -38,6 +37,9 @@ _E4M3_MANTISSA_BITS = 3
 _MAX_NORMAL_DISTANCE = 11
 """0.5 · 2^(6 - 11) = 2^-6 is E4M3's smallest normal value."""
 
+_CACHED_ROWS = 128
+"""Rows that are cast at a time: no more than stay in the CPU's cache."""
+
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
@@ -50,14 +52,15 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True)
 class Transform:
-    """A decoding of a weight `[rows, cols]` (as stored) and its scale, by stripes of `row_step` rows.
+    """A decoding of a weight `[rows, cols]` (as stored) and its scale, by stripes of `block` rows.
 
-    `weight_dtype` and `cols_factor` give the output's dtype and columns; `scale_dtype` is None where the scale is
-    used up. `scale_rows` is how many rows of the source's scale one stripe needs.
+    `block` is the side of the square blocks that are decoded or made. `weight_dtype` and `cols_factor` give the
+    output's dtype and columns; `scale_dtype` is None where the scale is used up. `scale_rows` is how many rows of the
+    source's scale one stripe needs.
     """
 
     name: str
-    row_step: int
+    block: int
     weight_dtype: str
     cols_factor: int
     scale_dtype: str | None
@@ -70,17 +73,17 @@ class Transform:
 
     def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """Shape of the output's scale for the shape of the source's: FP4 groups become square blocks."""
-        return shape[0] // BLOCK, shape[1] * FP4_GROUP // BLOCK
+        return shape[0] // self.block, shape[1] * FP4_GROUP // self.block
 
 
-def _fp8_to_bf16(weight: Bytes, scale: Bytes, scale_dtype: str) -> Decoded:
+def _fp8_to_bf16(block: int, weight: Bytes, scale: Bytes, scale_dtype: str) -> Decoded:
     """E4M3 × scale, in float32 with one rounding to BF16: the arithmetic of convert.py's `wo_a`."""
     values = _e4m3_values()
     scales = scale.view(np.float32) if scale_dtype == "F32" else _e8m0_values()[scale]
     out = np.empty(weight.shape, np.uint16)
     for block_row in range(len(scales)):
-        rows = slice(block_row * BLOCK, (block_row + 1) * BLOCK)
-        factors = scales[block_row].repeat(BLOCK)[: weight.shape[1]]
+        rows = slice(block_row * block, (block_row + 1) * block)
+        factors = scales[block_row].repeat(block)[: weight.shape[1]]
         with np.errstate(over="ignore", invalid="ignore"):
             out[rows] = _to_bf16(values.take(weight[rows]) * factors)
     return Decoded(out.view(np.uint8), None, 0)
@@ -154,15 +157,15 @@ def _quads() -> npt.NDArray[np.uint32]:
     return quads
 
 
-def _fp4_to_fp8(weight: Bytes, scale: Bytes, scale_dtype: str) -> Decoded:
-    """`cast_e2m1fn_to_e4m3fn` of convert.py: one scale for each 128 × 128 block, the differences moved into the values.
+def _fp4_to_fp8(block: int, weight: Bytes, scale: Bytes, scale_dtype: str) -> Decoded:
+    """`cast_e2m1fn_to_e4m3fn` of convert.py: one scale for each square block, the differences moved into the values.
 
     `weight` is `[rows, cols / 2]` packed FP4, `scale` `[rows, cols / 32]` E8M0. Exact while the scales of a block
     differ by at most 2^14 and the largest is at least 2^-121; `inexact` counts the values for which that fails.
     """
     rows, groups = scale.shape
-    per_block = BLOCK // FP4_GROUP
-    blocks = scale.reshape(rows // BLOCK, BLOCK, groups // per_block, per_block)
+    per_block = block // FP4_GROUP
+    blocks = scale.reshape(rows // block, block, groups // per_block, per_block)
     largest = blocks.max(axis=(1, 3))
     distance = (largest[:, None, :, None] - blocks).reshape(rows, groups)
     scale_out = np.where(largest == _E8M0_NAN, largest, np.maximum(largest, _MAX_OFFSET_BITS) - _MAX_OFFSET_BITS)
@@ -173,42 +176,45 @@ def _fp4_to_fp8(weight: Bytes, scale: Bytes, scale_dtype: str) -> Decoded:
     index = np.repeat(distance, _FP4_GROUP_BYTES, axis=1).astype(np.uint16) << 8
     index |= weight
     out = pairs[index]
-    lost = losses[index].reshape(rows // BLOCK, BLOCK, -1, BLOCK // 2).sum(axis=(1, 3), dtype=np.int64)
-    inexact = int(lost[~odd].sum()) + _spoil(out, weight, largest, odd)
+    lost = losses[index].reshape(rows // block, block, -1, block // 2).sum(axis=(1, 3), dtype=np.int64)
+    inexact = int(lost[~odd].sum()) + _spoil(block, out, weight, largest, odd)
     return Decoded(out.view(np.uint8), scale_out, inexact)
 
 
 def _cast_near(weight: Bytes, distance: Bytes) -> Bytes:
     """The cast where all values stay normal: a scale that is 2^d below takes d from the exponent of each but zeros.
 
-    Four values at a time, and no more rows than stay in the CPU's cache.
+    Four values at a time.
     """
     rows, groups = distance.shape
     twos = weight.view(np.uint16).reshape(rows, groups, _FP4_GROUP_BYTES // 2)
     steps = (distance.astype(np.uint32) << _E4M3_MANTISSA_BITS)[:, :, None]
     out = np.empty(twos.shape, np.uint32)
-    spare = np.empty((BLOCK, *twos.shape[1:]), np.uint32)
-    for row in range(0, rows, BLOCK):
-        part = out[row : row + BLOCK]
-        np.take(_quads(), twos[row : row + BLOCK], out=part, mode="clip")  # "raise" would buffer the output
-        np.right_shift(part, 6, out=spare)  # this bit of the exponent is set in all of them but zeros
-        np.bitwise_and(spare, 0x01010101, out=spare)
-        np.multiply(spare, steps[row : row + BLOCK], out=spare)
-        np.subtract(part, spare, out=part)
+    spare = np.empty((min(rows, _CACHED_ROWS), *twos.shape[1:]), np.uint32)
+    for row in range(0, rows, _CACHED_ROWS):
+        some = slice(row, min(row + _CACHED_ROWS, rows))
+        part, less = out[some], spare[: some.stop - row]
+        np.take(_quads(), twos[some], out=part, mode="clip")  # "raise" would buffer the output
+        np.right_shift(part, 6, out=less)  # this bit of the exponent is set in all of them but zeros
+        np.bitwise_and(less, 0x01010101, out=less)
+        np.multiply(less, steps[some], out=less)
+        np.subtract(part, less, out=part)
     return out.reshape(rows, -1).view(np.uint8)
 
 
-def _spoil(out: npt.NDArray[np.uint16], weight: Bytes, largest: Bytes, odd: npt.NDArray[np.bool_]) -> int:
+def _spoil(
+    block: int, out: npt.NDArray[np.uint16], weight: Bytes, largest: Bytes, odd: npt.NDArray[np.bool_]
+) -> int:
     """Blocks whose new scale E8M0 cannot hold: too small, or not a number. Returns how many values are off."""
     count = 0
-    width = BLOCK // 2
+    width = block // 2
     for row, col in np.argwhere(odd):
-        block = (slice(row * BLOCK, (row + 1) * BLOCK), slice(col * width, (col + 1) * width))
+        area = (slice(row * block, (row + 1) * block), slice(col * width, (col + 1) * width))
         if largest[row, col] == _E8M0_NAN:
-            out[block] = _E4M3_NAN << 8 | _E4M3_NAN
-            count += BLOCK * BLOCK
+            out[area] = _E4M3_NAN << 8 | _E4M3_NAN
+            count += block * block
         else:
-            count += int(np.count_nonzero(weight[block] & 0x07) + np.count_nonzero(weight[block] & 0x70))
+            count += int(np.count_nonzero(weight[area] & 0x07) + np.count_nonzero(weight[area] & 0x70))
     return count
 
 
@@ -235,8 +241,10 @@ def dequantize(data: bytes, dtype: str, rows: int, scale: Bytes, scale_dtype: st
 TRANSFORMS = {
     transform.name: transform
     for transform in (
-        Transform("fp8_to_bf16", BLOCK, "BF16", 1, None, 1, _fp8_to_bf16),
-        Transform("fp4_to_fp8", BLOCK, "F8_E4M3", 2, "F8_E8M0", BLOCK, _fp4_to_fp8),
+        Transform("fp8_to_bf16", 128, "BF16", 1, None, 1, partial(_fp8_to_bf16, 128)),
+        Transform("fp8_32_to_bf16", 32, "BF16", 1, None, 1, partial(_fp8_to_bf16, 32)),
+        Transform("fp4_to_fp8", 128, "F8_E4M3", 2, "F8_E8M0", 128, partial(_fp4_to_fp8, 128)),
+        Transform("fp4_to_fp8_32", 32, "F8_E4M3", 2, "F8_E8M0", 32, partial(_fp4_to_fp8, 32)),
     )
 }
-"""By the name that a layout's `Kept` gives."""
+"""By the name that a layout's `Kept` gives; those without a number in their name are of blocks of 128."""

@@ -1,4 +1,4 @@
-"""Small checkpoints with V4-Pro's structure, and the steps from a folder to a result: for the tests that move bytes."""
+"""Small checkpoints with the structure of V4-Pro, of DSpark's releases and of V4.1, and the steps from a folder to a result: for the tests that move bytes."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from dsv4_shard.checkpoint import Checkpoint, Tensor, read_checkpoint
 from dsv4_shard.config import parse_config
-from dsv4_shard.demo import DEMO_CONFIG, tensors_of
+from dsv4_shard.demo import DEMO_CONFIG, DSPARK_CONFIG, V41_CONFIG, tensors_of, write_checkpoint
 from dsv4_shard.engines.base import Request
 from dsv4_shard.header import build_header, nbytes_of
 from dsv4_shard.inventory import Inventory, take_inventory
@@ -51,9 +51,29 @@ LEAST: dict[str, Any] = SMALL | {
 """As little as a layer can be, for jobs that run hundreds of times: write it without MTP blocks."""
 
 
+DSPARK: dict[str, Any] = SMALL | {"compress_ratios": [128, 4, 0, 0, 0], "dspark_target_layer_ids": [0, 1]}
+"""To be written with three MTP blocks and `dspark`."""
+
+
 def small_config(**changes: Any) -> dict[str, Any]:
     """A valid config.json of a small checkpoint."""
     return DEMO_CONFIG | SMALL | changes
+
+
+def dspark_config(**changes: Any) -> dict[str, Any]:
+    """A valid config.json of a small DSpark checkpoint."""
+    return DSPARK_CONFIG | DSPARK | changes
+
+
+def v41_config(**changes: Any) -> dict[str, Any]:
+    """A valid config.json of a small V4.1 checkpoint; `changes` are to its `text_config`."""
+    return V41_CONFIG | {"text_config": V41_CONFIG["text_config"] | changes}
+
+
+def write_dspark(folder: Path, document: dict[str, Any], seed: int) -> Path:
+    """A small checkpoint of this config with as many of DSpark's stages as its kind has."""
+    blocks = document.get("text_config", {}).get("num_nextn_predict_layers", 3)
+    return write_checkpoint(folder, document, seed, blocks, dspark=True)
 
 
 def least_config(**changes: Any) -> dict[str, Any]:

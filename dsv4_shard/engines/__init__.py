@@ -6,6 +6,7 @@ from dataclasses import replace
 from dsv4_shard.engines.base import Engine, unknown_to
 from dsv4_shard.engines.node import NODE
 from dsv4_shard.engines.reference import REFERENCE
+from dsv4_shard.engines.reference_v41 import REFERENCE_V41
 from dsv4_shard.engines.sglang import SGLANG
 from dsv4_shard.engines.sglang_layout import SglangLayout
 from dsv4_shard.engines.trtllm import TRTLLM
@@ -14,6 +15,7 @@ from dsv4_shard.engines.vllm_layout import VllmLayout
 from dsv4_shard.errors import UsageError
 from dsv4_shard.families.base import Family
 from dsv4_shard.families.v4 import V4
+from dsv4_shard.families.v41 import V41
 
 ENGINES: dict[str, Engine] = {
     engine.name: engine
@@ -23,7 +25,10 @@ ENGINES: dict[str, Engine] = {
 SERVING = tuple(name for name in ENGINES if name != NODE.name)
 """Those that run a model; `node` makes folders that two of them load."""
 
-_BY_FAMILY: dict[tuple[str, str], Engine] = {(engine.name, V4.name): engine for engine in ENGINES.values()}
+_BY_FAMILY: dict[tuple[str, str], Engine] = {
+    **{(engine.name, V4.name): engine for engine in ENGINES.values()},
+    (REFERENCE.name, V41.name): REFERENCE_V41,
+}
 
 
 def engine_for(name: str, family: Family) -> Engine:

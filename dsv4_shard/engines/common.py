@@ -96,12 +96,23 @@ NO_CAST_RULE = Requires(
     remedies=("leave --expert-dtype out: only --engine reference casts experts",),
 )  # fmt: skip
 
-O_A_DECODING_RULE = Requires(
-    "o_a-decoding", Module.ATTENTION,
-    lambda c: c.format(Role.O_A).name != "FP8" or c.block(Role.O_A) == (DECODED_BLOCK, DECODED_BLOCK),
-    "wo_a is decoded to BF16 in blocks of 128×128, here it is {context.o_a_format}",
-    consequence="the engine's own decoding assumes that block",
-)  # fmt: skip
+
+def o_a_decoding_rule(*sides: int) -> Requires:
+    """wo_a is plain, or in square blocks of one of `sides` rows and columns, which divide what is decoded."""
+
+    def holds(context: Context) -> bool:
+        rows, cols = context.block(Role.O_A)
+        return context.format(Role.O_A).name != "FP8" or (rows == cols and rows in sides)
+
+    known = " or ".join(f"{side}×{side}" for side in sides)
+    return Requires(
+        "o_a-decoding", Module.ATTENTION, holds,
+        f"wo_a is decoded to BF16 in blocks of {known}, here it is {{context.o_a_format}}",
+        consequence="the engine's own decoding assumes that block",
+    )  # fmt: skip
+
+
+O_A_DECODING_RULE = o_a_decoding_rule(DECODED_BLOCK)
 
 EXPERTS_RULE = Divides(
     "experts", Module.ROUTED, lambda c: c.config.n_routed_experts, "n_routed_experts", lambda c: c.at.ep, "EP",

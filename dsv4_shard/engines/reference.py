@@ -2,12 +2,17 @@
 
 Routed experts are whole and spread by contiguous blocks (EP = the number of ranks), shared experts are whole on every
 rank and added after the all-reduce, attention and vocabulary are tensor-parallel. The files are those that the V4
-converter writes, name by name and byte by byte; the rules are those of the model that loads them, and also those that
-it forgets (it floors heads, index heads and output groups).
+converter writes (that of its DSpark releases, which knows more names and changes nothing else), name by name and byte
+by byte; the rules are those of the model that loads them, and also those that it forgets (it floors heads, index heads
+and output groups).
+
+Later generations change sizes and names, and little else: `Generation` is what a family's engine is made of.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 
 from dsv4_shard.checkpoint import Tensor
 from dsv4_shard.engines.base import (
@@ -22,29 +27,44 @@ from dsv4_shard.engines.base import (
     Kept,
     Launch,
     LeftOut,
+    Pad,
     Placement,
     Replicate,
     Request,
     Requires,
     Rule,
     Split,
+    Words,
     held_by_rank,
 )
-from dsv4_shard.engines.common import NODES_RULE, O_A_DECODING_RULE, pick_gpu, pick_nodes, version_rule
+from dsv4_shard.engines.common import NODES_RULE, o_a_decoding_rule, pick_gpu, pick_nodes, version_rule
 from dsv4_shard.inventory import Group, Inventory
-from dsv4_shard.roles import Module, Part, Role, Stage, TensorName
+from dsv4_shard.roles import Draft, Module, Part, Role, Stage, TensorName
 
-VERSION = "V4"
 CONFIG_NAME = "inference_config.json"
-
-FP8_CAST_BLOCK = 128
-"""Rows and columns of the blocks that the FP4 → FP8 cast makes."""
 
 _ROUTED = (Role.ROUTED_GATE, Role.ROUTED_UP, Role.ROUTED_DOWN)
 _SILENT = "the converter and the model start; the model then computes garbage or fails in the first forward"
 
 
-def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A generation of DeepSeek's converter and model.
+
+    `decodings` are the transforms of wo_a by the side of its square blocks; `cast` is that of FP4 experts to FP8, in
+    blocks of `cast_block` rows and columns. `config_keys` are `ModelArgs` of inference/model.py ← config.json (a path
+    of keys), in the order of the released inference/config.json; `nullable` those of them that may be null.
+    """
+
+    version: str
+    decodings: Mapping[int, str]
+    cast: str
+    cast_block: int
+    config_keys: Mapping[str, str]
+    nullable: tuple[str, ...] = ()
+
+
+def _candidates(version: str, inventory: Inventory, request: Request) -> Iterator[Deployment]:
     """The one way that the reference has."""
     gpu = pick_gpu(request)
     yield Deployment(
@@ -63,11 +83,12 @@ def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
         gpu=gpu,
         gpu_named=request.gpu is not None,
         nodes=pick_nodes(request, request.tp, gpu),
-        version=request.engine_version or VERSION,
+        version=request.engine_version or version,
     )
 
 
-def _ranks(context: Context) -> int:
+def ranks(context: Context) -> int:
+    """Ranks over which the converter cuts."""
     return context.at.tp
 
 
@@ -78,7 +99,7 @@ def _dimension_quote(axis: int) -> str:
 def _scale_rule(name: str, module: Module, role: Role, size_name: str, axis: int = 0) -> Divides:
     """The converter narrows a scale like its weight, so the blocks must divide too."""
     return Divides(
-        name, module, lambda c: _size(c, role), size_name, _ranks, "ranks", lambda c: c.block(role)[axis], "blocks",
+        name, module, lambda c: _size(c, role), size_name, ranks, "ranks", lambda c: c.block(role)[axis], "blocks",
         quote=_dimension_quote(axis), whole_quote=_dimension_quote(axis),
     )  # fmt: skip
 
@@ -92,7 +113,7 @@ def _size(context: Context, role: Role) -> int:
     }[role]
 
 
-RULES: tuple[Rule, ...] = (
+_WAYS: tuple[Rule, ...] = (
     Requires(
         "ep", Module.ROUTED, lambda c: c.at.ep == c.at.tp,
         "the reference spreads whole experts over all {at.tp} ranks, so EP {at.ep} cannot be had",
@@ -118,43 +139,58 @@ RULES: tuple[Rule, ...] = (
         remedies=("leave --expert-dtype out",), fatal=True,
     ),
     NODES_RULE,
-    version_rule(VERSION),
+)  # fmt: skip
+"""What it has no other way to do."""
+
+_SIZES: tuple[Rule, ...] = (
     Requires(
         "one-shared-expert", Module.SHARED, lambda c: c.config.n_shared_experts == 1,
         "the reference has one shared expert, the checkpoint {config.n_shared_experts}", "AssertionError",
     ),
     Divides(
-        "vocab", Module.EMBEDDING, lambda c: c.config.vocab_size, "vocab_size", _ranks, "ranks",
+        "vocab", Module.EMBEDDING, lambda c: c.config.vocab_size, "vocab_size", ranks, "ranks",
         whole_quote=_dimension_quote(0),
     ),
     Divides(
-        "heads", Module.ATTENTION, lambda c: c.config.num_attention_heads, "num_attention_heads", _ranks, "ranks",
+        "heads", Module.ATTENTION, lambda c: c.config.num_attention_heads, "num_attention_heads", ranks, "ranks",
         whole_quote=_dimension_quote(0),
     ),
     _scale_rule("q_b-blocks", Module.ATTENTION, Role.Q_B, "q_b blocks"),
     Divides(
-        "o_groups", Module.ATTENTION, lambda c: c.v4.o_groups, "o_groups", _ranks, "ranks", consequence=_SILENT,
+        "o_groups", Module.ATTENTION, lambda c: c.v4.o_groups, "o_groups", ranks, "ranks", consequence=_SILENT,
     ),
     _scale_rule("o_a-blocks", Module.ATTENTION, Role.O_A, "o_a blocks"),
+    Divides(
+        "o_a-columns", Module.ATTENTION, lambda c: c.q_rows, "q_b rows", lambda c: c.v4.o_groups, "o_groups",
+        lambda c: c.block(Role.O_A).cols, "blocks", consequence="the converter stops: it decodes whole blocks",
+    ),
     _scale_rule("o_b-blocks", Module.ATTENTION, Role.O_B, "o_b blocks", axis=1),
     Divides(
-        "index-heads", Module.INDEXER, lambda c: c.v4.index_n_heads, "index_n_heads", _ranks, "ranks",
+        "index-heads", Module.INDEXER, lambda c: c.v4.index_n_heads, "index_n_heads", ranks, "ranks",
         whole_quote=_dimension_quote(0),
     ),
     _scale_rule("indexer-blocks", Module.INDEXER, Role.INDEXER_Q_B, "indexer q_b blocks"),
-    Divides(
-        "experts", Module.ROUTED, lambda c: c.config.n_routed_experts, "n_routed_experts", _ranks, "ranks",
-        whole_quote="AssertionError: Number of experts must be divisible by model parallelism",
-    ),
-    O_A_DECODING_RULE,
-    Requires(
+)  # fmt: skip
+"""What must divide, in the converter or in the model."""
+
+
+def experts_rule(quote: Words) -> Divides:
+    """The converter spreads whole experts, and says `quote` where that leaves a rest."""
+    return Divides(
+        "experts", Module.ROUTED, lambda c: c.config.n_routed_experts, "n_routed_experts", ranks, "ranks",
+        whole_quote=quote,
+    )  # fmt: skip
+
+
+def _cast_rule(block: int) -> Requires:
+    return Requires(
         "cast-blocks", Module.ROUTED,
         lambda c: c.at.experts == c.inventory.routed.name
-        or (c.config.hidden_size % FP8_CAST_BLOCK == 0 and c.config.moe_intermediate_size % FP8_CAST_BLOCK == 0),
-        "the FP8 cast needs multiples of 128, here hidden_size {config.hidden_size} and moe_intermediate_size "
+        or (c.config.hidden_size % block == 0 and c.config.moe_intermediate_size % block == 0),
+        f"the FP8 cast needs multiples of {block}, here hidden_size {{config.hidden_size}} and moe_intermediate_size "
         "{config.moe_intermediate_size}", "AssertionError",
-    ),
-)  # fmt: skip
+    )  # fmt: skip
+
 
 _PLACEMENTS: dict[Role, Placement] = {
     Role.EMBED: Split(0, "tp"),
@@ -165,12 +201,21 @@ _PLACEMENTS: dict[Role, Placement] = {
     Role.ATTN_SINK: Split(0, "tp"),
     Role.INDEXER_Q_B: Split(0, "tp"),
     Role.INDEXER_WEIGHTS: Split(0, "tp"),
+    Role.ENGRAM_EMBED: Pad(0, "tp", 1),
+    Role.DSPARK_MARKOV_EMBED: Split(0, "tp"),
+    Role.DSPARK_MARKOV_HEAD: Split(0, "tp"),
     **dict.fromkeys(_ROUTED, Expert(Replicate())),
 }
-"""The converter's `mapping`, by role; what is not here is whole on every rank."""
+"""The converter's `mapping`, by role; what is not here is whole on every rank.
+
+V4.1's has no entry for DSpark's two factors, whose names end in `embed` and `head`, as those of the model itself do.
+"""
+
+_ONE = {"F8_E8M0": b"\x7f", "F32": b"\0\0\x80\x3f"}
+"""1.0 as each dtype of scales has it: the scale of an engram table's rows that are padding."""
 
 
-def place(role: Role, context: Context) -> Placement:
+def _place(role: Role, context: Context) -> Placement:
     """Where the converter puts `role`."""
     return _PLACEMENTS.get(role, Replicate())
 
@@ -180,7 +225,7 @@ def _format(context: Context, role: Role, stage: Stage) -> str | None:
     return fmt.name if fmt else None
 
 
-def hold(group: Group, placement: Placement, context: Context) -> Held | None:
+def _hold(generation: Generation, group: Group, placement: Placement, context: Context) -> Held | None:
     """What stands in a rank's file: o_a decoded to BF16 without scale, FP4 experts as they are or cast to FP8."""
     if group.role in (Role.MTP_EMBED, Role.MTP_HEAD):
         return None
@@ -190,8 +235,8 @@ def hold(group: Group, placement: Placement, context: Context) -> Held | None:
     if group.role in _ROUTED and form == "FP4" and context.at.experts == "FP8":
         if group.part is Part.WEIGHT:
             return held_by_rank(group, placement, context, "F8_E4M3")
-        groups_per_block = FP8_CAST_BLOCK // context.block(group.role).cols
-        rows, cols = group.shape[0] // FP8_CAST_BLOCK, group.shape[1] // groups_per_block
+        groups_per_block = generation.cast_block // context.block(group.role).cols
+        rows, cols = group.shape[0] // generation.cast_block, group.shape[1] // groups_per_block
         return Held("F8_E8M0", (rows, cols), rows * cols)
     return held_by_rank(group, placement, context)
 
@@ -202,6 +247,9 @@ class ReferenceLayout:
     name = "reference"
     shares_files = False
     by_node = False
+
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
 
     def file_name(self, rank: int, part: int, at: Deployment) -> str:
         """As DeepSeek's `generate.py` looks for it."""
@@ -215,13 +263,14 @@ class ReferenceLayout:
         if name.role is Role.O_A and form == "FP8":
             if name.part is Part.SCALE:
                 return LeftOut("multiplied into wo_a.weight, which is stored in BF16")
-            return (Kept("", "BF16", transform="fp8_to_bf16"),)
+            return (Kept("", "BF16", transform=self._generation.decodings[context.block(Role.O_A).rows]),)
         if name.role in _ROUTED and form == "FP4":
             if context.at.experts == "FP8":
                 dtype = "F8_E4M3" if name.part is Part.WEIGHT else "F8_E8M0"
-                return (Kept("", dtype, transform="fp4_to_fp8"),)
+                return (Kept("", dtype, transform=self._generation.cast),)
             return (Kept("", "F4" if name.part is Part.WEIGHT else tensor.dtype),)
-        return (Kept("", tensor.dtype),)
+        fill = _ONE[tensor.dtype] if (name.role, name.part) == (Role.ENGRAM_EMBED, Part.SCALE) else b""
+        return (Kept("", tensor.dtype, fill=fill),)
 
     def refusal(self, context: Context) -> str | None:
         """None: whatever the reference can run can be written."""
@@ -237,7 +286,8 @@ class ReferenceLayout:
 
     def companions(self, document: dict[str, object], context: Context) -> dict[str, bytes]:
         """The config of DeepSeek's `inference/model.py`."""
-        return {CONFIG_NAME: (json.dumps(inference_config(document, context.at.experts), indent=4) + "\n").encode()}
+        config = inference_config(self._generation, document, context.at.experts, context.inventory.draft)
+        return {CONFIG_NAME: (json.dumps(config, indent=4) + "\n").encode()}
 
     def copied(self, context: Context) -> dict[str, str]:
         """What the converter copies, and what generate.py's tokenizer may look for beside them."""
@@ -245,12 +295,19 @@ class ReferenceLayout:
         return {name: name for name in names}
 
 
-_INFERENCE_KEYS = {
+_MISSING = object()
+
+_V4_KEYS = {
     "vocab_size": "vocab_size",
     "dim": "hidden_size",
     "moe_inter_dim": "moe_intermediate_size",
     "n_layers": "num_hidden_layers",
     "n_hash_layers": "num_hash_layers",
+    "n_mtp_layers": "",
+    "dspark_block_size": "dspark_block_size",
+    "dspark_noise_token_id": "dspark_noise_token_id",
+    "dspark_target_layer_ids": "dspark_target_layer_ids",
+    "dspark_markov_rank": "dspark_markov_rank",
     "n_heads": "num_attention_heads",
     "n_routed_experts": "n_routed_experts",
     "n_shared_experts": "n_shared_experts",
@@ -280,19 +337,25 @@ _INFERENCE_KEYS = {
     "compress_rope_theta": "compress_rope_theta",
     "compress_ratios": "compress_ratios",
 }
-"""`ModelArgs` of inference/model.py ← config.json, in the order of the released inference/config.json."""
 
 
-def inference_config(document: dict[str, object], experts: str) -> dict[str, object]:
-    """config.json in the words of DeepSeek's inference code. A key that config.json lacks is left to its default."""
+def inference_config(
+    generation: Generation, document: dict[str, object], experts: str, draft: Draft
+) -> dict[str, object]:
+    """config.json in the words of DeepSeek's inference code. A key that config.json lacks is left to its default.
+
+    `n_mtp_layers` is how many blocks there are, since config.json says 1 of DSpark's three; a classic one has no word.
+    """
     result: dict[str, object] = {}
-    for key, path in _INFERENCE_KEYS.items():
+    for key, path in generation.config_keys.items():
         value: object = document
         for part in path.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
+            value = value.get(part, _MISSING) if isinstance(value, dict) else _MISSING
         if key == "expert_dtype":
             value = "fp4" if experts == "FP4" else None
-        if value is not None:
+        if key == "n_mtp_layers":
+            value = draft.blocks if draft.dspark else None
+        if value is not _MISSING and (value is not None or key in generation.nullable):
             result[key] = value
     return result
 
@@ -316,15 +379,33 @@ def addition(context: Context) -> str:
     )
 
 
-REFERENCE = Engine(
-    name="reference",
-    title="DeepSeek reference",
-    version=VERSION,
-    candidates=candidates,
-    rules=RULES,
-    place=place,
-    hold=hold,
-    launch=launch,
-    addition=addition,
-    layout=ReferenceLayout(),
+def reference(generation: Generation, *more: Rule) -> Engine:
+    """The engine of a generation, which has `more` rules of its own."""
+    return Engine(
+        name="reference",
+        title="DeepSeek reference",
+        version=generation.version,
+        candidates=partial(_candidates, generation.version),
+        rules=(
+            *_WAYS,
+            version_rule(generation.version),
+            *_SIZES,
+            *more,
+            o_a_decoding_rule(*generation.decodings),
+            _cast_rule(generation.cast_block),
+        ),
+        place=_place,
+        hold=partial(_hold, generation),
+        launch=launch,
+        addition=addition,
+        layout=ReferenceLayout(generation),
+    )
+
+
+V4_GENERATION = Generation(
+    version="V4", decodings={128: "fp8_to_bf16"}, cast="fp4_to_fp8", cast_block=128, config_keys=_V4_KEYS
+)
+
+REFERENCE = reference(
+    V4_GENERATION, experts_rule("AssertionError: Number of experts must be divisible by model parallelism")
 )

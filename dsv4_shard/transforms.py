@@ -232,6 +232,14 @@ def dequantize(data: bytes, dtype: str, rows: int, scale: Bytes, scale_dtype: st
     return values * factors.repeat_interleave(width, 1)[:, : values.shape[1]]
 
 
+def plain(data: bytes, dtype: str, rows: int) -> "torch.Tensor":
+    """The float32 values of a matrix of `rows` rows that is not quantized."""
+    import torch
+
+    stored = {"BF16": torch.bfloat16, "F32": torch.float32}[dtype]
+    return torch.frombuffer(bytearray(data), dtype=stored).view(rows, -1).float()
+
+
 TRANSFORMS = {
     transform.name: transform
     for transform in (

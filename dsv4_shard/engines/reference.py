@@ -7,7 +7,7 @@ it forgets (it floors heads, index heads and output groups).
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from dsv4_shard.checkpoint import Tensor
 from dsv4_shard.engines.base import (
@@ -41,7 +41,7 @@ FP8_CAST_BLOCK = 128
 """Rows and columns of the blocks that the FP4 → FP8 cast makes."""
 
 _ROUTED = (Role.ROUTED_GATE, Role.ROUTED_UP, Role.ROUTED_DOWN)
-_SILENT = "the converter and the model start; the model then computes garbage or fails in the first forward"
+SILENT = "the converter and the model start; the model then computes garbage or fails in the first forward"
 
 
 def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
@@ -67,32 +67,27 @@ def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
     )
 
 
-def _ranks(context: Context) -> int:
+def ranks(context: Context) -> int:
+    """How many ranks cut what is cut."""
     return context.at.tp
 
 
-def _dimension_quote(axis: int) -> str:
+def dimension_quote(axis: int) -> str:
+    """What every converter prints where a tensor's axis does not divide."""
     return f"AssertionError: Dimension {axis} must be divisible by {{parts}}"
 
 
-def _scale_rule(name: str, module: Module, role: Role, size_name: str, axis: int = 0) -> Divides:
-    """The converter narrows a scale like its weight, so the blocks must divide too."""
+def scale_rule(
+    name: str, module: Module, role: Role, size: Callable[[Context], int], size_name: str, axis: int = 0
+) -> Divides:
+    """The converters narrow a scale like its weight, so the blocks must divide too."""
     return Divides(
-        name, module, lambda c: _size(c, role), size_name, _ranks, "ranks", lambda c: c.block(role)[axis], "blocks",
-        quote=_dimension_quote(axis), whole_quote=_dimension_quote(axis),
+        name, module, size, size_name, ranks, "ranks", lambda c: c.block(role)[axis], "blocks",
+        quote=dimension_quote(axis), whole_quote=dimension_quote(axis),
     )  # fmt: skip
 
 
-def _size(context: Context, role: Role) -> int:
-    return {
-        Role.Q_B: context.q_rows,
-        Role.O_A: context.o_cols,
-        Role.O_B: context.o_cols,
-        Role.INDEXER_Q_B: context.v4.index_n_heads * context.v4.index_head_dim,
-    }[role]
-
-
-RULES: tuple[Rule, ...] = (
+ONE_WAY_RULES: tuple[Rule, ...] = (
     Requires(
         "ep", Module.ROUTED, lambda c: c.at.ep == c.at.tp,
         "the reference spreads whole experts over all {at.tp} ranks, so EP {at.ep} cannot be had",
@@ -102,6 +97,26 @@ RULES: tuple[Rule, ...] = (
         "dp", Module.ATTENTION, lambda c: c.at.dp == 1, "the reference has no attention DP", remedies=("--dp 1",),
         fatal=True,
     ),
+)  # fmt: skip
+"""No generation has attention DP, or cuts a routed expert."""
+
+VOCAB_RULE = Divides(
+    "vocab", Module.EMBEDDING, lambda c: c.config.vocab_size, "vocab_size", ranks, "ranks",
+    whole_quote=dimension_quote(0),
+)  # fmt: skip
+
+WHOLE_EXPERTS_RULE = Divides(
+    "experts", Module.ROUTED, lambda c: c.config.n_routed_experts, "n_routed_experts", ranks, "ranks",
+    whole_quote="AssertionError: Number of experts must be divisible by model parallelism",
+)  # fmt: skip
+
+
+def _indexer_rows(context: Context) -> int:
+    return context.v4.index_n_heads * context.v4.index_head_dim
+
+
+RULES: tuple[Rule, ...] = (
+    *ONE_WAY_RULES,
     Requires(
         "options", Module.ROUTED, lambda c: c.at.a2a is None and c.at.runner == "tilelang",
         "the reference has no runners or all-to-all backends to choose", remedies=("leave them out",), fatal=True,
@@ -123,29 +138,23 @@ RULES: tuple[Rule, ...] = (
         "one-shared-expert", Module.SHARED, lambda c: c.config.n_shared_experts == 1,
         "the reference has one shared expert, the checkpoint {config.n_shared_experts}", "AssertionError",
     ),
+    VOCAB_RULE,
     Divides(
-        "vocab", Module.EMBEDDING, lambda c: c.config.vocab_size, "vocab_size", _ranks, "ranks",
-        whole_quote=_dimension_quote(0),
+        "heads", Module.ATTENTION, lambda c: c.config.num_attention_heads, "num_attention_heads", ranks, "ranks",
+        whole_quote=dimension_quote(0),
     ),
+    scale_rule("q_b-blocks", Module.ATTENTION, Role.Q_B, lambda c: c.q_rows, "q_b blocks"),
     Divides(
-        "heads", Module.ATTENTION, lambda c: c.config.num_attention_heads, "num_attention_heads", _ranks, "ranks",
-        whole_quote=_dimension_quote(0),
+        "o_groups", Module.ATTENTION, lambda c: c.v4.o_groups, "o_groups", ranks, "ranks", consequence=SILENT,
     ),
-    _scale_rule("q_b-blocks", Module.ATTENTION, Role.Q_B, "q_b blocks"),
+    scale_rule("o_a-blocks", Module.ATTENTION, Role.O_A, lambda c: c.o_cols, "o_a blocks"),
+    scale_rule("o_b-blocks", Module.ATTENTION, Role.O_B, lambda c: c.o_cols, "o_b blocks", axis=1),
     Divides(
-        "o_groups", Module.ATTENTION, lambda c: c.v4.o_groups, "o_groups", _ranks, "ranks", consequence=_SILENT,
+        "index-heads", Module.INDEXER, lambda c: c.v4.index_n_heads, "index_n_heads", ranks, "ranks",
+        whole_quote=dimension_quote(0),
     ),
-    _scale_rule("o_a-blocks", Module.ATTENTION, Role.O_A, "o_a blocks"),
-    _scale_rule("o_b-blocks", Module.ATTENTION, Role.O_B, "o_b blocks", axis=1),
-    Divides(
-        "index-heads", Module.INDEXER, lambda c: c.v4.index_n_heads, "index_n_heads", _ranks, "ranks",
-        whole_quote=_dimension_quote(0),
-    ),
-    _scale_rule("indexer-blocks", Module.INDEXER, Role.INDEXER_Q_B, "indexer q_b blocks"),
-    Divides(
-        "experts", Module.ROUTED, lambda c: c.config.n_routed_experts, "n_routed_experts", _ranks, "ranks",
-        whole_quote="AssertionError: Number of experts must be divisible by model parallelism",
-    ),
+    scale_rule("indexer-blocks", Module.INDEXER, Role.INDEXER_Q_B, _indexer_rows, "indexer q_b blocks"),
+    WHOLE_EXPERTS_RULE,
     O_A_DECODING_RULE,
     Requires(
         "cast-blocks", Module.ROUTED,
@@ -237,7 +246,7 @@ class ReferenceLayout:
 
     def companions(self, document: dict[str, object], context: Context) -> dict[str, bytes]:
         """The config of DeepSeek's `inference/model.py`."""
-        return {CONFIG_NAME: (json.dumps(inference_config(document, context.at.experts), indent=4) + "\n").encode()}
+        return config_file(inference_config(document, context.at.experts))
 
     def copied(self, context: Context) -> dict[str, str]:
         """What the converter copies, and what generate.py's tokenizer may look for beside them."""
@@ -287,14 +296,23 @@ def inference_config(document: dict[str, object], experts: str) -> dict[str, obj
     """config.json in the words of DeepSeek's inference code. A key that config.json lacks is left to its default."""
     result: dict[str, object] = {}
     for key, path in _INFERENCE_KEYS.items():
-        value: object = document
-        for part in path.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        if key == "expert_dtype":
-            value = "fp4" if experts == "FP4" else None
+        value = ("fp4" if experts == "FP4" else None) if key == "expert_dtype" else value_at(document, path)
         if value is not None:
             result[key] = value
     return result
+
+
+def value_at(document: dict[str, object], path: str) -> object:
+    """What stands in config.json under a path of keys with dots between them, or None."""
+    value: object = document
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def config_file(values: dict[str, object]) -> dict[str, bytes]:
+    """The file that generate.py's `--config` names."""
+    return {CONFIG_NAME: (json.dumps(values, indent=4) + "\n").encode()}
 
 
 def launch(context: Context, model_path: str, sharded: bool) -> Launch:

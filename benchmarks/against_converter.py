@@ -2,20 +2,21 @@
 
     python benchmarks/against_converter.py --converter path/to/inference/convert.py
 
-The converter is not part of this repository: take `inference/convert.py` from a release of DeepSeek-V4, of its DSpark
-versions, or of V4.1 (it needs tqdm); which one it is, is read from the script, and a checkpoint of that kind made.
+The converter is not part of this repository: take `inference/convert.py` from a release of DeepSeek-V3, V3.2, V4, of
+its DSpark versions, or of V4.1 (they need tqdm); which it is, is read from the script, and such a checkpoint is made.
 Exits with 1 at the first file that differs.
 """
 
 import argparse
 import filecmp
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.generations import command, generation_of
+from benchmarks.generations import Generation, command, generation_of
 from dsv4_shard.checkpoint import read_checkpoint
 from dsv4_shard.engines.base import Request
 from dsv4_shard.inventory import take_inventory
@@ -24,14 +25,14 @@ from dsv4_shard.reshard import prepare, reshard
 from dsv4_shard.sources import open_source
 
 
-def convert(converter: Path, source: Path, out: Path, experts: int | None, ranks: int, dtype: str) -> float:
+def convert(converter: Path, source: Path, out: Path, experts: int | None, ranks: int, dtype: str | None) -> float:
     """Seconds that the converter takes."""
     started = time.monotonic()
     subprocess.run(command(converter, source, out, ranks, dtype, experts), check=True, capture_output=True)
     return time.monotonic() - started
 
 
-def shard(source: Path, out: Path, ranks: int, dtype: str) -> float:
+def shard(source: Path, out: Path, ranks: int, dtype: str | None) -> float:
     """Seconds that reshard takes, headers to rename."""
     started = time.monotonic()
     checkpoint = read_checkpoint(open_source(str(source)))
@@ -42,7 +43,7 @@ def shard(source: Path, out: Path, ranks: int, dtype: str) -> float:
 
 
 def main() -> None:
-    """Compare for every number of ranks that the checkpoint allows, FP4 kept and cast to FP8."""
+    """Compare for every number of ranks that the checkpoint allows and every dtype that the converter has for experts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--converter", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
@@ -51,16 +52,26 @@ def main() -> None:
     print(f"the converter is that of {generation.title}")
     with tempfile.TemporaryDirectory() as scratch:
         source = generation.write(Path(scratch) / "checkpoint", arguments.seed)
-        for dtype in ("fp4", "fp8"):
-            for ranks in (1, 2, 4, 8, 16):
-                theirs, ours = Path(scratch) / f"theirs-{dtype}-{ranks}", Path(scratch) / f"ours-{dtype}-{ranks}"
-                slow = convert(arguments.converter, source, theirs, generation.experts, ranks, dtype)
-                fast = shard(source, ours, ranks, dtype)
-                names = sorted(path.name for path in theirs.glob("*.safetensors"))
-                same = [filecmp.cmp(theirs / name, ours / name, shallow=False) for name in names]
-                if len(names) != ranks or not all(same):
-                    sys.exit(f"{dtype} mp{ranks}: {same.count(False)} of {len(names)} files differ")
-                print(f"{dtype} mp{ranks}: {len(names)} files byte-identical, {slow / fast:.1f}× the converter's speed")
+        for dtype in generation.dtypes:
+            for ranks in generation.ranks:
+                compare(arguments.converter, generation, source, Path(scratch), ranks, dtype)
+
+
+def compare(
+    converter: Path, generation: Generation, source: Path, scratch: Path, ranks: int, dtype: str | None
+) -> None:
+    """Both results, side by side and then removed. Exits where a file differs."""
+    theirs, ours = scratch / "theirs", scratch / "ours"
+    slow = convert(converter, source, theirs, generation.experts, ranks, dtype)
+    fast = shard(source, ours, ranks, dtype)
+    names = sorted(path.name for path in theirs.glob("*.safetensors"))
+    same = [filecmp.cmp(theirs / name, ours / name, shallow=False) for name in names]
+    case = f"{dtype} mp{ranks}" if dtype else f"mp{ranks}"
+    if len(names) != ranks or not all(same):
+        sys.exit(f"{case}: {same.count(False)} of {len(names)} files differ")
+    print(f"{case}: {len(names)} files byte-identical, {slow / fast:.1f}× the converter's speed")
+    shutil.rmtree(theirs)
+    shutil.rmtree(ours)
 
 
 if __name__ == "__main__":

@@ -18,12 +18,13 @@ from dsv4_shard.errors import UsageError
 from dsv4_shard.families.base import ModelConfig
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.manifest import PLAN_NAME, load_manifest
-from dsv4_shard.naming import scale_name
+from dsv4_shard.naming import Names, scale_name
 from dsv4_shard.planfile import check_plan, load_plan
 from dsv4_shard.recipe import Cut, Landing, Recipe, Step
 from dsv4_shard.reshard import prepare
+from dsv4_shard.roles import Module, Part, Place, Role, Stage, TensorName
 from dsv4_shard.sources import LocalSource
-from dsv4_shard.transforms import dequantize
+from dsv4_shard.transforms import dequantize, plain
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +58,22 @@ class Numerics(BaseModel):
         return self.error_once <= TOLERANCE
 
 
+class _Expert(NamedTuple):
+    """The names of an expert's gate, up and down weights."""
+
+    gate: str
+    up: str
+    down: str
+
+
+_ROUTED = (Role.ROUTED_GATE, Role.ROUTED_UP, Role.ROUTED_DOWN)
+_SHARED = (Role.SHARED_GATE, Role.SHARED_UP, Role.SHARED_DOWN)
+
+
+def _names_of(names: Names, roles: tuple[Role, ...], layer: int, expert: int = -1) -> _Expert:
+    return _Expert(*(names.unparse(TensorName(role, Part.WEIGHT, Stage.LAYER, layer, expert)) for role in roles))
+
+
 class _Reader(Protocol):
     def weight(self, name: str) -> "torch.Tensor":
         """The float32 values of a source weight, or of what a rank holds of it."""
@@ -68,9 +85,11 @@ class _SourceReader:
     """Weights as the checkpoint holds them."""
 
     checkpoint: Checkpoint
+    names: Names
 
     def weight(self, name: str) -> "torch.Tensor":
-        return _dequantized(self._read(name), self._read(scale_name(name)))
+        scale = self.names.scale_name(name)
+        return _decoded(self._read(name), self._read(scale) if scale in self.checkpoint.tensors else None)
 
     def _read(self, name: str) -> "_Matrix":
         tensor = self.checkpoint.tensors[name]
@@ -89,8 +108,8 @@ class _Matrix(NamedTuple):
 class _RankReader:
     """Weights as one rank holds them: the recipe tells where in its files each source tensor's part stands."""
 
-    def __init__(self, folder: Path, recipe: Recipe, steps: dict[str, Step], rank: int) -> None:
-        self._folder, self._recipe, self._steps, self._rank = folder, recipe, steps, rank
+    def __init__(self, folder: Path, recipe: Recipe, names: Names, steps: dict[str, Step], rank: int) -> None:
+        self._folder, self._recipe, self._names, self._steps, self._rank = folder, recipe, names, steps, rank
 
     def holds(self, name: str) -> bool:
         """Whether the rank has a part of a source tensor."""
@@ -99,9 +118,10 @@ class _RankReader:
     def weight(self, name: str) -> "torch.Tensor":
         step = self._steps[name]
         weight = self._read(step, lambda tensor: tensor)
-        if step.transform is None:
-            return _dequantized(weight, self._read(self._steps[scale_name(name)], lambda tensor: tensor))
-        return _dequantized(weight, self._read(step, scale_name, whole=True))
+        if step.transform is not None:
+            return _decoded(weight, self._read(step, scale_name, whole=True))
+        scale = self._steps.get(self._names.scale_name(name))
+        return _decoded(weight, self._read(scale, lambda tensor: tensor) if scale else None)
 
     def _place(self, step: Step) -> tuple[int, Landing, Cut] | None:
         for landing in step.landings:
@@ -127,7 +147,9 @@ class _RankReader:
             return _Matrix(file.read(start, start + nbytes), info.dtype, rows)
 
 
-def _dequantized(weight: _Matrix, scale: _Matrix) -> "torch.Tensor":
+def _decoded(weight: _Matrix, scale: _Matrix | None) -> "torch.Tensor":
+    if scale is None:
+        return plain(weight.data, weight.dtype, weight.rows)
     scales = np.frombuffer(scale.data, np.uint8).reshape(scale.rows, -1, 4 if scale.dtype == "F32" else 1).copy()
     return dequantize(weight.data, weight.dtype, weight.rows, scales, "F32" if scale.dtype == "F32" else "F8_E8M0")
 
@@ -135,7 +157,7 @@ def _dequantized(weight: _Matrix, scale: _Matrix) -> "torch.Tensor":
 def check_numerics(folder: Path, checkpoint: Checkpoint, inventory: Inventory, layer: int | None = None) -> Numerics:
     """Compare a layer (default: the last) of a verified result with its source.
 
-    Raises UsageError where the result does not hold all ranks, or there is no such layer.
+    Raises UsageError where the result does not hold all ranks, there is no such layer, or it has no experts.
     """
     import torch
 
@@ -143,6 +165,10 @@ def check_numerics(folder: Path, checkpoint: Checkpoint, inventory: Inventory, l
     layer = config.num_hidden_layers - 1 if layer is None else layer
     if not 0 <= layer < config.num_hidden_layers:
         raise UsageError(f"--layer {layer}: the model has layers 0 to {config.num_hidden_layers - 1}")
+    if not inventory.family.may_be(config, Place(Stage.LAYER, layer), Role.ROUTED_GATE):
+        raise UsageError(f"--layer {layer}: this layer has a dense MLP, and --numerics adds up experts")
+    if not config.n_shared_experts:
+        raise UsageError("--numerics adds up shared experts, and the model has none")
     manifest = load_manifest(folder)
     if len(manifest.ranks) != manifest.world:
         raise UsageError(
@@ -150,22 +176,24 @@ def check_numerics(folder: Path, checkpoint: Checkpoint, inventory: Inventory, l
         )
     plan = check_plan(load_plan(folder / PLAN_NAME), checkpoint, inventory)
     recipe = prepare(checkpoint, inventory, plan, manifest.ranks).recipe
-    steps = {step.source.name: step for step in recipe.steps if step.source.name.startswith(f"layers.{layer}.ffn.")}
+    steps = {step.source.name: step for step in recipe.steps if _is_expert(inventory.names[step.source.name], layer)}
     generator = torch.Generator().manual_seed(SEED)
     tokens = torch.randn(TOKENS, config.hidden_size, generator=generator)
     experts = _spread(config.n_routed_experts)
     weights = dict(zip(experts, torch.rand(len(experts), generator=generator).tolist(), strict=True))
-    prefix = f"layers.{layer}.ffn."
-    source = _SourceReader(checkpoint)
-    whole = _sum_experts(source, prefix, weights, tokens, config)
-    whole += _run_expert(source, f"{prefix}shared_experts.", tokens, config)
+    names = inventory.family.names(config)
+    routed_names = {expert: _names_of(names, _ROUTED, layer, expert) for expert in experts}
+    shared_names = _names_of(names, _SHARED, layer)
+    source = _SourceReader(checkpoint, names)
+    whole = _sum_experts(source, routed_names, weights, tokens, config)
+    whole += _run_expert(source, shared_names, tokens, config)
     routed, shared = torch.zeros_like(whole), []
     for rank in manifest.ranks:
-        reader = _RankReader(folder, recipe, steps, rank)
-        mine = {e: w for e, w in weights.items() if reader.holds(f"{prefix}experts.{e}.w1.weight")}
-        routed += _sum_experts(reader, prefix, mine, tokens, config)
-        shared.append(_run_expert(reader, f"{prefix}shared_experts.", tokens, config))
-    is_whole = len(steps[f"{prefix}shared_experts.w1.weight"].landings[0].spread) == 1
+        reader = _RankReader(folder, recipe, names, steps, rank)
+        mine = {e: w for e, w in weights.items() if reader.holds(routed_names[e].gate)}
+        routed += _sum_experts(reader, routed_names, mine, tokens, config)
+        shared.append(_run_expert(reader, shared_names, tokens, config))
+    is_whole = len(steps[shared_names.gate].landings[0].spread) == 1
     once = shared[0] if is_whole else torch.stack(shared).sum(0)
     on_every_rank = torch.stack(shared).sum(0) * (1 if is_whole else len(shared))
     return Numerics(
@@ -178,6 +206,10 @@ def check_numerics(folder: Path, checkpoint: Checkpoint, inventory: Inventory, l
     )
 
 
+def _is_expert(at: TensorName, layer: int) -> bool:
+    return at.stage is Stage.LAYER and at.layer == layer and at.role.module in (Module.ROUTED, Module.SHARED)
+
+
 def _spread(experts: int) -> tuple[int, ...]:
     """Experts to compute, evenly apart: under EP they are on as many ranks as possible."""
     count = min(experts, _EXPERTS)
@@ -185,29 +217,33 @@ def _spread(experts: int) -> tuple[int, ...]:
 
 
 def _sum_experts(
-    reader: _Reader, prefix: str, weights: dict[int, float], tokens: "torch.Tensor", config: ModelConfig
+    reader: _Reader,
+    names: dict[int, _Expert],
+    weights: dict[int, float],
+    tokens: "torch.Tensor",
+    config: ModelConfig,
 ) -> "torch.Tensor":
     import torch
 
     total = torch.zeros(tokens.shape, dtype=torch.float64)
     for expert, weight in weights.items():
-        total += weight * _run_expert(reader, f"{prefix}experts.{expert}.", tokens, config)
+        total += weight * _run_expert(reader, names[expert], tokens, config)
     return total
 
 
-def _run_expert(reader: _Reader, prefix: str, tokens: "torch.Tensor", config: ModelConfig) -> "torch.Tensor":
+def _run_expert(reader: _Reader, expert: _Expert, tokens: "torch.Tensor", config: ModelConfig) -> "torch.Tensor":
     """SwiGLU of one expert, or of a rank's part of it, as in DeepSeek's model.py with unquantized activations.
 
     Gives float64 `[tokens, hidden]`. The parts of an expert's intermediate size add up to the whole.
     """
     import torch.nn.functional as functional
 
-    gate = tokens @ reader.weight(f"{prefix}w1.weight").T
-    up = tokens @ reader.weight(f"{prefix}w3.weight").T
+    gate = tokens @ reader.weight(expert.gate).T
+    up = tokens @ reader.weight(expert.up).T
     if config.swiglu_limit:
         up = up.clamp(-config.swiglu_limit, config.swiglu_limit)
         gate = gate.clamp(max=config.swiglu_limit)
-    return ((functional.silu(gate) * up) @ reader.weight(f"{prefix}w2.weight").T).double()
+    return ((functional.silu(gate) * up) @ reader.weight(expert.down).T).double()
 
 
 def _relative(found: "torch.Tensor", wanted: "torch.Tensor") -> float:

@@ -333,15 +333,20 @@ class _Maker:
             yield self._step(source.tensor, source.batch, tuple(landings))
 
     def _unjoined(self, batch: _Batch, numbers: dict[_FileKey, int]) -> Iterator[Step]:
-        """The steps of tensors that keep their own names, and so are all that their output is made of."""
+        """The steps of tensors that go alone, and so are all that their output is made of."""
         kept = batch.kept
         output = _output([_Source((0, 0), batch.tensors[0], batch)], self._slots_of((batch.nbytes,)))
         keys = [_FileKey(kept.folder, rank, kept.file) for rank in batch.spread.ranks]
-        self._note([tensor.name for tensor in batch.tensors], output, keys)
+        names = [self._name_alone(tensor, kept) for tensor in batch.tensors]
+        self._note(names, output, keys)
         if not batch.is_scale_of_transform:
             spread = self._spread_over_files(batch, numbers)
-            for tensor in batch.tensors:
-                yield self._step(tensor, batch, (Landing(tensor.name, 0, 0, spread),))
+            for tensor, name in zip(batch.tensors, names, strict=True):
+                yield self._step(tensor, batch, (Landing(name, 0, 0, spread),))
+
+    def _name_alone(self, tensor: Tensor, kept: Kept) -> str:
+        """What a tensor is called that no other is joined with."""
+        return kept.names.unparse(self._context.inventory.names[tensor.name]) if kept.names else tensor.name
 
     def _note(self, names: list[str], output: _Output, keys: list[_FileKey]) -> None:
         """Put `output` into files under each of `names`."""

@@ -202,9 +202,7 @@ def _cast_near(weight: Bytes, distance: Bytes) -> Bytes:
     return out.reshape(rows, -1).view(np.uint8)
 
 
-def _spoil(
-    block: int, out: npt.NDArray[np.uint16], weight: Bytes, largest: Bytes, odd: npt.NDArray[np.bool_]
-) -> int:
+def _spoil(block: int, out: npt.NDArray[np.uint16], weight: Bytes, largest: Bytes, odd: npt.NDArray[np.bool_]) -> int:
     """Blocks whose new scale E8M0 cannot hold: too small, or not a number. Returns how many values are off."""
     count = 0
     width = block // 2
@@ -236,6 +234,14 @@ def dequantize(data: bytes, dtype: str, rows: int, scale: Bytes, scale_dtype: st
     height, width = -(-values.shape[0] // factors.shape[0]), -(-values.shape[1] // factors.shape[1])
     factors = factors.repeat_interleave(height, 0)[: values.shape[0]]
     return values * factors.repeat_interleave(width, 1)[:, : values.shape[1]]
+
+
+def plain(data: bytes, dtype: str, rows: int) -> "torch.Tensor":
+    """The float32 values of a matrix of `rows` rows that is not quantized."""
+    import torch
+
+    stored = {"BF16": torch.bfloat16, "F32": torch.float32}[dtype]
+    return torch.frombuffer(bytearray(data), dtype=stored).view(rows, -1).float()
 
 
 TRANSFORMS = {

@@ -54,6 +54,50 @@ LEAST: dict[str, Any] = SMALL | {
 DSPARK: dict[str, Any] = SMALL | {"compress_ratios": [128, 4, 0, 0, 0], "dspark_target_layer_ids": [0, 1]}
 """To be written with three MTP blocks and `dspark`."""
 
+SMALL_V3: dict[str, Any] = {
+    "architectures": ["DeepseekV3ForCausalLM"],
+    "model_type": "deepseek_v3",
+    "hidden_size": 128,
+    "num_hidden_layers": 3,
+    "num_nextn_predict_layers": 1,
+    "first_k_dense_replace": 1,
+    "vocab_size": 256,
+    "num_attention_heads": 16,
+    "q_lora_rank": 128,
+    "kv_lora_rank": 128,
+    "qk_nope_head_dim": 64,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 64,
+    "intermediate_size": 1024,
+    "moe_intermediate_size": 1024,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "n_group": 4,
+    "topk_group": 2,
+    "routed_scaling_factor": 2.5,
+    "scoring_func": "sigmoid",
+    "rope_theta": 10000,
+    "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
+}
+"""V3's structure: a dense layer, two with experts, and the MTP layer. Cuts into 1, 2, 4 and 8 ranks; 11 MB."""
+
+SMALL_V32: dict[str, Any] = SMALL_V3 | {
+    "architectures": ["DeepseekV32ForCausalLM"],
+    "model_type": "deepseek_v32",
+    "index_n_heads": 2,
+    "index_head_dim": 128,
+    "index_topk": 64,
+}
+"""The same with V3.2's indexer."""
+
+SMALL_OF_V3 = {"v3": SMALL_V3, "v32": SMALL_V32}
+
+
+def small_v3(folder: Path, family: str = "v3", seed: int = 31, **changes: Any) -> Path:
+    """Write a small checkpoint of V3's generation into the new folder `folder`, with all that its releases have."""
+    return write_checkpoint(folder, SMALL_OF_V3[family] | changes, seed, scales="F32", optional=True)
+
 
 def small_config(**changes: Any) -> dict[str, Any]:
     """A valid config.json of a small checkpoint."""

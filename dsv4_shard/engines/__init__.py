@@ -6,6 +6,7 @@ from dataclasses import replace
 from dsv4_shard.engines.base import Engine, unknown_to
 from dsv4_shard.engines.node import NODE
 from dsv4_shard.engines.reference import REFERENCE
+from dsv4_shard.engines.reference_v3 import REFERENCE_V3, REFERENCE_V32
 from dsv4_shard.engines.reference_v41 import REFERENCE_V41
 from dsv4_shard.engines.sglang import SGLANG
 from dsv4_shard.engines.sglang_layout import SglangLayout
@@ -14,6 +15,7 @@ from dsv4_shard.engines.vllm import VLLM
 from dsv4_shard.engines.vllm_layout import VllmLayout
 from dsv4_shard.errors import UsageError
 from dsv4_shard.families.base import Family
+from dsv4_shard.families.v3 import V3, V32
 from dsv4_shard.families.v4 import V4
 from dsv4_shard.families.v41 import V41
 
@@ -26,8 +28,14 @@ SERVING = tuple(name for name in ENGINES if name != NODE.name)
 """Those that run a model; `node` makes folders that two of them load."""
 
 _BY_FAMILY: dict[tuple[str, str], Engine] = {
-    **{(engine.name, V4.name): engine for engine in ENGINES.values()},
-    (REFERENCE.name, V41.name): REFERENCE_V41,
+    (engine.name, family.name): engine
+    for family, engines in (
+        (V4, ENGINES.values()),
+        (V3, (REFERENCE_V3,)),
+        (V32, (REFERENCE_V32,)),
+        (V41, (REFERENCE_V41,)),
+    )
+    for engine in engines
 }
 
 

@@ -13,10 +13,12 @@ from typing import Protocol
 from dsv4_shard.blocks import Block
 from dsv4_shard.checkpoint import Tensor
 from dsv4_shard.families.base import Family, ModelConfig
+from dsv4_shard.families.v3 import V3Config
 from dsv4_shard.families.v4 import V4Config
 from dsv4_shard.gpus import GPUS, Gpu
 from dsv4_shard.header import DTYPE_BITS
 from dsv4_shard.inventory import Format, Group, Inventory
+from dsv4_shard.naming import Names
 from dsv4_shard.roles import Module, Part, Role, TensorName
 
 MAX_RANKS = 4096
@@ -95,6 +97,12 @@ class Context:
     def v4(self) -> V4Config:
         """The config of a model of V4's generation (V4 and V4.1), whose engines' rules look at its attention."""
         assert isinstance(self.config, V4Config), "engines are looked up by family"
+        return self.config
+
+    @property
+    def v3(self) -> V3Config:
+        """The config of a model of V3's generation (V3 and V3.2)."""
+        assert isinstance(self.config, V3Config), "engines are looked up by family"
         return self.config
 
     @property
@@ -329,7 +337,7 @@ class Kept:
     else the same bytes under another name; `transform` names a decoding together with the scale. `repeat` repeats each
     scale for blocks cut finer. `fill` is one element of the source's dtype, with which padding is filled (empty:
     zeros). `file` is the file that it stands in, for layouts whose ranks have files of many names (empty: as
-    `Layout.file_name` says).
+    `Layout.file_name` says). `names` are those that tensors are called by which go alone (None: their own).
     """
 
     name: str
@@ -341,6 +349,7 @@ class Kept:
     repeat: int = 1
     fill: bytes = b""
     file: str = ""
+    names: Names | None = None
 
 
 Fate = tuple[Kept, ...] | LeftOut

@@ -10,7 +10,7 @@ Later generations change sizes and names, and little else: `Generation` is what 
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -44,7 +44,7 @@ from dsv4_shard.roles import Draft, Module, Part, Role, Stage, TensorName
 CONFIG_NAME = "inference_config.json"
 
 _ROUTED = (Role.ROUTED_GATE, Role.ROUTED_UP, Role.ROUTED_DOWN)
-_SILENT = "the converter and the model start; the model then computes garbage or fails in the first forward"
+SILENT = "the converter and the model start; the model then computes garbage or fails in the first forward"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Generation:
     nullable: tuple[str, ...] = ()
 
 
-def _candidates(version: str, inventory: Inventory, request: Request) -> Iterator[Deployment]:
+def candidates(version: str, inventory: Inventory, request: Request) -> Iterator[Deployment]:
     """The one way that the reference has."""
     gpu = pick_gpu(request)
     yield Deployment(
@@ -92,28 +92,22 @@ def ranks(context: Context) -> int:
     return context.at.tp
 
 
-def _dimension_quote(axis: int) -> str:
+def dimension_quote(axis: int) -> str:
+    """What every converter prints where a tensor's axis does not divide."""
     return f"AssertionError: Dimension {axis} must be divisible by {{parts}}"
 
 
-def _scale_rule(name: str, module: Module, role: Role, size_name: str, axis: int = 0) -> Divides:
-    """The converter narrows a scale like its weight, so the blocks must divide too."""
+def scale_rule(
+    name: str, module: Module, role: Role, size: Callable[[Context], int], size_name: str, axis: int = 0
+) -> Divides:
+    """The converters narrow a scale like its weight, so the blocks must divide too."""
     return Divides(
-        name, module, lambda c: _size(c, role), size_name, ranks, "ranks", lambda c: c.block(role)[axis], "blocks",
-        quote=_dimension_quote(axis), whole_quote=_dimension_quote(axis),
+        name, module, size, size_name, ranks, "ranks", lambda c: c.block(role)[axis], "blocks",
+        quote=dimension_quote(axis), whole_quote=dimension_quote(axis),
     )  # fmt: skip
 
 
-def _size(context: Context, role: Role) -> int:
-    return {
-        Role.Q_B: context.q_rows,
-        Role.O_A: context.o_cols,
-        Role.O_B: context.o_cols,
-        Role.INDEXER_Q_B: context.v4.index_n_heads * context.v4.index_head_dim,
-    }[role]
-
-
-_WAYS: tuple[Rule, ...] = (
+ONE_WAY_RULES: tuple[Rule, ...] = (
     Requires(
         "ep", Module.ROUTED, lambda c: c.at.ep == c.at.tp,
         "the reference spreads whole experts over all {at.tp} ranks, so EP {at.ep} cannot be had",
@@ -123,6 +117,21 @@ _WAYS: tuple[Rule, ...] = (
         "dp", Module.ATTENTION, lambda c: c.at.dp == 1, "the reference has no attention DP", remedies=("--dp 1",),
         fatal=True,
     ),
+)  # fmt: skip
+"""No generation has attention DP, or cuts a routed expert."""
+
+VOCAB_RULE = Divides(
+    "vocab", Module.EMBEDDING, lambda c: c.config.vocab_size, "vocab_size", ranks, "ranks",
+    whole_quote=dimension_quote(0),
+)  # fmt: skip
+
+
+def _indexer_rows(context: Context) -> int:
+    return context.v4.index_n_heads * context.v4.index_head_dim
+
+
+_WAYS: tuple[Rule, ...] = (
+    *ONE_WAY_RULES,
     Requires(
         "options", Module.ROUTED, lambda c: c.at.a2a is None and c.at.runner == "tilelang",
         "the reference has no runners or all-to-all backends to choose", remedies=("leave them out",), fatal=True,
@@ -147,29 +156,26 @@ _SIZES: tuple[Rule, ...] = (
         "one-shared-expert", Module.SHARED, lambda c: c.config.n_shared_experts == 1,
         "the reference has one shared expert, the checkpoint {config.n_shared_experts}", "AssertionError",
     ),
-    Divides(
-        "vocab", Module.EMBEDDING, lambda c: c.config.vocab_size, "vocab_size", ranks, "ranks",
-        whole_quote=_dimension_quote(0),
-    ),
+    VOCAB_RULE,
     Divides(
         "heads", Module.ATTENTION, lambda c: c.config.num_attention_heads, "num_attention_heads", ranks, "ranks",
-        whole_quote=_dimension_quote(0),
+        whole_quote=dimension_quote(0),
     ),
-    _scale_rule("q_b-blocks", Module.ATTENTION, Role.Q_B, "q_b blocks"),
+    scale_rule("q_b-blocks", Module.ATTENTION, Role.Q_B, lambda c: c.q_rows, "q_b blocks"),
     Divides(
-        "o_groups", Module.ATTENTION, lambda c: c.v4.o_groups, "o_groups", ranks, "ranks", consequence=_SILENT,
+        "o_groups", Module.ATTENTION, lambda c: c.v4.o_groups, "o_groups", ranks, "ranks", consequence=SILENT,
     ),
-    _scale_rule("o_a-blocks", Module.ATTENTION, Role.O_A, "o_a blocks"),
+    scale_rule("o_a-blocks", Module.ATTENTION, Role.O_A, lambda c: c.o_cols, "o_a blocks"),
     Divides(
         "o_a-columns", Module.ATTENTION, lambda c: c.q_rows, "q_b rows", lambda c: c.v4.o_groups, "o_groups",
         lambda c: c.block(Role.O_A).cols, "blocks", consequence="the converter stops: it decodes whole blocks",
     ),
-    _scale_rule("o_b-blocks", Module.ATTENTION, Role.O_B, "o_b blocks", axis=1),
+    scale_rule("o_b-blocks", Module.ATTENTION, Role.O_B, lambda c: c.o_cols, "o_b blocks", axis=1),
     Divides(
         "index-heads", Module.INDEXER, lambda c: c.v4.index_n_heads, "index_n_heads", ranks, "ranks",
-        whole_quote=_dimension_quote(0),
+        whole_quote=dimension_quote(0),
     ),
-    _scale_rule("indexer-blocks", Module.INDEXER, Role.INDEXER_Q_B, "indexer q_b blocks"),
+    scale_rule("indexer-blocks", Module.INDEXER, Role.INDEXER_Q_B, _indexer_rows, "indexer q_b blocks"),
 )  # fmt: skip
 """What must divide, in the converter or in the model."""
 
@@ -180,6 +186,9 @@ def experts_rule(quote: Words) -> Divides:
         "experts", Module.ROUTED, lambda c: c.config.n_routed_experts, "n_routed_experts", ranks, "ranks",
         whole_quote=quote,
     )  # fmt: skip
+
+
+WHOLE_EXPERTS_RULE = experts_rule("AssertionError: Number of experts must be divisible by model parallelism")
 
 
 def _cast_rule(block: int) -> Requires:
@@ -287,7 +296,7 @@ class ReferenceLayout:
     def companions(self, document: dict[str, object], context: Context) -> dict[str, bytes]:
         """The config of DeepSeek's `inference/model.py`."""
         config = inference_config(self._generation, document, context.at.experts, context.inventory.draft)
-        return {CONFIG_NAME: (json.dumps(config, indent=4) + "\n").encode()}
+        return config_file(config)
 
     def copied(self, context: Context) -> dict[str, str]:
         """What the converter copies, and what generate.py's tokenizer may look for beside them."""
@@ -348,9 +357,7 @@ def inference_config(
     """
     result: dict[str, object] = {}
     for key, path in generation.config_keys.items():
-        value: object = document
-        for part in path.split("."):
-            value = value.get(part, _MISSING) if isinstance(value, dict) else _MISSING
+        value = value_at(document, path, _MISSING)
         if key == "expert_dtype":
             value = "fp4" if experts == "FP4" else None
         if key == "n_mtp_layers":
@@ -358,6 +365,19 @@ def inference_config(
         if value is not _MISSING and (value is not None or key in generation.nullable):
             result[key] = value
     return result
+
+
+def value_at(document: dict[str, object], path: str, missing: object = None) -> object:
+    """What stands in config.json under a path of keys with dots between them, or `missing`."""
+    value: object = document
+    for part in path.split("."):
+        value = value.get(part, missing) if isinstance(value, dict) else missing
+    return value
+
+
+def config_file(values: dict[str, object]) -> dict[str, bytes]:
+    """The file that generate.py's `--config` names."""
+    return {CONFIG_NAME: (json.dumps(values, indent=4) + "\n").encode()}
 
 
 def launch(context: Context, model_path: str, sharded: bool) -> Launch:
@@ -385,7 +405,7 @@ def reference(generation: Generation, *more: Rule) -> Engine:
         name="reference",
         title="DeepSeek reference",
         version=generation.version,
-        candidates=partial(_candidates, generation.version),
+        candidates=partial(candidates, generation.version),
         rules=(
             *_WAYS,
             version_rule(generation.version),
@@ -406,6 +426,4 @@ V4_GENERATION = Generation(
     version="V4", decodings={128: "fp8_to_bf16"}, cast="fp4_to_fp8", cast_block=128, config_keys=_V4_KEYS
 )
 
-REFERENCE = reference(
-    V4_GENERATION, experts_rule("AssertionError: Number of experts must be divisible by model parallelism")
-)
+REFERENCE = reference(V4_GENERATION, WHOLE_EXPERTS_RULE)

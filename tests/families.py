@@ -1,7 +1,8 @@
 """Checkpoints in the names, dtypes and sizes of other families than DeepSeek-V4, without their weights (sparse files).
 
-Sizes that divide, or do not, are the real ones; layers, experts and vocabulary are few. The sources are the releases'
-config.json and the names that their model classes in transformers, vLLM and SGLang load.
+Sizes that divide, or do not, are those of the releases as their configs are quoted in public; layers, experts and
+vocabulary are few. Names follow what the engines' model classes load. No header of these releases was read: which dtype
+their scales have, and that GLM's have a second axis of one, is as compressed-tensors and block FP8 usually store it.
 """
 
 import json

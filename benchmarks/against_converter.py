@@ -43,7 +43,7 @@ def shard(source: Path, out: Path, ranks: int, dtype: str | None) -> float:
 
 
 def main() -> None:
-    """Compare for every number of ranks that the checkpoint allows and every dtype that the converter has for experts."""
+    """Compare for every number of ranks that the checkpoint allows, and every dtype that the experts can have."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--converter", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)

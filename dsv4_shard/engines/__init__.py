@@ -1,6 +1,7 @@
 """The engines that dsv4-shard plans for: one module each, tables first."""
 
 import difflib
+from collections.abc import Iterable
 from dataclasses import replace
 
 from dsv4_shard.engines.base import Engine, unknown_to
@@ -27,15 +28,16 @@ ENGINES: dict[str, Engine] = {
 SERVING = tuple(name for name in ENGINES if name != NODE.name)
 """Those that run a model; `node` makes folders that two of them load."""
 
+_KNOWN: tuple[tuple[Family, Iterable[Engine]], ...] = (
+    (V4, ENGINES.values()),
+    (V41, (REFERENCE_V41,)),
+    (V3, (REFERENCE_V3,)),
+    (V32, (REFERENCE_V32,)),
+)
+"""Engines whose rules for a family were held against their own code."""
+
 _BY_FAMILY: dict[tuple[str, str], Engine] = {
-    (engine.name, family.name): engine
-    for family, engines in (
-        (V4, ENGINES.values()),
-        (V3, (REFERENCE_V3,)),
-        (V32, (REFERENCE_V32,)),
-        (V41, (REFERENCE_V41,)),
-    )
-    for engine in engines
+    (engine.name, family.name): engine for family, engines in _KNOWN for engine in engines
 }
 
 

@@ -169,7 +169,8 @@ def test_what_is_not_as_it_was_is_said_and_nothing_else_differs(layout: str, mod
     shard(model, tmp_path / "ranks", LAYOUTS[layout])
     source = source_of_ranks(merge(tmp_path / "ranks", tmp_path / "merged"))
     if layout in KEEPS_O_A:
-        assert source.changes == () and weights(tmp_path / "merged") == weights(model)
+        assert source.changes == ()
+        assert weights(tmp_path / "merged") == weights(model)
         return
     assert {(change.tensors, change.was, change.held) for change in source.changes} == {
         (3, "F8_E4M3", "BF16"),
@@ -245,7 +246,8 @@ def test_verify_holds_a_merged_checkpoint_against_manifest_ranks_and_checkpoint(
     path.write_bytes(data)
     for source in (None, opened(tmp_path / "ranks"), open_folder(bf16)):
         (problem,) = verify(tmp_path / "merged", source).problems
-        assert problem.file == path.name and problem.tensor
+        assert problem.file == path.name
+        assert problem.tensor
 
 
 def test_verify_says_where_a_merged_checkpoint_is_not_the_original(model: Path, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def _open_result(folder: LocalSource) -> tuple[Checkpoint, Inventory]:
     notes = (f"put together from {world} {'nodes' if layout.by_node else 'ranks'} of {layout.name} shards",)
     made = _Made(engine, context, tuple(range(world)))
     checkpoint, inventory, recipe = made.held(original, inventory, replace(source, notes=notes))
-    _check_manifest(manifest, recipe, layout.identity(context), folder.label)
+    _check_manifest(manifest, recipe, layout, context, folder.label)
     written = {entry.name: entry.tensors for entry in manifest.files}
     return _with_ranks(checkpoint, recipe, folder, [written[file.name] for file in recipe.files]), inventory
 
@@ -116,11 +116,12 @@ def _copied(root: Path, manifest: Manifest, layout: Layout, context: Context) ->
     }
 
 
-def _check_manifest(manifest: Manifest, recipe: Recipe, identity: dict[str, str], label: str) -> None:
+def _check_manifest(manifest: Manifest, recipe: Recipe, layout: Layout, context: Context, label: str) -> None:
     """Whether the manifest has the files and tensors that the plan gives."""
     written = {entry.name: (entry.ranks, entry.links, set(entry.tensors)) for entry in manifest.files}
     due = {file.name: (file.ranks, file.links, set(file.tensors)) for file in recipe.files}
-    if written != due or manifest.identity != identity:
+    made_for = (manifest.layout, manifest.identity)
+    if written != due or made_for != (layout.name, layout.identity(context)):
         raise BadRanks(f"{label}/{MANIFEST_NAME}: has other files, ranks or tensors than the plan gives")
 
 

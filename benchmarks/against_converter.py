@@ -1,5 +1,8 @@
 """Hold reshard's `reference` files against those of DeepSeek's own converter, byte by byte, whole files included.
 
+The converter's files are also merged again: each tensor of the checkpoint must come back, as the safetensors library
+reads it; wo_a as the converter decoded it, and experts as it cast them, where it did.
+
     python benchmarks/against_converter.py --converter path/to/inference/convert.py
 
 The converter is not part of this repository: take `inference/convert.py` from a release of DeepSeek-V3, V3.2, V4, of
@@ -16,13 +19,18 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file
+
 from benchmarks.generations import Generation, command, generation_of
-from dsv4_shard.checkpoint import read_checkpoint
+from dsv4_shard.checkpoint import CONFIG_FILE, read_checkpoint
 from dsv4_shard.engines.base import Request
 from dsv4_shard.inventory import take_inventory
+from dsv4_shard.merge import prepare_merge
 from dsv4_shard.plan import make_plan
+from dsv4_shard.ranks import open_ranks
 from dsv4_shard.reshard import prepare, reshard
-from dsv4_shard.sources import open_source
+from dsv4_shard.sources import LocalSource, open_source
 
 
 def convert(converter: Path, source: Path, out: Path, experts: int | None, ranks: int, dtype: str | None) -> float:
@@ -42,6 +50,44 @@ def shard(source: Path, out: Path, ranks: int, dtype: str | None) -> float:
     return time.monotonic() - started
 
 
+def merge(ranks: Path, config: Path, out: Path) -> dict[str, torch.Tensor]:
+    """The tensors of the checkpoint that the converter's files in `ranks` merge into."""
+    checkpoint, inventory = open_ranks(LocalSource(ranks, ranks.name), config)
+    reshard(prepare_merge(checkpoint, inventory), checkpoint, out)
+    return tensors_of(out)
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint, by the format's own reader."""
+    return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+
+
+def differing(
+    merged: dict[str, torch.Tensor], source: dict[str, torch.Tensor], whole: dict[str, torch.Tensor], dtype: str | None
+) -> str:
+    """The first tensor that is not the source's or, where it is decoded or cast, that of `whole`; empty: none.
+
+    `whole` is what the converter itself makes for one rank.
+    """
+    if len(merged) != len(whole):
+        return f"{len(merged):,} tensors: that"
+    for name, found in merged.items():
+        changes = "wo_a" in name or (dtype == "fp8" and ".experts." in name)
+        due = (whole if changes else source).get(name)
+        if (
+            due is None
+            or (found.dtype, found.shape) != (due.dtype, due.shape)
+            or not torch.equal(bits(found), bits(due))
+        ):
+            return name
+    return ""
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's bytes."""
+    return tensor.contiguous().flatten().view(torch.uint8)
+
+
 def main() -> None:
     """Compare for every number of ranks that the checkpoint allows, and every dtype that the experts can have."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -53,15 +99,25 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         source = generation.write(Path(scratch) / "checkpoint", arguments.seed)
         for dtype in generation.dtypes:
+            whole: dict[str, torch.Tensor] = {}
             for ranks in generation.ranks:
-                compare(arguments.converter, generation, source, Path(scratch), ranks, dtype)
+                compare(arguments.converter, generation, source, Path(scratch), ranks, dtype, whole)
 
 
 def compare(
-    converter: Path, generation: Generation, source: Path, scratch: Path, ranks: int, dtype: str | None
+    converter: Path,
+    generation: Generation,
+    source: Path,
+    scratch: Path,
+    ranks: int,
+    dtype: str | None,
+    whole: dict[str, torch.Tensor],
 ) -> None:
-    """Both results, side by side and then removed. Exits where a file differs."""
-    theirs, ours = scratch / "theirs", scratch / "ours"
+    """Both results, side by side and then removed. Exits where a file differs.
+
+    `whole` is what the converter made of the checkpoint for one rank, which is the first that is compared.
+    """
+    theirs, ours, merged = scratch / "theirs", scratch / "ours", scratch / "merged"
     slow = convert(converter, source, theirs, generation.experts, ranks, dtype)
     fast = shard(source, ours, ranks, dtype)
     names = sorted(path.name for path in theirs.glob("*.safetensors"))
@@ -69,9 +125,13 @@ def compare(
     case = f"{dtype} mp{ranks}" if dtype else f"mp{ranks}"
     if len(names) != ranks or not all(same):
         sys.exit(f"{case}: {same.count(False)} of {len(names)} files differ")
-    print(f"{case}: {len(names)} files byte-identical, {slow / fast:.1f}× the converter's speed")
-    shutil.rmtree(theirs)
-    shutil.rmtree(ours)
+    whole |= {} if whole else tensors_of(theirs)
+    back = merge(theirs, source / CONFIG_FILE, merged)
+    if name := differing(back, tensors_of(source), whole, dtype):
+        sys.exit(f"{case}: merged, {name} is not what the checkpoint or the converter has")
+    print(f"{case}: {len(names)} files byte-identical, {slow / fast:.1f}× the converter's speed; merged as they were")
+    for folder in (theirs, ours, merged):
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

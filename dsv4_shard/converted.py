@@ -84,12 +84,20 @@ def _config(folder: LocalSource, config: Path | None) -> bytes:
 
 
 def _union(headers: Mapping[int, Header]) -> dict[str, Kind]:
-    """Every rank's tensors. What several ranks have is taken from the first: the others are held against it later."""
+    """Every rank's tensors, in the dtypes of checkpoints.
+
+    What several ranks have is taken from the first: the others are held against it later.
+    """
     parts: dict[str, Kind] = {}
     for header in headers.values():
         for name, info in header.tensors.items():
-            parts.setdefault(name, (info.dtype, info.shape))
+            parts.setdefault(name, _native(info.dtype, info.shape))
     return parts
+
+
+def _native(dtype: str, shape: tuple[int, ...]) -> Kind:
+    """Checkpoints call two FP4 values one I8."""
+    return ("I8", (*shape[:-1], shape[-1] // 2)) if dtype == "F4" and shape else (dtype, shape)
 
 
 def _take(folder: LocalSource, raw: bytes, parts: Mapping[str, Kind]) -> Inventory:
@@ -113,8 +121,6 @@ def _whole(kind: Kind, where: TensorName, engine: Engine, context: Context) -> K
     if isinstance(inner, Split) and inner.axis < len(shape):
         parts = context.at.group(inner.group)
         shape = tuple(size * parts if axis == inner.axis else size for axis, size in enumerate(shape))
-    if dtype == "F4" and len(shape) > 0:  # two values in each byte, which checkpoints call I8
-        dtype, shape = "I8", (*shape[:-1], shape[-1] // 2)
     return dtype, shape
 
 

@@ -55,7 +55,7 @@ def _open_result(folder: LocalSource) -> tuple[Checkpoint, Inventory]:
     source = _original_source(folder, manifest)
     original = read_checkpoint(source)
     for difference in differences(manifest.source, origin_of(original, folder.label)):
-        raise BadSkeleton(f"{folder.root / SKELETON_NAME}: not of the checkpoint in the manifest: {difference}")
+        raise BadSkeleton(f"{folder.root / SKELETON_NAME}: not of the checkpoint that the manifest names: {difference}")
     inventory = take_inventory(original)
     _companion(folder.root, manifest, PLAN_NAME, MAX_PLAN_BYTES)
     engine, layout, context = deploy(check_plan(load_plan(folder.root / PLAN_NAME), original, inventory), inventory)
@@ -64,7 +64,7 @@ def _open_result(folder: LocalSource) -> tuple[Checkpoint, Inventory]:
     notes = (f"put together from {world} {'nodes' if layout.by_node else 'ranks'} of {layout.name} shards",)
     made = _Made(engine, context, tuple(range(world)))
     checkpoint, inventory, recipe = made.held(original, inventory, replace(source, notes=notes))
-    _check_manifest(manifest, recipe, layout.identity(context), folder.label)
+    _check_manifest(manifest, recipe, layout, context, folder.label)
     written = {entry.name: entry.tensors for entry in manifest.files}
     return _with_ranks(checkpoint, recipe, folder, [written[file.name] for file in recipe.files]), inventory
 
@@ -82,9 +82,10 @@ def _original_source(folder: LocalSource, manifest: Manifest) -> RankSource:
     raw = _companion(folder.root, manifest, SKELETON_NAME, MAX_SKELETON_BYTES)
     content = read_skeleton(raw, str(folder.root / SKELETON_NAME))
     nbytes = {file.name: file.nbytes for file in manifest.source.files}
+    digests = {file.name: file.header_digest for file in manifest.source.files}
     headers = {name: header for name, header in content.items() if name not in (CONFIG_FILE, INDEX_FILE)}
-    if headers.keys() != nbytes.keys():
-        raise BadSkeleton(f"{folder.root / SKELETON_NAME}: has other weight files than the manifest names")
+    if {name: digest_of(header) for name, header in headers.items()} != digests:
+        raise BadSkeleton(f"{folder.root / SKELETON_NAME}: not the headers of the checkpoint that the manifest names")
     small = {name: raw for name, raw in content.items() if name not in headers}
     return RankSource(folder.root, folder.label, manifest.source.revision, small, headers, nbytes)
 
@@ -115,11 +116,12 @@ def _copied(root: Path, manifest: Manifest, layout: Layout, context: Context) ->
     }
 
 
-def _check_manifest(manifest: Manifest, recipe: Recipe, identity: dict[str, str], label: str) -> None:
+def _check_manifest(manifest: Manifest, recipe: Recipe, layout: Layout, context: Context, label: str) -> None:
     """Whether the manifest has the files and tensors that the plan gives."""
     written = {entry.name: (entry.ranks, entry.links, set(entry.tensors)) for entry in manifest.files}
     due = {file.name: (file.ranks, file.links, set(file.tensors)) for file in recipe.files}
-    if written != due or manifest.identity != identity:
+    made_for = (manifest.layout, manifest.identity)
+    if written != due or made_for != (layout.name, layout.identity(context)):
         raise BadRanks(f"{label}/{MANIFEST_NAME}: has other files, ranks or tensors than the plan gives")
 
 

@@ -54,6 +54,9 @@ def read_skeleton(raw: bytes, where: str) -> dict[str, bytes]:
             content = {entry.filename: archive.read(entry) for entry in entries}
     except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError, ValueError, OSError) as error:
         raise BadSkeleton(f"{where}: damaged: {error}") from None
+    for entry in entries:
+        if len(content[entry.filename]) != entry.file_size:
+            raise BadSkeleton(f"{where}: damaged: {entry.filename} has not the size that is declared")
     for name, header in content.items():
         if name not in _LIMITS and len(header) != LENGTH_BYTES + int.from_bytes(header[:LENGTH_BYTES], "little"):
             raise BadSkeleton(f"{where}: {name}: {len(header):,} bytes, which is not what its length says")

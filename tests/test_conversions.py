@@ -107,3 +107,35 @@ def test_the_source_is_left_as_it_was_and_may_lie_unaligned(pair: tuple[str, str
     before = shifted.tobytes()
     assert CONVERSIONS[pair].apply(shifted).tobytes() == CONVERSIONS[pair].apply(aligned).tobytes()
     assert shifted.tobytes() == before
+
+
+# --- and back ------------------------------------------------------------------------------------------------------
+
+
+def back(source: str, target: str, values: npt.NDArray[np.generic]) -> Bytes:
+    return CONVERSIONS[source, target].undo(values.view(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "values"),
+    [
+        ("F8_E8M0", "F32", np.arange(256, dtype=np.uint8)),
+        ("BF16", "F32", np.arange(1 << 16, dtype=np.uint32).astype(np.uint16)),
+        ("I64", "I32", np.array([*INT32, 0, -1, 1], np.int64)),
+    ],
+)
+def test_every_value_comes_back(source: str, target: str, values: npt.NDArray[np.generic]) -> None:
+    assert back(source, target, convert(source, target, values)).tobytes() == values.tobytes()
+
+
+@pytest.mark.parametrize("bits", [0, 1, 0x3F800001, 0x3FC00000, 0xBF800000, 0x7F800000, 0x7FC00000, 0x80400000])
+def test_a_float32_that_is_no_power_of_two_does_not_come_back_as_a_scale(bits: int) -> None:
+    values = np.array([bits], np.uint32)
+    assert convert("F8_E8M0", "F32", back("F8_E8M0", "F32", values)).tobytes() != values.tobytes()
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_a_float32_comes_back_as_bf16_where_its_lower_half_is_zero(bits: int) -> None:
+    values = np.array([bits], np.uint32)
+    again = convert("BF16", "F32", back("BF16", "F32", values)).tobytes()
+    assert (again == values.tobytes()) == (bits & 0xFFFF == 0)

@@ -8,19 +8,24 @@ says. Decoded and cast tensors stay what they are: what the converter read is no
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from dsv4_shard.blocks import ceil_div
 from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint, Tensor, some
 from dsv4_shard.config import MAX_CONFIG_BYTES, parse_config
 from dsv4_shard.engines import engine_for
-from dsv4_shard.engines.base import Context, Deployment, Engine, Expert, Request, Split
+from dsv4_shard.engines.base import Context, Deployment, Engine, Expert, Pad, Request, Split
 from dsv4_shard.engines.raw_layout import TOKENIZER_FILES
+from dsv4_shard.engines.reference import ReferenceLayout
 from dsv4_shard.errors import BadConfig, BadRanks, MissingRanks, MixedRanks
+from dsv4_shard.families import family_of
+from dsv4_shard.families.base import ModelConfig
 from dsv4_shard.header import Header, build_header, read_header
 from dsv4_shard.held import Kind, config_for, index_of
 from dsv4_shard.inventory import Inventory, take_inventory
 from dsv4_shard.rankfolder import find_converted
 from dsv4_shard.ranksource import RankSource
-from dsv4_shard.roles import Module, Role, Stage, TensorName
+from dsv4_shard.roles import Module, Part, Place, Role, Stage, TensorName
 from dsv4_shard.sources import LocalFile, LocalSource
 
 _METADATA = {"format": "pt"}
@@ -35,19 +40,18 @@ def converted_source(folder: LocalSource, config: Path | None) -> tuple[RankSour
     """
     files = _check_ranks(folder)
     raw = _config(folder, config)
+    parsed, document = parse_config(raw, f"{folder.label}: {CONFIG_FILE}")
+    engine = engine_for("reference", family_of(parsed))
     headers = {}
     for rank, name in sorted(files.items()):
         with folder.open(name) as file:
             headers[rank] = read_header(file, name)
-    parts = _union(headers)
-    inventory = _take(folder, raw, parts)
-    engine = engine_for("reference", inventory.family)
+    inventory = _take(folder, parsed, document, parts := _native_names(_union(headers), engine, parsed, folder.label))
     at = next(engine.candidates(inventory, Request(tp=len(files), engine=engine.name)))
     context = Context(inventory, at)
     whole = {name: _whole(kind, inventory.names[name], engine, context) for name, kind in parts.items()}
     source = _deal(folder, raw, whole, inventory, len(files))
-    document = parse_config(raw, CONFIG_FILE)[1]
-    if inventory.config.expert_dtype is not None:
+    if parsed.declared_experts is not None:
         source = config_for(source, document, inventory.routed.name)
     return source, engine, at
 
@@ -100,14 +104,23 @@ def _native(dtype: str, shape: tuple[int, ...]) -> Kind:
     return ("I8", (*shape[:-1], shape[-1] // 2)) if dtype == "F4" and shape else (dtype, shape)
 
 
-def _take(folder: LocalSource, raw: bytes, parts: Mapping[str, Kind]) -> Inventory:
+def _native_names(parts: Mapping[str, Kind], engine: Engine, config: ModelConfig, label: str) -> dict[str, Kind]:
+    """The tensors under the checkpoint's names, which V3's converter changes."""
+    family = family_of(config)
+    native, written = family.names(config), family.names(config)
+    if isinstance(engine.layout, ReferenceLayout):
+        written = engine.layout.names(config)
+    found = {name: written.parse(name) for name in parts}
+    unknown = [name for name, at in found.items() if at is None]
+    if unknown:
+        raise BadRanks(f"{label}: {len(unknown):,} tensors have no known role: {some(unknown)}")
+    return {native.unparse(at): parts[name] for name, at in found.items() if at is not None}
+
+
+def _take(folder: LocalSource, parsed: ModelConfig, document: dict[str, Any], parts: Mapping[str, Kind]) -> Inventory:
     """What the names mean; shapes are still those of parts, so only names and formats are to be looked at."""
-    parsed, document = parse_config(raw, f"{folder.label}: {CONFIG_FILE}")
     tensors = {name: Tensor(name, dtype, shape, "", 0, 0) for name, (dtype, shape) in parts.items()}
     inventory = take_inventory(Checkpoint(folder, parsed, document, (), tensors, ()))
-    unknown = [name for name in parts if name not in inventory.names]
-    if unknown:
-        raise BadRanks(f"{folder.label}: {len(unknown):,} tensors have no known role: {some(unknown)}")
     if inventory.format(Role.ROUTED_GATE) is None:
         raise BadRanks(f"{folder.label}: no routed experts in any of the files")
     return inventory
@@ -121,7 +134,16 @@ def _whole(kind: Kind, where: TensorName, engine: Engine, context: Context) -> K
     if isinstance(inner, Split) and inner.axis < len(shape):
         parts = context.at.group(inner.group)
         shape = tuple(size * parts if axis == inner.axis else size for axis, size in enumerate(shape))
+    elif isinstance(inner, Pad):
+        shape = tuple(_unpadded(where, axis, context) if axis == inner.axis else n for axis, n in enumerate(shape))
     return dtype, shape
+
+
+def _unpadded(where: TensorName, axis: int, context: Context) -> int:
+    """Size of a padded axis before that: the parts do not tell, the config does."""
+    place = Place(where.stage, where.layer, context.inventory.draft)
+    size = context.inventory.family.rows[where.stage, where.role].shape(context.config, place)[axis]
+    return ceil_div(size, context.block(where.role)[axis]) if where.part is Part.SCALE else size
 
 
 def _deal(folder: LocalSource, raw: bytes, tensors: Mapping[str, Kind], inventory: Inventory, ranks: int) -> RankSource:

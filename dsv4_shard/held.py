@@ -69,10 +69,14 @@ def index_of(files: Mapping[str, Mapping[str, Kind]], nbytes: Mapping[str, int],
 
 
 def config_for(source: RankSource, document: dict[str, Any], experts: str) -> RankSource:
-    """`source` with a config.json that says what its routed experts are (FP4, FP8)."""
-    if document.get("expert_dtype") == experts.lower():
+    """`source` with a config.json that says what its routed experts are (FP4, FP8), where V4 or V4.1 says it."""
+    said: dict[str, Any] = {"expert_dtype": experts.lower()}
+    quantization = document.get("quantization_config")
+    if isinstance(quantization, dict) and "expert_dtype" in quantization:
+        said = {"quantization_config": quantization | said}
+    if document | said == document:
         return source
-    content = json.dumps(document | {"expert_dtype": experts.lower()}, indent=2).encode() + b"\n"
+    content = json.dumps(document | said, indent=2).encode() + b"\n"
     return replace(source, small=dict(source.small) | {CONFIG_FILE: content})
 
 

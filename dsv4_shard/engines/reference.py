@@ -38,7 +38,10 @@ from dsv4_shard.engines.base import (
     held_by_rank,
 )
 from dsv4_shard.engines.common import NODES_RULE, o_a_decoding_rule, pick_gpu, pick_nodes, version_rule
+from dsv4_shard.families import family_of
+from dsv4_shard.families.base import ModelConfig
 from dsv4_shard.inventory import Group, Inventory
+from dsv4_shard.naming import Names
 from dsv4_shard.roles import Draft, Module, Part, Role, Stage, TensorName
 
 CONFIG_NAME = "inference_config.json"
@@ -280,6 +283,10 @@ class ReferenceLayout:
             return (Kept("", "F4" if name.part is Part.WEIGHT else tensor.dtype),)
         fill = _ONE[tensor.dtype] if (name.role, name.part) == (Role.ENGRAM_EMBED, Part.SCALE) else b""
         return (Kept("", tensor.dtype, fill=fill),)
+
+    def names(self, config: ModelConfig) -> Names:
+        """What the converter calls its tensors: as the checkpoint does."""
+        return family_of(config).names(config)
 
     def refusal(self, context: Context) -> str | None:
         """None: whatever the reference can run can be written."""

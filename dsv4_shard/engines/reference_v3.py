@@ -30,7 +30,7 @@ from dsv4_shard.engines.base import (
 )
 from dsv4_shard.engines.common import NO_CAST_RULE, NODES_RULE, version_rule
 from dsv4_shard.engines.reference import ONE_WAY_RULES, SILENT, VOCAB_RULE, WHOLE_EXPERTS_RULE, ranks, scale_rule
-from dsv4_shard.families.base import Family
+from dsv4_shard.families.base import Family, ModelConfig
 from dsv4_shard.families.v3 import V3, V32, V3Config
 from dsv4_shard.inventory import Group, Inventory
 from dsv4_shard.naming import NATIVE_PARTS, Grammar, Names
@@ -185,6 +185,10 @@ class ReferenceV3Layout(reference.ReferenceLayout):
         if name.stage is Stage.MTP:
             return LeftOut("DeepSeek's inference code has no MTP layer: its converter leaves it out")
         return (Kept("", tensor.dtype, names=self._names),)
+
+    def names(self, config: ModelConfig) -> Names:
+        """DeepSeek's own, which checkpoints have only since V4."""
+        return self._names
 
     def companions(self, document: dict[str, object], context: Context) -> dict[str, bytes]:
         """The config of DeepSeek's `inference/model.py`."""

@@ -4,14 +4,16 @@ import difflib
 from dataclasses import replace
 
 from dsv4_shard.engines.base import Engine, unknown_to
-from dsv4_shard.engines.node import NODE
+from dsv4_shard.engines.node import NODE, NODE_V3
 from dsv4_shard.engines.reference import REFERENCE
 from dsv4_shard.engines.reference_v3 import REFERENCE_V3, REFERENCE_V32
 from dsv4_shard.engines.sglang import SGLANG
 from dsv4_shard.engines.sglang_layout import SglangLayout
+from dsv4_shard.engines.sglang_v3 import SGLANG_V3
 from dsv4_shard.engines.trtllm import TRTLLM
 from dsv4_shard.engines.vllm import VLLM
 from dsv4_shard.engines.vllm_layout import VllmLayout
+from dsv4_shard.engines.vllm_v3 import VLLM_V3
 from dsv4_shard.errors import UsageError
 from dsv4_shard.families.base import Family
 from dsv4_shard.families.v3 import V3, V32
@@ -27,7 +29,11 @@ SERVING = tuple(name for name in ENGINES if name != NODE.name)
 
 _BY_FAMILY: dict[tuple[str, str], Engine] = {
     (engine.name, family.name): engine
-    for family, engines in ((V4, ENGINES.values()), (V3, (REFERENCE_V3,)), (V32, (REFERENCE_V32,)))
+    for family, engines in (
+        (V4, tuple(ENGINES.values())),
+        (V3, (SGLANG_V3, VLLM_V3, REFERENCE_V3, NODE_V3)),
+        (V32, (SGLANG_V3, VLLM_V3, REFERENCE_V32, NODE_V3)),
+    )
     for engine in engines
 }
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from fullsize import V3, V32, V41, config_of, in_memory, inventory_of
 from skeletons import DATA
+from small import SMALL_V3
 from test_engines import bytes_by_module, without_shared_tables
 
 from dsv4_shard.choosing import choose
@@ -227,6 +228,32 @@ def test_what_can_be_planned_but_not_written_says_so(engine):
     with pytest.raises(UsageError, match="has no file format for shards"):
         prepare(checkpoint, inventory, plan)
     assert "DeepSeek-V3 " in plan.launch.commands[0]
+
+
+KV_BLOCKS = {"num_attention_heads": 16, "qk_nope_head_dim": 72, "qk_rope_head_dim": 56, "v_head_dim": 64}
+O_BLOCKS = {"num_attention_heads": 16, "qk_nope_head_dim": 96, "qk_rope_head_dim": 32, "v_head_dim": 32}
+
+
+@pytest.mark.parametrize(
+    ("engine", "changes", "rule"),
+    [
+        ("sglang", KV_BLOCKS, "kv_b-blocks"),
+        ("vllm", KV_BLOCKS, "kv_b-blocks"),
+        ("sglang", O_BLOCKS, "o-blocks"),
+        ("vllm", O_BLOCKS, "o-blocks"),
+        ("sglang", {"moe_intermediate_size": 640, "n_shared_experts": 0}, "routed-blocks"),
+        ("vllm", {"moe_intermediate_size": 640, "n_shared_experts": 0}, "routed-blocks"),
+        ("vllm", {"vocab_size": 4}, "vocab"),
+    ],
+)
+def test_the_rules_that_no_real_model_breaks_alone_have_one_that_does(engine, changes, rule):
+    document = SMALL_V3 | changes
+    inventory = take_inventory(in_memory(document, tensors_of(document, scales="F32", optional=True)))
+    assert inventory.errors == ()
+    request = Request(128 if rule == "vocab" else 8, engine=engine, shared="split" if engine == "sglang" else "auto")
+    context = Context(inventory, first_choice(inventory, request))
+    rules = [breach.rule for breach in engine_for(engine, inventory.family).breaches(context)]
+    assert rule in rules if rule == "vocab" else rules == [rule]
 
 
 @pytest.mark.parametrize("engine", [*SERVING, "node"])

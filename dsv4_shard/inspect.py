@@ -12,6 +12,7 @@ from dsv4_shard.choosing import check_request, choose, nearest, options_of
 from dsv4_shard.engines import SERVING
 from dsv4_shard.engines.base import UNKNOWN_FAMILY, Request
 from dsv4_shard.families import base as families
+from dsv4_shard.families.v3 import V3Config, V32Config
 from dsv4_shard.families.v4 import V4Config
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.roles import Module, Part
@@ -38,6 +39,7 @@ class Identity(_Document):
     mtp_blocks: int
     dspark: bool
     hash_layers: int | None
+    dense_layers: int | None
     hidden_size: int
     attention_heads: int
     head_dim: int | None
@@ -158,11 +160,12 @@ def _identity(checkpoint: Checkpoint, inventory: Inventory) -> Identity:
         mtp_blocks=inventory.mtp_blocks,
         dspark=inventory.draft.dspark,
         hash_layers=v4.num_hash_layers if v4 else None,
+        dense_layers=config.first_k_dense_replace if isinstance(config, V3Config) else None,
         hidden_size=config.hidden_size,
         attention_heads=config.num_attention_heads,
         head_dim=v4.head_dim if v4 else None,
         o_groups=v4.o_groups if v4 else None,
-        index_heads=v4.index_n_heads if v4 else None,
+        index_heads=config.index_n_heads if isinstance(config, V4Config | V32Config) else None,
         vocab_size=config.vocab_size,
         routed_experts=config.n_routed_experts,
         experts_per_token=config.num_experts_per_tok,

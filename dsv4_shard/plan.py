@@ -21,7 +21,7 @@ from dsv4_shard.engines.base import Breach, Context, Deployment, Engine, Expert,
 from dsv4_shard.errors import IncompleteCheckpoint, InfeasiblePlan
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.origin import Origin, origin_of
-from dsv4_shard.roles import Module, Part, Stage
+from dsv4_shard.roles import Module, Part, Role, Stage
 
 SCHEMA_VERSION: Literal[1] = 1
 _ALTERNATIVES = 3
@@ -171,7 +171,9 @@ def _totals(weights: list[Load], context: Context, beyond: tuple[int, int]) -> P
     target = [load for load in weights if load.group.stage in TARGET]
     draft = [load for load in weights if load.group.stage not in TARGET]
     shared = [load for load in target if load.group.role.module is Module.SHARED]
-    shared_weights = sum(load.held.nbytes * load.count for load in shared if load.group.part is Part.WEIGHT)
+    weights_of_layer = [load for load in shared if load.group.part is Part.WEIGHT]
+    shared_layers = sum(load.count for load in weights_of_layer if load.group.role is Role.SHARED_GATE)
+    shared_weights = sum(load.held.nbytes * load.count for load in weights_of_layer)
     return PlanTotals(
         ranks=context.at.world,
         target_bytes_per_rank_min=beyond[0] + sum(load.held.nbytes * load.per_rank[0] for load in target),
@@ -182,7 +184,7 @@ def _totals(weights: list[Load], context: Context, beyond: tuple[int, int]) -> P
         replicated_bytes_per_rank=sum(load.held.nbytes * load.count for load in target if load.replicated),
         padding_bytes_per_rank=sum(load.held.padding * load.per_rank[1] for load in target),
         shared_experts_bytes_per_rank=sum(load.held.nbytes * load.count for load in shared),
-        shared_experts_weight_bytes_per_layer=shared_weights // context.config.num_hidden_layers,
+        shared_experts_weight_bytes_per_layer=shared_weights // max(1, shared_layers),
     )
 
 

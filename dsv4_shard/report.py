@@ -94,18 +94,24 @@ def _show_identity(console: Console, inspection: "Inspection") -> None:
     revision = f" @ {it.revision[:12]}" if it.revision else ""
     console.print(Text(clean(it.label) + revision, style="bold"))
     _item(console, f"{it.family} ({it.model_type}): {it.tensors:,} tensors in {it.files} files, {size(it.bytes)}")
-    hashed = f" ({it.hash_layers} hash-routed)" if it.hash_layers is not None else ""
-    layers = f"{it.layers} layers{hashed}, {it.mtp_blocks} {'DSpark' if it.dspark else 'MTP'}"
-    _item(console, f"{layers}, hidden {it.hidden_size}, vocabulary {it.vocab_size}")
+    kinds = _known((it.hash_layers, "{} hash-routed"), (it.dense_layers, "{} dense"))
+    layers = f"{it.layers} layers" + (f" ({', '.join(kinds)})" if kinds else "")
+    _item(
+        console,
+        f"{layers}, {it.mtp_blocks} {'DSpark' if it.dspark else 'MTP'}, hidden {it.hidden_size}, vocabulary {it.vocab_size}",
+    )
     _item(
         console,
         f"{it.routed_experts} routed experts ({it.experts_per_token} per token) and {it.shared_experts} shared, "
         f"intermediate size {it.moe_intermediate_size}",
     )
-    heads = [f"{it.attention_heads} heads" + (f" of {it.head_dim}" if it.head_dim else "")]
-    heads += [f"{it.o_groups} output groups"] if it.o_groups else []
-    heads += [f"{it.index_heads} index heads"] if it.index_heads else []
-    _item(console, ", ".join(heads))
+    heads = f"{it.attention_heads} heads" + (f" of {it.head_dim}" if it.head_dim is not None else "")
+    _item(console, ", ".join([heads, *_known((it.o_groups, "{} output groups"), (it.index_heads, "{} index heads"))]))
+
+
+def _known(*facts: tuple[int | None, str]) -> list[str]:
+    """What a family has, in words."""
+    return [words.format(number) for number, words in facts if number is not None]
 
 
 def _show_dimensions(console: Console, dimensions: "tuple[Dimension, ...]") -> None:

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from fullsize import FLASH, PRO, PRO_FP8, inventory_of
+from fullsize import FLASH, PRO, PRO_FP8, V3, V32, inventory_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from small import contents, load_checkpoint, load_tensors, open_folder, raw, small_config
+from small import contents, load_checkpoint, load_tensors, open_folder, raw, small_config, small_v3
 from typer.testing import CliRunner
 
 from dsv4_shard.checkpoint import INDEX_FILE
@@ -88,7 +88,7 @@ def deal(folder: Path, file_of: Deal) -> Path:
 
 def expert_of(name: str) -> int:
     """The number of the expert whose tensor this is, -1 for all others."""
-    _, found, rest = name.partition(".ffn.experts.")
+    _, found, rest = name.replace(".mlp.", ".ffn.").partition(".ffn.experts.")
     return int(rest.partition(".")[0]) if found else -1
 
 
@@ -427,7 +427,7 @@ def test_one_node_needs_the_checkpoint_as_it_is(model, tmp_path):
 
 
 @pytest.mark.parametrize("wanted", [{}, {"dp": 16}, {"a2a": "deepep"}, {"gpu": "b200"}, {"nodes": 4}])
-@pytest.mark.parametrize("name", [PRO, FLASH])
+@pytest.mark.parametrize("name", [PRO, FLASH, V3, V32])
 def test_a_plan_is_sglangs_for_the_same_gpus(name, wanted):
     checkpoint, inventory = inventory_of(name)
     wanted = {"dp": 2 if name == FLASH else 1, "nodes": 2} | wanted
@@ -495,6 +495,30 @@ def test_vllm_is_not_named_where_its_loader_would_misread_the_scales(mine):
     plan = make_plan(*open_folder(mine), Request(4, engine="node", nodes=2))
     assert plan.feasible
     assert plan.choices[-1].endswith("(2^-7 becomes 120)")
+
+
+# --- V3's generation -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["v3", "v32"])
+@pytest.mark.parametrize(("tp", "nodes"), [(4, 2), (8, 4)])
+def test_folders_of_v3_have_its_dense_tensors_and_each_nodes_own_experts(family, tp, nodes, tmp_path):
+    folder, out = small_v3(tmp_path / "model", family), tmp_path / "out"
+    split(folder, out, tp=tp, nodes=nodes)
+    check_folders(folder, out, nodes)
+    assert verify(out, open_folder(folder)).ok
+    sums = check_numerics(out, *open_folder(folder))
+    assert (sums.ok, sums.ranks, sums.shared_experts) == (True, nodes, "whole")
+
+
+def test_the_plan_for_v3_gives_both_engines_commands():
+    plan = make_plan(*inventory_of(V3), Request(16, engine="node", nodes=2))
+    assert "128 of 256 experts" in plan.choices[0]
+    assert "vllm serve OUT/node-M --trust-remote-code --tensor-parallel-size 16 " in plan.choices[-1]
+    assert "--model-path DeepSeek-V3-node-tp16/node-1 --tp 16 --ep-size 16 " in plan.launch.commands[1]
+    assert plan.launch.environment == {}
+    with_dp = make_plan(*inventory_of(V3), Request(16, dp=2, engine="node", nodes=2))
+    assert "does not serve these folders: vLLM's classes of this generation" in with_dp.choices[-1]
 
 
 # --- commands ------------------------------------------------------------------------------------------------------

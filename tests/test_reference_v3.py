@@ -1,21 +1,27 @@
 """V3's and V3.2's rank files are their converters', byte by byte; the rules are those of what loads them."""
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import oracle_v3
 import pytest
 import torch
-from fullsize import V3, V32, config_of, inventory_of
+from fullsize import V3, V32, config_of, in_memory, inventory_of
 from safetensors.torch import save_file
-from small import contents, load_checkpoint, open_folder, reshard_folder, rewrite, small_v3
+from small import SMALL_V3, contents, load_checkpoint, open_folder, reshard_folder, rewrite, small_v3
+from typer.testing import CliRunner
 
 from dsv4_shard.choosing import choose
+from dsv4_shard.cli import app
+from dsv4_shard.demo import tensors_of
 from dsv4_shard.engines import engine_for
 from dsv4_shard.engines.base import Context, Request
 from dsv4_shard.engines.reference_v3 import REFERENCE_V3, REFERENCE_V32
 from dsv4_shard.errors import InfeasiblePlan, UsageError
+from dsv4_shard.inventory import take_inventory
 from dsv4_shard.numerics import TOLERANCE, check_numerics
 from dsv4_shard.plan import make_plan
 from dsv4_shard.recipe import make_recipe
@@ -237,6 +243,14 @@ def test_each_rule_has_a_checkpoint_that_breaks_it(changes: dict[str, Any], rule
         prepare(checkpoint, inventory, plan)
 
 
+@pytest.mark.parametrize(("block", "experts", "rule"), [((64, 64), "FP8", "blocks"), ((128, 128), "FP4", "format")])
+def test_weights_that_model_py_cannot_read_are_refused(block: tuple[int, int], experts: str, rule: str) -> None:
+    document = SMALL_V3 | {"quantization_config": {"quant_method": "fp8", "weight_block_size": block}}
+    checkpoint = in_memory(document, tensors_of(document, scales="F32", experts=experts))
+    plan = make_plan(checkpoint, take_inventory(checkpoint), Request(2, engine="reference"))
+    assert [breach.rule for breach in plan.breaches] == [rule]
+
+
 def test_without_dense_layers_their_size_is_not_looked_at(tmp_path: Path) -> None:
     folder = small_v3(tmp_path / "model", first_k_dense_replace=0, intermediate_size=640)
     reshard_folder(folder, tmp_path / "out", 8)
@@ -289,3 +303,34 @@ def test_the_files_of_all_ranks_are_the_checkpoint_with_what_is_whole_repeated(m
     repeated = (mp - 1) * plan.totals.replicated_bytes_per_rank
     assert sum(file.payload for file in recipe.files) == moved + repeated
     assert len(recipe.steps) + len(recipe.left_out) == len(checkpoint.tensors)
+
+
+@pytest.mark.parametrize("mp", [8, 16])
+@pytest.mark.parametrize("model", [V3, V32])
+def test_the_commands_take_a_real_checkpoint_from_inspection_to_a_dry_run(
+    model: str, mp: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**12))
+    root, layout = inventory_of(model)[0].source.root, ("--engine", "reference", "--tp", mp)
+    identity = run("inspect", root, "--tp", mp, "--json")["identity"]
+    assert (identity["dense_layers"], identity["o_groups"], identity["head_dim"]) == (3, None, None)
+    assert identity["index_heads"] == {V3: None, V32: 64}[model]
+    plan = run("plan", root, *layout, "--json")
+    dry = run("reshard", root, tmp_path / "out", *layout, "--dry-run", "--json")
+    files = [nbytes for name, nbytes in dry["files"].items() if name.endswith(f"-mp{mp}.safetensors")]
+    assert len(files) == mp
+    assert 0 < sum(files) - mp * plan["totals"]["target_bytes_per_rank_max"] < mp * 4_000_000
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_inspection_shows_only_what_the_family_has() -> None:
+    shown = CliRunner().invoke(app, ["inspect", str(inventory_of(V3)[0].source.root), "--tp", "8"]).stdout
+    assert "61 layers (3 dense), 1 MTP" in shown
+    assert "None" not in shown
+
+
+def run(*arguments: object) -> dict[str, Any]:
+    """What a command prints as JSON."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)

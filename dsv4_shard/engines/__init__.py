@@ -5,15 +5,17 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from dsv4_shard.engines.base import Engine, unknown_to
-from dsv4_shard.engines.node import NODE
+from dsv4_shard.engines.node import NODE, NODE_V3
 from dsv4_shard.engines.reference import REFERENCE
 from dsv4_shard.engines.reference_v3 import REFERENCE_V3, REFERENCE_V32
 from dsv4_shard.engines.reference_v41 import REFERENCE_V41
 from dsv4_shard.engines.sglang import SGLANG
 from dsv4_shard.engines.sglang_layout import SglangLayout
+from dsv4_shard.engines.sglang_v3 import SGLANG_V3
 from dsv4_shard.engines.trtllm import TRTLLM
 from dsv4_shard.engines.vllm import VLLM
 from dsv4_shard.engines.vllm_layout import VllmLayout
+from dsv4_shard.engines.vllm_v3 import VLLM_V3
 from dsv4_shard.errors import UsageError
 from dsv4_shard.families.base import Family
 from dsv4_shard.families.v3 import V3, V32
@@ -31,8 +33,8 @@ SERVING = tuple(name for name in ENGINES if name != NODE.name)
 _KNOWN: tuple[tuple[Family, Iterable[Engine]], ...] = (
     (V4, ENGINES.values()),
     (V41, (REFERENCE_V41,)),
-    (V3, (REFERENCE_V3,)),
-    (V32, (REFERENCE_V32,)),
+    (V3, (SGLANG_V3, VLLM_V3, REFERENCE_V3, NODE_V3)),
+    (V32, (SGLANG_V3, VLLM_V3, REFERENCE_V32, NODE_V3)),
 )
 """Engines whose rules for a family were held against their own code."""
 

@@ -1,7 +1,10 @@
-"""Rules and choices that several engines share, since they build DeepSeek-V4 from the same kinds of layers."""
+"""Rules and choices that several engines share, since they build DeepSeek's models from the same kinds of layers."""
+
+from collections.abc import Callable
 
 from dsv4_shard.blocks import DECODED_BLOCK
 from dsv4_shard.engines.base import ASSUMED_GPU, Context, Divides, Pad, Request, Requires, Split
+from dsv4_shard.families.v3 import V3Config
 from dsv4_shard.gpus import Gpu, find_gpu
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.roles import Module, Role, Stage
@@ -74,13 +77,13 @@ VOCAB_UNIT = 64
 """Rows to which engines pad the vocabulary."""
 
 
-def vocab_placement(context: Context) -> Split | Pad:
-    """Rows over TP: padded to 64, and to 64 × TP where that does not divide (SGLang)."""
-    vocab, tp = context.config.vocab_size, context.at.tp
-    if vocab % tp == 0 and vocab % VOCAB_UNIT == 0:
-        return Split(0, "tp")
+def vocab_placement(context: Context, group: str = "tp") -> Split | Pad:
+    """Rows over the ranks of `group`: padded to 64, and to 64 × as many where that does not divide (SGLang)."""
+    vocab, parts = context.config.vocab_size, context.at.group(group)
+    if vocab % parts == 0 and vocab % VOCAB_UNIT == 0:
+        return Split(0, group)
     padded = -(-vocab // VOCAB_UNIT) * VOCAB_UNIT
-    return Pad(0, "tp", padded // tp if padded % tp == 0 else VOCAB_UNIT)
+    return Pad(0, group, padded // parts if padded % parts == 0 else VOCAB_UNIT)
 
 
 NODES_RULE = Divides(
@@ -153,4 +156,27 @@ def attention_rules(
             "o_b-blocks", Module.ATTENTION, lambda c: c.o_cols, "o_b columns", attention_tp, "attention TP",
             lambda c: c.block(Role.O_B).cols, "blocks", ROW_QUOTE, remedies=remedies,
         ),
+    )  # fmt: skip
+
+
+def latent_attention_rules(heads_quote: str, remedies: tuple[str, ...]) -> tuple[Divides, ...]:
+    """Heads and blocks of V3's q_b, kv_b and o under attention TP, in the order of the constructors.
+
+    `heads_quote` is what the engine prints where the heads do not divide.
+    """
+
+    def rule(name: str, role: Role, size: Callable[[V3Config], int], size_name: str, axis: int, quote: str) -> Divides:
+        return Divides(
+            name, Module.ATTENTION, lambda c: size(c.v3), size_name, lambda c: c.at.attention_tp, "attention TP",
+            lambda c: c.block(role)[axis], "blocks", quote, remedies=remedies,
+        )  # fmt: skip
+
+    return (
+        Divides(
+            "heads", Module.ATTENTION, lambda c: c.config.num_attention_heads, "num_attention_heads",
+            lambda c: c.at.attention_tp, "attention TP", whole_quote=heads_quote, remedies=remedies,
+        ),
+        rule("q_b-blocks", Role.Q_B, lambda c: c.q_rows, "q_b rows", 0, COLUMN_QUOTE),
+        rule("kv_b-blocks", Role.KV_B, lambda c: c.kv_rows, "kv_b rows", 0, COLUMN_QUOTE),
+        rule("o-blocks", Role.O_PROJ, lambda c: c.o_cols, "o columns", 1, ROW_QUOTE),
     )  # fmt: skip

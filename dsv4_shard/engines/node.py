@@ -7,7 +7,7 @@ SGLang's, with its rules and bytes a GPU; ranks, where files are meant (`--ranks
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from dsv4_shard.checkpoint import CONFIG_FILE, Tensor
 from dsv4_shard.engines import sglang, vllm
@@ -21,28 +21,18 @@ from dsv4_shard.engines.base import (
     Launch,
     Request,
     Requires,
-    Rule,
 )
 from dsv4_shard.engines.raw_layout import TOKENIZER_FILES
+from dsv4_shard.engines.sglang_v3 import SGLANG_V3
+from dsv4_shard.engines.vllm_v3 import VLLM_V3
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.roles import Module, TensorName
 
-
-def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
-    """SGLang's, with EP over all GPUs if nothing else is asked for."""
-    asked = replace(request, ep=request.ep if request.ep is not None else request.tp)
-    for at in sglang.candidates(inventory, asked):
-        yield replace(at, engine="node")
-
-
-RULES: tuple[Rule, ...] = (
-    Requires(
-        "ep-tp", Module.ROUTED, lambda c: c.at.ep == c.at.tp,
-        "a node's folder has whole experts for EP over all {at.tp} GPUs, here EP is {at.ep} and MoE TP {at.moe_tp}",
-        consequence="experts would be cut over GPUs of several nodes, or be missing", fatal=True,
-        remedies=("leave --ep out", "--engine sglang, whose rank files serve every MoE TP"),
-    ),
-    *sglang.RULES,
+EP_RULE = Requires(
+    "ep-tp", Module.ROUTED, lambda c: c.at.ep == c.at.tp,
+    "a node's folder has whole experts for EP over all {at.tp} GPUs, here EP is {at.ep} and MoE TP {at.moe_tp}",
+    consequence="experts would be cut over GPUs of several nodes, or be missing", fatal=True,
+    remedies=("leave --ep out", "--engine sglang, whose rank files serve every MoE TP"),
 )  # fmt: skip
 """NODES_RULE and EXPERTS_RULE are among SGLang's: each node has as many GPUs, each GPU as many experts."""
 
@@ -89,49 +79,79 @@ def folder_of(node: int) -> str:
     return f"node-{node}/"
 
 
-def launch(context: Context, model_path: str, sharded: bool) -> Launch:
-    """SGLang's commands, each node's on its own folder, with the stock loader."""
-    commands = [
-        sglang.launch(context, f"{model_path}/{folder_of(node)}".rstrip("/") if sharded else model_path, False)
-        for node in range(context.at.nodes)
-    ]
-    return replace(commands[0], commands=tuple(one.commands[node] for node, one in enumerate(commands)))
+@dataclass(frozen=True, slots=True)
+class Subsets:
+    """Node subsets of a model as `serving`, SGLang, builds it; `other`, vLLM, loads them too where its rules hold."""
 
+    serving: Engine
+    other: Engine
 
-def notes(context: Context) -> tuple[str, ...]:
-    """What a folder holds, what it does not serve, and how vLLM is started on it."""
-    at, config = context.at, context.config
-    if at.nodes == 1:
-        return ()
-    dense, experts = _nbytes(context)
-    each = dense + experts // at.nodes
-    return (
-        f"a folder for each of {at.nodes} nodes: {_gb(each)} of {_gb(dense + experts)}, {_gb(dense)} of it dense "
-        f"tensors, whole, the rest {config.n_routed_experts // at.nodes} of {config.n_routed_experts} experts; "
-        "--ranks takes node numbers",
-        "serves EP over all GPUs with experts placed in order: not MoE TP, nor EPLB, redundant experts or another "
-        "placement, which ask for experts of other nodes; neither engine notices a missing expert, so start each "
-        "node on its own folder",
-        "files that a node gets whole are hard links to the checkpoint's own where both are on one file system: "
-        "editing the checkpoint in place edits the folders; deleting it frees no room that they use",
-        _on_vllm(context),
-    )
+    def candidates(self, inventory: Inventory, request: Request) -> Iterator[Deployment]:
+        """SGLang's, with EP over all GPUs if nothing else is asked for."""
+        asked = replace(request, ep=request.ep if request.ep is not None else request.tp)
+        for at in self.serving.candidates(inventory, asked):
+            yield replace(at, engine="node")
 
+    def launch(self, context: Context, model_path: str, sharded: bool) -> Launch:
+        """SGLang's commands, each node's on its own folder, with the stock loader."""
+        commands = [
+            self.serving.launch(
+                context, f"{model_path}/{folder_of(node)}".rstrip("/") if sharded else model_path, False
+            )
+            for node in range(context.at.nodes)
+        ]
+        return replace(commands[0], commands=tuple(one.commands[node] for node, one in enumerate(commands)))
 
-def _on_vllm(context: Context) -> str:
-    """vLLM's command for the same GPUs, or why it does not run there."""
-    at = context.at
-    gpu = at.gpu.name if at.gpu_named else None
-    request = Request(at.tp // at.dp, at.tp, at.dp, engine="vllm", gpu=gpu, nodes=at.nodes)
-    there = Context(context.inventory, next(vllm.candidates(context.inventory, request)))
-    breaches = vllm.VLLM.breaches(there)
-    reason = breaches[0].reason if breaches else vllm.misloads(there)
-    if reason is not None:
-        return f"vLLM {vllm.VERSION} does not serve these folders: {reason}"
-    command = vllm.launch(there, "OUT/node-M", False).commands[1]
-    return f"vLLM {vllm.VERSION} serves the same folders; on node M, without --headless on node 0: " + command.replace(
-        "--node-rank 1", "--node-rank M"
-    )
+    def notes(self, context: Context) -> tuple[str, ...]:
+        """What a folder holds, what it does not serve, and how vLLM is started on it."""
+        at, config = context.at, context.config
+        if at.nodes == 1:
+            return ()
+        dense, experts = _nbytes(context)
+        each = dense + experts // at.nodes
+        return (
+            f"a folder for each of {at.nodes} nodes: {_gb(each)} of {_gb(dense + experts)}, {_gb(dense)} of it dense "
+            f"tensors, whole, the rest {config.n_routed_experts // at.nodes} of {config.n_routed_experts} experts; "
+            "--ranks takes node numbers",
+            "serves EP over all GPUs with experts placed in order: not MoE TP, nor EPLB, redundant experts or another "
+            "placement, which ask for experts of other nodes; neither engine notices a missing expert, so start each "
+            "node on its own folder",
+            "files that a node gets whole are hard links to the checkpoint's own where both are on one file system: "
+            "editing the checkpoint in place edits the folders; deleting it frees no room that they use",
+            self._on_vllm(context),
+        )
+
+    def _on_vllm(self, context: Context) -> str:
+        """vLLM's command for the same GPUs, or why it does not run there."""
+        at = context.at
+        gpu = at.gpu.name if at.gpu_named else None
+        request = Request(at.tp // at.dp, at.tp, at.dp, engine="vllm", gpu=gpu, nodes=at.nodes)
+        there = Context(context.inventory, next(self.other.candidates(context.inventory, request)))
+        breaches = self.other.breaches(there)
+        reason = breaches[0].reason if breaches else vllm.misloads(there)
+        if reason is not None:
+            return f"vLLM {vllm.VERSION} does not serve these folders: {reason}"
+        command = self.other.launch(there, "OUT/node-M", False).commands[1]
+        return (
+            f"vLLM {vllm.VERSION} serves the same folders; on node M, without --headless on node 0: "
+            + command.replace("--node-rank 1", "--node-rank M")
+        )
+
+    def engine(self) -> Engine:
+        """The engine `node` for this model."""
+        return Engine(
+            name="node",
+            title="node subsets (EP), SGLang",
+            version=self.serving.version,
+            candidates=self.candidates,
+            rules=(EP_RULE, *self.serving.rules),
+            place=self.serving.place,
+            hold=self.serving.hold,
+            launch=self.launch,
+            addition=self.serving.addition,
+            notes=self.notes,
+            layout=NodeLayout(),
+        )
 
 
 def _nbytes(context: Context) -> tuple[int, int]:
@@ -149,16 +169,5 @@ def _gb(nbytes: int) -> str:
     return f"{nbytes / 1e9:.4g} GB"
 
 
-NODE = Engine(
-    name="node",
-    title="node subsets (EP), SGLang",
-    version=sglang.VERSION,
-    candidates=candidates,
-    rules=RULES,
-    place=sglang.place,
-    hold=sglang.hold,
-    launch=launch,
-    addition=sglang.addition,
-    notes=notes,
-    layout=NodeLayout(),
-)
+NODE = Subsets(sglang.SGLANG, vllm.VLLM).engine()
+NODE_V3 = Subsets(SGLANG_V3, VLLM_V3).engine()

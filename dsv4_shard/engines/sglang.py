@@ -170,7 +170,7 @@ def _moe_quote(context: Context) -> str | None:
     return row.quote if row else None
 
 
-RULES: tuple[Rule, ...] = (
+DEPLOYMENT_RULES: tuple[Rule, ...] = (
     version_rule(VERSION),
     NODES_RULE,
     NO_CAST_RULE,
@@ -221,6 +221,24 @@ RULES: tuple[Rule, ...] = (
         "tp-experts", Module.ROUTED, lambda c: c.at.tp <= c.config.n_routed_experts,
         "TP {at.tp} exceeds the {config.n_routed_experts} routed experts",
     ),
+)  # fmt: skip
+"""What SGLang asks of a deployment before it builds a model of any generation."""
+
+ROUTED_RULE = Divides(
+    "routed-blocks", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
+    lambda c: c.at.moe_tp, "MoE TP", _moe_unit, _moe_unit_name, _moe_quote, consequence=_WRONG_SILENTLY,
+    remedies=("--runner marlin (FP4 on Hopper)", "more EP: --ep N, so that fewer ranks share one expert"),
+)  # fmt: skip
+
+SHARED_RULE = Divides(
+    "shared-blocks", Module.SHARED, lambda c: c.shared_intermediate, "shared intermediate size",
+    lambda c: c.at.shared_parts, "TP", lambda c: c.block(Role.SHARED_GATE).rows, "blocks", COLUMN_QUOTE,
+    remedies=("SGLANG_SHARED_EXPERT_TP1=1: --shared-experts whole", "an all-to-all backend: --a2a deepep"),
+    when=lambda c: c.config.n_shared_experts > 0,
+)  # fmt: skip
+
+RULES: tuple[Rule, ...] = (
+    *DEPLOYMENT_RULES,
     *attention_rules(
         ("attention DP: --dp N, so that attention TP = TP / N divides",),
         "AssertionError: {size} is not divisible by {parts}",
@@ -229,17 +247,8 @@ RULES: tuple[Rule, ...] = (
     ),
     replace(O_A_DECODING_RULE, holds=lambda c: keeps_o_a_fp8(c) or O_A_DECODING_RULE.holds(c)),
     EXPERTS_RULE,
-    Divides(
-        "routed-blocks", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
-        lambda c: c.at.moe_tp, "MoE TP", _moe_unit, _moe_unit_name, _moe_quote, consequence=_WRONG_SILENTLY,
-        remedies=("--runner marlin (FP4 on Hopper)", "more EP: --ep N, so that fewer ranks share one expert"),
-    ),
-    Divides(
-        "shared-blocks", Module.SHARED, lambda c: c.shared_intermediate, "shared intermediate size",
-        lambda c: c.at.shared_parts, "TP", lambda c: c.block(Role.SHARED_GATE).rows, "blocks", COLUMN_QUOTE,
-        remedies=("SGLANG_SHARED_EXPERT_TP1=1: --shared-experts whole", "an all-to-all backend: --a2a deepep"),
-        when=lambda c: c.config.n_shared_experts > 0,
-    ),
+    ROUTED_RULE,
+    SHARED_RULE,
 )  # fmt: skip
 
 

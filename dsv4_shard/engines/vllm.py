@@ -170,7 +170,7 @@ def fits(context: Context, fit: str) -> bool:
     return backend is not None and backend.fit == fit
 
 
-RULES: tuple[Rule, ...] = (
+DEPLOYMENT_RULES: tuple[Rule, ...] = (
     Requires(
         "broken-version", Module.HYPER, lambda c: c.at.version not in BROKEN_VERSIONS,
         "vLLM {at.version} loads sharded_state and then fails in the first forward (hc_attn_fn_broadcast is not set)",
@@ -202,6 +202,16 @@ RULES: tuple[Rule, ...] = (
         "mega-ep", Module.ROUTED, lambda c: not getattr(backend_of(c), "sequence_parallel", False) or c.at.ep > 1,
         "MoE backend {at.runner} needs expert parallelism", remedies=("--ep = TP × DP",), fatal=True,
     ),
+)  # fmt: skip
+"""What vLLM asks of a deployment before it builds a model of any generation."""
+
+VOCAB_RULE = Divides(
+    "vocab", Module.EMBEDDING, lambda c: -(-c.config.vocab_size // 64) * 64, "vocab_size (padded to 64)",
+    lambda c: c.at.tp, "TP",
+)  # fmt: skip
+
+RULES: tuple[Rule, ...] = (
+    *DEPLOYMENT_RULES,
     Requires(
         "shared-whole", Module.SHARED, lambda c: c.at.shared != "whole" or _sequence_parallel(c) or c.at.world == 1,
         "vLLM keeps shared experts whole only under sequence parallelism (EP with data parallelism); under plain TP "
@@ -213,10 +223,7 @@ RULES: tuple[Rule, ...] = (
         "under sequence parallelism vLLM keeps shared experts whole", consequence="vLLM has no such option",
         remedies=("--shared-experts auto",), fatal=True,
     ),
-    Divides(
-        "vocab", Module.EMBEDDING, lambda c: -(-c.config.vocab_size // 64) * 64, "vocab_size (padded to 64)",
-        lambda c: c.at.tp, "TP",
-    ),
+    VOCAB_RULE,
     *attention_rules(
         ("fewer ranks in a TP group: --tp N with --dp M",),
         None,
@@ -320,27 +327,37 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
     at = context.at
     options = [
         "--trust-remote-code --kv-cache-dtype fp8 --block-size 256 --tokenizer-mode deepseek_v4",
-        f"--tensor-parallel-size {at.tp}",
+        *parallel_options(context),
     ]
-    if at.dp > 1:
-        options.append(f"--data-parallel-size {at.dp}")
-    if at.ep > 1:
-        options.append("--enable-expert-parallel")
-    if at.runner != _default_backend(at.experts, at.gpu.sm, at.ep, is_aligned(context)):
-        options.append(f"--moe-backend {at.runner}")
     draft: dict[str, object] = {"method": "mtp", "num_speculative_tokens": 1}
     if sharded:
         options.append("--load-format sharded_state")
         draft |= {"model": f"{model_path}/draft", "draft_load_config": {"load_format": "sharded_state"}}
     elif at.experts == "FP8" and context.config.expert_dtype != "fp8":
         options.append("""--hf-overrides '{"expert_dtype": "fp8"}'""")
-    base = f"vllm serve {model_path} " + " ".join(options)
-    nodes = [
-        f" --nnodes {at.nodes} --node-rank {node} --master-addr <node0>" + (" --headless" if node else "")
-        for node in range(at.nodes)
-    ]
-    commands = tuple(base + node for node in nodes) if at.nodes > 1 else (base,)
+    commands = on_nodes(f"vllm serve {model_path} " + " ".join(options), at.nodes)
     return Launch({}, commands, draft_options=f"--speculative-config '{json.dumps(draft)}'")
+
+
+def parallel_options(context: Context) -> list[str]:
+    """How many ranks there are for what, and the MoE backend where it is not vLLM's own choice."""
+    at = context.at
+    options = [f"--tensor-parallel-size {at.tp}"]
+    if at.dp > 1:
+        options.append(f"--data-parallel-size {at.dp}")
+    if at.ep > 1:
+        options.append("--enable-expert-parallel")
+    if at.runner != _default_backend(at.experts, at.gpu.sm, at.ep, is_aligned(context)):
+        options.append(f"--moe-backend {at.runner}")
+    return options
+
+
+def on_nodes(command: str, nodes: int) -> tuple[str, ...]:
+    """A command for each node, or the one command where there is one."""
+    if nodes == 1:
+        return (command,)
+    head = f"{command} --nnodes {nodes} --node-rank"
+    return tuple(f"{head} {node} --master-addr <node0>" + (" --headless" if node else "") for node in range(nodes))
 
 
 def addition(context: Context) -> str:

@@ -140,10 +140,11 @@ _INDEXER_DIMENSIONS = (
 
 def _in_f32(specs: tuple[Spec, ...]) -> tuple[Spec, ...]:
     """V3.2 stores its norms in F32."""
-    return tuple(replace(spec, dtype="F32") if _is_norm(spec.role) else spec for spec in specs)
+    return tuple(replace(spec, dtype="F32") if is_norm(spec.role) else spec for spec in specs)
 
 
-def _is_norm(role: Role) -> bool:
+def is_norm(role: Role) -> bool:
+    """Whether `role` is a norm over features: V3.2 stores these in F32, and engines hold them in the model's dtype."""
     return role.module is Module.NORMS or role in (Role.Q_NORM, Role.KV_NORM, Role.MTP_ENORM, Role.MTP_HNORM)
 
 

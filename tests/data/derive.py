@@ -6,6 +6,9 @@ CONTRACTS is a folder with `sglang-0.5.23/` and `vllm-0.33.0/`: for each layout 
 model class declared when it was built (name, shape, dtype), and for SGLang the verdict of its constructors. Written
 here are the verdicts without what no test looks at, and of each contract its bytes by module class. The classes are
 told from the engines' parameter names, so nothing of dsv4_shard is used or needed.
+
+`v3/sglang/` and `v3/vllm/` have the same of V3 and V3.2 with their first four layers: in `*.jsonl` one attempt a line,
+with the name of its contract where the model was built.
 """
 
 import json
@@ -30,7 +33,7 @@ DTYPE_BYTES = {
 }
 
 MODULES = (
-    (r"attn_mqa\.[kv]_scale$", None),  # of the KV cache: in no checkpoint
+    (r"(attn_m[qh]a\.|\._)(k|v|q|prob)_scale$", None),  # of the KV cache: in no checkpoint
     (r"embed_tokens\.", "embedding"),
     (r"(^lm_head|shared_head\.head)\.", "head"),
     (r"hc_(attn|ffn|head)_", "hyper-connections"),
@@ -40,7 +43,8 @@ MODULES = (
     (r"\.indexer\.", "indexer"),
     (r"\.compressor\.", "compressor"),
     (r"\.(self_attn|attn)\.", "attention"),
-    (r"\.(e_proj|h_proj|enorm|hnorm)\.", "MTP projections"),
+    (r"\.(e_proj|h_proj|eh_proj|enorm|hnorm)\.", "MTP projections"),
+    (r"\.mlp\.(gate_up_proj|down_proj)\.", "dense MLP"),
     (r"norm\.weight$", "norms"),
 )
 """The first pattern found in a parameter's name gives its module class."""
@@ -155,6 +159,36 @@ def vllm_backends(folder: Path) -> list[dict[str, Any]]:
     return backends
 
 
+V3_KEYS = {
+    "sglang": ("model", "tp", "ep", "dp", "a2a", "shared", "nofuse", "dense1", "nextn"),
+    "vllm": ("model", "sm", "tp", "ep", "mtp", "backend_arg"),
+}
+
+
+def v3_attempts(folder: Path, engine: str) -> list[dict[str, Any]]:
+    """One entry an attempt: what was asked for, and what the engine said, or the bytes that its model declared."""
+    attempts = []
+    for file in sorted(folder.rglob("*.jsonl")):
+        for line in file.read_text().splitlines():
+            entry = json.loads(line)
+            error = entry.get("error") or ""
+            if "WorkspaceManager" in error:  # of the harness
+                continue
+            result = {"sm": 100 if "sm100" in file.parts else 90} if engine == "sglang" else {}
+            result |= {key: entry[key] for key in V3_KEYS[engine] if entry.get(key) is not None}
+            if entry.get("extra") or entry.get("wide"):
+                result["intermediate_size"] = 32768
+            if entry["ok"]:
+                declared = json.loads((file.parent / entry["file"]).read_text())
+                result["fused"] = bool(entry.get("fused"))
+                result["bytes"] = bytes_by_module(declared if engine == "sglang" else declared["params"])
+            else:
+                said = re.search(r"Value error, [^\[]*", error)
+                result["error"] = said[0].strip() if said else error
+            attempts.append(result)
+    return attempts
+
+
 def write(name: str, entries: list[dict[str, Any]]) -> None:
     """One entry a line, so that a change shows in a diff."""
     path = HERE / name
@@ -169,3 +203,5 @@ if __name__ == "__main__":
     write("sglang/contracts.json", sglang_contracts(contracts / "sglang-0.5.23"))
     write("vllm/contracts.json", vllm_contracts(contracts / "vllm-0.33.0"))
     write("vllm/backends.json", vllm_backends(contracts / "vllm-0.33.0"))
+    for engine in V3_KEYS:
+        write(f"{engine}/v3.json", v3_attempts(contracts / "v3" / engine, engine))

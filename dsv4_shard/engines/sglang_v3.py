@@ -1,0 +1,95 @@
+"""SGLang 0.5.23 with V3 and V3.2: rules in the order of its constructors, and placements. No files are written yet.
+
+Read from its `deepseek_v2.py` and held against verdicts and parameters of its own classes (tests/data/sglang). The
+dense MLP and the shared experts are cut over the whole TP group, also under attention DP, and V3.2's indexer is whole.
+Without expert parallelism V3's shared expert becomes one more routed expert; it is cut as before.
+"""
+
+from dataclasses import replace
+
+from dsv4_shard.engines import sglang
+from dsv4_shard.engines.base import (
+    Context,
+    Divides,
+    Engine,
+    Held,
+    Launch,
+    Placement,
+    Rule,
+    Split,
+    held_by_rank,
+)
+from dsv4_shard.engines.common import COLUMN_QUOTE, EXPERTS_RULE, latent_attention_rules, vocab_placement
+from dsv4_shard.families.v3 import is_norm
+from dsv4_shard.inventory import Group
+from dsv4_shard.roles import Module, Part, Role
+
+_ASSERTION = "AssertionError:"
+"""All that SGLang says where heads, experts or an expert's intermediate size do not divide."""
+
+RULES: tuple[Rule, ...] = (
+    *sglang.DEPLOYMENT_RULES,
+    *latent_attention_rules(
+        _ASSERTION, ("attention DP: --dp N, so that attention TP = TP / N divides",)
+    ),
+    Divides(
+        "dense-blocks", Module.DENSE, lambda c: c.v3.intermediate_size, "intermediate_size", lambda c: c.at.tp, "TP",
+        lambda c: c.block(Role.DENSE_GATE).rows, "blocks", COLUMN_QUOTE,
+        remedies=("SGLang's --moe-dense-tp-size 1, which keeps the dense MLP whole: this tool does not plan it",),
+        when=lambda c: c.v3.first_k_dense_replace > 0,
+    ),
+    replace(EXPERTS_RULE, whole_quote=_ASSERTION),
+    replace(sglang.ROUTED_RULE, whole_quote=_ASSERTION),
+    sglang.SHARED_RULE,
+)  # fmt: skip
+
+_PLACEMENTS: dict[Role, Placement] = {
+    Role.Q_B: Split(0, "attention"),
+    Role.KV_B: Split(0, "attention"),
+    Role.O_PROJ: Split(1, "attention"),
+    Role.DENSE_GATE: Split(0, "tp"),
+    Role.DENSE_UP: Split(0, "tp"),
+    Role.DENSE_DOWN: Split(1, "tp"),
+}
+"""What V3 has and V4 has not; the rest is placed alike."""
+
+
+def place(role: Role, context: Context) -> Placement:
+    """Where SGLang puts `role`: the embedding goes with the attention, the head does not."""
+    if role is Role.EMBED:
+        return vocab_placement(context, "attention")
+    return _PLACEMENTS.get(role) or sglang.place(role, context)
+
+
+def hold(group: Group, placement: Placement, context: Context) -> Held | None:
+    """SGLang's parameter dtypes: scales in F32, norms in BF16, also V3.2's."""
+    if group.role in (Role.MTP_EMBED, Role.MTP_HEAD):
+        return None
+    dtype = "F32" if group.part is Part.SCALE else "BF16" if is_norm(group.role) else None
+    return held_by_rank(group, placement, context, dtype)
+
+
+def launch(context: Context, model_path: str, sharded: bool) -> Launch:
+    """`sglang serve` for each node, on the checkpoint.
+
+    A shared expert that is to be whole must not become a routed one, as without expert parallelism it would.
+    """
+    at, start = context.at, sglang.launch(context, model_path, sharded)
+    if at.shared != "whole" or at.a2a:
+        return replace(start, environment={})
+    commands = tuple(f"{command} --disable-shared-experts-fusion" if at.ep == 1 else command
+                     for command in start.commands)  # fmt: skip
+    return replace(start, environment={"SGLANG_SHARED_EXPERT_TP1": "1"}, commands=commands)
+
+
+SGLANG_V3 = Engine(
+    name=sglang.SGLANG.name,
+    title=sglang.SGLANG.title,
+    version=sglang.VERSION,
+    candidates=sglang.candidates,
+    rules=RULES,
+    place=place,
+    hold=hold,
+    launch=launch,
+    addition=sglang.addition,
+)

@@ -1,0 +1,134 @@
+"""vLLM 0.33.0 with V3 and V3.2: rules in the order of its constructors, and placements. No files are written yet.
+
+Read from its sources and held against verdicts and parameters of its own classes (tests/data/vllm), which were run
+without data parallelism. Unlike V4's, V3's shared experts are not padded: they must fall into TP parts of whole blocks.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+
+from dsv4_shard.engines import vllm
+from dsv4_shard.engines.base import (
+    Context,
+    Deployment,
+    Divides,
+    Engine,
+    Expert,
+    Held,
+    Launch,
+    Placement,
+    Replicate,
+    Request,
+    Requires,
+    Rule,
+    Split,
+    held_by_rank,
+)
+from dsv4_shard.engines.common import ROW_QUOTE, latent_attention_rules, vocab_placement
+from dsv4_shard.families.v3 import V32Config, is_norm
+from dsv4_shard.inventory import Group, Inventory
+from dsv4_shard.roles import Module, Part, Role
+
+_HEADS_QUOTE = (
+    "Value error, Total number of attention heads ({size}) must be divisible by tensor parallel size ({parts})."
+)
+
+
+def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
+    """The one way that vLLM has for a request: shared experts split, never padded."""
+    for at in vllm.candidates(inventory, request):
+        yield replace(at, shared="split", shared_parts=at.tp) if request.shared == "auto" else at
+
+
+_HEADS_RULE, *_BLOCK_RULES = latent_attention_rules(_HEADS_QUOTE, ("fewer ranks in a TP group",))
+
+RULES: tuple[Rule, ...] = (
+    *vllm.DEPLOYMENT_RULES,
+    Requires(
+        "dp", Module.ATTENTION, lambda c: c.at.dp == 1,
+        "vLLM's classes of this generation were not held against under data parallelism",
+        consequence="not known", remedies=("--dp 1", "--engine sglang, which has attention DP"), fatal=True,
+    ),
+    Requires(
+        "shared-way", Module.SHARED, lambda c: c.at.shared == "split",
+        "vLLM splits V3's shared experts; it has no way to {at.shared} them", consequence="vLLM has no such option",
+        remedies=("--shared-experts auto", "--engine sglang"), fatal=True,
+    ),
+    _HEADS_RULE,
+    vllm.VOCAB_RULE,
+    *_BLOCK_RULES,
+    Divides(
+        "dense-blocks", Module.DENSE, lambda c: c.v3.intermediate_size, "intermediate_size", lambda c: c.at.tp, "TP",
+        lambda c: c.block(Role.DENSE_DOWN).cols, "blocks", ROW_QUOTE,
+        remedies=("fewer ranks in a TP group",), when=lambda c: c.v3.first_k_dense_replace > 0,
+    ),
+    Divides(
+        "shared-blocks", Module.SHARED, lambda c: c.shared_intermediate, "shared intermediate size",
+        lambda c: c.at.tp, "TP", lambda c: c.block(Role.SHARED_DOWN).cols, "blocks", ROW_QUOTE,
+        remedies=("fewer ranks in a TP group",), when=lambda c: c.config.n_shared_experts > 0,
+    ),
+    Divides(
+        "routed-blocks", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
+        lambda c: c.at.moe_tp, "MoE TP", lambda c: c.block(Role.ROUTED_DOWN).cols, "blocks",
+        consequence="not known: shared experts that are cut alike are refused before",
+        remedies=("expert parallelism: --ep = TP",),
+    ),
+)  # fmt: skip
+
+_PLACEMENTS: dict[Role, Placement] = {
+    **dict.fromkeys((Role.Q_B, Role.KV_B), Split(0, "attention")),
+    Role.O_PROJ: Split(1, "attention"),
+    **dict.fromkeys((Role.DENSE_GATE, Role.DENSE_UP, Role.SHARED_GATE, Role.SHARED_UP), Split(0, "tp")),
+    **dict.fromkeys((Role.DENSE_DOWN, Role.SHARED_DOWN), Split(1, "tp")),
+    **dict.fromkeys((Role.ROUTED_GATE, Role.ROUTED_UP), Expert(Split(0, "moe"))),
+    Role.ROUTED_DOWN: Expert(Split(1, "moe")),
+}
+
+
+def place(role: Role, context: Context) -> Placement:
+    """Where vLLM puts `role`."""
+    if role in (Role.EMBED, Role.HEAD):
+        return vocab_placement(context)
+    placement = _PLACEMENTS.get(role, Replicate())
+    return Expert(Replicate()) if isinstance(placement, Expert) and context.at.moe_tp == 1 else placement
+
+
+def hold(group: Group, placement: Placement, context: Context) -> Held | None:
+    """vLLM's parameter dtypes: scales in F32, norms in BF16, and the indexer's keys decoded to BF16."""
+    if group.role in (Role.MTP_EMBED, Role.MTP_HEAD):
+        return None
+    if group.role is Role.INDEXER_K:
+        return None if group.part is Part.SCALE else held_by_rank(group, placement, context, "BF16")
+    dtype = "F32" if group.part is Part.SCALE else "BF16" if is_norm(group.role) else None
+    return held_by_rank(group, placement, context, dtype)
+
+
+def launch(context: Context, model_path: str, sharded: bool) -> Launch:
+    """`vllm serve` for each node, on the checkpoint; nodes other than the first serve no API."""
+    tokenizer = ("--tokenizer-mode deepseek_v32",) if isinstance(context.config, V32Config) else ()
+    options = ["--trust-remote-code", *tokenizer, *vllm.parallel_options(context)]
+    draft = json.dumps({"method": "mtp", "num_speculative_tokens": 1})
+    return Launch(
+        {},
+        vllm.on_nodes(f"vllm serve {model_path} " + " ".join(options), context.at.nodes),
+        draft_options=f"--speculative-config '{draft}'",
+    )
+
+
+def addition(context: Context) -> str:
+    """How the shared experts' output joins the sum."""
+    return "Each rank holds a part of the shared expert: its output is summed by the same all-reduce as the routed one."
+
+
+VLLM_V3 = Engine(
+    name=vllm.VLLM.name,
+    title=vllm.VLLM.title,
+    version=vllm.VERSION,
+    candidates=candidates,
+    rules=RULES,
+    place=place,
+    hold=hold,
+    launch=launch,
+    addition=addition,
+)

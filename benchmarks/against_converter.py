@@ -15,7 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.generations import command, generation_of
+from generations import command, generation_of
+
 from dsv4_shard.checkpoint import read_checkpoint
 from dsv4_shard.engines.base import Request
 from dsv4_shard.inventory import take_inventory

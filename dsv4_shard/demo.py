@@ -1,7 +1,7 @@
 """Small checkpoints: with V4-Pro's structure for the demo, and with others' for the tests and the benchmarks.
 
-Every role, dtype and kind of layer of the real one is there, and the demo's shared expert breaks at TP16 for the same reason:
-3072 rows in 24 blocks of 128. What is small is all else: the width, the number of layers and of experts.
+Every role, dtype and kind of layer of the real one is there, and the demo's shared expert breaks at TP16 for the same
+reason: 3072 rows in 24 blocks of 128. What is small is all else: the width, the number of layers and of experts.
 """
 
 import json
@@ -136,7 +136,7 @@ V41_CONFIG: dict[str, Any] = {
     },
 }
 """V4.1's, to be written with two MTP blocks. No size is a multiple of 128 that need not be one, and its engram tables of
-203 and 9 rows do not divide: some of 16 ranks get fewer rows of its own than others, or none."""
+203 and 9 rows do not divide: over 8 ranks, some get fewer rows than others, or none."""
 
 Tensors = dict[str, tuple[str, tuple[int, ...]]]
 """name → (dtype, shape as stored)"""

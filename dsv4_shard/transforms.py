@@ -202,9 +202,7 @@ def _cast_near(weight: Bytes, distance: Bytes) -> Bytes:
     return out.reshape(rows, -1).view(np.uint8)
 
 
-def _spoil(
-    block: int, out: npt.NDArray[np.uint16], weight: Bytes, largest: Bytes, odd: npt.NDArray[np.bool_]
-) -> int:
+def _spoil(block: int, out: npt.NDArray[np.uint16], weight: Bytes, largest: Bytes, odd: npt.NDArray[np.bool_]) -> int:
     """Blocks whose new scale E8M0 cannot hold: too small, or not a number. Returns how many values are off."""
     count = 0
     width = block // 2

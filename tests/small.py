@@ -1,4 +1,5 @@
-"""Small checkpoints with the structure of V4-Pro, of DSpark's releases and of V4.1, and the steps from a folder to a result: for the tests that move bytes."""
+"""Small checkpoints with the structure of V4-Pro, of DSpark's releases and of V4.1, and the steps from a folder to a
+result: for the tests that move bytes."""
 
 import json
 import os

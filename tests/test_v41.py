@@ -1,4 +1,5 @@
-"""V4.1, and V4's DSpark releases: rank files are DeepSeek's own converters', and what the model cannot run is refused."""
+"""V4.1, and V4's DSpark releases: rank files are the converters', node folders lack only other nodes' experts, and what
+the model cannot run is refused."""
 
 import json
 import re
@@ -13,16 +14,20 @@ from fullsize import V41, config_of, in_memory, inventory_of
 from safetensors.torch import save_file
 from small import dspark_config, load_checkpoint, load_tensors, open_folder, raw, reshard_folder, rewrite, v41_config
 from small import write_dspark as write
+from typer.testing import CliRunner
 
+from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.choosing import choose, rank_nbytes
+from dsv4_shard.cli import app
 from dsv4_shard.demo import V41_CONFIG, tensors_of
 from dsv4_shard.engines import engine_for
 from dsv4_shard.engines.base import Context, Request
 from dsv4_shard.errors import InfeasiblePlan
 from dsv4_shard.inventory import Inventory, take_inventory
 from dsv4_shard.numerics import check_numerics
-from dsv4_shard.plan import make_plan
+from dsv4_shard.plan import Plan, make_plan
 from dsv4_shard.recipe import make_recipe
+from dsv4_shard.reshard import prepare, reshard
 from dsv4_shard.verify import verify
 
 FLASH_0731, PRO_0813 = "DeepSeek-V4-Flash-0731", "DeepSeek-V4-Pro-0813"
@@ -164,6 +169,90 @@ def test_blocks_that_the_converter_does_not_decode_are_refused(kind, tmp_path):
 def test_of_engines_that_serve_v41_nothing_is_claimed(engine):
     (breach,) = choose(inventory_of(V41)[1], Request(8, engine=engine)).breaches
     assert breach.rule == "family"
+
+
+# --- node folders --------------------------------------------------------------------------------------------------
+
+
+def node_plan(checkpoint: Checkpoint, inventory: Inventory, **wanted: Any) -> Plan:
+    return make_plan(checkpoint, inventory, Request(**({"tp": 8, "nodes": 2} | wanted), engine="node"))
+
+
+@pytest.mark.parametrize(("tp", "nodes"), [(2, 2), (8, 2), (8, 4), (8, 8)])
+def test_each_node_has_the_dense_tensors_and_its_experts_of_the_layers_and_of_the_draft(tp, nodes, folders, tmp_path):
+    checkpoint, inventory = open_folder(folders["v4.1"])
+    plan = node_plan(checkpoint, inventory, tp=tp, nodes=nodes)
+    reshard(prepare(checkpoint, inventory, plan), checkpoint, tmp_path / "out")
+    source, each = load_checkpoint(folders["v4.1"]), {"layers": 32 // nodes, "mtp": 16 // nodes}
+    for node in range(nodes):
+        there = load_checkpoint(tmp_path / "out" / f"node-{node}")
+        due = set()
+        for name in source:
+            expert = re.search(r"\.experts\.(\d+)\.", name)
+            if expert is None or int(expert[1]) // each[name.split(".")[0]] == node:
+                due.add(name)
+        assert there.keys() == due
+        for name, tensor in there.items():
+            assert (tensor.dtype, tensor.shape, raw(tensor)) == (
+                source[name].dtype,
+                source[name].shape,
+                raw(source[name]),
+            )
+    assert verify(tmp_path / "out", (checkpoint, inventory)).ok
+    assert check_numerics(tmp_path / "out", checkpoint, inventory).ok
+
+
+@pytest.mark.parametrize(("rule", "wanted", "changes"), [
+    ("ep-tp", {"ep": 2}, {}),
+    ("options", {"runner": "marlin"}, {}),
+    ("options", {"a2a": "deepep"}, {}),
+    ("options", {"shared": "split"}, {}),
+    ("options", {"gpu": "h200"}, {}),
+    ("options", {"engine_version": "0.33.0"}, {}),
+    ("nodes", {"nodes": 3}, {}),
+    ("expert-dtype", {"expert_dtype": "fp8"}, {}),
+    ("attention-dp", {"dp": 3}, {}),
+    ("heads", {}, {"num_attention_heads": 12, "o_groups": 12}),
+    ("experts", {}, {"n_routed_experts": 12}),
+    ("draft-experts", {}, {"dspark_n_routed_experts": 12}),
+])  # fmt: skip
+def test_node_folders_that_no_engine_could_serve_are_refused(rule, wanted, changes):
+    config = V41_CONFIG | {"text_config": V41_CONFIG["text_config"] | changes}
+    checkpoint = in_memory(config, tensors_of(config, 2, dspark=True))
+    plan = node_plan(checkpoint, take_inventory(checkpoint), **wanted)
+    assert [breach.rule for breach in plan.breaches] == [rule]
+
+
+def test_a_plan_of_node_folders_says_that_no_engine_was_held():
+    checkpoint, inventory = inventory_of(V41)
+    plan = node_plan(checkpoint, inventory, tp=16)
+    assert plan.feasible
+    assert plan.launch.commands == plan.assumptions == ()
+    assert "192 of 384 experts, 64 of 128 in the draft model" in plan.choices[0]
+    assert "no engine's own rules for DeepSeek-V4.1 were held" in plan.choices[-1]
+    dense = sum(t.nbytes for name, t in checkpoint.tensors.items() if ".experts." not in name)
+    experts = sum(t.nbytes for name, t in checkpoint.tensors.items() if ".experts." in name)
+    assert plan.totals is not None
+    assert plan.totals.target_bytes_per_rank_max + plan.totals.draft_bytes_per_rank == dense + experts // 16
+    recipe = prepare(checkpoint, inventory, plan, (1,)).recipe
+    assert sum(file.payload for file in recipe.files) == dense + experts // 2
+
+
+def test_the_commands_take_v41_from_plan_to_verification(folders, tmp_path):
+    """Both engines that write it; a plan for any engine gives no command of one."""
+    for engine, words in (("reference", "torchrun"), ("node", "node subsets (EP) for any engine")):
+        out, options = tmp_path / engine, ("--engine", engine, "--tp", "4", "--nodes", "2")
+        assert words in run("plan", folders["v4.1"], *options, "-o", tmp_path / f"{engine}.json")
+        run("reshard", folders["v4.1"], out, "--plan", tmp_path / f"{engine}.json", "--dry-run")
+        run("reshard", folders["v4.1"], out, "--plan", tmp_path / f"{engine}.json")
+        assert "all as it should be" in run("verify", out, "--against", folders["v4.1"], "--numerics")
+    assert "Launch" not in run("plan", folders["v4.1"], "--engine", "node", "--tp", 4, "--nodes", 2)
+
+
+def run(*arguments: Any) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return " ".join(result.stdout.split())
 
 
 # --- at full size --------------------------------------------------------------------------------------------------

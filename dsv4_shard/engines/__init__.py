@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from dsv4_shard.engines.base import Engine, unknown_to
 from dsv4_shard.engines.node import NODE
+from dsv4_shard.engines.node_any import NODE_ANY
 from dsv4_shard.engines.reference import REFERENCE
 from dsv4_shard.engines.reference_v41 import REFERENCE_V41
 from dsv4_shard.engines.sglang import SGLANG
@@ -28,6 +29,7 @@ SERVING = tuple(name for name in ENGINES if name != NODE.name)
 _BY_FAMILY: dict[tuple[str, str], Engine] = {
     **{(engine.name, V4.name): engine for engine in ENGINES.values()},
     (REFERENCE.name, V41.name): REFERENCE_V41,
+    (NODE.name, V41.name): NODE_ANY,
 }
 
 

@@ -25,7 +25,7 @@ from dsv4_shard.engines.base import (
 )
 from dsv4_shard.engines.raw_layout import TOKENIZER_FILES
 from dsv4_shard.inventory import Inventory
-from dsv4_shard.roles import Module, TensorName
+from dsv4_shard.roles import Module, Stage, TensorName
 
 
 def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
@@ -35,15 +35,14 @@ def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
         yield replace(at, engine="node")
 
 
-RULES: tuple[Rule, ...] = (
-    Requires(
-        "ep-tp", Module.ROUTED, lambda c: c.at.ep == c.at.tp,
-        "a node's folder has whole experts for EP over all {at.tp} GPUs, here EP is {at.ep} and MoE TP {at.moe_tp}",
-        consequence="experts would be cut over GPUs of several nodes, or be missing", fatal=True,
-        remedies=("leave --ep out", "--engine sglang, whose rank files serve every MoE TP"),
-    ),
-    *sglang.RULES,
+EP_RULE = Requires(
+    "ep-tp", Module.ROUTED, lambda c: c.at.ep == c.at.tp,
+    "a node's folder has whole experts for EP over all {at.tp} GPUs, here EP is {at.ep} and MoE TP {at.moe_tp}",
+    consequence="experts would be cut over GPUs of several nodes, or be missing", fatal=True,
+    remedies=("leave --ep out", "--engine sglang, whose rank files serve every MoE TP"),
 )  # fmt: skip
+
+RULES: tuple[Rule, ...] = (EP_RULE, *sglang.RULES)
 """NODES_RULE and EXPERTS_RULE are among SGLang's: each node has as many GPUs, each GPU as many experts."""
 
 
@@ -100,22 +99,35 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
 
 def notes(context: Context) -> tuple[str, ...]:
     """What a folder holds, what it does not serve, and how vLLM is started on it."""
-    at, config = context.at, context.config
+    return () if context.at.nodes == 1 else (*folders_notes(context), _on_vllm(context))
+
+
+def folders_notes(context: Context) -> tuple[str, ...]:
+    """What a folder holds, and what it does not serve, whatever engine loads it."""
+    at = context.at
     if at.nodes == 1:
         return ()
     dense, experts = _nbytes(context)
     each = dense + experts // at.nodes
     return (
         f"a folder for each of {at.nodes} nodes: {_gb(each)} of {_gb(dense + experts)}, {_gb(dense)} of it dense "
-        f"tensors, whole, the rest {config.n_routed_experts // at.nodes} of {config.n_routed_experts} experts; "
-        "--ranks takes node numbers",
+        f"tensors, whole, the rest {_experts(context)}; --ranks takes node numbers",
         "serves EP over all GPUs with experts placed in order: not MoE TP, nor EPLB, redundant experts or another "
         "placement, which ask for experts of other nodes; neither engine notices a missing expert, so start each "
         "node on its own folder",
         "files that a node gets whole are hard links to the checkpoint's own where both are on one file system: "
         "editing the checkpoint in place edits the folders; deleting it frees no room that they use",
-        _on_vllm(context),
     )
+
+
+def _experts(context: Context) -> str:
+    """How many of the experts a node has, and of the draft model's where these are another number."""
+    nodes, config = context.at.nodes, context.config
+    layers, draft = config.n_routed_experts, config.experts_in(Stage.MTP)
+    words = f"{layers // nodes} of {layers} experts"
+    if draft == layers or not context.inventory.mtp_blocks:
+        return words
+    return f"{words}, {draft // nodes} of {draft} in the draft model"
 
 
 def _on_vllm(context: Context) -> str:

@@ -20,9 +20,9 @@ import time
 from pathlib import Path
 
 import torch
+from generations import Generation, command, generation_of
 from safetensors.torch import load_file
 
-from benchmarks.generations import Generation, command, generation_of
 from dsv4_shard.checkpoint import CONFIG_FILE, read_checkpoint
 from dsv4_shard.engines.base import Request
 from dsv4_shard.inventory import take_inventory

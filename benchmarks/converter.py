@@ -46,10 +46,10 @@ def measure(settings: Settings) -> list[Conversion]:
     """FP4 kept and cast, in turns. Raises NotMeasured where memory or disk is too small."""
     if settings.converter is None:
         raise NotMeasured("no --converter PATH: take inference/convert.py from any DeepSeek-V4 release")
-    if generation_of(settings.converter).experts is None:
-        raise NotMeasured(f"{settings.converter} is V4.1's: take one from a DeepSeek-V4 release")
     _require_memory(MEMORY_EACH * settings.converter_nbytes)
     require_room(settings.scratch, ROOM_EACH * settings.converter_nbytes)
+    if generation_of(settings.converter).experts is None:
+        raise NotMeasured(f"{settings.converter} is V4.1's: take one from a DeepSeek-V4 release")
     source = write_sized(settings.scratch / "checkpoint", settings.converter_nbytes)
     rows = []
     for case, dtype in DTYPES.items():

@@ -245,17 +245,20 @@ def plan(
 
     Exit code 1 if the layout does not run; the plan then names the rule that breaks and the nearest layouts that do.
     """
+    from dsv4_shard.engines import engine_for
     from dsv4_shard.plan import make_plan
     from dsv4_shard.report import show_plan
 
     request = _request(tp, ep, dp, engine, runner, a2a, shared_experts, gpu, nodes, expert_dtype, engine_version)
-    made = make_plan(*_open(repo or _default_repo()), request)
+    checkpoint, inventory = _open(repo or _default_repo())
+    made = make_plan(checkpoint, inventory, request)
     if output is not None:
         _write_text(output, made.to_json())
     if as_json:
         print(made.to_json(), end="")
     else:
-        show_plan(_consoles()[0], made, str(output) if output else None)
+        title = engine_for(request.engine, inventory.family).title
+        show_plan(_consoles()[0], made, title, str(output) if output else None)
     if not made.feasible:
         raise typer.Exit(ExitCode.NO)
 

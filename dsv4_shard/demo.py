@@ -136,7 +136,7 @@ V41_CONFIG: dict[str, Any] = {
     },
 }
 """V4.1's, to be written with two MTP blocks. No size is a multiple of 128 that need not be one, and its engram tables
-of 203 and 9 rows do not divide: some of 16 ranks get fewer rows of its own than others, or none."""
+of 203 and 9 rows do not divide: over 8 ranks, some get fewer rows than others, or none."""
 
 Tensors = dict[str, tuple[str, tuple[int, ...]]]
 """name → (dtype, shape as stored)"""

@@ -17,7 +17,7 @@ from dsv4_shard import __version__
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.choosing import TARGET, Load, choose, loads, nearest, options_of, rank_nbytes
 from dsv4_shard.engines import engine_for
-from dsv4_shard.engines.base import Breach, Context, Deployment, Engine, Expert, LeftOut, Placement, Request
+from dsv4_shard.engines.base import ANY_ENGINE, Breach, Context, Deployment, Engine, Expert, LeftOut, Placement, Request
 from dsv4_shard.errors import IncompleteCheckpoint, InfeasiblePlan
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.origin import Origin, origin_of
@@ -325,7 +325,7 @@ def _checks(engine: Engine, context: Context) -> Iterator[PlanCheck]:
 
 
 def _assumptions(at: Deployment) -> tuple[str, ...]:
-    if at.gpu_named:
+    if at.gpu_named or at.version == ANY_ENGINE:
         return ()
     return ("Hopper (sm_90) is assumed and memory is not looked at; name the GPU with --gpu to have both checked",)
 

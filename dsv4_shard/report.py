@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dsv4_shard.checkpoint import Severity
-from dsv4_shard.engines import SERVING, find_engine
+from dsv4_shard.engines import SERVING
 from dsv4_shard.engines.base import Replicate
 from dsv4_shard.escape import clean
 from dsv4_shard.roles import Module
@@ -96,10 +96,8 @@ def _show_identity(console: Console, inspection: "Inspection") -> None:
     _item(console, f"{it.family} ({it.model_type}): {it.tensors:,} tensors in {it.files} files, {size(it.bytes)}")
     kinds = _known((it.hash_layers, "{} hash-routed"), (it.dense_layers, "{} dense"))
     layers = f"{it.layers} layers" + (f" ({', '.join(kinds)})" if kinds else "")
-    _item(
-        console,
-        f"{layers}, {it.mtp_blocks} {'DSpark' if it.dspark else 'MTP'}, hidden {it.hidden_size}, vocabulary {it.vocab_size}",
-    )
+    draft = f"{it.mtp_blocks} {'DSpark' if it.dspark else 'MTP'}"
+    _item(console, f"{layers}, {draft}, hidden {it.hidden_size}, vocabulary {it.vocab_size}")
     _item(
         console,
         f"{it.routed_experts} routed experts ({it.experts_per_token} per token) and {it.shared_experts} shared, "
@@ -245,10 +243,9 @@ def _labels(rows: "tuple[QuantizedRow, ...]") -> dict[str, str]:
 # --- plan ----------------------------------------------------------------------------------------------------------
 
 
-def show_plan(console: Console, plan: "Plan", plan_file: str | None = None) -> None:
-    """Verdict, placements, bytes, launch."""
+def show_plan(console: Console, plan: "Plan", engine: str, plan_file: str | None = None) -> None:
+    """Verdict, placements, bytes, launch. `engine` is what it is called."""
     at = plan.deployment
-    engine = find_engine(str(plan.request["engine"])).title
     console.print(Text(f"{clean(plan.source.label)} on {engine} {plan.engine_version}", style="bold"))
     named = f" {at['gpu']}" if at["gpu"] else ""
     nodes = f" on {at['nodes']} nodes" if at["nodes"] > 1 else ""
@@ -354,7 +351,8 @@ def _show_launch(console: Console, plan: "Plan", plan_file: str | None) -> None:
         command = plan.reshard if plan_file is None else f"{plan.reshard.split(' --')[0]} --plan {plan_file}"
         _heading(console, "Write the shards")
         _print_command(console, command)
-    _heading(console, "Launch")
+    if plan.launch.commands or plan.unwritten:
+        _heading(console, "Launch")
     if plan.unwritten:
         _item(console, f"from the checkpoint; no shards are written for it: {plan.unwritten}")
     for name, content in plan.launch.files.items():

@@ -8,6 +8,8 @@ import re
 
 import torch
 
+torch.set_num_threads(1)  # the tensors are small, and tests that run side by side share the CPUs
+
 FP4_VALUES = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0])
 """Code → value. The converter reads code 8, a negative zero, as a positive one."""
 

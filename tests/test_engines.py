@@ -524,6 +524,7 @@ BROKEN_RULES = [
     ("reference", "q_b-blocks", {"tp": 32}, {}),
     ("reference", "o_groups", {"tp": 32}, {}),
     ("reference", "o_a-blocks", {"tp": 32}, {}),
+    ("reference", "o_a-columns", {"tp": 8}, {"num_attention_heads": 24}),
     ("reference", "o_b-blocks", {"tp": 32}, {}),
     ("reference", "index-heads", {"tp": 32}, {}),
     ("reference", "indexer-blocks", {"tp": 32}, {}),

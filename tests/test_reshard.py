@@ -36,7 +36,8 @@ from dsv4_shard.blocks import FP4_GROUP
 from dsv4_shard.choosing import choose
 from dsv4_shard.demo import write_checkpoint
 from dsv4_shard.engines.base import Request
-from dsv4_shard.engines.reference import inference_config
+from dsv4_shard.engines.reference import V4_GENERATION, Generation, inference_config
+from dsv4_shard.engines.reference_v41 import V41_GENERATION
 from dsv4_shard.errors import (
     IncompleteCheckpoint,
     InexactCast,
@@ -49,6 +50,7 @@ from dsv4_shard.errors import (
 )
 from dsv4_shard.plan import make_plan
 from dsv4_shard.reshard import prepare, reshard
+from dsv4_shard.roles import Draft
 
 DATA = Path(__file__).parent / "data"
 
@@ -255,12 +257,18 @@ def test_the_source_is_left_as_it_was(least: Path, tmp_path: Path) -> None:
     assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in least.iterdir()} == before
 
 
-@pytest.mark.parametrize("model", ["DeepSeek-V4-Pro", "DeepSeek-V4-Flash"])
-def test_inference_config_is_the_one_that_deepseek_released(model: str) -> None:
+@pytest.mark.parametrize(("model", "generation", "draft"), [
+    ("DeepSeek-V4-Pro", V4_GENERATION, Draft(1)),
+    ("DeepSeek-V4-Flash", V4_GENERATION, Draft(1)),
+    ("DeepSeek-V4-Flash-0731", V4_GENERATION, Draft(3, dspark=True)),
+    ("DeepSeek-V4-Pro-0813", V4_GENERATION, Draft(3, dspark=True)),
+    ("DeepSeek-V4.1-Flash", V41_GENERATION, Draft(3, dspark=True)),
+])  # fmt: skip
+def test_inference_config_is_the_one_that_deepseek_released(model: str, generation: Generation, draft: Draft) -> None:
     config = json.loads((DATA / model / "config.json").read_text())
     released = json.loads((DATA / model / "inference_config.json").read_text())
     experts = released.get("expert_dtype", "fp8").upper()
-    made = inference_config(config, experts)
+    made = inference_config(generation, config, experts, draft)
     assert made == released
     assert list(made) == list(released)
 

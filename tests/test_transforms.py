@@ -8,10 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import raw
 
-from dsv4_shard.transforms import TRANSFORMS, dequantize
+from dsv4_shard.transforms import TRANSFORMS, Transform, dequantize
 
 CAST = TRANSFORMS["fp4_to_fp8"]
+CAST_32 = TRANSFORMS["fp4_to_fp8_32"]
 DECODE = TRANSFORMS["fp8_to_bf16"]
+DECODE_32 = TRANSFORMS["fp8_32_to_bf16"]
 FP4 = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0])
 
 
@@ -40,10 +42,10 @@ def random_fp4(seed: int, rows: int, cols: int, low: int, high: int) -> tuple[np
     return weight, random.integers(low, high + 1, (rows, cols // 32), dtype=np.uint8)
 
 
-def cast_by_oracle(weight: np.ndarray, scale: np.ndarray) -> tuple[bytes, bytes]:
+def cast_by_oracle(weight: np.ndarray, scale: np.ndarray, block: int = 128) -> tuple[bytes, bytes]:
     """The cast's two tensors, as the converter's torch arithmetic gives them."""
     cast, new = oracle.fp4_to_fp8(
-        torch.from_numpy(weight).view(torch.int8), torch.from_numpy(scale).view(torch.float8_e8m0fnu)
+        torch.from_numpy(weight).view(torch.int8), torch.from_numpy(scale).view(torch.float8_e8m0fnu), block
     )
     return raw(cast), raw(new)
 
@@ -52,15 +54,16 @@ def values_that_differ(weight: np.ndarray, scale: np.ndarray, cast: np.ndarray, 
     """How many values are not what they were, in float64: a NaN is never what it was."""
     codes = np.stack([weight & 15, weight >> 4], axis=-1).reshape(weight.shape[0], -1)
     before = FP4[codes] * np.repeat(e8m0_values(scale), 32, axis=1)
-    after = FP8[cast] * np.repeat(np.repeat(e8m0_values(new), 128, axis=0), 128, axis=1)
+    block = len(cast) // len(new)
+    after = FP8[cast] * np.repeat(np.repeat(e8m0_values(new), block, axis=0), block, axis=1)
     return int(np.count_nonzero(before != after))
 
 
-def assert_cast_is_the_oracles(weight: np.ndarray, scale: np.ndarray) -> int:
+def assert_cast_is_the_oracles(weight: np.ndarray, scale: np.ndarray, transform: Transform = CAST) -> int:
     """Bytes equal the oracle's, and the count of inexact values is right; returns it."""
-    decoded = CAST.apply(weight, scale, "F8_E8M0")
+    decoded = transform.apply(weight, scale, "F8_E8M0")
     assert decoded.scale is not None
-    cast, new = cast_by_oracle(weight, scale)
+    cast, new = cast_by_oracle(weight, scale, transform.block)
     assert decoded.weight.tobytes() == cast
     assert decoded.scale.tobytes() == new
     assert decoded.inexact == values_that_differ(weight, scale, decoded.weight, decoded.scale)
@@ -83,6 +86,17 @@ def test_cast_counts_the_values_that_a_wide_spread_rounds(spread: int) -> None:
 @given(st.integers(0, 2**32), st.integers(0, 254), st.integers(0, 254), st.sampled_from([128, 256]))
 def test_cast_is_the_oracles_for_any_range_of_scales(seed: int, one: int, other: int, cols: int) -> None:
     assert_cast_is_the_oracles(*random_fp4(seed, 128, cols, min(one, other), max(one, other)))
+
+
+@settings(max_examples=60)
+@given(
+    st.integers(0, 2**32), st.integers(0, 254), st.integers(0, 254), st.integers(1, 6), st.sampled_from([32, 96, 256])
+)
+def test_cast_to_blocks_of_32_is_the_oracles_for_any_range_of_scales(
+    seed: int, one: int, other: int, blocks: int, cols: int
+) -> None:
+    """Also where rows are no multiple of those that are cast at a time."""
+    assert_cast_is_the_oracles(*random_fp4(seed, 32 * blocks, cols, min(one, other), max(one, other)), CAST_32)
 
 
 @settings(max_examples=60)
@@ -162,6 +176,7 @@ def test_cast_shapes_are_those_of_the_oracle() -> None:
     )
     assert CAST.weight_shape(weight.shape) == tuple(cast.shape)
     assert CAST.scale_shape(scale.shape) == tuple(new.shape)
+    assert CAST_32.scale_shape(scale.shape) == (256 // 32, 384 // 32)
 
 
 # --- FP8 → BF16 ----------------------------------------------------------------------------------------------------
@@ -189,15 +204,18 @@ def same_bf16(one: bytes, other: bytes) -> bool:
     return bool(np.array_equal(*nan) and np.array_equal(a[~nan[0]], b[~nan[0]]))
 
 
+@pytest.mark.parametrize("transform", [DECODE, DECODE_32], ids=["128", "32"])
 @settings(max_examples=40)
 @given(
     st.integers(0, 2**32), st.sampled_from(["F8_E8M0", "F32"]), st.integers(1, 3), st.sampled_from([64, 128, 200, 384])
 )
-def test_decode_is_torchs_for_all_codes_and_scales(seed: int, dtype: str, block_rows: int, cols: int) -> None:
+def test_decode_is_torchs_for_all_codes_and_scales(
+    transform: Transform, seed: int, dtype: str, block_rows: int, cols: int
+) -> None:
     random = np.random.default_rng(seed)
-    weight = random.integers(0, 256, (block_rows * 128, cols), dtype=np.uint8)
-    scale = random_scales(random, dtype, block_rows, -(-cols // 128))
-    decoded = DECODE.apply(weight, scale, dtype)
+    weight = random.integers(0, 256, (block_rows * transform.block, cols), dtype=np.uint8)
+    scale = random_scales(random, dtype, block_rows, -(-cols // transform.block))
+    decoded = transform.apply(weight, scale, dtype)
     expected = oracle.dequantize_fp8(torch.from_numpy(weight).view(torch.float8_e4m3fn), as_scale(scale, dtype))
     assert same_bf16(decoded.weight.tobytes(), raw(expected))
     assert decoded.scale is None

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from dsv4_shard.engines.base import Engine, unknown_to
 from dsv4_shard.engines.node import NODE, NODE_V3
+from dsv4_shard.engines.node_any import NODE_ANY
 from dsv4_shard.engines.reference import REFERENCE
 from dsv4_shard.engines.reference_v3 import REFERENCE_V3, REFERENCE_V32
 from dsv4_shard.engines.reference_v41 import REFERENCE_V41
@@ -32,7 +33,7 @@ SERVING = tuple(name for name in ENGINES if name != NODE.name)
 
 _KNOWN: tuple[tuple[Family, Iterable[Engine]], ...] = (
     (V4, ENGINES.values()),
-    (V41, (REFERENCE_V41,)),
+    (V41, (REFERENCE_V41, NODE_ANY)),
     (V3, (SGLANG_V3, VLLM_V3, REFERENCE_V3, NODE_V3)),
     (V32, (SGLANG_V3, VLLM_V3, REFERENCE_V32, NODE_V3)),
 )

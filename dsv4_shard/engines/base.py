@@ -27,6 +27,10 @@ ASSUMED_GPU = GPUS["h200"]
 """Stands for Hopper where no GPU is named; its memory is then not looked at."""
 
 
+ANY_ENGINE = "for any engine"
+"""Stands for an engine's version where no engine is claimed; then there is no GPU to name either."""
+
+
 # --- what is asked for, and what it resolves to --------------------------------------------------------------------
 
 

@@ -26,7 +26,7 @@ from dsv4_shard.engines.raw_layout import TOKENIZER_FILES
 from dsv4_shard.engines.sglang_v3 import SGLANG_V3
 from dsv4_shard.engines.vllm_v3 import VLLM_V3
 from dsv4_shard.inventory import Inventory
-from dsv4_shard.roles import Module, TensorName
+from dsv4_shard.roles import Module, Stage, TensorName
 
 EP_RULE = Requires(
     "ep-tp", Module.ROUTED, lambda c: c.at.ep == c.at.tp,
@@ -34,7 +34,6 @@ EP_RULE = Requires(
     consequence="experts would be cut over GPUs of several nodes, or be missing", fatal=True,
     remedies=("leave --ep out", "--engine sglang, whose rank files serve every MoE TP"),
 )  # fmt: skip
-"""NODES_RULE and EXPERTS_RULE are among SGLang's: each node has as many GPUs, each GPU as many experts."""
 
 
 class NodeLayout:
@@ -79,6 +78,24 @@ def folder_of(node: int) -> str:
     return f"node-{node}/"
 
 
+def folders_notes(context: Context) -> tuple[str, ...]:
+    """What a folder holds, and what it does not serve, whatever engine loads it."""
+    at = context.at
+    if at.nodes == 1:
+        return ()
+    dense, experts = _nbytes(context)
+    each = dense + experts // at.nodes
+    return (
+        f"a folder for each of {at.nodes} nodes: {_gb(each)} of {_gb(dense + experts)}, {_gb(dense)} of it dense "
+        f"tensors, whole, the rest {_experts(context)}; --ranks takes node numbers",
+        "serves EP over all GPUs with experts placed in order: not MoE TP, nor EPLB, redundant experts or another "
+        "placement, which ask for experts of other nodes; neither engine notices a missing expert, so start each "
+        "node on its own folder",
+        "files that a node gets whole are hard links to the checkpoint's own where both are on one file system: "
+        "editing the checkpoint in place edits the folders; deleting it frees no room that they use",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Subsets:
     """Node subsets of a model as `serving`, SGLang, builds it; `other`, vLLM, loads them too where its rules hold."""
@@ -104,22 +121,7 @@ class Subsets:
 
     def notes(self, context: Context) -> tuple[str, ...]:
         """What a folder holds, what it does not serve, and how vLLM is started on it."""
-        at, config = context.at, context.config
-        if at.nodes == 1:
-            return ()
-        dense, experts = _nbytes(context)
-        each = dense + experts // at.nodes
-        return (
-            f"a folder for each of {at.nodes} nodes: {_gb(each)} of {_gb(dense + experts)}, {_gb(dense)} of it dense "
-            f"tensors, whole, the rest {config.n_routed_experts // at.nodes} of {config.n_routed_experts} experts; "
-            "--ranks takes node numbers",
-            "serves EP over all GPUs with experts placed in order: not MoE TP, nor EPLB, redundant experts or another "
-            "placement, which ask for experts of other nodes; neither engine notices a missing expert, so start each "
-            "node on its own folder",
-            "files that a node gets whole are hard links to the checkpoint's own where both are on one file system: "
-            "editing the checkpoint in place edits the folders; deleting it frees no room that they use",
-            self._on_vllm(context),
-        )
+        return () if context.at.nodes == 1 else (*folders_notes(context), self._on_vllm(context))
 
     def _on_vllm(self, context: Context) -> str:
         """vLLM's command for the same GPUs, or why it does not run there."""
@@ -152,6 +154,16 @@ class Subsets:
             notes=self.notes,
             layout=NodeLayout(),
         )
+
+
+def _experts(context: Context) -> str:
+    """How many of the experts a node has, and of the draft model's where these are another number."""
+    nodes, config = context.at.nodes, context.config
+    layers, draft = config.n_routed_experts, config.experts_in(Stage.MTP)
+    words = f"{layers // nodes} of {layers} experts"
+    if draft == layers or not context.inventory.mtp_blocks:
+        return words
+    return f"{words}, {draft // nodes} of {draft} in the draft model"
 
 
 def _nbytes(context: Context) -> tuple[int, int]:

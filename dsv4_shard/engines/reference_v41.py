@@ -1,9 +1,8 @@
 """DeepSeek's own inference code for V4.1: what is other than V4's.
 
-Its blocks are 32×32, for what it decodes and for what it casts (wo_a may also be 128×128). The experts of the layers
-and those of DSpark are each spread over all ranks; an engram table's rows are rounded up to equal parts, and what is
-too many in the last of them are rows of zeros with scales of 1. Engram projections, the vision tower and the aligner
-are whole on every rank.
+It casts to blocks of 32×32, and decodes wo_a in these or in blocks of 128×128. The experts of the layers and those of
+DSpark are each spread over all ranks. An engram table's rows are rounded up to equal parts: what is too many are rows
+of zeros with scales of 1. Engram projections, the vision tower and the aligner are whole on every rank.
 """
 
 from dsv4_shard.engines.base import Context, Divides

@@ -24,6 +24,7 @@ from dsv4_shard.families.v4 import (
     dspark_last,
     hidden,
     markov,
+    vocab,
 )
 from dsv4_shard.naming import NATIVE_PARTS, Grammar
 from dsv4_shard.roles import Module, Place, Role, Spec, Stage
@@ -155,6 +156,8 @@ _MTP_SPECS = (
     Spec(Role.DSPARK_MARKOV_EMBED, "markov_head.embed", markov, dspark_last),
     Spec(Role.DSPARK_MARKOV_HEAD, "markov_head.head", markov, dspark_last),
     Spec(Role.FINAL_NORM, "norm", hidden, dspark_last),
+    Spec(Role.MTP_EMBED, "embed", vocab, optional=True),
+    Spec(Role.MTP_HEAD, "head", vocab, optional=True),
 )
 
 

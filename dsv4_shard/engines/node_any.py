@@ -1,0 +1,129 @@
+"""Node subsets for a family whose rules are known of no engine: what holds for any under EP over all GPUs.
+
+Each node's GPUs have equal blocks of the experts, of the layers and of the draft model by their own numbers, and all
+else whole. How an engine cuts what is whole here, and what else it asks for, is not claimed; so no bytes a GPU are held
+against a memory, and no commands are given.
+"""
+
+from collections.abc import Iterator
+
+from dsv4_shard.engines.base import (
+    ANY_ENGINE,
+    Context,
+    Deployment,
+    Divides,
+    Engine,
+    Expert,
+    Held,
+    Launch,
+    Placement,
+    Replicate,
+    Request,
+    Requires,
+    Rule,
+    held_by_rank,
+)
+from dsv4_shard.engines.common import EXPERTS_RULE, NO_CAST_RULE, NODES_RULE, pick_gpu, pick_nodes
+from dsv4_shard.engines.node import EP_RULE, NodeLayout, folders_notes
+from dsv4_shard.inventory import Group, Inventory
+from dsv4_shard.roles import Module, Role, Stage
+
+_RUNNER = "any"
+
+
+def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
+    """EP over all GPUs if nothing else is asked for, and attention TP over those that attention DP leaves."""
+    gpu, ep = pick_gpu(request), request.ep if request.ep is not None else request.tp
+    yield Deployment(
+        engine="node",
+        tp=request.tp,
+        ep=ep,
+        dp=request.dp,
+        world=request.tp,
+        attention_tp=request.tp // request.dp or 1,
+        moe_tp=request.tp // ep or 1,
+        runner=request.runner or _RUNNER,
+        a2a=request.a2a,
+        shared="whole" if request.shared == "auto" else request.shared,
+        shared_parts=1,
+        experts=(request.expert_dtype or inventory.routed.name).upper(),
+        gpu=gpu,
+        gpu_named=request.gpu is not None,
+        nodes=pick_nodes(request, request.tp, gpu),
+        version=request.engine_version or ANY_ENGINE,
+    )
+
+
+RULES: tuple[Rule, ...] = (
+    EP_RULE,
+    Requires(
+        "options", Module.ROUTED,
+        lambda c: (c.at.runner, c.at.a2a, c.at.shared, c.at.version) == (_RUNNER, None, "whole", ANY_ENGINE)
+        and not c.at.gpu_named,
+        "no engine's rules for this family are known, so there is no runner, all-to-all backend, way of shared "
+        "experts, GPU or version to choose", consequence="nothing is claimed of it", fatal=True,
+        remedies=("leave --runner, --a2a, --shared-experts, --gpu and --engine-version out",),
+    ),
+    NODES_RULE,
+    NO_CAST_RULE,
+    Divides(
+        "attention-dp", Module.ATTENTION, lambda c: c.at.tp, "TP", lambda c: c.at.dp, "attention DP",
+        remedies=("choose an attention DP that divides TP",), fatal=True,
+    ),
+    Divides(
+        "heads", Module.ATTENTION, lambda c: c.config.num_attention_heads, "num_attention_heads",
+        lambda c: c.at.attention_tp, "attention TP", remedies=("attention DP: --dp N",),
+    ),
+    EXPERTS_RULE,
+    Divides(
+        "draft-experts", Module.ROUTED, lambda c: c.config.experts_in(Stage.MTP), "experts of the draft model",
+        lambda c: c.at.ep, "EP", when=lambda c: c.inventory.mtp_blocks > 0,
+        remedies=("choose an EP that divides the number of experts",),
+    ),
+)  # fmt: skip
+
+
+def place(role: Role, context: Context) -> Placement:
+    """Experts over EP, all else whole: what a node's folder has."""
+    return Expert(Replicate()) if role.module is Module.ROUTED else Replicate()
+
+
+def hold(group: Group, placement: Placement, context: Context) -> Held:
+    """As the checkpoint has it."""
+    return held_by_rank(group, placement, context)
+
+
+def launch(context: Context, model_path: str, sharded: bool) -> Launch:
+    """None that is known."""
+    return Launch({}, ())
+
+
+def addition(context: Context) -> str:
+    """How the shared expert's output joins the sum."""
+    return "The folders have shared experts whole; where their output joins the sum is the engine's affair."
+
+
+def notes(context: Context) -> tuple[str, ...]:
+    """What a folder holds, what it does not serve, and what was not held."""
+    title = context.inventory.family.title
+    return (
+        *folders_notes(context),
+        f"no engine's own rules for {title} were held: whether it takes this layout, how it cuts what is whole in a "
+        "folder, and whether it asks for experts that are on other nodes, must be tried; bytes a rank are those of all "
+        "dense tensors whole, and of its experts",
+    )
+
+
+NODE_ANY = Engine(
+    name="node",
+    title="node subsets (EP)",
+    version=ANY_ENGINE,
+    candidates=candidates,
+    rules=RULES,
+    place=place,
+    hold=hold,
+    launch=launch,
+    addition=addition,
+    notes=notes,
+    layout=NodeLayout(),
+)

@@ -31,6 +31,7 @@ class Identity(_Document):
     revision: str | None
     model_type: str
     family: str
+    dialect: str
     tensors: int
     files: int
     bytes: int
@@ -147,6 +148,7 @@ def _identity(checkpoint: Checkpoint, inventory: Inventory) -> Identity:
         revision=checkpoint.source.revision,
         model_type=config.model_type,
         family=inventory.family.title,
+        dialect=checkpoint.dialect,
         tensors=len(checkpoint.tensors),
         files=len(checkpoint.files),
         bytes=sum(tensor.nbytes for tensor in checkpoint.tensors.values()),

@@ -13,10 +13,11 @@ from dsv4_shard.blocks import FP4_GROUP, PACKED_FP4, Block, agree_on_unit, logic
 from dsv4_shard.census import Census, Kind, take_census
 from dsv4_shard.checkpoint import Checkpoint, Finding, Severity, collector_paused, defect, some
 from dsv4_shard.completeness import FLOATS, check_completeness, check_numbers
+from dsv4_shard.dialects import DIALECTS
 from dsv4_shard.families import family_of
 from dsv4_shard.families.base import Family, ModelConfig
 from dsv4_shard.header import nbytes_of
-from dsv4_shard.roles import Draft, Part, Role, Stage, TensorName
+from dsv4_shard.roles import NORM_ROLES, Draft, Part, Role, Stage, TensorName
 
 FP8_SCALES = ("F8_E8M0", "F32")
 
@@ -112,7 +113,7 @@ def _take(checkpoint: Checkpoint) -> Inventory:
     formats, more = _find_formats(census)
     findings += more
     findings += _compare_stages(formats)
-    findings += _check_dtypes(census)
+    findings += _check_dtypes(census, _f32_norms(checkpoint, formats))
     findings += _check_shapes(census, formats)
     findings += _compare_config(checkpoint.config, formats)
     return Inventory(checkpoint.config, names, _count(census, formats), formats, census.draft, tuple(findings))
@@ -190,10 +191,23 @@ def _compare_stages(formats: dict[tuple[Stage, Role], Format]) -> Iterator[Findi
             yield defect("mtp-format", f"{role} is {layers} in the layers and {fmt} in the MTP block")
 
 
-def _check_dtypes(census: Census) -> Iterator[Finding]:
-    """What is not quantized has one dtype in every checkpoint of a family, and engines' parameters follow from it."""
+def _f32_norms(checkpoint: Checkpoint, formats: dict[tuple[Stage, Role], Format]) -> frozenset[Role]:
+    """Norms that may be in F32: all of them, in a model without quantized experts that Transformers saved."""
+    routed = formats.get((Stage.LAYER, Role.ROUTED_GATE))
+    dialects = DIALECTS.get(family_of(checkpoint.config).name, ())
+    if not any(one.f32_norms for one in dialects if one.name == checkpoint.dialect):
+        return frozenset()
+    return NORM_ROLES if routed is not None and routed.name in FLOATS else frozenset()
+
+
+def _check_dtypes(census: Census, f32: frozenset[Role]) -> Iterator[Finding]:
+    """What is not quantized has one dtype in every checkpoint of a family, and engines' parameters follow from it.
+
+    The roles in `f32` may also be in F32.
+    """
     due = {key: spec.dtype for key, spec in census.family.rows.items() if not spec.quantized}
-    names = census.names_of(k for k in census.counts if k.dtype != due.get((k.stage, k.role), k.dtype))
+    odd_kinds = (k for k in census.counts if k.dtype != due.get((k.stage, k.role), k.dtype))
+    names = census.names_of(k for k in odd_kinds if not (k.role in f32 and k.dtype == "F32"))
     if names:
         places = [(name, census.names[name]) for name in names]
         odd = [f"{name} {census.tensors[name].dtype}, due {due[at.stage, at.role]}" for name, at in places]

@@ -9,6 +9,9 @@ from dsv4_shard.roles import Module, Part, Role, Spec, Stage, TensorName
 Specs = Mapping[Stage, tuple[Spec, ...]]
 """A family's tables, by stage."""
 
+EXPERT = "*"
+"""Stands for an expert's number, where all experts' names are meant."""
+
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
@@ -51,7 +54,7 @@ class Names:
         for prefix, stage in self._prefixes:
             if name.startswith(prefix):
                 number, _, suffix = name[len(prefix) :].partition(".")
-                layer = _index(number)
+                layer = index_of(number)
                 return None if layer is None else self._in_layer(stage, layer, suffix)
         found = self._plain[Stage.MODEL].get(name)
         return TensorName(*found, Stage.MODEL) if found else None
@@ -70,7 +73,7 @@ class Names:
         expert, words = -1, self._plain[stage]
         if suffix.startswith(self._grammar.experts):
             number, _, suffix_in_expert = suffix[len(self._grammar.experts) :].partition(".")
-            index, words = _index(number), self._routed[stage]
+            index, words = index_of(number), self._routed[stage]
             if index is None:
                 return None
             expert, found = index, words.get(suffix_in_expert)
@@ -93,6 +96,12 @@ class Names:
             return f"{self._grammar.prefixes[Stage.LAYER]}{self._layers + at.layer}.{name}"
         return f"{self._grammar.prefixes[at.stage]}{at.layer}.{name}"
 
+    def templates(self, stage: Stage) -> Iterator[str]:
+        """All names of a stage, without the prefix and number of a layer or block; `*` for an expert's number."""
+        yield from self._plain[stage]
+        for word in self._routed[stage]:
+            yield f"{self._grammar.experts}{EXPERT}.{word}"
+
     def scale_name(self, weight_name: str) -> str:
         """The name of the scale that stands beside a weight."""
         return weight_name.removesuffix(self._grammar.parts[Part.WEIGHT]) + self._grammar.parts[Part.SCALE]
@@ -103,7 +112,7 @@ class Names:
 
 
 @lru_cache(maxsize=4096)
-def _index(text: str) -> int | None:
+def index_of(text: str) -> int | None:
     """A layer or expert number as checkpoints write it: no sign, no leading zero."""
     if not (text.isascii() and text.isdecimal() and len(text) <= 6) or (text[0] == "0" and len(text) > 1):
         return None

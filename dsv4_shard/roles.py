@@ -135,6 +135,14 @@ class Role(StrEnum):
     IMAGE_NEWLINE = "image.newline", Module.VISION
 
 
+NORM_ROLES = frozenset(
+    role
+    for role in Role
+    if role.module is Module.NORMS
+    or role in (Role.Q_NORM, Role.KV_NORM, Role.COMPRESSOR_NORM, Role.INDEXER_NORM, Role.MTP_ENORM, Role.MTP_HNORM)
+)
+
+
 class Part(StrEnum):
     """Which of a role's tensors: the weight itself, or the scales of its blocks."""
 

@@ -1,8 +1,8 @@
 """Checkpoints of a known family under other tools' names, seen under the family's own.
 
 Tools that export DeepSeek-V4 rename its tensors, and Transformers also stacks the experts of a layer. A dialect is a
-table of rules that turn native names into a tool's; applied to all names that the family has, they tell the native name
-of each tensor that is found. A stacked tensor becomes one for each expert and projection, which are contiguous ranges of
+table of rules that turn native names into a tool's; applied to all names of the family, they tell the native name of
+each tensor that is found. A stacked tensor becomes one for each expert and projection, which are contiguous ranges of
 its bytes, so that nothing after this module knows of it. Which dialect a checkpoint is in is told by its names alone.
 """
 

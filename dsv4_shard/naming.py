@@ -47,7 +47,9 @@ class Names:
                 continue
             yield f"{spec.name}.{words[Part.WEIGHT]}", (spec.role, Part.WEIGHT)
             if spec.quantized:
-                yield f"{spec.name}.{words[Part.SCALE]}", (spec.role, Part.SCALE)
+                for part, word in words.items():
+                    if part is Part.SCALE or (routed and part is not Part.WEIGHT):
+                        yield f"{spec.name}.{word}", (spec.role, part)
 
     def parse(self, name: str) -> TensorName | None:
         """The role of the tensor called `name`, or None where no model of the family has such a tensor."""
@@ -106,9 +108,14 @@ class Names:
         """The name of the scale that stands beside a weight."""
         return weight_name.removesuffix(self._grammar.parts[Part.WEIGHT]) + self._grammar.parts[Part.SCALE]
 
-    def weight_name(self, scale_name: str) -> str:
-        """The name of the weight that stands beside a scale."""
-        return scale_name.removesuffix(self._grammar.parts[Part.SCALE]) + self._grammar.parts[Part.WEIGHT]
+    def weight_name(self, name: str) -> str:
+        """The name of the weight that stands beside a scale of any kind."""
+        return f"{name.rpartition('.')[0]}.{self._grammar.parts[Part.WEIGHT]}"
+
+    def part_name(self, weight_name: str, part: Part) -> str | None:
+        """The name of the `part` that stands beside a weight; None where the family has no such part."""
+        word = self._grammar.parts.get(part)
+        return word and f"{weight_name.rpartition('.')[0]}.{word}"
 
 
 @lru_cache(maxsize=4096)
@@ -119,8 +126,14 @@ def index_of(text: str) -> int | None:
     return int(text)
 
 
-NATIVE_PARTS = {Part.WEIGHT: "weight", Part.SCALE: "scale"}
-"""DeepSeek's own words since V4, and those of its converter's output in every generation."""
+NATIVE_PARTS = {
+    Part.WEIGHT: "weight",
+    Part.SCALE: "scale",
+    Part.GROUP_SCALE: "weight_scale",
+    Part.TENSOR_SCALE: "weight_scale_2",
+    Part.INPUT_SCALE: "input_scale",
+}
+"""DeepSeek's own words since V4, also in its converters' output, and for NVFP4 those of NVIDIA's Model Optimizer."""
 
 
 def scale_name(weight_name: str) -> str:

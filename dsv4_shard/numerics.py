@@ -5,7 +5,7 @@ once, must be what the unsharded layer gives. Counting the shared expert once fo
 replicated one invites, is computed too, so that the check shows that it could tell the difference.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -18,10 +18,11 @@ from dsv4_shard.errors import UsageError
 from dsv4_shard.families.base import ModelConfig
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.manifest import PLAN_NAME, load_manifest
-from dsv4_shard.naming import scale_name
+from dsv4_shard.naming import NATIVE_PARTS, scale_name
 from dsv4_shard.planfile import check_plan, load_plan
 from dsv4_shard.recipe import Cut, Landing, Recipe, Step
 from dsv4_shard.reshard import prepare
+from dsv4_shard.roles import Part
 from dsv4_shard.sources import LocalSource
 from dsv4_shard.transforms import dequantize
 
@@ -32,6 +33,8 @@ TOKENS = 4
 SEED = 20_480
 TOLERANCE = 1e-5
 """Relative: the same products are summed in another order, partly in float32."""
+
+_NVFP4_SCALES = (Part.GROUP_SCALE, Part.TENSOR_SCALE)
 
 _EXPERTS = 16
 """At most so many routed experts are computed."""
@@ -70,12 +73,12 @@ class _SourceReader:
     checkpoint: Checkpoint
 
     def weight(self, name: str) -> "torch.Tensor":
-        return _dequantized(self._read(name), self._read(scale_name(name)))
+        return _values(name, self._read, self.checkpoint.tensors)
 
     def _read(self, name: str) -> "_Matrix":
         tensor = self.checkpoint.tensors[name]
         with self.checkpoint.source.open(tensor.file) as file:
-            return _Matrix(file.read(tensor.start, tensor.stop), tensor.dtype, tensor.shape[0])
+            return _Matrix(file.read(tensor.start, tensor.stop), tensor.dtype, tensor.shape[0] if tensor.shape else 1)
 
 
 class _Matrix(NamedTuple):
@@ -98,10 +101,9 @@ class _RankReader:
 
     def weight(self, name: str) -> "torch.Tensor":
         step = self._steps[name]
-        weight = self._read(step, lambda tensor: tensor)
         if step.transform is None:
-            return _dequantized(weight, self._read(self._steps[scale_name(name)], lambda tensor: tensor))
-        return _dequantized(weight, self._read(step, scale_name, whole=True))
+            return _values(name, lambda part: self._read(self._steps[part], lambda tensor: tensor), self._steps)
+        return _dequantized(self._read(step, lambda tensor: tensor), self._read(step, scale_name, whole=True))
 
     def _place(self, step: Step) -> tuple[int, Landing, Cut] | None:
         for landing in step.landings:
@@ -118,7 +120,7 @@ class _RankReader:
         output = self._recipe.files[number]
         name = rename(landing.tensor)
         info = output.tensors[name]
-        start, nbytes, rows = self._recipe.offset(number, name), info.nbytes, info.shape[-2]
+        start, nbytes, rows = self._recipe.offset(number, name), info.nbytes, (1, 1, *info.shape)[-2]
         if not whole and step.transform is None:
             converted = cut.rows * cut.row_nbytes
             nbytes = step.conversion.nbytes(converted) if step.conversion else converted
@@ -127,9 +129,18 @@ class _RankReader:
             return _Matrix(file.read(start, start + nbytes), info.dtype, rows)
 
 
+def _values(name: str, read: Callable[[str], _Matrix], names: Container[str]) -> "torch.Tensor":
+    """The values of a weight with its scale or, if it is NVFP4, with those of its groups and its own."""
+    group_scale, tensor_scale = (f"{name.removesuffix('weight')}{NATIVE_PARTS[part]}" for part in _NVFP4_SCALES)
+    if group_scale not in names:
+        return _dequantized(read(name), read(scale_name(name)))
+    return _dequantized(read(name), read(group_scale)) * float(np.frombuffer(read(tensor_scale).data, np.float32)[0])
+
+
 def _dequantized(weight: _Matrix, scale: _Matrix) -> "torch.Tensor":
     scales = np.frombuffer(scale.data, np.uint8).reshape(scale.rows, -1, 4 if scale.dtype == "F32" else 1).copy()
-    return dequantize(weight.data, weight.dtype, weight.rows, scales, "F32" if scale.dtype == "F32" else "F8_E8M0")
+    stored = scale.dtype if scale.dtype in ("F32", "F8_E4M3") else "F8_E8M0"  # vLLM's files call E8M0 bytes
+    return dequantize(weight.data, weight.dtype, weight.rows, scales, stored)
 
 
 def check_numerics(folder: Path, checkpoint: Checkpoint, inventory: Inventory, layer: int | None = None) -> Numerics:

@@ -522,8 +522,8 @@ def _output_shape(sources: list[_Source]) -> tuple[int, ...]:
     _, tensor, first = sources[0]
     kept, cut = first.kept, first.spread.cuts[0][0]
     rows = sum(source.batch.spread.cuts[0][0].rows for source in sources)
-    if len(tensor.shape) == 1:
-        return (rows,)
+    if len(tensor.shape) < 2:
+        return (rows,) if tensor.shape else ()
     if kept.transform is not None:
         return _transformed_shape(tensor, first.where, kept, rows)
     cols = _converted_nbytes(tensor, kept, cut.row_nbytes) * 8 // DTYPE_BITS[kept.dtype]

@@ -3,7 +3,7 @@
 from dsv4_shard.blocks import DECODED_BLOCK
 from dsv4_shard.engines.base import ASSUMED_GPU, Context, Divides, Pad, Request, Requires, Split
 from dsv4_shard.gpus import Gpu, find_gpu
-from dsv4_shard.inventory import Inventory
+from dsv4_shard.inventory import NVFP4, Inventory
 from dsv4_shard.roles import Module, Role
 
 COLUMN_QUOTE = (
@@ -73,6 +73,15 @@ NO_CAST_RULE = Requires(
     consequence="the engine holds the experts as the checkpoint does", fatal=True,
     remedies=("leave --expert-dtype out: only --engine reference casts experts",),
 )  # fmt: skip
+
+
+def nvfp4_rule(reason: str, consequence: str = "not known") -> Requires:
+    """NVFP4 experts are refused where nothing is known of how the engine's classes hold them."""
+    return Requires(
+        "nvfp4", Module.ROUTED, lambda c: c.inventory.routed.name != NVFP4, reason, consequence=consequence,
+        remedies=("--engine node, which keeps the checkpoint's tensors as they are",), fatal=True,
+    )  # fmt: skip
+
 
 O_A_DECODING_RULE = Requires(
     "o_a-decoding", Module.ATTENTION,

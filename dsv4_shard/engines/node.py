@@ -24,7 +24,7 @@ from dsv4_shard.engines.base import (
     Rule,
 )
 from dsv4_shard.engines.raw_layout import TOKENIZER_FILES
-from dsv4_shard.inventory import Inventory
+from dsv4_shard.inventory import NVFP4, Inventory
 from dsv4_shard.roles import Module, TensorName
 
 
@@ -42,9 +42,9 @@ RULES: tuple[Rule, ...] = (
         consequence="experts would be cut over GPUs of several nodes, or be missing", fatal=True,
         remedies=("leave --ep out", "--engine sglang, whose rank files serve every MoE TP"),
     ),
-    *sglang.RULES,
+    *(rule for rule in sglang.RULES if rule.name != "nvfp4"),
 )  # fmt: skip
-"""NODES_RULE and EXPERTS_RULE are among SGLang's: each node has as many GPUs, each GPU as many experts."""
+"""NVFP4 experts go over as they are. NODES_RULE and EXPERTS_RULE are among SGLang's: each node has as many GPUs, each GPU as many experts."""
 
 
 class NodeLayout:
@@ -103,6 +103,10 @@ def notes(context: Context) -> tuple[str, ...]:
     at, config = context.at, context.config
     if at.nodes == 1:
         return ()
+    nvfp4 = (
+        "NVFP4 experts go over whole, with all of their scales; which runner SGLang takes for them is left to it, and "
+        "was never held against its classes",
+    )
     dense, experts = _nbytes(context)
     each = dense + experts // at.nodes
     return (
@@ -114,6 +118,7 @@ def notes(context: Context) -> tuple[str, ...]:
         "node on its own folder",
         "files that a node gets whole are hard links to the checkpoint's own where both are on one file system: "
         "editing the checkpoint in place edits the folders; deleting it frees no room that they use",
+        *(nvfp4 if at.experts == NVFP4 else ()),
         _on_vllm(context),
     )
 

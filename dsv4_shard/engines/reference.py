@@ -30,7 +30,7 @@ from dsv4_shard.engines.base import (
     Split,
     held_by_rank,
 )
-from dsv4_shard.engines.common import NODES_RULE, O_A_DECODING_RULE, pick_gpu, pick_nodes, version_rule
+from dsv4_shard.engines.common import NODES_RULE, O_A_DECODING_RULE, nvfp4_rule, pick_gpu, pick_nodes, version_rule
 from dsv4_shard.inventory import Group, Inventory
 from dsv4_shard.roles import Module, Part, Role, Stage, TensorName
 
@@ -111,6 +111,7 @@ RULES: tuple[Rule, ...] = (
         "the reference adds whole shared experts after the all-reduce; it cannot {at.shared} them",
         remedies=("--shared-experts whole",), fatal=True,
     ),
+    nvfp4_rule("DeepSeek's model.py has no NVFP4 experts", "the model cannot load them"),
     Requires(
         "expert-dtype", Module.ROUTED,
         lambda c: c.at.experts in ("FP4", "FP8") and (c.at.experts, c.inventory.routed.name) != ("FP4", "FP8"),

@@ -34,6 +34,7 @@ from dsv4_shard.engines.common import (
     NO_CAST_RULE,
     NODES_RULE,
     attention_rules,
+    nvfp4_rule,
     pick_gpu,
     pick_nodes,
     shares_blocks_evenly,
@@ -176,6 +177,7 @@ RULES: tuple[Rule, ...] = (
     ),
     version_rule(*VERSIONS),
     NODES_RULE,
+    nvfp4_rule("vLLM's NVFP4 experts were never held against its classes"),
     NO_CAST_RULE,
     Requires(
         "ep", Module.ROUTED, lambda c: c.at.ep in (1, c.at.world),

@@ -1,4 +1,4 @@
-"""NVIDIA's NVFP4 experts: told from their tensors, complete or named, refused where unknown, and whole in node folders."""
+"""NVIDIA's NVFP4 experts: told from their tensors, complete or named, refused or whole in node folders."""
 
 import json
 from pathlib import Path

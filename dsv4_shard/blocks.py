@@ -16,6 +16,9 @@ PACKED_FP4 = frozenset({"I8", "U8"})
 FP4_GROUP = 32
 """Elements along K that share one scale in MXFP4."""
 
+NVFP4_GROUP = 16
+"""Elements along K that share one scale in NVFP4."""
+
 DECODED_BLOCK = 128
 """Rows and columns of the blocks that DeepSeek's converter decodes and makes."""
 

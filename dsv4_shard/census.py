@@ -17,7 +17,8 @@ from dsv4_shard.roles import DSPARK, Draft, Part, Place, Role, Stage, TensorName
 
 class Kind(NamedTuple):
     """All that checks look at. `extra`: of an expert beyond those of the config; `partner` is the scale that stands
-    beside a weight, or the weight beside a scale, None where there is none or its role is never quantized."""
+    beside a weight (that of groups before that of blocks), or the weight beside a scale, None where there is none or
+    its role is never quantized; `grouped` weights have a scale of groups."""
 
     role: Role
     part: Part
@@ -28,6 +29,7 @@ class Kind(NamedTuple):
     shape: tuple[int, ...]
     partner_dtype: str | None
     partner_shape: tuple[int, ...] | None
+    grouped: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +75,18 @@ def _kinds(
     words = family.names(config)
     quantized = {key for key, spec in family.rows.items() if spec.quantized}
     experts_in = {stage: config.experts_in(stage) for stage in Stage}
+    has_groups = any(at.part is Part.GROUP_SCALE for at in names.values())
     for name, (role, part, stage, layer, expert) in names.items():
-        partner = None
+        partner, grouped = None, False
         if (stage, role) in quantized:
-            partner = tensors.get(words.scale_name(name) if part is Part.WEIGHT else words.weight_name(name))
+            if has_groups:
+                weight = name if part is Part.WEIGHT else words.weight_name(name)
+                group_scale = tensors.get(words.part_name(weight, Part.GROUP_SCALE) or "")
+                grouped = group_scale is not None
+                partner = group_scale if part is Part.WEIGHT else None
+            partner = partner or tensors.get(words.scale_name(name) if part is Part.WEIGHT else words.weight_name(name))
         tensor = tensors[name]
         yield (
             role, part, stage, layer, expert >= experts_in[stage], tensor.dtype, tensor.shape,
-            partner and partner.dtype, partner and partner.shape,
+            partner and partner.dtype, partner and partner.shape, grouped,
         )  # fmt: skip

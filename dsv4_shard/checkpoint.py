@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import xxhash
 
 from dsv4_shard.config import MAX_CONFIG_BYTES, parse_config, parse_document
+from dsv4_shard.dialects import NATIVE, View, is_transformers_config, native_view
 from dsv4_shard.errors import (
     BadConfig,
     BadIndex,
@@ -59,7 +60,10 @@ def defect(code: str, message: str) -> Finding:
 
 
 class Tensor(NamedTuple):
-    """A tensor of the checkpoint: `shape` in stored elements, `[start, stop)` in bytes of the file called `file`."""
+    """A tensor of the checkpoint: `shape` in stored elements, `[start, stop)` in bytes of the file called `file`.
+
+    `name` is its family's for it, whatever the file calls it.
+    """
 
     name: str
     dtype: str
@@ -88,7 +92,10 @@ class SourceFile:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Everything known of a checkpoint without reading its weights. `document` is config.json, whole."""
+    """Everything known of a checkpoint without reading its weights. `document` is config.json, whole.
+
+    `tensors` have their family's own names; `dialect` says whose names they have in the files.
+    """
 
     source: Source
     config: ModelConfig
@@ -96,6 +103,7 @@ class Checkpoint:
     files: tuple[SourceFile, ...]
     tensors: dict[str, Tensor]
     findings: tuple[Finding, ...]
+    dialect: str = NATIVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +136,12 @@ def read_checkpoint(source: Source) -> Checkpoint:
     """
     sizes = source.sizes()
     config, document = parse_config(*_read_config(source, sizes))
-    return Checkpoint(source, config, document, *_read_weights(source, sizes))
+    files, tensors, findings = _read_weights(source, sizes)
+    with collector_paused():
+        view = native_view(config, tensors)
+    findings = (*findings, *_check_dialect(view, config, document))
+    dialect = view.dialect.name if view.dialect else NATIVE
+    return Checkpoint(source, config, document, files, view.tensors, findings, dialect)
 
 
 def read_unknown(source: Source) -> UnknownCheckpoint:
@@ -291,6 +304,20 @@ def _is_stale(name: str, tensors: Mapping[str, Tensor]) -> bool:
     """The FP8 re-releases store wo_a in BF16 and still list its scale."""
     weight = tensors.get(name.removesuffix(".scale") + ".weight")
     return name.endswith(".attn.wo_a.scale") and weight is not None and weight.dtype == "BF16"
+
+
+def _check_dialect(view: View, config: ModelConfig, document: Mapping[str, Any]) -> Iterator[Finding]:
+    """Whose names the tensors have, and what an export is known to have spoilt."""
+    if view.lost:
+        yield defect("missing-scales", "the scales of the experts are lost: Transformers' save_pretrained wrote those "
+                     f"of all layers under one name: {some(list(view.lost))}; save again from the original checkpoint, "
+                     "with save_original_format=False")  # fmt: skip
+    if is_transformers_config(config, document):
+        yield defect("config-dialect", "config.json has Transformers' keys (layer_types for compress_ratios), which "
+                     "engines do not know: put the original release's config.json in its place")  # fmt: skip
+    if view.dialect:
+        yield Finding(Severity.NOTE, "dialect", f"tensors are named as by {view.dialect.title}; here they have "
+                      "DeepSeek's own names")  # fmt: skip
 
 
 def _check_folder(source: Source, sizes: Mapping[str, int], names: list[str]) -> list[Finding]:

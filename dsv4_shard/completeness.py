@@ -95,12 +95,28 @@ def _check_scales(census: Census) -> Iterator[Finding]:
     """Each quantized weight has its scale, each scale its weight; plain weights have none."""
     rows = census.family.rows
     weights = [kind for kind in census.counts if kind.part is Part.WEIGHT and rows[kind.stage, kind.role].quantized]
-    scales = [kind for kind in census.counts if kind.part is Part.SCALE]
+    scales = [kind for kind in census.counts if kind.part is not Part.WEIGHT]
     unscaled = census.names_of(k for k in weights if k.dtype not in FLOATS and k.partner_dtype is None)
     orphans = census.names_of(k for k in scales if k.partner_dtype is None)
     needless = census.names_of(k for k in scales if k.partner_dtype in FLOATS)
+    strange = census.names_of(
+        k for k in scales if k.partner_dtype not in (*FLOATS, None) and (k.part is Part.SCALE) is k.grouped
+    )
+    words = census.family.names(census.config)
+    scalars = [
+        scalar
+        for name in census.names_of(k for k in weights if k.grouped and k.dtype not in FLOATS)
+        for part in (Part.TENSOR_SCALE, Part.INPUT_SCALE)
+        if (scalar := words.part_name(name, part)) and scalar not in census.names
+    ]
     if unscaled:
         yield defect("missing-scales", f"{len(unscaled):,} quantized weights have no scale: {some(unscaled)}")
+    if scalars:
+        yield defect("missing-scales", f"{len(scalars):,} scales of NVFP4 weights are missing: {some(scalars)}")
+    if strange:
+        yield defect(
+            "needless-scales", f"{len(strange):,} scales are of another format than their weight: {some(strange)}"
+        )
     if orphans:
         yield defect("orphan-scales", f"{len(orphans):,} scales have no weight: {some(orphans)}")
     if needless:

@@ -169,7 +169,7 @@ def tensors_of(
         for one in (at._replace(expert=e) for e in range(config.experts_in(at.stage))) if routed else (at,):
             quantized = spec.quantized and not (at.role is Role.O_A and o_a == "BF16")
             stored = _stored(spec, shape, quantized, fp4 and routed, config, scales)
-            names = (family.names(config).unparse(one._replace(part=part)) for part in Part)
+            names = (family.names(config).unparse(one._replace(part=part)) for part in (Part.WEIGHT, Part.SCALE))
             tensors |= dict(zip(names, stored, strict=False))
     return tensors
 

@@ -118,6 +118,18 @@ class DuplicateTensor(ShardError):
     hint = "Files of two revisions or formats are mixed in this folder: keep those that the index names."
 
 
+class MixedDialects(ShardError):
+    """Names of two tools stand beside each other, so it is not known which tensor is which."""
+
+    hint = "Files of two exports are mixed in this folder: keep those of one of them."
+
+
+class BadStack(ShardError):
+    """A tensor that holds all experts of a layer does not have their shape."""
+
+    hint = "The export is damaged, or of another model than config.json says: make it again."
+
+
 class IncompleteCheckpoint(ShardError):
     """Tensors are missing, unknown or of the wrong shape, so no plan or shard made from them could be right."""
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint
+from dsv4_shard.dialects import NATIVE
 from dsv4_shard.header import build_header, read_header
 from dsv4_shard.ranksource import Change, RankSource
 from dsv4_shard.recipe import Recipe, Step
@@ -22,14 +23,16 @@ Kind = tuple[str, tuple[int, ...]]
 def held_source(original: Checkpoint, source: RankSource, recipe: Recipe) -> RankSource:
     """The checkpoint that the files of `recipe`, which has all ranks, hold of `original`: `source`, if nothing changed.
 
-    Its config.json is that of the original; see `config_for`.
+    It has the family's own names, also where the original has those of another dialect. Its config.json is that of the
+    original; see `config_for`.
     """
     made = {name: kind for step in recipe.steps for name, kind in _decoded(step)}
     gone = recipe.left_out.keys() - made.keys()
-    if not made and not gone:
+    is_native = original.dialect == NATIVE
+    if not made and not gone and is_native:
         return source
     members: dict[str, dict[str, Kind]] = {file.name: {} for file in original.files}
-    touched = set()
+    touched = set() if is_native else set(members)
     for name, tensor in original.tensors.items():
         if name not in gone:
             members[tensor.file][name] = made.get(name, (tensor.dtype, tensor.shape))

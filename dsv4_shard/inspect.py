@@ -14,7 +14,7 @@ from dsv4_shard.engines.base import UNKNOWN_FAMILY, Request
 from dsv4_shard.families import base as families
 from dsv4_shard.families.v3 import V3Config, V32Config
 from dsv4_shard.families.v4 import V4Config
-from dsv4_shard.inventory import Inventory
+from dsv4_shard.inventory import PACKED, Inventory
 from dsv4_shard.roles import Module, Part
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -32,6 +32,7 @@ class Identity(_Document):
     revision: str | None
     model_type: str
     family: str
+    dialect: str
     tensors: int
     files: int
     bytes: int
@@ -153,6 +154,7 @@ def _identity(checkpoint: Checkpoint, inventory: Inventory) -> Identity:
         revision=checkpoint.source.revision,
         model_type=config.model_type,
         family=inventory.family.title,
+        dialect=checkpoint.dialect,
         tensors=len(checkpoint.tensors),
         files=len(checkpoint.files),
         bytes=sum(tensor.nbytes for tensor in checkpoint.tensors.values()),
@@ -180,12 +182,12 @@ def _roles(inventory: Inventory) -> Iterator[RoleRow]:
     for group, count in inventory.groups.items():
         fmt = inventory.format(group.role, group.stage)
         weight = fmt is not None and group.part is Part.WEIGHT
-        dtype = f"{fmt.name} ({group.dtype})" if fmt and weight and fmt.name == "FP4" else group.dtype
+        dtype = f"{fmt.name} ({group.dtype})" if fmt and weight and fmt.name in PACKED else group.dtype
         key = (group.role.module, group.part, dtype, str(fmt.block) if fmt and weight and fmt.block else None)
         tensors[key] += count
         nbytes[key] += count * group.nbytes
     order = list(Module)
-    for key in sorted(tensors, key=lambda k: (order.index(k[0]), k[1] is Part.SCALE, -nbytes[k])):
+    for key in sorted(tensors, key=lambda k: (order.index(k[0]), k[1] is not Part.WEIGHT, -nbytes[k])):
         module, part, dtype, block = key
         yield RoleRow(module=module, part=part, dtype=dtype, block=block, tensors=tensors[key], bytes=nbytes[key])
 
@@ -205,8 +207,8 @@ def _dimensions(inventory: Inventory, tps: tuple[int, ...]) -> Iterator[Dimensio
 
 def _scale_size(inventory: Inventory, cut: families.Dimension) -> int | None:
     """Size of the scale's axis, from its own header."""
-    key = (cut.stage, cut.role, Part.SCALE)
-    sizes = [g.shape[cut.axis] for g in inventory.groups if (g.stage, g.role, g.part) == key]
+    key, parts = (cut.stage, cut.role), (Part.SCALE, Part.GROUP_SCALE)
+    sizes = [g.shape[cut.axis] for g in inventory.groups if (g.stage, g.role) == key and g.part in parts]
     return sizes[0] if sizes else None
 
 

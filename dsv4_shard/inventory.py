@@ -9,21 +9,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dsv4_shard.blocks import FP4_GROUP, PACKED_FP4, Block, agree_on_unit, logical_shape, scale_shape
+from dsv4_shard.blocks import FP4_GROUP, NVFP4_GROUP, PACKED_FP4, Block, agree_on_unit, logical_shape, scale_shape
 from dsv4_shard.census import Census, Kind, take_census
 from dsv4_shard.checkpoint import Checkpoint, Finding, Severity, collector_paused, defect, some
 from dsv4_shard.completeness import FLOATS, check_completeness, check_numbers
+from dsv4_shard.dialects import DIALECTS
+from dsv4_shard.escape import short
 from dsv4_shard.families import family_of
 from dsv4_shard.families.base import Family, ModelConfig
 from dsv4_shard.header import nbytes_of
-from dsv4_shard.roles import Draft, Part, Role, Stage, TensorName
+from dsv4_shard.roles import NORM_ROLES, Draft, Part, Role, Stage, TensorName
 
 FP8_SCALES = ("F8_E8M0", "F32")
+NVFP4 = "NVFP4"
+PACKED = ("FP4", NVFP4)
+"""Formats of two values a byte."""
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """How a quantized module is stored. `name` is FP4, FP8 or the dtype of plain weights (then `block` is None)."""
+    """How a quantized module is stored. `name` is FP4, NVFP4, FP8 or the dtype of plain weights (`block`: None)."""
 
     name: str
     block: Block | None = None
@@ -112,7 +117,7 @@ def _take(checkpoint: Checkpoint) -> Inventory:
     formats, more = _find_formats(census)
     findings += more
     findings += _compare_stages(formats)
-    findings += _check_dtypes(census)
+    findings += _check_dtypes(census, _f32_norms(checkpoint, formats))
     findings += _check_shapes(census, formats)
     findings += _compare_config(checkpoint.config, formats)
     return Inventory(checkpoint.config, names, _count(census, formats), formats, census.draft, tuple(findings))
@@ -129,14 +134,16 @@ def _count(census: Census, formats: dict[tuple[Stage, Role], Format]) -> dict[Gr
 
 
 def _is_packed(fmt: Format | None, part: Part) -> bool:
-    return fmt is not None and fmt.name == "FP4" and part is Part.WEIGHT
+    return fmt is not None and fmt.name in PACKED and part is Part.WEIGHT
 
 
 # --- formats -------------------------------------------------------------------------------------------------------
 
 
-def _format_name(dtype: str, scale_dtype: str | None) -> str | None:
-    """FP4, FP8, a plain dtype, or None for a combination that no checkpoint of the family has."""
+def _format_name(dtype: str, scale_dtype: str | None, grouped: bool) -> str | None:
+    """FP4, NVFP4, FP8, a plain dtype, or None for a combination that no checkpoint of the family has."""
+    if grouped:
+        return NVFP4 if (dtype, scale_dtype) == ("U8", "F8_E4M3") else None
     if scale_dtype is None:
         return dtype if dtype in FLOATS else None
     if dtype in PACKED_FP4 and scale_dtype == "F8_E8M0":
@@ -155,7 +162,7 @@ def _find_formats(census: Census) -> tuple[dict[tuple[Stage, Role], Format], lis
     for kind, count in census.counts.items():
         if kind.part is not Part.WEIGHT or not specs[kind.stage, kind.role].quantized:
             continue
-        name = _format_name(kind.dtype, kind.partner_dtype)
+        name = _format_name(kind.dtype, kind.partner_dtype, kind.grouped)
         kinds.setdefault((kind.stage, kind.role), Counter())[name, kind.partner_dtype, kind.dtype] += count
         scale = kind.partner_shape
         own = specs[kind.stage, kind.role].block
@@ -177,26 +184,49 @@ def _find_formats(census: Census) -> tuple[dict[tuple[Stage, Role], Format], lis
             findings.append(
                 defect("unknown-format", f"{role} ({stage}): {dtype} with {scale_dtype or 'no'} scale is unknown")
             )
-        block = {"FP8": specs[stage, role].block or fp8_block, "FP4": Block(1, FP4_GROUP)}.get(name or "")
+        blocks = {
+            "FP8": specs[stage, role].block or fp8_block,
+            "FP4": Block(1, FP4_GROUP),
+            NVFP4: Block(1, NVFP4_GROUP),
+        }
+        block = blocks.get(name or "")
         formats[stage, role] = Format(name or dtype, block, scale_dtype if block else None)
     return formats, findings
 
 
 def _compare_stages(formats: dict[tuple[Stage, Role], Format]) -> Iterator[Finding]:
-    """Engines build an MTP block as one more layer, so it must be stored like the layers."""
+    """Engines build an MTP block as one more layer, so it must be stored like the layers.
+
+    But where the experts of the layers are NVFP4, NVIDIA leaves those of the MTP block as DeepSeek released them.
+    """
     for (stage, role), fmt in formats.items():
         layers = formats.get((Stage.LAYER, role))
-        if stage is Stage.MTP and layers is not None and fmt != layers:
+        left = layers is not None and (layers.name, fmt.name) == (NVFP4, "FP4")
+        if stage is Stage.MTP and layers is not None and fmt != layers and not left:
             yield defect("mtp-format", f"{role} is {layers} in the layers and {fmt} in the MTP block")
 
 
-def _check_dtypes(census: Census) -> Iterator[Finding]:
-    """What is not quantized has one dtype in every checkpoint of a family, and engines' parameters follow from it."""
+def _f32_norms(checkpoint: Checkpoint, formats: dict[tuple[Stage, Role], Format]) -> frozenset[Role]:
+    """Norms that may be in F32: all of them, in a model without quantized experts that Transformers saved."""
+    routed = formats.get((Stage.LAYER, Role.ROUTED_GATE))
+    dialects = DIALECTS.get(family_of(checkpoint.config).name, ())
+    if not any(one.f32_norms for one in dialects if one.name == checkpoint.dialect):
+        return frozenset()
+    return NORM_ROLES if routed is not None and routed.name in FLOATS else frozenset()
+
+
+def _check_dtypes(census: Census, f32: frozenset[Role]) -> Iterator[Finding]:
+    """What is not quantized has one dtype in every checkpoint of a family, and engines' parameters follow from it.
+
+    The roles in `f32` may also be in F32.
+    """
     due = {key: spec.dtype for key, spec in census.family.rows.items() if not spec.quantized}
-    names = census.names_of(k for k in census.counts if k.dtype != due.get((k.stage, k.role), k.dtype))
+    due_of = {k: "F32" if k.part.is_scalar else due.get((k.stage, k.role), k.dtype) for k in census.counts}
+    odd_kinds = (k for k in census.counts if k.dtype != due_of[k])
+    names = census.names_of(k for k in odd_kinds if not (k.role in f32 and k.dtype == "F32"))
     if names:
         places = [(name, census.names[name]) for name in names]
-        odd = [f"{name} {census.tensors[name].dtype}, due {due[at.stage, at.role]}" for name, at in places]
+        odd = [f"{name} {census.tensors[name].dtype}, due {due.get((at.stage, at.role), 'F32')}" for name, at in places]
         yield defect(
             "odd-dtypes", f"{len(odd):,} tensors have another dtype than {census.family.title} checkpoints: {some(odd)}"
         )
@@ -213,7 +243,8 @@ def _check_shapes(census: Census, formats: dict[tuple[Stage, Role], Format]) -> 
     for name in census.names_of(odd):
         at = census.names[name]
         found[at.part].append(f"{name} {list(census.tensors[name].shape)}, due {list(wanted[at[:4]])}")
-    weights, scales = found[Part.WEIGHT], found[Part.SCALE]
+    weights = found.pop(Part.WEIGHT)
+    scales = [line for lines in found.values() for line in lines]
     if weights:
         yield defect(
             "odd-shapes", f"{len(weights):,} tensors have another shape than config.json gives: {some(weights)}"
@@ -226,7 +257,9 @@ def _due_shape(census: Census, kind: Kind, fmt: Format | None) -> tuple[int, ...
     """The shape that tensors of a kind must have, as stored."""
     place = census.place(kind.stage, kind.layer)
     shape = census.family.rows[kind.stage, kind.role].shape(census.config, place)
-    if kind.part is Part.SCALE:
+    if kind.part.is_scalar:
+        return ()
+    if kind.part is not Part.WEIGHT:
         return scale_shape((shape[0], shape[1]), fmt.block) if fmt is not None and fmt.block else shape
     return (*shape[:-1], shape[-1] // 2) if _is_packed(fmt, kind.part) else shape
 
@@ -236,14 +269,18 @@ def _compare_config(config: ModelConfig, formats: dict[tuple[Stage, Role], Forma
     routed = formats.get((Stage.LAYER, Role.ROUTED_GATE))
     if routed is not None:
         declared = config.declared_experts
-        if declared is None and routed.name == "FP4":
-            yield Finding(Severity.NOTE, "expert-dtype", "config.json has no expert_dtype; the experts are FP4")
+        if declared is None and routed.name in PACKED:
+            yield Finding(
+                Severity.NOTE, "expert-dtype", f"config.json has no expert_dtype; the experts are {routed.name}"
+            )
         elif declared is not None and declared.upper() != routed.name:
             yield Finding(
                 Severity.WARNING,
                 "expert-dtype",
-                f"config.json says expert_dtype {declared!r}, but the experts are {routed}: going by the headers",
+                f"config.json says {config.declared_by} {declared!r}, but the experts are {routed}: going by the "
+                "headers",
             )
+        yield from _compare_nvfp4(config, routed, formats.get((Stage.MTP, Role.ROUTED_GATE)))
     shared = formats.get((Stage.LAYER, Role.SHARED_GATE))
     if shared is not None and shared.block is not None:
         if config.declared_block not in (None, tuple(shared.block)):
@@ -256,3 +293,18 @@ def _compare_config(config: ModelConfig, formats: dict[tuple[Stage, Role], Forma
         scale_fmt = config.quantization_config.scale_fmt if config.quantization_config else None
         if scale_fmt == "ue8m0" and shared.scale_dtype == "F32":
             yield Finding(Severity.NOTE, "scale-format", "config.json says scale_fmt ue8m0, the scales are F32")
+
+
+def _compare_nvfp4(config: ModelConfig, routed: Format, draft: Format | None) -> Iterator[Finding]:
+    """What engines take from `quantization_config` of NVFP4 experts, against what they are."""
+    said = config.quantization_config
+    if said is None or NVFP4 not in (routed.name, draft and draft.name):
+        return
+    if said.group_size not in (None, NVFP4_GROUP):
+        yield Finding(Severity.WARNING, "group-size", f"config.json says group_size {short(said.group_size)}, NVFP4 "
+                      f"has groups of {NVFP4_GROUP}: going by the headers")  # fmt: skip
+    ignored = isinstance(said.ignore, list) and any(str(entry).startswith("mtp") for entry in said.ignore)
+    if draft is not None and ignored is (draft.name == NVFP4):
+        yield Finding(Severity.WARNING, "ignored-mtp", f"the MTP block's experts are {draft.name}, but config.json's "
+                      f"ignore list {'has' if ignored else 'lacks'} mtp: engines that go by it read them as what they "
+                      "are not")  # fmt: skip

@@ -9,6 +9,9 @@ from dsv4_shard.roles import Module, Part, Role, Spec, Stage, TensorName
 Specs = Mapping[Stage, tuple[Spec, ...]]
 """A family's tables, by stage."""
 
+EXPERT = "*"
+"""Stands for an expert's number, where all experts' names are meant."""
+
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
@@ -44,14 +47,16 @@ class Names:
                 continue
             yield f"{spec.name}.{words[Part.WEIGHT]}", (spec.role, Part.WEIGHT)
             if spec.quantized:
-                yield f"{spec.name}.{words[Part.SCALE]}", (spec.role, Part.SCALE)
+                for part, word in words.items():
+                    if part is Part.SCALE or (routed and part is not Part.WEIGHT):
+                        yield f"{spec.name}.{word}", (spec.role, part)
 
     def parse(self, name: str) -> TensorName | None:
         """The role of the tensor called `name`, or None where no model of the family has such a tensor."""
         for prefix, stage in self._prefixes:
             if name.startswith(prefix):
                 number, _, suffix = name[len(prefix) :].partition(".")
-                layer = _index(number)
+                layer = index_of(number)
                 return None if layer is None else self._in_layer(stage, layer, suffix)
         found = self._plain[Stage.MODEL].get(name)
         return TensorName(*found, Stage.MODEL) if found else None
@@ -70,7 +75,7 @@ class Names:
         expert, words = -1, self._plain[stage]
         if suffix.startswith(self._grammar.experts):
             number, _, suffix_in_expert = suffix[len(self._grammar.experts) :].partition(".")
-            index, words = _index(number), self._routed[stage]
+            index, words = index_of(number), self._routed[stage]
             if index is None:
                 return None
             expert, found = index, words.get(suffix_in_expert)
@@ -93,25 +98,42 @@ class Names:
             return f"{self._grammar.prefixes[Stage.LAYER]}{self._layers + at.layer}.{name}"
         return f"{self._grammar.prefixes[at.stage]}{at.layer}.{name}"
 
+    def templates(self, stage: Stage) -> Iterator[str]:
+        """All names of a stage, without the prefix and number of a layer or block; `*` for an expert's number."""
+        yield from self._plain[stage]
+        for word in self._routed[stage]:
+            yield f"{self._grammar.experts}{EXPERT}.{word}"
+
     def scale_name(self, weight_name: str) -> str:
         """The name of the scale that stands beside a weight."""
         return weight_name.removesuffix(self._grammar.parts[Part.WEIGHT]) + self._grammar.parts[Part.SCALE]
 
-    def weight_name(self, scale_name: str) -> str:
-        """The name of the weight that stands beside a scale."""
-        return scale_name.removesuffix(self._grammar.parts[Part.SCALE]) + self._grammar.parts[Part.WEIGHT]
+    def weight_name(self, name: str) -> str:
+        """The name of the weight that stands beside a scale of any kind."""
+        return f"{name.rpartition('.')[0]}.{self._grammar.parts[Part.WEIGHT]}"
+
+    def part_name(self, weight_name: str, part: Part) -> str | None:
+        """The name of the `part` that stands beside a weight; None where the family has no such part."""
+        word = self._grammar.parts.get(part)
+        return word and f"{weight_name.rpartition('.')[0]}.{word}"
 
 
 @lru_cache(maxsize=4096)
-def _index(text: str) -> int | None:
+def index_of(text: str) -> int | None:
     """A layer or expert number as checkpoints write it: no sign, no leading zero."""
     if not (text.isascii() and text.isdecimal() and len(text) <= 6) or (text[0] == "0" and len(text) > 1):
         return None
     return int(text)
 
 
-NATIVE_PARTS = {Part.WEIGHT: "weight", Part.SCALE: "scale"}
-"""DeepSeek's own words since V4, and those of its converter's output in every generation."""
+NATIVE_PARTS = {
+    Part.WEIGHT: "weight",
+    Part.SCALE: "scale",
+    Part.GROUP_SCALE: "weight_scale",
+    Part.TENSOR_SCALE: "weight_scale_2",
+    Part.INPUT_SCALE: "input_scale",
+}
+"""DeepSeek's own words since V4, also in its converters' output, and for NVFP4 those of NVIDIA's Model Optimizer."""
 
 
 def scale_name(weight_name: str) -> str:

@@ -5,7 +5,7 @@ once, must be what the unsharded layer gives. Counting the shared expert once fo
 replicated one invites, is computed too, so that the check shows that it could tell the difference.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -18,7 +18,7 @@ from dsv4_shard.errors import UsageError
 from dsv4_shard.families.base import ModelConfig
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.manifest import PLAN_NAME, load_manifest
-from dsv4_shard.naming import Names, scale_name
+from dsv4_shard.naming import NATIVE_PARTS, Names, scale_name
 from dsv4_shard.planfile import check_plan, load_plan
 from dsv4_shard.recipe import Cut, Landing, Recipe, Step
 from dsv4_shard.reshard import prepare
@@ -33,6 +33,8 @@ TOKENS = 4
 SEED = 20_480
 TOLERANCE = 1e-5
 """Relative: the same products are summed in another order, partly in float32."""
+
+_NVFP4_SCALES = (Part.GROUP_SCALE, Part.TENSOR_SCALE)
 
 _EXPERTS = 16
 """At most so many routed experts are computed."""
@@ -88,13 +90,12 @@ class _SourceReader:
     names: Names
 
     def weight(self, name: str) -> "torch.Tensor":
-        scale = self.names.scale_name(name)
-        return _decoded(self._read(name), self._read(scale) if scale in self.checkpoint.tensors else None)
+        return _values(name, self._read, self.checkpoint.tensors, self.names)
 
     def _read(self, name: str) -> "_Matrix":
         tensor = self.checkpoint.tensors[name]
         with self.checkpoint.source.open(tensor.file) as file:
-            return _Matrix(file.read(tensor.start, tensor.stop), tensor.dtype, tensor.shape[0])
+            return _Matrix(file.read(tensor.start, tensor.stop), tensor.dtype, tensor.shape[0] if tensor.shape else 1)
 
 
 class _Matrix(NamedTuple):
@@ -117,11 +118,11 @@ class _RankReader:
 
     def weight(self, name: str) -> "torch.Tensor":
         step = self._steps[name]
-        weight = self._read(step, lambda tensor: tensor)
         if step.transform is not None:
-            return _decoded(weight, self._read(step, scale_name, whole=True))
-        scale = self._steps.get(self._names.scale_name(name))
-        return _decoded(weight, self._read(scale, lambda tensor: tensor) if scale else None)
+            return _decoded(self._read(step, lambda tensor: tensor), self._read(step, scale_name, whole=True))
+        return _values(
+            name, lambda part: self._read(self._steps[part], lambda tensor: tensor), self._steps, self._names
+        )
 
     def _place(self, step: Step) -> tuple[int, Landing, Cut] | None:
         for landing in step.landings:
@@ -138,7 +139,7 @@ class _RankReader:
         output = self._recipe.files[number]
         name = rename(landing.tensor)
         info = output.tensors[name]
-        start, nbytes, rows = self._recipe.offset(number, name), info.nbytes, info.shape[-2]
+        start, nbytes, rows = self._recipe.offset(number, name), info.nbytes, (1, 1, *info.shape)[-2]
         if not whole and step.transform is None:
             converted = cut.rows * cut.row_nbytes
             nbytes = step.conversion.nbytes(converted) if step.conversion else converted
@@ -147,11 +148,21 @@ class _RankReader:
             return _Matrix(file.read(start, start + nbytes), info.dtype, rows)
 
 
+def _values(name: str, read: Callable[[str], _Matrix], tensors: Container[str], names: Names) -> "torch.Tensor":
+    """The values of a weight: plain, with its scale or, if it is NVFP4, with those of its groups and its own."""
+    group_scale, tensor_scale = (f"{name.removesuffix('weight')}{NATIVE_PARTS[part]}" for part in _NVFP4_SCALES)
+    if group_scale in tensors:
+        return _decoded(read(name), read(group_scale)) * float(np.frombuffer(read(tensor_scale).data, np.float32)[0])
+    scale = names.scale_name(name)
+    return _decoded(read(name), read(scale) if scale in tensors else None)
+
+
 def _decoded(weight: _Matrix, scale: _Matrix | None) -> "torch.Tensor":
     if scale is None:
         return plain(weight.data, weight.dtype, weight.rows)
     scales = np.frombuffer(scale.data, np.uint8).reshape(scale.rows, -1, 4 if scale.dtype == "F32" else 1).copy()
-    return dequantize(weight.data, weight.dtype, weight.rows, scales, "F32" if scale.dtype == "F32" else "F8_E8M0")
+    stored = scale.dtype if scale.dtype in ("F32", "F8_E4M3") else "F8_E8M0"  # vLLM's files call E8M0 bytes
+    return dequantize(weight.data, weight.dtype, weight.rows, scales, stored)
 
 
 def check_numerics(folder: Path, checkpoint: Checkpoint, inventory: Inventory, layer: int | None = None) -> Numerics:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from dsv4_shard import __version__
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.choosing import TARGET, Load, choose, loads, nearest, options_of, rank_nbytes
+from dsv4_shard.dialects import NATIVE
 from dsv4_shard.engines import engine_for
 from dsv4_shard.engines.base import ANY_ENGINE, Breach, Context, Deployment, Engine, Expert, LeftOut, Placement, Request
 from dsv4_shard.errors import IncompleteCheckpoint, InfeasiblePlan
@@ -271,7 +272,7 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
         checks=tuple(_checks(engine, context)),
         choices=(*choice.notes(), *engine.notes(context)) if choice.feasible else (),
         unwritten=refusal,
-        assumptions=_assumptions(choice.at),
+        assumptions=_assumptions(choice.at, checkpoint.dialect if layout is None else NATIVE),
         modules=tuple(_modules(engine, weights, context)),
         totals=totals,
         memory=memory,
@@ -324,10 +325,16 @@ def _checks(engine: Engine, context: Context) -> Iterator[PlanCheck]:
             )
 
 
-def _assumptions(at: Deployment) -> tuple[str, ...]:
-    if at.gpu_named or at.version == ANY_ENGINE:
-        return ()
-    return ("Hopper (sm_90) is assumed and memory is not looked at; name the GPU with --gpu to have both checked",)
+def _assumptions(at: Deployment, dialect: str) -> tuple[str, ...]:
+    """What the plan takes for granted; `dialect` is whose names the engine's own loader has to read."""
+    assumptions = []
+    if not at.gpu_named and at.version != ANY_ENGINE:
+        assumptions.append(
+            "Hopper (sm_90) is assumed and memory is not looked at; name the GPU with --gpu to have both checked"
+        )
+    if dialect != NATIVE:
+        assumptions.append(f"whether the engine reads the checkpoint's own names ({dialect}) was not looked at")
+    return tuple(assumptions)
 
 
 def _alternatives(inventory: Inventory, request: Request) -> Iterator[PlanAlternative]:

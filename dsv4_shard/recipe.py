@@ -15,6 +15,7 @@ from typing import NamedTuple
 from dsv4_shard.blocks import PACKED_FP4, Rectangle, slice_rectangle, split, whole_rectangle
 from dsv4_shard.checkpoint import Checkpoint, Tensor, collector_paused
 from dsv4_shard.conversions import CONVERSIONS, Conversion
+from dsv4_shard.dialects import NATIVE
 from dsv4_shard.engines.base import (
     Constant,
     Context,
@@ -439,7 +440,9 @@ class _Maker:
         return OutputFile(names[0], readers, header, tensors, pieces, tuple(names[1:]), source)
 
     def _is_whole(self, key: _FileKey) -> bool:
-        """Whether a file has all tensors of the checkpoint's file of that name, as they are there."""
+        """Whether a file has all tensors of the checkpoint's file of that name, as they are there, names included."""
+        if self._checkpoint.dialect != NATIVE:
+            return False
         there = {tensor.name: _Output(tensor.dtype, tensor.shape) for tensor in self._members.get(key.file, ())}
         return bool(key.file) and there == self._outputs[key]
 
@@ -524,8 +527,8 @@ def _output_shape(sources: list[_Source]) -> tuple[int, ...]:
     _, tensor, first = sources[0]
     kept, cut = first.kept, first.spread.cuts[0][0]
     rows = sum(source.batch.spread.cuts[0][0].rows for source in sources)
-    if len(tensor.shape) == 1:
-        return (rows,)
+    if len(tensor.shape) < 2:
+        return (rows,) if tensor.shape else ()
     if kept.transform is not None:
         return _transformed_shape(tensor, first.where, kept, rows)
     cols = _converted_nbytes(tensor, kept, cut.row_nbytes) * 8 // DTYPE_BITS[kept.dtype]

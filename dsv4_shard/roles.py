@@ -146,12 +146,30 @@ DSPARK = frozenset(
 )
 """Roles that no other draft has."""
 
+NORM_ROLES = frozenset(
+    role
+    for role in Role
+    if role.module is Module.NORMS
+    or role in (Role.Q_NORM, Role.KV_NORM, Role.COMPRESSOR_NORM, Role.INDEXER_NORM, Role.MTP_ENORM, Role.MTP_HNORM)
+)
+
 
 class Part(StrEnum):
-    """Which of a role's tensors: the weight itself, or the scales of its blocks."""
+    """Which of a role's tensors: the weight itself, the scales of its blocks, or one of the three of NVFP4.
+
+    NVFP4 has scales of groups, one of the whole weight (`weight_scale_2`), and one of what is multiplied with it.
+    """
 
     WEIGHT = "weight"
     SCALE = "scale"
+    GROUP_SCALE = "group scale"
+    TENSOR_SCALE = "tensor scale"
+    INPUT_SCALE = "input scale"
+
+    @property
+    def is_scalar(self) -> bool:
+        """Whether it is one number, of no axes."""
+        return self in (Part.TENSOR_SCALE, Part.INPUT_SCALE)
 
 
 class Stage(StrEnum):

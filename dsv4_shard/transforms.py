@@ -219,7 +219,7 @@ def _spoil(block: int, out: npt.NDArray[np.uint16], weight: Bytes, largest: Byte
 def dequantize(data: bytes, dtype: str, rows: int, scale: Bytes, scale_dtype: str) -> "torch.Tensor":
     """The float32 values of a quantized matrix of `rows` rows: E4M3, or packed FP4 under any other dtype.
 
-    `scale` is `[rows, cols, itemsize]` bytes of E8M0 or F32; its block is what the two shapes give, rounded up.
+    `scale` is `[rows, cols, itemsize]` bytes of E8M0, E4M3 or F32; its block is what the two shapes give, rounded up.
     """
     import torch
 
@@ -229,7 +229,7 @@ def dequantize(data: bytes, dtype: str, rows: int, scale: Bytes, scale_dtype: st
     else:
         table = torch.tensor([*_FP4_MAGNITUDES, *(-m for m in _FP4_MAGNITUDES)])
         values = torch.stack([table[(raw & 0x0F).long()], table[(raw >> 4).long()]], dim=-1).flatten(1)
-    stored = {"F8_E8M0": torch.float8_e8m0fnu, "F32": torch.float32}[scale_dtype]
+    stored = {"F8_E8M0": torch.float8_e8m0fnu, "F8_E4M3": torch.float8_e4m3fn, "F32": torch.float32}[scale_dtype]
     factors = torch.from_numpy(scale).view(stored).squeeze(-1).float()
     height, width = -(-values.shape[0] // factors.shape[0]), -(-values.shape[1] // factors.shape[1])
     factors = factors.repeat_interleave(height, 0)[: values.shape[0]]

@@ -25,11 +25,13 @@ from dsv4_shard.inventory import Inventory, take_inventory
 from dsv4_shard.sources import LocalSource, open_source
 
 PRO, FLASH, PRO_FP8 = "DeepSeek-V4-Pro", "DeepSeek-V4-Flash", "DeepSeek-V4-Pro-FP8"
+PRO_NVFP4 = "DeepSeek-V4-Pro-NVFP4"
 V41, V3, V32 = "DeepSeek-V4.1-Flash", "DeepSeek-V3", "DeepSeek-V3.2"
 V4_MODELS = (
     PRO,
     FLASH,
     PRO_FP8,
+    PRO_NVFP4,
     "DeepSeek-V4-Flash-0731",
     "DeepSeek-V4-Pro-0813",
     "DeepSeek-V4-Flash-Base",

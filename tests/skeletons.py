@@ -21,8 +21,11 @@ def _layers(text: str) -> list[int]:
 def expand(model: str) -> Tensors:
     """Every tensor of `model`: name → (dtype, shape).
 
-    DeepSeek-V3's come from the tables, whose sums are held against the published ones.
+    DeepSeek-V3's come from the tables, whose sums are held against the published ones; NVIDIA's are DeepSeek's own with
+    the experts of the layers in NVFP4.
     """
+    if model.endswith("-NVFP4"):
+        return to_nvfp4(expand(model.removesuffix("-NVFP4")))
     if not (DATA / model / "inventory.json").exists():
         config = json.loads((DATA / model / CONFIG_FILE).read_text())
         return tensors_of(config, scales="F32", optional=True)
@@ -36,6 +39,22 @@ def expand(model: str) -> Tensors:
                 name = template["name"].replace("{N}", str(layer)).replace("{E}", str(expert))
                 tensors[name] = (template["dtype"], tuple(template["shape"]))
     return tensors
+
+
+def to_nvfp4(tensors: Tensors, prefixes: tuple[str, ...] = ("layers.",)) -> Tensors:
+    """`tensors` with the FP4 experts below `prefixes` as NVIDIA's Model Optimizer writes them."""
+    result = {}
+    for name, (dtype, shape) in tensors.items():
+        stem, _, part = name.rpartition(".")
+        if ".ffn.experts." not in name or not name.startswith(prefixes):
+            result[name] = (dtype, shape)
+        elif part == "weight":
+            rows, cols = shape
+            result[name] = ("U8", shape)
+            result[f"{stem}.weight_scale"] = ("F8_E4M3", (rows, cols * 2 // 16))
+            result[f"{stem}.weight_scale_2"] = ("F32", ())
+            result[f"{stem}.input_scale"] = ("F32", ())
+    return result
 
 
 def write_skeleton(folder: Path, model: str) -> Path:

@@ -17,7 +17,7 @@ from dsv4_shard.families.v3 import V3Config
 from dsv4_shard.families.v4 import V4Config
 from dsv4_shard.gpus import GPUS, Gpu
 from dsv4_shard.header import DTYPE_BITS
-from dsv4_shard.inventory import Format, Group, Inventory
+from dsv4_shard.inventory import PACKED, Format, Group, Inventory
 from dsv4_shard.naming import Names
 from dsv4_shard.roles import Module, Part, Role, TensorName
 
@@ -500,8 +500,9 @@ def held_by_rank(group: Group, placement: Placement, context: Context, dtype: st
         shape[axis] = local
     elements = math.prod(shape)
     nbytes = elements * element_bits(group, dtype) // 8
-    packed = group.part is Part.WEIGHT and context.format(group.role).name == "FP4"
-    shown = dtype or ("FP4" if packed else group.dtype)
+    fmt = context.inventory.format(group.role, group.stage)
+    packed = fmt is not None and fmt.name in PACKED and group.part is Part.WEIGHT
+    shown = dtype or (fmt.name if fmt and packed else group.dtype)
     return Held(shown, tuple(shape), nbytes, round(nbytes * (1 - 1 / padded)))
 
 

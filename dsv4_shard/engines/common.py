@@ -6,7 +6,7 @@ from dsv4_shard.blocks import DECODED_BLOCK
 from dsv4_shard.engines.base import ASSUMED_GPU, Context, Divides, Pad, Request, Requires, Split
 from dsv4_shard.families.v3 import V3Config
 from dsv4_shard.gpus import Gpu, find_gpu
-from dsv4_shard.inventory import Inventory
+from dsv4_shard.inventory import NVFP4, Inventory
 from dsv4_shard.roles import Module, Role, Stage
 
 COLUMN_QUOTE = (
@@ -98,6 +98,18 @@ NO_CAST_RULE = Requires(
     consequence="the engine holds the experts as the checkpoint does", fatal=True,
     remedies=("leave --expert-dtype out: only --engine reference casts experts",),
 )  # fmt: skip
+
+
+NVFP4_RULE = "nvfp4"
+"""The rule that node folders do not have: their experts go over as they are."""
+
+
+def nvfp4_rule(reason: str, consequence: str = "not known") -> Requires:
+    """NVFP4 experts are refused where nothing is known of how the engine's classes hold them."""
+    return Requires(
+        NVFP4_RULE, Module.ROUTED, lambda c: c.inventory.routed.name != NVFP4, reason, consequence=consequence,
+        remedies=("--engine node, which keeps the checkpoint's tensors as they are",), fatal=True,
+    )  # fmt: skip
 
 
 def o_a_decoding_rule(*sides: int) -> Requires:

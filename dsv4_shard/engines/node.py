@@ -22,10 +22,11 @@ from dsv4_shard.engines.base import (
     Request,
     Requires,
 )
+from dsv4_shard.engines.common import NVFP4_RULE
 from dsv4_shard.engines.raw_layout import TOKENIZER_FILES
 from dsv4_shard.engines.sglang_v3 import SGLANG_V3
 from dsv4_shard.engines.vllm_v3 import VLLM_V3
-from dsv4_shard.inventory import Inventory
+from dsv4_shard.inventory import NVFP4, Inventory
 from dsv4_shard.roles import Module, Stage, TensorName
 
 EP_RULE = Requires(
@@ -83,6 +84,10 @@ def folders_notes(context: Context) -> tuple[str, ...]:
     at = context.at
     if at.nodes == 1:
         return ()
+    nvfp4 = (
+        "NVFP4 experts go over whole, with all of their scales; which runner SGLang takes for them is left to it, and "
+        "was never held against its classes",
+    )
     dense, experts = _nbytes(context)
     each = dense + experts // at.nodes
     return (
@@ -93,6 +98,7 @@ def folders_notes(context: Context) -> tuple[str, ...]:
         "node on its own folder",
         "files that a node gets whole are hard links to the checkpoint's own where both are on one file system: "
         "editing the checkpoint in place edits the folders; deleting it frees no room that they use",
+        *(nvfp4 if at.experts == NVFP4 else ()),
     )
 
 
@@ -146,7 +152,7 @@ class Subsets:
             title="node subsets (EP), SGLang",
             version=self.serving.version,
             candidates=self.candidates,
-            rules=(EP_RULE, *self.serving.rules),
+            rules=(EP_RULE, *(rule for rule in self.serving.rules if rule.name != NVFP4_RULE)),
             place=self.serving.place,
             hold=self.serving.hold,
             launch=self.launch,

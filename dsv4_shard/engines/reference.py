@@ -37,7 +37,7 @@ from dsv4_shard.engines.base import (
     Words,
     held_by_rank,
 )
-from dsv4_shard.engines.common import NODES_RULE, o_a_decoding_rule, pick_gpu, pick_nodes, version_rule
+from dsv4_shard.engines.common import NODES_RULE, nvfp4_rule, o_a_decoding_rule, pick_gpu, pick_nodes, version_rule
 from dsv4_shard.families import family_of
 from dsv4_shard.families.base import ModelConfig
 from dsv4_shard.inventory import Group, Inventory
@@ -144,6 +144,8 @@ _WAYS: tuple[Rule, ...] = (
         "the reference adds whole shared experts after the all-reduce; it cannot {at.shared} them",
         remedies=("--shared-experts whole",), fatal=True,
     ),
+    nvfp4_rule("DeepSeek's model.py has no NVFP4 experts", "the model cannot load them"),
+    nvfp4_rule("DeepSeek's model.py has no NVFP4 experts", "the model cannot load them"),
     Requires(
         "expert-dtype", Module.ROUTED,
         lambda c: c.at.experts in ("FP4", "FP8") and (c.at.experts, c.inventory.routed.name) != ("FP4", "FP8"),

@@ -36,13 +36,14 @@ from dsv4_shard.engines.common import (
     attention_rules,
     dspark_notes,
     is_left_out,
+    nvfp4_rule,
     pick_gpu,
     pick_nodes,
     version_rule,
     vocab_placement,
 )
 from dsv4_shard.gpus import Gpu
-from dsv4_shard.inventory import Group, Inventory
+from dsv4_shard.inventory import NVFP4, Group, Inventory
 from dsv4_shard.roles import Module, Part, Role
 
 VERSION = "0.5.23"
@@ -173,6 +174,7 @@ def _moe_quote(context: Context) -> str | None:
 DEPLOYMENT_RULES: tuple[Rule, ...] = (
     version_rule(VERSION),
     NODES_RULE,
+    nvfp4_rule("SGLang's NVFP4 experts were never held against its classes"),
     NO_CAST_RULE,
     Requires(
         "a2a", Module.ROUTED, lambda c: c.at.a2a is None or c.at.a2a in A2A_BACKENDS,
@@ -193,7 +195,7 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
         remedies=("choose an attention DP that divides TP",), fatal=True,
     ),
     Requires(
-        "runner", Module.ROUTED, lambda c: runner_of(c) is not None,
+        "runner", Module.ROUTED, lambda c: runner_of(c) is not None or (c.at.experts, c.at.runner) == (NVFP4, "auto"),
         "runner {at.runner!r} does not take {at.experts} experts on {at.gpu.family} (sm_{at.gpu.sm})",
         remedies=("leave --runner out",), fatal=True,
     ),

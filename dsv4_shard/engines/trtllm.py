@@ -29,6 +29,7 @@ from dsv4_shard.engines.common import (
     NO_CAST_RULE,
     NODES_RULE,
     attention_rules,
+    nvfp4_rule,
     pick_gpu,
     pick_nodes,
     version_rule,
@@ -77,6 +78,7 @@ def _own_way(context: Context) -> str:
 RULES: tuple[Rule, ...] = (
     version_rule(VERSION),
     NODES_RULE,
+    nvfp4_rule("TensorRT-LLM's NVFP4 experts were never held against its classes"),
     NO_CAST_RULE,
     Requires(
         "options", Module.ROUTED, lambda c: c.at.a2a is None and c.at.runner == "auto",

@@ -36,6 +36,7 @@ from dsv4_shard.engines.common import (
     attention_rules,
     dspark_notes,
     is_left_out,
+    nvfp4_rule,
     pick_gpu,
     pick_nodes,
     shares_blocks_evenly,
@@ -178,6 +179,7 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
     ),
     version_rule(*VERSIONS),
     NODES_RULE,
+    nvfp4_rule("vLLM's NVFP4 experts were never held against its classes"),
     NO_CAST_RULE,
     Requires(
         "ep", Module.ROUTED, lambda c: c.at.ep in (1, c.at.world),

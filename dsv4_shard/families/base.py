@@ -27,6 +27,9 @@ class QuantizationConfig(BaseModel):
     scale_fmt: Word | None = None
     weight_block_size: tuple[Count, Count] | None = None
     expert_dtype: Word | None = None
+    moe_quant_algo: Word | None = None
+    group_size: Any = None
+    ignore: Any = None
 
 
 class ModelConfig(BaseModel):
@@ -57,8 +60,17 @@ class ModelConfig(BaseModel):
 
     @property
     def declared_experts(self) -> str | None:
-        """`expert_dtype`, which V4.1 has in its quantization_config."""
-        return self.expert_dtype or (self.quantization_config.expert_dtype if self.quantization_config else None)
+        """`expert_dtype`, which V4.1 has in its quantization_config; before it `moe_quant_algo`, which NVIDIA adds."""
+        said = self.quantization_config
+        if said is None:
+            return self.expert_dtype
+        return said.moe_quant_algo or self.expert_dtype or said.expert_dtype
+
+    @property
+    def declared_by(self) -> str:
+        """The key that `declared_experts` comes from."""
+        said = self.quantization_config
+        return "moe_quant_algo" if said and said.moe_quant_algo else "expert_dtype"
 
     @property
     def shared_intermediate(self) -> int:

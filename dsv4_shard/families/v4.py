@@ -32,6 +32,18 @@ class V4Config(ModelConfig):
     dspark_markov_rank: Count = 256
     dspark_target_layer_ids: tuple[Natural, ...] = ()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_transformers(cls, data: Any) -> Any:
+        """Transformers 5 says by `layer_types` and `compress_rates` what DeepSeek says by `compress_ratios`."""
+        types, rates = data.get("layer_types"), data.get("compress_rates")
+        if "compress_ratios" in data or not isinstance(types, list) or not isinstance(rates, dict):
+            return data
+        routers = data.get("mlp_layer_types")
+        hashed = routers.count("hash_moe") if isinstance(routers, list) else 0
+        ratios = [rates.get(kind, 0) if isinstance(kind, str) else 0 for kind in types]
+        return {"num_hash_layers": hashed} | data | {"compress_ratios": ratios}
+
     @model_validator(mode="after")
     def _ratios_cover_layers(self) -> "V4Config":
         if len(self.compress_ratios) < self.num_hidden_layers:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from dsv4_shard.checkpoint import Tensor
 from dsv4_shard.families import family_of
 from dsv4_shard.families.base import Family, ModelConfig
-from dsv4_shard.roles import Draft, Part, Place, Role, Stage, TensorName
+from dsv4_shard.roles import DSPARK, Draft, Part, Place, Role, Stage, TensorName
 
 
 class Kind(NamedTuple):
@@ -61,7 +61,7 @@ def take_census(config: ModelConfig, tensors: dict[str, Tensor], names: dict[str
     """Count the tensors called `names`, which are among `tensors`."""
     counts = {Kind._make(kind): count for kind, count in Counter(_kinds(config, tensors, names)).items()}
     blocks = {kind.layer for kind in counts if kind.stage is Stage.MTP}
-    draft = Draft(len(blocks), any(kind.role is Role.DSPARK_MAIN_PROJ for kind in counts))
+    draft = Draft(len(blocks), any(kind.role in DSPARK for kind in counts))
     return Census(config, tensors, names, counts, draft)
 
 

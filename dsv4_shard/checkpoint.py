@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import xxhash
 
-from dsv4_shard.config import MAX_CONFIG_BYTES, parse_config
+from dsv4_shard.config import MAX_CONFIG_BYTES, parse_config, parse_document
 from dsv4_shard.errors import (
     BadConfig,
     BadIndex,
@@ -98,6 +98,17 @@ class Checkpoint:
     findings: tuple[Finding, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class UnknownCheckpoint:
+    """A checkpoint of a family that is not known: all of `Checkpoint` but what the family says of its config."""
+
+    source: LocalSource
+    document: dict[str, Any]
+    files: tuple[SourceFile, ...]
+    tensors: dict[str, Tensor]
+    findings: tuple[Finding, ...]
+
+
 def some(names: list[str], count: int | None = None) -> str:
     """The first few of `names`, and how many more there are (of `count`, if not all are named); escaped."""
     shown = ", ".join(map(short_name, names[:_NAMED_AT_ONCE]))
@@ -106,9 +117,26 @@ def some(names: list[str], count: int | None = None) -> str:
 
 
 def read_checkpoint(source: LocalSource) -> Checkpoint:
-    """Read config, index and headers. Raises a ShardError of exit code 3 for whatever does not fit together."""
+    """Read config, index and headers. Raises a ShardError of exit code 3 for whatever does not fit together.
+
+    That is UnsupportedFamily, before any weight is opened, where the config is of another family.
+    """
     sizes = source.sizes()
-    config, document = _read_config(source, sizes)
+    config, document = parse_config(*_read_config(source, sizes))
+    return Checkpoint(source, config, document, *_read_weights(source, sizes))
+
+
+def read_unknown(source: LocalSource) -> UnknownCheckpoint:
+    """Read a checkpoint as `read_checkpoint` does, with the same checks, whatever family it is of."""
+    sizes = source.sizes()
+    document = parse_document(*_read_config(source, sizes))
+    return UnknownCheckpoint(source, document, *_read_weights(source, sizes))
+
+
+def _read_weights(
+    source: LocalSource, sizes: Mapping[str, int]
+) -> tuple[tuple[SourceFile, ...], dict[str, Tensor], tuple[Finding, ...]]:
+    """Index and headers, and what is odd about them."""
     weight_map, total = _read_index(source, sizes)
     findings: list[Finding] = []
     names = sorted(set(weight_map.values())) if weight_map is not None else [SINGLE_FILE]
@@ -119,7 +147,7 @@ def read_checkpoint(source: LocalSource) -> Checkpoint:
         findings += _check_total(total, tensors)
         findings += _check_index(weight_map, tensors)
     findings += _check_folder(source, sizes, names)
-    return Checkpoint(source, config, document, files, tensors, tuple(findings))
+    return files, tensors, tuple(findings)
 
 
 @contextmanager
@@ -134,13 +162,14 @@ def collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _read_config(source: LocalSource, sizes: Mapping[str, int]) -> tuple[ModelConfig, dict[str, Any]]:
+def _read_config(source: LocalSource, sizes: Mapping[str, int]) -> tuple[bytes, str]:
+    """config.json as it stands, and how errors call it."""
     if CONFIG_FILE not in sizes:
         raise BadConfig(f"{source.label}: no {CONFIG_FILE}", hint="Name the folder that holds the whole checkpoint.")
     if sizes[CONFIG_FILE] > MAX_CONFIG_BYTES:
         raise BadConfig(f"{source.label}/{CONFIG_FILE}: {sizes[CONFIG_FILE]} bytes, over {MAX_CONFIG_BYTES}")
     with source.open(CONFIG_FILE) as file:
-        return parse_config(file.read(0, file.nbytes), f"{source.label}/{CONFIG_FILE}")
+        return file.read(0, file.nbytes), f"{source.label}/{CONFIG_FILE}"
 
 
 def _read_index(source: LocalSource, sizes: Mapping[str, int]) -> tuple[dict[str, str] | None, int | None]:

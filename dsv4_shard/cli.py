@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TypeVar
 import typer
 
 from dsv4_shard import __version__
-from dsv4_shard.errors import ExitCode, ShardError, UsageError
+from dsv4_shard.errors import ExitCode, ShardError, UnsupportedFamily, UsageError
 from dsv4_shard.escape import clean
 
 if TYPE_CHECKING:
@@ -187,13 +187,18 @@ def inspect(
 ) -> None:
     """What a checkpoint is and holds, what is wrong with it, and at which TP each engine can run it.
 
-    Reads headers only. Exit code 3 if the checkpoint has errors.
+    Reads headers only. Exit code 3 if the checkpoint has errors. Of families that are not known: what they hold, and
+    where whole blocks divide.
     """
     from dsv4_shard import recent
     from dsv4_shard.inspect import inspect as make_inspection
     from dsv4_shard.report import show_inspection
 
-    checkpoint, inventory = _open(repo)
+    try:
+        checkpoint, inventory = _open(repo)
+    except UnsupportedFamily:
+        _inspect_unknown(repo, _numbers(tp, "--tp"), as_json)
+        return
     recent.remember(repo)
     inspection = make_inspection(checkpoint, inventory, _numbers(tp, "--tp"))
     if as_json:
@@ -372,6 +377,24 @@ def demo(
 
 
 # --- parts of the commands -----------------------------------------------------------------------------------------
+
+
+def _inspect_unknown(repo: str, tps: tuple[int, ...], as_json: bool) -> None:
+    """`inspect` of a family that is not known, which no other command takes."""
+    from dsv4_shard import recent
+    from dsv4_shard.checkpoint import read_unknown
+    from dsv4_shard.generic import inspect_unknown
+    from dsv4_shard.report import show_unknown
+    from dsv4_shard.sources import open_source
+
+    with _kept():
+        checkpoint = read_unknown(open_source(repo))
+    recent.remember(repo)
+    inspection = inspect_unknown(checkpoint, tps)
+    if as_json:
+        _print_json(inspection.model_dump(mode="json"))
+    else:
+        show_unknown(_consoles()[0], inspection)
 
 
 def _numbers(text: str, option: str) -> tuple[int, ...]:

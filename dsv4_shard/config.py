@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from dsv4_shard.errors import BadConfig, UnsupportedFamily
-from dsv4_shard.escape import short
+from dsv4_shard.escape import short, short_name
 from dsv4_shard.families import FAMILIES, find_family
 from dsv4_shard.families.base import Family, ModelConfig
 from dsv4_shard.jsonfile import BadJson, is_plain, parse_json
@@ -18,16 +18,32 @@ _NAMED_AT_ONCE = 30
 _BESIDE_TEXT = ("model_type", "architectures", "quantization_config", "vision_config")
 
 OTHERS = {
-    "kimi_k2": "Kimi-K2",
-    "kimi_k3": "Kimi-K3",
     "glm4_moe": "GLM-4 MoE",
+    "gpt_oss": "gpt-oss",
+    "kimi_k2": "Kimi-K2",
+    "kimi_k25": "Kimi-K2.5",
+    "kimi_k3": "Kimi-K3",
+    "minimax_m2": "MiniMax-M2",
     "qwen3_moe": "Qwen3 MoE",
+    "qwen3_next": "Qwen3-Next",
 }
 """Names for other families that people are likely to try, by `model_type`."""
 
 
 def parse_config(raw: bytes, where: str) -> tuple[ModelConfig, dict[str, Any]]:
     """The checked config, and the whole document. Raises BadConfig or UnsupportedFamily."""
+    document = parse_document(raw, where)
+    family = _family_of(document, where)
+    try:
+        return family.config.model_validate(_text_of(document, family)), document
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_input=False)
+        more = f" and {len(problems) - _NAMED_AT_ONCE:,} more" if len(problems) > _NAMED_AT_ONCE else ""
+        raise BadConfig(f"{where}: {'; '.join(map(_describe, problems[:_NAMED_AT_ONCE]))}{more}") from None
+
+
+def parse_document(raw: bytes, where: str) -> dict[str, Any]:
+    """config.json of a model of any family: an object, and no more is asked. Raises BadConfig."""
     try:
         document = parse_json(raw, MAX_CONFIG_VALUES)
     except BadJson as error:
@@ -36,13 +52,7 @@ def parse_config(raw: bytes, where: str) -> tuple[ModelConfig, dict[str, Any]]:
         raise BadConfig(f"{where}: not a JSON object")
     if not is_plain(document):
         raise BadConfig(f"{where}: nested too deeply, or holds a number beyond every double")
-    family = _family_of(document, where)
-    try:
-        return family.config.model_validate(_text_of(document, family)), document
-    except ValidationError as error:
-        problems = error.errors(include_url=False, include_input=False)
-        more = f" and {len(problems) - _NAMED_AT_ONCE:,} more" if len(problems) > _NAMED_AT_ONCE else ""
-        raise BadConfig(f"{where}: {'; '.join(map(_describe, problems[:_NAMED_AT_ONCE]))}{more}") from None
+    return document
 
 
 def _text_of(document: dict[str, Any], family: Family) -> dict[str, Any]:
@@ -59,14 +69,28 @@ def _describe(problem: Any) -> str:
     return f"{place}: {problem['msg']}" if place else str(problem["msg"])
 
 
+def architectures_of(document: dict[str, Any]) -> list[str]:
+    """The architectures that a config.json names, whatever else stands among them."""
+    names = document.get("architectures")
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def title_of(document: dict[str, Any]) -> str:
+    """What to call a family that is not known: by its `model_type`, since several share an architecture. Escaped."""
+    model_type = document.get("model_type")
+    if isinstance(model_type, str) and model_type:
+        return OTHERS.get(model_type, short_name(model_type))
+    names = architectures_of(document)
+    return short_name(names[0]) if names else "a model without model_type"
+
+
 def _family_of(document: dict[str, Any], where: str) -> Family:
     family = find_family(document)
     if family is not None:
         return family
-    model_type, architectures = document.get("model_type"), document.get("architectures")
-    names = [name for name in architectures if isinstance(name, str)] if isinstance(architectures, list) else []
-    title = OTHERS.get(str(model_type), short(model_type).strip("'"))
     raise UnsupportedFamily(
-        f"{where}: a checkpoint of {title} (model_type {short(model_type)}, architectures {short(names)})",
-        hint=f"This version reads {', '.join(family.title for family in FAMILIES)}.",
+        f"{where}: a checkpoint of {title_of(document)} (model_type {short(document.get('model_type'))}, "
+        f"architectures {short(architectures_of(document))}), a family that is not known",
+        hint="`dsv4-shard inspect` shows what it holds and what divides. To plan, reshard or verify, it must be known "
+        f"what each tensor is and how engines cut it: this version reads {', '.join(f.title for f in FAMILIES)}.",
     )

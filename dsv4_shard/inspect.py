@@ -10,7 +10,7 @@ from dsv4_shard import __version__
 from dsv4_shard.checkpoint import Checkpoint, Severity
 from dsv4_shard.choosing import check_request, choose, nearest, options_of
 from dsv4_shard.engines import SERVING
-from dsv4_shard.engines.base import Request
+from dsv4_shard.engines.base import UNKNOWN_FAMILY, Request
 from dsv4_shard.families import base as families
 from dsv4_shard.families.v3 import V3Config, V32Config
 from dsv4_shard.families.v4 import V4Config
@@ -37,6 +37,7 @@ class Identity(_Document):
     bytes: int
     layers: int
     mtp_blocks: int
+    dspark: bool
     hash_layers: int | None
     dense_layers: int | None
     hidden_size: int
@@ -94,11 +95,14 @@ class Dimension(_Document):
 
 
 class Cell(_Document):
-    """What an engine can do at a TP. `how` says what it takes, as options; `reason` why not, in numbers."""
+    """What an engine can do at a TP; `unknown` where its rules for the family are not known.
+
+    `how` says what it takes, as options; `reason` why not, in numbers.
+    """
 
     tp: int
     engine: str
-    verdict: Literal["works", "with-options", "no"]
+    verdict: Literal["works", "with-options", "no", "unknown"]
     how: str | None
     notes: tuple[str, ...]
     rule: str | None
@@ -154,6 +158,7 @@ def _identity(checkpoint: Checkpoint, inventory: Inventory) -> Identity:
         bytes=sum(tensor.nbytes for tensor in checkpoint.tensors.values()),
         layers=config.num_hidden_layers,
         mtp_blocks=inventory.mtp_blocks,
+        dspark=inventory.draft.dspark,
         hash_layers=v4.num_hash_layers if v4 else None,
         dense_layers=config.first_k_dense_replace if isinstance(config, V3Config) else None,
         hidden_size=config.hidden_size,
@@ -234,7 +239,7 @@ def _cell(inventory: Inventory, engine: str, tp: int) -> Cell:
     return Cell(
         tp=tp,
         engine=engine,
-        verdict="with-options" if others else "no",
+        verdict="unknown" if breach.rule == UNKNOWN_FAMILY else "with-options" if others else "no",
         how=options_of(others[0][0], engine=False) if others else None,
         notes=others[0][1].notes() if others else (),
         rule=breach.rule,

@@ -280,7 +280,7 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
             environment=launch.environment,
             commands=launch.commands,
             files=launch.files,
-            draft_options=launch.draft_options if inventory.mtp_blocks else "",
+            draft_options=launch.draft_options if inventory.mtp_blocks and not inventory.draft.dspark else "",
         ),
         layout=layout,
         reshard=f"dsv4-shard reshard {shlex.quote(label)} {shlex.quote(out)} {options_of(request)}" if layout else None,

@@ -1,6 +1,7 @@
 """What the commands print: tables and sentences for people, on a terminal of 80 columns or more."""
 
 import textwrap
+from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from dsv4_shard.escape import clean
 from dsv4_shard.roles import Module
 
 if TYPE_CHECKING:
+    from dsv4_shard.generic import Axis, QuantizedRow, UnknownIdentity, UnknownInspection
     from dsv4_shard.inspect import Cell, Dimension, Inspection
     from dsv4_shard.numerics import Numerics
     from dsv4_shard.plan import Plan, PlanBreach, PlanModule
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 _SHORT = {"sglang": "SGLang", "vllm": "vLLM", "reference": "reference", "trtllm": "TRT-LLM"}
-_MARKS = {"works": ("yes", "green"), "with-options": ("yes*", "yellow"), "no": ("no", "red")}
+_MARKS = {"works": ("yes", "green"), "with-options": ("yes*", "yellow"), "no": ("no", "red"), "unknown": ("?", "dim")}
 _SEVERITY_STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}
 _PROBLEMS_SHOWN = 20
 _WHOLE = str(Replicate())
@@ -93,7 +95,8 @@ def _show_identity(console: Console, inspection: "Inspection") -> None:
     _item(console, f"{it.family} ({it.model_type}): {it.tensors:,} tensors in {it.files} files, {size(it.bytes)}")
     kinds = _known((it.hash_layers, "{} hash-routed"), (it.dense_layers, "{} dense"))
     layers = f"{it.layers} layers" + (f" ({', '.join(kinds)})" if kinds else "")
-    _item(console, f"{layers}, {it.mtp_blocks} MTP, hidden {it.hidden_size}, vocabulary {it.vocab_size}")
+    draft = f"{it.mtp_blocks} {'DSpark' if it.dspark else 'MTP'}"
+    _item(console, f"{layers}, {draft}, hidden {it.hidden_size}, vocabulary {it.vocab_size}")
     _item(
         console,
         f"{it.routed_experts} routed experts ({it.experts_per_token} per token) and {it.shared_experts} shared, "
@@ -145,10 +148,95 @@ def _merge(cells: "Iterable[Cell]") -> dict[str, list[int]]:
         if cell.verdict == "with-options" and cell.reason is None:
             for note in cell.notes:
                 lines.setdefault(f"* {note}", []).append(cell.tp)
+        elif cell.verdict == "unknown":
+            lines.setdefault(str(cell.reason), []).append(cell.tp)
         elif cell.reason is not None:
             way = f"; * works as {cell.how}" if cell.how else ""
             lines.setdefault(f"{cell.module}: {cell.reason}{way}", []).append(cell.tp)
     return lines
+
+
+# --- inspect, of a family that is not known --------------------------------------------------------------------------
+
+
+def show_unknown(console: Console, inspection: "UnknownInspection") -> None:
+    """Identity, tensors by template, findings, where whole units divide, and what is not known."""
+    _show_unknown_identity(console, inspection.identity)
+    _heading(console, "Tensors by name ({N} for a layer, {E} for an expert)")
+    table = _table("name", "tensors", "bytes", "dtype", "scale for", right=(1, 2))
+    for row in inspection.templates:
+        table.add_row(Text(row.template), f"{row.tensors:,}", size(row.bytes), row.dtype, row.scales or "")
+    console.print(table)
+    _heading(console, "Findings")
+    for finding in inspection.findings:
+        _item(console, f"{finding.severity}: {finding.message}", _SEVERITY_STYLES[finding.severity])
+    if not inspection.findings:
+        _item(console, "none: every quantized weight has its scale, and every scale fits")
+    _show_axes(console, inspection.quantized)
+    console.print()
+    _item(console, inspection.not_known)
+
+
+def _show_unknown_identity(console: Console, it: "UnknownIdentity") -> None:
+    revision = f" @ {it.revision[:12]}" if it.revision else ""
+    console.print(Text(clean(it.label) + revision, style="bold"))
+    model_type = f" ({it.model_type})" if it.model_type not in (None, it.family) else ""
+    _item(
+        console,
+        f"{it.family}{model_type}, a family that is not known: {it.tensors:,} tensors in {it.files} files, "
+        f"{size(it.bytes)}",
+    )
+    sizes = (
+        (it.layers, "{} layers"),
+        (it.hidden_size, "hidden {}"),
+        (it.attention_heads, "{} heads"),
+        (it.key_value_heads, "{} key-value heads"),
+        (it.routed_experts, "{} routed experts"),
+        (it.intermediate_size, "intermediate size {}"),
+        (it.declared_block and "×".join(map(str, it.declared_block)), "blocks of {} declared"),
+    )
+    said = [form.format(value) for value, form in sizes if value is not None]
+    if said:
+        _item(console, ", ".join(said))
+
+
+def _show_axes(console: Console, rows: "tuple[QuantizedRow, ...]") -> None:
+    """Both axes of every quantized weight, in red where the one that engines cut does not divide."""
+    axes = [(row, axis) for row in rows for axis in row.axes]
+    if not axes:
+        return
+    tps = [share.tp for share in axes[0][1].shares]
+    _heading(console, "Whole units per rank, by TP (blocks where scales are of blocks)")
+    table = _table("weight", "axis", *(str(tp) for tp in tps), right=range(2, len(tps) + 2))
+    labels = _labels(rows)
+    for row, axis in axes:
+        first = axis.axis == "rows"
+        table.add_row(Text(labels[row.template] if first else ""), _axis_title(axis), *_axis_cells(axis))
+    console.print(table)
+    _item(console, "* cut, as far as the name tells; ! does not divide into whole units", "dim")
+
+
+def _axis_title(axis: "Axis") -> str:
+    parts = f"{axis.parts}×" if axis.parts > 1 else ""
+    unit = f" /{axis.unit}" if axis.unit > 1 else ""
+    return f"{parts}{axis.size} {axis.axis}{unit}{'*' if axis.cut else ''}"
+
+
+def _axis_cells(axis: "Axis") -> Iterable[Text]:
+    for share in axis.shares:
+        units = share.units_per_rank
+        number = f"{units:.0f}" if units.is_integer() else f"{units:.4g}"
+        yield Text(number if share.whole else f"{number}!", style="red" if axis.cut and not share.whole else "")
+
+
+def _labels(rows: "tuple[QuantizedRow, ...]") -> dict[str, str]:
+    """Names without what all layers' weights have in common, where that leaves them different."""
+    short = {
+        row.template: row.template.partition("layers.{N}.")[2].removesuffix("_packed").removesuffix(".weight")
+        for row in rows
+    }
+    counts = Counter(short.values())
+    return {name: label if label and counts[label] == 1 else name for name, label in short.items()}
 
 
 # --- plan ----------------------------------------------------------------------------------------------------------

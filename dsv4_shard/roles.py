@@ -135,6 +135,18 @@ class Role(StrEnum):
     IMAGE_NEWLINE = "image.newline", Module.VISION
 
 
+DSPARK = frozenset(
+    {
+        Role.DSPARK_MAIN_PROJ,
+        Role.DSPARK_MAIN_NORM,
+        Role.DSPARK_MARKOV_EMBED,
+        Role.DSPARK_MARKOV_HEAD,
+        Role.DSPARK_CONFIDENCE,
+    }
+)
+"""Roles that no other draft has."""
+
+
 class Part(StrEnum):
     """Which of a role's tensors: the weight itself, or the scales of its blocks."""
 

@@ -17,11 +17,12 @@ from typing import Any
 
 import safetensors
 
-from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint, read_checkpoint
+from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint, read_checkpoint, read_unknown
 from dsv4_shard.config import ModelConfig, parse_config
 from dsv4_shard.demo import DEMO_CONFIG, Tensors, by_file, tensors_of
 from dsv4_shard.engines.base import Request
-from dsv4_shard.errors import ShardError
+from dsv4_shard.errors import ShardError, UnsupportedFamily
+from dsv4_shard.generic import inspect_unknown
 from dsv4_shard.header import LENGTH_BYTES, build_header, read_header
 from dsv4_shard.inspect import inspect
 from dsv4_shard.inventory import Inventory, take_inventory
@@ -207,6 +208,10 @@ def _check_config(data: bytes) -> None:
         checkpoint, inventory = _open_with(**{CONFIG_FILE: data})
         _use(checkpoint, inventory)
         config, document = parse_config(data, CONFIG_FILE)
+    except UnsupportedFamily as error:
+        _check_message(error)
+        _check_unknown(data)
+        return
     except ShardError as error:
         _check_message(error)
         return
@@ -220,6 +225,23 @@ def _check_config(data: bytes) -> None:
             _use(checkpoint, take_inventory(checkpoint))
         except ShardError as error:
             _check_message(error)
+
+
+def _check_unknown(data: bytes) -> None:
+    """Whatever a config of another family says, the tensors are those of the headers, and all is printable."""
+    checkpoint = read_unknown(MemorySource.of(_folder() | {CONFIG_FILE: MemoryFile(data, len(data))}))
+    inspection = inspect_unknown(checkpoint, (2,))
+    assert sum(row.tensors for row in inspection.templates) == len(checkpoint.tensors) == inspection.identity.tensors
+    identity = inspection.identity
+    words = (identity.family, identity.model_type or "", *identity.architectures)
+    assert all(text.isprintable() for text in (*words, *(finding.message for finding in inspection.findings)))
+    inspection.model_dump_json()
+
+
+def _other_family() -> bytes:
+    quantization = {"config_groups": {"group_0": {"weights": {"num_bits": 4, "block_structure": [128, 128]}}}}
+    nested = {"hidden_size": 128, "num_experts": 2, "quantization_config": quantization}
+    return json.dumps({"model_type": "kimi_k2", "architectures": ["A"], "text_config": nested}).encode()
 
 
 def _count(config: ModelConfig) -> int:
@@ -281,7 +303,7 @@ def _check_message(error: ShardError) -> None:
 TARGETS = {
     "header": Target(_header_seeds, _mutate_header, _check_header),
     "index": Target(lambda: [_whole(INDEX_FILE)], mutate_json, _check_index),
-    "config": Target(lambda: [_whole(CONFIG_FILE)], mutate_json, _check_config),
+    "config": Target(lambda: [_whole(CONFIG_FILE), _other_family()], mutate_json, _check_config),
     "plan": Target(_plan_seeds, mutate_json, _check_plan),
 }
 

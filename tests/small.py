@@ -167,12 +167,14 @@ def raw(tensor: torch.Tensor) -> bytes:
     return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
-def headers_only(document: dict[str, Any], mtp_blocks: int = 1, files: int = 3) -> tuple[Checkpoint, Inventory]:
+def headers_only(
+    document: dict[str, Any], mtp_blocks: int = 1, files: int = 3, **stored: Any
+) -> tuple[Checkpoint, Inventory]:
     """A checkpoint that is nowhere: its tensors are dealt out to `files`, each beginning at byte 1000."""
     config, document = parse_config(json.dumps(document).encode(), "config.json")
     ends = [1000] * files
     tensors = {}
-    for index, (name, (dtype, shape)) in enumerate(tensors_of(document, mtp_blocks).items()):
+    for index, (name, (dtype, shape)) in enumerate(tensors_of(document, mtp_blocks, **stored).items()):
         number = index * 7 % files
         start, ends[number] = ends[number], ends[number] + nbytes_of(dtype, shape)
         tensors[name] = Tensor(name, dtype, shape, f"{number}.safetensors", start, ends[number])

@@ -462,9 +462,9 @@ def test_a_config_of_absurd_size_is_refused_before_it_is_read(folder):
 @pytest.mark.parametrize(
     ("architecture", "model_type", "family"),
     [
-        ("DeepseekV3ForCausalLM", "deepseek_v3", "DeepSeek-V3"),
-        ("DeepseekV32ForCausalLM", "deepseek_v32", "DeepSeek-V3.2"),
-        ("DeepseekV41ForCausalLM", "deepseek_v41", "DeepSeek-V4.1"),
+        ("DeepseekV3ForCausalLM", "kimi_k2", "Kimi-K2"),
+        ("Qwen3MoeForCausalLM", "qwen3_moe", "Qwen3 MoE"),
+        ("MiniMaxM2ForCausalLM", "minimax_m2", "MiniMax-M2"),
     ],
 )
 def test_another_family_is_refused_by_its_name_before_any_weight_is_opened(folder, architecture, model_type, family):

@@ -69,6 +69,11 @@ FAULTS = {
     # the model
     "no config": "checkpoint: a_folder_without_a_config_is_refused",
     "another family": "config: another_family_is_refused_by_its_name",
+    "another family, for all but inspect": "generic: every_other_command_refuses_and_says_that_inspect_works",
+    "a config of another family of odd types": "generic: fields_of_odd_types_are_as_good_as_absent",
+    "names and shapes of another family": "hostile: names_of_a_family_that_is_not_known_are_shown_escaped",
+    "more names of another family than fit a page": "generic: templates_beyond_the_limit_are_counted_and_not_listed",
+    "a lost scale or weight of another family": "generic: a_lost_scale_and_a_lost_weight_are_found",
     "an unknown tensor": "inventory: an_unknown_tensor_is_an_error_that_names_it",
     "a missing tensor": "inventory: whatever_one_tensor_is_missing_is_named",
     "missing experts": "inventory: missing_experts_are_counted_over_layers_and_projections",

@@ -1,5 +1,6 @@
 """Checkpoints, plans and results made to do harm: nothing reaches the terminal unescaped, no name becomes a path."""
 
+import io
 import json
 import os
 import re
@@ -8,16 +9,21 @@ import sys
 from pathlib import Path
 
 import pytest
+from families import write_family
+from rich.console import Console
 from small import least_config, reshard_folder
 from typer.testing import CliRunner
 
-from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE
+from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE, Tensor, UnknownCheckpoint
 from dsv4_shard.cli import app
 from dsv4_shard.demo import write_checkpoint
 from dsv4_shard.digests import digest_of
 from dsv4_shard.errors import ExitCode, NotAResult
-from dsv4_shard.header import build_header, parse_header
+from dsv4_shard.generic import inspect_unknown
+from dsv4_shard.header import build_header, nbytes_of, parse_header
 from dsv4_shard.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, load_manifest
+from dsv4_shard.report import show_unknown
+from dsv4_shard.sources import LocalSource
 
 NAMES = {
     "colour": "\x1b[31mred\x1b[0m",
@@ -158,7 +164,8 @@ def test_words_of_the_config_are_shown_escaped(name, field, model):
     assert_harmless(run("inspect", model))
     assert_harmless(run("plan", model, "--tp", 2))
     (model / CONFIG_FILE).write_text(json.dumps({"architectures": [name], "model_type": name}))
-    refused = run("inspect", model)
+    assert_harmless(run("inspect", model))
+    refused = run("plan", model, "--tp", 2)
     assert_harmless(refused)
     assert refused.exit_code == ExitCode.CHECKPOINT
 
@@ -199,6 +206,46 @@ def test_a_name_of_megabytes_is_not_printed_whole(model):
     result = run("inspect", model)
     assert result.exit_code == ExitCode.CHECKPOINT
     assert len(result.stdout) + len(result.stderr) < 10_000
+
+
+@pytest.mark.parametrize("place", ["template", "pair", "model_type", "architectures"])
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_names_of_a_family_that_is_not_known_are_shown_escaped(name, place, tmp_path):
+    document = {"model_type": "mystery"} | {"model_type": {"model_type": name}, "architectures": {
+        "model_type": None, "architectures": [name]}}.get(place, {})  # fmt: skip
+    tensors = {"template": {name: ("U8", (2, 2))}, "pair": {name: ("U8", (2, 2)), f"{name}_scale": ("F32", (2, 1))}}
+    folder = write_family(tmp_path / "model", document, tensors.get(place, {"a": ("BF16", (1,))}))
+    result = run("inspect", folder)
+    assert_harmless(result)
+    assert result.exit_code == ExitCode.DONE
+    assert escaped(name) in re.sub(r"\s*\n\s*", "", result.stdout) or escaped(name) in unwrapped(result.stdout)
+    printed = json.loads(run("inspect", folder, "--json").stdout)
+    assert escaped(name) in (printed["identity"]["family"], *(row["template"] for row in printed["templates"]))
+
+
+def test_an_unknown_family_of_megabytes_of_names_is_not_printed_whole(tmp_path):
+    long = {f"{n}" + "x" * 100_000: ("F8_E4M3", (2, 2)) for n in range(30)}
+    many = {f"w{n}w.{ending}": ("F8_E4M3", (2, 2)) for n in range(5000) for ending in ("weight", "weight_scale_inv")}
+    document = {"model_type": "m" * 10**6, "architectures": ["A" * 10**5] * 20}
+    folder = write_family(tmp_path / "model", document, long | many)
+    for options, limit in (((), 300_000), (("--json",), 1_500_000)):
+        result = run("inspect", folder, *options)
+        assert result.exit_code == ExitCode.DONE
+        assert len(result.stdout) < limit
+
+
+@pytest.mark.parametrize(
+    "shape", [(2**31, 2**31), (0, 2**62), (0, 0), (1,) * 1000, (1,), ()], ids=lambda shape: str(shape)[:20]
+)
+@pytest.mark.parametrize("scale", [(2**31, 1), (0, 0), (1,) * 1000, (2**24, 2**24), ()], ids=lambda s: str(s)[:20])
+def test_no_shape_of_an_unknown_family_stops_its_inspection(shape, scale):
+    placed = [Tensor(name, "F8_E4M3", size, "f", 0, nbytes_of("F8_E4M3", size))
+              for name, size in (("a.w1.weight", shape), ("a.w1.weight_scale_inv", scale))]  # fmt: skip
+    tensors = {tensor.name: tensor for tensor in placed}
+    checkpoint = UnknownCheckpoint(LocalSource(Path("/nowhere"), "nowhere"), {}, (), tensors, ())
+    inspection = inspect_unknown(checkpoint, (1, 4096))
+    assert len(inspection.model_dump_json()) < 10_000
+    show_unknown(Console(file=io.StringIO(), width=80), inspection)
 
 
 def seal(out, **changes):

@@ -509,11 +509,15 @@ def element_bits(group: Group, dtype: str | None) -> int:
     return group.nbytes * 8 // elements if elements else 0
 
 
+UNKNOWN_FAMILY = "family"
+"""The rule that breaks where nothing is known."""
+
+
 def unknown_to(engine: Engine, family: Family) -> Engine:
     """`engine` where its classes for a family were never held against it: it has one rule, which always breaks."""
     known = Requires(
-        "family", Module.ATTENTION, lambda _: False,
-        f"{engine.title}'s rules for {family.title} are not known to this version, so nothing is claimed of them",
+        UNKNOWN_FAMILY, Module.ATTENTION, lambda _: False,
+        f"{engine.title} {engine.version} was never held to its rules for {family.title}, so nothing is claimed of it",
         consequence="not known", remedies=("--engine node or reference, where they know the family",), fatal=True,
     )  # fmt: skip
     return replace(engine, rules=(known,), place=lambda role, context: Replicate(), notes=_no_notes, layout=None)

@@ -7,7 +7,7 @@ from dsv4_shard.engines.base import ASSUMED_GPU, Context, Divides, Pad, Request,
 from dsv4_shard.families.v3 import V3Config
 from dsv4_shard.gpus import Gpu, find_gpu
 from dsv4_shard.inventory import Inventory
-from dsv4_shard.roles import Module, Role
+from dsv4_shard.roles import Module, Role, Stage
 
 COLUMN_QUOTE = (
     "ValueError: Weight output_partition_size = {part} is not divisible by weight quantization block_n = {unit}."
@@ -49,6 +49,28 @@ def version_rule(*versions: str) -> Requires:
         "version {at.version} was not held against its own classes; known: " + ", ".join(versions),
         consequence="rules, names and shapes may differ", fatal=True, remedies=("leave --engine-version out",),
     )  # fmt: skip
+
+
+def draft_blocks(context: Context) -> int:
+    """MTP blocks that SGLang and vLLM make a draft model of: none of DSpark's stages, whose classes were never run."""
+    return 0 if context.inventory.draft.dspark else context.inventory.draft.blocks
+
+
+def is_left_out(stage: Stage, context: Context) -> bool:
+    """Whether the raw layouts of SGLang and vLLM leave out what stands in `stage`."""
+    return stage is Stage.MTP and context.inventory.draft.dspark
+
+
+DSPARK_LEFT_OUT = "DSpark's draft stages were never held against the engine's classes: shards hold the target model"
+
+
+def dspark_notes(context: Context) -> tuple[str, ...]:
+    """That DSpark's stages are left out, where the checkpoint has any."""
+    if not context.inventory.draft.dspark:
+        return ()
+    stages, groups = context.inventory.draft.blocks, context.inventory.groups
+    nbytes = sum(group.nbytes * count for group, count in groups.items() if group.stage is Stage.MTP)
+    return (f"{stages} stages of {nbytes / 1e9:.4g} GB left out: {DSPARK_LEFT_OUT}, which drafts nothing",)
 
 
 VOCAB_UNIT = 64

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from dsv4_shard.checkpoint import CONFIG_FILE
 from dsv4_shard.engines.base import Context
+from dsv4_shard.engines.common import draft_blocks
 from dsv4_shard.roles import Part
 
 DRAFT_FOLDER = "draft/"
@@ -43,4 +44,4 @@ def rank_file_name(rank: int, part: int) -> str:
 def model_files(context: Context) -> dict[str, str]:
     """Config and tokenizer, for the model and its draft: name in the output → name in the checkpoint."""
     names = {name: name for name in (CONFIG_FILE, *TOKENIZER_FILES)}
-    return names | ({DRAFT_FOLDER + name: name for name in names} if context.inventory.mtp_blocks else {})
+    return names | ({DRAFT_FOLDER + name: name for name in names} if draft_blocks(context) else {})

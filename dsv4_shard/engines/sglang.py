@@ -34,6 +34,8 @@ from dsv4_shard.engines.common import (
     NODES_RULE,
     O_A_DECODING_RULE,
     attention_rules,
+    dspark_notes,
+    is_left_out,
     pick_gpu,
     pick_nodes,
     version_rule,
@@ -276,7 +278,7 @@ def place(role: Role, context: Context) -> Placement:
 
 def hold(group: Group, placement: Placement, context: Context) -> Held | None:
     """SGLang's parameter dtypes: scales of FP8 in F32; o_a in BF16 on Hopper, without its scale."""
-    if group.role in (Role.MTP_EMBED, Role.MTP_HEAD):
+    if group.role in (Role.MTP_EMBED, Role.MTP_HEAD) or is_left_out(group.stage, context):
         return None
     if group.role is Role.O_A and group.part is Part.SCALE and not keeps_o_a_fp8(context):
         return None
@@ -366,4 +368,5 @@ SGLANG = Engine(
     hold=hold,
     launch=launch,
     addition=addition,
+    notes=dspark_notes,
 )

@@ -9,7 +9,7 @@ import struct
 
 from dsv4_shard.checkpoint import Tensor
 from dsv4_shard.engines.base import Constant, Context, Deployment, Fate, Kept, LeftOut, Pad
-from dsv4_shard.engines.common import vocab_placement
+from dsv4_shard.engines.common import DSPARK_LEFT_OUT, draft_blocks, is_left_out, vocab_placement
 from dsv4_shard.engines.raw_layout import DRAFT_FOLDER, Parameter, model_files, rank_file_name
 from dsv4_shard.engines.sglang import VERSION, Runner, environment_of, is_stock, parameter_dtype, runner_of
 from dsv4_shard.roles import Part, Role, Stage, TensorName
@@ -85,6 +85,8 @@ class SglangLayout:
 
     def fate(self, tensor: Tensor, name: TensorName, context: Context) -> Fate:
         """Which parameter `tensor` goes into, and as what."""
+        if is_left_out(name.stage, context):
+            return LeftOut(DSPARK_LEFT_OUT)
         if name.role in (Role.MTP_EMBED, Role.MTP_HEAD):
             return LeftOut("the draft model shares the target's embedding and head")
         decodes = name.role is Role.O_A and parameter_dtype(Role.O_A, Part.WEIGHT, context) == "BF16"
@@ -103,8 +105,8 @@ class SglangLayout:
 
     def refusal(self, context: Context) -> str | None:
         """What was never held against SGLang's loader: a padded vocabulary, more than one MTP block."""
-        if context.inventory.mtp_blocks > 1:
-            return f"the checkpoint has {context.inventory.mtp_blocks} MTP blocks, SGLang's draft model has one"
+        if draft_blocks(context) > 1:
+            return f"the checkpoint has {draft_blocks(context)} MTP blocks, SGLang's draft model has one"
         if isinstance(vocab_placement(context), Pad):
             return f"vocab_size {context.config.vocab_size} would be padded over TP {context.at.tp}"
         return None
@@ -115,7 +117,7 @@ class SglangLayout:
             return ()
         config, one = context.config, struct.pack("<f", 1.0)
         owners = [("", f"model.layers.{layer}.") for layer in range(config.num_hidden_layers)]
-        owners += [(DRAFT_FOLDER, "model.decoder.")] * (context.inventory.mtp_blocks == 1)
+        owners += [(DRAFT_FOLDER, "model.decoder.")] * draft_blocks(context)
         return tuple(
             Constant(f"{prefix}self_attn.attn_mqa.{which}_scale", "F32", (), one, folder)
             for folder, prefix in owners

@@ -34,6 +34,8 @@ from dsv4_shard.engines.common import (
     NO_CAST_RULE,
     NODES_RULE,
     attention_rules,
+    dspark_notes,
+    is_left_out,
     pick_gpu,
     pick_nodes,
     shares_blocks_evenly,
@@ -293,7 +295,7 @@ def is_aligned(context: Context) -> bool:
 
 def hold(group: Group, placement: Placement, context: Context) -> Held | None:
     """vLLM's parameter dtypes: FP4 models keep E8M0 scales, FP8 models hold F32, in finer blocks if need be."""
-    if group.role in (Role.MTP_EMBED, Role.MTP_HEAD):
+    if group.role in (Role.MTP_EMBED, Role.MTP_HEAD) or is_left_out(group.stage, context):
         return None
     repeat = scale_repeat(group.role, group.part, context)
     if repeat > 1:
@@ -390,7 +392,7 @@ def notes(context: Context) -> tuple[str, ...]:
     if config.n_routed_experts % at.ep:
         least, more = divmod(config.n_routed_experts, at.ep)
         lines.append(f"routed experts uneven: {more} ranks hold {least + 1}, the others {least} (not with EPLB)")
-    return tuple(lines)
+    return (*lines, *dspark_notes(context))
 
 
 def _padded(what: str, blocks: int, unit: int, ranks: int) -> str:

@@ -10,7 +10,7 @@ import struct
 
 from dsv4_shard.checkpoint import CONFIG_FILE, Tensor
 from dsv4_shard.engines.base import Constant, Context, Deployment, Fate, Kept, LeftOut, Pad
-from dsv4_shard.engines.common import vocab_placement
+from dsv4_shard.engines.common import DSPARK_LEFT_OUT, draft_blocks, is_left_out, vocab_placement
 from dsv4_shard.engines.raw_layout import DRAFT_FOLDER, Parameter, model_files, rank_file_name
 from dsv4_shard.engines.vllm import TILE, backend_of, fits, is_aligned, parameter_dtype, scale_repeat
 from dsv4_shard.roles import Part, Role, Stage, TensorName
@@ -129,6 +129,8 @@ class VllmLayout:
 
     def fate(self, tensor: Tensor, name: TensorName, context: Context) -> Fate:
         """Which parameter `tensor` goes into, and as what."""
+        if is_left_out(name.stage, context):
+            return LeftOut(DSPARK_LEFT_OUT)
         if name.role in (Role.MTP_EMBED, Role.MTP_HEAD):
             return LeftOut("the draft model shares the target's embedding and head")
         dtype = parameter_dtype(name.role, name.part, context) or tensor.dtype
@@ -151,7 +153,7 @@ class VllmLayout:
         layers = [("", f"model.layers.{layer}.") for layer in range(config.num_hidden_layers)]
         layers += [
             (DRAFT_FOLDER, f"model.layers.{config.num_hidden_layers + block}.mtp_block.")
-            for block in range(context.inventory.mtp_blocks)
+            for block in range(draft_blocks(context))
         ]
         constants = []
         for rank in range(at.world):
@@ -217,7 +219,7 @@ def _routed(tensor: Tensor, name: TensorName, context: Context, dtype: str, fold
 
 def _for_the_draft(name: TensorName, dtype: str, context: Context) -> tuple[Kept, ...]:
     """sharded_state wants the draft's own embedding and head, although vLLM replaces them by the target's."""
-    blocks = range(context.inventory.mtp_blocks)
+    blocks = range(draft_blocks(context))
     if name.role is Role.EMBED and blocks:
         return (Kept("model.embed_tokens.weight", dtype, DRAFT_FOLDER),)
     if name.role is Role.HEAD:

@@ -4,7 +4,9 @@ Its config.json nests the language model's sizes in `text_config`. The shapes ar
 V4.1-Flash and follow DeepSeek's reference `inference/model.py`.
 """
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dsv4_shard.blocks import Block
 from dsv4_shard.families.base import Count, Dimension, Family, Few, Natural
@@ -30,6 +32,8 @@ ENGRAM_BLOCK = Block(1, 32)
 """Each row of an engram table has its own scales, whatever the blocks of the rest."""
 
 _COLORS = 3
+_MAX_TABLES = 64
+"""Of engram layers: there are two, and each place of a model is looked up among them."""
 
 
 class VisionConfig(BaseModel):
@@ -47,10 +51,10 @@ class VisionConfig(BaseModel):
 class V41Config(V4Config):
     """The dimensions of a DeepSeek-V4.1 model: `text_config` of its config.json, and `vision_config` beside it."""
 
-    kv_source_layer_ids: tuple[Natural, ...]
-    index_source_layer_ids: tuple[Natural, ...]
-    engram_layer_ids: tuple[Natural, ...] = ()
-    engram_num_embeddings: tuple[Count, ...] = ()
+    kv_source_layer_ids: frozenset[Natural]
+    index_source_layer_ids: frozenset[Natural]
+    engram_layer_ids: Annotated[tuple[Natural, ...], Field(max_length=_MAX_TABLES)] = ()
+    engram_num_embeddings: Annotated[tuple[Count, ...], Field(max_length=_MAX_TABLES)] = ()
     engram_head_dim: Count = 256
     engram_n_heads: Count = 8
     engram_max_ngram_size: Count = 4

@@ -183,7 +183,7 @@ def test_what_was_not_held_against_vllm_is_refused():
         (32, "sglang", "no", "dense-blocks"),
         (32, "vllm", "no", "dense-blocks"),
         (32, "reference", "no", "dense-rows"),
-        (8, "trtllm", "no", "family"),
+        (8, "trtllm", "unknown", "family"),
     ],
 )
 def test_the_matrix_says_what_each_engine_can_do(model, tp, engine, verdict, rule):

@@ -160,7 +160,7 @@ def tensors_of(
     """
     config, _ = parse_config(json.dumps(document).encode(), CONFIG_FILE)
     family, draft = family_of(config), Draft(mtp_blocks, dspark)
-    fp4 = (experts or config.declared_experts or "fp8").upper() == "FP4"
+    fp4 = (experts or config.declared_experts or "fp8").upper() in ("FP4", "NVFP4")  # the latter is made of FP4
     tensors: Tensors = {}
     for at in expected_names(config, range(mtp_blocks), draft, optional=optional):
         spec = family.rows[at.stage, at.role]

@@ -16,10 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from small import contents, load_tensors, open_folder, raw, small_config, with_bf16_o_a
+from dialected import write_dialect
+from small import (
+    SMALL_V3,
+    SMALL_V32,
+    contents,
+    load_tensors,
+    open_folder,
+    raw,
+    small_config,
+    with_bf16_o_a,
+    write_nvfp4,
+)
 
 from dsv4_shard.checkpoint import INDEX_FILE
-from dsv4_shard.demo import write_checkpoint
+from dsv4_shard.demo import V41_CONFIG, write_checkpoint
 from dsv4_shard.engines.base import Request
 from dsv4_shard.errors import InfeasiblePlan, UsageError
 from dsv4_shard.merge import prepare_merge
@@ -57,6 +68,18 @@ def _re_release(folder: Path, document: dict[str, Any]) -> Path:
     return folder
 
 
+def _in_dialect(dialect: str, mtp_blocks: int) -> Callable[[Path, dict[str, Any]], Path]:
+    def write(folder: Path, document: dict[str, Any]) -> Path:
+        native = write_checkpoint(folder.with_name(f"{folder.name}-native"), document, 5, mtp_blocks)
+        return write_dialect(folder, native, dialect)
+
+    return write
+
+
+def _nvfp4(folder: Path, document: dict[str, Any]) -> Path:
+    return write_nvfp4(folder, document, 5)
+
+
 @dataclass(frozen=True, eq=False)
 class Case:
     """A kind of checkpoint: how it is called, which releases are of it, and how a small one is written."""
@@ -80,6 +103,15 @@ CASES = (
          _without(CONFIG, "expert_dtype") | {"model_type": "deepseek_ref"}),
     Case("V4, Base", "V4-Flash-Base", _stored_as(experts="FP8", scales="F32", optional=True),
          CONFIG | {"expert_dtype": "fp8"}),
+    Case("V4, NVFP4", "NVIDIA's V4-Pro-NVFP4, V4-Flash-NVFP4", _nvfp4,
+         CONFIG | {"quantization_config": CONFIG["quantization_config"] | {"moe_quant_algo": "NVFP4"}}),
+    Case("V4, SGLang's names", "what miles and SGLang's tools write", _in_dialect("sglang", 1)),
+    Case("V4, V3's names", "what converters to Hugging Face's names write", _in_dialect("v3", 1)),
+    Case("V4, Transformers' names", "`save_pretrained(save_original_format=False)`: stacked experts",
+         _in_dialect("transformers", 0), CONFIG | {"num_nextn_predict_layers": 0}),
+    Case("V4.1", "V4.1-Flash", _stored_as(mtp_blocks=2, dspark=True), V41_CONFIG),
+    Case("V3", "V3, V3.1, R1", _stored_as(scales="F32", optional=True), SMALL_V3),
+    Case("V3.2", "V3.2, V3.2-Exp", _stored_as(scales="F32", optional=True), SMALL_V32),
 )  # fmt: skip
 
 LAYOUTS = ("reference", "sglang", "vllm", "node")
@@ -99,6 +131,12 @@ def _scratch() -> Path:
 def checkpoint_of(case: Case) -> Path:
     """A small checkpoint of the kind, written once."""
     return case.write(_scratch() / case.title, case.document)
+
+
+def native_of(case: Case) -> Path:
+    """The same checkpoint in its family's own names, where it has others."""
+    native = checkpoint_of(case).with_name(f"{case.title}-native")
+    return native if native.exists() else checkpoint_of(case)
 
 
 def inspected(case: Case) -> str:
@@ -121,7 +159,7 @@ def written(case: Case, layout: str) -> str:
     held, found = open_ranks(open_source(str(shards)))
     reshard(prepare_merge(held, found), held, merged)
     try:
-        return compared(checkpoint_of(case), merged)
+        return compared(native_of(case), merged)
     finally:
         shutil.rmtree(shards)
         shutil.rmtree(merged)
@@ -138,7 +176,8 @@ def compared(source: Path, merged: Path) -> str:
     changed = {name for name in ours if raw(ours[name]) != raw(theirs[name])}
     decoded = {name.removesuffix("weight") + "scale" for name in changed}
     lost = _words_for_lost(source, set(theirs) - set(ours) - decoded)
-    return "exact but " + " and ".join(lost + sorted({_words_for_changed(name, ours[name]) for name in changed}))
+    said = lost + sorted({_words_for_changed(name, ours[name]) for name in changed})
+    return f"exact but {' and '.join(said)}" if said else "exact, in native names"
 
 
 def _words_for_lost(source: Path, names: set[str]) -> list[str]:

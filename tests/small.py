@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -236,3 +237,22 @@ def write_sparse(folder: Path, document: dict[str, Any], *, bf16_o_a: bool = Fal
         file.truncate(len(header) + max(info.stop for info in placed.values()))
     (folder / "config.json").write_text(json.dumps(document))
     return folder
+
+
+def write_nvfp4(folder: Path, document: dict[str, Any], seed: int) -> Path:
+    """A checkpoint with NVFP4 experts of real values in its layers, and FP4 ones in its MTP block."""
+    write_checkpoint(folder, document, seed)
+    random = np.random.default_rng(seed + 1)
+    tensors = load_checkpoint(folder)
+    for name in [name for name in tensors if name.startswith("layers.") and ".ffn.experts." in name]:
+        stem, _, part = name.rpartition(".")
+        if part == "scale":
+            del tensors[name]
+            continue
+        rows, cols = tensors[name].shape
+        tensors[name] = tensors[name].view(torch.uint8)
+        scales = random.uniform(0.5, 400, (rows, cols * 2 // 16))
+        tensors[f"{stem}.weight_scale"] = torch.from_numpy(scales).to(torch.float8_e4m3fn)
+        for scalar in ("weight_scale_2", "input_scale"):
+            tensors[f"{stem}.{scalar}"] = torch.tensor(random.uniform(1e-4, 1e-3), dtype=torch.float32)
+    return rewrite(folder, tensors)

@@ -4,18 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from fullsize import PRO_NVFP4, Tensors, in_memory, inventory_of
 from skeletons import to_nvfp4
-from small import load_checkpoint, open_folder, raw, rewrite, small_config
+from small import load_checkpoint, open_folder, raw, small_config, write_nvfp4
 from typer.testing import CliRunner
 
 from dsv4_shard.blocks import Block
 from dsv4_shard.checkpoint import Severity
 from dsv4_shard.cli import app
-from dsv4_shard.demo import DEMO_CONFIG, tensors_of, write_checkpoint
+from dsv4_shard.demo import DEMO_CONFIG, tensors_of
 from dsv4_shard.engines import ENGINES
 from dsv4_shard.engines.base import Request
 from dsv4_shard.errors import InfeasiblePlan
@@ -195,24 +193,8 @@ def test_the_real_checkpoint_is_planned_as_node_folders(gpu):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small checkpoint with NVFP4 experts of real values, FP4 ones in its MTP block. Only to be read."""
-    folder = write_checkpoint(tmp_path_factory.mktemp("nvfp4") / "model", small_config(**ADDED), 47)
-    random = np.random.default_rng(48)
-    tensors = load_checkpoint(folder)
-    for name in [name for name in tensors if name.startswith("layers.") and ".experts." in name]:
-        stem, _, part = name.rpartition(".")
-        if ".ffn.experts." not in name:
-            continue
-        if part == "scale":
-            del tensors[name]
-            continue
-        rows, cols = tensors[name].shape
-        tensors[name] = tensors[name].view(torch.uint8)
-        scales = random.uniform(0.5, 400, (rows, cols * 2 // 16))
-        tensors[f"{stem}.weight_scale"] = torch.from_numpy(scales).to(torch.float8_e4m3fn)
-        for scalar in ("weight_scale_2", "input_scale"):
-            tensors[f"{stem}.{scalar}"] = torch.tensor(random.uniform(1e-4, 1e-3), dtype=torch.float32)
-    return rewrite(folder, tensors)
+    """A small checkpoint with NVFP4 experts, FP4 ones in its MTP block. Only to be read."""
+    return write_nvfp4(tmp_path_factory.mktemp("nvfp4") / "model", small_config(**ADDED), 47)
 
 
 def test_node_folders_have_all_parts_of_their_experts_bit_by_bit(model, tmp_path):

@@ -5,6 +5,7 @@ A *block* is the rectangle of weight elements that share one scale. A weight of 
 DeepSeek-V4-Pro's shared expert has 3072 rows in 24 blocks of 128, and 24 blocks do not fall into 16 ranks.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -23,6 +24,9 @@ DECODED_BLOCK = 128
 """Rows and columns of the blocks that DeepSeek's converter decodes and makes."""
 
 _LIKELY_UNITS = (128, 32, 64, 256, 16)
+
+_PAIRS = 1000
+"""How many (weight, scale) sizes vote on a block: real checkpoints have some twenty, a hostile one a million."""
 
 
 class Block(NamedTuple):
@@ -72,6 +76,7 @@ def agree_on_unit(pairs: Mapping[tuple[int, int], int], declared: int | None) ->
     `pairs` counts the tensors with each pair. One pair seldom decides (5 scales over 576 elements fit any unit from
     116 to 143), all of a checkpoint do. Ties go to the declared unit, then to the commoner ones.
     """
+    pairs = dict(Counter(pairs).most_common(_PAIRS))
     exact = {size // scales for size, scales in pairs if scales and size % scales == 0}
     candidates = [unit for unit in (declared, *_LIKELY_UNITS, *sorted(exact)) if unit]
     return max(candidates, key=lambda unit: sum(n for (w, s), n in pairs.items() if ceil_div(w, unit) == s))

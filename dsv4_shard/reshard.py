@@ -84,7 +84,10 @@ def deploy(plan: Plan, inventory: Inventory) -> tuple[Engine, Layout, Context]:
     request = Request(**plan.request)  # type: ignore[arg-type]
     engine = engine_for(request.engine, inventory.family)
     if engine.layout is None:
-        raise UsageError(f"{engine.title} has no file format for shards", hint="`plan` is all there is for it.")
+        raise UsageError(
+            f"{engine.title} has no file format for shards of {inventory.family.title} that this version knows",
+            hint="Serve the checkpoint itself, as `plan` says, or the folders of --engine node.",
+        )
     if plan.unwritten is not None:
         raise UsageError(f"no shards for this: {plan.unwritten}", hint="Serve the checkpoint itself, as `plan` says.")
     return engine, engine.layout, Context(inventory, choose(inventory, request).at)

@@ -37,8 +37,6 @@ MAX_AXES = 4
 """Of the weights that are looked at: experts, rows, columns, and gpt-oss's groups."""
 
 _WORD_BITS = 32
-_PAIRS = 1000
-"""How many (weight, scale) sizes vote on a block: real checkpoints have some twenty, a hostile one a million."""
 
 
 class Kind(NamedTuple):
@@ -210,7 +208,7 @@ def _agree(group: Iterable[Scaled], declared: tuple[int, int] | None) -> Block:
     units = []
     for axis in (0, 1):
         pairs = Counter((s.shape[axis - 2], s.scale_sizes[axis]) for s in group if s.scale_sizes is not None)
-        units.append(agree_on_unit(dict(pairs.most_common(_PAIRS)), declared[axis] if declared else None))
+        units.append(agree_on_unit(pairs, declared[axis] if declared else None))
     return Block(*units)
 
 

@@ -30,7 +30,9 @@ from small import (
 )
 
 from dsv4_shard.checkpoint import INDEX_FILE
+from dsv4_shard.choosing import choose
 from dsv4_shard.demo import V41_CONFIG, write_checkpoint
+from dsv4_shard.engines import ENGINES
 from dsv4_shard.engines.base import Request
 from dsv4_shard.errors import InfeasiblePlan, UsageError
 from dsv4_shard.merge import prepare_merge
@@ -117,9 +119,9 @@ CASES = (
 LAYOUTS = ("reference", "sglang", "vllm", "node")
 
 
-def request_for(layout: str) -> Request:
-    """Two ranks; two nodes of one where the files are those of nodes."""
-    return Request(tp=TP, engine=layout, nodes=TP if layout == "node" else None)
+def request_for(layout: str, tp: int = TP) -> Request:
+    """As many nodes as ranks where the files are those of nodes."""
+    return Request(tp=tp, engine=layout, nodes=tp if layout == "node" else None)
 
 
 @cache
@@ -146,12 +148,19 @@ def inspected(case: Case) -> str:
     return "yes"
 
 
-def written(case: Case, layout: str) -> str:
+def planned(case: Case) -> str:
+    """The engines that run it."""
+    _, inventory = open_folder(checkpoint_of(case))
+    feasible = [engine.title for name, engine in ENGINES.items() if choose(inventory, request_for(name)).feasible]
+    return ", ".join(dict.fromkeys(title.partition(" (")[0] for title in feasible))
+
+
+def written(case: Case, layout: str, tp: int = TP) -> str:
     """Write it in a layout, verify that against the source, merge it, and say what came back."""
     checkpoint, inventory = open_folder(checkpoint_of(case))
     shards, merged = (_scratch() / f"{case.title}-{layout}-{what}" for what in ("shards", "merged"))
     try:
-        job = prepare(checkpoint, inventory, make_plan(checkpoint, inventory, request_for(layout)))
+        job = prepare(checkpoint, inventory, make_plan(checkpoint, inventory, request_for(layout, tp)))
     except (InfeasiblePlan, UsageError) as refusal:
         return f"no: {refusal}"
     reshard(job, checkpoint, shards)
@@ -208,10 +217,13 @@ def render() -> str:
             reasons.append(reason)
         return f"no [{reasons.index(reason) + 1}]"
 
-    lines = ["| checkpoint | releases | inspect | " + " | ".join(LAYOUTS) + " |", "|---" * (3 + len(LAYOUTS)) + "|"]
+    lines = [
+        "| checkpoint | releases | inspect | plan | " + " | ".join(LAYOUTS) + " |",
+        "|---" * (4 + len(LAYOUTS)) + "|",
+    ]
     for case in CASES:
         cells = [cell(written(case, layout)) for layout in LAYOUTS]
-        lines.append(f"| {case.title} | {case.releases} | {inspected(case)} | {' | '.join(cells)} |")
+        lines.append(f"| {case.title} | {case.releases} | {inspected(case)} | {planned(case)} | {' | '.join(cells)} |")
     notes = [f"{number}. {reason}" for number, reason in enumerate(reasons, 1)]
     return "\n".join([*lines, "", *notes]) + "\n"
 
@@ -219,6 +231,18 @@ def render() -> str:
 def table_in_document() -> str:
     """The table as the document has it."""
     return DOCUMENT.read_text().partition(BEGIN)[2].partition(END)[0]
+
+
+def pairs_in_document() -> list[tuple[str, str]]:
+    """(title, layout) of what is written, as the document has it."""
+    rows = [line.strip("| ").split(" | ") for line in table_in_document().splitlines() if line.startswith("| ")]
+    head, *cases = rows
+    return [
+        (cells[0], layout)
+        for cells in cases
+        for layout, cell in zip(head, cells, strict=True)
+        if layout in LAYOUTS and not cell.startswith("no ")
+    ]
 
 
 def _write() -> None:

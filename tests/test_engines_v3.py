@@ -17,7 +17,7 @@ from test_engines import bytes_by_module, without_shared_tables
 
 from dsv4_shard.choosing import choose
 from dsv4_shard.demo import tensors_of
-from dsv4_shard.engines import SERVING, engine_for
+from dsv4_shard.engines import engine_for
 from dsv4_shard.engines.base import Context, Deployment, Request
 from dsv4_shard.errors import UsageError
 from dsv4_shard.inspect import inspect
@@ -256,7 +256,7 @@ def test_the_rules_that_no_real_model_breaks_alone_have_one_that_does(engine, ch
     assert rule in rules if rule == "vocab" else rules == [rule]
 
 
-@pytest.mark.parametrize("engine", [*SERVING, "node"])
+@pytest.mark.parametrize("engine", ["sglang", "vllm", "trtllm"])
 def test_of_a_family_that_an_engine_was_not_held_against_nothing_is_claimed(engine):
     choice = choose(inventory_of(V41)[1], Request(8, engine=engine))
     assert [breach.rule for breach in choice.breaches] == ["family"]

@@ -522,7 +522,8 @@ def unknown_to(engine: Engine, family: Family) -> Engine:
     """`engine` where its classes for a family were never held against it: it has one rule, which always breaks."""
     known = Requires(
         UNKNOWN_FAMILY, Module.ATTENTION, lambda _: False,
-        f"{engine.title} {engine.version} was never held to its rules for {family.title}, so nothing is claimed of it",
-        consequence="not known", remedies=("--engine node or reference, where they know the family",), fatal=True,
+        f"what {engine.title} {engine.version} does with {family.title} was never held against its own classes",
+        consequence="nothing is claimed of it", fatal=True,
+        remedies=("--engine node or reference, where they know the family",),
     )  # fmt: skip
     return replace(engine, rules=(known,), place=lambda role, context: Replicate(), notes=_no_notes, layout=None)

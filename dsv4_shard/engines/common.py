@@ -104,7 +104,7 @@ NVFP4_RULE = "nvfp4"
 """The rule that node folders do not have: their experts go over as they are."""
 
 
-def nvfp4_rule(reason: str, consequence: str = "not known") -> Requires:
+def nvfp4_rule(reason: str, consequence: str = "nothing is claimed of it") -> Requires:
     """NVFP4 experts are refused where nothing is known of how the engine's classes hold them."""
     return Requires(
         NVFP4_RULE, Module.ROUTED, lambda c: c.inventory.routed.name != NVFP4, reason, consequence=consequence,

@@ -44,8 +44,8 @@ RULES: tuple[Rule, ...] = (
     ),
     *(rule for rule in sglang.RULES if rule.name != "nvfp4"),
 )  # fmt: skip
-"""NODES_RULE and EXPERTS_RULE are among SGLang's: each node has as many GPUs, each GPU as many experts. NVFP4 experts go
-over as they are."""
+"""NODES_RULE and EXPERTS_RULE are among SGLang's: each node has as many GPUs, each GPU as many experts.
+NVFP4 experts go over as they are."""
 
 
 class NodeLayout:

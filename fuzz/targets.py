@@ -19,7 +19,7 @@ import safetensors
 
 from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint, read_checkpoint, read_unknown
 from dsv4_shard.config import ModelConfig, parse_config
-from dsv4_shard.demo import DEMO_CONFIG, Tensors, by_file, tensors_of
+from dsv4_shard.demo import DEMO_CONFIG, V41_CONFIG, Tensors, by_file, tensors_of
 from dsv4_shard.engines.base import Request
 from dsv4_shard.errors import ShardError, UnsupportedFamily
 from dsv4_shard.generic import inspect_unknown
@@ -28,6 +28,7 @@ from dsv4_shard.inspect import inspect
 from dsv4_shard.inventory import Inventory, take_inventory
 from dsv4_shard.plan import Plan, make_plan
 from dsv4_shard.planfile import check_plan, load_plan
+from dsv4_shard.roles import Stage
 from dsv4_shard.sources import LocalSource
 from fuzz.mutate import mutate_json
 
@@ -47,6 +48,30 @@ CONFIG: dict[str, Any] = DEMO_CONFIG | {
     "hc_mult": 1,
 }
 """One layer with an indexer: 50 tensors, in three files."""
+
+V3_CONFIG: dict[str, Any] = {
+    "architectures": ["DeepseekV32ForCausalLM"],
+    "model_type": "deepseek_v32",
+    "hidden_size": 128,
+    "num_hidden_layers": 2,
+    "num_nextn_predict_layers": 1,
+    "first_k_dense_replace": 1,
+    "vocab_size": 256,
+    "num_attention_heads": 2,
+    "q_lora_rank": 128,
+    "kv_lora_rank": 128,
+    "qk_nope_head_dim": 64,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 64,
+    "intermediate_size": 256,
+    "moe_intermediate_size": 256,
+    "n_routed_experts": 2,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 1,
+    "index_n_heads": 2,
+    "index_head_dim": 128,
+    "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
+}
 
 REQUESTS = (Request(1), Request(2, engine="reference"), Request(2, engine="vllm"), Request(3))
 _MAX_TENSORS = 2_000
@@ -238,6 +263,11 @@ def _check_unknown(data: bytes) -> None:
     inspection.model_dump_json()
 
 
+def _config_seeds() -> list[bytes]:
+    families = [json.dumps(document).encode() for document in (V3_CONFIG, V41_CONFIG)]
+    return [_whole(CONFIG_FILE), *families, _other_family()]
+
+
 def _other_family() -> bytes:
     quantization = {"config_groups": {"group_0": {"weights": {"num_bits": 4, "block_structure": [128, 128]}}}}
     nested = {"hidden_size": 128, "num_experts": 2, "quantization_config": quantization}
@@ -245,7 +275,8 @@ def _other_family() -> bytes:
 
 
 def _count(config: ModelConfig) -> int:
-    return (config.num_hidden_layers + 1) * (40 + 6 * config.n_routed_experts)
+    experts = max(config.experts_in(stage) for stage in Stage)
+    return (config.num_hidden_layers + 1) * (40 + 6 * experts) + 8 * config.blocks_in(Stage.VISION)
 
 
 def _use(checkpoint: Checkpoint, inventory: Inventory) -> None:
@@ -303,7 +334,7 @@ def _check_message(error: ShardError) -> None:
 TARGETS = {
     "header": Target(_header_seeds, _mutate_header, _check_header),
     "index": Target(lambda: [_whole(INDEX_FILE)], mutate_json, _check_index),
-    "config": Target(lambda: [_whole(CONFIG_FILE), _other_family()], mutate_json, _check_config),
+    "config": Target(_config_seeds, mutate_json, _check_config),
     "plan": Target(_plan_seeds, mutate_json, _check_plan),
 }
 

@@ -152,6 +152,7 @@ NORM_ROLES = frozenset(
     if role.module is Module.NORMS
     or role in (Role.Q_NORM, Role.KV_NORM, Role.COMPRESSOR_NORM, Role.INDEXER_NORM, Role.MTP_ENORM, Role.MTP_HNORM)
 )
+"""Norms over features: V3.2 stores these in F32, and engines hold them in the model's dtype."""
 
 
 class Part(StrEnum):

@@ -315,7 +315,7 @@ def test_v41_flashs_second_table_does_not_divide_by_eight_and_its_last_rank_says
     checkpoint, inventory = inventory_of(V41)
     plan = make_plan(checkpoint, inventory, Request(8, engine="reference"))
     (row,) = [row for row in plan.modules if row.role == "engram.embed"]
-    assert row.placement == "rows over TP, padded to 1"
+    assert row.placement == "rows over TP, rounded up"
     at = choose(inventory, Request(8, engine="reference")).at
     recipe = make_recipe(checkpoint, engine_for("reference", inventory.family), Context(inventory, at), (0, 7))
     for layer, each, padding in ((1, 48_000_771, 0), (14, 48_002_086, 6)):

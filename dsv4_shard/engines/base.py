@@ -295,7 +295,8 @@ class Pad:
     unit: int
 
     def __str__(self) -> str:
-        return f"{AXIS_NAMES[self.axis]} over {GROUP_NAMES[self.group]}, padded to {self.unit}"
+        how = f"padded to {self.unit}" if self.unit > 1 else "rounded up"
+        return f"{AXIS_NAMES[self.axis]} over {GROUP_NAMES[self.group]}, {how}"
 
 
 @dataclass(frozen=True, slots=True)

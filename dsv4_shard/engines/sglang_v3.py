@@ -20,9 +20,8 @@ from dsv4_shard.engines.base import (
     held_by_rank,
 )
 from dsv4_shard.engines.common import COLUMN_QUOTE, EXPERTS_RULE, latent_attention_rules, vocab_placement
-from dsv4_shard.families.v3 import is_norm
 from dsv4_shard.inventory import Group
-from dsv4_shard.roles import Module, Part, Role
+from dsv4_shard.roles import NORM_ROLES, Module, Part, Role
 
 _ASSERTION = "AssertionError:"
 """All that SGLang says where heads, experts or an expert's intermediate size do not divide."""
@@ -65,7 +64,7 @@ def hold(group: Group, placement: Placement, context: Context) -> Held | None:
     """SGLang's parameter dtypes: scales in F32, norms in BF16, also V3.2's."""
     if group.role in (Role.MTP_EMBED, Role.MTP_HEAD):
         return None
-    dtype = "F32" if group.part is Part.SCALE else "BF16" if is_norm(group.role) else None
+    dtype = "F32" if group.part is Part.SCALE else "BF16" if group.role in NORM_ROLES else None
     return held_by_rank(group, placement, context, dtype)
 
 

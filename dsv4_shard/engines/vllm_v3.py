@@ -26,9 +26,9 @@ from dsv4_shard.engines.base import (
     held_by_rank,
 )
 from dsv4_shard.engines.common import ROW_QUOTE, latent_attention_rules, vocab_placement
-from dsv4_shard.families.v3 import V32Config, is_norm
+from dsv4_shard.families.v3 import V32Config
 from dsv4_shard.inventory import Group, Inventory
-from dsv4_shard.roles import Module, Part, Role
+from dsv4_shard.roles import NORM_ROLES, Module, Part, Role
 
 _HEADS_QUOTE = (
     "Value error, Total number of attention heads ({size}) must be divisible by tensor parallel size ({parts})."
@@ -100,7 +100,7 @@ def hold(group: Group, placement: Placement, context: Context) -> Held | None:
         return None
     if group.role is Role.INDEXER_K:
         return None if group.part is Part.SCALE else held_by_rank(group, placement, context, "BF16")
-    dtype = "F32" if group.part is Part.SCALE else "BF16" if is_norm(group.role) else None
+    dtype = "F32" if group.part is Part.SCALE else "BF16" if group.role in NORM_ROLES else None
     return held_by_rank(group, placement, context, dtype)
 
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from dsv4_shard.families.base import Count, Dimension, Family, Few, ModelConfig
 from dsv4_shard.families.v4 import down, gate_or_up, has_shared, hidden, shared_down, shared_gate_or_up, vocab
 from dsv4_shard.naming import Grammar
-from dsv4_shard.roles import Module, Part, Place, Role, Spec, Stage
+from dsv4_shard.roles import NORM_ROLES, Module, Part, Place, Role, Spec, Stage
 
 
 class V3Config(ModelConfig):
@@ -140,12 +140,7 @@ _INDEXER_DIMENSIONS = (
 
 def _in_f32(specs: tuple[Spec, ...]) -> tuple[Spec, ...]:
     """V3.2 stores its norms in F32."""
-    return tuple(replace(spec, dtype="F32") if is_norm(spec.role) else spec for spec in specs)
-
-
-def is_norm(role: Role) -> bool:
-    """Whether `role` is a norm over features: V3.2 stores these in F32, and engines hold them in the model's dtype."""
-    return role.module is Module.NORMS or role in (Role.Q_NORM, Role.KV_NORM, Role.MTP_ENORM, Role.MTP_HNORM)
+    return tuple(replace(spec, dtype="F32") if spec.role in NORM_ROLES else spec for spec in specs)
 
 
 _GRAMMAR = Grammar(

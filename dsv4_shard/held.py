@@ -27,7 +27,7 @@ def held_source(original: Checkpoint, source: RankSource, recipe: Recipe) -> Ran
     original; see `config_for`.
     """
     made = {name: kind for step in recipe.steps for name, kind in _decoded(step)}
-    gone = recipe.left_out.keys() - made.keys()
+    gone = {name: reason for name, reason in recipe.left_out.items() if name not in made}
     is_native = original.dialect == NATIVE
     if not made and not gone and is_native:
         return source
@@ -50,7 +50,7 @@ def held_source(original: Checkpoint, source: RankSource, recipe: Recipe) -> Ran
     small = dict(source.small)
     if INDEX_FILE in small:
         small[INDEX_FILE] = index_of({file: kinds for file, kinds in members.items() if kinds}, nbytes, headers)
-    changes = tuple(_changes(original, made, {name: recipe.left_out[name] for name in gone}))
+    changes = tuple(_changes(original, made, gone))
     notes = (*source.notes, *map(str, changes))
     return replace(source, revision=None, small=small, headers=headers, nbytes=nbytes, notes=notes, changes=changes)
 

@@ -192,7 +192,9 @@ def _check_files(recipe: Recipe, folder: LocalSource) -> list[tuple[Seen, ...]]:
     if lost:
         ranks = sorted({rank for file, name in lost for rank in _readers(file, name)})
         names = ", ".join(name for _, name in lost[:_NAMED_AT_ONCE]) + (" …" if len(lost) > _NAMED_AT_ONCE else "")
-        raise MissingRanks(f"{folder.label}: {len(lost)} files are not there ({names}), of ranks {_numbers(ranks)}")
+        files = "1 file is" if len(lost) == 1 else f"{len(lost)} files are"
+        whose = f"rank{'s' if len(ranks) > 1 else ''} {_numbers(ranks)}"
+        raise MissingRanks(f"{folder.label}: {files} not there ({names}), of {whose}")
     return [tuple(_check_file(file, name, folder) for name in _distinct(file, folder.root)) for file in recipe.files]
 
 

@@ -123,8 +123,8 @@ def attempt(folder: Path) -> None:
     ("layout", "gone", "said"),
     [
         ("reference", ["model1-mp4.safetensors", "model3-mp4.safetensors"], "2 files .* of ranks 1, 3$"),
-        ("sglang", ["draft/model-rank-1-part-0.safetensors"], r"draft/model-rank-1-part-0.safetensors.* of ranks 1$"),
-        ("node", ["node-1/model-00002-of-00005.safetensors"], "of ranks 1$"),
+        ("sglang", ["draft/model-rank-1-part-0.safetensors"], r"draft/model-rank-1-part-0.safetensors.* of rank 1$"),
+        ("node", ["node-1/model-00002-of-00005.safetensors"], "of rank 1$"),
     ],
 )
 def test_files_that_are_gone_are_named_with_their_ranks(

@@ -1,4 +1,4 @@
-"""One reshard command and `cp -r` of what it wrote, in turns on the same disk."""
+"""One command of ours and `cp -r` of what it wrote, in turns on the same disk."""
 
 import os
 import shutil
@@ -44,15 +44,15 @@ class Comparison:
     cp_disk_read: int
 
 
-def one_round(source: Path, out: Path, options: tuple[str, ...], cold: bool) -> Round:
-    """Both into new folders beside each other; `out` is left, the copy is not.
+def one_round(source: Path, out: Path, options: tuple[str, ...], cold: bool, verb: str = "reshard") -> Round:
+    """Both into new folders beside each other; `out` is left, the copy is not. `verb` is our command.
 
     `--preserve=links` keeps as one file what is one file: cp would else write what SGLang's ranks share once for each.
     """
     twin = out.with_name("copy")
     remove(out)
     prepare(source, cold)
-    ours = run(tool("reshard", str(source), str(out), *options))
+    ours = run(tool(verb, str(source), str(out), *options))
     drop(source)  # leaves memory for the output and its copy
     prepare(out, cold)
     cp = run(["cp", "-r", "--preserve=links", str(out), str(twin)])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from small import load_tensors, open_folder, raw, small_config
 
-from benchmarks import converter, disk, growth, headers, loading, moves, page_cache
+from benchmarks import back, converter, disk, growth, headers, loading, moves, page_cache
 from benchmarks.running import ChildFailed, run, tool
 from benchmarks.settings import NotMeasured, Settings, Skipped, require_room
 from benchmarks.sized import WIDTH, config_for, tensor_bytes, write_least
@@ -69,6 +69,15 @@ def test_command_measures_every_case_of_moves_and_writes_json(tmp_path):
         assert row["written_over_output"] == pytest.approx(1, abs=0.02)
         assert row["case"].split(",")[0] in done.stdout
     assert list(scratch.iterdir()) == []
+
+
+def test_the_way_back_reads_every_rank_once_and_leaves_nothing(tmp_path):
+    rows = back.measure(settings(tmp_path))
+    assert [row.case for row in rows] == list(back.CASES)
+    assert not_above_zero(rows) == []
+    assert all(row.read_over_ranks > 0.9 for row in rows)
+    assert back.table(rows).row_count == len(rows)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_growth_has_sizes_and_ranks_and_skips_what_does_not_fit(tmp_path, monkeypatch):

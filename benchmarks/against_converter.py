@@ -1,7 +1,8 @@
 """Hold reshard's `reference` files against those of DeepSeek's own converter, byte by byte, whole files included.
 
 The converter's files are also merged again: each tensor of the checkpoint must come back, as the safetensors library
-reads it; wo_a as the converter decoded it, and experts as it cast them, where it did.
+reads it; wo_a as the converter decoded it, and experts as it cast them, where it did. And its files of half as many
+ranks, resharded, must be those that it makes itself.
 
     python benchmarks/against_converter.py --converter path/to/inference/convert.py
 
@@ -12,7 +13,6 @@ Exits with 1 at the first file that differs.
 
 import argparse
 import filecmp
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import torch
-from generations import Generation, command, generation_of
+from generations import command, generation_of
 from safetensors.torch import load_file
 
 from dsv4_shard.checkpoint import CONFIG_FILE, read_checkpoint
@@ -99,39 +99,50 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         source = generation.write(Path(scratch) / "checkpoint", arguments.seed)
         for dtype in generation.dtypes:
-            whole: dict[str, torch.Tensor] = {}
-            for ranks in generation.ranks:
-                compare(arguments.converter, generation, source, Path(scratch), ranks, dtype, whole)
+            theirs = {ranks: Path(scratch) / f"{dtype}-{ranks}" for ranks in generation.ranks}
+            for ranks, folder in theirs.items():
+                slow = convert(arguments.converter, source, folder, generation.experts, ranks, dtype)
+                case = f"{dtype} mp{ranks}" if dtype else f"mp{ranks}"
+                print(case, end=": ", flush=True)
+                print(compare(source, theirs, ranks, dtype, slow))
 
 
-def compare(
-    converter: Path,
-    generation: Generation,
-    source: Path,
-    scratch: Path,
-    ranks: int,
-    dtype: str | None,
-    whole: dict[str, torch.Tensor],
-) -> None:
-    """Both results, side by side and then removed. Exits where a file differs.
+def compare(source: Path, theirs: dict[int, Path], ranks: int, dtype: str | None, slow: float) -> str:
+    """What was found of one of the converter's results, which are in `theirs` by their number of ranks, 1 among them.
 
-    `whole` is what the converter made of the checkpoint for one rank, which is the first that is compared.
+    Exits where anything differs.
     """
-    theirs, ours, merged = scratch / "theirs", scratch / "ours", scratch / "merged"
-    slow = convert(converter, source, theirs, generation.experts, ranks, dtype)
-    fast = shard(source, ours, ranks, dtype)
-    names = sorted(path.name for path in theirs.glob("*.safetensors"))
-    same = [filecmp.cmp(theirs / name, ours / name, shallow=False) for name in names]
-    case = f"{dtype} mp{ranks}" if dtype else f"mp{ranks}"
-    if len(names) != ranks or not all(same):
-        sys.exit(f"{case}: {same.count(False)} of {len(names)} files differ")
-    whole |= {} if whole else tensors_of(theirs)
-    back = merge(theirs, source / CONFIG_FILE, merged)
-    if name := differing(back, tensors_of(source), whole, dtype):
-        sys.exit(f"{case}: merged, {name} is not what the checkpoint or the converter has")
-    print(f"{case}: {len(names)} files byte-identical, {slow / fast:.1f}× the converter's speed; merged as they were")
-    for folder in (theirs, ours, merged):
-        shutil.rmtree(folder)
+    with tempfile.TemporaryDirectory(dir=source.parent) as scratch:
+        ours, merged, doubled = (Path(scratch) / name for name in ("ours", "merged", "doubled"))
+        fast = shard(source, ours, ranks, dtype)
+        refuse_differences(theirs[ranks], ours, "differ")
+        back = merge(theirs[ranks], source / CONFIG_FILE, merged)
+        if name := differing(back, tensors_of(source), tensors_of(theirs[1]), dtype):
+            sys.exit(f"merged, {name} is not what the checkpoint or the converter has")
+        said = f"{ranks} files byte-identical, {slow / fast:.1f}× the converter's speed; merged as they were"
+        half = theirs.get(ranks // 2)
+        if half is None:
+            return said
+        reshard_ranks(half, source / CONFIG_FILE, doubled, ranks)
+        refuse_differences(theirs[ranks], doubled, f"differ, made of mp{ranks // 2}'s")
+        return f"{said}; mp{ranks // 2}'s, resharded, are these"
+
+
+def reshard_ranks(half: Path, config: Path, out: Path, ranks: int) -> None:
+    """The converter's files of half as many ranks, resharded."""
+    checkpoint, inventory = open_ranks(LocalSource(half, half.name), config)
+    plan = make_plan(checkpoint, inventory, Request(tp=ranks, engine="reference"))
+    reshard(prepare(checkpoint, inventory, plan), checkpoint, out)
+
+
+def refuse_differences(theirs: Path, ours: Path, how: str) -> None:
+    """Exit where not each of the converter's files has one of ours with its bytes, and none is more."""
+    names = {folder: sorted(path.name for path in folder.glob("*.safetensors")) for folder in (theirs, ours)}
+    if names[theirs] != names[ours]:
+        sys.exit(f"{len(names[theirs])} and {len(names[ours])} files")
+    same = [filecmp.cmp(theirs / name, ours / name, shallow=False) for name in names[theirs]]
+    if not all(same):
+        sys.exit(f"{same.count(False)} of {len(same)} files {how}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from dsv4_shard.checkpoint import Severity
 from dsv4_shard.engines import SERVING
-from dsv4_shard.engines.base import Replicate
+from dsv4_shard.engines.base import ANY_ENGINE, Replicate
 from dsv4_shard.escape import clean
 from dsv4_shard.roles import Module
 
@@ -286,7 +286,8 @@ def _consequences(breach: "PlanBreach", engine: str) -> Iterable[str]:
 
 
 def _show_feasible(console: Console, plan: "Plan", plan_file: str | None) -> None:
-    _heading(console, "Runs" if not plan.choices else "Runs, with")
+    runs = "Can be written" if plan.engine_version == ANY_ENGINE else "Runs"
+    _heading(console, f"{runs}, with" if plan.choices else runs)
     for choice in plan.choices:
         _item(console, choice)
     _heading(console, "Placement")

@@ -168,14 +168,14 @@ def written(case: Case, layout: str, tp: int = TP) -> str:
     held, found = open_ranks(open_source(str(shards)))
     reshard(prepare_merge(held, found), held, merged)
     try:
-        return compared(native_of(case), merged)
+        return compared(native_of(case), merged, checkpoint_of(case))
     finally:
         shutil.rmtree(shards)
         shutil.rmtree(merged)
 
 
-def compared(source: Path, merged: Path) -> str:
-    """What a merged checkpoint has of its source, in words."""
+def compared(source: Path, merged: Path, original: Path) -> str:
+    """What a merged checkpoint has of `source`, which is `original` in native names, in words."""
     before = {name: data for name, data in contents(source).items() if name.endswith((".safetensors", ".json"))}
     after = contents(merged)
     if all(after.get(name) == data for name, data in before.items()):
@@ -186,7 +186,18 @@ def compared(source: Path, merged: Path) -> str:
     decoded = {name.removesuffix("weight") + "scale" for name in changed}
     lost = _words_for_lost(source, set(theirs) - set(ours) - decoded)
     said = lost + sorted({_words_for_changed(name, ours[name]) for name in changed})
-    return f"exact but {' and '.join(said)}" if said else "exact, in native names"
+    if not said:
+        return "exact, in native names"
+    if source == original:
+        _hold_untouched_files(source, merged, changed | (theirs.keys() - ours.keys()))
+    return f"exact but {' and '.join(said)}"
+
+
+def _hold_untouched_files(source: Path, merged: Path, touched: set[str]) -> None:
+    """Files without a tensor that is lost or changed are those of the source, header and all."""
+    for file in source.glob("*.safetensors"):
+        if touched.isdisjoint(load_tensors(file)):
+            assert (merged / file.name).read_bytes() == file.read_bytes(), file.name
 
 
 def _words_for_lost(source: Path, names: set[str]) -> list[str]:

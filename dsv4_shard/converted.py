@@ -19,13 +19,13 @@ from dsv4_shard.engines.raw_layout import TOKENIZER_FILES
 from dsv4_shard.engines.reference import ReferenceLayout
 from dsv4_shard.errors import BadConfig, BadRanks, MissingRanks, MixedRanks
 from dsv4_shard.families import family_of
-from dsv4_shard.families.base import ModelConfig
+from dsv4_shard.families.base import ModelConfig, release_file
 from dsv4_shard.header import Header, build_header, read_header
 from dsv4_shard.held import Kind, config_for, index_of
 from dsv4_shard.inventory import Inventory, take_inventory
 from dsv4_shard.rankfolder import find_converted
 from dsv4_shard.ranksource import RankSource
-from dsv4_shard.roles import Module, Part, Place, Role, Stage, TensorName
+from dsv4_shard.roles import Part, Place, Role, TensorName
 from dsv4_shard.sources import LocalFile, LocalSource
 
 _METADATA = {"format": "pt"}
@@ -150,7 +150,7 @@ def _deal(folder: LocalSource, raw: bytes, tensors: Mapping[str, Kind], inventor
     """Tensors by file, as in the releases, with an index."""
     numbered: dict[int, dict[str, Kind]] = {}
     for name, kind in tensors.items():
-        number = _file_number(inventory.names[name], inventory.config.num_hidden_layers)
+        number = release_file(inventory.names[name], inventory.config.num_hidden_layers)
         numbered.setdefault(number, {})[name] = kind
     count = len(numbered)
     dealt = {f"model-{at:05d}-of-{count:05d}.safetensors": numbered[n] for at, n in enumerate(sorted(numbered), 1)}
@@ -164,15 +164,6 @@ def _deal(folder: LocalSource, raw: bytes, tensors: Mapping[str, Kind], inventor
         "the checkpoint: its tensors are dealt into files by layer, and what was decoded or cast stays so",
     )
     return RankSource(folder.root, folder.label, None, small | _tokenizer(folder), headers, nbytes, notes)
-
-
-def _file_number(where: TensorName, layers: int) -> int:
-    """The embedding first, then the layers, what is outside of them, and the MTP blocks."""
-    if where.stage is Stage.LAYER:
-        return 2 + where.layer
-    if where.stage is Stage.MTP:
-        return layers + 3
-    return 1 if where.role.module is Module.EMBEDDING else layers + 2
 
 
 def _tokenizer(folder: LocalSource) -> dict[str, bytes]:

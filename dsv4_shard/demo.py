@@ -17,9 +17,9 @@ from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE
 from dsv4_shard.completeness import expected_names
 from dsv4_shard.config import parse_config
 from dsv4_shard.families import family_of
-from dsv4_shard.families.base import ModelConfig
+from dsv4_shard.families.base import ModelConfig, release_file
 from dsv4_shard.header import TensorInfo, build_header
-from dsv4_shard.roles import Draft, Module, Part, Place, Role, Spec, Stage
+from dsv4_shard.roles import Draft, Module, Part, Place, Role, Spec
 
 FP8_BLOCK = Block(128, 128)
 FP4_BLOCK = Block(1, FP4_GROUP)
@@ -193,15 +193,7 @@ def by_file(tensors: Tensors, document: dict[str, Any]) -> dict[str, Tensors]:
     parse, layers = family_of(config).names(config).parse, config.num_hidden_layers
     numbered: dict[int, Tensors] = {}
     for name, tensor in tensors.items():
-        at = parse(name)
-        number = layers + 2
-        if at is not None and at.role is Role.EMBED:
-            number = 1
-        elif at is not None and at.stage is Stage.LAYER:
-            number = 2 + at.layer
-        elif at is not None and at.stage is Stage.MTP:
-            number = layers + 3
-        numbered.setdefault(number, {})[name] = tensor
+        numbered.setdefault(release_file(parse(name), layers), {})[name] = tensor
     count = len(numbered)
     return {f"model-{number:05d}-of-{count:05d}.safetensors": numbered[number] for number in sorted(numbered)}
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from dsv4_shard.naming import Grammar, Names, Specs
-from dsv4_shard.roles import Module, Place, Role, Spec, Stage
+from dsv4_shard.roles import Module, Place, Role, Spec, Stage, TensorName
 
 Count = Annotated[int, Field(gt=0, lt=2**31, strict=True)]
 Natural = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
@@ -134,3 +134,15 @@ class Family:
 @lru_cache(maxsize=64)
 def _names(family: Family, layers: int) -> Names:
     return Names(family.grammar, family.specs, layers)
+
+
+def release_file(at: TensorName | None, layers: int) -> int:
+    """The number of the file, from 1, in which DeepSeek's releases have a tensor of a model with `layers` layers.
+
+    The embedding, one file a layer, what is outside of them (and what is of no known role, None), the MTP blocks.
+    """
+    if at is not None and at.stage is Stage.LAYER:
+        return 2 + at.layer
+    if at is not None and at.stage is Stage.MTP:
+        return layers + 3
+    return 1 if at is not None and at.role is Role.EMBED else layers + 2

@@ -89,24 +89,27 @@ _FOLLOWING: Rules = (
 )
 """What SGLang's draft model calls what stands beside the block's layer."""
 
+_HF_MODEL: Rules = (*_OUTER, (r"^hc_head_", "model.hc_head_"))
+_EITHER_MTP = (Blocks("mtp."), Blocks("model.layers.", follows=True, rules=_FOLLOWING))
+
 SGLANG = Dialect(
     name="sglang",
     title="SGLang and miles",
-    model=(*_OUTER, (r"^hc_head_", "model.hc_head_")),
+    model=_HF_MODEL,
     layer=(
         *_HF_LAYER,
         (r"^((?:self_attn|mlp)\..+)\.scale$", r"\1.weight_scale_inv"),
         (r"\.gate\.tid2eid$", ".topk.tid2eid"),
         *_HF_MLP,
     ),
-    mtp=(Blocks("mtp."), Blocks("model.layers.", follows=True, rules=_FOLLOWING)),
+    mtp=_EITHER_MTP,
 )
 """`remap_weight_name_to_dpsk_hf_format` of SGLang 0.5.23, with and without `is_nextn`, and what miles writes."""
 
 HF_V3 = Dialect(
     name="v3",
     title="DeepSeek-V3",
-    model=(*_OUTER, (r"^hc_head_", "model.hc_head_")),
+    model=_HF_MODEL,
     layer=(
         *_HF_LAYER,
         (r"\.scale$", ".weight_scale_inv"),
@@ -116,7 +119,7 @@ HF_V3 = Dialect(
         (r"^self_attn\.kv_norm\.", "self_attn.kv_a_layernorm."),
         *_HF_MLP,
     ),
-    mtp=(Blocks("mtp."), Blocks("model.layers.", follows=True, rules=_FOLLOWING)),
+    mtp=_EITHER_MTP,
 )
 """The aliases that the first converter of DeepSeek-V4 still takes from DeepSeek-V3's."""
 

@@ -117,6 +117,7 @@ class _RankReader:
         return self._place(self._steps[name]) is not None
 
     def weight(self, name: str) -> "torch.Tensor":
+        """The float32 values of what the rank holds of a source weight, `[rows, columns]`."""
         step = self._steps[name]
         if step.transform is not None:
             return _decoded(self._read(step, lambda tensor: tensor), self._read(step, scale_name, whole=True))

@@ -169,7 +169,7 @@ def test_vllm_is_started_without_v4s_options(model, tokenizer):
 
 def test_what_was_not_held_against_vllm_is_refused():
     plan = make_plan(*inventory_of(V3), Request(8, 16, 2, engine="vllm"))
-    assert [(breach.rule, breach.consequence) for breach in plan.breaches] == [("dp", "not known")]
+    assert [(breach.rule, breach.consequence) for breach in plan.breaches] == [("dp", "nothing is claimed of it")]
 
 
 # --- inspect, plan and reshard at full size ------------------------------------------------------------------------

@@ -73,6 +73,11 @@ def dspark_notes(context: Context) -> tuple[str, ...]:
     return (f"{stages} stages of {nbytes / 1e9:.4g} GB left out: {DSPARK_LEFT_OUT}, which drafts nothing",)
 
 
+ADDED_IN_PARTS = (
+    "Each rank holds a part of the shared expert: its output is summed by the same all-reduce as the routed one."
+)
+"""How the shared expert's output joins the sum, where no rank has it whole."""
+
 VOCAB_UNIT = 64
 """Rows to which engines pad the vocabulary."""
 

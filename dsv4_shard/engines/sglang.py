@@ -27,6 +27,7 @@ from dsv4_shard.engines.base import (
     held_by_rank,
 )
 from dsv4_shard.engines.common import (
+    ADDED_IN_PARTS,
     COLUMN_QUOTE,
     EXPERTS_RULE,
     GATE_UP_QUOTE,
@@ -80,7 +81,6 @@ class Runner:
     up_first: bool = False
 
 
-_HOPPER = (90,)
 _CUTLASS = (90, 120)
 _BLACKWELL = (100, 103)
 _ALL = (90, 100, 103, 120)
@@ -357,7 +357,7 @@ def addition(context: Context) -> str:
             f"The shared expert's output is complete on each of the {at.tp} ranks, so it is added once, after the "
             f"all-reduce of the routed output; added before it, it would count {at.tp} times."
         )
-    return "Each rank holds a part of the shared expert: its output is summed by the same all-reduce as the routed one."
+    return ADDED_IN_PARTS
 
 
 SGLANG = Engine(

@@ -30,6 +30,7 @@ from dsv4_shard.engines.base import (
     held_by_rank,
 )
 from dsv4_shard.engines.common import (
+    ADDED_IN_PARTS,
     COLUMN_QUOTE,
     NO_CAST_RULE,
     NODES_RULE,
@@ -369,7 +370,7 @@ def addition(context: Context) -> str:
             "Under sequence parallelism each rank runs the whole shared expert on its own tokens and adds it once; "
             f"summed over ranks it would count {context.at.tp} times."
         )
-    return "Each rank holds a part of the shared expert: its output is summed by the same all-reduce as the routed one."
+    return ADDED_IN_PARTS
 
 
 def notes(context: Context) -> tuple[str, ...]:

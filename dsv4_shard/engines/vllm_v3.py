@@ -25,7 +25,7 @@ from dsv4_shard.engines.base import (
     Split,
     held_by_rank,
 )
-from dsv4_shard.engines.common import ROW_QUOTE, latent_attention_rules, vocab_placement
+from dsv4_shard.engines.common import ADDED_IN_PARTS, ROW_QUOTE, latent_attention_rules, vocab_placement
 from dsv4_shard.families.v3 import V32Config
 from dsv4_shard.inventory import Group, Inventory
 from dsv4_shard.roles import NORM_ROLES, Module, Part, Role
@@ -48,7 +48,8 @@ RULES: tuple[Rule, ...] = (
     Requires(
         "dp", Module.ATTENTION, lambda c: c.at.dp == 1,
         "vLLM's classes of this generation were not held against under data parallelism",
-        consequence="not known", remedies=("--dp 1", "--engine sglang, which has attention DP"), fatal=True,
+        consequence="nothing is claimed of it", fatal=True,
+        remedies=("--dp 1", "--engine sglang, which has attention DP"),
     ),
     Requires(
         "shared-way", Module.SHARED, lambda c: c.at.shared == "split",
@@ -118,7 +119,7 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
 
 def addition(context: Context) -> str:
     """How the shared experts' output joins the sum."""
-    return "Each rank holds a part of the shared expert: its output is summed by the same all-reduce as the routed one."
+    return ADDED_IN_PARTS
 
 
 VLLM_V3 = Engine(

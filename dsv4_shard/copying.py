@@ -6,9 +6,8 @@ verify's sink compares them with what stands there.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +21,7 @@ from dsv4_shard.errors import InexactCast, SourceChanged
 from dsv4_shard.header import DTYPE_BITS
 from dsv4_shard.journal import Finished
 from dsv4_shard.naming import scale_name
+from dsv4_shard.reading import row_runs, spans, stripes
 from dsv4_shard.recipe import Cut, Fixed, Recipe, Step
 from dsv4_shard.sources import CHUNK_BYTES, OpenFile, Source
 from dsv4_shard.transforms import Bytes, Decoded, Transform
@@ -70,9 +70,10 @@ def copy(
     worker meets: InexactCast where a cast rounds and `allow_inexact` is off, and SourceChanged where a source file
     changed meanwhile.
     """
-    with _open_files(source, recipe) as files:
-        run = _Run(recipe, files, sink, on_progress, allow_inexact, log)
-        run.skip(finished)
+    run = _Run(recipe, sink, on_progress, allow_inexact, log)
+    run.skip(finished)
+    with source.reading(_files_of(recipe), spans(run.unfinished())) as files:
+        run.open(files)
         for fixed in recipe.fixed:
             run.put_fixed(fixed)
         if workers == 1:
@@ -96,11 +97,9 @@ def _in_threads(run: "_Run", workers: int) -> None:
         future.result()
 
 
-@contextmanager
-def _open_files(source: Source, recipe: Recipe) -> Iterator[dict[str, OpenFile]]:
-    names = {step.source.file for step in recipe.steps} | {step.scale.file for step in recipe.steps if step.scale}
-    with ExitStack() as stack:
-        yield {name: stack.enter_context(source.open(name)) for name in sorted(names)}
+def _files_of(recipe: Recipe) -> list[str]:
+    """Files of the source that hold what the steps read."""
+    return sorted({one.file for step in recipe.steps for one in (step.source, step.scale) if one})
 
 
 class _Run:
@@ -109,7 +108,6 @@ class _Run:
     def __init__(
         self,
         recipe: Recipe,
-        files: dict[str, OpenFile],
         sink: Sink,
         on_progress: Callable[[int], None],
         allow_inexact: bool,
@@ -119,7 +117,7 @@ class _Run:
         self._is_finished = bytearray(len(recipe.steps))
         self._steps = ((n, step) for n, step in enumerate(recipe.steps) if not self._is_finished[n])
         self._log = log
-        self._files = files
+        self._files: Mapping[str, OpenFile] = {}
         self._sink = sink
         self._on_progress = on_progress
         self._allow_inexact = allow_inexact
@@ -135,6 +133,15 @@ class _Run:
         for step in finished:
             self._is_finished[step.number] = True
             self._keep(step, _pieces_of(self._recipe.steps[step.number]))
+
+    def unfinished(self) -> Iterator[Step]:
+        """The steps to be taken, in order. What a run finishes while this is read, it may still give."""
+        done = bytes(self._is_finished)
+        return (step for number, step in enumerate(self._recipe.steps) if not done[number])
+
+    def open(self, files: Mapping[str, OpenFile]) -> None:
+        """Where steps read from now on."""
+        self._files = files
 
     def stop(self) -> None:
         """Let workers end after the chunk they are at."""
@@ -222,8 +229,7 @@ class _Run:
     def _move(self, step: Step, pieces: list["_Piece"], buffer: bytearray) -> None:
         """Bytes as they are, or converted one by one: each cut gets its part of every chunk of rows."""
         areas = [cut.rectangle for piece in pieces if (cut := piece.cut) is not None]
-        first, last = min(area.row_start for area in areas), max(area.row_stop for area in areas)
-        for row, matrix in self._chunks(step, first, last, buffer):
+        for row, matrix in self._chunks(step, buffer):
             for piece, area in zip(pieces, areas, strict=True):
                 start, stop = max(row, area.row_start), min(row + len(matrix), area.row_stop)
                 if start < stop:
@@ -233,11 +239,11 @@ class _Run:
             if piece.pad_nbytes and not self._stopped:
                 self._append(piece, _converted(_filled(1, piece.pad_nbytes, step.fill), step.conversion))
 
-    def _chunks(self, step: Step, first: int, last: int, buffer: bytearray) -> Iterator[tuple[int, Bytes]]:
-        """Rows `[first, last)` of a source tensor, each read once: (number of the first row, rows × bytes)."""
-        tensor = step.source
+    def _chunks(self, step: Step, buffer: bytearray) -> Iterator[tuple[int, Bytes]]:
+        """The rows that a step needs of its source, each read once: (number of the first row, rows × bytes)."""
+        tensor, runs = step.source, row_runs(step)
         row_nbytes = whole_rectangle(tensor.dtype, tensor.shape).stop
-        if row_nbytes == 0 or first >= last:
+        if row_nbytes == 0 or not runs:
             return
         if step.repeat > 1:
             yield 0, self._repeated(step)
@@ -245,13 +251,14 @@ class _Run:
         if row_nbytes > len(buffer):
             buffer = bytearray(row_nbytes)
         rows_at_once = len(buffer) // row_nbytes
-        for row in range(first, last, rows_at_once):
-            if self._stopped:
-                return
-            count = min(rows_at_once, last - row)
-            view = memoryview(buffer)[: count * row_nbytes]
-            self._read(tensor.file, tensor.start + row * row_nbytes, view)
-            yield row, np.frombuffer(view, np.uint8).reshape(count, row_nbytes)
+        for first, last in runs:
+            for row in range(first, last, rows_at_once):
+                if self._stopped:
+                    return
+                count = min(rows_at_once, last - row)
+                view = memoryview(buffer)[: count * row_nbytes]
+                self._read(tensor.file, tensor.start + row * row_nbytes, view)
+                yield row, np.frombuffer(view, np.uint8).reshape(count, row_nbytes)
 
     def _repeated(self, step: Step) -> Bytes:
         """A whole scale, each element repeated along both axes. Scales of blocks are small."""
@@ -284,18 +291,14 @@ class _Run:
         assert scale is not None, "recipes give every transform its scale"
         assert piece.cut is not None, "decoded pieces are cuts"
         row_nbytes = whole_rectangle(tensor.dtype, tensor.shape).stop
-        scale_row = whole_rectangle(scale.dtype, scale.shape).stop
-        rows_at_once = max(1, CHUNK_BYTES // (row_nbytes * transform.block)) * transform.block
-        area = piece.cut.rectangle
-        for row in range(area.row_start, area.row_stop, rows_at_once):
+        scale_row_nbytes = whole_rectangle(scale.dtype, scale.shape).stop
+        for row, rows, scale_row, scale_rows in stripes(step, piece.cut.rectangle):
             if self._stopped:
                 return
-            count = min(rows_at_once, area.row_stop - row)
-            raw = np.empty((count, row_nbytes), np.uint8)
+            raw = np.empty((rows, row_nbytes), np.uint8)
             self._read(tensor.file, tensor.start + row * row_nbytes, raw.data.cast("B"))
-            first = row // transform.block * transform.scale_rows
-            raw_scale = np.empty((-(-count // transform.block) * transform.scale_rows, scale_row), np.uint8)
-            self._read(scale.file, scale.start + first * scale_row, raw_scale.data.cast("B"))
+            raw_scale = np.empty((scale_rows, scale_row_nbytes), np.uint8)
+            self._read(scale.file, scale.start + scale_row * scale_row_nbytes, raw_scale.data.cast("B"))
             yield transform.apply(raw, raw_scale, scale.dtype)
 
 

@@ -260,6 +260,13 @@ class SourceChanged(ShardError):
     hint = "Nothing was written under the output's name. Run again when nobody writes to the checkpoint."
 
 
+class DamagedTransfer(SourceChanged):
+    """The bytes that came over the network are not those that the repository has."""
+
+    exit_code = ExitCode.NETWORK
+    hint = "What was written is thrown away. Run again; if it stays, something between here and the server alters data."
+
+
 class InexactCast(ShardError):
     """An FP4 expert holds values that FP8 with one scale per block cannot hold exactly."""
 
@@ -285,3 +292,23 @@ class Unreachable(ShardError):
     """The checkpoint is not on this machine and cannot be fetched."""
 
     exit_code = ExitCode.NETWORK
+
+
+class AccessRefused(Unreachable):
+    """A repository or store wants another token, or an agreement, before it gives its files."""
+
+
+class NotFound(Unreachable):
+    """There is no such repository, revision, bucket or file where it was looked for."""
+
+
+class Throttled(Unreachable):
+    """A server refused further requests for longer than is waited."""
+
+
+class ServerFailed(Unreachable):
+    """A server failed, stalled or broke connections, each time that it was tried."""
+
+
+class BadAnswer(Unreachable):
+    """A server gave something else than what it was asked for: other bytes, another size, no JSON."""

@@ -8,17 +8,15 @@ from dsv4_shard.errors import NotEnoughDisk, OutputError, OutputInsideInput, Out
 from dsv4_shard.manifest import MANIFEST_NAME
 
 
-def check_output(out: Path, source_root: Path, overwrite: bool) -> None:
+def check_output(out: Path, source_root: Path | None, overwrite: bool) -> None:
     """Refuse an output that is the input, holds it or lies in it, or that something else already occupies.
 
-    Raises OutputInsideInput, OutputNotEmpty or OutputError.
+    `source_root` is the input's folder, if it is in one. Raises OutputInsideInput, OutputNotEmpty or OutputError.
     """
-    target, source = out.resolve(), source_root.resolve()
     if not out.is_symlink() and out.is_dir() and out.is_mount():
         raise OutputError(f"{out}: a mount point cannot be replaced", hint=f"Name a folder in it: {out / 'shards'}")
-    if target == source or target.is_relative_to(source) or source.is_relative_to(target):
-        relation = "is" if target == source else "lies in" if target.is_relative_to(source) else "holds"
-        raise OutputInsideInput(f"{out}: the output {relation} the checkpoint {source_root}")
+    if source_root is not None:
+        _check_apart(out, source_root)
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise OutputError(f"{out}: not a folder", hint="Choose a name that is free.")
     if not out.parent.is_dir():
@@ -31,6 +29,13 @@ def check_output(out: Path, source_root: Path, overwrite: bool) -> None:
                 f"{out}: holds no {MANIFEST_NAME}, so it was not made by dsv4-shard and is not overwritten",
                 hint="Choose another folder, or empty this one yourself.",
             )
+
+
+def _check_apart(out: Path, source_root: Path) -> None:
+    target, source = out.resolve(), source_root.resolve()
+    if target == source or target.is_relative_to(source) or source.is_relative_to(target):
+        relation = "is" if target == source else "lies in" if target.is_relative_to(source) else "holds"
+        raise OutputInsideInput(f"{out}: the output {relation} the checkpoint {source_root}")
 
 
 def check_room(out: Path, needed: int) -> None:

@@ -4,8 +4,8 @@ Small files and headers are held in memory; a tensor's bytes are gathered from t
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from typing import NamedTuple
 from dsv4_shard.checkpoint import Tensor
 from dsv4_shard.errors import ReadFailed
 from dsv4_shard.gathering import Gatherer
+from dsv4_shard.sources import OpenFile, Span, open_all
 
 
 class Change(NamedTuple):
@@ -89,6 +90,12 @@ class RankSource:
         else:
             with self.gatherer.files.in_use():
                 yield GatheredFile(name, self.headers[name], self.nbytes[name], self.tensors[name], self.gatherer)
+
+    def reading(
+        self, names: Sequence[str], spans: Iterable[list[Span]]
+    ) -> AbstractContextManager[Mapping[str, OpenFile]]:
+        """The files called `names`, open."""
+        return open_all(self, names)
 
 
 class GatheredFile:

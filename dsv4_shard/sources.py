@@ -6,11 +6,11 @@
 import os
 import re
 import stat
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from dsv4_shard.errors import ReadFailed, Unreachable, UsageError
 from dsv4_shard.pagecache import MAX_CALL_BYTES, UncachedFile
@@ -18,6 +18,15 @@ from dsv4_shard.pagecache import MAX_CALL_BYTES, UncachedFile
 _HUB_ID = re.compile(r"^(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?$")
 CHUNK_BYTES = 8 << 20
 """Bytes to read at a time; larger chunks fall out of the CPU's cache and are slower."""
+
+
+class Span(NamedTuple):
+    """Bytes `[start, stop)` of a file that will be read; `aside` where they are small, and read beside others."""
+
+    file: str
+    start: int
+    stop: int
+    aside: bool = False
 
 
 class OpenFile(Protocol):
@@ -36,12 +45,12 @@ class OpenFile(Protocol):
 class Source(Protocol):
     """Where the files of a checkpoint are; each method as `LocalSource` has it.
 
-    `root` is the folder that is read from, `label` how the user named it. `notes` is what a user should know of where
-    the bytes come from.
+    `root` is the folder that is read from, if it is one, `label` how the user named it. `notes` is what a user should
+    know of where the bytes come from.
     """
 
     @property
-    def root(self) -> Path: ...
+    def root(self) -> Path | None: ...
 
     @property
     def label(self) -> str: ...
@@ -65,6 +74,10 @@ class Source(Protocol):
     def original(self, name: str) -> Path | None: ...
 
     def open(self, name: str) -> AbstractContextManager[OpenFile]: ...
+
+    def reading(
+        self, names: Sequence[str], spans: Iterable[list[Span]]
+    ) -> AbstractContextManager[Mapping[str, OpenFile]]: ...
 
 
 class LocalFile:
@@ -190,6 +203,19 @@ class LocalSource:
             yield file
         finally:
             file.close()
+
+    def reading(
+        self, names: Sequence[str], spans: Iterable[list[Span]]
+    ) -> AbstractContextManager[Mapping[str, OpenFile]]:
+        """The files called `names`, open, to be read at `spans` in about that order: see `reading.spans`."""
+        return open_all(self, names)
+
+
+@contextmanager
+def open_all(source: Source, names: Sequence[str]) -> Iterator[Mapping[str, OpenFile]]:
+    """The files called `names`, closed at the end of the block."""
+    with ExitStack() as stack:
+        yield {name: stack.enter_context(source.open(name)) for name in names}
 
 
 def open_source(repo: str) -> LocalSource:

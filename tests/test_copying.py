@@ -482,7 +482,7 @@ def test_rows_that_no_file_wants_are_not_read(tmp_path: Path) -> None:
     tensor = maker.tensor("U8", (100, 10))
     maker.move(tensor, [(Cut(Rectangle(30, 40, 2, 5)), (0,)), (Cut(Rectangle(50, 60, 0, 3)), (1,))])
     work = maker.work()
-    work.nbytes = 300
+    work.nbytes = 200
     assert_copied(work)
 
 

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from hubserver import HubServer
 from hypothesis import settings
 from tiny import TINY_CONFIG
 
@@ -22,3 +23,10 @@ def tiny_checkpoint(tmp_path_factory):
 def folder(tiny_checkpoint, tmp_path):
     """A copy of the small checkpoint, to be damaged."""
     return shutil.copytree(tiny_checkpoint, tmp_path / "model")
+
+
+@pytest.fixture
+def hub_server():
+    """A Hub on loopback that holds nothing yet."""
+    with HubServer() as server:
+        yield server

@@ -165,7 +165,7 @@ def _read_weights(
         findings += _check_total(total, tensors)
         findings += _check_index(weight_map, tensors)
     findings += _check_folder(source, sizes, names)
-    findings += [Finding(Severity.NOTE, "ranks", line) for line in source.notes]
+    findings += [Finding(Severity.NOTE, "source", line) for line in source.notes]
     return files, tensors, tuple(findings)
 
 

@@ -92,18 +92,22 @@ def _print_json(document: Any) -> None:
     print(json.dumps(document, indent=2))
 
 
-def _open(repo: str, config: Path | None = None) -> tuple["Checkpoint", "Inventory"]:
-    """The checkpoint in a folder, or the one that the rank shards in it make up."""
+def _open(
+    repo: str, config: Path | None = None, *, refresh: bool = False, exact: bool = True
+) -> tuple["Checkpoint", "Inventory"]:
+    """The checkpoint that `repo` names, or the one that the rank shards in that folder make up; see `open_source`."""
     from dsv4_shard.checkpoint import read_checkpoint
     from dsv4_shard.inventory import take_inventory
     from dsv4_shard.rankfolder import holds_ranks
-    from dsv4_shard.sources import open_source
+    from dsv4_shard.sources import LocalSource, open_source
 
     with _kept():
-        source = open_source(repo)
+        source = open_source(repo, refresh=refresh, exact=exact)
         if holds_ranks(source):
             from dsv4_shard.ranks import open_ranks
 
+            if not isinstance(source, LocalSource):
+                raise UsageError(f"{repo}: shards of ranks, which are read from folders only", hint="Download them.")
             return open_ranks(source, config)
         if config is not None:
             raise UsageError(f"--config: {repo} is a checkpoint, with a config.json of its own")
@@ -138,7 +142,10 @@ def _main(
 
 # --- options that several commands share ---------------------------------------------------------------------------
 
-RepoArg = Annotated[str, typer.Argument(help="Checkpoint: a folder, or org/name[@revision] from the local Hub cache.")]
+RepoArg = Annotated[str, typer.Argument(help="Checkpoint: a folder, or org/name[@revision] on the Hub.")]
+RefreshOpt = Annotated[
+    bool, typer.Option("--refresh", help="Ask the Hub where the branch is, though it was asked within the hour.")
+]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 EpOpt = Annotated[int | None, typer.Option("--ep", min=1, help="Expert parallelism; default: the engine's.")]
 DpOpt = Annotated[
@@ -195,6 +202,7 @@ def _request(
 def inspect(
     repo: RepoArg,
     tp: Annotated[str, typer.Option("--tp", help="Candidate TP sizes, separated by commas.")] = "1,2,4,8,16,32,64",
+    refresh: RefreshOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
     """What a checkpoint is and holds, what is wrong with it, and at which TP each engine can run it.
@@ -207,7 +215,7 @@ def inspect(
     from dsv4_shard.report import show_inspection
 
     try:
-        checkpoint, inventory = _open(repo)
+        checkpoint, inventory = _open(repo, refresh=refresh, exact=False)
     except UnsupportedFamily:
         _inspect_unknown(repo, _numbers(tp, "--tp"), as_json)
         return
@@ -238,6 +246,7 @@ def plan(
     nodes: NodesOpt = None,
     expert_dtype: ExpertDtypeOpt = None,
     engine_version: VersionOpt = None,
+    refresh: RefreshOpt = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the plan to this file.")] = None,
     as_json: JsonOpt = False,
 ) -> None:
@@ -250,7 +259,7 @@ def plan(
     from dsv4_shard.report import show_plan
 
     request = _request(tp, ep, dp, engine, runner, a2a, shared_experts, gpu, nodes, expert_dtype, engine_version)
-    checkpoint, inventory = _open(repo or _default_repo())
+    checkpoint, inventory = _open(repo or _default_repo(), refresh=refresh, exact=False)
     made = make_plan(checkpoint, inventory, request)
     if output is not None:
         _write_text(output, made.to_json())
@@ -520,7 +529,7 @@ def _outcome(outcome: "Outcome") -> dict[str, Any]:
     """What a run wrote, for --json."""
     return {"out": str(outcome.out), "files": outcome.files, "linked": outcome.linked, "bytes": outcome.nbytes,
             "bytes_resumed": outcome.resumed, "bytes_read": outcome.bytes_read,
-            "inexact": outcome.inexact}  # fmt: skip
+            "intact": outcome.intact, "inexact": outcome.inexact}  # fmt: skip
 
 
 def _dry_run(job: "Job", checkpoint: "Checkpoint", out: Path, as_json: bool) -> None:

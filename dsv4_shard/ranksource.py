@@ -57,6 +57,11 @@ class RankSource:
     tensors: Mapping[str, list[Tensor]] = field(default_factory=dict)
     gatherer: Gatherer | None = None
 
+    @property
+    def intact(self) -> Sequence[str]:
+        """Nothing came over a network."""
+        return ()
+
     def sizes(self) -> dict[str, int]:
         """Bytes of every file, by name."""
         return {name: len(content) for name, content in self.small.items()} | dict(self.nbytes)

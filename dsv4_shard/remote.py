@@ -32,8 +32,11 @@ class Listed(NamedTuple):
 class Remote(Protocol):
     """A place on a server. `fetch` fills a buffer from a byte of a file on, from any thread, or raises Unreachable.
 
-    It retries by itself, and gives up where the event is set.
+    It retries by itself, and gives up where the event is set. `place` is what users know it by.
     """
+
+    @property
+    def place(self) -> str: ...
 
     def fetch(self, name: str, start: int, buffer: memoryview, stopped: Event) -> None: ...
 
@@ -42,7 +45,8 @@ class Remote(Protocol):
 class RemoteSource:
     """See `sources.Source`. `listing` has every file of the place, `heads` whole small files and headers of others.
 
-    `local` is a folder where some of the files stand already; they are read from there.
+    `local` is a folder where some of the files stand already; they are read from there. `intact` files were read whole
+    from the server and found to have the SHA-256 of the listing.
     """
 
     remote: Remote
@@ -52,8 +56,7 @@ class RemoteSource:
     heads: Mapping[str, bytes]
     notes: tuple[str, ...] = ()
     local: LocalSource | None = None
-    passed: list[str] = field(default_factory=list)
-    """Files that were read whole and found to have the SHA-256 of the listing."""
+    intact: list[str] = field(default_factory=list)
 
     @property
     def root(self) -> Path | None:
@@ -96,17 +99,17 @@ class RemoteSource:
         local = set(filter(self._is_local, names))
         nbytes = {name: self._listed(name).nbytes for name in names}
         digests = {name: sha256 for name in names if (sha256 := self._listed(name).sha256)}
-        intact = Intact(digests, self.heads, nbytes)
+        watcher = Intact(digests, self.heads, nbytes)
         with ExitStack() as stack:
             opened: dict[str, OpenFile] = {}
             if self.local is not None:
                 opened |= {name: stack.enter_context(self.local.open(name)) for name in sorted(local)}
             afar = ([span for span in alike if span.file not in local] for alike in spans)
-            ahead = stack.enter_context(Readahead(self.remote.fetch, afar, intact))
+            ahead = stack.enter_context(Readahead(self.remote.fetch, afar, watcher))
             yield opened | {
                 name: self._file(name, partial(ahead.readinto, name)) for name in names if name not in local
             }
-        self.passed.extend(intact.passed)
+        self.intact.extend(watcher.passed)
 
     def _listed(self, name: str) -> Listed:
         try:

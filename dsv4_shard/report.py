@@ -408,6 +408,8 @@ def show_outcome(console: Console, outcome: "Outcome", seconds: float, files: st
         _item(console, f"{size(outcome.resumed)} of it was there from an earlier run")
     if outcome.linked:
         _item(console, f"{outcome.linked} more are links to the checkpoint's own files")
+    if outcome.intact:
+        _item(console, f"{outcome.intact} files came whole, with the SHA-256 that the Hub has of them")
     if outcome.inexact:
         count = sum(outcome.inexact.values())
         _item(console, f"{count:,} values in {len(outcome.inexact):,} tensors were rounded by the cast", "yellow")

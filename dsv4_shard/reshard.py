@@ -65,7 +65,8 @@ class Job:
 class Outcome:
     """What a run wrote; `linked` files are links to the checkpoint's own, and not in `files` and `nbytes`.
 
-    `resumed` bytes of tensors are an earlier run's, which this one went on from.
+    `resumed` bytes of tensors are an earlier run's, which this one went on from. `intact` files of the checkpoint came
+    whole over a network, and have the SHA-256 that their repository gives.
     """
 
     out: Path
@@ -75,6 +76,7 @@ class Outcome:
     inexact: dict[str, int]
     linked: int = 0
     resumed: int = 0
+    intact: int = 0
 
 
 def deploy(plan: Plan, inventory: Inventory) -> tuple[Engine, Layout, Context]:
@@ -133,12 +135,12 @@ def _index(recipe: Recipe, rank: int) -> bytes:
 
 def _copied(checkpoint: Checkpoint, names: dict[str, str]) -> dict[str, bytes]:
     sizes = checkpoint.source.sizes()
-    content = {}
-    for name, original in names.items():
+    content: dict[str, bytes] = {}
+    for original in sorted(set(names.values())):
         if sizes.get(original, COPIED_FILE_LIMIT) < COPIED_FILE_LIMIT:
             with checkpoint.source.open(original) as file:
-                content[name] = file.read(0, file.nbytes)
-    return content
+                content[original] = file.read(0, file.nbytes)
+    return {name: content[original] for name, original in names.items() if original in content}
 
 
 def reshard(
@@ -189,7 +191,16 @@ def reshard(
             raise
     linked = [file.nbytes for file, staged in zip(recipe.files, files, strict=True) if staged is None]
     written = len(recipe.files) - len(linked)
-    return Outcome(out, written, job.nbytes - sum(linked), result.bytes_read, result.inexact, len(linked), resumed)
+    return Outcome(
+        out,
+        written,
+        job.nbytes - sum(linked),
+        result.bytes_read,
+        result.inexact,
+        len(linked),
+        resumed,
+        len(checkpoint.source.intact),
+    )
 
 
 def _complete(job: Job, result: CopyResult, staging: Staging, overwrite: bool) -> None:

@@ -1,4 +1,4 @@
-"""Where a checkpoint's bytes come from: a local folder, or a repository that the Hub cache of this machine holds.
+"""Where a checkpoint's bytes come from: a local folder, or what is named like a repository on the Hub.
 
 `Source` is what everything else asks of such a place; `ranks` has another one, whose files stand in no folder.
 """
@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from dsv4_shard.errors import ReadFailed, Unreachable, UsageError
+from dsv4_shard.errors import ReadFailed, UsageError
 from dsv4_shard.pagecache import MAX_CALL_BYTES, UncachedFile
 
 _HUB_ID = re.compile(r"^(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?$")
+COMMIT = re.compile("[0-9a-f]{40}")
 CHUNK_BYTES = 8 << 20
 """Bytes to read at a time; larger chunks fall out of the CPU's cache and are slower."""
 
@@ -46,7 +47,7 @@ class Source(Protocol):
     """Where the files of a checkpoint are; each method as `LocalSource` has it.
 
     `root` is the folder that is read from, if it is one, `label` how the user named it. `notes` is what a user should
-    know of where the bytes come from.
+    know of where the bytes come from. `intact` names the files that were held against a digest while they were read.
     """
 
     @property
@@ -60,6 +61,9 @@ class Source(Protocol):
 
     @property
     def notes(self) -> tuple[str, ...]: ...
+
+    @property
+    def intact(self) -> Sequence[str]: ...
 
     def sizes(self) -> dict[str, int]: ...
 
@@ -156,6 +160,11 @@ class LocalSource:
         """Nothing: what the folder holds is the checkpoint itself."""
         return ()
 
+    @property
+    def intact(self) -> Sequence[str]:
+        """Nothing: no digests are known of a folder's files."""
+        return ()
+
     def sizes(self) -> dict[str, int]:
         """Bytes of every regular file in the folder (links followed), by name. Raises ReadFailed."""
         try:
@@ -218,10 +227,10 @@ def open_all(source: Source, names: Sequence[str]) -> Iterator[Mapping[str, Open
         yield {name: stack.enter_context(source.open(name)) for name in names}
 
 
-def open_source(repo: str) -> LocalSource:
-    """The folder `repo`, or the snapshot of the Hub repository `org/name[@revision]` in this machine's Hub cache.
+def open_source(repo: str, *, refresh: bool = False, exact: bool = False) -> Source:
+    """The folder `repo`, or the Hub repository `org/name[@revision]`: see `hub.open_repository`.
 
-    Raises UsageError where `repo` is neither, or not UTF-8, and Unreachable where the cache does not hold it.
+    Raises UsageError where `repo` is neither, or not UTF-8, and Unreachable where it cannot be had.
     """
     if not _is_utf8(repo):
         raise UsageError(
@@ -236,7 +245,9 @@ def open_source(repo: str) -> LocalSource:
     match = _HUB_ID.fullmatch(repo)
     if match is None or repo.startswith((".", "/", "~")):
         raise UsageError(f"{repo}: no such folder")
-    return _cached_snapshot(repo, match["id"], match["revision"])
+    from dsv4_shard.hub import open_repository
+
+    return open_repository(repo, match["id"], match["revision"], refresh=refresh, exact=exact)
 
 
 def _is_utf8(text: str) -> bool:
@@ -244,24 +255,7 @@ def _is_utf8(text: str) -> bool:
     return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
-def _cached_snapshot(repo: str, repo_id: str, revision: str | None) -> LocalSource:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        path = Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError):
-        download = f"hf download {repo_id}" + (f" --revision {revision}" if revision else "")
-        raise Unreachable(
-            f"{repo}: no such folder, and not in this machine's Hub cache",
-            hint=f"Download it first: `{download}`. Reading from the Hub itself is not there yet.",
-        ) from None
-    return LocalSource(path, repo, _revision_of(path))
-
-
 def _revision_of(path: Path) -> str | None:
     """A Hub cache calls a snapshot's folder by its commit."""
     resolved = path.resolve()
-    return (
-        resolved.name if resolved.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", resolved.name) else None
-    )
+    return resolved.name if resolved.parent.name == "snapshots" and COMMIT.fullmatch(resolved.name) else None

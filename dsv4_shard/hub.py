@@ -1,0 +1,295 @@
+"""A repository on the Hub as a source: one commit of it, its listing and headers, and files that this machine has.
+
+The commit is pinned before anything else is asked, so that a branch may move meanwhile. Headers come by the Hub's own
+answer for all of them at once, where it has one for this commit, else by ranges in parallel; what was read of a commit
+is kept, so that the next command asks nothing.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Event
+from typing import Any
+from urllib.parse import quote
+
+from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE, MAX_INDEX_BYTES, SINGLE_FILE, is_plain_name
+from dsv4_shard.config import MAX_CONFIG_BYTES
+from dsv4_shard.errors import BadAnswer, ServerFailed, Unreachable
+from dsv4_shard.headcache import HeadCache, Heads
+from dsv4_shard.header import LENGTH_BYTES, MAX_HEADER_BYTES
+from dsv4_shard.hubfiles import HubFiles, raise_for, refuse, transport_errors
+from dsv4_shard.jsonfile import BadJson, parse_json
+from dsv4_shard.persistence import persist
+from dsv4_shard.readahead import CONNECTIONS
+from dsv4_shard.remote import Listed, RemoteSource
+from dsv4_shard.sources import COMMIT, LocalSource, Source
+
+_MAIN = "main"
+_LEAST_FIRST_BYTES = 64 << 10
+_ENTRY_BYTES = 128
+"""What a header has for a tensor, beside its name."""
+
+_NEVER = Event()
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """A repository at a server, and the revision of it that is asked for; `label` is how the user named both."""
+
+    endpoint: str
+    repo_id: str
+    revision: str
+    label: str
+
+    @property
+    def cache(self) -> HeadCache:
+        return HeadCache(self.endpoint, self.repo_id)
+
+
+def open_repository(label: str, repo_id: str, revision: str | None, *, refresh: bool, exact: bool) -> Source:
+    """The source of a repository at a revision (default: main). Reads its listing, config, index and headers.
+
+    Where a branch is, is asked for once an hour, or if `refresh`. `exact` wants headers byte by byte, which the answer
+    for all of them does not give. Without a connection, or in offline mode, it is what this machine's caches hold.
+    Raises an Unreachable that says what to do.
+    """
+    from huggingface_hub import constants
+
+    repository = Repository(constants.ENDPOINT, repo_id, revision or _MAIN, label)
+    if constants.is_offline_mode():
+        return _from_caches(repository, exact, "HF_HUB_OFFLINE is set")
+    commit = _known_commit(repository, refresh)
+    kept = repository.cache.load(commit) if commit else None
+    if commit is None or kept is None:
+        if COMMIT.fullmatch(repository.revision) and (whole := _whole_snapshot(repository)):
+            return whole
+        try:
+            commit, listing = _ask_listing(repository)
+        except ServerFailed as error:
+            if _snapshot(repository) is None:
+                raise
+            return _from_caches(repository, exact, str(error))
+        repository.cache.remember(repository.revision, commit)
+        kept = repository.cache.load(commit) or Heads(listing, {}, False)
+    return _source(repository, commit, kept, exact)
+
+
+def _known_commit(repository: Repository, refresh: bool) -> str | None:
+    if COMMIT.fullmatch(repository.revision):
+        return repository.revision
+    return None if refresh else repository.cache.commit_of(repository.revision)
+
+
+def _source(repository: Repository, commit: str, kept: Heads, exact: bool) -> Source:
+    """The folder that holds all of a commit, or a source that fetches what is missing."""
+    snapshot = _snapshot(repository, commit)
+    if snapshot is not None and _holds(snapshot, kept.listing):
+        return replace(snapshot, revision=commit)
+    files = HubFiles(repository.endpoint, repository.repo_id, commit, kept.listing)
+    source = RemoteSource(files, repository.label, commit, kept.listing, {}, local=snapshot)
+    if not kept.heads or (exact and kept.rebuilt):
+        known = {name: head for name, head in kept.heads.items() if name in (CONFIG_FILE, INDEX_FILE)}
+        kept = _read_heads(repository, replace(source, heads=known), exact)
+        repository.cache.save(commit, kept)
+    return replace(source, heads=kept.heads, notes=_notes(source, commit))
+
+
+def _notes(source: RemoteSource, commit: str) -> tuple[str, ...]:
+    here = [name for name in source.listing if source.original(name) is not None and name.endswith(".safetensors")]
+    cached = f"; {len(here)} of its weight files are in this machine's Hub cache, and read there" if here else ""
+    return (f"read from {source.remote.place} at commit {commit}{cached}",)
+
+
+# --- what this machine has -----------------------------------------------------------------------------------------
+
+
+def _snapshot(repository: Repository, commit: str | None = None) -> LocalSource | None:
+    """The folder of a commit (default: of where the revision was last) in this machine's Hub cache, whole or not."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        revision = commit or repository.revision
+        path = Path(snapshot_download(repository.repo_id, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+    return LocalSource(path, repository.label, path.name if COMMIT.fullmatch(path.name) else commit)
+
+
+def _whole_snapshot(repository: Repository) -> LocalSource | None:
+    """The cached folder of a commit, if it has all files that its index names: nothing need be asked."""
+    snapshot = _snapshot(repository)
+    if snapshot is None or CONFIG_FILE not in (sizes := snapshot.sizes()):
+        return None
+    if INDEX_FILE not in sizes:
+        return snapshot if SINGLE_FILE in sizes else None
+    with snapshot.open(INDEX_FILE) as file:
+        weight_map = _weight_map(file.read(0, file.nbytes))
+    return snapshot if weight_map and set(weight_map.values()) <= sizes.keys() else None
+
+
+def _holds(snapshot: LocalSource, listing: Mapping[str, Listed]) -> bool:
+    """Whether a folder has config, index and all weight files of a listing."""
+    sizes = snapshot.sizes()
+    needed = [name for name in listing if name in (CONFIG_FILE, INDEX_FILE) or name.endswith(".safetensors")]
+    return all(sizes.get(name) == listing[name].nbytes for name in needed)
+
+
+def _from_caches(repository: Repository, exact: bool, reason: str) -> Source:
+    """What is to be had without asking: all files, or headers, or some files. Raises Unreachable where that is nothing.
+
+    What is missing among some files, the checks say as of any folder.
+    """
+    if (whole := _whole_snapshot(repository)) is not None:
+        return whole
+    commit = _known_commit(repository, refresh=False)
+    kept = repository.cache.load(commit) if commit else None
+    if commit is not None and kept is not None and not (exact and kept.rebuilt):
+        return _source(repository, commit, kept, exact)
+    if (some := _snapshot(repository)) is not None:
+        return some
+    revision = f" --revision {repository.revision}" if repository.revision != _MAIN else ""
+    raise Unreachable(
+        f"{repository.label}: not in this machine's Hub cache, and the Hub cannot be asked: {reason}",
+        hint=f"Download it where there is a connection: `hf download {repository.repo_id}{revision}`.",
+    )
+
+
+# --- what the Hub says ---------------------------------------------------------------------------------------------
+
+
+def _ask_listing(repository: Repository) -> tuple[str, dict[str, Listed]]:
+    """The commit that a revision is at, and its files: one request."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    what = f"{repository.repo_id}@{repository.revision}"
+
+    def ask() -> Any:
+        try:
+            with transport_errors(repository.endpoint):
+                return HfApi(endpoint=repository.endpoint).model_info(
+                    repository.repo_id,
+                    revision=repository.revision,
+                    files_metadata=True,
+                    timeout=constants.HF_HUB_ETAG_TIMEOUT,
+                )
+        except HfHubHTTPError as error:
+            raise_for(error, what, repository.endpoint, repository.repo_id)
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadAnswer(f"{what}: the answer of {repository.endpoint} is none of the Hub's: {error}") from None
+
+    tries = 2 if _snapshot(repository) is not None else 0
+    info = persist(ask, _NEVER, tries)
+    if not isinstance(info.sha, str) or not COMMIT.fullmatch(info.sha):
+        raise BadAnswer(f"{what}: {repository.endpoint} names no commit")
+    return info.sha, dict(_listed(info.siblings or (), what))
+
+
+def _listed(siblings: Iterable[Any], what: str) -> Iterable[tuple[str, Listed]]:
+    """The files that stand in the repository itself, in no folder of it."""
+    for file in siblings:
+        if "/" in file.rfilename:
+            continue
+        if type(file.size) is not int or file.size < 0:
+            raise BadAnswer(f"{what}: the listing has no size for {file.rfilename}")
+        sha256 = file.lfs.sha256 if file.lfs else None
+        yield file.rfilename, Listed(file.size, sha256 or file.blob_id or "", sha256)
+
+
+def _read_heads(repository: Repository, source: RemoteSource, exact: bool) -> Heads:
+    """Config, index, and the headers of the weight files, as far as there are any."""
+    listing = source.listing
+    limits = {CONFIG_FILE: MAX_CONFIG_BYTES, INDEX_FILE: MAX_INDEX_BYTES}
+    small = [name for name, limit in limits.items() if name in listing and listing[name].nbytes <= limit]
+    heads = _in_parallel(lambda name: _bytes(source, name, 0, listing[name].nbytes), small)
+    weight_map = _weight_map(heads[INDEX_FILE]) if INDEX_FILE in heads else dict.fromkeys([""], SINGLE_FILE)
+    names = sorted({name for name in weight_map.values() if name in listing and is_plain_name(name)})
+    here = [name for name in names if source.original(name) is not None]
+    if not exact and not here and INDEX_FILE in heads and repository.revision == _MAIN:
+        rebuilt = _ask_headers(repository, {name: listing[name].nbytes for name in names})
+        if rebuilt is not None:
+            return Heads(listing, heads | rebuilt, True)
+    tensors = Counter[str]()
+    for tensor, name in weight_map.items():
+        tensors[name] += len(tensor) + _ENTRY_BYTES
+    heads |= _in_parallel(lambda name: _header(source, name, tensors[name]), names)
+    return Heads(listing, heads, False)
+
+
+def _weight_map(index: bytes) -> dict[str, str]:
+    """Tensor → file; nothing where the index is not one, which is for the checks to tell."""
+    try:
+        document = parse_json(index)
+    except BadJson:
+        return {}
+    weight_map = document.get("weight_map") if isinstance(document, dict) else None
+    return {k: v for k, v in weight_map.items() if isinstance(v, str)} if isinstance(weight_map, dict) else {}
+
+
+def _in_parallel(read: Callable[[str], bytes], names: list[str]) -> dict[str, bytes]:
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        return dict(zip(names, pool.map(read, names), strict=True))
+
+
+def _header(source: RemoteSource, name: str, expected: int) -> bytes:
+    """A file's length and header: in one range where it is as long as expected or shorter, else in two.
+
+    Where the length is none that the format allows, what was read: the checks will tell.
+    """
+    nbytes = source.listing[name].nbytes
+    first = _bytes(source, name, 0, min(nbytes, max(_LEAST_FIRST_BYTES, expected + expected // 8)))
+    stop = LENGTH_BYTES + int.from_bytes(first[:LENGTH_BYTES], "little")
+    if stop <= len(first) or stop > min(nbytes, LENGTH_BYTES + MAX_HEADER_BYTES):
+        return first[:stop]
+    return first + _bytes(source, name, len(first), stop)
+
+
+def _bytes(source: RemoteSource, name: str, start: int, stop: int) -> bytes:
+    with source.open(name) as file:
+        return file.read(start, stop)
+
+
+def _ask_headers(repository: Repository, nbytes: Mapping[str, int]) -> dict[str, bytes] | None:
+    """All headers in one answer, as bytes again; None where the server gives none, or not those of these files.
+
+    The answer is for main, and has the headers parsed. Written as the format's own writer does, each has to be as long
+    as its file's size leaves room for.
+    """
+    from huggingface_hub import get_session
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    url = f"{repository.endpoint}/api/models/{repository.repo_id}/safetensors-metadata/{quote(INDEX_FILE)}"
+
+    def ask() -> bytes | None:
+        with transport_errors(repository.endpoint):
+            response = get_session().get(url, headers=build_hf_headers(), timeout=30)
+        if response.status_code in (400, 404, 405, 422, 501):
+            return None
+        refuse(response, repository.label, repository.endpoint, repository.repo_id)
+        content: bytes = response.content
+        return content
+
+    try:
+        raw = persist(ask, _NEVER, 2)
+        headers = json.loads(raw)["headers"] if raw else {}
+        rebuilt = {name: _rebuilt(headers[name], total) for name, total in nbytes.items()}
+    except (ServerFailed, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return {name: header for name, header in rebuilt.items() if header} if all(rebuilt.values()) else None
+
+
+def _rebuilt(header: dict[str, Any], nbytes: int) -> bytes | None:
+    """A header's bytes from what is in it; None where they cannot be those of a file of `nbytes`."""
+    tensors = sorted((entry["data_offsets"], name) for name, entry in header.items() if name != "__metadata__")
+    ordered = {"__metadata__": header["__metadata__"]} if header.get("__metadata__") else {}
+    for _, name in tensors:
+        entry = header[name]
+        ordered[name] = {key: entry[key] for key in ("dtype", "shape", "data_offsets")}
+    text = json.dumps(ordered, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % LENGTH_BYTES)
+    data = tensors[-1][0][1] if tensors else 0
+    return len(text).to_bytes(LENGTH_BYTES, "little") + text if LENGTH_BYTES + len(text) + data == nbytes else None

@@ -1,8 +1,10 @@
-"""An S3 server on loopback: moto's, with every request recorded and faults to switch on.
+"""An S3 server on loopback: moto's, with every request recorded and faults to switch on. It serves gs:// too.
 
-moto holds objects in memory and checks no signature; the access key is checked here.
+moto holds objects in memory and checks no signature; the access key is checked here. Google's XML API, which obstore
+speaks, is S3's with other headers for the credentials and for what must not be there yet: these are translated.
 """
 
+import json
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -38,6 +40,7 @@ class StoreServer(Recorder):
     def __init__(self, *, bucket: str = "bucket", latency: float = 0.0) -> None:
         super().__init__(latency)
         self.bucket = bucket
+        self._is_google = False
         self._app = DomainDispatcherApplication(create_backend_app)
         self._backend = get_backend("s3")[DEFAULT_ACCOUNT_ID]["aws"]
         self._backend.create_bucket(bucket, REGION)
@@ -66,6 +69,16 @@ class StoreServer(Recorder):
             "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
             "AWS_REGION": REGION,
         }
+
+    def google_env(self, account: Path) -> dict[str, str]:
+        """What makes gs:// of obstore a client of this server, by an account that is written to the file `account`.
+
+        It sends no credentials; from here on none are asked for.
+        """
+        self._is_google = True
+        keys = dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
+        account.write_text(json.dumps({"gcs_base_url": self.url, "disable_oauth": True, **keys}))
+        return {"GOOGLE_SERVICE_ACCOUNT": str(account), "GOOGLE_ALLOW_HTTP": "true"}
 
     # --- what it holds, without a request -----------------------------------------------------------------------------
 
@@ -98,6 +111,8 @@ class StoreServer(Recorder):
         if self.strike(request, {"stall"}):
             self.stall(environ["werkzeug.socket"])
         refused = self.strike(request, REFUSALS)
+        if self._is_google:
+            _as_s3(environ)
         known = f"Credential={ACCESS_KEY}/" in environ.get("HTTP_AUTHORIZATION", "")
         if refused or not known:
             environ["wsgi.input"].read(request.received)  # else the rest of the connection would be taken for a request
@@ -144,6 +159,14 @@ class StoreServer(Recorder):
             rest[0] ^= 0x01
         request.sent += len(rest)
         yield bytes(rest)
+
+
+def _as_s3(environ: dict[str, Any]) -> None:
+    """A request of Google's API turned into one of S3's."""
+    scope = f"{ACCESS_KEY}/20260101/{REGION}/s3/aws4_request"
+    environ["HTTP_AUTHORIZATION"] = f"AWS4-HMAC-SHA256 Credential={scope}, SignedHeaders=host, Signature=0"
+    if environ.pop("HTTP_X_GOOG_IF_GENERATION_MATCH", None) == "0":
+        environ["HTTP_IF_NONE_MATCH"] = "*"
 
 
 def _request(environ: dict[str, Any], bucket: str) -> Request:

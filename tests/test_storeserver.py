@@ -190,5 +190,20 @@ def test_a_part_that_fails_for_good_leaves_no_object(server, store):
     assert "prefix/big" not in server.objects()
 
 
+def test_the_same_objects_are_served_as_google_cloud_storage(server, tmp_path, monkeypatch):
+    for name, value in server.google_env(tmp_path / "account.json").items():
+        monkeypatch.setenv(name, value)
+    store = from_url("gs://bucket/prefix", retry_config=AT_ONCE)
+    server.faults.append(Fault("cut", at=100))
+    assert bytes(obstore.get(store, "a/b.bin").bytes()) == DATA
+    with pytest.raises(PreconditionError):
+        obstore.get(store, "a/b.bin", options={"if_match": '"other"', "range": (3, 9)})
+    with pytest.raises(AlreadyExistsError):
+        obstore.put(store, "a/b.bin", b"other", mode="create")
+    obstore.put(store, "big", bytes(6 * MIB), use_multipart=True, chunk_size=5 * MIB)
+    assert [entry["path"] for page in obstore.list(store) for entry in page] == ["a/b.bin", "big"]
+    assert len(server.seen(route="part")) == 2
+
+
 def test_each_server_begins_empty(store_server):
     assert store_server.objects() == {}

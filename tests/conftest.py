@@ -30,3 +30,14 @@ def hub_server():
     """A Hub on loopback that holds nothing yet."""
     with HubServer() as server:
         yield server
+
+
+@pytest.fixture
+def store_server(monkeypatch):
+    """An S3 server on loopback with one empty bucket, which obstore finds by the environment."""
+    from storeserver import StoreServer  # takes a second to import
+
+    with StoreServer() as server:
+        for name, value in server.env().items():
+            monkeypatch.setenv(name, value)
+        yield server

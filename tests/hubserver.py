@@ -8,20 +8,20 @@ read whole.
 import hashlib
 import json
 import os
-import select
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Set
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl, quote, unquote, urlencode, urlsplit
+
+from loopback import BODY_FAULTS, RANGE_FAULTS, REFUSALS, Fault, Recorder, Request, shut
 
 HUB_HOST, CDN_HOST = "127.0.0.1", "127.0.0.2"
 STRANGER = "hf_stranger"
@@ -30,7 +30,7 @@ CHUNK_BYTES = 1 << 18
 LFS_SUFFIXES = (".safetensors", ".bin")
 INDEX = "model.safetensors.index.json"
 
-REFUSALS = {
+ANSWERS = {
     "unauthorized": (401, "", "Invalid credentials in Authorization header"),
     "forbidden": (403, "", "You have been denied access to this resource"),
     "gated": (403, "GatedRepo", "Access to model {repo} is restricted and you are not in the authorized list."),
@@ -42,84 +42,6 @@ REFUSALS = {
     "status": (0, "", "Internal Error - We're working hard to fix this as soon as possible!"),
 }
 """kind of fault → status, X-Error-Code, X-Error-Message"""
-RANGE_FAULTS = {"ignore_range", "wrong_range", "short_range"}
-BODY_FAULTS = {"stall_body", "cut", "corrupt"}
-KINDS = {*REFUSALS, *RANGE_FAULTS, *BODY_FAULTS, "stall", "expired", "call"}
-
-
-@dataclass(slots=True)
-class Request:
-    """One request as it came in, and what was sent for it so far."""
-
-    host: str
-    """`hub` or `cdn`"""
-    method: str
-    route: str
-    """`info`, `tree`, `paths-info`, `headers` (safetensors-metadata), `resolve`, `cdn`, or `unknown`"""
-    repo: str = ""
-    revision: str = "main"
-    file: str = ""
-    range: str | None = None
-    authorized: bool = False
-    """Whether it came with an Authorization header."""
-    status: int = 0
-    """0 when no answer began."""
-    sent: int = 0
-    """Bytes of the body."""
-
-
-@dataclass(slots=True)
-class Fault:
-    """What goes wrong with the requests that match: from the `after`-th on, `times` of them (None: all).
-
-    | kind | what the client sees |
-    | --- | --- |
-    | `unauthorized`, `forbidden`, `gated` | 401, 403, 403 with the Hub's code for a gated repository |
-    | `repo_not_found`, `revision_not_found`, `entry_not_found`, `no_route` | 404, the last without a code |
-    | `too_many` | 429, with Retry-After where `retry_after` is set |
-    | `status` | `status` |
-    | `stall` | no answer until `HubServer.release` or the client leaves, then the right one |
-    | `stall_body`, `cut`, `corrupt` | after `at` bytes of the body (None: half): a pause, the end, a byte flipped |
-    | `ignore_range` | 200 with the whole file |
-    | `wrong_range` | a Content-Range one byte off |
-    | `short_range` | the first half of the range, said so |
-    | `expired` | 403 from the CDN, until `resolve` is asked again |
-    | `call` | the right answer, after `call` was called: a branch that moves, say |
-
-    Without a `route`, faults of bodies and ranges are for the contents of files only.
-    """
-
-    kind: str
-    route: str | None = None
-    method: str | None = None
-    file: str = "*"
-    after: int = 0
-    times: int | None = 1
-    at: int | None = None
-    status: int = 503
-    retry_after: int | None = None
-    call: Callable[[], object] = lambda: None
-    match: Callable[[Request], bool] = lambda request: True
-    matched: int = field(default=0, init=False)
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"{self.kind!r} is no fault: {', '.join(sorted(KINDS))}")
-
-    @property
-    def hits(self) -> int:
-        """How often it struck."""
-        past = max(self.matched - self.after, 0)
-        return past if self.times is None else min(past, self.times)
-
-    def strikes(self, request: Request) -> bool:
-        if self.route not in (None, request.route) or self.method not in (None, request.method):
-            return False
-        if not fnmatch(request.file, self.file) or not self.match(request):
-            return False
-        before = self.hits
-        self.matched += 1
-        return self.hits > before
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,20 +118,19 @@ def span_of(header: str, size: int) -> tuple[int, int] | None:
     return (start, stop) if start < stop else None
 
 
-class HubServer:
-    """Serves until `close`, or for a `with` block. Everything may be changed while it runs."""
+class HubServer(Recorder):
+    """Serves until `close`, or for a `with` block.
+
+    Its hosts are `hub` and `cdn`; its routes `info`, `tree`, `paths-info`, `headers` (safetensors-metadata), `resolve`,
+    `cdn` and `unknown`.
+    """
 
     def __init__(self, *, token: str = "hf_reader", latency: float = 0.0, page_size: int = 1000) -> None:
+        super().__init__(latency)
         self.token = token
-        self.latency = latency
-        """Seconds before each answer, of both hosts."""
         self.page_size = page_size
-        self.faults: list[Fault] = []
-        self.requests: list[Request] = []
         self.failures: list[BaseException] = []
         """What went wrong in the server itself."""
-        self.lock = threading.RLock()
-        self.released = threading.Event()
         self.connections: set[socket.socket] = set()
         self._repos: dict[str, Repo] = {}
         self._signed: dict[str, tuple[str, str, Blob]] = {}
@@ -232,7 +153,7 @@ class HubServer:
             host.server_close()
         with self.lock:
             for connection in self.connections:
-                _shut(connection)
+                shut(connection)
         if self.failures:
             raise self.failures[0]
 
@@ -270,30 +191,10 @@ class HubServer:
 
     # --- what it saw --------------------------------------------------------------------------------------------------
 
-    def seen(self, **wanted: object) -> list[Request]:
-        """The requests with these fields: `seen(route="resolve", method="HEAD")`."""
-        with self.lock:
-            return [r for r in self.requests if all(getattr(r, key) == value for key, value in wanted.items())]
-
-    def bytes_sent(self, **wanted: object) -> int:
-        """The bytes of their bodies, without headers."""
-        return sum(request.sent for request in self.seen(**wanted))
-
     @property
     def token_leaked(self) -> bool:
         """Whether an Authorization header came to the CDN."""
         return bool(self.seen(host="cdn", authorized=True))
-
-    def reset(self) -> None:
-        """Forgets requests and faults."""
-        with self.lock:
-            self.requests.clear()
-            self.faults.clear()
-        self.released.clear()
-
-    def release(self) -> None:
-        """Stalled answers go on, and none stalls any more until `reset`."""
-        self.released.set()
 
     def env(self, home: Path) -> dict[str, str]:
         """What makes huggingface_hub in another process a client of this server, with its caches under `home`."""
@@ -309,12 +210,6 @@ class HubServer:
         }
 
     # --- for the handlers ---------------------------------------------------------------------------------------------
-
-    def strike(self, request: Request, kinds: Set[str], *, named: bool = False) -> Fault | None:
-        """The fault of these kinds that strikes; with `named` only one that names the route."""
-        with self.lock:
-            faults = [fault for fault in self.faults if fault.kind in kinds and (fault.route or not named)]
-            return next((fault for fault in faults if fault.strikes(request)), None)
 
     def sign(self, repo: str, file: str, blob: Blob) -> str:
         """The CDN's URL for a file."""
@@ -467,7 +362,7 @@ def refuse(
     retry_after: int | None = None,
 ) -> Answer:
     """An error as the Hub answers it."""
-    usual, code, message = REFUSALS[kind]
+    usual, code, message = ANSWERS[kind]
     message = message.format(repo=request.repo, revision=request.revision)
     told = {"Content-Type": "application/json", "X-Error-Message": message, **(headers or {})}
     if code:
@@ -533,12 +428,12 @@ class _Handler(BaseHTTPRequestHandler):
         request.method = self.command
         request.range = self.headers.get("Range")
         request.authorized = "Authorization" in self.headers
-        with hub.lock:
-            hub.requests.append(request)
+        request.received = len(content)
+        hub.record(request)
         if fault := hub.strike(request, {"call"}):
             fault.call()
         if hub.strike(request, {"stall"}):
-            self._stall()
+            hub.stall(self.connection)
         if self.server.name == "cdn" and hub.strike(request, {"expired"}):
             hub.expire(signature)
         if fault := hub.strike(request, set(REFUSALS)):
@@ -597,7 +492,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._cut()
             return
         if fault.kind == "stall_body":
-            self._stall()
+            self.server.hub.stall(self.connection)
         if fault.kind == "corrupt":
             self._send_span(request, body, at, at + 1, flip=0x01)
             at += 1
@@ -616,14 +511,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _cut(self) -> None:
         self.close_connection = True
-        _shut(self.connection)
-
-    def _stall(self) -> None:
-        """Until all are released, or the client leaves."""
-        while not self.server.hub.released.wait(0.01):
-            readable, _, _ = select.select([self.connection], [], [], 0)
-            if readable and not self.connection.recv(1, socket.MSG_PEEK):
-                raise ConnectionResetError("the client left")
+        shut(self.connection)
 
 
 def _hub_request(path: str) -> Request:
@@ -656,8 +544,3 @@ def _reader(body: bytes | Blob) -> Iterator[Callable[[int, int], bytes]]:
         yield lambda start, nbytes: os.pread(fd, nbytes, start)
     finally:
         os.close(fd)
-
-
-def _shut(connection: socket.socket) -> None:
-    with suppress(OSError):  # it may have ended by itself
-        connection.shutdown(socket.SHUT_RDWR)

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from hubserver import INDEX, STRANGER, Fault, HubServer, fake_digest, sha256_of
+from hubserver import INDEX, STRANGER, HubServer, fake_digest, sha256_of
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import get_session
+from loopback import Fault
 from skeletons import write_skeleton
 
 from dsv4_shard.header import build_header

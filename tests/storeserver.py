@@ -1,0 +1,201 @@
+"""An S3 server on loopback: moto's, with every request recorded and faults to switch on. It serves gs:// too.
+
+moto holds objects in memory and checks no signature; the access key is checked here. Google's XML API, which obstore
+speaks, is S3's with other headers for the credentials and for what must not be there yet: these are translated.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+from loopback import BODY_FAULTS, REFUSALS, Fault, Recorder, Request, shut
+from moto.backends import get_backend
+from moto.core import DEFAULT_ACCOUNT_ID
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+ACCESS_KEY, SECRET_KEY, REGION = "AKIAREADER", "secret", "us-east-1"
+
+ANSWERS = {
+    "unauthorized": (403, "SignatureDoesNotMatch"),
+    "forbidden": (403, "AccessDenied"),
+    "entry_not_found": (404, "NoSuchKey"),
+    "too_many": (429, "TooManyRequests"),
+    "status": (0, "InternalError"),
+}
+"""kind of fault → status, code of the error"""
+
+
+class StoreServer(Recorder):
+    """Serves one empty bucket until `close`, or for a `with` block. One at a time in a process: moto's state is global.
+
+    Its routes are `get`, `head`, `put`, `list`, `delete`, `create`, `part`, `complete` and `abort` (a multipart
+    upload's), and `bucket`. A request's `file` is the key.
+    """
+
+    def __init__(self, *, bucket: str = "bucket", latency: float = 0.0) -> None:
+        super().__init__(latency)
+        self.bucket = bucket
+        self._is_google = False
+        self._app = DomainDispatcherApplication(create_backend_app)
+        self._backend = get_backend("s3")[DEFAULT_ACCOUNT_ID]["aws"]
+        self._backend.create_bucket(bucket, REGION)
+        self._server = make_server("127.0.0.1", 0, self._serve, threaded=True, request_handler=_Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def __enter__(self) -> "StoreServer":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.released.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._backend.reset()
+
+    def env(self) -> dict[str, str]:
+        """What makes obstore and boto3 clients of this server."""
+        return {
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ALLOW_HTTP": "true",
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_REGION": REGION,
+        }
+
+    def google_env(self, account: Path) -> dict[str, str]:
+        """What makes gs:// of obstore a client of this server, by an account that is written to the file `account`.
+
+        It sends no credentials; from here on none are asked for.
+        """
+        self._is_google = True
+        keys = dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
+        account.write_text(json.dumps({"gcs_base_url": self.url, "disable_oauth": True, **keys}))
+        return {"GOOGLE_SERVICE_ACCOUNT": str(account), "GOOGLE_ALLOW_HTTP": "true"}
+
+    # --- what it holds, without a request -----------------------------------------------------------------------------
+
+    def put(self, key: str, content: bytes) -> None:
+        self._backend.put_object(self.bucket, key, content)
+
+    def upload(self, folder: Path, prefix: str = "") -> None:
+        """The files of a folder, below `prefix`."""
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                self.put(f"{prefix}/{path.relative_to(folder).as_posix()}".lstrip("/"), path.read_bytes())
+
+    def objects(self) -> dict[str, bytes]:
+        """key → content, of what is whole."""
+        return {key.name: key.value for key in self._backend.buckets[self.bucket].keys.values()}
+
+    def uploads(self) -> int:
+        """How many multipart uploads were begun and neither completed nor aborted."""
+        return len(self._backend.buckets[self.bucket].multiparts)
+
+    # --- its answers --------------------------------------------------------------------------------------------------
+
+    def _serve(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        request = _request(environ, self.bucket)
+        self.record(request)
+        if self.latency:
+            time.sleep(self.latency)
+        if fault := self.strike(request, {"call"}):
+            fault.call()
+        if self.strike(request, {"stall"}):
+            self.stall(environ["werkzeug.socket"])
+        refused = self.strike(request, REFUSALS)
+        if self._is_google:
+            _as_s3(environ)
+        known = f"Credential={ACCESS_KEY}/" in environ.get("HTTP_AUTHORIZATION", "")
+        if refused or not known:
+            environ["wsgi.input"].read(request.received)  # else the rest of the connection would be taken for a request
+            return self._refuse(request, refused or Fault("unauthorized"), start_response)
+        if request.range and self.strike(request, {"ignore_range"}):
+            del environ["HTTP_RANGE"]
+
+        def begin(status: str, headers: list[tuple[str, str]], raised: Any = None) -> Any:
+            request.status = int(status.split()[0])
+            return start_response(status, headers, raised)
+
+        pieces = self._app(environ, begin)
+        if request.method == "HEAD":
+            return pieces
+        return self._body(request, b"".join(pieces), environ["werkzeug.socket"])
+
+    def _refuse(self, request: Request, fault: Fault, start_response: Any) -> list[bytes]:
+        status, code = ANSWERS[fault.kind]
+        request.status = fault.status if fault.kind == "status" else status
+        body = f"<Error><Code>{code}</Code><Message>{fault.kind}</Message></Error>".encode()
+        headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
+        if fault.retry_after is not None:
+            headers.append(("Retry-After", str(fault.retry_after)))
+        start_response(f"{request.status} Refused", headers)
+        request.sent = len(body) if request.method != "HEAD" else 0
+        return [body]
+
+    def _body(self, request: Request, body: bytes, connection: Any) -> Iterator[bytes]:
+        # An answer of an upload is struck only where the fault names its route.
+        good = request.status in (200, 206)
+        fault = self.strike(request, BODY_FAULTS, named=request.route != "get") if good else None
+        at = len(body) if fault is None else len(body) // 2 if fault.at is None else fault.at
+        request.sent += at
+        yield body[:at]
+        if fault is None:
+            return
+        if fault.kind == "cut":
+            shut(connection)
+            raise ConnectionAbortedError("cut")
+        if fault.kind == "stall_body":
+            self.stall(connection)
+        rest = bytearray(body[at:])
+        if fault.kind == "corrupt":
+            rest[0] ^= 0x01
+        request.sent += len(rest)
+        yield bytes(rest)
+
+
+def _as_s3(environ: dict[str, Any]) -> None:
+    """A request of Google's API turned into one of S3's."""
+    scope = f"{ACCESS_KEY}/20260101/{REGION}/s3/aws4_request"
+    environ["HTTP_AUTHORIZATION"] = f"AWS4-HMAC-SHA256 Credential={scope}, SignedHeaders=host, Signature=0"
+    if environ.pop("HTTP_X_GOOG_IF_GENERATION_MATCH", None) == "0":
+        environ["HTTP_IF_NONE_MATCH"] = "*"
+
+
+def _request(environ: dict[str, Any], bucket: str) -> Request:
+    query = parse_qs(environ["QUERY_STRING"], keep_blank_values=True)
+    key = environ["PATH_INFO"].removeprefix(f"/{bucket}").lstrip("/")
+    method = environ["REQUEST_METHOD"]
+    return Request(
+        "s3",
+        method,
+        _route(method, key, query),
+        file=key,
+        range=environ.get("HTTP_RANGE"),
+        authorized="HTTP_AUTHORIZATION" in environ,
+        received=int(environ.get("CONTENT_LENGTH") or 0),
+    )
+
+
+def _route(method: str, key: str, query: dict[str, list[str]]) -> str:
+    if not key:
+        return "list" if method == "GET" else "delete" if "delete" in query else "bucket"
+    if "uploads" in query:
+        return "create"
+    if "uploadId" in query:
+        return {"PUT": "part", "POST": "complete", "DELETE": "abort"}.get(method, "parts")
+    return method.lower()
+
+
+class _Handler(WSGIRequestHandler):
+    disable_nagle_algorithm = True
+
+    def log(self, type: str, message: str, *args: Any) -> None:
+        pass

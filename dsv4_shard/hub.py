@@ -6,31 +6,24 @@ is kept, so that the next command asks nothing.
 """
 
 import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 from typing import Any
 from urllib.parse import quote
 
-from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE, MAX_INDEX_BYTES, SINGLE_FILE, is_plain_name
-from dsv4_shard.config import MAX_CONFIG_BYTES
+from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE, SINGLE_FILE
 from dsv4_shard.errors import BadAnswer, ServerFailed, Unreachable
 from dsv4_shard.headcache import HeadCache, Heads
-from dsv4_shard.header import LENGTH_BYTES, MAX_HEADER_BYTES
+from dsv4_shard.header import LENGTH_BYTES
+from dsv4_shard.heads import read_headers, read_small, wanted_headers, weight_map_of
 from dsv4_shard.hubfiles import HubFiles, raise_for, refuse, transport_errors
-from dsv4_shard.jsonfile import BadJson, parse_json
 from dsv4_shard.persistence import persist
-from dsv4_shard.readahead import CONNECTIONS
 from dsv4_shard.remote import Listed, RemoteSource
 from dsv4_shard.sources import COMMIT, LocalSource, Source
 
 _MAIN = "main"
-_LEAST_FIRST_BYTES = 64 << 10
-_ENTRY_BYTES = 128
-"""What a header has for a tensor, beside its name."""
 
 _NEVER = Event()
 
@@ -127,7 +120,7 @@ def _whole_snapshot(repository: Repository) -> LocalSource | None:
     if INDEX_FILE not in sizes:
         return snapshot if SINGLE_FILE in sizes else None
     with snapshot.open(INDEX_FILE) as file:
-        weight_map = _weight_map(file.read(0, file.nbytes))
+        weight_map = weight_map_of(file.read(0, file.nbytes))
     return snapshot if weight_map and set(weight_map.values()) <= sizes.keys() else None
 
 
@@ -203,54 +196,14 @@ def _listed(siblings: Iterable[Any], what: str) -> Iterable[tuple[str, Listed]]:
 def _read_heads(repository: Repository, source: RemoteSource, exact: bool) -> Heads:
     """Config, index, and the headers of the weight files, as far as there are any."""
     listing = source.listing
-    limits = {CONFIG_FILE: MAX_CONFIG_BYTES, INDEX_FILE: MAX_INDEX_BYTES}
-    small = [name for name, limit in limits.items() if name in listing and listing[name].nbytes <= limit]
-    heads = _in_parallel(lambda name: _bytes(source, name, 0, listing[name].nbytes), small)
-    weight_map = _weight_map(heads[INDEX_FILE]) if INDEX_FILE in heads else dict.fromkeys([""], SINGLE_FILE)
-    names = sorted({name for name in weight_map.values() if name in listing and is_plain_name(name)})
-    here = [name for name in names if source.original(name) is not None]
-    if not exact and not here and INDEX_FILE in heads and repository.revision == _MAIN:
-        rebuilt = _ask_headers(repository, {name: listing[name].nbytes for name in names})
+    small = read_small(source)
+    wanted = wanted_headers(source, small)
+    here = [name for name in wanted if source.original(name) is not None]
+    if not exact and not here and INDEX_FILE in small and repository.revision == _MAIN:
+        rebuilt = _ask_headers(repository, {name: listing[name].nbytes for name in wanted})
         if rebuilt is not None:
-            return Heads(listing, heads | rebuilt, True)
-    tensors = Counter[str]()
-    for tensor, name in weight_map.items():
-        tensors[name] += len(tensor) + _ENTRY_BYTES
-    heads |= _in_parallel(lambda name: _header(source, name, tensors[name]), names)
-    return Heads(listing, heads, False)
-
-
-def _weight_map(index: bytes) -> dict[str, str]:
-    """Tensor → file; nothing where the index is not one, which is for the checks to tell."""
-    try:
-        document = parse_json(index)
-    except BadJson:
-        return {}
-    weight_map = document.get("weight_map") if isinstance(document, dict) else None
-    return {k: v for k, v in weight_map.items() if isinstance(v, str)} if isinstance(weight_map, dict) else {}
-
-
-def _in_parallel(read: Callable[[str], bytes], names: list[str]) -> dict[str, bytes]:
-    with ThreadPoolExecutor(CONNECTIONS) as pool:
-        return dict(zip(names, pool.map(read, names), strict=True))
-
-
-def _header(source: RemoteSource, name: str, expected: int) -> bytes:
-    """A file's length and header: in one range where it is as long as expected or shorter, else in two.
-
-    Where the length is none that the format allows, what was read: the checks will tell.
-    """
-    nbytes = source.listing[name].nbytes
-    first = _bytes(source, name, 0, min(nbytes, max(_LEAST_FIRST_BYTES, expected + expected // 8)))
-    stop = LENGTH_BYTES + int.from_bytes(first[:LENGTH_BYTES], "little")
-    if stop <= len(first) or stop > min(nbytes, LENGTH_BYTES + MAX_HEADER_BYTES):
-        return first[:stop]
-    return first + _bytes(source, name, len(first), stop)
-
-
-def _bytes(source: RemoteSource, name: str, start: int, stop: int) -> bytes:
-    with source.open(name) as file:
-        return file.read(start, stop)
+            return Heads(listing, small | rebuilt, True)
+    return Heads(listing, small | read_headers(source, wanted), False)
 
 
 def _ask_headers(repository: Repository, nbytes: Mapping[str, int]) -> dict[str, bytes] | None:

@@ -297,6 +297,9 @@ def reshard(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Throw away what an unfinished run left.")] = False,
     allow_inexact: Annotated[bool, typer.Option("--allow-inexact", help="Let the FP8 cast round.")] = False,
+    download: Annotated[
+        bool, typer.Option("--download", help="Hub: first download the files that are needed into the Hub cache.")
+    ] = False,
     config: ConfigOpt = None,
     jobs: JobsOpt = None,
     as_json: JsonOpt = False,
@@ -305,6 +308,8 @@ def reshard(
 
     A run that was killed or failed goes on where it was when the same command is given again.
     """
+    from dsv4_shard.copying import files_of
+    from dsv4_shard.hub import with_download
     from dsv4_shard.output import check_output
     from dsv4_shard.progress import Progress
     from dsv4_shard.report import show_outcome
@@ -313,7 +318,7 @@ def reshard(
 
     if plan_file is not None:
         _refuse_beside_plan(context)
-    checkpoint, inventory = _open(repo, config)
+    checkpoint, inventory = _open(_pinned(repo, plan_file), config)
     request = (
         _request(tp, ep, dp, engine, runner, a2a, shared_experts, gpu, nodes, expert_dtype, engine_version)
         if tp is not None
@@ -326,6 +331,8 @@ def reshard(
         check_output(out, checkpoint.source.root, overwrite)
         _dry_run(job, checkpoint, out, as_json)
         return
+    if download:
+        checkpoint = with_download(checkpoint, files_of(job.recipe))
     console, log = _consoles()
     with Progress(log, "reshard", sum(file.payload for file in job.recipe.files), quiet=as_json) as progress:
         outcome = write(job, checkpoint, out, workers=jobs, overwrite=overwrite, allow_inexact=allow_inexact,
@@ -514,6 +521,15 @@ def _plan_for(
     if request is None:
         raise UsageError("neither --plan nor --tp", hint="Give a plan file, or --tp N and the options of `plan`.")
     return make_plan(checkpoint, inventory, request)
+
+
+def _pinned(repo: str, plan_file: Path | None) -> str:
+    """A repository on the Hub at the commit that a plan was made for, where the user named no other."""
+    from dsv4_shard.planfile import load_plan
+    from dsv4_shard.sources import hub_id
+
+    revision = load_plan(plan_file).source.revision if plan_file is not None and hub_id(repo) == (repo, None) else None
+    return f"{repo}@{revision}" if revision else repo
 
 
 def _refuse_beside_plan(context: typer.Context) -> None:

@@ -72,7 +72,7 @@ def copy(
     """
     run = _Run(recipe, sink, on_progress, allow_inexact, log)
     run.skip(finished)
-    with source.reading(_files_of(recipe), spans(run.unfinished())) as files:
+    with source.reading(files_of(recipe), spans(run.unfinished())) as files:
         run.open(files)
         for fixed in recipe.fixed:
             run.put_fixed(fixed)
@@ -97,7 +97,7 @@ def _in_threads(run: "_Run", workers: int) -> None:
         future.result()
 
 
-def _files_of(recipe: Recipe) -> list[str]:
+def files_of(recipe: Recipe) -> list[str]:
     """Files of the source that hold what the steps read."""
     return sorted({one.file for step in recipe.steps for one in (step.source, step.scale) if one})
 

@@ -13,8 +13,8 @@ from threading import Event
 from typing import Any
 from urllib.parse import quote
 
-from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE, SINGLE_FILE
-from dsv4_shard.errors import BadAnswer, ServerFailed, Unreachable
+from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, Checkpoint
+from dsv4_shard.errors import BadAnswer, ServerFailed, Unreachable, UsageError
 from dsv4_shard.headcache import HeadCache, Heads
 from dsv4_shard.header import LENGTH_BYTES
 from dsv4_shard.heads import read_headers, read_small, wanted_headers, weight_map_of
@@ -78,7 +78,7 @@ def _known_commit(repository: Repository, refresh: bool) -> str | None:
 
 def _source(repository: Repository, commit: str, kept: Heads, exact: bool) -> Source:
     """The folder that holds all of a commit, or a source that fetches what is missing."""
-    snapshot = _snapshot(repository, commit)
+    snapshot = _snapshot(repository, commit, kept.listing)
     if snapshot is not None and _holds(snapshot, kept.listing):
         return replace(snapshot, revision=commit)
     files = HubFiles(repository.endpoint, repository.repo_id, commit, kept.listing)
@@ -99,17 +99,24 @@ def _notes(source: RemoteSource, commit: str) -> tuple[str, ...]:
 # --- what this machine has -----------------------------------------------------------------------------------------
 
 
-def _snapshot(repository: Repository, commit: str | None = None) -> LocalSource | None:
-    """The folder of a commit (default: of where the revision was last) in this machine's Hub cache, whole or not."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+def _snapshot(repository: Repository, commit: str | None = None, names: Iterable[str] = ()) -> LocalSource | None:
+    """The folder of a commit (default: of where the revision was last) in this machine's Hub cache, whole or not.
 
-    try:
-        revision = commit or repository.revision
-        path = Path(snapshot_download(repository.repo_id, revision=revision, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError):
-        return None
-    return LocalSource(path, repository.label, path.name if COMMIT.fullmatch(path.name) else commit)
+    It is found by a file that stands in it: one of `names`, or of those that every checkpoint has.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    revision = commit or repository.revision
+    for name in (CONFIG_FILE, INDEX_FILE, SINGLE_FILE, *names):
+        try:
+            found = try_to_load_from_cache(repository.repo_id, name, revision=revision)
+        except HFValidationError:
+            return None
+        if isinstance(found, str):
+            folder = Path(found).parent
+            return LocalSource(folder, repository.label, folder.name if COMMIT.fullmatch(folder.name) else commit)
+    return None
 
 
 def _whole_snapshot(repository: Repository) -> LocalSource | None:
@@ -149,6 +156,21 @@ def _from_caches(repository: Repository, exact: bool, reason: str) -> Source:
         f"{repository.label}: not in this machine's Hub cache, and the Hub cannot be asked: {reason}",
         hint=f"Download it where there is a connection: `hf download {repository.repo_id}{revision}`.",
     )
+
+
+def with_download(checkpoint: Checkpoint, names: Iterable[str]) -> Checkpoint:
+    """The checkpoint with these files, and its small ones, in this machine's Hub cache, to be read from there.
+
+    Raises UsageError where it is not from the Hub, and what `HubFiles.download` raises.
+    """
+    source = checkpoint.source
+    if isinstance(source, LocalSource) and source.revision is not None:
+        return checkpoint
+    if not isinstance(source, RemoteSource) or not isinstance(source.remote, HubFiles):
+        raise UsageError(f"--download: {source.label} is not on the Hub", hint="Leave it out.")
+    small = [name for name, listed in source.listing.items() if not name.endswith(".safetensors")]
+    folder = source.remote.download(sorted({*names, *small}))
+    return replace(checkpoint, source=replace(source, local=LocalSource(folder, source.label, source.revision)))
 
 
 # --- what the Hub says ---------------------------------------------------------------------------------------------

@@ -4,18 +4,20 @@ A file of weights is not where it is asked for: the Hub answers with a redirect 
 holds for a while. It is asked for once a file, and again when it has expired; the token never goes there.
 """
 
+import glob
 import re
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from threading import Event
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import urljoin, urlsplit
 
-from dsv4_shard.errors import AccessRefused, BadAnswer, NotFound, ShardError, Unreachable
+from dsv4_shard.errors import AccessRefused, BadAnswer, NotFound, ShardError, Unreachable, WriteFailed
 from dsv4_shard.persistence import Transient, persist
 from dsv4_shard.remote import Listed
 
@@ -55,6 +57,30 @@ class HubFiles:
         """The server."""
         return urlsplit(self.endpoint).netloc
 
+    def download(self, names: Sequence[str]) -> Path:
+        """The folder of this machine's Hub cache that holds these files, which are fetched as far as they are missing.
+
+        Raises what `fetch` raises, and WriteFailed.
+        """
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError
+
+        def attempt() -> str:
+            try:
+                with transport_errors(self.place):
+                    return snapshot_download(
+                        self.repo_id,
+                        revision=self.commit,
+                        endpoint=self.endpoint,
+                        allow_patterns=[glob.escape(name) for name in names],
+                    )
+            except HfHubHTTPError as error:
+                raise_for(error, self.repo_id, self.endpoint, self.repo_id)
+            except OSError as error:
+                raise WriteFailed(f"{error.filename or self.repo_id}: {error.strerror or error}") from error
+
+        return Path(persist(attempt, Event()))
+
     def fetch(self, name: str, start: int, buffer: memoryview, stopped: Event) -> None:
         """Fill `buffer` from byte `start` of a file on; a connection that breaks is gone on with where it did.
 
@@ -74,7 +100,7 @@ class HubFiles:
         try:
             return self._read(name, place, start, buffer, stopped)
         except _Moved:
-            raise BadAnswer(f"{self._what(name, place)} does not have it, though the Hub says that it has") from None
+            raise Transient(f"{self._what(name, place)} does not have it, where {self.place} says that it is") from None
 
     def _place(self, name: str, gone: _Place | None) -> _Place:
         """Where a file is, but not `gone`: asked for by one thread. Of what is in Git itself, the Hub is the place."""

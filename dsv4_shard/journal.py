@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dsv4_shard.digests import DIGEST_BYTES
 from dsv4_shard.errors import OtherRun, WriteFailed
+from dsv4_shard.escape import short_name
 from dsv4_shard.origin import Origin, differences
 from dsv4_shard.writing import fsync_folder
 
@@ -92,7 +93,16 @@ def read_journal(path: Path) -> Unfinished | None:
 def refuse_other(then: Run, now: Run, where: Path) -> None:
     """Raise OtherRun, with what differs first, where the work of `then` is of no use for `now`."""
     for difference in _run_differences(then, now):
-        raise OtherRun(f"{where}: holds the unfinished work of another run: {difference}")
+        raise OtherRun(f"{where}: holds the unfinished work of another run: {difference}", hint=_hint(then, now))
+
+
+def _hint(then: Run, now: Run) -> str | None:
+    """How to name the commit that the earlier run was of, where that is what differs."""
+    was = then.origin.revision
+    if was is None or was == now.origin.revision:
+        return None
+    name = short_name(then.origin.label.partition("@")[0])
+    return f"To finish that run, name its commit: {name}@{short_name(was)}. Or add --restart to throw its work away."
 
 
 def _run_differences(then: Run, now: Run) -> Iterator[str]:

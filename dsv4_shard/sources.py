@@ -242,12 +242,20 @@ def open_source(repo: str, *, refresh: bool = False, exact: bool = False) -> Sou
         return LocalSource(path, repo, _revision_of(path))
     if repo and os.path.exists(path):
         raise UsageError(f"{repo}: not a folder", hint="Name the folder that holds config.json and the weights.")
-    match = _HUB_ID.fullmatch(repo)
-    if match is None or repo.startswith((".", "/", "~")):
+    named = hub_id(repo)
+    if named is None:
         raise UsageError(f"{repo}: no such folder")
     from dsv4_shard.hub import open_repository
 
-    return open_repository(repo, match["id"], match["revision"], refresh=refresh, exact=exact)
+    return open_repository(repo, *named, refresh=refresh, exact=exact)
+
+
+def hub_id(repo: str) -> tuple[str, str | None] | None:
+    """The repository and the revision that `repo` names, or None where it is a folder, or no name of a repository."""
+    match = _HUB_ID.fullmatch(repo)
+    if match is None or repo.startswith((".", "/", "~")) or os.path.exists(repo):
+        return None
+    return match["id"], match["revision"]
 
 
 def _is_utf8(text: str) -> bool:

@@ -52,7 +52,7 @@ def open_repository(label: str, repo_id: str, revision: str | None, *, refresh: 
     from huggingface_hub import constants
 
     repository = Repository(constants.ENDPOINT, repo_id, revision or _MAIN, label)
-    if constants.is_offline_mode():
+    if constants.HF_HUB_OFFLINE:
         return _from_caches(repository, exact, "HF_HUB_OFFLINE is set")
     commit = _known_commit(repository, refresh)
     kept = repository.cache.load(commit) if commit else None

@@ -5,7 +5,10 @@ import threading
 from collections.abc import Mapping
 
 from dsv4_shard.errors import DamagedTransfer
-from dsv4_shard.readahead import Block
+from dsv4_shard.readahead import BLOCK_BYTES, CONNECTIONS, HELD_BYTES, Block
+
+_BACKLOG_BYTES = HELD_BYTES + 2 * CONNECTIONS * BLOCK_BYTES
+"""Fetched and not yet hashed: more than can be there without the bytes that are next."""
 
 
 class Intact:
@@ -21,13 +24,12 @@ class Intact:
         self.passed: list[str] = []
 
     def expect(self, blocks: list[Block]) -> None:
-        """Begin with the files that these blocks cover from their heads to their ends."""
-        edges: dict[str, int] = {}
-        for block in sorted(blocks, key=lambda block: block.start):
-            edge = edges.get(block.file, len(self._heads[block.file]))
-            edges[block.file] = block.stop if block.start == edge else -1
-        for file, edge in edges.items():
-            if edge == self._nbytes[file] and file in self._sha256:
+        """Begin with the files that these blocks cover from their heads to their ends, in about the order of bytes."""
+        by_file: dict[str, list[Block]] = {}
+        for block in blocks:
+            by_file.setdefault(block.file, []).append(block)
+        for file, own in by_file.items():
+            if file in self._sha256 and _covers(own, len(self._heads[file]), self._nbytes[file]):
                 self._running[file] = _Running(self._heads[file])
 
     def take(self, block: Block, data: memoryview) -> None:
@@ -35,42 +37,70 @@ class Intact:
         running = self._running.get(block.file)
         if running is None or not running.take(block.start, data) or running.edge < self._nbytes[block.file]:
             return
-        if self._running.pop(block.file, None) is None:
-            return  # another thread saw its end as well
+        del self._running[block.file]
         found, due = running.hexdigest(), self._sha256[block.file]
         if found != due:
             raise DamagedTransfer(f"{block.file}: SHA-256 {found} of the bytes that came, the repository says {due}")
         self.passed.append(block.file)
 
 
+def _covers(blocks: list[Block], start: int, stop: int) -> bool:
+    """Whether blocks cover `[start, stop)`, none of the bytes twice, and few of them long before those before them."""
+    waiting: dict[int, int] = {}
+    backlog = 0
+    for block in blocks:
+        if block.start in waiting:
+            return False
+        waiting[block.start] = block.nbytes
+        backlog += block.nbytes
+        while (nbytes := waiting.pop(start, None)) is not None:
+            start += nbytes
+            backlog -= nbytes
+        if backlog > HELD_BYTES:
+            return False
+    return start == stop and not waiting
+
+
 class _Running:
-    """A hash that gets its bytes in any order; `edge` is how far it is."""
+    """A hash that gets its bytes in any order; `edge` is how far it is.
+
+    Who brings the next bytes hashes them, and those that others brought meanwhile. Where that is slower than the
+    network, those who bring more wait.
+    """
 
     def __init__(self, head: bytes) -> None:
         self._hash = hashlib.sha256(head)
         self._waiting: dict[int, memoryview] = {}
-        self._lock, self._turn = threading.Lock(), threading.Lock()
+        self._backlog = 0
+        self._changed = threading.Condition()
+        self._is_hashing = False
         self.edge = len(head)
 
     def hexdigest(self) -> str:
         return self._hash.hexdigest()
 
     def take(self, start: int, data: memoryview) -> bool:
-        """Note data that begins at byte `start`, and hash all that are next; False where another thread does that."""
-        with self._lock:
+        """Note data that begins at byte `start`, and hash what is next, unless another thread does: then False."""
+        with self._changed:
             self._waiting[start] = data
-        while self._turn.acquire(blocking=False):
-            try:
-                while (data_next := self._pop()) is not None:
-                    self._hash.update(data_next)
-                    self.edge += len(data_next)
-            finally:
-                self._turn.release()
-            with self._lock:
-                if self.edge not in self._waiting:  # nothing came between the last look and the release
-                    return True
-        return False
+            self._backlog += len(data)
+            while self._is_hashing and self._backlog > _BACKLOG_BYTES:
+                self._changed.wait()
+            if self._is_hashing or self.edge not in self._waiting:
+                return False
+            self._is_hashing = True
+        while (following := self._pop()) is not None:
+            self._hash.update(following)
+        return True
 
     def _pop(self) -> memoryview | None:
-        with self._lock:
-            return self._waiting.pop(self.edge, None)
+        """The bytes that follow those that were hashed; where there are none, the hashing ends."""
+        with self._changed:
+            following = self._waiting.pop(self.edge, None)
+            if following is None:
+                self._is_hashing = False
+            else:
+                self.edge += len(following)
+                self._backlog -= len(following)
+            self._changed.notify_all()
+            return following

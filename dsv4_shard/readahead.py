@@ -22,10 +22,10 @@ CONNECTIONS = 16
 BLOCK_BYTES = 8 << 20
 """One request: long enough that its latency does not count, short enough that 16 of them are no memory."""
 
-BUDGET_BYTES = 256 << 20
-"""Fetched and not yet read, before fetching waits: twice what is on its way at a time."""
+BUDGET_BYTES = 192 << 20
+"""Fetched and not yet read, before fetching waits: half as much again as is on its way at a time."""
 
-HELD_BYTES = 64 << 20
+HELD_BYTES = 32 << 20
 """Of what is read aside (scales), per file: up to so much is fetched in its place, and kept until it is read."""
 
 _WINDOW_BYTES = 4 * BLOCK_BYTES
@@ -41,7 +41,7 @@ Fetch = Callable[[str, int, memoryview, threading.Event], None]
 
 @dataclass(eq=False, slots=True)
 class Block:
-    """Bytes `[start, stop)` of a file, `wanted` of which will be read; `data` is there once they have come."""
+    """Bytes `[start, stop)` of a file; `wanted` of them are still to be read, and are in `data` once they have come."""
 
     file: str
     start: int
@@ -202,13 +202,13 @@ class Readahead:
         done = 0
         while done < len(buffer):
             at = start + done
-            block = self._await(file, at)
-            if block is None:
+            found = self._await(file, at)
+            if found is None:
                 self._fetch(file, at, buffer[done:], self._stopped)
                 return
-            assert block.data is not None, "readers wait for data"
+            block, data = found
             count = min(len(buffer) - done, block.stop - at)
-            buffer[done : done + count] = block.data[at - block.start : at - block.start + count]
+            buffer[done : done + count] = data[at - block.start : at - block.start + count]
             self._consume(block, count)
             done += count
 
@@ -218,7 +218,7 @@ class Readahead:
             self._watcher.expect(upcoming)
             yield from upcoming
 
-    def _await(self, file: str, at: int) -> Block | None:
+    def _await(self, file: str, at: int) -> tuple[Block, memoryview] | None:
         """The block that holds byte `at`, when it has come; None where none will, or not before memory runs out.
 
         Where it is beyond the budget, others that read what comes before make room: one who waits lets the fetching go
@@ -229,7 +229,7 @@ class Readahead:
             while self._error is None:
                 block = self._find(file, at)
                 if block is not None and block.data is not None:
-                    return block
+                    return block, block.data
                 if self._consumed != consumed:
                     consumed, since = self._consumed, time.monotonic()
                 is_stuck = block is None and time.monotonic() - since >= _PATIENCE_SECONDS
@@ -253,6 +253,7 @@ class Readahead:
             block.wanted -= count
             if block.wanted <= 0 and block in self._live[block.file]:
                 self._live[block.file].remove(block)
+                block.data = None
                 self._held -= block.nbytes
                 self._changed.notify_all()
 

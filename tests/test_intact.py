@@ -58,6 +58,15 @@ def test_a_file_that_does_not_come_whole_and_once_is_not_judged(blocks: list[Blo
     assert held.passed == []
 
 
+def test_a_file_whose_bytes_would_wait_for_too_long_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dsv4_shard.intact.HELD_BYTES", 1500)
+    held = intact(due="0" * 64)
+    held.expect([BLOCKS[1], BLOCKS[2], *BLOCKS[3:], BLOCKS[0]])
+    for block in BLOCKS:
+        take(held, block)
+    assert held.passed == []
+
+
 def test_a_file_without_a_digest_is_not_judged() -> None:
     held = intact()
     held.expect([Block("g", 0, 10, 10)])

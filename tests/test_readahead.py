@@ -134,6 +134,16 @@ def test_no_more_is_fetched_than_the_budget_allows_until_somebody_reads() -> Non
         assert server.times["0.bin"].sum() <= 6000 + 4 * 1000
 
 
+def test_what_was_read_is_forgotten() -> None:
+    server, watcher = Server(), Watcher()
+    with Readahead(server.fetch, [[Span("0.bin", 0, FILE_BYTES)]], watcher) as ahead:
+        for start in range(0, FILE_BYTES, 500):
+            read(ahead, Span("0.bin", start, start + 500))
+        assert len(watcher.expected) == FILE_BYTES // 1000
+        assert all(block.data is None for block in watcher.expected)
+        assert ahead._held == 0
+
+
 def test_a_reader_beyond_the_budget_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readahead, "_PATIENCE_SECONDS", 0.01)
     server = Server()

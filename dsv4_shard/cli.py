@@ -298,8 +298,9 @@ def reshard(
     """
     from dsv4_shard.output import check_output
     from dsv4_shard.progress import Progress
+    from dsv4_shard.rankspan import parse_ranks
     from dsv4_shard.report import show_outcome
-    from dsv4_shard.reshard import prepare
+    from dsv4_shard.reshard import prepare, result_to_join
     from dsv4_shard.reshard import reshard as write
 
     if plan_file is not None:
@@ -312,9 +313,10 @@ def reshard(
     )
     made = _plan_for(checkpoint, inventory, plan_file, request)
     with _kept():
-        job = prepare(checkpoint, inventory, made, _ranks(ranks))
+        job = prepare(checkpoint, inventory, made, parse_ranks(ranks) if ranks is not None else None)
     if dry_run:
-        check_output(out, checkpoint.source.root, overwrite)
+        check_output(out, checkpoint.source.root, overwrite, job.is_share)
+        result_to_join(job, out, overwrite)
         _dry_run(job, checkpoint, out, as_json)
         return
     console, log = _consoles()
@@ -322,7 +324,7 @@ def reshard(
         outcome = write(job, checkpoint, out, workers=jobs, overwrite=overwrite, allow_inexact=allow_inexact,
                         restart=restart, on_progress=progress.advance, on_resume=progress.resume)  # fmt: skip
     if as_json:
-        _print_json(_outcome(outcome))
+        _print_json(_outcome(outcome) | {"ranks": outcome.ranks, "world": outcome.world})
     else:
         show_outcome(console, outcome, progress.seconds)
 
@@ -462,19 +464,6 @@ def _numbers(text: str, option: str) -> tuple[int, ...]:
     return numbers
 
 
-def _ranks(text: str | None) -> tuple[int, ...] | None:
-    """`0-7` or `0,2,4` as rank numbers, in order."""
-    if text is None:
-        return None
-    ranks: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = part.partition("-")
-        if not (first.isdecimal() and (last.isdecimal() if dash else True)) or (dash and int(last) < int(first)):
-            raise UsageError(f"--ranks {text!r}: not a list of ranks", hint="Write 0-7, or 0,2,4.")
-        ranks.update(range(int(first), int(last if dash else first) + 1))
-    return tuple(sorted(ranks))
-
-
 def _default_repo() -> str:
     """The current folder if it is a checkpoint, else the one last inspected; says which."""
     from dsv4_shard import recent
@@ -530,7 +519,10 @@ def _dry_run(job: "Job", checkpoint: "Checkpoint", out: Path, as_json: bool) -> 
     from dsv4_shard.report import show_dry_run
 
     # What an unfinished run left there is gone on with, or makes room.
-    needed, free = job.nbytes_to_write(checkpoint.source, out), free_bytes(out) + Staging(out).nbytes_on_disk()
+    needed, free = (
+        job.nbytes_to_write(checkpoint.source, out),
+        free_bytes(out) + Staging(out, job.share).nbytes_on_disk(),
+    )
     if as_json:
         _print_json({"files": {file.name: file.nbytes for file in job.recipe.files}, "bytes": needed,
                      "free": free, "left_out": job.recipe.left_out})  # fmt: skip

@@ -8,10 +8,10 @@ from dsv4_shard.errors import NotEnoughDisk, OutputError, OutputInsideInput, Out
 from dsv4_shard.manifest import MANIFEST_NAME
 
 
-def check_output(out: Path, source_root: Path, overwrite: bool) -> None:
+def check_output(out: Path, source_root: Path, overwrite: bool, joins: bool = False) -> None:
     """Refuse an output that is the input, holds it or lies in it, or that something else already occupies.
 
-    Raises OutputInsideInput, OutputNotEmpty or OutputError.
+    With `joins` it may be a result of other ranks. Raises OutputInsideInput, OutputNotEmpty or OutputError.
     """
     target, source = out.resolve(), source_root.resolve()
     if not out.is_symlink() and out.is_dir() and out.is_mount():
@@ -24,11 +24,12 @@ def check_output(out: Path, source_root: Path, overwrite: bool) -> None:
     if not out.parent.is_dir():
         raise OutputError(f"{out.parent}: no such folder", hint=f"Make it first: mkdir -p {out.parent}")
     if out.is_dir() and any(out.iterdir()):
-        if not overwrite:
+        if not (overwrite or joins):
             raise OutputNotEmpty(f"{out}: not empty", hint="Choose another folder, or replace it with --overwrite.")
         if not (out / MANIFEST_NAME).is_file():
+            done = "overwritten" if overwrite else "joined"
             raise OutputNotEmpty(
-                f"{out}: holds no {MANIFEST_NAME}, so it was not made by dsv4-shard and is not overwritten",
+                f"{out}: holds no {MANIFEST_NAME}, so it was not made by dsv4-shard and is not {done}",
                 hint="Choose another folder, or empty this one yourself.",
             )
 

@@ -13,6 +13,7 @@ from dsv4_shard.checkpoint import Severity
 from dsv4_shard.engines import SERVING
 from dsv4_shard.engines.base import ANY_ENGINE, Replicate
 from dsv4_shard.escape import clean
+from dsv4_shard.rankspan import say_ranks
 from dsv4_shard.roles import Module
 
 if TYPE_CHECKING:
@@ -411,7 +412,8 @@ def show_outcome(console: Console, outcome: "Outcome", seconds: float, files: st
     if outcome.inexact:
         count = sum(outcome.inexact.values())
         _item(console, f"{count:,} values in {len(outcome.inexact):,} tensors were rounded by the cast", "yellow")
-    console.print(Text(f"into {clean(str(outcome.out))}"))
+    held = f", which holds {say_ranks(outcome.ranks)} of {outcome.world}" if len(outcome.ranks) < outcome.world else ""
+    console.print(Text(f"into {clean(str(outcome.out))}{held}"))
 
 
 def show_verification(console: Console, verification: "Verification", numerics: "Numerics | None") -> None:

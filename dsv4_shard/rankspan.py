@@ -1,12 +1,16 @@
-"""Ranks as people write them: `0-7`, or `0,2,4`."""
+"""Ranks as people write them, `0-7` or `0,2,4`, and as a launcher of several processes shares them out."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import groupby
 
 from dsv4_shard.digests import digest_of
 from dsv4_shard.errors import UsageError
+from dsv4_shard.escape import short
 
 _SPAN_IN_NAME = 40
+
+_LAUNCHERS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
+"""What torchrun sets, and srun: a process's number, and how many there are."""
 
 
 def parse_ranks(text: str) -> tuple[int, ...]:
@@ -36,3 +40,31 @@ def say_ranks(ranks: Iterable[int]) -> str:
     """As `span_of`, in a sentence."""
     span = span_of(ranks)
     return f"rank {span}" if span.isdecimal() else f"ranks {span}" if span else "no ranks"
+
+
+def share_of(world: int, number: int, shares: int) -> tuple[int, ...]:
+    """The ranks of share `number` of `shares`: contiguous, as even as possible; none of the shares beyond `world`."""
+    shares = min(shares, world)
+    if number >= shares:
+        return ()
+    return tuple(range(number * world // shares, (number + 1) * world // shares))
+
+
+def own_share(environment: Mapping[str, str]) -> tuple[int, int]:
+    """Which process this is, and of how many, as torchrun or Slurm tell it. Raises UsageError."""
+    for number, count in _LAUNCHERS:
+        if number in environment or count in environment:
+            found = [_count(name, environment.get(name)) for name in (number, count)]
+            if found[0] >= found[1]:
+                raise UsageError(f"--ranks auto: {number} is {found[0]}, and {count} {found[1]}")
+            return found[0], found[1]
+    names = " or ".join(" and ".join(pair) for pair in _LAUNCHERS)
+    raise UsageError(f"--ranks auto: none of {names} is set", hint="Start it with torchrun or srun, or name the ranks.")
+
+
+def _count(name: str, text: str | None) -> int:
+    if text is None:
+        raise UsageError(f"--ranks auto: {name} is not set")
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise UsageError(f"--ranks auto: {name} is {short(text)}, not a number")
+    return int(text)

@@ -123,6 +123,12 @@ def deploy(plan: Plan, inventory: Inventory) -> tuple[Engine, Layout, Context]:
     return engine, engine.layout, Context(inventory, choose(inventory, request).at)
 
 
+def world_of(plan: Plan, inventory: Inventory) -> int:
+    """How many ranks a plan's files are for. Raises as `prepare` does."""
+    _, layout, context = deploy(plan, inventory)
+    return context.at.readers(layout.by_node)
+
+
 def prepare(checkpoint: Checkpoint, inventory: Inventory, plan: Plan, ranks: tuple[int, ...] | None = None) -> Job:
     """Turn a plan into a job for `ranks` (default: all). Reads headers and small files only.
 

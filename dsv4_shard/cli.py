@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TypeVar
 import typer
 
 from dsv4_shard import __version__
-from dsv4_shard.errors import ExitCode, ShardError, UnsupportedFamily, UsageError
+from dsv4_shard.errors import ExitCode, RanksThere, ShardError, UnsupportedFamily, UsageError
 from dsv4_shard.escape import clean
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ app = typer.Typer(
 )
 
 _OPEN_FILES = 1 << 16
+_AUTO = "auto"
+"""For --ranks: those that the process's launcher leaves to it."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -291,7 +293,8 @@ def reshard(
     expert_dtype: ExpertDtypeOpt = None,
     engine_version: VersionOpt = None,
     ranks: Annotated[
-        str | None, typer.Option("--ranks", help="Write only these ranks (node: nodes): 0-7 or 0,2,4.")
+        str | None,
+        typer.Option("--ranks", help="Write only these ranks (node: nodes): 0-7 or 0,2,4; auto: torchrun, srun."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and stop.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")] = False,
@@ -313,7 +316,7 @@ def reshard(
     from dsv4_shard.output import check_output
     from dsv4_shard.progress import Progress
     from dsv4_shard.report import show_outcome
-    from dsv4_shard.reshard import prepare
+    from dsv4_shard.reshard import prepare, result_to_join
     from dsv4_shard.reshard import reshard as write
 
     if plan_file is not None:
@@ -325,20 +328,30 @@ def reshard(
         else None
     )
     made = _plan_for(checkpoint, inventory, plan_file, request)
+    wanted = _ranks(ranks, overwrite, made, inventory)
+    if wanted == ():
+        return
     with _kept():
-        job = prepare(checkpoint, inventory, made, _ranks(ranks))
+        job = prepare(checkpoint, inventory, made, wanted)
     if dry_run:
-        check_output(out, checkpoint.source.root, overwrite)
+        check_output(out, checkpoint.source.root, overwrite, job.is_share)
+        result_to_join(job, out, overwrite)
         _dry_run(job, checkpoint, out, as_json)
         return
     if download:
         checkpoint = with_download(checkpoint, files_of(job.recipe))
     console, log = _consoles()
-    with Progress(log, "reshard", sum(file.payload for file in job.recipe.files), quiet=as_json) as progress:
-        outcome = write(job, checkpoint, out, workers=jobs, overwrite=overwrite, allow_inexact=allow_inexact,
-                        restart=restart, on_progress=progress.advance, on_resume=progress.resume)  # fmt: skip
+    try:
+        with Progress(log, "reshard", sum(file.payload for file in job.recipe.files), quiet=as_json) as progress:
+            outcome = write(job, checkpoint, out, workers=jobs, overwrite=overwrite, allow_inexact=allow_inexact,
+                            restart=restart, on_progress=progress.advance, on_resume=progress.resume)  # fmt: skip
+    except RanksThere as error:
+        if ranks != _AUTO:
+            raise
+        print(f"{clean(str(error))}: nothing to do", file=sys.stderr)  # others of the launch may have more to do
+        return
     if as_json:
-        _print_json(_outcome(outcome))
+        _print_json(_outcome(outcome) | {"ranks": outcome.ranks, "world": outcome.world})
     else:
         show_outcome(console, outcome, progress.seconds)
 
@@ -387,7 +400,7 @@ def merge(
 @app.command()
 @_reported
 def verify(
-    out: Annotated[Path, typer.Argument(help="A folder that reshard made.")],
+    out: Annotated[list[Path], typer.Argument(help="A folder that reshard made, or those of shares, as one result.")],
     against: Annotated[str | None, typer.Option("--against", help="The checkpoint it was made from.")] = None,
     numerics: Annotated[
         bool, typer.Option("--numerics", help="Also add up the experts of a layer (--against).")
@@ -399,8 +412,9 @@ def verify(
     """Prove a result against its manifest, or byte by byte against the checkpoint. Exit code 1 if anything differs."""
     from dsv4_shard.numerics import check_numerics
     from dsv4_shard.progress import Progress
-    from dsv4_shard.report import show_verification
-    from dsv4_shard.verify import bytes_to_verify
+    from dsv4_shard.report import show_together, show_verification
+    from dsv4_shard.together import verify_together
+    from dsv4_shard.verify import Verification, bytes_to_verify
     from dsv4_shard.verify import verify as check
 
     if numerics and against is None:
@@ -409,14 +423,17 @@ def verify(
         raise UsageError("--layer is of --numerics", hint="Add --numerics, or leave out --layer.")
     source = _open(against) if against is not None else None
     console, log = _consoles()
-    with Progress(log, "verify", bytes_to_verify(out), quiet=as_json) as progress:
-        found = check(out, source, workers=jobs, on_progress=progress.advance)
+    with Progress(log, "verify", sum(map(bytes_to_verify, out)), quiet=as_json) as progress:
+        options: dict[str, Any] = {"workers": jobs, "on_progress": progress.advance}
+        found = verify_together(out, source, **options) if len(out) > 1 else check(out[0], source, **options)
     sums = check_numerics(out, *source, layer) if numerics and source is not None and found.ok else None
     if as_json:
         document = found.model_dump(mode="json") | {"ok": found.ok}
         _print_json(document | ({"numerics": sums.model_dump(mode="json")} if sums else {}))
-    else:
+    elif isinstance(found, Verification):
         show_verification(console, found, sums)
+    else:
+        show_together(console, found, sums)
     if not found.ok or (sums is not None and not sums.ok):
         raise typer.Exit(ExitCode.NO)
 
@@ -478,17 +495,22 @@ def _numbers(text: str, option: str) -> tuple[int, ...]:
     return numbers
 
 
-def _ranks(text: str | None) -> tuple[int, ...] | None:
-    """`0-7` or `0,2,4` as rank numbers, in order."""
-    if text is None:
-        return None
-    ranks: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = part.partition("-")
-        if not (first.isdecimal() and (last.isdecimal() if dash else True)) or (dash and int(last) < int(first)):
-            raise UsageError(f"--ranks {text!r}: not a list of ranks", hint="Write 0-7, or 0,2,4.")
-        ranks.update(range(int(first), int(last if dash else first) + 1))
-    return tuple(sorted(ranks))
+def _ranks(text: str | None, overwrite: bool, plan: "Plan", inventory: "Inventory") -> tuple[int, ...] | None:
+    """The ranks asked for, None for all; empty, and said, if a launcher started more processes than there are ranks."""
+    from dsv4_shard.rankspan import own_share, parse_ranks, share_of
+    from dsv4_shard.reshard import world_of
+
+    if text != _AUTO:
+        return parse_ranks(text) if text is not None else None
+    if overwrite:
+        raise UsageError("--ranks auto and --overwrite: each share would replace those of the others",
+                         hint="Remove the folder first.")  # fmt: skip
+    number, count = own_share(os.environ)
+    world = world_of(plan, inventory)
+    wanted = share_of(world, number, count)
+    if not wanted:
+        print(f"process {number} of {count}: there are {world} ranks, nothing to do", file=sys.stderr)
+    return wanted
 
 
 def _default_repo() -> str:
@@ -555,7 +577,10 @@ def _dry_run(job: "Job", checkpoint: "Checkpoint", out: Path, as_json: bool) -> 
     from dsv4_shard.report import show_dry_run
 
     # What an unfinished run left there is gone on with, or makes room.
-    needed, free = job.nbytes_to_write(checkpoint.source, out), free_bytes(out) + Staging(out).nbytes_on_disk()
+    needed, free = (
+        job.nbytes_to_write(checkpoint.source, out),
+        free_bytes(out) + Staging(out, job.share).nbytes_on_disk(),
+    )
     if as_json:
         _print_json({"files": {file.name: file.nbytes for file in job.recipe.files}, "bytes": needed,
                      "free": free, "left_out": job.recipe.left_out})  # fmt: skip

@@ -4,20 +4,32 @@ Everything is written into `.NAME.partial/result` beside the target. `.NAME.part
 holds the run's journal: what a run that ended early leaves there is the next one's to go on from, or to throw away. The
 manifest is written last, then the result is renamed: write, fsync(files), fsync(folder), rename, fsync(parent), since
 rename alone is not durable on every file system.
+
+Shares of ranks have a place each, `.NAME.ranks-8-15.partial`. The first one to end becomes the folder; the files of
+each further one are moved into it, and its manifest is replaced last, in one step. `.NAME.lock` is held meanwhile.
 """
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
 import stat
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
 from dsv4_shard import syscalls
-from dsv4_shard.errors import OtherRun, OutputBusy, OutputError, SourceChanged, WriteFailed
+from dsv4_shard.errors import (
+    OtherRun,
+    OutputBusy,
+    OutputError,
+    OutputNotEmpty,
+    RanksThere,
+    SourceChanged,
+    WriteFailed,
+)
+from dsv4_shard.locks import acquire, locked
 from dsv4_shard.manifest import MANIFEST_NAME
 from dsv4_shard.output import plain
 from dsv4_shard.writing import StagedFile, fsync_folder
@@ -30,14 +42,14 @@ _SET_ASIDE = "journal.set-aside"
 
 
 class Staging:
-    """A folder in the making, locked. Use as a context.
+    """A folder in the making, locked; `share` names the ranks that it is for, empty: all. Use as a context.
 
     What is not committed at its end is removed, unless an error ended it and a journal says what a later run can use.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, share: str = "") -> None:
         self.out = plain(out)
-        self.path = self.out.parent / f".{self.out.name}.partial"
+        self.path = self.out.parent / f".{self.out.name}.{share and f'ranks-{share}.'}partial"
         self.folder = self.path / _RESULT
         self.journal = self.path / _JOURNAL
         self._lock = -1
@@ -56,45 +68,44 @@ class Staging:
         return self
 
     def _claim(self) -> None:
-        """Refuse a folder that is not ours, say whose it is now, and give back what was being replaced."""
-        marker = self.path / _MARKER
-        if not marker.exists():
-            if any(self.path.iterdir()):
-                raise OutputError(
-                    f"{self.path}: holds files that dsv4-shard did not make", hint="Move them away, then run again."
-                )
-            marker.touch()
-            fsync_folder(self.path)
+        """Say whose the folder is now, and give back what was being replaced."""
+        fsync_folder(self.path)
         with contextlib.suppress(OSError):  # a full disk is no reason not to go on
-            marker.write_text(f"process {os.getpid()} on {os.uname().nodename}")
+            (self.path / _MARKER).write_text(f"process {os.getpid()} on {os.uname().nodename}")
         if (self.path / _REPLACED).exists() and not self.out.exists():
             os.rename(self.path / _REPLACED, self.out)  # a run was killed between two renames
 
     def _acquire(self) -> int:
-        """The staging folder, made and locked. The lock is on the folder itself: it dies with the process."""
+        """The staging folder, made and locked."""
         while True:
             made = False
             with contextlib.suppress(FileExistsError):
                 self.path.mkdir()
                 made = True
-            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._refuse_foreign()
+                return acquire(self.path / _MARKER, wait=False)
+            except FileNotFoundError:
+                continue  # another run committed or removed the folder meanwhile
             except BlockingIOError:
-                os.close(fd)
                 raise OutputBusy(
                     f"{self.out}: another dsv4-shard is writing it ({self._owner()})",
                     hint="Wait for it, or choose another folder.",
                 ) from None
             except OSError:
-                os.close(fd)
                 if made:
+                    (self.path / _MARKER).unlink(missing_ok=True)
                     self.path.rmdir()
                 raise
-            with contextlib.suppress(FileNotFoundError):
-                if os.stat(self.path).st_ino == os.fstat(fd).st_ino:
-                    return fd
-            os.close(fd)  # another run committed or removed the folder between open and lock
+
+    def _refuse_foreign(self) -> None:
+        """Raise OutputError for a folder that is not ours, and FileNotFoundError where it is gone."""
+        if not stat.S_ISDIR(os.lstat(self.path).st_mode):
+            raise OutputError(f"{self.path}: not a folder", hint="Move it away, then run again.")
+        if not (self.path / _MARKER).exists() and any(self.path.iterdir()):
+            raise OutputError(
+                f"{self.path}: holds files that dsv4-shard did not make", hint="Move them away, then run again."
+            )
 
     def begin(self) -> None:
         """Throw away what an earlier run left, and begin with nothing. Raises WriteFailed."""
@@ -209,14 +220,87 @@ class Staging:
         for folder in (*sorted(inner), self.folder, self.path, self.path.parent):
             fsync_folder(folder)
 
-    def commit(self, manifest: bytes, overwrite: bool) -> None:
-        """Make everything durable, the manifest last, and give the folder its final name. Raises WriteFailed."""
+    @contextmanager
+    def out_locked(self) -> Iterator[None]:
+        """Nobody else changes what stands under the final name meanwhile. Raises WriteFailed."""
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.out.parent / f".{self.out.name}.lock"))
+            except OSError as error:
+                raise WriteFailed(f"{self.out}: cannot be locked: {error.strerror}") from error
+            yield
+
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """All that is staged is durable, and `out_locked`: for `commit` or `join`. Raises WriteFailed."""
         try:
             self.settle()
-            self.write_file(MANIFEST_NAME, manifest)
-            self._files[MANIFEST_NAME].fsync()
-            fsync_folder(self.folder)
+        except OSError as error:
+            raise WriteFailed(f"{error.filename or self.path}: {error.strerror}") from error
+        with self.out_locked():
+            yield
+
+    def commit(self, manifest: bytes, overwrite: bool) -> None:
+        """Add the manifest, and give the folder its final name. Raises WriteFailed."""
+        try:
+            self._seal(manifest)
             self._rename(overwrite)
+        except OSError as error:
+            raise WriteFailed(f"{error.filename or self.path}: {error.strerror}") from error
+
+    def _seal(self, manifest: bytes) -> None:
+        """Write the manifest, durably. Raises OSError."""
+        self.write_file(MANIFEST_NAME, manifest)
+        self._files[MANIFEST_NAME].fsync()
+        fsync_folder(self.folder)
+
+    def join(self, manifest: bytes, new: Mapping[str, str]) -> None:
+        """Move staged files into the result that has the final name, and put `manifest` in its manifest's place.
+
+        `new` has the files to be moved; where one is named with a file of the result, it is that one, and becomes a
+        link to it. The manifest is replaced last and in one step: until then the result is what it was. Raises
+        WriteFailed.
+        """
+        try:
+            self._seal(manifest)
+            for name, twin in new.items():
+                (self.out / name).parent.mkdir(exist_ok=True)
+                if not (twin and self._link_there(twin, name)):
+                    os.rename(self.folder / name, self.out / name)
+            inner = sorted({Path(name).parent for name in new} - {Path()})
+            for root in (self.out, self.folder):
+                for folder in (*inner, Path()):
+                    fsync_folder(root / folder)
+            os.rename(self.folder / MANIFEST_NAME, self.out / MANIFEST_NAME)
+            for root in (self.out, self.folder):
+                fsync_folder(root)
+        except OSError as error:
+            raise WriteFailed(f"{error.filename or self.path}: {error.strerror}") from error
+
+    def _link_there(self, twin: str, name: str) -> bool:
+        """Another name for a file of the result; False where the file system has no links."""
+        try:
+            os.link(self.out / twin, self.out / name)
+        except OSError as error:
+            if error.errno in _CANNOT_LINK:
+                return False
+            raise
+        return True
+
+    def take_back(self, files: Container[str], names: Iterable[str]) -> None:
+        """Undo a `join` that was killed: those of `names` that it moved are staged again, or gone if not of `files`.
+
+        `names` must not be the result's. To be called with `out_locked`. Raises WriteFailed.
+        """
+        try:
+            for name in names:
+                moved = self.out / name
+                if not moved.is_file():
+                    continue
+                if name in files and self.folder.exists() and not (self.folder / name).exists():
+                    os.rename(moved, self.folder / name)
+                else:
+                    moved.unlink()
         except OSError as error:
             raise WriteFailed(f"{error.filename or self.path}: {error.strerror}") from error
 
@@ -270,13 +354,14 @@ class Staging:
     ) -> None:
         for file in self._files.values():
             file.close()
-        if error is not None and self._is_of_use() and not isinstance(error, SourceChanged):
-            if not isinstance(error, OtherRun):
+        if error is not None and self._is_of_use() and not isinstance(error, SourceChanged | RanksThere):
+            if not isinstance(error, OtherRun | OutputNotEmpty):
                 error.add_note(f"What is done is kept in {self.path}: the same command goes on from there.")
         else:
             with contextlib.suppress(OSError):
                 self._clear()
                 (self.path / _MARKER).unlink()
+                self._unlock()  # NFS keeps a file that is open, and with it the folder
                 self.path.rmdir()
         self._unlock()
 

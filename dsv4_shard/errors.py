@@ -228,6 +228,24 @@ class OutputNotEmpty(OutputError):
     """Something is already there."""
 
 
+class RanksThere(OutputNotEmpty):
+    """All ranks that were to be written are in the output already."""
+
+    hint = "Nothing is left to do; --overwrite replaces the whole folder."
+
+
+class OtherDeployment(OutputNotEmpty):
+    """Shares that are to be one result were not made for the same deployment, or from the same checkpoint."""
+
+    hint = "Choose another folder, or replace the whole of it with --overwrite."
+
+
+class SharesDiffer(OutputError):
+    """What all ranks hold alike differs between shares of one result."""
+
+    hint = "`dsv4-shard verify FOLDER --against REPO` says which of them is damaged: write that one again."
+
+
 class OutputBusy(OutputError):
     """Another dsv4-shard is writing the same output."""
 

@@ -111,18 +111,12 @@ def _run_differences(then: Run, now: Run) -> Iterator[str]:
     for option in now.request:
         if then.request.get(option) != now.request[option]:
             yield f"{option} was {then.request.get(option)}, it is {now.request[option]} now"
-    if then.ranks != now.ranks:
-        yield f"it was to write ranks {_span(then.ranks)}, this one ranks {_span(now.ranks)}"
     yield from differences(then.origin, now.origin)
     for name, time in now.times.items():
         if then.times.get(name) != time:
             yield f"{name} of the checkpoint was written to since"
     if then != now.model_copy(update={"origin": then.origin}):
         yield "its files are laid out in another way"
-
-
-def _span(ranks: tuple[int, ...]) -> str:
-    return f"{ranks[0]} to {ranks[-1]} ({len(ranks)} of them)" if ranks else "none"
 
 
 class Journal:

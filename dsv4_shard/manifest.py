@@ -5,8 +5,9 @@ came in one piece; where it was put together from several, it is that of the pie
 their lengths.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
@@ -16,7 +17,7 @@ from dsv4_shard.engines.base import MAX_RANKS
 from dsv4_shard.errors import NotAResult
 from dsv4_shard.escape import short_name
 from dsv4_shard.jsonfile import BadJson, check_size
-from dsv4_shard.origin import Origin
+from dsv4_shard.origin import Origin, differences
 
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST_NAME = "manifest.json"
@@ -36,6 +37,36 @@ Rank = Annotated[int, Field(ge=0, lt=MAX_RANKS)]
 Bytes = Annotated[int, Field(ge=0, lt=2**63)]
 Run = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
 """So many pieces of so many bytes."""
+
+
+class Made(NamedTuple):
+    """What all shares of one result have in common: what their files were made for, and from."""
+
+    layout: str
+    world: int
+    identity: dict[str, str]
+    source: Origin
+    plan_digest: str | None
+
+
+def made_differences(then: Made, now: Made) -> Iterator[str]:
+    """How two shares are not of one result, each in a line."""
+    if then.layout != now.layout:
+        yield f"its layout is {short_name(then.layout)}, here it is {short_name(now.layout)}"
+    if then.world != now.world:
+        yield f"it is of {then.world} ranks, here they are {now.world}"
+    for key in sorted(then.identity.keys() | now.identity.keys()):
+        was, now_is = (short_name(str(one.identity.get(key))) for one in (then, now))
+        if was != now_is:
+            yield f"its {short_name(key)} is {was}, here it is {now_is}"
+    yield from differences(then.source, now.source)
+    if then.source.label != now.source.label:
+        yield (
+            f"its checkpoint was called {short_name(then.source.label)}, here it is {short_name(now.source.label)}: "
+            "call it the same, or give all shares one --plan file"
+        )
+    if then.plan_digest != now.plan_digest:
+        yield "it follows another plan"
 
 
 class _Document(BaseModel):
@@ -115,6 +146,15 @@ class Manifest(_Document):
         if any(not ranks.issuperset(file.ranks) for file in self.files):
             raise ValueError("a file of ranks that are not in this folder")
         return self
+
+    @property
+    def made(self) -> Made:
+        return Made(self.layout, self.world, self.identity, self.source, self.plan_digest)
+
+    @property
+    def names(self) -> set[str]:
+        """All names under which files stand in the folder, the manifest's own apart."""
+        return {name for file in self.files for name in file.names} | {entry.name for entry in self.companions}
 
     def sealed(self) -> "Manifest":
         """This manifest with its digest."""

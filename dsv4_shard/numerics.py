@@ -5,7 +5,7 @@ once, must be what the unsharded layer gives. Counting the shared expert once fo
 replicated one invites, is computed too, so that the check shows that it could tell the difference.
 """
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -110,6 +110,7 @@ class _RankReader:
     """Weights as one rank holds them: the recipe tells where in its files each source tensor's part stands."""
 
     def __init__(self, folder: Path, recipe: Recipe, names: Names, steps: dict[str, Step], rank: int) -> None:
+        """`recipe` is that of all ranks, `folder` the one that has this rank's files."""
         self._folder, self._recipe, self._names, self._steps, self._rank = folder, recipe, names, steps, rank
 
     def holds(self, name: str) -> bool:
@@ -145,7 +146,8 @@ class _RankReader:
             converted = cut.rows * cut.row_nbytes
             nbytes = step.conversion.nbytes(converted) if step.conversion else converted
             start, rows = start + landing.at, cut.rows
-        with LocalSource(self._folder, str(self._folder)).open(output.name) as file:
+        own = (output.name, *output.links)[output.ranks.index(self._rank)]
+        with LocalSource(self._folder, str(self._folder)).open(own) as file:
             return _Matrix(file.read(start, start + nbytes), info.dtype, rows)
 
 
@@ -166,8 +168,10 @@ def _decoded(weight: _Matrix, scale: _Matrix | None) -> "torch.Tensor":
     return dequantize(weight.data, weight.dtype, weight.rows, scales, stored)
 
 
-def check_numerics(folder: Path, checkpoint: Checkpoint, inventory: Inventory, layer: int | None = None) -> Numerics:
-    """Compare a layer (default: the last) of a verified result with its source.
+def check_numerics(
+    folders: Sequence[Path], checkpoint: Checkpoint, inventory: Inventory, layer: int | None = None
+) -> Numerics:
+    """Compare a layer (default: the last) of a verified result, in one folder or several, with its source.
 
     Raises UsageError where the result does not hold all ranks, there is no such layer, or it has no experts.
     """
@@ -181,13 +185,15 @@ def check_numerics(folder: Path, checkpoint: Checkpoint, inventory: Inventory, l
         raise UsageError(f"--layer {layer}: this layer has a dense MLP, and --numerics adds up experts")
     if not config.n_shared_experts:
         raise UsageError("--numerics adds up shared experts, and the model has none")
-    manifest = load_manifest(folder)
-    if len(manifest.ranks) != manifest.world:
+    homes = {rank: folder for folder in folders for rank in load_manifest(folder).ranks}
+    world = load_manifest(folders[0]).world
+    if len(homes) != world:
+        where = ", ".join(map(str, folders))
         raise UsageError(
-            f"{folder} holds {len(manifest.ranks)} of {manifest.world} ranks; --numerics adds up all of them"
+            f"{where}: {'holds' if len(folders) == 1 else 'hold'} {len(homes)} of {world} ranks; --numerics adds up all"
         )
-    plan = check_plan(load_plan(folder / PLAN_NAME), checkpoint, inventory)
-    recipe = prepare(checkpoint, inventory, plan, manifest.ranks).recipe
+    plan = check_plan(load_plan(folders[0] / PLAN_NAME), checkpoint, inventory)
+    recipe = prepare(checkpoint, inventory, plan).recipe
     steps = {step.source.name: step for step in recipe.steps if _is_expert(inventory.names[step.source.name], layer)}
     generator = torch.Generator().manual_seed(SEED)
     tokens = torch.randn(TOKENS, config.hidden_size, generator=generator)
@@ -200,7 +206,7 @@ def check_numerics(folder: Path, checkpoint: Checkpoint, inventory: Inventory, l
     whole = _sum_experts(source, routed_names, weights, tokens, config)
     whole += _run_expert(source, shared_names, tokens, config)
     routed, shared = torch.zeros_like(whole), []
-    for rank in manifest.ranks:
+    for rank, folder in sorted(homes.items()):
         reader = _RankReader(folder, recipe, names, steps, rank)
         mine = {e: w for e, w in weights.items() if reader.holds(routed_names[e].gate)}
         routed += _sum_experts(reader, routed_names, mine, tokens, config)
@@ -211,7 +217,7 @@ def check_numerics(folder: Path, checkpoint: Checkpoint, inventory: Inventory, l
     return Numerics(
         layer=layer,
         experts=experts,
-        ranks=manifest.world,
+        ranks=world,
         shared_experts="whole" if is_whole else "in parts",
         error_once=_relative(routed + once, whole),
         error_on_every_rank=_relative(routed + on_every_rank, whole),

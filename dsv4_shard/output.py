@@ -8,10 +8,11 @@ from dsv4_shard.errors import NotEnoughDisk, OutputError, OutputInsideInput, Out
 from dsv4_shard.manifest import MANIFEST_NAME
 
 
-def check_output(out: Path, source_root: Path | None, overwrite: bool) -> None:
+def check_output(out: Path, source_root: Path | None, overwrite: bool, joins: bool = False) -> None:
     """Refuse an output that is the input, holds it or lies in it, or that something else already occupies.
 
-    `source_root` is the input's folder, if it is in one. Raises OutputInsideInput, OutputNotEmpty or OutputError.
+    `source_root` is the input's folder, if it is in one. With `joins` the output may be a result of other ranks. Raises
+    OutputInsideInput, OutputNotEmpty or OutputError.
     """
     if not out.is_symlink() and out.is_dir() and out.is_mount():
         raise OutputError(f"{out}: a mount point cannot be replaced", hint=f"Name a folder in it: {out / 'shards'}")
@@ -22,11 +23,12 @@ def check_output(out: Path, source_root: Path | None, overwrite: bool) -> None:
     if not out.parent.is_dir():
         raise OutputError(f"{out.parent}: no such folder", hint=f"Make it first: mkdir -p {out.parent}")
     if out.is_dir() and any(out.iterdir()):
-        if not overwrite:
+        if not (overwrite or joins):
             raise OutputNotEmpty(f"{out}: not empty", hint="Choose another folder, or replace it with --overwrite.")
         if not (out / MANIFEST_NAME).is_file():
+            done = "overwritten" if overwrite else "joined"
             raise OutputNotEmpty(
-                f"{out}: holds no {MANIFEST_NAME}, so it was not made by dsv4-shard and is not overwritten",
+                f"{out}: holds no {MANIFEST_NAME}, so it was not made by dsv4-shard and is not {done}",
                 hint="Choose another folder, or empty this one yourself.",
             )
 

@@ -13,6 +13,7 @@ from dsv4_shard.checkpoint import Severity
 from dsv4_shard.engines import SERVING
 from dsv4_shard.engines.base import ANY_ENGINE, Replicate
 from dsv4_shard.escape import clean
+from dsv4_shard.rankspan import say_ranks
 from dsv4_shard.roles import Module
 
 if TYPE_CHECKING:
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
     from dsv4_shard.inspect import Cell, Dimension, Inspection
     from dsv4_shard.numerics import Numerics
     from dsv4_shard.plan import Plan, PlanBreach, PlanModule
+    from dsv4_shard.problem import Problem
     from dsv4_shard.ranksource import RankSource
     from dsv4_shard.reshard import Job, Outcome
+    from dsv4_shard.together import Together
     from dsv4_shard.verify import Verification
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -413,29 +416,56 @@ def show_outcome(console: Console, outcome: "Outcome", seconds: float, files: st
     if outcome.inexact:
         count = sum(outcome.inexact.values())
         _item(console, f"{count:,} values in {len(outcome.inexact):,} tensors were rounded by the cast", "yellow")
-    console.print(Text(f"into {clean(str(outcome.out))}"))
+    held = f", which holds {say_ranks(outcome.ranks)} of {outcome.world}" if len(outcome.ranks) < outcome.world else ""
+    console.print(Text(f"into {clean(str(outcome.out))}{held}"))
 
 
 def show_verification(console: Console, verification: "Verification", numerics: "Numerics | None") -> None:
     """Verdict, accounts, problems."""
+    _show_verified(console, verification)
+    _show_verdict(console, verification.ok, numerics)
+
+
+def show_together(console: Console, together: "Together", numerics: "Numerics | None") -> None:
+    """Each folder's accounts and problems, those of all together, and one verdict."""
+    for verification in together.folders:
+        _show_verified(console, verification)
+    held = f"{say_ranks(together.ranks)} of {together.world}"
+    console.print(Text(f"together: {held}, layout {clean(together.layout)}", style="bold"))
+    if together.missing:
+        _item(console, f"{say_ranks(together.missing)} of {together.world}: in none of these folders", "yellow")
+    _show_problems(console, together.problems)
+    _show_verdict(console, together.ok, numerics)
+
+
+def _show_verified(console: Console, verification: "Verification") -> None:
     held = f"{verification.files} files, {verification.tensors:,} tensors, {size(verification.bytes)}"
     against = f", against {clean(verification.against)}" if verification.against else ", against its manifest"
     console.print(Text(f"{clean(verification.folder)}: {held}{against}", style="bold"))
+    if len(verification.ranks) < verification.world:
+        _item(console, f"{say_ranks(verification.ranks)} of {verification.world}")
     for fate, count in verification.accounts.items():
         _item(console, f"{count:,} source tensors {fate}")
     for reason, count in verification.left_out.items():
         _item(console, f"{count:,} not stored: {reason}", "dim")
     for note in verification.notes:
         _item(console, f"note: {note}", "dim")
-    for problem in verification.problems[:_PROBLEMS_SHOWN]:
+    _show_problems(console, verification.problems)
+
+
+def _show_problems(console: Console, problems: "tuple[Problem, ...]") -> None:
+    for problem in problems[:_PROBLEMS_SHOWN]:
         place = ": ".join(part for part in (problem.file, problem.tensor) if part)
         _item(console, f"{place}: {problem.message}", "red")
-    hidden = len(verification.problems) - _PROBLEMS_SHOWN
+    hidden = len(problems) - _PROBLEMS_SHOWN
     if hidden > 0:
         _item(console, f"and {hidden:,} more problems (--json lists them)", "red")
+
+
+def _show_verdict(console: Console, ok: bool, numerics: "Numerics | None") -> None:
     if numerics is not None:
         _show_numerics(console, numerics)
-    bad = not verification.ok or (numerics is not None and not numerics.ok)
+    bad = not ok or (numerics is not None and not numerics.ok)
     console.print(Text("NOT what was written" if bad else "all as it should be", style="red" if bad else "green"))
 
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path, PurePath
 
@@ -18,13 +19,23 @@ from dsv4_shard.cpus import default_workers
 from dsv4_shard.digests import DIGEST_BYTES, digest_of
 from dsv4_shard.engines import engine_for
 from dsv4_shard.engines.base import Context, Engine, Layout, Request
-from dsv4_shard.errors import SourceChanged, UsageError, WriteFailed
+from dsv4_shard.errors import NotAResult, OtherDeployment, SourceChanged, UsageError, WriteFailed
 from dsv4_shard.inventory import Inventory
+from dsv4_shard.joining import joined_digests, new_files, refuse_other_companions, refuse_unjoinable
 from dsv4_shard.journal import Finished, Journal, Run, Unfinished, read_journal, refuse_other
-from dsv4_shard.manifest import PLAN_NAME, Manifest, ManifestCompanion, ManifestFile
+from dsv4_shard.manifest import (
+    MANIFEST_NAME,
+    PLAN_NAME,
+    Made,
+    Manifest,
+    ManifestCompanion,
+    ManifestFile,
+    load_manifest,
+)
 from dsv4_shard.origin import Origin
 from dsv4_shard.output import check_output, check_room
 from dsv4_shard.plan import Plan, refuse_errors, refuse_infeasible
+from dsv4_shard.rankspan import share_name
 from dsv4_shard.recipe import OutputFile, Recipe, make_recipe
 from dsv4_shard.skeleton import SKELETON_NAME, write_skeleton
 from dsv4_shard.sources import Source
@@ -49,6 +60,23 @@ class Job:
     ranks: tuple[int, ...]
     world: int
     identity: dict[str, str]
+    of_ranks: "Callable[[tuple[int, ...]], Job] | None" = None
+    """What other ranks, or more of them, are written by; None where there are no others."""
+
+    @property
+    def is_share(self) -> bool:
+        """Whether other ranks' files are written by other runs, and are to be one result with these."""
+        return len(self.ranks) < self.world
+
+    @property
+    def share(self) -> str:
+        """The name of the share that this is, empty if it is the whole."""
+        return share_name(self.ranks) if self.is_share else ""
+
+    @property
+    def made(self) -> Made:
+        plan = self.companions.get(PLAN_NAME)
+        return Made(self.layout, self.world, self.identity, self.origin, digest_of(plan) if plan is not None else None)
 
     @property
     def nbytes(self) -> int:
@@ -66,7 +94,7 @@ class Outcome:
     """What a run wrote; `linked` files are links to the checkpoint's own, and not in `files` and `nbytes`.
 
     `resumed` bytes of tensors are an earlier run's, which this one went on from. `intact` files of the checkpoint came
-    whole over a network, and have the SHA-256 that their repository gives.
+    whole over a network, and have the SHA-256 that their repository gives. `ranks` of `world` are in `out` now.
     """
 
     out: Path
@@ -74,6 +102,8 @@ class Outcome:
     nbytes: int
     bytes_read: int
     inexact: dict[str, int]
+    ranks: tuple[int, ...]
+    world: int
     linked: int = 0
     resumed: int = 0
     intact: int = 0
@@ -93,6 +123,12 @@ def deploy(plan: Plan, inventory: Inventory) -> tuple[Engine, Layout, Context]:
     if plan.unwritten is not None:
         raise UsageError(f"no shards for this: {plan.unwritten}", hint="Serve the checkpoint itself, as `plan` says.")
     return engine, engine.layout, Context(inventory, choose(inventory, request).at)
+
+
+def world_of(plan: Plan, inventory: Inventory) -> int:
+    """How many ranks a plan's files are for. Raises as `prepare` does."""
+    _, layout, context = deploy(plan, inventory)
+    return context.at.readers(layout.by_node)
 
 
 def prepare(checkpoint: Checkpoint, inventory: Inventory, plan: Plan, ranks: tuple[int, ...] | None = None) -> Job:
@@ -115,7 +151,8 @@ def prepare(checkpoint: Checkpoint, inventory: Inventory, plan: Plan, ranks: tup
         companions |= {folder + INDEX_FILE: _index(recipe, rank) for rank, folder in folders.items()}
     companions[PLAN_NAME] = plan.to_json().encode()
     companions[SKELETON_NAME] = write_skeleton(checkpoint)
-    return Job(layout.name, plan.source, plan.request, recipe, companions, wanted, world, layout.identity(context))
+    return Job(layout.name, plan.source, plan.request, recipe, companions, wanted, world, layout.identity(context),
+               partial(prepare, checkpoint, inventory, plan))  # fmt: skip
 
 
 def _index(recipe: Recipe, rank: int) -> bytes:
@@ -157,14 +194,17 @@ def reshard(
 ) -> Outcome:
     """Write a job's files into the folder `out`, which appears whole or not at all.
 
-    Where an earlier run of the same job ended early, this goes on from there, and `on_resume` gets the bytes of tensors
-    that are there already; `restart` throws them away. Raises an OutputError (OtherRun where the earlier run was of
-    another job), ReadFailed, WriteFailed, SourceChanged, or InexactCast where an FP8 cast would round.
+    A share of the ranks joins a result of others that stands there, which has these ranks too when all of them are on
+    disk; `overwrite` replaces the whole of it. Where an earlier run of the same job ended early, this goes on from
+    there, and `on_resume` gets the bytes of tensors that are there already; `restart` throws them away. Raises an
+    OutputError (OtherRun where the earlier run was of another job, RanksThere where a share has nothing to do),
+    ReadFailed, WriteFailed, SourceChanged, or InexactCast where an FP8 cast would round.
     """
-    check_output(out, checkpoint.source.root, overwrite)
+    check_output(out, checkpoint.source.root, overwrite, job.is_share)
     recipe, run = job.recipe, _run(job, checkpoint)
-    with Staging(out) as staging:
-        check_output(out, checkpoint.source.root, overwrite)  # an earlier result may be back in its place
+    with Staging(out, job.share) as staging:
+        check_output(out, checkpoint.source.root, overwrite, job.is_share)  # an earlier result may be back in its place
+        _undo_join(job, staging, overwrite)
         earlier = _earlier(staging, run, recipe, checkpoint.source, restart)
         check_room(out, job.nbytes_to_write(checkpoint.source, out) - staging.nbytes_on_disk())
         files = [_stage(file, staging, checkpoint.source, earlier.stop > 0) for file in recipe.files]
@@ -184,32 +224,72 @@ def reshard(
                 finished=earlier.finished,
                 log=journal,
             )
-            _complete(job, result, staging, overwrite)
+            ranks = _complete(job, result, staging, overwrite)
         except BaseException:
             with contextlib.suppress(WriteFailed):
                 journal.save()
             raise
     linked = [file.nbytes for file, staged in zip(recipe.files, files, strict=True) if staged is None]
     written = len(recipe.files) - len(linked)
-    return Outcome(
-        out,
-        written,
-        job.nbytes - sum(linked),
-        result.bytes_read,
-        result.inexact,
-        len(linked),
-        resumed,
-        len(checkpoint.source.intact),
-    )
+    return Outcome(out, written, job.nbytes - sum(linked), result.bytes_read, result.inexact, ranks, job.world,
+                   len(linked), resumed, len(checkpoint.source.intact))  # fmt: skip
 
 
-def _complete(job: Job, result: CopyResult, staging: Staging, overwrite: bool) -> None:
-    """What is left to do when all tensors are where they belong."""
+def _complete(job: Job, result: CopyResult, staging: Staging, overwrite: bool) -> tuple[int, ...]:
+    """What is left to do when all tensors are where they belong. Returns the ranks that are in the output then."""
     for file in job.recipe.files:
         staging.link(file.name, file.links)
     for name, content in job.companions.items():
         staging.write_file(name, content)
-    staging.commit(_manifest(job, result).to_bytes(), overwrite)
+    own = _manifest(job, result.digests)
+    with staging.ending():
+        there = result_to_join(job, staging.out, overwrite)
+        if there is None:
+            staging.commit(own.to_bytes(), overwrite)
+            return own.ranks
+        joined = _joined(there, own, job, staging.out)
+        staging.join(joined.to_bytes(), new_files(there, own, joined))
+        return joined.ranks
+
+
+def result_to_join(job: Job, out: Path, overwrite: bool) -> Manifest | None:
+    """The result of other ranks in `out` that a share is to join, if there is one that is not to be replaced.
+
+    Raises RanksThere, OtherDeployment or OutputNotEmpty where it cannot be joined.
+    """
+    if overwrite or not job.is_share or not (out / MANIFEST_NAME).is_file():
+        return None
+    try:
+        there = load_manifest(out)
+    except NotAResult as error:
+        raise OtherDeployment(f"{error}; nothing can join it") from None
+    refuse_unjoinable(str(out), there, job.made, job.ranks)
+    return there
+
+
+def _undo_join(job: Job, staging: Staging, overwrite: bool) -> None:
+    """Bring back what an earlier run of this share had moved into the output when it was killed.
+
+    Raises as `result_to_join` does.
+    """
+    if overwrite or not job.is_share:
+        return
+    with staging.out_locked():
+        there = result_to_join(job, staging.out, overwrite)
+        if there is not None:
+            files = {file.name for file in job.recipe.files}
+            links = {link for file in job.recipe.files for link in file.links}
+            staging.take_back(files, sorted((files | links | job.companions.keys()) - there.names))
+
+
+def _joined(there: Manifest, own: Manifest, job: Job, out: Path) -> Manifest:
+    """The manifest of a result and a share together: that of one run of all their ranks."""
+    if job.of_ranks is None:
+        raise ValueError("a job of all ranks there are joins nothing")
+    union = job.of_ranks(tuple(sorted({*there.ranks, *own.ranks})))
+    joined = _manifest(union, joined_digests((there, own), union.recipe.files))
+    refuse_other_companions(str(out), there.companions, joined.companions)
+    return joined
 
 
 def _run(job: Job, checkpoint: Checkpoint) -> Run:
@@ -275,7 +355,9 @@ def _stage(file: OutputFile, staging: Staging, source: Source, is_there: bool) -
     return staged
 
 
-def _manifest(job: Job, result: CopyResult) -> Manifest:
+def _manifest(job: Job, digests: Mapping[tuple[int, str], str]) -> Manifest:
+    """What a job wrote, with the digests of its tensors by (file number, name)."""
+    made = job.made
     companions = tuple(
         ManifestCompanion(name=name, nbytes=len(content), digest=digest_of(content))
         for name, content in sorted(job.companions.items())
@@ -284,13 +366,13 @@ def _manifest(job: Job, result: CopyResult) -> Manifest:
         schema_version=1,
         tool_version=__version__,
         digest="",
-        layout=job.layout,
-        world=job.world,
+        layout=made.layout,
+        world=made.world,
         ranks=job.ranks,
-        source=job.origin,
-        plan_digest=digest_of(job.companions[PLAN_NAME]) if PLAN_NAME in job.companions else None,
-        identity=job.identity,
-        files=_manifest_files(job.recipe.files, result.digests),
+        source=made.source,
+        plan_digest=made.plan_digest,
+        identity=made.identity,
+        files=_manifest_files(job.recipe.files, digests),
         companions=companions,
         left_out=job.recipe.left_out,
     ).sealed()

@@ -16,14 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small import contents, job_for, least_config, reshard_folder, with_bf16_o_a
+from small import contents, job_for, least_config, open_folder, reshard_folder, with_bf16_o_a
 
 from dsv4_shard import journal, syscalls
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.demo import write_checkpoint
-from dsv4_shard.errors import ExitCode, NotAResult, OutputNotEmpty, ShardError
-from dsv4_shard.manifest import load_manifest
-from dsv4_shard.reshard import Job, Outcome, reshard
+from dsv4_shard.engines.base import Request
+from dsv4_shard.errors import ExitCode, NotAResult, OutputNotEmpty, RanksThere, ShardError
+from dsv4_shard.manifest import MANIFEST_NAME, load_manifest
+from dsv4_shard.plan import make_plan
+from dsv4_shard.reshard import Job, Outcome, prepare, reshard
 from dsv4_shard.verify import verify
 
 CHANGING = [(os, name) for name in ("open", "pwritev", "pwrite", "ftruncate", "fsync", "fdatasync", "rename", "link",
@@ -32,7 +34,9 @@ CHANGING += [(syscalls, "fallocate"), (syscalls, "exchange")]
 READING = [(os, "preadv")]
 SAVE_BYTES = 120_000
 STAGING = ".out.partial"
+SHARE_STAGING = ".out.ranks-1.partial"
 SPARE = "journal.spare"
+SPARE_MANIFEST = "manifest.spare"
 
 JobOf = tuple[Job, Checkpoint]
 
@@ -173,7 +177,7 @@ class Disk:
                 self._flushed(args[0])
             case "rename":
                 source, target = map(Path, args)
-                self._names.append(((source.parent, target.parent), lambda: os.rename(target, source)))
+                self._renamed(source, target)
             case "exchange":
                 one, other = args
                 self._names.append(((one.parent, other.parent), lambda: syscalls.exchange(one, other)))
@@ -189,10 +193,19 @@ class Disk:
                 path = Path(args[1])
                 self._names.append(((path.parent,), path.unlink))
 
+    def _renamed(self, source: Path, target: Path) -> None:
+        undo = [lambda: os.rename(target, source)]
+        if target.is_file():
+            spare = target.parent.parent / SPARE_MANIFEST
+            spare.unlink(missing_ok=True)
+            _link(target, spare)
+            undo.append(lambda: os.rename(spare, target))
+        self._names.append(((source.parent, target.parent), lambda: [one() for one in undo] and None))
+
     def _unlinked(self, path: Path) -> None:
         spare = path.parent.parent / SPARE
         spare.unlink(missing_ok=True)
-        os.link(path, spare)
+        _link(path, spare)
         self._names.append(((path.parent,), lambda: os.rename(spare, path)))
 
     def _flushed(self, fd: int) -> None:
@@ -216,7 +229,7 @@ class Disk:
                     undo()
 
 
-_open = os.open
+_open, _link = os.open, os.link
 
 
 def _inode(fd: int) -> int:
@@ -338,6 +351,89 @@ def nbytes_saved(folder: Path, expected: dict[str, bytes]) -> int:
     found = journal.read_journal(folder / STAGING / "journal")
     is_done = (folder / "out").exists() and contents(folder / "out") == expected
     return 0 if found is None or is_done else sum(step.nbytes for step in found.finished)
+
+
+# --- the sweep of a share that joins others ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shares(tmp_path_factory: pytest.TempPathFactory) -> tuple[JobOf, JobOf, JobOf]:
+    """Two ranks for SGLang, whose shared tensors are one file: the first one, the second one, and both."""
+    folder = tmp_path_factory.mktemp("shares") / "model"
+    write_checkpoint(folder, least_config(vocab_size=128), 23, 0)
+    checkpoint, inventory = open_folder(with_bf16_o_a(folder))
+    plan = make_plan(checkpoint, inventory, Request(tp=2, engine="sglang"))
+    one, other, both = (prepare(checkpoint, inventory, plan, ranks) for ranks in ((0,), (1,), None))
+    return (one, checkpoint), (other, checkpoint), (both, checkpoint)
+
+
+@pytest.fixture(scope="module")
+def first_share(shares: tuple[JobOf, JobOf, JobOf], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The result of the first share. Only to be copied."""
+    out = tmp_path_factory.mktemp("share") / "out"
+    run(shares[0], out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def joined(shares: tuple[JobOf, JobOf, JobOf], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of one run of both ranks."""
+    out = tmp_path_factory.mktemp("both") / "out"
+    run(shares[2], out)
+    return contents(out)
+
+
+@pytest.mark.parametrize("links", ["links", "no links"])
+@pytest.mark.parametrize("how", ["fails", "kill", *SHARES])
+def test_whichever_call_of_a_join_is_the_last_the_earlier_ranks_stand_and_the_share_goes_on(
+    how: str,
+    links: str,
+    shares: tuple[JobOf, JobOf, JobOf],
+    first_share: Path,
+    joined: dict[str, bytes],
+    scratch: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if links == "no links":
+        monkeypatch.setattr(os, "link", lambda *_: fail_at(0, errno.EPERM)(0, ("", ())))
+    share, before = shares[1], contents(first_share)
+
+    def prepare(folder: Path) -> Path:
+        folder.mkdir()
+        return shutil.copytree(first_share, folder / "out")
+
+    calls = calls_of(lambda: run(share, prepare(scratch / "counted")))
+    assert contents(scratch / "counted/out") == joined
+    for number, name in enumerate(calls, 1):
+        at = f"{how} at call {number} of {len(calls)}, {name}"
+        folder = scratch / str(number)
+        out = prepare(folder)
+        match how:
+            case "fails":
+                break_off(share, out, fail_at(number, errno.ENOSPC if number % 2 else errno.EIO), at, {})
+            case "kill":
+                interrupted(share, out, kill_at(number))
+            case _:
+                disk = Disk(number, SHARES[how])
+                interrupted(share, out, disk.before, disk.lose)
+        now = contents(out)
+        is_done = now[MANIFEST_NAME] == joined[MANIFEST_NAME]
+        assert (now == joined) if is_done else ({name: now[name] for name in before} == before), at
+        assert verify(out).ok, at
+        found = journal.read_journal(folder / SHARE_STAGING / "journal")
+        try:
+            outcome = run(share, out)
+        except RanksThere:
+            assert is_done, at
+        else:
+            saved = sum(step.nbytes for step in found.finished) if found else 0
+            assert outcome.resumed == saved or how == "power and some names", at
+        assert contents(out) == joined, at
+        assert names(folder) <= {"out", SPARE, SPARE_MANIFEST}, at
+        shutil.rmtree(folder)
+
+
+# --- what becomes of a result that was moved aside ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scenario", ["overwrite without exchange"], indirect=True)

@@ -363,7 +363,7 @@ def test_a_damaged_index_or_config_is_found(model, tmp_path):
 
 def test_the_experts_of_all_nodes_add_up_with_the_shared_one_once(model, tmp_path):
     split(model, tmp_path / "out")
-    sums = check_numerics(tmp_path / "out", *open_folder(model))
+    sums = check_numerics([tmp_path / "out"], *open_folder(model))
     assert sums.ok
     assert (sums.ranks, sums.shared_experts) == (2, "whole")
     assert sums.error_on_every_rank > 1e-2
@@ -383,7 +383,7 @@ def test_a_nodes_share_is_its_folder_and_no_other(model, tmp_path, node):
     assert verify(tmp_path / "one").ok
     assert verify(tmp_path / "one", open_folder(model)).ok
     with pytest.raises(UsageError, match="1 of 2 ranks"):
-        check_numerics(tmp_path / "one", *open_folder(model))
+        check_numerics([tmp_path / "one"], *open_folder(model))
 
 
 def test_there_are_as_many_ranks_as_nodes(model, tmp_path):
@@ -507,7 +507,7 @@ def test_folders_of_v3_have_its_dense_tensors_and_each_nodes_own_experts(family,
     split(folder, out, tp=tp, nodes=nodes)
     check_folders(folder, out, nodes)
     assert verify(out, open_folder(folder)).ok
-    sums = check_numerics(out, *open_folder(folder))
+    sums = check_numerics([out], *open_folder(folder))
     assert (sums.ok, sums.ranks, sums.shared_experts) == (True, nodes, "whole")
 
 

@@ -240,7 +240,7 @@ def test_the_experts_of_all_nodes_add_up(model, tmp_path):
     checkpoint, inventory = open_folder(model)
     plan = make_plan(checkpoint, inventory, Request(4, engine="node", nodes=2))
     reshard(prepare(checkpoint, inventory, plan), checkpoint, tmp_path / "out")
-    sums = check_numerics(tmp_path / "out", checkpoint, inventory)
+    sums = check_numerics([tmp_path / "out"], checkpoint, inventory)
     assert sums.ok
     assert sums.error_on_every_rank > 1e-3
 

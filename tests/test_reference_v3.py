@@ -72,7 +72,7 @@ def test_weights_that_are_not_quantized_are_the_oracles_too(family: str, model_o
     rewrite(folder, tensors)
     reshard_folder(folder, tmp_path / "out", 4)
     same_as_the_oracle(tmp_path / "out", tensors, 4, tmp_path)
-    assert check_numerics(tmp_path / "out", *open_folder(folder)).ok
+    assert check_numerics([tmp_path / "out"], *open_folder(folder)).ok
 
 
 def test_each_kind_of_layer_is_among_those_compared(model_of) -> None:
@@ -114,7 +114,7 @@ def test_a_result_verifies_alone_against_its_source_and_in_numbers(family: str, 
     against = verify(tmp_path / "out", source)
     assert against.ok
     assert sum(against.accounts.values()) == len(source[0].tensors)
-    sums = check_numerics(tmp_path / "out", *source)
+    sums = check_numerics([tmp_path / "out"], *source)
     assert (sums.ok, sums.layer, sums.ranks) == (True, LAYERS - 1, mp)
     assert sums.shared_experts == ("in parts" if mp > 1 else "whole")
     if mp > 1:
@@ -128,13 +128,13 @@ def test_numerics_sees_a_wrong_expert(name: str, model_of, tmp_path: Path) -> No
     tensors = oracle_v3.shards(load_checkpoint(model_of("v3")), 2, LAYERS)[1]
     tensors[f"layers.2.ffn.{name}"] = tensors[f"layers.2.ffn.{name}"].flip(0).contiguous()
     save_file(tensors, file)
-    assert not check_numerics(tmp_path / "out", *open_folder(model_of("v3"))).ok
+    assert not check_numerics([tmp_path / "out"], *open_folder(model_of("v3"))).ok
 
 
 def test_numerics_of_a_dense_layer_is_refused(model_of, tmp_path: Path) -> None:
     reshard_folder(model_of("v3"), tmp_path / "out", 2)
     with pytest.raises(UsageError, match="layer 0: this layer has a dense MLP"):
-        check_numerics(tmp_path / "out", *open_folder(model_of("v3")), 0)
+        check_numerics([tmp_path / "out"], *open_folder(model_of("v3")), 0)
 
 
 # --- config --------------------------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ def test_a_result_is_verified_and_its_experts_add_up(kind, expert_dtype, folders
     reshard_folder(folders[kind], tmp_path / "out", 4, expert_dtype)
     checkpoint, inventory = open_folder(folders[kind])
     assert verify(tmp_path / "out", (checkpoint, inventory)).ok
-    found = check_numerics(tmp_path / "out", checkpoint, inventory)
+    found = check_numerics([tmp_path / "out"], checkpoint, inventory)
     assert found.ok
     assert found.error_on_every_rank > 0.1
 
@@ -199,7 +199,7 @@ def test_each_node_has_the_dense_tensors_and_its_experts_of_the_layers_and_of_th
                 raw(source[name]),
             )
     assert verify(tmp_path / "out", (checkpoint, inventory)).ok
-    assert check_numerics(tmp_path / "out", checkpoint, inventory).ok
+    assert check_numerics([tmp_path / "out"], checkpoint, inventory).ok
 
 
 @pytest.mark.parametrize(("rule", "wanted", "changes"), [

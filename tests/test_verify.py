@@ -101,7 +101,7 @@ def test_a_clean_result_is_clean_alone_and_against_its_source_and_in_numbers(
     against = verify(tmp_path / "out", (checkpoint, inventory))
     assert (against.ok, against.notes, against.against) == (True, (), str(wide))
     assert sum(against.accounts.values()) == len(checkpoint.tensors)
-    sums = check_numerics(tmp_path / "out", checkpoint, inventory)
+    sums = check_numerics([tmp_path / "out"], checkpoint, inventory)
     assert sums.ok
     assert sums.error_once < TOLERANCE
     assert (sums.ranks, sums.layer, len(sums.experts)) == (mp, 1, 16)
@@ -163,8 +163,8 @@ def test_some_ranks_verify_and_numerics_refuses_them(
     elsewhere = sum(int(name.split(".experts.")[1].split(".")[0]) // 4 not in ranks
                     for name in checkpoint.tensors if ".experts." in name)  # fmt: skip
     assert found.accounts["only on ranks that are not here"] == elsewhere
-    with pytest.raises(UsageError, match=rf"holds {len(ranks)} of 4 ranks"):
-        check_numerics(tmp_path / "out", checkpoint, inventory)
+    with pytest.raises(UsageError, match=rf"out: holds {len(ranks)} of 4 ranks"):
+        check_numerics([tmp_path / "out"], checkpoint, inventory)
 
 
 def test_an_extra_file_is_a_note(out: Path, model: Path) -> None:
@@ -487,13 +487,13 @@ def test_verifying_changes_nothing(out: Path, model: Path) -> None:
 @pytest.mark.parametrize("layer", [0, 1])
 def test_numerics_looks_at_the_layer_asked_for(layer: int, wide: Path, tmp_path: Path) -> None:
     reshard_folder(wide, tmp_path / "out", 2)
-    assert check_numerics(tmp_path / "out", *open_folder(wide), layer).layer == layer
+    assert check_numerics([tmp_path / "out"], *open_folder(wide), layer).layer == layer
 
 
 @pytest.mark.parametrize("layer", [-1, 1, 61])
 def test_numerics_of_a_layer_that_is_not_there_is_refused(layer: int, clean: Path, model: Path) -> None:
     with pytest.raises(UsageError, match="the model has layers 0 to 0"):
-        check_numerics(clean, *open_folder(model), layer)
+        check_numerics([clean], *open_folder(model), layer)
 
 
 @pytest.mark.parametrize("tensor", ["experts.0.w1.scale", "experts.1.w2.weight", "shared_experts.w3.weight"])
@@ -503,12 +503,12 @@ def test_numerics_sees_a_wrong_expert(tensor: str, clean: Path, out: Path, model
         info = header.tensors.get(f"layers.0.ffn.{tensor}")
         for offset in range(0, info.nbytes, 7) if info else ():
             flip(out / name, header.data_start + info.start + offset, 2)
-    sums = check_numerics(out, *open_folder(model))
+    sums = check_numerics([out], *open_folder(model))
     assert not sums.ok
 
 
 def test_numerics_is_the_same_each_time(clean: Path, model: Path) -> None:
-    assert check_numerics(clean, *open_folder(model)) == check_numerics(clean, *open_folder(model))
+    assert check_numerics([clean], *open_folder(model)) == check_numerics([clean], *open_folder(model))
 
 
 def test_a_verification_is_a_json_document(out: Path, model: Path) -> None:

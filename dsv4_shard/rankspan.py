@@ -1,0 +1,70 @@
+"""Ranks as people write them, `0-7` or `0,2,4`, and as a launcher of several processes shares them out."""
+
+from collections.abc import Iterable, Mapping
+from itertools import groupby
+
+from dsv4_shard.digests import digest_of
+from dsv4_shard.errors import UsageError
+from dsv4_shard.escape import short
+
+_SPAN_IN_NAME = 40
+
+_LAUNCHERS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
+"""What torchrun sets, and srun: a process's number, and how many there are."""
+
+
+def parse_ranks(text: str) -> tuple[int, ...]:
+    """The ranks that `text` names, in order. Raises UsageError."""
+    ranks: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not (first.isdecimal() and (last.isdecimal() if dash else True)) or (dash and int(last) < int(first)):
+            raise UsageError(f"--ranks {text!r}: not a list of ranks", hint="Write 0-7, or 0,2,4.")
+        ranks.update(range(int(first), int(last if dash else first) + 1))
+    return tuple(sorted(ranks))
+
+
+def span_of(ranks: Iterable[int]) -> str:
+    """The shortest text that `parse_ranks` reads as these ranks."""
+    runs = [[rank for _, rank in run] for _, run in groupby(enumerate(sorted(ranks)), lambda pair: pair[1] - pair[0])]
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+
+
+def share_name(ranks: Iterable[int]) -> str:
+    """`span_of` in the name of a folder: another text for any other ranks, and not too long for a file system."""
+    span = span_of(ranks)
+    return span if len(span) <= _SPAN_IN_NAME else f"{span[:_SPAN_IN_NAME]}-{digest_of(span.encode())}"
+
+
+def say_ranks(ranks: Iterable[int]) -> str:
+    """As `span_of`, in a sentence."""
+    span = span_of(ranks)
+    return f"rank {span}" if span.isdecimal() else f"ranks {span}" if span else "no ranks"
+
+
+def share_of(world: int, number: int, shares: int) -> tuple[int, ...]:
+    """The ranks of share `number` of `shares`: contiguous, as even as possible; none of the shares beyond `world`."""
+    shares = min(shares, world)
+    if number >= shares:
+        return ()
+    return tuple(range(number * world // shares, (number + 1) * world // shares))
+
+
+def own_share(environment: Mapping[str, str]) -> tuple[int, int]:
+    """Which process this is, and of how many, as torchrun or Slurm tell it. Raises UsageError."""
+    for number, count in _LAUNCHERS:
+        if number in environment or count in environment:
+            found = [_count(name, environment.get(name)) for name in (number, count)]
+            if found[0] >= found[1]:
+                raise UsageError(f"--ranks auto: {number} is {found[0]}, and {count} {found[1]}")
+            return found[0], found[1]
+    names = " or ".join(" and ".join(pair) for pair in _LAUNCHERS)
+    raise UsageError(f"--ranks auto: none of {names} is set", hint="Start it with torchrun or srun, or name the ranks.")
+
+
+def _count(name: str, text: str | None) -> int:
+    if text is None:
+        raise UsageError(f"--ranks auto: {name} is not set")
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise UsageError(f"--ranks auto: {name} is {short(text)}, not a number")
+    return int(text)

@@ -144,7 +144,9 @@ def _main(
 
 # --- options that several commands share ---------------------------------------------------------------------------
 
-RepoArg = Annotated[str, typer.Argument(help="Checkpoint: a folder, or org/name[@revision] on the Hub.")]
+RepoArg = Annotated[
+    str, typer.Argument(help="Checkpoint: a folder, org/name[@revision] on the Hub, or s3://, gs://, az://.")
+]
 RefreshOpt = Annotated[
     bool, typer.Option("--refresh", help="Ask the Hub where the branch is, though it was asked within the hour.")
 ]

@@ -1,4 +1,4 @@
-"""Where a checkpoint's bytes come from: a local folder, or what is named like a repository on the Hub.
+"""Where a checkpoint's bytes come from: a local folder, an object store, or a repository on the Hub.
 
 `Source` is what everything else asks of such a place; `ranks` has another one, whose files stand in no folder.
 """
@@ -228,15 +228,20 @@ def open_all(source: Source, names: Sequence[str]) -> Iterator[Mapping[str, Open
 
 
 def open_source(repo: str, *, refresh: bool = False, exact: bool = False) -> Source:
-    """The folder `repo`, or the Hub repository `org/name[@revision]`: see `hub.open_repository`.
+    """The folder `repo`, the URL of an object store, or the Hub repository `org/name[@revision]`.
 
-    Raises UsageError where `repo` is neither, or not UTF-8, and Unreachable where it cannot be had.
+    See `stores.open_store` and `hub.open_repository`. Raises UsageError where `repo` is none of these, or not UTF-8,
+    and Unreachable where it cannot be had.
     """
     if not _is_utf8(repo):
         raise UsageError(
             f"{repo}: a name that is not UTF-8: plans and manifests, which are JSON, could not hold it",
             hint="Rename the folder, or make a link to it: `ln -s FOLDER model`.",
         )
+    if is_url(repo):
+        from dsv4_shard.stores import open_store
+
+        return open_store(repo)
     path = Path(os.path.expanduser(repo))
     if repo and os.path.isdir(path):
         return LocalSource(path, repo, _revision_of(path))
@@ -256,6 +261,11 @@ def hub_id(repo: str) -> tuple[str, str | None] | None:
     if match is None or repo.startswith((".", "/", "~")) or os.path.exists(repo):
         return None
     return match["id"], match["revision"]
+
+
+def is_url(text: str) -> bool:
+    """Whether a user means a place on a server by this, be it one that is supported or not."""
+    return "://" in text
 
 
 def _is_utf8(text: str) -> bool:

@@ -1,0 +1,261 @@
+"""Object stores by URL (s3://, gs://, az://), through obstore: a checkpoint that is read there, and objects put there.
+
+An object is read as it was listed or not at all: each request names its ETag. obstore itself tries again what may be
+over soon, and goes on with a body that broke off where it did.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from threading import Event
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import xxhash
+
+from dsv4_shard.errors import (
+    AccessRefused,
+    BadAnswer,
+    NotFound,
+    ServerFailed,
+    ShardError,
+    SourceChanged,
+    Throttled,
+    Unreachable,
+    UsageError,
+)
+from dsv4_shard.escape import short_name
+from dsv4_shard.headcache import HeadCache, Heads
+from dsv4_shard.heads import read_headers, read_small, wanted_headers
+from dsv4_shard.remote import Listed, RemoteSource
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from obstore import ObjectMeta
+    from obstore.store import ObjectStore, RetryConfig
+
+_VARIABLES = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE"}
+"""scheme → how the environment variables begin that configure its client."""
+
+_CREDENTIALS = {
+    "s3": "Set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION (`aws configure export-credentials --format "
+    "env` prints those of a profile), or AWS_SKIP_SIGNATURE=true for a public bucket.",
+    "gs": "Set GOOGLE_APPLICATION_CREDENTIALS to a file of credentials, or GOOGLE_SKIP_SIGNATURE=true for a public "
+    "bucket.",
+    "az": "Set AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN.",
+}
+
+_RETRIES: "RetryConfig" = {}
+"""obstore's own: ten times in three minutes, with back-off."""
+
+_PIECE_BYTES = 1 << 20
+"""Handed over at a time while a range comes in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """What is below `url`, the name that users know it by. Its methods raise an Unreachable that says what to do."""
+
+    url: str
+    client: "ObjectStore"
+
+    @property
+    def place(self) -> str:
+        """The bucket."""
+        return "/".join(self.url.split("/")[:3])
+
+    def files(self) -> dict[str, Listed]:
+        """The objects that are in no folder below the URL."""
+        import obstore
+
+        with self.errors(self.url):
+            return _listed(obstore.list_with_delimiter(self.client)["objects"])
+
+    def everything(self) -> dict[str, Listed]:
+        """All objects below the URL."""
+        import obstore
+
+        with self.errors(self.url):
+            return _listed(entry for page in obstore.list(self.client) for entry in page)
+
+    def read(self, name: str, listed: Listed, start: int, buffer: memoryview, stopped: Event) -> None:
+        """Fill `buffer` from byte `start` of an object on, unless the event is set. Raises SourceChanged too."""
+        import obstore
+
+        done = 0
+        with self.errors(f"{self.url}/{name}"):
+            got = obstore.get(
+                self.client, name, options={"if_match": listed.stamp, "range": (start, start + len(buffer))}
+            )
+            if got.range != (start, start + len(buffer)) or got.meta["size"] != listed.nbytes:
+                raise BadAnswer(
+                    f"{self.url}/{name}: gave bytes {got.range[0]} to {got.range[1]} of {got.meta['size']}, "
+                    f"not {start} to {start + len(buffer)} of {listed.nbytes}"
+                )
+            for piece in got.stream(min_chunk_size=_PIECE_BYTES):
+                if stopped.is_set():
+                    raise Unreachable(f"{name}: nobody waits for it any more")
+                buffer[done : done + len(piece)] = memoryview(piece)
+                done += len(piece)
+        if done < len(buffer):
+            raise BadAnswer(f"{self.url}/{name}: ended {len(buffer) - done} bytes early")
+
+    @contextmanager
+    def errors(self, what: str) -> Iterator[None]:
+        """Turn obstore's errors into ours; `what` is what was asked for."""
+        from obstore.exceptions import BaseError
+
+        try:
+            yield
+        except (BaseError, FileNotFoundError) as error:
+            raise _meaning(error, what, self) from None
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFiles:
+    """See `remote.Remote`. The objects of a listing."""
+
+    store: Store
+    listing: Mapping[str, Listed]
+
+    @property
+    def place(self) -> str:
+        return self.store.place
+
+    def fetch(self, name: str, start: int, buffer: memoryview, stopped: Event) -> None:
+        self.store.read(name, self.listing[name], start, buffer, stopped)
+
+
+def connect(url: str) -> Store:
+    """The store that a URL names; nothing is asked yet. Raises UsageError where it is none that is supported.
+
+    Credentials, endpoint, region and all else come from the environment.
+    """
+    from obstore.exceptions import BaseError
+    from obstore.store import from_url
+
+    parts = urlsplit(url)
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise UsageError(
+            f"{parts.scheme}://...: a URL with credentials, a query or a fragment: it would be written down in plans",
+            hint="Name bucket and prefix alone; credentials come from the environment.",
+        )
+    if parts.scheme not in _VARIABLES or not parts.netloc:
+        raise UsageError(
+            f"{url}: not a place that is read or written",
+            hint="Supported are s3://bucket/prefix, gs://bucket/prefix and az://container/prefix.",
+        )
+    store_url = url.rstrip("/")
+    try:
+        return Store(store_url, from_url(store_url, retry_config=_RETRIES))
+    except BaseError as error:
+        raise UsageError(f"{url}: {_first_line(error)}", hint=_CREDENTIALS[parts.scheme]) from None
+
+
+def open_store(url: str) -> RemoteSource:
+    """The checkpoint below a URL: lists it, and reads config, index and headers, unless that is known already.
+
+    What was read is kept for as long as the listing stays the same. Raises UsageError, or an Unreachable that says what
+    to do.
+    """
+    store = connect(url)
+    listing = store.files()
+    if not listing:
+        raise NotFound(
+            f"{url}: nothing there", hint="Name the bucket and the prefix under which config.json and the weights are."
+        )
+    source = RemoteSource(StoreFiles(store, listing), url, None, listing, {})
+    cache, digest = HeadCache("stores", store.url), _digest(listing)
+    kept = cache.load(digest)
+    if kept is None or kept.listing != listing:
+        small = read_small(source)
+        kept = Heads(listing, small | read_headers(source, wanted_headers(source, small)), False)
+        cache.save(digest, kept)
+    return replace(source, heads=kept.heads)
+
+
+def _listed(entries: "Iterable[ObjectMeta] | Sequence[ObjectMeta]") -> dict[str, Listed]:
+    """Name → size and ETag; what some tools put in a folder's place is none of it."""
+    return {entry["path"]: Listed(entry["size"], _tag(entry)) for entry in entries if entry["path"]}
+
+
+def _tag(entry: "ObjectMeta") -> str:
+    """The ETag, in quotes as a condition wants it: Azure lists them without."""
+    tag = entry["e_tag"]
+    if not tag:
+        raise BadAnswer(f"{short_name(entry['path'])}: the store lists no ETag, by which a change could be noticed")
+    return tag if tag.endswith('"') else f'"{tag}"'
+
+
+def _digest(listing: Mapping[str, Listed]) -> str:
+    """Another one where any object is."""
+    digest = xxhash.xxh3_128()
+    for name, listed in sorted(listing.items()):
+        digest.update(f"{name}\0{listed.nbytes}\0{listed.stamp}\0".encode())
+    return digest.hexdigest()
+
+
+# --- what obstore's errors mean ------------------------------------------------------------------------------------
+
+_STATUS = re.compile(r"non-2xx status code: (\d{3})")
+_CODE = re.compile(r"<Code>(\w{1,60})</Code>")
+_RETRIED = re.compile(r"after ([1-9]\d*) retries")
+_BROKEN = re.compile(r"\bkind: (Timeout|Connect|Interrupted)\b")
+_IDENTITY = re.compile(
+    r"://169\.254\.|/latest/(api/token|meta-data)|/computeMetadata/|/metadata/identity|token request"
+)
+"""Asked were those who give a machine in a cloud its credentials."""
+
+_SAID = {"Timeout": "no answer in time", "Connect": "no connection", "Interrupted": "connections broke off"}
+_THROTTLED = ("SlowDown", "TooManyRequests", "RequestLimitExceeded", "ServerBusy")
+
+
+def _meaning(error: Exception, what: str, store: Store) -> ShardError:
+    """The error to raise. Of the client's own text, which has addresses and may have signatures, little is shown."""
+    text = str(error)
+    scheme = store.url.partition(":")[0]
+    found = {key: match[1] for key, pattern in _FOUND.items() if (match := pattern.search(text))}
+    status, code = int(found.get("status", 0)), found.get("code", "")
+    answer = f"{status} {code}".strip()
+    tried = f", after {found['retries']} retries" if "retries" in found else ""
+    if _IDENTITY.search(text):
+        return AccessRefused(f"{what}: no credentials for {scheme}:// are set", hint=_CREDENTIALS[scheme])
+    if status in (401, 403):
+        return AccessRefused(f"{what}: {store.place} refused access ({answer})", hint=_CREDENTIALS[scheme])
+    if code == "NoSuchUpload":
+        return ServerFailed(f"{what}: the upload broke off at its end", hint=_AGAIN)
+    if code in ("NoSuchBucket", "ContainerNotFound"):
+        return NotFound(f"{what}: no bucket {store.place} ({answer})", hint="Check the name, the region and endpoint.")
+    if status == 404 or isinstance(error, FileNotFoundError):
+        return NotFound(f"{what}: not there", hint="It is listed, or was: see what else writes to this place.")
+    if status == 412:
+        return SourceChanged(f"{what}: replaced by another object since it was listed")
+    if status == 429 or code in _THROTTLED:
+        return Throttled(f"{what}: {store.place} answered {answer}{tried}", hint="The store limits how often it is "
+                         "asked. Run again later: what is done is not done again.")  # fmt: skip
+    if status >= 500:
+        return ServerFailed(f"{what}: {store.place} answered {answer}{tried}", hint=_AGAIN)
+    if "non-partial" in text:
+        return BadAnswer(f"{what}: the server ignores Range: it gave the whole object", hint="Reading from afar needs "
+                         "ranges. Use another endpoint, or download the checkpoint.")  # fmt: skip
+    if "BadScheme" in text:
+        variable = f"{_VARIABLES[scheme]}_ALLOW_HTTP"
+        return Unreachable(f"{what}: its endpoint is http://, which is not encrypted", hint=f"Set {variable}=true.")
+    if "redirect" in text:
+        return BadAnswer(f"{what}: {store.place} is in another region", hint="Set AWS_REGION to the bucket's.")
+    if broken := found.get("broken"):
+        return ServerFailed(f"{what}: {_SAID[broken]}{tried}", hint=f"{_AGAIN} The endpoint is that of "
+                            f"{_VARIABLES[scheme]}_ENDPOINT_URL, or the cloud's own.")  # fmt: skip
+    return BadAnswer(f"{what}: {store.place} answered {answer}" if status else f"{what}: {_first_line(error)}")
+
+
+_FOUND = {"status": _STATUS, "code": _CODE, "retries": _RETRIED, "broken": _BROKEN}
+_AGAIN = "Run again when the store answers: what is done is not done again."
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says first, without what may be secret in an address."""
+    line = re.sub(r"\?\S*", "", str(error).partition("\n")[0])
+    return short_name(re.sub(r"://[^\s/]*@", "://", line))

@@ -122,13 +122,15 @@ class HubServer(Recorder):
     """Serves until `close`, or for a `with` block.
 
     Its hosts are `hub` and `cdn`; its routes `info`, `tree`, `paths-info`, `headers` (safetensors-metadata), `resolve`,
-    `cdn` and `unknown`.
+    `cache` (resolve-cache), `cdn` and `unknown`.
     """
 
     def __init__(self, *, token: str = "hf_reader", latency: float = 0.0, page_size: int = 1000) -> None:
         super().__init__(latency)
         self.token = token
         self.page_size = page_size
+        self.small_elsewhere = False
+        """Whether files that are in Git itself are at another address of the same host, as at the Hub."""
         self.failures: list[BaseException] = []
         """What went wrong in the server itself."""
         self.connections: set[socket.socket] = set()
@@ -246,7 +248,7 @@ class HubServer(Recorder):
         if repo is None or (repo.access == "private" and not reader):
             # Who did not log in is not told whether it exists.
             return refuse("repo_not_found", request, status=404 if authorization else 401)
-        if repo.access == "gated" and not reader and request.route in ("resolve", "headers"):
+        if repo.access == "gated" and not reader and request.route in ("resolve", "cache", "headers"):
             return refuse("gated", request, status=403 if authorization else 401)
         commit = repo.branches.get(request.revision, request.revision)
         if commit not in repo.commits:
@@ -268,7 +270,10 @@ class HubServer(Recorder):
             return refuse("entry_not_found", request, headers=headers)
         if request.route == "headers":
             return Answer(200, {"Content-Type": "application/json"}, self._safetensors(request, commit, blobs))
-        if blob.sha256 is None:
+        if blob.sha256 is None and self.small_elsewhere and request.route == "resolve":
+            place = f"/api/resolve-cache/models/{request.repo}/{commit}/{request.file}"
+            return Answer(307, headers | {"Location": place}, b"")
+        if request.route == "cache" or blob.sha256 is None:
             return Answer(200, headers | {"ETag": f'"{blob.oid}"', "Accept-Ranges": "bytes"}, blob)
         headers |= {"X-Linked-Etag": f'"{blob.sha256}"', "X-Linked-Size": str(blob.size), "ETag": f'"{blob.oid}"'}
         return Answer(302, headers | {"Location": self.sign(request.repo, request.file, blob)}, b"Found. Redirecting")
@@ -528,6 +533,8 @@ def _hub_request(path: str) -> Request:
             return Request("hub", "", "paths-info", f"{org}/{name}", revision)
         case ["api", "models", org, name, "safetensors-metadata", *file]:
             return Request("hub", "", "headers", f"{org}/{name}", "main", "/".join(file))
+        case ["api", "resolve-cache", "models", org, name, revision, *file]:
+            return Request("hub", "", "cache", f"{org}/{name}", revision, "/".join(file))
         case [org, name, "resolve", revision, *file]:
             return Request("hub", "", "resolve", f"{org}/{name}", revision, "/".join(file))
     return Request("hub", "", "unknown", file=path)

@@ -2,6 +2,9 @@
 
 import filecmp
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,6 +67,11 @@ def hub(hub_server: HubServer, checkpoint: Path, tmp_path: Path, monkeypatch: py
 def download(hub: HubServer, patterns: list[str] | None = None) -> Path:
     """What huggingface_hub itself puts into its cache."""
     return Path(snapshot_download(REPO, endpoint=hub.url, allow_patterns=patterns))
+
+
+def hub_folder(hub: HubServer) -> Path:
+    """The folder that main is at."""
+    return next(iter(hub._repos[REPO].commits[hub.head(REPO)].values())).path.parent
 
 
 def run(*arguments: object) -> Result:
@@ -153,10 +161,6 @@ def test_without_that_answer_two_requests_a_file_do(hub: HubServer, fault: str) 
         assert [r.route for r in hub.seen(file=name)] == ["resolve", "cdn"]
 
 
-def hub_folder(hub: HubServer) -> Path:
-    return next(iter(hub._repos[REPO].commits[hub.head(REPO)].values())).path.parent
-
-
 def test_an_answer_for_other_files_is_not_taken(hub: HubServer, other: Path, tmp_path: Path) -> None:
     """The answer is for main, which moved after the commit was pinned, to files of other sizes."""
     wider = write_checkpoint(tmp_path / "wider", small_config(vocab_size=512), seed=5)
@@ -223,6 +227,28 @@ def test_a_token_opens_a_gated_repository_and_goes_nowhere_else(
     succeeds("reshard", "org/gated", tmp_path / "out", *TP)
     assert hub.seen(host="cdn")
     assert not hub.token_leaked
+
+
+def test_a_redirect_of_the_hub_to_itself_keeps_the_token(
+    hub: HubServer, checkpoint: Path, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.small_elsewhere = True
+    hub.add_repo("org/gated", {"main": checkpoint}, access="gated")
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    succeeds("reshard", "org/gated", tmp_path / "out", *TP)
+    assert {request.file for request in hub.seen(route="cache")} >= {"config.json", "tokenizer.json"}
+    assert_same_weights(tmp_path / "out", local)
+
+
+def test_a_process_finds_the_hub_by_its_environment(hub: HubServer, local: Path, tmp_path: Path) -> None:
+    """As HF_ENDPOINT and HF_TOKEN are read when huggingface_hub is imported, this has a process of its own."""
+    hub.add_repo("org/gated", {"main": hub_folder(hub)}, access="gated")
+    environment = os.environ | hub.env(tmp_path / "home") | {"HF_TOKEN": hub.token}
+    command = [sys.executable, "-m", "dsv4_shard", "reshard", "org/gated", tmp_path / "out", *TP]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert_same_weights(tmp_path / "out", local)
 
 
 @pytest.mark.parametrize("command", ["inspect", "reshard"])

@@ -11,7 +11,7 @@ demo: $(READY)
 	$(BIN)/dsv4-shard demo demo
 
 test: $(READY)
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist loadgroup
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TypeVar
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from dsv4_shard.inventory import Inventory
     from dsv4_shard.plan import Plan
     from dsv4_shard.reshard import Job, Outcome
+    from dsv4_shard.sharework import Order
 
 app = typer.Typer(
     name="dsv4-shard",
@@ -307,6 +309,10 @@ def reshard(
     ] = False,
     config: ConfigOpt = None,
     jobs: JobsOpt = None,
+    ray: Annotated[
+        str | None,
+        typer.Option("--ray", metavar="ADDRESS", help="Share the ranks out over this Ray cluster's nodes; auto: ours."),
+    ] = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Write one file a rank, each source byte read once, and a manifest that proves what was written.
@@ -330,6 +336,15 @@ def reshard(
         else None
     )
     made = _plan_for(checkpoint, inventory, plan_file, request)
+    if ray is not None and not dry_run:
+        if ranks is not None or overwrite:
+            raise UsageError(f"--ray and {'--ranks' if ranks is not None else '--overwrite'}: all ranks are written, "
+                             "each share beside the others", hint="Remove an earlier result first.")  # fmt: skip
+        from dsv4_shard.sharework import Order
+
+        order = Order(repo, config, made.to_json(), out, _open, (), jobs, allow_inexact, restart)
+        _reshard_on_cluster(ray, order, made, inventory, as_json)
+        return
     wanted = _ranks(ranks, overwrite, made, inventory)
     if wanted == ():
         return
@@ -495,6 +510,36 @@ def _numbers(text: str, option: str) -> tuple[int, ...]:
     if not numbers or min(numbers) < 1:
         raise UsageError(f"{option} {text!r}: must be at least 1")
     return numbers
+
+
+def _reshard_on_cluster(address: str, order: "Order", plan: "Plan", inventory: "Inventory", as_json: bool) -> None:
+    """Write shares on the nodes of a Ray cluster; exit code 1 where what they wrote is not as it should be."""
+    from rich.console import Console
+
+    from dsv4_shard.cluster import reshard_on_cluster
+    from dsv4_shard.progress import SharesProgress
+    from dsv4_shard.report import show_cluster, show_together
+    from dsv4_shard.reshard import world_of
+
+    console, log = _consoles()[0], Console(file=sys.stderr, highlight=False, emoji=False)
+    repo = (
+        os.path.abspath(os.path.expanduser(order.repo)) if os.path.isdir(os.path.expanduser(order.repo)) else order.repo
+    )
+    config = Path(os.path.abspath(order.config)) if order.config is not None else None
+    order = replace(order, repo=repo, config=config, out=Path(os.path.abspath(order.out)))
+    nodes = plan.deployment["nodes"]
+    with SharesProgress(log, quiet=as_json) as progress:
+        outcome = reshard_on_cluster(address, order, world_of(plan, inventory), nodes if nodes > 1 else None, progress)
+    if as_json:
+        shares = [{"ranks": one.ranks, "node": one.node} | (_outcome(one.outcome) if one.outcome else {})
+                  for one in outcome.written]  # fmt: skip
+        document = outcome.together.model_dump(mode="json") | {"ok": outcome.together.ok}
+        _print_json({"shares": shares, "one_folder": outcome.is_one_folder, "verification": document})
+    else:
+        show_cluster(console, outcome, progress.seconds)
+        show_together(console, outcome.together, None)
+    if not outcome.together.ok:
+        raise typer.Exit(ExitCode.NO)
 
 
 def _ranks(text: str | None, overwrite: bool, plan: "Plan", inventory: "Inventory") -> tuple[int, ...] | None:

@@ -306,8 +306,15 @@ class LoadRefused(ShardError):
     exit_code = ExitCode.NO
 
 
+class NodesLost(ShardError):
+    """Nodes of a cluster were lost with the shares that they wrote, and no other could write them."""
+
+    exit_code = ExitCode.IO
+    hint = "What is done is kept where it was written: the same command goes on from there."
+
+
 class Unreachable(ShardError):
-    """The checkpoint is not on this machine and cannot be fetched."""
+    """The checkpoint is not on this machine and cannot be fetched, or no cluster answers."""
 
     exit_code = ExitCode.NETWORK
 

@@ -5,8 +5,11 @@ import threading
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, TaskID, TimeRemainingColumn, TransferSpeedColumn
 from rich.progress import Progress as Bar
+from rich.text import Text
+
+from dsv4_shard.escape import clean
 
 _SECONDS_BETWEEN_LINES = 30
 
@@ -55,4 +58,53 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
+        self.seconds = time.monotonic() - self._started
+
+
+class SharesProgress:
+    """Bytes moved by several shares: a bar each on a terminal, a line for all now and then elsewhere."""
+
+    def __init__(self, console: Console, *, quiet: bool) -> None:
+        self._console = console
+        self._shows_bars = console.is_terminal and not quiet
+        self._prints_lines = not (console.is_terminal or quiet)
+        columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        self._bars = Bar(*columns, console=console, disable=not self._shows_bars, transient=True)
+        self._tasks: dict[str, TaskID] = {}
+        self._at: dict[str, tuple[str, int, int]] = {}
+        self.seconds = 0.0
+
+    def __enter__(self) -> "SharesProgress":
+        self._started = self._spoke = time.monotonic()
+        self._bars.start()
+        return self
+
+    def begin(self, share: str, what: str, total: int, done: int = 0) -> None:
+        """`share` has begun something of `total` bytes, of which `done` are there already."""
+        self._at[share] = (what, done, total)
+        if share in self._tasks:
+            self._bars.remove_task(self._tasks[share])  # a new one, so that the rate does not count what is there
+        self._tasks[share] = self._bars.add_task(f"{what} {share}", total=total, completed=done)
+        if done:
+            percent = 100 * done / max(1, total)
+            self.say(f"{share}: going on where an earlier run stopped: {done:,} of {total:,} bytes ({percent:.0f} %)")
+
+    def advance(self, share: str, nbytes: int) -> None:
+        what, done, total = self._at[share]
+        self._at[share] = (what, done + nbytes, total)
+        self._bars.advance(self._tasks[share], nbytes)
+        now = time.monotonic()
+        if self._prints_lines and now - self._spoke >= _SECONDS_BETWEEN_LINES:
+            self._spoke = now
+            parts = [
+                f"{what} {share} {100 * done / max(1, total):.0f} %" for share, (what, done, total) in self._at.items()
+            ]
+            self.say("; ".join(parts))
+
+    def say(self, line: str) -> None:
+        """A line of its own, above the bars."""
+        self._console.print(Text(clean(line)), soft_wrap=True)
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
         self.seconds = time.monotonic() - self._started

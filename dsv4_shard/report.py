@@ -17,6 +17,7 @@ from dsv4_shard.rankspan import say_ranks
 from dsv4_shard.roles import Module
 
 if TYPE_CHECKING:
+    from dsv4_shard.cluster import ClusterOutcome
     from dsv4_shard.generic import Axis, QuantizedRow, UnknownIdentity, UnknownInspection
     from dsv4_shard.inspect import Cell, Dimension, Inspection
     from dsv4_shard.numerics import Numerics
@@ -418,6 +419,18 @@ def show_outcome(console: Console, outcome: "Outcome", seconds: float, files: st
         _item(console, f"{count:,} values in {len(outcome.inexact):,} tensors were rounded by the cast", "yellow")
     held = f", which holds {say_ranks(outcome.ranks)} of {outcome.world}" if len(outcome.ranks) < outcome.world else ""
     console.print(Text(f"into {clean(str(outcome.out))}{held}"))
+
+
+def show_cluster(console: Console, outcome: "ClusterOutcome", seconds: float) -> None:
+    """What the shares of a cluster wrote, and where they are."""
+    files = sum(one.outcome.files for one in outcome.written if one.outcome)
+    nbytes = sum(one.outcome.nbytes for one in outcome.written if one.outcome)
+    console.print(f"wrote {files} rank files, {size(nbytes)} in {len(outcome.written)} shares in {seconds:.1f} s")
+    for one in outcome.written:
+        resumed = one.outcome.resumed if one.outcome else 0
+        how = "was there" if one.outcome is None else f"{size(resumed)} from an earlier run" if resumed else ""
+        _item(console, f"{say_ranks(one.ranks)} on {clean(one.node)}{how and ': '}{how}")
+    _item(console, "in one folder for all nodes" if outcome.is_one_folder else "in a folder on each node")
 
 
 def show_verification(console: Console, verification: "Verification", numerics: "Numerics | None") -> None:

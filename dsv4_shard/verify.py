@@ -5,7 +5,7 @@ Every file, size, header and digest is held against the manifest; `comparison` h
 
 import filecmp
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -56,16 +56,19 @@ def verify(
     *,
     workers: int | None = None,
     on_progress: Callable[[int], None] = lambda _: None,
+    ranks: Collection[int] | None = None,
 ) -> Verification:
     """Verify the result in `folder`, and against its source if that is given.
 
+    With `ranks`, only the files of these (what all share is the first one's), while others may be joining.
     Raises NotAResult where there is no sound manifest, ForeignPlan where the source is another checkpoint.
     """
     manifest = load_manifest(folder)
     workers = workers or default_workers()
     problems = [*_check_companions(folder, manifest), *_check_ranks(manifest)]
     readable: list[ManifestFile] = []
-    for entry in manifest.files:
+    files = _files_of(manifest, ranks)
+    for entry in files:
         found = list(_check_file(folder, entry, manifest))
         problems += found
         if not found:
@@ -83,22 +86,26 @@ def verify(
     return Verification(
         folder=str(folder),
         layout=manifest.layout,
-        ranks=manifest.ranks,
+        ranks=tuple(rank for rank in manifest.ranks if ranks is None or rank in ranks),
         world=manifest.world,
-        files=len(manifest.files),
-        tensors=sum(len(entry.tensors) for entry in manifest.files),
-        bytes=sum(entry.nbytes for entry in manifest.files),
+        files=len(files),
+        tensors=sum(len(entry.tensors) for entry in files),
+        bytes=sum(entry.nbytes for entry in files),
         against=source[0].source.label if source else None,
         accounts=accounts,
         left_out=dict(Counter(manifest.left_out.values())),
         problems=tuple(problems),
-        notes=(*_strangers(folder, manifest), *notes),
+        notes=(*(_strangers(folder, manifest) if ranks is None else ()), *notes),
     )
 
 
-def bytes_to_verify(folder: Path) -> int:
+def bytes_to_verify(folder: Path, ranks: Collection[int] | None = None) -> int:
     """Bytes of tensors that `verify` will look at."""
-    return sum(entry.payload for entry in load_manifest(folder).files)
+    return sum(entry.payload for entry in _files_of(load_manifest(folder), ranks))
+
+
+def _files_of(manifest: Manifest, ranks: Collection[int] | None) -> list[ManifestFile]:
+    return [entry for entry in manifest.files if ranks is None or entry.ranks[0] in ranks]
 
 
 def _strangers(folder: Path, manifest: Manifest) -> Iterator[str]:

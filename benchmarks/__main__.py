@@ -21,7 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import back, converter, disk, growth, headers, loading, machine, moves
+from benchmarks import back, converter, disk, growth, headers, loading, machine, machines, moves
 from benchmarks.running import ChildFailed
 from benchmarks.settings import NotMeasured, Settings, say
 
@@ -32,6 +32,7 @@ PARTS: dict[str, ModuleType] = {
     "growth": growth,
     "loading": loading,
     "headers": headers,
+    "machines": machines,
     "converter": converter,
 }
 """Each measures (`measure`) and shows (`table`) rows of its own."""

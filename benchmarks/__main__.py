@@ -21,7 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import back, converter, disk, growth, headers, loading, machine, moves, remote
+from benchmarks import back, converter, disk, growth, headers, loading, machine, machines, moves, remote
 from benchmarks.running import ChildFailed
 from benchmarks.settings import NotMeasured, Settings, say
 
@@ -33,6 +33,7 @@ PARTS: dict[str, ModuleType] = {
     "loading": loading,
     "headers": headers,
     "remote": remote,
+    "machines": machines,
     "converter": converter,
 }
 """Each measures (`measure`) and shows (`table`) rows of its own."""

@@ -342,7 +342,9 @@ def reshard(
                              "each share beside the others", hint="Remove an earlier result first.")  # fmt: skip
         from dsv4_shard.sharework import Order
 
-        order = Order(repo, config, made.to_json(), out, _open, (), jobs, allow_inexact, restart)
+        order = Order(
+            _at_commit(repo, checkpoint), config, made.to_json(), out, _open, (), jobs, allow_inexact, restart
+        )
         _reshard_on_cluster(ray, order, made, inventory, as_json)
         return
     wanted = _ranks(ranks, overwrite, made, inventory)
@@ -599,6 +601,14 @@ def _pinned(repo: str, plan_file: Path | None) -> str:
 
     revision = load_plan(plan_file).source.revision if plan_file is not None and hub_id(repo) == (repo, None) else None
     return f"{repo}@{revision}" if revision else repo
+
+
+def _at_commit(repo: str, checkpoint: "Checkpoint") -> str:
+    """A repository on the Hub with the commit that was opened: who opens it again later gets the same."""
+    from dsv4_shard.sources import hub_id
+
+    named, commit = hub_id(repo), checkpoint.source.revision
+    return f"{named[0]}@{commit}" if named and commit else repo
 
 
 def _refuse_beside_plan(context: typer.Context) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from small import load_tensors, open_folder, raw, small_config
 
-from benchmarks import back, converter, disk, growth, headers, loading, moves, page_cache
+from benchmarks import back, converter, disk, growth, headers, loading, machines, moves, page_cache
 from benchmarks.running import ChildFailed, run, tool
 from benchmarks.settings import NotMeasured, Settings, Skipped, require_room
 from benchmarks.sized import WIDTH, config_for, tensor_bytes, write_least
@@ -105,6 +105,46 @@ def test_headers_has_every_command(tmp_path, monkeypatch):
     assert [row.case.split()[0] for row in rows] == ["--help", "inspect", "plan"]
     assert not_above_zero(rows) == []
     assert headers.table(rows).row_count == len(rows)
+
+
+def test_machines_on_paper_are_what_the_documentation_says(tmp_path):
+    """Its table is that of the real headers and of the rates that it names."""
+    document = machines.DOCUMENT.read_text()
+    rates = machines.rates_in(document)
+    rows = machines.estimates(machines.shares_of(tmp_path), rates)
+    assert machines.into(document, machines.markdown(rows, rates)) == document
+    assert not_above_zero(rows) == []
+    assert machines.table(rows).row_count == len(machines.NODES)
+    assert rows[0].read == pytest.approx(864.7e9, rel=0.001)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_machines_measures_the_rates_that_are_not_given(tmp_path):
+    rates = machines.measure_rates(settings(tmp_path), {"network": 1.0})
+    assert min(rates.disk, rates.worker) > 0
+    assert rates.network == 1.0
+    assert machines.measure_rates(settings(tmp_path), {"disk": 2.0, "worker": 3.0}) == machines.Rates(2.0, 3.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_machines_stop_to_pay_where_what_they_share_is_the_limit():
+    shares = [machines.Share(nodes, 10**12 // nodes, 10**12 // nodes) for nodes in machines.NODES]
+    rows = machines.estimates(shares, machines.Rates(disk=1.0, worker=10.0, network=10.0, shared=4.0))
+    assert machines._pays(rows) == {
+        "own links, own disks": 16, "shared source, own disks": 4, "shared source and output": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("ranks", [(0,), (1, 2), (0, 1, 2, 3)])
+@pytest.mark.parametrize(
+    "request_",
+    [Request(tp=4), Request(tp=4, engine="reference"), Request(tp=4, engine="reference", expert_dtype="fp8")],
+)
+def test_what_a_share_reads_is_reckoned_as_it_is_read(tmp_path, request_, ranks):
+    source = write_checkpoint(tmp_path / "checkpoint", small_config(), 3)
+    checkpoint, inventory = open_folder(source)
+    job = prepare(checkpoint, inventory, make_plan(checkpoint, inventory, request_), ranks)
+    assert machines.bytes_read(job.recipe) == reshard(job, checkpoint, tmp_path / "out").bytes_read
 
 
 @pytest.mark.parametrize("engine", loading.ENGINES)

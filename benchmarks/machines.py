@@ -1,0 +1,249 @@
+"""On paper: how long V4-Pro takes on one machine and on several, from measured rates, and where more stop to pay.
+
+    python -m benchmarks.machines [--network 3.125] [--shared 10] [--workers 8] [--disk GB/s] [--worker GB/s]
+
+What each share reads and writes is that of its recipe, from the headers of the real checkpoint. The rates of the disk
+and of one worker thread are measured here if they are not given, those of networks are assumptions. Writes the table
+into docs/machines.md. As a part of `python -m benchmarks` it only prints it.
+"""
+
+import argparse
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from benchmarks.against_cp import remove
+from benchmarks.disk import write_rates
+from benchmarks.page_cache import prepare as prepare_cache
+from benchmarks.running import run, tool
+from benchmarks.settings import Settings, require_room, say
+from benchmarks.sized import write_sized
+from dsv4_shard.blocks import whole_rectangle
+from dsv4_shard.checkpoint import read_checkpoint
+from dsv4_shard.engines.base import Request
+from dsv4_shard.inventory import take_inventory
+from dsv4_shard.plan import make_plan
+from dsv4_shard.rankspan import share_of
+from dsv4_shard.recipe import Recipe, Step
+from dsv4_shard.reshard import prepare
+from dsv4_shard.sources import open_source
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from skeletons import write_skeleton
+
+MODEL, TP, GPU = "DeepSeek-V4-Pro", 16, "h20-96"
+NODES = (1, 2, 4, 8, 16)
+DOCUMENT = Path(__file__).parent.parent / "docs" / "machines.md"
+PAYS = 1.25
+"""Twice as many machines pay where they make it at least so many times faster."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """GB/s: a machine's disk when written to, its link, a file system that all share, and bytes through one worker."""
+
+    disk: float
+    worker: float
+    network: float = 3.125
+    shared: float = 10.0
+    workers: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What each of so many machines reads from the checkpoint and writes: bytes."""
+
+    nodes: int
+    read: int
+    written: int
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """How long a way of storing takes on so many machines, and what it waits for; `gain` is that over half as many."""
+
+    case: str
+    nodes: int
+    read: int
+    written: int
+    seconds: float
+    limit: str
+    gain: float
+
+
+def bytes_read(recipe: Recipe) -> int:
+    """Bytes of the checkpoint that a run reads: of a tensor all rows from the first to the last that a rank wants."""
+    return sum(map(_step_bytes, recipe.steps))
+
+
+def _step_bytes(step: Step) -> int:
+    row = whole_rectangle(step.source.dtype, step.source.shape).stop
+    areas = [cut.rectangle for landing in step.landings for cut, _ in landing.spread]
+    if step.transform is not None and step.scale is not None:
+        scale_row = whole_rectangle(step.scale.dtype, step.scale.shape).stop
+        block, each = step.transform.block, step.transform.scale_rows
+        return sum((a.row_stop - a.row_start) * row + -(-(a.row_stop - a.row_start) // block) * each * scale_row
+                   for a in areas)  # fmt: skip
+    if step.repeat > 1:
+        return step.source.nbytes
+    return (max(a.row_stop for a in areas) - min(a.row_start for a in areas)) * row
+
+
+def shares_of(scratch: Path) -> list[Share]:
+    """What the first of so many machines reads and writes; the others do as much."""
+    checkpoint = read_checkpoint(open_source(str(write_skeleton(scratch / "pro", MODEL))))
+    inventory = take_inventory(checkpoint)
+    plan = make_plan(checkpoint, inventory, Request(tp=TP, gpu=GPU), MODEL)
+    found = []
+    for nodes in NODES:
+        recipe = prepare(checkpoint, inventory, plan, share_of(TP, 0, nodes)).recipe
+        found.append(Share(nodes, bytes_read(recipe), recipe.nbytes))
+    remove(scratch / "pro")
+    return found
+
+
+def estimates(shares: Iterable[Share], rates: Rates) -> list[Estimate]:
+    """Every way of storing, on every number of machines."""
+    found: list[Estimate] = []
+    before: dict[str, float] = {}
+    for share in shares:
+        for case, waits in _cases(share, rates):
+            limit = max(waits, key=lambda what: waits[what])
+            gain = before.get(case, waits[limit]) / waits[limit]
+            before[case] = waits[limit]
+            found.append(Estimate(case, share.nodes, share.read, share.written, waits[limit], limit, gain))
+    return found
+
+
+def _cases(share: Share, rates: Rates) -> Iterator[tuple[str, dict[str, float]]]:
+    """Seconds that each thing takes; they go on at the same time, so the slowest of them is what a run takes."""
+    read, written, nodes = share.read / 1e9, share.written / 1e9, share.nodes
+    cpu = {"CPUs": (read + written) / (rates.worker * rates.workers)}
+    link = {"link": read / rates.network}
+    yield "own links, own disks", cpu | link | {"disk": written / rates.disk}
+    yield "shared source, own disks", cpu | link | {"shared": nodes * read / rates.shared, "disk": written / rates.disk}
+    both = {"link": max(read, written) / rates.network, "shared": nodes * (read + written) / rates.shared}
+    yield "shared source and output", cpu | both
+
+
+def measure_rates(settings: Settings, given: dict[str, float]) -> Rates:
+    """The disk's and one worker's, as far as they are not given."""
+    found = dict(given)
+    if "disk" not in found:
+        require_room(settings.scratch, settings.nbytes)
+        say("machines: the disk")
+        found["disk"] = max(write_rates(settings.scratch, settings.nbytes).values()) / 1e9
+    if "worker" not in found:
+        found["worker"] = _worker_rate(settings) / 1e9
+    return Rates(**found | {name: round(found[name], 2) for name in ("disk", "worker")})  # type: ignore[arg-type]
+
+
+def _worker_rate(settings: Settings) -> float:
+    """Bytes read and written a second by one thread, from the page cache into memory where there is such a place."""
+    memory = Path("/dev/shm")
+    source = write_sized(settings.scratch / "checkpoint", settings.nbytes)
+    rates = []
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else settings.scratch) as folder:
+        require_room(Path(folder), 2 * settings.nbytes)
+        for number in range(settings.rounds):
+            say(f"machines: one worker, round {number + 1} of {settings.rounds}")
+            prepare_cache(source, False)
+            one = run(tool("reshard", str(source), str(Path(folder) / "out"), "--tp", str(TP), "--jobs", "1"))
+            rates.append((one.bytes_read + one.bytes_written) / one.seconds)
+            remove(Path(folder) / "out")
+    remove(source)
+    return sorted(rates)[len(rates) // 2]
+
+
+def measure(settings: Settings) -> list[Estimate]:
+    """With the assumed rates of networks, and this machine's of all else."""
+    return estimates(shares_of(settings.scratch), measure_rates(settings, {}))
+
+
+def table(rows: list[Estimate]) -> Table:
+    """For a person: a row for each number of machines."""
+    shown = Table(*_columns(rows), title=f"{MODEL} for SGLang at TP {TP}, on paper")
+    for line in _lines(rows):
+        shown.add_row(*line)
+    return shown
+
+
+def markdown(rows: list[Estimate], rates: Rates) -> str:
+    """The same for the documentation, with the rates that it was made from and where machines stop to pay."""
+    lines = [_columns(rows), ["---:"] * len(_columns(rows)), *_lines(rows)]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    last = [f"- {case}: up to {nodes} machine{'s' if nodes > 1 else ''}" for case, nodes in _pays(rows).items()]
+    return (
+        f"<!-- rates {json.dumps(asdict(rates))} -->\n"
+        f"GB/s: disk {rates.disk:.2f}, one worker {rates.worker:.2f} ({rates.workers} of them a machine), link "
+        f"{rates.network:.2f}, shared file system {rates.shared:.1f}.\n\n{text}\n\n"
+        f"Twice as many machines make it at least {PAYS} times faster:\n\n" + "\n".join(last) + "\n"
+    )
+
+
+def _columns(rows: list[Estimate]) -> list[str]:
+    return ["machines", "each reads", "each writes", "all read", *dict.fromkeys(row.case for row in rows)]
+
+
+def _lines(rows: list[Estimate]) -> Iterator[list[str]]:
+    by_nodes: dict[int, list[Estimate]] = {}
+    for row in rows:
+        by_nodes.setdefault(row.nodes, []).append(row)
+    for nodes, some in by_nodes.items():
+        first = some[0]
+        sizes = [f"{nbytes / 1e9:.0f} GB" for nbytes in (first.read, first.written, nodes * first.read)]
+        yield [str(nodes), *sizes, *(f"{_minutes(row.seconds)} ({row.limit})" for row in some)]
+
+
+def _minutes(seconds: float) -> str:
+    return f"{round(seconds) // 60}:{round(seconds) % 60:02}"
+
+
+def _pays(rows: list[Estimate]) -> dict[str, int]:
+    """For each way of storing the most machines of which each doubling paid."""
+    found: dict[str, int] = {}
+    stopped = set()
+    for row in rows:
+        if row.nodes > NODES[0] and row.gain < PAYS:
+            stopped.add(row.case)
+        if row.case not in stopped:
+            found[row.case] = row.nodes
+    return found
+
+
+def into(document: str, text: str) -> str:
+    """The document with another table."""
+    return re.sub(r"(?s)(?<=<!-- table -->\n).*(?=<!-- end -->)", lambda _: text, document)
+
+
+def rates_in(document: str) -> Rates:
+    """Those that the document's table was made from."""
+    found = re.search(r"<!-- rates (\{.*\}) -->", document)
+    if found is None:
+        raise ValueError("no rates in the document")
+    return Rates(**json.loads(found[1]))
+
+
+def main() -> None:
+    """Measure what is not given, and write the table into the documentation."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("disk", "worker", "network", "shared"):
+        parser.add_argument(f"--{name}", type=float, metavar="GB/s")
+    parser.add_argument("--workers", type=int)
+    given = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
+    with tempfile.TemporaryDirectory(prefix="dsv4-shard-bench-") as folder:
+        settings = Settings(Path(folder), 4_000_000_000, 3, False, None, 0)
+        rates = measure_rates(settings, given)
+        text = markdown(estimates(shares_of(Path(folder)), rates), rates)
+    DOCUMENT.write_text(into(DOCUMENT.read_text(), text))
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -311,7 +311,7 @@ def reshard(
     jobs: JobsOpt = None,
     ray: Annotated[
         str | None,
-        typer.Option("--ray", metavar="ADDRESS", help="Share the ranks out over this Ray cluster's nodes; auto: ours."),
+        typer.Option("--ray", metavar="ADDRESS", help="Share the ranks out over a Ray cluster; auto: this machine's."),
     ] = None,
     as_json: JsonOpt = False,
 ) -> None:
@@ -524,9 +524,8 @@ def _reshard_on_cluster(address: str, order: "Order", plan: "Plan", inventory: "
     from dsv4_shard.reshard import world_of
 
     console, log = _consoles()[0], Console(file=sys.stderr, highlight=False, emoji=False)
-    repo = (
-        os.path.abspath(os.path.expanduser(order.repo)) if os.path.isdir(os.path.expanduser(order.repo)) else order.repo
-    )
+    folder = os.path.expanduser(order.repo)
+    repo = os.path.abspath(folder) if os.path.isdir(folder) else order.repo
     config = Path(os.path.abspath(order.config)) if order.config is not None else None
     order = replace(order, repo=repo, config=config, out=Path(os.path.abspath(order.out)))
     nodes = plan.deployment["nodes"]
@@ -634,10 +633,8 @@ def _dry_run(job: "Job", checkpoint: "Checkpoint", out: Path, as_json: bool) -> 
     from dsv4_shard.report import show_dry_run
 
     # What an unfinished run left there is gone on with, or makes room.
-    needed, free = (
-        job.nbytes_to_write(checkpoint.source, out),
-        free_bytes(out) + Staging(out, job.share).nbytes_on_disk(),
-    )
+    needed = job.nbytes_to_write(checkpoint.source, out)
+    free = free_bytes(out) + Staging(out, job.share).nbytes_on_disk()
     if as_json:
         _print_json({"files": {file.name: file.nbytes for file in job.recipe.files}, "bytes": needed,
                      "free": free, "left_out": job.recipe.left_out})  # fmt: skip

@@ -235,7 +235,7 @@ class _Driver:
 
     def _lose(self, share: _Share, reason: str) -> None:
         """A share is to be written again, elsewhere if its node is gone. Raises NodesLost if that was often enough."""
-        self._progress.say(f"{share.name}: lost, {reason}")
+        self._progress.lose(share.name, reason)
         if share.tries >= _TRIES:
             raise NodesLost(f"{say_ranks(share.ranks)}: lost {share.tries} times with their node, last {share.name}")
         share.ended = None

@@ -101,6 +101,12 @@ class SharesProgress:
             ]
             self.say("; ".join(parts))
 
+    def lose(self, share: str, why: str) -> None:
+        """Say that `share` is not on its way any more, and forget how far it was."""
+        if self._at.pop(share, None) is not None:
+            self._bars.remove_task(self._tasks.pop(share))
+        self.say(f"{share}: lost, {why}")
+
     def say(self, line: str) -> None:
         """A line of its own, above the bars."""
         self._console.print(Text(clean(line)), soft_wrap=True)

@@ -385,10 +385,28 @@ def test_progress_of_all_shares_is_one_line_now_and_then(monkeypatch: pytest.Mon
         now[0] = 31.0
         shown.advance("ranks 8-15", 100)
         shown.advance("ranks 8-15", 100)
+        shown.lose("ranks 0-7", "its node died")
+        now[0] = 62.0
+        shown.advance("ranks 8-15", 100)
     assert text.getvalue() == (
         "ranks 8-15: going on where an earlier run stopped: 100 of 400 bytes (25 %)\n"
         "reshard ranks 0-7 10 %; reshard ranks 8-15 50 %\n"
+        "ranks 0-7: lost, its node died\n"
+        "reshard ranks 8-15 100 %\n"
     )
+
+
+def test_on_a_terminal_each_share_has_a_bar() -> None:
+    text = io.StringIO()
+    with SharesProgress(Console(file=text, force_terminal=True, width=100), quiet=False) as shown:
+        shown.begin("ranks 0-7", "reshard", 200)
+        shown.begin("ranks 8-15", "reshard", 400, 100)
+        shown.lose("ranks 0-7", "its node died")
+        shown.advance("ranks 8-15", 100)
+    last = text.getvalue().rpartition("reshard ranks 8-15")
+    assert "200/400 bytes" in last[2]
+    assert "reshard ranks 0-7" in text.getvalue()
+    assert "ranks 0-7: lost, its node died" in text.getvalue()
 
 
 def test_quiet_progress_says_only_what_must_be_said() -> None:

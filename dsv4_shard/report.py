@@ -3,6 +3,7 @@
 import textwrap
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from dsv4_shard.plan import Plan, PlanBreach, PlanModule
     from dsv4_shard.ranksource import RankSource
     from dsv4_shard.reshard import Job, Outcome
+    from dsv4_shard.upload import Uploaded
     from dsv4_shard.verify import Verification
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -414,6 +416,21 @@ def show_outcome(console: Console, outcome: "Outcome", seconds: float, files: st
         count = sum(outcome.inexact.values())
         _item(console, f"{count:,} values in {len(outcome.inexact):,} tensors were rounded by the cast", "yellow")
     console.print(Text(f"into {clean(str(outcome.out))}"))
+
+
+def show_upload(console: Console, uploaded: "Uploaded", seconds: float, kept: Path | None) -> None:
+    """What was put into a store."""
+    rate = uploaded.sent / seconds if seconds else 0
+    console.print(
+        f"put {uploaded.objects} objects, {size(uploaded.sent)} sent in {seconds:.1f} s ({size(int(rate))}/s)"
+    )
+    if uploaded.copied:
+        _item(console, f"{size(uploaded.copied)} were copied within the store")
+    if uploaded.resumed:
+        _item(console, f"{size(uploaded.resumed)} were there from an earlier run")
+    if kept:
+        _item(console, f"kept in {kept}")
+    console.print(Text(f"into {clean(uploaded.out)}"))
 
 
 def show_verification(console: Console, verification: "Verification", numerics: "Numerics | None") -> None:

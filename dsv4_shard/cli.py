@@ -1,5 +1,6 @@
 """The commands: parse, call, show. Results go to stdout, everything else to stderr."""
 
+import dataclasses
 import functools
 import gc
 import io
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn, ParamSpec, TypeVar
 
 import typer
 
@@ -283,7 +284,7 @@ def plan(
 def reshard(
     context: typer.Context,
     repo: RepoArg,
-    out: Annotated[Path, typer.Argument(help="Folder to make; appears only when it is complete.")],
+    out: Annotated[str, typer.Argument(help="Folder to make, or s3://, gs://, az://; a result only when complete.")],
     plan_file: Annotated[Path | None, typer.Option("--plan", help="Follow this plan (made by `plan -o`).")] = None,
     tp: Annotated[int | None, typer.Option("--tp", min=1, help="Tensor parallelism, if there is no plan.")] = None,
     ep: EpOpt = None,
@@ -307,6 +308,10 @@ def reshard(
     download: Annotated[
         bool, typer.Option("--download", help="Hub: first download the files that are needed into the Hub cache.")
     ] = False,
+    scratch: Annotated[
+        Path | None, typer.Option("--scratch", help="OUT is a URL: where the files are made first; default: here.")
+    ] = None,
+    keep_scratch: Annotated[bool, typer.Option("--keep-scratch", help="Keep them after the upload.")] = False,
     config: ConfigOpt = None,
     jobs: JobsOpt = None,
     ray: Annotated[
@@ -326,7 +331,10 @@ def reshard(
     from dsv4_shard.report import show_outcome
     from dsv4_shard.reshard import prepare, result_to_join
     from dsv4_shard.reshard import reshard as write
+    from dsv4_shard.sources import is_url
 
+    if not is_url(out) and (scratch is not None or keep_scratch):
+        raise UsageError(f"--scratch, --keep-scratch: {out} is a folder, and made in its own place")
     if plan_file is not None:
         _refuse_beside_plan(context)
     checkpoint, inventory = _open(_pinned(repo, plan_file), config)
@@ -337,13 +345,14 @@ def reshard(
     )
     made = _plan_for(checkpoint, inventory, plan_file, request)
     if ray is not None and not dry_run:
+        _refuse_url(Path(out), "Nodes write into folders: one that all of them see, or one on the disk of each.")
         if ranks is not None or overwrite:
             raise UsageError(f"--ray and {'--ranks' if ranks is not None else '--overwrite'}: all ranks are written, "
                              "each share beside the others", hint="Remove an earlier result first.")  # fmt: skip
         from dsv4_shard.sharework import Order
 
         order = Order(
-            _at_commit(repo, checkpoint), config, made.to_json(), out, _open, (), jobs, allow_inexact, restart
+            _at_commit(repo, checkpoint), config, made.to_json(), Path(out), _open, (), jobs, allow_inexact, restart
         )
         _reshard_on_cluster(ray, order, made, inventory, as_json)
         return
@@ -352,17 +361,22 @@ def reshard(
         return
     with _kept():
         job = prepare(checkpoint, inventory, made, wanted)
-    if dry_run:
-        check_output(out, checkpoint.source.root, overwrite, job.is_share)
-        result_to_join(job, out, overwrite)
-        _dry_run(job, checkpoint, out, as_json)
-        return
-    if download:
+    if download and not dry_run:
         checkpoint = with_download(checkpoint, files_of(job.recipe))
+    if is_url(out):
+        place = _Place(out, scratch or Path(), keep_scratch, overwrite, restart, dry_run, as_json)
+        _reshard_to_store(job, checkpoint, place, workers=jobs, allow_inexact=allow_inexact)
+        return
+    folder = Path(out)
+    if dry_run:
+        check_output(folder, checkpoint.source.root, overwrite, job.is_share)
+        result_to_join(job, folder, overwrite)
+        _dry_run(job, checkpoint, folder, as_json)
+        return
     console, log = _consoles()
     try:
         with Progress(log, "reshard", sum(file.payload for file in job.recipe.files), quiet=as_json) as progress:
-            outcome = write(job, checkpoint, out, workers=jobs, overwrite=overwrite, allow_inexact=allow_inexact,
+            outcome = write(job, checkpoint, folder, workers=jobs, overwrite=overwrite, allow_inexact=allow_inexact,
                             restart=restart, on_progress=progress.advance, on_resume=progress.resume)  # fmt: skip
     except RanksThere as error:
         if ranks != _AUTO:
@@ -398,6 +412,7 @@ def merge(
     from dsv4_shard.report import show_merge
     from dsv4_shard.reshard import reshard as write
 
+    _refuse_url(out, "Name a folder, and copy it to the store.")
     checkpoint, inventory = _open(ranks, config)
     source = source_of_ranks(checkpoint)
     with _kept():
@@ -436,6 +451,10 @@ def verify(
     from dsv4_shard.verify import Verification, bytes_to_verify
     from dsv4_shard.verify import verify as check
 
+    for folder in out:
+        _refuse_url(
+            folder, "Copy it into a folder, and verify that; what `reshard` put was held against the store's sizes."
+        )
     if numerics and against is None:
         raise UsageError("--numerics needs --against: the unsharded layer is in the checkpoint")
     if layer is not None and not numerics:
@@ -619,6 +638,62 @@ def _refuse_beside_plan(context: typer.Context) -> None:
             raise UsageError(f"--plan and {option}: the plan says it already", hint=f"Leave out {option}, or --plan.")
 
 
+def _refuse_url(folder: Path, hint: str) -> None:
+    """Raise UsageError where a folder is wanted and a URL was given, of which a Path keeps one slash."""
+    scheme, colon, rest = str(folder).partition(":/")
+    if colon and scheme.isalnum() and not folder.exists():
+        raise UsageError(f"{scheme}://{rest}: a folder is wanted here, not a URL", hint=hint)
+
+
+class _Place(NamedTuple):
+    """Where a result goes in an object store, and how it is asked for."""
+
+    url: str
+    scratch: Path
+    keep_scratch: bool
+    overwrite: bool
+    restart: bool
+    dry_run: bool
+    as_json: bool
+
+
+def _reshard_to_store(job: "Job", checkpoint: "Checkpoint", place: _Place, **options: Any) -> None:
+    """Write a result into a scratch folder, unless it is there, and put it into a store."""
+    from dsv4_shard.progress import Progress
+    from dsv4_shard.report import show_outcome, show_upload
+    from dsv4_shard.reshard import reshard as write
+    from dsv4_shard.stores import connect
+    from dsv4_shard.upload import Scratch, check_place, nbytes_of, run_digest, upload
+
+    store = connect(place.url)
+    scratch = Scratch(place.scratch, store.url, run_digest(job, checkpoint), restart=place.restart)
+    if place.dry_run:
+        check_place(store, scratch, place.overwrite)
+        out = scratch.result if scratch.path.is_dir() else scratch.path
+        _dry_run(job, checkpoint, out, place.as_json, store.url)
+        return
+    console, log = _consoles()
+    with scratch:
+        check_place(store, scratch, place.overwrite)
+        outcome = None
+        if not scratch.is_written:
+            total = sum(file.payload for file in job.recipe.files)
+            with Progress(log, "reshard", total, quiet=place.as_json) as progress:
+                outcome = write(job, checkpoint, scratch.result, restart=place.restart, on_progress=progress.advance,
+                                on_resume=progress.resume, **options)  # fmt: skip
+            if not place.as_json:
+                show_outcome(console, outcome, progress.seconds)
+        with Progress(log, "upload", nbytes_of(scratch.manifest), quiet=place.as_json) as progress:
+            uploaded = upload(store, scratch, overwrite=place.overwrite, on_progress=progress.advance,
+                              on_resume=progress.resume)  # fmt: skip
+        scratch.is_done = not place.keep_scratch
+    if place.as_json:
+        written = _outcome(outcome) if outcome else None
+        _print_json(dataclasses.asdict(uploaded) | {"written": written})
+    else:
+        show_upload(console, uploaded, progress.seconds, scratch.result if place.keep_scratch else None)
+
+
 def _outcome(outcome: "Outcome") -> dict[str, Any]:
     """What a run wrote, for --json."""
     return {"out": str(outcome.out), "files": outcome.files, "linked": outcome.linked, "bytes": outcome.nbytes,
@@ -626,8 +701,8 @@ def _outcome(outcome: "Outcome") -> dict[str, Any]:
             "intact": outcome.intact, "inexact": outcome.inexact}  # fmt: skip
 
 
-def _dry_run(job: "Job", checkpoint: "Checkpoint", out: Path, as_json: bool) -> None:
-    """Show what would be written; exit code 4 if there is no room for it."""
+def _dry_run(job: "Job", checkpoint: "Checkpoint", out: Path, as_json: bool, url: str | None = None) -> None:
+    """Show what would be written; exit code 4 if there is no room for it. `out` is the scratch result of a `url`."""
     from dsv4_shard.commit import Staging
     from dsv4_shard.output import free_bytes
     from dsv4_shard.report import show_dry_run
@@ -639,7 +714,7 @@ def _dry_run(job: "Job", checkpoint: "Checkpoint", out: Path, as_json: bool) -> 
         _print_json({"files": {file.name: file.nbytes for file in job.recipe.files}, "bytes": needed,
                      "free": free, "left_out": job.recipe.left_out})  # fmt: skip
     else:
-        show_dry_run(_consoles()[0], job, str(out), needed, free)
+        show_dry_run(_consoles()[0], job, url or str(out), needed, free)
     if free < needed:
         raise typer.Exit(ExitCode.IO)
 

@@ -3,6 +3,7 @@
 import textwrap
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from dsv4_shard.ranksource import RankSource
     from dsv4_shard.reshard import Job, Outcome
     from dsv4_shard.together import Together
+    from dsv4_shard.upload import Uploaded
     from dsv4_shard.verify import Verification
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -431,6 +433,21 @@ def show_cluster(console: Console, outcome: "ClusterOutcome", seconds: float) ->
         how = "was there" if one.outcome is None else f"{size(resumed)} from an earlier run" if resumed else ""
         _item(console, f"{say_ranks(one.ranks)} on {clean(one.node)}{how and ': '}{how}")
     _item(console, "in one folder for all nodes" if outcome.is_one_folder else "in a folder on each node")
+
+
+def show_upload(console: Console, uploaded: "Uploaded", seconds: float, kept: Path | None) -> None:
+    """What was put into a store."""
+    rate = uploaded.sent / seconds if seconds else 0
+    console.print(
+        f"put {uploaded.objects} objects, {size(uploaded.sent)} sent in {seconds:.1f} s ({size(int(rate))}/s)"
+    )
+    if uploaded.copied:
+        _item(console, f"{size(uploaded.copied)} were copied within the store")
+    if uploaded.resumed:
+        _item(console, f"{size(uploaded.resumed)} were there from an earlier run")
+    if kept:
+        _item(console, f"kept in {kept}")
+    console.print(Text(f"into {clean(uploaded.out)}"))
 
 
 def show_verification(console: Console, verification: "Verification", numerics: "Numerics | None") -> None:

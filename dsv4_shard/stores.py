@@ -53,6 +53,15 @@ _RETRIES: "RetryConfig" = {}
 _PIECE_BYTES = 1 << 20
 """Handed over at a time while a range comes in."""
 
+PART_BYTES = 8 << 20
+"""Of an upload: long enough that its latency does not count, short enough that a slow line sends it in time."""
+
+_AT_ONCE_BYTES = 4 * PART_BYTES
+"""Parts of one object on their way."""
+
+_MAX_PARTS = 10_000
+"""That S3 puts together."""
+
 
 @dataclass(frozen=True, slots=True)
 class Store:
@@ -101,6 +110,49 @@ class Store:
                 done += len(piece)
         if done < len(buffer):
             raise BadAnswer(f"{self.url}/{name}: ended {len(buffer) - done} bytes early")
+
+    def put(self, name: str, content: bytes) -> Listed:
+        """Make a small object, whole."""
+        import obstore
+
+        with self.errors(f"{self.url}/{name}"):
+            made = obstore.put(self.client, name, content, use_multipart=False)
+        return Listed(len(content), self._stamp(name, made["e_tag"]))
+
+    def put_parts(self, name: str, pieces: Iterator[memoryview], nbytes: int) -> Listed:
+        """Make an object of `nbytes` in parts, some at a time; it is there whole or not at all.
+
+        What `pieces` raise ends it, and is raised.
+        """
+        import obstore
+
+        part = max(PART_BYTES, -(-nbytes // _MAX_PARTS))
+        at_once = max(1, _AT_ONCE_BYTES // part)
+        with self.errors(f"{self.url}/{name}"):
+            made = obstore.put(self.client, name, pieces, use_multipart=True, chunk_size=part, max_concurrency=at_once)
+        return Listed(nbytes, self._stamp(name, made["e_tag"]))
+
+    def copy(self, name: str, twin: str) -> Listed:
+        """Make an object of one that is there, within the store; what it is like then."""
+        import obstore
+
+        with self.errors(f"{self.url}/{twin}"):
+            obstore.copy(self.client, name, twin)
+            made = obstore.head(self.client, twin)
+        return Listed(made["size"], _quoted(made["e_tag"], twin))
+
+    def delete(self, names: "Sequence[str]") -> None:
+        """Remove objects that are there."""
+        import obstore
+
+        with self.errors(self.url):
+            obstore.delete(self.client, names)
+
+    def _stamp(self, name: str, tag: str | None) -> str:
+        import obstore
+
+        with self.errors(f"{self.url}/{name}"):
+            return _quoted(tag or obstore.head(self.client, name)["e_tag"], name)
 
     @contextmanager
     def errors(self, what: str) -> Iterator[None]:
@@ -178,14 +230,17 @@ def open_store(url: str) -> RemoteSource:
 
 def _listed(entries: "Iterable[ObjectMeta] | Sequence[ObjectMeta]") -> dict[str, Listed]:
     """Name → size and ETag; what some tools put in a folder's place is none of it."""
-    return {entry["path"]: Listed(entry["size"], _tag(entry)) for entry in entries if entry["path"]}
+    return {
+        entry["path"]: Listed(entry["size"], _quoted(entry["e_tag"], entry["path"]))
+        for entry in entries
+        if entry["path"]
+    }
 
 
-def _tag(entry: "ObjectMeta") -> str:
-    """The ETag, in quotes as a condition wants it: Azure lists them without."""
-    tag = entry["e_tag"]
+def _quoted(tag: str | None, name: str) -> str:
+    """An ETag in quotes, as a condition wants it: Azure lists them without."""
     if not tag:
-        raise BadAnswer(f"{short_name(entry['path'])}: the store lists no ETag, by which a change could be noticed")
+        raise BadAnswer(f"{short_name(name)}: the store gives no ETag, by which a change could be noticed")
     return tag if tag.endswith('"') else f'"{tag}"'
 
 

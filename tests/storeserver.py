@@ -8,6 +8,7 @@ import json
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -109,6 +110,8 @@ class StoreServer(Recorder):
         if fault := self.strike(request, {"call"}):
             fault.call()
         if self.strike(request, {"stall"}):
+            # Behind an unread body, it would not be seen that the client has left.
+            environ["wsgi.input"] = BytesIO(environ["wsgi.input"].read(request.received))
             self.stall(environ["werkzeug.socket"])
         refused = self.strike(request, REFUSALS)
         if self._is_google:
@@ -167,6 +170,8 @@ def _as_s3(environ: dict[str, Any]) -> None:
     environ["HTTP_AUTHORIZATION"] = f"AWS4-HMAC-SHA256 Credential={scope}, SignedHeaders=host, Signature=0"
     if environ.pop("HTTP_X_GOOG_IF_GENERATION_MATCH", None) == "0":
         environ["HTTP_IF_NONE_MATCH"] = "*"
+    if source := environ.pop("HTTP_X_GOOG_COPY_SOURCE", None):
+        environ["HTTP_X_AMZ_COPY_SOURCE"] = source
 
 
 def _request(environ: dict[str, Any], bucket: str) -> Request:

@@ -136,7 +136,8 @@ class _Journal:
 class Scratch:
     """A folder in `parent` for the result on its way to `url`. Use as a context: locked, removed where it is of no use.
 
-    `run` tells the result from any other; `restart` throws away what an earlier run left, which else is gone on with.
+    `run` tells the result from any other; `restart` throws away what an earlier run left, which else is gone on with,
+    and `upload` then what it put.
     Raises OtherRun where that is another result's, OutputBusy, OutputError or WriteFailed.
     """
 
@@ -183,12 +184,16 @@ class Scratch:
             raise OutputError(
                 f"{self.path}: holds files that dsv4-shard did not make", hint="Move them away, then run again."
             )
+        self.journal = _Journal(path)  # as it is now that nobody else writes it
+        claimed = self.journal.claimed
         if self._restart:
             self._clear()
-        self.journal = _Journal(path)  # as it is now that nobody else writes it
+            self.journal = _Journal(path)
         if self.journal.run is None:
             self._clear()
             self.journal.note(_Begun(run=self._run))
+            if claimed is not None:  # what was put of a result that is thrown away is thrown away too
+                self.journal.note(_Claimed(names=[], doomed=sorted({*claimed.names, *claimed.doomed})))
             fsync_folder(self.path)
         elif self.journal.run != self._run:
             raise OtherRun(f"{self.path}: holds the result of another run, which is not uploaded yet")

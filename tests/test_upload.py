@@ -417,11 +417,22 @@ def test_the_result_of_another_run_is_kept_until_it_is_thrown_away(server, check
     refused = put(checkpoint)
     assert (refused.exit_code, "another run, which is not uploaded yet" in refused.stderr) == (ExitCode.IO, True)
     assert len(scratch()) == 1
-    assert put(checkpoint, "--restart").exit_code == ExitCode.IO  # its objects are in the way
-    for key in server.objects():
-        server._backend.delete_object(server.bucket, key)
+    assert len(objects(server)) == 3
     assert put(checkpoint, "--restart").exit_code == 0
     assert objects(server) == local
+
+
+def test_what_an_earlier_run_put_is_not_thrown_away_where_another_result_stands_now(server, checkpoint, one_at_a_time):
+    server.faults.append(Fault("forbidden", route="put", after=3, times=None))
+    put(checkpoint)
+    server.reset()
+    for key in server.objects():
+        server._backend.delete_object(server.bucket, key)
+    run("reshard", checkpoint, URL, *TP2, "--scratch", "..")
+    before = server.objects()
+    refused = put(checkpoint, "--restart")
+    assert (refused.exit_code, "holds a result" in refused.stderr) == (ExitCode.IO, True)
+    assert server.objects() == before
 
 
 def test_a_result_of_another_checkpoint_is_not_uploaded_for_this_one(server, checkpoint, tmp_path):

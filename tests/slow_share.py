@@ -1,8 +1,9 @@
-"""A share that is slow enough to be killed midway, and whose journal is saved often; nodes import it by name.
+"""A share that can be killed midway: its journal is saved often, and then it is held up; nodes import it by name.
 
     python tests/slow_share.py ADDRESS REPO OUT TP
 
 reshards on the cluster as `dsv4-shard reshard --ray` does, and prints what became of each share as a line of JSON.
+While there is a file `hold` beside REPO, a share takes long for each write when it has saved something.
 """
 
 import json
@@ -23,21 +24,25 @@ from dsv4_shard.sharework import Order
 from dsv4_shard.writing import FileSink
 
 SAVE_BYTES = 1_000_000
-SECONDS_A_WRITE = 0.004
+SECONDS_A_WRITE = 0.5
 
 _put = FileSink.put
 
 
 def open_slowly(repo: str, config: Path | None) -> tuple[Checkpoint, Inventory]:
-    """Opens a checkpoint as the command does, for a slow share."""
+    """Opens a checkpoint as the command does, for a share that is held up."""
+    done, hold = 0, Path(repo).with_name("hold")
+
+    def put(sink: FileSink, file: int, offset: int, data: memoryview) -> None:
+        nonlocal done
+        if done > 3 * SAVE_BYTES and hold.exists():
+            time.sleep(SECONDS_A_WRITE)
+        _put(sink, file, offset, data)
+        done += len(data)
+
     journal.SAVE_BYTES = SAVE_BYTES
-    FileSink.put = _put_slowly
+    FileSink.put = put
     return cli._open(repo, config)
-
-
-def _put_slowly(sink: FileSink, *place: object) -> None:
-    time.sleep(SECONDS_A_WRITE)
-    _put(sink, *place)
 
 
 def main(address: str, repo: str, out: str, tp: str) -> None:

@@ -158,6 +158,15 @@ def test_a_node_that_lacks_a_package_is_said(nodes: RayCluster, model: Path, tmp
     assert "Install this version of dsv4-shard on every node" in ran.stdout
 
 
+@pytest.fixture
+def hold(model: Path) -> Iterator[Path]:
+    """While this file is there, shares that were started slowly do not end."""
+    file = model.with_name("hold")
+    file.touch()
+    yield file
+    file.unlink(missing_ok=True)
+
+
 def start_slowly(nodes: RayCluster, model: Path, out: Path) -> subprocess.Popen[str]:
     command = [sys.executable, str(TESTS / "slow_share.py"), nodes.address, str(model), str(out), str(TP)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
@@ -175,7 +184,7 @@ def wait_for_work(staging: Path, process: subprocess.Popen[str]) -> int:
 
 @on_ray
 def test_a_run_that_is_interrupted_goes_on_from_what_its_nodes_have_saved(
-    nodes: RayCluster, model: Path, expected: dict[str, bytes], tmp_path: Path
+    nodes: RayCluster, model: Path, hold: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
     with start_slowly(nodes, model, tmp_path / "out") as process:
         stagings = [tmp_path / f".out.ranks-{span}.partial" for span in ("0-3", "4-7")]
@@ -193,7 +202,7 @@ def test_a_run_that_is_interrupted_goes_on_from_what_its_nodes_have_saved(
 
 @on_ray
 def test_a_share_whose_node_is_killed_is_gone_on_with_elsewhere(
-    nodes: RayCluster, model: Path, expected: dict[str, bytes], tmp_path: Path
+    nodes: RayCluster, model: Path, hold: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
     with start_slowly(nodes, model, tmp_path / "out") as process:
         worker = wait_for_work(tmp_path / ".out.ranks-4-7.partial", process)
@@ -201,6 +210,7 @@ def test_a_share_whose_node_is_killed_is_gone_on_with_elsewhere(
         assert raylet in nodes.raylets
         for pid in (raylet, worker):
             os.kill(pid, signal.SIGKILL)
+        hold.unlink()
         stdout, stderr = process.communicate()
         assert process.returncode == 0, stderr
     document = json.loads(stdout)

@@ -22,8 +22,8 @@ from dsv4_shard.persistence import Transient, persist
 from dsv4_shard.remote import Listed
 
 _REDIRECTS = (301, 302, 303, 307, 308)
-_ELSEWHERE = (*_REDIRECTS, 400, 401, 403, 404, 410)
-"""What an address answers that has expired, whoever it belongs to."""
+_EXPIRED = (400, 401, 403, 404, 410)
+"""What a signed address answers that has expired, whoever it belongs to."""
 
 _MAX_REDIRECTS = 5
 _MAYBE_LATER = (408, 429, 500, 502, 503, 504)
@@ -124,7 +124,7 @@ class HubFiles:
                     refuse(response, f"{self.repo_id}: {name}", self.endpoint, self.repo_id)
                     return place
                 target = urljoin(place.url, response.headers.get("Location", ""))
-            place = _Place(target, urlsplit(target).netloc == urlsplit(self.endpoint).netloc)
+            place = _Place(target, urlsplit(target)[:2] == urlsplit(self.endpoint)[:2])
             if not place.is_hub:
                 return place
         raise BadAnswer(f"{self.repo_id}: {name}: more than {_MAX_REDIRECTS} redirects")
@@ -134,7 +134,7 @@ class HubFiles:
         done = 0
         try:
             with _request(place, {"Range": f"bytes={start}-{stop - 1}"}) as response:
-                if response.status_code in (_REDIRECTS if place.is_hub else _ELSEWHERE):
+                if response.status_code in (_REDIRECTS if place.is_hub else _EXPIRED):
                     raise _Moved
                 refuse(response, f"{self.repo_id}: {name}", self.endpoint, self.repo_id)
                 stop = self._check_range(name, response, start, stop)
@@ -181,7 +181,7 @@ class HubFiles:
 
 @contextmanager
 def _request(place: _Place, headers: dict[str, str]) -> Iterator[Any]:
-    """A streamed GET, no redirect followed. Raises Transient where the connection fails, also within the block."""
+    """A streamed GET; redirects of the Hub are the caller's affair. Raises Transient where the connection fails."""
     from huggingface_hub import constants, get_session
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
@@ -191,7 +191,7 @@ def _request(place: _Place, headers: dict[str, str]) -> Iterator[Any]:
     with transport_errors(urlsplit(place.url).netloc):
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
         with get_session().stream(
-            "GET", place.url, headers=headers, follow_redirects=False, timeout=timeout
+            "GET", place.url, headers=headers, follow_redirects=not place.is_hub, timeout=timeout
         ) as response:
             yield response
 

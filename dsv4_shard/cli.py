@@ -236,10 +236,11 @@ def inspect(
 @app.command()
 @_reported
 def plan(
+    context: typer.Context,
     repo: Annotated[
         str | None, typer.Argument(help="Checkpoint; default: the current folder, else the one last inspected.")
     ] = None,
-    tp: Annotated[int, typer.Option("--tp", min=1, help="Tensor parallelism.")] = ...,  # type: ignore[assignment]
+    tp: Annotated[int | None, typer.Option("--tp", min=1, help="Tensor parallelism.")] = None,
     ep: EpOpt = None,
     dp: DpOpt = 1,
     engine: EngineOpt = "sglang",
@@ -252,16 +253,25 @@ def plan(
     engine_version: VersionOpt = None,
     refresh: RefreshOpt = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the plan to this file.")] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option("--compare", metavar="A B", help="What differs between two plan files.")
+    ] = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Where every module goes on the ranks, what it weighs, whether it runs, and how it is launched.
 
     Exit code 1 if the layout does not run; the plan then names the rule that breaks and the nearest layouts that do.
+    With --compare nothing is planned: exit code 0, whether the two plans differ or not.
     """
     from dsv4_shard.engines import engine_for
     from dsv4_shard.plan import make_plan
     from dsv4_shard.report import show_plan
 
+    if compare is not None:
+        _compare(context, *compare, as_json)
+        return
+    if tp is None:
+        raise UsageError("no --tp", hint="Say over how many GPUs: dsv4-shard plan REPO --tp 16")
     request = _request(tp, ep, dp, engine, runner, a2a, shared_experts, gpu, nodes, expert_dtype, engine_version)
     checkpoint, inventory = _open(repo or _default_repo(), refresh=refresh, exact=False)
     made = make_plan(checkpoint, inventory, request)
@@ -563,6 +573,24 @@ def _refuse_beside_plan(context: typer.Context) -> None:
         if source is not None and source.name == "COMMANDLINE":
             option = "--" + name.replace("_", "-")
             raise UsageError(f"--plan and {option}: the plan says it already", hint=f"Leave out {option}, or --plan.")
+
+
+def _compare(context: typer.Context, a: Path, b: Path, as_json: bool) -> None:
+    """`plan --compare`, which takes no other option: the files say it all. Raises UsageError or BadPlan."""
+    from dsv4_shard.plandiff import compare_plans
+    from dsv4_shard.planfile import load_plan
+    from dsv4_shard.report import show_comparison
+
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if name not in ("compare", "as_json") and source is not None and source.name == "COMMANDLINE":
+            option = "REPO" if name == "repo" else "--" + name.replace("_", "-")
+            raise UsageError(f"--compare and {option}: plan files are taken as they are", hint=f"Leave out {option}.")
+    comparison = compare_plans(load_plan(a), load_plan(b), (str(a), str(b)))
+    if as_json:
+        _print_json(comparison.model_dump(mode="json"))
+    else:
+        show_comparison(_consoles()[0], comparison)
 
 
 def _outcome(outcome: "Outcome") -> dict[str, Any]:

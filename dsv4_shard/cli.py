@@ -39,6 +39,7 @@ app = typer.Typer(
 )
 
 _OPEN_FILES = 1 << 16
+_MAX_PATH = 4096
 _AUTO = "auto"
 """For --ranks: those that the process's launcher leaves to it."""
 
@@ -452,6 +453,41 @@ def verify(
 
 @app.command()
 @_reported
+def explain(
+    text: Annotated[
+        str | None,
+        typer.Argument(help="What the engine printed, or its log: a file, or - for stdin (default: a pipe)."),
+    ] = None,
+    repo: Annotated[
+        str | None, typer.Option("--repo", help="Hold it against this checkpoint, not against the releases' sizes.")
+    ] = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """What an engine's message means: what broke, in numbers, and the way out.
+
+    Of a log, the first message that ends a run counts. Exit code 1 if nothing in it is known.
+    """
+    from dsv4_shard.explain import Model
+    from dsv4_shard.explain import explain as make_explanation
+    from dsv4_shard.plan import refuse_errors
+    from dsv4_shard.report import show_explanation
+
+    model = None
+    if repo is not None:
+        model = Model(repo, _open(repo, exact=False)[1], given=True)
+        refuse_errors(model.inventory)
+    with _log(text) as lines:
+        explanation = make_explanation(lines, model)
+    if as_json:
+        _print_json(explanation.model_dump(mode="json"))
+    else:
+        show_explanation(_consoles()[0], explanation)
+    if not explanation.recognised:
+        raise typer.Exit(ExitCode.NO)
+
+
+@app.command()
+@_reported
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where to put the demo's files.")] = Path("dsv4-demo"),
 ) -> None:
@@ -573,6 +609,28 @@ def _refuse_beside_plan(context: typer.Context) -> None:
         if source is not None and source.name == "COMMANDLINE":
             option = "--" + name.replace("_", "-")
             raise UsageError(f"--plan and {option}: the plan says it already", hint=f"Leave out {option}, or --plan.")
+
+
+@contextmanager
+def _log(text: str | None) -> Iterator[Iterator[tuple[int, str]]]:
+    """Numbered lines of a message, of a log by its name, or of stdin. Raises UsageError, ReadFailed."""
+    from dsv4_shard.errors import ReadFailed
+    from dsv4_shard.logs import lines_of
+
+    if text == "-" or (text is None and not sys.stdin.isatty()):
+        yield lines_of(sys.stdin.buffer)
+    elif text is None or not text.strip():
+        raise UsageError(
+            "nothing to explain", hint='Give the message or a log: dsv4-shard explain "TEXT", or LOG, or -'
+        )
+    elif "\0" not in text and len(text) < _MAX_PATH and os.path.isfile(text):
+        try:
+            with open(text, "rb") as file:
+                yield lines_of(file)
+        except OSError as error:
+            raise ReadFailed(f"{text}: {error.strerror}") from None
+    else:
+        yield lines_of(io.BytesIO(text.encode(errors="replace")))
 
 
 def _compare(context: typer.Context, a: Path, b: Path, as_json: bool) -> None:

@@ -17,6 +17,7 @@ from dsv4_shard.rankspan import say_ranks
 from dsv4_shard.roles import Module
 
 if TYPE_CHECKING:
+    from dsv4_shard.explain import Case, Explanation
     from dsv4_shard.generic import Axis, QuantizedRow, UnknownIdentity, UnknownInspection
     from dsv4_shard.inspect import Cell, Dimension, Inspection
     from dsv4_shard.numerics import Numerics
@@ -444,6 +445,54 @@ def _placement_rows(rows: "tuple[PlacementDifference, ...]") -> list[tuple[str, 
         module = f"{row.module}{' (draft)' if row.part_of == 'draft' else ''}"
         merged.setdefault((module, row.a or "-", row.b or "-"), []).append(row.role.rpartition(".")[2])
     return [(f"{module}: {', '.join(dict.fromkeys(roles))}", a, b) for (module, a, b), roles in merged.items()]
+
+
+# --- explain -------------------------------------------------------------------------------------------------------
+
+
+def show_explanation(console: Console, explanation: "Explanation") -> None:
+    """What an engine said, what broke, and the way out."""
+    message = explanation.message
+    if message is None:
+        console.print(Text("not recognised", style="bold"))
+        _item(console, str(explanation.hint))
+        return
+    often = f", {message.times:,} times" if message.times > 1 else ""
+    where = f" (line {message.line:,}{often})" if explanation.lines > 1 else ""
+    said = ", ".join(explanation.engines)
+    console.print(Text(f"{said}{where}", style="bold"))
+    _item(console, message.text, "red")
+    _heading(console, "What broke")
+    for line in explanation.meaning:
+        _item(console, line)
+    if explanation.cases:
+        _item(console, f"in {_case(explanation.cases[0])}", "dim")
+    for case in explanation.cases[1:]:
+        _item(console, f"or {case.module}: {case.arithmetic}, in {_case(case)}", "dim")
+    if explanation.remedies:
+        _heading(console, "Ways out")
+    for remedy in explanation.remedies:
+        _item(console, remedy)
+    way = explanation.way
+    if way is not None:
+        _heading(console, f"By the rules, {way.options} {'runs, with' if way.runs else 'does not run'}")
+        for note in way.notes:
+            _item(console, note)
+        if way.command is not None:
+            _print_command(console, "".join(f"{key}={value} " for key, value in way.environment.items()) + way.command)
+        for near in way.nearest:
+            _item(console, f"nearest that runs: {near}")
+        _heading(console, "Next")
+        _print_command(console, way.next)
+    if explanation.also:
+        _heading(console, "Also found, and said later or less grave")
+        for other in explanation.also:
+            _item(console, f"line {other.line:,}: {other.text}", "dim")
+
+
+def _case(case: "Case") -> str:
+    guess = f" ({' and '.join(case.guessed)}: a guess)" if case.guessed else ""
+    return f"{case.model} with {case.options}{guess}"
 
 
 # --- reshard and verify --------------------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ app = typer.Typer(
 )
 
 _OPEN_FILES = 1 << 16
+_MAX_PATH = 4096
 _AUTO = "auto"
 """For --ranks: those that the process's launcher leaves to it."""
 
@@ -239,10 +240,11 @@ def inspect(
 @app.command()
 @_reported
 def plan(
+    context: typer.Context,
     repo: Annotated[
         str | None, typer.Argument(help="Checkpoint; default: the current folder, else the one last inspected.")
     ] = None,
-    tp: Annotated[int, typer.Option("--tp", min=1, help="Tensor parallelism.")] = ...,  # type: ignore[assignment]
+    tp: Annotated[int | None, typer.Option("--tp", min=1, help="Tensor parallelism.")] = None,
     ep: EpOpt = None,
     dp: DpOpt = 1,
     engine: EngineOpt = "sglang",
@@ -255,16 +257,25 @@ def plan(
     engine_version: VersionOpt = None,
     refresh: RefreshOpt = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the plan to this file.")] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option("--compare", metavar="A B", help="What differs between two plan files.")
+    ] = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Where every module goes on the ranks, what it weighs, whether it runs, and how it is launched.
 
     Exit code 1 if the layout does not run; the plan then names the rule that breaks and the nearest layouts that do.
+    With --compare nothing is planned: exit code 0, whether the two plans differ or not.
     """
     from dsv4_shard.engines import engine_for
     from dsv4_shard.plan import make_plan
     from dsv4_shard.report import show_plan
 
+    if compare is not None:
+        _compare(context, *compare, as_json)
+        return
+    if tp is None:
+        raise UsageError("no --tp", hint="Say over how many GPUs: dsv4-shard plan REPO --tp 16")
     request = _request(tp, ep, dp, engine, runner, a2a, shared_experts, gpu, nodes, expert_dtype, engine_version)
     checkpoint, inventory = _open(repo or _default_repo(), refresh=refresh, exact=False)
     made = make_plan(checkpoint, inventory, request)
@@ -473,6 +484,41 @@ def verify(
     else:
         show_together(console, found, sums)
     if not found.ok or (sums is not None and not sums.ok):
+        raise typer.Exit(ExitCode.NO)
+
+
+@app.command()
+@_reported
+def explain(
+    text: Annotated[
+        str | None,
+        typer.Argument(help="What the engine printed, or its log: a file, or - for stdin (default: a pipe)."),
+    ] = None,
+    repo: Annotated[
+        str | None, typer.Option("--repo", help="Hold it against this checkpoint, not against the releases' sizes.")
+    ] = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """What an engine's message means: what broke, in numbers, and the way out.
+
+    Of a log, the first message that ends a run counts. Exit code 1 if nothing in it is known.
+    """
+    from dsv4_shard.explain import Model
+    from dsv4_shard.explain import explain as make_explanation
+    from dsv4_shard.plan import refuse_errors
+    from dsv4_shard.report import show_explanation
+
+    model = None
+    if repo is not None:
+        model = Model(repo, _open(repo, exact=False)[1], given=True)
+        refuse_errors(model.inventory)
+    with _log(text) as lines:
+        explanation = make_explanation(lines, model)
+    if as_json:
+        _print_json(explanation.model_dump(mode="json"))
+    else:
+        show_explanation(_consoles()[0], explanation)
+    if not explanation.recognised:
         raise typer.Exit(ExitCode.NO)
 
 
@@ -692,6 +738,46 @@ def _reshard_to_store(job: "Job", checkpoint: "Checkpoint", place: _Place, **opt
         _print_json(dataclasses.asdict(uploaded) | {"written": written})
     else:
         show_upload(console, uploaded, progress.seconds, scratch.result if place.keep_scratch else None)
+
+
+@contextmanager
+def _log(text: str | None) -> Iterator[Iterator[tuple[int, str]]]:
+    """Numbered lines of a message, of a log by its name, or of stdin. Raises UsageError, ReadFailed."""
+    from dsv4_shard.errors import ReadFailed
+    from dsv4_shard.logs import lines_of
+
+    if text == "-" or (text is None and not sys.stdin.isatty()):
+        yield lines_of(sys.stdin.buffer)
+    elif text is None or not text.strip():
+        raise UsageError(
+            "nothing to explain", hint='Give the message or a log: dsv4-shard explain "TEXT", or LOG, or -'
+        )
+    elif "\0" not in text and len(text) < _MAX_PATH and os.path.isfile(text):
+        try:
+            with open(text, "rb") as file:
+                yield lines_of(file)
+        except OSError as error:
+            raise ReadFailed(f"{text}: {error.strerror}") from None
+    else:
+        yield lines_of(io.BytesIO(text.encode(errors="replace")))
+
+
+def _compare(context: typer.Context, a: Path, b: Path, as_json: bool) -> None:
+    """`plan --compare`, which takes no other option: the files say it all. Raises UsageError or BadPlan."""
+    from dsv4_shard.plandiff import compare_plans
+    from dsv4_shard.planfile import load_plan
+    from dsv4_shard.report import show_comparison
+
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if name not in ("compare", "as_json") and source is not None and source.name == "COMMANDLINE":
+            option = "REPO" if name == "repo" else "--" + name.replace("_", "-")
+            raise UsageError(f"--compare and {option}: plan files are taken as they are", hint=f"Leave out {option}.")
+    comparison = compare_plans(load_plan(a), load_plan(b), (str(a), str(b)))
+    if as_json:
+        _print_json(comparison.model_dump(mode="json"))
+    else:
+        show_comparison(_consoles()[0], comparison)
 
 
 def _outcome(outcome: "Outcome") -> dict[str, Any]:

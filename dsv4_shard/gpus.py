@@ -46,6 +46,11 @@ GPUS = {
 }
 
 
+def gpus_with(gib: float) -> tuple[Gpu, ...]:
+    """GPUs whose memory is what an out-of-memory message counts on, in GiB."""
+    return tuple(gpu for gpu in GPUS.values() if abs(gpu.memory / (MIB << 10) - gib) < 0.005 * gib)
+
+
 def find_gpu(name: str) -> Gpu:
     """The GPU called `name`. Raises UsageError with the names that come near."""
     gpu = GPUS.get(name.lower())

@@ -19,10 +19,12 @@ from dsv4_shard.roles import Module
 
 if TYPE_CHECKING:
     from dsv4_shard.cluster import ClusterOutcome
+    from dsv4_shard.explain import Case, Explanation
     from dsv4_shard.generic import Axis, QuantizedRow, UnknownIdentity, UnknownInspection
     from dsv4_shard.inspect import Cell, Dimension, Inspection
     from dsv4_shard.numerics import Numerics
     from dsv4_shard.plan import Plan, PlanBreach, PlanModule
+    from dsv4_shard.plandiff import Difference, PlacementDifference, PlanComparison
     from dsv4_shard.problem import Problem
     from dsv4_shard.ranksource import RankSource
     from dsv4_shard.reshard import Job, Outcome
@@ -377,6 +379,123 @@ def _show_launch(console: Console, plan: "Plan", plan_file: str | None) -> None:
 def _print_command(console: Console, command: str) -> None:
     """A command on one line, however long: it must survive being copied."""
     console.print(Text("  " + clean(command)), soft_wrap=True)
+
+
+# --- plan --compare --------------------------------------------------------------------------------------------------
+
+
+def show_comparison(console: Console, comparison: "PlanComparison") -> None:
+    """What differs between two plans, the checkpoints first."""
+    if comparison.same:
+        console.print(Text(f"{clean(comparison.a)} and {clean(comparison.b)}: the same plan", style="bold"))
+        return
+    console.print(Text(f"A: {clean(comparison.a)}", style="bold"))
+    console.print(Text(f"B: {clean(comparison.b)}", style="bold"))
+    if comparison.checkpoint:
+        _heading(console, "Not the same checkpoint")
+        for line in comparison.checkpoint:
+            _item(console, line, "yellow")
+    _show_differences(console, "Asked for", comparison.request)
+    _show_differences(console, "Comes to", comparison.deployment)
+    for name, verdict in zip("AB", comparison.verdicts, strict=False):
+        _heading(console, f"{name} {'runs' if verdict.feasible else 'does not run'}")
+        for line in (*verdict.breaches, *verdict.choices):
+            _item(console, line, "" if verdict.feasible else "red")
+    placements, nbytes = comparison.placements, comparison.bytes_per_rank
+    if placements and (all(row.a is None for row in placements) or all(row.b is None for row in placements)):
+        only = "A" if placements[0].b is None else "B"
+        _heading(console, f"Placement and bytes are only in {only}")
+        placements = nbytes = ()
+    if placements:
+        _heading(console, "Placement")
+        table = _table("module", "A", "B")
+        for cells in _placement_rows(placements):
+            table.add_row(*(Text(clean(cell)) for cell in cells))
+        console.print(table)
+    if nbytes:
+        _heading(console, "Bytes a rank (the heaviest)")
+        table = _table("", "A", "B", "B - A", right=(1, 2, 3))
+        for row in nbytes:
+            sign = "-" if row.difference < 0 else "+"
+            table.add_row(row.name, size(row.a), size(row.b), sign + size(abs(row.difference)))
+        console.print(table)
+    _show_differences(console, "Environment", comparison.environment)
+    _show_differences(console, "Launch", comparison.options)
+    for name, commands in zip("AB", comparison.commands, strict=False):
+        _heading(console, f"Commands of {name}")
+        for command in commands:
+            _print_command(console, command)
+    if comparison.rest:
+        console.print()
+        _item(console, f"{len(comparison.rest)} more, in what follows from these: --json lists them", "dim")
+
+
+def _show_differences(console: Console, title: str, differences: "tuple[Difference, ...]") -> None:
+    if not differences:
+        return
+    _heading(console, title)
+    table = _table("", "A", "B")
+    for row in differences:
+        values = ("-" if value is None else clean(str(value)) for value in (row.a, row.b))
+        table.add_row(Text(clean(row.name)), *map(Text, values))
+    console.print(table)
+
+
+def _placement_rows(rows: "tuple[PlacementDifference, ...]") -> list[tuple[str, str, str]]:
+    """Roles of a module that differ alike, together."""
+    merged: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        module = f"{row.module}{' (draft)' if row.part_of == 'draft' else ''}"
+        merged.setdefault((module, row.a or "-", row.b or "-"), []).append(row.role.rpartition(".")[2])
+    return [(f"{module}: {', '.join(dict.fromkeys(roles))}", a, b) for (module, a, b), roles in merged.items()]
+
+
+# --- explain -------------------------------------------------------------------------------------------------------
+
+
+def show_explanation(console: Console, explanation: "Explanation") -> None:
+    """What an engine said, what broke, and the way out."""
+    message = explanation.message
+    if message is None:
+        console.print(Text("not recognised", style="bold"))
+        _item(console, str(explanation.hint))
+        return
+    often = f", {message.times:,} times" if message.times > 1 else ""
+    where = f" (line {message.line:,}{often})" if explanation.lines > 1 else ""
+    said = ", ".join(explanation.engines)
+    console.print(Text(f"{said}{where}", style="bold"))
+    _item(console, message.text, "red")
+    _heading(console, "What broke")
+    for line in explanation.meaning:
+        _item(console, line)
+    if explanation.cases:
+        _item(console, f"in {_case(explanation.cases[0])}", "dim")
+    for case in explanation.cases[1:]:
+        _item(console, f"or {case.module}: {case.arithmetic}, in {_case(case)}", "dim")
+    if explanation.remedies:
+        _heading(console, "Ways out")
+    for remedy in explanation.remedies:
+        _item(console, remedy)
+    way = explanation.way
+    if way is not None:
+        _heading(console, f"By the rules, {way.options} {'runs, with' if way.runs else 'does not run'}")
+        for note in way.notes:
+            _item(console, note)
+        if way.command is not None:
+            _print_command(console, "".join(f"{key}={value} " for key, value in way.environment.items()) + way.command)
+        for near in way.nearest:
+            _item(console, f"nearest that runs: {near}")
+        _heading(console, "Next")
+        _print_command(console, way.next)
+    if explanation.also:
+        _heading(console, "Also found, and said later or less grave")
+        for other in explanation.also:
+            _item(console, f"line {other.line:,}: {other.text}", "dim")
+
+
+def _case(case: "Case") -> str:
+    guess = f" ({' and '.join(case.guessed)}: a guess)" if case.guessed else ""
+    return f"{case.model} with {case.options}{guess}"
 
 
 # --- reshard and verify --------------------------------------------------------------------------------------------

@@ -184,8 +184,9 @@ class Divides:
 
     `size_name`, `parts_name` and `unit_name` are the words of the arithmetic. `whole_quote` is what the engine prints
     where the parts are not whole, `quote` where they are not whole units: templates over `size`, `parts`, `part`,
-    `unit` and `context`; None where it prints nothing, and then `consequence` says what happens. A `fatal` rule is
-    one without which the later ones make no sense.
+    `unit` and `context`; None where it prints nothing, and then `consequence` says what happens. `heard` are other
+    messages by which the rule shows: those of other versions, and of checks before and after it. A `fatal` rule is one
+    without which the later ones make no sense.
     """
 
     name: str
@@ -202,6 +203,12 @@ class Divides:
     remedies: tuple[str, ...] = ()
     when: Callable[[Context], bool] = _always
     fatal: bool = False
+    heard: tuple[str, ...] = ()
+
+    @property
+    def messages(self) -> tuple[str, ...]:
+        """Every template by which the rule shows, but for those that a function picks."""
+        return tuple(words for words in (self.quote, self.whole_quote, *self.heard) if isinstance(words, str))
 
     def explain(self, context: Context) -> str | None:
         """The arithmetic in words, or None where the rule does not apply."""
@@ -232,7 +239,10 @@ class Divides:
 
 @dataclass(frozen=True, slots=True)
 class Requires:
-    """A condition that is not a division. `reason` and `quote` are templates over `at` (the deployment)."""
+    """A condition that is not a division. `reason` and `quote` are templates over `at` (the deployment).
+
+    `heard` is as in `Divides`.
+    """
 
     name: str
     module: Module
@@ -242,6 +252,12 @@ class Requires:
     consequence: str = "refused when the model is built"
     remedies: tuple[str, ...] = ()
     fatal: bool = False
+    heard: tuple[str, ...] = ()
+
+    @property
+    def messages(self) -> tuple[str, ...]:
+        """Every template by which the rule shows."""
+        return tuple(words for words in (self.quote, *self.heard) if words)
 
     def explain(self, context: Context) -> str | None:
         """None: there is no arithmetic in it."""

@@ -19,6 +19,9 @@ GATE_UP_QUOTE = (
     "ValueError: The output_size of gate's and up's weight = {part} is not divisible by weight quantization "
     "block_n = {unit}."
 )
+DOWN_QUOTE = (
+    "ValueError: The input_size of down's weight = {part} is not divisible by weight quantization block_k = {unit}."
+)
 """The engines' own words, the same in SGLang (`fp8.py`) and vLLM (`fp8_utils.py`)."""
 
 GPUS_PER_NODE = {"gb200": 4, "gb300": 4}
@@ -141,12 +144,17 @@ EXPERTS_RULE = Divides(
 
 
 def attention_rules(
-    remedies: tuple[str, ...], rows_quote: str | None, heads_consequence: str, groups_consequence: str
+    remedies: tuple[str, ...],
+    rows_quote: str | None,
+    heads_consequence: str,
+    groups_consequence: str,
+    heads_heard: tuple[str, ...] = (),
+    groups_heard: tuple[str, ...] = (),
 ) -> tuple[Divides, ...]:
     """Heads, output groups and blocks of q_b, o_a and o_b under attention TP, in the order of the constructors.
 
     `rows_quote` is what the engine prints where q_b's rows do not divide. No engine looks at `o_groups`:
-    `groups_consequence` says what happens then.
+    `groups_consequence` says what happens then. `heads_heard` and `groups_heard` are what is heard of them.
     """
 
     def attention_tp(context: Context) -> int:
@@ -160,10 +168,11 @@ def attention_rules(
         Divides(
             "heads", Module.ATTENTION, lambda c: c.config.num_attention_heads, "num_attention_heads",
             attention_tp, "attention TP", consequence=heads_consequence, remedies=remedies,
+            heard=heads_heard,
         ),
         Divides(
             "o_groups", Module.ATTENTION, lambda c: c.v4.o_groups, "o_groups", attention_tp, "attention TP",
-            consequence=groups_consequence, remedies=remedies,
+            consequence=groups_consequence, remedies=remedies, heard=groups_heard,
         ),
         Divides(
             "o_a-blocks", Module.ATTENTION, lambda c: c.o_cols, "o_a rows", attention_tp, "attention TP",

@@ -29,6 +29,7 @@ from dsv4_shard.engines.base import (
 from dsv4_shard.engines.common import (
     ADDED_IN_PARTS,
     COLUMN_QUOTE,
+    DOWN_QUOTE,
     EXPERTS_RULE,
     GATE_UP_QUOTE,
     NO_CAST_RULE,
@@ -109,6 +110,15 @@ _TOPOLOGY_QUOTE = (
     "ValueError: parallel topology is inconsistent (set by override_permanently):\ntp_size == moe_ep_size * "
     "moe_dp_size * moe_tp_size\n  {size} != {parts} * 1 * {part} (= {context.experts_ranks})"
 )
+_QUANTIZED_MOE_QUOTES = (
+    "ValueError: For quantized MoE models, please make sure (moe_intermediate_size={size} / moe_tp_size={parts}) % "
+    "weight_block_size_n={unit} == 0 where moe_tp_size is equal to tp_size ({context.at.tp}) divided by ep_size "
+    "({context.at.ep}).",
+    "ValueError: moe_intermediate_size {size} must be divisible by moe_tp_size ({parts}) which is tp_size "
+    "({context.at.tp}) divided by moe_ep_size ({context.at.ep}).",
+)
+"""`check_quantized_moe_compatibility`, which runs beside the constructors."""
+
 _WRONG_SILENTLY = "starts, and computes garbage or fails in the first forward"
 
 
@@ -189,6 +199,7 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
         "ep", Module.ROUTED, lambda c: c.at.tp, "TP", lambda c: c.at.ep, "EP",
         whole_quote=_TOPOLOGY_QUOTE,
         remedies=("choose an EP that divides TP",), fatal=True,
+        heard=("ValueError: tp_size {size} must be divisible by ep_size {parts}",),
     ),
     Divides(
         "attention-dp", Module.ATTENTION, lambda c: c.at.tp, "TP", lambda c: c.at.dp, "attention DP",
@@ -197,7 +208,7 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
     Requires(
         "runner", Module.ROUTED, lambda c: runner_of(c) is not None or (c.at.experts, c.at.runner) == (NVFP4, "auto"),
         "runner {at.runner!r} does not take {at.experts} experts on {at.gpu.family} (sm_{at.gpu.sm})",
-        remedies=("leave --runner out",), fatal=True,
+        remedies=("leave --runner out",), fatal=True, heard=("MXFP4 Marlin requires SM90 or SM120.",),
     ),
     Requires(
         "marlin-a2a", Module.ROUTED, lambda c: not (c.at.runner == "marlin" and c.at.a2a),
@@ -222,6 +233,9 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
     Requires(
         "tp-experts", Module.ROUTED, lambda c: c.at.tp <= c.config.n_routed_experts,
         "TP {at.tp} exceeds the {config.n_routed_experts} routed experts",
+        heard=(
+            "ValueError: Tensor parallel size {at.tp} is greater than the number of experts {config.n_routed_experts}.",
+        ),
     ),
 )  # fmt: skip
 """What SGLang asks of a deployment before it builds a model of any generation."""
@@ -230,6 +244,11 @@ ROUTED_RULE = Divides(
     "routed-blocks", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
     lambda c: c.at.moe_tp, "MoE TP", _moe_unit, _moe_unit_name, _moe_quote, consequence=_WRONG_SILENTLY,
     remedies=("--runner marlin (FP4 on Hopper)", "more EP: --ep N, so that fewer ranks share one expert"),
+    heard=(
+        *dict.fromkeys(row.quote for rows in RUNNERS.values() for row in rows if row.quote), DOWN_QUOTE,
+        *_QUANTIZED_MOE_QUOTES, "ValueError: Current MXFP4 MoE layer does not satisfy Marlin constraints.",
+        "assert intermediate_size % self.moe_tp_size == 0",
+    ),
 )  # fmt: skip
 
 SHARED_RULE = Divides(
@@ -238,6 +257,8 @@ SHARED_RULE = Divides(
     remedies=("SGLANG_SHARED_EXPERT_TP1=1: --shared-experts whole", "an all-to-all backend: --a2a deepep"),
     when=lambda c: c.config.n_shared_experts > 0,
 )  # fmt: skip
+
+EXPERTS_HEARD = ("_num_global_routed % self.moe_ep_size == 0",)
 
 RULES: tuple[Rule, ...] = (
     *DEPLOYMENT_RULES,
@@ -248,7 +269,7 @@ RULES: tuple[Rule, ...] = (
         "starts with no output group on a rank, then computes garbage or divides by zero",
     ),
     replace(O_A_DECODING_RULE, holds=lambda c: keeps_o_a_fp8(c) or O_A_DECODING_RULE.holds(c)),
-    EXPERTS_RULE,
+    replace(EXPERTS_RULE, heard=EXPERTS_HEARD),
     ROUTED_RULE,
     SHARED_RULE,
 )  # fmt: skip

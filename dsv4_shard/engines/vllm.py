@@ -34,6 +34,7 @@ from dsv4_shard.engines.common import (
     COLUMN_QUOTE,
     NO_CAST_RULE,
     NODES_RULE,
+    ROW_QUOTE,
     attention_rules,
     dspark_notes,
     is_left_out,
@@ -177,6 +178,7 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
         "broken-version", Module.HYPER, lambda c: c.at.version not in BROKEN_VERSIONS,
         "vLLM {at.version} loads sharded_state and then fails in the first forward (hc_attn_fn_broadcast is not set)",
         "AssertionError", remedies=("vLLM 0.29.0 or later, which mends it: upstream PR 51368",), fatal=True,
+        heard=("hc_attn_fn_broadcast…AssertionError",),
     ),
     version_rule(*VERSIONS),
     NODES_RULE,
@@ -204,13 +206,14 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
     Requires(
         "mega-ep", Module.ROUTED, lambda c: not getattr(backend_of(c), "sequence_parallel", False) or c.at.ep > 1,
         "MoE backend {at.runner} needs expert parallelism", remedies=("--ep = TP × DP",), fatal=True,
+        heard=("NotImplementedError: DeepSeek V4 MegaMoE currently requires expert parallel.",),
     ),
 )  # fmt: skip
 """What vLLM asks of a deployment before it builds a model of any generation."""
 
 VOCAB_RULE = Divides(
     "vocab", Module.EMBEDDING, lambda c: -(-c.config.vocab_size // 64) * 64, "vocab_size (padded to 64)",
-    lambda c: c.at.tp, "TP",
+    lambda c: c.at.tp, "TP", heard=("AssertionError: {size} is not divisible by {parts}",),
 )  # fmt: skip
 
 RULES: tuple[Rule, ...] = (
@@ -232,6 +235,15 @@ RULES: tuple[Rule, ...] = (
         None,
         "refused: assert n_heads % tp_size == 0",
         "starts with no output group on a rank, then ZeroDivisionError or garbage (vllm#43174)",
+        (
+            "assert n_heads % tp_size == 0",
+            "Attention sink heads ({size}) must be divisible by tp_size",
+        ),
+        (
+            "r = wq.size(0) // bmm_batch_size",
+            "ZeroDivisionError…deepgemm_post_process_fp8_weight_block",
+            "deepgemm_post_process_fp8_weight_block…ZeroDivisionError",
+        ),
     ),
     Requires(
         "o_a-format", Module.ATTENTION, lambda c: c.format(Role.O_A).name == "FP8",
@@ -259,7 +271,7 @@ RULES: tuple[Rule, ...] = (
     Divides(
         "shared-blocks", Module.SHARED, lambda c: c.shared_intermediate, "shared intermediate size",
         lambda c: c.at.shared_parts, "TP", lambda c: c.block(Role.SHARED_GATE).rows, "blocks", COLUMN_QUOTE,
-        when=lambda c: c.at.shared == "split", remedies=("--shared-experts pad",),
+        when=lambda c: c.at.shared == "split", remedies=("--shared-experts pad",), heard=(ROW_QUOTE,),
     ),
 )  # fmt: skip
 

@@ -1,6 +1,7 @@
 """A request → the deployment that it comes to, what that weighs on a rank, and the layouts near it that work."""
 
 import itertools
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -82,10 +83,12 @@ def check_request(request: Request) -> None:
         if value is not None and not 1 <= value <= MAX_RANKS:
             raise UsageError(f"--{name} {value}: must be from 1 to {MAX_RANKS}")
     names = {"engine": request.engine, "runner": request.runner, "a2a": request.a2a, "gpu": request.gpu,
-             "engine-version": request.engine_version}  # fmt: skip
+             "engine-version": request.engine_version, "gpu-memory": request.gpu_memory}  # fmt: skip
     for name, text in names.items():
         if not ((isinstance(text, str) and len(text) <= _MAX_NAME_CHARS) or (text is None and name != "engine")):
             raise UsageError(f"--{name} {short(text)}: must be a name")
+    if request.gpu is not None and request.gpu_memory is not None:
+        raise UsageError(f"--gpu {short(request.gpu)} and --gpu-memory: a GPU that is named has its own memory")
     if request.shared not in ("auto", "whole", "split", "pad"):
         raise UsageError(f"--shared-experts {short(request.shared)}", hint="Choose auto, whole, split or pad.")
     if request.expert_dtype not in (None, "fp4", "fp8"):
@@ -200,6 +203,7 @@ def options_of(request: Request, *, engine: bool = True) -> str:
     if engine and request.engine != "sglang":
         options.append(f"--engine {request.engine}")
     for name, value in (("runner", request.runner), ("a2a", request.a2a), ("gpu", request.gpu),
+                        ("gpu-memory", request.gpu_memory and shlex.quote(request.gpu_memory)),
                         ("nodes", request.nodes), ("expert-dtype", request.expert_dtype),
                         ("engine-version", request.engine_version)):  # fmt: skip
         if value is not None:

@@ -166,6 +166,9 @@ RunnerOpt = Annotated[
 A2aOpt = Annotated[str | None, typer.Option("--a2a", help="SGLang's all-to-all backend (deepep, megamoe, ...).")]
 SharedOpt = Annotated[str, typer.Option("--shared-experts", help="auto, whole, split or pad.")]
 GpuOpt = Annotated[str | None, typer.Option("--gpu", help="h20-96, h20-141, h100, h200, b200, b300, gb200, gb300, ...")]
+GpuMemoryOpt = Annotated[
+    str | None, typer.Option("--gpu-memory", help="Instead of --gpu: a Hopper GPU of 96GB, 95GiB or 97285MiB.")
+]
 NodesOpt = Annotated[int | None, typer.Option("--nodes", min=1, help="Hosts; default: as few as hold the GPUs.")]
 ExpertDtypeOpt = Annotated[
     str | None, typer.Option("--expert-dtype", help="fp8: cast FP4 experts as DeepSeek's converter does (reference).")
@@ -179,6 +182,7 @@ JobsOpt = Annotated[int | None, typer.Option("--jobs", min=1, help="Worker threa
 
 _REQUEST_OPTIONS = (
     "tp", "ep", "dp", "engine", "runner", "a2a", "shared_experts", "gpu", "nodes", "expert_dtype", "engine_version",
+    "gpu_memory",
 )  # fmt: skip
 
 
@@ -194,11 +198,13 @@ def _request(
     nodes: int | None,
     expert_dtype: str | None,
     engine_version: str | None,
+    gpu_memory: str | None,
 ) -> "Request":
     from dsv4_shard.engines import find_engine
     from dsv4_shard.engines.base import Request
 
-    return Request(tp, ep, dp, find_engine(engine).name, runner, a2a, shared, gpu, nodes, expert_dtype, engine_version)
+    name = find_engine(engine).name
+    return Request(tp, ep, dp, name, runner, a2a, shared, gpu, nodes, expert_dtype, engine_version, gpu_memory)
 
 
 # --- commands ------------------------------------------------------------------------------------------------------
@@ -250,6 +256,7 @@ def plan(
     a2a: A2aOpt = None,
     shared_experts: SharedOpt = "auto",
     gpu: GpuOpt = None,
+    gpu_memory: GpuMemoryOpt = None,
     nodes: NodesOpt = None,
     expert_dtype: ExpertDtypeOpt = None,
     engine_version: VersionOpt = None,
@@ -265,7 +272,9 @@ def plan(
     from dsv4_shard.plan import make_plan
     from dsv4_shard.report import show_plan
 
-    request = _request(tp, ep, dp, engine, runner, a2a, shared_experts, gpu, nodes, expert_dtype, engine_version)
+    request = _request(
+        tp, ep, dp, engine, runner, a2a, shared_experts, gpu, nodes, expert_dtype, engine_version, gpu_memory
+    )
     checkpoint, inventory = _open(repo or _default_repo(), refresh=refresh, exact=False)
     made = make_plan(checkpoint, inventory, request)
     if output is not None:
@@ -294,6 +303,7 @@ def reshard(
     a2a: A2aOpt = None,
     shared_experts: SharedOpt = "auto",
     gpu: GpuOpt = None,
+    gpu_memory: GpuMemoryOpt = None,
     nodes: NodesOpt = None,
     expert_dtype: ExpertDtypeOpt = None,
     engine_version: VersionOpt = None,
@@ -339,7 +349,7 @@ def reshard(
         _refuse_beside_plan(context)
     checkpoint, inventory = _open(_pinned(repo, plan_file), config)
     request = (
-        _request(tp, ep, dp, engine, runner, a2a, shared_experts, gpu, nodes, expert_dtype, engine_version)
+        _request(tp, ep, dp, engine, runner, a2a, shared_experts, gpu, nodes, expert_dtype, engine_version, gpu_memory)
         if tp is not None
         else None
     )

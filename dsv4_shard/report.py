@@ -12,7 +12,7 @@ from rich.text import Text
 
 from dsv4_shard.checkpoint import Severity
 from dsv4_shard.engines import SERVING
-from dsv4_shard.engines.base import ANY_ENGINE, Replicate
+from dsv4_shard.engines.base import ANY_ENGINE, UNKNOWN_GPU, Replicate
 from dsv4_shard.escape import clean
 from dsv4_shard.rankspan import say_ranks
 from dsv4_shard.roles import Module
@@ -270,11 +270,15 @@ def show_plan(console: Console, plan: "Plan", engine: str, plan_file: str | None
 
 
 def _show_refusal(console: Console, plan: "Plan", engine: str) -> None:
-    _heading(console, "Does not run")
+    unknown = any(breach.rule == UNKNOWN_GPU for breach in plan.breaches)
+    _heading(console, "Not known to run" if unknown else "Does not run")
     for breach in plan.breaches:
         _item(console, f"{breach.module}: {breach.reason}", "red")
         for line in _consequences(breach, engine):
             _indented(console, line, 4)
+    if unknown:
+        _show_totals(console, plan)
+        return
     _heading(console, "Nearest layouts that run" if plan.alternatives else "No layout near it runs")
     for alternative in plan.alternatives:
         _item(console, f"{alternative.options}   {alternative.gpus} GPUs, {gib(alternative.bytes_per_rank)} a rank")

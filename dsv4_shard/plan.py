@@ -33,6 +33,7 @@ from dsv4_shard.engines.base import (
 )
 from dsv4_shard.errors import IncompleteCheckpoint, InfeasiblePlan
 from dsv4_shard.inventory import Inventory
+from dsv4_shard.kvcache import bytes_per_token
 from dsv4_shard.origin import Origin, origin_of
 from dsv4_shard.roles import Module, Part, Role, Stage
 
@@ -100,13 +101,19 @@ class PlanTotals(_Document):
 
 
 class PlanMemory(_Document):
-    """Whether the weights fit on the named GPU, in bytes."""
+    """Whether the weights fit on the named GPU, in bytes.
+
+    `kv_bytes_per_token` is what a token of context costs at the least (see `kvcache`), and `kv_tokens_at_most` how many
+    would fill all that is left, in each attention group; None where that is not known.
+    """
 
     gpu: str
     capacity: int
     weights: int
     left: int
     fits: bool
+    kv_bytes_per_token: float | None
+    kv_tokens_at_most: int | None
 
 
 class PlanLaunch(_Document):
@@ -234,13 +241,23 @@ def _describe(placement: Placement, at: Deployment) -> str:
     return str(placement)
 
 
-def _memory(totals: PlanTotals, at: Deployment) -> PlanMemory | None:
+def _memory(totals: PlanTotals, context: Context) -> PlanMemory | None:
     """The reference keeps the MTP block in the same model; other engines load it only as a draft model."""
+    at = context.at
     if not at.gpu_named:
         return None
     weights = totals.target_bytes_per_rank_max + (totals.draft_bytes_per_rank if at.engine == "reference" else 0)
     left = at.gpu.memory - weights
-    return PlanMemory(gpu=at.gpu.title, capacity=at.gpu.memory, weights=weights, left=left, fits=left > 0)
+    token = bytes_per_token(context)
+    return PlanMemory(
+        gpu=at.gpu.title,
+        capacity=at.gpu.memory,
+        weights=weights,
+        left=left,
+        fits=left > 0,
+        kv_bytes_per_token=float(token) if token else None,
+        kv_tokens_at_most=int(max(0, left) / token) if token else None,
+    )
 
 
 def _memory_breach(memory: PlanMemory | None) -> list[Breach]:
@@ -278,7 +295,7 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
     context = Context(inventory, choice.at)
     weights = list(loads(engine, context)) if choice.feasible else []
     totals = _totals(weights, context, _beyond_roles(checkpoint, engine, context)) if choice.feasible else None
-    memory = _memory(totals, choice.at) if totals else None
+    memory = _memory(totals, context) if totals else None
     unknown = _unknown_gpu(engine, choice.at)
     breaches = [*(unknown or choice.breaches), *_memory_breach(memory)]
     refusal = engine.layout.refusal(context) if engine.layout and choice.feasible and not unknown else None

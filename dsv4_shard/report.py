@@ -355,6 +355,13 @@ def _show_totals(console: Console, plan: "Plan") -> None:
             f"{memory.gpu}: {gib(memory.capacity)} as CUDA counts it, {gib(memory.left)} left for KV cache, "
             "activations and graphs",
         )
+        if memory.kv_tokens_at_most:
+            each = " in each attention group" if plan.deployment["world"] > plan.deployment["attention_tp"] else ""
+            _item(
+                console,
+                f"at most {memory.kv_tokens_at_most:,} tokens of KV cache{each}, of "
+                f"{memory.kv_bytes_per_token:,.0f} bytes each: an upper bound, since the rest has to fit as well",
+            )
 
 
 def _show_launch(console: Console, plan: "Plan", plan_file: str | None) -> None:

@@ -139,7 +139,8 @@ TARGET = (Stage.MODEL, Stage.LAYER, Stage.VISION)
 # --- layouts nearby --------------------------------------------------------------------------------------------------
 
 
-def _divisors(number: int) -> list[int]:
+def divisors(number: int) -> list[int]:
+    """Whole numbers that divide `number`, ascending."""
     return [n for n in range(1, number + 1) if number % n == 0]
 
 
@@ -156,17 +157,17 @@ def _variations(request: Request) -> Iterator[Request]:
         if not 1 <= world <= MAX_RANKS:
             continue
         if request.engine == "vllm":
-            for tp in reversed(_divisors(world)):
+            for tp in reversed(divisors(world)):
                 yield from (replace(free, tp=tp, dp=world // tp, ep=ep, nodes=None) for ep in (None, world))
         elif request.engine == "node":
             nodes = request.nodes if request.nodes and world % request.nodes == 0 else None
-            yield from (replace(free, tp=world, dp=dp, ep=None, nodes=nodes) for dp in _divisors(world))
+            yield from (replace(free, tp=world, dp=dp, ep=None, nodes=nodes) for dp in divisors(world))
         elif request.engine == "sglang":
-            pairs = itertools.product(_divisors(world), _divisors(world))
+            pairs = itertools.product(divisors(world), divisors(world))
             for dp, ep in sorted(pairs, key=lambda pair: (pair[0] * pair[1], pair[0])):
                 yield replace(free, tp=world, dp=dp, ep=ep if ep > 1 else None, nodes=None)
         else:
-            pairs = itertools.product(dict.fromkeys((1, world)), _divisors(world))
+            pairs = itertools.product(dict.fromkeys((1, world)), divisors(world))
             if request.engine == "reference":
                 pairs = itertools.product((1,), (world,))
             for dp, ep in pairs:

@@ -245,10 +245,14 @@ def inspect(
 @app.command()
 @_reported
 def plan(
+    context: typer.Context,
     repo: Annotated[
         str | None, typer.Argument(help="Checkpoint; default: the current folder, else the one last inspected.")
     ] = None,
-    tp: Annotated[int, typer.Option("--tp", min=1, help="Tensor parallelism.")] = ...,  # type: ignore[assignment]
+    tp: Annotated[int | None, typer.Option("--tp", min=1, help="Tensor parallelism.")] = None,
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", min=1, help="Instead of --tp: search all layouts on so many GPUs.")
+    ] = None,
     ep: EpOpt = None,
     dp: DpOpt = 1,
     engine: EngineOpt = "sglang",
@@ -267,7 +271,19 @@ def plan(
     """Where every module goes on the ranks, what it weighs, whether it runs, and how it is launched.
 
     Exit code 1 if the layout does not run; the plan then names the rule that breaks and the nearest layouts that do.
+    With --gpus in place of --tp, every layout that runs on so many GPUs, the lightest first (--engine sglang,vllm: of
+    these engines only); exit code 1 if none does.
     """
+    if gpus is not None:
+        _refuse_beside_gpus(context)
+        engines = tuple(engine.split(",")) if _is_given(context, "engine") else None
+        asked = _request(
+            gpus, None, 1, "sglang", None, None, "auto", gpu, nodes, expert_dtype, engine_version, gpu_memory
+        )
+        _search(repo or _default_repo(), asked, engines, refresh, output, as_json)
+        return
+    if tp is None:
+        raise UsageError("neither --tp nor --gpus", hint="Give --tp N to plan it, or --gpus N to search.")
     from dsv4_shard.engines import engine_for
     from dsv4_shard.plan import make_plan
     from dsv4_shard.report import show_plan
@@ -285,6 +301,31 @@ def plan(
         title = engine_for(request.engine, inventory.family).title
         show_plan(_consoles()[0], made, title, str(output) if output else None)
     if not made.feasible:
+        raise typer.Exit(ExitCode.NO)
+
+
+def _search(
+    repo: str,
+    asked: "Request",
+    engines: tuple[str, ...] | None,
+    refresh: bool,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    from dsv4_shard.engines import SERVING
+    from dsv4_shard.report import show_search
+    from dsv4_shard.search import plan_best
+    from dsv4_shard.search import search as find
+
+    checkpoint, inventory = _open(repo, refresh=refresh, exact=False)
+    found = find(checkpoint, inventory, asked, engines or SERVING)
+    if output is not None and found.best is not None:
+        _write_text(output, plan_best(checkpoint, inventory, found).to_json())
+    if as_json:
+        _print_json(found.model_dump(mode="json"))
+    else:
+        show_search(_consoles()[0], found)
+    if found.best is None:
         raise typer.Exit(ExitCode.NO)
 
 
@@ -642,10 +683,22 @@ def _at_commit(repo: str, checkpoint: "Checkpoint") -> str:
 def _refuse_beside_plan(context: typer.Context) -> None:
     """A plan says all that a request does: an option beside it would be ignored. Raises UsageError."""
     for name in _REQUEST_OPTIONS:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
+        if _is_given(context, name):
             option = "--" + name.replace("_", "-")
             raise UsageError(f"--plan and {option}: the plan says it already", hint=f"Leave out {option}, or --plan.")
+
+
+def _refuse_beside_gpus(context: typer.Context) -> None:
+    """The search tries all of these itself. Raises UsageError."""
+    for name in ("tp", "ep", "dp", "runner", "a2a", "shared_experts"):
+        if _is_given(context, name):
+            option = "--" + name.replace("_", "-")
+            raise UsageError(f"--gpus and {option}: the search tries them all", hint=f"Leave out {option}, or --gpus.")
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _refuse_url(folder: Path, hint: str) -> None:

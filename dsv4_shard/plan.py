@@ -167,7 +167,7 @@ class Plan(_Document):
         return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
 
 
-def _beyond_roles(checkpoint: Checkpoint, engine: Engine, context: Context) -> tuple[int, int]:
+def beyond_roles(checkpoint: Checkpoint, engine: Engine, context: Context) -> tuple[int, int]:
     """Bytes of (target, draft) files that no role's placement counts: constants, and tensors that the draft has too."""
     if engine.layout is None:
         return 0, 0
@@ -187,7 +187,8 @@ def _beyond_roles(checkpoint: Checkpoint, engine: Engine, context: Context) -> t
     return nbytes[False], nbytes[True]
 
 
-def _totals(weights: list[Load], context: Context, beyond: tuple[int, int]) -> PlanTotals:
+def totals_of(weights: list[Load], context: Context, beyond: tuple[int, int]) -> PlanTotals:
+    """What a rank holds; `beyond` is what `beyond_roles` counts."""
     target = [load for load in weights if load.group.stage in TARGET]
     draft = [load for load in weights if load.group.stage not in TARGET]
     shared = [load for load in target if load.group.role.module is Module.SHARED]
@@ -241,12 +242,17 @@ def _describe(placement: Placement, at: Deployment) -> str:
     return str(placement)
 
 
-def _memory(totals: PlanTotals, context: Context) -> PlanMemory | None:
+def weights_of(totals: PlanTotals, at: Deployment) -> int:
     """The reference keeps the MTP block in the same model; other engines load it only as a draft model."""
+    return totals.target_bytes_per_rank_max + (totals.draft_bytes_per_rank if at.engine == "reference" else 0)
+
+
+def memory_of(totals: PlanTotals, context: Context) -> PlanMemory | None:
+    """Whether the weights fit, and what they leave; None where no GPU is named."""
     at = context.at
     if not at.gpu_named:
         return None
-    weights = totals.target_bytes_per_rank_max + (totals.draft_bytes_per_rank if at.engine == "reference" else 0)
+    weights = weights_of(totals, at)
     left = at.gpu.memory - weights
     token = bytes_per_token(context)
     return PlanMemory(
@@ -294,8 +300,8 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
     engine = engine_for(request.engine, inventory.family)
     context = Context(inventory, choice.at)
     weights = list(loads(engine, context)) if choice.feasible else []
-    totals = _totals(weights, context, _beyond_roles(checkpoint, engine, context)) if choice.feasible else None
-    memory = _memory(totals, context) if totals else None
+    totals = totals_of(weights, context, beyond_roles(checkpoint, engine, context)) if choice.feasible else None
+    memory = memory_of(totals, context) if totals else None
     unknown = _unknown_gpu(engine, choice.at)
     breaches = [*(unknown or choice.breaches), *_memory_breach(memory)]
     refusal = engine.layout.refusal(context) if engine.layout and choice.feasible and not unknown else None

@@ -1,6 +1,7 @@
 """A request → the deployment that it comes to, what that weighs on a rank, and the layouts near it that work."""
 
 import itertools
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -82,10 +83,12 @@ def check_request(request: Request) -> None:
         if value is not None and not 1 <= value <= MAX_RANKS:
             raise UsageError(f"--{name} {value}: must be from 1 to {MAX_RANKS}")
     names = {"engine": request.engine, "runner": request.runner, "a2a": request.a2a, "gpu": request.gpu,
-             "engine-version": request.engine_version}  # fmt: skip
+             "engine-version": request.engine_version, "gpu-memory": request.gpu_memory}  # fmt: skip
     for name, text in names.items():
         if not ((isinstance(text, str) and len(text) <= _MAX_NAME_CHARS) or (text is None and name != "engine")):
             raise UsageError(f"--{name} {short(text)}: must be a name")
+    if request.gpu is not None and request.gpu_memory is not None:
+        raise UsageError(f"--gpu {short(request.gpu)} and --gpu-memory: a GPU that is named has its own memory")
     if request.shared not in ("auto", "whole", "split", "pad"):
         raise UsageError(f"--shared-experts {short(request.shared)}", hint="Choose auto, whole, split or pad.")
     if request.expert_dtype not in (None, "fp4", "fp8"):
@@ -136,7 +139,8 @@ TARGET = (Stage.MODEL, Stage.LAYER, Stage.VISION)
 # --- layouts nearby --------------------------------------------------------------------------------------------------
 
 
-def _divisors(number: int) -> list[int]:
+def divisors(number: int) -> list[int]:
+    """Whole numbers that divide `number`, ascending."""
     return [n for n in range(1, number + 1) if number % n == 0]
 
 
@@ -153,17 +157,17 @@ def _variations(request: Request) -> Iterator[Request]:
         if not 1 <= world <= MAX_RANKS:
             continue
         if request.engine == "vllm":
-            for tp in reversed(_divisors(world)):
+            for tp in reversed(divisors(world)):
                 yield from (replace(free, tp=tp, dp=world // tp, ep=ep, nodes=None) for ep in (None, world))
         elif request.engine == "node":
             nodes = request.nodes if request.nodes and world % request.nodes == 0 else None
-            yield from (replace(free, tp=world, dp=dp, ep=None, nodes=nodes) for dp in _divisors(world))
+            yield from (replace(free, tp=world, dp=dp, ep=None, nodes=nodes) for dp in divisors(world))
         elif request.engine == "sglang":
-            pairs = itertools.product(_divisors(world), _divisors(world))
+            pairs = itertools.product(divisors(world), divisors(world))
             for dp, ep in sorted(pairs, key=lambda pair: (pair[0] * pair[1], pair[0])):
                 yield replace(free, tp=world, dp=dp, ep=ep if ep > 1 else None, nodes=None)
         else:
-            pairs = itertools.product(dict.fromkeys((1, world)), _divisors(world))
+            pairs = itertools.product(dict.fromkeys((1, world)), divisors(world))
             if request.engine == "reference":
                 pairs = itertools.product((1,), (world,))
             for dp, ep in pairs:
@@ -200,6 +204,7 @@ def options_of(request: Request, *, engine: bool = True) -> str:
     if engine and request.engine != "sglang":
         options.append(f"--engine {request.engine}")
     for name, value in (("runner", request.runner), ("a2a", request.a2a), ("gpu", request.gpu),
+                        ("gpu-memory", request.gpu_memory and shlex.quote(request.gpu_memory)),
                         ("nodes", request.nodes), ("expert-dtype", request.expert_dtype),
                         ("engine-version", request.engine_version)):  # fmt: skip
         if value is not None:

@@ -167,6 +167,9 @@ RunnerOpt = Annotated[
 A2aOpt = Annotated[str | None, typer.Option("--a2a", help="SGLang's all-to-all backend (deepep, megamoe, ...).")]
 SharedOpt = Annotated[str, typer.Option("--shared-experts", help="auto, whole, split or pad.")]
 GpuOpt = Annotated[str | None, typer.Option("--gpu", help="h20-96, h20-141, h100, h200, b200, b300, gb200, gb300, ...")]
+GpuMemoryOpt = Annotated[
+    str | None, typer.Option("--gpu-memory", help="Instead of --gpu: a Hopper GPU of 96GB, 95GiB or 97285MiB.")
+]
 NodesOpt = Annotated[int | None, typer.Option("--nodes", min=1, help="Hosts; default: as few as hold the GPUs.")]
 ExpertDtypeOpt = Annotated[
     str | None, typer.Option("--expert-dtype", help="fp8: cast FP4 experts as DeepSeek's converter does (reference).")
@@ -180,6 +183,7 @@ JobsOpt = Annotated[int | None, typer.Option("--jobs", min=1, help="Worker threa
 
 _REQUEST_OPTIONS = (
     "tp", "ep", "dp", "engine", "runner", "a2a", "shared_experts", "gpu", "nodes", "expert_dtype", "engine_version",
+    "gpu_memory",
 )  # fmt: skip
 
 
@@ -195,11 +199,13 @@ def _request(
     nodes: int | None,
     expert_dtype: str | None,
     engine_version: str | None,
+    gpu_memory: str | None,
 ) -> "Request":
     from dsv4_shard.engines import find_engine
     from dsv4_shard.engines.base import Request
 
-    return Request(tp, ep, dp, find_engine(engine).name, runner, a2a, shared, gpu, nodes, expert_dtype, engine_version)
+    name = find_engine(engine).name
+    return Request(tp, ep, dp, name, runner, a2a, shared, gpu, nodes, expert_dtype, engine_version, gpu_memory)
 
 
 # --- commands ------------------------------------------------------------------------------------------------------
@@ -245,6 +251,9 @@ def plan(
         str | None, typer.Argument(help="Checkpoint; default: the current folder, else the one last inspected.")
     ] = None,
     tp: Annotated[int | None, typer.Option("--tp", min=1, help="Tensor parallelism.")] = None,
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", min=1, help="Instead of --tp: search all layouts on so many GPUs.")
+    ] = None,
     ep: EpOpt = None,
     dp: DpOpt = 1,
     engine: EngineOpt = "sglang",
@@ -252,6 +261,7 @@ def plan(
     a2a: A2aOpt = None,
     shared_experts: SharedOpt = "auto",
     gpu: GpuOpt = None,
+    gpu_memory: GpuMemoryOpt = None,
     nodes: NodesOpt = None,
     expert_dtype: ExpertDtypeOpt = None,
     engine_version: VersionOpt = None,
@@ -265,18 +275,33 @@ def plan(
     """Where every module goes on the ranks, what it weighs, whether it runs, and how it is launched.
 
     Exit code 1 if the layout does not run; the plan then names the rule that breaks and the nearest layouts that do.
+    With --gpus in place of --tp, every layout that runs on so many GPUs, the lightest first (--engine sglang,vllm: of
+    these engines only); exit code 1 if none does.
     With --compare nothing is planned: exit code 0, whether the two plans differ or not.
     """
+    if compare is not None:
+        _compare(context, *compare, as_json)
+        return
+    if gpus is not None:
+        _refuse_beside_gpus(context)
+        engines = tuple(engine.split(",")) if _is_given(context, "engine") else None
+        asked = _request(
+            gpus, None, 1, "sglang", None, None, "auto", gpu, nodes, expert_dtype, engine_version, gpu_memory
+        )
+        _search(repo or _default_repo(), asked, engines, refresh, output, as_json)
+        return
+    if tp is None:
+        raise UsageError(
+            "neither --tp nor --gpus",
+            hint="Plan a layout: `dsv4-shard plan REPO --tp 16`; or search them all: `dsv4-shard plan REPO --gpus 16`.",
+        )
     from dsv4_shard.engines import engine_for
     from dsv4_shard.plan import make_plan
     from dsv4_shard.report import show_plan
 
-    if compare is not None:
-        _compare(context, *compare, as_json)
-        return
-    if tp is None:
-        raise UsageError("no --tp", hint="Say over how many GPUs: dsv4-shard plan REPO --tp 16")
-    request = _request(tp, ep, dp, engine, runner, a2a, shared_experts, gpu, nodes, expert_dtype, engine_version)
+    request = _request(
+        tp, ep, dp, engine, runner, a2a, shared_experts, gpu, nodes, expert_dtype, engine_version, gpu_memory
+    )
     checkpoint, inventory = _open(repo or _default_repo(), refresh=refresh, exact=False)
     made = make_plan(checkpoint, inventory, request)
     if output is not None:
@@ -287,6 +312,31 @@ def plan(
         title = engine_for(request.engine, inventory.family).title
         show_plan(_consoles()[0], made, title, str(output) if output else None)
     if not made.feasible:
+        raise typer.Exit(ExitCode.NO)
+
+
+def _search(
+    repo: str,
+    asked: "Request",
+    engines: tuple[str, ...] | None,
+    refresh: bool,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    from dsv4_shard.engines import SERVING
+    from dsv4_shard.report import show_search
+    from dsv4_shard.search import plan_best
+    from dsv4_shard.search import search as find
+
+    checkpoint, inventory = _open(repo, refresh=refresh, exact=False)
+    found = find(checkpoint, inventory, asked, engines or SERVING)
+    if output is not None and found.best is not None:
+        _write_text(output, plan_best(checkpoint, inventory, found).to_json())
+    if as_json:
+        _print_json(found.model_dump(mode="json"))
+    else:
+        show_search(_consoles()[0], found)
+    if found.best is None:
         raise typer.Exit(ExitCode.NO)
 
 
@@ -305,6 +355,7 @@ def reshard(
     a2a: A2aOpt = None,
     shared_experts: SharedOpt = "auto",
     gpu: GpuOpt = None,
+    gpu_memory: GpuMemoryOpt = None,
     nodes: NodesOpt = None,
     expert_dtype: ExpertDtypeOpt = None,
     engine_version: VersionOpt = None,
@@ -350,7 +401,7 @@ def reshard(
         _refuse_beside_plan(context)
     checkpoint, inventory = _open(_pinned(repo, plan_file), config)
     request = (
-        _request(tp, ep, dp, engine, runner, a2a, shared_experts, gpu, nodes, expert_dtype, engine_version)
+        _request(tp, ep, dp, engine, runner, a2a, shared_experts, gpu, nodes, expert_dtype, engine_version, gpu_memory)
         if tp is not None
         else None
     )
@@ -678,10 +729,22 @@ def _at_commit(repo: str, checkpoint: "Checkpoint") -> str:
 def _refuse_beside_plan(context: typer.Context) -> None:
     """A plan says all that a request does: an option beside it would be ignored. Raises UsageError."""
     for name in _REQUEST_OPTIONS:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
+        if _is_given(context, name):
             option = "--" + name.replace("_", "-")
             raise UsageError(f"--plan and {option}: the plan says it already", hint=f"Leave out {option}, or --plan.")
+
+
+def _refuse_beside_gpus(context: typer.Context) -> None:
+    """The search tries all of these itself. Raises UsageError."""
+    for name in ("tp", "ep", "dp", "runner", "a2a", "shared_experts"):
+        if _is_given(context, name):
+            option = "--" + name.replace("_", "-")
+            raise UsageError(f"--gpus and {option}: the search tries them all", hint=f"Leave out {option}, or --gpus.")
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _refuse_url(folder: Path, hint: str) -> None:
@@ -769,8 +832,7 @@ def _compare(context: typer.Context, a: Path, b: Path, as_json: bool) -> None:
     from dsv4_shard.report import show_comparison
 
     for name in context.params:
-        source = context.get_parameter_source(name)
-        if name not in ("compare", "as_json") and source is not None and source.name == "COMMANDLINE":
+        if name not in ("compare", "as_json") and _is_given(context, name):
             option = "REPO" if name == "repo" else "--" + name.replace("_", "-")
             raise UsageError(f"--compare and {option}: plan files are taken as they are", hint=f"Leave out {option}.")
     comparison = compare_plans(load_plan(a), load_plan(b), (str(a), str(b)))

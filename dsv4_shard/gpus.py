@@ -2,30 +2,45 @@
 
 `memory` is what CUDA reports as total (`torch.cuda.get_device_properties().total_memory`, the denominator of
 out-of-memory messages), in bytes; it is 0.4 to 0.7 % below what `nvidia-smi` prints, and well below the number in the
-product's name. Each row says where the figure was seen.
+product's name. Each row says where the figure was seen. A GPU that no row has can be given by its memory alone.
 """
 
 import difflib
+import re
 from dataclasses import dataclass
+from decimal import Decimal
 
 from dsv4_shard.errors import UsageError
+from dsv4_shard.escape import short
 
 MIB = 1 << 20
+_UNITS = {"gb": 10**9, "gib": 1 << 30, "mib": MIB}
+_MEMORY = re.compile(r"([0-9]{1,7}(?:\.[0-9]{1,3})?) ?(GB|GiB|MiB)", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU. `sm` is the compute capability × 10; `memory` in bytes; `source` tells where the figure is from."""
+    """One GPU. `sm` is the compute capability × 10; `memory` in bytes; `source` tells where the figure is from.
+
+    `unheld` is the architecture's name where no engine's rules were held on it. Then `sm` is that of the GPU as on
+    which weights are reckoned, and says nothing of what runs.
+    """
 
     name: str
     title: str
     sm: int
     memory: int
     source: str
+    unheld: str = ""
 
     @property
     def family(self) -> str:
         """Hopper (sm_90) and Blackwell (sm_100 and later) differ in what engines keep in FP8."""
+        return self.unheld or self.stands_for
+
+    @property
+    def stands_for(self) -> str:
+        """The family as on which weights are reckoned."""
         return "Hopper" if self.sm < 100 else "Blackwell"
 
 
@@ -42,8 +57,17 @@ GPUS = {
         Gpu("gb200", "NVIDIA GB200", 100, 188733 * MIB, "184.31 GiB in out-of-memory logs; nvidia-smi 189471 MiB"),
         Gpu("gb300", "NVIDIA GB300", 103, 283136 * MIB, "276.50 GiB in out-of-memory logs; nvidia-smi 284208 MiB"),
         Gpu("rtx-pro-6000", "NVIDIA RTX PRO 6000", 120, 97250 * MIB, "CUDA total in logs; nvidia-smi 97887 MiB"),
+        Gpu("gb10", "NVIDIA GB10 (DGX Spark)", 120, 124611 * MIB,
+            "121.69 GiB in vLLM's logs, unified with the CPU; MiaAI-Lab/GLM-5.3-Flash-EXL3-2x-DGX-Sparks#47", "sm_121"),
+        Gpu("mi300x", "AMD MI300X", 90, 196588 * MIB, "191.98 GiB in out-of-memory logs (ROCm's tutorials)", "gfx942"),
+        Gpu("mi325x", "AMD MI325X", 90, 262124 * MIB, "255.98 GiB in reports on vLLM 0.20.2 with V4-Flash", "gfx942"),
+        Gpu("mi355x", "AMD MI355X", 90, 294892 * MIB, "287.98 GiB in out-of-memory logs, ROCm/TheRock#2118", "gfx950"),
+        Gpu("ascend-910b", "Ascend 910B 64 GB", 90, 62423 * MIB,
+            "60.96 GiB in out-of-memory logs, vllm-ascend#1670", "Ascend 910B"),
+        Gpu("ascend-910c", "Ascend 910C (one of its two dies)", 90, 62740 * MIB,
+            "61.27 GiB in out-of-memory logs of an Atlas A3, whose devices are dies; sglang#29838", "Ascend 910C"),
     )
-}
+}  # fmt: skip
 
 
 def gpus_with(gib: float) -> tuple[Gpu, ...]:
@@ -58,3 +82,15 @@ def find_gpu(name: str) -> Gpu:
         near = difflib.get_close_matches(name.lower(), GPUS, n=3, cutoff=0.4) or list(GPUS)
         raise UsageError(f"no GPU called {name!r}", hint=f"Did you mean {', '.join(near)}? Known: {', '.join(GPUS)}.")
     return gpu
+
+
+def gpu_with(memory: str) -> Gpu:
+    """A Hopper GPU with as much memory as `memory` says (96GB, 95GiB, 97285MiB). Raises UsageError."""
+    match = _MEMORY.fullmatch(memory)
+    nbytes = int(Decimal(match[1]) * _UNITS[match[2].lower()]) if match else 0
+    if nbytes < MIB:
+        raise UsageError(
+            f"--gpu-memory {short(memory)}: not an amount of memory",
+            hint="Give it as 96GB (10^9 bytes), 95GiB (2^30) or 97285MiB (2^20), as CUDA counts it.",
+        )
+    return Gpu(memory, f"GPU with {memory}", 90, nbytes, "as asked for")

@@ -18,9 +18,22 @@ from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.choosing import TARGET, Load, choose, loads, nearest, options_of, rank_nbytes
 from dsv4_shard.dialects import NATIVE
 from dsv4_shard.engines import engine_for
-from dsv4_shard.engines.base import ANY_ENGINE, Breach, Context, Deployment, Engine, Expert, LeftOut, Placement, Request
+from dsv4_shard.engines.base import (
+    ANY_ENGINE,
+    UNKNOWN_GPU,
+    Breach,
+    Context,
+    Deployment,
+    Engine,
+    Expert,
+    Launch,
+    LeftOut,
+    Placement,
+    Request,
+)
 from dsv4_shard.errors import IncompleteCheckpoint, InfeasiblePlan
 from dsv4_shard.inventory import Inventory
+from dsv4_shard.kvcache import bytes_per_token
 from dsv4_shard.origin import Origin, origin_of
 from dsv4_shard.roles import Module, Part, Role, Stage
 
@@ -88,13 +101,19 @@ class PlanTotals(_Document):
 
 
 class PlanMemory(_Document):
-    """Whether the weights fit on the named GPU, in bytes."""
+    """Whether the weights fit on the named GPU, in bytes.
+
+    `kv_bytes_per_token` is what a token of context costs at the least (see `kvcache`), and `kv_tokens_at_most` how many
+    would fill all that is left, in each attention group; None where that is not known.
+    """
 
     gpu: str
     capacity: int
     weights: int
     left: int
     fits: bool
+    kv_bytes_per_token: float | None
+    kv_tokens_at_most: int | None
 
 
 class PlanLaunch(_Document):
@@ -148,7 +167,7 @@ class Plan(_Document):
         return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
 
 
-def _beyond_roles(checkpoint: Checkpoint, engine: Engine, context: Context) -> tuple[int, int]:
+def beyond_roles(checkpoint: Checkpoint, engine: Engine, context: Context) -> tuple[int, int]:
     """Bytes of (target, draft) files that no role's placement counts: constants, and tensors that the draft has too."""
     if engine.layout is None:
         return 0, 0
@@ -168,7 +187,8 @@ def _beyond_roles(checkpoint: Checkpoint, engine: Engine, context: Context) -> t
     return nbytes[False], nbytes[True]
 
 
-def _totals(weights: list[Load], context: Context, beyond: tuple[int, int]) -> PlanTotals:
+def totals_of(weights: list[Load], context: Context, beyond: tuple[int, int]) -> PlanTotals:
+    """What a rank holds; `beyond` is what `beyond_roles` counts."""
     target = [load for load in weights if load.group.stage in TARGET]
     draft = [load for load in weights if load.group.stage not in TARGET]
     shared = [load for load in target if load.group.role.module is Module.SHARED]
@@ -222,13 +242,28 @@ def _describe(placement: Placement, at: Deployment) -> str:
     return str(placement)
 
 
-def _memory(totals: PlanTotals, at: Deployment) -> PlanMemory | None:
+def weights_of(totals: PlanTotals, at: Deployment) -> int:
     """The reference keeps the MTP block in the same model; other engines load it only as a draft model."""
+    return totals.target_bytes_per_rank_max + (totals.draft_bytes_per_rank if at.engine == "reference" else 0)
+
+
+def memory_of(totals: PlanTotals, context: Context) -> PlanMemory | None:
+    """Whether the weights fit, and what they leave; None where no GPU is named."""
+    at = context.at
     if not at.gpu_named:
         return None
-    weights = totals.target_bytes_per_rank_max + (totals.draft_bytes_per_rank if at.engine == "reference" else 0)
+    weights = weights_of(totals, at)
     left = at.gpu.memory - weights
-    return PlanMemory(gpu=at.gpu.title, capacity=at.gpu.memory, weights=weights, left=left, fits=left > 0)
+    token = bytes_per_token(context)
+    return PlanMemory(
+        gpu=at.gpu.title,
+        capacity=at.gpu.memory,
+        weights=weights,
+        left=left,
+        fits=left > 0,
+        kv_bytes_per_token=float(token) if token else None,
+        kv_tokens_at_most=int(max(0, left) / token) if token else None,
+    )
 
 
 def _memory_breach(memory: PlanMemory | None) -> list[Breach]:
@@ -238,6 +273,19 @@ def _memory_breach(memory: PlanMemory | None) -> list[Breach]:
     reason = f"{memory.weights / gib:.1f} GiB of weights a rank, {memory.gpu} has {memory.capacity / gib:.1f} GiB"
     return [Breach("memory", Module.ROUTED, reason, None, "out of memory while the weights load",
                    ("more GPUs", "--ep or --tp that cut the routed experts further"))]  # fmt: skip
+
+
+def _unknown_gpu(engine: Engine, at: Deployment) -> list[Breach]:
+    """That nothing is claimed of the GPU's kernels, where the engine's rules were never held on it."""
+    if not at.gpu.unheld:
+        return []
+    reason = (
+        f"what {engine.title} {engine.version} runs on {at.gpu.title} ({at.gpu.family}) was never held against its own "
+        "classes"
+    )
+    return [Breach(UNKNOWN_GPU, Module.ROUTED, reason, None, "nothing is claimed of its kernels",
+                   (f"--gpu-memory in place of --gpu, for a {at.gpu.stands_for} GPU of that size"
+                    if at.gpu.stands_for == "Hopper" else "--gpu rtx-pro-6000, which is sm_120",))]  # fmt: skip
 
 
 def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, label: str | None = None) -> Plan:
@@ -252,14 +300,15 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
     engine = engine_for(request.engine, inventory.family)
     context = Context(inventory, choice.at)
     weights = list(loads(engine, context)) if choice.feasible else []
-    totals = _totals(weights, context, _beyond_roles(checkpoint, engine, context)) if choice.feasible else None
-    memory = _memory(totals, choice.at) if totals else None
-    breaches = [*choice.breaches, *_memory_breach(memory)]
-    refusal = engine.layout.refusal(context) if engine.layout and choice.feasible else None
-    layout = engine.layout.name if engine.layout and refusal is None else None
+    totals = totals_of(weights, context, beyond_roles(checkpoint, engine, context)) if choice.feasible else None
+    memory = memory_of(totals, context) if totals else None
+    unknown = _unknown_gpu(engine, choice.at)
+    breaches = [*(unknown or choice.breaches), *_memory_breach(memory)]
+    refusal = engine.layout.refusal(context) if engine.layout and choice.feasible and not unknown else None
+    layout = engine.layout.name if engine.layout and refusal is None and not unknown else None
     out = f"{Path(label).name}-{engine.name}-tp{request.tp}"
     model_path = out if layout else label
-    launch = engine.launch(context, shlex.quote(model_path), layout is not None)
+    launch = Launch({}, ()) if unknown else engine.launch(context, shlex.quote(model_path), layout is not None)
     return Plan(
         schema_version=SCHEMA_VERSION,
         tool_version=__version__,
@@ -269,10 +318,10 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
         deployment=_deployment(choice.at),
         feasible=not breaches,
         breaches=tuple(_breach(breach) for breach in breaches),
-        checks=tuple(_checks(engine, context)),
-        choices=(*choice.notes(), *engine.notes(context)) if choice.feasible else (),
+        checks=() if unknown else tuple(_checks(engine, context)),
+        choices=(*choice.notes(), *engine.notes(context)) if choice.feasible and not unknown else (),
         unwritten=refusal,
-        assumptions=_assumptions(choice.at, checkpoint.dialect if layout is None else NATIVE),
+        assumptions=_assumptions(choice.at, request, checkpoint.dialect if layout is None else NATIVE),
         modules=tuple(_modules(engine, weights, context)),
         totals=totals,
         memory=memory,
@@ -285,7 +334,7 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
         ),
         layout=layout,
         reshard=f"dsv4-shard reshard {shlex.quote(label)} {shlex.quote(out)} {options_of(request)}" if layout else None,
-        alternatives=() if not breaches else tuple(_alternatives(inventory, request)),
+        alternatives=() if unknown or not breaches else tuple(_alternatives(inventory, request)),
     )
 
 
@@ -301,6 +350,8 @@ def _deployment(at: Deployment) -> dict[str, Any]:
     document = asdict(at)
     document["gpu"] = at.gpu.name if at.gpu_named else None
     document["architecture"] = at.gpu.family
+    if at.gpu.unheld:
+        document["runner"] = "?"
     del document["gpu_named"]
     return document
 
@@ -325,13 +376,21 @@ def _checks(engine: Engine, context: Context) -> Iterator[PlanCheck]:
             )
 
 
-def _assumptions(at: Deployment, dialect: str) -> tuple[str, ...]:
+def _assumptions(at: Deployment, request: Request, dialect: str) -> tuple[str, ...]:
     """What the plan takes for granted; `dialect` is whose names the engine's own loader has to read."""
     assumptions = []
     if not at.gpu_named and at.version != ANY_ENGINE:
         assumptions.append(
             "Hopper (sm_90) is assumed and memory is not looked at; name the GPU with --gpu to have both checked"
         )
+    if request.gpu_memory is not None:
+        assumptions.append(
+            f"Hopper (sm_90) is assumed for a GPU of {at.gpu.memory / (1 << 30):.2f} GiB (--gpu-memory); "
+            "name it with --gpu to have its own rules"
+        )
+    if at.gpu.unheld:
+        assumptions.append(f"weights are reckoned as on {at.gpu.stands_for} (sm_{at.gpu.sm}): on {at.gpu.title} the "
+                           "engine may hold them otherwise")  # fmt: skip
     if dialect != NATIVE:
         assumptions.append(f"whether the engine reads the checkpoint's own names ({dialect}) was not looked at")
     return tuple(assumptions)

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from dsv4_shard.checkpoint import Severity
 from dsv4_shard.engines import SERVING
-from dsv4_shard.engines.base import ANY_ENGINE, Replicate
+from dsv4_shard.engines.base import ANY_ENGINE, UNKNOWN_GPU, Replicate
 from dsv4_shard.escape import clean
 from dsv4_shard.rankspan import say_ranks
 from dsv4_shard.roles import Module
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from dsv4_shard.problem import Problem
     from dsv4_shard.ranksource import RankSource
     from dsv4_shard.reshard import Job, Outcome
+    from dsv4_shard.search import Search
     from dsv4_shard.together import Together
     from dsv4_shard.upload import Uploaded
     from dsv4_shard.verify import Verification
@@ -37,6 +38,8 @@ _SHORT = {"sglang": "SGLang", "vllm": "vLLM", "reference": "reference", "trtllm"
 _MARKS = {"works": ("yes", "green"), "with-options": ("yes*", "yellow"), "no": ("no", "red"), "unknown": ("?", "dim")}
 _SEVERITY_STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}
 _PROBLEMS_SHOWN = 20
+_LAYOUTS_SHOWN = 12
+_GIB = 1 << 30
 _WHOLE = str(Replicate())
 
 
@@ -50,7 +53,7 @@ def size(nbytes: int) -> str:
 
 def gib(nbytes: int) -> str:
     """Bytes in GiB, as GPUs' memory is counted."""
-    return f"{nbytes / (1 << 30):.1f} GiB"
+    return f"{nbytes / _GIB:.1f} GiB"
 
 
 def _table(*columns: str, right: Iterable[int] = ()) -> Table:
@@ -272,11 +275,15 @@ def show_plan(console: Console, plan: "Plan", engine: str, plan_file: str | None
 
 
 def _show_refusal(console: Console, plan: "Plan", engine: str) -> None:
-    _heading(console, "Does not run")
+    unknown = any(breach.rule == UNKNOWN_GPU for breach in plan.breaches)
+    _heading(console, "Not known to run" if unknown else "Does not run")
     for breach in plan.breaches:
         _item(console, f"{breach.module}: {breach.reason}", "red")
         for line in _consequences(breach, engine):
             _indented(console, line, 4)
+    if unknown:
+        _show_totals(console, plan)
+        return
     _heading(console, "Nearest layouts that run" if plan.alternatives else "No layout near it runs")
     for alternative in plan.alternatives:
         _item(console, f"{alternative.options}   {alternative.gpus} GPUs, {gib(alternative.bytes_per_rank)} a rank")
@@ -353,6 +360,13 @@ def _show_totals(console: Console, plan: "Plan") -> None:
             f"{memory.gpu}: {gib(memory.capacity)} as CUDA counts it, {gib(memory.left)} left for KV cache, "
             "activations and graphs",
         )
+        if memory.kv_tokens_at_most:
+            each = " in each attention group" if plan.deployment["world"] > plan.deployment["attention_tp"] else ""
+            _item(
+                console,
+                f"at most {memory.kv_tokens_at_most:,} tokens of KV cache{each}, of "
+                f"{memory.kv_bytes_per_token:,.0f} bytes each: an upper bound, since the rest has to fit as well",
+            )
 
 
 def _show_launch(console: Console, plan: "Plan", plan_file: str | None) -> None:
@@ -496,6 +510,60 @@ def show_explanation(console: Console, explanation: "Explanation") -> None:
 def _case(case: "Case") -> str:
     guess = f" ({' and '.join(case.guessed)}: a guess)" if case.guessed else ""
     return f"{case.model} with {case.options}{guess}"
+
+
+# --- search --------------------------------------------------------------------------------------------------------
+
+
+def show_search(console: Console, found: "Search") -> None:
+    """The layouts, best first, what the numbers are, and the command that plans the best."""
+    kind = f" {found.gpu}" if found.gpu else ""
+    console.print(Text(clean(f"{found.gpus}{kind} GPUs: {', '.join(found.engines)}"), style="bold"))
+    if found.unknown:
+        _item(console, found.unknown, "red")
+        return
+    _heading(console, "Layouts that run" if found.best else "Nothing runs" if not found.layouts else "Nothing fits")
+    if found.layouts:
+        _show_layouts(console, found)
+    for way in found.elsewhere:
+        _item(console, f"{way.gpus} {way.gpu or ''} GPUs would do: {way.options}")
+    if not found.best and not found.elsewhere:
+        _item(console, "nor was anything found on more, fewer or other GPUs")
+    if found.command:
+        _heading(console, "Plan the first")
+        _print_command(console, found.command)
+
+
+def _show_layouts(console: Console, found: "Search") -> None:
+    columns = ("engine", "TP", "EP", "DP", "shared", "weights", "tokens", "whole", "zeros", "sent", "+")
+    table = _table(*columns, right=(1, 2, 3, 5, 6, 7, 8, 9, 10))
+    for row in found.layouts[:_LAYOUTS_SHOWN]:
+        at, sent = row.deployment, row.sent_bytes_per_token_and_layer
+        tokens = "?" if row.tokens_at_most is None else f"{row.tokens_at_most * row.groups / 1e6:.2f}"
+        numbers = (
+            f"{row.weight_bytes / _GIB:.1f}{'' if row.fits else '!'}",
+            tokens,
+            f"{row.replicated_bytes / _GIB:.2f}",
+            f"{row.padding_bytes / _GIB:.2f}",
+            "?" if sent is None else f"{sent / 1e3:.0f}",
+            str(len(row.also)),
+        )
+        parallel = (str(at[key]) for key in ("tp", "ep", "dp"))
+        table.add_row(at["engine"], *parallel, at["shared"], *numbers)
+    console.print(table)
+    more = len(found.layouts) - _LAYOUTS_SHOWN
+    if more > 0:
+        _item(console, f"and {more} more (--json has all, with their options)")
+    first = found.layouts[0]
+    room = f" of {(first.weight_bytes + first.left_bytes) / _GIB:.1f}" if first.left_bytes is not None else ""
+    for line in (
+        f"weights: GiB on the fullest GPU{room}, by which rows are ranked; ! does not fit",
+        "tokens: millions of KV cache that would fill the rest, in all attention groups: at most; ? not known",
+        "whole: GiB that every GPU has whole, zeros: GiB of padding; both are within weights",
+        "sent: kB by all GPUs together for one token in one layer, by formula",
+        "+: other runners, all-to-all backends or EP that weigh the same. None of these is a speed.",
+    ):
+        _item(console, line, "dim")
 
 
 # --- reshard and verify --------------------------------------------------------------------------------------------

@@ -210,4 +210,4 @@ def test_what_a_hostile_plan_says_is_shown_escaped(split):
 def test_plan_without_tp_and_without_compare_is_a_usage_error():
     result = CliRunner().invoke(app, ["plan", PRO])
     assert result.exit_code == ExitCode.USAGE
-    assert "no --tp" in result.stderr
+    assert "neither --tp nor --gpus" in result.stderr

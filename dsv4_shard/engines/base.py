@@ -49,6 +49,12 @@ class Request:
     nodes: int | None = None
     expert_dtype: str | None = None
     engine_version: str | None = None
+    gpu_memory: str | None = None
+
+    @property
+    def names_gpu(self) -> bool:
+        """Whether a GPU's memory is known, and to be looked at."""
+        return self.gpu is not None or self.gpu_memory is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -532,7 +538,8 @@ def element_bits(group: Group, dtype: str | None) -> int:
 
 
 UNKNOWN_FAMILY = "family"
-"""The rule that breaks where nothing is known."""
+UNKNOWN_GPU = "gpu"
+"""The rules that break where nothing is known."""
 
 
 def unknown_to(engine: Engine, family: Family) -> Engine:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dsv4_shard.blocks import DECODED_BLOCK
 from dsv4_shard.engines.base import ASSUMED_GPU, Context, Divides, Pad, Request, Requires, Split
 from dsv4_shard.families.v3 import V3Config
-from dsv4_shard.gpus import Gpu, find_gpu
+from dsv4_shard.gpus import Gpu, find_gpu, gpu_with
 from dsv4_shard.inventory import NVFP4, Inventory
 from dsv4_shard.roles import Module, Role, Stage
 
@@ -24,12 +24,14 @@ DOWN_QUOTE = (
 )
 """The engines' own words, the same in SGLang (`fp8.py`) and vLLM (`fp8_utils.py`)."""
 
-GPUS_PER_NODE = {"gb200": 4, "gb300": 4}
+GPUS_PER_NODE = {"gb200": 4, "gb300": 4, "gb10": 1, "ascend-910c": 16}
 """GPUs of one host where it is not eight."""
 
 
 def pick_gpu(request: Request) -> Gpu:
-    """The GPU that the request names, or the one that stands for Hopper."""
+    """The GPU that the request names or whose memory it gives, or the one that stands for Hopper."""
+    if request.gpu_memory is not None:
+        return gpu_with(request.gpu_memory)
     return find_gpu(request.gpu) if request.gpu else ASSUMED_GPU
 
 

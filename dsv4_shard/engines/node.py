@@ -26,6 +26,7 @@ from dsv4_shard.engines.common import NVFP4_RULE
 from dsv4_shard.engines.raw_layout import TOKENIZER_FILES
 from dsv4_shard.engines.sglang_v3 import SGLANG_V3
 from dsv4_shard.engines.vllm_v3 import VLLM_V3
+from dsv4_shard.gpus import GPUS
 from dsv4_shard.inventory import NVFP4, Inventory
 from dsv4_shard.roles import Module, Stage, TensorName
 
@@ -132,7 +133,7 @@ class Subsets:
     def _on_vllm(self, context: Context) -> str:
         """vLLM's command for the same GPUs, or why it does not run there."""
         at = context.at
-        gpu = at.gpu.name if at.gpu_named else None
+        gpu = at.gpu.name if at.gpu.name in GPUS and at.gpu_named else None
         request = Request(at.tp // at.dp, at.tp, at.dp, engine="vllm", gpu=gpu, nodes=at.nodes)
         there = Context(context.inventory, next(self.other.candidates(context.inventory, request)))
         breaches = self.other.breaches(there)

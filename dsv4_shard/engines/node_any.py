@@ -48,7 +48,7 @@ def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
         shared_parts=1,
         experts=(request.expert_dtype or inventory.routed.name).upper(),
         gpu=gpu,
-        gpu_named=request.gpu is not None,
+        gpu_named=request.names_gpu,
         nodes=pick_nodes(request, request.tp, gpu),
         version=request.engine_version or ANY_ENGINE,
     )
@@ -62,7 +62,7 @@ RULES: tuple[Rule, ...] = (
         and not c.at.gpu_named,
         "no engine's rules for this family are known, so there is no runner, all-to-all backend, way of shared "
         "experts, GPU or version to choose", consequence="nothing is claimed of it", fatal=True,
-        remedies=("leave --runner, --a2a, --shared-experts, --gpu and --engine-version out",),
+        remedies=("leave --runner, --a2a, --shared-experts, --gpu, --gpu-memory and --engine-version out",),
     ),
     NODES_RULE,
     NO_CAST_RULE,

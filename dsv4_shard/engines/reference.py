@@ -84,7 +84,7 @@ def candidates(version: str, inventory: Inventory, request: Request) -> Iterator
         shared_parts=1,
         experts=(request.expert_dtype or inventory.routed.name).upper(),
         gpu=gpu,
-        gpu_named=request.gpu is not None,
+        gpu_named=request.names_gpu,
         nodes=pick_nodes(request, request.tp, gpu),
         version=request.engine_version or version,
     )

@@ -160,7 +160,7 @@ def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
             shared_parts=request.tp if shared == "split" else 1,
             experts=experts,
             gpu=gpu,
-            gpu_named=request.gpu is not None,
+            gpu_named=request.names_gpu,
             nodes=pick_nodes(request, request.tp, gpu),
             version=request.engine_version or VERSION,
         )

@@ -64,7 +64,7 @@ def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
         shared_parts=parts,
         experts=(request.expert_dtype or inventory.routed.name).upper(),
         gpu=gpu,
-        gpu_named=request.gpu is not None,
+        gpu_named=request.names_gpu,
         nodes=pick_nodes(request, request.tp, gpu),
         version=request.engine_version or VERSION,
     )

@@ -145,7 +145,7 @@ def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
         shared_parts=1 if whole else request.tp,
         experts=experts,
         gpu=gpu,
-        gpu_named=request.gpu is not None,
+        gpu_named=request.names_gpu,
         nodes=pick_nodes(request, world, gpu),
         version=request.engine_version or VERSION,
     )

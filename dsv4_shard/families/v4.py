@@ -27,6 +27,7 @@ class V4Config(ModelConfig):
     o_lora_rank: Count
     index_n_heads: Count
     index_head_dim: Count
+    qk_rope_head_dim: Count | None = None
     hc_mult: Count
     compress_ratios: tuple[Natural, ...]
     dspark_markov_rank: Count = 256

@@ -1,0 +1,286 @@
+"""Checkpoint + number of GPUs → every layout that the engines' rules allow on exactly these, the lightest first.
+
+A layout is weighed by what headers and rules tell, in this order: whether its weights fit; the heaviest rank's weights;
+the tokens of KV cache that would fill what they leave (`kvcache`), in all attention groups together; bytes that every
+rank holds whole, and zeros for padding; bytes sent. None of these is a speed, and none was measured.
+
+Bytes sent are those of all GPUs together for one token in one layer, by formula, of hidden states h = 2 × hidden_size
+(BF16), in DeepSeek's reference 4 × (F32):
+
+    all-reduce over n ranks (ring)                       2 (n - 1) h, which is 2 (n - 1) / n h on each
+    gathering the tokens of n ranks and adding up again  the same
+    all-to-all over n ranks, with k experts a token      2 k (n - 1) / n h: there and back, at most
+
+Attention adds up over attention TP; routed experts over TP (SGLang), over all GPUs (vLLM with data parallelism), or are
+reached by all-to-all (SGLang's backends, vLLM's mega-MoE). Shared experts that are cut ride on the sum of the routed
+ones. Engines that quantize what they send, or overlap it, send less or wait less; what grows with the context (scores
+of the reference's indexer) is left out. Of TensorRT-LLM it is not known.
+"""
+
+import itertools
+import shlex
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from dsv4_shard import __version__
+from dsv4_shard.checkpoint import Checkpoint
+from dsv4_shard.choosing import check_request, choose, divisors, loads, options_of
+from dsv4_shard.engines import SERVING, engine_for, find_engine, sglang, vllm
+from dsv4_shard.engines.base import MAX_RANKS, Context, Deployment, Request
+from dsv4_shard.engines.common import pick_gpu
+from dsv4_shard.errors import UsageError
+from dsv4_shard.gpus import GPUS
+from dsv4_shard.inventory import Inventory
+from dsv4_shard.plan import Plan, beyond_roles, make_plan, memory_of, refuse_errors, totals_of, weights_of
+
+SCHEMA_VERSION: Literal[1] = 1
+_A2A = (None, "deepep", "megamoe")
+"""SGLang's all-to-all backends place alike; these two stand for them. The runner is then left to SGLang: which others
+go with them was never held."""
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FoundLayout(_Document):
+    """A layout that the rules allow. Bytes are of the heaviest rank; `sent` as the module says, None where not known.
+
+    `options` are those of `plan`; `also` are the options of others that differ in nothing that is weighed here.
+    `tokens_at_most` is of one attention group, of which there are `groups`; None where memory or cache is not known.
+    """
+
+    options: str
+    also: tuple[str, ...]
+    request: dict[str, Any]
+    deployment: dict[str, Any]
+    fits: bool
+    weight_bytes: int
+    left_bytes: int | None
+    groups: int
+    tokens_at_most: int | None
+    replicated_bytes: int
+    padding_bytes: int
+    sent_bytes_per_token_and_layer: int | None
+
+
+class Elsewhere(_Document):
+    """What runs with other GPUs than those asked for: how many, of which kind, and the options of `plan`."""
+
+    gpus: int
+    gpu: str | None
+    options: str
+
+
+class Search(_Document):
+    """Every layout, the best first; `command` plans the first that fits. `elsewhere` is given where none does."""
+
+    schema_version: Literal[1]
+    tool_version: str
+    gpus: int
+    gpu: str | None
+    engines: tuple[str, ...]
+    layouts: tuple[FoundLayout, ...]
+    command: str | None
+    unknown: str | None
+    elsewhere: tuple[Elsewhere, ...]
+
+    @property
+    def best(self) -> FoundLayout | None:
+        """The first layout, if it fits."""
+        return self.layouts[0] if self.layouts and self.layouts[0].fits else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    request: Request
+    at: Deployment
+    layout: FoundLayout
+
+
+def search(checkpoint: Checkpoint, inventory: Inventory, asked: Request, engines: tuple[str, ...] = SERVING) -> Search:
+    """Search on `asked.tp` GPUs. Raises as `make_plan`, and UsageError for an engine that runs nothing."""
+    refuse_errors(inventory)
+    check_request(asked)
+    if asked.nodes is not None and asked.tp % asked.nodes:
+        raise UsageError(f"--nodes {asked.nodes}: {asked.tp} GPUs do not fall into so many equal nodes")
+    engines = tuple(dict.fromkeys(_serving(name) for name in engines))
+    gpu = pick_gpu(asked)
+    if gpu.unheld:
+        unknown = f"no engine's rules were held on {gpu.title} ({gpu.family}): what runs on it is not known; "
+        unknown += "`plan --tp N` tells whether the weights fit"
+        return _document(checkpoint, asked, engines, [], unknown=unknown)
+    found = _search(checkpoint, inventory, asked, engines)
+    fits = bool(found) and found[0].layout.fits
+    elsewhere = () if fits else tuple(_elsewhere(checkpoint, inventory, asked, engines))
+    return _document(checkpoint, asked, engines, found, elsewhere=elsewhere)
+
+
+def plan_best(checkpoint: Checkpoint, inventory: Inventory, found: Search) -> Plan:
+    """The plan of the best layout, of which there must be one."""
+    assert found.best is not None
+    return make_plan(checkpoint, inventory, Request(**found.best.request))
+
+
+def _document(
+    checkpoint: Checkpoint,
+    asked: Request,
+    engines: tuple[str, ...],
+    found: list[_Found],
+    unknown: str | None = None,
+    elsewhere: tuple[Elsewhere, ...] = (),
+) -> Search:
+    command = None
+    if found and found[0].layout.fits:
+        command = f"dsv4-shard plan {shlex.quote(checkpoint.source.label)} {found[0].layout.options}"
+    return Search(
+        schema_version=SCHEMA_VERSION,
+        tool_version=__version__,
+        gpus=asked.tp,
+        gpu=asked.gpu or asked.gpu_memory,
+        engines=engines,
+        layouts=tuple(one.layout for one in found),
+        command=command,
+        unknown=unknown,
+        elsewhere=elsewhere,
+    )
+
+
+def _serving(name: str) -> str:
+    engine = find_engine(name.strip()).name
+    if engine not in SERVING:
+        raise UsageError(f"--engine {engine}: runs no model", hint=f"Searched are {', '.join(SERVING)}.")
+    return engine
+
+
+def _search(
+    checkpoint: Checkpoint, inventory: Inventory, asked: Request, engines: Iterable[str], *, briefly: bool = False
+) -> list[_Found]:
+    """Every layout on `asked.tp` GPUs, best first; `briefly`: of the engines' own choices the first that fits."""
+    found: dict[tuple[Any, ...], list[_Found]] = {}
+    seen: set[Deployment] = set()
+    for request in _requests(inventory, asked, engines):
+        own = request.runner is None and request.shared == "auto"
+        choice = choose(inventory, request) if own or not briefly else None
+        if choice is None or not choice.feasible or choice.at in seen:
+            continue
+        seen.add(choice.at)
+        one = _Found(request, choice.at, _weigh(checkpoint, inventory, request, choice.at))
+        if briefly and one.layout.fits:
+            return [one]
+        found.setdefault(_likeness(one), []).append(one)
+    return sorted(map(_merged, found.values()), key=lambda one: _rank(one.layout))
+
+
+def _merged(alike: list[_Found]) -> _Found:
+    """One of those that weigh the same, with the others' options: the engine's own choice where it is among them."""
+    first = min(alike, key=lambda one: (one.request.runner is not None, one.request.shared != "auto"))
+    also = tuple(one.layout.options for one in alike if one is not first)
+    return replace(first, layout=first.layout.model_copy(update={"also": also}))
+
+
+def _requests(inventory: Inventory, asked: Request, engines: Iterable[str]) -> Iterator[Request]:
+    """Every combination that an engine has options for; the engine's own choice of runner and way comes first."""
+    gpus = asked.tp
+    for engine in engines:
+        base = replace(asked, engine=engine)
+        if engine == "sglang":
+            for a2a, ep, dp in itertools.product(_A2A, divisors(gpus), divisors(gpus)):
+                if a2a is None or ep == gpus:
+                    at = replace(base, dp=dp, ep=None if a2a or ep == 1 else ep, a2a=a2a)
+                    runners = (None,) if a2a else (None, *sglang.RUNNERS)
+                    for runner, shared in itertools.product(runners, ("auto", "split", "whole")):
+                        yield replace(at, runner=runner, shared=shared)
+        elif engine == "vllm":
+            backends = (None, *dict.fromkeys((*vllm.BACKENDS, *vllm.BACKENDS_FP8)))
+            for dp, ep, runner in itertools.product(divisors(gpus), dict.fromkeys((None, gpus)), backends):
+                yield replace(base, tp=gpus // dp, dp=dp, ep=ep, runner=runner)
+        elif engine == "trtllm":
+            for dp, ep in itertools.product(dict.fromkeys((1, gpus)), divisors(gpus)):
+                yield replace(base, dp=dp, ep=None if ep == 1 else ep)
+        else:
+            yield base
+
+
+def _likeness(one: _Found) -> tuple[Any, ...]:
+    """Equal for layouts that weigh the same: they differ in the runner, the all-to-all backend's name or EP."""
+    at, layout = one.at, one.layout
+    return (at.engine, at.tp, at.dp, at.shared, layout.weight_bytes, layout.replicated_bytes, layout.padding_bytes,
+            layout.sent_bytes_per_token_and_layer)  # fmt: skip
+
+
+def _rank(layout: FoundLayout) -> tuple[Any, ...]:
+    sent = layout.sent_bytes_per_token_and_layer
+    return (
+        not layout.fits,
+        layout.weight_bytes,
+        -(layout.tokens_at_most or 0) * layout.groups,
+        layout.replicated_bytes + layout.padding_bytes,
+        sent is None,
+        sent or 0,
+    )
+
+
+def _weigh(checkpoint: Checkpoint, inventory: Inventory, request: Request, at: Deployment) -> FoundLayout:
+    context, engine = Context(inventory, at), engine_for(at.engine, inventory.family)
+    totals = totals_of(list(loads(engine, context)), context, beyond_roles(checkpoint, engine, context))
+    memory = memory_of(totals, context)
+    document = asdict(at)
+    document["gpu"] = at.gpu.name if at.gpu_named else None
+    del document["gpu_named"]
+    return FoundLayout(
+        options=options_of(request),
+        also=(),
+        request=asdict(request),
+        deployment=document,
+        fits=memory is None or memory.fits,
+        weight_bytes=weights_of(totals, at),
+        left_bytes=memory.left if memory else None,
+        groups=at.world // at.attention_tp,
+        tokens_at_most=memory.kv_tokens_at_most if memory else None,
+        replicated_bytes=totals.replicated_bytes_per_rank,
+        padding_bytes=totals.padding_bytes_per_rank,
+        sent_bytes_per_token_and_layer=sent_bytes(context),
+    )
+
+
+def sent_bytes(context: Context) -> int | None:
+    """Bytes that all GPUs send for one token in one layer, as the module says; None where that is not known."""
+    at, config = context.at, context.config
+    if at.engine == "trtllm":
+        return None
+    state = (4 if at.engine == "reference" else 2) * config.hidden_size
+    backend = vllm.backend_of(context) if at.engine == "vllm" else None
+    if at.a2a or (backend is not None and backend.sequence_parallel):
+        routed = 2 * config.num_experts_per_tok * (at.world - 1) * state // at.world
+    else:
+        routed = 2 * (at.world - 1) * state
+    return 2 * (at.attention_tp - 1) * state + routed
+
+
+def _elsewhere(
+    checkpoint: Checkpoint, inventory: Inventory, asked: Request, engines: tuple[str, ...]
+) -> Iterator[Elsewhere]:
+    """The nearest that would run: more GPUs of the same kind, fewer where the number is the trouble, other GPUs."""
+
+    def first(request: Request) -> Elsewhere | None:
+        found = _search(checkpoint, inventory, request, engines, briefly=True)
+        if not found or not found[0].layout.fits:
+            return None
+        return Elsewhere(gpus=request.tp, gpu=request.gpu or request.gpu_memory, options=found[0].layout.options)
+
+    free = replace(asked, nodes=None)
+    power = 1 << asked.tp.bit_length()
+    more = (first(replace(free, tp=number)) for number in (power, power * 2, power * 4) if number <= MAX_RANKS)
+    fewer = (first(replace(free, tp=number)) for number in (power // 2, power // 4) if 0 < number < asked.tp)
+    named = () if asked.gpu is None else sorted(GPUS.values(), key=lambda gpu: gpu.memory)
+    others = (
+        first(replace(free, gpu=gpu.name)) for gpu in named if not gpu.unheld and gpu.memory > pick_gpu(asked).memory
+    )
+    for ways in (more, fewer, others):
+        nearest = next((way for way in ways if way is not None), None)
+        if nearest is not None:
+            yield nearest

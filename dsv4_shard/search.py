@@ -35,6 +35,7 @@ from dsv4_shard.errors import UsageError
 from dsv4_shard.gpus import GPUS
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.plan import Plan, beyond_roles, make_plan, memory_of, refuse_errors, totals_of, weights_of
+from dsv4_shard.roles import Stage
 
 SCHEMA_VERSION: Literal[1] = 1
 _A2A = (None, "deepep", "megamoe")
@@ -113,6 +114,8 @@ def search(checkpoint: Checkpoint, inventory: Inventory, asked: Request, engines
         unknown = f"no engine's rules were held on {gpu.title} ({gpu.family}): what runs on it is not known; "
         unknown += "`plan --tp N` tells whether the weights fit"
         return _document(checkpoint, asked, engines, [], unknown=unknown)
+    # Of 145,000 names only those outside of layers are looked at to weigh a layout; hundreds are weighed.
+    inventory = replace(inventory, names={n: at for n, at in inventory.names.items() if at.stage is Stage.MODEL})
     found = _search(checkpoint, inventory, asked, engines)
     fits = bool(found) and found[0].layout.fits
     elsewhere = () if fits else tuple(_elsewhere(checkpoint, inventory, asked, engines))

@@ -159,7 +159,12 @@ EpOpt = Annotated[int | None, typer.Option("--ep", min=1, help="Expert paralleli
 DpOpt = Annotated[
     int, typer.Option("--dp", min=1, help="SGLang, TensorRT-LLM: attention DP inside TP. vLLM: replicas.")
 ]
-EngineOpt = Annotated[str, typer.Option("--engine", help="sglang, vllm, reference, node (a folder a node) or trtllm.")]
+EngineOpt = Annotated[
+    str,
+    typer.Option(
+        "--engine", help="sglang, vllm, reference, node (a folder a node) or trtllm; with --gpus several, by commas."
+    ),
+]
 RunnerOpt = Annotated[
     str | None,
     typer.Option("--runner", help="MoE runner or backend (marlin, flashinfer_mxfp4, ...); default: engine's."),

@@ -57,7 +57,7 @@ GPUS = {
         Gpu("gb200", "NVIDIA GB200", 100, 188733 * MIB, "184.31 GiB in out-of-memory logs; nvidia-smi 189471 MiB"),
         Gpu("gb300", "NVIDIA GB300", 103, 283136 * MIB, "276.50 GiB in out-of-memory logs; nvidia-smi 284208 MiB"),
         Gpu("rtx-pro-6000", "NVIDIA RTX PRO 6000", 120, 97250 * MIB, "CUDA total in logs; nvidia-smi 97887 MiB"),
-        Gpu("gb10", "NVIDIA GB10 (DGX Spark)", 120, 124611 * MIB,
+        Gpu("gb10", "NVIDIA GB10 (DGX Spark, shared with the CPU)", 120, 124611 * MIB,
             "121.69 GiB in vLLM's logs, unified with the CPU; MiaAI-Lab/GLM-5.3-Flash-EXL3-2x-DGX-Sparks#47", "sm_121"),
         Gpu("mi300x", "AMD MI300X", 90, 196588 * MIB, "191.98 GiB in out-of-memory logs (ROCm's tutorials)", "gfx942"),
         Gpu("mi325x", "AMD MI325X", 90, 262124 * MIB, "255.98 GiB in reports on vLLM 0.20.2 with V4-Flash", "gfx942"),

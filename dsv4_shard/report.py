@@ -518,9 +518,11 @@ def _case(case: "Case") -> str:
 def show_search(console: Console, found: "Search") -> None:
     """The layouts, best first, what the numbers are, and the command that plans the best."""
     kind = f" {found.gpu}" if found.gpu else ""
-    console.print(Text(clean(f"{found.gpus}{kind} GPUs: {', '.join(found.engines)}"), style="bold"))
-    if found.unknown:
-        _item(console, found.unknown, "red")
+    searched = ", ".join(found.engines) or "no engine is known well enough to search"
+    console.print(Text(clean(f"{found.gpus}{kind} GPUs: {searched}"), style="bold"))
+    for reason in found.unknown:
+        _item(console, f"not known: {reason}", "yellow")
+    if not found.engines:
         return
     _heading(console, "Layouts that run" if found.best else "Nothing runs" if not found.layouts else "Nothing fits")
     if found.layouts:

@@ -29,12 +29,13 @@ from dsv4_shard import __version__
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.choosing import check_request, choose, divisors, loads, options_of
 from dsv4_shard.engines import SERVING, engine_for, find_engine, sglang, vllm
-from dsv4_shard.engines.base import MAX_RANKS, Context, Deployment, Request
-from dsv4_shard.engines.common import pick_gpu
+from dsv4_shard.engines.base import MAX_RANKS, UNKNOWN_FAMILY, Context, Deployment, Request
+from dsv4_shard.engines.common import NVFP4_RULE, pick_gpu
 from dsv4_shard.errors import UsageError
-from dsv4_shard.gpus import GPUS
+from dsv4_shard.gpus import GPUS, Gpu
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.plan import Plan, beyond_roles, make_plan, memory_of, refuse_errors, totals_of, weights_of
+from dsv4_shard.roles import Stage
 
 SCHEMA_VERSION: Literal[1] = 1
 _A2A = (None, "deepep", "megamoe")
@@ -76,7 +77,10 @@ class Elsewhere(_Document):
 
 
 class Search(_Document):
-    """Every layout, the best first; `command` plans the first that fits. `elsewhere` is given where none does."""
+    """Every layout, the best first; `command` plans the first that fits. `elsewhere` is given where none does.
+
+    `engines` are those searched; of the others that were asked for, `unknown` says why nothing is claimed.
+    """
 
     schema_version: Literal[1]
     tool_version: str
@@ -85,7 +89,7 @@ class Search(_Document):
     engines: tuple[str, ...]
     layouts: tuple[FoundLayout, ...]
     command: str | None
-    unknown: str | None
+    unknown: tuple[str, ...]
     elsewhere: tuple[Elsewhere, ...]
 
     @property
@@ -108,45 +112,41 @@ def search(checkpoint: Checkpoint, inventory: Inventory, asked: Request, engines
     if asked.nodes is not None and asked.tp % asked.nodes:
         raise UsageError(f"--nodes {asked.nodes}: {asked.tp} GPUs do not fall into so many equal nodes")
     engines = tuple(dict.fromkeys(_serving(name) for name in engines))
-    gpu = pick_gpu(asked)
-    if gpu.unheld:
-        unknown = f"no engine's rules were held on {gpu.title} ({gpu.family}): what runs on it is not known; "
-        unknown += "`plan --tp N` tells whether the weights fit"
-        return _document(checkpoint, asked, engines, [], unknown=unknown)
-    found = _search(checkpoint, inventory, asked, engines)
-    fits = bool(found) and found[0].layout.fits
-    elsewhere = () if fits else tuple(_elsewhere(checkpoint, inventory, asked, engines))
-    return _document(checkpoint, asked, engines, found, elsewhere=elsewhere)
+    unknown = tuple(_unknown(inventory, pick_gpu(asked), engines))
+    held = tuple(name for name in engines if name not in dict(unknown))
+    # Of 145,000 names only those outside of layers are looked at to weigh a layout; hundreds are weighed.
+    inventory = replace(inventory, names={n: at for n, at in inventory.names.items() if at.stage is Stage.MODEL})
+    found = _search(checkpoint, inventory, asked, held)
+    best = found[0].layout if found and found[0].layout.fits else None
+    return Search(
+        schema_version=SCHEMA_VERSION,
+        tool_version=__version__,
+        gpus=asked.tp,
+        gpu=asked.gpu or asked.gpu_memory,
+        engines=held,
+        layouts=tuple(one.layout for one in found),
+        command=f"dsv4-shard plan {shlex.quote(checkpoint.source.label)} {best.options}" if best else None,
+        unknown=tuple(reason for _, reason in unknown),
+        elsewhere=() if best else tuple(_elsewhere(checkpoint, inventory, asked, held)),
+    )
+
+
+def _unknown(inventory: Inventory, gpu: Gpu, engines: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Engines of which nothing is known for this GPU, family or format of experts, and why."""
+    for name in engines:
+        engine = engine_for(name, inventory.family)
+        breaches = choose(inventory, Request(1, engine=name)).breaches
+        reason = next((one.reason for one in breaches if one.rule in (UNKNOWN_FAMILY, NVFP4_RULE)), None)
+        if reason is None and gpu.unheld:
+            reason = f"rules never held on {gpu.title} ({gpu.family}); `plan --tp N` tells whether the weights fit"
+        if reason is not None:
+            yield name, f"{engine.title}: {reason}"
 
 
 def plan_best(checkpoint: Checkpoint, inventory: Inventory, found: Search) -> Plan:
     """The plan of the best layout, of which there must be one."""
     assert found.best is not None
     return make_plan(checkpoint, inventory, Request(**found.best.request))
-
-
-def _document(
-    checkpoint: Checkpoint,
-    asked: Request,
-    engines: tuple[str, ...],
-    found: list[_Found],
-    unknown: str | None = None,
-    elsewhere: tuple[Elsewhere, ...] = (),
-) -> Search:
-    command = None
-    if found and found[0].layout.fits:
-        command = f"dsv4-shard plan {shlex.quote(checkpoint.source.label)} {found[0].layout.options}"
-    return Search(
-        schema_version=SCHEMA_VERSION,
-        tool_version=__version__,
-        gpus=asked.tp,
-        gpu=asked.gpu or asked.gpu_memory,
-        engines=engines,
-        layouts=tuple(one.layout for one in found),
-        command=command,
-        unknown=unknown,
-        elsewhere=elsewhere,
-    )
 
 
 def _serving(name: str) -> str:

@@ -228,8 +228,8 @@ def test_names_that_would_control_the_terminal_are_shown_escaped(folder):
 @pytest.mark.parametrize(
     ("option", "value"),
     [("--tp", "2"), ("--ep", "1"), ("--dp", "1"), ("--engine", "sglang"), ("--runner", "marlin"), ("--a2a", "none"),
-     ("--shared-experts", "auto"), ("--gpu", "h200"), ("--nodes", "1"), ("--expert-dtype", "fp8"),
-     ("--engine-version", "0.5.23")],
+     ("--shared-experts", "auto"), ("--gpu", "h200"), ("--gpu-memory", "96GB"), ("--nodes", "1"),
+     ("--expert-dtype", "fp8"), ("--engine-version", "0.5.23")],
 )  # fmt: skip
 def test_an_option_that_the_plan_would_overrule_is_refused_beside_it(option, value, tiny_checkpoint, tmp_path):
     result = run("reshard", tiny_checkpoint, tmp_path / "out", "--plan", tmp_path / "plan.json", option, value)

@@ -516,6 +516,7 @@ def test_a_plan_for_another_revision_is_foreign(value, tmp_path):
     [
         ("tp", "sixteen"), ("tp", None), ("tp", -1), ("ep", "x"), ("dp", None), ("dp", "x"), ("engine", None),
         ("engine", 5), ("engine", "tgi"), ("runner", 5), ("a2a", 5), ("shared", None), ("shared", 5), ("gpu", 5),
+        ("gpu_memory", 5), ("gpu_memory", "x"),
         ("gpu", "tpu"), ("nodes", "x"), ("nodes", 0), ("expert_dtype", 5), ("expert_dtype", "fp6"),
     ],
 )  # fmt: skip

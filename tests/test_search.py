@@ -90,18 +90,24 @@ def requested(options: str) -> Request:
 
 
 @pytest.mark.parametrize(("model", "gpus", "gpu", "why"), [
-    (PRO, 8, "mi355x", "no engine's rules were held on AMD MI355X"),      # vLLM's recipe, TP 8
-    (PRO, 16, "ascend-910c", "no engine's rules were held on Ascend 910C"),  # vllm-ascend, w4a8
+    (PRO, 8, "mi355x", "rules never held on AMD MI355X (gfx950)"),      # vLLM's recipe, TP 8
+    (PRO, 16, "ascend-910c", "rules never held on Ascend 910C"),  # vllm-ascend, w4a8
 ])  # fmt: skip
 def test_of_deployments_on_gpus_that_are_not_known_the_search_says_so(model, gpus, gpu, why):
     result = found(model, gpus, gpu)
-    assert why in (result.unknown or "")
-    assert (result.best, result.layouts, result.elsewhere) == (None, (), ())
+    assert len(result.unknown) == 2
+    assert all(why in reason for reason in result.unknown)
+    assert (result.best, result.engines, result.layouts, result.elsewhere) == (None, (), (), ())
 
 
 def test_nvfp4_on_eight_b200_is_not_found_since_its_runners_were_never_held():
     """Dynamo's recipe has it, TP 8 with EP."""
-    assert found(PRO_NVFP4, 8, "b200").layouts == ()
+    result = found(PRO_NVFP4, 8, "b200")
+    assert (result.engines, result.layouts, result.elsewhere) == ((), (), ())
+    assert result.unknown == (
+        "SGLang: SGLang's NVFP4 experts were never held against its classes",
+        "vLLM: vLLM's NVFP4 experts were never held against its classes",
+    )
 
 
 # --- what the numbers are -------------------------------------------------------------------------------------------
@@ -206,9 +212,24 @@ def test_where_no_layout_divides_fewer_or_more_gpus_are_named():
     assert [way.gpus for way in result.elsewhere] == [8, 4]
 
 
-def test_of_a_family_without_known_engines_nothing_is_found():
+def test_of_a_family_without_known_engines_nothing_is_claimed():
     result = found(V41, 8, "b300", ("sglang", "vllm"))
-    assert (result.layouts, result.command) == ((), None)
+    assert (result.engines, result.layouts, result.command, result.elsewhere) == ((), (), None, ())
+    assert all("was never held against its own classes" in reason for reason in result.unknown)
+
+
+def test_engines_that_are_known_are_searched_beside_those_that_are_not():
+    result = found(V41, 8, "b300", ("sglang", "reference"))
+    assert result.engines == ("reference",)
+    assert result.best is not None
+    assert [reason.split(":")[0] for reason in result.unknown] == ["SGLang"]
+
+
+def test_the_command_says_of_what_nothing_is_known_and_does_not_call_it_unable_to_run():
+    result = run("plan", root_of(PRO), "--gpus", "8", "--gpu", "mi355x", "--engine", "sglang")
+    assert result.exit_code == ExitCode.NO
+    assert "not known: SGLang: rules never held on AMD MI355X" in result.stdout
+    assert "Nothing" not in result.stdout
 
 
 def test_an_engine_that_runs_nothing_is_refused():

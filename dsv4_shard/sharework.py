@@ -4,7 +4,6 @@ An order has all that a node must know, and messages all that is to be said of i
 others knows nothing of checkpoints, and nothing here knows of clusters.
 """
 
-import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -107,28 +106,43 @@ class _Work:
     def messages(self) -> Iterator[Message]:
         """What `run` tells, as it comes. Raises what is no ShardError."""
         while True:
-            message: Message | BaseException | None = None
-            with contextlib.suppress(Empty):
+            try:
                 message = self._told.get(timeout=_SECONDS_BETWEEN_MESSAGES)
-            with self._lock:
-                advanced, self._advanced = self._advanced, 0
-            if advanced:
-                yield Advanced(advanced)
+            except Empty:
+                advanced = self._take_advanced()
+                if advanced is not None:
+                    yield advanced
+                continue
             if isinstance(message, BaseException):
                 raise message
-            if message is not None:
-                yield message
+            yield message
             if isinstance(message, Ended | Failed):
                 return
+
+    def _take_advanced(self) -> Advanced | None:
+        """The bytes since this was last told, unless something is to be told first."""
+        with self._lock:
+            if not self._told.empty() or not self._advanced:
+                return None
+            nbytes, self._advanced = self._advanced, 0
+            return Advanced(nbytes)
+
+    def _tell(self, message: Message | BaseException) -> None:
+        """Put a message after the bytes that came before it, and before those that come after."""
+        with self._lock:
+            if self._advanced:
+                self._told.put(Advanced(self._advanced))
+                self._advanced = 0
+            self._told.put(message)
 
     def run(self) -> None:
         """Write, verify, and tell of it."""
         try:
-            self._told.put(self._written_and_verified())
+            self._tell(self._written_and_verified())
         except ShardError as error:
-            self._told.put(Failed(error))
+            self._tell(Failed(error))
         except BaseException as error:
-            self._told.put(error)
+            self._tell(error)
 
     def _written_and_verified(self) -> Ended:
         order = self._order
@@ -141,7 +155,7 @@ class _Work:
         plan = check_plan(Plan.model_validate_json(order.plan, strict=True), checkpoint, inventory)
         job = prepare(checkpoint, inventory, plan, order.ranks)
         outcome = self._write(job, checkpoint)
-        self._told.put(Begun("verify", bytes_to_verify(order.out, order.ranks)))
+        self._tell(Begun("verify", bytes_to_verify(order.out, order.ranks)))
         found = verify(order.out, workers=order.workers, on_progress=self._advance, ranks=order.ranks)
         return Ended(outcome, found)
 
@@ -149,7 +163,7 @@ class _Work:
         """None where the share is there already."""
         order = self._order
         total = sum(file.payload for file in job.recipe.files)
-        self._told.put(Begun("reshard", total))
+        self._tell(Begun("reshard", total))
         try:
             return reshard(
                 job,
@@ -159,7 +173,7 @@ class _Work:
                 allow_inexact=order.allow_inexact,
                 restart=order.restart,
                 on_progress=self._advance,
-                on_resume=lambda nbytes: self._told.put(Begun("reshard", total, nbytes)),
+                on_resume=lambda nbytes: self._tell(Begun("reshard", total, nbytes)),
             )
         except OutputNotEmpty:
             if not _is_there(job, order.out):

@@ -30,7 +30,7 @@ from dsv4_shard.journal import read_journal
 from dsv4_shard.manifest import load_manifest
 from dsv4_shard.plan import make_plan
 from dsv4_shard.progress import SharesProgress
-from dsv4_shard.sharework import Advanced, Begun, Ended, Failed, Order, carry_out
+from dsv4_shard.sharework import Advanced, Begun, Ended, Failed, Order, _Work, carry_out
 from dsv4_shard.verify import verify
 
 TESTS = Path(__file__).parent
@@ -320,6 +320,20 @@ def test_a_share_that_someone_else_is_writing_is_not_waited_for() -> None:
 
 
 # --- what a node does ----------------------------------------------------------------------------------------------
+
+
+def test_bytes_are_told_between_what_came_before_and_after_them(model: Path, tmp_path: Path) -> None:
+    work = _Work(order_for(model, tmp_path / "out", (2, 3)))
+    work._tell(Begun("reshard", 100))
+    work._advance(7)
+    assert work._take_advanced() is None, "not before it is told that it has begun"
+    work._advance(3)
+    work._tell(Begun("verify", 50))
+    work._advance(4)
+    failed = Failed(UsageError("the end"))
+    work._tell(failed)
+    told = [Begun("reshard", 100), Advanced(10), Begun("verify", 50), Advanced(4), failed]
+    assert list(work.messages()) == told
 
 
 def test_a_node_tells_of_each_byte_and_of_the_end(model: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from dsv4_shard.checkpoint import Tensor
 from dsv4_shard.errors import ReadFailed
 from dsv4_shard.gathering import Gatherer
-from dsv4_shard.sources import OpenFile, Span, open_all
+from dsv4_shard.sources import InNoFolder, OpenFile, Span, open_all
 
 
 class Change(NamedTuple):
@@ -39,7 +39,7 @@ class Change(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class RankSource:
+class RankSource(InNoFolder):
     """See `sources.Source`. `root` is the folder of the ranks.
 
     `small` has whole files, `headers` the headers of weight files of `nbytes`, `tensors` what is in them in the order
@@ -65,15 +65,6 @@ class RankSource:
     def sizes(self) -> dict[str, int]:
         """Bytes of every file, by name."""
         return {name: len(content) for name, content in self.small.items()} | dict(self.nbytes)
-
-    def dangling_links(self) -> list[str]:
-        return []
-
-    def unfinished_downloads(self) -> list[str]:
-        return []
-
-    def links_outside(self, names: list[str]) -> list[str]:
-        return []
 
     def shares_disk(self, name: str, out: Path) -> bool:
         """No file of the checkpoint is anywhere."""

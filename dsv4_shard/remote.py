@@ -16,7 +16,7 @@ import xxhash
 from dsv4_shard.errors import ReadFailed
 from dsv4_shard.intact import Intact
 from dsv4_shard.readahead import Readahead
-from dsv4_shard.sources import LocalSource, OpenFile, Span
+from dsv4_shard.sources import InNoFolder, LocalSource, OpenFile, Span
 
 _NEVER = Event()
 
@@ -42,7 +42,7 @@ class Remote(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class RemoteSource:
+class RemoteSource(InNoFolder):
     """See `sources.Source`. `listing` has every file of the place, `heads` whole small files and headers of others.
 
     `local` is a folder where some of the files stand already; they are read from there. `intact` files were read whole
@@ -66,15 +66,6 @@ class RemoteSource:
     def sizes(self) -> dict[str, int]:
         """Bytes of every file, by name."""
         return {name: listed.nbytes for name, listed in sorted(self.listing.items())}
-
-    def dangling_links(self) -> list[str]:
-        return []
-
-    def unfinished_downloads(self) -> list[str]:
-        return []
-
-    def links_outside(self, names: list[str]) -> list[str]:
-        return []
 
     def shares_disk(self, name: str, out: Path) -> bool:
         """Whether the file stands here already, on the file system that `out` will be on."""

@@ -220,6 +220,21 @@ class LocalSource:
         return open_all(self, names)
 
 
+class InNoFolder:
+    """What holds of every source whose files stand in no folder: nothing of one can be wrong."""
+
+    __slots__ = ()
+
+    def dangling_links(self) -> list[str]:
+        return []
+
+    def unfinished_downloads(self) -> list[str]:
+        return []
+
+    def links_outside(self, names: list[str]) -> list[str]:
+        return []
+
+
 @contextmanager
 def open_all(source: Source, names: Sequence[str]) -> Iterator[Mapping[str, OpenFile]]:
     """The files called `names`, closed at the end of the block."""

@@ -168,6 +168,7 @@ class _Driver:
         self._running: dict[Any, _Share] = {}
 
     def run(self) -> ClusterOutcome:
+        """Write all shares, again those that are lost, and put together what the nodes say of them."""
         try:
             while True:
                 self._write()

@@ -90,6 +90,7 @@ class SharesProgress:
             self.say(f"{share}: going on where an earlier run stopped: {done:,} of {total:,} bytes ({percent:.0f} %)")
 
     def advance(self, share: str, nbytes: int) -> None:
+        """So many bytes more of a share that has begun."""
         what, done, total = self._at[share]
         self._at[share] = (what, done + nbytes, total)
         self._bars.advance(self._tasks[share], nbytes)

@@ -394,10 +394,7 @@ def reshard(
     from dsv4_shard.copying import files_of
     from dsv4_shard.hub import with_download
     from dsv4_shard.output import check_output
-    from dsv4_shard.progress import Progress
-    from dsv4_shard.report import show_outcome
     from dsv4_shard.reshard import prepare, result_to_join
-    from dsv4_shard.reshard import reshard as write
     from dsv4_shard.sources import is_url
 
     if not is_url(out) and (scratch is not None or keep_scratch):
@@ -416,6 +413,10 @@ def reshard(
         if ranks is not None or overwrite:
             raise UsageError(f"--ray and {'--ranks' if ranks is not None else '--overwrite'}: all ranks are written, "
                              "each share beside the others", hint="Remove an earlier result first.")  # fmt: skip
+        if download:
+            raise UsageError(
+                "--ray and --download: each node fetches what its ranks need", hint="Leave out --download."
+            )
         from dsv4_shard.sharework import Order
 
         order = Order(
@@ -440,20 +441,13 @@ def reshard(
         result_to_join(job, folder, overwrite)
         _dry_run(job, checkpoint, folder, as_json)
         return
-    console, log = _consoles()
     try:
-        with Progress(log, "reshard", sum(file.payload for file in job.recipe.files), quiet=as_json) as progress:
-            outcome = write(job, checkpoint, folder, workers=jobs, overwrite=overwrite, allow_inexact=allow_inexact,
-                            restart=restart, on_progress=progress.advance, on_resume=progress.resume)  # fmt: skip
+        _reshard_to_folder(job, checkpoint, folder, as_json, workers=jobs, overwrite=overwrite,
+                           allow_inexact=allow_inexact, restart=restart)  # fmt: skip
     except RanksThere as error:
         if ranks != _AUTO:
             raise
         print(f"{clean(str(error))}: nothing to do", file=sys.stderr)  # others of the launch may have more to do
-        return
-    if as_json:
-        _print_json(_outcome(outcome) | {"ranks": outcome.ranks, "world": outcome.world})
-    else:
-        show_outcome(console, outcome, progress.seconds)
 
 
 @app.command()
@@ -757,6 +751,21 @@ def _refuse_url(folder: Path, hint: str) -> None:
     scheme, colon, rest = str(folder).partition(":/")
     if colon and scheme.isalnum() and not folder.exists():
         raise UsageError(f"{scheme}://{rest}: a folder is wanted here, not a URL", hint=hint)
+
+
+def _reshard_to_folder(job: "Job", checkpoint: "Checkpoint", out: Path, as_json: bool, **options: Any) -> None:
+    """Write a result into a folder, and show what was written."""
+    from dsv4_shard.progress import Progress
+    from dsv4_shard.report import show_outcome
+    from dsv4_shard.reshard import reshard as write
+
+    console, log = _consoles()
+    with Progress(log, "reshard", sum(file.payload for file in job.recipe.files), quiet=as_json) as progress:
+        outcome = write(job, checkpoint, out, on_progress=progress.advance, on_resume=progress.resume, **options)
+    if as_json:
+        _print_json(_outcome(outcome) | {"ranks": outcome.ranks, "world": outcome.world})
+    else:
+        show_outcome(console, outcome, progress.seconds)
 
 
 class _Place(NamedTuple):

@@ -263,7 +263,7 @@ def test_rays_client_is_refused(model: Path, tmp_path: Path) -> None:
     assert "Run the command on a node of the cluster" in said
 
 
-@pytest.mark.parametrize("option", [("--ranks", "0-3"), ("--overwrite",)])
+@pytest.mark.parametrize("option", [("--ranks", "0-3"), ("--overwrite",), ("--download",)])
 def test_options_of_one_share_are_refused_for_all(option: tuple[str, ...], model: Path, tmp_path: Path) -> None:
     code, said = refused(str(model), str(tmp_path / "out"), "--tp", "8", "--ray", "auto", *option)
     assert code == ExitCode.USAGE

@@ -5,12 +5,18 @@ import shutil
 import pytest
 from hubserver import HubServer
 from hypothesis import settings
+from scratch import remove_process_folder
 from tiny import TINY_CONFIG
 
 from dsv4_shard.demo import write_checkpoint
 
 settings.register_profile("seeded", deadline=None, derandomize=True)
 settings.load_profile("seeded")
+
+
+def pytest_sessionfinish():
+    """A run of all tests writes some 15 GB: none of it stays behind."""
+    remove_process_folder()
 
 
 @pytest.fixture(scope="session")

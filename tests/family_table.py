@@ -8,7 +8,6 @@ against its source, and merged; what comes back is held against the source by th
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 from dialected import write_dialect
+from scratch import process_folder
 from small import (
     SMALL_V3,
     SMALL_V32,
@@ -125,14 +125,9 @@ def request_for(layout: str, tp: int = TP) -> Request:
 
 
 @cache
-def _scratch() -> Path:
-    return Path(tempfile.mkdtemp(prefix="dsv4-shard-families-"))
-
-
-@cache
 def checkpoint_of(case: Case) -> Path:
     """A small checkpoint of the kind, written once."""
-    return case.write(_scratch() / case.title, case.document)
+    return case.write(process_folder() / "families" / case.title, case.document)
 
 
 def native_of(case: Case) -> Path:
@@ -158,7 +153,7 @@ def planned(case: Case) -> str:
 def written(case: Case, layout: str, tp: int = TP) -> str:
     """Write it in a layout, verify that against the source, merge it, and say what came back."""
     checkpoint, inventory = open_folder(checkpoint_of(case))
-    shards, merged = (_scratch() / f"{case.title}-{layout}-{what}" for what in ("shards", "merged"))
+    shards, merged = (process_folder() / "families" / f"{case.title}-{layout}-{what}" for what in ("shards", "merged"))
     try:
         job = prepare(checkpoint, inventory, make_plan(checkpoint, inventory, request_for(layout, tp)))
     except (InfeasiblePlan, UsageError) as refusal:

@@ -3,14 +3,12 @@
 All are made once a process and never changed by a test; those in memory have no files and no offsets.
 """
 
-import atexit
 import json
-import shutil
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from scratch import process_folder
 from skeletons import DATA, write_skeleton
 
 from dsv4_shard.blocks import scale_shape
@@ -43,13 +41,6 @@ Tensors = dict[str, tuple[str, tuple[int, ...]]]
 """name → (dtype, shape as stored)"""
 
 
-@cache
-def _folder() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="dsv4-shard-tests-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
 def config_of(model: str) -> dict[str, Any]:
     """config.json of a real checkpoint, as released; the caller's own copy."""
     return json.loads((DATA / model / "config.json").read_text())
@@ -58,7 +49,7 @@ def config_of(model: str) -> dict[str, Any]:
 @cache
 def inventory_of(model: str) -> tuple[Checkpoint, Inventory]:
     """A real checkpoint, read from its skeleton."""
-    checkpoint = read_checkpoint(open_source(str(write_skeleton(_folder() / model, model))))
+    checkpoint = read_checkpoint(open_source(str(write_skeleton(process_folder() / model, model))))
     return checkpoint, take_inventory(checkpoint)
 
 

@@ -22,8 +22,8 @@ from dsv4_shard.errors import ExitCode, NotAResult
 from dsv4_shard.generic import inspect_unknown
 from dsv4_shard.header import build_header, nbytes_of, parse_header
 from dsv4_shard.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, load_manifest
-from dsv4_shard.report import show_unknown
 from dsv4_shard.sources import LocalSource
+from dsv4_shard.terminal import show_unknown
 
 NAMES = {
     "colour": "\x1b[31mred\x1b[0m",

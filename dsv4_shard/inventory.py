@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from dsv4_shard.blocks import FP4_GROUP, NVFP4_GROUP, PACKED_FP4, Block, agree_on_unit, logical_shape, scale_shape
 from dsv4_shard.census import Census, Kind, take_census
-from dsv4_shard.checkpoint import Checkpoint, Finding, Severity, collector_paused, defect, some
+from dsv4_shard.checkpoint import Checkpoint, Finding, Severity, Tensor, collector_paused, defect, some
 from dsv4_shard.completeness import FLOATS, check_completeness, check_numbers
 from dsv4_shard.dialects import DIALECTS
 from dsv4_shard.escape import short
@@ -77,6 +77,10 @@ class Inventory:
     def errors(self) -> tuple[Finding, ...]:
         return tuple(finding for finding in self.findings if finding.severity is Severity.ERROR)
 
+    def group(self, tensor: Tensor, at: TensorName) -> Group:
+        """The group that counts `tensor`, which stands at `at`."""
+        return _group(self.formats, at.stage, at.role, at.part, tensor.dtype, tensor.shape)
+
     def format(self, role: Role, stage: Stage = Stage.LAYER) -> Format | None:
         """How `role` is stored, or None where the checkpoint has no such tensor."""
         return self.formats.get((stage, role))
@@ -126,11 +130,16 @@ def _take(checkpoint: Checkpoint) -> Inventory:
 def _count(census: Census, formats: dict[tuple[Stage, Role], Format]) -> dict[Group, int]:
     groups: dict[Group, int] = {}
     for kind, count in census.counts.items():
-        logical = logical_shape(kind.dtype, kind.shape, _is_packed(formats.get((kind.stage, kind.role)), kind.part))
-        nbytes = nbytes_of(kind.dtype, kind.shape)
-        group = Group(kind.stage, kind.role, kind.part, kind.dtype, logical, nbytes)
+        group = _group(formats, kind.stage, kind.role, kind.part, kind.dtype, kind.shape)
         groups[group] = groups.get(group, 0) + count
     return groups
+
+
+def _group(
+    formats: dict[tuple[Stage, Role], Format], stage: Stage, role: Role, part: Part, dtype: str, shape: tuple[int, ...]
+) -> Group:
+    logical = logical_shape(dtype, shape, _is_packed(formats.get((stage, role)), part))
+    return Group(stage, role, part, dtype, logical, nbytes_of(dtype, shape))
 
 
 def _is_packed(fmt: Format | None, part: Part) -> bool:

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check bench fuzz conformance contracts clean
+.PHONY: demo test check bench fuzz conformance contracts charts clean
 
 demo: $(READY)
 	rm -rf demo
@@ -50,8 +50,12 @@ contracts: $(READY)
 	$(BIN)/python tests/data/derive.py contracts
 	$(BIN)/python -m conformance.compact contracts
 
+# What reports draw with, from charts/package-lock.json, into the package. Needs Node.js; its output is committed.
+charts:
+	cd charts && npm ci && npm run build
+
 clean:
-	rm -rf $(VENV) $(FUZZ_VENV) demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(FUZZ_VENV) demo charts/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -69,9 +69,10 @@ def layer_map(checkpoint: Checkpoint, engine: Engine, context: Context, broken: 
         if found is None:
             continue
         kind, placement, one = found
+        how = str(placement) if kind is not Kind.BREAKS else "nowhere"
         each = _most(placement, count, context) if one is not None else 0
         nbytes, padding = (one.nbytes * each, one.padding * each) if one is not None else (0, 0)
-        held[(stage, layer), (role.module, kind, str(placement))].append((role, nbytes, padding))
+        held[(stage, layer), (role.module, kind, how)].append((role, nbytes, padding))
     places = sorted({place for place, _ in held}, key=_place_order)
     keys = sorted({key for _, key in held}, key=_column_order)
     roles = {key: {role: None for at, members in held.items() if at[1] == key for role, *_ in members} for key in keys}

@@ -2,19 +2,22 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from dsv4_shard import __version__
 from dsv4_shard.checkpoint import Checkpoint, Severity
-from dsv4_shard.choosing import check_request, choose, nearest, options_of
-from dsv4_shard.engines import SERVING
-from dsv4_shard.engines.base import UNKNOWN_FAMILY, Request
+from dsv4_shard.choosing import Choice, check_request, choose, loads, nearest, options_of
+from dsv4_shard.engines import SERVING, engine_for
+from dsv4_shard.engines.base import UNKNOWN_FAMILY, UNKNOWN_GPU, Breach, Context, Request
+from dsv4_shard.engines.common import pick_gpu
 from dsv4_shard.families import base as families
 from dsv4_shard.families.v3 import V3Config, V32Config
 from dsv4_shard.families.v4 import V4Config
-from dsv4_shard.inventory import PACKED, Inventory
+from dsv4_shard.inventory import PACKED, Inventory, outside_layers
+from dsv4_shard.plan import beyond_roles, memory_breach, memory_of, totals_of, unknown_gpu
 from dsv4_shard.roles import Module, Part
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -128,11 +131,23 @@ class Inspection(_Document):
         return any(finding.severity is Severity.ERROR for finding in self.findings)
 
 
-def inspect(checkpoint: Checkpoint, inventory: Inventory, tps: tuple[int, ...] = DEFAULT_TPS) -> Inspection:
-    """Inspect a checkpoint for each TP of `tps`. Raises UsageError for a TP that means nothing."""
-    for tp in tps:
-        check_request(Request(tp))
+def inspect(
+    checkpoint: Checkpoint,
+    inventory: Inventory,
+    tps: tuple[int, ...] = DEFAULT_TPS,
+    gpu: str | None = None,
+    gpu_memory: str | None = None,
+) -> Inspection:
+    """Inspect a checkpoint for each TP of `tps`, on Hopper or on a GPU given by `plan`'s names: then with its memory.
+
+    Raises UsageError for a TP or a GPU that means nothing.
+    """
+    requests = [Request(tp, engine=engine, gpu=gpu, gpu_memory=gpu_memory) for tp in tps for engine in SERVING]
+    for request in requests:
+        check_request(request)
+        pick_gpu(request)
     usable = not inventory.errors
+    weighed = outside_layers(inventory)
     return Inspection(
         schema_version=SCHEMA_VERSION,
         tool_version=__version__,
@@ -142,7 +157,7 @@ def inspect(checkpoint: Checkpoint, inventory: Inventory, tps: tuple[int, ...] =
             InspectionFinding(severity=f.severity, code=f.code, message=f.message) for f in inventory.findings
         ),
         dimensions=tuple(_dimensions(inventory, tps)) if usable else (),
-        matrix=tuple(_cell(inventory, engine, tp) for tp in tps for engine in SERVING) if usable else (),
+        matrix=tuple(_cell(checkpoint, weighed, request) for request in requests) if usable else (),
     )
 
 
@@ -225,27 +240,39 @@ def _dimension(module: Module, name: str, size: int, unit: int, scales: int | No
     return Dimension(module=module, name=name, size=size, unit=unit, units=units, scale_size=scales, shares=shares)
 
 
-def _cell(inventory: Inventory, engine: str, tp: int) -> Cell:
-    """The engine's verdict for TP, with its own choices; where that is no, with other options on as many GPUs."""
-    request = Request(tp=tp, engine=engine)
+def _cell(checkpoint: Checkpoint, inventory: Inventory, request: Request) -> Cell:
+    """The engine's verdict for a TP, with its own choices; where that is no, with other options on as many GPUs."""
     choice = choose(inventory, request)
-    if choice.feasible:
+    breach = _breach(checkpoint, inventory, request, choice)
+    if breach is None:
         notes = choice.notes()
         return Cell(
-            tp=tp, engine=engine, verdict="with-options" if notes else "works",
+            tp=request.tp, engine=request.engine, verdict="with-options" if notes else "works",
             how=", ".join(choice.departures) or None, notes=notes,
             rule=None, module=None, reason=None, engine_says=None,
         )  # fmt: skip
-    breach = choice.breaches[0]
-    others = [(r, c) for r, c in nearest(inventory, request, 1) if c.at.world == tp]
+    unknown = breach.rule in (UNKNOWN_FAMILY, UNKNOWN_GPU)
+    others = [] if unknown else [(r, c) for r, c in nearest(inventory, request, 1) if c.at.world == request.tp]
     return Cell(
-        tp=tp,
-        engine=engine,
-        verdict="unknown" if breach.rule == UNKNOWN_FAMILY else "with-options" if others else "no",
-        how=options_of(others[0][0], engine=False) if others else None,
+        tp=request.tp,
+        engine=request.engine,
+        verdict="unknown" if unknown else "with-options" if others else "no",
+        how=options_of(replace(others[0][0], gpu=None, gpu_memory=None), engine=False) if others else None,
         notes=others[0][1].notes() if others else (),
         rule=breach.rule,
         module=breach.module,
         reason=breach.reason,
         engine_says=breach.quote,
     )
+
+
+def _breach(checkpoint: Checkpoint, inventory: Inventory, request: Request, choice: Choice) -> Breach | None:
+    """The first thing that a layout breaks on, its memory last; None where it runs."""
+    engine, context = engine_for(request.engine, inventory.family), Context(inventory, choice.at)
+    unknown = unknown_gpu(engine, choice.at)
+    if unknown or choice.breaches:
+        return (unknown or choice.breaches)[0]
+    if not request.names_gpu:
+        return None
+    totals = totals_of(list(loads(engine, context)), context, beyond_roles(checkpoint, engine, context))
+    return next(iter(memory_breach(memory_of(totals, context))), None)

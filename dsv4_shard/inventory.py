@@ -6,7 +6,7 @@ FP4 or FP8 is decided here, by the experts' own tensors; config.json is only com
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from dsv4_shard.blocks import FP4_GROUP, NVFP4_GROUP, PACKED_FP4, Block, agree_on_unit, logical_shape, scale_shape
@@ -94,6 +94,11 @@ class Inventory:
     def shared(self) -> Format | None:
         """How the target's shared experts are stored, or None where there are none."""
         return self.format(Role.SHARED_GATE)
+
+
+def outside_layers(inventory: Inventory) -> Inventory:
+    """With only the names outside of layers: all that is looked at, of 145,000, where many layouts are weighed."""
+    return replace(inventory, names={name: at for name, at in inventory.names.items() if at.stage is Stage.MODEL})
 
 
 def take_inventory(checkpoint: Checkpoint) -> Inventory:

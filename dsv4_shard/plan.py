@@ -278,7 +278,8 @@ def memory_of(totals: PlanTotals, context: Context) -> PlanMemory | None:
     )
 
 
-def _memory_breach(memory: PlanMemory | None) -> list[Breach]:
+def memory_breach(memory: PlanMemory | None) -> list[Breach]:
+    """That the weights do not fit, where they do not."""
     if memory is None or memory.fits:
         return []
     gib = 1 << 30
@@ -287,7 +288,7 @@ def _memory_breach(memory: PlanMemory | None) -> list[Breach]:
                    ("more GPUs", "--ep or --tp that cut the routed experts further"))]  # fmt: skip
 
 
-def _unknown_gpu(engine: Engine, at: Deployment) -> list[Breach]:
+def unknown_gpu(engine: Engine, at: Deployment) -> list[Breach]:
     """That nothing is claimed of the GPU's kernels, where the engine's rules were never held on it."""
     if not at.gpu.unheld:
         return []
@@ -314,8 +315,8 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
     weights = list(loads(engine, context)) if choice.feasible else []
     totals = totals_of(weights, context, beyond_roles(checkpoint, engine, context)) if choice.feasible else None
     memory = memory_of(totals, context) if totals else None
-    unknown = _unknown_gpu(engine, choice.at)
-    breaches = [*(unknown or choice.breaches), *_memory_breach(memory)]
+    unknown = unknown_gpu(engine, choice.at)
+    breaches = [*(unknown or choice.breaches), *memory_breach(memory)]
     refusal = engine.layout.refusal(context) if engine.layout and choice.feasible and not unknown else None
     layout = engine.layout.name if engine.layout and refusal is None and not unknown else None
     out = f"{Path(label).name}-{engine.name}-tp{request.tp}"

@@ -33,9 +33,8 @@ from dsv4_shard.engines.base import MAX_RANKS, UNKNOWN_FAMILY, Context, Deployme
 from dsv4_shard.engines.common import NVFP4_RULE, pick_gpu
 from dsv4_shard.errors import UsageError
 from dsv4_shard.gpus import GPUS, Gpu
-from dsv4_shard.inventory import Inventory
+from dsv4_shard.inventory import Inventory, outside_layers
 from dsv4_shard.plan import Plan, beyond_roles, make_plan, memory_of, refuse_errors, totals_of, weights_of
-from dsv4_shard.roles import Stage
 
 SCHEMA_VERSION: Literal[1] = 1
 _A2A = (None, "deepep", "megamoe")
@@ -114,8 +113,7 @@ def search(checkpoint: Checkpoint, inventory: Inventory, asked: Request, engines
     engines = tuple(dict.fromkeys(_serving(name) for name in engines))
     unknown = tuple(_unknown(inventory, pick_gpu(asked), engines))
     held = tuple(name for name in engines if name not in dict(unknown))
-    # Of 145,000 names only those outside of layers are looked at to weigh a layout; hundreds are weighed.
-    inventory = replace(inventory, names={n: at for n, at in inventory.names.items() if at.stage is Stage.MODEL})
+    inventory = outside_layers(inventory)
     found = _search(checkpoint, inventory, asked, held)
     best = found[0].layout if found and found[0].layout.fits else None
     return Search(

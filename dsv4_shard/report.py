@@ -221,14 +221,14 @@ def _why(cell: Cell) -> list[str]:
 def _charts(report: Report) -> dict[str, Any]:
     """All that is drawn, as the scripts take it."""
     return {
-        "grids": [_grid(grid) for grid in report.grids],
+        "grids": [_grid(grid, is_placed=report.plan is not None and grid.fits) for grid in report.grids],
         "ranks": _rank_chart(report) if report.ranks else None,
         "map": _map_chart(report.layers) if report.layers else None,
     }
 
 
-def _grid(grid: BlockGrid) -> dict[str, Any]:
-    """Blocks as (start, stop, cut inside), cuts as (place, inside a block), parts as (start, stop, zeros)."""
+def _grid(grid: BlockGrid, is_placed: bool) -> dict[str, Any]:
+    """Blocks as (start, stop, cut inside), cuts as (place, inside a block), placed parts as (start, stop, zeros)."""
     split = {cut.at // grid.block for cut in grid.even_cuts if cut.splits}
     starts = range(0, grid.size, grid.block)
     return {
@@ -240,7 +240,7 @@ def _grid(grid: BlockGrid) -> dict[str, Any]:
         "holder": "ranks, each" if grid.way == "whole" else "part",
         "blocks": [(start, min(start + grid.block, grid.size), start // grid.block in split) for start in starts],
         "cuts": [(cut.at, cut.splits) for cut in grid.even_cuts],
-        "shares": [(share.start, share.stop, share.padding) for share in grid.shares] if grid.fits else [],
+        "shares": [(share.start, share.stop, share.padding) for share in grid.shares] if is_placed else [],
     }
 
 

@@ -147,7 +147,8 @@ def test_the_grid_of_padded_experts_ends_in_zeros():
 def test_without_a_plan_the_grid_is_drawn_for_every_tp_that_would_cut():
     grids = charts_of(page_of(None))["grids"]
     assert [grid["title"] for grid in grids] == [f"cut evenly over TP {tp}" for tp in (2, 4, 8, 16, 32, 64)]
-    assert [bool(grid["shares"]) for grid in grids] == [True] * 3 + [False] * 3
+    assert [any(split for *_, split in grid["blocks"]) for grid in grids] == [False] * 3 + [True] * 3
+    assert not any(grid["shares"] for grid in grids)  # nothing is placed
 
 
 def test_a_bar_stands_for_each_rank_and_adds_up_to_the_gpus_memory():

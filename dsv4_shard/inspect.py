@@ -17,7 +17,7 @@ from dsv4_shard.families import base as families
 from dsv4_shard.families.v3 import V3Config, V32Config
 from dsv4_shard.families.v4 import V4Config
 from dsv4_shard.inventory import PACKED, Inventory, outside_layers
-from dsv4_shard.plan import beyond_roles, memory_breach, memory_of, totals_of, unknown_gpu
+from dsv4_shard.plan import PlanTotals, beyond_roles, memory_breach, memory_of, totals_of, unknown_gpu, weights_of
 from dsv4_shard.roles import Module, Part
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -101,7 +101,8 @@ class Dimension(_Document):
 class Cell(_Document):
     """What an engine can do at a TP; `unknown` where its rules for the family are not known.
 
-    `how` says what it takes, as options; `reason` why not, in numbers.
+    `how` says what it takes, as options; `reason` why not, in numbers. `bytes_per_rank` are the weights of the heaviest
+    rank where it runs, with what it takes.
     """
 
     tp: int
@@ -113,6 +114,7 @@ class Cell(_Document):
     module: Module | None
     reason: str | None
     engine_says: str | None
+    bytes_per_rank: int | None
 
 
 class Inspection(_Document):
@@ -243,36 +245,46 @@ def _dimension(module: Module, name: str, size: int, unit: int, scales: int | No
 def _cell(checkpoint: Checkpoint, inventory: Inventory, request: Request) -> Cell:
     """The engine's verdict for a TP, with its own choices; where that is no, with other options on as many GPUs."""
     choice = choose(inventory, request)
-    breach = _breach(checkpoint, inventory, request, choice)
+    totals = _totals(checkpoint, inventory, choice)
+    breach = _breach(inventory, choice, totals)
     if breach is None:
         notes = choice.notes()
         return Cell(
             tp=request.tp, engine=request.engine, verdict="with-options" if notes else "works",
             how=", ".join(choice.departures) or None, notes=notes,
-            rule=None, module=None, reason=None, engine_says=None,
+            rule=None, module=None, reason=None, engine_says=None, bytes_per_rank=_weights(totals, choice),
         )  # fmt: skip
     unknown = breach.rule in (UNKNOWN_FAMILY, UNKNOWN_GPU)
-    others = [] if unknown else [(r, c) for r, c in nearest(inventory, request, 1) if c.at.world == request.tp]
+    near = [] if unknown else [(r, c) for r, c in nearest(inventory, request, 1) if c.at.world == request.tp]
+    other, found = near[0] if near else (None, None)
     return Cell(
         tp=request.tp,
         engine=request.engine,
-        verdict="unknown" if unknown else "with-options" if others else "no",
-        how=options_of(replace(others[0][0], gpu=None, gpu_memory=None), engine=False) if others else None,
-        notes=others[0][1].notes() if others else (),
+        verdict="unknown" if unknown else "with-options" if other else "no",
+        how=options_of(replace(other, gpu=None, gpu_memory=None), engine=False) if other else None,
+        notes=found.notes() if found else (),
         rule=breach.rule,
         module=breach.module,
         reason=breach.reason,
         engine_says=breach.quote,
+        bytes_per_rank=_weights(_totals(checkpoint, inventory, found), found) if found else None,
     )
 
 
-def _breach(checkpoint: Checkpoint, inventory: Inventory, request: Request, choice: Choice) -> Breach | None:
-    """The first thing that a layout breaks on, its memory last; None where it runs."""
-    engine, context = engine_for(request.engine, inventory.family), Context(inventory, choice.at)
-    unknown = unknown_gpu(engine, choice.at)
-    if unknown or choice.breaches:
-        return (unknown or choice.breaches)[0]
-    if not request.names_gpu:
+def _totals(checkpoint: Checkpoint, inventory: Inventory, choice: Choice) -> PlanTotals | None:
+    """What a rank holds, where the layout breaks no rule."""
+    if not choice.feasible:
         return None
-    totals = totals_of(list(loads(engine, context)), context, beyond_roles(checkpoint, engine, context))
-    return next(iter(memory_breach(memory_of(totals, context))), None)
+    engine, context = engine_for(choice.at.engine, inventory.family), Context(inventory, choice.at)
+    return totals_of(list(loads(engine, context)), context, beyond_roles(checkpoint, engine, context))
+
+
+def _weights(totals: PlanTotals | None, choice: Choice) -> int | None:
+    return weights_of(totals, choice.at) if totals else None
+
+
+def _breach(inventory: Inventory, choice: Choice, totals: PlanTotals | None) -> Breach | None:
+    """The first thing that a layout breaks on, its memory last; None where it runs."""
+    unknown = unknown_gpu(engine_for(choice.at.engine, inventory.family), choice.at)
+    memory = memory_of(totals, Context(inventory, choice.at)) if totals else None
+    return next(iter((*unknown, *choice.breaches, *memory_breach(memory))), None)

@@ -207,12 +207,15 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str, str]]:
         yield "MTP draft, if loaded", gib(totals.draft_bytes_per_rank), "more a rank"
 
 
-def _why(cell: Cell) -> list[str]:
-    """What is to be said of a verdict: what it takes, and the arithmetic of what does not hold."""
-    reason = [f"{cell.module}: {cell.reason}"] if cell.reason and cell.verdict != "unknown" else []
-    if cell.verdict == "unknown":
-        return [str(cell.reason)]
-    return [*([cell.how] if cell.how else []), *(cell.notes or reason)]
+def _why(cell: Cell) -> Iterator[str]:
+    """What is to be said of a verdict: what it takes and weighs, and the arithmetic of what does not hold."""
+    if cell.how and cell.how.startswith("--"):
+        yield f"as {cell.how}"
+    if cell.bytes_per_rank is not None:
+        yield f"{gib(cell.bytes_per_rank)} a rank"
+    if cell.reason:
+        yield cell.reason if cell.verdict == "unknown" or cell.rule == "memory" else f"{cell.module}: {cell.reason}"
+    yield from cell.notes
 
 
 # --- numbers of the charts -------------------------------------------------------------------------------------------

@@ -93,10 +93,22 @@ def test_every_cell_of_the_matrix_says_what_inspect_says_of_it(model, request_):
     words = text_of(page_of(request_, model))
     gpu = request_.gpu if request_ else None
     for cell in inspect(*inventory_of(model), gpu=gpu).matrix:
-        for line in (cell.how, cell.engine_says, *cell.notes):
+        for line in (cell.reason, cell.engine_says, *cell.notes):
             assert line is None or line in words
-        if cell.verdict in ("no", "unknown"):
-            assert str(cell.reason) in words
+
+
+def test_a_cell_weighs_what_the_plan_of_its_layout_weighs():
+    cells = {(cell.engine, cell.tp): cell for cell in inspect(*inventory_of(PRO), (8, 16, 32)).matrix}
+    for engine, tp in (("sglang", 8), ("vllm", 16), ("reference", 8), ("trtllm", 16)):
+        totals = plan_of(PRO, Request(tp, engine=engine)).totals
+        assert totals is not None
+        draft = totals.draft_bytes_per_rank if engine == "reference" else 0
+        assert cells[engine, tp].bytes_per_rank == totals.target_bytes_per_rank_max + draft
+    assert cells["sglang", 32].how == "--tp 32 --dp 2"
+    totals = plan_of(PRO, Request(32, dp=2)).totals
+    assert totals is not None
+    assert cells["sglang", 32].bytes_per_rank == totals.target_bytes_per_rank_max
+    assert cells["reference", 32].bytes_per_rank is None
 
 
 def test_with_a_gpu_the_matrix_looks_at_its_memory():

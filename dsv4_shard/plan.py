@@ -24,6 +24,7 @@ from dsv4_shard.engines.base import (
     Breach,
     Context,
     Deployment,
+    Divides,
     Engine,
     Expert,
     Launch,
@@ -57,21 +58,31 @@ class PlanBreach(_Document):
 
 
 class PlanCheck(_Document):
-    """A rule that was checked, with its arithmetic."""
+    """A rule that was checked, with its arithmetic: `size` / `parts` must be whole and a multiple of `unit`."""
 
     rule: str
     module: Module
     arithmetic: str
     holds: bool
+    size: int
+    size_name: str
+    parts: int
+    parts_name: str
+    unit: int
+    unit_name: str
 
 
 class PlanModule(_Document):
-    """A role's placement. Shapes in elements; bytes of weights and scales on the heaviest rank."""
+    """A role's placement. Shapes in elements; bytes of weights and scales on the heaviest rank.
+
+    `block` is the rows and columns that share one scale, None where there are no scales.
+    """
 
     part_of: Literal["target", "draft"]
     module: Module
     role: str
     format: str
+    block: tuple[int, int] | None
     placement: str
     shape: tuple[int, ...]
     rank_shape: tuple[int, ...]
@@ -225,6 +236,7 @@ def _modules(engine: Engine, weights: list[Load], context: Context) -> Iterator[
             module=group.role.module,
             role=str(group.role),
             format=str(fmt) if fmt else group.dtype,
+            block=(fmt.block.rows, fmt.block.cols) if fmt and fmt.block else None,
             placement=_describe(engine.place(group.role, context), context.at),
             shape=group.shape,
             rank_shape=main.held.shape,
@@ -370,9 +382,18 @@ def _breach(breach: Breach) -> PlanBreach:
 def _checks(engine: Engine, context: Context) -> Iterator[PlanCheck]:
     for rule in engine.rules:
         arithmetic = rule.explain(context)
-        if arithmetic is not None:
+        if arithmetic is not None and isinstance(rule, Divides):
             yield PlanCheck(
-                rule=rule.name, module=rule.module, arithmetic=arithmetic, holds=rule.check(context) is None
+                rule=rule.name,
+                module=rule.module,
+                arithmetic=arithmetic,
+                holds=rule.check(context) is None,
+                size=rule.size(context),
+                size_name=rule.size_name,
+                parts=rule.parts(context),
+                parts_name=rule.parts_name,
+                unit=rule.unit(context),
+                unit_name=rule.unit_word(context),
             )
 
 

@@ -216,6 +216,10 @@ class Divides:
         """Every template by which the rule shows, but for those that a function picks."""
         return tuple(words for words in (self.quote, self.whole_quote, *self.heard) if isinstance(words, str))
 
+    def unit_word(self, context: Context) -> str:
+        """What the units are called, in the plural; empty where they are single elements."""
+        return _pick(self.unit_name, context) or ""
+
     def explain(self, context: Context) -> str | None:
         """The arithmetic in words, or None where the rule does not apply."""
         if not self.when(context):
@@ -227,7 +231,7 @@ class Divides:
             return f"{head}{round(size / parts, 2):.10g}: not whole"
         if unit == 1:
             return f"{head}{part}"
-        return f"{head}{part}, which is {part / unit:.4g} {_pick(self.unit_name, context)} of {unit}"
+        return f"{head}{part}, which is {part / unit:.4g} {self.unit_word(context)} of {unit}"
 
     def check(self, context: Context) -> Breach | None:
         """Breach with the numbers, or None where the rule holds or does not apply."""

@@ -89,9 +89,9 @@ def _print_notes(error: BaseException) -> None:
 
 
 def _consoles() -> tuple["Console", "Console"]:
-    from rich.console import Console
+    from dsv4_shard.terminal.console import consoles
 
-    return Console(highlight=False, emoji=False), Console(stderr=True, highlight=False, emoji=False)
+    return consoles()
 
 
 def _print_json(document: Any) -> None:
@@ -580,11 +580,13 @@ def demo(
     """Make a small checkpoint with V4-Pro's structure, then inspect, plan, reshard and verify it."""
     from dsv4_shard.demo import write_checkpoint
     from dsv4_shard.output import check_output
+    from dsv4_shard.terminal.text import paragraph
 
     check_output(folder, Path(__file__).parent, overwrite=False)
     checkpoint, shards, plan_file = folder / "checkpoint", folder / "shards", folder / "plan.json"
     folder.mkdir(exist_ok=True)
-    print(f"A checkpoint with DeepSeek-V4-Pro's structure, 4 layers and 16 experts small: {checkpoint}", flush=True)
+    console = _consoles()[0]
+    paragraph(console, f"A checkpoint with DeepSeek-V4-Pro's structure, 4 layers and 16 experts small: {checkpoint}")
     write_checkpoint(checkpoint)
     commands = (
         ["inspect", str(checkpoint)],
@@ -595,7 +597,9 @@ def demo(
     for arguments in commands:
         print(f"\n$ dsv4-shard {' '.join(arguments)}", flush=True)
         app(arguments, standalone_mode=False)
-    print(f"\nThe checkpoint is in {checkpoint}, its 16 ranks in {shards}, the plan in {plan_file}.")
+    console.print()
+    for line in (f"The checkpoint is in {checkpoint},", f"its 16 ranks in {shards},", f"the plan in {plan_file}."):
+        paragraph(console, line)
 
 
 # --- parts of the commands -----------------------------------------------------------------------------------------
@@ -906,9 +910,11 @@ def _allow_open_files() -> None:
 
 def main() -> None:
     """Entry point."""
+    from dsv4_shard.terminal.console import show_signs
+
     signal.signal(signal.SIGTERM, _on_sigterm)
     _allow_open_files()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal whose encoding lacks × is no reason to stop
+            show_signs(stream)
     app()

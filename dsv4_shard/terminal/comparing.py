@@ -3,11 +3,9 @@
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.text import Text
 
-from dsv4_shard.escape import clean
-from dsv4_shard.terminal.tables import table_of
-from dsv4_shard.terminal.text import heading, item, size, to_copy
+from dsv4_shard.terminal.tables import Table
+from dsv4_shard.terminal.text import heading, item, size, title, to_copy
 
 if TYPE_CHECKING:
     from dsv4_shard.plandiff import Difference, PlacementDifference, PlanComparison
@@ -16,10 +14,10 @@ if TYPE_CHECKING:
 def show_comparison(console: Console, comparison: "PlanComparison") -> None:
     """What differs between two plans, the checkpoints first."""
     if comparison.same:
-        console.print(Text(f"{clean(comparison.a)} and {clean(comparison.b)}: the same plan", style="bold"))
+        title(console, f"{comparison.a} and {comparison.b}: the same plan")
         return
-    console.print(Text(f"A: {clean(comparison.a)}", style="bold"))
-    console.print(Text(f"B: {clean(comparison.b)}", style="bold"))
+    title(console, f"A: {comparison.a}")
+    title(console, f"B: {comparison.b}")
     if comparison.checkpoint:
         heading(console, "Not the same checkpoint")
         for line in comparison.checkpoint:
@@ -37,17 +35,17 @@ def show_comparison(console: Console, comparison: "PlanComparison") -> None:
         placements = nbytes = ()
     if placements:
         heading(console, "Placement")
-        table = table_of("module", "A", "B")
+        table = Table("module", "A", "B")
         for cells in _placement_rows(placements):
-            table.add_row(*(Text(clean(cell)) for cell in cells))
-        console.print(table)
+            table.add(*cells)
+        table.show(console)
     if nbytes:
         heading(console, "Bytes a rank (the heaviest)")
-        table = table_of("", "A", "B", "B - A", right=(1, 2, 3))
+        table = Table("", "A", "B", "B - A", right=(1, 2, 3))
         for row in nbytes:
             sign = "-" if row.difference < 0 else "+"
-            table.add_row(row.name, size(row.a), size(row.b), sign + size(abs(row.difference)))
-        console.print(table)
+            table.add(row.name, size(row.a), size(row.b), sign + size(abs(row.difference)))
+        table.show(console)
     _show_differences(console, "Environment", comparison.environment)
     _show_differences(console, "Launch", comparison.options)
     for name, commands in zip("AB", comparison.commands, strict=False):
@@ -63,11 +61,10 @@ def _show_differences(console: Console, title: str, differences: "tuple[Differen
     if not differences:
         return
     heading(console, title)
-    table = table_of("", "A", "B")
+    table = Table("", "A", "B")
     for row in differences:
-        values = ("-" if value is None else clean(str(value)) for value in (row.a, row.b))
-        table.add_row(Text(clean(row.name)), *map(Text, values))
-    console.print(table)
+        table.add(row.name, *("-" if value is None else str(value) for value in (row.a, row.b)))
+    table.show(console)
 
 
 def _placement_rows(rows: "tuple[PlacementDifference, ...]") -> list[tuple[str, str, str]]:

@@ -3,9 +3,8 @@
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.text import Text
 
-from dsv4_shard.terminal.text import heading, item, to_copy
+from dsv4_shard.terminal.text import heading, item, title, to_copy
 
 if TYPE_CHECKING:
     from dsv4_shard.explain import Case, Explanation
@@ -15,13 +14,13 @@ def show_explanation(console: Console, explanation: "Explanation") -> None:
     """What an engine said, what broke, and the way out."""
     message = explanation.message
     if message is None:
-        console.print(Text("not recognised", style="bold"))
+        title(console, "not recognised")
         item(console, str(explanation.hint))
         return
     often = f", {message.times:,} times" if message.times > 1 else ""
     where = f" (line {message.line:,}{often})" if explanation.lines > 1 else ""
     said = ", ".join(explanation.engines)
-    console.print(Text(f"{said}{where}", style="bold"))
+    title(console, f"{said}{where}")
     item(console, message.text, "red")
     heading(console, "What broke")
     for line in explanation.meaning:

@@ -8,9 +8,8 @@ from rich.text import Text
 
 from dsv4_shard.checkpoint import Severity
 from dsv4_shard.engines import SERVING
-from dsv4_shard.escape import clean
-from dsv4_shard.terminal.tables import table_of
-from dsv4_shard.terminal.text import heading, item, size
+from dsv4_shard.terminal.tables import Table
+from dsv4_shard.terminal.text import heading, item, size, title
 
 if TYPE_CHECKING:
     from dsv4_shard.inspect import Cell, Dimension, Inspection, InspectionFinding
@@ -24,10 +23,10 @@ def show_inspection(console: Console, inspection: "Inspection") -> None:
     """Identity, roles, findings, what divides, and the TP matrix."""
     _show_identity(console, inspection)
     heading(console, "Tensors by role")
-    roles = table_of("module", "part", "tensors", "bytes", "dtype", "block", right=(2, 3))
+    roles = Table("module", "part", "tensors", "bytes", "dtype", "block", right=(2, 3))
     for row in inspection.roles:
-        roles.add_row(row.module, row.part, f"{row.tensors:,}", size(row.bytes), row.dtype, row.block or "")
-    console.print(roles)
+        roles.add(row.module, row.part, f"{row.tensors:,}", size(row.bytes), row.dtype, row.block or "")
+    roles.show(console)
     show_findings(console, inspection.findings, "every layer, expert, scale and block is there and fits")
     if inspection.dimensions:
         _show_dimensions(console, inspection.dimensions)
@@ -46,7 +45,7 @@ def show_findings(console: Console, findings: "tuple[InspectionFinding, ...]", n
 def _show_identity(console: Console, inspection: "Inspection") -> None:
     it = inspection.identity
     revision = f" @ {it.revision[:12]}" if it.revision else ""
-    console.print(Text(clean(it.label) + revision, style="bold"))
+    title(console, it.label + revision)
     item(console, f"{it.family} ({it.model_type}): {it.tensors:,} tensors in {it.files} files, {size(it.bytes)}")
     kinds = _known((it.hash_layers, "{} hash-routed"), (it.dense_layers, "{} dense"))
     layers = f"{it.layers} layers" + (f" ({', '.join(kinds)})" if kinds else "")
@@ -69,7 +68,7 @@ def _known(*facts: tuple[int | None, str]) -> list[str]:
 def _show_dimensions(console: Console, dimensions: "tuple[Dimension, ...]") -> None:
     tps = [share.tp for share in dimensions[0].shares]
     heading(console, "Whole units per rank, by TP (blocks where the weight is quantized)")
-    table = table_of("dimension", "units", *(str(tp) for tp in tps), right=range(1, len(tps) + 2))
+    table = Table("dimension", "units", *(str(tp) for tp in tps), right=range(1, len(tps) + 2))
     for dimension in dimensions:
         unit = f" /{dimension.unit}" if dimension.unit > 1 else ""
         cells = [
@@ -77,8 +76,8 @@ def _show_dimensions(console: Console, dimensions: "tuple[Dimension, ...]") -> N
                  style="" if share.whole else "red")
             for share in dimension.shares
         ]  # fmt: skip
-        table.add_row(f"{dimension.name}{unit}", str(dimension.units), *cells)
-    console.print(table)
+        table.add(f"{dimension.name}{unit}", str(dimension.units), *cells)
+    table.show(console)
     item(console, "! does not divide, in the weight or in its scale", "dim")
 
 
@@ -86,11 +85,11 @@ def _show_matrix(console: Console, matrix: "tuple[Cell, ...]") -> None:
     tps = list(dict.fromkeys(cell.tp for cell in matrix))
     cells = {(cell.engine, cell.tp): cell for cell in matrix}
     heading(console, "What runs, by TP")
-    table = table_of("engine", *(str(tp) for tp in tps), right=range(1, len(tps) + 1))
+    table = Table("engine", *(str(tp) for tp in tps), right=range(1, len(tps) + 1))
     for engine in SERVING:
         marks = [_MARKS[cells[engine, tp].verdict] for tp in tps]
-        table.add_row(_SHORT[engine], *(Text(mark, style=style) for mark, style in marks))
-    console.print(table)
+        table.add(_SHORT[engine], *(Text(mark, style=style) for mark, style in marks))
+    table.show(console)
     for engine in SERVING:
         for line, numbers in _merge(cells[engine, tp] for tp in tps).items():
             item(console, f"{_SHORT[engine]} TP {', '.join(map(str, numbers))}: {line}")

@@ -4,13 +4,11 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.text import Text
 
 from dsv4_shard.engines.base import ANY_ENGINE, UNKNOWN_GPU, Replicate
-from dsv4_shard.escape import clean
 from dsv4_shard.roles import Module
-from dsv4_shard.terminal.tables import table_of
-from dsv4_shard.terminal.text import gib, heading, indented, item, size, to_copy
+from dsv4_shard.terminal.tables import Table
+from dsv4_shard.terminal.text import gib, heading, item, size, title, to_copy
 
 if TYPE_CHECKING:
     from dsv4_shard.plan import Plan, PlanBreach, PlanModule
@@ -21,7 +19,7 @@ _WHOLE = str(Replicate())
 def show_plan(console: Console, plan: "Plan", engine: str, plan_file: str | None = None) -> None:
     """Verdict, placements, bytes, launch. `engine` is what it is called."""
     at = plan.deployment
-    console.print(Text(f"{clean(plan.source.label)} on {engine} {plan.engine_version}", style="bold"))
+    title(console, f"{plan.source.label} on {engine} {plan.engine_version}")
     named = f" {at['gpu']}" if at["gpu"] else ""
     nodes = f" on {at['nodes']} nodes" if at["nodes"] > 1 else ""
     a2a = f", all-to-all {at['a2a']}" if at["a2a"] else ""
@@ -44,7 +42,7 @@ def _show_refusal(console: Console, plan: "Plan", engine: str) -> None:
     for breach in plan.breaches:
         item(console, f"{breach.module}: {breach.reason}", "red")
         for line in _consequences(breach, engine):
-            indented(console, line, 4)
+            item(console, line, indent=4)
     if unknown:
         _show_totals(console, plan)
         return
@@ -52,7 +50,7 @@ def _show_refusal(console: Console, plan: "Plan", engine: str) -> None:
     for alternative in plan.alternatives:
         item(console, f"{alternative.options}   {alternative.gpus} GPUs, {gib(alternative.bytes_per_rank)} a rank")
         for note in alternative.notes:
-            indented(console, note, 4, "dim")
+            item(console, note, "dim", indent=4)
 
 
 def _consequences(breach: "PlanBreach", engine: str) -> Iterable[str]:
@@ -70,10 +68,10 @@ def _show_feasible(console: Console, plan: "Plan", plan_file: str | None) -> Non
     for choice in plan.choices:
         item(console, choice)
     heading(console, "Placement")
-    table = table_of("module", "placement", "held as", "bytes a rank", right=(3,))
+    table = Table("module", "placement", "held as", "bytes a rank", right=(3,))
     for module, placement, dtype, nbytes in _placements(plan.modules):
-        table.add_row(module, placement, dtype, size(nbytes))
-    console.print(table)
+        table.add(module, placement, dtype, size(nbytes))
+    table.show(console)
     _show_totals(console, plan)
     heading(console, "Addition order")
     item(console, plan.shared_expert_addition)

@@ -1,4 +1,7 @@
-"""Headings, paragraphs, commands to be copied and sizes: the pieces of what every command prints."""
+"""Headings, paragraphs, commands to be copied and sizes: the pieces of what every command prints.
+
+We wrap ourselves: rich would fill each line with blanks up to the full width.
+"""
 
 import textwrap
 
@@ -7,8 +10,11 @@ from rich.text import Text
 
 from dsv4_shard.escape import clean
 
+MIN_WIDTH = 20
+"""Columns below which nothing is made narrower."""
+
+GIB = 1 << 30
 _UNITS = ("B", "kB", "MB", "GB", "TB")
-_GIB = 1 << 30
 
 
 def size(nbytes: int) -> str:
@@ -21,23 +27,37 @@ def size(nbytes: int) -> str:
 
 def gib(nbytes: int) -> str:
     """Bytes in GiB, as GPUs' memory is counted."""
-    return f"{nbytes / _GIB:.1f} GiB"
+    return f"{nbytes / GIB:.1f} GiB"
+
+
+def wrap(text: str, width: int) -> list[str]:
+    """Lines of `width` at most. A longer word has lines of its own, a path one line: it must survive being copied."""
+    lines = []
+    for line in textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False):
+        whole = len(line) <= width or "/" in line
+        lines += [line] if whole else [line[start : start + width] for start in range(0, len(line), width)]
+    return lines
 
 
 def heading(console: Console, text: str) -> None:
-    """A line of its own, after a blank one."""
+    """After a blank line."""
     console.print()
-    console.print(Text(text, style="bold"))
+    title(console, text)
 
 
-def item(console: Console, text: str, style: str = "") -> None:
-    """A paragraph, indented, wrapped at the terminal's width."""
-    indented(console, clean(text), 2, style)
+def title(console: Console, text: str) -> None:
+    """What the command's output, or a part of it, is about."""
+    paragraph(console, text, style="bold")
 
 
-def indented(console: Console, text: str, indent: int, style: str = "") -> None:
-    """Wrapped by us: rich would fill each line with blanks to the full width."""
-    for line in textwrap.wrap(text, max(20, console.width - indent), break_long_words=False, break_on_hyphens=False):
+def item(console: Console, text: str, style: str = "", indent: int = 2) -> None:
+    """A paragraph below a heading; one that goes with it is indented by 4."""
+    paragraph(console, text, style, indent)
+
+
+def paragraph(console: Console, text: str, style: str = "", indent: int = 0) -> None:
+    """Text wrapped at the terminal's width."""
+    for line in wrap(clean(text), max(MIN_WIDTH, console.width) - indent):
         console.print(Text(" " * indent + line, style=style), soft_wrap=True)
 
 

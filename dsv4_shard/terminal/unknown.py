@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from dsv4_shard.escape import clean
 from dsv4_shard.terminal.inspection import show_findings
-from dsv4_shard.terminal.tables import table_of
-from dsv4_shard.terminal.text import heading, item, size
+from dsv4_shard.terminal.tables import Table
+from dsv4_shard.terminal.text import heading, item, size, title
 
 if TYPE_CHECKING:
     from dsv4_shard.generic import Axis, QuantizedRow, UnknownIdentity, UnknownInspection
@@ -20,10 +19,10 @@ def show_unknown(console: Console, inspection: "UnknownInspection") -> None:
     """Identity, tensors by template, findings, where whole units divide, and what is not known."""
     _show_unknown_identity(console, inspection.identity)
     heading(console, "Tensors by name ({N} for a layer, {E} for an expert)")
-    table = table_of("name", "tensors", "bytes", "dtype", "scale for", right=(1, 2))
+    table = Table("name", "tensors", "bytes", "dtype", "scale for", right=(1, 2))
     for row in inspection.templates:
-        table.add_row(Text(row.template), f"{row.tensors:,}", size(row.bytes), row.dtype, row.scales or "")
-    console.print(table)
+        table.add(row.template, f"{row.tensors:,}", size(row.bytes), row.dtype, row.scales or "")
+    table.show(console)
     show_findings(console, inspection.findings, "every quantized weight has its scale, and every scale fits")
     _show_axes(console, inspection.quantized)
     console.print()
@@ -32,7 +31,7 @@ def show_unknown(console: Console, inspection: "UnknownInspection") -> None:
 
 def _show_unknown_identity(console: Console, it: "UnknownIdentity") -> None:
     revision = f" @ {it.revision[:12]}" if it.revision else ""
-    console.print(Text(clean(it.label) + revision, style="bold"))
+    title(console, it.label + revision)
     model_type = f" ({it.model_type})" if it.model_type not in (None, it.family) else ""
     item(
         console,
@@ -60,12 +59,12 @@ def _show_axes(console: Console, rows: "tuple[QuantizedRow, ...]") -> None:
         return
     tps = [share.tp for share in axes[0][1].shares]
     heading(console, "Whole units per rank, by TP (blocks where scales are of blocks)")
-    table = table_of("weight", "axis", *(str(tp) for tp in tps), right=range(2, len(tps) + 2))
+    table = Table("weight", "axis", *(str(tp) for tp in tps), right=range(2, len(tps) + 2))
     labels = _labels(rows)
     for row, axis in axes:
         first = axis.axis == "rows"
-        table.add_row(Text(labels[row.template] if first else ""), _axis_title(axis), *_axis_cells(axis))
-    console.print(table)
+        table.add(labels[row.template] if first else "", _axis_title(axis), *_axis_cells(axis))
+    table.show(console)
     item(console, "* cut, as far as the name tells; ! does not divide into whole units", "dim")
 
 

@@ -3,11 +3,9 @@
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.text import Text
 
-from dsv4_shard.escape import clean
 from dsv4_shard.rankspan import say_ranks
-from dsv4_shard.terminal.text import item, size
+from dsv4_shard.terminal.text import item, paragraph, size, title
 
 if TYPE_CHECKING:
     from dsv4_shard.numerics import Numerics
@@ -29,7 +27,7 @@ def show_together(console: Console, together: "Together", numerics: "Numerics | 
     for verification in together.folders:
         _show_verified(console, verification)
     held = f"{say_ranks(together.ranks)} of {together.world}"
-    console.print(Text(f"together: {held}, layout {clean(together.layout)}", style="bold"))
+    title(console, f"together: {held}, layout {together.layout}")
     if together.missing:
         item(console, f"{say_ranks(together.missing)} of {together.world}: in none of these folders", "yellow")
     _show_problems(console, together.problems)
@@ -38,8 +36,8 @@ def show_together(console: Console, together: "Together", numerics: "Numerics | 
 
 def _show_verified(console: Console, verification: "Verification") -> None:
     held = f"{verification.files} files, {verification.tensors:,} tensors, {size(verification.bytes)}"
-    against = f", against {clean(verification.against)}" if verification.against else ", against its manifest"
-    console.print(Text(f"{clean(verification.folder)}: {held}{against}", style="bold"))
+    against = f", against {verification.against}" if verification.against else ", against its manifest"
+    title(console, f"{verification.folder}: {held}{against}")
     if len(verification.ranks) < verification.world:
         item(console, f"{say_ranks(verification.ranks)} of {verification.world}")
     for fate, count in verification.accounts.items():
@@ -64,7 +62,7 @@ def _show_verdict(console: Console, ok: bool, numerics: "Numerics | None") -> No
     if numerics is not None:
         _show_numerics(console, numerics)
     bad = not ok or (numerics is not None and not numerics.ok)
-    console.print(Text("NOT what was written" if bad else "all as it should be", style="red" if bad else "green"))
+    paragraph(console, "NOT what was written" if bad else "all as it should be", "red" if bad else "green")
 
 
 def _show_numerics(console: Console, numerics: "Numerics") -> None:

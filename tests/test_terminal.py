@@ -1,7 +1,8 @@
-"""What the commands print fits the terminal: its width, its signs, its colours."""
+"""What the commands print fits the terminal: its width, its signs, its colours; and pictures show what grids say."""
 
 import io
 import itertools
+import math
 import os
 import re
 import subprocess
@@ -11,12 +12,19 @@ from typing import Any
 
 import pytest
 from families import FAMILIES, write_family
-from hypothesis import given
+from fullsize import FLASH, PRO, V3, inventory_of
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from dsv4_shard.blockgrid import BlockGrid
 from dsv4_shard.cli import app
+from dsv4_shard.engines.base import Request
+from dsv4_shard.plan import Plan, make_plan
+from dsv4_shard.roles import Module
 from dsv4_shard.terminal.console import show_signs
+from dsv4_shard.terminal.picture import show_broken, show_placed
+from dsv4_shard.terminal.planning import show_plan
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import wrap
 
@@ -222,3 +230,110 @@ def test_wrapped_lines_are_no_longer_than_asked_and_lose_nothing(text, width):
 def test_a_path_is_not_broken_however_long():
     path = "/a/path/that/is/longer/than/the/terminal"
     assert wrap(f"into {path} and on", 20) == ["into", path, "and on"]
+
+
+# --- pictures ------------------------------------------------------------------------------------------------------
+
+SPLIT = """
+Shared experts: 24 blocks of 128 do not fall into 16
+  blocks ├─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┤
+  ranks  ├──┼──┼──┼──┼──┼──┼──┼──┼──┼──┼──┼──┼──┼──┼──┼──┤
+            ^     ^     ^     ^     ^     ^     ^     ^
+  ^ inside a block, and so inside its scale: 8 of 15 cuts
+  these would: all 24 on every rank (whole), 2 on a rank and zeros at the end
+  (pad), or 3 on each of 8 ranks (split)
+"""
+WHOLE = """
+Shared experts: 24 blocks of 128, all on each of 16 ranks
+  blocks ├─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┤
+  if cut ├──┼──┼──┼──┼──┼──┼──┼──┼──┼──┼──┼──┼──┼──┼──┼──┤
+            ^     ^     ^     ^     ^     ^     ^     ^
+  ^ inside a block, and so inside its scale: 8 of 15 cuts
+"""
+PADDED = """
+Shared experts: 24 blocks of 128 and 8 of zeros, 2 on each of 16 ranks
+  blocks ├─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼0┼0┼0┼0┼0┼0┼0┼0┤
+  ranks  ├───┼───┼───┼───┼───┼───┼───┼───┼───┼───┼───┼───┼───┼───┼───┼───┤
+"""
+SUBGROUP = """
+Shared experts: 24 blocks of 128 in 8 parts of 3, each on 2 of 16 ranks
+  blocks ├─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┤
+  parts  ├─────┼─────┼─────┼─────┼─────┼─────┼─────┼─────┤
+"""
+EDGES = """
+Shared experts: 16 blocks of 128, 2 on each of 8 ranks
+  blocks ├─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┤
+  ranks  ├───┼───┼───┼───┼───┼───┼───┼───┤
+"""
+TILES = """
+Routed experts: 24 tiles of 128 do not fall into 16
+  tiles ├─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┤
+  ranks ├──┼──┼──┼──┼──┼──┼──┼──┼──┼──┼──┼──┼──┼──┼──┼──┤
+           ^     ^     ^     ^     ^     ^     ^     ^
+  ^ inside a tile: 8 of 15 cuts
+"""
+DENSE = """
+Dense MLP: 144 blocks of 128 do not fall into 32
+  blocks ├─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼ ...
+  ranks  ├────────┼────────┼────────┼────────┼────────┼────────┼────────┼─── ...
+                  ^                 ^                 ^                 ^
+  ^ inside a block, and so inside its scale: 16 of 31 cuts
+"""
+
+
+@pytest.mark.parametrize(
+    ("model", "request_", "picture"),
+    [
+        (PRO, Request(16, shared="split"), SPLIT),
+        (PRO, Request(16), WHOLE),
+        (PRO, Request(16, engine="vllm"), PADDED),
+        (PRO, Request(16, engine="trtllm"), SUBGROUP),
+        (PRO, Request(16, runner="flashinfer_mxfp4"), TILES),
+        (FLASH, Request(8), EDGES),
+        (V3, Request(32), DENSE),
+    ],
+)
+def test_a_plans_picture_also_of_a_plan_that_was_read_from_a_file(model, request_, picture):
+    plan = make_plan(*inventory_of(model), request_, model)
+    for one in (plan, Plan.model_validate_json(plan.to_json())):
+        lines = printed(lambda console, one=one: show_plan(console, one, "SGLang"), 80)
+        assert picture in "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(("model", "wanted"), [(PRO, {"tp": 1}), (FLASH, {"tp": 16}), (PRO, {"tp": 3}),
+                                              (FLASH, {"tp": 8, "engine": "reference"})])  # fmt: skip
+def test_no_picture_where_blocks_are_not_the_question(model, wanted):
+    """One rank; output groups; not even whole elements; whole, though the blocks would divide."""
+    lines = printed(lambda console: show_plan(console, make_plan(*inventory_of(model), Request(**wanted)), ""), 80)
+    assert not any("├" in line for line in lines)
+
+
+@given(st.integers(2, 256), st.integers(2, 64), st.data(), st.integers(40, 120))
+def test_a_mark_stands_below_a_cut_and_inside_a_block_for_every_cut_that_splits_one(block, ranks, data, width):
+    step = data.draw(st.integers(1, 3 * block))
+    grid = BlockGrid(Module.ATTENTION, "q_b rows", step * ranks, block, "blocks", "TP", ranks, ranks, "split")
+    assume(not grid.fits)
+    lines = printed(lambda console: show_broken(console, grid), width)
+    assert all(len(line) <= width for line in lines)
+    blocks, cuts = (line for line in lines if "├" in line)
+    marks = lines[lines.index(cuts) + 1]
+    places = [match.start() for match in re.finditer(r"\^", marks)]
+    assert all(blocks[at] == "─" and cuts[at] == "┼" for at in places)
+    inside = [cut for cut in grid.cuts if cut.splits]
+    if blocks.endswith("┤"):
+        assert blocks.count("┼") == grid.blocks - 1
+        exact = grid.parts * block // math.gcd(grid.size, grid.parts * block) <= 8
+        assert len(places) == len(inside) if exact else 1 <= len(places) <= len(inside)
+
+
+GRIDS = st.tuples(st.integers(1, 4000), st.integers(2, 256), st.integers(2, 64))
+
+
+@given(GRIDS, st.integers(30, 120), st.sampled_from(["whole", "split", "pad"]))
+def test_a_picture_is_short_and_narrow(numbers, width, way):
+    size, block, ranks = numbers
+    parts = 1 if way == "whole" else ranks
+    grid = BlockGrid(Module.SHARED, "rows", size, block, "blocks", "TP", ranks, parts, way)
+    lines = printed(lambda console: show_placed(console, grid), width)
+    assert len(lines) <= 10
+    assert all(len(line) <= width for line in lines)

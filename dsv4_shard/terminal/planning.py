@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from dsv4_shard.blockgrid import broken_grids, shared_grid
 from dsv4_shard.engines.base import ANY_ENGINE, UNKNOWN_GPU, Replicate
 from dsv4_shard.roles import Module
+from dsv4_shard.terminal.picture import show_broken, show_placed
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import gib, heading, item, size, title, to_copy
 
@@ -46,6 +48,9 @@ def _show_refusal(console: Console, plan: "Plan", engine: str) -> None:
     if unknown:
         _show_totals(console, plan)
         return
+    broken = broken_grids(plan)
+    if broken:
+        show_broken(console, next((grid for grid in broken if grid.module is Module.SHARED), broken[0]))
     heading(console, "Nearest layouts that run" if plan.alternatives else "No layout near it runs")
     for alternative in plan.alternatives:
         item(console, f"{alternative.options}   {alternative.gpus} GPUs, {gib(alternative.bytes_per_rank)} a rank")
@@ -67,6 +72,9 @@ def _show_feasible(console: Console, plan: "Plan", plan_file: str | None) -> Non
     heading(console, f"{runs}, with" if plan.choices else runs)
     for choice in plan.choices:
         item(console, choice)
+    grid = shared_grid(plan)
+    if grid is not None:
+        show_placed(console, grid)
     heading(console, "Placement")
     table = Table("module", "placement", "held as", "bytes a rank", right=(3,))
     for module, placement, dtype, nbytes in _placements(plan.modules):

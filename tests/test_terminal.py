@@ -78,7 +78,7 @@ def place(tmp_path_factory, tiny_checkpoint):
 
 
 def shown(folder: Path, arguments: str, encoding: str = "utf-8", **environment: str) -> str:
-    """What a command prints on streams of `encoding`, without how long it took."""
+    """What a command prints on streams of `encoding`, without how long it took and what is free."""
     import shlex
 
     with pytest.MonkeyPatch.context() as patch:
@@ -96,7 +96,7 @@ def shown(folder: Path, arguments: str, encoding: str = "utf-8", **environment: 
         streams[0].flush()
         raw = streams[0].buffer.getvalue()  # type: ignore[attr-defined]
         text = raw.decode("ascii" if environment.get("LC_ALL") == "C" else encoding)
-    return re.sub(r"in \d+\.\d+\s+s\s+\([^)]*\)|(merged|out)-\d+", "…", text)
+    return re.sub(r"in \d+\.\d+\s+s\s+\([^)]*\)|(merged|out)-\d+|free:\s+\S+\s+.B", "…", text)
 
 
 def without_colours(text: str) -> str:
@@ -225,6 +225,10 @@ def test_wrapped_lines_are_no_longer_than_asked_and_lose_nothing(text, width):
     lines = wrap(text, width)
     assert all(len(line) <= width for line in lines)
     assert "".join("".join(lines).split()) == "".join(text.split())
+
+
+def test_a_tensors_name_is_broken_after_a_dot():
+    assert wrap("model.layers.{N}.mlp.gate_proj.weight", 20) == ["model.layers.{N}.", "mlp.gate_proj.weight"]
 
 
 def test_a_path_is_not_broken_however_long():

@@ -3,6 +3,7 @@
 We wrap ourselves: rich would fill each line with blanks up to the full width.
 """
 
+import re
 import textwrap
 
 from rich.console import Console
@@ -31,12 +32,24 @@ def gib(nbytes: int) -> str:
 
 
 def wrap(text: str, width: int) -> list[str]:
-    """Lines of `width` at most. A longer word has lines of its own, a path one line: it must survive being copied."""
+    """Lines of `width` at most. A longer word is broken after a dot, else anywhere; a path not at all: it is copied."""
+    wrapper = _Wrapper(width, break_long_words=False, break_on_hyphens=False)
     lines = []
-    for line in textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False):
+    for line in wrapper.wrap(text):
         whole = len(line) <= width or "/" in line
         lines += [line] if whole else [line[start : start + width] for start in range(0, len(line), width)]
     return lines
+
+
+def pieces(word: str) -> list[str]:
+    """Where a word that is too long may be broken: a tensor's name after each dot, a path nowhere."""
+    return [word] if "/" in word else re.findall(r"[^.]*\.|[^.]+", word)
+
+
+class _Wrapper(textwrap.TextWrapper):
+    def _split(self, text: str) -> list[str]:
+        chunks = super()._split(text)
+        return [part for chunk in chunks for part in (pieces(chunk) if len(chunk) > self.width else [chunk])]
 
 
 def heading(console: Console, text: str) -> None:

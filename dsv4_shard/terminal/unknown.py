@@ -53,17 +53,18 @@ def _show_unknown_identity(console: Console, it: "UnknownIdentity") -> None:
 
 
 def _show_axes(console: Console, rows: "tuple[QuantizedRow, ...]") -> None:
-    """Both axes of every quantized weight, in red where the one that engines cut does not divide."""
-    axes = [(row, axis) for row in rows for axis in row.axes]
-    if not axes:
+    """Both axes of every quantized weight below its name, in red where the one that engines cut does not divide."""
+    with_axes = [row for row in rows if row.axes]
+    if not with_axes:
         return
-    tps = [share.tp for share in axes[0][1].shares]
+    tps = [share.tp for share in with_axes[0].axes[0].shares]
     heading(console, "Whole units per rank, by TP (blocks where scales are of blocks)")
-    table = Table("weight", "axis", *(str(tp) for tp in tps), right=range(2, len(tps) + 2))
+    table = Table("weight", *(str(tp) for tp in tps), right=range(1, len(tps) + 1))
     labels = _labels(rows)
-    for row, axis in axes:
-        first = axis.axis == "rows"
-        table.add(labels[row.template] if first else "", _axis_title(axis), *_axis_cells(axis))
+    for row in with_axes:
+        table.add(labels[row.template], *("" for _ in tps))
+        for axis in row.axes:
+            table.add(f"  {_axis_title(axis)}", *_axis_cells(axis))
     table.show(console)
     item(console, "* cut, as far as the name tells; ! does not divide into whole units", "dim")
 

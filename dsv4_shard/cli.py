@@ -89,9 +89,9 @@ def _print_notes(error: BaseException) -> None:
 
 
 def _consoles() -> tuple["Console", "Console"]:
-    from rich.console import Console
+    from dsv4_shard.terminal.console import consoles
 
-    return Console(highlight=False, emoji=False), Console(stderr=True, highlight=False, emoji=False)
+    return consoles()
 
 
 def _print_json(document: Any) -> None:
@@ -231,7 +231,7 @@ def inspect(
     """
     from dsv4_shard import recent
     from dsv4_shard.inspect import inspect as make_inspection
-    from dsv4_shard.terminal import show_inspection
+    from dsv4_shard.terminal.inspection import show_inspection
 
     try:
         checkpoint, inventory = _open(repo, refresh=refresh, exact=False)
@@ -302,7 +302,7 @@ def plan(
         )
     from dsv4_shard.engines import engine_for
     from dsv4_shard.plan import make_plan
-    from dsv4_shard.terminal import show_plan
+    from dsv4_shard.terminal.planning import show_plan
 
     request = _request(
         tp, ep, dp, engine, runner, a2a, shared_experts, gpu, nodes, expert_dtype, engine_version, gpu_memory
@@ -331,7 +331,7 @@ def _search(
     from dsv4_shard.engines import SERVING
     from dsv4_shard.search import plan_best
     from dsv4_shard.search import search as find
-    from dsv4_shard.terminal import show_search
+    from dsv4_shard.terminal.searching import show_search
 
     checkpoint, inventory = _open(repo, refresh=refresh, exact=False)
     found = find(checkpoint, inventory, asked, engines or SERVING)
@@ -471,7 +471,7 @@ def merge(
     from dsv4_shard.output import check_output
     from dsv4_shard.progress import Progress
     from dsv4_shard.reshard import reshard as write
-    from dsv4_shard.terminal import show_merge
+    from dsv4_shard.terminal.writing import show_merge
 
     _refuse_url(out, "Name a folder, and copy it to the store.")
     checkpoint, inventory = _open(ranks, config)
@@ -507,7 +507,7 @@ def verify(
     """Prove a result against its manifest, or byte by byte against the checkpoint. Exit code 1 if anything differs."""
     from dsv4_shard.numerics import check_numerics
     from dsv4_shard.progress import Progress
-    from dsv4_shard.terminal import show_together, show_verification
+    from dsv4_shard.terminal.verifying import show_together, show_verification
     from dsv4_shard.together import verify_together
     from dsv4_shard.verify import Verification, bytes_to_verify
     from dsv4_shard.verify import verify as check
@@ -556,7 +556,7 @@ def explain(
     from dsv4_shard.explain import Model
     from dsv4_shard.explain import explain as make_explanation
     from dsv4_shard.plan import refuse_errors
-    from dsv4_shard.terminal import show_explanation
+    from dsv4_shard.terminal.explaining import show_explanation
 
     model = None
     if repo is not None:
@@ -580,11 +580,13 @@ def demo(
     """Make a small checkpoint with V4-Pro's structure, then inspect, plan, reshard and verify it."""
     from dsv4_shard.demo import write_checkpoint
     from dsv4_shard.output import check_output
+    from dsv4_shard.terminal.text import paragraph
 
     check_output(folder, Path(__file__).parent, overwrite=False)
     checkpoint, shards, plan_file = folder / "checkpoint", folder / "shards", folder / "plan.json"
     folder.mkdir(exist_ok=True)
-    print(f"A checkpoint with DeepSeek-V4-Pro's structure, 4 layers and 16 experts small: {checkpoint}", flush=True)
+    console = _consoles()[0]
+    paragraph(console, f"A checkpoint with DeepSeek-V4-Pro's structure, 4 layers and 16 experts small: {checkpoint}")
     write_checkpoint(checkpoint)
     commands = (
         ["inspect", str(checkpoint)],
@@ -595,7 +597,9 @@ def demo(
     for arguments in commands:
         print(f"\n$ dsv4-shard {' '.join(arguments)}", flush=True)
         app(arguments, standalone_mode=False)
-    print(f"\nThe checkpoint is in {checkpoint}, its 16 ranks in {shards}, the plan in {plan_file}.")
+    console.print()
+    for line in (f"The checkpoint is in {checkpoint},", f"its 16 ranks in {shards},", f"the plan in {plan_file}."):
+        paragraph(console, line)
 
 
 # --- parts of the commands -----------------------------------------------------------------------------------------
@@ -607,7 +611,7 @@ def _inspect_unknown(repo: str, tps: tuple[int, ...], as_json: bool) -> None:
     from dsv4_shard.checkpoint import read_unknown
     from dsv4_shard.generic import inspect_unknown
     from dsv4_shard.sources import open_source
-    from dsv4_shard.terminal import show_unknown
+    from dsv4_shard.terminal.unknown import show_unknown
 
     with _kept():
         checkpoint = read_unknown(open_source(repo))
@@ -636,7 +640,8 @@ def _reshard_on_cluster(address: str, order: "Order", plan: "Plan", inventory: "
     from dsv4_shard.cluster import reshard_on_cluster
     from dsv4_shard.progress import SharesProgress
     from dsv4_shard.reshard import world_of
-    from dsv4_shard.terminal import show_cluster, show_together
+    from dsv4_shard.terminal.verifying import show_together
+    from dsv4_shard.terminal.writing import show_cluster
 
     console, log = _consoles()[0], Console(file=sys.stderr, highlight=False, emoji=False)
     folder = os.path.expanduser(order.repo)
@@ -757,7 +762,7 @@ def _reshard_to_folder(job: "Job", checkpoint: "Checkpoint", out: Path, as_json:
     """Write a result into a folder, and show what was written."""
     from dsv4_shard.progress import Progress
     from dsv4_shard.reshard import reshard as write
-    from dsv4_shard.terminal import show_outcome
+    from dsv4_shard.terminal.writing import show_outcome
 
     console, log = _consoles()
     with Progress(log, "reshard", sum(file.payload for file in job.recipe.files), quiet=as_json) as progress:
@@ -785,7 +790,7 @@ def _reshard_to_store(job: "Job", checkpoint: "Checkpoint", place: _Place, **opt
     from dsv4_shard.progress import Progress
     from dsv4_shard.reshard import reshard as write
     from dsv4_shard.stores import connect
-    from dsv4_shard.terminal import show_outcome, show_upload
+    from dsv4_shard.terminal.writing import show_outcome, show_upload
     from dsv4_shard.upload import Scratch, check_place, nbytes_of, run_digest, upload
 
     store = connect(place.url)
@@ -843,7 +848,7 @@ def _compare(context: typer.Context, a: Path, b: Path, as_json: bool) -> None:
     """`plan --compare`, which takes no other option: the files say it all. Raises UsageError or BadPlan."""
     from dsv4_shard.plandiff import compare_plans
     from dsv4_shard.planfile import load_plan
-    from dsv4_shard.terminal import show_comparison
+    from dsv4_shard.terminal.comparing import show_comparison
 
     for name in context.params:
         if name not in ("compare", "as_json") and _is_given(context, name):
@@ -867,7 +872,7 @@ def _dry_run(job: "Job", checkpoint: "Checkpoint", out: Path, as_json: bool, url
     """Show what would be written; exit code 4 if there is no room for it. `out` is the scratch result of a `url`."""
     from dsv4_shard.commit import Staging
     from dsv4_shard.output import free_bytes
-    from dsv4_shard.terminal import show_dry_run
+    from dsv4_shard.terminal.writing import show_dry_run
 
     # What an unfinished run left there is gone on with, or makes room.
     needed = job.nbytes_to_write(checkpoint.source, out)
@@ -905,9 +910,11 @@ def _allow_open_files() -> None:
 
 def main() -> None:
     """Entry point."""
+    from dsv4_shard.terminal.console import show_signs
+
     signal.signal(signal.SIGTERM, _on_sigterm)
     _allow_open_files()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal whose encoding lacks × is no reason to stop
+            show_signs(stream)
     app()

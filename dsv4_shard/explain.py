@@ -354,7 +354,7 @@ def _meaning(found: Found, hits: list[_Hit]) -> Iterator[str]:
         yield f"{sizes}{number} must divide by {', '.join(dict.fromkeys(rule.parts_name for rule in rules))}"
     else:
         others = [source.rule for source in found.pattern.sources if isinstance(source.rule, Requires)]
-        yield from dict.fromkeys(f"{rule.module}: {_FIELD.sub('…', rule.reason)}" for rule in others)
+        yield from dict.fromkeys(f"{rule.module}: {_FIELD.sub('...', rule.reason)}" for rule in others)
 
 
 def _remedies(found: Found) -> tuple[str, ...]:

@@ -198,7 +198,7 @@ def _prefetch(groups: dict[str, str]) -> Iterable[str]:
 
 
 _SHARDS = ("dsv4-shard verify OUT: is every file what was written",
-           "make them again for the version that runs: dsv4-shard reshard … --engine-version VERSION")  # fmt: skip
+           "make them again for the version that runs: dsv4-shard reshard ... --engine-version VERSION")  # fmt: skip
 _ROOM = ("dsv4-shard plan REPO --tp N --gpu GPU: what a rank weighs, and the nearest layouts that fit",
          "experts spread or cut over more GPUs: --ep, --tp", "less beside the weights: a shorter context, fewer "
          "requests and CUDA graphs")  # fmt: skip

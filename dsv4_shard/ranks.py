@@ -191,7 +191,7 @@ def _check_files(recipe: Recipe, folder: LocalSource) -> list[tuple[Seen, ...]]:
             if not (folder.root / name).is_file()]  # fmt: skip
     if lost:
         ranks = sorted({rank for file, name in lost for rank in _readers(file, name)})
-        names = ", ".join(name for _, name in lost[:_NAMED_AT_ONCE]) + (" …" if len(lost) > _NAMED_AT_ONCE else "")
+        names = ", ".join(name for _, name in lost[:_NAMED_AT_ONCE]) + (" ..." if len(lost) > _NAMED_AT_ONCE else "")
         files = "1 file is" if len(lost) == 1 else f"{len(lost)} files are"
         whose = f"rank{'s' if len(ranks) > 1 else ''} {_numbers(ranks)}"
         raise MissingRanks(f"{folder.label}: {files} not there ({names}), of {whose}")

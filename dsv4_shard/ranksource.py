@@ -29,7 +29,7 @@ class Change(NamedTuple):
     reason: str
 
     def __str__(self) -> str:
-        which = f"{self.tensors:,} tensors ({self.first} …)" if self.tensors > 1 else self.first
+        which = f"{self.tensors:,} tensors ({self.first} ...)" if self.tensors > 1 else self.first
         are = "are" if self.tensors > 1 else "is"
         if not self.held:
             return f"{which} {are} not in the ranks: {self.reason}"

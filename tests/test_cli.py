@@ -274,15 +274,17 @@ def test_a_layer_without_numerics_is_refused(tmp_path):
     assert "--layer is of --numerics" in result.stderr
 
 
-def test_the_demo_ends_with_where_its_files_are(tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-m", "dsv4_shard", "demo", "here"], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
+def test_the_demo_ends_with_where_its_files_are_and_fits_a_narrow_terminal_in_ascii(tmp_path):
+    result = subprocess.run([sys.executable, "-m", "dsv4_shard", "demo", "here"], cwd=tmp_path, capture_output=True,
+                            text=True, check=True, env=os.environ | {"COLUMNS": "40", "LC_ALL": "C"})  # fmt: skip
+    lines = result.stdout.splitlines()
+    assert [line for line in lines if len(line) > 40 and " --" not in line and not line.startswith("$ ")] == []
+    assert result.stdout.isascii()
     steps = re.findall(r"^\$ dsv4-shard (\w+)", result.stdout, re.MULTILINE)
     assert steps == ["inspect", "plan", "reshard", "verify"]
-    assert "1.5 blocks of 128" in result.stdout
-    assert "all as it should be" in result.stdout
-    assert result.stdout.splitlines()[-1].endswith("the plan in here/plan.json.")
+    assert "which is 1.5 blocks of 128" in " ".join(result.stdout.split())
+    assert "all as it should be" in lines
+    assert lines[-1] == "the plan in here/plan.json."
     assert len(list((tmp_path / "here" / "shards").glob("model-rank-*-part-0.safetensors"))) == 16
 
 

@@ -16,7 +16,7 @@ from dsv4_shard.engines.base import Request
 from dsv4_shard.errors import ExitCode
 from dsv4_shard.plan import Plan, make_plan
 from dsv4_shard.plandiff import compare_plans
-from dsv4_shard.terminal import show_comparison
+from dsv4_shard.terminal.comparing import show_comparison
 
 SECTIONS = ("checkpoint", "request", "deployment", "verdicts", "placements", "bytes_per_rank", "environment", "options",
             "commands", "rest")  # fmt: skip

@@ -29,7 +29,7 @@ from dsv4_shard.logs import MAX_LINE, lines_of, read_log
 from dsv4_shard.messages import OTHERS, compile_template, patterns
 from dsv4_shard.plan import make_plan
 from dsv4_shard.releases import RELEASES, find_release, inventory_of
-from dsv4_shard.terminal import show_explanation
+from dsv4_shard.terminal.explaining import show_explanation
 
 COLUMN = "ValueError: Weight output_partition_size = 192 is not divisible by weight quantization block_n = 128."
 SHARED_192 = "shared intermediate size 3072 / TP 16 = 192, which is 1.5 blocks of 128"

@@ -14,7 +14,7 @@ from dsv4_shard.errors import InfeasiblePlan, UsageError
 from dsv4_shard.gpus import GPUS, gpu_with
 from dsv4_shard.plan import Plan, make_plan, refuse_infeasible
 from dsv4_shard.planfile import check_plan
-from dsv4_shard.terminal import show_plan
+from dsv4_shard.terminal.planning import show_plan
 
 UNHELD = sorted(name for name, gpu in GPUS.items() if gpu.unheld)
 

@@ -23,7 +23,7 @@ from dsv4_shard.generic import inspect_unknown
 from dsv4_shard.header import build_header, nbytes_of, parse_header
 from dsv4_shard.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, load_manifest
 from dsv4_shard.sources import LocalSource
-from dsv4_shard.terminal import show_unknown
+from dsv4_shard.terminal.unknown import show_unknown
 
 NAMES = {
     "colour": "\x1b[31mred\x1b[0m",

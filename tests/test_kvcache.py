@@ -12,7 +12,7 @@ from dsv4_shard.choosing import choose
 from dsv4_shard.engines.base import Context, Request
 from dsv4_shard.kvcache import Entry, bytes_per_token, entry_of, growth
 from dsv4_shard.plan import Plan, make_plan
-from dsv4_shard.terminal import show_plan
+from dsv4_shard.terminal.planning import show_plan
 
 GIB = 1 << 30
 

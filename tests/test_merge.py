@@ -319,7 +319,7 @@ def test_the_command_says_what_it_wrote_and_what_is_not_as_it_was(model: Path, t
     run("reshard", model, tmp_path / "ranks", "--tp", 2, "--engine", "reference", "--expert-dtype", "fp8")
     shown = " ".join(run("merge", tmp_path / "ranks", tmp_path / "merged").split())
     assert "wrote 5 files" in shown
-    assert "72 tensors (layers.0.ffn.experts.0.w1.weight …) are F8_E4M3 as in the ranks, not I8" in shown
+    assert "72 tensors (layers.0.ffn.experts.0.w1.weight ...) are F8_E4M3 as in the ranks, not I8" in shown
     document = json.loads(run("merge", tmp_path / "ranks", tmp_path / "again", "--json"))
     assert {"tensors": 3, "was": "F8_E4M3", "held": "BF16"}.items() <= document["changes"][0].items()
     assert document["files"] == 5

@@ -1,0 +1,66 @@
+"""What `plan --gpus` prints: the layouts that run, best first."""
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from dsv4_shard.terminal.tables import Table
+from dsv4_shard.terminal.text import GIB, heading, item, title, to_copy
+
+if TYPE_CHECKING:
+    from dsv4_shard.search import Search
+
+_LAYOUTS_SHOWN = 12
+
+
+def show_search(console: Console, found: "Search") -> None:
+    """The layouts, best first, what the numbers are, and the command that plans the best."""
+    kind = f" {found.gpu}" if found.gpu else ""
+    searched = ", ".join(found.engines) or "no engine is known well enough to search"
+    title(console, f"{found.gpus}{kind} GPUs: {searched}")
+    for reason in found.unknown:
+        item(console, f"not known: {reason}", "yellow")
+    if not found.engines:
+        return
+    heading(console, "Layouts that run" if found.best else "Nothing runs" if not found.layouts else "Nothing fits")
+    if found.layouts:
+        _show_layouts(console, found)
+    for way in found.elsewhere:
+        item(console, f"{way.gpus} {way.gpu or ''} GPUs would do: {way.options}")
+    if not found.best and not found.elsewhere:
+        item(console, "nor was anything found on more, fewer or other GPUs")
+    if found.command:
+        heading(console, "Plan the first")
+        to_copy(console, found.command)
+
+
+def _show_layouts(console: Console, found: "Search") -> None:
+    columns = ("engine", "TP", "EP", "DP", "shared", "weights", "tokens", "whole", "zeros", "sent", "+")
+    table = Table(*columns, right=(1, 2, 3, 5, 6, 7, 8, 9, 10))
+    for row in found.layouts[:_LAYOUTS_SHOWN]:
+        at, sent = row.deployment, row.sent_bytes_per_token_and_layer
+        tokens = "?" if row.tokens_at_most is None else f"{row.tokens_at_most * row.groups / 1e6:.2f}"
+        numbers = (
+            f"{row.weight_bytes / GIB:.1f}{'' if row.fits else '!'}",
+            tokens,
+            f"{row.replicated_bytes / GIB:.2f}",
+            f"{row.padding_bytes / GIB:.2f}",
+            "?" if sent is None else f"{sent / 1e3:.0f}",
+            str(len(row.also)),
+        )
+        parallel = (str(at[key]) for key in ("tp", "ep", "dp"))
+        table.add(at["engine"], *parallel, at["shared"], *numbers)
+    table.show(console)
+    more = len(found.layouts) - _LAYOUTS_SHOWN
+    if more > 0:
+        item(console, f"and {more} more (--json has all, with their options)")
+    first = found.layouts[0]
+    room = f" of {(first.weight_bytes + first.left_bytes) / GIB:.1f}" if first.left_bytes is not None else ""
+    for line in (
+        f"weights: GiB on the fullest GPU{room}, by which rows are ranked; ! does not fit",
+        "tokens: millions of KV cache that would fill the rest, in all attention groups: at most; ? not known",
+        "whole: GiB that every GPU has whole, zeros: GiB of padding; both are within weights",
+        "sent: kB by all GPUs together for one token in one layer, by formula",
+        "+: other runners, all-to-all backends or EP that weigh the same. None of these is a speed.",
+    ):
+        item(console, line, "dim")

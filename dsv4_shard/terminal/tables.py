@@ -1,0 +1,92 @@
+"""Tables without lines, that fit the terminal: in columns while these stay readable, else a row after the other."""
+
+from collections.abc import Iterable, Iterator
+
+from rich.console import Console
+from rich.text import Text
+
+from dsv4_shard.escape import clean
+from dsv4_shard.terminal.text import MIN_WIDTH, pieces, wrap
+
+_GAP = 2
+_MOST_LINES = 3
+"""Lines of a row, beyond which columns are too narrow to be read."""
+
+
+class Table:
+    """Rows under `columns`; those whose numbers are in `right` are set flush right, and never wrapped."""
+
+    def __init__(self, *columns: str, right: Iterable[int] = ()) -> None:
+        self._columns = tuple(Text(name, style="bold") for name in columns)
+        self._right = frozenset(right)
+        self._rows: list[tuple[Text, ...]] = []
+
+    def add(self, *cells: str | Text) -> None:
+        """A row, with a cell for each column; the style of a Text is kept."""
+        self._rows.append(
+            tuple(Text(clean(cell)) if isinstance(cell, str) else Text(clean(cell.plain), cell.style) for cell in cells)
+        )
+
+    def show(self, console: Console) -> None:
+        """Print it within the console's width, without blanks at the ends of lines."""
+        room = max(MIN_WIDTH, console.width)
+        widths = self._widths(room)
+        lines = self._in_columns(widths) if widths else self._one_by_one(room)
+        for line in lines:
+            console.print(line, soft_wrap=True)
+
+    def _widths(self, room: int) -> list[int] | None:
+        """Of each column, text in the widest wrapped between words; None where that makes it unreadable."""
+        rows = (self._columns, *self._rows)
+        widths = [max(len(row[column]) for row in rows) for column in range(len(self._columns))]
+        least = [
+            width if column in self._right else max(_longest_piece(row[column].plain) for row in rows)
+            for column, width in enumerate(widths)
+        ]
+        while sum(widths) + _GAP * (len(widths) - 1) > room:
+            column = max(range(len(widths)), key=lambda one: (widths[one] > least[one], widths[one]))
+            if widths[column] == least[column]:
+                return None
+            widths[column] -= 1
+        tallest = max(len(wrap(cell.plain, width)) for row in rows for cell, width in zip(row, widths, strict=True))
+        return widths if tallest <= _MOST_LINES else None
+
+    def _in_columns(self, widths: list[int]) -> Iterator[Text]:
+        for row in (self._columns, *self._rows):
+            cells = [wrap(cell.plain, width) for cell, width in zip(row, widths, strict=True)]
+            for number in range(max(map(len, cells))):
+                line, start = Text(), 0
+                for column, (parts, width) in enumerate(zip(cells, widths, strict=True)):
+                    part = parts[number] if number < len(parts) else ""
+                    indent = width - len(part) if column in self._right else 0
+                    if part:
+                        line.append(" " * (start + indent - len(line)))
+                        line.append(part, style=row[column].style)
+                    start += width + _GAP
+                yield line
+
+    def _one_by_one(self, room: int) -> Iterator[Text]:
+        """Each row as what its first cell says, and below it the others with the names of their columns."""
+        for first, *others in self._rows:
+            yield from (Text(part, style=first.style) for part in wrap(first.plain, room))
+            line = Text()
+            facts = [
+                Text.assemble(f"{name.plain}: ", (cell.plain, cell.style))
+                for name, cell in zip(self._columns[1:], others, strict=True)
+                if cell.plain
+            ]
+            for fact in facts:
+                if line and len(line) + 2 + len(fact) <= room:
+                    line.append("; ").append_text(fact)
+                    continue
+                if line:
+                    yield line
+                *full, last = map(Text, wrap(fact.plain, room - 2)) if len(fact) > room - 2 else [fact]
+                yield from (Text.assemble("  ", part) for part in full)
+                line = Text.assemble("  ", last)
+            if line:
+                yield line
+
+
+def _longest_piece(text: str) -> int:
+    return max((len(piece) for word in text.split() for piece in pieces(word)), default=0)

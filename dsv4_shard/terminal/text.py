@@ -1,0 +1,79 @@
+"""Headings, paragraphs, commands to be copied and sizes: the pieces of what every command prints.
+
+We wrap ourselves: rich would fill each line with blanks up to the full width.
+"""
+
+import re
+import textwrap
+
+from rich.console import Console
+from rich.text import Text
+
+from dsv4_shard.escape import clean
+
+MIN_WIDTH = 20
+"""Columns below which nothing is made narrower."""
+
+GIB = 1 << 30
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def size(nbytes: int) -> str:
+    """Bytes in decimal units, as disks and checkpoints are sold."""
+    number, unit = float(nbytes), 0
+    while number >= 1000 and unit < len(_UNITS) - 1:
+        number, unit = number / 1000, unit + 1
+    return f"{nbytes} B" if unit == 0 else f"{number:.2f} {_UNITS[unit]}"
+
+
+def gib(nbytes: int) -> str:
+    """Bytes in GiB, as GPUs' memory is counted."""
+    return f"{nbytes / GIB:.1f} GiB"
+
+
+def wrap(text: str, width: int) -> list[str]:
+    """Lines of `width` at most. A longer word is broken after a dot, else anywhere; a path not at all: it is copied."""
+    wrapper = _Wrapper(width, break_long_words=False, break_on_hyphens=False)
+    lines = []
+    for line in wrapper.wrap(text):
+        whole = len(line) <= width or "/" in line
+        lines += [line] if whole else [line[start : start + width] for start in range(0, len(line), width)]
+    return lines
+
+
+def pieces(word: str) -> list[str]:
+    """Where a word that is too long may be broken: a tensor's name after each dot, a path nowhere."""
+    return [word] if "/" in word else re.findall(r"[^.]*\.|[^.]+", word)
+
+
+class _Wrapper(textwrap.TextWrapper):
+    def _split(self, text: str) -> list[str]:
+        chunks = super()._split(text)
+        return [part for chunk in chunks for part in (pieces(chunk) if len(chunk) > self.width else [chunk])]
+
+
+def heading(console: Console, text: str) -> None:
+    """After a blank line."""
+    console.print()
+    title(console, text)
+
+
+def title(console: Console, text: str) -> None:
+    """What the command's output, or a part of it, is about."""
+    paragraph(console, text, style="bold")
+
+
+def item(console: Console, text: str, style: str = "", indent: int = 2) -> None:
+    """A paragraph below a heading; one that goes with it is indented by 4."""
+    paragraph(console, text, style, indent)
+
+
+def paragraph(console: Console, text: str, style: str = "", indent: int = 0) -> None:
+    """Text wrapped at the terminal's width."""
+    for line in wrap(clean(text), max(MIN_WIDTH, console.width) - indent):
+        console.print(Text(" " * indent + line, style=style), soft_wrap=True)
+
+
+def to_copy(console: Console, line: str) -> None:
+    """A command on one line, however long: it must survive being copied."""
+    console.print(Text("  " + clean(line)), soft_wrap=True)

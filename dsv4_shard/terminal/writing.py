@@ -1,0 +1,86 @@
+"""What `reshard` and `merge` print: what was written, or would be, and where."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from dsv4_shard.rankspan import say_ranks
+from dsv4_shard.terminal.tables import Table
+from dsv4_shard.terminal.text import item, paragraph, size, title
+
+if TYPE_CHECKING:
+    from dsv4_shard.cluster import ClusterOutcome
+    from dsv4_shard.ranksource import RankSource
+    from dsv4_shard.reshard import Job, Outcome
+    from dsv4_shard.upload import Uploaded
+
+
+def show_dry_run(console: Console, job: "Job", out: str, needed: int, free: int) -> None:
+    """What reshard would write."""
+    title(console, f"Would write into {out}")
+    table = Table("file", "tensors", "bytes", right=(1, 2))
+    for file in job.recipe.files:
+        table.add(file.name, f"{len(file.tensors):,}", f"{file.nbytes:,}")
+    for name, content in job.companions.items():
+        table.add(name, "", f"{len(content):,}")
+    table.show(console)
+    missing = max(0, needed - free)
+    short = f": {size(missing)} missing" if missing else ""
+    item(console, f"needed: {size(needed)}, free: {size(free)}{short}", "red" if missing else "")
+    if job.nbytes > needed:
+        item(console, f"links to the checkpoint's own files: {size(job.nbytes - needed)} more")
+    item(console, f"source tensors left out: {len(job.recipe.left_out):,}")
+
+
+def show_merge(console: Console, outcome: "Outcome", seconds: float, source: "RankSource") -> None:
+    """What merge wrote, and in what it is not the checkpoint that the ranks were made from."""
+    show_outcome(console, outcome, seconds, "files")
+    for note in source.notes:
+        item(console, note, "yellow" if source.changes else "")
+
+
+def show_outcome(console: Console, outcome: "Outcome", seconds: float, files: str = "rank files") -> None:
+    """What reshard wrote, and what to do next."""
+    rate = (outcome.nbytes - outcome.resumed) / seconds if seconds else 0
+    paragraph(
+        console, f"wrote {outcome.files} {files}, {size(outcome.nbytes)} in {seconds:.1f} s ({size(int(rate))}/s)"
+    )
+    if outcome.resumed:
+        item(console, f"{size(outcome.resumed)} of it was there from an earlier run")
+    if outcome.linked:
+        item(console, f"{outcome.linked} more are links to the checkpoint's own files")
+    if outcome.intact:
+        item(console, f"{outcome.intact} files came whole, with the SHA-256 that the Hub has of them")
+    if outcome.inexact:
+        count = sum(outcome.inexact.values())
+        item(console, f"{count:,} values in {len(outcome.inexact):,} tensors were rounded by the cast", "yellow")
+    held = f", which holds {say_ranks(outcome.ranks)} of {outcome.world}" if len(outcome.ranks) < outcome.world else ""
+    paragraph(console, f"into {outcome.out}{held}")
+
+
+def show_cluster(console: Console, outcome: "ClusterOutcome", seconds: float) -> None:
+    """What the shares of a cluster wrote, and where they are."""
+    files = sum(one.outcome.files for one in outcome.written if one.outcome)
+    nbytes = sum(one.outcome.nbytes for one in outcome.written if one.outcome)
+    paragraph(console, f"wrote {files} rank files, {size(nbytes)} in {len(outcome.written)} shares in {seconds:.1f} s")
+    for one in outcome.written:
+        resumed = one.outcome.resumed if one.outcome else 0
+        how = "was there" if one.outcome is None else f"{size(resumed)} from an earlier run" if resumed else ""
+        item(console, f"{say_ranks(one.ranks)} on {one.node}{how and ': '}{how}")
+    item(console, "in one folder for all nodes" if outcome.is_one_folder else "in a folder on each node")
+
+
+def show_upload(console: Console, uploaded: "Uploaded", seconds: float, kept: Path | None) -> None:
+    """What was put into a store."""
+    rate = uploaded.sent / seconds if seconds else 0
+    paragraph(
+        console, f"put {uploaded.objects} objects, {size(uploaded.sent)} sent in {seconds:.1f} s ({size(int(rate))}/s)"
+    )
+    if uploaded.copied:
+        item(console, f"{size(uploaded.copied)} were copied within the store")
+    if uploaded.resumed:
+        item(console, f"{size(uploaded.resumed)} were there from an earlier run")
+    if kept:
+        item(console, f"kept in {kept}")
+    paragraph(console, f"into {uploaded.out}")

@@ -27,7 +27,7 @@ from dsv4_shard.inventory import Inventory
 from dsv4_shard.plan import Plan
 from dsv4_shard.roles import Module
 from dsv4_shard.search import Search
-from dsv4_shard.terminal import gib, size
+from dsv4_shard.units import gib, size
 
 _ASSETS = files("dsv4_shard") / "assets"
 _ENGINES = {"sglang": "SGLang", "vllm": "vLLM", "reference": "reference", "trtllm": "TensorRT-LLM"}

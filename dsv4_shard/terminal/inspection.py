@@ -9,7 +9,8 @@ from rich.text import Text
 from dsv4_shard.checkpoint import Severity
 from dsv4_shard.engines import SERVING
 from dsv4_shard.terminal.tables import Table
-from dsv4_shard.terminal.text import heading, item, size, title
+from dsv4_shard.terminal.text import heading, item, title
+from dsv4_shard.units import size
 
 if TYPE_CHECKING:
     from dsv4_shard.inspect import Cell, Dimension, Inspection, InspectionFinding

@@ -10,7 +10,8 @@ from dsv4_shard.engines.base import ANY_ENGINE, UNKNOWN_GPU, Replicate
 from dsv4_shard.roles import Module
 from dsv4_shard.terminal.picture import show_broken, show_placed
 from dsv4_shard.terminal.tables import Table
-from dsv4_shard.terminal.text import gib, heading, item, size, title, to_copy
+from dsv4_shard.terminal.text import heading, item, title, to_copy
+from dsv4_shard.units import gib, size
 
 if TYPE_CHECKING:
     from dsv4_shard.plan import Plan, PlanBreach, PlanModule

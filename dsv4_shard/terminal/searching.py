@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from dsv4_shard.terminal.tables import Table
-from dsv4_shard.terminal.text import GIB, heading, item, title, to_copy
+from dsv4_shard.terminal.text import heading, item, title, to_copy
+from dsv4_shard.units import GIB
 
 if TYPE_CHECKING:
     from dsv4_shard.search import Search

@@ -1,4 +1,4 @@
-"""Headings, paragraphs, commands to be copied and sizes: the pieces of what every command prints.
+"""Headings, paragraphs and commands to be copied: the pieces of what every command prints.
 
 We wrap ourselves: rich would fill each line with blanks up to the full width.
 """
@@ -13,22 +13,6 @@ from dsv4_shard.escape import clean
 
 MIN_WIDTH = 20
 """Columns below which nothing is made narrower."""
-
-GIB = 1 << 30
-_UNITS = ("B", "kB", "MB", "GB", "TB")
-
-
-def size(nbytes: int) -> str:
-    """Bytes in decimal units, as disks and checkpoints are sold."""
-    number, unit = float(nbytes), 0
-    while number >= 1000 and unit < len(_UNITS) - 1:
-        number, unit = number / 1000, unit + 1
-    return f"{nbytes} B" if unit == 0 else f"{number:.2f} {_UNITS[unit]}"
-
-
-def gib(nbytes: int) -> str:
-    """Bytes in GiB, as GPUs' memory is counted."""
-    return f"{nbytes / GIB:.1f} GiB"
 
 
 def wrap(text: str, width: int) -> list[str]:

@@ -9,7 +9,8 @@ from rich.text import Text
 
 from dsv4_shard.terminal.inspection import show_findings
 from dsv4_shard.terminal.tables import Table
-from dsv4_shard.terminal.text import heading, item, size, title
+from dsv4_shard.terminal.text import heading, item, title
+from dsv4_shard.units import size
 
 if TYPE_CHECKING:
     from dsv4_shard.generic import Axis, QuantizedRow, UnknownIdentity, UnknownInspection

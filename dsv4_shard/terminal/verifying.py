@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from dsv4_shard.rankspan import say_ranks
-from dsv4_shard.terminal.text import item, paragraph, size, title
+from dsv4_shard.terminal.text import item, paragraph, title
+from dsv4_shard.units import size
 
 if TYPE_CHECKING:
     from dsv4_shard.numerics import Numerics

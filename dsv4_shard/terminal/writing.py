@@ -7,7 +7,8 @@ from rich.console import Console
 
 from dsv4_shard.rankspan import say_ranks
 from dsv4_shard.terminal.tables import Table
-from dsv4_shard.terminal.text import item, paragraph, size, title
+from dsv4_shard.terminal.text import item, paragraph, title
+from dsv4_shard.units import size
 
 if TYPE_CHECKING:
     from dsv4_shard.cluster import ClusterOutcome

@@ -1,3 +1,39 @@
-"""dsv4-shard: from a DeepSeek-V4 checkpoint to a deployment plan to per-rank shards."""
+"""dsv4-shard: from a DeepSeek-V4 checkpoint to a deployment plan to per-rank shards.
+
+The commands as functions, which return what the commands show, and raise `errors` instead of exiting:
+
+    import dsv4_shard
+
+    plan = dsv4_shard.plan("deepseek-ai/DeepSeek-V4-Pro", tp=16, gpu="h20-96")
+    dsv4_shard.reshard("deepseek-ai/DeepSeek-V4-Pro", "shards", plan=plan)
+    assert dsv4_shard.verify("shards").ok
+"""
 
 __version__ = "0.1.0"
+
+import sys
+from types import FunctionType, ModuleType
+from typing import Any
+
+from dsv4_shard import errors
+from dsv4_shard.api import compare, explain, inspect, plan, search
+from dsv4_shard.moving import merge, reshard, verify
+
+__all__ = ["__version__", "compare", "errors", "explain", "inspect", "merge", "plan", "reshard", "search", "verify"]
+
+
+class _Package(ModuleType):
+    """Keeps a verb under its name where a module has the same.
+
+    When `dsv4_shard.plan` is first imported, whoever does it, Python puts that module into the package in place of the
+    function. `from dsv4_shard.plan import X` finds it by `sys.modules` all the same; `importlib.import_module` gives
+    the module itself. To import all of these modules here, and then the functions, would do as well, and take a third
+    of a second from every start.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (isinstance(value, ModuleType) and isinstance(self.__dict__.get(name), FunctionType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -15,11 +15,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from dsv4_shard.errors import NodesLost, OutputBusy, ShardError, Unreachable, UsageError
 from dsv4_shard.manifest import Manifest
-from dsv4_shard.progress import SharesProgress
 from dsv4_shard.rankspan import say_ranks, share_of
 from dsv4_shard.reshard import Outcome
 from dsv4_shard.sharework import Advanced, Begun, Ended, Failed, Message, Order, carry_out, manifest_of
@@ -62,6 +61,26 @@ class ClusterOutcome:
     is_one_folder: bool
 
 
+class ShareWatch(Protocol):
+    """Is told how far shares are, by their names; see `progress.SharesProgress`."""
+
+    def begin(self, share: str, what: str, total: int, done: int = 0) -> None: ...
+
+    def advance(self, share: str, nbytes: int) -> None: ...
+
+    def lose(self, share: str, why: str) -> None: ...
+
+
+class Unwatched:
+    """A `ShareWatch` that nobody looks at."""
+
+    def begin(self, share: str, what: str, total: int, done: int = 0) -> None: ...
+
+    def advance(self, share: str, nbytes: int) -> None: ...
+
+    def lose(self, share: str, why: str) -> None: ...
+
+
 class _Node(NamedTuple):
     id: str
     address: str
@@ -85,7 +104,7 @@ class _Share:
 
 
 def reshard_on_cluster(
-    address: str, order: Order, world: int, nodes: int | None, progress: SharesProgress
+    address: str, order: Order, world: int, nodes: int | None, progress: ShareWatch
 ) -> ClusterOutcome:
     """Write all ranks by `order`, in as many shares as there are `nodes` (None: those of the cluster).
 
@@ -163,7 +182,7 @@ def _number(address: str) -> int:
 class _Driver:
     """One run: shares that wait, those that are on their way by their streams of messages, and those that ended."""
 
-    def __init__(self, ray: Any, order: Order, shares: list[_Share], progress: SharesProgress) -> None:
+    def __init__(self, ray: Any, order: Order, shares: list[_Share], progress: ShareWatch) -> None:
         self._ray, self._order, self._shares, self._progress = ray, order, shares, progress
         self._running: dict[Any, _Share] = {}
 

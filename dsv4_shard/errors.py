@@ -234,6 +234,12 @@ class RanksThere(OutputNotEmpty):
     hint = "Nothing is left to do; --overwrite replaces the whole folder."
 
 
+class NothingToDo(ShardError):
+    """A launcher left no ranks to this process, or they are there already; others of its may have more to do."""
+
+    exit_code = ExitCode.DONE
+
+
 class OtherDeployment(OutputNotEmpty):
     """Shares that are to be one result were not made for the same deployment, or from the same checkpoint."""
 

@@ -1,5 +1,7 @@
 """Rank shards → one checkpoint again, in native names: each tensor of the ranks' checkpoint, whole, in its own file."""
 
+from dataclasses import dataclass
+
 from dsv4_shard.blocks import whole_rectangle
 from dsv4_shard.checkpoint import Checkpoint, Tensor, collector_paused
 from dsv4_shard.errors import UsageError
@@ -8,9 +10,25 @@ from dsv4_shard.inventory import Inventory
 from dsv4_shard.manifest import NATIVE
 from dsv4_shard.origin import origin_of
 from dsv4_shard.plan import refuse_errors
-from dsv4_shard.ranksource import RankSource
+from dsv4_shard.ranksource import Change, RankSource
 from dsv4_shard.recipe import Cut, Landing, OutputFile, Recipe, Spread, Step
-from dsv4_shard.reshard import Job
+from dsv4_shard.reshard import Job, Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What merging wrote. `notes` and `changes` say in what it is not the checkpoint that the ranks were made from."""
+
+    outcome: Outcome
+    source: RankSource
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.source.notes
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        return self.source.changes
 
 
 def prepare_merge(checkpoint: Checkpoint, inventory: Inventory) -> Job:

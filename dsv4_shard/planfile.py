@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from dsv4_shard import __version__
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.engines.base import Request
-from dsv4_shard.errors import BadPlan, ForeignPlan, UsageError
+from dsv4_shard.errors import BadPlan, ForeignPlan, UsageError, WriteFailed
 from dsv4_shard.escape import short, short_name
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.jsonfile import BadJson, is_plain, parse_json
@@ -45,6 +45,14 @@ def load_plan(path: Path) -> Plan:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise BadPlan(f"{path}: {short_name('.'.join(map(str, first['loc'])))}: {first['msg']}") from None
+
+
+def save_plan(plan: Plan, path: Path) -> None:
+    """Write a plan file. Raises WriteFailed."""
+    try:
+        path.write_text(plan.to_json())
+    except OSError as error:
+        raise WriteFailed(f"{path}: {error.strerror}") from error
 
 
 def check_plan(plan: Plan, checkpoint: Checkpoint, inventory: Inventory) -> Plan:

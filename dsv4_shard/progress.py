@@ -15,23 +15,38 @@ _SECONDS_BETWEEN_LINES = 30
 
 
 class Progress:
-    """Bytes moved: with rate and time left on a terminal, a line every half minute elsewhere, nothing if `quiet`."""
+    """Bytes moved: with rate and time left on a terminal, a line every half minute elsewhere, nothing if `quiet`.
 
-    def __init__(self, console: Console, what: str, total: int, *, quiet: bool) -> None:
-        self._what, self._total = what, total
+    One thing after another begins; `seconds` is what the last that ended has taken.
+    """
+
+    def __init__(self, console: Console, *, quiet: bool) -> None:
+        self._console = console
         self._shows_bar = console.is_terminal and not quiet
         self._prints_lines = not (console.is_terminal or quiet)
-        columns = (what, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-        self._bar = Bar(*columns, console=console, disable=not self._shows_bar, transient=True)
+        self._bar: Bar | None = None
         self._lock = threading.Lock()
-        self._done = 0
         self.seconds = 0.0
 
     def __enter__(self) -> "Progress":
-        self._started = self._spoke = time.monotonic()
-        self._task = self._bar.add_task(self._what, total=self._total)
-        self._bar.start()
         return self
+
+    def begin(self, what: str, total: int) -> None:
+        """Something of `total` bytes begins, and what began before it has ended."""
+        self.end()
+        self._what, self._total, self._done = what, total, 0
+        self._started = self._spoke = time.monotonic()
+        columns = (what, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        self._bar = Bar(*columns, console=self._console, disable=not self._shows_bar, transient=True)
+        self._task = self._bar.add_task(what, total=total)
+        self._bar.start()
+
+    def end(self) -> None:
+        """What began, if anything, has ended."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+            self.seconds = time.monotonic() - self._started
 
     def advance(self, nbytes: int) -> None:
         """Called from any worker."""
@@ -41,7 +56,7 @@ class Progress:
             speaks = self._prints_lines and now - self._spoke >= _SECONDS_BETWEEN_LINES
             if speaks:
                 self._spoke = now
-        if self._shows_bar:
+        if self._shows_bar and self._bar is not None:
             self._bar.advance(self._task, nbytes)
         if speaks:
             percent = 100 * done / max(1, self._total)
@@ -53,12 +68,12 @@ class Progress:
         percent = 100 * nbytes / max(1, self._total)
         text = f"going on where an earlier run stopped: {nbytes:,} of {self._total:,} bytes are there ({percent:.0f} %)"
         print(text, file=sys.stderr)
-        self._bar.remove_task(self._task)  # a new one, so that the rate does not count them
-        self._task = self._bar.add_task(self._what, total=self._total, completed=nbytes)
+        if self._bar is not None:
+            self._bar.remove_task(self._task)  # a new one, so that the rate does not count them
+            self._task = self._bar.add_task(self._what, total=self._total, completed=nbytes)
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-        self.seconds = time.monotonic() - self._started
+        self.end()
 
 
 class SharesProgress:

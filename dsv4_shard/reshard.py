@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
 
 import xxhash
 
@@ -40,6 +41,9 @@ from dsv4_shard.recipe import OutputFile, Recipe, make_recipe
 from dsv4_shard.skeleton import SKELETON_NAME, write_skeleton
 from dsv4_shard.sources import Source
 from dsv4_shard.writing import FileSink, StagedFile
+
+if TYPE_CHECKING:
+    from dsv4_shard.upload import Uploaded
 
 COPIED_FILE_LIMIT = 256 << 20
 """A tokenizer larger than this is no tokenizer."""
@@ -95,6 +99,7 @@ class Outcome:
 
     `resumed` bytes of tensors are an earlier run's, which this one went on from. `intact` files of the checkpoint came
     whole over a network, and have the SHA-256 that their repository gives. `ranks` of `world` are in `out` now.
+    `uploaded` is what was then put into an object store; no files are written where an earlier run had made them all.
     """
 
     out: Path
@@ -107,6 +112,7 @@ class Outcome:
     linked: int = 0
     resumed: int = 0
     intact: int = 0
+    uploaded: "Uploaded | None" = None
 
 
 def deploy(plan: Plan, inventory: Inventory) -> tuple[Engine, Layout, Context]:

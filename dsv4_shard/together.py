@@ -3,17 +3,21 @@
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.manifest import MANIFEST_NAME, Manifest, ManifestFile, load_manifest, made_differences
+from dsv4_shard.numerics import Numerics
 from dsv4_shard.problem import Problem
 from dsv4_shard.verify import Verification, verify
 
 
 class Together(BaseModel):
-    """What was verified in each folder, and what of them does not fit together. `missing` ranks are in none of them."""
+    """What was verified in each folder, and what of them does not fit together. `missing` ranks are in none of them.
+
+    `numerics` is as in `Verification`, over all folders.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -23,10 +27,12 @@ class Together(BaseModel):
     missing: tuple[int, ...]
     folders: tuple[Verification, ...]
     problems: tuple[Problem, ...]
+    numerics: Numerics | None = Field(default=None, exclude=True)
 
     @property
     def ok(self) -> bool:
-        return not self.problems and all(found.ok for found in self.folders)
+        sound = not self.problems and all(found.ok for found in self.folders)
+        return sound and (self.numerics is None or self.numerics.ok)
 
 
 def verify_together(

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.comparison import compare
@@ -20,6 +20,7 @@ from dsv4_shard.errors import HeaderError, ReadFailed
 from dsv4_shard.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, read_header
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, ManifestFile, load_manifest
+from dsv4_shard.numerics import Numerics
 from dsv4_shard.problem import Problem
 from dsv4_shard.sources import LocalFile
 
@@ -27,7 +28,8 @@ from dsv4_shard.sources import LocalFile
 class Verification(BaseModel):
     """What was verified and what was found; `problems` empty means that all is as it should be.
 
-    `accounts` counts the source tensors by what became of them, where the source was compared.
+    `accounts` counts the source tensors by what became of them, where the source was compared. `numerics` is whether
+    the experts of a layer add up, where that was asked for and the bytes are right.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,10 +46,11 @@ class Verification(BaseModel):
     left_out: dict[str, int]
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
+    numerics: Numerics | None = Field(default=None, exclude=True)
 
     @property
     def ok(self) -> bool:
-        return not self.problems
+        return not self.problems and (self.numerics is None or self.numerics.ok)
 
 
 def verify(

@@ -13,11 +13,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dsv4_shard import cli, journal
+from dsv4_shard import journal
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.cluster import reshard_on_cluster
 from dsv4_shard.engines.base import Request
 from dsv4_shard.inventory import Inventory
+from dsv4_shard.opening import open_checkpoint
 from dsv4_shard.plan import make_plan
 from dsv4_shard.progress import SharesProgress
 from dsv4_shard.sharework import Order
@@ -42,11 +43,11 @@ def open_slowly(repo: str, config: Path | None) -> tuple[Checkpoint, Inventory]:
 
     journal.SAVE_BYTES = SAVE_BYTES
     FileSink.put = put
-    return cli._open(repo, config)
+    return open_checkpoint(repo, config)
 
 
 def main(address: str, repo: str, out: str, tp: str) -> None:
-    checkpoint, inventory = cli._open(repo)
+    checkpoint, inventory = open_checkpoint(repo)
     plan = make_plan(checkpoint, inventory, Request(tp=int(tp), nodes=2))
     order = Order(repo, None, plan.to_json(), Path(out), open_slowly, workers=1)
     with SharesProgress(Console(file=sys.stderr), quiet=False) as progress:

@@ -257,7 +257,7 @@ def test_output_closed_early_is_no_error(tiny_checkpoint):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_run_and_leaves_nothing(number, code, tiny_checkpoint, tmp_path):
-    hold = "import os, signal, dsv4_shard.reshard as r; real = r.copy\n"
+    hold = "import importlib, os, signal; r = importlib.import_module('dsv4_shard.reshard'); real = r.copy\n"
     # As in a terminal: a shell's background job, such as CI may be, starts its children with SIGINT ignored.
     hold += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     hold += f"r.copy = lambda *a, **k: (os.kill(os.getpid(), {int(number)}), real(*a, **k))[1]\n"

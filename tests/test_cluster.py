@@ -20,7 +20,7 @@ from small import open_folder
 from test_joining import contents
 from typer.testing import CliRunner
 
-from dsv4_shard import cli, cluster, progress
+from dsv4_shard import cluster, progress
 from dsv4_shard.cli import app
 from dsv4_shard.cluster import _BUSY_SECONDS, _TRIES, _Driver, _Node, _nodes, _Share
 from dsv4_shard.demo import DEMO_CONFIG, write_checkpoint
@@ -28,6 +28,7 @@ from dsv4_shard.engines.base import Request
 from dsv4_shard.errors import ExitCode, NodesLost, OutputBusy, OutputNotEmpty, UsageError
 from dsv4_shard.journal import read_journal
 from dsv4_shard.manifest import load_manifest
+from dsv4_shard.opening import open_checkpoint
 from dsv4_shard.plan import make_plan
 from dsv4_shard.progress import SharesProgress
 from dsv4_shard.sharework import Advanced, Begun, Ended, Failed, Order, _Work, carry_out
@@ -90,7 +91,7 @@ def reshard_on(nodes: RayCluster, model: Path, out: Path | str, *more: str) -> s
 
 def order_for(model: Path, out: Path, ranks: tuple[int, ...], **more: Any) -> Order:
     plan = make_plan(*open_folder(model), Request(tp=TP))
-    return Order(str(model), None, plan.to_json(), out, cli._open, ranks, **more)
+    return Order(str(model), None, plan.to_json(), out, open_checkpoint, ranks, **more)
 
 
 # --- on a cluster --------------------------------------------------------------------------------------------------
@@ -141,10 +142,11 @@ module = types.ModuleType("only_here")
 exec("def opener(repo, config): ...", module.__dict__)
 sys.modules["only_here"] = module
 import slow_share
+from dsv4_shard.errors import ShardError
 slow_share.open_slowly = module.opener
 try:
     slow_share.main(*sys.argv[1:])
-except slow_share.cli.ShardError as error:
+except ShardError as error:
     print(type(error).__name__, error, error.hint, sep="|")
 """
 
@@ -289,7 +291,7 @@ def driver_and_share(tries: int) -> tuple[_Driver, _Share]:
     node = _Node("a", "10.0.0.1")
     share = _Share((0, 1), node, node, tries)
     shown = SharesProgress(Console(file=io.StringIO()), quiet=True)
-    return _Driver(None, Order("", None, "", Path(), cli._open), [share], shown), share
+    return _Driver(None, Order("", None, "", Path(), open_checkpoint), [share], shown), share
 
 
 def test_a_share_that_is_lost_again_and_again_is_given_up() -> None:

@@ -18,7 +18,6 @@ import pytest
 from small import contents, job_for, open_folder, reshard_folder, small_config, with_bf16_o_a
 
 from dsv4_shard import commit, journal, syscalls
-from dsv4_shard import reshard as resharding
 from dsv4_shard.demo import write_checkpoint
 from dsv4_shard.engines.base import Request
 from dsv4_shard.errors import ExitCode, NotEnoughDisk, ReadFailed, ShardError, WriteFailed
@@ -174,7 +173,7 @@ def test_a_disk_that_fills_up_at_preallocation_leaves_nothing(
     (disk / "filler").write_bytes(bytes(10 * MIB))
     with monkeypatch.context() as patch:
         # As if another process took the room after it was looked at.
-        patch.setattr(resharding, "check_room", lambda *_: None)
+        patch.setattr(sys.modules[reshard.__module__], "check_room", lambda *_: None)
         with pytest.raises(WriteFailed, match=r"cannot make a file of \d+ bytes: No space left on device") as caught:
             reshard_folder(small, disk / "out", 2)
     assert caught.value.exit_code is ExitCode.IO
@@ -190,7 +189,7 @@ def test_a_disk_that_fills_up_midway_is_gone_on_with_when_it_has_room(
     disk = mount("ext4", 16 * MIB)
     (disk / "filler").write_bytes(bytes(10 * MIB))
     with monkeypatch.context() as patch:
-        patch.setattr(resharding, "check_room", lambda *_: None)
+        patch.setattr(sys.modules[reshard.__module__], "check_room", lambda *_: None)
         patch.setattr(syscalls, "fallocate", cannot_reserve)
         with pytest.raises(WriteFailed, match=r"No space left on device"):
             reshard_folder(small, disk / "out", 2, workers=workers)

@@ -17,7 +17,6 @@ from small import open_folder, reshard_folder, small_config, with_bf16_o_a
 from typer.testing import CliRunner
 
 from dsv4_shard import commit, locks
-from dsv4_shard import reshard as resharding
 from dsv4_shard.cli import app
 from dsv4_shard.demo import DEMO_CONFIG, write_checkpoint
 from dsv4_shard.engines.base import Request
@@ -259,7 +258,7 @@ def test_a_result_of_another_version_is_not_joined(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(resharding, "__version__", "0.0.9")
+        patch.setattr(sys.modules[reshard.__module__], "__version__", "0.0.9")
         reshard_folder(small, tmp_path / "out", 2, ranks=(0,))
     with pytest.raises(OtherDeployment, match=r"made by dsv4-shard 0\.0\.9"):
         reshard_folder(small, tmp_path / "out", 2, ranks=(1,))

@@ -18,7 +18,6 @@ from small import contents, job_for, load_checkpoint, open_folder, reshard_folde
 from typer.testing import CliRunner
 
 from dsv4_shard import cli, journal
-from dsv4_shard import reshard as resharding
 from dsv4_shard.demo import DEMO_CONFIG, write_checkpoint
 from dsv4_shard.engines.base import Request
 from dsv4_shard.errors import ExitCode, InexactCast, NotEnoughDisk, OtherRun, SourceChanged
@@ -294,7 +293,7 @@ def test_other_ranks_have_a_place_of_their_own(small: Path, tmp_path: Path) -> N
 
 def test_another_version_is_refused(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(resharding, "__version__", "0.0.9")
+        patch.setattr(sys.modules[reshard.__module__], "__version__", "0.0.9")
         break_off(model, tmp_path / "out")
     assert_refused(r"made by dsv4-shard 0\.0\.9, this is", model, tmp_path / "out")
 

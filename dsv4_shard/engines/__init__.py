@@ -53,6 +53,12 @@ def engine_for(name: str, family: Family) -> Engine:
     return _BY_FAMILY.get((engine.name, family.name)) or unknown_to(engine, family)
 
 
+def title_of(name: str, version: str) -> str:
+    """What the engine is called that a plan's `name` and `version` mean. Raises UsageError as `find_engine`."""
+    titles = (engine.title for engine in _BY_FAMILY.values() if (engine.name, engine.version) == (name, version))
+    return next(titles, find_engine(name).title)
+
+
 def find_engine(name: str) -> Engine:
     """The engine called `name`. Raises UsageError with the names that come near."""
     engine = ENGINES.get(name.lower())

@@ -1,0 +1,228 @@
+"""Verbs that read headers, as functions: `inspect`, `plan`, `search`, `compare`, `explain`. Others are in `moving`.
+
+The commands call them, and show what they return: nothing here prints, asks or exits. What a command says no to is in
+the result (`has_errors`, `feasible`, `best`, `recognised`); what it stops at is raised, as a ShardError of
+`dsv4_shard.errors`, whose `hint` says what to do next. Options have the names that they have on the command line, and
+errors call them by these. Sizes are in bytes, shapes in elements.
+
+What the verbs need is imported when they are called: this module is imported with the package, and so by every
+`dsv4-shard --version` and completion.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from dsv4_shard.errors import ReadFailed, UnsupportedFamily, UsageError
+
+if TYPE_CHECKING:
+    from dsv4_shard.engines.base import Request
+    from dsv4_shard.explain import Explanation
+    from dsv4_shard.generic import UnknownInspection
+    from dsv4_shard.inspect import Inspection
+    from dsv4_shard.plan import Plan
+    from dsv4_shard.plandiff import PlanComparison
+    from dsv4_shard.search import Search
+
+
+def inspect(
+    repo: str | Path, *, tp: Iterable[int] | None = None, refresh: bool = False
+) -> "Inspection | UnknownInspection":
+    """What a checkpoint is and holds, what is wrong with it, and at which TP each engine can run it.
+
+    `repo` is a folder (of a checkpoint, or of all its rank shards), `org/name[@revision]` on the Hub, or the URL of an
+    object store. Reads headers only. `tp` are the sizes to try, by default the powers of two up to 64; `refresh` asks
+    the Hub where a branch is, though it was asked within the hour. Of families that are not known, an UnknownInspection
+    says what they hold, and where whole blocks divide.
+
+    Raises UsageError where `repo` or a TP means nothing, an Unreachable where it cannot be had, and a ShardError for a
+    checkpoint that contradicts itself. What is merely wrong with it is among the `findings`.
+
+    >>> found = dsv4_shard.inspect("model", tp=[8, 16])
+    >>> found.identity.family, found.has_errors
+    ('DeepSeek-V4', False)
+    >>> [cell.verdict for cell in found.matrix if cell.engine == "sglang"]
+    ['works', 'with-options']
+    """
+    from dsv4_shard.checkpoint import collector_paused, read_unknown
+    from dsv4_shard.generic import inspect_unknown
+    from dsv4_shard.inspect import DEFAULT_TPS
+    from dsv4_shard.inspect import inspect as inspect_checkpoint
+    from dsv4_shard.opening import open_checkpoint
+    from dsv4_shard.sources import open_source
+
+    tps = DEFAULT_TPS if tp is None else tuple(tp)
+    with collector_paused():
+        try:
+            checkpoint, inventory = open_checkpoint(str(repo), refresh=refresh, exact=False)
+        except UnsupportedFamily:
+            return inspect_unknown(read_unknown(open_source(str(repo))), tps)
+        return inspect_checkpoint(checkpoint, inventory, tps)
+
+
+def plan(
+    repo: str | Path,
+    *,
+    tp: int,
+    ep: int | None = None,
+    dp: int = 1,
+    engine: str = "sglang",
+    runner: str | None = None,
+    a2a: str | None = None,
+    shared_experts: str = "auto",
+    gpu: str | None = None,
+    gpu_memory: str | None = None,
+    nodes: int | None = None,
+    expert_dtype: str | None = None,
+    engine_version: str | None = None,
+    refresh: bool = False,
+    output: str | Path | None = None,
+) -> "Plan":
+    """Where every module goes on the ranks, what it weighs, whether it runs, and how it is launched.
+
+    Reads headers only; `repo` is as in `inspect`. None leaves a choice to the engine. `output` is a file to write the
+    plan to as well, which `reshard` takes on another machine. A layout that does not run is a plan too: `feasible` is
+    False, `breaches` has the rules that break, and `alternatives` the nearest layouts that do run.
+
+    Raises UsageError for a request that means nothing, IncompleteCheckpoint and what `inspect` raises, and WriteFailed.
+
+    >>> plan = dsv4_shard.plan("model", tp=16, gpu="h20-96", output="plan.json")
+    >>> plan.feasible, plan.deployment["shared"], plan.totals.target_bytes_per_rank_max
+    (True, 'whole', 17420900)
+    """
+    from dsv4_shard.checkpoint import collector_paused
+    from dsv4_shard.opening import open_checkpoint
+    from dsv4_shard.plan import make_plan
+    from dsv4_shard.planfile import save_plan
+
+    request = request_of(
+        tp, ep=ep, dp=dp, engine=engine, runner=runner, a2a=a2a, shared_experts=shared_experts, gpu=gpu, nodes=nodes,
+        expert_dtype=expert_dtype, engine_version=engine_version, gpu_memory=gpu_memory,
+    )  # fmt: skip
+    with collector_paused():
+        made = make_plan(*open_checkpoint(str(repo), refresh=refresh, exact=False), request)
+    if output is not None:
+        save_plan(made, Path(output))
+    return made
+
+
+def search(
+    repo: str | Path,
+    *,
+    gpus: int,
+    engine: str | Iterable[str] | None = None,
+    gpu: str | None = None,
+    gpu_memory: str | None = None,
+    nodes: int | None = None,
+    expert_dtype: str | None = None,
+    engine_version: str | None = None,
+    refresh: bool = False,
+    output: str | Path | None = None,
+) -> "Search":
+    """Every layout that runs on so many GPUs, the lightest first: `plan --gpus`.
+
+    `engine` are those to search, by commas or as a sequence; default: all that serve. `output` is a file for the plan
+    of the first layout, if that fits. `best` is None where nothing fits; `elsewhere` then says what else would do.
+
+    Raises what `plan` raises.
+
+    >>> found = dsv4_shard.search("model", gpus=16, gpu="h20-96", engine=["sglang", "vllm"])
+    >>> found.best.options
+    '--tp 16 --ep 16 --engine vllm --gpu h20-96'
+    """
+    from dsv4_shard.engines import SERVING
+    from dsv4_shard.opening import open_checkpoint
+    from dsv4_shard.planfile import save_plan
+    from dsv4_shard.search import plan_best
+    from dsv4_shard.search import search as search_layouts
+
+    asked = request_of(gpus, gpu=gpu, nodes=nodes, expert_dtype=expert_dtype, engine_version=engine_version,
+                     gpu_memory=gpu_memory)  # fmt: skip
+    engines = engine.split(",") if isinstance(engine, str) else SERVING if engine is None else engine
+    checkpoint, inventory = open_checkpoint(str(repo), refresh=refresh, exact=False)
+    found = search_layouts(checkpoint, inventory, asked, tuple(engines))
+    if output is not None and found.best is not None:
+        save_plan(plan_best(checkpoint, inventory, found), Path(output))
+    return found
+
+
+def compare(a: "str | Path | Plan", b: "str | Path | Plan") -> "PlanComparison":
+    """What differs between two plans, or plan files: in request, verdict, placement, bytes a rank, and launch.
+
+    Plans are taken at their word, nothing is planned again. Raises BadPlan for a file that is none.
+
+    >>> dsv4_shard.compare("plan.json", dsv4_shard.plan("model", tp=8, gpu="h20-96")).request[0]
+    Difference(name='tp', a=16, b=8)
+    """
+    from dsv4_shard.plan import Plan
+    from dsv4_shard.plandiff import compare_plans
+
+    names = tuple(name if isinstance(one, Plan) else str(one) for name, one in (("a", a), ("b", b)))
+    return compare_plans(plan_of(a), plan_of(b), (names[0], names[1]))
+
+
+def explain(text: str | Path | BinaryIO, *, repo: str | Path | None = None) -> "Explanation":
+    """What an engine's message means: what broke, in numbers, and the way out.
+
+    `text` is the message itself, or a log: the Path of a file, or an open binary file, which may be a pipe. Of a log,
+    the first message that ends a run counts. `repo` is the checkpoint to hold it against, by default the releases'
+    sizes. `recognised` is False where nothing is known.
+
+    Raises UsageError where there is nothing to explain, ReadFailed, and what `plan` raises for `repo`.
+
+    >>> dsv4_shard.explain("Weight output_partition_size = 192 is not divisible by weight quantization "
+    ...                    "block_n = 128.").meaning[0]
+    'shared experts: shared intermediate size 3072 / TP 16 = 192, which is 1.5 blocks of 128'
+    """
+    from dsv4_shard.explain import Model
+    from dsv4_shard.explain import explain as explain_lines
+    from dsv4_shard.opening import open_checkpoint
+    from dsv4_shard.plan import refuse_errors
+
+    model = None
+    if repo is not None:
+        model = Model(str(repo), open_checkpoint(str(repo), exact=False)[1], given=True)
+        refuse_errors(model.inventory)
+    with _lines(text) as lines:
+        return explain_lines(lines, model)
+
+
+# --- parts of the verbs --------------------------------------------------------------------------------------------
+
+
+def request_of(tp: int, *, engine: str = "sglang", shared_experts: str = "auto", **others: Any) -> "Request":
+    """What is asked for by options that have the names of the command line's. Raises UsageError."""
+    from dsv4_shard.engines import find_engine
+    from dsv4_shard.engines.base import Request
+
+    return Request(tp, engine=find_engine(engine).name, shared=shared_experts, **others)
+
+
+def plan_of(plan: "str | Path | Plan") -> "Plan":
+    """A plan, or that in a file. Raises BadPlan."""
+    from dsv4_shard.planfile import load_plan
+
+    return load_plan(Path(plan)) if isinstance(plan, str | Path) else plan
+
+
+@contextmanager
+def _lines(text: str | Path | BinaryIO) -> Iterator[Iterator[tuple[int, str]]]:
+    """Numbered lines of a message or a log. Raises UsageError, ReadFailed."""
+    from dsv4_shard.logs import lines_of
+
+    if isinstance(text, Path):
+        try:
+            with text.open("rb") as file:
+                yield lines_of(file)
+        except OSError as error:
+            raise ReadFailed(f"{text}: {error.strerror}") from None
+    elif not isinstance(text, str):
+        yield lines_of(text)
+    elif text.strip():
+        yield lines_of(BytesIO(text.encode(errors="replace")))
+    else:
+        raise UsageError(
+            "nothing to explain", hint='Give the message or a log: dsv4-shard explain "TEXT", or LOG, or -'
+        )

@@ -1,0 +1,390 @@
+"""The verbs that move bytes, as functions: `reshard`, `merge`, `verify`. All that is said in `api` holds of them too.
+
+How far they are is told by callbacks: `on_begin` gets what begins ("reshard", "upload", "merge" or "verify") and its
+bytes, `on_progress` the bytes that were moved since, from any thread, and `on_resume` those that are there from an
+earlier run. What a callback raises ends the run, which the same call then goes on with.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
+
+from dsv4_shard.api import plan_of, request_of
+from dsv4_shard.errors import NothingToDo, RanksThere, UsageError
+
+if TYPE_CHECKING:
+    from dsv4_shard.checkpoint import Checkpoint
+    from dsv4_shard.cluster import ClusterOutcome, ShareWatch
+    from dsv4_shard.destinations import DryRun
+    from dsv4_shard.inventory import Inventory
+    from dsv4_shard.merge import Merged
+    from dsv4_shard.plan import Plan
+    from dsv4_shard.reshard import Outcome
+    from dsv4_shard.together import Together
+    from dsv4_shard.verify import Verification
+
+AUTO = "auto"
+"""For `ranks`: those that the process's launcher leaves to it."""
+
+
+def _ignore(*_: object) -> None:
+    """A callback that nobody waits for."""
+
+
+# --- options, for type checkers ------------------------------------------------------------------------------------
+
+
+class MovingOptions(TypedDict, total=False):
+    """Options of all that moves bytes. Those of these classes say nothing of what a verb returns."""
+
+    jobs: int | None
+    on_begin: Callable[[str, int], None]
+    on_progress: Callable[[int], None]
+
+
+class VerifyOptions(MovingOptions, total=False):
+    against: str | Path | None
+    numerics: bool
+    layer: int | None
+
+
+class MergeOptions(MovingOptions, total=False):
+    config: str | Path | None
+    overwrite: bool
+    restart: bool
+    on_resume: Callable[[int], None]
+
+
+class ReshardOptions(MergeOptions, total=False):
+    plan: "str | Path | Plan | None"
+    tp: int | None
+    ep: int | None
+    dp: int | None
+    engine: str | None
+    runner: str | None
+    a2a: str | None
+    shared_experts: str | None
+    gpu: str | None
+    gpu_memory: str | None
+    nodes: int | None
+    expert_dtype: str | None
+    engine_version: str | None
+    ranks: str | Iterable[int] | None
+    allow_inexact: bool
+    download: bool
+    scratch: str | Path | None
+    keep_scratch: bool
+    on_written: "Callable[[Outcome], None]"
+    watch: "ShareWatch | None"
+
+
+# --- verbs ----------------------------------------------------------------------------------------------------------
+
+
+@overload
+def reshard(
+    repo: str | Path, out: str | Path, *, dry_run: Literal[False] = ..., **options: Unpack[ReshardOptions]
+) -> "Outcome": ...
+@overload
+def reshard(
+    repo: str | Path, out: str | Path, *, dry_run: Literal[True], ray: str | None = ...,
+    **options: Unpack[ReshardOptions],
+) -> "DryRun": ...  # fmt: skip
+@overload
+def reshard(
+    repo: str | Path, out: str | Path, *, dry_run: Literal[False] = ..., ray: str, **options: Unpack[ReshardOptions]
+) -> "ClusterOutcome": ...
+@overload
+def reshard(
+    repo: str | Path, out: str | Path, *, dry_run: bool, ray: str | None = ..., **options: Unpack[ReshardOptions]
+) -> "Outcome | DryRun | ClusterOutcome": ...
+def reshard(
+    repo: str | Path,
+    out: str | Path,
+    *,
+    plan: "str | Path | Plan | None" = None,
+    tp: int | None = None,
+    ep: int | None = None,
+    dp: int | None = None,
+    engine: str | None = None,
+    runner: str | None = None,
+    a2a: str | None = None,
+    shared_experts: str | None = None,
+    gpu: str | None = None,
+    gpu_memory: str | None = None,
+    nodes: int | None = None,
+    expert_dtype: str | None = None,
+    engine_version: str | None = None,
+    ranks: str | Iterable[int] | None = None,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    restart: bool = False,
+    allow_inexact: bool = False,
+    download: bool = False,
+    scratch: str | Path | None = None,
+    keep_scratch: bool = False,
+    config: str | Path | None = None,
+    jobs: int | None = None,
+    ray: str | None = None,
+    on_begin: Callable[[str, int], None] = _ignore,
+    on_progress: Callable[[int], None] = _ignore,
+    on_resume: Callable[[int], None] = _ignore,
+    on_written: "Callable[[Outcome], None]" = _ignore,
+    watch: "ShareWatch | None" = None,
+) -> "Outcome | DryRun | ClusterOutcome":
+    """Write one file a rank, each source byte read once, and a manifest that proves what was written.
+
+    `out` is a folder, which appears when all of it is on disk, or the URL of an object store: then the result is made
+    in the folder `scratch` (default: here) and put. What is written is said by a `plan`, or by `tp` and the options of
+    `plan` (None: its defaults), not by both. `ranks` are those to write: numbers, text like "0-7", or "auto" for the
+    share that torchrun or srun leaves to this process; default: all. A run that ended early goes on where it was when
+    the same call is made again; `restart` throws its work away.
+
+    `dry_run` returns what would be written, and writes nothing. `ray` is the address of a Ray cluster (or "auto"), on
+    whose nodes the shares are written and then verified; `watch` is told how far each of them is. `config` is the
+    config.json of shards of DeepSeek's converter, `jobs` the number of threads (default: the CPUs, at most 8).
+
+    `on_begin` gets "reshard", then "upload" for a store, each with its bytes; `on_progress` gets bytes moved, from any
+    thread; `on_resume` the bytes that are there from an earlier run; `on_written` the outcome, before an upload.
+
+    Raises UsageError for options that mean nothing together, InfeasiblePlan, BadPlan, an OutputError for an `out` that
+    cannot be used, NothingToDo where "auto" leaves nothing, InexactCast where FP8 would round (`allow_inexact`), and
+    ReadFailed, WriteFailed, SourceChanged or an Unreachable on the way.
+
+    >>> outcome = dsv4_shard.reshard("model", "shards", plan="plan.json")
+    >>> outcome.files, len(outcome.ranks)
+    (34, 16)
+    """
+    from dsv4_shard.checkpoint import collector_paused
+    from dsv4_shard.copying import files_of
+    from dsv4_shard.destinations import (
+        Callbacks,
+        Place,
+        into_folder,
+        into_store,
+        onto_cluster,
+        would_store,
+        would_write,
+    )
+    from dsv4_shard.hub import with_download
+    from dsv4_shard.opening import at_commit, open_checkpoint, pinned
+    from dsv4_shard.reshard import prepare, world_of
+    from dsv4_shard.sharework import Order
+    from dsv4_shard.sources import is_url
+
+    options = {
+        "tp": tp, "ep": ep, "dp": dp, "engine": engine, "runner": runner, "a2a": a2a, "shared_experts": shared_experts,
+        "gpu": gpu, "nodes": nodes, "expert_dtype": expert_dtype, "engine_version": engine_version,
+        "gpu_memory": gpu_memory,
+    }  # fmt: skip
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    _check_jobs(jobs)
+    stored, config = is_url(str(out)), _path(config)
+    if not stored and (scratch is not None or keep_scratch):
+        raise UsageError(f"--scratch, --keep-scratch: {out} is a folder, and made in its own place")
+    if plan is not None and given:
+        option = "--" + next(iter(given)).replace("_", "-")
+        raise UsageError(f"--plan and {option}: the plan says it already", hint=f"Leave out {option}, or --plan.")
+    followed = plan_of(plan) if plan is not None else None
+    checkpoint, inventory = open_checkpoint(pinned(str(repo), followed), config)
+    made = _plan_for(checkpoint, inventory, followed, given)
+    if ray is not None and not dry_run:
+        _refuse_beside_ray(out, ranks, overwrite, download)
+        order = Order(at_commit(str(repo), checkpoint), config, made.to_json(), Path(out), open_checkpoint, (), jobs,
+                      allow_inexact, restart)  # fmt: skip
+        hosts = made.deployment["nodes"]
+        return onto_cluster(ray, order, world_of(made, inventory), hosts if hosts > 1 else None, watch)
+    wanted = _wanted(ranks, overwrite, made, inventory)
+    with collector_paused():
+        job = prepare(checkpoint, inventory, made, wanted)
+    place = Place(str(out), Path(scratch or ""), keep_scratch, overwrite, restart)
+    if dry_run:
+        return would_store(job, checkpoint, place) if stored else would_write(job, checkpoint, Path(out), overwrite)
+    if download:
+        checkpoint = with_download(checkpoint, files_of(job.recipe))
+    told = Callbacks(on_begin, on_progress, on_resume)
+    if stored:
+        return into_store(job, checkpoint, place, told, on_written, workers=jobs, allow_inexact=allow_inexact)
+    try:
+        return into_folder(job, checkpoint, Path(out), "reshard", told, workers=jobs, overwrite=overwrite,
+                           allow_inexact=allow_inexact, restart=restart)  # fmt: skip
+    except RanksThere as error:
+        if ranks != AUTO:
+            raise
+        raise NothingToDo(f"{error}: nothing to do") from error
+
+
+@overload
+def merge(
+    ranks: str | Path, out: str | Path, *, dry_run: Literal[False] = ..., **options: Unpack[MergeOptions]
+) -> "Merged": ...
+@overload
+def merge(
+    ranks: str | Path, out: str | Path, *, dry_run: Literal[True], **options: Unpack[MergeOptions]
+) -> "DryRun": ...
+@overload
+def merge(
+    ranks: str | Path, out: str | Path, *, dry_run: bool, **options: Unpack[MergeOptions]
+) -> "Merged | DryRun": ...
+def merge(
+    ranks: str | Path,
+    out: str | Path,
+    *,
+    config: str | Path | None = None,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    restart: bool = False,
+    jobs: int | None = None,
+    on_begin: Callable[[str, int], None] = _ignore,
+    on_progress: Callable[[int], None] = _ignore,
+    on_resume: Callable[[int], None] = _ignore,
+) -> "Merged | DryRun":
+    """Put the shards of all ranks together again: one checkpoint, in its own names, files and bytes.
+
+    `ranks` is a folder of reshard's, or of DeepSeek's converter, with its `config` if that has none. What the shards
+    have not kept is as they hold it: `changes` and `notes` say so. Options and callbacks are as in `reshard`.
+
+    Raises UsageError where `ranks` is a checkpoint already, a BadRanks where shards are missing, damaged or contradict
+    each other, and an OutputError, ReadFailed or WriteFailed.
+
+    >>> merged = dsv4_shard.merge("shards", "again")
+    >>> merged.outcome.files, [change.held for change in merged.changes]  # of wo_a and of its scale, which is gone
+    (7, ['BF16', ''])
+    """
+    from dsv4_shard.checkpoint import collector_paused
+    from dsv4_shard.destinations import Callbacks, into_folder, refuse_url, would_write
+    from dsv4_shard.merge import Merged, prepare_merge, source_of_ranks
+    from dsv4_shard.opening import open_checkpoint
+
+    _check_jobs(jobs)
+    refuse_url(Path(out), "Name a folder, and copy it to the store.")
+    checkpoint, inventory = open_checkpoint(str(ranks), _path(config))
+    source = source_of_ranks(checkpoint)
+    with collector_paused():
+        job = prepare_merge(checkpoint, inventory)
+    if dry_run:
+        return would_write(job, checkpoint, Path(out), overwrite)
+    told = Callbacks(on_begin, on_progress, on_resume)
+    outcome = into_folder(job, checkpoint, Path(out), "merge", told, workers=jobs, overwrite=overwrite, restart=restart)
+    return Merged(outcome, source)
+
+
+# A str is a sequence of str: the first of these counts.
+@overload
+def verify(out: str | Path, **options: Unpack[VerifyOptions]) -> "Verification": ...  # type: ignore[overload-overlap]
+@overload
+def verify(out: Sequence[str | Path], **options: Unpack[VerifyOptions]) -> "Together": ...
+def verify(
+    out: str | Path | Sequence[str | Path],
+    *,
+    against: str | Path | None = None,
+    numerics: bool = False,
+    layer: int | None = None,
+    jobs: int | None = None,
+    on_begin: Callable[[str, int], None] = _ignore,
+    on_progress: Callable[[int], None] = _ignore,
+) -> "Verification | Together":
+    """Prove a result against its manifest, or byte by byte against the checkpoint that it was made from.
+
+    `out` is a folder that reshard or merge made, or a sequence of those that hold the shares of one result. `against`
+    is the checkpoint. `numerics` also adds up the experts of a `layer` (default: the last), where all bytes are right.
+    `ok` is False where anything differs, and `problems` say what. Callbacks and `jobs` are as in `reshard`.
+
+    Raises UsageError for options that mean nothing together, NotAResult where a folder has no sound manifest,
+    ForeignPlan where `against` is another checkpoint, and what `inspect` raises for it.
+
+    >>> found = dsv4_shard.verify("shards", against="model", numerics=True)
+    >>> found.ok, found.problems, found.numerics.ok
+    (True, (), True)
+    """
+    from dsv4_shard.destinations import refuse_url
+    from dsv4_shard.numerics import check_numerics
+    from dsv4_shard.opening import open_checkpoint
+    from dsv4_shard.together import verify_together
+    from dsv4_shard.verify import bytes_to_verify
+    from dsv4_shard.verify import verify as verify_folder
+
+    _check_jobs(jobs)
+    folders = [Path(out)] if isinstance(out, str | Path) else list(map(Path, out))
+    if not folders:
+        raise UsageError("no folder to verify")
+    for folder in folders:
+        refuse_url(
+            folder, "Copy it into a folder, and verify that; what `reshard` put was held against the store's sizes."
+        )
+    if numerics and against is None:
+        raise UsageError("--numerics needs --against: the unsharded layer is in the checkpoint")
+    if layer is not None and not numerics:
+        raise UsageError("--layer is of --numerics", hint="Add --numerics, or leave out --layer.")
+    source = open_checkpoint(str(against)) if against is not None else None
+    on_begin("verify", sum(map(bytes_to_verify, folders)))
+    found: Verification | Together
+    if isinstance(out, str | Path):
+        found = verify_folder(folders[0], source, workers=jobs, on_progress=on_progress)
+    else:
+        found = verify_together(folders, source, workers=jobs, on_progress=on_progress)
+    if not (numerics and source is not None and found.ok):
+        return found
+    return found.model_copy(update={"numerics": check_numerics(folders, *source, layer)})
+
+
+# --- parts of the verbs --------------------------------------------------------------------------------------------
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return Path(path) if path is not None else None
+
+
+def _check_jobs(jobs: int | None) -> None:
+    if jobs is not None and jobs < 1:
+        raise UsageError(f"--jobs {jobs}: must be at least 1")
+
+
+def _plan_for(
+    checkpoint: "Checkpoint", inventory: "Inventory", followed: "Plan | None", given: dict[str, Any]
+) -> "Plan":
+    from dsv4_shard.plan import make_plan
+    from dsv4_shard.planfile import check_plan
+
+    if followed is not None:
+        return check_plan(followed, checkpoint, inventory)
+    if "tp" not in given:
+        raise UsageError("neither --plan nor --tp", hint="Give a plan file, or --tp N and the options of `plan`.")
+    return make_plan(checkpoint, inventory, request_of(**given))
+
+
+def _refuse_beside_ray(out: str | Path, ranks: str | Iterable[int] | None, overwrite: bool, download: bool) -> None:
+    from dsv4_shard.destinations import refuse_url
+
+    refuse_url(Path(out), "Nodes write into folders: one that all of them see, or one on the disk of each.")
+    if ranks is not None or overwrite:
+        raise UsageError(f"--ray and {'--ranks' if ranks is not None else '--overwrite'}: all ranks are written, "
+                         "each share beside the others", hint="Remove an earlier result first.")  # fmt: skip
+    if download:
+        raise UsageError("--ray and --download: each node fetches what its ranks need", hint="Leave out --download.")
+
+
+def _wanted(
+    ranks: str | Iterable[int] | None, overwrite: bool, plan: "Plan", inventory: "Inventory"
+) -> tuple[int, ...] | None:
+    """The ranks asked for, None for all. Raises NothingToDo if a launcher started more processes than there are."""
+    from dsv4_shard.rankspan import own_share, parse_ranks, share_of
+    from dsv4_shard.reshard import world_of
+
+    if ranks is None:
+        return None
+    if ranks != AUTO:
+        wanted = parse_ranks(ranks) if isinstance(ranks, str) else tuple(sorted(set(ranks)))
+        if not wanted:
+            raise UsageError("--ranks: none", hint="Name those to write, or leave it out for all.")
+        return wanted
+    if overwrite:
+        raise UsageError("--ranks auto and --overwrite: each share would replace those of the others",
+                         hint="Remove the folder first.")  # fmt: skip
+    number, count = own_share(os.environ)
+    world = world_of(plan, inventory)
+    wanted = share_of(world, number, count)
+    if not wanted:
+        raise NothingToDo(f"process {number} of {count}: there are {world} ranks, nothing to do")
+    return wanted

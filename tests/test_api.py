@@ -1,0 +1,279 @@
+"""The verbs as functions: each does what the command of its name does, and returns or raises what that shows."""
+
+import doctest
+import inspect as introspection
+import json
+import re
+import subprocess
+import sys
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small import contents
+from typer.testing import CliRunner
+
+import dsv4_shard
+from dsv4_shard import errors
+from dsv4_shard.cli import app
+from dsv4_shard.demo import write_checkpoint
+from dsv4_shard.destinations import DryRun
+from dsv4_shard.inspect import Inspection
+from dsv4_shard.merge import Merged
+from dsv4_shard.together import Together
+from dsv4_shard.verify import Verification
+
+VERBS = ("compare", "explain", "inspect", "merge", "plan", "reshard", "search", "verify")
+REFERENCE: dict[str, Any] = {"tp": 2, "engine": "reference"}
+MESSAGE = "Weight output_partition_size = 192 is not divisible by weight quantization block_n = 128."
+HEAVY = {"torch", "ray", "obstore", "huggingface_hub", "numpy", "pydantic", "rich", "typer"}
+
+
+@pytest.fixture(autouse=True)
+def _own_state(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+@pytest.fixture(scope="module")
+def shards(tiny_checkpoint, tmp_path_factory):
+    """Shards of the small checkpoint for two ranks. Only to be read."""
+    out = tmp_path_factory.mktemp("shards") / "out"
+    dsv4_shard.reshard(tiny_checkpoint, out, **REFERENCE)
+    return out
+
+
+@pytest.fixture
+def shares(tiny_checkpoint, tmp_path):
+    """The shares of two ranks in a folder each."""
+    for rank in range(2):
+        dsv4_shard.reshard(tiny_checkpoint, tmp_path / f"share-{rank}", ranks=[rank], **REFERENCE)
+    return [tmp_path / "share-0", tmp_path / "share-1"]
+
+
+def document(*arguments):
+    """What a command prints with --json."""
+    return json.loads(CliRunner().invoke(app, [*map(str, arguments), "--json"]).stdout)
+
+
+def in_a_fresh_process(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+# --- the package ---------------------------------------------------------------------------------------------------
+
+
+def test_the_package_gives_the_verbs_and_the_errors_and_the_readme_names_them_all():
+    assert dsv4_shard.__all__ == sorted(("__version__", "errors", *VERBS))
+    section = (Path(__file__).parent.parent / "README.md").read_text().split("## From Python\n")[1].split("\n## ")[0]
+    assert set(VERBS) <= set(re.findall(r"`(\w+)`", section))
+    assert "`dsv4_shard.errors`" in section
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_is_a_function_with_its_options_and_a_docstring_whatever_was_imported_first(verb):
+    module = f"dsv4_shard.{verb}" if verb != "compare" else "dsv4_shard.plandiff"
+    first = f"import {module}, dsv4_shard"
+    last = f"import dsv4_shard; from dsv4_shard import {verb}; import {module}"
+    inner = f"import dsv4_shard.cli, sys; from {module} import __doc__ as _; import importlib"
+    for order in (first, last, inner):
+        says = f"{order}\nimport dsv4_shard\nprint(type(dsv4_shard.{verb}).__name__, dsv4_shard.{verb}.__module__)"
+        kind, where = in_a_fresh_process(says).split()
+        assert (kind, where in ("dsv4_shard.api", "dsv4_shard.moving")) == ("function", True)
+    function = getattr(dsv4_shard, verb)
+    assert introspection.signature(function).return_annotation
+
+
+def test_a_module_that_a_verb_shares_its_name_with_is_imported_as_any_other():
+    code = "from dsv4_shard.plan import make_plan; import importlib, dsv4_shard\n"
+    code += "print(importlib.import_module('dsv4_shard.plan').make_plan is make_plan, dsv4_shard.sources.__name__)"
+    assert in_a_fresh_process("import dsv4_shard.sources; " + code).split() == ["True", "dsv4_shard.sources"]
+
+
+def test_importing_the_package_imports_nothing_that_takes_time():
+    code = f"import sys, dsv4_shard; print(sorted({HEAVY!r} & {{name.partition('.')[0] for name in sys.modules}}))"
+    assert in_a_fresh_process(code) == "[]\n"
+
+
+# --- what a command prints with --json -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tp", [None, (3, 6)])
+def test_inspect_returns_what_the_command_prints(tiny_checkpoint, tp):
+    options = [] if tp is None else ["--tp", ",".join(map(str, tp))]
+    found = dsv4_shard.inspect(tiny_checkpoint, tp=tp)
+    assert isinstance(found, Inspection)
+    assert found.model_dump(mode="json") == document("inspect", tiny_checkpoint, *options)
+
+
+def test_plan_returns_what_the_command_prints_and_writes_it(tiny_checkpoint, tmp_path):
+    made = dsv4_shard.plan(
+        tiny_checkpoint, tp=2, ep=2, engine="SGLang", shared_experts="whole", gpu="h200", output=tmp_path / "plan.json"
+    )
+    options = ("--tp", 2, "--ep", 2, "--engine", "SGLang", "--shared-experts", "whole", "--gpu", "h200")
+    assert made.model_dump(mode="json") == document("plan", tiny_checkpoint, *options)
+    assert (tmp_path / "plan.json").read_text() == made.to_json()
+
+
+def test_search_returns_what_the_command_prints_and_writes_the_plan_of_the_best(tiny_checkpoint, tmp_path):
+    found = dsv4_shard.search(
+        tiny_checkpoint, gpus=2, gpu="h200", engine=["vllm", "sglang"], output=tmp_path / "plan.json"
+    )
+    options = ("--gpus", 2, "--gpu", "h200", "--engine", "vllm,sglang")
+    assert found.model_dump(mode="json") == document("plan", tiny_checkpoint, *options)
+    assert found == dsv4_shard.search(tiny_checkpoint, gpus=2, gpu="h200", engine="vllm,sglang")
+    assert found.best is not None
+    assert json.loads((tmp_path / "plan.json").read_text())["request"] == found.best.request
+
+
+def test_compare_returns_what_the_command_prints_of_files_and_takes_plans_as_well(tiny_checkpoint, tmp_path):
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    plans = [dsv4_shard.plan(tiny_checkpoint, tp=tp, output=file) for tp, file in zip((1, 2), files, strict=True)]
+    assert dsv4_shard.compare(*files).model_dump(mode="json") == document("plan", "--compare", *files)
+    names = {"a": str(files[0]), "b": str(files[1])}
+    assert dsv4_shard.compare(*plans).model_copy(update=names) == dsv4_shard.compare(*files)
+
+
+def test_explain_returns_what_the_command_prints_of_a_text_a_log_and_a_stream(tmp_path):
+    expected = document("explain", MESSAGE)
+    (tmp_path / "log").write_text(MESSAGE)
+    for text in (MESSAGE, tmp_path / "log", BytesIO(MESSAGE.encode())):
+        assert dsv4_shard.explain(text).model_dump(mode="json") == expected
+
+
+def test_reshard_writes_what_the_command_writes_and_returns_what_that_prints(tiny_checkpoint, tmp_path):
+    printed = document("reshard", tiny_checkpoint, tmp_path / "b", "--tp", 2, "--engine", "reference")
+    outcome = dsv4_shard.reshard(
+        str(tiny_checkpoint), tmp_path / "a", plan=dsv4_shard.plan(tiny_checkpoint, **REFERENCE)
+    )
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert (outcome.files, outcome.nbytes, list(outcome.ranks), outcome.world) == (
+        printed["files"], printed["bytes"], printed["ranks"], printed["world"],
+    )  # fmt: skip
+
+
+def test_a_dry_run_returns_what_the_command_prints_and_writes_nothing(tiny_checkpoint, tmp_path):
+    found = dsv4_shard.reshard(tiny_checkpoint, tmp_path / "out", dry_run=True, **REFERENCE)
+    printed = document("reshard", tiny_checkpoint, tmp_path / "out", "--tp", 2, "--engine", "reference", "--dry-run")
+    assert (found.files, found.needed, found.job.recipe.left_out) == (
+        printed["files"], printed["bytes"], printed["left_out"],
+    )  # fmt: skip
+    assert found.fits
+    assert not (tmp_path / "out").exists()
+
+
+def test_merge_writes_what_the_command_writes_and_returns_what_that_prints(shards, tmp_path):
+    merged = dsv4_shard.merge(shards, tmp_path / "a")
+    printed = document("merge", shards, tmp_path / "b")
+    assert isinstance(merged, Merged)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert (merged.outcome.nbytes, list(merged.notes)) == (printed["bytes"], printed["notes"])
+    assert [change._asdict() for change in merged.changes] == printed["changes"]
+    assert isinstance(dsv4_shard.merge(shards, tmp_path / "c", dry_run=True), DryRun)
+
+
+def test_verify_of_a_folder_returns_what_the_command_prints(tiny_checkpoint, shards):
+    found = dsv4_shard.verify(str(shards), against=tiny_checkpoint, numerics=True, layer=1)
+    printed = document("verify", shards, "--against", tiny_checkpoint, "--numerics", "--layer", 1)
+    assert isinstance(found, Verification)
+    assert found.numerics is not None
+    assert printed == found.model_dump(mode="json") | {"ok": True, "numerics": found.numerics.model_dump(mode="json")}
+
+
+def test_verify_of_several_folders_returns_what_the_command_prints(shares):
+    found = dsv4_shard.verify(shares)
+    assert isinstance(found, Together)
+    assert found.model_dump(mode="json") | {"ok": True} == document("verify", *shares)
+    assert len(dsv4_shard.verify(shares[:1]).folders) == 1
+
+
+def test_a_result_is_not_ok_where_its_experts_do_not_add_up(tiny_checkpoint, shards, shares, monkeypatch):
+    monkeypatch.setattr("dsv4_shard.numerics.TOLERANCE", -1.0)
+    for out in (shards, shares):
+        found = dsv4_shard.verify(out, against=tiny_checkpoint, numerics=True)
+        assert (found.problems, found.ok) == ((), False)
+    command = ["verify", str(shards), "--against", str(tiny_checkpoint), "--numerics"]
+    assert CliRunner().invoke(app, command).exit_code == errors.ExitCode.NO
+
+
+# --- how a verb says no, and how far it is ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "match"),
+    [
+        (lambda repo, out: dsv4_shard.inspect("/nowhere"), errors.UsageError, "no such folder"),
+        (lambda repo, out: dsv4_shard.inspect(repo, tp=[0]), errors.UsageError, "--tp 0"),
+        (lambda repo, out: dsv4_shard.plan(repo, tp=2, engine="sglng"), errors.UsageError, "no engine called"),
+        (lambda repo, out: dsv4_shard.plan(repo, tp=2, output=out / "in" / "none"), errors.WriteFailed, "No such file"),
+        (lambda repo, out: dsv4_shard.search(repo, gpus=0), errors.UsageError, "must be from 1"),
+        (lambda repo, out: dsv4_shard.compare(out, out), errors.BadPlan, "No such file"),
+        (lambda repo, out: dsv4_shard.explain(" \n"), errors.UsageError, "nothing to explain"),
+        (lambda repo, out: dsv4_shard.explain(out), errors.ReadFailed, "No such file"),
+        (lambda repo, out: dsv4_shard.reshard(repo, out), errors.UsageError, "neither --plan nor --tp"),
+        (lambda repo, out: dsv4_shard.reshard(repo, out, plan=out, dp=1), errors.UsageError, "--plan and --dp"),
+        (lambda repo, out: dsv4_shard.reshard(repo, out, tp=2, scratch=out), errors.UsageError, "--scratch"),
+        (lambda repo, out: dsv4_shard.reshard(repo, out, tp=2, jobs=0), errors.UsageError, "--jobs 0"),
+        (lambda repo, out: dsv4_shard.reshard(repo, out, tp=2, ranks=[]), errors.UsageError, "--ranks: none"),
+        (lambda repo, out: dsv4_shard.reshard(repo, out, ranks=[2], **REFERENCE), errors.UsageError, "rank 2 of 2"),
+        (lambda repo, out: dsv4_shard.reshard(repo, repo, **REFERENCE), errors.OutputInsideInput, "is the checkpoint"),
+        (lambda repo, out: dsv4_shard.reshard(repo, "s3://b/x", tp=2, ray="auto"), errors.UsageError, "not a URL"),
+        (lambda repo, out: dsv4_shard.reshard(repo, out, tp=2, ray="auto", ranks="0"), errors.UsageError, "--ranks"),
+        (lambda repo, out: dsv4_shard.reshard(repo, out, tp=2, ray="auto", download=True), errors.UsageError, "--down"),
+        (lambda repo, out: dsv4_shard.merge(repo, out), errors.UsageError, "a checkpoint, not the shards"),
+        (lambda repo, out: dsv4_shard.merge(repo, "s3://b/x"), errors.UsageError, "not a URL"),
+        (lambda repo, out: dsv4_shard.verify(out), errors.NotAResult, "no such folder"),
+        (lambda repo, out: dsv4_shard.verify([]), errors.UsageError, "no folder"),
+        (lambda repo, out: dsv4_shard.verify(out, numerics=True), errors.UsageError, "--numerics needs --against"),
+        (lambda repo, out: dsv4_shard.verify(out, layer=1), errors.UsageError, "--layer is of --numerics"),
+    ],
+)
+def test_what_a_command_stops_at_is_raised(call, error, match, tiny_checkpoint, tmp_path, capfd):
+    with pytest.raises(error, match=match):
+        call(tiny_checkpoint, tmp_path / "out")
+    assert capfd.readouterr() == ("", "")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("rank", "world"), [("2", "3"), ("0", "2")])
+def test_a_process_whose_launcher_leaves_nothing_to_it_is_told(rank, world, tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", world)
+    dsv4_shard.reshard(tiny_checkpoint, tmp_path / "out", ranks=[0], **REFERENCE)
+    with pytest.raises(errors.NothingToDo, match="nothing to do"):
+        dsv4_shard.reshard(tiny_checkpoint, tmp_path / "out", ranks="auto", **REFERENCE)
+    with pytest.raises(errors.RanksThere):
+        dsv4_shard.reshard(tiny_checkpoint, tmp_path / "out", ranks=[0], **REFERENCE)
+
+
+def test_verbs_print_nothing_remember_nothing_and_tell_how_far_they_are(tiny_checkpoint, shards, tmp_path, capfd):
+    begun: list[tuple[str, int]] = []
+    moved: list[int] = []
+    told: dict[str, Any] = {"on_begin": lambda *what: begun.append(what), "on_progress": moved.append, "jobs": 1}
+    dsv4_shard.inspect(tiny_checkpoint)
+    dsv4_shard.reshard(tiny_checkpoint, tmp_path / "out", **REFERENCE, **told)
+    dsv4_shard.merge(shards, tmp_path / "again", **told)
+    dsv4_shard.verify(shards, **told)
+    assert [what for what, _ in begun] == ["reshard", "merge", "verify"]
+    assert sum(moved) == sum(nbytes for _, nbytes in begun)
+    assert capfd.readouterr() == ("", "")
+    assert not (tmp_path / "state").exists()
+
+
+# --- what the docs show ----------------------------------------------------------------------------------------------
+
+
+def test_the_examples_of_the_docstrings_and_of_the_readme_give_what_they_say(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_checkpoint(tmp_path / "model")
+    finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner()
+    printed: list[str] = []
+    for verb in ("inspect", "plan", "search", "compare", "explain", "reshard", "merge", "verify"):
+        (example,) = finder.find(getattr(dsv4_shard, verb), verb, globs={"dsv4_shard": dsv4_shard})
+        assert example.examples, f"{verb} has no example"
+        runner.run(example, out=printed.append)
+    assert runner.summarize(verbose=False).failed == 0, "".join(printed)
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    exec(code.replace("DeepSeek-V4-Pro", "model").replace('"shards"', '"others"'), {})
+    assert (tmp_path / "others" / "manifest.json").is_file()

@@ -20,6 +20,7 @@ import typer
 from dsv4_shard import __version__
 from dsv4_shard.errors import ExitCode, RanksThere, ShardError, UnsupportedFamily, UsageError
 from dsv4_shard.escape import clean
+from dsv4_shard.terminal.signs import show_signs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -910,8 +911,6 @@ def _allow_open_files() -> None:
 
 def main() -> None:
     """Entry point."""
-    from dsv4_shard.terminal.console import show_signs
-
     signal.signal(signal.SIGTERM, _on_sigterm)
     _allow_open_files()
     for stream in (sys.stdout, sys.stderr):

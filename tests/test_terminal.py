@@ -22,9 +22,9 @@ from dsv4_shard.cli import app
 from dsv4_shard.engines.base import Request
 from dsv4_shard.plan import Plan, make_plan
 from dsv4_shard.roles import Module
-from dsv4_shard.terminal.console import show_signs
 from dsv4_shard.terminal.picture import show_broken, show_placed
 from dsv4_shard.terminal.planning import show_plan
+from dsv4_shard.terminal.signs import show_signs
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import wrap
 

@@ -1,8 +1,11 @@
-"""The pages: examples are what is printed, generated pages are up to date, schemas fit documents."""
+"""The pages: examples are what is printed, generated pages are up to date, schemas fit documents, the site builds."""
 
 import json
 import re
+import subprocess
+import sys
 from functools import cache
+from html.parser import HTMLParser
 
 import docexamples
 import jsonschema
@@ -25,7 +28,7 @@ def test_what_a_page_shows_is_what_is_printed(page):
 
 
 def test_pages_have_examples():
-    assert sum(example.kind == "console" for page in pages() for example in examples(page.read_text())) > 4
+    assert sum(example.kind == "console" for page in pages() for example in examples(page.read_text())) > 60
 
 
 PRINTED = ["first", "", "weights: 60.53 GB", "and more", "wrote it in 0.4 s (287.49 MB/s)"]
@@ -219,3 +222,52 @@ def test_what_is_no_plan_is_none_by_the_schema(spoil, result):
     spoil(plan)
     with pytest.raises(jsonschema.ValidationError):
         schema("plan").validate(plan)
+
+
+# --- the site ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site, built as `make docs` does."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "--keep-going"]
+    built = subprocess.run([*command, ROOT / "docs", folder], cwd=ROOT, capture_output=True, text=True)
+    assert (built.returncode, built.stderr) == (0, "")
+    return folder
+
+
+def test_the_site_builds_without_a_warning_and_has_every_page(site):
+    for page in pages()[1:]:
+        name = page.relative_to(ROOT / "docs").with_suffix(".html")
+        assert (site / name).is_file() is (name.stem != "api" or (ROOT / "dsv4_shard" / "api.py").is_file())
+    assert list(site.rglob("plan.schema.json"))
+
+
+class Loads(HTMLParser):
+    """What a page makes a browser load by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.urls = []
+
+    def handle_starttag(self, tag, attrs):
+        self.urls += [value for name, value in attrs if name == "src" or (tag == "link" and name == "href")]
+
+
+def test_nothing_of_the_site_is_loaded_from_elsewhere(site):
+    loaded = 0
+    for page in site.rglob("*.html"):
+        parser = Loads()
+        parser.feed(page.read_text())
+        loaded += len(parser.urls)
+        assert [url for url in parser.urls if re.match(r"(\w+:)?//", url) and not url.startswith("data:")] == []
+    assert loaded
+    for style in site.rglob("*.css"):
+        assert not re.search(r"(url\(|@import)\s*[\"']?(https?:)?//", style.read_text())
+
+
+def test_links_of_the_readme_lead_somewhere():
+    links = re.findall(r"\]\(([^)\s]+)\)", (ROOT / "README.md").read_text())
+    assert links
+    assert [link for link in links if "://" not in link and not (ROOT / link.partition("#")[0]).exists()] == []

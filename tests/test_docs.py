@@ -12,10 +12,13 @@ import jsonschema
 import pytest
 from docexamples import LEFT_OUT, ROOT, Differs, examples, pages, renew, skeleton_of, workspace
 from families import FAMILIES, write_family
-from fullsize import FLASH, PRO
+from fullsize import FLASH, PRO, inventory_of
 from test_cli import run
+from test_search import DEPLOYMENTS, requested
 
 from docs import generate
+from dsv4_shard.choosing import choose
+from dsv4_shard.engines.base import Request
 
 pytestmark = pytest.mark.xdist_group("docs")  # one process reads each full-size checkpoint once for all of these
 
@@ -29,6 +32,21 @@ def test_what_a_page_shows_is_what_is_printed(page):
 
 def test_pages_have_examples():
     assert sum(example.kind == "console" for page in pages() for example in examples(page.read_text())) > 60
+
+
+@pytest.mark.parametrize(("model", "gpus", "gpu", "engine", "options", "flags"), DEPLOYMENTS)
+def test_each_known_deployment_has_its_plan_and_launch_command_on_a_page(model, gpus, gpu, engine, options, flags):
+    inventory = inventory_of(model)[1]
+    wanted = choose(inventory, Request(**{"tp": gpus, "engine": engine, "gpu": gpu} | options)).at
+    shown = [
+        " ".join(example.shown)
+        for page in ("hopper", "blackwell")
+        for example in examples((ROOT / "docs" / "deployments" / f"{page}.md").read_text())
+        if example.code.startswith(f"dsv4-shard plan {model} --tp ")
+        and choose(inventory, requested(example.code)).at == wanted
+    ]
+    assert len(shown) == 1
+    assert [flag for flag in flags if flag not in shown[0]] == []
 
 
 PRINTED = ["first", "", "weights: 60.53 GB", "and more", "wrote it in 0.4 s (287.49 MB/s)"]

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check bench fuzz conformance contracts charts clean
+.PHONY: demo test check docs bench fuzz conformance contracts charts clean
 
 demo: $(READY)
 	rm -rf demo
@@ -17,6 +17,10 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, in docs/_build. A warning is an error, such as a link that leads nowhere.
+docs: $(READY)
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs docs/_build
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
@@ -55,7 +59,7 @@ charts:
 	cd charts && npm ci && npm run build
 
 clean:
-	rm -rf $(VENV) $(FUZZ_VENV) demo charts/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(FUZZ_VENV) demo docs/_build charts/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

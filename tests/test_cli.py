@@ -3,14 +3,11 @@
 import json
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from families import FAMILIES, write_family
 from fullsize import FLASH, PRO, inventory_of
 from typer.testing import CliRunner
 
@@ -286,20 +283,3 @@ def test_the_demo_ends_with_where_its_files_are_and_fits_a_narrow_terminal_in_as
     assert "all as it should be" in lines
     assert lines[-1] == "the plan in here/plan.json."
     assert len(list((tmp_path / "here" / "shards").glob("model-rank-*-part-0.safetensors"))) == 16
-
-
-def test_what_the_readme_shows_is_what_the_commands_print(monkeypatch, tmp_path):
-    """Console blocks of the README: each line stands in the output, in that order; `...` skips."""
-    text = (Path(__file__).parent.parent / "README.md").read_text()
-    blocks = re.findall(r"```console\n\$ dsv4-shard (.*?)\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) >= 2
-    for command, shown in blocks:
-        name, model, *_ = shlex.split(command)
-        if name != "explain":
-            folder = write_family(tmp_path / model, *FAMILIES[model]) if model in FAMILIES else root_of(model)
-            monkeypatch.chdir(folder.parent)
-        printed = run(*shlex.split(command)).stdout
-        position = 0
-        for part in shown.split("...\n"):
-            position = printed.find(part.rstrip("\n"), position)
-            assert position >= 0, f"{command}: not printed: {part}"

@@ -1,0 +1,24 @@
+"""How Sphinx makes the site: `make docs`. Nothing is fetched, neither to build it nor to look at it."""
+
+from importlib.util import find_spec
+
+from dsv4_shard import __version__
+
+project = "dsv4-shard"
+version = release = __version__
+language = "en"
+
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+exclude_patterns = ["_build"]
+if find_spec("dsv4_shard.api") is None:
+    exclude_patterns.append("reference/api.md")
+
+myst_heading_anchors = 3
+default_role = "code"  # `names` in docstrings, as in Markdown
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True, "exclude-members": "model_config"}
+
+html_theme = "furo"
+html_title = f"dsv4-shard {__version__}"
+html_copy_source = False
+html_show_copyright = False

@@ -1,0 +1,299 @@
+"""Writes the reference pages that follow from the code: commands, errors, GPUs, JSON documents and their schemas.
+
+    python -m docs.generate
+
+The pages are committed, so that they can be read and a change of them shows; `make test` fails where they are stale.
+"""
+
+import inspect
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import typer.main
+from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema
+
+from dsv4_shard import errors
+from dsv4_shard.cli import app
+from dsv4_shard.errors import ExitCode, ShardError
+from dsv4_shard.explain import Explanation
+from dsv4_shard.generic import UnknownInspection
+from dsv4_shard.gpus import GPUS, MIB, Gpu
+from dsv4_shard.inspect import Inspection
+from dsv4_shard.manifest import Manifest
+from dsv4_shard.numerics import Numerics
+from dsv4_shard.plan import Plan
+from dsv4_shard.plandiff import PlanComparison
+from dsv4_shard.search import Search
+from dsv4_shard.together import Together
+from dsv4_shard.verify import Verification
+
+FOLDER = Path(__file__).parent / "reference"
+_NOTE = "<!-- Written by `python -m docs.generate`: edit the code, or docs/generate.py. -->"
+
+
+class Document(NamedTuple):
+    """A JSON document: its model, and where it is met. Of `verdict`, the command adds its own keys to the model's."""
+
+    model: type[BaseModel]
+    met: str
+    verdict: bool = False
+
+
+DOCUMENTS = {
+    "plan": Document(Plan, "`plan --tp N --json`, `plan -o FILE`, and `plan.json` in a result"),
+    "manifest": Document(Manifest, "`manifest.json` in a result"),
+    "inspection": Document(Inspection, "`inspect --json`"),
+    "unknown-inspection": Document(UnknownInspection, "`inspect --json` of a family that is not known"),
+    "search": Document(Search, "`plan --gpus N --json`"),
+    "comparison": Document(PlanComparison, "`plan --compare A B --json`"),
+    "verification": Document(Verification, "`verify OUT --json`", verdict=True),
+    "together": Document(Together, "`verify OUT OUT… --json`", verdict=True),
+    "explanation": Document(Explanation, "`explain --json`"),
+}
+"""Name of the schema file → the document."""
+
+_ALONE = ("plan", "manifest")
+"""Documents with a page of their own; the others share one."""
+
+
+def generated() -> dict[str, str]:
+    """Every generated file of docs/reference, with its content."""
+    schemas = {name: schema_of(document) for name, document in DOCUMENTS.items()}
+    others = [name for name in DOCUMENTS if name not in _ALONE]
+    files = {
+        "commands.md": _page(_commands()),
+        "errors.md": _page(_errors()),
+        "gpus.md": _page(_gpus()),
+        "outputs.md": _page(_outputs([(name, schemas[name]) for name in others])),
+    }
+    for name in _ALONE:
+        files[f"{name}.md"] = _page(_alone(name, schemas[name]))
+    for name, schema in schemas.items():
+        files[f"{name}.schema.json"] = json.dumps(schema, indent=2) + "\n"
+    return files
+
+
+def _page(lines: Iterator[str]) -> str:
+    title, *rest = lines
+    return "\n".join([title, "", _NOTE, *rest]) + "\n"
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:
+    yield ""
+    yield f"| {' | '.join(head)} |"
+    yield f"|{'---|' * len(head)}"
+    for row in rows:
+        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
+    yield ""
+
+
+def _code(text: object) -> str:
+    return f"`{text}`"
+
+
+def _flat(text: str | None) -> str:
+    """A docstring on one line."""
+    return " ".join((text or "").split())
+
+
+# --- commands ------------------------------------------------------------------------------------------------------
+
+
+def _commands() -> Iterator[str]:
+    group = typer.main.get_command(app)
+    context = group.make_context(app.info.name, [], resilient_parsing=True)
+    yield "# Commands"
+    yield ""
+    yield from (group.help or "", "", app.info.epilog or "", "")
+    yield "Results go to stdout, everything else to stderr. Every command has `-h` and `--help`."
+    yield from _parameters(group, context)
+    for name, command in group.commands.items():
+        inner = command.make_context(name, [], parent=context, resilient_parsing=True)
+        yield f"## {name}"
+        yield ""
+        yield "```text"
+        yield command.get_usage(inner).removeprefix("Usage: ")
+        yield "```"
+        yield ""
+        yield inspect.cleandoc(command.help or "")
+        yield from _parameters(command, inner)
+
+
+def _parameters(command: Any, context: Any) -> Iterator[str]:
+    """Arguments and options as `--help` has them: values, text, defaults, bounds, environment variables."""
+    records = [record for one in command.params if (record := one.get_help_record(context)) is not None]
+    rows = [(_code(name), _flat(text).replace("[", "\\[")) for name, text in records]
+    yield from _table(("argument or option", "what it is"), rows)
+
+
+# --- errors --------------------------------------------------------------------------------------------------------
+
+
+def _errors() -> Iterator[str]:
+    yield "# Exit codes and errors"
+    yield ""
+    yield (
+        "An error is a message of what, where and why on stderr, and below it a hint of what to do next. In Python it "
+        "is an exception of `dsv4_shard.errors`, all of which are `ShardError`."
+    )
+    meanings = dict(re.findall(r"(\d+) ([^,.]+)", app.info.epilog or ""))
+    rows = [(str(code.value), _code(code.name), meanings[str(code.value)]) for code in ExitCode]
+    yield from _table(("exit code", "`ExitCode`", "meaning"), rows)
+    classes = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, ShardError)]
+    for code in ExitCode:
+        mine = [kind for kind in classes if kind.exit_code is code and kind is not ShardError]
+        if not mine:
+            continue
+        yield f"## Exit code {code.value}: {meanings[str(code.value)]}"
+        rows = []
+        for kind in mine:
+            parent = kind.__bases__[0]
+            inherited = kind.hint is not None and kind.hint == parent.hint
+            hint = f"that of {_code(parent.__name__)}" if inherited else kind.hint or "goes with the message"
+            rows.append((_code(kind.__name__), _code(parent.__name__), _flat(kind.__doc__), hint))
+        yield from _table(("error", "is a", "when", "hint, unless the message has its own"), rows)
+
+
+# --- GPUs ----------------------------------------------------------------------------------------------------------
+
+
+def _gpus() -> Iterator[str]:
+    yield "# GPUs"
+    yield ""
+    yield (
+        "What `--gpu` takes. Memory is what CUDA reports as total (`torch.cuda.get_device_properties().total_memory`), "
+        "which is what out-of-memory messages count on: less than `nvidia-smi` prints, and than the product's name "
+        "says. A GPU that is not listed is given by its memory: `--gpu-memory 96GB`, taken for a Hopper GPU."
+    )
+    held = [gpu for gpu in GPUS.values() if not gpu.unheld]
+    rows = [(*_of_gpu(gpu), f"{gpu.family} (sm_{gpu.sm})", gpu.source) for gpu in held]
+    yield from _table(("`--gpu`", "GPU", "MiB", "GiB", "family", "where its memory was seen"), rows)
+    yield "## Known by their memory alone"
+    yield ""
+    yield (
+        "No engine's rules were held against its own classes on these. Weights are reckoned as on the family named, so "
+        "that it is told whether they fit; no plan is called feasible, and no kernel is claimed."
+    )
+    unheld = [gpu for gpu in GPUS.values() if gpu.unheld]
+    rows = [(*_of_gpu(gpu), gpu.unheld, gpu.stands_for, gpu.source) for gpu in unheld]
+    yield from _table(
+        ("`--gpu`", "GPU", "MiB", "GiB", "architecture", "reckoned as", "where its memory was seen"), rows
+    )
+
+
+def _of_gpu(gpu: Gpu) -> tuple[str, ...]:
+    return _code(gpu.name), gpu.title, f"{gpu.memory // MIB:,}", f"{gpu.memory / (MIB << 10):.1f}"
+
+
+# --- JSON documents ------------------------------------------------------------------------------------------------
+
+
+def schema_of(document: Document) -> dict[str, Any]:
+    """The JSON schema of a document as it is written: keys with a default are there too."""
+    schema = document.model.model_json_schema(mode="serialization")
+    if document.verdict:
+        schema["properties"]["ok"] = {"type": "boolean"}
+        schema["$defs"]["Numerics"] = Numerics.model_json_schema(mode="serialization")
+    for model in (schema, *schema.get("$defs", {}).values()):
+        if "properties" in model:
+            model["required"] = list(model["properties"])
+    if document.verdict:
+        schema["properties"]["numerics"] = {"$ref": "#/$defs/Numerics"}  # only where it was asked for
+    return {"$schema": GenerateJsonSchema.schema_dialect} | schema
+
+
+def _alone(name: str, schema: dict[str, Any]) -> Iterator[str]:
+    yield f"# {schema['title']}"
+    yield ""
+    yield from _document(name, schema, {schema["title"]}, "##")
+
+
+def _outputs(schemas: list[tuple[str, dict[str, Any]]]) -> Iterator[str]:
+    yield "# Other JSON documents"
+    yield ""
+    yield (
+        "What `--json` prints, where a model says what that is. `reshard` and `merge` print what they wrote (files, "
+        "bytes), or with `--dry-run` what they would, as an object that has no schema."
+    )
+    said = {schema["title"] for _, schema in schemas}
+    for name, schema in schemas:
+        yield ""
+        yield f"## {schema['title']}"
+        yield ""
+        yield from _document(name, schema, said, "###")
+
+
+def _document(name: str, schema: dict[str, Any], said: set[str], level: str) -> Iterator[str]:
+    """A document, and below headings of `level` those of its models that were not `said` on the page already."""
+    document = DOCUMENTS[name]
+    yield f"{document.met}. Schema: [{name}.schema.json]({name}.schema.json)."
+    yield ""
+    yield _flat(schema.get("description"))
+    if document.verdict:
+        yield ""
+        yield "`ok`: `problems` is empty, in every folder; the command adds it, and `numerics` with `--numerics`."
+    yield from _fields(schema)
+    for title, inner in sorted(schema.get("$defs", {}).items()):
+        if title in said:
+            continue
+        said.add(title)
+        yield f"{level} {title}"
+        yield ""
+        yield _flat(inner.get("description"))
+        if "enum" in inner:
+            yield ""
+            yield f"One of {', '.join(_code(json.dumps(value)) for value in inner['enum'])}."
+            yield ""
+        else:
+            yield from _fields(inner)
+
+
+def _fields(schema: dict[str, Any]) -> Iterator[str]:
+    required = schema.get("required", ())
+    rows = [(_code(name), _type(field) + ("" if name in required else ", or not there"))
+            for name, field in schema["properties"].items()]  # fmt: skip
+    yield from _table(("key", "value"), rows)
+
+
+def _type(field: dict[str, Any]) -> str:
+    """A field's schema in words."""
+    match field:
+        case {"$ref": ref}:
+            name = ref.rpartition("/")[2]
+            return f"[{name}](#{name.lower()})"
+        case {"anyOf": kinds}:
+            return " or ".join(map(_type, kinds))
+        case {"const": value}:
+            return _code(json.dumps(value))
+        case {"enum": values}:
+            return " or ".join(_code(json.dumps(value)) for value in values)
+        case {"type": "array", "prefixItems": items}:
+            return f"[{', '.join(map(_type, items))}]"
+        case {"type": "array", "items": items}:
+            return f"list of {_type(items)}"
+        case {"type": "object", "additionalProperties": dict(values)}:
+            return f"object of {_type(values)}"
+        case {"type": str(kind)}:
+            bounds = [f"{sign} {field[key]}" for key, sign in _BOUNDS.items() if key in field]
+            return " ".join([kind, *bounds])
+    return "any value"
+
+
+_BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+
+
+def main() -> None:
+    for name, content in generated().items():
+        path = FOLDER / name
+        if not path.exists() or path.read_text() != content:
+            path.write_text(content)
+            print(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,291 @@
+"""The pages: examples are what is printed, generated pages are up to date, schemas fit documents, the site builds."""
+
+import json
+import re
+import subprocess
+import sys
+from functools import cache
+from html.parser import HTMLParser
+
+import docexamples
+import jsonschema
+import pytest
+from docexamples import LEFT_OUT, ROOT, Differs, examples, pages, renew, skeleton_of, workspace
+from families import FAMILIES, write_family
+from fullsize import FLASH, PRO, inventory_of
+from test_cli import run
+from test_search import DEPLOYMENTS, requested
+
+from docs import generate
+from dsv4_shard.choosing import choose
+from dsv4_shard.engines.base import Request
+
+pytestmark = pytest.mark.xdist_group("docs")  # one process reads each full-size checkpoint once for all of these
+
+# --- examples ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_page_shows_is_what_is_printed(page):
+    assert docexamples.renewed_page(page, exactly=True) == page.read_text()
+
+
+def test_pages_have_examples():
+    assert sum(example.kind == "console" for page in pages() for example in examples(page.read_text())) > 60
+
+
+@pytest.mark.parametrize(("model", "gpus", "gpu", "engine", "options", "flags"), DEPLOYMENTS)
+def test_each_known_deployment_has_its_plan_and_launch_command_on_a_page(model, gpus, gpu, engine, options, flags):
+    inventory = inventory_of(model)[1]
+    wanted = choose(inventory, Request(**{"tp": gpus, "engine": engine, "gpu": gpu} | options)).at
+    shown = [
+        " ".join(example.shown)
+        for page in ("hopper", "blackwell")
+        for example in examples((ROOT / "docs" / "deployments" / f"{page}.md").read_text())
+        if example.code.startswith(f"dsv4-shard plan {model} --tp ")
+        and choose(inventory, requested(example.code)).at == wanted
+    ]
+    assert len(shown) == 1
+    assert [flag for flag in flags if flag not in shown[0]] == []
+
+
+PRINTED = ["first", "", "weights: 60.53 GB", "and more", "wrote it in 0.4 s (287.49 MB/s)"]
+
+
+@pytest.mark.parametrize("shown", [
+    ("first", "...", "wrote it in 3.1 s (2.3 GB/s)"),
+    ("...", "weights: 60.53 GB", "..."),
+    ("...", "", "weights: 60.53 GB", "and more", "", "..."),
+    tuple(PRINTED),
+])  # fmt: skip
+def test_shown_lines_that_are_printed_stay_as_they_are(shown):
+    assert renew(shown, PRINTED, exactly=True) == [line for line in shown if line or LEFT_OUT not in shown]
+
+
+@pytest.mark.parametrize("shown", [
+    ("first",),  # more is printed, and no `...` says so
+    ("weights: 60.53 GB", "..."),  # not the beginning
+    ("...", "and more"),  # not the end
+    ("first", "...", "weights: 60.5 GB", "..."),
+    ("...", "and more", "...", "weights: 60.53 GB", "..."),  # in another order
+    (),
+])  # fmt: skip
+def test_shown_lines_that_are_not_printed_differ(shown):
+    with pytest.raises(Differs):
+        renew(shown, PRINTED, exactly=True)
+
+
+def test_lines_that_changed_are_renewed_and_what_is_left_out_stays_left_out():
+    shown = ("first", "...", "weights: 59.99 GB", "...")
+    assert renew(shown, PRINTED, exactly=False) == ["first", "...", "weights: 60.53 GB", "..."]
+
+
+def test_a_line_that_nothing_is_like_any_more_has_to_be_edited():
+    with pytest.raises(Differs, match="edit the page"):
+        renew(("...", "Nearest layouts that run", "..."), PRINTED, exactly=False)
+
+
+def test_writing_a_page_renews_what_it_shows(tmp_path, monkeypatch):
+    monkeypatch.setattr(docexamples, "ROOT", tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text(
+        "```console\n$ dsv4-shard --version\nold\n\n$ dsv4-shard plan --tp 0; echo $?\n...\n```\n\n"
+        "```python\nprint(6 * 7)\n```\n\n```text\n41\n```\n"
+    )
+    renewed = docexamples.renewed_page(page, exactly=False)
+    assert re.search(r"--version\ndsv4-shard [\d.]+\n\n\$ dsv4-shard plan --tp 0; echo \$\?\n\.\.\.\n", renewed)
+    assert renewed.endswith("```text\n42\n```\n")
+    page.write_text(renewed)
+    assert docexamples.renewed_page(page, exactly=True) == renewed
+
+
+@pytest.mark.parametrize(("text", "why"), [
+    ("```console\n$ rm -rf x\n```\n", "only commands of dsv4-shard"),
+    ("```console\ndsv4-shard plan\n```\n", "does not begin with a command"),
+    ("```python\nprint(1)\n```\n", "no text block follows"),
+])  # fmt: skip
+def test_an_example_that_cannot_be_run_or_held_is_an_error(text, why, tmp_path, monkeypatch):
+    monkeypatch.setattr(docexamples, "ROOT", tmp_path)
+    (tmp_path / "page.md").write_text(text)
+    with pytest.raises(Differs, match=why):
+        docexamples.renewed_page(tmp_path / "page.md", exactly=True)
+
+
+# --- what is generated ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", generate.generated())
+def test_a_generated_page_is_what_the_code_gives(name):
+    """`python -m docs.generate` writes them."""
+    assert (generate.FOLDER / name).read_text() == generate.generated()[name]
+
+
+def test_every_command_option_and_error_is_on_its_page():
+    commands = (generate.FOLDER / "commands.md").read_text()
+    assert re.findall(r"^## (\w+)", commands, re.MULTILINE) == [
+        "inspect", "plan", "reshard", "merge", "verify", "explain", "demo"
+    ]  # fmt: skip
+    for option in ("--gpus", "--shared-experts", "--ranks", "--numerics", "--repo", "-o, --output", "--version"):
+        assert f"`{option}" in commands
+    errors = (generate.FOLDER / "errors.md").read_text()
+    for error in ("GitLfsPointer", "InfeasiblePlan", "ForeignPlan", "NotEnoughDisk", "Throttled"):
+        assert f"| `{error}` |" in errors
+
+
+# --- schemas -------------------------------------------------------------------------------------------------------
+
+
+@cache
+def schema(name):
+    """A validator for what the committed schema of that name says."""
+    document = json.loads((generate.FOLDER / f"{name}.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(document)
+    return jsonschema.Draft202012Validator(document)
+
+
+def printed(*arguments):
+    """The JSON that a command prints, whatever its exit code."""
+    return json.loads(run(*arguments, "--json").stdout)
+
+
+@pytest.fixture(scope="module")
+def result(tiny_checkpoint, tmp_path_factory):
+    """Shards of two ranks, each in a folder of its own, and of both in one."""
+    folder = tmp_path_factory.mktemp("result")
+    options = (tiny_checkpoint, "--tp", "2", "--engine", "reference")
+    run("plan", *options, "-o", folder / "plan.json")
+    run("reshard", options[0], folder / "both", "--plan", folder / "plan.json")
+    for rank in "01":
+        run("reshard", options[0], folder / rank, "--plan", folder / "plan.json", "--ranks", rank)
+    return folder
+
+
+@pytest.mark.parametrize("arguments", [
+    (PRO, "--tp", "16", "--gpu", "h20-96"), (PRO, "--tp", "8", "--gpu", "h100"), (FLASH, "--tp", "16"),
+    (PRO, "--tp", "8", "--engine", "vllm", "--dp", "2", "--ep", "16"), (PRO, "--tp", "8", "--gpu", "mi355x"),
+    (PRO, "--tp", "16", "--engine", "node", "--nodes", "2"), (PRO, "--tp", "8", "--engine", "trtllm", "--dp", "8"),
+])  # fmt: skip
+def test_plans_are_as_their_schema_says(arguments, tmp_path):
+    with workspace(tmp_path):
+        schema("plan").validate(printed("plan", skeleton_of(arguments[0]), *arguments[1:]))
+
+
+def test_the_files_of_a_result_are_as_their_schemas_say(result):
+    for folder in ("both", "0", "1"):
+        schema("manifest").validate(json.loads((result / folder / "manifest.json").read_text()))
+        schema("plan").validate(json.loads((result / folder / "plan.json").read_text()))
+    run("merge", result / "both", result / "merged")
+    schema("manifest").validate(json.loads((result / "merged" / "manifest.json").read_text()))
+
+
+def test_the_manifest_of_linked_files_is_as_its_schema_says(tiny_checkpoint, tmp_path):
+    run("reshard", tiny_checkpoint, tmp_path / "out", "--tp", "2")
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert any(file["links"] for file in manifest["files"])
+    schema("manifest").validate(manifest)
+
+
+def test_what_verify_prints_is_as_its_schemas_say(result, tiny_checkpoint):
+    schema("verification").validate(printed("verify", result / "both"))
+    against = ("--against", tiny_checkpoint, "--numerics")
+    document = printed("verify", result / "both", *against)
+    assert document["numerics"]["ranks"] == 2
+    schema("verification").validate(document)
+    schema("together").validate(printed("verify", result / "0", result / "1"))
+    schema("together").validate(printed("verify", result / "0", result / "1", *against))
+
+
+def test_what_verify_prints_of_damage_is_as_its_schema_says(result, tmp_path):
+    (tmp_path / "manifest.json").write_bytes((result / "0" / "manifest.json").read_bytes())
+    document = printed("verify", tmp_path)
+    assert document["problems"]
+    schema("verification").validate(document)
+
+
+@pytest.mark.parametrize("arguments", [(PRO, "16", "h20-96"), (PRO, "8", "h100"), (FLASH, "8", "mi355x")])
+def test_searches_are_as_their_schema_says(arguments, tmp_path):
+    model, gpus, gpu = arguments
+    options = ("--gpus", gpus, "--gpu", gpu, "--engine", "sglang,vllm")
+    with workspace(tmp_path):
+        schema("search").validate(printed("plan", skeleton_of(model), *options))
+
+
+def test_inspections_are_as_their_schemas_say(tiny_checkpoint, tmp_path):
+    schema("inspection").validate(printed("inspect", tiny_checkpoint))
+    for name, family in FAMILIES.items():
+        schema("unknown-inspection").validate(printed("inspect", write_family(tmp_path / name, *family)))
+
+
+def test_comparisons_are_as_their_schema_says(result, tiny_checkpoint):
+    run("plan", tiny_checkpoint, "--tp", "4", "--gpu", "h200", "-o", result / "other.json")
+    for a, b in (("plan", "plan"), ("plan", "other")):
+        schema("comparison").validate(printed("plan", "--compare", result / f"{a}.json", result / f"{b}.json"))
+
+
+@pytest.mark.parametrize("text", [
+    "nothing that is known",
+    "The input_size of down's weight = 192 is not divisible by weight quantization block_k = 128.",
+    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",
+])  # fmt: skip
+def test_explanations_are_as_their_schema_says(text):
+    schema("explanation").validate(printed("explain", text))
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda plan: plan.pop("memory"), lambda plan: plan.update(more=1), lambda plan: plan.update(feasible="yes"),
+    lambda plan: plan["modules"][0].update(part_of="neither"), lambda plan: plan["launch"].pop("commands"),
+])  # fmt: skip
+def test_what_is_no_plan_is_none_by_the_schema(spoil, result):
+    plan = json.loads((result / "plan.json").read_text())
+    spoil(plan)
+    with pytest.raises(jsonschema.ValidationError):
+        schema("plan").validate(plan)
+
+
+# --- the site ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site, built as `make docs` does."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "--keep-going"]
+    built = subprocess.run([*command, ROOT / "docs", folder], cwd=ROOT, capture_output=True, text=True)
+    assert (built.returncode, built.stderr) == (0, "")
+    return folder
+
+
+def test_the_site_builds_without_a_warning_and_has_every_page(site):
+    for page in pages()[1:]:
+        name = page.relative_to(ROOT / "docs").with_suffix(".html")
+        assert (site / name).is_file() is (name.stem != "api" or (ROOT / "dsv4_shard" / "api.py").is_file())
+    assert list(site.rglob("plan.schema.json"))
+
+
+class Loads(HTMLParser):
+    """What a page makes a browser load by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.urls = []
+
+    def handle_starttag(self, tag, attrs):
+        self.urls += [value for name, value in attrs if name == "src" or (tag == "link" and name == "href")]
+
+
+def test_nothing_of_the_site_is_loaded_from_elsewhere(site):
+    loaded = 0
+    for page in site.rglob("*.html"):
+        parser = Loads()
+        parser.feed(page.read_text())
+        loaded += len(parser.urls)
+        assert [url for url in parser.urls if re.match(r"(\w+:)?//", url) and not url.startswith("data:")] == []
+    assert loaded
+    for style in site.rglob("*.css"):
+        assert not re.search(r"(url\(|@import)\s*[\"']?(https?:)?//", style.read_text())
+
+
+def test_links_of_the_readme_lead_somewhere():
+    links = re.findall(r"\]\(([^)\s]+)\)", (ROOT / "README.md").read_text())
+    assert links
+    assert [link for link in links if "://" not in link and not (ROOT / link.partition("#")[0]).exists()] == []

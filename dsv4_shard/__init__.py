@@ -16,10 +16,22 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from dsv4_shard import errors
-from dsv4_shard.api import compare, explain, inspect, plan, search
+from dsv4_shard.api import compare, explain, inspect, plan, report, search
 from dsv4_shard.moving import merge, reshard, verify
 
-__all__ = ["__version__", "compare", "errors", "explain", "inspect", "merge", "plan", "reshard", "search", "verify"]
+__all__ = [
+    "__version__",
+    "compare",
+    "errors",
+    "explain",
+    "inspect",
+    "merge",
+    "plan",
+    "report",
+    "reshard",
+    "search",
+    "verify",
+]
 
 
 class _Package(ModuleType):

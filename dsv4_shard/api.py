@@ -1,4 +1,5 @@
-"""Verbs that read headers, as functions: `inspect`, `plan`, `search`, `compare`, `explain`. Others are in `moving`.
+"""Verbs that read headers, as functions: `inspect`, `plan`, `search`, `compare`, `report`, `explain`. Others are in
+`moving`.
 
 The commands call them, and show what they return: nothing here prints, asks or exits. What a command says no to is in
 the result (`has_errors`, `feasible`, `best`, `recognised`); what it stops at is raised, as a ShardError of
@@ -9,32 +10,58 @@ What the verbs need is imported when they are called: this module is imported wi
 `dsv4-shard --version` and completion.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict, Unpack
 
-from dsv4_shard.errors import ReadFailed, UnsupportedFamily, UsageError
+from dsv4_shard.errors import ReadFailed, ShardError, UnsupportedFamily, UsageError
 
 if TYPE_CHECKING:
+    from dsv4_shard.checkpoint import Checkpoint
     from dsv4_shard.engines.base import Request
     from dsv4_shard.explain import Explanation
     from dsv4_shard.generic import UnknownInspection
     from dsv4_shard.inspect import Inspection
+    from dsv4_shard.inventory import Inventory
     from dsv4_shard.plan import Plan
     from dsv4_shard.plandiff import PlanComparison
+    from dsv4_shard.report import Report
     from dsv4_shard.search import Search
 
 
+class LayoutOptions(TypedDict, total=False):
+    """The options of `plan` and of `search` that name a layout, or leave a choice open with None."""
+
+    tp: int
+    ep: int | None
+    dp: int
+    engine: str
+    runner: str | None
+    a2a: str | None
+    shared_experts: str
+    gpu: str | None
+    gpu_memory: str | None
+    nodes: int | None
+    expert_dtype: str | None
+    engine_version: str | None
+
+
 def inspect(
-    repo: str | Path, *, tp: Iterable[int] | None = None, refresh: bool = False
+    repo: str | Path,
+    *,
+    tp: Iterable[int] | None = None,
+    gpu: str | None = None,
+    gpu_memory: str | None = None,
+    refresh: bool = False,
 ) -> "Inspection | UnknownInspection":
     """What a checkpoint is and holds, what is wrong with it, and at which TP each engine can run it.
 
     `repo` is a folder (of a checkpoint, or of all its rank shards), `org/name[@revision]` on the Hub, or the URL of an
-    object store. Reads headers only. `tp` are the sizes to try, by default the powers of two up to 64; `refresh` asks
-    the Hub where a branch is, though it was asked within the hour. Of families that are not known, an UnknownInspection
+    object store. Reads headers only. `tp` are the sizes to try, by default the powers of two up to 64, on Hopper or,
+    with its memory, on the GPU that `gpu` or `gpu_memory` name; `refresh` asks the Hub where a branch is, though it was
+    asked within the hour. Of families that are not known, an UnknownInspection
     says what they hold, and where whole blocks divide.
 
     Raises UsageError where `repo` or a TP means nothing, an Unreachable where it cannot be had, and a ShardError for a
@@ -59,7 +86,7 @@ def inspect(
             checkpoint, inventory = open_checkpoint(str(repo), refresh=refresh, exact=False)
         except UnsupportedFamily:
             return inspect_unknown(read_unknown(open_source(str(repo))), tps)
-        return inspect_checkpoint(checkpoint, inventory, tps)
+        return inspect_checkpoint(checkpoint, inventory, tps, gpu, gpu_memory)
 
 
 def plan(
@@ -132,17 +159,13 @@ def search(
     >>> found.best.options
     '--tp 16 --ep 16 --engine vllm --gpu h20-96'
     """
-    from dsv4_shard.engines import SERVING
     from dsv4_shard.opening import open_checkpoint
     from dsv4_shard.planfile import save_plan
     from dsv4_shard.search import plan_best
-    from dsv4_shard.search import search as search_layouts
 
-    asked = request_of(gpus, gpu=gpu, nodes=nodes, expert_dtype=expert_dtype, engine_version=engine_version,
-                     gpu_memory=gpu_memory)  # fmt: skip
-    engines = engine.split(",") if isinstance(engine, str) else SERVING if engine is None else engine
     checkpoint, inventory = open_checkpoint(str(repo), refresh=refresh, exact=False)
-    found = search_layouts(checkpoint, inventory, asked, tuple(engines))
+    found = _search(checkpoint, inventory, gpus, engine, gpu=gpu, gpu_memory=gpu_memory, nodes=nodes,
+                    expert_dtype=expert_dtype, engine_version=engine_version)  # fmt: skip
     if output is not None and found.best is not None:
         save_plan(plan_best(checkpoint, inventory, found), Path(output))
     return found
@@ -161,6 +184,64 @@ def compare(a: "str | Path | Plan", b: "str | Path | Plan") -> "PlanComparison":
 
     names = tuple(name if isinstance(one, Plan) else str(one) for name, one in (("a", a), ("b", b)))
     return compare_plans(plan_of(a), plan_of(b), (names[0], names[1]))
+
+
+def report(
+    source: "str | Path | Plan",
+    *,
+    output: str | Path | None = None,
+    repo: str | Path | None = None,
+    gpus: int | None = None,
+    refresh: bool = False,
+    **asked: Unpack[LayoutOptions],
+) -> "Report":
+    """One HTML file to look at and to send: what runs and why, what each rank holds, and how it is launched.
+
+    `source` is a plan, a plan file (`*.json`), or a checkpoint as in `inspect`; then the keywords of `plan` or, with
+    `gpus`, those of `search` name the layout, and with none of these the report is of the checkpoint alone. A plan is
+    held against its checkpoint, which is looked for where the plan names it, or in `repo`. `output` is the file to
+    write, of some 300 kB; `to_html` gives the page itself.
+
+    Raises UsageError for what does not go together, ForeignPlan and BadPlan, what `plan` raises, and WriteFailed.
+
+    >>> made = dsv4_shard.report("model", tp=16, gpu="h20-96", output="report.html")
+    >>> made.ranks[0].weights == made.plan.memory.weights
+    True
+    """
+    from dsv4_shard.opening import open_checkpoint, pinned
+    from dsv4_shard.output import write_text
+    from dsv4_shard.plan import make_plan
+    from dsv4_shard.planfile import check_plan
+    from dsv4_shard.report import make_report, to_html
+    from dsv4_shard.search import plan_best
+
+    given = _plan_given(source)
+    if given is not None and (asked or gpus is not None):
+        option = _option(asked or {"gpus": gpus})
+        raise UsageError(f"{option} beside a plan: the plan says it already", hint=f"Leave out {option}.")
+    if given is None and asked and gpus is None and "tp" not in asked:
+        raise UsageError(f"{_option(asked)} without --tp or --gpus", hint="Add one of these, or name a plan file.")
+    if given is None and repo is not None:
+        raise UsageError(f"--repo: {source} is no plan file, but a checkpoint itself", hint="Leave out --repo.")
+    name = str(source) if given is None else str(repo or given.source.label)
+    try:
+        checkpoint, inventory = open_checkpoint(pinned(name, given), refresh=refresh, exact=False)
+    except ShardError as error:
+        if given is not None and repo is None:
+            error.add_note(f"the plan names its checkpoint {name}: if that is elsewhere, say where with --repo")
+        raise
+    plan, found = given, None
+    if given is not None:
+        plan = check_plan(given, checkpoint, inventory)
+    elif gpus is not None:
+        found = _search(checkpoint, inventory, gpus, **asked)
+        plan = plan_best(checkpoint, inventory, found) if found.best is not None else None
+    elif asked:
+        plan = make_plan(checkpoint, inventory, request_of(**asked))
+    made = make_report(checkpoint, inventory, plan, found)
+    if output is not None:
+        write_text(Path(output), to_html(made))
+    return made
 
 
 def explain(text: str | Path | BinaryIO, *, repo: str | Path | None = None) -> "Explanation":
@@ -198,6 +279,30 @@ def request_of(tp: int, *, engine: str = "sglang", shared_experts: str = "auto",
     from dsv4_shard.engines.base import Request
 
     return Request(tp, engine=find_engine(engine).name, shared=shared_experts, **others)
+
+
+def _search(
+    checkpoint: "Checkpoint", inventory: "Inventory", gpus: int, engine: str | Iterable[str] | None = None, **asked: Any
+) -> "Search":
+    from dsv4_shard.engines import SERVING
+    from dsv4_shard.search import search as search_layouts
+
+    engines = engine.split(",") if isinstance(engine, str) else SERVING if engine is None else engine
+    return search_layouts(checkpoint, inventory, request_of(gpus, **asked), tuple(engines))
+
+
+def _option(asked: Mapping[str, object]) -> str:
+    """The first of what was asked, as the command line has it."""
+    return "--" + next(iter(asked)).replace("_", "-")
+
+
+def _plan_given(source: "str | Path | Plan") -> "Plan | None":
+    """A plan, or that in a file that is called like one; None for what names a checkpoint. Raises BadPlan."""
+    from dsv4_shard.plan import Plan
+
+    if isinstance(source, Plan) or str(source).endswith(".json"):
+        return plan_of(source)
+    return None
 
 
 def plan_of(plan: "str | Path | Plan") -> "Plan":

@@ -127,6 +127,8 @@ def _main(
 def inspect(
     repo: options.RepoArg,
     tp: options.TpsOpt = "1,2,4,8,16,32,64",
+    gpu: options.GpuOpt = None,
+    gpu_memory: options.GpuMemoryOpt = None,
     refresh: options.RefreshOpt = False,
     as_json: options.JsonOpt = False,
 ) -> None:
@@ -140,7 +142,7 @@ def inspect(
     from dsv4_shard.terminal.inspection import show_inspection
     from dsv4_shard.terminal.unknown import show_unknown
 
-    inspection = dsv4_shard.inspect(repo, tp=_numbers(tp, "--tp"), refresh=refresh)
+    inspection = dsv4_shard.inspect(repo, tp=_numbers(tp, "--tp"), gpu=gpu, gpu_memory=gpu_memory, refresh=refresh)
     recent.remember(repo)
     if as_json:
         _print_json(inspection.model_dump(mode="json"))
@@ -235,6 +237,42 @@ def _compare(a: Path, b: Path, as_json: bool) -> None:
         _print_json(comparison.model_dump(mode="json"))
     else:
         show_comparison(_consoles()[0], comparison)
+
+
+@app.command()
+@_reported
+def report(
+    context: typer.Context,
+    source: options.SourceArg,
+    output: options.PageOutputOpt = Path("report.html"),
+    repo: options.PlansRepoOpt = None,
+    tp: options.TpOpt = None,
+    gpus: options.GpusOpt = None,
+    ep: options.EpOpt = None,
+    dp: options.DpOpt = 1,
+    engine: options.EngineOpt = "sglang",
+    runner: options.RunnerOpt = None,
+    a2a: options.A2aOpt = None,
+    shared_experts: options.SharedOpt = "auto",
+    gpu: options.GpuOpt = None,
+    gpu_memory: options.GpuMemoryOpt = None,
+    nodes: options.NodesOpt = None,
+    expert_dtype: options.ExpertDtypeOpt = None,
+    engine_version: options.VersionOpt = None,
+    refresh: options.RefreshOpt = False,
+) -> None:
+    """One HTML file to look at and to send: what runs and why, what each rank holds, and how it is launched.
+
+    Of a plan, of the layout that --tp or --gpus name as in `plan`, or of the checkpoint alone. The page asks the
+    network for nothing. Exit code 0 also where the layout does not run: the page says so.
+    """
+    from dsv4_shard.terminal.writing import show_report
+
+    asked = _asked(context)
+    if gpus is not None:
+        _refuse_beside_gpus(asked)
+    made = dsv4_shard.report(source, output=output, repo=repo, gpus=gpus, refresh=refresh, **asked)
+    show_report(_consoles()[0], made, output)
 
 
 @app.command()
@@ -511,7 +549,7 @@ def _refuse_beside_gpus(asked: dict[str, Any]) -> None:
     """The search tries all of these itself. Raises UsageError."""
     for name in _SEARCHED:
         if name in asked:
-            option = "--" + name.replace("_", "-")
+            option = _option(name)
             raise UsageError(f"--gpus and {option}: the search tries them all", hint=f"Leave out {option}, or --gpus.")
 
 
@@ -519,8 +557,13 @@ def _refuse_beside_compare(context: typer.Context) -> None:
     """`plan --compare` takes no other option: the files say it all. Raises UsageError."""
     for name in context.params:
         if name not in ("compare", "as_json") and _is_given(context, name):
-            option = "REPO" if name == "repo" else "--" + name.replace("_", "-")
+            option = "REPO" if name == "repo" else _option(name)
             raise UsageError(f"--compare and {option}: plan files are taken as they are", hint=f"Leave out {option}.")
+
+
+def _option(name: str) -> str:
+    """A parameter as the command line has it."""
+    return "--" + name.replace("_", "-")
 
 
 def _is_given(context: typer.Context, name: str) -> bool:

@@ -13,6 +13,7 @@ RepoArg = Annotated[
 DefaultRepoArg = Annotated[
     str | None, typer.Argument(help="Checkpoint; default: the current folder, else the one last inspected.")
 ]
+SourceArg = Annotated[str, typer.Argument(help="A plan file (*.json), or a checkpoint as `inspect` takes it.")]
 RanksArg = Annotated[str, typer.Argument(help="Folder of rank shards: reshard's, or DeepSeek's converter's.")]
 ResultsArg = Annotated[
     list[Path], typer.Argument(help="A folder that reshard made, or those of shares, as one result.")
@@ -22,6 +23,9 @@ TextArg = Annotated[
 ]
 ModelOpt = Annotated[
     str | None, typer.Option("--repo", help="Hold it against this checkpoint, not against the releases' sizes.")
+]
+PlansRepoOpt = Annotated[
+    str | None, typer.Option("--repo", help="Where the plan's checkpoint is; default: where the plan names it.")
 ]
 RefreshOpt = Annotated[
     bool, typer.Option("--refresh", help="Ask the Hub where the branch is, though it was asked within the hour.")
@@ -65,6 +69,7 @@ ExpertDtypeOpt = Annotated[
 ]
 VersionOpt = Annotated[str | None, typer.Option("--engine-version", help="Default: the newest that is known.")]
 PlanOutputOpt = Annotated[Path | None, typer.Option("--output", "-o", help="Also write the plan to this file.")]
+PageOutputOpt = Annotated[Path, typer.Option("--output", "-o", help="The file to write.")]
 CompareOpt = Annotated[
     tuple[Path, Path] | None, typer.Option("--compare", metavar="A B", help="What differs between two plan files.")
 ]

@@ -1,10 +1,10 @@
-"""Whether a folder can be the output: not the input, not somebody's, and with room for what is to be written."""
+"""Whether a folder can be the output: not the input, not somebody's, and with room for it; and small files."""
 
 import os
 import shutil
 from pathlib import Path
 
-from dsv4_shard.errors import NotEnoughDisk, OutputError, OutputInsideInput, OutputNotEmpty
+from dsv4_shard.errors import NotEnoughDisk, OutputError, OutputInsideInput, OutputNotEmpty, WriteFailed
 from dsv4_shard.manifest import MANIFEST_NAME
 
 
@@ -58,3 +58,19 @@ def free_bytes(out: Path) -> int:
 def plain(out: Path) -> Path:
     """`out` with a name of its own, also where it is given as `.` or ends in `..`."""
     return Path(os.path.abspath(out))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file, which appears only when it is complete. Raises WriteFailed."""
+    try:
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")  # a pipe or a terminal
+            return
+        scratch = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            scratch.write_text(text, encoding="utf-8")
+            scratch.replace(path)
+        finally:
+            scratch.unlink(missing_ok=True)
+    except OSError as error:
+        raise WriteFailed(f"{path}: {error.strerror}") from error

@@ -40,6 +40,8 @@ from dsv4_shard.roles import Module, Part, Role, Stage
 
 SCHEMA_VERSION: Literal[1] = 1
 _ALTERNATIVES = 3
+MEMORY_RULE = "memory"
+"""The rule that weights fit, which no engine states."""
 
 
 class _Document(BaseModel):
@@ -284,7 +286,7 @@ def memory_breach(memory: PlanMemory | None) -> list[Breach]:
         return []
     gib = 1 << 30
     reason = f"{memory.weights / gib:.1f} GiB of weights a rank, {memory.gpu} has {memory.capacity / gib:.1f} GiB"
-    return [Breach("memory", Module.ROUTED, reason, None, "out of memory while the weights load",
+    return [Breach(MEMORY_RULE, Module.ROUTED, reason, None, "out of memory while the weights load",
                    ("more GPUs", "--ep or --tp that cut the routed experts further"))]  # fmt: skip
 
 

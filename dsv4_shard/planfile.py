@@ -9,11 +9,12 @@ from pydantic import ValidationError
 from dsv4_shard import __version__
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.engines.base import Request
-from dsv4_shard.errors import BadPlan, ForeignPlan, UsageError, WriteFailed
+from dsv4_shard.errors import BadPlan, ForeignPlan, UsageError
 from dsv4_shard.escape import short, short_name
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.jsonfile import BadJson, is_plain, parse_json
 from dsv4_shard.origin import differences, origin_of
+from dsv4_shard.output import write_text
 from dsv4_shard.plan import SCHEMA_VERSION, Plan, make_plan
 
 MAX_PLAN_BYTES = 64 << 20
@@ -49,10 +50,7 @@ def load_plan(path: Path) -> Plan:
 
 def save_plan(plan: Plan, path: Path) -> None:
     """Write a plan file. Raises WriteFailed."""
-    try:
-        path.write_text(plan.to_json())
-    except OSError as error:
-        raise WriteFailed(f"{path}: {error.strerror}") from error
+    write_text(path, plan.to_json())
 
 
 def check_plan(plan: Plan, checkpoint: Checkpoint, inventory: Inventory) -> Plan:

@@ -24,7 +24,7 @@ from dsv4_shard.escape import clean
 from dsv4_shard.holdings import Column, Kind, LayerMap, RankBytes, layer_map, rank_bytes
 from dsv4_shard.inspect import DEFAULT_TPS, Cell, Inspection, inspect
 from dsv4_shard.inventory import Inventory
-from dsv4_shard.plan import Plan
+from dsv4_shard.plan import MEMORY_RULE, Plan
 from dsv4_shard.roles import Module
 from dsv4_shard.search import Search
 from dsv4_shard.units import gib, size
@@ -162,6 +162,7 @@ def _words(report: Report) -> dict[str, Any]:
         if plan and plan.memory
         else "With each engine's own choices on Hopper; memory is not looked at.",
         "asked": (plan.deployment["engine"], plan.deployment["tp"]) if plan else None,
+        "plan_command": f"dsv4-shard plan {shlex.quote(label)}",
         "report_command": f"dsv4-shard report {shlex.quote(label)} --tp 16 -o report.html",
     }
     return words | (_plan_words(plan, report) if plan else {"facts": ()})
@@ -184,7 +185,6 @@ def _plan_words(plan: Plan, report: Report) -> dict[str, Any]:
         "verdict": ("Runs, with" if plan.choices else "Runs") if plan.feasible
         else "Not known to run" if unknown else "Does not run",
         "facts": list(_facts(plan)),
-        "plan_command": f"dsv4-shard plan {shlex.quote(plan.source.label)}",
         "launch": [environment + command for command in plan.launch.commands],
     }  # fmt: skip
 
@@ -214,7 +214,7 @@ def _why(cell: Cell) -> Iterator[str]:
     if cell.bytes_per_rank is not None:
         yield f"{gib(cell.bytes_per_rank)} a rank"
     if cell.reason:
-        yield cell.reason if cell.verdict == "unknown" or cell.rule == "memory" else f"{cell.module}: {cell.reason}"
+        yield cell.reason if cell.verdict == "unknown" or cell.rule == MEMORY_RULE else f"{cell.module}: {cell.reason}"
     yield from cell.notes
 
 

@@ -21,10 +21,11 @@ from dsv4_shard.demo import write_checkpoint
 from dsv4_shard.destinations import DryRun
 from dsv4_shard.inspect import Inspection
 from dsv4_shard.merge import Merged
+from dsv4_shard.report import to_html
 from dsv4_shard.together import Together
 from dsv4_shard.verify import Verification
 
-VERBS = ("compare", "explain", "inspect", "merge", "plan", "reshard", "search", "verify")
+VERBS = ("compare", "explain", "inspect", "merge", "plan", "report", "reshard", "search", "verify")
 REFERENCE: dict[str, Any] = {"tp": 2, "engine": "reference"}
 MESSAGE = "Weight output_partition_size = 192 is not divisible by weight quantization block_n = 128."
 HEAVY = {"torch", "ray", "obstore", "huggingface_hub", "numpy", "pydantic", "rich", "typer"}
@@ -132,6 +133,15 @@ def test_compare_returns_what_the_command_prints_of_files_and_takes_plans_as_wel
     assert dsv4_shard.compare(*files).model_dump(mode="json") == document("plan", "--compare", *files)
     names = {"a": str(files[0]), "b": str(files[1])}
     assert dsv4_shard.compare(*plans).model_copy(update=names) == dsv4_shard.compare(*files)
+
+
+def test_report_makes_the_page_that_the_command_writes(tiny_checkpoint, tmp_path):
+    pages = [tmp_path / name for name in ("a.html", "b.html")]
+    made = dsv4_shard.report(tiny_checkpoint, tp=2, gpu="h200", output=pages[0])
+    CliRunner().invoke(app, ["report", str(tiny_checkpoint), "--tp", "2", "--gpu", "h200", "-o", str(pages[1])])
+    assert pages[0].read_text() == pages[1].read_text() == to_html(made)
+    assert made.plan == dsv4_shard.plan(tiny_checkpoint, tp=2, gpu="h200")
+    assert dsv4_shard.report(made.plan) == made
 
 
 def test_explain_returns_what_the_command_prints_of_a_text_a_log_and_a_stream(tmp_path):
@@ -268,7 +278,7 @@ def test_the_examples_of_the_docstrings_and_of_the_readme_give_what_they_say(tmp
     write_checkpoint(tmp_path / "model")
     finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner()
     printed: list[str] = []
-    for verb in ("inspect", "plan", "search", "compare", "explain", "reshard", "merge", "verify"):
+    for verb in ("inspect", "plan", "search", "compare", "report", "explain", "reshard", "merge", "verify"):
         (example,) = finder.find(getattr(dsv4_shard, verb), verb, globs={"dsv4_shard": dsv4_shard})
         assert example.examples, f"{verb} has no example"
         runner.run(example, out=printed.append)
@@ -276,4 +286,4 @@ def test_the_examples_of_the_docstrings_and_of_the_readme_give_what_they_say(tmp
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     exec(code.replace("DeepSeek-V4-Pro", "model").replace('"shards"', '"others"'), {})
-    assert (tmp_path / "others" / "manifest.json").is_file()
+    assert (tmp_path / "report.html").is_file()

@@ -123,7 +123,7 @@ def test_a_generated_page_is_what_the_code_gives(name):
 def test_every_command_option_and_error_is_on_its_page():
     commands = (generate.FOLDER / "commands.md").read_text()
     assert re.findall(r"^## (\w+)", commands, re.MULTILINE) == [
-        "inspect", "plan", "reshard", "merge", "verify", "explain", "demo"
+        "inspect", "plan", "report", "reshard", "merge", "verify", "explain", "demo"
     ]  # fmt: skip
     for option in ("--gpus", "--shared-experts", "--ranks", "--numerics", "--repo", "-o, --output", "--version"):
         assert f"`{option}" in commands

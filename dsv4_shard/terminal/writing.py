@@ -1,4 +1,4 @@
-"""What `reshard` and `merge` print: what was written, or would be, and where."""
+"""What `reshard`, `merge` and `report` print: what was written, or would be, and where."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from dsv4_shard.units import size
 if TYPE_CHECKING:
     from dsv4_shard.cluster import ClusterOutcome
     from dsv4_shard.ranksource import RankSource
+    from dsv4_shard.report import Report
     from dsv4_shard.reshard import Job, Outcome
     from dsv4_shard.upload import Uploaded
 
@@ -85,3 +86,16 @@ def show_upload(console: Console, uploaded: "Uploaded", seconds: float, kept: Pa
     if kept:
         item(console, f"kept in {kept}")
     paragraph(console, f"into {uploaded.out}")
+
+
+def show_report(console: Console, report: "Report", output: Path) -> None:
+    """What was made, of what, and what to do with it."""
+    plan = report.plan
+    about = "the checkpoint alone: name a layout with --tp or --gpus for placements and commands"
+    if plan is not None:
+        runs = "runs" if plan.feasible else "does not run"
+        about = f"TP {plan.deployment['tp']} on {plan.deployment['engine']}, which {runs}"
+    elif report.search is not None:
+        about = f"{report.search.gpus} GPUs, on which nothing was found"
+    paragraph(console, f"wrote {output}, a page of {size(output.stat().st_size)} to open in a browser or to send")
+    item(console, f"of {about}")

@@ -1,7 +1,5 @@
 """How Sphinx makes the site: `make docs`. Nothing is fetched, neither to build it nor to look at it."""
 
-from importlib.util import find_spec
-
 from dsv4_shard import __version__
 
 project = "dsv4-shard"
@@ -10,8 +8,6 @@ language = "en"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
-if find_spec("dsv4_shard.api") is None:
-    exclude_patterns.append("reference/api.md")
 
 myst_heading_anchors = 3
 default_role = "code"  # `names` in docstrings, as in Markdown

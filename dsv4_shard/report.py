@@ -18,8 +18,8 @@ from markupsafe import Markup
 from dsv4_shard.blockgrid import BlockGrid, broken_grids, shared_grid
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.choosing import choose
-from dsv4_shard.engines import engine_for
-from dsv4_shard.engines.base import UNKNOWN_FAMILY, UNKNOWN_GPU, Context, Request
+from dsv4_shard.engines import engine_for, title_of
+from dsv4_shard.engines.base import ANY_ENGINE, UNKNOWN_FAMILY, UNKNOWN_GPU, Context, Request
 from dsv4_shard.escape import clean
 from dsv4_shard.holdings import Column, Kind, LayerMap, RankBytes, layer_map, rank_bytes
 from dsv4_shard.inspect import DEFAULT_TPS, Cell, Inspection, inspect
@@ -73,7 +73,7 @@ def make_report(
     if plan is None:
         return Report(inspection, None, search, tuple(_candidate_grids(inspection)), None, ())
     grid = shared_grid(plan)
-    grids = (*broken_grids(plan), *((grid,) if grid else ()))
+    grids = (*broken_grids(plan), *((grid,) if grid and grid.ranks > 1 else ()))
     request = Request(**plan.request)  # type: ignore[arg-type]
     choice, engine = choose(inventory, request), engine_for(request.engine, inventory.family)
     context = Context(inventory, choice.at)
@@ -169,7 +169,8 @@ def _words(report: Report) -> dict[str, Any]:
 
 
 def _title(plan: Plan) -> str:
-    return f"{_ENGINES.get(plan.deployment['engine'], 'nodes')} {plan.engine_version}, TP {plan.deployment['tp']}"
+    engine = title_of(str(plan.request["engine"]), plan.engine_version)
+    return f"{engine} {plan.engine_version}, TP {plan.deployment['tp']}"
 
 
 def _plan_words(plan: Plan, report: Report) -> dict[str, Any]:
@@ -177,12 +178,13 @@ def _plan_words(plan: Plan, report: Report) -> dict[str, Any]:
     gpus = f"{at['world']} {at['gpu'] or ''} GPUs".replace("  ", " ")
     nodes = f" on {at['nodes']} nodes" if at["nodes"] > 1 else ""
     a2a = f", all-to-all {at['a2a']}" if at["a2a"] else ""
+    runs = "Can be written" if plan.engine_version == ANY_ENGINE else "Runs"
     unknown = any(breach.rule == UNKNOWN_GPU for breach in plan.breaches)
     environment = "".join(f"{name}={shlex.quote(value)} " for name, value in plan.launch.environment.items())
     return {
         "layout": f"{gpus}{nodes}: TP {at['tp']}, EP {at['ep']}, DP {at['dp']}; attention TP {at['attention_tp']}, "
         f"MoE TP {at['moe_tp']}, runner {at['runner']}{a2a}",
-        "verdict": ("Runs, with" if plan.choices else "Runs") if plan.feasible
+        "verdict": (runs + ", with" if plan.choices else runs) if plan.feasible
         else "Not known to run" if unknown else "Does not run",
         "facts": list(_facts(plan)),
         "launch": [environment + command for command in plan.launch.commands],
@@ -202,7 +204,8 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str, str]]:
         if memory.kv_tokens_at_most is not None:
             yield "Tokens of KV cache", f"{memory.kv_tokens_at_most:,}", "at most, an attention group"
     yield "Whole on every rank", gib(totals.replicated_bytes_per_rank), ""
-    yield "Padding a rank", gib(totals.padding_bytes_per_rank), ""
+    if totals.padding_bytes_per_rank:
+        yield "Padding a rank", gib(totals.padding_bytes_per_rank), ""
     if totals.draft_bytes_per_rank and plan.deployment["engine"] != "reference":
         yield "MTP draft, if loaded", gib(totals.draft_bytes_per_rank), "more a rank"
 

@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 from fullsize import FLASH, PRO, V3, V41, inventory_of
+from test_holdings import LAYOUTS
 
+from dsv4_shard.choosing import choose
 from dsv4_shard.engines.base import Request
 from dsv4_shard.errors import UsageError
 from dsv4_shard.inspect import inspect
-from dsv4_shard.plan import Plan, make_plan
+from dsv4_shard.plan import Plan, make_plan, weights_of
 from dsv4_shard.report import make_report, to_html
 from dsv4_shard.search import plan_best, search
+from dsv4_shard.units import gib
 
 WHOLE = Request(16, gpu="h20-96", shared="whole", nodes=2)
 BROKEN = Request(16, gpu="h20-96", shared="split")
@@ -188,6 +191,23 @@ def test_what_the_search_found_stands_beside_its_best():
     words = text_of(to_html(make_report(checkpoint, inventory, plan_best(checkpoint, inventory, found), found)))
     assert "Layouts that run on 16 h20-96 GPUs" in words
     assert f"{len(found.layouts) - 12} more are in" in words
+
+
+@pytest.mark.parametrize(("model", "request_"), LAYOUTS)
+def test_every_engine_and_family_has_its_page_with_the_numbers_of_its_plan(model, request_):
+    plan, page = plan_of(model, request_), page_of(request_, model)
+    charts, words = charts_of(page), text_of(page)
+    assert ("Does not run" in words) is not plan.feasible
+    assert bool(charts["ranks"]) is plan.feasible
+    if plan.totals is not None:
+        assert f"Whole on every rank{gib(plan.totals.replicated_bytes_per_rank)}" in words
+        kinds = [kind for kind, _ in charts["ranks"]["kinds"] if kind != "free"]
+        at = choose(inventory_of(model)[1], request_).at
+        heaviest = max(sum(bar[kind] for kind in kinds) for bar in charts["ranks"]["bars"])
+        assert heaviest == weights_of(plan.totals, at)
+    drawn = charts["map"]
+    assert drawn["rows"][0] == "model"
+    assert all(0 <= row < len(drawn["rows"]) and column < len(drawn["columns"]) for row, column, *_ in drawn["cells"])
 
 
 def test_of_a_family_that_no_engine_is_known_for_nothing_is_drawn_but_its_blocks():

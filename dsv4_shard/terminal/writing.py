@@ -97,5 +97,6 @@ def show_report(console: Console, report: "Report", output: Path) -> None:
         about = f"TP {plan.deployment['tp']} on {plan.deployment['engine']}, which {runs}"
     elif report.search is not None:
         about = f"{report.search.gpus} GPUs, on which nothing was found"
-    paragraph(console, f"wrote {output}, a page of {output.stat().st_size / 1e6:.1f} MB to open in a browser or to send")
+    megabytes = output.stat().st_size / 1e6
+    paragraph(console, f"wrote {output}, a page of {megabytes:.1f} MB to open in a browser or to send")
     item(console, f"of {about}")

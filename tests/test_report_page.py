@@ -186,7 +186,13 @@ def test_on_paper_the_charts_stand_and_the_buttons_do_not(page, pages):
     page.emulate_media(media="print")
     assert not page.locator(".command button").first.is_visible()
     assert page.locator("figure svg").count() == 3
+    before = page.locator("[data-chart=map] svg").get_attribute("width")
+    page.evaluate("""addEventListener('beforeprint', () => {
+      window.printed = document.querySelector('[data-chart=map] svg').getAttribute('width');
+    })""")
     assert page.pdf(format="A4").startswith(b"%PDF")
+    assert page.evaluate("window.printed") == "680"  # as wide as A4, so that words are not made smaller
+    until(page, f"document.querySelector('[data-chart=map] svg').getAttribute('width') === '{before}'")
 
 
 def test_without_scripts_all_but_the_charts_is_there(browser, pages):

@@ -4,6 +4,7 @@
 const charts = JSON.parse(document.getElementById("charts").textContent);
 const GIB = 2 ** 30;
 const NARROW = 640;
+const PAPER = 680;
 const colour = (name) => `var(--${name})`;
 const gib = (nbytes) => `${(nbytes / GIB).toFixed(2)} GiB`;
 
@@ -102,16 +103,24 @@ const drawings = {
   map: (figure, width) => drawMap(charts.map, width),
 };
 
-const drawn = new ResizeObserver((entries) => {
-  for (const {target, contentRect} of entries) {
-    const width = Math.floor(contentRect.width);
-    if (width > 0 && target.dataset.width !== String(width)) {
-      target.dataset.width = String(width);
-      target.replaceChildren(drawings[target.dataset.chart](target, width));
-    }
+function draw(figure, width) {
+  if (width > 0 && figure.dataset.width !== String(width)) {
+    figure.dataset.width = String(width);
+    figure.replaceChildren(drawings[figure.dataset.chart](figure, width));
   }
+}
+
+const figures = [...document.querySelectorAll("[data-chart]")];
+const screen = () => figures.forEach((figure) => draw(figure, Math.floor(figure.clientWidth)));
+const resized = new ResizeObserver(screen);
+figures.forEach((figure) => resized.observe(figure));
+
+// A picture made for a wide screen would be shrunk to paper, and its words with it.
+addEventListener("beforeprint", () => {
+  resized.disconnect();
+  figures.forEach((figure) => draw(figure, PAPER));
 });
-document.querySelectorAll("[data-chart]").forEach((figure) => drawn.observe(figure));
+addEventListener("afterprint", () => figures.forEach((figure) => resized.observe(figure)));
 
 // A page opened as a file may have no clipboard: then the text is selected and copied the old way.
 async function copy(code) {

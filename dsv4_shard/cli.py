@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn, ParamSpec,
 import typer
 
 import dsv4_shard
-from dsv4_shard import options
+from dsv4_shard import completion, options
 from dsv4_shard.commandhelp import Command, Group
 from dsv4_shard.errors import ExitCode, NothingToDo, ShardError, UsageError
 from dsv4_shard.escape import clean
@@ -639,6 +639,8 @@ def _allow_open_files() -> None:
 
 def main() -> None:
     """Entry point."""
+    if os.environ.get(completion.ASKED):
+        completion.answer(app)
     signal.signal(signal.SIGTERM, _on_sigterm)
     gc.disable()  # what reading headers builds lives as long as the command: looking through it takes half a second
     _allow_open_files()

@@ -1,9 +1,11 @@
-"""Options and arguments of the commands, as typer takes them: name, limits, help."""
+"""Options and arguments of the commands, as typer takes them: name, limits, help, and what completes them."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from dsv4_shard import completion
 
 _LAYOUT, _ENGINE, _HARDWARE, _WRITING = "Layout", "Engine", "Hardware", "Writing"
 """Headings of the help below which an option stands; the others come last, below `Options`."""
@@ -14,6 +16,7 @@ RepoArg = Annotated[
     str,
     typer.Argument(
         metavar="REPO",
+        autocompletion=completion.repos,
         help="The checkpoint: a folder, org/name[@revision] on the Hub, or s3://, gs://, az://.",
     ),
 ]
@@ -21,6 +24,7 @@ DefaultRepoArg = Annotated[
     str | None,
     typer.Argument(
         metavar="REPO",
+        autocompletion=completion.repos,
         show_default="the current folder, else the one last inspected",
         help="The checkpoint: a folder, org/name[@revision] on the Hub, or s3://, gs://, az://.",
     ),
@@ -29,6 +33,7 @@ SourceArg = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
+        autocompletion=completion.sources,
         help="A plan file (*.json), or a checkpoint as `inspect` takes it.",
     ),
 ]
@@ -53,6 +58,7 @@ ModelOpt = Annotated[
     typer.Option(
         "--repo",
         metavar="REPO",
+        autocompletion=completion.repos,
         show_default="the releases' sizes",
         help="The checkpoint to hold it against.",
     ),
@@ -62,6 +68,7 @@ PlansRepoOpt = Annotated[
     typer.Option(
         "--repo",
         metavar="REPO",
+        autocompletion=completion.repos,
         show_default="where the plan names it",
         help="Where the plan's checkpoint is.",
     ),
@@ -122,6 +129,7 @@ SharedOpt = Annotated[
         "--shared-experts",
         metavar="WAY",
         rich_help_panel=_LAYOUT,
+        autocompletion=completion.shared_experts,
         help="whole: all on every rank; split: cut, where blocks allow; pad: cut, filled up to whole blocks (vLLM); "
         "auto: the engine's own way, else its next that runs.",
     ),
@@ -133,6 +141,7 @@ EngineOpt = Annotated[
         "--engine",
         metavar="NAME",
         rich_help_panel=_ENGINE,
+        autocompletion=completion.engines,
         help=f"{_ENGINES}; trtllm (TensorRT-LLM) is planned only. With --gpus also several, separated by commas; all "
         "but node where none is named.",
     ),
@@ -143,6 +152,7 @@ WriterOpt = Annotated[
         "--engine",
         metavar="NAME",
         rich_help_panel=_ENGINE,
+        autocompletion=completion.engines,
         help=f"{_ENGINES}.",
     ),
 ]
@@ -152,6 +162,7 @@ VersionOpt = Annotated[
         "--engine-version",
         metavar="VERSION",
         rich_help_panel=_ENGINE,
+        autocompletion=completion.versions,
         show_default="the newest that is known",
         help="The engine's version.",
     ),
@@ -162,6 +173,7 @@ RunnerOpt = Annotated[
         "--runner",
         metavar="NAME",
         rich_help_panel=_ENGINE,
+        autocompletion=completion.runners,
         show_default="the engine's, else its next that runs",
         help="MoE runner (SGLang) or backend (vLLM): marlin, flashinfer_mxfp4, ...",
     ),
@@ -172,6 +184,7 @@ A2aOpt = Annotated[
         "--a2a",
         metavar="NAME",
         rich_help_panel=_ENGINE,
+        autocompletion=completion.a2a,
         show_default="none",
         help="SGLang's all-to-all backend: deepep, megamoe, ...",
     ),
@@ -182,6 +195,7 @@ ExpertDtypeOpt = Annotated[
         "--expert-dtype",
         metavar="DTYPE",
         rich_help_panel=_ENGINE,
+        autocompletion=completion.expert_dtypes,
         show_default="the checkpoint's",
         help="fp4 or fp8. fp8 casts FP4 experts as DeepSeek's converter does (reference only).",
     ),
@@ -192,6 +206,7 @@ GpuOpt = Annotated[
         "--gpu",
         metavar="NAME",
         rich_help_panel=_HARDWARE,
+        autocompletion=completion.gpus,
         show_default="Hopper, memory not looked at",
         help="h20-96, h20-141, h100, h200, b200, b300, gb200, gb300, ...",
     ),
@@ -300,6 +315,7 @@ AgainstOpt = Annotated[
     typer.Option(
         "--against",
         metavar="REPO",
+        autocompletion=completion.repos,
         show_default="the manifest alone",
         help="The checkpoint that it was made from.",
     ),

@@ -7,7 +7,6 @@ The pages are committed, so that they can be read and a change of them shows; `m
 
 import inspect
 import json
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from dsv4_shard import errors
 from dsv4_shard.cli import app
+from dsv4_shard.commandhelp import EXIT_CODES, examples_of, exit_codes_of, grouped
 from dsv4_shard.errors import ExitCode, ShardError
 from dsv4_shard.explain import Explanation
 from dsv4_shard.generic import UnknownInspection
@@ -109,9 +109,10 @@ def _commands() -> Iterator[str]:
     context = group.make_context(app.info.name, [], resilient_parsing=True)
     yield "# Commands"
     yield ""
-    yield from (group.help or "", "", app.info.epilog or "", "")
+    yield from (group.help or "", "")
     yield "Results go to stdout, everything else to stderr. Every command has `-h` and `--help`."
     yield from _parameters(group, context)
+    yield from _exit_codes([(str(code.value), meaning) for code, meaning in EXIT_CODES.items()])
     for name, command in group.commands.items():
         inner = command.make_context(name, [], parent=context, resilient_parsing=True)
         yield f"## {name}"
@@ -122,13 +123,23 @@ def _commands() -> Iterator[str]:
         yield ""
         yield inspect.cleandoc(command.help or "")
         yield from _parameters(command, inner)
+        yield "```sh"
+        yield from examples_of(name)
+        yield "```"
+        yield from _exit_codes(exit_codes_of(name))
 
 
 def _parameters(command: Any, context: Any) -> Iterator[str]:
-    """Arguments and options as `--help` has them: values, text, defaults, bounds, environment variables."""
-    records = [record for one in command.params if (record := one.get_help_record(context)) is not None]
-    rows = [(_code(name), _flat(text).replace("[", "\\[")) for name, text in records]
-    yield from _table(("argument or option", "what it is"), rows)
+    """Arguments and options as `--help` has them: groups, values, text, defaults."""
+    for heading, records in grouped(command, context):
+        rows = [(_code(name), _flat(text).replace("[", "\\[")) for name, text in records]
+        yield from _table((heading.lower(), "what it is"), rows)
+
+
+def _exit_codes(codes: list[tuple[str, str]]) -> Iterator[str]:
+    yield ""
+    yield f"Exit codes: {', '.join(f'{code} {meaning}' for code, meaning in codes)}."
+    yield ""
 
 
 # --- errors --------------------------------------------------------------------------------------------------------
@@ -141,15 +152,14 @@ def _errors() -> Iterator[str]:
         "An error is a message of what, where and why on stderr, and below it a hint of what to do next. In Python it "
         "is an exception of `dsv4_shard.errors`, all of which are `ShardError`."
     )
-    meanings = dict(re.findall(r"(\d+) ([^,.]+)", app.info.epilog or ""))
-    rows = [(str(code.value), _code(code.name), meanings[str(code.value)]) for code in ExitCode]
+    rows = [(str(code.value), _code(code.name), EXIT_CODES[code]) for code in ExitCode]
     yield from _table(("exit code", "`ExitCode`", "meaning"), rows)
     classes = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, ShardError)]
     for code in ExitCode:
         mine = [kind for kind in classes if kind.exit_code is code and kind is not ShardError]
         if not mine:
             continue
-        yield f"## Exit code {code.value}: {meanings[str(code.value)]}"
+        yield f"## Exit code {code.value}: {EXIT_CODES[code]}"
         rows = []
         for kind in mine:
             parent = kind.__bases__[0]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict, Unpack
 
 from dsv4_shard.errors import ReadFailed, ShardError, UnsupportedFamily, UsageError
+from dsv4_shard.escape import short
 
 if TYPE_CHECKING:
     from dsv4_shard.checkpoint import Checkpoint
@@ -274,11 +275,30 @@ def explain(text: str | Path | BinaryIO, *, repo: str | Path | None = None) -> "
 
 
 def request_of(tp: int, *, engine: str = "sglang", shared_experts: str = "auto", **others: Any) -> "Request":
-    """What is asked for by options that have the names of the command line's. Raises UsageError."""
+    """What is asked for by options that have the names of the command line's. Raises UsageError.
+
+    A runner, all-to-all backend or version that no engine has is a slip of the pen; one that another engine has is for
+    the rules, whose plan says what is wrong with it.
+    """
     from dsv4_shard.engines import find_engine
     from dsv4_shard.engines.base import Request
+    from dsv4_shard.names import A2A, RUNNERS, VERSIONS
 
-    return Request(tp, engine=find_engine(engine).name, shared=shared_experts, **others)
+    name = find_engine(engine).name
+    _refuse_unknown("--runner", others.get("runner"), RUNNERS, name)
+    _refuse_unknown("--a2a", others.get("a2a"), {"sglang": A2A}, name)
+    _refuse_unknown("--engine-version", others.get("engine_version"), VERSIONS, name)
+    return Request(tp, engine=name, shared=shared_experts, **others)
+
+
+def _refuse_unknown(option: str, given: object, known: Mapping[str, tuple[str, ...]], engine: str) -> None:
+    """Raise UsageError for a name that no engine has; those of `engine` are offered."""
+    from dsv4_shard.names import did_you_mean
+
+    every = [one for names in known.values() for one in names]
+    if isinstance(given, str) and given not in every:
+        hint = did_you_mean(given, known.get(engine, every))
+        raise UsageError(f"{option} {short(given)}: no such name is known", hint=hint)
 
 
 def _search(

@@ -10,6 +10,7 @@ from dsv4_shard.engines.base import MAX_RANKS, Breach, Context, Deployment, Engi
 from dsv4_shard.errors import UsageError
 from dsv4_shard.escape import short
 from dsv4_shard.inventory import Group, Inventory
+from dsv4_shard.names import EXPERT_DTYPES, SHARED_EXPERTS, did_you_mean
 from dsv4_shard.roles import Module, Stage
 
 _MAX_NAME_CHARS = 100
@@ -89,10 +90,12 @@ def check_request(request: Request) -> None:
             raise UsageError(f"--{name} {short(text)}: must be a name")
     if request.gpu is not None and request.gpu_memory is not None:
         raise UsageError(f"--gpu {short(request.gpu)} and --gpu-memory: a GPU that is named has its own memory")
-    if request.shared not in ("auto", "whole", "split", "pad"):
-        raise UsageError(f"--shared-experts {short(request.shared)}", hint="Choose auto, whole, split or pad.")
-    if request.expert_dtype not in (None, "fp4", "fp8"):
-        raise UsageError(f"--expert-dtype {short(request.expert_dtype)}", hint="Choose fp4 or fp8.")
+    if request.shared not in tuple(SHARED_EXPERTS):
+        hint = did_you_mean(str(request.shared), SHARED_EXPERTS)
+        raise UsageError(f"--shared-experts {short(request.shared)}: there is no such way", hint=hint)
+    if request.expert_dtype not in (None, *EXPERT_DTYPES):
+        hint = did_you_mean(str(request.expert_dtype), EXPERT_DTYPES)
+        raise UsageError(f"--expert-dtype {short(request.expert_dtype)}: no such format of experts", hint=hint)
 
 
 # --- weights ---------------------------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn, ParamSpec,
 import typer
 
 import dsv4_shard
-from dsv4_shard import options
+from dsv4_shard import completion, options
+from dsv4_shard.commandhelp import Command, Group
 from dsv4_shard.errors import ExitCode, NothingToDo, ShardError, UsageError
 from dsv4_shard.escape import clean
 from dsv4_shard.terminal.signs import show_signs
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="dsv4-shard",
     help="From a DeepSeek-V4 checkpoint to a deployment plan to verified per-rank shards.",
-    epilog="Exit codes: 0 done, 1 a result that says no, 2 usage, 3 bad checkpoint, 4 I/O, 5 network, 130 interrupted.",
+    cls=Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -122,7 +123,7 @@ def _main(
 # --- commands ------------------------------------------------------------------------------------------------------
 
 
-@app.command()
+@app.command(cls=Command)
 @_reported
 def inspect(
     repo: options.RepoArg,
@@ -132,10 +133,9 @@ def inspect(
     refresh: options.RefreshOpt = False,
     as_json: options.JsonOpt = False,
 ) -> None:
-    """What a checkpoint is and holds, what is wrong with it, and at which TP each engine can run it.
+    """What a checkpoint holds, what is wrong, and what runs at each TP.
 
-    Reads headers only. Exit code 3 if the checkpoint has errors. Of families that are not known: what they hold, and
-    where whole blocks divide.
+    Reads headers only. Of families that are not known: what they hold, and where whole blocks divide.
     """
     from dsv4_shard import recent
     from dsv4_shard.inspect import Inspection
@@ -154,7 +154,7 @@ def inspect(
         raise typer.Exit(ExitCode.CHECKPOINT)
 
 
-@app.command()
+@app.command(cls=Command)
 @_reported
 def plan(
     context: typer.Context,
@@ -177,12 +177,13 @@ def plan(
     compare: options.CompareOpt = None,
     as_json: options.JsonOpt = False,
 ) -> None:
-    """Where every module goes on the ranks, what it weighs, whether it runs, and how it is launched.
+    """What ranks hold and weigh, whether it runs, how to launch it.
 
-    Exit code 1 if the layout does not run; the plan then names the rule that breaks and the nearest layouts that do.
-    With --gpus in place of --tp, every layout that runs on so many GPUs, the lightest first (--engine sglang,vllm: of
-    these engines only); exit code 1 if none does.
-    With --compare nothing is planned: exit code 0, whether the two plans differ or not.
+    Of a layout that does not run, the plan names the rule that breaks and the nearest layouts that do.
+
+    With --gpus in place of --tp: every layout that runs on so many GPUs, the lightest first.
+
+    With --compare: what differs between two plans.
     """
     if compare is not None:
         _refuse_beside_compare(context)
@@ -239,7 +240,7 @@ def _compare(a: Path, b: Path, as_json: bool) -> None:
         show_comparison(_consoles()[0], comparison)
 
 
-@app.command()
+@app.command(cls=Command)
 @_reported
 def report(
     context: typer.Context,
@@ -261,10 +262,12 @@ def report(
     engine_version: options.VersionOpt = None,
     refresh: options.RefreshOpt = False,
 ) -> None:
-    """One HTML file to look at and to send: what runs and why, what each rank holds, and how it is launched.
+    """One HTML file of what runs and why, and what each rank holds.
 
-    Of a plan, of the layout that --tp or --gpus name as in `plan`, or of the checkpoint alone. The page asks the
-    network for nothing. Exit code 0 also where the layout does not run: the page says so.
+    Of a plan, of the layout that --tp or --gpus name as in `plan`, or of the checkpoint alone, with the commands that
+    launch it. The page asks the network for nothing.
+
+    Exit code 0 also where the layout does not run: the page says so.
     """
     from dsv4_shard.terminal.writing import show_report
 
@@ -275,7 +278,7 @@ def report(
     show_report(_consoles()[0], made, output)
 
 
-@app.command()
+@app.command(cls=Command)
 @_reported
 def reshard(
     context: typer.Context,
@@ -285,7 +288,7 @@ def reshard(
     tp: options.UnplannedTpOpt = None,
     ep: options.EpOpt = None,
     dp: options.DpOpt = 1,
-    engine: options.EngineOpt = "sglang",
+    engine: options.WriterOpt = "sglang",
     runner: options.RunnerOpt = None,
     a2a: options.A2aOpt = None,
     shared_experts: options.SharedOpt = "auto",
@@ -307,7 +310,10 @@ def reshard(
     ray: options.RayOpt = None,
     as_json: options.JsonOpt = False,
 ) -> None:
-    """Write one file a rank, each source byte read once, and a manifest that proves what was written.
+    """Write the files of each rank, and a manifest that proves them.
+
+    Each byte of the checkpoint is read once, and memory does not grow with it. What is written is said by a plan file
+    (--plan), or by --tp and the options of `plan`.
 
     A run that was killed or failed goes on where it was when the same command is given again.
     """
@@ -391,7 +397,7 @@ def _show_dry_run(found: "DryRun", as_json: bool) -> None:
         raise typer.Exit(ExitCode.IO)
 
 
-@app.command()
+@app.command(cls=Command)
 @_reported
 def merge(
     ranks: options.RanksArg,
@@ -403,10 +409,12 @@ def merge(
     jobs: options.JobsOpt = None,
     as_json: options.JsonOpt = False,
 ) -> None:
-    """Put the shards of all ranks together again: one checkpoint, in its own names, files and bytes.
+    """Put the shards of all ranks together again: one checkpoint.
 
-    What the shards have not kept (wo_a decoded, experts cast) is as they hold it, and is said. A run that ended early
-    goes on where it was when the same command is given again.
+    It has its own names, files and bytes again. What the shards have not kept (wo_a decoded, experts cast) is as they
+    hold it, and is said.
+
+    A run that ended early goes on where it was when the same command is given again.
     """
     from dsv4_shard.destinations import DryRun
     from dsv4_shard.progress import Progress
@@ -427,7 +435,7 @@ def merge(
         show_merge(console, merged.outcome, progress.seconds, merged.source)
 
 
-@app.command()
+@app.command(cls=Command)
 @_reported
 def verify(
     out: options.ResultsArg,
@@ -437,7 +445,10 @@ def verify(
     jobs: options.JobsOpt = None,
     as_json: options.JsonOpt = False,
 ) -> None:
-    """Prove a result against its manifest, or byte by byte against the checkpoint. Exit code 1 if anything differs."""
+    """Prove a result against its manifest, or against the checkpoint.
+
+    Against the checkpoint, every byte is derived again and compared.
+    """
     from dsv4_shard.progress import Progress
     from dsv4_shard.terminal.verifying import show_together, show_verification
     from dsv4_shard.verify import Verification
@@ -459,12 +470,12 @@ def verify(
         raise typer.Exit(ExitCode.NO)
 
 
-@app.command()
+@app.command(cls=Command)
 @_reported
 def explain(text: options.TextArg = None, repo: options.ModelOpt = None, as_json: options.JsonOpt = False) -> None:
-    """What an engine's message means: what broke, in numbers, and the way out.
+    """What an engine's message means: what broke, and the way out.
 
-    Of a log, the first message that ends a run counts. Exit code 1 if nothing in it is known.
+    Of a log, the first message that ends a run counts; colours, prefixes and other ranks do not matter.
     """
     from dsv4_shard.terminal.explaining import show_explanation
 
@@ -478,12 +489,15 @@ def explain(text: options.TextArg = None, repo: options.ModelOpt = None, as_json
         raise typer.Exit(ExitCode.NO)
 
 
-@app.command()
+@app.command(cls=Command)
 @_reported
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Where to put the demo's files.")] = Path("dsv4-demo"),
+    folder: options.DemoArg = Path("dsv4-demo"),
 ) -> None:
-    """Make a small checkpoint with V4-Pro's structure, then inspect, plan, reshard and verify it."""
+    """Inspect, plan, reshard and verify a small checkpoint made for it.
+
+    The checkpoint has V4-Pro's structure, 4 layers and 16 experts small; all takes under a minute and 70 MB.
+    """
     from dsv4_shard.demo import write_checkpoint
     from dsv4_shard.output import check_output
     from dsv4_shard.terminal.text import paragraph
@@ -625,6 +639,8 @@ def _allow_open_files() -> None:
 
 def main() -> None:
     """Entry point."""
+    if os.environ.get(completion.ASKED):
+        completion.answer(app)
     signal.signal(signal.SIGTERM, _on_sigterm)
     gc.disable()  # what reading headers builds lives as long as the command: looking through it takes half a second
     _allow_open_files()

@@ -5,13 +5,13 @@ out-of-memory messages), in bytes; it is 0.4 to 0.7 % below what `nvidia-smi` pr
 product's name. Each row says where the figure was seen. A GPU that no row has can be given by its memory alone.
 """
 
-import difflib
 import re
 from dataclasses import dataclass
 from decimal import Decimal
 
 from dsv4_shard.errors import UsageError
 from dsv4_shard.escape import short
+from dsv4_shard.names import did_you_mean
 
 MIB = 1 << 20
 _UNITS = {"gb": 10**9, "gib": 1 << 30, "mib": MIB}
@@ -79,8 +79,7 @@ def find_gpu(name: str) -> Gpu:
     """The GPU called `name`. Raises UsageError with the names that come near."""
     gpu = GPUS.get(name.lower())
     if gpu is None:
-        near = difflib.get_close_matches(name.lower(), GPUS, n=3, cutoff=0.4) or list(GPUS)
-        raise UsageError(f"no GPU called {name!r}", hint=f"Did you mean {', '.join(near)}? Known: {', '.join(GPUS)}.")
+        raise UsageError(f"no GPU called {name!r}", hint=did_you_mean(name, GPUS))
     return gpu
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from dsv4_shard.cached import heads_folder
 from dsv4_shard.remote import Listed
 from dsv4_shard.sources import COMMIT
 
@@ -36,8 +37,7 @@ class HeadCache:
     """The cache of one repository at one server."""
 
     def __init__(self, endpoint: str, repo_id: str) -> None:
-        home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-        self._folder = Path(home) / "dsv4-shard" / quote(endpoint, safe="") / quote(repo_id, safe="")
+        self._folder = heads_folder(endpoint) / quote(repo_id, safe="")
 
     def commit_of(self, revision: str) -> str | None:
         """Where a branch or tag was within the last hour, if it was asked for."""

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from dsv4_shard.errors import ReadFailed, UsageError
+from dsv4_shard.cached import near_repos
+from dsv4_shard.errors import ReadFailed, Unreachable, UsageError
 from dsv4_shard.pagecache import MAX_CALL_BYTES, UncachedFile
 
 _HUB_ID = re.compile(r"^(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?$")
@@ -264,10 +265,19 @@ def open_source(repo: str, *, refresh: bool = False, exact: bool = False) -> Sou
         raise UsageError(f"{repo}: not a folder", hint="Name the folder that holds config.json and the weights.")
     named = hub_id(repo)
     if named is None:
-        raise UsageError(f"{repo}: no such folder")
+        raise UsageError(f"{repo}: no such folder", hint=_did_you_mean(repo))
     from dsv4_shard.hub import open_repository
 
-    return open_repository(repo, *named, refresh=refresh, exact=exact)
+    try:
+        return open_repository(repo, *named, refresh=refresh, exact=exact)
+    except Unreachable as error:
+        error.hint = " ".join(filter(None, (_did_you_mean(named[0]), error.hint))) or None
+        raise
+
+
+def _did_you_mean(repo: str) -> str | None:
+    meant = near_repos(repo)
+    return f"Did you mean {' or '.join(meant)}?" if meant else None
 
 
 def hub_id(repo: str) -> tuple[str, str | None] | None:

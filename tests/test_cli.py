@@ -118,7 +118,7 @@ def test_plan_json_and_plan_file_are_the_same_document(tiny_checkpoint, tmp_path
     [
         (("--engine", "sglng"), "Did you mean sglang?"),
         (("--gpu", "h20"), "h20-96, h20-141"),
-        (("--shared-experts", "half"), "Choose auto, whole, split or pad."),
+        (("--shared-experts", "half"), "Known: auto, whole, split, pad."),
         (("--tp", "0"), "greater than or equal to 1"),
         (("--tp", "100000"), "must be from 1 to 4096"),
     ],

@@ -1,6 +1,5 @@
 """The engines that dsv4-shard plans for: one module each, tables first."""
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -22,6 +21,7 @@ from dsv4_shard.families.base import Family
 from dsv4_shard.families.v3 import V3, V32
 from dsv4_shard.families.v4 import V4
 from dsv4_shard.families.v41 import V41
+from dsv4_shard.names import did_you_mean
 
 ENGINES: dict[str, Engine] = {
     engine.name: engine
@@ -63,6 +63,6 @@ def find_engine(name: str) -> Engine:
     """The engine called `name`. Raises UsageError with the names that come near."""
     engine = ENGINES.get(name.lower())
     if engine is None:
-        near = difflib.get_close_matches(name.lower(), ENGINES, n=1) or list(ENGINES)
-        raise UsageError(f"no engine called {name!r}", hint=f"Did you mean {', '.join(near)}?")
+        several = "Several engines are for --gpus: they are searched." if "," in name else None
+        raise UsageError(f"no engine called {name!r}", hint=several or did_you_mean(name, ENGINES))
     return engine

@@ -264,8 +264,8 @@ def report(
 ) -> None:
     """One HTML file of what runs and why, and what each rank holds.
 
-    Of a plan, of the layout that --tp or --gpus name as in `plan`, or of the checkpoint alone, with the commands that
-    launch it. The page asks the network for nothing.
+    Of a plan, or of the layout that --tp or --gpus name as in `plan`, with the commands that launch it; else of the
+    checkpoint alone. The page asks the network for nothing.
 
     Exit code 0 also where the layout does not run: the page says so.
     """

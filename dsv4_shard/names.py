@@ -28,8 +28,9 @@ RUNNERS = {
         "flashinfer_moe_ep_mega_deep_gemm",
         "triton",
     ),
+    "reference": ("tilelang",),
 }
-"""Engine → its MoE runners or backends; the others have none to choose."""
+"""Engine → its MoE runners or backends; the others have none to name."""
 
 A2A = (
     "deepep",

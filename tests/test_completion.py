@@ -72,7 +72,7 @@ def offered(line, shell="bash"):
     ("dsv4-shard reshard model out --engine sglang,", []),
     ("dsv4-shard plan model --runner ", list(RUNNERS["sglang"])),
     ("dsv4-shard plan model --engine vllm --runner flashinfer_moe_ep_m", ["flashinfer_moe_ep_mega_deep_gemm"]),
-    ("dsv4-shard plan model --engine reference --runner ", []),
+    ("dsv4-shard plan model --engine reference --runner ", ["tilelang"]),
     ("dsv4-shard plan model --engine sglang,vllm --runner triton", ["triton", "triton_unfused"]),
     ("dsv4-shard plan model --engine vllm --engine-version 0.3", ["0.33.0"]),
     ("dsv4-shard plan model --a2a ", list(A2A)),

@@ -1,11 +1,13 @@
 """Names that are not known: what was meant comes first, and the exit code is that of wrong usage."""
 
 import pytest
+from fullsize import FLASH, inventory_of
 from test_cli import run
 
 from dsv4_shard import names
+from dsv4_shard.choosing import choose
 from dsv4_shard.engines import _BY_FAMILY, ENGINES, sglang, vllm
-from dsv4_shard.engines.base import ANY_ENGINE
+from dsv4_shard.engines.base import ANY_ENGINE, Request
 from dsv4_shard.errors import ExitCode
 
 
@@ -13,6 +15,7 @@ def test_the_names_that_are_offered_are_those_that_the_engines_have():
     assert list(names.ENGINES) == list(ENGINES)
     assert set(names.RUNNERS["sglang"]) == set(sglang.RUNNERS)
     assert set(names.RUNNERS["vllm"]) == {*vllm.BACKENDS, *vllm.BACKENDS_FP8}
+    assert names.RUNNERS["reference"] == (choose(inventory_of(FLASH)[1], Request(1, engine="reference")).at.runner,)
     assert names.A2A == sglang.A2A_BACKENDS
 
 

@@ -9,8 +9,9 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn, ParamSpec, TypeVar
 
 import typer
@@ -58,15 +59,31 @@ R = TypeVar("R")
 
 
 def _reported(function: Callable[P, R]) -> Callable[P, R]:
-    """Turn a ShardError into its message, its hint and its exit code; anything else is a bug and keeps its trace."""
+    """Turn a ShardError into its message, its hint and its exit code; anything else is a bug and keeps its trace.
+
+    Under `main`, signals raise something only in here: a command may have something to save.
+    """
 
     @functools.wraps(function)
     def command(*args: P.args, **kwargs: P.kwargs) -> R:
+        outermost = any(signal.getsignal(number) is handler for number, handler in _OUTSIDE.items())
         try:
-            return function(*args, **kwargs)
+            try:
+                if outermost:
+                    _handle(_INSIDE)
+                return function(*args, **kwargs)
+            except RuntimeError as error:
+                if isinstance(error.__cause__, KeyboardInterrupt | SystemExit):
+                    raise error.__cause__ from None  # up to Python 3.11, where a module's class is being made
+                raise
+            finally:
+                if outermost:
+                    _handle(_OUTSIDE)
         except ShardError as error:
             _fail(error)
         except KeyboardInterrupt as error:
+            if outermost:
+                _handle(_SAID)
             print("interrupted", file=sys.stderr)
             _print_notes(error)
             raise typer.Exit(ExitCode.INTERRUPTED) from None
@@ -516,7 +533,8 @@ def demo(
     )
     for arguments in commands:
         print(f"\n$ dsv4-shard {' '.join(arguments)}", flush=True)
-        app(arguments, standalone_mode=False)
+        if code := app(arguments, standalone_mode=False):
+            raise typer.Exit(code)
     console.print()
     for line in (f"The checkpoint is in {checkpoint},", f"its 16 ranks in {shards},", f"the plan in {plan_file}."):
         paragraph(console, line)
@@ -629,6 +647,29 @@ def _on_sigterm(*_: object) -> NoReturn:
     sys.exit(128 + signal.SIGTERM)
 
 
+def _on_interrupt(number: int, frame: object) -> NoReturn:
+    """Say so, and leave before anybody prints a trace."""
+    os.write(2, b"interrupted\n")
+    _leave(number, frame)
+
+
+def _leave(number: int, _: object) -> NoReturn:
+    os._exit(128 + number)
+
+
+_INSIDE = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _on_sigterm}
+_OUTSIDE = {signal.SIGINT: _on_interrupt, signal.SIGTERM: _leave}
+"""Outside of commands nothing is begun, or all has ended."""
+_SAID = {signal.SIGINT: _leave}
+
+
+def _handle(handlers: Mapping[signal.Signals, Callable[[int, FrameType | None], Any]]) -> None:
+    """Handle signals so from now on, but for those that are ignored: we are in the background."""
+    for number, handler in handlers.items():
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
 def _allow_open_files() -> None:
     """Raise the soft limit: a run holds the checkpoint's files and the ranks' open, which may be hundreds."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -641,7 +682,7 @@ def main() -> None:
     """Entry point."""
     if os.environ.get(completion.ASKED):
         completion.answer(app)
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    _handle(_OUTSIDE)
     gc.disable()  # what reading headers builds lives as long as the command: looking through it takes half a second
     _allow_open_files()
     for stream in (sys.stdout, sys.stderr):

@@ -22,19 +22,16 @@ from types import TracebackType
 from dsv4_shard import syscalls
 from dsv4_shard.errors import (
     OtherRun,
-    OutputBusy,
-    OutputError,
     OutputNotEmpty,
     RanksThere,
     SourceChanged,
     WriteFailed,
 )
-from dsv4_shard.locks import acquire, locked
+from dsv4_shard.locks import MARKER, LockedFolder, locked
 from dsv4_shard.manifest import MANIFEST_NAME
 from dsv4_shard.output import plain
 from dsv4_shard.writing import StagedFile, fsync_folder
 
-_MARKER = ".dsv4-shard-staging"
 _RESULT = "result"
 _REPLACED = "replaced"
 _JOURNAL = "journal"
@@ -52,60 +49,18 @@ class Staging:
         self.path = self.out.parent / f".{self.out.name}.{share and f'ranks-{share}.'}partial"
         self.folder = self.path / _RESULT
         self.journal = self.path / _JOURNAL
-        self._lock = -1
+        self._own = LockedFolder(self.path, self.out)
         self._files: dict[str, StagedFile] = {}
 
     def __enter__(self) -> "Staging":
+        self._own.acquire()
         try:
-            self._lock = self._acquire()
-            self._claim()
+            if (self.path / _REPLACED).exists() and not self.out.exists():
+                os.rename(self.path / _REPLACED, self.out)  # a run was killed between two renames
         except OSError as error:
-            self._unlock()
+            self._own.release()
             raise WriteFailed(f"{error.filename or self.path}: {error.strerror}") from error
-        except OutputError:
-            self._unlock()
-            raise
         return self
-
-    def _claim(self) -> None:
-        """Say whose the folder is now, and give back what was being replaced."""
-        fsync_folder(self.path)
-        with contextlib.suppress(OSError):  # a full disk is no reason not to go on
-            (self.path / _MARKER).write_text(f"process {os.getpid()} on {os.uname().nodename}")
-        if (self.path / _REPLACED).exists() and not self.out.exists():
-            os.rename(self.path / _REPLACED, self.out)  # a run was killed between two renames
-
-    def _acquire(self) -> int:
-        """The staging folder, made and locked."""
-        while True:
-            made = False
-            with contextlib.suppress(FileExistsError):
-                self.path.mkdir()
-                made = True
-            try:
-                self._refuse_foreign()
-                return acquire(self.path / _MARKER, wait=False)
-            except FileNotFoundError:
-                continue  # another run committed or removed the folder meanwhile
-            except BlockingIOError:
-                raise OutputBusy(
-                    f"{self.out}: another dsv4-shard is writing it ({self._owner()})",
-                    hint="Wait for it, or choose another folder.",
-                ) from None
-            except OSError:
-                if made:
-                    (self.path / _MARKER).unlink(missing_ok=True)
-                    self.path.rmdir()
-                raise
-
-    def _refuse_foreign(self) -> None:
-        """Raise OutputError for a folder that is not ours, and FileNotFoundError where it is gone."""
-        if not stat.S_ISDIR(os.lstat(self.path).st_mode):
-            raise OutputError(f"{self.path}: not a folder", hint="Move it away, then run again.")
-        if not (self.path / _MARKER).exists() and any(self.path.iterdir()):
-            raise OutputError(
-                f"{self.path}: holds files that dsv4-shard did not make", hint="Move them away, then run again."
-            )
 
     def begin(self) -> None:
         """Throw away what an earlier run left, and begin with nothing. Raises WriteFailed."""
@@ -360,19 +315,12 @@ class Staging:
         else:
             with contextlib.suppress(OSError):
                 self._clear()
-                (self.path / _MARKER).unlink()
-                self._unlock()  # NFS keeps a file that is open, and with it the folder
-                self.path.rmdir()
-        self._unlock()
+                self._own.remove()
+        self._own.release()
 
     def _is_of_use(self) -> bool:
         """Whether a later run can go on from what is staged."""
         return self.journal.exists() and self.folder.exists()
-
-    def _unlock(self) -> None:
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
 
     def _clear(self) -> None:
         """Remove all that is staged; the journal first, durably, since it speaks for the rest."""
@@ -382,15 +330,8 @@ class Staging:
         for entry in self.path.iterdir():
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
-            elif entry.name != _MARKER:
+            elif entry.name != MARKER:
                 entry.unlink()
-
-    def _owner(self) -> str:
-        """Who has the lock, as far as it is known."""
-        try:
-            return (self.path / _MARKER).read_text()[:100] or "unknown"
-        except (OSError, ValueError):
-            return "unknown"
 
 
 _CANNOT_RESERVE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)

@@ -22,7 +22,7 @@ from dsv4_shard.engines.base import MAX_RANKS, Breach, Context, Divides, Engine,
 from dsv4_shard.engines.sglang import RUNNERS
 from dsv4_shard.engines.vllm import BACKENDS, BACKENDS_FP8
 from dsv4_shard.families.base import Family
-from dsv4_shard.gpus import Gpu, gpus_with
+from dsv4_shard.gpus import Gpu, gpus_with, say_memory
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.logs import Found, Log, read_log
 from dsv4_shard.messages import Source
@@ -403,8 +403,7 @@ def way_out(model: Model, request: Request) -> Way:
     notes, runs = list(choice.notes()), choice.feasible
     if runs and choice.at.gpu_named:
         weights, memory = rank_nbytes(inventory, choice.at, TARGET), choice.at.gpu.memory
-        rank, gpu = (f"{nbytes / (1 << 30):.1f} GiB" for nbytes in (weights, memory))
-        notes.append(f"{rank} of weights a rank, {choice.at.gpu.title} has {gpu}")
+        notes.append(say_memory(weights, choice.at.gpu.title, memory))
         runs = weights < memory
     label = shlex.quote(model.label)
     launch = engine.launch(context, label, False) if runs else None

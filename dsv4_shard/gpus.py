@@ -12,6 +12,7 @@ from decimal import Decimal
 from dsv4_shard.errors import UsageError
 from dsv4_shard.escape import short
 from dsv4_shard.names import did_you_mean
+from dsv4_shard.units import gib
 
 MIB = 1 << 20
 _UNITS = {"gb": 10**9, "gib": 1 << 30, "mib": MIB}
@@ -37,6 +38,11 @@ class Gpu:
     def family(self) -> str:
         """Hopper (sm_90) and Blackwell (sm_100 and later) differ in what engines keep in FP8."""
         return self.unheld or self.stands_for
+
+    @property
+    def full_title(self) -> str:
+        """With the family, where the title does not begin with it."""
+        return self.title if self.title.startswith(self.family) else f"{self.title} ({self.family})"
 
     @property
     def stands_for(self) -> str:
@@ -93,3 +99,9 @@ def gpu_with(memory: str) -> Gpu:
             hint="Give it as 96GB (10^9 bytes), 95GiB (2^30) or 97285MiB (2^20), as CUDA counts it.",
         )
     return Gpu(memory, f"GPU with {memory}", 90, nbytes, "as asked for")
+
+
+def say_memory(weights: int, gpu: str, capacity: int) -> str:
+    """What a rank's weights take of a GPU's memory, and what is missing."""
+    missing = f", {gib(weights - capacity)} too little" if weights > capacity else ""
+    return f"{gib(weights)} of weights a rank, {gpu} has {gib(capacity)}{missing}"

@@ -68,7 +68,7 @@ class RoleRow(_Document):
 
 
 class InspectionFinding(_Document):
-    """See `checkpoint.Finding`."""
+    """Something about the checkpoint that its user should know. `code` is stable across versions."""
 
     severity: Severity
     code: str

@@ -6,9 +6,16 @@ The lock is on a regular file that is open for writing: NFS makes a `flock` one 
 import contextlib
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from dsv4_shard.errors import OutputBusy, OutputError, WriteFailed
+from dsv4_shard.writing import fsync_folder
+
+MARKER = ".dsv4-shard-staging"
+"""The file of a `LockedFolder` that is its lock, by which it is known as ours."""
 
 
 def acquire(path: Path, *, wait: bool) -> int:
@@ -41,3 +48,72 @@ def locked(path: Path) -> Iterator[None]:
                 path.unlink()
         finally:
             os.close(fd)
+
+
+class LockedFolder:
+    """A folder that one run works in at a time, made if need be; `out` is what messages call it."""
+
+    def __init__(self, path: Path, out: Path | str) -> None:
+        self.path, self._out = path, out
+        self._lock = -1
+
+    def acquire(self) -> None:
+        """Make and lock it. Raises OutputBusy, OutputError or WriteFailed."""
+        try:
+            self._lock = self._acquire()
+            fsync_folder(self.path)
+            with contextlib.suppress(OSError):  # a full disk is no reason not to go on
+                (self.path / MARKER).write_text(f"process {os.getpid()} on {os.uname().nodename}")
+        except OSError as error:
+            self.release()
+            raise WriteFailed(f"{error.filename or self.path}: {error.strerror}") from error
+
+    def _acquire(self) -> int:
+        while True:
+            made = False
+            with contextlib.suppress(FileExistsError):
+                self.path.mkdir()
+                made = True
+            try:
+                self._refuse_foreign()
+                return acquire(self.path / MARKER, wait=False)
+            except FileNotFoundError:
+                continue  # another run committed or removed the folder meanwhile
+            except BlockingIOError:
+                raise OutputBusy(
+                    f"{self._out}: another dsv4-shard is writing it ({self._owner()})",
+                    hint="Wait for it, or choose another folder.",
+                ) from None
+            except OSError:
+                if made:
+                    (self.path / MARKER).unlink(missing_ok=True)
+                    self.path.rmdir()
+                raise
+
+    def _refuse_foreign(self) -> None:
+        """Raise OutputError for a folder that is not ours, and FileNotFoundError where it is gone."""
+        if not stat.S_ISDIR(os.lstat(self.path).st_mode):
+            raise OutputError(f"{self.path}: not a folder", hint="Move it away, then run again.")
+        if not (self.path / MARKER).exists() and any(self.path.iterdir()):
+            raise OutputError(
+                f"{self.path}: holds files that dsv4-shard did not make", hint="Move them away, then run again."
+            )
+
+    def _owner(self) -> str:
+        """Who has the lock, as far as it is known."""
+        try:
+            return (self.path / MARKER).read_text()[:100] or "unknown"
+        except (OSError, ValueError):
+            return "unknown"
+
+    def remove(self) -> None:
+        """Remove it, from which all else is gone. Raises OSError."""
+        (self.path / MARKER).unlink()
+        self.release()  # NFS keeps a file that is open, and with it the folder
+        self.path.rmdir()
+
+    def release(self) -> None:
+        """Leave it to others, if it is not already."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1

@@ -39,7 +39,7 @@ def prepare_merge(checkpoint: Checkpoint, inventory: Inventory) -> Job:
     refuse_errors(inventory)
     source, weights = checkpoint.source, {file.name for file in checkpoint.files}
     companions = {}
-    for name in source.sizes().keys() - weights:
+    for name in sorted(source.sizes().keys() - weights):
         with source.open(name) as file:
             companions[name] = file.read(0, file.nbytes)
     with collector_paused():

@@ -20,6 +20,7 @@ from dsv4_shard.dialects import NATIVE
 from dsv4_shard.engines import engine_for
 from dsv4_shard.engines.base import (
     ANY_ENGINE,
+    UNCLAIMED,
     UNKNOWN_GPU,
     Breach,
     Context,
@@ -33,6 +34,7 @@ from dsv4_shard.engines.base import (
     Request,
 )
 from dsv4_shard.errors import IncompleteCheckpoint, InfeasiblePlan
+from dsv4_shard.gpus import say_memory
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.kvcache import bytes_per_token
 from dsv4_shard.origin import Origin, origin_of
@@ -49,7 +51,11 @@ class _Document(BaseModel):
 
 
 class PlanBreach(_Document):
-    """A rule that breaks; see `engines.base.Breach`."""
+    """A rule that breaks: `reason` is the arithmetic, `remedies` are ways out, as options.
+
+    `engine_says` is what the engine itself prints, None where it prints nothing and starts, or fails later somewhere
+    else; `consequence` says which.
+    """
 
     rule: str
     module: Module
@@ -116,8 +122,8 @@ class PlanTotals(_Document):
 class PlanMemory(_Document):
     """Whether the weights fit on the named GPU, in bytes.
 
-    `kv_bytes_per_token` is what a token of context costs at the least (see `kvcache`), and `kv_tokens_at_most` how many
-    would fill all that is left, in each attention group; None where that is not known.
+    `kv_bytes_per_token` is what a token of context costs at the least, in all layers' caches, and `kv_tokens_at_most`
+    how many would fill all that is left, in each attention group; None where that is not known.
     """
 
     gpu: str
@@ -284,8 +290,7 @@ def memory_breach(memory: PlanMemory | None) -> list[Breach]:
     """That the weights do not fit, where they do not."""
     if memory is None or memory.fits:
         return []
-    gib = 1 << 30
-    reason = f"{memory.weights / gib:.1f} GiB of weights a rank, {memory.gpu} has {memory.capacity / gib:.1f} GiB"
+    reason = say_memory(memory.weights, memory.gpu, memory.capacity)
     return [Breach(MEMORY_RULE, Module.ROUTED, reason, None, "out of memory while the weights load",
                    ("more GPUs", "--ep or --tp that cut the routed experts further"))]  # fmt: skip
 
@@ -294,11 +299,8 @@ def unknown_gpu(engine: Engine, at: Deployment) -> list[Breach]:
     """That nothing is claimed of the GPU's kernels, where the engine's rules were never held on it."""
     if not at.gpu.unheld:
         return []
-    reason = (
-        f"what {engine.title} {engine.version} runs on {at.gpu.title} ({at.gpu.family}) was never held against its own "
-        "classes"
-    )
-    return [Breach(UNKNOWN_GPU, Module.ROUTED, reason, None, "nothing is claimed of its kernels",
+    reason = f"what {engine.title} {engine.version} runs on {at.gpu.full_title} was never held against its own classes"
+    return [Breach(UNKNOWN_GPU, Module.ROUTED, reason, None, UNCLAIMED,
                    (f"--gpu-memory in place of --gpu, for a {at.gpu.stands_for} GPU of that size"
                     if at.gpu.stands_for == "Hopper" else "--gpu rtx-pro-6000, which is sm_120",))]  # fmt: skip
 

@@ -200,7 +200,8 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str, str]]:
     weights = memory.weights if memory else most
     yield "Weights a rank", gib(weights), f"{gib(least)} on the lightest" if least < most else f"{totals.ranks} alike"
     if memory is not None:
-        yield "Free of its memory", gib(memory.left), f"of {gib(memory.capacity)}"
+        left = ("Free of its memory", gib(memory.left)) if memory.fits else ("Memory missing", gib(-memory.left))
+        yield *left, f"of {gib(memory.capacity)}" if memory.fits else f"beyond {gib(memory.capacity)}"
         if memory.kv_tokens_at_most is not None:
             yield "Tokens of KV cache", f"{memory.kv_tokens_at_most:,}", "at most, an attention group"
     yield "Whole on every rank", gib(totals.replicated_bytes_per_rank), ""

@@ -47,10 +47,11 @@ class _Document(BaseModel):
 
 
 class FoundLayout(_Document):
-    """A layout that the rules allow. Bytes are of the heaviest rank; `sent` as the module says, None where not known.
+    """A layout that the rules allow. Bytes are of the heaviest rank, but those sent, which are of all GPUs together.
 
     `options` are those of `plan`; `also` are the options of others that differ in nothing that is weighed here.
     `tokens_at_most` is of one attention group, of which there are `groups`; None where memory or cache is not known.
+    `sent_bytes_per_token_and_layer` is by formula; None where what an engine sends is not known.
     """
 
     options: str
@@ -136,7 +137,7 @@ def _unknown(inventory: Inventory, gpu: Gpu, engines: Iterable[str]) -> Iterator
         breaches = choose(inventory, Request(1, engine=name)).breaches
         reason = next((one.reason for one in breaches if one.rule in (UNKNOWN_FAMILY, NVFP4_RULE)), None)
         if reason is None and gpu.unheld:
-            reason = f"rules never held on {gpu.title} ({gpu.family}); `plan --tp N` tells whether the weights fit"
+            reason = f"rules never held on {gpu.full_title}; `plan --tp N` tells whether the weights fit"
         if reason is not None:
             yield name, f"{engine.title}: {reason}"
 

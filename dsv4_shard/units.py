@@ -1,6 +1,6 @@
 """Sizes in the units that people use for them."""
 
-GIB = 1 << 30
+_BINARY = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -13,5 +13,11 @@ def size(nbytes: int) -> str:
 
 
 def gib(nbytes: int) -> str:
-    """Bytes in GiB, as GPUs' memory is counted."""
-    return f"{nbytes / GIB:.1f} GiB"
+    """Bytes in GiB, as GPUs' memory is counted; in a smaller unit where that would show nothing."""
+    name, unit = binary_unit(nbytes)
+    return f"{nbytes / unit:.1f} {name}" if unit > 1 else f"{nbytes} B"
+
+
+def binary_unit(nbytes: int) -> tuple[str, int]:
+    """The unit of which `nbytes` are at least a tenth, at most GiB: its name, and its bytes."""
+    return next((unit for unit in _BINARY if 10 * nbytes >= unit[1]), ("B", 1))

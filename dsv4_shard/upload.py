@@ -4,7 +4,6 @@ What was put is noted in a journal beside the scratch result, so that a run that
 there. Whoever finds a manifest in the store finds all that it names.
 """
 
-import fcntl
 import json
 import os
 import re
@@ -28,13 +27,13 @@ from dsv4_shard.errors import (
     BadAnswer,
     NotAResult,
     OtherRun,
-    OutputBusy,
     OutputError,
     OutputNotEmpty,
     Unreachable,
     WriteFailed,
 )
 from dsv4_shard.escape import short_name
+from dsv4_shard.locks import LockedFolder
 from dsv4_shard.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, load_manifest
 from dsv4_shard.output import plain
 from dsv4_shard.remote import Listed
@@ -148,7 +147,7 @@ class Scratch:
         self.is_done = False
         """To be set when nothing of it is needed any more."""
         self._run, self._restart = run, restart
-        self._lock = -1
+        self._own = LockedFolder(self.path, self.path)
 
     @property
     def is_written(self) -> bool:
@@ -162,28 +161,19 @@ class Scratch:
     def __enter__(self) -> "Scratch":
         if not self.path.parent.is_dir():
             raise OutputError(f"{self.path.parent}: no such folder", hint="Name one with --scratch.")
+        self._own.acquire()
         try:
-            self.path.mkdir(exist_ok=True)
-            self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._begin()
-        except BlockingIOError:
-            self._unlock()
-            raise OutputBusy(f"{self.path}: another dsv4-shard is at work there", hint="Wait for it.") from None
         except OSError as error:
-            self._unlock()
+            self._own.release()
             raise WriteFailed(f"{error.filename or self.path}: {error.strerror}") from error
         except OutputError:
-            self._unlock()
+            self._own.release()
             raise
         return self
 
     def _begin(self) -> None:
         path = self.path / _JOURNAL
-        if not path.is_file() and any(self.path.iterdir()):
-            raise OutputError(
-                f"{self.path}: holds files that dsv4-shard did not make", hint="Move them away, then run again."
-            )
         self.journal = _Journal(path)  # as it is now that nobody else writes it
         claimed = self.journal.claimed
         if self._restart:
@@ -199,7 +189,7 @@ class Scratch:
             raise OtherRun(f"{self.path}: holds the result of another run, which is not uploaded yet")
 
     def _clear(self) -> None:
-        """Remove what is there; the journal, which speaks for the rest, at the end, so that it stays known as ours."""
+        """Remove what is there; the journal, which speaks for the rest, at the end."""
         for inner in self.path.iterdir():
             if inner.is_dir():
                 shutil.rmtree(inner)
@@ -213,12 +203,8 @@ class Scratch:
         with suppress(OSError):
             if self.is_done or not any(inner.is_dir() for inner in self.path.iterdir()):
                 self._clear()
-                self.path.rmdir()
-        self._unlock()
-
-    def _unlock(self) -> None:
-        if self._lock >= 0:
-            os.close(self._lock)
+                self._own.remove()
+        self._own.release()
 
 
 def scratch_path(parent: Path, url: str) -> Path:

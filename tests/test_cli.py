@@ -265,6 +265,66 @@ def test_a_signal_ends_a_run_and_leaves_nothing(number, code, tiny_checkpoint, t
     assert list(tmp_path.glob("*out*")) == []
 
 
+@pytest.mark.parametrize(("number", "said"), [(signal.SIGINT, "interrupted\n"), (signal.SIGTERM, "")])
+@pytest.mark.parametrize(
+    ("is_there", "moments"),
+    [(True, "typer.main.get_group"), (True, "typer.core:TyperGroup.make_context"), (True, "dsv4_shard.inspect"),
+     (True, "dsv4_shard.inspect dsv4_shard.cli._print_notes"), (False, "dsv4_shard.cli._print_notes"),
+     (True, "typer.core:TyperCommand.invoke"), (True, "atexit.unregister"), (False, "atexit.unregister"),
+     (True, "dsv4_shard.recent:Part.__set_name__")],
+)  # fmt: skip
+def test_a_signal_at_any_moment_ends_with_its_code_and_an_interrupt_with_one_line(
+    number, said, is_there, moments, tiny_checkpoint
+):
+    """Before a command, in it, while an error or an interrupt is told, after it, and when Python itself ends."""
+    code = f"""
+import atexit, functools, os, pkgutil, signal
+import dsv4_shard, typer.core
+from dsv4_shard import cli, recent
+
+def interrupted(real):
+    @functools.wraps(real)
+    def function(*args, **kwargs):
+        try:
+            return real(*args, **kwargs)
+        finally:
+            os.kill(os.getpid(), {int(number)})
+    return function
+
+class Part:
+    def __set_name__(self, *_):
+        pass
+
+recent.Part = Part
+recent.remember = lambda _: type("Made", (), {{"part": Part()}})
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for moment in {moments.split()!r}:
+    owner, _, name = moment.rpartition(".")
+    owner = pkgutil.resolve_name(owner)
+    setattr(owner, name, interrupted(getattr(owner, name)))
+atexit.register(lambda: atexit.unregister(None))
+cli.main()
+"""
+    source = tiny_checkpoint if is_there else f"{tiny_checkpoint}-not"
+    result = subprocess.run([sys.executable, "-c", code, "inspect", source, "--json"], capture_output=True, text=True)
+    assert result.returncode == 128 + number
+    assert [line for line in result.stderr.splitlines(keepends=True) if "error" not in line] == [said] * bool(said)
+
+
+def test_an_interrupted_demo_does_not_go_on_to_its_next_step(tmp_path):
+    hold = "import importlib, os, signal; r = importlib.import_module('dsv4_shard.reshard')\n"
+    hold += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    hold += "r.copy = lambda *a, **k: os.kill(os.getpid(), signal.SIGINT)\n"
+    hold += "from dsv4_shard.cli import main; main()"
+    result = subprocess.run(
+        [sys.executable, "-c", hold, "demo", str(tmp_path / "here")], capture_output=True, text=True
+    )
+    assert result.returncode == 130
+    assert result.stderr.splitlines().count("interrupted") == 1
+    assert "$ dsv4-shard reshard" in result.stdout
+    assert "$ dsv4-shard verify" not in result.stdout
+
+
 def test_a_layer_without_numerics_is_refused(tmp_path):
     result = run("verify", str(tmp_path), "--layer", "3")
     assert result.exit_code == ExitCode.USAGE

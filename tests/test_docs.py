@@ -121,6 +121,12 @@ def test_a_generated_page_is_what_the_code_gives(name):
     assert (generate.FOLDER / name).read_text() == generate.generated()[name]
 
 
+def test_what_a_schema_says_of_its_models_needs_no_code_to_be_understood():
+    said = [json.dumps(schema) for schema in map(generate.schema_of, generate.DOCUMENTS.values())]
+    assert [text for text in re.findall(r'"description": "(.*?)"[,}]', " ".join(said))
+            if re.search(r"[Ss]ee `|module says", text)] == []  # fmt: skip
+
+
 def test_every_command_option_and_error_is_on_its_page():
     commands = (generate.FOLDER / "commands.md").read_text()
     assert re.findall(r"^## (\w+)", commands, re.MULTILINE) == [

@@ -283,7 +283,7 @@ def test_memory_is_held_against_what_a_rank_weighs():
              + "CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has a total capacity of 95.00 GiB").way  # fmt: skip
     gib = plan.totals.target_bytes_per_rank_max / (1 << 30)
     assert way.runs is False
-    assert f"{gib:.1f} GiB of weights a rank, NVIDIA H20 96 GB has 95.0 GiB" in way.notes
+    assert f"{gib:.1f} GiB of weights a rank, NVIDIA H20 96 GB has 95.0 GiB, 7.4 GiB too little" in way.notes
     assert list(way.nearest) == [near.options for near in plan.alternatives]
 
 

@@ -1,6 +1,7 @@
 """Ranks of every layout merge into the checkpoint that they were made from, and reshard as that does."""
 
 import json
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -327,7 +328,11 @@ def test_the_command_says_what_it_wrote_and_what_is_not_as_it_was(model: Path, t
 
 def test_the_command_shows_what_it_would_write_and_treats_a_folder_as_reshard_does(bf16: Path, tmp_path: Path) -> None:
     run("reshard", bf16, tmp_path / "ranks", "--tp", 2)
-    assert "model-00005-of-00005.safetensors" in run("merge", tmp_path / "ranks", tmp_path / "merged", "--dry-run")
+    would = run("merge", tmp_path / "ranks", tmp_path / "merged", "--dry-run")
+    names = [line.split()[0] for line in would.splitlines() if re.match(r" *[\w.-]+\.(json|safetensors|txt|py) ", line)]
+    assert "model-00005-of-00005.safetensors" in names
+    assert len(names) == 9
+    assert names == sorted(names, key=lambda name: (not name.endswith(".safetensors"), name))
     assert not (tmp_path / "merged").exists()
     run("merge", tmp_path / "ranks", tmp_path / "merged")
     assert "not empty" in run("merge", tmp_path / "ranks", tmp_path / "merged", code=OutputNotEmpty.exit_code)

@@ -130,6 +130,13 @@ def test_sequence_parallel_vllm_adds_whole_shared_experts_once():
     assert "8 times" in plan.shared_expert_addition
 
 
+def test_vllm_with_one_rank_in_each_replica_sums_nothing_of_shared_experts():
+    addition = plan_of(PRO, tp=1, dp=16, ep=16, engine="vllm").shared_expert_addition
+    assert addition == (
+        "Under data parallelism each rank runs the whole shared expert on its own tokens and adds it once."
+    )
+
+
 def test_vllm_says_what_it_pads_and_which_ranks_hold_only_zeros():
     plan = plan_of(PRO, tp=16, engine="vllm")
     assert plan.deployment["shared"] == "pad"
@@ -219,6 +226,7 @@ def test_fp8_experts_do_not_fit_an_h20_of_96_gb():
     assert plan.memory is not None
     assert not plan.memory.fits
     assert plan.memory.left < 0
+    assert f"{-plan.memory.left / (1 << 30):.1f} GiB too little" in breach.reason
     assert plan_of(PRO_FP8, tp=16, ep=16, gpu="h200").feasible
 
 

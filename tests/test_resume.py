@@ -416,18 +416,23 @@ def test_a_process_that_is_killed_a_hundred_times_loses_nothing(
 
 
 def run_cli(command: list[str], number: signal.Signals | None = None, after: float = 0) -> int:
-    """The exit code of the command line in a process of its own, which gets a signal after so many seconds."""
+    """The exit code of the command line in a process of its own, which gets a signal after so many seconds in it."""
+    begun, begins = os.pipe()
     pid = os.fork()
     if pid == 0:
         code = 70
         try:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             sys.argv = command
+            os.write(begins, b"!")
             cli.main()
         except SystemExit as error:
             code = int(error.code or 0)
         finally:
             os._exit(code)
+    os.read(begun, 1)
+    os.close(begun)
+    os.close(begins)
     if number is not None:
         time.sleep(after)
         os.kill(pid, number)

@@ -17,6 +17,7 @@ from test_cli import run
 from dsv4_shard import stores, upload
 from dsv4_shard.demo import write_checkpoint
 from dsv4_shard.errors import ExitCode
+from dsv4_shard.locks import LockedFolder
 from dsv4_shard.upload import scratch_path
 
 URL = "s3://bucket/shards/tp4"
@@ -446,14 +447,26 @@ def test_a_result_of_another_checkpoint_is_not_uploaded_for_this_one(server, che
 
 
 def test_two_runs_do_not_share_a_scratch_folder(server, checkpoint):
-    folder = scratch_path(upload.Path(), URL)
-    folder.mkdir()
-    fd = os.open(folder, os.O_RDONLY)
-    fcntl.flock(fd, fcntl.LOCK_EX)
+    other = LockedFolder(scratch_path(upload.Path(), URL), URL)
+    other.acquire()
     result = put(checkpoint)
-    os.close(fd)
-    assert (result.exit_code, "another dsv4-shard is at work" in result.stderr) == (ExitCode.IO, True)
+    other.release()
+    assert (result.exit_code, "another dsv4-shard is writing it" in result.stderr) == (ExitCode.IO, True)
     assert put(checkpoint).exit_code == 0
+
+
+def test_the_lock_of_a_scratch_folder_is_on_a_file_that_is_open_for_writing(server, checkpoint, monkeypatch):
+    """As NFS asks for; a folder cannot be opened so."""
+    locked, real = [], fcntl.flock
+
+    def flock(fd, operation):
+        locked.append(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE)
+        real(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert put(checkpoint).exit_code == 0
+    assert set(locked) == {os.O_RDWR}
+    assert scratch() == []
 
 
 def test_a_folder_of_others_is_not_taken_for_scratch(server, checkpoint):

@@ -2,11 +2,15 @@
 "use strict";
 
 const charts = JSON.parse(document.getElementById("charts").textContent);
-const GIB = 2 ** 30;
+const UNITS = [["GiB", 2 ** 30], ["MiB", 2 ** 20], ["KiB", 2 ** 10]];
 const NARROW = 640;
 const PAPER = 680;
 const colour = (name) => `var(--${name})`;
-const gib = (nbytes) => `${(nbytes / GIB).toFixed(2)} GiB`;
+const unitOf = (nbytes) => UNITS.find(([, unit]) => 10 * nbytes >= unit) ?? ["B", 1];
+const gib = (nbytes) => {
+  const [name, unit] = unitOf(nbytes);
+  return `${(nbytes / unit).toFixed(unit > 1 ? 2 : 0)} ${name}`;
+};
 
 // A weight's axis: its blocks above, with the cuts of equal parts through them; below, what each part holds.
 function drawGrid(grid, width) {
@@ -49,22 +53,24 @@ function drawGrid(grid, width) {
 }
 
 function drawRanks(ranks, width) {
+  const held = ranks.bars.map((bar) => ranks.kinds.reduce((sum, [kind]) => sum + bar[kind], 0));
+  const [name, unit] = unitOf(Math.max(ranks.capacity ?? 0, ...held));
   const parts = ranks.bars.flatMap((bar) => {
     let from = 0;
     return ranks.kinds.map(([kind, words]) => (
-      {rank: bar.label, kind, words, nbytes: bar[kind], x1: from / GIB, x2: (from += bar[kind]) / GIB}
+      {rank: bar.label, kind, words, nbytes: bar[kind], x1: from / unit, x2: (from += bar[kind]) / unit}
     ));
   });
   return Plot.plot({
     width, height: 46 + 22 * ranks.bars.length, marginLeft: ranks.margin, marginRight: 22, marginTop: 6, marginBottom: 36,
-    x: {label: "GiB", labelAnchor: "right", labelOffset: 32, labelArrow: "none", ticks: width >= NARROW ? 10 : 4, grid: true},
+    x: {label: name, labelAnchor: "right", labelOffset: 32, labelArrow: "none", ticks: width >= NARROW ? 10 : 4, grid: true},
     y: {domain: ranks.bars.map((bar) => bar.label), label: null, tickSize: 0, padding: 0.18},
     marks: [
       Plot.barX(parts.filter((part) => part.nbytes > 0), {
         x1: "x1", x2: "x2", y: "rank", fill: (d) => colour(d.kind), insetRight: 0.5,
         title: (d) => `${d.rank}: ${d.words}, ${gib(d.nbytes)}`,
       }),
-      ...(ranks.capacity ? [Plot.ruleX([ranks.capacity / GIB], {stroke: "var(--ink)", strokeWidth: 1.5,
+      ...(ranks.capacity ? [Plot.ruleX([ranks.capacity / unit], {stroke: "var(--ink)", strokeWidth: 1.5,
                                                                 title: () => `memory: ${gib(ranks.capacity)}`})] : []),
     ],
   });

@@ -544,6 +544,8 @@ def element_bits(group: Group, dtype: str | None) -> int:
 UNKNOWN_FAMILY = "family"
 UNKNOWN_GPU = "gpu"
 """The rules that break where nothing is known."""
+UNCLAIMED = "nothing is claimed of it"
+"""The consequence where nothing is known: neither that it runs nor that it does not."""
 
 
 def unknown_to(engine: Engine, family: Family) -> Engine:
@@ -551,7 +553,7 @@ def unknown_to(engine: Engine, family: Family) -> Engine:
     known = Requires(
         UNKNOWN_FAMILY, Module.ATTENTION, lambda _: False,
         f"what {engine.title} {engine.version} does with {family.title} was never held against its own classes",
-        consequence="nothing is claimed of it", fatal=True,
+        consequence=UNCLAIMED, fatal=True,
         remedies=("--engine node or reference, where they know the family",),
     )  # fmt: skip
     return replace(engine, rules=(known,), place=lambda role, context: Replicate(), notes=_no_notes, layout=None)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from dsv4_shard.blocks import DECODED_BLOCK
-from dsv4_shard.engines.base import ASSUMED_GPU, Context, Divides, Pad, Request, Requires, Split
+from dsv4_shard.engines.base import ASSUMED_GPU, UNCLAIMED, Context, Divides, Pad, Request, Requires, Split
 from dsv4_shard.families.v3 import V3Config
 from dsv4_shard.gpus import Gpu, find_gpu, gpu_with
 from dsv4_shard.inventory import NVFP4, Inventory
@@ -114,7 +114,7 @@ NVFP4_RULE = "nvfp4"
 """The rule that node folders do not have: their experts go over as they are."""
 
 
-def nvfp4_rule(reason: str, consequence: str = "nothing is claimed of it") -> Requires:
+def nvfp4_rule(reason: str, consequence: str = UNCLAIMED) -> Requires:
     """NVFP4 experts are refused where nothing is known of how the engine's classes hold them."""
     return Requires(
         NVFP4_RULE, Module.ROUTED, lambda c: c.inventory.routed.name != NVFP4, reason, consequence=consequence,

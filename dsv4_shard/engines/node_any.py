@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from dsv4_shard.engines.base import (
     ANY_ENGINE,
+    UNCLAIMED,
     Context,
     Deployment,
     Divides,
@@ -61,7 +62,7 @@ RULES: tuple[Rule, ...] = (
         lambda c: (c.at.runner, c.at.a2a, c.at.shared, c.at.version) == (_RUNNER, None, "whole", ANY_ENGINE)
         and not c.at.gpu_named,
         "no engine's rules for this family are known, so there is no runner, all-to-all backend, way of shared "
-        "experts, GPU or version to choose", consequence="nothing is claimed of it", fatal=True,
+        "experts, GPU or version to choose", consequence=UNCLAIMED, fatal=True,
         remedies=("leave --runner, --a2a, --shared-experts, --gpu, --gpu-memory and --engine-version out",),
     ),
     NODES_RULE,

@@ -378,10 +378,10 @@ def on_nodes(command: str, nodes: int) -> tuple[str, ...]:
 def addition(context: Context) -> str:
     """How the shared expert's output joins the sum."""
     if context.at.shared == "whole" and context.at.world > 1:
-        return (
-            "Under sequence parallelism each rank runs the whole shared expert on its own tokens and adds it once; "
-            f"summed over ranks it would count {context.at.tp} times."
-        )
+        once = "each rank runs the whole shared expert on its own tokens and adds it once"
+        if context.at.tp == 1:
+            return f"Under data parallelism {once}."
+        return f"Under sequence parallelism {once}; summed over ranks it would count {context.at.tp} times."
     return ADDED_IN_PARTS
 
 

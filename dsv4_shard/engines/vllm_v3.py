@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from dsv4_shard.engines import vllm
 from dsv4_shard.engines.base import (
+    UNCLAIMED,
     Context,
     Deployment,
     Divides,
@@ -48,7 +49,7 @@ RULES: tuple[Rule, ...] = (
     Requires(
         "dp", Module.ATTENTION, lambda c: c.at.dp == 1,
         "vLLM's classes of this generation were not held against under data parallelism",
-        consequence="nothing is claimed of it", fatal=True,
+        consequence=UNCLAIMED, fatal=True,
         remedies=("--dp 1", "--engine sglang, which has attention DP"),
     ),
     Requires(

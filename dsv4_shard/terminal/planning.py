@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from dsv4_shard.blockgrid import broken_grids, shared_grid
-from dsv4_shard.engines.base import ANY_ENGINE, UNKNOWN_GPU, Replicate
+from dsv4_shard.engines.base import ANY_ENGINE, UNCLAIMED, UNKNOWN_GPU, Replicate
 from dsv4_shard.roles import Module
 from dsv4_shard.terminal.picture import show_broken, show_placed
 from dsv4_shard.terminal.tables import Table
@@ -62,6 +62,8 @@ def _show_refusal(console: Console, plan: "Plan", engine: str) -> None:
 def _consequences(breach: "PlanBreach", engine: str) -> Iterable[str]:
     if breach.engine_says:
         yield f"{engine} says: {breach.engine_says}"
+    elif breach.consequence == UNCLAIMED:
+        yield breach.consequence
     else:
         yield f"{engine} does not say so: {breach.consequence}"
     for remedy in breach.remedies:
@@ -126,11 +128,9 @@ def _show_totals(console: Console, plan: "Plan") -> None:
         item(console, f"zeros for padding: {size(totals.padding_bytes_per_rank)} on average")
     if plan.memory:
         memory = plan.memory
-        item(
-            console,
-            f"{memory.gpu}: {gib(memory.capacity)} as CUDA counts it, {gib(memory.left)} left for KV cache, "
-            "activations and graphs",
-        )
+        left = f"{gib(memory.left)} left for KV cache, activations and graphs"
+        missing = f"{gib(-memory.left)} too little for the weights"
+        item(console, f"{memory.gpu}: {gib(memory.capacity)} as CUDA counts it, {left if memory.fits else missing}")
         if memory.kv_tokens_at_most:
             each = " in each attention group" if plan.deployment["world"] > plan.deployment["attention_tp"] else ""
             item(

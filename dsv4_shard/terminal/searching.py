@@ -6,7 +6,7 @@ from rich.console import Console
 
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import heading, item, title, to_copy
-from dsv4_shard.units import GIB
+from dsv4_shard.units import binary_unit
 
 if TYPE_CHECKING:
     from dsv4_shard.search import Search
@@ -38,14 +38,16 @@ def show_search(console: Console, found: "Search") -> None:
 def _show_layouts(console: Console, found: "Search") -> None:
     columns = ("engine", "TP", "EP", "DP", "shared", "weights", "tokens", "whole", "zeros", "sent", "+")
     table = Table(*columns, right=(1, 2, 3, 5, 6, 7, 8, 9, 10))
+    first = found.layouts[0]
+    name, unit = binary_unit(first.weight_bytes)
     for row in found.layouts[:_LAYOUTS_SHOWN]:
         at, sent = row.deployment, row.sent_bytes_per_token_and_layer
         tokens = "?" if row.tokens_at_most is None else f"{row.tokens_at_most * row.groups / 1e6:.2f}"
         numbers = (
-            f"{row.weight_bytes / GIB:.1f}{'' if row.fits else '!'}",
+            f"{row.weight_bytes / unit:.1f}{'' if row.fits else '!'}",
             tokens,
-            f"{row.replicated_bytes / GIB:.2f}",
-            f"{row.padding_bytes / GIB:.2f}",
+            f"{row.replicated_bytes / unit:.2f}",
+            f"{row.padding_bytes / unit:.2f}",
             "?" if sent is None else f"{sent / 1e3:.0f}",
             str(len(row.also)),
         )
@@ -55,12 +57,11 @@ def _show_layouts(console: Console, found: "Search") -> None:
     more = len(found.layouts) - _LAYOUTS_SHOWN
     if more > 0:
         item(console, f"and {more} more (--json has all, with their options)")
-    first = found.layouts[0]
-    room = f" of {(first.weight_bytes + first.left_bytes) / GIB:.1f}" if first.left_bytes is not None else ""
+    room = f" of {(first.weight_bytes + first.left_bytes) / unit:.1f}" if first.left_bytes is not None else ""
     for line in (
-        f"weights: GiB on the fullest GPU{room}, by which rows are ranked; ! does not fit",
+        f"weights: {name} on the fullest GPU{room}, by which rows are ranked; ! does not fit",
         "tokens: millions of KV cache that would fill the rest, in all attention groups: at most; ? not known",
-        "whole: GiB that every GPU has whole, zeros: GiB of padding; both are within weights",
+        f"whole: {name} that every GPU has whole, zeros: {name} of padding; both are within weights",
         "sent: kB by all GPUs together for one token in one layer, by formula",
         "+: other runners, all-to-all backends or EP that weigh the same. None of these is a speed.",
     ):

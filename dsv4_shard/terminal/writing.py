@@ -24,7 +24,7 @@ def show_dry_run(console: Console, job: "Job", out: str, needed: int, free: int)
     table = Table("file", "tensors", "bytes", right=(1, 2))
     for file in job.recipe.files:
         table.add(file.name, f"{len(file.tensors):,}", f"{file.nbytes:,}")
-    for name, content in job.companions.items():
+    for name, content in sorted(job.companions.items()):
         table.add(name, "", f"{len(content):,}")
     table.show(console)
     missing = max(0, needed - free)

@@ -43,6 +43,7 @@ UnplannedTpOpt = Annotated[int | None, typer.Option("--tp", min=1, help="Tensor 
 GpusOpt = Annotated[
     int | None, typer.Option("--gpus", min=1, help="Instead of --tp: search all layouts on so many GPUs.")
 ]
+RankByOpt = Annotated[str | None, typer.Option("--rank-by", help="With --gpus: weights (default), tokens or sent.")]
 EpOpt = Annotated[int | None, typer.Option("--ep", min=1, help="Expert parallelism; default: the engine's.")]
 DpOpt = Annotated[
     int, typer.Option("--dp", min=1, help="SGLang, TensorRT-LLM: attention DP inside TP. vLLM: replicas.")

@@ -146,10 +146,11 @@ def search(
     nodes: int | None = None,
     expert_dtype: str | None = None,
     engine_version: str | None = None,
+    rank_by: str = "weights",
     refresh: bool = False,
     output: str | Path | None = None,
 ) -> "Search":
-    """Every layout that runs on so many GPUs, the lightest first: `plan --gpus`.
+    """Every layout that runs on so many GPUs, the lightest first: `plan --gpus`. `rank_by`: weights, tokens or sent.
 
     `engine` are those to search, by commas or as a sequence; default: all that serve. `output` is a file for the plan
     of the first layout, if that fits. `best` is None where nothing fits; `elsewhere` then says what else would do.
@@ -166,7 +167,7 @@ def search(
 
     checkpoint, inventory = open_checkpoint(str(repo), refresh=refresh, exact=False)
     found = _search(checkpoint, inventory, gpus, engine, gpu=gpu, gpu_memory=gpu_memory, nodes=nodes,
-                    expert_dtype=expert_dtype, engine_version=engine_version)  # fmt: skip
+                    expert_dtype=expert_dtype, engine_version=engine_version, rank_by=rank_by)  # fmt: skip
     if output is not None and found.best is not None:
         save_plan(plan_best(checkpoint, inventory, found), Path(output))
     return found
@@ -193,6 +194,7 @@ def report(
     output: str | Path | None = None,
     repo: str | Path | None = None,
     gpus: int | None = None,
+    rank_by: str | None = None,
     refresh: bool = False,
     **asked: Unpack[LayoutOptions],
 ) -> "Report":
@@ -222,6 +224,8 @@ def report(
         raise UsageError(f"{option} beside a plan: the plan says it already", hint=f"Leave out {option}.")
     if given is None and asked and gpus is None and "tp" not in asked:
         raise UsageError(f"{_option(asked)} without --tp or --gpus", hint="Add one of these, or name a plan file.")
+    if rank_by is not None and gpus is None:
+        raise UsageError("--rank-by without --gpus", hint="It orders what --gpus finds.")
     if given is None and repo is not None:
         raise UsageError(f"--repo: {source} is no plan file, but a checkpoint itself", hint="Leave out --repo.")
     name = str(source) if given is None else str(repo or given.source.label)
@@ -235,7 +239,7 @@ def report(
     if given is not None:
         plan = check_plan(given, checkpoint, inventory)
     elif gpus is not None:
-        found = _search(checkpoint, inventory, gpus, **asked)
+        found = _search(checkpoint, inventory, gpus, rank_by=rank_by or "weights", **asked)
         plan = plan_best(checkpoint, inventory, found) if found.best is not None else None
     elif asked:
         plan = make_plan(checkpoint, inventory, request_of(**asked))
@@ -302,13 +306,19 @@ def _refuse_unknown(option: str, given: object, known: Mapping[str, tuple[str, .
 
 
 def _search(
-    checkpoint: "Checkpoint", inventory: "Inventory", gpus: int, engine: str | Iterable[str] | None = None, **asked: Any
+    checkpoint: "Checkpoint",
+    inventory: "Inventory",
+    gpus: int,
+    engine: str | Iterable[str] | None = None,
+    *,
+    rank_by: str,
+    **asked: Any,
 ) -> "Search":
     from dsv4_shard.engines import SERVING
     from dsv4_shard.search import search as search_layouts
 
     engines = engine.split(",") if isinstance(engine, str) else SERVING if engine is None else engine
-    return search_layouts(checkpoint, inventory, request_of(gpus, **asked), tuple(engines))
+    return search_layouts(checkpoint, inventory, request_of(gpus, **asked), tuple(engines), rank_by)
 
 
 def _option(asked: Mapping[str, object]) -> str:

@@ -47,7 +47,7 @@ _MAX_PATH = 4096
 
 _REQUEST_OPTIONS = (
     "tp", "ep", "dp", "engine", "runner", "a2a", "shared_experts", "gpu", "nodes", "expert_dtype", "engine_version",
-    "gpu_memory",
+    "gpu_memory", "rank_by",
 )  # fmt: skip
 """Options of `plan` and `reshard` that say what is asked for. Those that are not given are left to the verbs."""
 
@@ -178,6 +178,7 @@ def plan(
     repo: options.DefaultRepoArg = None,
     tp: options.TpOpt = None,
     gpus: options.GpusOpt = None,
+    rank_by: options.RankByOpt = None,
     ep: options.EpOpt = None,
     dp: options.DpOpt = 1,
     engine: options.EngineOpt = "sglang",
@@ -211,6 +212,8 @@ def plan(
         _refuse_beside_gpus(asked)
         _search(repo or _default_repo(), as_json, gpus=gpus, refresh=refresh, output=output, **asked)
         return
+    if "rank_by" in asked:
+        raise UsageError("--rank-by without --gpus", hint="It orders what --gpus finds.")
     if tp is None:
         raise UsageError(
             "neither --tp nor --gpus",
@@ -266,6 +269,7 @@ def report(
     repo: options.PlansRepoOpt = None,
     tp: options.TpOpt = None,
     gpus: options.GpusOpt = None,
+    rank_by: options.RankByOpt = None,
     ep: options.EpOpt = None,
     dp: options.DpOpt = 1,
     engine: options.EngineOpt = "sglang",

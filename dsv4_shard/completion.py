@@ -98,6 +98,11 @@ def shared_experts() -> Offer:
     return list(names.SHARED_EXPERTS.items())
 
 
+def rankings() -> Offer:
+    """What a search puts first."""
+    return list(names.RANKINGS.items())
+
+
 def expert_dtypes() -> Offer:
     """Formats of the routed experts."""
     return list(names.EXPERT_DTYPES.items())

@@ -62,6 +62,8 @@ SHARED_EXPERTS = {
     "pad": "cut over the ranks, filled up to whole blocks (vLLM)",
 }
 
+RANKINGS = {"weights": "the lightest", "tokens": "the most room for tokens", "sent": "the fewest bytes between GPUs"}
+
 EXPERT_DTYPES = {"fp4": "as FP4 experts are", "fp8": "FP4 experts cast to FP8, as DeepSeek's converter does"}
 
 _MOST = 3

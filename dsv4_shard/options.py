@@ -113,6 +113,17 @@ EpOpt = Annotated[
         "--ep", metavar="N", min=1, rich_help_panel=_LAYOUT, show_default="the engine's", help="Expert parallelism."
     ),
 ]
+RankByOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--rank-by",
+        metavar="WHAT",
+        rich_help_panel=_LAYOUT,
+        show_default="weights",
+        autocompletion=completion.rankings,
+        help="With --gpus, what puts a layout first: weights (few), tokens (many) or sent (few bytes).",
+    ),
+]
 DpOpt = Annotated[
     int,
     typer.Option(

@@ -24,6 +24,7 @@ from dsv4_shard.escape import clean
 from dsv4_shard.holdings import Column, Kind, LayerMap, RankBytes, layer_map, rank_bytes
 from dsv4_shard.inspect import DEFAULT_TPS, Cell, Inspection, inspect
 from dsv4_shard.inventory import Inventory
+from dsv4_shard.names import RANKINGS
 from dsv4_shard.plan import MEMORY_RULE, Plan
 from dsv4_shard.roles import Module
 from dsv4_shard.search import Search
@@ -115,6 +116,7 @@ def to_html(report: Report) -> str:
         plan=report.plan,
         search=report.search,
         charts=_charts(report),
+        rankings=RANKINGS,
         ranks=[_rank_row(rank) for rank in report.ranks],
         rank_kinds=_kinds_of(report.ranks),
         map_kinds=[(k, w) for k, w in _MAP_KINDS if report.layers and any(c.kind is k for c in report.layers.columns)],

@@ -3,6 +3,7 @@
 A layout is weighed by what headers and rules tell, in this order: whether its weights fit; the heaviest rank's weights;
 the tokens of KV cache that would fill what they leave (`kvcache`), in all attention groups together; bytes that every
 rank holds whole, and zeros for padding; bytes sent. None of these is a speed, and none was measured.
+`rank_by` puts tokens or bytes sent before the weights.
 
 Bytes sent are those of all GPUs together for one token in one layer, by formula, of hidden states h = 2 × hidden_size
 (BF16), in DeepSeek's reference 4 × (F32):
@@ -18,8 +19,9 @@ of the reference's indexer) is left out. Of TensorRT-LLM it is not known.
 """
 
 import itertools
+import math
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -32,8 +34,10 @@ from dsv4_shard.engines import SERVING, engine_for, find_engine, sglang, vllm
 from dsv4_shard.engines.base import MAX_RANKS, UNKNOWN_FAMILY, Context, Deployment, Request
 from dsv4_shard.engines.common import NVFP4_RULE, pick_gpu
 from dsv4_shard.errors import UsageError
+from dsv4_shard.escape import short
 from dsv4_shard.gpus import GPUS, Gpu
 from dsv4_shard.inventory import Inventory, outside_layers
+from dsv4_shard.names import did_you_mean
 from dsv4_shard.plan import Plan, beyond_roles, make_plan, memory_of, refuse_errors, totals_of, weights_of
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -77,7 +81,7 @@ class Elsewhere(_Document):
 
 
 class Search(_Document):
-    """Every layout, the best first; `command` plans the first that fits. `elsewhere` is given where none does.
+    """Every layout, the best by `rank_by` first; `command` plans it if it fits, else `elsewhere` says what would do.
 
     `engines` are those searched; of the others that were asked for, `unknown` says why nothing is claimed.
     """
@@ -86,6 +90,7 @@ class Search(_Document):
     tool_version: str
     gpus: int
     gpu: str | None
+    rank_by: str
     engines: tuple[str, ...]
     layouts: tuple[FoundLayout, ...]
     command: str | None
@@ -105,8 +110,18 @@ class _Found:
     layout: FoundLayout
 
 
-def search(checkpoint: Checkpoint, inventory: Inventory, asked: Request, engines: tuple[str, ...] = SERVING) -> Search:
+def search(
+    checkpoint: Checkpoint,
+    inventory: Inventory,
+    asked: Request,
+    engines: tuple[str, ...] = SERVING,
+    rank_by: str = "weights",
+) -> Search:
     """Search on `asked.tp` GPUs. Raises as `make_plan`, and UsageError for an engine that runs nothing."""
+    if rank_by not in RANKINGS:
+        raise UsageError(f"--rank-by {short(rank_by)}: no such ranking", hint=did_you_mean(rank_by, RANKINGS))
+    if rank_by == "tokens" and asked.gpu is None and asked.gpu_memory is None:
+        raise UsageError("--rank-by tokens: room is not known without --gpu or --gpu-memory", hint="Add one of these.")
     refuse_errors(inventory)
     check_request(asked)
     if asked.nodes is not None and asked.tp % asked.nodes:
@@ -116,12 +131,14 @@ def search(checkpoint: Checkpoint, inventory: Inventory, asked: Request, engines
     held = tuple(name for name in engines if name not in dict(unknown))
     inventory = outside_layers(inventory)
     found = _search(checkpoint, inventory, asked, held)
+    found.sort(key=lambda one: _rank(one.layout, rank_by))
     best = found[0].layout if found and found[0].layout.fits else None
     return Search(
         schema_version=SCHEMA_VERSION,
         tool_version=__version__,
         gpus=asked.tp,
         gpu=asked.gpu or asked.gpu_memory,
+        rank_by=rank_by,
         engines=held,
         layouts=tuple(one.layout for one in found),
         command=f"dsv4-shard plan {shlex.quote(checkpoint.source.label)} {best.options}" if best else None,
@@ -211,16 +228,23 @@ def _likeness(one: _Found) -> tuple[Any, ...]:
             layout.sent_bytes_per_token_and_layer)  # fmt: skip
 
 
-def _rank(layout: FoundLayout) -> tuple[Any, ...]:
+def _sent(layout: FoundLayout) -> float:
     sent = layout.sent_bytes_per_token_and_layer
-    return (
-        not layout.fits,
-        layout.weight_bytes,
-        -(layout.tokens_at_most or 0) * layout.groups,
-        layout.replicated_bytes + layout.padding_bytes,
-        sent is None,
-        sent or 0,
-    )
+    return math.inf if sent is None else sent
+
+
+RANKINGS: dict[str, Callable[[FoundLayout], float]] = {
+    "weights": lambda layout: layout.weight_bytes,
+    "tokens": lambda layout: -(layout.tokens_at_most or 0) * layout.groups,
+    "sent": _sent,
+}
+"""What may come first, the least the best; the others then follow in the usual order."""
+
+
+def _rank(layout: FoundLayout, by: str = "weights") -> tuple[float, ...]:
+    whole = layout.replicated_bytes + layout.padding_bytes
+    weights, tokens, sent = (ranking(layout) for ranking in RANKINGS.values())
+    return (not layout.fits, RANKINGS[by](layout), weights, tokens, whole, sent)
 
 
 def _weigh(checkpoint: Checkpoint, inventory: Inventory, request: Request, at: Deployment) -> FoundLayout:

@@ -9,6 +9,7 @@ from dsv4_shard.choosing import choose
 from dsv4_shard.engines import _BY_FAMILY, ENGINES, sglang, vllm
 from dsv4_shard.engines.base import ANY_ENGINE, Request
 from dsv4_shard.errors import ExitCode
+from dsv4_shard.search import RANKINGS
 
 
 def test_the_names_that_are_offered_are_those_that_the_engines_have():
@@ -16,6 +17,7 @@ def test_the_names_that_are_offered_are_those_that_the_engines_have():
     assert set(names.RUNNERS["sglang"]) == set(sglang.RUNNERS)
     assert set(names.RUNNERS["vllm"]) == {*vllm.BACKENDS, *vllm.BACKENDS_FP8}
     assert names.RUNNERS["reference"] == (choose(inventory_of(FLASH)[1], Request(1, engine="reference")).at.runner,)
+    assert list(names.RANKINGS) == list(RANKINGS)
     assert names.A2A == sglang.A2A_BACKENDS
 
 

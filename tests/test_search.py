@@ -242,6 +242,41 @@ def test_an_engine_that_does_not_exist_is_refused():
         found(PRO, 16, "h200", ("sglang", "tgi"))
 
 
+# --- the order -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("by", "key"), [
+    ("weights", lambda one: one.weight_bytes),
+    ("tokens", lambda one: -one.tokens_at_most * one.groups),
+    ("sent", lambda one: one.sent_bytes_per_token_and_layer),
+])  # fmt: skip
+def test_layouts_that_fit_are_ranked_by_what_is_asked_for(by, key):
+    result = search(*inventory_of(PRO), Request(16, gpu="h20-96"), ("sglang", "vllm"), by)
+    fitting = [key(one) for one in result.layouts if one.fits]
+    assert fitting == sorted(fitting)
+    assert len(set(fitting)) > 1
+    assert every_option(result) == every_option(found(PRO, 16, "h20-96"))
+
+
+def test_the_command_says_by_what_it_ranks_and_plans_the_first_of_that():
+    result = run("plan", root_of(PRO), "--gpus", "16", "--gpu", "h20-96", "--engine", "vllm", "--rank-by", "tokens")
+    best = search(*inventory_of(PRO), Request(16, gpu="h20-96"), ("vllm",), "tokens").best
+    assert best.options in result.stdout.rsplit("Plan the first\n", 1)[1]
+    assert "? not known, by which rows are ranked" in " ".join(result.stdout.split())
+
+
+@pytest.mark.parametrize(("command", "options", "why"), [
+    ("plan", ("--gpus", "16", "--rank-by", "speed"), "--rank-by 'speed': no such ranking"),
+    ("plan", ("--gpus", "16", "--rank-by", "tokens"), "room is not known without --gpu or --gpu-memory"),
+    ("plan", ("--tp", "16", "--rank-by", "sent"), "--rank-by without --gpus"),
+    ("report", ("--tp", "16", "--rank-by", "sent"), "--rank-by without --gpus"),
+])  # fmt: skip
+def test_an_order_that_means_nothing_is_refused(command, options, why, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(command, root_of(PRO), *options)
+    assert (result.exit_code, why in result.stderr) == (ExitCode.USAGE, True)
+
+
 # --- the command ----------------------------------------------------------------------------------------------------
 
 

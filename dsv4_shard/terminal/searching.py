@@ -58,11 +58,13 @@ def _show_layouts(console: Console, found: "Search") -> None:
     if more > 0:
         item(console, f"and {more} more (--json has all, with their options)")
     room = f" of {(first.weight_bytes + first.left_bytes) / unit:.1f}" if first.left_bytes is not None else ""
+    ranked = {found.rank_by: ", by which rows are ranked"}
     for line in (
-        f"weights: {name} on the fullest GPU{room}, by which rows are ranked; ! does not fit",
-        "tokens: millions of KV cache that would fill the rest, in all attention groups: at most; ? not known",
+        f"weights: {name} on the fullest GPU{room}{ranked.get('weights', '')}; ! does not fit",
+        "tokens: millions of KV cache that would fill the rest, in all attention groups: at most; ? not known"
+        + ranked.get("tokens", ""),
         f"whole: {name} that every GPU has whole, zeros: {name} of padding; both are within weights",
-        "sent: kB by all GPUs together for one token in one layer, by formula",
+        "sent: kB by all GPUs together for one token in one layer, by formula" + ranked.get("sent", ""),
         "+: other runners, all-to-all backends or EP that weigh the same. None of these is a speed.",
     ):
         item(console, line, "dim")

@@ -21,6 +21,7 @@ from dsv4_shard.choosing import choose
 from dsv4_shard.engines import engine_for, title_of
 from dsv4_shard.engines.base import ANY_ENGINE, UNKNOWN_FAMILY, UNKNOWN_GPU, Context, Request
 from dsv4_shard.escape import clean
+from dsv4_shard.gpus import GPUS
 from dsv4_shard.holdings import Column, Kind, LayerMap, RankBytes, layer_map, rank_bytes
 from dsv4_shard.inspect import DEFAULT_TPS, Cell, Inspection, inspect
 from dsv4_shard.inventory import Inventory
@@ -67,10 +68,9 @@ def make_report(
 ) -> Report:
     """The report of a checkpoint, and of a plan for it that `check_plan` takes. `search` is what found the plan.
 
-    The matrix is of the plan's GPU, where it names one. Raises as `inspect`.
+    The matrix is of the GPU that these name, if any. Raises as `inspect`.
     """
-    gpu = {name: plan.request[name] for name in ("gpu", "gpu_memory")} if plan else {}
-    inspection = inspect(checkpoint, inventory, tps, **gpu)  # type: ignore[arg-type]
+    inspection = inspect(checkpoint, inventory, tps, **_gpu(plan, search))
     if plan is None:
         return Report(inspection, None, search, tuple(_candidate_grids(inspection)), None, ())
     grid = shared_grid(plan)
@@ -83,6 +83,15 @@ def make_report(
     layers = layer_map(checkpoint, engine, context, frozenset(breach.module for breach in choice.breaches))
     ranks = rank_bytes(checkpoint, engine, context) if choice.feasible else ()
     return Report(inspection, plan, search, grids, layers, ranks)
+
+
+def _gpu(plan: Plan | None, search: Search | None) -> dict[str, str]:
+    """The GPU that was asked for, as `inspect` takes it."""
+    if plan is not None:
+        return {name: str(plan.request[name]) for name in ("gpu", "gpu_memory") if plan.request[name]}
+    if search is not None and search.gpu:
+        return {"gpu" if search.gpu.lower() in GPUS else "gpu_memory": search.gpu}
+    return {}
 
 
 def _candidate_grids(inspection: Inspection) -> Iterator[BlockGrid]:
@@ -117,7 +126,7 @@ def to_html(report: Report) -> str:
         search=report.search,
         charts=_charts(report),
         rankings=RANKINGS,
-        ranks=[_rank_row(rank) for rank in report.ranks],
+        ranks=[asdict(rank) for rank in report.ranks],
         rank_kinds=_kinds_of(report.ranks),
         map_kinds=[(k, w) for k, w in _MAP_KINDS if report.layers and any(c.kind is k for c in report.layers.columns)],
         map_rows=list(_map_rows(report.layers)) if report.layers else [],
@@ -154,20 +163,21 @@ def _words(report: Report) -> dict[str, Any]:
     label = plan.source.label if plan else it.label
     name = label.rstrip("/").rpartition("/")[2] or label
     revision = f" @ {it.revision[:12]}" if it.revision else ""
+    gpu = next(filter(None, _gpu(plan, report.search).values()), None)
     words = {
         "title": f"{name} on {_title(plan)}" if plan else name,
         "identity": f"{label}{revision}: {it.family}, {it.tensors:,} tensors in {it.files} files, {size(it.bytes)}; "
         f"{it.layers} layers, {it.routed_experts} routed experts and {it.shared_experts} shared",
         "engines": list(dict.fromkeys(cell.engine for cell in report.inspection.matrix)),
         "matrix": {tp: list(cells) for tp, cells in groupby(report.inspection.matrix, lambda cell: cell.tp)},
-        "matrix_note": f"With each engine's own choices on {plan.memory.gpu}."
-        if plan and plan.memory
+        "matrix_note": f"With each engine's own choices on GPUs of {gpu}."
+        if gpu
         else "With each engine's own choices on Hopper; memory is not looked at.",
         "asked": (plan.deployment["engine"], plan.deployment["tp"]) if plan else None,
         "plan_command": f"dsv4-shard plan {shlex.quote(label)}",
         "report_command": f"dsv4-shard report {shlex.quote(label)} --tp 16 -o report.html",
     }
-    return words | (_plan_words(plan, report) if plan else {"facts": ()})
+    return words | (_plan_words(plan) if plan else {"facts": ()})
 
 
 def _title(plan: Plan) -> str:
@@ -175,7 +185,7 @@ def _title(plan: Plan) -> str:
     return f"{engine} {plan.engine_version}, TP {plan.deployment['tp']}"
 
 
-def _plan_words(plan: Plan, report: Report) -> dict[str, Any]:
+def _plan_words(plan: Plan) -> dict[str, Any]:
     at = plan.deployment
     gpus = f"{at['world']} {at['gpu'] or ''} GPUs".replace("  ", " ")
     nodes = f" on {at['nodes']} nodes" if at["nodes"] > 1 else ""
@@ -273,10 +283,6 @@ def _placed_as(grid: BlockGrid) -> str:
     }[grid.way]
 
 
-def _rank_row(rank: RankBytes) -> dict[str, Any]:
-    return asdict(rank)
-
-
 def _kinds_of(ranks: tuple[RankBytes, ...]) -> list[tuple[str, str]]:
     """The kinds of bytes that some rank has."""
     return [(kind, words) for kind, words in _RANK_KINDS if any((getattr(rank, kind) or 0) for rank in ranks)]
@@ -285,7 +291,7 @@ def _kinds_of(ranks: tuple[RankBytes, ...]) -> list[tuple[str, str]]:
 def _rank_chart(report: Report) -> dict[str, Any]:
     bars, world = [], report.ranks[-1].last + 1
     for rank in report.ranks:
-        row = _rank_row(rank) | {"free": max(0, rank.free or 0)}
+        row = asdict(rank) | {"free": max(0, rank.free or 0)}
         if world <= _BARS:
             bars += [row | {"label": f"rank {number}"} for number in range(rank.first, rank.last + 1)]
         else:

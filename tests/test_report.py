@@ -123,6 +123,25 @@ def test_with_a_gpu_the_matrix_looks_at_its_memory():
     assert inspect(*inventory_of(PRO), (8,)).matrix[0].verdict == "works"
 
 
+@pytest.mark.parametrize(
+    ("request_", "note"),
+    [(BROKEN, "on GPUs of h20-96."), (Request(8, gpu_memory="96GB"), "on GPUs of 96GB."),
+     (Request(8), "on Hopper; memory is not looked at.")],
+)  # fmt: skip
+def test_the_matrix_says_of_which_gpu_it_is_also_where_the_plan_breaks(request_, note):
+    assert f"With each engine's own choices {note}" in text_of(page_of(request_))
+
+
+@pytest.mark.parametrize("asked", [{"gpu": "h20-96"}, {"gpu": "H20-96"}, {"gpu_memory": "96GB"}])
+def test_where_the_search_finds_nothing_the_matrix_is_of_its_gpu_all_the_same(asked):
+    checkpoint, inventory = inventory_of(PRO)
+    found = search(checkpoint, inventory, Request(2, **asked))
+    assert found.best is None
+    report = make_report(checkpoint, inventory, None, found)
+    assert {cell.verdict for cell in report.inspection.matrix if cell.tp == 8} == {"no"}
+    assert "Nothing" in text_of(to_html(report))
+
+
 def test_of_a_gpu_whose_kernels_are_not_known_the_matrix_claims_nothing():
     assert {cell.verdict for cell in inspect(*inventory_of(PRO), (8,), gpu="mi355x").matrix} == {"unknown"}
 

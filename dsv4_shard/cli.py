@@ -515,9 +515,9 @@ def explain(text: options.TextArg = None, repo: options.ModelOpt = None, as_json
 def demo(
     folder: options.DemoArg = Path("dsv4-demo"),
 ) -> None:
-    """Inspect, plan, reshard and verify a small checkpoint made for it.
+    """Inspect, plan, reshard, verify and report a small checkpoint.
 
-    The checkpoint has V4-Pro's structure, 4 layers and 16 experts small; all takes under a minute and 70 MB.
+    It is made for it, with V4-Pro's structure, 4 layers and 16 experts small; all takes under a minute and 250 MB.
     """
     from dsv4_shard.demo import write_checkpoint
     from dsv4_shard.output import check_output
@@ -525,6 +525,7 @@ def demo(
 
     check_output(folder, Path(__file__).parent, overwrite=False)
     checkpoint, shards, plan_file = folder / "checkpoint", folder / "shards", folder / "plan.json"
+    page = folder / "report.html"
     folder.mkdir(exist_ok=True)
     console = _consoles()[0]
     paragraph(console, f"A checkpoint with DeepSeek-V4-Pro's structure, 4 layers and 16 experts small: {checkpoint}")
@@ -534,13 +535,15 @@ def demo(
         ["plan", str(checkpoint), "--tp", "16", "-o", str(plan_file)],
         ["reshard", str(checkpoint), str(shards), "--plan", str(plan_file)],
         ["verify", str(shards), "--against", str(checkpoint), "--numerics"],
+        ["report", str(plan_file), "-o", str(page)],
     )
     for arguments in commands:
         print(f"\n$ dsv4-shard {' '.join(arguments)}", flush=True)
         if code := app(arguments, standalone_mode=False):
             raise typer.Exit(code)
     console.print()
-    for line in (f"The checkpoint is in {checkpoint},", f"its 16 ranks in {shards},", f"the plan in {plan_file}."):
+    for line in (f"The checkpoint is in {checkpoint},", f"its 16 ranks in {shards},", f"the plan in {plan_file},",
+                 f"and what to look at in {page}."):  # fmt: skip
         paragraph(console, line)
 
 

@@ -339,8 +339,9 @@ def test_the_demo_ends_with_where_its_files_are_and_fits_a_narrow_terminal_in_as
     assert [line for line in lines if len(line) > 40 and " --" not in line and not line.startswith("$ ")] == []
     assert result.stdout.isascii()
     steps = re.findall(r"^\$ dsv4-shard (\w+)", result.stdout, re.MULTILINE)
-    assert steps == ["inspect", "plan", "reshard", "verify"]
+    assert steps == ["inspect", "plan", "reshard", "verify", "report"]
     assert "which is 1.5 blocks of 128" in " ".join(result.stdout.split())
     assert "all as it should be" in lines
-    assert lines[-1] == "the plan in here/plan.json."
+    assert lines[-2:] == ["the plan in here/plan.json,", "and what to look at in here/report.html."]
+    assert (tmp_path / "here" / "report.html").is_file()
     assert len(list((tmp_path / "here" / "shards").glob("model-rank-*-part-0.safetensors"))) == 16

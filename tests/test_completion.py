@@ -3,6 +3,7 @@
 import os
 import pty
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -233,3 +234,21 @@ def test_bash_gets_what_is_offered_by_the_function_of_its_script(place):
     assert shlex.split(result.stdout.splitlines()[-1]) == [
         "complete", "-o", "default", "-F", "_dsv4_shard_completion", "dsv4-shard"
     ]  # fmt: skip
+
+
+# --- a real fish ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed")
+@pytest.mark.parametrize(("typed", "offers"), [
+    ("dsv4-shard insp", ["inspect"]),
+    ("dsv4-shard inspect DeepS", ["DeepSeek-V4-Pro/"]),
+    ("dsv4-shard plan model --gpu h20-", ["h20-96", "h20-141"]),
+    ("dsv4-shard plan model --gpus 8 --engine sglang,v", ["sglang,vllm"]),
+    ("dsv4-shard report pl", ["plan.json"]),
+])  # fmt: skip
+def test_fish_offers_the_same_by_its_script(typed, offers, place):
+    environment = os.environ | {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    script = f"dsv4-shard --show-completion fish | source; complete -C '{typed}'"
+    result = subprocess.run(["fish", "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert [line.split("\t")[0] for line in result.stdout.splitlines()] == offers

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict, Unpack
 
 from dsv4_shard.errors import ReadFailed, ShardError, UnsupportedFamily, UsageError
 from dsv4_shard.escape import short
+from dsv4_shard.names import A2A, RUNNERS, VERSIONS, as_option, did_you_mean
 
 if TYPE_CHECKING:
     from dsv4_shard.checkpoint import Checkpoint
@@ -211,33 +212,17 @@ def report(
     >>> made.ranks[0].weights == made.plan.memory.weights
     True
     """
-    from dsv4_shard.opening import open_checkpoint, pinned
     from dsv4_shard.output import write_text
     from dsv4_shard.plan import make_plan
     from dsv4_shard.planfile import check_plan
     from dsv4_shard.report import make_report, to_html
     from dsv4_shard.search import plan_best
 
-    given = _plan_given(source)
-    if given is not None and (asked or gpus is not None):
-        option = _option(asked or {"gpus": gpus})
-        raise UsageError(f"{option} beside a plan: the plan says it already", hint=f"Leave out {option}.")
-    if given is None and asked and gpus is None and "tp" not in asked:
-        raise UsageError(f"{_option(asked)} without --tp or --gpus", hint="Add one of these, or name a plan file.")
-    if rank_by is not None and gpus is None:
-        raise UsageError("--rank-by without --gpus", hint="It orders what --gpus finds.")
-    if given is None and repo is not None:
-        raise UsageError(f"--repo: {source} is no plan file, but a checkpoint itself", hint="Leave out --repo.")
-    name = str(source) if given is None else str(repo or given.source.label)
-    try:
-        checkpoint, inventory = open_checkpoint(pinned(name, given), refresh=refresh, exact=False)
-    except ShardError as error:
-        if given is not None and repo is None:
-            error.add_note(f"the plan names its checkpoint {name}: if that is elsewhere, say where with --repo")
-        raise
-    plan, found = given, None
-    if given is not None:
-        plan = check_plan(given, checkpoint, inventory)
+    plan, found = _plan_given(source), None
+    _refuse_for_report(source, plan, repo, gpus, rank_by, asked)
+    checkpoint, inventory = _open_for_report(source, plan, repo, refresh)
+    if plan is not None:
+        plan = check_plan(plan, checkpoint, inventory)
     elif gpus is not None:
         found = _search(checkpoint, inventory, gpus, rank_by=rank_by or "weights", **asked)
         plan = plan_best(checkpoint, inventory, found) if found.best is not None else None
@@ -247,6 +232,42 @@ def report(
     if output is not None:
         write_text(Path(output), to_html(made))
     return made
+
+
+def _refuse_for_report(
+    source: object,
+    plan: "Plan | None",
+    repo: object,
+    gpus: int | None,
+    rank_by: str | None,
+    asked: Mapping[str, object],
+) -> None:
+    """Raise UsageError for what means nothing together; `plan` is the one that `source` is, if it is one."""
+    if plan is not None and (asked or gpus is not None):
+        option = as_option(next(iter(asked or {"gpus": gpus})))
+        raise UsageError(f"{option} beside a plan: the plan says it already", hint=f"Leave out {option}.")
+    if plan is None and asked and gpus is None and "tp" not in asked:
+        option = as_option(next(iter(asked)))
+        raise UsageError(f"{option} without --tp or --gpus", hint="Add one of these, or name a plan file.")
+    if rank_by is not None and gpus is None:
+        raise UsageError("--rank-by without --gpus", hint="It orders what --gpus finds.")
+    if plan is None and repo is not None:
+        raise UsageError(f"--repo: {source} is no plan file, but a checkpoint itself", hint="Leave out --repo.")
+
+
+def _open_for_report(
+    source: object, plan: "Plan | None", repo: object, refresh: bool
+) -> "tuple[Checkpoint, Inventory]":
+    """The checkpoint that `source` names, or that of the plan: in `repo`, else where the plan names it."""
+    from dsv4_shard.opening import open_checkpoint, pinned
+
+    name = str(source) if plan is None else str(repo or plan.source.label)
+    try:
+        return open_checkpoint(pinned(name, plan), refresh=refresh, exact=False)
+    except ShardError as error:
+        if plan is not None and repo is None:
+            error.add_note(f"the plan names its checkpoint {name}: if that is elsewhere, say where with --repo")
+        raise
 
 
 def explain(text: str | Path | BinaryIO, *, repo: str | Path | None = None) -> "Explanation":
@@ -286,7 +307,6 @@ def request_of(tp: int, *, engine: str = "sglang", shared_experts: str = "auto",
     """
     from dsv4_shard.engines import find_engine
     from dsv4_shard.engines.base import Request
-    from dsv4_shard.names import A2A, RUNNERS, VERSIONS
 
     name = find_engine(engine).name
     _refuse_unknown("--runner", others.get("runner"), RUNNERS, name)
@@ -297,8 +317,6 @@ def request_of(tp: int, *, engine: str = "sglang", shared_experts: str = "auto",
 
 def _refuse_unknown(option: str, given: object, known: Mapping[str, tuple[str, ...]], engine: str) -> None:
     """Raise UsageError for a name that no engine has; those of `engine` are offered."""
-    from dsv4_shard.names import did_you_mean
-
     every = [one for names in known.values() for one in names]
     if isinstance(given, str) and given not in every:
         hint = did_you_mean(given, known.get(engine, every))
@@ -319,11 +337,6 @@ def _search(
 
     engines = engine.split(",") if isinstance(engine, str) else SERVING if engine is None else engine
     return search_layouts(checkpoint, inventory, request_of(gpus, **asked), tuple(engines), rank_by)
-
-
-def _option(asked: Mapping[str, object]) -> str:
-    """The first of what was asked, as the command line has it."""
-    return "--" + next(iter(asked)).replace("_", "-")
 
 
 def _plan_given(source: "str | Path | Plan") -> "Plan | None":

@@ -21,6 +21,7 @@ from dsv4_shard import completion, options
 from dsv4_shard.commandhelp import Command, Group
 from dsv4_shard.errors import ExitCode, NothingToDo, ShardError, UsageError
 from dsv4_shard.escape import clean
+from dsv4_shard.names import as_option
 from dsv4_shard.terminal.signs import show_signs
 
 if TYPE_CHECKING:
@@ -588,7 +589,7 @@ def _refuse_beside_gpus(asked: dict[str, Any]) -> None:
     """The search tries all of these itself. Raises UsageError."""
     for name in _SEARCHED:
         if name in asked:
-            option = _option(name)
+            option = as_option(name)
             raise UsageError(f"--gpus and {option}: the search tries them all", hint=f"Leave out {option}, or --gpus.")
 
 
@@ -596,13 +597,8 @@ def _refuse_beside_compare(context: typer.Context) -> None:
     """`plan --compare` takes no other option: the files say it all. Raises UsageError."""
     for name in context.params:
         if name not in ("compare", "as_json") and _is_given(context, name):
-            option = "REPO" if name == "repo" else _option(name)
+            option = "REPO" if name == "repo" else as_option(name)
             raise UsageError(f"--compare and {option}: plan files are taken as they are", hint=f"Leave out {option}.")
-
-
-def _option(name: str) -> str:
-    """A parameter as the command line has it."""
-    return "--" + name.replace("_", "-")
 
 
 def _is_given(context: typer.Context, name: str) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 from dsv4_shard.api import plan_of, request_of
 from dsv4_shard.errors import NothingToDo, RanksThere, UsageError
+from dsv4_shard.names import as_option
 
 if TYPE_CHECKING:
     from dsv4_shard.checkpoint import Checkpoint
@@ -184,7 +185,7 @@ def reshard(
     if not stored and (scratch is not None or keep_scratch):
         raise UsageError(f"--scratch, --keep-scratch: {out} is a folder, and made in its own place")
     if plan is not None and given:
-        option = "--" + next(iter(given)).replace("_", "-")
+        option = as_option(next(iter(given)))
         raise UsageError(f"--plan and {option}: the plan says it already", hint=f"Leave out {option}, or --plan.")
     followed = plan_of(plan) if plan is not None else None
     checkpoint, inventory = open_checkpoint(pinned(str(repo), followed), config)

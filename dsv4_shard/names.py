@@ -44,7 +44,8 @@ A2A = (
     "mori",
     "pplx",
 )
-"""SGLang's all-to-all backends."""
+"""SGLang's all-to-all backends: each forces EP = TP and keeps the shared expert whole by itself
+(`_shared_expert_use_tp1`)."""
 
 VERSIONS = {
     "sglang": ("0.5.23",),
@@ -68,6 +69,11 @@ EXPERT_DTYPES = {"fp4": "as FP4 experts are", "fp8": "FP4 experts cast to FP8, a
 
 _MOST = 3
 _LONGEST = 100
+
+
+def as_option(parameter: str) -> str:
+    """A parameter of the verbs as the command line has it."""
+    return "--" + parameter.replace("_", "-")
 
 
 def near(name: str, known: Iterable[str]) -> list[str]:

@@ -29,10 +29,10 @@ from dsv4_shard.choosing import choose, rank_nbytes
 from dsv4_shard.demo import DEMO_CONFIG, tensors_of
 from dsv4_shard.engines import ENGINES, find_engine
 from dsv4_shard.engines.base import MAX_RANKS, Context, Deployment, Expert, Pad, Replicate, Request, Split
-from dsv4_shard.engines.sglang import A2A_BACKENDS
 from dsv4_shard.errors import UsageError
 from dsv4_shard.gpus import GPUS, find_gpu
 from dsv4_shard.inventory import Group, Inventory, take_inventory
+from dsv4_shard.names import A2A
 from dsv4_shard.recipe import make_recipe
 from dsv4_shard.roles import Module, Part, Role, Stage
 
@@ -286,7 +286,7 @@ def test_sglang_pads_a_vocabulary_that_the_ranks_do_not_divide(tp):
     assert held.shape == (-(-129280 // (64 * tp)) * 64, 7168)
 
 
-@pytest.mark.parametrize("a2a", A2A_BACKENDS)
+@pytest.mark.parametrize("a2a", A2A)
 def test_an_all_to_all_backend_keeps_shared_experts_whole_by_itself(a2a):
     inventory = inventory_of(PRO)[1]
     at = feasible(inventory, tp=16, dp=16, a2a=a2a, gpu="b200")

@@ -18,7 +18,6 @@ def test_the_names_that_are_offered_are_those_that_the_engines_have():
     assert set(names.RUNNERS["vllm"]) == {*vllm.BACKENDS, *vllm.BACKENDS_FP8}
     assert names.RUNNERS["reference"] == (choose(inventory_of(FLASH)[1], Request(1, engine="reference")).at.runner,)
     assert list(names.RANKINGS) == list(RANKINGS)
-    assert names.A2A == sglang.A2A_BACKENDS
 
 
 def test_the_versions_that_are_offered_are_those_that_the_engines_rules_know():

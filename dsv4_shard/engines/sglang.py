@@ -46,25 +46,12 @@ from dsv4_shard.engines.common import (
 )
 from dsv4_shard.gpus import Gpu
 from dsv4_shard.inventory import NVFP4, Group, Inventory
+from dsv4_shard.names import A2A
 from dsv4_shard.roles import Module, Part, Role
 
 VERSION = "0.5.23"
 PLUGIN_FORMAT = "dsv4_shard"
 """The load format that the plugin of this package registers."""
-
-A2A_BACKENDS = (
-    "deepep",
-    "deepep_v2",
-    "megamoe",
-    "mooncake",
-    "nixl",
-    "ascend_fuseep",
-    "flashinfer",
-    "flashinfer_megamoe",
-    "mori",
-    "pplx",
-)
-"""All-to-all backends: each forces EP = TP and keeps the shared expert whole by itself (`_shared_expert_use_tp1`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +174,8 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
     nvfp4_rule("SGLang's NVFP4 experts were never held against its classes"),
     NO_CAST_RULE,
     Requires(
-        "a2a", Module.ROUTED, lambda c: c.at.a2a is None or c.at.a2a in A2A_BACKENDS,
-        "SGLang has no all-to-all backend {at.a2a!r}; it has " + ", ".join(A2A_BACKENDS), fatal=True,
+        "a2a", Module.ROUTED, lambda c: c.at.a2a is None or c.at.a2a in A2A,
+        "SGLang has no all-to-all backend {at.a2a!r}; it has " + ", ".join(A2A), fatal=True,
     ),
     Requires(
         "a2a-ep", Module.ROUTED, lambda c: c.at.a2a is None or c.at.ep == c.at.tp,

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from dsv4_shard.blockgrid import BlockGrid, broken_grids, shared_grid
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.choosing import choose
-from dsv4_shard.engines import engine_for, title_of
+from dsv4_shard.engines import engine_for, find_engine, title_of
 from dsv4_shard.engines.base import ANY_ENGINE, UNKNOWN_FAMILY, UNKNOWN_GPU, Context, Request
 from dsv4_shard.escape import clean
 from dsv4_shard.gpus import GPUS
@@ -32,7 +32,6 @@ from dsv4_shard.search import Search
 from dsv4_shard.units import gib, size
 
 _ASSETS = files("dsv4_shard") / "assets"
-_ENGINES = {"sglang": "SGLang", "vllm": "vLLM", "reference": "reference", "trtllm": "TensorRT-LLM"}
 _VERDICTS = {"works": "runs", "with-options": "runs with options", "no": "does not run", "unknown": "not known"}
 _RANK_KINDS = (
     ("experts", "routed experts"), ("split", "shared out"), ("whole", "whole on every rank"), ("padding", "padding"),
@@ -116,7 +115,7 @@ def to_html(report: Report) -> str:
     )  # fmt: skip
     environment.filters |= {
         "gib": gib, "size": size, "why": _why, "capitalize_first": _capitalized,
-        "engine": lambda name: _ENGINES.get(name, name), "verdict": lambda cell: _VERDICTS[cell.verdict],
+        "engine": lambda name: find_engine(name).title, "verdict": lambda cell: _VERDICTS[cell.verdict],
     }  # fmt: skip
     plot, script = _asset("plot.js"), _asset("report.js")
     return environment.get_template("report.html.jinja").render(

@@ -26,7 +26,7 @@ def test_a_report_of_a_plan_file_is_that_of_the_same_options(plan_file, tiny_che
 
 def test_the_command_says_what_it_wrote_of_what(plan_file, tiny_checkpoint, tmp_path):
     page = tmp_path / "a.html"
-    assert "of TP 2 on reference, which runs" in run("report", plan_file, "-o", page).output
+    assert "of TP 2 on DeepSeek reference, which runs" in run("report", plan_file, "-o", page).output
     assert "which does not run" in run("report", tiny_checkpoint, "--tp", 7, "-o", page).output
     assert "of the checkpoint alone" in run("report", tiny_checkpoint, "-o", page).output
     assert "nothing was found" in run("report", tiny_checkpoint, "--gpus", 7, "-o", page, "--engine", "sglang").output

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from dsv4_shard.engines import title_of
 from dsv4_shard.rankspan import say_ranks
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import item, paragraph, title
@@ -94,7 +95,8 @@ def show_report(console: Console, report: "Report", output: Path) -> None:
     about = "the checkpoint alone: name a layout with --tp or --gpus for placements and commands"
     if plan is not None:
         runs = "runs" if plan.feasible else "does not run"
-        about = f"TP {plan.deployment['tp']} on {plan.deployment['engine']}, which {runs}"
+        engine = title_of(str(plan.request["engine"]), plan.engine_version)
+        about = f"TP {plan.deployment['tp']} on {engine}, which {runs}"
     elif report.search is not None:
         about = f"{report.search.gpus} GPUs, on which nothing was found"
     megabytes = output.stat().st_size / 1e6

@@ -73,10 +73,11 @@ def _reported(function: Callable[P, R]) -> Callable[P, R]:
                 if outermost:
                     _handle(_INSIDE)
                 return function(*args, **kwargs)
-            except RuntimeError as error:
-                if isinstance(error.__cause__, KeyboardInterrupt | SystemExit):
-                    raise error.__cause__ from None  # up to Python 3.11, where a module's class is being made
-                raise
+            except Exception as error:
+                signalled = _signalled(error)
+                if signalled is None or isinstance(error, typer.Exit):
+                    raise
+                raise signalled from None
             finally:
                 if outermost:
                     _handle(_OUTSIDE)
@@ -97,6 +98,21 @@ def _reported(function: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(ExitCode.DONE) from None
 
     return command
+
+
+def _signalled(error: Exception) -> BaseException | None:
+    """What a signal raised, if that is what an error came of, with the error's notes.
+
+    What is closed in mid-work may raise an error of its own (zipfile does), and up to Python 3.11 so does a class in
+    the making.
+    """
+    behind: BaseException | None = error
+    while behind is not None and not isinstance(behind, KeyboardInterrupt | SystemExit):
+        behind = behind.__cause__ or behind.__context__
+    if behind is not None:
+        for note in getattr(error, "__notes__", ()):
+            behind.add_note(note)
+    return behind
 
 
 def _fail(error: ShardError) -> NoReturn:

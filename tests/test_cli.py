@@ -312,6 +312,36 @@ cli.main()
     assert told == [said] * bool(said)  # beside the error and its hint
 
 
+@pytest.mark.parametrize(
+    ("number", "said"), [(signal.SIGINT, "interrupted\n  a note\n"), (signal.SIGTERM, "  a note\n")]
+)
+@pytest.mark.parametrize("then", ["raise ValueError('half written')", "raise ReadFailed('damaged') from None"])
+def test_an_error_that_came_of_a_signal_ends_as_the_signal_does(number, said, then, tiny_checkpoint, tmp_path):
+    """An archive closed with an entry half written raises an error, which would hide what stopped the writing."""
+    code = f"""
+import importlib, os, signal
+from dsv4_shard.errors import ReadFailed
+
+def write(checkpoint):
+    try:
+        os.kill(os.getpid(), {int(number)})
+    except BaseException:
+        try:
+            {then}
+        except Exception as error:
+            error.add_note("a note")
+            raise
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+importlib.import_module("dsv4_shard.reshard").write_skeleton = write
+from dsv4_shard.cli import main; main()
+"""
+    arguments = ["reshard", str(tiny_checkpoint), str(tmp_path / "out"), "--tp", "2", "--engine", "reference"]
+    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert result.returncode == 128 + number
+    assert result.stderr == said
+
+
 def test_an_interrupted_demo_does_not_go_on_to_its_next_step(tmp_path):
     hold = "import importlib, os, signal; r = importlib.import_module('dsv4_shard.reshard')\n"
     hold += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"

@@ -19,13 +19,13 @@ from pydantic.json_schema import GenerateJsonSchema
 from dsv4_shard import errors
 from dsv4_shard.cli import app
 from dsv4_shard.commandhelp import EXIT_CODES, examples_of, exit_codes_of, grouped
+from dsv4_shard.documents import Clustered, DryRunDocument, MergedDocument, Resharded, Stored
 from dsv4_shard.errors import ExitCode, ShardError
 from dsv4_shard.explain import Explanation
 from dsv4_shard.generic import UnknownInspection
 from dsv4_shard.gpus import GPUS, MIB, Gpu
 from dsv4_shard.inspect import Inspection
 from dsv4_shard.manifest import Manifest
-from dsv4_shard.numerics import Numerics
 from dsv4_shard.plan import Plan
 from dsv4_shard.plandiff import PlanComparison
 from dsv4_shard.search import Search
@@ -37,11 +37,10 @@ _NOTE = "<!-- Written by `python -m docs.generate`: edit the code, or docs/gener
 
 
 class Document(NamedTuple):
-    """A JSON document: its model, and where it is met. Of `verdict`, the command adds its own keys to the model's."""
+    """A JSON document: its model, and where it is met."""
 
     model: type[BaseModel]
     met: str
-    verdict: bool = False
 
 
 DOCUMENTS = {
@@ -51,9 +50,14 @@ DOCUMENTS = {
     "unknown-inspection": Document(UnknownInspection, "`inspect --json` of a family that is not known"),
     "search": Document(Search, "`plan --gpus N --json`"),
     "comparison": Document(PlanComparison, "`plan --compare A B --json`"),
-    "verification": Document(Verification, "`verify OUT --json`", verdict=True),
-    "together": Document(Together, "`verify OUT OUT… --json`", verdict=True),
+    "verification": Document(Verification, "`verify OUT --json`"),
+    "together": Document(Together, "`verify OUT OUT… --json`"),
     "explanation": Document(Explanation, "`explain --json`"),
+    "reshard": Document(Resharded, "`reshard --json` into a folder"),
+    "reshard-store": Document(Stored, "`reshard --json` into an object store"),
+    "reshard-cluster": Document(Clustered, "`reshard --ray --json`"),
+    "dry-run": Document(DryRunDocument, "`reshard --dry-run --json` and `merge --dry-run --json`"),
+    "merge": Document(MergedDocument, "`merge --json`"),
 }
 """Name of the schema file → the document."""
 
@@ -206,14 +210,9 @@ def _of_gpu(gpu: Gpu) -> tuple[str, ...]:
 def schema_of(document: Document) -> dict[str, Any]:
     """The JSON schema of a document as it is written: keys with a default are there too."""
     schema = document.model.model_json_schema(mode="serialization")
-    if document.verdict:
-        schema["properties"]["ok"] = {"type": "boolean"}
-        schema["$defs"]["Numerics"] = Numerics.model_json_schema(mode="serialization")
     for model in (schema, *schema.get("$defs", {}).values()):
         if "properties" in model:
             model["required"] = list(model["properties"])
-    if document.verdict:
-        schema["properties"]["numerics"] = {"$ref": "#/$defs/Numerics"}  # only where it was asked for
     return {"$schema": GenerateJsonSchema.schema_dialect} | schema
 
 
@@ -226,10 +225,7 @@ def _alone(name: str, schema: dict[str, Any]) -> Iterator[str]:
 def _outputs(schemas: list[tuple[str, dict[str, Any]]]) -> Iterator[str]:
     yield "# Other JSON documents"
     yield ""
-    yield (
-        "What `--json` prints, where a model says what that is. `reshard` and `merge` print what they wrote (files, "
-        "bytes), or with `--dry-run` what they would, as an object that has no schema."
-    )
+    yield "What `--json` prints, beside plans."
     said = {schema["title"] for _, schema in schemas}
     for name, schema in schemas:
         yield ""
@@ -244,9 +240,6 @@ def _document(name: str, schema: dict[str, Any], said: set[str], level: str) -> 
     yield f"{document.met}. Schema: [{name}.schema.json]({name}.schema.json)."
     yield ""
     yield _flat(schema.get("description"))
-    if document.verdict:
-        yield ""
-        yield "`ok`: `problems` is empty, in every folder; the command adds it, and `numerics` with `--numerics`."
     yield from _fields(schema)
     for title, inner in sorted(schema.get("$defs", {}).items()):
         if title in said:

@@ -1,6 +1,5 @@
 """The commands: parse, call, show. Results go to stdout, everything else to stderr."""
 
-import dataclasses
 import functools
 import gc
 import io
@@ -25,9 +24,9 @@ from dsv4_shard.names import as_option
 from dsv4_shard.terminal.signs import show_signs
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
     from rich.console import Console
 
-    from dsv4_shard.cluster import ClusterOutcome
     from dsv4_shard.destinations import DryRun
     from dsv4_shard.plan import Plan
     from dsv4_shard.progress import Progress
@@ -135,8 +134,8 @@ def _consoles() -> tuple["Console", "Console"]:
     return consoles()
 
 
-def _print_json(document: Any) -> None:
-    print(json.dumps(document, indent=2))
+def _print_json(document: "BaseModel") -> None:
+    print(json.dumps(document.model_dump(mode="json"), indent=2))
 
 
 def _version(wanted: bool) -> None:
@@ -179,7 +178,7 @@ def inspect(
     inspection = dsv4_shard.inspect(repo, tp=_numbers(tp, "--tp"), gpu=gpu, gpu_memory=gpu_memory, refresh=refresh)
     recent.remember(repo)
     if as_json:
-        _print_json(inspection.model_dump(mode="json"))
+        _print_json(inspection)
     elif isinstance(inspection, Inspection):
         show_inspection(_consoles()[0], inspection)
     else:
@@ -259,7 +258,7 @@ def _search(repo: str, as_json: bool, **asked: Any) -> None:
 
     found = dsv4_shard.search(repo, **asked)
     if as_json:
-        _print_json(found.model_dump(mode="json"))
+        _print_json(found)
     else:
         show_search(_consoles()[0], found)
     if found.best is None:
@@ -272,7 +271,7 @@ def _compare(a: Path, b: Path, as_json: bool) -> None:
 
     comparison = dsv4_shard.compare(a, b)
     if as_json:
-        _print_json(comparison.model_dump(mode="json"))
+        _print_json(comparison)
     else:
         show_comparison(_consoles()[0], comparison)
 
@@ -374,6 +373,7 @@ def reshard(
 
 def _reshard(repo: str, out: str, as_json: bool, **asked: Any) -> None:
     """Into a folder, or into an object store."""
+    from dsv4_shard import documents
     from dsv4_shard.progress import Progress
     from dsv4_shard.terminal.writing import show_outcome, show_upload
 
@@ -387,23 +387,19 @@ def _reshard(repo: str, out: str, as_json: bool, **asked: Any) -> None:
     with Progress(log, quiet=as_json) as progress:
         outcome = dsv4_shard.reshard(repo, out, on_begin=_begins(progress), on_progress=progress.advance,
                                      on_resume=progress.resume, on_written=show_written, **asked)  # fmt: skip
-    uploaded = outcome.uploaded
-    if uploaded is None:
-        if as_json:
-            _print_json(_written(outcome) | {"ranks": outcome.ranks, "world": outcome.world})
-        else:
-            show_outcome(console, outcome, progress.seconds)
-    elif as_json:
-        written = _written(outcome) if outcome.files or outcome.linked else None
-        _print_json(dataclasses.asdict(uploaded) | {"written": written})
+    if as_json:
+        _print_json(documents.of_outcome(outcome))
+    elif outcome.uploaded is None:
+        show_outcome(console, outcome, progress.seconds)
     else:
-        show_upload(console, uploaded, progress.seconds, outcome.out if asked["keep_scratch"] else None)
+        show_upload(console, outcome.uploaded, progress.seconds, outcome.out if asked["keep_scratch"] else None)
 
 
 def _reshard_on_cluster(repo: str, out: str, address: str, as_json: bool, **asked: Any) -> None:
     """Onto the nodes of a Ray cluster; exit code 1 where what they wrote is not as it should be."""
     from rich.console import Console
 
+    from dsv4_shard import documents
     from dsv4_shard.progress import SharesProgress
     from dsv4_shard.terminal.verifying import show_together
     from dsv4_shard.terminal.writing import show_cluster
@@ -413,7 +409,7 @@ def _reshard_on_cluster(repo: str, out: str, address: str, as_json: bool, **aske
     with SharesProgress(log, quiet=as_json) as progress:
         outcome = dsv4_shard.reshard(repo, out, ray=address, watch=progress, **asked)
     if as_json:
-        _print_json(_on_cluster(outcome))
+        _print_json(documents.of_cluster(outcome))
     else:
         console = _consoles()[0]
         show_cluster(console, outcome, progress.seconds)
@@ -424,11 +420,11 @@ def _reshard_on_cluster(repo: str, out: str, address: str, as_json: bool, **aske
 
 def _show_dry_run(found: "DryRun", as_json: bool) -> None:
     """Show what would be written; exit code 4 if there is no room for it."""
+    from dsv4_shard import documents
     from dsv4_shard.terminal.writing import show_dry_run
 
     if as_json:
-        _print_json({"files": found.files, "bytes": found.needed, "free": found.free,
-                     "left_out": found.job.recipe.left_out})  # fmt: skip
+        _print_json(documents.of_dry_run(found))
     else:
         show_dry_run(_consoles()[0], found.job, found.out, found.needed, found.free)
     if not found.fits:
@@ -454,6 +450,7 @@ def merge(
 
     A run that ended early goes on where it was when the same command is given again.
     """
+    from dsv4_shard import documents
     from dsv4_shard.destinations import DryRun
     from dsv4_shard.progress import Progress
     from dsv4_shard.terminal.writing import show_merge
@@ -467,8 +464,7 @@ def merge(
     if isinstance(merged, DryRun):
         _show_dry_run(merged, as_json)
     elif as_json:
-        changes = [change._asdict() for change in merged.changes]
-        _print_json(_written(merged.outcome) | {"notes": merged.notes, "changes": changes})
+        _print_json(documents.of_merged(merged))
     else:
         show_merge(console, merged.outcome, progress.seconds, merged.source)
 
@@ -498,8 +494,7 @@ def verify(
             on_begin=_begins(progress), on_progress=progress.advance,
         )  # fmt: skip
     if as_json:
-        sums = {"numerics": found.numerics.model_dump(mode="json")} if found.numerics else {}
-        _print_json(found.model_dump(mode="json") | {"ok": found.ok} | sums)
+        _print_json(found)
     elif isinstance(found, Verification):
         show_verification(console, found, found.numerics)
     else:
@@ -520,7 +515,7 @@ def explain(text: options.TextArg = None, repo: options.ModelOpt = None, as_json
     gc.enable()  # a log that is piped may take days
     explanation = dsv4_shard.explain(_text_or_log(text), repo=repo)
     if as_json:
-        _print_json(explanation.model_dump(mode="json"))
+        _print_json(explanation)
     else:
         show_explanation(_consoles()[0], explanation)
     if not explanation.recognised:
@@ -640,22 +635,6 @@ def _begins(progress: "Progress") -> Callable[[str, int], None]:
         progress.begin(what, total)
 
     return begin
-
-
-# --- what --json prints of what is no document by itself -----------------------------------------------------------
-
-
-def _written(outcome: "Outcome") -> dict[str, Any]:
-    return {"out": str(outcome.out), "files": outcome.files, "linked": outcome.linked, "bytes": outcome.nbytes,
-            "bytes_resumed": outcome.resumed, "bytes_read": outcome.bytes_read,
-            "intact": outcome.intact, "inexact": outcome.inexact}  # fmt: skip
-
-
-def _on_cluster(outcome: "ClusterOutcome") -> dict[str, Any]:
-    shares = [{"ranks": one.ranks, "node": one.node} | (_written(one.outcome) if one.outcome else {})
-              for one in outcome.written]  # fmt: skip
-    document = outcome.together.model_dump(mode="json") | {"ok": outcome.together.ok}
-    return {"shares": shares, "one_folder": outcome.is_one_folder, "verification": document}
 
 
 # --- the process ---------------------------------------------------------------------------------------------------

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, computed_field
 
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.inventory import Inventory
@@ -16,19 +17,21 @@ from dsv4_shard.verify import Verification, verify
 class Together(BaseModel):
     """What was verified in each folder, and what of them does not fit together. `missing` ranks are in none of them.
 
-    `numerics` is as in `Verification`, over all folders.
+    `ok` and `numerics` are as in `Verification`, over all folders.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    schema_version: Literal[1] = 1
     layout: str
     world: int
     ranks: tuple[int, ...]
     missing: tuple[int, ...]
     folders: tuple[Verification, ...]
     problems: tuple[Problem, ...]
-    numerics: Numerics | None = Field(default=None, exclude=True)
+    numerics: Numerics | None = None
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def ok(self) -> bool:
         sound = not self.problems and all(found.ok for found in self.folders)

@@ -9,8 +9,9 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, computed_field
 
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.comparison import compare
@@ -26,7 +27,7 @@ from dsv4_shard.sources import LocalFile
 
 
 class Verification(BaseModel):
-    """What was verified and what was found; `problems` empty means that all is as it should be.
+    """What was verified and what was found; `ok` where all is as it should be: no `problems`, and sums that are right.
 
     `accounts` counts the source tensors by what became of them, where the source was compared. `numerics` is whether
     the experts of a layer add up, where that was asked for and the bytes are right.
@@ -34,6 +35,7 @@ class Verification(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    schema_version: Literal[1] = 1
     folder: str
     layout: str
     ranks: tuple[int, ...]
@@ -46,8 +48,9 @@ class Verification(BaseModel):
     left_out: dict[str, int]
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
-    numerics: Numerics | None = Field(default=None, exclude=True)
+    numerics: Numerics | None = None
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def ok(self) -> bool:
         return not self.problems and (self.numerics is None or self.numerics.ok)

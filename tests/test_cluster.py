@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from rich.console import Console
+from schemas import validator
 from small import open_folder
 from test_joining import contents
 from typer.testing import CliRunner
@@ -116,6 +117,7 @@ def test_nodes_with_disks_of_their_own_keep_their_shares(nodes: RayCluster, mode
     ran = reshard_on(nodes, model, "/proc/self/cwd/out", "--json")
     assert ran.returncode == 0, ran.stderr
     document = json.loads(ran.stdout)
+    validator("reshard-cluster").validate(document)
     assert (document["one_folder"], document["verification"]["ok"]) == (False, True)
     assert (document["verification"]["ranks"], document["verification"]["missing"]) == (list(range(TP)), [])
     folders = [home / "out" for home in nodes.homes if (home / "out").exists()]

@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-from functools import cache
 from html.parser import HTMLParser
 
 import docexamples
@@ -13,6 +12,7 @@ import pytest
 from docexamples import LEFT_OUT, ROOT, Differs, examples, pages, renew, skeleton_of, workspace
 from families import FAMILIES, write_family
 from fullsize import FLASH, PRO, inventory_of
+from schemas import validator
 from test_cli import run
 from test_search import DEPLOYMENTS, requested
 
@@ -148,14 +148,6 @@ def test_every_verb_is_on_the_page_of_the_python_api():
 # --- schemas -------------------------------------------------------------------------------------------------------
 
 
-@cache
-def schema(name):
-    """A validator for what the committed schema of that name says."""
-    document = json.loads((generate.FOLDER / f"{name}.schema.json").read_text())
-    jsonschema.Draft202012Validator.check_schema(document)
-    return jsonschema.Draft202012Validator(document)
-
-
 def printed(*arguments):
     """The JSON that a command prints, whatever its exit code."""
     return json.loads(run(*arguments, "--json").stdout)
@@ -180,39 +172,48 @@ def result(tiny_checkpoint, tmp_path_factory):
 ])  # fmt: skip
 def test_plans_are_as_their_schema_says(arguments, tmp_path):
     with workspace(tmp_path):
-        schema("plan").validate(printed("plan", skeleton_of(arguments[0]), *arguments[1:]))
+        validator("plan").validate(printed("plan", skeleton_of(arguments[0]), *arguments[1:]))
 
 
 def test_the_files_of_a_result_are_as_their_schemas_say(result):
     for folder in ("both", "0", "1"):
-        schema("manifest").validate(json.loads((result / folder / "manifest.json").read_text()))
-        schema("plan").validate(json.loads((result / folder / "plan.json").read_text()))
+        validator("manifest").validate(json.loads((result / folder / "manifest.json").read_text()))
+        validator("plan").validate(json.loads((result / folder / "plan.json").read_text()))
     run("merge", result / "both", result / "merged")
-    schema("manifest").validate(json.loads((result / "merged" / "manifest.json").read_text()))
+    validator("manifest").validate(json.loads((result / "merged" / "manifest.json").read_text()))
 
 
 def test_the_manifest_of_linked_files_is_as_its_schema_says(tiny_checkpoint, tmp_path):
     run("reshard", tiny_checkpoint, tmp_path / "out", "--tp", "2")
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert any(file["links"] for file in manifest["files"])
-    schema("manifest").validate(manifest)
+    validator("manifest").validate(manifest)
 
 
 def test_what_verify_prints_is_as_its_schemas_say(result, tiny_checkpoint):
-    schema("verification").validate(printed("verify", result / "both"))
+    validator("verification").validate(printed("verify", result / "both"))
     against = ("--against", tiny_checkpoint, "--numerics")
     document = printed("verify", result / "both", *against)
     assert document["numerics"]["ranks"] == 2
-    schema("verification").validate(document)
-    schema("together").validate(printed("verify", result / "0", result / "1"))
-    schema("together").validate(printed("verify", result / "0", result / "1", *against))
+    validator("verification").validate(document)
+    validator("together").validate(printed("verify", result / "0", result / "1"))
+    validator("together").validate(printed("verify", result / "0", result / "1", *against))
 
 
 def test_what_verify_prints_of_damage_is_as_its_schema_says(result, tmp_path):
     (tmp_path / "manifest.json").write_bytes((result / "0" / "manifest.json").read_bytes())
     document = printed("verify", tmp_path)
     assert document["problems"]
-    schema("verification").validate(document)
+    validator("verification").validate(document)
+
+
+def test_what_reshard_and_merge_print_is_as_their_schemas_say(result, tiny_checkpoint, tmp_path):
+    options = ("reshard", tiny_checkpoint, tmp_path / "out", "--plan", result / "plan.json")
+    validator("dry-run").validate(printed(*options, "--dry-run"))
+    validator("reshard").validate(printed(*options))
+    merging = ("merge", tmp_path / "out", tmp_path / "merged")
+    validator("dry-run").validate(printed(*merging, "--dry-run"))
+    validator("merge").validate(printed(*merging))
 
 
 @pytest.mark.parametrize("arguments", [(PRO, "16", "h20-96"), (PRO, "8", "h100"), (FLASH, "8", "mi355x")])
@@ -220,19 +221,19 @@ def test_searches_are_as_their_schema_says(arguments, tmp_path):
     model, gpus, gpu = arguments
     options = ("--gpus", gpus, "--gpu", gpu, "--engine", "sglang,vllm")
     with workspace(tmp_path):
-        schema("search").validate(printed("plan", skeleton_of(model), *options))
+        validator("search").validate(printed("plan", skeleton_of(model), *options))
 
 
 def test_inspections_are_as_their_schemas_say(tiny_checkpoint, tmp_path):
-    schema("inspection").validate(printed("inspect", tiny_checkpoint))
+    validator("inspection").validate(printed("inspect", tiny_checkpoint))
     for name, family in FAMILIES.items():
-        schema("unknown-inspection").validate(printed("inspect", write_family(tmp_path / name, *family)))
+        validator("unknown-inspection").validate(printed("inspect", write_family(tmp_path / name, *family)))
 
 
 def test_comparisons_are_as_their_schema_says(result, tiny_checkpoint):
     run("plan", tiny_checkpoint, "--tp", "4", "--gpu", "h200", "-o", result / "other.json")
     for a, b in (("plan", "plan"), ("plan", "other")):
-        schema("comparison").validate(printed("plan", "--compare", result / f"{a}.json", result / f"{b}.json"))
+        validator("comparison").validate(printed("plan", "--compare", result / f"{a}.json", result / f"{b}.json"))
 
 
 @pytest.mark.parametrize("text", [
@@ -241,7 +242,7 @@ def test_comparisons_are_as_their_schema_says(result, tiny_checkpoint):
     "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",
 ])  # fmt: skip
 def test_explanations_are_as_their_schema_says(text):
-    schema("explanation").validate(printed("explain", text))
+    validator("explanation").validate(printed("explain", text))
 
 
 @pytest.mark.parametrize("spoil", [
@@ -252,7 +253,7 @@ def test_what_is_no_plan_is_none_by_the_schema(spoil, result):
     plan = json.loads((result / "plan.json").read_text())
     spoil(plan)
     with pytest.raises(jsonschema.ValidationError):
-        schema("plan").validate(plan)
+        validator("plan").validate(plan)
 
 
 # --- the site ------------------------------------------------------------------------------------------------------

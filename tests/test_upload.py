@@ -11,6 +11,7 @@ from datetime import timedelta
 
 import pytest
 from loopback import Fault
+from schemas import validator
 from small import small_config
 from test_cli import run
 
@@ -170,6 +171,7 @@ def test_a_share_goes_into_a_place_of_its_own(server, checkpoint, local):
 
 def test_json_is_one_document(server, checkpoint, local):
     document = json.loads(put(checkpoint, "--json").stdout)
+    validator("reshard-store").validate(document)
     assert document["out"] == URL
     assert document["objects"] == len(local)
     assert document["bytes"] == document["sent"] + document["copied"]

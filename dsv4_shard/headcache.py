@@ -39,15 +39,15 @@ class HeadCache:
     def __init__(self, endpoint: str, repo_id: str) -> None:
         self._folder = heads_folder(endpoint) / quote(repo_id, safe="")
 
-    def commit_of(self, revision: str) -> str | None:
-        """Where a branch or tag was within the last hour, if it was asked for."""
+    def commit_of(self, revision: str, *, within: float = _SECONDS_REMEMBERED) -> str | None:
+        """Where a branch or tag was when it was last asked for, if that was `within` so many seconds."""
         path = self._ref(revision)
         try:
             age = time.time() - path.stat().st_mtime
             commit = path.read_text()
         except (OSError, ValueError):
             return None
-        return commit if 0 <= age < _SECONDS_REMEMBERED and COMMIT.fullmatch(commit) else None
+        return commit if 0 <= age < within and COMMIT.fullmatch(commit) else None
 
     def remember(self, revision: str, commit: str) -> None:
         """Where a branch is now."""

@@ -8,17 +8,20 @@ is kept, so that the next command asks nothing.
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from threading import Event
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, Checkpoint
-from dsv4_shard.errors import BadAnswer, ServerFailed, Unreachable, UsageError
+from dsv4_shard.errors import BadAnswer, NotFound, ServerFailed, Unreachable, UsageError
+from dsv4_shard.escape import short
 from dsv4_shard.headcache import HeadCache, Heads
 from dsv4_shard.header import LENGTH_BYTES
 from dsv4_shard.heads import read_headers, read_small, wanted_headers, weight_map_of
-from dsv4_shard.hubfiles import HubFiles, raise_for, refuse, transport_errors
+from dsv4_shard.hubfiles import HubFiles, is_server, raise_for, refuse, transport_errors
+from dsv4_shard.intact import check_downloads
 from dsv4_shard.persistence import persist
 from dsv4_shard.remote import Listed, RemoteSource
 from dsv4_shard.sources import COMMIT, LocalSource, Source
@@ -26,6 +29,8 @@ from dsv4_shard.sources import COMMIT, LocalSource, Source
 _MAIN = "main"
 
 _NEVER = Event()
+_FIRST_TRIES = 4
+"""Of the first request, for which somebody waits: some seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,7 @@ def open_repository(label: str, repo_id: str, revision: str | None, *, refresh: 
     """
     from huggingface_hub import constants
 
+    _check_names(constants.ENDPOINT, repo_id, label)
     repository = Repository(constants.ENDPOINT, repo_id, revision or _MAIN, label)
     if constants.HF_HUB_OFFLINE:
         return _from_caches(repository, exact, "HF_HUB_OFFLINE is set")
@@ -62,12 +68,37 @@ def open_repository(label: str, repo_id: str, revision: str | None, *, refresh: 
         try:
             commit, listing = _ask_listing(repository)
         except ServerFailed as error:
-            if _snapshot(repository) is None:
+            if not _is_cached(repository):
                 raise
             return _from_caches(repository, exact, str(error))
         repository.cache.remember(repository.revision, commit)
         kept = repository.cache.load(commit) or Heads(listing, {}, False)
     return _source(repository, commit, kept, exact)
+
+
+def _check_names(endpoint: str, repo_id: str, label: str) -> None:
+    """Refuse what no server would be asked for, or with."""
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise UsageError(f"{label}: no name of a repository: {str(error).splitlines()[0]}") from None
+    try:
+        server, login = is_server(endpoint), urlsplit(endpoint).username
+    except ValueError:
+        server, login = False, None
+    if not server:
+        raise UsageError(f"HF_ENDPOINT: {short(endpoint)} is no server's address", hint="Write it as https://HOST.")
+    if login is not None:
+        raise UsageError(
+            "HF_ENDPOINT carries a user's name or password, which messages, plans and caches would tell",
+            hint="Take them out of it. What a server asks for is given as HF_TOKEN.",
+        )
+    if not (get_token() or "").isascii():
+        raise UsageError("HF_TOKEN, or the token that is saved, has letters that no token has", hint="Set it anew.")
 
 
 def _known_commit(repository: Repository, refresh: bool) -> str | None:
@@ -138,6 +169,17 @@ def _holds(snapshot: LocalSource, listing: Mapping[str, Listed]) -> bool:
     return all(sizes.get(name) == listing[name].nbytes for name in needed)
 
 
+def _is_cached(repository: Repository) -> bool:
+    return _snapshot(repository) is not None or _last_known(repository)[1] is not None
+
+
+def _last_known(repository: Repository) -> tuple[str | None, Heads | None]:
+    """The commit that the revision was last seen at, however long ago, and what was kept of it."""
+    is_commit = COMMIT.fullmatch(repository.revision)
+    commit = repository.revision if is_commit else repository.cache.commit_of(repository.revision, within=inf)
+    return commit, repository.cache.load(commit) if commit else None
+
+
 def _from_caches(repository: Repository, exact: bool, reason: str) -> Source:
     """What is to be had without asking: all files, or headers, or some files. Raises Unreachable where that is nothing.
 
@@ -145,14 +187,13 @@ def _from_caches(repository: Repository, exact: bool, reason: str) -> Source:
     """
     if (whole := _whole_snapshot(repository)) is not None:
         return whole
-    commit = _known_commit(repository, refresh=False)
-    kept = repository.cache.load(commit) if commit else None
+    commit, kept = _last_known(repository)
     if commit is not None and kept is not None and not (exact and kept.rebuilt):
         return _source(repository, commit, kept, exact)
     if (some := _snapshot(repository)) is not None:
         return some
     revision = f" --revision {repository.revision}" if repository.revision != _MAIN else ""
-    raise Unreachable(
+    raise NotFound(
         f"{repository.label}: not in this machine's Hub cache, and the Hub cannot be asked: {reason}",
         hint=f"Download it where there is a connection: `hf download {repository.repo_id}{revision}`.",
     )
@@ -169,7 +210,12 @@ def with_download(checkpoint: Checkpoint, names: Iterable[str]) -> Checkpoint:
     if not isinstance(source, RemoteSource) or not isinstance(source.remote, HubFiles):
         raise UsageError(f"--download: {source.label} is not on the Hub", hint="Leave it out.")
     small = [name for name, listed in source.listing.items() if not name.endswith(".safetensors")]
-    folder = source.remote.download(sorted({*names, *small}))
+    wanted = sorted({*names, *small})
+    digests = {name: source.listing[name].sha256 for name in wanted if source.original(name) is None}
+    folder = source.remote.download(wanted)
+    due = {name: sha256 for name, sha256 in digests.items() if sha256 is not None}
+    check_downloads(folder, due)
+    source.intact.extend(due)
     return replace(checkpoint, source=replace(source, local=LocalSource(folder, source.label, source.revision)))
 
 
@@ -194,11 +240,10 @@ def _ask_listing(repository: Repository) -> tuple[str, dict[str, Listed]]:
                 )
         except HfHubHTTPError as error:
             raise_for(error, what, repository.endpoint, repository.repo_id)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BadAnswer(f"{what}: the answer of {repository.endpoint} is none of the Hub's: {error}") from None
 
-    tries = 2 if _snapshot(repository) is not None else 0
-    info = persist(ask, _NEVER, tries)
+    info = persist(ask, _NEVER, 2 if _is_cached(repository) else _FIRST_TRIES)
     if not isinstance(info.sha, str) or not COMMIT.fullmatch(info.sha):
         raise BadAnswer(f"{what}: {repository.endpoint} names no commit")
     return info.sha, dict(_listed(info.siblings or (), what))
@@ -207,6 +252,8 @@ def _ask_listing(repository: Repository) -> tuple[str, dict[str, Listed]]:
 def _listed(siblings: Iterable[Any], what: str) -> Iterable[tuple[str, Listed]]:
     """The files that stand in the repository itself, in no folder of it."""
     for file in siblings:
+        if not isinstance(file.rfilename, str):
+            raise BadAnswer(f"{what}: the listing has a file without a name")
         if "/" in file.rfilename:
             continue
         if type(file.size) is not int or file.size < 0:
@@ -242,8 +289,6 @@ def _ask_headers(repository: Repository, nbytes: Mapping[str, int]) -> dict[str,
     def ask() -> bytes | None:
         with transport_errors(repository.endpoint):
             response = get_session().get(url, headers=build_hf_headers(), timeout=30)
-        if response.status_code in (400, 404, 405, 422, 501):
-            return None
         refuse(response, repository.label, repository.endpoint, repository.repo_id)
         content: bytes = response.content
         return content
@@ -252,8 +297,8 @@ def _ask_headers(repository: Repository, nbytes: Mapping[str, int]) -> dict[str,
         raw = persist(ask, _NEVER, 2)
         headers = json.loads(raw)["headers"] if raw else {}
         rebuilt = {name: _rebuilt(headers[name], total) for name, total in nbytes.items()}
-    except (ServerFailed, ValueError, KeyError, TypeError, AttributeError):
-        return None
+    except (Unreachable, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None  # there is another way, which also tells what is refused
     return {name: header for name, header in rebuilt.items() if header} if all(rebuilt.values()) else None
 
 

@@ -5,19 +5,22 @@ holds for a while. It is asked for once a file, and again when it has expired; t
 """
 
 import glob
+import logging
 import re
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from threading import Event
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import urljoin, urlsplit
 
 from dsv4_shard.errors import AccessRefused, BadAnswer, NotFound, ShardError, Unreachable, WriteFailed
+from dsv4_shard.escape import short
 from dsv4_shard.persistence import Transient, persist
 from dsv4_shard.remote import Listed
 
@@ -26,7 +29,16 @@ _EXPIRED = (400, 401, 403, 404, 410)
 """What a signed address answers that has expired, whoever it belongs to."""
 
 _MAX_REDIRECTS = 5
-_MAYBE_LATER = (408, 429, 500, 502, 503, 504)
+_MAYBE_LATER = (408, 425, 429)
+_NEVER_MENDED = (501, 505)
+"""Of 5xx, those that say what a server does not do. All others, also those of proxies only, may be over soon."""
+
+_LEAST_BYTES = 64 << 10
+"""Below this, a request that broke off counts as one that failed."""
+
+_HOPELESS = ("TooManyRedirects", "UnsupportedProtocol")
+"""Failures of httpx that stay."""
+
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
@@ -38,7 +50,7 @@ class _Place(NamedTuple):
 
 
 class _Moved(Exception):
-    """A file is elsewhere, or not any more where it was."""
+    """A file is elsewhere, or not any more where it was: the status says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +79,7 @@ class HubFiles:
 
         def attempt() -> str:
             try:
-                with transport_errors(self.place):
+                with transport_errors(self.place), _without_warnings():
                     return snapshot_download(
                         self.repo_id,
                         revision=self.commit,
@@ -87,8 +99,16 @@ class HubFiles:
         Raises NotFound, AccessRefused, BadAnswer, Throttled or ServerFailed.
         """
         done = 0
+
+        def go_on() -> None:
+            nonlocal done
+            done += self._some(name, start + done, buffer[done:], stopped)
+            if done < min(len(buffer), began + _LEAST_BYTES):
+                raise Transient(f"{self.repo_id}: {name}: its bytes break off, the last time at {start + done}")
+
         while done < len(buffer):
-            done += persist(partial(self._some, name, start + done, buffer[done:], stopped), stopped)
+            began = done
+            persist(go_on, stopped)
 
     def _some(self, name: str, start: int, buffer: memoryview, stopped: Event) -> int:
         """As many bytes as one request gives, at least one. Raises Transient where there is none."""
@@ -99,8 +119,8 @@ class HubFiles:
             place = self._place(name, place)
         try:
             return self._read(name, place, start, buffer, stopped)
-        except _Moved:
-            raise Transient(f"{self._what(name, place)} does not have it, where {self.place} says that it is") from None
+        except _Moved as error:
+            raise Transient(f"{self._what(name, place)} answered {error}, where {self.place} says that it is") from None
 
     def _place(self, name: str, gone: _Place | None) -> _Place:
         """Where a file is, but not `gone`: asked for by one thread. Of what is in Git itself, the Hub is the place."""
@@ -123,7 +143,10 @@ class HubFiles:
                 if response.status_code not in _REDIRECTS:
                     refuse(response, f"{self.repo_id}: {name}", self.endpoint, self.repo_id)
                     return place
-                target = urljoin(place.url, response.headers.get("Location", ""))
+                location = response.headers.get("Location", "")
+            target = _target(place.url, location)
+            if target is None:
+                raise BadAnswer(f"{self._what(name, place)} says that it is at {short(location)}, which is no place")
             place = _Place(target, urlsplit(target)[:2] == urlsplit(self.endpoint)[:2])
             if not place.is_hub:
                 return place
@@ -135,7 +158,7 @@ class HubFiles:
         try:
             with _request(place, {"Range": f"bytes={start}-{stop - 1}"}) as response:
                 if response.status_code in (_REDIRECTS if place.is_hub else _EXPIRED):
-                    raise _Moved
+                    raise _Moved(response.status_code)
                 refuse(response, f"{self.repo_id}: {name}", self.endpoint, self.repo_id)
                 stop = self._check_range(name, response, start, stop)
                 for chunk in response.iter_raw():
@@ -179,6 +202,21 @@ class HubFiles:
         return f"{self.repo_id}: {name}: {urlsplit(place.url).netloc}"
 
 
+def _target(url: str, location: str) -> str | None:
+    """Where a redirect from `url` leads, None where that is no address of a server."""
+    try:
+        target = urljoin(url, location)
+        return target if is_server(target) else None
+    except ValueError:
+        return None
+
+
+def is_server(url: str) -> bool:
+    """Whether a URL is one of HTTP with a host. Raises ValueError where it is no URL."""
+    parts = urlsplit(url)
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and url.isascii() and url.isprintable()
+
+
 @contextmanager
 def _request(place: _Place, headers: dict[str, str]) -> Iterator[Any]:
     """A streamed GET; redirects of the Hub are the caller's affair. Raises Transient where the connection fails."""
@@ -194,6 +232,18 @@ def _request(place: _Place, headers: dict[str, str]) -> Iterator[Any]:
             "GET", place.url, headers=headers, follow_redirects=not place.is_hub, timeout=timeout
         ) as response:
             yield response
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """huggingface_hub warns of each connection that broke with the signed address, which whoever reads it could use."""
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 @contextmanager
@@ -213,6 +263,8 @@ def transport_errors(host: str) -> Iterator[None]:
     except HfHubHTTPError:
         raise
     except http_error as error:
+        if type(error).__name__ in _HOPELESS:
+            raise BadAnswer(f"{host}: {type(error).__name__}: {error}".rstrip(": ")) from None
         raise Transient(f"{host}: {type(error).__name__}: {error}".rstrip(": ")) from None
 
 
@@ -274,17 +326,19 @@ def _meaning(error: Any, what: str, endpoint: str, repo_id: str) -> ShardError |
         reason = (error.server_message or "").strip().splitlines()
         why = f": {reason[0][:120]}" if reason else ""
         return AccessRefused(f"{what}: {host} refused access ({status}){why}", hint=log_in)
-    if status in _MAYBE_LATER:
+    if status in _MAYBE_LATER or (status >= 500 and status not in _NEVER_MENDED):
         return Transient(f"{what}: {host} answered {status}", _asked_wait(error.response), throttled=status == 429)
     return BadAnswer(f"{what}: {host} answered {status}")
 
 
 def _asked_wait(response: Any) -> float | None:
-    """Seconds that a server asks to wait, by Retry-After or the headers of its rate limit."""
+    """Seconds that a server asks to wait, by Retry-After (RFC 9110, 10.2.3) or the headers of its rate limit."""
     from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
 
     asked = response.headers.get("Retry-After", "")
     if asked.isdecimal():
         return float(asked)
+    with suppress(ValueError, OverflowError):
+        return max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
     limit = parse_ratelimit_headers(response.headers)
     return float(limit.reset_in_seconds) if limit and limit.remaining == 0 else None

@@ -3,7 +3,10 @@
 import hashlib
 import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+from dsv4_shard.cpus import default_workers
 from dsv4_shard.errors import DamagedTransfer
 from dsv4_shard.readahead import BLOCK_BYTES, CONNECTIONS, HELD_BYTES, Block
 
@@ -39,9 +42,32 @@ class Intact:
             return
         del self._running[block.file]
         found, due = running.hexdigest(), self._sha256[block.file]
-        if found != due:
-            raise DamagedTransfer(f"{block.file}: SHA-256 {found} of the bytes that came, the repository says {due}")
+        _compare(block.file, found, due)
         self.passed.append(block.file)
+
+
+def check_downloads(folder: Path, sha256: Mapping[str, str]) -> None:
+    """Hold files of a cache's folder, which were just fetched, against their digests.
+
+    Raises DamagedTransfer for one that differs, which is removed first: nobody is to take it for sound later.
+    """
+
+    def check(name: str, due: str) -> None:
+        path = folder / name
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != due:
+            path.resolve().unlink()
+            path.unlink(missing_ok=True)
+        _compare(name, found, due)
+
+    with ThreadPoolExecutor(default_workers()) as pool:
+        list(pool.map(check, sha256.keys(), sha256.values()))
+
+
+def _compare(name: str, found: str, due: str) -> None:
+    if found != due:
+        raise DamagedTransfer(f"{name}: SHA-256 {found} of the bytes that came, the repository says {due}")
 
 
 def _covers(blocks: list[Block], start: int, stop: int) -> bool:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from dsv4_shard.cached import near_repos
-from dsv4_shard.errors import ReadFailed, Unreachable, UsageError
+from dsv4_shard.errors import NotFound, ReadFailed, ServerFailed, UsageError
 from dsv4_shard.pagecache import MAX_CALL_BYTES, UncachedFile
 
-_HUB_ID = re.compile(r"^(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?$")
+_HUB_ID = re.compile(r"^(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.+/-]+))?$")
 COMMIT = re.compile("[0-9a-f]{40}")
 CHUNK_BYTES = 8 << 20
 """Bytes to read at a time; larger chunks fall out of the CPU's cache and are slower."""
@@ -270,8 +270,9 @@ def open_source(repo: str, *, refresh: bool = False, exact: bool = False) -> Sou
 
     try:
         return open_repository(repo, *named, refresh=refresh, exact=exact)
-    except Unreachable as error:
-        error.hint = " ".join(filter(None, (_did_you_mean(named[0]), error.hint))) or None
+    except (NotFound, ServerFailed) as error:
+        meant = _did_you_mean(named[0]) if isinstance(error, NotFound) else f"No folder here is called {repo}."
+        error.hint = " ".join(filter(None, (meant, error.hint))) or None
         raise
 
 

@@ -3,19 +3,26 @@
 import filecmp
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import loopback
 import pytest
-from hubserver import STRANGER, HubServer
+from fullsize import PRO
+from hubserver import STRANGER, Answer, HubServer, fake_digest
 from huggingface_hub import snapshot_download
 from loopback import Fault
+from skeletons import write_skeleton
 from small import small_config
 from typer.testing import CliRunner, Result
 
-from dsv4_shard import heads, persistence
+from dsv4_shard import heads, hubfiles, persistence
 from dsv4_shard.checkpoint import read_checkpoint
 from dsv4_shard.cli import app
 from dsv4_shard.demo import write_checkpoint
@@ -160,12 +167,36 @@ def test_the_headers_of_one_answer_are_those_of_the_files(hub: HubServer, checkp
     )
 
 
-@pytest.mark.parametrize("fault", ["no_route", "status", "cut"])
-def test_without_that_answer_two_requests_a_file_do(hub: HubServer, fault: str) -> None:
-    hub.faults.append(Fault(fault, route="headers", times=None))
+@pytest.mark.parametrize(
+    ("fault", "status"),
+    [("no_route", 0), ("cut", 0), ("too_many", 0)]
+    + [("status", status) for status in (400, 401, 403, 406, 410, 415, 451, 500, 501, 503, 520)],
+)
+def test_without_that_answer_two_requests_a_file_do(hub: HubServer, fault: str, status: int) -> None:
+    hub.faults.append(Fault(fault, route="headers", times=None, status=status))
     succeeds("inspect", REPO)
     for name in weight_files(hub_folder(hub)):
         assert [r.route for r in hub.seen(file=name)] == ["resolve", "cdn"]
+
+
+def test_an_answer_too_deep_to_be_read_is_none(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "_safetensors", lambda *_: b"[" * 100_000)
+    succeeds("inspect", REPO)
+    assert hub.seen(host="cdn")
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [(b"[" * 100_000, "is none of the Hub's"), (b"[]", "is none of the Hub's"),
+     (b'{"id": "org/name"}', "names no commit"),
+     (b'{"id": "org/name", "sha": "%s", "siblings": [{"rfilename": null}]}' % (b"0" * 40), "a file without a name"),
+     (b'{"id": "org/name", "sha": "%s", "siblings": [{"rfilename": "a"}]}' % (b"0" * 40), "has no size for a")],
+)  # fmt: skip
+def test_an_answer_that_is_none_of_a_hub_is_told(
+    answer: bytes, said: str, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "answer_hub", lambda *_: Answer(200, {"Content-Type": "application/json"}, answer))
+    assert said in fails(ExitCode.NETWORK, "inspect", REPO)
 
 
 def test_an_answer_for_other_files_is_not_taken(hub: HubServer, other: Path, tmp_path: Path) -> None:
@@ -176,6 +207,22 @@ def test_an_answer_for_other_files_is_not_taken(hub: HubServer, other: Path, tmp
     shown = json.loads(succeeds("inspect", REPO, "--json"))
     assert shown["identity"]["revision"] == commit
     assert hub.seen(host="cdn"), "the headers came from the files of the pinned commit"
+
+
+def test_the_whole_of_v4_pro_is_inspected_by_four_requests_and_by_two_a_file_elsewhere(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    hub.add_repo("org/pro", {"main": write_skeleton(tmp_path / "pro", PRO)}, digest=fake_digest)
+    shown = succeeds("inspect", "org/pro")
+    assert "145,116" in shown
+    assert len(asked(hub)) == 4
+    hub.reset()
+    assert succeeds("inspect", "org/pro") == shown
+    assert asked(hub) == []
+    hub.faults.append(Fault("no_route", route="headers", times=None))
+    shutil.rmtree(tmp_path / "cache")
+    assert succeeds("inspect", "org/pro") == shown
+    assert len(asked(hub)) == 4 + 2 * 64
 
 
 @pytest.mark.parametrize("edge", [-1, 0, 1])
@@ -279,6 +326,43 @@ def test_an_account_that_was_not_granted_access_is_told_so(
     assert f"Ask for access at {hub.url}/org/gated" in said
 
 
+@pytest.mark.parametrize("endpoint", ["hub.example", "ftp://hub.example", "https://", "https://[::bad"])
+def test_an_endpoint_that_is_none_is_not_asked(endpoint: str, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+    assert "no server's address" in fails(ExitCode.USAGE, "inspect", REPO)
+
+
+def test_an_endpoint_with_a_password_is_refused_and_not_shown(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url.replace("//", "//user:secret@"))
+    said = fails(ExitCode.USAGE, "inspect", REPO)
+    assert "HF_ENDPOINT carries" in said
+    assert "secret" not in said
+
+
+def test_a_token_that_can_be_none_is_told(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_t\u00f6ken")
+    assert "letters that no token has" in fails(ExitCode.USAGE, "inspect", REPO)
+
+
+@pytest.mark.parametrize("name", ["org/a--b", "org/x.git", "org/n\u00e4me", "org/-a"])
+def test_a_name_that_no_repository_has_is_not_asked_for(name: str, hub: HubServer) -> None:
+    assert f"{name}: no name of a repository" in fails(ExitCode.USAGE, "inspect", name)
+    assert asked(hub) == []
+
+
+def test_a_revision_may_be_called_as_versions_are(hub: HubServer, checkpoint: Path) -> None:
+    hub.add_repo("org/versions", {"v1.0+cu12": checkpoint})
+    succeeds("inspect", "org/versions@v1.0+cu12")
+
+
+def test_other_names_are_offered_only_where_one_is_not_there(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    succeeds("inspect", REPO)
+    assert f"Did you mean {REPO}?" in fails(ExitCode.NETWORK, "inspect", "org/nane")
+    hub.faults.append(Fault("forbidden", times=None))
+    assert "Did you mean" not in fails(ExitCode.NETWORK, "inspect", "org/nane")
+
+
 REFUSALS = {
     "unauthorized": r"refused access (401): Invalid credentials",
     "forbidden": r"refused access (403): You have been denied access",
@@ -296,7 +380,7 @@ def test_a_refusal_is_told_once_with_what_to_do(kind: str, hub: HubServer) -> No
     assert len(asked(hub)) == 1, "refusals are not tried again"
 
 
-def test_a_repository_that_is_not_there(hub: HubServer) -> None:
+def test_a_repository_that_is_not_there(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "org/absent@main: no such repository" in fails(ExitCode.NETWORK, "inspect", "org/absent")
     assert "no such revision" in fails(ExitCode.NETWORK, "inspect", f"{REPO}@absent")
 
@@ -315,6 +399,8 @@ PASSING = [
     Fault("status", status=500, times=3),
     Fault("status", status=502, route="cdn", times=3),
     Fault("status", status=503, route="resolve", times=3),
+    Fault("status", status=524, route="cdn", times=3),
+    Fault("status", status=425, route="cdn", times=3),
     Fault("cut", times=5),
     Fault("cut", times=5, at=0),
     Fault("cut", times=3, at=1),
@@ -341,6 +427,9 @@ STAYING = {
     "cut": (Fault("cut", times=None, at=0), "after 8 tries"),
     "ignores Range": (Fault("ignore_range", times=None), "ignores Range"),
     "wrong range": (Fault("wrong_range", times=None), "answered 206, 'bytes"),
+    "bytes one by one": (Fault("cut", times=None, at=1), "its bytes break off, the last time at 8, after 8 tries"),
+    "what a server does not do": (Fault("status", times=None, status=501), "answered 501"),
+    "a refusal that stays": (Fault("expired", times=None), "answered 403, where 127.0.0.1"),
 }
 
 
@@ -355,6 +444,35 @@ def test_what_stays_is_told_once(name: str, hub: HubServer, tmp_path: Path, monk
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("place", ["file:///etc/passwd", "http://[::bad", "https://", "http://cdn/\u00e9"])
+def test_a_redirect_to_no_server_is_told(place: str, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.faults.append(Fault("no_route", route="headers", times=None))
+    monkeypatch.setattr(hub, "sign", lambda *_: place)
+    said = fails(ExitCode.NETWORK, "inspect", REPO)
+    assert "which is no place" in said
+    assert not hub.seen(host="cdn")
+
+
+def test_a_redirect_in_a_circle_is_told_at_once(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.faults.append(Fault("no_route", route="headers", times=None))
+    answer = Answer(302, {"Location": f"{hub.cdn_url}/again"})
+    monkeypatch.setattr(hub, "answer_cdn", lambda _: answer)
+    assert "TooManyRedirects" in fails(ExitCode.NETWORK, "inspect", REPO)
+    assert len(hub.seen(host="cdn")) < 25 * len(weight_files(hub_folder(hub)))
+
+
+@pytest.mark.parametrize("asked", ["0.5", "Wed, 21 Oct 2015 07:28:00 GMT", "-1", "soon", ""])
+def test_a_wait_that_is_over_or_makes_no_sense_is_none(asked: str) -> None:
+    assert hubfiles._asked_wait(SimpleNamespace(headers={"Retry-After": asked})) in (None, 0)
+
+
+def test_a_wait_may_be_told_as_a_time() -> None:
+    later = format_datetime(datetime.now(UTC) + timedelta(minutes=5), usegmt=True)
+    wait = hubfiles._asked_wait(SimpleNamespace(headers={"Retry-After": later}))
+    assert wait is not None
+    assert 290 < wait <= 300
+
+
 def test_a_server_that_ignores_ranges_does_not_send_the_file_for_nothing(hub: HubServer) -> None:
     hub.faults += [Fault("no_route", route="headers", times=None), Fault("ignore_range", route="cdn", times=None)]
     said = fails(ExitCode.NETWORK, "inspect", REPO)
@@ -362,8 +480,12 @@ def test_a_server_that_ignores_ranges_does_not_send_the_file_for_nothing(hub: Hu
 
 
 def test_no_server_at_all(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Perhaps a folder was meant."""
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    assert "127.0.0.1:9" in fails(ExitCode.NETWORK, "inspect", REPO)
+    said = fails(ExitCode.NETWORK, "inspect", REPO)
+    assert "127.0.0.1:9" in said
+    assert "after 4 tries" in said
+    assert f"No folder here is called {REPO}" in said
 
 
 def test_a_server_that_is_no_hub(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -529,6 +651,28 @@ def test_download_keeps_what_is_needed_in_the_hub_cache(hub: HubServer, local: P
     assert not hub.seen(host="cdn")
 
 
+def test_a_download_that_was_changed_on_its_way_is_found_and_removed(
+    hub: HubServer, local: Path, tmp_path: Path
+) -> None:
+    open_source(REPO, exact=True)  # headers are sound
+    hub.faults.append(Fault("corrupt", route="cdn", file="*3-of*"))
+    result = run("reshard", REPO, tmp_path / "out", *TP, "--download")
+    assert result.exit_code == ExitCode.NETWORK
+    assert "error: model-00003-of-00005.safetensors: SHA-256" in result.stderr
+    assert not (tmp_path / "out").exists()
+    outcome = json.loads(succeeds("reshard", REPO, tmp_path / "out", *TP, "--download", "--json"))
+    assert outcome["intact"] == 1, "the others were there"
+    assert_same_weights(tmp_path / "out", local)
+
+
+def test_a_download_that_broke_off_tells_nobody_the_signed_address(
+    hub: HubServer, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    hub.faults.append(Fault("cut", route="cdn", times=2))
+    succeeds("reshard", REPO, tmp_path / "out", *TP, "--download")
+    assert "Signature" not in capfd.readouterr().err + caplog.text
+
+
 def test_download_of_a_folder_is_a_contradiction(hub: HubServer, checkpoint: Path, tmp_path: Path) -> None:
     assert "--download" in fails(ExitCode.USAGE, "reshard", checkpoint, tmp_path / "out", *TP, "--download")
 
@@ -541,6 +685,20 @@ def test_offline_what_was_inspected_can_be_planned_and_not_read(
     hub.reset()
     succeeds("plan", REPO, *TP)
     assert "HF_HUB_OFFLINE is set" in fails(ExitCode.NETWORK, "reshard", REPO, tmp_path / "out", *TP)
+    assert asked(hub) == []
+
+
+def test_without_a_connection_what_was_inspected_is_where_the_branch_was_last(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    succeeds("inspect", REPO)
+    for path in (tmp_path / "cache").rglob("refs/*"):
+        os.utime(path, (time.time() - 7200, time.time() - 7200))
+    hub.faults.append(Fault("status", times=None))
+    succeeds("plan", REPO, *TP)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    hub.reset()
+    succeeds("plan", REPO, *TP)
     assert asked(hub) == []
 
 

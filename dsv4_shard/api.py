@@ -293,7 +293,10 @@ def explain(text: str | Path | BinaryIO, *, repo: str | Path | None = None) -> "
         model = Model(str(repo), open_checkpoint(str(repo), exact=False)[1], given=True)
         refuse_errors(model.inventory)
     with _lines(text) as lines:
-        return explain_lines(lines, model)
+        explanation = explain_lines(lines, model)
+    if not explanation.lines:
+        raise _nothing()
+    return explanation
 
 
 # --- parts of the verbs --------------------------------------------------------------------------------------------
@@ -371,6 +374,8 @@ def _lines(text: str | Path | BinaryIO) -> Iterator[Iterator[tuple[int, str]]]:
     elif text.strip():
         yield lines_of(BytesIO(text.encode(errors="replace")))
     else:
-        raise UsageError(
-            "nothing to explain", hint='Give the message or a log: dsv4-shard explain "TEXT", or LOG, or -'
-        )
+        raise _nothing()
+
+
+def _nothing() -> UsageError:
+    return UsageError("nothing to explain", hint='Give the message or a log: dsv4-shard explain "TEXT", or LOG, or -')

@@ -1,5 +1,6 @@
 """The commands: parse, call, show. Results go to stdout, everything else to stderr."""
 
+import errno
 import functools
 import gc
 import io
@@ -18,7 +19,7 @@ import typer
 import dsv4_shard
 from dsv4_shard import completion, options
 from dsv4_shard.commandhelp import Command, Group
-from dsv4_shard.errors import ExitCode, NothingToDo, ShardError, UsageError
+from dsv4_shard.errors import ExitCode, NothingToDo, OutputNotEmpty, ShardError, UsageError, WriteFailed
 from dsv4_shard.escape import clean
 from dsv4_shard.names import as_option
 from dsv4_shard.terminal.signs import show_signs
@@ -44,12 +45,16 @@ app = typer.Typer(
 
 _OPEN_FILES = 1 << 16
 _MAX_PATH = 4096
+_LOG_SUFFIXES = (".log", ".txt", ".out", ".err")
 
 _REQUEST_OPTIONS = (
     "tp", "ep", "dp", "engine", "runner", "a2a", "shared_experts", "gpu", "nodes", "expert_dtype", "engine_version",
     "gpu_memory", "rank_by",
 )  # fmt: skip
 """Options of `plan` and `reshard` that say what is asked for. Those that are not given are left to the verbs."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""What writing to standard output fails with. Files of ours that cannot be written raise WriteFailed."""
 
 _SEARCHED = ("tp", "ep", "dp", "runner", "a2a", "shared_experts")
 """Those that --gpus tries all of."""
@@ -71,7 +76,10 @@ def _reported(function: Callable[P, R]) -> Callable[P, R]:
             try:
                 if outermost:
                     _handle(_INSIDE)
-                return function(*args, **kwargs)
+                try:
+                    return function(*args, **kwargs)
+                finally:
+                    sys.stdout.flush()  # what cannot be printed is an error of the command, not of Python's end
             except Exception as error:
                 signalled = _signalled(error)
                 if signalled is None or isinstance(error, typer.Exit):
@@ -91,10 +99,14 @@ def _reported(function: Callable[P, R]) -> Callable[P, R]:
         except SystemExit as error:
             _print_notes(error)
             raise
-        except BrokenPipeError:
-            # Whoever read our output has gone; Python would complain once more when it flushes at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except BrokenPipeError:  # whoever read our output has gone
+            _turn_away_stdout()
             raise typer.Exit(ExitCode.DONE) from None
+        except OSError as error:
+            if error.filename is not None or error.errno not in _FULL:
+                raise
+            _turn_away_stdout()
+            _fail(WriteFailed(f"standard output: {error.strerror}"))
 
     return command
 
@@ -112,6 +124,11 @@ def _signalled(error: Exception) -> BaseException | None:
         for note in getattr(error, "__notes__", ()):
             behind.add_note(note)
     return behind
+
+
+def _turn_away_stdout() -> None:
+    """Python would complain once more when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(error: ShardError) -> NoReturn:
@@ -535,7 +552,11 @@ def demo(
     from dsv4_shard.output import check_output
     from dsv4_shard.terminal.text import paragraph
 
-    check_output(folder, Path(__file__).parent, overwrite=False)
+    try:
+        check_output(folder, Path(__file__).parent, overwrite=False)
+    except OutputNotEmpty as error:
+        error.hint = f"Remove it, or name another folder: dsv4-shard demo {folder}-2"
+        raise
     checkpoint, shards, plan_file = folder / "checkpoint", folder / "shards", folder / "plan.json"
     page = folder / "report.html"
     folder.mkdir(exist_ok=True)
@@ -621,8 +642,12 @@ def _text_or_log(text: str | None) -> str | Path | BinaryIO:
     """A message as it was typed, the log of that name, or stdin."""
     if text == "-" or (text is None and not sys.stdin.isatty()):
         return sys.stdin.buffer
-    if text and text.strip() and "\0" not in text and len(text) < _MAX_PATH and os.path.isfile(text):
-        return Path(text)
+    if text and text.strip() and "\0" not in text and len(text) < _MAX_PATH:
+        if os.path.isfile(text):
+            return Path(text)
+        if os.path.isdir(text) or text.endswith(_LOG_SUFFIXES):
+            raise UsageError(f"{text}: {'a folder' if os.path.isdir(text) else 'no such file'}",
+                             hint="Name the log of a server that ended, or give its message.")  # fmt: skip
     return text or ""
 
 

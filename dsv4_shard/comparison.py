@@ -13,6 +13,7 @@ from dsv4_shard.blocks import whole_rectangle
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.copying import copy
 from dsv4_shard.errors import ForeignPlan, ReadFailed
+from dsv4_shard.escape import short_name
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.manifest import MANIFEST_NAME, NATIVE, PLAN_NAME, Manifest
 from dsv4_shard.merge import prepare_merge
@@ -98,8 +99,12 @@ def compare(
 def _job(folder: Path, manifest: Manifest, checkpoint: Checkpoint, inventory: Inventory) -> Job:
     """What should have been written: by the plan, or, where ranks were merged, the checkpoint's own files."""
     if manifest.layout != NATIVE:
-        return prepare(checkpoint, inventory, check_plan(load_plan(folder / PLAN_NAME), checkpoint, inventory),
-                       manifest.ranks)  # fmt: skip
+        try:
+            plan = check_plan(load_plan(folder / PLAN_NAME), checkpoint, inventory)
+        except ForeignPlan as error:
+            error.hint = f"Name the checkpoint that {folder} was made from: {short_name(manifest.source.label)}"
+            raise
+        return prepare(checkpoint, inventory, plan, manifest.ranks)
     for difference in differences(manifest.source, origin_of(checkpoint, manifest.source.label)):
         raise ForeignPlan(
             f"{folder}: not merged from this checkpoint's bytes: {difference}",

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from dsv4_shard import __version__
 from dsv4_shard.digests import digest_of
 from dsv4_shard.engines.base import MAX_RANKS
-from dsv4_shard.errors import NotAResult
+from dsv4_shard.errors import NotAResult, UsageError
 from dsv4_shard.escape import short_name
 from dsv4_shard.jsonfile import BadJson, check_size
 from dsv4_shard.origin import Origin, differences
@@ -167,10 +167,13 @@ class Manifest(_Document):
 
 
 def load_manifest(folder: Path) -> Manifest:
-    """The checked manifest of a result. Raises NotAResult where there is none, or it is damaged."""
+    """The checked manifest of a result.
+
+    Raises UsageError where there is no such folder, NotAResult where it has no manifest, or that is damaged.
+    """
     path = folder / MANIFEST_NAME
     if not folder.is_dir():
-        raise NotAResult(f"{folder}: no such folder")
+        raise UsageError(f"{folder}: no such folder", hint="Name the folder that reshard or merge wrote.")
     if not path.is_file():
         raise NotAResult(
             f"{folder}: no {MANIFEST_NAME}: not a result of reshard, or one that never finished",

@@ -7,6 +7,8 @@ from pathlib import Path
 from dsv4_shard.errors import NotEnoughDisk, OutputError, OutputInsideInput, OutputNotEmpty, WriteFailed
 from dsv4_shard.manifest import MANIFEST_NAME
 
+_ALIKE_CHARS = 20
+
 
 def check_output(out: Path, source_root: Path | None, overwrite: bool, joins: bool = False) -> None:
     """Refuse an output that is the input, holds it or lies in it, or that something else already occupies.
@@ -61,11 +63,18 @@ def plain(out: Path) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file, which appears only when it is complete. Raises WriteFailed."""
+    """Write a small file, which appears only when it is complete.
+
+    Raises OutputNotEmpty where the name is that of a file of another kind: a checkpoint's, say. Raises WriteFailed.
+    """
     try:
         if path.exists() and not path.is_file():
             path.write_text(text, encoding="utf-8")  # a pipe or a terminal
             return
+        if path.exists() and not _is_alike(path, text):
+            raise OutputNotEmpty(
+                f"{path}: there already, and no such file as would be written", hint="Choose a name that is free."
+            )
         scratch = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             scratch.write_text(text, encoding="utf-8")
@@ -74,3 +83,11 @@ def write_text(path: Path, text: str) -> None:
             scratch.unlink(missing_ok=True)
     except OSError as error:
         raise WriteFailed(f"{path}: {error.strerror}") from error
+
+
+def _is_alike(path: Path, text: str) -> bool:
+    """Whether a file is empty, or begins as a text does: plans and pages of ours do so alike."""
+    beginning = text[:_ALIKE_CHARS].encode()
+    with path.open("rb") as file:
+        there = file.read(len(beginning))
+    return there in (b"", beginning)

@@ -1,10 +1,11 @@
 """Plan files: reading one, and holding it against the checkpoint by making the plan again."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from dsv4_shard import __version__
 from dsv4_shard.checkpoint import Checkpoint
@@ -16,6 +17,8 @@ from dsv4_shard.jsonfile import BadJson, is_plain, parse_json
 from dsv4_shard.origin import differences, origin_of
 from dsv4_shard.output import write_text
 from dsv4_shard.plan import SCHEMA_VERSION, Plan, make_plan
+
+_REQUEST = TypeAdapter(Request)
 
 MAX_PLAN_BYTES = 64 << 20
 
@@ -44,8 +47,7 @@ def load_plan(path: Path) -> Plan:
     try:
         return Plan.model_validate_json(raw, strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise BadPlan(f"{path}: {short_name('.'.join(map(str, first['loc'])))}: {first['msg']}") from None
+        raise BadPlan(f"{path}: {_first(error)}") from None
 
 
 def save_plan(plan: Plan, path: Path) -> None:
@@ -63,9 +65,12 @@ def check_plan(plan: Plan, checkpoint: Checkpoint, inventory: Inventory) -> Plan
     for difference in differences(plan.source, origin_of(checkpoint, plan.source.label)):
         raise ForeignPlan(f"the plan was made for another checkpoint: {difference}")
     try:
-        request = Request(**plan.request)  # type: ignore[arg-type]
+        request = _REQUEST.validate_json(json.dumps(plan.request), strict=True)
+    except ValidationError as error:
+        raise BadPlan(f"the plan's request was edited: {_first(error)}") from None
+    try:
         fresh = make_plan(checkpoint, inventory, request, plan.source.label)
-    except (TypeError, UsageError) as error:
+    except UsageError as error:
         raise BadPlan(f"the plan's request was edited: {error}") from None
     ours = fresh.model_copy(update={"source": plan.source})
     edits = list(_differences(plan.model_dump(mode="json"), ours.model_dump(mode="json"), ""))
@@ -73,6 +78,11 @@ def check_plan(plan: Plan, checkpoint: Checkpoint, inventory: Inventory) -> Plan
         more = f" ({len(edits) - 1} more differences)" if len(edits) > 1 else ""
         raise BadPlan(f"the plan was edited: {edits[0]}{more}")
     return fresh
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    return f"{short_name('.'.join(map(str, first['loc'])))}: {first['msg']}"
 
 
 def _differences(theirs: Any, ours: Any, path: str) -> Iterator[str]:

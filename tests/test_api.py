@@ -233,7 +233,7 @@ def test_a_result_is_not_ok_where_its_experts_do_not_add_up(tiny_checkpoint, sha
         (lambda repo, out: dsv4_shard.reshard(repo, out, tp=2, ray="auto", download=True), errors.UsageError, "--down"),
         (lambda repo, out: dsv4_shard.merge(repo, out), errors.UsageError, "a checkpoint, not the shards"),
         (lambda repo, out: dsv4_shard.merge(repo, "s3://b/x"), errors.UsageError, "not a URL"),
-        (lambda repo, out: dsv4_shard.verify(out), errors.NotAResult, "no such folder"),
+        (lambda repo, out: dsv4_shard.verify(out), errors.UsageError, "no such folder"),
         (lambda repo, out: dsv4_shard.verify([]), errors.UsageError, "no folder"),
         (lambda repo, out: dsv4_shard.verify(out, numerics=True), errors.UsageError, "--numerics needs --against"),
         (lambda repo, out: dsv4_shard.verify(out, layer=1), errors.UsageError, "--layer is of --numerics"),

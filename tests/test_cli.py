@@ -9,10 +9,12 @@ import sys
 
 import pytest
 from fullsize import FLASH, PRO, inventory_of
+from small import small_config
 from typer.testing import CliRunner
 
 from dsv4_shard import __version__
 from dsv4_shard.cli import app
+from dsv4_shard.demo import write_checkpoint
 from dsv4_shard.errors import ExitCode
 from dsv4_shard.planfile import load_plan
 
@@ -201,7 +203,7 @@ def test_verify_numerics_needs_the_checkpoint(tmp_path):
     [
         (("inspect", "/nowhere"), ExitCode.USAGE),
         (("inspect", "no-such-org/no-such-model"), ExitCode.NETWORK),
-        (("verify", "/nowhere"), ExitCode.NO),
+        (("verify", "/nowhere"), ExitCode.USAGE),
     ],
 )
 def test_errors_are_one_line_and_a_hint_on_stderr_never_a_traceback(arguments, code):
@@ -250,6 +252,68 @@ def test_output_closed_early_is_no_error(tiny_checkpoint):
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait() == 0
+
+
+@pytest.mark.parametrize(("edit", "said"), [
+    (lambda request: request.pop("tp"), "tp: "), (lambda request: request.update(tp="16"), "tp: Input should be"),
+    (lambda request: request.update(tp=-1), "--tp -1"),
+])  # fmt: skip
+def test_a_plan_whose_request_was_edited_says_where(edit, said, tiny_checkpoint, tmp_path):
+    run("plan", tiny_checkpoint, "--tp", "2", "-o", tmp_path / "plan.json")
+    document = json.loads((tmp_path / "plan.json").read_text())
+    edit(document["request"])
+    (tmp_path / "plan.json").write_text(json.dumps(document))
+    result = run("reshard", tiny_checkpoint, tmp_path / "out", "--plan", tmp_path / "plan.json")
+    assert result.exit_code == ExitCode.USAGE
+    assert f"error: the plan's request was edited: {said}" in result.stderr
+
+
+def test_verifying_against_another_checkpoint_names_the_right_one(tiny_checkpoint, tmp_path):
+    run("reshard", tiny_checkpoint, tmp_path / "out", "--tp", "2", "--engine", "reference")
+    other = write_checkpoint(tmp_path / "model", small_config(), seed=1)
+    result = run("verify", tmp_path / "out", "--against", other)
+    assert result.exit_code == ExitCode.USAGE
+    assert result.stderr.splitlines()[1].endswith(f"was made from: {tiny_checkpoint}")
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_reader_who_leaves_after_a_line_is_no_error(as_json, tiny_checkpoint):
+    command = [sys.executable, "-m", "dsv4_shard", "inspect", str(tiny_checkpoint), *["--json"] * as_json]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
+    process.stdout.read(1)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 0
+
+
+@pytest.mark.parametrize("arguments", [("inspect", "{}"), ("inspect", "{}", "--json"), ("plan", "{}", "--tp", "16")])
+def test_output_that_cannot_be_written_is_one_error(arguments, tiny_checkpoint):
+    command = [sys.executable, "-m", "dsv4_shard", *(part.format(tiny_checkpoint) for part in arguments)]
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert result.returncode == ExitCode.IO
+    assert result.stderr == "error: standard output: No space left on device\n"
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", "tokenizer.json"])
+@pytest.mark.parametrize("command", ["plan", "report"])
+def test_a_plan_or_page_is_not_written_over_a_file_of_another_kind(command, name, tmp_path):
+    model = write_checkpoint(tmp_path / "model", small_config(), seed=1)
+    before = (model / name).read_bytes()
+    result = run(command, model, "--tp", "2", "-o", model / name)
+    assert (result.exit_code, "no such file as would be written" in result.stderr) == (ExitCode.IO, True)
+    assert (model / name).read_bytes() == before
+    (tmp_path / "empty").touch()
+    for _ in range(2):
+        assert run(command, model, "--tp", "2", "-o", tmp_path / "empty").exit_code == 0
+
+
+def test_a_demo_that_is_there_says_how_to_have_another(tmp_path):
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "mine").touch()
+    result = run("demo", tmp_path / "demo")
+    assert result.exit_code == ExitCode.IO
+    assert result.stderr.splitlines()[1].endswith(f"another folder: dsv4-shard demo {tmp_path / 'demo'}-2")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -483,8 +483,16 @@ def test_a_terminal_without_text_is_a_usage_error():
     assert "nothing to explain" in result.stderr
 
 
-def test_no_text_is_a_usage_error():
+def test_no_text_is_a_usage_error(tmp_path):
     assert run(" ").exit_code == ExitCode.USAGE
+    (tmp_path / "log").touch()
+    assert "nothing to explain" in run(str(tmp_path / "log")).stderr
+
+
+@pytest.mark.parametrize(("name", "said"), [("nosuch.log", "no such file"), ("", "a folder")])
+def test_a_log_that_is_none_is_not_taken_for_a_message(name, said, tmp_path):
+    result = run(str(tmp_path / name))
+    assert (result.exit_code, said in result.stderr) == (ExitCode.USAGE, True)
 
 
 def test_a_log_that_cannot_be_read_is_an_error_of_io(tmp_path, monkeypatch):

@@ -293,9 +293,11 @@ def test_a_manifest_in_other_bytes_is_no_result(change: Callable[[bytes], bytes]
 
 def test_a_folder_without_a_manifest_is_no_result(out: Path, model: Path, tmp_path: Path) -> None:
     (out / "manifest.json").unlink()
-    for folder in (out, model, tmp_path / "nowhere"):
+    for folder in (out, model):
         with pytest.raises(NotAResult, match=folder.name):
             verify(folder)
+    with pytest.raises(UsageError, match="nowhere: no such folder"):
+        verify(tmp_path / "nowhere")
 
 
 def test_a_manifest_of_another_version_is_no_result(out: Path) -> None:

@@ -160,8 +160,8 @@ def _account(recipe: Recipe, inventory: Inventory, manifest: Manifest) -> tuple[
             accounts[fate] += 1
     decoded = {step.scale.name for step in recipe.steps if step.scale is not None}
     moved = {step.source.name for step in recipe.steps}
-    accounts["decoded with their weights"] = len(decoded)
-    accounts["left out"] = len(recipe.left_out.keys() - decoded)
+    accounts["decoded with their weights"] = len(decoded - recipe.left_out.keys())
+    accounts["left out"] = len(recipe.left_out)
     rest = sorted(inventory.names.keys() - moved - decoded - recipe.left_out.keys())
     if complete:
         lost += rest

@@ -105,12 +105,17 @@ def _hint(then: Run, now: Run) -> str | None:
     return f"To finish that run, name its commit: {name}@{short_name(was)}. Or add --restart to throw its work away."
 
 
+def _said(value: object) -> object:
+    return "not given" if value is None else value
+
+
 def _run_differences(then: Run, now: Run) -> Iterator[str]:
     if then.tool_version != now.tool_version:
         yield f"it was made by dsv4-shard {then.tool_version}, this is {now.tool_version}"
     for option in now.request:
         if then.request.get(option) != now.request[option]:
-            yield f"{option} was {then.request.get(option)}, it is {now.request[option]} now"
+            was, asked = (_said(run.request.get(option)) for run in (then, now))
+            yield f"{option} was {was}, it is {asked} now"
     yield from differences(then.origin, now.origin)
     for name, time in now.times.items():
         if then.times.get(name) != time:

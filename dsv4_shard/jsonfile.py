@@ -9,9 +9,12 @@ import math
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from dsv4_shard.escape import short
+from dsv4_shard.escape import short, short_name
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 MAX_VALUES = 2_000_000
 """Values in one document, at some 200 bytes each. All 145,116 tensors of V4-Pro in one header are 1.2 million."""
@@ -124,3 +127,10 @@ def _strings(document: object) -> Iterator[str]:
         elif isinstance(value, dict):
             yield from value
             left += value.values()
+
+
+def first_error(error: "ValidationError") -> str:
+    """Where a document is not what its model says, and why."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = short_name(".".join(map(str, first["loc"])))
+    return ": ".join(filter(None, (place, first["msg"].removeprefix("Value error, "))))

@@ -16,7 +16,7 @@ from dsv4_shard.digests import digest_of
 from dsv4_shard.engines.base import MAX_RANKS
 from dsv4_shard.errors import NotAResult, UsageError
 from dsv4_shard.escape import short_name
-from dsv4_shard.jsonfile import BadJson, check_size
+from dsv4_shard.jsonfile import BadJson, check_size, first_error
 from dsv4_shard.origin import Origin, differences
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -191,8 +191,7 @@ def load_manifest(folder: Path) -> Manifest:
     except BadJson as error:
         raise NotAResult(f"{path}: damaged: {error}") from None
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise NotAResult(f"{path}: damaged: {short_name('.'.join(map(str, first['loc'])))}: {first['msg']}") from None
+        raise NotAResult(f"{path}: damaged: {first_error(error)}") from None
     if manifest.tool_version != __version__:
         raise NotAResult(f"{path}: made by dsv4-shard {short_name(manifest.tool_version)}, this is {__version__}")
     if manifest.sealed().digest != manifest.digest or manifest.to_bytes() != raw:

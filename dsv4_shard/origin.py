@@ -50,13 +50,13 @@ def differences(then: Origin, now: Origin) -> Iterator[str]:
     if before.keys() != after.keys():
         only = sorted(before.keys() ^ after.keys())
         label = short_name(then.label)
-        yield f"{label} had {len(before)} weight files, here are {len(after)}: {short_name(only[0])} differs"
+        yield f"{label} had {len(before)} weight files, this has {len(after)}: {short_name(only[0])} differs"
     for name in sorted(before.keys() & after.keys()):
         if before[name].nbytes != after[name].nbytes:
             yield f"{name}: {before[name].nbytes} bytes then, {after[name].nbytes} now"
         elif before[name].header_digest != after[name].header_digest:
-            yield f"{name}: its header is another one now"
+            yield f"{name}: its header is another"
     if None not in (then.revision, now.revision) and then.revision != now.revision:
         yield f"revision {short_name(str(then.revision))} then, {now.revision} now"
     if then.config_digest != now.config_digest:
-        yield "config.json is another one now"
+        yield "config.json is another"

@@ -21,6 +21,9 @@ _SHOWN = {"source", "request", "engine_version", "deployment", "feasible", "brea
 _SECTIONS = ("checkpoint", "request", "deployment", "verdicts", "placements", "bytes_per_rank", "environment",
              "options", "commands", "rest")  # fmt: skip
 
+_OF_GPU = ("memory of the GPU", "left of it")
+"""Bytes that a plan does not know without a GPU."""
+
 
 class _Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -82,6 +85,11 @@ class PlanComparison(_Document):
     options: tuple[Difference, ...]
     commands: tuple[tuple[str, ...], ...]
     rest: tuple[Difference, ...]
+
+    @property
+    def only_rest(self) -> bool:
+        """Whether what differs is in no section of its own: an edited plan's may be."""
+        return not any(getattr(self, section) for section in _SECTIONS if section != "rest")
 
 
 def compare_plans(a: Plan, b: Plan, names: tuple[str, str]) -> PlanComparison:
@@ -182,14 +190,15 @@ def _weights(plan: Plan) -> dict[str, int]:
             "padding": totals.padding_bytes_per_rank,
         }
     if memory is not None:
-        weights |= {"memory of the GPU": memory.capacity, "left of it": memory.left}
+        weights |= dict(zip(_OF_GPU, (memory.capacity, memory.left), strict=True))
     return weights
 
 
 def _bytes(a: Mapping[str, int], b: Mapping[str, int]) -> Iterator[BytesDifference]:
     for name in dict.fromkeys((*a, *b)):
         one, other = a.get(name, 0), b.get(name, 0)
-        if one != other:
+        is_known = name not in _OF_GPU or (name in a and name in b)
+        if one != other and is_known:
             yield BytesDifference(name=name, a=one, b=other, difference=other - one)
 
 

@@ -13,7 +13,7 @@ from dsv4_shard.engines.base import Request
 from dsv4_shard.errors import BadPlan, ForeignPlan, UsageError
 from dsv4_shard.escape import short, short_name
 from dsv4_shard.inventory import Inventory
-from dsv4_shard.jsonfile import BadJson, is_plain, parse_json
+from dsv4_shard.jsonfile import BadJson, first_error, is_plain, parse_json
 from dsv4_shard.origin import differences, origin_of
 from dsv4_shard.output import write_text
 from dsv4_shard.plan import SCHEMA_VERSION, Plan, make_plan
@@ -47,7 +47,7 @@ def load_plan(path: Path) -> Plan:
     try:
         return Plan.model_validate_json(raw, strict=True)
     except ValidationError as error:
-        raise BadPlan(f"{path}: {_first(error)}") from None
+        raise BadPlan(f"{path}: {first_error(error)}") from None
 
 
 def save_plan(plan: Plan, path: Path) -> None:
@@ -67,7 +67,7 @@ def check_plan(plan: Plan, checkpoint: Checkpoint, inventory: Inventory) -> Plan
     try:
         request = _REQUEST.validate_json(json.dumps(plan.request), strict=True)
     except ValidationError as error:
-        raise BadPlan(f"the plan's request was edited: {_first(error)}") from None
+        raise BadPlan(f"the plan's request was edited: {first_error(error)}") from None
     try:
         fresh = make_plan(checkpoint, inventory, request, plan.source.label)
     except UsageError as error:
@@ -78,11 +78,6 @@ def check_plan(plan: Plan, checkpoint: Checkpoint, inventory: Inventory) -> Plan
         more = f" ({len(edits) - 1} more differences)" if len(edits) > 1 else ""
         raise BadPlan(f"the plan was edited: {edits[0]}{more}")
     return fresh
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_input=False)[0]
-    return f"{short_name('.'.join(map(str, first['loc'])))}: {first['msg']}"
 
 
 def _differences(theirs: Any, ours: Any, path: str) -> Iterator[str]:

@@ -53,7 +53,9 @@ def show_comparison(console: Console, comparison: "PlanComparison") -> None:
         heading(console, f"Commands of {name}")
         for command in commands:
             to_copy(console, command)
-    if comparison.rest:
+    if comparison.only_rest:
+        _show_differences(console, "What differs", comparison.rest)
+    elif comparison.rest:
         console.print()
         item(console, f"{len(comparison.rest)} more, in what follows from these: --json lists them", "dim")
 

@@ -42,9 +42,10 @@ def _show_verified(console: Console, verification: "Verification") -> None:
     if len(verification.ranks) < verification.world:
         item(console, f"{say_ranks(verification.ranks)} of {verification.world}")
     for fate, count in verification.accounts.items():
-        item(console, f"{count:,} source tensors {fate}")
+        if fate != "left out":  # told by their reasons
+            item(console, f"{count:,} source tensors {fate}")
     for reason, count in verification.left_out.items():
-        item(console, f"{count:,} not stored: {reason}", "dim")
+        item(console, f"{count:,} source tensors left out: {reason}", "dim")
     for note in verification.notes:
         item(console, f"note: {note}", "dim")
     _show_problems(console, verification.problems)
@@ -73,5 +74,5 @@ def _show_numerics(console: Console, numerics: "Numerics") -> None:
         f"on each of {numerics.ranks} ranks) add up to the unsharded layer, relative error {numerics.error_once:.1e}",
         "" if numerics.ok else "red",
     )
-    if numerics.ranks > 1:
+    if numerics.ranks > 1 and numerics.shared_experts == "whole":
         item(console, f"(counted {numerics.ranks} times, the error would be {numerics.error_on_every_rank:.1e})", "dim")

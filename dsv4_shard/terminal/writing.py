@@ -1,5 +1,6 @@
 """What `reshard`, `merge` and `report` print: what was written, or would be, and where."""
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,8 @@ def show_dry_run(console: Console, job: "Job", out: str, needed: int, free: int)
     item(console, f"needed: {size(needed)}, free: {size(free)}{short}", "red" if missing else "")
     if job.nbytes > needed:
         item(console, f"links to the checkpoint's own files: {size(job.nbytes - needed)} more")
-    item(console, f"source tensors left out: {len(job.recipe.left_out):,}")
+    for reason, count in Counter(job.recipe.left_out.values()).items():
+        item(console, f"{count:,} source tensors left out: {reason}")
 
 
 def show_merge(console: Console, outcome: "Outcome", seconds: float, source: "RankSource") -> None:

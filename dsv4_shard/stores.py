@@ -47,6 +47,9 @@ _CREDENTIALS = {
     "az": "Set AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN.",
 }
 
+_SUPPORTED = "Supported are s3://bucket/prefix, gs://bucket/prefix and az://container/prefix."
+_BUCKET = re.compile(r"[\w.$-]+", re.ASCII)
+
 _RETRIES: "RetryConfig" = {}
 """obstore's own: ten times in three minutes, with back-off."""
 
@@ -188,22 +191,31 @@ def connect(url: str) -> Store:
     from obstore.exceptions import BaseError
     from obstore.store import from_url
 
-    parts = urlsplit(url)
+    scheme, store_url = _one_url(url)
+    try:
+        return Store(store_url, from_url(store_url, retry_config=_RETRIES))
+    except BaseError as error:
+        raise UsageError(f"{url}: {_first_line(error)}", hint=_CREDENTIALS[scheme]) from None
+
+
+def _one_url(url: str) -> tuple[str, str]:
+    """The scheme of a URL, and the URL as each place has one: plans and journals know a place by it."""
+    try:
+        url.encode()
+        parts = urlsplit(url)
+    except ValueError:  # of either: not UTF-8, or brackets that stand for no address
+        raise UsageError(f"{url.partition(':')[0]}://...: not a URL", hint=_SUPPORTED) from None
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise UsageError(
             f"{parts.scheme}://...: a URL with credentials, a query or a fragment: it would be written down in plans",
             hint="Name bucket and prefix alone; credentials come from the environment.",
         )
-    if parts.scheme not in _VARIABLES or not parts.netloc:
-        raise UsageError(
-            f"{url}: not a place that is read or written",
-            hint="Supported are s3://bucket/prefix, gs://bucket/prefix and az://container/prefix.",
-        )
-    store_url = url.rstrip("/")
-    try:
-        return Store(store_url, from_url(store_url, retry_config=_RETRIES))
-    except BaseError as error:
-        raise UsageError(f"{url}: {_first_line(error)}", hint=_CREDENTIALS[parts.scheme]) from None
+    if parts.scheme not in _VARIABLES or not _BUCKET.fullmatch(parts.netloc):
+        raise UsageError(f"{url}: not a place that is read or written", hint=_SUPPORTED)
+    path = parts.path.rstrip("/")
+    if not {"", ".", ".."}.isdisjoint(path.split("/")[1:]):
+        raise UsageError(f"{url}: a name in it is empty, . or ..", hint="Leave it out: stores take names as they are.")
+    return parts.scheme, f"{parts.scheme}://{parts.netloc}{path}"
 
 
 def open_store(url: str) -> RemoteSource:
@@ -218,7 +230,7 @@ def open_store(url: str) -> RemoteSource:
         raise NotFound(
             f"{url}: nothing there", hint="Name the bucket and the prefix under which config.json and the weights are."
         )
-    source = RemoteSource(StoreFiles(store, listing), url, None, listing, {})
+    source = RemoteSource(StoreFiles(store, listing), store.url, None, listing, {})
     cache, digest = HeadCache("stores", store.url), _digest(listing)
     kept = cache.load(digest)
     if kept is None or kept.listing != listing:

@@ -23,7 +23,7 @@ from dsv4_shard.errors import (
     UsageError,
 )
 from dsv4_shard.sources import open_source
-from dsv4_shard.stores import open_store
+from dsv4_shard.stores import connect, open_store
 
 URL = "s3://bucket/models/small"
 REFERENCE = ("--tp", "4", "--engine", "reference")
@@ -108,10 +108,11 @@ def files_at(server, prefix):
     }
 
 
-def test_a_slash_at_the_end_of_a_url_is_the_same_place(server):
+@pytest.mark.parametrize("url", [f"{URL}/", URL.replace("s3", "S3")])
+def test_a_place_is_the_same_with_a_slash_at_its_end_and_with_its_scheme_in_capitals(server, url):
     run("inspect", URL)
     server.reset()
-    assert run("inspect", f"{URL}/").exit_code == 0
+    assert open_source(url).label == URL
     assert [request.route for request in server.requests] == ["list"]
 
 
@@ -271,11 +272,27 @@ def test_other_urls_are_refused_with_those_that_are_supported(url):
     assert "s3://bucket/prefix" in raised.value.hint
 
 
+@pytest.mark.parametrize(
+    "url", ["s3://[b/x", "s3://b:80/x", "s3://b c/x", "s3://b/\udcff", "s3://b/a//b", "gs://b/../x"]
+)
+def test_what_is_no_url_of_a_place_is_refused_without_a_word_of_credentials(url):
+    with pytest.raises(UsageError) as raised:
+        connect(url)
+    assert "AWS" not in raised.value.hint
+    assert run("inspect", url).exit_code == ExitCode.USAGE
+
+
 @pytest.mark.parametrize("url", ["s3://key:secret@bucket/x", "s3://bucket/x?X-Amz-Signature=secret", "s3://b/x#secret"])
 def test_a_url_with_credentials_is_refused_and_not_shown(url):
     result = run("inspect", url)
     assert result.exit_code == ExitCode.USAGE
     assert "credentials come from the environment" in result.stderr
+    assert "secret" not in result.stderr
+
+
+def test_what_is_no_url_and_may_have_credentials_is_not_shown():
+    result = run("inspect", "s3://key:secret@[b/x")
+    assert result.exit_code == ExitCode.USAGE
     assert "secret" not in result.stderr
 
 

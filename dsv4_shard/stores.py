@@ -1,7 +1,7 @@
 """Object stores by URL (s3://, gs://, az://), through obstore: a checkpoint that is read there, and objects put there.
 
-An object is read as it was listed or not at all: each request names its ETag. obstore itself tries again what may be
-over soon, and goes on with a body that broke off where it did.
+An object is read as it was listed or not at all: each request names its ETag, and each answer must. obstore itself
+tries again what may be over soon, and goes on with a body that broke off where it did.
 """
 
 import re
@@ -96,23 +96,27 @@ class Store:
         """Fill `buffer` from byte `start` of an object on, unless the event is set. Raises SourceChanged too."""
         import obstore
 
-        done = 0
-        with self.errors(f"{self.url}/{name}"):
+        what, done = f"{self.url}/{name}", 0
+        with self.errors(what):
             got = obstore.get(
                 self.client, name, options={"if_match": listed.stamp, "range": (start, start + len(buffer))}
             )
+            if _quoted(got.meta["e_tag"], name) != listed.stamp:
+                raise _replaced(what)  # by a store that does not look at If-Match
             if got.range != (start, start + len(buffer)) or got.meta["size"] != listed.nbytes:
                 raise BadAnswer(
-                    f"{self.url}/{name}: gave bytes {got.range[0]} to {got.range[1]} of {got.meta['size']}, "
+                    f"{what}: gave bytes {got.range[0]} to {got.range[1]} of {got.meta['size']}, "
                     f"not {start} to {start + len(buffer)} of {listed.nbytes}"
                 )
             for piece in got.stream(min_chunk_size=_PIECE_BYTES):
                 if stopped.is_set():
                     raise Unreachable(f"{name}: nobody waits for it any more")
+                if len(piece) > len(buffer) - done:
+                    raise BadAnswer(f"{what}: gave more than the {len(buffer)} bytes that it told of")
                 buffer[done : done + len(piece)] = memoryview(piece)
                 done += len(piece)
         if done < len(buffer):
-            raise BadAnswer(f"{self.url}/{name}: ended {len(buffer) - done} bytes early")
+            raise BadAnswer(f"{what}: ended {len(buffer) - done} bytes early")
 
     def put(self, name: str, content: bytes) -> Listed:
         """Make a small object, whole."""
@@ -298,7 +302,7 @@ def _meaning(error: Exception, what: str, store: Store) -> ShardError:
     if status == 404 or isinstance(error, FileNotFoundError):
         return NotFound(f"{what}: not there", hint="It is listed, or was: see what else writes to this place.")
     if status == 412:
-        return SourceChanged(f"{what}: replaced by another object since it was listed")
+        return _replaced(what)
     if status == 429 or code in _THROTTLED:
         return Throttled(f"{what}: {store.place} answered {answer}{tried}", hint="The store limits how often it is "
                          "asked. Run again later: what is done is not done again.")  # fmt: skip
@@ -316,6 +320,10 @@ def _meaning(error: Exception, what: str, store: Store) -> ShardError:
         return ServerFailed(f"{what}: {_SAID[broken]}{tried}", hint=f"{_AGAIN} The endpoint is that of "
                             f"{_VARIABLES[scheme]}_ENDPOINT_URL, or the cloud's own.")  # fmt: skip
     return BadAnswer(f"{what}: {store.place} answered {answer}" if status else f"{what}: {_first_line(error)}")
+
+
+def _replaced(what: str) -> SourceChanged:
+    return SourceChanged(f"{what}: replaced by another object since it was listed")
 
 
 _FOUND = {"status": _STATUS, "code": _CODE, "retries": _RETRIED, "broken": _BROKEN}

@@ -188,6 +188,7 @@ def test_a_body_that_breaks_off_is_gone_on_with_where_it_did(server, checkpoint,
         (Fault("status", status=400, times=None), BadAnswer, "answered 400 InternalError"),
         (Fault("entry_not_found", route="get", times=None), NotFound, "not there"),
         (Fault("ignore_range", route="get", times=None), BadAnswer, "ignores Range"),
+        (Fault("long_range", route="get", times=None), BadAnswer, "gave more than the "),
         (Fault("cut", route="get", at=0, times=None), ServerFailed, "connections broke off"),
     ],
 )
@@ -318,9 +319,16 @@ def test_names_of_a_store_are_shown_escaped(server):
 # --- changes -------------------------------------------------------------------------------------------------------
 
 
-def test_an_object_that_is_replaced_during_the_run_ends_it_and_leaves_nothing(server, checkpoint, tmp_path):
+@pytest.fixture(params=[True, False], ids=["conditions count", "conditions are ignored"])
+def conditions(request):
+    """A store that looks at If-Match, and one that gives what it has."""
+    return [] if request.param else [Fault("ignore_match", times=None)]
+
+
+def test_an_object_that_is_replaced_during_the_run_ends_it_and_leaves_nothing(server, checkpoint, tmp_path, conditions):
     run("inspect", URL)
     server.reset()
+    server.faults += conditions
     path = next(checkpoint.glob(WEIGHTS))
     other = bytes(path.stat().st_size)
     server.faults.append(
@@ -332,14 +340,25 @@ def test_an_object_that_is_replaced_during_the_run_ends_it_and_leaves_nothing(se
     assert list(tmp_path.glob("*out*")) == []
 
 
-def test_an_object_that_is_replaced_while_a_body_breaks_off_is_not_taken_for_its_rest(server, checkpoint):
+def test_an_object_that_is_replaced_before_its_header_is_read_is_not_that_of_the_listing(
+    server, checkpoint, conditions
+):
+    path = next(checkpoint.glob(WEIGHTS))
+    key = f"models/small/{path.name}"
+    replacing = Fault("call", route="get", call=lambda: server.put(key, bytes(path.stat().st_size)))
+    server.faults += [replacing, *conditions]
+    with pytest.raises(SourceChanged, match=f"{path.name}: replaced by another object"):
+        open_store(URL)
+
+
+def test_an_object_that_is_replaced_while_a_body_breaks_off_is_not_taken_for_its_rest(server, checkpoint, conditions):
     source = open_store(URL)
     path = next(checkpoint.glob(WEIGHTS))
     key = f"models/small/{path.name}"
     server.reset()
     replacing = Fault("call", route="get", after=1, call=lambda: server.put(key, bytes(path.stat().st_size)))
-    server.faults += [Fault("cut", route="get", at=1000), replacing]
-    with source.open(path.name) as file, pytest.raises(SourceChanged):
+    server.faults += [Fault("cut", route="get", at=1000), replacing, *conditions]
+    with source.open(path.name) as file, pytest.raises(ServerFailed if conditions else SourceChanged):
         file.read(0, file.nbytes)
 
 

@@ -273,6 +273,7 @@ def _digest(listing: Mapping[str, Listed]) -> str:
 _STATUS = re.compile(r"non-2xx status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
 _RETRIED = re.compile(r"after ([1-9]\d*) retries")
+_REGION = re.compile(r"region\b[^<]{0,60} is wrong; expecting '([\w-]{1,40})'")
 _BROKEN = re.compile(r"\bkind: (Timeout|Connect|Interrupted)\b")
 _IDENTITY = re.compile(
     r"://169\.254\.|/latest/(api/token|meta-data)|/computeMetadata/|/metadata/identity|token request"
@@ -306,7 +307,7 @@ def _meaning(error: Exception, what: str, store: Store) -> ShardError:
     if status == 429 or code in _THROTTLED:
         return Throttled(f"{what}: {store.place} answered {answer}{tried}", hint="The store limits how often it is "
                          "asked. Run again later: what is done is not done again.")  # fmt: skip
-    if status >= 500:
+    if status == 408 or status >= 500:
         return ServerFailed(f"{what}: {store.place} answered {answer}{tried}", hint=_AGAIN)
     if "non-partial" in text:
         return BadAnswer(f"{what}: the server ignores Range: it gave the whole object", hint="Reading from afar needs "
@@ -314,8 +315,13 @@ def _meaning(error: Exception, what: str, store: Store) -> ShardError:
     if "BadScheme" in text:
         variable = f"{_VARIABLES[scheme]}_ALLOW_HTTP"
         return Unreachable(f"{what}: its endpoint is http://, which is not encrypted", hint=f"Set {variable}=true.")
+    if "region" in found or "redirect without LOCATION" in text:
+        where = f", {found['region']}" if "region" in found else ""
+        return BadAnswer(f"{what}: {store.place} is in another region{where}", hint="Set AWS_REGION to the bucket's.")
     if "redirect" in text:
-        return BadAnswer(f"{what}: {store.place} is in another region", hint="Set AWS_REGION to the bucket's.")
+        return BadAnswer(
+            f"{what}: {store.place} answered with nothing but redirects", hint="Check endpoint and region."
+        )
     if broken := found.get("broken"):
         return ServerFailed(f"{what}: {_SAID[broken]}{tried}", hint=f"{_AGAIN} The endpoint is that of "
                             f"{_VARIABLES[scheme]}_ENDPOINT_URL, or the cloud's own.")  # fmt: skip
@@ -326,11 +332,11 @@ def _replaced(what: str) -> SourceChanged:
     return SourceChanged(f"{what}: replaced by another object since it was listed")
 
 
-_FOUND = {"status": _STATUS, "code": _CODE, "retries": _RETRIED, "broken": _BROKEN}
+_FOUND = {"status": _STATUS, "code": _CODE, "retries": _RETRIED, "region": _REGION, "broken": _BROKEN}
 _AGAIN = "Run again when the store answers: what is done is not done again."
 
 
 def _first_line(error: Exception) -> str:
     """What an error says first, without what may be secret in an address."""
-    line = re.sub(r"\?\S*", "", str(error).partition("\n")[0])
+    line = re.sub(r"\?\S*|^Generic \w+ error: ", "", str(error).partition("\n")[0])
     return short_name(re.sub(r"://[^\s/]*@", "://", line))

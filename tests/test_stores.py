@@ -9,7 +9,7 @@ from loopback import Fault
 from small import small_config
 from test_cli import run
 
-from dsv4_shard import stores
+from dsv4_shard import heads, stores
 from dsv4_shard.demo import write_checkpoint
 from dsv4_shard.errors import (
     AccessRefused,
@@ -22,6 +22,7 @@ from dsv4_shard.errors import (
     Unreachable,
     UsageError,
 )
+from dsv4_shard.header import LENGTH_BYTES
 from dsv4_shard.sources import open_source
 from dsv4_shard.stores import connect, open_store
 
@@ -164,10 +165,12 @@ def test_google_storage_goes_the_same_way(server, checkpoint, tmp_path, monkeypa
 # --- faults --------------------------------------------------------------------------------------------------------
 
 
-def test_a_body_that_breaks_off_is_gone_on_with_where_it_did(server, checkpoint, tmp_path):
+@pytest.mark.parametrize("kind", ["cut", "stall_body"])
+def test_a_body_that_breaks_off_is_gone_on_with_where_it_did(server, checkpoint, tmp_path, monkeypatch, kind):
     run("inspect", URL)
     server.reset()
-    server.faults.append(Fault("cut", file=f"*/{WEIGHTS}", at=1000, times=2))
+    monkeypatch.setenv("AWS_TIMEOUT", "1s")
+    server.faults.append(Fault(kind, file=f"*/{WEIGHTS}", at=1000, times=2))
     assert run("reshard", URL, tmp_path / "afar", *REFERENCE).exit_code == 0
     assert server.faults[0].hits == 2
     total = sum(path.stat().st_size for path in checkpoint.iterdir())
@@ -183,11 +186,19 @@ def test_a_body_that_breaks_off_is_gone_on_with_where_it_did(server, checkpoint,
         (Fault("unauthorized", times=None), AccessRefused, "refused access (403 SignatureDoesNotMatch)"),
         (Fault("status", status=401, times=None), AccessRefused, "refused access (401"),
         (Fault("too_many", times=None), Throttled, "answered 429 TooManyRequests, after 2 retries"),
+        (Fault("too_many", retry_after=4000, times=None), Throttled, "answered 429 TooManyRequests, after 2 retries"),
+        (Fault("status", status=408, times=None), ServerFailed, "answered 408 InternalError, after 2 retries"),
+        (Fault("status", status=502, times=None), ServerFailed, "answered 502 InternalError, after 2 retries"),
         (Fault("status", status=503, times=None), ServerFailed, "answered 503 InternalError, after 2 retries"),
         (Fault("status", status=500, times=None), ServerFailed, "answered 500 InternalError, after 2 retries"),
         (Fault("status", status=400, times=None), BadAnswer, "answered 400 InternalError"),
+        (Fault("other_region", times=None), BadAnswer, "s3://bucket is in another region, eu-central-1"),
+        (Fault("status", status=301, times=None), BadAnswer, "s3://bucket is in another region"),
+        (Fault("redirect", times=None), BadAnswer, "s3://bucket answered with nothing but redirects"),
         (Fault("entry_not_found", route="get", times=None), NotFound, "not there"),
         (Fault("ignore_range", route="get", times=None), BadAnswer, "ignores Range"),
+        (Fault("wrong_range", route="get", times=None), BadAnswer, "Requested 0.."),
+        (Fault("short_range", route="get", times=None), BadAnswer, "Requested 0.."),
         (Fault("long_range", route="get", times=None), BadAnswer, "gave more than the "),
         (Fault("cut", route="get", at=0, times=None), ServerFailed, "connections broke off"),
     ],
@@ -202,16 +213,32 @@ def test_each_fault_has_its_error_and_what_to_do(server, fault, error, said):
     assert raised.value.exit_code == ExitCode.NETWORK
 
 
-def test_a_stall_ends_with_the_time_that_the_environment_gives(server, monkeypatch):
+@pytest.mark.parametrize("kind", ["stall", "stall_body"])
+def test_a_stall_ends_with_the_time_that_the_environment_gives(server, monkeypatch, kind):
     monkeypatch.setenv("AWS_TIMEOUT", "100ms")
-    server.faults.append(Fault("stall", times=None))
-    with pytest.raises(ServerFailed, match="no answer in time, after 2 retries"):
+    server.faults.append(Fault(kind, times=None))
+    with pytest.raises(ServerFailed, match="no answer in time"):
         open_store(URL)
+    assert server.faults[0].hits >= 3
 
 
-def test_what_lasts_a_moment_is_no_fault(server):
-    server.faults += [Fault("status", times=2), Fault("too_many", route="get", times=2)]
+@pytest.mark.parametrize("route", ["list", "get"])
+@pytest.mark.parametrize("status", [408, 429, 502, 503])
+def test_what_lasts_a_moment_is_no_fault(server, route, status):
+    server.faults.append(Fault("status", status=status, route=route, times=2))
     assert open_store(URL).sizes()
+    assert server.faults[0].hits == 2
+
+
+@pytest.mark.parametrize("edge", [-1, 0, 1])
+def test_a_header_may_end_at_the_edge_of_the_first_range(server, checkpoint, monkeypatch, edge):
+    path = next(checkpoint.glob(WEIGHTS))
+    raw = path.read_bytes()
+    length = LENGTH_BYTES + int.from_bytes(raw[:LENGTH_BYTES], "little")
+    monkeypatch.setattr(heads, "_LEAST_FIRST_BYTES", length + edge)
+    monkeypatch.setattr(heads, "_ENTRY_BYTES", 0)
+    assert open_store(URL).heads[path.name] == raw[:length]
+    assert len(server.seen(file=f"models/small/{path.name}")) == (2 if edge < 0 else 1)
 
 
 def test_a_command_says_it_in_one_line_with_a_hint_and_exits_with_5(server):

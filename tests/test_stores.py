@@ -135,6 +135,15 @@ def test_a_folder_made_from_the_store_is_verified_against_the_folder(server, che
     assert run("verify", tmp_path / "out", "--against", checkpoint).exit_code == 0
 
 
+def test_a_byte_that_was_changed_on_its_way_is_found_by_comparing_with_the_store(server, tmp_path):
+    run("inspect", URL)
+    server.faults.append(Fault("corrupt", route="get", file=f"*/{WEIGHTS}"))
+    assert run("reshard", URL, tmp_path / "out", *REFERENCE).exit_code == 0
+    assert server.faults[0].hits == 1
+    assert run("verify", tmp_path / "out").exit_code == 0
+    assert run("verify", tmp_path / "out", "--against", URL).exit_code == ExitCode.NO
+
+
 @pytest.mark.parametrize("options", [REFERENCE, ("--tp", "4", "--gpu", "h100")])
 def test_a_run_fetches_each_byte_once(server, checkpoint, tmp_path, options):
     run("inspect", URL)

@@ -252,6 +252,17 @@ def test_an_answer_that_is_lost_at_the_end_of_an_upload_costs_a_second_one(serve
     assert objects(server) == local
 
 
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("route", ["put", "part"])
+def test_what_is_damaged_on_its_way_to_s3_is_refused_there_and_sent_again(server, checkpoint, local, route):
+    server.faults.append(Fault("damage", route=route, after=2))
+    result = put(checkpoint)
+    assert (result.exit_code, "answered 400 XAmzContentSHA256Mismatch" in result.stderr) == (ExitCode.NETWORK, True)
+    assert "manifest.json" not in objects(server)
+    assert put(checkpoint).exit_code == 0
+    assert objects(server) == local
+
+
 def test_what_lasts_a_moment_is_not_noticed(server, checkpoint, local, small_parts):
     server.faults += [Fault("status", route="part", after=3, times=2), Fault("too_many", route="list", times=2)]
     assert put(checkpoint).exit_code == 0

@@ -267,11 +267,21 @@ def test_rays_client_is_refused(model: Path, tmp_path: Path) -> None:
     assert "Run the command on a node of the cluster" in said
 
 
-@pytest.mark.parametrize("option", [("--ranks", "0-3"), ("--overwrite",), ("--download",)])
-def test_options_of_one_share_are_refused_for_all(option: tuple[str, ...], model: Path, tmp_path: Path) -> None:
-    code, said = refused(str(model), str(tmp_path / "out"), "--tp", "8", "--ray", "auto", *option)
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        (("--ranks", "0-3"), "Leave out --ranks"),
+        (("--overwrite",), "Remove an earlier result"),
+        (("--download",), "Leave out --download"),
+    ],
+)
+def test_options_of_one_share_are_refused_for_all_and_before_anything_is_read(
+    option: tuple[str, ...], hint: str
+) -> None:
+    code, said = refused("nowhere", "out", "--tp", "8", "--ray", "auto", *option)
     assert code == ExitCode.USAGE
     assert f"--ray and {option[0]}" in said
+    assert hint in said
 
 
 def test_a_cluster_whose_nodes_take_no_tasks_is_refused() -> None:

@@ -26,7 +26,16 @@ from dsv4_shard.cli import app
 from dsv4_shard.cluster import _BUSY_SECONDS, _TRIES, _Driver, _Node, _nodes, _Share
 from dsv4_shard.demo import DEMO_CONFIG, write_checkpoint
 from dsv4_shard.engines.base import Request
-from dsv4_shard.errors import ExitCode, NodesLost, OutputBusy, OutputNotEmpty, UsageError
+from dsv4_shard.errors import (
+    AccessRefused,
+    ExitCode,
+    NodesLost,
+    NotFound,
+    OutputBusy,
+    OutputNotEmpty,
+    Unreachable,
+    UsageError,
+)
 from dsv4_shard.journal import read_journal
 from dsv4_shard.manifest import load_manifest
 from dsv4_shard.opening import open_checkpoint
@@ -331,6 +340,16 @@ def test_a_share_that_someone_else_is_writing_is_not_waited_for() -> None:
     driver, share = driver_and_share(1)
     with pytest.raises(OutputBusy):
         driver._fail(share, OutputBusy("busy"))
+
+
+@pytest.mark.parametrize("error", [AccessRefused("401"), NotFound("no bucket")])
+def test_what_a_node_cannot_reach_is_said_with_whose_environment_counts(error: Unreachable) -> None:
+    driver, share = driver_and_share(1)
+    with pytest.raises(type(error)) as raised:
+        driver._fail(share, error)
+    where, why = raised.value.__notes__
+    assert where == "That was ranks 0-1 on 10.0.0.1."
+    assert "the environment of its own `ray start`" in why
 
 
 # --- what a node does ----------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -60,10 +61,9 @@ class RayCluster(NamedTuple):
     homes: list[Path]
 
 
-@pytest.fixture(scope="module")
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
-    """A cluster of three nodes that take tasks."""
-    homes = [tmp_path_factory.mktemp(f"node-{number}") for number in range(3)]
+@contextmanager
+def cluster_of(homes: list[Path]) -> Iterator[RayCluster]:
+    """A cluster with a node that takes tasks in each folder."""
     command = [sys.executable, str(TESTS / "ray_nodes.py"), *map(str, homes)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
@@ -73,6 +73,20 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
         started = json.loads(process.stdout.readline())
         yield RayCluster(started["address"], started["raylets"], homes)
         process.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    """A cluster of three nodes: for two shares, one to spare."""
+    with cluster_of([tmp_path_factory.mktemp(f"node-{number}") for number in range(3)]) as three:
+        yield three
+
+
+@pytest.fixture
+def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    """A cluster of its own, of as many nodes as there are shares."""
+    with cluster_of([tmp_path_factory.mktemp(f"of-two-{number}") for number in range(2)]) as two:
+        yield two
 
 
 @pytest.fixture(scope="module")
@@ -214,9 +228,11 @@ def test_a_run_that_is_interrupted_goes_on_from_what_its_nodes_have_saved(
 
 
 @on_ray
+@pytest.mark.parametrize("where", ["nodes", "two_nodes"])
 def test_a_share_whose_node_is_killed_is_gone_on_with_elsewhere(
-    nodes: RayCluster, model: Path, hold: Path, expected: dict[str, bytes], tmp_path: Path
+    where: str, request: pytest.FixtureRequest, model: Path, hold: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
+    nodes: RayCluster = request.getfixturevalue(where)
     with start_slowly(nodes, model, tmp_path / "out") as process:
         worker = wait_for_work(tmp_path / ".out.ranks-4-7.partial", process)
         raylet = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])

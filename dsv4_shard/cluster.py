@@ -270,6 +270,8 @@ class _Driver:
                 share.waits_until = now + 1.0
                 return
         error.add_note(f"That was {share.name}.")
+        if isinstance(error, Unreachable):
+            error.add_note("What it can reach is set by the environment of its own `ray start`, not by this one's.")
         raise error
 
     def _task_error(self, share: _Share, error: BaseException) -> BaseException:

@@ -184,6 +184,13 @@ def reshard(
     stored, config = is_url(str(out)), _path(config)
     if not stored and (scratch is not None or keep_scratch):
         raise UsageError(f"--scratch, --keep-scratch: {out} is a folder, and made in its own place")
+    if stored and ranks == AUTO:
+        raise UsageError(
+            f"--ranks auto: {out} has room for one manifest, and each process would put its own",
+            hint="Name ranks, and a prefix for each process (--ranks 0-7), or let all write into one folder.",
+        )
+    if ray is not None and not dry_run:
+        _refuse_beside_ray(out, ranks, overwrite, download)
     if plan is not None and given:
         option = as_option(next(iter(given)))
         raise UsageError(f"--plan and {option}: the plan says it already", hint=f"Leave out {option}, or --plan.")
@@ -191,7 +198,6 @@ def reshard(
     checkpoint, inventory = open_checkpoint(pinned(str(repo), followed), config)
     made = _plan_for(checkpoint, inventory, followed, given)
     if ray is not None and not dry_run:
-        _refuse_beside_ray(out, ranks, overwrite, download)
         order = Order(at_commit(str(repo), checkpoint), config, made.to_json(), Path(out), open_checkpoint, (), jobs,
                       allow_inexact, restart)  # fmt: skip
         hosts = made.deployment["nodes"]
@@ -359,11 +365,13 @@ def _refuse_beside_ray(out: str | Path, ranks: str | Iterable[int] | None, overw
     from dsv4_shard.destinations import refuse_url
 
     refuse_url(Path(out), "Nodes write into folders: one that all of them see, or one on the disk of each.")
-    if ranks is not None or overwrite:
-        raise UsageError(f"--ray and {'--ranks' if ranks is not None else '--overwrite'}: all ranks are written, "
-                         "each share beside the others", hint="Remove an earlier result first.")  # fmt: skip
-    if download:
-        raise UsageError("--ray and --download: each node fetches what its ranks need", hint="Leave out --download.")
+    for option, is_given, why, hint in (
+        ("--ranks", ranks is not None, "all ranks are written, a share on each node", "Leave out --ranks, or --ray."),
+        ("--overwrite", overwrite, "each share would replace those of the others", "Remove an earlier result first."),
+        ("--download", download, "each node fetches what its ranks need", "Leave out --download."),
+    ):
+        if is_given:
+            raise UsageError(f"--ray and {option}: {why}", hint=hint)
 
 
 def _wanted(

@@ -4,10 +4,12 @@ from collections.abc import Iterable, Mapping
 from itertools import groupby
 
 from dsv4_shard.digests import digest_of
+from dsv4_shard.engines.base import MAX_RANKS
 from dsv4_shard.errors import UsageError
 from dsv4_shard.escape import short
 
 _SPAN_IN_NAME = 40
+_MAX_DIGITS = 9
 
 _LAUNCHERS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
 """What torchrun sets, and srun: a process's number, and how many there are."""
@@ -18,10 +20,23 @@ def parse_ranks(text: str) -> tuple[int, ...]:
     ranks: set[int] = set()
     for part in text.split(","):
         first, dash, last = part.partition("-")
-        if not (first.isdecimal() and (last.isdecimal() if dash else True)) or (dash and int(last) < int(first)):
-            raise UsageError(f"--ranks {text!r}: not a list of ranks", hint="Write 0-7, or 0,2,4.")
-        ranks.update(range(int(first), int(last if dash else first) + 1))
+        found = [_rank(number, text) for number in ((first, last) if dash else (first,))]
+        if found[-1] < found[0]:
+            raise _not_ranks(text)
+        ranks.update(range(found[0], found[-1] + 1))
     return tuple(sorted(ranks))
+
+
+def _rank(number: str, text: str) -> int:
+    if not number.isdecimal():
+        raise _not_ranks(text)
+    if len(number) > _MAX_DIGITS or int(number) >= MAX_RANKS:
+        raise UsageError(f"--ranks {short(text)}: the last rank that there can be is {MAX_RANKS - 1}")
+    return int(number)
+
+
+def _not_ranks(text: str) -> UsageError:
+    return UsageError(f"--ranks {short(text)}: not a list of ranks", hint="Write 0-7, or 0,2,4.")
 
 
 def span_of(ranks: Iterable[int]) -> str:
@@ -65,6 +80,6 @@ def own_share(environment: Mapping[str, str]) -> tuple[int, int]:
 def _count(name: str, text: str | None) -> int:
     if text is None:
         raise UsageError(f"--ranks auto: {name} is not set")
-    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+    if not (text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS):
         raise UsageError(f"--ranks auto: {name} is {short(text)}, not a number")
     return int(text)

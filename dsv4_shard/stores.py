@@ -1,7 +1,7 @@
 """Object stores by URL (s3://, gs://, az://), through obstore: a checkpoint that is read there, and objects put there.
 
-An object is read as it was listed or not at all: each request names its ETag. obstore itself tries again what may be
-over soon, and goes on with a body that broke off where it did.
+An object is read as it was listed or not at all: each request names its ETag, and each answer must. obstore itself
+tries again what may be over soon, and goes on with a body that broke off where it did.
 """
 
 import re
@@ -46,6 +46,9 @@ _CREDENTIALS = {
     "bucket.",
     "az": "Set AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN.",
 }
+
+_SUPPORTED = "Supported are s3://bucket/prefix, gs://bucket/prefix and az://container/prefix."
+_BUCKET = re.compile(r"[\w.$-]+", re.ASCII)
 
 _RETRIES: "RetryConfig" = {}
 """obstore's own: ten times in three minutes, with back-off."""
@@ -93,23 +96,27 @@ class Store:
         """Fill `buffer` from byte `start` of an object on, unless the event is set. Raises SourceChanged too."""
         import obstore
 
-        done = 0
-        with self.errors(f"{self.url}/{name}"):
+        what, done = f"{self.url}/{name}", 0
+        with self.errors(what):
             got = obstore.get(
                 self.client, name, options={"if_match": listed.stamp, "range": (start, start + len(buffer))}
             )
+            if _quoted(got.meta["e_tag"], name) != listed.stamp:
+                raise _replaced(what)  # by a store that does not look at If-Match
             if got.range != (start, start + len(buffer)) or got.meta["size"] != listed.nbytes:
                 raise BadAnswer(
-                    f"{self.url}/{name}: gave bytes {got.range[0]} to {got.range[1]} of {got.meta['size']}, "
+                    f"{what}: gave bytes {got.range[0]} to {got.range[1]} of {got.meta['size']}, "
                     f"not {start} to {start + len(buffer)} of {listed.nbytes}"
                 )
             for piece in got.stream(min_chunk_size=_PIECE_BYTES):
                 if stopped.is_set():
                     raise Unreachable(f"{name}: nobody waits for it any more")
+                if len(piece) > len(buffer) - done:
+                    raise BadAnswer(f"{what}: gave more than the {len(buffer)} bytes that it told of")
                 buffer[done : done + len(piece)] = memoryview(piece)
                 done += len(piece)
         if done < len(buffer):
-            raise BadAnswer(f"{self.url}/{name}: ended {len(buffer) - done} bytes early")
+            raise BadAnswer(f"{what}: ended {len(buffer) - done} bytes early")
 
     def put(self, name: str, content: bytes) -> Listed:
         """Make a small object, whole."""
@@ -188,22 +195,31 @@ def connect(url: str) -> Store:
     from obstore.exceptions import BaseError
     from obstore.store import from_url
 
-    parts = urlsplit(url)
+    scheme, store_url = _one_url(url)
+    try:
+        return Store(store_url, from_url(store_url, retry_config=_RETRIES))
+    except BaseError as error:
+        raise UsageError(f"{url}: {_first_line(error)}", hint=_CREDENTIALS[scheme]) from None
+
+
+def _one_url(url: str) -> tuple[str, str]:
+    """The scheme of a URL, and the URL as each place has one: plans and journals know a place by it."""
+    try:
+        url.encode()
+        parts = urlsplit(url)
+    except ValueError:  # of either: not UTF-8, or brackets that stand for no address
+        raise UsageError(f"{url.partition(':')[0]}://...: not a URL", hint=_SUPPORTED) from None
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise UsageError(
             f"{parts.scheme}://...: a URL with credentials, a query or a fragment: it would be written down in plans",
             hint="Name bucket and prefix alone; credentials come from the environment.",
         )
-    if parts.scheme not in _VARIABLES or not parts.netloc:
-        raise UsageError(
-            f"{url}: not a place that is read or written",
-            hint="Supported are s3://bucket/prefix, gs://bucket/prefix and az://container/prefix.",
-        )
-    store_url = url.rstrip("/")
-    try:
-        return Store(store_url, from_url(store_url, retry_config=_RETRIES))
-    except BaseError as error:
-        raise UsageError(f"{url}: {_first_line(error)}", hint=_CREDENTIALS[parts.scheme]) from None
+    if parts.scheme not in _VARIABLES or not _BUCKET.fullmatch(parts.netloc):
+        raise UsageError(f"{url}: not a place that is read or written", hint=_SUPPORTED)
+    path = parts.path.rstrip("/")
+    if not {"", ".", ".."}.isdisjoint(path.split("/")[1:]):
+        raise UsageError(f"{url}: a name in it is empty, . or ..", hint="Leave it out: stores take names as they are.")
+    return parts.scheme, f"{parts.scheme}://{parts.netloc}{path}"
 
 
 def open_store(url: str) -> RemoteSource:
@@ -218,7 +234,7 @@ def open_store(url: str) -> RemoteSource:
         raise NotFound(
             f"{url}: nothing there", hint="Name the bucket and the prefix under which config.json and the weights are."
         )
-    source = RemoteSource(StoreFiles(store, listing), url, None, listing, {})
+    source = RemoteSource(StoreFiles(store, listing), store.url, None, listing, {})
     cache, digest = HeadCache("stores", store.url), _digest(listing)
     kept = cache.load(digest)
     if kept is None or kept.listing != listing:
@@ -257,6 +273,7 @@ def _digest(listing: Mapping[str, Listed]) -> str:
 _STATUS = re.compile(r"non-2xx status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
 _RETRIED = re.compile(r"after ([1-9]\d*) retries")
+_REGION = re.compile(r"region\b[^<]{0,60} is wrong; expecting '([\w-]{1,40})'")
 _BROKEN = re.compile(r"\bkind: (Timeout|Connect|Interrupted)\b")
 _IDENTITY = re.compile(
     r"://169\.254\.|/latest/(api/token|meta-data)|/computeMetadata/|/metadata/identity|token request"
@@ -286,11 +303,11 @@ def _meaning(error: Exception, what: str, store: Store) -> ShardError:
     if status == 404 or isinstance(error, FileNotFoundError):
         return NotFound(f"{what}: not there", hint="It is listed, or was: see what else writes to this place.")
     if status == 412:
-        return SourceChanged(f"{what}: replaced by another object since it was listed")
+        return _replaced(what)
     if status == 429 or code in _THROTTLED:
         return Throttled(f"{what}: {store.place} answered {answer}{tried}", hint="The store limits how often it is "
                          "asked. Run again later: what is done is not done again.")  # fmt: skip
-    if status >= 500:
+    if status == 408 or status >= 500:
         return ServerFailed(f"{what}: {store.place} answered {answer}{tried}", hint=_AGAIN)
     if "non-partial" in text:
         return BadAnswer(f"{what}: the server ignores Range: it gave the whole object", hint="Reading from afar needs "
@@ -298,19 +315,28 @@ def _meaning(error: Exception, what: str, store: Store) -> ShardError:
     if "BadScheme" in text:
         variable = f"{_VARIABLES[scheme]}_ALLOW_HTTP"
         return Unreachable(f"{what}: its endpoint is http://, which is not encrypted", hint=f"Set {variable}=true.")
+    if "region" in found or "redirect without LOCATION" in text:
+        where = f", {found['region']}" if "region" in found else ""
+        return BadAnswer(f"{what}: {store.place} is in another region{where}", hint="Set AWS_REGION to the bucket's.")
     if "redirect" in text:
-        return BadAnswer(f"{what}: {store.place} is in another region", hint="Set AWS_REGION to the bucket's.")
+        return BadAnswer(
+            f"{what}: {store.place} answered with nothing but redirects", hint="Check endpoint and region."
+        )
     if broken := found.get("broken"):
         return ServerFailed(f"{what}: {_SAID[broken]}{tried}", hint=f"{_AGAIN} The endpoint is that of "
                             f"{_VARIABLES[scheme]}_ENDPOINT_URL, or the cloud's own.")  # fmt: skip
     return BadAnswer(f"{what}: {store.place} answered {answer}" if status else f"{what}: {_first_line(error)}")
 
 
-_FOUND = {"status": _STATUS, "code": _CODE, "retries": _RETRIED, "broken": _BROKEN}
+def _replaced(what: str) -> SourceChanged:
+    return SourceChanged(f"{what}: replaced by another object since it was listed")
+
+
+_FOUND = {"status": _STATUS, "code": _CODE, "retries": _RETRIED, "region": _REGION, "broken": _BROKEN}
 _AGAIN = "Run again when the store answers: what is done is not done again."
 
 
 def _first_line(error: Exception) -> str:
     """What an error says first, without what may be secret in an address."""
-    line = re.sub(r"\?\S*", "", str(error).partition("\n")[0])
+    line = re.sub(r"\?\S*|^Generic \w+ error: ", "", str(error).partition("\n")[0])
     return short_name(re.sub(r"://[^\s/]*@", "://", line))

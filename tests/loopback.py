@@ -18,10 +18,12 @@ REFUSALS = {
     "no_route",
     "too_many",
     "status",
+    "other_region",
+    "redirect",
 }
-RANGE_FAULTS = {"ignore_range", "wrong_range", "short_range"}
+RANGE_FAULTS = {"ignore_range", "wrong_range", "short_range", "long_range"}
 BODY_FAULTS = {"stall_body", "cut", "corrupt"}
-KINDS = {*REFUSALS, *RANGE_FAULTS, *BODY_FAULTS, "stall", "expired", "call"}
+KINDS = {*REFUSALS, *RANGE_FAULTS, *BODY_FAULTS, "stall", "expired", "call", "ignore_match", "damage"}
 
 
 @dataclass(slots=True)
@@ -57,11 +59,16 @@ class Fault:
     | `repo_not_found`, `revision_not_found`, `entry_not_found`, `no_route` | 404, the last without a code |
     | `too_many` | 429, with Retry-After where `retry_after` is set |
     | `status` | `status` |
+    | `other_region` | 400, as S3 says that the bucket is elsewhere |
+    | `redirect` | 307 to the same place, for ever |
     | `stall` | no answer until `release` or the client leaves, then the right one |
     | `stall_body`, `cut`, `corrupt` | after `at` bytes of the body (None: half): a pause, the end, a byte flipped |
     | `ignore_range` | 200 with the whole file |
     | `wrong_range` | a Content-Range one byte off |
     | `short_range` | the first half of the range, said so |
+    | `long_range` | the whole file, said to be the range |
+    | `ignore_match` | the object as it is, whatever If-Match names |
+    | `damage` | what it sent, taken with a byte flipped |
     | `expired` | 403 from the CDN, until `resolve` is asked again |
     | `call` | the right answer, after `call` was called: a branch that moves, say |
 

@@ -1,10 +1,13 @@
 """An S3 server on loopback: moto's, with every request recorded and faults to switch on. It serves gs:// too.
 
-moto holds objects in memory and checks no signature; the access key is checked here. Google's XML API, which obstore
-speaks, is S3's with other headers for the credentials and for what must not be there yet: these are translated.
+moto holds objects in memory and checks no signature; the access key is checked here, and bodies against the SHA-256
+that they are signed with. Google's XML API, which obstore speaks, is S3's with other headers for the credentials and
+for what must not be there yet: these are translated.
 """
 
+import hashlib
 import json
+import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -13,10 +16,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
-from loopback import BODY_FAULTS, REFUSALS, Fault, Recorder, Request, shut
+from loopback import BODY_FAULTS, RANGE_FAULTS, REFUSALS, Fault, Recorder, Request, shut
 from moto.backends import get_backend
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from werkzeug.datastructures import Headers
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 ACCESS_KEY, SECRET_KEY, REGION = "AKIAREADER", "secret", "us-east-1"
@@ -27,8 +31,14 @@ ANSWERS = {
     "entry_not_found": (404, "NoSuchKey"),
     "too_many": (429, "TooManyRequests"),
     "status": (0, "InternalError"),
+    "other_region": (400, "AuthorizationHeaderMalformed"),
+    "redirect": (307, "TemporaryRedirect"),
+    "damage": (400, "XAmzContentSHA256Mismatch"),
 }
 """kind of fault → status, code of the error"""
+
+_RANGE = re.compile(r"bytes=(\d+)-(\d+)")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class StoreServer(Recorder):
@@ -109,21 +119,35 @@ class StoreServer(Recorder):
             time.sleep(self.latency)
         if fault := self.strike(request, {"call"}):
             fault.call()
+        # Before a stall: behind an unread body, it would not be seen that the client has left.
+        sent = bytearray(environ["wsgi.input"].read(request.received))
         if self.strike(request, {"stall"}):
-            # Behind an unread body, it would not be seen that the client has left.
-            environ["wsgi.input"] = BytesIO(environ["wsgi.input"].read(request.received))
             self.stall(environ["werkzeug.socket"])
         refused = self.strike(request, REFUSALS)
+        if sent and self.strike(request, {"damage"}):
+            sent[0] ^= 0x01
+        environ["wsgi.input"] = BytesIO(sent)
         if self._is_google:
             _as_s3(environ)
-        known = f"Credential={ACCESS_KEY}/" in environ.get("HTTP_AUTHORIZATION", "")
-        if refused or not known:
-            environ["wsgi.input"].read(request.received)  # else the rest of the connection would be taken for a request
-            return self._refuse(request, refused or Fault("unauthorized"), start_response)
-        if request.range and self.strike(request, {"ignore_range"}):
+        if f"Credential={ACCESS_KEY}/" not in environ.get("HTTP_AUTHORIZATION", ""):
+            refused = refused or Fault("unauthorized")
+        elif not _is_as_signed(environ.get("HTTP_X_AMZ_CONTENT_SHA256", ""), sent):
+            refused = refused or Fault("damage")
+        if refused:
+            return self._refuse(request, refused, start_response)
+        if self.strike(request, {"ignore_match"}):
+            environ.pop("HTTP_IF_MATCH", None)
+        spoiled = self.strike(request, RANGE_FAULTS) if request.range else None
+        kind = spoiled.kind if spoiled else ""
+        first, last = map(int, _RANGE.findall(request.range)[0]) if spoiled else (0, 0)
+        if kind == "short_range":
+            environ["HTTP_RANGE"] = f"bytes={first}-{(first + last) // 2}"
+        elif kind in ("ignore_range", "long_range"):
             del environ["HTTP_RANGE"]
 
         def begin(status: str, headers: list[tuple[str, str]], raised: Any = None) -> Any:
+            if kind in ("wrong_range", "long_range"):
+                status, headers = "206 PARTIAL CONTENT", _mislabelled(headers, kind, first, last)
             request.status = int(status.split()[0])
             return start_response(status, headers, raised)
 
@@ -135,10 +159,15 @@ class StoreServer(Recorder):
     def _refuse(self, request: Request, fault: Fault, start_response: Any) -> list[bytes]:
         status, code = ANSWERS[fault.kind]
         request.status = fault.status if fault.kind == "status" else status
-        body = f"<Error><Code>{code}</Code><Message>{fault.kind}</Message></Error>".encode()
+        said = (
+            f"the region '{REGION}' is wrong; expecting 'eu-central-1'" if fault.kind == "other_region" else fault.kind
+        )
+        body = f"<Error><Code>{code}</Code><Message>{said}</Message></Error>".encode()
         headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
         if fault.retry_after is not None:
             headers.append(("Retry-After", str(fault.retry_after)))
+        if fault.kind == "redirect":
+            headers.append(("Location", f"{self.url}/{self.bucket}/{request.file}"))
         start_response(f"{request.status} Refused", headers)
         request.sent = len(body) if request.method != "HEAD" else 0
         return [body]
@@ -162,6 +191,19 @@ class StoreServer(Recorder):
             rest[0] ^= 0x01
         request.sent += len(rest)
         yield bytes(rest)
+
+
+def _is_as_signed(signed: str, sent: bytes) -> bool:
+    """Whether a body is the one that was signed, if it was signed at all."""
+    return not _SHA256.fullmatch(signed) or signed == hashlib.sha256(sent).hexdigest()
+
+
+def _mislabelled(headers: list[tuple[str, str]], kind: str, first: int, last: int) -> list[tuple[str, str]]:
+    """The headers of an answer that says that it is the range, or one a byte off."""
+    told, off = Headers(headers), 1 if kind == "wrong_range" else 0
+    nbytes = told.get("Content-Range", told["Content-Length"]).rpartition("/")[2]
+    told["Content-Range"] = f"bytes {first + off}-{last + off}/{nbytes}"
+    return told.to_wsgi_list()
 
 
 def _as_s3(environ: dict[str, Any]) -> None:

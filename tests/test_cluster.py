@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +27,16 @@ from dsv4_shard.cli import app
 from dsv4_shard.cluster import _BUSY_SECONDS, _TRIES, _Driver, _Node, _nodes, _Share
 from dsv4_shard.demo import DEMO_CONFIG, write_checkpoint
 from dsv4_shard.engines.base import Request
-from dsv4_shard.errors import ExitCode, NodesLost, OutputBusy, OutputNotEmpty, UsageError
+from dsv4_shard.errors import (
+    AccessRefused,
+    ExitCode,
+    NodesLost,
+    NotFound,
+    OutputBusy,
+    OutputNotEmpty,
+    Unreachable,
+    UsageError,
+)
 from dsv4_shard.journal import read_journal
 from dsv4_shard.manifest import load_manifest
 from dsv4_shard.opening import open_checkpoint
@@ -51,10 +61,9 @@ class RayCluster(NamedTuple):
     homes: list[Path]
 
 
-@pytest.fixture(scope="module")
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
-    """A cluster of three nodes that take tasks."""
-    homes = [tmp_path_factory.mktemp(f"node-{number}") for number in range(3)]
+@contextmanager
+def cluster_of(homes: list[Path]) -> Iterator[RayCluster]:
+    """A cluster with a node that takes tasks in each folder."""
     command = [sys.executable, str(TESTS / "ray_nodes.py"), *map(str, homes)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
@@ -64,6 +73,20 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
         started = json.loads(process.stdout.readline())
         yield RayCluster(started["address"], started["raylets"], homes)
         process.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    """A cluster of three nodes: for two shares, one to spare."""
+    with cluster_of([tmp_path_factory.mktemp(f"node-{number}") for number in range(3)]) as three:
+        yield three
+
+
+@pytest.fixture
+def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    """A cluster of its own, of as many nodes as there are shares."""
+    with cluster_of([tmp_path_factory.mktemp(f"of-two-{number}") for number in range(2)]) as two:
+        yield two
 
 
 @pytest.fixture(scope="module")
@@ -205,9 +228,11 @@ def test_a_run_that_is_interrupted_goes_on_from_what_its_nodes_have_saved(
 
 
 @on_ray
+@pytest.mark.parametrize("where", ["nodes", "two_nodes"])
 def test_a_share_whose_node_is_killed_is_gone_on_with_elsewhere(
-    nodes: RayCluster, model: Path, hold: Path, expected: dict[str, bytes], tmp_path: Path
+    where: str, request: pytest.FixtureRequest, model: Path, hold: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
+    nodes: RayCluster = request.getfixturevalue(where)
     with start_slowly(nodes, model, tmp_path / "out") as process:
         worker = wait_for_work(tmp_path / ".out.ranks-4-7.partial", process)
         raylet = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
@@ -267,11 +292,21 @@ def test_rays_client_is_refused(model: Path, tmp_path: Path) -> None:
     assert "Run the command on a node of the cluster" in said
 
 
-@pytest.mark.parametrize("option", [("--ranks", "0-3"), ("--overwrite",), ("--download",)])
-def test_options_of_one_share_are_refused_for_all(option: tuple[str, ...], model: Path, tmp_path: Path) -> None:
-    code, said = refused(str(model), str(tmp_path / "out"), "--tp", "8", "--ray", "auto", *option)
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        (("--ranks", "0-3"), "Leave out --ranks"),
+        (("--overwrite",), "Remove an earlier result"),
+        (("--download",), "Leave out --download"),
+    ],
+)
+def test_options_of_one_share_are_refused_for_all_and_before_anything_is_read(
+    option: tuple[str, ...], hint: str
+) -> None:
+    code, said = refused("nowhere", "out", "--tp", "8", "--ray", "auto", *option)
     assert code == ExitCode.USAGE
     assert f"--ray and {option[0]}" in said
+    assert hint in said
 
 
 def test_a_cluster_whose_nodes_take_no_tasks_is_refused() -> None:
@@ -321,6 +356,16 @@ def test_a_share_that_someone_else_is_writing_is_not_waited_for() -> None:
     driver, share = driver_and_share(1)
     with pytest.raises(OutputBusy):
         driver._fail(share, OutputBusy("busy"))
+
+
+@pytest.mark.parametrize("error", [AccessRefused("401"), NotFound("no bucket")])
+def test_what_a_node_cannot_reach_is_said_with_whose_environment_counts(error: Unreachable) -> None:
+    driver, share = driver_and_share(1)
+    with pytest.raises(type(error)) as raised:
+        driver._fail(share, error)
+    where, why = raised.value.__notes__
+    assert where == "That was ranks 0-1 on 10.0.0.1."
+    assert "the environment of its own `ray start`" in why
 
 
 # --- what a node does ----------------------------------------------------------------------------------------------

@@ -378,6 +378,13 @@ def test_text_that_is_no_list_of_ranks_is_refused(text: str) -> None:
         parse_ranks(text)
 
 
+@pytest.mark.parametrize("text", ["4096", "0-4096", "9" * 5000, "0-99999999999999", "0," * 5000 + "5000"])
+def test_ranks_beyond_any_layout_are_refused_before_they_are_counted_out(text: str) -> None:
+    with pytest.raises(UsageError, match="the last rank that there can be is 4095") as raised:
+        parse_ranks(text)
+    assert len(str(raised.value)) < 200
+
+
 def test_ranks_are_said_as_shortly_as_they_are_read() -> None:
     assert span_of((0, 1, 2, 5, 7, 8)) == "0-2,5,7-8"
     assert [say_ranks(ranks) for ranks in ((), (3,), (3, 4))] == ["no ranks", "rank 3", "ranks 3-4"]

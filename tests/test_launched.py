@@ -34,7 +34,7 @@ def expected(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     return contents(out)
 
 
-def command(model: Path, out: Path) -> list[str]:
+def command(model: Path, out: Path | str) -> list[str]:
     return ["reshard", str(model), str(out), "--engine", "reference", "--tp", str(TP), "--ranks", "auto"]
 
 
@@ -96,6 +96,13 @@ def test_shares_do_not_replace_each_other(model: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, [*command(model, tmp_path / "out"), "--overwrite"])
     assert result.exit_code == ExitCode.USAGE
     assert "each share would replace those of the others" in result.stderr
+
+
+def test_processes_do_not_put_their_manifests_into_one_place_of_a_store() -> None:
+    result = CliRunner().invoke(app, command(Path("nowhere"), "s3://bucket/shards"))
+    assert result.exit_code == ExitCode.USAGE
+    assert "s3://bucket/shards has room for one manifest" in result.stderr
+    assert "--ranks 0-7" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from loopback import Fault
 from small import small_config
 from test_cli import run
 
-from dsv4_shard import stores
+from dsv4_shard import heads, stores
 from dsv4_shard.demo import write_checkpoint
 from dsv4_shard.errors import (
     AccessRefused,
@@ -22,8 +22,9 @@ from dsv4_shard.errors import (
     Unreachable,
     UsageError,
 )
+from dsv4_shard.header import LENGTH_BYTES
 from dsv4_shard.sources import open_source
-from dsv4_shard.stores import open_store
+from dsv4_shard.stores import connect, open_store
 
 URL = "s3://bucket/models/small"
 REFERENCE = ("--tp", "4", "--engine", "reference")
@@ -108,10 +109,11 @@ def files_at(server, prefix):
     }
 
 
-def test_a_slash_at_the_end_of_a_url_is_the_same_place(server):
+@pytest.mark.parametrize("url", [f"{URL}/", URL.replace("s3", "S3")])
+def test_a_place_is_the_same_with_a_slash_at_its_end_and_with_its_scheme_in_capitals(server, url):
     run("inspect", URL)
     server.reset()
-    assert run("inspect", f"{URL}/").exit_code == 0
+    assert open_source(url).label == URL
     assert [request.route for request in server.requests] == ["list"]
 
 
@@ -131,6 +133,15 @@ def test_rank_files_are_those_of_the_folder_and_verify_reads_the_store(server, c
 def test_a_folder_made_from_the_store_is_verified_against_the_folder(server, checkpoint, tmp_path):
     run("reshard", URL, tmp_path / "out", *REFERENCE)
     assert run("verify", tmp_path / "out", "--against", checkpoint).exit_code == 0
+
+
+def test_a_byte_that_was_changed_on_its_way_is_found_by_comparing_with_the_store(server, tmp_path):
+    run("inspect", URL)
+    server.faults.append(Fault("corrupt", route="get", file=f"*/{WEIGHTS}"))
+    assert run("reshard", URL, tmp_path / "out", *REFERENCE).exit_code == 0
+    assert server.faults[0].hits == 1
+    assert run("verify", tmp_path / "out").exit_code == 0
+    assert run("verify", tmp_path / "out", "--against", URL).exit_code == ExitCode.NO
 
 
 @pytest.mark.parametrize("options", [REFERENCE, ("--tp", "4", "--gpu", "h100")])
@@ -163,10 +174,12 @@ def test_google_storage_goes_the_same_way(server, checkpoint, tmp_path, monkeypa
 # --- faults --------------------------------------------------------------------------------------------------------
 
 
-def test_a_body_that_breaks_off_is_gone_on_with_where_it_did(server, checkpoint, tmp_path):
+@pytest.mark.parametrize("kind", ["cut", "stall_body"])
+def test_a_body_that_breaks_off_is_gone_on_with_where_it_did(server, checkpoint, tmp_path, monkeypatch, kind):
     run("inspect", URL)
     server.reset()
-    server.faults.append(Fault("cut", file=f"*/{WEIGHTS}", at=1000, times=2))
+    monkeypatch.setenv("AWS_TIMEOUT", "1s")
+    server.faults.append(Fault(kind, file=f"*/{WEIGHTS}", at=1000, times=2))
     assert run("reshard", URL, tmp_path / "afar", *REFERENCE).exit_code == 0
     assert server.faults[0].hits == 2
     total = sum(path.stat().st_size for path in checkpoint.iterdir())
@@ -182,11 +195,20 @@ def test_a_body_that_breaks_off_is_gone_on_with_where_it_did(server, checkpoint,
         (Fault("unauthorized", times=None), AccessRefused, "refused access (403 SignatureDoesNotMatch)"),
         (Fault("status", status=401, times=None), AccessRefused, "refused access (401"),
         (Fault("too_many", times=None), Throttled, "answered 429 TooManyRequests, after 2 retries"),
+        (Fault("too_many", retry_after=4000, times=None), Throttled, "answered 429 TooManyRequests, after 2 retries"),
+        (Fault("status", status=408, times=None), ServerFailed, "answered 408 InternalError, after 2 retries"),
+        (Fault("status", status=502, times=None), ServerFailed, "answered 502 InternalError, after 2 retries"),
         (Fault("status", status=503, times=None), ServerFailed, "answered 503 InternalError, after 2 retries"),
         (Fault("status", status=500, times=None), ServerFailed, "answered 500 InternalError, after 2 retries"),
         (Fault("status", status=400, times=None), BadAnswer, "answered 400 InternalError"),
+        (Fault("other_region", times=None), BadAnswer, "s3://bucket is in another region, eu-central-1"),
+        (Fault("status", status=301, times=None), BadAnswer, "s3://bucket is in another region"),
+        (Fault("redirect", times=None), BadAnswer, "s3://bucket answered with nothing but redirects"),
         (Fault("entry_not_found", route="get", times=None), NotFound, "not there"),
         (Fault("ignore_range", route="get", times=None), BadAnswer, "ignores Range"),
+        (Fault("wrong_range", route="get", times=None), BadAnswer, "Requested 0.."),
+        (Fault("short_range", route="get", times=None), BadAnswer, "Requested 0.."),
+        (Fault("long_range", route="get", times=None), BadAnswer, "gave more than the "),
         (Fault("cut", route="get", at=0, times=None), ServerFailed, "connections broke off"),
     ],
 )
@@ -200,16 +222,32 @@ def test_each_fault_has_its_error_and_what_to_do(server, fault, error, said):
     assert raised.value.exit_code == ExitCode.NETWORK
 
 
-def test_a_stall_ends_with_the_time_that_the_environment_gives(server, monkeypatch):
+@pytest.mark.parametrize("kind", ["stall", "stall_body"])
+def test_a_stall_ends_with_the_time_that_the_environment_gives(server, monkeypatch, kind):
     monkeypatch.setenv("AWS_TIMEOUT", "100ms")
-    server.faults.append(Fault("stall", times=None))
-    with pytest.raises(ServerFailed, match="no answer in time, after 2 retries"):
+    server.faults.append(Fault(kind, times=None))
+    with pytest.raises(ServerFailed, match="no answer in time"):
         open_store(URL)
+    assert server.faults[0].hits >= 3
 
 
-def test_what_lasts_a_moment_is_no_fault(server):
-    server.faults += [Fault("status", times=2), Fault("too_many", route="get", times=2)]
+@pytest.mark.parametrize("route", ["list", "get"])
+@pytest.mark.parametrize("status", [408, 429, 502, 503])
+def test_what_lasts_a_moment_is_no_fault(server, route, status):
+    server.faults.append(Fault("status", status=status, route=route, times=2))
     assert open_store(URL).sizes()
+    assert server.faults[0].hits == 2
+
+
+@pytest.mark.parametrize("edge", [-1, 0, 1])
+def test_a_header_may_end_at_the_edge_of_the_first_range(server, checkpoint, monkeypatch, edge):
+    path = next(checkpoint.glob(WEIGHTS))
+    raw = path.read_bytes()
+    length = LENGTH_BYTES + int.from_bytes(raw[:LENGTH_BYTES], "little")
+    monkeypatch.setattr(heads, "_LEAST_FIRST_BYTES", length + edge)
+    monkeypatch.setattr(heads, "_ENTRY_BYTES", 0)
+    assert open_store(URL).heads[path.name] == raw[:length]
+    assert len(server.seen(file=f"models/small/{path.name}")) == (2 if edge < 0 else 1)
 
 
 def test_a_command_says_it_in_one_line_with_a_hint_and_exits_with_5(server):
@@ -271,11 +309,27 @@ def test_other_urls_are_refused_with_those_that_are_supported(url):
     assert "s3://bucket/prefix" in raised.value.hint
 
 
+@pytest.mark.parametrize(
+    "url", ["s3://[b/x", "s3://b:80/x", "s3://b c/x", "s3://b/\udcff", "s3://b/a//b", "gs://b/../x"]
+)
+def test_what_is_no_url_of_a_place_is_refused_without_a_word_of_credentials(url):
+    with pytest.raises(UsageError) as raised:
+        connect(url)
+    assert "AWS" not in raised.value.hint
+    assert run("inspect", url).exit_code == ExitCode.USAGE
+
+
 @pytest.mark.parametrize("url", ["s3://key:secret@bucket/x", "s3://bucket/x?X-Amz-Signature=secret", "s3://b/x#secret"])
 def test_a_url_with_credentials_is_refused_and_not_shown(url):
     result = run("inspect", url)
     assert result.exit_code == ExitCode.USAGE
     assert "credentials come from the environment" in result.stderr
+    assert "secret" not in result.stderr
+
+
+def test_what_is_no_url_and_may_have_credentials_is_not_shown():
+    result = run("inspect", "s3://key:secret@[b/x")
+    assert result.exit_code == ExitCode.USAGE
     assert "secret" not in result.stderr
 
 
@@ -301,9 +355,16 @@ def test_names_of_a_store_are_shown_escaped(server):
 # --- changes -------------------------------------------------------------------------------------------------------
 
 
-def test_an_object_that_is_replaced_during_the_run_ends_it_and_leaves_nothing(server, checkpoint, tmp_path):
+@pytest.fixture(params=[True, False], ids=["conditions count", "conditions are ignored"])
+def conditions(request):
+    """A store that looks at If-Match, and one that gives what it has."""
+    return [] if request.param else [Fault("ignore_match", times=None)]
+
+
+def test_an_object_that_is_replaced_during_the_run_ends_it_and_leaves_nothing(server, checkpoint, tmp_path, conditions):
     run("inspect", URL)
     server.reset()
+    server.faults += conditions
     path = next(checkpoint.glob(WEIGHTS))
     other = bytes(path.stat().st_size)
     server.faults.append(
@@ -315,14 +376,25 @@ def test_an_object_that_is_replaced_during_the_run_ends_it_and_leaves_nothing(se
     assert list(tmp_path.glob("*out*")) == []
 
 
-def test_an_object_that_is_replaced_while_a_body_breaks_off_is_not_taken_for_its_rest(server, checkpoint):
+def test_an_object_that_is_replaced_before_its_header_is_read_is_not_that_of_the_listing(
+    server, checkpoint, conditions
+):
+    path = next(checkpoint.glob(WEIGHTS))
+    key = f"models/small/{path.name}"
+    replacing = Fault("call", route="get", call=lambda: server.put(key, bytes(path.stat().st_size)))
+    server.faults += [replacing, *conditions]
+    with pytest.raises(SourceChanged, match=f"{path.name}: replaced by another object"):
+        open_store(URL)
+
+
+def test_an_object_that_is_replaced_while_a_body_breaks_off_is_not_taken_for_its_rest(server, checkpoint, conditions):
     source = open_store(URL)
     path = next(checkpoint.glob(WEIGHTS))
     key = f"models/small/{path.name}"
     server.reset()
     replacing = Fault("call", route="get", after=1, call=lambda: server.put(key, bytes(path.stat().st_size)))
-    server.faults += [Fault("cut", route="get", at=1000), replacing]
-    with source.open(path.name) as file, pytest.raises(SourceChanged):
+    server.faults += [Fault("cut", route="get", at=1000), replacing, *conditions]
+    with source.open(path.name) as file, pytest.raises(ServerFailed if conditions else SourceChanged):
         file.read(0, file.nbytes)
 
 

@@ -17,7 +17,7 @@ from test_cli import run
 
 from dsv4_shard import stores, upload
 from dsv4_shard.demo import write_checkpoint
-from dsv4_shard.errors import ExitCode
+from dsv4_shard.errors import ExitCode, SourceChanged
 from dsv4_shard.locks import LockedFolder
 from dsv4_shard.upload import scratch_path
 
@@ -252,6 +252,17 @@ def test_an_answer_that_is_lost_at_the_end_of_an_upload_costs_a_second_one(serve
     assert objects(server) == local
 
 
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("route", ["put", "part"])
+def test_what_is_damaged_on_its_way_to_s3_is_refused_there_and_sent_again(server, checkpoint, local, route):
+    server.faults.append(Fault("damage", route=route, after=2))
+    result = put(checkpoint)
+    assert (result.exit_code, "answered 400 XAmzContentSHA256Mismatch" in result.stderr) == (ExitCode.NETWORK, True)
+    assert "manifest.json" not in objects(server)
+    assert put(checkpoint).exit_code == 0
+    assert objects(server) == local
+
+
 def test_what_lasts_a_moment_is_not_noticed(server, checkpoint, local, small_parts):
     server.faults += [Fault("status", route="part", after=3, times=2), Fault("too_many", route="list", times=2)]
     assert put(checkpoint).exit_code == 0
@@ -334,6 +345,19 @@ def test_what_is_of_others_is_neither_joined_nor_removed(server, checkpoint, opt
     assert result.exit_code == ExitCode.IO
     assert server.objects() == before
     assert scratch() == []
+
+
+def test_a_manifest_that_is_replaced_before_it_is_read_is_not_taken_for_the_one_that_was_listed(server, checkpoint):
+    put(checkpoint)
+    other = bytes(len(objects(server)["manifest.json"]))
+    server.faults += [
+        Fault("ignore_match", times=None),
+        Fault("call", route="get", call=lambda: server.put("shards/tp4/manifest.json", other)),
+    ]
+    result = run("reshard", checkpoint, URL, *TP2, "--overwrite")
+    assert result.exit_code == SourceChanged.exit_code
+    assert f"{URL}/manifest.json: replaced by another object since it was listed" in result.stderr
+    assert objects(server)["manifest.json"] == other
 
 
 def test_a_manifest_that_is_not_known_is_not_overwritten(server, checkpoint):

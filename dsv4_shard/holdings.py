@@ -141,6 +141,11 @@ def _title(stage: Stage, layer: int) -> str:
     return {Stage.MODEL: "model", Stage.LAYER: str(layer), Stage.MTP: f"MTP {layer}", Stage.VISION: "vision"}[stage]
 
 
+def is_mtp(row: str) -> bool:
+    """Whether a row of a map is an MTP block, by its title."""
+    return row.startswith("MTP ")
+
+
 # --- by rank ---------------------------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ from dsv4_shard.engines import engine_for, find_engine, title_of
 from dsv4_shard.engines.base import ANY_ENGINE, UNKNOWN_FAMILY, UNKNOWN_GPU, Context, Request
 from dsv4_shard.escape import clean
 from dsv4_shard.gpus import GPUS
-from dsv4_shard.holdings import Column, Kind, LayerMap, RankBytes, layer_map, rank_bytes
+from dsv4_shard.holdings import Column, Kind, LayerMap, RankBytes, is_mtp, layer_map, rank_bytes
 from dsv4_shard.inspect import DEFAULT_TPS, Cell, Inspection, inspect
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.names import RANKINGS
@@ -337,15 +337,19 @@ def _placed(kind: Kind, placement: str) -> str:
 
 
 def _map_rows(layers: LayerMap) -> Iterator[dict[str, Any]]:
+    """A column of the map, and by itself what of it is the draft model's: the plan's bytes a rank are without that."""
     for number, column in enumerate(layers.columns):
-        cells = [cell for cell in layers.cells if cell.column == number]
-        yield {
-            "module": column.module,
-            "placement": _placed(column.kind, column.placement),
-            "roles": _roles(column),
-            "layers": _spans([layers.rows[cell.row] for cell in sorted(cells, key=lambda cell: cell.row)]),
-            "nbytes": sum(cell.nbytes for cell in cells),
-        }
+        cells = sorted((cell for cell in layers.cells if cell.column == number), key=lambda cell: cell.row)
+        for is_draft in (False, True):
+            members = [cell for cell in cells if is_mtp(layers.rows[cell.row]) == is_draft]
+            if members:
+                yield {
+                    "module": column.module,
+                    "placement": _placed(column.kind, column.placement),
+                    "roles": _roles(column),
+                    "layers": _spans([layers.rows[cell.row] for cell in members]),
+                    "nbytes": None if column.kind is Kind.BREAKS else sum(cell.nbytes for cell in members),
+                }
 
 
 def _spans(rows: list[str]) -> str:

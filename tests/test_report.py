@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from functools import cache
 from html.parser import HTMLParser
 from typing import Any
@@ -16,8 +17,9 @@ from dsv4_shard.errors import UsageError
 from dsv4_shard.inspect import inspect
 from dsv4_shard.plan import Plan, make_plan, weights_of
 from dsv4_shard.report import make_report, to_html
+from dsv4_shard.roles import Module
 from dsv4_shard.search import plan_best, search
-from dsv4_shard.units import gib
+from dsv4_shard.units import gib, size
 
 WHOLE = Request(16, gpu="h20-96", shared="whole", nodes=2)
 BROKEN = Request(16, gpu="h20-96", shared="split")
@@ -202,6 +204,22 @@ def test_the_map_has_every_layer_and_colours_what_breaks():
     assert len(drawn["rows"]) == 63
     broken = [column["title"] for column in drawn["columns"] if column["kind"] == "breaks"]
     assert broken == ["shared experts: a rule breaks"]
+
+
+def test_the_table_of_the_map_tells_the_draft_model_by_itself_and_no_bytes_of_what_breaks():
+    def rows(request_: Request) -> list[list[str]]:
+        table = page_of(request_).partition("<th>module</th><th>placement</th>")[2].partition("</table>")[0]
+        return [re.findall("<td.*?>(.*?)</td>", row) for row in table.split("<tr>")[1:]]
+
+    plan = plan_of(PRO, WHOLE)
+    routed = [row for row in plan.modules if row.module is Module.ROUTED]
+    for part, is_mtp in (("target", False), ("draft", True)):
+        due: Counter[str] = Counter()
+        for row in routed:
+            due[row.placement] += row.bytes_per_rank * (row.part_of == part)
+        shown = [row for row in rows(WHOLE) if row[0] == "routed experts" and ("MTP" in row[3]) is is_mtp]
+        assert sorted(row[4] for row in shown) == sorted(map(size, due.values()))
+    assert {row[4] for row in rows(BROKEN) if row[0] == "shared experts"} == {"–"}
 
 
 def test_what_the_search_found_stands_beside_its_best():

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import tenacity
 
 TRIES = 8
-"""In a row without a byte; with the waits between them, some two minutes."""
+"""In a row that bring nothing, or next to nothing; with the waits between them, some two minutes."""
 
 LONGEST_WAIT_SECONDS = 60.0
 LONGEST_ASKED_SECONDS = 900.0

@@ -25,9 +25,10 @@ from dsv4_shard.families.base import Family
 from dsv4_shard.gpus import Gpu, gpus_with, say_memory
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.logs import Found, Log, read_log
-from dsv4_shard.messages import Source
+from dsv4_shard.messages import SHORT, Source
 from dsv4_shard.releases import RELEASES, find_release, inventory_of
 from dsv4_shard.roles import Module
+from dsv4_shard.units import quotient
 
 _USUAL = (2, 4, 8, 16, 32, 64)
 _UNUSUAL = (3, 6, 12, 24, 48, 96, 128, 256)
@@ -288,18 +289,18 @@ def _broken(
 
 
 def _is_heard(found: Found, rules: list[Rule]) -> bool:
-    return any(found.pattern.template in rule.heard for rule in rules)
+    shows = (one for rule in rules for one in ((rule.uneven, rule.cut) if isinstance(rule, Divides) else (rule,)))
+    return any(found.pattern.template in one.heard for one in shows)
 
 
 def _fits(found: Found, rule: object, context: Context) -> bool:
     """Whether the message's numbers are those of a rule in a layout. Those that it does not have, it does not say."""
     values: dict[str, object] = {"context": context, "at": context.at, "config": context.config}
     if isinstance(rule, Divides):
-        if not rule.when(context):
+        shows, template = rule.shows(context), found.pattern.template
+        if shows is None or not (shows.says(template, context) or (template in SHORT and shows is rule.cut)):
             return False
         size, parts = rule.size(context), rule.parts(context)
-        if size % parts and "part" in found.pattern.fields and "parts" not in found.pattern.fields:
-            return False
         values |= {"size": size, "parts": parts, "part": size // parts, "unit": rule.unit(context)}
     for name, said in zip(found.pattern.fields, found.values, strict=True):
         if name.partition(".")[0] not in values:
@@ -344,11 +345,11 @@ def _meaning(found: Found, hits: list[_Hit]) -> Iterator[str]:
     sizes = ", ".join(dict.fromkeys(rule.size_name for rule in rules))
     if said.get("part") and said.get("unit"):
         part, unit = said["part"], said["unit"]
-        yield f"{part} = {part / unit:.4g} blocks of {unit}: a rank's part must be whole blocks, with a scale each"
+        yield f"{part} = {quotient(part, unit)} blocks of {unit}: a rank's part must be whole blocks, with a scale each"
         yield f"it is a part of one of: {sizes}"
     elif said.get("size") and said.get("parts"):
         size, parts = said["size"], said["parts"]
-        yield f"{size} / {parts} = {round(size / parts, 2):.10g}: not whole; it is one of: {sizes}"
+        yield f"{size} / {parts} = {quotient(size, parts)}: not whole; it is one of: {sizes}"
     elif sizes:
         number = f" {said['size']}" if "size" in said else ""
         yield f"{sizes}{number} must divide by {', '.join(dict.fromkeys(rule.parts_name for rule in rules))}"

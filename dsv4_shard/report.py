@@ -29,7 +29,7 @@ from dsv4_shard.names import RANKINGS
 from dsv4_shard.plan import MEMORY_RULE, Plan
 from dsv4_shard.roles import Module
 from dsv4_shard.search import Search
-from dsv4_shard.units import gib, size
+from dsv4_shard.units import gib, quotient, size
 
 _ASSETS = files("dsv4_shard") / "assets"
 _VERDICTS = {"works": "runs", "with-options": "runs with options", "no": "does not run", "unknown": "not known"}
@@ -268,7 +268,7 @@ def _grid_sentence(grid: BlockGrid) -> str:
     inside = f"; {cut} of {grid.ranks - 1} cuts fall inside one" if cut else ""
     return _capitalized(
         f"{grid.module}: {grid.axis} {grid.size}, {grid.blocks} {grid.unit} of {grid.block}. Cut evenly over "
-        f"{grid.group} {grid.ranks}: {each:.10g} each, which is {each / grid.block:.4g} {grid.unit}{inside}."
+        f"{grid.group} {grid.ranks}: {quotient(each)} each, which is {quotient(each, grid.block)} {grid.unit}{inside}."
     )
 
 

@@ -276,6 +276,13 @@ def test_sglang_cuts_no_fp4_group_in_half():
     assert breaches_of(inventory, Request(64, ep=4, dp=4, runner="marlin", shared="whole")) == []
 
 
+def test_sglang_says_of_experts_that_do_not_divide_what_its_fused_moe_asserts():
+    """Reached where each rank has an attention of its own: 3072 / 7."""
+    (breach,) = breaches_of(inventory_of(PRO)[1], Request(7, dp=7, shared="whole"))
+    assert (breach.rule, breach.quote) == ("routed-blocks", "assert intermediate_size % self.moe_tp_size == 0")
+    assert not any("marlin" in remedy for remedy in breach.remedies)
+
+
 @pytest.mark.parametrize("tp", [3, 6, 12, 24])
 def test_sglang_pads_a_vocabulary_that_the_ranks_do_not_divide(tp):
     """The vocabulary is no rule of SGLang 0.5.23: it is padded to 64 × TP where padding to 64 does not divide."""

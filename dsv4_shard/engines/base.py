@@ -20,6 +20,7 @@ from dsv4_shard.header import DTYPE_BITS
 from dsv4_shard.inventory import PACKED, Format, Group, Inventory
 from dsv4_shard.naming import Names
 from dsv4_shard.roles import Module, Part, Role, TensorName
+from dsv4_shard.units import quotient
 
 MAX_RANKS = 4096
 
@@ -184,15 +185,45 @@ def _pick(words: Words, context: Context) -> str | None:
     return words(context) if callable(words) else words
 
 
+REFUSED = "{engine} refuses it"
+NO_OPTION = "{engine} has no such option"
+SILENT = "{engine} does not say so: "
+"""Consequences, in which `engine` is what it is called: it ends with an error, be its words known or not; it cannot be
+asked; it starts, and what then becomes of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shows:
+    """How a breach shows.
+
+    `quote` is what the engine prints: a template over `size`, `parts`, `part`, `unit` and `context`, or a function that
+    picks one of `quotes`; None where it prints nothing, or its words are not known, and `consequence` says which.
+    `heard` are other messages by which it shows: those of other versions, and of checks before and after it.
+    """
+
+    quote: Words = None
+    consequence: str = REFUSED
+    remedies: tuple[str, ...] = ()
+    heard: tuple[str, ...] = ()
+    quotes: tuple[str, ...] = ()
+
+    @property
+    def messages(self) -> tuple[str, ...]:
+        """Every template by which the breach shows."""
+        return (*((self.quote,) if isinstance(self.quote, str) else self.quotes), *self.heard)
+
+    def says(self, template: str, context: Context) -> bool:
+        """Whether `template` is of this breach in a deployment."""
+        return template in self.heard or template == _pick(self.quote, context)
+
+
 @dataclass(frozen=True, slots=True)
 class Divides:
     """`size / parts` must be whole and a multiple of `unit`.
 
-    `size_name`, `parts_name` and `unit_name` are the words of the arithmetic. `whole_quote` is what the engine prints
-    where the parts are not whole, `quote` where they are not whole units: templates over `size`, `parts`, `part`,
-    `unit` and `context`; None where it prints nothing, and then `consequence` says what happens. `heard` are other
-    messages by which the rule shows: those of other versions, and of checks before and after it. A `fatal` rule is one
-    without which the later ones make no sense.
+    `size_name`, `parts_name` and `unit_name` are the words of the arithmetic. It breaks in two ways that have nothing
+    else in common: `uneven` is how it shows where the parts are not whole, `cut` where they are, and cut a unit. A
+    `fatal` rule is one without which the later ones make no sense.
     """
 
     name: str
@@ -203,18 +234,20 @@ class Divides:
     parts_name: str
     unit: Callable[[Context], int] = _one
     unit_name: Words = ""
-    quote: Words = None
-    whole_quote: Words = None
-    consequence: str = "refused when the model is built"
-    remedies: tuple[str, ...] = ()
+    uneven: Shows = Shows()
+    cut: Shows = Shows()
     when: Callable[[Context], bool] = _always
     fatal: bool = False
-    heard: tuple[str, ...] = ()
 
     @property
     def messages(self) -> tuple[str, ...]:
-        """Every template by which the rule shows, but for those that a function picks."""
-        return tuple(words for words in (self.quote, self.whole_quote, *self.heard) if isinstance(words, str))
+        """Every template by which the rule shows."""
+        return (*self.cut.messages, *self.uneven.messages)
+
+    @property
+    def remedies(self) -> tuple[str, ...]:
+        """Ways out of either breach."""
+        return tuple(dict.fromkeys((*self.cut.remedies, *self.uneven.remedies)))
 
     def unit_word(self, context: Context) -> str:
         """What the units are called, in the plural; empty where they are single elements."""
@@ -228,30 +261,40 @@ class Divides:
         part, rest = divmod(size, parts)
         head = f"{self.size_name} {size} / {self.parts_name} {parts} = "
         if rest:
-            return f"{head}{round(size / parts, 2):.10g}: not whole"
+            return f"{head}{quotient(size, parts)}: not whole"
         if unit == 1:
             return f"{head}{part}"
-        return f"{head}{part}, which is {part / unit:.4g} {self.unit_word(context)} of {unit}"
+        return f"{head}{part}, which is {quotient(part, unit)} {self.unit_word(context)} of {unit}"
+
+    def shows(self, context: Context) -> Shows | None:
+        """How it breaks, or None where the rule holds or does not apply."""
+        if not self.when(context):
+            return None
+        part, rest = divmod(self.size(context), self.parts(context))
+        if rest:
+            return self.uneven
+        return self.cut if part % self.unit(context) else None
 
     def check(self, context: Context) -> Breach | None:
         """Breach with the numbers, or None where the rule holds or does not apply."""
-        reason = self.explain(context)
-        if reason is None:
+        shows, reason = self.shows(context), self.explain(context)
+        if shows is None or reason is None:
             return None
         size, parts, unit = self.size(context), self.parts(context), self.unit(context)
-        part, rest = divmod(size, parts)
-        if not rest and part % unit == 0:
-            return None
-        words = _pick(self.whole_quote if rest else self.quote, context)
-        quote = words.format(size=size, parts=parts, part=part, unit=unit, context=context) if words else None
-        return Breach(self.name, self.module, reason, quote, self.consequence, self.remedies)
+        words, numbers = (
+            _pick(shows.quote, context),
+            {"size": size, "parts": parts, "part": size // parts, "unit": unit},
+        )
+        quote = words.format(**numbers, context=context) if words else None
+        consequence = shows.consequence.format(**numbers, engine="{engine}")
+        return Breach(self.name, self.module, reason, quote, consequence, shows.remedies)
 
 
 @dataclass(frozen=True, slots=True)
 class Requires:
     """A condition that is not a division. `reason` and `quote` are templates over `at` (the deployment).
 
-    `heard` is as in `Divides`.
+    The rest is as in `Shows`.
     """
 
     name: str
@@ -259,7 +302,7 @@ class Requires:
     holds: Callable[[Context], bool]
     reason: str
     quote: str | None = None
-    consequence: str = "refused when the model is built"
+    consequence: str = REFUSED
     remedies: tuple[str, ...] = ()
     fatal: bool = False
     heard: tuple[str, ...] = ()
@@ -494,7 +537,7 @@ class Engine:
         for rule in self.rules:
             breach = rule.check(context)
             if breach is not None:
-                found.append(breach)
+                found.append(replace(breach, consequence=breach.consequence.format(engine=self.title)))
                 if rule.fatal:
                     break
         return found

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 
 from dsv4_shard.blocks import FP4_GROUP
 from dsv4_shard.engines.base import (
+    NO_OPTION,
+    SILENT,
     Context,
     Deployment,
     Divides,
@@ -23,6 +25,7 @@ from dsv4_shard.engines.base import (
     Request,
     Requires,
     Rule,
+    Shows,
     Split,
     held_by_rank,
 )
@@ -30,6 +33,7 @@ from dsv4_shard.engines.common import (
     ADDED_IN_PARTS,
     COLUMN_QUOTE,
     DOWN_QUOTE,
+    EXPERTS,
     EXPERTS_RULE,
     GATE_UP_QUOTE,
     NO_CAST_RULE,
@@ -57,7 +61,7 @@ PLUGIN_FORMAT = "dsv4_shard"
 @dataclass(frozen=True, slots=True)
 class Runner:
     """An MoE runner backend: the formats and architectures it takes, and the unit of the intermediate size that a rank
-    must keep whole. `quote` is what it prints otherwise, `scales` the dtype to which a rank converts the routed
+    must keep whole. `quote` is what it prints where one is cut, `scales` the dtype to which a rank converts the routed
     experts' scales (None: kept), `up_first` that w13 holds the up before the gate projection."""
 
     formats: tuple[str, ...]
@@ -97,16 +101,18 @@ _TOPOLOGY_QUOTE = (
     "ValueError: parallel topology is inconsistent (set by override_permanently):\ntp_size == moe_ep_size * "
     "moe_dp_size * moe_tp_size\n  {size} != {parts} * 1 * {part} (= {context.experts_ranks})"
 )
-_QUANTIZED_MOE_QUOTES = (
+_WHOLE_MOE_QUOTES = (
     "ValueError: For quantized MoE models, please make sure (moe_intermediate_size={size} / moe_tp_size={parts}) % "
     "weight_block_size_n={unit} == 0 where moe_tp_size is equal to tp_size ({context.at.tp}) divided by ep_size "
     "({context.at.ep}).",
+)
+_EVEN_MOE_QUOTES = (
     "ValueError: moe_intermediate_size {size} must be divisible by moe_tp_size ({parts}) which is tp_size "
     "({context.at.tp}) divided by moe_ep_size ({context.at.ep}).",
 )
 """`check_quantized_moe_compatibility`, which runs beside the constructors."""
 
-_WRONG_SILENTLY = "starts, and computes garbage or fails in the first forward"
+_WRONG_SILENTLY = f"{SILENT}starts, and computes garbage or fails in the first forward"
 
 
 def runner_of(context: Context) -> Runner | None:
@@ -180,17 +186,19 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
     Requires(
         "a2a-ep", Module.ROUTED, lambda c: c.at.a2a is None or c.at.ep == c.at.tp,
         "all-to-all backend {at.a2a} sets EP = TP = {at.tp}, so EP {at.ep} cannot be had",
-        consequence="the engine sets EP = TP by itself", remedies=("leave --ep out",), fatal=True,
+        consequence="{engine} sets EP = TP by itself", remedies=("leave --ep out",), fatal=True,
     ),
     Divides(
         "ep", Module.ROUTED, lambda c: c.at.tp, "TP", lambda c: c.at.ep, "EP",
-        whole_quote=_TOPOLOGY_QUOTE,
-        remedies=("choose an EP that divides TP",), fatal=True,
-        heard=("ValueError: tp_size {size} must be divisible by ep_size {parts}",),
+        fatal=True,
+        uneven=Shows(
+            _TOPOLOGY_QUOTE, remedies=("choose an EP that divides TP",),
+            heard=("ValueError: tp_size {size} must be divisible by ep_size {parts}",),
+        ),
     ),
     Divides(
-        "attention-dp", Module.ATTENTION, lambda c: c.at.tp, "TP", lambda c: c.at.dp, "attention DP",
-        remedies=("choose an attention DP that divides TP",), fatal=True,
+        "attention-dp", Module.ATTENTION, lambda c: c.at.tp, "TP", lambda c: c.at.dp, "attention DP", fatal=True,
+        uneven=Shows(remedies=("choose an attention DP that divides TP",)),
     ),
     Requires(
         "runner", Module.ROUTED, lambda c: runner_of(c) is not None or (c.at.experts, c.at.runner) == (NVFP4, "auto"),
@@ -210,12 +218,13 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
     ),
     Requires(
         "shared-way", Module.SHARED, lambda c: c.at.shared in ("whole", "split"),
-        "SGLang keeps shared experts whole or splits them; it has no way to {at.shared} them",
+        "SGLang keeps shared experts whole or splits them; it has no way to {at.shared} them", consequence=NO_OPTION,
         remedies=("--shared-experts whole", "--engine vllm, which pads"), fatal=True,
     ),
     Requires(
         "a2a-shared", Module.SHARED, lambda c: not (c.at.a2a and c.at.shared != "whole"),
-        "all-to-all backend {at.a2a} keeps shared experts whole by itself", remedies=("--shared-experts whole",),
+        "all-to-all backend {at.a2a} keeps shared experts whole by itself",
+        consequence="{engine} keeps them whole", remedies=("--shared-experts whole",),
     ),
     Requires(
         "tp-experts", Module.ROUTED, lambda c: c.at.tp <= c.config.n_routed_experts,
@@ -229,34 +238,43 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
 
 ROUTED_RULE = Divides(
     "routed-blocks", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
-    lambda c: c.at.moe_tp, "MoE TP", _moe_unit, _moe_unit_name, _moe_quote, consequence=_WRONG_SILENTLY,
-    remedies=("--runner marlin (FP4 on Hopper)", "more EP: --ep N, so that fewer ranks share one expert"),
-    heard=(
-        *dict.fromkeys(row.quote for rows in RUNNERS.values() for row in rows if row.quote), DOWN_QUOTE,
-        *_QUANTIZED_MOE_QUOTES, "ValueError: Current MXFP4 MoE layer does not satisfy Marlin constraints.",
+    lambda c: c.at.moe_tp, "MoE TP", _moe_unit, _moe_unit_name,
+    uneven=Shows(
         "assert intermediate_size % self.moe_tp_size == 0",
+        remedies=("more EP: --ep N, so that fewer ranks share one expert",), heard=_EVEN_MOE_QUOTES,
+    ),
+    cut=Shows(
+        _moe_quote, _WRONG_SILENTLY,
+        ("--runner marlin (FP4 on Hopper)", "more EP: --ep N, so that fewer ranks share one expert"),
+        (DOWN_QUOTE, *_WHOLE_MOE_QUOTES, "ValueError: Current MXFP4 MoE layer does not satisfy Marlin constraints."),
+        tuple(dict.fromkeys(row.quote for rows in RUNNERS.values() for row in rows if row.quote)),
     ),
 )  # fmt: skip
 
+_WHOLE_SHARED = ("SGLANG_SHARED_EXPERT_TP1=1: --shared-experts whole", "an all-to-all backend: --a2a deepep")
 SHARED_RULE = Divides(
     "shared-blocks", Module.SHARED, lambda c: c.shared_intermediate, "shared intermediate size",
-    lambda c: c.at.shared_parts, "TP", lambda c: c.block(Role.SHARED_GATE).rows, "blocks", COLUMN_QUOTE,
-    remedies=("SGLANG_SHARED_EXPERT_TP1=1: --shared-experts whole", "an all-to-all backend: --a2a deepep"),
+    lambda c: c.at.shared_parts, "TP", lambda c: c.block(Role.SHARED_GATE).rows, "blocks",
+    Shows(remedies=_WHOLE_SHARED), Shows(COLUMN_QUOTE, remedies=_WHOLE_SHARED),
     when=lambda c: c.config.n_shared_experts > 0,
 )  # fmt: skip
 
-EXPERTS_HEARD = ("_num_global_routed % self.moe_ep_size == 0",)
+SGLANG_EXPERTS_RULE = replace(
+    EXPERTS_RULE, uneven=replace(EXPERTS, quote="assert self._num_global_routed % self.moe_ep_size == 0")
+)
 
 RULES: tuple[Rule, ...] = (
     *DEPLOYMENT_RULES,
     *attention_rules(
         ("attention DP: --dp N, so that attention TP = TP / N divides",),
         "AssertionError: {size} is not divisible by {parts}",
-        _WRONG_SILENTLY,
-        "starts with no output group on a rank, then computes garbage or divides by zero",
+        Shows(consequence=_WRONG_SILENTLY),
+        Shows(
+            consequence=SILENT + "starts with {part} output groups on a rank, then computes garbage or divides by zero"
+        ),
     ),
     replace(O_A_DECODING_RULE, holds=lambda c: keeps_o_a_fp8(c) or O_A_DECODING_RULE.holds(c)),
-    replace(EXPERTS_RULE, heard=EXPERTS_HEARD),
+    SGLANG_EXPERTS_RULE,
     ROUTED_RULE,
     SHARED_RULE,
 )  # fmt: skip

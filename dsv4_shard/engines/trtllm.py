@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from math import gcd
 
 from dsv4_shard.engines.base import (
+    NO_OPTION,
+    SILENT,
     Context,
     Deployment,
     Divides,
@@ -21,6 +23,7 @@ from dsv4_shard.engines.base import (
     Request,
     Requires,
     Rule,
+    Shows,
     Split,
     held_by_rank,
 )
@@ -82,32 +85,33 @@ RULES: tuple[Rule, ...] = (
     NO_CAST_RULE,
     Requires(
         "options", Module.ROUTED, lambda c: c.at.a2a is None and c.at.runner == "auto",
-        "--runner and --a2a are not known for TensorRT-LLM", consequence="TensorRT-LLM has no such option",
+        "--runner and --a2a are not known for TensorRT-LLM", consequence=NO_OPTION,
         remedies=("leave them out",), fatal=True,
     ),
     Requires(
         "attention-dp", Module.ATTENTION, lambda c: c.at.dp in (1, c.at.tp),
         "attention DP is off or as wide as TP {at.tp}, so {at.dp} cannot be had",
-        consequence="TensorRT-LLM has no such option", remedies=("--dp 1 or --dp = TP",), fatal=True,
+        consequence=NO_OPTION, remedies=("--dp 1 or --dp = TP",), fatal=True,
     ),
     Divides("ep", Module.ROUTED, lambda c: c.at.tp, "TP", lambda c: c.at.ep, "EP", fatal=True,
-            remedies=("choose an EP that divides TP",)),
+            uneven=Shows(remedies=("choose an EP that divides TP",))),
     Requires(
         "shared-way", Module.SHARED, lambda c: c.at.shared == _own_way(c),
         "TensorRT-LLM chooses by itself: here {context.at.shared_parts} of {at.tp} ranks share one shared expert",
-        consequence="TensorRT-LLM has no such option", remedies=("--shared-experts auto",), fatal=True,
+        consequence=NO_OPTION, remedies=("--shared-experts auto",), fatal=True,
     ),
     Divides("vocab", Module.EMBEDDING, lambda c: c.config.vocab_size, "vocab_size", lambda c: c.at.attention_tp,
             "attention TP"),
     *attention_rules(
-        ("attention DP: --dp = TP",), None, "refused, or wrong: heads are not whole",
-        "starts with no output group on a rank, then fails or computes garbage",
+        ("attention DP: --dp = TP",), None, Shows(consequence="{engine} refuses it, or computes garbage"),
+        Shows(consequence=f"{SILENT}starts with {{part}} output groups on a rank, then fails or computes garbage"),
     ),
     EXPERTS_RULE,
     Divides(
         "routed-blocks", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
         lambda c: c.at.moe_tp, "MoE TP", lambda c: c.block(Role.ROUTED_DOWN).cols, "blocks",
-        consequence="a scale would be cut", remedies=("more EP: --ep N",),
+        Shows(consequence="an expert would be cut unevenly", remedies=("more EP: --ep N",)),
+        Shows(consequence="a scale would be cut", remedies=("more EP: --ep N",)),
     ),
 )  # fmt: skip
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from dsv4_shard.engines import vllm
 from dsv4_shard.engines.base import (
+    NO_OPTION,
     UNCLAIMED,
     Context,
     Deployment,
@@ -23,6 +24,7 @@ from dsv4_shard.engines.base import (
     Request,
     Requires,
     Rule,
+    Shows,
     Split,
     held_by_rank,
 )
@@ -42,7 +44,12 @@ def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
         yield replace(at, shared="split", shared_parts=at.tp) if request.shared == "auto" else at
 
 
-_HEADS_RULE, *_BLOCK_RULES = latent_attention_rules(_HEADS_QUOTE, ("fewer ranks in a TP group",))
+_FEWER = ("fewer ranks in a TP group",)
+_UNKNOWN_EXPERTS = Shows(
+    consequence="not known: shared experts that are cut alike are refused before",
+    remedies=("expert parallelism: --ep = TP",),
+)
+_HEADS_RULE, *_BLOCK_RULES = latent_attention_rules(_HEADS_QUOTE, _FEWER)
 
 RULES: tuple[Rule, ...] = (
     *vllm.DEPLOYMENT_RULES,
@@ -54,7 +61,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Requires(
         "shared-way", Module.SHARED, lambda c: c.at.shared == "split",
-        "vLLM splits V3's shared experts; it has no way to {at.shared} them", consequence="vLLM has no such option",
+        "vLLM splits V3's shared experts; it has no way to {at.shared} them", consequence=NO_OPTION,
         remedies=("--shared-experts auto", "--engine sglang"), fatal=True,
     ),
     _HEADS_RULE,
@@ -62,19 +69,18 @@ RULES: tuple[Rule, ...] = (
     *_BLOCK_RULES,
     Divides(
         "dense-blocks", Module.DENSE, lambda c: c.v3.intermediate_size, "intermediate_size", lambda c: c.at.tp, "TP",
-        lambda c: c.block(Role.DENSE_DOWN).cols, "blocks", ROW_QUOTE,
-        remedies=("fewer ranks in a TP group",), when=lambda c: c.v3.first_k_dense_replace > 0,
+        lambda c: c.block(Role.DENSE_DOWN).cols, "blocks", Shows(remedies=_FEWER), Shows(ROW_QUOTE, remedies=_FEWER),
+        when=lambda c: c.v3.first_k_dense_replace > 0,
     ),
     Divides(
         "shared-blocks", Module.SHARED, lambda c: c.shared_intermediate, "shared intermediate size",
-        lambda c: c.at.tp, "TP", lambda c: c.block(Role.SHARED_DOWN).cols, "blocks", ROW_QUOTE,
-        remedies=("fewer ranks in a TP group",), when=lambda c: c.config.n_shared_experts > 0,
+        lambda c: c.at.tp, "TP", lambda c: c.block(Role.SHARED_DOWN).cols, "blocks", Shows(remedies=_FEWER),
+        Shows(ROW_QUOTE, remedies=_FEWER), when=lambda c: c.config.n_shared_experts > 0,
     ),
     Divides(
         "routed-blocks", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
         lambda c: c.at.moe_tp, "MoE TP", lambda c: c.block(Role.ROUTED_DOWN).cols, "blocks",
-        consequence="not known: shared experts that are cut alike are refused before",
-        remedies=("expert parallelism: --ep = TP",),
+        _UNKNOWN_EXPERTS, _UNKNOWN_EXPERTS,
     ),
 )  # fmt: skip
 

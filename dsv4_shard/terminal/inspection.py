@@ -11,7 +11,7 @@ from dsv4_shard.engines import SERVING
 from dsv4_shard.plan import MEMORY_RULE
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import heading, item, title
-from dsv4_shard.units import size
+from dsv4_shard.units import quotient, size
 
 if TYPE_CHECKING:
     from dsv4_shard.inspect import Cell, Dimension, Inspection, InspectionFinding
@@ -74,7 +74,7 @@ def _show_dimensions(console: Console, dimensions: "tuple[Dimension, ...]") -> N
     for dimension in dimensions:
         unit = f" /{dimension.unit}" if dimension.unit > 1 else ""
         cells = [
-            Text(f"{share.units_per_rank:.0f}" if share.whole else f"{share.units_per_rank:.4g}!",
+            Text(quotient(share.units_per_rank) + ("" if share.whole else "!"),
                  style="" if share.whole else "red")
             for share in dimension.shares
         ]  # fmt: skip

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from dsv4_shard.blockgrid import broken_grids, shared_grid
-from dsv4_shard.engines.base import ANY_ENGINE, UNCLAIMED, UNKNOWN_GPU, Replicate
+from dsv4_shard.engines.base import ANY_ENGINE, UNKNOWN_GPU, Replicate
 from dsv4_shard.roles import Module
 from dsv4_shard.terminal.picture import show_broken, show_placed
 from dsv4_shard.terminal.tables import Table
@@ -62,10 +62,8 @@ def _show_refusal(console: Console, plan: "Plan", engine: str) -> None:
 def _consequences(breach: "PlanBreach", engine: str) -> Iterable[str]:
     if breach.engine_says:
         yield f"{engine} says: {breach.engine_says}"
-    elif breach.consequence == UNCLAIMED:
-        yield breach.consequence
     else:
-        yield f"{engine} does not say so: {breach.consequence}"
+        yield breach.consequence
     for remedy in breach.remedies:
         yield f"try {remedy}"
 

@@ -10,7 +10,7 @@ from rich.text import Text
 from dsv4_shard.terminal.inspection import show_findings
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import heading, item, title
-from dsv4_shard.units import size
+from dsv4_shard.units import quotient, size
 
 if TYPE_CHECKING:
     from dsv4_shard.generic import Axis, QuantizedRow, UnknownIdentity, UnknownInspection
@@ -78,8 +78,7 @@ def _axis_title(axis: "Axis") -> str:
 
 def _axis_cells(axis: "Axis") -> Iterable[Text]:
     for share in axis.shares:
-        units = share.units_per_rank
-        number = f"{units:.0f}" if units.is_integer() else f"{units:.4g}"
+        number = quotient(share.units_per_rank)
         yield Text(number if share.whole else f"{number}!", style="red" if axis.cut and not share.whole else "")
 
 

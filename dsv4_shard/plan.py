@@ -53,8 +53,8 @@ class _Document(BaseModel):
 class PlanBreach(_Document):
     """A rule that breaks: `reason` is the arithmetic, `remedies` are ways out, as options.
 
-    `engine_says` is what the engine itself prints, None where it prints nothing and starts, or fails later somewhere
-    else; `consequence` says which.
+    `engine_says` is what the engine itself prints, None where it prints nothing, its words are not known, or it has
+    stopped at another rule, which then is the first; `consequence` says which.
     """
 
     rule: str

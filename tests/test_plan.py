@@ -212,6 +212,25 @@ def test_flash_on_sixteen_ranks_of_one_attention_is_refused_with_a_way_out():
     assert "`--tp 16 --dp 2`" in str(caught.value.hint)
 
 
+@pytest.mark.parametrize(
+    ("model", "wanted", "first", "quote"),
+    [
+        (PRO, {"tp": 12}, "q_b-blocks", "AssertionError: 65536 is not divisible by 12"),
+        (PRO, {"tp": 7}, "q_b-blocks", "AssertionError: 65536 is not divisible by 7"),
+        (PRO, {"tp": 32, "shared": "split", "runner": "marlin"}, "shared-blocks",
+         "ValueError: Weight output_partition_size = 96 is not divisible by weight quantization block_n = 128."),
+        (PRO, {"tp": 5, "engine": "vllm"}, "heads", "assert n_heads % tp_size == 0"),
+    ],
+)  # fmt: skip
+def test_the_engine_stops_at_the_first_rule_that_is_named_and_does_nothing_at_the_others(model, wanted, first, quote):
+    plan = plan_of(model, **wanted)
+    assert (plan.breaches[0].rule, plan.breaches[0].engine_says) == (first, quote)
+    assert "o_groups" in {breach.rule for breach in plan.breaches[1:]}
+    title = "vLLM" if "engine" in wanted else "SGLang"
+    others = {(breach.engine_says, breach.consequence) for breach in plan.breaches[1:]}
+    assert others == {(None, f"breaks as well: {title} has stopped by then")}
+
+
 def test_a_feasible_plan_is_not_refused():
     refuse_infeasible(plan_of(PRO, tp=16))
 

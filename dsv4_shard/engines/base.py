@@ -153,12 +153,22 @@ class Context:
 # --- rules ---------------------------------------------------------------------------------------------------------
 
 
+REFUSED = "{engine} refuses it"
+NO_OPTION = "{engine} has no such option"
+SILENT = "{engine} does not say so: "
+"""Consequences, in which `engine` is what it is called: it ends with an error, be its words known or not; it cannot be
+asked; it starts, and what then becomes of it."""
+BREAKS_TOO = "breaks as well: {engine} has stopped by then"
+"""Of a rule beside the one at which the engine stops: what would come of it alone does not come."""
+
+
 @dataclass(frozen=True, slots=True)
 class Breach:
     """A rule that a deployment breaks.
 
-    `reason` is the arithmetic. `quote` is what the engine itself prints, None where it prints nothing and starts, or
-    fails later somewhere else; `consequence` says which. `remedies` are ways out, as options of this tool.
+    `reason` is the arithmetic. `quote` is what the engine itself prints, None where it prints nothing, its words are
+    not known, or it has stopped at another rule; `consequence` says which. `remedies` are ways out, as options of this
+    tool.
     """
 
     rule: str
@@ -167,6 +177,11 @@ class Breach:
     quote: str | None
     consequence: str
     remedies: tuple[str, ...]
+
+    @property
+    def stops(self) -> bool:
+        """Whether the engine ends here, with an error; else it starts, or nothing is claimed of it."""
+        return self.quote is not None or self.consequence == REFUSED
 
 
 def _always(_: Context) -> bool:
@@ -183,13 +198,6 @@ Words = str | Callable[[Context], str | None] | None
 
 def _pick(words: Words, context: Context) -> str | None:
     return words(context) if callable(words) else words
-
-
-REFUSED = "{engine} refuses it"
-NO_OPTION = "{engine} has no such option"
-SILENT = "{engine} does not say so: "
-"""Consequences, in which `engine` is what it is called: it ends with an error, be its words known or not; it cannot be
-asked; it starts, and what then becomes of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -532,15 +540,23 @@ class Engine:
         return self.hold(group, self.place(group.role, context), context)
 
     def breaches(self, context: Context) -> list[Breach]:
-        """Every rule that breaks, in the order in which the engine would meet them."""
+        """Every rule that breaks, in the order in which the engine would meet them, but first the one where it stops.
+
+        Of the others only the arithmetic is told then, and the ways out: the engine does not come to what it says or
+        does there.
+        """
         found: list[Breach] = []
         for rule in self.rules:
             breach = rule.check(context)
             if breach is not None:
-                found.append(replace(breach, consequence=breach.consequence.format(engine=self.title)))
+                found.append(breach)
                 if rule.fatal:
                     break
-        return found
+        stop = next((breach for breach in found if breach.stops), None)
+        if stop is not None:
+            others = (breach for breach in found if breach is not stop)
+            found = [stop, *(replace(breach, quote=None, consequence=BREAKS_TOO) for breach in others)]
+        return [replace(breach, consequence=breach.consequence.format(engine=self.title)) for breach in found]
 
 
 def local_size(size: int, placement: Split | Pad, parts: int, block: int) -> int:

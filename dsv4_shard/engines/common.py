@@ -165,7 +165,7 @@ def attention_rules(
     """Heads, output groups and blocks of q_b, o_a and o_b under attention TP, in the order of the constructors.
 
     `rows_quote` is what the engine prints where the rows of q_b or o_a, or the columns of o_b, do not divide. `heads`
-    and `groups` say how these show: no engine looks at `o_groups`.
+    and `groups` say how these show: an engine that asserts the heads does so first, and none looks at `o_groups`.
     """
 
     def attention_tp(context: Context) -> int:
@@ -173,15 +173,16 @@ def attention_rules(
 
     uneven = Shows(rows_quote, remedies=remedies)
     rows, cols = Shows(COLUMN_QUOTE, remedies=remedies), Shows(ROW_QUOTE, remedies=remedies)
+    q_b = Divides(
+        "q_b-blocks", Module.ATTENTION, lambda c: c.q_rows, "q_b rows", attention_tp, "attention TP",
+        lambda c: c.block(Role.Q_B).rows, "blocks", uneven, rows,
+    )  # fmt: skip
+    whole_heads = Divides(
+        "heads", Module.ATTENTION, lambda c: c.config.num_attention_heads, "num_attention_heads",
+        attention_tp, "attention TP", uneven=replace(heads, remedies=remedies),
+    )  # fmt: skip
     return (
-        Divides(
-            "q_b-blocks", Module.ATTENTION, lambda c: c.q_rows, "q_b rows", attention_tp, "attention TP",
-            lambda c: c.block(Role.Q_B).rows, "blocks", uneven, rows,
-        ),
-        Divides(
-            "heads", Module.ATTENTION, lambda c: c.config.num_attention_heads, "num_attention_heads",
-            attention_tp, "attention TP", uneven=replace(heads, remedies=remedies),
-        ),
+        *((whole_heads, q_b) if heads.quote else (q_b, whole_heads)),
         Divides(
             "o_groups", Module.ATTENTION, lambda c: c.v4.o_groups, "o_groups", attention_tp, "attention TP",
             uneven=replace(groups, remedies=remedies),

@@ -1,6 +1,5 @@
 """What `plan` prints: the verdict, and the placement, bytes and launch, or the way out."""
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -14,7 +13,7 @@ from dsv4_shard.terminal.text import heading, item, title, to_copy
 from dsv4_shard.units import gib, size
 
 if TYPE_CHECKING:
-    from dsv4_shard.plan import Plan, PlanBreach, PlanModule
+    from dsv4_shard.plan import Plan, PlanModule
 
 _WHOLE = str(Replicate())
 
@@ -42,10 +41,14 @@ def show_plan(console: Console, plan: "Plan", engine: str, plan_file: str | None
 def _show_refusal(console: Console, plan: "Plan", engine: str) -> None:
     unknown = any(breach.rule == UNKNOWN_GPU for breach in plan.breaches)
     heading(console, "Not known to run" if unknown else "Does not run")
+    told: set[str] = set()
     for breach in plan.breaches:
         item(console, f"{breach.module}: {breach.reason}", "red")
-        for line in _consequences(breach, engine):
-            item(console, line, indent=4)
+        item(console, f"{engine} says: {breach.engine_says}" if breach.engine_says else breach.consequence, indent=4)
+        for remedy in breach.remedies:
+            if remedy not in told:
+                item(console, f"way out: {remedy}", indent=4)
+        told.update(breach.remedies)
     if unknown:
         _show_totals(console, plan)
         return
@@ -57,15 +60,6 @@ def _show_refusal(console: Console, plan: "Plan", engine: str) -> None:
         item(console, f"{alternative.options}   {alternative.gpus} GPUs, {gib(alternative.bytes_per_rank)} a rank")
         for note in alternative.notes:
             item(console, note, "dim", indent=4)
-
-
-def _consequences(breach: "PlanBreach", engine: str) -> Iterable[str]:
-    if breach.engine_says:
-        yield f"{engine} says: {breach.engine_says}"
-    else:
-        yield breach.consequence
-    for remedy in breach.remedies:
-        yield f"try {remedy}"
 
 
 def _show_feasible(console: Console, plan: "Plan", plan_file: str | None) -> None:

@@ -27,6 +27,7 @@ from dsv4_shard.inventory import Inventory
 from dsv4_shard.logs import Found, Log, read_log
 from dsv4_shard.messages import SHORT, Source
 from dsv4_shard.releases import RELEASES, find_release, inventory_of
+from dsv4_shard.remedies import ways_out, words
 from dsv4_shard.roles import Module
 from dsv4_shard.units import quotient
 
@@ -283,7 +284,7 @@ def _broken(
             if rule is not None and _fits(found, rule, context):
                 yield breach
                 break
-            beside = "parts" in found.pattern.fields and _is_heard(found, rules)
+            beside = not _SAY_TP.isdisjoint(found.pattern.fields) and _is_heard(found, rules)
             if breach.quote is not None and not (told or beside):
                 break
 
@@ -320,7 +321,7 @@ def _case(hit: _Hit) -> Case:
         module=hit.breach.module,
         arithmetic=hit.breach.reason,
         guessed=guessed,
-        remedies=hit.breach.remedies,
+        remedies=ways_out(hit.model.inventory, hit.request, hit.breach),
     )
 
 
@@ -361,8 +362,7 @@ def _meaning(found: Found, hits: list[_Hit]) -> Iterator[str]:
 def _remedies(found: Found) -> tuple[str, ...]:
     if found.pattern.known is not None:
         return found.pattern.known.ways
-    remedies = (remedy for source in found.pattern.sources for remedy in source.rule.remedies)
-    return tuple(dict.fromkeys(remedies))[:_ALSO]
+    return words(remedy for source in found.pattern.sources for remedy in source.rule.remedies)[:_ALSO]
 
 
 # --- the way out -----------------------------------------------------------------------------------------------------
@@ -411,7 +411,7 @@ def way_out(model: Model, request: Request) -> Way:
     if runs:
         notes += engine.notes(context)
     else:
-        notes += [f"{breach.module}: {breach.reason}" for breach in choice.breaches]
+        notes += dict.fromkeys(f"{breach.module}: {breach.reason}" for breach in choice.breaches)
     return Way(
         options=options_of(request),
         runs=runs,

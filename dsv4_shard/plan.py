@@ -38,6 +38,7 @@ from dsv4_shard.gpus import say_memory
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.kvcache import bytes_per_token
 from dsv4_shard.origin import Origin, origin_of
+from dsv4_shard.remedies import ways_out
 from dsv4_shard.roles import Module, Part, Role, Stage
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -51,7 +52,7 @@ class _Document(BaseModel):
 
 
 class PlanBreach(_Document):
-    """A rule that breaks: `reason` is the arithmetic, `remedies` are ways out, as options.
+    """A rule that breaks: `reason` is the arithmetic, `remedies` are ways out that help, as options.
 
     `engine_says` is what the engine itself prints, None where it prints nothing, its words are not known, or it has
     stopped at another rule, which then is the first; `consequence` says which.
@@ -334,7 +335,7 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
         engine_version=engine.version,
         deployment=_deployment(choice.at),
         feasible=not breaches,
-        breaches=tuple(_breach(breach) for breach in breaches),
+        breaches=tuple(_breach(breach, ways_out(inventory, request, breach)) for breach in breaches),
         checks=() if unknown else tuple(_checks(engine, context)),
         choices=(*choice.notes(), *engine.notes(context)) if choice.feasible and not unknown else (),
         unwritten=refusal,
@@ -373,14 +374,14 @@ def _deployment(at: Deployment) -> dict[str, Any]:
     return document
 
 
-def _breach(breach: Breach) -> PlanBreach:
+def _breach(breach: Breach, remedies: tuple[str, ...]) -> PlanBreach:
     return PlanBreach(
         rule=breach.rule,
         module=breach.module,
         reason=breach.reason,
         engine_says=breach.quote,
         consequence=breach.consequence,
-        remedies=breach.remedies,
+        remedies=remedies,
     )
 
 

@@ -52,7 +52,7 @@ MESSAGES = [
      "moe_ep_size (1).", ["moe_intermediate_size 2048 / MoE TP 24 = 85.33: not whole"]),
     ("ValueError: For quantized MoE models, please make sure (moe_intermediate_size=3072 / moe_tp_size=16) % "
      "weight_block_size_n=128 == 0 where moe_tp_size is equal to tp_size (16) divided by ep_size (1). You can fix this "
-     "by setting arguments `--tp` and `--ep` correctly.", [ROUTED_192, "--runner marlin"]),
+     "by setting arguments `--tp` and `--ep` correctly.", [ROUTED_192, "SGLANG_SHARED_EXPERT_TP1=1: -", "--ep 2"]),
     ("The output_size of gate's and up's weight = 192 is not divisible by weight quantization block_n = 128.",
      ["SGLang", ROUTED_192]),
     ("ValueError: The input_size of down's weight = 192 is not divisible by weight quantization block_k = 128.",

@@ -6,7 +6,7 @@ check is marked by an empty `quote`: there the tool is the only one who warns.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -163,12 +163,33 @@ BREAKS_TOO = "breaks as well: {engine} has stopped by then"
 
 
 @dataclass(frozen=True, slots=True)
+class Remedy:
+    """A way out that is an option of this tool.
+
+    `words` say it in general; `tries` are the requests that take it, the likeliest first; `said`, a template over
+    `asked`, says it of the one that helps (empty: `words`).
+    """
+
+    words: str
+    tries: Callable[[Request], Iterable[Request]]
+    said: str = ""
+
+    def say(self, asked: Request) -> str:
+        """What it is for the request that helps."""
+        return (self.said or self.words).format(asked=asked, attention_tp=asked.tp // asked.dp)
+
+
+Remedies = tuple[Remedy | str, ...]
+"""Ways out; those that are no option of this tool are words alone."""
+
+
+@dataclass(frozen=True, slots=True)
 class Breach:
     """A rule that a deployment breaks.
 
     `reason` is the arithmetic. `quote` is what the engine itself prints, None where it prints nothing, its words are
-    not known, or it has stopped at another rule; `consequence` says which. `remedies` are ways out, as options of this
-    tool.
+    not known, or it has stopped at another rule; `consequence` says which. `remedies` are ways out, of which not each
+    helps every deployment.
     """
 
     rule: str
@@ -176,7 +197,7 @@ class Breach:
     reason: str
     quote: str | None
     consequence: str
-    remedies: tuple[str, ...]
+    remedies: Remedies
 
     @property
     def stops(self) -> bool:
@@ -211,7 +232,7 @@ class Shows:
 
     quote: Words = None
     consequence: str = REFUSED
-    remedies: tuple[str, ...] = ()
+    remedies: Remedies = ()
     heard: tuple[str, ...] = ()
     quotes: tuple[str, ...] = ()
 
@@ -253,7 +274,7 @@ class Divides:
         return (*self.cut.messages, *self.uneven.messages)
 
     @property
-    def remedies(self) -> tuple[str, ...]:
+    def remedies(self) -> Remedies:
         """Ways out of either breach."""
         return tuple(dict.fromkeys((*self.cut.remedies, *self.uneven.remedies)))
 
@@ -311,7 +332,7 @@ class Requires:
     reason: str
     quote: str | None = None
     consequence: str = REFUSED
-    remedies: tuple[str, ...] = ()
+    remedies: Remedies = ()
     fatal: bool = False
     heard: tuple[str, ...] = ()
 

@@ -10,11 +10,13 @@ from dsv4_shard.engines.base import (
     Context,
     Divides,
     Pad,
+    Remedies,
     Request,
     Requires,
     Shows,
     Split,
 )
+from dsv4_shard.engines.remedies import ANY_EP, leave_out
 from dsv4_shard.families.v3 import V3Config
 from dsv4_shard.gpus import Gpu, find_gpu, gpu_with
 from dsv4_shard.inventory import NVFP4, Inventory
@@ -63,7 +65,7 @@ def version_rule(*versions: str) -> Requires:
     return Requires(
         "version", Module.ATTENTION, lambda c: c.at.version in versions,
         "version {at.version} was not held against its own classes; known: " + ", ".join(versions),
-        consequence="rules, names and shapes may differ", fatal=True, remedies=("leave --engine-version out",),
+        consequence="rules, names and shapes may differ", fatal=True, remedies=(leave_out("engine_version"),),
     )  # fmt: skip
 
 
@@ -111,7 +113,7 @@ NODES_RULE = Divides(
     "nodes", Module.ATTENTION, lambda c: c.at.world, "GPUs", lambda c: c.at.nodes, "nodes", fatal=True,
     uneven=Shows(
         consequence="some nodes would hold more ranks than others",
-        remedies=("choose a number of nodes that divides the GPUs",),
+        remedies=(leave_out("nodes"),),
     ),
 )  # fmt: skip
 
@@ -119,7 +121,7 @@ NO_CAST_RULE = Requires(
     "expert-dtype", Module.ROUTED, lambda c: c.at.experts == c.inventory.routed.name,
     "experts are asked for in {at.experts}, but they are {context.inventory.routed.name} in the checkpoint",
     consequence="{engine} holds the experts as the checkpoint does", fatal=True,
-    remedies=("leave --expert-dtype out: only --engine reference casts experts",),
+    remedies=(leave_out("expert_dtype"), "--engine reference, which alone casts experts"),
 )  # fmt: skip
 
 
@@ -152,16 +154,14 @@ def o_a_decoding_rule(*sides: int) -> Requires:
 
 O_A_DECODING_RULE = o_a_decoding_rule(DECODED_BLOCK)
 
-EXPERTS = Shows(remedies=("choose an EP that divides the number of experts",))
+EXPERTS = Shows(remedies=(ANY_EP,))
 EXPERTS_RULE = Divides(
     "experts", Module.ROUTED, lambda c: c.config.n_routed_experts, "n_routed_experts", lambda c: c.at.ep, "EP",
     uneven=EXPERTS,
 )  # fmt: skip
 
 
-def attention_rules(
-    remedies: tuple[str, ...], rows_quote: str | None, heads: Shows, groups: Shows
-) -> tuple[Divides, ...]:
+def attention_rules(remedies: Remedies, rows_quote: str | None, heads: Shows, groups: Shows) -> tuple[Divides, ...]:
     """Heads, output groups and blocks of q_b, o_a and o_b under attention TP, in the order of the constructors.
 
     `rows_quote` is what the engine prints where the rows of q_b or o_a, or the columns of o_b, do not divide. `heads`
@@ -198,7 +198,7 @@ def attention_rules(
     )  # fmt: skip
 
 
-def latent_attention_rules(heads_quote: str, remedies: tuple[str, ...]) -> tuple[Divides, ...]:
+def latent_attention_rules(heads_quote: str, remedies: Remedies) -> tuple[Divides, ...]:
     """Heads and blocks of V3's q_b, kv_b and o under attention TP, in the order of the constructors.
 
     `heads_quote` is what the engine prints where the heads do not divide.

@@ -40,6 +40,7 @@ from dsv4_shard.engines.base import (
     held_by_rank,
 )
 from dsv4_shard.engines.common import NODES_RULE, nvfp4_rule, o_a_decoding_rule, pick_gpu, pick_nodes, version_rule
+from dsv4_shard.engines.remedies import NO_DP, leave_out
 from dsv4_shard.families import family_of
 from dsv4_shard.families.base import ModelConfig
 from dsv4_shard.inventory import Group, Inventory
@@ -116,12 +117,12 @@ ONE_WAY_RULES: tuple[Rule, ...] = (
     Requires(
         "ep", Module.ROUTED, lambda c: c.at.ep == c.at.tp,
         "the reference spreads whole experts over all {at.tp} ranks, so EP {at.ep} cannot be had",
-        consequence=NO_OPTION, remedies=("leave --ep out",),
+        consequence=NO_OPTION, remedies=(leave_out("ep"),),
         fatal=True,
     ),
     Requires(
         "dp", Module.ATTENTION, lambda c: c.at.dp == 1, "the reference has no attention DP",
-        consequence=NO_OPTION, remedies=("--dp 1",), fatal=True,
+        consequence=NO_OPTION, remedies=(NO_DP,), fatal=True,
     ),
 )  # fmt: skip
 """No generation has attention DP, or cuts a routed expert."""
@@ -141,12 +142,12 @@ _WAYS: tuple[Rule, ...] = (
     Requires(
         "options", Module.ROUTED, lambda c: c.at.a2a is None and c.at.runner == "tilelang",
         "the reference has no runners or all-to-all backends to choose", consequence=NO_OPTION,
-        remedies=("leave them out",), fatal=True,
+        remedies=(leave_out("runner", "a2a"),), fatal=True,
     ),
     Requires(
         "shared-way", Module.SHARED, lambda c: c.at.shared == "whole",
         "the reference adds whole shared experts after the all-reduce; it cannot {at.shared} them",
-        consequence=NO_OPTION, remedies=("--shared-experts whole",), fatal=True,
+        consequence=NO_OPTION, remedies=(leave_out("shared"),), fatal=True,
     ),
     nvfp4_rule("DeepSeek's model.py has no NVFP4 experts", "the model cannot load them"),
     nvfp4_rule("DeepSeek's model.py has no NVFP4 experts", "the model cannot load them"),
@@ -154,7 +155,7 @@ _WAYS: tuple[Rule, ...] = (
         "expert-dtype", Module.ROUTED,
         lambda c: c.at.experts in ("FP4", "FP8") and (c.at.experts, c.inventory.routed.name) != ("FP4", "FP8"),
         "experts are {context.inventory.routed.name} in the checkpoint and cannot be written as {at.experts}",
-        remedies=("leave --expert-dtype out",), fatal=True,
+        remedies=(leave_out("expert_dtype"),), fatal=True,
     ),
     NODES_RULE,
 )  # fmt: skip

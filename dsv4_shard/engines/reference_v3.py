@@ -32,6 +32,7 @@ from dsv4_shard.engines.base import (
 )
 from dsv4_shard.engines.common import NO_CAST_RULE, NODES_RULE, version_rule
 from dsv4_shard.engines.reference import ONE_WAY_RULES, VOCAB_RULE, WHOLE_EXPERTS_RULE, WRONG, ranks, scale_rule
+from dsv4_shard.engines.remedies import leave_out
 from dsv4_shard.families.base import Family, ModelConfig
 from dsv4_shard.families.v3 import V3, V32, V3Config
 from dsv4_shard.inventory import Group, Inventory
@@ -105,12 +106,12 @@ def _rules(version: str, runner: str) -> tuple[Rule, ...]:
         Requires(
             "options", Module.ROUTED, lambda c: c.at.a2a is None and c.at.runner == runner,
             "the reference has no runners or all-to-all backends to choose", consequence=NO_OPTION,
-            remedies=("leave them out",), fatal=True,
+            remedies=(leave_out("runner", "a2a"),), fatal=True,
         ),
         Requires(
             "shared-way", Module.SHARED, lambda c: c.at.shared == "split",
             f"{version}'s reference splits the shared experts over all ranks; it cannot {{at.shared}} them",
-            consequence=NO_OPTION, remedies=("leave --shared-experts out",), fatal=True,
+            consequence=NO_OPTION, remedies=(leave_out("shared"),), fatal=True,
         ),
         NO_CAST_RULE,
         Requires(

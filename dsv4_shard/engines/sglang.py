@@ -48,6 +48,18 @@ from dsv4_shard.engines.common import (
     version_rule,
     vocab_placement,
 )
+from dsv4_shard.engines.remedies import (
+    ANY_DP,
+    ANY_EP,
+    DEEPEP,
+    FULL_DP,
+    MARLIN,
+    MORE_DP,
+    MORE_EP,
+    WHOLE_SHARED,
+    for_engine,
+    leave_out,
+)
 from dsv4_shard.gpus import Gpu
 from dsv4_shard.inventory import NVFP4, Group, Inventory
 from dsv4_shard.names import A2A
@@ -101,17 +113,6 @@ _TOPOLOGY_QUOTE = (
     "ValueError: parallel topology is inconsistent (set by override_permanently):\ntp_size == moe_ep_size * "
     "moe_dp_size * moe_tp_size\n  {size} != {parts} * 1 * {part} (= {context.experts_ranks})"
 )
-_WHOLE_MOE_QUOTES = (
-    "ValueError: For quantized MoE models, please make sure (moe_intermediate_size={size} / moe_tp_size={parts}) % "
-    "weight_block_size_n={unit} == 0 where moe_tp_size is equal to tp_size ({context.at.tp}) divided by ep_size "
-    "({context.at.ep}).",
-)
-_EVEN_MOE_QUOTES = (
-    "ValueError: moe_intermediate_size {size} must be divisible by moe_tp_size ({parts}) which is tp_size "
-    "({context.at.tp}) divided by moe_ep_size ({context.at.ep}).",
-)
-"""`check_quantized_moe_compatibility`, which runs beside the constructors."""
-
 _WRONG_SILENTLY = f"{SILENT}starts, and computes garbage or fails in the first forward"
 
 
@@ -186,52 +187,45 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
     Requires(
         "a2a-ep", Module.ROUTED, lambda c: c.at.a2a is None or c.at.ep == c.at.tp,
         "all-to-all backend {at.a2a} sets EP = TP = {at.tp}, so EP {at.ep} cannot be had",
-        consequence="{engine} sets EP = TP by itself", remedies=("leave --ep out",), fatal=True,
+        consequence="{engine} sets EP = TP by itself", remedies=(leave_out("ep"),), fatal=True,
     ),
     Divides(
         "ep", Module.ROUTED, lambda c: c.at.tp, "TP", lambda c: c.at.ep, "EP",
         fatal=True,
         uneven=Shows(
-            _TOPOLOGY_QUOTE, remedies=("choose an EP that divides TP",),
+            _TOPOLOGY_QUOTE, remedies=(ANY_EP,),
             heard=("ValueError: tp_size {size} must be divisible by ep_size {parts}",),
         ),
     ),
     Divides(
         "attention-dp", Module.ATTENTION, lambda c: c.at.tp, "TP", lambda c: c.at.dp, "attention DP", fatal=True,
-        uneven=Shows(remedies=("choose an attention DP that divides TP",)),
+        uneven=Shows(remedies=(ANY_DP,)),
     ),
     Requires(
         "runner", Module.ROUTED, lambda c: runner_of(c) is not None or (c.at.experts, c.at.runner) == (NVFP4, "auto"),
         "runner {at.runner!r} does not take {at.experts} experts on {at.gpu.family} (sm_{at.gpu.sm})",
-        remedies=("leave --runner out",), fatal=True, heard=("MXFP4 Marlin requires SM90 or SM120.",),
+        remedies=(leave_out("runner"),), fatal=True, heard=("MXFP4 Marlin requires SM90 or SM120.",),
     ),
     Requires(
         "marlin-a2a", Module.ROUTED, lambda c: not (c.at.runner == "marlin" and c.at.a2a),
         "runner marlin is for tensor parallelism, not for the all-to-all backend {at.a2a}",
-        remedies=("leave --runner or --a2a out",),
+        remedies=(leave_out("runner"), leave_out("a2a")),
     ),
     Requires(
         "megamoe", Module.ROUTED,
         lambda c: c.at.a2a != "flashinfer_megamoe" or (c.at.dp == c.at.tp and c.at.gpu.sm in _BLACKWELL),
         "flashinfer_megamoe needs attention DP = TP and Blackwell, here {at.dp}, {at.tp} and {at.gpu.family}",
-        remedies=("--a2a deepep",),
+        remedies=(DEEPEP, FULL_DP),
     ),
     Requires(
         "shared-way", Module.SHARED, lambda c: c.at.shared in ("whole", "split"),
         "SGLang keeps shared experts whole or splits them; it has no way to {at.shared} them", consequence=NO_OPTION,
-        remedies=("--shared-experts whole", "--engine vllm, which pads"), fatal=True,
+        remedies=(leave_out("shared"), for_engine("vllm", ", which pads")), fatal=True,
     ),
     Requires(
         "a2a-shared", Module.SHARED, lambda c: not (c.at.a2a and c.at.shared != "whole"),
         "all-to-all backend {at.a2a} keeps shared experts whole by itself",
-        consequence="{engine} keeps them whole", remedies=("--shared-experts whole",),
-    ),
-    Requires(
-        "tp-experts", Module.ROUTED, lambda c: c.at.tp <= c.config.n_routed_experts,
-        "TP {at.tp} exceeds the {config.n_routed_experts} routed experts",
-        heard=(
-            "ValueError: Tensor parallel size {at.tp} is greater than the number of experts {config.n_routed_experts}.",
-        ),
+        consequence="{engine} keeps them whole", remedies=(leave_out("shared"),), fatal=True,
     ),
 )  # fmt: skip
 """What SGLang asks of a deployment before it builds a model of any generation."""
@@ -241,22 +235,49 @@ ROUTED_RULE = Divides(
     lambda c: c.at.moe_tp, "MoE TP", _moe_unit, _moe_unit_name,
     uneven=Shows(
         "assert intermediate_size % self.moe_tp_size == 0",
-        remedies=("more EP: --ep N, so that fewer ranks share one expert",), heard=_EVEN_MOE_QUOTES,
+        remedies=(MORE_EP,),
     ),
     cut=Shows(
         _moe_quote, _WRONG_SILENTLY,
-        ("--runner marlin (FP4 on Hopper)", "more EP: --ep N, so that fewer ranks share one expert"),
-        (DOWN_QUOTE, *_WHOLE_MOE_QUOTES, "ValueError: Current MXFP4 MoE layer does not satisfy Marlin constraints."),
+        (MARLIN, MORE_EP),
+        (DOWN_QUOTE, "ValueError: Current MXFP4 MoE layer does not satisfy Marlin constraints."),
         tuple(dict.fromkeys(row.quote for rows in RUNNERS.values() for row in rows if row.quote)),
     ),
 )  # fmt: skip
 
-_WHOLE_SHARED = ("SGLANG_SHARED_EXPERT_TP1=1: --shared-experts whole", "an all-to-all backend: --a2a deepep")
+_WHOLE_SHARED = (WHOLE_SHARED, DEEPEP)
 SHARED_RULE = Divides(
     "shared-blocks", Module.SHARED, lambda c: c.shared_intermediate, "shared intermediate size",
     lambda c: c.at.shared_parts, "TP", lambda c: c.block(Role.SHARED_GATE).rows, "blocks",
     Shows(remedies=_WHOLE_SHARED), Shows(COLUMN_QUOTE, remedies=_WHOLE_SHARED),
     when=lambda c: c.config.n_shared_experts > 0,
+)  # fmt: skip
+
+QUANTIZED_MOE_RULE = Divides(
+    "quantized-moe", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
+    lambda c: c.at.moe_tp, "MoE TP",
+    lambda c: c.block(Role.SHARED_GATE).rows if c.at.shared == "split" else 1, "blocks",
+    Shows(
+        "ValueError: moe_intermediate_size {size} must be divisible by moe_tp_size ({parts}) which is tp_size "
+        "({context.at.tp}) divided by moe_ep_size ({context.at.ep}).", remedies=(MORE_EP,),
+    ),
+    Shows(
+        "ValueError: For quantized MoE models, please make sure (moe_intermediate_size={size} / moe_tp_size={parts}) % "
+        "weight_block_size_n={unit} == 0 where moe_tp_size is equal to tp_size ({context.at.tp}) divided by ep_size "
+        "({context.at.ep}).", remedies=(WHOLE_SHARED, MORE_EP),
+    ),
+    when=lambda c: c.block(Role.SHARED_GATE).rows > 1,
+)  # fmt: skip
+"""`check_quantized_moe_compatibility`, which runs once the model is built. It holds routed experts to whole blocks,
+whatever their runner makes of others, but where SGLANG_SHARED_EXPERT_TP1=1 skips that."""
+
+_TP_EXPERTS_QUOTE = (
+    "ValueError: Tensor parallel size {at.tp} is greater than the number of experts {config.n_routed_experts}."
+)
+TP_EXPERTS_RULE = Requires(
+    "tp-experts", Module.ROUTED, lambda c: c.at.tp <= c.config.n_routed_experts,
+    "TP {at.tp} exceeds the {config.n_routed_experts} routed experts",
+    _TP_EXPERTS_QUOTE, heard=(_TP_EXPERTS_QUOTE,),
 )  # fmt: skip
 
 SGLANG_EXPERTS_RULE = replace(
@@ -266,7 +287,7 @@ SGLANG_EXPERTS_RULE = replace(
 RULES: tuple[Rule, ...] = (
     *DEPLOYMENT_RULES,
     *attention_rules(
-        ("attention DP: --dp N, so that attention TP = TP / N divides",),
+        (MORE_DP,),
         "AssertionError: {size} is not divisible by {parts}",
         Shows(consequence=_WRONG_SILENTLY),
         Shows(
@@ -274,9 +295,11 @@ RULES: tuple[Rule, ...] = (
         ),
     ),
     replace(O_A_DECODING_RULE, holds=lambda c: keeps_o_a_fp8(c) or O_A_DECODING_RULE.holds(c)),
+    TP_EXPERTS_RULE,
     SGLANG_EXPERTS_RULE,
     ROUTED_RULE,
     SHARED_RULE,
+    QUANTIZED_MOE_RULE,
 )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from dsv4_shard.engines.base import (
     held_by_rank,
 )
 from dsv4_shard.engines.common import COLUMN_QUOTE, latent_attention_rules, vocab_placement
+from dsv4_shard.engines.remedies import MORE_DP
 from dsv4_shard.inventory import Group
 from dsv4_shard.roles import NORM_ROLES, Module, Part, Role
 
@@ -29,7 +30,7 @@ _WHOLE_DENSE = ("SGLang's --moe-dense-tp-size 1, which keeps the dense MLP whole
 RULES: tuple[Rule, ...] = (
     *sglang.DEPLOYMENT_RULES,
     *latent_attention_rules(
-        "assert num_heads % attn_tp_size == 0", ("attention DP: --dp N, so that attention TP = TP / N divides",)
+        "assert num_heads % attn_tp_size == 0", (MORE_DP,)
     ),
     Divides(
         "dense-blocks", Module.DENSE, lambda c: c.v3.intermediate_size, "intermediate_size", lambda c: c.at.tp, "TP",
@@ -37,9 +38,11 @@ RULES: tuple[Rule, ...] = (
         Shows(remedies=_WHOLE_DENSE), Shows(COLUMN_QUOTE, remedies=_WHOLE_DENSE),
         when=lambda c: c.v3.first_k_dense_replace > 0,
     ),
+    sglang.TP_EXPERTS_RULE,
     sglang.SGLANG_EXPERTS_RULE,
     sglang.ROUTED_RULE,
     sglang.SHARED_RULE,
+    sglang.QUANTIZED_MOE_RULE,
 )  # fmt: skip
 
 _PLACEMENTS: dict[Role, Placement] = {

@@ -37,6 +37,7 @@ from dsv4_shard.engines.common import (
     pick_nodes,
     version_rule,
 )
+from dsv4_shard.engines.remedies import ANY_EP, FULL_DP, MORE_EP, NO_DP, leave_out
 from dsv4_shard.inventory import Group, Inventory
 from dsv4_shard.roles import Module, Role
 
@@ -86,32 +87,32 @@ RULES: tuple[Rule, ...] = (
     Requires(
         "options", Module.ROUTED, lambda c: c.at.a2a is None and c.at.runner == "auto",
         "--runner and --a2a are not known for TensorRT-LLM", consequence=NO_OPTION,
-        remedies=("leave them out",), fatal=True,
+        remedies=(leave_out("runner", "a2a"),), fatal=True,
     ),
     Requires(
         "attention-dp", Module.ATTENTION, lambda c: c.at.dp in (1, c.at.tp),
         "attention DP is off or as wide as TP {at.tp}, so {at.dp} cannot be had",
-        consequence=NO_OPTION, remedies=("--dp 1 or --dp = TP",), fatal=True,
+        consequence=NO_OPTION, remedies=(NO_DP, FULL_DP), fatal=True,
     ),
     Divides("ep", Module.ROUTED, lambda c: c.at.tp, "TP", lambda c: c.at.ep, "EP", fatal=True,
-            uneven=Shows(remedies=("choose an EP that divides TP",))),
+            uneven=Shows(remedies=(ANY_EP,))),
     Requires(
         "shared-way", Module.SHARED, lambda c: c.at.shared == _own_way(c),
         "TensorRT-LLM chooses by itself: here {context.at.shared_parts} of {at.tp} ranks share one shared expert",
-        consequence=NO_OPTION, remedies=("--shared-experts auto",), fatal=True,
+        consequence=NO_OPTION, remedies=(leave_out("shared"),), fatal=True,
     ),
     Divides("vocab", Module.EMBEDDING, lambda c: c.config.vocab_size, "vocab_size", lambda c: c.at.attention_tp,
             "attention TP"),
     *attention_rules(
-        ("attention DP: --dp = TP",), None, Shows(consequence="{engine} refuses it, or computes garbage"),
+        (FULL_DP,), None, Shows(consequence="{engine} refuses it, or computes garbage"),
         Shows(consequence=f"{SILENT}starts with {{part}} output groups on a rank, then fails or computes garbage"),
     ),
     EXPERTS_RULE,
     Divides(
         "routed-blocks", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
         lambda c: c.at.moe_tp, "MoE TP", lambda c: c.block(Role.ROUTED_DOWN).cols, "blocks",
-        Shows(consequence="an expert would be cut unevenly", remedies=("more EP: --ep N",)),
-        Shows(consequence="a scale would be cut", remedies=("more EP: --ep N",)),
+        Shows(consequence="an expert would be cut unevenly", remedies=(MORE_EP,)),
+        Shows(consequence="a scale would be cut", remedies=(MORE_EP,)),
     ),
 )  # fmt: skip
 

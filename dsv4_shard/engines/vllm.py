@@ -48,6 +48,7 @@ from dsv4_shard.engines.common import (
     version_rule,
     vocab_placement,
 )
+from dsv4_shard.engines.remedies import FEWER_RANKS, FULL_EP, NO_DP, for_engine, leave_out
 from dsv4_shard.inventory import Group, Inventory
 from dsv4_shard.roles import Module, Part, Role
 from dsv4_shard.units import quotient
@@ -191,25 +192,26 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
     Requires(
         "ep", Module.ROUTED, lambda c: c.at.ep in (1, c.at.world),
         "vLLM's expert parallelism is off or spans all {at.world} GPUs (TP × DP), so EP {at.ep} cannot be had",
-        consequence=NO_OPTION, remedies=("--ep 1 or --ep = TP × DP",), fatal=True,
+        consequence=NO_OPTION, remedies=(leave_out("ep"), FULL_EP), fatal=True,
     ),
     Requires(
         "a2a", Module.ROUTED, lambda c: c.at.a2a is None, "--a2a is SGLang's; vLLM picks its own (--runner)",
-        consequence=NO_OPTION, remedies=("leave --a2a out",), fatal=True,
+        consequence=NO_OPTION, remedies=(leave_out("a2a"),), fatal=True,
     ),
     Requires(
         "runner", Module.ROUTED, lambda c: backend_of(c) is not None,
-        "vLLM has no MoE backend {at.runner!r} for {at.experts} experts", remedies=("leave --runner out",), fatal=True,
+        "vLLM has no MoE backend {at.runner!r} for {at.experts} experts",
+        remedies=(leave_out("runner"),), fatal=True,
     ),
     Requires(
         "runner-gpu", Module.ROUTED,
         lambda c: not getattr(backend_of(c), "hopper_only" if c.at.gpu.sm >= 100 else "blackwell_only", False),
         "MoE backend {at.runner} does not take {at.experts} experts on {at.gpu.family}",
-        remedies=("leave --runner out",), fatal=True,
+        remedies=(leave_out("runner"),), fatal=True,
     ),
     Requires(
         "mega-ep", Module.ROUTED, lambda c: not getattr(backend_of(c), "sequence_parallel", False) or c.at.ep > 1,
-        "MoE backend {at.runner} needs expert parallelism", remedies=("--ep = TP × DP",), fatal=True,
+        "MoE backend {at.runner} needs expert parallelism", remedies=(FULL_EP,), fatal=True,
         heard=("NotImplementedError: DeepSeek V4 MegaMoE currently requires expert parallel.",),
     ),
 )  # fmt: skip
@@ -220,7 +222,7 @@ VOCAB_RULE = Divides(
     lambda c: c.at.tp, "TP", uneven=Shows(heard=("AssertionError: {size} is not divisible by {parts}",)),
 )  # fmt: skip
 
-_WHOLE_EXPERTS = ("expert parallelism: --ep = TP × DP",)
+_WHOLE_EXPERTS = (FULL_EP,)
 _UNEVEN_EXPERTS = Shows(remedies=_WHOLE_EXPERTS, heard=("assert intermediate_size % self.tp_size == 0",))
 
 RULES: tuple[Rule, ...] = (
@@ -229,16 +231,16 @@ RULES: tuple[Rule, ...] = (
         "shared-whole", Module.SHARED, lambda c: c.at.shared != "whole" or _sequence_parallel(c) or c.at.world == 1,
         "vLLM keeps shared experts whole only under sequence parallelism (EP with data parallelism); under plain TP "
         "it pads them, and has no option for another way", consequence=NO_OPTION,
-        remedies=("--shared-experts auto", "--engine sglang"), fatal=True,
+        remedies=(leave_out("shared"), for_engine("sglang")), fatal=True,
     ),
     Requires(
         "shared-way", Module.SHARED, lambda c: c.at.shared == "whole" or not _sequence_parallel(c),
         "under sequence parallelism vLLM keeps shared experts whole", consequence=NO_OPTION,
-        remedies=("--shared-experts auto",), fatal=True,
+        remedies=(leave_out("shared"),), fatal=True,
     ),
     VOCAB_RULE,
     *attention_rules(
-        ("fewer ranks in a TP group: --tp N with --dp M",),
+        (FEWER_RANKS,),
         None,
         Shows(
             "assert n_heads % tp_size == 0",
@@ -259,13 +261,13 @@ RULES: tuple[Rule, ...] = (
         "o_a-format", Module.ATTENTION, lambda c: c.format(Role.O_A).name == "FP8",
         "wo_a is stored in {context.o_a_format}; vLLM casts it to FP8 without a scale",
         consequence=f"{SILENT}starts, and computes garbage",
-        remedies=("--engine sglang", "the original FP4 checkpoint"),
+        remedies=(for_engine("sglang"), "the original FP4 checkpoint"),
     ),
     Requires(
         "routed-scales", Module.ROUTED, lambda c: not _misreads_scales(c) or c.at.dp == 1,
         "vLLM reads the E8M0 scales of FP8 experts as plain bytes (2^-7 becomes 120), and with data parallelism no "
         "shards can be written that hold the right values",
-        consequence=f"{SILENT}starts, and computes garbage", remedies=("--dp 1", "--engine sglang"),
+        consequence=f"{SILENT}starts, and computes garbage", remedies=(NO_DP, for_engine("sglang")),
     ),
     Divides(
         "routed-groups", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",

@@ -29,6 +29,7 @@ from dsv4_shard.engines.base import (
     held_by_rank,
 )
 from dsv4_shard.engines.common import ADDED_IN_PARTS, ROW_QUOTE, latent_attention_rules, vocab_placement
+from dsv4_shard.engines.remedies import FEWER_RANKS, FULL_EP, NO_DP, for_engine, leave_out
 from dsv4_shard.families.v3 import V32Config
 from dsv4_shard.inventory import Group, Inventory
 from dsv4_shard.roles import NORM_ROLES, Module, Part, Role
@@ -44,10 +45,10 @@ def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
         yield replace(at, shared="split", shared_parts=at.tp) if request.shared == "auto" else at
 
 
-_FEWER = ("fewer ranks in a TP group",)
+_FEWER = (FEWER_RANKS, for_engine("sglang"))
 _UNKNOWN_EXPERTS = Shows(
     consequence="not known: shared experts that are cut alike are refused before",
-    remedies=("expert parallelism: --ep = TP",),
+    remedies=(FULL_EP,),
 )
 _HEADS_RULE, *_BLOCK_RULES = latent_attention_rules(_HEADS_QUOTE, _FEWER)
 
@@ -57,12 +58,12 @@ RULES: tuple[Rule, ...] = (
         "dp", Module.ATTENTION, lambda c: c.at.dp == 1,
         "vLLM's classes of this generation were not held against under data parallelism",
         consequence=UNCLAIMED, fatal=True,
-        remedies=("--dp 1", "--engine sglang, which has attention DP"),
+        remedies=(NO_DP, for_engine("sglang", ", which has attention DP")),
     ),
     Requires(
         "shared-way", Module.SHARED, lambda c: c.at.shared == "split",
         "vLLM splits V3's shared experts; it has no way to {at.shared} them", consequence=NO_OPTION,
-        remedies=("--shared-experts auto", "--engine sglang"), fatal=True,
+        remedies=(leave_out("shared"), for_engine("sglang")), fatal=True,
     ),
     _HEADS_RULE,
     vllm.VOCAB_RULE,

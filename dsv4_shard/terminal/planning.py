@@ -43,12 +43,15 @@ def _show_refusal(console: Console, plan: "Plan", engine: str) -> None:
     heading(console, "Not known to run" if unknown else "Does not run")
     told: set[str] = set()
     for breach in plan.breaches:
-        item(console, f"{breach.module}: {breach.reason}", "red")
+        arithmetic = f"{breach.module}: {breach.reason}"
+        if arithmetic in told:
+            continue
+        item(console, arithmetic, "red")
         item(console, f"{engine} says: {breach.engine_says}" if breach.engine_says else breach.consequence, indent=4)
         for remedy in breach.remedies:
             if remedy not in told:
                 item(console, f"way out: {remedy}", indent=4)
-        told.update(breach.remedies)
+        told |= {arithmetic, *breach.remedies}
     if unknown:
         _show_totals(console, plan)
         return

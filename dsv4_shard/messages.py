@@ -108,7 +108,7 @@ def patterns() -> tuple[Pattern, ...]:
     for name in SERVING:
         for family in FAMILIES:
             engine = engine_for(name, family)
-            for rule in engine.rules:
+            for rule in (*engine.rules, *engine.others):
                 if rule.name != UNKNOWN_FAMILY:
                     for template in dict.fromkeys((*rule.messages, *_short(rule))):
                         sources.setdefault(template, []).append(Source(engine, family, rule))

@@ -19,11 +19,11 @@ from skeletons import DATA
 from typer.testing import CliRunner
 
 from dsv4_shard.cli import app
-from dsv4_shard.engines import SERVING, engine_for
+from dsv4_shard.engines import ENGINES, SERVING, engine_for
 from dsv4_shard.engines.base import Request
 from dsv4_shard.engines.sglang import ROUTED_RULE, RUNNERS
 from dsv4_shard.errors import ExitCode
-from dsv4_shard.explain import Explanation, explain
+from dsv4_shard.explain import Explanation, Model, explain
 from dsv4_shard.families import FAMILIES
 from dsv4_shard.logs import MAX_LINE, lines_of, read_log
 from dsv4_shard.messages import OTHERS, compile_template, patterns
@@ -41,9 +41,11 @@ MESSAGES = [
     (COLUMN, ["SGLang", SHARED_192, "SGLANG_SHARED_EXPERT_TP1=1 sglang serve", "--moe-runner-backend marlin",
               "dsv4-shard plan deepseek-ai/DeepSeek-V4-Pro --tp 16", "the model and TP: a guess"]),
     ("Weight input_size_per_partition = 192 is not divisible by weight quantization block_k = 128.",
-     ["vLLM", SHARED_192, "24 blocks of 128 / TP 16 = 1.5, so 2 (256 rows) on a rank; ranks 12-15 hold only zeros"]),
+     ["vLLM", SHARED_192, "24 blocks of 128 / TP 16 = 1.5, so 2 (256 rows) on a rank; ranks 12-15 hold only zeros",
+      "a vLLM with PR 46001"]),
     ("AssertionError: 129280 is not divisible by 24",
-     ["vocab_size (padded to 64) 129280 / TP 24 = 5386.67: not whole"]),
+     ["SGLang, vLLM", "vocab_size (padded to 64) 129280 / TP 24 = 5386.67: not whole", "--tp 24 (the model",
+      "SGLang 0.5.23, which pads the vocabulary", "q_b rows 65536 / attention TP 24"]),
     ("AssertionError: 65536 is not divisible by 24",
      ["q_b rows 65536 / attention TP 24 = 2730.67: not whole", "V4-Pro"]),
     ("AssertionError: 32768 is not divisible by 24", ["q_b rows 32768 / attention TP 24 = 1365.33", "V4-Flash"]),
@@ -54,7 +56,7 @@ MESSAGES = [
      "weight_block_size_n=128 == 0 where moe_tp_size is equal to tp_size (16) divided by ep_size (1). You can fix this "
      "by setting arguments `--tp` and `--ep` correctly.", [ROUTED_192, "SGLANG_SHARED_EXPERT_TP1=1: -", "--ep 2"]),
     ("The output_size of gate's and up's weight = 192 is not divisible by weight quantization block_n = 128.",
-     ["SGLang", ROUTED_192]),
+     ["SGLang, vLLM", ROUTED_192]),
     ("ValueError: The input_size of down's weight = 192 is not divisible by weight quantization block_k = 128.",
      [ROUTED_192]),
     ("Mxfp4FlashinferCutlassMoEMethod requires hidden_size and intermediate_size_per_partition to be multiples of 128 "
@@ -186,7 +188,8 @@ def test_every_template_of_every_rule_is_recognised():
     """So that a new rule is known at once: from its own quotes, and from what is heard of it."""
     for name in SERVING:
         for family in FAMILIES:
-            for rule in engine_for(name, family).rules:
+            engine = engine_for(name, family)
+            for rule in (*engine.rules, *engine.others):
                 for template in rule.messages:
                     if compile_template(template) is None:
                         assert re.fullmatch(r"\w+Error:?", template)  # a class alone
@@ -425,6 +428,81 @@ def test_the_log_says_what_need_not_be_guessed():
     vllm = of("vllm serve x --tensor-parallel-size 16\n" + of_ranks(TRACEBACK[-1:]))
     assert vllm.engines == ("vLLM",)
     assert vllm.way.next.endswith("--tp 16 --engine vllm")
+
+
+@pytest.mark.parametrize(
+    ("said", "dp"),
+    [
+        ("sglang serve --tp 24 --dp-size 2 --enable-dp-attention", 2),
+        ("sglang serve --tp 24 --dp 2 --enable-dp-attention", 2),
+        ("sglang serve --tp 24 --attn-dp-size 2", 2),
+        ("sglang: ServerArgs(tp_size=24, dp_size=2, enable_dp_attention=True, moe_dp_size=1)", 2),
+        ("--tp 24 --dp-size 2 --enable-dp-attention", 2),
+        ("sglang: ServerArgs(tp_size=12, dp_size=2, enable_dp_attention=False)", 1),
+        ("sglang serve --tp 12 --dp 2", 1),
+    ],
+)
+def test_the_attention_dp_that_a_log_tells_is_that_of_its_case(said, dp):
+    """Without --enable-dp-attention, SGLang's --dp-size are replicas of the whole model."""
+    explanation = of(f"{said}\nAssertionError: 65536 is not divisible by 12")
+    options = f"--tp {12 * dp}" + (" --dp 2" if dp > 1 else "")
+    assert explanation.engines == ("SGLang",)
+    assert [case.options for case in explanation.cases] == [options]
+    assert explanation.way.next.endswith(options)
+    assert explanation.cases[0].arithmetic == "q_b rows 65536 / attention TP 12 = 5461.33: not whole"
+
+
+def test_vllms_data_parallel_size_is_that_of_its_case():
+    explanation = of("vllm serve x --tensor-parallel-size 16 --data-parallel-size 2\n" + COLUMN)
+    assert [case.options for case in explanation.cases] == ["--tp 16 --dp 2 --engine vllm"]
+
+
+@pytest.mark.parametrize("engine", ["sglang", "vllm"])
+@pytest.mark.parametrize(
+    "message",
+    [
+        "AssertionError: 129280 is not divisible by 24",
+        COLUMN,
+        "The output_size of gate's and up's weight = 192 is not divisible by weight quantization block_n = 128.",
+        "ValueError: The input_size of down's weight = 192 is not divisible by weight quantization block_k = 128.",
+    ],
+)
+def test_the_engine_that_a_log_is_of_is_the_one_that_is_named_and_planned_for(engine, message):
+    explanation = of(f"File /opt/{engine}/model.py\n{message}")
+    assert explanation.engines == (ENGINES[engine].title,)
+    assert {case.engine for case in explanation.cases} == {engine}
+    assert ("--engine vllm" in explanation.way.options) == (engine == "vllm")
+    assert ("--engine vllm" in explanation.way.next) == (engine == "vllm")
+
+
+def test_a_vllm_that_cut_the_shared_expert_is_told_of_the_one_that_pads_it():
+    """Padding is no option of vLLM's, and what 0.33.0 does anyway."""
+    message = "Weight input_size_per_partition = 192 is not divisible by weight quantization block_k = 128."
+    explanation = of(f"vllm serve DeepSeek-V4-Pro --tensor-parallel-size 16\n{message}")
+    assert [way for way in explanation.remedies if "PR 46001" in way]
+    assert not [way for way in explanation.remedies if "--shared-experts" in way]
+
+
+def test_fp8_experts_in_a_log_of_vllm_have_no_way_out_of_sglang():
+    explanation = of(
+        "vllm serve DeepSeek-V4-Pro-FP8 --tensor-parallel-size 16\nThe output_size of gate's and up's weight = 192 is "
+        "not divisible by weight quantization block_n = 128."
+    )
+    assert explanation.cases[0].arithmetic.startswith(ROUTED_192)
+    assert not [way for way in explanation.remedies if "--runner marlin" in way]
+
+
+def test_a_number_that_no_cut_of_the_model_gives_is_said_to_be_of_something_else():
+    """V4-Flash has no dense MLP and no kv_b, of which messages of V3 are."""
+    for explanation in (of(f"--model-path DeepSeek-V4-Flash\n{COLUMN}"), explain_of_flash(COLUMN)):
+        assert "no cut of" in explanation.meaning[0]
+        assert "DeepSeek-V4-Flash" in explanation.meaning[0]
+        assert (explanation.cases, explanation.remedies) == ((), ())
+        assert not re.search("kv_b|intermediate_size|moe-dense", shown(explanation))
+
+
+def explain_of_flash(text: str) -> Explanation:
+    return explain(lines_of(io.BytesIO(text.encode())), Model("my/DeepSeek-V4-Flash", real_inventory(FLASH)[1], True))
 
 
 def test_a_line_that_a_terminal_broke_is_put_together():

@@ -541,7 +541,8 @@ class Engine:
     `candidates` turns a request into deployments, the engine's own choices first; `place` gives a role's placement;
     `hold` says how a rank holds one tensor of a group; `launch` is how to start it on a path, which is that of shards
     or of the checkpoint (its last argument); `addition` is how the shared expert's output joins the sum;
-    `notes` is what else a user of the deployment should know.
+    `notes` is what else a user of the deployment should know. `others` are rules of other versions, by whose messages
+    logs are explained; no plan asks them.
     """
 
     name: str
@@ -555,6 +556,7 @@ class Engine:
     addition: Callable[[Context], str]
     notes: Callable[[Context], tuple[str, ...]] = _no_notes
     layout: Layout | None = None
+    others: tuple[Rule, ...] = ()
 
     def held(self, group: Group, context: Context) -> Held | None:
         """How a rank holds one tensor of `group`, or None where no rank gets it."""

@@ -109,6 +109,18 @@ def vocab_placement(context: Context, group: str = "tp") -> Split | Pad:
     return Pad(0, group, padded // parts if padded % parts == 0 else VOCAB_UNIT)
 
 
+INDIVISIBLE_QUOTE = "AssertionError: {size} is not divisible by {parts}"
+"""`ensure_divisibility`, the same in SGLang and vLLM."""
+
+
+def vocab_rule(uneven: Shows) -> Divides:
+    """The vocabulary is padded to 64 rows and then cut over TP."""
+    return Divides(
+        "vocab", Module.EMBEDDING, lambda c: -(-c.config.vocab_size // VOCAB_UNIT) * VOCAB_UNIT,
+        "vocab_size (padded to 64)", lambda c: c.at.tp, "TP", uneven=uneven,
+    )  # fmt: skip
+
+
 NODES_RULE = Divides(
     "nodes", Module.ATTENTION, lambda c: c.at.world, "GPUs", lambda c: c.at.nodes, "nodes", fatal=True,
     uneven=Shows(

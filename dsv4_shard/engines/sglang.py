@@ -36,6 +36,7 @@ from dsv4_shard.engines.common import (
     EXPERTS,
     EXPERTS_RULE,
     GATE_UP_QUOTE,
+    INDIVISIBLE_QUOTE,
     NO_CAST_RULE,
     NODES_RULE,
     O_A_DECODING_RULE,
@@ -47,6 +48,7 @@ from dsv4_shard.engines.common import (
     pick_nodes,
     version_rule,
     vocab_placement,
+    vocab_rule,
 )
 from dsv4_shard.engines.remedies import (
     ANY_DP,
@@ -288,7 +290,7 @@ RULES: tuple[Rule, ...] = (
     *DEPLOYMENT_RULES,
     *attention_rules(
         (MORE_DP,),
-        "AssertionError: {size} is not divisible by {parts}",
+        INDIVISIBLE_QUOTE,
         Shows(consequence=_WRONG_SILENTLY),
         Shows(
             consequence=SILENT + "starts with {part} output groups on a rank, then computes garbage or divides by zero"
@@ -302,6 +304,11 @@ RULES: tuple[Rule, ...] = (
     QUANTIZED_MOE_RULE,
 )  # fmt: skip
 
+
+OTHERS: tuple[Rule, ...] = (
+    vocab_rule(Shows(INDIVISIBLE_QUOTE, remedies=("SGLang 0.5.23, which pads the vocabulary to 64 × TP",))),
+)
+"""Said before upstream PR 31801: where padding to 64 does not divide, 0.5.23 pads to 64 × TP."""
 
 _PLACEMENTS: dict[Role, Placement] = {
     Role.Q_B: Split(0, "attention"),
@@ -420,4 +427,5 @@ SGLANG = Engine(
     launch=launch,
     addition=addition,
     notes=dspark_notes,
+    others=OTHERS,
 )

@@ -35,6 +35,9 @@ from dsv4_shard.engines.base import (
 from dsv4_shard.engines.common import (
     ADDED_IN_PARTS,
     COLUMN_QUOTE,
+    DOWN_QUOTE,
+    GATE_UP_QUOTE,
+    INDIVISIBLE_QUOTE,
     NO_CAST_RULE,
     NODES_RULE,
     ROW_QUOTE,
@@ -47,6 +50,7 @@ from dsv4_shard.engines.common import (
     shares_blocks_evenly,
     version_rule,
     vocab_placement,
+    vocab_rule,
 )
 from dsv4_shard.engines.remedies import FEWER_RANKS, FULL_EP, NO_DP, for_engine, leave_out
 from dsv4_shard.inventory import Group, Inventory
@@ -217,11 +221,9 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
 )  # fmt: skip
 """What vLLM asks of a deployment before it builds a model of any generation."""
 
-VOCAB_RULE = Divides(
-    "vocab", Module.EMBEDDING, lambda c: -(-c.config.vocab_size // 64) * 64, "vocab_size (padded to 64)",
-    lambda c: c.at.tp, "TP", uneven=Shows(heard=("AssertionError: {size} is not divisible by {parts}",)),
-)  # fmt: skip
+VOCAB_RULE = vocab_rule(Shows(remedies=(FEWER_RANKS,), heard=(INDIVISIBLE_QUOTE,)))
 
+_PADS = Shows(consequence="{engine} has no such option: it pads them", remedies=(leave_out("shared"),))
 _WHOLE_EXPERTS = (FULL_EP,)
 _UNEVEN_EXPERTS = Shows(remedies=_WHOLE_EXPERTS, heard=("assert intermediate_size % self.tp_size == 0",))
 
@@ -283,11 +285,30 @@ RULES: tuple[Rule, ...] = (
     Divides(
         "shared-blocks", Module.SHARED, lambda c: c.shared_intermediate, "shared intermediate size",
         lambda c: c.at.shared_parts, "TP", lambda c: c.block(Role.SHARED_GATE).rows, "blocks",
-        Shows(remedies=("--shared-experts pad",)),
-        Shows(COLUMN_QUOTE, remedies=("--shared-experts pad",), heard=(ROW_QUOTE,)),
-        when=lambda c: c.at.shared == "split",
+        _PADS, _PADS, when=lambda c: c.at.shared == "split",
     ),
 )  # fmt: skip
+
+OTHERS: tuple[Rule, ...] = (
+    Divides(
+        "unpadded-shared-blocks", Module.SHARED, lambda c: c.shared_intermediate, "shared intermediate size",
+        lambda c: c.at.shared_parts, "TP", lambda c: c.block(Role.SHARED_GATE).rows, "blocks",
+        cut=Shows(
+            COLUMN_QUOTE, remedies=("a vLLM with PR 46001, as 0.33.0: it pads the shared experts by itself",),
+            heard=(ROW_QUOTE,),
+        ),
+    ),
+    Divides(
+        "unrefined-routed-blocks", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
+        lambda c: c.at.moe_tp, "MoE TP", lambda c: c.block(Role.ROUTED_GATE).rows, "blocks",
+        cut=Shows(
+            GATE_UP_QUOTE, remedies=("vLLM 0.33.0, which cuts the blocks of FP8 experts finer, or pads them", FULL_EP),
+            heard=(DOWN_QUOTE,),
+        ),
+        when=lambda c: c.at.experts == "FP8",
+    ),
+)  # fmt: skip
+"""Before PR 46001 shared experts were not padded, and 0.26.0 still refused FP8 experts in parts of a block."""
 
 _PLACEMENTS: dict[Role, Placement] = {
     Role.Q_B: Split(0, "attention"),
@@ -446,4 +467,5 @@ VLLM = Engine(
     launch=launch,
     addition=addition,
     notes=notes,
+    others=OTHERS,
 )

@@ -28,7 +28,14 @@ from dsv4_shard.engines.base import (
     Split,
     held_by_rank,
 )
-from dsv4_shard.engines.common import ADDED_IN_PARTS, ROW_QUOTE, latent_attention_rules, vocab_placement
+from dsv4_shard.engines.common import (
+    ADDED_IN_PARTS,
+    DOWN_QUOTE,
+    GATE_UP_QUOTE,
+    ROW_QUOTE,
+    latent_attention_rules,
+    vocab_placement,
+)
 from dsv4_shard.engines.remedies import FEWER_RANKS, FULL_EP, NO_DP, for_engine, leave_out
 from dsv4_shard.families.v3 import V32Config
 from dsv4_shard.inventory import Group, Inventory
@@ -47,6 +54,7 @@ def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
 
 _FEWER = (FEWER_RANKS, for_engine("sglang"))
 _UNKNOWN_EXPERTS = Shows(
+    heard=(GATE_UP_QUOTE, DOWN_QUOTE),
     consequence="not known: shared experts that are cut alike are refused before",
     remedies=(FULL_EP,),
 )
@@ -81,7 +89,7 @@ RULES: tuple[Rule, ...] = (
     Divides(
         "routed-blocks", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
         lambda c: c.at.moe_tp, "MoE TP", lambda c: c.block(Role.ROUTED_DOWN).cols, "blocks",
-        _UNKNOWN_EXPERTS, _UNKNOWN_EXPERTS,
+        replace(_UNKNOWN_EXPERTS, heard=()), _UNKNOWN_EXPERTS,
     ),
 )  # fmt: skip
 

@@ -40,6 +40,7 @@ from dsv4_shard.kvcache import bytes_per_token
 from dsv4_shard.origin import Origin, origin_of
 from dsv4_shard.remedies import ways_out
 from dsv4_shard.roles import Module, Part, Role, Stage
+from dsv4_shard.units import counted
 
 SCHEMA_VERSION: Literal[1] = 1
 _ALTERNATIVES = 3
@@ -301,7 +302,7 @@ def unknown_gpu(engine: Engine, at: Deployment) -> list[Breach]:
     if not at.gpu.unheld:
         return []
     reason = f"what {engine.title} {engine.version} runs on {at.gpu.full_title} was never held against its own classes"
-    return [Breach(UNKNOWN_GPU, Module.ROUTED, reason, None, UNCLAIMED,
+    return [Breach(UNKNOWN_GPU, Module.DEPLOYMENT, reason, None, UNCLAIMED,
                    (f"--gpu-memory in place of --gpu, for a {at.gpu.stands_for} GPU of that size"
                     if at.gpu.stands_for == "Hopper" else "--gpu rtx-pro-6000, which is sm_120",))]  # fmt: skip
 
@@ -360,7 +361,7 @@ def refuse_errors(inventory: Inventory) -> None:
     """Raise IncompleteCheckpoint with the first error, where the inventory has any."""
     errors = inventory.errors
     if errors:
-        more = f" ({len(errors) - 1} more findings)" if len(errors) > 1 else ""
+        more = f" ({counted(len(errors) - 1, 'more finding')})" if len(errors) > 1 else ""
         raise IncompleteCheckpoint(errors[0].message + more)
 
 

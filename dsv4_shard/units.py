@@ -29,3 +29,8 @@ def quotient(number: float, divisor: int = 1) -> str:
     if round(value, 4) == value:
         return f"{value:.4f}".rstrip("0").rstrip(".")
     return f"{value:.4g}" if value < 1 else f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+def counted(number: int, noun: str) -> str:
+    """`number` of what `noun` is called in the singular."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

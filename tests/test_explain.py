@@ -89,6 +89,7 @@ MESSAGES = [
     ("Unsupported DeepSeek V4 expert_dtype='bf16'", ["config.json says expert_dtype 'bf16'"]),
     ("NotImplementedError: DeepSeek V4 MegaMoE currently requires expert parallel. Enable it with "
      "--enable-expert-parallel, or pick a different moe backend.", ["needs expert parallelism", "--ep = TP × DP"]),
+    ("AssertionError: tp_size must be divisible by number of nodes", ["SGLang", "GPUs must divide by nodes"]),
     ("ValueError: Missing keys (...) in loaded state!",
      ["parameters that none of the files holds", "dsv4-shard verify"]),
     ("ValueError: Missing keys ('model.layers.0.self_attn.attn_mqa.k_scale', 'x') in loaded state!",

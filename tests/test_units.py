@@ -2,7 +2,7 @@
 
 import pytest
 
-from dsv4_shard.units import gib, quotient
+from dsv4_shard.units import counted, gib, quotient
 
 
 @pytest.mark.parametrize(
@@ -21,3 +21,8 @@ def test_memory_is_in_gib_but_where_a_tenth_of_one_is_not_reached(nbytes, shown)
 )  # fmt: skip
 def test_a_quotient_is_exact_where_it_is_short_and_never_nothing_or_an_exponent(number, divisor, shown):
     assert quotient(number, divisor) == shown
+
+
+def test_one_is_singular_and_so_are_no_others():
+    counts = [counted(number, "rank file") for number in (0, 1, 2, 1024)]
+    assert counts == ["0 rank files", "1 rank file", "2 rank files", "1,024 rank files"]

@@ -633,7 +633,7 @@ UNCLAIMED = "nothing is claimed of it"
 def unknown_to(engine: Engine, family: Family) -> Engine:
     """`engine` where its classes for a family were never held against it: it has one rule, which always breaks."""
     known = Requires(
-        UNKNOWN_FAMILY, Module.ATTENTION, lambda _: False,
+        UNKNOWN_FAMILY, Module.DEPLOYMENT, lambda _: False,
         f"what {engine.title} {engine.version} does with {family.title} was never held against its own classes",
         consequence=UNCLAIMED, fatal=True,
         remedies=("--engine node or reference, where they know the family",),

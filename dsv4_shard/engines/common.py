@@ -49,8 +49,11 @@ def pick_gpu(request: Request) -> Gpu:
 
 
 def pick_nodes(request: Request, world: int, gpu: Gpu) -> int:
-    """Hosts: as asked for, else as few as hold the GPUs."""
-    return request.nodes or -(-world // GPUS_PER_NODE.get(gpu.name, 8))
+    """Hosts: as asked for, else as few as hold the GPUs, as many on each."""
+    if request.nodes:
+        return request.nodes
+    least = -(-world // GPUS_PER_NODE.get(gpu.name, 8))
+    return next(nodes for nodes in range(least, world + 1) if world % nodes == 0)
 
 
 def shares_blocks_evenly(inventory: Inventory, parts: int) -> bool:
@@ -63,7 +66,7 @@ def shares_blocks_evenly(inventory: Inventory, parts: int) -> bool:
 def version_rule(*versions: str) -> Requires:
     """Rules and layouts are those of certain versions, and are claimed for no other."""
     return Requires(
-        "version", Module.ATTENTION, lambda c: c.at.version in versions,
+        "version", Module.DEPLOYMENT, lambda c: c.at.version in versions,
         "version {at.version} was not held against its own classes; known: " + ", ".join(versions),
         consequence="rules, names and shapes may differ", fatal=True, remedies=(leave_out("engine_version"),),
     )  # fmt: skip
@@ -122,7 +125,7 @@ def vocab_rule(uneven: Shows) -> Divides:
 
 
 NODES_RULE = Divides(
-    "nodes", Module.ATTENTION, lambda c: c.at.world, "GPUs", lambda c: c.at.nodes, "nodes", fatal=True,
+    "nodes", Module.DEPLOYMENT, lambda c: c.at.world, "GPUs", lambda c: c.at.nodes, "nodes",
     uneven=Shows(
         consequence="some nodes would hold more ranks than others",
         remedies=(leave_out("nodes"),),

@@ -70,7 +70,7 @@ RULES: tuple[Rule, ...] = (
     NODES_RULE,
     NO_CAST_RULE,
     Divides(
-        "attention-dp", Module.ATTENTION, lambda c: c.at.tp, "TP", lambda c: c.at.dp, "attention DP",
+        "attention-dp", Module.DEPLOYMENT, lambda c: c.at.tp, "TP", lambda c: c.at.dp, "attention DP",
         fatal=True, uneven=Shows(remedies=(ANY_DP,)),
     ),
     Divides(

@@ -177,9 +177,11 @@ def _moe_quote(context: Context) -> str | None:
     return row.quote if row else None
 
 
+_NODES_QUOTE = "AssertionError: tp_size must be divisible by number of nodes"
+
 DEPLOYMENT_RULES: tuple[Rule, ...] = (
     version_rule(VERSION),
-    NODES_RULE,
+    replace(NODES_RULE, uneven=Shows(remedies=(leave_out("nodes"),), heard=(_NODES_QUOTE,))),
     nvfp4_rule("SGLang's NVFP4 experts were never held against its classes"),
     NO_CAST_RULE,
     Requires(
@@ -200,8 +202,8 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
         ),
     ),
     Divides(
-        "attention-dp", Module.ATTENTION, lambda c: c.at.tp, "TP", lambda c: c.at.dp, "attention DP", fatal=True,
-        uneven=Shows(remedies=(ANY_DP,)),
+        "attention-dp", Module.DEPLOYMENT, lambda c: c.at.tp, "TP", lambda c: c.at.dp, "attention DP", fatal=True,
+        uneven=Shows(remedies=(ANY_DP,), heard=("assert self.tp_size % self.dp_size == 0",)),
     ),
     Requires(
         "runner", Module.ROUTED, lambda c: runner_of(c) is not None or (c.at.experts, c.at.runner) == (NVFP4, "auto"),

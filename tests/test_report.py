@@ -201,7 +201,7 @@ def test_the_map_has_every_layer_and_colours_what_breaks():
     drawn = charts_of(page_of(BROKEN))["map"]
     assert len(drawn["rows"]) == 63
     broken = [column["title"] for column in drawn["columns"] if column["kind"] == "breaks"]
-    assert broken == ["shared experts: a rule breaks"]
+    assert broken == ["routed experts: a rule breaks", "shared experts: a rule breaks"]
 
 
 def test_what_the_search_found_stands_beside_its_best():

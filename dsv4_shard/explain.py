@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from dsv4_shard.choosing import TARGET, choose, nearest, options_of, rank_nbytes
 from dsv4_shard.engines import ENGINES, SERVING, engine_for
-from dsv4_shard.engines.base import MAX_RANKS, Breach, Context, Divides, Engine, Request, Requires, Rule
+from dsv4_shard.engines.base import MAX_RANKS, Breach, Context, Divides, Engine, Request, Requires, Rule, Shows
 from dsv4_shard.engines.sglang import RUNNERS
 from dsv4_shard.engines.vllm import BACKENDS, BACKENDS_FP8
 from dsv4_shard.families.base import Family
@@ -297,8 +297,7 @@ def _broken(
 
 
 def _is_heard(found: Found, rules: list[Rule]) -> bool:
-    shows = (one for rule in rules for one in ((rule.uneven, rule.cut) if isinstance(rule, Divides) else (rule,)))
-    return any(found.pattern.template in one.heard for one in shows)
+    return any(found.pattern.template in one.heard for rule in rules for one in _shows(rule))
 
 
 def _fits(found: Found, rule: object, context: Context) -> bool:
@@ -380,7 +379,19 @@ def _remedies(found: Found, sources: list[Source], models: tuple[Model, ...]) ->
         return found.pattern.known.ways
     if _is_of_another(found, models):
         return ()
-    return words(remedy for source in sources for remedy in source.rule.remedies)[:_ALSO]
+    shows = (one for source in sources for one in _shows(source.rule) if _is_of(found, one, source.rule))
+    return words(remedy for one in shows for remedy in one.remedies)[:_ALSO]
+
+
+def _shows(rule: Rule) -> tuple[Shows | Requires, ...]:
+    """How a rule shows, in each of the ways in which it breaks."""
+    return (rule.uneven, rule.cut) if isinstance(rule, Divides) else (rule,)
+
+
+def _is_of(found: Found, shows: Shows | Requires, rule: Rule) -> bool:
+    """Whether the message is one of these, of any deployment; what people say of blocks is of one that is cut."""
+    template = found.pattern.template
+    return template in shows.messages or (template in SHORT and isinstance(rule, Divides) and shows is rule.cut)
 
 
 # --- the way out -----------------------------------------------------------------------------------------------------

@@ -642,6 +642,10 @@ def test_ranks_hold_together_at_least_what_the_checkpoint_holds_of_each_split_we
             assert padding or held.shape[inner.axis] * parts == group.shape[inner.axis], group.role
 
 
+def test_nothing_is_quoted_of_an_engine_whose_checks_were_not_read():
+    assert [rule.name for rule in find_engine("trtllm").rules if rule.messages] == []
+
+
 # --- names and numbers ---------------------------------------------------------------------------------------------
 
 

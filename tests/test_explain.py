@@ -234,6 +234,8 @@ def test_a_size_that_divides_is_no_case_of_an_assertion_that_it_divides():
     explanation = of("assert intermediate_size % self.moe_tp_size == 0  # --tp 16, DeepSeek-V4-Pro")
     assert explanation.cases == ()
     assert explanation.meaning == ("moe_intermediate_size must divide by MoE TP",)
+    bare = of("assert intermediate_size % self.moe_tp_size == 0")
+    assert bare.remedies == ("more EP: --ep N, so that fewer ranks share one expert",)
 
 
 def test_messages_of_no_rule_are_found_by_plain_text_in_them():

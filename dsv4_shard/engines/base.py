@@ -273,11 +273,6 @@ class Divides:
         """Every template by which the rule shows."""
         return (*self.cut.messages, *self.uneven.messages)
 
-    @property
-    def remedies(self) -> Remedies:
-        """Ways out of either breach."""
-        return tuple(dict.fromkeys((*self.cut.remedies, *self.uneven.remedies)))
-
     def unit_word(self, context: Context) -> str:
         """What the units are called, in the plural; empty where they are single elements."""
         return _pick(self.unit_name, context) or ""

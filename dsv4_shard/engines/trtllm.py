@@ -6,6 +6,7 @@ is arithmetic (FP4 groups and FP8 blocks stay whole), not read from its kernels.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from math import gcd
 
 from dsv4_shard.engines.base import (
@@ -79,6 +80,8 @@ def _own_way(context: Context) -> str:
     return "whole" if parts == 1 else "split" if parts == context.at.tp else "subgroup"
 
 
+_UNREAD = Shows(consequence="{engine} refuses it or computes garbage: its checks were not read", remedies=(FULL_DP,))
+
 RULES: tuple[Rule, ...] = (
     version_rule(VERSION),
     NODES_RULE,
@@ -103,9 +106,12 @@ RULES: tuple[Rule, ...] = (
     ),
     Divides("vocab", Module.EMBEDDING, lambda c: c.config.vocab_size, "vocab_size", lambda c: c.at.attention_tp,
             "attention TP"),
-    *attention_rules(
-        (FULL_DP,), None, Shows(consequence="{engine} refuses it, or computes garbage"),
-        Shows(consequence=f"{SILENT}starts with {{part}} output groups on a rank, then fails or computes garbage"),
+    *(
+        rule if rule.name == "o_groups" else replace(rule, uneven=_UNREAD, cut=_UNREAD)
+        for rule in attention_rules(
+            (FULL_DP,), None, _UNREAD,
+            Shows(consequence=f"{SILENT}starts with {{part}} output groups on a rank, then fails or computes garbage"),
+        )
     ),
     EXPERTS_RULE,
     Divides(

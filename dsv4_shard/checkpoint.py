@@ -25,6 +25,7 @@ from dsv4_shard.families.base import ModelConfig
 from dsv4_shard.header import read_header
 from dsv4_shard.jsonfile import BadJson, parse_json
 from dsv4_shard.sources import Source
+from dsv4_shard.units import counted
 
 CONFIG_FILE = "config.json"
 INDEX_FILE = "model.safetensors.index.json"
@@ -249,7 +250,9 @@ def _check_file_names(names: list[str], sizes: Mapping[str, int], source: Source
     if missing:
         dangling = sorted(set(missing).intersection(source.dangling_links()))
         why = f"; {some(dangling)}: a link whose target is gone" if dangling else ""
-        raise MissingFile(f"{where} names {len(names)} files, {len(missing)} of them not there: {some(missing)}{why}")
+        raise MissingFile(
+            f"{where} names {counted(len(names), 'file')}, {len(missing)} of them not there: {some(missing)}{why}"
+        )
 
 
 def _read_headers(source: Source, names: list[str]) -> tuple[tuple[SourceFile, ...], dict[str, Tensor], list[str]]:
@@ -325,8 +328,8 @@ def _check_folder(source: Source, sizes: Mapping[str, int], names: list[str]) ->
     others = sorted({name for name in sizes if name.endswith(".safetensors")}.difference(names))
     if others:
         findings.append(
-            Finding(Severity.WARNING, "unindexed-files", f"{len(others)} safetensors files that the index does not "
-                    f"name are left alone: {some(others)}")
+            Finding(Severity.WARNING, "unindexed-files", f"{counted(len(others), 'safetensors file')} that the index "
+                    f"does not name left alone: {some(others)}")
         )  # fmt: skip
     partial = source.unfinished_downloads()
     if partial:

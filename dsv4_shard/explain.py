@@ -18,16 +18,18 @@ from pydantic import BaseModel, ConfigDict
 
 from dsv4_shard.choosing import TARGET, choose, nearest, options_of, rank_nbytes
 from dsv4_shard.engines import ENGINES, SERVING, engine_for
-from dsv4_shard.engines.base import MAX_RANKS, Breach, Context, Divides, Engine, Request, Requires, Rule
+from dsv4_shard.engines.base import MAX_RANKS, Breach, Context, Divides, Engine, Request, Requires, Rule, Shows
 from dsv4_shard.engines.sglang import RUNNERS
 from dsv4_shard.engines.vllm import BACKENDS, BACKENDS_FP8
 from dsv4_shard.families.base import Family
 from dsv4_shard.gpus import Gpu, gpus_with, say_memory
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.logs import Found, Log, read_log
-from dsv4_shard.messages import Source
+from dsv4_shard.messages import SHORT, Source
 from dsv4_shard.releases import RELEASES, find_release, inventory_of
+from dsv4_shard.remedies import ways_out, words
 from dsv4_shard.roles import Module
+from dsv4_shard.units import quotient
 
 _USUAL = (2, 4, 8, 16, 32, 64)
 _UNUSUAL = (3, 6, 12, 24, 48, 96, 128, 256)
@@ -137,9 +139,9 @@ def explain(lines: Iterable[tuple[int, str]], model: Model | None = None) -> Exp
         lines=log.lines,
         message=_message(found),
         engines=_titles(found, log, hits),
-        meaning=tuple(_meaning(found, hits)),
+        meaning=tuple(_meaning(found, hits, _sources(found, log, models), models)),
         cases=cases,
-        remedies=cases[0].remedies if cases else _remedies(found),
+        remedies=cases[0].remedies if cases else _remedies(found, _sources(found, log, models), models),
         way=_way(found, told, log, models),
         also=tuple(_message(one) for one in list(also.values())[:_ALSO]),
     )
@@ -186,17 +188,23 @@ def _same_rule(one: Found, other: Found) -> bool:
     return bool(names[0] & names[1])
 
 
-def _titles(found: Found, log: Log, hits: list[_Hit]) -> tuple[str, ...]:
-    """Engines that say so: the one that the log is of, where it is told."""
+def _engines(found: Found, log: Log) -> tuple[str, ...]:
+    """Engines that say so: the one that the log is of, if it is one of them."""
     known = found.pattern.known
-    if log.clues.get("engine") in ENGINES:
-        names: Iterable[str] = (log.clues["engine"],)
-    elif known is not None:
-        names = known.engines
-    elif found.pattern.vague:
-        names = (hit.engine.name for hit in hits)
-    else:
-        names = (source.engine.name for source in found.pattern.sources)
+    names = known.engines if known else dict.fromkeys(source.engine.name for source in found.pattern.sources)
+    told = log.clues.get("engine")
+    return (told,) if told is not None and told in names else tuple(names)
+
+
+def _sources(found: Found, log: Log, models: tuple[Model, ...]) -> list[Source]:
+    """The rules that show by the message, of these engines and for these models."""
+    names, families = _engines(found, log), [model.inventory.family for model in models]
+    return [one for one in found.pattern.sources if one.engine.name in names and one.family in families]
+
+
+def _titles(found: Found, log: Log, hits: list[_Hit]) -> tuple[str, ...]:
+    """What the engines are called that say so; of what anything may say, those that it fits."""
+    names = [hit.engine.name for hit in hits] if found.pattern.vague else _engines(found, log)
     return tuple(ENGINES[name].title for name in dict.fromkeys(names))
 
 
@@ -206,7 +214,7 @@ def _titles(found: Found, log: Log, hits: list[_Hit]) -> tuple[str, ...]:
 def _hits(found: Found, log: Log, models: tuple[Model, ...]) -> list[_Hit]:
     """Every layout that breaks a rule of the message with its numbers, the likeliest first, each division once."""
     by_engine: dict[tuple[str, Family], tuple[Engine, list[Source]]] = {}
-    for source in found.pattern.sources:
+    for source in _sources(found, log, models):
         key = source.engine.name, source.family
         by_engine.setdefault(key, (source.engine, []))[1].append(source)
     ranked: list[tuple[tuple[object, ...], _Hit]] = []
@@ -254,12 +262,12 @@ def _rank(log: Log, request: Request, order: int, breach: Breach) -> tuple[objec
 def _requests(found: Found, log: Log) -> Iterator[Request]:
     """What may have been asked for: numbers of the message and the log, and what is usual."""
     numbers = [int(value) for value in found.values if value and value.isdigit() and 1 < int(value) <= MAX_RANKS][:4]
-    clues = {name: (int(log.clues[name]),) if name in log.clues else () for name in ("tp", "ep", "dp")}
+    clues = {name: (int(log.clues[name]),) if name in log.clues else () for name in ("tp", "ep")}
     named = [name for name in (*RUNNERS, *BACKENDS, *BACKENDS_FP8) if name in found.text.lower()]
     gpus = (None, "b200") if named else (None,)  # what names a runner may be of the GPU
     for tp in dict.fromkeys((*clues["tp"], *_USUAL, *_UNUSUAL, *numbers)):
         eps = dict.fromkeys((None, *clues["ep"], *numbers, tp))
-        ways = itertools.product(eps, (1, *clues["dp"]), named or (None, "auto"), ("auto", "split"), gpus)
+        ways = itertools.product(eps, log.dps, named or (None, "auto"), ("auto", "split"), gpus)
         for ep, dp, runner, shared, gpu in ways:
             yield Request(tp, ep, dp, runner=runner, shared=shared, gpu=gpu)
 
@@ -272,34 +280,34 @@ def _broken(
     Checks beside the rules may come before them, and others be left out: what is before does not count where the log
     has `told` the parallelism, or the numbers of a check leave no doubt.
     """
-    rules = [rule for rule in engine.rules if rule.name in names]
+    rules = [rule for rule in (*engine.rules, *engine.others) if rule.name in names]
     for at in engine.candidates(inventory, request):
         context = Context(inventory, at)
-        if not any(_fits(found, rule, context) for rule in rules):
+        fitting = [rule for rule in rules if _fits(found, rule, context)]
+        if not fitting:
             continue
+        yield from (breach for rule in fitting if rule in engine.others and (breach := rule.check(context)))
         for breach in engine.breaches(context):
-            rule = next((rule for rule in rules if rule.name == breach.rule), None)
-            if rule is not None and _fits(found, rule, context):
+            if any(rule.name == breach.rule for rule in fitting):
                 yield breach
                 break
-            beside = "parts" in found.pattern.fields and _is_heard(found, rules)
+            beside = not _SAY_TP.isdisjoint(found.pattern.fields) and _is_heard(found, rules)
             if breach.quote is not None and not (told or beside):
                 break
 
 
 def _is_heard(found: Found, rules: list[Rule]) -> bool:
-    return any(found.pattern.template in rule.heard for rule in rules)
+    return any(found.pattern.template in one.heard for rule in rules for one in _shows(rule))
 
 
 def _fits(found: Found, rule: object, context: Context) -> bool:
     """Whether the message's numbers are those of a rule in a layout. Those that it does not have, it does not say."""
     values: dict[str, object] = {"context": context, "at": context.at, "config": context.config}
     if isinstance(rule, Divides):
-        if not rule.when(context):
+        shows, template = rule.shows(context), found.pattern.template
+        if shows is None or not (shows.says(template, context) or (template in SHORT and shows is rule.cut)):
             return False
         size, parts = rule.size(context), rule.parts(context)
-        if size % parts and "part" in found.pattern.fields and "parts" not in found.pattern.fields:
-            return False
         values |= {"size": size, "parts": parts, "part": size // parts, "unit": rule.unit(context)}
     for name, said in zip(found.pattern.fields, found.values, strict=True):
         if name.partition(".")[0] not in values:
@@ -319,7 +327,7 @@ def _case(hit: _Hit) -> Case:
         module=hit.breach.module,
         arithmetic=hit.breach.reason,
         guessed=guessed,
-        remedies=hit.breach.remedies,
+        remedies=ways_out(hit.model.inventory, hit.request, hit.breach),
     )
 
 
@@ -331,7 +339,12 @@ def _asked(request: Request) -> Request:
 # --- what it means ---------------------------------------------------------------------------------------------------
 
 
-def _meaning(found: Found, hits: list[_Hit]) -> Iterator[str]:
+def _is_of_another(found: Found, models: tuple[Model, ...]) -> bool:
+    """Whether a message that fits no layout has numbers, which those of the one model would have to be."""
+    return bool(found.pattern.fields) and models[0].given
+
+
+def _meaning(found: Found, hits: list[_Hit], sources: list[Source], models: tuple[Model, ...]) -> Iterator[str]:
     """The arithmetic of the likeliest case; without one, that of the message's own numbers."""
     if found.pattern.known is not None:
         yield from found.pattern.known.means(found.groups)
@@ -340,28 +353,45 @@ def _meaning(found: Found, hits: list[_Hit]) -> Iterator[str]:
         yield f"{hits[0].breach.module}: {hits[0].breach.reason}"
         return
     said = {name: int(value) for name, value in zip(found.pattern.fields, found.values, strict=True) if value}
-    rules = [source.rule for source in found.pattern.sources if isinstance(source.rule, Divides)]
+    rules = [source.rule for source in sources if isinstance(source.rule, Divides)]
+    if _is_of_another(found, models):
+        yield f"no cut of {models[0].label} that the rules know gives these numbers: the message is of something else"
+        rules = []
     sizes = ", ".join(dict.fromkeys(rule.size_name for rule in rules))
     if said.get("part") and said.get("unit"):
         part, unit = said["part"], said["unit"]
-        yield f"{part} = {part / unit:.4g} blocks of {unit}: a rank's part must be whole blocks, with a scale each"
-        yield f"it is a part of one of: {sizes}"
+        yield f"{part} = {quotient(part, unit)} blocks of {unit}: a rank's part must be whole blocks, with a scale each"
+        if sizes:
+            yield f"it is a part of one of: {sizes}"
     elif said.get("size") and said.get("parts"):
         size, parts = said["size"], said["parts"]
-        yield f"{size} / {parts} = {round(size / parts, 2):.10g}: not whole; it is one of: {sizes}"
+        yield f"{size} / {parts} = {quotient(size, parts)}: not whole" + (f"; it is one of: {sizes}" if sizes else "")
     elif sizes:
         number = f" {said['size']}" if "size" in said else ""
         yield f"{sizes}{number} must divide by {', '.join(dict.fromkeys(rule.parts_name for rule in rules))}"
     else:
-        others = [source.rule for source in found.pattern.sources if isinstance(source.rule, Requires)]
+        others = [source.rule for source in sources if isinstance(source.rule, Requires)]
         yield from dict.fromkeys(f"{rule.module}: {_FIELD.sub('...', rule.reason)}" for rule in others)
 
 
-def _remedies(found: Found) -> tuple[str, ...]:
+def _remedies(found: Found, sources: list[Source], models: tuple[Model, ...]) -> tuple[str, ...]:
     if found.pattern.known is not None:
         return found.pattern.known.ways
-    remedies = (remedy for source in found.pattern.sources for remedy in source.rule.remedies)
-    return tuple(dict.fromkeys(remedies))[:_ALSO]
+    if _is_of_another(found, models):
+        return ()
+    shows = (one for source in sources for one in _shows(source.rule) if _is_of(found, one, source.rule))
+    return words(remedy for one in shows for remedy in one.remedies)[:_ALSO]
+
+
+def _shows(rule: Rule) -> tuple[Shows | Requires, ...]:
+    """How a rule shows, in each of the ways in which it breaks."""
+    return (rule.uneven, rule.cut) if isinstance(rule, Divides) else (rule,)
+
+
+def _is_of(found: Found, shows: Shows | Requires, rule: Rule) -> bool:
+    """Whether the message is one of these, of any deployment; what people say of blocks is of one that is cut."""
+    template = found.pattern.template
+    return template in shows.messages or (template in SHORT and isinstance(rule, Divides) and shows is rule.cut)
 
 
 # --- the way out -----------------------------------------------------------------------------------------------------
@@ -372,13 +402,9 @@ def _way(found: Found, hits: list[_Hit], log: Log, models: tuple[Model, ...]) ->
     gpu = _gpu(found)
     if hits:
         model, request = hits[0].model, _asked(hits[0].request)
-        if log.clues.get("engine") in SERVING:
-            request = replace(request, engine=log.clues["engine"])
     elif log.clues.get("tp") and len(models) == 1:
-        model, known = models[0], found.pattern.known
-        names = known.engines if known else SERVING
-        engine = log.clues["engine"] if log.clues.get("engine") in names else names[0]
-        request = Request(int(log.clues["tp"]), engine=engine)
+        model = models[0]
+        request = Request(int(log.clues["tp"]), dp=max(log.dps), engine=_engines(found, log)[0])
         if log.clues.get("ep") and int(log.clues["ep"]) > 1:
             request = replace(request, ep=int(log.clues["ep"]))
     else:
@@ -410,7 +436,7 @@ def way_out(model: Model, request: Request) -> Way:
     if runs:
         notes += engine.notes(context)
     else:
-        notes += [f"{breach.module}: {breach.reason}" for breach in choice.breaches]
+        notes += dict.fromkeys(f"{breach.module}: {breach.reason}" for breach in choice.breaches)
     return Way(
         options=options_of(request),
         runs=runs,

@@ -34,7 +34,15 @@ _CLUES = {
         re.compile(_OPTION.format("tensor[_-]parallel[_-]size|tp[_-]size|tp")),
     ),
     "ep": (("ep_", "ep-", "ep ", "ep=", "ep:"), re.compile(_OPTION.format("ep[_-]size|ep"))),
-    "dp": (("attn",), re.compile(_OPTION.format("attn[_-]dp[_-]size"))),
+    "attn_dp": (("attn",), re.compile(_OPTION.format("attn[_-]dp[_-]size"))),
+    "dp": (
+        ("dp_", "dp-", "dp ", "dp=", "dp:", "data"),
+        re.compile(_OPTION.format("data[_-]parallel[_-]size|dp[_-]size|dp")),
+    ),
+    "dp_attention": (
+        ("dp_attention", "dp-attention"),
+        re.compile(r"(enable[_-]dp[_-]attention)(?!['\"]?\s{0,2}[=: ]\s{0,2}(?:false|0))"),
+    ),
     "model": (
         ("deepseek",),
         re.compile(r"(?<!parser[ =:])(?<!parser=['\"])(?<!parser['\"]: ['\"])(deepseek[-_](?:v3|v4|r1)[\w.-]{0,60})"),
@@ -68,6 +76,16 @@ class Log:
     clues: dict[str, str] = field(default_factory=dict)
     lines: int = 0
     bare: str | None = None
+
+    @property
+    def dps(self) -> tuple[int, ...]:
+        """DP as `--dp` means it: SGLang's `--dp-size` are replicas of the whole, unless its attention alone is so."""
+        if "attn_dp" in self.clues:
+            return (int(self.clues["attn_dp"]),)
+        if "dp" not in self.clues or (self.clues.get("engine") == "sglang" and "dp_attention" not in self.clues):
+            return (1,)
+        dp = int(self.clues["dp"])
+        return (dp,) if self.clues.get("engine") == "vllm" or "dp_attention" in self.clues else tuple({1, dp})
 
 
 def read_log(lines: Iterable[tuple[int, str]]) -> Log:

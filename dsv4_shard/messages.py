@@ -17,6 +17,7 @@ from dsv4_shard.engines.vllm import BACKENDS, BACKENDS_FP8
 from dsv4_shard.families import FAMILIES
 from dsv4_shard.families.base import Family
 from dsv4_shard.gpus import gpus_with
+from dsv4_shard.units import quotient
 
 SHORT = (
     "{part} is not divisible by {unit}",
@@ -107,7 +108,7 @@ def patterns() -> tuple[Pattern, ...]:
     for name in SERVING:
         for family in FAMILIES:
             engine = engine_for(name, family)
-            for rule in engine.rules:
+            for rule in (*engine.rules, *engine.others):
                 if rule.name != UNKNOWN_FAMILY:
                     for template in dict.fromkeys((*rule.messages, *_short(rule))):
                         sources.setdefault(template, []).append(Source(engine, family, rule))
@@ -171,7 +172,7 @@ def _experts(groups: dict[str, str]) -> Iterable[str]:
     experts, ep = int(groups["experts"]), int(groups["ep"])
     if ep:
         divisors = ", ".join(str(n) for n in range(1, experts + 1) if experts % n == 0 and n <= 4 * ep)
-        yield f"{experts} experts / EP {ep} = {experts / ep:.4g}: not whole; EP {divisors} are"
+        yield f"{experts} experts / EP {ep} = {quotient(experts, ep)}: not whole; EP {divisors} are"
     yield "redundant experts count: n_physical_experts is the routed experts and their copies"
 
 

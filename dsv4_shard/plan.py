@@ -38,7 +38,9 @@ from dsv4_shard.gpus import say_memory
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.kvcache import bytes_per_token
 from dsv4_shard.origin import Origin, origin_of
+from dsv4_shard.remedies import ways_out
 from dsv4_shard.roles import Module, Part, Role, Stage
+from dsv4_shard.units import counted
 
 SCHEMA_VERSION: Literal[1] = 1
 _ALTERNATIVES = 3
@@ -51,10 +53,10 @@ class _Document(BaseModel):
 
 
 class PlanBreach(_Document):
-    """A rule that breaks: `reason` is the arithmetic, `remedies` are ways out, as options.
+    """A rule that breaks: `reason` is the arithmetic, `remedies` are ways out that help, as options.
 
-    `engine_says` is what the engine itself prints, None where it prints nothing and starts, or fails later somewhere
-    else; `consequence` says which.
+    `engine_says` is what the engine itself prints, None where it prints nothing, its words are not known, or it has
+    stopped at another rule, which then is the first; `consequence` says which.
     """
 
     rule: str
@@ -300,7 +302,7 @@ def unknown_gpu(engine: Engine, at: Deployment) -> list[Breach]:
     if not at.gpu.unheld:
         return []
     reason = f"what {engine.title} {engine.version} runs on {at.gpu.full_title} was never held against its own classes"
-    return [Breach(UNKNOWN_GPU, Module.ROUTED, reason, None, UNCLAIMED,
+    return [Breach(UNKNOWN_GPU, Module.DEPLOYMENT, reason, None, UNCLAIMED,
                    (f"--gpu-memory in place of --gpu, for a {at.gpu.stands_for} GPU of that size"
                     if at.gpu.stands_for == "Hopper" else "--gpu rtx-pro-6000, which is sm_120",))]  # fmt: skip
 
@@ -334,7 +336,7 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
         engine_version=engine.version,
         deployment=_deployment(choice.at),
         feasible=not breaches,
-        breaches=tuple(_breach(breach) for breach in breaches),
+        breaches=tuple(_breach(breach, ways_out(inventory, request, breach)) for breach in breaches),
         checks=() if unknown else tuple(_checks(engine, context)),
         choices=(*choice.notes(), *engine.notes(context)) if choice.feasible and not unknown else (),
         unwritten=refusal,
@@ -359,7 +361,7 @@ def refuse_errors(inventory: Inventory) -> None:
     """Raise IncompleteCheckpoint with the first error, where the inventory has any."""
     errors = inventory.errors
     if errors:
-        more = f" ({len(errors) - 1} more findings)" if len(errors) > 1 else ""
+        more = f" ({counted(len(errors) - 1, 'more finding')})" if len(errors) > 1 else ""
         raise IncompleteCheckpoint(errors[0].message + more)
 
 
@@ -373,14 +375,14 @@ def _deployment(at: Deployment) -> dict[str, Any]:
     return document
 
 
-def _breach(breach: Breach) -> PlanBreach:
+def _breach(breach: Breach, remedies: tuple[str, ...]) -> PlanBreach:
     return PlanBreach(
         rule=breach.rule,
         module=breach.module,
         reason=breach.reason,
         engine_says=breach.quote,
         consequence=breach.consequence,
-        remedies=breach.remedies,
+        remedies=remedies,
     )
 
 

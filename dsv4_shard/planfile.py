@@ -17,6 +17,7 @@ from dsv4_shard.jsonfile import BadJson, first_error, is_plain, parse_json
 from dsv4_shard.origin import differences, origin_of
 from dsv4_shard.output import write_text
 from dsv4_shard.plan import SCHEMA_VERSION, Plan, make_plan
+from dsv4_shard.units import counted
 
 _REQUEST = TypeAdapter(Request)
 
@@ -75,7 +76,7 @@ def check_plan(plan: Plan, checkpoint: Checkpoint, inventory: Inventory) -> Plan
     ours = fresh.model_copy(update={"source": plan.source})
     edits = list(_differences(plan.model_dump(mode="json"), ours.model_dump(mode="json"), ""))
     if edits:
-        more = f" ({len(edits) - 1} more differences)" if len(edits) > 1 else ""
+        more = f" ({counted(len(edits) - 1, 'more difference')})" if len(edits) > 1 else ""
         raise BadPlan(f"the plan was edited: {edits[0]}{more}")
     return fresh
 

@@ -29,7 +29,7 @@ from dsv4_shard.names import RANKINGS
 from dsv4_shard.plan import MEMORY_RULE, Plan
 from dsv4_shard.roles import Module
 from dsv4_shard.search import Search
-from dsv4_shard.units import gib, size
+from dsv4_shard.units import counted, gib, quotient, size
 
 _ASSETS = files("dsv4_shard") / "assets"
 _VERDICTS = {"works": "runs", "with-options": "runs with options", "no": "does not run", "unknown": "not known"}
@@ -163,9 +163,10 @@ def _words(report: Report) -> dict[str, Any]:
     name = label.rstrip("/").rpartition("/")[2] or label
     revision = f" @ {it.revision[:12]}" if it.revision else ""
     gpu = next(filter(None, _gpu(plan, report.search).values()), None)
+    held = f"{counted(it.tensors, 'tensor')} in {counted(it.files, 'file')}, {size(it.bytes)}"
     words = {
         "title": f"{name} on {_title(plan)}" if plan else name,
-        "identity": f"{label}{revision}: {it.family}, {it.tensors:,} tensors in {it.files} files, {size(it.bytes)}; "
+        "identity": f"{label}{revision}: {it.family}, {held}; "
         f"{it.layers} layers, {it.routed_experts} routed experts and {it.shared_experts} shared",
         "engines": list(dict.fromkeys(cell.engine for cell in report.inspection.matrix)),
         "matrix": {tp: list(cells) for tp, cells in groupby(report.inspection.matrix, lambda cell: cell.tp)},
@@ -186,7 +187,7 @@ def _title(plan: Plan) -> str:
 
 def _plan_words(plan: Plan) -> dict[str, Any]:
     at = plan.deployment
-    gpus = f"{at['world']} {at['gpu'] or ''} GPUs".replace("  ", " ")
+    gpus = counted(at["world"], f"{at['gpu']} GPU" if at["gpu"] else "GPU")
     nodes = f" on {at['nodes']} nodes" if at["nodes"] > 1 else ""
     a2a = f", all-to-all {at['a2a']}" if at["a2a"] else ""
     runs = "Can be written" if plan.engine_version == ANY_ENGINE else "Runs"
@@ -268,7 +269,7 @@ def _grid_sentence(grid: BlockGrid) -> str:
     inside = f"; {cut} of {grid.ranks - 1} cuts fall inside one" if cut else ""
     return _capitalized(
         f"{grid.module}: {grid.axis} {grid.size}, {grid.blocks} {grid.unit} of {grid.block}. Cut evenly over "
-        f"{grid.group} {grid.ranks}: {each:.10g} each, which is {each / grid.block:.4g} {grid.unit}{inside}."
+        f"{grid.group} {grid.ranks}: {quotient(each)} each, which is {quotient(each, grid.block)} {grid.unit}{inside}."
     )
 
 

@@ -31,6 +31,8 @@ class Module(StrEnum):
     DENSE = "dense MLP"
     MTP = "MTP projections"
     VISION = "vision"
+    DEPLOYMENT = "deployment"
+    """No part of the model: what is said of the ranks, nodes and versions themselves."""
 
 
 class Role(StrEnum):

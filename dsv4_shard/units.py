@@ -1,4 +1,4 @@
-"""Sizes in the units that people use for them."""
+"""Sizes in the units that people use for them, and other numbers as they are said."""
 
 _BINARY = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 _UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -21,3 +21,16 @@ def gib(nbytes: int) -> str:
 def binary_unit(nbytes: int) -> tuple[str, int]:
     """The unit of which `nbytes` are at least a tenth, at most GiB: its name, and its bytes."""
     return next((unit for unit in _BINARY if 10 * nbytes >= unit[1]), ("B", 1))
+
+
+def quotient(number: float, divisor: int = 1) -> str:
+    """`number / divisor`: exactly where four places are enough, else to two, or to four digits below 1."""
+    value = number / divisor
+    if round(value, 4) == value:
+        return f"{value:.4f}".rstrip("0").rstrip(".")
+    return f"{value:.4g}" if value < 1 else f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+def counted(number: int, noun: str) -> str:
+    """`number` of what `noun` is called in the singular."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

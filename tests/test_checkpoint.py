@@ -394,7 +394,7 @@ def test_another_format_in_the_folder_is_left_alone_with_a_warning(folder):
     checkpoint = read(folder)
     warning = finding(checkpoint, "unindexed-files")
     assert warning.severity is Severity.WARNING
-    assert "1 safetensors files" in warning.message
+    assert "1 safetensors file that the index does not name" in warning.message
     assert "consolidated.safetensors" in warning.message
     assert "consolidated.safetensors" not in {file.name for file in checkpoint.files}
 

@@ -34,6 +34,7 @@ from dsv4_shard.gpus import GPUS, find_gpu
 from dsv4_shard.inventory import Group, Inventory, take_inventory
 from dsv4_shard.names import A2A
 from dsv4_shard.recipe import make_recipe
+from dsv4_shard.remedies import ways_out, words
 from dsv4_shard.roles import Module, Part, Role, Stage
 
 TARGET = (Stage.MODEL, Stage.LAYER)
@@ -276,6 +277,21 @@ def test_sglang_cuts_no_fp4_group_in_half():
     assert breaches_of(inventory, Request(64, ep=4, dp=4, runner="marlin", shared="whole")) == []
 
 
+def test_sglang_says_of_experts_that_do_not_divide_what_its_fused_moe_asserts():
+    """Reached where each rank has an attention of its own: 3072 / 7."""
+    breach = breaches_of(inventory_of(PRO)[1], Request(7, dp=7, shared="whole"))[0]
+    assert (breach.rule, breach.quote) == ("routed-blocks", "assert intermediate_size % self.moe_tp_size == 0")
+
+
+@pytest.mark.parametrize("runner", ["marlin", "flashinfer_mxfp4"])
+def test_sglangs_check_of_quantized_experts_is_skipped_by_the_variable_and_by_no_runner(runner):
+    """As `check_quantized_moe_compatibility` said beside each verdict: also to marlin, which takes 192."""
+    inventory = inventory_of(PRO)[1]
+    assert breach_of(inventory, "quantized-moe", tp=16, runner=runner, shared="split") is not None
+    assert breach_of(inventory, "quantized-moe", tp=16, runner=runner, shared="whole") is None
+    assert breach_of(inventory, "quantized-moe", tp=16, ep=2, runner=runner, shared="split") is None
+
+
 @pytest.mark.parametrize("tp", [3, 6, 12, 24])
 def test_sglang_pads_a_vocabulary_that_the_ranks_do_not_divide(tp):
     """The vocabulary is no rule of SGLang 0.5.23: it is padded to 64 × TP where padding to 64 does not divide."""
@@ -469,6 +485,8 @@ BROKEN_RULES = [
     ("sglang", "experts", {"tp": 8, "ep": 8}, {"n_routed_experts": 12}),
     ("sglang", "routed-blocks", {"tp": 16, "runner": "flashinfer_mxfp4"}, {}),
     ("sglang", "shared-blocks", {"tp": 16, "shared": "split"}, {}),
+    ("sglang", "quantized-moe", {"tp": 16, "shared": "split", "runner": "marlin"}, {}),
+    ("sglang", "quantized-moe", {"tp": 7, "shared": "whole"}, {}),
     ("vllm", "nodes", {"tp": 8, "nodes": 3}, {}),
     ("vllm", "version", {"tp": 8, "engine_version": "0.24.0"}, {}),
     ("vllm", "broken-version", {"tp": 8, "engine_version": "0.26.0"}, {}),
@@ -538,9 +556,36 @@ def test_a_broken_rule_is_told_with_its_words(engine, rule, wanted, changes):
     inventory = demo(**changes)
     breach = breach_of(inventory, rule, engine=engine, **wanted)
     assert breach is not None
-    for text in (breach.reason, breach.quote or "", breach.consequence, *breach.remedies):
+    for text in (breach.reason, breach.quote or "", breach.consequence, *words(breach.remedies)):
         assert "{" not in text
     assert breach.reason
+
+
+WAYS_OUT = [
+    # model, request, rule, ways out that are offered: all of them
+    (PRO, {"tp": 7}, "routed-blocks", ()),
+    (PRO, {"tp": 7}, "q_b-blocks", ()),
+    (PRO, {"tp": 12}, "q_b-blocks", ("--dp 3",)),
+    (PRO, {"tp": 16, "runner": "flashinfer_mxfp4"}, "routed-blocks", ("--runner marlin", "--ep 2")),
+    (PRO, {"tp": 16, "runner": "flashinfer_mxfp4", "gpu": "b200", "shared": "split"}, "shared-blocks", ("whole",)),
+    (PRO_FP8, {"tp": 16}, "routed-blocks", ("--ep 2",)),
+    (PRO, {"tp": 64, "dp": 4, "runner": "marlin"}, "routed-blocks", ("--ep 2",)),
+    (PRO, {"tp": 64, "dp": 4}, "routed-blocks", ("--ep 2",)),
+    (PRO, {"tp": 16, "shared": "split", "a2a": "deepep"}, "a2a-shared", ("leave --shared-experts out",)),
+    (FLASH, {"tp": 16}, "o_groups", ("--dp 2",)),
+    (FLASH, {"tp": 16, "engine": "vllm"}, "o_groups", ("--tp 8 --dp 2",)),
+    (PRO, {"tp": 8, "ep": 3}, "ep", ("--ep 1",)),
+]
+
+
+@pytest.mark.parametrize(("model", "wanted", "rule", "ways"), WAYS_OUT)
+def test_only_ways_out_that_help_are_offered(model, wanted, rule, ways):
+    inventory, request = inventory_of(model)[1], Request(**wanted)
+    breach = next(one for one in choose(inventory, request).breaches if one.rule == rule)
+    offered = ways_out(inventory, request, breach)
+    assert len(offered) == len(ways), offered
+    for way, said in zip(ways, offered, strict=True):
+        assert way in said
 
 
 def test_o_a_that_is_not_fp8_is_refused_for_vllm():
@@ -595,6 +640,10 @@ def test_ranks_hold_together_at_least_what_the_checkpoint_holds_of_each_split_we
             padding = held.padding * parts // held.nbytes if held.nbytes else 0
             assert held.shape[inner.axis] * parts >= group.shape[inner.axis], group.role
             assert padding or held.shape[inner.axis] * parts == group.shape[inner.axis], group.role
+
+
+def test_nothing_is_quoted_of_an_engine_whose_checks_were_not_read():
+    assert [rule.name for rule in find_engine("trtllm").rules if rule.messages] == []
 
 
 # --- names and numbers ---------------------------------------------------------------------------------------------

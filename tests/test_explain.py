@@ -19,11 +19,11 @@ from skeletons import DATA
 from typer.testing import CliRunner
 
 from dsv4_shard.cli import app
-from dsv4_shard.engines import SERVING, engine_for
+from dsv4_shard.engines import ENGINES, SERVING, engine_for
 from dsv4_shard.engines.base import Request
 from dsv4_shard.engines.sglang import ROUTED_RULE, RUNNERS
 from dsv4_shard.errors import ExitCode
-from dsv4_shard.explain import Explanation, explain
+from dsv4_shard.explain import Explanation, Model, explain
 from dsv4_shard.families import FAMILIES
 from dsv4_shard.logs import MAX_LINE, lines_of, read_log
 from dsv4_shard.messages import OTHERS, compile_template, patterns
@@ -41,9 +41,11 @@ MESSAGES = [
     (COLUMN, ["SGLang", SHARED_192, "SGLANG_SHARED_EXPERT_TP1=1 sglang serve", "--moe-runner-backend marlin",
               "dsv4-shard plan deepseek-ai/DeepSeek-V4-Pro --tp 16", "the model and TP: a guess"]),
     ("Weight input_size_per_partition = 192 is not divisible by weight quantization block_k = 128.",
-     ["vLLM", SHARED_192, "24 blocks of 128 / TP 16 = 1.5, so 2 (256 rows) on a rank; ranks 12-15 hold only zeros"]),
+     ["vLLM", SHARED_192, "24 blocks of 128 / TP 16 = 1.5, so 2 (256 rows) on a rank; ranks 12-15 hold only zeros",
+      "a vLLM with PR 46001"]),
     ("AssertionError: 129280 is not divisible by 24",
-     ["vocab_size (padded to 64) 129280 / TP 24 = 5386.67: not whole"]),
+     ["SGLang, vLLM", "vocab_size (padded to 64) 129280 / TP 24 = 5386.67: not whole", "--tp 24 (the model",
+      "SGLang 0.5.23, which pads the vocabulary", "q_b rows 65536 / attention TP 24"]),
     ("AssertionError: 65536 is not divisible by 24",
      ["q_b rows 65536 / attention TP 24 = 2730.67: not whole", "V4-Pro"]),
     ("AssertionError: 32768 is not divisible by 24", ["q_b rows 32768 / attention TP 24 = 1365.33", "V4-Flash"]),
@@ -52,9 +54,9 @@ MESSAGES = [
      "moe_ep_size (1).", ["moe_intermediate_size 2048 / MoE TP 24 = 85.33: not whole"]),
     ("ValueError: For quantized MoE models, please make sure (moe_intermediate_size=3072 / moe_tp_size=16) % "
      "weight_block_size_n=128 == 0 where moe_tp_size is equal to tp_size (16) divided by ep_size (1). You can fix this "
-     "by setting arguments `--tp` and `--ep` correctly.", [ROUTED_192, "--runner marlin"]),
+     "by setting arguments `--tp` and `--ep` correctly.", [ROUTED_192, "SGLANG_SHARED_EXPERT_TP1=1: -", "--ep 2"]),
     ("The output_size of gate's and up's weight = 192 is not divisible by weight quantization block_n = 128.",
-     ["SGLang", ROUTED_192]),
+     ["SGLang, vLLM", ROUTED_192]),
     ("ValueError: The input_size of down's weight = 192 is not divisible by weight quantization block_k = 128.",
      [ROUTED_192]),
     ("Mxfp4FlashinferCutlassMoEMethod requires hidden_size and intermediate_size_per_partition to be multiples of 128 "
@@ -87,6 +89,7 @@ MESSAGES = [
     ("Unsupported DeepSeek V4 expert_dtype='bf16'", ["config.json says expert_dtype 'bf16'"]),
     ("NotImplementedError: DeepSeek V4 MegaMoE currently requires expert parallel. Enable it with "
      "--enable-expert-parallel, or pick a different moe backend.", ["needs expert parallelism", "--ep = TP × DP"]),
+    ("AssertionError: tp_size must be divisible by number of nodes", ["SGLang", "GPUs must divide by nodes"]),
     ("ValueError: Missing keys (...) in loaded state!",
      ["parameters that none of the files holds", "dsv4-shard verify"]),
     ("ValueError: Missing keys ('model.layers.0.self_attn.attn_mqa.k_scale', 'x') in loaded state!",
@@ -186,7 +189,8 @@ def test_every_template_of_every_rule_is_recognised():
     """So that a new rule is known at once: from its own quotes, and from what is heard of it."""
     for name in SERVING:
         for family in FAMILIES:
-            for rule in engine_for(name, family).rules:
+            engine = engine_for(name, family)
+            for rule in (*engine.rules, *engine.others):
                 for template in rule.messages:
                     if compile_template(template) is None:
                         assert re.fullmatch(r"\w+Error:?", template)  # a class alone
@@ -200,7 +204,38 @@ def test_every_template_of_every_rule_is_recognised():
 
 def test_what_a_runner_says_is_heard_of_the_rule():
     quotes = {row.quote for rows in RUNNERS.values() for row in rows if row.quote}
-    assert quotes <= set(ROUTED_RULE.heard)
+    assert quotes <= set(ROUTED_RULE.cut.messages)
+
+
+BREACHES = [
+    # what is said, and of which of the two breaches of a rule: the arithmetic of every case ends so, whatever the model
+    ("assert intermediate_size % self.moe_tp_size == 0", r": not whole$"),
+    ("assert self._num_global_routed % self.moe_ep_size == 0", r": not whole$"),
+    ("assert n_heads % tp_size == 0", r": not whole$"),
+    ("AssertionError: 65536 is not divisible by 24", r": not whole$"),
+    ("Current MXFP4 MoE layer does not satisfy Marlin constraints.", r" FP4 groups of 32$"),
+    ("The input_size of down's weight = 192 is not divisible by weight quantization block_k = 128.", r" of 128$"),
+    ("192 is not divisible by 128", r" of 128$"),
+]
+
+
+@pytest.mark.parametrize("model", ["DeepSeek-V4-Pro", "DeepSeek-V4-Flash", "DeepSeek-V3"])
+@pytest.mark.parametrize("tp", [6, 7, 16, 24, 32, 64])
+@pytest.mark.parametrize(("message", "ending"), BREACHES, ids=[message[:40] for message, _ in BREACHES])
+def test_a_message_is_explained_by_the_breach_that_it_is_of_and_by_no_other(message, ending, tp, model):
+    for explanation in (of(message), of(f"--model-path {model} --tp {tp} --ep 1\n{message}")):
+        for case in explanation.cases:
+            assert re.search(ending, case.arithmetic), case.arithmetic
+    assert of(message).recognised
+
+
+def test_a_size_that_divides_is_no_case_of_an_assertion_that_it_divides():
+    """3072 / 16 = 192 is whole: the assertion passes, whatever the runner says of 192 then."""
+    explanation = of("assert intermediate_size % self.moe_tp_size == 0  # --tp 16, DeepSeek-V4-Pro")
+    assert explanation.cases == ()
+    assert explanation.meaning == ("moe_intermediate_size must divide by MoE TP",)
+    bare = of("assert intermediate_size % self.moe_tp_size == 0")
+    assert bare.remedies == ("more EP: --ep N, so that fewer ranks share one expert",)
 
 
 def test_messages_of_no_rule_are_found_by_plain_text_in_them():
@@ -239,7 +274,7 @@ def test_numbers_that_fit_no_model_are_not_explained_and_others_are_a_true_divis
     explanation = of(f"{number} is not divisible by {divisor}")
     for case in explanation.cases:
         size, parts, part = re.search(r" (\d+) / \D+(\d+) = ([\d.]+)", case.arithmetic).groups()
-        assert round(int(size) / int(parts), 2) == float(part)
+        assert int(size) / int(parts) == pytest.approx(float(part), rel=0.005, abs=0.005)
         assert (
             (int(size), int(parts)) == (number, divisor)
             or (float(part), divisor) == (number, 128)
@@ -396,6 +431,81 @@ def test_the_log_says_what_need_not_be_guessed():
     vllm = of("vllm serve x --tensor-parallel-size 16\n" + of_ranks(TRACEBACK[-1:]))
     assert vllm.engines == ("vLLM",)
     assert vllm.way.next.endswith("--tp 16 --engine vllm")
+
+
+@pytest.mark.parametrize(
+    ("said", "dp"),
+    [
+        ("sglang serve --tp 24 --dp-size 2 --enable-dp-attention", 2),
+        ("sglang serve --tp 24 --dp 2 --enable-dp-attention", 2),
+        ("sglang serve --tp 24 --attn-dp-size 2", 2),
+        ("sglang: ServerArgs(tp_size=24, dp_size=2, enable_dp_attention=True, moe_dp_size=1)", 2),
+        ("--tp 24 --dp-size 2 --enable-dp-attention", 2),
+        ("sglang: ServerArgs(tp_size=12, dp_size=2, enable_dp_attention=False)", 1),
+        ("sglang serve --tp 12 --dp 2", 1),
+    ],
+)
+def test_the_attention_dp_that_a_log_tells_is_that_of_its_case(said, dp):
+    """Without --enable-dp-attention, SGLang's --dp-size are replicas of the whole model."""
+    explanation = of(f"{said}\nAssertionError: 65536 is not divisible by 12")
+    options = f"--tp {12 * dp}" + (" --dp 2" if dp > 1 else "")
+    assert explanation.engines == ("SGLang",)
+    assert [case.options for case in explanation.cases] == [options]
+    assert explanation.way.next.endswith(options)
+    assert explanation.cases[0].arithmetic == "q_b rows 65536 / attention TP 12 = 5461.33: not whole"
+
+
+def test_vllms_data_parallel_size_is_that_of_its_case():
+    explanation = of("vllm serve x --tensor-parallel-size 16 --data-parallel-size 2\n" + COLUMN)
+    assert [case.options for case in explanation.cases] == ["--tp 16 --dp 2 --engine vllm"]
+
+
+@pytest.mark.parametrize("engine", ["sglang", "vllm"])
+@pytest.mark.parametrize(
+    "message",
+    [
+        "AssertionError: 129280 is not divisible by 24",
+        COLUMN,
+        "The output_size of gate's and up's weight = 192 is not divisible by weight quantization block_n = 128.",
+        "ValueError: The input_size of down's weight = 192 is not divisible by weight quantization block_k = 128.",
+    ],
+)
+def test_the_engine_that_a_log_is_of_is_the_one_that_is_named_and_planned_for(engine, message):
+    explanation = of(f"File /opt/{engine}/model.py\n{message}")
+    assert explanation.engines == (ENGINES[engine].title,)
+    assert {case.engine for case in explanation.cases} == {engine}
+    assert ("--engine vllm" in explanation.way.options) == (engine == "vllm")
+    assert ("--engine vllm" in explanation.way.next) == (engine == "vllm")
+
+
+def test_a_vllm_that_cut_the_shared_expert_is_told_of_the_one_that_pads_it():
+    """Padding is no option of vLLM's, and what 0.33.0 does anyway."""
+    message = "Weight input_size_per_partition = 192 is not divisible by weight quantization block_k = 128."
+    explanation = of(f"vllm serve DeepSeek-V4-Pro --tensor-parallel-size 16\n{message}")
+    assert [way for way in explanation.remedies if "PR 46001" in way]
+    assert not [way for way in explanation.remedies if "--shared-experts" in way]
+
+
+def test_fp8_experts_in_a_log_of_vllm_have_no_way_out_of_sglang():
+    explanation = of(
+        "vllm serve DeepSeek-V4-Pro-FP8 --tensor-parallel-size 16\nThe output_size of gate's and up's weight = 192 is "
+        "not divisible by weight quantization block_n = 128."
+    )
+    assert explanation.cases[0].arithmetic.startswith(ROUTED_192)
+    assert not [way for way in explanation.remedies if "--runner marlin" in way]
+
+
+def test_a_number_that_no_cut_of_the_model_gives_is_said_to_be_of_something_else():
+    """V4-Flash has no dense MLP and no kv_b, of which messages of V3 are."""
+    for explanation in (of(f"--model-path DeepSeek-V4-Flash\n{COLUMN}"), explain_of_flash(COLUMN)):
+        assert "no cut of" in explanation.meaning[0]
+        assert "DeepSeek-V4-Flash" in explanation.meaning[0]
+        assert (explanation.cases, explanation.remedies) == ((), ())
+        assert not re.search("kv_b|intermediate_size|moe-dense", shown(explanation))
+
+
+def explain_of_flash(text: str) -> Explanation:
+    return explain(lines_of(io.BytesIO(text.encode())), Model("my/DeepSeek-V4-Flash", real_inventory(FLASH)[1], True))
 
 
 def test_a_line_that_a_terminal_broke_is_put_together():

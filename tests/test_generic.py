@@ -359,7 +359,7 @@ def test_a_family_without_a_name_is_called_by_what_there_is(tmp_path, document, 
 def test_inspect_shows_where_qwen3_breaks_at_tp8(folders):
     result = run("inspect", folders[QWEN3])
     assert result.exit_code == ExitCode.DONE
-    assert "Qwen3 MoE (qwen3_moe), a family that is not known: 61 tensors in 1 files" in result.stdout
+    assert "Qwen3 MoE (qwen3_moe), a family that is not known: 61 tensors in 1 file," in result.stdout
     lines = result.stdout.splitlines()
     line = lines[lines.index("mlp.experts.{E}.gate_proj") + 1]
     assert line.split() == ["1536", "rows", "/128*", "12", "6", "3", "1.5!", "0.75!", "0.375!", "0.1875!"]

@@ -56,7 +56,7 @@ MATRIX = {
         "trtllm": ("with-options", "--tp 32 --dp 32", "o_groups"),
     },
     (PRO, 64): {
-        "sglang": ("with-options", "--tp 64 --ep 2 --dp 4", "o_groups"),
+        "sglang": ("with-options", "--tp 64 --ep 2 --dp 4", "routed-blocks"),
         "vllm": ("with-options", "--tp 16 --ep 64 --dp 4", "o_groups"),
         "reference": ("no", None, "o_groups"),
         "trtllm": ("with-options", "--tp 64 --ep 2 --dp 64", "o_groups"),

@@ -212,6 +212,51 @@ def test_flash_on_sixteen_ranks_of_one_attention_is_refused_with_a_way_out():
     assert "`--tp 16 --dp 2`" in str(caught.value.hint)
 
 
+@pytest.mark.parametrize(
+    ("model", "wanted", "first", "quote"),
+    [
+        (PRO, {"tp": 12}, "q_b-blocks", "AssertionError: 65536 is not divisible by 12"),
+        (PRO, {"tp": 7}, "q_b-blocks", "AssertionError: 65536 is not divisible by 7"),
+        (PRO, {"tp": 32, "shared": "split", "runner": "marlin"}, "shared-blocks",
+         "ValueError: Weight output_partition_size = 96 is not divisible by weight quantization block_n = 128."),
+        (PRO, {"tp": 5, "engine": "vllm"}, "heads", "assert n_heads % tp_size == 0"),
+    ],
+)  # fmt: skip
+def test_the_engine_stops_at_the_first_rule_that_is_named_and_does_nothing_at_the_others(model, wanted, first, quote):
+    plan = plan_of(model, **wanted)
+    assert (plan.breaches[0].rule, plan.breaches[0].engine_says) == (first, quote)
+    assert "o_groups" in {breach.rule for breach in plan.breaches[1:]}
+    title = "vLLM" if "engine" in wanted else "SGLang"
+    others = {(breach.engine_says, breach.consequence) for breach in plan.breaches[1:]}
+    assert others == {(None, f"breaks as well: {title} has stopped by then")}
+
+
+@pytest.mark.parametrize("tp", [9, 15, 11])
+def test_a_number_of_gpus_that_no_node_of_eight_divides_has_nodes_of_its_own_and_hides_no_rule(tp):
+    plan = plan_of(PRO, tp=tp)
+    assert {"q_b-blocks", "heads", "o_groups"} <= {breach.rule for breach in plan.breaches}
+    assert "nodes" not in {breach.rule for breach in plan.breaches}
+    assert plan.deployment["nodes"] == {9: 3, 15: 3, 11: 11}[tp]
+
+
+def test_nodes_that_do_not_divide_are_a_matter_of_the_deployment_which_sglang_checks():
+    (breach,) = plan_of(PRO, tp=8, nodes=3).breaches
+    assert (str(breach.module), breach.reason) == ("deployment", "GPUs 8 / nodes 3 = 2.67: not whole")
+    assert (breach.consequence, breach.remedies) == ("SGLang refuses it", ("leave --nodes out",))
+    rules = [breach.rule for breach in plan_of(PRO, tp=12, nodes=5).breaches]
+    assert rules[0] == "nodes"
+    assert "q_b-blocks" in rules  # which another number of nodes does not mend
+    (breach,) = plan_of(PRO, tp=8, dp=3).breaches
+    assert (str(breach.module), breach.consequence) == ("deployment", "SGLang refuses it")
+
+
+def test_an_option_that_the_engine_does_not_have_is_not_said_to_be_refused_by_it():
+    (breach,) = plan_of(PRO, tp=8, shared="pad").breaches
+    assert breach.consequence == "SGLang has no such option"
+    (breach,) = plan_of(PRO, tp=16, shared="split", a2a="deepep").breaches
+    assert (breach.consequence, breach.remedies) == ("SGLang keeps them whole", ("leave --shared-experts out",))
+
+
 def test_a_feasible_plan_is_not_refused():
     refuse_infeasible(plan_of(PRO, tp=16))
 
@@ -246,7 +291,7 @@ def test_fp8_experts_do_not_fit_an_h20_of_96_gb():
 )
 def test_a_way_of_shared_experts_that_the_engine_does_not_have_is_refused(wanted, rule):
     plan = plan_of(PRO, tp=16, **wanted)
-    assert [breach.rule for breach in plan.breaches] == [rule]
+    assert plan.breaches[0].rule == rule
     assert plan.breaches[0].module == "shared experts"
     assert plan.alternatives
 

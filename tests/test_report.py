@@ -203,7 +203,7 @@ def test_the_map_has_every_layer_and_colours_what_breaks():
     drawn = charts_of(page_of(BROKEN))["map"]
     assert len(drawn["rows"]) == 63
     broken = [column["title"] for column in drawn["columns"] if column["kind"] == "breaks"]
-    assert broken == ["shared experts: a rule breaks"]
+    assert broken == ["routed experts: a rule breaks", "shared experts: a rule breaks"]
 
 
 def test_the_table_of_the_map_tells_the_draft_model_by_itself_and_no_bytes_of_what_breaks():

@@ -244,8 +244,6 @@ Shared experts: 24 blocks of 128 do not fall into 16
   ranks  ├──┼──┼──┼──┼──┼──┼──┼──┼──┼──┼──┼──┼──┼──┼──┼──┤
             ^     ^     ^     ^     ^     ^     ^     ^
   ^ inside a block, and so inside its scale: 8 of 15 cuts
-  these would: all 24 on every rank (whole), 2 on a rank and zeros at the end
-  (pad), or 3 on each of 8 ranks (split)
 """
 WHOLE = """
 Shared experts: 24 blocks of 128, all on each of 16 ranks
@@ -341,3 +339,23 @@ def test_a_picture_is_short_and_narrow(numbers, width, way):
     lines = printed(lambda console: show_placed(console, grid), width)
     assert len(lines) <= 10
     assert all(len(line) <= width for line in lines)
+
+
+# --- plans ---------------------------------------------------------------------------------------------------------
+
+
+def refused(model: str, request: Request) -> str:
+    plan = make_plan(*inventory_of(model), request)
+    return "\n".join(printed(lambda console: show_plan(console, plan, "SGLang"), 100))
+
+
+def test_a_message_of_several_lines_is_quoted_in_one_and_one_gpu_is_not_several():
+    text = refused(PRO, Request(8, ep=3))
+    assert "\\n" not in text
+    assert "8 != 3 * 1 * 2 (= 6)" in " ".join(text.split())
+    assert re.search(r"--tp 1 +1 GPU,", refused(FLASH, Request(24)))
+
+
+def test_a_way_out_is_told_once_and_so_is_the_same_arithmetic():
+    assert refused(PRO, Request(12)).count("way out: attention DP: --dp 3") == 1
+    assert refused(PRO, Request(7)).count("moe_intermediate_size 3072 / MoE TP 7") == 1

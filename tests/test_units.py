@@ -2,7 +2,7 @@
 
 import pytest
 
-from dsv4_shard.units import gib
+from dsv4_shard.units import counted, gib, quotient
 
 
 @pytest.mark.parametrize(
@@ -12,3 +12,17 @@ from dsv4_shard.units import gib
 )  # fmt: skip
 def test_memory_is_in_gib_but_where_a_tenth_of_one_is_not_reached(nbytes, shown):
     assert gib(nbytes) == shown
+
+
+@pytest.mark.parametrize(
+    ("number", "divisor", "shown"),
+    [(8, 64, "0.125"), (8, 256, "0.03125"), (192, 128, "1.5"), (3072, 16, "192"), (65536, 3, "21845.33"),
+     (8, 3000, "0.002667"), (3, 8, "0.375"), (77, 128, "0.6016"), (2048, 24, "85.33"), (100, 3, "33.33"), (0, 7, "0")],
+)  # fmt: skip
+def test_a_quotient_is_exact_where_it_is_short_and_never_nothing_or_an_exponent(number, divisor, shown):
+    assert quotient(number, divisor) == shown
+
+
+def test_one_is_singular_and_so_are_no_others():
+    counts = [counted(number, "rank file") for number in (0, 1, 2, 1024)]
+    assert counts == ["0 rank files", "1 rank file", "2 rank files", "1,024 rank files"]

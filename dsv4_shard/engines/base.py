@@ -6,7 +6,7 @@ check is marked by an empty `quote`: there the tool is the only one who warns.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -20,6 +20,7 @@ from dsv4_shard.header import DTYPE_BITS
 from dsv4_shard.inventory import PACKED, Format, Group, Inventory
 from dsv4_shard.naming import Names
 from dsv4_shard.roles import Module, Part, Role, TensorName
+from dsv4_shard.units import quotient
 
 MAX_RANKS = 4096
 
@@ -152,12 +153,43 @@ class Context:
 # --- rules ---------------------------------------------------------------------------------------------------------
 
 
+REFUSED = "{engine} refuses it"
+NO_OPTION = "{engine} has no such option"
+SILENT = "{engine} does not say so: "
+"""Consequences, in which `engine` is what it is called: it ends with an error, be its words known or not; it cannot be
+asked; it starts, and what then becomes of it."""
+BREAKS_TOO = "breaks as well: {engine} has stopped by then"
+"""Of a rule beside the one at which the engine stops: what would come of it alone does not come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """A way out that is an option of this tool.
+
+    `words` say it in general; `tries` are the requests that take it, the likeliest first; `said`, a template over
+    `asked`, says it of the one that helps (empty: `words`).
+    """
+
+    words: str
+    tries: Callable[[Request], Iterable[Request]]
+    said: str = ""
+
+    def say(self, asked: Request) -> str:
+        """What it is for the request that helps."""
+        return (self.said or self.words).format(asked=asked, attention_tp=asked.tp // asked.dp)
+
+
+Remedies = tuple[Remedy | str, ...]
+"""Ways out; those that are no option of this tool are words alone."""
+
+
 @dataclass(frozen=True, slots=True)
 class Breach:
     """A rule that a deployment breaks.
 
-    `reason` is the arithmetic. `quote` is what the engine itself prints, None where it prints nothing and starts, or
-    fails later somewhere else; `consequence` says which. `remedies` are ways out, as options of this tool.
+    `reason` is the arithmetic. `quote` is what the engine itself prints, None where it prints nothing, its words are
+    not known, or it has stopped at another rule; `consequence` says which. `remedies` are ways out, of which not each
+    helps every deployment.
     """
 
     rule: str
@@ -165,7 +197,12 @@ class Breach:
     reason: str
     quote: str | None
     consequence: str
-    remedies: tuple[str, ...]
+    remedies: Remedies
+
+    @property
+    def stops(self) -> bool:
+        """Whether the engine ends here, with an error; else it starts, or nothing is claimed of it."""
+        return self.quote is not None or self.consequence == REFUSED
 
 
 def _always(_: Context) -> bool:
@@ -185,14 +222,37 @@ def _pick(words: Words, context: Context) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
+class Shows:
+    """How a breach shows.
+
+    `quote` is what the engine prints: a template over `size`, `parts`, `part`, `unit` and `context`, or a function that
+    picks one of `quotes`; None where it prints nothing, or its words are not known, and `consequence` says which.
+    `heard` are other messages by which it shows: those of other versions, and of checks before and after it.
+    """
+
+    quote: Words = None
+    consequence: str = REFUSED
+    remedies: Remedies = ()
+    heard: tuple[str, ...] = ()
+    quotes: tuple[str, ...] = ()
+
+    @property
+    def messages(self) -> tuple[str, ...]:
+        """Every template by which the breach shows."""
+        return (*((self.quote,) if isinstance(self.quote, str) else self.quotes), *self.heard)
+
+    def says(self, template: str, context: Context) -> bool:
+        """Whether `template` is of this breach in a deployment."""
+        return template in self.heard or template == _pick(self.quote, context)
+
+
+@dataclass(frozen=True, slots=True)
 class Divides:
     """`size / parts` must be whole and a multiple of `unit`.
 
-    `size_name`, `parts_name` and `unit_name` are the words of the arithmetic. `whole_quote` is what the engine prints
-    where the parts are not whole, `quote` where they are not whole units: templates over `size`, `parts`, `part`,
-    `unit` and `context`; None where it prints nothing, and then `consequence` says what happens. `heard` are other
-    messages by which the rule shows: those of other versions, and of checks before and after it. A `fatal` rule is one
-    without which the later ones make no sense.
+    `size_name`, `parts_name` and `unit_name` are the words of the arithmetic. It breaks in two ways that have nothing
+    else in common: `uneven` is how it shows where the parts are not whole, `cut` where they are, and cut a unit. A
+    `fatal` rule is one without which the later ones make no sense.
     """
 
     name: str
@@ -203,18 +263,15 @@ class Divides:
     parts_name: str
     unit: Callable[[Context], int] = _one
     unit_name: Words = ""
-    quote: Words = None
-    whole_quote: Words = None
-    consequence: str = "refused when the model is built"
-    remedies: tuple[str, ...] = ()
+    uneven: Shows = Shows()
+    cut: Shows = Shows()
     when: Callable[[Context], bool] = _always
     fatal: bool = False
-    heard: tuple[str, ...] = ()
 
     @property
     def messages(self) -> tuple[str, ...]:
-        """Every template by which the rule shows, but for those that a function picks."""
-        return tuple(words for words in (self.quote, self.whole_quote, *self.heard) if isinstance(words, str))
+        """Every template by which the rule shows."""
+        return (*self.cut.messages, *self.uneven.messages)
 
     def unit_word(self, context: Context) -> str:
         """What the units are called, in the plural; empty where they are single elements."""
@@ -228,30 +285,40 @@ class Divides:
         part, rest = divmod(size, parts)
         head = f"{self.size_name} {size} / {self.parts_name} {parts} = "
         if rest:
-            return f"{head}{round(size / parts, 2):.10g}: not whole"
+            return f"{head}{quotient(size, parts)}: not whole"
         if unit == 1:
             return f"{head}{part}"
-        return f"{head}{part}, which is {part / unit:.4g} {self.unit_word(context)} of {unit}"
+        return f"{head}{part}, which is {quotient(part, unit)} {self.unit_word(context)} of {unit}"
+
+    def shows(self, context: Context) -> Shows | None:
+        """How it breaks, or None where the rule holds or does not apply."""
+        if not self.when(context):
+            return None
+        part, rest = divmod(self.size(context), self.parts(context))
+        if rest:
+            return self.uneven
+        return self.cut if part % self.unit(context) else None
 
     def check(self, context: Context) -> Breach | None:
         """Breach with the numbers, or None where the rule holds or does not apply."""
-        reason = self.explain(context)
-        if reason is None:
+        shows, reason = self.shows(context), self.explain(context)
+        if shows is None or reason is None:
             return None
         size, parts, unit = self.size(context), self.parts(context), self.unit(context)
-        part, rest = divmod(size, parts)
-        if not rest and part % unit == 0:
-            return None
-        words = _pick(self.whole_quote if rest else self.quote, context)
-        quote = words.format(size=size, parts=parts, part=part, unit=unit, context=context) if words else None
-        return Breach(self.name, self.module, reason, quote, self.consequence, self.remedies)
+        words, numbers = (
+            _pick(shows.quote, context),
+            {"size": size, "parts": parts, "part": size // parts, "unit": unit},
+        )
+        quote = words.format(**numbers, context=context) if words else None
+        consequence = shows.consequence.format(**numbers, engine="{engine}")
+        return Breach(self.name, self.module, reason, quote, consequence, shows.remedies)
 
 
 @dataclass(frozen=True, slots=True)
 class Requires:
     """A condition that is not a division. `reason` and `quote` are templates over `at` (the deployment).
 
-    `heard` is as in `Divides`.
+    The rest is as in `Shows`.
     """
 
     name: str
@@ -259,8 +326,8 @@ class Requires:
     holds: Callable[[Context], bool]
     reason: str
     quote: str | None = None
-    consequence: str = "refused when the model is built"
-    remedies: tuple[str, ...] = ()
+    consequence: str = REFUSED
+    remedies: Remedies = ()
     fatal: bool = False
     heard: tuple[str, ...] = ()
 
@@ -469,7 +536,8 @@ class Engine:
     `candidates` turns a request into deployments, the engine's own choices first; `place` gives a role's placement;
     `hold` says how a rank holds one tensor of a group; `launch` is how to start it on a path, which is that of shards
     or of the checkpoint (its last argument); `addition` is how the shared expert's output joins the sum;
-    `notes` is what else a user of the deployment should know.
+    `notes` is what else a user of the deployment should know. `others` are rules of other versions, by whose messages
+    logs are explained; no plan asks them.
     """
 
     name: str
@@ -483,13 +551,18 @@ class Engine:
     addition: Callable[[Context], str]
     notes: Callable[[Context], tuple[str, ...]] = _no_notes
     layout: Layout | None = None
+    others: tuple[Rule, ...] = ()
 
     def held(self, group: Group, context: Context) -> Held | None:
         """How a rank holds one tensor of `group`, or None where no rank gets it."""
         return self.hold(group, self.place(group.role, context), context)
 
     def breaches(self, context: Context) -> list[Breach]:
-        """Every rule that breaks, in the order in which the engine would meet them."""
+        """Every rule that breaks, in the order in which the engine would meet them, but first the one where it stops.
+
+        Of the others only the arithmetic is told then, and the ways out: the engine does not come to what it says or
+        does there.
+        """
         found: list[Breach] = []
         for rule in self.rules:
             breach = rule.check(context)
@@ -497,7 +570,11 @@ class Engine:
                 found.append(breach)
                 if rule.fatal:
                     break
-        return found
+        stop = next((breach for breach in found if breach.stops), None)
+        if stop is not None:
+            others = (breach for breach in found if breach is not stop)
+            found = [stop, *(replace(breach, quote=None, consequence=BREAKS_TOO) for breach in others)]
+        return [replace(breach, consequence=breach.consequence.format(engine=self.title)) for breach in found]
 
 
 def local_size(size: int, placement: Split | Pad, parts: int, block: int) -> int:
@@ -551,7 +628,7 @@ UNCLAIMED = "nothing is claimed of it"
 def unknown_to(engine: Engine, family: Family) -> Engine:
     """`engine` where its classes for a family were never held against it: it has one rule, which always breaks."""
     known = Requires(
-        UNKNOWN_FAMILY, Module.ATTENTION, lambda _: False,
+        UNKNOWN_FAMILY, Module.DEPLOYMENT, lambda _: False,
         f"what {engine.title} {engine.version} does with {family.title} was never held against its own classes",
         consequence=UNCLAIMED, fatal=True,
         remedies=("--engine node or reference, where they know the family",),

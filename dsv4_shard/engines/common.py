@@ -1,9 +1,22 @@
 """Rules and choices that several engines share, since they build DeepSeek's models from the same kinds of layers."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from dsv4_shard.blocks import DECODED_BLOCK
-from dsv4_shard.engines.base import ASSUMED_GPU, UNCLAIMED, Context, Divides, Pad, Request, Requires, Split
+from dsv4_shard.engines.base import (
+    ASSUMED_GPU,
+    UNCLAIMED,
+    Context,
+    Divides,
+    Pad,
+    Remedies,
+    Request,
+    Requires,
+    Shows,
+    Split,
+)
+from dsv4_shard.engines.remedies import ANY_EP, leave_out
 from dsv4_shard.families.v3 import V3Config
 from dsv4_shard.gpus import Gpu, find_gpu, gpu_with
 from dsv4_shard.inventory import NVFP4, Inventory
@@ -36,8 +49,11 @@ def pick_gpu(request: Request) -> Gpu:
 
 
 def pick_nodes(request: Request, world: int, gpu: Gpu) -> int:
-    """Hosts: as asked for, else as few as hold the GPUs."""
-    return request.nodes or -(-world // GPUS_PER_NODE.get(gpu.name, 8))
+    """Hosts: as asked for, else as few as hold the GPUs, as many on each."""
+    if request.nodes:
+        return request.nodes
+    least = -(-world // GPUS_PER_NODE.get(gpu.name, 8))
+    return next(nodes for nodes in range(least, world + 1) if world % nodes == 0)
 
 
 def shares_blocks_evenly(inventory: Inventory, parts: int) -> bool:
@@ -50,9 +66,9 @@ def shares_blocks_evenly(inventory: Inventory, parts: int) -> bool:
 def version_rule(*versions: str) -> Requires:
     """Rules and layouts are those of certain versions, and are claimed for no other."""
     return Requires(
-        "version", Module.ATTENTION, lambda c: c.at.version in versions,
+        "version", Module.DEPLOYMENT, lambda c: c.at.version in versions,
         "version {at.version} was not held against its own classes; known: " + ", ".join(versions),
-        consequence="rules, names and shapes may differ", fatal=True, remedies=("leave --engine-version out",),
+        consequence="rules, names and shapes may differ", fatal=True, remedies=(leave_out("engine_version"),),
     )  # fmt: skip
 
 
@@ -96,17 +112,31 @@ def vocab_placement(context: Context, group: str = "tp") -> Split | Pad:
     return Pad(0, group, padded // parts if padded % parts == 0 else VOCAB_UNIT)
 
 
+INDIVISIBLE_QUOTE = "AssertionError: {size} is not divisible by {parts}"
+"""`ensure_divisibility`, the same in SGLang and vLLM."""
+
+
+def vocab_rule(uneven: Shows) -> Divides:
+    """The vocabulary is padded to 64 rows and then cut over TP."""
+    return Divides(
+        "vocab", Module.EMBEDDING, lambda c: -(-c.config.vocab_size // VOCAB_UNIT) * VOCAB_UNIT,
+        "vocab_size (padded to 64)", lambda c: c.at.tp, "TP", uneven=uneven,
+    )  # fmt: skip
+
+
 NODES_RULE = Divides(
-    "nodes", Module.ATTENTION, lambda c: c.at.world, "GPUs", lambda c: c.at.nodes, "nodes",
-    consequence="some nodes would hold more ranks than others", fatal=True,
-    remedies=("choose a number of nodes that divides the GPUs",),
+    "nodes", Module.DEPLOYMENT, lambda c: c.at.world, "GPUs", lambda c: c.at.nodes, "nodes",
+    uneven=Shows(
+        consequence="some nodes would hold more ranks than others",
+        remedies=(leave_out("nodes"),),
+    ),
 )  # fmt: skip
 
 NO_CAST_RULE = Requires(
     "expert-dtype", Module.ROUTED, lambda c: c.at.experts == c.inventory.routed.name,
     "experts are asked for in {at.experts}, but they are {context.inventory.routed.name} in the checkpoint",
-    consequence="the engine holds the experts as the checkpoint does", fatal=True,
-    remedies=("leave --expert-dtype out: only --engine reference casts experts",),
+    consequence="{engine} holds the experts as the checkpoint does", fatal=True,
+    remedies=(leave_out("expert_dtype"), "--engine reference, which alone casts experts"),
 )  # fmt: skip
 
 
@@ -139,55 +169,51 @@ def o_a_decoding_rule(*sides: int) -> Requires:
 
 O_A_DECODING_RULE = o_a_decoding_rule(DECODED_BLOCK)
 
+EXPERTS = Shows(remedies=(ANY_EP,))
 EXPERTS_RULE = Divides(
     "experts", Module.ROUTED, lambda c: c.config.n_routed_experts, "n_routed_experts", lambda c: c.at.ep, "EP",
-    remedies=("choose an EP that divides the number of experts",),
+    uneven=EXPERTS,
 )  # fmt: skip
 
 
-def attention_rules(
-    remedies: tuple[str, ...],
-    rows_quote: str | None,
-    heads_consequence: str,
-    groups_consequence: str,
-    heads_heard: tuple[str, ...] = (),
-    groups_heard: tuple[str, ...] = (),
-) -> tuple[Divides, ...]:
+def attention_rules(remedies: Remedies, rows_quote: str | None, heads: Shows, groups: Shows) -> tuple[Divides, ...]:
     """Heads, output groups and blocks of q_b, o_a and o_b under attention TP, in the order of the constructors.
 
-    `rows_quote` is what the engine prints where q_b's rows do not divide. No engine looks at `o_groups`:
-    `groups_consequence` says what happens then. `heads_heard` and `groups_heard` are what is heard of them.
+    `rows_quote` is what the engine prints where the rows of q_b or o_a, or the columns of o_b, do not divide. `heads`
+    and `groups` say how these show: an engine that asserts the heads does so first, and none looks at `o_groups`.
     """
 
     def attention_tp(context: Context) -> int:
         return context.at.attention_tp
 
+    uneven = Shows(rows_quote, remedies=remedies)
+    rows, cols = Shows(COLUMN_QUOTE, remedies=remedies), Shows(ROW_QUOTE, remedies=remedies)
+    q_b = Divides(
+        "q_b-blocks", Module.ATTENTION, lambda c: c.q_rows, "q_b rows", attention_tp, "attention TP",
+        lambda c: c.block(Role.Q_B).rows, "blocks", uneven, rows,
+    )  # fmt: skip
+    whole_heads = Divides(
+        "heads", Module.ATTENTION, lambda c: c.config.num_attention_heads, "num_attention_heads",
+        attention_tp, "attention TP", uneven=replace(heads, remedies=remedies),
+    )  # fmt: skip
     return (
-        Divides(
-            "q_b-blocks", Module.ATTENTION, lambda c: c.q_rows, "q_b rows", attention_tp, "attention TP",
-            lambda c: c.block(Role.Q_B).rows, "blocks", COLUMN_QUOTE, rows_quote, remedies=remedies,
-        ),
-        Divides(
-            "heads", Module.ATTENTION, lambda c: c.config.num_attention_heads, "num_attention_heads",
-            attention_tp, "attention TP", consequence=heads_consequence, remedies=remedies,
-            heard=heads_heard,
-        ),
+        *((whole_heads, q_b) if heads.quote else (q_b, whole_heads)),
         Divides(
             "o_groups", Module.ATTENTION, lambda c: c.v4.o_groups, "o_groups", attention_tp, "attention TP",
-            consequence=groups_consequence, remedies=remedies, heard=groups_heard,
+            uneven=replace(groups, remedies=remedies),
         ),
         Divides(
             "o_a-blocks", Module.ATTENTION, lambda c: c.o_cols, "o_a rows", attention_tp, "attention TP",
-            lambda c: c.block(Role.O_A).rows, "blocks", COLUMN_QUOTE, remedies=remedies,
+            lambda c: c.block(Role.O_A).rows, "blocks", uneven, rows,
         ),
         Divides(
             "o_b-blocks", Module.ATTENTION, lambda c: c.o_cols, "o_b columns", attention_tp, "attention TP",
-            lambda c: c.block(Role.O_B).cols, "blocks", ROW_QUOTE, remedies=remedies,
+            lambda c: c.block(Role.O_B).cols, "blocks", uneven, cols,
         ),
     )  # fmt: skip
 
 
-def latent_attention_rules(heads_quote: str, remedies: tuple[str, ...]) -> tuple[Divides, ...]:
+def latent_attention_rules(heads_quote: str, remedies: Remedies) -> tuple[Divides, ...]:
     """Heads and blocks of V3's q_b, kv_b and o under attention TP, in the order of the constructors.
 
     `heads_quote` is what the engine prints where the heads do not divide.
@@ -196,13 +222,13 @@ def latent_attention_rules(heads_quote: str, remedies: tuple[str, ...]) -> tuple
     def rule(name: str, role: Role, size: Callable[[V3Config], int], size_name: str, axis: int, quote: str) -> Divides:
         return Divides(
             name, Module.ATTENTION, lambda c: size(c.v3), size_name, lambda c: c.at.attention_tp, "attention TP",
-            lambda c: c.block(role)[axis], "blocks", quote, remedies=remedies,
+            lambda c: c.block(role)[axis], "blocks", Shows(remedies=remedies), Shows(quote, remedies=remedies),
         )  # fmt: skip
 
     return (
         Divides(
             "heads", Module.ATTENTION, lambda c: c.config.num_attention_heads, "num_attention_heads",
-            lambda c: c.at.attention_tp, "attention TP", whole_quote=heads_quote, remedies=remedies,
+            lambda c: c.at.attention_tp, "attention TP", uneven=Shows(heads_quote, remedies=remedies),
         ),
         rule("q_b-blocks", Role.Q_B, lambda c: c.q_rows, "q_b rows", 0, COLUMN_QUOTE),
         rule("kv_b-blocks", Role.KV_B, lambda c: c.kv_rows, "kv_b rows", 0, COLUMN_QUOTE),

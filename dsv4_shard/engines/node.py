@@ -24,6 +24,7 @@ from dsv4_shard.engines.base import (
 )
 from dsv4_shard.engines.common import NVFP4_RULE
 from dsv4_shard.engines.raw_layout import TOKENIZER_FILES
+from dsv4_shard.engines.remedies import for_engine, leave_out
 from dsv4_shard.engines.sglang_v3 import SGLANG_V3
 from dsv4_shard.engines.vllm_v3 import VLLM_V3
 from dsv4_shard.gpus import GPUS
@@ -34,7 +35,7 @@ EP_RULE = Requires(
     "ep-tp", Module.ROUTED, lambda c: c.at.ep == c.at.tp,
     "a node's folder has whole experts for EP over all {at.tp} GPUs, here EP is {at.ep} and MoE TP {at.moe_tp}",
     consequence="experts would be cut over GPUs of several nodes, or be missing", fatal=True,
-    remedies=("leave --ep out", "--engine sglang, whose rank files serve every MoE TP"),
+    remedies=(leave_out("ep"), for_engine("sglang", ", whose rank files serve every MoE TP")),
 )  # fmt: skip
 
 

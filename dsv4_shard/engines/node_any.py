@@ -22,10 +22,12 @@ from dsv4_shard.engines.base import (
     Request,
     Requires,
     Rule,
+    Shows,
     held_by_rank,
 )
-from dsv4_shard.engines.common import EXPERTS_RULE, NO_CAST_RULE, NODES_RULE, pick_gpu, pick_nodes
+from dsv4_shard.engines.common import EXPERTS, EXPERTS_RULE, NO_CAST_RULE, NODES_RULE, pick_gpu, pick_nodes
 from dsv4_shard.engines.node import EP_RULE, NodeLayout, folders_notes
+from dsv4_shard.engines.remedies import ANY_DP, MORE_DP, leave_out
 from dsv4_shard.inventory import Group, Inventory
 from dsv4_shard.roles import Module, Role, Stage
 
@@ -63,23 +65,22 @@ RULES: tuple[Rule, ...] = (
         and not c.at.gpu_named,
         "no engine's rules for this family are known, so there is no runner, all-to-all backend, way of shared "
         "experts, GPU or version to choose", consequence=UNCLAIMED, fatal=True,
-        remedies=("leave --runner, --a2a, --shared-experts, --gpu, --gpu-memory and --engine-version out",),
+        remedies=(leave_out("runner", "a2a", "shared", "gpu", "gpu_memory", "engine_version"),),
     ),
     NODES_RULE,
     NO_CAST_RULE,
     Divides(
-        "attention-dp", Module.ATTENTION, lambda c: c.at.tp, "TP", lambda c: c.at.dp, "attention DP",
-        remedies=("choose an attention DP that divides TP",), fatal=True,
+        "attention-dp", Module.DEPLOYMENT, lambda c: c.at.tp, "TP", lambda c: c.at.dp, "attention DP",
+        fatal=True, uneven=Shows(remedies=(ANY_DP,)),
     ),
     Divides(
         "heads", Module.ATTENTION, lambda c: c.config.num_attention_heads, "num_attention_heads",
-        lambda c: c.at.attention_tp, "attention TP", remedies=("attention DP: --dp N",),
+        lambda c: c.at.attention_tp, "attention TP", uneven=Shows(remedies=(MORE_DP,)),
     ),
     EXPERTS_RULE,
     Divides(
         "draft-experts", Module.ROUTED, lambda c: c.config.experts_in(Stage.MTP), "experts of the draft model",
-        lambda c: c.at.ep, "EP", when=lambda c: c.inventory.mtp_blocks > 0,
-        remedies=("choose an EP that divides the number of experts",),
+        lambda c: c.at.ep, "EP", uneven=EXPERTS, when=lambda c: c.inventory.mtp_blocks > 0,
     ),
 )  # fmt: skip
 

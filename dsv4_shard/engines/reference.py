@@ -16,6 +16,7 @@ from functools import partial
 
 from dsv4_shard.checkpoint import Tensor
 from dsv4_shard.engines.base import (
+    NO_OPTION,
     Constant,
     Context,
     Deployment,
@@ -33,11 +34,13 @@ from dsv4_shard.engines.base import (
     Request,
     Requires,
     Rule,
+    Shows,
     Split,
     Words,
     held_by_rank,
 )
 from dsv4_shard.engines.common import NODES_RULE, nvfp4_rule, o_a_decoding_rule, pick_gpu, pick_nodes, version_rule
+from dsv4_shard.engines.remedies import NO_DP, leave_out
 from dsv4_shard.families import family_of
 from dsv4_shard.families.base import ModelConfig
 from dsv4_shard.inventory import Group, Inventory
@@ -47,7 +50,7 @@ from dsv4_shard.roles import Draft, Module, Part, Role, Stage, TensorName
 CONFIG_NAME = "inference_config.json"
 
 _ROUTED = (Role.ROUTED_GATE, Role.ROUTED_UP, Role.ROUTED_DOWN)
-SILENT = "the converter and the model start; the model then computes garbage or fails in the first forward"
+WRONG = "the converter and the model start; the model then computes garbage or fails in the first forward"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,7 @@ def scale_rule(
     """The converters narrow a scale like its weight, so the blocks must divide too."""
     return Divides(
         name, module, size, size_name, ranks, "ranks", lambda c: c.block(role)[axis], "blocks",
-        quote=dimension_quote(axis), whole_quote=dimension_quote(axis),
+        Shows(dimension_quote(axis)), Shows(dimension_quote(axis)),
     )  # fmt: skip
 
 
@@ -114,18 +117,19 @@ ONE_WAY_RULES: tuple[Rule, ...] = (
     Requires(
         "ep", Module.ROUTED, lambda c: c.at.ep == c.at.tp,
         "the reference spreads whole experts over all {at.tp} ranks, so EP {at.ep} cannot be had",
-        remedies=("leave --ep out",), fatal=True,
+        consequence=NO_OPTION, remedies=(leave_out("ep"),),
+        fatal=True,
     ),
     Requires(
-        "dp", Module.ATTENTION, lambda c: c.at.dp == 1, "the reference has no attention DP", remedies=("--dp 1",),
-        fatal=True,
+        "dp", Module.ATTENTION, lambda c: c.at.dp == 1, "the reference has no attention DP",
+        consequence=NO_OPTION, remedies=(NO_DP,), fatal=True,
     ),
 )  # fmt: skip
 """No generation has attention DP, or cuts a routed expert."""
 
 VOCAB_RULE = Divides(
     "vocab", Module.EMBEDDING, lambda c: c.config.vocab_size, "vocab_size", ranks, "ranks",
-    whole_quote=dimension_quote(0),
+    uneven=Shows(dimension_quote(0)),
 )  # fmt: skip
 
 
@@ -137,12 +141,13 @@ _WAYS: tuple[Rule, ...] = (
     *ONE_WAY_RULES,
     Requires(
         "options", Module.ROUTED, lambda c: c.at.a2a is None and c.at.runner == "tilelang",
-        "the reference has no runners or all-to-all backends to choose", remedies=("leave them out",), fatal=True,
+        "the reference has no runners or all-to-all backends to choose", consequence=NO_OPTION,
+        remedies=(leave_out("runner", "a2a"),), fatal=True,
     ),
     Requires(
         "shared-way", Module.SHARED, lambda c: c.at.shared == "whole",
         "the reference adds whole shared experts after the all-reduce; it cannot {at.shared} them",
-        remedies=("--shared-experts whole",), fatal=True,
+        consequence=NO_OPTION, remedies=(leave_out("shared"),), fatal=True,
     ),
     nvfp4_rule("DeepSeek's model.py has no NVFP4 experts", "the model cannot load them"),
     nvfp4_rule("DeepSeek's model.py has no NVFP4 experts", "the model cannot load them"),
@@ -150,11 +155,13 @@ _WAYS: tuple[Rule, ...] = (
         "expert-dtype", Module.ROUTED,
         lambda c: c.at.experts in ("FP4", "FP8") and (c.at.experts, c.inventory.routed.name) != ("FP4", "FP8"),
         "experts are {context.inventory.routed.name} in the checkpoint and cannot be written as {at.experts}",
-        remedies=("leave --expert-dtype out",), fatal=True,
+        remedies=(leave_out("expert_dtype"),), fatal=True,
     ),
     NODES_RULE,
 )  # fmt: skip
 """What it has no other way to do."""
+
+_DECODES = "the converter stops: it decodes whole blocks"
 
 _SIZES: tuple[Rule, ...] = (
     Requires(
@@ -164,21 +171,22 @@ _SIZES: tuple[Rule, ...] = (
     VOCAB_RULE,
     Divides(
         "heads", Module.ATTENTION, lambda c: c.config.num_attention_heads, "num_attention_heads", ranks, "ranks",
-        whole_quote=dimension_quote(0),
+        uneven=Shows(dimension_quote(0)),
     ),
     scale_rule("q_b-blocks", Module.ATTENTION, Role.Q_B, lambda c: c.q_rows, "q_b blocks"),
     Divides(
-        "o_groups", Module.ATTENTION, lambda c: c.v4.o_groups, "o_groups", ranks, "ranks", consequence=SILENT,
+        "o_groups", Module.ATTENTION, lambda c: c.v4.o_groups, "o_groups", ranks, "ranks",
+        uneven=Shows(consequence=WRONG),
     ),
     scale_rule("o_a-blocks", Module.ATTENTION, Role.O_A, lambda c: c.o_cols, "o_a blocks"),
     Divides(
         "o_a-columns", Module.ATTENTION, lambda c: c.q_rows, "q_b rows", lambda c: c.v4.o_groups, "o_groups",
-        lambda c: c.block(Role.O_A).cols, "blocks", consequence="the converter stops: it decodes whole blocks",
+        lambda c: c.block(Role.O_A).cols, "blocks", cut=Shows(consequence=_DECODES), uneven=Shows(consequence=_DECODES),
     ),
     scale_rule("o_b-blocks", Module.ATTENTION, Role.O_B, lambda c: c.o_cols, "o_b blocks", axis=1),
     Divides(
         "index-heads", Module.INDEXER, lambda c: c.v4.index_n_heads, "index_n_heads", ranks, "ranks",
-        whole_quote=dimension_quote(0),
+        uneven=Shows(dimension_quote(0)),
     ),
     scale_rule("indexer-blocks", Module.INDEXER, Role.INDEXER_Q_B, _indexer_rows, "indexer q_b blocks"),
 )  # fmt: skip
@@ -189,7 +197,7 @@ def experts_rule(quote: Words) -> Divides:
     """The converter spreads whole experts, and says `quote` where that leaves a rest."""
     return Divides(
         "experts", Module.ROUTED, lambda c: c.config.n_routed_experts, "n_routed_experts", ranks, "ranks",
-        whole_quote=quote,
+        uneven=Shows(quote),
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from dsv4_shard.checkpoint import Tensor
 from dsv4_shard.engines import reference
 from dsv4_shard.engines.base import (
+    NO_OPTION,
     Context,
     Deployment,
     Divides,
@@ -25,11 +26,13 @@ from dsv4_shard.engines.base import (
     Request,
     Requires,
     Rule,
+    Shows,
     Split,
     held_by_rank,
 )
 from dsv4_shard.engines.common import NO_CAST_RULE, NODES_RULE, version_rule
-from dsv4_shard.engines.reference import ONE_WAY_RULES, SILENT, VOCAB_RULE, WHOLE_EXPERTS_RULE, ranks, scale_rule
+from dsv4_shard.engines.reference import ONE_WAY_RULES, VOCAB_RULE, WHOLE_EXPERTS_RULE, WRONG, ranks, scale_rule
+from dsv4_shard.engines.remedies import leave_out
 from dsv4_shard.families.base import Family, ModelConfig
 from dsv4_shard.families.v3 import V3, V32, V3Config
 from dsv4_shard.inventory import Group, Inventory
@@ -102,23 +105,24 @@ def _rules(version: str, runner: str) -> tuple[Rule, ...]:
         *ONE_WAY_RULES,
         Requires(
             "options", Module.ROUTED, lambda c: c.at.a2a is None and c.at.runner == runner,
-            "the reference has no runners or all-to-all backends to choose", remedies=("leave them out",), fatal=True,
+            "the reference has no runners or all-to-all backends to choose", consequence=NO_OPTION,
+            remedies=(leave_out("runner", "a2a"),), fatal=True,
         ),
         Requires(
             "shared-way", Module.SHARED, lambda c: c.at.shared == "split",
             f"{version}'s reference splits the shared experts over all ranks; it cannot {{at.shared}} them",
-            remedies=("leave --shared-experts out",), fatal=True,
+            consequence=NO_OPTION, remedies=(leave_out("shared"),), fatal=True,
         ),
         NO_CAST_RULE,
         Requires(
             "format", Module.ROUTED, lambda c: c.inventory.routed.name in ("FP8", "BF16"),
             f"{version}'s model.py computes in FP8 or BF16, the experts are {{context.inventory.routed}}",
-            consequence=SILENT, fatal=True,
+            consequence=WRONG, fatal=True,
         ),
         Requires(
             "blocks", Module.ROUTED, lambda c: c.inventory.routed.block in (None, BLOCK),
             "model.py has a scale for each block of 128×128, here experts are {context.inventory.routed}",
-            consequence="refused when the files are loaded: parameters have other shapes", fatal=True,
+            consequence="the model refuses the files: its parameters have other shapes", fatal=True,
         ),
         NODES_RULE,
         version_rule(version),
@@ -129,7 +133,7 @@ def _rules(version: str, runner: str) -> tuple[Rule, ...]:
         _cut_rule("o-blocks", Module.ATTENTION, Role.O_PROJ, lambda c: c.o_cols, "o columns", axis=1),
         Divides(
             "heads", Module.ATTENTION, lambda c: c.config.num_attention_heads, "num_attention_heads", ranks, "ranks",
-            consequence=SILENT,
+            uneven=Shows(consequence=WRONG),
         ),
         replace(
             _cut_rule("dense-rows", Module.DENSE, Role.DENSE_GATE, lambda c: c.intermediate_size, "intermediate_size"),
@@ -143,7 +147,7 @@ def _rules(version: str, runner: str) -> tuple[Rule, ...]:
         Requires(
             "shared-experts", Module.SHARED, lambda c: c.config.n_shared_experts > 0,
             "model.py always has shared experts, the checkpoint has none",
-            consequence="refused when the files are loaded: parameters are missing", fatal=True,
+            consequence="the model refuses the files: its parameters are missing", fatal=True,
         ),
         _cut_rule("shared-rows", Module.SHARED, Role.SHARED_GATE, lambda c: c.shared_intermediate,
                   "shared intermediate size"),

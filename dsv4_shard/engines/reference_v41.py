@@ -5,7 +5,7 @@ DSpark are each spread over all ranks. An engram table's rows are rounded up to 
 of zeros with scales of 1. Engram projections, the vision tower and the aligner are whole on every rank.
 """
 
-from dsv4_shard.engines.base import Context, Divides
+from dsv4_shard.engines.base import Context, Divides, Shows
 from dsv4_shard.engines.reference import Generation, experts_rule, ranks, reference
 from dsv4_shard.roles import Module, Stage
 
@@ -102,6 +102,6 @@ REFERENCE_V41 = reference(
     experts_rule(_experts_quote),
     Divides(
         "draft-experts", Module.ROUTED, _draft_experts, "dspark_n_routed_experts", ranks, "ranks",
-        whole_quote=_experts_quote, when=lambda c: c.inventory.mtp_blocks > 0,
+        uneven=Shows(_experts_quote), when=lambda c: c.inventory.mtp_blocks > 0,
     ),
 )  # fmt: skip

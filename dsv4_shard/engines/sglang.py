@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 
 from dsv4_shard.blocks import FP4_GROUP
 from dsv4_shard.engines.base import (
+    NO_OPTION,
+    SILENT,
     Context,
     Deployment,
     Divides,
@@ -23,6 +25,7 @@ from dsv4_shard.engines.base import (
     Request,
     Requires,
     Rule,
+    Shows,
     Split,
     held_by_rank,
 )
@@ -30,8 +33,10 @@ from dsv4_shard.engines.common import (
     ADDED_IN_PARTS,
     COLUMN_QUOTE,
     DOWN_QUOTE,
+    EXPERTS,
     EXPERTS_RULE,
     GATE_UP_QUOTE,
+    INDIVISIBLE_QUOTE,
     NO_CAST_RULE,
     NODES_RULE,
     O_A_DECODING_RULE,
@@ -43,6 +48,19 @@ from dsv4_shard.engines.common import (
     pick_nodes,
     version_rule,
     vocab_placement,
+    vocab_rule,
+)
+from dsv4_shard.engines.remedies import (
+    ANY_DP,
+    ANY_EP,
+    DEEPEP,
+    FULL_DP,
+    MARLIN,
+    MORE_DP,
+    MORE_EP,
+    WHOLE_SHARED,
+    for_engine,
+    leave_out,
 )
 from dsv4_shard.gpus import Gpu
 from dsv4_shard.inventory import NVFP4, Group, Inventory
@@ -57,7 +75,7 @@ PLUGIN_FORMAT = "dsv4_shard"
 @dataclass(frozen=True, slots=True)
 class Runner:
     """An MoE runner backend: the formats and architectures it takes, and the unit of the intermediate size that a rank
-    must keep whole. `quote` is what it prints otherwise, `scales` the dtype to which a rank converts the routed
+    must keep whole. `quote` is what it prints where one is cut, `scales` the dtype to which a rank converts the routed
     experts' scales (None: kept), `up_first` that w13 holds the up before the gate projection."""
 
     formats: tuple[str, ...]
@@ -97,16 +115,7 @@ _TOPOLOGY_QUOTE = (
     "ValueError: parallel topology is inconsistent (set by override_permanently):\ntp_size == moe_ep_size * "
     "moe_dp_size * moe_tp_size\n  {size} != {parts} * 1 * {part} (= {context.experts_ranks})"
 )
-_QUANTIZED_MOE_QUOTES = (
-    "ValueError: For quantized MoE models, please make sure (moe_intermediate_size={size} / moe_tp_size={parts}) % "
-    "weight_block_size_n={unit} == 0 where moe_tp_size is equal to tp_size ({context.at.tp}) divided by ep_size "
-    "({context.at.ep}).",
-    "ValueError: moe_intermediate_size {size} must be divisible by moe_tp_size ({parts}) which is tp_size "
-    "({context.at.tp}) divided by moe_ep_size ({context.at.ep}).",
-)
-"""`check_quantized_moe_compatibility`, which runs beside the constructors."""
-
-_WRONG_SILENTLY = "starts, and computes garbage or fails in the first forward"
+_WRONG_SILENTLY = f"{SILENT}starts, and computes garbage or fails in the first forward"
 
 
 def runner_of(context: Context) -> Runner | None:
@@ -168,9 +177,11 @@ def _moe_quote(context: Context) -> str | None:
     return row.quote if row else None
 
 
+_NODES_QUOTE = "AssertionError: tp_size must be divisible by number of nodes"
+
 DEPLOYMENT_RULES: tuple[Rule, ...] = (
     version_rule(VERSION),
-    NODES_RULE,
+    replace(NODES_RULE, uneven=Shows(remedies=(leave_out("nodes"),), heard=(_NODES_QUOTE,))),
     nvfp4_rule("SGLang's NVFP4 experts were never held against its classes"),
     NO_CAST_RULE,
     Requires(
@@ -180,87 +191,126 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
     Requires(
         "a2a-ep", Module.ROUTED, lambda c: c.at.a2a is None or c.at.ep == c.at.tp,
         "all-to-all backend {at.a2a} sets EP = TP = {at.tp}, so EP {at.ep} cannot be had",
-        consequence="the engine sets EP = TP by itself", remedies=("leave --ep out",), fatal=True,
+        consequence="{engine} sets EP = TP by itself", remedies=(leave_out("ep"),), fatal=True,
     ),
     Divides(
         "ep", Module.ROUTED, lambda c: c.at.tp, "TP", lambda c: c.at.ep, "EP",
-        whole_quote=_TOPOLOGY_QUOTE,
-        remedies=("choose an EP that divides TP",), fatal=True,
-        heard=("ValueError: tp_size {size} must be divisible by ep_size {parts}",),
+        fatal=True,
+        uneven=Shows(
+            _TOPOLOGY_QUOTE, remedies=(ANY_EP,),
+            heard=("ValueError: tp_size {size} must be divisible by ep_size {parts}",),
+        ),
     ),
     Divides(
-        "attention-dp", Module.ATTENTION, lambda c: c.at.tp, "TP", lambda c: c.at.dp, "attention DP",
-        remedies=("choose an attention DP that divides TP",), fatal=True,
+        "attention-dp", Module.DEPLOYMENT, lambda c: c.at.tp, "TP", lambda c: c.at.dp, "attention DP", fatal=True,
+        uneven=Shows(remedies=(ANY_DP,), heard=("assert self.tp_size % self.dp_size == 0",)),
     ),
     Requires(
         "runner", Module.ROUTED, lambda c: runner_of(c) is not None or (c.at.experts, c.at.runner) == (NVFP4, "auto"),
         "runner {at.runner!r} does not take {at.experts} experts on {at.gpu.family} (sm_{at.gpu.sm})",
-        remedies=("leave --runner out",), fatal=True, heard=("MXFP4 Marlin requires SM90 or SM120.",),
+        remedies=(leave_out("runner"),), fatal=True, heard=("MXFP4 Marlin requires SM90 or SM120.",),
     ),
     Requires(
         "marlin-a2a", Module.ROUTED, lambda c: not (c.at.runner == "marlin" and c.at.a2a),
         "runner marlin is for tensor parallelism, not for the all-to-all backend {at.a2a}",
-        remedies=("leave --runner or --a2a out",),
+        remedies=(leave_out("runner"), leave_out("a2a")),
     ),
     Requires(
         "megamoe", Module.ROUTED,
         lambda c: c.at.a2a != "flashinfer_megamoe" or (c.at.dp == c.at.tp and c.at.gpu.sm in _BLACKWELL),
         "flashinfer_megamoe needs attention DP = TP and Blackwell, here {at.dp}, {at.tp} and {at.gpu.family}",
-        remedies=("--a2a deepep",),
+        remedies=(DEEPEP, FULL_DP),
     ),
     Requires(
         "shared-way", Module.SHARED, lambda c: c.at.shared in ("whole", "split"),
-        "SGLang keeps shared experts whole or splits them; it has no way to {at.shared} them",
-        remedies=("--shared-experts whole", "--engine vllm, which pads"), fatal=True,
+        "SGLang keeps shared experts whole or splits them; it has no way to {at.shared} them", consequence=NO_OPTION,
+        remedies=(leave_out("shared"), for_engine("vllm", ", which pads")), fatal=True,
     ),
     Requires(
         "a2a-shared", Module.SHARED, lambda c: not (c.at.a2a and c.at.shared != "whole"),
-        "all-to-all backend {at.a2a} keeps shared experts whole by itself", remedies=("--shared-experts whole",),
-    ),
-    Requires(
-        "tp-experts", Module.ROUTED, lambda c: c.at.tp <= c.config.n_routed_experts,
-        "TP {at.tp} exceeds the {config.n_routed_experts} routed experts",
-        heard=(
-            "ValueError: Tensor parallel size {at.tp} is greater than the number of experts {config.n_routed_experts}.",
-        ),
+        "all-to-all backend {at.a2a} keeps shared experts whole by itself",
+        consequence="{engine} keeps them whole", remedies=(leave_out("shared"),), fatal=True,
     ),
 )  # fmt: skip
 """What SGLang asks of a deployment before it builds a model of any generation."""
 
 ROUTED_RULE = Divides(
     "routed-blocks", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
-    lambda c: c.at.moe_tp, "MoE TP", _moe_unit, _moe_unit_name, _moe_quote, consequence=_WRONG_SILENTLY,
-    remedies=("--runner marlin (FP4 on Hopper)", "more EP: --ep N, so that fewer ranks share one expert"),
-    heard=(
-        *dict.fromkeys(row.quote for rows in RUNNERS.values() for row in rows if row.quote), DOWN_QUOTE,
-        *_QUANTIZED_MOE_QUOTES, "ValueError: Current MXFP4 MoE layer does not satisfy Marlin constraints.",
+    lambda c: c.at.moe_tp, "MoE TP", _moe_unit, _moe_unit_name,
+    uneven=Shows(
         "assert intermediate_size % self.moe_tp_size == 0",
+        remedies=(MORE_EP,),
+    ),
+    cut=Shows(
+        _moe_quote, _WRONG_SILENTLY,
+        (MARLIN, MORE_EP),
+        (DOWN_QUOTE, "ValueError: Current MXFP4 MoE layer does not satisfy Marlin constraints."),
+        tuple(dict.fromkeys(row.quote for rows in RUNNERS.values() for row in rows if row.quote)),
     ),
 )  # fmt: skip
 
+_WHOLE_SHARED = (WHOLE_SHARED, DEEPEP)
 SHARED_RULE = Divides(
     "shared-blocks", Module.SHARED, lambda c: c.shared_intermediate, "shared intermediate size",
-    lambda c: c.at.shared_parts, "TP", lambda c: c.block(Role.SHARED_GATE).rows, "blocks", COLUMN_QUOTE,
-    remedies=("SGLANG_SHARED_EXPERT_TP1=1: --shared-experts whole", "an all-to-all backend: --a2a deepep"),
+    lambda c: c.at.shared_parts, "TP", lambda c: c.block(Role.SHARED_GATE).rows, "blocks",
+    Shows(remedies=_WHOLE_SHARED), Shows(COLUMN_QUOTE, remedies=_WHOLE_SHARED),
     when=lambda c: c.config.n_shared_experts > 0,
 )  # fmt: skip
 
-EXPERTS_HEARD = ("_num_global_routed % self.moe_ep_size == 0",)
+QUANTIZED_MOE_RULE = Divides(
+    "quantized-moe", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
+    lambda c: c.at.moe_tp, "MoE TP",
+    lambda c: c.block(Role.SHARED_GATE).rows if c.at.shared == "split" else 1, "blocks",
+    Shows(
+        "ValueError: moe_intermediate_size {size} must be divisible by moe_tp_size ({parts}) which is tp_size "
+        "({context.at.tp}) divided by moe_ep_size ({context.at.ep}).", remedies=(MORE_EP,),
+    ),
+    Shows(
+        "ValueError: For quantized MoE models, please make sure (moe_intermediate_size={size} / moe_tp_size={parts}) % "
+        "weight_block_size_n={unit} == 0 where moe_tp_size is equal to tp_size ({context.at.tp}) divided by ep_size "
+        "({context.at.ep}).", remedies=(WHOLE_SHARED, MORE_EP),
+    ),
+    when=lambda c: c.block(Role.SHARED_GATE).rows > 1,
+)  # fmt: skip
+"""`check_quantized_moe_compatibility`, which runs once the model is built. It holds routed experts to whole blocks,
+whatever their runner makes of others, but where SGLANG_SHARED_EXPERT_TP1=1 skips that."""
+
+_TP_EXPERTS_QUOTE = (
+    "ValueError: Tensor parallel size {at.tp} is greater than the number of experts {config.n_routed_experts}."
+)
+TP_EXPERTS_RULE = Requires(
+    "tp-experts", Module.ROUTED, lambda c: c.at.tp <= c.config.n_routed_experts,
+    "TP {at.tp} exceeds the {config.n_routed_experts} routed experts",
+    _TP_EXPERTS_QUOTE, heard=(_TP_EXPERTS_QUOTE,),
+)  # fmt: skip
+
+SGLANG_EXPERTS_RULE = replace(
+    EXPERTS_RULE, uneven=replace(EXPERTS, quote="assert self._num_global_routed % self.moe_ep_size == 0")
+)
 
 RULES: tuple[Rule, ...] = (
     *DEPLOYMENT_RULES,
     *attention_rules(
-        ("attention DP: --dp N, so that attention TP = TP / N divides",),
-        "AssertionError: {size} is not divisible by {parts}",
-        _WRONG_SILENTLY,
-        "starts with no output group on a rank, then computes garbage or divides by zero",
+        (MORE_DP,),
+        INDIVISIBLE_QUOTE,
+        Shows(consequence=_WRONG_SILENTLY),
+        Shows(
+            consequence=SILENT + "starts with {part} output groups on a rank, then computes garbage or divides by zero"
+        ),
     ),
     replace(O_A_DECODING_RULE, holds=lambda c: keeps_o_a_fp8(c) or O_A_DECODING_RULE.holds(c)),
-    replace(EXPERTS_RULE, heard=EXPERTS_HEARD),
+    TP_EXPERTS_RULE,
+    SGLANG_EXPERTS_RULE,
     ROUTED_RULE,
     SHARED_RULE,
+    QUANTIZED_MOE_RULE,
 )  # fmt: skip
 
+
+OTHERS: tuple[Rule, ...] = (
+    vocab_rule(Shows(INDIVISIBLE_QUOTE, remedies=("SGLang 0.5.23, which pads the vocabulary to 64 × TP",))),
+)
+"""Said before upstream PR 31801: where padding to 64 does not divide, 0.5.23 pads to 64 × TP."""
 
 _PLACEMENTS: dict[Role, Placement] = {
     Role.Q_B: Split(0, "attention"),
@@ -379,4 +429,5 @@ SGLANG = Engine(
     launch=launch,
     addition=addition,
     notes=dspark_notes,
+    others=OTHERS,
 )

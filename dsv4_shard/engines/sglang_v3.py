@@ -16,33 +16,33 @@ from dsv4_shard.engines.base import (
     Launch,
     Placement,
     Rule,
+    Shows,
     Split,
     held_by_rank,
 )
-from dsv4_shard.engines.common import COLUMN_QUOTE, EXPERTS_RULE, latent_attention_rules, vocab_placement
+from dsv4_shard.engines.common import COLUMN_QUOTE, latent_attention_rules, vocab_placement
+from dsv4_shard.engines.remedies import MORE_DP
 from dsv4_shard.inventory import Group
 from dsv4_shard.roles import NORM_ROLES, Module, Part, Role
 
-_ASSERTION = "AssertionError:"
-"""All that SGLang says where heads, experts or an expert's intermediate size do not divide."""
-
-_HEADS_RULE, *_BLOCK_RULES = latent_attention_rules(
-    _ASSERTION, ("attention DP: --dp N, so that attention TP = TP / N divides",)
-)
+_WHOLE_DENSE = ("SGLang's --moe-dense-tp-size 1, which keeps the dense MLP whole: this tool does not plan it",)
 
 RULES: tuple[Rule, ...] = (
     *sglang.DEPLOYMENT_RULES,
-    replace(_HEADS_RULE, heard=("assert num_heads % attn_tp_size == 0",)),
-    *_BLOCK_RULES,
+    *latent_attention_rules(
+        "assert num_heads % attn_tp_size == 0", (MORE_DP,)
+    ),
     Divides(
         "dense-blocks", Module.DENSE, lambda c: c.v3.intermediate_size, "intermediate_size", lambda c: c.at.tp, "TP",
-        lambda c: c.block(Role.DENSE_GATE).rows, "blocks", COLUMN_QUOTE,
-        remedies=("SGLang's --moe-dense-tp-size 1, which keeps the dense MLP whole: this tool does not plan it",),
+        lambda c: c.block(Role.DENSE_GATE).rows, "blocks",
+        Shows(remedies=_WHOLE_DENSE), Shows(COLUMN_QUOTE, remedies=_WHOLE_DENSE),
         when=lambda c: c.v3.first_k_dense_replace > 0,
     ),
-    replace(EXPERTS_RULE, whole_quote=_ASSERTION, heard=sglang.EXPERTS_HEARD),
-    replace(sglang.ROUTED_RULE, whole_quote=_ASSERTION),
+    sglang.TP_EXPERTS_RULE,
+    sglang.SGLANG_EXPERTS_RULE,
+    sglang.ROUTED_RULE,
     sglang.SHARED_RULE,
+    sglang.QUANTIZED_MOE_RULE,
 )  # fmt: skip
 
 _PLACEMENTS: dict[Role, Placement] = {

@@ -6,9 +6,12 @@ is arithmetic (FP4 groups and FP8 blocks stay whole), not read from its kernels.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from math import gcd
 
 from dsv4_shard.engines.base import (
+    NO_OPTION,
+    SILENT,
     Context,
     Deployment,
     Divides,
@@ -21,6 +24,7 @@ from dsv4_shard.engines.base import (
     Request,
     Requires,
     Rule,
+    Shows,
     Split,
     held_by_rank,
 )
@@ -34,6 +38,7 @@ from dsv4_shard.engines.common import (
     pick_nodes,
     version_rule,
 )
+from dsv4_shard.engines.remedies import ANY_EP, FULL_DP, MORE_EP, NO_DP, leave_out
 from dsv4_shard.inventory import Group, Inventory
 from dsv4_shard.roles import Module, Role
 
@@ -75,6 +80,8 @@ def _own_way(context: Context) -> str:
     return "whole" if parts == 1 else "split" if parts == context.at.tp else "subgroup"
 
 
+_UNREAD = Shows(consequence="{engine} refuses it or computes garbage: its checks were not read", remedies=(FULL_DP,))
+
 RULES: tuple[Rule, ...] = (
     version_rule(VERSION),
     NODES_RULE,
@@ -82,32 +89,36 @@ RULES: tuple[Rule, ...] = (
     NO_CAST_RULE,
     Requires(
         "options", Module.ROUTED, lambda c: c.at.a2a is None and c.at.runner == "auto",
-        "--runner and --a2a are not known for TensorRT-LLM", consequence="TensorRT-LLM has no such option",
-        remedies=("leave them out",), fatal=True,
+        "--runner and --a2a are not known for TensorRT-LLM", consequence=NO_OPTION,
+        remedies=(leave_out("runner", "a2a"),), fatal=True,
     ),
     Requires(
         "attention-dp", Module.ATTENTION, lambda c: c.at.dp in (1, c.at.tp),
         "attention DP is off or as wide as TP {at.tp}, so {at.dp} cannot be had",
-        consequence="TensorRT-LLM has no such option", remedies=("--dp 1 or --dp = TP",), fatal=True,
+        consequence=NO_OPTION, remedies=(NO_DP, FULL_DP), fatal=True,
     ),
     Divides("ep", Module.ROUTED, lambda c: c.at.tp, "TP", lambda c: c.at.ep, "EP", fatal=True,
-            remedies=("choose an EP that divides TP",)),
+            uneven=Shows(remedies=(ANY_EP,))),
     Requires(
         "shared-way", Module.SHARED, lambda c: c.at.shared == _own_way(c),
         "TensorRT-LLM chooses by itself: here {context.at.shared_parts} of {at.tp} ranks share one shared expert",
-        consequence="TensorRT-LLM has no such option", remedies=("--shared-experts auto",), fatal=True,
+        consequence=NO_OPTION, remedies=(leave_out("shared"),), fatal=True,
     ),
     Divides("vocab", Module.EMBEDDING, lambda c: c.config.vocab_size, "vocab_size", lambda c: c.at.attention_tp,
             "attention TP"),
-    *attention_rules(
-        ("attention DP: --dp = TP",), None, "refused, or wrong: heads are not whole",
-        "starts with no output group on a rank, then fails or computes garbage",
+    *(
+        rule if rule.name == "o_groups" else replace(rule, uneven=_UNREAD, cut=_UNREAD)
+        for rule in attention_rules(
+            (FULL_DP,), None, _UNREAD,
+            Shows(consequence=f"{SILENT}starts with {{part}} output groups on a rank, then fails or computes garbage"),
+        )
     ),
     EXPERTS_RULE,
     Divides(
         "routed-blocks", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
         lambda c: c.at.moe_tp, "MoE TP", lambda c: c.block(Role.ROUTED_DOWN).cols, "blocks",
-        consequence="a scale would be cut", remedies=("more EP: --ep N",),
+        Shows(consequence="an expert would be cut unevenly", remedies=(MORE_EP,)),
+        Shows(consequence="a scale would be cut", remedies=(MORE_EP,)),
     ),
 )  # fmt: skip
 

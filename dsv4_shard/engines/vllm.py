@@ -13,6 +13,8 @@ from math import gcd
 
 from dsv4_shard.blocks import FP4_GROUP
 from dsv4_shard.engines.base import (
+    NO_OPTION,
+    SILENT,
     Context,
     Deployment,
     Divides,
@@ -26,12 +28,16 @@ from dsv4_shard.engines.base import (
     Request,
     Requires,
     Rule,
+    Shows,
     Split,
     held_by_rank,
 )
 from dsv4_shard.engines.common import (
     ADDED_IN_PARTS,
     COLUMN_QUOTE,
+    DOWN_QUOTE,
+    GATE_UP_QUOTE,
+    INDIVISIBLE_QUOTE,
     NO_CAST_RULE,
     NODES_RULE,
     ROW_QUOTE,
@@ -44,9 +50,12 @@ from dsv4_shard.engines.common import (
     shares_blocks_evenly,
     version_rule,
     vocab_placement,
+    vocab_rule,
 )
+from dsv4_shard.engines.remedies import FEWER_RANKS, FULL_EP, NO_DP, for_engine, leave_out
 from dsv4_shard.inventory import Group, Inventory
 from dsv4_shard.roles import Module, Part, Role
+from dsv4_shard.units import quotient
 
 VERSION = "0.33.0"
 
@@ -187,93 +196,119 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
     Requires(
         "ep", Module.ROUTED, lambda c: c.at.ep in (1, c.at.world),
         "vLLM's expert parallelism is off or spans all {at.world} GPUs (TP × DP), so EP {at.ep} cannot be had",
-        consequence="vLLM has no such option", remedies=("--ep 1 or --ep = TP × DP",), fatal=True,
+        consequence=NO_OPTION, remedies=(leave_out("ep"), FULL_EP), fatal=True,
     ),
     Requires(
         "a2a", Module.ROUTED, lambda c: c.at.a2a is None, "--a2a is SGLang's; vLLM picks its own (--runner)",
-        consequence="vLLM has no such option", remedies=("leave --a2a out",), fatal=True,
+        consequence=NO_OPTION, remedies=(leave_out("a2a"),), fatal=True,
     ),
     Requires(
         "runner", Module.ROUTED, lambda c: backend_of(c) is not None,
-        "vLLM has no MoE backend {at.runner!r} for {at.experts} experts", remedies=("leave --runner out",), fatal=True,
+        "vLLM has no MoE backend {at.runner!r} for {at.experts} experts",
+        remedies=(leave_out("runner"),), fatal=True,
     ),
     Requires(
         "runner-gpu", Module.ROUTED,
         lambda c: not getattr(backend_of(c), "hopper_only" if c.at.gpu.sm >= 100 else "blackwell_only", False),
         "MoE backend {at.runner} does not take {at.experts} experts on {at.gpu.family}",
-        remedies=("leave --runner out",), fatal=True,
+        remedies=(leave_out("runner"),), fatal=True,
     ),
     Requires(
         "mega-ep", Module.ROUTED, lambda c: not getattr(backend_of(c), "sequence_parallel", False) or c.at.ep > 1,
-        "MoE backend {at.runner} needs expert parallelism", remedies=("--ep = TP × DP",), fatal=True,
+        "MoE backend {at.runner} needs expert parallelism", remedies=(FULL_EP,), fatal=True,
         heard=("NotImplementedError: DeepSeek V4 MegaMoE currently requires expert parallel.",),
     ),
 )  # fmt: skip
 """What vLLM asks of a deployment before it builds a model of any generation."""
 
-VOCAB_RULE = Divides(
-    "vocab", Module.EMBEDDING, lambda c: -(-c.config.vocab_size // 64) * 64, "vocab_size (padded to 64)",
-    lambda c: c.at.tp, "TP", heard=("AssertionError: {size} is not divisible by {parts}",),
-)  # fmt: skip
+VOCAB_RULE = vocab_rule(Shows(remedies=(FEWER_RANKS,), heard=(INDIVISIBLE_QUOTE,)))
+
+_PADS = Shows(consequence="{engine} has no such option: it pads them", remedies=(leave_out("shared"),))
+_WHOLE_EXPERTS = (FULL_EP,)
+_UNEVEN_EXPERTS = Shows(remedies=_WHOLE_EXPERTS, heard=("assert intermediate_size % self.tp_size == 0",))
 
 RULES: tuple[Rule, ...] = (
     *DEPLOYMENT_RULES,
     Requires(
         "shared-whole", Module.SHARED, lambda c: c.at.shared != "whole" or _sequence_parallel(c) or c.at.world == 1,
         "vLLM keeps shared experts whole only under sequence parallelism (EP with data parallelism); under plain TP "
-        "it pads them, and has no option for another way", consequence="vLLM has no such option",
-        remedies=("--shared-experts auto", "--engine sglang"), fatal=True,
+        "it pads them, and has no option for another way", consequence=NO_OPTION,
+        remedies=(leave_out("shared"), for_engine("sglang")), fatal=True,
     ),
     Requires(
         "shared-way", Module.SHARED, lambda c: c.at.shared == "whole" or not _sequence_parallel(c),
-        "under sequence parallelism vLLM keeps shared experts whole", consequence="vLLM has no such option",
-        remedies=("--shared-experts auto",), fatal=True,
+        "under sequence parallelism vLLM keeps shared experts whole", consequence=NO_OPTION,
+        remedies=(leave_out("shared"),), fatal=True,
     ),
     VOCAB_RULE,
     *attention_rules(
-        ("fewer ranks in a TP group: --tp N with --dp M",),
+        (FEWER_RANKS,),
         None,
-        "refused: assert n_heads % tp_size == 0",
-        "starts with no output group on a rank, then ZeroDivisionError or garbage (vllm#43174)",
-        (
+        Shows(
             "assert n_heads % tp_size == 0",
-            "Attention sink heads ({size}) must be divisible by tp_size",
+            heard=("Attention sink heads ({size}) must be divisible by tp_size",),
         ),
-        (
-            "r = wq.size(0) // bmm_batch_size",
-            "ZeroDivisionError…deepgemm_post_process_fp8_weight_block",
-            "deepgemm_post_process_fp8_weight_block…ZeroDivisionError",
+        Shows(
+            consequence=(
+                f"{SILENT}starts with {{part}} output groups on a rank, then ZeroDivisionError or garbage (vllm#43174)"
+            ),
+            heard=(
+                "r = wq.size(0) // bmm_batch_size",
+                "ZeroDivisionError…deepgemm_post_process_fp8_weight_block",
+                "deepgemm_post_process_fp8_weight_block…ZeroDivisionError",
+            ),
         ),
     ),
     Requires(
         "o_a-format", Module.ATTENTION, lambda c: c.format(Role.O_A).name == "FP8",
         "wo_a is stored in {context.o_a_format}; vLLM casts it to FP8 without a scale",
-        consequence="starts, and computes garbage", remedies=("--engine sglang", "the original FP4 checkpoint"),
+        consequence=f"{SILENT}starts, and computes garbage",
+        remedies=(for_engine("sglang"), "the original FP4 checkpoint"),
     ),
     Requires(
         "routed-scales", Module.ROUTED, lambda c: not _misreads_scales(c) or c.at.dp == 1,
         "vLLM reads the E8M0 scales of FP8 experts as plain bytes (2^-7 becomes 120), and with data parallelism no "
         "shards can be written that hold the right values",
-        consequence="starts, and computes garbage", remedies=("--dp 1", "--engine sglang"),
+        consequence=f"{SILENT}starts, and computes garbage", remedies=(NO_DP, for_engine("sglang")),
     ),
     Divides(
         "routed-groups", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
-        lambda c: c.at.moe_tp, "MoE TP", lambda c: FP4_GROUP, "FP4 groups",
-        consequence="starts, and cuts scales in the wrong place", when=lambda c: c.at.experts == "FP4",
-        remedies=("expert parallelism: --ep = TP × DP",),
+        lambda c: c.at.moe_tp, "MoE TP", lambda c: FP4_GROUP, "FP4 groups", _UNEVEN_EXPERTS,
+        Shows(consequence=f"{SILENT}starts, and cuts scales in the wrong place", remedies=_WHOLE_EXPERTS),
+        when=lambda c: c.at.experts == "FP4",
     ),
     Divides(
         "routed-blocks", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
-        lambda c: c.at.moe_tp, "MoE TP", lambda c: _SMALLEST_FP8_BLOCK, "refined blocks",
-        consequence="refused when the model is built", when=lambda c: fits(c, "refine"),
-        remedies=("expert parallelism: --ep = TP × DP",),
+        lambda c: c.at.moe_tp, "MoE TP", lambda c: _SMALLEST_FP8_BLOCK, "refined blocks", _UNEVEN_EXPERTS,
+        Shows(remedies=_WHOLE_EXPERTS), when=lambda c: fits(c, "refine"),
     ),
     Divides(
         "shared-blocks", Module.SHARED, lambda c: c.shared_intermediate, "shared intermediate size",
-        lambda c: c.at.shared_parts, "TP", lambda c: c.block(Role.SHARED_GATE).rows, "blocks", COLUMN_QUOTE,
-        when=lambda c: c.at.shared == "split", remedies=("--shared-experts pad",), heard=(ROW_QUOTE,),
+        lambda c: c.at.shared_parts, "TP", lambda c: c.block(Role.SHARED_GATE).rows, "blocks",
+        _PADS, _PADS, when=lambda c: c.at.shared == "split",
     ),
 )  # fmt: skip
+
+OTHERS: tuple[Rule, ...] = (
+    Divides(
+        "unpadded-shared-blocks", Module.SHARED, lambda c: c.shared_intermediate, "shared intermediate size",
+        lambda c: c.at.shared_parts, "TP", lambda c: c.block(Role.SHARED_GATE).rows, "blocks",
+        cut=Shows(
+            COLUMN_QUOTE, remedies=("a vLLM with PR 46001, as 0.33.0: it pads the shared experts by itself",),
+            heard=(ROW_QUOTE,),
+        ),
+    ),
+    Divides(
+        "unrefined-routed-blocks", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
+        lambda c: c.at.moe_tp, "MoE TP", lambda c: c.block(Role.ROUTED_GATE).rows, "blocks",
+        cut=Shows(
+            GATE_UP_QUOTE, remedies=("vLLM 0.33.0, which cuts the blocks of FP8 experts finer, or pads them", FULL_EP),
+            heard=(DOWN_QUOTE,),
+        ),
+        when=lambda c: c.at.experts == "FP8",
+    ),
+)  # fmt: skip
+"""Before PR 46001 shared experts were not padded, and 0.26.0 still refused FP8 experts in parts of a block."""
 
 _PLACEMENTS: dict[Role, Placement] = {
     Role.Q_B: Split(0, "attention"),
@@ -416,7 +451,7 @@ def _padded(what: str, blocks: int, unit: int, ranks: int) -> str:
     used = -(-blocks // each)
     zeros = f"; ranks {used}-{ranks - 1} hold only zeros" if used < ranks else ""
     return (
-        f"{what} padded: {blocks} blocks of {unit} / TP {ranks} = {blocks / ranks:.4g}, so {each} "
+        f"{what} padded: {blocks} blocks of {unit} / TP {ranks} = {quotient(blocks, ranks)}, so {each} "
         f"({each * unit} rows) on a rank{zeros}"
     )
 
@@ -432,4 +467,5 @@ VLLM = Engine(
     launch=launch,
     addition=addition,
     notes=notes,
+    others=OTHERS,
 )

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from dsv4_shard.engines import vllm
 from dsv4_shard.engines.base import (
+    NO_OPTION,
     UNCLAIMED,
     Context,
     Deployment,
@@ -23,10 +24,19 @@ from dsv4_shard.engines.base import (
     Request,
     Requires,
     Rule,
+    Shows,
     Split,
     held_by_rank,
 )
-from dsv4_shard.engines.common import ADDED_IN_PARTS, ROW_QUOTE, latent_attention_rules, vocab_placement
+from dsv4_shard.engines.common import (
+    ADDED_IN_PARTS,
+    DOWN_QUOTE,
+    GATE_UP_QUOTE,
+    ROW_QUOTE,
+    latent_attention_rules,
+    vocab_placement,
+)
+from dsv4_shard.engines.remedies import FEWER_RANKS, FULL_EP, NO_DP, for_engine, leave_out
 from dsv4_shard.families.v3 import V32Config
 from dsv4_shard.inventory import Group, Inventory
 from dsv4_shard.roles import NORM_ROLES, Module, Part, Role
@@ -42,7 +52,13 @@ def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
         yield replace(at, shared="split", shared_parts=at.tp) if request.shared == "auto" else at
 
 
-_HEADS_RULE, *_BLOCK_RULES = latent_attention_rules(_HEADS_QUOTE, ("fewer ranks in a TP group",))
+_FEWER = (FEWER_RANKS, for_engine("sglang"))
+_UNKNOWN_EXPERTS = Shows(
+    heard=(GATE_UP_QUOTE, DOWN_QUOTE),
+    consequence="not known: shared experts that are cut alike are refused before",
+    remedies=(FULL_EP,),
+)
+_HEADS_RULE, *_BLOCK_RULES = latent_attention_rules(_HEADS_QUOTE, _FEWER)
 
 RULES: tuple[Rule, ...] = (
     *vllm.DEPLOYMENT_RULES,
@@ -50,31 +66,30 @@ RULES: tuple[Rule, ...] = (
         "dp", Module.ATTENTION, lambda c: c.at.dp == 1,
         "vLLM's classes of this generation were not held against under data parallelism",
         consequence=UNCLAIMED, fatal=True,
-        remedies=("--dp 1", "--engine sglang, which has attention DP"),
+        remedies=(NO_DP, for_engine("sglang", ", which has attention DP")),
     ),
     Requires(
         "shared-way", Module.SHARED, lambda c: c.at.shared == "split",
-        "vLLM splits V3's shared experts; it has no way to {at.shared} them", consequence="vLLM has no such option",
-        remedies=("--shared-experts auto", "--engine sglang"), fatal=True,
+        "vLLM splits V3's shared experts; it has no way to {at.shared} them", consequence=NO_OPTION,
+        remedies=(leave_out("shared"), for_engine("sglang")), fatal=True,
     ),
     _HEADS_RULE,
     vllm.VOCAB_RULE,
     *_BLOCK_RULES,
     Divides(
         "dense-blocks", Module.DENSE, lambda c: c.v3.intermediate_size, "intermediate_size", lambda c: c.at.tp, "TP",
-        lambda c: c.block(Role.DENSE_DOWN).cols, "blocks", ROW_QUOTE,
-        remedies=("fewer ranks in a TP group",), when=lambda c: c.v3.first_k_dense_replace > 0,
+        lambda c: c.block(Role.DENSE_DOWN).cols, "blocks", Shows(remedies=_FEWER), Shows(ROW_QUOTE, remedies=_FEWER),
+        when=lambda c: c.v3.first_k_dense_replace > 0,
     ),
     Divides(
         "shared-blocks", Module.SHARED, lambda c: c.shared_intermediate, "shared intermediate size",
-        lambda c: c.at.tp, "TP", lambda c: c.block(Role.SHARED_DOWN).cols, "blocks", ROW_QUOTE,
-        remedies=("fewer ranks in a TP group",), when=lambda c: c.config.n_shared_experts > 0,
+        lambda c: c.at.tp, "TP", lambda c: c.block(Role.SHARED_DOWN).cols, "blocks", Shows(remedies=_FEWER),
+        Shows(ROW_QUOTE, remedies=_FEWER), when=lambda c: c.config.n_shared_experts > 0,
     ),
     Divides(
         "routed-blocks", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
         lambda c: c.at.moe_tp, "MoE TP", lambda c: c.block(Role.ROUTED_DOWN).cols, "blocks",
-        consequence="not known: shared experts that are cut alike are refused before",
-        remedies=("expert parallelism: --ep = TP",),
+        replace(_UNKNOWN_EXPERTS, heard=()), _UNKNOWN_EXPERTS,
     ),
 )  # fmt: skip
 

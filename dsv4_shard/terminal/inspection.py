@@ -11,7 +11,7 @@ from dsv4_shard.engines import SERVING
 from dsv4_shard.plan import MEMORY_RULE
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import heading, item, title
-from dsv4_shard.units import size
+from dsv4_shard.units import counted, quotient, size
 
 if TYPE_CHECKING:
     from dsv4_shard.inspect import Cell, Dimension, Inspection, InspectionFinding
@@ -48,7 +48,8 @@ def _show_identity(console: Console, inspection: "Inspection") -> None:
     it = inspection.identity
     revision = f" @ {it.revision[:12]}" if it.revision else ""
     title(console, it.label + revision)
-    item(console, f"{it.family} ({it.model_type}): {it.tensors:,} tensors in {it.files} files, {size(it.bytes)}")
+    held = f"{counted(it.tensors, 'tensor')} in {counted(it.files, 'file')}"
+    item(console, f"{it.family} ({it.model_type}): {held}, {size(it.bytes)}")
     kinds = _known((it.hash_layers, "{} hash-routed"), (it.dense_layers, "{} dense"))
     layers = f"{it.layers} layers" + (f" ({', '.join(kinds)})" if kinds else "")
     draft = f"{it.mtp_blocks} {'DSpark' if it.dspark else 'MTP'}"
@@ -74,7 +75,7 @@ def _show_dimensions(console: Console, dimensions: "tuple[Dimension, ...]") -> N
     for dimension in dimensions:
         unit = f" /{dimension.unit}" if dimension.unit > 1 else ""
         cells = [
-            Text(f"{share.units_per_rank:.0f}" if share.whole else f"{share.units_per_rank:.4g}!",
+            Text(quotient(share.units_per_rank) + ("" if share.whole else "!"),
                  style="" if share.whole else "red")
             for share in dimension.shares
         ]  # fmt: skip

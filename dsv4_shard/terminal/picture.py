@@ -7,7 +7,6 @@ from rich.text import Text
 
 from dsv4_shard.blockgrid import BlockGrid, Cut
 from dsv4_shard.blocks import ceil_div
-from dsv4_shard.roles import Module
 from dsv4_shard.terminal.text import MIN_WIDTH, heading, item
 
 _FINEST = 8
@@ -38,8 +37,6 @@ def show_broken(console: Console, grid: BlockGrid) -> None:
     scale = ", and so inside its scale" if grid.unit == "blocks" else ""
     inside = sum(cut.splits for cut in grid.cuts)
     item(console, f"^ inside a {_one(grid)}{scale}: {inside} of {grid.parts - 1} cuts")
-    if grid.module is Module.SHARED:
-        item(console, f"these would: {_ways(grid)}")
 
 
 def _blocks(grid: BlockGrid) -> str:
@@ -60,15 +57,6 @@ def _placed(grid: BlockGrid) -> str:
     if grid.parts < grid.ranks:
         return f" in {grid.parts} parts of {held}, each on {grid.ranks // grid.parts} of {grid.ranks} ranks"
     return f", {held} on each of {grid.ranks} ranks"
-
-
-def _ways(grid: BlockGrid) -> str:
-    ways = [f"all {grid.blocks} on every rank (whole)"]
-    ways.append(f"{ceil_div(grid.blocks, grid.ranks)} on a rank and zeros at the end (pad)")
-    fewer = math.gcd(grid.blocks, grid.ranks)
-    if fewer > 1 and grid.size % grid.block == 0:
-        ways.append(f"{grid.blocks // fewer} on each of {fewer} ranks (split)")
-    return f"{', '.join(ways[:-1])}, or {ways[-1]}"
 
 
 def _draw(console: Console, grid: BlockGrid, cuts: tuple[Cut, ...], label: str) -> None:

@@ -1,20 +1,19 @@
 """What `plan` prints: the verdict, and the placement, bytes and launch, or the way out."""
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from dsv4_shard.blockgrid import broken_grids, shared_grid
-from dsv4_shard.engines.base import ANY_ENGINE, UNCLAIMED, UNKNOWN_GPU, Replicate
+from dsv4_shard.engines.base import ANY_ENGINE, UNKNOWN_GPU, Replicate
 from dsv4_shard.roles import Module
 from dsv4_shard.terminal.picture import show_broken, show_placed
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import heading, item, title, to_copy
-from dsv4_shard.units import gib, size
+from dsv4_shard.units import counted, gib, size
 
 if TYPE_CHECKING:
-    from dsv4_shard.plan import Plan, PlanBreach, PlanModule
+    from dsv4_shard.plan import Plan, PlanModule
 
 _WHOLE = str(Replicate())
 
@@ -23,12 +22,12 @@ def show_plan(console: Console, plan: "Plan", engine: str, plan_file: str | None
     """Verdict, placements, bytes, launch. `engine` is what it is called."""
     at = plan.deployment
     title(console, f"{plan.source.label} on {engine} {plan.engine_version}")
-    named = f" {at['gpu']}" if at["gpu"] else ""
+    named = f"{at['gpu']} " if at["gpu"] else ""
     nodes = f" on {at['nodes']} nodes" if at["nodes"] > 1 else ""
     a2a = f", all-to-all {at['a2a']}" if at["a2a"] else ""
     item(
         console,
-        f"TP {at['tp']}, EP {at['ep']}, DP {at['dp']}: {at['world']}{named} GPUs{nodes}; attention TP "
+        f"TP {at['tp']}, EP {at['ep']}, DP {at['dp']}: {counted(at['world'], f'{named}GPU')}{nodes}; attention TP "
         f"{at['attention_tp']}, MoE TP {at['moe_tp']}, runner {at['runner']}{a2a}",
     )
     for assumption in plan.assumptions:
@@ -42,10 +41,21 @@ def show_plan(console: Console, plan: "Plan", engine: str, plan_file: str | None
 def _show_refusal(console: Console, plan: "Plan", engine: str) -> None:
     unknown = any(breach.rule == UNKNOWN_GPU for breach in plan.breaches)
     heading(console, "Not known to run" if unknown else "Does not run")
+    told: set[str] = set()
     for breach in plan.breaches:
-        item(console, f"{breach.module}: {breach.reason}", "red")
-        for line in _consequences(breach, engine):
-            item(console, line, indent=4)
+        arithmetic = f"{breach.module}: {breach.reason}"
+        if arithmetic in told:
+            continue
+        item(console, arithmetic, "red")
+        item(
+            console,
+            f"{engine} says: {' '.join(breach.engine_says.split())}" if breach.engine_says else breach.consequence,
+            indent=4,
+        )
+        for remedy in breach.remedies:
+            if remedy not in told:
+                item(console, f"way out: {remedy}", indent=4)
+        told |= {arithmetic, *breach.remedies}
     if unknown:
         _show_totals(console, plan)
         return
@@ -54,20 +64,12 @@ def _show_refusal(console: Console, plan: "Plan", engine: str) -> None:
         show_broken(console, next((grid for grid in broken if grid.module is Module.SHARED), broken[0]))
     heading(console, "Nearest layouts that run" if plan.alternatives else "No layout near it runs")
     for alternative in plan.alternatives:
-        item(console, f"{alternative.options}   {alternative.gpus} GPUs, {gib(alternative.bytes_per_rank)} a rank")
+        item(
+            console,
+            f"{alternative.options}   {counted(alternative.gpus, 'GPU')}, {gib(alternative.bytes_per_rank)} a rank",
+        )
         for note in alternative.notes:
             item(console, note, "dim", indent=4)
-
-
-def _consequences(breach: "PlanBreach", engine: str) -> Iterable[str]:
-    if breach.engine_says:
-        yield f"{engine} says: {breach.engine_says}"
-    elif breach.consequence == UNCLAIMED:
-        yield breach.consequence
-    else:
-        yield f"{engine} does not say so: {breach.consequence}"
-    for remedy in breach.remedies:
-        yield f"try {remedy}"
 
 
 def _show_feasible(console: Console, plan: "Plan", plan_file: str | None) -> None:

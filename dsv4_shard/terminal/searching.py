@@ -6,7 +6,7 @@ from rich.console import Console
 
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import heading, item, title, to_copy
-from dsv4_shard.units import binary_unit
+from dsv4_shard.units import binary_unit, counted
 
 if TYPE_CHECKING:
     from dsv4_shard.search import Search
@@ -16,9 +16,9 @@ _LAYOUTS_SHOWN = 12
 
 def show_search(console: Console, found: "Search") -> None:
     """The layouts, best first, what the numbers are, and the command that plans the best."""
-    kind = f" {found.gpu}" if found.gpu else ""
+    kind = f"{found.gpu} " if found.gpu else ""
     searched = ", ".join(found.engines) or "no engine is known well enough to search"
-    title(console, f"{found.gpus}{kind} GPUs: {searched}")
+    title(console, f"{counted(found.gpus, f'{kind}GPU')}: {searched}")
     for reason in found.unknown:
         item(console, f"not known: {reason}", "yellow")
     if not found.engines:
@@ -27,7 +27,7 @@ def show_search(console: Console, found: "Search") -> None:
     if found.layouts:
         _show_layouts(console, found)
     for way in found.elsewhere:
-        item(console, f"{way.gpus} {way.gpu or ''} GPUs would do: {way.options}")
+        item(console, f"{counted(way.gpus, f'{way.gpu} GPU' if way.gpu else 'GPU')} would do: {way.options}")
     if not found.best and not found.elsewhere:
         item(console, "nor was anything found on more, fewer or other GPUs")
     if found.command:

@@ -10,7 +10,7 @@ from rich.text import Text
 from dsv4_shard.terminal.inspection import show_findings
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import heading, item, title
-from dsv4_shard.units import size
+from dsv4_shard.units import counted, quotient, size
 
 if TYPE_CHECKING:
     from dsv4_shard.generic import Axis, QuantizedRow, UnknownIdentity, UnknownInspection
@@ -34,11 +34,8 @@ def _show_unknown_identity(console: Console, it: "UnknownIdentity") -> None:
     revision = f" @ {it.revision[:12]}" if it.revision else ""
     title(console, it.label + revision)
     model_type = f" ({it.model_type})" if it.model_type not in (None, it.family) else ""
-    item(
-        console,
-        f"{it.family}{model_type}, a family that is not known: {it.tensors:,} tensors in {it.files} files, "
-        f"{size(it.bytes)}",
-    )
+    held = f"{counted(it.tensors, 'tensor')} in {counted(it.files, 'file')}, {size(it.bytes)}"
+    item(console, f"{it.family}{model_type}, a family that is not known: {held}")
     sizes = (
         (it.layers, "{} layers"),
         (it.hidden_size, "hidden {}"),
@@ -78,8 +75,7 @@ def _axis_title(axis: "Axis") -> str:
 
 def _axis_cells(axis: "Axis") -> Iterable[Text]:
     for share in axis.shares:
-        units = share.units_per_rank
-        number = f"{units:.0f}" if units.is_integer() else f"{units:.4g}"
+        number = quotient(share.units_per_rank)
         yield Text(number if share.whole else f"{number}!", style="red" if axis.cut and not share.whole else "")
 
 

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from dsv4_shard.rankspan import say_ranks
 from dsv4_shard.terminal.text import item, paragraph, title
-from dsv4_shard.units import size
+from dsv4_shard.units import counted, size
 
 if TYPE_CHECKING:
     from dsv4_shard.numerics import Numerics
@@ -36,7 +36,9 @@ def show_together(console: Console, together: "Together", numerics: "Numerics | 
 
 
 def _show_verified(console: Console, verification: "Verification") -> None:
-    held = f"{verification.files} files, {verification.tensors:,} tensors, {size(verification.bytes)}"
+    held = (
+        f"{counted(verification.files, 'file')}, {counted(verification.tensors, 'tensor')}, {size(verification.bytes)}"
+    )
     against = f", against {verification.against}" if verification.against else ", against its manifest"
     title(console, f"{verification.folder}: {held}{against}")
     if len(verification.ranks) < verification.world:

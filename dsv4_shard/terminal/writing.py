@@ -10,7 +10,7 @@ from dsv4_shard.engines import title_of
 from dsv4_shard.rankspan import say_ranks
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import item, paragraph, title
-from dsv4_shard.units import size
+from dsv4_shard.units import counted, size
 
 if TYPE_CHECKING:
     from dsv4_shard.cluster import ClusterOutcome
@@ -40,23 +40,24 @@ def show_dry_run(console: Console, job: "Job", out: str, needed: int, free: int)
 
 def show_merge(console: Console, outcome: "Outcome", seconds: float, source: "RankSource") -> None:
     """What merge wrote, and in what it is not the checkpoint that the ranks were made from."""
-    show_outcome(console, outcome, seconds, "files")
+    show_outcome(console, outcome, seconds, "file")
     for note in source.notes:
         item(console, note, "yellow" if source.changes else "")
 
 
-def show_outcome(console: Console, outcome: "Outcome", seconds: float, files: str = "rank files") -> None:
+def show_outcome(console: Console, outcome: "Outcome", seconds: float, file: str = "rank file") -> None:
     """What reshard wrote, and what to do next."""
     rate = (outcome.nbytes - outcome.resumed) / seconds if seconds else 0
     paragraph(
-        console, f"wrote {outcome.files} {files}, {size(outcome.nbytes)} in {seconds:.1f} s ({size(int(rate))}/s)"
+        console,
+        f"wrote {counted(outcome.files, file)}, {size(outcome.nbytes)} in {seconds:.1f} s ({size(int(rate))}/s)",
     )
     if outcome.resumed:
         item(console, f"{size(outcome.resumed)} of it was there from an earlier run")
     if outcome.linked:
         item(console, f"{outcome.linked} more are links to the checkpoint's own files")
     if outcome.intact:
-        item(console, f"{outcome.intact} files came whole, with the SHA-256 that the Hub has of them")
+        item(console, f"{counted(outcome.intact, 'file')} came whole, with the SHA-256 that the Hub has of them")
     if outcome.inexact:
         count = sum(outcome.inexact.values())
         item(console, f"{count:,} values in {len(outcome.inexact):,} tensors were rounded by the cast", "yellow")
@@ -68,7 +69,8 @@ def show_cluster(console: Console, outcome: "ClusterOutcome", seconds: float) ->
     """What the shares of a cluster wrote, and where they are."""
     files = sum(one.outcome.files for one in outcome.written if one.outcome)
     nbytes = sum(one.outcome.nbytes for one in outcome.written if one.outcome)
-    paragraph(console, f"wrote {files} rank files, {size(nbytes)} in {len(outcome.written)} shares in {seconds:.1f} s")
+    wrote = f"{counted(files, 'rank file')}, {size(nbytes)} in {counted(len(outcome.written), 'share')}"
+    paragraph(console, f"wrote {wrote} in {seconds:.1f} s")
     for one in outcome.written:
         resumed = one.outcome.resumed if one.outcome else 0
         how = "was there" if one.outcome is None else f"{size(resumed)} from an earlier run" if resumed else ""

@@ -177,6 +177,13 @@ def test_all_that_the_rules_allow_on_eight_gpus_is_found_and_nothing_else():
     assert allowed == {choose(inventory, requested(o)).at for o in every_option(found(FLASH, 8, "h200", ("sglang",)))}
 
 
+@pytest.mark.parametrize(("model", "gpus", "gpu"), [(PRO, 16, "h20-96"), (FLASH, 16, "h20-96"), (PRO, 8, "b200")])
+def test_no_layout_of_fp4_experts_is_shown_with_the_fp8_method_that_only_an_all_to_all_backend_leaves(model, gpus, gpu):
+    inventory = inventory_of(model)[1]
+    layouts = [choose(inventory, requested(text)).at for text in every_option(found(model, gpus, gpu, ("sglang",)))]
+    assert {(at.runner == "auto", at.a2a is not None) for at in layouts} == {(False, False), (True, True)}
+
+
 def sent(**wanted: Any) -> int | None:
     inventory = inventory_of(PRO)[1]
     return sent_bytes(Context(inventory, choose(inventory, Request(**wanted)).at))

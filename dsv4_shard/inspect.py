@@ -255,8 +255,8 @@ def _cell(checkpoint: Checkpoint, inventory: Inventory, request: Request) -> Cel
             rule=None, module=None, reason=None, engine_says=None, bytes_per_rank=_weights(totals, choice),
         )  # fmt: skip
     unknown = breach.rule in (UNKNOWN_FAMILY, UNKNOWN_GPU)
-    near = [] if unknown else [(r, c) for r, c in nearest(inventory, request, 1) if c.at.world == request.tp]
-    other, found = near[0] if near else (None, None)
+    near = () if unknown else nearest(inventory, request, 1, elsewhere=False)
+    other, found = next(iter(near), (None, None))
     return Cell(
         tp=request.tp,
         engine=request.engine,

@@ -302,6 +302,21 @@ def test_every_alternative_makes_a_feasible_plan_of_the_weight_that_it_says(mode
         assert plan.deployment["world"] == alternative.gpus
 
 
+@pytest.mark.parametrize(("wanted", "nearest"), [
+    ({"tp": 9}, ("--tp 8", "--tp 6 --dp 3", "--tp 4")),
+    ({"tp": 7}, ("--tp 6 --dp 3", "--tp 4", "--tp 3 --dp 3")),
+    ({"tp": 15}, ("--tp 12 --dp 3", "--tp 8", "--tp 6 --dp 3")),
+    ({"tp": 8, "dp": 3}, ("--tp 8 --dp 4", "--tp 8 --dp 2", "--tp 6 --dp 3")),
+    ({"tp": 100}, ("--tp 96 --dp 6", "--tp 64 --ep 2 --dp 4", "--tp 32 --dp 2")),
+    ({"tp": 9, "dp": 9, "a2a": "deepep"}, tuple(f"--tp {n} --dp {n} --a2a deepep" for n in (8, 6, 4))),
+    ({"tp": 5, "engine": "vllm"}, tuple(f"--tp {n} --engine vllm" for n in ("1 --ep 5 --dp 5", 4, "1 --ep 3 --dp 3"))),
+    ({"tp": 8, "gpu": "h20-96"}, tuple(f"--tp {n} --gpu h20-96" for n in ("12 --dp 3", 16, "32 --dp 2"))),
+    ({"tp": 1, "gpu": "h100"}, ("--tp 16 --gpu h100",)),
+])  # fmt: skip
+def test_the_nearest_layouts_are_on_as_many_gpus_then_on_fewer_then_on_more_with_the_options_asked_for(wanted, nearest):
+    assert tuple(near.options for near in plan_of(PRO, **wanted).alternatives) == nearest
+
+
 def test_alternatives_of_the_reference_fit_with_the_mtp_block_that_it_loads_too(monkeypatch):
     checkpoint, inventory = inventory_of(FLASH)
     at = choose(inventory, Request(4, engine="reference")).at

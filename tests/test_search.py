@@ -297,6 +297,19 @@ def test_the_command_prints_a_table_of_eighty_columns_and_the_best_plan():
     assert run(*command.split()[1:]).exit_code == 0
 
 
+@pytest.mark.parametrize("columns", [80, 40])
+def test_each_row_tells_the_runner_or_backend_that_the_plan_does_not_take_by_itself(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    layouts = found(PRO, 16, "h20-96").layouts[:12]
+    wanted = [one.request["runner"] or one.request["a2a"] or "" for one in layouts]
+    assert {"", "triton_unfused", "deepep"} == set(wanted)
+    result = run("plan", root_of(PRO), "--gpus", "16", "--gpu", "h20-96", "--engine", "sglang,vllm")
+    table = result.stdout.split("Layouts that run\n")[1].split("  and ")[0]
+    rows = table.splitlines()[1:] if columns == 80 else re.split(r"^(?=sglang|vllm)", table, flags=re.MULTILINE)[1:]
+    told = [(re.findall(r"triton_unfused|deepep", row) or [""])[0] for row in rows]
+    assert told == wanted
+
+
 def test_the_command_gives_json_and_writes_the_best_plan(tmp_path):
     result = run("plan", root_of(FLASH), "--gpus", "8", "--gpu", "h100", "--json", "-o", tmp_path / "plan.json")
     document = json.loads(result.stdout)

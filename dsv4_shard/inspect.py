@@ -11,7 +11,7 @@ from dsv4_shard import __version__
 from dsv4_shard.checkpoint import Checkpoint, Severity
 from dsv4_shard.choosing import Choice, check_request, choose, loads, nearest, options_of
 from dsv4_shard.engines import SERVING, engine_for
-from dsv4_shard.engines.base import UNKNOWN_FAMILY, UNKNOWN_GPU, Breach, Context, Request
+from dsv4_shard.engines.base import Breach, Context, Request
 from dsv4_shard.engines.common import pick_gpu
 from dsv4_shard.families import base as families
 from dsv4_shard.families.v3 import V3Config, V32Config
@@ -99,7 +99,7 @@ class Dimension(_Document):
 
 
 class Cell(_Document):
-    """What an engine can do at a TP; `unknown` where its rules for the family are not known.
+    """What an engine can do at a TP; `unknown` where nothing is known of the family, the experts' format or the GPU.
 
     `how` says what it takes, as options; `reason` why not, in numbers. `bytes_per_rank` are the weights of the heaviest
     rank where it runs, with what it takes.
@@ -254,13 +254,12 @@ def _cell(checkpoint: Checkpoint, inventory: Inventory, request: Request) -> Cel
             how=", ".join(choice.departures) or None, notes=notes,
             rule=None, module=None, reason=None, engine_says=None, bytes_per_rank=_weights(totals, choice),
         )  # fmt: skip
-    unknown = breach.rule in (UNKNOWN_FAMILY, UNKNOWN_GPU)
-    near = () if unknown else nearest(inventory, request, 1, elsewhere=False)
+    near = () if breach.unknown else nearest(inventory, request, 1, elsewhere=False)
     other, found = next(iter(near), (None, None))
     return Cell(
         tp=request.tp,
         engine=request.engine,
-        verdict="unknown" if unknown else "with-options" if other else "no",
+        verdict="unknown" if breach.unknown else "with-options" if other else "no",
         how=options_of(replace(other, gpu=None, gpu_memory=None), engine=False) if other else None,
         notes=found.notes() if found else (),
         rule=breach.rule,

@@ -35,7 +35,7 @@ from dsv4_shard.engines.base import (
 )
 from dsv4_shard.errors import IncompleteCheckpoint, InfeasiblePlan
 from dsv4_shard.gpus import say_memory
-from dsv4_shard.inventory import Inventory
+from dsv4_shard.inventory import NVFP4, Inventory
 from dsv4_shard.kvcache import bytes_per_token
 from dsv4_shard.origin import Origin, origin_of
 from dsv4_shard.roles import Module, Part, Role, Stage
@@ -63,6 +63,11 @@ class PlanBreach(_Document):
     engine_says: str | None
     consequence: str
     remedies: tuple[str, ...]
+
+    @property
+    def unknown(self) -> bool:
+        """Whether it says that nothing is known, and not that it does not run."""
+        return self.consequence == UNCLAIMED
 
 
 class PlanCheck(_Document):
@@ -180,6 +185,24 @@ class Plan(_Document):
     unwritten: str | None
     reshard: str | None
     alternatives: tuple[PlanAlternative, ...]
+
+    @property
+    def unknown(self) -> bool:
+        """Whether nothing is known of the layout, so that it is not called unable to run."""
+        return any(breach.unknown for breach in self.breaches)
+
+    @property
+    def verdict(self) -> str:
+        """What is said of the layout: that it "runs", or less."""
+        if not self.feasible:
+            return "is not known to run" if self.unknown else "does not run"
+        served = self.engine_version != ANY_ENGINE and self.deployment["experts"] != NVFP4
+        return "runs" if served else "can be written"
+
+    @property
+    def title(self) -> str:
+        """The verdict as a heading."""
+        return self.verdict.removeprefix("is ").capitalize()
 
     def to_json(self) -> str:
         """The document as `-o plan.json` writes it."""
@@ -332,7 +355,7 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
         source=origin_of(checkpoint, label),
         request=asdict(request),
         engine_version=engine.version,
-        deployment=_deployment(choice.at),
+        deployment=_deployment(choice.at, any(breach.unknown for breach in breaches)),
         feasible=not breaches,
         breaches=tuple(_breach(breach) for breach in breaches),
         checks=() if unknown else tuple(_checks(engine, context)),
@@ -363,11 +386,11 @@ def refuse_errors(inventory: Inventory) -> None:
         raise IncompleteCheckpoint(errors[0].message + more)
 
 
-def _deployment(at: Deployment) -> dict[str, Any]:
+def _deployment(at: Deployment, unknown: bool) -> dict[str, Any]:
     document = asdict(at)
     document["gpu"] = at.gpu.name if at.gpu_named else None
     document["architecture"] = at.gpu.family
-    if at.gpu.unheld:
+    if unknown:
         document["runner"] = "?"
     del document["gpu_named"]
     return document

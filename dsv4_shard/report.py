@@ -19,7 +19,7 @@ from dsv4_shard.blockgrid import BlockGrid, broken_grids, shared_grid
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.choosing import choose
 from dsv4_shard.engines import engine_for, find_engine, title_of
-from dsv4_shard.engines.base import ANY_ENGINE, UNKNOWN_FAMILY, UNKNOWN_GPU, Context, Request
+from dsv4_shard.engines.base import Context, Request
 from dsv4_shard.escape import clean
 from dsv4_shard.gpus import GPUS
 from dsv4_shard.holdings import Column, Kind, LayerMap, RankBytes, layer_map, rank_bytes
@@ -77,7 +77,7 @@ def make_report(
     request = Request(**plan.request)  # type: ignore[arg-type]
     choice, engine = choose(inventory, request), engine_for(request.engine, inventory.family)
     context = Context(inventory, choice.at)
-    if any(breach.rule in (UNKNOWN_FAMILY, UNKNOWN_GPU) for breach in plan.breaches):
+    if plan.unknown:
         return Report(inspection, plan, search, grids, None, ())
     layers = layer_map(checkpoint, engine, context, frozenset(breach.module for breach in choice.breaches))
     ranks = rank_bytes(checkpoint, engine, context) if choice.feasible else ()
@@ -189,14 +189,11 @@ def _plan_words(plan: Plan) -> dict[str, Any]:
     gpus = f"{at['world']} {at['gpu'] or ''} GPUs".replace("  ", " ")
     nodes = f" on {at['nodes']} nodes" if at["nodes"] > 1 else ""
     a2a = f", all-to-all {at['a2a']}" if at["a2a"] else ""
-    runs = "Can be written" if plan.engine_version == ANY_ENGINE else "Runs"
-    unknown = any(breach.rule == UNKNOWN_GPU for breach in plan.breaches)
     environment = "".join(f"{name}={shlex.quote(value)} " for name, value in plan.launch.environment.items())
     return {
         "layout": f"{gpus}{nodes}: TP {at['tp']}, EP {at['ep']}, DP {at['dp']}; attention TP {at['attention_tp']}, "
         f"MoE TP {at['moe_tp']}, runner {at['runner']}{a2a}",
-        "verdict": (runs + ", with" if plan.choices else runs) if plan.feasible
-        else "Not known to run" if unknown else "Does not run",
+        "verdict": f"{plan.title}, with" if plan.feasible and plan.choices else plan.title,
         "facts": list(_facts(plan)),
         "launch": [environment + command for command in plan.launch.commands],
     }  # fmt: skip

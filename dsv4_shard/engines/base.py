@@ -151,6 +151,9 @@ class Context:
 
 # --- rules ---------------------------------------------------------------------------------------------------------
 
+UNCLAIMED = "nothing is claimed of it"
+"""The consequence of a rule that breaks where nothing is known: neither that it runs nor that it does not."""
+
 
 @dataclass(frozen=True, slots=True)
 class Breach:
@@ -166,6 +169,11 @@ class Breach:
     quote: str | None
     consequence: str
     remedies: tuple[str, ...]
+
+    @property
+    def unknown(self) -> bool:
+        """Whether it says that nothing is known, and not that it does not run."""
+        return self.consequence == UNCLAIMED
 
 
 def _always(_: Context) -> bool:
@@ -543,9 +551,7 @@ def element_bits(group: Group, dtype: str | None) -> int:
 
 UNKNOWN_FAMILY = "family"
 UNKNOWN_GPU = "gpu"
-"""The rules that break where nothing is known."""
-UNCLAIMED = "nothing is claimed of it"
-"""The consequence where nothing is known: neither that it runs nor that it does not."""
+"""Rules that break for a family or on a GPU of which nothing is known."""
 
 
 def unknown_to(engine: Engine, family: Family) -> Engine:

@@ -26,7 +26,7 @@ def show_comparison(console: Console, comparison: "PlanComparison") -> None:
     _show_differences(console, "Asked for", comparison.request)
     _show_differences(console, "Comes to", comparison.deployment)
     for name, verdict in zip("AB", comparison.verdicts, strict=False):
-        heading(console, f"{name} {'runs' if verdict.feasible else 'does not run'}")
+        heading(console, f"{name} {verdict.verdict}")
         for line in (*verdict.breaches, *verdict.choices):
             item(console, line, "" if verdict.feasible else "red")
     placements, nbytes = comparison.placements, comparison.bytes_per_rank

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from dsv4_shard.blockgrid import broken_grids, shared_grid
-from dsv4_shard.engines.base import ANY_ENGINE, UNCLAIMED, UNKNOWN_GPU, Replicate
+from dsv4_shard.engines.base import Replicate
 from dsv4_shard.roles import Module
 from dsv4_shard.terminal.picture import show_broken, show_placed
 from dsv4_shard.terminal.tables import Table
@@ -40,19 +40,18 @@ def show_plan(console: Console, plan: "Plan", engine: str, plan_file: str | None
 
 
 def _show_refusal(console: Console, plan: "Plan", engine: str) -> None:
-    unknown = any(breach.rule == UNKNOWN_GPU for breach in plan.breaches)
-    heading(console, "Not known to run" if unknown else "Does not run")
+    heading(console, plan.title)
     for breach in plan.breaches:
         item(console, f"{breach.module}: {breach.reason}", "red")
         for line in _consequences(breach, engine):
             item(console, line, indent=4)
-    if unknown:
+    if plan.unknown:
         _show_totals(console, plan)
-        return
-    broken = broken_grids(plan)
+    broken = () if plan.unknown else broken_grids(plan)
     if broken:
         show_broken(console, next((grid for grid in broken if grid.module is Module.SHARED), broken[0]))
-    heading(console, "Nearest layouts that run" if plan.alternatives else "No layout near it runs")
+    if plan.alternatives or not plan.unknown:
+        heading(console, "Nearest layouts that run" if plan.alternatives else "No layout near it runs")
     for alternative in plan.alternatives:
         item(console, f"{alternative.options}   {alternative.gpus} GPUs, {gib(alternative.bytes_per_rank)} a rank")
         for note in alternative.notes:
@@ -62,7 +61,7 @@ def _show_refusal(console: Console, plan: "Plan", engine: str) -> None:
 def _consequences(breach: "PlanBreach", engine: str) -> Iterable[str]:
     if breach.engine_says:
         yield f"{engine} says: {breach.engine_says}"
-    elif breach.consequence == UNCLAIMED:
+    elif breach.unknown:
         yield breach.consequence
     else:
         yield f"{engine} does not say so: {breach.consequence}"
@@ -71,8 +70,7 @@ def _consequences(breach: "PlanBreach", engine: str) -> Iterable[str]:
 
 
 def _show_feasible(console: Console, plan: "Plan", plan_file: str | None) -> None:
-    runs = "Can be written" if plan.engine_version == ANY_ENGINE else "Runs"
-    heading(console, f"{runs}, with" if plan.choices else runs)
+    heading(console, f"{plan.title}, with" if plan.choices else plan.title)
     for choice in plan.choices:
         item(console, choice)
     grid = shared_grid(plan)

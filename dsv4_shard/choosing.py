@@ -141,6 +141,12 @@ TARGET = (Stage.MODEL, Stage.LAYER, Stage.VISION)
 """The stages of the target model; what is left is the draft's."""
 
 
+def fits(inventory: Inventory, at: Deployment) -> bool:
+    """Whether what is loaded fits on the GPU, if one is named; the reference has the draft in the same model."""
+    loaded = tuple(Stage) if at.engine == "reference" else TARGET
+    return not at.gpu_named or rank_nbytes(inventory, at, loaded) < at.gpu.memory
+
+
 # --- layouts nearby --------------------------------------------------------------------------------------------------
 
 
@@ -215,8 +221,7 @@ def nearest(
             if not choice.feasible:
                 continue
             weight = rank_nbytes(inventory, choice.at, TARGET)
-            loaded = rank_nbytes(inventory, choice.at, tuple(Stage) if choice.at.engine == "reference" else TARGET)
-            if weight not in weights and not (choice.at.gpu_named and loaded >= choice.at.gpu.memory):
+            if weight not in weights and fits(inventory, choice.at):
                 weights.add(weight)
                 yield variation, choice
         limit -= len(weights)

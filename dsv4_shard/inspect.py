@@ -11,13 +11,22 @@ from dsv4_shard import __version__
 from dsv4_shard.checkpoint import Checkpoint, Severity
 from dsv4_shard.choosing import Choice, check_request, choose, loads, nearest, options_of
 from dsv4_shard.engines import SERVING, engine_for
-from dsv4_shard.engines.base import Breach, Context, Request
+from dsv4_shard.engines.base import Context, Request
 from dsv4_shard.engines.common import pick_gpu
 from dsv4_shard.families import base as families
 from dsv4_shard.families.v3 import V3Config, V32Config
 from dsv4_shard.families.v4 import V4Config
 from dsv4_shard.inventory import PACKED, Inventory, outside_layers
-from dsv4_shard.plan import PlanTotals, beyond_roles, memory_breach, memory_of, totals_of, unknown_gpu, weights_of
+from dsv4_shard.plan import (
+    PlanBreach,
+    PlanTotals,
+    beyond_roles,
+    memory_breach,
+    memory_of,
+    totals_of,
+    unknown_gpu,
+    weights_of,
+)
 from dsv4_shard.roles import Module, Part
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -265,7 +274,7 @@ def _cell(checkpoint: Checkpoint, inventory: Inventory, request: Request) -> Cel
         rule=breach.rule,
         module=breach.module,
         reason=breach.reason,
-        engine_says=breach.quote,
+        engine_says=breach.engine_says,
         bytes_per_rank=_weights(_totals(checkpoint, inventory, found), found) if found else None,
     )
 
@@ -282,8 +291,8 @@ def _weights(totals: PlanTotals | None, choice: Choice) -> int | None:
     return weights_of(totals, choice.at) if totals else None
 
 
-def _breach(inventory: Inventory, choice: Choice, totals: PlanTotals | None) -> Breach | None:
+def _breach(inventory: Inventory, choice: Choice, totals: PlanTotals | None) -> PlanBreach | None:
     """The first thing that a layout breaks on, its memory last; None where it runs."""
     unknown = unknown_gpu(engine_for(choice.at.engine, inventory.family), choice.at)
     memory = memory_of(totals, Context(inventory, choice.at)) if totals else None
-    return next(iter((*unknown, *choice.breaches, *memory_breach(memory))), None)
+    return next(iter((*unknown, *map(PlanBreach.of, choice.breaches), *memory_breach(memory))), None)

@@ -7,7 +7,7 @@ made from headers and rules alone, so it can be made again: that is how an edite
 import json
 import shlex
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from dsv4_shard import __version__
 from dsv4_shard.checkpoint import Checkpoint
-from dsv4_shard.choosing import TARGET, Load, choose, loads, nearest, options_of, rank_nbytes
+from dsv4_shard.choosing import TARGET, Load, choose, fits, loads, nearest, options_of, rank_nbytes
 from dsv4_shard.dialects import NATIVE
 from dsv4_shard.engines import engine_for
 from dsv4_shard.engines.base import (
@@ -34,7 +34,7 @@ from dsv4_shard.engines.base import (
     Request,
 )
 from dsv4_shard.errors import IncompleteCheckpoint, InfeasiblePlan
-from dsv4_shard.gpus import say_memory
+from dsv4_shard.gpus import GPUS, say_memory
 from dsv4_shard.inventory import NVFP4, Inventory
 from dsv4_shard.kvcache import bytes_per_token
 from dsv4_shard.origin import Origin, origin_of
@@ -51,14 +51,15 @@ class _Document(BaseModel):
 
 
 class PlanBreach(_Document):
-    """A rule that breaks: `reason` is the arithmetic, `remedies` are ways out, as options.
+    """A rule that breaks, of one module or of the whole model: `reason` is the arithmetic, `remedies` are ways out, as
+    options.
 
     `engine_says` is what the engine itself prints, None where it prints nothing and starts, or fails later somewhere
     else; `consequence` says which.
     """
 
     rule: str
-    module: Module
+    module: Module | None
     reason: str
     engine_says: str | None
     consequence: str
@@ -68,6 +69,21 @@ class PlanBreach(_Document):
     def unknown(self) -> bool:
         """Whether it says that nothing is known, and not that it does not run."""
         return self.consequence == UNCLAIMED
+
+    def __str__(self) -> str:
+        return f"{self.module}: {self.reason}" if self.module else self.reason
+
+    @classmethod
+    def of(cls, breach: Breach) -> "PlanBreach":
+        """The breach of an engine's rule."""
+        return cls(
+            rule=breach.rule,
+            module=breach.module,
+            reason=breach.reason,
+            engine_says=breach.quote,
+            consequence=breach.consequence,
+            remedies=breach.remedies,
+        )
 
 
 class PlanCheck(_Document):
@@ -309,23 +325,42 @@ def memory_of(totals: PlanTotals, context: Context) -> PlanMemory | None:
     )
 
 
-def memory_breach(memory: PlanMemory | None) -> list[Breach]:
+def memory_breach(memory: PlanMemory | None, remedies: tuple[str, ...] = ()) -> list[PlanBreach]:
     """That the weights do not fit, where they do not."""
     if memory is None or memory.fits:
         return []
     reason = say_memory(memory.weights, memory.gpu, memory.capacity)
-    return [Breach(MEMORY_RULE, Module.ROUTED, reason, None, "out of memory while the weights load",
-                   ("more GPUs", "--ep or --tp that cut the routed experts further"))]  # fmt: skip
+    return [_whole(MEMORY_RULE, reason, "out of memory while the weights load", *remedies)]
 
 
-def unknown_gpu(engine: Engine, at: Deployment) -> list[Breach]:
+def _whole(rule: str, reason: str, consequence: str, *remedies: str) -> PlanBreach:
+    """A breach of no engine's rule and no single module."""
+    return PlanBreach(
+        rule=rule, module=None, reason=reason, engine_says=None, consequence=consequence, remedies=remedies
+    )
+
+
+def _larger_gpu(inventory: Inventory, request: Request, memory: PlanMemory | None) -> tuple[str, ...]:
+    """The smallest GPU on which the same request runs, where the weights do not fit on the one asked for."""
+    if memory is None or memory.fits:
+        return ()
+    for gpu in sorted(GPUS.values(), key=lambda gpu: gpu.memory):
+        if gpu.memory > memory.capacity and not gpu.unheld:
+            choice = choose(inventory, replace(request, gpu=gpu.name, gpu_memory=None))
+            if choice.feasible and fits(inventory, choice.at):
+                return (f"--gpu {gpu.name}, the smallest that holds them",)
+    return ()
+
+
+def unknown_gpu(engine: Engine, at: Deployment) -> list[PlanBreach]:
     """That nothing is claimed of the GPU's kernels, where the engine's rules were never held on it."""
     if not at.gpu.unheld:
         return []
     reason = f"what {engine.title} {engine.version} runs on {at.gpu.full_title} was never held against its own classes"
-    return [Breach(UNKNOWN_GPU, Module.ROUTED, reason, None, UNCLAIMED,
-                   (f"--gpu-memory in place of --gpu, for a {at.gpu.stands_for} GPU of that size"
-                    if at.gpu.stands_for == "Hopper" else "--gpu rtx-pro-6000, which is sm_120",))]  # fmt: skip
+    other = "--gpu rtx-pro-6000, which is sm_120"
+    if at.gpu.stands_for == "Hopper":
+        other = "--gpu-memory in place of --gpu, for a Hopper GPU of that size"
+    return [_whole(UNKNOWN_GPU, reason, UNCLAIMED, other)]
 
 
 def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, label: str | None = None) -> Plan:
@@ -343,7 +378,9 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
     totals = totals_of(weights, context, beyond_roles(checkpoint, engine, context)) if choice.feasible else None
     memory = memory_of(totals, context) if totals else None
     unknown = unknown_gpu(engine, choice.at)
-    breaches = [*(unknown or choice.breaches), *memory_breach(memory)]
+    ruled = unknown or [PlanBreach.of(breach) for breach in choice.breaches]
+    breaches = (*ruled, *memory_breach(memory, _larger_gpu(inventory, request, memory)))
+    claimed = not any(breach.unknown for breach in breaches)
     refusal = engine.layout.refusal(context) if engine.layout and choice.feasible and not unknown else None
     layout = engine.layout.name if engine.layout and refusal is None and not unknown else None
     out = f"{Path(label).name}-{engine.name}-tp{request.tp}"
@@ -355,9 +392,9 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
         source=origin_of(checkpoint, label),
         request=asdict(request),
         engine_version=engine.version,
-        deployment=_deployment(choice.at, any(breach.unknown for breach in breaches)),
+        deployment=_deployment(choice.at, claimed),
         feasible=not breaches,
-        breaches=tuple(_breach(breach) for breach in breaches),
+        breaches=breaches,
         checks=() if unknown else tuple(_checks(engine, context)),
         choices=(*choice.notes(), *engine.notes(context)) if choice.feasible and not unknown else (),
         unwritten=refusal,
@@ -374,7 +411,9 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
         ),
         layout=layout,
         reshard=f"dsv4-shard reshard {shlex.quote(label)} {shlex.quote(out)} {options_of(request)}" if layout else None,
-        alternatives=() if unknown or not breaches else tuple(_alternatives(inventory, request)),
+        alternatives=()
+        if not breaches or any(breach.unknown for breach in breaches)
+        else tuple(_alternatives(inventory, request)),
     )
 
 
@@ -386,25 +425,14 @@ def refuse_errors(inventory: Inventory) -> None:
         raise IncompleteCheckpoint(errors[0].message + more)
 
 
-def _deployment(at: Deployment, unknown: bool) -> dict[str, Any]:
+def _deployment(at: Deployment, claimed: bool) -> dict[str, Any]:
     document = asdict(at)
     document["gpu"] = at.gpu.name if at.gpu_named else None
     document["architecture"] = at.gpu.family
-    if unknown:
+    if not claimed:
         document["runner"] = "?"
     del document["gpu_named"]
     return document
-
-
-def _breach(breach: Breach) -> PlanBreach:
-    return PlanBreach(
-        rule=breach.rule,
-        module=breach.module,
-        reason=breach.reason,
-        engine_says=breach.quote,
-        consequence=breach.consequence,
-        remedies=breach.remedies,
-    )
 
 
 def _checks(engine: Engine, context: Context) -> Iterator[PlanCheck]:
@@ -461,4 +489,4 @@ def refuse_infeasible(plan: Plan) -> None:
         breach = plan.breaches[0]
         ways = [f"`{alternative.options}`" for alternative in plan.alternatives]
         hint = f"These work: {', '.join(ways)}." if ways else "`dsv4-shard plan` shows what was weighed."
-        raise InfeasiblePlan(f"{breach.module}: {breach.reason} ({breach.consequence})", hint=hint)
+        raise InfeasiblePlan(f"{breach} ({breach.consequence})", hint=hint)

@@ -145,7 +145,7 @@ def _leaves(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def _verdict(plan: Plan) -> Verdict:
-    breaches = tuple(f"{breach.module}: {breach.reason}" for breach in plan.breaches)
+    breaches = tuple(map(str, plan.breaches))
     return Verdict(feasible=plan.feasible, verdict=plan.verdict, breaches=breaches, choices=plan.choices)
 
 

@@ -26,7 +26,7 @@ from dsv4_shard.holdings import Column, Kind, LayerMap, RankBytes, layer_map, ra
 from dsv4_shard.inspect import DEFAULT_TPS, Cell, Inspection, inspect
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.names import RANKINGS
-from dsv4_shard.plan import MEMORY_RULE, Plan
+from dsv4_shard.plan import Plan
 from dsv4_shard.roles import Module
 from dsv4_shard.search import Search
 from dsv4_shard.units import gib, size
@@ -226,7 +226,7 @@ def _why(cell: Cell) -> Iterator[str]:
     if cell.bytes_per_rank is not None:
         yield f"{gib(cell.bytes_per_rank)} a rank"
     if cell.reason:
-        yield cell.reason if cell.verdict == "unknown" or cell.rule == MEMORY_RULE else f"{cell.module}: {cell.reason}"
+        yield cell.reason if cell.verdict == "unknown" or cell.module is None else f"{cell.module}: {cell.reason}"
     yield from cell.notes
 
 

@@ -230,6 +230,21 @@ def test_fp8_experts_do_not_fit_an_h20_of_96_gb():
     assert plan_of(PRO_FP8, tp=16, ep=16, gpu="h200").feasible
 
 
+@pytest.mark.parametrize(("wanted", "larger"), [
+    ({"tp": 8, "gpu": "h20-96"}, "h20-141"), ({"tp": 8, "gpu_memory": "40GB"}, "h20-141"),
+    ({"tp": 8, "gpu": "h100", "engine": "vllm"}, "h20-141"), ({"tp": 4, "gpu": "b200"}, "b300"),
+    ({"tp": 2, "gpu": "b200"}, None),
+])  # fmt: skip
+def test_weights_that_do_not_fit_are_those_of_no_module_and_a_gpu_is_only_named_if_the_plan_runs_on_it(wanted, larger):
+    plan = plan_of(PRO, **wanted)
+    (breach,) = plan.breaches
+    assert (breach.rule, breach.module) == ("memory", None)
+    assert str(breach).split()[1:6] == ["GiB", "of", "weights", "a", "rank,"]
+    assert breach.remedies == ((f"--gpu {larger}, the smallest that holds them",) if larger else ())
+    if larger:
+        assert plan_of(PRO, **(wanted | {"gpu": larger, "gpu_memory": None})).feasible
+
+
 @pytest.mark.parametrize(
     ("wanted", "rule"),
     [

@@ -8,7 +8,6 @@ from rich.text import Text
 
 from dsv4_shard.checkpoint import Severity
 from dsv4_shard.engines import SERVING
-from dsv4_shard.plan import MEMORY_RULE
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import heading, item, title
 from dsv4_shard.units import size
@@ -108,6 +107,6 @@ def _merge(cells: "Iterable[Cell]") -> dict[str, list[int]]:
             lines.setdefault(str(cell.reason), []).append(cell.tp)
         elif cell.reason is not None:
             way = f"; * works as {cell.how}" if cell.how else ""
-            of = "" if cell.rule == MEMORY_RULE else f"{cell.module}: "
+            of = f"{cell.module}: " if cell.module else ""
             lines.setdefault(f"{of}{cell.reason}{way}", []).append(cell.tp)
     return lines

@@ -42,7 +42,7 @@ def show_plan(console: Console, plan: "Plan", engine: str, plan_file: str | None
 def _show_refusal(console: Console, plan: "Plan", engine: str) -> None:
     heading(console, plan.title)
     for breach in plan.breaches:
-        item(console, f"{breach.module}: {breach.reason}", "red")
+        item(console, str(breach), "red")
         for line in _consequences(breach, engine):
             item(console, line, indent=4)
     if plan.unknown:

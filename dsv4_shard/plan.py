@@ -27,11 +27,10 @@ from dsv4_shard.engines.base import (
     Deployment,
     Divides,
     Engine,
-    Expert,
     Launch,
     LeftOut,
-    Placement,
     Request,
+    say_placement,
 )
 from dsv4_shard.errors import IncompleteCheckpoint, InfeasiblePlan
 from dsv4_shard.gpus import GPUS, say_memory
@@ -284,7 +283,7 @@ def _modules(engine: Engine, weights: list[Load], context: Context) -> Iterator[
             role=str(group.role),
             format=str(fmt) if fmt else group.dtype,
             block=(fmt.block.rows, fmt.block.cols) if fmt and fmt.block else None,
-            placement=_describe(engine.place(group.role, context), context.at),
+            placement=say_placement(engine.place(group.role, context), group, main.held, context.at),
             shape=group.shape,
             rank_shape=main.held.shape,
             rank_dtype=main.held.dtype,
@@ -292,13 +291,6 @@ def _modules(engine: Engine, weights: list[Load], context: Context) -> Iterator[
             bytes_per_rank=sum(m.held.nbytes * m.per_rank[1] for m in members),
             padding_per_rank=sum(m.held.padding * m.per_rank[1] for m in members),
         )
-
-
-def _describe(placement: Placement, at: Deployment) -> str:
-    """A placement in words; without expert parallelism only the cut within experts is left of it."""
-    if isinstance(placement, Expert) and at.ep == 1:
-        return str(placement.inner)
-    return str(placement)
 
 
 def weights_of(totals: PlanTotals, at: Deployment) -> int:

@@ -90,6 +90,8 @@ def test_pro_on_sixteen_gpus_adds_the_shared_output_once_and_not_sixteen_times()
     assert "once" in said
     assert "16 times" in said
     assert "after the all-reduce" in said
+    assert "or on rank 0 before it" in said
+    assert "or on rank 0 before it" in said
 
 
 def test_pro_on_sixteen_gpus_starts_with_one_command_a_node():
@@ -121,6 +123,24 @@ def test_pro_on_sixteen_gpus_starts_with_one_command_a_node():
 )
 def test_each_engine_adds_the_shared_output_in_its_own_way(engine, part):
     assert part in plan_of(PRO, tp=16, engine=engine).shared_expert_addition
+
+
+def test_with_an_all_to_all_backend_no_all_reduce_is_spoken_of():
+    said = plan_of(PRO, tp=16, dp=16, a2a="deepep").shared_expert_addition
+    assert said.endswith("each adds it once to the routed output that deepep brings back: no all-reduce follows.")
+
+
+@pytest.mark.parametrize("wanted", [
+    {"tp": 16, "dp": 16}, {"tp": 16, "dp": 4, "ep": 4}, {"tp": 1}, {"tp": 16}, {"tp": 4, "dp": 4, "engine": "vllm"},
+    {"tp": 1, "dp": 16, "ep": 16, "engine": "vllm"}, {"tp": 8, "engine": "reference"},
+    {"tp": 8, "dp": 8, "engine": "trtllm"},
+])  # fmt: skip
+def test_a_module_is_called_whole_on_every_rank_where_each_rank_has_all_of_it_and_only_there(wanted):
+    plan = plan_of(PRO, **wanted)
+    for row in plan.modules:
+        assert ("over EP" in row.placement) == (row.module == "routed experts" and plan.deployment["ep"] > 1)
+        if "over EP" not in row.placement:
+            assert (row.placement == "whole on every rank") == (row.rank_shape == row.shape), row
 
 
 def test_sequence_parallel_vllm_adds_whole_shared_experts_once():

@@ -508,6 +508,15 @@ class Engine:
         return found
 
 
+def say_placement(placement: Placement, group: Group, held: Held, at: Deployment) -> str:
+    """How the ranks hold a tensor of `group`, in words. Of a cut over one rank nothing is left, of experts spread over
+    one rank only the cut within them."""
+    if isinstance(placement, Expert) and at.ep == 1:
+        placement = placement.inner
+    whole = held.shape == group.shape and not isinstance(placement, Expert)
+    return str(Replicate() if whole else placement)
+
+
 def local_size(size: int, placement: Split | Pad, parts: int, block: int) -> int:
     """Elements of a rank along the axis that `placement` cuts `size` on, padding included.
 

@@ -363,12 +363,15 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
 def addition(context: Context) -> str:
     """How the shared expert's output joins the sum."""
     at = context.at
-    if at.shared == "whole" and at.tp > 1:
-        return (
-            f"The shared expert's output is complete on each of the {at.tp} ranks, so it is added once, after the "
-            f"all-reduce of the routed output; added before it, it would count {at.tp} times."
-        )
-    return ADDED_IN_PARTS
+    if at.shared != "whole" or at.tp == 1:
+        return ADDED_IN_PARTS
+    complete = f"The shared expert's output is complete on each of the {at.tp} ranks, so"
+    if at.a2a:
+        return f"{complete} each adds it once to the routed output that {at.a2a} brings back: no all-reduce follows."
+    return (
+        f"{complete} it is added once: after the all-reduce of the routed output, or on rank 0 before it; added on "
+        f"every rank before it, it would count {at.tp} times."
+    )
 
 
 SGLANG = Engine(

@@ -20,6 +20,7 @@ from dsv4_shard.dialects import NATIVE
 from dsv4_shard.engines import engine_for
 from dsv4_shard.engines.base import (
     ANY_ENGINE,
+    ASSUMED_GPU,
     UNCLAIMED,
     UNKNOWN_GPU,
     Breach,
@@ -156,7 +157,8 @@ class PlanMemory(_Document):
 
 
 class PlanLaunch(_Document):
-    """How to start the engine on this plan. `draft_options` are added to the commands to use the MTP draft model."""
+    """How to start the engine on this plan, empty where it does not run. `draft_options` are added to the commands to
+    use the MTP draft model."""
 
     environment: dict[str, str]
     commands: tuple[str, ...]
@@ -374,10 +376,9 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
     breaches = (*ruled, *memory_breach(memory, _larger_gpu(inventory, request, memory)))
     claimed = not any(breach.unknown for breach in breaches)
     refusal = engine.layout.refusal(context) if engine.layout and choice.feasible and not unknown else None
-    layout = engine.layout.name if engine.layout and refusal is None and not unknown else None
-    out = f"{Path(label).name}-{engine.name}-tp{request.tp}"
-    model_path = out if layout else label
-    launch = Launch({}, ()) if unknown else engine.launch(context, shlex.quote(model_path), layout is not None)
+    layout = engine.layout.name if engine.layout and refusal is None and not breaches else None
+    out = folder_of(inventory, request, choice.at, label) if layout else label
+    launch = Launch({}, ()) if breaches else engine.launch(context, shlex.quote(out), layout is not None)
     return Plan(
         schema_version=SCHEMA_VERSION,
         tool_version=__version__,
@@ -407,6 +408,27 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
         if not breaches or any(breach.unknown for breach in breaches)
         else tuple(_alternatives(inventory, request)),
     )
+
+
+def folder_of(inventory: Inventory, request: Request, at: Deployment, label: str) -> str:
+    """A name for the shards that none of another layout has: what it leaves out is the engine's own choice."""
+    engine = engine_for(request.engine, inventory.family)
+    own = choose(inventory, replace(request, runner=None, shared="auto")).at
+    own_ep = next(engine.candidates(inventory, replace(request, ep=None))).ep
+    by_node, any_gpu = engine.layout is not None and engine.layout.by_node, engine.name == "reference"
+    parts = (
+        (f"tp{at.tp}", True),
+        (f"ep{at.ep}", at.ep != own_ep),
+        (f"dp{at.dp}", at.dp > 1),
+        (at.a2a, at.a2a),
+        (at.runner, at.runner != own.runner),
+        (at.shared, at.shared != own.shared),
+        (at.experts.lower(), at.experts != inventory.routed.name),
+        (f"{at.nodes}nodes", by_node and at.nodes != -(-at.world // 8)),
+        (f"sm{at.gpu.sm}", at.gpu.sm != ASSUMED_GPU.sm and not by_node and not any_gpu),
+        (at.version, at.version != engine.version),
+    )
+    return "-".join((Path(label).name, engine.name, *(str(part) for part, told in parts if told)))
 
 
 def refuse_errors(inventory: Inventory) -> None:

@@ -1,7 +1,9 @@
 """Plans: what they choose and say, and that no changed plan or checkpoint passes for the one that was planned."""
 
 import copy
+import itertools
 import json
+import re
 import shlex
 from dataclasses import asdict, replace
 from functools import cache
@@ -22,7 +24,7 @@ from dsv4_shard.engines.base import Context, Request
 from dsv4_shard.errors import BadPlan, ForeignPlan, IncompleteCheckpoint, InfeasiblePlan, UsageError
 from dsv4_shard.gpus import GPUS, Gpu
 from dsv4_shard.inventory import Inventory, take_inventory
-from dsv4_shard.plan import SCHEMA_VERSION, Plan, make_plan, refuse_infeasible
+from dsv4_shard.plan import SCHEMA_VERSION, Plan, folder_of, make_plan, refuse_infeasible
 from dsv4_shard.planfile import MAX_PLAN_BYTES, check_plan, load_plan
 from dsv4_shard.recipe import make_recipe
 from dsv4_shard.roles import Stage
@@ -361,6 +363,40 @@ def test_alternatives_of_the_reference_fit_with_the_mtp_block_that_it_loads_too(
     request = Request(2, engine="reference", gpu="tight")
     for alternative in make_plan(checkpoint, inventory, request).alternatives:
         assert make_plan(checkpoint, inventory, request_of(alternative.options, request)).feasible
+
+
+@pytest.mark.parametrize(("engine", "gpus"), [
+    ("sglang", (None, "h100", "b200", "rtx-pro-6000")), ("node", ("gb200", None)), ("vllm", (None, "b200")),
+    ("reference", (None, "b200")),
+])  # fmt: skip
+def test_shards_that_are_not_the_same_have_folders_of_different_names(engine, gpus):
+    names, inventory = {}, inventory_of(PRO)[1]
+    options = itertools.product((8, 16), (None, 2, 16), (1, 2), (None, "marlin", "triton_unfused"), (None, "deepep"),
+                                ("auto", "whole"), gpus, (None, "fp8"))  # fmt: skip
+    for tp, ep, dp, runner, a2a, shared, gpu, experts in options:
+        request = Request(tp, ep, dp, engine, runner, a2a, shared, gpu, expert_dtype=experts)
+        choice, layout = choose(inventory, request), find_engine(engine).layout
+        if choice.feasible and layout and layout.refusal(Context(inventory, choice.at)) is None:
+            made_for = (choice.at.tp, choice.at.ep, choice.at.experts, layout.identity(Context(inventory, choice.at)))
+            name = folder_of(inventory, request, choice.at, "where/Pro")
+            assert names.setdefault(name, made_for) == made_for
+            assert re.fullmatch(r"Pro-[\w-]+", name)
+    assert len(names) > 2
+    assert f"Pro-{engine}-tp16" in names
+
+
+def test_the_shards_that_a_plan_writes_are_those_that_it_launches():
+    plan = plan_of(PRO, tp=16, ep=16, dp=2)
+    assert plan.reshard == f"dsv4-shard reshard {PRO} {PRO}-sglang-tp16-ep16-dp2 --tp 16 --ep 16 --dp 2"
+    assert all(f"--model-path {PRO}-sglang-tp16-ep16-dp2 " in command for command in plan.launch.commands)
+
+
+@pytest.mark.parametrize("wanted", [{"tp": 32}, {"tp": 8, "gpu": "h20-96"}, {"tp": 16, "engine": "vllm", "ep": 3}])
+def test_what_does_not_run_has_no_commands(wanted):
+    plan = plan_of(PRO, **wanted)
+    assert not plan.feasible
+    assert (plan.launch.environment, plan.launch.commands, plan.launch.draft_options) == ({}, (), "")
+    assert (plan.layout, plan.reshard) == (None, None)
 
 
 def test_no_plan_is_made_of_a_checkpoint_with_errors():

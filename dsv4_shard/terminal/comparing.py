@@ -48,9 +48,11 @@ def show_comparison(console: Console, comparison: "PlanComparison") -> None:
             table.add(row.name, size(row.a), size(row.b), sign + size(abs(row.difference)))
         table.show(console)
     _show_differences(console, "Environment", comparison.environment)
-    _show_differences(console, "Launch", comparison.options)
+    if all(comparison.commands):
+        _show_differences(console, "Launch", comparison.options)
     for name, commands in zip("AB", comparison.commands, strict=False):
-        heading(console, f"Commands of {name}")
+        if commands:
+            heading(console, f"Commands of {name}")
         for command in commands:
             to_copy(console, command)
     if comparison.rest:

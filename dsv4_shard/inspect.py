@@ -110,8 +110,9 @@ class Dimension(_Document):
 class Cell(_Document):
     """What an engine can do at a TP; `unknown` where nothing is known of the family, the experts' format or the GPU.
 
-    `how` says what it takes, as options; `reason` why not, in numbers. `bytes_per_rank` are the weights of the heaviest
-    rank where it runs, with what it takes.
+    `how` says what it takes: in words what the plan takes by itself, or, where a rule breaks at this TP alone, options
+    that run on as many GPUs; `reason` is that rule's, in numbers. `bytes_per_rank` are the weights of the heaviest rank
+    where it runs, with what it takes.
     """
 
     tp: int
@@ -124,6 +125,11 @@ class Cell(_Document):
     reason: str | None
     engine_says: str | None
     bytes_per_rank: int | None
+
+    @property
+    def otherwise(self) -> bool:
+        """Whether only other options run on as many GPUs, and not `--tp` alone."""
+        return self.verdict == "with-options" and self.reason is not None
 
 
 class Inspection(_Document):

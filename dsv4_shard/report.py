@@ -32,6 +32,7 @@ from dsv4_shard.search import Search
 from dsv4_shard.units import gib, size
 
 _ASSETS = files("dsv4_shard") / "assets"
+_OTHERWISE = "does not run so, other options do"
 _VERDICTS = {"works": "runs", "with-options": "runs with options", "no": "does not run", "unknown": "not known"}
 _RANK_KINDS = (
     ("experts", "routed experts"), ("split", "shared out"), ("whole", "whole on every rank"), ("padding", "padding"),
@@ -115,7 +116,7 @@ def to_html(report: Report) -> str:
     )  # fmt: skip
     environment.filters |= {
         "gib": gib, "size": size, "why": _why, "capitalize_first": _capitalized,
-        "engine": lambda name: find_engine(name).title, "verdict": lambda cell: _VERDICTS[cell.verdict],
+        "engine": lambda name: find_engine(name).title, "verdict": _says,
     }  # fmt: skip
     plot, script = _asset("plot.js"), _asset("report.js")
     return environment.get_template("report.html.jinja").render(
@@ -217,6 +218,10 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str, str]]:
         yield "Padding a rank", gib(totals.padding_bytes_per_rank), ""
     if totals.draft_bytes_per_rank and plan.deployment["engine"] != "reference":
         yield "MTP draft, if loaded", gib(totals.draft_bytes_per_rank), "more a rank"
+
+
+def _says(cell: Cell) -> str:
+    return _OTHERWISE if cell.otherwise else _VERDICTS[cell.verdict]
 
 
 def _why(cell: Cell) -> Iterator[str]:

@@ -298,15 +298,20 @@ def test_the_command_prints_a_table_of_eighty_columns_and_the_best_plan():
 
 
 @pytest.mark.parametrize("columns", [80, 40])
-def test_each_row_tells_the_runner_or_backend_that_the_plan_does_not_take_by_itself(columns, monkeypatch):
+@pytest.mark.parametrize(
+    ("model", "options"), [(PRO, {"", "triton_unfused", "deepep"}), (FLASH, {"", "whole", "deepep"})]
+)
+def test_each_row_tells_what_has_to_be_asked_for_since_the_plan_does_not_take_it_by_itself(
+    model, options, columns, monkeypatch
+):
     monkeypatch.setenv("COLUMNS", str(columns))
-    layouts = found(PRO, 16, "h20-96").layouts[:12]
-    wanted = [one.request["runner"] or one.request["a2a"] or "" for one in layouts]
-    assert {"", "triton_unfused", "deepep"} == set(wanted)
-    result = run("plan", root_of(PRO), "--gpus", "16", "--gpu", "h20-96", "--engine", "sglang,vllm")
+    asked = [[one.request[key] for key in ("runner", "a2a", "shared")] for one in found(model, 16, "h20-96").layouts]
+    wanted = [", ".join(word for word in words if word not in (None, "auto")) for words in asked[:12]]
+    assert set(wanted) == options
+    result = run("plan", root_of(model), "--gpus", "16", "--gpu", "h20-96", "--engine", "sglang,vllm")
     table = result.stdout.split("Layouts that run\n")[1].split("  and ")[0]
     rows = table.splitlines()[1:] if columns == 80 else re.split(r"^(?=sglang|vllm)", table, flags=re.MULTILINE)[1:]
-    told = [(re.findall(r"triton_unfused|deepep", row) or [""])[0] for row in rows]
+    told = [(re.findall(r"(?:\d  |takes: )(triton_unfused|deepep|whole)$", row.rstrip()) or [""])[0] for row in rows]
     assert told == wanted
 
 

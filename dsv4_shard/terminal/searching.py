@@ -51,7 +51,9 @@ def _show_layouts(console: Console, found: "Search") -> None:
             str(len(row.also)),
         )
         parallel = (str(at[key]) for key in ("tp", "ep", "dp"))
-        takes = ", ".join(row.request[key] for key in ("runner", "a2a") if row.request[key])
+        takes = ", ".join(
+            row.request[key] for key in ("runner", "a2a", "shared") if row.request[key] not in (None, "auto")
+        )
         table.add(at["engine"], *parallel, at["shared"], *numbers, takes)
     table.show(console)
     more = len(found.layouts) - _LAYOUTS_SHOWN
@@ -66,6 +68,7 @@ def _show_layouts(console: Console, found: "Search") -> None:
         f"whole: {name} that every GPU has whole, or as zeros for padding, within weights",
         "sent: kB by all GPUs together for one token in one layer, by formula" + ranked.get("sent", ""),
         "+: other runners, all-to-all backends or EP that weigh the same",
-        "takes: the --runner or --a2a to ask for; nothing: what the plan takes by itself. None of these is a speed.",
+        "takes: the --runner, --a2a or --shared-experts to ask for; nothing: what the plan takes by itself. "
+        "None of these is a speed.",
     ):
         item(console, line, "dim")

@@ -83,6 +83,8 @@ def check_request(request: Request) -> None:
     for name, value in (("tp", request.tp), ("ep", request.ep), ("dp", request.dp), ("nodes", request.nodes)):
         if value is not None and not 1 <= value <= MAX_RANKS:
             raise UsageError(f"--{name} {value}: must be from 1 to {MAX_RANKS}")
+    if _gpus(request) > MAX_RANKS:
+        raise UsageError(f"--tp {request.tp} --dp {request.dp}: vLLM's {_gpus(request)} GPUs are over {MAX_RANKS}")
     names = {"engine": request.engine, "runner": request.runner, "a2a": request.a2a, "gpu": request.gpu,
              "engine-version": request.engine_version, "gpu-memory": request.gpu_memory}  # fmt: skip
     for name, text in names.items():
@@ -139,6 +141,12 @@ TARGET = (Stage.MODEL, Stage.LAYER, Stage.VISION)
 """The stages of the target model; what is left is the draft's."""
 
 
+def fits(inventory: Inventory, at: Deployment) -> bool:
+    """Whether what is loaded fits on the GPU, if one is named; the reference has the draft in the same model."""
+    loaded = tuple(Stage) if at.engine == "reference" else TARGET
+    return not at.gpu_named or rank_nbytes(inventory, at, loaded) < at.gpu.memory
+
+
 # --- layouts nearby --------------------------------------------------------------------------------------------------
 
 
@@ -152,49 +160,73 @@ def _gpus(request: Request) -> int:
     return request.tp * (request.dp if request.engine == "vllm" else 1)
 
 
-def _variations(request: Request) -> Iterator[Request]:
-    """Requests near `request`, nearest first: same GPUs with other DP and EP, then fewer and more GPUs."""
-    free = replace(request, runner=None, a2a=None, shared="auto")
+_WINDOW = 16
+"""How many numbers of GPUs below the one asked for are tried one by one; beyond them halves and powers of two."""
+
+
+def _sizes(gpus: int) -> Iterator[int]:
+    """Numbers of GPUs near `gpus`: as many, then fewer, the nearest first, then more."""
+    near = {*range(gpus - _WINDOW, gpus + _WINDOW // 2 + 1), *(gpus << n for n in range(1, 5))}
+    near |= {gpus >> n for n in range(1, gpus.bit_length())}
+    near |= {1 << n for n in range(gpus.bit_length() + 4)}
+    sizes = sorted(size for size in near if 1 <= size <= MAX_RANKS)
+    yield from (size for size in reversed(sizes) if size <= gpus)
+    yield from (size for size in sizes if size > gpus)
+
+
+def _variations(request: Request, world: int) -> Iterator[Request]:
+    """Requests for `world` GPUs near `request`, nearest first: DP and EP like its own, with its other options before
+    what the engine chooses."""
+    for dp, ep in _pairs(request, world):
+        tp = world // dp if request.engine == "vllm" else world
+        nodes = request.nodes if request.engine == "node" and request.nodes and world % request.nodes == 0 else None
+        same = replace(request, tp=tp, dp=dp, ep=ep, nodes=nodes)
+        yield from dict.fromkeys((same, replace(same, runner=None, a2a=None, shared="auto")))
+
+
+def _pairs(request: Request, world: int) -> Iterator[tuple[int, int | None]]:
+    """DP and EP for `world` GPUs, those nearest to the request's first."""
+    dps, eps = divisors(world), divisors(world)
+    if request.engine == "vllm":
+        eps = [1, world]
+    elif request.engine == "node":
+        eps = [1]
+    elif request.engine == "reference":
+        dps, eps = [1], [1]
+    elif request.engine == "trtllm":
+        dps, eps = [1, world], [1, *eps[1:-1]]
+    asked = request.ep or 1
+
+    def far(pair: tuple[int, int]) -> tuple[float, int]:
+        dp, ep = pair
+        return max(dp, request.dp) / min(dp, request.dp) * max(ep, asked) / min(ep, asked), dp
+
+    for dp, ep in sorted(dict.fromkeys(itertools.product(dps, eps)), key=far):
+        yield dp, ep if ep > 1 else None
+
+
+def nearest(
+    inventory: Inventory, request: Request, limit: int, *, elsewhere: bool = True
+) -> Iterator[tuple[Request, Choice]]:
+    """Up to `limit` layouts that work, nearest to `request` first: two on as many GPUs, then one on each smaller number
+    of them, then on larger ones (`elsewhere`). Those that weigh the same stand once, and none that does not fit."""
     gpus = _gpus(request)
-    for world in dict.fromkeys((gpus, *(gpus // 2**n for n in range(1, 7)), gpus * 2)):
-        if not 1 <= world <= MAX_RANKS:
-            continue
-        if request.engine == "vllm":
-            for tp in reversed(divisors(world)):
-                yield from (replace(free, tp=tp, dp=world // tp, ep=ep, nodes=None) for ep in (None, world))
-        elif request.engine == "node":
-            nodes = request.nodes if request.nodes and world % request.nodes == 0 else None
-            yield from (replace(free, tp=world, dp=dp, ep=None, nodes=nodes) for dp in divisors(world))
-        elif request.engine == "sglang":
-            pairs = itertools.product(divisors(world), divisors(world))
-            for dp, ep in sorted(pairs, key=lambda pair: (pair[0] * pair[1], pair[0])):
-                yield replace(free, tp=world, dp=dp, ep=ep if ep > 1 else None, nodes=None)
-        else:
-            pairs = itertools.product(dict.fromkeys((1, world)), divisors(world))
-            if request.engine == "reference":
-                pairs = itertools.product((1,), (world,))
-            for dp, ep in pairs:
-                yield replace(free, tp=world, dp=dp, ep=ep if 1 < ep < world else None, nodes=None)
-
-
-def nearest(inventory: Inventory, request: Request, limit: int) -> Iterator[tuple[Request, Choice]]:
-    """Layouts that work, nearest to `request` first: on as many GPUs, then on others; at most two of a size, and no two
-    that weigh the same."""
-    found: list[tuple[int, int]] = []
-    for variation in _variations(request):
-        world = _gpus(variation)
-        if len(found) >= limit:
+    for world in _sizes(gpus) if elsewhere else (gpus,):
+        weights: set[int] = set()
+        for variation in _variations(request, world):
+            most = min(limit, 2 if world == gpus else 1)
+            if len(weights) >= most:
+                break
+            choice = choose(inventory, variation)
+            if not choice.feasible:
+                continue
+            weight = rank_nbytes(inventory, choice.at, TARGET)
+            if weight not in weights and fits(inventory, choice.at):
+                weights.add(weight)
+                yield variation, choice
+        limit -= len(weights)
+        if not limit:
             return
-        if sum(gpus == world for gpus, _ in found) >= 2:
-            continue
-        choice = choose(inventory, variation)
-        if not choice.feasible:
-            continue
-        weight = (world, rank_nbytes(inventory, choice.at, TARGET))
-        loaded = rank_nbytes(inventory, choice.at, tuple(Stage) if choice.at.engine == "reference" else TARGET)
-        if weight not in found and not (choice.at.gpu_named and loaded >= choice.at.gpu.memory):
-            found.append(weight)
-            yield variation, choice
 
 
 def options_of(request: Request, *, engine: bool = True) -> str:

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from dsv4_shard.checkpoint import Checkpoint, Tensor
 from dsv4_shard.choosing import TARGET, loads
-from dsv4_shard.engines.base import Context, Engine, Expert, Held, Placement
+from dsv4_shard.engines.base import Context, Engine, Expert, Held, Placement, say_placement
 from dsv4_shard.inventory import Group
 from dsv4_shard.plan import beyond_roles
 from dsv4_shard.roles import Module, Role, Stage, TensorName
@@ -69,7 +69,7 @@ def layer_map(checkpoint: Checkpoint, engine: Engine, context: Context, broken: 
         if found is None:
             continue
         kind, placement, one = found
-        how = str(placement) if kind is not Kind.BREAKS else "nowhere"
+        how = say_placement(placement, group, one, context.at) if one is not None else "nowhere"
         each = _most(placement, count, context) if one is not None else 0
         nbytes, padding = (one.nbytes * each, one.padding * each) if one is not None else (0, 0)
         held[(stage, layer), (role.module, kind, how)].append((role, nbytes, padding))

@@ -11,13 +11,22 @@ from dsv4_shard import __version__
 from dsv4_shard.checkpoint import Checkpoint, Severity
 from dsv4_shard.choosing import Choice, check_request, choose, loads, nearest, options_of
 from dsv4_shard.engines import SERVING, engine_for
-from dsv4_shard.engines.base import UNKNOWN_FAMILY, UNKNOWN_GPU, Breach, Context, Request
+from dsv4_shard.engines.base import Context, Request
 from dsv4_shard.engines.common import pick_gpu
 from dsv4_shard.families import base as families
 from dsv4_shard.families.v3 import V3Config, V32Config
 from dsv4_shard.families.v4 import V4Config
 from dsv4_shard.inventory import PACKED, Inventory, outside_layers
-from dsv4_shard.plan import PlanTotals, beyond_roles, memory_breach, memory_of, totals_of, unknown_gpu, weights_of
+from dsv4_shard.plan import (
+    PlanBreach,
+    PlanTotals,
+    beyond_roles,
+    memory_breach,
+    memory_of,
+    totals_of,
+    unknown_gpu,
+    weights_of,
+)
 from dsv4_shard.roles import Module, Part
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -99,10 +108,11 @@ class Dimension(_Document):
 
 
 class Cell(_Document):
-    """What an engine can do at a TP; `unknown` where its rules for the family are not known.
+    """What an engine can do at a TP; `unknown` where nothing is known of the family, the experts' format or the GPU.
 
-    `how` says what it takes, as options; `reason` why not, in numbers. `bytes_per_rank` are the weights of the heaviest
-    rank where it runs, with what it takes.
+    `how` says what it takes: in words what the plan takes by itself, or, where a rule breaks at this TP alone, options
+    that run on as many GPUs; `reason` is that rule's, in numbers. `bytes_per_rank` are the weights of the heaviest rank
+    where it runs, with what it takes.
     """
 
     tp: int
@@ -115,6 +125,11 @@ class Cell(_Document):
     reason: str | None
     engine_says: str | None
     bytes_per_rank: int | None
+
+    @property
+    def otherwise(self) -> bool:
+        """Whether only other options run on as many GPUs, and not `--tp` alone."""
+        return self.verdict == "with-options" and self.reason is not None
 
 
 class Inspection(_Document):
@@ -254,19 +269,18 @@ def _cell(checkpoint: Checkpoint, inventory: Inventory, request: Request) -> Cel
             how=", ".join(choice.departures) or None, notes=notes,
             rule=None, module=None, reason=None, engine_says=None, bytes_per_rank=_weights(totals, choice),
         )  # fmt: skip
-    unknown = breach.rule in (UNKNOWN_FAMILY, UNKNOWN_GPU)
-    near = [] if unknown else [(r, c) for r, c in nearest(inventory, request, 1) if c.at.world == request.tp]
-    other, found = near[0] if near else (None, None)
+    near = () if breach.unknown else nearest(inventory, request, 1, elsewhere=False)
+    other, found = next(iter(near), (None, None))
     return Cell(
         tp=request.tp,
         engine=request.engine,
-        verdict="unknown" if unknown else "with-options" if other else "no",
+        verdict="unknown" if breach.unknown else "with-options" if other else "no",
         how=options_of(replace(other, gpu=None, gpu_memory=None), engine=False) if other else None,
         notes=found.notes() if found else (),
         rule=breach.rule,
         module=breach.module,
         reason=breach.reason,
-        engine_says=breach.quote,
+        engine_says=breach.engine_says,
         bytes_per_rank=_weights(_totals(checkpoint, inventory, found), found) if found else None,
     )
 
@@ -283,8 +297,8 @@ def _weights(totals: PlanTotals | None, choice: Choice) -> int | None:
     return weights_of(totals, choice.at) if totals else None
 
 
-def _breach(inventory: Inventory, choice: Choice, totals: PlanTotals | None) -> Breach | None:
+def _breach(inventory: Inventory, choice: Choice, totals: PlanTotals | None) -> PlanBreach | None:
     """The first thing that a layout breaks on, its memory last; None where it runs."""
     unknown = unknown_gpu(engine_for(choice.at.engine, inventory.family), choice.at)
     memory = memory_of(totals, Context(inventory, choice.at)) if totals else None
-    return next(iter((*unknown, *choice.breaches, *memory_breach(memory))), None)
+    return next(iter((*unknown, *map(PlanBreach.of, choice.breaches), *memory_breach(memory))), None)

@@ -279,7 +279,7 @@ def _due_shape(census: Census, kind: Kind, fmt: Format | None) -> tuple[int, ...
 
 
 def _compare_config(config: ModelConfig, formats: dict[tuple[Stage, Role], Format]) -> Iterator[Finding]:
-    """Where config.json and headers disagree, the headers win, and it is said."""
+    """Where config.json and headers disagree, it is said; on what the experts are, the headers win."""
     routed = formats.get((Stage.LAYER, Role.ROUTED_GATE))
     if routed is not None:
         declared = config.declared_experts
@@ -295,18 +295,26 @@ def _compare_config(config: ModelConfig, formats: dict[tuple[Stage, Role], Forma
                 "headers",
             )
         yield from _compare_nvfp4(config, routed, formats.get((Stage.MTP, Role.ROUTED_GATE)))
+    yield from _compare_blocks(config, formats)
     shared = formats.get((Stage.LAYER, Role.SHARED_GATE))
     if shared is not None and shared.block is not None:
-        if config.declared_block not in (None, tuple(shared.block)):
-            yield Finding(
-                Severity.WARNING,
-                "block-size",
-                f"config.json says weight_block_size {list(config.declared_block or ())}, but the scales' shapes give "
-                f"{shared.block}: going by the headers",
-            )
         scale_fmt = config.quantization_config.scale_fmt if config.quantization_config else None
         if scale_fmt == "ue8m0" and shared.scale_dtype == "F32":
             yield Finding(Severity.NOTE, "scale-format", "config.json says scale_fmt ue8m0, the scales are F32")
+
+
+def _compare_blocks(config: ModelConfig, formats: dict[tuple[Stage, Role], Format]) -> Iterator[Finding]:
+    """Engines size scales by `weight_block_size`, so the scales' shapes must give it, but those of rows' groups."""
+    odd: dict[str, list[str]] = {}
+    for (_, role), fmt in formats.items():
+        if fmt.name == "FP8" and fmt.block and fmt.block.rows > 1 and tuple(fmt.block) != config.declared_block:
+            odd.setdefault(str(fmt.block), []).append(str(role))
+    if odd and config.declared_block is not None:
+        given = "; ".join(f"{block} for {some(list(dict.fromkeys(roles)))}" for block, roles in odd.items())
+        yield defect(
+            "block-size",
+            f"config.json says weight_block_size {list(config.declared_block)}, but the scales' shapes give {given}",
+        )
 
 
 def _compare_nvfp4(config: ModelConfig, routed: Format, draft: Format | None) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ made from headers and rules alone, so it can be made again: that is how an edite
 import json
 import shlex
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,11 +15,12 @@ from pydantic import BaseModel, ConfigDict
 
 from dsv4_shard import __version__
 from dsv4_shard.checkpoint import Checkpoint
-from dsv4_shard.choosing import TARGET, Load, choose, loads, nearest, options_of, rank_nbytes
+from dsv4_shard.choosing import TARGET, Load, choose, fits, loads, nearest, options_of, rank_nbytes
 from dsv4_shard.dialects import NATIVE
 from dsv4_shard.engines import engine_for
 from dsv4_shard.engines.base import (
     ANY_ENGINE,
+    ASSUMED_GPU,
     UNCLAIMED,
     UNKNOWN_GPU,
     Breach,
@@ -27,15 +28,14 @@ from dsv4_shard.engines.base import (
     Deployment,
     Divides,
     Engine,
-    Expert,
     Launch,
     LeftOut,
-    Placement,
     Request,
+    say_placement,
 )
 from dsv4_shard.errors import IncompleteCheckpoint, InfeasiblePlan
-from dsv4_shard.gpus import say_memory
-from dsv4_shard.inventory import Inventory
+from dsv4_shard.gpus import GPUS, say_memory
+from dsv4_shard.inventory import NVFP4, Inventory
 from dsv4_shard.kvcache import bytes_per_token
 from dsv4_shard.origin import Origin, origin_of
 from dsv4_shard.remedies import ways_out
@@ -53,18 +53,39 @@ class _Document(BaseModel):
 
 
 class PlanBreach(_Document):
-    """A rule that breaks: `reason` is the arithmetic, `remedies` are ways out that help, as options.
+    """A rule that breaks, of one module or of the whole model: `reason` is the arithmetic, `remedies` are ways out that
+    help, as options.
 
     `engine_says` is what the engine itself prints, None where it prints nothing, its words are not known, or it has
     stopped at another rule, which then is the first; `consequence` says which.
     """
 
     rule: str
-    module: Module
+    module: Module | None
     reason: str
     engine_says: str | None
     consequence: str
     remedies: tuple[str, ...]
+
+    @property
+    def unknown(self) -> bool:
+        """Whether it says that nothing is known, and not that it does not run."""
+        return self.consequence == UNCLAIMED
+
+    def __str__(self) -> str:
+        return f"{self.module}: {self.reason}" if self.module else self.reason
+
+    @classmethod
+    def of(cls, breach: Breach, remedies: tuple[str, ...] = ()) -> "PlanBreach":
+        """The breach of an engine's rule, with those of its remedies that help."""
+        return cls(
+            rule=breach.rule,
+            module=breach.module,
+            reason=breach.reason,
+            engine_says=breach.quote,
+            consequence=breach.consequence,
+            remedies=remedies,
+        )
 
 
 class PlanCheck(_Document):
@@ -138,7 +159,8 @@ class PlanMemory(_Document):
 
 
 class PlanLaunch(_Document):
-    """How to start the engine on this plan. `draft_options` are added to the commands to use the MTP draft model."""
+    """How to start the engine on this plan, empty where it does not run. `draft_options` are added to the commands to
+    use the MTP draft model."""
 
     environment: dict[str, str]
     commands: tuple[str, ...]
@@ -182,6 +204,24 @@ class Plan(_Document):
     unwritten: str | None
     reshard: str | None
     alternatives: tuple[PlanAlternative, ...]
+
+    @property
+    def unknown(self) -> bool:
+        """Whether nothing is known of the layout, so that it is not called unable to run."""
+        return any(breach.unknown for breach in self.breaches)
+
+    @property
+    def verdict(self) -> str:
+        """What is said of the layout: that it "runs", or less."""
+        if not self.feasible:
+            return "is not known to run" if self.unknown else "does not run"
+        served = self.engine_version != ANY_ENGINE and self.deployment["experts"] != NVFP4
+        return "runs" if served else "can be written"
+
+    @property
+    def title(self) -> str:
+        """The verdict as a heading."""
+        return self.verdict.removeprefix("is ").capitalize()
 
     def to_json(self) -> str:
         """The document as `-o plan.json` writes it."""
@@ -247,7 +287,7 @@ def _modules(engine: Engine, weights: list[Load], context: Context) -> Iterator[
             role=str(group.role),
             format=str(fmt) if fmt else group.dtype,
             block=(fmt.block.rows, fmt.block.cols) if fmt and fmt.block else None,
-            placement=_describe(engine.place(group.role, context), context.at),
+            placement=say_placement(engine.place(group.role, context), group, main.held, context.at),
             shape=group.shape,
             rank_shape=main.held.shape,
             rank_dtype=main.held.dtype,
@@ -255,13 +295,6 @@ def _modules(engine: Engine, weights: list[Load], context: Context) -> Iterator[
             bytes_per_rank=sum(m.held.nbytes * m.per_rank[1] for m in members),
             padding_per_rank=sum(m.held.padding * m.per_rank[1] for m in members),
         )
-
-
-def _describe(placement: Placement, at: Deployment) -> str:
-    """A placement in words; without expert parallelism only the cut within experts is left of it."""
-    if isinstance(placement, Expert) and at.ep == 1:
-        return str(placement.inner)
-    return str(placement)
 
 
 def weights_of(totals: PlanTotals, at: Deployment) -> int:
@@ -288,23 +321,42 @@ def memory_of(totals: PlanTotals, context: Context) -> PlanMemory | None:
     )
 
 
-def memory_breach(memory: PlanMemory | None) -> list[Breach]:
+def memory_breach(memory: PlanMemory | None, remedies: tuple[str, ...] = ()) -> list[PlanBreach]:
     """That the weights do not fit, where they do not."""
     if memory is None or memory.fits:
         return []
     reason = say_memory(memory.weights, memory.gpu, memory.capacity)
-    return [Breach(MEMORY_RULE, Module.ROUTED, reason, None, "out of memory while the weights load",
-                   ("more GPUs", "--ep or --tp that cut the routed experts further"))]  # fmt: skip
+    return [_whole(MEMORY_RULE, reason, "out of memory while the weights load", *remedies)]
 
 
-def unknown_gpu(engine: Engine, at: Deployment) -> list[Breach]:
+def _whole(rule: str, reason: str, consequence: str, *remedies: str) -> PlanBreach:
+    """A breach of no engine's rule and no single module."""
+    return PlanBreach(
+        rule=rule, module=None, reason=reason, engine_says=None, consequence=consequence, remedies=remedies
+    )
+
+
+def _larger_gpu(inventory: Inventory, request: Request, memory: PlanMemory | None) -> tuple[str, ...]:
+    """The smallest GPU on which the same request runs, where the weights do not fit on the one asked for."""
+    if memory is None or memory.fits:
+        return ()
+    for gpu in sorted(GPUS.values(), key=lambda gpu: gpu.memory):
+        if gpu.memory > memory.capacity and not gpu.unheld:
+            choice = choose(inventory, replace(request, gpu=gpu.name, gpu_memory=None))
+            if choice.feasible and fits(inventory, choice.at):
+                return (f"--gpu {gpu.name}, the smallest that holds them",)
+    return ()
+
+
+def unknown_gpu(engine: Engine, at: Deployment) -> list[PlanBreach]:
     """That nothing is claimed of the GPU's kernels, where the engine's rules were never held on it."""
     if not at.gpu.unheld:
         return []
     reason = f"what {engine.title} {engine.version} runs on {at.gpu.full_title} was never held against its own classes"
-    return [Breach(UNKNOWN_GPU, Module.DEPLOYMENT, reason, None, UNCLAIMED,
-                   (f"--gpu-memory in place of --gpu, for a {at.gpu.stands_for} GPU of that size"
-                    if at.gpu.stands_for == "Hopper" else "--gpu rtx-pro-6000, which is sm_120",))]  # fmt: skip
+    other = "--gpu rtx-pro-6000, which is sm_120"
+    if at.gpu.stands_for == "Hopper":
+        other = "--gpu-memory in place of --gpu, for a Hopper GPU of that size"
+    return [_whole(UNKNOWN_GPU, reason, UNCLAIMED, other)]
 
 
 def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, label: str | None = None) -> Plan:
@@ -322,21 +374,22 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
     totals = totals_of(weights, context, beyond_roles(checkpoint, engine, context)) if choice.feasible else None
     memory = memory_of(totals, context) if totals else None
     unknown = unknown_gpu(engine, choice.at)
-    breaches = [*(unknown or choice.breaches), *memory_breach(memory)]
+    ruled = unknown or [PlanBreach.of(breach, ways_out(inventory, request, breach)) for breach in choice.breaches]
+    breaches = (*ruled, *memory_breach(memory, _larger_gpu(inventory, request, memory)))
+    claimed = not any(breach.unknown for breach in breaches)
     refusal = engine.layout.refusal(context) if engine.layout and choice.feasible and not unknown else None
-    layout = engine.layout.name if engine.layout and refusal is None and not unknown else None
-    out = f"{Path(label).name}-{engine.name}-tp{request.tp}"
-    model_path = out if layout else label
-    launch = Launch({}, ()) if unknown else engine.launch(context, shlex.quote(model_path), layout is not None)
+    layout = engine.layout.name if engine.layout and refusal is None and not breaches else None
+    out = folder_of(inventory, request, choice.at, label) if layout else label
+    launch = Launch({}, ()) if breaches else engine.launch(context, shlex.quote(out), layout is not None)
     return Plan(
         schema_version=SCHEMA_VERSION,
         tool_version=__version__,
         source=origin_of(checkpoint, label),
         request=asdict(request),
         engine_version=engine.version,
-        deployment=_deployment(choice.at),
+        deployment=_deployment(choice.at, claimed),
         feasible=not breaches,
-        breaches=tuple(_breach(breach, ways_out(inventory, request, breach)) for breach in breaches),
+        breaches=breaches,
         checks=() if unknown else tuple(_checks(engine, context)),
         choices=(*choice.notes(), *engine.notes(context)) if choice.feasible and not unknown else (),
         unwritten=refusal,
@@ -353,8 +406,31 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
         ),
         layout=layout,
         reshard=f"dsv4-shard reshard {shlex.quote(label)} {shlex.quote(out)} {options_of(request)}" if layout else None,
-        alternatives=() if unknown or not breaches else tuple(_alternatives(inventory, request)),
+        alternatives=()
+        if not breaches or any(breach.unknown for breach in breaches)
+        else tuple(_alternatives(inventory, request)),
     )
+
+
+def folder_of(inventory: Inventory, request: Request, at: Deployment, label: str) -> str:
+    """A name for the shards that none of another layout has: what it leaves out is the engine's own choice."""
+    engine = engine_for(request.engine, inventory.family)
+    own = choose(inventory, replace(request, runner=None, shared="auto")).at
+    own_ep = next(engine.candidates(inventory, replace(request, ep=None))).ep
+    by_node, any_gpu = engine.layout is not None and engine.layout.by_node, engine.name == "reference"
+    parts = (
+        (f"tp{at.tp}", True),
+        (f"ep{at.ep}", at.ep != own_ep),
+        (f"dp{at.dp}", at.dp > 1),
+        (at.a2a, at.a2a),
+        (at.runner, at.runner != own.runner),
+        (at.shared, at.shared != own.shared),
+        (at.experts.lower(), at.experts != inventory.routed.name),
+        (f"{at.nodes}nodes", by_node and at.nodes != -(-at.world // 8)),
+        (f"sm{at.gpu.sm}", at.gpu.sm != ASSUMED_GPU.sm and not by_node and not any_gpu),
+        (at.version, at.version != engine.version),
+    )
+    return "-".join((Path(label).name, engine.name, *(str(part) for part, told in parts if told)))
 
 
 def refuse_errors(inventory: Inventory) -> None:
@@ -365,25 +441,14 @@ def refuse_errors(inventory: Inventory) -> None:
         raise IncompleteCheckpoint(errors[0].message + more)
 
 
-def _deployment(at: Deployment) -> dict[str, Any]:
+def _deployment(at: Deployment, claimed: bool) -> dict[str, Any]:
     document = asdict(at)
     document["gpu"] = at.gpu.name if at.gpu_named else None
     document["architecture"] = at.gpu.family
-    if at.gpu.unheld:
+    if not claimed:
         document["runner"] = "?"
     del document["gpu_named"]
     return document
-
-
-def _breach(breach: Breach, remedies: tuple[str, ...]) -> PlanBreach:
-    return PlanBreach(
-        rule=breach.rule,
-        module=breach.module,
-        reason=breach.reason,
-        engine_says=breach.quote,
-        consequence=breach.consequence,
-        remedies=remedies,
-    )
 
 
 def _checks(engine: Engine, context: Context) -> Iterator[PlanCheck]:
@@ -440,4 +505,4 @@ def refuse_infeasible(plan: Plan) -> None:
         breach = plan.breaches[0]
         ways = [f"`{alternative.options}`" for alternative in plan.alternatives]
         hint = f"These work: {', '.join(ways)}." if ways else "`dsv4-shard plan` shows what was weighed."
-        raise InfeasiblePlan(f"{breach.module}: {breach.reason} ({breach.consequence})", hint=hint)
+        raise InfeasiblePlan(f"{breach} ({breach.consequence})", hint=hint)

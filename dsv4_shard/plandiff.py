@@ -60,6 +60,7 @@ class Verdict(_Document):
     """Whether a plan's layout runs: the rules that break, else what was chosen for it."""
 
     feasible: bool
+    verdict: str
     breaches: tuple[str, ...]
     choices: tuple[str, ...]
 
@@ -152,8 +153,8 @@ def _leaves(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def _verdict(plan: Plan) -> Verdict:
-    breaches = tuple(f"{breach.module}: {breach.reason}" for breach in plan.breaches)
-    return Verdict(feasible=plan.feasible, breaches=breaches, choices=plan.choices)
+    breaches = tuple(map(str, plan.breaches))
+    return Verdict(feasible=plan.feasible, verdict=plan.verdict, breaches=breaches, choices=plan.choices)
 
 
 def _placements(a: Iterable[PlanModule], b: Iterable[PlanModule]) -> Iterator[PlacementDifference]:

@@ -19,19 +19,20 @@ from dsv4_shard.blockgrid import BlockGrid, broken_grids, shared_grid
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.choosing import choose
 from dsv4_shard.engines import engine_for, find_engine, title_of
-from dsv4_shard.engines.base import ANY_ENGINE, UNKNOWN_FAMILY, UNKNOWN_GPU, Context, Request
+from dsv4_shard.engines.base import Context, Request
 from dsv4_shard.escape import clean
 from dsv4_shard.gpus import GPUS
 from dsv4_shard.holdings import Column, Kind, LayerMap, RankBytes, is_mtp, layer_map, rank_bytes
 from dsv4_shard.inspect import DEFAULT_TPS, Cell, Inspection, inspect
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.names import RANKINGS
-from dsv4_shard.plan import MEMORY_RULE, Plan
+from dsv4_shard.plan import Plan
 from dsv4_shard.roles import Module
 from dsv4_shard.search import Search
 from dsv4_shard.units import counted, gib, quotient, size
 
 _ASSETS = files("dsv4_shard") / "assets"
+_OTHERWISE = "does not run so, other options do"
 _VERDICTS = {"works": "runs", "with-options": "runs with options", "no": "does not run", "unknown": "not known"}
 _RANK_KINDS = (
     ("experts", "routed experts"), ("split", "shared out"), ("whole", "whole on every rank"), ("padding", "padding"),
@@ -77,7 +78,7 @@ def make_report(
     request = Request(**plan.request)  # type: ignore[arg-type]
     choice, engine = choose(inventory, request), engine_for(request.engine, inventory.family)
     context = Context(inventory, choice.at)
-    if any(breach.rule in (UNKNOWN_FAMILY, UNKNOWN_GPU) for breach in plan.breaches):
+    if plan.unknown:
         return Report(inspection, plan, search, grids, None, ())
     layers = layer_map(checkpoint, engine, context, frozenset(breach.module for breach in choice.breaches))
     ranks = rank_bytes(checkpoint, engine, context) if choice.feasible else ()
@@ -115,7 +116,7 @@ def to_html(report: Report) -> str:
     )  # fmt: skip
     environment.filters |= {
         "gib": gib, "size": size, "why": _why, "capitalize_first": _capitalized,
-        "engine": lambda name: find_engine(name).title, "verdict": lambda cell: _VERDICTS[cell.verdict],
+        "engine": lambda name: find_engine(name).title, "verdict": _says,
     }  # fmt: skip
     plot, script = _asset("plot.js"), _asset("report.js")
     return environment.get_template("report.html.jinja").render(
@@ -190,14 +191,11 @@ def _plan_words(plan: Plan) -> dict[str, Any]:
     gpus = counted(at["world"], f"{at['gpu']} GPU" if at["gpu"] else "GPU")
     nodes = f" on {at['nodes']} nodes" if at["nodes"] > 1 else ""
     a2a = f", all-to-all {at['a2a']}" if at["a2a"] else ""
-    runs = "Can be written" if plan.engine_version == ANY_ENGINE else "Runs"
-    unknown = any(breach.rule == UNKNOWN_GPU for breach in plan.breaches)
     environment = "".join(f"{name}={shlex.quote(value)} " for name, value in plan.launch.environment.items())
     return {
         "layout": f"{gpus}{nodes}: TP {at['tp']}, EP {at['ep']}, DP {at['dp']}; attention TP {at['attention_tp']}, "
         f"MoE TP {at['moe_tp']}, runner {at['runner']}{a2a}",
-        "verdict": (runs + ", with" if plan.choices else runs) if plan.feasible
-        else "Not known to run" if unknown else "Does not run",
+        "verdict": f"{plan.title}, with" if plan.feasible and plan.choices else plan.title,
         "facts": list(_facts(plan)),
         "launch": [environment + command for command in plan.launch.commands],
     }  # fmt: skip
@@ -223,6 +221,10 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str, str]]:
         yield "MTP draft, if loaded", gib(totals.draft_bytes_per_rank), "more a rank"
 
 
+def _says(cell: Cell) -> str:
+    return _OTHERWISE if cell.otherwise else _VERDICTS[cell.verdict]
+
+
 def _why(cell: Cell) -> Iterator[str]:
     """What is to be said of a verdict: what it takes and weighs, and the arithmetic of what does not hold."""
     if cell.how and cell.how.startswith("--"):
@@ -230,7 +232,7 @@ def _why(cell: Cell) -> Iterator[str]:
     if cell.bytes_per_rank is not None:
         yield f"{gib(cell.bytes_per_rank)} a rank"
     if cell.reason:
-        yield cell.reason if cell.verdict == "unknown" or cell.rule == MEMORY_RULE else f"{cell.module}: {cell.reason}"
+        yield cell.reason if cell.verdict == "unknown" or cell.module is None else f"{cell.module}: {cell.reason}"
     yield from cell.notes
 
 

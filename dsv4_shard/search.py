@@ -31,8 +31,8 @@ from dsv4_shard import __version__
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.choosing import check_request, choose, divisors, loads, options_of
 from dsv4_shard.engines import SERVING, engine_for, find_engine, sglang, vllm
-from dsv4_shard.engines.base import MAX_RANKS, UNKNOWN_FAMILY, Context, Deployment, Request
-from dsv4_shard.engines.common import NVFP4_RULE, pick_gpu
+from dsv4_shard.engines.base import MAX_RANKS, Context, Deployment, Request
+from dsv4_shard.engines.common import pick_gpu
 from dsv4_shard.errors import UsageError
 from dsv4_shard.escape import short
 from dsv4_shard.gpus import GPUS, Gpu
@@ -152,7 +152,7 @@ def _unknown(inventory: Inventory, gpu: Gpu, engines: Iterable[str]) -> Iterator
     for name in engines:
         engine = engine_for(name, inventory.family)
         breaches = choose(inventory, Request(1, engine=name)).breaches
-        reason = next((one.reason for one in breaches if one.rule in (UNKNOWN_FAMILY, NVFP4_RULE)), None)
+        reason = next((one.reason for one in breaches if one.unknown), None)
         if reason is None and gpu.unheld:
             reason = f"rules never held on {gpu.full_title}; `plan --tp N` tells whether the weights fit"
         if reason is not None:

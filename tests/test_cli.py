@@ -123,6 +123,7 @@ def test_plan_json_and_plan_file_are_the_same_document(tiny_checkpoint, tmp_path
         (("--shared-experts", "half"), "Known: auto, whole, split, pad."),
         (("--tp", "0"), "greater than or equal to 1"),
         (("--tp", "100000"), "must be from 1 to 4096"),
+        (("--tp", "4096", "--dp", "2", "--engine", "vllm"), "vLLM's 8192 GPUs are over 4096"),
     ],
 )
 def test_a_wrong_option_is_a_usage_error_that_helps(arguments, said, tiny_checkpoint):

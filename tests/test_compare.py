@@ -138,6 +138,9 @@ def test_a_plan_that_does_not_run_is_told_by_the_rule_and_has_no_placements(tmp_
     assert "A runs" in result.stdout
     assert "B does not run\n  attention: o_groups 8 / attention TP 16 = 0.5: not whole" in result.stdout
     assert "Placement and bytes are only in A" in result.stdout
+    assert "Commands of A" in result.stdout
+    assert "Commands of B" not in result.stdout
+    assert "\nLaunch\n" not in result.stdout
 
 
 @given(st.data())

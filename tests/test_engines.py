@@ -193,14 +193,12 @@ SGLANG_CONTRACTS = load("sglang/contracts.json")
 
 def sglang_request(entry: dict[str, Any]) -> Request:
     """The request that comes to the deployment of a verdict or contract, with nothing left to choose."""
-    runner, a2a = entry["runner"], entry.get("a2a")
-    if runner == "auto":
-        runner = None if a2a else "triton" if entry["model"].endswith("fp8") else "flashinfer_mxfp4"
+    a2a = entry.get("a2a")
     return Request(
         tp=entry["tp"],
         ep=entry["ep"],
         dp=entry.get("dp", 1),
-        runner=runner,
+        runner=entry["runner"],
         a2a=a2a,
         shared="whole" if entry["shared"] or a2a else "split",
         gpu=GPU_OF_SM[entry["sm"]],
@@ -300,6 +298,16 @@ def test_sglang_pads_a_vocabulary_that_the_ranks_do_not_divide(tp):
     held = find_engine("sglang").held(next(g for g in inventory.groups if g.role is Role.HEAD), Context(inventory, at))
     assert held is not None
     assert held.shape == (-(-129280 // (64 * tp)) * 64, 7168)
+
+
+def test_auto_is_the_runner_that_sglang_makes_of_it_and_the_command_names_it():
+    inventory = inventory_of(PRO)[1]
+    at = feasible(inventory, tp=8, ep=8, runner="auto")
+    assert at == feasible(inventory, tp=8, ep=8)
+    assert (
+        "--moe-runner-backend flashinfer_mxfp4"
+        in find_engine("sglang").launch(Context(inventory, at), "M", True).commands[0]
+    )
 
 
 @pytest.mark.parametrize("a2a", A2A)
@@ -598,7 +606,7 @@ def test_o_a_that_is_not_fp8_is_refused_for_vllm():
 def test_there_is_a_case_for_every_rule(engine):
     tested = {rule for name, rule, _, _ in BROKEN_RULES if name == engine}
     tested |= {"o_a-format"} if engine == "vllm" else {"o_a-decoding"} if engine != "trtllm" else set()
-    tested |= {rule.name for rule in find_engine("sglang").rules} - {"nvfp4"} if engine == "node" else {"nvfp4"}
+    tested |= {rule.name for rule in find_engine("sglang").rules} if engine == "node" else {"nvfp4"}
     assert {rule.name for rule in find_engine(engine).rules} == tested
 
 

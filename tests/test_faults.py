@@ -56,6 +56,8 @@ FAULTS = {
     "links out of the folder": "checkpoint: links_out_of_the_folder_are_read_and_noted",
     "an index that is no weight map": "checkpoint: an_index_that_is_no_weight_map_is_refused",
     "an index of absurd size": "checkpoint: an_index_of_absurd_size_is_refused_before_it_is_read",
+    "a weight_block_size that the scales do not have":
+        "inventory: blocks_on_which_config_and_headers_disagree_are_planned_for_by_no_command",
     "a wrong total_size": "checkpoint: a_wrong_total_size_is_a_warning_with_both_numbers",
     "links into a Hub cache's blobs": "checkpoint: a_hub_cache_with_its_links_reads_as_the_files_do",
     "a Git-LFS pointer": "checkpoint: a_git_lfs_pointer_is_called_that",

@@ -1,17 +1,19 @@
 """Inspections of the real checkpoints: dimensions, matrix, findings."""
 
 import json
+import re
 from functools import cache
 
 import pytest
 from fullsize import FLASH, PRO, PRO_FP8, REAL_MODELS, in_memory, inventory_of
 from skeletons import DATA
+from test_cli import root_of, run
 
 from dsv4_shard import __version__
 from dsv4_shard.checkpoint import Severity
 from dsv4_shard.demo import DEMO_CONFIG, tensors_of
 from dsv4_shard.engines import SERVING
-from dsv4_shard.errors import UsageError
+from dsv4_shard.errors import ExitCode, UsageError
 from dsv4_shard.inspect import DEFAULT_TPS, SCHEMA_VERSION, Cell, Dimension, Inspection, inspect
 from dsv4_shard.inventory import take_inventory
 
@@ -158,6 +160,18 @@ def test_the_cell_of_pro_on_sixteen_gpus_gives_the_arithmetic():
     shared, runner = cell_of(PRO, 16, "sglang").notes
     assert "3072 / TP 16 = 192, which is 1.5 blocks of 128" in shared
     assert "3072 / MoE TP 16 = 192, which is 1.5 tiles of 128" in runner
+
+
+def test_the_matrix_tells_what_the_plan_takes_by_itself_from_what_has_to_be_asked_for():
+    printed = run("inspect", root_of(PRO), "--tp", "8,16,32").stdout
+    (marks,) = re.findall(r"^SGLang +(\S+) +(\S+) +(\S+)$", printed, re.MULTILINE)
+    assert marks == ("yes", "yes*", "no*")
+    for tp, mark in zip((8, 16, 32), marks, strict=True):
+        assert run("plan", root_of(PRO), "--tp", tp).exit_code == (ExitCode.NO if mark == "no*" else ExitCode.DONE)
+    text = " ".join(printed.split())
+    assert "yes* `plan --tp N` runs: it takes by itself what is named here" in text
+    assert "no* `plan --tp N` does not run, other options on as many GPUs do" in text
+    assert "SGLang TP 32: attention: o_groups 16 / attention TP 32 = 0.5: not whole; * runs as --tp 32 --dp 2" in text
 
 
 def test_the_matrix_has_a_cell_for_each_tp_and_engine_in_order():

@@ -1,6 +1,7 @@
 """Inventories of the real checkpoints, and of small ones with one thing wrong."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -8,10 +9,12 @@ from fullsize import FLASH, PRO, PRO_FP8, REAL_MODELS, V3, V32, V41, in_memory, 
 from hypothesis import given
 from hypothesis import strategies as st
 from skeletons import DATA
+from test_cli import run
 
 from dsv4_shard.blocks import Block
 from dsv4_shard.checkpoint import Severity
 from dsv4_shard.demo import DEMO_CONFIG, tensors_of
+from dsv4_shard.errors import ExitCode
 from dsv4_shard.inventory import Format, Inventory, take_inventory
 from dsv4_shard.roles import Part, Role, Stage
 
@@ -381,14 +384,23 @@ def test_fp4_experts_without_an_expert_dtype_are_a_note():
     assert (finding.severity, finding.code) == (Severity.NOTE, "expert-dtype")
 
 
-def test_headers_win_over_a_block_size_that_contradicts_them():
+def test_a_block_size_that_contradicts_the_headers_is_an_error():
     document = DEMO_CONFIG | {"quantization_config": {"weight_block_size": [64, 64]}}
-    inventory = take(ALL, document)
-    (finding,) = inventory.findings
-    assert (finding.severity, finding.code) == (Severity.WARNING, "block-size")
-    assert "[64, 64]" in finding.message
-    assert "128×128" in finding.message
-    assert inventory.shared == FP8
+    (finding,) = take(ALL, document).findings
+    assert (finding.severity, finding.code) == (Severity.ERROR, "block-size")
+    assert "weight_block_size [64, 64], but the scales' shapes give 128×128 for " in finding.message
+
+
+@pytest.mark.parametrize("command", [("plan",), ("reshard", "out")])
+def test_blocks_on_which_config_and_headers_disagree_are_planned_for_by_no_command(command, tiny_checkpoint, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_checkpoint, model)
+    config = json.loads((model / "config.json").read_text())
+    config["quantization_config"]["weight_block_size"] = [64, 64]
+    (model / "config.json").write_text(json.dumps(config))
+    result = run(command[0], model, *(tmp_path / name for name in command[1:]), "--tp", "2")
+    assert (result.exit_code, "weight_block_size [64, 64]" in result.stderr) == (ExitCode.CHECKPOINT, True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_checkpoint_in_other_blocks_is_read_as_it_is():

@@ -1,13 +1,15 @@
 """NVIDIA's NVFP4 experts: told from their tensors, complete or named, refused or whole in node folders."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fullsize import PRO_NVFP4, Tensors, in_memory, inventory_of
+from fullsize import PRO_NVFP4, V41, Tensors, in_memory, inventory_of
 from skeletons import to_nvfp4
 from small import load_checkpoint, open_folder, raw, small_config, write_nvfp4
+from test_cli import root_of, run
 from typer.testing import CliRunner
 
 from dsv4_shard.blocks import Block
@@ -16,7 +18,7 @@ from dsv4_shard.cli import app
 from dsv4_shard.demo import DEMO_CONFIG, tensors_of
 from dsv4_shard.engines import ENGINES
 from dsv4_shard.engines.base import Request
-from dsv4_shard.errors import InfeasiblePlan
+from dsv4_shard.errors import ExitCode, InfeasiblePlan
 from dsv4_shard.inspect import inspect
 from dsv4_shard.inventory import Format, Inventory, take_inventory
 from dsv4_shard.numerics import check_numerics
@@ -71,7 +73,8 @@ def test_its_inspection_shows_the_parts_and_what_divides():
     assert rows[Part.TENSOR_SCALE, "F32"].bytes == 61 * 384 * 3 * 4
     (columns,) = [one for one in inspection.dimensions if one.name == "routed w2 columns"]
     assert (columns.unit, columns.units, columns.scale_size) == (16, 192, 192)
-    assert all(cell.verdict == "no" and cell.rule == "nvfp4" for cell in inspection.matrix)
+    verdicts = {cell.engine: cell.verdict for cell in inspection.matrix if cell.rule == "nvfp4"}
+    assert verdicts == {"sglang": "unknown", "vllm": "unknown", "trtllm": "unknown", "reference": "no"}
 
 
 def test_mtp_experts_may_be_nvfp4_too():
@@ -177,18 +180,36 @@ def test_engines_that_were_never_held_against_nvfp4_are_refused_with_the_reason(
     assert plan.breaches[0].rule == "nvfp4"
     assert ("never held against its classes" in plan.breaches[0].reason) is (engine != "reference")
     assert "--engine node" in plan.breaches[0].remedies[0]
+    assert plan.verdict == ("does not run" if engine == "reference" else "is not known to run")
 
 
 @pytest.mark.parametrize("gpu", [None, "b200"])
 def test_the_real_checkpoint_is_planned_as_node_folders(gpu):
     plan = make_plan(*inventory_of(PRO_NVFP4), Request(16, engine="node", nodes=2, gpu=gpu))
     assert plan.feasible
-    assert plan.layout == "node"
+    assert (plan.layout, plan.verdict) == ("node", "can be written")
     assert "--moe-runner-backend" not in plan.launch.commands[0]
     assert any("NVFP4 experts go over whole" in line for line in plan.choices)
     assert "vLLM's NVFP4 experts were never held" in plan.choices[-1]
     formats = {(row.part_of, row.rank_dtype) for row in plan.modules if row.module == "routed experts"}
     assert formats == {("target", "NVFP4"), ("draft", "FP4")}
+
+
+def test_one_node_gets_no_folder_and_of_its_serving_nothing_is_claimed():
+    plan = make_plan(*inventory_of(PRO_NVFP4), Request(8, engine="node", gpu="b200"))
+    assert ([breach.rule for breach in plan.breaches], plan.verdict) == (["nvfp4"], "is not known to run")
+
+
+@pytest.mark.parametrize("name", [PRO_NVFP4, V41])
+def test_what_is_not_known_is_called_so_by_inspect_and_plan_alike(name):
+    inspected = run("inspect", root_of(name), "--tp", "8").stdout
+    assert re.search(r"^SGLang +\?$", inspected, re.MULTILINE)
+    planned = run("plan", root_of(name), "--tp", "8")
+    assert planned.exit_code == ExitCode.NO
+    assert "\nNot known to run\n" in planned.stdout
+    assert "oes not run" not in planned.stdout
+    assert "No layout near it" not in planned.stdout
+    assert "runner ?" in planned.stdout
 
 
 @pytest.fixture(scope="module")

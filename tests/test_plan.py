@@ -1,7 +1,9 @@
 """Plans: what they choose and say, and that no changed plan or checkpoint passes for the one that was planned."""
 
 import copy
+import itertools
 import json
+import re
 import shlex
 from dataclasses import asdict, replace
 from functools import cache
@@ -22,7 +24,7 @@ from dsv4_shard.engines.base import Context, Request
 from dsv4_shard.errors import BadPlan, ForeignPlan, IncompleteCheckpoint, InfeasiblePlan, UsageError
 from dsv4_shard.gpus import GPUS, Gpu
 from dsv4_shard.inventory import Inventory, take_inventory
-from dsv4_shard.plan import SCHEMA_VERSION, Plan, make_plan, refuse_infeasible
+from dsv4_shard.plan import SCHEMA_VERSION, Plan, folder_of, make_plan, refuse_infeasible
 from dsv4_shard.planfile import MAX_PLAN_BYTES, check_plan, load_plan
 from dsv4_shard.recipe import make_recipe
 from dsv4_shard.roles import Stage
@@ -90,6 +92,8 @@ def test_pro_on_sixteen_gpus_adds_the_shared_output_once_and_not_sixteen_times()
     assert "once" in said
     assert "16 times" in said
     assert "after the all-reduce" in said
+    assert "or on rank 0 before it" in said
+    assert "or on rank 0 before it" in said
 
 
 def test_pro_on_sixteen_gpus_starts_with_one_command_a_node():
@@ -121,6 +125,24 @@ def test_pro_on_sixteen_gpus_starts_with_one_command_a_node():
 )
 def test_each_engine_adds_the_shared_output_in_its_own_way(engine, part):
     assert part in plan_of(PRO, tp=16, engine=engine).shared_expert_addition
+
+
+def test_with_an_all_to_all_backend_no_all_reduce_is_spoken_of():
+    said = plan_of(PRO, tp=16, dp=16, a2a="deepep").shared_expert_addition
+    assert said.endswith("each adds it once to the routed output that deepep brings back: no all-reduce follows.")
+
+
+@pytest.mark.parametrize("wanted", [
+    {"tp": 16, "dp": 16}, {"tp": 16, "dp": 4, "ep": 4}, {"tp": 1}, {"tp": 16}, {"tp": 4, "dp": 4, "engine": "vllm"},
+    {"tp": 1, "dp": 16, "ep": 16, "engine": "vllm"}, {"tp": 8, "engine": "reference"},
+    {"tp": 8, "dp": 8, "engine": "trtllm"},
+])  # fmt: skip
+def test_a_module_is_called_whole_on_every_rank_where_each_rank_has_all_of_it_and_only_there(wanted):
+    plan = plan_of(PRO, **wanted)
+    for row in plan.modules:
+        assert ("over EP" in row.placement) == (row.module == "routed experts" and plan.deployment["ep"] > 1)
+        if "over EP" not in row.placement:
+            assert (row.placement == "whole on every rank") == (row.rank_shape == row.shape), row
 
 
 def test_sequence_parallel_vllm_adds_whole_shared_experts_once():
@@ -275,6 +297,21 @@ def test_fp8_experts_do_not_fit_an_h20_of_96_gb():
     assert plan_of(PRO_FP8, tp=16, ep=16, gpu="h200").feasible
 
 
+@pytest.mark.parametrize(("wanted", "larger"), [
+    ({"tp": 8, "gpu": "h20-96"}, "h20-141"), ({"tp": 8, "gpu_memory": "40GB"}, "h20-141"),
+    ({"tp": 8, "gpu": "h100", "engine": "vllm"}, "h20-141"), ({"tp": 4, "gpu": "b200"}, "b300"),
+    ({"tp": 2, "gpu": "b200"}, None),
+])  # fmt: skip
+def test_weights_that_do_not_fit_are_those_of_no_module_and_a_gpu_is_only_named_if_the_plan_runs_on_it(wanted, larger):
+    plan = plan_of(PRO, **wanted)
+    (breach,) = plan.breaches
+    assert (breach.rule, breach.module) == ("memory", None)
+    assert str(breach).split()[1:6] == ["GiB", "of", "weights", "a", "rank,"]
+    assert breach.remedies == ((f"--gpu {larger}, the smallest that holds them",) if larger else ())
+    if larger:
+        assert plan_of(PRO, **(wanted | {"gpu": larger, "gpu_memory": None})).feasible
+
+
 @pytest.mark.parametrize(
     ("wanted", "rule"),
     [
@@ -347,6 +384,21 @@ def test_every_alternative_makes_a_feasible_plan_of_the_weight_that_it_says(mode
         assert plan.deployment["world"] == alternative.gpus
 
 
+@pytest.mark.parametrize(("wanted", "nearest"), [
+    ({"tp": 9}, ("--tp 8", "--tp 6 --dp 3", "--tp 4")),
+    ({"tp": 7}, ("--tp 6 --dp 3", "--tp 4", "--tp 3 --dp 3")),
+    ({"tp": 15}, ("--tp 12 --dp 3", "--tp 8", "--tp 6 --dp 3")),
+    ({"tp": 8, "dp": 3}, ("--tp 8 --dp 4", "--tp 8 --dp 2", "--tp 6 --dp 3")),
+    ({"tp": 100}, ("--tp 96 --dp 6", "--tp 64 --ep 2 --dp 4", "--tp 32 --dp 2")),
+    ({"tp": 9, "dp": 9, "a2a": "deepep"}, tuple(f"--tp {n} --dp {n} --a2a deepep" for n in (8, 6, 4))),
+    ({"tp": 5, "engine": "vllm"}, tuple(f"--tp {n} --engine vllm" for n in ("1 --ep 5 --dp 5", 4, "1 --ep 3 --dp 3"))),
+    ({"tp": 8, "gpu": "h20-96"}, tuple(f"--tp {n} --gpu h20-96" for n in ("12 --dp 3", 16, "32 --dp 2"))),
+    ({"tp": 1, "gpu": "h100"}, ("--tp 16 --gpu h100",)),
+])  # fmt: skip
+def test_the_nearest_layouts_are_on_as_many_gpus_then_on_fewer_then_on_more_with_the_options_asked_for(wanted, nearest):
+    assert tuple(near.options for near in plan_of(PRO, **wanted).alternatives) == nearest
+
+
 def test_alternatives_of_the_reference_fit_with_the_mtp_block_that_it_loads_too(monkeypatch):
     checkpoint, inventory = inventory_of(FLASH)
     at = choose(inventory, Request(4, engine="reference")).at
@@ -356,6 +408,40 @@ def test_alternatives_of_the_reference_fit_with_the_mtp_block_that_it_loads_too(
     request = Request(2, engine="reference", gpu="tight")
     for alternative in make_plan(checkpoint, inventory, request).alternatives:
         assert make_plan(checkpoint, inventory, request_of(alternative.options, request)).feasible
+
+
+@pytest.mark.parametrize(("engine", "gpus"), [
+    ("sglang", (None, "h100", "b200", "rtx-pro-6000")), ("node", ("gb200", None)), ("vllm", (None, "b200")),
+    ("reference", (None, "b200")),
+])  # fmt: skip
+def test_shards_that_are_not_the_same_have_folders_of_different_names(engine, gpus):
+    names, inventory = {}, inventory_of(PRO)[1]
+    options = itertools.product((8, 16), (None, 2, 16), (1, 2), (None, "marlin", "triton_unfused"), (None, "deepep"),
+                                ("auto", "whole"), gpus, (None, "fp8"))  # fmt: skip
+    for tp, ep, dp, runner, a2a, shared, gpu, experts in options:
+        request = Request(tp, ep, dp, engine, runner, a2a, shared, gpu, expert_dtype=experts)
+        choice, layout = choose(inventory, request), find_engine(engine).layout
+        if choice.feasible and layout and layout.refusal(Context(inventory, choice.at)) is None:
+            made_for = (choice.at.tp, choice.at.ep, choice.at.experts, layout.identity(Context(inventory, choice.at)))
+            name = folder_of(inventory, request, choice.at, "where/Pro")
+            assert names.setdefault(name, made_for) == made_for
+            assert re.fullmatch(r"Pro-[\w-]+", name)
+    assert len(names) > 2
+    assert f"Pro-{engine}-tp16" in names
+
+
+def test_the_shards_that_a_plan_writes_are_those_that_it_launches():
+    plan = plan_of(PRO, tp=16, ep=16, dp=2)
+    assert plan.reshard == f"dsv4-shard reshard {PRO} {PRO}-sglang-tp16-ep16-dp2 --tp 16 --ep 16 --dp 2"
+    assert all(f"--model-path {PRO}-sglang-tp16-ep16-dp2 " in command for command in plan.launch.commands)
+
+
+@pytest.mark.parametrize("wanted", [{"tp": 32}, {"tp": 8, "gpu": "h20-96"}, {"tp": 16, "engine": "vllm", "ep": 3}])
+def test_what_does_not_run_has_no_commands(wanted):
+    plan = plan_of(PRO, **wanted)
+    assert not plan.feasible
+    assert (plan.launch.environment, plan.launch.commands, plan.launch.draft_options) == ({}, (), "")
+    assert (plan.layout, plan.reshard) == (None, None)
 
 
 def test_no_plan_is_made_of_a_checkpoint_with_errors():

@@ -177,6 +177,13 @@ def test_all_that_the_rules_allow_on_eight_gpus_is_found_and_nothing_else():
     assert allowed == {choose(inventory, requested(o)).at for o in every_option(found(FLASH, 8, "h200", ("sglang",)))}
 
 
+@pytest.mark.parametrize(("model", "gpus", "gpu"), [(PRO, 16, "h20-96"), (FLASH, 16, "h20-96"), (PRO, 8, "b200")])
+def test_no_layout_of_fp4_experts_is_shown_with_the_fp8_method_that_only_an_all_to_all_backend_leaves(model, gpus, gpu):
+    inventory = inventory_of(model)[1]
+    layouts = [choose(inventory, requested(text)).at for text in every_option(found(model, gpus, gpu, ("sglang",)))]
+    assert {(at.runner == "auto", at.a2a is not None) for at in layouts} == {(False, False), (True, True)}
+
+
 def sent(**wanted: Any) -> int | None:
     inventory = inventory_of(PRO)[1]
     return sent_bytes(Context(inventory, choose(inventory, Request(**wanted)).at))
@@ -288,6 +295,24 @@ def test_the_command_prints_a_table_of_eighty_columns_and_the_best_plan():
     assert max(map(len, table.splitlines())) <= 80
     assert "None of these is a speed" in " ".join(table.split())
     assert run(*command.split()[1:]).exit_code == 0
+
+
+@pytest.mark.parametrize("columns", [80, 40])
+@pytest.mark.parametrize(
+    ("model", "options"), [(PRO, {"", "triton_unfused", "deepep"}), (FLASH, {"", "whole", "deepep"})]
+)
+def test_each_row_tells_what_has_to_be_asked_for_since_the_plan_does_not_take_it_by_itself(
+    model, options, columns, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    asked = [[one.request[key] for key in ("runner", "a2a", "shared")] for one in found(model, 16, "h20-96").layouts]
+    wanted = [", ".join(word for word in words if word not in (None, "auto")) for words in asked[:12]]
+    assert set(wanted) == options
+    result = run("plan", root_of(model), "--gpus", "16", "--gpu", "h20-96", "--engine", "sglang,vllm")
+    table = result.stdout.split("Layouts that run\n")[1].split("  and ")[0]
+    rows = table.splitlines()[1:] if columns == 80 else re.split(r"^(?=sglang|vllm)", table, flags=re.MULTILINE)[1:]
+    told = [(re.findall(r"(?:\d  |takes: )(triton_unfused|deepep|whole)$", row.rstrip()) or [""])[0] for row in rows]
+    assert told == wanted
 
 
 def test_the_command_gives_json_and_writes_the_best_plan(tmp_path):

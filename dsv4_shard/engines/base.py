@@ -152,6 +152,9 @@ class Context:
 
 # --- rules ---------------------------------------------------------------------------------------------------------
 
+UNCLAIMED = "nothing is claimed of it"
+"""The consequence of a rule that breaks where nothing is known: neither that it runs nor that it does not."""
+
 
 REFUSED = "{engine} refuses it"
 NO_OPTION = "{engine} has no such option"
@@ -203,6 +206,11 @@ class Breach:
     def stops(self) -> bool:
         """Whether the engine ends here, with an error; else it starts, or nothing is claimed of it."""
         return self.quote is not None or self.consequence == REFUSED
+
+    @property
+    def unknown(self) -> bool:
+        """Whether it says that nothing is known, and not that it does not run."""
+        return self.consequence == UNCLAIMED
 
 
 def _always(_: Context) -> bool:
@@ -577,6 +585,15 @@ class Engine:
         return [replace(breach, consequence=breach.consequence.format(engine=self.title)) for breach in found]
 
 
+def say_placement(placement: Placement, group: Group, held: Held, at: Deployment) -> str:
+    """How the ranks hold a tensor of `group`, in words. Of a cut over one rank nothing is left, of experts spread over
+    one rank only the cut within them."""
+    if isinstance(placement, Expert) and at.ep == 1:
+        placement = placement.inner
+    whole = held.shape == group.shape and not isinstance(placement, Expert)
+    return str(Replicate() if whole else placement)
+
+
 def local_size(size: int, placement: Split | Pad, parts: int, block: int) -> int:
     """Elements of a rank along the axis that `placement` cuts `size` on, padding included.
 
@@ -620,9 +637,7 @@ def element_bits(group: Group, dtype: str | None) -> int:
 
 UNKNOWN_FAMILY = "family"
 UNKNOWN_GPU = "gpu"
-"""The rules that break where nothing is known."""
-UNCLAIMED = "nothing is claimed of it"
-"""The consequence where nothing is known: neither that it runs nor that it does not."""
+"""Rules that break for a family or on a GPU of which nothing is known."""
 
 
 def unknown_to(engine: Engine, family: Family) -> Engine:

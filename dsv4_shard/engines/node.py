@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from dsv4_shard.checkpoint import CONFIG_FILE, Tensor
 from dsv4_shard.engines import sglang, vllm
 from dsv4_shard.engines.base import (
+    UNCLAIMED,
     Constant,
     Context,
     Deployment,
@@ -37,6 +38,13 @@ EP_RULE = Requires(
     consequence="experts would be cut over GPUs of several nodes, or be missing", fatal=True,
     remedies=(leave_out("ep"), for_engine("sglang", ", whose rank files serve every MoE TP")),
 )  # fmt: skip
+
+_NVFP4_RULE = Requires(
+    NVFP4_RULE, Module.ROUTED, lambda c: c.inventory.routed.name != NVFP4 or c.at.nodes > 1,
+    "what SGLang does with NVFP4 experts was never held against its classes, and one node needs no folder of its own",
+    consequence=UNCLAIMED, fatal=True, remedies=("--nodes N: folders are written all the same",),
+)  # fmt: skip
+"""Folders have NVFP4 experts as the checkpoint has them, and that is all that is claimed."""
 
 
 class NodeLayout:
@@ -154,7 +162,7 @@ class Subsets:
             title="node subsets (EP), SGLang",
             version=self.serving.version,
             candidates=self.candidates,
-            rules=(EP_RULE, *(rule for rule in self.serving.rules if rule.name != NVFP4_RULE)),
+            rules=(EP_RULE, *(_NVFP4_RULE if rule.name == NVFP4_RULE else rule for rule in self.serving.rules)),
             place=self.serving.place,
             hold=self.serving.hold,
             launch=self.launch,

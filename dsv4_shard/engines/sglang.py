@@ -106,10 +106,11 @@ RUNNERS: dict[str, tuple[Runner, ...]] = {
     "auto": (Runner(("FP4", "FP8"), _ALL, 128, "blocks", GATE_UP_QUOTE, "F32"),),
 }
 """By `--moe-runner-backend`; a runner may differ by architecture. `auto` is what all-to-all backends leave it at: the
-FP8 method, also for FP4 experts. Blackwell's flashinfer_mxfp4 pads after loading, so only whole FP4 groups count."""
+FP8 method, also for FP4 experts. Without one SGLang makes another of it, and so does `_runners`. Blackwell's
+flashinfer_mxfp4 pads after loading, so only whole FP4 groups count."""
 
 _DEFAULT_RUNNERS = {"FP4": ("flashinfer_mxfp4", "marlin"), "FP8": ("triton",)}
-"""What SGLang picks for each format, then what the plan tries where that cannot."""
+"""What SGLang picks for each format, also as its `auto`, then what the plan tries where that cannot."""
 
 _TOPOLOGY_QUOTE = (
     "ValueError: parallel topology is inconsistent (set by override_permanently):\ntp_size == moe_ep_size * "
@@ -134,14 +135,8 @@ def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
     gpu = pick_gpu(request)
     experts = (request.expert_dtype or inventory.routed.name).upper()
     ep = request.ep if request.ep is not None else (request.tp if request.a2a else 1)
-    if request.runner:
-        runners: tuple[str, ...] = (request.runner,)
-    elif request.a2a:
-        runners = ("auto",)
-    else:
-        runners = tuple(r for r in _DEFAULT_RUNNERS.get(experts, ()) if find_runner(r, experts, gpu)) or ("auto",)
     ways = {"auto": ("whole",) if request.a2a else ("split", "whole")}.get(request.shared, (request.shared,))
-    for runner, shared in itertools.product(runners, ways):
+    for runner, shared in itertools.product(_runners(request, experts, gpu), ways):
         yield Deployment(
             engine="sglang",
             tp=request.tp,
@@ -160,6 +155,14 @@ def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
             nodes=pick_nodes(request, request.tp, gpu),
             version=request.engine_version or VERSION,
         )
+
+
+def _runners(request: Request, experts: str, gpu: Gpu) -> tuple[str, ...]:
+    """Runners to weigh: the one that is asked for, else SGLang's own. `auto` asks for its own, and no other."""
+    if request.a2a or request.runner not in (None, "auto"):
+        return (request.runner or "auto",)
+    own = tuple(name for name in _DEFAULT_RUNNERS.get(experts, ()) if find_runner(name, experts, gpu)) or ("auto",)
+    return own[:1] if request.runner else own
 
 
 def _moe_unit(context: Context) -> int:
@@ -410,12 +413,15 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
 def addition(context: Context) -> str:
     """How the shared expert's output joins the sum."""
     at = context.at
-    if at.shared == "whole" and at.tp > 1:
-        return (
-            f"The shared expert's output is complete on each of the {at.tp} ranks, so it is added once, after the "
-            f"all-reduce of the routed output; added before it, it would count {at.tp} times."
-        )
-    return ADDED_IN_PARTS
+    if at.shared != "whole" or at.tp == 1:
+        return ADDED_IN_PARTS
+    complete = f"The shared expert's output is complete on each of the {at.tp} ranks, so"
+    if at.a2a:
+        return f"{complete} each adds it once to the routed output that {at.a2a} brings back: no all-reduce follows."
+    return (
+        f"{complete} it is added once: after the all-reduce of the routed output, or on rank 0 before it; added on "
+        f"every rank before it, it would count {at.tp} times."
+    )
 
 
 SGLANG = Engine(

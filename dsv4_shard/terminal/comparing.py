@@ -26,7 +26,7 @@ def show_comparison(console: Console, comparison: "PlanComparison") -> None:
     _show_differences(console, "Asked for", comparison.request)
     _show_differences(console, "Comes to", comparison.deployment)
     for name, verdict in zip("AB", comparison.verdicts, strict=False):
-        heading(console, f"{name} {'runs' if verdict.feasible else 'does not run'}")
+        heading(console, f"{name} {verdict.verdict}")
         for line in (*verdict.breaches, *verdict.choices):
             item(console, line, "" if verdict.feasible else "red")
     placements, nbytes = comparison.placements, comparison.bytes_per_rank
@@ -48,9 +48,11 @@ def show_comparison(console: Console, comparison: "PlanComparison") -> None:
             table.add(row.name, size(row.a), size(row.b), sign + size(abs(row.difference)))
         table.show(console)
     _show_differences(console, "Environment", comparison.environment)
-    _show_differences(console, "Launch", comparison.options)
+    if all(comparison.commands):
+        _show_differences(console, "Launch", comparison.options)
     for name, commands in zip("AB", comparison.commands, strict=False):
-        heading(console, f"Commands of {name}")
+        if commands:
+            heading(console, f"Commands of {name}")
         for command in commands:
             to_copy(console, command)
     if comparison.only_rest:

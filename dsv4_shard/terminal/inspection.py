@@ -8,7 +8,6 @@ from rich.text import Text
 
 from dsv4_shard.checkpoint import Severity
 from dsv4_shard.engines import SERVING
-from dsv4_shard.plan import MEMORY_RULE
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import heading, item, title
 from dsv4_shard.units import counted, quotient, size
@@ -18,6 +17,11 @@ if TYPE_CHECKING:
 
 _SHORT = {"sglang": "SGLang", "vllm": "vLLM", "reference": "reference", "trtllm": "TRT-LLM"}
 _MARKS = {"works": ("yes", "green"), "with-options": ("yes*", "yellow"), "no": ("no", "red"), "unknown": ("?", "dim")}
+_OTHERWISE = ("no*", "yellow")
+_FOOTNOTES = {
+    "yes*": "`plan --tp N` runs: it takes by itself what is named here in place of the engine's defaults",
+    "no*": "`plan --tp N` does not run, other options on as many GPUs do: those that are named here",
+}
 _SEVERITY_STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}
 
 
@@ -90,25 +94,33 @@ def _show_matrix(console: Console, matrix: "tuple[Cell, ...]") -> None:
     heading(console, "What runs, by TP")
     table = Table("engine", *(str(tp) for tp in tps), right=range(1, len(tps) + 1))
     for engine in SERVING:
-        marks = [_MARKS[cells[engine, tp].verdict] for tp in tps]
+        marks = [_mark(cells[engine, tp]) for tp in tps]
         table.add(_SHORT[engine], *(Text(mark, style=style) for mark, style in marks))
     table.show(console)
+    for mark, footnote in _FOOTNOTES.items():
+        if any(_mark(cell)[0] == mark for cell in matrix):
+            item(console, f"{mark} {footnote}", "dim")
     for engine in SERVING:
         for line, numbers in _merge(cells[engine, tp] for tp in tps).items():
             item(console, f"{_SHORT[engine]} TP {', '.join(map(str, numbers))}: {line}")
+
+
+def _mark(cell: "Cell") -> tuple[str, str]:
+    """The verdict as a sign and its style: whether TP alone runs, or only other options on as many GPUs."""
+    return _OTHERWISE if cell.otherwise else _MARKS[cell.verdict]
 
 
 def _merge(cells: "Iterable[Cell]") -> dict[str, list[int]]:
     """One line for neighbouring TPs of which the same is to be said."""
     lines: dict[str, list[int]] = {}
     for cell in cells:
-        if cell.verdict == "with-options" and cell.reason is None:
+        if cell.verdict == "with-options" and not cell.otherwise:
             for note in cell.notes:
                 lines.setdefault(f"* {note}", []).append(cell.tp)
         elif cell.verdict == "unknown":
             lines.setdefault(str(cell.reason), []).append(cell.tp)
         elif cell.reason is not None:
-            way = f"; * works as {cell.how}" if cell.how else ""
-            of = "" if cell.rule == MEMORY_RULE else f"{cell.module}: "
+            way = f"; * runs as {cell.how}" if cell.how else ""
+            of = f"{cell.module}: " if cell.module else ""
             lines.setdefault(f"{of}{cell.reason}{way}", []).append(cell.tp)
     return lines

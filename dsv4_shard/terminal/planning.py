@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from dsv4_shard.blockgrid import broken_grids, shared_grid
-from dsv4_shard.engines.base import ANY_ENGINE, UNKNOWN_GPU, Replicate
+from dsv4_shard.engines.base import Replicate
 from dsv4_shard.roles import Module
 from dsv4_shard.terminal.picture import show_broken, show_placed
 from dsv4_shard.terminal.tables import Table
@@ -39,14 +39,12 @@ def show_plan(console: Console, plan: "Plan", engine: str, plan_file: str | None
 
 
 def _show_refusal(console: Console, plan: "Plan", engine: str) -> None:
-    unknown = any(breach.rule == UNKNOWN_GPU for breach in plan.breaches)
-    heading(console, "Not known to run" if unknown else "Does not run")
+    heading(console, plan.title)
     told: set[str] = set()
     for breach in plan.breaches:
-        arithmetic = f"{breach.module}: {breach.reason}"
-        if arithmetic in told:
+        if str(breach) in told:
             continue
-        item(console, arithmetic, "red")
+        item(console, str(breach), "red")
         item(
             console,
             f"{engine} says: {' '.join(breach.engine_says.split())}" if breach.engine_says else breach.consequence,
@@ -55,14 +53,14 @@ def _show_refusal(console: Console, plan: "Plan", engine: str) -> None:
         for remedy in breach.remedies:
             if remedy not in told:
                 item(console, f"way out: {remedy}", indent=4)
-        told |= {arithmetic, *breach.remedies}
-    if unknown:
+        told |= {str(breach), *breach.remedies}
+    if plan.unknown:
         _show_totals(console, plan)
-        return
-    broken = broken_grids(plan)
+    broken = () if plan.unknown else broken_grids(plan)
     if broken:
         show_broken(console, next((grid for grid in broken if grid.module is Module.SHARED), broken[0]))
-    heading(console, "Nearest layouts that run" if plan.alternatives else "No layout near it runs")
+    if plan.alternatives or not plan.unknown:
+        heading(console, "Nearest layouts that run" if plan.alternatives else "No layout near it runs")
     for alternative in plan.alternatives:
         item(
             console,
@@ -73,8 +71,7 @@ def _show_refusal(console: Console, plan: "Plan", engine: str) -> None:
 
 
 def _show_feasible(console: Console, plan: "Plan", plan_file: str | None) -> None:
-    runs = "Can be written" if plan.engine_version == ANY_ENGINE else "Runs"
-    heading(console, f"{runs}, with" if plan.choices else runs)
+    heading(console, f"{plan.title}, with" if plan.choices else plan.title)
     for choice in plan.choices:
         item(console, choice)
     grid = shared_grid(plan)

@@ -36,8 +36,8 @@ def show_search(console: Console, found: "Search") -> None:
 
 
 def _show_layouts(console: Console, found: "Search") -> None:
-    columns = ("engine", "TP", "EP", "DP", "shared", "weights", "tokens", "whole", "zeros", "sent", "+")
-    table = Table(*columns, right=(1, 2, 3, 5, 6, 7, 8, 9, 10))
+    columns = ("engine", "TP", "EP", "DP", "shared", "weights", "tokens", "whole", "sent", "+", "takes")
+    table = Table(*columns, right=(1, 2, 3, 5, 6, 7, 8, 9))
     first = found.layouts[0]
     name, unit = binary_unit(first.weight_bytes)
     for row in found.layouts[:_LAYOUTS_SHOWN]:
@@ -46,13 +46,15 @@ def _show_layouts(console: Console, found: "Search") -> None:
         numbers = (
             f"{row.weight_bytes / unit:.1f}{'' if row.fits else '!'}",
             tokens,
-            f"{row.replicated_bytes / unit:.2f}",
-            f"{row.padding_bytes / unit:.2f}",
+            f"{(row.replicated_bytes + row.padding_bytes) / unit:.2f}",
             "?" if sent is None else f"{sent / 1e3:.0f}",
             str(len(row.also)),
         )
         parallel = (str(at[key]) for key in ("tp", "ep", "dp"))
-        table.add(at["engine"], *parallel, at["shared"], *numbers)
+        takes = ", ".join(
+            row.request[key] for key in ("runner", "a2a", "shared") if row.request[key] not in (None, "auto")
+        )
+        table.add(at["engine"], *parallel, at["shared"], *numbers, takes)
     table.show(console)
     more = len(found.layouts) - _LAYOUTS_SHOWN
     if more > 0:
@@ -63,8 +65,10 @@ def _show_layouts(console: Console, found: "Search") -> None:
         f"weights: {name} on the fullest GPU{room}{ranked.get('weights', '')}; ! does not fit",
         "tokens: millions of KV cache that would fill the rest, in all attention groups: at most; ? not known"
         + ranked.get("tokens", ""),
-        f"whole: {name} that every GPU has whole, zeros: {name} of padding; both are within weights",
+        f"whole: {name} that every GPU has whole, or as zeros for padding, within weights",
         "sent: kB by all GPUs together for one token in one layer, by formula" + ranked.get("sent", ""),
-        "+: other runners, all-to-all backends or EP that weigh the same. None of these is a speed.",
+        "+: other runners, all-to-all backends or EP that weigh the same",
+        "takes: the --runner, --a2a or --shared-experts to ask for; nothing: what the plan takes by itself. "
+        "None of these is a speed.",
     ):
         item(console, line, "dim")

@@ -16,7 +16,8 @@ MIN_WIDTH = 20
 
 
 def wrap(text: str, width: int) -> list[str]:
-    """Lines of `width` at most. A longer word is broken after a dot, else anywhere; a path not at all: it is copied."""
+    """Lines of `width` at most. A longer word is broken where `pieces` says, else anywhere; a path not at all: it is
+    copied."""
     wrapper = _Wrapper(width, break_long_words=False, break_on_hyphens=False)
     lines = []
     for line in wrapper.wrap(text):
@@ -26,8 +27,8 @@ def wrap(text: str, width: int) -> list[str]:
 
 
 def pieces(word: str) -> list[str]:
-    """Where a word that is too long may be broken: a tensor's name after each dot, a path nowhere."""
-    return [word] if "/" in word else re.findall(r"[^.]*\.|[^.]+", word)
+    """Where a word that is too long may be broken: a name after each dot and underscore, a path nowhere."""
+    return [word] if "/" in word else re.findall(r"[^._]*[._]|[^._]+", word)
 
 
 class _Wrapper(textwrap.TextWrapper):

@@ -96,7 +96,7 @@ def gpu_with(memory: str) -> Gpu:
     if nbytes < MIB:
         raise UsageError(
             f"--gpu-memory {short(memory)}: not an amount of memory",
-            hint="Give it as 96GB (10^9 bytes), 95GiB (2^30) or 97285MiB (2^20), as CUDA counts it.",
+            hint="Give it as 96GB (10^9 bytes), 95GiB (2^30) or 97285MiB (2^20), as the driver counts it.",
         )
     return Gpu(memory, f"GPU with {memory}", 90, nbytes, "as asked for")
 

@@ -133,7 +133,7 @@ class Cell(_Document):
 
 
 class Inspection(_Document):
-    """The whole inspection, as `--json` prints it."""
+    """The whole inspection, as `--json` prints it. `gpu` is that whose memory was looked at, if one was named."""
 
     schema_version: Literal[1]
     tool_version: str
@@ -141,6 +141,7 @@ class Inspection(_Document):
     roles: tuple[RoleRow, ...]
     findings: tuple[InspectionFinding, ...]
     dimensions: tuple[Dimension, ...]
+    gpu: str | None
     matrix: tuple[Cell, ...]
 
     @property
@@ -162,7 +163,7 @@ def inspect(
     requests = [Request(tp, engine=engine, gpu=gpu, gpu_memory=gpu_memory) for tp in tps for engine in SERVING]
     for request in requests:
         check_request(request)
-        pick_gpu(request)
+    picked = pick_gpu(requests[0])
     usable = not inventory.errors
     weighed = outside_layers(inventory)
     return Inspection(
@@ -174,6 +175,7 @@ def inspect(
             InspectionFinding(severity=f.severity, code=f.code, message=f.message) for f in inventory.findings
         ),
         dimensions=tuple(_dimensions(inventory, tps)) if usable else (),
+        gpu=picked.title if requests[0].names_gpu else None,
         matrix=tuple(_cell(checkpoint, weighed, request) for request in requests) if usable else (),
     )
 

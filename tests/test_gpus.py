@@ -65,7 +65,7 @@ def test_whether_the_weights_fit_is_told_of_a_gpu_whose_kernels_are_not_known_an
     assert "Not known to run" in text
     assert "Does not run" not in text
     assert "weights are reckoned as on Hopper (sm_90): on AMD MI300X the engine may hold them otherwise" in text
-    assert "AMD MI300X: 192.0 GiB as CUDA counts it" in text
+    assert "AMD MI300X: 192.0 GiB as its driver counts it" in text
     assert "runs on AMD MI300X (gfx942) was never held against its own classes" in text
     assert "\n    nothing is claimed of it\n" in text  # and not: SGLang does not say so
 
@@ -79,7 +79,7 @@ def test_weights_of_gb10_are_reckoned_as_on_blackwell():
 def test_weights_that_do_not_fit_break_the_memory_rule_also_where_kernels_are_not_known():
     plan = plan_of(tp=8, gpu="ascend-910b")
     assert [breach.rule for breach in plan.breaches] == [UNKNOWN_GPU, "memory"]
-    assert "Ascend 910B 64 GB: 61.0 GiB as CUDA counts it, 41.4 GiB too little for the weights" in shown(plan)
+    assert "Ascend 910B 64 GB: 61.0 GiB as its driver counts it, 41.4 GiB too little for the weights" in shown(plan)
     assert "runs on Ascend 910B 64 GB was never held" in shown(plan)  # the family once
 
 

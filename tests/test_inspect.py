@@ -301,3 +301,17 @@ def test_a_tp_that_means_nothing_is_refused(tp):
 @pytest.mark.parametrize("tp", [5, 7, 48, 100, 1000, 4096])
 def test_any_tp_has_its_cells(tp):
     assert [cell.engine for cell in inspect(*inventory_of(FLASH), (tp,)).matrix] == list(SERVING)
+
+
+def test_the_matrix_says_whether_memory_was_looked_at_and_what_a_rank_weighs(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    model = root_of(PRO)
+    blind = run("inspect", model).stdout
+    assert "memory is not looked at: name the GPU with --gpu" in blind
+    assert "GiB of weights" not in blind
+    seen = run("inspect", model, "--gpu", "h20-96").stdout
+    assert "What runs, by TP, on NVIDIA H20 96 GB" in seen
+    assert "not looked at" not in seen
+    assert "SGLang TP 1, 2, 4, 8: too large; TP 8: 102.4 GiB of weights a rank" in seen
+    weights = seen.partition("GiB of weights a rank, with")[2].splitlines()[2].split()
+    assert weights == ["SGLang", "-", "-", "-", "-", "56.4", "34.0", "22.0"]

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from dsv4_shard.checkpoint import Severity
 from dsv4_shard.engines import SERVING
+from dsv4_shard.plan import MEMORY_RULE
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import heading, item, title
 from dsv4_shard.units import counted, quotient, size
@@ -36,7 +37,9 @@ def show_inspection(console: Console, inspection: "Inspection") -> None:
     show_findings(console, inspection.findings, "every layer, expert, scale and block is there and fits")
     if inspection.dimensions:
         _show_dimensions(console, inspection.dimensions)
-        _show_matrix(console, inspection.matrix)
+        _show_matrix(console, inspection.matrix, inspection.gpu)
+        if inspection.gpu is not None:
+            _show_weights(console, inspection.matrix)
 
 
 def show_findings(console: Console, findings: "tuple[InspectionFinding, ...]", none: str) -> None:
@@ -88,10 +91,10 @@ def _show_dimensions(console: Console, dimensions: "tuple[Dimension, ...]") -> N
     item(console, "! does not divide, in the weight or in its scale", "dim")
 
 
-def _show_matrix(console: Console, matrix: "tuple[Cell, ...]") -> None:
+def _show_matrix(console: Console, matrix: "tuple[Cell, ...]", gpu: str | None) -> None:
     tps = list(dict.fromkeys(cell.tp for cell in matrix))
     cells = {(cell.engine, cell.tp): cell for cell in matrix}
-    heading(console, "What runs, by TP")
+    heading(console, f"What runs, by TP{f', on {gpu}' if gpu else ''}")
     table = Table("engine", *(str(tp) for tp in tps), right=range(1, len(tps) + 1))
     for engine in SERVING:
         marks = [_mark(cells[engine, tp]) for tp in tps]
@@ -100,9 +103,22 @@ def _show_matrix(console: Console, matrix: "tuple[Cell, ...]") -> None:
     for mark, footnote in _FOOTNOTES.items():
         if any(_mark(cell)[0] == mark for cell in matrix):
             item(console, f"{mark} {footnote}", "dim")
+    if gpu is None:
+        item(console, "memory is not looked at: name the GPU with --gpu", "dim")
     for engine in SERVING:
         for line, numbers in _merge(cells[engine, tp] for tp in tps).items():
             item(console, f"{_SHORT[engine]} TP {', '.join(map(str, numbers))}: {line}")
+
+
+def _show_weights(console: Console, matrix: "tuple[Cell, ...]") -> None:
+    tps = list(dict.fromkeys(cell.tp for cell in matrix))
+    weights = {(cell.engine, cell.tp): cell.bytes_per_rank for cell in matrix}
+    heading(console, "GiB of weights a rank, with the options that are named")
+    table = Table("engine", *(str(tp) for tp in tps), right=range(1, len(tps) + 1))
+    for engine in SERVING:
+        held = [weights[engine, tp] for tp in tps]
+        table.add(_SHORT[engine], *("-" if nbytes is None else f"{nbytes / (1 << 30):.1f}" for nbytes in held))
+    table.show(console)
 
 
 def _mark(cell: "Cell") -> tuple[str, str]:
@@ -113,8 +129,13 @@ def _mark(cell: "Cell") -> tuple[str, str]:
 def _merge(cells: "Iterable[Cell]") -> dict[str, list[int]]:
     """One line for neighbouring TPs of which the same is to be said."""
     lines: dict[str, list[int]] = {}
+    cells = list(cells)
+    too_large = [cell for cell in cells if cell.rule == MEMORY_RULE and not cell.how]
     for cell in cells:
-        if cell.verdict == "with-options" and not cell.otherwise:
+        if cell in too_large:
+            of = f"TP {too_large[-1].tp}: " if len(too_large) > 1 else ""
+            lines.setdefault(f"too large; {of}{too_large[-1].reason}", []).append(cell.tp)
+        elif cell.verdict == "with-options" and not cell.otherwise:
             for note in cell.notes:
                 lines.setdefault(f"* {note}", []).append(cell.tp)
         elif cell.verdict == "unknown":

@@ -129,7 +129,9 @@ def _show_totals(console: Console, plan: "Plan") -> None:
         memory = plan.memory
         left = f"{gib(memory.left)} left for KV cache, activations and graphs"
         missing = f"{gib(-memory.left)} too little for the weights"
-        item(console, f"{memory.gpu}: {gib(memory.capacity)} as CUDA counts it, {left if memory.fits else missing}")
+        item(
+            console, f"{memory.gpu}: {gib(memory.capacity)} as its driver counts it, {left if memory.fits else missing}"
+        )
         if memory.kv_tokens_at_most:
             each = " in each attention group" if plan.deployment["world"] > plan.deployment["attention_tp"] else ""
             item(

@@ -353,7 +353,7 @@ def test_a_message_of_several_lines_is_quoted_in_one_and_one_gpu_is_not_several(
     text = refused(PRO, Request(8, ep=3))
     assert "\\n" not in text
     assert "8 != 3 * 1 * 2 (= 6)" in " ".join(text.split())
-    assert re.search(r"--tp 1 +1 GPU,", refused(FLASH, Request(24)))
+    assert re.search(r"--tp 1 +1 GPU,", refused(FLASH, Request(7)))
 
 
 def test_a_way_out_is_told_once_and_so_is_the_same_arithmetic():

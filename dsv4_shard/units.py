@@ -24,11 +24,15 @@ def binary_unit(nbytes: int) -> tuple[str, int]:
 
 
 def quotient(number: float, divisor: int = 1) -> str:
-    """`number / divisor`: exactly where four places are enough, else to two, or to four digits below 1."""
+    """`number / divisor`: exactly where four places are enough, else to two, or to four digits below 1.
+
+    What is not whole never looks so, for divisors up to 10,000.
+    """
     value = number / divisor
-    if round(value, 4) == value:
-        return f"{value:.4f}".rstrip("0").rstrip(".")
-    return f"{value:.4g}" if value < 1 else f"{value:.2f}".rstrip("0").rstrip(".")
+    if value < 1 and round(value, 4) != value:
+        return f"{value:.4g}"
+    is_short = round(value, 4) != value and round(value, 2) != round(value)
+    return f"{value:.{2 if is_short else 4}f}".rstrip("0").rstrip(".")
 
 
 def counted(number: int, noun: str) -> str:

@@ -1,6 +1,8 @@
 """Sizes show something, in units that are as short as the number allows."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dsv4_shard.units import counted, gib, quotient
 
@@ -21,6 +23,11 @@ def test_memory_is_in_gib_but_where_a_tenth_of_one_is_not_reached(nbytes, shown)
 )  # fmt: skip
 def test_a_quotient_is_exact_where_it_is_short_and_never_nothing_or_an_exponent(number, divisor, shown):
     assert quotient(number, divisor) == shown
+
+
+@given(number=st.integers(0, 1 << 20), divisor=st.integers(1, 4096))
+def test_what_is_not_whole_never_looks_whole(number, divisor):
+    assert ("." in quotient(number, divisor)) is (number % divisor > 0)
 
 
 def test_one_is_singular_and_so_are_no_others():

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from dsv4_shard.engines import engine_for
 from dsv4_shard.engines.base import MAX_RANKS, Breach, Context, Deployment, Engine, Expert, Held, Request
+from dsv4_shard.engines.common import fewest_nodes
 from dsv4_shard.errors import UsageError
 from dsv4_shard.escape import short
 from dsv4_shard.inventory import Group, Inventory
@@ -209,7 +210,8 @@ def nearest(
     inventory: Inventory, request: Request, limit: int, *, elsewhere: bool = True
 ) -> Iterator[tuple[Request, Choice]]:
     """Up to `limit` layouts that work, nearest to `request` first: two on as many GPUs, then one on each smaller number
-    of them, then on larger ones (`elsewhere`). Those that weigh the same stand once, and none that does not fit."""
+    of them, then on larger ones (`elsewhere`). Those that weigh the same stand once, and none that does not fit, or
+    would leave hosts half empty, as 9 GPUs on 3 of them."""
     gpus = _gpus(request)
     for world in _sizes(gpus) if elsewhere else (gpus,):
         weights: set[int] = set()
@@ -218,7 +220,8 @@ def nearest(
             if len(weights) >= most:
                 break
             choice = choose(inventory, variation)
-            if not choice.feasible:
+            at = choice.at
+            if not choice.feasible or (request.nodes is None and at.nodes > fewest_nodes(world, at.gpu)):
                 continue
             weight = rank_nbytes(inventory, choice.at, TARGET)
             if weight not in weights and fits(inventory, choice.at):

@@ -102,8 +102,11 @@ def test_pro_whole_on_sixteen_ranks_has_24_blocks_and_every_second_cut_inside_on
     assert [cut.splits for cut in found.even_cuts] == [True, False] * 7 + [True]
 
 
-def test_pro_split_over_sixteen_ranks_is_broken_in_the_shared_experts_alone():
-    (found,) = broken_grids(plan_of(PRO, 16, shared="split"))
+def test_pro_split_over_sixteen_ranks_is_broken_in_the_shared_experts_and_in_routed_ones_that_must_be_as_whole():
+    found, routed = sorted(
+        broken_grids(plan_of(PRO, 16, shared="split")), key=lambda grid: grid.module != Module.SHARED
+    )
+    assert (routed.module, routed.size, routed.block, routed.group) == (Module.ROUTED, 3072, 128, "MoE TP")
     assert (found.module, found.size, found.block, found.step, found.fits) == (Module.SHARED, 3072, 128, 192, False)
     assert (found.axis, found.unit, found.group) == ("shared intermediate size", "blocks", "TP")
 

@@ -480,6 +480,7 @@ BROKEN_RULES = [
     ("sglang", "runner", {"tp": 8, "runner": "triton"}, {}),
     ("sglang", "runner", {"tp": 8, "runner": "marlin", "gpu": "b200"}, {}),
     ("sglang", "marlin-a2a", {"tp": 8, "runner": "marlin", "a2a": "deepep"}, {}),
+    ("sglang", "a2a-runner", {"tp": 8, "runner": "flashinfer_mxfp4", "a2a": "deepep"}, {}),
     ("sglang", "megamoe", {"tp": 8, "dp": 8, "a2a": "flashinfer_megamoe"}, {}),
     ("sglang", "megamoe", {"tp": 8, "dp": 4, "a2a": "flashinfer_megamoe", "gpu": "b200"}, {}),
     ("sglang", "shared-way", {"tp": 8, "shared": "pad"}, {}),

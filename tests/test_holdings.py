@@ -100,7 +100,7 @@ def test_a_module_whose_rule_breaks_is_drawn_as_broken_and_the_others_as_placed(
     request = Request(16, shared="split")
     choice = choose(inventory_of(PRO)[1], request)
     broken = frozenset(breach.module for breach in choice.breaches)
-    assert broken == {Module.SHARED}
+    assert broken == {Module.SHARED, Module.ROUTED}
     drawn = map_of(PRO, request, broken)
     assert {column.module for column in drawn.columns if column.kind is Kind.BREAKS} == broken
     assert not any(cell.nbytes for cell in drawn.cells if drawn.columns[cell.column].kind is Kind.BREAKS)

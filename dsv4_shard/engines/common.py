@@ -52,8 +52,12 @@ def pick_nodes(request: Request, world: int, gpu: Gpu) -> int:
     """Hosts: as asked for, else as few as hold the GPUs, as many on each."""
     if request.nodes:
         return request.nodes
-    least = -(-world // GPUS_PER_NODE.get(gpu.name, 8))
-    return next(nodes for nodes in range(least, world + 1) if world % nodes == 0)
+    return next(nodes for nodes in range(fewest_nodes(world, gpu), world + 1) if world % nodes == 0)
+
+
+def fewest_nodes(world: int, gpu: Gpu) -> int:
+    """Hosts that `world` GPUs need at least."""
+    return -(-world // GPUS_PER_NODE.get(gpu.name, 8))
 
 
 def shares_blocks_evenly(inventory: Inventory, parts: int) -> bool:
@@ -68,7 +72,7 @@ def version_rule(*versions: str) -> Requires:
     return Requires(
         "version", Module.DEPLOYMENT, lambda c: c.at.version in versions,
         "version {at.version} was not held against its own classes; known: " + ", ".join(versions),
-        consequence="rules, names and shapes may differ", fatal=True, remedies=(leave_out("engine_version"),),
+        consequence=UNCLAIMED, fatal=True, remedies=(leave_out("engine_version"),),
     )  # fmt: skip
 
 

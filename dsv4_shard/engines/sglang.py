@@ -13,6 +13,7 @@ from dsv4_shard.blocks import FP4_GROUP
 from dsv4_shard.engines.base import (
     NO_OPTION,
     SILENT,
+    UNCLAIMED,
     Context,
     Deployment,
     Divides,
@@ -217,6 +218,12 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
         "marlin-a2a", Module.ROUTED, lambda c: not (c.at.runner == "marlin" and c.at.a2a),
         "runner marlin is for tensor parallelism, not for the all-to-all backend {at.a2a}",
         remedies=(leave_out("runner"), leave_out("a2a")),
+    ),
+    Requires(
+        "a2a-runner", Module.ROUTED,
+        lambda c: c.at.a2a is None or c.at.experts != "FP4" or c.at.runner in ("auto", "marlin"),
+        "runner {at.runner} with the all-to-all backend {at.a2a} was never held against SGLang's classes",
+        consequence=UNCLAIMED, remedies=(leave_out("runner"),),
     ),
     Requires(
         "megamoe", Module.ROUTED,

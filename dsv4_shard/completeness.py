@@ -13,6 +13,7 @@ from dsv4_shard.checkpoint import Finding, Severity, defect, some
 from dsv4_shard.families import family_of
 from dsv4_shard.families.base import ModelConfig
 from dsv4_shard.roles import Draft, Module, Part, Place, Role, Stage, TensorName
+from dsv4_shard.units import counted
 
 FLOATS = ("BF16", "F32")
 """Dtypes of weights that are not quantized."""
@@ -70,7 +71,9 @@ def check_completeness(census: Census) -> Iterator[Finding]:
     if missing or missing_experts:
         detail = f", {missing_experts:,} of them of routed experts" if missing_experts else ""
         count = len(missing) + missing_experts
-        yield defect("missing-tensors", f"{count:,} tensors are missing{detail}: {some(missing + lost_names, count)}")
+        are = "is" if count == 1 else "are"
+        names = some(missing + lost_names, count)
+        yield defect("missing-tensors", f"{counted(count, 'tensor')} {are} missing{detail}: {names}")
     yield from _check_scales(census)
 
 

@@ -44,6 +44,7 @@ from dsv4_shard.units import counted
 
 SCHEMA_VERSION: Literal[1] = 1
 _ALTERNATIVES = 3
+_ALONE = "One rank holds all of it: nothing is added up between ranks."
 MEMORY_RULE = "memory"
 """The rule that weights fit, which no engine states."""
 
@@ -397,7 +398,7 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
         modules=tuple(_modules(engine, weights, context)),
         totals=totals,
         memory=memory,
-        shared_expert_addition=engine.addition(context),
+        shared_expert_addition=engine.addition(context) if choice.at.world > 1 else _ALONE,
         launch=PlanLaunch(
             environment=launch.environment,
             commands=launch.commands,

@@ -201,7 +201,7 @@ def test_many_unknown_tensors_are_counted_and_a_few_named():
 def test_a_missing_plain_tensor_is_an_error_that_names_it(name):
     inventory = take(without(name))
     assert codes(inventory) == {"missing-tensors"}
-    assert message(inventory, "missing-tensors") == f"1 tensors are missing: {name}"
+    assert message(inventory, "missing-tensors") == f"1 tensor is missing: {name}"
 
 
 @pytest.mark.parametrize("stem", ["layers.2.ffn.shared_experts.w2", "layers.3.attn.wo_a", "mtp.0.h_proj"])
@@ -215,7 +215,7 @@ def test_a_gap_among_the_experts_is_an_error_that_names_it():
     stem = "layers.3.ffn.experts.7.w2"
     inventory = take(without(f"{stem}.weight", f"{stem}.scale"))
     assert codes(inventory) == {"missing-tensors"}
-    assert message(inventory, "missing-tensors") == f"1 tensors are missing, 1 of them of routed experts: {stem}.weight"
+    assert message(inventory, "missing-tensors") == f"1 tensor is missing, 1 of them of routed experts: {stem}.weight"
 
 
 def test_missing_experts_are_counted_over_layers_and_projections():

@@ -20,8 +20,8 @@ _SHORT = {"sglang": "SGLang", "vllm": "vLLM", "reference": "reference", "trtllm"
 _MARKS = {"works": ("yes", "green"), "with-options": ("yes*", "yellow"), "no": ("no", "red"), "unknown": ("?", "dim")}
 _OTHERWISE = ("no*", "yellow")
 _FOOTNOTES = {
-    "yes*": "`plan --tp N` runs: it takes by itself what is named here in place of the engine's defaults",
-    "no*": "`plan --tp N` does not run, other options on as many GPUs do: those that are named here",
+    "yes*": "runs, as `plan --tp N` plans it, with what is named here for defaults",
+    "no*": "does not run as it is, but on as many GPUs with what is named here",
 }
 _SEVERITY_STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}
 

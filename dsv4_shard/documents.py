@@ -1,10 +1,12 @@
 """The JSON documents of the commands that move bytes, which `--json` prints: what was written, or would be."""
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from dsv4_shard import __version__
+from dsv4_shard.ranksource import Change
 from dsv4_shard.together import Together
 
 if TYPE_CHECKING:
@@ -95,24 +97,11 @@ class DryRunDocument(_Document):
     left_out: dict[str, str]
 
 
-class Changed(_Model):
-    """Tensors of the original checkpoint of which the ranks hold something else: `first` of `tensors` that are alike.
-
-    They are `held` instead of `was`, or (empty) left out; `reason` says why.
-    """
-
-    tensors: int
-    first: str
-    was: str
-    held: str
-    reason: str
-
-
 class MergedDocument(Written, _Document):
     __doc__ = f"What was merged; `notes` and `changes` say in what it is not the original checkpoint.{_WRITTEN}"
 
     notes: tuple[str, ...]
-    changes: tuple[Changed, ...]
+    changes: tuple[Change, ...]
 
 
 def of_outcome(outcome: "Outcome") -> Resharded | Stored:
@@ -120,15 +109,8 @@ def of_outcome(outcome: "Outcome") -> Resharded | Stored:
     uploaded = outcome.uploaded
     if uploaded is None:
         return Resharded(**dict(_written(outcome)), ranks=outcome.ranks, world=outcome.world)
-    return Stored(
-        out=uploaded.out,
-        objects=uploaded.objects,
-        bytes=uploaded.bytes,
-        sent=uploaded.sent,
-        copied=uploaded.copied,
-        resumed=uploaded.resumed,
-        written=_written(outcome) if outcome.files or outcome.linked else None,
-    )
+    written = _written(outcome) if outcome.files or outcome.linked else None
+    return Stored(**asdict(uploaded), written=written)
 
 
 def of_cluster(outcome: "ClusterOutcome") -> Clustered:
@@ -152,8 +134,7 @@ def of_dry_run(found: "DryRun") -> DryRunDocument:
 
 def of_merged(merged: "Merged") -> MergedDocument:
     """The document of a merge."""
-    changes = tuple(Changed(**change._asdict()) for change in merged.changes)
-    return MergedDocument(**dict(_written(merged.outcome)), notes=merged.notes, changes=changes)
+    return MergedDocument(**dict(_written(merged.outcome)), notes=merged.notes, changes=merged.changes)
 
 
 def _written(outcome: "Outcome") -> Written:

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from dsv4_shard.checkpoint import Tensor
 from dsv4_shard.errors import ReadFailed
@@ -16,7 +15,8 @@ from dsv4_shard.gathering import Gatherer
 from dsv4_shard.sources import InNoFolder, OpenFile, Span, open_all
 
 
-class Change(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Change:
     """Tensors of the original checkpoint of which the ranks hold something else: `first` of `tensors` that are alike.
 
     They are `held` instead of `was`, or (empty) left out; `reason` says why.

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -178,7 +179,7 @@ def test_merge_writes_what_the_command_writes_and_returns_what_that_prints(shard
     assert isinstance(merged, Merged)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert (merged.outcome.nbytes, list(merged.notes)) == (printed["bytes"], printed["notes"])
-    assert [change._asdict() for change in merged.changes] == printed["changes"]
+    assert [asdict(change) for change in merged.changes] == printed["changes"]
     assert isinstance(dsv4_shard.merge(shards, tmp_path / "c", dry_run=True), DryRun)
 
 

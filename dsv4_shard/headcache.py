@@ -53,6 +53,10 @@ class HeadCache:
         """Where a branch is now."""
         self._write(self._ref(revision), commit.encode())
 
+    def holds(self, commit: str) -> bool:
+        """Whether something was kept of a commit, sound or not."""
+        return self._archive(commit).is_file()
+
     def load(self, commit: str) -> Heads | None:
         """What was kept of a commit."""
         try:

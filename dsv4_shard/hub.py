@@ -170,14 +170,15 @@ def _holds(snapshot: LocalSource, listing: Mapping[str, Listed]) -> bool:
 
 
 def _is_cached(repository: Repository) -> bool:
-    return _snapshot(repository) is not None or _last_known(repository)[1] is not None
+    """Whether `_from_caches` may have something."""
+    commit = _last_commit(repository)
+    return _snapshot(repository) is not None or (commit is not None and repository.cache.holds(commit))
 
 
-def _last_known(repository: Repository) -> tuple[str | None, Heads | None]:
-    """The commit that the revision was last seen at, however long ago, and what was kept of it."""
+def _last_commit(repository: Repository) -> str | None:
+    """Where the revision was last seen, however long ago."""
     is_commit = COMMIT.fullmatch(repository.revision)
-    commit = repository.revision if is_commit else repository.cache.commit_of(repository.revision, within=inf)
-    return commit, repository.cache.load(commit) if commit else None
+    return repository.revision if is_commit else repository.cache.commit_of(repository.revision, within=inf)
 
 
 def _from_caches(repository: Repository, exact: bool, reason: str) -> Source:
@@ -187,7 +188,8 @@ def _from_caches(repository: Repository, exact: bool, reason: str) -> Source:
     """
     if (whole := _whole_snapshot(repository)) is not None:
         return whole
-    commit, kept = _last_known(repository)
+    commit = _last_commit(repository)
+    kept = repository.cache.load(commit) if commit else None
     if commit is not None and kept is not None and not (exact and kept.rebuilt):
         return _source(repository, commit, kept, exact)
     if (some := _snapshot(repository)) is not None:

@@ -170,6 +170,15 @@ def test_vllm_says_what_it_pads_and_which_ranks_hold_only_zeros():
     assert "256" in routed
 
 
+@pytest.mark.parametrize("ranks", [4, 5, 7, 11])
+def test_vllm_says_how_many_ranks_hold_an_expert_more(ranks):
+    said = [note for note in plan_of(PRO, tp=1, dp=ranks, ep=ranks, engine="vllm").choices if "uneven" in note]
+    least, more = divmod(384, ranks)
+    assert said == (
+        [f"routed experts uneven: {more} ranks hold {least + 1}, the others {least} (not with EPLB)"] if more else []
+    )
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(("model", "tp"), [(PRO, 16), (PRO, 8), (FLASH, 8), (FLASH, 1)])
 def test_the_rows_of_a_plan_add_up_to_its_totals(engine, model, tp):

@@ -439,6 +439,18 @@ def test_shards_that_are_not_the_same_have_folders_of_different_names(engine, gp
     assert f"Pro-{engine}-tp16" in names
 
 
+@pytest.mark.parametrize(("engine", "wanted", "part"), [
+    ("sglang", {"ep": 8}, "ep8"), ("sglang", {"dp": 2}, "dp2"), ("sglang", {"a2a": "deepep"}, "deepep"),
+    ("sglang", {"runner": "marlin"}, "marlin"), ("sglang", {"shared": "whole"}, "whole"),
+    ("sglang", {"gpu": "b200"}, "sm100"), ("vllm", {"engine_version": "0.25.0"}, "0.25.0"),
+    ("reference", {"expert_dtype": "fp8"}, "fp8"), ("node", {"nodes": 4}, "4nodes"),
+])  # fmt: skip
+def test_each_departure_from_an_engines_choice_names_the_folder(engine, wanted, part):
+    inventory = inventory_of(PRO)[1]
+    request = Request(8, engine=engine, **wanted)
+    assert folder_of(inventory, request, choose(inventory, request).at, "where/Pro") == f"Pro-{engine}-tp8-{part}"
+
+
 def test_the_shards_that_a_plan_writes_are_those_that_it_launches():
     plan = plan_of(PRO, tp=16, ep=16, dp=2)
     assert plan.reshard == f"dsv4-shard reshard {PRO} {PRO}-sglang-tp16-ep16-dp2 --tp 16 --ep 16 --dp 2"

@@ -15,7 +15,7 @@ from dsv4_shard.engines import sglang
 from dsv4_shard.engines.base import Context, Request
 from dsv4_shard.errors import ExitCode, UsageError
 from dsv4_shard.plan import Plan, make_plan
-from dsv4_shard.search import Search, search, sent_bytes
+from dsv4_shard.search import RANKINGS, Search, _rank, search, sent_bytes
 
 FLASH_FP8 = "DeepSeek-V4-Flash-FP8"
 
@@ -263,6 +263,25 @@ def test_layouts_that_fit_are_ranked_by_what_is_asked_for(by, key):
     assert fitting == sorted(fitting)
     assert len(set(fitting)) > 1
     assert every_option(result) == every_option(found(PRO, 16, "h20-96"))
+
+
+@pytest.mark.parametrize("by", RANKINGS)
+def test_ties_are_broken_by_weights_tokens_copies_then_bytes_sent(by):
+    keys = {
+        "fits": (True, False),
+        "weight_bytes": (1, 2),
+        "tokens_at_most": (2, 1),
+        "replicated_bytes": (1, 2),
+        "sent_bytes_per_token_and_layer": (1, 2),
+    }
+    first = {"weights": "weight_bytes", "tokens": "tokens_at_most", "sent": "sent_bytes_per_token_and_layer"}[by]
+    order = dict.fromkeys(("fits", first, *keys))
+    one = found(PRO, 8, "h200").layouts[0]
+    for key in order:
+        later = list(order)[list(order).index(key) + 1 :]
+        better = {key: keys[key][0]} | {other: keys[other][1] for other in later}
+        worse = {key: keys[key][1]} | {other: keys[other][0] for other in later}
+        assert _rank(one.model_copy(update=better), by) < _rank(one.model_copy(update=worse), by), key
 
 
 def test_the_command_says_by_what_it_ranks_and_plans_the_first_of_that():

@@ -355,6 +355,28 @@ def test_a_lock_is_on_a_file_that_is_open_for_writing(tmp_path: Path, monkeypatc
     assert locked == [os.O_RDWR, os.O_RDWR]
 
 
+@pytest.mark.parametrize("replaced", [True, False])
+def test_a_lock_is_on_the_file_that_has_the_name(
+    replaced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last owner removes it between open and lock; another run may have made it again by then."""
+    path, real, calls = tmp_path / "lock", fcntl.flock, itertools.count()
+
+    def flock(fd: int, operation: int) -> None:
+        if next(calls) == 0:
+            path.unlink()
+            if replaced:
+                path.touch()
+        real(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    fd = locks.acquire(path, wait=False)
+    assert os.path.samestat(os.fstat(fd), path.stat())
+    with pytest.raises(BlockingIOError):
+        locks.acquire(path, wait=False)
+    os.close(fd)
+
+
 def test_an_output_that_cannot_be_locked_is_said(small: Path, tmp_path: Path) -> None:
     (tmp_path / ".out.lock").mkdir()
     with pytest.raises(WriteFailed, match="out: cannot be locked: Is a directory"):

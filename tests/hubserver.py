@@ -476,8 +476,8 @@ class _Handler(BaseHTTPRequestHandler):
                 status, (start, stop) = 206, span
                 if kind == "short_range":
                     stop = start + (stop - start + 1) // 2
-                off = 1 if kind == "wrong_range" else 0
-                headers["Content-Range"] = f"bytes {start + off}-{stop - 1 + off}/{answer.size}"
+                off, more = int(kind == "wrong_range"), int(kind == "wrong_total")
+                headers["Content-Range"] = f"bytes {start + off}-{stop - 1 + off}/{answer.size + more}"
         request.status = status
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(stop - start)}.items():

@@ -21,7 +21,7 @@ REFUSALS = {
     "other_region",
     "redirect",
 }
-RANGE_FAULTS = {"ignore_range", "wrong_range", "short_range", "long_range"}
+RANGE_FAULTS = {"ignore_range", "wrong_range", "wrong_total", "short_range", "long_range"}
 BODY_FAULTS = {"stall_body", "cut", "corrupt"}
 KINDS = {*REFUSALS, *RANGE_FAULTS, *BODY_FAULTS, "stall", "expired", "call", "ignore_match", "damage"}
 
@@ -65,6 +65,7 @@ class Fault:
     | `stall_body`, `cut`, `corrupt` | after `at` bytes of the body (None: half): a pause, the end, a byte flipped |
     | `ignore_range` | 200 with the whole file |
     | `wrong_range` | a Content-Range one byte off |
+    | `wrong_total` | a Content-Range whose total is one byte more |
     | `short_range` | the first half of the range, said so |
     | `long_range` | the whole file, said to be the range |
     | `ignore_match` | the object as it is, whatever If-Match names |

@@ -146,7 +146,7 @@ class StoreServer(Recorder):
             del environ["HTTP_RANGE"]
 
         def begin(status: str, headers: list[tuple[str, str]], raised: Any = None) -> Any:
-            if kind in ("wrong_range", "long_range"):
+            if kind in ("wrong_range", "wrong_total", "long_range"):
                 status, headers = "206 PARTIAL CONTENT", _mislabelled(headers, kind, first, last)
             request.status = int(status.split()[0])
             return start_response(status, headers, raised)
@@ -199,10 +199,10 @@ def _is_as_signed(signed: str, sent: bytes) -> bool:
 
 
 def _mislabelled(headers: list[tuple[str, str]], kind: str, first: int, last: int) -> list[tuple[str, str]]:
-    """The headers of an answer that says that it is the range, or one a byte off."""
-    told, off = Headers(headers), 1 if kind == "wrong_range" else 0
-    nbytes = told.get("Content-Range", told["Content-Length"]).rpartition("/")[2]
-    told["Content-Range"] = f"bytes {first + off}-{last + off}/{nbytes}"
+    """The headers of an answer that says that it is the range, or one a byte off, or of another object."""
+    told, off, more = Headers(headers), int(kind == "wrong_range"), int(kind == "wrong_total")
+    nbytes = int(told.get("Content-Range", told["Content-Length"]).rpartition("/")[2])
+    told["Content-Range"] = f"bytes {first + off}-{last + off}/{nbytes + more}"
     return told.to_wsgi_list()
 
 

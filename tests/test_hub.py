@@ -427,6 +427,7 @@ STAYING = {
     "cut": (Fault("cut", times=None, at=0), "after 8 tries"),
     "ignores Range": (Fault("ignore_range", times=None), "ignores Range"),
     "wrong range": (Fault("wrong_range", times=None), "answered 206, 'bytes"),
+    "wrong total": (Fault("wrong_total", times=None), "answered 206, 'bytes"),
     "bytes one by one": (Fault("cut", times=None, at=1), "its bytes break off, the last time at 8, after 8 tries"),
     "what a server does not do": (Fault("status", times=None, status=501), "answered 501"),
     "a refusal that stays": (Fault("expired", times=None), "answered 403, where 127.0.0.1"),

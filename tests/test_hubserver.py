@@ -352,9 +352,10 @@ def test_a_server_may_ignore_the_range(server, folder):
 
 def test_a_range_may_be_another_than_asked(server, folder):
     content = (folder / FILE).read_bytes()
-    server.faults += [Fault("wrong_range"), Fault("short_range")]
-    wrong, short = fetch(server, "4-9"), fetch(server, "4-9")
+    server.faults += [Fault("wrong_range"), Fault("wrong_total"), Fault("short_range")]
+    wrong, total, short = fetch(server, "4-9"), fetch(server, "4-9"), fetch(server, "4-9")
     assert wrong.headers["Content-Range"] == f"bytes 5-10/{len(content)}"
+    assert total.headers["Content-Range"] == f"bytes 4-9/{len(content) + 1}"
     assert (short.headers["Content-Range"], short.content) == (f"bytes 4-6/{len(content)}", content[4:7])
 
 

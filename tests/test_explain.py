@@ -403,6 +403,14 @@ def test_a_message_of_several_lines_is_found_between_those_of_other_ranks(form):
     assert O_GROUPS in of(noise(20) + of_ranks(trap, form)).meaning[0]
 
 
+@pytest.mark.parametrize("between", [0, 1, 8, 38])
+def test_a_message_spans_up_to_forty_different_lines(between):
+    first = "in deepgemm_post_process_fp8_weight_block"
+    lines = [first, *(f"frame {n}" for n in range(between)), "ZeroDivisionError: integer modulo by zero"]
+    assert O_GROUPS in of(noise(50) + "\n".join(lines)).meaning[0]
+    assert not of(noise(50) + "\n".join([first, *(f"{n}" for n in range(39)), lines[-1]])).recognised
+
+
 def test_a_division_by_zero_elsewhere_is_not_the_output_groups():
     explanation = of(of_ranks(['  File "my_script.py", line 3, in mean', "ZeroDivisionError: division by zero"]))
     assert not explanation.recognised

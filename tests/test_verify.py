@@ -1,21 +1,30 @@
 """Verification finds any byte that is not as written, says where, and accounts for every source tensor."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import contents, least_config, load_checkpoint, open_folder, reshard_folder, rewrite, small_config
 
+from dsv4_shard.comparison import _account
 from dsv4_shard.demo import write_checkpoint
+from dsv4_shard.engines.base import Request
 from dsv4_shard.errors import ForeignPlan, NotAResult, UsageError
 from dsv4_shard.header import Header, parse_header
 from dsv4_shard.manifest import load_manifest
 from dsv4_shard.numerics import TOLERANCE, check_numerics
+from dsv4_shard.plan import make_plan
+from dsv4_shard.recipe import Cut, Spread
+from dsv4_shard.reshard import prepare, reshard
 from dsv4_shard.verify import Verification, verify
 
 RANK_FILES = ("model0-mp2.safetensors", "model1-mp2.safetensors")
@@ -131,6 +140,35 @@ def test_accounts_say_what_became_of_each_tensor(model: Path, clean: Path) -> No
         "whole on every rank": len(tensors) - len(experts) - len(split) - 1,
     }
     assert found.left_out == {"multiplied into wo_a.weight, which is stored in BF16": 1}
+
+
+def one_row_up(cut: Cut) -> Cut:
+    area = cut.rectangle
+    return cut._replace(rectangle=area._replace(row_start=area.row_start - 1, row_stop=area.row_stop - 1))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda spread: ((spread[0][0], spread[0][1][1:]), *spread[1:]),
+        lambda spread: spread[1:],
+        lambda spread: (spread[0], *((one_row_up(cut), files) for cut, files in spread[1:])),
+    ],
+    ids=["a rank lacks its part", "a part is on no rank", "parts overlap"],
+)
+def test_a_tensor_that_is_not_split_evenly_is_unaccounted_for(change: Callable[[Spread], Spread], wide: Path) -> None:
+    """Attention is split over TP 2, of which there are two replicas."""
+    checkpoint, inventory = open_folder(wide)
+    job = prepare(checkpoint, inventory, make_plan(checkpoint, inventory, Request(4, dp=2, engine="sglang")))
+    manifest: Any = SimpleNamespace(ranks=job.ranks, world=job.world)
+    number, step = next((n, s) for n, s in enumerate(job.recipe.steps) if s.source.name == "layers.0.attn.wq_b.weight")
+    (landing,) = step.landings
+    assert [len(files) for _, files in landing.spread] == [2, 2]
+    assert _account(job.recipe, inventory, manifest)[1] == []
+    steps = list(job.recipe.steps)
+    steps[number] = replace(step, landings=(landing._replace(spread=change(landing.spread)),))
+    (problem,) = _account(replace(job.recipe, steps=tuple(steps)), inventory, manifest)[1]
+    assert (problem.kind, problem.tensor) == ("unaccounted", step.source.name)
 
 
 def test_left_out_tensors_are_accounted_for(model: Path, tmp_path: Path) -> None:
@@ -254,6 +292,25 @@ def test_a_lost_small_file_is_reported_alone_and_against_the_source(name: str, o
     for source in (None, open_folder(model)):
         found = verify(out, source)
         assert [(p.kind, p.file) for p in found.problems] == [("lost-file", name)]
+
+
+@pytest.mark.parametrize("request_", [Request(2, engine="sglang"), Request(2, engine="node", nodes=2)])
+def test_a_damaged_copy_of_a_shared_file_is_named(request_: Request, wide: Path, tmp_path: Path) -> None:
+    """File systems without links have a copy of the file for each rank."""
+    out, source = tmp_path / "out", open_folder(wide)
+    reshard(prepare(*source, make_plan(*source, request_)), source[0], out)
+    entry = next(file for file in load_manifest(out).files if file.links)
+    link = entry.links[-1]
+    (out / link).unlink()
+    shutil.copyfile(out / entry.name, out / link)
+    assert verify(out).ok
+    for offset in (0, entry.nbytes // 2, entry.nbytes - 1):
+        flip(out / link, offset)
+        found = verify(out)
+        assert [(p.kind, p.file) for p in found.problems] == [("damaged-file", link)]
+        flip(out / link, offset)
+    os.truncate(out / link, entry.nbytes - 1)
+    assert [(p.kind, p.file) for p in verify(out).problems] == [("damaged-file", link)]
 
 
 @settings(max_examples=200)

@@ -33,6 +33,7 @@ from dsv4_shard.engines.base import (
     Request,
     say_placement,
 )
+from dsv4_shard.engines.common import fewest_nodes
 from dsv4_shard.errors import IncompleteCheckpoint, InfeasiblePlan
 from dsv4_shard.gpus import GPUS, say_memory
 from dsv4_shard.inventory import NVFP4, Inventory
@@ -414,7 +415,7 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
 
 
 def folder_of(inventory: Inventory, request: Request, at: Deployment, label: str) -> str:
-    """A name for the shards that none of another layout has: what it leaves out is the engine's own choice."""
+    """A folder name that no other layout gets. It leaves out what the engine chooses by itself on the assumed GPU."""
     engine = engine_for(request.engine, inventory.family)
     own = choose(inventory, replace(request, runner=None, shared="auto")).at
     own_ep = next(engine.candidates(inventory, replace(request, ep=None))).ep
@@ -427,7 +428,7 @@ def folder_of(inventory: Inventory, request: Request, at: Deployment, label: str
         (at.runner, at.runner != own.runner),
         (at.shared, at.shared != own.shared),
         (at.experts.lower(), at.experts != inventory.routed.name),
-        (f"{at.nodes}nodes", by_node and at.nodes != -(-at.world // 8)),
+        (f"{at.nodes}nodes", by_node and at.nodes != fewest_nodes(at.world, ASSUMED_GPU)),
         (f"sm{at.gpu.sm}", at.gpu.sm != ASSUMED_GPU.sm and not by_node and not any_gpu),
         (at.version, at.version != engine.version),
     )

@@ -444,6 +444,7 @@ def test_shards_that_are_not_the_same_have_folders_of_different_names(engine, gp
     ("sglang", {"runner": "marlin"}, "marlin"), ("sglang", {"shared": "whole"}, "whole"),
     ("sglang", {"gpu": "b200"}, "sm100"), ("vllm", {"engine_version": "0.25.0"}, "0.25.0"),
     ("reference", {"expert_dtype": "fp8"}, "fp8"), ("node", {"nodes": 4}, "4nodes"),
+    ("node", {"gpu": "gb200"}, "2nodes"),  # four GPUs a node: as --nodes 2 makes them elsewhere
 ])  # fmt: skip
 def test_each_departure_from_an_engines_choice_names_the_folder(engine, wanted, part):
     inventory = inventory_of(PRO)[1]

@@ -170,6 +170,15 @@ def test_an_older_vllm_gets_the_map_of_its_experts_and_a_broken_one_nothing():
         assert "0.29.0" in breach.remedies[0]
 
 
+@pytest.mark.parametrize(("version", "refused"), [("0.25.0", True), (None, False), ("0.34.0", False)])
+def test_only_an_old_vllm_is_refused_uneven_fp8_experts(version, refused):
+    """0.34.0 stands for the next version that is looked at."""
+    inventory = vllm_checkpoint("pro-fp8")[1]
+    vllm = find_engine("vllm")
+    at = next(vllm.candidates(inventory, Request(16, engine="vllm", runner="triton", engine_version=version)))
+    assert ("do not fall into whole blocks" in (vllm.layout.refusal(Context(inventory, at)) or "")) == refused
+
+
 @pytest.mark.parametrize(
     ("request_", "why"),
     [

@@ -21,6 +21,9 @@ _ONE = {"F8_E8M0": b"\x7f", "F32": struct.pack("<f", 1.0)}
 _EXPERT_MAP_VERSIONS = ("0.25.0",)
 """Versions whose models own a map from experts to local slots, if experts are spread over ranks."""
 
+_WHOLE_BLOCK_VERSIONS = ("0.25.0",)
+"""Versions that neither refine nor pad the blocks of FP8 experts."""
+
 _LAYER: dict[Role, Parameter] = {
     Role.ATTN_NORM: Parameter("attn_norm"),
     Role.FFN_NORM: Parameter("ffn_norm"),
@@ -123,7 +126,7 @@ class VllmLayout:
             return f"{config.n_routed_experts} experts over EP {at.ep} are uneven: never held against vLLM"
         if layout_class(context) == "E" and (config.moe_intermediate_size % TILE or config.hidden_size % TILE):
             return f"vLLM's finer FP8 blocks need whole blocks of {TILE} to begin with"
-        if at.version != "0.33.0" and layout_class(context) in ("E", "F"):
+        if at.version in _WHOLE_BLOCK_VERSIONS and layout_class(context) in ("E", "F"):
             return f"vLLM {at.version} has no way for FP8 experts that do not fall into whole blocks"
         return None
 

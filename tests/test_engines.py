@@ -27,9 +27,10 @@ from skeletons import DATA
 
 from dsv4_shard.choosing import choose, rank_nbytes
 from dsv4_shard.demo import DEMO_CONFIG, tensors_of
-from dsv4_shard.engines import ENGINES, find_engine
+from dsv4_shard.engines import ENGINES, engine_for, find_engine
 from dsv4_shard.engines.base import MAX_RANKS, Context, Deployment, Expert, Pad, Replicate, Request, Split
 from dsv4_shard.errors import UsageError
+from dsv4_shard.families import FAMILIES
 from dsv4_shard.gpus import GPUS, find_gpu
 from dsv4_shard.inventory import Group, Inventory, take_inventory
 from dsv4_shard.names import A2A
@@ -558,6 +559,13 @@ BROKEN_RULES = [
     ("reference", "experts", {"tp": 32}, {}),
     ("reference", "cast-blocks", {"tp": 8, "expert_dtype": "fp8"}, {"moe_intermediate_size": 3136}),
 ]
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_engine_states_each_rule_once(engine, family):
+    names = [rule.name for rule in engine_for(engine, family).rules]
+    assert len(names) == len(set(names))
 
 
 @pytest.mark.parametrize(("engine", "rule", "wanted", "changes"), BROKEN_RULES)

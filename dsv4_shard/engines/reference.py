@@ -150,7 +150,6 @@ _WAYS: tuple[Rule, ...] = (
         consequence=NO_OPTION, remedies=(leave_out("shared"),), fatal=True,
     ),
     nvfp4_rule("DeepSeek's model.py has no NVFP4 experts", "the model cannot load them"),
-    nvfp4_rule("DeepSeek's model.py has no NVFP4 experts", "the model cannot load them"),
     Requires(
         "expert-dtype", Module.ROUTED,
         lambda c: c.at.experts in ("FP4", "FP8") and (c.at.experts, c.inventory.routed.name) != ("FP4", "FP8"),

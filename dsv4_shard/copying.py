@@ -50,7 +50,6 @@ class CopyResult:
     digests: dict[tuple[int, str], str]
     inexact: dict[str, int]
     bytes_read: int
-    bytes_put: int
 
 
 def copy(
@@ -126,7 +125,6 @@ class _Run:
         self._pieces: dict[tuple[int, str], bytearray] = {}
         self._inexact: dict[str, int] = {}
         self._bytes_read = 0
-        self._bytes_put = 0
 
     def skip(self, finished: Iterable[Finished]) -> None:
         """Take steps as done that an earlier run finished."""
@@ -156,7 +154,6 @@ class _Run:
             },
             dict(sorted(self._inexact.items())),
             self._bytes_read,
-            self._bytes_put,
         )
 
     def work(self) -> None:
@@ -216,8 +213,6 @@ class _Run:
         for file, tensor, _ in piece.places:
             self._sink.put(file, self._recipe.offset(file, tensor) + piece.at + piece.done, view)
         piece.done += len(view)
-        with self._lock:
-            self._bytes_put += len(view) * len(piece.places)
         self._on_progress(len(view) * len(piece.places))
 
     def put_fixed(self, fixed: Fixed) -> None:

@@ -167,7 +167,7 @@ def search(
     from dsv4_shard.search import plan_best
 
     checkpoint, inventory = open_checkpoint(str(repo), refresh=refresh, exact=False)
-    found = _search(checkpoint, inventory, gpus, engine, gpu=gpu, gpu_memory=gpu_memory, nodes=nodes,
+    found = find_layouts(checkpoint, inventory, gpus, engine, gpu=gpu, gpu_memory=gpu_memory, nodes=nodes,
                     expert_dtype=expert_dtype, engine_version=engine_version, rank_by=rank_by)  # fmt: skip
     if output is not None and found.best is not None:
         save_plan(plan_best(checkpoint, inventory, found), Path(output))
@@ -224,7 +224,7 @@ def report(
     if plan is not None:
         plan = check_plan(plan, checkpoint, inventory)
     elif gpus is not None:
-        found = _search(checkpoint, inventory, gpus, rank_by=rank_by or "weights", **asked)
+        found = find_layouts(checkpoint, inventory, gpus, rank_by=rank_by or "weights", **asked)
         plan = plan_best(checkpoint, inventory, found) if found.best is not None else None
     elif asked:
         plan = make_plan(checkpoint, inventory, request_of(**asked))
@@ -326,7 +326,7 @@ def _refuse_unknown(option: str, given: object, known: Mapping[str, tuple[str, .
         raise UsageError(f"{option} {short(given)}: no such name is known", hint=hint)
 
 
-def _search(
+def find_layouts(
     checkpoint: "Checkpoint",
     inventory: "Inventory",
     gpus: int,

@@ -218,7 +218,7 @@ Shape = Callable[[Any, Place], tuple[int, ...]]
 """Shape of a role's weight in elements, from the family's config and a place."""
 
 
-def everywhere(config: "ModelConfig", place: Place) -> bool:
+def everywhere(config: object, place: Place) -> bool:
     """Present in every place of its stage."""
     return True
 

@@ -169,7 +169,7 @@ class Store:
         try:
             yield
         except (BaseError, FileNotFoundError) as error:
-            raise _meaning(error, what, self) from None
+            raise _meaning(error, what, self.place) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,10 +284,10 @@ _SAID = {"Timeout": "no answer in time", "Connect": "no connection", "Interrupte
 _THROTTLED = ("SlowDown", "TooManyRequests", "RequestLimitExceeded", "ServerBusy")
 
 
-def _meaning(error: Exception, what: str, store: Store) -> ShardError:
+def _meaning(error: Exception, what: str, place: str) -> ShardError:
     """The error to raise. Of the client's own text, which has addresses and may have signatures, little is shown."""
     text = str(error)
-    scheme = store.url.partition(":")[0]
+    scheme = place.partition(":")[0]
     found = {key: match[1] for key, pattern in _FOUND.items() if (match := pattern.search(text))}
     status, code = int(found.get("status", 0)), found.get("code", "")
     answer = f"{status} {code}".strip()
@@ -295,20 +295,20 @@ def _meaning(error: Exception, what: str, store: Store) -> ShardError:
     if _IDENTITY.search(text):
         return AccessRefused(f"{what}: no credentials for {scheme}:// are set", hint=_CREDENTIALS[scheme])
     if status in (401, 403):
-        return AccessRefused(f"{what}: {store.place} refused access ({answer})", hint=_CREDENTIALS[scheme])
+        return AccessRefused(f"{what}: {place} refused access ({answer})", hint=_CREDENTIALS[scheme])
     if code == "NoSuchUpload":
         return ServerFailed(f"{what}: the upload broke off at its end", hint=_AGAIN)
     if code in ("NoSuchBucket", "ContainerNotFound"):
-        return NotFound(f"{what}: no bucket {store.place} ({answer})", hint="Check the name, the region and endpoint.")
+        return NotFound(f"{what}: no bucket {place} ({answer})", hint="Check the name, the region and endpoint.")
     if status == 404 or isinstance(error, FileNotFoundError):
         return NotFound(f"{what}: not there", hint="It is listed, or was: see what else writes to this place.")
     if status == 412:
         return _replaced(what)
     if status == 429 or code in _THROTTLED:
-        return Throttled(f"{what}: {store.place} answered {answer}{tried}", hint="The store limits how often it is "
+        return Throttled(f"{what}: {place} answered {answer}{tried}", hint="The store limits how often it is "
                          "asked. Run again later: what is done is not done again.")  # fmt: skip
     if status == 408 or status >= 500:
-        return ServerFailed(f"{what}: {store.place} answered {answer}{tried}", hint=_AGAIN)
+        return ServerFailed(f"{what}: {place} answered {answer}{tried}", hint=_AGAIN)
     if "non-partial" in text:
         return BadAnswer(f"{what}: the server ignores Range: it gave the whole object", hint="Reading from afar needs "
                          "ranges. Use another endpoint, or download the checkpoint.")  # fmt: skip
@@ -317,15 +317,15 @@ def _meaning(error: Exception, what: str, store: Store) -> ShardError:
         return Unreachable(f"{what}: its endpoint is http://, which is not encrypted", hint=f"Set {variable}=true.")
     if "region" in found or "redirect without LOCATION" in text:
         where = f", {found['region']}" if "region" in found else ""
-        return BadAnswer(f"{what}: {store.place} is in another region{where}", hint="Set AWS_REGION to the bucket's.")
+        return BadAnswer(f"{what}: {place} is in another region{where}", hint="Set AWS_REGION to the bucket's.")
     if "redirect" in text:
         return BadAnswer(
-            f"{what}: {store.place} answered with nothing but redirects", hint="Check endpoint and region."
+            f"{what}: {place} answered with nothing but redirects", hint="Check endpoint and region."
         )
     if broken := found.get("broken"):
         return ServerFailed(f"{what}: {_SAID[broken]}{tried}", hint=f"{_AGAIN} The endpoint is that of "
                             f"{_VARIABLES[scheme]}_ENDPOINT_URL, or the cloud's own.")  # fmt: skip
-    return BadAnswer(f"{what}: {store.place} answered {answer}" if status else f"{what}: {_first_line(error)}")
+    return BadAnswer(f"{what}: {place} answered {answer}" if status else f"{what}: {_first_line(error)}")
 
 
 def _replaced(what: str) -> SourceChanged:

@@ -9,8 +9,6 @@ The commands as functions, which return what the commands show, and raise `error
     assert dsv4_shard.verify("shards").ok
 """
 
-__version__ = "0.1.0"
-
 import sys
 from types import FunctionType, ModuleType
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 from dsv4_shard import errors
 from dsv4_shard.api import compare, explain, inspect, plan, report, search
 from dsv4_shard.moving import merge, reshard, verify
+from dsv4_shard.version import __version__
 
 __all__ = [
     "__version__",

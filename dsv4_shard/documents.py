@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from dsv4_shard import __version__
 from dsv4_shard.ranksource import Change
 from dsv4_shard.together import Together
+from dsv4_shard.version import __version__
 
 if TYPE_CHECKING:
     from dsv4_shard.cluster import ClusterOutcome

@@ -7,7 +7,6 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from dsv4_shard import __version__
 from dsv4_shard.checkpoint import Checkpoint, Severity
 from dsv4_shard.choosing import Choice, check_request, choose, loads, nearest, options_of
 from dsv4_shard.engines import SERVING, engine_for
@@ -28,6 +27,7 @@ from dsv4_shard.plan import (
     weights_of,
 )
 from dsv4_shard.roles import Module, Part
+from dsv4_shard.version import __version__
 
 SCHEMA_VERSION: Literal[1] = 1
 DEFAULT_TPS = (1, 2, 4, 8, 16, 32, 64)

@@ -11,13 +11,13 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from dsv4_shard import __version__
 from dsv4_shard.digests import digest_of
 from dsv4_shard.engines.base import MAX_RANKS
 from dsv4_shard.errors import NotAResult, UsageError
 from dsv4_shard.escape import short_name
 from dsv4_shard.jsonfile import BadJson, check_size, first_error
 from dsv4_shard.origin import Origin, differences
+from dsv4_shard.version import __version__
 
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST_NAME = "manifest.json"

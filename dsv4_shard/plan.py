@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from dsv4_shard import __version__
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.choosing import TARGET, Load, choose, fits, loads, nearest, options_of, rank_nbytes
 from dsv4_shard.dialects import NATIVE
@@ -42,6 +41,7 @@ from dsv4_shard.origin import Origin, origin_of
 from dsv4_shard.remedies import ways_out
 from dsv4_shard.roles import Module, Part, Role, Stage
 from dsv4_shard.units import counted
+from dsv4_shard.version import __version__
 
 SCHEMA_VERSION: Literal[1] = 1
 _ALTERNATIVES = 3

@@ -7,7 +7,6 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from dsv4_shard import __version__
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.engines.base import Request
 from dsv4_shard.errors import BadPlan, ForeignPlan, UsageError
@@ -18,6 +17,7 @@ from dsv4_shard.origin import differences, origin_of
 from dsv4_shard.output import write_text
 from dsv4_shard.plan import SCHEMA_VERSION, Plan, make_plan
 from dsv4_shard.units import counted
+from dsv4_shard.version import __version__
 
 _REQUEST = TypeAdapter(Request)
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from dsv4_shard import __version__
 from dsv4_shard.checkpoint import INDEX_FILE, Checkpoint
 from dsv4_shard.choosing import choose
 from dsv4_shard.commit import Staging
@@ -40,6 +39,7 @@ from dsv4_shard.rankspan import share_name
 from dsv4_shard.recipe import OutputFile, Recipe, make_recipe
 from dsv4_shard.skeleton import SKELETON_NAME, write_skeleton
 from dsv4_shard.sources import Source
+from dsv4_shard.version import __version__
 from dsv4_shard.writing import FileSink, StagedFile
 
 if TYPE_CHECKING:

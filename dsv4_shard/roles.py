@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dsv4_shard.blocks import Block
 
 if TYPE_CHECKING:
-    from dsv4_shard.families.base import ModelConfig
+    pass
 
 
 class Module(StrEnum):

@@ -27,7 +27,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from dsv4_shard import __version__
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.choosing import check_request, choose, divisors, loads, options_of
 from dsv4_shard.engines import SERVING, engine_for, find_engine, sglang, vllm
@@ -39,6 +38,7 @@ from dsv4_shard.gpus import GPUS, Gpu
 from dsv4_shard.inventory import Inventory, outside_layers
 from dsv4_shard.names import did_you_mean
 from dsv4_shard.plan import Plan, beyond_roles, make_plan, memory_of, refuse_errors, totals_of, weights_of
+from dsv4_shard.version import __version__
 
 SCHEMA_VERSION: Literal[1] = 1
 _A2A = (None, "deepep", "megamoe")

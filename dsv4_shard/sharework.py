@@ -11,7 +11,6 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
-from dsv4_shard import __version__
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.errors import OutputNotEmpty, RanksThere, ShardError, UsageError
 from dsv4_shard.inventory import Inventory
@@ -21,6 +20,7 @@ from dsv4_shard.plan import Plan
 from dsv4_shard.planfile import check_plan
 from dsv4_shard.reshard import Job, Outcome, prepare, reshard
 from dsv4_shard.verify import Verification, bytes_to_verify, verify
+from dsv4_shard.version import __version__
 
 _SECONDS_BETWEEN_MESSAGES = 0.5
 

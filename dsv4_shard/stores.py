@@ -319,9 +319,7 @@ def _meaning(error: Exception, what: str, place: str) -> ShardError:
         where = f", {found['region']}" if "region" in found else ""
         return BadAnswer(f"{what}: {place} is in another region{where}", hint="Set AWS_REGION to the bucket's.")
     if "redirect" in text:
-        return BadAnswer(
-            f"{what}: {place} answered with nothing but redirects", hint="Check endpoint and region."
-        )
+        return BadAnswer(f"{what}: {place} answered with nothing but redirects", hint="Check endpoint and region.")
     if broken := found.get("broken"):
         return ServerFailed(f"{what}: {_SAID[broken]}{tried}", hint=f"{_AGAIN} The endpoint is that of "
                             f"{_VARIABLES[scheme]}_ENDPOINT_URL, or the cloud's own.")  # fmt: skip

@@ -21,7 +21,6 @@ from types import TracebackType
 import xxhash
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from dsv4_shard import __version__
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.errors import (
     BadAnswer,
@@ -40,6 +39,7 @@ from dsv4_shard.remote import Listed
 from dsv4_shard.reshard import Job
 from dsv4_shard.sources import LocalFile
 from dsv4_shard.stores import PART_BYTES, Store
+from dsv4_shard.version import __version__
 from dsv4_shard.writing import fsync_folder
 
 OBJECTS_AT_ONCE = 4

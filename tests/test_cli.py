@@ -12,11 +12,11 @@ from fullsize import FLASH, PRO, inventory_of
 from small import small_config
 from typer.testing import CliRunner
 
-from dsv4_shard import __version__
 from dsv4_shard.cli import app
 from dsv4_shard.demo import write_checkpoint
 from dsv4_shard.errors import ExitCode
 from dsv4_shard.planfile import load_plan
+from dsv4_shard.version import __version__
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,6 @@ from families import (
 from small import least_config, reshard_folder
 from typer.testing import CliRunner
 
-from dsv4_shard import __version__
 from dsv4_shard.checkpoint import Severity, UnknownCheckpoint, read_unknown
 from dsv4_shard.cli import app
 from dsv4_shard.demo import write_checkpoint
@@ -29,6 +28,7 @@ from dsv4_shard.generic import SCHEMA_VERSION, UnknownInspection, inspect_unknow
 from dsv4_shard.inspect import DEFAULT_TPS
 from dsv4_shard.scales import Sharing
 from dsv4_shard.sources import open_source
+from dsv4_shard.version import __version__
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,6 @@ from fullsize import FLASH, PRO, PRO_FP8, in_memory, inventory_of
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dsv4_shard import __version__
 from dsv4_shard.checkpoint import Checkpoint, SourceFile
 from dsv4_shard.choosing import choose, rank_nbytes
 from dsv4_shard.demo import DEMO_CONFIG, tensors_of
@@ -28,6 +27,7 @@ from dsv4_shard.plan import SCHEMA_VERSION, Plan, folder_of, make_plan, refuse_i
 from dsv4_shard.planfile import MAX_PLAN_BYTES, check_plan, load_plan
 from dsv4_shard.recipe import make_recipe
 from dsv4_shard.roles import Stage
+from dsv4_shard.version import __version__
 
 TARGET = (Stage.MODEL, Stage.LAYER)
 

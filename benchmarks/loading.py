@@ -22,12 +22,12 @@ from benchmarks.sized import write_sized
 from benchmarks.spread import Spread, spread
 from dsv4_shard.checkpoint import read_checkpoint
 from dsv4_shard.engines.base import Request
-from dsv4_shard.header import DTYPE_BITS
 from dsv4_shard.inventory import take_inventory
 from dsv4_shard.plan import make_plan
 from dsv4_shard.recipe import Recipe, Step
 from dsv4_shard.reshard import prepare
 from dsv4_shard.sources import open_source
+from dsv4_shard.tensors.header import DTYPE_BITS
 
 if TYPE_CHECKING:
     import torch

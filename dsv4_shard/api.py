@@ -16,9 +16,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict, Unpack
 
+from dsv4_shard.catalog.options import A2A, RUNNERS, VERSIONS
 from dsv4_shard.errors import ReadFailed, ShardError, UnsupportedFamily, UsageError
-from dsv4_shard.escape import short
-from dsv4_shard.names import A2A, RUNNERS, VERSIONS, as_option, did_you_mean
+from dsv4_shard.text.sanitize import short
+from dsv4_shard.text.suggest import as_option, did_you_mean
 
 if TYPE_CHECKING:
     from dsv4_shard.checkpoint import Checkpoint
@@ -75,12 +76,13 @@ def inspect(
     >>> [cell.verdict for cell in found.matrix if cell.engine == "sglang"]
     ['works', 'with-options']
     """
-    from dsv4_shard.checkpoint import collector_paused, read_unknown
+    from dsv4_shard.checkpoint import read_unknown
     from dsv4_shard.generic import inspect_unknown
     from dsv4_shard.inspect import DEFAULT_TPS
     from dsv4_shard.inspect import inspect as inspect_checkpoint
     from dsv4_shard.opening import open_checkpoint
     from dsv4_shard.sources import open_source
+    from dsv4_shard.storage.runtime import collector_paused
 
     tps = DEFAULT_TPS if tp is None else tuple(tp)
     with collector_paused():
@@ -121,10 +123,10 @@ def plan(
     >>> plan.feasible, plan.deployment["shared"], plan.totals.target_bytes_per_rank_max
     (True, 'whole', 17420900)
     """
-    from dsv4_shard.checkpoint import collector_paused
     from dsv4_shard.opening import open_checkpoint
     from dsv4_shard.plan import make_plan
     from dsv4_shard.planfile import save_plan
+    from dsv4_shard.storage.runtime import collector_paused
 
     request = request_of(
         tp, ep=ep, dp=dp, engine=engine, runner=runner, a2a=a2a, shared_experts=shared_experts, gpu=gpu, nodes=nodes,
@@ -212,11 +214,11 @@ def report(
     >>> made.ranks[0].weights == made.plan.memory.weights
     True
     """
-    from dsv4_shard.output import write_text
     from dsv4_shard.plan import make_plan
     from dsv4_shard.planfile import check_plan
     from dsv4_shard.report import make_report, to_html
     from dsv4_shard.search import plan_best
+    from dsv4_shard.storage.output_folder import write_text
 
     plan, found = _plan_given(source), None
     _refuse_for_report(source, plan, repo, gpus, rank_by, asked)

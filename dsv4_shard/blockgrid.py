@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from dsv4_shard.blocks import ceil_div
-from dsv4_shard.engines.base import MAX_RANKS
+from dsv4_shard.catalog.rank_ranges import MAX_RANKS
 from dsv4_shard.roles import Module, Role
+from dsv4_shard.tensors.geometry import ceil_div
 
 if TYPE_CHECKING:
     from dsv4_shard.plan import Plan

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from dsv4_shard.names import near
+from dsv4_shard.text.suggest import near
 
 _MOST_ENTRIES = 10_000
 """Of a folder, as many entries are looked at."""

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dsv4_shard.checkpoint import Tensor
 from dsv4_shard.families import family_of
 from dsv4_shard.families.base import Family, ModelConfig
 from dsv4_shard.roles import DSPARK, Draft, Part, Place, Role, Stage, TensorName
+from dsv4_shard.tensors.header import Tensor
 
 
 class Kind(NamedTuple):

@@ -1,39 +1,35 @@
 """A checkpoint as one checked object: config, index and every header, held against each other and the folder."""
 
-import gc
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any
 
 import xxhash
 
 from dsv4_shard.config import MAX_CONFIG_BYTES, parse_config, parse_document
 from dsv4_shard.dialects import NATIVE, View, is_transformers_config, native_view
-from dsv4_shard.errors import (
-    BadConfig,
-    BadIndex,
-    DuplicateTensor,
-    IndexMismatch,
-    MissingFile,
-    UnsafeFileName,
-)
-from dsv4_shard.escape import short, short_name
+from dsv4_shard.errors import BadConfig, BadIndex, DuplicateTensor, IndexMismatch, MissingFile, UnsafeFileName
 from dsv4_shard.families.base import ModelConfig
-from dsv4_shard.header import read_header
-from dsv4_shard.jsonfile import BadJson, parse_json
 from dsv4_shard.sources import Source
-from dsv4_shard.units import counted
+from dsv4_shard.storage.runtime import collector_paused
+from dsv4_shard.tensors.header import Tensor, read_header
+from dsv4_shard.text.sanitize import short, short_name
+from dsv4_shard.text.strict_json import BadJson, parse_json
+from dsv4_shard.text.units import counted
 
 CONFIG_FILE = "config.json"
+
 INDEX_FILE = "model.safetensors.index.json"
+
 SINGLE_FILE = "model.safetensors"
+
 MAX_INDEX_BYTES = 64 << 20
 """That of V4-Pro has 12 MB."""
 
 _PLAIN_NAME = re.compile(r"\w[\w.+-]*\.safetensors", re.ASCII)
+
 _NAMED_AT_ONCE = 3
 """How many tensors or files an error names before it only counts."""
 
@@ -58,24 +54,6 @@ class Finding:
 def defect(code: str, message: str) -> Finding:
     """A finding that stops planning."""
     return Finding(Severity.ERROR, code, message)
-
-
-class Tensor(NamedTuple):
-    """A tensor of the checkpoint: `shape` in stored elements, `[start, stop)` in bytes of the file called `file`.
-
-    `name` is its family's for it, whatever the file calls it.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    file: str
-    start: int
-    stop: int
-
-    @property
-    def nbytes(self) -> int:
-        return self.stop - self.start
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,18 +146,6 @@ def _read_weights(
     findings += _check_folder(source, sizes, names)
     findings += [Finding(Severity.NOTE, "source", line) for line in source.notes]
     return files, tensors, tuple(findings)
-
-
-@contextmanager
-def collector_paused() -> Iterator[None]:
-    """145,116 new tuples, none of them garbage: looking for cycles among them would double the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _read_config(source: Source, sizes: Mapping[str, int]) -> tuple[bytes, str]:

@@ -5,14 +5,16 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from dsv4_shard.catalog.options import EXPERT_DTYPES, SHARED_EXPERTS
+from dsv4_shard.catalog.rank_ranges import MAX_RANKS
 from dsv4_shard.engines import engine_for
-from dsv4_shard.engines.base import MAX_RANKS, Breach, Context, Deployment, Engine, Expert, Held, Request
+from dsv4_shard.engines.base import Breach, Context, Deployment, Engine, Expert, Held, Request
 from dsv4_shard.engines.common import fewest_nodes
 from dsv4_shard.errors import UsageError
-from dsv4_shard.escape import short
 from dsv4_shard.inventory import Group, Inventory
-from dsv4_shard.names import EXPERT_DTYPES, SHARED_EXPERTS, did_you_mean
 from dsv4_shard.roles import Module, Stage
+from dsv4_shard.text.sanitize import short
+from dsv4_shard.text.suggest import did_you_mean
 
 _MAX_NAME_CHARS = 100
 

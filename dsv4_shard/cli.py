@@ -20,9 +20,9 @@ import dsv4_shard
 from dsv4_shard import completion, options
 from dsv4_shard.commandhelp import Command, Group
 from dsv4_shard.errors import ExitCode, NothingToDo, OutputNotEmpty, ShardError, UsageError, WriteFailed
-from dsv4_shard.escape import clean
-from dsv4_shard.names import as_option
 from dsv4_shard.terminal.signs import show_signs
+from dsv4_shard.text.sanitize import clean
+from dsv4_shard.text.suggest import as_option
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -549,7 +549,7 @@ def demo(
     It is made for it, with V4-Pro's structure, 4 layers and 16 experts small; all takes under a minute and 250 MB.
     """
     from dsv4_shard.demo import write_checkpoint
-    from dsv4_shard.output import check_output
+    from dsv4_shard.storage.output_folder import check_output
     from dsv4_shard.terminal.text import paragraph
 
     try:

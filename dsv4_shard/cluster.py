@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
+from dsv4_shard.catalog.rank_ranges import say_ranks, share_of
 from dsv4_shard.errors import NodesLost, OutputBusy, ShardError, Unreachable, UsageError
 from dsv4_shard.manifest import Manifest
-from dsv4_shard.rankspan import say_ranks, share_of
 from dsv4_shard.reshard import Outcome
 from dsv4_shard.sharework import Advanced, Begun, Ended, Failed, Message, Order, carry_out, manifest_of
 from dsv4_shard.together import Together, put_together

@@ -10,8 +10,8 @@ from typing import Any
 from typer.core import TyperCommand, TyperGroup
 
 from dsv4_shard.errors import ExitCode
-from dsv4_shard.escape import clean
-from dsv4_shard.names import near
+from dsv4_shard.text.sanitize import clean
+from dsv4_shard.text.suggest import near
 
 EXIT_CODES = {
     ExitCode.DONE: "done",

@@ -9,13 +9,11 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
-from dsv4_shard.blocks import whole_rectangle
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.copying import copy
 from dsv4_shard.errors import ForeignPlan, ReadFailed
-from dsv4_shard.escape import short_name
 from dsv4_shard.inventory import Inventory
-from dsv4_shard.manifest import MANIFEST_NAME, NATIVE, PLAN_NAME, Manifest
+from dsv4_shard.manifest import NATIVE, PLAN_NAME, Manifest
 from dsv4_shard.merge import prepare_merge
 from dsv4_shard.origin import differences, origin_of
 from dsv4_shard.planfile import check_plan, load_plan
@@ -23,6 +21,9 @@ from dsv4_shard.problem import Problem
 from dsv4_shard.recipe import Recipe, Step
 from dsv4_shard.reshard import Job, prepare
 from dsv4_shard.sources import LocalFile
+from dsv4_shard.storage.output_folder import MANIFEST_NAME
+from dsv4_shard.tensors.geometry import whole_rectangle
+from dsv4_shard.text.sanitize import short_name
 
 _MISMATCHES_KEPT = 100
 """For each file: what differs in more places than that differs everywhere."""

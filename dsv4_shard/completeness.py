@@ -13,7 +13,7 @@ from dsv4_shard.checkpoint import Finding, Severity, defect, some
 from dsv4_shard.families import family_of
 from dsv4_shard.families.base import ModelConfig
 from dsv4_shard.roles import Draft, Module, Part, Place, Role, Stage, TensorName
-from dsv4_shard.units import counted
+from dsv4_shard.text.units import counted
 
 FLOATS = ("BF16", "F32")
 """Dtypes of weights that are not quantized."""

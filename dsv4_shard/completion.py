@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperArgument, TyperOption
 
-from dsv4_shard import names
+from dsv4_shard.catalog import options as names
 
 PROGRAM = "dsv4-shard"
 ASKED = "_DSV4_SHARD_COMPLETE"
@@ -83,7 +83,7 @@ def versions(context: typer.Context) -> Offer:
 
 def gpus() -> Offer:
     """GPUs by name, with their titles."""
-    from dsv4_shard.gpus import GPUS
+    from dsv4_shard.catalog.gpus import GPUS
 
     return [(gpu.name, gpu.title) for gpu in GPUS.values()]
 

@@ -5,10 +5,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from dsv4_shard.errors import BadConfig, UnsupportedFamily
-from dsv4_shard.escape import short, short_name
 from dsv4_shard.families import FAMILIES, find_family
 from dsv4_shard.families.base import Family, ModelConfig
-from dsv4_shard.jsonfile import BadJson, is_plain, parse_json
+from dsv4_shard.text.sanitize import short, short_name
+from dsv4_shard.text.strict_json import BadJson, is_plain, parse_json
 
 MAX_CONFIG_BYTES = 4 << 20
 MAX_CONFIG_VALUES = 200_000

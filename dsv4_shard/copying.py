@@ -14,17 +14,17 @@ from typing import Protocol
 import numpy as np
 import xxhash
 
-from dsv4_shard.blocks import Rectangle, whole_rectangle
-from dsv4_shard.conversions import Conversion
-from dsv4_shard.digests import DIGEST_BYTES
 from dsv4_shard.errors import InexactCast, SourceChanged
-from dsv4_shard.header import DTYPE_BITS
 from dsv4_shard.journal import Finished
 from dsv4_shard.naming import scale_name
 from dsv4_shard.reading import row_runs, spans, stripes
 from dsv4_shard.recipe import Cut, Fixed, Recipe, Step
 from dsv4_shard.sources import CHUNK_BYTES, OpenFile, Source
-from dsv4_shard.transforms import Bytes, Decoded, Transform
+from dsv4_shard.storage.digests import DIGEST_BYTES
+from dsv4_shard.tensors.decoding import Bytes, Decoded, Transform
+from dsv4_shard.tensors.dtype_casts import Conversion
+from dsv4_shard.tensors.geometry import Rectangle, whole_rectangle
+from dsv4_shard.tensors.header import DTYPE_BITS
 
 
 class Sink(Protocol):

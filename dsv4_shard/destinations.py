@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsv4_shard.checkpoint import Checkpoint
-from dsv4_shard.commit import Staging
 from dsv4_shard.errors import UsageError
-from dsv4_shard.output import check_output, free_bytes
 from dsv4_shard.reshard import Job, Outcome, reshard, result_to_join
+from dsv4_shard.storage.output_folder import check_output, free_bytes
+from dsv4_shard.storage.staging import Staging
 
 if TYPE_CHECKING:
     from dsv4_shard.cluster import ClusterOutcome, ShareWatch

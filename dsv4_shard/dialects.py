@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from dsv4_shard.errors import BadStack, DuplicateTensor, MixedDialects
-from dsv4_shard.escape import short, short_name
 from dsv4_shard.families import family_of
 from dsv4_shard.families.base import Family, ModelConfig
 from dsv4_shard.families.v4 import V4
-from dsv4_shard.header import DTYPE_BITS
 from dsv4_shard.naming import EXPERT, index_of
 from dsv4_shard.roles import Part, Stage
+from dsv4_shard.tensors.header import DTYPE_BITS
+from dsv4_shard.text.sanitize import short, short_name
 
 if TYPE_CHECKING:
-    from dsv4_shard.checkpoint import Tensor
+    from dsv4_shard.tensors.header import Tensor
 
 Rules = tuple[tuple[str, str], ...]
 """(regular expression, replacement) for names, applied in order."""

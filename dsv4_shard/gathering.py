@@ -13,15 +13,14 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
-from dsv4_shard.blocks import whole_rectangle
-from dsv4_shard.checkpoint import Tensor
-from dsv4_shard.conversions import Bytes, Conversion
-from dsv4_shard.digests import DIGEST_BYTES, digest_of
 from dsv4_shard.errors import BadPadding, DamagedRanks, NotConverted, RanksDisagree
-from dsv4_shard.header import DTYPE_BITS
 from dsv4_shard.rankfiles import RankFiles
 from dsv4_shard.recipe import Cut, Landing, Recipe, Step
 from dsv4_shard.sources import CHUNK_BYTES
+from dsv4_shard.storage.digests import DIGEST_BYTES, digest_of
+from dsv4_shard.tensors.dtype_casts import Bytes, Conversion
+from dsv4_shard.tensors.geometry import whole_rectangle
+from dsv4_shard.tensors.header import DTYPE_BITS, Tensor
 
 
 class _Rows(NamedTuple):

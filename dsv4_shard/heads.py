@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE, MAX_INDEX_BYTES, SINGLE_FILE, is_plain_name
 from dsv4_shard.config import MAX_CONFIG_BYTES
-from dsv4_shard.header import LENGTH_BYTES, MAX_HEADER_BYTES
-from dsv4_shard.jsonfile import BadJson, parse_json
 from dsv4_shard.readahead import CONNECTIONS
 from dsv4_shard.remote import RemoteSource
+from dsv4_shard.tensors.header import LENGTH_BYTES, MAX_HEADER_BYTES
+from dsv4_shard.text.strict_json import BadJson, parse_json
 
 _LEAST_FIRST_BYTES = 64 << 10
 _ENTRY_BYTES = 128

@@ -12,9 +12,9 @@ from typing import Any
 
 from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint
 from dsv4_shard.dialects import NATIVE
-from dsv4_shard.header import build_header, read_header
 from dsv4_shard.ranksource import Change, RankSource
 from dsv4_shard.recipe import Recipe, Step
+from dsv4_shard.tensors.header import build_header, read_header
 
 Kind = tuple[str, tuple[int, ...]]
 """dtype and shape"""

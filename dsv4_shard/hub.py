@@ -16,15 +16,15 @@ from urllib.parse import quote, urlsplit
 
 from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, Checkpoint
 from dsv4_shard.errors import BadAnswer, NotFound, ServerFailed, Unreachable, UsageError
-from dsv4_shard.escape import short
 from dsv4_shard.headcache import HeadCache, Heads
-from dsv4_shard.header import LENGTH_BYTES
 from dsv4_shard.heads import read_headers, read_small, wanted_headers, weight_map_of
 from dsv4_shard.hubfiles import HubFiles, is_server, raise_for, refuse, transport_errors
 from dsv4_shard.intact import check_downloads
 from dsv4_shard.persistence import persist
 from dsv4_shard.remote import Listed, RemoteSource
 from dsv4_shard.sources import COMMIT, LocalSource, Source
+from dsv4_shard.tensors.header import LENGTH_BYTES
+from dsv4_shard.text.sanitize import short
 
 _MAIN = "main"
 

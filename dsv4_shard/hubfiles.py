@@ -20,9 +20,9 @@ from typing import Any, NamedTuple, NoReturn
 from urllib.parse import urljoin, urlsplit
 
 from dsv4_shard.errors import AccessRefused, BadAnswer, NotFound, ShardError, Unreachable, WriteFailed
-from dsv4_shard.escape import short
 from dsv4_shard.persistence import Transient, persist
 from dsv4_shard.remote import Listed
+from dsv4_shard.text.sanitize import short
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _EXPIRED = (400, 401, 403, 404, 410)

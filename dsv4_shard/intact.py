@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from dsv4_shard.cpus import default_workers
 from dsv4_shard.errors import DamagedTransfer
 from dsv4_shard.readahead import BLOCK_BYTES, CONNECTIONS, HELD_BYTES, Block
+from dsv4_shard.storage.runtime import default_workers
 
 _BACKLOG_BYTES = HELD_BYTES + 2 * CONNECTIONS * BLOCK_BYTES
 """Fetched and not yet hashed: more than can be there without the bytes that are next."""

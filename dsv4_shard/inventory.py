@@ -9,16 +9,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from dsv4_shard.blocks import FP4_GROUP, NVFP4_GROUP, PACKED_FP4, Block, agree_on_unit, logical_shape, scale_shape
 from dsv4_shard.census import Census, Kind, take_census
-from dsv4_shard.checkpoint import Checkpoint, Finding, Severity, Tensor, collector_paused, defect, some
+from dsv4_shard.checkpoint import Checkpoint, Finding, Severity, defect, some
 from dsv4_shard.completeness import FLOATS, check_completeness, check_numbers
 from dsv4_shard.dialects import DIALECTS
-from dsv4_shard.escape import short
 from dsv4_shard.families import family_of
 from dsv4_shard.families.base import Family, ModelConfig
-from dsv4_shard.header import nbytes_of
 from dsv4_shard.roles import NORM_ROLES, Draft, Part, Role, Stage, TensorName
+from dsv4_shard.storage.runtime import collector_paused
+from dsv4_shard.tensors.geometry import (
+    FP4_GROUP,
+    NVFP4_GROUP,
+    PACKED_FP4,
+    Block,
+    agree_on_unit,
+    logical_shape,
+    scale_shape,
+)
+from dsv4_shard.tensors.header import Tensor, nbytes_of
+from dsv4_shard.text.sanitize import short
 
 FP8_SCALES = ("F8_E8M0", "F32")
 NVFP4 = "NVFP4"

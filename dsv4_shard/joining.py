@@ -6,11 +6,11 @@ the digests that the shares noted.
 
 from collections.abc import Iterable, Sequence
 
-from dsv4_shard.digests import digest_of
+from dsv4_shard.catalog.rank_ranges import say_ranks, span_of
 from dsv4_shard.errors import OtherDeployment, OutputNotEmpty, RanksThere, SharesDiffer
 from dsv4_shard.manifest import Made, Manifest, ManifestCompanion, made_differences
-from dsv4_shard.rankspan import say_ranks, span_of
 from dsv4_shard.recipe import OutputFile
+from dsv4_shard.storage.digests import digest_of
 
 
 def refuse_unjoinable(where: str, there: Manifest, made: Made, ranks: Iterable[int]) -> None:

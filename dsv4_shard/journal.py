@@ -16,11 +16,11 @@ from typing import BinaryIO, NamedTuple
 import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dsv4_shard.digests import DIGEST_BYTES
 from dsv4_shard.errors import OtherRun, WriteFailed
-from dsv4_shard.escape import short_name
 from dsv4_shard.origin import Origin, differences
-from dsv4_shard.writing import fsync_folder
+from dsv4_shard.storage.digests import DIGEST_BYTES
+from dsv4_shard.storage.staged_file import fsync_folder
+from dsv4_shard.text.sanitize import short_name
 
 SAVE_BYTES = 4 << 30
 """Bytes written between two saves: what a kill can cost. More often, the disk would wait for each."""

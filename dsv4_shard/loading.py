@@ -9,13 +9,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from dsv4_shard.checkpoint import some
-from dsv4_shard.digests import digest_of, hash_tensor
 from dsv4_shard.engines.raw_layout import DRAFT_FOLDER
 from dsv4_shard.errors import HeaderError, LoadRefused, ReadFailed
-from dsv4_shard.escape import short, short_name
-from dsv4_shard.header import Header, read_header
-from dsv4_shard.manifest import MANIFEST_NAME, Manifest, ManifestFile, load_manifest
+from dsv4_shard.manifest import Manifest, ManifestFile, load_manifest
 from dsv4_shard.sources import LocalFile
+from dsv4_shard.storage.digests import digest_of, hash_tensor
+from dsv4_shard.storage.output_folder import MANIFEST_NAME
+from dsv4_shard.tensors.header import Header, read_header
+from dsv4_shard.text.sanitize import short, short_name
 
 Shapes = Mapping[str, tuple[str, tuple[int, ...]]]
 """Parameter → (dtype as in a header, shape)."""

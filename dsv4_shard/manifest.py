@@ -11,17 +11,19 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from dsv4_shard.digests import digest_of
-from dsv4_shard.engines.base import MAX_RANKS
+from dsv4_shard.catalog.rank_ranges import MAX_RANKS
 from dsv4_shard.errors import NotAResult, UsageError
-from dsv4_shard.escape import short_name
-from dsv4_shard.jsonfile import BadJson, check_size, first_error
 from dsv4_shard.origin import Origin, differences
+from dsv4_shard.storage.digests import digest_of
+from dsv4_shard.storage.output_folder import MANIFEST_NAME
+from dsv4_shard.text.sanitize import short_name
+from dsv4_shard.text.strict_json import BadJson, check_size, first_error
 from dsv4_shard.version import __version__
 
 SCHEMA_VERSION: Literal[1] = 1
-MANIFEST_NAME = "manifest.json"
+
 PLAN_NAME = "plan.json"
+
 NATIVE = "native"
 """The layout of checkpoints themselves, which `merge` writes."""
 
@@ -34,7 +36,9 @@ Name = Annotated[str, StringConstraints(pattern=r"^\w[\w.+-]*(/\w[\w.+-]*)?$", m
 """A file of the result, at most one folder deep: never `..`, never elsewhere."""
 
 Rank = Annotated[int, Field(ge=0, lt=MAX_RANKS)]
+
 Bytes = Annotated[int, Field(ge=0, lt=2**63)]
+
 Run = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
 """So many pieces of so many bytes."""
 

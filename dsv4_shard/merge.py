@@ -2,10 +2,8 @@
 
 from dataclasses import dataclass
 
-from dsv4_shard.blocks import whole_rectangle
-from dsv4_shard.checkpoint import Checkpoint, Tensor, collector_paused
+from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.errors import UsageError
-from dsv4_shard.header import header_nbytes, read_header
 from dsv4_shard.inventory import Inventory
 from dsv4_shard.manifest import NATIVE
 from dsv4_shard.origin import origin_of
@@ -13,6 +11,9 @@ from dsv4_shard.plan import refuse_errors
 from dsv4_shard.ranksource import Change, RankSource
 from dsv4_shard.recipe import Cut, Landing, OutputFile, Recipe, Spread, Step
 from dsv4_shard.reshard import Job, Outcome
+from dsv4_shard.storage.runtime import collector_paused
+from dsv4_shard.tensors.geometry import whole_rectangle
+from dsv4_shard.tensors.header import Tensor, header_nbytes, read_header
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 from dsv4_shard.api import plan_of, request_of
 from dsv4_shard.errors import NothingToDo, RanksThere, UsageError
-from dsv4_shard.names import as_option
+from dsv4_shard.text.suggest import as_option
 
 if TYPE_CHECKING:
     from dsv4_shard.checkpoint import Checkpoint
@@ -157,7 +157,6 @@ def reshard(
     >>> outcome.files, len(outcome.ranks)
     (34, 16)
     """
-    from dsv4_shard.checkpoint import collector_paused
     from dsv4_shard.copying import files_of
     from dsv4_shard.destinations import (
         Callbacks,
@@ -173,6 +172,7 @@ def reshard(
     from dsv4_shard.reshard import prepare, world_of
     from dsv4_shard.sharework import Order
     from dsv4_shard.sources import is_url
+    from dsv4_shard.storage.runtime import collector_paused
 
     options = {
         "tp": tp, "ep": ep, "dp": dp, "engine": engine, "runner": runner, "a2a": a2a, "shared_experts": shared_experts,
@@ -259,10 +259,10 @@ def merge(
     >>> merged.outcome.files, [change.held for change in merged.changes]  # of wo_a and of its scale, which is gone
     (7, ['BF16', ''])
     """
-    from dsv4_shard.checkpoint import collector_paused
     from dsv4_shard.destinations import Callbacks, into_folder, refuse_url, would_write
     from dsv4_shard.merge import Merged, prepare_merge, source_of_ranks
     from dsv4_shard.opening import open_checkpoint
+    from dsv4_shard.storage.runtime import collector_paused
 
     _check_jobs(jobs)
     refuse_url(Path(out), "Name a folder, and copy it to the store.")
@@ -378,7 +378,7 @@ def _wanted(
     ranks: str | Iterable[int] | None, overwrite: bool, plan: "Plan", inventory: "Inventory"
 ) -> tuple[int, ...] | None:
     """The ranks asked for, None for all. Raises NothingToDo if a launcher started more processes than there are."""
-    from dsv4_shard.rankspan import own_share, parse_ranks, share_of
+    from dsv4_shard.catalog.rank_ranges import own_share, parse_ranks, share_of
     from dsv4_shard.reshard import world_of
 
     if ranks is None:

@@ -24,7 +24,7 @@ from dsv4_shard.recipe import Cut, Landing, Recipe, Step
 from dsv4_shard.reshard import prepare
 from dsv4_shard.roles import Module, Part, Place, Role, Stage, TensorName
 from dsv4_shard.sources import LocalSource
-from dsv4_shard.transforms import dequantize, plain
+from dsv4_shard.tensors.decoding import dequantize, plain
 
 if TYPE_CHECKING:
     import torch

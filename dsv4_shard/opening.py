@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dsv4_shard.checkpoint import Checkpoint, collector_paused, read_checkpoint
+from dsv4_shard.checkpoint import Checkpoint, read_checkpoint
 from dsv4_shard.errors import UsageError
 from dsv4_shard.inventory import Inventory, take_inventory
 from dsv4_shard.rankfolder import holds_ranks
 from dsv4_shard.sources import LocalSource, hub_id, open_source
+from dsv4_shard.storage.runtime import collector_paused
 
 if TYPE_CHECKING:
     from dsv4_shard.plan import Plan

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from dsv4_shard.catalog.gpus import GPUS, say_memory
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.choosing import TARGET, Load, choose, fits, loads, nearest, options_of, rank_nbytes
 from dsv4_shard.dialects import NATIVE
@@ -34,13 +35,12 @@ from dsv4_shard.engines.base import (
 )
 from dsv4_shard.engines.common import fewest_nodes
 from dsv4_shard.errors import IncompleteCheckpoint, InfeasiblePlan
-from dsv4_shard.gpus import GPUS, say_memory
 from dsv4_shard.inventory import NVFP4, Inventory
 from dsv4_shard.kvcache import bytes_per_token
 from dsv4_shard.origin import Origin, origin_of
 from dsv4_shard.remedies import ways_out
 from dsv4_shard.roles import Module, Part, Role, Stage
-from dsv4_shard.units import counted
+from dsv4_shard.text.units import counted
 from dsv4_shard.version import __version__
 
 SCHEMA_VERSION: Literal[1] = 1

@@ -10,13 +10,13 @@ from pydantic import TypeAdapter, ValidationError
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.engines.base import Request
 from dsv4_shard.errors import BadPlan, ForeignPlan, UsageError
-from dsv4_shard.escape import short, short_name
 from dsv4_shard.inventory import Inventory
-from dsv4_shard.jsonfile import BadJson, first_error, is_plain, parse_json
 from dsv4_shard.origin import differences, origin_of
-from dsv4_shard.output import write_text
 from dsv4_shard.plan import SCHEMA_VERSION, Plan, make_plan
-from dsv4_shard.units import counted
+from dsv4_shard.storage.output_folder import write_text
+from dsv4_shard.text.sanitize import short, short_name
+from dsv4_shard.text.strict_json import BadJson, first_error, is_plain, parse_json
+from dsv4_shard.text.units import counted
 from dsv4_shard.version import __version__
 
 _REQUEST = TypeAdapter(Request)

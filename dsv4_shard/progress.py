@@ -9,7 +9,7 @@ from rich.progress import BarColumn, DownloadColumn, TaskID, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from dsv4_shard.escape import clean
+from dsv4_shard.text.sanitize import clean
 
 _SECONDS_BETWEEN_LINES = 30
 

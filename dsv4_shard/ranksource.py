@@ -9,10 +9,10 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dsv4_shard.checkpoint import Tensor
 from dsv4_shard.errors import ReadFailed
 from dsv4_shard.gathering import Gatherer
 from dsv4_shard.sources import InNoFolder, OpenFile, Span, open_all
+from dsv4_shard.tensors.header import Tensor
 
 
 @dataclass(frozen=True, slots=True)

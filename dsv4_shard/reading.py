@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import NamedTuple
 
-from dsv4_shard.blocks import Rectangle, whole_rectangle
 from dsv4_shard.recipe import Step
 from dsv4_shard.sources import CHUNK_BYTES, Span
+from dsv4_shard.tensors.geometry import Rectangle, whole_rectangle
 
 
 class Stripe(NamedTuple):

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from itertools import accumulate, count, groupby
 from typing import NamedTuple
 
-from dsv4_shard.blocks import PACKED_FP4, Rectangle, slice_rectangle, split, whole_rectangle
-from dsv4_shard.checkpoint import Checkpoint, Tensor, collector_paused
-from dsv4_shard.conversions import CONVERSIONS, Conversion
+from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.dialects import NATIVE
 from dsv4_shard.engines.base import (
     Constant,
@@ -30,10 +28,13 @@ from dsv4_shard.engines.base import (
     Split,
     local_size,
 )
-from dsv4_shard.header import DTYPE_BITS, TensorInfo, build_header, nbytes_of
 from dsv4_shard.naming import scale_name
 from dsv4_shard.roles import Part, Stage, TensorName
-from dsv4_shard.transforms import TRANSFORMS, Transform
+from dsv4_shard.storage.runtime import collector_paused
+from dsv4_shard.tensors.decoding import TRANSFORMS, Transform
+from dsv4_shard.tensors.dtype_casts import CONVERSIONS, Conversion
+from dsv4_shard.tensors.geometry import PACKED_FP4, Rectangle, slice_rectangle, split, whole_rectangle
+from dsv4_shard.tensors.header import DTYPE_BITS, Tensor, TensorInfo, build_header, nbytes_of
 
 ALL_RANKS = -1
 """The rank of a file that all ranks share."""

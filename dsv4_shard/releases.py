@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from dsv4_shard.blocks import FP4_GROUP, Block
 from dsv4_shard.checkpoint import CONFIG_FILE
 from dsv4_shard.completeness import expected_names
 from dsv4_shard.config import parse_config
 from dsv4_shard.families import family_of
-from dsv4_shard.header import nbytes_of
 from dsv4_shard.inventory import Format, Group, Inventory
 from dsv4_shard.roles import Draft, Module, Part, Place, Role, Stage
+from dsv4_shard.tensors.geometry import FP4_GROUP, Block
+from dsv4_shard.tensors.header import nbytes_of
 
 _FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 _V4: dict[str, Any] = {

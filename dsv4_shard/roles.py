@@ -6,12 +6,9 @@ Which roles a family has, under what names and in what shapes, is in `families/`
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from dsv4_shard.blocks import Block
-
-if TYPE_CHECKING:
-    pass
+from dsv4_shard.tensors.geometry import Block
 
 
 class Module(StrEnum):

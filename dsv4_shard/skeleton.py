@@ -12,8 +12,8 @@ from io import BytesIO
 from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE, MAX_INDEX_BYTES, Checkpoint, is_plain_name
 from dsv4_shard.config import MAX_CONFIG_BYTES
 from dsv4_shard.errors import BadSkeleton
-from dsv4_shard.escape import short_name
-from dsv4_shard.header import LENGTH_BYTES, MAX_HEADER_BYTES, header_nbytes
+from dsv4_shard.tensors.header import LENGTH_BYTES, MAX_HEADER_BYTES, header_nbytes
+from dsv4_shard.text.sanitize import short_name
 
 SKELETON_NAME = "source.zip"
 MAX_SKELETON_BYTES = 64 << 20

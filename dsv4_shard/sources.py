@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 from dsv4_shard.cached import near_repos
 from dsv4_shard.errors import NotFound, ReadFailed, ServerFailed, UsageError
-from dsv4_shard.pagecache import MAX_CALL_BYTES, UncachedFile
+from dsv4_shard.storage.linux_io import MAX_CALL_BYTES, UncachedFile
 
 _HUB_ID = re.compile(r"^(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.+/-]+))?$")
 COMMIT = re.compile("[0-9a-f]{40}")

@@ -25,10 +25,10 @@ from dsv4_shard.errors import (
     Unreachable,
     UsageError,
 )
-from dsv4_shard.escape import short_name
 from dsv4_shard.headcache import HeadCache, Heads
 from dsv4_shard.heads import read_headers, read_small, wanted_headers
 from dsv4_shard.remote import Listed, RemoteSource
+from dsv4_shard.text.sanitize import short_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,9 +8,10 @@ from pydantic import BaseModel, ConfigDict, computed_field
 
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.inventory import Inventory
-from dsv4_shard.manifest import MANIFEST_NAME, Manifest, ManifestFile, load_manifest, made_differences
+from dsv4_shard.manifest import Manifest, ManifestFile, load_manifest, made_differences
 from dsv4_shard.numerics import Numerics
 from dsv4_shard.problem import Problem
+from dsv4_shard.storage.output_folder import MANIFEST_NAME
 from dsv4_shard.verify import Verification, verify
 
 

@@ -31,16 +31,16 @@ from dsv4_shard.errors import (
     Unreachable,
     WriteFailed,
 )
-from dsv4_shard.escape import short_name
-from dsv4_shard.locks import LockedFolder
-from dsv4_shard.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, load_manifest
-from dsv4_shard.output import plain
+from dsv4_shard.manifest import MAX_MANIFEST_BYTES, Manifest, load_manifest
 from dsv4_shard.remote import Listed
 from dsv4_shard.reshard import Job
 from dsv4_shard.sources import LocalFile
+from dsv4_shard.storage.locks import LockedFolder
+from dsv4_shard.storage.output_folder import MANIFEST_NAME, plain
+from dsv4_shard.storage.staged_file import fsync_folder
 from dsv4_shard.stores import PART_BYTES, Store
+from dsv4_shard.text.sanitize import short_name
 from dsv4_shard.version import __version__
-from dsv4_shard.writing import fsync_folder
 
 OBJECTS_AT_ONCE = 4
 """Each in several parts at a time."""

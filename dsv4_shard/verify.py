@@ -15,15 +15,16 @@ from pydantic import BaseModel, ConfigDict, computed_field
 
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.comparison import compare
-from dsv4_shard.cpus import default_workers
-from dsv4_shard.digests import digest_of, hash_tensor
 from dsv4_shard.errors import HeaderError, ReadFailed
-from dsv4_shard.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, read_header
 from dsv4_shard.inventory import Inventory
-from dsv4_shard.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, ManifestFile, load_manifest
+from dsv4_shard.manifest import PLAN_NAME, Manifest, ManifestFile, load_manifest
 from dsv4_shard.numerics import Numerics
 from dsv4_shard.problem import Problem
 from dsv4_shard.sources import LocalFile
+from dsv4_shard.storage.digests import digest_of, hash_tensor
+from dsv4_shard.storage.output_folder import MANIFEST_NAME
+from dsv4_shard.storage.runtime import default_workers
+from dsv4_shard.tensors.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, read_header
 
 
 class Verification(BaseModel):

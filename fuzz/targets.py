@@ -23,13 +23,13 @@ from dsv4_shard.demo import DEMO_CONFIG, V41_CONFIG, Tensors, by_file, tensors_o
 from dsv4_shard.engines.base import Request
 from dsv4_shard.errors import ShardError, UnsupportedFamily
 from dsv4_shard.generic import inspect_unknown
-from dsv4_shard.header import LENGTH_BYTES, build_header, read_header
 from dsv4_shard.inspect import inspect
 from dsv4_shard.inventory import Inventory, take_inventory
 from dsv4_shard.plan import Plan, make_plan
 from dsv4_shard.planfile import check_plan, load_plan
 from dsv4_shard.roles import Stage
 from dsv4_shard.sources import LocalSource
+from dsv4_shard.tensors.header import LENGTH_BYTES, build_header, read_header
 from fuzz.mutate import mutate_json
 
 CONFIG: dict[str, Any] = DEMO_CONFIG | {

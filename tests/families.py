@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dsv4_shard.blocks import Block, scale_shape
-from dsv4_shard.header import build_header
+from dsv4_shard.tensors.geometry import Block, scale_shape
+from dsv4_shard.tensors.header import build_header
 
 Tensors = dict[str, tuple[str, tuple[int, ...]]]
 """name → (dtype, shape as stored)"""

@@ -11,16 +11,16 @@ from typing import Any
 from scratch import process_folder
 from skeletons import DATA, write_skeleton
 
-from dsv4_shard.blocks import scale_shape
-from dsv4_shard.checkpoint import Checkpoint, SourceFile, Tensor, read_checkpoint
+from dsv4_shard.checkpoint import Checkpoint, SourceFile, read_checkpoint
 from dsv4_shard.choosing import choose
 from dsv4_shard.config import parse_config
 from dsv4_shard.demo import FP8_BLOCK, tensors_of
 from dsv4_shard.engines import find_engine
 from dsv4_shard.engines.base import Breach, Context, Deployment, Request
-from dsv4_shard.header import nbytes_of
 from dsv4_shard.inventory import Inventory, take_inventory
 from dsv4_shard.sources import LocalSource, open_source
+from dsv4_shard.tensors.geometry import scale_shape
+from dsv4_shard.tensors.header import Tensor, nbytes_of
 
 PRO, FLASH, PRO_FP8 = "DeepSeek-V4-Pro", "DeepSeek-V4-Flash", "DeepSeek-V4-Pro-FP8"
 PRO_NVFP4 = "DeepSeek-V4-Pro-NVFP4"

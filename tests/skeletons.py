@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE
 from dsv4_shard.demo import Tensors, by_file, tensors_of
-from dsv4_shard.header import build_header
+from dsv4_shard.tensors.header import build_header
 
 DATA = Path(__file__).parent / "data"
 

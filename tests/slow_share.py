@@ -22,7 +22,7 @@ from dsv4_shard.opening import open_checkpoint
 from dsv4_shard.plan import make_plan
 from dsv4_shard.progress import SharesProgress
 from dsv4_shard.sharework import Order
-from dsv4_shard.writing import FileSink
+from dsv4_shard.storage.staged_file import FileSink
 
 SAVE_BYTES = 1_000_000
 SECONDS_A_WRITE = 0.5

@@ -18,9 +18,9 @@ from benchmarks.settings import NotMeasured, Settings, Skipped, require_room
 from benchmarks.sized import WIDTH, config_for, tensor_bytes, write_least
 from dsv4_shard.demo import tensors_of, write_checkpoint
 from dsv4_shard.engines.base import Request
-from dsv4_shard.header import nbytes_of
 from dsv4_shard.plan import make_plan
 from dsv4_shard.reshard import prepare, reshard
+from dsv4_shard.tensors.header import nbytes_of
 
 ROOT = Path(__file__).parent.parent
 MAY_BE_ZERO = {"disk_read", "cp_disk_read", "disk_written"}

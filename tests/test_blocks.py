@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from dsv4_shard.blocks import (
+from dsv4_shard.tensors.geometry import (
     Block,
     Rectangle,
     agree_on_unit,
@@ -19,7 +19,7 @@ from dsv4_shard.blocks import (
     split,
     whole_rectangle,
 )
-from dsv4_shard.header import DTYPE_BITS, nbytes_of
+from dsv4_shard.tensors.header import DTYPE_BITS, nbytes_of
 
 WHOLE_BYTES = sorted(dtype for dtype, bits in DTYPE_BITS.items() if bits % 8 == 0)
 SUB_BYTE = sorted(dtype for dtype, bits in DTYPE_BITS.items() if bits % 8)

@@ -22,9 +22,9 @@ from dsv4_shard.errors import (
     UnsafeFileName,
     UnsupportedFamily,
 )
-from dsv4_shard.header import build_header
 from dsv4_shard.inventory import take_inventory
 from dsv4_shard.sources import LocalSource, open_source
+from dsv4_shard.tensors.header import build_header
 
 FIRST, SECOND, LAST = (f"model-0000{number}-of-00005.safetensors" for number in (1, 2, 5))
 EMBED = "embed.weight"

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 from small import contents, job_for, least_config, reshard_folder, with_bf16_o_a
 
-from dsv4_shard import syscalls
 from dsv4_shard.checkpoint import Checkpoint
-from dsv4_shard.commit import Staging
 from dsv4_shard.demo import write_checkpoint
 from dsv4_shard.errors import ExitCode, NotAResult, OutputBusy, OutputError, WriteFailed
 from dsv4_shard.manifest import load_manifest
 from dsv4_shard.reshard import Job, reshard
+from dsv4_shard.storage import linux_io as syscalls
+from dsv4_shard.storage.staging import Staging
 from dsv4_shard.verify import verify
 
 STAGING = ".out.partial"
@@ -245,7 +245,7 @@ def test_leftovers_of_a_killed_run_of_another_layout_are_removed(
 HOLD = """
 import sys
 from pathlib import Path
-from dsv4_shard.commit import Staging
+from dsv4_shard.storage.staging import Staging
 with Staging(Path(sys.argv[1])) as staging:
     staging.begin()
     staging.write_file("half", b"written")

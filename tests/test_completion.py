@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dsv4_shard.gpus import GPUS
-from dsv4_shard.names import A2A, ENGINES, RUNNERS
+from dsv4_shard.catalog.gpus import GPUS
+from dsv4_shard.catalog.options import A2A, ENGINES, RUNNERS
 
 HEAVY = {"torch", "numpy", "huggingface_hub", "pydantic", "rich", "obstore", "ray", "xxhash"}
 

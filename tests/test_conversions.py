@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsv4_shard.conversions import CONVERSIONS, Bytes
 from dsv4_shard.errors import IncompleteCheckpoint
-from dsv4_shard.header import DTYPE_BITS
+from dsv4_shard.tensors.dtype_casts import CONVERSIONS, Bytes
+from dsv4_shard.tensors.header import DTYPE_BITS
 
 INT32 = (-(2**31), 2**31 - 1)
 

@@ -19,15 +19,14 @@ from hypothesis import strategies as st
 from small import raw
 
 from dsv4_shard import copying
-from dsv4_shard.blocks import Rectangle, slice_rectangle, split, whole_rectangle
-from dsv4_shard.checkpoint import Tensor
-from dsv4_shard.conversions import CONVERSIONS
 from dsv4_shard.copying import CopyResult, copy
 from dsv4_shard.errors import IncompleteCheckpoint, InexactCast, ReadFailed, SourceChanged
-from dsv4_shard.header import DTYPE_BITS, TensorInfo
 from dsv4_shard.recipe import Cut, Fixed, Landing, OutputFile, Recipe, Spread, Step
 from dsv4_shard.sources import LocalSource
-from dsv4_shard.transforms import TRANSFORMS
+from dsv4_shard.tensors.decoding import TRANSFORMS
+from dsv4_shard.tensors.dtype_casts import CONVERSIONS
+from dsv4_shard.tensors.geometry import Rectangle, slice_rectangle, split, whole_rectangle
+from dsv4_shard.tensors.header import DTYPE_BITS, Tensor, TensorInfo
 
 FILES = 4
 ALL = tuple(range(FILES))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dsv4_shard import cpus
+from dsv4_shard.storage import runtime as cpus
 
 
 @pytest.fixture

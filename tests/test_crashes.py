@@ -18,14 +18,16 @@ from typing import Any
 import pytest
 from small import contents, job_for, least_config, open_folder, reshard_folder, with_bf16_o_a
 
-from dsv4_shard import journal, syscalls
+from dsv4_shard import journal
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.demo import write_checkpoint
 from dsv4_shard.engines.base import Request
 from dsv4_shard.errors import ExitCode, NotAResult, OutputNotEmpty, RanksThere, ShardError
-from dsv4_shard.manifest import MANIFEST_NAME, load_manifest
+from dsv4_shard.manifest import load_manifest
 from dsv4_shard.plan import make_plan
 from dsv4_shard.reshard import Job, Outcome, prepare, reshard
+from dsv4_shard.storage import linux_io as syscalls
+from dsv4_shard.storage.output_folder import MANIFEST_NAME
 from dsv4_shard.verify import verify
 
 CHANGING = [(os, name) for name in ("open", "pwritev", "pwrite", "ftruncate", "fsync", "fdatasync", "rename", "link",

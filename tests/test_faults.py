@@ -18,7 +18,7 @@ from small import contents, least_config, load_checkpoint, raw, reshard_folder, 
 from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE
 from dsv4_shard.demo import write_checkpoint
 from dsv4_shard.errors import ExitCode
-from dsv4_shard.header import build_header
+from dsv4_shard.tensors.header import build_header
 
 FAULTS = {
     # headers

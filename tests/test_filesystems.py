@@ -17,12 +17,14 @@ from pathlib import Path
 import pytest
 from small import contents, job_for, open_folder, reshard_folder, small_config, with_bf16_o_a
 
-from dsv4_shard import commit, journal, syscalls
+from dsv4_shard import journal
 from dsv4_shard.demo import write_checkpoint
 from dsv4_shard.engines.base import Request
 from dsv4_shard.errors import ExitCode, NotEnoughDisk, ReadFailed, ShardError, WriteFailed
 from dsv4_shard.plan import make_plan
 from dsv4_shard.reshard import Job, prepare, reshard
+from dsv4_shard.storage import linux_io as syscalls
+from dsv4_shard.storage import staging as commit
 from dsv4_shard.verify import verify
 
 STAGING = ".out.partial"

@@ -7,11 +7,11 @@ import pytest
 from fullsize import PRO, inventory_of
 from rich.console import Console
 
+from dsv4_shard.catalog.gpus import GPUS, gpu_with
 from dsv4_shard.choosing import options_of
 from dsv4_shard.engines import ENGINES
 from dsv4_shard.engines.base import UNKNOWN_GPU, Request
 from dsv4_shard.errors import InfeasiblePlan, UsageError
-from dsv4_shard.gpus import GPUS, gpu_with
 from dsv4_shard.plan import Plan, make_plan, refuse_infeasible
 from dsv4_shard.planfile import check_plan
 from dsv4_shard.terminal.planning import show_plan

@@ -23,7 +23,7 @@ from dsv4_shard.errors import (
     NotSafetensors,
     TruncatedFile,
 )
-from dsv4_shard.header import DTYPE_BITS, MAX_HEADER_BYTES, TensorInfo, build_header, nbytes_of, read_header
+from dsv4_shard.tensors.header import DTYPE_BITS, MAX_HEADER_BYTES, TensorInfo, build_header, nbytes_of, read_header
 
 FILE = "model-00001-of-00002.safetensors"
 POINTER = (

@@ -28,10 +28,10 @@ from dsv4_shard.cli import app
 from dsv4_shard.demo import write_checkpoint
 from dsv4_shard.engines.base import Request
 from dsv4_shard.errors import ExitCode
-from dsv4_shard.header import LENGTH_BYTES
 from dsv4_shard.reading import spans
 from dsv4_shard.remote import RemoteSource
 from dsv4_shard.sources import LocalSource, open_source
+from dsv4_shard.tensors.header import LENGTH_BYTES
 
 REPO = "org/name"
 TP = ("--tp", "4")

@@ -22,7 +22,7 @@ from huggingface_hub.utils import get_session
 from loopback import Fault
 from skeletons import write_skeleton
 
-from dsv4_shard.header import build_header
+from dsv4_shard.tensors.header import build_header
 
 REPO = "org/name"
 FILE = "model-00001-of-00002.safetensors"

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from skeletons import DATA
 from test_cli import run
 
-from dsv4_shard.blocks import Block
 from dsv4_shard.checkpoint import Severity
 from dsv4_shard.demo import DEMO_CONFIG, tensors_of
 from dsv4_shard.errors import ExitCode
 from dsv4_shard.inventory import Format, Inventory, take_inventory
 from dsv4_shard.roles import Part, Role, Stage
+from dsv4_shard.tensors.geometry import Block
 
 FP4 = Format("FP4", Block(1, 32), "F8_E8M0")
 FP8 = Format("FP8", Block(128, 128), "F8_E8M0")

@@ -16,7 +16,7 @@ import pytest
 from small import open_folder, reshard_folder, small_config, with_bf16_o_a
 from typer.testing import CliRunner
 
-from dsv4_shard import commit, locks
+from dsv4_shard.catalog.rank_ranges import parse_ranks, say_ranks, share_name, span_of
 from dsv4_shard.cli import app
 from dsv4_shard.demo import DEMO_CONFIG, write_checkpoint
 from dsv4_shard.engines.base import Request
@@ -31,8 +31,9 @@ from dsv4_shard.errors import (
 )
 from dsv4_shard.manifest import load_manifest
 from dsv4_shard.plan import make_plan
-from dsv4_shard.rankspan import parse_ranks, say_ranks, share_name, span_of
 from dsv4_shard.reshard import prepare, reshard
+from dsv4_shard.storage import locks
+from dsv4_shard.storage import staging as commit
 from dsv4_shard.verify import verify
 
 LAYOUTS = {

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dsv4_shard.escape import clean, short, short_name
-from dsv4_shard.jsonfile import MAX_VALUES, BadJson, DuplicateJsonKey, is_plain, parse_json
+from dsv4_shard.text.sanitize import clean, short, short_name
+from dsv4_shard.text.strict_json import MAX_VALUES, BadJson, DuplicateJsonKey, is_plain, parse_json
 
 DATA = Path(__file__).parent / "data"
 
@@ -87,7 +87,7 @@ def test_a_hundred_megabytes_cost_no_gigabyte(case):
     """Address space is the limit, so that a failure is a MemoryError and not a machine that swaps."""
     code = f"""
 import resource
-from dsv4_shard.jsonfile import BadJson, parse_json
+from dsv4_shard.text.strict_json import BadJson, parse_json
 n = 100_000_000
 raw = {HUNDRED_MEGABYTES[case]}
 now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
@@ -103,7 +103,7 @@ except BadJson:
 def test_as_many_values_as_are_read_cost_less_than_half_a_gigabyte():
     code = f"""
 import resource
-from dsv4_shard.jsonfile import parse_json
+from dsv4_shard.text.strict_json import parse_json
 raw = b'{{' + b','.join(b'"%x":{{}}' % i for i in range({MAX_VALUES} // 2 - 1)) + b'}}'
 now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (now + (512 << 20),) * 2)

@@ -4,7 +4,7 @@ import pytest
 from fullsize import FLASH, inventory_of
 from test_cli import run
 
-from dsv4_shard import names
+from dsv4_shard.catalog import options as names
 from dsv4_shard.choosing import choose
 from dsv4_shard.engines import _BY_FAMILY, ENGINES, sglang, vllm
 from dsv4_shard.engines.base import ANY_ENGINE, Request

@@ -312,10 +312,10 @@ def test_room_is_needed_only_for_what_is_written(model, tmp_path, monkeypatch):
     job = prepare(checkpoint, inventory, make_plan(checkpoint, inventory, Request(4, engine="node", nodes=2)))
     needed = job.nbytes_to_write(checkpoint.source, tmp_path / "out")
     assert needed == job.nbytes - sum((model / name).stat().st_size for name in DENSE_FILES)
-    monkeypatch.setattr("dsv4_shard.output.free_bytes", lambda _: needed - 1)
+    monkeypatch.setattr("dsv4_shard.storage.output_folder.free_bytes", lambda _: needed - 1)
     with pytest.raises(NotEnoughDisk):
         reshard(job, checkpoint, tmp_path / "out")
-    monkeypatch.setattr("dsv4_shard.output.free_bytes", lambda _: needed)
+    monkeypatch.setattr("dsv4_shard.storage.output_folder.free_bytes", lambda _: needed)
     assert reshard(job, checkpoint, tmp_path / "out").nbytes == needed
 
 

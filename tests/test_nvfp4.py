@@ -12,7 +12,6 @@ from small import load_checkpoint, open_folder, raw, small_config, write_nvfp4
 from test_cli import root_of, run
 from typer.testing import CliRunner
 
-from dsv4_shard.blocks import Block
 from dsv4_shard.checkpoint import Severity
 from dsv4_shard.cli import app
 from dsv4_shard.demo import DEMO_CONFIG, tensors_of
@@ -25,6 +24,7 @@ from dsv4_shard.numerics import check_numerics
 from dsv4_shard.plan import make_plan
 from dsv4_shard.reshard import prepare, reshard
 from dsv4_shard.roles import Part, Role, Stage
+from dsv4_shard.tensors.geometry import Block
 from dsv4_shard.verify import verify
 
 NVFP4 = Format("NVFP4", Block(1, 16), "F8_E4M3")

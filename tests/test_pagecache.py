@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsv4_shard.pagecache import RWF_DONTCACHE, UncachedFile
+from dsv4_shard.storage.linux_io import RWF_DONTCACHE, UncachedFile
 
 CONTENT = os.urandom(1_000_003)
 

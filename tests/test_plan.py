@@ -15,13 +15,13 @@ from fullsize import FLASH, PRO, PRO_FP8, in_memory, inventory_of
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from dsv4_shard.catalog.gpus import GPUS, Gpu
 from dsv4_shard.checkpoint import Checkpoint, SourceFile
 from dsv4_shard.choosing import choose, rank_nbytes
 from dsv4_shard.demo import DEMO_CONFIG, tensors_of
 from dsv4_shard.engines import ENGINES, find_engine
 from dsv4_shard.engines.base import Context, Request
 from dsv4_shard.errors import BadPlan, ForeignPlan, IncompleteCheckpoint, InfeasiblePlan, UsageError
-from dsv4_shard.gpus import GPUS, Gpu
 from dsv4_shard.inventory import Inventory, take_inventory
 from dsv4_shard.plan import SCHEMA_VERSION, Plan, folder_of, make_plan, refuse_infeasible
 from dsv4_shard.planfile import MAX_PLAN_BYTES, check_plan, load_plan

@@ -33,13 +33,13 @@ from dsv4_shard.errors import (
     SourceChanged,
     WrongRankHeader,
 )
-from dsv4_shard.header import read_header
 from dsv4_shard.manifest import Manifest, load_manifest
 from dsv4_shard.merge import prepare_merge
 from dsv4_shard.plan import make_plan
 from dsv4_shard.ranks import open_ranks
 from dsv4_shard.reshard import prepare, reshard
 from dsv4_shard.sources import LocalFile, LocalSource
+from dsv4_shard.tensors.header import read_header
 
 NORM = "layers.1.attn_norm.weight"
 """Whole on every rank."""

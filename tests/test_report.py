@@ -19,7 +19,7 @@ from dsv4_shard.plan import Plan, make_plan, weights_of
 from dsv4_shard.report import make_report, to_html
 from dsv4_shard.roles import Module
 from dsv4_shard.search import plan_best, search
-from dsv4_shard.units import gib, size
+from dsv4_shard.text.units import gib, size
 
 WHOLE = Request(16, gpu="h20-96", shared="whole", nodes=2)
 BROKEN = Request(16, gpu="h20-96", shared="split")

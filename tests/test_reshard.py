@@ -32,7 +32,6 @@ from small import (
     write_sparse,
 )
 
-from dsv4_shard.blocks import FP4_GROUP
 from dsv4_shard.choosing import choose
 from dsv4_shard.demo import write_checkpoint
 from dsv4_shard.engines.base import Request
@@ -51,6 +50,7 @@ from dsv4_shard.errors import (
 from dsv4_shard.plan import make_plan
 from dsv4_shard.reshard import prepare, reshard
 from dsv4_shard.roles import Draft
+from dsv4_shard.tensors.geometry import FP4_GROUP
 
 DATA = Path(__file__).parent / "data"
 

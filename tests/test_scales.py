@@ -2,10 +2,9 @@
 
 import pytest
 
-from dsv4_shard.blocks import Block
-from dsv4_shard.checkpoint import Tensor
-from dsv4_shard.header import nbytes_of
 from dsv4_shard.scales import Sharing, find_scales, template_of
+from dsv4_shard.tensors.geometry import Block
+from dsv4_shard.tensors.header import Tensor, nbytes_of
 
 FP8 = "F8_E4M3"
 

@@ -11,8 +11,8 @@ from small import open_folder
 
 from dsv4_shard import skeleton
 from dsv4_shard.errors import BadSkeleton
-from dsv4_shard.header import build_header
 from dsv4_shard.skeleton import MAX_ENTRIES, read_skeleton, write_skeleton
+from dsv4_shard.tensors.header import build_header
 
 HEADER = build_header({"a": ("F32", (2,))})[0]
 

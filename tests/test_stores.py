@@ -22,9 +22,9 @@ from dsv4_shard.errors import (
     Unreachable,
     UsageError,
 )
-from dsv4_shard.header import LENGTH_BYTES
 from dsv4_shard.sources import open_source
 from dsv4_shard.stores import connect, open_store
+from dsv4_shard.tensors.header import LENGTH_BYTES
 
 URL = "s3://bucket/models/small"
 REFERENCE = ("--tp", "4", "--engine", "reference")

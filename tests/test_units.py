@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsv4_shard.units import counted, gib, quotient
+from dsv4_shard.text.units import counted, gib, quotient
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from test_cli import run
 from dsv4_shard import stores, upload
 from dsv4_shard.demo import write_checkpoint
 from dsv4_shard.errors import ExitCode, SourceChanged
-from dsv4_shard.locks import LockedFolder
+from dsv4_shard.storage.locks import LockedFolder
 from dsv4_shard.upload import scratch_path
 
 URL = "s3://bucket/shards/tp4"
@@ -525,7 +525,7 @@ def test_scratch_is_for_urls(checkpoint, option):
 
 
 def test_room_is_looked_at_before_anything_is_written(server, checkpoint, monkeypatch):
-    monkeypatch.setattr("dsv4_shard.output.free_bytes", lambda out: 1000)
+    monkeypatch.setattr("dsv4_shard.storage.output_folder.free_bytes", lambda out: 1000)
     result = put(checkpoint)
     assert (result.exit_code, "1,000 free" in result.stderr) == (ExitCode.IO, True)
     assert scratch() == []

@@ -19,12 +19,12 @@ from dsv4_shard.comparison import _account
 from dsv4_shard.demo import write_checkpoint
 from dsv4_shard.engines.base import Request
 from dsv4_shard.errors import ForeignPlan, NotAResult, UsageError
-from dsv4_shard.header import Header, parse_header
 from dsv4_shard.manifest import load_manifest
 from dsv4_shard.numerics import TOLERANCE, check_numerics
 from dsv4_shard.plan import make_plan
 from dsv4_shard.recipe import Cut, Spread
 from dsv4_shard.reshard import prepare, reshard
+from dsv4_shard.tensors.header import Header, parse_header
 from dsv4_shard.verify import Verification, verify
 
 RANK_FILES = ("model0-mp2.safetensors", "model1-mp2.safetensors")

@@ -21,7 +21,7 @@ from dsv4_shard.families.base import Family
 from dsv4_shard.families.v3 import V3, V32
 from dsv4_shard.families.v4 import V4
 from dsv4_shard.families.v41 import V41
-from dsv4_shard.names import did_you_mean
+from dsv4_shard.text.suggest import did_you_mean
 
 ENGINES: dict[str, Engine] = {
     engine.name: engine

@@ -10,23 +10,19 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from dsv4_shard.blocks import Block
-from dsv4_shard.checkpoint import Tensor
+from dsv4_shard.catalog.gpus import GPUS, Gpu
 from dsv4_shard.families.base import Family, ModelConfig
 from dsv4_shard.families.v3 import V3Config
 from dsv4_shard.families.v4 import V4Config
-from dsv4_shard.gpus import GPUS, Gpu
-from dsv4_shard.header import DTYPE_BITS
 from dsv4_shard.inventory import PACKED, Format, Group, Inventory
 from dsv4_shard.naming import Names
 from dsv4_shard.roles import Module, Part, Role, TensorName
-from dsv4_shard.units import quotient
-
-MAX_RANKS = 4096
+from dsv4_shard.tensors.geometry import Block
+from dsv4_shard.tensors.header import DTYPE_BITS, Tensor
+from dsv4_shard.text.units import quotient
 
 ASSUMED_GPU = GPUS["h200"]
 """Stands for Hopper where no GPU is named; its memory is then not looked at."""
-
 
 ANY_ENGINE = "for any engine"
 """Stands for an engine's version where no engine is claimed; then there is no GPU to name either."""
@@ -155,12 +151,14 @@ class Context:
 UNCLAIMED = "nothing is claimed of it"
 """The consequence of a rule that breaks where nothing is known: neither that it runs nor that it does not."""
 
-
 REFUSED = "{engine} refuses it"
+
 NO_OPTION = "{engine} has no such option"
+
 SILENT = "{engine} does not say so: "
 """Consequences, in which `engine` is what it is called: it ends with an error, be its words known or not; it cannot be
 asked; it starts, and what then becomes of it."""
+
 BREAKS_TOO = "breaks as well: {engine} has stopped by then"
 """Of a rule beside the one at which the engine stops: what would come of it alone does not come."""
 
@@ -363,6 +361,7 @@ Rule = Divides | Requires
 
 
 AXIS_NAMES = ("rows", "columns")
+
 GROUP_NAMES = {"tp": "TP", "attention": "attention TP", "moe": "MoE TP", "shared": "a TP subgroup"}
 
 
@@ -636,6 +635,7 @@ def element_bits(group: Group, dtype: str | None) -> int:
 
 
 UNKNOWN_FAMILY = "family"
+
 UNKNOWN_GPU = "gpu"
 """Rules that break for a family or on a GPU of which nothing is known."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from dsv4_shard.blocks import DECODED_BLOCK
+from dsv4_shard.catalog.gpus import Gpu, find_gpu, gpu_with
 from dsv4_shard.engines.base import (
     ASSUMED_GPU,
     UNCLAIMED,
@@ -18,9 +18,9 @@ from dsv4_shard.engines.base import (
 )
 from dsv4_shard.engines.remedies import ANY_EP, leave_out
 from dsv4_shard.families.v3 import V3Config
-from dsv4_shard.gpus import Gpu, find_gpu, gpu_with
 from dsv4_shard.inventory import NVFP4, Inventory
 from dsv4_shard.roles import Module, Role, Stage
+from dsv4_shard.tensors.geometry import DECODED_BLOCK
 
 COLUMN_QUOTE = (
     "ValueError: Weight output_partition_size = {part} is not divisible by weight quantization block_n = {unit}."

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from dsv4_shard.checkpoint import Tensor
 from dsv4_shard.engines.base import (
     NO_OPTION,
     Constant,
@@ -46,6 +45,7 @@ from dsv4_shard.families.base import ModelConfig
 from dsv4_shard.inventory import Group, Inventory
 from dsv4_shard.naming import Names
 from dsv4_shard.roles import Draft, Module, Part, Role, Stage, TensorName
+from dsv4_shard.tensors.header import Tensor
 
 CONFIG_NAME = "inference_config.json"
 

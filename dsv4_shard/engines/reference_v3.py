@@ -8,7 +8,6 @@ every rank. The converter leaves the MTP layer out; it tells it by its number, 6
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from dsv4_shard.checkpoint import Tensor
 from dsv4_shard.engines import reference
 from dsv4_shard.engines.base import (
     NO_OPTION,
@@ -38,6 +37,7 @@ from dsv4_shard.families.v3 import V3, V32, V3Config
 from dsv4_shard.inventory import Group, Inventory
 from dsv4_shard.naming import NATIVE_PARTS, Grammar, Names
 from dsv4_shard.roles import Module, Role, Stage, TensorName
+from dsv4_shard.tensors.header import Tensor
 
 BLOCK = (128, 128)
 """`block_size` of model.py: its parameters have a scale for each such block."""

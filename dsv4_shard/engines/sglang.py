@@ -9,7 +9,8 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from dsv4_shard.blocks import FP4_GROUP
+from dsv4_shard.catalog.gpus import Gpu
+from dsv4_shard.catalog.options import A2A
 from dsv4_shard.engines.base import (
     NO_OPTION,
     SILENT,
@@ -63,10 +64,9 @@ from dsv4_shard.engines.remedies import (
     for_engine,
     leave_out,
 )
-from dsv4_shard.gpus import Gpu
 from dsv4_shard.inventory import NVFP4, Group, Inventory
-from dsv4_shard.names import A2A
 from dsv4_shard.roles import Module, Part, Role
+from dsv4_shard.tensors.geometry import FP4_GROUP
 
 VERSION = "0.5.23"
 PLUGIN_FORMAT = "dsv4_shard"

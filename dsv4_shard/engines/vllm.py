@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import gcd
 
-from dsv4_shard.blocks import FP4_GROUP
 from dsv4_shard.engines.base import (
     NO_OPTION,
     SILENT,
@@ -55,7 +54,8 @@ from dsv4_shard.engines.common import (
 from dsv4_shard.engines.remedies import FEWER_RANKS, FULL_EP, NO_DP, for_engine, leave_out
 from dsv4_shard.inventory import Group, Inventory
 from dsv4_shard.roles import Module, Part, Role
-from dsv4_shard.units import quotient
+from dsv4_shard.tensors.geometry import FP4_GROUP
+from dsv4_shard.text.units import quotient
 
 VERSION = "0.33.0"
 

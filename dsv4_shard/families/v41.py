@@ -8,7 +8,6 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dsv4_shard.blocks import Block
 from dsv4_shard.families.base import Count, Dimension, Family, Few, Natural
 from dsv4_shard.families.v4 import (
     ATTENTION_DIMENSIONS,
@@ -28,6 +27,7 @@ from dsv4_shard.families.v4 import (
 )
 from dsv4_shard.naming import NATIVE_PARTS, Grammar
 from dsv4_shard.roles import Module, Place, Role, Spec, Stage
+from dsv4_shard.tensors.geometry import Block
 
 ENGRAM_BLOCK = Block(1, 32)
 """Each row of an engram table has its own scales, whatever the blocks of the rest."""

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import heading, item, title, to_copy
-from dsv4_shard.units import size
+from dsv4_shard.text.units import size
 
 if TYPE_CHECKING:
     from dsv4_shard.plandiff import Difference, PlacementDifference, PlanComparison

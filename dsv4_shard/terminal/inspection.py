@@ -11,7 +11,7 @@ from dsv4_shard.engines import SERVING
 from dsv4_shard.plan import MEMORY_RULE
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import heading, item, title
-from dsv4_shard.units import counted, quotient, size
+from dsv4_shard.text.units import counted, quotient, size
 
 if TYPE_CHECKING:
     from dsv4_shard.inspect import Cell, Dimension, Inspection, InspectionFinding

@@ -10,7 +10,7 @@ from dsv4_shard.roles import Module
 from dsv4_shard.terminal.picture import show_broken, show_placed
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import heading, item, title, to_copy
-from dsv4_shard.units import counted, gib, size
+from dsv4_shard.text.units import counted, gib, size
 
 if TYPE_CHECKING:
     from dsv4_shard.plan import Plan, PlanModule

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import heading, item, title, to_copy
-from dsv4_shard.units import binary_unit, counted
+from dsv4_shard.text.units import binary_unit, counted
 
 if TYPE_CHECKING:
     from dsv4_shard.search import Search

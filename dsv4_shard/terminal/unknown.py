@@ -10,7 +10,7 @@ from rich.text import Text
 from dsv4_shard.terminal.inspection import show_findings
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import heading, item, title
-from dsv4_shard.units import counted, quotient, size
+from dsv4_shard.text.units import counted, quotient, size
 
 if TYPE_CHECKING:
     from dsv4_shard.generic import Axis, QuantizedRow, UnknownIdentity, UnknownInspection

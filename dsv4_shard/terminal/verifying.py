@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from dsv4_shard.rankspan import say_ranks
+from dsv4_shard.catalog.rank_ranges import say_ranks
 from dsv4_shard.terminal.text import item, paragraph, title
-from dsv4_shard.units import counted, size
+from dsv4_shard.text.units import counted, size
 
 if TYPE_CHECKING:
     from dsv4_shard.numerics import Numerics

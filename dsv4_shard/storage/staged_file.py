@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dsv4_shard.errors import WriteFailed
-from dsv4_shard.pagecache import MAX_CALL_BYTES, UncachedFile
+from dsv4_shard.storage.linux_io import MAX_CALL_BYTES, UncachedFile
 
 
 class StagedFile:

@@ -4,9 +4,6 @@ Completion imports this module, so it imports nothing that takes long, the engin
 is held against their own tables by the tests.
 """
 
-import difflib
-from collections.abc import Iterable
-
 ENGINES = {
     "sglang": "SGLang",
     "vllm": "vLLM",
@@ -66,29 +63,3 @@ SHARED_EXPERTS = {
 RANKINGS = {"weights": "the lightest", "tokens": "the most room for tokens", "sent": "the fewest bytes between GPUs"}
 
 EXPERT_DTYPES = {"fp4": "as FP4 experts are", "fp8": "FP4 experts cast to FP8, as DeepSeek's converter does"}
-
-_MOST = 3
-_LONGEST = 100
-
-
-def as_option(parameter: str) -> str:
-    """A parameter of the verbs as the command line has it."""
-    return "--" + parameter.replace("_", "-")
-
-
-def near(name: str, known: Iterable[str]) -> list[str]:
-    """Of `known`, those that `name` may have been meant for, the nearest first; `org/name` also by its last part."""
-    wanted = name[:_LONGEST].lower()
-    parts = {one.lower(): one for one in known} if "/" in wanted else {}
-    parts = parts or {part: one for one in known for part in (one.lower().rpartition("/")[2], one.lower())}
-    begun = [part for part in parts if wanted and part.startswith(wanted)]
-    found = dict.fromkeys(parts[part] for part in [*begun, *difflib.get_close_matches(wanted, parts, n=_MOST)])
-    return list(found)[:_MOST]
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A hint for who gave a name that is not known: those that come near, then all that there are."""
-    known = list(dict.fromkeys(known))
-    meant = near(name, known)
-    listed = f"Known: {', '.join(known)}."
-    return f"Did you mean {' or '.join(meant)}? {listed}" if meant else listed

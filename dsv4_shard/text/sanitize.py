@@ -3,11 +3,15 @@
 import reprlib
 
 _MAX_CHARS = 80
+
 _MAX_NAME_CHARS = 200
 
 _SHORT = reprlib.Repr()
+
 _SHORT.maxlevel = 3
+
 _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = _MAX_CHARS
+
 _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 8
 
 

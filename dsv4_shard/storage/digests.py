@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable
 
 import xxhash
 
-from dsv4_shard.header import Header
 from dsv4_shard.sources import CHUNK_BYTES, LocalFile
+from dsv4_shard.tensors.header import Header
 
 DIGEST_BYTES = 16
 

@@ -5,13 +5,19 @@ but leaves those that were cached before. Elsewhere, what was read is dropped be
 when it is flushed.
 """
 
+import ctypes
 import errno
 import mmap
 import os
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 RWF_DONTCACHE = 0x80
+
 _PAGE = mmap.PAGESIZE
+
 MAX_CALL_BYTES = 1 << 30
 """Linux moves at most 2 GiB in one call."""
 
@@ -93,3 +99,37 @@ class UncachedFile:
         if not flags or error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
             raise error
         self._flags = 0
+
+
+_AT_FDCWD = -100
+
+_RENAME_EXCHANGE = 2
+
+
+def fallocate(fd: int, nbytes: int) -> None:
+    """Reserve the first `nbytes` of a file.
+
+    Unlike `os.posix_fallocate`, this fails where the file system reserves nothing: glibc then writes to every block.
+    """
+    _call("fallocate", ctypes.c_int(fd), ctypes.c_int(0), ctypes.c_int64(0), ctypes.c_int64(nbytes))
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Swap two names in one step."""
+    flags = ctypes.c_uint(_RENAME_EXCHANGE)
+    _call("renameat2", _AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), flags)
+
+
+def _call(name: str, *arguments: Any) -> None:
+    function = getattr(_libc(), name, None)
+    if function is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    while function(*arguments):
+        number = ctypes.get_errno()
+        if number != errno.EINTR:
+            raise OSError(number, os.strerror(number))
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)

@@ -1,6 +1,7 @@
 """Sizes in the units that people use for them, and other numbers as they are said."""
 
 _BINARY = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
+
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 

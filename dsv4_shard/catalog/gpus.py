@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from dsv4_shard.errors import UsageError
-from dsv4_shard.escape import short
-from dsv4_shard.names import did_you_mean
-from dsv4_shard.units import gib
+from dsv4_shard.text.sanitize import short
+from dsv4_shard.text.suggest import did_you_mean
+from dsv4_shard.text.units import gib
 
 MIB = 1 << 20
+
 _UNITS = {"gb": 10**9, "gib": 1 << 30, "mib": MIB}
+
 _MEMORY = re.compile(r"([0-9]{1,7}(?:\.[0-9]{1,3})?) ?(GB|GiB|MiB)", re.IGNORECASE | re.ASCII)
 
 

@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Mapping
 from itertools import groupby
 
-from dsv4_shard.digests import digest_of
-from dsv4_shard.engines.base import MAX_RANKS
 from dsv4_shard.errors import UsageError
-from dsv4_shard.escape import short
+from dsv4_shard.storage.digests import digest_of
+from dsv4_shard.text.sanitize import short
 
 _SPAN_IN_NAME = 40
+
 _MAX_DIGITS = 9
 
 _LAUNCHERS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
@@ -83,3 +83,6 @@ def _count(name: str, text: str | None) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS):
         raise UsageError(f"--ranks auto: {name} is {short(text)}, not a number")
     return int(text)
+
+
+MAX_RANKS = 4096

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dsv4_shard.errors import OutputBusy, OutputError, WriteFailed
-from dsv4_shard.writing import fsync_folder
+from dsv4_shard.storage.staged_file import fsync_folder
 
 MARKER = ".dsv4-shard-staging"
 """The file of a `LockedFolder` that is its lock, by which it is known as ours."""

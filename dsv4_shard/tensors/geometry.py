@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from dsv4_shard.header import DTYPE_BITS, nbytes_of
+from dsv4_shard.tensors.header import DTYPE_BITS, nbytes_of
 
 PACKED_FP4 = frozenset({"I8", "U8"})
 """Dtypes under which checkpoints store FP4: two values a byte along the last axis, the even column low."""

@@ -19,22 +19,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from dsv4_shard import syscalls
-from dsv4_shard.errors import (
-    OtherRun,
-    OutputNotEmpty,
-    RanksThere,
-    SourceChanged,
-    WriteFailed,
-)
-from dsv4_shard.locks import MARKER, LockedFolder, locked
-from dsv4_shard.manifest import MANIFEST_NAME
-from dsv4_shard.output import plain
-from dsv4_shard.writing import StagedFile, fsync_folder
+from dsv4_shard.errors import OtherRun, OutputNotEmpty, RanksThere, SourceChanged, WriteFailed
+from dsv4_shard.storage import linux_io as syscalls
+from dsv4_shard.storage.locks import MARKER, LockedFolder, locked
+from dsv4_shard.storage.output_folder import MANIFEST_NAME, plain
+from dsv4_shard.storage.staged_file import StagedFile, fsync_folder
 
 _RESULT = "result"
+
 _REPLACED = "replaced"
+
 _JOURNAL = "journal"
+
 _SET_ASIDE = "journal.set-aside"
 
 

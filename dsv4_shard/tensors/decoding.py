@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from dsv4_shard.blocks import FP4_GROUP
+from dsv4_shard.tensors.geometry import FP4_GROUP
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,9 @@ _MAX_OFFSET_BITS = 6
 """6.0 · 2^6 = 384 fits E4M3 (448), 6.0 · 2^7 does not: the factor by which the cast scales values up."""
 
 _E8M0_NAN = 255
+
 _E4M3_NAN = 0x7F
+
 _BF16_NAN = 0x7FC0
 
 _E4M3_MANTISSA_BITS = 3

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from dsv4_shard.escape import short, short_name
+from dsv4_shard.text.sanitize import short, short_name
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -20,6 +20,7 @@ MAX_VALUES = 2_000_000
 """Values in one document, at some 200 bytes each. All 145,116 tensors of V4-Pro in one header are 1.2 million."""
 
 _MAX_DEPTH = 64
+
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 

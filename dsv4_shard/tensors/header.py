@@ -23,10 +23,11 @@ from dsv4_shard.errors import (
     NotSafetensors,
     TruncatedFile,
 )
-from dsv4_shard.escape import short
-from dsv4_shard.jsonfile import BadJson, DuplicateJsonKey, is_plain, parse_json
+from dsv4_shard.text.sanitize import short
+from dsv4_shard.text.strict_json import BadJson, DuplicateJsonKey, is_plain, parse_json
 
 LENGTH_BYTES = 8
+
 MAX_HEADER_BYTES = 100_000_000
 """safetensors' own limit (`MAX_HEADER_SIZE` in tensor.rs)."""
 
@@ -57,10 +58,15 @@ DTYPE_BITS: dict[str, int] = {
 """Bits of one element, in the order of safetensors' `Dtype` enum: the writer sorts by descending place in it."""
 
 _DTYPE_RANK = {dtype: rank for rank, dtype in enumerate(DTYPE_BITS)}
+
 _ALIGNMENT = {dtype: max(bits // 8, 1) for dtype, bits in DTYPE_BITS.items()}
+
 _INT_ALONE = frozenset({int})
+
 _ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
+
 _LFS_MAGIC = b"version https://git-lfs"
+
 _MAX_ELEMENTS = 2**63
 
 
@@ -306,3 +312,21 @@ def build_header(
 
 
 _json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+class Tensor(NamedTuple):
+    """A tensor of the checkpoint: `shape` in stored elements, `[start, stop)` in bytes of the file called `file`.
+
+    `name` is its family's for it, whatever the file calls it.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    start: int
+    stop: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.stop - self.start

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 from dsv4_shard.errors import NotEnoughDisk, OutputError, OutputInsideInput, OutputNotEmpty, WriteFailed
-from dsv4_shard.manifest import MANIFEST_NAME
 
 _ALIKE_CHARS = 20
 
@@ -91,3 +90,6 @@ def _is_alike(path: Path, text: str) -> bool:
     with path.open("rb") as file:
         there = file.read(len(beginning))
     return there in (b"", beginning)
+
+
+MANIFEST_NAME = "manifest.json"

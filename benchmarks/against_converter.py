@@ -23,14 +23,16 @@ import torch
 from generations import command, generation_of
 from safetensors.torch import load_file
 
-from dsv4_shard.checkpoint import CONFIG_FILE, read_checkpoint
+from dsv4_shard.checkpoint.inventory import take_inventory
+from dsv4_shard.checkpoint.reader import read_checkpoint
 from dsv4_shard.engines.base import Request
-from dsv4_shard.inventory import take_inventory
 from dsv4_shard.merge import prepare_merge
+from dsv4_shard.opening import open_source
 from dsv4_shard.plan import make_plan
 from dsv4_shard.ranks import open_ranks
 from dsv4_shard.reshard import prepare, reshard
-from dsv4_shard.sources import LocalSource, open_source
+from dsv4_shard.sources.checkpoint_files import CONFIG_FILE
+from dsv4_shard.sources.local import LocalSource
 
 
 def convert(converter: Path, source: Path, out: Path, experts: int | None, ranks: int, dtype: str | None) -> float:

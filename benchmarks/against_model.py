@@ -91,7 +91,7 @@ def main() -> None:
         return
     from against_converter import shard
 
-    from dsv4_shard.demo import write_checkpoint
+    from dsv4_shard.checkpoint.synthetic import write_checkpoint
 
     with tempfile.TemporaryDirectory() as scratch:
         source = write_checkpoint(Path(scratch) / "checkpoint")

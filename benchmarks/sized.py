@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dsv4_shard.checkpoint import INDEX_FILE
-from dsv4_shard.demo import DEMO_CONFIG, tensors_of, write_checkpoint
+from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, tensors_of, write_checkpoint
+from dsv4_shard.sources.checkpoint_files import INDEX_FILE
 from dsv4_shard.tensors.header import nbytes_of
 
 WIDTH = 7168

@@ -22,12 +22,12 @@ from dsv4_shard.text.sanitize import short
 from dsv4_shard.text.suggest import as_option, did_you_mean
 
 if TYPE_CHECKING:
-    from dsv4_shard.checkpoint import Checkpoint
+    from dsv4_shard.checkpoint.inventory import Inventory
+    from dsv4_shard.checkpoint.reader import Checkpoint
     from dsv4_shard.engines.base import Request
     from dsv4_shard.explain import Explanation
     from dsv4_shard.generic import UnknownInspection
     from dsv4_shard.inspect import Inspection
-    from dsv4_shard.inventory import Inventory
     from dsv4_shard.plan import Plan
     from dsv4_shard.plandiff import PlanComparison
     from dsv4_shard.report import Report
@@ -76,12 +76,11 @@ def inspect(
     >>> [cell.verdict for cell in found.matrix if cell.engine == "sglang"]
     ['works', 'with-options']
     """
-    from dsv4_shard.checkpoint import read_unknown
+    from dsv4_shard.checkpoint.reader import read_unknown
     from dsv4_shard.generic import inspect_unknown
     from dsv4_shard.inspect import DEFAULT_TPS
     from dsv4_shard.inspect import inspect as inspect_checkpoint
-    from dsv4_shard.opening import open_checkpoint
-    from dsv4_shard.sources import open_source
+    from dsv4_shard.opening import open_checkpoint, open_source
     from dsv4_shard.storage.runtime import collector_paused
 
     tps = DEFAULT_TPS if tp is None else tuple(tp)
@@ -285,10 +284,10 @@ def explain(text: str | Path | BinaryIO, *, repo: str | Path | None = None) -> "
     ...                    "block_n = 128.").meaning[0]
     'shared experts: shared intermediate size 3072 / TP 16 = 192, which is 1.5 blocks of 128'
     """
+    from dsv4_shard.checkpoint.inventory import refuse_errors
     from dsv4_shard.explain import Model
     from dsv4_shard.explain import explain as explain_lines
     from dsv4_shard.opening import open_checkpoint
-    from dsv4_shard.plan import refuse_errors
 
     model = None
     if repo is not None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
-from dsv4_shard.roles import Module, Role
+from dsv4_shard.models.roles import Module, Role
 from dsv4_shard.tensors.geometry import ceil_div
 
 if TYPE_CHECKING:

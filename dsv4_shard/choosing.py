@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 from dsv4_shard.catalog.options import EXPERT_DTYPES, SHARED_EXPERTS
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
+from dsv4_shard.checkpoint.inventory import Group, Inventory
 from dsv4_shard.engines import engine_for
 from dsv4_shard.engines.base import Breach, Context, Deployment, Engine, Expert, Held, Request
 from dsv4_shard.engines.common import fewest_nodes
 from dsv4_shard.errors import UsageError
-from dsv4_shard.inventory import Group, Inventory
-from dsv4_shard.roles import Module, Stage
+from dsv4_shard.models.roles import Module, Stage
 from dsv4_shard.text.sanitize import short
 from dsv4_shard.text.suggest import did_you_mean
 

@@ -548,7 +548,7 @@ def demo(
 
     It is made for it, with V4-Pro's structure, 4 layers and 16 experts small; all takes under a minute and 250 MB.
     """
-    from dsv4_shard.demo import write_checkpoint
+    from dsv4_shard.checkpoint.synthetic import write_checkpoint
     from dsv4_shard.storage.output_folder import check_output
     from dsv4_shard.terminal.text import paragraph
 
@@ -596,7 +596,7 @@ def _numbers(text: str, option: str) -> tuple[int, ...]:
 def _default_repo() -> str:
     """The current folder if it is a checkpoint, else the one last inspected; says which."""
     from dsv4_shard import recent
-    from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE, SINGLE_FILE
+    from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE, SINGLE_FILE
 
     here = Path.cwd()
     if (here / CONFIG_FILE).is_file() and ((here / INDEX_FILE).is_file() or (here / SINGLE_FILE).is_file()):

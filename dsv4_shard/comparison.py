@@ -9,18 +9,18 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
-from dsv4_shard.checkpoint import Checkpoint
+from dsv4_shard.checkpoint.fingerprint import differences, origin_of
+from dsv4_shard.checkpoint.inventory import Inventory
+from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.copying import copy
 from dsv4_shard.errors import ForeignPlan, ReadFailed
-from dsv4_shard.inventory import Inventory
 from dsv4_shard.manifest import NATIVE, PLAN_NAME, Manifest
 from dsv4_shard.merge import prepare_merge
-from dsv4_shard.origin import differences, origin_of
 from dsv4_shard.planfile import check_plan, load_plan
 from dsv4_shard.problem import Problem
 from dsv4_shard.recipe import Recipe, Step
 from dsv4_shard.reshard import Job, prepare
-from dsv4_shard.sources import LocalFile
+from dsv4_shard.sources.local import LocalFile
 from dsv4_shard.storage.output_folder import MANIFEST_NAME
 from dsv4_shard.tensors.geometry import whole_rectangle
 from dsv4_shard.text.sanitize import short_name

@@ -117,7 +117,7 @@ def _of_engines(context: typer.Context, table: dict[str, tuple[str, ...]]) -> Of
 
 
 def _repos_beside(incomplete: str, *, files: bool) -> Offer:
-    from dsv4_shard.cached import cached_repos
+    from dsv4_shard.sources.known_repos import cached_repos
 
     found = [name for name in cached_repos() if name.startswith(incomplete)]
     return list(_plain([*found, *_paths(incomplete, files)])) if found else []

@@ -10,21 +10,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint, some
-from dsv4_shard.config import MAX_CONFIG_BYTES, parse_config
+from dsv4_shard.checkpoint.findings import some
+from dsv4_shard.checkpoint.inventory import Inventory, take_inventory
+from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.engines import engine_for
 from dsv4_shard.engines.base import Context, Deployment, Engine, Expert, Pad, Request, Split
 from dsv4_shard.engines.raw_layout import TOKENIZER_FILES
 from dsv4_shard.engines.reference import ReferenceLayout
 from dsv4_shard.errors import BadConfig, BadRanks, MissingRanks, MixedRanks
-from dsv4_shard.families import family_of
-from dsv4_shard.families.base import ModelConfig, release_file
 from dsv4_shard.held import Kind, config_for, index_of
-from dsv4_shard.inventory import Inventory, take_inventory
+from dsv4_shard.models.config import parse_config
+from dsv4_shard.models.families import family_of
+from dsv4_shard.models.family import ModelConfig, release_file
+from dsv4_shard.models.roles import Part, Place, Role, TensorName
 from dsv4_shard.rankfolder import find_converted
 from dsv4_shard.ranksource import RankSource
-from dsv4_shard.roles import Part, Place, Role, TensorName
-from dsv4_shard.sources import LocalFile, LocalSource
+from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE, MAX_CONFIG_BYTES
+from dsv4_shard.sources.local import LocalFile, LocalSource
 from dsv4_shard.tensors.geometry import ceil_div
 from dsv4_shard.tensors.header import Header, Tensor, build_header, read_header
 

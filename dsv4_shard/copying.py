@@ -16,10 +16,10 @@ import xxhash
 
 from dsv4_shard.errors import InexactCast, SourceChanged
 from dsv4_shard.journal import Finished
-from dsv4_shard.naming import scale_name
+from dsv4_shard.models.names import scale_name
 from dsv4_shard.reading import row_runs, spans, stripes
 from dsv4_shard.recipe import Cut, Fixed, Recipe, Step
-from dsv4_shard.sources import CHUNK_BYTES, OpenFile, Source
+from dsv4_shard.sources.base import CHUNK_BYTES, OpenFile, Source
 from dsv4_shard.storage.digests import DIGEST_BYTES
 from dsv4_shard.tensors.decoding import Bytes, Decoded, Transform
 from dsv4_shard.tensors.dtype_casts import Conversion

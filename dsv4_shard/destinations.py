@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsv4_shard.checkpoint import Checkpoint
-from dsv4_shard.errors import UsageError
+from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.reshard import Job, Outcome, reshard, result_to_join
 from dsv4_shard.storage.output_folder import check_output, free_bytes
 from dsv4_shard.storage.staging import Staging
@@ -18,7 +17,7 @@ from dsv4_shard.storage.staging import Staging
 if TYPE_CHECKING:
     from dsv4_shard.cluster import ClusterOutcome, ShareWatch
     from dsv4_shard.sharework import Order
-    from dsv4_shard.stores import Store
+    from dsv4_shard.sources.object_store import Store
     from dsv4_shard.upload import Scratch
 
 
@@ -130,15 +129,8 @@ def onto_cluster(
     return reshard_on_cluster(address, order, world, nodes, watch or Unwatched())
 
 
-def refuse_url(out: Path, hint: str) -> None:
-    """Raise UsageError where a folder is wanted and a URL was given, of which a Path keeps one slash."""
-    scheme, colon, rest = str(out).partition(":/")
-    if colon and scheme.isalnum() and not out.exists():
-        raise UsageError(f"{scheme}://{rest}: a folder is wanted here, not a URL", hint=hint)
-
-
 def _scratch(job: Job, checkpoint: Checkpoint, place: Place) -> "tuple[Store, Scratch]":
-    from dsv4_shard.stores import connect
+    from dsv4_shard.sources.object_store import connect
     from dsv4_shard.upload import Scratch, run_digest
 
     store = connect(place.url)

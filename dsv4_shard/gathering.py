@@ -16,7 +16,7 @@ import xxhash
 from dsv4_shard.errors import BadPadding, DamagedRanks, NotConverted, RanksDisagree
 from dsv4_shard.rankfiles import RankFiles
 from dsv4_shard.recipe import Cut, Landing, Recipe, Step
-from dsv4_shard.sources import CHUNK_BYTES
+from dsv4_shard.sources.base import CHUNK_BYTES
 from dsv4_shard.storage.digests import DIGEST_BYTES, digest_of
 from dsv4_shard.tensors.dtype_casts import Bytes, Conversion
 from dsv4_shard.tensors.geometry import whole_rectangle

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint
-from dsv4_shard.dialects import NATIVE
+from dsv4_shard.checkpoint.reader import Checkpoint
+from dsv4_shard.models.dialects import NATIVE
 from dsv4_shard.ranksource import Change, RankSource
 from dsv4_shard.recipe import Recipe, Step
+from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
 from dsv4_shard.tensors.header import build_header, read_header
 
 Kind = tuple[str, tuple[int, ...]]

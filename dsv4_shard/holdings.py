@@ -7,12 +7,12 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from enum import StrEnum
 
-from dsv4_shard.checkpoint import Checkpoint
+from dsv4_shard.checkpoint.inventory import Group
+from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.choosing import TARGET, loads
 from dsv4_shard.engines.base import Context, Engine, Expert, Held, Placement, say_placement
-from dsv4_shard.inventory import Group
+from dsv4_shard.models.roles import Module, Role, Stage, TensorName
 from dsv4_shard.plan import beyond_roles
-from dsv4_shard.roles import Module, Role, Stage, TensorName
 from dsv4_shard.tensors.header import Tensor
 
 

@@ -7,15 +7,18 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from dsv4_shard.checkpoint import Checkpoint, Severity
+from dsv4_shard.checkpoint.findings import Severity
+from dsv4_shard.checkpoint.formats import PACKED
+from dsv4_shard.checkpoint.inventory import Inventory, outside_layers
+from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.choosing import Choice, check_request, choose, loads, nearest, options_of
 from dsv4_shard.engines import SERVING, engine_for
 from dsv4_shard.engines.base import Context, Request
 from dsv4_shard.engines.common import pick_gpu
-from dsv4_shard.families import base as families
-from dsv4_shard.families.v3 import V3Config, V32Config
-from dsv4_shard.families.v4 import V4Config
-from dsv4_shard.inventory import PACKED, Inventory, outside_layers
+from dsv4_shard.models import family as families
+from dsv4_shard.models.roles import Module, Part
+from dsv4_shard.models.v3 import V3Config, V32Config
+from dsv4_shard.models.v4 import V4Config
 from dsv4_shard.plan import (
     PlanBreach,
     PlanTotals,
@@ -26,7 +29,6 @@ from dsv4_shard.plan import (
     unknown_gpu,
     weights_of,
 )
-from dsv4_shard.roles import Module, Part
 from dsv4_shard.version import __version__
 
 SCHEMA_VERSION: Literal[1] = 1

@@ -16,8 +16,8 @@ from typing import BinaryIO, NamedTuple
 import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from dsv4_shard.checkpoint.fingerprint import Origin, differences
 from dsv4_shard.errors import OtherRun, WriteFailed
-from dsv4_shard.origin import Origin, differences
 from dsv4_shard.storage.digests import DIGEST_BYTES
 from dsv4_shard.storage.staged_file import fsync_folder
 from dsv4_shard.text.sanitize import short_name

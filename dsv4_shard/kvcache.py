@@ -26,8 +26,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from dsv4_shard.engines.base import Context
-from dsv4_shard.families.v3 import V3
-from dsv4_shard.families.v4 import OVERLAP_RATIO, V4, V4Config
+from dsv4_shard.models.v3 import V3
+from dsv4_shard.models.v4 import OVERLAP_RATIO, V4, V4Config
 
 _SERVING = ("sglang", "vllm", "node")
 _SCALE_BYTES = 8

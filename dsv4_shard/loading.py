@@ -8,11 +8,11 @@ without these checks a swapped or foreign file would load and give wrong output.
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from dsv4_shard.checkpoint import some
+from dsv4_shard.checkpoint.findings import some
 from dsv4_shard.engines.raw_layout import DRAFT_FOLDER
 from dsv4_shard.errors import HeaderError, LoadRefused, ReadFailed
 from dsv4_shard.manifest import Manifest, ManifestFile, load_manifest
-from dsv4_shard.sources import LocalFile
+from dsv4_shard.sources.local import LocalFile
 from dsv4_shard.storage.digests import digest_of, hash_tensor
 from dsv4_shard.storage.output_folder import MANIFEST_NAME
 from dsv4_shard.tensors.header import Header, read_header

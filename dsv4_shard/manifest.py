@@ -12,8 +12,8 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
+from dsv4_shard.checkpoint.fingerprint import Origin, differences
 from dsv4_shard.errors import NotAResult, UsageError
-from dsv4_shard.origin import Origin, differences
 from dsv4_shard.storage.digests import digest_of
 from dsv4_shard.storage.output_folder import MANIFEST_NAME
 from dsv4_shard.text.sanitize import short_name

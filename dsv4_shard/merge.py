@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass
 
-from dsv4_shard.checkpoint import Checkpoint
+from dsv4_shard.checkpoint.fingerprint import origin_of
+from dsv4_shard.checkpoint.inventory import Inventory, refuse_errors
+from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.errors import UsageError
-from dsv4_shard.inventory import Inventory
 from dsv4_shard.manifest import NATIVE
-from dsv4_shard.origin import origin_of
-from dsv4_shard.plan import refuse_errors
 from dsv4_shard.ranksource import Change, RankSource
 from dsv4_shard.recipe import Cut, Landing, OutputFile, Recipe, Spread, Step
 from dsv4_shard.reshard import Job, Outcome

@@ -15,8 +15,8 @@ from dsv4_shard.catalog.gpus import gpus_with
 from dsv4_shard.engines import SERVING, engine_for
 from dsv4_shard.engines.base import UNKNOWN_FAMILY, Divides, Engine, Rule
 from dsv4_shard.engines.vllm import BACKENDS, BACKENDS_FP8
-from dsv4_shard.families import FAMILIES
-from dsv4_shard.families.base import Family
+from dsv4_shard.models.families import FAMILIES
+from dsv4_shard.models.family import Family
 from dsv4_shard.text.units import quotient
 
 SHORT = (

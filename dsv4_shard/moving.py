@@ -15,10 +15,10 @@ from dsv4_shard.errors import NothingToDo, RanksThere, UsageError
 from dsv4_shard.text.suggest import as_option
 
 if TYPE_CHECKING:
-    from dsv4_shard.checkpoint import Checkpoint
+    from dsv4_shard.checkpoint.inventory import Inventory
+    from dsv4_shard.checkpoint.reader import Checkpoint
     from dsv4_shard.cluster import ClusterOutcome, ShareWatch
     from dsv4_shard.destinations import DryRun
-    from dsv4_shard.inventory import Inventory
     from dsv4_shard.merge import Merged
     from dsv4_shard.plan import Plan
     from dsv4_shard.reshard import Outcome
@@ -167,11 +167,9 @@ def reshard(
         would_store,
         would_write,
     )
-    from dsv4_shard.hub import with_download
-    from dsv4_shard.opening import at_commit, open_checkpoint, pinned
+    from dsv4_shard.opening import at_commit, is_url, open_checkpoint, pinned, with_download
     from dsv4_shard.reshard import prepare, world_of
     from dsv4_shard.sharework import Order
-    from dsv4_shard.sources import is_url
     from dsv4_shard.storage.runtime import collector_paused
 
     options = {
@@ -259,9 +257,9 @@ def merge(
     >>> merged.outcome.files, [change.held for change in merged.changes]  # of wo_a and of its scale, which is gone
     (7, ['BF16', ''])
     """
-    from dsv4_shard.destinations import Callbacks, into_folder, refuse_url, would_write
+    from dsv4_shard.destinations import Callbacks, into_folder, would_write
     from dsv4_shard.merge import Merged, prepare_merge, source_of_ranks
-    from dsv4_shard.opening import open_checkpoint
+    from dsv4_shard.opening import open_checkpoint, refuse_url
     from dsv4_shard.storage.runtime import collector_paused
 
     _check_jobs(jobs)
@@ -305,9 +303,8 @@ def verify(
     >>> found.ok, found.problems, found.numerics.ok
     (True, (), True)
     """
-    from dsv4_shard.destinations import refuse_url
     from dsv4_shard.numerics import check_numerics
-    from dsv4_shard.opening import open_checkpoint
+    from dsv4_shard.opening import open_checkpoint, refuse_url
     from dsv4_shard.together import verify_together
     from dsv4_shard.verify import bytes_to_verify
     from dsv4_shard.verify import verify as verify_folder
@@ -362,7 +359,7 @@ def _plan_for(
 
 
 def _refuse_beside_ray(out: str | Path, ranks: str | Iterable[int] | None, overwrite: bool, download: bool) -> None:
-    from dsv4_shard.destinations import refuse_url
+    from dsv4_shard.opening import refuse_url
 
     refuse_url(Path(out), "Nodes write into folders: one that all of them see, or one on the disk of each.")
     for option, is_given, why, hint in (

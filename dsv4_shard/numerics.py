@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from dsv4_shard.checkpoint import Checkpoint
+from dsv4_shard.checkpoint.inventory import Inventory
+from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.errors import UsageError
-from dsv4_shard.families.base import ModelConfig
-from dsv4_shard.inventory import Inventory
 from dsv4_shard.manifest import PLAN_NAME, load_manifest
-from dsv4_shard.naming import NATIVE_PARTS, Names, scale_name
+from dsv4_shard.models.family import ModelConfig
+from dsv4_shard.models.names import NATIVE_PARTS, Names, scale_name
+from dsv4_shard.models.roles import Module, Part, Place, Role, Stage, TensorName
 from dsv4_shard.planfile import check_plan, load_plan
 from dsv4_shard.recipe import Cut, Landing, Recipe, Step
 from dsv4_shard.reshard import prepare
-from dsv4_shard.roles import Module, Part, Place, Role, Stage, TensorName
-from dsv4_shard.sources import LocalSource
+from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.tensors.decoding import dequantize, plain
 
 if TYPE_CHECKING:

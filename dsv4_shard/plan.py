@@ -14,9 +14,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from dsv4_shard.catalog.gpus import GPUS, say_memory
-from dsv4_shard.checkpoint import Checkpoint
+from dsv4_shard.checkpoint.fingerprint import Origin, origin_of
+from dsv4_shard.checkpoint.formats import NVFP4
+from dsv4_shard.checkpoint.inventory import Inventory, refuse_errors
+from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.choosing import TARGET, Load, choose, fits, loads, nearest, options_of, rank_nbytes
-from dsv4_shard.dialects import NATIVE
 from dsv4_shard.engines import engine_for
 from dsv4_shard.engines.base import (
     ANY_ENGINE,
@@ -34,18 +36,19 @@ from dsv4_shard.engines.base import (
     say_placement,
 )
 from dsv4_shard.engines.common import fewest_nodes
-from dsv4_shard.errors import IncompleteCheckpoint, InfeasiblePlan
-from dsv4_shard.inventory import NVFP4, Inventory
+from dsv4_shard.errors import InfeasiblePlan
 from dsv4_shard.kvcache import bytes_per_token
-from dsv4_shard.origin import Origin, origin_of
+from dsv4_shard.models.dialects import NATIVE
+from dsv4_shard.models.roles import Module, Part, Role, Stage
 from dsv4_shard.remedies import ways_out
-from dsv4_shard.roles import Module, Part, Role, Stage
-from dsv4_shard.text.units import counted
 from dsv4_shard.version import __version__
 
 SCHEMA_VERSION: Literal[1] = 1
+
 _ALTERNATIVES = 3
+
 _ALONE = "One rank holds all of it: nothing is added up between ranks."
+
 MEMORY_RULE = "memory"
 """The rule that weights fit, which no engine states."""
 
@@ -433,14 +436,6 @@ def folder_of(inventory: Inventory, request: Request, at: Deployment, label: str
         (at.version, at.version != engine.version),
     )
     return "-".join((Path(label).name, engine.name, *(str(part) for part, told in parts if told)))
-
-
-def refuse_errors(inventory: Inventory) -> None:
-    """Raise IncompleteCheckpoint with the first error, where the inventory has any."""
-    errors = inventory.errors
-    if errors:
-        more = f" ({counted(len(errors) - 1, 'more finding')})" if len(errors) > 1 else ""
-        raise IncompleteCheckpoint(errors[0].message + more)
 
 
 def _deployment(at: Deployment, claimed: bool) -> dict[str, Any]:

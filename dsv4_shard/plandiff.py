@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from dsv4_shard.origin import differences
+from dsv4_shard.checkpoint.fingerprint import differences
+from dsv4_shard.models.roles import Module
 from dsv4_shard.plan import Plan, PlanModule
-from dsv4_shard.roles import Module
 
 _SHOWN = {"source", "request", "engine_version", "deployment", "feasible", "breaches", "choices", "modules", "totals",
           "memory", "launch", "layout", "reshard"}  # fmt: skip

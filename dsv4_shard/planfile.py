@@ -7,11 +7,11 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from dsv4_shard.checkpoint import Checkpoint
+from dsv4_shard.checkpoint.fingerprint import differences, origin_of
+from dsv4_shard.checkpoint.inventory import Inventory
+from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.engines.base import Request
 from dsv4_shard.errors import BadPlan, ForeignPlan, UsageError
-from dsv4_shard.inventory import Inventory
-from dsv4_shard.origin import differences, origin_of
 from dsv4_shard.plan import SCHEMA_VERSION, Plan, make_plan
 from dsv4_shard.storage.output_folder import write_text
 from dsv4_shard.text.sanitize import short, short_name

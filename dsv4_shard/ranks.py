@@ -9,23 +9,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint, read_checkpoint
+from dsv4_shard.checkpoint.fingerprint import differences, origin_of
+from dsv4_shard.checkpoint.inventory import Inventory, refuse_errors, take_inventory
+from dsv4_shard.checkpoint.reader import Checkpoint, read_checkpoint
 from dsv4_shard.converted import converted_source
 from dsv4_shard.engines.base import Context, Engine, Layout
 from dsv4_shard.errors import BadRanks, BadSkeleton, HeaderError, MissingRanks, UsageError, WrongRankHeader
 from dsv4_shard.gathering import Gatherer
 from dsv4_shard.held import config_for, held_source
-from dsv4_shard.inventory import Inventory, take_inventory
 from dsv4_shard.manifest import NATIVE, PLAN_NAME, Manifest, load_manifest
-from dsv4_shard.origin import differences, origin_of
-from dsv4_shard.plan import refuse_errors
 from dsv4_shard.planfile import MAX_PLAN_BYTES, check_plan, load_plan
 from dsv4_shard.rankfiles import RankFiles, Seen
 from dsv4_shard.ranksource import RankSource
 from dsv4_shard.recipe import OutputFile, Recipe, make_recipe
 from dsv4_shard.reshard import COPIED_FILE_LIMIT, deploy
 from dsv4_shard.skeleton import MAX_SKELETON_BYTES, SKELETON_NAME, read_skeleton
-from dsv4_shard.sources import LocalSource, OpenFile
+from dsv4_shard.sources.base import OpenFile
+from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
+from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.storage.digests import digest_of
 from dsv4_shard.storage.output_folder import MANIFEST_NAME
 from dsv4_shard.tensors.header import Tensor, read_header

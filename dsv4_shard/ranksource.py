@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dsv4_shard.errors import ReadFailed
 from dsv4_shard.gathering import Gatherer
-from dsv4_shard.sources import InNoFolder, OpenFile, Span, open_all
+from dsv4_shard.sources.base import InNoFolder, OpenFile, Span, open_all
 from dsv4_shard.tensors.header import Tensor
 
 

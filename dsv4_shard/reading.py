@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from dsv4_shard.recipe import Step
-from dsv4_shard.sources import CHUNK_BYTES, Span
+from dsv4_shard.sources.base import CHUNK_BYTES, Span
 from dsv4_shard.tensors.geometry import Rectangle, whole_rectangle
 
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from itertools import accumulate, count, groupby
 from typing import NamedTuple
 
-from dsv4_shard.checkpoint import Checkpoint
-from dsv4_shard.dialects import NATIVE
+from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.engines.base import (
     Constant,
     Context,
@@ -28,8 +27,9 @@ from dsv4_shard.engines.base import (
     Split,
     local_size,
 )
-from dsv4_shard.naming import scale_name
-from dsv4_shard.roles import Part, Stage, TensorName
+from dsv4_shard.models.dialects import NATIVE
+from dsv4_shard.models.names import scale_name
+from dsv4_shard.models.roles import Part, Stage, TensorName
 from dsv4_shard.storage.runtime import collector_paused
 from dsv4_shard.tensors.decoding import TRANSFORMS, Transform
 from dsv4_shard.tensors.dtype_casts import CONVERSIONS, Conversion

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from dsv4_shard.checkpoint import CONFIG_FILE
-from dsv4_shard.completeness import expected_names
-from dsv4_shard.config import parse_config
-from dsv4_shard.families import family_of
-from dsv4_shard.inventory import Format, Group, Inventory
-from dsv4_shard.roles import Draft, Module, Part, Place, Role, Stage
+from dsv4_shard.checkpoint.completeness import expected_names
+from dsv4_shard.checkpoint.formats import Format
+from dsv4_shard.checkpoint.inventory import Group, Inventory
+from dsv4_shard.models.config import parse_config
+from dsv4_shard.models.families import family_of
+from dsv4_shard.models.roles import Draft, Module, Part, Place, Role, Stage
+from dsv4_shard.sources.checkpoint_files import CONFIG_FILE
 from dsv4_shard.tensors.geometry import FP4_GROUP, Block
 from dsv4_shard.tensors.header import nbytes_of
 

@@ -12,21 +12,22 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from dsv4_shard.catalog.rank_ranges import share_name
-from dsv4_shard.checkpoint import INDEX_FILE, Checkpoint
+from dsv4_shard.checkpoint.fingerprint import Origin
+from dsv4_shard.checkpoint.inventory import Inventory, refuse_errors
+from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.choosing import choose
 from dsv4_shard.copying import CopyResult, copy, pieces_of
 from dsv4_shard.engines import engine_for
 from dsv4_shard.engines.base import Context, Engine, Layout, Request
 from dsv4_shard.errors import NotAResult, OtherDeployment, SourceChanged, UsageError, WriteFailed
-from dsv4_shard.inventory import Inventory
 from dsv4_shard.joining import joined_digests, new_files, refuse_other_companions, refuse_unjoinable
 from dsv4_shard.journal import Finished, Journal, Run, Unfinished, read_journal, refuse_other
 from dsv4_shard.manifest import PLAN_NAME, Made, Manifest, ManifestCompanion, ManifestFile, load_manifest
-from dsv4_shard.origin import Origin
-from dsv4_shard.plan import Plan, refuse_errors, refuse_infeasible
+from dsv4_shard.plan import Plan, refuse_infeasible
 from dsv4_shard.recipe import OutputFile, Recipe, make_recipe
 from dsv4_shard.skeleton import SKELETON_NAME, write_skeleton
-from dsv4_shard.sources import Source
+from dsv4_shard.sources.base import Source
+from dsv4_shard.sources.checkpoint_files import INDEX_FILE
 from dsv4_shard.storage.digests import DIGEST_BYTES, digest_of
 from dsv4_shard.storage.output_folder import MANIFEST_NAME, check_output, check_room
 from dsv4_shard.storage.runtime import default_workers

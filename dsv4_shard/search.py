@@ -29,14 +29,14 @@ from pydantic import BaseModel, ConfigDict
 
 from dsv4_shard.catalog.gpus import GPUS, Gpu
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
-from dsv4_shard.checkpoint import Checkpoint
+from dsv4_shard.checkpoint.inventory import Inventory, outside_layers, refuse_errors
+from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.choosing import check_request, choose, divisors, loads, options_of
 from dsv4_shard.engines import SERVING, engine_for, find_engine, sglang, vllm
 from dsv4_shard.engines.base import Context, Deployment, Request
 from dsv4_shard.engines.common import pick_gpu
 from dsv4_shard.errors import UsageError
-from dsv4_shard.inventory import Inventory, outside_layers
-from dsv4_shard.plan import Plan, beyond_roles, make_plan, memory_of, refuse_errors, totals_of, weights_of
+from dsv4_shard.plan import Plan, beyond_roles, make_plan, memory_of, totals_of, weights_of
 from dsv4_shard.text.sanitize import short
 from dsv4_shard.text.suggest import did_you_mean
 from dsv4_shard.version import __version__

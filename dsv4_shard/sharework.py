@@ -11,9 +11,9 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
-from dsv4_shard.checkpoint import Checkpoint
+from dsv4_shard.checkpoint.inventory import Inventory
+from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.errors import OutputNotEmpty, RanksThere, ShardError, UsageError
-from dsv4_shard.inventory import Inventory
 from dsv4_shard.joining import refuse_unjoinable
 from dsv4_shard.manifest import Manifest, load_manifest
 from dsv4_shard.plan import Plan

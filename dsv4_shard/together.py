@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, computed_field
 
-from dsv4_shard.checkpoint import Checkpoint
-from dsv4_shard.inventory import Inventory
+from dsv4_shard.checkpoint.inventory import Inventory
+from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.manifest import Manifest, ManifestFile, load_manifest, made_differences
 from dsv4_shard.numerics import Numerics
 from dsv4_shard.problem import Problem

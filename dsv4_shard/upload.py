@@ -21,7 +21,7 @@ from types import TracebackType
 import xxhash
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from dsv4_shard.checkpoint import Checkpoint
+from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.errors import (
     BadAnswer,
     NotAResult,
@@ -32,13 +32,13 @@ from dsv4_shard.errors import (
     WriteFailed,
 )
 from dsv4_shard.manifest import MAX_MANIFEST_BYTES, Manifest, load_manifest
-from dsv4_shard.remote import Listed
 from dsv4_shard.reshard import Job
-from dsv4_shard.sources import LocalFile
+from dsv4_shard.sources.local import LocalFile
+from dsv4_shard.sources.object_store import PART_BYTES, Store
+from dsv4_shard.sources.remote import Listed
 from dsv4_shard.storage.locks import LockedFolder
 from dsv4_shard.storage.output_folder import MANIFEST_NAME, plain
 from dsv4_shard.storage.staged_file import fsync_folder
-from dsv4_shard.stores import PART_BYTES, Store
 from dsv4_shard.text.sanitize import short_name
 from dsv4_shard.version import __version__
 

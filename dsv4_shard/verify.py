@@ -13,14 +13,14 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, computed_field
 
-from dsv4_shard.checkpoint import Checkpoint
+from dsv4_shard.checkpoint.inventory import Inventory
+from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.comparison import compare
 from dsv4_shard.errors import HeaderError, ReadFailed
-from dsv4_shard.inventory import Inventory
 from dsv4_shard.manifest import PLAN_NAME, Manifest, ManifestFile, load_manifest
 from dsv4_shard.numerics import Numerics
 from dsv4_shard.problem import Problem
-from dsv4_shard.sources import LocalFile
+from dsv4_shard.sources.local import LocalFile
 from dsv4_shard.storage.digests import digest_of, hash_tensor
 from dsv4_shard.storage.output_folder import MANIFEST_NAME
 from dsv4_shard.storage.runtime import default_workers

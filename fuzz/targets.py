@@ -17,18 +17,19 @@ from typing import Any
 
 import safetensors
 
-from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint, read_checkpoint, read_unknown
-from dsv4_shard.config import ModelConfig, parse_config
-from dsv4_shard.demo import DEMO_CONFIG, V41_CONFIG, Tensors, by_file, tensors_of
+from dsv4_shard.checkpoint.inventory import Inventory, take_inventory
+from dsv4_shard.checkpoint.reader import Checkpoint, read_checkpoint, read_unknown
+from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, V41_CONFIG, Tensors, by_file, tensors_of
 from dsv4_shard.engines.base import Request
 from dsv4_shard.errors import ShardError, UnsupportedFamily
 from dsv4_shard.generic import inspect_unknown
 from dsv4_shard.inspect import inspect
-from dsv4_shard.inventory import Inventory, take_inventory
+from dsv4_shard.models.config import ModelConfig, parse_config
+from dsv4_shard.models.roles import Stage
 from dsv4_shard.plan import Plan, make_plan
 from dsv4_shard.planfile import check_plan, load_plan
-from dsv4_shard.roles import Stage
-from dsv4_shard.sources import LocalSource
+from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
+from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.tensors.header import LENGTH_BYTES, build_header, read_header
 from fuzz.mutate import mutate_json
 

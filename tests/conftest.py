@@ -8,7 +8,7 @@ from hypothesis import settings
 from scratch import remove_process_folder
 from tiny import TINY_CONFIG
 
-from dsv4_shard.demo import write_checkpoint
+from dsv4_shard.checkpoint.synthetic import write_checkpoint
 
 settings.register_profile("seeded", deadline=None, derandomize=True)
 settings.load_profile("seeded")

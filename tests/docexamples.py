@@ -31,8 +31,8 @@ from scratch import remove_process_folder
 from skeletons import DATA
 from typer.testing import CliRunner
 
-from dsv4_shard import checkpoint as checkpoints
-from dsv4_shard import inventory as inventories
+from dsv4_shard.checkpoint import inventory as inventories
+from dsv4_shard.checkpoint import reader as checkpoints
 from dsv4_shard.cli import app
 
 ROOT = Path(__file__).parent.parent

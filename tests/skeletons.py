@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE
-from dsv4_shard.demo import Tensors, by_file, tensors_of
+from dsv4_shard.checkpoint.synthetic import Tensors, by_file, tensors_of
+from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
 from dsv4_shard.tensors.header import build_header
 
 DATA = Path(__file__).parent / "data"

@@ -14,10 +14,10 @@ from pathlib import Path
 from rich.console import Console
 
 from dsv4_shard import journal
-from dsv4_shard.checkpoint import Checkpoint
+from dsv4_shard.checkpoint.inventory import Inventory
+from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.cluster import reshard_on_cluster
 from dsv4_shard.engines.base import Request
-from dsv4_shard.inventory import Inventory
 from dsv4_shard.opening import open_checkpoint
 from dsv4_shard.plan import make_plan
 from dsv4_shard.progress import SharesProgress

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 import dsv4_shard
 from dsv4_shard import errors
+from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.cli import app
-from dsv4_shard.demo import write_checkpoint
 from dsv4_shard.destinations import DryRun
 from dsv4_shard.inspect import Inspection
 from dsv4_shard.merge import Merged
@@ -88,8 +88,13 @@ def test_a_verb_is_a_function_with_its_options_and_a_docstring_whatever_was_impo
 
 def test_a_module_that_a_verb_shares_its_name_with_is_imported_as_any_other():
     code = "from dsv4_shard.plan import make_plan; import importlib, dsv4_shard\n"
-    code += "print(importlib.import_module('dsv4_shard.plan').make_plan is make_plan, dsv4_shard.sources.__name__)"
-    assert in_a_fresh_process("import dsv4_shard.sources; " + code).split() == ["True", "dsv4_shard.sources"]
+    code += (
+        "print(importlib.import_module('dsv4_shard.plan').make_plan is make_plan, dsv4_shard.sources.local.__name__)"
+    )
+    assert in_a_fresh_process("import dsv4_shard.sources.local; " + code).split() == [
+        "True",
+        "dsv4_shard.sources.local",
+    ]
 
 
 def test_importing_the_package_imports_nothing_that_takes_time():

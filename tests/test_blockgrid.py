@@ -12,8 +12,8 @@ from skeletons import DATA
 
 from dsv4_shard.blockgrid import BlockGrid, Cut, Share, broken_grids, shared_grid
 from dsv4_shard.engines.base import Request
+from dsv4_shard.models.roles import Module
 from dsv4_shard.plan import Plan, make_plan
-from dsv4_shard.roles import Module
 
 
 def plan_of(model: str, *arguments: Any, **wanted: Any) -> Plan:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from test_cli import run
 
-from dsv4_shard import cached
 from dsv4_shard.errors import ExitCode
-from dsv4_shard.headcache import HeadCache
+from dsv4_shard.sources import known_repos as cached
+from dsv4_shard.sources.remote_headers import HeadCache
 
 HUB = "https://huggingface.co"
 

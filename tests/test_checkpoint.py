@@ -8,8 +8,9 @@ import pytest
 import safetensors
 from tiny import TINY_CONFIG
 
-from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE, MAX_INDEX_BYTES, SINGLE_FILE, Severity, read_checkpoint
-from dsv4_shard.config import MAX_CONFIG_BYTES
+from dsv4_shard.checkpoint.findings import Severity
+from dsv4_shard.checkpoint.inventory import take_inventory
+from dsv4_shard.checkpoint.reader import read_checkpoint
 from dsv4_shard.errors import (
     BadConfig,
     BadIndex,
@@ -22,8 +23,9 @@ from dsv4_shard.errors import (
     UnsafeFileName,
     UnsupportedFamily,
 )
-from dsv4_shard.inventory import take_inventory
-from dsv4_shard.sources import LocalSource, open_source
+from dsv4_shard.opening import open_source
+from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE, MAX_CONFIG_BYTES, MAX_INDEX_BYTES, SINGLE_FILE
+from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.tensors.header import build_header
 
 FIRST, SECOND, LAST = (f"model-0000{number}-of-00005.safetensors" for number in (1, 2, 5))

@@ -23,9 +23,9 @@ from test_joining import contents
 from typer.testing import CliRunner
 
 from dsv4_shard import cluster, progress
+from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, write_checkpoint
 from dsv4_shard.cli import app
 from dsv4_shard.cluster import _BUSY_SECONDS, _TRIES, _Driver, _Node, _nodes, _Share
-from dsv4_shard.demo import DEMO_CONFIG, write_checkpoint
 from dsv4_shard.engines.base import Request
 from dsv4_shard.errors import (
     AccessRefused,

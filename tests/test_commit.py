@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from small import contents, job_for, least_config, reshard_folder, with_bf16_o_a
 
-from dsv4_shard.checkpoint import Checkpoint
-from dsv4_shard.demo import write_checkpoint
+from dsv4_shard.checkpoint.reader import Checkpoint
+from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.errors import ExitCode, NotAResult, OutputBusy, OutputError, WriteFailed
 from dsv4_shard.manifest import load_manifest
 from dsv4_shard.reshard import Job, reshard

@@ -8,9 +8,9 @@ import pytest
 from fullsize import REAL_MODELS
 from tiny import TINY_CONFIG
 
-from dsv4_shard.config import OTHERS, parse_config
 from dsv4_shard.errors import BadConfig, ShardError, UnsupportedFamily
-from dsv4_shard.families.v4 import V4Config
+from dsv4_shard.models.config import OTHERS, parse_config
+from dsv4_shard.models.v4 import V4Config
 
 DATA = Path(__file__).parent / "data"
 WHERE = "org/name/config.json"

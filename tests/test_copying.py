@@ -22,7 +22,7 @@ from dsv4_shard import copying
 from dsv4_shard.copying import CopyResult, copy
 from dsv4_shard.errors import IncompleteCheckpoint, InexactCast, ReadFailed, SourceChanged
 from dsv4_shard.recipe import Cut, Fixed, Landing, OutputFile, Recipe, Spread, Step
-from dsv4_shard.sources import LocalSource
+from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.tensors.decoding import TRANSFORMS
 from dsv4_shard.tensors.dtype_casts import CONVERSIONS
 from dsv4_shard.tensors.geometry import Rectangle, slice_rectangle, split, whole_rectangle

@@ -19,8 +19,8 @@ import pytest
 from small import contents, job_for, least_config, open_folder, reshard_folder, with_bf16_o_a
 
 from dsv4_shard import journal
-from dsv4_shard.checkpoint import Checkpoint
-from dsv4_shard.demo import write_checkpoint
+from dsv4_shard.checkpoint.reader import Checkpoint
+from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.engines.base import Request
 from dsv4_shard.errors import ExitCode, NotAResult, OutputNotEmpty, RanksThere, ShardError
 from dsv4_shard.manifest import load_manifest

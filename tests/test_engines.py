@@ -28,16 +28,16 @@ from skeletons import DATA
 from dsv4_shard.catalog.gpus import GPUS, find_gpu
 from dsv4_shard.catalog.options import A2A
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
+from dsv4_shard.checkpoint.inventory import Group, Inventory, take_inventory
+from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, tensors_of
 from dsv4_shard.choosing import choose, rank_nbytes
-from dsv4_shard.demo import DEMO_CONFIG, tensors_of
 from dsv4_shard.engines import ENGINES, engine_for, find_engine
 from dsv4_shard.engines.base import Context, Deployment, Expert, Pad, Replicate, Request, Split
 from dsv4_shard.errors import UsageError
-from dsv4_shard.families import FAMILIES
-from dsv4_shard.inventory import Group, Inventory, take_inventory
+from dsv4_shard.models.families import FAMILIES
+from dsv4_shard.models.roles import Module, Part, Role, Stage
 from dsv4_shard.recipe import make_recipe
 from dsv4_shard.remedies import ways_out, words
-from dsv4_shard.roles import Module, Part, Role, Stage
 
 TARGET = (Stage.MODEL, Stage.LAYER)
 MODELS = {"pro": PRO, "flash": FLASH}

@@ -15,16 +15,16 @@ from skeletons import DATA
 from small import SMALL_V3
 from test_engines import bytes_by_module, without_shared_tables
 
+from dsv4_shard.checkpoint.inventory import Inventory, take_inventory
+from dsv4_shard.checkpoint.synthetic import tensors_of
 from dsv4_shard.choosing import choose
-from dsv4_shard.demo import tensors_of
 from dsv4_shard.engines import engine_for
 from dsv4_shard.engines.base import Context, Deployment, Request
 from dsv4_shard.errors import UsageError
 from dsv4_shard.inspect import inspect
-from dsv4_shard.inventory import Inventory, take_inventory
+from dsv4_shard.models.roles import Stage
 from dsv4_shard.plan import make_plan
 from dsv4_shard.reshard import prepare
-from dsv4_shard.roles import Stage
 
 TARGET = (Stage.MODEL, Stage.LAYER)
 MODELS = {"v3": V3, "v32": V32}

@@ -24,9 +24,9 @@ from dsv4_shard.engines.base import Request
 from dsv4_shard.engines.sglang import ROUTED_RULE, RUNNERS
 from dsv4_shard.errors import ExitCode
 from dsv4_shard.explain import Explanation, Model, explain
-from dsv4_shard.families import FAMILIES
 from dsv4_shard.logs import MAX_LINE, lines_of, read_log
 from dsv4_shard.messages import OTHERS, compile_template, patterns
+from dsv4_shard.models.families import FAMILIES
 from dsv4_shard.plan import make_plan
 from dsv4_shard.releases import RELEASES, find_release, inventory_of
 from dsv4_shard.terminal.explaining import show_explanation

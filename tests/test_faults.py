@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from small import contents, least_config, load_checkpoint, raw, reshard_folder, small_config, write_sparse
 
-from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE
-from dsv4_shard.demo import write_checkpoint
+from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.errors import ExitCode
+from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
 from dsv4_shard.tensors.header import build_header
 
 FAULTS = {

@@ -18,7 +18,7 @@ import pytest
 from small import contents, job_for, open_folder, reshard_folder, small_config, with_bf16_o_a
 
 from dsv4_shard import journal
-from dsv4_shard.demo import write_checkpoint
+from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.engines.base import Request
 from dsv4_shard.errors import ExitCode, NotEnoughDisk, ReadFailed, ShardError, WriteFailed
 from dsv4_shard.plan import make_plan

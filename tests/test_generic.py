@@ -20,14 +20,15 @@ from families import (
 from small import least_config, reshard_folder
 from typer.testing import CliRunner
 
-from dsv4_shard.checkpoint import Severity, UnknownCheckpoint, read_unknown
+from dsv4_shard.checkpoint.findings import Severity
+from dsv4_shard.checkpoint.reader import UnknownCheckpoint, read_unknown
+from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.cli import app
-from dsv4_shard.demo import write_checkpoint
 from dsv4_shard.errors import ExitCode, IndexMismatch, MissingFile, UsageError
 from dsv4_shard.generic import SCHEMA_VERSION, UnknownInspection, inspect_unknown, module_of
 from dsv4_shard.inspect import DEFAULT_TPS
+from dsv4_shard.opening import open_source
 from dsv4_shard.scales import Sharing
-from dsv4_shard.sources import open_source
 from dsv4_shard.version import __version__
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dsv4_shard.headcache import HeadCache, Heads
-from dsv4_shard.remote import Listed
+from dsv4_shard.sources.remote import Listed
+from dsv4_shard.sources.remote_headers import HeadCache, Heads
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 KEPT = Heads(

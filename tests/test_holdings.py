@@ -7,8 +7,8 @@ from dsv4_shard.choosing import TARGET, choose, loads
 from dsv4_shard.engines import engine_for
 from dsv4_shard.engines.base import Context, Request
 from dsv4_shard.holdings import Kind, LayerMap, layer_map, rank_bytes
+from dsv4_shard.models.roles import Module
 from dsv4_shard.plan import make_plan, weights_of
-from dsv4_shard.roles import Module
 
 LAYOUTS = (
     (PRO, Request(1)),

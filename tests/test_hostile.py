@@ -14,13 +14,14 @@ from rich.console import Console
 from small import least_config, reshard_folder
 from typer.testing import CliRunner
 
-from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE, UnknownCheckpoint
+from dsv4_shard.checkpoint.reader import UnknownCheckpoint
+from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.cli import app
-from dsv4_shard.demo import write_checkpoint
 from dsv4_shard.errors import ExitCode, NotAResult
 from dsv4_shard.generic import inspect_unknown
 from dsv4_shard.manifest import MAX_MANIFEST_BYTES, Manifest, load_manifest
-from dsv4_shard.sources import LocalSource
+from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
+from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.storage.digests import digest_of
 from dsv4_shard.storage.output_folder import MANIFEST_NAME
 from dsv4_shard.tensors.header import Tensor, build_header, nbytes_of, parse_header

@@ -22,15 +22,18 @@ from skeletons import write_skeleton
 from small import small_config
 from typer.testing import CliRunner, Result
 
-from dsv4_shard import heads, hubfiles, persistence
-from dsv4_shard.checkpoint import read_checkpoint
+from dsv4_shard.checkpoint.reader import read_checkpoint
+from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.cli import app
-from dsv4_shard.demo import write_checkpoint
 from dsv4_shard.engines.base import Request
 from dsv4_shard.errors import ExitCode
+from dsv4_shard.opening import open_source
 from dsv4_shard.reading import spans
-from dsv4_shard.remote import RemoteSource
-from dsv4_shard.sources import LocalSource, open_source
+from dsv4_shard.sources import hub_http as hubfiles
+from dsv4_shard.sources import remote_headers as heads
+from dsv4_shard.sources import retry as persistence
+from dsv4_shard.sources.local import LocalSource
+from dsv4_shard.sources.remote import RemoteSource
 from dsv4_shard.tensors.header import LENGTH_BYTES
 
 REPO = "org/name"
@@ -532,7 +535,7 @@ def test_rank_files_of_every_layout_are_those_of_the_folder(
 def test_no_more_comes_than_the_ranks_need(
     engine: str, ranks: str, hub: HubServer, checkpoint: Path, tmp_path: Path
 ) -> None:
-    from dsv4_shard.inventory import take_inventory
+    from dsv4_shard.checkpoint.inventory import take_inventory
     from dsv4_shard.plan import make_plan
     from dsv4_shard.reshard import prepare
 

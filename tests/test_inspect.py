@@ -9,12 +9,12 @@ from fullsize import FLASH, PRO, PRO_FP8, REAL_MODELS, in_memory, inventory_of
 from skeletons import DATA
 from test_cli import root_of, run
 
-from dsv4_shard.checkpoint import Severity
-from dsv4_shard.demo import DEMO_CONFIG, tensors_of
+from dsv4_shard.checkpoint.findings import Severity
+from dsv4_shard.checkpoint.inventory import take_inventory
+from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, tensors_of
 from dsv4_shard.engines import SERVING
 from dsv4_shard.errors import ExitCode, UsageError
 from dsv4_shard.inspect import DEFAULT_TPS, SCHEMA_VERSION, Cell, Dimension, Inspection, inspect
-from dsv4_shard.inventory import take_inventory
 from dsv4_shard.version import __version__
 
 DIVISIBILITY = json.loads((DATA / "divisibility.json").read_text())

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsv4_shard.errors import DamagedTransfer, ExitCode
-from dsv4_shard.intact import Intact
-from dsv4_shard.readahead import Block
+from dsv4_shard.sources.prefetch import Block
+from dsv4_shard.sources.sha256_check import Intact
 
 CONTENT = np.random.default_rng(1).bytes(5000)
 HEAD = CONTENT[:700]
@@ -59,7 +59,7 @@ def test_a_file_that_does_not_come_whole_and_once_is_not_judged(blocks: list[Blo
 
 
 def test_a_file_whose_bytes_would_wait_for_too_long_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dsv4_shard.intact.HELD_BYTES", 1500)
+    monkeypatch.setattr("dsv4_shard.sources.sha256_check.HELD_BYTES", 1500)
     held = intact(due="0" * 64)
     held.expect([BLOCKS[1], BLOCKS[2], *BLOCKS[3:], BLOCKS[0]])
     for block in BLOCKS:

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from skeletons import DATA
 from test_cli import run
 
-from dsv4_shard.checkpoint import Severity
-from dsv4_shard.demo import DEMO_CONFIG, tensors_of
+from dsv4_shard.checkpoint.findings import Severity
+from dsv4_shard.checkpoint.formats import Format
+from dsv4_shard.checkpoint.inventory import Inventory, take_inventory
+from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, tensors_of
 from dsv4_shard.errors import ExitCode
-from dsv4_shard.inventory import Format, Inventory, take_inventory
-from dsv4_shard.roles import Part, Role, Stage
+from dsv4_shard.models.roles import Part, Role, Stage
 from dsv4_shard.tensors.geometry import Block
 
 FP4 = Format("FP4", Block(1, 32), "F8_E8M0")

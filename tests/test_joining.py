@@ -17,8 +17,8 @@ from small import open_folder, reshard_folder, small_config, with_bf16_o_a
 from typer.testing import CliRunner
 
 from dsv4_shard.catalog.rank_ranges import parse_ranks, say_ranks, share_name, span_of
+from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, write_checkpoint
 from dsv4_shard.cli import app
-from dsv4_shard.demo import DEMO_CONFIG, write_checkpoint
 from dsv4_shard.engines.base import Request
 from dsv4_shard.errors import (
     ExitCode,

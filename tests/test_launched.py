@@ -12,8 +12,8 @@ from small import contents, reshard_folder, small_config
 from typer.testing import CliRunner
 
 from dsv4_shard.catalog.rank_ranges import own_share, share_of
+from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.cli import app
-from dsv4_shard.demo import write_checkpoint
 from dsv4_shard.errors import ExitCode, UsageError
 from dsv4_shard.manifest import load_manifest
 

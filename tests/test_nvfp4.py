@@ -12,18 +12,19 @@ from small import load_checkpoint, open_folder, raw, small_config, write_nvfp4
 from test_cli import root_of, run
 from typer.testing import CliRunner
 
-from dsv4_shard.checkpoint import Severity
+from dsv4_shard.checkpoint.findings import Severity
+from dsv4_shard.checkpoint.formats import Format
+from dsv4_shard.checkpoint.inventory import Inventory, take_inventory
+from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, tensors_of
 from dsv4_shard.cli import app
-from dsv4_shard.demo import DEMO_CONFIG, tensors_of
 from dsv4_shard.engines import ENGINES
 from dsv4_shard.engines.base import Request
 from dsv4_shard.errors import ExitCode, InfeasiblePlan
 from dsv4_shard.inspect import inspect
-from dsv4_shard.inventory import Format, Inventory, take_inventory
+from dsv4_shard.models.roles import Part, Role, Stage
 from dsv4_shard.numerics import check_numerics
 from dsv4_shard.plan import make_plan
 from dsv4_shard.reshard import prepare, reshard
-from dsv4_shard.roles import Part, Role, Stage
 from dsv4_shard.tensors.geometry import Block
 from dsv4_shard.verify import verify
 

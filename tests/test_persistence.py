@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from dsv4_shard import persistence
 from dsv4_shard.errors import ExitCode, ServerFailed, Throttled
-from dsv4_shard.persistence import Transient, persist
+from dsv4_shard.sources import retry as persistence
+from dsv4_shard.sources.retry import Transient, persist
 
 
 class Clock(threading.Event):

@@ -16,17 +16,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dsv4_shard.catalog.gpus import GPUS, Gpu
-from dsv4_shard.checkpoint import Checkpoint, SourceFile
+from dsv4_shard.checkpoint.inventory import Inventory, take_inventory
+from dsv4_shard.checkpoint.reader import Checkpoint, SourceFile
+from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, tensors_of
 from dsv4_shard.choosing import choose, rank_nbytes
-from dsv4_shard.demo import DEMO_CONFIG, tensors_of
 from dsv4_shard.engines import ENGINES, find_engine
 from dsv4_shard.engines.base import Context, Request
 from dsv4_shard.errors import BadPlan, ForeignPlan, IncompleteCheckpoint, InfeasiblePlan, UsageError
-from dsv4_shard.inventory import Inventory, take_inventory
+from dsv4_shard.models.roles import Stage
 from dsv4_shard.plan import SCHEMA_VERSION, Plan, folder_of, make_plan, refuse_infeasible
 from dsv4_shard.planfile import MAX_PLAN_BYTES, check_plan, load_plan
 from dsv4_shard.recipe import make_recipe
-from dsv4_shard.roles import Stage
 from dsv4_shard.version import __version__
 
 TARGET = (Stage.MODEL, Stage.LAYER)

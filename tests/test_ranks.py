@@ -15,9 +15,8 @@ from test_merge import held_by, merge, opened, shard, weights
 from typer.testing import CliRunner
 
 from dsv4_shard import journal
-from dsv4_shard.checkpoint import CONFIG_FILE
+from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.cli import app
-from dsv4_shard.demo import write_checkpoint
 from dsv4_shard.engines.base import Request
 from dsv4_shard.errors import (
     BadConfig,
@@ -38,7 +37,8 @@ from dsv4_shard.merge import prepare_merge
 from dsv4_shard.plan import make_plan
 from dsv4_shard.ranks import open_ranks
 from dsv4_shard.reshard import prepare, reshard
-from dsv4_shard.sources import LocalFile, LocalSource
+from dsv4_shard.sources.checkpoint_files import CONFIG_FILE
+from dsv4_shard.sources.local import LocalFile, LocalSource
 from dsv4_shard.tensors.header import read_header
 
 NORM = "layers.1.attn_norm.weight"

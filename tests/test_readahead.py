@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsv4_shard import readahead
 from dsv4_shard.errors import ServerFailed
-from dsv4_shard.readahead import Block, Readahead, blocks
-from dsv4_shard.sources import Span
+from dsv4_shard.sources import prefetch as readahead
+from dsv4_shard.sources.base import Span
+from dsv4_shard.sources.prefetch import Block, Readahead, blocks
 
 FILE_BYTES = 100_000
 

@@ -11,7 +11,8 @@ from test_copying import random_work
 from dsv4_shard.copying import copy
 from dsv4_shard.journal import Finished
 from dsv4_shard.reading import spans
-from dsv4_shard.sources import LocalFile, LocalSource, OpenFile, Span
+from dsv4_shard.sources.base import OpenFile, Span
+from dsv4_shard.sources.local import LocalFile, LocalSource
 
 
 @dataclass

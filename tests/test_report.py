@@ -15,9 +15,9 @@ from dsv4_shard.choosing import choose
 from dsv4_shard.engines.base import Request
 from dsv4_shard.errors import UsageError
 from dsv4_shard.inspect import inspect
+from dsv4_shard.models.roles import Module
 from dsv4_shard.plan import Plan, make_plan, weights_of
 from dsv4_shard.report import make_report, to_html
-from dsv4_shard.roles import Module
 from dsv4_shard.search import plan_best, search
 from dsv4_shard.text.units import gib, size
 

@@ -32,8 +32,8 @@ from small import (
     write_sparse,
 )
 
+from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.choosing import choose
-from dsv4_shard.demo import write_checkpoint
 from dsv4_shard.engines.base import Request
 from dsv4_shard.engines.reference import V4_GENERATION, Generation, inference_config
 from dsv4_shard.engines.reference_v41 import V41_GENERATION
@@ -47,9 +47,9 @@ from dsv4_shard.errors import (
     OutputNotEmpty,
     UsageError,
 )
+from dsv4_shard.models.roles import Draft
 from dsv4_shard.plan import make_plan
 from dsv4_shard.reshard import prepare, reshard
-from dsv4_shard.roles import Draft
 from dsv4_shard.tensors.geometry import FP4_GROUP
 
 DATA = Path(__file__).parent / "data"
@@ -501,13 +501,13 @@ CHILD = """
 import sys
 from pathlib import Path
 from dsv4_shard import copying
-from dsv4_shard.checkpoint import read_checkpoint
+from dsv4_shard.checkpoint.reader.reader import read_checkpoint
 from dsv4_shard.engines.base import Request
-from dsv4_shard.inventory import take_inventory
+from dsv4_shard.checkpoint.reader.inventory import take_inventory
 from dsv4_shard.choosing import choose
 from dsv4_shard.plan import make_plan
 from dsv4_shard.reshard import prepare, reshard
-from dsv4_shard.sources import open_source
+from dsv4_shard.opening import open_source
 folder, out, expert_dtype, chunk = sys.argv[1:]
 copying.CHUNK_BYTES = int(chunk)
 checkpoint = read_checkpoint(open_source(folder))

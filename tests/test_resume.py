@@ -19,7 +19,7 @@ from small import contents, job_for, load_checkpoint, open_folder, reshard_folde
 from typer.testing import CliRunner
 
 from dsv4_shard import cli, journal
-from dsv4_shard.demo import DEMO_CONFIG, write_checkpoint
+from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, write_checkpoint
 from dsv4_shard.engines.base import Request
 from dsv4_shard.errors import ExitCode, InexactCast, NotEnoughDisk, OtherRun, SourceChanged
 from dsv4_shard.journal import read_journal

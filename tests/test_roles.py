@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from skeletons import expand
 
-from dsv4_shard.config import parse_config
-from dsv4_shard.families import FAMILIES, family_of
-from dsv4_shard.families.v4 import V4
-from dsv4_shard.inventory import Inventory
-from dsv4_shard.naming import Names
-from dsv4_shard.roles import Draft, Module, Part, Place, Role, Stage, TensorName
+from dsv4_shard.checkpoint.inventory import Inventory
+from dsv4_shard.models.config import parse_config
+from dsv4_shard.models.families import FAMILIES, family_of
+from dsv4_shard.models.names import Names
+from dsv4_shard.models.roles import Draft, Module, Part, Place, Role, Stage, TensorName
+from dsv4_shard.models.v4 import V4
 from dsv4_shard.tensors.geometry import logical_shape
 
 V4_NAMES = V4.names(inventory_of(PRO)[1].config)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from dsv4_shard.errors import ReadFailed, Unreachable, UsageError
-from dsv4_shard.sources import LocalFile, LocalSource, open_source
+from dsv4_shard.opening import open_source
+from dsv4_shard.sources.local import LocalFile, LocalSource
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 DATA = bytes(range(100))
@@ -68,7 +69,7 @@ def test_reads_that_come_in_pieces_are_put_together(file, monkeypatch):
 
 
 def test_no_call_asks_for_more_than_the_system_moves_at_once(file, monkeypatch):
-    monkeypatch.setattr("dsv4_shard.sources.MAX_CALL_BYTES", 16)
+    monkeypatch.setattr("dsv4_shard.sources.local.MAX_CALL_BYTES", 16)
     sizes = []
     whole = os.preadv
     monkeypatch.setattr(os, "preadv", lambda fd, b, offset: sizes.append(len(b[0])) or whole(fd, b, offset))

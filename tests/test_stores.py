@@ -9,8 +9,7 @@ from loopback import Fault
 from small import small_config
 from test_cli import run
 
-from dsv4_shard import heads, stores
-from dsv4_shard.demo import write_checkpoint
+from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.errors import (
     AccessRefused,
     BadAnswer,
@@ -22,8 +21,10 @@ from dsv4_shard.errors import (
     Unreachable,
     UsageError,
 )
-from dsv4_shard.sources import open_source
-from dsv4_shard.stores import connect, open_store
+from dsv4_shard.opening import open_source
+from dsv4_shard.sources import object_store as stores
+from dsv4_shard.sources import remote_headers as heads
+from dsv4_shard.sources.object_store import connect, open_store
 from dsv4_shard.tensors.header import LENGTH_BYTES
 
 URL = "s3://bucket/models/small"

@@ -8,8 +8,8 @@ import pytest
 from small import open_folder
 from typer.testing import CliRunner
 
+from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, write_checkpoint
 from dsv4_shard.cli import app
-from dsv4_shard.demo import DEMO_CONFIG, write_checkpoint
 from dsv4_shard.engines.base import Request
 from dsv4_shard.errors import NotAResult, UsageError
 from dsv4_shard.numerics import check_numerics

@@ -15,9 +15,10 @@ from schemas import validator
 from small import small_config
 from test_cli import run
 
-from dsv4_shard import stores, upload
-from dsv4_shard.demo import write_checkpoint
+from dsv4_shard import upload
+from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.errors import ExitCode, SourceChanged
+from dsv4_shard.sources import object_store as stores
 from dsv4_shard.storage.locks import LockedFolder
 from dsv4_shard.upload import scratch_path
 

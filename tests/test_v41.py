@@ -16,14 +16,14 @@ from small import dspark_config, load_checkpoint, load_tensors, open_folder, raw
 from small import write_dspark as write
 from typer.testing import CliRunner
 
-from dsv4_shard.checkpoint import Checkpoint
+from dsv4_shard.checkpoint.inventory import Inventory, take_inventory
+from dsv4_shard.checkpoint.reader import Checkpoint
+from dsv4_shard.checkpoint.synthetic import V41_CONFIG, tensors_of
 from dsv4_shard.choosing import choose, rank_nbytes
 from dsv4_shard.cli import app
-from dsv4_shard.demo import V41_CONFIG, tensors_of
 from dsv4_shard.engines import engine_for
 from dsv4_shard.engines.base import Context, Request
 from dsv4_shard.errors import InfeasiblePlan
-from dsv4_shard.inventory import Inventory, take_inventory
 from dsv4_shard.numerics import check_numerics
 from dsv4_shard.plan import Plan, make_plan
 from dsv4_shard.recipe import make_recipe

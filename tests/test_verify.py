@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import contents, least_config, load_checkpoint, open_folder, reshard_folder, rewrite, small_config
 
+from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.comparison import _account
-from dsv4_shard.demo import write_checkpoint
 from dsv4_shard.engines.base import Request
 from dsv4_shard.errors import ForeignPlan, NotAResult, UsageError
 from dsv4_shard.manifest import load_manifest

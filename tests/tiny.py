@@ -1,6 +1,6 @@
 """A config with V4-Pro's structure whose checkpoint takes about 2 MB: for tests that write many."""
 
-from dsv4_shard.demo import DEMO_CONFIG
+from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG
 
 TINY_CONFIG = DEMO_CONFIG | {
     "hidden_size": 128,

@@ -17,10 +17,10 @@ from dsv4_shard.engines.vllm import VLLM
 from dsv4_shard.engines.vllm_layout import VllmLayout
 from dsv4_shard.engines.vllm_v3 import VLLM_V3
 from dsv4_shard.errors import UsageError
-from dsv4_shard.families.base import Family
-from dsv4_shard.families.v3 import V3, V32
-from dsv4_shard.families.v4 import V4
-from dsv4_shard.families.v41 import V41
+from dsv4_shard.models.family import Family
+from dsv4_shard.models.v3 import V3, V32
+from dsv4_shard.models.v4 import V4
+from dsv4_shard.models.v41 import V41
 from dsv4_shard.text.suggest import did_you_mean
 
 ENGINES: dict[str, Engine] = {

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from dsv4_shard.catalog.gpus import GPUS, Gpu
-from dsv4_shard.families.base import Family, ModelConfig
-from dsv4_shard.families.v3 import V3Config
-from dsv4_shard.families.v4 import V4Config
-from dsv4_shard.inventory import PACKED, Format, Group, Inventory
-from dsv4_shard.naming import Names
-from dsv4_shard.roles import Module, Part, Role, TensorName
+from dsv4_shard.checkpoint.formats import PACKED, Format
+from dsv4_shard.checkpoint.inventory import Group, Inventory
+from dsv4_shard.models.family import Family, ModelConfig
+from dsv4_shard.models.names import Names
+from dsv4_shard.models.roles import Module, Part, Role, TensorName
+from dsv4_shard.models.v3 import V3Config
+from dsv4_shard.models.v4 import V4Config
 from dsv4_shard.tensors.geometry import Block
 from dsv4_shard.tensors.header import DTYPE_BITS, Tensor
 from dsv4_shard.text.units import quotient

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from dsv4_shard.catalog.gpus import Gpu, find_gpu, gpu_with
+from dsv4_shard.checkpoint.formats import NVFP4
+from dsv4_shard.checkpoint.inventory import Inventory
 from dsv4_shard.engines.base import (
     ASSUMED_GPU,
     UNCLAIMED,
@@ -17,9 +19,8 @@ from dsv4_shard.engines.base import (
     Split,
 )
 from dsv4_shard.engines.remedies import ANY_EP, leave_out
-from dsv4_shard.families.v3 import V3Config
-from dsv4_shard.inventory import NVFP4, Inventory
-from dsv4_shard.roles import Module, Role, Stage
+from dsv4_shard.models.roles import Module, Role, Stage
+from dsv4_shard.models.v3 import V3Config
 from dsv4_shard.tensors.geometry import DECODED_BLOCK
 
 COLUMN_QUOTE = (

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from dsv4_shard.catalog.gpus import GPUS
-from dsv4_shard.checkpoint import CONFIG_FILE
+from dsv4_shard.checkpoint.formats import NVFP4
+from dsv4_shard.checkpoint.inventory import Inventory
 from dsv4_shard.engines import sglang, vllm
 from dsv4_shard.engines.base import (
     UNCLAIMED,
@@ -29,8 +30,8 @@ from dsv4_shard.engines.raw_layout import TOKENIZER_FILES
 from dsv4_shard.engines.remedies import for_engine, leave_out
 from dsv4_shard.engines.sglang_v3 import SGLANG_V3
 from dsv4_shard.engines.vllm_v3 import VLLM_V3
-from dsv4_shard.inventory import NVFP4, Inventory
-from dsv4_shard.roles import Module, Stage, TensorName
+from dsv4_shard.models.roles import Module, Stage, TensorName
+from dsv4_shard.sources.checkpoint_files import CONFIG_FILE
 from dsv4_shard.tensors.header import Tensor
 
 EP_RULE = Requires(

@@ -7,6 +7,7 @@ against a memory, and no commands are given.
 
 from collections.abc import Iterator
 
+from dsv4_shard.checkpoint.inventory import Group, Inventory
 from dsv4_shard.engines.base import (
     ANY_ENGINE,
     UNCLAIMED,
@@ -28,8 +29,7 @@ from dsv4_shard.engines.base import (
 from dsv4_shard.engines.common import EXPERTS, EXPERTS_RULE, NO_CAST_RULE, NODES_RULE, pick_gpu, pick_nodes
 from dsv4_shard.engines.node import EP_RULE, NodeLayout, folders_notes
 from dsv4_shard.engines.remedies import ANY_DP, MORE_DP, leave_out
-from dsv4_shard.inventory import Group, Inventory
-from dsv4_shard.roles import Module, Role, Stage
+from dsv4_shard.models.roles import Module, Role, Stage
 
 _RUNNER = "any"
 

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from dsv4_shard.checkpoint import CONFIG_FILE
 from dsv4_shard.engines.base import Context
 from dsv4_shard.engines.common import draft_blocks
-from dsv4_shard.roles import Part
+from dsv4_shard.models.roles import Part
+from dsv4_shard.sources.checkpoint_files import CONFIG_FILE
 
 DRAFT_FOLDER = "draft/"
 """The draft model (MTP) is a model of its own to the engines, so its files have a folder of their own."""

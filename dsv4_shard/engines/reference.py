@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from dsv4_shard.checkpoint.inventory import Group, Inventory
 from dsv4_shard.engines.base import (
     NO_OPTION,
     Constant,
@@ -40,11 +41,10 @@ from dsv4_shard.engines.base import (
 )
 from dsv4_shard.engines.common import NODES_RULE, nvfp4_rule, o_a_decoding_rule, pick_gpu, pick_nodes, version_rule
 from dsv4_shard.engines.remedies import NO_DP, leave_out
-from dsv4_shard.families import family_of
-from dsv4_shard.families.base import ModelConfig
-from dsv4_shard.inventory import Group, Inventory
-from dsv4_shard.naming import Names
-from dsv4_shard.roles import Draft, Module, Part, Role, Stage, TensorName
+from dsv4_shard.models.families import family_of
+from dsv4_shard.models.family import ModelConfig
+from dsv4_shard.models.names import Names
+from dsv4_shard.models.roles import Draft, Module, Part, Role, Stage, TensorName
 from dsv4_shard.tensors.header import Tensor
 
 CONFIG_NAME = "inference_config.json"

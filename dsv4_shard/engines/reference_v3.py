@@ -8,6 +8,7 @@ every rank. The converter leaves the MTP layer out; it tells it by its number, 6
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from dsv4_shard.checkpoint.inventory import Group, Inventory
 from dsv4_shard.engines import reference
 from dsv4_shard.engines.base import (
     NO_OPTION,
@@ -32,11 +33,10 @@ from dsv4_shard.engines.base import (
 from dsv4_shard.engines.common import NO_CAST_RULE, NODES_RULE, version_rule
 from dsv4_shard.engines.reference import ONE_WAY_RULES, VOCAB_RULE, WHOLE_EXPERTS_RULE, WRONG, ranks, scale_rule
 from dsv4_shard.engines.remedies import leave_out
-from dsv4_shard.families.base import Family, ModelConfig
-from dsv4_shard.families.v3 import V3, V32, V3Config
-from dsv4_shard.inventory import Group, Inventory
-from dsv4_shard.naming import NATIVE_PARTS, Grammar, Names
-from dsv4_shard.roles import Module, Role, Stage, TensorName
+from dsv4_shard.models.family import Family, ModelConfig
+from dsv4_shard.models.names import NATIVE_PARTS, Grammar, Names
+from dsv4_shard.models.roles import Module, Role, Stage, TensorName
+from dsv4_shard.models.v3 import V3, V32, V3Config
 from dsv4_shard.tensors.header import Tensor
 
 BLOCK = (128, 128)

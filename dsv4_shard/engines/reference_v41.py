@@ -7,7 +7,7 @@ of zeros with scales of 1. Engram projections, the vision tower and the aligner 
 
 from dsv4_shard.engines.base import Context, Divides, Shows
 from dsv4_shard.engines.reference import Generation, experts_rule, ranks, reference
-from dsv4_shard.roles import Module, Stage
+from dsv4_shard.models.roles import Module, Stage
 
 _KEYS = {
     "vocab_size": "text_config.vocab_size",

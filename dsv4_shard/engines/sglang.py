@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 
 from dsv4_shard.catalog.gpus import Gpu
 from dsv4_shard.catalog.options import A2A
+from dsv4_shard.checkpoint.formats import NVFP4
+from dsv4_shard.checkpoint.inventory import Group, Inventory
 from dsv4_shard.engines.base import (
     NO_OPTION,
     SILENT,
@@ -64,8 +66,7 @@ from dsv4_shard.engines.remedies import (
     for_engine,
     leave_out,
 )
-from dsv4_shard.inventory import NVFP4, Group, Inventory
-from dsv4_shard.roles import Module, Part, Role
+from dsv4_shard.models.roles import Module, Part, Role
 from dsv4_shard.tensors.geometry import FP4_GROUP
 
 VERSION = "0.5.23"

@@ -11,7 +11,7 @@ from dsv4_shard.engines.base import Constant, Context, Deployment, Fate, Kept, L
 from dsv4_shard.engines.common import DSPARK_LEFT_OUT, draft_blocks, is_left_out, vocab_placement
 from dsv4_shard.engines.raw_layout import DRAFT_FOLDER, Parameter, model_files, rank_file_name
 from dsv4_shard.engines.sglang import VERSION, Runner, environment_of, is_stock, parameter_dtype, runner_of
-from dsv4_shard.roles import Part, Role, Stage, TensorName
+from dsv4_shard.models.roles import Part, Role, Stage, TensorName
 from dsv4_shard.tensors.header import Tensor
 
 W13_ORDERS = {False: "gate, up", True: "up, gate"}

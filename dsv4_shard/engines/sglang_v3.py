@@ -7,6 +7,7 @@ Without expert parallelism V3's shared expert becomes one more routed expert; it
 
 from dataclasses import replace
 
+from dsv4_shard.checkpoint.inventory import Group
 from dsv4_shard.engines import sglang
 from dsv4_shard.engines.base import (
     Context,
@@ -22,8 +23,7 @@ from dsv4_shard.engines.base import (
 )
 from dsv4_shard.engines.common import COLUMN_QUOTE, latent_attention_rules, vocab_placement
 from dsv4_shard.engines.remedies import MORE_DP
-from dsv4_shard.inventory import Group
-from dsv4_shard.roles import NORM_ROLES, Module, Part, Role
+from dsv4_shard.models.roles import NORM_ROLES, Module, Part, Role
 
 _WHOLE_DENSE = ("SGLang's --moe-dense-tp-size 1, which keeps the dense MLP whole: this tool does not plan it",)
 

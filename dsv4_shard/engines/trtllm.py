@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from math import gcd
 
+from dsv4_shard.checkpoint.inventory import Group, Inventory
 from dsv4_shard.engines.base import (
     NO_OPTION,
     SILENT,
@@ -39,8 +40,7 @@ from dsv4_shard.engines.common import (
     version_rule,
 )
 from dsv4_shard.engines.remedies import ANY_EP, FULL_DP, MORE_EP, NO_DP, leave_out
-from dsv4_shard.inventory import Group, Inventory
-from dsv4_shard.roles import Module, Role
+from dsv4_shard.models.roles import Module, Role
 
 VERSION = "02586bf"
 OPTIONS_FILE = "extra-llm-api-options.yaml"

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import gcd
 
+from dsv4_shard.checkpoint.inventory import Group, Inventory
 from dsv4_shard.engines.base import (
     NO_OPTION,
     SILENT,
@@ -52,8 +53,7 @@ from dsv4_shard.engines.common import (
     vocab_rule,
 )
 from dsv4_shard.engines.remedies import FEWER_RANKS, FULL_EP, NO_DP, for_engine, leave_out
-from dsv4_shard.inventory import Group, Inventory
-from dsv4_shard.roles import Module, Part, Role
+from dsv4_shard.models.roles import Module, Part, Role
 from dsv4_shard.tensors.geometry import FP4_GROUP
 from dsv4_shard.text.units import quotient
 

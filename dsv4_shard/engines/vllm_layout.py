@@ -8,12 +8,12 @@ model (MTP) is a model of its own, so its files have a folder of their own.
 import json
 import struct
 
-from dsv4_shard.checkpoint import CONFIG_FILE
 from dsv4_shard.engines.base import Constant, Context, Deployment, Fate, Kept, LeftOut, Pad
 from dsv4_shard.engines.common import DSPARK_LEFT_OUT, draft_blocks, is_left_out, vocab_placement
 from dsv4_shard.engines.raw_layout import DRAFT_FOLDER, Parameter, model_files, rank_file_name
 from dsv4_shard.engines.vllm import TILE, backend_of, fits, is_aligned, parameter_dtype, scale_repeat
-from dsv4_shard.roles import Part, Role, Stage, TensorName
+from dsv4_shard.models.roles import Part, Role, Stage, TensorName
+from dsv4_shard.sources.checkpoint_files import CONFIG_FILE
 from dsv4_shard.tensors.header import Tensor
 
 _MINUS_INFINITY = struct.pack("<f", float("-inf"))

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 
+from dsv4_shard.checkpoint.inventory import Group, Inventory
 from dsv4_shard.engines import vllm
 from dsv4_shard.engines.base import (
     NO_OPTION,
@@ -37,9 +38,8 @@ from dsv4_shard.engines.common import (
     vocab_placement,
 )
 from dsv4_shard.engines.remedies import FEWER_RANKS, FULL_EP, NO_DP, for_engine, leave_out
-from dsv4_shard.families.v3 import V32Config
-from dsv4_shard.inventory import Group, Inventory
-from dsv4_shard.roles import NORM_ROLES, Module, Part, Role
+from dsv4_shard.models.roles import NORM_ROLES, Module, Part, Role
+from dsv4_shard.models.v3 import V32Config
 
 _HEADS_QUOTE = (
     "Value error, Total number of attention heads ({size}) must be divisible by tensor parallel size ({parts})."

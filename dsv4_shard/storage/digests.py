@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable
 
 import xxhash
 
-from dsv4_shard.sources import CHUNK_BYTES, LocalFile
+from dsv4_shard.sources.base import CHUNK_BYTES
+from dsv4_shard.sources.local import LocalFile
 from dsv4_shard.tensors.header import Header
 
 DIGEST_BYTES = 16

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from dsv4_shard.checkpoint import Severity
+from dsv4_shard.checkpoint.findings import Severity
 from dsv4_shard.engines import SERVING
 from dsv4_shard.plan import MEMORY_RULE
 from dsv4_shard.terminal.tables import Table

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from dsv4_shard.blockgrid import broken_grids, shared_grid
 from dsv4_shard.engines.base import Replicate
-from dsv4_shard.roles import Module
+from dsv4_shard.models.roles import Module
 from dsv4_shard.terminal.picture import show_broken, show_placed
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import heading, item, title, to_copy

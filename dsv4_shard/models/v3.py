@@ -9,10 +9,22 @@ from typing import Annotated
 
 from pydantic import Field
 
-from dsv4_shard.families.base import Count, Dimension, Family, Few, ModelConfig
-from dsv4_shard.families.v4 import down, gate_or_up, has_shared, hidden, shared_down, shared_gate_or_up, vocab
-from dsv4_shard.naming import Grammar
-from dsv4_shard.roles import NORM_ROLES, Module, Part, Place, Role, Spec, Stage
+from dsv4_shard.models.family import (
+    Count,
+    Dimension,
+    Family,
+    Few,
+    ModelConfig,
+    down,
+    gate_or_up,
+    has_shared,
+    hidden,
+    shared_down,
+    shared_gate_or_up,
+    vocab,
+)
+from dsv4_shard.models.names import Grammar
+from dsv4_shard.models.roles import NORM_ROLES, Module, Part, Place, Role, Spec, Stage
 
 
 class V3Config(ModelConfig):

@@ -8,8 +8,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dsv4_shard.families.base import Count, Dimension, Family, Few, Natural
-from dsv4_shard.families.v4 import (
+from dsv4_shard.models.family import Count, Dimension, Family, Few, Natural, hidden, vocab
+from dsv4_shard.models.names import NATIVE_PARTS, Grammar
+from dsv4_shard.models.roles import Module, Place, Role, Spec, Stage
+from dsv4_shard.models.v4 import (
     ATTENTION_DIMENSIONS,
     ATTENTION_SPECS,
     DSPARK_SPECS,
@@ -21,18 +23,15 @@ from dsv4_shard.families.v4 import (
     SHARED_SPECS,
     V4Config,
     dspark_last,
-    hidden,
     markov,
-    vocab,
 )
-from dsv4_shard.naming import NATIVE_PARTS, Grammar
-from dsv4_shard.roles import Module, Place, Role, Spec, Stage
 from dsv4_shard.tensors.geometry import Block
 
 ENGRAM_BLOCK = Block(1, 32)
 """Each row of an engram table has its own scales, whatever the blocks of the rest."""
 
 _COLORS = 3
+
 _MAX_TABLES = 64
 """Of engram layers: there are two, and each place of a model is looked up among them."""
 

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from dsv4_shard.families.base import Family, ModelConfig
-from dsv4_shard.families.v3 import V3, V32
-from dsv4_shard.families.v4 import V4
-from dsv4_shard.families.v41 import V41
+from dsv4_shard.models.family import Family, ModelConfig
+from dsv4_shard.models.v3 import V3, V32
+from dsv4_shard.models.v4 import V4
+from dsv4_shard.models.v41 import V41
 
 FAMILIES: tuple[Family, ...] = (V4, V41, V3, V32)
 

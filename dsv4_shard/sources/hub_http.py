@@ -20,16 +20,19 @@ from typing import Any, NamedTuple, NoReturn
 from urllib.parse import urljoin, urlsplit
 
 from dsv4_shard.errors import AccessRefused, BadAnswer, NotFound, ShardError, Unreachable, WriteFailed
-from dsv4_shard.persistence import Transient, persist
-from dsv4_shard.remote import Listed
+from dsv4_shard.sources.remote import Listed
+from dsv4_shard.sources.retry import Transient, persist
 from dsv4_shard.text.sanitize import short
 
 _REDIRECTS = (301, 302, 303, 307, 308)
+
 _EXPIRED = (400, 401, 403, 404, 410)
 """What a signed address answers that has expired, whoever it belongs to."""
 
 _MAX_REDIRECTS = 5
+
 _MAYBE_LATER = (408, 425, 429)
+
 _NEVER_MENDED = (501, 505)
 """Of 5xx, those that say what a server does not do. All others, also those of proxies only, may be over soon."""
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import NamedTuple, Protocol
 
-from dsv4_shard.sources import Span
+from dsv4_shard.sources.base import Span
 
 CONNECTIONS = 16
 """Requests at a time. Hubs slow down who asks for more."""
@@ -29,10 +29,13 @@ HELD_BYTES = 32 << 20
 """Of what is read aside (scales), per file: up to so much is fetched in its place, and kept until it is read."""
 
 _WINDOW_BYTES = 4 * BLOCK_BYTES
+
 _BRIDGED_GAP = 256 << 10
+
 _BRIDGED_SHARE = 64
 
 _SECONDS_TO_END = 0.5
+
 _PATIENCE_SECONDS = 1.0
 
 Fetch = Callable[[str, int, memoryview, threading.Event], None]

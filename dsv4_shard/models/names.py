@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from dsv4_shard.roles import Module, Part, Role, Spec, Stage, TensorName
+from dsv4_shard.models.roles import Module, Part, Role, Spec, Stage, TensorName
 
 Specs = Mapping[Stage, tuple[Spec, ...]]
 """A family's tables, by stage."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel, ConfigDict
 
-from dsv4_shard.checkpoint import Checkpoint
+from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.text.sanitize import short_name
 
 

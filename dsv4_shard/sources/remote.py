@@ -14,9 +14,10 @@ from typing import NamedTuple, Protocol
 import xxhash
 
 from dsv4_shard.errors import ReadFailed
-from dsv4_shard.intact import Intact
-from dsv4_shard.readahead import Readahead
-from dsv4_shard.sources import InNoFolder, LocalSource, OpenFile, Span
+from dsv4_shard.sources.base import InNoFolder, OpenFile, Span
+from dsv4_shard.sources.local import LocalSource
+from dsv4_shard.sources.prefetch import Readahead
+from dsv4_shard.sources.sha256_check import Intact
 
 _NEVER = Event()
 

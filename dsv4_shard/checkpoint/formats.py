@@ -1,36 +1,23 @@
-"""What a checkpoint holds, by role: formats, blocks, and whether anything is missing, unknown or of an odd shape.
-
-This is where the names of tensors end: everything after it speaks of roles, formats and counts. Whether experts are
-FP4 or FP8 is decided here, by the experts' own tensors; config.json is only compared.
-"""
+"""Format of each role (FP4, NVFP4, FP8, plain) from dtypes and shapes; config.json compared."""
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass
 
-from dsv4_shard.census import Census, Kind, take_census
-from dsv4_shard.checkpoint import Checkpoint, Finding, Severity, defect, some
-from dsv4_shard.completeness import FLOATS, check_completeness, check_numbers
-from dsv4_shard.dialects import DIALECTS
-from dsv4_shard.families import family_of
-from dsv4_shard.families.base import Family, ModelConfig
-from dsv4_shard.roles import NORM_ROLES, Draft, Part, Role, Stage, TensorName
-from dsv4_shard.storage.runtime import collector_paused
-from dsv4_shard.tensors.geometry import (
-    FP4_GROUP,
-    NVFP4_GROUP,
-    PACKED_FP4,
-    Block,
-    agree_on_unit,
-    logical_shape,
-    scale_shape,
-)
-from dsv4_shard.tensors.header import Tensor, nbytes_of
+from dsv4_shard.checkpoint.findings import Finding, Severity, defect, some
+from dsv4_shard.checkpoint.reader import Checkpoint
+from dsv4_shard.checkpoint.tensor_kinds import FLOATS, Census, Kind
+from dsv4_shard.models.dialects import DIALECTS
+from dsv4_shard.models.families import family_of
+from dsv4_shard.models.family import ModelConfig
+from dsv4_shard.models.roles import NORM_ROLES, Part, Role, Stage
+from dsv4_shard.tensors.geometry import FP4_GROUP, NVFP4_GROUP, PACKED_FP4, Block, agree_on_unit, scale_shape
 from dsv4_shard.text.sanitize import short
 
 FP8_SCALES = ("F8_E8M0", "F32")
+
 NVFP4 = "NVFP4"
+
 PACKED = ("FP4", NVFP4)
 """Formats of two values a byte."""
 
@@ -45,115 +32,6 @@ class Format:
 
     def __str__(self) -> str:
         return f"{self.name} {self.block}, {self.scale_dtype} scales" if self.block else self.name
-
-
-class Group(NamedTuple):
-    """Tensors alike in all but their number. `shape` in elements (FP4 unpacked), `dtype` as stored."""
-
-    stage: Stage
-    role: Role
-    part: Part
-    dtype: str
-    shape: tuple[int, ...]
-    nbytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Inventory:
-    """A checkpoint's tensors by role.
-
-    `names` gives each tensor's place in the model; `groups` counts the tensors of each kind; `formats` says how each
-    role is stored, target and MTP blocks apart; `draft` is what the latter are.
-    """
-
-    config: ModelConfig
-    names: dict[str, TensorName]
-    groups: dict[Group, int]
-    formats: dict[tuple[Stage, Role], Format]
-    draft: Draft
-    findings: tuple[Finding, ...]
-
-    @property
-    def family(self) -> Family:
-        return family_of(self.config)
-
-    @property
-    def mtp_blocks(self) -> int:
-        """How many MTP blocks the checkpoint has."""
-        return self.draft.blocks
-
-    @property
-    def errors(self) -> tuple[Finding, ...]:
-        return tuple(finding for finding in self.findings if finding.severity is Severity.ERROR)
-
-    def group(self, tensor: Tensor, at: TensorName) -> Group:
-        """The group that counts `tensor`, which stands at `at`."""
-        return _group(self.formats, at.stage, at.role, at.part, tensor.dtype, tensor.shape)
-
-    def format(self, role: Role, stage: Stage = Stage.LAYER) -> Format | None:
-        """How `role` is stored, or None where the checkpoint has no such tensor."""
-        return self.formats.get((stage, role))
-
-    @property
-    def routed(self) -> Format:
-        """How the target's routed experts are stored."""
-        return self.formats[Stage.LAYER, Role.ROUTED_GATE]
-
-    @property
-    def shared(self) -> Format | None:
-        """How the target's shared experts are stored, or None where there are none."""
-        return self.format(Role.SHARED_GATE)
-
-
-def outside_layers(inventory: Inventory) -> Inventory:
-    """With only the names outside of layers: all that is looked at, of 145,000, where many layouts are weighed."""
-    return replace(inventory, names={name: at for name, at in inventory.names.items() if at.stage is Stage.MODEL})
-
-
-def take_inventory(checkpoint: Checkpoint) -> Inventory:
-    """Sort a checkpoint's tensors by role and check them. Never raises for what it finds: that is in `findings`."""
-    with collector_paused():
-        return _take(checkpoint)
-
-
-def _take(checkpoint: Checkpoint) -> Inventory:
-    names: dict[str, TensorName] = {}
-    unknown: list[str] = []
-    parse = family_of(checkpoint.config).names(checkpoint.config).parse
-    for name in checkpoint.tensors:
-        parsed = parse(name)
-        if parsed is None:
-            unknown.append(name)
-        else:
-            names[name] = parsed
-    findings = list(checkpoint.findings)
-    if unknown:
-        findings.append(defect("unknown-tensors", f"{len(unknown):,} tensors have no known role: {some(unknown)}"))
-    census = take_census(checkpoint.config, checkpoint.tensors, names)
-    findings += check_numbers(census)
-    findings += check_completeness(census)
-    formats, more = _find_formats(census)
-    findings += more
-    findings += _compare_stages(formats)
-    findings += _check_dtypes(census, _f32_norms(checkpoint, formats))
-    findings += _check_shapes(census, formats)
-    findings += _compare_config(checkpoint.config, formats)
-    return Inventory(checkpoint.config, names, _count(census, formats), formats, census.draft, tuple(findings))
-
-
-def _count(census: Census, formats: dict[tuple[Stage, Role], Format]) -> dict[Group, int]:
-    groups: dict[Group, int] = {}
-    for kind, count in census.counts.items():
-        group = _group(formats, kind.stage, kind.role, kind.part, kind.dtype, kind.shape)
-        groups[group] = groups.get(group, 0) + count
-    return groups
-
-
-def _group(
-    formats: dict[tuple[Stage, Role], Format], stage: Stage, role: Role, part: Part, dtype: str, shape: tuple[int, ...]
-) -> Group:
-    logical = logical_shape(dtype, shape, _is_packed(formats.get((stage, role)), part))
-    return Group(stage, role, part, dtype, logical, nbytes_of(dtype, shape))
 
 
 def _is_packed(fmt: Format | None, part: Part) -> bool:

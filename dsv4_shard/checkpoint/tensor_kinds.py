@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dsv4_shard.families import family_of
-from dsv4_shard.families.base import Family, ModelConfig
-from dsv4_shard.roles import DSPARK, Draft, Part, Place, Role, Stage, TensorName
+from dsv4_shard.models.families import family_of
+from dsv4_shard.models.family import Family, ModelConfig
+from dsv4_shard.models.roles import DSPARK, Draft, Part, Place, Role, Stage, TensorName
 from dsv4_shard.tensors.header import Tensor
 
 
@@ -90,3 +90,7 @@ def _kinds(
             role, part, stage, layer, expert >= experts_in[stage], tensor.dtype, tensor.shape,
             partner and partner.dtype, partner and partner.shape, grouped,
         )  # fmt: skip
+
+
+FLOATS = ("BF16", "F32")
+"""Dtypes of weights that are not quantized."""

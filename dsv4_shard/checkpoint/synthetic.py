@@ -12,19 +12,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE
-from dsv4_shard.completeness import expected_names
-from dsv4_shard.config import parse_config
-from dsv4_shard.families import family_of
-from dsv4_shard.families.base import ModelConfig, release_file
-from dsv4_shard.roles import Draft, Module, Part, Place, Role, Spec
+from dsv4_shard.checkpoint.completeness import expected_names
+from dsv4_shard.models.config import parse_config
+from dsv4_shard.models.families import family_of
+from dsv4_shard.models.family import ModelConfig, release_file
+from dsv4_shard.models.roles import Draft, Module, Part, Place, Role, Spec
+from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
 from dsv4_shard.tensors.geometry import FP4_GROUP, Block, scale_shape
 from dsv4_shard.tensors.header import TensorInfo, build_header
 
 FP8_BLOCK = Block(128, 128)
+
 FP4_BLOCK = Block(1, FP4_GROUP)
+
 _CHUNK = 4 << 20
+
 E8M0_BIAS = 127
+
 _SCALE_CODES = (117, 124)
 """First and end of the E8M0 codes in use: scales from 2^-10 to 2^-4."""
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dsv4_shard.errors import DamagedTransfer
-from dsv4_shard.readahead import BLOCK_BYTES, CONNECTIONS, HELD_BYTES, Block
+from dsv4_shard.sources.prefetch import BLOCK_BYTES, CONNECTIONS, HELD_BYTES, Block
 from dsv4_shard.storage.runtime import default_workers
 
 _BACKLOG_BYTES = HELD_BYTES + 2 * CONNECTIONS * BLOCK_BYTES

@@ -4,85 +4,15 @@
 """
 
 import os
-import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
-from dsv4_shard.cached import near_repos
-from dsv4_shard.errors import NotFound, ReadFailed, ServerFailed, UsageError
+from dsv4_shard.errors import ReadFailed
+from dsv4_shard.sources.base import OpenFile, Span, open_all
 from dsv4_shard.storage.linux_io import MAX_CALL_BYTES, UncachedFile
-
-_HUB_ID = re.compile(r"^(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.+/-]+))?$")
-COMMIT = re.compile("[0-9a-f]{40}")
-CHUNK_BYTES = 8 << 20
-"""Bytes to read at a time; larger chunks fall out of the CPU's cache and are slower."""
-
-
-class Span(NamedTuple):
-    """Bytes `[start, stop)` of a file that will be read; `aside` where they are small, and read beside others."""
-
-    file: str
-    start: int
-    stop: int
-    aside: bool = False
-
-
-class OpenFile(Protocol):
-    """An open file of a source. `read` and `readinto` may be called from any thread; see `LocalFile`."""
-
-    nbytes: int
-    mtime_ns: int
-
-    def read(self, start: int, stop: int) -> bytes: ...
-
-    def readinto(self, start: int, buffer: memoryview, *, once: bool = False) -> None: ...
-
-    def changed(self) -> str | None: ...
-
-
-class Source(Protocol):
-    """Where the files of a checkpoint are; each method as `LocalSource` has it.
-
-    `root` is the folder that is read from, if it is one, `label` how the user named it. `notes` is what a user should
-    know of where the bytes come from. `intact` names the files that were held against a digest while they were read.
-    """
-
-    @property
-    def root(self) -> Path | None: ...
-
-    @property
-    def label(self) -> str: ...
-
-    @property
-    def revision(self) -> str | None: ...
-
-    @property
-    def notes(self) -> tuple[str, ...]: ...
-
-    @property
-    def intact(self) -> Sequence[str]: ...
-
-    def sizes(self) -> dict[str, int]: ...
-
-    def dangling_links(self) -> list[str]: ...
-
-    def unfinished_downloads(self) -> list[str]: ...
-
-    def links_outside(self, names: list[str]) -> list[str]: ...
-
-    def shares_disk(self, name: str, out: Path) -> bool: ...
-
-    def original(self, name: str) -> Path | None: ...
-
-    def open(self, name: str) -> AbstractContextManager[OpenFile]: ...
-
-    def reading(
-        self, names: Sequence[str], spans: Iterable[list[Span]]
-    ) -> AbstractContextManager[Mapping[str, OpenFile]]: ...
 
 
 class LocalFile:
@@ -219,87 +149,3 @@ class LocalSource:
     ) -> AbstractContextManager[Mapping[str, OpenFile]]:
         """The files called `names`, open, to be read at `spans` in about that order: see `reading.spans`."""
         return open_all(self, names)
-
-
-class InNoFolder:
-    """What holds of every source whose files stand in no folder: nothing of one can be wrong."""
-
-    __slots__ = ()
-
-    def dangling_links(self) -> list[str]:
-        return []
-
-    def unfinished_downloads(self) -> list[str]:
-        return []
-
-    def links_outside(self, names: list[str]) -> list[str]:
-        return []
-
-
-@contextmanager
-def open_all(source: Source, names: Sequence[str]) -> Iterator[Mapping[str, OpenFile]]:
-    """The files called `names`, closed at the end of the block."""
-    with ExitStack() as stack:
-        yield {name: stack.enter_context(source.open(name)) for name in names}
-
-
-def open_source(repo: str, *, refresh: bool = False, exact: bool = False) -> Source:
-    """The folder `repo`, the URL of an object store, or the Hub repository `org/name[@revision]`.
-
-    See `stores.open_store` and `hub.open_repository`. Raises UsageError where `repo` is none of these, or not UTF-8,
-    and Unreachable where it cannot be had.
-    """
-    if not _is_utf8(repo):
-        raise UsageError(
-            f"{repo}: a name that is not UTF-8: plans and manifests, which are JSON, could not hold it",
-            hint="Rename the folder, or make a link to it: `ln -s FOLDER model`.",
-        )
-    if is_url(repo):
-        from dsv4_shard.stores import open_store
-
-        return open_store(repo)
-    path = Path(os.path.expanduser(repo))
-    if repo and os.path.isdir(path):
-        return LocalSource(path, repo, _revision_of(path))
-    if repo and os.path.exists(path):
-        raise UsageError(f"{repo}: not a folder", hint="Name the folder that holds config.json and the weights.")
-    named = hub_id(repo)
-    if named is None:
-        raise UsageError(f"{repo}: no such folder", hint=_did_you_mean(repo))
-    from dsv4_shard.hub import open_repository
-
-    try:
-        return open_repository(repo, *named, refresh=refresh, exact=exact)
-    except (NotFound, ServerFailed) as error:
-        meant = _did_you_mean(named[0]) if isinstance(error, NotFound) else f"No folder here is called {repo}."
-        error.hint = " ".join(filter(None, (meant, error.hint))) or None
-        raise
-
-
-def _did_you_mean(repo: str) -> str | None:
-    meant = near_repos(repo)
-    return f"Did you mean {' or '.join(meant)}?" if meant else None
-
-
-def hub_id(repo: str) -> tuple[str, str | None] | None:
-    """The repository and the revision that `repo` names, or None where it is a folder, or no name of a repository."""
-    match = _HUB_ID.fullmatch(repo)
-    if match is None or repo.startswith((".", "/", "~")) or os.path.exists(repo):
-        return None
-    return match["id"], match["revision"]
-
-
-def is_url(text: str) -> bool:
-    """Whether a user means a place on a server by this, be it one that is supported or not."""
-    return "://" in text
-
-
-def _is_utf8(text: str) -> bool:
-    """Bytes of a file name that are no UTF-8 come as lone surrogates."""
-    return not any("\ud800" <= char <= "\udfff" for char in text)
-
-
-def _revision_of(path: Path) -> str | None:
-    """A Hub cache calls a snapshot's folder by its commit."""
-    resolved = path.resolve()
-    return resolved.name if resolved.parent.name == "snapshots" and COMMIT.fullmatch(resolved.name) else None

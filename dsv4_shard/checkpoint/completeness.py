@@ -8,15 +8,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from dsv4_shard.census import Census, Kind
-from dsv4_shard.checkpoint import Finding, Severity, defect, some
-from dsv4_shard.families import family_of
-from dsv4_shard.families.base import ModelConfig
-from dsv4_shard.roles import Draft, Module, Part, Place, Role, Stage, TensorName
+from dsv4_shard.checkpoint.findings import Finding, Severity, defect, some
+from dsv4_shard.checkpoint.tensor_kinds import FLOATS, Census, Kind
+from dsv4_shard.models.families import family_of
+from dsv4_shard.models.family import ModelConfig
+from dsv4_shard.models.roles import Draft, Module, Part, Place, Role, Stage, TensorName
 from dsv4_shard.text.units import counted
-
-FLOATS = ("BF16", "F32")
-"""Dtypes of weights that are not quantized."""
 
 
 def check_numbers(census: Census) -> Iterator[Finding]:

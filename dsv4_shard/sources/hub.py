@@ -14,21 +14,21 @@ from threading import Event
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, Checkpoint
 from dsv4_shard.errors import BadAnswer, NotFound, ServerFailed, Unreachable, UsageError
-from dsv4_shard.headcache import HeadCache, Heads
-from dsv4_shard.heads import read_headers, read_small, wanted_headers, weight_map_of
-from dsv4_shard.hubfiles import HubFiles, is_server, raise_for, refuse, transport_errors
-from dsv4_shard.intact import check_downloads
-from dsv4_shard.persistence import persist
-from dsv4_shard.remote import Listed, RemoteSource
-from dsv4_shard.sources import COMMIT, LocalSource, Source
+from dsv4_shard.sources.base import COMMIT, Source
+from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE, SINGLE_FILE
+from dsv4_shard.sources.hub_http import HubFiles, is_server, raise_for, refuse, transport_errors
+from dsv4_shard.sources.local import LocalSource
+from dsv4_shard.sources.remote import Listed, RemoteSource
+from dsv4_shard.sources.remote_headers import HeadCache, Heads, read_headers, read_small, wanted_headers, weight_map_of
+from dsv4_shard.sources.retry import persist
 from dsv4_shard.tensors.header import LENGTH_BYTES
 from dsv4_shard.text.sanitize import short
 
 _MAIN = "main"
 
 _NEVER = Event()
+
 _FIRST_TRIES = 4
 """Of the first request, for which somebody waits: some seconds."""
 
@@ -199,26 +199,6 @@ def _from_caches(repository: Repository, exact: bool, reason: str) -> Source:
         f"{repository.label}: not in this machine's Hub cache, and the Hub cannot be asked: {reason}",
         hint=f"Download it where there is a connection: `hf download {repository.repo_id}{revision}`.",
     )
-
-
-def with_download(checkpoint: Checkpoint, names: Iterable[str]) -> Checkpoint:
-    """The checkpoint with these files, and its small ones, in this machine's Hub cache, to be read from there.
-
-    Raises UsageError where it is not from the Hub, and what `HubFiles.download` raises.
-    """
-    source = checkpoint.source
-    if isinstance(source, LocalSource) and source.revision is not None:
-        return checkpoint
-    if not isinstance(source, RemoteSource) or not isinstance(source.remote, HubFiles):
-        raise UsageError(f"--download: {source.label} is not on the Hub", hint="Leave it out.")
-    small = [name for name, listed in source.listing.items() if not name.endswith(".safetensors")]
-    wanted = sorted({*names, *small})
-    digests = {name: source.listing[name].sha256 for name in wanted if source.original(name) is None}
-    folder = source.remote.download(wanted)
-    due = {name: sha256 for name, sha256 in digests.items() if sha256 is not None}
-    check_downloads(folder, due)
-    source.intact.extend(due)
-    return replace(checkpoint, source=replace(source, local=LocalSource(folder, source.label, source.revision)))
 
 
 # --- what the Hub says ---------------------------------------------------------------------------------------------

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from dsv4_shard.errors import BadStack, DuplicateTensor, MixedDialects
-from dsv4_shard.families import family_of
-from dsv4_shard.families.base import Family, ModelConfig
-from dsv4_shard.families.v4 import V4
-from dsv4_shard.naming import EXPERT, index_of
-from dsv4_shard.roles import Part, Stage
+from dsv4_shard.models.families import family_of
+from dsv4_shard.models.family import Family, ModelConfig
+from dsv4_shard.models.names import EXPERT, index_of
+from dsv4_shard.models.roles import Part, Stage
+from dsv4_shard.models.v4 import V4
 from dsv4_shard.tensors.header import DTYPE_BITS
 from dsv4_shard.text.sanitize import short, short_name
 
@@ -90,6 +90,7 @@ _FOLLOWING: Rules = (
 """What SGLang's draft model calls what stands beside the block's layer."""
 
 _HF_MODEL: Rules = (*_OUTER, (r"^hc_head_", "model.hc_head_"))
+
 _EITHER_MTP = (Blocks("mtp."), Blocks("model.layers.", follows=True, rules=_FOLLOWING))
 
 SGLANG = Dialect(

@@ -7,11 +7,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dsv4_shard.naming import Grammar, Names, Specs
-from dsv4_shard.roles import Module, Place, Role, Spec, Stage, TensorName
+from dsv4_shard.models.names import Grammar, Names, Specs
+from dsv4_shard.models.roles import Module, Place, Role, Spec, Stage, TensorName
 
 Count = Annotated[int, Field(gt=0, lt=2**31, strict=True)]
+
 Natural = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
+
 Few = Annotated[int, Field(ge=0, lt=2**13, strict=True)]
 """Of what the checks go through one by one: no model has 8,192 layers or experts, a hostile config may say so."""
 
@@ -146,3 +148,38 @@ def release_file(at: TensorName | None, layers: int) -> int:
     if at is not None and at.stage is Stage.MTP:
         return layers + 3
     return 1 if at is not None and at.role is Role.EMBED else layers + 2
+
+
+def hidden(c: ModelConfig, _: Place) -> tuple[int, ...]:
+    """A vector of the hidden size."""
+    return (c.hidden_size,)
+
+
+def vocab(c: ModelConfig, _: Place) -> tuple[int, ...]:
+    """A row for each token of the vocabulary."""
+    return (c.vocab_size, c.hidden_size)
+
+
+def gate_or_up(c: ModelConfig, _: Place) -> tuple[int, ...]:
+    """The gate or up projection of a routed expert."""
+    return (c.moe_intermediate_size, c.hidden_size)
+
+
+def down(c: ModelConfig, _: Place) -> tuple[int, ...]:
+    """The down projection of a routed expert."""
+    return (c.hidden_size, c.moe_intermediate_size)
+
+
+def shared_gate_or_up(c: ModelConfig, _: Place) -> tuple[int, ...]:
+    """The gate or up projection of the shared experts."""
+    return (c.shared_intermediate, c.hidden_size)
+
+
+def shared_down(c: ModelConfig, _: Place) -> tuple[int, ...]:
+    """The down projection of the shared experts."""
+    return (c.hidden_size, c.shared_intermediate)
+
+
+def has_shared(c: ModelConfig, _: Place) -> bool:
+    """Whether the model has shared experts."""
+    return c.n_shared_experts > 0

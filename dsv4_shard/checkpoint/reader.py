@@ -1,59 +1,30 @@
 """A checkpoint as one checked object: config, index and every header, held against each other and the folder."""
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import xxhash
 
-from dsv4_shard.config import MAX_CONFIG_BYTES, parse_config, parse_document
-from dsv4_shard.dialects import NATIVE, View, is_transformers_config, native_view
+from dsv4_shard.checkpoint.findings import Finding, Severity, defect, some
 from dsv4_shard.errors import BadConfig, BadIndex, DuplicateTensor, IndexMismatch, MissingFile, UnsafeFileName
-from dsv4_shard.families.base import ModelConfig
-from dsv4_shard.sources import Source
+from dsv4_shard.models.config import parse_config, parse_document
+from dsv4_shard.models.dialects import NATIVE, View, is_transformers_config, native_view
+from dsv4_shard.models.family import ModelConfig
+from dsv4_shard.sources.base import Source
+from dsv4_shard.sources.checkpoint_files import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    MAX_CONFIG_BYTES,
+    MAX_INDEX_BYTES,
+    SINGLE_FILE,
+    is_plain_name,
+)
 from dsv4_shard.storage.runtime import collector_paused
 from dsv4_shard.tensors.header import Tensor, read_header
-from dsv4_shard.text.sanitize import short, short_name
+from dsv4_shard.text.sanitize import short
 from dsv4_shard.text.strict_json import BadJson, parse_json
 from dsv4_shard.text.units import counted
-
-CONFIG_FILE = "config.json"
-
-INDEX_FILE = "model.safetensors.index.json"
-
-SINGLE_FILE = "model.safetensors"
-
-MAX_INDEX_BYTES = 64 << 20
-"""That of V4-Pro has 12 MB."""
-
-_PLAIN_NAME = re.compile(r"\w[\w.+-]*\.safetensors", re.ASCII)
-
-_NAMED_AT_ONCE = 3
-"""How many tensors or files an error names before it only counts."""
-
-
-class Severity(StrEnum):
-    """How much a finding matters: an error stops planning, a warning may matter, a note is for the record."""
-
-    ERROR = "error"
-    WARNING = "warning"
-    NOTE = "note"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Something about the checkpoint that its user should know. `code` is stable across versions."""
-
-    severity: Severity
-    code: str
-    message: str
-
-
-def defect(code: str, message: str) -> Finding:
-    """A finding that stops planning."""
-    return Finding(Severity.ERROR, code, message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,18 +65,6 @@ class UnknownCheckpoint:
     files: tuple[SourceFile, ...]
     tensors: dict[str, Tensor]
     findings: tuple[Finding, ...]
-
-
-def is_plain_name(name: str) -> bool:
-    """Whether `name` is that of a safetensors file in the checkpoint's folder, and no path elsewhere."""
-    return _PLAIN_NAME.fullmatch(name) is not None
-
-
-def some(names: list[str], count: int | None = None) -> str:
-    """The first few of `names`, and how many more there are (of `count`, if not all are named); escaped."""
-    shown = ", ".join(map(short_name, names[:_NAMED_AT_ONCE]))
-    more = (len(names) if count is None else count) - min(len(names), _NAMED_AT_ONCE)
-    return shown + (f" and {more:,} more" if more > 0 else "")
 
 
 def read_checkpoint(source: Source) -> Checkpoint:

@@ -14,13 +14,16 @@ TRIES = 8
 """In a row that bring nothing, or next to nothing; with the waits between them, some two minutes."""
 
 LONGEST_WAIT_SECONDS = 60.0
+
 LONGEST_ASKED_SECONDS = 900.0
 """What a server may ask for by Retry-After."""
 
 _FIRST_WAIT_SECONDS = 0.5
+
 _SPOKEN_SECONDS = 4.0
 
 T = TypeVar("T")
+
 _log = logging.getLogger("dsv4_shard")
 
 

@@ -5,16 +5,16 @@ from typing import Any
 from pydantic import ValidationError
 
 from dsv4_shard.errors import BadConfig, UnsupportedFamily
-from dsv4_shard.families import FAMILIES, find_family
-from dsv4_shard.families.base import Family, ModelConfig
+from dsv4_shard.models.families import FAMILIES, find_family
+from dsv4_shard.models.family import Family, ModelConfig
 from dsv4_shard.text.sanitize import short, short_name
 from dsv4_shard.text.strict_json import BadJson, is_plain, parse_json
 
-MAX_CONFIG_BYTES = 4 << 20
 MAX_CONFIG_VALUES = 200_000
 """Enough for a ratio of each of as many layers as there can be; real ones have some 200."""
 
 _NAMED_AT_ONCE = 30
+
 _BESIDE_TEXT = ("model_type", "architectures", "quantization_config", "vision_config")
 
 OTHERS = {

@@ -10,9 +10,22 @@ from typing import Any
 
 from pydantic import model_validator
 
-from dsv4_shard.families.base import Count, Dimension, Family, ModelConfig, Natural
-from dsv4_shard.naming import NATIVE_PARTS, Grammar
-from dsv4_shard.roles import Module, Place, Role, Shape, Spec, Stage, everywhere
+from dsv4_shard.models.family import (
+    Count,
+    Dimension,
+    Family,
+    ModelConfig,
+    Natural,
+    down,
+    gate_or_up,
+    has_shared,
+    hidden,
+    shared_down,
+    shared_gate_or_up,
+    vocab,
+)
+from dsv4_shard.models.names import NATIVE_PARTS, Grammar
+from dsv4_shard.models.roles import Module, Place, Role, Shape, Spec, Stage, everywhere
 
 OVERLAP_RATIO = 4
 """Layers compressed 4:1 overlap two windows, so their compressor is twice as wide; they also have an indexer."""
@@ -110,39 +123,9 @@ def dspark_last(c: V4Config, p: Place) -> bool:
     return p.draft.dspark and p.is_last
 
 
-def hidden(c: ModelConfig, _: Place) -> tuple[int, ...]:
-    """A vector of the hidden size."""
-    return (c.hidden_size,)
-
-
-def vocab(c: ModelConfig, _: Place) -> tuple[int, ...]:
-    """A row for each token of the vocabulary."""
-    return (c.vocab_size, c.hidden_size)
-
-
 def _mix(c: V4Config) -> int:
     """Mixing coefficients of a hyper-connection: pre and post weights of each copy, and the copies' square matrix."""
     return (2 + c.hc_mult) * c.hc_mult
-
-
-def gate_or_up(c: ModelConfig, _: Place) -> tuple[int, ...]:
-    """The gate or up projection of a routed expert."""
-    return (c.moe_intermediate_size, c.hidden_size)
-
-
-def down(c: ModelConfig, _: Place) -> tuple[int, ...]:
-    """The down projection of a routed expert."""
-    return (c.hidden_size, c.moe_intermediate_size)
-
-
-def shared_gate_or_up(c: ModelConfig, _: Place) -> tuple[int, ...]:
-    """The gate or up projection of the shared experts."""
-    return (c.shared_intermediate, c.hidden_size)
-
-
-def shared_down(c: ModelConfig, _: Place) -> tuple[int, ...]:
-    """The down projection of the shared experts."""
-    return (c.hidden_size, c.shared_intermediate)
 
 
 def _hc(prefix: str, fn: Role, base: Role, scale: Role) -> tuple[Spec, ...]:
@@ -208,12 +191,6 @@ _COMPRESSOR_SPECS = (
 )  # fmt: skip
 
 NORM_SPECS = (Spec(Role.ATTN_NORM, "attn_norm", hidden), Spec(Role.FFN_NORM, "ffn_norm", hidden))
-
-
-def has_shared(c: ModelConfig, _: Place) -> bool:
-    """Whether the model has shared experts."""
-    return c.n_shared_experts > 0
-
 
 SHARED_SPECS = (
     Spec(Role.SHARED_GATE, "ffn.shared_experts.w1", shared_gate_or_up, has_shared, quantized=True),

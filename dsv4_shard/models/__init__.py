@@ -1,0 +1,1 @@
+"""The model families: config schema, tensor roles, tensor names in every dialect, shapes."""

@@ -1,0 +1,104 @@
+"""obstore's errors → ours, with hints."""
+
+import re
+
+from dsv4_shard.errors import (
+    AccessRefused,
+    BadAnswer,
+    NotFound,
+    ServerFailed,
+    ShardError,
+    SourceChanged,
+    Throttled,
+    Unreachable,
+)
+from dsv4_shard.text.sanitize import short_name
+
+_VARIABLES = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE"}
+"""scheme → how the environment variables begin that configure its client."""
+
+_CREDENTIALS = {
+    "s3": "Set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION (`aws configure export-credentials --format "
+    "env` prints those of a profile), or AWS_SKIP_SIGNATURE=true for a public bucket.",
+    "gs": "Set GOOGLE_APPLICATION_CREDENTIALS to a file of credentials, or GOOGLE_SKIP_SIGNATURE=true for a public "
+    "bucket.",
+    "az": "Set AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN.",
+}
+
+# --- what obstore's errors mean ------------------------------------------------------------------------------------
+
+_STATUS = re.compile(r"non-2xx status code: (\d{3})")
+
+_CODE = re.compile(r"<Code>(\w{1,60})</Code>")
+
+_RETRIED = re.compile(r"after ([1-9]\d*) retries")
+
+_REGION = re.compile(r"region\b[^<]{0,60} is wrong; expecting '([\w-]{1,40})'")
+
+_BROKEN = re.compile(r"\bkind: (Timeout|Connect|Interrupted)\b")
+
+_IDENTITY = re.compile(
+    r"://169\.254\.|/latest/(api/token|meta-data)|/computeMetadata/|/metadata/identity|token request"
+)
+"""Asked were those who give a machine in a cloud its credentials."""
+
+_SAID = {"Timeout": "no answer in time", "Connect": "no connection", "Interrupted": "connections broke off"}
+
+_THROTTLED = ("SlowDown", "TooManyRequests", "RequestLimitExceeded", "ServerBusy")
+
+
+def _meaning(error: Exception, what: str, place: str) -> ShardError:
+    """The error to raise. Of the client's own text, which has addresses and may have signatures, little is shown."""
+    text = str(error)
+    scheme = place.partition(":")[0]
+    found = {key: match[1] for key, pattern in _FOUND.items() if (match := pattern.search(text))}
+    status, code = int(found.get("status", 0)), found.get("code", "")
+    answer = f"{status} {code}".strip()
+    tried = f", after {found['retries']} retries" if "retries" in found else ""
+    if _IDENTITY.search(text):
+        return AccessRefused(f"{what}: no credentials for {scheme}:// are set", hint=_CREDENTIALS[scheme])
+    if status in (401, 403):
+        return AccessRefused(f"{what}: {place} refused access ({answer})", hint=_CREDENTIALS[scheme])
+    if code == "NoSuchUpload":
+        return ServerFailed(f"{what}: the upload broke off at its end", hint=_AGAIN)
+    if code in ("NoSuchBucket", "ContainerNotFound"):
+        return NotFound(f"{what}: no bucket {place} ({answer})", hint="Check the name, the region and endpoint.")
+    if status == 404 or isinstance(error, FileNotFoundError):
+        return NotFound(f"{what}: not there", hint="It is listed, or was: see what else writes to this place.")
+    if status == 412:
+        return _replaced(what)
+    if status == 429 or code in _THROTTLED:
+        return Throttled(f"{what}: {place} answered {answer}{tried}", hint="The store limits how often it is "
+                         "asked. Run again later: what is done is not done again.")  # fmt: skip
+    if status == 408 or status >= 500:
+        return ServerFailed(f"{what}: {place} answered {answer}{tried}", hint=_AGAIN)
+    if "non-partial" in text:
+        return BadAnswer(f"{what}: the server ignores Range: it gave the whole object", hint="Reading from afar needs "
+                         "ranges. Use another endpoint, or download the checkpoint.")  # fmt: skip
+    if "BadScheme" in text:
+        variable = f"{_VARIABLES[scheme]}_ALLOW_HTTP"
+        return Unreachable(f"{what}: its endpoint is http://, which is not encrypted", hint=f"Set {variable}=true.")
+    if "region" in found or "redirect without LOCATION" in text:
+        where = f", {found['region']}" if "region" in found else ""
+        return BadAnswer(f"{what}: {place} is in another region{where}", hint="Set AWS_REGION to the bucket's.")
+    if "redirect" in text:
+        return BadAnswer(f"{what}: {place} answered with nothing but redirects", hint="Check endpoint and region.")
+    if broken := found.get("broken"):
+        return ServerFailed(f"{what}: {_SAID[broken]}{tried}", hint=f"{_AGAIN} The endpoint is that of "
+                            f"{_VARIABLES[scheme]}_ENDPOINT_URL, or the cloud's own.")  # fmt: skip
+    return BadAnswer(f"{what}: {place} answered {answer}" if status else f"{what}: {_first_line(error)}")
+
+
+def _replaced(what: str) -> SourceChanged:
+    return SourceChanged(f"{what}: replaced by another object since it was listed")
+
+
+_FOUND = {"status": _STATUS, "code": _CODE, "retries": _RETRIED, "region": _REGION, "broken": _BROKEN}
+
+_AGAIN = "Run again when the store answers: what is done is not done again."
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says first, without what may be secret in an address."""
+    line = re.sub(r"\?\S*|^Generic \w+ error: ", "", str(error).partition("\n")[0])
+    return short_name(re.sub(r"://[^\s/]*@", "://", line))

@@ -25,10 +25,10 @@ from safetensors.torch import load_file
 
 from dsv4_shard.checkpoint.inventory import take_inventory
 from dsv4_shard.checkpoint.reader import read_checkpoint
-from dsv4_shard.engines.base import Request
+from dsv4_shard.engines.deployment import Request
 from dsv4_shard.merge import prepare_merge
 from dsv4_shard.opening import open_source
-from dsv4_shard.plan import make_plan
+from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.ranks import open_ranks
 from dsv4_shard.reshard import prepare, reshard
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE

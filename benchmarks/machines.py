@@ -27,9 +27,9 @@ from benchmarks.sized import write_sized
 from dsv4_shard.catalog.rank_ranges import share_of
 from dsv4_shard.checkpoint.inventory import take_inventory
 from dsv4_shard.checkpoint.reader import read_checkpoint
-from dsv4_shard.engines.base import Request
+from dsv4_shard.engines.deployment import Request
 from dsv4_shard.opening import open_source
-from dsv4_shard.plan import make_plan
+from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.recipe import Recipe, Step
 from dsv4_shard.reshard import prepare
 from dsv4_shard.tensors.geometry import whole_rectangle

@@ -45,10 +45,10 @@ from safetensors import safe_open
 from dsv4_shard.checkpoint.inventory import take_inventory
 from dsv4_shard.checkpoint.reader import Checkpoint, read_checkpoint
 from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, write_checkpoint
-from dsv4_shard.engines.base import Request
+from dsv4_shard.engines.deployment import Request
 from dsv4_shard.models.names import scale_name
 from dsv4_shard.opening import open_source
-from dsv4_shard.plan import make_plan
+from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.recipe import Recipe
 from dsv4_shard.reshard import prepare, reshard
 from dsv4_shard.tensors.header import DTYPE_BITS

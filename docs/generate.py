@@ -26,9 +26,9 @@ from dsv4_shard.explain import Explanation
 from dsv4_shard.generic import UnknownInspection
 from dsv4_shard.inspect import Inspection
 from dsv4_shard.manifest import Manifest
-from dsv4_shard.plan import Plan
-from dsv4_shard.plandiff import PlanComparison
-from dsv4_shard.search import Search
+from dsv4_shard.planning.compare import PlanComparison
+from dsv4_shard.planning.document import Plan
+from dsv4_shard.planning.search import Search
 from dsv4_shard.together import Together
 from dsv4_shard.verify import Verification
 

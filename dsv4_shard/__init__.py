@@ -37,8 +37,7 @@ class _Package(ModuleType):
     """Keeps a verb under its name where a module has the same.
 
     When `dsv4_shard.plan` is first imported, whoever does it, Python puts that module into the package in place of the
-    function. `from dsv4_shard.plan import X` finds it by `sys.modules` all the same; `importlib.import_module` gives
-    the module itself. To import all of these modules here, and then the functions, would do as well, and take a third
+    function. `importlib.import_module` gives the module itself. To import all of these modules here, and then the functions, would do as well, and take a third
     of a second from every start.
     """
 

@@ -14,41 +14,24 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict, Unpack
+from typing import TYPE_CHECKING, BinaryIO, Unpack
 
-from dsv4_shard.catalog.options import A2A, RUNNERS, VERSIONS
 from dsv4_shard.errors import ReadFailed, ShardError, UnsupportedFamily, UsageError
-from dsv4_shard.text.sanitize import short
-from dsv4_shard.text.suggest import as_option, did_you_mean
+from dsv4_shard.planning.plan_file import _plan_given, plan_of
+from dsv4_shard.planning.request import LayoutOptions, request_of
+from dsv4_shard.planning.search import find_layouts
+from dsv4_shard.text.suggest import as_option
 
 if TYPE_CHECKING:
     from dsv4_shard.checkpoint.inventory import Inventory
     from dsv4_shard.checkpoint.reader import Checkpoint
-    from dsv4_shard.engines.base import Request
     from dsv4_shard.explain import Explanation
     from dsv4_shard.generic import UnknownInspection
     from dsv4_shard.inspect import Inspection
-    from dsv4_shard.plan import Plan
-    from dsv4_shard.plandiff import PlanComparison
+    from dsv4_shard.planning.compare import PlanComparison
+    from dsv4_shard.planning.document import Plan
+    from dsv4_shard.planning.search import Search
     from dsv4_shard.report import Report
-    from dsv4_shard.search import Search
-
-
-class LayoutOptions(TypedDict, total=False):
-    """The options of `plan` and of `search` that name a layout, or leave a choice open with None."""
-
-    tp: int
-    ep: int | None
-    dp: int
-    engine: str
-    runner: str | None
-    a2a: str | None
-    shared_experts: str
-    gpu: str | None
-    gpu_memory: str | None
-    nodes: int | None
-    expert_dtype: str | None
-    engine_version: str | None
 
 
 def inspect(
@@ -123,8 +106,8 @@ def plan(
     (True, 'whole', 17420900)
     """
     from dsv4_shard.opening import open_checkpoint
-    from dsv4_shard.plan import make_plan
-    from dsv4_shard.planfile import save_plan
+    from dsv4_shard.planning.make_plan import make_plan
+    from dsv4_shard.planning.plan_file import save_plan
     from dsv4_shard.storage.runtime import collector_paused
 
     request = request_of(
@@ -164,8 +147,8 @@ def search(
     '--tp 16 --ep 16 --engine vllm --gpu h20-96'
     """
     from dsv4_shard.opening import open_checkpoint
-    from dsv4_shard.planfile import save_plan
-    from dsv4_shard.search import plan_best
+    from dsv4_shard.planning.plan_file import save_plan
+    from dsv4_shard.planning.search import plan_best
 
     checkpoint, inventory = open_checkpoint(str(repo), refresh=refresh, exact=False)
     found = find_layouts(checkpoint, inventory, gpus, engine, gpu=gpu, gpu_memory=gpu_memory, nodes=nodes,
@@ -183,8 +166,8 @@ def compare(a: "str | Path | Plan", b: "str | Path | Plan") -> "PlanComparison":
     >>> dsv4_shard.compare("plan.json", dsv4_shard.plan("model", tp=8, gpu="h20-96")).request[0]
     Difference(name='tp', a=16, b=8)
     """
-    from dsv4_shard.plan import Plan
-    from dsv4_shard.plandiff import compare_plans
+    from dsv4_shard.planning.compare import compare_plans
+    from dsv4_shard.planning.document import Plan
 
     names = tuple(name if isinstance(one, Plan) else str(one) for name, one in (("a", a), ("b", b)))
     return compare_plans(plan_of(a), plan_of(b), (names[0], names[1]))
@@ -213,10 +196,10 @@ def report(
     >>> made.ranks[0].weights == made.plan.memory.weights
     True
     """
-    from dsv4_shard.plan import make_plan
-    from dsv4_shard.planfile import check_plan
+    from dsv4_shard.planning.make_plan import make_plan
+    from dsv4_shard.planning.plan_file import check_plan
+    from dsv4_shard.planning.search import plan_best
     from dsv4_shard.report import make_report, to_html
-    from dsv4_shard.search import plan_best
     from dsv4_shard.storage.output_folder import write_text
 
     plan, found = _plan_given(source), None
@@ -298,65 +281,6 @@ def explain(text: str | Path | BinaryIO, *, repo: str | Path | None = None) -> "
     if not explanation.lines:
         raise _nothing()
     return explanation
-
-
-# --- parts of the verbs --------------------------------------------------------------------------------------------
-
-
-def request_of(tp: int, *, engine: str = "sglang", shared_experts: str = "auto", **others: Any) -> "Request":
-    """What is asked for by options that have the names of the command line's. Raises UsageError.
-
-    A runner, all-to-all backend or version that no engine has is a slip of the pen; one that another engine has is for
-    the rules, whose plan says what is wrong with it.
-    """
-    from dsv4_shard.engines import find_engine
-    from dsv4_shard.engines.base import Request
-
-    name = find_engine(engine).name
-    _refuse_unknown("--runner", others.get("runner"), RUNNERS, name)
-    _refuse_unknown("--a2a", others.get("a2a"), {"sglang": A2A}, name)
-    _refuse_unknown("--engine-version", others.get("engine_version"), VERSIONS, name)
-    return Request(tp, engine=name, shared=shared_experts, **others)
-
-
-def _refuse_unknown(option: str, given: object, known: Mapping[str, tuple[str, ...]], engine: str) -> None:
-    """Raise UsageError for a name that no engine has; those of `engine` are offered."""
-    every = [one for names in known.values() for one in names]
-    if isinstance(given, str) and given not in every:
-        hint = did_you_mean(given, known.get(engine, every))
-        raise UsageError(f"{option} {short(given)}: no such name is known", hint=hint)
-
-
-def find_layouts(
-    checkpoint: "Checkpoint",
-    inventory: "Inventory",
-    gpus: int,
-    engine: str | Iterable[str] | None = None,
-    *,
-    rank_by: str,
-    **asked: Any,
-) -> "Search":
-    from dsv4_shard.engines import SERVING
-    from dsv4_shard.search import search as search_layouts
-
-    engines = engine.split(",") if isinstance(engine, str) else SERVING if engine is None else engine
-    return search_layouts(checkpoint, inventory, request_of(gpus, **asked), tuple(engines), rank_by)
-
-
-def _plan_given(source: "str | Path | Plan") -> "Plan | None":
-    """A plan, or that in a file that is called like one; None for what names a checkpoint. Raises BadPlan."""
-    from dsv4_shard.plan import Plan
-
-    if isinstance(source, Plan) or str(source).endswith(".json"):
-        return plan_of(source)
-    return None
-
-
-def plan_of(plan: "str | Path | Plan") -> "Plan":
-    """A plan, or that in a file. Raises BadPlan."""
-    from dsv4_shard.planfile import load_plan
-
-    return load_plan(Path(plan)) if isinstance(plan, str | Path) else plan
 
 
 @contextmanager

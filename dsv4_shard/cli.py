@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from dsv4_shard.destinations import DryRun
-    from dsv4_shard.plan import Plan
+    from dsv4_shard.planning.document import Plan
     from dsv4_shard.progress import Progress
     from dsv4_shard.reshard import Outcome
 
@@ -262,7 +262,7 @@ def _show_plan(made: "Plan", output: Path | None, as_json: bool) -> None:
     if as_json:
         print(made.to_json(), end="")
         return
-    from dsv4_shard.engines import title_of
+    from dsv4_shard.engines.registry import title_of
     from dsv4_shard.terminal.planning import show_plan
 
     title = title_of(str(made.request["engine"]), made.engine_version)

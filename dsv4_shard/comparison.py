@@ -16,7 +16,7 @@ from dsv4_shard.copying import copy
 from dsv4_shard.errors import ForeignPlan, ReadFailed
 from dsv4_shard.manifest import NATIVE, PLAN_NAME, Manifest
 from dsv4_shard.merge import prepare_merge
-from dsv4_shard.planfile import check_plan, load_plan
+from dsv4_shard.planning.plan_file import check_plan, load_plan
 from dsv4_shard.problem import Problem
 from dsv4_shard.recipe import Recipe, Step
 from dsv4_shard.reshard import Job, prepare

@@ -13,10 +13,12 @@ from typing import Any
 from dsv4_shard.checkpoint.findings import some
 from dsv4_shard.checkpoint.inventory import Inventory, take_inventory
 from dsv4_shard.checkpoint.reader import Checkpoint
-from dsv4_shard.engines import engine_for
-from dsv4_shard.engines.base import Context, Deployment, Engine, Expert, Pad, Request, Split
-from dsv4_shard.engines.raw_layout import TOKENIZER_FILES
-from dsv4_shard.engines.reference import ReferenceLayout
+from dsv4_shard.engines.deployment import Context, Deployment, Request
+from dsv4_shard.engines.engine import Engine
+from dsv4_shard.engines.parameters import TOKENIZER_FILES
+from dsv4_shard.engines.placement import Expert, Pad, Split
+from dsv4_shard.engines.reference.v4 import ReferenceLayout
+from dsv4_shard.engines.registry import engine_for
 from dsv4_shard.errors import BadConfig, BadRanks, MissingRanks, MixedRanks
 from dsv4_shard.held import Kind, config_for, index_of
 from dsv4_shard.models.config import parse_config

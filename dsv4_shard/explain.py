@@ -19,17 +19,22 @@ from pydantic import BaseModel, ConfigDict
 from dsv4_shard.catalog.gpus import Gpu, gpus_with, say_memory
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
 from dsv4_shard.checkpoint.inventory import Inventory
-from dsv4_shard.choosing import TARGET, choose, nearest, options_of, rank_nbytes
-from dsv4_shard.engines import ENGINES, SERVING, engine_for
-from dsv4_shard.engines.base import Breach, Context, Divides, Engine, Request, Requires, Rule, Shows
-from dsv4_shard.engines.sglang import RUNNERS
-from dsv4_shard.engines.vllm import BACKENDS, BACKENDS_FP8
+from dsv4_shard.engines.deployment import Context, Request
+from dsv4_shard.engines.engine import Engine
+from dsv4_shard.engines.registry import ENGINES, SERVING, engine_for
+from dsv4_shard.engines.rules import Breach, Divides, Requires, Rule, Shows
+from dsv4_shard.engines.sglang.v4 import RUNNERS
+from dsv4_shard.engines.vllm.v4 import BACKENDS, BACKENDS_FP8
 from dsv4_shard.logs import Found, Log, read_log
 from dsv4_shard.messages import SHORT, Source
 from dsv4_shard.models.family import Family
 from dsv4_shard.models.roles import Module
+from dsv4_shard.planning.choose import choose
+from dsv4_shard.planning.nearby import nearest
+from dsv4_shard.planning.remedies import ways_out, words
+from dsv4_shard.planning.request import options_of
+from dsv4_shard.planning.weights import TARGET, rank_nbytes
 from dsv4_shard.releases import RELEASES, find_release, inventory_of
-from dsv4_shard.remedies import ways_out, words
 from dsv4_shard.text.units import quotient
 
 _USUAL = (2, 4, 8, 16, 32, 64)

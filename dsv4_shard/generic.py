@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict
 
 from dsv4_shard.checkpoint.findings import Finding, Severity, some
 from dsv4_shard.checkpoint.reader import UnknownCheckpoint
-from dsv4_shard.choosing import check_request
-from dsv4_shard.engines.base import Request
+from dsv4_shard.engines.deployment import Request
 from dsv4_shard.inspect import DEFAULT_TPS, InspectionFinding, Share
 from dsv4_shard.models.config import architectures_of, title_of
+from dsv4_shard.planning.request import check_request
 from dsv4_shard.scales import MAX_AXES, Scaled, Scales, Sharing, find_scales
 from dsv4_shard.tensors.header import nbytes_of
 from dsv4_shard.text.sanitize import short_name

@@ -9,10 +9,11 @@ from enum import StrEnum
 
 from dsv4_shard.checkpoint.inventory import Group
 from dsv4_shard.checkpoint.reader import Checkpoint
-from dsv4_shard.choosing import TARGET, loads
-from dsv4_shard.engines.base import Context, Engine, Expert, Held, Placement, say_placement
+from dsv4_shard.engines.deployment import Context
+from dsv4_shard.engines.engine import Engine
+from dsv4_shard.engines.placement import Expert, Held, Placement, say_placement
 from dsv4_shard.models.roles import Module, Role, Stage, TensorName
-from dsv4_shard.plan import beyond_roles
+from dsv4_shard.planning.weights import TARGET, beyond_roles, loads
 from dsv4_shard.tensors.header import Tensor
 
 

@@ -11,24 +11,18 @@ from dsv4_shard.checkpoint.findings import Severity
 from dsv4_shard.checkpoint.formats import PACKED
 from dsv4_shard.checkpoint.inventory import Inventory, outside_layers
 from dsv4_shard.checkpoint.reader import Checkpoint
-from dsv4_shard.choosing import Choice, check_request, choose, loads, nearest, options_of
-from dsv4_shard.engines import SERVING, engine_for
-from dsv4_shard.engines.base import Context, Request
-from dsv4_shard.engines.common import pick_gpu
+from dsv4_shard.engines.deployment import Context, Request, pick_gpu
+from dsv4_shard.engines.registry import SERVING, engine_for
 from dsv4_shard.models import family as families
 from dsv4_shard.models.roles import Module, Part
 from dsv4_shard.models.v3 import V3Config, V32Config
 from dsv4_shard.models.v4 import V4Config
-from dsv4_shard.plan import (
-    PlanBreach,
-    PlanTotals,
-    beyond_roles,
-    memory_breach,
-    memory_of,
-    totals_of,
-    unknown_gpu,
-    weights_of,
-)
+from dsv4_shard.planning.choose import Choice, choose
+from dsv4_shard.planning.document import PlanBreach, PlanTotals
+from dsv4_shard.planning.make_plan import memory_breach, unknown_gpu
+from dsv4_shard.planning.nearby import nearest
+from dsv4_shard.planning.request import check_request, options_of
+from dsv4_shard.planning.weights import beyond_roles, loads, memory_of, totals_of, weights_of
 from dsv4_shard.version import __version__
 
 SCHEMA_VERSION: Literal[1] = 1

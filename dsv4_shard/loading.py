@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from dsv4_shard.checkpoint.findings import some
-from dsv4_shard.engines.raw_layout import DRAFT_FOLDER
+from dsv4_shard.engines.parameters import DRAFT_FOLDER
 from dsv4_shard.errors import HeaderError, LoadRefused, ReadFailed
 from dsv4_shard.manifest import Manifest, ManifestFile, load_manifest
 from dsv4_shard.sources.local import LocalFile

@@ -12,9 +12,10 @@ from functools import cache
 from string import Formatter
 
 from dsv4_shard.catalog.gpus import gpus_with
-from dsv4_shard.engines import SERVING, engine_for
-from dsv4_shard.engines.base import UNKNOWN_FAMILY, Divides, Engine, Rule
-from dsv4_shard.engines.vllm import BACKENDS, BACKENDS_FP8
+from dsv4_shard.engines.engine import UNKNOWN_FAMILY, Engine
+from dsv4_shard.engines.registry import SERVING, engine_for
+from dsv4_shard.engines.rules import Divides, Rule
+from dsv4_shard.engines.vllm.v4 import BACKENDS, BACKENDS_FP8
 from dsv4_shard.models.families import FAMILIES
 from dsv4_shard.models.family import Family
 from dsv4_shard.text.units import quotient

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
-from dsv4_shard.api import plan_of, request_of
 from dsv4_shard.errors import NothingToDo, RanksThere, UsageError
+from dsv4_shard.planning.plan_file import plan_of
+from dsv4_shard.planning.request import request_of
 from dsv4_shard.text.suggest import as_option
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from dsv4_shard.cluster import ClusterOutcome, ShareWatch
     from dsv4_shard.destinations import DryRun
     from dsv4_shard.merge import Merged
-    from dsv4_shard.plan import Plan
+    from dsv4_shard.planning.document import Plan
     from dsv4_shard.reshard import Outcome
     from dsv4_shard.together import Together
     from dsv4_shard.verify import Verification
@@ -348,8 +349,8 @@ def _check_jobs(jobs: int | None) -> None:
 def _plan_for(
     checkpoint: "Checkpoint", inventory: "Inventory", followed: "Plan | None", given: dict[str, Any]
 ) -> "Plan":
-    from dsv4_shard.plan import make_plan
-    from dsv4_shard.planfile import check_plan
+    from dsv4_shard.planning.make_plan import make_plan
+    from dsv4_shard.planning.plan_file import check_plan
 
     if followed is not None:
         return check_plan(followed, checkpoint, inventory)

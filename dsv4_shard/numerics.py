@@ -20,7 +20,7 @@ from dsv4_shard.manifest import PLAN_NAME, load_manifest
 from dsv4_shard.models.family import ModelConfig
 from dsv4_shard.models.names import NATIVE_PARTS, Names, scale_name
 from dsv4_shard.models.roles import Module, Part, Place, Role, Stage, TensorName
-from dsv4_shard.planfile import check_plan, load_plan
+from dsv4_shard.planning.plan_file import check_plan, load_plan
 from dsv4_shard.recipe import Cut, Landing, Recipe, Step
 from dsv4_shard.reshard import prepare
 from dsv4_shard.sources.local import LocalSource

@@ -20,7 +20,7 @@ from dsv4_shard.sources.sha256_check import check_downloads
 from dsv4_shard.storage.runtime import collector_paused
 
 if TYPE_CHECKING:
-    from dsv4_shard.plan import Plan
+    from dsv4_shard.planning.document import Plan
 
 
 def open_checkpoint(

@@ -13,12 +13,14 @@ from dsv4_shard.checkpoint.fingerprint import differences, origin_of
 from dsv4_shard.checkpoint.inventory import Inventory, refuse_errors, take_inventory
 from dsv4_shard.checkpoint.reader import Checkpoint, read_checkpoint
 from dsv4_shard.converted import converted_source
-from dsv4_shard.engines.base import Context, Engine, Layout
+from dsv4_shard.engines.deployment import Context
+from dsv4_shard.engines.engine import Engine
+from dsv4_shard.engines.layout import Layout
 from dsv4_shard.errors import BadRanks, BadSkeleton, HeaderError, MissingRanks, UsageError, WrongRankHeader
 from dsv4_shard.gathering import Gatherer
 from dsv4_shard.held import config_for, held_source
 from dsv4_shard.manifest import NATIVE, PLAN_NAME, Manifest, load_manifest
-from dsv4_shard.planfile import MAX_PLAN_BYTES, check_plan, load_plan
+from dsv4_shard.planning.plan_file import MAX_PLAN_BYTES, check_plan, load_plan
 from dsv4_shard.rankfiles import RankFiles, Seen
 from dsv4_shard.ranksource import RankSource
 from dsv4_shard.recipe import OutputFile, Recipe, make_recipe

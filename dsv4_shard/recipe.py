@@ -13,20 +13,10 @@ from itertools import accumulate, count, groupby
 from typing import NamedTuple
 
 from dsv4_shard.checkpoint.reader import Checkpoint
-from dsv4_shard.engines.base import (
-    Constant,
-    Context,
-    Engine,
-    Expert,
-    Kept,
-    Layout,
-    LeftOut,
-    Pad,
-    Placement,
-    Replicate,
-    Split,
-    local_size,
-)
+from dsv4_shard.engines.deployment import Context
+from dsv4_shard.engines.engine import Engine
+from dsv4_shard.engines.layout import Constant, Kept, Layout, LeftOut
+from dsv4_shard.engines.placement import Expert, Pad, Placement, Replicate, Split, local_size
 from dsv4_shard.models.dialects import NATIVE
 from dsv4_shard.models.names import scale_name
 from dsv4_shard.models.roles import Part, Stage, TensorName

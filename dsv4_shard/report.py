@@ -15,19 +15,19 @@ from typing import Any
 
 from markupsafe import Markup
 
-from dsv4_shard.blockgrid import BlockGrid, broken_grids, shared_grid
 from dsv4_shard.catalog.gpus import GPUS
 from dsv4_shard.catalog.options import RANKINGS
 from dsv4_shard.checkpoint.inventory import Inventory
 from dsv4_shard.checkpoint.reader import Checkpoint
-from dsv4_shard.choosing import choose
-from dsv4_shard.engines import engine_for, find_engine, title_of
-from dsv4_shard.engines.base import Context, Request
+from dsv4_shard.engines.deployment import Context, Request
+from dsv4_shard.engines.registry import engine_for, find_engine, title_of
 from dsv4_shard.holdings import Column, Kind, LayerMap, RankBytes, is_mtp, layer_map, rank_bytes
 from dsv4_shard.inspect import DEFAULT_TPS, Cell, Inspection, inspect
 from dsv4_shard.models.roles import Module
-from dsv4_shard.plan import Plan
-from dsv4_shard.search import Search
+from dsv4_shard.planning.block_grid import BlockGrid, broken_grids, shared_grid
+from dsv4_shard.planning.choose import choose
+from dsv4_shard.planning.document import Plan
+from dsv4_shard.planning.search import Search
 from dsv4_shard.text.sanitize import clean
 from dsv4_shard.text.units import counted, gib, quotient, size
 

@@ -15,15 +15,18 @@ from dsv4_shard.catalog.rank_ranges import share_name
 from dsv4_shard.checkpoint.fingerprint import Origin
 from dsv4_shard.checkpoint.inventory import Inventory, refuse_errors
 from dsv4_shard.checkpoint.reader import Checkpoint
-from dsv4_shard.choosing import choose
 from dsv4_shard.copying import CopyResult, copy, pieces_of
-from dsv4_shard.engines import engine_for
-from dsv4_shard.engines.base import Context, Engine, Layout, Request
+from dsv4_shard.engines.deployment import Context, Request
+from dsv4_shard.engines.engine import Engine
+from dsv4_shard.engines.layout import Layout
+from dsv4_shard.engines.registry import engine_for
 from dsv4_shard.errors import NotAResult, OtherDeployment, SourceChanged, UsageError, WriteFailed
 from dsv4_shard.joining import joined_digests, new_files, refuse_other_companions, refuse_unjoinable
 from dsv4_shard.journal import Finished, Journal, Run, Unfinished, read_journal, refuse_other
 from dsv4_shard.manifest import PLAN_NAME, Made, Manifest, ManifestCompanion, ManifestFile, load_manifest
-from dsv4_shard.plan import Plan, refuse_infeasible
+from dsv4_shard.planning.choose import choose
+from dsv4_shard.planning.document import Plan
+from dsv4_shard.planning.make_plan import refuse_infeasible
 from dsv4_shard.recipe import OutputFile, Recipe, make_recipe
 from dsv4_shard.skeleton import SKELETON_NAME, write_skeleton
 from dsv4_shard.sources.base import Source

@@ -8,7 +8,7 @@ enum, the one hook replaces ours by the loader class, which SGLang takes as it i
 from collections.abc import Callable
 from typing import Any
 
-from dsv4_shard.engines.sglang import PLUGIN_FORMAT
+from dsv4_shard.engines.sglang.v4 import PLUGIN_FORMAT
 
 
 def register() -> None:

@@ -16,8 +16,8 @@ from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.errors import OutputNotEmpty, RanksThere, ShardError, UsageError
 from dsv4_shard.joining import refuse_unjoinable
 from dsv4_shard.manifest import Manifest, load_manifest
-from dsv4_shard.plan import Plan
-from dsv4_shard.planfile import check_plan
+from dsv4_shard.planning.document import Plan
+from dsv4_shard.planning.plan_file import check_plan
 from dsv4_shard.reshard import Job, Outcome, prepare, reshard
 from dsv4_shard.verify import Verification, bytes_to_verify, verify
 from dsv4_shard.version import __version__

@@ -20,14 +20,15 @@ import safetensors
 from dsv4_shard.checkpoint.inventory import Inventory, take_inventory
 from dsv4_shard.checkpoint.reader import Checkpoint, read_checkpoint, read_unknown
 from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, V41_CONFIG, Tensors, by_file, tensors_of
-from dsv4_shard.engines.base import Request
+from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import ShardError, UnsupportedFamily
 from dsv4_shard.generic import inspect_unknown
 from dsv4_shard.inspect import inspect
 from dsv4_shard.models.config import ModelConfig, parse_config
 from dsv4_shard.models.roles import Stage
-from dsv4_shard.plan import Plan, make_plan
-from dsv4_shard.planfile import check_plan, load_plan
+from dsv4_shard.planning.document import Plan
+from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.plan_file import check_plan, load_plan
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
 from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.tensors.header import LENGTH_BYTES, build_header, read_header

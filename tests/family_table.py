@@ -30,14 +30,14 @@ from small import (
 )
 
 from dsv4_shard.checkpoint.synthetic import V41_CONFIG, write_checkpoint
-from dsv4_shard.choosing import choose
-from dsv4_shard.engines import ENGINES
-from dsv4_shard.engines.base import Request
+from dsv4_shard.engines.deployment import Request
+from dsv4_shard.engines.registry import ENGINES
 from dsv4_shard.errors import InfeasiblePlan, UsageError
 from dsv4_shard.merge import prepare_merge
 from dsv4_shard.models.roles import Role, Stage
 from dsv4_shard.opening import open_source
-from dsv4_shard.plan import make_plan
+from dsv4_shard.planning.choose import choose
+from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.ranks import open_ranks
 from dsv4_shard.reshard import prepare, reshard
 from dsv4_shard.sources.checkpoint_files import INDEX_FILE

@@ -14,11 +14,12 @@ from skeletons import DATA, write_skeleton
 from dsv4_shard.checkpoint.inventory import Inventory, take_inventory
 from dsv4_shard.checkpoint.reader import Checkpoint, SourceFile, read_checkpoint
 from dsv4_shard.checkpoint.synthetic import FP8_BLOCK, tensors_of
-from dsv4_shard.choosing import choose
-from dsv4_shard.engines import find_engine
-from dsv4_shard.engines.base import Breach, Context, Deployment, Request
+from dsv4_shard.engines.deployment import Context, Deployment, Request
+from dsv4_shard.engines.registry import find_engine
+from dsv4_shard.engines.rules import Breach
 from dsv4_shard.models.config import parse_config
 from dsv4_shard.opening import open_source
+from dsv4_shard.planning.choose import choose
 from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.tensors.geometry import scale_shape
 from dsv4_shard.tensors.header import Tensor, nbytes_of

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from browser import chromium
 from test_report import BROKEN, PADDED, WHOLE, page_of
 
-from dsv4_shard.engines.base import Request
+from dsv4_shard.engines.deployment import Request
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 

@@ -17,9 +17,9 @@ from dsv4_shard import journal
 from dsv4_shard.checkpoint.inventory import Inventory
 from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.cluster import reshard_on_cluster
-from dsv4_shard.engines.base import Request
+from dsv4_shard.engines.deployment import Request
 from dsv4_shard.opening import open_checkpoint
-from dsv4_shard.plan import make_plan
+from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.progress import SharesProgress
 from dsv4_shard.sharework import Order
 from dsv4_shard.storage.staged_file import FileSink

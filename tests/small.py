@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from dsv4_shard.checkpoint.inventory import Inventory, take_inventory
 from dsv4_shard.checkpoint.reader import Checkpoint, read_checkpoint
 from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, DSPARK_CONFIG, V41_CONFIG, tensors_of, write_checkpoint
-from dsv4_shard.engines.base import Request
+from dsv4_shard.engines.deployment import Request
 from dsv4_shard.models.config import parse_config
 from dsv4_shard.opening import open_source
-from dsv4_shard.plan import make_plan
+from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.reshard import Job, Outcome, prepare, reshard
 from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.tensors.header import Tensor, build_header, nbytes_of

@@ -74,7 +74,7 @@ def test_the_package_gives_the_verbs_and_the_errors_and_the_readme_names_them_al
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_is_a_function_with_its_options_and_a_docstring_whatever_was_imported_first(verb):
-    module = f"dsv4_shard.{verb}" if verb != "compare" else "dsv4_shard.plandiff"
+    module = f"dsv4_shard.{verb}" if verb != "compare" else "dsv4_shard.planning.compare"
     first = f"import {module}, dsv4_shard"
     last = f"import dsv4_shard; from dsv4_shard import {verb}; import {module}"
     inner = f"import dsv4_shard.cli, sys; from {module} import __doc__ as _; import importlib"
@@ -87,14 +87,9 @@ def test_a_verb_is_a_function_with_its_options_and_a_docstring_whatever_was_impo
 
 
 def test_a_module_that_a_verb_shares_its_name_with_is_imported_as_any_other():
-    code = "from dsv4_shard.plan import make_plan; import importlib, dsv4_shard\n"
-    code += (
-        "print(importlib.import_module('dsv4_shard.plan').make_plan is make_plan, dsv4_shard.sources.local.__name__)"
-    )
-    assert in_a_fresh_process("import dsv4_shard.sources.local; " + code).split() == [
-        "True",
-        "dsv4_shard.sources.local",
-    ]
+    code = "import dsv4_shard.inspect as module, dsv4_shard, sys; "
+    code += "print(module is dsv4_shard.inspect, sys.modules['dsv4_shard.inspect'].__name__)"
+    assert in_a_fresh_process(code).split() == ["True", "dsv4_shard.inspect"]
 
 
 def test_importing_the_package_imports_nothing_that_takes_time():

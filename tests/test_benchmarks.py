@@ -17,8 +17,8 @@ from benchmarks.running import ChildFailed, run, tool
 from benchmarks.settings import NotMeasured, Settings, Skipped, require_room
 from benchmarks.sized import WIDTH, config_for, tensor_bytes, write_least
 from dsv4_shard.checkpoint.synthetic import tensors_of, write_checkpoint
-from dsv4_shard.engines.base import Request
-from dsv4_shard.plan import make_plan
+from dsv4_shard.engines.deployment import Request
+from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.reshard import prepare, reshard
 from dsv4_shard.tensors.header import nbytes_of
 

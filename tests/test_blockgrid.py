@@ -10,10 +10,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from skeletons import DATA
 
-from dsv4_shard.blockgrid import BlockGrid, Cut, Share, broken_grids, shared_grid
-from dsv4_shard.engines.base import Request
+from dsv4_shard.engines.deployment import Request
 from dsv4_shard.models.roles import Module
-from dsv4_shard.plan import Plan, make_plan
+from dsv4_shard.planning.block_grid import BlockGrid, Cut, Share, broken_grids, shared_grid
+from dsv4_shard.planning.document import Plan
+from dsv4_shard.planning.make_plan import make_plan
 
 
 def plan_of(model: str, *arguments: Any, **wanted: Any) -> Plan:

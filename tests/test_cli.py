@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.cli import app
 from dsv4_shard.errors import ExitCode
-from dsv4_shard.planfile import load_plan
+from dsv4_shard.planning.plan_file import load_plan
 from dsv4_shard.version import __version__
 
 

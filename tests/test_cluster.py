@@ -26,7 +26,7 @@ from dsv4_shard import cluster, progress
 from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, write_checkpoint
 from dsv4_shard.cli import app
 from dsv4_shard.cluster import _BUSY_SECONDS, _TRIES, _Driver, _Node, _nodes, _Share
-from dsv4_shard.engines.base import Request
+from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import (
     AccessRefused,
     ExitCode,
@@ -40,7 +40,7 @@ from dsv4_shard.errors import (
 from dsv4_shard.journal import read_journal
 from dsv4_shard.manifest import load_manifest
 from dsv4_shard.opening import open_checkpoint
-from dsv4_shard.plan import make_plan
+from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.progress import SharesProgress
 from dsv4_shard.sharework import Advanced, Begun, Ended, Failed, Order, _Work, carry_out
 from dsv4_shard.verify import verify

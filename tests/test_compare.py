@@ -12,10 +12,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from dsv4_shard.cli import app
-from dsv4_shard.engines.base import Request
+from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import ExitCode
-from dsv4_shard.plan import Plan, make_plan
-from dsv4_shard.plandiff import compare_plans
+from dsv4_shard.planning.compare import compare_plans
+from dsv4_shard.planning.document import Plan
+from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.terminal.comparing import show_comparison
 
 SECTIONS = ("checkpoint", "request", "deployment", "verdicts", "placements", "bytes_per_rank", "environment", "options",

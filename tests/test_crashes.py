@@ -21,10 +21,10 @@ from small import contents, job_for, least_config, open_folder, reshard_folder, 
 from dsv4_shard import journal
 from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
-from dsv4_shard.engines.base import Request
+from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import ExitCode, NotAResult, OutputNotEmpty, RanksThere, ShardError
 from dsv4_shard.manifest import load_manifest
-from dsv4_shard.plan import make_plan
+from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.reshard import Job, Outcome, prepare, reshard
 from dsv4_shard.storage import linux_io as syscalls
 from dsv4_shard.storage.output_folder import MANIFEST_NAME

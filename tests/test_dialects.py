@@ -19,12 +19,13 @@ from dsv4_shard.checkpoint.inventory import Inventory, take_inventory
 from dsv4_shard.checkpoint.reader import Checkpoint, read_checkpoint
 from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, tensors_of, write_checkpoint
 from dsv4_shard.cli import app
-from dsv4_shard.engines.base import Request
+from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import BadStack, DuplicateTensor, MixedDialects
 from dsv4_shard.models import dialects
 from dsv4_shard.models.dialects import NATIVE, View, native_view
 from dsv4_shard.opening import open_source
-from dsv4_shard.plan import Plan, make_plan
+from dsv4_shard.planning.document import Plan
+from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.reshard import prepare, reshard
 from dsv4_shard.sources.checkpoint_files import INDEX_FILE
 from dsv4_shard.verify import verify

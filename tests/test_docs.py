@@ -18,8 +18,8 @@ from test_search import DEPLOYMENTS, requested
 
 import dsv4_shard
 from docs import generate
-from dsv4_shard.choosing import choose
-from dsv4_shard.engines.base import Request
+from dsv4_shard.engines.deployment import Request
+from dsv4_shard.planning.choose import choose
 
 pytestmark = pytest.mark.xdist_group("docs")  # one process reads each full-size checkpoint once for all of these
 

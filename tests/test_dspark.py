@@ -6,12 +6,12 @@ from small import headers_only, small_config
 
 from dsv4_shard.checkpoint.findings import Severity
 from dsv4_shard.checkpoint.inventory import take_inventory
-from dsv4_shard.choosing import choose
-from dsv4_shard.engines import engine_for
-from dsv4_shard.engines.base import Context, Request
+from dsv4_shard.engines.deployment import Context, Request
+from dsv4_shard.engines.registry import engine_for
 from dsv4_shard.inspect import inspect
 from dsv4_shard.models.roles import Draft, Role, Stage
-from dsv4_shard.plan import make_plan
+from dsv4_shard.planning.choose import choose
+from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.recipe import Recipe, make_recipe
 
 MODELS = ("DeepSeek-V4-Flash-0731", "DeepSeek-V4-Pro-0813")

@@ -30,14 +30,16 @@ from dsv4_shard.catalog.options import A2A
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
 from dsv4_shard.checkpoint.inventory import Group, Inventory, take_inventory
 from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, tensors_of
-from dsv4_shard.choosing import choose, rank_nbytes
-from dsv4_shard.engines import ENGINES, engine_for, find_engine
-from dsv4_shard.engines.base import Context, Deployment, Expert, Pad, Replicate, Request, Split
+from dsv4_shard.engines.deployment import Context, Deployment, Request
+from dsv4_shard.engines.placement import Expert, Pad, Replicate, Split
+from dsv4_shard.engines.registry import ENGINES, engine_for, find_engine
 from dsv4_shard.errors import UsageError
 from dsv4_shard.models.families import FAMILIES
 from dsv4_shard.models.roles import Module, Part, Role, Stage
+from dsv4_shard.planning.choose import choose
+from dsv4_shard.planning.remedies import ways_out, words
+from dsv4_shard.planning.weights import rank_nbytes
 from dsv4_shard.recipe import make_recipe
-from dsv4_shard.remedies import ways_out, words
 
 TARGET = (Stage.MODEL, Stage.LAYER)
 MODELS = {"pro": PRO, "flash": FLASH}

@@ -17,13 +17,13 @@ from test_engines import bytes_by_module, without_shared_tables
 
 from dsv4_shard.checkpoint.inventory import Inventory, take_inventory
 from dsv4_shard.checkpoint.synthetic import tensors_of
-from dsv4_shard.choosing import choose
-from dsv4_shard.engines import engine_for
-from dsv4_shard.engines.base import Context, Deployment, Request
+from dsv4_shard.engines.deployment import Context, Deployment, Request
+from dsv4_shard.engines.registry import engine_for
 from dsv4_shard.errors import UsageError
 from dsv4_shard.inspect import inspect
 from dsv4_shard.models.roles import Stage
-from dsv4_shard.plan import make_plan
+from dsv4_shard.planning.choose import choose
+from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.reshard import prepare
 
 TARGET = (Stage.MODEL, Stage.LAYER)

@@ -19,15 +19,15 @@ from skeletons import DATA
 from typer.testing import CliRunner
 
 from dsv4_shard.cli import app
-from dsv4_shard.engines import ENGINES, SERVING, engine_for
-from dsv4_shard.engines.base import Request
-from dsv4_shard.engines.sglang import ROUTED_RULE, RUNNERS
+from dsv4_shard.engines.deployment import Request
+from dsv4_shard.engines.registry import ENGINES, SERVING, engine_for
+from dsv4_shard.engines.sglang.v4 import ROUTED_RULE, RUNNERS
 from dsv4_shard.errors import ExitCode
 from dsv4_shard.explain import Explanation, Model, explain
 from dsv4_shard.logs import MAX_LINE, lines_of, read_log
 from dsv4_shard.messages import OTHERS, compile_template, patterns
 from dsv4_shard.models.families import FAMILIES
-from dsv4_shard.plan import make_plan
+from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.releases import RELEASES, find_release, inventory_of
 from dsv4_shard.terminal.explaining import show_explanation
 

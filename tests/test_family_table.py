@@ -13,7 +13,7 @@ from family_table import (
 from small import load_tensors, open_folder, raw
 
 from dsv4_shard.opening import open_source
-from dsv4_shard.plan import make_plan
+from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.ranks import open_ranks
 from dsv4_shard.reshard import prepare, reshard
 

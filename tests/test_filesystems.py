@@ -19,9 +19,9 @@ from small import contents, job_for, open_folder, reshard_folder, small_config, 
 
 from dsv4_shard import journal
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
-from dsv4_shard.engines.base import Request
+from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import ExitCode, NotEnoughDisk, ReadFailed, ShardError, WriteFailed
-from dsv4_shard.plan import make_plan
+from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.reshard import Job, prepare, reshard
 from dsv4_shard.storage import linux_io as syscalls
 from dsv4_shard.storage import staging as commit

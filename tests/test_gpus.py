@@ -8,12 +8,14 @@ from fullsize import PRO, inventory_of
 from rich.console import Console
 
 from dsv4_shard.catalog.gpus import GPUS, gpu_with
-from dsv4_shard.choosing import options_of
-from dsv4_shard.engines import ENGINES
-from dsv4_shard.engines.base import UNKNOWN_GPU, Request
+from dsv4_shard.engines.deployment import Request
+from dsv4_shard.engines.engine import UNKNOWN_GPU
+from dsv4_shard.engines.registry import ENGINES
 from dsv4_shard.errors import InfeasiblePlan, UsageError
-from dsv4_shard.plan import Plan, make_plan, refuse_infeasible
-from dsv4_shard.planfile import check_plan
+from dsv4_shard.planning.document import Plan
+from dsv4_shard.planning.make_plan import make_plan, refuse_infeasible
+from dsv4_shard.planning.plan_file import check_plan
+from dsv4_shard.planning.request import options_of
 from dsv4_shard.terminal.planning import show_plan
 
 UNHELD = sorted(name for name, gpu in GPUS.items() if gpu.unheld)

@@ -25,7 +25,7 @@ from typer.testing import CliRunner, Result
 from dsv4_shard.checkpoint.reader import read_checkpoint
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.cli import app
-from dsv4_shard.engines.base import Request
+from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import ExitCode
 from dsv4_shard.opening import open_source
 from dsv4_shard.reading import spans
@@ -536,7 +536,7 @@ def test_no_more_comes_than_the_ranks_need(
     engine: str, ranks: str, hub: HubServer, checkpoint: Path, tmp_path: Path
 ) -> None:
     from dsv4_shard.checkpoint.inventory import take_inventory
-    from dsv4_shard.plan import make_plan
+    from dsv4_shard.planning.make_plan import make_plan
     from dsv4_shard.reshard import prepare
 
     nodes = 4 if engine == "node" else None

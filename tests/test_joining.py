@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from dsv4_shard.catalog.rank_ranges import parse_ranks, say_ranks, share_name, span_of
 from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, write_checkpoint
 from dsv4_shard.cli import app
-from dsv4_shard.engines.base import Request
+from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import (
     ExitCode,
     OtherDeployment,
@@ -30,7 +30,7 @@ from dsv4_shard.errors import (
     WriteFailed,
 )
 from dsv4_shard.manifest import load_manifest
-from dsv4_shard.plan import make_plan
+from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.reshard import prepare, reshard
 from dsv4_shard.storage import locks
 from dsv4_shard.storage import staging as commit

@@ -8,10 +8,11 @@ import pytest
 from fullsize import FLASH, PRO, PRO_NVFP4, V3, V32, V41, inventory_of
 from rich.console import Console
 
-from dsv4_shard.choosing import choose
-from dsv4_shard.engines.base import Context, Request
-from dsv4_shard.kvcache import Entry, bytes_per_token, entry_of, growth
-from dsv4_shard.plan import Plan, make_plan
+from dsv4_shard.engines.deployment import Context, Request
+from dsv4_shard.planning.choose import choose
+from dsv4_shard.planning.document import Plan
+from dsv4_shard.planning.kv_cache import Entry, bytes_per_token, entry_of, growth
+from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.terminal.planning import show_plan
 
 GIB = 1 << 30

@@ -14,8 +14,8 @@ from fullsize import DATA, FLASH, PRO, config_of, in_memory
 from conformance.compact import read_contracts
 from dsv4_shard.checkpoint.inventory import take_inventory
 from dsv4_shard.checkpoint.synthetic import tensors_of
-from dsv4_shard.engines import find_engine
-from dsv4_shard.engines.base import Context, Request
+from dsv4_shard.engines.deployment import Context, Request
+from dsv4_shard.engines.registry import find_engine
 from dsv4_shard.recipe import make_recipe
 
 MODELS = {"pro": PRO, "flash": FLASH}

@@ -8,11 +8,11 @@ import sys
 import pytest
 from small import open_folder
 
-from dsv4_shard.engines.base import Request
+from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import LoadRefused, NotAResult
 from dsv4_shard.loading import check_file, check_identity, check_parameters, find_manifest, rank_files
 from dsv4_shard.manifest import load_manifest
-from dsv4_shard.plan import make_plan
+from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.reshard import prepare, reshard
 from dsv4_shard.tensors.header import build_header
 

@@ -21,12 +21,12 @@ from dsv4_shard.checkpoint.inventory import Inventory
 from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.cli import app
-from dsv4_shard.engines.base import Request
+from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import ForeignPlan, OutputNotEmpty
 from dsv4_shard.manifest import load_manifest
 from dsv4_shard.merge import prepare_merge, source_of_ranks
 from dsv4_shard.opening import open_source
-from dsv4_shard.plan import make_plan
+from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.rankfolder import holds_ranks
 from dsv4_shard.ranks import open_ranks
 from dsv4_shard.reshard import Outcome, prepare, reshard

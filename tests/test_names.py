@@ -5,11 +5,13 @@ from fullsize import FLASH, inventory_of
 from test_cli import run
 
 from dsv4_shard.catalog import options as names
-from dsv4_shard.choosing import choose
-from dsv4_shard.engines import _BY_FAMILY, ENGINES, sglang, vllm
-from dsv4_shard.engines.base import ANY_ENGINE, Request
+from dsv4_shard.engines.deployment import ANY_ENGINE, Request
+from dsv4_shard.engines.registry import _BY_FAMILY, ENGINES
+from dsv4_shard.engines.sglang import v4 as sglang
+from dsv4_shard.engines.vllm import v4 as vllm
 from dsv4_shard.errors import ExitCode
-from dsv4_shard.search import RANKINGS
+from dsv4_shard.planning.choose import choose
+from dsv4_shard.planning.search import RANKINGS
 
 
 def test_the_names_that_are_offered_are_those_that_the_engines_have():

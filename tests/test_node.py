@@ -21,11 +21,11 @@ from typer.testing import CliRunner
 
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.cli import app
-from dsv4_shard.engines.base import Request
+from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import InfeasiblePlan, NotEnoughDisk, UsageError
 from dsv4_shard.manifest import load_manifest
 from dsv4_shard.numerics import check_numerics
-from dsv4_shard.plan import make_plan
+from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.reshard import Outcome, prepare, reshard
 from dsv4_shard.sources.checkpoint_files import INDEX_FILE
 from dsv4_shard.verify import verify

@@ -17,13 +17,13 @@ from dsv4_shard.checkpoint.formats import Format
 from dsv4_shard.checkpoint.inventory import Inventory, take_inventory
 from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, tensors_of
 from dsv4_shard.cli import app
-from dsv4_shard.engines import ENGINES
-from dsv4_shard.engines.base import Request
+from dsv4_shard.engines.deployment import Request
+from dsv4_shard.engines.registry import ENGINES
 from dsv4_shard.errors import ExitCode, InfeasiblePlan
 from dsv4_shard.inspect import inspect
 from dsv4_shard.models.roles import Part, Role, Stage
 from dsv4_shard.numerics import check_numerics
-from dsv4_shard.plan import make_plan
+from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.reshard import prepare, reshard
 from dsv4_shard.tensors.geometry import Block
 from dsv4_shard.verify import verify

@@ -11,8 +11,8 @@ from conformance.digests import read_oracle
 from conformance.oracles import committed_path
 from conformance.tiny import write_variant
 from conformance.written import compare_rank
-from dsv4_shard.engines.base import Request
-from dsv4_shard.plan import make_plan
+from dsv4_shard.engines.deployment import Request
+from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.reshard import prepare, reshard
 
 

@@ -19,13 +19,15 @@ from dsv4_shard.catalog.gpus import GPUS, Gpu
 from dsv4_shard.checkpoint.inventory import Inventory, take_inventory
 from dsv4_shard.checkpoint.reader import Checkpoint, SourceFile
 from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, tensors_of
-from dsv4_shard.choosing import choose, rank_nbytes
-from dsv4_shard.engines import ENGINES, find_engine
-from dsv4_shard.engines.base import Context, Request
+from dsv4_shard.engines.deployment import Context, Request
+from dsv4_shard.engines.registry import ENGINES, find_engine
 from dsv4_shard.errors import BadPlan, ForeignPlan, IncompleteCheckpoint, InfeasiblePlan, UsageError
 from dsv4_shard.models.roles import Stage
-from dsv4_shard.plan import SCHEMA_VERSION, Plan, folder_of, make_plan, refuse_infeasible
-from dsv4_shard.planfile import MAX_PLAN_BYTES, check_plan, load_plan
+from dsv4_shard.planning.choose import choose
+from dsv4_shard.planning.document import SCHEMA_VERSION, Plan
+from dsv4_shard.planning.make_plan import folder_of, make_plan, refuse_infeasible
+from dsv4_shard.planning.plan_file import MAX_PLAN_BYTES, check_plan, load_plan
+from dsv4_shard.planning.weights import rank_nbytes
 from dsv4_shard.recipe import make_recipe
 from dsv4_shard.version import __version__
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from dsv4_shard import journal
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.cli import app
-from dsv4_shard.engines.base import Request
+from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import (
     BadConfig,
     BadPadding,
@@ -34,7 +34,7 @@ from dsv4_shard.errors import (
 )
 from dsv4_shard.manifest import Manifest, load_manifest
 from dsv4_shard.merge import prepare_merge
-from dsv4_shard.plan import make_plan
+from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.ranks import open_ranks
 from dsv4_shard.reshard import prepare, reshard
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE

@@ -21,11 +21,12 @@ from small import small_config
 from dsv4_shard.checkpoint.inventory import Inventory, take_inventory
 from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.checkpoint.synthetic import tensors_of
-from dsv4_shard.choosing import choose
-from dsv4_shard.engines import find_engine
-from dsv4_shard.engines.base import Context, Deployment, Layout, Request
-from dsv4_shard.engines.vllm_layout import layout_class
+from dsv4_shard.engines.deployment import Context, Deployment, Request
+from dsv4_shard.engines.layout import Layout
+from dsv4_shard.engines.registry import find_engine
+from dsv4_shard.engines.vllm.files import layout_class
 from dsv4_shard.models.config import parse_config
+from dsv4_shard.planning.choose import choose
 from dsv4_shard.recipe import ALL_RANKS, Cut, Landing, OutputFile, Recipe, Step, make_recipe, scale_name
 from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.tensors.dtype_casts import CONVERSIONS

@@ -16,14 +16,14 @@ from typer.testing import CliRunner
 
 from dsv4_shard.checkpoint.inventory import take_inventory
 from dsv4_shard.checkpoint.synthetic import tensors_of
-from dsv4_shard.choosing import choose
 from dsv4_shard.cli import app
-from dsv4_shard.engines import engine_for
-from dsv4_shard.engines.base import Context, Request
-from dsv4_shard.engines.reference_v3 import REFERENCE_V3, REFERENCE_V32
+from dsv4_shard.engines.deployment import Context, Request
+from dsv4_shard.engines.reference.v3 import REFERENCE_V3, REFERENCE_V32
+from dsv4_shard.engines.registry import engine_for
 from dsv4_shard.errors import InfeasiblePlan, UsageError
 from dsv4_shard.numerics import TOLERANCE, check_numerics
-from dsv4_shard.plan import make_plan
+from dsv4_shard.planning.choose import choose
+from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.recipe import make_recipe
 from dsv4_shard.reshard import prepare
 from dsv4_shard.verify import verify

@@ -3,10 +3,10 @@
 import pytest
 from fullsize import PRO_FP8, PRO_NVFP4, REAL_MODELS, V3, V32, V41, inventory_of
 
-from dsv4_shard.choosing import choose
-from dsv4_shard.engines import engine_for
-from dsv4_shard.engines.base import Context, Request
-from dsv4_shard.plan import make_plan
+from dsv4_shard.engines.deployment import Context, Request
+from dsv4_shard.engines.registry import engine_for
+from dsv4_shard.planning.choose import choose
+from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.recipe import make_recipe
 
 LAYOUTS = ("reference", "sglang", "vllm")

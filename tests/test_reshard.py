@@ -33,10 +33,9 @@ from small import (
 )
 
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
-from dsv4_shard.choosing import choose
-from dsv4_shard.engines.base import Request
-from dsv4_shard.engines.reference import V4_GENERATION, Generation, inference_config
-from dsv4_shard.engines.reference_v41 import V41_GENERATION
+from dsv4_shard.engines.deployment import Request
+from dsv4_shard.engines.reference.v4 import V4_GENERATION, Generation, inference_config
+from dsv4_shard.engines.reference.v41 import V41_GENERATION
 from dsv4_shard.errors import (
     IncompleteCheckpoint,
     InexactCast,
@@ -48,7 +47,8 @@ from dsv4_shard.errors import (
     UsageError,
 )
 from dsv4_shard.models.roles import Draft
-from dsv4_shard.plan import make_plan
+from dsv4_shard.planning.choose import choose
+from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.reshard import prepare, reshard
 from dsv4_shard.tensors.geometry import FP4_GROUP
 
@@ -502,10 +502,10 @@ import sys
 from pathlib import Path
 from dsv4_shard import copying
 from dsv4_shard.checkpoint.reader.reader import read_checkpoint
-from dsv4_shard.engines.base import Request
+from dsv4_shard.engines.registry.deployment import Request
 from dsv4_shard.checkpoint.reader.inventory import take_inventory
-from dsv4_shard.choosing import choose
-from dsv4_shard.plan import make_plan
+from dsv4_shard.planning.choose import choose
+from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.reshard import prepare, reshard
 from dsv4_shard.opening import open_source
 folder, out, expert_dtype, chunk = sys.argv[1:]

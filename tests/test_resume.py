@@ -20,10 +20,10 @@ from typer.testing import CliRunner
 
 from dsv4_shard import cli, journal
 from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, write_checkpoint
-from dsv4_shard.engines.base import Request
+from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import ExitCode, InexactCast, NotEnoughDisk, OtherRun, SourceChanged
 from dsv4_shard.journal import read_journal
-from dsv4_shard.plan import make_plan
+from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.progress import Progress
 from dsv4_shard.reshard import prepare, reshard
 from dsv4_shard.verify import verify

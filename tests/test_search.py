@@ -10,12 +10,13 @@ import pytest
 from fullsize import FLASH, PRO, PRO_FP8, PRO_NVFP4, V3, V41, inventory_of
 from test_cli import root_of, run
 
-from dsv4_shard.choosing import choose
-from dsv4_shard.engines import sglang
-from dsv4_shard.engines.base import Context, Request
+from dsv4_shard.engines.deployment import Context, Request
+from dsv4_shard.engines.sglang import v4 as sglang
 from dsv4_shard.errors import ExitCode, UsageError
-from dsv4_shard.plan import Plan, make_plan
-from dsv4_shard.search import RANKINGS, Search, _rank, search, sent_bytes
+from dsv4_shard.planning.choose import choose
+from dsv4_shard.planning.document import Plan
+from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.search import RANKINGS, Search, _rank, search, sent_bytes
 
 FLASH_FP8 = "DeepSeek-V4-Flash-FP8"
 

@@ -17,11 +17,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from dsv4_shard.blockgrid import BlockGrid
 from dsv4_shard.cli import app
-from dsv4_shard.engines.base import Request
+from dsv4_shard.engines.deployment import Request
 from dsv4_shard.models.roles import Module
-from dsv4_shard.plan import Plan, make_plan
+from dsv4_shard.planning.block_grid import BlockGrid
+from dsv4_shard.planning.document import Plan
+from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.terminal.picture import show_broken, show_placed
 from dsv4_shard.terminal.planning import show_plan
 from dsv4_shard.terminal.signs import show_signs

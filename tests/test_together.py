@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 
 from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, write_checkpoint
 from dsv4_shard.cli import app
-from dsv4_shard.engines.base import Request
+from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import NotAResult, UsageError
 from dsv4_shard.numerics import check_numerics
-from dsv4_shard.plan import make_plan
+from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.reshard import prepare, reshard
 from dsv4_shard.together import Together, verify_together
 

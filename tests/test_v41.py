@@ -19,13 +19,15 @@ from typer.testing import CliRunner
 from dsv4_shard.checkpoint.inventory import Inventory, take_inventory
 from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.checkpoint.synthetic import V41_CONFIG, tensors_of
-from dsv4_shard.choosing import choose, rank_nbytes
 from dsv4_shard.cli import app
-from dsv4_shard.engines import engine_for
-from dsv4_shard.engines.base import Context, Request
+from dsv4_shard.engines.deployment import Context, Request
+from dsv4_shard.engines.registry import engine_for
 from dsv4_shard.errors import InfeasiblePlan
 from dsv4_shard.numerics import check_numerics
-from dsv4_shard.plan import Plan, make_plan
+from dsv4_shard.planning.choose import choose
+from dsv4_shard.planning.document import Plan
+from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.weights import rank_nbytes
 from dsv4_shard.recipe import make_recipe
 from dsv4_shard.reshard import prepare, reshard
 from dsv4_shard.verify import verify

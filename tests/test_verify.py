@@ -17,11 +17,11 @@ from small import contents, least_config, load_checkpoint, open_folder, reshard_
 
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.comparison import _account
-from dsv4_shard.engines.base import Request
+from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import ForeignPlan, NotAResult, UsageError
 from dsv4_shard.manifest import load_manifest
 from dsv4_shard.numerics import TOLERANCE, check_numerics
-from dsv4_shard.plan import make_plan
+from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.recipe import Cut, Spread
 from dsv4_shard.reshard import prepare, reshard
 from dsv4_shard.tensors.header import Header, parse_header

@@ -10,39 +10,23 @@ from dataclasses import replace
 from math import gcd
 
 from dsv4_shard.checkpoint.inventory import Group, Inventory
-from dsv4_shard.engines.base import (
-    NO_OPTION,
-    SILENT,
-    Context,
-    Deployment,
-    Divides,
-    Engine,
-    Expert,
-    Held,
-    Launch,
-    Placement,
-    Replicate,
-    Request,
-    Requires,
-    Rule,
-    Shows,
-    Split,
-    held_by_rank,
-)
-from dsv4_shard.engines.common import (
+from dsv4_shard.engines.deployment import Context, Deployment, Request, pick_gpu, pick_nodes
+from dsv4_shard.engines.engine import Engine, Launch
+from dsv4_shard.engines.placement import Expert, Held, Placement, Replicate, Split, held_by_rank
+from dsv4_shard.engines.remedies import ANY_EP, FULL_DP, MORE_EP, NO_DP, leave_out
+from dsv4_shard.engines.rules import NO_OPTION, SILENT, Divides, Requires, Rule, Shows
+from dsv4_shard.engines.shared_rules import (
     EXPERTS_RULE,
     NO_CAST_RULE,
     NODES_RULE,
     attention_rules,
     nvfp4_rule,
-    pick_gpu,
-    pick_nodes,
     version_rule,
 )
-from dsv4_shard.engines.remedies import ANY_EP, FULL_DP, MORE_EP, NO_DP, leave_out
 from dsv4_shard.models.roles import Module, Role
 
 VERSION = "02586bf"
+
 OPTIONS_FILE = "extra-llm-api-options.yaml"
 
 

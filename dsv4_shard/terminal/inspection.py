@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.text import Text
 
 from dsv4_shard.checkpoint.findings import Severity
-from dsv4_shard.engines import SERVING
-from dsv4_shard.plan import MEMORY_RULE
+from dsv4_shard.engines.registry import SERVING
+from dsv4_shard.planning.make_plan import MEMORY_RULE
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import heading, item, title
 from dsv4_shard.text.units import counted, quotient, size

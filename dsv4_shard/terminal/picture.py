@@ -5,7 +5,7 @@ import math
 from rich.console import Console
 from rich.text import Text
 
-from dsv4_shard.blockgrid import BlockGrid, Cut
+from dsv4_shard.planning.block_grid import BlockGrid, Cut
 from dsv4_shard.tensors.geometry import ceil_div
 from dsv4_shard.terminal.text import MIN_WIDTH, heading, item
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from dsv4_shard.catalog.rank_ranges import say_ranks
-from dsv4_shard.engines import title_of
+from dsv4_shard.engines.registry import title_of
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import item, paragraph, title
 from dsv4_shard.text.units import counted, size

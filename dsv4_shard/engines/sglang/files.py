@@ -7,10 +7,12 @@ loading (the repack of FP4, the reordering of `ape`) is left to it: the files ho
 
 import struct
 
-from dsv4_shard.engines.base import Constant, Context, Deployment, Fate, Kept, LeftOut, Pad
-from dsv4_shard.engines.common import DSPARK_LEFT_OUT, draft_blocks, is_left_out, vocab_placement
-from dsv4_shard.engines.raw_layout import DRAFT_FOLDER, Parameter, model_files, rank_file_name
-from dsv4_shard.engines.sglang import VERSION, Runner, environment_of, is_stock, parameter_dtype, runner_of
+from dsv4_shard.engines.deployment import Context, Deployment
+from dsv4_shard.engines.layout import Constant, Fate, Kept, LeftOut
+from dsv4_shard.engines.parameters import DRAFT_FOLDER, Parameter, model_files, rank_file_name
+from dsv4_shard.engines.placement import Pad
+from dsv4_shard.engines.sglang.v4 import VERSION, Runner, environment_of, is_stock, parameter_dtype, runner_of
+from dsv4_shard.engines.shared_rules import DSPARK_LEFT_OUT, draft_blocks, is_left_out, vocab_placement
 from dsv4_shard.models.roles import Part, Role, Stage, TensorName
 from dsv4_shard.tensors.header import Tensor
 

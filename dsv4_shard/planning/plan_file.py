@@ -10,9 +10,10 @@ from pydantic import TypeAdapter, ValidationError
 from dsv4_shard.checkpoint.fingerprint import differences, origin_of
 from dsv4_shard.checkpoint.inventory import Inventory
 from dsv4_shard.checkpoint.reader import Checkpoint
-from dsv4_shard.engines.base import Request
+from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import BadPlan, ForeignPlan, UsageError
-from dsv4_shard.plan import SCHEMA_VERSION, Plan, make_plan
+from dsv4_shard.planning.document import SCHEMA_VERSION, Plan
+from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.storage.output_folder import write_text
 from dsv4_shard.text.sanitize import short, short_name
 from dsv4_shard.text.strict_json import BadJson, first_error, is_plain, parse_json
@@ -95,3 +96,18 @@ def _differences(theirs: Any, ours: Any, path: str) -> Iterator[str]:
             yield from _differences(*pair, f"{path}[{index}]")
     elif type(theirs) is not type(ours) or theirs != ours:  # True == 1
         yield f"{short_name(path)}: {short(theirs)} in the file, {short(ours)} by the rules"
+
+
+def _plan_given(source: "str | Path | Plan") -> "Plan | None":
+    """A plan, or that in a file that is called like one; None for what names a checkpoint. Raises BadPlan."""
+    from dsv4_shard.planning.document import Plan
+
+    if isinstance(source, Plan) or str(source).endswith(".json"):
+        return plan_of(source)
+    return None
+
+
+def plan_of(plan: "str | Path | Plan") -> "Plan":
+    """A plan, or that in a file. Raises BadPlan."""
+
+    return load_plan(Path(plan)) if isinstance(plan, str | Path) else plan

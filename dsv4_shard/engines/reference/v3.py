@@ -9,30 +9,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from dsv4_shard.checkpoint.inventory import Group, Inventory
-from dsv4_shard.engines import reference
-from dsv4_shard.engines.base import (
-    NO_OPTION,
-    Context,
-    Deployment,
-    Divides,
-    Engine,
-    Expert,
-    Fate,
-    Held,
-    Kept,
-    LeftOut,
-    Placement,
-    Replicate,
-    Request,
-    Requires,
-    Rule,
-    Shows,
-    Split,
-    held_by_rank,
-)
-from dsv4_shard.engines.common import NO_CAST_RULE, NODES_RULE, version_rule
-from dsv4_shard.engines.reference import ONE_WAY_RULES, VOCAB_RULE, WHOLE_EXPERTS_RULE, WRONG, ranks, scale_rule
+from dsv4_shard.engines.deployment import Context, Deployment, Request
+from dsv4_shard.engines.engine import Engine
+from dsv4_shard.engines.layout import Fate, Kept, LeftOut
+from dsv4_shard.engines.placement import Expert, Held, Placement, Replicate, Split, held_by_rank
+from dsv4_shard.engines.reference import v4 as reference
+from dsv4_shard.engines.reference.v4 import ONE_WAY_RULES, VOCAB_RULE, WHOLE_EXPERTS_RULE, WRONG, ranks, scale_rule
 from dsv4_shard.engines.remedies import leave_out
+from dsv4_shard.engines.rules import NO_OPTION, Divides, Requires, Rule, Shows
+from dsv4_shard.engines.shared_rules import NO_CAST_RULE, NODES_RULE, version_rule
 from dsv4_shard.models.family import Family, ModelConfig
 from dsv4_shard.models.names import NATIVE_PARTS, Grammar, Names
 from dsv4_shard.models.roles import Module, Role, Stage, TensorName

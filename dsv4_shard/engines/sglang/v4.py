@@ -13,27 +13,23 @@ from dsv4_shard.catalog.gpus import Gpu
 from dsv4_shard.catalog.options import A2A
 from dsv4_shard.checkpoint.formats import NVFP4
 from dsv4_shard.checkpoint.inventory import Group, Inventory
-from dsv4_shard.engines.base import (
-    NO_OPTION,
-    SILENT,
-    UNCLAIMED,
-    Context,
-    Deployment,
-    Divides,
-    Engine,
-    Expert,
-    Held,
-    Launch,
-    Placement,
-    Replicate,
-    Request,
-    Requires,
-    Rule,
-    Shows,
-    Split,
-    held_by_rank,
+from dsv4_shard.engines.deployment import Context, Deployment, Request, pick_gpu, pick_nodes
+from dsv4_shard.engines.engine import Engine, Launch
+from dsv4_shard.engines.placement import Expert, Held, Placement, Replicate, Split, held_by_rank
+from dsv4_shard.engines.remedies import (
+    ANY_DP,
+    ANY_EP,
+    DEEPEP,
+    FULL_DP,
+    MARLIN,
+    MORE_DP,
+    MORE_EP,
+    WHOLE_SHARED,
+    for_engine,
+    leave_out,
 )
-from dsv4_shard.engines.common import (
+from dsv4_shard.engines.rules import NO_OPTION, SILENT, UNCLAIMED, Divides, Requires, Rule, Shows
+from dsv4_shard.engines.shared_rules import (
     ADDED_IN_PARTS,
     COLUMN_QUOTE,
     DOWN_QUOTE,
@@ -48,28 +44,15 @@ from dsv4_shard.engines.common import (
     dspark_notes,
     is_left_out,
     nvfp4_rule,
-    pick_gpu,
-    pick_nodes,
     version_rule,
     vocab_placement,
     vocab_rule,
-)
-from dsv4_shard.engines.remedies import (
-    ANY_DP,
-    ANY_EP,
-    DEEPEP,
-    FULL_DP,
-    MARLIN,
-    MORE_DP,
-    MORE_EP,
-    WHOLE_SHARED,
-    for_engine,
-    leave_out,
 )
 from dsv4_shard.models.roles import Module, Part, Role
 from dsv4_shard.tensors.geometry import FP4_GROUP
 
 VERSION = "0.5.23"
+
 PLUGIN_FORMAT = "dsv4_shard"
 """The load format that the plugin of this package registers."""
 
@@ -90,8 +73,11 @@ class Runner:
 
 
 _CUTLASS = (90, 120)
+
 _BLACKWELL = (100, 103)
+
 _ALL = (90, 100, 103, 120)
+
 _CUTLASS_QUOTE = (
     "ValueError: Mxfp4FlashinferCutlassMoEMethod requires hidden_size and intermediate_size_per_partition to be "
     "multiples of {unit} (got hidden={context.config.hidden_size}, intermediate={part})."
@@ -118,6 +104,7 @@ _TOPOLOGY_QUOTE = (
     "ValueError: parallel topology is inconsistent (set by override_permanently):\ntp_size == moe_ep_size * "
     "moe_dp_size * moe_tp_size\n  {size} != {parts} * 1 * {part} (= {context.experts_ranks})"
 )
+
 _WRONG_SILENTLY = f"{SILENT}starts, and computes garbage or fails in the first forward"
 
 
@@ -261,6 +248,7 @@ ROUTED_RULE = Divides(
 )  # fmt: skip
 
 _WHOLE_SHARED = (WHOLE_SHARED, DEEPEP)
+
 SHARED_RULE = Divides(
     "shared-blocks", Module.SHARED, lambda c: c.shared_intermediate, "shared intermediate size",
     lambda c: c.at.shared_parts, "TP", lambda c: c.block(Role.SHARED_GATE).rows, "blocks",
@@ -289,6 +277,7 @@ whatever their runner makes of others, but where SGLANG_SHARED_EXPERT_TP1=1 skip
 _TP_EXPERTS_QUOTE = (
     "ValueError: Tensor parallel size {at.tp} is greater than the number of experts {config.n_routed_experts}."
 )
+
 TP_EXPERTS_RULE = Requires(
     "tp-experts", Module.ROUTED, lambda c: c.at.tp <= c.config.n_routed_experts,
     "TP {at.tp} exceeds the {config.n_routed_experts} routed experts",
@@ -316,7 +305,6 @@ RULES: tuple[Rule, ...] = (
     SHARED_RULE,
     QUANTIZED_MOE_RULE,
 )  # fmt: skip
-
 
 OTHERS: tuple[Rule, ...] = (
     vocab_rule(Shows(INDIVISIBLE_QUOTE, remedies=("SGLang 0.5.23, which pads the vocabulary to 64 × TP",))),

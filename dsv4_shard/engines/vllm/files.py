@@ -8,15 +8,18 @@ model (MTP) is a model of its own, so its files have a folder of their own.
 import json
 import struct
 
-from dsv4_shard.engines.base import Constant, Context, Deployment, Fate, Kept, LeftOut, Pad
-from dsv4_shard.engines.common import DSPARK_LEFT_OUT, draft_blocks, is_left_out, vocab_placement
-from dsv4_shard.engines.raw_layout import DRAFT_FOLDER, Parameter, model_files, rank_file_name
-from dsv4_shard.engines.vllm import TILE, backend_of, fits, is_aligned, parameter_dtype, scale_repeat
+from dsv4_shard.engines.deployment import Context, Deployment
+from dsv4_shard.engines.layout import Constant, Fate, Kept, LeftOut
+from dsv4_shard.engines.parameters import DRAFT_FOLDER, Parameter, model_files, rank_file_name
+from dsv4_shard.engines.placement import Pad
+from dsv4_shard.engines.shared_rules import DSPARK_LEFT_OUT, draft_blocks, is_left_out, vocab_placement
+from dsv4_shard.engines.vllm.v4 import TILE, backend_of, fits, is_aligned, parameter_dtype, scale_repeat
 from dsv4_shard.models.roles import Part, Role, Stage, TensorName
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE
 from dsv4_shard.tensors.header import Tensor
 
 _MINUS_INFINITY = struct.pack("<f", float("-inf"))
+
 _ONE = {"F8_E8M0": b"\x7f", "F32": struct.pack("<f", 1.0)}
 
 _EXPERT_MAP_VERSIONS = ("0.25.0",)

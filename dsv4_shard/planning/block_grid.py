@@ -13,7 +13,7 @@ from dsv4_shard.models.roles import Module, Role
 from dsv4_shard.tensors.geometry import ceil_div
 
 if TYPE_CHECKING:
-    from dsv4_shard.plan import Plan
+    from dsv4_shard.planning.document import Plan
 
 Way = Literal["whole", "split", "pad"]
 """How a module is held: all of it, a part of equal size, or a part of whole blocks with zeros at the end."""

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from dsv4_shard.engines.base import Context
-from dsv4_shard.engines.common import draft_blocks
+from dsv4_shard.engines.deployment import Context
+from dsv4_shard.engines.shared_rules import draft_blocks
 from dsv4_shard.models.roles import Part
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE
 

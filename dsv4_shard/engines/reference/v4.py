@@ -15,32 +15,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from dsv4_shard.checkpoint.inventory import Group, Inventory
-from dsv4_shard.engines.base import (
-    NO_OPTION,
-    Constant,
-    Context,
-    Deployment,
-    Divides,
-    Engine,
-    Expert,
-    Fate,
-    Held,
-    Kept,
-    Launch,
-    LeftOut,
-    Pad,
-    Placement,
-    Replicate,
-    Request,
-    Requires,
-    Rule,
-    Shows,
-    Split,
-    Words,
-    held_by_rank,
-)
-from dsv4_shard.engines.common import NODES_RULE, nvfp4_rule, o_a_decoding_rule, pick_gpu, pick_nodes, version_rule
+from dsv4_shard.engines.deployment import Context, Deployment, Request, pick_gpu, pick_nodes
+from dsv4_shard.engines.engine import Engine, Launch
+from dsv4_shard.engines.layout import Constant, Fate, Kept, LeftOut
+from dsv4_shard.engines.placement import Expert, Held, Pad, Placement, Replicate, Split, held_by_rank
 from dsv4_shard.engines.remedies import NO_DP, leave_out
+from dsv4_shard.engines.rules import NO_OPTION, Divides, Requires, Rule, Shows, Words
+from dsv4_shard.engines.shared_rules import NODES_RULE, nvfp4_rule, o_a_decoding_rule, version_rule
 from dsv4_shard.models.families import family_of
 from dsv4_shard.models.family import ModelConfig
 from dsv4_shard.models.names import Names
@@ -50,6 +31,7 @@ from dsv4_shard.tensors.header import Tensor
 CONFIG_NAME = "inference_config.json"
 
 _ROUTED = (Role.ROUTED_GATE, Role.ROUTED_UP, Role.ROUTED_DOWN)
+
 WRONG = "the converter and the model start; the model then computes garbage or fails in the first forward"
 
 

@@ -8,21 +8,13 @@ Without expert parallelism V3's shared expert becomes one more routed expert; it
 from dataclasses import replace
 
 from dsv4_shard.checkpoint.inventory import Group
-from dsv4_shard.engines import sglang
-from dsv4_shard.engines.base import (
-    Context,
-    Divides,
-    Engine,
-    Held,
-    Launch,
-    Placement,
-    Rule,
-    Shows,
-    Split,
-    held_by_rank,
-)
-from dsv4_shard.engines.common import COLUMN_QUOTE, latent_attention_rules, vocab_placement
+from dsv4_shard.engines.deployment import Context
+from dsv4_shard.engines.engine import Engine, Launch
+from dsv4_shard.engines.placement import Held, Placement, Split, held_by_rank
 from dsv4_shard.engines.remedies import MORE_DP
+from dsv4_shard.engines.rules import Divides, Rule, Shows
+from dsv4_shard.engines.sglang import v4 as sglang
+from dsv4_shard.engines.shared_rules import COLUMN_QUOTE, latent_attention_rules, vocab_placement
 from dsv4_shard.models.roles import NORM_ROLES, Module, Part, Role
 
 _WHOLE_DENSE = ("SGLang's --moe-dense-tp-size 1, which keeps the dense MLP whole: this tool does not plan it",)

@@ -9,27 +9,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from dsv4_shard.checkpoint.inventory import Group, Inventory
-from dsv4_shard.engines import vllm
-from dsv4_shard.engines.base import (
-    NO_OPTION,
-    UNCLAIMED,
-    Context,
-    Deployment,
-    Divides,
-    Engine,
-    Expert,
-    Held,
-    Launch,
-    Placement,
-    Replicate,
-    Request,
-    Requires,
-    Rule,
-    Shows,
-    Split,
-    held_by_rank,
-)
-from dsv4_shard.engines.common import (
+from dsv4_shard.engines.deployment import Context, Deployment, Request
+from dsv4_shard.engines.engine import Engine, Launch
+from dsv4_shard.engines.placement import Expert, Held, Placement, Replicate, Split, held_by_rank
+from dsv4_shard.engines.remedies import FEWER_RANKS, FULL_EP, NO_DP, for_engine, leave_out
+from dsv4_shard.engines.rules import NO_OPTION, UNCLAIMED, Divides, Requires, Rule, Shows
+from dsv4_shard.engines.shared_rules import (
     ADDED_IN_PARTS,
     DOWN_QUOTE,
     GATE_UP_QUOTE,
@@ -37,7 +22,7 @@ from dsv4_shard.engines.common import (
     latent_attention_rules,
     vocab_placement,
 )
-from dsv4_shard.engines.remedies import FEWER_RANKS, FULL_EP, NO_DP, for_engine, leave_out
+from dsv4_shard.engines.vllm import v4 as vllm
 from dsv4_shard.models.roles import NORM_ROLES, Module, Part, Role
 from dsv4_shard.models.v3 import V32Config
 
@@ -53,11 +38,13 @@ def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
 
 
 _FEWER = (FEWER_RANKS, for_engine("sglang"))
+
 _UNKNOWN_EXPERTS = Shows(
     heard=(GATE_UP_QUOTE, DOWN_QUOTE),
     consequence="not known: shared experts that are cut alike are refused before",
     remedies=(FULL_EP,),
 )
+
 _HEADS_RULE, *_BLOCK_RULES = latent_attention_rules(_HEADS_QUOTE, _FEWER)
 
 RULES: tuple[Rule, ...] = (

@@ -25,11 +25,12 @@ for each token and layer, which is arithmetic too. Of other families and engines
 from dataclasses import dataclass
 from fractions import Fraction
 
-from dsv4_shard.engines.base import Context
+from dsv4_shard.engines.deployment import Context
 from dsv4_shard.models.v3 import V3
 from dsv4_shard.models.v4 import OVERLAP_RATIO, V4, V4Config
 
 _SERVING = ("sglang", "vllm", "node")
+
 _SCALE_BYTES = 8
 """Of a row: an E8M0 byte for each 64 of the part in FP8, filled up to 8."""
 

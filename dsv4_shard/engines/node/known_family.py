@@ -12,24 +12,17 @@ from dataclasses import dataclass, replace
 from dsv4_shard.catalog.gpus import GPUS
 from dsv4_shard.checkpoint.formats import NVFP4
 from dsv4_shard.checkpoint.inventory import Inventory
-from dsv4_shard.engines import sglang, vllm
-from dsv4_shard.engines.base import (
-    UNCLAIMED,
-    Constant,
-    Context,
-    Deployment,
-    Engine,
-    Fate,
-    Kept,
-    Launch,
-    Request,
-    Requires,
-)
-from dsv4_shard.engines.common import NVFP4_RULE
-from dsv4_shard.engines.raw_layout import TOKENIZER_FILES
+from dsv4_shard.engines.deployment import Context, Deployment, Request
+from dsv4_shard.engines.engine import Engine, Launch
+from dsv4_shard.engines.layout import Constant, Fate, Kept
+from dsv4_shard.engines.parameters import TOKENIZER_FILES
 from dsv4_shard.engines.remedies import for_engine, leave_out
-from dsv4_shard.engines.sglang_v3 import SGLANG_V3
-from dsv4_shard.engines.vllm_v3 import VLLM_V3
+from dsv4_shard.engines.rules import UNCLAIMED, Requires
+from dsv4_shard.engines.sglang import v4 as sglang
+from dsv4_shard.engines.sglang.v3 import SGLANG_V3
+from dsv4_shard.engines.shared_rules import NVFP4_RULE
+from dsv4_shard.engines.vllm import v4 as vllm
+from dsv4_shard.engines.vllm.v3 import VLLM_V3
 from dsv4_shard.models.roles import Module, Stage, TensorName
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE
 from dsv4_shard.tensors.header import Tensor
@@ -200,4 +193,5 @@ def _gb(nbytes: int) -> str:
 
 
 NODE = Subsets(sglang.SGLANG, vllm.VLLM).engine()
+
 NODE_V3 = Subsets(SGLANG_V3, VLLM_V3).engine()

@@ -8,27 +8,13 @@ against a memory, and no commands are given.
 from collections.abc import Iterator
 
 from dsv4_shard.checkpoint.inventory import Group, Inventory
-from dsv4_shard.engines.base import (
-    ANY_ENGINE,
-    UNCLAIMED,
-    Context,
-    Deployment,
-    Divides,
-    Engine,
-    Expert,
-    Held,
-    Launch,
-    Placement,
-    Replicate,
-    Request,
-    Requires,
-    Rule,
-    Shows,
-    held_by_rank,
-)
-from dsv4_shard.engines.common import EXPERTS, EXPERTS_RULE, NO_CAST_RULE, NODES_RULE, pick_gpu, pick_nodes
-from dsv4_shard.engines.node import EP_RULE, NodeLayout, folders_notes
+from dsv4_shard.engines.deployment import ANY_ENGINE, Context, Deployment, Request, pick_gpu, pick_nodes
+from dsv4_shard.engines.engine import Engine, Launch
+from dsv4_shard.engines.node.known_family import EP_RULE, NodeLayout, folders_notes
+from dsv4_shard.engines.placement import Expert, Held, Placement, Replicate, held_by_rank
 from dsv4_shard.engines.remedies import ANY_DP, MORE_DP, leave_out
+from dsv4_shard.engines.rules import UNCLAIMED, Divides, Requires, Rule, Shows
+from dsv4_shard.engines.shared_rules import EXPERTS, EXPERTS_RULE, NO_CAST_RULE, NODES_RULE
 from dsv4_shard.models.roles import Module, Role, Stage
 
 _RUNNER = "any"

@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Iterator
 
 from dsv4_shard.checkpoint.inventory import Inventory
-from dsv4_shard.choosing import choose
-from dsv4_shard.engines.base import Breach, Remedy, Request
+from dsv4_shard.engines.deployment import Request
+from dsv4_shard.engines.rules import Breach, Remedy
+from dsv4_shard.planning.choose import choose
 
 _TOGETHER = 2
 """So many more ways out may be needed for a plan that runs."""

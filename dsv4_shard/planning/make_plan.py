@@ -4,46 +4,40 @@ A plan is a JSON document that a person can read, diff and review, and that `res
 made from headers and rules alone, so it can be made again: that is how an edited or a foreign plan is found out.
 """
 
-import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict
+from typing import Any
 
 from dsv4_shard.catalog.gpus import GPUS, say_memory
-from dsv4_shard.checkpoint.fingerprint import Origin, origin_of
-from dsv4_shard.checkpoint.formats import NVFP4
+from dsv4_shard.checkpoint.fingerprint import origin_of
 from dsv4_shard.checkpoint.inventory import Inventory, refuse_errors
 from dsv4_shard.checkpoint.reader import Checkpoint
-from dsv4_shard.choosing import TARGET, Load, choose, fits, loads, nearest, options_of, rank_nbytes
-from dsv4_shard.engines import engine_for
-from dsv4_shard.engines.base import (
-    ANY_ENGINE,
-    ASSUMED_GPU,
-    UNCLAIMED,
-    UNKNOWN_GPU,
-    Breach,
-    Context,
-    Deployment,
-    Divides,
-    Engine,
-    Launch,
-    LeftOut,
-    Request,
-    say_placement,
-)
-from dsv4_shard.engines.common import fewest_nodes
+from dsv4_shard.engines.deployment import ANY_ENGINE, ASSUMED_GPU, Context, Deployment, Request, fewest_nodes
+from dsv4_shard.engines.engine import UNKNOWN_GPU, Engine, Launch
+from dsv4_shard.engines.placement import say_placement
+from dsv4_shard.engines.registry import engine_for
+from dsv4_shard.engines.rules import UNCLAIMED, Divides
 from dsv4_shard.errors import InfeasiblePlan
-from dsv4_shard.kvcache import bytes_per_token
 from dsv4_shard.models.dialects import NATIVE
-from dsv4_shard.models.roles import Module, Part, Role, Stage
-from dsv4_shard.remedies import ways_out
+from dsv4_shard.models.roles import Module, Part, Stage
+from dsv4_shard.planning.choose import choose
+from dsv4_shard.planning.document import (
+    SCHEMA_VERSION,
+    Plan,
+    PlanAlternative,
+    PlanBreach,
+    PlanCheck,
+    PlanLaunch,
+    PlanMemory,
+    PlanModule,
+)
+from dsv4_shard.planning.nearby import nearest
+from dsv4_shard.planning.remedies import ways_out
+from dsv4_shard.planning.request import options_of
+from dsv4_shard.planning.weights import TARGET, Load, beyond_roles, fits, loads, memory_of, rank_nbytes, totals_of
 from dsv4_shard.version import __version__
-
-SCHEMA_VERSION: Literal[1] = 1
 
 _ALTERNATIVES = 3
 
@@ -51,228 +45,6 @@ _ALONE = "One rank holds all of it: nothing is added up between ranks."
 
 MEMORY_RULE = "memory"
 """The rule that weights fit, which no engine states."""
-
-
-class _Document(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class PlanBreach(_Document):
-    """A rule that breaks, of one module or of the whole model: `reason` is the arithmetic, `remedies` are ways out that
-    help, as options.
-
-    `engine_says` is what the engine itself prints, None where it prints nothing, its words are not known, or it has
-    stopped at another rule, which then is the first; `consequence` says which.
-    """
-
-    rule: str
-    module: Module | None
-    reason: str
-    engine_says: str | None
-    consequence: str
-    remedies: tuple[str, ...]
-
-    @property
-    def unknown(self) -> bool:
-        """Whether it says that nothing is known, and not that it does not run."""
-        return self.consequence == UNCLAIMED
-
-    def __str__(self) -> str:
-        return f"{self.module}: {self.reason}" if self.module else self.reason
-
-    @classmethod
-    def of(cls, breach: Breach, remedies: tuple[str, ...] = ()) -> "PlanBreach":
-        """The breach of an engine's rule, with those of its remedies that help."""
-        return cls(
-            rule=breach.rule,
-            module=breach.module,
-            reason=breach.reason,
-            engine_says=breach.quote,
-            consequence=breach.consequence,
-            remedies=remedies,
-        )
-
-
-class PlanCheck(_Document):
-    """A rule that was checked, with its arithmetic: `size` / `parts` must be whole and a multiple of `unit`."""
-
-    rule: str
-    module: Module
-    arithmetic: str
-    holds: bool
-    size: int
-    size_name: str
-    parts: int
-    parts_name: str
-    unit: int
-    unit_name: str
-
-
-class PlanModule(_Document):
-    """A role's placement. Shapes in elements; bytes of weights and scales on the heaviest rank.
-
-    `block` is the rows and columns that share one scale, None where there are no scales.
-    """
-
-    part_of: Literal["target", "draft"]
-    module: Module
-    role: str
-    format: str
-    block: tuple[int, int] | None
-    placement: str
-    shape: tuple[int, ...]
-    rank_shape: tuple[int, ...]
-    rank_dtype: str
-    tensors_per_rank: int
-    bytes_per_rank: int
-    padding_per_rank: int
-
-
-class PlanTotals(_Document):
-    """Bytes on a rank, exactly those of its files' tensors. `target` and `draft` (MTP) apart.
-
-    `other` (in no module's row: constants, the draft's own embedding and head), `replicated` and `padding` are within
-    them.
-    """
-
-    ranks: int
-    target_bytes_per_rank_min: int
-    target_bytes_per_rank_max: int
-    draft_bytes_per_rank: int
-    other_target_bytes_per_rank: int
-    other_draft_bytes_per_rank: int
-    replicated_bytes_per_rank: int
-    padding_bytes_per_rank: int
-    shared_experts_bytes_per_rank: int
-    shared_experts_weight_bytes_per_layer: int
-
-
-class PlanMemory(_Document):
-    """Whether the weights fit on the named GPU, in bytes.
-
-    `kv_bytes_per_token` is what a token of context costs at the least, in all layers' caches, and `kv_tokens_at_most`
-    how many would fill all that is left, in each attention group; None where that is not known.
-    """
-
-    gpu: str
-    capacity: int
-    weights: int
-    left: int
-    fits: bool
-    kv_bytes_per_token: float | None
-    kv_tokens_at_most: int | None
-
-
-class PlanLaunch(_Document):
-    """How to start the engine on this plan, empty where it does not run. `draft_options` are added to the commands to
-    use the MTP draft model."""
-
-    environment: dict[str, str]
-    commands: tuple[str, ...]
-    files: dict[str, str]
-    draft_options: str
-
-
-class PlanAlternative(_Document):
-    """A layout near the one asked for that works."""
-
-    options: str
-    gpus: int
-    bytes_per_rank: int
-    notes: tuple[str, ...]
-
-
-class Plan(_Document):
-    """The whole plan.
-
-    `choices` says what the plan chose instead of the engine's default and why, and what the engine pads. `unwritten`
-    says why no shards can be written for it, where they cannot; then the commands serve the checkpoint itself.
-    """
-
-    schema_version: Literal[1]
-    tool_version: str
-    source: Origin
-    request: dict[str, int | str | None]
-    engine_version: str
-    deployment: dict[str, Any]
-    feasible: bool
-    breaches: tuple[PlanBreach, ...]
-    checks: tuple[PlanCheck, ...]
-    choices: tuple[str, ...]
-    assumptions: tuple[str, ...]
-    modules: tuple[PlanModule, ...]
-    totals: PlanTotals | None
-    memory: PlanMemory | None
-    shared_expert_addition: str
-    launch: PlanLaunch
-    layout: str | None
-    unwritten: str | None
-    reshard: str | None
-    alternatives: tuple[PlanAlternative, ...]
-
-    @property
-    def unknown(self) -> bool:
-        """Whether nothing is known of the layout, so that it is not called unable to run."""
-        return any(breach.unknown for breach in self.breaches)
-
-    @property
-    def verdict(self) -> str:
-        """What is said of the layout: that it "runs", or less."""
-        if not self.feasible:
-            return "is not known to run" if self.unknown else "does not run"
-        served = self.engine_version != ANY_ENGINE and self.deployment["experts"] != NVFP4
-        return "runs" if served else "can be written"
-
-    @property
-    def title(self) -> str:
-        """The verdict as a heading."""
-        return self.verdict.removeprefix("is ").capitalize()
-
-    def to_json(self) -> str:
-        """The document as `-o plan.json` writes it."""
-        return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
-
-
-def beyond_roles(checkpoint: Checkpoint, engine: Engine, context: Context) -> tuple[int, int]:
-    """Bytes of (target, draft) files that no role's placement counts: constants, and tensors that the draft has too."""
-    if engine.layout is None:
-        return 0, 0
-    nbytes = {False: 0, True: 0}
-    for constant in engine.layout.constants(context):
-        if constant.rank <= 0:
-            nbytes[bool(constant.folder)] += len(constant.data)
-    groups = {group.role: group for group in context.inventory.groups if group.stage is Stage.MODEL}
-    for name, where in context.inventory.names.items():
-        if where.stage is not Stage.MODEL:
-            continue
-        fate = engine.layout.fate(checkpoint.tensors[name], where, context)
-        held = engine.held(groups[where.role], context)
-        if held is not None and not isinstance(fate, LeftOut):
-            for kept in fate[1:]:
-                nbytes[bool(kept.folder)] += held.nbytes
-    return nbytes[False], nbytes[True]
-
-
-def totals_of(weights: list[Load], context: Context, beyond: tuple[int, int]) -> PlanTotals:
-    """What a rank holds; `beyond` is what `beyond_roles` counts."""
-    target = [load for load in weights if load.group.stage in TARGET]
-    draft = [load for load in weights if load.group.stage not in TARGET]
-    shared = [load for load in target if load.group.role.module is Module.SHARED]
-    weights_of_layer = [load for load in shared if load.group.part is Part.WEIGHT]
-    shared_layers = sum(load.count for load in weights_of_layer if load.group.role is Role.SHARED_GATE)
-    shared_weights = sum(load.held.nbytes * load.count for load in weights_of_layer)
-    return PlanTotals(
-        ranks=context.at.world,
-        target_bytes_per_rank_min=beyond[0] + sum(load.held.nbytes * load.per_rank[0] for load in target),
-        target_bytes_per_rank_max=beyond[0] + sum(load.held.nbytes * load.per_rank[1] for load in target),
-        other_target_bytes_per_rank=beyond[0],
-        other_draft_bytes_per_rank=beyond[1],
-        draft_bytes_per_rank=beyond[1] + sum(load.held.nbytes * load.per_rank[1] for load in draft),
-        replicated_bytes_per_rank=sum(load.held.nbytes * load.count for load in target if load.replicated),
-        padding_bytes_per_rank=sum(load.held.padding * load.per_rank[1] for load in target),
-        shared_experts_bytes_per_rank=sum(load.held.nbytes * load.count for load in shared),
-        shared_experts_weight_bytes_per_layer=shared_weights // max(1, shared_layers),
-    )
 
 
 def _modules(engine: Engine, weights: list[Load], context: Context) -> Iterator[PlanModule]:
@@ -300,30 +72,6 @@ def _modules(engine: Engine, weights: list[Load], context: Context) -> Iterator[
             bytes_per_rank=sum(m.held.nbytes * m.per_rank[1] for m in members),
             padding_per_rank=sum(m.held.padding * m.per_rank[1] for m in members),
         )
-
-
-def weights_of(totals: PlanTotals, at: Deployment) -> int:
-    """The reference keeps the MTP block in the same model; other engines load it only as a draft model."""
-    return totals.target_bytes_per_rank_max + (totals.draft_bytes_per_rank if at.engine == "reference" else 0)
-
-
-def memory_of(totals: PlanTotals, context: Context) -> PlanMemory | None:
-    """Whether the weights fit, and what they leave; None where no GPU is named."""
-    at = context.at
-    if not at.gpu_named:
-        return None
-    weights = weights_of(totals, at)
-    left = at.gpu.memory - weights
-    token = bytes_per_token(context)
-    return PlanMemory(
-        gpu=at.gpu.title,
-        capacity=at.gpu.memory,
-        weights=weights,
-        left=left,
-        fits=left > 0,
-        kv_bytes_per_token=float(token) if token else None,
-        kv_tokens_at_most=int(max(0, left) / token) if token else None,
-    )
 
 
 def memory_breach(memory: PlanMemory | None, remedies: tuple[str, ...] = ()) -> list[PlanBreach]:

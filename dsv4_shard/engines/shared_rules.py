@@ -3,22 +3,12 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from dsv4_shard.catalog.gpus import Gpu, find_gpu, gpu_with
 from dsv4_shard.checkpoint.formats import NVFP4
 from dsv4_shard.checkpoint.inventory import Inventory
-from dsv4_shard.engines.base import (
-    ASSUMED_GPU,
-    UNCLAIMED,
-    Context,
-    Divides,
-    Pad,
-    Remedies,
-    Request,
-    Requires,
-    Shows,
-    Split,
-)
+from dsv4_shard.engines.deployment import Context
+from dsv4_shard.engines.placement import Pad, Split
 from dsv4_shard.engines.remedies import ANY_EP, leave_out
+from dsv4_shard.engines.rules import UNCLAIMED, Divides, Remedies, Requires, Shows
 from dsv4_shard.models.roles import Module, Role, Stage
 from dsv4_shard.models.v3 import V3Config
 from dsv4_shard.tensors.geometry import DECODED_BLOCK
@@ -26,39 +16,20 @@ from dsv4_shard.tensors.geometry import DECODED_BLOCK
 COLUMN_QUOTE = (
     "ValueError: Weight output_partition_size = {part} is not divisible by weight quantization block_n = {unit}."
 )
+
 ROW_QUOTE = (
     "ValueError: Weight input_size_per_partition = {part} is not divisible by weight quantization block_k = {unit}."
 )
+
 GATE_UP_QUOTE = (
     "ValueError: The output_size of gate's and up's weight = {part} is not divisible by weight quantization "
     "block_n = {unit}."
 )
+
 DOWN_QUOTE = (
     "ValueError: The input_size of down's weight = {part} is not divisible by weight quantization block_k = {unit}."
 )
 """The engines' own words, the same in SGLang (`fp8.py`) and vLLM (`fp8_utils.py`)."""
-
-GPUS_PER_NODE = {"gb200": 4, "gb300": 4, "gb10": 1, "ascend-910c": 16}
-"""GPUs of one host where it is not eight."""
-
-
-def pick_gpu(request: Request) -> Gpu:
-    """The GPU that the request names or whose memory it gives, or the one that stands for Hopper."""
-    if request.gpu_memory is not None:
-        return gpu_with(request.gpu_memory)
-    return find_gpu(request.gpu) if request.gpu else ASSUMED_GPU
-
-
-def pick_nodes(request: Request, world: int, gpu: Gpu) -> int:
-    """Hosts: as asked for, else as few as hold the GPUs, as many on each."""
-    if request.nodes:
-        return request.nodes
-    return next(nodes for nodes in range(fewest_nodes(world, gpu), world + 1) if world % nodes == 0)
-
-
-def fewest_nodes(world: int, gpu: Gpu) -> int:
-    """Hosts that `world` GPUs need at least."""
-    return -(-world // GPUS_PER_NODE.get(gpu.name, 8))
 
 
 def shares_blocks_evenly(inventory: Inventory, parts: int) -> bool:
@@ -144,7 +115,6 @@ NO_CAST_RULE = Requires(
     remedies=(leave_out("expert_dtype"), "--engine reference, which alone casts experts"),
 )  # fmt: skip
 
-
 NVFP4_RULE = "nvfp4"
 """The rule that node folders do not have: their experts go over as they are."""
 
@@ -175,6 +145,7 @@ def o_a_decoding_rule(*sides: int) -> Requires:
 O_A_DECODING_RULE = o_a_decoding_rule(DECODED_BLOCK)
 
 EXPERTS = Shows(remedies=(ANY_EP,))
+
 EXPERTS_RULE = Divides(
     "experts", Module.ROUTED, lambda c: c.config.n_routed_experts, "n_routed_experts", lambda c: c.at.ep, "EP",
     uneven=EXPERTS,

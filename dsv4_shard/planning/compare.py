@@ -11,12 +11,11 @@ from pydantic import BaseModel, ConfigDict
 
 from dsv4_shard.checkpoint.fingerprint import differences
 from dsv4_shard.models.roles import Module
-from dsv4_shard.plan import Plan, PlanModule
+from dsv4_shard.planning.document import Plan, PlanModule
 
 _SHOWN = {"source", "request", "engine_version", "deployment", "feasible", "breaches", "choices", "modules", "totals",
           "memory", "launch", "layout", "reshard"}  # fmt: skip
 """Parts of a plan that have a section; what the others differ in is said as it stands."""
-
 
 _SECTIONS = ("checkpoint", "request", "deployment", "verdicts", "placements", "bytes_per_rank", "environment",
              "options", "commands", "rest")  # fmt: skip

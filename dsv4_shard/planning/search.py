@@ -31,17 +31,23 @@ from dsv4_shard.catalog.gpus import GPUS, Gpu
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
 from dsv4_shard.checkpoint.inventory import Inventory, outside_layers, refuse_errors
 from dsv4_shard.checkpoint.reader import Checkpoint
-from dsv4_shard.choosing import check_request, choose, divisors, loads, options_of
-from dsv4_shard.engines import SERVING, engine_for, find_engine, sglang, vllm
-from dsv4_shard.engines.base import Context, Deployment, Request
-from dsv4_shard.engines.common import pick_gpu
+from dsv4_shard.engines.deployment import Context, Deployment, Request, pick_gpu
+from dsv4_shard.engines.registry import SERVING, engine_for, find_engine
+from dsv4_shard.engines.sglang import v4 as sglang
+from dsv4_shard.engines.vllm import v4 as vllm
 from dsv4_shard.errors import UsageError
-from dsv4_shard.plan import Plan, beyond_roles, make_plan, memory_of, totals_of, weights_of
+from dsv4_shard.planning.choose import choose
+from dsv4_shard.planning.document import Plan
+from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.nearby import divisors
+from dsv4_shard.planning.request import check_request, options_of, request_of
+from dsv4_shard.planning.weights import beyond_roles, loads, memory_of, totals_of, weights_of
 from dsv4_shard.text.sanitize import short
 from dsv4_shard.text.suggest import did_you_mean
 from dsv4_shard.version import __version__
 
 SCHEMA_VERSION: Literal[1] = 1
+
 _A2A = (None, "deepep", "megamoe")
 """SGLang's all-to-all backends place alike; these two stand for them. The runner is then left to SGLang: which others
 go with them was never held."""
@@ -308,3 +314,18 @@ def _elsewhere(
         nearest = next((way for way in ways if way is not None), None)
         if nearest is not None:
             yield nearest
+
+
+def find_layouts(
+    checkpoint: "Checkpoint",
+    inventory: "Inventory",
+    gpus: int,
+    engine: str | Iterable[str] | None = None,
+    *,
+    rank_by: str,
+    **asked: Any,
+) -> "Search":
+    from dsv4_shard.engines.registry import SERVING
+
+    engines = engine.split(",") if isinstance(engine, str) else SERVING if engine is None else engine
+    return search(checkpoint, inventory, request_of(gpus, **asked), tuple(engines), rank_by)

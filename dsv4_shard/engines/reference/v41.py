@@ -5,8 +5,9 @@ DSpark are each spread over all ranks. An engram table's rows are rounded up to 
 of zeros with scales of 1. Engram projections, the vision tower and the aligner are whole on every rank.
 """
 
-from dsv4_shard.engines.base import Context, Divides, Shows
-from dsv4_shard.engines.reference import Generation, experts_rule, ranks, reference
+from dsv4_shard.engines.deployment import Context
+from dsv4_shard.engines.reference.v4 import Generation, experts_rule, ranks, reference
+from dsv4_shard.engines.rules import Divides, Shows
 from dsv4_shard.models.roles import Module, Stage
 
 _KEYS = {

@@ -12,27 +12,12 @@ from dataclasses import dataclass
 from math import gcd
 
 from dsv4_shard.checkpoint.inventory import Group, Inventory
-from dsv4_shard.engines.base import (
-    NO_OPTION,
-    SILENT,
-    Context,
-    Deployment,
-    Divides,
-    Engine,
-    Expert,
-    Held,
-    Launch,
-    Pad,
-    Placement,
-    Replicate,
-    Request,
-    Requires,
-    Rule,
-    Shows,
-    Split,
-    held_by_rank,
-)
-from dsv4_shard.engines.common import (
+from dsv4_shard.engines.deployment import Context, Deployment, Request, pick_gpu, pick_nodes
+from dsv4_shard.engines.engine import Engine, Launch
+from dsv4_shard.engines.placement import Expert, Held, Pad, Placement, Replicate, Split, held_by_rank
+from dsv4_shard.engines.remedies import FEWER_RANKS, FULL_EP, NO_DP, for_engine, leave_out
+from dsv4_shard.engines.rules import NO_OPTION, SILENT, Divides, Requires, Rule, Shows
+from dsv4_shard.engines.shared_rules import (
     ADDED_IN_PARTS,
     COLUMN_QUOTE,
     DOWN_QUOTE,
@@ -45,14 +30,11 @@ from dsv4_shard.engines.common import (
     dspark_notes,
     is_left_out,
     nvfp4_rule,
-    pick_gpu,
-    pick_nodes,
     shares_blocks_evenly,
     version_rule,
     vocab_placement,
     vocab_rule,
 )
-from dsv4_shard.engines.remedies import FEWER_RANKS, FULL_EP, NO_DP, for_engine, leave_out
 from dsv4_shard.models.roles import Module, Part, Role
 from dsv4_shard.tensors.geometry import FP4_GROUP
 from dsv4_shard.text.units import quotient
@@ -64,9 +46,12 @@ VERSIONS = ("0.33.0", "0.25.0")
 
 BROKEN_VERSIONS = ("0.26.0", "0.27.0", "0.28.0")
 """They never set `hc_attn_fn_broadcast` after a sharded load, and fail in the first forward; 0.29.0 mends it."""
+
 TILE = 128
 """Elements to which FP4 backends round a rank's intermediate size up, and rows of an FP8 block."""
+
 _SMALLEST_FP8_BLOCK = 32
+
 _SINK_TILE = 64
 """FlashMLA's kernels take 64 or 128 heads; a rank's attention sinks are filled up to that."""
 
@@ -98,6 +83,7 @@ BACKENDS: dict[str, Backend] = {
     "flashinfer_moe_ep_cutedsl": Backend("FP4", "exact", blackwell_only=True, sequence_parallel=True),
     "flashinfer_moe_ep_mega_deep_gemm": Backend("FP4", "exact", blackwell_only=True, sequence_parallel=True),
 }
+
 BACKENDS_FP8: dict[str, Backend] = {
     "triton": Backend("FP8", "refine"),
     "flashinfer_cutlass": Backend("FP8", "pad", hopper_only=True),
@@ -108,6 +94,7 @@ BACKENDS_FP8: dict[str, Backend] = {
 """By `--moe-backend`; one name may do different things to FP4 and FP8 experts."""
 
 _ROUTED = (Role.ROUTED_GATE, Role.ROUTED_UP, Role.ROUTED_DOWN)
+
 _SHARED_AXIS = {Role.SHARED_GATE: 0, Role.SHARED_UP: 0, Role.SHARED_DOWN: 1}
 
 
@@ -224,7 +211,9 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
 VOCAB_RULE = vocab_rule(Shows(remedies=(FEWER_RANKS,), heard=(INDIVISIBLE_QUOTE,)))
 
 _PADS = Shows(consequence="{engine} has no such option: it pads them", remedies=(leave_out("shared"),))
+
 _WHOLE_EXPERTS = (FULL_EP,)
+
 _UNEVEN_EXPERTS = Shows(remedies=_WHOLE_EXPERTS, heard=("assert intermediate_size % self.tp_size == 0",))
 
 RULES: tuple[Rule, ...] = (

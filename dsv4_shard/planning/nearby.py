@@ -1,0 +1,90 @@
+"""Layouts near a request that run."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+
+from dsv4_shard.catalog.rank_ranges import MAX_RANKS
+from dsv4_shard.checkpoint.inventory import Inventory
+from dsv4_shard.engines.deployment import Request, fewest_nodes
+from dsv4_shard.planning.choose import Choice, choose
+from dsv4_shard.planning.request import _gpus
+from dsv4_shard.planning.weights import TARGET, fits, rank_nbytes
+
+# --- layouts nearby --------------------------------------------------------------------------------------------------
+
+
+def divisors(number: int) -> list[int]:
+    """Whole numbers that divide `number`, ascending."""
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+_WINDOW = 16
+"""How many numbers of GPUs below the one asked for are tried one by one; beyond them halves and powers of two."""
+
+
+def _sizes(gpus: int) -> Iterator[int]:
+    """Numbers of GPUs near `gpus`: as many, then fewer, the nearest first, then more."""
+    near = {*range(gpus - _WINDOW, gpus + _WINDOW // 2 + 1), *(gpus << n for n in range(1, 5))}
+    near |= {gpus >> n for n in range(1, gpus.bit_length())}
+    near |= {1 << n for n in range(gpus.bit_length() + 4)}
+    sizes = sorted(size for size in near if 1 <= size <= MAX_RANKS)
+    yield from (size for size in reversed(sizes) if size <= gpus)
+    yield from (size for size in sizes if size > gpus)
+
+
+def _variations(request: Request, world: int) -> Iterator[Request]:
+    """Requests for `world` GPUs near `request`, nearest first: DP and EP like its own, with its other options before
+    what the engine chooses."""
+    for dp, ep in _pairs(request, world):
+        tp = world // dp if request.engine == "vllm" else world
+        nodes = request.nodes if request.engine == "node" and request.nodes and world % request.nodes == 0 else None
+        same = replace(request, tp=tp, dp=dp, ep=ep, nodes=nodes)
+        yield from dict.fromkeys((same, replace(same, runner=None, a2a=None, shared="auto")))
+
+
+def _pairs(request: Request, world: int) -> Iterator[tuple[int, int | None]]:
+    """DP and EP for `world` GPUs, those nearest to the request's first."""
+    dps, eps = divisors(world), divisors(world)
+    if request.engine == "vllm":
+        eps = [1, world]
+    elif request.engine == "node":
+        eps = [1]
+    elif request.engine == "reference":
+        dps, eps = [1], [1]
+    elif request.engine == "trtllm":
+        dps, eps = [1, world], [1, *eps[1:-1]]
+    asked = request.ep or 1
+
+    def far(pair: tuple[int, int]) -> tuple[float, int]:
+        dp, ep = pair
+        return max(dp, request.dp) / min(dp, request.dp) * max(ep, asked) / min(ep, asked), dp
+
+    for dp, ep in sorted(dict.fromkeys(itertools.product(dps, eps)), key=far):
+        yield dp, ep if ep > 1 else None
+
+
+def nearest(
+    inventory: Inventory, request: Request, limit: int, *, elsewhere: bool = True
+) -> Iterator[tuple[Request, Choice]]:
+    """Up to `limit` layouts that work, nearest to `request` first: two on as many GPUs, then one on each smaller number
+    of them, then on larger ones (`elsewhere`). Those that weigh the same stand once, and none that does not fit, or
+    would leave hosts half empty, as 9 GPUs on 3 of them."""
+    gpus = _gpus(request)
+    for world in _sizes(gpus) if elsewhere else (gpus,):
+        weights: set[int] = set()
+        for variation in _variations(request, world):
+            most = min(limit, 2 if world == gpus else 1)
+            if len(weights) >= most:
+                break
+            choice = choose(inventory, variation)
+            at = choice.at
+            if not choice.feasible or (request.nodes is None and at.nodes > fewest_nodes(world, at.gpu)):
+                continue
+            weight = rank_nbytes(inventory, choice.at, TARGET)
+            if weight not in weights and fits(inventory, choice.at):
+                weights.add(weight)
+                yield variation, choice
+        limit -= len(weights)
+        if not limit:
+            return

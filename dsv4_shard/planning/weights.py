@@ -1,0 +1,127 @@
+"""Bytes per rank, totals, memory."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dsv4_shard.checkpoint.inventory import Group, Inventory
+from dsv4_shard.checkpoint.reader import Checkpoint
+from dsv4_shard.engines.deployment import Context, Deployment
+from dsv4_shard.engines.engine import Engine
+from dsv4_shard.engines.layout import LeftOut
+from dsv4_shard.engines.placement import Expert, Held
+from dsv4_shard.engines.registry import engine_for
+from dsv4_shard.models.roles import Module, Part, Role, Stage
+from dsv4_shard.planning.document import PlanMemory, PlanTotals
+from dsv4_shard.planning.kv_cache import bytes_per_token
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A group on the ranks: what one tensor is there, and how many a rank has at least and at most."""
+
+    group: Group
+    count: int
+    held: Held
+    per_rank: tuple[int, int]
+    replicated: bool
+
+
+def loads(engine: Engine, context: Context) -> Iterator[Load]:
+    """Every group as the ranks hold it."""
+    at = context.at
+    for group, count in context.inventory.groups.items():
+        placement = engine.place(group.role, context)
+        held = engine.hold(group, placement, context)
+        if held is None:
+            continue
+        per_rank = (count, count)
+        if isinstance(placement, Expert):
+            experts = context.config.experts_in(group.stage)
+            layers = count // experts
+            per_rank = (layers * (experts // at.ep), layers * -(-experts // at.ep))
+        whole = held.shape == group.shape and not isinstance(placement, Expert)
+        yield Load(group, count, held, per_rank, whole and at.world > 1)
+
+
+def rank_nbytes(inventory: Inventory, at: Deployment, stages: tuple[Stage, ...] = tuple(Stage)) -> int:
+    """Payload bytes of the heaviest rank, over the tensors of `stages`."""
+    weights = loads(engine_for(at.engine, inventory.family), Context(inventory, at))
+    return sum(load.held.nbytes * load.per_rank[1] for load in weights if load.group.stage in stages)
+
+
+TARGET = (Stage.MODEL, Stage.LAYER, Stage.VISION)
+"""The stages of the target model; what is left is the draft's."""
+
+
+def fits(inventory: Inventory, at: Deployment) -> bool:
+    """Whether what is loaded fits on the GPU, if one is named; the reference has the draft in the same model."""
+    loaded = tuple(Stage) if at.engine == "reference" else TARGET
+    return not at.gpu_named or rank_nbytes(inventory, at, loaded) < at.gpu.memory
+
+
+def beyond_roles(checkpoint: Checkpoint, engine: Engine, context: Context) -> tuple[int, int]:
+    """Bytes of (target, draft) files that no role's placement counts: constants, and tensors that the draft has too."""
+    if engine.layout is None:
+        return 0, 0
+    nbytes = {False: 0, True: 0}
+    for constant in engine.layout.constants(context):
+        if constant.rank <= 0:
+            nbytes[bool(constant.folder)] += len(constant.data)
+    groups = {group.role: group for group in context.inventory.groups if group.stage is Stage.MODEL}
+    for name, where in context.inventory.names.items():
+        if where.stage is not Stage.MODEL:
+            continue
+        fate = engine.layout.fate(checkpoint.tensors[name], where, context)
+        held = engine.held(groups[where.role], context)
+        if held is not None and not isinstance(fate, LeftOut):
+            for kept in fate[1:]:
+                nbytes[bool(kept.folder)] += held.nbytes
+    return nbytes[False], nbytes[True]
+
+
+def totals_of(weights: list[Load], context: Context, beyond: tuple[int, int]) -> PlanTotals:
+    """What a rank holds; `beyond` is what `beyond_roles` counts."""
+    target = [load for load in weights if load.group.stage in TARGET]
+    draft = [load for load in weights if load.group.stage not in TARGET]
+    shared = [load for load in target if load.group.role.module is Module.SHARED]
+    weights_of_layer = [load for load in shared if load.group.part is Part.WEIGHT]
+    shared_layers = sum(load.count for load in weights_of_layer if load.group.role is Role.SHARED_GATE)
+    shared_weights = sum(load.held.nbytes * load.count for load in weights_of_layer)
+    return PlanTotals(
+        ranks=context.at.world,
+        target_bytes_per_rank_min=beyond[0] + sum(load.held.nbytes * load.per_rank[0] for load in target),
+        target_bytes_per_rank_max=beyond[0] + sum(load.held.nbytes * load.per_rank[1] for load in target),
+        other_target_bytes_per_rank=beyond[0],
+        other_draft_bytes_per_rank=beyond[1],
+        draft_bytes_per_rank=beyond[1] + sum(load.held.nbytes * load.per_rank[1] for load in draft),
+        replicated_bytes_per_rank=sum(load.held.nbytes * load.count for load in target if load.replicated),
+        padding_bytes_per_rank=sum(load.held.padding * load.per_rank[1] for load in target),
+        shared_experts_bytes_per_rank=sum(load.held.nbytes * load.count for load in shared),
+        shared_experts_weight_bytes_per_layer=shared_weights // max(1, shared_layers),
+    )
+
+
+def weights_of(totals: PlanTotals, at: Deployment) -> int:
+    """The reference keeps the MTP block in the same model; other engines load it only as a draft model."""
+    return totals.target_bytes_per_rank_max + (totals.draft_bytes_per_rank if at.engine == "reference" else 0)
+
+
+def memory_of(totals: PlanTotals, context: Context) -> PlanMemory | None:
+    """Whether the weights fit, and what they leave; None where no GPU is named."""
+    at = context.at
+    if not at.gpu_named:
+        return None
+    weights = weights_of(totals, at)
+    left = at.gpu.memory - weights
+    token = bytes_per_token(context)
+    return PlanMemory(
+        gpu=at.gpu.title,
+        capacity=at.gpu.memory,
+        weights=weights,
+        left=left,
+        fits=left > 0,
+        kv_bytes_per_token=float(token) if token else None,
+        kv_tokens_at_most=int(max(0, left) / token) if token else None,
+    )

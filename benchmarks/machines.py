@@ -30,8 +30,8 @@ from dsv4_shard.checkpoint.reader import read_checkpoint
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.opening import open_source
 from dsv4_shard.planning.make_plan import make_plan
-from dsv4_shard.recipe import Recipe, Step
-from dsv4_shard.reshard import prepare
+from dsv4_shard.sharding.job import prepare
+from dsv4_shard.sharding.recipe import Recipe, Step
 from dsv4_shard.tensors.geometry import whole_rectangle
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))

@@ -25,12 +25,11 @@ from dsv4_shard.errors import ExitCode, ShardError
 from dsv4_shard.explain import Explanation
 from dsv4_shard.generic import UnknownInspection
 from dsv4_shard.inspect import Inspection
-from dsv4_shard.manifest import Manifest
 from dsv4_shard.planning.compare import PlanComparison
 from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.search import Search
-from dsv4_shard.together import Together
-from dsv4_shard.verify import Verification
+from dsv4_shard.sharding.manifest import Manifest
+from dsv4_shard.verification.documents import Together, Verification
 
 FOLDER = Path(__file__).parent / "reference"
 _NOTE = "<!-- Written by `python -m docs.generate`: edit the code, or docs/generate.py. -->"

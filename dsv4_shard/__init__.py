@@ -37,8 +37,7 @@ class _Package(ModuleType):
     """Keeps a verb under its name where a module has the same.
 
     When `dsv4_shard.plan` is first imported, whoever does it, Python puts that module into the package in place of the
-    function. `importlib.import_module` gives the module itself. To import all of these modules here, and then the functions, would do as well, and take a third
-    of a second from every start.
+    function. `importlib.import_module` gives the module itself.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:

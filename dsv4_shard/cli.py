@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
     from rich.console import Console
 
-    from dsv4_shard.destinations import DryRun
+    from dsv4_shard.destinations.folder import DryRun
     from dsv4_shard.planning.document import Plan
     from dsv4_shard.progress import Progress
-    from dsv4_shard.reshard import Outcome
+    from dsv4_shard.sharding.job import Outcome
 
 app = typer.Typer(
     name="dsv4-shard",
@@ -468,7 +468,7 @@ def merge(
     A run that ended early goes on where it was when the same command is given again.
     """
     from dsv4_shard import documents
-    from dsv4_shard.destinations import DryRun
+    from dsv4_shard.destinations.folder import DryRun
     from dsv4_shard.progress import Progress
     from dsv4_shard.terminal.writing import show_merge
 
@@ -502,7 +502,7 @@ def verify(
     """
     from dsv4_shard.progress import Progress
     from dsv4_shard.terminal.verifying import show_together, show_verification
-    from dsv4_shard.verify import Verification
+    from dsv4_shard.verification.documents import Verification
 
     console, log = _consoles()
     with Progress(log, quiet=as_json) as progress:

@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from dsv4_shard.ranksource import Change
-from dsv4_shard.together import Together
+from dsv4_shard.reassembly.source import Change
+from dsv4_shard.verification.documents import Together
 from dsv4_shard.version import __version__
 
 if TYPE_CHECKING:
-    from dsv4_shard.cluster import ClusterOutcome
-    from dsv4_shard.destinations import DryRun
-    from dsv4_shard.merge import Merged
-    from dsv4_shard.reshard import Outcome
+    from dsv4_shard.destinations.folder import DryRun
+    from dsv4_shard.destinations.ray_cluster import ClusterOutcome
+    from dsv4_shard.reassembly.merge_job import Merged
+    from dsv4_shard.sharding.job import Outcome
 
 
 class _Model(BaseModel):

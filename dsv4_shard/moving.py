@@ -8,41 +8,26 @@ earlier run. What a callback raises ends the run, which the same call then goes 
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 from dsv4_shard.errors import NothingToDo, RanksThere, UsageError
 from dsv4_shard.planning.plan_file import plan_of
 from dsv4_shard.planning.request import request_of
+from dsv4_shard.sharding.callbacks import MovingOptions, _check_jobs, _ignore, _path
 from dsv4_shard.text.suggest import as_option
 
 if TYPE_CHECKING:
     from dsv4_shard.checkpoint.inventory import Inventory
     from dsv4_shard.checkpoint.reader import Checkpoint
-    from dsv4_shard.cluster import ClusterOutcome, ShareWatch
-    from dsv4_shard.destinations import DryRun
-    from dsv4_shard.merge import Merged
+    from dsv4_shard.destinations.folder import DryRun
+    from dsv4_shard.destinations.ray_cluster import ClusterOutcome, ShareWatch
     from dsv4_shard.planning.document import Plan
-    from dsv4_shard.reshard import Outcome
-    from dsv4_shard.together import Together
-    from dsv4_shard.verify import Verification
+    from dsv4_shard.reassembly.merge_job import Merged
+    from dsv4_shard.sharding.job import Outcome
+    from dsv4_shard.verification.documents import Together, Verification
 
 AUTO = "auto"
 """For `ranks`: those that the process's launcher leaves to it."""
-
-
-def _ignore(*_: object) -> None:
-    """A callback that nobody waits for."""
-
-
-# --- options, for type checkers ------------------------------------------------------------------------------------
-
-
-class MovingOptions(TypedDict, total=False):
-    """Options of all that moves bytes. Those of these classes say nothing of what a verb returns."""
-
-    jobs: int | None
-    on_begin: Callable[[str, int], None]
-    on_progress: Callable[[int], None]
 
 
 class VerifyOptions(MovingOptions, total=False):
@@ -88,19 +73,27 @@ class ReshardOptions(MergeOptions, total=False):
 def reshard(
     repo: str | Path, out: str | Path, *, dry_run: Literal[False] = ..., **options: Unpack[ReshardOptions]
 ) -> "Outcome": ...
+
+
 @overload
 def reshard(
     repo: str | Path, out: str | Path, *, dry_run: Literal[True], ray: str | None = ...,
     **options: Unpack[ReshardOptions],
 ) -> "DryRun": ...  # fmt: skip
+
+
 @overload
 def reshard(
     repo: str | Path, out: str | Path, *, dry_run: Literal[False] = ..., ray: str, **options: Unpack[ReshardOptions]
 ) -> "ClusterOutcome": ...
+
+
 @overload
 def reshard(
     repo: str | Path, out: str | Path, *, dry_run: bool, ray: str | None = ..., **options: Unpack[ReshardOptions]
 ) -> "Outcome | DryRun | ClusterOutcome": ...
+
+
 def reshard(
     repo: str | Path,
     out: str | Path,
@@ -158,19 +151,12 @@ def reshard(
     >>> outcome.files, len(outcome.ranks)
     (34, 16)
     """
-    from dsv4_shard.copying import files_of
-    from dsv4_shard.destinations import (
-        Callbacks,
-        Place,
-        into_folder,
-        into_store,
-        onto_cluster,
-        would_store,
-        would_write,
-    )
+    from dsv4_shard.destinations.folder import Place, into_folder, into_store, onto_cluster, would_store, would_write
+    from dsv4_shard.destinations.share_worker import Order
     from dsv4_shard.opening import at_commit, is_url, open_checkpoint, pinned, with_download
-    from dsv4_shard.reshard import prepare, world_of
-    from dsv4_shard.sharework import Order
+    from dsv4_shard.sharding.callbacks import Callbacks
+    from dsv4_shard.sharding.copy import files_of
+    from dsv4_shard.sharding.job import prepare, world_of
     from dsv4_shard.storage.runtime import collector_paused
 
     options = {
@@ -225,14 +211,20 @@ def reshard(
 def merge(
     ranks: str | Path, out: str | Path, *, dry_run: Literal[False] = ..., **options: Unpack[MergeOptions]
 ) -> "Merged": ...
+
+
 @overload
 def merge(
     ranks: str | Path, out: str | Path, *, dry_run: Literal[True], **options: Unpack[MergeOptions]
 ) -> "DryRun": ...
+
+
 @overload
 def merge(
     ranks: str | Path, out: str | Path, *, dry_run: bool, **options: Unpack[MergeOptions]
 ) -> "Merged | DryRun": ...
+
+
 def merge(
     ranks: str | Path,
     out: str | Path,
@@ -258,9 +250,10 @@ def merge(
     >>> merged.outcome.files, [change.held for change in merged.changes]  # of wo_a and of its scale, which is gone
     (7, ['BF16', ''])
     """
-    from dsv4_shard.destinations import Callbacks, into_folder, would_write
-    from dsv4_shard.merge import Merged, prepare_merge, source_of_ranks
+    from dsv4_shard.destinations.folder import into_folder, would_write
     from dsv4_shard.opening import open_checkpoint, refuse_url
+    from dsv4_shard.reassembly.merge_job import Merged, prepare_merge, source_of_ranks
+    from dsv4_shard.sharding.callbacks import Callbacks
     from dsv4_shard.storage.runtime import collector_paused
 
     _check_jobs(jobs)
@@ -279,8 +272,12 @@ def merge(
 # A str is a sequence of str: the first of these counts.
 @overload
 def verify(out: str | Path, **options: Unpack[VerifyOptions]) -> "Verification": ...  # type: ignore[overload-overlap]
+
+
 @overload
 def verify(out: Sequence[str | Path], **options: Unpack[VerifyOptions]) -> "Together": ...
+
+
 def verify(
     out: str | Path | Sequence[str | Path],
     *,
@@ -304,11 +301,11 @@ def verify(
     >>> found.ok, found.problems, found.numerics.ok
     (True, (), True)
     """
-    from dsv4_shard.numerics import check_numerics
     from dsv4_shard.opening import open_checkpoint, refuse_url
-    from dsv4_shard.together import verify_together
-    from dsv4_shard.verify import bytes_to_verify
-    from dsv4_shard.verify import verify as verify_folder
+    from dsv4_shard.verification.moe_numerics import check_numerics
+    from dsv4_shard.verification.result_folder import bytes_to_verify
+    from dsv4_shard.verification.result_folder import verify as verify_folder
+    from dsv4_shard.verification.shares import verify_together
 
     _check_jobs(jobs)
     folders = [Path(out)] if isinstance(out, str | Path) else list(map(Path, out))
@@ -332,18 +329,6 @@ def verify(
     if not (numerics and source is not None and found.ok):
         return found
     return found.model_copy(update={"numerics": check_numerics(folders, *source, layer)})
-
-
-# --- parts of the verbs --------------------------------------------------------------------------------------------
-
-
-def _path(path: str | Path | None) -> Path | None:
-    return Path(path) if path is not None else None
-
-
-def _check_jobs(jobs: int | None) -> None:
-    if jobs is not None and jobs < 1:
-        raise UsageError(f"--jobs {jobs}: must be at least 1")
 
 
 def _plan_for(
@@ -377,7 +362,7 @@ def _wanted(
 ) -> tuple[int, ...] | None:
     """The ranks asked for, None for all. Raises NothingToDo if a launcher started more processes than there are."""
     from dsv4_shard.catalog.rank_ranges import own_share, parse_ranks, share_of
-    from dsv4_shard.reshard import world_of
+    from dsv4_shard.sharding.job import world_of
 
     if ranks is None:
         return None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from dsv4_shard.checkpoint.inventory import Inventory, take_inventory
 from dsv4_shard.checkpoint.reader import Checkpoint, read_checkpoint
 from dsv4_shard.errors import NotFound, ServerFailed, UsageError
-from dsv4_shard.rankfolder import holds_ranks
+from dsv4_shard.reassembly.detect import holds_ranks
 from dsv4_shard.sources.base import COMMIT, Source
 from dsv4_shard.sources.hub_http import HubFiles
 from dsv4_shard.sources.known_repos import near_repos
@@ -33,7 +33,7 @@ def open_checkpoint(
     with collector_paused():
         source = open_source(repo, refresh=refresh, exact=exact)
         if holds_ranks(source):
-            from dsv4_shard.ranks import open_ranks
+            from dsv4_shard.reassembly.rank_folder import open_ranks
 
             if not isinstance(source, LocalSource):
                 raise UsageError(f"{repo}: shards of ranks, which are read from folders only", hint="Download them.")

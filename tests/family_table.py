@@ -33,15 +33,16 @@ from dsv4_shard.checkpoint.synthetic import V41_CONFIG, write_checkpoint
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.engines.registry import ENGINES
 from dsv4_shard.errors import InfeasiblePlan, UsageError
-from dsv4_shard.merge import prepare_merge
 from dsv4_shard.models.roles import Role, Stage
 from dsv4_shard.opening import open_source
 from dsv4_shard.planning.choose import choose
 from dsv4_shard.planning.make_plan import make_plan
-from dsv4_shard.ranks import open_ranks
-from dsv4_shard.reshard import prepare, reshard
+from dsv4_shard.reassembly.merge_job import prepare_merge
+from dsv4_shard.reassembly.rank_folder import open_ranks
+from dsv4_shard.sharding.job import prepare
+from dsv4_shard.sharding.run import reshard
 from dsv4_shard.sources.checkpoint_files import INDEX_FILE
-from dsv4_shard.verify import verify
+from dsv4_shard.verification.result_folder import verify
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "families.md"
 BEGIN, END = "<!-- table -->\n", "<!-- end of table -->\n"

@@ -13,16 +13,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dsv4_shard import journal
 from dsv4_shard.checkpoint.inventory import Inventory
 from dsv4_shard.checkpoint.reader import Checkpoint
-from dsv4_shard.cluster import reshard_on_cluster
+from dsv4_shard.destinations.ray_cluster import reshard_on_cluster
+from dsv4_shard.destinations.share_worker import Order
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.opening import open_checkpoint
 from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.progress import SharesProgress
-from dsv4_shard.sharework import Order
-from dsv4_shard.storage.staged_file import FileSink
+from dsv4_shard.sharding import journal
+from dsv4_shard.sharding.copy import FileSink
 
 SAVE_BYTES = 1_000_000
 SECONDS_A_WRITE = 0.5

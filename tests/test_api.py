@@ -19,12 +19,11 @@ import dsv4_shard
 from dsv4_shard import errors
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.cli import app
-from dsv4_shard.destinations import DryRun
+from dsv4_shard.destinations.folder import DryRun
 from dsv4_shard.inspect import Inspection
-from dsv4_shard.merge import Merged
+from dsv4_shard.reassembly.merge_job import Merged
 from dsv4_shard.report import to_html
-from dsv4_shard.together import Together
-from dsv4_shard.verify import Verification
+from dsv4_shard.verification.documents import Together, Verification
 
 VERBS = ("compare", "explain", "inspect", "merge", "plan", "report", "reshard", "search", "verify")
 REFERENCE: dict[str, Any] = {"tp": 2, "engine": "reference"}
@@ -200,7 +199,7 @@ def test_verify_of_several_folders_returns_what_the_command_prints(shares):
 
 
 def test_a_result_is_not_ok_where_its_experts_do_not_add_up(tiny_checkpoint, shards, shares, monkeypatch):
-    monkeypatch.setattr("dsv4_shard.numerics.TOLERANCE", -1.0)
+    monkeypatch.setattr("dsv4_shard.verification.documents.TOLERANCE", -1.0)
     for out in (shards, shares):
         found = dsv4_shard.verify(out, against=tiny_checkpoint, numerics=True)
         assert (found.problems, found.ok) == ((), False)

@@ -319,7 +319,7 @@ def test_a_demo_that_is_there_says_how_to_have_another(tmp_path):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_run_and_leaves_nothing(number, code, tiny_checkpoint, tmp_path):
-    hold = "import importlib, os, signal; r = importlib.import_module('dsv4_shard.reshard'); real = r.copy\n"
+    hold = "import importlib, os, signal; r = importlib.import_module('dsv4_shard.sharding.run'); real = r.copy\n"
     # As in a terminal: a shell's background job, such as CI may be, starts its children with SIGINT ignored.
     hold += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     hold += f"r.copy = lambda *a, **k: (os.kill(os.getpid(), {int(number)}), real(*a, **k))[1]\n"
@@ -398,7 +398,7 @@ def write(checkpoint):
             raise
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
-importlib.import_module("dsv4_shard.reshard").write_skeleton = write
+importlib.import_module("dsv4_shard.sharding.run").write_skeleton = write
 from dsv4_shard.cli import main; main()
 """
     arguments = ["reshard", str(tiny_checkpoint), str(tmp_path / "out"), "--tp", "2", "--engine", "reference"]
@@ -408,7 +408,7 @@ from dsv4_shard.cli import main; main()
 
 
 def test_an_interrupted_demo_does_not_go_on_to_its_next_step(tmp_path):
-    hold = "import importlib, os, signal; r = importlib.import_module('dsv4_shard.reshard')\n"
+    hold = "import importlib, os, signal; r = importlib.import_module('dsv4_shard.sharding.run')\n"
     hold += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     hold += "r.copy = lambda *a, **k: os.kill(os.getpid(), signal.SIGINT)\n"
     hold += "from dsv4_shard.cli import main; main()"

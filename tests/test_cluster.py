@@ -22,10 +22,12 @@ from small import open_folder
 from test_joining import contents
 from typer.testing import CliRunner
 
-from dsv4_shard import cluster, progress
+from dsv4_shard import progress
 from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, write_checkpoint
 from dsv4_shard.cli import app
-from dsv4_shard.cluster import _BUSY_SECONDS, _TRIES, _Driver, _Node, _nodes, _Share
+from dsv4_shard.destinations import ray_cluster as cluster
+from dsv4_shard.destinations.ray_cluster import _BUSY_SECONDS, _TRIES, _Driver, _Node, _nodes, _Share
+from dsv4_shard.destinations.share_worker import Advanced, Begun, Ended, Failed, Order, _Work, carry_out
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import (
     AccessRefused,
@@ -37,13 +39,12 @@ from dsv4_shard.errors import (
     Unreachable,
     UsageError,
 )
-from dsv4_shard.journal import read_journal
-from dsv4_shard.manifest import load_manifest
 from dsv4_shard.opening import open_checkpoint
 from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.progress import SharesProgress
-from dsv4_shard.sharework import Advanced, Begun, Ended, Failed, Order, _Work, carry_out
-from dsv4_shard.verify import verify
+from dsv4_shard.sharding.journal import read_journal
+from dsv4_shard.sharding.manifest import load_manifest
+from dsv4_shard.verification.result_folder import verify
 
 TESTS = Path(__file__).parent
 TP = 8

@@ -18,11 +18,12 @@ from small import contents, job_for, least_config, reshard_folder, with_bf16_o_a
 from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.errors import ExitCode, NotAResult, OutputBusy, OutputError, WriteFailed
-from dsv4_shard.manifest import load_manifest
-from dsv4_shard.reshard import Job, reshard
+from dsv4_shard.sharding.job import Job
+from dsv4_shard.sharding.manifest import load_manifest
+from dsv4_shard.sharding.run import reshard
 from dsv4_shard.storage import linux_io as syscalls
 from dsv4_shard.storage.staging import Staging
-from dsv4_shard.verify import verify
+from dsv4_shard.verification.result_folder import verify
 
 STAGING = ".out.partial"
 

@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import raw
 
-from dsv4_shard import copying
-from dsv4_shard.copying import CopyResult, copy
 from dsv4_shard.errors import IncompleteCheckpoint, InexactCast, ReadFailed, SourceChanged
-from dsv4_shard.recipe import Cut, Fixed, Landing, OutputFile, Recipe, Spread, Step
+from dsv4_shard.sharding import copy as copying
+from dsv4_shard.sharding.copy import CopyResult, copy
+from dsv4_shard.sharding.recipe import Cut, Fixed, Landing, OutputFile, Recipe, Spread, Step
 from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.tensors.decoding import TRANSFORMS
 from dsv4_shard.tensors.dtype_casts import CONVERSIONS

@@ -18,17 +18,18 @@ from typing import Any
 import pytest
 from small import contents, job_for, least_config, open_folder, reshard_folder, with_bf16_o_a
 
-from dsv4_shard import journal
 from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import ExitCode, NotAResult, OutputNotEmpty, RanksThere, ShardError
-from dsv4_shard.manifest import load_manifest
 from dsv4_shard.planning.make_plan import make_plan
-from dsv4_shard.reshard import Job, Outcome, prepare, reshard
+from dsv4_shard.sharding import journal
+from dsv4_shard.sharding.job import Job, Outcome, prepare
+from dsv4_shard.sharding.manifest import load_manifest
+from dsv4_shard.sharding.run import reshard
 from dsv4_shard.storage import linux_io as syscalls
 from dsv4_shard.storage.output_folder import MANIFEST_NAME
-from dsv4_shard.verify import verify
+from dsv4_shard.verification.result_folder import verify
 
 CHANGING = [(os, name) for name in ("open", "pwritev", "pwrite", "ftruncate", "fsync", "fdatasync", "rename", "link",
                                     "mkdir", "rmdir", "unlink")]  # fmt: skip

@@ -26,9 +26,10 @@ from dsv4_shard.models.dialects import NATIVE, View, native_view
 from dsv4_shard.opening import open_source
 from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.make_plan import make_plan
-from dsv4_shard.reshard import prepare, reshard
+from dsv4_shard.sharding.job import prepare
+from dsv4_shard.sharding.run import reshard
 from dsv4_shard.sources.checkpoint_files import INDEX_FILE
-from dsv4_shard.verify import verify
+from dsv4_shard.verification.result_folder import verify
 
 CONFIG = {"num_hidden_layers": 3, "compress_ratios": [128, 4, 4, 0], "hidden_size": 256}
 """As wide as vLLM's tiles; no two kinds of layers are equally many, since a plan shows the shapes of the commonest."""

@@ -12,7 +12,8 @@ from dsv4_shard.inspect import inspect
 from dsv4_shard.models.roles import Draft, Role, Stage
 from dsv4_shard.planning.choose import choose
 from dsv4_shard.planning.make_plan import make_plan
-from dsv4_shard.recipe import Recipe, make_recipe
+from dsv4_shard.sharding.recipe import Recipe
+from dsv4_shard.sharding.recipe_builder import make_recipe
 
 MODELS = ("DeepSeek-V4-Flash-0731", "DeepSeek-V4-Pro-0813")
 ENGINES = ("sglang", "vllm")

@@ -39,7 +39,7 @@ from dsv4_shard.models.roles import Module, Part, Role, Stage
 from dsv4_shard.planning.choose import choose
 from dsv4_shard.planning.remedies import ways_out, words
 from dsv4_shard.planning.weights import rank_nbytes
-from dsv4_shard.recipe import make_recipe
+from dsv4_shard.sharding.recipe_builder import make_recipe
 
 TARGET = (Stage.MODEL, Stage.LAYER)
 MODELS = {"pro": PRO, "flash": FLASH}

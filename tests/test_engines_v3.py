@@ -24,7 +24,7 @@ from dsv4_shard.inspect import inspect
 from dsv4_shard.models.roles import Stage
 from dsv4_shard.planning.choose import choose
 from dsv4_shard.planning.make_plan import make_plan
-from dsv4_shard.reshard import prepare
+from dsv4_shard.sharding.job import prepare
 
 TARGET = (Stage.MODEL, Stage.LAYER)
 MODELS = {"v3": V3, "v32": V32}

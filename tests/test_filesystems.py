@@ -17,15 +17,16 @@ from pathlib import Path
 import pytest
 from small import contents, job_for, open_folder, reshard_folder, small_config, with_bf16_o_a
 
-from dsv4_shard import journal
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import ExitCode, NotEnoughDisk, ReadFailed, ShardError, WriteFailed
 from dsv4_shard.planning.make_plan import make_plan
-from dsv4_shard.reshard import Job, prepare, reshard
+from dsv4_shard.sharding import journal
+from dsv4_shard.sharding.job import Job, prepare
+from dsv4_shard.sharding.run import reshard
 from dsv4_shard.storage import linux_io as syscalls
 from dsv4_shard.storage import staging as commit
-from dsv4_shard.verify import verify
+from dsv4_shard.verification.result_folder import verify
 
 STAGING = ".out.partial"
 MIB = 1 << 20

@@ -28,7 +28,7 @@ from dsv4_shard.cli import app
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import ExitCode
 from dsv4_shard.opening import open_source
-from dsv4_shard.reading import spans
+from dsv4_shard.sharding.recipe import spans
 from dsv4_shard.sources import hub_http as hubfiles
 from dsv4_shard.sources import remote_headers as heads
 from dsv4_shard.sources import retry as persistence
@@ -537,7 +537,7 @@ def test_no_more_comes_than_the_ranks_need(
 ) -> None:
     from dsv4_shard.checkpoint.inventory import take_inventory
     from dsv4_shard.planning.make_plan import make_plan
-    from dsv4_shard.reshard import prepare
+    from dsv4_shard.sharding.job import prepare
 
     nodes = 4 if engine == "node" else None
     request = Request(4, engine=engine, nodes=nodes)
@@ -567,7 +567,7 @@ def test_no_more_comes_than_the_ranks_need(
 def test_a_run_that_was_cut_off_goes_on_where_it_was(
     hub: HubServer, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dsv4_shard.journal.SAVE_BYTES", 100_000)
+    monkeypatch.setattr("dsv4_shard.sharding.journal.SAVE_BYTES", 100_000)
     open_source(REPO, exact=True)
     hub.reset()
     hub.faults.append(Fault("status", route="cdn", file="*4-of*", times=None))
@@ -602,7 +602,7 @@ def test_a_plan_pins_the_commit_that_it_was_made_for(hub: HubServer, other: Path
 def test_work_for_another_commit_is_refused_with_its_name(
     hub: HubServer, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dsv4_shard.journal.SAVE_BYTES", 100_000)
+    monkeypatch.setattr("dsv4_shard.sharding.journal.SAVE_BYTES", 100_000)
     commit = hub.head(REPO)
     open_source(REPO, exact=True)
     hub.faults.append(Fault("status", route="cdn", file="*4-of*", times=None))

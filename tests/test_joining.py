@@ -16,7 +16,7 @@ import pytest
 from small import open_folder, reshard_folder, small_config, with_bf16_o_a
 from typer.testing import CliRunner
 
-from dsv4_shard.catalog.rank_ranges import parse_ranks, say_ranks, share_name, span_of
+from dsv4_shard.catalog.rank_ranges import parse_ranks, say_ranks, span_of
 from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, write_checkpoint
 from dsv4_shard.cli import app
 from dsv4_shard.engines.deployment import Request
@@ -29,12 +29,14 @@ from dsv4_shard.errors import (
     UsageError,
     WriteFailed,
 )
-from dsv4_shard.manifest import load_manifest
 from dsv4_shard.planning.make_plan import make_plan
-from dsv4_shard.reshard import prepare, reshard
+from dsv4_shard.sharding.job import prepare
+from dsv4_shard.sharding.joining import share_name
+from dsv4_shard.sharding.manifest import load_manifest
+from dsv4_shard.sharding.run import reshard
 from dsv4_shard.storage import locks
 from dsv4_shard.storage import staging as commit
-from dsv4_shard.verify import verify
+from dsv4_shard.verification.result_folder import verify
 
 LAYOUTS = {
     "sglang": Request(tp=8, engine="sglang"),

@@ -15,7 +15,7 @@ from dsv4_shard.catalog.rank_ranges import own_share, share_of
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.cli import app
 from dsv4_shard.errors import ExitCode, UsageError
-from dsv4_shard.manifest import load_manifest
+from dsv4_shard.sharding.manifest import load_manifest
 
 TP = 8
 

@@ -16,7 +16,7 @@ from dsv4_shard.checkpoint.inventory import take_inventory
 from dsv4_shard.checkpoint.synthetic import tensors_of
 from dsv4_shard.engines.deployment import Context, Request
 from dsv4_shard.engines.registry import find_engine
-from dsv4_shard.recipe import make_recipe
+from dsv4_shard.sharding.recipe_builder import make_recipe
 
 MODELS = {"pro": PRO, "flash": FLASH}
 NOT_IN_FILES = (".attn_mqa.k_scale", ".attn_mqa.v_scale")

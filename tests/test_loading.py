@@ -10,10 +10,11 @@ from small import open_folder
 
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import LoadRefused, NotAResult
-from dsv4_shard.loading import check_file, check_identity, check_parameters, find_manifest, rank_files
-from dsv4_shard.manifest import load_manifest
 from dsv4_shard.planning.make_plan import make_plan
-from dsv4_shard.reshard import prepare, reshard
+from dsv4_shard.sglang_plugin.checks import check_file, check_identity, check_parameters, find_manifest, rank_files
+from dsv4_shard.sharding.job import prepare
+from dsv4_shard.sharding.manifest import load_manifest
+from dsv4_shard.sharding.run import reshard
 from dsv4_shard.tensors.header import build_header
 
 
@@ -166,6 +167,6 @@ def test_a_missing_unknown_or_other_parameter_is_refused_by_name(wanted, why):
 
 def test_the_plugin_brings_no_command_line_into_the_engines_processes():
     unwanted = {"torch", "typer", "rich", "huggingface_hub"}
-    code = f"import sys, dsv4_shard.sglang_plugin, dsv4_shard.loading; print(*{unwanted} & sys.modules.keys())"
+    code = f"import sys, dsv4_shard.sglang_plugin.checks; print(*{unwanted} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

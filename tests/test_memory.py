@@ -14,7 +14,7 @@ from dsv4_shard.checkpoint.reader.reader import read_checkpoint
 from dsv4_shard.engines.registry.deployment import Request
 from dsv4_shard.checkpoint.reader.inventory import take_inventory
 from dsv4_shard.planning.make_plan import make_plan
-from dsv4_shard.reshard import prepare
+from dsv4_shard.sharding.job import prepare
 from dsv4_shard.opening import open_source
 folder, engine, nodes = sys.argv[1:]
 checkpoint = read_checkpoint(open_source(folder))

@@ -16,22 +16,23 @@ from small import contents, load_checkpoint, open_folder, raw, rewrite, small_co
 from test_recipe import Case, cases
 from typer.testing import CliRunner
 
-from dsv4_shard import copying
 from dsv4_shard.checkpoint.inventory import Inventory
 from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.cli import app
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import ForeignPlan, OutputNotEmpty
-from dsv4_shard.manifest import load_manifest
-from dsv4_shard.merge import prepare_merge, source_of_ranks
 from dsv4_shard.opening import open_source
 from dsv4_shard.planning.make_plan import make_plan
-from dsv4_shard.rankfolder import holds_ranks
-from dsv4_shard.ranks import open_ranks
-from dsv4_shard.reshard import Outcome, prepare, reshard
+from dsv4_shard.reassembly.detect import holds_ranks
+from dsv4_shard.reassembly.merge_job import prepare_merge, source_of_ranks
+from dsv4_shard.reassembly.rank_folder import open_ranks
+from dsv4_shard.sharding import copy as copying
+from dsv4_shard.sharding.job import Outcome, prepare
+from dsv4_shard.sharding.manifest import load_manifest
+from dsv4_shard.sharding.run import reshard
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
-from dsv4_shard.verify import verify
+from dsv4_shard.verification.result_folder import verify
 
 VLLM_HIDDEN = 256
 """What vLLM's tiles divide."""

@@ -23,12 +23,13 @@ from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.cli import app
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import InfeasiblePlan, NotEnoughDisk, UsageError
-from dsv4_shard.manifest import load_manifest
-from dsv4_shard.numerics import check_numerics
 from dsv4_shard.planning.make_plan import make_plan
-from dsv4_shard.reshard import Outcome, prepare, reshard
+from dsv4_shard.sharding.job import Outcome, prepare
+from dsv4_shard.sharding.manifest import load_manifest
+from dsv4_shard.sharding.run import reshard
 from dsv4_shard.sources.checkpoint_files import INDEX_FILE
-from dsv4_shard.verify import verify
+from dsv4_shard.verification.moe_numerics import check_numerics
+from dsv4_shard.verification.result_folder import verify
 
 EXPERTS = 8
 NODES = 2

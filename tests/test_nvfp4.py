@@ -22,11 +22,12 @@ from dsv4_shard.engines.registry import ENGINES
 from dsv4_shard.errors import ExitCode, InfeasiblePlan
 from dsv4_shard.inspect import inspect
 from dsv4_shard.models.roles import Part, Role, Stage
-from dsv4_shard.numerics import check_numerics
 from dsv4_shard.planning.make_plan import make_plan
-from dsv4_shard.reshard import prepare, reshard
+from dsv4_shard.sharding.job import prepare
+from dsv4_shard.sharding.run import reshard
 from dsv4_shard.tensors.geometry import Block
-from dsv4_shard.verify import verify
+from dsv4_shard.verification.moe_numerics import check_numerics
+from dsv4_shard.verification.result_folder import verify
 
 NVFP4 = Format("NVFP4", Block(1, 16), "F8_E4M3")
 FP4 = Format("FP4", Block(1, 32), "F8_E8M0")

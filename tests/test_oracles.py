@@ -13,7 +13,8 @@ from conformance.tiny import write_variant
 from conformance.written import compare_rank
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.planning.make_plan import make_plan
-from dsv4_shard.reshard import prepare, reshard
+from dsv4_shard.sharding.job import prepare
+from dsv4_shard.sharding.run import reshard
 
 
 @pytest.fixture(scope="session")

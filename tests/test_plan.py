@@ -28,7 +28,7 @@ from dsv4_shard.planning.document import SCHEMA_VERSION, Plan
 from dsv4_shard.planning.make_plan import folder_of, make_plan, refuse_infeasible
 from dsv4_shard.planning.plan_file import MAX_PLAN_BYTES, check_plan, load_plan
 from dsv4_shard.planning.weights import rank_nbytes
-from dsv4_shard.recipe import make_recipe
+from dsv4_shard.sharding.recipe_builder import make_recipe
 from dsv4_shard.version import __version__
 
 TARGET = (Stage.MODEL, Stage.LAYER)

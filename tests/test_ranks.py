@@ -14,7 +14,6 @@ from small import contents, load_checkpoint, load_tensors, open_folder, raw, sma
 from test_merge import held_by, merge, opened, shard, weights
 from typer.testing import CliRunner
 
-from dsv4_shard import journal
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.cli import app
 from dsv4_shard.engines.deployment import Request
@@ -32,11 +31,13 @@ from dsv4_shard.errors import (
     SourceChanged,
     WrongRankHeader,
 )
-from dsv4_shard.manifest import Manifest, load_manifest
-from dsv4_shard.merge import prepare_merge
 from dsv4_shard.planning.make_plan import make_plan
-from dsv4_shard.ranks import open_ranks
-from dsv4_shard.reshard import prepare, reshard
+from dsv4_shard.reassembly.merge_job import prepare_merge
+from dsv4_shard.reassembly.rank_folder import open_ranks
+from dsv4_shard.sharding import journal
+from dsv4_shard.sharding.job import prepare
+from dsv4_shard.sharding.manifest import Manifest, load_manifest
+from dsv4_shard.sharding.run import reshard
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE
 from dsv4_shard.sources.local import LocalFile, LocalSource
 from dsv4_shard.tensors.header import read_header

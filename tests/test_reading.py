@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from test_copying import random_work
 
-from dsv4_shard.copying import copy
-from dsv4_shard.journal import Finished
-from dsv4_shard.reading import spans
+from dsv4_shard.sharding.copy import copy
+from dsv4_shard.sharding.journal import Finished
+from dsv4_shard.sharding.recipe import spans
 from dsv4_shard.sources.base import OpenFile, Span
 from dsv4_shard.sources.local import LocalFile, LocalSource
 

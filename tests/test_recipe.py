@@ -27,7 +27,8 @@ from dsv4_shard.engines.registry import find_engine
 from dsv4_shard.engines.vllm.files import layout_class
 from dsv4_shard.models.config import parse_config
 from dsv4_shard.planning.choose import choose
-from dsv4_shard.recipe import ALL_RANKS, Cut, Landing, OutputFile, Recipe, Step, make_recipe, scale_name
+from dsv4_shard.sharding.recipe import ALL_RANKS, Cut, Landing, OutputFile, Recipe, Step
+from dsv4_shard.sharding.recipe_builder import make_recipe, scale_name
 from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.tensors.dtype_casts import CONVERSIONS
 from dsv4_shard.tensors.header import DTYPE_BITS, Tensor, nbytes_of, parse_header

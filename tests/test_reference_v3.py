@@ -21,12 +21,13 @@ from dsv4_shard.engines.deployment import Context, Request
 from dsv4_shard.engines.reference.v3 import REFERENCE_V3, REFERENCE_V32
 from dsv4_shard.engines.registry import engine_for
 from dsv4_shard.errors import InfeasiblePlan, UsageError
-from dsv4_shard.numerics import TOLERANCE, check_numerics
 from dsv4_shard.planning.choose import choose
 from dsv4_shard.planning.make_plan import make_plan
-from dsv4_shard.recipe import make_recipe
-from dsv4_shard.reshard import prepare
-from dsv4_shard.verify import verify
+from dsv4_shard.sharding.job import prepare
+from dsv4_shard.sharding.recipe_builder import make_recipe
+from dsv4_shard.verification.documents import TOLERANCE
+from dsv4_shard.verification.moe_numerics import check_numerics
+from dsv4_shard.verification.result_folder import verify
 
 FAMILIES = ("v3", "v32")
 LAYERS = 3

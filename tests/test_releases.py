@@ -7,7 +7,7 @@ from dsv4_shard.engines.deployment import Context, Request
 from dsv4_shard.engines.registry import engine_for
 from dsv4_shard.planning.choose import choose
 from dsv4_shard.planning.make_plan import make_plan
-from dsv4_shard.recipe import make_recipe
+from dsv4_shard.sharding.recipe_builder import make_recipe
 
 LAYOUTS = ("reference", "sglang", "vllm")
 RELEASES = (*REAL_MODELS, PRO_NVFP4)

@@ -49,7 +49,8 @@ from dsv4_shard.errors import (
 from dsv4_shard.models.roles import Draft
 from dsv4_shard.planning.choose import choose
 from dsv4_shard.planning.make_plan import make_plan
-from dsv4_shard.reshard import prepare, reshard
+from dsv4_shard.sharding.job import prepare
+from dsv4_shard.sharding.run import reshard
 from dsv4_shard.tensors.geometry import FP4_GROUP
 
 DATA = Path(__file__).parent / "data"
@@ -500,13 +501,13 @@ def test_no_descriptor_stays_open(least: Path, tmp_path: Path) -> None:
 CHILD = """
 import sys
 from pathlib import Path
-from dsv4_shard import copying
+from dsv4_shard.sharding import copy as copying
 from dsv4_shard.checkpoint.reader.reader import read_checkpoint
 from dsv4_shard.engines.registry.deployment import Request
 from dsv4_shard.checkpoint.reader.inventory import take_inventory
 from dsv4_shard.planning.choose import choose
 from dsv4_shard.planning.make_plan import make_plan
-from dsv4_shard.reshard import prepare, reshard
+from dsv4_shard.sharding.job import prepare; from dsv4_shard.sharding.run import reshard
 from dsv4_shard.opening import open_source
 folder, out, expert_dtype, chunk = sys.argv[1:]
 copying.CHUNK_BYTES = int(chunk)

@@ -18,15 +18,17 @@ import torch
 from small import contents, job_for, load_checkpoint, open_folder, reshard_folder, rewrite, small_config, with_bf16_o_a
 from typer.testing import CliRunner
 
-from dsv4_shard import cli, journal
+from dsv4_shard import cli
 from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, write_checkpoint
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import ExitCode, InexactCast, NotEnoughDisk, OtherRun, SourceChanged
-from dsv4_shard.journal import read_journal
 from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.progress import Progress
-from dsv4_shard.reshard import prepare, reshard
-from dsv4_shard.verify import verify
+from dsv4_shard.sharding import journal
+from dsv4_shard.sharding.job import prepare
+from dsv4_shard.sharding.journal import read_journal
+from dsv4_shard.sharding.run import reshard
+from dsv4_shard.verification.result_folder import verify
 
 STAGING = ".out.partial"
 SAVE_BYTES = 300_000

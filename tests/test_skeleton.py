@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small import open_folder
 
-from dsv4_shard import skeleton
 from dsv4_shard.errors import BadSkeleton
-from dsv4_shard.skeleton import MAX_ENTRIES, read_skeleton, write_skeleton
+from dsv4_shard.sharding import header_archive as skeleton
+from dsv4_shard.sharding.header_archive import MAX_ENTRIES, read_skeleton, write_skeleton
 from dsv4_shard.tensors.header import build_header
 
 HEADER = build_header({"a": ("F32", (2,))})[0]

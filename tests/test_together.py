@@ -12,10 +12,12 @@ from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, write_checkpoint
 from dsv4_shard.cli import app
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import NotAResult, UsageError
-from dsv4_shard.numerics import check_numerics
 from dsv4_shard.planning.make_plan import make_plan
-from dsv4_shard.reshard import prepare, reshard
-from dsv4_shard.together import Together, verify_together
+from dsv4_shard.sharding.job import prepare
+from dsv4_shard.sharding.run import reshard
+from dsv4_shard.verification.documents import Together
+from dsv4_shard.verification.moe_numerics import check_numerics
+from dsv4_shard.verification.shares import verify_together
 
 REQUESTS = {
     "sglang": Request(tp=8, engine="sglang"),

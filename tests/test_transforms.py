@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import raw
 
-from dsv4_shard.tensors.decoding import TRANSFORMS, Transform, dequantize
+from dsv4_shard.tensors.decoding import TRANSFORMS, Transform
+from dsv4_shard.verification.dequantize import dequantize
 
 CAST = TRANSFORMS["fp4_to_fp8"]
 CAST_32 = TRANSFORMS["fp4_to_fp8_32"]

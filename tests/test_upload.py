@@ -15,12 +15,12 @@ from schemas import validator
 from small import small_config
 from test_cli import run
 
-from dsv4_shard import upload
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
+from dsv4_shard.destinations import object_store as upload
+from dsv4_shard.destinations.object_store import scratch_path
 from dsv4_shard.errors import ExitCode, SourceChanged
 from dsv4_shard.sources import object_store as stores
 from dsv4_shard.storage.locks import LockedFolder
-from dsv4_shard.upload import scratch_path
 
 URL = "s3://bucket/shards/tp4"
 TP4 = ("--tp", "4", "--gpu", "h100")

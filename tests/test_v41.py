@@ -23,14 +23,15 @@ from dsv4_shard.cli import app
 from dsv4_shard.engines.deployment import Context, Request
 from dsv4_shard.engines.registry import engine_for
 from dsv4_shard.errors import InfeasiblePlan
-from dsv4_shard.numerics import check_numerics
 from dsv4_shard.planning.choose import choose
 from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.planning.weights import rank_nbytes
-from dsv4_shard.recipe import make_recipe
-from dsv4_shard.reshard import prepare, reshard
-from dsv4_shard.verify import verify
+from dsv4_shard.sharding.job import prepare
+from dsv4_shard.sharding.recipe_builder import make_recipe
+from dsv4_shard.sharding.run import reshard
+from dsv4_shard.verification.moe_numerics import check_numerics
+from dsv4_shard.verification.result_folder import verify
 
 FLASH_0731, PRO_0813 = "DeepSeek-V4-Flash-0731", "DeepSeek-V4-Pro-0813"
 

@@ -16,16 +16,18 @@ from hypothesis import strategies as st
 from small import contents, least_config, load_checkpoint, open_folder, reshard_folder, rewrite, small_config
 
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
-from dsv4_shard.comparison import _account
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import ForeignPlan, NotAResult, UsageError
-from dsv4_shard.manifest import load_manifest
-from dsv4_shard.numerics import TOLERANCE, check_numerics
 from dsv4_shard.planning.make_plan import make_plan
-from dsv4_shard.recipe import Cut, Spread
-from dsv4_shard.reshard import prepare, reshard
+from dsv4_shard.sharding.job import prepare
+from dsv4_shard.sharding.manifest import load_manifest
+from dsv4_shard.sharding.recipe import Cut, Spread
+from dsv4_shard.sharding.run import reshard
 from dsv4_shard.tensors.header import Header, parse_header
-from dsv4_shard.verify import Verification, verify
+from dsv4_shard.verification.against_source import _account
+from dsv4_shard.verification.documents import TOLERANCE, Verification
+from dsv4_shard.verification.moe_numerics import check_numerics
+from dsv4_shard.verification.result_folder import verify
 
 RANK_FILES = ("model0-mp2.safetensors", "model1-mp2.safetensors")
 COMPANIONS = ("plan.json", "source.zip", "inference_config.json", "tokenizer.json", "tokenizer_config.json")

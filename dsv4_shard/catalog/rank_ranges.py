@@ -4,10 +4,7 @@ from collections.abc import Iterable, Mapping
 from itertools import groupby
 
 from dsv4_shard.errors import UsageError
-from dsv4_shard.storage.digests import digest_of
 from dsv4_shard.text.sanitize import short
-
-_SPAN_IN_NAME = 40
 
 _MAX_DIGITS = 9
 
@@ -43,12 +40,6 @@ def span_of(ranks: Iterable[int]) -> str:
     """The shortest text that `parse_ranks` reads as these ranks."""
     runs = [[rank for _, rank in run] for _, run in groupby(enumerate(sorted(ranks)), lambda pair: pair[1] - pair[0])]
     return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
-
-
-def share_name(ranks: Iterable[int]) -> str:
-    """`span_of` in the name of a folder: another text for any other ranks, and not too long for a file system."""
-    span = span_of(ranks)
-    return span if len(span) <= _SPAN_IN_NAME else f"{span[:_SPAN_IN_NAME]}-{digest_of(span.encode())}"
 
 
 def say_ranks(ranks: Iterable[int]) -> str:

@@ -1,7 +1,6 @@
 """Bytes into the files of a result in the making."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from dsv4_shard.errors import WriteFailed
@@ -38,25 +37,6 @@ class StagedFile:
 
     def close(self) -> None:
         os.close(self.fd)
-
-
-class FileSink:
-    """Writes pieces to the staged files; those that are None have all their bytes. See `copying.Sink`."""
-
-    def __init__(self, files: Sequence[StagedFile | None]) -> None:
-        self._files = files
-
-    def put(self, file: int, offset: int, data: memoryview) -> None:
-        """Write `data` at `offset` of file number `file`, unless it is there. Raises WriteFailed."""
-        staged = self._files[file]
-        if staged is not None:
-            staged.write(offset, data)
-
-    def flush(self) -> None:
-        """Wait until all that was put is on disk. Raises WriteFailed."""
-        for staged in self._files:
-            if staged is not None:
-                staged.flush()
 
 
 def fsync_folder(path: Path) -> None:

@@ -9,10 +9,7 @@ from dsv4_shard.terminal.text import item, paragraph, title
 from dsv4_shard.text.units import counted, size
 
 if TYPE_CHECKING:
-    from dsv4_shard.numerics import Numerics
-    from dsv4_shard.problem import Problem
-    from dsv4_shard.together import Together
-    from dsv4_shard.verify import Verification
+    from dsv4_shard.verification.documents import Numerics, Problem, Together, Verification
 
 _PROBLEMS_SHOWN = 20
 

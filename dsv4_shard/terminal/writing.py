@@ -13,11 +13,10 @@ from dsv4_shard.terminal.text import item, paragraph, title
 from dsv4_shard.text.units import counted, size
 
 if TYPE_CHECKING:
-    from dsv4_shard.cluster import ClusterOutcome
-    from dsv4_shard.ranksource import RankSource
+    from dsv4_shard.destinations.ray_cluster import ClusterOutcome
+    from dsv4_shard.reassembly.source import RankSource
     from dsv4_shard.report import Report
-    from dsv4_shard.reshard import Job, Outcome
-    from dsv4_shard.upload import Uploaded
+    from dsv4_shard.sharding.job import Job, Outcome, Uploaded
 
 
 def show_dry_run(console: Console, job: "Job", out: str, needed: int, free: int) -> None:

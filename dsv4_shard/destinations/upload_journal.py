@@ -1,0 +1,84 @@
+"""What an unfinished upload has put."""
+
+import os
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from dsv4_shard.errors import WriteFailed
+from dsv4_shard.sources.remote import Listed
+
+# --- what is noted -------------------------------------------------------------------------------------------------
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class _Begun(_Entry):
+    """Whose result it is."""
+
+    run: str
+
+
+class _Claimed(_Entry):
+    """The place was found free, or to be overwritten: objects of these names are ours, `doomed` ones are to go."""
+
+    names: list[str]
+    doomed: list[str]
+
+
+class _Put(_Entry):
+    """An object is there."""
+
+    name: str
+    nbytes: int
+    stamp: str
+
+
+_ENTRY: TypeAdapter[_Begun | _Claimed | _Put] = TypeAdapter(_Begun | _Claimed | _Put)
+
+
+class _Journal:
+    """What is noted of an upload, a line of JSON each; what is torn, and all after it, is as if it were not there."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._lock = path, threading.Lock()
+        self.run: str | None = None
+        self.claimed: _Claimed | None = None
+        self.put: dict[str, Listed] = {}
+        self._stop = 0
+        with suppress(FileNotFoundError, NotADirectoryError), path.open("rb") as file:
+            for line in file:
+                try:
+                    self._take(_ENTRY.validate_json(line))
+                except ValidationError:
+                    return
+                self._stop += len(line)
+
+    def note(self, entry: _Entry) -> None:
+        """Take note, durably, from any thread. Raises WriteFailed."""
+        line = entry.model_dump_json().encode() + b"\n"
+        with self._lock:
+            try:
+                with self._path.open("r+b" if self._path.exists() else "xb") as file:
+                    file.truncate(self._stop)
+                    file.seek(self._stop)
+                    file.write(line)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                raise WriteFailed(f"{self._path}: {error.strerror}") from error
+            self._stop += len(line)
+            self._take(entry)
+
+    def _take(self, entry: _Entry) -> None:
+        match entry:
+            case _Begun():
+                self.run = entry.run
+            case _Claimed():
+                self.claimed = entry
+            case _Put():
+                self.put[entry.name] = Listed(entry.nbytes, entry.stamp)

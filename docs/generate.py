@@ -20,11 +20,11 @@ from dsv4_shard import errors
 from dsv4_shard.catalog.gpus import GPUS, MIB, Gpu
 from dsv4_shard.cli import app
 from dsv4_shard.commandhelp import EXIT_CODES, examples_of, exit_codes_of, grouped
+from dsv4_shard.diagnosis.explanation import Explanation
 from dsv4_shard.documents import Clustered, DryRunDocument, MergedDocument, Resharded, Stored
 from dsv4_shard.errors import ExitCode, ShardError
-from dsv4_shard.explain import Explanation
-from dsv4_shard.generic import UnknownInspection
-from dsv4_shard.inspect import Inspection
+from dsv4_shard.inspection.known_family import Inspection
+from dsv4_shard.inspection.unknown_family import UnknownInspection
 from dsv4_shard.planning.compare import PlanComparison
 from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.search import Search

@@ -25,13 +25,13 @@ from dsv4_shard.text.suggest import as_option
 if TYPE_CHECKING:
     from dsv4_shard.checkpoint.inventory import Inventory
     from dsv4_shard.checkpoint.reader import Checkpoint
-    from dsv4_shard.explain import Explanation
-    from dsv4_shard.generic import UnknownInspection
-    from dsv4_shard.inspect import Inspection
+    from dsv4_shard.diagnosis.explanation import Explanation
+    from dsv4_shard.inspection.known_family import Inspection
+    from dsv4_shard.inspection.unknown_family import UnknownInspection
     from dsv4_shard.planning.compare import PlanComparison
     from dsv4_shard.planning.document import Plan
     from dsv4_shard.planning.search import Search
-    from dsv4_shard.report import Report
+    from dsv4_shard.reporting.report import Report
 
 
 def inspect(
@@ -60,9 +60,9 @@ def inspect(
     ['works', 'with-options']
     """
     from dsv4_shard.checkpoint.reader import read_unknown
-    from dsv4_shard.generic import inspect_unknown
-    from dsv4_shard.inspect import DEFAULT_TPS
-    from dsv4_shard.inspect import inspect as inspect_checkpoint
+    from dsv4_shard.inspection.known_family import DEFAULT_TPS
+    from dsv4_shard.inspection.known_family import inspect as inspect_checkpoint
+    from dsv4_shard.inspection.unknown_family import inspect_unknown
     from dsv4_shard.opening import open_checkpoint, open_source
     from dsv4_shard.storage.runtime import collector_paused
 
@@ -199,7 +199,8 @@ def report(
     from dsv4_shard.planning.make_plan import make_plan
     from dsv4_shard.planning.plan_file import check_plan
     from dsv4_shard.planning.search import plan_best
-    from dsv4_shard.report import make_report, to_html
+    from dsv4_shard.reporting.page import to_html
+    from dsv4_shard.reporting.report import make_report
     from dsv4_shard.storage.output_folder import write_text
 
     plan, found = _plan_given(source), None
@@ -268,8 +269,8 @@ def explain(text: str | Path | BinaryIO, *, repo: str | Path | None = None) -> "
     'shared experts: shared intermediate size 3072 / TP 16 = 192, which is 1.5 blocks of 128'
     """
     from dsv4_shard.checkpoint.inventory import refuse_errors
-    from dsv4_shard.explain import Model
-    from dsv4_shard.explain import explain as explain_lines
+    from dsv4_shard.diagnosis.cases import Model
+    from dsv4_shard.diagnosis.explanation import explain as explain_lines
     from dsv4_shard.opening import open_checkpoint
 
     model = None
@@ -286,7 +287,7 @@ def explain(text: str | Path | BinaryIO, *, repo: str | Path | None = None) -> "
 @contextmanager
 def _lines(text: str | Path | BinaryIO) -> Iterator[Iterator[tuple[int, str]]]:
     """Numbered lines of a message or a log. Raises UsageError, ReadFailed."""
-    from dsv4_shard.logs import lines_of
+    from dsv4_shard.diagnosis.log_scan import lines_of
 
     if isinstance(text, Path):
         try:

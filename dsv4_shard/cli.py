@@ -188,7 +188,7 @@ def inspect(
     Reads headers only. Of families that are not known: what they hold, and where whole blocks divide.
     """
     from dsv4_shard import recent
-    from dsv4_shard.inspect import Inspection
+    from dsv4_shard.inspection.known_family import Inspection
     from dsv4_shard.terminal.inspection import show_inspection
     from dsv4_shard.terminal.unknown import show_unknown
 

@@ -22,8 +22,8 @@ from dsv4_shard.checkpoint.reader import Checkpoint, read_checkpoint, read_unkno
 from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, V41_CONFIG, Tensors, by_file, tensors_of
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import ShardError, UnsupportedFamily
-from dsv4_shard.generic import inspect_unknown
-from dsv4_shard.inspect import inspect
+from dsv4_shard.inspection.known_family import inspect
+from dsv4_shard.inspection.unknown_family import inspect_unknown
 from dsv4_shard.models.config import ModelConfig, parse_config
 from dsv4_shard.models.roles import Stage
 from dsv4_shard.planning.document import Plan

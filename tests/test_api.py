@@ -20,9 +20,9 @@ from dsv4_shard import errors
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.cli import app
 from dsv4_shard.destinations.folder import DryRun
-from dsv4_shard.inspect import Inspection
+from dsv4_shard.inspection.known_family import Inspection
 from dsv4_shard.reassembly.merge_job import Merged
-from dsv4_shard.report import to_html
+from dsv4_shard.reporting.page import to_html
 from dsv4_shard.verification.documents import Together, Verification
 
 VERBS = ("compare", "explain", "inspect", "merge", "plan", "report", "reshard", "search", "verify")
@@ -86,9 +86,9 @@ def test_a_verb_is_a_function_with_its_options_and_a_docstring_whatever_was_impo
 
 
 def test_a_module_that_a_verb_shares_its_name_with_is_imported_as_any_other():
-    code = "import dsv4_shard.inspect as module, dsv4_shard, sys; "
-    code += "print(module is dsv4_shard.inspect, sys.modules['dsv4_shard.inspect'].__name__)"
-    assert in_a_fresh_process(code).split() == ["True", "dsv4_shard.inspect"]
+    code = "import dsv4_shard.inspection.known_family as module, dsv4_shard, sys; "
+    code += "print(module is dsv4_shard.inspection.known_family, sys.modules['dsv4_shard.inspection.known_family'].__name__)"
+    assert in_a_fresh_process(code).split() == ["True", "dsv4_shard.inspection.known_family"]
 
 
 def test_importing_the_package_imports_nothing_that_takes_time():

@@ -333,8 +333,8 @@ def test_a_signal_ends_a_run_and_leaves_nothing(number, code, tiny_checkpoint, t
 @pytest.mark.parametrize(("number", "said"), [(signal.SIGINT, "interrupted\n"), (signal.SIGTERM, "")])
 @pytest.mark.parametrize(
     ("is_there", "moments"),
-    [(True, "typer.main.get_group"), (True, "typer.core:TyperGroup.make_context"), (True, "dsv4_shard.inspect"),
-     (True, "dsv4_shard.inspect dsv4_shard.cli._print_notes"), (False, "dsv4_shard.cli._print_notes"),
+    [(True, "typer.main.get_group"), (True, "typer.core:TyperGroup.make_context"), (True, "dsv4_shard.inspection.known_family"),
+     (True, "dsv4_shard.inspection.known_family dsv4_shard.cli._print_notes"), (False, "dsv4_shard.cli._print_notes"),
      (True, "typer.core:TyperCommand.invoke"), (True, "atexit.unregister"), (False, "atexit.unregister"),
      (True, "dsv4_shard.recent:Part.__set_name__")],
 )  # fmt: skip

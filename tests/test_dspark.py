@@ -8,7 +8,7 @@ from dsv4_shard.checkpoint.findings import Severity
 from dsv4_shard.checkpoint.inventory import take_inventory
 from dsv4_shard.engines.deployment import Context, Request
 from dsv4_shard.engines.registry import engine_for
-from dsv4_shard.inspect import inspect
+from dsv4_shard.inspection.known_family import inspect
 from dsv4_shard.models.roles import Draft, Role, Stage
 from dsv4_shard.planning.choose import choose
 from dsv4_shard.planning.make_plan import make_plan

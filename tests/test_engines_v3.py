@@ -20,7 +20,7 @@ from dsv4_shard.checkpoint.synthetic import tensors_of
 from dsv4_shard.engines.deployment import Context, Deployment, Request
 from dsv4_shard.engines.registry import engine_for
 from dsv4_shard.errors import UsageError
-from dsv4_shard.inspect import inspect
+from dsv4_shard.inspection.known_family import inspect
 from dsv4_shard.models.roles import Stage
 from dsv4_shard.planning.choose import choose
 from dsv4_shard.planning.make_plan import make_plan

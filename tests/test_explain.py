@@ -19,16 +19,18 @@ from skeletons import DATA
 from typer.testing import CliRunner
 
 from dsv4_shard.cli import app
+from dsv4_shard.diagnosis.cases import Model
+from dsv4_shard.diagnosis.explanation import Explanation, explain
+from dsv4_shard.diagnosis.log_scan import MAX_LINE, lines_of, read_log
+from dsv4_shard.diagnosis.other_messages import OTHERS
+from dsv4_shard.diagnosis.patterns import compile_template, patterns
+from dsv4_shard.diagnosis.releases import RELEASES, find_release, inventory_of
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.engines.registry import ENGINES, SERVING, engine_for
 from dsv4_shard.engines.sglang.v4 import ROUTED_RULE, RUNNERS
 from dsv4_shard.errors import ExitCode
-from dsv4_shard.explain import Explanation, Model, explain
-from dsv4_shard.logs import MAX_LINE, lines_of, read_log
-from dsv4_shard.messages import OTHERS, compile_template, patterns
 from dsv4_shard.models.families import FAMILIES
 from dsv4_shard.planning.make_plan import make_plan
-from dsv4_shard.releases import RELEASES, find_release, inventory_of
 from dsv4_shard.terminal.explaining import show_explanation
 
 COLUMN = "ValueError: Weight output_partition_size = 192 is not divisible by weight quantization block_n = 128."

@@ -25,10 +25,10 @@ from dsv4_shard.checkpoint.reader import UnknownCheckpoint, read_unknown
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.cli import app
 from dsv4_shard.errors import ExitCode, IndexMismatch, MissingFile, UsageError
-from dsv4_shard.generic import SCHEMA_VERSION, UnknownInspection, inspect_unknown, module_of
-from dsv4_shard.inspect import DEFAULT_TPS
+from dsv4_shard.inspection.known_family import DEFAULT_TPS
+from dsv4_shard.inspection.scale_pairs import Sharing
+from dsv4_shard.inspection.unknown_family import SCHEMA_VERSION, UnknownInspection, inspect_unknown, module_of
 from dsv4_shard.opening import open_source
-from dsv4_shard.scales import Sharing
 from dsv4_shard.version import __version__
 
 

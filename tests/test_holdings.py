@@ -5,11 +5,11 @@ from fullsize import FLASH, PRO, PRO_FP8, PRO_NVFP4, V3, V32, V41, inventory_of
 
 from dsv4_shard.engines.deployment import Context, Request
 from dsv4_shard.engines.registry import engine_for
-from dsv4_shard.holdings import Kind, LayerMap, layer_map, rank_bytes
 from dsv4_shard.models.roles import Module
 from dsv4_shard.planning.choose import choose
 from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.planning.weights import TARGET, loads, weights_of
+from dsv4_shard.reporting.rank_contents import Kind, LayerMap, layer_map, rank_bytes
 
 LAYOUTS = (
     (PRO, Request(1)),

@@ -18,7 +18,7 @@ from dsv4_shard.checkpoint.reader import UnknownCheckpoint
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.cli import app
 from dsv4_shard.errors import ExitCode, NotAResult
-from dsv4_shard.generic import inspect_unknown
+from dsv4_shard.inspection.unknown_family import inspect_unknown
 from dsv4_shard.sharding.manifest import MAX_MANIFEST_BYTES, Manifest, load_manifest
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
 from dsv4_shard.sources.local import LocalSource

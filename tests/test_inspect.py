@@ -14,7 +14,7 @@ from dsv4_shard.checkpoint.inventory import take_inventory
 from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, tensors_of
 from dsv4_shard.engines.registry import SERVING
 from dsv4_shard.errors import ExitCode, UsageError
-from dsv4_shard.inspect import DEFAULT_TPS, SCHEMA_VERSION, Cell, Dimension, Inspection, inspect
+from dsv4_shard.inspection.known_family import DEFAULT_TPS, SCHEMA_VERSION, Cell, Dimension, Inspection, inspect
 from dsv4_shard.version import __version__
 
 DIVISIBILITY = json.loads((DATA / "divisibility.json").read_text())

@@ -20,7 +20,7 @@ from dsv4_shard.cli import app
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.engines.registry import ENGINES
 from dsv4_shard.errors import ExitCode, InfeasiblePlan
-from dsv4_shard.inspect import inspect
+from dsv4_shard.inspection.known_family import inspect
 from dsv4_shard.models.roles import Part, Role, Stage
 from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.sharding.job import prepare

@@ -13,14 +13,15 @@ from test_holdings import LAYOUTS
 
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import UsageError
-from dsv4_shard.inspect import inspect
+from dsv4_shard.inspection.known_family import inspect
 from dsv4_shard.models.roles import Module
 from dsv4_shard.planning.choose import choose
 from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.planning.search import plan_best, search
 from dsv4_shard.planning.weights import weights_of
-from dsv4_shard.report import make_report, to_html
+from dsv4_shard.reporting.page import to_html
+from dsv4_shard.reporting.report import make_report
 from dsv4_shard.text.units import gib, size
 
 WHOLE = Request(16, gpu="h20-96", shared="whole", nodes=2)

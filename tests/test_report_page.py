@@ -7,7 +7,8 @@ import pytest
 from browser import CHROMIUM, chromium
 from test_report import BROKEN, HOSTILE, PADDED, WHOLE, charts_of, page_of, plan_of
 
-from dsv4_shard.report import make_report, to_html
+from dsv4_shard.reporting.page import to_html
+from dsv4_shard.reporting.report import make_report
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH: install Debian's chromium, or Chrome"),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dsv4_shard.scales import Sharing, find_scales, template_of
+from dsv4_shard.inspection.scale_pairs import Sharing, find_scales, template_of
 from dsv4_shard.tensors.geometry import Block
 from dsv4_shard.tensors.header import Tensor, nbytes_of
 

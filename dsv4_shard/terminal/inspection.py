@@ -14,7 +14,7 @@ from dsv4_shard.terminal.text import heading, item, title
 from dsv4_shard.text.units import counted, quotient, size
 
 if TYPE_CHECKING:
-    from dsv4_shard.inspect import Cell, Dimension, Inspection, InspectionFinding
+    from dsv4_shard.inspection.known_family import Cell, Dimension, Inspection, InspectionFinding
 
 _SHORT = {"sglang": "SGLang", "vllm": "vLLM", "reference": "reference", "trtllm": "TRT-LLM"}
 _MARKS = {"works": ("yes", "green"), "with-options": ("yes*", "yellow"), "no": ("no", "red"), "unknown": ("?", "dim")}

@@ -15,7 +15,7 @@ from dsv4_shard.text.units import counted, size
 if TYPE_CHECKING:
     from dsv4_shard.destinations.ray_cluster import ClusterOutcome
     from dsv4_shard.reassembly.source import RankSource
-    from dsv4_shard.report import Report
+    from dsv4_shard.reporting.report import Report
     from dsv4_shard.sharding.job import Job, Outcome, Uploaded
 
 

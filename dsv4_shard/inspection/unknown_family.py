@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict
 from dsv4_shard.checkpoint.findings import Finding, Severity, some
 from dsv4_shard.checkpoint.reader import UnknownCheckpoint
 from dsv4_shard.engines.deployment import Request
-from dsv4_shard.inspect import DEFAULT_TPS, InspectionFinding, Share
+from dsv4_shard.inspection.known_family import DEFAULT_TPS, InspectionFinding, Share
+from dsv4_shard.inspection.scale_pairs import MAX_AXES, Scaled, Scales, Sharing, find_scales
 from dsv4_shard.models.config import architectures_of, title_of
 from dsv4_shard.planning.request import check_request
-from dsv4_shard.scales import MAX_AXES, Scaled, Scales, Sharing, find_scales
 from dsv4_shard.tensors.header import nbytes_of
 from dsv4_shard.text.sanitize import short_name
 from dsv4_shard.version import __version__
@@ -36,7 +36,9 @@ _MAX_WORDS = 8
 ROWS_CUT = frozenset(
     {"gate_proj", "up_proj", "gate_up_proj", "w1", "w3", "w13", "q_proj", "k_proj", "v_proj", "q_b_proj", "kv_b_proj"}
 )
+
 COLUMNS_CUT = frozenset({"down_proj", "w2", "o_proj", "wo", "out_proj"})
+
 TWO_IN_ONE = frozenset({"gate_up_proj", "w13"})
 """Gate and up in one tensor: a rank takes its part of each, so each must divide."""
 

@@ -26,6 +26,7 @@ from dsv4_shard.planning.weights import beyond_roles, loads, memory_of, totals_o
 from dsv4_shard.version import __version__
 
 SCHEMA_VERSION: Literal[1] = 1
+
 DEFAULT_TPS = (1, 2, 4, 8, 16, 32, 64)
 
 

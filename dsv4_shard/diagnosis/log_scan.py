@@ -11,23 +11,29 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from dsv4_shard.messages import Pattern, patterns
-from dsv4_shard.releases import find_release
+from dsv4_shard.diagnosis.patterns import Pattern, patterns
+from dsv4_shard.diagnosis.releases import find_release
 
 MAX_LINE = 1 << 14
+
 _OVERLAP = 1 << 10
 """Of a line that is cut, what the next piece repeats, so that no message is lost in between."""
 
 _MAX_FOUND = 32
+
 _WINDOW_LINES = 40
+
 _WINDOW_CHARS = 400
 
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]{0,4096}(?:\x07|\x1b\\)?|[@-Z\\^_])")
+
 _PREFIX = re.compile(
     r"(?:\s*(?:\([\w ]{1,60}(?:pid=\d+)?(?:, ip=[\d.:a-f]+)?\)|\[[^\]\n]{0,100}\]:?|[\w.-]{1,60} +\||\brank ?\d+:"
     r"|\d{2,4}-\d\d(?:-\d\d)?(?:[ T]\d\d:\d\d:\d\d(?:[.,]\d+)?Z?)?|ERROR|INFO|WARNING|CRITICAL|DEBUG))+ ?"
 )
+
 _OPTION = r"(?<![\w-])(?:--|-)?['\"]?(?:{})['\"]?\s{{0,2}}[=: (]\s{{0,2}}([1-9]\d{{0,3}})\b"
+
 _CLUES = {
     "tp": (
         ("tp_", "tp-", "tp ", "tp=", "tp:", "tensor"),
@@ -140,8 +146,8 @@ _BARE = re.compile(
     r"(?:\w+\.)*\w+(?:Error|Exception)(?:: ?(?:integer (?:division or )?modulo by zero|division by zero)?)?"
 )
 
-
 _CLASS = re.compile(r"[\w.]{1,80}(?:Error|Exception): \Z")
+
 _CLASS_CHARS = 100
 
 

@@ -21,19 +21,23 @@ from dsv4_shard.tensors.geometry import FP4_GROUP, Block
 from dsv4_shard.tensors.header import nbytes_of
 
 _FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+
 _V4: dict[str, Any] = {
     "model_type": "deepseek_v4", "architectures": ["DeepseekV4ForCausalLM"], "quantization_config": _FP8,
     "vocab_size": 129280, "head_dim": 512, "o_lora_rank": 1024, "index_n_heads": 64, "index_head_dim": 128,
     "n_shared_experts": 1, "num_experts_per_tok": 6, "num_hash_layers": 3, "hc_mult": 4, "num_nextn_predict_layers": 1,
 }  # fmt: skip
+
 _PRO = _V4 | {
     "hidden_size": 7168, "num_hidden_layers": 61, "num_attention_heads": 128, "q_lora_rank": 1536, "o_groups": 16,
     "moe_intermediate_size": 3072, "n_routed_experts": 384, "compress_ratios": [128, *[128, 4] * 30, 0],
 }  # fmt: skip
+
 _FLASH = _V4 | {
     "hidden_size": 4096, "num_hidden_layers": 43, "num_attention_heads": 64, "q_lora_rank": 1024, "o_groups": 8,
     "moe_intermediate_size": 2048, "n_routed_experts": 256, "compress_ratios": [0, 0, *[4, 128] * 20, 4, 0],
 }  # fmt: skip
+
 _V41: dict[str, Any] = {
     "model_type": "deepseek_v41", "architectures": ["DeepseekV41ForCausalLM"],
     "quantization_config": {"quant_method": "fp8", "weight_block_size": [32, 32], "expert_dtype": "fp4"},
@@ -52,6 +56,7 @@ _V41: dict[str, Any] = {
         "downsample_ratio": 3,
     },
 }  # fmt: skip
+
 _V3: dict[str, Any] = {
     "model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"], "quantization_config": _FP8,
     "hidden_size": 7168, "num_hidden_layers": 61, "num_attention_heads": 128, "q_lora_rank": 1536, "kv_lora_rank": 512,
@@ -59,6 +64,7 @@ _V3: dict[str, Any] = {
     "intermediate_size": 18432, "first_k_dense_replace": 3, "moe_intermediate_size": 2048, "n_routed_experts": 256,
     "n_shared_experts": 1, "num_experts_per_tok": 8, "num_nextn_predict_layers": 1,
 }  # fmt: skip
+
 _V32 = _V3 | {
     "model_type": "deepseek_v32", "architectures": ["DeepseekV32ForCausalLM"], "index_n_heads": 64,
     "index_head_dim": 128,

@@ -16,6 +16,7 @@ from dsv4_shard.tensors.geometry import PACKED_FP4, Block, agree_on_unit, scale_
 from dsv4_shard.tensors.header import Tensor
 
 _EXPERT = re.compile(r"(?<=experts\.)\d+(?![^.])", re.ASCII)
+
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])", re.ASCII)
 
 _WEIGHT_ENDINGS = (
@@ -30,6 +31,7 @@ _SURE_ENDINGS = ("_scale_inv", ".weight_scale")
 """Others may be no scales of a weight: those of a cache or of activations, or the vector of a norm."""
 
 _QUANTIZED = PACKED_FP4 | {"F4", "F6_E2M3", "F6_E3M2", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"}
+
 _FP4_SCALES = frozenset({"F8_E8M0", "F8_E4M3", "U8"})
 """Beside bytes, those of MXFP4 and NVFP4: each byte is two values. With other scales a byte is one INT8 value."""
 

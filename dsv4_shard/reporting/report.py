@@ -1,0 +1,73 @@
+"""Report: what the page shows."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dsv4_shard.catalog.gpus import GPUS
+from dsv4_shard.checkpoint.inventory import Inventory
+from dsv4_shard.checkpoint.reader import Checkpoint
+from dsv4_shard.engines.deployment import Context, Request
+from dsv4_shard.engines.registry import engine_for
+from dsv4_shard.inspection.known_family import DEFAULT_TPS, Inspection, inspect
+from dsv4_shard.models.roles import Module
+from dsv4_shard.planning.block_grid import BlockGrid, broken_grids, shared_grid
+from dsv4_shard.planning.choose import choose
+from dsv4_shard.planning.document import Plan
+from dsv4_shard.planning.search import Search
+from dsv4_shard.reporting.rank_contents import LayerMap, RankBytes, layer_map, rank_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a page shows. `layers` and `ranks` are of the plan's deployment: None and empty where it has none."""
+
+    inspection: Inspection
+    plan: Plan | None
+    search: Search | None
+    grids: tuple[BlockGrid, ...]
+    layers: LayerMap | None
+    ranks: tuple[RankBytes, ...]
+
+
+def make_report(
+    checkpoint: Checkpoint,
+    inventory: Inventory,
+    plan: Plan | None = None,
+    search: Search | None = None,
+    tps: tuple[int, ...] = DEFAULT_TPS,
+) -> Report:
+    """The report of a checkpoint, and of a plan for it that `check_plan` takes. `search` is what found the plan.
+
+    The matrix is of the GPU that these name, if any. Raises as `inspect`.
+    """
+    inspection = inspect(checkpoint, inventory, tps, **_gpu(plan, search))
+    if plan is None:
+        return Report(inspection, None, search, tuple(_candidate_grids(inspection)), None, ())
+    grid = shared_grid(plan)
+    grids = (*broken_grids(plan), *((grid,) if grid and grid.ranks > 1 else ()))
+    request = Request(**plan.request)  # type: ignore[arg-type]
+    choice, engine = choose(inventory, request), engine_for(request.engine, inventory.family)
+    context = Context(inventory, choice.at)
+    if plan.unknown:
+        return Report(inspection, plan, search, grids, None, ())
+    layers = layer_map(checkpoint, engine, context, frozenset(breach.module for breach in choice.breaches))
+    ranks = rank_bytes(checkpoint, engine, context) if choice.feasible else ()
+    return Report(inspection, plan, search, grids, layers, ranks)
+
+
+def _gpu(plan: Plan | None, search: Search | None) -> dict[str, str]:
+    """The GPU that was asked for, as `inspect` takes it."""
+    if plan is not None:
+        return {name: str(plan.request[name]) for name in ("gpu", "gpu_memory") if plan.request[name]}
+    if search is not None and search.gpu:
+        return {"gpu" if search.gpu.lower() in GPUS else "gpu_memory": search.gpu}
+    return {}
+
+
+def _candidate_grids(inspection: Inspection) -> Iterator[BlockGrid]:
+    """The shared expert's blocks at each TP that would cut them; its three matrices have the same on that axis."""
+    cut = [row for row in inspection.dimensions if row.module is Module.SHARED and row.unit > 1]
+    for share in cut[0].shares if cut else ():
+        if share.tp > 1:
+            yield BlockGrid(Module.SHARED, "intermediate size", cut[0].size, cut[0].unit, "blocks", "TP", share.tp,
+                            share.tp, "split")  # fmt: skip

@@ -19,9 +19,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from dsv4_shard import errors
 from dsv4_shard.catalog.gpus import GPUS, MIB, Gpu
 from dsv4_shard.cli import app
-from dsv4_shard.commandhelp import EXIT_CODES, examples_of, exit_codes_of, grouped
 from dsv4_shard.diagnosis.explanation import Explanation
-from dsv4_shard.documents import Clustered, DryRunDocument, MergedDocument, Resharded, Stored
 from dsv4_shard.errors import ExitCode, ShardError
 from dsv4_shard.inspection.known_family import Inspection
 from dsv4_shard.inspection.unknown_family import UnknownInspection
@@ -29,6 +27,8 @@ from dsv4_shard.planning.compare import PlanComparison
 from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.search import Search
 from dsv4_shard.sharding.manifest import Manifest
+from dsv4_shard.terminal.help import EXIT_CODES, examples_of, exit_codes_of, grouped
+from dsv4_shard.terminal.json_documents import Clustered, DryRunDocument, MergedDocument, Resharded, Stored
 from dsv4_shard.verification.documents import Together, Verification
 
 FOLDER = Path(__file__).parent / "reference"

@@ -9,13 +9,13 @@ The commands as functions, which return what the commands show, and raise `error
     assert dsv4_shard.verify("shards").ok
 """
 
-import sys
-from types import FunctionType, ModuleType
-from typing import Any
-
 from dsv4_shard import errors
-from dsv4_shard.api import compare, explain, inspect, plan, report, search
-from dsv4_shard.moving import merge, reshard, verify
+from dsv4_shard.explain import explain
+from dsv4_shard.inspect import inspect
+from dsv4_shard.plan import compare, plan, search
+from dsv4_shard.report import report
+from dsv4_shard.reshard import merge, reshard
+from dsv4_shard.verify import verify
 from dsv4_shard.version import __version__
 
 __all__ = [
@@ -31,18 +31,3 @@ __all__ = [
     "search",
     "verify",
 ]
-
-
-class _Package(ModuleType):
-    """Keeps a verb under its name where a module has the same.
-
-    When `dsv4_shard.plan` is first imported, whoever does it, Python puts that module into the package in place of the
-    function. `importlib.import_module` gives the module itself.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (isinstance(value, ModuleType) and isinstance(self.__dict__.get(name), FunctionType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

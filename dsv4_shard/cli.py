@@ -1,28 +1,31 @@
 """The commands: parse, call, show. Results go to stdout, everything else to stderr."""
 
-import errno
-import functools
 import gc
 import io
 import json
 import os
-import resource
-import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import dsv4_shard
-from dsv4_shard import completion, options
-from dsv4_shard.commandhelp import Command, Group
-from dsv4_shard.errors import ExitCode, NothingToDo, OutputNotEmpty, ShardError, UsageError, WriteFailed
-from dsv4_shard.terminal.signs import show_signs
+from dsv4_shard.errors import ExitCode, NothingToDo, OutputNotEmpty, UsageError
+from dsv4_shard.terminal import completion, options
+from dsv4_shard.terminal.arguments import (
+    _asked,
+    _default_repo,
+    _numbers,
+    _refuse_beside_compare,
+    _refuse_beside_gpus,
+    _text_or_log,
+)
+from dsv4_shard.terminal.ascii import show_signs
+from dsv4_shard.terminal.help import Command, Group
+from dsv4_shard.terminal.process import _OUTSIDE, _allow_open_files, _handle, _reported
 from dsv4_shard.text.sanitize import clean
-from dsv4_shard.text.suggest import as_option
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -30,8 +33,8 @@ if TYPE_CHECKING:
 
     from dsv4_shard.destinations.folder import DryRun
     from dsv4_shard.planning.document import Plan
-    from dsv4_shard.progress import Progress
     from dsv4_shard.sharding.job import Outcome
+    from dsv4_shard.terminal.progress import Progress
 
 app = typer.Typer(
     name="dsv4-shard",
@@ -42,107 +45,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-_OPEN_FILES = 1 << 16
-_MAX_PATH = 4096
-_LOG_SUFFIXES = (".log", ".txt", ".out", ".err")
-
-_REQUEST_OPTIONS = (
-    "tp", "ep", "dp", "engine", "runner", "a2a", "shared_experts", "gpu", "nodes", "expert_dtype", "engine_version",
-    "gpu_memory", "rank_by",
-)  # fmt: skip
-"""Options of `plan` and `reshard` that say what is asked for. Those that are not given are left to the verbs."""
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-"""What writing to standard output fails with. Files of ours that cannot be written raise WriteFailed."""
-
-_SEARCHED = ("tp", "ep", "dp", "runner", "a2a", "shared_experts")
-"""Those that --gpus tries all of."""
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def _reported(function: Callable[P, R]) -> Callable[P, R]:
-    """Turn a ShardError into its message, its hint and its exit code; anything else is a bug and keeps its trace.
-
-    Under `main`, signals raise something only in here: a command may have something to save.
-    """
-
-    @functools.wraps(function)
-    def command(*args: P.args, **kwargs: P.kwargs) -> R:
-        outermost = any(signal.getsignal(number) is handler for number, handler in _OUTSIDE.items())
-        try:
-            try:
-                if outermost:
-                    _handle(_INSIDE)
-                try:
-                    return function(*args, **kwargs)
-                finally:
-                    sys.stdout.flush()  # what cannot be printed is an error of the command, not of Python's end
-            except Exception as error:
-                signalled = _signalled(error)
-                if signalled is None or isinstance(error, typer.Exit):
-                    raise
-                raise signalled from None
-            finally:
-                if outermost:
-                    _handle(_OUTSIDE)
-        except ShardError as error:
-            _fail(error)
-        except KeyboardInterrupt as error:
-            if outermost:
-                _handle(_SAID)
-            print("interrupted", file=sys.stderr)
-            _print_notes(error)
-            raise typer.Exit(ExitCode.INTERRUPTED) from None
-        except SystemExit as error:
-            _print_notes(error)
-            raise
-        except BrokenPipeError:  # whoever read our output has gone
-            _turn_away_stdout()
-            raise typer.Exit(ExitCode.DONE) from None
-        except OSError as error:
-            if error.filename is not None or error.errno not in _FULL:
-                raise
-            _turn_away_stdout()
-            _fail(WriteFailed(f"standard output: {error.strerror}"))
-
-    return command
-
-
-def _signalled(error: Exception) -> BaseException | None:
-    """What a signal raised, if that is what an error came of, with the error's notes.
-
-    What is closed in mid-work may raise an error of its own (zipfile does), and up to Python 3.11 so does a class in
-    the making.
-    """
-    behind: BaseException | None = error
-    while behind is not None and not isinstance(behind, KeyboardInterrupt | SystemExit):
-        behind = behind.__cause__ or behind.__context__
-    if behind is not None:
-        for note in getattr(error, "__notes__", ()):
-            behind.add_note(note)
-    return behind
-
-
-def _turn_away_stdout() -> None:
-    """Python would complain once more when it flushes at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _fail(error: ShardError) -> NoReturn:
-    print(f"error: {clean(str(error))}", file=sys.stderr)
-    if error.hint:
-        print(f"  {clean(error.hint)}", file=sys.stderr)
-    _print_notes(error)
-    raise typer.Exit(error.exit_code)
-
-
-def _print_notes(error: BaseException) -> None:
-    """What is left behind after an error, if anything."""
-    for note in getattr(error, "__notes__", ()):
-        print(f"  {clean(note)}", file=sys.stderr)
 
 
 def _consoles() -> tuple["Console", "Console"]:
@@ -187,10 +89,10 @@ def inspect(
 
     Reads headers only. Of families that are not known: what they hold, and where whole blocks divide.
     """
-    from dsv4_shard import recent
     from dsv4_shard.inspection.known_family import Inspection
-    from dsv4_shard.terminal.inspection import show_inspection
-    from dsv4_shard.terminal.unknown import show_unknown
+    from dsv4_shard.terminal import last_inspected as recent
+    from dsv4_shard.terminal.known_family import show_inspection
+    from dsv4_shard.terminal.unknown_family import show_unknown
 
     inspection = dsv4_shard.inspect(repo, tp=_numbers(tp, "--tp"), gpu=gpu, gpu_memory=gpu_memory, refresh=refresh)
     recent.remember(repo)
@@ -263,7 +165,7 @@ def _show_plan(made: "Plan", output: Path | None, as_json: bool) -> None:
         print(made.to_json(), end="")
         return
     from dsv4_shard.engines.registry import title_of
-    from dsv4_shard.terminal.planning import show_plan
+    from dsv4_shard.terminal.plan import show_plan
 
     title = title_of(str(made.request["engine"]), made.engine_version)
     show_plan(_consoles()[0], made, title, str(output) if output else None)
@@ -271,7 +173,7 @@ def _show_plan(made: "Plan", output: Path | None, as_json: bool) -> None:
 
 def _search(repo: str, as_json: bool, **asked: Any) -> None:
     """`plan --gpus`."""
-    from dsv4_shard.terminal.searching import show_search
+    from dsv4_shard.terminal.search import show_search
 
     found = dsv4_shard.search(repo, **asked)
     if as_json:
@@ -284,7 +186,7 @@ def _search(repo: str, as_json: bool, **asked: Any) -> None:
 
 def _compare(a: Path, b: Path, as_json: bool) -> None:
     """`plan --compare`."""
-    from dsv4_shard.terminal.comparing import show_comparison
+    from dsv4_shard.terminal.comparison import show_comparison
 
     comparison = dsv4_shard.compare(a, b)
     if as_json:
@@ -323,7 +225,7 @@ def report(
 
     Exit code 0 also where the layout does not run: the page says so.
     """
-    from dsv4_shard.terminal.writing import show_report
+    from dsv4_shard.terminal.written import show_report
 
     asked = _asked(context)
     if gpus is not None:
@@ -390,9 +292,9 @@ def reshard(
 
 def _reshard(repo: str, out: str, as_json: bool, **asked: Any) -> None:
     """Into a folder, or into an object store."""
-    from dsv4_shard import documents
-    from dsv4_shard.progress import Progress
-    from dsv4_shard.terminal.writing import show_outcome, show_upload
+    from dsv4_shard.terminal import json_documents as documents
+    from dsv4_shard.terminal.progress import Progress
+    from dsv4_shard.terminal.written import show_outcome, show_upload
 
     console, log = _consoles()
 
@@ -416,10 +318,10 @@ def _reshard_on_cluster(repo: str, out: str, address: str, as_json: bool, **aske
     """Onto the nodes of a Ray cluster; exit code 1 where what they wrote is not as it should be."""
     from rich.console import Console
 
-    from dsv4_shard import documents
-    from dsv4_shard.progress import SharesProgress
-    from dsv4_shard.terminal.verifying import show_together
-    from dsv4_shard.terminal.writing import show_cluster
+    from dsv4_shard.terminal import json_documents as documents
+    from dsv4_shard.terminal.progress import SharesProgress
+    from dsv4_shard.terminal.verification import show_together
+    from dsv4_shard.terminal.written import show_cluster
 
     # Ray prints to sys.stderr, which is turned away meanwhile: this console keeps the stream itself.
     log = Console(file=sys.stderr, highlight=False, emoji=False)
@@ -437,8 +339,8 @@ def _reshard_on_cluster(repo: str, out: str, address: str, as_json: bool, **aske
 
 def _show_dry_run(found: "DryRun", as_json: bool) -> None:
     """Show what would be written; exit code 4 if there is no room for it."""
-    from dsv4_shard import documents
-    from dsv4_shard.terminal.writing import show_dry_run
+    from dsv4_shard.terminal import json_documents as documents
+    from dsv4_shard.terminal.written import show_dry_run
 
     if as_json:
         _print_json(documents.of_dry_run(found))
@@ -467,10 +369,10 @@ def merge(
 
     A run that ended early goes on where it was when the same command is given again.
     """
-    from dsv4_shard import documents
     from dsv4_shard.destinations.folder import DryRun
-    from dsv4_shard.progress import Progress
-    from dsv4_shard.terminal.writing import show_merge
+    from dsv4_shard.terminal import json_documents as documents
+    from dsv4_shard.terminal.progress import Progress
+    from dsv4_shard.terminal.written import show_merge
 
     console, log = _consoles()
     with Progress(log, quiet=as_json) as progress:
@@ -500,8 +402,8 @@ def verify(
 
     Against the checkpoint, every byte is derived again and compared.
     """
-    from dsv4_shard.progress import Progress
-    from dsv4_shard.terminal.verifying import show_together, show_verification
+    from dsv4_shard.terminal.progress import Progress
+    from dsv4_shard.terminal.verification import show_together, show_verification
     from dsv4_shard.verification.documents import Verification
 
     console, log = _consoles()
@@ -527,7 +429,7 @@ def explain(text: options.TextArg = None, repo: options.ModelOpt = None, as_json
 
     Of a log, the first message that ends a run counts; colours, prefixes and other ranks do not matter.
     """
-    from dsv4_shard.terminal.explaining import show_explanation
+    from dsv4_shard.terminal.explanation import show_explanation
 
     gc.enable()  # a log that is piped may take days
     explanation = dsv4_shard.explain(_text_or_log(text), repo=repo)
@@ -580,77 +482,6 @@ def demo(
         paragraph(console, line)
 
 
-# --- parts of the commands -----------------------------------------------------------------------------------------
-
-
-def _numbers(text: str, option: str) -> tuple[int, ...]:
-    try:
-        numbers = tuple(dict.fromkeys(int(part) for part in text.split(",")))
-    except ValueError:
-        raise UsageError(f"{option} {text!r}: not numbers separated by commas") from None
-    if not numbers or min(numbers) < 1:
-        raise UsageError(f"{option} {text!r}: must be at least 1")
-    return numbers
-
-
-def _default_repo() -> str:
-    """The current folder if it is a checkpoint, else the one last inspected; says which."""
-    from dsv4_shard import recent
-    from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE, SINGLE_FILE
-
-    here = Path.cwd()
-    if (here / CONFIG_FILE).is_file() and ((here / INDEX_FILE).is_file() or (here / SINGLE_FILE).is_file()):
-        print("planning for the checkpoint in the current folder", file=sys.stderr)
-        return str(here)
-    last = recent.recall()
-    if last is None:
-        raise UsageError(
-            "no checkpoint named, none in the current folder, and none inspected yet",
-            hint="Name one: dsv4-shard plan REPO --tp 16",
-        )
-    print(f"planning for {clean(last)}, the checkpoint last inspected", file=sys.stderr)
-    return last
-
-
-def _asked(context: typer.Context) -> dict[str, Any]:
-    """What was asked for on the command line, by the names that options have in Python."""
-    return {name: context.params[name] for name in _REQUEST_OPTIONS if _is_given(context, name)}
-
-
-def _refuse_beside_gpus(asked: dict[str, Any]) -> None:
-    """The search tries all of these itself. Raises UsageError."""
-    for name in _SEARCHED:
-        if name in asked:
-            option = as_option(name)
-            raise UsageError(f"--gpus and {option}: the search tries them all", hint=f"Leave out {option}, or --gpus.")
-
-
-def _refuse_beside_compare(context: typer.Context) -> None:
-    """`plan --compare` takes no other option: the files say it all. Raises UsageError."""
-    for name in context.params:
-        if name not in ("compare", "as_json") and _is_given(context, name):
-            option = "REPO" if name == "repo" else as_option(name)
-            raise UsageError(f"--compare and {option}: plan files are taken as they are", hint=f"Leave out {option}.")
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
-
-
-def _text_or_log(text: str | None) -> str | Path | BinaryIO:
-    """A message as it was typed, the log of that name, or stdin."""
-    if text == "-" or (text is None and not sys.stdin.isatty()):
-        return sys.stdin.buffer
-    if text and text.strip() and "\0" not in text and len(text) < _MAX_PATH:
-        if os.path.isfile(text):
-            return Path(text)
-        if os.path.isdir(text) or text.endswith(_LOG_SUFFIXES):
-            raise UsageError(f"{text}: {'a folder' if os.path.isdir(text) else 'no such file'}",
-                             hint="Name the log of a server that ended, or give its message.")  # fmt: skip
-    return text or ""
-
-
 def _begins(progress: "Progress") -> Callable[[str, int], None]:
     """What is called when bytes begin to move: from then on there is garbage to collect, but none of what was built."""
 
@@ -660,45 +491,6 @@ def _begins(progress: "Progress") -> Callable[[str, int], None]:
         progress.begin(what, total)
 
     return begin
-
-
-# --- the process ---------------------------------------------------------------------------------------------------
-
-
-def _on_sigterm(*_: object) -> NoReturn:
-    """Leave as after an error, so that what was done is saved."""
-    sys.exit(128 + signal.SIGTERM)
-
-
-def _on_interrupt(number: int, frame: object) -> NoReturn:
-    """Say so, and leave before anybody prints a trace."""
-    os.write(2, b"interrupted\n")
-    _leave(number, frame)
-
-
-def _leave(number: int, _: object) -> NoReturn:
-    os._exit(128 + number)
-
-
-_INSIDE = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _on_sigterm}
-_OUTSIDE = {signal.SIGINT: _on_interrupt, signal.SIGTERM: _leave}
-"""Outside of commands nothing is begun, or all has ended."""
-_SAID = {signal.SIGINT: _leave}
-
-
-def _handle(handlers: Mapping[signal.Signals, Callable[[int, FrameType | None], Any]]) -> None:
-    """Handle signals so from now on, but for those that are ignored: we are in the background."""
-    for number, handler in handlers.items():
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, handler)
-
-
-def _allow_open_files() -> None:
-    """Raise the soft limit: a run holds the checkpoint's files and the ranks' open, which may be hundreds."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def main() -> None:

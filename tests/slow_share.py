@@ -20,9 +20,9 @@ from dsv4_shard.destinations.share_worker import Order
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.opening import open_checkpoint
 from dsv4_shard.planning.make_plan import make_plan
-from dsv4_shard.progress import SharesProgress
 from dsv4_shard.sharding import journal
 from dsv4_shard.sharding.copy import FileSink
+from dsv4_shard.terminal.progress import SharesProgress
 
 SAVE_BYTES = 1_000_000
 SECONDS_A_WRITE = 0.5

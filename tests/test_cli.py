@@ -333,11 +333,18 @@ def test_a_signal_ends_a_run_and_leaves_nothing(number, code, tiny_checkpoint, t
 @pytest.mark.parametrize(("number", "said"), [(signal.SIGINT, "interrupted\n"), (signal.SIGTERM, "")])
 @pytest.mark.parametrize(
     ("is_there", "moments"),
-    [(True, "typer.main.get_group"), (True, "typer.core:TyperGroup.make_context"), (True, "dsv4_shard.inspection.known_family"),
-     (True, "dsv4_shard.inspection.known_family dsv4_shard.cli._print_notes"), (False, "dsv4_shard.cli._print_notes"),
-     (True, "typer.core:TyperCommand.invoke"), (True, "atexit.unregister"), (False, "atexit.unregister"),
-     (True, "dsv4_shard.recent:Part.__set_name__")],
-)  # fmt: skip
+    [
+        (True, "typer.main.get_group"),
+        (True, "typer.core:TyperGroup.make_context"),
+        (True, "dsv4_shard.inspection.known_family"),
+        (True, "dsv4_shard.inspection.known_family dsv4_shard.terminal.process._print_notes"),
+        (False, "dsv4_shard.terminal.process._print_notes"),
+        (True, "typer.core:TyperCommand.invoke"),
+        (True, "atexit.unregister"),
+        (False, "atexit.unregister"),
+        (True, "dsv4_shard.terminal.last_inspected:Part.__set_name__"),
+    ],
+)
 def test_a_signal_at_any_moment_ends_with_its_code_and_an_interrupt_with_one_line(
     number, said, is_there, moments, tiny_checkpoint
 ):
@@ -345,7 +352,7 @@ def test_a_signal_at_any_moment_ends_with_its_code_and_an_interrupt_with_one_lin
     code = f"""
 import atexit, functools, os, pkgutil, signal
 import dsv4_shard, typer.core
-from dsv4_shard import cli, recent
+from dsv4_shard import cli; from dsv4_shard.terminal import last_inspected as recent
 
 def interrupted(real):
     @functools.wraps(real)

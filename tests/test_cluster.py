@@ -22,7 +22,6 @@ from small import open_folder
 from test_joining import contents
 from typer.testing import CliRunner
 
-from dsv4_shard import progress
 from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, write_checkpoint
 from dsv4_shard.cli import app
 from dsv4_shard.destinations import ray_cluster as cluster
@@ -41,9 +40,10 @@ from dsv4_shard.errors import (
 )
 from dsv4_shard.opening import open_checkpoint
 from dsv4_shard.planning.make_plan import make_plan
-from dsv4_shard.progress import SharesProgress
 from dsv4_shard.sharding.journal import read_journal
 from dsv4_shard.sharding.manifest import load_manifest
+from dsv4_shard.terminal import progress
+from dsv4_shard.terminal.progress import SharesProgress
 from dsv4_shard.verification.result_folder import verify
 
 TESTS = Path(__file__).parent

@@ -9,8 +9,8 @@ import typer.main
 from test_cli import run
 
 from dsv4_shard.cli import app
-from dsv4_shard.commandhelp import EXAMPLES, EXIT_CODES, NO
 from dsv4_shard.errors import ExitCode
+from dsv4_shard.terminal.help import EXAMPLES, EXIT_CODES, NO
 
 COMMANDS = list(typer.main.get_command(app).commands)
 SAID = "Weight output_partition_size = 192 is not divisible by weight quantization block_n = 128.\n"

@@ -16,7 +16,7 @@ from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.make_plan import make_plan, refuse_infeasible
 from dsv4_shard.planning.plan_file import check_plan
 from dsv4_shard.planning.request import options_of
-from dsv4_shard.terminal.planning import show_plan
+from dsv4_shard.terminal.plan import show_plan
 
 UNHELD = sorted(name for name, gpu in GPUS.items() if gpu.unheld)
 

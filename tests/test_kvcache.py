@@ -13,7 +13,7 @@ from dsv4_shard.planning.choose import choose
 from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.kv_cache import Entry, bytes_per_token, entry_of, growth
 from dsv4_shard.planning.make_plan import make_plan
-from dsv4_shard.terminal.planning import show_plan
+from dsv4_shard.terminal.plan import show_plan
 
 GIB = 1 << 30
 

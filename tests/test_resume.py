@@ -23,11 +23,11 @@ from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, write_checkpoint
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import ExitCode, InexactCast, NotEnoughDisk, OtherRun, SourceChanged
 from dsv4_shard.planning.make_plan import make_plan
-from dsv4_shard.progress import Progress
 from dsv4_shard.sharding import journal
 from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.journal import read_journal
 from dsv4_shard.sharding.run import reshard
+from dsv4_shard.terminal.progress import Progress
 from dsv4_shard.verification.result_folder import verify
 
 STAGING = ".out.partial"

@@ -23,9 +23,9 @@ from dsv4_shard.models.roles import Module
 from dsv4_shard.planning.block_grid import BlockGrid
 from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.make_plan import make_plan
-from dsv4_shard.terminal.picture import show_broken, show_placed
-from dsv4_shard.terminal.planning import show_plan
-from dsv4_shard.terminal.signs import show_signs
+from dsv4_shard.terminal.ascii import show_signs
+from dsv4_shard.terminal.block_picture import show_broken, show_placed
+from dsv4_shard.terminal.plan import show_plan
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import wrap
 

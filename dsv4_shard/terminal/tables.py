@@ -9,6 +9,7 @@ from dsv4_shard.terminal.text import MIN_WIDTH, pieces, wrap
 from dsv4_shard.text.sanitize import clean
 
 _GAP = 2
+
 _MOST_LINES = 3
 """Lines of a row, beyond which columns are too narrow to be read."""
 

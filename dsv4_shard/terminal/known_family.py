@@ -17,12 +17,16 @@ if TYPE_CHECKING:
     from dsv4_shard.inspection.known_family import Cell, Dimension, Inspection, InspectionFinding
 
 _SHORT = {"sglang": "SGLang", "vllm": "vLLM", "reference": "reference", "trtllm": "TRT-LLM"}
+
 _MARKS = {"works": ("yes", "green"), "with-options": ("yes*", "yellow"), "no": ("no", "red"), "unknown": ("?", "dim")}
+
 _OTHERWISE = ("no*", "yellow")
+
 _FOOTNOTES = {
     "yes*": "runs, as `plan --tp N` plans it, with what is named here for defaults",
     "no*": "does not run as it is, but on as many GPUs with what is named here",
 }
+
 _SEVERITY_STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}
 
 

@@ -17,6 +17,7 @@ from typer.core import TyperArgument, TyperOption
 from dsv4_shard.catalog import options as names
 
 PROGRAM = "dsv4-shard"
+
 ASKED = "_DSV4_SHARD_COMPLETE"
 """The variable by which a shell's script asks."""
 

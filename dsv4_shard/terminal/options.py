@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dsv4_shard import completion
+from dsv4_shard.terminal import completion
 
 _LAYOUT, _ENGINE, _HARDWARE, _WRITING = "Layout", "Engine", "Hardware", "Writing"
 """Headings of the help below which an option stands; the others come last, below `Options`."""
@@ -20,6 +20,7 @@ RepoArg = Annotated[
         help="The checkpoint: a folder, org/name[@revision] on the Hub, or s3://, gs://, az://.",
     ),
 ]
+
 DefaultRepoArg = Annotated[
     str | None,
     typer.Argument(
@@ -29,6 +30,7 @@ DefaultRepoArg = Annotated[
         help="The checkpoint: a folder, org/name[@revision] on the Hub, or s3://, gs://, az://.",
     ),
 ]
+
 SourceArg = Annotated[
     str,
     typer.Argument(
@@ -37,13 +39,16 @@ SourceArg = Annotated[
         help="A plan file (*.json), or a checkpoint as `inspect` takes it.",
     ),
 ]
+
 RanksArg = Annotated[
     str, typer.Argument(metavar="RANKS", help="Folder of rank shards: reshard's, or DeepSeek's converter's.")
 ]
+
 ResultsArg = Annotated[
     list[Path],
     typer.Argument(metavar="OUT", help="A folder that reshard made, or those of shares, as one result."),
 ]
+
 TextArg = Annotated[
     str | None,
     typer.Argument(
@@ -52,7 +57,9 @@ TextArg = Annotated[
         help="What the engine printed, or its log: a file, or - for stdin.",
     ),
 ]
+
 DemoArg = Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to put the demo's files.")]
+
 ModelOpt = Annotated[
     str | None,
     typer.Option(
@@ -63,6 +70,7 @@ ModelOpt = Annotated[
         help="The checkpoint to hold it against.",
     ),
 ]
+
 PlansRepoOpt = Annotated[
     str | None,
     typer.Option(
@@ -73,9 +81,11 @@ PlansRepoOpt = Annotated[
         help="Where the plan's checkpoint is.",
     ),
 ]
+
 RefreshOpt = Annotated[
     bool, typer.Option("--refresh", help="Ask the Hub where the branch is, though it was asked within the hour.")
 ]
+
 ConfigOpt = Annotated[
     Path | None,
     typer.Option(
@@ -85,18 +95,22 @@ ConfigOpt = Annotated[
         help="config.json for shards of DeepSeek's converter, which have none.",
     ),
 ]
+
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 # --- what is planned -----------------------------------------------------------------------------------------------
 
 TpsOpt = Annotated[str, typer.Option("--tp", metavar="N,N,...", help="TP sizes to try.")]
+
 TpOpt = Annotated[
     int | None, typer.Option("--tp", metavar="N", min=1, rich_help_panel=_LAYOUT, help="Tensor parallelism.")
 ]
+
 UnplannedTpOpt = Annotated[
     int | None,
     typer.Option("--tp", metavar="N", min=1, rich_help_panel=_LAYOUT, help="Tensor parallelism, if there is no plan."),
 ]
+
 GpusOpt = Annotated[
     int | None,
     typer.Option(
@@ -107,12 +121,14 @@ GpusOpt = Annotated[
         help="In place of --tp: search all layouts on exactly N GPUs.",
     ),
 ]
+
 EpOpt = Annotated[
     int | None,
     typer.Option(
         "--ep", metavar="N", min=1, rich_help_panel=_LAYOUT, show_default="the engine's", help="Expert parallelism."
     ),
 ]
+
 RankByOpt = Annotated[
     str | None,
     typer.Option(
@@ -124,6 +140,7 @@ RankByOpt = Annotated[
         help="With --gpus, what puts a layout first: weights (few), tokens (many) or sent (few bytes).",
     ),
 ]
+
 DpOpt = Annotated[
     int,
     typer.Option(
@@ -134,6 +151,7 @@ DpOpt = Annotated[
         help="Data parallelism: of attention, inside TP (SGLang, TensorRT-LLM); replicas (vLLM).",
     ),
 ]
+
 SharedOpt = Annotated[
     str,
     typer.Option(
@@ -145,7 +163,9 @@ SharedOpt = Annotated[
         "auto: the engine's own way, else its next that runs.",
     ),
 ]
+
 _ENGINES = "sglang, vllm, reference (DeepSeek's generate.py) or node (a folder a node, for stock loaders)"
+
 EngineOpt = Annotated[
     str,
     typer.Option(
@@ -157,6 +177,7 @@ EngineOpt = Annotated[
         "but node where none is named.",
     ),
 ]
+
 WriterOpt = Annotated[
     str,
     typer.Option(
@@ -167,6 +188,7 @@ WriterOpt = Annotated[
         help=f"{_ENGINES}.",
     ),
 ]
+
 VersionOpt = Annotated[
     str | None,
     typer.Option(
@@ -178,6 +200,7 @@ VersionOpt = Annotated[
         help="The engine's version.",
     ),
 ]
+
 RunnerOpt = Annotated[
     str | None,
     typer.Option(
@@ -189,6 +212,7 @@ RunnerOpt = Annotated[
         help="MoE runner (SGLang) or backend (vLLM): marlin, flashinfer_mxfp4, ...",
     ),
 ]
+
 A2aOpt = Annotated[
     str | None,
     typer.Option(
@@ -200,6 +224,7 @@ A2aOpt = Annotated[
         help="SGLang's all-to-all backend: deepep, megamoe, ...",
     ),
 ]
+
 ExpertDtypeOpt = Annotated[
     str | None,
     typer.Option(
@@ -211,6 +236,7 @@ ExpertDtypeOpt = Annotated[
         help="fp4 or fp8. fp8 casts FP4 experts as DeepSeek's converter does (reference only).",
     ),
 ]
+
 GpuOpt = Annotated[
     str | None,
     typer.Option(
@@ -222,6 +248,7 @@ GpuOpt = Annotated[
         help="h20-96, h20-141, h100, h200, b200, b300, gb200, gb300, ...",
     ),
 ]
+
 GpuMemoryOpt = Annotated[
     str | None,
     typer.Option(
@@ -231,6 +258,7 @@ GpuMemoryOpt = Annotated[
         help="In place of --gpu: a Hopper GPU of 96GB, 95GiB or 97285MiB.",
     ),
 ]
+
 NodesOpt = Annotated[
     int | None,
     typer.Option(
@@ -242,10 +270,13 @@ NodesOpt = Annotated[
         help="Hosts.",
     ),
 ]
+
 PlanOutputOpt = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="FILE", help="Also write the plan to this file.")
 ]
+
 PageOutputOpt = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")]
+
 CompareOpt = Annotated[
     tuple[Path, Path] | None,
     typer.Option("--compare", metavar="FILE FILE", help="Plan nothing: say what differs between two plan files."),
@@ -257,13 +288,16 @@ OutArg = Annotated[
     str,
     typer.Argument(metavar="OUT", help="Folder to make, or s3://, gs://, az://; a result only when it is complete."),
 ]
+
 OutFolderArg = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; appears only when it is complete.")]
+
 PlanFileOpt = Annotated[
     Path | None,
     typer.Option(
         "--plan", metavar="FILE", rich_help_panel=_LAYOUT, help="Follow this plan (of `plan -o`), which says the rest."
     ),
 ]
+
 RanksOpt = Annotated[
     str | None,
     typer.Option(
@@ -274,16 +308,21 @@ RanksOpt = Annotated[
         help="Write only these ranks (node: nodes): 0-7 or 0,2,4; auto: this process's share, under torchrun or srun.",
     ),
 ]
+
 DryRunOpt = Annotated[
     bool, typer.Option("--dry-run", rich_help_panel=_WRITING, help="Say what would be written, and stop.")
 ]
+
 OverwriteOpt = Annotated[bool, typer.Option("--overwrite", rich_help_panel=_WRITING, help="Replace an earlier result.")]
+
 RestartOpt = Annotated[
     bool, typer.Option("--restart", rich_help_panel=_WRITING, help="Throw away what an unfinished run left.")
 ]
+
 InexactOpt = Annotated[
     bool, typer.Option("--allow-inexact", rich_help_panel=_WRITING, help="Let the cast of experts to FP8 round.")
 ]
+
 DownloadOpt = Annotated[
     bool,
     typer.Option(
@@ -292,6 +331,7 @@ DownloadOpt = Annotated[
         help="REPO is on the Hub: first download the files that are needed into the Hub cache.",
     ),
 ]
+
 ScratchOpt = Annotated[
     Path | None,
     typer.Option(
@@ -302,13 +342,16 @@ ScratchOpt = Annotated[
         help="OUT is a URL: where the files are made first.",
     ),
 ]
+
 KeepScratchOpt = Annotated[
     bool, typer.Option("--keep-scratch", rich_help_panel=_WRITING, help="Keep them there after the upload.")
 ]
+
 JobsOpt = Annotated[
     int | None,
     typer.Option("--jobs", metavar="N", min=1, show_default="the CPUs, at most 8", help="Worker threads."),
 ]
+
 RayOpt = Annotated[
     str | None,
     typer.Option(
@@ -331,7 +374,9 @@ AgainstOpt = Annotated[
         help="The checkpoint that it was made from.",
     ),
 ]
+
 NumericsOpt = Annotated[bool, typer.Option("--numerics", help="Also add up the experts of a layer (--against).")]
+
 LayerOpt = Annotated[
     int | None, typer.Option("--layer", metavar="N", show_default="the last", help="The layer for --numerics.")
 ]

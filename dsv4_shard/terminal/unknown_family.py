@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from dsv4_shard.terminal.inspection import show_findings
+from dsv4_shard.terminal.known_family import show_findings
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import heading, item, title
 from dsv4_shard.text.units import counted, quotient, size

@@ -1,0 +1,52 @@
+"""`inspect()`: the verb."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dsv4_shard.errors import UnsupportedFamily
+
+if TYPE_CHECKING:
+    from dsv4_shard.inspection.known_family import Inspection
+    from dsv4_shard.inspection.unknown_family import UnknownInspection
+
+
+def inspect(
+    repo: str | Path,
+    *,
+    tp: Iterable[int] | None = None,
+    gpu: str | None = None,
+    gpu_memory: str | None = None,
+    refresh: bool = False,
+) -> "Inspection | UnknownInspection":
+    """What a checkpoint is and holds, what is wrong with it, and at which TP each engine can run it.
+
+    `repo` is a folder (of a checkpoint, or of all its rank shards), `org/name[@revision]` on the Hub, or the URL of an
+    object store. Reads headers only. `tp` are the sizes to try, by default the powers of two up to 64, on Hopper or,
+    with its memory, on the GPU that `gpu` or `gpu_memory` name; `refresh` asks the Hub where a branch is, though it was
+    asked within the hour. Of families that are not known, an UnknownInspection
+    says what they hold, and where whole blocks divide.
+
+    Raises UsageError where `repo` or a TP means nothing, an Unreachable where it cannot be had, and a ShardError for a
+    checkpoint that contradicts itself. What is merely wrong with it is among the `findings`.
+
+    >>> found = dsv4_shard.inspect("model", tp=[8, 16])
+    >>> found.identity.family, found.has_errors
+    ('DeepSeek-V4', False)
+    >>> [cell.verdict for cell in found.matrix if cell.engine == "sglang"]
+    ['works', 'with-options']
+    """
+    from dsv4_shard.checkpoint.reader import read_unknown
+    from dsv4_shard.inspection.known_family import DEFAULT_TPS
+    from dsv4_shard.inspection.known_family import inspect as inspect_checkpoint
+    from dsv4_shard.inspection.unknown_family import inspect_unknown
+    from dsv4_shard.opening import open_checkpoint, open_source
+    from dsv4_shard.storage.runtime import collector_paused
+
+    tps = DEFAULT_TPS if tp is None else tuple(tp)
+    with collector_paused():
+        try:
+            checkpoint, inventory = open_checkpoint(str(repo), refresh=refresh, exact=False)
+        except UnsupportedFamily:
+            return inspect_unknown(read_unknown(open_source(str(repo))), tps)
+        return inspect_checkpoint(checkpoint, inventory, tps, gpu, gpu_memory)

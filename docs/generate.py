@@ -29,7 +29,7 @@ from dsv4_shard.planning.search import Search
 from dsv4_shard.sharding.manifest import Manifest
 from dsv4_shard.terminal.help import EXIT_CODES, examples_of, exit_codes_of, grouped
 from dsv4_shard.terminal.json_documents import Clustered, DryRunDocument, MergedDocument, Resharded, Stored
-from dsv4_shard.verification.documents import Together, Verification
+from dsv4_shard.verification.documents import SharesVerification, Verification
 
 FOLDER = Path(__file__).parent / "reference"
 _NOTE = "<!-- Written by `python -m docs.generate`: edit the code, or docs/generate.py. -->"
@@ -50,7 +50,7 @@ DOCUMENTS = {
     "search": Document(Search, "`plan --gpus N --json`"),
     "comparison": Document(PlanComparison, "`plan --compare A B --json`"),
     "verification": Document(Verification, "`verify OUT --json`"),
-    "together": Document(Together, "`verify OUT OUT… --json`"),
+    "together": Document(SharesVerification, "`verify OUT OUT… --json`"),
     "explanation": Document(Explanation, "`explain --json`"),
     "reshard": Document(Resharded, "`reshard --json` into a folder"),
     "reshard-store": Document(Stored, "`reshard --json` into an object store"),

@@ -15,16 +15,16 @@ import dsv4_shard
 from dsv4_shard.errors import ExitCode, NothingToDo, OutputNotEmpty, UsageError
 from dsv4_shard.terminal import completion, options
 from dsv4_shard.terminal.arguments import (
-    _asked,
-    _default_repo,
-    _numbers,
-    _refuse_beside_compare,
-    _refuse_beside_gpus,
-    _text_or_log,
+    asked_for,
+    default_repo,
+    numbers,
+    refuse_beside_compare,
+    refuse_beside_gpus,
+    text_or_log,
 )
 from dsv4_shard.terminal.ascii import show_signs
-from dsv4_shard.terminal.help import Command, Group
-from dsv4_shard.terminal.process import _OUTSIDE, _allow_open_files, _handle, _reported
+from dsv4_shard.terminal.help import HelpCommand, HelpGroup
+from dsv4_shard.terminal.process import OUTSIDE, allow_open_files, handle_signals, reported
 from dsv4_shard.text.sanitize import clean
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="dsv4-shard",
     help="From a DeepSeek-V4 checkpoint to a deployment plan to verified per-rank shards.",
-    cls=Group,
+    cls=HelpGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -75,8 +75,8 @@ def _main(
 # --- commands ------------------------------------------------------------------------------------------------------
 
 
-@app.command(cls=Command)
-@_reported
+@app.command(cls=HelpCommand)
+@reported
 def inspect(
     repo: options.RepoArg,
     tp: options.TpsOpt = "1,2,4,8,16,32,64",
@@ -94,7 +94,7 @@ def inspect(
     from dsv4_shard.terminal.known_family import show_inspection
     from dsv4_shard.terminal.unknown_family import show_unknown
 
-    inspection = dsv4_shard.inspect(repo, tp=_numbers(tp, "--tp"), gpu=gpu, gpu_memory=gpu_memory, refresh=refresh)
+    inspection = dsv4_shard.inspect(repo, tp=numbers(tp, "--tp"), gpu=gpu, gpu_memory=gpu_memory, refresh=refresh)
     recent.remember(repo)
     if as_json:
         _print_json(inspection)
@@ -106,8 +106,8 @@ def inspect(
         raise typer.Exit(ExitCode.CHECKPOINT)
 
 
-@app.command(cls=Command)
-@_reported
+@app.command(cls=HelpCommand)
+@reported
 def plan(
     context: typer.Context,
     repo: options.DefaultRepoArg = None,
@@ -139,13 +139,13 @@ def plan(
     With --compare: what differs between two plans.
     """
     if compare is not None:
-        _refuse_beside_compare(context)
+        refuse_beside_compare(context)
         _compare(*compare, as_json)
         return
-    asked = _asked(context)
+    asked = asked_for(context)
     if gpus is not None:
-        _refuse_beside_gpus(asked)
-        _search(repo or _default_repo(), as_json, gpus=gpus, refresh=refresh, output=output, **asked)
+        refuse_beside_gpus(asked)
+        _search(repo or default_repo(), as_json, gpus=gpus, refresh=refresh, output=output, **asked)
         return
     if "rank_by" in asked:
         raise UsageError("--rank-by without --gpus", hint="It orders what --gpus finds.")
@@ -154,7 +154,7 @@ def plan(
             "neither --tp nor --gpus",
             hint="Plan a layout: `dsv4-shard plan REPO --tp 16`; or search them all: `dsv4-shard plan REPO --gpus 16`.",
         )
-    made = dsv4_shard.plan(repo or _default_repo(), refresh=refresh, output=output, **asked)
+    made = dsv4_shard.plan(repo or default_repo(), refresh=refresh, output=output, **asked)
     _show_plan(made, output, as_json)
     if not made.feasible:
         raise typer.Exit(ExitCode.NO)
@@ -195,8 +195,8 @@ def _compare(a: Path, b: Path, as_json: bool) -> None:
         show_comparison(_consoles()[0], comparison)
 
 
-@app.command(cls=Command)
-@_reported
+@app.command(cls=HelpCommand)
+@reported
 def report(
     context: typer.Context,
     source: options.SourceArg,
@@ -227,15 +227,15 @@ def report(
     """
     from dsv4_shard.terminal.written import show_report
 
-    asked = _asked(context)
+    asked = asked_for(context)
     if gpus is not None:
-        _refuse_beside_gpus(asked)
+        refuse_beside_gpus(asked)
     made = dsv4_shard.report(source, output=output, repo=repo, gpus=gpus, refresh=refresh, **asked)
     show_report(_consoles()[0], made, output)
 
 
-@app.command(cls=Command)
-@_reported
+@app.command(cls=HelpCommand)
+@reported
 def reshard(
     context: typer.Context,
     repo: options.RepoArg,
@@ -273,7 +273,7 @@ def reshard(
 
     A run that was killed or failed goes on where it was when the same command is given again.
     """
-    asked = _asked(context) | {
+    asked = asked_for(context) | {
         "plan": plan_file, "ranks": ranks, "overwrite": overwrite, "restart": restart, "allow_inexact": allow_inexact,
         "download": download, "scratch": scratch, "keep_scratch": keep_scratch, "config": config, "jobs": jobs,
     }  # fmt: skip
@@ -350,8 +350,8 @@ def _show_dry_run(found: "DryRun", as_json: bool) -> None:
         raise typer.Exit(ExitCode.IO)
 
 
-@app.command(cls=Command)
-@_reported
+@app.command(cls=HelpCommand)
+@reported
 def merge(
     ranks: options.RanksArg,
     out: options.OutFolderArg,
@@ -388,8 +388,8 @@ def merge(
         show_merge(console, merged.outcome, progress.seconds, merged.source)
 
 
-@app.command(cls=Command)
-@_reported
+@app.command(cls=HelpCommand)
+@reported
 def verify(
     out: options.ResultsArg,
     against: options.AgainstOpt = None,
@@ -422,8 +422,8 @@ def verify(
         raise typer.Exit(ExitCode.NO)
 
 
-@app.command(cls=Command)
-@_reported
+@app.command(cls=HelpCommand)
+@reported
 def explain(text: options.TextArg = None, repo: options.ModelOpt = None, as_json: options.JsonOpt = False) -> None:
     """What an engine's message means: what broke, and the way out.
 
@@ -432,7 +432,7 @@ def explain(text: options.TextArg = None, repo: options.ModelOpt = None, as_json
     from dsv4_shard.terminal.explanation import show_explanation
 
     gc.enable()  # a log that is piped may take days
-    explanation = dsv4_shard.explain(_text_or_log(text), repo=repo)
+    explanation = dsv4_shard.explain(text_or_log(text), repo=repo)
     if as_json:
         _print_json(explanation)
     else:
@@ -441,8 +441,8 @@ def explain(text: options.TextArg = None, repo: options.ModelOpt = None, as_json
         raise typer.Exit(ExitCode.NO)
 
 
-@app.command(cls=Command)
-@_reported
+@app.command(cls=HelpCommand)
+@reported
 def demo(
     folder: options.DemoArg = Path("dsv4-demo"),
 ) -> None:
@@ -497,9 +497,9 @@ def main() -> None:
     """Entry point."""
     if os.environ.get(completion.ASKED):
         completion.answer(app)
-    _handle(_OUTSIDE)
+    handle_signals(OUTSIDE)
     gc.disable()  # what reading headers builds lives as long as the command: looking through it takes half a second
-    _allow_open_files()
+    allow_open_files()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             show_signs(stream)

@@ -26,13 +26,13 @@ def explain(text: str | Path | BinaryIO, *, repo: str | Path | None = None) -> "
     'shared experts: shared intermediate size 3072 / TP 16 = 192, which is 1.5 blocks of 128'
     """
     from dsv4_shard.checkpoint.inventory import refuse_errors
-    from dsv4_shard.diagnosis.cases import Model
+    from dsv4_shard.diagnosis.cases import KnownModel
     from dsv4_shard.diagnosis.explanation import explain as explain_lines
     from dsv4_shard.opening import open_checkpoint
 
     model = None
     if repo is not None:
-        model = Model(str(repo), open_checkpoint(str(repo), exact=False)[1], given=True)
+        model = KnownModel(str(repo), open_checkpoint(str(repo), exact=False)[1], given=True)
         refuse_errors(model.inventory)
     with _lines(text) as lines:
         explanation = explain_lines(lines, model)

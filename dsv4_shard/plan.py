@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from dsv4_shard.planning.plan_file import plan_of
 from dsv4_shard.planning.request import request_of
-from dsv4_shard.planning.search import find_layouts
+from dsv4_shard.planning.search import search_for
 
 if TYPE_CHECKING:
     from dsv4_shard.planning.compare import PlanComparison
@@ -100,7 +100,7 @@ def search(
     from dsv4_shard.planning.search import plan_best
 
     checkpoint, inventory = open_checkpoint(str(repo), refresh=refresh, exact=False)
-    found = find_layouts(checkpoint, inventory, gpus, engine, gpu=gpu, gpu_memory=gpu_memory, nodes=nodes,
+    found = search_for(checkpoint, inventory, gpus, engine, gpu=gpu, gpu_memory=gpu_memory, nodes=nodes,
                     expert_dtype=expert_dtype, engine_version=engine_version, rank_by=rank_by)  # fmt: skip
     if output is not None and found.best is not None:
         save_plan(plan_best(checkpoint, inventory, found), Path(output))

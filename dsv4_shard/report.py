@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from dsv4_shard.errors import ShardError, UsageError
-from dsv4_shard.planning.plan_file import _plan_given
+from dsv4_shard.planning.plan_file import plan_given
 from dsv4_shard.planning.request import LayoutOptions, request_of
-from dsv4_shard.planning.search import find_layouts
+from dsv4_shard.planning.search import search_for
 from dsv4_shard.text.suggest import as_option
 
 if TYPE_CHECKING:
@@ -47,13 +47,13 @@ def report(
     from dsv4_shard.reporting.report import make_report
     from dsv4_shard.storage.output_folder import write_text
 
-    plan, found = _plan_given(source), None
+    plan, found = plan_given(source), None
     _refuse_for_report(source, plan, repo, gpus, rank_by, asked)
     checkpoint, inventory = _open_for_report(source, plan, repo, refresh)
     if plan is not None:
         plan = check_plan(plan, checkpoint, inventory)
     elif gpus is not None:
-        found = find_layouts(checkpoint, inventory, gpus, rank_by=rank_by or "weights", **asked)
+        found = search_for(checkpoint, inventory, gpus, rank_by=rank_by or "weights", **asked)
         plan = plan_best(checkpoint, inventory, found) if found.best is not None else None
     elif asked:
         plan = make_plan(checkpoint, inventory, request_of(**asked))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 from dsv4_shard.errors import NothingToDo, RanksThere, UsageError
 from dsv4_shard.planning.plan_file import plan_of
 from dsv4_shard.planning.request import request_of
-from dsv4_shard.sharding.callbacks import MovingOptions, _check_jobs, _ignore, _path
+from dsv4_shard.sharding.callbacks import MovingOptions, check_jobs, ignore, path_or_none
 from dsv4_shard.text.suggest import as_option
 
 if TYPE_CHECKING:
@@ -115,10 +115,10 @@ def reshard(
     config: str | Path | None = None,
     jobs: int | None = None,
     ray: str | None = None,
-    on_begin: Callable[[str, int], None] = _ignore,
-    on_progress: Callable[[int], None] = _ignore,
-    on_resume: Callable[[int], None] = _ignore,
-    on_written: "Callable[[Outcome], None]" = _ignore,
+    on_begin: Callable[[str, int], None] = ignore,
+    on_progress: Callable[[int], None] = ignore,
+    on_resume: Callable[[int], None] = ignore,
+    on_written: "Callable[[Outcome], None]" = ignore,
     watch: "ShareWatch | None" = None,
 ) -> "Outcome | DryRun | ClusterOutcome":
     """Write one file a rank, each source byte read once, and a manifest that proves what was written.
@@ -144,8 +144,15 @@ def reshard(
     >>> outcome.files, len(outcome.ranks)
     (34, 16)
     """
-    from dsv4_shard.destinations.folder import Place, into_folder, into_store, onto_cluster, would_store, would_write
-    from dsv4_shard.destinations.share_worker import Order
+    from dsv4_shard.destinations.folder import (
+        OutputTarget,
+        into_folder,
+        into_store,
+        onto_cluster,
+        would_store,
+        would_write,
+    )
+    from dsv4_shard.destinations.share_worker import ShareTask
     from dsv4_shard.opening import at_commit, is_url, open_checkpoint, pinned, with_download
     from dsv4_shard.sharding.callbacks import Callbacks
     from dsv4_shard.sharding.copy import files_of
@@ -158,8 +165,8 @@ def reshard(
         "gpu_memory": gpu_memory,
     }  # fmt: skip
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    _check_jobs(jobs)
-    stored, config = is_url(str(out)), _path(config)
+    check_jobs(jobs)
+    stored, config = is_url(str(out)), path_or_none(config)
     if not stored and (scratch is not None or keep_scratch):
         raise UsageError(f"--scratch, --keep-scratch: {out} is a folder, and made in its own place")
     if stored and ranks == AUTO:
@@ -176,14 +183,15 @@ def reshard(
     checkpoint, inventory = open_checkpoint(pinned(str(repo), followed), config)
     made = _plan_for(checkpoint, inventory, followed, given)
     if ray is not None and not dry_run:
-        order = Order(at_commit(str(repo), checkpoint), config, made.to_json(), Path(out), open_checkpoint, (), jobs,
+        order = ShareTask(at_commit(str(repo), checkpoint), config, made.to_json(), Path(out), open_checkpoint, (),
+        jobs,
                       allow_inexact, restart)  # fmt: skip
         hosts = made.deployment["nodes"]
         return onto_cluster(ray, order, world_of(made, inventory), hosts if hosts > 1 else None, watch)
     wanted = _wanted(ranks, overwrite, made, inventory)
     with collector_paused():
         job = prepare(checkpoint, inventory, made, wanted)
-    place = Place(str(out), Path(scratch or ""), keep_scratch, overwrite, restart)
+    place = OutputTarget(str(out), Path(scratch or ""), keep_scratch, overwrite, restart)
     if dry_run:
         return would_store(job, checkpoint, place) if stored else would_write(job, checkpoint, Path(out), overwrite)
     if download:
@@ -227,9 +235,9 @@ def merge(
     overwrite: bool = False,
     restart: bool = False,
     jobs: int | None = None,
-    on_begin: Callable[[str, int], None] = _ignore,
-    on_progress: Callable[[int], None] = _ignore,
-    on_resume: Callable[[int], None] = _ignore,
+    on_begin: Callable[[str, int], None] = ignore,
+    on_progress: Callable[[int], None] = ignore,
+    on_resume: Callable[[int], None] = ignore,
 ) -> "Merged | DryRun":
     """Put the shards of all ranks together again: one checkpoint, in its own names, files and bytes.
 
@@ -249,9 +257,9 @@ def merge(
     from dsv4_shard.sharding.callbacks import Callbacks
     from dsv4_shard.storage.runtime import collector_paused
 
-    _check_jobs(jobs)
+    check_jobs(jobs)
     refuse_url(Path(out), "Name a folder, and copy it to the store.")
-    checkpoint, inventory = open_checkpoint(str(ranks), _path(config))
+    checkpoint, inventory = open_checkpoint(str(ranks), path_or_none(config))
     source = source_of_ranks(checkpoint)
     with collector_paused():
         job = prepare_merge(checkpoint, inventory)

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack, overload
 
 from dsv4_shard.errors import UsageError
-from dsv4_shard.sharding.callbacks import MovingOptions, _check_jobs, _ignore
+from dsv4_shard.sharding.callbacks import MovingOptions, check_jobs, ignore
 
 if TYPE_CHECKING:
-    from dsv4_shard.verification.documents import Together, Verification
+    from dsv4_shard.verification.documents import SharesVerification, Verification
 
 
 class VerifyOptions(MovingOptions, total=False):
@@ -23,7 +23,7 @@ def verify(out: str | Path, **options: Unpack[VerifyOptions]) -> "Verification":
 
 
 @overload
-def verify(out: Sequence[str | Path], **options: Unpack[VerifyOptions]) -> "Together": ...
+def verify(out: Sequence[str | Path], **options: Unpack[VerifyOptions]) -> "SharesVerification": ...
 
 
 def verify(
@@ -33,9 +33,9 @@ def verify(
     numerics: bool = False,
     layer: int | None = None,
     jobs: int | None = None,
-    on_begin: Callable[[str, int], None] = _ignore,
-    on_progress: Callable[[int], None] = _ignore,
-) -> "Verification | Together":
+    on_begin: Callable[[str, int], None] = ignore,
+    on_progress: Callable[[int], None] = ignore,
+) -> "Verification | SharesVerification":
     """Prove a result against its manifest, or byte by byte against the checkpoint that it was made from.
 
     `out` is a folder that reshard or merge made, or a sequence of those that hold the shares of one result. `against`
@@ -55,7 +55,7 @@ def verify(
     from dsv4_shard.verification.result_folder import verify as verify_folder
     from dsv4_shard.verification.shares import verify_together
 
-    _check_jobs(jobs)
+    check_jobs(jobs)
     folders = [Path(out)] if isinstance(out, str | Path) else list(map(Path, out))
     if not folders:
         raise UsageError("no folder to verify")
@@ -69,7 +69,7 @@ def verify(
         raise UsageError("--layer is of --numerics", hint="Add --numerics, or leave out --layer.")
     source = open_checkpoint(str(against)) if against is not None else None
     on_begin("verify", sum(map(bytes_to_verify, folders)))
-    found: Verification | Together
+    found: Verification | SharesVerification
     if isinstance(out, str | Path):
         found = verify_folder(folders[0], source, workers=jobs, on_progress=on_progress)
     else:

@@ -119,4 +119,4 @@ def feasible(inventory: Inventory, **wanted: Any) -> Deployment:
     """The deployment of a request that must be feasible."""
     choice = choose(inventory, Request(**wanted))
     assert choice.feasible, choice.breaches
-    return choice.at
+    return choice.deployment

@@ -16,7 +16,7 @@ from rich.console import Console
 from dsv4_shard.checkpoint.inventory import Inventory
 from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.destinations.ray_cluster import reshard_on_cluster
-from dsv4_shard.destinations.share_worker import Order
+from dsv4_shard.destinations.share_worker import ShareTask
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.opening import open_checkpoint
 from dsv4_shard.planning.make_plan import make_plan
@@ -49,7 +49,7 @@ def open_slowly(repo: str, config: Path | None) -> tuple[Checkpoint, Inventory]:
 def main(address: str, repo: str, out: str, tp: str) -> None:
     checkpoint, inventory = open_checkpoint(repo)
     plan = make_plan(checkpoint, inventory, Request(tp=int(tp), nodes=2))
-    order = Order(repo, None, plan.to_json(), Path(out), open_slowly, workers=1)
+    order = ShareTask(repo, None, plan.to_json(), Path(out), open_slowly, workers=1)
     with SharesProgress(Console(file=sys.stderr), quiet=False) as progress:
         found = reshard_on_cluster(address, order, int(tp), 2, progress)
     shares = [(one.ranks, one.outcome.resumed if one.outcome else None) for one in found.written]

@@ -23,7 +23,7 @@ from dsv4_shard.destinations.folder import DryRun
 from dsv4_shard.inspection.known_family import Inspection
 from dsv4_shard.reassembly.merge_job import Merged
 from dsv4_shard.reporting.page import to_html
-from dsv4_shard.verification.documents import Together, Verification
+from dsv4_shard.verification.documents import SharesVerification, Verification
 
 VERBS = ("compare", "explain", "inspect", "merge", "plan", "report", "reshard", "search", "verify")
 REFERENCE: dict[str, Any] = {"tp": 2, "engine": "reference"}
@@ -193,7 +193,7 @@ def test_verify_of_a_folder_returns_what_the_command_prints(tiny_checkpoint, sha
 
 def test_verify_of_several_folders_returns_what_the_command_prints(shares):
     found = dsv4_shard.verify(shares)
-    assert isinstance(found, Together)
+    assert isinstance(found, SharesVerification)
     assert found.model_dump(mode="json") == document("verify", *shares)
     assert len(dsv4_shard.verify(shares[:1]).folders) == 1
 

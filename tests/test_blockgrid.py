@@ -12,7 +12,7 @@ from skeletons import DATA
 
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.models.roles import Module
-from dsv4_shard.planning.block_grid import BlockGrid, Cut, Share, broken_grids, shared_grid
+from dsv4_shard.planning.block_grid import BlockCut, BlockGrid, RankBlocks, broken_grids, shared_grid
 from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.make_plan import make_plan
 
@@ -74,7 +74,7 @@ def _only_the_last_is_short(size: int, block: int, parts: int) -> bool:
 @given(SIZES, st.integers(1, 300), RANKS)
 def test_what_is_whole_has_no_cuts_and_knows_those_that_it_avoids(size, block, ranks):
     whole = grid(size, block, ranks, 1, "whole")
-    assert (whole.cuts, whole.shares, whole.padding, whole.fits) == ((), (Share(0, size, 0),), 0, True)
+    assert (whole.cuts, whole.shares, whole.padding, whole.fits) == ((), (RankBlocks(0, size, 0),), 0, True)
     assert whole.even_cuts == grid(size, block, ranks, ranks, "split").cuts
 
 
@@ -99,7 +99,7 @@ def test_pro_whole_on_sixteen_ranks_has_24_blocks_and_every_second_cut_inside_on
         1,
         "whole",
     )
-    assert found.even_cuts[:3] == (Cut(192, True), Cut(384, False), Cut(576, True))
+    assert found.even_cuts[:3] == (BlockCut(192, True), BlockCut(384, False), BlockCut(576, True))
     assert [cut.splits for cut in found.even_cuts] == [True, False] * 7 + [True]
 
 
@@ -116,7 +116,7 @@ def test_pro_padded_by_vllm_ends_in_four_ranks_of_zeros():
     found = shared_grid(plan_of(PRO, 16, engine="vllm"))
     assert found is not None
     assert (found.way, found.step, found.padding) == ("pad", 256, 1024)
-    assert found.shares[11:13] == (Share(2816, 3072, 0), Share(3072, 3072, 256))
+    assert found.shares[11:13] == (RankBlocks(2816, 3072, 0), RankBlocks(3072, 3072, 256))
 
 
 def test_pro_in_trtllm_has_eight_parts_of_three_blocks_on_two_ranks_each():
@@ -179,4 +179,4 @@ def test_a_cut_falls_inside_a_block_where_sglang_itself_refused_one(entry):
     assert said is not None
     first = broken_grids(plan)[0]
     assert (first.step, first.block) == (int(said[1]), int(said[2]))
-    assert first.cuts[0] == Cut(int(said[1]), splits=True)
+    assert first.cuts[0] == BlockCut(int(said[1]), splits=True)

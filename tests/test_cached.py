@@ -10,7 +10,7 @@ from test_cli import run
 
 from dsv4_shard.errors import ExitCode
 from dsv4_shard.sources import known_repos as cached
-from dsv4_shard.sources.remote_headers import HeadCache
+from dsv4_shard.sources.remote_headers import HeaderCache
 
 HUB = "https://huggingface.co"
 
@@ -28,8 +28,8 @@ def home(tmp_path, monkeypatch):
 def test_repositories_of_both_caches_are_found_by_name(home):
     for folder in ("models--org--a", "models--org--b--c", "models--gpt2", "datasets--org--d", "version.txt"):
         (home / "cache" / "huggingface" / "hub" / folder).mkdir(parents=True)
-    HeadCache(HUB, "org/kept").remember("main", "0" * 40)
-    HeadCache("https://other", "org/elsewhere").remember("main", "0" * 40)
+    HeaderCache(HUB, "org/kept").remember("main", "0" * 40)
+    HeaderCache("https://other", "org/elsewhere").remember("main", "0" * 40)
     assert cached.cached_repos() == ["org/a", "org/b--c", "org/kept"]
 
 

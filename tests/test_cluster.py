@@ -26,7 +26,15 @@ from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, write_checkpoint
 from dsv4_shard.cli import app
 from dsv4_shard.destinations import ray_cluster as cluster
 from dsv4_shard.destinations.ray_cluster import _BUSY_SECONDS, _TRIES, _Driver, _Node, _nodes, _Share
-from dsv4_shard.destinations.share_worker import Advanced, Begun, Ended, Failed, Order, _Work, carry_out
+from dsv4_shard.destinations.share_worker import (
+    ShareAdvanced,
+    ShareBegun,
+    ShareEnded,
+    ShareFailed,
+    ShareTask,
+    _Work,
+    carry_out,
+)
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import (
     AccessRefused,
@@ -114,9 +122,9 @@ def reshard_on(nodes: RayCluster, model: Path, out: Path | str, *more: str) -> s
     return subprocess.run([*command, *more], capture_output=True, text=True, env=ENVIRONMENT)
 
 
-def order_for(model: Path, out: Path, ranks: tuple[int, ...], **more: Any) -> Order:
+def order_for(model: Path, out: Path, ranks: tuple[int, ...], **more: Any) -> ShareTask:
     plan = make_plan(*open_folder(model), Request(tp=TP))
-    return Order(str(model), None, plan.to_json(), out, open_checkpoint, ranks, **more)
+    return ShareTask(str(model), None, plan.to_json(), out, open_checkpoint, ranks, **more)
 
 
 # --- on a cluster --------------------------------------------------------------------------------------------------
@@ -329,7 +337,7 @@ def driver_and_share(tries: int) -> tuple[_Driver, _Share]:
     node = _Node("a", "10.0.0.1")
     share = _Share((0, 1), node, node, tries)
     shown = SharesProgress(Console(file=io.StringIO()), quiet=True)
-    return _Driver(None, Order("", None, "", Path(), open_checkpoint), [share], shown), share
+    return _Driver(None, ShareTask("", None, "", Path(), open_checkpoint), [share], shown), share
 
 
 def test_a_share_that_is_lost_again_and_again_is_given_up() -> None:
@@ -374,30 +382,32 @@ def test_what_a_node_cannot_reach_is_said_with_whose_environment_counts(error: U
 
 def test_bytes_are_told_between_what_came_before_and_after_them(model: Path, tmp_path: Path) -> None:
     work = _Work(order_for(model, tmp_path / "out", (2, 3)))
-    work._tell(Begun("reshard", 100))
+    work._tell(ShareBegun("reshard", 100))
     work._advance(7)
     assert work._take_advanced() is None, "not before it is told that it has begun"
     work._advance(3)
-    work._tell(Begun("verify", 50))
+    work._tell(ShareBegun("verify", 50))
     work._advance(4)
-    failed = Failed(UsageError("the end"))
+    failed = ShareFailed(UsageError("the end"))
     work._tell(failed)
-    told = [Begun("reshard", 100), Advanced(10), Begun("verify", 50), Advanced(4), failed]
+    told = [ShareBegun("reshard", 100), ShareAdvanced(10), ShareBegun("verify", 50), ShareAdvanced(4), failed]
     assert list(work.messages()) == told
 
 
 def test_a_node_tells_of_each_byte_and_of_the_end(model: Path, tmp_path: Path) -> None:
     messages = list(carry_out(order_for(model, tmp_path / "out", (2, 3))))
-    begun = [message for message in messages if isinstance(message, Begun)]
+    begun = [message for message in messages if isinstance(message, ShareBegun)]
     assert [message.what for message in begun] == ["reshard", "verify"]
-    assert sum(message.nbytes for message in messages if isinstance(message, Advanced)) == sum(b.total for b in begun)
+    assert sum(message.nbytes for message in messages if isinstance(message, ShareAdvanced)) == sum(
+        b.total for b in begun
+    )
     ended = messages[-1]
-    assert isinstance(ended, Ended)
+    assert isinstance(ended, ShareEnded)
     assert ended.outcome is not None
     assert ended.verification.ok
     assert (ended.verification.ranks, ended.outcome.ranks) == ((2, 3), (2, 3))
     again = list(carry_out(order_for(model, tmp_path / "out", (2, 3))))[-1]
-    assert isinstance(again, Ended)
+    assert isinstance(again, ShareEnded)
     assert again.outcome is None
     assert again.verification == ended.verification
 
@@ -409,21 +419,21 @@ def test_a_node_looks_at_its_own_ranks_alone(model: Path, tmp_path: Path) -> Non
         file.seek(-1, 2)
         file.write(b"\x55")
     found = [list(carry_out(order_for(model, tmp_path / "out", ranks)))[-1] for ranks in ((0, 1), (2, 3))]
-    assert [message.verification.ok for message in found if isinstance(message, Ended)] == [False, True]
+    assert [message.verification.ok for message in found if isinstance(message, ShareEnded)] == [False, True]
 
 
 def test_a_node_tells_an_error_as_it_was_raised(model: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.txt").write_text("years of work")
     last = list(carry_out(order_for(model, tmp_path / "out", (0,))))[-1]
-    assert isinstance(last, Failed)
+    assert isinstance(last, ShareFailed)
     assert isinstance(last.error, OutputNotEmpty)
     assert "thesis" in str([path.name for path in (tmp_path / "out").iterdir()])
 
 
 def test_a_node_with_another_version_refuses(model: Path, tmp_path: Path) -> None:
     (last,) = carry_out(order_for(model, tmp_path / "out", (0,), version="0.0.9"))
-    assert isinstance(last, Failed)
+    assert isinstance(last, ShareFailed)
     assert isinstance(last.error, UsageError)
     assert "the one that orders has 0.0.9" in str(last.error)
 
@@ -439,7 +449,7 @@ def test_a_node_does_not_hide_a_bug(model: Path, tmp_path: Path) -> None:
 def test_a_node_stops_when_nobody_listens(model: Path, tmp_path: Path) -> None:
     before = threading.active_count()
     messages = carry_out(order_for(model, tmp_path / "out", (0, 1)))
-    assert isinstance(next(messages), Begun)
+    assert isinstance(next(messages), ShareBegun)
     messages.close()
     assert threading.active_count() == before
     assert not (tmp_path / "out").exists() or load_manifest(tmp_path / "out").ranks == (0, 1)

@@ -21,7 +21,7 @@ from small import raw
 from dsv4_shard.errors import IncompleteCheckpoint, InexactCast, ReadFailed, SourceChanged
 from dsv4_shard.sharding import copy as copying
 from dsv4_shard.sharding.copy import CopyResult, copy
-from dsv4_shard.sharding.recipe import Cut, Fixed, Landing, OutputFile, Recipe, Spread, Step
+from dsv4_shard.sharding.recipe import Destination, Fixed, OutputFile, Recipe, Slice, SliceMap, Step
 from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.tensors.decoding import TRANSFORMS
 from dsv4_shard.tensors.dtype_casts import CONVERSIONS
@@ -74,7 +74,7 @@ class Pending:
     """A step that is not finished: its landings so far."""
 
     source: Tensor
-    landings: list[Landing] = field(default_factory=list)
+    landings: list[Destination] = field(default_factory=list)
     conversion: str | None = None
     repeat: int = 1
     fill: bytes = b"\0"
@@ -131,7 +131,7 @@ class Maker:
         self.outputs[name] = {}
         return name
 
-    def land(self, pending: Pending, output: str, parts: list[tuple[Cut, tuple[int, ...], bytes]]) -> None:
+    def land(self, pending: Pending, output: str, parts: list[tuple[Slice, tuple[int, ...], bytes]]) -> None:
         """Cuts of a step become the next piece of `output` in each of their files; `parts` has what they must be."""
         held = self.outputs.setdefault(output, {})
         places = {
@@ -141,13 +141,13 @@ class Maker:
         for _, files, data in parts:
             for file in files:
                 held.setdefault(file, []).append(data)
-        spread: Spread = tuple((cut, files) for cut, files, _ in parts)
-        pending.landings.append(Landing(output, *places.pop(), spread))
+        spread: SliceMap = tuple((cut, files) for cut, files, _ in parts)
+        pending.landings.append(Destination(output, *places.pop(), spread))
 
     def move(
         self,
         tensor: Tensor,
-        cuts: list[tuple[Cut, tuple[int, ...]]],
+        cuts: list[tuple[Slice, tuple[int, ...]]],
         *outputs: str,
         conversion: str | None = None,
         repeat: int = 1,
@@ -202,7 +202,7 @@ def grid_of(data: bytes, shape: tuple[int, ...], width: int, repeat: int = 1) ->
     return grid.repeat(repeat, 0).repeat(repeat, 1)
 
 
-def piece_of(grid: Grid, cut: Cut, fill: bytes, dtype: str, conversion: str | None) -> bytes:
+def piece_of(grid: Grid, cut: Slice, fill: bytes, dtype: str, conversion: str | None) -> bytes:
     """What a cut must become: a rectangle in a frame of fill, then converted."""
     width, area = len(fill), cut.rectangle
     part = grid[area.row_start : area.row_stop, area.start // width : area.stop // width]
@@ -221,7 +221,7 @@ def digest_of(pieces: list[bytes]) -> str:
     return xxhash.xxh3_128_hexdigest(b"".join(xxhash.xxh3_128_digest(piece) for piece in pieces))
 
 
-def random_cuts(maker: Maker, dtype: str, shape: tuple[int, ...]) -> list[tuple[Cut, tuple[int, ...]]]:
+def random_cuts(maker: Maker, dtype: str, shape: tuple[int, ...]) -> list[tuple[Slice, tuple[int, ...]]]:
     """A matrix split over the files by rows or columns, padded or not, or whole on all, or shared by pairs."""
     rows, cols = shape
     parts = int(maker.random.choice([2, FILES]))
@@ -229,27 +229,27 @@ def random_cuts(maker: Maker, dtype: str, shape: tuple[int, ...]) -> list[tuple[
     item = DTYPE_BITS[dtype] // 8
     match maker.random.choice(["whole", "rows", "columns", "pad rows", "pad columns", "frame"]):
         case "rows" if rows % parts == 0:
-            return [(Cut(slice_rectangle(dtype, shape, 0, *split(rows, parts, i))), files[i]) for i in range(parts)]
+            return [(Slice(slice_rectangle(dtype, shape, 0, *split(rows, parts, i))), files[i]) for i in range(parts)]
         case "columns" if cols % parts == 0:
-            return [(Cut(slice_rectangle(dtype, shape, 1, *split(cols, parts, i))), files[i]) for i in range(parts)]
+            return [(Slice(slice_rectangle(dtype, shape, 1, *split(cols, parts, i))), files[i]) for i in range(parts)]
         case "pad rows":
             each = -(-rows // parts) + maker.number(0, 3)
             edges = [min(i * each, rows) for i in range(parts + 1)]
             return [
-                (Cut(slice_rectangle(dtype, shape, 0, a, b), pad_rows=each - (b - a)), files[i])
+                (Slice(slice_rectangle(dtype, shape, 0, a, b), pad_rows=each - (b - a)), files[i])
                 for i, (a, b) in enumerate(pairwise(edges))
             ]
         case "pad columns":
             each = -(-cols // parts) + maker.number(0, 3)
             edges = [min(i * each, cols) for i in range(parts + 1)]
             return [
-                (Cut(slice_rectangle(dtype, shape, 1, a, b), pad_cols=(each - (b - a)) * item), files[i])
+                (Slice(slice_rectangle(dtype, shape, 1, a, b), pad_cols=(each - (b - a)) * item), files[i])
                 for i, (a, b) in enumerate(pairwise(edges))
             ]
         case "frame":
-            return [(Cut(whole_rectangle(dtype, shape), maker.number(0, 5) * item, maker.number(0, 5)), ALL)]
+            return [(Slice(whole_rectangle(dtype, shape), maker.number(0, 5) * item, maker.number(0, 5)), ALL)]
         case _:
-            return [(Cut(whole_rectangle(dtype, shape)), ALL)]
+            return [(Slice(whole_rectangle(dtype, shape)), ALL)]
 
 
 def add_random_tensor(maker: Maker) -> None:
@@ -271,11 +271,11 @@ def add_random_tensor(maker: Maker) -> None:
             dtype = str(maker.random.choice(["F32", "BF16"]))
             fill = maker.random.bytes(DTYPE_BITS[dtype] // 8)
             pad = maker.number(0, 9)
-            cuts = [(Cut(slice_rectangle(dtype, shape, 0, *split(shape[0], FILES, i)), pad_rows=pad), (i,))
+            cuts = [(Slice(slice_rectangle(dtype, shape, 0, *split(shape[0], FILES, i)), pad_rows=pad), (i,))
                     for i in range(FILES)]  # fmt: skip
             maker.move(maker.tensor(dtype, shape), cuts, fill=fill)
         case "scalar":
-            maker.move(maker.tensor("F32", ()), [(Cut(Rectangle(0, 1, 0, 4)), ALL)])
+            maker.move(maker.tensor("F32", ()), [(Slice(Rectangle(0, 1, 0, 4)), ALL)])
         case "uneven":
             add_uneven(maker)
         case "cast":
@@ -313,9 +313,9 @@ def add_uneven(maker: Maker) -> None:
     grid = grid_of(maker.bytes_of(tensor), (rows, cols), 1)
     edges = [0, *sorted(maker.random.permutation(np.arange(1, cols))[: FILES - 1].tolist()), cols]
     middle = maker.number(1, rows)
-    cuts = [(i, Cut(Rectangle(0, middle, edges[i], edges[i + 1]))) for i in range(FILES)]
+    cuts = [(i, Slice(Rectangle(0, middle, edges[i], edges[i + 1]))) for i in range(FILES)]
     pending = Pending(tensor)
-    for file, cut in [*cuts, (0, Cut(Rectangle(middle, rows, 0, cols)))]:
+    for file, cut in [*cuts, (0, Slice(Rectangle(middle, rows, 0, cols)))]:
         maker.land(pending, maker.new_output(), [(cut, (file,), piece_of(grid, cut, b"\0", "U8", None))])
     maker.steps.append(pending)
 
@@ -332,7 +332,7 @@ def add_cast(maker: Maker, lowest: int) -> str:
     files = tuple(sorted(int(number) for number in random.permutation(FILES)[:2]))
     pending = Pending(weight, transform="fp4_to_fp8", scale=scale)
     output = maker.new_output()
-    maker.land(pending, output, [(Cut(whole_rectangle("I8", weight.shape)), files, raw(cast))])
+    maker.land(pending, output, [(Slice(whole_rectangle("I8", weight.shape)), files, raw(cast))])
     maker.outputs[output.removesuffix("weight") + "scale"] = {file: [raw(new)] for file in files}
     maker.steps.append(pending)
     return weight.name
@@ -356,7 +356,7 @@ def add_decoded(maker: Maker) -> None:
     for index in range(parts):
         area = slice_rectangle("F8_E4M3", (rows, cols), 0, *split(rows, parts, index))
         files = tuple(file for file in ALL if file % parts == index)
-        cuts.append((Cut(area), files, raw(decoded[area.row_start : area.row_stop])))
+        cuts.append((Slice(area), files, raw(decoded[area.row_start : area.row_stop])))
     maker.land(pending, maker.new_output(), cuts)
     maker.steps.append(pending)
 
@@ -369,8 +369,8 @@ def random_work(folder: Path, seed: int, tensors: int) -> Work:
     return maker.work()
 
 
-def row_cuts(rows: int, cols: int) -> list[tuple[Cut, tuple[int, ...]]]:
-    return [(Cut(slice_rectangle("U8", (rows, cols), 0, *split(rows, FILES, i))), (i,)) for i in ALL]
+def row_cuts(rows: int, cols: int) -> list[tuple[Slice, tuple[int, ...]]]:
+    return [(Slice(slice_rectangle("U8", (rows, cols), 0, *split(rows, FILES, i))), (i,)) for i in ALL]
 
 
 def moved_work(folder: Path, tensors: int = 20) -> Work:
@@ -429,7 +429,7 @@ def test_narrow_columns_are_numpys(width: int, chunk: int, tmp_path: Path, monke
     columns = 96 + width
     tensor = maker.tensor("U8", (50, columns))
     starts = [0, width, 7, 96]
-    maker.move(tensor, [(Cut(Rectangle(0, 50, start, start + width)), (i,)) for i, start in enumerate(starts)])
+    maker.move(tensor, [(Slice(Rectangle(0, 50, start, start + width)), (i,)) for i, start in enumerate(starts)])
     assert_copied(maker.work())
 
 
@@ -478,7 +478,7 @@ def only(step: Step, wanted: set[int]) -> Step:
 def test_rows_that_no_file_wants_are_not_read(tmp_path: Path) -> None:
     maker = Maker(tmp_path, np.random.default_rng(0))
     tensor = maker.tensor("U8", (100, 10))
-    maker.move(tensor, [(Cut(Rectangle(30, 40, 2, 5)), (0,)), (Cut(Rectangle(50, 60, 0, 3)), (1,))])
+    maker.move(tensor, [(Slice(Rectangle(30, 40, 2, 5)), (0,)), (Slice(Rectangle(50, 60, 0, 3)), (1,))])
     work = maker.work()
     work.nbytes = 200
     assert_copied(work)
@@ -490,7 +490,7 @@ def test_a_tensor_without_bytes_has_the_digest_of_nothing(workers: int, tmp_path
     for shape in ((0, 4), (4, 0), (0,)):
         tensor = maker.tensor("F32", shape)
         pending = Pending(tensor, fill=bytes(4))
-        maker.land(pending, maker.new_output(), [(Cut(whole_rectangle("F32", shape)), (0,), b"")])
+        maker.land(pending, maker.new_output(), [(Slice(whole_rectangle("F32", shape)), (0,), b"")])
         maker.steps.append(pending)
     work = maker.work()
     progress: list[int] = []
@@ -517,9 +517,9 @@ def test_conversions_are_torchs_whole_and_cut(
     monkeypatch.setattr(copying, "CHUNK_BYTES", chunk)
     maker = Maker(tmp_path, np.random.default_rng(8))
     shape = (24, 44)
-    cuts = [(Cut(whole_rectangle(dtype, shape)), ALL)]
+    cuts = [(Slice(whole_rectangle(dtype, shape)), ALL)]
     if axis is not None:
-        cuts = [(Cut(slice_rectangle(dtype, shape, axis, *split(shape[axis], FILES, i))), (i,)) for i in ALL]
+        cuts = [(Slice(slice_rectangle(dtype, shape, axis, *split(shape[axis], FILES, i))), (i,)) for i in ALL]
     maker.move(maker.tensor(dtype, shape), cuts, conversion=TARGETS[dtype])
     assert_copied(maker.work())
 
@@ -531,7 +531,7 @@ def test_a_table_with_a_value_beyond_32_bits_is_refused(value: int, workers: int
     table = np.arange(300, dtype=np.int64)
     table[299] = value
     tensor = maker.tensor("I64", (50, 6), table.tobytes())
-    cuts = [(Cut(whole_rectangle("I64", (50, 6))), ALL)]
+    cuts = [(Slice(whole_rectangle("I64", (50, 6))), ALL)]
     maker.move(tensor, cuts, conversion="I32")
     work = maker.work()
     with pytest.raises(IncompleteCheckpoint, match="beyond 32 bits"):
@@ -564,7 +564,7 @@ def test_padding_is_the_fill_right_of_each_row_and_below_the_last(
     area = whole_rectangle(dtype, (11, 6))
     maker.move(
         maker.tensor(dtype, (11, 6)),
-        [(Cut(area, pad_cols * len(fill), pad_rows), (0, 2))],
+        [(Slice(area, pad_cols * len(fill), pad_rows), (0, 2))],
         conversion=conversion,
         fill=fill,
     )
@@ -582,7 +582,7 @@ def test_a_rank_may_get_nothing_but_padding(conversion: str | None, axis: int, w
         start, stop = min(index * each, 6), min((index + 1) * each, 6)
         pad = each - (stop - start)
         area = slice_rectangle("F8_E8M0", shape, axis, start, stop)
-        cuts.append((Cut(area, pad_rows=pad) if axis == 0 else Cut(area, pad_cols=pad), (index,)))
+        cuts.append((Slice(area, pad_rows=pad) if axis == 0 else Slice(area, pad_cols=pad), (index,)))
     maker.move(maker.tensor("F8_E8M0", shape), cuts, conversion=conversion, fill=b"\x7f")
     work = maker.work()
     one = b"\x7f" if conversion is None else np.float32(1).tobytes()
@@ -592,7 +592,7 @@ def test_a_rank_may_get_nothing_but_padding(conversion: str | None, axis: int, w
 
 def test_a_file_of_nothing_but_padding_below_reads_no_source(tmp_path: Path) -> None:
     maker = Maker(tmp_path, np.random.default_rng(9))
-    maker.move(maker.tensor("BF16", (6, 4)), [(Cut(Rectangle(6, 6, 0, 8), pad_rows=3), (1,))], fill=b"ab")
+    maker.move(maker.tensor("BF16", (6, 4)), [(Slice(Rectangle(6, 6, 0, 8), pad_rows=3), (1,))], fill=b"ab")
     work = maker.work()
     work.nbytes = 0
     assert_copied(work)
@@ -607,7 +607,7 @@ def test_a_scale_is_repeated_along_both_axes_before_it_is_cut(
     monkeypatch.setattr(copying, "CHUNK_BYTES", chunk)
     maker = Maker(tmp_path, np.random.default_rng(9))
     repeated = (12, 20)
-    cuts = [(Cut(slice_rectangle(dtype, repeated, axis, *split(repeated[axis], FILES, i))), (i,)) for i in ALL]
+    cuts = [(Slice(slice_rectangle(dtype, repeated, axis, *split(repeated[axis], FILES, i))), (i,)) for i in ALL]
     maker.move(maker.tensor(dtype, (3, 5)), cuts, conversion=conversion, repeat=4)
     assert_copied(maker.work())
 
@@ -615,7 +615,7 @@ def test_a_scale_is_repeated_along_both_axes_before_it_is_cut(
 def test_repeats_are_those_of_torch(tmp_path: Path) -> None:
     maker = Maker(tmp_path, np.random.default_rng(9))
     tensor = maker.tensor("F32", (3, 5))
-    maker.move(tensor, [(Cut(whole_rectangle("F32", (6, 10))), (0,))], repeat=2)
+    maker.move(tensor, [(Slice(whole_rectangle("F32", (6, 10))), (0,))], repeat=2)
     work = maker.work()
     values = torch.frombuffer(bytearray(maker.bytes_of(tensor)), dtype=torch.int32).view(3, 5)
     assert work.expected[0] == raw(values.repeat_interleave(2, 0).repeat_interleave(2, 1))
@@ -630,7 +630,7 @@ def test_a_tensor_of_several_sources_is_their_bytes_in_slot_order_whatever_the_o
     sources = [maker.tensor("U8", (4, width)) for width in (3, 50, 1, 20)]
     output = maker.new_output()
     for source in reversed(sources):
-        maker.move(source, [(Cut(whole_rectangle("U8", source.shape)), (2,))], output)
+        maker.move(source, [(Slice(whole_rectangle("U8", source.shape)), (2,))], output)
     work = maker.work()
     pieces = [maker.bytes_of(source) for source in reversed(sources)]
     assert work.expected[2] == work.recipe.files[2].header + b"".join(pieces)
@@ -642,7 +642,7 @@ def test_a_tensor_of_several_sources_is_their_bytes_in_slot_order_whatever_the_o
 def test_the_digest_of_one_piece_is_that_of_its_bytes_as_they_were_put(tmp_path: Path) -> None:
     maker = Maker(tmp_path, np.random.default_rng(11))
     tensor = maker.tensor("BF16", (4, 4))
-    maker.move(tensor, [(Cut(whole_rectangle("BF16", (4, 4)), 2, 1), (1,))], conversion="F32", fill=b"ab")
+    maker.move(tensor, [(Slice(whole_rectangle("BF16", (4, 4)), 2, 1), (1,))], conversion="F32", fill=b"ab")
     work = maker.work()
     assert_copied(work)
     put = work.expected[1][len(work.recipe.files[1].header) :]
@@ -654,7 +654,7 @@ def test_sixteen_byte_tensors_of_several_pieces_are_not_taken_for_their_own_dige
     maker = Maker(tmp_path, np.random.default_rng(11))
     output = maker.new_output()
     for _ in range(2):
-        maker.move(maker.tensor("U8", (1, 8)), [(Cut(whole_rectangle("U8", (1, 8))), ALL)], output)
+        maker.move(maker.tensor("U8", (1, 8)), [(Slice(whole_rectangle("U8", (1, 8))), ALL)], output)
     assert_copied(maker.work())
 
 

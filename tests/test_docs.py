@@ -38,13 +38,13 @@ def test_pages_have_examples():
 @pytest.mark.parametrize(("model", "gpus", "gpu", "engine", "options", "flags"), DEPLOYMENTS)
 def test_each_known_deployment_has_its_plan_and_launch_command_on_a_page(model, gpus, gpu, engine, options, flags):
     inventory = inventory_of(model)[1]
-    wanted = choose(inventory, Request(**{"tp": gpus, "engine": engine, "gpu": gpu} | options)).at
+    wanted = choose(inventory, Request(**{"tp": gpus, "engine": engine, "gpu": gpu} | options)).deployment
     shown = [
         " ".join(example.shown)
         for page in ("hopper", "blackwell")
         for example in examples((ROOT / "docs" / "deployments" / f"{page}.md").read_text())
         if example.code.startswith(f"dsv4-shard plan {model} --tp ")
-        and choose(inventory, requested(example.code)).at == wanted
+        and choose(inventory, requested(example.code)).deployment == wanted
     ]
     assert len(shown) == 1
     assert [flag for flag in flags if flag not in shown[0]] == []

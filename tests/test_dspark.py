@@ -22,7 +22,7 @@ ENGINES = ("sglang", "vllm")
 def recipe_of(engine: str, mtp_blocks: int, *, dspark: bool) -> Recipe:
     checkpoint, inventory = headers_only(small_config(), mtp_blocks, dspark=dspark)
     choice = choose(inventory, Request(tp=2, engine=engine))
-    return make_recipe(checkpoint, engine_for(engine, inventory.family), Context(inventory, choice.at), (0, 1))
+    return make_recipe(checkpoint, engine_for(engine, inventory.family), Context(inventory, choice.deployment), (0, 1))
 
 
 @pytest.mark.parametrize("model", MODELS)

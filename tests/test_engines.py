@@ -28,7 +28,7 @@ from skeletons import DATA
 from dsv4_shard.catalog.gpus import GPUS, find_gpu
 from dsv4_shard.catalog.options import A2A
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
-from dsv4_shard.checkpoint.inventory import Group, Inventory, take_inventory
+from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup, take_inventory
 from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, tensors_of
 from dsv4_shard.engines.deployment import Context, Deployment, Request
 from dsv4_shard.engines.placement import Expert, Pad, Replicate, Split
@@ -178,7 +178,7 @@ def check_padding(inventory, tp, column, cell):
             assert held.padding * tp == pytest.approx(group.nbytes * (rows * tp / intermediate - 1), abs=tp)
 
 
-def weight_group(inventory: Inventory, role: Role) -> Group:
+def weight_group(inventory: Inventory, role: Role) -> TensorGroup:
     return next(g for g in inventory.groups if (g.stage, g.role, g.part) == (Stage.LAYER, role, Part.WEIGHT))
 
 
@@ -232,16 +232,16 @@ def test_sglang_says_what_it_said_when_it_was_run(entry):
         assert quotes == []
 
 
-def bytes_by_module(inventory: Inventory, at: Deployment, stages: tuple[Stage, ...]) -> dict[str, int]:
+def bytes_by_module(inventory: Inventory, deployment: Deployment, stages: tuple[Stage, ...]) -> dict[str, int]:
     """Bytes on a rank, module class by module class."""
     modules = {group.role.module for group in inventory.groups}
     result = {}
     for module in sorted(modules):
         groups = {group: count for group, count in inventory.groups.items() if group.role.module is module}
-        nbytes = rank_nbytes(replace(inventory, groups=groups), at, stages)
+        nbytes = rank_nbytes(replace(inventory, groups=groups), deployment, stages)
         if nbytes:
             result[str(module)] = nbytes
-    assert sum(result.values()) == rank_nbytes(inventory, at, stages)
+    assert sum(result.values()) == rank_nbytes(inventory, deployment, stages)
     return result
 
 
@@ -633,7 +633,7 @@ def test_whatever_no_rule_refuses_can_be_weighed(engine, model, gpu):
             for dp in (1, 2, 3, tp):
                 choice = choose(inventory, Request(tp, ep=ep, dp=dp, engine=engine, gpu=gpu))
                 if choice.feasible:
-                    assert rank_nbytes(inventory, choice.at) > 0
+                    assert rank_nbytes(inventory, choice.deployment) > 0
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -644,7 +644,7 @@ def test_any_vocabulary_is_weighed_or_refused(engine, vocab):
         for dp in (1, tp):
             choice = choose(inventory, Request(tp, dp=dp, engine=engine))
             if choice.feasible:
-                assert rank_nbytes(inventory, choice.at) > 0
+                assert rank_nbytes(inventory, choice.deployment) > 0
 
 
 @pytest.mark.parametrize("engine", ["sglang", "vllm", "trtllm"])
@@ -656,7 +656,7 @@ def test_ranks_hold_together_at_least_what_the_checkpoint_holds_of_each_split_we
         placement = find_engine(engine).place(group.role, context)
         inner = placement.inner if isinstance(placement, Expert) else placement
         if held is not None and isinstance(inner, Split | Pad) and group.role is not Role.ATTN_SINK:
-            parts = context.at.group(inner.group)
+            parts = context.deployment.group(inner.group)
             padding = held.padding * parts // held.nbytes if held.nbytes else 0
             assert held.shape[inner.axis] * parts >= group.shape[inner.axis], group.role
             assert padding or held.shape[inner.axis] * parts == group.shape[inner.axis], group.role
@@ -722,7 +722,7 @@ def test_attention_dp_keeps_the_embedding_whole_and_still_cuts_the_head_and_the_
     assert place(Role.HEAD, context) == Split(0, "tp")
     assert place(Role.SHARED_GATE, context) == Split(0, "tp")
     assert place(Role.Q_B, context) == Split(0, "attention")
-    assert (context.at.attention_tp, context.at.moe_tp) == (8, 16)
+    assert (context.deployment.attention_tp, context.deployment.moe_tp) == (8, 16)
 
 
 def test_the_config_of_the_reference_is_the_released_one():

@@ -19,7 +19,7 @@ from skeletons import DATA
 from typer.testing import CliRunner
 
 from dsv4_shard.cli import app
-from dsv4_shard.diagnosis.cases import Model
+from dsv4_shard.diagnosis.cases import KnownModel
 from dsv4_shard.diagnosis.explanation import Explanation, explain
 from dsv4_shard.diagnosis.log_scan import MAX_LINE, lines_of, read_log
 from dsv4_shard.diagnosis.other_messages import OTHERS
@@ -515,7 +515,9 @@ def test_a_number_that_no_cut_of_the_model_gives_is_said_to_be_of_something_else
 
 
 def explain_of_flash(text: str) -> Explanation:
-    return explain(lines_of(io.BytesIO(text.encode())), Model("my/DeepSeek-V4-Flash", real_inventory(FLASH)[1], True))
+    return explain(
+        lines_of(io.BytesIO(text.encode())), KnownModel("my/DeepSeek-V4-Flash", real_inventory(FLASH)[1], True)
+    )
 
 
 def test_a_line_that_a_terminal_broke_is_put_together():

@@ -7,33 +7,33 @@ from pathlib import Path
 import pytest
 
 from dsv4_shard.sources.remote import Listed
-from dsv4_shard.sources.remote_headers import HeadCache, Heads
+from dsv4_shard.sources.remote_headers import HeaderCache, RemoteHeaders
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-KEPT = Heads(
+KEPT = RemoteHeaders(
     {"a.bin": Listed(5, "tag", "ab" * 32), "b.json": Listed(0, "")}, {"a.bin": b"\0head", "b.json": b""}, False
 )
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HeadCache:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HeaderCache:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return HeadCache("https://host:1", "org/name")
+    return HeaderCache("https://host:1", "org/name")
 
 
 def files(tmp_path: Path) -> list[Path]:
     return [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_what_was_saved_is_loaded(cache: HeadCache) -> None:
+def test_what_was_saved_is_loaded(cache: HeaderCache) -> None:
     cache.save(COMMIT, KEPT)
     assert cache.load(COMMIT) == KEPT
     assert cache.load(COMMIT[::-1]) is None
-    assert HeadCache("https://other", "org/name").load(COMMIT) is None
-    assert HeadCache("https://host:1", "org/other").load(COMMIT) is None
+    assert HeaderCache("https://other", "org/name").load(COMMIT) is None
+    assert HeaderCache("https://host:1", "org/other").load(COMMIT) is None
 
 
-def test_every_cut_of_the_archive_is_no_archive(cache: HeadCache, tmp_path: Path) -> None:
+def test_every_cut_of_the_archive_is_no_archive(cache: HeaderCache, tmp_path: Path) -> None:
     cache.save(COMMIT, KEPT)
     (path,) = files(tmp_path)
     whole = path.read_bytes()
@@ -42,7 +42,7 @@ def test_every_cut_of_the_archive_is_no_archive(cache: HeadCache, tmp_path: Path
         assert cache.load(COMMIT) is None
 
 
-def test_a_flipped_bit_gives_what_was_saved_or_nothing(cache: HeadCache, tmp_path: Path) -> None:
+def test_a_flipped_bit_gives_what_was_saved_or_nothing(cache: HeaderCache, tmp_path: Path) -> None:
     cache.save(COMMIT, KEPT)
     (path,) = files(tmp_path)
     whole = path.read_bytes()
@@ -52,7 +52,7 @@ def test_a_flipped_bit_gives_what_was_saved_or_nothing(cache: HeadCache, tmp_pat
         assert found is None or dict(found.heads).get("a.bin") in (None, KEPT.heads["a.bin"])
 
 
-def test_a_branch_is_remembered_for_an_hour_and_no_longer(cache: HeadCache, tmp_path: Path) -> None:
+def test_a_branch_is_remembered_for_an_hour_and_no_longer(cache: HeaderCache, tmp_path: Path) -> None:
     assert cache.commit_of("main") is None
     cache.remember("main", COMMIT)
     assert cache.commit_of("main") == COMMIT
@@ -64,7 +64,7 @@ def test_a_branch_is_remembered_for_an_hour_and_no_longer(cache: HeadCache, tmp_
 
 
 @pytest.mark.parametrize("content", ["", "no commit", COMMIT.upper(), COMMIT + "\n"])
-def test_a_damaged_memory_is_none(content: str, cache: HeadCache, tmp_path: Path) -> None:
+def test_a_damaged_memory_is_none(content: str, cache: HeaderCache, tmp_path: Path) -> None:
     cache.remember("main", COMMIT)
     (path,) = files(tmp_path)
     path.write_text(content)
@@ -74,8 +74,8 @@ def test_a_damaged_memory_is_none(content: str, cache: HeadCache, tmp_path: Path
 @pytest.mark.parametrize("name", ["..", "../..", "a/../../b"])
 def test_names_do_not_lead_out_of_the_cache(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    HeadCache("https://host", name).remember(name, COMMIT)
-    HeadCache("https://host", name).save(COMMIT, KEPT)
+    HeaderCache("https://host", name).remember(name, COMMIT)
+    HeaderCache("https://host", name).save(COMMIT, KEPT)
     assert all(path.is_relative_to(tmp_path / "cache" / "dsv4-shard") for path in files(tmp_path))
     assert files(tmp_path)
 
@@ -83,7 +83,7 @@ def test_names_do_not_lead_out_of_the_cache(name: str, tmp_path: Path, monkeypat
 def test_a_cache_that_cannot_be_written_is_no_reason_to_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    cache = HeadCache("https://host", "org/name")
+    cache = HeaderCache("https://host", "org/name")
     cache.save(COMMIT, KEPT)
     cache.remember("main", COMMIT)
     assert cache.load(COMMIT) is None

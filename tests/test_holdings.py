@@ -9,7 +9,7 @@ from dsv4_shard.models.roles import Module
 from dsv4_shard.planning.choose import choose
 from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.planning.weights import TARGET, loads, weights_of
-from dsv4_shard.reporting.rank_contents import Kind, LayerMap, layer_map, rank_bytes
+from dsv4_shard.reporting.rank_contents import Holding, LayerMap, layer_map, rank_bytes
 
 LAYOUTS = (
     (PRO, Request(1)),
@@ -37,7 +37,7 @@ RUNNING = [layout for layout in LAYOUTS if choose(inventory_of(layout[0])[1], la
 def context_of(model: str, request: Request):
     checkpoint, inventory = inventory_of(model)
     engine = engine_for(request.engine, inventory.family)
-    return checkpoint, engine, Context(inventory, choose(inventory, request).at)
+    return checkpoint, engine, Context(inventory, choose(inventory, request).deployment)
 
 
 def map_of(model: str, request: Request, broken: frozenset[Module] = frozenset()) -> LayerMap:
@@ -55,14 +55,14 @@ def test_the_kinds_of_a_ranks_bytes_add_up_to_the_plans(model, request_):
     plan = make_plan(checkpoint, inventory, request_)
     assert plan.totals is not None
     ranks = rank_bytes(*context_of(model, request_))
-    at = choose(inventory, request_).at
-    assert max(rank.weights for rank in ranks) == weights_of(plan.totals, at)
+    deployment = choose(inventory, request_).deployment
+    assert max(rank.weights for rank in ranks) == weights_of(plan.totals, deployment)
     assert [rank.first for rank in ranks] == [0, *(rank.last + 1 for rank in ranks[:-1])]
-    assert ranks[-1].last == at.world - 1
-    if at.engine != "reference":
+    assert ranks[-1].last == deployment.world - 1
+    if deployment.engine != "reference":
         assert min(rank.weights for rank in ranks) == plan.totals.target_bytes_per_rank_min
         assert max(rank.padding for rank in ranks) == plan.totals.padding_bytes_per_rank
-        if at.world > 1:
+        if deployment.world > 1:
             assert ranks[0].whole == plan.totals.replicated_bytes_per_rank
     if plan.memory is not None:
         assert min(rank.free for rank in ranks if rank.free is not None) == plan.memory.left
@@ -89,12 +89,12 @@ def test_the_map_of_v4_pro_has_every_layer_and_what_only_some_layers_have():
         layer for layer, ratio in enumerate(config.compress_ratios[:61]) if ratio == 4
     }
     shared = [column for column in drawn.columns if column.module is Module.SHARED]
-    assert [column.kind for column in shared] == [Kind.WHOLE]
+    assert [column.kind for column in shared] == [Holding.WHOLE]
 
 
 def test_one_module_placed_in_two_ways_is_two_columns():
     kinds = {column.kind for column in map_of(PRO, Request(16)).columns if column.module is Module.ATTENTION}
-    assert kinds == {Kind.SPLIT, Kind.WHOLE}
+    assert kinds == {Holding.SPLIT, Holding.WHOLE}
 
 
 def test_a_module_whose_rule_breaks_is_drawn_as_broken_and_the_others_as_placed():
@@ -103,9 +103,9 @@ def test_a_module_whose_rule_breaks_is_drawn_as_broken_and_the_others_as_placed(
     broken = frozenset(breach.module for breach in choice.breaches)
     assert broken == {Module.SHARED, Module.ROUTED}
     drawn = map_of(PRO, request, broken)
-    assert {column.module for column in drawn.columns if column.kind is Kind.BREAKS} == broken
-    assert not any(cell.nbytes for cell in drawn.cells if drawn.columns[cell.column].kind is Kind.BREAKS)
-    assert any(column.kind is Kind.SPLIT for column in drawn.columns)
+    assert {column.module for column in drawn.columns if column.kind is Holding.BREAKS} == broken
+    assert not any(cell.nbytes for cell in drawn.cells if drawn.columns[cell.column].kind is Holding.BREAKS)
+    assert any(column.kind is Holding.SPLIT for column in drawn.columns)
 
 
 def test_where_experts_do_not_fall_evenly_the_first_ranks_hold_one_more():

@@ -14,7 +14,14 @@ from dsv4_shard.checkpoint.inventory import take_inventory
 from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, tensors_of
 from dsv4_shard.engines.registry import SERVING
 from dsv4_shard.errors import ExitCode, UsageError
-from dsv4_shard.inspection.known_family import DEFAULT_TPS, SCHEMA_VERSION, Cell, Dimension, Inspection, inspect
+from dsv4_shard.inspection.known_family import (
+    DEFAULT_TPS,
+    SCHEMA_VERSION,
+    DimensionRow,
+    Inspection,
+    MatrixCell,
+    inspect,
+)
 from dsv4_shard.version import __version__
 
 DIVISIBILITY = json.loads((DATA / "divisibility.json").read_text())
@@ -26,7 +33,7 @@ def inspection_of(model: str, tps: tuple[int, ...] = DEFAULT_TPS) -> Inspection:
     return inspect(*inventory_of(model), tps)
 
 
-def cell_of(model: str, tp: int, engine: str) -> Cell:
+def cell_of(model: str, tp: int, engine: str) -> MatrixCell:
     tps = DEFAULT_TPS if tp in DEFAULT_TPS else (tp,)
     (cell,) = [c for c in inspection_of(model, tps).matrix if (c.tp, c.engine) == (tp, engine)]
     return cell
@@ -184,7 +191,7 @@ def test_the_matrix_has_a_cell_for_each_tp_and_engine_in_order():
 ROWS = [(model, row, cells) for model, table in DIVISIBILITY.items() for row, cells in table["units_per_rank"].items()]
 
 
-def dimension_of(model: str, row: str) -> Dimension:
+def dimension_of(model: str, row: str) -> DimensionRow:
     """The dimension that a row of the table speaks of; what routed experts are in FP8 is seen in the re-release."""
     name, _, experts = row.partition(" in ")
     holder = PRO_FP8 if (model, experts) == (PRO, "FP8") else model

@@ -10,25 +10,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsv4_shard.errors import DamagedTransfer, ExitCode
-from dsv4_shard.sources.prefetch import Block
-from dsv4_shard.sources.sha256_check import Intact
+from dsv4_shard.sources.prefetch import FetchRange
+from dsv4_shard.sources.sha256_check import Sha256Check
 
 CONTENT = np.random.default_rng(1).bytes(5000)
 HEAD = CONTENT[:700]
 EDGES = [700, 1000, 2500, 2600, 4000, 5000]
-BLOCKS = [Block("f", start, stop, stop - start) for start, stop in pairwise(EDGES)]
+BLOCKS = [FetchRange("f", start, stop, stop - start) for start, stop in pairwise(EDGES)]
 
 
-def intact(due: str | None = None) -> Intact:
-    return Intact({"f": due or hashlib.sha256(CONTENT).hexdigest()}, {"f": HEAD, "g": b""}, {"f": 5000, "g": 10})
+def intact(due: str | None = None) -> Sha256Check:
+    return Sha256Check({"f": due or hashlib.sha256(CONTENT).hexdigest()}, {"f": HEAD, "g": b""}, {"f": 5000, "g": 10})
 
 
-def take(held: Intact, block: Block, content: bytes = CONTENT) -> None:
+def take(held: Sha256Check, block: FetchRange, content: bytes = CONTENT) -> None:
     held.take(block, memoryview(content[block.start : block.stop]))
 
 
 @given(st.permutations(BLOCKS))
-def test_a_whole_file_passes_in_any_order(order: list[Block]) -> None:
+def test_a_whole_file_passes_in_any_order(order: list[FetchRange]) -> None:
     held = intact()
     held.expect(BLOCKS)
     for block in order:
@@ -37,7 +37,7 @@ def test_a_whole_file_passes_in_any_order(order: list[Block]) -> None:
 
 
 @given(st.permutations(BLOCKS), st.integers(700, 4999))
-def test_one_wrong_byte_is_found(order: list[Block], at: int) -> None:
+def test_one_wrong_byte_is_found(order: list[FetchRange], at: int) -> None:
     held, damaged = intact(), bytearray(CONTENT)
     damaged[at] ^= 1
     held.expect(BLOCKS)
@@ -50,7 +50,7 @@ def test_one_wrong_byte_is_found(order: list[Block], at: int) -> None:
 
 
 @pytest.mark.parametrize("blocks", [BLOCKS[1:], BLOCKS[:-1], BLOCKS[:2] + BLOCKS[3:], [*BLOCKS, BLOCKS[1]]])
-def test_a_file_that_does_not_come_whole_and_once_is_not_judged(blocks: list[Block]) -> None:
+def test_a_file_that_does_not_come_whole_and_once_is_not_judged(blocks: list[FetchRange]) -> None:
     held = intact(due="0" * 64)
     held.expect(blocks)
     for block in blocks:
@@ -69,13 +69,13 @@ def test_a_file_whose_bytes_would_wait_for_too_long_is_not_judged(monkeypatch: p
 
 def test_a_file_without_a_digest_is_not_judged() -> None:
     held = intact()
-    held.expect([Block("g", 0, 10, 10)])
-    held.take(Block("g", 0, 10, 10), memoryview(bytes(10)))
+    held.expect([FetchRange("g", 0, 10, 10)])
+    held.take(FetchRange("g", 0, 10, 10), memoryview(bytes(10)))
     assert held.passed == []
 
 
 def test_many_threads_hash_each_byte_once() -> None:
-    blocks = [Block("f", start, start + 10, 10) for start in range(700, 5000, 10)]
+    blocks = [FetchRange("f", start, start + 10, 10) for start in range(700, 5000, 10)]
     for _ in range(20):
         held = intact()
         held.expect(blocks)

@@ -11,7 +11,7 @@ from rich.console import Console
 from dsv4_shard.engines.deployment import Context, Request
 from dsv4_shard.planning.choose import choose
 from dsv4_shard.planning.document import Plan
-from dsv4_shard.planning.kv_cache import Entry, bytes_per_token, entry_of, growth
+from dsv4_shard.planning.kv_cache import CacheEntry, bytes_per_token, entry_of, growth
 from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.terminal.plan import show_plan
 
@@ -20,7 +20,7 @@ GIB = 1 << 30
 
 def context_of(model: str, **wanted: Any) -> Context:
     inventory = inventory_of(model)[1]
-    return Context(inventory, choose(inventory, Request(**wanted)).at)
+    return Context(inventory, choose(inventory, Request(**wanted)).deployment)
 
 
 def printed_by_sglang(model: str, swa_ratio: float, *, speculative: bool, ratios: int, states: bool = True) -> float:
@@ -69,18 +69,18 @@ def test_the_bound_stays_above_the_tokens_that_engines_printed_for_a_room(model,
 
 
 def test_a_token_of_pro_on_hopper_costs_what_the_formula_says():
-    assert entry_of(context_of(PRO, tp=8)) == Entry(584, 132)
+    assert entry_of(context_of(PRO, tp=8)) == CacheEntry(584, 132)
     assert bytes_per_token(context_of(PRO, tp=8)) == 30 * Fraction(584 + 132, 4) + 31 * Fraction(584, 128)
 
 
 @pytest.mark.parametrize("engine", ["sglang", "vllm"])
 @pytest.mark.parametrize("gpu", ["b200", "gb300", "rtx-pro-6000"])
 def test_on_blackwell_the_smallest_rows_and_keys_are_taken(engine, gpu):
-    assert entry_of(context_of(PRO, tp=8, gpu=gpu, engine=engine)) == Entry(512, 68)
+    assert entry_of(context_of(PRO, tp=8, gpu=gpu, engine=engine)) == CacheEntry(512, 68)
 
 
 def test_the_reference_keeps_rows_and_keys_in_bf16():
-    assert entry_of(context_of(PRO, tp=8, engine="reference")) == Entry(1024, 256)
+    assert entry_of(context_of(PRO, tp=8, engine="reference")) == CacheEntry(1024, 256)
 
 
 def test_v3_keeps_its_latent_in_bf16():

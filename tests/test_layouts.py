@@ -33,8 +33,8 @@ def cut(document, layers):
 def files_of(engine, made, request, rank, *, draft):
     """Everything that a rank reads: name → (dtype, shape)."""
     checkpoint, inventory = made
-    at = next(find_engine(engine).candidates(inventory, request))
-    recipe = make_recipe(checkpoint, find_engine(engine), Context(inventory, at), (rank,))
+    deployment = next(find_engine(engine).candidates(inventory, request))
+    recipe = make_recipe(checkpoint, find_engine(engine), Context(inventory, deployment), (rank,))
     files = [file for file in recipe.files if file.name.startswith("draft/") == draft]
     return {name: (info.dtype, info.shape) for file in files for name, info in file.tensors.items()}
 
@@ -155,8 +155,8 @@ def test_vllm_files_hold_what_each_backend_declares(name):
 def test_an_older_vllm_gets_the_map_of_its_experts_and_a_broken_one_nothing():
     checkpoint, inventory = vllm_checkpoint("pro-fp4")
     vllm = find_engine("vllm")
-    at = next(vllm.candidates(inventory, Request(8, ep=8, engine="vllm", engine_version="0.25.0")))
-    recipe = make_recipe(checkpoint, vllm, Context(inventory, at), (3,))
+    deployment = next(vllm.candidates(inventory, Request(8, ep=8, engine="vllm", engine_version="0.25.0")))
+    recipe = make_recipe(checkpoint, vllm, Context(inventory, deployment), (3,))
     maps = {fixed.tensor: struct.unpack("<384i", fixed.data) for fixed in recipe.fixed}
     assert len(maps) == 5 + 1
     for name, slots in maps.items():
@@ -175,8 +175,8 @@ def test_only_an_old_vllm_is_refused_uneven_fp8_experts(version, refused):
     """0.34.0 stands for the next version that is looked at."""
     inventory = vllm_checkpoint("pro-fp8")[1]
     vllm = find_engine("vllm")
-    at = next(vllm.candidates(inventory, Request(16, engine="vllm", runner="triton", engine_version=version)))
-    assert ("do not fall into whole blocks" in (vllm.layout.refusal(Context(inventory, at)) or "")) == refused
+    deployment = next(vllm.candidates(inventory, Request(16, engine="vllm", runner="triton", engine_version=version)))
+    assert ("do not fall into whole blocks" in (vllm.layout.refusal(Context(inventory, deployment)) or "")) == refused
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,9 @@ def test_the_names_that_are_offered_are_those_that_the_engines_have():
     assert list(names.ENGINES) == list(ENGINES)
     assert set(names.RUNNERS["sglang"]) == set(sglang.RUNNERS)
     assert set(names.RUNNERS["vllm"]) == {*vllm.BACKENDS, *vllm.BACKENDS_FP8}
-    assert names.RUNNERS["reference"] == (choose(inventory_of(FLASH)[1], Request(1, engine="reference")).at.runner,)
+    assert names.RUNNERS["reference"] == (
+        choose(inventory_of(FLASH)[1], Request(1, engine="reference")).deployment.runner,
+    )
     assert list(names.RANKINGS) == list(RANKINGS)
 
 

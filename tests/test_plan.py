@@ -412,9 +412,9 @@ def test_the_nearest_layouts_are_on_as_many_gpus_then_on_fewer_then_on_more_with
 
 def test_alternatives_of_the_reference_fit_with_the_mtp_block_that_it_loads_too(monkeypatch):
     checkpoint, inventory = inventory_of(FLASH)
-    at = choose(inventory, Request(4, engine="reference")).at
+    deployment = choose(inventory, Request(4, engine="reference")).deployment
     monkeypatch.setitem(
-        GPUS, "tight", Gpu("tight", "a GPU for this test", 90, rank_nbytes(inventory, at, TARGET) + 1, "")
+        GPUS, "tight", Gpu("tight", "a GPU for this test", 90, rank_nbytes(inventory, deployment, TARGET) + 1, "")
     )
     request = Request(2, engine="reference", gpu="tight")
     for alternative in make_plan(checkpoint, inventory, request).alternatives:
@@ -432,9 +432,14 @@ def test_shards_that_are_not_the_same_have_folders_of_different_names(engine, gp
     for tp, ep, dp, runner, a2a, shared, gpu, experts in options:
         request = Request(tp, ep, dp, engine, runner, a2a, shared, gpu, expert_dtype=experts)
         choice, layout = choose(inventory, request), find_engine(engine).layout
-        if choice.feasible and layout and layout.refusal(Context(inventory, choice.at)) is None:
-            made_for = (choice.at.tp, choice.at.ep, choice.at.experts, layout.identity(Context(inventory, choice.at)))
-            name = folder_of(inventory, request, choice.at, "where/Pro")
+        if choice.feasible and layout and layout.refusal(Context(inventory, choice.deployment)) is None:
+            made_for = (
+                choice.deployment.tp,
+                choice.deployment.ep,
+                choice.deployment.experts,
+                layout.identity(Context(inventory, choice.deployment)),
+            )
+            name = folder_of(inventory, request, choice.deployment, "where/Pro")
             assert names.setdefault(name, made_for) == made_for
             assert re.fullmatch(r"Pro-[\w-]+", name)
     assert len(names) > 2
@@ -451,7 +456,9 @@ def test_shards_that_are_not_the_same_have_folders_of_different_names(engine, gp
 def test_each_departure_from_an_engines_choice_names_the_folder(engine, wanted, part):
     inventory = inventory_of(PRO)[1]
     request = Request(8, engine=engine, **wanted)
-    assert folder_of(inventory, request, choose(inventory, request).at, "where/Pro") == f"Pro-{engine}-tp8-{part}"
+    assert (
+        folder_of(inventory, request, choose(inventory, request).deployment, "where/Pro") == f"Pro-{engine}-tp8-{part}"
+    )
 
 
 def test_the_shards_that_a_plan_writes_are_those_that_it_launches():
@@ -779,7 +786,7 @@ def test_the_bytes_of_a_rank_are_exactly_those_of_its_files(experts, wanted):
         assert (experts, made.breaches[0].module) == ("FP8", "routed experts")
         return
     choice = choose(inventory, request)
-    recipe = make_recipe(checkpoint, find_engine(request.engine), Context(inventory, choice.at), (3,))
+    recipe = make_recipe(checkpoint, find_engine(request.engine), Context(inventory, choice.deployment), (3,))
     draft = sum(file.payload for file in recipe.files if file.name.startswith("draft/"))
     target = sum(file.payload for file in recipe.files) - draft
     if request.engine == "reference":

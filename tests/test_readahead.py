@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dsv4_shard.errors import ServerFailed
 from dsv4_shard.sources import prefetch as readahead
 from dsv4_shard.sources.base import Span
-from dsv4_shard.sources.prefetch import Block, Readahead, blocks
+from dsv4_shard.sources.prefetch import FetchRange, Readahead, blocks
 
 FILE_BYTES = 100_000
 
@@ -36,13 +36,13 @@ class Server:
 
 class Watcher:
     def __init__(self) -> None:
-        self.expected: list[Block] = []
+        self.expected: list[FetchRange] = []
         self.taken: list[tuple[str, int, bytes]] = []
 
-    def expect(self, blocks: list[Block]) -> None:
+    def expect(self, blocks: list[FetchRange]) -> None:
         self.expected += blocks
 
-    def take(self, block: Block, data: memoryview) -> None:
+    def take(self, block: FetchRange, data: memoryview) -> None:
         self.taken.append((block.file, block.start, bytes(data)))
 
 

@@ -27,7 +27,7 @@ from dsv4_shard.engines.registry import find_engine
 from dsv4_shard.engines.vllm.files import layout_class
 from dsv4_shard.models.config import parse_config
 from dsv4_shard.planning.choose import choose
-from dsv4_shard.sharding.recipe import ALL_RANKS, Cut, Landing, OutputFile, Recipe, Step
+from dsv4_shard.sharding.recipe import ALL_RANKS, Destination, OutputFile, Recipe, Slice, Step
 from dsv4_shard.sharding.recipe_builder import make_recipe, scale_name
 from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.tensors.dtype_casts import CONVERSIONS
@@ -65,7 +65,7 @@ class Case:
         assert inventory.errors == ()
         choice = choose(inventory, self.request)
         assert choice.feasible, choice.breaches
-        return Context(inventory, choice.at)
+        return Context(inventory, choice.deployment)
 
     @property
     def inventory(self) -> Inventory:
@@ -73,7 +73,7 @@ class Case:
 
     @property
     def at(self) -> Deployment:
-        return self.context.at
+        return self.context.deployment
 
     @property
     def layout(self) -> Layout:
@@ -222,10 +222,10 @@ class Piece(NamedTuple):
     at: int
     nbytes: int
     source: str
-    cut: Cut | None
+    cut: Slice | None
 
 
-def landed(step: Step, cut: Cut) -> int:
+def landed(step: Step, cut: Slice) -> int:
     """Bytes that a cut becomes."""
     assert cut.rows * cut.row_nbytes * step.repeat > 0
     nbytes = cut.rows * cut.row_nbytes
@@ -261,9 +261,9 @@ def ranks_of(file: OutputFile, world: int) -> tuple[int, ...]:
     return tuple(range(world)) if number[2] == "1" else (int(number[1] or number[3] or 0),)
 
 
-def origins(case: Case, landing: Landing) -> dict[int, Cut]:
+def origins(case: Case, landing: Destination) -> dict[int, Slice]:
     """Which cut each rank gets of a landing; none gets two."""
-    found: dict[int, Cut] = {}
+    found: dict[int, Slice] = {}
     for cut, files in landing.spread:
         for number in files:
             for rank in ranks_of(case.recipe.files[number], case.at.world):
@@ -341,7 +341,7 @@ def test_dtypes_change_by_a_conversion_or_not_at_all_but_in_name(case: Case) -> 
 @settings(max_examples=60)
 @given(cases())
 def test_ranks_hold_each_source_byte_once_or_all_of_a_tensor_each(case: Case) -> None:
-    at = case.at
+    deployment = case.deployment
     for step in case.recipe.steps:
         whole = step.source.nbytes * step.repeat**2
         for landing in step.landings:
@@ -350,10 +350,10 @@ def test_ranks_hold_each_source_byte_once_or_all_of_a_tensor_each(case: Case) ->
             assert sum(area.nbytes for area in areas) == whole
             assert all(a.row_stop <= b.row_start or a.stop <= b.start for a, b in pairwise(areas))
             expert = re.search(r"\.experts\.(\d+)\.", step.source.name)
-            owners = range(at.world)
+            owners = range(deployment.world)
             if expert:
-                block = int(expert[1]) // (case.config["n_routed_experts"] // at.ep)
-                owners = range(block * at.moe_tp, (block + 1) * at.moe_tp)
+                block = int(expert[1]) // (case.config["n_routed_experts"] // deployment.ep)
+                owners = range(block * deployment.moe_tp, (block + 1) * deployment.moe_tp)
             assert sorted(held) == list(owners)
 
 
@@ -365,20 +365,20 @@ def kind_of(name: str) -> str:
 
 def cut_of(case: Case, kind: str) -> tuple[int, int, str] | None:
     """How a module is cut: axis, parts and by what; None where it is whole."""
-    at = case.at
+    deployment = case.deployment
     table = {"attn.wq_b": 0, "attn.wo_a": 0, "attn.wo_b": 1}
-    if at.engine == "reference":
+    if deployment.engine == "reference":
         table |= {"embed": 0, "head": 0, "attn.attn_sink": 0, "attn.indexer.wq_b": 0, "attn.indexer.weights_proj": 0}
-        return (table[kind], at.tp, "even") if kind in table else None
-    if kind in table or (kind == "attn.attn_sink" and at.engine == "vllm"):
-        return table.get(kind, 0), at.attention_tp, "sink" if kind == "attn.attn_sink" else "even"
-    if kind == "head" or (kind == "embed" and at.dp == 1):
-        return 0, at.tp, "even"
+        return (table[kind], deployment.tp, "even") if kind in table else None
+    if kind in table or (kind == "attn.attn_sink" and deployment.engine == "vllm"):
+        return table.get(kind, 0), deployment.attention_tp, "sink" if kind == "attn.attn_sink" else "even"
+    if kind == "head" or (kind == "embed" and deployment.dp == 1):
+        return 0, deployment.tp, "even"
     axis = 1 if kind.endswith("w2") else 0
-    if ".shared_experts." in kind and at.shared_parts > 1:
-        return axis, at.tp, "blocks" if at.shared == "pad" else "even"
-    if ".experts." in kind and at.moe_tp > 1:
-        return axis, at.moe_tp, {"A": "tile", "B": "half a tile", "F": "blocks"}.get(vllm_class(case), "even")
+    if ".shared_experts." in kind and deployment.shared_parts > 1:
+        return axis, deployment.tp, "blocks" if deployment.shared == "pad" else "even"
+    if ".experts." in kind and deployment.moe_tp > 1:
+        return axis, deployment.moe_tp, {"A": "tile", "B": "half a tile", "F": "blocks"}.get(vllm_class(case), "even")
     return None
 
 
@@ -482,8 +482,8 @@ FUSED = {
 
 
 def is_up_first(case: Case) -> bool:
-    at = case.at
-    return (at.engine, at.runner, at.gpu.family) == ("sglang", "flashinfer_mxfp4", "Hopper")
+    deployment = case.deployment
+    return (deployment.engine, deployment.runner, deployment.gpu.family) == ("sglang", "flashinfer_mxfp4", "Hopper")
 
 
 @settings(max_examples=90)
@@ -780,9 +780,9 @@ def test_an_engine_without_a_file_layout_has_no_recipe() -> None:
 @pytest.mark.parametrize("engine", ["reference", "sglang", "vllm"])
 def test_a_deployment_that_does_not_divide_raises_where_rules_forgot_to_refuse_it(engine: str) -> None:
     case = Case(small_config(), Request(tp=2, engine=engine))
-    at = replace(case.at, tp=3, world=3, attention_tp=3)
+    deployment = replace(case.deployment, tp=3, world=3, attention_tp=3)
     with pytest.raises(ValueError, match=r"divi|does not"):
-        make_recipe(case.checkpoint, find_engine(engine), replace(case.context, at=at), (0, 1, 2))
+        make_recipe(case.checkpoint, find_engine(engine), replace(case.context, deployment=deployment), (0, 1, 2))
 
 
 @pytest.mark.parametrize(("changes", "tp"), [

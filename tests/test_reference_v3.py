@@ -160,7 +160,7 @@ DEFAULTS = {
 def inference_config_of(document: dict[str, Any], model: str) -> dict[str, Any]:
     inventory = inventory_of(model)[1]
     engine = engine_for("reference", inventory.family)
-    context = Context(inventory, choose(inventory, Request(8, engine="reference")).at)
+    context = Context(inventory, choose(inventory, Request(8, engine="reference")).deployment)
     assert engine.layout is not None
     (content,) = engine.layout.companions(document, context).values()
     return json.loads(content)
@@ -297,7 +297,8 @@ def test_the_files_of_all_ranks_are_the_checkpoint_with_what_is_whole_repeated(m
     plan = make_plan(checkpoint, inventory, Request(mp, engine="reference"))
     assert plan.totals is not None
     engine = {V3: REFERENCE_V3, V32: REFERENCE_V32}[model]
-    recipe = make_recipe(checkpoint, engine, Context(inventory, choose(inventory, Request(mp, engine="reference")).at),
+    recipe = make_recipe(checkpoint, engine, Context(inventory, choose(inventory, Request(mp,
+    engine="reference")).deployment),
                          tuple(range(mp)))  # fmt: skip
     assert {file.payload for file in recipe.files} == {plan.totals.target_bytes_per_rank_max}
     moved = sum(t.nbytes for name, t in checkpoint.tensors.items() if name not in recipe.left_out)

@@ -30,7 +30,7 @@ def refusal(model: str, engine: str) -> str | None:
     choice, layout = choose(inventory, Request(8, engine=engine)), engine_for(engine, inventory.family).layout
     if not choice.feasible:
         return choice.breaches[0].rule
-    return "no layout" if layout is None else layout.refusal(Context(inventory, choice.at))
+    return "no layout" if layout is None else layout.refusal(Context(inventory, choice.deployment))
 
 
 @pytest.mark.parametrize(("model", "engine"), REFUSED)
@@ -42,7 +42,7 @@ def test_what_is_not_written_is_refused_for_its_reason(model, engine):
 def test_a_ranks_files_have_the_bytes_of_the_plan_and_no_tensor_is_forgotten(model, engine):
     checkpoint, inventory = inventory_of(model)
     plan = make_plan(checkpoint, inventory, Request(8, engine=engine))
-    context = Context(inventory, choose(inventory, Request(8, engine=engine)).at)
+    context = Context(inventory, choose(inventory, Request(8, engine=engine)).deployment)
     recipe = make_recipe(checkpoint, engine_for(engine, inventory.family), context, tuple(range(8)))
     assert plan.totals is not None
     mine = sum(file.payload for file in recipe.files if 0 in file.ranks)
@@ -56,7 +56,9 @@ def test_a_ranks_files_have_the_bytes_of_the_plan_and_no_tensor_is_forgotten(mod
 def test_node_folders_hold_every_tensor_once_or_on_all_nodes(model):
     checkpoint, inventory = inventory_of(model)
     choice = choose(inventory, Request(8, engine="node", nodes=2))
-    recipe = make_recipe(checkpoint, engine_for("node", inventory.family), Context(inventory, choice.at), (0, 1))
+    recipe = make_recipe(
+        checkpoint, engine_for("node", inventory.family), Context(inventory, choice.deployment), (0, 1)
+    )
     experts = {name for name, at in inventory.names.items() if at.expert >= 0}
     holders: dict[str, int] = {}
     for file in recipe.files:

@@ -246,9 +246,9 @@ def test_every_engine_and_family_has_its_page_with_the_numbers_of_its_plan(model
     if plan.totals is not None:
         assert f"Whole on every rank{gib(plan.totals.replicated_bytes_per_rank)}" in words
         kinds = [kind for kind, _ in charts["ranks"]["kinds"] if kind != "free"]
-        at = choose(inventory_of(model)[1], request_).at
+        deployment = choose(inventory_of(model)[1], request_).deployment
         heaviest = max(sum(bar[kind] for kind in kinds) for bar in charts["ranks"]["bars"])
-        assert heaviest == weights_of(plan.totals, at)
+        assert heaviest == weights_of(plan.totals, deployment)
     drawn = charts["map"]
     assert drawn["rows"][0] == "model"
     assert all(0 <= row < len(drawn["rows"]) and column < len(drawn["columns"]) for row, column, *_ in drawn["cells"])

@@ -305,7 +305,7 @@ def test_a_version_that_keeps_its_journal_in_another_way_is_refused(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(journal.Run, "model_dump_json", lambda _: '{"tool_version": "9.0.0", "new": "field"}')
+        patch.setattr(journal.RunIdentity, "model_dump_json", lambda _: '{"tool_version": "9.0.0", "new": "field"}')
         with pytest.raises(Stop):
             reshard_folder(model, tmp_path / "out", 2, workers=1, on_progress=stop_after(2_000_000))
     assert_refused("unfinished work of another version of dsv4-shard", model, tmp_path / "out")

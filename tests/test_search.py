@@ -71,9 +71,9 @@ def test_a_deployment_that_others_run_is_found_for_its_hardware_with_its_flags(
     model, gpus, gpu, engine, options, flags
 ):
     wanted = Request(**{"tp": gpus, "engine": engine, "gpu": gpu} | options)
-    at = choose(inventory_of(model)[1], wanted).at
+    deployment = choose(inventory_of(model)[1], wanted).deployment
     layouts = [requested(choice) for choice in every_option(found(model, gpus, gpu, (engine,)))]
-    assert at in [choose(inventory_of(model)[1], request).at for request in layouts]
+    assert deployment in [choose(inventory_of(model)[1], request).deployment for request in layouts]
     plan = make_plan(*inventory_of(model), wanted, model)
     assert plan.feasible
     command = " ".join(f"{key}={value}" for key, value in plan.launch.environment.items()) + plan.launch.commands[0]
@@ -149,7 +149,7 @@ def test_no_layout_stands_twice_and_all_are_whole_deployments(model, gpus, gpu):
     options = [text for layout in layouts for text in (layout.options, *layout.also)]
     deployments = [choose(inventory, requested(text)) for text in options]
     assert all(choice.feasible for choice in deployments)
-    assert len({choice.at for choice in deployments}) == len(options)
+    assert len({choice.deployment for choice in deployments}) == len(options)
 
 
 @pytest.mark.parametrize("wanted", [
@@ -160,7 +160,9 @@ def test_a_layout_that_the_rules_allow_is_not_missed(wanted):
     inventory = inventory_of(PRO)[1]
     choice = choose(inventory, Request(**{"tp": 16, "gpu": "h200"} | wanted))
     assert choice.feasible
-    assert choice.at in {choose(inventory, requested(o)).at for o in every_option(found(PRO, 16, "h200"))}
+    assert choice.deployment in {
+        choose(inventory, requested(o)).deployment for o in every_option(found(PRO, 16, "h200"))
+    }
 
 
 def test_all_that_the_rules_allow_on_eight_gpus_is_found_and_nothing_else():
@@ -174,20 +176,24 @@ def test_all_that_the_rules_allow_on_eight_gpus_is_found_and_nothing_else():
                 8, ep=None if a2a and ep == 8 else ep, dp=dp, runner=runner, shared=way, a2a=a2a, gpu="h200"
             )
             choice = choose(inventory, request)
-            allowed |= {choice.at} if choice.feasible else set()
-    assert allowed == {choose(inventory, requested(o)).at for o in every_option(found(FLASH, 8, "h200", ("sglang",)))}
+            allowed |= {choice.deployment} if choice.feasible else set()
+    assert allowed == {
+        choose(inventory, requested(o)).deployment for o in every_option(found(FLASH, 8, "h200", ("sglang",)))
+    }
 
 
 @pytest.mark.parametrize(("model", "gpus", "gpu"), [(PRO, 16, "h20-96"), (FLASH, 16, "h20-96"), (PRO, 8, "b200")])
 def test_no_layout_of_fp4_experts_is_shown_with_the_fp8_method_that_only_an_all_to_all_backend_leaves(model, gpus, gpu):
     inventory = inventory_of(model)[1]
-    layouts = [choose(inventory, requested(text)).at for text in every_option(found(model, gpus, gpu, ("sglang",)))]
+    layouts = [
+        choose(inventory, requested(text)).deployment for text in every_option(found(model, gpus, gpu, ("sglang",)))
+    ]
     assert {(at.runner == "auto", at.a2a is not None) for at in layouts} == {(False, False), (True, True)}
 
 
 def sent(**wanted: Any) -> int | None:
     inventory = inventory_of(PRO)[1]
-    return sent_bytes(Context(inventory, choose(inventory, Request(**wanted)).at))
+    return sent_bytes(Context(inventory, choose(inventory, Request(**wanted)).deployment))
 
 
 def test_bytes_sent_follow_the_formulas():

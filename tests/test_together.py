@@ -15,7 +15,7 @@ from dsv4_shard.errors import NotAResult, UsageError
 from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.run import reshard
-from dsv4_shard.verification.documents import Together
+from dsv4_shard.verification.documents import SharesVerification
 from dsv4_shard.verification.moe_numerics import check_numerics
 from dsv4_shard.verification.shares import verify_together
 
@@ -47,7 +47,7 @@ def halves(model: Path, folder: Path, layout: str) -> tuple[Path, Path]:
     return first, second
 
 
-def messages(found: Together) -> list[str]:
+def messages(found: SharesVerification) -> list[str]:
     return [problem.message for problem in found.problems]
 
 

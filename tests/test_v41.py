@@ -146,9 +146,9 @@ def small_inventory(config: dict[str, Any], blocks: int = 2, **stored: Any) -> I
 def test_what_the_converter_or_the_model_cannot_do_is_refused(rule, tp, changes, quote):
     inventory = small_inventory(V41_CONFIG | {"text_config": V41_CONFIG["text_config"] | changes})
     engine = engine_for("reference", inventory.family)
-    at = next(engine.candidates(inventory, Request(tp, engine="reference", expert_dtype="fp8")))
-    assert rule in {breach.rule for breach in engine.breaches(Context(inventory, at))}
-    breach = next(one for one in engine.rules if one.name == rule).check(Context(inventory, at))
+    deployment = next(engine.candidates(inventory, Request(tp, engine="reference", expert_dtype="fp8")))
+    assert rule in {breach.rule for breach in engine.breaches(Context(inventory, deployment))}
+    breach = next(one for one in engine.rules if one.name == rule).check(Context(inventory, deployment))
     assert breach.quote == quote
     assert breach.reason
 
@@ -280,8 +280,8 @@ def test_a_rank_of_a_dspark_release_has_as_many_tensors_and_bytes_as_the_convert
     for expert_dtype, nbytes in (("fp4", fp4), ("fp8", fp8)):
         choice = choose(inventory, Request(ranks, engine="reference", expert_dtype=expert_dtype))
         assert choice.feasible
-        assert rank_nbytes(inventory, choice.at) == nbytes
-        (file,) = make_recipe(checkpoint, engine, Context(inventory, choice.at), (1,)).files
+        assert rank_nbytes(inventory, choice.deployment) == nbytes
+        (file,) = make_recipe(checkpoint, engine, Context(inventory, choice.deployment), (1,)).files
         assert (len(file.tensors), file.payload) == (tensors, nbytes)
 
 
@@ -312,10 +312,10 @@ def test_a_rank_of_v41_flash_weighs_what_its_parts_do(ranks, expert_dtype):
     engine = engine_for("reference", inventory.family)
     choice = choose(inventory, Request(ranks, engine="reference", expert_dtype=expert_dtype))
     assert choice.feasible
-    files = make_recipe(checkpoint, engine, Context(inventory, choice.at), (0, ranks - 1)).files
+    files = make_recipe(checkpoint, engine, Context(inventory, choice.deployment), (0, ranks - 1)).files
     due = by_hand(checkpoint.tensors, ranks, expert_dtype == "fp8")
     assert {(len(file.tensors), file.payload) for file in files} == {due}
-    assert rank_nbytes(inventory, choice.at) == due[1]
+    assert rank_nbytes(inventory, choice.deployment) == due[1]
 
 
 def test_v41_flashs_second_table_does_not_divide_by_eight_and_its_last_rank_says_so():
@@ -323,8 +323,8 @@ def test_v41_flashs_second_table_does_not_divide_by_eight_and_its_last_rank_says
     plan = make_plan(checkpoint, inventory, Request(8, engine="reference"))
     (row,) = [row for row in plan.modules if row.role == "engram.embed"]
     assert row.placement == "rows over TP, rounded up"
-    at = choose(inventory, Request(8, engine="reference")).at
-    recipe = make_recipe(checkpoint, engine_for("reference", inventory.family), Context(inventory, at), (0, 7))
+    deployment = choose(inventory, Request(8, engine="reference")).deployment
+    recipe = make_recipe(checkpoint, engine_for("reference", inventory.family), Context(inventory, deployment), (0, 7))
     for layer, each, padding in ((1, 48_000_771, 0), (14, 48_002_086, 6)):
         for part, columns, fill in (("weight", 256, b"\0"), ("scale", 8, b"\x7f")):
             name = f"layers.{layer}.engram.embed.{part}"

@@ -21,7 +21,7 @@ from dsv4_shard.errors import ForeignPlan, NotAResult, UsageError
 from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.manifest import load_manifest
-from dsv4_shard.sharding.recipe import Cut, Spread
+from dsv4_shard.sharding.recipe import Slice, SliceMap
 from dsv4_shard.sharding.run import reshard
 from dsv4_shard.tensors.header import Header, parse_header
 from dsv4_shard.verification.against_source import _account
@@ -144,7 +144,7 @@ def test_accounts_say_what_became_of_each_tensor(model: Path, clean: Path) -> No
     assert found.left_out == {"multiplied into wo_a.weight, which is stored in BF16": 1}
 
 
-def one_row_up(cut: Cut) -> Cut:
+def one_row_up(cut: Slice) -> Slice:
     area = cut.rectangle
     return cut._replace(rectangle=area._replace(row_start=area.row_start - 1, row_stop=area.row_stop - 1))
 
@@ -158,7 +158,9 @@ def one_row_up(cut: Cut) -> Cut:
     ],
     ids=["a rank lacks its part", "a part is on no rank", "parts overlap"],
 )
-def test_a_tensor_that_is_not_split_evenly_is_unaccounted_for(change: Callable[[Spread], Spread], wide: Path) -> None:
+def test_a_tensor_that_is_not_split_evenly_is_unaccounted_for(
+    change: Callable[[SliceMap], SliceMap], wide: Path
+) -> None:
     """Attention is split over TP 2, of which there are two replicas."""
     checkpoint, inventory = open_folder(wide)
     job = prepare(checkpoint, inventory, make_plan(checkpoint, inventory, Request(4, dp=2, engine="sglang")))

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from dsv4_shard.checkpoint.findings import Finding, Severity, defect, some
-from dsv4_shard.checkpoint.tensor_kinds import FLOATS, Census, Kind
+from dsv4_shard.checkpoint.tensor_kinds import FLOATS, Census, TensorKind
 from dsv4_shard.models.families import family_of
 from dsv4_shard.models.family import ModelConfig
 from dsv4_shard.models.roles import Draft, Module, Part, Place, Role, Stage, TensorName
@@ -32,7 +32,7 @@ def check_numbers(census: Census) -> Iterator[Finding]:
         yield defect("extra-experts", f"config.json has {number} routed experts, but there is {some(experts)}")
 
 
-def _may_be(census: Census, kind: Kind) -> bool:
+def _may_be(census: Census, kind: TensorKind) -> bool:
     return census.family.may_be(census.config, census.place(kind.stage, kind.layer), kind.role)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dsv4_shard.checkpoint.findings import Finding, Severity, defect, some
 from dsv4_shard.checkpoint.reader import Checkpoint
-from dsv4_shard.checkpoint.tensor_kinds import FLOATS, Census, Kind
+from dsv4_shard.checkpoint.tensor_kinds import FLOATS, Census, TensorKind
 from dsv4_shard.models.dialects import DIALECTS
 from dsv4_shard.models.families import family_of
 from dsv4_shard.models.family import ModelConfig
@@ -34,7 +34,7 @@ class Format:
         return f"{self.name} {self.block}, {self.scale_dtype} scales" if self.block else self.name
 
 
-def _is_packed(fmt: Format | None, part: Part) -> bool:
+def is_packed(fmt: Format | None, part: Part) -> bool:
     return fmt is not None and fmt.name in PACKED and part is Part.WEIGHT
 
 
@@ -54,7 +54,7 @@ def _format_name(dtype: str, scale_dtype: str | None, grouped: bool) -> str | No
     return None
 
 
-def _find_formats(census: Census) -> tuple[dict[tuple[Stage, Role], Format], list[Finding]]:
+def find_formats(census: Census) -> tuple[dict[tuple[Stage, Role], Format], list[Finding]]:
     """The format of each role, from its tensors. A role in two formats at once is an error."""
     kinds: dict[tuple[Stage, Role], Counter[tuple[str | None, str | None, str]]] = {}
     rows: Counter[tuple[int, int]] = Counter()
@@ -95,7 +95,7 @@ def _find_formats(census: Census) -> tuple[dict[tuple[Stage, Role], Format], lis
     return formats, findings
 
 
-def _compare_stages(formats: dict[tuple[Stage, Role], Format]) -> Iterator[Finding]:
+def compare_stages(formats: dict[tuple[Stage, Role], Format]) -> Iterator[Finding]:
     """Engines build an MTP block as one more layer, so it must be stored like the layers.
 
     But where the experts of the layers are NVFP4, NVIDIA leaves those of the MTP block as DeepSeek released them.
@@ -107,7 +107,7 @@ def _compare_stages(formats: dict[tuple[Stage, Role], Format]) -> Iterator[Findi
             yield defect("mtp-format", f"{role} is {layers} in the layers and {fmt} in the MTP block")
 
 
-def _f32_norms(checkpoint: Checkpoint, formats: dict[tuple[Stage, Role], Format]) -> frozenset[Role]:
+def f32_norms(checkpoint: Checkpoint, formats: dict[tuple[Stage, Role], Format]) -> frozenset[Role]:
     """Norms that may be in F32: all of them, in a model without quantized experts that Transformers saved."""
     routed = formats.get((Stage.LAYER, Role.ROUTED_GATE))
     dialects = DIALECTS.get(family_of(checkpoint.config).name, ())
@@ -116,7 +116,7 @@ def _f32_norms(checkpoint: Checkpoint, formats: dict[tuple[Stage, Role], Format]
     return NORM_ROLES if routed is not None and routed.name in FLOATS else frozenset()
 
 
-def _check_dtypes(census: Census, f32: frozenset[Role]) -> Iterator[Finding]:
+def check_dtypes(census: Census, f32: frozenset[Role]) -> Iterator[Finding]:
     """What is not quantized has one dtype in every checkpoint of a family, and engines' parameters follow from it.
 
     The roles in `f32` may also be in F32.
@@ -133,7 +133,7 @@ def _check_dtypes(census: Census, f32: frozenset[Role]) -> Iterator[Finding]:
         )
 
 
-def _check_shapes(census: Census, formats: dict[tuple[Stage, Role], Format]) -> Iterator[Finding]:
+def check_shapes(census: Census, formats: dict[tuple[Stage, Role], Format]) -> Iterator[Finding]:
     """Each weight has the shape that the config implies, each scale `ceil(weight / block)`."""
     due = {kind: _due_shape(census, kind, formats.get((kind.stage, kind.role))) for kind in census.counts}
     odd = [kind for kind, shape in due.items() if kind.shape != shape]
@@ -154,7 +154,7 @@ def _check_shapes(census: Census, formats: dict[tuple[Stage, Role], Format]) -> 
         yield defect("odd-scales", f"{len(scales):,} scales do not have the shape ceil(weight / block): {some(scales)}")
 
 
-def _due_shape(census: Census, kind: Kind, fmt: Format | None) -> tuple[int, ...]:
+def _due_shape(census: Census, kind: TensorKind, fmt: Format | None) -> tuple[int, ...]:
     """The shape that tensors of a kind must have, as stored."""
     place = census.place(kind.stage, kind.layer)
     shape = census.family.rows[kind.stage, kind.role].shape(census.config, place)
@@ -162,10 +162,10 @@ def _due_shape(census: Census, kind: Kind, fmt: Format | None) -> tuple[int, ...
         return ()
     if kind.part is not Part.WEIGHT:
         return scale_shape((shape[0], shape[1]), fmt.block) if fmt is not None and fmt.block else shape
-    return (*shape[:-1], shape[-1] // 2) if _is_packed(fmt, kind.part) else shape
+    return (*shape[:-1], shape[-1] // 2) if is_packed(fmt, kind.part) else shape
 
 
-def _compare_config(config: ModelConfig, formats: dict[tuple[Stage, Role], Format]) -> Iterator[Finding]:
+def compare_config(config: ModelConfig, formats: dict[tuple[Stage, Role], Format]) -> Iterator[Finding]:
     """Where config.json and headers disagree, it is said; on what the experts are, the headers win."""
     routed = formats.get((Stage.LAYER, Role.ROUTED_GATE))
     if routed is not None:

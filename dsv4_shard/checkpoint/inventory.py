@@ -11,13 +11,13 @@ from dsv4_shard.checkpoint.completeness import check_completeness, check_numbers
 from dsv4_shard.checkpoint.findings import Finding, Severity, defect, some
 from dsv4_shard.checkpoint.formats import (
     Format,
-    _check_dtypes,
-    _check_shapes,
-    _compare_config,
-    _compare_stages,
-    _f32_norms,
-    _find_formats,
-    _is_packed,
+    check_dtypes,
+    check_shapes,
+    compare_config,
+    compare_stages,
+    f32_norms,
+    find_formats,
+    is_packed,
 )
 from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.checkpoint.tensor_kinds import Census, take_census
@@ -31,7 +31,7 @@ from dsv4_shard.tensors.header import Tensor, nbytes_of
 from dsv4_shard.text.units import counted
 
 
-class Group(NamedTuple):
+class TensorGroup(NamedTuple):
     """Tensors alike in all but their number. `shape` in elements (FP4 unpacked), `dtype` as stored."""
 
     stage: Stage
@@ -52,7 +52,7 @@ class Inventory:
 
     config: ModelConfig
     names: dict[str, TensorName]
-    groups: dict[Group, int]
+    groups: dict[TensorGroup, int]
     formats: dict[tuple[Stage, Role], Format]
     draft: Draft
     findings: tuple[Finding, ...]
@@ -70,7 +70,7 @@ class Inventory:
     def errors(self) -> tuple[Finding, ...]:
         return tuple(finding for finding in self.findings if finding.severity is Severity.ERROR)
 
-    def group(self, tensor: Tensor, at: TensorName) -> Group:
+    def group(self, tensor: Tensor, at: TensorName) -> TensorGroup:
         """The group that counts `tensor`, which stands at `at`."""
         return _group(self.formats, at.stage, at.role, at.part, tensor.dtype, tensor.shape)
 
@@ -116,17 +116,17 @@ def _take(checkpoint: Checkpoint) -> Inventory:
     census = take_census(checkpoint.config, checkpoint.tensors, names)
     findings += check_numbers(census)
     findings += check_completeness(census)
-    formats, more = _find_formats(census)
+    formats, more = find_formats(census)
     findings += more
-    findings += _compare_stages(formats)
-    findings += _check_dtypes(census, _f32_norms(checkpoint, formats))
-    findings += _check_shapes(census, formats)
-    findings += _compare_config(checkpoint.config, formats)
+    findings += compare_stages(formats)
+    findings += check_dtypes(census, f32_norms(checkpoint, formats))
+    findings += check_shapes(census, formats)
+    findings += compare_config(checkpoint.config, formats)
     return Inventory(checkpoint.config, names, _count(census, formats), formats, census.draft, tuple(findings))
 
 
-def _count(census: Census, formats: dict[tuple[Stage, Role], Format]) -> dict[Group, int]:
-    groups: dict[Group, int] = {}
+def _count(census: Census, formats: dict[tuple[Stage, Role], Format]) -> dict[TensorGroup, int]:
+    groups: dict[TensorGroup, int] = {}
     for kind, count in census.counts.items():
         group = _group(formats, kind.stage, kind.role, kind.part, kind.dtype, kind.shape)
         groups[group] = groups.get(group, 0) + count
@@ -135,9 +135,9 @@ def _count(census: Census, formats: dict[tuple[Stage, Role], Format]) -> dict[Gr
 
 def _group(
     formats: dict[tuple[Stage, Role], Format], stage: Stage, role: Role, part: Part, dtype: str, shape: tuple[int, ...]
-) -> Group:
-    logical = logical_shape(dtype, shape, _is_packed(formats.get((stage, role)), part))
-    return Group(stage, role, part, dtype, logical, nbytes_of(dtype, shape))
+) -> TensorGroup:
+    logical = logical_shape(dtype, shape, is_packed(formats.get((stage, role)), part))
+    return TensorGroup(stage, role, part, dtype, logical, nbytes_of(dtype, shape))
 
 
 def refuse_errors(inventory: Inventory) -> None:

@@ -15,7 +15,7 @@ from dsv4_shard.models.roles import DSPARK, Draft, Part, Place, Role, Stage, Ten
 from dsv4_shard.tensors.header import Tensor
 
 
-class Kind(NamedTuple):
+class TensorKind(NamedTuple):
     """All that checks look at. `extra`: of an expert beyond those of the config; `partner` is the scale that stands
     beside a weight (that of groups before that of blocks), or the weight beside a scale, None where there is none or
     its role is never quantized; `grouped` weights have a scale of groups."""
@@ -39,7 +39,7 @@ class Census:
     config: ModelConfig
     tensors: dict[str, Tensor]
     names: dict[str, TensorName]
-    counts: dict[Kind, int]
+    counts: dict[TensorKind, int]
     draft: Draft
 
     @property
@@ -50,7 +50,7 @@ class Census:
         """A layer or block of this checkpoint."""
         return Place(stage, layer, self.draft)
 
-    def names_of(self, kinds: Iterable[Kind]) -> list[str]:
+    def names_of(self, kinds: Iterable[TensorKind]) -> list[str]:
         """The tensors of `kinds`, in the order of the checkpoint."""
         wanted = frozenset(kinds)
         if not wanted:
@@ -61,7 +61,7 @@ class Census:
 
 def take_census(config: ModelConfig, tensors: dict[str, Tensor], names: dict[str, TensorName]) -> Census:
     """Count the tensors called `names`, which are among `tensors`."""
-    counts = {Kind._make(kind): count for kind, count in Counter(_kinds(config, tensors, names)).items()}
+    counts = {TensorKind._make(kind): count for kind, count in Counter(_kinds(config, tensors, names)).items()}
     blocks = {kind.layer for kind in counts if kind.stage is Stage.MTP}
     draft = Draft(len(blocks), any(kind.role in DSPARK for kind in counts))
     return Census(config, tensors, names, counts, draft)

@@ -19,7 +19,7 @@ from dsv4_shard.storage.staging import Staging
 if TYPE_CHECKING:
     from dsv4_shard.destinations.object_store import Scratch
     from dsv4_shard.destinations.ray_cluster import ClusterOutcome, ShareWatch
-    from dsv4_shard.destinations.share_worker import Order
+    from dsv4_shard.destinations.share_worker import ShareTask
     from dsv4_shard.sources.object_store import Store
 
 
@@ -46,7 +46,7 @@ class DryRun:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class OutputTarget:
     """A place in an object store, and where the files are made first."""
 
     url: str
@@ -65,7 +65,7 @@ def into_folder(job: Job, checkpoint: Checkpoint, out: Path, what: str, told: Ca
 def into_store(
     job: Job,
     checkpoint: Checkpoint,
-    place: Place,
+    place: OutputTarget,
     told: Callbacks,
     on_written: Callable[[Outcome], None],
     **options: Any,
@@ -90,7 +90,7 @@ def into_store(
     return replace(outcome, uploaded=uploaded)
 
 
-def would_store(job: Job, checkpoint: Checkpoint, place: Place) -> DryRun:
+def would_store(job: Job, checkpoint: Checkpoint, place: OutputTarget) -> DryRun:
     """What `into_store` would write. Raises what it raises before it writes."""
     from dsv4_shard.destinations.object_store import check_place
 
@@ -107,7 +107,7 @@ def would_write(job: Job, checkpoint: Checkpoint, out: Path, overwrite: bool) ->
 
 
 def onto_cluster(
-    address: str, order: "Order", world: int, nodes: int | None, watch: "ShareWatch | None"
+    address: str, order: "ShareTask", world: int, nodes: int | None, watch: "ShareWatch | None"
 ) -> "ClusterOutcome":
     """Write all ranks in shares on the nodes of a Ray cluster; see `cluster.reshard_on_cluster`.
 
@@ -122,7 +122,7 @@ def onto_cluster(
     return reshard_on_cluster(address, order, world, nodes, watch or Unwatched())
 
 
-def _scratch(job: Job, checkpoint: Checkpoint, place: Place) -> "tuple[Store, Scratch]":
+def _scratch(job: Job, checkpoint: Checkpoint, place: OutputTarget) -> "tuple[Store, Scratch]":
     from dsv4_shard.destinations.object_store import Scratch, run_digest
     from dsv4_shard.sources.object_store import connect
 

@@ -19,7 +19,7 @@ from types import TracebackType
 import xxhash
 
 from dsv4_shard.checkpoint.reader import Checkpoint
-from dsv4_shard.destinations.upload_journal import _Begun, _Claimed, _Journal, _Put
+from dsv4_shard.destinations.upload_journal import UploadBegun, UploadClaimed, UploadJournal, UploadPut
 from dsv4_shard.errors import BadAnswer, NotAResult, OtherRun, OutputError, OutputNotEmpty, Unreachable, WriteFailed
 from dsv4_shard.sharding.job import Job, Uploaded
 from dsv4_shard.sharding.manifest import MAX_MANIFEST_BYTES, Manifest, load_manifest
@@ -60,7 +60,7 @@ class Scratch:
     def __init__(self, parent: Path, url: str, run: str, *, restart: bool = False) -> None:
         self.path = plain(scratch_path(parent, url))
         self.result = self.path / _RESULT
-        self.journal = _Journal(self.path / _JOURNAL)
+        self.journal = UploadJournal(self.path / _JOURNAL)
         self.is_done = False
         """To be set when nothing of it is needed any more."""
         self._run, self._restart = run, restart
@@ -91,16 +91,16 @@ class Scratch:
 
     def _begin(self) -> None:
         path = self.path / _JOURNAL
-        self.journal = _Journal(path)  # as it is now that nobody else writes it
+        self.journal = UploadJournal(path)  # as it is now that nobody else writes it
         claimed = self.journal.claimed
         if self._restart:
             self._clear()
-            self.journal = _Journal(path)
+            self.journal = UploadJournal(path)
         if self.journal.run is None:
             self._clear()
-            self.journal.note(_Begun(run=self._run))
+            self.journal.note(UploadBegun(run=self._run))
             if claimed is not None:  # what was put of a result that is thrown away is thrown away too
-                self.journal.note(_Claimed(names=[], doomed=sorted({*claimed.names, *claimed.doomed})))
+                self.journal.note(UploadClaimed(names=[], doomed=sorted({*claimed.names, *claimed.doomed})))
             fsync_folder(self.path)
         elif self.journal.run != self._run:
             raise OtherRun(f"{self.path}: holds the result of another run, which is not uploaded yet")
@@ -204,7 +204,7 @@ def _claim(
     journal, there = scratch.journal, store.everything()
     names = list(sizes)
     if journal.claimed is None or (MANIFEST_NAME in there and _content(store, there) != raw):
-        journal.note(_Claimed(names=names, doomed=_doomed(store, there, overwrite)))
+        journal.note(UploadClaimed(names=names, doomed=_doomed(store, there, overwrite)))
     claimed = journal.claimed
     assert claimed is not None, "just noted"
     if claimed.doomed:
@@ -212,7 +212,7 @@ def _claim(
         for doomed in ([MANIFEST_NAME], [name for name in claimed.doomed if name != MANIFEST_NAME]):
             if going := [name for name in doomed if name in there]:
                 store.delete(going)
-        journal.note(_Claimed(names=names, doomed=[]))
+        journal.note(UploadClaimed(names=names, doomed=[]))
         there = store.everything()
     _refuse_strangers(store, there, {*names, MANIFEST_NAME})
     return there
@@ -368,4 +368,4 @@ class _Putting:
             self._on_progress(len(piece))
 
     def _note(self, name: str, made: Listed) -> None:
-        self._scratch.journal.note(_Put(name=name, nbytes=made.nbytes, stamp=made.stamp))
+        self._scratch.journal.note(UploadPut(name=name, nbytes=made.nbytes, stamp=made.stamp))

@@ -18,11 +18,20 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 from dsv4_shard.catalog.rank_ranges import say_ranks, share_of
-from dsv4_shard.destinations.share_worker import Advanced, Begun, Ended, Failed, Message, Order, carry_out, manifest_of
+from dsv4_shard.destinations.share_worker import (
+    Message,
+    ShareAdvanced,
+    ShareBegun,
+    ShareEnded,
+    ShareFailed,
+    ShareTask,
+    carry_out,
+    manifest_of,
+)
 from dsv4_shard.errors import NodesLost, OutputBusy, ShardError, Unreachable, UsageError
 from dsv4_shard.sharding.job import Outcome
 from dsv4_shard.sharding.manifest import Manifest
-from dsv4_shard.verification.documents import Together, Verification
+from dsv4_shard.verification.documents import SharesVerification, Verification
 from dsv4_shard.verification.shares import put_together
 
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SCHEDULER_EVENTS": "0"}
@@ -43,7 +52,7 @@ _CANCEL_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class WrittenShare:
     """A share and its node; `outcome` is None where it was there already."""
 
     ranks: tuple[int, ...]
@@ -56,8 +65,8 @@ class Written:
 class ClusterOutcome:
     """What a run on a cluster wrote. `is_one_folder` where all nodes see the whole result in one folder."""
 
-    written: tuple[Written, ...]
-    together: Together
+    written: tuple[WrittenShare, ...]
+    together: SharesVerification
     is_one_folder: bool
 
 
@@ -96,7 +105,7 @@ class _Share:
     tries: int = 0
     waits_until: float = 0.0
     busy_since: float | None = None
-    ended: Ended | None = None
+    ended: ShareEnded | None = None
 
     @property
     def name(self) -> str:
@@ -104,7 +113,7 @@ class _Share:
 
 
 def reshard_on_cluster(
-    address: str, order: Order, world: int, nodes: int | None, progress: ShareWatch
+    address: str, order: ShareTask, world: int, nodes: int | None, progress: ShareWatch
 ) -> ClusterOutcome:
     """Write all ranks by `order`, in as many shares as there are `nodes` (None: those of the cluster).
 
@@ -182,7 +191,7 @@ def _number(address: str) -> int:
 class _Driver:
     """One run: shares that wait, those that are on their way by their streams of messages, and those that ended."""
 
-    def __init__(self, ray: Any, order: Order, shares: list[_Share], progress: ShareWatch) -> None:
+    def __init__(self, ray: Any, order: ShareTask, shares: list[_Share], progress: ShareWatch) -> None:
         self._ray, self._order, self._shares, self._progress = ray, order, shares, progress
         self._running: dict[Any, _Share] = {}
 
@@ -242,14 +251,14 @@ class _Driver:
             self._lose(share, type(error).__name__)
             return
         match message:
-            case Begun(what, total, done):
+            case ShareBegun(what, total, done):
                 self._progress.begin(share.name, what, total, done)
-            case Advanced(nbytes):
+            case ShareAdvanced(nbytes):
                 self._progress.advance(share.name, nbytes)
-            case Ended():
+            case ShareEnded():
                 del self._running[stream]
                 share.ended = message
-            case Failed(raised):
+            case ShareFailed(raised):
                 del self._running[stream]
                 self._fail(share, raised)
 
@@ -307,7 +316,7 @@ class _Driver:
             assert share.ended is not None, "all shares have ended"
             names.append(f"{'' if is_one else f'{share.node.address}:'}{self._order.out}")
             found = share.ended.verification.model_copy(update={"folder": names[-1]})
-            written.append(Written(share.ranks, share.node.address, share.ended.outcome, found))
+            written.append(WrittenShare(share.ranks, share.node.address, share.ended.outcome, found))
         together = put_together(names, manifests, [one.verification for one in written])
         return ClusterOutcome(tuple(written), together, is_one)
 

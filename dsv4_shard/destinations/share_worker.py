@@ -31,7 +31,7 @@ Opener = Callable[[str, Path | None], tuple[Checkpoint, Inventory]]
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class ShareTask:
     """A share to be written into `out` by `plan` (as JSON); `version` is that of who ordered it."""
 
     repo: str
@@ -46,7 +46,7 @@ class Order:
     version: str = __version__
 
 
-class Begun(NamedTuple):
+class ShareBegun(NamedTuple):
     """`what` has begun: so many bytes, of which `done` are there already."""
 
     what: str
@@ -54,33 +54,33 @@ class Begun(NamedTuple):
     done: int = 0
 
 
-class Advanced(NamedTuple):
+class ShareAdvanced(NamedTuple):
     """So many bytes more."""
 
     nbytes: int
 
 
-class Ended(NamedTuple):
+class ShareEnded(NamedTuple):
     """The share is written, unless it was there already (None), and was looked at."""
 
     outcome: Outcome | None
     verification: Verification
 
 
-class Failed(NamedTuple):
+class ShareFailed(NamedTuple):
     """It is not, and why."""
 
     error: ShardError
 
 
-Message = Begun | Advanced | Ended | Failed
+Message = ShareBegun | ShareAdvanced | ShareEnded | ShareFailed
 
 
 class _Stopped(BaseException):
     """Nobody takes messages any more: what was done is to be kept."""
 
 
-def carry_out(order: Order) -> Iterator[Message]:
+def carry_out(order: ShareTask) -> Iterator[Message]:
     """Carry out an order; the last message is Ended or Failed. Who stops taking messages stops the work."""
     work = _Work(order)
     thread = threading.Thread(target=work.run, name="share")
@@ -95,7 +95,7 @@ def carry_out(order: Order) -> Iterator[Message]:
 class _Work:
     """An order on its way, in a thread of its own."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: ShareTask) -> None:
         self._order = order
         self._told: SimpleQueue[Message | BaseException] = SimpleQueue()
         self._lock = threading.Lock()
@@ -118,22 +118,22 @@ class _Work:
             if isinstance(message, BaseException):
                 raise message
             yield message
-            if isinstance(message, Ended | Failed):
+            if isinstance(message, ShareEnded | ShareFailed):
                 return
 
-    def _take_advanced(self) -> Advanced | None:
+    def _take_advanced(self) -> ShareAdvanced | None:
         """The bytes since this was last told, unless something is to be told first."""
         with self._lock:
             if not self._told.empty() or not self._advanced:
                 return None
             nbytes, self._advanced = self._advanced, 0
-            return Advanced(nbytes)
+            return ShareAdvanced(nbytes)
 
     def _tell(self, message: Message | BaseException) -> None:
         """Put a message after the bytes that came before it, and before those that come after."""
         with self._lock:
             if self._advanced:
-                self._told.put(Advanced(self._advanced))
+                self._told.put(ShareAdvanced(self._advanced))
                 self._advanced = 0
             self._told.put(message)
 
@@ -142,11 +142,11 @@ class _Work:
         try:
             self._tell(self._written_and_verified())
         except ShardError as error:
-            self._tell(Failed(error))
+            self._tell(ShareFailed(error))
         except BaseException as error:
             self._tell(error)
 
-    def _written_and_verified(self) -> Ended:
+    def _written_and_verified(self) -> ShareEnded:
         order = self._order
         if order.version != __version__:
             raise UsageError(
@@ -157,15 +157,15 @@ class _Work:
         plan = check_plan(Plan.model_validate_json(order.plan, strict=True), checkpoint, inventory)
         job = prepare(checkpoint, inventory, plan, order.ranks)
         outcome = self._write(job, checkpoint)
-        self._tell(Begun("verify", bytes_to_verify(order.out, order.ranks)))
+        self._tell(ShareBegun("verify", bytes_to_verify(order.out, order.ranks)))
         found = verify(order.out, workers=order.workers, on_progress=self._advance, ranks=order.ranks)
-        return Ended(outcome, found)
+        return ShareEnded(outcome, found)
 
     def _write(self, job: Job, checkpoint: Checkpoint) -> Outcome | None:
         """None where the share is there already."""
         order = self._order
         total = sum(file.payload for file in job.recipe.files)
-        self._tell(Begun("reshard", total))
+        self._tell(ShareBegun("reshard", total))
         try:
             return reshard(
                 job,
@@ -175,7 +175,7 @@ class _Work:
                 allow_inexact=order.allow_inexact,
                 restart=order.restart,
                 on_progress=self._advance,
-                on_resume=lambda nbytes: self._tell(Begun("reshard", total, nbytes)),
+                on_resume=lambda nbytes: self._tell(ShareBegun("reshard", total, nbytes)),
             )
         except OutputNotEmpty:
             if not _is_there(job, order.out):

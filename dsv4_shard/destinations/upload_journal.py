@@ -17,20 +17,20 @@ class _Entry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class _Begun(_Entry):
+class UploadBegun(_Entry):
     """Whose result it is."""
 
     run: str
 
 
-class _Claimed(_Entry):
+class UploadClaimed(_Entry):
     """The place was found free, or to be overwritten: objects of these names are ours, `doomed` ones are to go."""
 
     names: list[str]
     doomed: list[str]
 
 
-class _Put(_Entry):
+class UploadPut(_Entry):
     """An object is there."""
 
     name: str
@@ -38,16 +38,16 @@ class _Put(_Entry):
     stamp: str
 
 
-_ENTRY: TypeAdapter[_Begun | _Claimed | _Put] = TypeAdapter(_Begun | _Claimed | _Put)
+_ENTRY: TypeAdapter[UploadBegun | UploadClaimed | UploadPut] = TypeAdapter(UploadBegun | UploadClaimed | UploadPut)
 
 
-class _Journal:
+class UploadJournal:
     """What is noted of an upload, a line of JSON each; what is torn, and all after it, is as if it were not there."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._lock = path, threading.Lock()
         self.run: str | None = None
-        self.claimed: _Claimed | None = None
+        self.claimed: UploadClaimed | None = None
         self.put: dict[str, Listed] = {}
         self._stop = 0
         with suppress(FileNotFoundError, NotADirectoryError), path.open("rb") as file:
@@ -76,9 +76,9 @@ class _Journal:
 
     def _take(self, entry: _Entry) -> None:
         match entry:
-            case _Begun():
+            case UploadBegun():
                 self.run = entry.run
-            case _Claimed():
+            case UploadClaimed():
                 self.claimed = entry
-            case _Put():
+            case UploadPut():
                 self.put[entry.name] = Listed(entry.nbytes, entry.stamp)

@@ -7,12 +7,12 @@ from string import Formatter
 
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
 from dsv4_shard.checkpoint.inventory import Inventory
-from dsv4_shard.diagnosis.log_scan import Found, Log
-from dsv4_shard.diagnosis.patterns import SHORT, Source
+from dsv4_shard.diagnosis.log_scan import EngineLog, FoundMessage
+from dsv4_shard.diagnosis.patterns import SHORT, PatternSource
 from dsv4_shard.engines.deployment import Context, Request
 from dsv4_shard.engines.engine import Engine
 from dsv4_shard.engines.registry import SERVING
-from dsv4_shard.engines.rules import Breach, Divides, Requires, Rule, Shows
+from dsv4_shard.engines.rules import Breach, Divides, Requires, Rule, Symptom
 from dsv4_shard.engines.sglang.v4 import RUNNERS
 from dsv4_shard.engines.vllm.v4 import BACKENDS, BACKENDS_FP8
 from dsv4_shard.models.family import Family
@@ -22,14 +22,14 @@ _USUAL = (2, 4, 8, 16, 32, 64)
 
 _UNUSUAL = (3, 6, 12, 24, 48, 96, 128, 256)
 
-_SAY_TP = {"parts", "at.tp", "context.at.tp"}
+_SAY_TP = {"parts", "at.tp", "context.deployment.tp"}
 
 _TELL_TP = {"part", *_SAY_TP}
 """Fields by which a message names TP, and those from which it can be reckoned."""
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class KnownModel:
     """A model that a message may be about."""
 
     label: str
@@ -38,17 +38,17 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
-class _Hit:
+class Hit:
     """A layout that breaks a rule with the numbers of the message."""
 
-    model: Model
+    model: KnownModel
     engine: Engine
     request: Request
     breach: Breach
     tp_said: bool
 
 
-def _engines(found: Found, log: Log) -> tuple[str, ...]:
+def engines_of(found: FoundMessage, log: EngineLog) -> tuple[str, ...]:
     """Engines that say so: the one that the log is of, if it is one of them."""
     known = found.pattern.known
     names = known.engines if known else dict.fromkeys(source.engine.name for source in found.pattern.sources)
@@ -56,22 +56,22 @@ def _engines(found: Found, log: Log) -> tuple[str, ...]:
     return (told,) if told is not None and told in names else tuple(names)
 
 
-def _sources(found: Found, log: Log, models: tuple[Model, ...]) -> list[Source]:
+def pattern_sources(found: FoundMessage, log: EngineLog, models: tuple[KnownModel, ...]) -> list[PatternSource]:
     """The rules that show by the message, of these engines and for these models."""
-    names, families = _engines(found, log), [model.inventory.family for model in models]
+    names, families = engines_of(found, log), [model.inventory.family for model in models]
     return [one for one in found.pattern.sources if one.engine.name in names and one.family in families]
 
 
 # --- which layout it was -------------------------------------------------------------------------------------------
 
 
-def _hits(found: Found, log: Log, models: tuple[Model, ...]) -> list[_Hit]:
+def hits_of(found: FoundMessage, log: EngineLog, models: tuple[KnownModel, ...]) -> list[Hit]:
     """Every layout that breaks a rule of the message with its numbers, the likeliest first, each division once."""
-    by_engine: dict[tuple[str, Family], tuple[Engine, list[Source]]] = {}
-    for source in _sources(found, log, models):
+    by_engine: dict[tuple[str, Family], tuple[Engine, list[PatternSource]]] = {}
+    for source in pattern_sources(found, log, models):
         key = source.engine.name, source.family
         by_engine.setdefault(key, (source.engine, []))[1].append(source)
-    ranked: list[tuple[tuple[object, ...], _Hit]] = []
+    ranked: list[tuple[tuple[object, ...], Hit]] = []
     requests = list(_requests(found, log))
     said = not _SAY_TP.isdisjoint(found.pattern.fields)
     for order, model in enumerate(models):
@@ -82,22 +82,22 @@ def _hits(found: Found, log: Log, models: tuple[Model, ...]) -> list[_Hit]:
                 hinted = log.clues.get("tp") == str(asked.tp)
                 for breach in _broken(found, engine, names, model.inventory, asked, hinted):
                     if hinted or asked.tp in _USUAL or not _TELL_TP.isdisjoint(found.pattern.fields):
-                        hit = _Hit(model, engine, asked, breach, said or hinted)
+                        hit = Hit(model, engine, asked, breach, said or hinted)
                         ranked.append((_rank(log, asked, order, breach), hit))
     ranked.sort(key=lambda pair: pair[0])
-    once: dict[tuple[str, str, str], _Hit] = {}
+    once: dict[tuple[str, str, str], Hit] = {}
     for _, hit in ranked:
         once.setdefault((hit.engine.name, hit.breach.rule, hit.breach.reason.partition(",")[0]), hit)
     hits = list(once.values())
     return [hit for hit in hits if _as_told(hit, log) == _as_told(hits[0], log)]
 
 
-def _as_told(hit: _Hit, log: Log) -> tuple[bool, ...]:
+def _as_told(hit: Hit, log: EngineLog) -> tuple[bool, ...]:
     """What of a layout is not a guess: others, of which more is one, are not worth telling."""
     return hit.model.given, hit.tp_said, log.clues.get("engine") == hit.engine.name
 
 
-def _rank(log: Log, request: Request, order: int, breach: Breach) -> tuple[object, ...]:
+def _rank(log: EngineLog, request: Request, order: int, breach: Breach) -> tuple[object, ...]:
     """The engine, TP and EP that the log tells of, then what is usual and small, and what breaks most often."""
     clues = log.clues
     return (
@@ -113,7 +113,7 @@ def _rank(log: Log, request: Request, order: int, breach: Breach) -> tuple[objec
     )
 
 
-def _requests(found: Found, log: Log) -> Iterator[Request]:
+def _requests(found: FoundMessage, log: EngineLog) -> Iterator[Request]:
     """What may have been asked for: numbers of the message and the log, and what is usual."""
     numbers = [int(value) for value in found.values if value and value.isdigit() and 1 < int(value) <= MAX_RANKS][:4]
     clues = {name: (int(log.clues[name]),) if name in log.clues else () for name in ("tp", "ep")}
@@ -127,7 +127,7 @@ def _requests(found: Found, log: Log) -> Iterator[Request]:
 
 
 def _broken(
-    found: Found, engine: Engine, names: set[str], inventory: Inventory, request: Request, told: bool
+    found: FoundMessage, engine: Engine, names: set[str], inventory: Inventory, request: Request, told: bool
 ) -> Iterator[Breach]:
     """Breaches of the message's rules with its numbers, where the engine says nothing before.
 
@@ -150,13 +150,13 @@ def _broken(
                 break
 
 
-def _is_heard(found: Found, rules: list[Rule]) -> bool:
-    return any(found.pattern.template in one.heard for rule in rules for one in _shows(rule))
+def _is_heard(found: FoundMessage, rules: list[Rule]) -> bool:
+    return any(found.pattern.template in one.heard for rule in rules for one in shows_as(rule))
 
 
-def _fits(found: Found, rule: object, context: Context) -> bool:
+def _fits(found: FoundMessage, rule: object, context: Context) -> bool:
     """Whether the message's numbers are those of a rule in a layout. Those that it does not have, it does not say."""
-    values: dict[str, object] = {"context": context, "at": context.at, "config": context.config}
+    values: dict[str, object] = {"context": context, "at": context.deployment, "config": context.config}
     if isinstance(rule, Divides):
         shows, template = rule.shows(context), found.pattern.template
         if shows is None or not (shows.says(template, context) or (template in SHORT and shows is rule.cut)):
@@ -171,6 +171,6 @@ def _fits(found: Found, rule: object, context: Context) -> bool:
     return True
 
 
-def _shows(rule: Rule) -> tuple[Shows | Requires, ...]:
+def shows_as(rule: Rule) -> tuple[Symptom | Requires, ...]:
     """How a rule shows, in each of the ways in which it breaks."""
     return (rule.uneven, rule.cut) if isinstance(rule, Divides) else (rule,)

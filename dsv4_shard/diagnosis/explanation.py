@@ -16,13 +16,13 @@ from pydantic import BaseModel, ConfigDict
 
 from dsv4_shard.catalog.gpus import Gpu, gpus_with, say_memory
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
-from dsv4_shard.diagnosis.cases import Model, _engines, _Hit, _hits, _shows, _sources
-from dsv4_shard.diagnosis.log_scan import Found, Log, read_log
-from dsv4_shard.diagnosis.patterns import SHORT, Source
+from dsv4_shard.diagnosis.cases import Hit, KnownModel, engines_of, hits_of, pattern_sources, shows_as
+from dsv4_shard.diagnosis.log_scan import EngineLog, FoundMessage, read_log
+from dsv4_shard.diagnosis.patterns import SHORT, PatternSource
 from dsv4_shard.diagnosis.releases import RELEASES, find_release, inventory_of
 from dsv4_shard.engines.deployment import Context, Request
 from dsv4_shard.engines.registry import ENGINES, engine_for
-from dsv4_shard.engines.rules import Divides, Requires, Rule, Shows
+from dsv4_shard.engines.rules import Divides, Requires, Rule, Symptom
 from dsv4_shard.models.roles import Module
 from dsv4_shard.planning.choose import choose
 from dsv4_shard.planning.nearby import nearest
@@ -57,7 +57,7 @@ class Case(_Document):
     remedies: tuple[str, ...]
 
 
-class Way(_Document):
+class WayOut(_Document):
     """What the plan says of the first case's GPUs: whether it runs and with what, else the nearest layouts that do."""
 
     options: str
@@ -69,7 +69,7 @@ class Way(_Document):
     next: str
 
 
-class Message(_Document):
+class EngineMessage(_Document):
     """A message as it was found: escape what is shown of it."""
 
     text: str
@@ -87,23 +87,23 @@ class Explanation(_Document):
     schema_version: Literal[1] = 1
     recognised: bool
     lines: int
-    message: Message | None = None
+    message: EngineMessage | None = None
     engines: tuple[str, ...] = ()
     meaning: tuple[str, ...] = ()
     cases: tuple[Case, ...] = ()
     remedies: tuple[str, ...] = ()
-    way: Way | None = None
-    also: tuple[Message, ...] = ()
+    way: WayOut | None = None
+    also: tuple[EngineMessage, ...] = ()
     hint: str | None = None
 
 
-def explain(lines: Iterable[tuple[int, str]], model: Model | None = None) -> Explanation:
+def explain(lines: Iterable[tuple[int, str]], model: KnownModel | None = None) -> Explanation:
     """Explain the first grave message among the numbered `lines`; `model` is the checkpoint to hold it against."""
     log = read_log(lines)
     models = _models(log, model)
     in_order = sorted(log.found, key=lambda one: (not one.pattern.grave, one.line, one.pattern.vague))
     for found in in_order:
-        hits = _hits(found, log, models)
+        hits = hits_of(found, log, models)
         if hits or not found.pattern.vague:
             break
     else:
@@ -116,15 +116,15 @@ def explain(lines: Iterable[tuple[int, str]], model: Model | None = None) -> Exp
         lines=log.lines,
         message=_message(found),
         engines=_titles(found, log, hits),
-        meaning=tuple(_meaning(found, hits, _sources(found, log, models), models)),
+        meaning=tuple(_meaning(found, hits, pattern_sources(found, log, models), models)),
         cases=cases,
-        remedies=cases[0].remedies if cases else _remedies(found, _sources(found, log, models), models),
+        remedies=cases[0].remedies if cases else _remedies(found, pattern_sources(found, log, models), models),
         way=_way(found, told, log, models),
         also=tuple(_message(one) for one in list(also.values())[:_ALSO]),
     )
 
 
-def _hint(log: Log) -> str:
+def _hint(log: EngineLog) -> str:
     if log.bare is not None:
         return (
             f"`{log.bare[:80]}` alone is the class of an error, not its message: give the traceback above it as well."
@@ -136,42 +136,42 @@ def _hint(log: Log) -> str:
     )
 
 
-def _models(log: Log, model: Model | None) -> tuple[Model, ...]:
+def _models(log: EngineLog, model: KnownModel | None) -> tuple[KnownModel, ...]:
     """The checkpoint at hand, the release that the log names, or every release."""
     if model is not None:
         return (model,)
     named = find_release(log.clues["model"]) if "model" in log.clues else None
-    return tuple(Model(release.repo, inventory_of(release), release is named)
+    return tuple(KnownModel(release.repo, inventory_of(release), release is named)
                  for release in ((named,) if named else RELEASES))  # fmt: skip
 
 
-def _message(found: Found) -> Message:
-    return Message(text=_shown(found), line=found.line, times=found.times)
+def _message(found: FoundMessage) -> EngineMessage:
+    return EngineMessage(text=_shown(found), line=found.line, times=found.times)
 
 
-def _shown(found: Found) -> str:
+def _shown(found: FoundMessage) -> str:
     return found.text[:_MAX_CHARS]
 
 
-def _divides(found: Found) -> bool:
+def _divides(found: FoundMessage) -> bool:
     """Whether a layout can be told by the rules of a message, though it has no number."""
     return any(isinstance(source.rule, Divides) for source in found.pattern.sources)
 
 
-def _same_rule(one: Found, other: Found) -> bool:
+def _same_rule(one: FoundMessage, other: FoundMessage) -> bool:
     if one is other:
         return True
     names = [{(source.engine.name, source.rule.name) for source in found.pattern.sources} for found in (one, other)]
     return bool(names[0] & names[1])
 
 
-def _titles(found: Found, log: Log, hits: list[_Hit]) -> tuple[str, ...]:
+def _titles(found: FoundMessage, log: EngineLog, hits: list[Hit]) -> tuple[str, ...]:
     """What the engines are called that say so; of what anything may say, those that it fits."""
-    names = [hit.engine.name for hit in hits] if found.pattern.vague else _engines(found, log)
+    names = [hit.engine.name for hit in hits] if found.pattern.vague else engines_of(found, log)
     return tuple(ENGINES[name].title for name in dict.fromkeys(names))
 
 
-def _case(hit: _Hit) -> Case:
+def _case(hit: Hit) -> Case:
     guessed = (() if hit.model.given else ("the model",)) + (() if hit.tp_said else ("TP",))
     return Case(
         model=hit.model.label,
@@ -193,12 +193,14 @@ def _asked(request: Request) -> Request:
 # --- what it means ---------------------------------------------------------------------------------------------------
 
 
-def _is_of_another(found: Found, models: tuple[Model, ...]) -> bool:
+def _is_of_another(found: FoundMessage, models: tuple[KnownModel, ...]) -> bool:
     """Whether a message that fits no layout has numbers, which those of the one model would have to be."""
     return bool(found.pattern.fields) and models[0].given
 
 
-def _meaning(found: Found, hits: list[_Hit], sources: list[Source], models: tuple[Model, ...]) -> Iterator[str]:
+def _meaning(
+    found: FoundMessage, hits: list[Hit], sources: list[PatternSource], models: tuple[KnownModel, ...]
+) -> Iterator[str]:
     """The arithmetic of the likeliest case; without one, that of the message's own numbers."""
     if found.pattern.known is not None:
         yield from found.pattern.known.means(found.groups)
@@ -228,16 +230,16 @@ def _meaning(found: Found, hits: list[_Hit], sources: list[Source], models: tupl
         yield from dict.fromkeys(f"{rule.module}: {_FIELD.sub('...', rule.reason)}" for rule in others)
 
 
-def _remedies(found: Found, sources: list[Source], models: tuple[Model, ...]) -> tuple[str, ...]:
+def _remedies(found: FoundMessage, sources: list[PatternSource], models: tuple[KnownModel, ...]) -> tuple[str, ...]:
     if found.pattern.known is not None:
         return found.pattern.known.ways
     if _is_of_another(found, models):
         return ()
-    shows = (one for source in sources for one in _shows(source.rule) if _is_of(found, one, source.rule))
+    shows = (one for source in sources for one in shows_as(source.rule) if _is_of(found, one, source.rule))
     return words(remedy for one in shows for remedy in one.remedies)[:_ALSO]
 
 
-def _is_of(found: Found, shows: Shows | Requires, rule: Rule) -> bool:
+def _is_of(found: FoundMessage, shows: Symptom | Requires, rule: Rule) -> bool:
     """Whether the message is one of these, of any deployment; what people say of blocks is of one that is cut."""
     template = found.pattern.template
     return template in shows.messages or (template in SHORT and isinstance(rule, Divides) and shows is rule.cut)
@@ -246,14 +248,14 @@ def _is_of(found: Found, shows: Shows | Requires, rule: Rule) -> bool:
 # --- the way out -----------------------------------------------------------------------------------------------------
 
 
-def _way(found: Found, hits: list[_Hit], log: Log, models: tuple[Model, ...]) -> Way | None:
+def _way(found: FoundMessage, hits: list[Hit], log: EngineLog, models: tuple[KnownModel, ...]) -> WayOut | None:
     """What the plan says of the likeliest layout; of the one that the log tells of, where the message tells none."""
     gpu = _gpu(found)
     if hits:
         model, request = hits[0].model, _asked(hits[0].request)
     elif log.clues.get("tp") and len(models) == 1:
         model = models[0]
-        request = Request(int(log.clues["tp"]), dp=max(log.dps), engine=_engines(found, log)[0])
+        request = Request(int(log.clues["tp"]), dp=max(log.dps), engine=engines_of(found, log)[0])
         if log.clues.get("ep") and int(log.clues["ep"]) > 1:
             request = replace(request, ep=int(log.clues["ep"]))
     else:
@@ -263,22 +265,22 @@ def _way(found: Found, hits: list[_Hit], log: Log, models: tuple[Model, ...]) ->
     return way_out(model, replace(request, gpu=gpu.name if gpu else None))
 
 
-def _gpu(found: Found) -> Gpu | None:
+def _gpu(found: FoundMessage) -> Gpu | None:
     """The GPU that an out-of-memory message tells by its memory; H20 rather than RTX PRO 6000."""
     total = found.groups.get("total") if found.pattern.known else None
     return next(iter(gpus_with(float(total))), None) if total else None
 
 
-def way_out(model: Model, request: Request) -> Way:
+def way_out(model: KnownModel, request: Request) -> WayOut:
     """The plan's answer to a request: how it runs, or what near it does."""
     inventory = model.inventory
     choice = choose(inventory, request)
     engine = engine_for(request.engine, inventory.family)
-    context = Context(inventory, choice.at)
+    context = Context(inventory, choice.deployment)
     notes, runs = list(choice.notes()), choice.feasible
-    if runs and choice.at.gpu_named:
-        weights, memory = rank_nbytes(inventory, choice.at, TARGET), choice.at.gpu.memory
-        notes.append(say_memory(weights, choice.at.gpu.title, memory))
+    if runs and choice.deployment.gpu_named:
+        weights, memory = rank_nbytes(inventory, choice.deployment, TARGET), choice.deployment.gpu.memory
+        notes.append(say_memory(weights, choice.deployment.gpu.title, memory))
         runs = weights < memory
     label = shlex.quote(model.label)
     launch = engine.launch(context, label, False) if runs else None
@@ -286,7 +288,7 @@ def way_out(model: Model, request: Request) -> Way:
         notes += engine.notes(context)
     else:
         notes += dict.fromkeys(f"{breach.module}: {breach.reason}" for breach in choice.breaches)
-    return Way(
+    return WayOut(
         options=options_of(request),
         runs=runs,
         notes=tuple(notes),

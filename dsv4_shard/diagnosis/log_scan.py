@@ -60,7 +60,7 @@ that an engine prints, paths in tracebacks."""
 
 
 @dataclass(slots=True)
-class Found:
+class FoundMessage:
     """A known message: the numbers in it, its text, where it stood first, and how often it came."""
 
     pattern: Pattern
@@ -72,13 +72,13 @@ class Found:
 
 
 @dataclass(slots=True)
-class Log:
+class EngineLog:
     """What was found: messages in the order in which they came first, clues to the deployment, and lines read.
 
     `bare` is the name of an exception that stood without a message.
     """
 
-    found: list[Found] = field(default_factory=list)
+    found: list[FoundMessage] = field(default_factory=list)
     clues: dict[str, str] = field(default_factory=dict)
     lines: int = 0
     bare: str | None = None
@@ -94,9 +94,9 @@ class Log:
         return (dp,) if self.clues.get("engine") == "vllm" or "dp_attention" in self.clues else tuple({1, dp})
 
 
-def read_log(lines: Iterable[tuple[int, str]]) -> Log:
+def read_log(lines: Iterable[tuple[int, str]]) -> EngineLog:
     """Look through the numbered lines of a log, whatever its length."""
-    log, seen = Log(), _Seen()
+    log, seen = EngineLog(), _Seen()
     anchors = tuple(dict.fromkeys(anchor for pattern in patterns() for anchor in pattern.anchors))
     window: deque[str] = deque(maxlen=_WINDOW_LINES)
     for log.lines, line in lines:
@@ -118,7 +118,7 @@ class _Seen:
     """Messages by pattern and numbers."""
 
     def __init__(self) -> None:
-        self.found: dict[tuple[int, tuple[str | None, ...]], Found] = {}
+        self.found: dict[tuple[int, tuple[str | None, ...]], FoundMessage] = {}
 
     def look(self, number: int, line: str, window: Iterable[str]) -> None:
         """Look for every message in a line, or in the lines before it that differ."""
@@ -133,7 +133,7 @@ class _Seen:
                 self.found[key].times += 1
             elif len(self.found) < _MAX_FOUND:
                 groups = {name: value or "" for name, value in match.groupdict().items()}
-                self.found[key] = Found(pattern, match.groups(), groups, _text(match), number)
+                self.found[key] = FoundMessage(pattern, match.groups(), groups, _text(match), number)
 
 
 def _plain(line: str) -> str:

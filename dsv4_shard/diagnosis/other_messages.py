@@ -9,7 +9,7 @@ from dsv4_shard.text.units import quotient
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Known:
+class OtherMessage:
     """A message of no rule.
 
     `regex` has named groups; `means` says in sentences what broke, with what can be computed from them. `ways` are the
@@ -96,50 +96,55 @@ _ROOM = ("dsv4-shard plan REPO --tp N --gpu GPU: what a rank weighs, and the nea
 _OWN_FILES = ("dsv4-shard reshard: each rank reads a file of its own, once, in order",)
 
 OTHERS = (
-    Known(("sglang", "vllm"), r"(?:CUDA out of memory|CUDA error: out of memory|HIP out of memory|NPU out of memory)"
+    OtherMessage(("sglang", "vllm"),
+    r"(?:CUDA out of memory|CUDA error: out of memory|HIP out of memory|NPU out of memory)"
           r"(?:.{0,120}?total capacity of (?P<total>\d{1,4}(?:\.\d+)?) GiB)?", _memory, _ROOM),
-    Known(("sglang",), r"Not enough memory. Please try to increase --mem-fraction-static",
+    OtherMessage(("sglang",), r"Not enough memory. Please try to increase --mem-fraction-static",
           _say("the weights leave no room for the KV cache within --mem-fraction-static"), _ROOM),
-    Known(("vllm",), r"No available memory for the cache blocks",
+    OtherMessage(("vllm",), r"No available memory for the cache blocks",
           _say("the weights leave no room for the KV cache within --gpu-memory-utilization"), _ROOM),
-    Known(("sglang", "vllm"), r"Missing keys \((?P<names>'[^']{1,200}'|[^)]{0,200}\) in loaded state)", _missing,
+    OtherMessage(("sglang", "vllm"), r"Missing keys \((?P<names>'[^']{1,200}'|[^)]{0,200}\) in loaded state)", _missing,
           ("SGLang: --load-format dsv4_shard, which says what does not fit before it copies a byte", *_SHARDS)),
-    Known(("vllm",), r"KeyError: '(?P<key>(?:mtp\.|(?:model|draft)\.)[\w.]{1,200})'",
+    OtherMessage(("vllm",), r"KeyError: '(?P<key>(?:mtp\.|(?:model|draft)\.)[\w.]{1,200})'",
           _say("the files of a rank hold {key}, which the engine's model does not have (or the other way round)",
                "sharded_state takes every file that its pattern finds: the target's must not hold the draft's tensors, "
                "and names are those of one version"),
           ("vLLM's draft model wants a folder of its own: draft_load_config, as the plan's launch has it", *_SHARDS)),
-    Known(("reference",), r"KeyError: '(?P<key>layers\.\d+\.attn\.wo_a\.scale)'",
+    OtherMessage(("reference",), r"KeyError: '(?P<key>layers\.\d+\.attn\.wo_a\.scale)'",
           _say("DeepSeek's converter asks for {key}, and the FP8 re-releases have wo_a in BF16, without a scale"),
           ("dsv4-shard reshard REPO OUT --engine reference, which takes either",)),
-    Known(("sglang", "vllm"), r"start \((?P<start>\d{1,9})\) \+ length \((?P<length>\d{1,9})\) exceeds dimension size "
+    OtherMessage(("sglang", "vllm"),
+    r"start \((?P<start>\d{1,9})\) \+ length \((?P<length>\d{1,9})\) exceeds dimension size "
           r"\((?P<size>\d{1,9})\)", _narrowed,
           ("SGLang: another version than 0.5.16, of which it is reported (0.5.13 loads)",
            "vLLM: a version with PR 49415"), anchor="exceeds dimension size"),
-    Known(("vllm",), r"start out of range \(expected to be in range of \[-(?P<size>\d{1,9}), \d{1,9}\], but got "
+    OtherMessage(("vllm",), r"start out of range \(expected to be in range of \[-(?P<size>\d{1,9}), \d{1,9}\], but got "
           r"(?P<start>\d{1,9})\)", _start, ("vLLM: a version with PR 49415",)),
-    Known(("vllm",), r"n_physical_experts=(?P<experts>\d{1,6}) must be divisible by ep_size=(?P<ep>\d{1,6})", _experts,
+    OtherMessage(("vllm",), r"n_physical_experts=(?P<experts>\d{1,6}) must be divisible by ep_size=(?P<ep>\d{1,6})",
+    _experts,
           ("an EP that divides, or MoE backends that take uneven experts (without EPLB)",)),
-    Known(("vllm",), r"Block-aligned FP8 TP sharding requires (?P<unit>\d{1,6})-aligned global expert dimensions",
+    OtherMessage(("vllm",), r"Block-aligned FP8 TP sharding requires (?P<unit>\d{1,6})-aligned global expert "
+    r"dimensions",
           _say("this MoE backend pads a rank's part of FP8 experts to whole blocks of {unit}, and only under plain TP, "
                "without LoRA and bias, for sizes that are multiples of {unit}"),
           ("--runner triton, which cuts the blocks finer", "expert parallelism: --ep = TP × DP")),
-    Known(("vllm",), r"Unsupported DeepSeek V4 expert_dtype=(?P<dtype>[\w'.-]{1,40})",
+    OtherMessage(("vllm",), r"Unsupported DeepSeek V4 expert_dtype=(?P<dtype>[\w'.-]{1,40})",
           _say("config.json says expert_dtype {dtype}; vLLM knows fp4 and fp8"),
           ("dsv4-shard inspect REPO: what the experts' own tensors say",
            """--hf-overrides '{"expert_dtype": "fp8"}', or fp4, as the tensors are""")),
-    Known(("vllm",), r"(?P<format>Mxfp4|FP8) MoE backend '?(?P<name>\w{1,60})'? does not support the deployment "
+    OtherMessage(("vllm",), r"(?P<format>Mxfp4|FP8) MoE backend '?(?P<name>\w{1,60})'? does not support the deployment "
           r"configuration since (?P<reason>.{0,400})", _backend, ("leave --moe-backend out: --runner of the plan",),
           anchor="does not support the deployment"),
-    Known(("vllm",), r"vLLM CUTLASS FP8 MoE backend is disabled for this configuration",
+    OtherMessage(("vllm",), r"vLLM CUTLASS FP8 MoE backend is disabled for this configuration",
           _say("vLLM's own CUTLASS kernels do not take FP8 experts in this configuration"),
           ("leave --moe-backend out: --runner of the plan",)),
-    Known(("sglang", "vllm"), r"Cannot access accelerator device when none is available",
+    OtherMessage(("sglang", "vllm"), r"Cannot access accelerator device when none is available",
           _say("the process sees no GPU"), ("nvidia-smi, CUDA_VISIBLE_DEVICES, --gpus of the container",)),
-    Known(("vllm",), r"(?:checkpoint total size |exceeds 90% of available RAM)(?:\((?P<total>[\d.]{1,9}) GiB\) exceeds "
+    OtherMessage(("vllm",), r"(?:checkpoint total size |exceeds 90% of available RAM)(?:\((?P<total>[\d.]{1,9}) "
+    r"GiB\) exceeds "
           r"\d+% of )?(?:available\s+RAM \((?P<ram>[\d.]{1,9}) GiB\))?", _prefetch,
           ("--safetensors-load-strategy prefetch", *_OWN_FILES), grave=False),
-    Known(("sglang",), r"Some weights are not initialized from checkpoints",
+    OtherMessage(("sglang",), r"Some weights are not initialized from checkpoints",
           _say("SGLang goes on with parameters that nothing was loaded into: what it computes is garbage, unless they "
                "are not used"),
           ("dsv4-shard inspect REPO: which tensors are missing", *_SHARDS[:1]), grave=False),

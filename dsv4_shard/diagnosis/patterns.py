@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from string import Formatter
 
-from dsv4_shard.diagnosis.other_messages import OTHERS, Known
+from dsv4_shard.diagnosis.other_messages import OTHERS, OtherMessage
 from dsv4_shard.engines.engine import UNKNOWN_FAMILY, Engine
 from dsv4_shard.engines.registry import SERVING, engine_for
 from dsv4_shard.engines.rules import Divides, Rule
@@ -38,7 +38,7 @@ _LEAST_LETTERS = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class PatternSource:
     """A rule that shows by a message: of an engine as it treats a family."""
 
     engine: Engine
@@ -56,8 +56,8 @@ class Pattern:
     anchors: tuple[str, ...]
     template: str = ""
     fields: tuple[str, ...] = ()
-    sources: tuple[Source, ...] = ()
-    known: Known | None = None
+    sources: tuple[PatternSource, ...] = ()
+    known: OtherMessage | None = None
     spans: bool = False
     vague: bool = False
     """Whether anything may say so: it only counts where its numbers are those of a model."""
@@ -89,14 +89,14 @@ def compile_template(template: str) -> tuple[re.Pattern[str], tuple[str, ...], s
 @cache
 def patterns() -> tuple[Pattern, ...]:
     """Every message that is known: of the rules of all engines and families, then of none."""
-    sources: dict[str, list[Source]] = {}
+    sources: dict[str, list[PatternSource]] = {}
     for name in SERVING:
         for family in FAMILIES:
             engine = engine_for(name, family)
             for rule in (*engine.rules, *engine.others):
                 if rule.name != UNKNOWN_FAMILY:
                     for template in dict.fromkeys((*rule.messages, *_short(rule))):
-                        sources.setdefault(template, []).append(Source(engine, family, rule))
+                        sources.setdefault(template, []).append(PatternSource(engine, family, rule))
     found = []
     for template, of in sources.items():
         compiled = compile_template(template)
@@ -112,7 +112,7 @@ def _short(rule: Rule) -> tuple[str, ...]:
     return SHORT if isinstance(rule, Divides) and rule.unit_name else ()
 
 
-def _anchors(known: Known) -> tuple[str, ...]:
+def _anchors(known: OtherMessage) -> tuple[str, ...]:
     """The plain text that a regular expression of the table begins with, up to its first group or class."""
     if known.anchor:
         return (known.anchor,)

@@ -12,7 +12,7 @@ from typing import Any
 
 from dsv4_shard.checkpoint.completeness import expected_names
 from dsv4_shard.checkpoint.formats import Format
-from dsv4_shard.checkpoint.inventory import Group, Inventory
+from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
 from dsv4_shard.models.config import parse_config
 from dsv4_shard.models.families import family_of
 from dsv4_shard.models.roles import Draft, Module, Part, Place, Role, Stage
@@ -118,7 +118,7 @@ def inventory_of(release: Release) -> Inventory:
     """The inventory that a release's headers give, without the names of its tensors."""
     config, _ = parse_config(json.dumps(release.document).encode(), CONFIG_FILE)
     family, draft = family_of(config), Draft(release.blocks, release.dspark)
-    groups: Counter[Group] = Counter()
+    groups: Counter[TensorGroup] = Counter()
     formats: dict[tuple[Stage, Role], Format] = {}
     for at in expected_names(config, range(release.blocks), draft, optional=release.optional):
         spec = family.rows[at.stage, at.role]
@@ -129,7 +129,7 @@ def inventory_of(release: Release) -> Inventory:
             dtype = "BF16" if spec.quantized else spec.dtype
             if spec.quantized:
                 formats[at.stage, at.role] = Format(dtype)
-            groups[Group(at.stage, at.role, Part.WEIGHT, dtype, shape, nbytes_of(dtype, shape))] += count
+            groups[TensorGroup(at.stage, at.role, Part.WEIGHT, dtype, shape, nbytes_of(dtype, shape))] += count
             continue
         fp4 = routed and release.experts == "FP4"
         block = Block(1, FP4_GROUP) if fp4 else spec.block or Block(*(config.declared_block or (128, 128)))
@@ -137,6 +137,6 @@ def inventory_of(release: Release) -> Inventory:
         formats[at.stage, at.role] = Format("FP4" if fp4 else "FP8", block, scale)
         scales = (-(-shape[0] // block.rows), -(-shape[1] // block.cols))
         dtype, stored = ("I8", (shape[0], shape[1] // 2)) if fp4 else ("F8_E4M3", shape)
-        groups[Group(at.stage, at.role, Part.WEIGHT, dtype, shape, nbytes_of(dtype, stored))] += count
-        groups[Group(at.stage, at.role, Part.SCALE, scale, scales, nbytes_of(scale, scales))] += count
+        groups[TensorGroup(at.stage, at.role, Part.WEIGHT, dtype, shape, nbytes_of(dtype, stored))] += count
+        groups[TensorGroup(at.stage, at.role, Part.SCALE, scale, scales, nbytes_of(scale, scales))] += count
     return Inventory(config, {}, dict(groups), formats, draft, ())

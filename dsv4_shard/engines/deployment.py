@@ -84,7 +84,7 @@ class Context:
     """What a rule looks at."""
 
     inventory: Inventory
-    at: Deployment
+    deployment: Deployment
 
     @property
     def config(self) -> ModelConfig:
@@ -105,7 +105,7 @@ class Context:
     @property
     def experts_ranks(self) -> int:
         """Ranks that hold a part of the routed experts: EP × MoE TP."""
-        return self.at.ep * self.at.moe_tp
+        return self.deployment.ep * self.deployment.moe_tp
 
     @property
     def o_a_format(self) -> str:

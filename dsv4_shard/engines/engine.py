@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
-from dsv4_shard.checkpoint.inventory import Group, Inventory
+from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
 from dsv4_shard.engines.deployment import Context, Deployment, Request
 from dsv4_shard.engines.layout import Layout
-from dsv4_shard.engines.placement import Held, Placement, Replicate
+from dsv4_shard.engines.placement import Placement, RankTensor, Replicate
 from dsv4_shard.engines.rules import BREAKS_TOO, UNCLAIMED, Breach, Requires, Rule
 from dsv4_shard.models.family import Family
 from dsv4_shard.models.roles import Module, Role
@@ -48,14 +48,14 @@ class Engine:
     candidates: Callable[[Inventory, Request], Iterator[Deployment]]
     rules: tuple[Rule, ...]
     place: Callable[[Role, Context], Placement]
-    hold: Callable[[Group, Placement, Context], Held | None]
+    hold: Callable[[TensorGroup, Placement, Context], RankTensor | None]
     launch: Callable[[Context, str, bool], Launch]
     addition: Callable[[Context], str]
     notes: Callable[[Context], tuple[str, ...]] = _no_notes
     layout: Layout | None = None
     others: tuple[Rule, ...] = ()
 
-    def held(self, group: Group, context: Context) -> Held | None:
+    def held(self, group: TensorGroup, context: Context) -> RankTensor | None:
         """How a rank holds one tensor of `group`, or None where no rank gets it."""
         return self.hold(group, self.place(group.role, context), context)
 

@@ -1,4 +1,4 @@
-"""Protocol of an engine's file layout: `Layout`, `Kept`, `LeftOut`, `Constant`."""
+"""Protocol of an engine's file layout: `Layout`, `TargetTensor`, `LeftOut`, `Constant`."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,7 +19,7 @@ class LeftOut:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class TargetTensor:
     """Where a source tensor goes in the rank files, and what is done to it on the way.
 
     It becomes (a part of) the tensor `name` in `folder`; empty: its own name, alone. Several tensors of one name are
@@ -43,7 +43,7 @@ class Kept:
     names: Names | None = None
 
 
-Fate = tuple[Kept, ...] | LeftOut
+Disposition = tuple[TargetTensor, ...] | LeftOut
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Layout(Protocol):
     by_node: bool
     """Whether the files are those of a node: a rank is then a node and has a folder, and tensors stay whole."""
 
-    def file_name(self, rank: int, part: int, at: Deployment) -> str:
+    def file_name(self, rank: int, part: int, deployment: Deployment) -> str:
         """Name of a rank's file; part 0 is its own, part 1 what it shares with all others. By node: its folder."""
         ...
 
@@ -75,7 +75,7 @@ class Layout(Protocol):
         """Why no files can be written for a deployment that runs; None where they can."""
         ...
 
-    def fate(self, tensor: Tensor, name: TensorName, context: Context) -> Fate:
+    def fate(self, tensor: Tensor, name: TensorName, context: Context) -> Disposition:
         """What becomes of `tensor`: one answer for all that differ only in their expert's number."""
         ...
 

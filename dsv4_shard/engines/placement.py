@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from dsv4_shard.checkpoint.formats import PACKED
-from dsv4_shard.checkpoint.inventory import Group
+from dsv4_shard.checkpoint.inventory import TensorGroup
 from dsv4_shard.engines.deployment import Context, Deployment
 from dsv4_shard.models.roles import Part
 from dsv4_shard.tensors.header import DTYPE_BITS
@@ -65,7 +65,7 @@ Placement = Replicate | Split | Pad | Expert
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class RankTensor:
     """How a rank holds a tensor: dtype (FP4 for packed FP4), shape in elements, bytes, and how many are padding."""
 
     dtype: str
@@ -74,10 +74,10 @@ class Held:
     padding: int = 0
 
 
-def say_placement(placement: Placement, group: Group, held: Held, at: Deployment) -> str:
+def say_placement(placement: Placement, group: TensorGroup, held: RankTensor, deployment: Deployment) -> str:
     """How the ranks hold a tensor of `group`, in words. Of a cut over one rank nothing is left, of experts spread over
     one rank only the cut within them."""
-    if isinstance(placement, Expert) and at.ep == 1:
+    if isinstance(placement, Expert) and deployment.ep == 1:
         placement = placement.inner
     whole = held.shape == group.shape and not isinstance(placement, Expert)
     return str(Replicate() if whole else placement)
@@ -98,12 +98,12 @@ def local_size(size: int, placement: Split | Pad, parts: int, block: int) -> int
     return -(-(size // parts) // unit) * unit
 
 
-def held_by_rank(group: Group, placement: Placement, context: Context, dtype: str | None = None) -> Held:
+def rank_tensor(group: TensorGroup, placement: Placement, context: Context, dtype: str | None = None) -> RankTensor:
     """How a rank holds one tensor of `group` under `placement`, converted to `dtype` if given. Raises as local_size."""
     shape, padded = list(group.shape), 1.0
     inner = placement.inner if isinstance(placement, Expert) else placement
     if isinstance(inner, Split | Pad):
-        axis, parts = inner.axis, context.at.group(inner.group)
+        axis, parts = inner.axis, context.deployment.group(inner.group)
         block = context.block(group.role)[axis] if group.part is Part.SCALE else 1
         local = local_size(shape[axis], inner, parts, block)
         padded = local * parts / shape[axis]
@@ -113,10 +113,10 @@ def held_by_rank(group: Group, placement: Placement, context: Context, dtype: st
     fmt = context.inventory.format(group.role, group.stage)
     packed = fmt is not None and fmt.name in PACKED and group.part is Part.WEIGHT
     shown = dtype or (fmt.name if fmt and packed else group.dtype)
-    return Held(shown, tuple(shape), nbytes, round(nbytes * (1 - 1 / padded)))
+    return RankTensor(shown, tuple(shape), nbytes, round(nbytes * (1 - 1 / padded)))
 
 
-def element_bits(group: Group, dtype: str | None) -> int:
+def element_bits(group: TensorGroup, dtype: str | None) -> int:
     """Bits of one element of `group` when held as `dtype` (None: as stored)."""
     if dtype is not None:
         return 4 if dtype == "FP4" else DTYPE_BITS[dtype]

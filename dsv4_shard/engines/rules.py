@@ -85,16 +85,16 @@ def _one(_: Context) -> int:
     return 1
 
 
-Words = str | Callable[[Context], str | None] | None
+Template = str | Callable[[Context], str | None] | None
 """A template, or a function that picks one for a deployment."""
 
 
-def _pick(words: Words, context: Context) -> str | None:
+def _pick(words: Template, context: Context) -> str | None:
     return words(context) if callable(words) else words
 
 
 @dataclass(frozen=True, slots=True)
-class Shows:
+class Symptom:
     """How a breach shows.
 
     `quote` is what the engine prints: a template over `size`, `parts`, `part`, `unit` and `context`, or a function that
@@ -102,7 +102,7 @@ class Shows:
     `heard` are other messages by which it shows: those of other versions, and of checks before and after it.
     """
 
-    quote: Words = None
+    quote: Template = None
     consequence: str = REFUSED
     remedies: Remedies = ()
     heard: tuple[str, ...] = ()
@@ -134,9 +134,9 @@ class Divides:
     parts: Callable[[Context], int]
     parts_name: str
     unit: Callable[[Context], int] = _one
-    unit_name: Words = ""
-    uneven: Shows = Shows()
-    cut: Shows = Shows()
+    unit_name: Template = ""
+    uneven: Symptom = Symptom()
+    cut: Symptom = Symptom()
     when: Callable[[Context], bool] = _always
     fatal: bool = False
 
@@ -162,7 +162,7 @@ class Divides:
             return f"{head}{part}"
         return f"{head}{part}, which is {quotient(part, unit)} {self.unit_word(context)} of {unit}"
 
-    def shows(self, context: Context) -> Shows | None:
+    def shows(self, context: Context) -> Symptom | None:
         """How it breaks, or None where the rule holds or does not apply."""
         if not self.when(context):
             return None
@@ -190,7 +190,7 @@ class Divides:
 class Requires:
     """A condition that is not a division. `reason` and `quote` are templates over `at` (the deployment).
 
-    The rest is as in `Shows`.
+    The rest is as in `Symptom`.
     """
 
     name: str
@@ -216,7 +216,7 @@ class Requires:
         """Breach, or None where the condition holds."""
         if self.holds(context):
             return None
-        words = {"at": context.at, "config": context.config, "context": context}
+        words = {"at": context.deployment, "config": context.config, "context": context}
         quote = self.quote.format(**words) if self.quote else None
         return Breach(self.name, self.module, self.reason.format(**words), quote, self.consequence, self.remedies)
 

@@ -8,7 +8,7 @@ from dsv4_shard.checkpoint.inventory import Inventory
 from dsv4_shard.engines.deployment import Context
 from dsv4_shard.engines.placement import Pad, Split
 from dsv4_shard.engines.remedies import ANY_EP, leave_out
-from dsv4_shard.engines.rules import UNCLAIMED, Divides, Remedies, Requires, Shows
+from dsv4_shard.engines.rules import UNCLAIMED, Divides, Remedies, Requires, Symptom
 from dsv4_shard.models.roles import Module, Role, Stage
 from dsv4_shard.models.v3 import V3Config
 from dsv4_shard.tensors.geometry import DECODED_BLOCK
@@ -42,7 +42,7 @@ def shares_blocks_evenly(inventory: Inventory, parts: int) -> bool:
 def version_rule(*versions: str) -> Requires:
     """Rules and layouts are those of certain versions, and are claimed for no other."""
     return Requires(
-        "version", Module.DEPLOYMENT, lambda c: c.at.version in versions,
+        "version", Module.DEPLOYMENT, lambda c: c.deployment.version in versions,
         "version {at.version} was not held against its own classes; known: " + ", ".join(versions),
         consequence=UNCLAIMED, fatal=True, remedies=(leave_out("engine_version"),),
     )  # fmt: skip
@@ -81,7 +81,7 @@ VOCAB_UNIT = 64
 
 def vocab_placement(context: Context, group: str = "tp") -> Split | Pad:
     """Rows over the ranks of `group`: padded to 64, and to 64 × as many where that does not divide (SGLang)."""
-    vocab, parts = context.config.vocab_size, context.at.group(group)
+    vocab, parts = context.config.vocab_size, context.deployment.group(group)
     if vocab % parts == 0 and vocab % VOCAB_UNIT == 0:
         return Split(0, group)
     padded = -(-vocab // VOCAB_UNIT) * VOCAB_UNIT
@@ -92,24 +92,24 @@ INDIVISIBLE_QUOTE = "AssertionError: {size} is not divisible by {parts}"
 """`ensure_divisibility`, the same in SGLang and vLLM."""
 
 
-def vocab_rule(uneven: Shows) -> Divides:
+def vocab_rule(uneven: Symptom) -> Divides:
     """The vocabulary is padded to 64 rows and then cut over TP."""
     return Divides(
         "vocab", Module.EMBEDDING, lambda c: -(-c.config.vocab_size // VOCAB_UNIT) * VOCAB_UNIT,
-        "vocab_size (padded to 64)", lambda c: c.at.tp, "TP", uneven=uneven,
+        "vocab_size (padded to 64)", lambda c: c.deployment.tp, "TP", uneven=uneven,
     )  # fmt: skip
 
 
 NODES_RULE = Divides(
-    "nodes", Module.DEPLOYMENT, lambda c: c.at.world, "GPUs", lambda c: c.at.nodes, "nodes",
-    uneven=Shows(
+    "nodes", Module.DEPLOYMENT, lambda c: c.deployment.world, "GPUs", lambda c: c.deployment.nodes, "nodes",
+    uneven=Symptom(
         consequence="some nodes would hold more ranks than others",
         remedies=(leave_out("nodes"),),
     ),
 )  # fmt: skip
 
 NO_CAST_RULE = Requires(
-    "expert-dtype", Module.ROUTED, lambda c: c.at.experts == c.inventory.routed.name,
+    "expert-dtype", Module.ROUTED, lambda c: c.deployment.experts == c.inventory.routed.name,
     "experts are asked for in {at.experts}, but they are {context.inventory.routed.name} in the checkpoint",
     consequence="{engine} holds the experts as the checkpoint does", fatal=True,
     remedies=(leave_out("expert_dtype"), "--engine reference, which alone casts experts"),
@@ -144,15 +144,15 @@ def o_a_decoding_rule(*sides: int) -> Requires:
 
 O_A_DECODING_RULE = o_a_decoding_rule(DECODED_BLOCK)
 
-EXPERTS = Shows(remedies=(ANY_EP,))
+EXPERTS = Symptom(remedies=(ANY_EP,))
 
 EXPERTS_RULE = Divides(
-    "experts", Module.ROUTED, lambda c: c.config.n_routed_experts, "n_routed_experts", lambda c: c.at.ep, "EP",
+    "experts", Module.ROUTED, lambda c: c.config.n_routed_experts, "n_routed_experts", lambda c: c.deployment.ep, "EP",
     uneven=EXPERTS,
 )  # fmt: skip
 
 
-def attention_rules(remedies: Remedies, rows_quote: str | None, heads: Shows, groups: Shows) -> tuple[Divides, ...]:
+def attention_rules(remedies: Remedies, rows_quote: str | None, heads: Symptom, groups: Symptom) -> tuple[Divides, ...]:
     """Heads, output groups and blocks of q_b, o_a and o_b under attention TP, in the order of the constructors.
 
     `rows_quote` is what the engine prints where the rows of q_b or o_a, or the columns of o_b, do not divide. `heads`
@@ -160,10 +160,10 @@ def attention_rules(remedies: Remedies, rows_quote: str | None, heads: Shows, gr
     """
 
     def attention_tp(context: Context) -> int:
-        return context.at.attention_tp
+        return context.deployment.attention_tp
 
-    uneven = Shows(rows_quote, remedies=remedies)
-    rows, cols = Shows(COLUMN_QUOTE, remedies=remedies), Shows(ROW_QUOTE, remedies=remedies)
+    uneven = Symptom(rows_quote, remedies=remedies)
+    rows, cols = Symptom(COLUMN_QUOTE, remedies=remedies), Symptom(ROW_QUOTE, remedies=remedies)
     q_b = Divides(
         "q_b-blocks", Module.ATTENTION, lambda c: c.q_rows, "q_b rows", attention_tp, "attention TP",
         lambda c: c.block(Role.Q_B).rows, "blocks", uneven, rows,
@@ -197,14 +197,15 @@ def latent_attention_rules(heads_quote: str, remedies: Remedies) -> tuple[Divide
 
     def rule(name: str, role: Role, size: Callable[[V3Config], int], size_name: str, axis: int, quote: str) -> Divides:
         return Divides(
-            name, Module.ATTENTION, lambda c: size(c.v3), size_name, lambda c: c.at.attention_tp, "attention TP",
-            lambda c: c.block(role)[axis], "blocks", Shows(remedies=remedies), Shows(quote, remedies=remedies),
+            name, Module.ATTENTION, lambda c: size(c.v3), size_name, lambda c: c.deployment.attention_tp,
+            "attention TP",
+            lambda c: c.block(role)[axis], "blocks", Symptom(remedies=remedies), Symptom(quote, remedies=remedies),
         )  # fmt: skip
 
     return (
         Divides(
             "heads", Module.ATTENTION, lambda c: c.config.num_attention_heads, "num_attention_heads",
-            lambda c: c.at.attention_tp, "attention TP", uneven=Shows(heads_quote, remedies=remedies),
+            lambda c: c.deployment.attention_tp, "attention TP", uneven=Symptom(heads_quote, remedies=remedies),
         ),
         rule("q_b-blocks", Role.Q_B, lambda c: c.q_rows, "q_b rows", 0, COLUMN_QUOTE),
         rule("kv_b-blocks", Role.KV_B, lambda c: c.kv_rows, "kv_b rows", 0, COLUMN_QUOTE),

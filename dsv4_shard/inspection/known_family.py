@@ -81,7 +81,7 @@ class InspectionFinding(_Document):
     message: str
 
 
-class Share(_Document):
+class DimensionPart(_Document):
     """What one of TP ranks would get of a dimension, in whole units; `whole` says whether it is a natural number."""
 
     tp: int
@@ -89,7 +89,7 @@ class Share(_Document):
     whole: bool
 
 
-class Dimension(_Document):
+class DimensionRow(_Document):
     """A dimension that engines cut: `size` elements in `units` units of `unit` elements.
 
     `scale_size` is the size of the same axis of the scale, where there is one: it must divide as well.
@@ -101,10 +101,10 @@ class Dimension(_Document):
     unit: int
     units: int
     scale_size: int | None
-    shares: tuple[Share, ...]
+    shares: tuple[DimensionPart, ...]
 
 
-class Cell(_Document):
+class MatrixCell(_Document):
     """What an engine can do at a TP; `unknown` where nothing is known of the family, the experts' format or the GPU.
 
     `how` says what it takes: in words what the plan takes by itself, or, where a rule breaks at this TP alone, options
@@ -137,9 +137,9 @@ class Inspection(_Document):
     identity: Identity
     roles: tuple[RoleRow, ...]
     findings: tuple[InspectionFinding, ...]
-    dimensions: tuple[Dimension, ...]
+    dimensions: tuple[DimensionRow, ...]
     gpu: str | None
-    matrix: tuple[Cell, ...]
+    matrix: tuple[MatrixCell, ...]
 
     @property
     def has_errors(self) -> bool:
@@ -223,7 +223,7 @@ def _roles(inventory: Inventory) -> Iterator[RoleRow]:
         yield RoleRow(module=module, part=part, dtype=dtype, block=block, tensors=tensors[key], bytes=nbytes[key])
 
 
-def _dimensions(inventory: Inventory, tps: tuple[int, ...]) -> Iterator[Dimension]:
+def _dimensions(inventory: Inventory, tps: tuple[int, ...]) -> Iterator[DimensionRow]:
     """Every dimension that some engine cuts, in the units that must stay whole."""
     for cut in inventory.family.dimensions:
         size, unit, scales = cut.size(inventory.config), 1, None
@@ -243,34 +243,36 @@ def _scale_size(inventory: Inventory, cut: families.Dimension) -> int | None:
     return sizes[0] if sizes else None
 
 
-def _dimension(module: Module, name: str, size: int, unit: int, scales: int | None, tps: tuple[int, ...]) -> Dimension:
+def _dimension(
+    module: Module, name: str, size: int, unit: int, scales: int | None, tps: tuple[int, ...]
+) -> DimensionRow:
     units = -(-size // unit)
     shares = tuple(
-        Share(
+        DimensionPart(
             tp=tp,
             units_per_rank=units / tp,
             whole=size % (tp * unit) == 0 and (scales is None or scales % tp == 0),
         )
         for tp in tps
     )
-    return Dimension(module=module, name=name, size=size, unit=unit, units=units, scale_size=scales, shares=shares)
+    return DimensionRow(module=module, name=name, size=size, unit=unit, units=units, scale_size=scales, shares=shares)
 
 
-def _cell(checkpoint: Checkpoint, inventory: Inventory, request: Request) -> Cell:
+def _cell(checkpoint: Checkpoint, inventory: Inventory, request: Request) -> MatrixCell:
     """The engine's verdict for a TP, with its own choices; where that is no, with other options on as many GPUs."""
     choice = choose(inventory, request)
     totals = _totals(checkpoint, inventory, choice)
     breach = _breach(inventory, choice, totals)
     if breach is None:
         notes = choice.notes()
-        return Cell(
+        return MatrixCell(
             tp=request.tp, engine=request.engine, verdict="with-options" if notes else "works",
             how=", ".join(choice.departures) or None, notes=notes,
             rule=None, module=None, reason=None, engine_says=None, bytes_per_rank=_weights(totals, choice),
         )  # fmt: skip
     near = () if breach.unknown else nearest(inventory, request, 1, elsewhere=False)
     other, found = next(iter(near), (None, None))
-    return Cell(
+    return MatrixCell(
         tp=request.tp,
         engine=request.engine,
         verdict="unknown" if breach.unknown else "with-options" if other else "no",
@@ -288,16 +290,16 @@ def _totals(checkpoint: Checkpoint, inventory: Inventory, choice: Choice) -> Pla
     """What a rank holds, where the layout breaks no rule."""
     if not choice.feasible:
         return None
-    engine, context = engine_for(choice.at.engine, inventory.family), Context(inventory, choice.at)
+    engine, context = engine_for(choice.deployment.engine, inventory.family), Context(inventory, choice.deployment)
     return totals_of(list(loads(engine, context)), context, beyond_roles(checkpoint, engine, context))
 
 
 def _weights(totals: PlanTotals | None, choice: Choice) -> int | None:
-    return weights_of(totals, choice.at) if totals else None
+    return weights_of(totals, choice.deployment) if totals else None
 
 
 def _breach(inventory: Inventory, choice: Choice, totals: PlanTotals | None) -> PlanBreach | None:
     """The first thing that a layout breaks on, its memory last; None where it runs."""
-    unknown = unknown_gpu(engine_for(choice.at.engine, inventory.family), choice.at)
-    memory = memory_of(totals, Context(inventory, choice.at)) if totals else None
+    unknown = unknown_gpu(engine_for(choice.deployment.engine, inventory.family), choice.deployment)
+    memory = memory_of(totals, Context(inventory, choice.deployment)) if totals else None
     return next(iter((*unknown, *map(PlanBreach.of, choice.breaches), *memory_breach(memory))), None)

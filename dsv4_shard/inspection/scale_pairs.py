@@ -41,7 +41,7 @@ MAX_AXES = 4
 _WORD_BITS = 32
 
 
-class Kind(NamedTuple):
+class ScaleKind(NamedTuple):
     """Tensors alike in all but layer and expert. `shape` as stored; `scale...` of the scale beside a weight, if any."""
 
     template: str
@@ -70,7 +70,7 @@ class Scaled:
     and `usual` says whether most weights of these dtypes have the same.
     """
 
-    kind: Kind
+    kind: ScaleKind
     shape: tuple[int, ...]
     packed: int
     sharing: Sharing
@@ -83,10 +83,10 @@ class Scaled:
 class Scales:
     """All kinds of tensors with their numbers, and what can be said of their scales."""
 
-    counts: dict[Kind, int]
+    counts: dict[ScaleKind, int]
     scaled: tuple[Scaled, ...]
-    without_scale: tuple[Kind, ...]
-    without_weight: tuple[Kind, ...]
+    without_scale: tuple[ScaleKind, ...]
+    without_weight: tuple[ScaleKind, ...]
 
 
 def template_of(name: str) -> str:
@@ -101,11 +101,11 @@ def find_scales(tensors: Mapping[str, Tensor], declared: tuple[int, int] | None,
     """
     pairs = _pair(tensors)
     scales = frozenset(pairs.values())
-    kinds: Counter[Kind] = Counter()
-    lone: Counter[Kind] = Counter()
+    kinds: Counter[ScaleKind] = Counter()
+    lone: Counter[ScaleKind] = Counter()
     for name, tensor in tensors.items():
         scale = tensors[pairs[name]] if name in pairs else None
-        kind = Kind(
+        kind = ScaleKind(
             template_of(name),
             tensor.dtype,
             tensor.shape,
@@ -138,14 +138,14 @@ def _pair(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     return pairs
 
 
-def _is_orphan(kind: Kind) -> bool:
+def _is_orphan(kind: ScaleKind) -> bool:
     """Whether a tensor without a weight beside it is called like a scale, and is none of those that need no weight."""
     return kind.template.endswith(_SURE_ENDINGS) or (
         len(kind.shape) > 1 and kind.template.endswith(tuple(ending for ending, _ in _WEIGHT_ENDINGS))
     )
 
 
-def _is_bare(kind: Kind) -> bool:
+def _is_bare(kind: ScaleKind) -> bool:
     """Whether a tensor without a scale beside it is stored as only quantized weights are."""
     return len(kind.shape) > 1 and (kind.dtype in _QUANTIZED or kind.template.endswith((".qweight", "_packed")))
 
@@ -153,7 +153,7 @@ def _is_bare(kind: Kind) -> bool:
 # --- shapes --------------------------------------------------------------------------------------------------------
 
 
-def _judge(kinds: Iterable[Kind], declared: tuple[int, int] | None, bits: int | None) -> tuple[Scaled, ...]:
+def _judge(kinds: Iterable[ScaleKind], declared: tuple[int, int] | None, bits: int | None) -> tuple[Scaled, ...]:
     """What shares a scale in each kind, by the block that most kinds of the same dtypes have."""
     measured = [_measure(kind, bits) for kind in kinds if kind.scale is not None]
     votes: dict[tuple[str, str | None], list[Scaled]] = {}
@@ -168,7 +168,7 @@ def _judge(kinds: Iterable[Kind], declared: tuple[int, int] | None, bits: int | 
     )
 
 
-def _measure(kind: Kind, bits: int | None) -> Scaled:
+def _measure(kind: ScaleKind, bits: int | None) -> Scaled:
     """A kind with the sizes of its matrix and of its scale; BLOCK where these look like neither ROW nor TENSOR."""
     packed = _values_stored(kind, bits)
     if packed is None or not 2 <= len(kind.shape) <= MAX_AXES:
@@ -184,7 +184,7 @@ def _measure(kind: Kind, bits: int | None) -> Scaled:
     return Scaled(kind, shape, packed, sharing, sizes)
 
 
-def _values_stored(kind: Kind, bits: int | None) -> int | None:
+def _values_stored(kind: ScaleKind, bits: int | None) -> int | None:
     """Values in one stored element, or None where nothing says it."""
     if kind.dtype == "I32" and kind.template.endswith("_packed"):
         return _WORD_BITS // bits if bits else None

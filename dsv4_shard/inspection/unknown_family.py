@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from dsv4_shard.checkpoint.findings import Finding, Severity, some
 from dsv4_shard.checkpoint.reader import UnknownCheckpoint
 from dsv4_shard.engines.deployment import Request
-from dsv4_shard.inspection.known_family import DEFAULT_TPS, InspectionFinding, Share
+from dsv4_shard.inspection.known_family import DEFAULT_TPS, DimensionPart, InspectionFinding
 from dsv4_shard.inspection.scale_pairs import MAX_AXES, Scaled, Scales, Sharing, find_scales
 from dsv4_shard.models.config import architectures_of, title_of
 from dsv4_shard.planning.request import check_request
@@ -97,7 +97,7 @@ class Axis(_Document):
     unit: int
     scale_size: int | None
     cut: bool
-    shares: tuple[Share, ...]
+    shares: tuple[DimensionPart, ...]
 
 
 class QuantizedRow(_Document):
@@ -294,12 +294,12 @@ def _axes(scaled: Scaled, hidden: int | None, tps: tuple[int, ...]) -> Iterator[
         )
 
 
-def _share(size: int, ways: int, unit: int, tp: int) -> Share:
+def _share(size: int, ways: int, unit: int, tp: int) -> DimensionPart:
     """What a rank gets of an axis that is cut `ways`; whole at TP 1 too, where a last block that is not full stays.
 
     The scale's axis has `ceil(size / unit)` entries, so it falls into whole ones wherever the weight's does.
     """
-    return Share(tp=tp, units_per_rank=size / (ways * unit), whole=tp == 1 or size % (ways * unit) == 0)
+    return DimensionPart(tp=tp, units_per_rank=size / (ways * unit), whole=tp == 1 or size % (ways * unit) == 0)
 
 
 def module_of(template: str) -> str:

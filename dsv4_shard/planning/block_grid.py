@@ -20,7 +20,7 @@ Way = Literal["whole", "split", "pad"]
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class BlockCut:
     """A cut between two parts, `at` elements from the start; `splits` where it falls inside a block.
 
     Where the parts are not of whole elements, `at` is rounded down, and `splits` is of the exact place.
@@ -31,7 +31,7 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class RankBlocks:
     """What a part holds: the elements `[start, stop)` of the weight, then `padding` elements of zeros."""
 
     start: int
@@ -81,25 +81,25 @@ class BlockGrid:
         return self.step * self.parts - self.size if self.way == "pad" else 0
 
     @property
-    def cuts(self) -> tuple[Cut, ...]:
+    def cuts(self) -> tuple[BlockCut, ...]:
         """Where the parts meet; those of padding may lie at or beyond `size`."""
         if self.way == "pad":
-            return tuple(Cut(number * self.step, splits=False) for number in range(1, self.parts))
+            return tuple(BlockCut(number * self.step, splits=False) for number in range(1, self.parts))
         return self._even(self.parts)
 
     @property
-    def even_cuts(self) -> tuple[Cut, ...]:
+    def even_cuts(self) -> tuple[BlockCut, ...]:
         """Where all ranks of the group would meet if each held as much as the others: what the ways avoid, or not."""
         return self._even(self.ranks)
 
     @property
-    def shares(self) -> tuple[Share, ...]:
+    def shares(self) -> tuple[RankBlocks, ...]:
         """What each part holds, first to last. A split that is not whole has its cuts rounded down."""
         edges = [0, *(cut.at for cut in self.cuts), self.size + self.padding]
         shares = []
         for left, right in itertools.pairwise(edges):
             start, stop = min(left, self.size), min(right, self.size)
-            shares.append(Share(start, stop, right - left - (stop - start)))
+            shares.append(RankBlocks(start, stop, right - left - (stop - start)))
         return tuple(shares)
 
     @property
@@ -107,9 +107,9 @@ class BlockGrid:
         """Whether every part is of whole blocks."""
         return not any(cut.splits for cut in self.cuts)
 
-    def _even(self, parts: int) -> tuple[Cut, ...]:
+    def _even(self, parts: int) -> tuple[BlockCut, ...]:
         return tuple(
-            Cut(number * self.size // parts, splits=number * self.size % (parts * self.block) != 0)
+            BlockCut(number * self.size // parts, splits=number * self.size % (parts * self.block) != 0)
             for number in range(1, parts)
         )
 
@@ -119,10 +119,11 @@ def shared_grid(plan: "Plan") -> BlockGrid | None:
     row = next((row for row in plan.modules if row.part_of == "target" and row.role == Role.SHARED_GATE), None)
     if row is None or row.block is None:
         return None
-    at = plan.deployment
-    way: Way = "whole" if at["shared_parts"] == 1 else "pad" if at["shared"] == "pad" else "split"
-    return BlockGrid(row.module, "shared intermediate size", row.shape[0], row.block[0], "blocks", "TP", at["tp"],
-                     at["shared_parts"], way)  # fmt: skip
+    deployment = plan.deployment
+    way: Way = "whole" if deployment["shared_parts"] == 1 else "pad" if deployment["shared"] == "pad" else "split"
+    return BlockGrid(row.module, "shared intermediate size", row.shape[0], row.block[0], "blocks", "TP",
+    deployment["tp"],
+                     deployment["shared_parts"], way)  # fmt: skip
 
 
 def broken_grids(plan: "Plan") -> tuple[BlockGrid, ...]:

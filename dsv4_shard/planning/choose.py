@@ -14,7 +14,7 @@ from dsv4_shard.planning.request import check_request
 class Choice:
     """The deployment that a request comes to: the first candidate that breaks no rule, else the one nearest to it."""
 
-    at: Deployment
+    deployment: Deployment
     breaches: tuple[Breach, ...]
     rejected: tuple[tuple[Deployment, tuple[Breach, ...]], ...]
 
@@ -28,10 +28,10 @@ class Choice:
         if not self.rejected:
             return ()
         first, words = self.rejected[0][0], []
-        if self.at.shared != first.shared:
-            words.append(f"shared experts {self.at.shared}")
-        if self.at.runner != first.runner:
-            words.append(f"runner {self.at.runner}")
+        if self.deployment.shared != first.shared:
+            words.append(f"shared experts {self.deployment.shared}")
+        if self.deployment.runner != first.runner:
+            words.append(f"runner {self.deployment.runner}")
         return tuple(words)
 
     def notes(self) -> tuple[str, ...]:
@@ -40,18 +40,19 @@ class Choice:
             return ()
         first = self.rejected[0][0]
         notes = []
-        if self.at.shared != first.shared:
+        if self.deployment.shared != first.shared:
             reason = self._reason(Module.SHARED, first)
-            notes.append(f"shared experts {_WAYS[self.at.shared]}: if {_WAYS[first.shared]}, {reason}")
-        if self.at.runner != first.runner:
+            notes.append(f"shared experts {_WAYS[self.deployment.shared]}: if {_WAYS[first.shared]}, {reason}")
+        if self.deployment.runner != first.runner:
             reason = self._reason(Module.ROUTED, first)
-            notes.append(f"runner {self.at.runner}: with the engine's default {first.runner}, {reason}")
+            notes.append(f"runner {self.deployment.runner}: with the engine's default {first.runner}, {reason}")
         return tuple(notes)
 
     def _reason(self, module: Module, first: Deployment) -> str:
-        reasons = [breach.reason for at, breaches in self.rejected for breach in breaches
-                   if breach.module is module and (at.shared, at.runner) != (self.at.shared, self.at.runner)
-                   and (at.shared == first.shared or at.runner == first.runner)]  # fmt: skip
+        reasons = [breach.reason for deployment, breaches in self.rejected for breach in breaches
+                   if breach.module is module and (deployment.shared, deployment.runner) != (self.deployment.shared,
+                   self.deployment.runner)
+                   and (deployment.shared == first.shared or deployment.runner == first.runner)]  # fmt: skip
         return reasons[0] if reasons else "another rule breaks"
 
 
@@ -63,10 +64,10 @@ def choose(inventory: Inventory, request: Request) -> Choice:
     check_request(request)
     engine = engine_for(request.engine, inventory.family)
     rejected: list[tuple[Deployment, tuple[Breach, ...]]] = []
-    for at in engine.candidates(inventory, request):
-        breaches = tuple(engine.breaches(Context(inventory, at)))
+    for deployment in engine.candidates(inventory, request):
+        breaches = tuple(engine.breaches(Context(inventory, deployment)))
         if not breaches:
-            return Choice(at, (), tuple(rejected))
-        rejected.append((at, breaches))
-    at, breaches = min(rejected, key=lambda one: len(one[1]))
-    return Choice(at, breaches, ())
+            return Choice(deployment, (), tuple(rejected))
+        rejected.append((deployment, breaches))
+    deployment, breaches = min(rejected, key=lambda one: len(one[1]))
+    return Choice(deployment, breaches, ())

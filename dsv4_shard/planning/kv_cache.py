@@ -36,27 +36,27 @@ _SCALE_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class CacheEntry:
     """Bytes of a compressed row, and of the indexer's key beside it."""
 
     row: int
     key: int
 
 
-def entry_of(context: Context) -> Entry | None:
+def entry_of(context: Context) -> CacheEntry | None:
     """The smallest entry that the engine may keep for a V4 model on the deployment's GPU; None where not known."""
-    config, at = context.v4, context.at
-    if at.engine == "reference":
-        return Entry(2 * config.head_dim, 2 * config.index_head_dim)
+    config, deployment = context.v4, context.deployment
+    if deployment.engine == "reference":
+        return CacheEntry(2 * config.head_dim, 2 * config.index_head_dim)
     rope = config.qk_rope_head_dim
-    if at.engine not in _SERVING or rope is None or rope > config.head_dim:
+    if deployment.engine not in _SERVING or rope is None or rope > config.head_dim:
         return None
-    if at.gpu.sm >= 100:
-        return Entry(config.head_dim, config.index_head_dim // 2 + config.index_head_dim // 32)
-    return Entry(config.head_dim + rope + _SCALE_BYTES, config.index_head_dim + config.index_head_dim // 128 * 4)
+    if deployment.gpu.sm >= 100:
+        return CacheEntry(config.head_dim, config.index_head_dim // 2 + config.index_head_dim // 32)
+    return CacheEntry(config.head_dim + rope + _SCALE_BYTES, config.index_head_dim + config.index_head_dim // 128 * 4)
 
 
-def growth(config: V4Config, entry: Entry) -> Fraction:
+def growth(config: V4Config, entry: CacheEntry) -> Fraction:
     """Bytes that one more token of context costs in all layers of the target model."""
     total = Fraction(0)
     for ratio in config.compress_ratios[: config.num_hidden_layers]:
@@ -67,13 +67,13 @@ def growth(config: V4Config, entry: Entry) -> Fraction:
 
 def bytes_per_token(context: Context) -> Fraction | None:
     """Bytes of KV cache that a token costs a rank at the least, in all layers; None where that is not known."""
-    family, at = context.inventory.family, context.at
-    if at.gpu.unheld:
+    family, deployment = context.inventory.family, context.deployment
+    if deployment.gpu.unheld:
         return None
     if family is V4:
         entry = entry_of(context)
         return growth(context.v4, entry) or None if entry else None
-    if family is V3 and at.engine in _SERVING:
+    if family is V3 and deployment.engine in _SERVING:
         config = context.v3
         return Fraction(2 * (config.kv_lora_rank + config.qk_rope_head_dim) * config.num_hidden_layers)
     return None

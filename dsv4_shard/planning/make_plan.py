@@ -36,7 +36,7 @@ from dsv4_shard.planning.document import (
 from dsv4_shard.planning.nearby import nearest
 from dsv4_shard.planning.remedies import ways_out
 from dsv4_shard.planning.request import options_of
-from dsv4_shard.planning.weights import TARGET, Load, beyond_roles, fits, loads, memory_of, rank_nbytes, totals_of
+from dsv4_shard.planning.weights import TARGET, GroupLoad, beyond_roles, fits, loads, memory_of, rank_nbytes, totals_of
 from dsv4_shard.version import __version__
 
 _ALTERNATIVES = 3
@@ -47,9 +47,9 @@ MEMORY_RULE = "memory"
 """The rule that weights fit, which no engine states."""
 
 
-def _modules(engine: Engine, weights: list[Load], context: Context) -> Iterator[PlanModule]:
+def _modules(engine: Engine, weights: list[GroupLoad], context: Context) -> Iterator[PlanModule]:
     """One row for each role, weights and scales together; shapes are the weight's, of the commonest kind of layer."""
-    rows: dict[tuple[str, str], list[Load]] = {}
+    rows: dict[tuple[str, str], list[GroupLoad]] = {}
     for load in weights:
         part_of = "draft" if load.group.stage is Stage.MTP else "target"
         rows.setdefault((part_of, load.group.role), []).append(load)
@@ -64,7 +64,7 @@ def _modules(engine: Engine, weights: list[Load], context: Context) -> Iterator[
             role=str(group.role),
             format=str(fmt) if fmt else group.dtype,
             block=(fmt.block.rows, fmt.block.cols) if fmt and fmt.block else None,
-            placement=say_placement(engine.place(group.role, context), group, main.held, context.at),
+            placement=say_placement(engine.place(group.role, context), group, main.held, context.deployment),
             shape=group.shape,
             rank_shape=main.held.shape,
             rank_dtype=main.held.dtype,
@@ -96,18 +96,19 @@ def _larger_gpu(inventory: Inventory, request: Request, memory: PlanMemory | Non
     for gpu in sorted(GPUS.values(), key=lambda gpu: gpu.memory):
         if gpu.memory > memory.capacity and not gpu.unheld:
             choice = choose(inventory, replace(request, gpu=gpu.name, gpu_memory=None))
-            if choice.feasible and fits(inventory, choice.at):
+            if choice.feasible and fits(inventory, choice.deployment):
                 return (f"--gpu {gpu.name}, the smallest that holds them",)
     return ()
 
 
-def unknown_gpu(engine: Engine, at: Deployment) -> list[PlanBreach]:
+def unknown_gpu(engine: Engine, deployment: Deployment) -> list[PlanBreach]:
     """That nothing is claimed of the GPU's kernels, where the engine's rules were never held on it."""
-    if not at.gpu.unheld:
+    if not deployment.gpu.unheld:
         return []
-    reason = f"what {engine.title} {engine.version} runs on {at.gpu.full_title} was never held against its own classes"
+    runs = f"what {engine.title} {engine.version} runs on {deployment.gpu.full_title}"
+    reason = f"{runs} was never held against its own classes"
     other = "--gpu rtx-pro-6000, which is sm_120"
-    if at.gpu.stands_for == "Hopper":
+    if deployment.gpu.stands_for == "Hopper":
         other = "--gpu-memory in place of --gpu, for a Hopper GPU of that size"
     return [_whole(UNKNOWN_GPU, reason, UNCLAIMED, other)]
 
@@ -122,17 +123,17 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
     label = checkpoint.source.label if label is None else label
     choice = choose(inventory, request)
     engine = engine_for(request.engine, inventory.family)
-    context = Context(inventory, choice.at)
+    context = Context(inventory, choice.deployment)
     weights = list(loads(engine, context)) if choice.feasible else []
     totals = totals_of(weights, context, beyond_roles(checkpoint, engine, context)) if choice.feasible else None
     memory = memory_of(totals, context) if totals else None
-    unknown = unknown_gpu(engine, choice.at)
+    unknown = unknown_gpu(engine, choice.deployment)
     ruled = unknown or [PlanBreach.of(breach, ways_out(inventory, request, breach)) for breach in choice.breaches]
     breaches = (*ruled, *memory_breach(memory, _larger_gpu(inventory, request, memory)))
     claimed = not any(breach.unknown for breach in breaches)
     refusal = engine.layout.refusal(context) if engine.layout and choice.feasible and not unknown else None
     layout = engine.layout.name if engine.layout and refusal is None and not breaches else None
-    out = folder_of(inventory, request, choice.at, label) if layout else label
+    out = folder_of(inventory, request, choice.deployment, label) if layout else label
     launch = Launch({}, ()) if breaches else engine.launch(context, shlex.quote(out), layout is not None)
     return Plan(
         schema_version=SCHEMA_VERSION,
@@ -140,17 +141,17 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
         source=origin_of(checkpoint, label),
         request=asdict(request),
         engine_version=engine.version,
-        deployment=_deployment(choice.at, claimed),
+        deployment=_deployment(choice.deployment, claimed),
         feasible=not breaches,
         breaches=breaches,
         checks=() if unknown else tuple(_checks(engine, context)),
         choices=(*choice.notes(), *engine.notes(context)) if choice.feasible and not unknown else (),
         unwritten=refusal,
-        assumptions=_assumptions(choice.at, request, checkpoint.dialect if layout is None else NATIVE),
+        assumptions=_assumptions(choice.deployment, request, checkpoint.dialect if layout is None else NATIVE),
         modules=tuple(_modules(engine, weights, context)),
         totals=totals,
         memory=memory,
-        shared_expert_addition=engine.addition(context) if choice.at.world > 1 else _ALONE,
+        shared_expert_addition=engine.addition(context) if choice.deployment.world > 1 else _ALONE,
         launch=PlanLaunch(
             environment=launch.environment,
             commands=launch.commands,
@@ -165,31 +166,31 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
     )
 
 
-def folder_of(inventory: Inventory, request: Request, at: Deployment, label: str) -> str:
+def folder_of(inventory: Inventory, request: Request, deployment: Deployment, label: str) -> str:
     """A folder name that no other layout gets. It leaves out what the engine chooses by itself on the assumed GPU."""
     engine = engine_for(request.engine, inventory.family)
-    own = choose(inventory, replace(request, runner=None, shared="auto")).at
+    own = choose(inventory, replace(request, runner=None, shared="auto")).deployment
     own_ep = next(engine.candidates(inventory, replace(request, ep=None))).ep
     by_node, any_gpu = engine.layout is not None and engine.layout.by_node, engine.name == "reference"
     parts = (
-        (f"tp{at.tp}", True),
-        (f"ep{at.ep}", at.ep != own_ep),
-        (f"dp{at.dp}", at.dp > 1),
-        (at.a2a, at.a2a),
-        (at.runner, at.runner != own.runner),
-        (at.shared, at.shared != own.shared),
-        (at.experts.lower(), at.experts != inventory.routed.name),
-        (f"{at.nodes}nodes", by_node and at.nodes != fewest_nodes(at.world, ASSUMED_GPU)),
-        (f"sm{at.gpu.sm}", at.gpu.sm != ASSUMED_GPU.sm and not by_node and not any_gpu),
-        (at.version, at.version != engine.version),
+        (f"tp{deployment.tp}", True),
+        (f"ep{deployment.ep}", deployment.ep != own_ep),
+        (f"dp{deployment.dp}", deployment.dp > 1),
+        (deployment.a2a, deployment.a2a),
+        (deployment.runner, deployment.runner != own.runner),
+        (deployment.shared, deployment.shared != own.shared),
+        (deployment.experts.lower(), deployment.experts != inventory.routed.name),
+        (f"{deployment.nodes}nodes", by_node and deployment.nodes != fewest_nodes(deployment.world, ASSUMED_GPU)),
+        (f"sm{deployment.gpu.sm}", deployment.gpu.sm != ASSUMED_GPU.sm and not by_node and not any_gpu),
+        (deployment.version, deployment.version != engine.version),
     )
     return "-".join((Path(label).name, engine.name, *(str(part) for part, told in parts if told)))
 
 
-def _deployment(at: Deployment, claimed: bool) -> dict[str, Any]:
-    document = asdict(at)
-    document["gpu"] = at.gpu.name if at.gpu_named else None
-    document["architecture"] = at.gpu.family
+def _deployment(deployment: Deployment, claimed: bool) -> dict[str, Any]:
+    document = asdict(deployment)
+    document["gpu"] = deployment.gpu.name if deployment.gpu_named else None
+    document["architecture"] = deployment.gpu.family
     if not claimed:
         document["runner"] = "?"
     del document["gpu_named"]
@@ -214,20 +215,21 @@ def _checks(engine: Engine, context: Context) -> Iterator[PlanCheck]:
             )
 
 
-def _assumptions(at: Deployment, request: Request, dialect: str) -> tuple[str, ...]:
+def _assumptions(deployment: Deployment, request: Request, dialect: str) -> tuple[str, ...]:
     """What the plan takes for granted; `dialect` is whose names the engine's own loader has to read."""
     assumptions = []
-    if not at.gpu_named and at.version != ANY_ENGINE:
+    if not deployment.gpu_named and deployment.version != ANY_ENGINE:
         assumptions.append(
             "Hopper (sm_90) is assumed and memory is not looked at; name the GPU with --gpu to have both checked"
         )
     if request.gpu_memory is not None:
         assumptions.append(
-            f"Hopper (sm_90) is assumed for a GPU of {at.gpu.memory / (1 << 30):.2f} GiB (--gpu-memory); "
+            f"Hopper (sm_90) is assumed for a GPU of {deployment.gpu.memory / (1 << 30):.2f} GiB (--gpu-memory); "
             "name it with --gpu to have its own rules"
         )
-    if at.gpu.unheld:
-        assumptions.append(f"weights are reckoned as on {at.gpu.stands_for} (sm_{at.gpu.sm}): on {at.gpu.title} the "
+    if deployment.gpu.unheld:
+        assumptions.append(f"weights are reckoned as on {deployment.gpu.stands_for} (sm_{deployment.gpu.sm}): on "
+        f"{deployment.gpu.title} the "
                            "engine may hold them otherwise")  # fmt: skip
     if dialect != NATIVE:
         assumptions.append(f"whether the engine reads the checkpoint's own names ({dialect}) was not looked at")
@@ -238,8 +240,8 @@ def _alternatives(inventory: Inventory, request: Request) -> Iterator[PlanAltern
     for variation, choice in nearest(inventory, request, _ALTERNATIVES):
         yield PlanAlternative(
             options=options_of(variation),
-            gpus=choice.at.world,
-            bytes_per_rank=rank_nbytes(inventory, choice.at, TARGET),
+            gpus=choice.deployment.world,
+            bytes_per_rank=rank_nbytes(inventory, choice.deployment, TARGET),
             notes=choice.notes(),
         )
 

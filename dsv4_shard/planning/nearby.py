@@ -8,7 +8,7 @@ from dsv4_shard.catalog.rank_ranges import MAX_RANKS
 from dsv4_shard.checkpoint.inventory import Inventory
 from dsv4_shard.engines.deployment import Request, fewest_nodes
 from dsv4_shard.planning.choose import Choice, choose
-from dsv4_shard.planning.request import _gpus
+from dsv4_shard.planning.request import gpus_of
 from dsv4_shard.planning.weights import TARGET, fits, rank_nbytes
 
 # --- layouts nearby --------------------------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ def nearest(
     """Up to `limit` layouts that work, nearest to `request` first: two on as many GPUs, then one on each smaller number
     of them, then on larger ones (`elsewhere`). Those that weigh the same stand once, and none that does not fit, or
     would leave hosts half empty, as 9 GPUs on 3 of them."""
-    gpus = _gpus(request)
+    gpus = gpus_of(request)
     for world in _sizes(gpus) if elsewhere else (gpus,):
         weights: set[int] = set()
         for variation in _variations(request, world):
@@ -78,11 +78,13 @@ def nearest(
             if len(weights) >= most:
                 break
             choice = choose(inventory, variation)
-            at = choice.at
-            if not choice.feasible or (request.nodes is None and at.nodes > fewest_nodes(world, at.gpu)):
+            deployment = choice.deployment
+            if not choice.feasible or (
+                request.nodes is None and deployment.nodes > fewest_nodes(world, deployment.gpu)
+            ):
                 continue
-            weight = rank_nbytes(inventory, choice.at, TARGET)
-            if weight not in weights and fits(inventory, choice.at):
+            weight = rank_nbytes(inventory, choice.deployment, TARGET)
+            if weight not in weights and fits(inventory, choice.deployment):
                 weights.add(weight)
                 yield variation, choice
         limit -= len(weights)

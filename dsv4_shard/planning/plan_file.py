@@ -98,7 +98,7 @@ def _differences(theirs: Any, ours: Any, path: str) -> Iterator[str]:
         yield f"{short_name(path)}: {short(theirs)} in the file, {short(ours)} by the rules"
 
 
-def _plan_given(source: "str | Path | Plan") -> "Plan | None":
+def plan_given(source: "str | Path | Plan") -> "Plan | None":
     """A plan, or that in a file that is called like one; None for what names a checkpoint. Raises BadPlan."""
     from dsv4_shard.planning.document import Plan
 

@@ -64,8 +64,8 @@ def check_request(request: Request) -> None:
     for name, value in (("tp", request.tp), ("ep", request.ep), ("dp", request.dp), ("nodes", request.nodes)):
         if value is not None and not 1 <= value <= MAX_RANKS:
             raise UsageError(f"--{name} {value}: must be from 1 to {MAX_RANKS}")
-    if _gpus(request) > MAX_RANKS:
-        raise UsageError(f"--tp {request.tp} --dp {request.dp}: vLLM's {_gpus(request)} GPUs are over {MAX_RANKS}")
+    if gpus_of(request) > MAX_RANKS:
+        raise UsageError(f"--tp {request.tp} --dp {request.dp}: vLLM's {gpus_of(request)} GPUs are over {MAX_RANKS}")
     names = {"engine": request.engine, "runner": request.runner, "a2a": request.a2a, "gpu": request.gpu,
              "engine-version": request.engine_version, "gpu-memory": request.gpu_memory}  # fmt: skip
     for name, text in names.items():
@@ -81,7 +81,7 @@ def check_request(request: Request) -> None:
         raise UsageError(f"--expert-dtype {short(request.expert_dtype)}: no such format of experts", hint=hint)
 
 
-def _gpus(request: Request) -> int:
+def gpus_of(request: Request) -> int:
     """vLLM's replicas have GPUs of their own; elsewhere DP divides those of TP."""
     return request.tp * (request.dp if request.engine == "vllm" else 1)
 

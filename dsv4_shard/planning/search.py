@@ -111,9 +111,9 @@ class Search(_Document):
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _Candidate:
     request: Request
-    at: Deployment
+    deployment: Deployment
     layout: FoundLayout
 
 
@@ -181,24 +181,24 @@ def _serving(name: str) -> str:
 
 def _search(
     checkpoint: Checkpoint, inventory: Inventory, asked: Request, engines: Iterable[str], *, briefly: bool = False
-) -> list[_Found]:
+) -> list[_Candidate]:
     """Every layout on `asked.tp` GPUs, best first; `briefly`: of the engines' own choices the first that fits."""
-    found: dict[tuple[Any, ...], list[_Found]] = {}
+    found: dict[tuple[Any, ...], list[_Candidate]] = {}
     seen: set[Deployment] = set()
     for request in _requests(inventory, asked, engines):
         own = request.runner is None and request.shared == "auto"
         choice = choose(inventory, request) if own or not briefly else None
-        if choice is None or not choice.feasible or choice.at in seen:
+        if choice is None or not choice.feasible or choice.deployment in seen:
             continue
-        seen.add(choice.at)
-        one = _Found(request, choice.at, _weigh(checkpoint, inventory, request, choice.at))
+        seen.add(choice.deployment)
+        one = _Candidate(request, choice.deployment, _weigh(checkpoint, inventory, request, choice.deployment))
         if briefly and one.layout.fits:
             return [one]
         found.setdefault(_likeness(one), []).append(one)
     return sorted(map(_merged, found.values()), key=lambda one: _rank(one.layout))
 
 
-def _merged(alike: list[_Found]) -> _Found:
+def _merged(alike: list[_Candidate]) -> _Candidate:
     """One of those that weigh the same, with the others' options: the engine's own choice where it is among them."""
     first = min(alike, key=lambda one: (one.request.runner is not None, one.request.shared != "auto"))
     also = tuple(one.layout.options for one in alike if one is not first)
@@ -213,10 +213,10 @@ def _requests(inventory: Inventory, asked: Request, engines: Iterable[str]) -> I
         if engine == "sglang":
             for a2a, ep, dp in itertools.product(_A2A, divisors(gpus), divisors(gpus)):
                 if a2a is None or ep == gpus:
-                    at = replace(base, dp=dp, ep=None if a2a or ep == 1 else ep, a2a=a2a)
+                    deployment = replace(base, dp=dp, ep=None if a2a or ep == 1 else ep, a2a=a2a)
                     runners = (None,) if a2a else (None, *sglang.RUNNERS)
                     for runner, shared in itertools.product(runners, ("auto", "split", "whole")):
-                        yield replace(at, runner=runner, shared=shared)
+                        yield replace(deployment, runner=runner, shared=shared)
         elif engine == "vllm":
             backends = (None, *dict.fromkeys((*vllm.BACKENDS, *vllm.BACKENDS_FP8)))
             for dp, ep, runner in itertools.product(divisors(gpus), dict.fromkeys((None, gpus)), backends):
@@ -228,10 +228,11 @@ def _requests(inventory: Inventory, asked: Request, engines: Iterable[str]) -> I
             yield base
 
 
-def _likeness(one: _Found) -> tuple[Any, ...]:
+def _likeness(one: _Candidate) -> tuple[Any, ...]:
     """Equal for layouts that weigh the same: they differ in the runner, the all-to-all backend's name or EP."""
-    at, layout = one.at, one.layout
-    return (at.engine, at.tp, at.dp, at.shared, layout.weight_bytes, layout.replicated_bytes, layout.padding_bytes,
+    deployment, layout = one.deployment, one.layout
+    return (deployment.engine, deployment.tp, deployment.dp, deployment.shared, layout.weight_bytes,
+    layout.replicated_bytes, layout.padding_bytes,
             layout.sent_bytes_per_token_and_layer)  # fmt: skip
 
 
@@ -254,12 +255,12 @@ def _rank(layout: FoundLayout, by: str = "weights") -> tuple[float, ...]:
     return (not layout.fits, RANKINGS[by](layout), weights, tokens, whole, sent)
 
 
-def _weigh(checkpoint: Checkpoint, inventory: Inventory, request: Request, at: Deployment) -> FoundLayout:
-    context, engine = Context(inventory, at), engine_for(at.engine, inventory.family)
+def _weigh(checkpoint: Checkpoint, inventory: Inventory, request: Request, deployment: Deployment) -> FoundLayout:
+    context, engine = Context(inventory, deployment), engine_for(deployment.engine, inventory.family)
     totals = totals_of(list(loads(engine, context)), context, beyond_roles(checkpoint, engine, context))
     memory = memory_of(totals, context)
-    document = asdict(at)
-    document["gpu"] = at.gpu.name if at.gpu_named else None
+    document = asdict(deployment)
+    document["gpu"] = deployment.gpu.name if deployment.gpu_named else None
     del document["gpu_named"]
     return FoundLayout(
         options=options_of(request),
@@ -267,9 +268,9 @@ def _weigh(checkpoint: Checkpoint, inventory: Inventory, request: Request, at: D
         request=asdict(request),
         deployment=document,
         fits=memory is None or memory.fits,
-        weight_bytes=weights_of(totals, at),
+        weight_bytes=weights_of(totals, deployment),
         left_bytes=memory.left if memory else None,
-        groups=at.world // at.attention_tp,
+        groups=deployment.world // deployment.attention_tp,
         tokens_at_most=memory.kv_tokens_at_most if memory else None,
         replicated_bytes=totals.replicated_bytes_per_rank,
         padding_bytes=totals.padding_bytes_per_rank,
@@ -279,16 +280,16 @@ def _weigh(checkpoint: Checkpoint, inventory: Inventory, request: Request, at: D
 
 def sent_bytes(context: Context) -> int | None:
     """Bytes that all GPUs send for one token in one layer, as the module says; None where that is not known."""
-    at, config = context.at, context.config
-    if at.engine == "trtllm":
+    deployment, config = context.deployment, context.config
+    if deployment.engine == "trtllm":
         return None
-    state = (4 if at.engine == "reference" else 2) * config.hidden_size
-    backend = vllm.backend_of(context) if at.engine == "vllm" else None
-    if at.a2a or (backend is not None and backend.sequence_parallel):
-        routed = 2 * config.num_experts_per_tok * (at.world - 1) * state // at.world
+    state = (4 if deployment.engine == "reference" else 2) * config.hidden_size
+    backend = vllm.backend_of(context) if deployment.engine == "vllm" else None
+    if deployment.a2a or (backend is not None and backend.sequence_parallel):
+        routed = 2 * config.num_experts_per_tok * (deployment.world - 1) * state // deployment.world
     else:
-        routed = 2 * (at.world - 1) * state
-    return 2 * (at.attention_tp - 1) * state + routed
+        routed = 2 * (deployment.world - 1) * state
+    return 2 * (deployment.attention_tp - 1) * state + routed
 
 
 def _elsewhere(
@@ -316,7 +317,7 @@ def _elsewhere(
             yield nearest
 
 
-def find_layouts(
+def search_for(
     checkpoint: "Checkpoint",
     inventory: "Inventory",
     gpus: int,

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dsv4_shard.checkpoint.inventory import Group, Inventory
+from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
 from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.engines.deployment import Context, Deployment
 from dsv4_shard.engines.engine import Engine
 from dsv4_shard.engines.layout import LeftOut
-from dsv4_shard.engines.placement import Expert, Held
+from dsv4_shard.engines.placement import Expert, RankTensor
 from dsv4_shard.engines.registry import engine_for
 from dsv4_shard.models.roles import Module, Part, Role, Stage
 from dsv4_shard.planning.document import PlanMemory, PlanTotals
@@ -18,19 +18,19 @@ from dsv4_shard.planning.kv_cache import bytes_per_token
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class GroupLoad:
     """A group on the ranks: what one tensor is there, and how many a rank has at least and at most."""
 
-    group: Group
+    group: TensorGroup
     count: int
-    held: Held
+    held: RankTensor
     per_rank: tuple[int, int]
     replicated: bool
 
 
-def loads(engine: Engine, context: Context) -> Iterator[Load]:
+def loads(engine: Engine, context: Context) -> Iterator[GroupLoad]:
     """Every group as the ranks hold it."""
-    at = context.at
+    deployment = context.deployment
     for group, count in context.inventory.groups.items():
         placement = engine.place(group.role, context)
         held = engine.hold(group, placement, context)
@@ -40,14 +40,14 @@ def loads(engine: Engine, context: Context) -> Iterator[Load]:
         if isinstance(placement, Expert):
             experts = context.config.experts_in(group.stage)
             layers = count // experts
-            per_rank = (layers * (experts // at.ep), layers * -(-experts // at.ep))
+            per_rank = (layers * (experts // deployment.ep), layers * -(-experts // deployment.ep))
         whole = held.shape == group.shape and not isinstance(placement, Expert)
-        yield Load(group, count, held, per_rank, whole and at.world > 1)
+        yield GroupLoad(group, count, held, per_rank, whole and deployment.world > 1)
 
 
-def rank_nbytes(inventory: Inventory, at: Deployment, stages: tuple[Stage, ...] = tuple(Stage)) -> int:
+def rank_nbytes(inventory: Inventory, deployment: Deployment, stages: tuple[Stage, ...] = tuple(Stage)) -> int:
     """Payload bytes of the heaviest rank, over the tensors of `stages`."""
-    weights = loads(engine_for(at.engine, inventory.family), Context(inventory, at))
+    weights = loads(engine_for(deployment.engine, inventory.family), Context(inventory, deployment))
     return sum(load.held.nbytes * load.per_rank[1] for load in weights if load.group.stage in stages)
 
 
@@ -55,10 +55,10 @@ TARGET = (Stage.MODEL, Stage.LAYER, Stage.VISION)
 """The stages of the target model; what is left is the draft's."""
 
 
-def fits(inventory: Inventory, at: Deployment) -> bool:
+def fits(inventory: Inventory, deployment: Deployment) -> bool:
     """Whether what is loaded fits on the GPU, if one is named; the reference has the draft in the same model."""
-    loaded = tuple(Stage) if at.engine == "reference" else TARGET
-    return not at.gpu_named or rank_nbytes(inventory, at, loaded) < at.gpu.memory
+    loaded = tuple(Stage) if deployment.engine == "reference" else TARGET
+    return not deployment.gpu_named or rank_nbytes(inventory, deployment, loaded) < deployment.gpu.memory
 
 
 def beyond_roles(checkpoint: Checkpoint, engine: Engine, context: Context) -> tuple[int, int]:
@@ -81,7 +81,7 @@ def beyond_roles(checkpoint: Checkpoint, engine: Engine, context: Context) -> tu
     return nbytes[False], nbytes[True]
 
 
-def totals_of(weights: list[Load], context: Context, beyond: tuple[int, int]) -> PlanTotals:
+def totals_of(weights: list[GroupLoad], context: Context, beyond: tuple[int, int]) -> PlanTotals:
     """What a rank holds; `beyond` is what `beyond_roles` counts."""
     target = [load for load in weights if load.group.stage in TARGET]
     draft = [load for load in weights if load.group.stage not in TARGET]
@@ -90,7 +90,7 @@ def totals_of(weights: list[Load], context: Context, beyond: tuple[int, int]) ->
     shared_layers = sum(load.count for load in weights_of_layer if load.group.role is Role.SHARED_GATE)
     shared_weights = sum(load.held.nbytes * load.count for load in weights_of_layer)
     return PlanTotals(
-        ranks=context.at.world,
+        ranks=context.deployment.world,
         target_bytes_per_rank_min=beyond[0] + sum(load.held.nbytes * load.per_rank[0] for load in target),
         target_bytes_per_rank_max=beyond[0] + sum(load.held.nbytes * load.per_rank[1] for load in target),
         other_target_bytes_per_rank=beyond[0],
@@ -103,22 +103,22 @@ def totals_of(weights: list[Load], context: Context, beyond: tuple[int, int]) ->
     )
 
 
-def weights_of(totals: PlanTotals, at: Deployment) -> int:
+def weights_of(totals: PlanTotals, deployment: Deployment) -> int:
     """The reference keeps the MTP block in the same model; other engines load it only as a draft model."""
-    return totals.target_bytes_per_rank_max + (totals.draft_bytes_per_rank if at.engine == "reference" else 0)
+    return totals.target_bytes_per_rank_max + (totals.draft_bytes_per_rank if deployment.engine == "reference" else 0)
 
 
 def memory_of(totals: PlanTotals, context: Context) -> PlanMemory | None:
     """Whether the weights fit, and what they leave; None where no GPU is named."""
-    at = context.at
-    if not at.gpu_named:
+    deployment = context.deployment
+    if not deployment.gpu_named:
         return None
-    weights = weights_of(totals, at)
-    left = at.gpu.memory - weights
+    weights = weights_of(totals, deployment)
+    left = deployment.gpu.memory - weights
     token = bytes_per_token(context)
     return PlanMemory(
-        gpu=at.gpu.title,
-        capacity=at.gpu.memory,
+        gpu=deployment.gpu.title,
+        capacity=deployment.gpu.memory,
         weights=weights,
         left=left,
         fits=left > 0,

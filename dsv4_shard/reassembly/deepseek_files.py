@@ -25,7 +25,7 @@ from dsv4_shard.models.families import family_of
 from dsv4_shard.models.family import ModelConfig, release_file
 from dsv4_shard.models.roles import Part, Place, Role, TensorName
 from dsv4_shard.reassembly.detect import find_converted
-from dsv4_shard.reassembly.kept_tensors import Kind, config_for, index_of
+from dsv4_shard.reassembly.kept_tensors import DtypeShape, config_for, index_of
 from dsv4_shard.reassembly.source import RankSource
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE, MAX_CONFIG_BYTES
 from dsv4_shard.sources.local import LocalFile, LocalSource
@@ -52,13 +52,13 @@ def converted_source(folder: LocalSource, config: Path | None) -> tuple[RankSour
         with folder.open(name) as file:
             headers[rank] = read_header(file, name)
     inventory = _take(folder, parsed, document, parts := _native_names(_union(headers), engine, parsed, folder.label))
-    at = next(engine.candidates(inventory, Request(tp=len(files), engine=engine.name)))
-    context = Context(inventory, at)
+    deployment = next(engine.candidates(inventory, Request(tp=len(files), engine=engine.name)))
+    context = Context(inventory, deployment)
     whole = {name: _whole(kind, inventory.names[name], engine, context) for name, kind in parts.items()}
     source = _deal(folder, raw, whole, inventory, len(files))
     if parsed.declared_experts is not None:
         source = config_for(source, document, inventory.routed.name)
-    return source, engine, at
+    return source, engine, deployment
 
 
 def _check_ranks(folder: LocalSource) -> dict[int, str]:
@@ -92,24 +92,26 @@ def _config(folder: LocalSource, config: Path | None) -> bytes:
         file.close()
 
 
-def _union(headers: Mapping[int, Header]) -> dict[str, Kind]:
+def _union(headers: Mapping[int, Header]) -> dict[str, DtypeShape]:
     """Every rank's tensors, in the dtypes of checkpoints.
 
     What several ranks have is taken from the first: the others are held against it later.
     """
-    parts: dict[str, Kind] = {}
+    parts: dict[str, DtypeShape] = {}
     for header in headers.values():
         for name, info in header.tensors.items():
             parts.setdefault(name, _native(info.dtype, info.shape))
     return parts
 
 
-def _native(dtype: str, shape: tuple[int, ...]) -> Kind:
+def _native(dtype: str, shape: tuple[int, ...]) -> DtypeShape:
     """Checkpoints call two FP4 values one I8."""
     return ("I8", (*shape[:-1], shape[-1] // 2)) if dtype == "F4" and shape else (dtype, shape)
 
 
-def _native_names(parts: Mapping[str, Kind], engine: Engine, config: ModelConfig, label: str) -> dict[str, Kind]:
+def _native_names(
+    parts: Mapping[str, DtypeShape], engine: Engine, config: ModelConfig, label: str
+) -> dict[str, DtypeShape]:
     """The tensors under the checkpoint's names, which V3's converter changes."""
     family = family_of(config)
     native, written = family.names(config), family.names(config)
@@ -122,7 +124,9 @@ def _native_names(parts: Mapping[str, Kind], engine: Engine, config: ModelConfig
     return {native.unparse(at): parts[name] for name, at in found.items() if at is not None}
 
 
-def _take(folder: LocalSource, parsed: ModelConfig, document: dict[str, Any], parts: Mapping[str, Kind]) -> Inventory:
+def _take(
+    folder: LocalSource, parsed: ModelConfig, document: dict[str, Any], parts: Mapping[str, DtypeShape]
+) -> Inventory:
     """What the names mean; shapes are still those of parts, so only names and formats are to be looked at."""
     tensors = {name: Tensor(name, dtype, shape, "", 0, 0) for name, (dtype, shape) in parts.items()}
     inventory = take_inventory(Checkpoint(folder, parsed, document, (), tensors, ()))
@@ -131,13 +135,13 @@ def _take(folder: LocalSource, parsed: ModelConfig, document: dict[str, Any], pa
     return inventory
 
 
-def _whole(kind: Kind, where: TensorName, engine: Engine, context: Context) -> Kind:
+def _whole(kind: DtypeShape, where: TensorName, engine: Engine, context: Context) -> DtypeShape:
     """A tensor as checkpoints store it, from the part of it that a rank has."""
     dtype, shape = kind
     placement = engine.place(where.role, context)
     inner = placement.inner if isinstance(placement, Expert) else placement
     if isinstance(inner, Split) and inner.axis < len(shape):
-        parts = context.at.group(inner.group)
+        parts = context.deployment.group(inner.group)
         shape = tuple(size * parts if axis == inner.axis else size for axis, size in enumerate(shape))
     elif isinstance(inner, Pad):
         shape = tuple(_unpadded(where, axis, context) if axis == inner.axis else n for axis, n in enumerate(shape))
@@ -151,9 +155,11 @@ def _unpadded(where: TensorName, axis: int, context: Context) -> int:
     return ceil_div(size, context.block(where.role)[axis]) if where.part is Part.SCALE else size
 
 
-def _deal(folder: LocalSource, raw: bytes, tensors: Mapping[str, Kind], inventory: Inventory, ranks: int) -> RankSource:
+def _deal(
+    folder: LocalSource, raw: bytes, tensors: Mapping[str, DtypeShape], inventory: Inventory, ranks: int
+) -> RankSource:
     """Tensors by file, as in the releases, with an index."""
-    numbered: dict[int, dict[str, Kind]] = {}
+    numbered: dict[int, dict[str, DtypeShape]] = {}
     for name, kind in tensors.items():
         number = release_file(inventory.names[name], inventory.config.num_hidden_layers)
         numbered.setdefault(number, {})[name] = kind

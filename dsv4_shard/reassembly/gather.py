@@ -15,7 +15,7 @@ import xxhash
 
 from dsv4_shard.errors import BadPadding, DamagedRanks, NotConverted, RanksDisagree
 from dsv4_shard.reassembly.open_files import RankFiles
-from dsv4_shard.sharding.recipe import Cut, Landing, Recipe, Step
+from dsv4_shard.sharding.recipe import Destination, Recipe, Slice, Step
 from dsv4_shard.sources.base import CHUNK_BYTES
 from dsv4_shard.storage.digests import DIGEST_BYTES, digest_of
 from dsv4_shard.tensors.dtype_casts import Bytes, Conversion
@@ -165,7 +165,7 @@ class _Gathering:
     recipe: Recipe
     files: RankFiles
     step: Step
-    landing: Landing
+    landing: Destination
     hashes: list[xxhash.xxh3_128]
 
     def rows(self, rows: _Rows) -> Bytes:
@@ -188,7 +188,7 @@ class _Gathering:
             raise ValueError(f"{self.step.source.name}: {left} bytes lie in no rank file")
         return self._reduced(matrix) if repeat > 1 else matrix
 
-    def _part(self, number: int, cut: Cut, numbers: tuple[int, ...], row: int, count: int) -> Bytes:
+    def _part(self, number: int, cut: Slice, numbers: tuple[int, ...], row: int, count: int) -> Bytes:
         """Rows of a cut without their padding, in the source's dtype."""
         width = cut.rectangle.stop - cut.rectangle.start
         raw = self._read(number, numbers, row * self._stored(cut.row_nbytes), count * self._stored(cut.row_nbytes))
@@ -197,7 +197,7 @@ class _Gathering:
             self._check_fill(part[:, width:], numbers)
         return part[:, :width]
 
-    def _check_rows_below(self, number: int, cut: Cut, numbers: tuple[int, ...]) -> None:
+    def _check_rows_below(self, number: int, cut: Slice, numbers: tuple[int, ...]) -> None:
         """The rows with which a cut is filled up, some at a time."""
         width = self._stored(cut.row_nbytes)
         rows = cut.rectangle.row_stop - cut.rectangle.row_start

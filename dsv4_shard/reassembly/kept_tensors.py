@@ -12,12 +12,12 @@ from typing import Any
 
 from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.models.dialects import NATIVE
-from dsv4_shard.reassembly.source import Change, RankSource
+from dsv4_shard.reassembly.source import ChangedTensor, RankSource
 from dsv4_shard.sharding.recipe import Recipe, Step
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
 from dsv4_shard.tensors.header import build_header, read_header
 
-Kind = tuple[str, tuple[int, ...]]
+DtypeShape = tuple[str, tuple[int, ...]]
 """dtype and shape"""
 
 
@@ -32,7 +32,7 @@ def held_source(original: Checkpoint, source: RankSource, recipe: Recipe) -> Ran
     is_native = original.dialect == NATIVE
     if not made and not gone and is_native:
         return source
-    members: dict[str, dict[str, Kind]] = {file.name: {} for file in original.files}
+    members: dict[str, dict[str, DtypeShape]] = {file.name: {} for file in original.files}
     touched = set() if is_native else set(members)
     for name, tensor in original.tensors.items():
         if name not in gone:
@@ -56,7 +56,7 @@ def held_source(original: Checkpoint, source: RankSource, recipe: Recipe) -> Ran
     return replace(source, revision=None, small=small, headers=headers, nbytes=nbytes, notes=notes, changes=changes)
 
 
-def _decoded(step: Step) -> Iterator[tuple[str, Kind]]:
+def _decoded(step: Step) -> Iterator[tuple[str, DtypeShape]]:
     """What a step with a transform makes of its tensors."""
     if step.transform is None or step.scale is None:
         return
@@ -65,7 +65,9 @@ def _decoded(step: Step) -> Iterator[tuple[str, Kind]]:
         yield step.scale.name, (step.transform.scale_dtype, step.transform.scale_shape(step.scale.shape))
 
 
-def index_of(files: Mapping[str, Mapping[str, Kind]], nbytes: Mapping[str, int], headers: Mapping[str, bytes]) -> bytes:
+def index_of(
+    files: Mapping[str, Mapping[str, DtypeShape]], nbytes: Mapping[str, int], headers: Mapping[str, bytes]
+) -> bytes:
     """An index of weight files."""
     total = sum(nbytes[file] - len(headers[file]) for file in files)
     weight_map = {name: file for file, members in files.items() for name in members}
@@ -84,7 +86,7 @@ def config_for(source: RankSource, document: dict[str, Any], experts: str) -> Ra
     return replace(source, small=dict(source.small) | {CONFIG_FILE: content})
 
 
-def _changes(original: Checkpoint, made: Mapping[str, Kind], gone: Mapping[str, str]) -> Iterator[Change]:
+def _changes(original: Checkpoint, made: Mapping[str, DtypeShape], gone: Mapping[str, str]) -> Iterator[ChangedTensor]:
     """What is another tensor now, and what is gone: one change for all that are alike."""
     alike: dict[tuple[str, str, str], list[str]] = {}
     for name, (dtype, _) in made.items():
@@ -92,4 +94,4 @@ def _changes(original: Checkpoint, made: Mapping[str, Kind], gone: Mapping[str, 
     for name, reason in gone.items():
         alike.setdefault((original.tensors[name].dtype, "", reason), []).append(name)
     for (was, held, reason), names in alike.items():
-        yield Change(len(names), names[0], was, held, reason)
+        yield ChangedTensor(len(names), names[0], was, held, reason)

@@ -6,10 +6,10 @@ from dsv4_shard.checkpoint.fingerprint import origin_of
 from dsv4_shard.checkpoint.inventory import Inventory, refuse_errors
 from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.errors import UsageError
-from dsv4_shard.reassembly.source import Change, RankSource
+from dsv4_shard.reassembly.source import ChangedTensor, RankSource
 from dsv4_shard.sharding.job import Job, Outcome
 from dsv4_shard.sharding.manifest import NATIVE
-from dsv4_shard.sharding.recipe import Cut, Landing, OutputFile, Recipe, Spread, Step
+from dsv4_shard.sharding.recipe import Destination, OutputFile, Recipe, Slice, SliceMap, Step
 from dsv4_shard.storage.runtime import collector_paused
 from dsv4_shard.tensors.geometry import whole_rectangle
 from dsv4_shard.tensors.header import Tensor, header_nbytes, read_header
@@ -27,7 +27,7 @@ class Merged:
         return self.source.notes
 
     @property
-    def changes(self) -> tuple[Change, ...]:
+    def changes(self) -> tuple[ChangedTensor, ...]:
         return self.source.changes
 
 
@@ -60,15 +60,15 @@ def source_of_ranks(checkpoint: Checkpoint) -> RankSource:
 def whole_files(checkpoint: Checkpoint) -> Recipe:
     """The recipe of a checkpoint's own files, headers as they are."""
     numbers = {file.name: number for number, file in enumerate(checkpoint.files)}
-    spreads: dict[tuple[str, tuple[int, ...], str], Spread] = {}
+    spreads: dict[tuple[str, tuple[int, ...], str], SliceMap] = {}
 
-    def spread(tensor: Tensor) -> Spread:
+    def spread(tensor: Tensor) -> SliceMap:
         key = (tensor.dtype, tensor.shape, tensor.file)
         if key not in spreads:
-            spreads[key] = ((Cut(whole_rectangle(tensor.dtype, tensor.shape)), (numbers[tensor.file],)),)
+            spreads[key] = ((Slice(whole_rectangle(tensor.dtype, tensor.shape)), (numbers[tensor.file],)),)
         return spreads[key]
 
-    steps = [Step(tensor, (Landing(tensor.name, 0, 0, spread(tensor)),)) for tensor in checkpoint.tensors.values()]
+    steps = [Step(tensor, (Destination(tensor.name, 0, 0, spread(tensor)),)) for tensor in checkpoint.tensors.values()]
     steps.sort(key=lambda step: (numbers[step.source.file], step.source.start))
     files = tuple(_file(checkpoint, name) for name in numbers)
     return Recipe(files, tuple(steps), (), {})

@@ -12,7 +12,7 @@ from dsv4_shard.errors import SourceChanged
 from dsv4_shard.sources.local import LocalFile
 
 
-class Seen(NamedTuple):
+class FileState(NamedTuple):
     """A file as it was when its header was checked."""
 
     name: str
@@ -23,7 +23,7 @@ class Seen(NamedTuple):
 class RankFiles:
     """Rank files by number. One that has several names and is not one file under all of them has copies."""
 
-    def __init__(self, folder: Path, copies: Sequence[tuple[Seen, ...]]) -> None:
+    def __init__(self, folder: Path, copies: Sequence[tuple[FileState, ...]]) -> None:
         self._folder, self._copies = folder, copies
         self._open: dict[int, list[LocalFile]] = {}
         self._users = 0

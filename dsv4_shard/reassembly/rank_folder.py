@@ -20,7 +20,7 @@ from dsv4_shard.planning.plan_file import MAX_PLAN_BYTES, check_plan, load_plan
 from dsv4_shard.reassembly.deepseek_files import converted_source
 from dsv4_shard.reassembly.gather import Gatherer
 from dsv4_shard.reassembly.kept_tensors import config_for, held_source
-from dsv4_shard.reassembly.open_files import RankFiles, Seen
+from dsv4_shard.reassembly.open_files import FileState, RankFiles
 from dsv4_shard.reassembly.source import RankSource
 from dsv4_shard.sharding.header_archive import MAX_SKELETON_BYTES, SKELETON_NAME, read_skeleton
 from dsv4_shard.sharding.job import COPIED_FILE_LIMIT, deploy
@@ -65,9 +65,9 @@ def _open_result(folder: LocalSource) -> tuple[Checkpoint, Inventory]:
     _companion(folder.root, manifest, PLAN_NAME, MAX_PLAN_BYTES)
     engine, layout, context = deploy(check_plan(load_plan(folder.root / PLAN_NAME), original, inventory), inventory)
     source = replace(source, small=dict(source.small) | _copied(folder.root, manifest, layout, context))
-    world = context.at.readers(layout.by_node)
+    world = context.deployment.readers(layout.by_node)
     notes = (f"put together from {world} {'nodes' if layout.by_node else 'ranks'} of {layout.name} shards",)
-    made = _Made(engine, context, tuple(range(world)))
+    made = _Rebuilt(engine, context, tuple(range(world)))
     checkpoint, inventory, recipe = made.held(original, inventory, replace(source, notes=notes))
     _check_manifest(manifest, recipe, layout, context, folder.label)
     written = {entry.name: entry.tensors for entry in manifest.files}
@@ -111,7 +111,7 @@ def _companion(root: Path, manifest: Manifest, name: str, limit: int) -> bytes:
 
 def _copied(root: Path, manifest: Manifest, layout: Layout, context: Context) -> dict[str, bytes]:
     """The small files of the checkpoint that stand beside the ranks as they were, under the checkpoint's names."""
-    folder = layout.file_name(0, 0, context.at) if layout.by_node else ""
+    folder = layout.file_name(0, 0, context.deployment) if layout.by_node else ""
     there = {entry.name for entry in manifest.companions}
     names = {original: folder + name for name, original in reversed(layout.copied(context).items())}
     return {
@@ -135,11 +135,11 @@ def _check_manifest(manifest: Manifest, recipe: Recipe, layout: Layout, context:
 
 def _open_converted(folder: LocalSource, config: Path | None) -> tuple[Checkpoint, Inventory]:
     """The checkpoint of native tensors that the converter's files hold."""
-    source, engine, at = converted_source(folder, config)
+    source, engine, deployment = converted_source(folder, config)
     original = read_checkpoint(source)
     inventory = take_inventory(original)
     refuse_errors(inventory)
-    made = _Made(engine, Context(inventory, at), tuple(range(at.world)))
+    made = _Rebuilt(engine, Context(inventory, deployment), tuple(range(deployment.world)))
     checkpoint, inventory, recipe = made.held(original, inventory, source)
     return _with_ranks(checkpoint, recipe, folder, None), inventory
 
@@ -148,7 +148,7 @@ def _open_converted(folder: LocalSource, config: Path | None) -> tuple[Checkpoin
 
 
 @dataclass(frozen=True, slots=True)
-class _Made:
+class _Rebuilt:
     """What the files of ranks are made by."""
 
     engine: Engine
@@ -168,7 +168,7 @@ class _Made:
             checkpoint = read_checkpoint(config_for(held, checkpoint.document, found.routed.name))
             found = take_inventory(checkpoint)
         if held is not source:
-            recipe = make_recipe(checkpoint, self.engine, Context(found, self.context.at), self.ranks)
+            recipe = make_recipe(checkpoint, self.engine, Context(found, self.context.deployment), self.ranks)
         return checkpoint, found, recipe
 
 
@@ -190,7 +190,7 @@ def _with_ranks(
     return replace(checkpoint, source=source, files=dated)
 
 
-def _check_files(recipe: Recipe, folder: LocalSource) -> list[tuple[Seen, ...]]:
+def _check_files(recipe: Recipe, folder: LocalSource) -> list[tuple[FileState, ...]]:
     """Each file with its copies as it stands there. Raises MissingRanks, and WrongRankHeader where one is another."""
     lost = [(file, name) for file in recipe.files for name in (file.name, *file.links)
             if not (folder.root / name).is_file()]  # fmt: skip
@@ -217,12 +217,12 @@ def _distinct(file: OutputFile, root: Path) -> list[str]:
     return list(found.values())
 
 
-def _check_file(due: OutputFile, name: str, folder: LocalSource) -> Seen:
+def _check_file(due: OutputFile, name: str, folder: LocalSource) -> FileState:
     with folder.open(name) as file:
         if file.nbytes != due.nbytes or file.read(0, len(due.header)) != due.header:
             ranks = _numbers(_readers(due, name))
             raise WrongRankHeader(f"{folder.label}/{name}: not the file of rank {ranks}: {_difference(file, due)}")
-        return Seen(name, file.nbytes, file.mtime_ns)
+        return FileState(name, file.nbytes, file.mtime_ns)
 
 
 def _difference(file: OpenFile, due: OutputFile) -> str:

@@ -16,7 +16,7 @@ from dsv4_shard.tensors.header import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class ChangedTensor:
     """Tensors of the original checkpoint of which the ranks hold something else: `first` of `tensors` that are alike.
 
     They are `held` instead of `was`, or (empty) left out; `reason` says why.
@@ -53,7 +53,7 @@ class RankSource(InNoFolder):
     headers: Mapping[str, bytes]
     nbytes: Mapping[str, int]
     notes: tuple[str, ...] = ()
-    changes: tuple[Change, ...] = ()
+    changes: tuple[ChangedTensor, ...] = ()
     tensors: Mapping[str, list[Tensor]] = field(default_factory=dict)
     gatherer: Gatherer | None = None
 

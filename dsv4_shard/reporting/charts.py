@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from dsv4_shard.planning.block_grid import BlockGrid
-from dsv4_shard.reporting.rank_contents import Column, Kind, LayerMap, RankBytes, is_mtp
+from dsv4_shard.reporting.rank_contents import Column, Holding, LayerMap, RankBytes, is_mtp
 from dsv4_shard.reporting.report import Report
 from dsv4_shard.text.units import quotient, size
 
@@ -14,9 +14,10 @@ _RANK_KINDS = (
     ("other", "the engine's own"), ("free", "free"),
 )  # fmt: skip
 
-_MAP_KINDS = (
-    (Kind.EXPERTS, "whole experts, shared out"), (Kind.SPLIT, "cut over ranks"), (Kind.PADDED, "cut, with padding"),
-    (Kind.WHOLE, "whole on every rank"), (Kind.BREAKS, "a rule breaks"),
+MAP_KINDS = (
+    (Holding.EXPERTS, "whole experts, shared out"), (Holding.SPLIT, "cut over ranks"), (Holding.PADDED,
+    "cut, with padding"),
+    (Holding.WHOLE, "whole on every rank"), (Holding.BREAKS, "a rule breaks"),
 )  # fmt: skip
 
 _BARS = 64
@@ -25,14 +26,14 @@ _BARS = 64
 _TICKS = 10
 
 
-def _capitalized(text: str) -> str:
+def capitalized(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
 # --- numbers of the charts -------------------------------------------------------------------------------------------
 
 
-def _charts(report: Report) -> dict[str, Any]:
+def charts_of(report: Report) -> dict[str, Any]:
     """All that is drawn, as the scripts take it."""
     return {
         "grids": [_grid(grid, is_placed=report.plan is not None and grid.fits) for grid in report.grids],
@@ -62,7 +63,7 @@ def _grid_sentence(grid: BlockGrid) -> str:
     each = grid.size / grid.ranks
     cut = sum(cut.splits for cut in grid.even_cuts)
     inside = f"; {cut} of {grid.ranks - 1} cuts fall inside one" if cut else ""
-    return _capitalized(
+    return capitalized(
         f"{grid.module}: {grid.axis} {grid.size}, {grid.blocks} {grid.unit} of {grid.block}. Cut evenly over "
         f"{grid.group} {grid.ranks}: {quotient(each)} each, which is {quotient(each, grid.block)} {grid.unit}{inside}."
     )
@@ -78,7 +79,7 @@ def _placed_as(grid: BlockGrid) -> str:
     }[grid.way]
 
 
-def _kinds_of(ranks: tuple[RankBytes, ...]) -> list[tuple[str, str]]:
+def kinds_of(ranks: tuple[RankBytes, ...]) -> list[tuple[str, str]]:
     """The kinds of bytes that some rank has."""
     return [(kind, words) for kind, words in _RANK_KINDS if any((getattr(rank, kind) or 0) for rank in ranks)]
 
@@ -94,7 +95,7 @@ def _rank_chart(report: Report) -> dict[str, Any]:
     memory = report.plan.memory if report.plan else None
     return {
         "bars": bars,
-        "kinds": _kinds_of(report.ranks),
+        "kinds": kinds_of(report.ranks),
         "margin": 16 + 7 * max(len(bar["label"]) for bar in bars),
         "capacity": memory.capacity if memory else None,
     }
@@ -128,11 +129,11 @@ def _roles(column: Column) -> str:
     return ", ".join(dict.fromkeys(role.rpartition(".")[2] for role in column.roles))
 
 
-def _placed(kind: Kind, placement: str) -> str:
-    return "a rule breaks" if kind is Kind.BREAKS else "whole on every rank" if kind is Kind.WHOLE else placement
+def _placed(kind: Holding, placement: str) -> str:
+    return "a rule breaks" if kind is Holding.BREAKS else "whole on every rank" if kind is Holding.WHOLE else placement
 
 
-def _map_rows(layers: LayerMap) -> Iterator[dict[str, Any]]:
+def map_rows(layers: LayerMap) -> Iterator[dict[str, Any]]:
     """A column of the map, and by itself what of it is the draft model's: the plan's bytes a rank are without that."""
     for number, column in enumerate(layers.columns):
         cells = sorted((cell for cell in layers.cells if cell.column == number), key=lambda cell: cell.row)
@@ -144,7 +145,7 @@ def _map_rows(layers: LayerMap) -> Iterator[dict[str, Any]]:
                     "placement": _placed(column.kind, column.placement),
                     "roles": _roles(column),
                     "layers": _spans([layers.rows[cell.row] for cell in members]),
-                    "nbytes": None if column.kind is Kind.BREAKS else sum(cell.nbytes for cell in members),
+                    "nbytes": None if column.kind is Holding.BREAKS else sum(cell.nbytes for cell in members),
                 }
 
 

@@ -17,10 +17,10 @@ from markupsafe import Markup
 
 from dsv4_shard.catalog.options import RANKINGS
 from dsv4_shard.engines.registry import find_engine, title_of
-from dsv4_shard.inspection.known_family import Cell
+from dsv4_shard.inspection.known_family import MatrixCell
 from dsv4_shard.planning.document import Plan
-from dsv4_shard.reporting.charts import _MAP_KINDS, _capitalized, _charts, _kinds_of, _map_rows
-from dsv4_shard.reporting.report import Report, _gpu
+from dsv4_shard.reporting.charts import MAP_KINDS, capitalized, charts_of, kinds_of, map_rows
+from dsv4_shard.reporting.report import Report, gpu_in_words
 from dsv4_shard.text.sanitize import clean
 from dsv4_shard.text.units import counted, gib, size
 
@@ -43,7 +43,7 @@ def to_html(report: Report) -> str:
         trim_blocks=True, lstrip_blocks=True, finalize=lambda value: _printable(value) if type(value) is str else value,
     )  # fmt: skip
     environment.filters |= {
-        "gib": gib, "size": size, "why": _why, "capitalize_first": _capitalized,
+        "gib": gib, "size": size, "why": _why, "capitalize_first": capitalized,
         "engine": lambda name: find_engine(name).title, "verdict": _says,
     }  # fmt: skip
     plot, script = _asset("plot.js"), _asset("report.js")
@@ -52,12 +52,12 @@ def to_html(report: Report) -> str:
         inspection=report.inspection,
         plan=report.plan,
         search=report.search,
-        charts=_charts(report),
+        charts=charts_of(report),
         rankings=RANKINGS,
         ranks=[asdict(rank) for rank in report.ranks],
-        rank_kinds=_kinds_of(report.ranks),
-        map_kinds=[(k, w) for k, w in _MAP_KINDS if report.layers and any(c.kind is k for c in report.layers.columns)],
-        map_rows=list(_map_rows(report.layers)) if report.layers else [],
+        rank_kinds=kinds_of(report.ranks),
+        map_kinds=[(k, w) for k, w in MAP_KINDS if report.layers and any(c.kind is k for c in report.layers.columns)],
+        map_rows=list(map_rows(report.layers)) if report.layers else [],
         css=Markup(_asset("report.css")),
         plot_js=Markup(plot),
         report_js=Markup(script),
@@ -87,7 +87,7 @@ def _words(report: Report) -> dict[str, Any]:
     label = plan.source.label if plan else it.label
     name = label.rstrip("/").rpartition("/")[2] or label
     revision = f" @ {it.revision[:12]}" if it.revision else ""
-    gpu = next(filter(None, _gpu(plan, report.search).values()), None)
+    gpu = next(filter(None, gpu_in_words(plan, report.search).values()), None)
     held = f"{counted(it.tensors, 'tensor')} in {counted(it.files, 'file')}, {size(it.bytes)}"
     words = {
         "title": f"{name} on {_title(plan)}" if plan else name,
@@ -111,14 +111,15 @@ def _title(plan: Plan) -> str:
 
 
 def _plan_words(plan: Plan) -> dict[str, Any]:
-    at = plan.deployment
-    gpus = counted(at["world"], f"{at['gpu']} GPU" if at["gpu"] else "GPU")
-    nodes = f" on {at['nodes']} nodes" if at["nodes"] > 1 else ""
-    a2a = f", all-to-all {at['a2a']}" if at["a2a"] else ""
+    deployment = plan.deployment
+    gpus = counted(deployment["world"], f"{deployment['gpu']} GPU" if deployment["gpu"] else "GPU")
+    nodes = f" on {deployment['nodes']} nodes" if deployment["nodes"] > 1 else ""
+    a2a = f", all-to-all {deployment['a2a']}" if deployment["a2a"] else ""
     environment = "".join(f"{name}={shlex.quote(value)} " for name, value in plan.launch.environment.items())
     return {
-        "layout": f"{gpus}{nodes}: TP {at['tp']}, EP {at['ep']}, DP {at['dp']}; attention TP {at['attention_tp']}, "
-        f"MoE TP {at['moe_tp']}, runner {at['runner']}{a2a}",
+        "layout": f"{gpus}{nodes}: TP {deployment['tp']}, EP {deployment['ep']}, DP {deployment['dp']}; "
+        f"attention TP {deployment['attention_tp']}, "
+        f"MoE TP {deployment['moe_tp']}, runner {deployment['runner']}{a2a}",
         "verdict": f"{plan.title}, with" if plan.feasible and plan.choices else plan.title,
         "facts": list(_facts(plan)),
         "launch": [environment + command for command in plan.launch.commands],
@@ -145,11 +146,11 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str, str]]:
         yield "MTP draft, if loaded", gib(totals.draft_bytes_per_rank), "more a rank"
 
 
-def _says(cell: Cell) -> str:
+def _says(cell: MatrixCell) -> str:
     return _OTHERWISE if cell.otherwise else _VERDICTS[cell.verdict]
 
 
-def _why(cell: Cell) -> Iterator[str]:
+def _why(cell: MatrixCell) -> Iterator[str]:
     """What is to be said of a verdict: what it takes and weighs, and the arithmetic of what does not hold."""
     if cell.how and cell.how.startswith("--"):
         yield f"as {cell.how}"

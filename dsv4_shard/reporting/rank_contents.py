@@ -7,17 +7,17 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from enum import StrEnum
 
-from dsv4_shard.checkpoint.inventory import Group
+from dsv4_shard.checkpoint.inventory import TensorGroup
 from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.engines.deployment import Context
 from dsv4_shard.engines.engine import Engine
-from dsv4_shard.engines.placement import Expert, Held, Placement, say_placement
+from dsv4_shard.engines.placement import Expert, Placement, RankTensor, say_placement
 from dsv4_shard.models.roles import Module, Role, Stage, TensorName
 from dsv4_shard.planning.weights import TARGET, beyond_roles, loads
 from dsv4_shard.tensors.header import Tensor
 
 
-class Kind(StrEnum):
+class Holding(StrEnum):
     """How a module is placed, as pictures colour it. `BREAKS`: a rule that is its own does not hold."""
 
     EXPERTS = "experts"
@@ -35,13 +35,13 @@ class Column:
     """A module as far as it is placed alike: `placement` in words, `roles` the tensors that it is of."""
 
     module: Module
-    kind: Kind
+    kind: Holding
     placement: str
     roles: tuple[Role, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class LayerCell:
     """What the heaviest rank holds of a column in a row (indexes into the map's), in bytes; `padding` is within."""
 
     row: int
@@ -56,22 +56,22 @@ class LayerMap:
 
     rows: tuple[str, ...]
     columns: tuple[Column, ...]
-    cells: tuple[Cell, ...]
+    cells: tuple[LayerCell, ...]
 
 
-_Where = tuple[Stage, int, Role, Group]
+_Where = tuple[Stage, int, Role, TensorGroup]
 
 
 def layer_map(checkpoint: Checkpoint, engine: Engine, context: Context, broken: frozenset[Module]) -> LayerMap:
     """The map of a deployment; modules in `broken` are drawn as such, and count no bytes."""
-    held: defaultdict[tuple[tuple[Stage, int], tuple[Module, Kind, str]], list[tuple[Role, int, int]]]
+    held: defaultdict[tuple[tuple[Stage, int], tuple[Module, Holding, str]], list[tuple[Role, int, int]]]
     held = defaultdict(list)
     for (stage, layer, role, group), count in _count(checkpoint, context).items():
         found = _hold(engine, context, group, broken)
         if found is None:
             continue
         kind, placement, one = found
-        how = say_placement(placement, group, one, context.at) if one is not None else "nowhere"
+        how = say_placement(placement, group, one, context.deployment) if one is not None else "nowhere"
         each = _most(placement, count, context) if one is not None else 0
         nbytes, padding = (one.nbytes * each, one.padding * each) if one is not None else (0, 0)
         held[(stage, layer), (role.module, kind, how)].append((role, nbytes, padding))
@@ -82,7 +82,7 @@ def layer_map(checkpoint: Checkpoint, engine: Engine, context: Context, broken: 
         rows=tuple(_title(*place) for place in places),
         columns=tuple(Column(*key, tuple(sorted(roles[key], key=list(Role).index))) for key in keys),
         cells=tuple(
-            Cell(places.index(place), keys.index(key), sum(m[1] for m in members), sum(m[2] for m in members))
+            LayerCell(places.index(place), keys.index(key), sum(m[1] for m in members), sum(m[2] for m in members))
             for (place, key), members in held.items()
         ),
     )
@@ -105,38 +105,38 @@ def _count(checkpoint: Checkpoint, context: Context) -> dict[_Where, int]:
 
 
 def _hold(
-    engine: Engine, context: Context, group: Group, broken: frozenset[Module]
-) -> tuple[Kind, Placement, Held | None] | None:
+    engine: Engine, context: Context, group: TensorGroup, broken: frozenset[Module]
+) -> tuple[Holding, Placement, RankTensor | None] | None:
     """How a rank holds one tensor of `group`; None where it holds none."""
     placement = engine.place(group.role, context)
-    if isinstance(placement, Expert) and context.at.ep == 1:
+    if isinstance(placement, Expert) and context.deployment.ep == 1:
         placement = placement.inner
     if group.role.module in broken:
-        return Kind.BREAKS, placement, None
+        return Holding.BREAKS, placement, None
     held = engine.hold(group, placement, context)
     return (_kind(placement, held, group), placement, held) if held is not None else None
 
 
-def _kind(placement: Placement, held: Held, group: Group) -> Kind:
+def _kind(placement: Placement, held: RankTensor, group: TensorGroup) -> Holding:
     if isinstance(placement, Expert):
-        return Kind.EXPERTS
+        return Holding.EXPERTS
     if held.shape == group.shape:
-        return Kind.WHOLE
-    return Kind.PADDED if held.padding else Kind.SPLIT
+        return Holding.WHOLE
+    return Holding.PADDED if held.padding else Holding.SPLIT
 
 
 def _most(placement: Placement, count: int, context: Context) -> int:
     """Of `count` tensors, how many the heaviest rank has."""
-    return -(-count // context.at.ep) if isinstance(placement, Expert) else count
+    return -(-count // context.deployment.ep) if isinstance(placement, Expert) else count
 
 
 def _place_order(place: tuple[Stage, int]) -> tuple[int, int]:
     return list(Stage).index(place[0]), place[1]
 
 
-def _column_order(key: tuple[Module, Kind, str]) -> tuple[int, int, str]:
+def _column_order(key: tuple[Module, Holding, str]) -> tuple[int, int, str]:
     module, kind, placement = key
-    return list(Module).index(module), list(Kind).index(kind), placement
+    return list(Module).index(module), list(Holding).index(kind), placement
 
 
 def _title(stage: Stage, layer: int) -> str:
@@ -180,16 +180,16 @@ def rank_bytes(checkpoint: Checkpoint, engine: Engine, context: Context) -> tupl
 
     Where experts do not fall evenly, the first EP ranks hold one more: vLLM's linear placement, and the only case.
     """
-    at = context.at
-    heavy = at.world * (context.config.n_routed_experts % at.ep) // at.ep
-    spans = [(first, last) for first, last in ((0, heavy - 1), (heavy, at.world - 1)) if first <= last]
+    deployment = context.deployment
+    heavy = deployment.world * (context.config.n_routed_experts % deployment.ep) // deployment.ep
+    spans = [(first, last) for first, last in ((0, heavy - 1), (heavy, deployment.world - 1)) if first <= last]
     return tuple(_rank_bytes(checkpoint, engine, context, first, last, first < heavy) for first, last in spans)
 
 
 def _rank_bytes(
     checkpoint: Checkpoint, engine: Engine, context: Context, first: int, last: int, is_heavy: bool
 ) -> RankBytes:
-    at, both = context.at, context.at.engine == "reference"
+    deployment, both = context.deployment, context.deployment.engine == "reference"
     nbytes: Counter[str] = Counter()
     for load in loads(engine, context):
         if both or load.group.stage in TARGET:
@@ -198,12 +198,12 @@ def _rank_bytes(
             nbytes["padding"] += count * load.held.padding
     beyond = beyond_roles(checkpoint, engine, context)
     nbytes["other"] = beyond[0] + (beyond[1] if both else 0)
-    free = at.gpu.memory - nbytes.total() if at.gpu_named else None
+    free = deployment.gpu.memory - nbytes.total() if deployment.gpu_named else None
     shares = {share: nbytes[share] for share in ("experts", "split", "whole", "padding", "other")}
     return RankBytes(first, last, **shares, free=free)
 
 
-def _share(group: Group, held: Held) -> str:
+def _share(group: TensorGroup, held: RankTensor) -> str:
     if group.role.module is Module.ROUTED:
         return "experts"
     return "whole" if held.shape == group.shape else "split"

@@ -40,14 +40,14 @@ def make_report(
 
     The matrix is of the GPU that these name, if any. Raises as `inspect`.
     """
-    inspection = inspect(checkpoint, inventory, tps, **_gpu(plan, search))
+    inspection = inspect(checkpoint, inventory, tps, **gpu_in_words(plan, search))
     if plan is None:
         return Report(inspection, None, search, tuple(_candidate_grids(inspection)), None, ())
     grid = shared_grid(plan)
     grids = (*broken_grids(plan), *((grid,) if grid and grid.ranks > 1 else ()))
     request = Request(**plan.request)  # type: ignore[arg-type]
     choice, engine = choose(inventory, request), engine_for(request.engine, inventory.family)
-    context = Context(inventory, choice.at)
+    context = Context(inventory, choice.deployment)
     if plan.unknown:
         return Report(inspection, plan, search, grids, None, ())
     layers = layer_map(checkpoint, engine, context, frozenset(breach.module for breach in choice.breaches))
@@ -55,7 +55,7 @@ def make_report(
     return Report(inspection, plan, search, grids, layers, ranks)
 
 
-def _gpu(plan: Plan | None, search: Search | None) -> dict[str, str]:
+def gpu_in_words(plan: Plan | None, search: Search | None) -> dict[str, str]:
     """The GPU that was asked for, as `inspect` takes it."""
     if plan is not None:
         return {name: str(plan.request[name]) for name in ("gpu", "gpu_memory") if plan.request[name]}

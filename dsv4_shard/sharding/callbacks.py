@@ -8,7 +8,7 @@ from typing import TypedDict
 from dsv4_shard.errors import UsageError
 
 
-def _ignore(*_: object) -> None:
+def ignore(*_: object) -> None:
     """A callback that nobody waits for."""
 
 
@@ -26,11 +26,11 @@ class MovingOptions(TypedDict, total=False):
 # --- parts of the verbs --------------------------------------------------------------------------------------------
 
 
-def _path(path: str | Path | None) -> Path | None:
+def path_or_none(path: str | Path | None) -> Path | None:
     return Path(path) if path is not None else None
 
 
-def _check_jobs(jobs: int | None) -> None:
+def check_jobs(jobs: int | None) -> None:
     if jobs is not None and jobs < 1:
         raise UsageError(f"--jobs {jobs}: must be at least 1")
 

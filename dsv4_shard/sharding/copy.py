@@ -17,7 +17,7 @@ import xxhash
 from dsv4_shard.errors import InexactCast, SourceChanged
 from dsv4_shard.models.names import scale_name
 from dsv4_shard.sharding.journal import Finished
-from dsv4_shard.sharding.recipe import Cut, Fixed, Recipe, Step, row_runs, spans, stripes
+from dsv4_shard.sharding.recipe import Fixed, Recipe, Slice, Step, row_runs, spans, stripes
 from dsv4_shard.sources.base import CHUNK_BYTES, OpenFile, Source
 from dsv4_shard.storage.digests import DIGEST_BYTES
 from dsv4_shard.storage.staged_file import StagedFile
@@ -33,7 +33,7 @@ class Sink(Protocol):
     def put(self, file: int, offset: int, data: memoryview) -> None: ...
 
 
-class Log(Protocol):
+class CopyLog(Protocol):
     """Is told of each step as it is done. Called from many threads."""
 
     def note(self, finished: Finished) -> None: ...
@@ -61,7 +61,7 @@ def copy(
     *,
     allow_inexact: bool = False,
     finished: Iterable[Finished] = (),
-    log: Log | None = None,
+    log: CopyLog | None = None,
 ) -> CopyResult:
     """Run every step of `recipe` but the `finished` ones, of which their digests are taken; tell `log` of each.
 
@@ -69,7 +69,7 @@ def copy(
     worker meets: InexactCast where a cast rounds and `allow_inexact` is off, and SourceChanged where a source file
     changed meanwhile.
     """
-    run = _Run(recipe, sink, on_progress, allow_inexact, log)
+    run = _CopyRun(recipe, sink, on_progress, allow_inexact, log)
     run.skip(finished)
     with source.reading(files_of(recipe), spans(run.unfinished())) as files:
         run.open(files)
@@ -85,7 +85,7 @@ def copy(
         return run.result()
 
 
-def _in_threads(run: "_Run", workers: int) -> None:
+def _in_threads(run: "_CopyRun", workers: int) -> None:
     with ThreadPoolExecutor(workers, thread_name_prefix="copy") as pool:
         futures = [pool.submit(run.work) for _ in range(workers)]
         try:
@@ -101,7 +101,7 @@ def files_of(recipe: Recipe) -> list[str]:
     return sorted({one.file for step in recipe.steps for one in (step.source, step.scale) if one})
 
 
-class _Run:
+class _CopyRun:
     """One run's state: the steps not yet taken, and what was done."""
 
     def __init__(
@@ -110,7 +110,7 @@ class _Run:
         sink: Sink,
         on_progress: Callable[[int], None],
         allow_inexact: bool,
-        log: Log | None,
+        log: CopyLog | None,
     ) -> None:
         self._recipe = recipe
         self._is_finished = bytearray(len(recipe.steps))
@@ -302,7 +302,7 @@ class _Piece:
 
     __slots__ = ("at", "cut", "done", "hash", "places")
 
-    def __init__(self, cut: Cut | None, at: int, places: list[tuple[int, str, int]]) -> None:
+    def __init__(self, cut: Slice | None, at: int, places: list[tuple[int, str, int]]) -> None:
         self.cut = cut
         self.at = at
         self.places = places

@@ -20,7 +20,7 @@ from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.make_plan import refuse_infeasible
 from dsv4_shard.sharding.header_archive import SKELETON_NAME, write_skeleton
 from dsv4_shard.sharding.joining import share_name
-from dsv4_shard.sharding.manifest import PLAN_NAME, Made
+from dsv4_shard.sharding.manifest import PLAN_NAME, Provenance
 from dsv4_shard.sharding.recipe import Recipe
 from dsv4_shard.sharding.recipe_builder import make_recipe
 from dsv4_shard.sources.base import Source
@@ -60,9 +60,11 @@ class Job:
         return share_name(self.ranks) if self.is_share else ""
 
     @property
-    def made(self) -> Made:
+    def made(self) -> Provenance:
         plan = self.companions.get(PLAN_NAME)
-        return Made(self.layout, self.world, self.identity, self.origin, digest_of(plan) if plan is not None else None)
+        return Provenance(
+            self.layout, self.world, self.identity, self.origin, digest_of(plan) if plan is not None else None
+        )
 
     @property
     def nbytes(self) -> int:
@@ -110,13 +112,13 @@ def deploy(plan: Plan, inventory: Inventory) -> tuple[Engine, Layout, Context]:
         )
     if plan.unwritten is not None:
         raise UsageError(f"no shards for this: {plan.unwritten}", hint="Serve the checkpoint itself, as `plan` says.")
-    return engine, engine.layout, Context(inventory, choose(inventory, request).at)
+    return engine, engine.layout, Context(inventory, choose(inventory, request).deployment)
 
 
 def world_of(plan: Plan, inventory: Inventory) -> int:
     """How many ranks a plan's files are for. Raises as `prepare` does."""
     _, layout, context = deploy(plan, inventory)
-    return context.at.readers(layout.by_node)
+    return context.deployment.readers(layout.by_node)
 
 
 def prepare(checkpoint: Checkpoint, inventory: Inventory, plan: Plan, ranks: tuple[int, ...] | None = None) -> Job:
@@ -125,7 +127,7 @@ def prepare(checkpoint: Checkpoint, inventory: Inventory, plan: Plan, ranks: tup
     Raises InfeasiblePlan, IncompleteCheckpoint, and UsageError where the engine has no file layout or no such rank.
     """
     engine, layout, context = deploy(plan, inventory)
-    at, world = context.at, context.at.readers(layout.by_node)
+    deployment, world = context.deployment, context.deployment.readers(layout.by_node)
     wanted = ranks if ranks is not None else tuple(range(world))
     beyond = [rank for rank in wanted if not 0 <= rank < world]
     if beyond:
@@ -134,7 +136,7 @@ def prepare(checkpoint: Checkpoint, inventory: Inventory, plan: Plan, ranks: tup
     companions = _copied(checkpoint, layout.copied(context))
     companions |= layout.companions(checkpoint.document, context)
     if layout.by_node:
-        folders = {rank: layout.file_name(rank, 0, at) for rank in wanted}
+        folders = {rank: layout.file_name(rank, 0, deployment) for rank in wanted}
         companions = {folder + name: content for folder in folders.values() for name, content in companions.items()}
         companions |= {folder + INDEX_FILE: _index(recipe, rank) for rank, folder in folders.items()}
     companions[PLAN_NAME] = plan.to_json().encode()

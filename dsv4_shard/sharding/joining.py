@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 
 from dsv4_shard.catalog.rank_ranges import say_ranks, span_of
 from dsv4_shard.errors import OtherDeployment, OutputNotEmpty, RanksThere, SharesDiffer
-from dsv4_shard.sharding.manifest import Made, Manifest, ManifestCompanion, made_differences
+from dsv4_shard.sharding.manifest import Manifest, ManifestCompanion, Provenance, made_differences
 from dsv4_shard.sharding.recipe import OutputFile
 from dsv4_shard.storage.digests import digest_of
 
 
-def refuse_unjoinable(where: str, there: Manifest, made: Made, ranks: Iterable[int]) -> None:
+def refuse_unjoinable(where: str, there: Manifest, made: Provenance, ranks: Iterable[int]) -> None:
     """Raise OtherDeployment, RanksThere or OutputNotEmpty where a share of `ranks` cannot join the result `there`."""
     for difference in made_differences(there.made, made):
         raise OtherDeployment(f"{where}: holds {say_ranks(there.ranks)} of another deployment: {difference}")

@@ -31,7 +31,7 @@ _STEP = struct.Struct("<IIQQ")
 """Number of the step, of its digests, of its inexact values; bytes put."""
 
 
-class Run(BaseModel):
+class RunIdentity(BaseModel):
     """What a run writes and from what: work of one run is of use to another only where all of this is equal.
 
     `request` is the plan's, `times` the source files' modification times in ns, `files` the output's bytes by name;
@@ -62,7 +62,7 @@ class Finished(NamedTuple):
 class Unfinished:
     """A journal as it was found: whose it is, what is finished, and where its sound entries end."""
 
-    run: Run
+    run: RunIdentity
     finished: list[Finished]
     stop: int
 
@@ -78,7 +78,7 @@ def read_journal(path: Path) -> Unfinished | None:
             first = next(entries, None)
             if first is None:
                 return None
-            run = Run.model_validate_json(first)
+            run = RunIdentity.model_validate_json(first)
             stop = file.tell()
             finished: list[Finished] = []
             for entry in entries:
@@ -91,13 +91,13 @@ def read_journal(path: Path) -> Unfinished | None:
     return Unfinished(run, finished, stop)
 
 
-def refuse_other(then: Run, now: Run, where: Path) -> None:
+def refuse_other(then: RunIdentity, now: RunIdentity, where: Path) -> None:
     """Raise OtherRun, with what differs first, where the work of `then` is of no use for `now`."""
     for difference in _run_differences(then, now):
         raise OtherRun(f"{where}: holds the unfinished work of another run: {difference}", hint=_hint(then, now))
 
 
-def _hint(then: Run, now: Run) -> str | None:
+def _hint(then: RunIdentity, now: RunIdentity) -> str | None:
     """How to name the commit that the earlier run was of, where that is what differs."""
     was = then.origin.revision
     if was is None or was == now.origin.revision:
@@ -110,7 +110,7 @@ def _said(value: object) -> object:
     return "not given" if value is None else value
 
 
-def _run_differences(then: Run, now: Run) -> Iterator[str]:
+def _run_differences(then: RunIdentity, now: RunIdentity) -> Iterator[str]:
     if then.tool_version != now.tool_version:
         yield f"it was made by dsv4-shard {then.tool_version}, this is {now.tool_version}"
     for option in now.request:
@@ -135,7 +135,7 @@ class Journal:
     def __init__(
         self,
         path: Path,
-        run: Run,
+        run: RunIdentity,
         stop: int,
         settle: Callable[[], None],
         flush: Callable[[], None],

@@ -47,7 +47,7 @@ Run = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
 """So many pieces of so many bytes."""
 
 
-class Made(NamedTuple):
+class Provenance(NamedTuple):
     """What all shares of one result have in common: what their files were made for, and from."""
 
     layout: str
@@ -57,7 +57,7 @@ class Made(NamedTuple):
     plan_digest: str | None
 
 
-def made_differences(then: Made, now: Made) -> Iterator[str]:
+def made_differences(then: Provenance, now: Provenance) -> Iterator[str]:
     """How two shares are not of one result, each in a line."""
     if then.layout != now.layout:
         yield f"its layout is {short_name(then.layout)}, here it is {short_name(now.layout)}"
@@ -156,8 +156,8 @@ class Manifest(_Document):
         return self
 
     @property
-    def made(self) -> Made:
-        return Made(self.layout, self.world, self.identity, self.source, self.plan_digest)
+    def made(self) -> Provenance:
+        return Provenance(self.layout, self.world, self.identity, self.source, self.plan_digest)
 
     @property
     def names(self) -> set[str]:

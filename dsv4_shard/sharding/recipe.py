@@ -55,7 +55,7 @@ class OutputFile:
         return max((info.stop for info in self.tensors.values()), default=0)
 
 
-class Cut(NamedTuple):
+class Slice(NamedTuple):
     """A rectangle of the source, and its padding: `pad_cols` bytes on the right of each row, `pad_rows` rows below.
 
     It counts in bytes and rows of the source as repeated (see `Step.repeat`), before any conversion.
@@ -74,17 +74,17 @@ class Cut(NamedTuple):
         return self.rectangle.stop - self.rectangle.start + self.pad_cols
 
 
-Spread = tuple[tuple[Cut, tuple[int, ...]], ...]
+SliceMap = tuple[tuple[Slice, tuple[int, ...]], ...]
 """Which cut goes to which files (by number). All cuts of a spread have the same size."""
 
 
-class Landing(NamedTuple):
+class Destination(NamedTuple):
     """Where the cuts of a step land: `at` bytes into the output tensor `tensor` of each file, as its piece `slot`."""
 
     tensor: str
     at: int
     slot: int
-    spread: Spread
+    spread: SliceMap
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class Step:
     """
 
     source: Tensor
-    landings: tuple[Landing, ...]
+    landings: tuple[Destination, ...]
     conversion: Conversion | None = None
     repeat: int = 1
     fill: bytes = b"\0"

@@ -15,12 +15,12 @@ from typing import NamedTuple
 from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.engines.deployment import Context
 from dsv4_shard.engines.engine import Engine
-from dsv4_shard.engines.layout import Constant, Kept, Layout, LeftOut
+from dsv4_shard.engines.layout import Constant, Layout, LeftOut, TargetTensor
 from dsv4_shard.engines.placement import Expert, Pad, Placement, Replicate, Split, local_size
 from dsv4_shard.models.dialects import NATIVE
 from dsv4_shard.models.names import scale_name
 from dsv4_shard.models.roles import Part, Stage, TensorName
-from dsv4_shard.sharding.recipe import ALL_RANKS, Cut, Fixed, Landing, OutputFile, Recipe, Spread, Step
+from dsv4_shard.sharding.recipe import ALL_RANKS, Destination, Fixed, OutputFile, Recipe, Slice, SliceMap, Step
 from dsv4_shard.storage.runtime import collector_paused
 from dsv4_shard.tensors.decoding import TRANSFORMS
 from dsv4_shard.tensors.dtype_casts import CONVERSIONS, Conversion
@@ -54,7 +54,7 @@ class _FileKey(NamedTuple):
 class _RankSpread:
     """Which cut goes to which ranks, as one object for all tensors that are alike; `ranks` has all of them."""
 
-    cuts: tuple[tuple[Cut, tuple[int, ...]], ...]
+    cuts: tuple[tuple[Slice, tuple[int, ...]], ...]
     ranks: tuple[int, ...]
 
 
@@ -65,7 +65,7 @@ class _Batch(NamedTuple):
     """
 
     where: TensorName
-    kept: Kept
+    kept: TargetTensor
     spread: _RankSpread
     nbytes: int
     conversion: Conversion | None
@@ -113,7 +113,7 @@ class _Maker:
     ) -> None:
         self._checkpoint, self._layout = checkpoint, layout
         self._context, self._ranks, self._wanted = context, ranks, frozenset(ranks)
-        self._world = context.at.readers(layout.by_node)
+        self._world = context.deployment.readers(layout.by_node)
         self._shares = layout.shares_files and self._world > 1
         roles = {where.role for where in context.inventory.names.values()}
         self._placements = {role: engine.place(role, context) for role in roles}
@@ -123,7 +123,7 @@ class _Maker:
             self._placements = {role: _undivided(placement) for role, placement in self._placements.items()}
             self._look_at_files()
         self._rank_spreads: dict[object, _RankSpread] = {}
-        self._spreads: dict[tuple[str, str, _RankSpread], Spread] = {}
+        self._spreads: dict[tuple[str, str, _RankSpread], SliceMap] = {}
         self._slots: dict[tuple[int, ...], _Slots] = {}
         self._infos: dict[TensorInfo, TensorInfo] = {}
         self._left_out: dict[str, str] = {}
@@ -168,7 +168,7 @@ class _Maker:
 
     def _alike(self) -> dict[tuple[Stage, int], dict[object, list[Tensor]]]:
         """For each layer its tensors, those together that go the same way: alike but for their expert's number."""
-        config, ep = self._context.config, self._context.at.ep
+        config, ep = self._context.config, self._context.deployment.ep
         each = {stage: max(1, config.experts_in(stage) // ep) for stage in Stage}
         layers: dict[tuple[Stage, int], dict[object, list[Tensor]]] = {}
         for name, (role, part, stage, layer, expert) in self._context.inventory.names.items():
@@ -201,7 +201,7 @@ class _Maker:
                 joined.append(batch)
             else:
                 yield from self._unjoined(batch, numbers)
-        arrivals: dict[object, tuple[_Source, list[Landing]]] = {}
+        arrivals: dict[object, tuple[_Source, list[Destination]]] = {}
         for (folder, file, name, ranks), sources in self._collect(joined).items():
             sources.sort(key=lambda source: source.place)
             slots = self._slots_of(tuple([source.batch.nbytes for source in sources]))
@@ -211,7 +211,7 @@ class _Maker:
                 if not batch.is_scale_of_transform:
                     kept = batch.kept
                     treated = (source.tensor.name, kept.dtype, kept.repeat, kept.fill, kept.transform)
-                    landing = Landing(name, at, slot, self._spread_over_files(batch, numbers))
+                    landing = Destination(name, at, slot, self._spread_over_files(batch, numbers))
                     arrivals.setdefault(treated, (source, []))[1].append(landing)
         for source, landings in arrivals.values():
             yield self._step(source.tensor, source.batch, tuple(landings))
@@ -226,9 +226,9 @@ class _Maker:
         if not batch.is_scale_of_transform:
             spread = self._spread_over_files(batch, numbers)
             for tensor, name in zip(batch.tensors, names, strict=True):
-                yield self._step(tensor, batch, (Landing(name, 0, 0, spread),))
+                yield self._step(tensor, batch, (Destination(name, 0, 0, spread),))
 
-    def _name_alone(self, tensor: Tensor, kept: Kept) -> str:
+    def _name_alone(self, tensor: Tensor, kept: TargetTensor) -> str:
         """What a tensor is called that no other is joined with."""
         return kept.names.unparse(self._context.inventory.names[tensor.name]) if kept.names else tensor.name
 
@@ -260,7 +260,7 @@ class _Maker:
             self._slots[sizes] = _Slots(tuple(zip([0, *ends[:-1]], count(), strict=False)), runs, ends[-1])
         return self._slots[sizes]
 
-    def _spread_over_files(self, batch: _Batch, numbers: dict[_FileKey, int]) -> Spread:
+    def _spread_over_files(self, batch: _Batch, numbers: dict[_FileKey, int]) -> SliceMap:
         """A batch's spread by the numbers of files; the same object for batches that are alike."""
         folder, file = batch.kept.folder, batch.kept.file
         key = (folder, file, batch.spread)
@@ -271,14 +271,16 @@ class _Maker:
             )
         return self._spreads[key]
 
-    def _spread(self, tensor: Tensor, where: TensorName, kept: Kept, placement: Placement) -> _RankSpread:
+    def _spread(self, tensor: Tensor, where: TensorName, kept: TargetTensor, placement: Placement) -> _RankSpread:
         """Which ranks get which cut of `tensor`; the same object for tensors that are alike."""
-        at = self._context.at
+        deployment = self._context.deployment
         owners = range(self._world)
         if isinstance(placement, Expert):
-            block = where.expert // (self._context.config.experts_in(where.stage) // at.ep)
-            gpus_each = at.world // self._world
-            owners = range(block * at.moe_tp // gpus_each, ((block + 1) * at.moe_tp - 1) // gpus_each + 1)
+            block = where.expert // (self._context.config.experts_in(where.stage) // deployment.ep)
+            gpus_each = deployment.world // self._world
+            owners = range(
+                block * deployment.moe_tp // gpus_each, ((block + 1) * deployment.moe_tp - 1) // gpus_each + 1
+            )
         shares = self._shares and not isinstance(placement, Expert) and kept.file not in self._mixed
         key = (tensor.dtype, tensor.shape, where.role, where.part, kept.repeat, owners, shares)
         if key not in self._rank_spreads:
@@ -286,16 +288,16 @@ class _Maker:
         return self._rank_spreads[key]
 
     def _new_spread(
-        self, tensor: Tensor, where: TensorName, kept: Kept, placement: Placement, owners: range, shares: bool
+        self, tensor: Tensor, where: TensorName, kept: TargetTensor, placement: Placement, owners: range, shares: bool
     ) -> _RankSpread:
         shape = tuple(size * kept.repeat for size in tensor.shape)
         inner = placement.inner if isinstance(placement, Expert) else placement
-        whole = Cut(whole_rectangle(tensor.dtype, shape))
+        whole = Slice(whole_rectangle(tensor.dtype, shape))
         ranks = tuple(rank for rank in owners if rank in self._wanted)
         if isinstance(inner, Replicate):
             ranks = (ALL_RANKS,) if shares else ranks
             return _RankSpread(((whole, ranks),), ranks)
-        parts = self._context.at.group(inner.group)
+        parts = self._context.deployment.group(inner.group)
         each = _elements_each(tensor, where, inner.axis, self._context)
         alone = parts == 1 and _cut(tensor, shape, inner, 1, 0, each) == whole
         if alone and shares:
@@ -310,7 +312,9 @@ class _Maker:
         outputs = self._outputs[key]
         readers = self._ranks if key.rank == ALL_RANKS else (key.rank,)
         part = 1 if key.rank == ALL_RANKS else 0
-        names = [key.folder + self._layout.file_name(rank, part, self._context.at) + key.file for rank in readers]
+        names = [
+            key.folder + self._layout.file_name(rank, part, self._context.deployment) + key.file for rank in readers
+        ]
         source = key.file if self._is_whole(key) else ""
         if source:
             header, tensors = _header_of(self._checkpoint, source, self._members[source])
@@ -336,7 +340,7 @@ class _Maker:
             return _ORDINARY if key.file else {}
         return identity | {"rank": "all" if key.rank == ALL_RANKS else str(key.rank)}
 
-    def _step(self, tensor: Tensor, batch: _Batch, landings: tuple[Landing, ...]) -> Step:
+    def _step(self, tensor: Tensor, batch: _Batch, landings: tuple[Destination, ...]) -> Step:
         if batch.kept.transform is not None:
             scale = self._checkpoint.tensors[scale_name(tensor.name)]
             return Step(tensor, landings, transform=TRANSFORMS[batch.kept.transform], scale=scale)
@@ -364,7 +368,7 @@ def _elements_each(tensor: Tensor, where: TensorName, axis: int, context: Contex
     return 2 if axis == 1 and tensor.dtype in PACKED_FP4 else 1
 
 
-def _cut(tensor: Tensor, shape: tuple[int, ...], placement: Split | Pad, parts: int, index: int, each: int) -> Cut:
+def _cut(tensor: Tensor, shape: tuple[int, ...], placement: Split | Pad, parts: int, index: int, each: int) -> Slice:
     """Part `index` of `parts` along the placement's axis, with its padding; `each` as `_elements_each` says."""
     axis, size = placement.axis, shape[placement.axis]
     local = local_size(size, placement, parts, each)
@@ -374,15 +378,15 @@ def _cut(tensor: Tensor, shape: tuple[int, ...], placement: Split | Pad, parts: 
         start, stop = split(size, parts, index)
     area = slice_rectangle(tensor.dtype, shape, axis, start, stop)
     pad = local - (stop - start)
-    return Cut(area, pad_rows=pad) if axis == 0 else Cut(area, pad_cols=pad * DTYPE_BITS[tensor.dtype] // 8)
+    return Slice(area, pad_rows=pad) if axis == 0 else Slice(area, pad_cols=pad * DTYPE_BITS[tensor.dtype] // 8)
 
 
-def _converted_nbytes(tensor: Tensor, kept: Kept, nbytes: int) -> int:
+def _converted_nbytes(tensor: Tensor, kept: TargetTensor, nbytes: int) -> int:
     conversion = CONVERSIONS.get((tensor.dtype, kept.dtype))
     return conversion.nbytes(nbytes) if conversion else nbytes
 
 
-def _landed_nbytes(tensor: Tensor, where: TensorName, kept: Kept, spread: _RankSpread) -> int:
+def _landed_nbytes(tensor: Tensor, where: TensorName, kept: TargetTensor, spread: _RankSpread) -> int:
     """Bytes that a source adds to its output tensor on one rank."""
     cut = spread.cuts[0][0]
     if kept.transform is None:
@@ -391,7 +395,7 @@ def _landed_nbytes(tensor: Tensor, where: TensorName, kept: Kept, spread: _RankS
     return rows * cols * DTYPE_BITS[kept.dtype] // 8
 
 
-def _transformed_shape(tensor: Tensor, where: TensorName, kept: Kept, rows: int) -> tuple[int, int]:
+def _transformed_shape(tensor: Tensor, where: TensorName, kept: TargetTensor, rows: int) -> tuple[int, int]:
     transform = TRANSFORMS[kept.transform or ""]
     shape = (rows, tensor.shape[1])
     return transform.weight_shape(shape) if where.part is Part.WEIGHT else transform.scale_shape(shape)

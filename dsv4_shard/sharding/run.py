@@ -11,7 +11,7 @@ from dsv4_shard.errors import NotAResult, OtherDeployment, SourceChanged, WriteF
 from dsv4_shard.sharding.copy import CopyResult, FileSink, copy, pieces_of
 from dsv4_shard.sharding.job import Job, Outcome
 from dsv4_shard.sharding.joining import joined_digests, new_files, refuse_other_companions, refuse_unjoinable
-from dsv4_shard.sharding.journal import Finished, Journal, Run, Unfinished, read_journal, refuse_other
+from dsv4_shard.sharding.journal import Finished, Journal, RunIdentity, Unfinished, read_journal, refuse_other
 from dsv4_shard.sharding.manifest import Manifest, ManifestCompanion, ManifestFile, load_manifest
 from dsv4_shard.sharding.recipe import OutputFile, Recipe
 from dsv4_shard.sources.base import Source
@@ -135,7 +135,7 @@ def _joined(there: Manifest, own: Manifest, job: Job, out: Path) -> Manifest:
     return joined
 
 
-def _run(job: Job, checkpoint: Checkpoint) -> Run:
+def _run(job: Job, checkpoint: Checkpoint) -> RunIdentity:
     """What tells this run's work from any other's. Raises SourceChanged where a file is not what its header said."""
     for file in checkpoint.files:
         with checkpoint.source.open(file.name) as opened:
@@ -146,7 +146,7 @@ def _run(job: Job, checkpoint: Checkpoint) -> Run:
         recipe.update(output.header)
     for step in job.recipe.steps:  # a journal has their numbers
         recipe.update(step.source.name.encode())
-    return Run(
+    return RunIdentity(
         tool_version=__version__,
         origin=job.origin,
         request=job.request,
@@ -157,7 +157,7 @@ def _run(job: Job, checkpoint: Checkpoint) -> Run:
     )
 
 
-def _earlier(staging: Staging, run: Run, recipe: Recipe, source: Source, restart: bool) -> Unfinished:
+def _earlier(staging: Staging, run: RunIdentity, recipe: Recipe, source: Source, restart: bool) -> Unfinished:
     """The work that an earlier run of the same job left, if it is whole and wanted; else nothing, in an empty folder.
 
     Raises OtherRun where it is another job's.

@@ -20,7 +20,14 @@ from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE, SINGLE_
 from dsv4_shard.sources.hub_http import HubFiles, is_server, raise_for, refuse, transport_errors
 from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.sources.remote import Listed, RemoteSource
-from dsv4_shard.sources.remote_headers import HeadCache, Heads, read_headers, read_small, wanted_headers, weight_map_of
+from dsv4_shard.sources.remote_headers import (
+    HeaderCache,
+    RemoteHeaders,
+    read_headers,
+    read_small,
+    wanted_headers,
+    weight_map_of,
+)
 from dsv4_shard.sources.retry import persist
 from dsv4_shard.tensors.header import LENGTH_BYTES
 from dsv4_shard.text.sanitize import short
@@ -43,8 +50,8 @@ class Repository:
     label: str
 
     @property
-    def cache(self) -> HeadCache:
-        return HeadCache(self.endpoint, self.repo_id)
+    def cache(self) -> HeaderCache:
+        return HeaderCache(self.endpoint, self.repo_id)
 
 
 def open_repository(label: str, repo_id: str, revision: str | None, *, refresh: bool, exact: bool) -> Source:
@@ -72,7 +79,7 @@ def open_repository(label: str, repo_id: str, revision: str | None, *, refresh: 
                 raise
             return _from_caches(repository, exact, str(error))
         repository.cache.remember(repository.revision, commit)
-        kept = repository.cache.load(commit) or Heads(listing, {}, False)
+        kept = repository.cache.load(commit) or RemoteHeaders(listing, {}, False)
     return _source(repository, commit, kept, exact)
 
 
@@ -107,7 +114,7 @@ def _known_commit(repository: Repository, refresh: bool) -> str | None:
     return None if refresh else repository.cache.commit_of(repository.revision)
 
 
-def _source(repository: Repository, commit: str, kept: Heads, exact: bool) -> Source:
+def _source(repository: Repository, commit: str, kept: RemoteHeaders, exact: bool) -> Source:
     """The folder that holds all of a commit, or a source that fetches what is missing."""
     snapshot = _snapshot(repository, commit, kept.listing)
     if snapshot is not None and _holds(snapshot, kept.listing):
@@ -244,7 +251,7 @@ def _listed(siblings: Iterable[Any], what: str) -> Iterable[tuple[str, Listed]]:
         yield file.rfilename, Listed(file.size, sha256 or file.blob_id or "", sha256)
 
 
-def _read_heads(repository: Repository, source: RemoteSource, exact: bool) -> Heads:
+def _read_heads(repository: Repository, source: RemoteSource, exact: bool) -> RemoteHeaders:
     """Config, index, and the headers of the weight files, as far as there are any."""
     listing = source.listing
     small = read_small(source)
@@ -253,8 +260,8 @@ def _read_heads(repository: Repository, source: RemoteSource, exact: bool) -> He
     if not exact and not here and INDEX_FILE in small and repository.revision == _MAIN:
         rebuilt = _ask_headers(repository, {name: listing[name].nbytes for name in wanted})
         if rebuilt is not None:
-            return Heads(listing, small | rebuilt, True)
-    return Heads(listing, small | read_headers(source, wanted), False)
+            return RemoteHeaders(listing, small | rebuilt, True)
+    return RemoteHeaders(listing, small | read_headers(source, wanted), False)
 
 
 def _ask_headers(repository: Repository, nbytes: Mapping[str, int]) -> dict[str, bytes] | None:

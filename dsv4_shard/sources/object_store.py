@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 import xxhash
 
 from dsv4_shard.errors import BadAnswer, NotFound, Unreachable, UsageError
-from dsv4_shard.sources.object_store_errors import _CREDENTIALS, _VARIABLES, _first_line, _meaning, _replaced
+from dsv4_shard.sources.object_store_errors import CREDENTIALS, VARIABLES, first_line, replaced, translate
 from dsv4_shard.sources.remote import Listed, RemoteSource
-from dsv4_shard.sources.remote_headers import HeadCache, Heads, read_headers, read_small, wanted_headers
+from dsv4_shard.sources.remote_headers import HeaderCache, RemoteHeaders, read_headers, read_small, wanted_headers
 from dsv4_shard.text.sanitize import short_name
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Store:
                 self.client, name, options={"if_match": listed.stamp, "range": (start, start + len(buffer))}
             )
             if _quoted(got.meta["e_tag"], name) != listed.stamp:
-                raise _replaced(what)  # by a store that does not look at If-Match
+                raise replaced(what)  # by a store that does not look at If-Match
             if got.range != (start, start + len(buffer)) or got.meta["size"] != listed.nbytes:
                 raise BadAnswer(
                     f"{what}: gave bytes {got.range[0]} to {got.range[1]} of {got.meta['size']}, "
@@ -149,7 +149,7 @@ class Store:
         try:
             yield
         except (BaseError, FileNotFoundError) as error:
-            raise _meaning(error, what, self.place) from None
+            raise translate(error, what, self.place) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +179,7 @@ def connect(url: str) -> Store:
     try:
         return Store(store_url, from_url(store_url, retry_config=_RETRIES))
     except BaseError as error:
-        raise UsageError(f"{url}: {_first_line(error)}", hint=_CREDENTIALS[scheme]) from None
+        raise UsageError(f"{url}: {first_line(error)}", hint=CREDENTIALS[scheme]) from None
 
 
 def _one_url(url: str) -> tuple[str, str]:
@@ -194,7 +194,7 @@ def _one_url(url: str) -> tuple[str, str]:
             f"{parts.scheme}://...: a URL with credentials, a query or a fragment: it would be written down in plans",
             hint="Name bucket and prefix alone; credentials come from the environment.",
         )
-    if parts.scheme not in _VARIABLES or not _BUCKET.fullmatch(parts.netloc):
+    if parts.scheme not in VARIABLES or not _BUCKET.fullmatch(parts.netloc):
         raise UsageError(f"{url}: not a place that is read or written", hint=_SUPPORTED)
     path = parts.path.rstrip("/")
     if not {"", ".", ".."}.isdisjoint(path.split("/")[1:]):
@@ -215,11 +215,11 @@ def open_store(url: str) -> RemoteSource:
             f"{url}: nothing there", hint="Name the bucket and the prefix under which config.json and the weights are."
         )
     source = RemoteSource(StoreFiles(store, listing), store.url, None, listing, {})
-    cache, digest = HeadCache("stores", store.url), _digest(listing)
+    cache, digest = HeaderCache("stores", store.url), _digest(listing)
     kept = cache.load(digest)
     if kept is None or kept.listing != listing:
         small = read_small(source)
-        kept = Heads(listing, small | read_headers(source, wanted_headers(source, small)), False)
+        kept = RemoteHeaders(listing, small | read_headers(source, wanted_headers(source, small)), False)
         cache.save(digest, kept)
     return replace(source, heads=kept.heads)
 

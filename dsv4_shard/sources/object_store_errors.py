@@ -14,10 +14,10 @@ from dsv4_shard.errors import (
 )
 from dsv4_shard.text.sanitize import short_name
 
-_VARIABLES = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE"}
+VARIABLES = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE"}
 """scheme → how the environment variables begin that configure its client."""
 
-_CREDENTIALS = {
+CREDENTIALS = {
     "s3": "Set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION (`aws configure export-credentials --format "
     "env` prints those of a profile), or AWS_SKIP_SIGNATURE=true for a public bucket.",
     "gs": "Set GOOGLE_APPLICATION_CREDENTIALS to a file of credentials, or GOOGLE_SKIP_SIGNATURE=true for a public "
@@ -47,7 +47,7 @@ _SAID = {"Timeout": "no answer in time", "Connect": "no connection", "Interrupte
 _THROTTLED = ("SlowDown", "TooManyRequests", "RequestLimitExceeded", "ServerBusy")
 
 
-def _meaning(error: Exception, what: str, place: str) -> ShardError:
+def translate(error: Exception, what: str, place: str) -> ShardError:
     """The error to raise. Of the client's own text, which has addresses and may have signatures, little is shown."""
     text = str(error)
     scheme = place.partition(":")[0]
@@ -56,9 +56,9 @@ def _meaning(error: Exception, what: str, place: str) -> ShardError:
     answer = f"{status} {code}".strip()
     tried = f", after {found['retries']} retries" if "retries" in found else ""
     if _IDENTITY.search(text):
-        return AccessRefused(f"{what}: no credentials for {scheme}:// are set", hint=_CREDENTIALS[scheme])
+        return AccessRefused(f"{what}: no credentials for {scheme}:// are set", hint=CREDENTIALS[scheme])
     if status in (401, 403):
-        return AccessRefused(f"{what}: {place} refused access ({answer})", hint=_CREDENTIALS[scheme])
+        return AccessRefused(f"{what}: {place} refused access ({answer})", hint=CREDENTIALS[scheme])
     if code == "NoSuchUpload":
         return ServerFailed(f"{what}: the upload broke off at its end", hint=_AGAIN)
     if code in ("NoSuchBucket", "ContainerNotFound"):
@@ -66,7 +66,7 @@ def _meaning(error: Exception, what: str, place: str) -> ShardError:
     if status == 404 or isinstance(error, FileNotFoundError):
         return NotFound(f"{what}: not there", hint="It is listed, or was: see what else writes to this place.")
     if status == 412:
-        return _replaced(what)
+        return replaced(what)
     if status == 429 or code in _THROTTLED:
         return Throttled(f"{what}: {place} answered {answer}{tried}", hint="The store limits how often it is "
                          "asked. Run again later: what is done is not done again.")  # fmt: skip
@@ -76,7 +76,7 @@ def _meaning(error: Exception, what: str, place: str) -> ShardError:
         return BadAnswer(f"{what}: the server ignores Range: it gave the whole object", hint="Reading from afar needs "
                          "ranges. Use another endpoint, or download the checkpoint.")  # fmt: skip
     if "BadScheme" in text:
-        variable = f"{_VARIABLES[scheme]}_ALLOW_HTTP"
+        variable = f"{VARIABLES[scheme]}_ALLOW_HTTP"
         return Unreachable(f"{what}: its endpoint is http://, which is not encrypted", hint=f"Set {variable}=true.")
     if "region" in found or "redirect without LOCATION" in text:
         where = f", {found['region']}" if "region" in found else ""
@@ -85,11 +85,11 @@ def _meaning(error: Exception, what: str, place: str) -> ShardError:
         return BadAnswer(f"{what}: {place} answered with nothing but redirects", hint="Check endpoint and region.")
     if broken := found.get("broken"):
         return ServerFailed(f"{what}: {_SAID[broken]}{tried}", hint=f"{_AGAIN} The endpoint is that of "
-                            f"{_VARIABLES[scheme]}_ENDPOINT_URL, or the cloud's own.")  # fmt: skip
-    return BadAnswer(f"{what}: {place} answered {answer}" if status else f"{what}: {_first_line(error)}")
+                            f"{VARIABLES[scheme]}_ENDPOINT_URL, or the cloud's own.")  # fmt: skip
+    return BadAnswer(f"{what}: {place} answered {answer}" if status else f"{what}: {first_line(error)}")
 
 
-def _replaced(what: str) -> SourceChanged:
+def replaced(what: str) -> SourceChanged:
     return SourceChanged(f"{what}: replaced by another object since it was listed")
 
 
@@ -98,7 +98,7 @@ _FOUND = {"status": _STATUS, "code": _CODE, "retries": _RETRIED, "region": _REGI
 _AGAIN = "Run again when the store answers: what is done is not done again."
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """What an error says first, without what may be secret in an address."""
     line = re.sub(r"\?\S*|^Generic \w+ error: ", "", str(error).partition("\n")[0])
     return short_name(re.sub(r"://[^\s/]*@", "://", line))

@@ -43,7 +43,7 @@ Fetch = Callable[[str, int, memoryview, threading.Event], None]
 
 
 @dataclass(eq=False, slots=True)
-class Block:
+class FetchRange:
     """Bytes `[start, stop)` of a file; `wanted` of them are still to be read, and are in `data` once they have come."""
 
     file: str
@@ -66,7 +66,7 @@ class _Piece(NamedTuple):
     is_wanted: bool
 
 
-def blocks(spans: list[Span]) -> Iterator[Block]:
+def blocks(spans: list[Span]) -> Iterator[FetchRange]:
     """The blocks that cover spans which are read for one file's tensors, in the order to be fetched.
 
     That is the order of the bytes, from the file's beginning to its end, but for scales that lie behind their weights:
@@ -136,7 +136,7 @@ def _runs(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
         yield run
 
 
-def _cut(run: list[_Piece]) -> Iterator[Block]:
+def _cut(run: list[_Piece]) -> Iterator[FetchRange]:
     """Blocks of at most BLOCK_BYTES that cover a run; each knows how many bytes of it are wanted."""
     waiting = deque(run)
     start, stop = run[0].start, max(piece.stop for piece in run)
@@ -151,16 +151,16 @@ def _cut(run: list[_Piece]) -> Iterator[Block]:
                 longer.append(piece)
         waiting.extendleft(reversed(longer))
         if wanted:
-            yield Block(run[0].file, start, end, wanted)
+            yield FetchRange(run[0].file, start, end, wanted)
         start = end
 
 
 class Watcher(Protocol):
     """Is told of blocks: all that will be fetched for one file's tensors, then each as it has come. May raise."""
 
-    def expect(self, blocks: list[Block]) -> None: ...
+    def expect(self, blocks: list[FetchRange]) -> None: ...
 
-    def take(self, block: Block, data: memoryview) -> None: ...
+    def take(self, block: FetchRange, data: memoryview) -> None: ...
 
 
 class Readahead:
@@ -174,7 +174,7 @@ class Readahead:
     def __init__(self, fetch: Fetch, spans: Iterable[list[Span]], watcher: Watcher) -> None:
         self._fetch, self._watcher = fetch, watcher
         self._upcoming = self._expected(spans)
-        self._live: dict[str, list[Block]] = defaultdict(list)
+        self._live: dict[str, list[FetchRange]] = defaultdict(list)
         self._held = self._consumed = 0
         self._beyond = 0
         self._is_over = False
@@ -215,13 +215,13 @@ class Readahead:
             self._consume(block, count)
             done += count
 
-    def _expected(self, spans: Iterable[list[Span]]) -> Iterator[Block]:
+    def _expected(self, spans: Iterable[list[Span]]) -> Iterator[FetchRange]:
         for alike in spans:
             upcoming = list(blocks(alike))
             self._watcher.expect(upcoming)
             yield from upcoming
 
-    def _await(self, file: str, at: int) -> tuple[Block, memoryview] | None:
+    def _await(self, file: str, at: int) -> tuple[FetchRange, memoryview] | None:
         """The block that holds byte `at`, when it has come; None where none will, or not before memory runs out.
 
         Where it is beyond the budget, others that read what comes before make room: one who waits lets the fetching go
@@ -245,12 +245,12 @@ class Readahead:
                 self._beyond -= is_stuck
             raise self._error
 
-    def _find(self, file: str, at: int) -> Block | None:
+    def _find(self, file: str, at: int) -> FetchRange | None:
         live = self._live[file]
         index = bisect_right(live, at, key=_start) - 1
         return live[index] if index >= 0 and at < live[index].stop else None
 
-    def _consume(self, block: Block, count: int) -> None:
+    def _consume(self, block: FetchRange, count: int) -> None:
         with self._changed:
             self._consumed += count
             block.wanted -= count
@@ -275,7 +275,7 @@ class Readahead:
                 self._error = self._error or error
                 self._changed.notify_all()
 
-    def _next(self) -> Block | None:
+    def _next(self) -> FetchRange | None:
         """The next block to fetch, when there is room for it; None where there is none, or nobody wants it."""
         with self._changed:
             while self._held >= BUDGET_BYTES and not (self._beyond or self._is_ending()):
@@ -294,5 +294,5 @@ class Readahead:
         return self._stopped.is_set() or self._error is not None
 
 
-def _start(block: Block) -> int:
+def _start(block: FetchRange) -> int:
     return block.start

@@ -17,7 +17,7 @@ from dsv4_shard.errors import ReadFailed
 from dsv4_shard.sources.base import InNoFolder, OpenFile, Span
 from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.sources.prefetch import Readahead
-from dsv4_shard.sources.sha256_check import Intact
+from dsv4_shard.sources.sha256_check import Sha256Check
 
 _NEVER = Event()
 
@@ -91,7 +91,7 @@ class RemoteSource(InNoFolder):
         local = set(filter(self._is_local, names))
         nbytes = {name: self._listed(name).nbytes for name in names}
         digests = {name: sha256 for name in names if (sha256 := self._listed(name).sha256)}
-        watcher = Intact(digests, self.heads, nbytes)
+        watcher = Sha256Check(digests, self.heads, nbytes)
         with ExitStack() as stack:
             opened: dict[str, OpenFile] = {}
             if self.local is not None:

@@ -98,7 +98,7 @@ _SECONDS_REMEMBERED = 3600
 
 
 @dataclass(frozen=True, slots=True)
-class Heads:
+class RemoteHeaders:
     """A commit's listing, and whole small files and headers of others; `rebuilt` where headers came parsed."""
 
     listing: Mapping[str, Listed]
@@ -106,7 +106,7 @@ class Heads:
     rebuilt: bool
 
 
-class HeadCache:
+class HeaderCache:
     """The cache of one repository at one server."""
 
     def __init__(self, endpoint: str, repo_id: str) -> None:
@@ -130,18 +130,18 @@ class HeadCache:
         """Whether something was kept of a commit, sound or not."""
         return self._archive(commit).is_file()
 
-    def load(self, commit: str) -> Heads | None:
+    def load(self, commit: str) -> RemoteHeaders | None:
         """What was kept of a commit."""
         try:
             with zipfile.ZipFile(self._archive(commit)) as archive:
                 document = json.loads(archive.read(_LISTING))
                 listing = {name: Listed(*entry) for name, entry in document["files"].items()}
                 heads = {name: archive.read(name) for name in archive.namelist() if name != _LISTING}
-                return Heads(listing, heads, document["rebuilt"])
+                return RemoteHeaders(listing, heads, document["rebuilt"])
         except (OSError, zipfile.BadZipFile, zlib.error, ValueError, KeyError, TypeError, EOFError, RuntimeError):
             return None
 
-    def save(self, commit: str, kept: Heads) -> None:
+    def save(self, commit: str, kept: RemoteHeaders) -> None:
         """Keep what was read. Not being able to is no reason to fail."""
         document = {"rebuilt": kept.rebuilt, "files": kept.listing}
         with contextlib.suppress(OSError), tempfile.SpooledTemporaryFile() as packed:

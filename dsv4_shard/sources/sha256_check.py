@@ -7,14 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dsv4_shard.errors import DamagedTransfer
-from dsv4_shard.sources.prefetch import BLOCK_BYTES, CONNECTIONS, HELD_BYTES, Block
+from dsv4_shard.sources.prefetch import BLOCK_BYTES, CONNECTIONS, HELD_BYTES, FetchRange
 from dsv4_shard.storage.runtime import default_workers
 
 _BACKLOG_BYTES = HELD_BYTES + 2 * CONNECTIONS * BLOCK_BYTES
 """Fetched and not yet hashed: more than can be there without the bytes that are next."""
 
 
-class Intact:
+class Sha256Check:
     """Hashes files whose blocks all come, in the order of their bytes. See `readahead.Watcher`.
 
     `sha256` has the digests due, `heads` the files' beginnings, which were fetched before; `nbytes` their sizes.
@@ -26,16 +26,16 @@ class Intact:
         self._running: dict[str, _Running] = {}
         self.passed: list[str] = []
 
-    def expect(self, blocks: list[Block]) -> None:
+    def expect(self, blocks: list[FetchRange]) -> None:
         """Begin with the files that these blocks cover from their heads to their ends, in about the order of bytes."""
-        by_file: dict[str, list[Block]] = {}
+        by_file: dict[str, list[FetchRange]] = {}
         for block in blocks:
             by_file.setdefault(block.file, []).append(block)
         for file, own in by_file.items():
             if file in self._sha256 and _covers(own, len(self._heads[file]), self._nbytes[file]):
                 self._running[file] = _Running(self._heads[file])
 
-    def take(self, block: Block, data: memoryview) -> None:
+    def take(self, block: FetchRange, data: memoryview) -> None:
         """Hash a block, when those before it were. Raises DamagedTransfer at the last one of a file that differs."""
         running = self._running.get(block.file)
         if running is None or not running.take(block.start, data) or running.edge < self._nbytes[block.file]:
@@ -70,7 +70,7 @@ def _compare(name: str, found: str, due: str) -> None:
         raise DamagedTransfer(f"{name}: SHA-256 {found} of the bytes that came, the repository says {due}")
 
 
-def _covers(blocks: list[Block], start: int, stop: int) -> bool:
+def _covers(blocks: list[FetchRange], start: int, stop: int) -> bool:
     """Whether blocks cover `[start, stop)`, none of the bytes twice, and few of them long before those before them."""
     waiting: dict[int, int] = {}
     backlog = 0

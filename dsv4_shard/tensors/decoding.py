@@ -19,7 +19,7 @@ Bytes = npt.NDArray[np.uint8]
 _FP4_GROUP_BYTES = FP4_GROUP // 2
 """Packed bytes of one FP4 group: two values a byte."""
 
-_FP4_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+FP4_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 _MAX_OFFSET_BITS = 6
 """6.0 · 2^6 = 384 fits E4M3 (448), 6.0 · 2^7 does not: the factor by which the cast scales values up."""
@@ -134,7 +134,7 @@ def _cast_tables() -> tuple[npt.NDArray[np.uint16], Bytes]:
     two are inexact.
     """
     # The converter's table has +0.0 for code 8, so a negative zero comes out positive.
-    magnitudes = np.array(_FP4_MAGNITUDES)
+    magnitudes = np.array(FP4_MAGNITUDES)
     values = np.concatenate([magnitudes, [0.0], -magnitudes[1:]])
     exact = np.ldexp(values, (_MAX_OFFSET_BITS - np.arange(256))[:, None])
     codes = _to_e4m3(exact)

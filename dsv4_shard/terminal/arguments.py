@@ -28,7 +28,7 @@ _SEARCHED = ("tp", "ep", "dp", "runner", "a2a", "shared_experts")
 # --- parts of the commands -----------------------------------------------------------------------------------------
 
 
-def _numbers(text: str, option: str) -> tuple[int, ...]:
+def numbers(text: str, option: str) -> tuple[int, ...]:
     try:
         numbers = tuple(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
@@ -38,7 +38,7 @@ def _numbers(text: str, option: str) -> tuple[int, ...]:
     return numbers
 
 
-def _default_repo() -> str:
+def default_repo() -> str:
     """The current folder if it is a checkpoint, else the one last inspected; says which."""
     from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE, SINGLE_FILE
     from dsv4_shard.terminal import last_inspected as recent
@@ -57,12 +57,12 @@ def _default_repo() -> str:
     return last
 
 
-def _asked(context: typer.Context) -> dict[str, Any]:
+def asked_for(context: typer.Context) -> dict[str, Any]:
     """What was asked for on the command line, by the names that options have in Python."""
     return {name: context.params[name] for name in _REQUEST_OPTIONS if _is_given(context, name)}
 
 
-def _refuse_beside_gpus(asked: dict[str, Any]) -> None:
+def refuse_beside_gpus(asked: dict[str, Any]) -> None:
     """The search tries all of these itself. Raises UsageError."""
     for name in _SEARCHED:
         if name in asked:
@@ -70,7 +70,7 @@ def _refuse_beside_gpus(asked: dict[str, Any]) -> None:
             raise UsageError(f"--gpus and {option}: the search tries them all", hint=f"Leave out {option}, or --gpus.")
 
 
-def _refuse_beside_compare(context: typer.Context) -> None:
+def refuse_beside_compare(context: typer.Context) -> None:
     """`plan --compare` takes no other option: the files say it all. Raises UsageError."""
     for name in context.params:
         if name not in ("compare", "as_json") and _is_given(context, name):
@@ -83,7 +83,7 @@ def _is_given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _text_or_log(text: str | None) -> str | Path | BinaryIO:
+def text_or_log(text: str | None) -> str | Path | BinaryIO:
     """A message as it was typed, the log of that name, or stdin."""
     if text == "-" or (text is None and not sys.stdin.isatty()):
         return sys.stdin.buffer

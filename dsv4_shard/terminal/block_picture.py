@@ -5,7 +5,7 @@ import math
 from rich.console import Console
 from rich.text import Text
 
-from dsv4_shard.planning.block_grid import BlockGrid, Cut
+from dsv4_shard.planning.block_grid import BlockCut, BlockGrid
 from dsv4_shard.tensors.geometry import ceil_div
 from dsv4_shard.terminal.text import MIN_WIDTH, heading, item
 
@@ -59,7 +59,7 @@ def _placed(grid: BlockGrid) -> str:
     return f", {held} on each of {grid.ranks} ranks"
 
 
-def _draw(console: Console, grid: BlockGrid, cuts: tuple[Cut, ...], label: str) -> None:
+def _draw(console: Console, grid: BlockGrid, cuts: tuple[BlockCut, ...], label: str) -> None:
     """Rows of blocks and parts, as far as they fit; nothing where not one cut would be seen."""
     fine = min(_FINEST, max(2, grid.ranks * grid.block // math.gcd(grid.size, grid.ranks * grid.block)))
     places = [_column(cut, grid.block, fine) for cut in cuts]
@@ -82,7 +82,7 @@ def _draw(console: Console, grid: BlockGrid, cuts: tuple[Cut, ...], label: str) 
             console.print(Text(f"  {name:{margin - 2}}{row}"), soft_wrap=True)
 
 
-def _column(cut: Cut, block: int, fine: int) -> int:
+def _column(cut: BlockCut, block: int, fine: int) -> int:
     column = cut.at * fine // block
     return column + 1 if cut.splits and column % fine == 0 else column
 

@@ -79,7 +79,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
 """Command → what an example is of (nothing: of the same as the one before), and its arguments."""
 
 
-class Command(TyperCommand):
+class HelpCommand(TyperCommand):
     """A command as this module shows it."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -102,7 +102,7 @@ class Command(TyperCommand):
             formatter.write_dl(exit_codes_of(str(self.name)))
 
 
-class Group(TyperGroup):
+class HelpGroup(TyperGroup):
     """All commands."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

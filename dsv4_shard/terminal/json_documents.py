@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from dsv4_shard.reassembly.source import Change
-from dsv4_shard.verification.documents import Together
+from dsv4_shard.reassembly.source import ChangedTensor
+from dsv4_shard.verification.documents import SharesVerification
 from dsv4_shard.version import __version__
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Clustered(_Document):
 
     shares: tuple[Share, ...]
     one_folder: bool
-    verification: Together
+    verification: SharesVerification
 
 
 class DryRunDocument(_Document):
@@ -101,7 +101,7 @@ class MergedDocument(Written, _Document):
     __doc__ = f"What was merged; `notes` and `changes` say in what it is not the original checkpoint.{_WRITTEN}"
 
     notes: tuple[str, ...]
-    changes: tuple[Change, ...]
+    changes: tuple[ChangedTensor, ...]
 
 
 def of_outcome(outcome: "Outcome") -> Resharded | Stored:

@@ -14,7 +14,7 @@ from dsv4_shard.terminal.text import heading, item, title
 from dsv4_shard.text.units import counted, quotient, size
 
 if TYPE_CHECKING:
-    from dsv4_shard.inspection.known_family import Cell, Dimension, Inspection, InspectionFinding
+    from dsv4_shard.inspection.known_family import DimensionRow, Inspection, InspectionFinding, MatrixCell
 
 _SHORT = {"sglang": "SGLang", "vllm": "vLLM", "reference": "reference", "trtllm": "TRT-LLM"}
 
@@ -79,7 +79,7 @@ def _known(*facts: tuple[int | None, str]) -> list[str]:
     return [words.format(number) for number, words in facts if number is not None]
 
 
-def _show_dimensions(console: Console, dimensions: "tuple[Dimension, ...]") -> None:
+def _show_dimensions(console: Console, dimensions: "tuple[DimensionRow, ...]") -> None:
     tps = [share.tp for share in dimensions[0].shares]
     heading(console, "Whole units per rank, by TP (blocks where the weight is quantized)")
     table = Table("dimension", "units", *(str(tp) for tp in tps), right=range(1, len(tps) + 2))
@@ -95,7 +95,7 @@ def _show_dimensions(console: Console, dimensions: "tuple[Dimension, ...]") -> N
     item(console, "! does not divide, in the weight or in its scale", "dim")
 
 
-def _show_matrix(console: Console, matrix: "tuple[Cell, ...]", gpu: str | None) -> None:
+def _show_matrix(console: Console, matrix: "tuple[MatrixCell, ...]", gpu: str | None) -> None:
     tps = list(dict.fromkeys(cell.tp for cell in matrix))
     cells = {(cell.engine, cell.tp): cell for cell in matrix}
     heading(console, f"What runs, by TP{f', on {gpu}' if gpu else ''}")
@@ -114,7 +114,7 @@ def _show_matrix(console: Console, matrix: "tuple[Cell, ...]", gpu: str | None) 
             item(console, f"{_SHORT[engine]} TP {', '.join(map(str, numbers))}: {line}")
 
 
-def _show_weights(console: Console, matrix: "tuple[Cell, ...]") -> None:
+def _show_weights(console: Console, matrix: "tuple[MatrixCell, ...]") -> None:
     tps = list(dict.fromkeys(cell.tp for cell in matrix))
     weights = {(cell.engine, cell.tp): cell.bytes_per_rank for cell in matrix}
     heading(console, "GiB of weights a rank, with the options that are named")
@@ -125,12 +125,12 @@ def _show_weights(console: Console, matrix: "tuple[Cell, ...]") -> None:
     table.show(console)
 
 
-def _mark(cell: "Cell") -> tuple[str, str]:
+def _mark(cell: "MatrixCell") -> tuple[str, str]:
     """The verdict as a sign and its style: whether TP alone runs, or only other options on as many GPUs."""
     return _OTHERWISE if cell.otherwise else _MARKS[cell.verdict]
 
 
-def _merge(cells: "Iterable[Cell]") -> dict[str, list[int]]:
+def _merge(cells: "Iterable[MatrixCell]") -> dict[str, list[int]]:
     """One line for neighbouring TPs of which the same is to be said."""
     lines: dict[str, list[int]] = {}
     cells = list(cells)

@@ -20,15 +20,16 @@ _WHOLE = str(Replicate())
 
 def show_plan(console: Console, plan: "Plan", engine: str, plan_file: str | None = None) -> None:
     """Verdict, placements, bytes, launch. `engine` is what it is called."""
-    at = plan.deployment
+    deployment = plan.deployment
     title(console, f"{plan.source.label} on {engine} {plan.engine_version}")
-    named = f"{at['gpu']} " if at["gpu"] else ""
-    nodes = f" on {at['nodes']} nodes" if at["nodes"] > 1 else ""
-    a2a = f", all-to-all {at['a2a']}" if at["a2a"] else ""
+    named = f"{deployment['gpu']} " if deployment["gpu"] else ""
+    nodes = f" on {deployment['nodes']} nodes" if deployment["nodes"] > 1 else ""
+    a2a = f", all-to-all {deployment['a2a']}" if deployment["a2a"] else ""
+    gpus = counted(deployment["world"], f"{named}GPU")
     item(
         console,
-        f"TP {at['tp']}, EP {at['ep']}, DP {at['dp']}: {counted(at['world'], f'{named}GPU')}{nodes}; attention TP "
-        f"{at['attention_tp']}, MoE TP {at['moe_tp']}, runner {at['runner']}{a2a}",
+        f"TP {deployment['tp']}, EP {deployment['ep']}, DP {deployment['dp']}: {gpus}{nodes}; attention TP "
+        f"{deployment['attention_tp']}, MoE TP {deployment['moe_tp']}, runner {deployment['runner']}{a2a}",
     )
     for assumption in plan.assumptions:
         item(console, assumption, "dim")

@@ -25,7 +25,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _reported(function: Callable[P, R]) -> Callable[P, R]:
+def reported(function: Callable[P, R]) -> Callable[P, R]:
     """Turn a ShardError into its message, its hint and its exit code; anything else is a bug and keeps its trace.
 
     Under `main`, signals raise something only in here: a command may have something to save.
@@ -33,11 +33,11 @@ def _reported(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def command(*args: P.args, **kwargs: P.kwargs) -> R:
-        outermost = any(signal.getsignal(number) is handler for number, handler in _OUTSIDE.items())
+        outermost = any(signal.getsignal(number) is handler for number, handler in OUTSIDE.items())
         try:
             try:
                 if outermost:
-                    _handle(_INSIDE)
+                    handle_signals(_INSIDE)
                 try:
                     return function(*args, **kwargs)
                 finally:
@@ -49,12 +49,12 @@ def _reported(function: Callable[P, R]) -> Callable[P, R]:
                 raise signalled from None
             finally:
                 if outermost:
-                    _handle(_OUTSIDE)
+                    handle_signals(OUTSIDE)
         except ShardError as error:
             _fail(error)
         except KeyboardInterrupt as error:
             if outermost:
-                _handle(_SAID)
+                handle_signals(_SAID)
             print("interrupted", file=sys.stderr)
             _print_notes(error)
             raise typer.Exit(ExitCode.INTERRUPTED) from None
@@ -127,20 +127,20 @@ def _leave(number: int, _: object) -> NoReturn:
 
 _INSIDE = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _on_sigterm}
 
-_OUTSIDE = {signal.SIGINT: _on_interrupt, signal.SIGTERM: _leave}
+OUTSIDE = {signal.SIGINT: _on_interrupt, signal.SIGTERM: _leave}
 """Outside of commands nothing is begun, or all has ended."""
 
 _SAID = {signal.SIGINT: _leave}
 
 
-def _handle(handlers: Mapping[signal.Signals, Callable[[int, FrameType | None], Any]]) -> None:
+def handle_signals(handlers: Mapping[signal.Signals, Callable[[int, FrameType | None], Any]]) -> None:
     """Handle signals so from now on, but for those that are ignored: we are in the background."""
     for number, handler in handlers.items():
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
 
 
-def _allow_open_files() -> None:
+def allow_open_files() -> None:
     """Raise the soft limit: a run holds the checkpoint's files and the ranks' open, which may be hundreds."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)

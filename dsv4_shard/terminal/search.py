@@ -41,7 +41,7 @@ def _show_layouts(console: Console, found: "Search") -> None:
     first = found.layouts[0]
     name, unit = binary_unit(first.weight_bytes)
     for row in found.layouts[:_LAYOUTS_SHOWN]:
-        at, sent = row.deployment, row.sent_bytes_per_token_and_layer
+        deployment, sent = row.deployment, row.sent_bytes_per_token_and_layer
         tokens = "?" if row.tokens_at_most is None else f"{row.tokens_at_most * row.groups / 1e6:.2f}"
         numbers = (
             f"{row.weight_bytes / unit:.1f}{'' if row.fits else '!'}",
@@ -50,11 +50,11 @@ def _show_layouts(console: Console, found: "Search") -> None:
             "?" if sent is None else f"{sent / 1e3:.0f}",
             str(len(row.also)),
         )
-        parallel = (str(at[key]) for key in ("tp", "ep", "dp"))
+        parallel = (str(deployment[key]) for key in ("tp", "ep", "dp"))
         takes = ", ".join(
             row.request[key] for key in ("runner", "a2a", "shared") if row.request[key] not in (None, "auto")
         )
-        table.add(at["engine"], *parallel, at["shared"], *numbers, takes)
+        table.add(deployment["engine"], *parallel, deployment["shared"], *numbers, takes)
     table.show(console)
     more = len(found.layouts) - _LAYOUTS_SHOWN
     if more > 0:

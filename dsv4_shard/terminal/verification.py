@@ -9,7 +9,7 @@ from dsv4_shard.terminal.text import item, paragraph, title
 from dsv4_shard.text.units import counted, size
 
 if TYPE_CHECKING:
-    from dsv4_shard.verification.documents import Numerics, Problem, Together, Verification
+    from dsv4_shard.verification.documents import Numerics, Problem, SharesVerification, Verification
 
 _PROBLEMS_SHOWN = 20
 
@@ -20,7 +20,7 @@ def show_verification(console: Console, verification: "Verification", numerics: 
     _show_verdict(console, verification.ok, numerics)
 
 
-def show_together(console: Console, together: "Together", numerics: "Numerics | None") -> None:
+def show_together(console: Console, together: "SharesVerification", numerics: "Numerics | None") -> None:
     """Each folder's accounts and problems, those of all together, and one verdict."""
     for verification in together.folders:
         _show_verified(console, verification)

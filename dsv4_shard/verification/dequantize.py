@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from dsv4_shard.tensors.decoding import _FP4_MAGNITUDES, Bytes
+from dsv4_shard.tensors.decoding import FP4_MAGNITUDES, Bytes
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +19,7 @@ def dequantize(data: bytes, dtype: str, rows: int, scale: Bytes, scale_dtype: st
     if dtype == "F8_E4M3":
         values = raw.view(torch.float8_e4m3fn).float()
     else:
-        table = torch.tensor([*_FP4_MAGNITUDES, *(-m for m in _FP4_MAGNITUDES)])
+        table = torch.tensor([*FP4_MAGNITUDES, *(-m for m in FP4_MAGNITUDES)])
         values = torch.stack([table[(raw & 0x0F).long()], table[(raw >> 4).long()]], dim=-1).flatten(1)
     stored = {"F8_E8M0": torch.float8_e8m0fnu, "F8_E4M3": torch.float8_e4m3fn, "F32": torch.float32}[scale_dtype]
     factors = torch.from_numpy(scale).view(stored).squeeze(-1).float()

@@ -70,7 +70,7 @@ class Verification(BaseModel):
         return not self.problems and (self.numerics is None or self.numerics.ok)
 
 
-class Together(BaseModel):
+class SharesVerification(BaseModel):
     """What was verified in each folder, and what of them does not fit together. `missing` ranks are in none of them.
 
     `ok` and `numerics` are as in `Verification`, over all folders.

@@ -21,7 +21,7 @@ from dsv4_shard.models.roles import Module, Part, Place, Role, Stage, TensorName
 from dsv4_shard.planning.plan_file import check_plan, load_plan
 from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.manifest import PLAN_NAME, load_manifest
-from dsv4_shard.sharding.recipe import Cut, Landing, Recipe, Step
+from dsv4_shard.sharding.recipe import Destination, Recipe, Slice, Step
 from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.verification.dequantize import dequantize, plain
 from dsv4_shard.verification.documents import Numerics
@@ -106,7 +106,7 @@ class _RankReader:
             name, lambda part: self._read(self._steps[part], lambda tensor: tensor), self._steps, self._names
         )
 
-    def _place(self, step: Step) -> tuple[int, Landing, Cut] | None:
+    def _place(self, step: Step) -> tuple[int, Destination, Slice] | None:
         for landing in step.landings:
             for cut, files in landing.spread:
                 for number in files:

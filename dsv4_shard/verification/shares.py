@@ -7,7 +7,7 @@ from dsv4_shard.checkpoint.inventory import Inventory
 from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.sharding.manifest import Manifest, ManifestFile, load_manifest, made_differences
 from dsv4_shard.storage.output_folder import MANIFEST_NAME
-from dsv4_shard.verification.documents import Problem, Together, Verification
+from dsv4_shard.verification.documents import Problem, SharesVerification, Verification
 from dsv4_shard.verification.result_folder import verify
 
 
@@ -17,18 +17,20 @@ def verify_together(
     *,
     workers: int | None = None,
     on_progress: Callable[[int], None] = lambda _: None,
-) -> Together:
+) -> SharesVerification:
     """Verify each folder as `verify` does, and that they are shares of one result. Raises as that does."""
     manifests = [load_manifest(folder) for folder in folders]
     found = [verify(folder, source, workers=workers, on_progress=on_progress) for folder in folders]
     return put_together(list(map(str, folders)), manifests, found)
 
 
-def put_together(names: Sequence[str], manifests: Sequence[Manifest], found: Sequence[Verification]) -> Together:
+def put_together(
+    names: Sequence[str], manifests: Sequence[Manifest], found: Sequence[Verification]
+) -> SharesVerification:
     """What was found in folders, wherever they are, as one; `names` says which they are."""
     first = manifests[0]
     ranks = {rank for manifest in manifests for rank in manifest.ranks}
-    return Together(
+    return SharesVerification(
         layout=first.layout,
         world=first.world,
         ranks=tuple(sorted(ranks)),

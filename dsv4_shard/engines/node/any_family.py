@@ -7,13 +7,13 @@ against a memory, and no commands are given.
 
 from collections.abc import Iterator
 
-from dsv4_shard.checkpoint.inventory import Group, Inventory
+from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
 from dsv4_shard.engines.deployment import ANY_ENGINE, Context, Deployment, Request, pick_gpu, pick_nodes
 from dsv4_shard.engines.engine import Engine, Launch
 from dsv4_shard.engines.node.known_family import EP_RULE, NodeLayout, folders_notes
-from dsv4_shard.engines.placement import Expert, Held, Placement, Replicate, held_by_rank
+from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, rank_tensor
 from dsv4_shard.engines.remedies import ANY_DP, MORE_DP, leave_out
-from dsv4_shard.engines.rules import UNCLAIMED, Divides, Requires, Rule, Shows
+from dsv4_shard.engines.rules import UNCLAIMED, Divides, Requires, Rule, Symptom
 from dsv4_shard.engines.shared_rules import EXPERTS, EXPERTS_RULE, NO_CAST_RULE, NODES_RULE
 from dsv4_shard.models.roles import Module, Role, Stage
 
@@ -47,8 +47,9 @@ RULES: tuple[Rule, ...] = (
     EP_RULE,
     Requires(
         "options", Module.ROUTED,
-        lambda c: (c.at.runner, c.at.a2a, c.at.shared, c.at.version) == (_RUNNER, None, "whole", ANY_ENGINE)
-        and not c.at.gpu_named,
+        lambda c: (c.deployment.runner, c.deployment.a2a, c.deployment.shared, c.deployment.version) == (_RUNNER,
+        None, "whole", ANY_ENGINE)
+        and not c.deployment.gpu_named,
         "no engine's rules for this family are known, so there is no runner, all-to-all backend, way of shared "
         "experts, GPU or version to choose", consequence=UNCLAIMED, fatal=True,
         remedies=(leave_out("runner", "a2a", "shared", "gpu", "gpu_memory", "engine_version"),),
@@ -56,17 +57,17 @@ RULES: tuple[Rule, ...] = (
     NODES_RULE,
     NO_CAST_RULE,
     Divides(
-        "attention-dp", Module.DEPLOYMENT, lambda c: c.at.tp, "TP", lambda c: c.at.dp, "attention DP",
-        fatal=True, uneven=Shows(remedies=(ANY_DP,)),
+        "attention-dp", Module.DEPLOYMENT, lambda c: c.deployment.tp, "TP", lambda c: c.deployment.dp, "attention DP",
+        fatal=True, uneven=Symptom(remedies=(ANY_DP,)),
     ),
     Divides(
         "heads", Module.ATTENTION, lambda c: c.config.num_attention_heads, "num_attention_heads",
-        lambda c: c.at.attention_tp, "attention TP", uneven=Shows(remedies=(MORE_DP,)),
+        lambda c: c.deployment.attention_tp, "attention TP", uneven=Symptom(remedies=(MORE_DP,)),
     ),
     EXPERTS_RULE,
     Divides(
         "draft-experts", Module.ROUTED, lambda c: c.config.experts_in(Stage.MTP), "experts of the draft model",
-        lambda c: c.at.ep, "EP", uneven=EXPERTS, when=lambda c: c.inventory.mtp_blocks > 0,
+        lambda c: c.deployment.ep, "EP", uneven=EXPERTS, when=lambda c: c.inventory.mtp_blocks > 0,
     ),
 )  # fmt: skip
 
@@ -76,9 +77,9 @@ def place(role: Role, context: Context) -> Placement:
     return Expert(Replicate()) if role.module is Module.ROUTED else Replicate()
 
 
-def hold(group: Group, placement: Placement, context: Context) -> Held:
+def hold(group: TensorGroup, placement: Placement, context: Context) -> RankTensor:
     """As the checkpoint has it."""
-    return held_by_rank(group, placement, context)
+    return rank_tensor(group, placement, context)
 
 
 def launch(context: Context, model_path: str, sharded: bool) -> Launch:

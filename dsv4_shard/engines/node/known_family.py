@@ -14,7 +14,7 @@ from dsv4_shard.checkpoint.formats import NVFP4
 from dsv4_shard.checkpoint.inventory import Inventory
 from dsv4_shard.engines.deployment import Context, Deployment, Request
 from dsv4_shard.engines.engine import Engine, Launch
-from dsv4_shard.engines.layout import Constant, Fate, Kept
+from dsv4_shard.engines.layout import Constant, Disposition, TargetTensor
 from dsv4_shard.engines.parameters import TOKENIZER_FILES
 from dsv4_shard.engines.remedies import for_engine, leave_out
 from dsv4_shard.engines.rules import UNCLAIMED, Requires
@@ -28,14 +28,14 @@ from dsv4_shard.sources.checkpoint_files import CONFIG_FILE
 from dsv4_shard.tensors.header import Tensor
 
 EP_RULE = Requires(
-    "ep-tp", Module.ROUTED, lambda c: c.at.ep == c.at.tp,
+    "ep-tp", Module.ROUTED, lambda c: c.deployment.ep == c.deployment.tp,
     "a node's folder has whole experts for EP over all {at.tp} GPUs, here EP is {at.ep} and MoE TP {at.moe_tp}",
     consequence="experts would be cut over GPUs of several nodes, or be missing", fatal=True,
     remedies=(leave_out("ep"), for_engine("sglang", ", whose rank files serve every MoE TP")),
 )  # fmt: skip
 
 _NVFP4_RULE = Requires(
-    NVFP4_RULE, Module.ROUTED, lambda c: c.inventory.routed.name != NVFP4 or c.at.nodes > 1,
+    NVFP4_RULE, Module.ROUTED, lambda c: c.inventory.routed.name != NVFP4 or c.deployment.nodes > 1,
     "what SGLang does with NVFP4 experts was never held against its classes, and one node needs no folder of its own",
     consequence=UNCLAIMED, fatal=True, remedies=("--nodes N: folders are written all the same",),
 )  # fmt: skip
@@ -49,17 +49,19 @@ class NodeLayout:
     shares_files = True
     by_node = True
 
-    def file_name(self, rank: int, part: int, at: Deployment) -> str:
+    def file_name(self, rank: int, part: int, deployment: Deployment) -> str:
         """The folder of node `rank`."""
         return folder_of(rank)
 
-    def fate(self, tensor: Tensor, name: TensorName, context: Context) -> Fate:
+    def fate(self, tensor: Tensor, name: TensorName, context: Context) -> Disposition:
         """As it is, where it is."""
-        return (Kept("", tensor.dtype, file=tensor.file),)
+        return (TargetTensor("", tensor.dtype, file=tensor.file),)
 
     def refusal(self, context: Context) -> str | None:
         """One node needs all that the checkpoint has."""
-        return "one node needs every expert, which is the checkpoint as it is" if context.at.nodes == 1 else None
+        return (
+            "one node needs every expert, which is the checkpoint as it is" if context.deployment.nodes == 1 else None
+        )
 
     def constants(self, context: Context) -> tuple[Constant, ...]:
         """None: loaders of checkpoints ask for no more than a checkpoint has."""
@@ -67,8 +69,13 @@ class NodeLayout:
 
     def identity(self, context: Context) -> dict[str, str]:
         """What decides which experts go where; it stands in the manifest, and in no header."""
-        at = context.at
-        return {"layout": "dsv4-shard node 1", "nodes": str(at.nodes), "tp": str(at.tp), "ep": str(at.ep)}
+        deployment = context.deployment
+        return {
+            "layout": "dsv4-shard node 1",
+            "nodes": str(deployment.nodes),
+            "tp": str(deployment.tp),
+            "ep": str(deployment.ep),
+        }
 
     def companions(self, document: dict[str, object], context: Context) -> dict[str, bytes]:
         """None but the index, which is made of the files."""
@@ -86,24 +93,25 @@ def folder_of(node: int) -> str:
 
 def folders_notes(context: Context) -> tuple[str, ...]:
     """What a folder holds, and what it does not serve, whatever engine loads it."""
-    at = context.at
-    if at.nodes == 1:
+    deployment = context.deployment
+    if deployment.nodes == 1:
         return ()
     nvfp4 = (
         "NVFP4 experts go over whole, with all of their scales; which runner SGLang takes for them is left to it, and "
         "was never held against its classes",
     )
     dense, experts = _nbytes(context)
-    each = dense + experts // at.nodes
+    each = dense + experts // deployment.nodes
     return (
-        f"a folder for each of {at.nodes} nodes: {_gb(each)} of {_gb(dense + experts)}, {_gb(dense)} of it dense "
+        f"a folder for each of {deployment.nodes} nodes: {_gb(each)} of {_gb(dense + experts)}, {_gb(dense)} of it "
+        "dense "
         f"tensors, whole, the rest {_experts(context)}; --ranks takes node numbers",
         "serves EP over all GPUs with experts placed in order: not MoE TP, nor EPLB, redundant experts or another "
         "placement, which ask for experts of other nodes; neither engine notices a missing expert, so start each "
         "node on its own folder",
         "files that a node gets whole are hard links to the checkpoint's own where both are on one file system: "
         "editing the checkpoint in place edits the folders; deleting it frees no room that they use",
-        *(nvfp4 if at.experts == NVFP4 else ()),
+        *(nvfp4 if deployment.experts == NVFP4 else ()),
     )
 
 
@@ -117,8 +125,8 @@ class Subsets:
     def candidates(self, inventory: Inventory, request: Request) -> Iterator[Deployment]:
         """SGLang's, with EP over all GPUs if nothing else is asked for."""
         asked = replace(request, ep=request.ep if request.ep is not None else request.tp)
-        for at in self.serving.candidates(inventory, asked):
-            yield replace(at, engine="node")
+        for deployment in self.serving.candidates(inventory, asked):
+            yield replace(deployment, engine="node")
 
     def launch(self, context: Context, model_path: str, sharded: bool) -> Launch:
         """SGLang's commands, each node's on its own folder, with the stock loader."""
@@ -126,19 +134,21 @@ class Subsets:
             self.serving.launch(
                 context, f"{model_path}/{folder_of(node)}".rstrip("/") if sharded else model_path, False
             )
-            for node in range(context.at.nodes)
+            for node in range(context.deployment.nodes)
         ]
         return replace(commands[0], commands=tuple(one.commands[node] for node, one in enumerate(commands)))
 
     def notes(self, context: Context) -> tuple[str, ...]:
         """What a folder holds, what it does not serve, and how vLLM is started on it."""
-        return () if context.at.nodes == 1 else (*folders_notes(context), self._on_vllm(context))
+        return () if context.deployment.nodes == 1 else (*folders_notes(context), self._on_vllm(context))
 
     def _on_vllm(self, context: Context) -> str:
         """vLLM's command for the same GPUs, or why it does not run there."""
-        at = context.at
-        gpu = at.gpu.name if at.gpu.name in GPUS and at.gpu_named else None
-        request = Request(at.tp // at.dp, at.tp, at.dp, engine="vllm", gpu=gpu, nodes=at.nodes)
+        deployment = context.deployment
+        gpu = deployment.gpu.name if deployment.gpu.name in GPUS and deployment.gpu_named else None
+        request = Request(
+            deployment.tp // deployment.dp, deployment.tp, deployment.dp, engine="vllm", gpu=gpu, nodes=deployment.nodes
+        )
         there = Context(context.inventory, next(self.other.candidates(context.inventory, request)))
         breaches = self.other.breaches(there)
         reason = breaches[0].reason if breaches else vllm.misloads(there)
@@ -169,7 +179,7 @@ class Subsets:
 
 def _experts(context: Context) -> str:
     """How many of the experts a node has, and of the draft model's where these are another number."""
-    nodes, config = context.at.nodes, context.config
+    nodes, config = context.deployment.nodes, context.config
     layers, draft = config.n_routed_experts, config.experts_in(Stage.MTP)
     words = f"{layers // nodes} of {layers} experts"
     if draft == layers or not context.inventory.mtp_blocks:

@@ -8,15 +8,15 @@ every rank. The converter leaves the MTP layer out; it tells it by its number, 6
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from dsv4_shard.checkpoint.inventory import Group, Inventory
+from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
 from dsv4_shard.engines.deployment import Context, Deployment, Request
 from dsv4_shard.engines.engine import Engine
-from dsv4_shard.engines.layout import Fate, Kept, LeftOut
-from dsv4_shard.engines.placement import Expert, Held, Placement, Replicate, Split, held_by_rank
+from dsv4_shard.engines.layout import Disposition, LeftOut, TargetTensor
+from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, Split, rank_tensor
 from dsv4_shard.engines.reference import v4 as reference
 from dsv4_shard.engines.reference.v4 import ONE_WAY_RULES, VOCAB_RULE, WHOLE_EXPERTS_RULE, WRONG, ranks, scale_rule
 from dsv4_shard.engines.remedies import leave_out
-from dsv4_shard.engines.rules import NO_OPTION, Divides, Requires, Rule, Shows
+from dsv4_shard.engines.rules import NO_OPTION, Divides, Requires, Rule, Symptom
 from dsv4_shard.engines.shared_rules import NO_CAST_RULE, NODES_RULE, version_rule
 from dsv4_shard.models.family import Family, ModelConfig
 from dsv4_shard.models.names import NATIVE_PARTS, Grammar, Names
@@ -89,13 +89,13 @@ def _rules(version: str, runner: str) -> tuple[Rule, ...]:
     return (
         *ONE_WAY_RULES,
         Requires(
-            "options", Module.ROUTED, lambda c: c.at.a2a is None and c.at.runner == runner,
+            "options", Module.ROUTED, lambda c: c.deployment.a2a is None and c.deployment.runner == runner,
             "the reference has no runners or all-to-all backends to choose", consequence=NO_OPTION,
             remedies=(leave_out("runner", "a2a"),), fatal=True,
         ),
         Requires(
-            "shared-way", Module.SHARED, lambda c: c.at.shared == "split",
-            f"{version}'s reference splits the shared experts over all ranks; it cannot {{at.shared}} them",
+            "shared-way", Module.SHARED, lambda c: c.deployment.shared == "split",
+            f"{version}'s reference splits the shared experts over all ranks; it cannot {{deployment.shared}} them",
             consequence=NO_OPTION, remedies=(leave_out("shared"),), fatal=True,
         ),
         NO_CAST_RULE,
@@ -118,7 +118,7 @@ def _rules(version: str, runner: str) -> tuple[Rule, ...]:
         _cut_rule("o-blocks", Module.ATTENTION, Role.O_PROJ, lambda c: c.o_cols, "o columns", axis=1),
         Divides(
             "heads", Module.ATTENTION, lambda c: c.config.num_attention_heads, "num_attention_heads", ranks, "ranks",
-            uneven=Shows(consequence=WRONG),
+            uneven=Symptom(consequence=WRONG),
         ),
         replace(
             _cut_rule("dense-rows", Module.DENSE, Role.DENSE_GATE, lambda c: c.intermediate_size, "intermediate_size"),
@@ -158,9 +158,9 @@ def place(role: Role, context: Context) -> Placement:
     return _PLACEMENTS.get(role, Replicate())
 
 
-def hold(group: Group, placement: Placement, context: Context) -> Held | None:
+def hold(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
     """What stands in a rank's file, in the checkpoint's dtypes: nothing of the MTP layer."""
-    return None if group.stage is Stage.MTP else held_by_rank(group, placement, context)
+    return None if group.stage is Stage.MTP else rank_tensor(group, placement, context)
 
 
 class ReferenceV3Layout(reference.ReferenceLayout):
@@ -169,11 +169,11 @@ class ReferenceV3Layout(reference.ReferenceLayout):
     def __init__(self, family: Family, keys: Mapping[str, str]) -> None:
         self._names, self._keys = _converted_names(family), keys
 
-    def fate(self, tensor: Tensor, name: TensorName, context: Context) -> Fate:
+    def fate(self, tensor: Tensor, name: TensorName, context: Context) -> Disposition:
         """Its bytes under the converter's name."""
         if name.stage is Stage.MTP:
             return LeftOut("DeepSeek's inference code has no MTP layer: its converter leaves it out")
-        return (Kept("", tensor.dtype, names=self._names),)
+        return (TargetTensor("", tensor.dtype, names=self._names),)
 
     def names(self, config: ModelConfig) -> Names:
         """DeepSeek's own, which checkpoints have only since V4."""
@@ -181,7 +181,7 @@ class ReferenceV3Layout(reference.ReferenceLayout):
 
     def companions(self, document: dict[str, object], context: Context) -> dict[str, bytes]:
         """The config of DeepSeek's `inference/model.py`."""
-        return reference.config_file(inference_config(document, context.at.experts, self._keys))
+        return reference.config_file(inference_config(document, context.deployment.experts, self._keys))
 
 
 # --- config --------------------------------------------------------------------------------------------------------
@@ -246,12 +246,12 @@ class Generation:
 
     def candidates(self, inventory: Inventory, request: Request) -> Iterator[Deployment]:
         """The one way that the reference has."""
-        for at in reference.candidates(self.version, inventory, request):
+        for deployment in reference.candidates(self.version, inventory, request):
             yield replace(
-                at,
+                deployment,
                 runner=request.runner or self.kernels,
                 shared="split" if request.shared == "auto" else request.shared,
-                shared_parts=at.tp,
+                shared_parts=deployment.tp,
             )
 
     def notes(self, context: Context) -> tuple[str, ...]:
@@ -262,7 +262,7 @@ class Generation:
                 f"model.py has a router bias only where hidden_size is {BIASED_WIDTH}, here it is "
                 f"{context.config.hidden_size}: generate.py does not load these files as it is"
             )
-        if self.family is V32 and context.at.tp == 1:
+        if self.family is V32 and context.deployment.tp == 1:
             lines.append("V3.2's indexer broadcasts also where there is one rank, and fails there: take two or more")
         return tuple(lines)
 

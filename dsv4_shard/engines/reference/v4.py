@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from dsv4_shard.checkpoint.inventory import Group, Inventory
+from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
 from dsv4_shard.engines.deployment import Context, Deployment, Request, pick_gpu, pick_nodes
 from dsv4_shard.engines.engine import Engine, Launch
-from dsv4_shard.engines.layout import Constant, Fate, Kept, LeftOut
-from dsv4_shard.engines.placement import Expert, Held, Pad, Placement, Replicate, Split, held_by_rank
+from dsv4_shard.engines.layout import Constant, Disposition, LeftOut, TargetTensor
+from dsv4_shard.engines.placement import Expert, Pad, Placement, RankTensor, Replicate, Split, rank_tensor
 from dsv4_shard.engines.remedies import NO_DP, leave_out
-from dsv4_shard.engines.rules import NO_OPTION, Divides, Requires, Rule, Shows, Words
+from dsv4_shard.engines.rules import NO_OPTION, Divides, Requires, Rule, Symptom, Template
 from dsv4_shard.engines.shared_rules import NODES_RULE, nvfp4_rule, o_a_decoding_rule, version_rule
 from dsv4_shard.models.families import family_of
 from dsv4_shard.models.family import ModelConfig
@@ -77,7 +77,7 @@ def candidates(version: str, inventory: Inventory, request: Request) -> Iterator
 
 def ranks(context: Context) -> int:
     """Ranks over which the converter cuts."""
-    return context.at.tp
+    return context.deployment.tp
 
 
 def dimension_quote(axis: int) -> str:
@@ -91,19 +91,19 @@ def scale_rule(
     """The converters narrow a scale like its weight, so the blocks must divide too."""
     return Divides(
         name, module, size, size_name, ranks, "ranks", lambda c: c.block(role)[axis], "blocks",
-        Shows(dimension_quote(axis)), Shows(dimension_quote(axis)),
+        Symptom(dimension_quote(axis)), Symptom(dimension_quote(axis)),
     )  # fmt: skip
 
 
 ONE_WAY_RULES: tuple[Rule, ...] = (
     Requires(
-        "ep", Module.ROUTED, lambda c: c.at.ep == c.at.tp,
+        "ep", Module.ROUTED, lambda c: c.deployment.ep == c.deployment.tp,
         "the reference spreads whole experts over all {at.tp} ranks, so EP {at.ep} cannot be had",
         consequence=NO_OPTION, remedies=(leave_out("ep"),),
         fatal=True,
     ),
     Requires(
-        "dp", Module.ATTENTION, lambda c: c.at.dp == 1, "the reference has no attention DP",
+        "dp", Module.ATTENTION, lambda c: c.deployment.dp == 1, "the reference has no attention DP",
         consequence=NO_OPTION, remedies=(NO_DP,), fatal=True,
     ),
 )  # fmt: skip
@@ -111,7 +111,7 @@ ONE_WAY_RULES: tuple[Rule, ...] = (
 
 VOCAB_RULE = Divides(
     "vocab", Module.EMBEDDING, lambda c: c.config.vocab_size, "vocab_size", ranks, "ranks",
-    uneven=Shows(dimension_quote(0)),
+    uneven=Symptom(dimension_quote(0)),
 )  # fmt: skip
 
 
@@ -122,19 +122,20 @@ def _indexer_rows(context: Context) -> int:
 _WAYS: tuple[Rule, ...] = (
     *ONE_WAY_RULES,
     Requires(
-        "options", Module.ROUTED, lambda c: c.at.a2a is None and c.at.runner == "tilelang",
+        "options", Module.ROUTED, lambda c: c.deployment.a2a is None and c.deployment.runner == "tilelang",
         "the reference has no runners or all-to-all backends to choose", consequence=NO_OPTION,
         remedies=(leave_out("runner", "a2a"),), fatal=True,
     ),
     Requires(
-        "shared-way", Module.SHARED, lambda c: c.at.shared == "whole",
+        "shared-way", Module.SHARED, lambda c: c.deployment.shared == "whole",
         "the reference adds whole shared experts after the all-reduce; it cannot {at.shared} them",
         consequence=NO_OPTION, remedies=(leave_out("shared"),), fatal=True,
     ),
     nvfp4_rule("DeepSeek's model.py has no NVFP4 experts", "the model cannot load them"),
     Requires(
         "expert-dtype", Module.ROUTED,
-        lambda c: c.at.experts in ("FP4", "FP8") and (c.at.experts, c.inventory.routed.name) != ("FP4", "FP8"),
+        lambda c: c.deployment.experts in ("FP4", "FP8") and (c.deployment.experts,
+        c.inventory.routed.name) != ("FP4", "FP8"),
         "experts are {context.inventory.routed.name} in the checkpoint and cannot be written as {at.experts}",
         remedies=(leave_out("expert_dtype"),), fatal=True,
     ),
@@ -152,33 +153,34 @@ _SIZES: tuple[Rule, ...] = (
     VOCAB_RULE,
     Divides(
         "heads", Module.ATTENTION, lambda c: c.config.num_attention_heads, "num_attention_heads", ranks, "ranks",
-        uneven=Shows(dimension_quote(0)),
+        uneven=Symptom(dimension_quote(0)),
     ),
     scale_rule("q_b-blocks", Module.ATTENTION, Role.Q_B, lambda c: c.q_rows, "q_b blocks"),
     Divides(
         "o_groups", Module.ATTENTION, lambda c: c.v4.o_groups, "o_groups", ranks, "ranks",
-        uneven=Shows(consequence=WRONG),
+        uneven=Symptom(consequence=WRONG),
     ),
     scale_rule("o_a-blocks", Module.ATTENTION, Role.O_A, lambda c: c.o_cols, "o_a blocks"),
     Divides(
         "o_a-columns", Module.ATTENTION, lambda c: c.q_rows, "q_b rows", lambda c: c.v4.o_groups, "o_groups",
-        lambda c: c.block(Role.O_A).cols, "blocks", cut=Shows(consequence=_DECODES), uneven=Shows(consequence=_DECODES),
+        lambda c: c.block(Role.O_A).cols, "blocks", cut=Symptom(consequence=_DECODES),
+        uneven=Symptom(consequence=_DECODES),
     ),
     scale_rule("o_b-blocks", Module.ATTENTION, Role.O_B, lambda c: c.o_cols, "o_b blocks", axis=1),
     Divides(
         "index-heads", Module.INDEXER, lambda c: c.v4.index_n_heads, "index_n_heads", ranks, "ranks",
-        uneven=Shows(dimension_quote(0)),
+        uneven=Symptom(dimension_quote(0)),
     ),
     scale_rule("indexer-blocks", Module.INDEXER, Role.INDEXER_Q_B, _indexer_rows, "indexer q_b blocks"),
 )  # fmt: skip
 """What must divide, in the converter or in the model."""
 
 
-def experts_rule(quote: Words) -> Divides:
+def experts_rule(quote: Template) -> Divides:
     """The converter spreads whole experts, and says `quote` where that leaves a rest."""
     return Divides(
         "experts", Module.ROUTED, lambda c: c.config.n_routed_experts, "n_routed_experts", ranks, "ranks",
-        uneven=Shows(quote),
+        uneven=Symptom(quote),
     )  # fmt: skip
 
 
@@ -188,7 +190,7 @@ WHOLE_EXPERTS_RULE = experts_rule("AssertionError: Number of experts must be div
 def _cast_rule(block: int) -> Requires:
     return Requires(
         "cast-blocks", Module.ROUTED,
-        lambda c: c.at.experts == c.inventory.routed.name
+        lambda c: c.deployment.experts == c.inventory.routed.name
         or (c.config.hidden_size % block == 0 and c.config.moe_intermediate_size % block == 0),
         f"the FP8 cast needs multiples of {block}, here hidden_size {{config.hidden_size}} and moe_intermediate_size "
         "{config.moe_intermediate_size}", "AssertionError",
@@ -228,20 +230,20 @@ def _format(context: Context, role: Role, stage: Stage) -> str | None:
     return fmt.name if fmt else None
 
 
-def _hold(generation: Generation, group: Group, placement: Placement, context: Context) -> Held | None:
+def _hold(generation: Generation, group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
     """What stands in a rank's file: o_a decoded to BF16 without scale, FP4 experts as they are or cast to FP8."""
     if group.role in (Role.MTP_EMBED, Role.MTP_HEAD):
         return None
     form = _format(context, group.role, group.stage)
     if group.role is Role.O_A and form == "FP8":
-        return None if group.part is Part.SCALE else held_by_rank(group, placement, context, "BF16")
-    if group.role in _ROUTED and form == "FP4" and context.at.experts == "FP8":
+        return None if group.part is Part.SCALE else rank_tensor(group, placement, context, "BF16")
+    if group.role in _ROUTED and form == "FP4" and context.deployment.experts == "FP8":
         if group.part is Part.WEIGHT:
-            return held_by_rank(group, placement, context, "F8_E4M3")
+            return rank_tensor(group, placement, context, "F8_E4M3")
         groups_per_block = generation.cast_block // context.block(group.role).cols
         rows, cols = group.shape[0] // generation.cast_block, group.shape[1] // groups_per_block
-        return Held("F8_E8M0", (rows, cols), rows * cols)
-    return held_by_rank(group, placement, context)
+        return RankTensor("F8_E8M0", (rows, cols), rows * cols)
+    return rank_tensor(group, placement, context)
 
 
 class ReferenceLayout:
@@ -254,11 +256,11 @@ class ReferenceLayout:
     def __init__(self, generation: Generation) -> None:
         self._generation = generation
 
-    def file_name(self, rank: int, part: int, at: Deployment) -> str:
+    def file_name(self, rank: int, part: int, deployment: Deployment) -> str:
         """As DeepSeek's `generate.py` looks for it."""
-        return f"model{rank}-mp{at.tp}.safetensors"
+        return f"model{rank}-mp{deployment.tp}.safetensors"
 
-    def fate(self, tensor: Tensor, name: TensorName, context: Context) -> Fate:
+    def fate(self, tensor: Tensor, name: TensorName, context: Context) -> Disposition:
         """What the converter makes of `tensor`, under its own name."""
         if name.role in (Role.MTP_EMBED, Role.MTP_HEAD):
             return LeftOut("the MTP block shares the model's embedding and head")
@@ -266,14 +268,14 @@ class ReferenceLayout:
         if name.role is Role.O_A and form == "FP8":
             if name.part is Part.SCALE:
                 return LeftOut("multiplied into wo_a.weight, which is stored in BF16")
-            return (Kept("", "BF16", transform=self._generation.decodings[context.block(Role.O_A).rows]),)
+            return (TargetTensor("", "BF16", transform=self._generation.decodings[context.block(Role.O_A).rows]),)
         if name.role in _ROUTED and form == "FP4":
-            if context.at.experts == "FP8":
+            if context.deployment.experts == "FP8":
                 dtype = "F8_E4M3" if name.part is Part.WEIGHT else "F8_E8M0"
-                return (Kept("", dtype, transform=self._generation.cast),)
-            return (Kept("", "F4" if name.part is Part.WEIGHT else tensor.dtype),)
+                return (TargetTensor("", dtype, transform=self._generation.cast),)
+            return (TargetTensor("", "F4" if name.part is Part.WEIGHT else tensor.dtype),)
         fill = _ONE[tensor.dtype] if (name.role, name.part) == (Role.ENGRAM_EMBED, Part.SCALE) else b""
-        return (Kept("", tensor.dtype, fill=fill),)
+        return (TargetTensor("", tensor.dtype, fill=fill),)
 
     def names(self, config: ModelConfig) -> Names:
         """What the converter calls its tensors: as the checkpoint does."""
@@ -293,7 +295,7 @@ class ReferenceLayout:
 
     def companions(self, document: dict[str, object], context: Context) -> dict[str, bytes]:
         """The config of DeepSeek's `inference/model.py`."""
-        config = inference_config(self._generation, document, context.at.experts, context.inventory.draft)
+        config = inference_config(self._generation, document, context.deployment.experts, context.inventory.draft)
         return config_file(config)
 
     def copied(self, context: Context) -> dict[str, str]:
@@ -380,20 +382,20 @@ def config_file(values: dict[str, object]) -> dict[str, bytes]:
 
 def launch(context: Context, model_path: str, sharded: bool) -> Launch:
     """torchrun of DeepSeek's generate.py, from its `inference/` folder; `model_path` is reshard's output."""
-    at = context.at
+    deployment = context.deployment
     script = f"generate.py --ckpt-path {model_path} --config {model_path}/{CONFIG_NAME} --interactive"
-    if at.nodes == 1:
-        return Launch({}, (f"torchrun --nproc-per-node {at.tp} {script}",))
-    each = at.tp // at.nodes
-    head = f"torchrun --nnodes {at.nodes} --nproc-per-node {each} --master-addr <node0>"
-    return Launch({}, tuple(f"{head} --node-rank {node} {script}" for node in range(at.nodes)))
+    if deployment.nodes == 1:
+        return Launch({}, (f"torchrun --nproc-per-node {deployment.tp} {script}",))
+    each = deployment.tp // deployment.nodes
+    head = f"torchrun --nnodes {deployment.nodes} --nproc-per-node {each} --master-addr <node0>"
+    return Launch({}, tuple(f"{head} --node-rank {node} {script}" for node in range(deployment.nodes)))
 
 
 def addition(context: Context) -> str:
     """How the shared expert's output joins the sum."""
     return (
-        f"The shared expert's output is complete on each of the {context.at.tp} ranks: model.py adds it once, "
-        f"after the all-reduce of the routed output; added before it, it would count {context.at.tp} times."
+        f"The shared expert's output is complete on each of the {context.deployment.tp} ranks: model.py adds it once, "
+        f"after the all-reduce of the routed output; added before it, it would count {context.deployment.tp} times."
     )
 
 

@@ -7,7 +7,7 @@ of zeros with scales of 1. Engram projections, the vision tower and the aligner 
 
 from dsv4_shard.engines.deployment import Context
 from dsv4_shard.engines.reference.v4 import Generation, experts_rule, ranks, reference
-from dsv4_shard.engines.rules import Divides, Shows
+from dsv4_shard.engines.rules import Divides, Symptom
 from dsv4_shard.models.roles import Module, Stage
 
 _KEYS = {
@@ -86,7 +86,7 @@ def _experts_quote(context: Context) -> str:
     """Both numbers are the converter's own count, which takes the layers' for a draft model without experts."""
     experts = context.config.n_routed_experts
     draft = _draft_experts(context) if context.inventory.mtp_blocks else experts
-    return f"AssertionError: ({experts}, {draft}, {context.at.tp})"
+    return f"AssertionError: ({experts}, {draft}, {context.deployment.tp})"
 
 
 V41_GENERATION = Generation(
@@ -103,6 +103,6 @@ REFERENCE_V41 = reference(
     experts_rule(_experts_quote),
     Divides(
         "draft-experts", Module.ROUTED, _draft_experts, "dspark_n_routed_experts", ranks, "ranks",
-        uneven=Shows(_experts_quote), when=lambda c: c.inventory.mtp_blocks > 0,
+        uneven=Symptom(_experts_quote), when=lambda c: c.inventory.mtp_blocks > 0,
     ),
 )  # fmt: skip

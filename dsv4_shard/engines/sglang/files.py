@@ -8,7 +8,7 @@ loading (the repack of FP4, the reordering of `ape`) is left to it: the files ho
 import struct
 
 from dsv4_shard.engines.deployment import Context, Deployment
-from dsv4_shard.engines.layout import Constant, Fate, Kept, LeftOut
+from dsv4_shard.engines.layout import Constant, Disposition, LeftOut, TargetTensor
 from dsv4_shard.engines.parameters import DRAFT_FOLDER, Parameter, model_files, rank_file_name
 from dsv4_shard.engines.placement import Pad
 from dsv4_shard.engines.sglang.v4 import VERSION, Runner, environment_of, is_stock, parameter_dtype, runner_of
@@ -81,11 +81,11 @@ class SglangLayout:
     shares_files = True
     by_node = False
 
-    def file_name(self, rank: int, part: int, at: Deployment) -> str:
+    def file_name(self, rank: int, part: int, deployment: Deployment) -> str:
         """The pattern of `--load-format sharded_state`."""
         return rank_file_name(rank, part)
 
-    def fate(self, tensor: Tensor, name: TensorName, context: Context) -> Fate:
+    def fate(self, tensor: Tensor, name: TensorName, context: Context) -> Disposition:
         """Which parameter `tensor` goes into, and as what."""
         if is_left_out(name.stage, context):
             return LeftOut(DSPARK_LEFT_OUT)
@@ -100,17 +100,17 @@ class SglangLayout:
         if name.role in _ROUTED:
             suffix = "weight" if name.part is Part.WEIGHT else "weight_scale_inv"
             parameter = f"{prefix}mlp.experts.{_ROUTED[name.role]}_{suffix}"
-            return (Kept(parameter, dtype, folder, _w13_order(name.role, runner_of(context)), stacked=True),)
+            return (TargetTensor(parameter, dtype, folder, _w13_order(name.role, runner_of(context)), stacked=True),)
         row = _row(name)
         transform = "fp8_to_bf16" if decodes and tensor.dtype == "F8_E4M3" else None
-        return (Kept(row.full_name(prefix, name.part), dtype, folder, row.order, transform=transform),)
+        return (TargetTensor(row.full_name(prefix, name.part), dtype, folder, row.order, transform=transform),)
 
     def refusal(self, context: Context) -> str | None:
         """What was never held against SGLang's loader: a padded vocabulary, more than one MTP block."""
         if draft_blocks(context) > 1:
             return f"the checkpoint has {draft_blocks(context)} MTP blocks, SGLang's draft model has one"
         if isinstance(vocab_placement(context), Pad):
-            return f"vocab_size {context.config.vocab_size} would be padded over TP {context.at.tp}"
+            return f"vocab_size {context.config.vocab_size} would be padded over TP {context.deployment.tp}"
         return None
 
     def constants(self, context: Context) -> tuple[Constant, ...]:
@@ -128,18 +128,18 @@ class SglangLayout:
 
     def identity(self, context: Context) -> dict[str, str]:
         """All that decides what the files hold, and that names and shapes do not tell."""
-        at, runner = context.at, runner_of(context)
+        deployment, runner = context.deployment, runner_of(context)
         return {
             "layout": "dsv4-shard sglang 1",
             "engine": f"sglang {VERSION}",
-            "gpu_family": at.gpu.family,
-            "moe_runner": at.runner,
-            "moe_a2a": at.a2a or "none",
-            "tp": str(at.tp),
-            "ep": str(at.ep),
-            "attention_dp": str(at.dp),
-            "shared_experts": at.shared,
-            "experts": at.experts,
+            "gpu_family": deployment.gpu.family,
+            "moe_runner": deployment.runner,
+            "moe_a2a": deployment.a2a or "none",
+            "tp": str(deployment.tp),
+            "ep": str(deployment.ep),
+            "attention_dp": str(deployment.dp),
+            "shared_experts": deployment.shared,
+            "experts": deployment.experts,
             "w13_order": W13_ORDERS[runner.up_first if runner else False],
             "wo_a": parameter_dtype(Role.O_A, Part.WEIGHT, context) or context.format(Role.O_A).name,
             "environment": " ".join(f"{key}={value}" for key, value in environment_of(context).items()),

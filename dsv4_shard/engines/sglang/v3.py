@@ -7,12 +7,12 @@ Without expert parallelism V3's shared expert becomes one more routed expert; it
 
 from dataclasses import replace
 
-from dsv4_shard.checkpoint.inventory import Group
+from dsv4_shard.checkpoint.inventory import TensorGroup
 from dsv4_shard.engines.deployment import Context
 from dsv4_shard.engines.engine import Engine, Launch
-from dsv4_shard.engines.placement import Held, Placement, Split, held_by_rank
+from dsv4_shard.engines.placement import Placement, RankTensor, Split, rank_tensor
 from dsv4_shard.engines.remedies import MORE_DP
-from dsv4_shard.engines.rules import Divides, Rule, Shows
+from dsv4_shard.engines.rules import Divides, Rule, Symptom
 from dsv4_shard.engines.sglang import v4 as sglang
 from dsv4_shard.engines.shared_rules import COLUMN_QUOTE, latent_attention_rules, vocab_placement
 from dsv4_shard.models.roles import NORM_ROLES, Module, Part, Role
@@ -25,9 +25,10 @@ RULES: tuple[Rule, ...] = (
         "assert num_heads % attn_tp_size == 0", (MORE_DP,)
     ),
     Divides(
-        "dense-blocks", Module.DENSE, lambda c: c.v3.intermediate_size, "intermediate_size", lambda c: c.at.tp, "TP",
+        "dense-blocks", Module.DENSE, lambda c: c.v3.intermediate_size, "intermediate_size",
+        lambda c: c.deployment.tp, "TP",
         lambda c: c.block(Role.DENSE_GATE).rows, "blocks",
-        Shows(remedies=_WHOLE_DENSE), Shows(COLUMN_QUOTE, remedies=_WHOLE_DENSE),
+        Symptom(remedies=_WHOLE_DENSE), Symptom(COLUMN_QUOTE, remedies=_WHOLE_DENSE),
         when=lambda c: c.v3.first_k_dense_replace > 0,
     ),
     sglang.TP_EXPERTS_RULE,
@@ -55,12 +56,12 @@ def place(role: Role, context: Context) -> Placement:
     return _PLACEMENTS.get(role) or sglang.place(role, context)
 
 
-def hold(group: Group, placement: Placement, context: Context) -> Held | None:
+def hold(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
     """SGLang's parameter dtypes: scales in F32, norms in BF16, also V3.2's."""
     if group.role in (Role.MTP_EMBED, Role.MTP_HEAD):
         return None
     dtype = "F32" if group.part is Part.SCALE else "BF16" if group.role in NORM_ROLES else None
-    return held_by_rank(group, placement, context, dtype)
+    return rank_tensor(group, placement, context, dtype)
 
 
 def launch(context: Context, model_path: str, sharded: bool) -> Launch:
@@ -68,10 +69,10 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
 
     A shared expert that is to be whole must not become a routed one, as without expert parallelism it would.
     """
-    at, start = context.at, sglang.launch(context, model_path, sharded)
-    if at.shared != "whole" or at.a2a:
+    deployment, start = context.deployment, sglang.launch(context, model_path, sharded)
+    if deployment.shared != "whole" or deployment.a2a:
         return replace(start, environment={})
-    commands = tuple(f"{command} --disable-shared-experts-fusion" if at.ep == 1 else command
+    commands = tuple(f"{command} --disable-shared-experts-fusion" if deployment.ep == 1 else command
                      for command in start.commands)  # fmt: skip
     return replace(start, environment={"SGLANG_SHARED_EXPERT_TP1": "1"}, commands=commands)
 

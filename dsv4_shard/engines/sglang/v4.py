@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from dsv4_shard.catalog.gpus import Gpu
 from dsv4_shard.catalog.options import A2A
 from dsv4_shard.checkpoint.formats import NVFP4
-from dsv4_shard.checkpoint.inventory import Group, Inventory
+from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
 from dsv4_shard.engines.deployment import Context, Deployment, Request, pick_gpu, pick_nodes
 from dsv4_shard.engines.engine import Engine, Launch
-from dsv4_shard.engines.placement import Expert, Held, Placement, Replicate, Split, held_by_rank
+from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, Split, rank_tensor
 from dsv4_shard.engines.remedies import (
     ANY_DP,
     ANY_EP,
@@ -28,7 +28,7 @@ from dsv4_shard.engines.remedies import (
     for_engine,
     leave_out,
 )
-from dsv4_shard.engines.rules import NO_OPTION, SILENT, UNCLAIMED, Divides, Requires, Rule, Shows
+from dsv4_shard.engines.rules import NO_OPTION, SILENT, UNCLAIMED, Divides, Requires, Rule, Symptom
 from dsv4_shard.engines.shared_rules import (
     ADDED_IN_PARTS,
     COLUMN_QUOTE,
@@ -110,7 +110,7 @@ _WRONG_SILENTLY = f"{SILENT}starts, and computes garbage or fails in the first f
 
 def runner_of(context: Context) -> Runner | None:
     """The row of RUNNERS for a deployment, or None where the runner does not take its format or GPU."""
-    return find_runner(context.at.runner, context.at.experts, context.at.gpu)
+    return find_runner(context.deployment.runner, context.deployment.experts, context.deployment.gpu)
 
 
 def find_runner(name: str, experts: str, gpu: Gpu) -> Runner | None:
@@ -173,59 +173,63 @@ _NODES_QUOTE = "AssertionError: tp_size must be divisible by number of nodes"
 
 DEPLOYMENT_RULES: tuple[Rule, ...] = (
     version_rule(VERSION),
-    replace(NODES_RULE, uneven=Shows(remedies=(leave_out("nodes"),), heard=(_NODES_QUOTE,))),
+    replace(NODES_RULE, uneven=Symptom(remedies=(leave_out("nodes"),), heard=(_NODES_QUOTE,))),
     nvfp4_rule("SGLang's NVFP4 experts were never held against its classes"),
     NO_CAST_RULE,
     Requires(
-        "a2a", Module.ROUTED, lambda c: c.at.a2a is None or c.at.a2a in A2A,
+        "a2a", Module.ROUTED, lambda c: c.deployment.a2a is None or c.deployment.a2a in A2A,
         "SGLang has no all-to-all backend {at.a2a!r}; it has " + ", ".join(A2A), fatal=True,
     ),
     Requires(
-        "a2a-ep", Module.ROUTED, lambda c: c.at.a2a is None or c.at.ep == c.at.tp,
+        "a2a-ep", Module.ROUTED, lambda c: c.deployment.a2a is None or c.deployment.ep == c.deployment.tp,
         "all-to-all backend {at.a2a} sets EP = TP = {at.tp}, so EP {at.ep} cannot be had",
         consequence="{engine} sets EP = TP by itself", remedies=(leave_out("ep"),), fatal=True,
     ),
     Divides(
-        "ep", Module.ROUTED, lambda c: c.at.tp, "TP", lambda c: c.at.ep, "EP",
+        "ep", Module.ROUTED, lambda c: c.deployment.tp, "TP", lambda c: c.deployment.ep, "EP",
         fatal=True,
-        uneven=Shows(
+        uneven=Symptom(
             _TOPOLOGY_QUOTE, remedies=(ANY_EP,),
             heard=("ValueError: tp_size {size} must be divisible by ep_size {parts}",),
         ),
     ),
     Divides(
-        "attention-dp", Module.DEPLOYMENT, lambda c: c.at.tp, "TP", lambda c: c.at.dp, "attention DP", fatal=True,
-        uneven=Shows(remedies=(ANY_DP,), heard=("assert self.tp_size % self.dp_size == 0",)),
+        "attention-dp", Module.DEPLOYMENT, lambda c: c.deployment.tp, "TP", lambda c: c.deployment.dp,
+        "attention DP", fatal=True,
+        uneven=Symptom(remedies=(ANY_DP,), heard=("assert self.tp_size % self.dp_size == 0",)),
     ),
     Requires(
-        "runner", Module.ROUTED, lambda c: runner_of(c) is not None or (c.at.experts, c.at.runner) == (NVFP4, "auto"),
+        "runner", Module.ROUTED, lambda c: runner_of(c) is not None or (c.deployment.experts,
+        c.deployment.runner) == (NVFP4, "auto"),
         "runner {at.runner!r} does not take {at.experts} experts on {at.gpu.family} (sm_{at.gpu.sm})",
         remedies=(leave_out("runner"),), fatal=True, heard=("MXFP4 Marlin requires SM90 or SM120.",),
     ),
     Requires(
-        "marlin-a2a", Module.ROUTED, lambda c: not (c.at.runner == "marlin" and c.at.a2a),
+        "marlin-a2a", Module.ROUTED, lambda c: not (c.deployment.runner == "marlin" and c.deployment.a2a),
         "runner marlin is for tensor parallelism, not for the all-to-all backend {at.a2a}",
         remedies=(leave_out("runner"), leave_out("a2a")),
     ),
     Requires(
         "a2a-runner", Module.ROUTED,
-        lambda c: c.at.a2a is None or c.at.experts != "FP4" or c.at.runner in ("auto", "marlin"),
+        lambda c: c.deployment.a2a is None or c.deployment.experts != "FP4" or c.deployment.runner in ("auto",
+        "marlin"),
         "runner {at.runner} with the all-to-all backend {at.a2a} was never held against SGLang's classes",
         consequence=UNCLAIMED, remedies=(leave_out("runner"),),
     ),
     Requires(
         "megamoe", Module.ROUTED,
-        lambda c: c.at.a2a != "flashinfer_megamoe" or (c.at.dp == c.at.tp and c.at.gpu.sm in _BLACKWELL),
+        lambda c: c.deployment.a2a != "flashinfer_megamoe" or (c.deployment.dp == c.deployment.tp
+        and c.deployment.gpu.sm in _BLACKWELL),
         "flashinfer_megamoe needs attention DP = TP and Blackwell, here {at.dp}, {at.tp} and {at.gpu.family}",
         remedies=(DEEPEP, FULL_DP),
     ),
     Requires(
-        "shared-way", Module.SHARED, lambda c: c.at.shared in ("whole", "split"),
+        "shared-way", Module.SHARED, lambda c: c.deployment.shared in ("whole", "split"),
         "SGLang keeps shared experts whole or splits them; it has no way to {at.shared} them", consequence=NO_OPTION,
         remedies=(leave_out("shared"), for_engine("vllm", ", which pads")), fatal=True,
     ),
     Requires(
-        "a2a-shared", Module.SHARED, lambda c: not (c.at.a2a and c.at.shared != "whole"),
+        "a2a-shared", Module.SHARED, lambda c: not (c.deployment.a2a and c.deployment.shared != "whole"),
         "all-to-all backend {at.a2a} keeps shared experts whole by itself",
         consequence="{engine} keeps them whole", remedies=(leave_out("shared"),), fatal=True,
     ),
@@ -234,12 +238,12 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
 
 ROUTED_RULE = Divides(
     "routed-blocks", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
-    lambda c: c.at.moe_tp, "MoE TP", _moe_unit, _moe_unit_name,
-    uneven=Shows(
+    lambda c: c.deployment.moe_tp, "MoE TP", _moe_unit, _moe_unit_name,
+    uneven=Symptom(
         "assert intermediate_size % self.moe_tp_size == 0",
         remedies=(MORE_EP,),
     ),
-    cut=Shows(
+    cut=Symptom(
         _moe_quote, _WRONG_SILENTLY,
         (MARLIN, MORE_EP),
         (DOWN_QUOTE, "ValueError: Current MXFP4 MoE layer does not satisfy Marlin constraints."),
@@ -251,23 +255,24 @@ _WHOLE_SHARED = (WHOLE_SHARED, DEEPEP)
 
 SHARED_RULE = Divides(
     "shared-blocks", Module.SHARED, lambda c: c.shared_intermediate, "shared intermediate size",
-    lambda c: c.at.shared_parts, "TP", lambda c: c.block(Role.SHARED_GATE).rows, "blocks",
-    Shows(remedies=_WHOLE_SHARED), Shows(COLUMN_QUOTE, remedies=_WHOLE_SHARED),
+    lambda c: c.deployment.shared_parts, "TP", lambda c: c.block(Role.SHARED_GATE).rows, "blocks",
+    Symptom(remedies=_WHOLE_SHARED), Symptom(COLUMN_QUOTE, remedies=_WHOLE_SHARED),
     when=lambda c: c.config.n_shared_experts > 0,
 )  # fmt: skip
 
 QUANTIZED_MOE_RULE = Divides(
     "quantized-moe", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
-    lambda c: c.at.moe_tp, "MoE TP",
-    lambda c: c.block(Role.SHARED_GATE).rows if c.at.shared == "split" else 1, "blocks",
-    Shows(
+    lambda c: c.deployment.moe_tp, "MoE TP",
+    lambda c: c.block(Role.SHARED_GATE).rows if c.deployment.shared == "split" else 1, "blocks",
+    Symptom(
         "ValueError: moe_intermediate_size {size} must be divisible by moe_tp_size ({parts}) which is tp_size "
-        "({context.at.tp}) divided by moe_ep_size ({context.at.ep}).", remedies=(MORE_EP,),
+        "({context.deployment.tp}) divided by moe_ep_size ({context.deployment.ep}).", remedies=(MORE_EP,),
     ),
-    Shows(
+    Symptom(
         "ValueError: For quantized MoE models, please make sure (moe_intermediate_size={size} / moe_tp_size={parts}) % "
-        "weight_block_size_n={unit} == 0 where moe_tp_size is equal to tp_size ({context.at.tp}) divided by ep_size "
-        "({context.at.ep}).", remedies=(WHOLE_SHARED, MORE_EP),
+        "weight_block_size_n={unit} == 0 where moe_tp_size is equal to tp_size ({context.deployment.tp}) divided by "
+        "ep_size "
+        "({context.deployment.ep}).", remedies=(WHOLE_SHARED, MORE_EP),
     ),
     when=lambda c: c.block(Role.SHARED_GATE).rows > 1,
 )  # fmt: skip
@@ -279,7 +284,7 @@ _TP_EXPERTS_QUOTE = (
 )
 
 TP_EXPERTS_RULE = Requires(
-    "tp-experts", Module.ROUTED, lambda c: c.at.tp <= c.config.n_routed_experts,
+    "tp-experts", Module.ROUTED, lambda c: c.deployment.tp <= c.config.n_routed_experts,
     "TP {at.tp} exceeds the {config.n_routed_experts} routed experts",
     _TP_EXPERTS_QUOTE, heard=(_TP_EXPERTS_QUOTE,),
 )  # fmt: skip
@@ -293,8 +298,8 @@ RULES: tuple[Rule, ...] = (
     *attention_rules(
         (MORE_DP,),
         INDIVISIBLE_QUOTE,
-        Shows(consequence=_WRONG_SILENTLY),
-        Shows(
+        Symptom(consequence=_WRONG_SILENTLY),
+        Symptom(
             consequence=SILENT + "starts with {part} output groups on a rank, then computes garbage or divides by zero"
         ),
     ),
@@ -307,7 +312,7 @@ RULES: tuple[Rule, ...] = (
 )  # fmt: skip
 
 OTHERS: tuple[Rule, ...] = (
-    vocab_rule(Shows(INDIVISIBLE_QUOTE, remedies=("SGLang 0.5.23, which pads the vocabulary to 64 × TP",))),
+    vocab_rule(Symptom(INDIVISIBLE_QUOTE, remedies=("SGLang 0.5.23, which pads the vocabulary to 64 × TP",))),
 )
 """Said before upstream PR 31801: where padding to 64 does not divide, 0.5.23 pads to 64 × TP."""
 
@@ -324,28 +329,28 @@ _PLACEMENTS: dict[Role, Placement] = {
 
 def place(role: Role, context: Context) -> Placement:
     """Where SGLang puts `role`."""
-    at = context.at
-    if role is Role.HEAD or (role is Role.EMBED and at.dp == 1):
+    deployment = context.deployment
+    if role is Role.HEAD or (role is Role.EMBED and deployment.dp == 1):
         return vocab_placement(context)
-    if at.shared == "split" and role in (Role.SHARED_GATE, Role.SHARED_UP, Role.SHARED_DOWN):
+    if deployment.shared == "split" and role in (Role.SHARED_GATE, Role.SHARED_UP, Role.SHARED_DOWN):
         return Split(1 if role is Role.SHARED_DOWN else 0, "tp")
     placement = _PLACEMENTS.get(role, Replicate())
-    if isinstance(placement, Expert) and at.moe_tp == 1:
+    if isinstance(placement, Expert) and deployment.moe_tp == 1:
         return Expert(Replicate())
     return placement
 
 
-def hold(group: Group, placement: Placement, context: Context) -> Held | None:
+def hold(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
     """SGLang's parameter dtypes: scales of FP8 in F32; o_a in BF16 on Hopper, without its scale."""
     if group.role in (Role.MTP_EMBED, Role.MTP_HEAD) or is_left_out(group.stage, context):
         return None
     if group.role is Role.O_A and group.part is Part.SCALE and not keeps_o_a_fp8(context):
         return None
-    return held_by_rank(group, placement, context, parameter_dtype(group.role, group.part, context))
+    return rank_tensor(group, placement, context, parameter_dtype(group.role, group.part, context))
 
 
 def keeps_o_a_fp8(context: Context) -> bool:
-    return context.at.gpu.sm >= 100 and context.format(Role.O_A).name == "FP8"
+    return context.deployment.gpu.sm >= 100 and context.format(Role.O_A).name == "FP8"
 
 
 _DTYPES = {Role.ROUTER_HASH: "I32", Role.COMPRESSOR_NORM: "F32", Role.INDEXER_NORM: "F32"}
@@ -364,18 +369,18 @@ def parameter_dtype(role: Role, part: Part, context: Context) -> str | None:
 
 def is_stock(context: Context) -> bool:
     """Whether SGLang's own `sharded_state` loads shards: where nothing is repacked after loading."""
-    return context.at.experts == "FP8" and context.at.gpu.sm == 90
+    return context.deployment.experts == "FP8" and context.deployment.gpu.sm == 90
 
 
 def environment_of(context: Context) -> dict[str, str]:
     """Variables without which SGLang builds another model than the deployment's, or none."""
-    at = context.at
+    deployment = context.deployment
     environment = {}
-    if at.shared == "whole" and not at.a2a:
+    if deployment.shared == "whole" and not deployment.a2a:
         environment["SGLANG_SHARED_EXPERT_TP1"] = "1"
-    if at.experts == "FP8":
+    if deployment.experts == "FP8":
         environment["SGLANG_DSV4_FP4_EXPERTS"] = "0"
-    if at.gpu.sm >= 100 and not keeps_o_a_fp8(context):
+    if deployment.gpu.sm >= 100 and not keeps_o_a_fp8(context):
         environment["SGLANG_OPT_FP8_WO_A_GEMM"] = "0"  # wo_a is BF16 in the checkpoint, which it refuses otherwise
     return environment
 
@@ -385,38 +390,43 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
 
     Shards that the stock loader cannot take need this package installed beside SGLang: it is the plugin.
     """
-    at = context.at
-    options = [f"--tp {at.tp}"]
-    if at.ep > 1 and not at.a2a:
-        options.append(f"--ep-size {at.ep}")
-    if at.dp > 1:
-        options.append(f"--attn-dp-size {at.dp}")
-    if at.a2a:
-        options.append(f"--moe-a2a-backend {at.a2a}")
-    if at.runner not in ("auto", "triton"):
-        options.append(f"--moe-runner-backend {at.runner}")
+    deployment = context.deployment
+    options = [f"--tp {deployment.tp}"]
+    if deployment.ep > 1 and not deployment.a2a:
+        options.append(f"--ep-size {deployment.ep}")
+    if deployment.dp > 1:
+        options.append(f"--attn-dp-size {deployment.dp}")
+    if deployment.a2a:
+        options.append(f"--moe-a2a-backend {deployment.a2a}")
+    if deployment.runner not in ("auto", "triton"):
+        options.append(f"--moe-runner-backend {deployment.runner}")
     draft = "--speculative-algorithm EAGLE --speculative-num-steps 3 --speculative-eagle-topk 1 "
     draft += "--speculative-num-draft-tokens 4"
     if sharded:
         options.append(f"--load-format {'sharded_state' if is_stock(context) else PLUGIN_FORMAT}")
         draft += f" --speculative-draft-model-path {model_path}/draft --speculative-draft-load-format {PLUGIN_FORMAT}"
     base = f"sglang serve --trust-remote-code --model-path {model_path} " + " ".join(options)
-    nodes = [f" --nnodes {at.nodes} --node-rank {n} --dist-init-addr <node0>:30300" for n in range(at.nodes)]
-    commands = tuple(base + node for node in nodes) if at.nodes > 1 else (base,)
+    nodes = [
+        f" --nnodes {deployment.nodes} --node-rank {n} --dist-init-addr <node0>:30300" for n in range(deployment.nodes)
+    ]
+    commands = tuple(base + node for node in nodes) if deployment.nodes > 1 else (base,)
     return Launch(environment_of(context), commands, draft_options=draft)
 
 
 def addition(context: Context) -> str:
     """How the shared expert's output joins the sum."""
-    at = context.at
-    if at.shared != "whole" or at.tp == 1:
+    deployment = context.deployment
+    if deployment.shared != "whole" or deployment.tp == 1:
         return ADDED_IN_PARTS
-    complete = f"The shared expert's output is complete on each of the {at.tp} ranks, so"
-    if at.a2a:
-        return f"{complete} each adds it once to the routed output that {at.a2a} brings back: no all-reduce follows."
+    complete = f"The shared expert's output is complete on each of the {deployment.tp} ranks, so"
+    if deployment.a2a:
+        return (
+            f"{complete} each adds it once to the routed output that {deployment.a2a} brings back: no all-reduce "
+            "follows."
+        )
     return (
         f"{complete} it is added once: after the all-reduce of the routed output, or on rank 0 before it; added on "
-        f"every rank before it, it would count {at.tp} times."
+        f"every rank before it, it would count {deployment.tp} times."
     )
 
 

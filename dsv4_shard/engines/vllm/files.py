@@ -9,7 +9,7 @@ import json
 import struct
 
 from dsv4_shard.engines.deployment import Context, Deployment
-from dsv4_shard.engines.layout import Constant, Fate, Kept, LeftOut
+from dsv4_shard.engines.layout import Constant, Disposition, LeftOut, TargetTensor
 from dsv4_shard.engines.parameters import DRAFT_FOLDER, Parameter, model_files, rank_file_name
 from dsv4_shard.engines.placement import Pad
 from dsv4_shard.engines.shared_rules import DSPARK_LEFT_OUT, draft_blocks, is_left_out, vocab_placement
@@ -96,10 +96,10 @@ def layout_class(context: Context) -> str:
     A: FP4 rounded up to 128, B: FP4 rounded up to less, D: FP8 in whole blocks, E: FP8 in finer blocks, F: FP8 padded
     by whole blocks.
     """
-    if context.at.experts == "FP4":
+    if context.deployment.experts == "FP4":
         backend = backend_of(context)
         return "A" if backend is not None and backend.tile == TILE and backend.fit == "tile" else "B"
-    if is_aligned(context) or context.at.moe_tp == 1:
+    if is_aligned(context) or context.deployment.moe_tp == 1:
         return "D"
     return "E" if fits(context, "refine") else "F"
 
@@ -111,30 +111,30 @@ class VllmLayout:
     shares_files = True
     by_node = False
 
-    def file_name(self, rank: int, part: int, at: Deployment) -> str:
+    def file_name(self, rank: int, part: int, deployment: Deployment) -> str:
         """The pattern of `--load-format sharded_state`."""
         return rank_file_name(rank, part)
 
     def refusal(self, context: Context) -> str | None:
         """What runs from the checkpoint but has no sharded state that loads, or that was never held against vLLM."""
-        at, config, backend = context.at, context.config, backend_of(context)
-        if at.dp > 1:
+        deployment, config, backend = context.deployment, context.config, backend_of(context)
+        if deployment.dp > 1:
             return "vLLM's sharded_state names files by TP rank only: with data parallelism, replicas would mix"
         if backend is not None and config.hidden_size % backend.hidden_tile:
             return f"hidden_size {config.hidden_size} would be rounded up to a multiple of {backend.hidden_tile}"
         if backend is not None and backend.sequence_parallel:
-            return f"MoE backend {at.runner} registers its scales as views, which sharded_state cannot load"
+            return f"MoE backend {deployment.runner} registers its scales as views, which sharded_state cannot load"
         if isinstance(vocab_placement(context), Pad):
-            return f"vocab_size {config.vocab_size} would be padded over TP {at.tp}: never held against vLLM"
-        if config.n_routed_experts % at.ep:
-            return f"{config.n_routed_experts} experts over EP {at.ep} are uneven: never held against vLLM"
+            return f"vocab_size {config.vocab_size} would be padded over TP {deployment.tp}: never held against vLLM"
+        if config.n_routed_experts % deployment.ep:
+            return f"{config.n_routed_experts} experts over EP {deployment.ep} are uneven: never held against vLLM"
         if layout_class(context) == "E" and (config.moe_intermediate_size % TILE or config.hidden_size % TILE):
             return f"vLLM's finer FP8 blocks need whole blocks of {TILE} to begin with"
-        if at.version in _WHOLE_BLOCK_VERSIONS and layout_class(context) in ("E", "F"):
-            return f"vLLM {at.version} has no way for FP8 experts that do not fall into whole blocks"
+        if deployment.version in _WHOLE_BLOCK_VERSIONS and layout_class(context) in ("E", "F"):
+            return f"vLLM {deployment.version} has no way for FP8 experts that do not fall into whole blocks"
         return None
 
-    def fate(self, tensor: Tensor, name: TensorName, context: Context) -> Fate:
+    def fate(self, tensor: Tensor, name: TensorName, context: Context) -> Disposition:
         """Which parameter `tensor` goes into, and as what."""
         if is_left_out(name.stage, context):
             return LeftOut(DSPARK_LEFT_OUT)
@@ -148,22 +148,22 @@ class VllmLayout:
         tables = {Stage.MODEL: _MODEL, Stage.LAYER: _LAYER, Stage.MTP: _LAYER | _DRAFT}
         row = tables[name.stage][name.role]
         fill = _MINUS_INFINITY if name.role is Role.ATTN_SINK else b""
-        kept = Kept(row.full_name(prefix, name.part), dtype, folder, row.order, fill=fill)
+        kept = TargetTensor(row.full_name(prefix, name.part), dtype, folder, row.order, fill=fill)
         return (kept, *_for_the_draft(name, dtype, context))
 
     def constants(self, context: Context) -> tuple[Constant, ...]:
         """The map from experts to local slots, where a version's model owns one."""
-        at, config = context.at, context.config
-        if at.version not in _EXPERT_MAP_VERSIONS or at.ep == 1:
+        deployment, config = context.deployment, context.config
+        if deployment.version not in _EXPERT_MAP_VERSIONS or deployment.ep == 1:
             return ()
-        each = config.n_routed_experts // at.ep
+        each = config.n_routed_experts // deployment.ep
         layers = [("", f"model.layers.{layer}.") for layer in range(config.num_hidden_layers)]
         layers += [
             (DRAFT_FOLDER, f"model.layers.{config.num_hidden_layers + block}.mtp_block.")
             for block in range(draft_blocks(context))
         ]
         constants = []
-        for rank in range(at.world):
+        for rank in range(deployment.world):
             local = range(rank * each, (rank + 1) * each)
             slots = [expert - local.start if expert in local else -1 for expert in range(config.n_routed_experts)]
             data = struct.pack(f"<{len(slots)}i", *slots)
@@ -175,23 +175,23 @@ class VllmLayout:
 
     def identity(self, context: Context) -> dict[str, str]:
         """All that decides what the files hold, and that names and shapes do not tell."""
-        at = context.at
+        deployment = context.deployment
         return {
             "layout": f"dsv4-shard vllm 1, class {layout_class(context)}",
-            "engine": f"vllm {at.version}",
-            "moe_backend": at.runner,
-            "tp": str(at.tp),
-            "ep": str(at.ep),
-            "shared_experts": at.shared,
-            "experts": at.experts,
+            "engine": f"vllm {deployment.version}",
+            "moe_backend": deployment.runner,
+            "tp": str(deployment.tp),
+            "ep": str(deployment.ep),
+            "shared_experts": deployment.shared,
+            "experts": deployment.experts,
         }
 
     def companions(self, document: dict[str, object], context: Context) -> dict[str, bytes]:
         """config.json, where it has to say what the experts are: vLLM goes by it alone."""
         declared = document.get("expert_dtype", "fp4")
-        if declared == context.at.experts.lower():
+        if declared == context.deployment.experts.lower():
             return {}
-        content = json.dumps(document | {"expert_dtype": context.at.experts.lower()}, indent=2).encode() + b"\n"
+        content = json.dumps(document | {"expert_dtype": context.deployment.experts.lower()}, indent=2).encode() + b"\n"
         return {name: content for name in model_files(context) if name.endswith(CONFIG_FILE)}
 
     def copied(self, context: Context) -> dict[str, str]:
@@ -208,12 +208,12 @@ def _prefix(name: TensorName, context: Context) -> str:
     return f"{block}mtp_block." if name.role in _LAYER or name.role in _ROUTED else block
 
 
-def _routed(tensor: Tensor, name: TensorName, context: Context, dtype: str, folder: str, prefix: str) -> Kept:
+def _routed(tensor: Tensor, name: TensorName, context: Context, dtype: str, folder: str, prefix: str) -> TargetTensor:
     row = _ROUTED[name.role]
-    scale = "weight_scale" if context.at.experts == "FP4" else "weight_scale_inv"
+    scale = "weight_scale" if context.deployment.experts == "FP4" else "weight_scale_inv"
     suffix = "weight" if name.part is Part.WEIGHT else scale
     padded_scale = name.part is Part.SCALE and layout_class(context) == "F"
-    return Kept(
+    return TargetTensor(
         f"{prefix}ffn.experts.routed_experts.{row.name}_{suffix}",
         dtype,
         folder,
@@ -224,12 +224,14 @@ def _routed(tensor: Tensor, name: TensorName, context: Context, dtype: str, fold
     )
 
 
-def _for_the_draft(name: TensorName, dtype: str, context: Context) -> tuple[Kept, ...]:
+def _for_the_draft(name: TensorName, dtype: str, context: Context) -> tuple[TargetTensor, ...]:
     """sharded_state wants the draft's own embedding and head, although vLLM replaces them by the target's."""
     blocks = range(draft_blocks(context))
     if name.role is Role.EMBED and blocks:
-        return (Kept("model.embed_tokens.weight", dtype, DRAFT_FOLDER),)
+        return (TargetTensor("model.embed_tokens.weight", dtype, DRAFT_FOLDER),)
     if name.role is Role.HEAD:
         first = context.config.num_hidden_layers
-        return tuple(Kept(f"model.layers.{first + b}.shared_head.head.weight", dtype, DRAFT_FOLDER) for b in blocks)
+        return tuple(
+            TargetTensor(f"model.layers.{first + b}.shared_head.head.weight", dtype, DRAFT_FOLDER) for b in blocks
+        )
     return ()

@@ -8,12 +8,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 
-from dsv4_shard.checkpoint.inventory import Group, Inventory
+from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
 from dsv4_shard.engines.deployment import Context, Deployment, Request
 from dsv4_shard.engines.engine import Engine, Launch
-from dsv4_shard.engines.placement import Expert, Held, Placement, Replicate, Split, held_by_rank
+from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, Split, rank_tensor
 from dsv4_shard.engines.remedies import FEWER_RANKS, FULL_EP, NO_DP, for_engine, leave_out
-from dsv4_shard.engines.rules import NO_OPTION, UNCLAIMED, Divides, Requires, Rule, Shows
+from dsv4_shard.engines.rules import NO_OPTION, UNCLAIMED, Divides, Requires, Rule, Symptom
 from dsv4_shard.engines.shared_rules import (
     ADDED_IN_PARTS,
     DOWN_QUOTE,
@@ -33,13 +33,15 @@ _HEADS_QUOTE = (
 
 def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
     """The one way that vLLM has for a request: shared experts split, never padded."""
-    for at in vllm.candidates(inventory, request):
-        yield replace(at, shared="split", shared_parts=at.tp) if request.shared == "auto" else at
+    for deployment in vllm.candidates(inventory, request):
+        yield (
+            replace(deployment, shared="split", shared_parts=deployment.tp) if request.shared == "auto" else deployment
+        )
 
 
 _FEWER = (FEWER_RANKS, for_engine("sglang"))
 
-_UNKNOWN_EXPERTS = Shows(
+_UNKNOWN_EXPERTS = Symptom(
     heard=(GATE_UP_QUOTE, DOWN_QUOTE),
     consequence="not known: shared experts that are cut alike are refused before",
     remedies=(FULL_EP,),
@@ -50,13 +52,13 @@ _HEADS_RULE, *_BLOCK_RULES = latent_attention_rules(_HEADS_QUOTE, _FEWER)
 RULES: tuple[Rule, ...] = (
     *vllm.DEPLOYMENT_RULES,
     Requires(
-        "dp", Module.ATTENTION, lambda c: c.at.dp == 1,
+        "dp", Module.ATTENTION, lambda c: c.deployment.dp == 1,
         "vLLM's classes of this generation were not held against under data parallelism",
         consequence=UNCLAIMED, fatal=True,
         remedies=(NO_DP, for_engine("sglang", ", which has attention DP")),
     ),
     Requires(
-        "shared-way", Module.SHARED, lambda c: c.at.shared == "split",
+        "shared-way", Module.SHARED, lambda c: c.deployment.shared == "split",
         "vLLM splits V3's shared experts; it has no way to {at.shared} them", consequence=NO_OPTION,
         remedies=(leave_out("shared"), for_engine("sglang")), fatal=True,
     ),
@@ -64,18 +66,20 @@ RULES: tuple[Rule, ...] = (
     vllm.VOCAB_RULE,
     *_BLOCK_RULES,
     Divides(
-        "dense-blocks", Module.DENSE, lambda c: c.v3.intermediate_size, "intermediate_size", lambda c: c.at.tp, "TP",
-        lambda c: c.block(Role.DENSE_DOWN).cols, "blocks", Shows(remedies=_FEWER), Shows(ROW_QUOTE, remedies=_FEWER),
+        "dense-blocks", Module.DENSE, lambda c: c.v3.intermediate_size, "intermediate_size",
+        lambda c: c.deployment.tp, "TP",
+        lambda c: c.block(Role.DENSE_DOWN).cols, "blocks", Symptom(remedies=_FEWER), Symptom(ROW_QUOTE,
+        remedies=_FEWER),
         when=lambda c: c.v3.first_k_dense_replace > 0,
     ),
     Divides(
         "shared-blocks", Module.SHARED, lambda c: c.shared_intermediate, "shared intermediate size",
-        lambda c: c.at.tp, "TP", lambda c: c.block(Role.SHARED_DOWN).cols, "blocks", Shows(remedies=_FEWER),
-        Shows(ROW_QUOTE, remedies=_FEWER), when=lambda c: c.config.n_shared_experts > 0,
+        lambda c: c.deployment.tp, "TP", lambda c: c.block(Role.SHARED_DOWN).cols, "blocks", Symptom(remedies=_FEWER),
+        Symptom(ROW_QUOTE, remedies=_FEWER), when=lambda c: c.config.n_shared_experts > 0,
     ),
     Divides(
         "routed-blocks", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
-        lambda c: c.at.moe_tp, "MoE TP", lambda c: c.block(Role.ROUTED_DOWN).cols, "blocks",
+        lambda c: c.deployment.moe_tp, "MoE TP", lambda c: c.block(Role.ROUTED_DOWN).cols, "blocks",
         replace(_UNKNOWN_EXPERTS, heard=()), _UNKNOWN_EXPERTS,
     ),
 )  # fmt: skip
@@ -95,17 +99,17 @@ def place(role: Role, context: Context) -> Placement:
     if role in (Role.EMBED, Role.HEAD):
         return vocab_placement(context)
     placement = _PLACEMENTS.get(role, Replicate())
-    return Expert(Replicate()) if isinstance(placement, Expert) and context.at.moe_tp == 1 else placement
+    return Expert(Replicate()) if isinstance(placement, Expert) and context.deployment.moe_tp == 1 else placement
 
 
-def hold(group: Group, placement: Placement, context: Context) -> Held | None:
+def hold(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
     """vLLM's parameter dtypes: scales in F32, norms in BF16, and the indexer's keys decoded to BF16."""
     if group.role in (Role.MTP_EMBED, Role.MTP_HEAD):
         return None
     if group.role is Role.INDEXER_K:
-        return None if group.part is Part.SCALE else held_by_rank(group, placement, context, "BF16")
+        return None if group.part is Part.SCALE else rank_tensor(group, placement, context, "BF16")
     dtype = "F32" if group.part is Part.SCALE else "BF16" if group.role in NORM_ROLES else None
-    return held_by_rank(group, placement, context, dtype)
+    return rank_tensor(group, placement, context, dtype)
 
 
 def launch(context: Context, model_path: str, sharded: bool) -> Launch:
@@ -115,7 +119,7 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
     draft = json.dumps({"method": "mtp", "num_speculative_tokens": 1})
     return Launch(
         {},
-        vllm.on_nodes(f"vllm serve {model_path} " + " ".join(options), context.at.nodes),
+        vllm.on_nodes(f"vllm serve {model_path} " + " ".join(options), context.deployment.nodes),
         draft_options=f"--speculative-config '{draft}'",
     )
 

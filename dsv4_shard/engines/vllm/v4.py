@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import gcd
 
-from dsv4_shard.checkpoint.inventory import Group, Inventory
+from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
 from dsv4_shard.engines.deployment import Context, Deployment, Request, pick_gpu, pick_nodes
 from dsv4_shard.engines.engine import Engine, Launch
-from dsv4_shard.engines.placement import Expert, Held, Pad, Placement, Replicate, Split, held_by_rank
+from dsv4_shard.engines.placement import Expert, Pad, Placement, RankTensor, Replicate, Split, rank_tensor
 from dsv4_shard.engines.remedies import FEWER_RANKS, FULL_EP, NO_DP, for_engine, leave_out
-from dsv4_shard.engines.rules import NO_OPTION, SILENT, Divides, Requires, Rule, Shows
+from dsv4_shard.engines.rules import NO_OPTION, SILENT, Divides, Requires, Rule, Symptom
 from dsv4_shard.engines.shared_rules import (
     ADDED_IN_PARTS,
     COLUMN_QUOTE,
@@ -100,7 +100,7 @@ _SHARED_AXIS = {Role.SHARED_GATE: 0, Role.SHARED_UP: 0, Role.SHARED_DOWN: 1}
 
 def backend_of(context: Context) -> Backend | None:
     """The row for a deployment's runner, or None where it does not take the experts' format."""
-    return _table(context.at.experts).get(context.at.runner)
+    return _table(context.deployment.experts).get(context.deployment.runner)
 
 
 def _table(experts: str) -> dict[str, Backend]:
@@ -127,7 +127,7 @@ def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
     backend = _table(experts).get(runner)
     whole = ep > 1 and (request.dp > 1 or (backend is not None and backend.sequence_parallel))
     own_way = "whole" if whole else "split" if shares_blocks_evenly(inventory, request.tp) else "pad"
-    at = Deployment(
+    deployment = Deployment(
         engine="vllm",
         tp=request.tp,
         ep=ep,
@@ -145,16 +145,16 @@ def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
         nodes=pick_nodes(request, world, gpu),
         version=request.engine_version or VERSION,
     )
-    yield at
+    yield deployment
 
 
 def _sequence_parallel(context: Context) -> bool:
-    return context.at.shared_parts == 1 and context.at.world > 1
+    return context.deployment.shared_parts == 1 and context.deployment.world > 1
 
 
 def _misreads_scales(context: Context) -> bool:
     """vLLM's own loader views every E8M0 expert scale as bytes, also where its parameter is F32."""
-    return (context.at.experts, context.inventory.routed.scale_dtype) == ("FP8", "F8_E8M0")
+    return (context.deployment.experts, context.inventory.routed.scale_dtype) == ("FP8", "F8_E8M0")
 
 
 def misloads(context: Context) -> str | None:
@@ -171,7 +171,7 @@ def fits(context: Context, fit: str) -> bool:
 
 DEPLOYMENT_RULES: tuple[Rule, ...] = (
     Requires(
-        "broken-version", Module.HYPER, lambda c: c.at.version not in BROKEN_VERSIONS,
+        "broken-version", Module.HYPER, lambda c: c.deployment.version not in BROKEN_VERSIONS,
         "vLLM {at.version} loads sharded_state and then fails in the first forward (hc_attn_fn_broadcast is not set)",
         "AssertionError", remedies=("vLLM 0.29.0 or later, which mends it: upstream PR 51368",), fatal=True,
         heard=("hc_attn_fn_broadcast…AssertionError",),
@@ -181,12 +181,12 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
     nvfp4_rule("vLLM's NVFP4 experts were never held against its classes"),
     NO_CAST_RULE,
     Requires(
-        "ep", Module.ROUTED, lambda c: c.at.ep in (1, c.at.world),
+        "ep", Module.ROUTED, lambda c: c.deployment.ep in (1, c.deployment.world),
         "vLLM's expert parallelism is off or spans all {at.world} GPUs (TP × DP), so EP {at.ep} cannot be had",
         consequence=NO_OPTION, remedies=(leave_out("ep"), FULL_EP), fatal=True,
     ),
     Requires(
-        "a2a", Module.ROUTED, lambda c: c.at.a2a is None, "--a2a is SGLang's; vLLM picks its own (--runner)",
+        "a2a", Module.ROUTED, lambda c: c.deployment.a2a is None, "--a2a is SGLang's; vLLM picks its own (--runner)",
         consequence=NO_OPTION, remedies=(leave_out("a2a"),), fatal=True,
     ),
     Requires(
@@ -196,36 +196,38 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
     ),
     Requires(
         "runner-gpu", Module.ROUTED,
-        lambda c: not getattr(backend_of(c), "hopper_only" if c.at.gpu.sm >= 100 else "blackwell_only", False),
+        lambda c: not getattr(backend_of(c), "hopper_only" if c.deployment.gpu.sm >= 100 else "blackwell_only", False),
         "MoE backend {at.runner} does not take {at.experts} experts on {at.gpu.family}",
         remedies=(leave_out("runner"),), fatal=True,
     ),
     Requires(
-        "mega-ep", Module.ROUTED, lambda c: not getattr(backend_of(c), "sequence_parallel", False) or c.at.ep > 1,
+        "mega-ep", Module.ROUTED, lambda c: not getattr(backend_of(c), "sequence_parallel", False)
+        or c.deployment.ep > 1,
         "MoE backend {at.runner} needs expert parallelism", remedies=(FULL_EP,), fatal=True,
         heard=("NotImplementedError: DeepSeek V4 MegaMoE currently requires expert parallel.",),
     ),
 )  # fmt: skip
 """What vLLM asks of a deployment before it builds a model of any generation."""
 
-VOCAB_RULE = vocab_rule(Shows(remedies=(FEWER_RANKS,), heard=(INDIVISIBLE_QUOTE,)))
+VOCAB_RULE = vocab_rule(Symptom(remedies=(FEWER_RANKS,), heard=(INDIVISIBLE_QUOTE,)))
 
-_PADS = Shows(consequence="{engine} has no such option: it pads them", remedies=(leave_out("shared"),))
+_PADS = Symptom(consequence="{engine} has no such option: it pads them", remedies=(leave_out("shared"),))
 
 _WHOLE_EXPERTS = (FULL_EP,)
 
-_UNEVEN_EXPERTS = Shows(remedies=_WHOLE_EXPERTS, heard=("assert intermediate_size % self.tp_size == 0",))
+_UNEVEN_EXPERTS = Symptom(remedies=_WHOLE_EXPERTS, heard=("assert intermediate_size % self.tp_size == 0",))
 
 RULES: tuple[Rule, ...] = (
     *DEPLOYMENT_RULES,
     Requires(
-        "shared-whole", Module.SHARED, lambda c: c.at.shared != "whole" or _sequence_parallel(c) or c.at.world == 1,
+        "shared-whole", Module.SHARED, lambda c: c.deployment.shared != "whole" or _sequence_parallel(c)
+        or c.deployment.world == 1,
         "vLLM keeps shared experts whole only under sequence parallelism (EP with data parallelism); under plain TP "
         "it pads them, and has no option for another way", consequence=NO_OPTION,
         remedies=(leave_out("shared"), for_engine("sglang")), fatal=True,
     ),
     Requires(
-        "shared-way", Module.SHARED, lambda c: c.at.shared == "whole" or not _sequence_parallel(c),
+        "shared-way", Module.SHARED, lambda c: c.deployment.shared == "whole" or not _sequence_parallel(c),
         "under sequence parallelism vLLM keeps shared experts whole", consequence=NO_OPTION,
         remedies=(leave_out("shared"),), fatal=True,
     ),
@@ -233,11 +235,11 @@ RULES: tuple[Rule, ...] = (
     *attention_rules(
         (FEWER_RANKS,),
         None,
-        Shows(
+        Symptom(
             "assert n_heads % tp_size == 0",
             heard=("Attention sink heads ({size}) must be divisible by tp_size",),
         ),
-        Shows(
+        Symptom(
             consequence=(
                 f"{SILENT}starts with {{part}} output groups on a rank, then ZeroDivisionError or garbage (vllm#43174)"
             ),
@@ -255,46 +257,46 @@ RULES: tuple[Rule, ...] = (
         remedies=(for_engine("sglang"), "the original FP4 checkpoint"),
     ),
     Requires(
-        "routed-scales", Module.ROUTED, lambda c: not _misreads_scales(c) or c.at.dp == 1,
+        "routed-scales", Module.ROUTED, lambda c: not _misreads_scales(c) or c.deployment.dp == 1,
         "vLLM reads the E8M0 scales of FP8 experts as plain bytes (2^-7 becomes 120), and with data parallelism no "
         "shards can be written that hold the right values",
         consequence=f"{SILENT}starts, and computes garbage", remedies=(NO_DP, for_engine("sglang")),
     ),
     Divides(
         "routed-groups", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
-        lambda c: c.at.moe_tp, "MoE TP", lambda c: FP4_GROUP, "FP4 groups", _UNEVEN_EXPERTS,
-        Shows(consequence=f"{SILENT}starts, and cuts scales in the wrong place", remedies=_WHOLE_EXPERTS),
-        when=lambda c: c.at.experts == "FP4",
+        lambda c: c.deployment.moe_tp, "MoE TP", lambda c: FP4_GROUP, "FP4 groups", _UNEVEN_EXPERTS,
+        Symptom(consequence=f"{SILENT}starts, and cuts scales in the wrong place", remedies=_WHOLE_EXPERTS),
+        when=lambda c: c.deployment.experts == "FP4",
     ),
     Divides(
         "routed-blocks", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
-        lambda c: c.at.moe_tp, "MoE TP", lambda c: _SMALLEST_FP8_BLOCK, "refined blocks", _UNEVEN_EXPERTS,
-        Shows(remedies=_WHOLE_EXPERTS), when=lambda c: fits(c, "refine"),
+        lambda c: c.deployment.moe_tp, "MoE TP", lambda c: _SMALLEST_FP8_BLOCK, "refined blocks", _UNEVEN_EXPERTS,
+        Symptom(remedies=_WHOLE_EXPERTS), when=lambda c: fits(c, "refine"),
     ),
     Divides(
         "shared-blocks", Module.SHARED, lambda c: c.shared_intermediate, "shared intermediate size",
-        lambda c: c.at.shared_parts, "TP", lambda c: c.block(Role.SHARED_GATE).rows, "blocks",
-        _PADS, _PADS, when=lambda c: c.at.shared == "split",
+        lambda c: c.deployment.shared_parts, "TP", lambda c: c.block(Role.SHARED_GATE).rows, "blocks",
+        _PADS, _PADS, when=lambda c: c.deployment.shared == "split",
     ),
 )  # fmt: skip
 
 OTHERS: tuple[Rule, ...] = (
     Divides(
         "unpadded-shared-blocks", Module.SHARED, lambda c: c.shared_intermediate, "shared intermediate size",
-        lambda c: c.at.shared_parts, "TP", lambda c: c.block(Role.SHARED_GATE).rows, "blocks",
-        cut=Shows(
+        lambda c: c.deployment.shared_parts, "TP", lambda c: c.block(Role.SHARED_GATE).rows, "blocks",
+        cut=Symptom(
             COLUMN_QUOTE, remedies=("a vLLM with PR 46001, as 0.33.0: it pads the shared experts by itself",),
             heard=(ROW_QUOTE,),
         ),
     ),
     Divides(
         "unrefined-routed-blocks", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
-        lambda c: c.at.moe_tp, "MoE TP", lambda c: c.block(Role.ROUTED_GATE).rows, "blocks",
-        cut=Shows(
+        lambda c: c.deployment.moe_tp, "MoE TP", lambda c: c.block(Role.ROUTED_GATE).rows, "blocks",
+        cut=Symptom(
             GATE_UP_QUOTE, remedies=("vLLM 0.33.0, which cuts the blocks of FP8 experts finer, or pads them", FULL_EP),
             heard=(DOWN_QUOTE,),
         ),
-        when=lambda c: c.at.experts == "FP8",
+        when=lambda c: c.deployment.experts == "FP8",
     ),
 )  # fmt: skip
 """Before PR 46001 shared experts were not padded, and 0.26.0 still refused FP8 experts in parts of a block."""
@@ -309,16 +311,16 @@ _PLACEMENTS: dict[Role, Placement] = {
 
 def place(role: Role, context: Context) -> Placement:
     """Where vLLM puts `role`."""
-    at = context.at
+    deployment = context.deployment
     if role in (Role.EMBED, Role.HEAD):
         return vocab_placement(context)
     if role in _SHARED_AXIS:
         axis = _SHARED_AXIS[role]
-        if at.shared_parts == 1:
+        if deployment.shared_parts == 1:
             return Replicate()
-        return Pad(axis, "tp", context.block(role)[axis]) if at.shared == "pad" else Split(axis, "tp")
+        return Pad(axis, "tp", context.block(role)[axis]) if deployment.shared == "pad" else Split(axis, "tp")
     if role in _ROUTED:
-        if at.moe_tp == 1:
+        if deployment.moe_tp == 1:
             return Expert(Replicate())
         axis = 1 if role is Role.ROUTED_DOWN else 0
         if fits(context, "pad") and not is_aligned(context):
@@ -329,10 +331,10 @@ def place(role: Role, context: Context) -> Placement:
 
 
 def is_aligned(context: Context) -> bool:
-    return context.config.moe_intermediate_size % (context.at.moe_tp * TILE) == 0
+    return context.config.moe_intermediate_size % (context.deployment.moe_tp * TILE) == 0
 
 
-def hold(group: Group, placement: Placement, context: Context) -> Held | None:
+def hold(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
     """vLLM's parameter dtypes: FP4 models keep E8M0 scales, FP8 models hold F32, in finer blocks if need be."""
     if group.role in (Role.MTP_EMBED, Role.MTP_HEAD) or is_left_out(group.stage, context):
         return None
@@ -341,7 +343,7 @@ def hold(group: Group, placement: Placement, context: Context) -> Held | None:
         rows, cols = group.shape
         group = group._replace(shape=(rows * repeat, cols * repeat), nbytes=group.nbytes * repeat * repeat)
     dtype = parameter_dtype(group.role, group.part, context)
-    return held_by_rank(group, placement, context, None if dtype == "U8" else dtype)
+    return rank_tensor(group, placement, context, None if dtype == "U8" else dtype)
 
 
 def scale_repeat(role: Role, part: Part, context: Context) -> int:
@@ -349,21 +351,21 @@ def scale_repeat(role: Role, part: Part, context: Context) -> int:
     if role not in _ROUTED or part is not Part.SCALE or not fits(context, "refine") or is_aligned(context):
         return 1
     block, config = context.block(role), context.config
-    return block.rows // gcd(config.moe_intermediate_size // context.at.moe_tp, block.rows, config.hidden_size)
+    return block.rows // gcd(config.moe_intermediate_size // context.deployment.moe_tp, block.rows, config.hidden_size)
 
 
 def parameter_dtype(role: Role, part: Part, context: Context) -> str | None:
     """The dtype of vLLM's parameter, None where it is the checkpoint's."""
     if role is Role.ROUTER_HASH:
         return "I32"
-    if role in _ROUTED and context.at.experts == "FP4":
+    if role in _ROUTED and context.deployment.experts == "FP4":
         return "U8"
-    return "F32" if part is Part.SCALE and context.at.experts == "FP8" else None
+    return "F32" if part is Part.SCALE and context.deployment.experts == "FP8" else None
 
 
 def launch(context: Context, model_path: str, sharded: bool) -> Launch:
     """`vllm serve` for each node, on shards or on the checkpoint; nodes other than the first serve no API."""
-    at = context.at
+    deployment = context.deployment
     options = [
         "--trust-remote-code --kv-cache-dtype fp8 --block-size 256 --tokenizer-mode deepseek_v4",
         *parallel_options(context),
@@ -372,22 +374,22 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
     if sharded:
         options.append("--load-format sharded_state")
         draft |= {"model": f"{model_path}/draft", "draft_load_config": {"load_format": "sharded_state"}}
-    elif at.experts == "FP8" and context.config.expert_dtype != "fp8":
+    elif deployment.experts == "FP8" and context.config.expert_dtype != "fp8":
         options.append("""--hf-overrides '{"expert_dtype": "fp8"}'""")
-    commands = on_nodes(f"vllm serve {model_path} " + " ".join(options), at.nodes)
+    commands = on_nodes(f"vllm serve {model_path} " + " ".join(options), deployment.nodes)
     return Launch({}, commands, draft_options=f"--speculative-config '{json.dumps(draft)}'")
 
 
 def parallel_options(context: Context) -> list[str]:
     """How many ranks there are for what, and the MoE backend where it is not vLLM's own choice."""
-    at = context.at
-    options = [f"--tensor-parallel-size {at.tp}"]
-    if at.dp > 1:
-        options.append(f"--data-parallel-size {at.dp}")
-    if at.ep > 1:
+    deployment = context.deployment
+    options = [f"--tensor-parallel-size {deployment.tp}"]
+    if deployment.dp > 1:
+        options.append(f"--data-parallel-size {deployment.dp}")
+    if deployment.ep > 1:
         options.append("--enable-expert-parallel")
-    if at.runner != _default_backend(at.experts, at.gpu.sm, at.ep, is_aligned(context)):
-        options.append(f"--moe-backend {at.runner}")
+    if deployment.runner != _default_backend(deployment.experts, deployment.gpu.sm, deployment.ep, is_aligned(context)):
+        options.append(f"--moe-backend {deployment.runner}")
     return options
 
 
@@ -401,35 +403,35 @@ def on_nodes(command: str, nodes: int) -> tuple[str, ...]:
 
 def addition(context: Context) -> str:
     """How the shared expert's output joins the sum."""
-    if context.at.shared == "whole" and context.at.world > 1:
+    if context.deployment.shared == "whole" and context.deployment.world > 1:
         once = "each rank runs the whole shared expert on its own tokens and adds it once"
-        if context.at.tp == 1:
+        if context.deployment.tp == 1:
             return f"Under data parallelism {once}."
-        return f"Under sequence parallelism {once}; summed over ranks it would count {context.at.tp} times."
+        return f"Under sequence parallelism {once}; summed over ranks it would count {context.deployment.tp} times."
     return ADDED_IN_PARTS
 
 
 def notes(context: Context) -> tuple[str, ...]:
     """What is padded, and on which ranks there is nothing but padding."""
-    at, config = context.at, context.config
+    deployment, config = context.deployment, context.config
     lines = []
-    if at.shared == "pad" and at.shared_parts > 1:
+    if deployment.shared == "pad" and deployment.shared_parts > 1:
         unit = context.block(Role.SHARED_GATE).rows
-        lines.append(_padded("shared experts", -(-context.shared_intermediate // unit), unit, at.tp))
-    if at.moe_tp > 1:
-        local, backend = config.moe_intermediate_size // at.moe_tp, backend_of(context)
+        lines.append(_padded("shared experts", -(-context.shared_intermediate // unit), unit, deployment.tp))
+    if deployment.moe_tp > 1:
+        local, backend = config.moe_intermediate_size // deployment.moe_tp, backend_of(context)
         if backend is not None and backend.fit == "tile" and local % backend.tile:
             padded = -(-local // backend.tile) * backend.tile
             lines.append(f"routed experts padded: {local} of the intermediate size a rank, rounded up to {padded}")
         elif fits(context, "pad") and not is_aligned(context):
-            lines.append(_padded("routed experts", config.moe_intermediate_size // TILE, TILE, at.moe_tp))
+            lines.append(_padded("routed experts", config.moe_intermediate_size // TILE, TILE, deployment.moe_tp))
     if _misreads_scales(context):
         lines.append(
             "routed experts: vLLM's own loader reads these E8M0 scales as plain bytes (2^-7 becomes 120); the shards "
             "hold the right values, so serve them and not the checkpoint"
         )
-    if config.n_routed_experts % at.ep:
-        least, more = divmod(config.n_routed_experts, at.ep)
+    if config.n_routed_experts % deployment.ep:
+        least, more = divmod(config.n_routed_experts, deployment.ep)
         lines.append(f"routed experts uneven: {more} ranks hold {least + 1}, the others {least} (not with EPLB)")
     return (*lines, *dspark_notes(context))
 

@@ -12,7 +12,7 @@ from benchmarks.settings import Settings, say
 from benchmarks.spread import Spread, spread
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from skeletons import write_skeleton
+from support.checkpoints.skeletons import write_skeleton
 
 MODEL = "DeepSeek-V4-Pro"
 

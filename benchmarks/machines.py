@@ -35,7 +35,7 @@ from dsv4_shard.sharding.recipe import Recipe, Step
 from dsv4_shard.tensors.geometry import whole_rectangle
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from skeletons import write_skeleton
+from support.checkpoints.skeletons import write_skeleton
 
 MODEL, TP, GPU = "DeepSeek-V4-Pro", 16, "h20-96"
 NODES = (1, 2, 4, 8, 16)

@@ -19,9 +19,9 @@ from benchmarks.sized import write_sized
 from benchmarks.spread import Spread, spread
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from hubserver import HubServer, fake_digest
-from loopback import Fault
-from skeletons import write_skeleton
+from support.checkpoints.skeletons import write_skeleton
+from support.servers.hub import HubServer, fake_digest
+from support.servers.loopback import Fault
 
 MODEL, REPO, SIZED = "DeepSeek-V4-Pro", "deepseek-ai/DeepSeek-V4-Pro", "org/sized"
 LATENCY_SECONDS = 0.02

@@ -3,10 +3,10 @@
 import shutil
 
 import pytest
-from hubserver import HubServer
 from hypothesis import settings
-from scratch import remove_process_folder
-from tiny import TINY_CONFIG
+from support.checkpoints.tiny import TINY_CONFIG
+from support.scratch import remove_process_folder
+from support.servers.hub import HubServer
 
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
 
@@ -41,7 +41,7 @@ def hub_server():
 @pytest.fixture
 def store_server(monkeypatch):
     """An S3 server on loopback with one empty bucket, which obstore finds by the environment."""
-    from storeserver import StoreServer  # takes a second to import
+    from support.servers.store import StoreServer  # takes a second to import
 
     with StoreServer() as server:
         for name, value in server.env().items():

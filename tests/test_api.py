@@ -8,11 +8,11 @@ import subprocess
 import sys
 from dataclasses import asdict
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import pytest
-from small import contents
+from support.checkpoints.small import contents
+from support.paths import ROOT
 from typer.testing import CliRunner
 
 import dsv4_shard
@@ -66,7 +66,7 @@ def in_a_fresh_process(code: str) -> str:
 
 def test_the_package_gives_the_verbs_and_the_errors_and_the_readme_names_them_all():
     assert dsv4_shard.__all__ == sorted(("__version__", "errors", *VERBS))
-    section = (Path(__file__).parent.parent / "README.md").read_text().split("## From Python\n")[1].split("\n## ")[0]
+    section = (ROOT / "README.md").read_text().split("## From Python\n")[1].split("\n## ")[0]
     assert set(VERBS) <= set(re.findall(r"`(\w+)`", section))
     assert "`dsv4_shard.errors`" in section
 
@@ -284,7 +284,7 @@ def test_the_examples_of_the_docstrings_and_of_the_readme_give_what_they_say(tmp
         assert example.examples, f"{verb} has no example"
         runner.run(example, out=printed.append)
     assert runner.summarize(verbose=False).failed == 0, "".join(printed)
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     exec(code.replace("DeepSeek-V4-Pro", "model").replace('"shards"', '"others"'), {})
     assert (tmp_path / "report.html").is_file()

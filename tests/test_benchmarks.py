@@ -10,7 +10,8 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 
 import pytest
-from small import load_tensors, open_folder, raw, small_config
+from support.checkpoints.small import load_tensors, open_folder, raw, small_config
+from support.paths import ROOT
 
 from benchmarks import back, converter, disk, growth, headers, loading, machines, moves, page_cache
 from benchmarks.running import ChildFailed, run, tool
@@ -23,7 +24,6 @@ from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.run import reshard
 from dsv4_shard.tensors.header import nbytes_of
 
-ROOT = Path(__file__).parent.parent
 MAY_BE_ZERO = {"disk_read", "cp_disk_read", "disk_written"}
 """What the page cache served, or a file system in memory took."""
 

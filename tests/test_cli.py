@@ -8,8 +8,8 @@ import subprocess
 import sys
 
 import pytest
-from fullsize import FLASH, PRO, inventory_of
-from small import small_config
+from support.checkpoints.full_size import FLASH, PRO, inventory_of
+from support.checkpoints.small import small_config
 from typer.testing import CliRunner
 
 from dsv4_shard.checkpoint.synthetic import write_checkpoint

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from families import write_family
 from rich.console import Console
-from small import least_config, reshard_folder
+from support.checkpoints.other_families import write_family
+from support.checkpoints.small import least_config, reshard_folder
 from typer.testing import CliRunner
 
 from dsv4_shard.checkpoint.reader import UnknownCheckpoint

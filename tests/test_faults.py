@@ -82,7 +82,8 @@ FAULTS = {
     "another family, for all but inspect": "unknown_family: every_other_command_refuses_and_says_that_inspect_works",
     "a config of another family of odd types": "unknown_family: fields_of_odd_types_are_as_good_as_absent",
     "names and shapes of another family": "hostile: names_of_a_family_that_is_not_known_are_shown_escaped",
-    "more names of another family than fit a page": "unknown_family: templates_beyond_the_limit_are_counted_and_not_listed",
+    "more names of another family than fit a page":
+        "unknown_family: templates_beyond_the_limit_are_counted_and_not_listed",
     "a lost scale or weight of another family": "unknown_family: a_lost_scale_and_a_lost_weight_are_found",
     "an unknown tensor": "inventory: an_unknown_tensor_is_an_error_that_names_it",
     "a missing tensor": "inventory: whatever_one_tensor_is_missing_is_named",

@@ -7,7 +7,7 @@ from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
 from dsv4_shard.engines.deployment import Context, Deployment, Request
 from dsv4_shard.engines.layout import Layout
 from dsv4_shard.engines.placement import Placement, RankTensor, Replicate
-from dsv4_shard.engines.rules import BREAKS_TOO, UNCLAIMED, Breach, Requires, Rule
+from dsv4_shard.engines.rules import BREAKS_TOO, NOT_VERIFIED, Breach, Requires, Rule
 from dsv4_shard.models.family import Family
 from dsv4_shard.models.roles import Module, Role
 
@@ -36,7 +36,7 @@ class Engine:
     """An engine as rules, and functions that turn requests and roles into what it does with them.
 
     `candidates` turns a request into deployments, the engine's own choices first; `place` gives a role's placement;
-    `hold` says how a rank holds one tensor of a group; `launch` is how to start it on a path, which is that of shards
+    `store` says how a rank stores one tensor of a group; `launch` is how to start it on a path, which is that of shards
     or of the checkpoint (its last argument); `addition` is how the shared expert's output joins the sum;
     `notes` is what else a user of the deployment should know. `others` are rules of other versions, by whose messages
     logs are explained; no plan asks them.
@@ -48,16 +48,16 @@ class Engine:
     candidates: Callable[[Inventory, Request], Iterator[Deployment]]
     rules: tuple[Rule, ...]
     place: Callable[[Role, Context], Placement]
-    hold: Callable[[TensorGroup, Placement, Context], RankTensor | None]
+    store: Callable[[TensorGroup, Placement, Context], RankTensor | None]
     launch: Callable[[Context, str, bool], Launch]
     addition: Callable[[Context], str]
     notes: Callable[[Context], tuple[str, ...]] = _no_notes
     layout: Layout | None = None
     others: tuple[Rule, ...] = ()
 
-    def held(self, group: TensorGroup, context: Context) -> RankTensor | None:
-        """How a rank holds one tensor of `group`, or None where no rank gets it."""
-        return self.hold(group, self.place(group.role, context), context)
+    def rank_tensor_of(self, group: TensorGroup, context: Context) -> RankTensor | None:
+        """How a rank stores one tensor of `group`, or None where no rank gets it."""
+        return self.store(group, self.place(group.role, context), context)
 
     def breaches(self, context: Context) -> list[Breach]:
         """Every rule that breaks, in the order in which the engine would meet them, but first the one where it stops.
@@ -90,7 +90,7 @@ def unknown_to(engine: Engine, family: Family) -> Engine:
     known = Requires(
         UNKNOWN_FAMILY, Module.DEPLOYMENT, lambda _: False,
         f"what {engine.title} {engine.version} does with {family.title} was never held against its own classes",
-        consequence=UNCLAIMED, fatal=True,
+        consequence=NOT_VERIFIED, fatal=True,
         remedies=("--engine node or reference, where they know the family",),
     )  # fmt: skip
     return replace(engine, rules=(known,), place=lambda role, context: Replicate(), notes=_no_notes, layout=None)

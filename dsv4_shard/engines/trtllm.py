@@ -126,7 +126,7 @@ def place(role: Role, context: Context) -> Placement:
     return Replicate()
 
 
-def hold(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
+def store(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
     """As the checkpoint stores it: TensorRT-LLM's own dtypes were not read."""
     return None if group.role in (Role.MTP_EMBED, Role.MTP_HEAD) else rank_tensor(group, placement, context)
 
@@ -166,7 +166,7 @@ TRTLLM = Engine(
     candidates=candidates,
     rules=RULES,
     place=place,
-    hold=hold,
+    store=store,
     launch=launch,
     addition=addition,
 )

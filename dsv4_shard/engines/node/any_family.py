@@ -13,7 +13,7 @@ from dsv4_shard.engines.engine import Engine, Launch
 from dsv4_shard.engines.node.known_family import EP_RULE, NodeLayout, folders_notes
 from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, rank_tensor
 from dsv4_shard.engines.remedies import ANY_DP, MORE_DP, leave_out
-from dsv4_shard.engines.rules import UNCLAIMED, Divides, Requires, Rule, Symptom
+from dsv4_shard.engines.rules import NOT_VERIFIED, Divides, Requires, Rule, Symptom
 from dsv4_shard.engines.shared_rules import EXPERTS, EXPERTS_RULE, NO_CAST_RULE, NODES_RULE
 from dsv4_shard.models.roles import Module, Role, Stage
 
@@ -51,7 +51,7 @@ RULES: tuple[Rule, ...] = (
         None, "whole", ANY_ENGINE)
         and not c.deployment.gpu_named,
         "no engine's rules for this family are known, so there is no runner, all-to-all backend, way of shared "
-        "experts, GPU or version to choose", consequence=UNCLAIMED, fatal=True,
+        "experts, GPU or version to choose", consequence=NOT_VERIFIED, fatal=True,
         remedies=(leave_out("runner", "a2a", "shared", "gpu", "gpu_memory", "engine_version"),),
     ),
     NODES_RULE,
@@ -77,7 +77,7 @@ def place(role: Role, context: Context) -> Placement:
     return Expert(Replicate()) if role.module is Module.ROUTED else Replicate()
 
 
-def hold(group: TensorGroup, placement: Placement, context: Context) -> RankTensor:
+def store(group: TensorGroup, placement: Placement, context: Context) -> RankTensor:
     """As the checkpoint has it."""
     return rank_tensor(group, placement, context)
 
@@ -110,7 +110,7 @@ NODE_ANY = Engine(
     candidates=candidates,
     rules=RULES,
     place=place,
-    hold=hold,
+    store=store,
     launch=launch,
     addition=addition,
     notes=notes,

@@ -17,7 +17,7 @@ from dsv4_shard.engines.engine import Engine, Launch
 from dsv4_shard.engines.layout import Constant, Disposition, TargetTensor
 from dsv4_shard.engines.parameters import TOKENIZER_FILES
 from dsv4_shard.engines.remedies import for_engine, leave_out
-from dsv4_shard.engines.rules import UNCLAIMED, Requires
+from dsv4_shard.engines.rules import NOT_VERIFIED, Requires
 from dsv4_shard.engines.sglang import v4 as sglang
 from dsv4_shard.engines.sglang.v3 import SGLANG_V3
 from dsv4_shard.engines.shared_rules import NVFP4_RULE
@@ -37,7 +37,7 @@ EP_RULE = Requires(
 _NVFP4_RULE = Requires(
     NVFP4_RULE, Module.ROUTED, lambda c: c.inventory.routed.name != NVFP4 or c.deployment.nodes > 1,
     "what SGLang does with NVFP4 experts was never held against its classes, and one node needs no folder of its own",
-    consequence=UNCLAIMED, fatal=True, remedies=("--nodes N: folders are written all the same",),
+    consequence=NOT_VERIFIED, fatal=True, remedies=("--nodes N: folders are written all the same",),
 )  # fmt: skip
 """Folders have NVFP4 experts as the checkpoint has them, and that is all that is claimed."""
 
@@ -169,7 +169,7 @@ class Subsets:
             candidates=self.candidates,
             rules=(EP_RULE, *(_NVFP4_RULE if rule.name == NVFP4_RULE else rule for rule in self.serving.rules)),
             place=self.serving.place,
-            hold=self.serving.hold,
+            store=self.serving.store,
             launch=self.launch,
             addition=self.serving.addition,
             notes=self.notes,

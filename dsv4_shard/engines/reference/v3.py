@@ -95,7 +95,7 @@ def _rules(version: str, runner: str) -> tuple[Rule, ...]:
         ),
         Requires(
             "shared-way", Module.SHARED, lambda c: c.deployment.shared == "split",
-            f"{version}'s reference splits the shared experts over all ranks; it cannot {{deployment.shared}} them",
+            f"{version}'s reference splits the shared experts over all ranks; it cannot {{at.shared}} them",
             consequence=NO_OPTION, remedies=(leave_out("shared"),), fatal=True,
         ),
         NO_CAST_RULE,
@@ -158,7 +158,7 @@ def place(role: Role, context: Context) -> Placement:
     return _PLACEMENTS.get(role, Replicate())
 
 
-def hold(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
+def store(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
     """What stands in a rank's file, in the checkpoint's dtypes: nothing of the MTP layer."""
     return None if group.stage is Stage.MTP else rank_tensor(group, placement, context)
 
@@ -235,7 +235,7 @@ def inference_config(document: dict[str, object], experts: str, keys: Mapping[st
 
 
 @dataclass(frozen=True, slots=True)
-class Generation:
+class InferenceCode:
     """What tells V3's inference code from V3.2's: its kernels, its config, and how shared experts join the sum."""
 
     family: Family
@@ -275,7 +275,7 @@ class Generation:
             candidates=self.candidates,
             rules=_rules(self.version, self.kernels),
             place=place,
-            hold=hold,
+            store=store,
             launch=reference.launch,
             addition=lambda _: self.addition,
             notes=self.notes,
@@ -285,12 +285,12 @@ class Generation:
 
 _PARTS = "Each rank holds a part of the shared experts: "
 
-REFERENCE_V3 = Generation(
+REFERENCE_V3 = InferenceCode(
     V3, "V3", "triton", _V3_KEYS,
     _PARTS + "their output has an all-reduce of its own, after which model.py adds it to the routed output once.",
 ).engine()  # fmt: skip
 
-REFERENCE_V32 = Generation(
+REFERENCE_V32 = InferenceCode(
     V32, "V3.2", "tilelang", _V32_KEYS,
     _PARTS + "their output is added to the rank's routed output, and both are summed by one all-reduce.",
 ).engine()  # fmt: skip

@@ -56,7 +56,7 @@ def place(role: Role, context: Context) -> Placement:
     return _PLACEMENTS.get(role) or sglang.place(role, context)
 
 
-def hold(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
+def store(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
     """SGLang's parameter dtypes: scales in F32, norms in BF16, also V3.2's."""
     if group.role in (Role.MTP_EMBED, Role.MTP_HEAD):
         return None
@@ -84,7 +84,7 @@ SGLANG_V3 = Engine(
     candidates=sglang.candidates,
     rules=RULES,
     place=place,
-    hold=hold,
+    store=store,
     launch=launch,
     addition=sglang.addition,
 )

@@ -28,7 +28,7 @@ from dsv4_shard.engines.remedies import (
     for_engine,
     leave_out,
 )
-from dsv4_shard.engines.rules import NO_OPTION, SILENT, UNCLAIMED, Divides, Requires, Rule, Symptom
+from dsv4_shard.engines.rules import NO_OPTION, SILENT, NOT_VERIFIED, Divides, Requires, Rule, Symptom
 from dsv4_shard.engines.shared_rules import (
     ADDED_IN_PARTS,
     COLUMN_QUOTE,
@@ -214,7 +214,7 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
         lambda c: c.deployment.a2a is None or c.deployment.experts != "FP4" or c.deployment.runner in ("auto",
         "marlin"),
         "runner {at.runner} with the all-to-all backend {at.a2a} was never held against SGLang's classes",
-        consequence=UNCLAIMED, remedies=(leave_out("runner"),),
+        consequence=NOT_VERIFIED, remedies=(leave_out("runner"),),
     ),
     Requires(
         "megamoe", Module.ROUTED,
@@ -340,7 +340,7 @@ def place(role: Role, context: Context) -> Placement:
     return placement
 
 
-def hold(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
+def store(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
     """SGLang's parameter dtypes: scales of FP8 in F32; o_a in BF16 on Hopper, without its scale."""
     if group.role in (Role.MTP_EMBED, Role.MTP_HEAD) or is_left_out(group.stage, context):
         return None
@@ -437,7 +437,7 @@ SGLANG = Engine(
     candidates=candidates,
     rules=RULES,
     place=place,
-    hold=hold,
+    store=store,
     launch=launch,
     addition=addition,
     notes=dspark_notes,

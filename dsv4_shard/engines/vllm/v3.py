@@ -13,7 +13,7 @@ from dsv4_shard.engines.deployment import Context, Deployment, Request
 from dsv4_shard.engines.engine import Engine, Launch
 from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, Split, rank_tensor
 from dsv4_shard.engines.remedies import FEWER_RANKS, FULL_EP, NO_DP, for_engine, leave_out
-from dsv4_shard.engines.rules import NO_OPTION, UNCLAIMED, Divides, Requires, Rule, Symptom
+from dsv4_shard.engines.rules import NO_OPTION, NOT_VERIFIED, Divides, Requires, Rule, Symptom
 from dsv4_shard.engines.shared_rules import (
     ADDED_IN_PARTS,
     DOWN_QUOTE,
@@ -54,7 +54,7 @@ RULES: tuple[Rule, ...] = (
     Requires(
         "dp", Module.ATTENTION, lambda c: c.deployment.dp == 1,
         "vLLM's classes of this generation were not held against under data parallelism",
-        consequence=UNCLAIMED, fatal=True,
+        consequence=NOT_VERIFIED, fatal=True,
         remedies=(NO_DP, for_engine("sglang", ", which has attention DP")),
     ),
     Requires(
@@ -102,7 +102,7 @@ def place(role: Role, context: Context) -> Placement:
     return Expert(Replicate()) if isinstance(placement, Expert) and context.deployment.moe_tp == 1 else placement
 
 
-def hold(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
+def store(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
     """vLLM's parameter dtypes: scales in F32, norms in BF16, and the indexer's keys decoded to BF16."""
     if group.role in (Role.MTP_EMBED, Role.MTP_HEAD):
         return None
@@ -136,7 +136,7 @@ VLLM_V3 = Engine(
     candidates=candidates,
     rules=RULES,
     place=place,
-    hold=hold,
+    store=store,
     launch=launch,
     addition=addition,
 )

@@ -334,7 +334,7 @@ def is_aligned(context: Context) -> bool:
     return context.config.moe_intermediate_size % (context.deployment.moe_tp * TILE) == 0
 
 
-def hold(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
+def store(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
     """vLLM's parameter dtypes: FP4 models keep E8M0 scales, FP8 models hold F32, in finer blocks if need be."""
     if group.role in (Role.MTP_EMBED, Role.MTP_HEAD) or is_left_out(group.stage, context):
         return None
@@ -454,7 +454,7 @@ VLLM = Engine(
     candidates=candidates,
     rules=RULES,
     place=place,
-    hold=hold,
+    store=store,
     launch=launch,
     addition=addition,
     notes=notes,

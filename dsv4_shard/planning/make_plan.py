@@ -21,7 +21,7 @@ from dsv4_shard.engines.registry import engine_for
 from dsv4_shard.engines.rules import NOT_VERIFIED, Divides
 from dsv4_shard.errors import InfeasiblePlan
 from dsv4_shard.models.dialects import NATIVE
-from dsv4_shard.models.roles import Module, Part, Stage
+from dsv4_shard.models.roles import TARGET, Module, Part, Stage
 from dsv4_shard.planning.choose import choose
 from dsv4_shard.planning.document import (
     SCHEMA_VERSION,
@@ -36,7 +36,7 @@ from dsv4_shard.planning.document import (
 from dsv4_shard.planning.nearby import nearest
 from dsv4_shard.planning.remedies import ways_out
 from dsv4_shard.planning.request import options_of
-from dsv4_shard.planning.weights import TARGET, GroupLoad, beyond_roles, fits, loads, memory_of, rank_nbytes, totals_of
+from dsv4_shard.planning.weights import GroupLoad, beyond_roles, fits, loads, memory_of, rank_nbytes, totals_of
 from dsv4_shard.version import __version__
 
 _ALTERNATIVES = 3
@@ -170,8 +170,8 @@ def folder_of(inventory: Inventory, request: Request, deployment: Deployment, la
     """A folder name that no other layout gets. It leaves out what the engine chooses by itself on the assumed GPU."""
     engine = engine_for(request.engine, inventory.family)
     own = choose(inventory, replace(request, runner=None, shared="auto")).deployment
+    own_nodes = fewest_nodes(deployment.world, ASSUMED_GPU)
     own_ep = next(engine.candidates(inventory, replace(request, ep=None))).ep
-    by_node, any_gpu = engine.layout is not None and engine.layout.by_node, engine.name == "reference"
     parts = (
         (f"tp{deployment.tp}", True),
         (f"ep{deployment.ep}", deployment.ep != own_ep),
@@ -180,8 +180,8 @@ def folder_of(inventory: Inventory, request: Request, deployment: Deployment, la
         (deployment.runner, deployment.runner != own.runner),
         (deployment.shared, deployment.shared != own.shared),
         (deployment.experts.lower(), deployment.experts != inventory.routed.name),
-        (f"{deployment.nodes}nodes", by_node and deployment.nodes != fewest_nodes(deployment.world, ASSUMED_GPU)),
-        (f"sm{deployment.gpu.sm}", deployment.gpu.sm != ASSUMED_GPU.sm and not by_node and not any_gpu),
+        (f"{deployment.nodes}nodes", engine.by_node and deployment.nodes != own_nodes),
+        (f"sm{deployment.gpu.sm}", deployment.gpu.sm != ASSUMED_GPU.sm and not engine.files_for_any_gpu),
         (deployment.version, deployment.version != engine.version),
     )
     return "-".join((Path(label).name, engine.name, *(str(part) for part, told in parts if told)))

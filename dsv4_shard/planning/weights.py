@@ -9,8 +9,8 @@ from dsv4_shard.engines.deployment import Context, Deployment
 from dsv4_shard.engines.engine import Engine
 from dsv4_shard.engines.layout import LeftOut
 from dsv4_shard.engines.placement import Expert, RankTensor
-from dsv4_shard.engines.registry import engine_for
-from dsv4_shard.models.roles import Module, Part, Role, Stage
+from dsv4_shard.engines.registry import engine_for, find_engine
+from dsv4_shard.models.roles import TARGET, Module, Part, Role, Stage
 from dsv4_shard.planning.document import PlanMemory, PlanTotals
 from dsv4_shard.planning.kv_cache import bytes_per_token
 
@@ -51,13 +51,9 @@ def rank_nbytes(inventory: Inventory, deployment: Deployment, stages: tuple[Stag
     return sum(load.stored.nbytes * load.per_rank[1] for load in weights if load.group.stage in stages)
 
 
-TARGET = (Stage.MODEL, Stage.LAYER, Stage.VISION)
-"""The stages of the target model; what is left is the draft's."""
-
-
 def fits(inventory: Inventory, deployment: Deployment) -> bool:
-    """Whether what is loaded fits on the GPU, if one is named; the reference has the draft in the same model."""
-    loaded = tuple(Stage) if deployment.engine == "reference" else TARGET
+    """Whether what is loaded fits on the GPU, if one is named."""
+    loaded = find_engine(deployment.engine).loaded_stages()
     return not deployment.gpu_named or rank_nbytes(inventory, deployment, loaded) < deployment.gpu.memory
 
 
@@ -104,8 +100,9 @@ def totals_of(weights: list[GroupLoad], context: Context, beyond: tuple[int, int
 
 
 def weights_of(totals: PlanTotals, deployment: Deployment) -> int:
-    """The reference keeps the MTP block in the same model; other engines load it only as a draft model."""
-    return totals.target_bytes_per_rank_max + (totals.draft_bytes_per_rank if deployment.engine == "reference" else 0)
+    """Bytes of weights on the heaviest rank: the target, and the draft where the engine has both in one model."""
+    both = find_engine(deployment.engine).draft_in_model
+    return totals.target_bytes_per_rank_max + (totals.draft_bytes_per_rank if both else 0)
 
 
 def memory_of(totals: PlanTotals, context: Context) -> PlanMemory | None:

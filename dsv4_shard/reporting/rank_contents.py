@@ -13,7 +13,7 @@ from dsv4_shard.engines.deployment import Context
 from dsv4_shard.engines.engine import Engine
 from dsv4_shard.engines.placement import Expert, Placement, RankTensor, say_placement
 from dsv4_shard.models.roles import Module, Role, Stage, TensorName
-from dsv4_shard.planning.weights import TARGET, beyond_roles, loads
+from dsv4_shard.planning.weights import beyond_roles, loads
 from dsv4_shard.tensors.header import Tensor
 
 
@@ -189,15 +189,15 @@ def rank_bytes(checkpoint: Checkpoint, engine: Engine, context: Context) -> tupl
 def _rank_bytes(
     checkpoint: Checkpoint, engine: Engine, context: Context, first: int, last: int, is_heavy: bool
 ) -> RankBytes:
-    deployment, both = context.deployment, context.deployment.engine == "reference"
+    deployment, stages = context.deployment, engine.loaded_stages()
     nbytes: Counter[str] = Counter()
     for load in loads(engine, context):
-        if both or load.group.stage in TARGET:
+        if load.group.stage in stages:
             count = load.per_rank[1 if is_heavy else 0]
             nbytes[_share(load.group, load.stored)] += count * (load.stored.nbytes - load.stored.padding)
             nbytes["padding"] += count * load.stored.padding
     beyond = beyond_roles(checkpoint, engine, context)
-    nbytes["other"] = beyond[0] + (beyond[1] if both else 0)
+    nbytes["other"] = beyond[0] + (beyond[1] if engine.draft_in_model else 0)
     free = deployment.gpu.memory - nbytes.total() if deployment.gpu_named else None
     shares = {share: nbytes[share] for share in ("experts", "split", "whole", "padding", "other")}
     return RankBytes(first, last, **shares, free=free)

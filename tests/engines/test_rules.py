@@ -299,7 +299,8 @@ def test_sglang_pads_a_vocabulary_that_the_ranks_do_not_divide(tp):
     """The vocabulary is no rule of SGLang 0.5.23: it is padded to 64 × TP where padding to 64 does not divide."""
     inventory = inventory_of(PRO)[1]
     at = feasible(inventory, tp=tp, dp=tp)
-    held = find_engine("sglang").rank_tensor_of(next(g for g in inventory.groups if g.role is Role.HEAD), Context(inventory, at))
+    head = next(group for group in inventory.groups if group.role is Role.HEAD)
+    held = find_engine("sglang").rank_tensor_of(head, Context(inventory, at))
     assert held is not None
     assert held.shape == (-(-129280 // (64 * tp)) * 64, 7168)
 

@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from dsv4_shard.catalog.gpus import GPUS
+from dsv4_shard.catalog.options import VERSIONS
 from dsv4_shard.checkpoint.formats import NVFP4
 from dsv4_shard.checkpoint.inventory import Inventory
 from dsv4_shard.engines.deployment import Context, Deployment, Request
 from dsv4_shard.engines.engine import Engine, Launch
 from dsv4_shard.engines.layout import Constant, Disposition, TargetTensor
+from dsv4_shard.engines.parallelism import dp_alone
 from dsv4_shard.engines.parameters import TOKENIZER_FILES
 from dsv4_shard.engines.remedies import for_engine, leave_out
 from dsv4_shard.engines.rules import NOT_VERIFIED, Requires
@@ -166,6 +168,13 @@ class Subsets:
             name="node",
             title="node subsets (EP), SGLang",
             version=self.serving.version,
+            families=self.serving.families,
+            serves=False,
+            versions=VERSIONS["node"],
+            files_for_any_gpu=True,
+            parallelism=dp_alone,
+            bytes_sent=self.serving.bytes_sent,
+            kv_bytes_per_token=self.serving.kv_bytes_per_token,
             candidates=self.candidates,
             rules=(EP_RULE, *(_NVFP4_RULE if rule.name == NVFP4_RULE else rule for rule in self.serving.rules)),
             place=self.serving.place,

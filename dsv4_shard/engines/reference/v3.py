@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
 from dsv4_shard.engines.deployment import Context, Deployment, Request
 from dsv4_shard.engines.engine import Engine
+from dsv4_shard.engines.kv_cache import not_known
 from dsv4_shard.engines.layout import Disposition, LeftOut, TargetTensor
 from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, Split, rank_tensor
 from dsv4_shard.engines.reference import v4 as reference
@@ -246,13 +247,9 @@ class InferenceCode:
 
     def candidates(self, inventory: Inventory, request: Request) -> Iterator[Deployment]:
         """The one way that the reference has."""
-        for deployment in reference.candidates(self.version, inventory, request):
-            yield replace(
-                deployment,
-                runner=request.runner or self.kernels,
-                shared="split" if request.shared == "auto" else request.shared,
-                shared_parts=deployment.tp,
-            )
+        yield reference.one_way(
+            request, inventory, version=self.version, kernels=self.kernels, shared="split", shared_parts=request.tp
+        )
 
     def notes(self, context: Context) -> tuple[str, ...]:
         """What model.py does not take, though the converter writes it."""
@@ -267,19 +264,19 @@ class InferenceCode:
         return tuple(lines)
 
     def engine(self) -> Engine:
-        """The reference for this generation."""
-        return Engine(
-            name=reference.REFERENCE.name,
-            title=reference.REFERENCE.title,
+        """The reference for this family."""
+        return replace(
+            reference.REFERENCE,
             version=self.version,
+            families=(self.family,),
             candidates=self.candidates,
             rules=_rules(self.version, self.kernels),
             place=place,
             store=store,
-            launch=reference.launch,
             addition=lambda _: self.addition,
             notes=self.notes,
             layout=ReferenceV3Layout(self.family, self.keys),
+            kv_bytes_per_token=not_known,
         )
 
 

@@ -11,24 +11,31 @@ Later generations change sizes and names, and little else: `Converter` is what a
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
+from dsv4_shard.catalog.options import RUNNERS, VERSIONS
 from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
-from dsv4_shard.engines.deployment import Context, Deployment, Request, pick_gpu, pick_nodes
+from dsv4_shard.engines.bytes_sent import added_up_in_f32
+from dsv4_shard.engines.deployment import Context, Deployment, Request, resolve
 from dsv4_shard.engines.engine import Engine, Launch
+from dsv4_shard.engines.kv_cache import bf16_entry, rows_of
 from dsv4_shard.engines.layout import Constant, Disposition, LeftOut, TargetTensor
+from dsv4_shard.engines.parallelism import no_choice
 from dsv4_shard.engines.placement import Expert, Pad, Placement, RankTensor, Replicate, Split, rank_tensor
 from dsv4_shard.engines.remedies import NO_DP, leave_out
 from dsv4_shard.engines.rules import NO_OPTION, Divides, Requires, Rule, Symptom, Template
 from dsv4_shard.engines.shared_rules import NODES_RULE, nvfp4_rule, o_a_decoding_rule, version_rule
 from dsv4_shard.models.families import family_of
-from dsv4_shard.models.family import ModelConfig
+from dsv4_shard.models.family import Family, ModelConfig
 from dsv4_shard.models.names import Names
 from dsv4_shard.models.roles import Draft, Module, Part, Role, Stage, TensorName
+from dsv4_shard.models.v4 import V4
 from dsv4_shard.tensors.header import Tensor
 
 CONFIG_NAME = "inference_config.json"
+
+(KERNELS,) = RUNNERS["reference"]
 
 _ROUTED = (Role.ROUTED_GATE, Role.ROUTED_UP, Role.ROUTED_DOWN)
 
@@ -52,27 +59,19 @@ class Converter:
     nullable: tuple[str, ...] = ()
 
 
+def one_way(
+    request: Request, inventory: Inventory, *, version: str, kernels: str, shared: str, shared_parts: int
+) -> Deployment:
+    """The one deployment that DeepSeek's code has for a request: `kernels` and shared experts are its generation's."""
+    return resolve(
+        request, inventory, engine="reference", version=version, ep=request.tp if request.ep is None else request.ep,
+        runner=request.runner or kernels, shared=shared, shared_parts=shared_parts, attention_tp=request.tp, moe_tp=1,
+    )  # fmt: skip
+
+
 def candidates(version: str, inventory: Inventory, request: Request) -> Iterator[Deployment]:
-    """The one way that the reference has."""
-    gpu = pick_gpu(request)
-    yield Deployment(
-        engine="reference",
-        tp=request.tp,
-        ep=request.ep if request.ep is not None else request.tp,
-        dp=request.dp,
-        world=request.tp,
-        attention_tp=request.tp,
-        moe_tp=1,
-        runner=request.runner or "tilelang",
-        a2a=request.a2a,
-        shared="whole" if request.shared == "auto" else request.shared,
-        shared_parts=1,
-        experts=(request.expert_dtype or inventory.routed.name).upper(),
-        gpu=gpu,
-        gpu_named=request.names_gpu,
-        nodes=pick_nodes(request, request.tp, gpu),
-        version=request.engine_version or version,
-    )
+    """The one way: whole shared experts."""
+    yield one_way(request, inventory, version=version, kernels=KERNELS, shared="whole", shared_parts=1)
 
 
 def ranks(context: Context) -> int:
@@ -122,7 +121,7 @@ def _indexer_rows(context: Context) -> int:
 _WAYS: tuple[Rule, ...] = (
     *ONE_WAY_RULES,
     Requires(
-        "options", Module.ROUTED, lambda c: c.deployment.a2a is None and c.deployment.runner == "tilelang",
+        "options", Module.ROUTED, lambda c: c.deployment.a2a is None and c.deployment.runner == KERNELS,
         "the reference has no runners or all-to-all backends to choose", consequence=NO_OPTION,
         remedies=(leave_out("runner", "a2a"),), fatal=True,
     ),
@@ -399,12 +398,20 @@ def addition(context: Context) -> str:
     )
 
 
-def reference(converter: Converter, *more: Rule) -> Engine:
-    """The engine of a generation, which has `more` rules of its own."""
+def reference(family: Family, converter: Converter, *more: Rule) -> Engine:
+    """The engine of a family, whose generation has `more` rules of its own."""
     return Engine(
         name="reference",
         title="DeepSeek reference",
+        short_title="reference",
         version=converter.version,
+        families=(family,),
+        runners=RUNNERS["reference"],
+        versions=VERSIONS["reference"],
+        draft_in_model=True,
+        files_for_any_gpu=True,
+        parallelism=no_choice,
+        bytes_sent=added_up_in_f32,
         candidates=partial(candidates, converter.version),
         rules=(
             *_WAYS,
@@ -426,4 +433,4 @@ V4_CONVERTER = Converter(
     version="V4", decodings={128: "fp8_to_bf16"}, cast="fp4_to_fp8", cast_block=128, config_keys=_V4_KEYS
 )
 
-REFERENCE = reference(V4_CONVERTER, WHOLE_EXPERTS_RULE)
+REFERENCE = replace(reference(V4, V4_CONVERTER, WHOLE_EXPERTS_RULE), kv_bytes_per_token=rows_of(bf16_entry))

@@ -9,6 +9,7 @@ from dsv4_shard.engines.deployment import Context
 from dsv4_shard.engines.reference.v4 import Converter, experts_rule, ranks, reference
 from dsv4_shard.engines.rules import Divides, Symptom
 from dsv4_shard.models.roles import Module, Stage
+from dsv4_shard.models.v41 import V41
 
 _KEYS = {
     "vocab_size": "text_config.vocab_size",
@@ -99,6 +100,7 @@ V41_CONVERTER = Converter(
 )
 
 REFERENCE_V41 = reference(
+    V41,
     V41_CONVERTER,
     experts_rule(_experts_quote),
     Divides(

@@ -53,7 +53,7 @@ def rank_nbytes(inventory: Inventory, deployment: Deployment, stages: tuple[Stag
 
 def fits(inventory: Inventory, deployment: Deployment) -> bool:
     """Whether what is loaded fits on the GPU, if one is named."""
-    loaded = find_engine(deployment.engine).loaded_stages()
+    loaded = engine_for(deployment.engine, inventory.family).loaded_stages()
     return not deployment.gpu_named or rank_nbytes(inventory, deployment, loaded) < deployment.gpu.memory
 
 

@@ -1,7 +1,7 @@
 """A sixth engine is one table: every verb takes it without another edit, and no module asks for an engine's name."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,15 +9,14 @@ from support.paths import ROOT
 from typer.testing import CliRunner
 
 import dsv4_shard
-from dsv4_shard.catalog.options import DEFAULT_ENGINE
 from dsv4_shard.checkpoint.inventory import Inventory
 from dsv4_shard.cli import app
 from dsv4_shard.diagnosis.log_scan import read_log
-from dsv4_shard.engines.deployment import Context, Deployment, Request, resolve
+from dsv4_shard.engines.deployment import Deployment, Request, resolve
 from dsv4_shard.engines.engine import Engine
 from dsv4_shard.engines.parallelism import pairs
 from dsv4_shard.engines.placement import Expert, Replicate
-from dsv4_shard.engines.registry import ENGINES, serving
+from dsv4_shard.engines.registry import ENGINES
 from dsv4_shard.engines.remedies import MORE_DP
 from dsv4_shard.engines.rules import Divides, Symptom
 from dsv4_shard.models.roles import Module
@@ -170,6 +169,7 @@ def decided_by(tree: ast.AST) -> Iterator[tuple[int, str]]:
     help and documentation may name an engine. Sets and tuples count where they are assigned to a name, since a later
     membership test may use them.
     """
+    found: list[ast.expr | ast.Compare | ast.MatchValue]
     for node in ast.walk(tree):
         match node:
             case ast.Compare():
@@ -201,8 +201,12 @@ def engine_imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
                 yield node.lineno, name
 
 
-def found_in(modules: list[Path], find, left_out: set[str]) -> list[tuple[str, int, str]]:
-    found = []
+Find = Callable[[ast.AST], Iterator[tuple[int, str]]]
+
+
+def found_in(modules: list[Path], find: Find, left_out: set[str]) -> list[tuple[str, int, str]]:
+    """What `find` finds in the modules, by module, line and text."""
+    found: list[tuple[str, int, str]] = []
     for path in modules:
         name = str(path.relative_to(PACKAGE))
         if name not in left_out:

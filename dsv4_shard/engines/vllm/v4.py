@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import gcd
 
-from dsv4_shard.catalog.options import RUNNERS, VLLM_BROKEN_VERSIONS, VLLM_VERSIONS
+from dsv4_shard.catalog.options import RUNNERS, VERSIONS, VLLM_BROKEN_VERSIONS, VLLM_VERSIONS
 from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
 from dsv4_shard.engines.bytes_sent import added_up, all_to_all
 from dsv4_shard.engines.deployment import Context, Deployment, Request, experts_of, pick_gpu, resolve
@@ -456,7 +456,7 @@ VLLM = Engine(
     notes=notes,
     others=OTHERS,
     runners=RUNNERS["vllm"],
-    versions=(*VLLM_VERSIONS, *VLLM_BROKEN_VERSIONS),
+    versions=VERSIONS["vllm"],
     dp_multiplies=True,
     parallelism=ep_off_or_all,
     bytes_sent=bytes_sent,

@@ -25,8 +25,8 @@ _MEMORY = re.compile(r"([0-9]{1,7}(?:\.[0-9]{1,3})?) ?(GB|GiB|MiB)", re.IGNORECA
 class Gpu:
     """One GPU. `sm` is the compute capability × 10; `memory` in bytes; `source` tells where the figure is from.
 
-    `unheld` is the architecture's name where no engine's rules were held on it. Then `sm` is that of the GPU as on
-    which weights are reckoned, and says nothing of what runs.
+    `unverified_family` names the architecture where no engine's rules are verified on it, and is empty elsewhere. `sm`
+    is then that of the GPU by which weights are counted, and says nothing of what runs.
     """
 
     name: str
@@ -34,12 +34,17 @@ class Gpu:
     sm: int
     memory: int
     source: str
-    unheld: str = ""
+    unverified_family: str = ""
+
+    @property
+    def verified(self) -> bool:
+        """Whether engines' rules are verified on this GPU's architecture."""
+        return not self.unverified_family
 
     @property
     def family(self) -> str:
         """Hopper (sm_90) and Blackwell (sm_100 and later) differ in what engines keep in FP8."""
-        return self.unheld or self.stands_for
+        return self.unverified_family or self.stands_for
 
     @property
     def full_title(self) -> str:

@@ -1,7 +1,7 @@
 """Names that options take, as completion offers them, and the one that was meant where a name is not known.
 
-Completion imports this module, so it imports nothing that takes long, the engines least of all: what it says of them
-is held against their own tables by the tests.
+Completion imports this module, so it imports nothing that takes long, the engines least of all. The engines take the
+names of their runners, backends and versions from here.
 """
 
 ENGINES = {
@@ -44,14 +44,25 @@ A2A = (
 """SGLang's all-to-all backends: each forces EP = TP and keeps the shared expert whole by itself
 (`_shared_expert_use_tp1`)."""
 
+VLLM_VERSIONS = ("0.33.0", "0.25.0")
+"""Versions of vLLM whose own classes the layout was compared with. Of 0.25.0 only the loaders were run, no forward."""
+
+VLLM_BROKEN_VERSIONS = ("0.28.0", "0.27.0", "0.26.0")
+"""They never set `hc_attn_fn_broadcast` after a sharded load, and fail in the first forward; 0.29.0 mends it."""
+
 VERSIONS = {
     "sglang": ("0.5.23",),
-    "vllm": ("0.33.0", "0.25.0", "0.28.0", "0.27.0", "0.26.0"),
+    "vllm": (*VLLM_VERSIONS, *VLLM_BROKEN_VERSIONS),
     "reference": ("V4", "V4.1", "V3", "V3.2"),
     "trtllm": ("02586bf",),
     "node": ("0.5.23",),
 }
 """Engine → versions that its rules know, the newest that runs first; vLLM's last three are known to be broken."""
+
+PLANNED_ONLY = ("trtllm",)
+"""Engines whose files `reshard` does not write."""
+
+DEFAULT_ENGINE = "sglang"
 
 SHARED_EXPERTS = {
     "auto": "as the engine does it, else the next of its ways that runs",

@@ -11,10 +11,8 @@ from dsv4_shard.diagnosis.log_scan import EngineLog, FoundMessage
 from dsv4_shard.diagnosis.patterns import SHORT, PatternSource
 from dsv4_shard.engines.deployment import Context, Request
 from dsv4_shard.engines.engine import Engine
-from dsv4_shard.engines.registry import SERVING
+from dsv4_shard.engines.registry import ENGINES, serving
 from dsv4_shard.engines.rules import Breach, Divides, Requires, Rule, Symptom
-from dsv4_shard.engines.sglang.v4 import RUNNERS
-from dsv4_shard.engines.vllm.v4 import BACKENDS, BACKENDS_FP8
 from dsv4_shard.models.family import Family
 from dsv4_shard.models.roles import Module
 
@@ -106,7 +104,7 @@ def _rank(log: EngineLog, request: Request, order: int, breach: Breach) -> tuple
         request.tp not in _USUAL,
         request.tp,
         order,
-        SERVING.index(request.engine),
+        serving().index(request.engine),
         breach.module is not Module.SHARED,
         "ep" in clues and str(request.ep or 1) != clues["ep"],
         request.ep or 0,
@@ -117,7 +115,8 @@ def _requests(found: FoundMessage, log: EngineLog) -> Iterator[Request]:
     """What may have been asked for: numbers of the message and the log, and what is usual."""
     numbers = [int(value) for value in found.values if value and value.isdigit() and 1 < int(value) <= MAX_RANKS][:4]
     clues = {name: (int(log.clues[name]),) if name in log.clues else () for name in ("tp", "ep")}
-    named = [name for name in (*RUNNERS, *BACKENDS, *BACKENDS_FP8) if name in found.text.lower()]
+    known = dict.fromkeys(name for engine in ENGINES.values() for name in engine.runners)
+    named = [name for name in known if name in found.text.lower()]
     gpus = (None, "b200") if named else (None,)  # what names a runner may be of the GPU
     for tp in dict.fromkeys((*clues["tp"], *_USUAL, *_UNUSUAL, *numbers)):
         eps = dict.fromkeys((None, *clues["ep"], *numbers, tp))
@@ -135,8 +134,8 @@ def _broken(
     has `told` the parallelism, or the numbers of a check leave no doubt.
     """
     rules = [rule for rule in (*engine.rules, *engine.others) if rule.name in names]
-    for at in engine.candidates(inventory, request):
-        context = Context(inventory, at)
+    for deployment in engine.candidates(inventory, request):
+        context = Context(inventory, deployment)
         fitting = [rule for rule in rules if _fits(found, rule, context)]
         if not fitting:
             continue

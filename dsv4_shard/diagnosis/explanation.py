@@ -23,12 +23,12 @@ from dsv4_shard.diagnosis.releases import RELEASES, find_release, inventory_of
 from dsv4_shard.engines.deployment import Context, Request
 from dsv4_shard.engines.registry import ENGINES, engine_for
 from dsv4_shard.engines.rules import Divides, Requires, Rule, Symptom
-from dsv4_shard.models.roles import Module
+from dsv4_shard.models.roles import TARGET, Module
 from dsv4_shard.planning.choose import choose
 from dsv4_shard.planning.nearby import nearest
 from dsv4_shard.planning.remedies import ways_out, words
 from dsv4_shard.planning.request import options_of
-from dsv4_shard.planning.weights import TARGET, rank_nbytes
+from dsv4_shard.planning.weights import rank_nbytes
 from dsv4_shard.text.units import quotient
 
 _CASES = 3

@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from dsv4_shard.diagnosis.patterns import Pattern, patterns
 from dsv4_shard.diagnosis.releases import find_release
+from dsv4_shard.engines.registry import ENGINES, find_engine
 
 MAX_LINE = 1 << 14
 
@@ -53,7 +54,6 @@ _CLUES = {
         ("deepseek",),
         re.compile(r"(?<!parser[ =:])(?<!parser=['\"])(?<!parser['\"]: ['\"])(deepseek[-_](?:v3|v4|r1)[\w.-]{0,60})"),
     ),
-    "engine": (("sglang", "vllm"), re.compile(r"\b(sglang|vllm)\b")),
 }
 """What a log says of the deployment, in lower case, and what stands in such a line: options of the command, arguments
 that an engine prints, paths in tracebacks."""
@@ -85,13 +85,15 @@ class EngineLog:
 
     @property
     def dps(self) -> tuple[int, ...]:
-        """DP as `--dp` means it: SGLang's `--dp-size` are replicas of the whole, unless its attention alone is so."""
+        """DP as `--dp` means it: in some engines' logs DP counts replicas of the whole, unless attention DP is on."""
         if "attn_dp" in self.clues:
             return (int(self.clues["attn_dp"]),)
-        if "dp" not in self.clues or (self.clues.get("engine") == "sglang" and "dp_attention" not in self.clues):
-            return (1,)
-        dp = int(self.clues["dp"])
-        return (dp,) if self.clues.get("engine") == "vllm" or "dp_attention" in self.clues else tuple({1, dp})
+        dp, name = int(self.clues.get("dp", 1)), self.clues.get("engine")
+        if "dp_attention" in self.clues:
+            return (dp,)
+        if name is None:
+            return tuple({1, dp})
+        return (1,) if find_engine(name).logs_count_replicas else (dp,)
 
 
 def read_log(lines: Iterable[tuple[int, str]]) -> EngineLog:
@@ -158,9 +160,25 @@ def _text(match: "re.Match[str]") -> str:
     return " ".join(match.string[start : match.end()].split())
 
 
+def _log_words() -> dict[str, str]:
+    """Engine → the word that stands in its logs."""
+    return {name: engine.log_word for name, engine in ENGINES.items() if engine.log_word}
+
+
+def _place_of(word: str, line: str) -> int | None:
+    """Where a word stands in a line, None where it does not."""
+    if word not in line:
+        return None
+    match = re.search(rf"\b{re.escape(word)}\b", line)
+    return match.start() if match else None
+
+
 def _take_clues(line: str, clues: dict[str, str]) -> None:
     """What a line says of the deployment, where no line before has said it."""
     lower = line.lower()
+    if "engine" not in clues:
+        found = [(place, name) for name, word in _log_words().items() if (place := _place_of(word, lower)) is not None]
+        clues |= {"engine": min(found)[1]} if found else {}
     for name, (words, regex) in _CLUES.items():
         if name in clues or not any(word in lower for word in words):
             continue

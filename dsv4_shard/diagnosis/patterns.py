@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import cache
 from string import Formatter
 
-from dsv4_shard.diagnosis.other_messages import OTHERS, OtherMessage
 from dsv4_shard.engines.engine import UNKNOWN_FAMILY, Engine
-from dsv4_shard.engines.registry import SERVING, engine_for
+from dsv4_shard.engines.other_messages import OTHERS, OtherMessage
+from dsv4_shard.engines.registry import engine_for, serving
 from dsv4_shard.engines.rules import Divides, Rule
 from dsv4_shard.models.families import FAMILIES
 from dsv4_shard.models.family import Family
@@ -86,11 +86,15 @@ def compile_template(template: str) -> tuple[re.Pattern[str], tuple[str, ...], s
     return re.compile("".join(parts)), tuple(fields), anchor
 
 
-@cache
 def patterns() -> tuple[Pattern, ...]:
     """Every message that is known: of the rules of all engines and families, then of none."""
+    return _patterns(serving())
+
+
+@cache
+def _patterns(engines: tuple[str, ...]) -> tuple[Pattern, ...]:
     sources: dict[str, list[PatternSource]] = {}
-    for name in SERVING:
+    for name in engines:
         for family in FAMILIES:
             engine = engine_for(name, family)
             for rule in (*engine.rules, *engine.others):

@@ -136,6 +136,54 @@ class Context:
         return self.format(role).block or Block(1, 1)
 
 
+def resolve(
+    request: Request,
+    inventory: Inventory,
+    *,
+    engine: str,
+    version: str,
+    ep: int,
+    runner: str,
+    shared: str,
+    shared_parts: int,
+    world: int | None = None,
+    attention_tp: int | None = None,
+    moe_tp: int | None = None,
+) -> Deployment:
+    """The deployment of a request: the one place that fills in all fields.
+
+    An engine passes what it decides itself: its name and `version`, the `ep` and `runner` that it takes, its own way
+    to keep shared experts (a request for another way goes before `shared`), and over how many ranks it cuts one.
+    The defaults are those of engines whose attention DP divides the GPUs of TP: `world` is TP, attention TP is TP / DP
+    and MoE TP is TP / EP, each at least 1.
+    """
+    world = request.tp if world is None else world
+    gpu = pick_gpu(request)
+    return Deployment(
+        engine=engine,
+        tp=request.tp,
+        ep=ep,
+        dp=request.dp,
+        world=world,
+        attention_tp=request.tp // request.dp or 1 if attention_tp is None else attention_tp,
+        moe_tp=request.tp // ep or 1 if moe_tp is None else moe_tp,
+        runner=runner,
+        a2a=request.a2a,
+        shared=shared if request.shared == "auto" else request.shared,
+        shared_parts=shared_parts,
+        experts=experts_of(request, inventory),
+        gpu=gpu,
+        gpu_named=request.names_gpu,
+        nodes=pick_nodes(request, world, gpu),
+        version=request.engine_version or version,
+    )
+
+
+def experts_of(request: Request, inventory: Inventory) -> str:
+    """The format in which the routed experts are asked for, else that of the checkpoint: FP4, FP8."""
+    return (request.expert_dtype or inventory.routed.name).upper()
+
+
 GPUS_PER_NODE = {"gb200": 4, "gb300": 4, "gb10": 1, "ascend-910c": 16}
 """GPUs of one host where it is not eight."""
 

@@ -1,9 +1,10 @@
 """Protocol of an engine's file layout: `Layout`, `TargetTensor`, `LeftOut`, `Constant`."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from dsv4_shard.engines.deployment import Context, Deployment
+from dsv4_shard.models.family import ModelConfig
 from dsv4_shard.models.names import Names
 from dsv4_shard.models.roles import TensorName
 from dsv4_shard.tensors.header import Tensor
@@ -99,4 +100,13 @@ class Layout(Protocol):
 
         By node: into each node's folder.
         """
+        ...
+
+
+@runtime_checkable
+class ConverterLayout(Layout, Protocol):
+    """Files that DeepSeek's converter writes as well, so that they can be read without a plan."""
+
+    def names(self, config: ModelConfig) -> Names:
+        """What the converter calls the tensors of a model with this config."""
         ...

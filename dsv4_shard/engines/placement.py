@@ -74,12 +74,12 @@ class RankTensor:
     padding: int = 0
 
 
-def say_placement(placement: Placement, group: TensorGroup, held: RankTensor, deployment: Deployment) -> str:
+def say_placement(placement: Placement, group: TensorGroup, stored: RankTensor, deployment: Deployment) -> str:
     """How the ranks hold a tensor of `group`, in words. Of a cut over one rank nothing is left, of experts spread over
     one rank only the cut within them."""
     if isinstance(placement, Expert) and deployment.ep == 1:
         placement = placement.inner
-    whole = held.shape == group.shape and not isinstance(placement, Expert)
+    whole = stored.shape == group.shape and not isinstance(placement, Expert)
     return str(Replicate() if whole else placement)
 
 
@@ -117,7 +117,7 @@ def rank_tensor(group: TensorGroup, placement: Placement, context: Context, dtyp
 
 
 def element_bits(group: TensorGroup, dtype: str | None) -> int:
-    """Bits of one element of `group` when held as `dtype` (None: as stored)."""
+    """Bits of one element of `group` when stored as `dtype` (None: as stored)."""
     if dtype is not None:
         return 4 if dtype == "FP4" else DTYPE_BITS[dtype]
     elements = math.prod(group.shape)

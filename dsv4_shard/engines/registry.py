@@ -1,6 +1,5 @@
-"""The engines that dsv4-shard plans for: one module each, tables first."""
+"""The engines that dsv4-shard plans for: each is registered here, and nowhere else."""
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 from dsv4_shard.engines.engine import Engine, unknown_to
@@ -18,30 +17,27 @@ from dsv4_shard.engines.vllm.v3 import VLLM_V3
 from dsv4_shard.engines.vllm.v4 import VLLM
 from dsv4_shard.errors import UsageError
 from dsv4_shard.models.family import Family
-from dsv4_shard.models.v3 import V3, V32
-from dsv4_shard.models.v4 import V4
-from dsv4_shard.models.v41 import V41
 from dsv4_shard.text.suggest import did_you_mean
 
 ENGINES: dict[str, Engine] = {
     engine.name: engine
-    for engine in (replace(SGLANG, layout=SglangLayout()), replace(VLLM, layout=VllmLayout()), REFERENCE, TRTLLM, NODE)
+    for engine in (
+        replace(SGLANG, layout=SglangLayout(), variants=(SGLANG_V3,)),
+        replace(VLLM, layout=VllmLayout(), variants=(VLLM_V3,)),
+        replace(REFERENCE, variants=(REFERENCE_V41, REFERENCE_V3, REFERENCE_V32)),
+        TRTLLM,
+        replace(NODE, variants=(NODE_ANY, NODE_V3)),
+    )
 }
+"""Every engine by name, each with its tables for other families: the one place where an engine is registered."""
 
-SERVING = tuple(name for name in ENGINES if name != NODE.name)
-"""Those that run a model; `node` makes folders that two of them load."""
+DEEPSEEK = REFERENCE.name
+"""The engine whose files DeepSeek's own converter writes."""
 
-_KNOWN: tuple[tuple[Family, Iterable[Engine]], ...] = (
-    (V4, ENGINES.values()),
-    (V41, (REFERENCE_V41, NODE_ANY)),
-    (V3, (SGLANG_V3, VLLM_V3, REFERENCE_V3, NODE_V3)),
-    (V32, (SGLANG_V3, VLLM_V3, REFERENCE_V32, NODE_V3)),
-)
-"""Engines whose rules for a family were held against their own code."""
 
-_BY_FAMILY: dict[tuple[str, str], Engine] = {
-    (engine.name, family.name): engine for family, engines in _KNOWN for engine in engines
-}
+def serving() -> tuple[str, ...]:
+    """Names of the engines that run a model; the others lay out files that these load."""
+    return tuple(name for name, engine in ENGINES.items() if engine.serves)
 
 
 def engine_for(name: str, family: Family) -> Engine:
@@ -50,13 +46,14 @@ def engine_for(name: str, family: Family) -> Engine:
     Raises UsageError as `find_engine`.
     """
     engine = find_engine(name)
-    return _BY_FAMILY.get((engine.name, family.name)) or unknown_to(engine, family)
+    return engine.table_for(family) or unknown_to(engine, family)
 
 
 def title_of(name: str, version: str) -> str:
     """What the engine is called that a plan's `name` and `version` mean. Raises UsageError as `find_engine`."""
-    titles = (engine.title for engine in _BY_FAMILY.values() if (engine.name, engine.version) == (name, version))
-    return next(titles, find_engine(name).title)
+    engine = find_engine(name)
+    titles = (table.title for table in (engine, *engine.variants) if table.version == version)
+    return next(titles, engine.title)
 
 
 def find_engine(name: str) -> Engine:

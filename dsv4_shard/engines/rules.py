@@ -14,7 +14,7 @@ from dsv4_shard.text.units import quotient
 
 # --- rules ---------------------------------------------------------------------------------------------------------
 
-UNCLAIMED = "nothing is claimed of it"
+NOT_VERIFIED = "nothing is claimed of it"
 """The consequence of a rule that breaks where nothing is known: neither that it runs nor that it does not."""
 
 REFUSED = "{engine} refuses it"
@@ -74,7 +74,7 @@ class Breach:
     @property
     def unknown(self) -> bool:
         """Whether it says that nothing is known, and not that it does not run."""
-        return self.consequence == UNCLAIMED
+        return self.consequence == NOT_VERIFIED
 
 
 def _always(_: Context) -> bool:

@@ -8,7 +8,7 @@ from dsv4_shard.checkpoint.inventory import Inventory
 from dsv4_shard.engines.deployment import Context
 from dsv4_shard.engines.placement import Pad, Split
 from dsv4_shard.engines.remedies import ANY_EP, leave_out
-from dsv4_shard.engines.rules import UNCLAIMED, Divides, Remedies, Requires, Symptom
+from dsv4_shard.engines.rules import NOT_VERIFIED, Divides, Remedies, Requires, Symptom
 from dsv4_shard.models.roles import Module, Role, Stage
 from dsv4_shard.models.v3 import V3Config
 from dsv4_shard.tensors.geometry import DECODED_BLOCK
@@ -44,7 +44,7 @@ def version_rule(*versions: str) -> Requires:
     return Requires(
         "version", Module.DEPLOYMENT, lambda c: c.deployment.version in versions,
         "version {at.version} was not held against its own classes; known: " + ", ".join(versions),
-        consequence=UNCLAIMED, fatal=True, remedies=(leave_out("engine_version"),),
+        consequence=NOT_VERIFIED, fatal=True, remedies=(leave_out("engine_version"),),
     )  # fmt: skip
 
 
@@ -119,7 +119,7 @@ NVFP4_RULE = "nvfp4"
 """The rule that node folders do not have: their experts go over as they are."""
 
 
-def nvfp4_rule(reason: str, consequence: str = UNCLAIMED) -> Requires:
+def nvfp4_rule(reason: str, consequence: str = NOT_VERIFIED) -> Requires:
     """NVFP4 experts are refused where nothing is known of how the engine's classes hold them."""
     return Requires(
         NVFP4_RULE, Module.ROUTED, lambda c: c.inventory.routed.name != NVFP4, reason, consequence=consequence,

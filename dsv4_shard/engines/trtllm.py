@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from math import gcd
 
+from dsv4_shard.catalog.options import VERSIONS
 from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
-from dsv4_shard.engines.deployment import Context, Deployment, Request, pick_gpu, pick_nodes
+from dsv4_shard.engines.deployment import Context, Deployment, Request, resolve
 from dsv4_shard.engines.engine import Engine, Launch
+from dsv4_shard.engines.parallelism import Pairs, divisors, ep_option, pairs
 from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, Split, rank_tensor
 from dsv4_shard.engines.remedies import ANY_EP, FULL_DP, MORE_EP, NO_DP, leave_out
 from dsv4_shard.engines.rules import NO_OPTION, SILENT, Divides, Requires, Rule, Symptom
@@ -24,39 +26,24 @@ from dsv4_shard.engines.shared_rules import (
     version_rule,
 )
 from dsv4_shard.models.roles import Module, Role
+from dsv4_shard.models.v4 import V4
 
-VERSION = "02586bf"
+VERSION = VERSIONS["trtllm"][0]
 
 OPTIONS_FILE = "extra-llm-api-options.yaml"
 
 
 def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
     """The one way: whole shared experts under attention DP, a subgroup otherwise."""
-    gpu = pick_gpu(request)
-    ep = request.ep or 1
     fmt = inventory.shared
     block = fmt.block.rows if fmt is not None and fmt.block is not None else 1
     blocks = inventory.config.shared_intermediate // block
     parts = 1 if request.dp > 1 else gcd(blocks, request.tp)
     own_way = "whole" if parts == 1 else "split" if parts == request.tp else "subgroup"
-    yield Deployment(
-        engine="trtllm",
-        tp=request.tp,
-        ep=ep,
-        dp=request.dp,
-        world=request.tp,
-        attention_tp=request.tp // request.dp or 1,
-        moe_tp=request.tp // ep or 1,
-        runner=request.runner or "auto",
-        a2a=request.a2a,
-        shared=own_way if request.shared == "auto" else request.shared,
-        shared_parts=parts,
-        experts=(request.expert_dtype or inventory.routed.name).upper(),
-        gpu=gpu,
-        gpu_named=request.names_gpu,
-        nodes=pick_nodes(request, request.tp, gpu),
-        version=request.engine_version or VERSION,
-    )
+    yield resolve(
+        request, inventory, engine="trtllm", version=VERSION, ep=request.ep or 1, runner=request.runner or "auto",
+        shared=own_way, shared_parts=parts,
+    )  # fmt: skip
 
 
 def _own_way(context: Context) -> str:
@@ -126,7 +113,7 @@ def place(role: Role, context: Context) -> Placement:
     return Replicate()
 
 
-def hold(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
+def store(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
     """As the checkpoint stores it: TensorRT-LLM's own dtypes were not read."""
     return None if group.role in (Role.MTP_EMBED, Role.MTP_HEAD) else rank_tensor(group, placement, context)
 
@@ -159,14 +146,30 @@ def addition(context: Context) -> str:
     )
 
 
+def parallelism(world: int) -> Pairs:
+    """Attention DP is off or as wide as TP; of EP over all GPUs no plan is near another."""
+    return pairs((1, world), (1, *divisors(world)[1:-1]))
+
+
+def search_requests(asked: Request) -> Iterator[Request]:
+    """Attention DP off or as wide as TP, and every EP."""
+    for dp, ep in pairs((1, asked.tp), divisors(asked.tp)):
+        yield replace(asked, dp=dp, ep=ep_option(ep))
+
+
 TRTLLM = Engine(
     name="trtllm",
     title="TensorRT-LLM",
+    short_title="TRT-LLM",
     version=VERSION,
+    families=(V4,),
+    versions=VERSIONS["trtllm"],
+    parallelism=parallelism,
+    search_requests=search_requests,
     candidates=candidates,
     rules=RULES,
     place=place,
-    hold=hold,
+    store=store,
     launch=launch,
     addition=addition,
 )

@@ -12,7 +12,7 @@ from dsv4_shard.checkpoint.formats import PACKED
 from dsv4_shard.checkpoint.inventory import Inventory, outside_layers
 from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.engines.deployment import Context, Request, pick_gpu
-from dsv4_shard.engines.registry import SERVING, engine_for
+from dsv4_shard.engines.registry import engine_for, serving
 from dsv4_shard.models import family as families
 from dsv4_shard.models.roles import Module, Part
 from dsv4_shard.models.v3 import V3Config, V32Config
@@ -157,7 +157,7 @@ def inspect(
 
     Raises UsageError for a TP or a GPU that means nothing.
     """
-    requests = [Request(tp, engine=engine, gpu=gpu, gpu_memory=gpu_memory) for tp in tps for engine in SERVING]
+    requests = [Request(tp, engine=engine, gpu=gpu, gpu_memory=gpu_memory) for tp in tps for engine in serving()]
     for request in requests:
         check_request(request)
     picked = pick_gpu(requests[0])

@@ -181,6 +181,10 @@ class Stage(StrEnum):
     VISION = "vision"
 
 
+TARGET = (Stage.MODEL, Stage.LAYER, Stage.VISION)
+"""The stages of the target model; the rest is the draft's."""
+
+
 class TensorName(NamedTuple):
     """A parsed name. `layer` is the number of the layer or block, `expert` that of the routed expert; -1 for none."""
 

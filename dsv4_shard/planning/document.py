@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from dsv4_shard.checkpoint.fingerprint import Origin
 from dsv4_shard.checkpoint.formats import NVFP4
 from dsv4_shard.engines.deployment import ANY_ENGINE
-from dsv4_shard.engines.rules import UNCLAIMED, Breach
+from dsv4_shard.engines.rules import NOT_VERIFIED, Breach
 from dsv4_shard.models.roles import Module
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -36,7 +36,7 @@ class PlanBreach(_Document):
     @property
     def unknown(self) -> bool:
         """Whether it says that nothing is known, and not that it does not run."""
-        return self.consequence == UNCLAIMED
+        return self.consequence == NOT_VERIFIED
 
     def __str__(self) -> str:
         return f"{self.module}: {self.reason}" if self.module else self.reason

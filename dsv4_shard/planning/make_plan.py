@@ -18,10 +18,10 @@ from dsv4_shard.engines.deployment import ANY_ENGINE, ASSUMED_GPU, Context, Depl
 from dsv4_shard.engines.engine import UNKNOWN_GPU, Engine, Launch
 from dsv4_shard.engines.placement import say_placement
 from dsv4_shard.engines.registry import engine_for
-from dsv4_shard.engines.rules import UNCLAIMED, Divides
+from dsv4_shard.engines.rules import NOT_VERIFIED, Divides
 from dsv4_shard.errors import InfeasiblePlan
 from dsv4_shard.models.dialects import NATIVE
-from dsv4_shard.models.roles import Module, Part, Stage
+from dsv4_shard.models.roles import TARGET, Module, Part, Stage
 from dsv4_shard.planning.choose import choose
 from dsv4_shard.planning.document import (
     SCHEMA_VERSION,
@@ -36,7 +36,7 @@ from dsv4_shard.planning.document import (
 from dsv4_shard.planning.nearby import nearest
 from dsv4_shard.planning.remedies import ways_out
 from dsv4_shard.planning.request import options_of
-from dsv4_shard.planning.weights import TARGET, GroupLoad, beyond_roles, fits, loads, memory_of, rank_nbytes, totals_of
+from dsv4_shard.planning.weights import GroupLoad, beyond_roles, fits, loads, memory_of, rank_nbytes, totals_of
 from dsv4_shard.version import __version__
 
 _ALTERNATIVES = 3
@@ -64,13 +64,13 @@ def _modules(engine: Engine, weights: list[GroupLoad], context: Context) -> Iter
             role=str(group.role),
             format=str(fmt) if fmt else group.dtype,
             block=(fmt.block.rows, fmt.block.cols) if fmt and fmt.block else None,
-            placement=say_placement(engine.place(group.role, context), group, main.held, context.deployment),
+            placement=say_placement(engine.place(group.role, context), group, main.stored, context.deployment),
             shape=group.shape,
-            rank_shape=main.held.shape,
-            rank_dtype=main.held.dtype,
+            rank_shape=main.stored.shape,
+            rank_dtype=main.stored.dtype,
             tensors_per_rank=sum(m.per_rank[1] for m in members),
-            bytes_per_rank=sum(m.held.nbytes * m.per_rank[1] for m in members),
-            padding_per_rank=sum(m.held.padding * m.per_rank[1] for m in members),
+            bytes_per_rank=sum(m.stored.nbytes * m.per_rank[1] for m in members),
+            padding_per_rank=sum(m.stored.padding * m.per_rank[1] for m in members),
         )
 
 
@@ -94,7 +94,7 @@ def _larger_gpu(inventory: Inventory, request: Request, memory: PlanMemory | Non
     if memory is None or memory.fits:
         return ()
     for gpu in sorted(GPUS.values(), key=lambda gpu: gpu.memory):
-        if gpu.memory > memory.capacity and not gpu.unheld:
+        if gpu.memory > memory.capacity and gpu.verified:
             choice = choose(inventory, replace(request, gpu=gpu.name, gpu_memory=None))
             if choice.feasible and fits(inventory, choice.deployment):
                 return (f"--gpu {gpu.name}, the smallest that holds them",)
@@ -103,14 +103,14 @@ def _larger_gpu(inventory: Inventory, request: Request, memory: PlanMemory | Non
 
 def unknown_gpu(engine: Engine, deployment: Deployment) -> list[PlanBreach]:
     """That nothing is claimed of the GPU's kernels, where the engine's rules were never held on it."""
-    if not deployment.gpu.unheld:
+    if deployment.gpu.verified:
         return []
     runs = f"what {engine.title} {engine.version} runs on {deployment.gpu.full_title}"
     reason = f"{runs} was never held against its own classes"
     other = "--gpu rtx-pro-6000, which is sm_120"
     if deployment.gpu.stands_for == "Hopper":
         other = "--gpu-memory in place of --gpu, for a Hopper GPU of that size"
-    return [_whole(UNKNOWN_GPU, reason, UNCLAIMED, other)]
+    return [_whole(UNKNOWN_GPU, reason, NOT_VERIFIED, other)]
 
 
 def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, label: str | None = None) -> Plan:
@@ -170,8 +170,8 @@ def folder_of(inventory: Inventory, request: Request, deployment: Deployment, la
     """A folder name that no other layout gets. It leaves out what the engine chooses by itself on the assumed GPU."""
     engine = engine_for(request.engine, inventory.family)
     own = choose(inventory, replace(request, runner=None, shared="auto")).deployment
+    own_nodes = fewest_nodes(deployment.world, ASSUMED_GPU)
     own_ep = next(engine.candidates(inventory, replace(request, ep=None))).ep
-    by_node, any_gpu = engine.layout is not None and engine.layout.by_node, engine.name == "reference"
     parts = (
         (f"tp{deployment.tp}", True),
         (f"ep{deployment.ep}", deployment.ep != own_ep),
@@ -180,8 +180,8 @@ def folder_of(inventory: Inventory, request: Request, deployment: Deployment, la
         (deployment.runner, deployment.runner != own.runner),
         (deployment.shared, deployment.shared != own.shared),
         (deployment.experts.lower(), deployment.experts != inventory.routed.name),
-        (f"{deployment.nodes}nodes", by_node and deployment.nodes != fewest_nodes(deployment.world, ASSUMED_GPU)),
-        (f"sm{deployment.gpu.sm}", deployment.gpu.sm != ASSUMED_GPU.sm and not by_node and not any_gpu),
+        (f"{deployment.nodes}nodes", engine.by_node and deployment.nodes != own_nodes),
+        (f"sm{deployment.gpu.sm}", deployment.gpu.sm != ASSUMED_GPU.sm and not engine.files_for_any_gpu),
         (deployment.version, deployment.version != engine.version),
     )
     return "-".join((Path(label).name, engine.name, *(str(part) for part, told in parts if told)))
@@ -227,7 +227,7 @@ def _assumptions(deployment: Deployment, request: Request, dialect: str) -> tupl
             f"Hopper (sm_90) is assumed for a GPU of {deployment.gpu.memory / (1 << 30):.2f} GiB (--gpu-memory); "
             "name it with --gpu to have its own rules"
         )
-    if deployment.gpu.unheld:
+    if not deployment.gpu.verified:
         assumptions.append(f"weights are reckoned as on {deployment.gpu.stands_for} (sm_{deployment.gpu.sm}): on "
         f"{deployment.gpu.title} the "
                            "engine may hold them otherwise")  # fmt: skip

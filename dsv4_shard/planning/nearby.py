@@ -1,22 +1,20 @@
 """Layouts near a request that run."""
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
 from dsv4_shard.checkpoint.inventory import Inventory
 from dsv4_shard.engines.deployment import Request, fewest_nodes
+from dsv4_shard.engines.engine import Engine
+from dsv4_shard.engines.parallelism import ep_option
+from dsv4_shard.engines.registry import engine_for
+from dsv4_shard.models.roles import TARGET
 from dsv4_shard.planning.choose import Choice, choose
 from dsv4_shard.planning.request import gpus_of
-from dsv4_shard.planning.weights import TARGET, fits, rank_nbytes
+from dsv4_shard.planning.weights import fits, rank_nbytes
 
 # --- layouts nearby --------------------------------------------------------------------------------------------------
-
-
-def divisors(number: int) -> list[int]:
-    """Whole numbers that divide `number`, ascending."""
-    return [n for n in range(1, number + 1) if number % n == 0]
 
 
 _WINDOW = 16
@@ -33,35 +31,24 @@ def _sizes(gpus: int) -> Iterator[int]:
     yield from (size for size in sizes if size > gpus)
 
 
-def _variations(request: Request, world: int) -> Iterator[Request]:
+def _variations(engine: Engine, request: Request, world: int) -> Iterator[Request]:
     """Requests for `world` GPUs near `request`, nearest first: DP and EP like its own, with its other options before
     what the engine chooses."""
-    for dp, ep in _pairs(request, world):
-        tp = world // dp if request.engine == "vllm" else world
-        nodes = request.nodes if request.engine == "node" and request.nodes and world % request.nodes == 0 else None
-        same = replace(request, tp=tp, dp=dp, ep=ep, nodes=nodes)
+    for dp, ep in _pairs(engine, request, world):
+        nodes = request.nodes if engine.by_node and request.nodes and world % request.nodes == 0 else None
+        same = replace(request, tp=engine.tp_on(world, dp), dp=dp, ep=ep_option(ep), nodes=nodes)
         yield from dict.fromkeys((same, replace(same, runner=None, a2a=None, shared="auto")))
 
 
-def _pairs(request: Request, world: int) -> Iterator[tuple[int, int | None]]:
-    """DP and EP for `world` GPUs, those nearest to the request's first."""
-    dps, eps = divisors(world), divisors(world)
-    if request.engine == "vllm":
-        eps = [1, world]
-    elif request.engine == "node":
-        eps = [1]
-    elif request.engine == "reference":
-        dps, eps = [1], [1]
-    elif request.engine == "trtllm":
-        dps, eps = [1, world], [1, *eps[1:-1]]
+def _pairs(engine: Engine, request: Request, world: int) -> list[tuple[int, int]]:
+    """DP and EP that the engine offers on `world` GPUs, those nearest to the request's first."""
     asked = request.ep or 1
 
     def far(pair: tuple[int, int]) -> tuple[float, int]:
         dp, ep = pair
         return max(dp, request.dp) / min(dp, request.dp) * max(ep, asked) / min(ep, asked), dp
 
-    for dp, ep in sorted(dict.fromkeys(itertools.product(dps, eps)), key=far):
-        yield dp, ep if ep > 1 else None
+    return sorted(engine.parallelism(world), key=far)
 
 
 def nearest(
@@ -70,10 +57,10 @@ def nearest(
     """Up to `limit` layouts that work, nearest to `request` first: two on as many GPUs, then one on each smaller number
     of them, then on larger ones (`elsewhere`). Those that weigh the same stand once, and none that does not fit, or
     would leave hosts half empty, as 9 GPUs on 3 of them."""
-    gpus = gpus_of(request)
+    gpus, engine = gpus_of(request), engine_for(request.engine, inventory.family)
     for world in _sizes(gpus) if elsewhere else (gpus,):
         weights: set[int] = set()
-        for variation in _variations(request, world):
+        for variation in _variations(engine, request, world):
             most = min(limit, 2 if world == gpus else 1)
             if len(weights) >= most:
                 break

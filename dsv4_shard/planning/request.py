@@ -4,9 +4,10 @@ import shlex
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
-from dsv4_shard.catalog.options import A2A, EXPERT_DTYPES, RUNNERS, SHARED_EXPERTS, VERSIONS
+from dsv4_shard.catalog.options import DEFAULT_ENGINE, EXPERT_DTYPES, SHARED_EXPERTS
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
 from dsv4_shard.engines.deployment import Request
+from dsv4_shard.engines.registry import ENGINES, find_engine
 from dsv4_shard.errors import UsageError
 from dsv4_shard.text.sanitize import short
 from dsv4_shard.text.suggest import did_you_mean
@@ -32,19 +33,16 @@ class LayoutOptions(TypedDict, total=False):
 # --- parts of the verbs --------------------------------------------------------------------------------------------
 
 
-def request_of(tp: int, *, engine: str = "sglang", shared_experts: str = "auto", **others: Any) -> "Request":
+def request_of(tp: int, *, engine: str = DEFAULT_ENGINE, shared_experts: str = "auto", **others: Any) -> "Request":
     """What is asked for by options that have the names of the command line's. Raises UsageError.
 
     A runner, all-to-all backend or version that no engine has is a slip of the pen; one that another engine has is for
     the rules, whose plan says what is wrong with it.
     """
-    from dsv4_shard.engines.deployment import Request
-    from dsv4_shard.engines.registry import find_engine
-
-    name = find_engine(engine).name
-    _refuse_unknown("--runner", others.get("runner"), RUNNERS, name)
-    _refuse_unknown("--a2a", others.get("a2a"), {"sglang": A2A}, name)
-    _refuse_unknown("--engine-version", others.get("engine_version"), VERSIONS, name)
+    name, engines = find_engine(engine).name, ENGINES.items()
+    _refuse_unknown("--runner", others.get("runner"), {one: table.runners for one, table in engines}, name)
+    _refuse_unknown("--a2a", others.get("a2a"), {one: table.a2a for one, table in engines}, name)
+    _refuse_unknown("--engine-version", others.get("engine_version"), {one: t.versions for one, t in engines}, name)
     return Request(tp, engine=name, shared=shared_experts, **others)
 
 
@@ -52,7 +50,7 @@ def _refuse_unknown(option: str, given: object, known: Mapping[str, tuple[str, .
     """Raise UsageError for a name that no engine has; those of `engine` are offered."""
     every = [one for names in known.values() for one in names]
     if isinstance(given, str) and given not in every:
-        hint = did_you_mean(given, known.get(engine, every))
+        hint = did_you_mean(given, known[engine] or every)
         raise UsageError(f"{option} {short(given)}: no such name is known", hint=hint)
 
 
@@ -65,7 +63,8 @@ def check_request(request: Request) -> None:
         if value is not None and not 1 <= value <= MAX_RANKS:
             raise UsageError(f"--{name} {value}: must be from 1 to {MAX_RANKS}")
     if gpus_of(request) > MAX_RANKS:
-        raise UsageError(f"--tp {request.tp} --dp {request.dp}: vLLM's {gpus_of(request)} GPUs are over {MAX_RANKS}")
+        title = find_engine(request.engine).title
+        raise UsageError(f"--tp {request.tp} --dp {request.dp}: {title}'s {gpus_of(request)} GPUs are over {MAX_RANKS}")
     names = {"engine": request.engine, "runner": request.runner, "a2a": request.a2a, "gpu": request.gpu,
              "engine-version": request.engine_version, "gpu-memory": request.gpu_memory}  # fmt: skip
     for name, text in names.items():
@@ -82,8 +81,9 @@ def check_request(request: Request) -> None:
 
 
 def gpus_of(request: Request) -> int:
-    """vLLM's replicas have GPUs of their own; elsewhere DP divides those of TP."""
-    return request.tp * (request.dp if request.engine == "vllm" else 1)
+    """GPUs of a request, whose engine need not be a known one: `choose` refuses that later."""
+    engine = ENGINES.get(request.engine)
+    return engine.gpus(request) if engine else request.tp
 
 
 def options_of(request: Request, *, engine: bool = True) -> str:
@@ -93,7 +93,7 @@ def options_of(request: Request, *, engine: bool = True) -> str:
         options.append(f"--ep {request.ep}")
     if request.dp != 1:
         options.append(f"--dp {request.dp}")
-    if engine and request.engine != "sglang":
+    if engine and request.engine != DEFAULT_ENGINE:
         options.append(f"--engine {request.engine}")
     for name, value in (("runner", request.runner), ("a2a", request.a2a), ("gpu", request.gpu),
                         ("gpu-memory", request.gpu_memory and shlex.quote(request.gpu_memory)),

@@ -5,20 +5,9 @@ the tokens of KV cache that would fill what they leave (`kvcache`), in all atten
 rank holds whole, and zeros for padding; bytes sent. None of these is a speed, and none was measured.
 `rank_by` puts tokens or bytes sent before the weights.
 
-Bytes sent are those of all GPUs together for one token in one layer, by formula, of hidden states h = 2 × hidden_size
-(BF16), in DeepSeek's reference 4 × (F32):
-
-    all-reduce over n ranks (ring)                       2 (n - 1) h, which is 2 (n - 1) / n h on each
-    gathering the tokens of n ranks and adding up again  the same
-    all-to-all over n ranks, with k experts a token      2 k (n - 1) / n h: there and back, at most
-
-Attention adds up over attention TP; routed experts over TP (SGLang), over all GPUs (vLLM with data parallelism), or are
-reached by all-to-all (SGLang's backends, vLLM's mega-MoE). Shared experts that are cut ride on the sum of the routed
-ones. Engines that quantize what they send, or overlap it, send less or wait less; what grows with the context (scores
-of the reference's indexer) is left out. Of TensorRT-LLM it is not known.
+`engines/bytes_sent.py` has the formulas of bytes sent.
 """
 
-import itertools
 import math
 import shlex
 from collections.abc import Callable, Iterable, Iterator
@@ -32,14 +21,11 @@ from dsv4_shard.catalog.rank_ranges import MAX_RANKS
 from dsv4_shard.checkpoint.inventory import Inventory, outside_layers, refuse_errors
 from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.engines.deployment import Context, Deployment, Request, pick_gpu
-from dsv4_shard.engines.registry import SERVING, engine_for, find_engine
-from dsv4_shard.engines.sglang import v4 as sglang
-from dsv4_shard.engines.vllm import v4 as vllm
+from dsv4_shard.engines.registry import engine_for, find_engine, serving
 from dsv4_shard.errors import UsageError
 from dsv4_shard.planning.choose import choose
 from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.make_plan import make_plan
-from dsv4_shard.planning.nearby import divisors
 from dsv4_shard.planning.request import check_request, options_of, request_of
 from dsv4_shard.planning.weights import beyond_roles, loads, memory_of, totals_of, weights_of
 from dsv4_shard.text.sanitize import short
@@ -47,10 +33,6 @@ from dsv4_shard.text.suggest import did_you_mean
 from dsv4_shard.version import __version__
 
 SCHEMA_VERSION: Literal[1] = 1
-
-_A2A = (None, "deepep", "megamoe")
-"""SGLang's all-to-all backends place alike; these two stand for them. The runner is then left to SGLang: which others
-go with them was never held."""
 
 
 class _Document(BaseModel):
@@ -121,7 +103,7 @@ def search(
     checkpoint: Checkpoint,
     inventory: Inventory,
     asked: Request,
-    engines: tuple[str, ...] = SERVING,
+    engines: Iterable[str] | None = None,
     rank_by: str = "weights",
 ) -> Search:
     """Search on `asked.tp` GPUs. Raises as `make_plan`, and UsageError for an engine that runs nothing."""
@@ -133,11 +115,11 @@ def search(
     check_request(asked)
     if asked.nodes is not None and asked.tp % asked.nodes:
         raise UsageError(f"--nodes {asked.nodes}: {asked.tp} GPUs do not fall into so many equal nodes")
-    engines = tuple(dict.fromkeys(_serving(name) for name in engines))
+    engines = tuple(dict.fromkeys(_serving(name) for name in (serving() if engines is None else engines)))
     unknown = tuple(_unknown(inventory, pick_gpu(asked), engines))
-    held = tuple(name for name in engines if name not in dict(unknown))
+    verified = tuple(name for name in engines if name not in dict(unknown))
     inventory = outside_layers(inventory)
-    found = _search(checkpoint, inventory, asked, held)
+    found = _search(checkpoint, inventory, asked, verified)
     found.sort(key=lambda one: _rank(one.layout, rank_by))
     best = found[0].layout if found and found[0].layout.fits else None
     return Search(
@@ -146,11 +128,11 @@ def search(
         gpus=asked.tp,
         gpu=asked.gpu or asked.gpu_memory,
         rank_by=rank_by,
-        engines=held,
+        engines=verified,
         layouts=tuple(one.layout for one in found),
         command=f"dsv4-shard plan {shlex.quote(checkpoint.source.label)} {best.options}" if best else None,
         unknown=tuple(reason for _, reason in unknown),
-        elsewhere=() if best else tuple(_elsewhere(checkpoint, inventory, asked, held)),
+        elsewhere=() if best else tuple(_elsewhere(checkpoint, inventory, asked, verified)),
     )
 
 
@@ -160,7 +142,7 @@ def _unknown(inventory: Inventory, gpu: Gpu, engines: Iterable[str]) -> Iterator
         engine = engine_for(name, inventory.family)
         breaches = choose(inventory, Request(1, engine=name)).breaches
         reason = next((one.reason for one in breaches if one.unknown), None)
-        if reason is None and gpu.unheld:
+        if reason is None and not gpu.verified:
             reason = f"rules never held on {gpu.full_title}; `plan --tp N` tells whether the weights fit"
         if reason is not None:
             yield name, f"{engine.title}: {reason}"
@@ -173,10 +155,10 @@ def plan_best(checkpoint: Checkpoint, inventory: Inventory, found: Search) -> Pl
 
 
 def _serving(name: str) -> str:
-    engine = find_engine(name.strip()).name
-    if engine not in SERVING:
-        raise UsageError(f"--engine {engine}: runs no model", hint=f"Searched are {', '.join(SERVING)}.")
-    return engine
+    engine = find_engine(name.strip())
+    if not engine.serves:
+        raise UsageError(f"--engine {engine.name}: runs no model", hint=f"Searched are {', '.join(serving())}.")
+    return engine.name
 
 
 def _search(
@@ -206,26 +188,9 @@ def _merged(alike: list[_Candidate]) -> _Candidate:
 
 
 def _requests(inventory: Inventory, asked: Request, engines: Iterable[str]) -> Iterator[Request]:
-    """Every combination that an engine has options for; the engine's own choice of runner and way comes first."""
-    gpus = asked.tp
-    for engine in engines:
-        base = replace(asked, engine=engine)
-        if engine == "sglang":
-            for a2a, ep, dp in itertools.product(_A2A, divisors(gpus), divisors(gpus)):
-                if a2a is None or ep == gpus:
-                    deployment = replace(base, dp=dp, ep=None if a2a or ep == 1 else ep, a2a=a2a)
-                    runners = (None,) if a2a else (None, *sglang.RUNNERS)
-                    for runner, shared in itertools.product(runners, ("auto", "split", "whole")):
-                        yield replace(deployment, runner=runner, shared=shared)
-        elif engine == "vllm":
-            backends = (None, *dict.fromkeys((*vllm.BACKENDS, *vllm.BACKENDS_FP8)))
-            for dp, ep, runner in itertools.product(divisors(gpus), dict.fromkeys((None, gpus)), backends):
-                yield replace(base, tp=gpus // dp, dp=dp, ep=ep, runner=runner)
-        elif engine == "trtllm":
-            for dp, ep in itertools.product(dict.fromkeys((1, gpus)), divisors(gpus)):
-                yield replace(base, dp=dp, ep=None if ep == 1 else ep)
-        else:
-            yield base
+    """Every combination that an engine has options for."""
+    for name in engines:
+        yield from engine_for(name, inventory.family).requests(asked)
 
 
 def _likeness(one: _Candidate) -> tuple[Any, ...]:
@@ -274,22 +239,8 @@ def _weigh(checkpoint: Checkpoint, inventory: Inventory, request: Request, deplo
         tokens_at_most=memory.kv_tokens_at_most if memory else None,
         replicated_bytes=totals.replicated_bytes_per_rank,
         padding_bytes=totals.padding_bytes_per_rank,
-        sent_bytes_per_token_and_layer=sent_bytes(context),
+        sent_bytes_per_token_and_layer=engine.bytes_sent(context),
     )
-
-
-def sent_bytes(context: Context) -> int | None:
-    """Bytes that all GPUs send for one token in one layer, as the module says; None where that is not known."""
-    deployment, config = context.deployment, context.config
-    if deployment.engine == "trtllm":
-        return None
-    state = (4 if deployment.engine == "reference" else 2) * config.hidden_size
-    backend = vllm.backend_of(context) if deployment.engine == "vllm" else None
-    if deployment.a2a or (backend is not None and backend.sequence_parallel):
-        routed = 2 * config.num_experts_per_tok * (deployment.world - 1) * state // deployment.world
-    else:
-        routed = 2 * (deployment.world - 1) * state
-    return 2 * (deployment.attention_tp - 1) * state + routed
 
 
 def _elsewhere(
@@ -309,7 +260,7 @@ def _elsewhere(
     fewer = (first(replace(free, tp=number)) for number in (power // 2, power // 4) if 0 < number < asked.tp)
     named = () if asked.gpu is None else sorted(GPUS.values(), key=lambda gpu: gpu.memory)
     others = (
-        first(replace(free, gpu=gpu.name)) for gpu in named if not gpu.unheld and gpu.memory > pick_gpu(asked).memory
+        first(replace(free, gpu=gpu.name)) for gpu in named if gpu.verified and gpu.memory > pick_gpu(asked).memory
     )
     for ways in (more, fewer, others):
         nearest = next((way for way in ways if way is not None), None)
@@ -326,7 +277,6 @@ def search_for(
     rank_by: str,
     **asked: Any,
 ) -> "Search":
-    from dsv4_shard.engines.registry import SERVING
-
-    engines = engine.split(",") if isinstance(engine, str) else SERVING if engine is None else engine
-    return search(checkpoint, inventory, request_of(gpus, **asked), tuple(engines), rank_by)
+    """As `search`, for options that have the names of the command line's; `engine` are names, by commas or apart."""
+    engines = engine.split(",") if isinstance(engine, str) else engine
+    return search(checkpoint, inventory, request_of(gpus, **asked), engines, rank_by)

@@ -9,8 +9,8 @@ from dsv4_shard.engines.deployment import Context, Deployment
 from dsv4_shard.engines.engine import Engine
 from dsv4_shard.engines.layout import LeftOut
 from dsv4_shard.engines.placement import Expert, RankTensor
-from dsv4_shard.engines.registry import engine_for
-from dsv4_shard.models.roles import Module, Part, Role, Stage
+from dsv4_shard.engines.registry import engine_for, find_engine
+from dsv4_shard.models.roles import TARGET, Module, Part, Role, Stage
 from dsv4_shard.planning.document import PlanMemory, PlanTotals
 from dsv4_shard.planning.kv_cache import bytes_per_token
 
@@ -23,7 +23,7 @@ class GroupLoad:
 
     group: TensorGroup
     count: int
-    held: RankTensor
+    stored: RankTensor
     per_rank: tuple[int, int]
     replicated: bool
 
@@ -33,31 +33,27 @@ def loads(engine: Engine, context: Context) -> Iterator[GroupLoad]:
     deployment = context.deployment
     for group, count in context.inventory.groups.items():
         placement = engine.place(group.role, context)
-        held = engine.hold(group, placement, context)
-        if held is None:
+        stored = engine.store(group, placement, context)
+        if stored is None:
             continue
         per_rank = (count, count)
         if isinstance(placement, Expert):
             experts = context.config.experts_in(group.stage)
             layers = count // experts
             per_rank = (layers * (experts // deployment.ep), layers * -(-experts // deployment.ep))
-        whole = held.shape == group.shape and not isinstance(placement, Expert)
-        yield GroupLoad(group, count, held, per_rank, whole and deployment.world > 1)
+        whole = stored.shape == group.shape and not isinstance(placement, Expert)
+        yield GroupLoad(group, count, stored, per_rank, whole and deployment.world > 1)
 
 
 def rank_nbytes(inventory: Inventory, deployment: Deployment, stages: tuple[Stage, ...] = tuple(Stage)) -> int:
     """Payload bytes of the heaviest rank, over the tensors of `stages`."""
     weights = loads(engine_for(deployment.engine, inventory.family), Context(inventory, deployment))
-    return sum(load.held.nbytes * load.per_rank[1] for load in weights if load.group.stage in stages)
-
-
-TARGET = (Stage.MODEL, Stage.LAYER, Stage.VISION)
-"""The stages of the target model; what is left is the draft's."""
+    return sum(load.stored.nbytes * load.per_rank[1] for load in weights if load.group.stage in stages)
 
 
 def fits(inventory: Inventory, deployment: Deployment) -> bool:
-    """Whether what is loaded fits on the GPU, if one is named; the reference has the draft in the same model."""
-    loaded = tuple(Stage) if deployment.engine == "reference" else TARGET
+    """Whether what is loaded fits on the GPU, if one is named."""
+    loaded = engine_for(deployment.engine, inventory.family).loaded_stages()
     return not deployment.gpu_named or rank_nbytes(inventory, deployment, loaded) < deployment.gpu.memory
 
 
@@ -74,10 +70,10 @@ def beyond_roles(checkpoint: Checkpoint, engine: Engine, context: Context) -> tu
         if where.stage is not Stage.MODEL:
             continue
         fate = engine.layout.fate(checkpoint.tensors[name], where, context)
-        held = engine.held(groups[where.role], context)
-        if held is not None and not isinstance(fate, LeftOut):
+        stored = engine.rank_tensor_of(groups[where.role], context)
+        if stored is not None and not isinstance(fate, LeftOut):
             for kept in fate[1:]:
-                nbytes[bool(kept.folder)] += held.nbytes
+                nbytes[bool(kept.folder)] += stored.nbytes
     return nbytes[False], nbytes[True]
 
 
@@ -88,24 +84,25 @@ def totals_of(weights: list[GroupLoad], context: Context, beyond: tuple[int, int
     shared = [load for load in target if load.group.role.module is Module.SHARED]
     weights_of_layer = [load for load in shared if load.group.part is Part.WEIGHT]
     shared_layers = sum(load.count for load in weights_of_layer if load.group.role is Role.SHARED_GATE)
-    shared_weights = sum(load.held.nbytes * load.count for load in weights_of_layer)
+    shared_weights = sum(load.stored.nbytes * load.count for load in weights_of_layer)
     return PlanTotals(
         ranks=context.deployment.world,
-        target_bytes_per_rank_min=beyond[0] + sum(load.held.nbytes * load.per_rank[0] for load in target),
-        target_bytes_per_rank_max=beyond[0] + sum(load.held.nbytes * load.per_rank[1] for load in target),
+        target_bytes_per_rank_min=beyond[0] + sum(load.stored.nbytes * load.per_rank[0] for load in target),
+        target_bytes_per_rank_max=beyond[0] + sum(load.stored.nbytes * load.per_rank[1] for load in target),
         other_target_bytes_per_rank=beyond[0],
         other_draft_bytes_per_rank=beyond[1],
-        draft_bytes_per_rank=beyond[1] + sum(load.held.nbytes * load.per_rank[1] for load in draft),
-        replicated_bytes_per_rank=sum(load.held.nbytes * load.count for load in target if load.replicated),
-        padding_bytes_per_rank=sum(load.held.padding * load.per_rank[1] for load in target),
-        shared_experts_bytes_per_rank=sum(load.held.nbytes * load.count for load in shared),
+        draft_bytes_per_rank=beyond[1] + sum(load.stored.nbytes * load.per_rank[1] for load in draft),
+        replicated_bytes_per_rank=sum(load.stored.nbytes * load.count for load in target if load.replicated),
+        padding_bytes_per_rank=sum(load.stored.padding * load.per_rank[1] for load in target),
+        shared_experts_bytes_per_rank=sum(load.stored.nbytes * load.count for load in shared),
         shared_experts_weight_bytes_per_layer=shared_weights // max(1, shared_layers),
     )
 
 
 def weights_of(totals: PlanTotals, deployment: Deployment) -> int:
-    """The reference keeps the MTP block in the same model; other engines load it only as a draft model."""
-    return totals.target_bytes_per_rank_max + (totals.draft_bytes_per_rank if deployment.engine == "reference" else 0)
+    """Bytes of weights on the heaviest rank: the target, and the draft where the engine has both in one model."""
+    both = find_engine(deployment.engine).draft_in_model
+    return totals.target_bytes_per_rank_max + (totals.draft_bytes_per_rank if both else 0)
 
 
 def memory_of(totals: PlanTotals, context: Context) -> PlanMemory | None:

@@ -15,10 +15,10 @@ from dsv4_shard.checkpoint.inventory import Inventory, take_inventory
 from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.engines.deployment import Context, Deployment, Request
 from dsv4_shard.engines.engine import Engine
+from dsv4_shard.engines.layout import ConverterLayout
 from dsv4_shard.engines.parameters import TOKENIZER_FILES
 from dsv4_shard.engines.placement import Expert, Pad, Split
-from dsv4_shard.engines.reference.v4 import ReferenceLayout
-from dsv4_shard.engines.registry import engine_for
+from dsv4_shard.engines.registry import DEEPSEEK, engine_for
 from dsv4_shard.errors import BadConfig, BadRanks, MissingRanks, MixedRanks
 from dsv4_shard.models.config import parse_config
 from dsv4_shard.models.families import family_of
@@ -46,7 +46,7 @@ def converted_source(folder: LocalSource, config: Path | None) -> tuple[RankSour
     files = _check_ranks(folder)
     raw = _config(folder, config)
     parsed, document = parse_config(raw, f"{folder.label}: {CONFIG_FILE}")
-    engine = engine_for("reference", family_of(parsed))
+    engine = engine_for(DEEPSEEK, family_of(parsed))
     headers = {}
     for rank, name in sorted(files.items()):
         with folder.open(name) as file:
@@ -115,7 +115,7 @@ def _native_names(
     """The tensors under the checkpoint's names, which V3's converter changes."""
     family = family_of(config)
     native, written = family.names(config), family.names(config)
-    if isinstance(engine.layout, ReferenceLayout):
+    if isinstance(engine.layout, ConverterLayout):
         written = engine.layout.names(config)
     found = {name: written.parse(name) for name in parts}
     unknown = [name for name, at in found.items() if at is None]

@@ -142,7 +142,7 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str, str]]:
     yield "Whole on every rank", gib(totals.replicated_bytes_per_rank), ""
     if totals.padding_bytes_per_rank:
         yield "Padding a rank", gib(totals.padding_bytes_per_rank), ""
-    if totals.draft_bytes_per_rank and plan.deployment["engine"] != "reference":
+    if totals.draft_bytes_per_rank and not find_engine(plan.deployment["engine"]).draft_in_model:
         yield "MTP draft, if loaded", gib(totals.draft_bytes_per_rank), "more a rank"
 
 

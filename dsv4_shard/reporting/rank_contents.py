@@ -13,7 +13,7 @@ from dsv4_shard.engines.deployment import Context
 from dsv4_shard.engines.engine import Engine
 from dsv4_shard.engines.placement import Expert, Placement, RankTensor, say_placement
 from dsv4_shard.models.roles import Module, Role, Stage, TensorName
-from dsv4_shard.planning.weights import TARGET, beyond_roles, loads
+from dsv4_shard.planning.weights import beyond_roles, loads
 from dsv4_shard.tensors.header import Tensor
 
 
@@ -67,7 +67,7 @@ def layer_map(checkpoint: Checkpoint, engine: Engine, context: Context, broken: 
     held: defaultdict[tuple[tuple[Stage, int], tuple[Module, Holding, str]], list[tuple[Role, int, int]]]
     held = defaultdict(list)
     for (stage, layer, role, group), count in _count(checkpoint, context).items():
-        found = _hold(engine, context, group, broken)
+        found = _stored(engine, context, group, broken)
         if found is None:
             continue
         kind, placement, one = found
@@ -104,7 +104,7 @@ def _count(checkpoint: Checkpoint, context: Context) -> dict[_Where, int]:
     return counted
 
 
-def _hold(
+def _stored(
     engine: Engine, context: Context, group: TensorGroup, broken: frozenset[Module]
 ) -> tuple[Holding, Placement, RankTensor | None] | None:
     """How a rank holds one tensor of `group`; None where it holds none."""
@@ -113,16 +113,16 @@ def _hold(
         placement = placement.inner
     if group.role.module in broken:
         return Holding.BREAKS, placement, None
-    held = engine.hold(group, placement, context)
-    return (_kind(placement, held, group), placement, held) if held is not None else None
+    stored = engine.store(group, placement, context)
+    return (_kind(placement, stored, group), placement, stored) if stored is not None else None
 
 
-def _kind(placement: Placement, held: RankTensor, group: TensorGroup) -> Holding:
+def _kind(placement: Placement, stored: RankTensor, group: TensorGroup) -> Holding:
     if isinstance(placement, Expert):
         return Holding.EXPERTS
-    if held.shape == group.shape:
+    if stored.shape == group.shape:
         return Holding.WHOLE
-    return Holding.PADDED if held.padding else Holding.SPLIT
+    return Holding.PADDED if stored.padding else Holding.SPLIT
 
 
 def _most(placement: Placement, count: int, context: Context) -> int:
@@ -189,21 +189,21 @@ def rank_bytes(checkpoint: Checkpoint, engine: Engine, context: Context) -> tupl
 def _rank_bytes(
     checkpoint: Checkpoint, engine: Engine, context: Context, first: int, last: int, is_heavy: bool
 ) -> RankBytes:
-    deployment, both = context.deployment, context.deployment.engine == "reference"
+    deployment, stages = context.deployment, engine.loaded_stages()
     nbytes: Counter[str] = Counter()
     for load in loads(engine, context):
-        if both or load.group.stage in TARGET:
+        if load.group.stage in stages:
             count = load.per_rank[1 if is_heavy else 0]
-            nbytes[_share(load.group, load.held)] += count * (load.held.nbytes - load.held.padding)
-            nbytes["padding"] += count * load.held.padding
+            nbytes[_share(load.group, load.stored)] += count * (load.stored.nbytes - load.stored.padding)
+            nbytes["padding"] += count * load.stored.padding
     beyond = beyond_roles(checkpoint, engine, context)
-    nbytes["other"] = beyond[0] + (beyond[1] if both else 0)
+    nbytes["other"] = beyond[0] + (beyond[1] if engine.draft_in_model else 0)
     free = deployment.gpu.memory - nbytes.total() if deployment.gpu_named else None
     shares = {share: nbytes[share] for share in ("experts", "split", "whole", "padding", "other")}
     return RankBytes(first, last, **shares, free=free)
 
 
-def _share(group: TensorGroup, held: RankTensor) -> str:
+def _share(group: TensorGroup, stored: RankTensor) -> str:
     if group.role.module is Module.ROUTED:
         return "experts"
-    return "whole" if held.shape == group.shape else "split"
+    return "whole" if stored.shape == group.shape else "split"

@@ -68,7 +68,7 @@ def sources(incomplete: str) -> Offer:
 def engines(context: typer.Context, incomplete: str) -> Offer:
     """Engines; where several can be searched, also after a comma. `reshard` writes for all but one."""
     before, comma, _ = incomplete.rpartition(",") if "gpus" in context.params else ("", "", "")
-    left_out = {*before.split(","), *(("trtllm",) if "out" in context.params else ())}
+    left_out = {*before.split(","), *(names.PLANNED_ONLY if "out" in context.params else ())}
     return [(before + comma + name, title) for name, title in names.ENGINES.items() if name not in left_out]
 
 
@@ -113,7 +113,7 @@ def expert_dtypes() -> Offer:
 
 
 def _of_engines(context: typer.Context, table: dict[str, tuple[str, ...]]) -> Offer:
-    asked = str(context.params.get("engine") or "sglang").lower().split(",")
+    asked = str(context.params.get("engine") or names.DEFAULT_ENGINE).lower().split(",")
     return list(dict.fromkeys(name for engine in asked for name in table.get(engine.strip(), ())))
 
 

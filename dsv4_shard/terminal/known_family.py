@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.text import Text
 
 from dsv4_shard.checkpoint.findings import Severity
-from dsv4_shard.engines.registry import SERVING
+from dsv4_shard.engines.registry import find_engine
 from dsv4_shard.planning.make_plan import MEMORY_RULE
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import heading, item, title
@@ -15,8 +15,6 @@ from dsv4_shard.text.units import counted, quotient, size
 
 if TYPE_CHECKING:
     from dsv4_shard.inspection.known_family import DimensionRow, Inspection, InspectionFinding, MatrixCell
-
-_SHORT = {"sglang": "SGLang", "vllm": "vLLM", "reference": "reference", "trtllm": "TRT-LLM"}
 
 _MARKS = {"works": ("yes", "green"), "with-options": ("yes*", "yellow"), "no": ("no", "red"), "unknown": ("?", "dim")}
 
@@ -100,18 +98,18 @@ def _show_matrix(console: Console, matrix: "tuple[MatrixCell, ...]", gpu: str | 
     cells = {(cell.engine, cell.tp): cell for cell in matrix}
     heading(console, f"What runs, by TP{f', on {gpu}' if gpu else ''}")
     table = Table("engine", *(str(tp) for tp in tps), right=range(1, len(tps) + 1))
-    for engine in SERVING:
+    for engine in dict.fromkeys(cell.engine for cell in matrix):
         marks = [_mark(cells[engine, tp]) for tp in tps]
-        table.add(_SHORT[engine], *(Text(mark, style=style) for mark, style in marks))
+        table.add(_short(engine), *(Text(mark, style=style) for mark, style in marks))
     table.show(console)
     for mark, footnote in _FOOTNOTES.items():
         if any(_mark(cell)[0] == mark for cell in matrix):
             item(console, f"{mark} {footnote}", "dim")
     if gpu is None:
         item(console, "memory is not looked at: name the GPU with --gpu", "dim")
-    for engine in SERVING:
+    for engine in dict.fromkeys(cell.engine for cell in matrix):
         for line, numbers in _merge(cells[engine, tp] for tp in tps).items():
-            item(console, f"{_SHORT[engine]} TP {', '.join(map(str, numbers))}: {line}")
+            item(console, f"{_short(engine)} TP {', '.join(map(str, numbers))}: {line}")
 
 
 def _show_weights(console: Console, matrix: "tuple[MatrixCell, ...]") -> None:
@@ -119,10 +117,16 @@ def _show_weights(console: Console, matrix: "tuple[MatrixCell, ...]") -> None:
     weights = {(cell.engine, cell.tp): cell.bytes_per_rank for cell in matrix}
     heading(console, "GiB of weights a rank, with the options that are named")
     table = Table("engine", *(str(tp) for tp in tps), right=range(1, len(tps) + 1))
-    for engine in SERVING:
+    for engine in dict.fromkeys(cell.engine for cell in matrix):
         held = [weights[engine, tp] for tp in tps]
-        table.add(_SHORT[engine], *("-" if nbytes is None else f"{nbytes / (1 << 30):.1f}" for nbytes in held))
+        table.add(_short(engine), *("-" if nbytes is None else f"{nbytes / (1 << 30):.1f}" for nbytes in held))
     table.show(console)
+
+
+def _short(engine: str) -> str:
+    """What an engine is called in a narrow column."""
+    found = find_engine(engine)
+    return found.short_title or found.title
 
 
 def _mark(cell: "MatrixCell") -> tuple[str, str]:

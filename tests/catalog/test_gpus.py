@@ -18,7 +18,7 @@ from dsv4_shard.planning.plan_file import check_plan
 from dsv4_shard.planning.request import options_of
 from dsv4_shard.terminal.plan import show_plan
 
-UNHELD = sorted(name for name, gpu in GPUS.items() if gpu.unheld)
+NOT_VERIFIED = sorted(name for name, gpu in GPUS.items() if not gpu.verified)
 
 
 def plan_of(**wanted: Any) -> Plan:
@@ -32,11 +32,11 @@ def shown(plan: Plan) -> str:
 
 
 def test_amd_ascend_and_gb10_are_those_whose_kernels_are_not_known():
-    assert UNHELD == ["ascend-910b", "ascend-910c", "gb10", "mi300x", "mi325x", "mi355x"]
+    assert NOT_VERIFIED == ["ascend-910b", "ascend-910c", "gb10", "mi300x", "mi325x", "mi355x"]
 
 
 @pytest.mark.parametrize("engine", ["sglang", "vllm", "trtllm", "reference", "node"])
-@pytest.mark.parametrize("gpu", UNHELD)
+@pytest.mark.parametrize("gpu", NOT_VERIFIED)
 def test_of_a_gpu_whose_kernels_are_not_known_nothing_is_claimed(engine, gpu):
     assert engine in ENGINES
     plan = plan_of(tp=16, engine=engine, gpu=gpu)
@@ -49,7 +49,7 @@ def test_of_a_gpu_whose_kernels_are_not_known_nothing_is_claimed(engine, gpu):
         refuse_infeasible(plan)
 
 
-@pytest.mark.parametrize("gpu", UNHELD)
+@pytest.mark.parametrize("gpu", NOT_VERIFIED)
 def test_no_rule_of_other_kernels_is_quoted_for_a_gpu_whose_kernels_are_not_known(gpu):
     """TP 16 with FP4 experts breaks the tiles of Hopper's CUTLASS runner; AMD's and Ascend's are others."""
     plan = plan_of(tp=16, runner="flashinfer_mxfp4", gpu=gpu)

@@ -22,11 +22,11 @@ from dsv4_shard.cli import app
 from dsv4_shard.diagnosis.cases import KnownModel
 from dsv4_shard.diagnosis.explanation import Explanation, explain
 from dsv4_shard.diagnosis.log_scan import MAX_LINE, lines_of, read_log
-from dsv4_shard.diagnosis.other_messages import OTHERS
 from dsv4_shard.diagnosis.patterns import compile_template, patterns
 from dsv4_shard.diagnosis.releases import RELEASES, find_release, inventory_of
 from dsv4_shard.engines.deployment import Request
-from dsv4_shard.engines.registry import ENGINES, SERVING, engine_for
+from dsv4_shard.engines.other_messages import OTHERS
+from dsv4_shard.engines.registry import ENGINES, engine_for, serving
 from dsv4_shard.engines.sglang.v4 import ROUTED_RULE, RUNNERS
 from dsv4_shard.errors import ExitCode
 from dsv4_shard.models.families import FAMILIES
@@ -189,7 +189,7 @@ def test_every_refusal_of_the_engines_own_classes_is_explained(name):
 
 def test_every_template_of_every_rule_is_recognised():
     """So that a new rule is known at once: from its own quotes, and from what is heard of it."""
-    for name in SERVING:
+    for name in serving():
         for family in FAMILIES:
             engine = engine_for(name, family)
             for rule in (*engine.rules, *engine.others):

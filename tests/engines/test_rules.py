@@ -163,7 +163,7 @@ def check_padding(inventory, tp, column, cell):
     for role, axis in ((Role.SHARED_GATE, 0), (Role.SHARED_UP, 0), (Role.SHARED_DOWN, 1)):
         placement = vllm.place(role, context)
         group = weight_group(inventory, role)
-        held = vllm.held(group, context)
+        held = vllm.rank_tensor_of(group, context)
         assert held is not None
         rows = held.shape[axis]
         if column == "zero_ranks":
@@ -299,7 +299,8 @@ def test_sglang_pads_a_vocabulary_that_the_ranks_do_not_divide(tp):
     """The vocabulary is no rule of SGLang 0.5.23: it is padded to 64 × TP where padding to 64 does not divide."""
     inventory = inventory_of(PRO)[1]
     at = feasible(inventory, tp=tp, dp=tp)
-    held = find_engine("sglang").held(next(g for g in inventory.groups if g.role is Role.HEAD), Context(inventory, at))
+    head = next(group for group in inventory.groups if group.role is Role.HEAD)
+    held = find_engine("sglang").rank_tensor_of(head, Context(inventory, at))
     assert held is not None
     assert held.shape == (-(-129280 // (64 * tp)) * 64, 7168)
 
@@ -652,7 +653,7 @@ def test_ranks_hold_together_at_least_what_the_checkpoint_holds_of_each_split_we
     inventory = inventory_of(PRO)[1]
     context = Context(inventory, feasible(inventory, tp=16, engine=engine))
     for group in inventory.groups:
-        held = find_engine(engine).held(group, context)
+        held = find_engine(engine).rank_tensor_of(group, context)
         placement = find_engine(engine).place(group.role, context)
         inner = placement.inner if isinstance(placement, Expert) else placement
         if held is not None and isinstance(inner, Split | Pad) and group.role is not Role.ATTN_SINK:

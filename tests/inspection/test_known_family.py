@@ -11,7 +11,7 @@ from support.checkpoints.skeletons import DATA
 from dsv4_shard.checkpoint.findings import Severity
 from dsv4_shard.checkpoint.inventory import take_inventory
 from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, tensors_of
-from dsv4_shard.engines.registry import SERVING
+from dsv4_shard.engines.registry import serving
 from dsv4_shard.errors import ExitCode, UsageError
 from dsv4_shard.inspection.known_family import (
     DEFAULT_TPS,
@@ -125,7 +125,7 @@ MATRIX = {
         "trtllm": ("with-options", "--tp 16 --ep 2", "routed-blocks"),
     },
 }
-MATRIX |= {(model, tp): dict.fromkeys(SERVING, WORKS) for model in (PRO, FLASH) for tp in (1, 2, 4, 8)}
+MATRIX |= {(model, tp): dict.fromkeys(serving(), WORKS) for model in (PRO, FLASH) for tp in (1, 2, 4, 8)}
 MATRIX |= {
     (FLASH, tp): {
         "sglang": ("no", None, "q_b-blocks"),
@@ -148,7 +148,7 @@ def test_the_matrix_says_what_each_engine_can_do(model, tp, engine, due):
 
 @pytest.mark.parametrize(("model", "tp"), MATRIX)
 def test_a_cell_says_why_where_the_engines_own_way_is_refused(model, tp):
-    for engine in SERVING:
+    for engine in serving():
         cell = cell_of(model, tp, engine)
         assert (cell.rule is None) == (cell.module is None) == (cell.reason is None)
         if cell.verdict == "works":
@@ -183,7 +183,7 @@ def test_the_matrix_tells_what_the_plan_takes_by_itself_from_what_has_to_be_aske
 
 def test_the_matrix_has_a_cell_for_each_tp_and_engine_in_order():
     matrix = inspection_of(FLASH).matrix
-    assert [(cell.tp, cell.engine) for cell in matrix] == [(tp, engine) for tp in DEFAULT_TPS for engine in SERVING]
+    assert [(cell.tp, cell.engine) for cell in matrix] == [(tp, engine) for tp in DEFAULT_TPS for engine in serving()]
 
 
 # --- dimensions ----------------------------------------------------------------------------------------------------
@@ -307,7 +307,7 @@ def test_a_tp_that_means_nothing_is_refused(tp):
 
 @pytest.mark.parametrize("tp", [5, 7, 48, 100, 1000, 4096])
 def test_any_tp_has_its_cells(tp):
-    assert [cell.engine for cell in inspect(*inventory_of(FLASH), (tp,)).matrix] == list(SERVING)
+    assert [cell.engine for cell in inspect(*inventory_of(FLASH), (tp,)).matrix] == list(serving())
 
 
 def test_the_matrix_says_whether_memory_was_looked_at_and_what_a_rank_weighs(monkeypatch):

@@ -9,9 +9,10 @@ from rich.console import Console
 from support.checkpoints.full_size import FLASH, PRO, PRO_NVFP4, V3, V32, V41, inventory_of
 
 from dsv4_shard.engines.deployment import Context, Request
+from dsv4_shard.engines.kv_cache import CacheEntry, bf16_entry, fp8_entry, growth
 from dsv4_shard.planning.choose import choose
 from dsv4_shard.planning.document import Plan
-from dsv4_shard.planning.kv_cache import CacheEntry, bytes_per_token, entry_of, growth
+from dsv4_shard.planning.kv_cache import bytes_per_token
 from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.terminal.plan import show_plan
 
@@ -31,7 +32,7 @@ def printed_by_sglang(model: str, swa_ratio: float, *, speculative: bool, ratios
     compress_ratios it took for layers, `states` whether those of ratio 128 are charged to tokens.
     """
     context = context_of(model, tp=8)
-    config, entry = context.v4, entry_of(context)
+    config, entry = context.v4, fp8_entry(context)
     assert entry is not None
     layers = config.compress_ratios[:ratios]
     twice = 2 if speculative else 1
@@ -69,18 +70,18 @@ def test_the_bound_stays_above_the_tokens_that_engines_printed_for_a_room(model,
 
 
 def test_a_token_of_pro_on_hopper_costs_what_the_formula_says():
-    assert entry_of(context_of(PRO, tp=8)) == CacheEntry(584, 132)
+    assert fp8_entry(context_of(PRO, tp=8)) == CacheEntry(584, 132)
     assert bytes_per_token(context_of(PRO, tp=8)) == 30 * Fraction(584 + 132, 4) + 31 * Fraction(584, 128)
 
 
 @pytest.mark.parametrize("engine", ["sglang", "vllm"])
 @pytest.mark.parametrize("gpu", ["b200", "gb300", "rtx-pro-6000"])
 def test_on_blackwell_the_smallest_rows_and_keys_are_taken(engine, gpu):
-    assert entry_of(context_of(PRO, tp=8, gpu=gpu, engine=engine)) == CacheEntry(512, 68)
+    assert fp8_entry(context_of(PRO, tp=8, gpu=gpu, engine=engine)) == CacheEntry(512, 68)
 
 
 def test_the_reference_keeps_rows_and_keys_in_bf16():
-    assert entry_of(context_of(PRO, tp=8, engine="reference")) == CacheEntry(1024, 256)
+    assert bf16_entry(context_of(PRO, tp=8, engine="reference")) == CacheEntry(1024, 256)
 
 
 def test_v3_keeps_its_latent_in_bf16():

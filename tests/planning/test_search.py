@@ -10,12 +10,13 @@ import pytest
 from support.checkpoints.full_size import FLASH, PRO, PRO_FP8, PRO_NVFP4, V3, V41, inventory_of
 
 from dsv4_shard.engines.deployment import Context, Request
+from dsv4_shard.engines.registry import engine_for
 from dsv4_shard.engines.sglang import v4 as sglang
 from dsv4_shard.errors import ExitCode, UsageError
 from dsv4_shard.planning.choose import choose
 from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.make_plan import make_plan
-from dsv4_shard.planning.search import RANKINGS, Search, _rank, search, sent_bytes
+from dsv4_shard.planning.search import RANKINGS, Search, _rank, search
 from tests.test_cli import root_of, run
 
 FLASH_FP8 = "DeepSeek-V4-Flash-FP8"
@@ -193,7 +194,8 @@ def test_no_layout_of_fp4_experts_is_shown_with_the_fp8_method_that_only_an_all_
 
 def sent(**wanted: Any) -> int | None:
     inventory = inventory_of(PRO)[1]
-    return sent_bytes(Context(inventory, choose(inventory, Request(**wanted)).deployment))
+    deployment = choose(inventory, Request(**wanted)).deployment
+    return engine_for(deployment.engine, inventory.family).bytes_sent(Context(inventory, deployment))
 
 
 def test_bytes_sent_follow_the_formulas():

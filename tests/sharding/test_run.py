@@ -35,8 +35,8 @@ from support.paths import DATA
 
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.engines.deployment import Request
-from dsv4_shard.engines.reference.v4 import V4_GENERATION, Generation, inference_config
-from dsv4_shard.engines.reference.v41 import V41_GENERATION
+from dsv4_shard.engines.reference.v4 import V4_CONVERTER, Converter, inference_config
+from dsv4_shard.engines.reference.v41 import V41_CONVERTER
 from dsv4_shard.errors import (
     IncompleteCheckpoint,
     InexactCast,
@@ -261,13 +261,13 @@ def test_the_source_is_left_as_it_was(least: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("model", "generation", "draft"), [
-    ("DeepSeek-V4-Pro", V4_GENERATION, Draft(1)),
-    ("DeepSeek-V4-Flash", V4_GENERATION, Draft(1)),
-    ("DeepSeek-V4-Flash-0731", V4_GENERATION, Draft(3, dspark=True)),
-    ("DeepSeek-V4-Pro-0813", V4_GENERATION, Draft(3, dspark=True)),
-    ("DeepSeek-V4.1-Flash", V41_GENERATION, Draft(3, dspark=True)),
+    ("DeepSeek-V4-Pro", V4_CONVERTER, Draft(1)),
+    ("DeepSeek-V4-Flash", V4_CONVERTER, Draft(1)),
+    ("DeepSeek-V4-Flash-0731", V4_CONVERTER, Draft(3, dspark=True)),
+    ("DeepSeek-V4-Pro-0813", V4_CONVERTER, Draft(3, dspark=True)),
+    ("DeepSeek-V4.1-Flash", V41_CONVERTER, Draft(3, dspark=True)),
 ])  # fmt: skip
-def test_inference_config_is_the_one_that_deepseek_released(model: str, generation: Generation, draft: Draft) -> None:
+def test_inference_config_is_the_one_that_deepseek_released(model: str, generation: Converter, draft: Draft) -> None:
     config = json.loads((DATA / model / "config.json").read_text())
     released = json.loads((DATA / model / "inference_config.json").read_text())
     experts = released.get("expert_dtype", "fp8").upper()

@@ -1,15 +1,11 @@
 """Names that are not known: what was meant comes first, and the exit code is that of wrong usage."""
 
 import pytest
-from support.checkpoints.full_size import FLASH, inventory_of
 
 from dsv4_shard.catalog import options as names
-from dsv4_shard.engines.deployment import ANY_ENGINE, Request
-from dsv4_shard.engines.registry import _BY_FAMILY, ENGINES
-from dsv4_shard.engines.sglang import v4 as sglang
-from dsv4_shard.engines.vllm import v4 as vllm
+from dsv4_shard.engines.deployment import ANY_ENGINE
+from dsv4_shard.engines.registry import ENGINES
 from dsv4_shard.errors import ExitCode
-from dsv4_shard.planning.choose import choose
 from dsv4_shard.planning.search import RANKINGS
 from dsv4_shard.text.suggest import near
 from tests.test_cli import run
@@ -17,19 +13,15 @@ from tests.test_cli import run
 
 def test_the_names_that_are_offered_are_those_that_the_engines_have():
     assert list(names.ENGINES) == list(ENGINES)
-    assert set(names.RUNNERS["sglang"]) == set(sglang.RUNNERS)
-    assert set(names.RUNNERS["vllm"]) == {*vllm.BACKENDS, *vllm.BACKENDS_FP8}
-    assert names.RUNNERS["reference"] == (
-        choose(inventory_of(FLASH)[1], Request(1, engine="reference")).deployment.runner,
-    )
+    assert tuple(names.PLANNED_ONLY) == tuple(name for name, engine in ENGINES.items() if engine.layout is None)
     assert list(names.RANKINGS) == list(RANKINGS)
 
 
 def test_the_versions_that_are_offered_are_those_that_the_engines_rules_know():
-    for (name, _), engine in _BY_FAMILY.items():
-        assert engine.version in (*names.VERSIONS[name], ANY_ENGINE)
-    assert sorted(names.VERSIONS["vllm"]) == sorted((*vllm.VERSIONS, *vllm.BROKEN_VERSIONS))
-    assert all(names.VERSIONS[engine.name][0] == engine.version for engine in ENGINES.values())
+    for name, engine in ENGINES.items():
+        assert engine.versions == names.VERSIONS[name]
+        assert engine.version == engine.versions[0]
+        assert {table.version for table in engine.variants} <= {*engine.versions, ANY_ENGINE}
 
 
 @pytest.mark.parametrize(("name", "known", "meant"), [

@@ -7,40 +7,28 @@ against a memory, and no commands are given.
 
 from collections.abc import Iterator
 
+from dsv4_shard.catalog.options import VERSIONS
 from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
-from dsv4_shard.engines.deployment import ANY_ENGINE, Context, Deployment, Request, pick_gpu, pick_nodes
+from dsv4_shard.engines.deployment import ANY_ENGINE, Context, Deployment, Request, resolve
 from dsv4_shard.engines.engine import Engine, Launch
 from dsv4_shard.engines.node.known_family import EP_RULE, NodeLayout, folders_notes
+from dsv4_shard.engines.parallelism import dp_alone
 from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, rank_tensor
 from dsv4_shard.engines.remedies import ANY_DP, MORE_DP, leave_out
-from dsv4_shard.engines.rules import UNCLAIMED, Divides, Requires, Rule, Symptom
+from dsv4_shard.engines.rules import NOT_VERIFIED, Divides, Requires, Rule, Symptom
 from dsv4_shard.engines.shared_rules import EXPERTS, EXPERTS_RULE, NO_CAST_RULE, NODES_RULE
 from dsv4_shard.models.roles import Module, Role, Stage
+from dsv4_shard.models.v41 import V41
 
 _RUNNER = "any"
 
 
 def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
     """EP over all GPUs if nothing else is asked for, and attention TP over those that attention DP leaves."""
-    gpu, ep = pick_gpu(request), request.ep if request.ep is not None else request.tp
-    yield Deployment(
-        engine="node",
-        tp=request.tp,
-        ep=ep,
-        dp=request.dp,
-        world=request.tp,
-        attention_tp=request.tp // request.dp or 1,
-        moe_tp=request.tp // ep or 1,
-        runner=request.runner or _RUNNER,
-        a2a=request.a2a,
-        shared="whole" if request.shared == "auto" else request.shared,
-        shared_parts=1,
-        experts=(request.expert_dtype or inventory.routed.name).upper(),
-        gpu=gpu,
-        gpu_named=request.names_gpu,
-        nodes=pick_nodes(request, request.tp, gpu),
-        version=request.engine_version or ANY_ENGINE,
-    )
+    yield resolve(
+        request, inventory, engine="node", version=ANY_ENGINE, ep=request.ep if request.ep is not None else request.tp,
+        runner=request.runner or _RUNNER, shared="whole", shared_parts=1,
+    )  # fmt: skip
 
 
 RULES: tuple[Rule, ...] = (
@@ -51,7 +39,7 @@ RULES: tuple[Rule, ...] = (
         None, "whole", ANY_ENGINE)
         and not c.deployment.gpu_named,
         "no engine's rules for this family are known, so there is no runner, all-to-all backend, way of shared "
-        "experts, GPU or version to choose", consequence=UNCLAIMED, fatal=True,
+        "experts, GPU or version to choose", consequence=NOT_VERIFIED, fatal=True,
         remedies=(leave_out("runner", "a2a", "shared", "gpu", "gpu_memory", "engine_version"),),
     ),
     NODES_RULE,
@@ -77,7 +65,7 @@ def place(role: Role, context: Context) -> Placement:
     return Expert(Replicate()) if role.module is Module.ROUTED else Replicate()
 
 
-def hold(group: TensorGroup, placement: Placement, context: Context) -> RankTensor:
+def store(group: TensorGroup, placement: Placement, context: Context) -> RankTensor:
     """As the checkpoint has it."""
     return rank_tensor(group, placement, context)
 
@@ -107,10 +95,15 @@ NODE_ANY = Engine(
     name="node",
     title="node subsets (EP)",
     version=ANY_ENGINE,
+    families=(V41,),
+    serves=False,
+    versions=VERSIONS["node"],
+    files_for_any_gpu=True,
+    parallelism=dp_alone,
     candidates=candidates,
     rules=RULES,
     place=place,
-    hold=hold,
+    store=store,
     launch=launch,
     addition=addition,
     notes=notes,

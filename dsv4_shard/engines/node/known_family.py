@@ -10,14 +10,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from dsv4_shard.catalog.gpus import GPUS
+from dsv4_shard.catalog.options import VERSIONS
 from dsv4_shard.checkpoint.formats import NVFP4
 from dsv4_shard.checkpoint.inventory import Inventory
 from dsv4_shard.engines.deployment import Context, Deployment, Request
 from dsv4_shard.engines.engine import Engine, Launch
 from dsv4_shard.engines.layout import Constant, Disposition, TargetTensor
+from dsv4_shard.engines.parallelism import dp_alone
 from dsv4_shard.engines.parameters import TOKENIZER_FILES
 from dsv4_shard.engines.remedies import for_engine, leave_out
-from dsv4_shard.engines.rules import UNCLAIMED, Requires
+from dsv4_shard.engines.rules import NOT_VERIFIED, Requires
 from dsv4_shard.engines.sglang import v4 as sglang
 from dsv4_shard.engines.sglang.v3 import SGLANG_V3
 from dsv4_shard.engines.shared_rules import NVFP4_RULE
@@ -37,7 +39,7 @@ EP_RULE = Requires(
 _NVFP4_RULE = Requires(
     NVFP4_RULE, Module.ROUTED, lambda c: c.inventory.routed.name != NVFP4 or c.deployment.nodes > 1,
     "what SGLang does with NVFP4 experts was never held against its classes, and one node needs no folder of its own",
-    consequence=UNCLAIMED, fatal=True, remedies=("--nodes N: folders are written all the same",),
+    consequence=NOT_VERIFIED, fatal=True, remedies=("--nodes N: folders are written all the same",),
 )  # fmt: skip
 """Folders have NVFP4 experts as the checkpoint has them, and that is all that is claimed."""
 
@@ -166,10 +168,17 @@ class Subsets:
             name="node",
             title="node subsets (EP), SGLang",
             version=self.serving.version,
+            families=self.serving.families,
+            serves=False,
+            versions=VERSIONS["node"],
+            files_for_any_gpu=True,
+            parallelism=dp_alone,
+            bytes_sent=self.serving.bytes_sent,
+            kv_bytes_per_token=self.serving.kv_bytes_per_token,
             candidates=self.candidates,
             rules=(EP_RULE, *(_NVFP4_RULE if rule.name == NVFP4_RULE else rule for rule in self.serving.rules)),
             place=self.serving.place,
-            hold=self.serving.hold,
+            store=self.serving.store,
             launch=self.launch,
             addition=self.serving.addition,
             notes=self.notes,

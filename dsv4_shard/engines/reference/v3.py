@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
 from dsv4_shard.engines.deployment import Context, Deployment, Request
 from dsv4_shard.engines.engine import Engine
+from dsv4_shard.engines.kv_cache import not_known
 from dsv4_shard.engines.layout import Disposition, LeftOut, TargetTensor
 from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, Split, rank_tensor
 from dsv4_shard.engines.reference import v4 as reference
@@ -95,7 +96,7 @@ def _rules(version: str, runner: str) -> tuple[Rule, ...]:
         ),
         Requires(
             "shared-way", Module.SHARED, lambda c: c.deployment.shared == "split",
-            f"{version}'s reference splits the shared experts over all ranks; it cannot {{deployment.shared}} them",
+            f"{version}'s reference splits the shared experts over all ranks; it cannot {{at.shared}} them",
             consequence=NO_OPTION, remedies=(leave_out("shared"),), fatal=True,
         ),
         NO_CAST_RULE,
@@ -158,7 +159,7 @@ def place(role: Role, context: Context) -> Placement:
     return _PLACEMENTS.get(role, Replicate())
 
 
-def hold(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
+def store(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
     """What stands in a rank's file, in the checkpoint's dtypes: nothing of the MTP layer."""
     return None if group.stage is Stage.MTP else rank_tensor(group, placement, context)
 
@@ -235,7 +236,7 @@ def inference_config(document: dict[str, object], experts: str, keys: Mapping[st
 
 
 @dataclass(frozen=True, slots=True)
-class Generation:
+class InferenceCode:
     """What tells V3's inference code from V3.2's: its kernels, its config, and how shared experts join the sum."""
 
     family: Family
@@ -246,13 +247,9 @@ class Generation:
 
     def candidates(self, inventory: Inventory, request: Request) -> Iterator[Deployment]:
         """The one way that the reference has."""
-        for deployment in reference.candidates(self.version, inventory, request):
-            yield replace(
-                deployment,
-                runner=request.runner or self.kernels,
-                shared="split" if request.shared == "auto" else request.shared,
-                shared_parts=deployment.tp,
-            )
+        yield reference.one_way(
+            request, inventory, version=self.version, kernels=self.kernels, shared="split", shared_parts=request.tp
+        )
 
     def notes(self, context: Context) -> tuple[str, ...]:
         """What model.py does not take, though the converter writes it."""
@@ -267,30 +264,30 @@ class Generation:
         return tuple(lines)
 
     def engine(self) -> Engine:
-        """The reference for this generation."""
-        return Engine(
-            name=reference.REFERENCE.name,
-            title=reference.REFERENCE.title,
+        """The reference for this family."""
+        return replace(
+            reference.REFERENCE,
             version=self.version,
+            families=(self.family,),
             candidates=self.candidates,
             rules=_rules(self.version, self.kernels),
             place=place,
-            hold=hold,
-            launch=reference.launch,
+            store=store,
             addition=lambda _: self.addition,
             notes=self.notes,
             layout=ReferenceV3Layout(self.family, self.keys),
+            kv_bytes_per_token=not_known,
         )
 
 
 _PARTS = "Each rank holds a part of the shared experts: "
 
-REFERENCE_V3 = Generation(
+REFERENCE_V3 = InferenceCode(
     V3, "V3", "triton", _V3_KEYS,
     _PARTS + "their output has an all-reduce of its own, after which model.py adds it to the routed output once.",
 ).engine()  # fmt: skip
 
-REFERENCE_V32 = Generation(
+REFERENCE_V32 = InferenceCode(
     V32, "V3.2", "tilelang", _V32_KEYS,
     _PARTS + "their output is added to the rank's routed output, and both are summed by one all-reduce.",
 ).engine()  # fmt: skip

@@ -6,29 +6,36 @@ converter writes (that of its DSpark releases, which knows more names and change
 by byte; the rules are those of the model that loads them, and also those that it forgets (it floors heads, index heads
 and output groups).
 
-Later generations change sizes and names, and little else: `Generation` is what a family's engine is made of.
+Later generations change sizes and names, and little else: `Converter` is what a family's engine is made of.
 """
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
+from dsv4_shard.catalog.options import RUNNERS, VERSIONS
 from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
-from dsv4_shard.engines.deployment import Context, Deployment, Request, pick_gpu, pick_nodes
+from dsv4_shard.engines.bytes_sent import added_up_in_f32
+from dsv4_shard.engines.deployment import Context, Deployment, Request, resolve
 from dsv4_shard.engines.engine import Engine, Launch
+from dsv4_shard.engines.kv_cache import bf16_entry, rows_of
 from dsv4_shard.engines.layout import Constant, Disposition, LeftOut, TargetTensor
+from dsv4_shard.engines.parallelism import no_choice
 from dsv4_shard.engines.placement import Expert, Pad, Placement, RankTensor, Replicate, Split, rank_tensor
 from dsv4_shard.engines.remedies import NO_DP, leave_out
 from dsv4_shard.engines.rules import NO_OPTION, Divides, Requires, Rule, Symptom, Template
 from dsv4_shard.engines.shared_rules import NODES_RULE, nvfp4_rule, o_a_decoding_rule, version_rule
 from dsv4_shard.models.families import family_of
-from dsv4_shard.models.family import ModelConfig
+from dsv4_shard.models.family import Family, ModelConfig
 from dsv4_shard.models.names import Names
 from dsv4_shard.models.roles import Draft, Module, Part, Role, Stage, TensorName
+from dsv4_shard.models.v4 import V4
 from dsv4_shard.tensors.header import Tensor
 
 CONFIG_NAME = "inference_config.json"
+
+(KERNELS,) = RUNNERS["reference"]
 
 _ROUTED = (Role.ROUTED_GATE, Role.ROUTED_UP, Role.ROUTED_DOWN)
 
@@ -36,7 +43,7 @@ WRONG = "the converter and the model start; the model then computes garbage or f
 
 
 @dataclass(frozen=True, slots=True)
-class Generation:
+class Converter:
     """A generation of DeepSeek's converter and model.
 
     `decodings` are the transforms of wo_a by the side of its square blocks; `cast` is that of FP4 experts to FP8, in
@@ -52,27 +59,19 @@ class Generation:
     nullable: tuple[str, ...] = ()
 
 
+def one_way(
+    request: Request, inventory: Inventory, *, version: str, kernels: str, shared: str, shared_parts: int
+) -> Deployment:
+    """The one deployment that DeepSeek's code has for a request: `kernels` and shared experts are its generation's."""
+    return resolve(
+        request, inventory, engine="reference", version=version, ep=request.tp if request.ep is None else request.ep,
+        runner=request.runner or kernels, shared=shared, shared_parts=shared_parts, attention_tp=request.tp, moe_tp=1,
+    )  # fmt: skip
+
+
 def candidates(version: str, inventory: Inventory, request: Request) -> Iterator[Deployment]:
-    """The one way that the reference has."""
-    gpu = pick_gpu(request)
-    yield Deployment(
-        engine="reference",
-        tp=request.tp,
-        ep=request.ep if request.ep is not None else request.tp,
-        dp=request.dp,
-        world=request.tp,
-        attention_tp=request.tp,
-        moe_tp=1,
-        runner=request.runner or "tilelang",
-        a2a=request.a2a,
-        shared="whole" if request.shared == "auto" else request.shared,
-        shared_parts=1,
-        experts=(request.expert_dtype or inventory.routed.name).upper(),
-        gpu=gpu,
-        gpu_named=request.names_gpu,
-        nodes=pick_nodes(request, request.tp, gpu),
-        version=request.engine_version or version,
-    )
+    """The one way: whole shared experts."""
+    yield one_way(request, inventory, version=version, kernels=KERNELS, shared="whole", shared_parts=1)
 
 
 def ranks(context: Context) -> int:
@@ -122,7 +121,7 @@ def _indexer_rows(context: Context) -> int:
 _WAYS: tuple[Rule, ...] = (
     *ONE_WAY_RULES,
     Requires(
-        "options", Module.ROUTED, lambda c: c.deployment.a2a is None and c.deployment.runner == "tilelang",
+        "options", Module.ROUTED, lambda c: c.deployment.a2a is None and c.deployment.runner == KERNELS,
         "the reference has no runners or all-to-all backends to choose", consequence=NO_OPTION,
         remedies=(leave_out("runner", "a2a"),), fatal=True,
     ),
@@ -230,7 +229,7 @@ def _format(context: Context, role: Role, stage: Stage) -> str | None:
     return fmt.name if fmt else None
 
 
-def _hold(generation: Generation, group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
+def _store(converter: Converter, group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
     """What stands in a rank's file: o_a decoded to BF16 without scale, FP4 experts as they are or cast to FP8."""
     if group.role in (Role.MTP_EMBED, Role.MTP_HEAD):
         return None
@@ -240,8 +239,8 @@ def _hold(generation: Generation, group: TensorGroup, placement: Placement, cont
     if group.role in _ROUTED and form == "FP4" and context.deployment.experts == "FP8":
         if group.part is Part.WEIGHT:
             return rank_tensor(group, placement, context, "F8_E4M3")
-        groups_per_block = generation.cast_block // context.block(group.role).cols
-        rows, cols = group.shape[0] // generation.cast_block, group.shape[1] // groups_per_block
+        groups_per_block = converter.cast_block // context.block(group.role).cols
+        rows, cols = group.shape[0] // converter.cast_block, group.shape[1] // groups_per_block
         return RankTensor("F8_E8M0", (rows, cols), rows * cols)
     return rank_tensor(group, placement, context)
 
@@ -253,8 +252,8 @@ class ReferenceLayout:
     shares_files = False
     by_node = False
 
-    def __init__(self, generation: Generation) -> None:
-        self._generation = generation
+    def __init__(self, converter: Converter) -> None:
+        self._converter = converter
 
     def file_name(self, rank: int, part: int, deployment: Deployment) -> str:
         """As DeepSeek's `generate.py` looks for it."""
@@ -268,11 +267,11 @@ class ReferenceLayout:
         if name.role is Role.O_A and form == "FP8":
             if name.part is Part.SCALE:
                 return LeftOut("multiplied into wo_a.weight, which is stored in BF16")
-            return (TargetTensor("", "BF16", transform=self._generation.decodings[context.block(Role.O_A).rows]),)
+            return (TargetTensor("", "BF16", transform=self._converter.decodings[context.block(Role.O_A).rows]),)
         if name.role in _ROUTED and form == "FP4":
             if context.deployment.experts == "FP8":
                 dtype = "F8_E4M3" if name.part is Part.WEIGHT else "F8_E8M0"
-                return (TargetTensor("", dtype, transform=self._generation.cast),)
+                return (TargetTensor("", dtype, transform=self._converter.cast),)
             return (TargetTensor("", "F4" if name.part is Part.WEIGHT else tensor.dtype),)
         fill = _ONE[tensor.dtype] if (name.role, name.part) == (Role.ENGRAM_EMBED, Part.SCALE) else b""
         return (TargetTensor("", tensor.dtype, fill=fill),)
@@ -295,7 +294,7 @@ class ReferenceLayout:
 
     def companions(self, document: dict[str, object], context: Context) -> dict[str, bytes]:
         """The config of DeepSeek's `inference/model.py`."""
-        config = inference_config(self._generation, document, context.deployment.experts, context.inventory.draft)
+        config = inference_config(self._converter, document, context.deployment.experts, context.inventory.draft)
         return config_file(config)
 
     def copied(self, context: Context) -> dict[str, str]:
@@ -349,20 +348,20 @@ _V4_KEYS = {
 
 
 def inference_config(
-    generation: Generation, document: dict[str, object], experts: str, draft: Draft
+    converter: Converter, document: dict[str, object], experts: str, draft: Draft
 ) -> dict[str, object]:
     """config.json in the words of DeepSeek's inference code. A key that config.json lacks is left to its default.
 
     `n_mtp_layers` is how many blocks there are, since config.json says 1 of DSpark's three; a classic one has no word.
     """
     result: dict[str, object] = {}
-    for key, path in generation.config_keys.items():
+    for key, path in converter.config_keys.items():
         value = value_at(document, path, _MISSING)
         if key == "expert_dtype":
             value = "fp4" if experts == "FP4" else None
         if key == "n_mtp_layers":
             value = draft.blocks if draft.dspark else None
-        if value is not _MISSING and (value is not None or key in generation.nullable):
+        if value is not _MISSING and (value is not None or key in converter.nullable):
             result[key] = value
     return result
 
@@ -399,31 +398,39 @@ def addition(context: Context) -> str:
     )
 
 
-def reference(generation: Generation, *more: Rule) -> Engine:
-    """The engine of a generation, which has `more` rules of its own."""
+def reference(family: Family, converter: Converter, *more: Rule) -> Engine:
+    """The engine of a family, whose generation has `more` rules of its own."""
     return Engine(
         name="reference",
         title="DeepSeek reference",
-        version=generation.version,
-        candidates=partial(candidates, generation.version),
+        short_title="reference",
+        version=converter.version,
+        families=(family,),
+        runners=RUNNERS["reference"],
+        versions=VERSIONS["reference"],
+        draft_in_model=True,
+        files_for_any_gpu=True,
+        parallelism=no_choice,
+        bytes_sent=added_up_in_f32,
+        candidates=partial(candidates, converter.version),
         rules=(
             *_WAYS,
-            version_rule(generation.version),
+            version_rule(converter.version),
             *_SIZES,
             *more,
-            o_a_decoding_rule(*generation.decodings),
-            _cast_rule(generation.cast_block),
+            o_a_decoding_rule(*converter.decodings),
+            _cast_rule(converter.cast_block),
         ),
         place=_place,
-        hold=partial(_hold, generation),
+        store=partial(_store, converter),
         launch=launch,
         addition=addition,
-        layout=ReferenceLayout(generation),
+        layout=ReferenceLayout(converter),
     )
 
 
-V4_GENERATION = Generation(
+V4_CONVERTER = Converter(
     version="V4", decodings={128: "fp8_to_bf16"}, cast="fp4_to_fp8", cast_block=128, config_keys=_V4_KEYS
 )
 
-REFERENCE = reference(V4_GENERATION, WHOLE_EXPERTS_RULE)
+REFERENCE = replace(reference(V4, V4_CONVERTER, WHOLE_EXPERTS_RULE), kv_bytes_per_token=rows_of(bf16_entry))

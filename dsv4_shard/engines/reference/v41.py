@@ -6,9 +6,10 @@ of zeros with scales of 1. Engram projections, the vision tower and the aligner 
 """
 
 from dsv4_shard.engines.deployment import Context
-from dsv4_shard.engines.reference.v4 import Generation, experts_rule, ranks, reference
+from dsv4_shard.engines.reference.v4 import Converter, experts_rule, ranks, reference
 from dsv4_shard.engines.rules import Divides, Symptom
 from dsv4_shard.models.roles import Module, Stage
+from dsv4_shard.models.v41 import V41
 
 _KEYS = {
     "vocab_size": "text_config.vocab_size",
@@ -89,7 +90,7 @@ def _experts_quote(context: Context) -> str:
     return f"AssertionError: ({experts}, {draft}, {context.deployment.tp})"
 
 
-V41_GENERATION = Generation(
+V41_CONVERTER = Converter(
     version="V4.1",
     decodings={32: "fp8_32_to_bf16", 128: "fp8_to_bf16"},
     cast="fp4_to_fp8_32",
@@ -99,7 +100,8 @@ V41_GENERATION = Generation(
 )
 
 REFERENCE_V41 = reference(
-    V41_GENERATION,
+    V41,
+    V41_CONVERTER,
     experts_rule(_experts_quote),
     Divides(
         "draft-experts", Module.ROUTED, _draft_experts, "dspark_n_routed_experts", ranks, "ranks",

@@ -9,13 +9,15 @@ from dataclasses import replace
 
 from dsv4_shard.checkpoint.inventory import TensorGroup
 from dsv4_shard.engines.deployment import Context
-from dsv4_shard.engines.engine import Engine, Launch
+from dsv4_shard.engines.engine import Launch, no_notes
+from dsv4_shard.engines.kv_cache import latents
 from dsv4_shard.engines.placement import Placement, RankTensor, Split, rank_tensor
 from dsv4_shard.engines.remedies import MORE_DP
 from dsv4_shard.engines.rules import Divides, Rule, Symptom
 from dsv4_shard.engines.sglang import v4 as sglang
 from dsv4_shard.engines.shared_rules import COLUMN_QUOTE, latent_attention_rules, vocab_placement
 from dsv4_shard.models.roles import NORM_ROLES, Module, Part, Role
+from dsv4_shard.models.v3 import V3, V32
 
 _WHOLE_DENSE = ("SGLang's --moe-dense-tp-size 1, which keeps the dense MLP whole: this tool does not plan it",)
 
@@ -56,7 +58,7 @@ def place(role: Role, context: Context) -> Placement:
     return _PLACEMENTS.get(role) or sglang.place(role, context)
 
 
-def hold(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
+def store(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
     """SGLang's parameter dtypes: scales in F32, norms in BF16, also V3.2's."""
     if group.role in (Role.MTP_EMBED, Role.MTP_HEAD):
         return None
@@ -77,14 +79,15 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
     return replace(start, environment={"SGLANG_SHARED_EXPERT_TP1": "1"}, commands=commands)
 
 
-SGLANG_V3 = Engine(
-    name=sglang.SGLANG.name,
-    title=sglang.SGLANG.title,
-    version=sglang.VERSION,
-    candidates=sglang.candidates,
+SGLANG_V3 = replace(
+    sglang.SGLANG,
+    families=(V3, V32),
     rules=RULES,
     place=place,
-    hold=hold,
+    store=store,
     launch=launch,
-    addition=sglang.addition,
+    notes=no_notes,
+    others=(),
+    kv_bytes_per_token=latents,
 )
+"""SGLang with V3 and V3.2; all else is as with V4."""

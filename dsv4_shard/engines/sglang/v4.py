@@ -10,11 +10,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from dsv4_shard.catalog.gpus import Gpu
-from dsv4_shard.catalog.options import A2A
+from dsv4_shard.catalog.options import A2A, VERSIONS
+from dsv4_shard.catalog.options import RUNNERS as RUNNER_NAMES
 from dsv4_shard.checkpoint.formats import NVFP4
 from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
-from dsv4_shard.engines.deployment import Context, Deployment, Request, pick_gpu, pick_nodes
+from dsv4_shard.engines.bytes_sent import by_backend
+from dsv4_shard.engines.deployment import Context, Deployment, Request, experts_of, pick_gpu, resolve
 from dsv4_shard.engines.engine import Engine, Launch
+from dsv4_shard.engines.kv_cache import fp8_entry, rows_of
+from dsv4_shard.engines.parallelism import divisors, ep_option
 from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, Split, rank_tensor
 from dsv4_shard.engines.remedies import (
     ANY_DP,
@@ -28,7 +32,7 @@ from dsv4_shard.engines.remedies import (
     for_engine,
     leave_out,
 )
-from dsv4_shard.engines.rules import NO_OPTION, SILENT, UNCLAIMED, Divides, Requires, Rule, Symptom
+from dsv4_shard.engines.rules import NO_OPTION, NOT_VERIFIED, SILENT, Divides, Requires, Rule, Symptom
 from dsv4_shard.engines.shared_rules import (
     ADDED_IN_PARTS,
     COLUMN_QUOTE,
@@ -49,9 +53,10 @@ from dsv4_shard.engines.shared_rules import (
     vocab_rule,
 )
 from dsv4_shard.models.roles import Module, Part, Role
+from dsv4_shard.models.v4 import V4
 from dsv4_shard.tensors.geometry import FP4_GROUP
 
-VERSION = "0.5.23"
+VERSION = VERSIONS["sglang"][0]
 
 PLUGIN_FORMAT = "dsv4_shard"
 """The load format that the plugin of this package registers."""
@@ -83,7 +88,7 @@ _CUTLASS_QUOTE = (
     "multiples of {unit} (got hidden={context.config.hidden_size}, intermediate={part})."
 )
 
-RUNNERS: dict[str, tuple[Runner, ...]] = {
+_ROWS: dict[str, tuple[Runner, ...]] = {
     "flashinfer_mxfp4": (
         Runner(("FP4",), _CUTLASS, 128, "tiles", _CUTLASS_QUOTE, up_first=True),
         Runner(("FP4",), _BLACKWELL, FP4_GROUP, "FP4 groups", None, "F32"),
@@ -96,6 +101,9 @@ RUNNERS: dict[str, tuple[Runner, ...]] = {
 """By `--moe-runner-backend`; a runner may differ by architecture. `auto` is what all-to-all backends leave it at: the
 FP8 method, also for FP4 experts. Without one SGLang makes another of it, and so does `_runners`. Blackwell's
 flashinfer_mxfp4 pads after loading, so only whole FP4 groups count."""
+
+RUNNERS = {name: _ROWS[name] for name in RUNNER_NAMES["sglang"]}
+"""The rows of the runners that `--runner` takes."""
 
 _DEFAULT_RUNNERS = {"FP4": ("flashinfer_mxfp4", "marlin"), "FP8": ("triton",)}
 """What SGLang picks for each format, also as its `auto`, then what the plan tries where that cannot."""
@@ -121,29 +129,15 @@ def find_runner(name: str, experts: str, gpu: Gpu) -> Runner | None:
 
 def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
     """SGLang's own choice first: shared experts split, its default runner; then what it offers instead."""
-    gpu = pick_gpu(request)
-    experts = (request.expert_dtype or inventory.routed.name).upper()
+    gpu, experts = pick_gpu(request), experts_of(request, inventory)
     ep = request.ep if request.ep is not None else (request.tp if request.a2a else 1)
     ways = {"auto": ("whole",) if request.a2a else ("split", "whole")}.get(request.shared, (request.shared,))
     for runner, shared in itertools.product(_runners(request, experts, gpu), ways):
-        yield Deployment(
-            engine="sglang",
-            tp=request.tp,
-            ep=ep,
-            dp=request.dp,
-            world=request.tp,
-            attention_tp=request.tp // request.dp or 1,
-            moe_tp=request.tp // ep or 1,
-            runner=runner,
-            a2a=request.a2a,
-            shared=shared,
-            shared_parts=request.tp if shared == "split" else 1,
-            experts=experts,
-            gpu=gpu,
-            gpu_named=request.names_gpu,
-            nodes=pick_nodes(request, request.tp, gpu),
-            version=request.engine_version or VERSION,
-        )
+        parts = request.tp if shared == "split" else 1
+        yield resolve(
+            request, inventory, engine="sglang", version=VERSION, ep=ep, runner=runner, shared=shared,
+            shared_parts=parts,
+        )  # fmt: skip
 
 
 def _runners(request: Request, experts: str, gpu: Gpu) -> tuple[str, ...]:
@@ -214,7 +208,7 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
         lambda c: c.deployment.a2a is None or c.deployment.experts != "FP4" or c.deployment.runner in ("auto",
         "marlin"),
         "runner {at.runner} with the all-to-all backend {at.a2a} was never held against SGLang's classes",
-        consequence=UNCLAIMED, remedies=(leave_out("runner"),),
+        consequence=NOT_VERIFIED, remedies=(leave_out("runner"),),
     ),
     Requires(
         "megamoe", Module.ROUTED,
@@ -340,7 +334,7 @@ def place(role: Role, context: Context) -> Placement:
     return placement
 
 
-def hold(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
+def store(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
     """SGLang's parameter dtypes: scales of FP8 in F32; o_a in BF16 on Hopper, without its scale."""
     if group.role in (Role.MTP_EMBED, Role.MTP_HEAD) or is_left_out(group.stage, context):
         return None
@@ -430,16 +424,41 @@ def addition(context: Context) -> str:
     )
 
 
+_SEARCHED_A2A = (None, "deepep", "megamoe")
+"""SGLang's all-to-all backends place alike; these two stand for them. The runner is then left to SGLang: which others
+go with them is not verified."""
+
+
+def search_requests(asked: Request) -> Iterator[Request]:
+    """Every all-to-all backend, EP, DP, runner and way of shared experts; SGLang's own choices come first."""
+    gpus = asked.tp
+    for a2a, ep, dp in itertools.product(_SEARCHED_A2A, divisors(gpus), divisors(gpus)):
+        if a2a is None or ep == gpus:
+            parallel = replace(asked, dp=dp, ep=None if a2a else ep_option(ep), a2a=a2a)
+            runners = (None,) if a2a else (None, *RUNNERS)
+            for runner, shared in itertools.product(runners, ("auto", "split", "whole")):
+                yield replace(parallel, runner=runner, shared=shared)
+
+
 SGLANG = Engine(
     name="sglang",
     title="SGLang",
     version=VERSION,
+    families=(V4,),
     candidates=candidates,
     rules=RULES,
     place=place,
-    hold=hold,
+    store=store,
     launch=launch,
     addition=addition,
     notes=dspark_notes,
     others=OTHERS,
+    runners=RUNNER_NAMES["sglang"],
+    versions=VERSIONS["sglang"],
+    a2a=A2A,
+    search_requests=search_requests,
+    bytes_sent=by_backend,
+    kv_bytes_per_token=rows_of(fp8_entry),
+    log_word="sglang",
+    logs_count_replicas=True,
 )

@@ -10,10 +10,11 @@ from dataclasses import replace
 
 from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
 from dsv4_shard.engines.deployment import Context, Deployment, Request
-from dsv4_shard.engines.engine import Engine, Launch
+from dsv4_shard.engines.engine import Launch, no_notes
+from dsv4_shard.engines.kv_cache import latents
 from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, Split, rank_tensor
 from dsv4_shard.engines.remedies import FEWER_RANKS, FULL_EP, NO_DP, for_engine, leave_out
-from dsv4_shard.engines.rules import NO_OPTION, UNCLAIMED, Divides, Requires, Rule, Symptom
+from dsv4_shard.engines.rules import NO_OPTION, NOT_VERIFIED, Divides, Requires, Rule, Symptom
 from dsv4_shard.engines.shared_rules import (
     ADDED_IN_PARTS,
     DOWN_QUOTE,
@@ -24,7 +25,7 @@ from dsv4_shard.engines.shared_rules import (
 )
 from dsv4_shard.engines.vllm import v4 as vllm
 from dsv4_shard.models.roles import NORM_ROLES, Module, Part, Role
-from dsv4_shard.models.v3 import V32Config
+from dsv4_shard.models.v3 import V3, V32, V32Config
 
 _HEADS_QUOTE = (
     "Value error, Total number of attention heads ({size}) must be divisible by tensor parallel size ({parts})."
@@ -54,7 +55,7 @@ RULES: tuple[Rule, ...] = (
     Requires(
         "dp", Module.ATTENTION, lambda c: c.deployment.dp == 1,
         "vLLM's classes of this generation were not held against under data parallelism",
-        consequence=UNCLAIMED, fatal=True,
+        consequence=NOT_VERIFIED, fatal=True,
         remedies=(NO_DP, for_engine("sglang", ", which has attention DP")),
     ),
     Requires(
@@ -102,7 +103,7 @@ def place(role: Role, context: Context) -> Placement:
     return Expert(Replicate()) if isinstance(placement, Expert) and context.deployment.moe_tp == 1 else placement
 
 
-def hold(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
+def store(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
     """vLLM's parameter dtypes: scales in F32, norms in BF16, and the indexer's keys decoded to BF16."""
     if group.role in (Role.MTP_EMBED, Role.MTP_HEAD):
         return None
@@ -129,14 +130,17 @@ def addition(context: Context) -> str:
     return ADDED_IN_PARTS
 
 
-VLLM_V3 = Engine(
-    name=vllm.VLLM.name,
-    title=vllm.VLLM.title,
-    version=vllm.VERSION,
+VLLM_V3 = replace(
+    vllm.VLLM,
+    families=(V3, V32),
     candidates=candidates,
     rules=RULES,
     place=place,
-    hold=hold,
+    store=store,
     launch=launch,
     addition=addition,
+    notes=no_notes,
+    others=(),
+    kv_bytes_per_token=latents,
 )
+"""vLLM with V3 and V3.2; all else is as with V4."""

@@ -11,9 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import gcd
 
+from dsv4_shard.catalog.options import RUNNERS, VERSIONS, VLLM_BROKEN_VERSIONS, VLLM_VERSIONS
 from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
-from dsv4_shard.engines.deployment import Context, Deployment, Request, pick_gpu, pick_nodes
+from dsv4_shard.engines.bytes_sent import added_up, all_to_all
+from dsv4_shard.engines.deployment import Context, Deployment, Request, experts_of, pick_gpu, resolve
 from dsv4_shard.engines.engine import Engine, Launch
+from dsv4_shard.engines.kv_cache import fp8_entry, rows_of
+from dsv4_shard.engines.parallelism import ep_off_or_all
 from dsv4_shard.engines.placement import Expert, Pad, Placement, RankTensor, Replicate, Split, rank_tensor
 from dsv4_shard.engines.remedies import FEWER_RANKS, FULL_EP, NO_DP, for_engine, leave_out
 from dsv4_shard.engines.rules import NO_OPTION, SILENT, Divides, Requires, Rule, Symptom
@@ -36,16 +40,11 @@ from dsv4_shard.engines.shared_rules import (
     vocab_rule,
 )
 from dsv4_shard.models.roles import Module, Part, Role
+from dsv4_shard.models.v4 import V4
 from dsv4_shard.tensors.geometry import FP4_GROUP
 from dsv4_shard.text.units import quotient
 
-VERSION = "0.33.0"
-
-VERSIONS = ("0.33.0", "0.25.0")
-"""Versions whose own classes the layout was held against. Of 0.25.0 only the loaders were run, no forward."""
-
-BROKEN_VERSIONS = ("0.26.0", "0.27.0", "0.28.0")
-"""They never set `hc_attn_fn_broadcast` after a sharded load, and fail in the first forward; 0.29.0 mends it."""
+VERSION = VLLM_VERSIONS[0]
 
 TILE = 128
 """Elements to which FP4 backends round a rank's intermediate size up, and rows of an FP8 block."""
@@ -73,7 +72,7 @@ class Backend:
     hidden_tile: int = 1
 
 
-BACKENDS: dict[str, Backend] = {
+_FP4: dict[str, Backend] = {
     "marlin": Backend("FP4", "tile", hidden_tile=256),
     "flashinfer_cutlass": Backend("FP4", "tile", hidden_tile=128),
     "flashinfer_trtllm": Backend("FP4", "tile", blackwell_only=True, hidden_tile=256),
@@ -84,7 +83,7 @@ BACKENDS: dict[str, Backend] = {
     "flashinfer_moe_ep_mega_deep_gemm": Backend("FP4", "exact", blackwell_only=True, sequence_parallel=True),
 }
 
-BACKENDS_FP8: dict[str, Backend] = {
+_FP8: dict[str, Backend] = {
     "triton": Backend("FP8", "refine"),
     "flashinfer_cutlass": Backend("FP8", "pad", hopper_only=True),
     "flashinfer_trtllm": Backend("FP8", "pad", blackwell_only=True),
@@ -92,6 +91,11 @@ BACKENDS_FP8: dict[str, Backend] = {
     "marlin": Backend("FP8", "pad"),
 }
 """By `--moe-backend`; one name may do different things to FP4 and FP8 experts."""
+
+BACKENDS = {name: _FP4[name] for name in RUNNERS["vllm"] if name in _FP4}
+
+BACKENDS_FP8 = {name: _FP8[name] for name in RUNNERS["vllm"] if name in _FP8}
+"""The rows of the backends that `--runner` takes, for FP4 and for FP8 experts."""
 
 _ROUTED = (Role.ROUTED_GATE, Role.ROUTED_UP, Role.ROUTED_DOWN)
 
@@ -118,34 +122,18 @@ def _default_backend(experts: str, sm: int, ep: int, aligned: bool) -> str:
 
 def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
     """The one way that vLLM has for a request: what it pads and what it keeps whole is not the user's choice."""
-    gpu = pick_gpu(request)
+    gpu, experts = pick_gpu(request), experts_of(request, inventory)
     world = request.tp * request.dp
     ep = request.ep or 1
-    experts = (request.expert_dtype or inventory.routed.name).upper()
     aligned = ep > 1 or inventory.config.moe_intermediate_size % (world * TILE) == 0
     runner = request.runner or _default_backend(experts, gpu.sm, ep, aligned)
     backend = _table(experts).get(runner)
     whole = ep > 1 and (request.dp > 1 or (backend is not None and backend.sequence_parallel))
     own_way = "whole" if whole else "split" if shares_blocks_evenly(inventory, request.tp) else "pad"
-    deployment = Deployment(
-        engine="vllm",
-        tp=request.tp,
-        ep=ep,
-        dp=request.dp,
-        world=world,
-        attention_tp=request.tp,
-        moe_tp=world if ep == 1 else 1,
-        runner=runner,
-        a2a=request.a2a,
-        shared=own_way if request.shared == "auto" else request.shared,
-        shared_parts=1 if whole else request.tp,
-        experts=experts,
-        gpu=gpu,
-        gpu_named=request.names_gpu,
-        nodes=pick_nodes(request, world, gpu),
-        version=request.engine_version or VERSION,
-    )
-    yield deployment
+    yield resolve(
+        request, inventory, engine="vllm", version=VERSION, ep=ep, runner=runner, shared=own_way,
+        shared_parts=1 if whole else request.tp, world=world, attention_tp=request.tp, moe_tp=world if ep == 1 else 1,
+    )  # fmt: skip
 
 
 def _sequence_parallel(context: Context) -> bool:
@@ -171,12 +159,12 @@ def fits(context: Context, fit: str) -> bool:
 
 DEPLOYMENT_RULES: tuple[Rule, ...] = (
     Requires(
-        "broken-version", Module.HYPER, lambda c: c.deployment.version not in BROKEN_VERSIONS,
+        "broken-version", Module.HYPER, lambda c: c.deployment.version not in VLLM_BROKEN_VERSIONS,
         "vLLM {at.version} loads sharded_state and then fails in the first forward (hc_attn_fn_broadcast is not set)",
         "AssertionError", remedies=("vLLM 0.29.0 or later, which mends it: upstream PR 51368",), fatal=True,
         heard=("hc_attn_fn_broadcast…AssertionError",),
     ),
-    version_rule(*VERSIONS),
+    version_rule(*VLLM_VERSIONS),
     NODES_RULE,
     nvfp4_rule("vLLM's NVFP4 experts were never held against its classes"),
     NO_CAST_RULE,
@@ -334,7 +322,7 @@ def is_aligned(context: Context) -> bool:
     return context.config.moe_intermediate_size % (context.deployment.moe_tp * TILE) == 0
 
 
-def hold(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
+def store(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
     """vLLM's parameter dtypes: FP4 models keep E8M0 scales, FP8 models hold F32, in finer blocks if need be."""
     if group.role in (Role.MTP_EMBED, Role.MTP_HEAD) or is_left_out(group.stage, context):
         return None
@@ -447,16 +435,31 @@ def _padded(what: str, blocks: int, unit: int, ranks: int) -> str:
     )
 
 
+def bytes_sent(context: Context) -> int:
+    """All-to-all with mega-MoE backends, else added up over all GPUs."""
+    backend = backend_of(context)
+    spread = context.deployment.a2a or (backend is not None and backend.sequence_parallel)
+    return all_to_all(context) if spread else added_up(context)
+
+
 VLLM = Engine(
     name="vllm",
     title="vLLM",
     version=VERSION,
+    families=(V4,),
     candidates=candidates,
     rules=RULES,
     place=place,
-    hold=hold,
+    store=store,
     launch=launch,
     addition=addition,
     notes=notes,
     others=OTHERS,
+    runners=RUNNERS["vllm"],
+    versions=VERSIONS["vllm"],
+    dp_multiplies=True,
+    parallelism=ep_off_or_all,
+    bytes_sent=bytes_sent,
+    kv_bytes_per_token=rows_of(fp8_entry),
+    log_word="vllm",
 )

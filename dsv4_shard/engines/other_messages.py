@@ -1,4 +1,4 @@
-"""Table of messages that belong to no rule."""
+"""Messages that engines print and that belong to no rule: what broke, and the ways out."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

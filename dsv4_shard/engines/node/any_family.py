@@ -84,7 +84,7 @@ def hold(group: TensorGroup, placement: Placement, context: Context) -> RankTens
 
 def launch(context: Context, model_path: str, sharded: bool) -> Launch:
     """None that is known."""
-    return Launch({}, ())
+    return Launch({})
 
 
 def addition(context: Context) -> str:

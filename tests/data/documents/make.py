@@ -6,6 +6,8 @@ Run it before a schema version goes up, with the code as it is then, and commit 
 read it. The checkpoint (`checkpoint.zip`) is always the same one, so that what is made from it can be compared.
 """
 
+import hashlib
+import json
 import os
 import shutil
 import sys
@@ -79,6 +81,12 @@ def make(out: Path) -> None:
     for name, ranks in RESULTS.items():
         dsv4_shard.reshard("model", name, plan=plans.get(name, plans["reference"]), ranks=ranks)
         pack(Path(name), out / f"result-{name}.zip")
+    merged = {}
+    for name in ("reference", "sglang", "node"):
+        dsv4_shard.merge(name, f"merged-{name}")
+        files = sorted(Path(f"merged-{name}").glob("*.safetensors"))
+        merged[name] = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    (out / "merged.json").write_text(json.dumps(merged, indent=1) + "\n")
     try:
         dsv4_shard.reshard("model", "unfinished", plan=plans["reference"], jobs=1, on_progress=stop_after(150_000))
     except Stop:

@@ -167,7 +167,7 @@ def _show_plan(made: "Plan", output: Path | None, as_json: bool) -> None:
     from dsv4_shard.engines.registry import title_of
     from dsv4_shard.terminal.plan import show_plan
 
-    title = title_of(str(made.request["engine"]), made.engine_version)
+    title = title_of(made.request.engine, made.engine_version)
     show_plan(_consoles()[0], made, title, str(output) if output else None)
 
 

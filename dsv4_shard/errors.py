@@ -183,6 +183,13 @@ class BadSkeleton(BadRanks):
     hint = "It says what the shards were made of. Without it, only `dsv4-shard reshard` from the checkpoint helps."
 
 
+# --- documents -----------------------------------------------------------------------------------------------------
+
+
+class NewerSchema(ShardError):
+    """A plan, manifest or journal was written by a newer dsv4-shard, in a schema that this one cannot read."""
+
+
 # --- plans ---------------------------------------------------------------------------------------------------------
 
 
@@ -193,7 +200,7 @@ class UsageError(ShardError):
 
 
 class BadPlan(ShardError):
-    """A plan file is not one, was edited, or was made by another version."""
+    """A plan file is not one, or was edited."""
 
     exit_code = ExitCode.USAGE
     hint = "Make the plan again: `dsv4-shard plan REPO --tp N -o plan.json`."

@@ -47,7 +47,7 @@ def plan(
     Raises UsageError for a request that means nothing, IncompleteCheckpoint and what `inspect` raises, and WriteFailed.
 
     >>> plan = dsv4_shard.plan("model", tp=16, gpu="h20-96", output="plan.json")
-    >>> plan.feasible, plan.deployment["shared"], plan.totals.target_bytes_per_rank_max
+    >>> plan.feasible, plan.deployment.shared, plan.totals.target_bytes_per_rank_max
     (True, 'whole', 17420900)
     """
     from dsv4_shard.opening import open_checkpoint

@@ -185,7 +185,7 @@ def reshard(
         order = ShareTask(at_commit(str(repo), checkpoint), config, made.to_json(), Path(out), open_checkpoint, (),
         jobs,
                       allow_inexact, restart)  # fmt: skip
-        hosts = made.deployment["nodes"]
+        hosts = made.deployment.nodes
         return onto_cluster(ray, order, world_of(made, inventory), hosts if hosts > 1 else None, watch)
     wanted = _wanted(ranks, overwrite, made, inventory)
     with collector_paused():

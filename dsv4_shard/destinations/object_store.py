@@ -13,16 +13,24 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from tempfile import TemporaryDirectory
 from types import TracebackType
 
 import xxhash
 
 from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.destinations.upload_journal import UploadBegun, UploadClaimed, UploadJournal, UploadPut
-from dsv4_shard.errors import BadAnswer, NotAResult, OtherRun, OutputError, OutputNotEmpty, Unreachable, WriteFailed
+from dsv4_shard.errors import (
+    BadAnswer,
+    NewerSchema,
+    NotAResult,
+    OtherRun,
+    OutputError,
+    OutputNotEmpty,
+    Unreachable,
+    WriteFailed,
+)
 from dsv4_shard.sharding.job import Job, Uploaded
-from dsv4_shard.sharding.manifest import MAX_MANIFEST_BYTES, Manifest, load_manifest
+from dsv4_shard.sharding.manifest import MAX_MANIFEST_BYTES, Manifest, load_manifest, read_manifest
 from dsv4_shard.sources.local import LocalFile
 from dsv4_shard.sources.object_store import PART_BYTES, Store
 from dsv4_shard.sources.remote import Listed
@@ -230,14 +238,10 @@ def _doomed(store: Store, there: Mapping[str, Listed], overwrite: bool) -> list[
         raise OutputNotEmpty(
             f"{store.url}: holds a result", hint="Choose another prefix, or replace it with --overwrite."
         )
-    with TemporaryDirectory() as folder:
-        path = Path(folder, MANIFEST_NAME)
-        path.write_bytes(_content(store, there))
-        try:
-            known = {MANIFEST_NAME, *_sizes(load_manifest(path.parent))}
-        except NotAResult as error:
-            reason = str(error).removeprefix(f"{path}: ")
-            raise OutputNotEmpty(f"{store.url}/{MANIFEST_NAME}: {reason}", hint=_ELSEWHERE) from None
+    try:
+        known = {MANIFEST_NAME, *_sizes(read_manifest(_content(store, there), f"{store.url}/{MANIFEST_NAME}"))}
+    except (NotAResult, NewerSchema) as error:
+        raise OutputNotEmpty(str(error), hint=_ELSEWHERE) from None
     _refuse_strangers(store, there, known)
     return sorted(known & there.keys())
 

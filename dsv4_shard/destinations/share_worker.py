@@ -192,7 +192,8 @@ class _Work:
 def _is_there(job: Job, out: Path) -> bool:
     """Whether a result in `out` has all ranks of the job, as it would write them."""
     try:
-        refuse_unjoinable(str(out), load_manifest(out), job.made, job.ranks)
+        there = load_manifest(out)
+        refuse_unjoinable(str(out), there, job.with_plan_of(there, out).made, job.ranks)
     except RanksThere:
         return True
     except ShardError:

@@ -17,17 +17,63 @@ from dsv4_shard.models.roles import TARGET, Module, Role, Stage
 # --- engines -------------------------------------------------------------------------------------------------------
 
 
+Options = dict[str, str | None]
+"""Options of a command by name, with values as a shell takes them; None for those that take none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A program with its options. `program` has the words before them, as in `vllm serve MODEL`."""
+
+    program: str
+    options: Options
+
+    def __str__(self) -> str:
+        options = (name if value is None else f"{name} {value}" for name, value in self.options.items())
+        return " ".join((self.program, *options))
+
+
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How to start the engine: environment, one command a node, and files (name → text) that the commands name.
+    """How to start the engine: environment, a command for each node, and files (name → text) that commands name.
 
-    `draft_options` are added to the commands to use the MTP draft model.
+    `program` and `launcher`, which starts it where it needs one, have the first node's options. `node_options` has for
+    each node those in which it differs from the first; they are the launcher's where there is one. No program: nothing
+    is started. `draft_options` are added to the commands to use the MTP draft model.
     """
 
     environment: dict[str, str]
-    commands: tuple[str, ...]
+    program: Command | None = None
+    launcher: Command | None = None
+    node_options: tuple[Options, ...] = ({},)
     files: dict[str, str] = field(default_factory=dict)
     draft_options: str = ""
+
+    @property
+    def commands(self) -> tuple[str, ...]:
+        """The command of each node."""
+        return commands_of(self.launcher, self.program, self.node_options)
+
+
+NODE_RANK = "--node-rank"
+"""What torchrun, SGLang and vLLM alike call the number of a node."""
+
+
+def node_ranks(nodes: int) -> tuple[Options, ...]:
+    """In what nodes differ that only need their number; the first has it among the common options."""
+    others: list[Options] = [{NODE_RANK: str(node)} for node in range(1, nodes)]
+    return ({}, *others)
+
+
+def commands_of(
+    launcher: Command | None, program: Command | None, node_options: tuple[Options, ...]
+) -> tuple[str, ...]:
+    """The command of each node; see `Launch`."""
+    if program is None:
+        return ()
+    own = launcher or program
+    on_nodes = (replace(own, options={**own.options, **options}) for options in node_options)
+    return tuple(f"{command} {program}" if launcher else str(command) for command in on_nodes)
 
 
 def no_notes(context: Context) -> tuple[str, ...]:
@@ -42,7 +88,7 @@ def as_stored(group: TensorGroup, placement: Placement, context: Context) -> Ran
 
 def no_launch(context: Context, model_path: str, sharded: bool) -> Launch:
     """No commands are known."""
-    return Launch({}, ())
+    return Launch({})
 
 
 def not_known_addition(context: Context) -> str:

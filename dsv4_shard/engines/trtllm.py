@@ -12,7 +12,7 @@ from math import gcd
 from dsv4_shard.catalog.options import VERSIONS
 from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
 from dsv4_shard.engines.deployment import Context, Deployment, Request, resolve
-from dsv4_shard.engines.engine import Engine, Launch
+from dsv4_shard.engines.engine import Command, Engine, Launch, Options
 from dsv4_shard.engines.parallelism import Pairs, divisors, ep_option, pairs
 from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, Split, rank_tensor
 from dsv4_shard.engines.remedies import ANY_EP, FULL_DP, MORE_EP, NO_DP, leave_out
@@ -121,16 +121,17 @@ def store(group: TensorGroup, placement: Placement, context: Context) -> RankTen
 def launch(context: Context, model_path: str, sharded: bool) -> Launch:
     """`trtllm-serve`, under srun for more than one node."""
     deployment = context.deployment
-    options = f"--tp_size {deployment.tp} --ep_size {deployment.ep}"
-    files = {}
+    options: Options = {"--tp_size": str(deployment.tp), "--ep_size": str(deployment.ep)}
+    files, program, launcher = {}, f"trtllm-serve {model_path}", None
     if deployment.dp > 1:
-        options += f" --config {OPTIONS_FILE}"
+        options["--config"] = OPTIONS_FILE
         files[OPTIONS_FILE] = "enable_attention_dp: true\n"
-    command = f"trtllm-serve {model_path} {options}"
     if deployment.nodes > 1:
-        tasks = f"-N {deployment.nodes} --ntasks {deployment.tp} --ntasks-per-node {deployment.tp // deployment.nodes}"
-        command = f"srun {tasks} --mpi=pmix trtllm-llmapi-launch {command}"
-    return Launch({}, (command,), files)
+        each = str(deployment.tp // deployment.nodes)
+        tasks: Options = {"-N": str(deployment.nodes), "--ntasks": str(deployment.tp), "--ntasks-per-node": each}
+        launcher = Command("srun", tasks | {"--mpi=pmix": None})
+        program = f"trtllm-llmapi-launch {program}"
+    return Launch({}, Command(program, options), launcher, files=files)
 
 
 def addition(context: Context) -> str:

@@ -120,10 +120,9 @@ def shared_grid(plan: "Plan") -> BlockGrid | None:
     if row is None or row.block is None:
         return None
     deployment = plan.deployment
-    way: Way = "whole" if deployment["shared_parts"] == 1 else "pad" if deployment["shared"] == "pad" else "split"
-    return BlockGrid(row.module, "shared intermediate size", row.shape[0], row.block[0], "blocks", "TP",
-    deployment["tp"],
-                     deployment["shared_parts"], way)  # fmt: skip
+    way: Way = "whole" if deployment.shared_parts == 1 else "pad" if deployment.shared == "pad" else "split"
+    return BlockGrid(row.module, "shared intermediate size", row.shape[0], row.block[0], "blocks", "TP", deployment.tp,
+                     deployment.shared_parts, way)  # fmt: skip
 
 
 def broken_grids(plan: "Plan") -> tuple[BlockGrid, ...]:

@@ -14,7 +14,7 @@ from dsv4_shard.models.roles import Module
 from dsv4_shard.planning.document import Plan, PlanModule
 
 _SHOWN = {"source", "request", "engine_version", "deployment", "feasible", "breaches", "choices", "modules", "totals",
-          "memory", "launch", "layout", "reshard"}  # fmt: skip
+          "memory", "launch", "layout", "reshard", "out"}  # fmt: skip
 """Parts of a plan that have a section; what the others differ in is said as it stands."""
 
 _SECTIONS = ("checkpoint", "request", "deployment", "verdicts", "placements", "bytes_per_rank", "environment",
@@ -95,9 +95,8 @@ class PlanComparison(_Document):
 def compare_plans(a: Plan, b: Plan, names: tuple[str, str]) -> PlanComparison:
     """What differs between two plans, called by `names`."""
     documents = [plan.model_dump(mode="json") for plan in (a, b)]
-    asked = {name: a.request.get(name) for name in a.request} | {"engine_version": a.engine_version}
-    asked_b = {name: b.request.get(name) for name in b.request} | {"engine_version": b.engine_version}
-    request = tuple(_differences(asked, asked_b))
+    asked = (plan.request.model_dump() | {"engine_version": plan.engine_version} for plan in (a, b))
+    request = tuple(_differences(*asked))
     verdicts = [_verdict(plan) for plan in (a, b)]
     commands = tuple(plan.launch.commands for plan in (a, b))
     left = [_leaves({key: value for key, value in document.items() if key not in _SHOWN}) for document in documents]
@@ -107,7 +106,9 @@ def compare_plans(a: Plan, b: Plan, names: tuple[str, str]) -> PlanComparison:
         same=documents[0] == documents[1],
         checkpoint=tuple(_checkpoints(a, b)),
         request=request,
-        deployment=tuple(_differences(a.deployment, b.deployment, {one.name for one in request})),
+        deployment=tuple(
+            _differences(a.deployment.model_dump(), b.deployment.model_dump(), {one.name for one in request})
+        ),
         verdicts=tuple(verdicts) if verdicts[0] != verdicts[1] else (),
         placements=tuple(_placements(a.modules, b.modules)),
         bytes_per_rank=tuple(_bytes(_weights(a), _weights(b))),
@@ -203,12 +204,11 @@ def _bytes(a: Mapping[str, int], b: Mapping[str, int]) -> Iterator[BytesDifferen
 
 
 def _options(plan: Plan) -> dict[str, str]:
-    """What the launch says, as name → value: the command's options, and all that is not in the command."""
-    words = plan.launch.commands[0].split(" --") if plan.launch.commands else []
-    options = {"command": words[0]} if words else {}
-    for word in words[1:]:
-        name, _, value = word.partition(" ")
-        options[f"--{name}"] = value or "given"
-    options |= {"nodes' commands": str(len(plan.launch.commands))} | dict(plan.launch.files)
-    beside = {"draft model": plan.launch.draft_options, "shards for": plan.layout, "shards by": plan.reshard}
+    """What the launch says, as name → value: the first node's options, and all that is not in the command."""
+    launch, options = plan.launch, dict[str, str]()
+    for name, part in (("launcher", launch.launcher), ("command", launch.program)):
+        if part is not None:
+            options |= {name: part.program} | {name: value or "given" for name, value in part.options.items()}
+    options |= {"nodes' commands": str(len(launch.commands))} | dict(launch.files)
+    beside = {"draft model": launch.draft_options, "shards for": plan.layout, "shards by": plan.reshard}
     return options | {name: value for name, value in beside.items() if value}

@@ -1,21 +1,101 @@
 """`Plan` and its parts: the JSON document."""
 
 import json
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from dsv4_shard.checkpoint.fingerprint import Origin
 from dsv4_shard.checkpoint.formats import NVFP4
-from dsv4_shard.engines.deployment import ANY_ENGINE
+from dsv4_shard.engines.deployment import ANY_ENGINE, Deployment, Request
+from dsv4_shard.engines.engine import Command, Launch, commands_of
 from dsv4_shard.engines.rules import NOT_VERIFIED, Breach
 from dsv4_shard.models.roles import Module
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
 
 
 class _Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PlanRequest(_Document):
+    """What was asked for: the options of `plan`. None leaves the choice to the engine."""
+
+    tp: int
+    ep: int | None
+    dp: int
+    engine: str
+    runner: str | None
+    a2a: str | None
+    shared: str
+    gpu: str | None
+    nodes: int | None
+    expert_dtype: str | None
+    engine_version: str | None
+    gpu_memory: str | None
+
+    @classmethod
+    def of(cls, request: Request) -> "PlanRequest":
+        """A request as documents have it."""
+        return cls(**asdict(request))
+
+    def to_request(self) -> Request:
+        """The request that it was made of."""
+        return Request(**self.model_dump())
+
+
+class DeploymentDocument(_Document):
+    """What a request comes to, with every choice made; fields are those of `Deployment`.
+
+    `gpu` is None where no GPU was named.
+    """
+
+    engine: str
+    tp: int
+    ep: int
+    dp: int
+    world: int
+    attention_tp: int
+    moe_tp: int
+    runner: str
+    a2a: str | None
+    shared: str
+    shared_parts: int
+    experts: str
+    gpu: str | None
+    nodes: int
+    version: str
+
+    @classmethod
+    def of(cls, deployment: Deployment) -> "DeploymentDocument":
+        """A deployment as documents have it."""
+        return cls.model_validate(_deployment_fields(deployment))
+
+
+class PlanDeployment(DeploymentDocument):
+    """A deployment as a plan has it. `runner` is `?` where nothing is claimed of the GPU's kernels.
+
+    `architecture` is the GPU's family, which decides which kernels run.
+    """
+
+    architecture: str
+
+    @classmethod
+    def of(cls, deployment: Deployment, *, is_claimed: bool = True) -> "PlanDeployment":
+        """A deployment as a plan has it."""
+        fields = _deployment_fields(deployment) | {"architecture": deployment.gpu.family}
+        return cls.model_validate(fields if is_claimed else fields | {"runner": UNKNOWN_RUNNER})
+
+
+UNKNOWN_RUNNER = "?"
+
+
+def _deployment_fields(deployment: Deployment) -> dict[str, str | int | None]:
+    """The fields that the document has, with the GPU's name in place of the GPU."""
+    fields = {name: getattr(deployment, name) for name in DeploymentDocument.model_fields}
+    return fields | {"gpu": deployment.gpu.name if deployment.gpu_named else None}
 
 
 class PlanBreach(_Document):
@@ -124,14 +204,58 @@ class PlanMemory(_Document):
     kv_tokens_at_most: int | None
 
 
+class PlanCommand(_Document):
+    """A program with its options, by name. Values are as a shell takes them, None for options that take none."""
+
+    program: str
+    options: dict[str, str | None]
+
+    @classmethod
+    def of(cls, command: Command | None) -> "PlanCommand | None":
+        """An engine's command as documents have it."""
+        return cls(program=command.program, options=command.options) if command else None
+
+    def to_command(self) -> Command:
+        """The command that it was made of."""
+        return Command(self.program, self.options)
+
+
 class PlanLaunch(_Document):
-    """How to start the engine on this plan, empty where it does not run. `draft_options` are added to the commands to
-    use the MTP draft model."""
+    """How to start the engine on this plan, empty where it does not run.
+
+    `commands` has a line for each node. They are made of `program` and, where it needs one to start it, its `launcher`,
+    which have the options of the first node; `node_options` has for each node the options in which it differs from the
+    first, which are the launcher's where there is one. `draft_options` are added to the commands to use the MTP draft
+    model.
+    """
 
     environment: dict[str, str]
     commands: tuple[str, ...]
     files: dict[str, str]
     draft_options: str
+    launcher: PlanCommand | None
+    program: PlanCommand | None
+    node_options: tuple[dict[str, str | None], ...]
+
+    @model_validator(mode="after")
+    def _commands_are_those_of_the_parts(self) -> "PlanLaunch":
+        launcher, program = (part.to_command() if part else None for part in (self.launcher, self.program))
+        if self.commands != commands_of(launcher, program, self.node_options):
+            raise ValueError("commands are not those of program, launcher and node_options")
+        return self
+
+    @classmethod
+    def of(cls, launch: Launch, *, has_draft: bool) -> "PlanLaunch":
+        """An engine's launch as plans have it; `has_draft`: the model has an MTP draft that the options are for."""
+        return cls(
+            environment=launch.environment,
+            commands=launch.commands,
+            files=launch.files,
+            draft_options=launch.draft_options if has_draft else "",
+            launcher=PlanCommand.of(launch.launcher),
+            program=PlanCommand.of(launch.program),
+            node_options=launch.node_options if launch.program else (),
+        )
 
 
 class PlanAlternative(_Document):
@@ -148,14 +272,15 @@ class Plan(_Document):
 
     `choices` says what the plan chose instead of the engine's default and why, and what the engine pads. `unwritten`
     says why no shards can be written for it, where they cannot; then the commands serve the checkpoint itself.
+    `reshard` writes them into the folder `out`, which the commands serve.
     """
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     tool_version: str
     source: Origin
-    request: dict[str, int | str | None]
+    request: PlanRequest
     engine_version: str
-    deployment: dict[str, Any]
+    deployment: PlanDeployment
     feasible: bool
     breaches: tuple[PlanBreach, ...]
     checks: tuple[PlanCheck, ...]
@@ -169,6 +294,7 @@ class Plan(_Document):
     layout: str | None
     unwritten: str | None
     reshard: str | None
+    out: str | None
     alternatives: tuple[PlanAlternative, ...]
 
     @property
@@ -179,15 +305,21 @@ class Plan(_Document):
     @property
     def verdict(self) -> str:
         """What is said of the layout: that it "runs", or less."""
-        if not self.feasible:
-            return "is not known to run" if self.unknown else "does not run"
-        served = self.engine_version != ANY_ENGINE and self.deployment["experts"] != NVFP4
-        return "runs" if served else "can be written"
+        return self._verdict[0]
 
     @property
     def title(self) -> str:
         """The verdict as a heading."""
-        return self.verdict.removeprefix("is ").capitalize()
+        return self._verdict[1]
+
+    @property
+    def _verdict(self) -> tuple[str, str]:
+        """What is said of the layout, and its heading."""
+        if not self.feasible:
+            unknown = ("is not known to run", "Not known to run")
+            return unknown if self.unknown else ("does not run", "Does not run")
+        is_served = self.engine_version != ANY_ENGINE and self.deployment.experts != NVFP4
+        return ("runs", "Runs") if is_served else ("can be written", "Can be written")
 
     def to_json(self) -> str:
         """The document as `-o plan.json` writes it."""

@@ -6,9 +6,8 @@ made from headers and rules alone, so it can be made again: that is how an edite
 
 import shlex
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from dsv4_shard.catalog.gpus import GPUS, say_memory
 from dsv4_shard.checkpoint.fingerprint import origin_of
@@ -29,9 +28,11 @@ from dsv4_shard.planning.document import (
     PlanAlternative,
     PlanBreach,
     PlanCheck,
+    PlanDeployment,
     PlanLaunch,
     PlanMemory,
     PlanModule,
+    PlanRequest,
 )
 from dsv4_shard.planning.nearby import nearest
 from dsv4_shard.planning.remedies import ways_out
@@ -134,14 +135,14 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
     refusal = engine.layout.refusal(context) if engine.layout and choice.feasible and not unknown else None
     layout = engine.layout.name if engine.layout and refusal is None and not breaches else None
     out = folder_of(inventory, request, choice.deployment, label) if layout else label
-    launch = Launch({}, ()) if breaches else engine.launch(context, shlex.quote(out), layout is not None)
+    launch = Launch({}) if breaches else engine.launch(context, shlex.quote(out), layout is not None)
     return Plan(
         schema_version=SCHEMA_VERSION,
         tool_version=__version__,
         source=origin_of(checkpoint, label),
-        request=asdict(request),
+        request=PlanRequest.of(request),
         engine_version=engine.version,
-        deployment=_deployment(choice.deployment, claimed),
+        deployment=PlanDeployment.of(choice.deployment, is_claimed=claimed),
         feasible=not breaches,
         breaches=breaches,
         checks=() if unknown else tuple(_checks(engine, context)),
@@ -152,14 +153,10 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
         totals=totals,
         memory=memory,
         shared_expert_addition=engine.addition(context) if choice.deployment.world > 1 else _ALONE,
-        launch=PlanLaunch(
-            environment=launch.environment,
-            commands=launch.commands,
-            files=launch.files,
-            draft_options=launch.draft_options if inventory.mtp_blocks and not inventory.draft.dspark else "",
-        ),
+        launch=PlanLaunch.of(launch, has_draft=inventory.mtp_blocks > 0 and not inventory.draft.dspark),
         layout=layout,
         reshard=f"dsv4-shard reshard {shlex.quote(label)} {shlex.quote(out)} {options_of(request)}" if layout else None,
+        out=out if layout else None,
         alternatives=()
         if not breaches or any(breach.unknown for breach in breaches)
         else tuple(_alternatives(inventory, request)),
@@ -185,16 +182,6 @@ def folder_of(inventory: Inventory, request: Request, deployment: Deployment, la
         (deployment.version, deployment.version != engine.version),
     )
     return "-".join((Path(label).name, engine.name, *(str(part) for part, told in parts if told)))
-
-
-def _deployment(deployment: Deployment, claimed: bool) -> dict[str, Any]:
-    document = asdict(deployment)
-    document["gpu"] = deployment.gpu.name if deployment.gpu_named else None
-    document["architecture"] = deployment.gpu.family
-    if not claimed:
-        document["runner"] = "?"
-    del document["gpu_named"]
-    return document
 
 
 def _checks(engine: Engine, context: Context) -> Iterator[PlanCheck]:

@@ -1,55 +1,58 @@
-"""Plan files: reading one, and holding it against the checkpoint by making the plan again."""
+"""Plan files: reading one, and checking it against the checkpoint by making the plan again."""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from dsv4_shard.checkpoint.fingerprint import differences, origin_of
 from dsv4_shard.checkpoint.inventory import Inventory
 from dsv4_shard.checkpoint.reader import Checkpoint
-from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import BadPlan, ForeignPlan, UsageError
 from dsv4_shard.planning.document import SCHEMA_VERSION, Plan
+from dsv4_shard.planning.earlier_plans import STEPS
 from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.storage.output_folder import write_text
 from dsv4_shard.text.sanitize import short, short_name
+from dsv4_shard.text.schema_versions import check_schema, upgraded
 from dsv4_shard.text.strict_json import BadJson, first_error, is_plain, parse_json
 from dsv4_shard.text.units import counted
 from dsv4_shard.version import __version__
-
-_REQUEST = TypeAdapter(Request)
 
 MAX_PLAN_BYTES = 64 << 20
 
 
 def load_plan(path: Path) -> Plan:
-    """Read a plan file. Raises BadPlan where it is not one that this version can take."""
+    """Read a plan file of this schema version or an earlier one.
+
+    Raises BadPlan where it is not one, NewerSchema where a newer version wrote it.
+    """
     try:
         if path.stat().st_size > MAX_PLAN_BYTES:
             raise BadPlan(f"{path}: {path.stat().st_size} bytes, too large for a plan")
-        raw = path.read_bytes()
-        document = parse_json(raw)
+        return read_plan(path.read_bytes(), str(path))
     except OSError as error:
         raise BadPlan(f"{path}: {error.strerror}") from None
-    except BadJson as error:
-        raise BadPlan(f"{path}: {error}") from None
-    if not is_plain(document):
-        raise BadPlan(f"{path}: nested too deeply, or holds a number beyond every double")
-    if not isinstance(document, dict) or "schema_version" not in document:
-        raise BadPlan(f"{path}: not a plan of dsv4-shard")
-    if document["schema_version"] != SCHEMA_VERSION:
-        raise BadPlan(f"{path}: plan schema {short(document['schema_version'])}, this version reads {SCHEMA_VERSION}")
-    if document.get("tool_version") != __version__:
-        raise BadPlan(
-            f"{path}: made by dsv4-shard {short_name(str(document.get('tool_version')))}, this is {__version__}"
-        )
+
+
+def read_plan(raw: bytes, where: str) -> Plan:
+    """The plan in the JSON `raw`. Raises as `load_plan`, with `where` in the message."""
     try:
+        document = parse_json(raw)
+        if not is_plain(document):
+            raise BadPlan(f"{where}: nested too deeply, or holds a number beyond every double")
+        if not isinstance(document, dict) or "schema_version" not in document:
+            raise BadPlan(f"{where}: not a plan of dsv4-shard")
+        version = check_schema(document["schema_version"], "plan", where, SCHEMA_VERSION)
+        if version < SCHEMA_VERSION:
+            raw = json.dumps(upgraded(document, version, STEPS)).encode()
         return Plan.model_validate_json(raw, strict=True)
+    except BadJson as error:
+        raise BadPlan(f"{where}: {error}") from None
     except ValidationError as error:
-        raise BadPlan(f"{path}: {first_error(error)}") from None
+        raise BadPlan(f"{where}: {first_error(error)}") from None
 
 
 def save_plan(plan: Plan, path: Path) -> None:
@@ -60,26 +63,37 @@ def save_plan(plan: Plan, path: Path) -> None:
 def check_plan(plan: Plan, checkpoint: Checkpoint, inventory: Inventory) -> Plan:
     """Make the plan again from the checkpoint; return it where it is the same.
 
-    Raises ForeignPlan where the checkpoint is another or changed, BadPlan where the plan was edited.
+    A plan that another version of the tool made may say it in other words: then only what decides is compared.
+    Raises ForeignPlan where the checkpoint is another or changed, BadPlan where the plan was edited, or where the rules
+    of this version give another layout than those of the version that made it.
     """
     if len({file.name for file in plan.source.files}) != len(plan.source.files):
         raise BadPlan("the plan was edited: a weight file stands twice in source.files")
     for difference in differences(plan.source, origin_of(checkpoint, plan.source.label)):
         raise ForeignPlan(f"the plan was made for another checkpoint: {difference}")
     try:
-        request = _REQUEST.validate_json(json.dumps(plan.request), strict=True)
-    except ValidationError as error:
-        raise BadPlan(f"the plan's request was edited: {first_error(error)}") from None
-    try:
-        fresh = make_plan(checkpoint, inventory, request, plan.source.label)
+        fresh = make_plan(checkpoint, inventory, plan.request.to_request(), plan.source.label)
     except UsageError as error:
         raise BadPlan(f"the plan's request was edited: {error}") from None
     ours = fresh.model_copy(update={"source": plan.source})
-    edits = list(_differences(plan.model_dump(mode="json"), ours.model_dump(mode="json"), ""))
+    is_own = plan.tool_version == __version__
+    then, now = ((one.model_dump(mode="json") if is_own else decisions(one)) for one in (plan, ours))
+    edits = list(_differences(then, now, ""))
     if edits:
         more = f" ({counted(len(edits) - 1, 'more difference')})" if len(edits) > 1 else ""
-        raise BadPlan(f"the plan was edited: {edits[0]}{more}")
+        other = "" if is_own else f", or dsv4-shard {short_name(plan.tool_version)} planned it in another way"
+        raise BadPlan(f"the plan was edited{other}: {edits[0]}{more}")
     return fresh
+
+
+_DECIDING = {"source", "request", "engine_version", "deployment", "feasible", "layout", "modules"}
+
+
+def decisions(plan: Plan) -> dict[str, Any]:
+    """What of a plan decides which bytes go where, the same in every version of the tool that reads its schema."""
+
+    breaches = [{"rule": breach.rule, "module": breach.module} for breach in plan.breaches]
+    return plan.model_dump(mode="json", include=_DECIDING) | {"breaches": breaches}
 
 
 def _differences(theirs: Any, ours: Any, path: str) -> Iterator[str]:

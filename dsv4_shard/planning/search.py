@@ -11,7 +11,7 @@ rank holds whole, and zeros for padding; bytes sent. None of these is a speed, a
 import math
 import shlex
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -24,7 +24,7 @@ from dsv4_shard.engines.deployment import Context, Deployment, Request, pick_gpu
 from dsv4_shard.engines.registry import engine_for, find_engine, serving
 from dsv4_shard.errors import UsageError
 from dsv4_shard.planning.choose import choose
-from dsv4_shard.planning.document import Plan
+from dsv4_shard.planning.document import DeploymentDocument, Plan, PlanRequest
 from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.planning.request import check_request, options_of, request_of
 from dsv4_shard.planning.weights import beyond_roles, loads, memory_of, totals_of, weights_of
@@ -49,8 +49,8 @@ class FoundLayout(_Document):
 
     options: str
     also: tuple[str, ...]
-    request: dict[str, Any]
-    deployment: dict[str, Any]
+    request: PlanRequest
+    deployment: DeploymentDocument
     fits: bool
     weight_bytes: int
     left_bytes: int | None
@@ -151,7 +151,7 @@ def _unknown(inventory: Inventory, gpu: Gpu, engines: Iterable[str]) -> Iterator
 def plan_best(checkpoint: Checkpoint, inventory: Inventory, found: Search) -> Plan:
     """The plan of the best layout, of which there must be one."""
     assert found.best is not None
-    return make_plan(checkpoint, inventory, Request(**found.best.request))
+    return make_plan(checkpoint, inventory, found.best.request.to_request())
 
 
 def _serving(name: str) -> str:
@@ -224,14 +224,11 @@ def _weigh(checkpoint: Checkpoint, inventory: Inventory, request: Request, deplo
     context, engine = Context(inventory, deployment), engine_for(deployment.engine, inventory.family)
     totals = totals_of(list(loads(engine, context)), context, beyond_roles(checkpoint, engine, context))
     memory = memory_of(totals, context)
-    document = asdict(deployment)
-    document["gpu"] = deployment.gpu.name if deployment.gpu_named else None
-    del document["gpu_named"]
     return FoundLayout(
         options=options_of(request),
         also=(),
-        request=asdict(request),
-        deployment=document,
+        request=PlanRequest.of(request),
+        deployment=DeploymentDocument.of(deployment),
         fits=memory is None or memory.fits,
         weight_bytes=weights_of(totals, deployment),
         left_bytes=memory.left if memory else None,

@@ -44,7 +44,7 @@ def prepare_merge(checkpoint: Checkpoint, inventory: Inventory) -> Job:
             companions[name] = file.read(0, file.nbytes)
     with collector_paused():
         recipe = whole_files(checkpoint)
-    return Job(NATIVE, origin_of(checkpoint, source.label), {}, recipe, companions, (0,), 1, {})
+    return Job(NATIVE, origin_of(checkpoint, source.label), None, recipe, companions, (0,), 1, {})
 
 
 def source_of_ranks(checkpoint: Checkpoint) -> RankSource:

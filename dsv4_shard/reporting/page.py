@@ -98,7 +98,7 @@ def _words(report: Report) -> dict[str, Any]:
         "matrix_note": f"With each engine's own choices on GPUs of {gpu}."
         if gpu
         else "With each engine's own choices on Hopper; memory is not looked at.",
-        "asked": (plan.deployment["engine"], plan.deployment["tp"]) if plan else None,
+        "asked": (plan.deployment.engine, plan.deployment.tp) if plan else None,
         "plan_command": f"dsv4-shard plan {shlex.quote(label)}",
         "report_command": f"dsv4-shard report {shlex.quote(label)} --tp 16 -o report.html",
     }
@@ -106,20 +106,20 @@ def _words(report: Report) -> dict[str, Any]:
 
 
 def _title(plan: Plan) -> str:
-    engine = title_of(str(plan.request["engine"]), plan.engine_version)
-    return f"{engine} {plan.engine_version}, TP {plan.deployment['tp']}"
+    engine = title_of(plan.request.engine, plan.engine_version)
+    return f"{engine} {plan.engine_version}, TP {plan.deployment.tp}"
 
 
 def _plan_words(plan: Plan) -> dict[str, Any]:
     deployment = plan.deployment
-    gpus = counted(deployment["world"], f"{deployment['gpu']} GPU" if deployment["gpu"] else "GPU")
-    nodes = f" on {deployment['nodes']} nodes" if deployment["nodes"] > 1 else ""
-    a2a = f", all-to-all {deployment['a2a']}" if deployment["a2a"] else ""
+    gpus = counted(deployment.world, f"{deployment.gpu} GPU" if deployment.gpu else "GPU")
+    nodes = f" on {deployment.nodes} nodes" if deployment.nodes > 1 else ""
+    a2a = f", all-to-all {deployment.a2a}" if deployment.a2a else ""
     environment = "".join(f"{name}={shlex.quote(value)} " for name, value in plan.launch.environment.items())
     return {
-        "layout": f"{gpus}{nodes}: TP {deployment['tp']}, EP {deployment['ep']}, DP {deployment['dp']}; "
-        f"attention TP {deployment['attention_tp']}, "
-        f"MoE TP {deployment['moe_tp']}, runner {deployment['runner']}{a2a}",
+        "layout": f"{gpus}{nodes}: TP {deployment.tp}, EP {deployment.ep}, DP {deployment.dp}; "
+        f"attention TP {deployment.attention_tp}, "
+        f"MoE TP {deployment.moe_tp}, runner {deployment.runner}{a2a}",
         "verdict": f"{plan.title}, with" if plan.feasible and plan.choices else plan.title,
         "facts": list(_facts(plan)),
         "launch": [environment + command for command in plan.launch.commands],
@@ -142,7 +142,7 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str, str]]:
     yield "Whole on every rank", gib(totals.replicated_bytes_per_rank), ""
     if totals.padding_bytes_per_rank:
         yield "Padding a rank", gib(totals.padding_bytes_per_rank), ""
-    if totals.draft_bytes_per_rank and not find_engine(plan.deployment["engine"]).draft_in_model:
+    if totals.draft_bytes_per_rank and not find_engine(plan.deployment.engine).draft_in_model:
         yield "MTP draft, if loaded", gib(totals.draft_bytes_per_rank), "more a rank"
 
 

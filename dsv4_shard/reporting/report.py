@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from dsv4_shard.catalog.gpus import GPUS
 from dsv4_shard.checkpoint.inventory import Inventory
 from dsv4_shard.checkpoint.reader import Checkpoint
-from dsv4_shard.engines.deployment import Context, Request
+from dsv4_shard.engines.deployment import Context
 from dsv4_shard.engines.registry import engine_for
 from dsv4_shard.inspection.known_family import DEFAULT_TPS, Inspection, inspect
 from dsv4_shard.models.roles import Module
@@ -45,7 +45,7 @@ def make_report(
         return Report(inspection, None, search, tuple(_candidate_grids(inspection)), None, ())
     grid = shared_grid(plan)
     grids = (*broken_grids(plan), *((grid,) if grid and grid.ranks > 1 else ()))
-    request = Request(**plan.request)  # type: ignore[arg-type]
+    request = plan.request.to_request()
     choice, engine = choose(inventory, request), engine_for(request.engine, inventory.family)
     context = Context(inventory, choice.deployment)
     if plan.unknown:
@@ -58,7 +58,8 @@ def make_report(
 def gpu_in_words(plan: Plan | None, search: Search | None) -> dict[str, str]:
     """The GPU that was asked for, as `inspect` takes it."""
     if plan is not None:
-        return {name: str(plan.request[name]) for name in ("gpu", "gpu_memory") if plan.request[name]}
+        named = {"gpu": plan.request.gpu, "gpu_memory": plan.request.gpu_memory}
+        return {name: words for name, words in named.items() if words}
     if search is not None and search.gpu:
         return {"gpu" if search.gpu.lower() in GPUS else "gpu_memory": search.gpu}
     return {}

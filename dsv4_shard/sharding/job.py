@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path, PurePath
@@ -10,17 +10,18 @@ from pathlib import Path, PurePath
 from dsv4_shard.checkpoint.fingerprint import Origin
 from dsv4_shard.checkpoint.inventory import Inventory, refuse_errors
 from dsv4_shard.checkpoint.reader import Checkpoint
-from dsv4_shard.engines.deployment import Context, Request
+from dsv4_shard.engines.deployment import Context
 from dsv4_shard.engines.engine import Engine
 from dsv4_shard.engines.layout import Layout
 from dsv4_shard.engines.registry import engine_for
-from dsv4_shard.errors import UsageError
+from dsv4_shard.errors import BadPlan, NewerSchema, UsageError
 from dsv4_shard.planning.choose import choose
-from dsv4_shard.planning.document import Plan
+from dsv4_shard.planning.document import Plan, PlanRequest
 from dsv4_shard.planning.make_plan import refuse_infeasible
+from dsv4_shard.planning.plan_file import decisions, read_plan
 from dsv4_shard.sharding.header_archive import SKELETON_NAME, write_skeleton
 from dsv4_shard.sharding.joining import share_name
-from dsv4_shard.sharding.manifest import PLAN_NAME, Provenance
+from dsv4_shard.sharding.manifest import PLAN_NAME, Manifest, Provenance
 from dsv4_shard.sharding.recipe import Recipe
 from dsv4_shard.sharding.recipe_builder import make_recipe
 from dsv4_shard.sources.base import Source
@@ -35,12 +36,13 @@ COPIED_FILE_LIMIT = 256 << 20
 class Job:
     """All that a run will write, known before it writes: the recipe and the small files.
 
-    `layout` names the form of the files, `origin` the checkpoint that they are made from, `request` what was asked for.
+    `layout` names the form of the files, `origin` the checkpoint that they are made from, `request` what was asked for,
+    None where ranks are merged.
     """
 
     layout: str
     origin: Origin
-    request: dict[str, int | str | None]
+    request: PlanRequest | None
     recipe: Recipe
     companions: dict[str, bytes]
     ranks: tuple[int, ...]
@@ -71,10 +73,31 @@ class Job:
         """Bytes of the output, the manifest apart."""
         return self.recipe.nbytes + sum(map(len, self.companions.values()))
 
+    def with_plan_of(self, there: Manifest, out: Path) -> "Job":
+        """This job as a share of the result `there` in `out`, which has its own words for the same plan.
+
+        Another version of the tool may have written them; shares of both are one result, and its plan stays as it is.
+        """
+        own = self.companions.get(PLAN_NAME)
+        if own is None or not (out / PLAN_NAME).is_file():
+            return self
+        words = (out / PLAN_NAME).read_bytes()
+        if words == own or digest_of(words) != there.plan_digest or not _decide_the_same(words, own):
+            return self
+        return replace(self, companions=self.companions | {PLAN_NAME: words})
+
     def nbytes_to_write(self, source: Source, out: Path) -> int:
         """`nbytes` without files that can be links to the checkpoint's own."""
         linked = [file.nbytes for file in self.recipe.files if file.source and source.shares_disk(file.source, out)]
         return self.nbytes - sum(linked)
+
+
+def _decide_the_same(then: bytes, now: bytes) -> bool:
+    """Whether two plans put the same bytes in the same places."""
+    try:
+        return decisions(read_plan(then, PLAN_NAME)) == decisions(read_plan(now, PLAN_NAME))
+    except (BadPlan, NewerSchema):
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +126,7 @@ def deploy(plan: Plan, inventory: Inventory) -> tuple[Engine, Layout, Context]:
     """What a plan's files are made by. Raises as `prepare` does."""
     refuse_errors(inventory)
     refuse_infeasible(plan)
-    request = Request(**plan.request)  # type: ignore[arg-type]
+    request = plan.request.to_request()
     engine = engine_for(request.engine, inventory.family)
     if engine.layout is None:
         raise UsageError(

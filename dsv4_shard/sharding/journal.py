@@ -3,24 +3,32 @@
 The file is a sequence of entries: length (u64), payload, xxh3-128 of the payload. The first payload says whose work it
 is; each further one has the steps that were finished and flushed before it was appended, so whatever the journal says
 is on disk. An entry that is torn or damaged, and all after it, is as if it had never been written.
+
+A run is continued by any version of the tool that reads the journal's schema and makes the same recipe.
 """
 
+import json
 import os
 import struct
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dsv4_shard.checkpoint.fingerprint import Origin, differences
 from dsv4_shard.errors import OtherRun, WriteFailed
+from dsv4_shard.planning.document import PlanRequest
 from dsv4_shard.storage.digests import DIGEST_BYTES
 from dsv4_shard.storage.staged_file import fsync_folder
 from dsv4_shard.text.sanitize import short_name
+from dsv4_shard.text.schema_versions import Document, Steps, check_schema, upgraded
+from dsv4_shard.text.strict_json import BadJson, parse_json
+
+SCHEMA_VERSION: Literal[2] = 2
 
 SAVE_BYTES = 4 << 30
 """Bytes written between two saves: what a kill can cost. More often, the disk would wait for each."""
@@ -32,17 +40,19 @@ _STEP = struct.Struct("<IIQQ")
 
 
 class RunIdentity(BaseModel):
-    """What a run writes and from what: work of one run is of use to another only where all of this is equal.
+    """What a run writes and from what: work of one run is of use to another only where all else is equal.
 
-    `request` is the plan's, `times` the source files' modification times in ns, `files` the output's bytes by name;
-    `recipe_digest` is over the output's headers and the order of steps.
+    `tool_version` began the run. `request` is the plan's, None where ranks are merged; `times` the source files'
+    modification times in ns, `files` the output's bytes by name; `recipe_digest` is over the output's headers and the
+    order of steps.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    schema_version: Literal[2]
     tool_version: str
     origin: Origin
-    request: dict[str, str | int | None]
+    request: PlanRequest | None
     ranks: tuple[int, ...]
     times: dict[str, int]
     files: dict[str, int]
@@ -70,7 +80,7 @@ class Unfinished:
 def read_journal(path: Path) -> Unfinished | None:
     """The sound entries of a journal, or None where there are none.
 
-    Raises OtherRun where the first one is sound, but not as this version writes it.
+    Raises NewerSchema where a newer version wrote it, and OtherRun where the first one is sound, but no journal's.
     """
     try:
         with path.open("rb") as file:
@@ -78,17 +88,34 @@ def read_journal(path: Path) -> Unfinished | None:
             first = next(entries, None)
             if first is None:
                 return None
-            run = RunIdentity.model_validate_json(first)
+            run = _read_identity(first, path.parent)
             stop = file.tell()
             finished: list[Finished] = []
             for entry in entries:
                 finished += _steps(entry)
                 stop = file.tell()
-    except ValidationError:
+    except (ValidationError, BadJson):
         raise OtherRun(f"{path.parent}: holds the unfinished work of another version of dsv4-shard") from None
     except (OSError, struct.error):
         return None
     return Unfinished(run, finished, stop)
+
+
+def _read_identity(entry: bytes, where: Path) -> RunIdentity:
+    """Whose a journal is. Raises BadJson, ValidationError and NewerSchema."""
+    document = parse_json(entry)
+    if not isinstance(document, dict):
+        raise BadJson("not the first entry of a journal")
+    version = check_schema(document.get("schema_version", 1), "unfinished run", where, SCHEMA_VERSION)
+    return RunIdentity.model_validate_json(json.dumps(upgraded(document, version, _STEPS)))
+
+
+def _from_1(run: Document) -> Document:
+    """Schema 2 added `schema_version` itself, and says null where there is no request."""
+    return run | {"schema_version": 2, "request": run.get("request") or None}
+
+
+_STEPS: Steps = {1: _from_1}
 
 
 def refuse_other(then: RunIdentity, now: RunIdentity, where: Path) -> None:
@@ -111,17 +138,16 @@ def _said(value: object) -> object:
 
 
 def _run_differences(then: RunIdentity, now: RunIdentity) -> Iterator[str]:
-    if then.tool_version != now.tool_version:
-        yield f"it was made by dsv4-shard {then.tool_version}, this is {now.tool_version}"
-    for option in now.request:
-        if then.request.get(option) != now.request[option]:
-            was, asked = (_said(run.request.get(option)) for run in (then, now))
+    before, after = (run.request.model_dump() if run.request else dict[str, Any]() for run in (then, now))
+    for option in after:
+        if before.get(option) != after[option]:
+            was, asked = (_said(request.get(option)) for request in (before, after))
             yield f"{option} was {was}, it is {asked} now"
     yield from differences(then.origin, now.origin)
     for name, time in now.times.items():
         if then.times.get(name) != time:
             yield f"{name} of the checkpoint was written to since"
-    if then != now.model_copy(update={"origin": then.origin}):
+    if then != now.model_copy(update={"origin": then.origin, "tool_version": then.tool_version}):
         yield "its files are laid out in another way"
 
 

@@ -5,9 +5,10 @@ came in one piece; where it was put together from several, it is that of the pie
 their lengths.
 """
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -21,10 +22,10 @@ from dsv4_shard.storage.digests import digest_of, tensor_digest
 from dsv4_shard.storage.output_folder import MANIFEST_NAME
 from dsv4_shard.tensors.header import Header
 from dsv4_shard.text.sanitize import short_name
-from dsv4_shard.text.strict_json import BadJson, check_size, first_error
-from dsv4_shard.version import __version__
+from dsv4_shard.text.schema_versions import Document, Steps, check_schema, upgraded
+from dsv4_shard.text.strict_json import BadJson, check_size, first_error, parse_json
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
 
 PLAN_NAME = "plan.json"
 
@@ -124,10 +125,12 @@ class Manifest(_Document):
 
     `identity` is what the files were made for, as far as shapes cannot tell: engine, runner, parallelism. `layout` is
     that of rank files, made by the plan with `plan_digest`; or `native`, a checkpoint that was merged, without a plan.
+    `tool_version` wrote the manifest, and `written_by` has the ranks that each version wrote.
     """
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     tool_version: str
+    written_by: dict[str, tuple[Rank, ...]]
     digest: str
     layout: str
     world: Annotated[int, Field(gt=0, le=MAX_RANKS)]
@@ -174,10 +177,20 @@ class Manifest(_Document):
         return self.model_dump_json(indent=1).encode() + b"\n"
 
 
-def load_manifest(folder: Path) -> Manifest:
-    """The checked manifest of a result.
+def ranks_written_by(manifests: Iterable[Manifest]) -> dict[str, tuple[int, ...]]:
+    """The ranks that each version of the tool wrote of several shares."""
+    ranks: dict[str, set[int]] = {}
+    for manifest in manifests:
+        for version, written in manifest.written_by.items():
+            ranks.setdefault(version, set()).update(written)
+    return {version: tuple(sorted(ranks[version])) for version in sorted(ranks)}
 
-    Raises UsageError where there is no such folder, NotAResult where it has no manifest, or that is damaged.
+
+def load_manifest(folder: Path) -> Manifest:
+    """The checked manifest of a result, whatever version of the tool wrote it.
+
+    Raises UsageError where there is no such folder, NotAResult where it has no manifest, or that is damaged, and
+    NewerSchema where a newer version wrote it.
     """
     path = folder / MANIFEST_NAME
     if not folder.is_dir():
@@ -191,20 +204,59 @@ def load_manifest(folder: Path) -> Manifest:
         nbytes = path.stat().st_size
         if nbytes > MAX_MANIFEST_BYTES:
             raise NotAResult(f"{path}: {nbytes} bytes, over {MAX_MANIFEST_BYTES}")
-        raw = path.read_bytes()
-        check_size(raw, MAX_MANIFEST_VALUES)
-        manifest = Manifest.model_validate_json(raw, strict=True)
+        return read_manifest(path.read_bytes(), str(path))
     except OSError as error:
         raise NotAResult(f"{path}: {error.strerror}") from None
+
+
+class _Schema(BaseModel):
+    """What of a document says which schema it has."""
+
+    schema_version: Any = None
+
+
+def read_manifest(raw: bytes, where: str) -> Manifest:
+    """The checked manifest in `raw`. Raises NotAResult and NewerSchema, with `where` in the message."""
+    try:
+        check_size(raw, MAX_MANIFEST_VALUES)
+        found = _Schema.model_validate_json(raw).schema_version
+        version = check_schema(found, "manifest", where, SCHEMA_VERSION)
+        if version < SCHEMA_VERSION:
+            return _of_earlier(raw, version)
+        manifest = Manifest.model_validate_json(raw, strict=True)
+        if manifest.sealed().digest != manifest.digest or manifest.to_bytes() != raw:
+            raise BadJson(_OTHER_DIGEST)
     except BadJson as error:
-        raise NotAResult(f"{path}: damaged: {error}") from None
+        raise NotAResult(f"{where}: damaged: {error}") from None
     except ValidationError as error:
-        raise NotAResult(f"{path}: damaged: {first_error(error)}") from None
-    if manifest.tool_version != __version__:
-        raise NotAResult(f"{path}: made by dsv4-shard {short_name(manifest.tool_version)}, this is {__version__}")
-    if manifest.sealed().digest != manifest.digest or manifest.to_bytes() != raw:
-        raise NotAResult(f"{path}: damaged: its content does not match its own digest")
+        raise NotAResult(f"{where}: damaged: {first_error(error)}") from None
     return manifest
+
+
+_OTHER_DIGEST = "its content does not match its own digest"
+
+
+def _of_earlier(raw: bytes, version: int) -> Manifest:
+    """A manifest of an earlier schema as this version has it, with a digest of its own.
+
+    Raises BadJson or ValidationError.
+    """
+    document = parse_json(raw, MAX_MANIFEST_VALUES)
+    blank = json.dumps(document | {"digest": ""}, ensure_ascii=False, separators=(",", ":"))
+    as_written = json.dumps(document, ensure_ascii=False, indent=1).encode() + b"\n"
+    if document.get("digest") != digest_of(blank.encode()) or as_written != raw:
+        raise BadJson(_OTHER_DIGEST)
+    newest = json.dumps(upgraded(document, version, _STEPS))
+    return Manifest.model_validate_json(newest, strict=True).sealed()
+
+
+def _from_1(manifest: Document) -> Document:
+    """Schema 2 added `written_by`; before, a result was of one version of the tool."""
+    written_by = {str(manifest.get("tool_version")): manifest.get("ranks")}
+    return manifest | {"schema_version": 2, "written_by": written_by}
+
+
+_STEPS: Steps = {1: _from_1}
 
 
 def hash_tensor(

@@ -12,7 +12,14 @@ from dsv4_shard.sharding.copy import CopyResult, FileSink, copy, pieces_of
 from dsv4_shard.sharding.job import Job, Outcome
 from dsv4_shard.sharding.joining import joined_digests, new_files, refuse_other_companions, refuse_unjoinable
 from dsv4_shard.sharding.journal import Finished, Journal, RunIdentity, Unfinished, read_journal, refuse_other
-from dsv4_shard.sharding.manifest import Manifest, ManifestCompanion, ManifestFile, load_manifest
+from dsv4_shard.sharding.manifest import (
+    SCHEMA_VERSION,
+    Manifest,
+    ManifestCompanion,
+    ManifestFile,
+    load_manifest,
+    ranks_written_by,
+)
 from dsv4_shard.sharding.recipe import OutputFile, Recipe
 from dsv4_shard.sources.base import Source
 from dsv4_shard.storage.digests import DIGEST_BYTES, digest_of
@@ -106,7 +113,7 @@ def result_to_join(job: Job, out: Path, overwrite: bool) -> Manifest | None:
         there = load_manifest(out)
     except NotAResult as error:
         raise OtherDeployment(f"{error}; nothing can join it") from None
-    refuse_unjoinable(str(out), there, job.made, job.ranks)
+    refuse_unjoinable(str(out), there, job.with_plan_of(there, out).made, job.ranks)
     return there
 
 
@@ -129,8 +136,8 @@ def _joined(there: Manifest, own: Manifest, job: Job, out: Path) -> Manifest:
     """The manifest of a result and a share together: that of one run of all their ranks."""
     if job.of_ranks is None:
         raise ValueError("a job of all ranks there are joins nothing")
-    union = job.of_ranks(tuple(sorted({*there.ranks, *own.ranks})))
-    joined = _manifest(union, joined_digests((there, own), union.recipe.files))
+    union = job.of_ranks(tuple(sorted({*there.ranks, *own.ranks}))).with_plan_of(there, out)
+    joined = _manifest(union, joined_digests((there, own), union.recipe.files), ranks_written_by((there, own)))
     refuse_other_companions(str(out), there.companions, joined.companions)
     return joined
 
@@ -147,6 +154,7 @@ def _run(job: Job, checkpoint: Checkpoint) -> RunIdentity:
     for step in job.recipe.steps:  # a journal has their numbers
         recipe.update(step.source.name.encode())
     return RunIdentity(
+        schema_version=2,
         tool_version=__version__,
         origin=job.origin,
         request=job.request,
@@ -198,16 +206,22 @@ def _stage(file: OutputFile, staging: Staging, source: Source, is_there: bool) -
     return staged
 
 
-def _manifest(job: Job, digests: Mapping[tuple[int, str], str]) -> Manifest:
-    """What a job wrote, with the digests of its tensors by (file number, name)."""
+def _manifest(
+    job: Job, digests: Mapping[tuple[int, str], str], written_by: dict[str, tuple[int, ...]] | None = None
+) -> Manifest:
+    """What a job wrote, with the digests of its tensors by (file number, name).
+
+    `written_by` has the ranks that each version of the tool wrote; by default all are this one's.
+    """
     made = job.made
     companions = tuple(
         ManifestCompanion(name=name, nbytes=len(content), digest=digest_of(content))
         for name, content in sorted(job.companions.items())
     )
     return Manifest(
-        schema_version=1,
+        schema_version=SCHEMA_VERSION,
         tool_version=__version__,
+        written_by={__version__: job.ranks} if written_by is None else written_by,
         digest="",
         layout=made.layout,
         world=made.world,

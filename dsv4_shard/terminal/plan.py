@@ -1,5 +1,6 @@
 """What `plan` prints: the verdict, and the placement, bytes and launch, or the way out."""
 
+import shlex
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -22,14 +23,14 @@ def show_plan(console: Console, plan: "Plan", engine: str, plan_file: str | None
     """Verdict, placements, bytes, launch. `engine` is what it is called."""
     deployment = plan.deployment
     title(console, f"{plan.source.label} on {engine} {plan.engine_version}")
-    named = f"{deployment['gpu']} " if deployment["gpu"] else ""
-    nodes = f" on {deployment['nodes']} nodes" if deployment["nodes"] > 1 else ""
-    a2a = f", all-to-all {deployment['a2a']}" if deployment["a2a"] else ""
-    gpus = counted(deployment["world"], f"{named}GPU")
+    named = f"{deployment.gpu} " if deployment.gpu else ""
+    nodes = f" on {deployment.nodes} nodes" if deployment.nodes > 1 else ""
+    a2a = f", all-to-all {deployment.a2a}" if deployment.a2a else ""
+    gpus = counted(deployment.world, f"{named}GPU")
     item(
         console,
-        f"TP {deployment['tp']}, EP {deployment['ep']}, DP {deployment['dp']}: {gpus}{nodes}; attention TP "
-        f"{deployment['attention_tp']}, MoE TP {deployment['moe_tp']}, runner {deployment['runner']}{a2a}",
+        f"TP {deployment.tp}, EP {deployment.ep}, DP {deployment.dp}: {gpus}{nodes}; attention TP "
+        f"{deployment.attention_tp}, MoE TP {deployment.moe_tp}, runner {deployment.runner}{a2a}",
     )
     for assumption in plan.assumptions:
         item(console, assumption, "dim")
@@ -119,7 +120,7 @@ def _show_totals(console: Console, plan: "Plan") -> None:
     if totals.draft_bytes_per_rank:
         item(console, f"MTP draft model: {size(totals.draft_bytes_per_rank)} more")
     shared = f"shared experts: {size(totals.shared_experts_bytes_per_rank)}"
-    if plan.deployment["shared"] == "whole" and totals.ranks > 1:
+    if plan.deployment.shared == "whole" and totals.ranks > 1:
         shared += f", whole on every rank: {size(totals.shared_experts_weight_bytes_per_layer)} of weights a layer"
     item(console, shared)
     if totals.ranks > 1:
@@ -134,7 +135,7 @@ def _show_totals(console: Console, plan: "Plan") -> None:
             console, f"{memory.gpu}: {gib(memory.capacity)} as its driver counts it, {left if memory.fits else missing}"
         )
         if memory.kv_tokens_at_most:
-            each = " in each attention group" if plan.deployment["world"] > plan.deployment["attention_tp"] else ""
+            each = " in each attention group" if plan.deployment.world > plan.deployment.attention_tp else ""
             item(
                 console,
                 f"at most {memory.kv_tokens_at_most:,} tokens of KV cache{each}, of "
@@ -143,10 +144,10 @@ def _show_totals(console: Console, plan: "Plan") -> None:
 
 
 def _show_launch(console: Console, plan: "Plan", plan_file: str | None) -> None:
-    if plan.reshard:
-        command = plan.reshard if plan_file is None else f"{plan.reshard.split(' --')[0]} --plan {plan_file}"
+    if plan.reshard and plan.out:
+        following = f"dsv4-shard reshard {shlex.quote(plan.source.label)} {shlex.quote(plan.out)} --plan {plan_file}"
         heading(console, "Write the shards")
-        to_copy(console, command)
+        to_copy(console, plan.reshard if plan_file is None else following)
     if plan.launch.commands or plan.unwritten:
         heading(console, "Launch")
     if plan.unwritten:

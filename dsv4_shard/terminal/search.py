@@ -50,11 +50,10 @@ def _show_layouts(console: Console, found: "Search") -> None:
             "?" if sent is None else f"{sent / 1e3:.0f}",
             str(len(row.also)),
         )
-        parallel = (str(deployment[key]) for key in ("tp", "ep", "dp"))
-        takes = ", ".join(
-            row.request[key] for key in ("runner", "a2a", "shared") if row.request[key] not in (None, "auto")
-        )
-        table.add(deployment["engine"], *parallel, deployment["shared"], *numbers, takes)
+        parallel = map(str, (deployment.tp, deployment.ep, deployment.dp))
+        asked = (row.request.runner, row.request.a2a, row.request.shared)
+        takes = ", ".join(name for name in asked if name not in (None, "auto"))
+        table.add(deployment.engine, *parallel, deployment.shared, *numbers, takes)
     table.show(console)
     more = len(found.layouts) - _LAYOUTS_SHOWN
     if more > 0:

@@ -97,8 +97,8 @@ def show_report(console: Console, report: "Report", output: Path) -> None:
     plan = report.plan
     about = "the checkpoint alone: name a layout with --tp or --gpus for placements and commands"
     if plan is not None:
-        engine = title_of(str(plan.request["engine"]), plan.engine_version)
-        about = f"TP {plan.deployment['tp']} on {engine}, which {plan.verdict}"
+        engine = title_of(plan.request.engine, plan.engine_version)
+        about = f"TP {plan.deployment.tp} on {engine}, which {plan.verdict}"
     elif report.search is not None:
         about = f"{report.search.gpus} GPUs, on which nothing was found"
     megabytes = output.stat().st_size / 1e6

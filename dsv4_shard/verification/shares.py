@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dsv4_shard.checkpoint.inventory import Inventory
 from dsv4_shard.checkpoint.reader import Checkpoint
-from dsv4_shard.sharding.manifest import Manifest, ManifestFile, load_manifest, made_differences
+from dsv4_shard.sharding.manifest import PLAN_NAME, Manifest, ManifestFile, load_manifest, made_differences
 from dsv4_shard.storage.output_folder import MANIFEST_NAME
 from dsv4_shard.verification.documents import Problem, SharesVerification, Verification
 from dsv4_shard.verification.result_folder import verify
@@ -46,7 +46,10 @@ def _problems(shares: list[tuple[str, Manifest]]) -> Iterator[Problem]:
     files: dict[str, tuple[str, ManifestFile]] = {}
     companions: dict[str, tuple[str, str]] = {}
     for folder, manifest in shares:
-        differences = list(made_differences(first.made, manifest.made))
+        made, is_of_one_version = manifest.made, _is_of_one_version(first, manifest)
+        if not is_of_one_version:
+            made = made._replace(plan_digest=first.plan_digest)
+        differences = list(made_differences(first.made, made))
         for difference in differences:
             message = f"is not of the deployment that {first_name} is of: {difference}"
             yield Problem(kind="other-deployment", file=f"{folder}/{MANIFEST_NAME}", message=message)
@@ -55,9 +58,16 @@ def _problems(shares: list[tuple[str, Manifest]]) -> Iterator[Problem]:
         for entry in manifest.files:
             yield from _differs_from_twin(folder, entry, bool(manifest.identity), files)
         for small in manifest.companions:
+            if small.name == PLAN_NAME and not is_of_one_version:
+                continue
             where, digest = companions.setdefault(small.name, (folder, small.digest))
             if digest != small.digest:
                 yield Problem(kind="shares-differ", file=f"{folder}/{small.name}", message=f"is another one in {where}")
+
+
+def _is_of_one_version(*shares: Manifest) -> bool:
+    """Whether one version of the tool wrote all shares, so that one plan has the same words in each."""
+    return len({version for share in shares for version in share.written_by}) == 1
 
 
 def _differs_from_twin(

@@ -72,7 +72,7 @@ def store(group: TensorGroup, placement: Placement, context: Context) -> RankTen
 
 def launch(context: Context, model_path: str, sharded: bool) -> Launch:
     """None that is known."""
-    return Launch({}, ())
+    return Launch({})
 
 
 def addition(context: Context) -> str:

@@ -14,7 +14,7 @@ from dsv4_shard.catalog.options import VERSIONS
 from dsv4_shard.checkpoint.formats import NVFP4
 from dsv4_shard.checkpoint.inventory import Inventory
 from dsv4_shard.engines.deployment import Context, Deployment, Request
-from dsv4_shard.engines.engine import Engine, Launch
+from dsv4_shard.engines.engine import NODE_RANK, Engine, Launch, Options
 from dsv4_shard.engines.layout import Constant, Disposition, TargetTensor
 from dsv4_shard.engines.parallelism import dp_alone
 from dsv4_shard.engines.parameters import TOKENIZER_FILES
@@ -132,13 +132,13 @@ class Subsets:
 
     def launch(self, context: Context, model_path: str, sharded: bool) -> Launch:
         """SGLang's commands, each node's on its own folder, with the stock loader."""
-        commands = [
-            self.serving.launch(
-                context, f"{model_path}/{folder_of(node)}".rstrip("/") if sharded else model_path, False
-            )
-            for node in range(context.deployment.nodes)
-        ]
-        return replace(commands[0], commands=tuple(one.commands[node] for node, one in enumerate(commands)))
+        if not sharded:
+            return self.serving.launch(context, model_path, False)
+        folders = [f"{model_path}/{folder_of(node)}".rstrip("/") for node in range(context.deployment.nodes)]
+        start = self.serving.launch(context, folders[0], False)
+        own: list[Options] = [{sglang.MODEL_PATH: folder} for folder in folders[1:]]
+        options = zip(start.node_options, [{}, *own], strict=True)
+        return replace(start, node_options=tuple(folder | others for others, folder in options))
 
     def notes(self, context: Context) -> tuple[str, ...]:
         """What a folder holds, what it does not serve, and how vLLM is started on it."""
@@ -156,11 +156,9 @@ class Subsets:
         reason = breaches[0].reason if breaches else vllm.misloads(there)
         if reason is not None:
             return f"vLLM {vllm.VERSION} does not serve these folders: {reason}"
-        command = self.other.launch(there, "OUT/node-M", False).commands[1]
-        return (
-            f"vLLM {vllm.VERSION} serves the same folders; on node M, without --headless on node 0: "
-            + command.replace("--node-rank 1", "--node-rank M")
-        )
+        start = self.other.launch(there, "OUT/node-M", False)
+        (command,) = replace(start, node_options=(start.node_options[1] | {NODE_RANK: "M"},)).commands
+        return f"vLLM {vllm.VERSION} serves the same folders; on node M, without --headless on node 0: {command}"
 
     def engine(self) -> Engine:
         """The engine `node` for this model."""

@@ -18,7 +18,7 @@ from dsv4_shard.catalog.options import RUNNERS, VERSIONS
 from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
 from dsv4_shard.engines.bytes_sent import added_up_in_f32
 from dsv4_shard.engines.deployment import Context, Deployment, Request, resolve
-from dsv4_shard.engines.engine import Engine, Launch
+from dsv4_shard.engines.engine import NODE_RANK, Command, Engine, Launch, Options, node_ranks
 from dsv4_shard.engines.kv_cache import bf16_entry, rows_of
 from dsv4_shard.engines.layout import Constant, Disposition, LeftOut, TargetTensor
 from dsv4_shard.engines.parallelism import no_choice
@@ -382,12 +382,12 @@ def config_file(values: dict[str, object]) -> dict[str, bytes]:
 def launch(context: Context, model_path: str, sharded: bool) -> Launch:
     """torchrun of DeepSeek's generate.py, from its `inference/` folder; `model_path` is reshard's output."""
     deployment = context.deployment
-    script = f"generate.py --ckpt-path {model_path} --config {model_path}/{CONFIG_NAME} --interactive"
+    options: Options = {"--ckpt-path": model_path, "--config": f"{model_path}/{CONFIG_NAME}", "--interactive": None}
+    script, each = Command("generate.py", options), {"--nproc-per-node": str(deployment.tp // deployment.nodes)}
     if deployment.nodes == 1:
-        return Launch({}, (f"torchrun --nproc-per-node {deployment.tp} {script}",))
-    each = deployment.tp // deployment.nodes
-    head = f"torchrun --nnodes {deployment.nodes} --nproc-per-node {each} --master-addr <node0>"
-    return Launch({}, tuple(f"{head} --node-rank {node} {script}" for node in range(deployment.nodes)))
+        return Launch({}, script, Command("torchrun", dict(each)))
+    on_nodes = {"--nnodes": str(deployment.nodes), **each, "--master-addr": "<node0>", NODE_RANK: "0"}
+    return Launch({}, script, Command("torchrun", dict(on_nodes)), node_ranks(deployment.nodes))
 
 
 def addition(context: Context) -> str:

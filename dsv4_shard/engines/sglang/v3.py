@@ -74,9 +74,10 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
     deployment, start = context.deployment, sglang.launch(context, model_path, sharded)
     if deployment.shared != "whole" or deployment.a2a:
         return replace(start, environment={})
-    commands = tuple(f"{command} --disable-shared-experts-fusion" if deployment.ep == 1 else command
-                     for command in start.commands)  # fmt: skip
-    return replace(start, environment={"SGLANG_SHARED_EXPERT_TP1": "1"}, commands=commands)
+    program = start.program
+    if program is not None and deployment.ep == 1:
+        program = replace(program, options={**program.options, "--disable-shared-experts-fusion": None})
+    return replace(start, environment={"SGLANG_SHARED_EXPERT_TP1": "1"}, program=program)
 
 
 SGLANG_V3 = replace(

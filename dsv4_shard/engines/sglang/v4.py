@@ -16,7 +16,7 @@ from dsv4_shard.checkpoint.formats import NVFP4
 from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
 from dsv4_shard.engines.bytes_sent import by_backend
 from dsv4_shard.engines.deployment import Context, Deployment, Request, experts_of, pick_gpu, resolve
-from dsv4_shard.engines.engine import Engine, Launch
+from dsv4_shard.engines.engine import NODE_RANK, Command, Engine, Launch, Options, node_ranks
 from dsv4_shard.engines.kv_cache import fp8_entry, rows_of
 from dsv4_shard.engines.parallelism import divisors, ep_option
 from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, Split, rank_tensor
@@ -57,6 +57,8 @@ from dsv4_shard.models.v4 import V4
 from dsv4_shard.tensors.geometry import FP4_GROUP
 
 VERSION = VERSIONS["sglang"][0]
+
+MODEL_PATH = "--model-path"
 
 PLUGIN_FORMAT = "dsv4_shard"
 """The load format that the plugin of this package registers."""
@@ -385,26 +387,28 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
     Shards that the stock loader cannot take need this package installed beside SGLang: it is the plugin.
     """
     deployment = context.deployment
-    options = [f"--tp {deployment.tp}"]
+    options: Options = {"--trust-remote-code": None, MODEL_PATH: model_path, "--tp": str(deployment.tp)}
     if deployment.ep > 1 and not deployment.a2a:
-        options.append(f"--ep-size {deployment.ep}")
+        options["--ep-size"] = str(deployment.ep)
     if deployment.dp > 1:
-        options.append(f"--attn-dp-size {deployment.dp}")
+        options["--attn-dp-size"] = str(deployment.dp)
     if deployment.a2a:
-        options.append(f"--moe-a2a-backend {deployment.a2a}")
+        options["--moe-a2a-backend"] = deployment.a2a
     if deployment.runner not in ("auto", "triton"):
-        options.append(f"--moe-runner-backend {deployment.runner}")
+        options["--moe-runner-backend"] = deployment.runner
     draft = "--speculative-algorithm EAGLE --speculative-num-steps 3 --speculative-eagle-topk 1 "
     draft += "--speculative-num-draft-tokens 4"
     if sharded:
-        options.append(f"--load-format {'sharded_state' if is_stock(context) else PLUGIN_FORMAT}")
+        options["--load-format"] = "sharded_state" if is_stock(context) else PLUGIN_FORMAT
         draft += f" --speculative-draft-model-path {model_path}/draft --speculative-draft-load-format {PLUGIN_FORMAT}"
-    base = f"sglang serve --trust-remote-code --model-path {model_path} " + " ".join(options)
-    nodes = [
-        f" --nnodes {deployment.nodes} --node-rank {n} --dist-init-addr <node0>:30300" for n in range(deployment.nodes)
-    ]
-    commands = tuple(base + node for node in nodes) if deployment.nodes > 1 else (base,)
-    return Launch(environment_of(context), commands, draft_options=draft)
+    if deployment.nodes > 1:
+        options |= {"--nnodes": str(deployment.nodes), NODE_RANK: "0", "--dist-init-addr": "<node0>:30300"}
+    return Launch(
+        environment_of(context),
+        Command("sglang serve", options),
+        node_options=node_ranks(deployment.nodes),
+        draft_options=draft,
+    )
 
 
 def addition(context: Context) -> str:

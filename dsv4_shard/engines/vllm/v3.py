@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
 from dsv4_shard.engines.deployment import Context, Deployment, Request
-from dsv4_shard.engines.engine import Launch, no_notes
+from dsv4_shard.engines.engine import Launch, Options, no_notes
 from dsv4_shard.engines.kv_cache import latents
 from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, Split, rank_tensor
 from dsv4_shard.engines.remedies import FEWER_RANKS, FULL_EP, NO_DP, for_engine, leave_out
@@ -115,14 +115,12 @@ def store(group: TensorGroup, placement: Placement, context: Context) -> RankTen
 
 def launch(context: Context, model_path: str, sharded: bool) -> Launch:
     """`vllm serve` for each node, on the checkpoint; nodes other than the first serve no API."""
-    tokenizer = ("--tokenizer-mode deepseek_v32",) if isinstance(context.config, V32Config) else ()
-    options = ["--trust-remote-code", *tokenizer, *vllm.parallel_options(context)]
+    options: Options = {"--trust-remote-code": None}
+    if isinstance(context.config, V32Config):
+        options["--tokenizer-mode"] = "deepseek_v32"
     draft = json.dumps({"method": "mtp", "num_speculative_tokens": 1})
-    return Launch(
-        {},
-        vllm.on_nodes(f"vllm serve {model_path} " + " ".join(options), context.deployment.nodes),
-        draft_options=f"--speculative-config '{draft}'",
-    )
+    start = vllm.on_nodes(model_path, options | vllm.parallel_options(context), context.deployment.nodes)
+    return replace(start, draft_options=f"--speculative-config '{draft}'")
 
 
 def addition(context: Context) -> str:

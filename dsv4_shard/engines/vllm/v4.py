@@ -8,14 +8,14 @@ and kept whole only under sequence parallelism (EP with data parallelism or with
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd
 
 from dsv4_shard.catalog.options import RUNNERS, VERSIONS, VLLM_BROKEN_VERSIONS, VLLM_VERSIONS
 from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
 from dsv4_shard.engines.bytes_sent import added_up, all_to_all
 from dsv4_shard.engines.deployment import Context, Deployment, Request, experts_of, pick_gpu, resolve
-from dsv4_shard.engines.engine import Engine, Launch
+from dsv4_shard.engines.engine import NODE_RANK, Command, Engine, Launch, Options, node_ranks
 from dsv4_shard.engines.kv_cache import fp8_entry, rows_of
 from dsv4_shard.engines.parallelism import ep_off_or_all
 from dsv4_shard.engines.placement import Expert, Pad, Placement, RankTensor, Replicate, Split, rank_tensor
@@ -354,39 +354,38 @@ def parameter_dtype(role: Role, part: Part, context: Context) -> str | None:
 def launch(context: Context, model_path: str, sharded: bool) -> Launch:
     """`vllm serve` for each node, on shards or on the checkpoint; nodes other than the first serve no API."""
     deployment = context.deployment
-    options = [
-        "--trust-remote-code --kv-cache-dtype fp8 --block-size 256 --tokenizer-mode deepseek_v4",
-        *parallel_options(context),
-    ]
+    options: Options = {"--trust-remote-code": None, "--kv-cache-dtype": "fp8", "--block-size": "256"}
+    options |= {"--tokenizer-mode": "deepseek_v4", **parallel_options(context)}
     draft: dict[str, object] = {"method": "mtp", "num_speculative_tokens": 1}
     if sharded:
-        options.append("--load-format sharded_state")
+        options["--load-format"] = "sharded_state"
         draft |= {"model": f"{model_path}/draft", "draft_load_config": {"load_format": "sharded_state"}}
     elif deployment.experts == "FP8" and context.config.expert_dtype != "fp8":
-        options.append("""--hf-overrides '{"expert_dtype": "fp8"}'""")
-    commands = on_nodes(f"vllm serve {model_path} " + " ".join(options), deployment.nodes)
-    return Launch({}, commands, draft_options=f"--speculative-config '{json.dumps(draft)}'")
+        options["--hf-overrides"] = """'{"expert_dtype": "fp8"}'"""
+    start = on_nodes(model_path, options, deployment.nodes)
+    return replace(start, draft_options=f"--speculative-config '{json.dumps(draft)}'")
 
 
-def parallel_options(context: Context) -> list[str]:
+def parallel_options(context: Context) -> Options:
     """How many ranks there are for what, and the MoE backend where it is not vLLM's own choice."""
     deployment = context.deployment
-    options = [f"--tensor-parallel-size {deployment.tp}"]
+    options: Options = {"--tensor-parallel-size": str(deployment.tp)}
     if deployment.dp > 1:
-        options.append(f"--data-parallel-size {deployment.dp}")
+        options["--data-parallel-size"] = str(deployment.dp)
     if deployment.ep > 1:
-        options.append("--enable-expert-parallel")
+        options["--enable-expert-parallel"] = None
     if deployment.runner != _default_backend(deployment.experts, deployment.gpu.sm, deployment.ep, is_aligned(context)):
-        options.append(f"--moe-backend {deployment.runner}")
+        options["--moe-backend"] = deployment.runner
     return options
 
 
-def on_nodes(command: str, nodes: int) -> tuple[str, ...]:
-    """A command for each node, or the one command where there is one."""
-    if nodes == 1:
-        return (command,)
-    head = f"{command} --nnodes {nodes} --node-rank"
-    return tuple(f"{head} {node} --master-addr <node0>" + (" --headless" if node else "") for node in range(nodes))
+def on_nodes(model_path: str, options: Options, nodes: int) -> Launch:
+    """`vllm serve` on each node; those after the first are headless."""
+    if nodes > 1:
+        options = options | {"--nnodes": str(nodes), NODE_RANK: "0", "--master-addr": "<node0>"}
+    first, *others = node_ranks(nodes)
+    node_options = (first, *(own | {"--headless": None} for own in others))
+    return Launch({}, Command(f"vllm serve {model_path}", options), node_options=node_options)
 
 
 def addition(context: Context) -> str:

@@ -1,7 +1,7 @@
-"""Names that options take, as completion offers them, and the one that was meant where a name is not known.
+"""Values of the options for engines, runners, versions and expert formats, as shell completion offers them.
 
-Completion imports this module, so it imports nothing that takes long, the engines least of all: what it says of them
-is held against their own tables by the tests.
+Completion imports this module, so it must import fast and does not import the engines. Tests compare these values with
+the engines' own tables.
 """
 
 ENGINES = {
@@ -27,7 +27,7 @@ RUNNERS = {
     ),
     "reference": ("tilelang",),
 }
-"""Engine → its MoE runners or backends; the others have none to name."""
+"""Engine → its MoE runners or backends. Engines that are not listed have no choice of runner."""
 
 A2A = (
     "deepep",
@@ -41,8 +41,7 @@ A2A = (
     "mori",
     "pplx",
 )
-"""SGLang's all-to-all backends: each forces EP = TP and keeps the shared expert whole by itself
-(`_shared_expert_use_tp1`)."""
+"""SGLang's all-to-all backends. Each forces EP = TP and keeps the shared experts whole (`_shared_expert_use_tp1`)."""
 
 VERSIONS = {
     "sglang": ("0.5.23",),
@@ -51,7 +50,7 @@ VERSIONS = {
     "trtllm": ("02586bf",),
     "node": ("0.5.23",),
 }
-"""Engine → versions that its rules know, the newest that runs first; vLLM's last three are known to be broken."""
+"""Engine → versions that its rules cover, the newest working one first. The last three of vLLM are broken."""
 
 SHARED_EXPERTS = {
     "auto": "as the engine does it, else the next of its ways that runs",

@@ -68,7 +68,7 @@ def growth(config: V4Config, entry: CacheEntry) -> Fraction:
 def bytes_per_token(context: Context) -> Fraction | None:
     """Bytes of KV cache that a token costs a rank at the least, in all layers; None where that is not known."""
     family, deployment = context.inventory.family, context.deployment
-    if deployment.gpu.unheld:
+    if deployment.gpu.unverified:
         return None
     if family is V4:
         entry = entry_of(context)

@@ -94,7 +94,7 @@ def _larger_gpu(inventory: Inventory, request: Request, memory: PlanMemory | Non
     if memory is None or memory.fits:
         return ()
     for gpu in sorted(GPUS.values(), key=lambda gpu: gpu.memory):
-        if gpu.memory > memory.capacity and not gpu.unheld:
+        if gpu.memory > memory.capacity and not gpu.unverified:
             choice = choose(inventory, replace(request, gpu=gpu.name, gpu_memory=None))
             if choice.feasible and fits(inventory, choice.deployment):
                 return (f"--gpu {gpu.name}, the smallest that holds them",)
@@ -103,7 +103,7 @@ def _larger_gpu(inventory: Inventory, request: Request, memory: PlanMemory | Non
 
 def unknown_gpu(engine: Engine, deployment: Deployment) -> list[PlanBreach]:
     """That nothing is claimed of the GPU's kernels, where the engine's rules were never held on it."""
-    if not deployment.gpu.unheld:
+    if not deployment.gpu.unverified:
         return []
     runs = f"what {engine.title} {engine.version} runs on {deployment.gpu.full_title}"
     reason = f"{runs} was never held against its own classes"
@@ -227,7 +227,7 @@ def _assumptions(deployment: Deployment, request: Request, dialect: str) -> tupl
             f"Hopper (sm_90) is assumed for a GPU of {deployment.gpu.memory / (1 << 30):.2f} GiB (--gpu-memory); "
             "name it with --gpu to have its own rules"
         )
-    if deployment.gpu.unheld:
+    if deployment.gpu.unverified:
         assumptions.append(f"weights are reckoned as on {deployment.gpu.stands_for} (sm_{deployment.gpu.sm}): on "
         f"{deployment.gpu.title} the "
                            "engine may hold them otherwise")  # fmt: skip

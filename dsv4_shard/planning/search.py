@@ -160,7 +160,7 @@ def _unknown(inventory: Inventory, gpu: Gpu, engines: Iterable[str]) -> Iterator
         engine = engine_for(name, inventory.family)
         breaches = choose(inventory, Request(1, engine=name)).breaches
         reason = next((one.reason for one in breaches if one.unknown), None)
-        if reason is None and gpu.unheld:
+        if reason is None and gpu.unverified:
             reason = f"rules never held on {gpu.full_title}; `plan --tp N` tells whether the weights fit"
         if reason is not None:
             yield name, f"{engine.title}: {reason}"
@@ -309,7 +309,7 @@ def _elsewhere(
     fewer = (first(replace(free, tp=number)) for number in (power // 2, power // 4) if 0 < number < asked.tp)
     named = () if asked.gpu is None else sorted(GPUS.values(), key=lambda gpu: gpu.memory)
     others = (
-        first(replace(free, gpu=gpu.name)) for gpu in named if not gpu.unheld and gpu.memory > pick_gpu(asked).memory
+        first(replace(free, gpu=gpu.name)) for gpu in named if not gpu.unverified and gpu.memory > pick_gpu(asked).memory
     )
     for ways in (more, fewer, others):
         nearest = next((way for way in ways if way is not None), None)

@@ -18,7 +18,7 @@ from dsv4_shard.planning.plan_file import check_plan
 from dsv4_shard.planning.request import options_of
 from dsv4_shard.terminal.plan import show_plan
 
-UNHELD = sorted(name for name, gpu in GPUS.items() if gpu.unheld)
+UNHELD = sorted(name for name, gpu in GPUS.items() if gpu.unverified)
 
 
 def plan_of(**wanted: Any) -> Plan:

@@ -33,7 +33,7 @@ def check_numbers(census: Census) -> Iterator[Finding]:
 
 
 def _may_be(census: Census, kind: TensorKind) -> bool:
-    return census.family.may_be(census.config, census.place(kind.stage, kind.layer), kind.role)
+    return census.family.may_have(census.config, census.place(kind.stage, kind.layer), kind.role)
 
 
 def check_completeness(census: Census) -> Iterator[Finding]:

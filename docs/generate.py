@@ -183,7 +183,7 @@ def _gpus() -> Iterator[str]:
         "which is what out-of-memory messages count on: less than `nvidia-smi` prints, and than the product's name "
         "says. A GPU that is not listed is given by its memory: `--gpu-memory 96GB`, taken for a Hopper GPU."
     )
-    held = [gpu for gpu in GPUS.values() if not gpu.unheld]
+    held = [gpu for gpu in GPUS.values() if not gpu.unverified]
     rows = [(*_of_gpu(gpu), f"{gpu.family} (sm_{gpu.sm})", gpu.source) for gpu in held]
     yield from _table(("`--gpu`", "GPU", "MiB", "GiB", "family", "where its memory was seen"), rows)
     yield "## Known by their memory alone"
@@ -192,8 +192,8 @@ def _gpus() -> Iterator[str]:
         "No engine's rules were held against its own classes on these. Weights are reckoned as on the family named, so "
         "that it is told whether they fit; no plan is called feasible, and no kernel is claimed."
     )
-    unheld = [gpu for gpu in GPUS.values() if gpu.unheld]
-    rows = [(*_of_gpu(gpu), gpu.unheld, gpu.stands_for, gpu.source) for gpu in unheld]
+    unverified = [gpu for gpu in GPUS.values() if gpu.unverified]
+    rows = [(*_of_gpu(gpu), gpu.unverified, gpu.stands_for, gpu.source) for gpu in unverified]
     yield from _table(
         ("`--gpu`", "GPU", "MiB", "GiB", "architecture", "reckoned as", "where its memory was seen"), rows
     )

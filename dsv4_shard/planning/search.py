@@ -309,7 +309,9 @@ def _elsewhere(
     fewer = (first(replace(free, tp=number)) for number in (power // 2, power // 4) if 0 < number < asked.tp)
     named = () if asked.gpu is None else sorted(GPUS.values(), key=lambda gpu: gpu.memory)
     others = (
-        first(replace(free, gpu=gpu.name)) for gpu in named if not gpu.unverified and gpu.memory > pick_gpu(asked).memory
+        first(replace(free, gpu=gpu.name))
+        for gpu in named
+        if not gpu.unverified and gpu.memory > pick_gpu(asked).memory
     )
     for ways in (more, fewer, others):
         nearest = next((way for way in ways if way is not None), None)

@@ -28,11 +28,8 @@ class OriginFile(_Document):
 class Origin(_Document):
     """The fingerprint of a checkpoint.
 
-    Attributes:
-        label: How the user named it. It does not identify the checkpoint.
-        revision: Hub commit, if known.
-        config_digest: SHA-256 of config.json's content, with sorted keys.
-        files: Its weight files.
+    `label` is how the user named it, and does not identify it. `revision` is the Hub commit, if known. `config_digest`
+    is the SHA-256 of config.json's content with sorted keys. Header digests are xxh3-128.
     """
 
     label: str

@@ -137,7 +137,7 @@ def with_download(checkpoint: Checkpoint, names: Iterable[str]) -> Checkpoint:
     folder = source.remote.download(wanted)
     due = {name: sha256 for name, sha256 in digests.items() if sha256 is not None}
     check_downloads(folder, due)
-    source.intact.extend(due)
+    source.sha256_verified.extend(due)
     return replace(checkpoint, source=replace(source, local=LocalSource(folder, source.label, source.revision)))
 
 

@@ -1,8 +1,8 @@
-"""GPUs by name: architecture, and the memory that a process can really use.
+"""GPUs by name: architecture, the memory that a process can use, and the source of that figure.
 
-`memory` is what CUDA reports as total (`torch.cuda.get_device_properties().total_memory`, the denominator of
-out-of-memory messages), in bytes; it is 0.4 to 0.7 % below what `nvidia-smi` prints, and well below the number in the
-product's name. Each row says where the figure was seen. A GPU that no row has can be given by its memory alone.
+The memory is the total that CUDA reports, in bytes (`torch.cuda.get_device_properties().total_memory`, the denominator
+of out-of-memory messages). It is 0.4 to 0.7 % below the figure of `nvidia-smi`, and well below the number in the
+product's name. A GPU that is not in the table can be given by its memory alone.
 """
 
 import re
@@ -23,10 +23,16 @@ _MEMORY = re.compile(r"([0-9]{1,7}(?:\.[0-9]{1,3})?) ?(GB|GiB|MiB)", re.IGNORECA
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU. `sm` is the compute capability × 10; `memory` in bytes; `source` tells where the figure is from.
+    """One GPU.
 
-    `unverified_family` names the architecture where no engine's rules are verified on it, and is empty elsewhere. `sm`
-    is then that of the GPU by which weights are counted, and says nothing of what runs.
+    Attributes:
+        name: Value of `--gpu`.
+        title: Product name.
+        sm: Compute capability × 10. If `unverified_family` is set, that of the GPU whose rules are used to compute weights:
+            then it says nothing about what runs.
+        memory: Bytes that CUDA reports as total.
+        source: Source of the memory figure.
+        unverified_family: Name of the architecture if the rules of no engine are verified for it, else empty.
     """
 
     name: str
@@ -43,17 +49,17 @@ class Gpu:
 
     @property
     def family(self) -> str:
-        """Hopper (sm_90) and Blackwell (sm_100 and later) differ in what engines keep in FP8."""
+        """The architecture. Hopper (sm_90) and Blackwell (sm_100 and later) differ in what engines keep in FP8."""
         return self.unverified_family or self.stands_for
 
     @property
     def full_title(self) -> str:
-        """With the family, where the title does not begin with it."""
+        """The title, with the architecture unless the title begins with it."""
         return self.title if self.title.startswith(self.family) else f"{self.title} ({self.family})"
 
     @property
     def stands_for(self) -> str:
-        """The family as on which weights are reckoned."""
+        """The architecture whose rules are used to compute weights."""
         return "Hopper" if self.sm < 100 else "Blackwell"
 
 
@@ -84,12 +90,12 @@ GPUS = {
 
 
 def gpus_with(gib: float) -> tuple[Gpu, ...]:
-    """GPUs whose memory is what an out-of-memory message counts on, in GiB."""
+    """Return the GPUs whose memory is within 0.5 % of `gib`, the total in an out-of-memory message, in GiB."""
     return tuple(gpu for gpu in GPUS.values() if abs(gpu.memory / (MIB << 10) - gib) < 0.005 * gib)
 
 
 def find_gpu(name: str) -> Gpu:
-    """The GPU called `name`. Raises UsageError with the names that come near."""
+    """Return the GPU called `name`. Raises UsageError with the closest names if there is none."""
     gpu = GPUS.get(name.lower())
     if gpu is None:
         raise UsageError(f"no GPU called {name!r}", hint=did_you_mean(name, GPUS))
@@ -97,7 +103,7 @@ def find_gpu(name: str) -> Gpu:
 
 
 def gpu_with(memory: str) -> Gpu:
-    """A Hopper GPU with as much memory as `memory` says (96GB, 95GiB, 97285MiB). Raises UsageError."""
+    """Return a Hopper GPU with the given memory (`96GB`, `95GiB`, `97285MiB`). Raises UsageError for other text."""
     match = _MEMORY.fullmatch(memory)
     nbytes = int(Decimal(match[1]) * _UNITS[match[2].lower()]) if match else 0
     if nbytes < MIB:
@@ -109,6 +115,6 @@ def gpu_with(memory: str) -> Gpu:
 
 
 def say_memory(weights: int, gpu: str, capacity: int) -> str:
-    """What a rank's weights take of a GPU's memory, and what is missing."""
+    """Return a sentence that compares a rank's weights with a GPU's memory, both in bytes."""
     missing = f", {gib(weights - capacity)} too little" if weights > capacity else ""
     return f"{gib(weights)} of weights a rank, {gpu} has {gib(capacity)}{missing}"

@@ -1,7 +1,7 @@
-"""Names that options take, as completion offers them, and the one that was meant where a name is not known.
+"""Values of the options for engines, runners, versions and expert formats, as shell completion offers them.
 
-Completion imports this module, so it imports nothing that takes long, the engines least of all. The engines take the
-names of their runners, backends and versions from here.
+Completion imports this module, so it must import fast and does not import the engines. The engines take the names of
+their runners, backends and versions from here.
 """
 
 ENGINES = {
@@ -27,7 +27,7 @@ RUNNERS = {
     ),
     "reference": ("tilelang",),
 }
-"""Engine → its MoE runners or backends; the others have none to name."""
+"""Engine → its MoE runners or backends. Engines that are not listed have no choice of runner."""
 
 A2A = (
     "deepep",
@@ -41,8 +41,7 @@ A2A = (
     "mori",
     "pplx",
 )
-"""SGLang's all-to-all backends: each forces EP = TP and keeps the shared expert whole by itself
-(`_shared_expert_use_tp1`)."""
+"""SGLang's all-to-all backends. Each forces EP = TP and keeps the shared experts whole (`_shared_expert_use_tp1`)."""
 
 VLLM_VERSIONS = ("0.33.0", "0.25.0")
 """Versions of vLLM whose own classes the layout was compared with. Of 0.25.0 only the loaders were run, no forward."""
@@ -57,7 +56,7 @@ VERSIONS = {
     "trtllm": ("02586bf",),
     "node": ("0.5.23",),
 }
-"""Engine → versions that its rules know, the newest that runs first; vLLM's last three are known to be broken."""
+"""Engine → versions that its rules cover, the newest working one first. The last three of vLLM are broken."""
 
 PLANNED_ONLY = ("trtllm",)
 """Engines whose files `reshard` does not write."""

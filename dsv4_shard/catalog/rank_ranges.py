@@ -1,4 +1,4 @@
-"""Ranks as people write them, `0-7` or `0,2,4`, and as a launcher of several processes shares them out."""
+"""Converts ranks between text (`0-7,9`) and numbers, and computes a process's share of the ranks."""
 
 from collections.abc import Iterable, Mapping
 from itertools import groupby
@@ -6,21 +6,23 @@ from itertools import groupby
 from dsv4_shard.errors import UsageError
 from dsv4_shard.text.sanitize import short
 
+MAX_RANKS = 4096
+
 _MAX_DIGITS = 9
 
 _LAUNCHERS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
-"""What torchrun sets, and srun: a process's number, and how many there are."""
+"""Environment variables of torchrun and of srun: (number of the process, number of processes)."""
 
 
 def parse_ranks(text: str) -> tuple[int, ...]:
-    """The ranks that `text` names, in order. Raises UsageError."""
+    """Return the ranks that `text` names, sorted. Raises UsageError if it is not a list of ranks below MAX_RANKS."""
     ranks: set[int] = set()
     for part in text.split(","):
         first, dash, last = part.partition("-")
-        found = [_rank(number, text) for number in ((first, last) if dash else (first,))]
-        if found[-1] < found[0]:
+        ends = [_rank(number, text) for number in ((first, last) if dash else (first,))]
+        if ends[-1] < ends[0]:
             raise _not_ranks(text)
-        ranks.update(range(found[0], found[-1] + 1))
+        ranks.update(range(ends[0], ends[-1] + 1))
     return tuple(sorted(ranks))
 
 
@@ -37,19 +39,22 @@ def _not_ranks(text: str) -> UsageError:
 
 
 def span_of(ranks: Iterable[int]) -> str:
-    """The shortest text that `parse_ranks` reads as these ranks."""
+    """Return the shortest text that `parse_ranks` reads as these ranks."""
     runs = [[rank for _, rank in run] for _, run in groupby(enumerate(sorted(ranks)), lambda pair: pair[1] - pair[0])]
     return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
 def say_ranks(ranks: Iterable[int]) -> str:
-    """As `span_of`, in a sentence."""
+    """Return the ranks as part of a sentence: `rank 3`, `ranks 0-7` or `no ranks`."""
     span = span_of(ranks)
     return f"rank {span}" if span.isdecimal() else f"ranks {span}" if span else "no ranks"
 
 
 def share_of(world: int, number: int, shares: int) -> tuple[int, ...]:
-    """The ranks of share `number` of `shares`: contiguous, as even as possible; none of the shares beyond `world`."""
+    """Return the ranks of share `number` when `world` ranks are divided into `shares` contiguous, even shares.
+
+    If there are more shares than ranks, the last shares are empty.
+    """
     shares = min(shares, world)
     if number >= shares:
         return ()
@@ -57,13 +62,16 @@ def share_of(world: int, number: int, shares: int) -> tuple[int, ...]:
 
 
 def own_share(environment: Mapping[str, str]) -> tuple[int, int]:
-    """Which process this is, and of how many, as torchrun or Slurm tell it. Raises UsageError."""
+    """Return this process's number and the number of processes, from the variables of torchrun or Slurm.
+
+    Raises UsageError if no launcher set them, or if they contradict each other.
+    """
     for number, count in _LAUNCHERS:
         if number in environment or count in environment:
-            found = [_count(name, environment.get(name)) for name in (number, count)]
-            if found[0] >= found[1]:
-                raise UsageError(f"--ranks auto: {number} is {found[0]}, and {count} {found[1]}")
-            return found[0], found[1]
+            values = [_count(name, environment.get(name)) for name in (number, count)]
+            if values[0] >= values[1]:
+                raise UsageError(f"--ranks auto: {number} is {values[0]}, and {count} {values[1]}")
+            return values[0], values[1]
     names = " or ".join(" and ".join(pair) for pair in _LAUNCHERS)
     raise UsageError(f"--ranks auto: none of {names} is set", hint="Start it with torchrun or srun, or name the ranks.")
 
@@ -74,6 +82,3 @@ def _count(name: str, text: str | None) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS):
         raise UsageError(f"--ranks auto: {name} is {short(text)}, not a number")
     return int(text)
-
-
-MAX_RANKS = 4096

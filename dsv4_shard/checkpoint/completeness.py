@@ -1,7 +1,7 @@
-"""Is every tensor there that the model needs, with its scale, and none that it cannot have?
+"""Checks that every tensor that the model needs is there, with its scale, and none that it cannot have.
 
-Layers × experts × three matrices, shared experts in every MoE layer, the tables of hash layers, and what depends on a
-layer's kind. Findings only: what they mean for a plan is not decided here.
+The checks cover layers × experts × three matrices, the shared experts of every MoE layer, the tables of hash layers and
+the tensors that depend on the kind of a layer. They return findings and do not decide what these mean for a plan.
 """
 
 from collections import Counter
@@ -17,12 +17,12 @@ from dsv4_shard.text.units import counted
 
 
 def check_numbers(census: Census) -> Iterator[Finding]:
-    """Layers and experts beyond what the config says there are, and tensors that their layer cannot have."""
+    """Yield findings about layers and experts beyond the config's numbers, and tensors that their layer cannot have."""
     config, kinds = census.config, census.counts
     layers = census.names_of(k for k in kinds if k.stage is Stage.LAYER and k.layer >= config.num_hidden_layers)
     if layers:
         yield defect("extra-layers", f"config.json has {config.num_hidden_layers} layers, but there is {some(layers)}")
-    misplaced = census.names_of(k for k in kinds if not _may_be(census, k))
+    misplaced = census.names_of(k for k in kinds if not _is_possible(census, k))
     if misplaced:
         yield defect("misplaced-tensors", f"{len(misplaced):,} tensors have no place in their layer: {some(misplaced)}")
     experts = census.names_of(k for k in kinds if k.extra)
@@ -32,12 +32,12 @@ def check_numbers(census: Census) -> Iterator[Finding]:
         yield defect("extra-experts", f"config.json has {number} routed experts, but there is {some(experts)}")
 
 
-def _may_be(census: Census, kind: TensorKind) -> bool:
-    return census.family.may_be(census.config, census.place(kind.stage, kind.layer), kind.role)
+def _is_possible(census: Census, kind: TensorKind) -> bool:
+    return census.family.may_have(census.config, census.place(kind.stage, kind.layer), kind.role)
 
 
 def check_completeness(census: Census) -> Iterator[Finding]:
-    """Every tensor that the model needs: layers × experts × 3, shared experts, tables, norms."""
+    """Yield findings about missing tensors: layers × experts × 3, shared experts, tables, norms, scales."""
     config, kinds = census.config, census.counts
     words = census.family.names(config)
     blocks = {kind.layer for kind in kinds if kind.stage is Stage.MTP}
@@ -54,22 +54,22 @@ def check_completeness(census: Census) -> Iterator[Finding]:
     for (role, part, stage, layer, extra, *_), count in kinds.items():
         present[role, part, stage, layer] += 0 if extra else count
     missing: list[str] = []
-    lost_names: list[str] = []
+    expert_names: list[str] = []
     missing_experts = 0
-    for at in expected_names(config, blocks, census.draft):
-        found = present[at.role, at.part, at.stage, at.layer]
-        if at.expert < 0:
+    for name in expected_names(config, blocks, census.draft):
+        found = present[name.role, name.part, name.stage, name.layer]
+        if name.expert < 0:
             if not found:
-                missing.append(words.unparse(at))
-        elif found < (due := config.experts_in(at.stage)):
-            missing_experts += due - found
-            experts = (words.unparse(at._replace(expert=expert)) for expert in range(due))
-            lost_names += islice((name for name in experts if name not in census.names), 1)
+                missing.append(words.unparse(name))
+        elif found < (expected := config.experts_in(name.stage)):
+            missing_experts += expected - found
+            experts = (words.unparse(name._replace(expert=expert)) for expert in range(expected))
+            expert_names += islice((text for text in experts if text not in census.names), 1)
     if missing or missing_experts:
         detail = f", {missing_experts:,} of them of routed experts" if missing_experts else ""
         count = len(missing) + missing_experts
         are = "is" if count == 1 else "are"
-        names = some(missing + lost_names, count)
+        names = some(missing + expert_names, count)
         yield defect("missing-tensors", f"{counted(count, 'tensor')} {are} missing{detail}: {names}")
     yield from _check_scales(census)
 
@@ -77,9 +77,9 @@ def check_completeness(census: Census) -> Iterator[Finding]:
 def expected_names(
     config: ModelConfig, mtp_blocks: Iterable[int], draft: Draft, *, optional: bool = False
 ) -> Iterator[TensorName]:
-    """Every weight that the model needs; one entry (expert 0) stands for all experts of a layer.
+    """Yield every weight that the model needs, in the order of the tables.
 
-    With `optional` also those that may be missing.
+    One name (expert 0) stands for all experts of a layer. With `optional`, weights that may be missing are included.
     """
     numbers = {Stage.MODEL: (-1,), Stage.LAYER: range(config.num_hidden_layers), Stage.MTP: sorted(mtp_blocks)}
     for stage, specs in family_of(config).specs.items():
@@ -92,7 +92,7 @@ def expected_names(
 
 
 def _check_scales(census: Census) -> Iterator[Finding]:
-    """Each quantized weight has its scale, each scale its weight; plain weights have none."""
+    """Yield findings where a quantized weight has no scale, a scale no weight, or a plain weight a scale."""
     rows = census.family.rows
     weights = [kind for kind in census.counts if kind.part is Part.WEIGHT and rows[kind.stage, kind.role].quantized]
     scales = [kind for kind in census.counts if kind.part is not Part.WEIGHT]

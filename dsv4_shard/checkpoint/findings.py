@@ -1,4 +1,4 @@
-"""Finding, Severity, and how names are abbreviated in messages."""
+"""Findings about a checkpoint, their severity, and abbreviated lists of names for their messages."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -6,11 +6,11 @@ from enum import StrEnum
 from dsv4_shard.text.sanitize import short_name
 
 _NAMED_AT_ONCE = 3
-"""How many tensors or files an error names before it only counts."""
+"""Names that a message lists before it only counts the rest."""
 
 
 class Severity(StrEnum):
-    """How much a finding matters: an error stops planning, a warning may matter, a note is for the record."""
+    """Severity of a finding: an error stops planning, a warning may matter, a note only informs."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -19,7 +19,7 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something about the checkpoint that its user should know. `code` is stable across versions."""
+    """Something that the user should know about the checkpoint. `code` is stable across versions."""
 
     severity: Severity
     code: str
@@ -27,12 +27,15 @@ class Finding:
 
 
 def defect(code: str, message: str) -> Finding:
-    """A finding that stops planning."""
+    """Return a finding that stops planning."""
     return Finding(Severity.ERROR, code, message)
 
 
 def some(names: list[str], count: int | None = None) -> str:
-    """The first few of `names`, and how many more there are (of `count`, if not all are named); escaped."""
+    """Return the first three of `names`, escaped, and the number of the others.
+
+    `count` is the total number if `names` does not list all.
+    """
     shown = ", ".join(map(short_name, names[:_NAMED_AT_ONCE]))
     more = (len(names) if count is None else count) - min(len(names), _NAMED_AT_ONCE)
     return shown + (f" and {more:,} more" if more > 0 else "")

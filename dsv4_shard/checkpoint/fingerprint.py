@@ -1,4 +1,7 @@
-"""Which checkpoint something was made from: what tells it from any other, from its headers and config.json."""
+"""The fingerprint that identifies a checkpoint: digests of its headers and of config.json.
+
+Plans and results record it, so that they can be matched with their checkpoint later.
+"""
 
 import hashlib
 import json
@@ -15,7 +18,7 @@ class _Document(BaseModel):
 
 
 class OriginFile(_Document):
-    """A weight file of the checkpoint."""
+    """A weight file of the checkpoint: name, size in bytes, and xxh3-128 of its header."""
 
     name: str
     nbytes: int
@@ -23,7 +26,11 @@ class OriginFile(_Document):
 
 
 class Origin(_Document):
-    """A checkpoint. Digests are xxh3-128 of headers and SHA-256 of config.json's content."""
+    """The fingerprint of a checkpoint.
+
+    `label` is how the user named it, and does not identify it. `revision` is the Hub commit, if known. `config_digest`
+    is the SHA-256 of config.json's content with sorted keys. Header digests are xxh3-128.
+    """
 
     label: str
     revision: str | None
@@ -32,7 +39,7 @@ class Origin(_Document):
 
 
 def origin_of(checkpoint: Checkpoint, label: str) -> Origin:
-    """What tells this checkpoint from any other; `label` is how a user named it."""
+    """Return the checkpoint's fingerprint. `label` is how the user named it."""
     files = tuple(OriginFile(name=f.name, nbytes=f.nbytes, header_digest=f.header_digest) for f in checkpoint.files)
     canonical = json.dumps(checkpoint.document, sort_keys=True).encode()
     return Origin(
@@ -44,7 +51,7 @@ def origin_of(checkpoint: Checkpoint, label: str) -> Origin:
 
 
 def differences(then: Origin, now: Origin) -> Iterator[str]:
-    """How the checkpoint is another one now, each in a line; labels do not count."""
+    """Yield a line for each difference between two fingerprints. Labels are not compared."""
     before = {file.name: file for file in then.files}
     after = {file.name: file for file in now.files}
     if before.keys() != after.keys():

@@ -1,4 +1,4 @@
-"""Format of each role (FP4, NVFP4, FP8, plain) from dtypes and shapes; config.json compared."""
+"""Detects the format of each role (FP4, NVFP4, FP8, plain) from dtypes and shapes, and compares it with config.json."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -19,12 +19,18 @@ FP8_SCALES = ("F8_E8M0", "F32")
 NVFP4 = "NVFP4"
 
 PACKED = ("FP4", NVFP4)
-"""Formats of two values a byte."""
+"""Formats that store two values per byte."""
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """How a quantized module is stored. `name` is FP4, NVFP4, FP8 or the dtype of plain weights (`block`: None)."""
+    """How a quantizable weight is stored.
+
+    Attributes:
+        name: FP4, NVFP4, FP8, or the dtype of plain weights.
+        block: Elements that share a scale; None for plain weights.
+        scale_dtype: Dtype of the scale; None for plain weights.
+    """
 
     name: str
     block: Block | None = None
@@ -35,14 +41,12 @@ class Format:
 
 
 def is_packed(fmt: Format | None, part: Part) -> bool:
+    """Return whether tensors of a format and part store two values per byte."""
     return fmt is not None and fmt.name in PACKED and part is Part.WEIGHT
 
 
-# --- formats -------------------------------------------------------------------------------------------------------
-
-
 def _format_name(dtype: str, scale_dtype: str | None, grouped: bool) -> str | None:
-    """FP4, NVFP4, FP8, a plain dtype, or None for a combination that no checkpoint of the family has."""
+    """Return FP4, NVFP4, FP8, a plain dtype, or None for a combination that no checkpoint of the family has."""
     if grouped:
         return NVFP4 if (dtype, scale_dtype) == ("U8", "F8_E4M3") else None
     if scale_dtype is None:
@@ -55,7 +59,10 @@ def _format_name(dtype: str, scale_dtype: str | None, grouped: bool) -> str | No
 
 
 def find_formats(census: Census) -> tuple[dict[tuple[Stage, Role], Format], list[Finding]]:
-    """The format of each role, from its tensors. A role in two formats at once is an error."""
+    """Return the format of each role, from its tensors, and findings about mixed or unknown formats.
+
+    The block of FP8 is the one that fits the shapes of most weights and scales.
+    """
     kinds: dict[tuple[Stage, Role], Counter[tuple[str | None, str | None, str]]] = {}
     rows: Counter[tuple[int, int]] = Counter()
     cols: Counter[tuple[int, int]] = Counter()
@@ -96,54 +103,58 @@ def find_formats(census: Census) -> tuple[dict[tuple[Stage, Role], Format], list
 
 
 def compare_stages(formats: dict[tuple[Stage, Role], Format]) -> Iterator[Finding]:
-    """Engines build an MTP block as one more layer, so it must be stored like the layers.
+    """Yield a finding for each role whose format in the MTP block differs from the layers.
 
-    But where the experts of the layers are NVFP4, NVIDIA leaves those of the MTP block as DeepSeek released them.
+    Engines build an MTP block as one more layer. Exception: NVIDIA's NVFP4 releases keep the MTP block's experts in
+    DeepSeek's FP4.
     """
     for (stage, role), fmt in formats.items():
         layers = formats.get((Stage.LAYER, role))
-        left = layers is not None and (layers.name, fmt.name) == (NVFP4, "FP4")
-        if stage is Stage.MTP and layers is not None and fmt != layers and not left:
+        is_nvidia = layers is not None and (layers.name, fmt.name) == (NVFP4, "FP4")
+        if stage is Stage.MTP and layers is not None and fmt != layers and not is_nvidia:
             yield defect("mtp-format", f"{role} is {layers} in the layers and {fmt} in the MTP block")
 
 
 def f32_norms(checkpoint: Checkpoint, formats: dict[tuple[Stage, Role], Format]) -> frozenset[Role]:
-    """Norms that may be in F32: all of them, in a model without quantized experts that Transformers saved."""
+    """Return the norms that may be in F32: all, if Transformers saved a model without quantized experts, else none."""
     routed = formats.get((Stage.LAYER, Role.ROUTED_GATE))
     dialects = DIALECTS.get(family_of(checkpoint.config).name, ())
-    if not any(one.f32_norms for one in dialects if one.name == checkpoint.dialect):
+    if not any(dialect.f32_norms for dialect in dialects if dialect.name == checkpoint.dialect):
         return frozenset()
     return NORM_ROLES if routed is not None and routed.name in FLOATS else frozenset()
 
 
 def check_dtypes(census: Census, f32: frozenset[Role]) -> Iterator[Finding]:
-    """What is not quantized has one dtype in every checkpoint of a family, and engines' parameters follow from it.
+    """Yield a finding about tensors of unquantized roles that do not have the family's dtype.
 
-    The roles in `f32` may also be in F32.
+    Engines' parameters depend on this dtype. The roles in `f32` may also be in F32.
     """
-    due = {key: spec.dtype for key, spec in census.family.rows.items() if not spec.quantized}
-    due_of = {k: "F32" if k.part.is_scalar else due.get((k.stage, k.role), k.dtype) for k in census.counts}
-    odd_kinds = (k for k in census.counts if k.dtype != due_of[k])
+    expected = {key: spec.dtype for key, spec in census.family.rows.items() if not spec.quantized}
+    of_kind = {k: "F32" if k.part.is_scalar else expected.get((k.stage, k.role), k.dtype) for k in census.counts}
+    odd_kinds = (k for k in census.counts if k.dtype != of_kind[k])
     names = census.names_of(k for k in odd_kinds if not (k.role in f32 and k.dtype == "F32"))
     if names:
-        places = [(name, census.names[name]) for name in names]
-        odd = [f"{name} {census.tensors[name].dtype}, due {due.get((at.stage, at.role), 'F32')}" for name, at in places]
+        parsed = [(name, census.names[name]) for name in names]
+        odd = [
+            f"{name} {census.tensors[name].dtype}, due {expected.get((place.stage, place.role), 'F32')}"
+            for name, place in parsed
+        ]
         yield defect(
             "odd-dtypes", f"{len(odd):,} tensors have another dtype than {census.family.title} checkpoints: {some(odd)}"
         )
 
 
 def check_shapes(census: Census, formats: dict[tuple[Stage, Role], Format]) -> Iterator[Finding]:
-    """Each weight has the shape that the config implies, each scale `ceil(weight / block)`."""
-    due = {kind: _due_shape(census, kind, formats.get((kind.stage, kind.role))) for kind in census.counts}
-    odd = [kind for kind, shape in due.items() if kind.shape != shape]
+    """Yield findings about weights whose shape is not the config's, and scales that are not `ceil(weight / block)`."""
+    expected = {kind: _expected_shape(census, kind, formats.get((kind.stage, kind.role))) for kind in census.counts}
+    odd = [kind for kind, shape in expected.items() if kind.shape != shape]
     if not odd:
         return
-    wanted = {kind[:4]: due[kind] for kind in odd}
+    of_place = {kind[:4]: expected[kind] for kind in odd}
     found: dict[Part, list[str]] = {part: [] for part in Part}
     for name in census.names_of(odd):
-        at = census.names[name]
-        found[at.part].append(f"{name} {list(census.tensors[name].shape)}, due {list(wanted[at[:4]])}")
+        place = census.names[name]
+        found[place.part].append(f"{name} {list(census.tensors[name].shape)}, due {list(of_place[place[:4]])}")
     weights = found.pop(Part.WEIGHT)
     scales = [line for lines in found.values() for line in lines]
     if weights:
@@ -154,8 +165,8 @@ def check_shapes(census: Census, formats: dict[tuple[Stage, Role], Format]) -> I
         yield defect("odd-scales", f"{len(scales):,} scales do not have the shape ceil(weight / block): {some(scales)}")
 
 
-def _due_shape(census: Census, kind: TensorKind, fmt: Format | None) -> tuple[int, ...]:
-    """The shape that tensors of a kind must have, as stored."""
+def _expected_shape(census: Census, kind: TensorKind, fmt: Format | None) -> tuple[int, ...]:
+    """Return the stored shape that tensors of a kind must have."""
     place = census.place(kind.stage, kind.layer)
     shape = census.family.rows[kind.stage, kind.role].shape(census.config, place)
     if kind.part.is_scalar:
@@ -166,7 +177,7 @@ def _due_shape(census: Census, kind: TensorKind, fmt: Format | None) -> tuple[in
 
 
 def compare_config(config: ModelConfig, formats: dict[tuple[Stage, Role], Format]) -> Iterator[Finding]:
-    """Where config.json and headers disagree, it is said; on what the experts are, the headers win."""
+    """Yield a finding for each contradiction between config.json and the headers. The headers decide the format."""
     routed = formats.get((Stage.LAYER, Role.ROUTED_GATE))
     if routed is not None:
         declared = config.declared_experts
@@ -191,7 +202,10 @@ def compare_config(config: ModelConfig, formats: dict[tuple[Stage, Role], Format
 
 
 def _compare_blocks(config: ModelConfig, formats: dict[tuple[Stage, Role], Format]) -> Iterator[Finding]:
-    """Engines size scales by `weight_block_size`, so the scales' shapes must give it, but those of rows' groups."""
+    """Yield a finding if `weight_block_size`, from which engines size scales, is not the block that the shapes give.
+
+    Blocks of one row (groups) are not compared.
+    """
     odd: dict[str, list[str]] = {}
     for (_, role), fmt in formats.items():
         if fmt.name == "FP8" and fmt.block and fmt.block.rows > 1 and tuple(fmt.block) != config.declared_block:
@@ -205,14 +219,15 @@ def _compare_blocks(config: ModelConfig, formats: dict[tuple[Stage, Role], Forma
 
 
 def _compare_nvfp4(config: ModelConfig, routed: Format, draft: Format | None) -> Iterator[Finding]:
-    """What engines take from `quantization_config` of NVFP4 experts, against what they are."""
-    said = config.quantization_config
-    if said is None or NVFP4 not in (routed.name, draft and draft.name):
+    """Yield findings where the fields of `quantization_config` that engines read contradict the NVFP4 experts."""
+    quantization = config.quantization_config
+    if quantization is None or NVFP4 not in (routed.name, draft and draft.name):
         return
-    if said.group_size not in (None, NVFP4_GROUP):
-        yield Finding(Severity.WARNING, "group-size", f"config.json says group_size {short(said.group_size)}, NVFP4 "
-                      f"has groups of {NVFP4_GROUP}: going by the headers")  # fmt: skip
-    ignored = isinstance(said.ignore, list) and any(str(entry).startswith("mtp") for entry in said.ignore)
+    if quantization.group_size not in (None, NVFP4_GROUP):
+        yield Finding(Severity.WARNING, "group-size", f"config.json says group_size {short(quantization.group_size)}, "
+                      f"NVFP4 has groups of {NVFP4_GROUP}: going by the headers")  # fmt: skip
+    ignore = quantization.ignore
+    ignored = isinstance(ignore, list) and any(str(entry).startswith("mtp") for entry in ignore)
     if draft is not None and ignored is (draft.name == NVFP4):
         yield Finding(Severity.WARNING, "ignored-mtp", f"the MTP block's experts are {draft.name}, but config.json's "
                       f"ignore list {'has' if ignored else 'lacks'} mtp: engines that go by it read them as what they "

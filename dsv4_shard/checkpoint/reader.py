@@ -1,4 +1,4 @@
-"""A checkpoint as one checked object: config, index and every header, held against each other and the folder."""
+"""Reads a checkpoint's config, index and every header, and checks them against each other and the folder."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -29,9 +29,13 @@ from dsv4_shard.text.units import counted
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A weight file: its size, and a digest of its header, which together tell one checkpoint from another.
+    """A weight file. Size and header digest together identify it.
 
-    `mtime_ns` is when it was last written to, as of when its header was read.
+    Attributes:
+        name: Name in the checkpoint's folder.
+        nbytes: Size in bytes.
+        header_digest: xxh3-128 of the header with its length, in hexadecimal.
+        mtime_ns: Modification time at the moment the header was read, in nanoseconds.
     """
 
     name: str
@@ -42,9 +46,16 @@ class SourceFile:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Everything known of a checkpoint without reading its weights. `document` is config.json, whole.
+    """Everything known about a checkpoint without reading its weights.
 
-    `tensors` have their family's own names; `dialect` says whose names they have in the files.
+    Attributes:
+        source: Where its files are.
+        config: The checked config.
+        document: config.json as parsed.
+        files: Its weight files.
+        tensors: Native name → tensor.
+        findings: What the reader found.
+        dialect: Name of the dialect of the names in the files.
     """
 
     source: Source
@@ -58,7 +69,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class UnknownCheckpoint:
-    """A checkpoint of a family that is not known: all of `Checkpoint` but what the family says of its config."""
+    """A checkpoint of an unknown family: as `Checkpoint`, without checked config and native names."""
 
     source: Source
     document: dict[str, Any]
@@ -68,9 +79,10 @@ class UnknownCheckpoint:
 
 
 def read_checkpoint(source: Source) -> Checkpoint:
-    """Read config, index and headers. Raises a ShardError of exit code 3 for whatever does not fit together.
+    """Read config, index and headers, and check them against each other.
 
-    That is UnsupportedFamily, before any weight is opened, where the config is of another family.
+    Raises UnsupportedFamily, before any weight file is opened, if the config is of an unknown family. Raises another
+    ShardError with exit code 3 for each other contradiction.
     """
     sizes = source.sizes()
     config, document = parse_config(*_read_config(source, sizes))
@@ -83,7 +95,7 @@ def read_checkpoint(source: Source) -> Checkpoint:
 
 
 def read_unknown(source: Source) -> UnknownCheckpoint:
-    """Read a checkpoint as `read_checkpoint` does, with the same checks, whatever family it is of."""
+    """Read a checkpoint of any family, with the checks of `read_checkpoint` that need no family."""
     sizes = source.sizes()
     document = parse_document(*_read_config(source, sizes))
     return UnknownCheckpoint(source, document, *_read_weights(source, sizes))
@@ -92,7 +104,7 @@ def read_unknown(source: Source) -> UnknownCheckpoint:
 def _read_weights(
     source: Source, sizes: Mapping[str, int]
 ) -> tuple[tuple[SourceFile, ...], dict[str, Tensor], tuple[Finding, ...]]:
-    """Index and headers, and what is odd about them."""
+    """Read index and headers; return the weight files, the tensors by their names in the files, and findings."""
     weight_map, total = _read_index(source, sizes)
     findings: list[Finding] = []
     names = sorted(set(weight_map.values())) if weight_map is not None else [SINGLE_FILE]
@@ -108,7 +120,7 @@ def _read_weights(
 
 
 def _read_config(source: Source, sizes: Mapping[str, int]) -> tuple[bytes, str]:
-    """config.json as it stands, and how errors call it."""
+    """Return the bytes of config.json, and its name in errors."""
     if CONFIG_FILE not in sizes:
         raise BadConfig(f"{source.label}: no {CONFIG_FILE}", hint="Name the folder that holds the whole checkpoint.")
     if sizes[CONFIG_FILE] > MAX_CONFIG_BYTES:
@@ -118,7 +130,7 @@ def _read_config(source: Source, sizes: Mapping[str, int]) -> tuple[bytes, str]:
 
 
 def _read_index(source: Source, sizes: Mapping[str, int]) -> tuple[dict[str, str] | None, int | None]:
-    """The weight map (tensor → file) and its total size; no map where the checkpoint is one file."""
+    """Return the weight map (tensor → file) and the index's total size; None for both if the checkpoint is one file."""
     if INDEX_FILE not in sizes:
         if SINGLE_FILE in sizes:
             return None, None
@@ -137,7 +149,7 @@ def _read_index(source: Source, sizes: Mapping[str, int]) -> tuple[dict[str, str
 
 
 def _check_total(total: int | None, tensors: Mapping[str, Tensor]) -> list[Finding]:
-    """The index's own sum, where it has one."""
+    """Return a warning if the index's total size differs from the tensors' bytes."""
     if total is None:
         return []
     present = sum(stop - start for *_, start, stop in tensors.values())
@@ -147,7 +159,7 @@ def _check_total(total: int | None, tensors: Mapping[str, Tensor]) -> list[Findi
 
 
 def _parse_index(raw: bytes, where: str) -> tuple[dict[str, str], int | None]:
-    """Weight map and `metadata.total_size` of an index. Raises BadIndex; a tensor that stands twice is one reason."""
+    """Return weight map and `metadata.total_size` of an index. Raises BadIndex, also if a tensor is listed twice."""
     try:
         document = parse_json(raw)
     except BadJson as error:
@@ -163,6 +175,7 @@ def _parse_index(raw: bytes, where: str) -> tuple[dict[str, str], int | None]:
 
 
 def _check_file_names(names: list[str], sizes: Mapping[str, int], source: Source, where: str) -> None:
+    """Raise UnsafeFileName or MissingFile for the first problem with the files that an index names."""
     unsafe = [name for name in names if not is_plain_name(name)]
     if unsafe:
         raise UnsafeFileName(f"{where}: {some(unsafe)}: not the plain name of a safetensors file in this folder")
@@ -190,19 +203,19 @@ def _read_headers(source: Source, names: list[str]) -> tuple[tuple[SourceFile, .
             digest = xxhash.xxh3_128_hexdigest(file.read(0, header.data_start))
             files.append(SourceFile(name, file.nbytes, digest, file.mtime_ns))
         warnings += header.warnings
-        base = edge = header.data_start
+        base = end = header.data_start
         for key, (dtype, shape, start, stop) in header.tensors.items():
             if key in tensors:
                 raise DuplicateTensor(f"{short(key)} is in {tensors[key].file} and in {name}")
-            # Most tensors begin where the one before ends: one number for both saves 5 MB.
-            begin = edge if base + start == edge else base + start
-            edge = base + stop
-            tensors[key] = Tensor(key, dtype, shape, name, begin, edge)
+            # Most tensors begin where the previous one ends. Sharing the int object saves 5 MB.
+            begin = end if base + start == end else base + start
+            end = base + stop
+            tensors[key] = Tensor(key, dtype, shape, name, begin, end)
     return tuple(files), tensors, warnings
 
 
 def _check_index(weight_map: Mapping[str, str], tensors: Mapping[str, Tensor]) -> list[Finding]:
-    """Index against headers. Raises IndexMismatch; entries known to be stale are only a finding."""
+    """Compare index and headers. Raises IndexMismatch; entries that are known to be stale only give a finding."""
     if len(weight_map) == len(tensors) and all(weight_map.get(n) == tensor.file for n, tensor in tensors.items()):
         return []
     unindexed = [name for name in tensors if name not in weight_map]
@@ -229,13 +242,16 @@ def _check_index(weight_map: Mapping[str, str], tensors: Mapping[str, Tensor]) -
 
 
 def _is_stale(name: str, tensors: Mapping[str, Tensor]) -> bool:
-    """The FP8 re-releases store wo_a in BF16 and still list its scale."""
+    """Return whether an index entry is one of wo_a's scales, which the FP8 re-releases list but do not have.
+
+    They store wo_a in BF16.
+    """
     weight = tensors.get(name.removesuffix(".scale") + ".weight")
     return name.endswith(".attn.wo_a.scale") and weight is not None and weight.dtype == "BF16"
 
 
 def _check_dialect(view: View, config: ModelConfig, document: Mapping[str, Any]) -> Iterator[Finding]:
-    """Whose names the tensors have, and what an export is known to have spoilt."""
+    """Yield findings about the naming dialect and known export bugs."""
     if view.lost:
         yield defect("missing-scales", "the scales of the experts are lost: Transformers' save_pretrained wrote those "
                      f"of all layers under one name: {some(list(view.lost))}; save again from the original checkpoint, "
@@ -249,6 +265,7 @@ def _check_dialect(view: View, config: ModelConfig, document: Mapping[str, Any])
 
 
 def _check_folder(source: Source, sizes: Mapping[str, int], names: list[str]) -> list[Finding]:
+    """Return findings about other weight files, unfinished downloads and links out of the folder."""
     findings = []
     others = sorted({name for name in sizes if name.endswith(".safetensors")}.difference(names))
     if others:

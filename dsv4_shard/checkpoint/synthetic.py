@@ -1,7 +1,7 @@
-"""Small checkpoints: with V4-Pro's structure for the demo, and with others' for the tests and the benchmarks.
+"""Writes small random checkpoints of any family, for the demo, the tests and the benchmarks.
 
-Every role, dtype and kind of layer of the real one is there, and the demo's shared expert breaks at TP16 for the same
-reason: 3072 rows in 24 blocks of 128. What is small is all else: the width, the number of layers and of experts.
+The demo has V4-Pro's structure: every role, dtype and kind of layer. Its shared expert breaks at TP 16 for the same
+reason, 3072 rows in 24 blocks of 128. Width, number of layers and number of experts are small.
 """
 
 import json
@@ -30,7 +30,7 @@ _CHUNK = 4 << 20
 E8M0_BIAS = 127
 
 _SCALE_CODES = (117, 124)
-"""First and end of the E8M0 codes in use: scales from 2^-10 to 2^-4."""
+"""Half-open range of the E8M0 codes in use: scales from 2^-10 to 2^-4."""
 
 DEMO_CONFIG: dict[str, Any] = {
     "architectures": ["DeepseekV4ForCausalLM"],
@@ -88,7 +88,7 @@ DSPARK_CONFIG: dict[str, Any] = DEMO_CONFIG | {
     "dspark_target_layer_ids": [1, 2, 3],
     "dspark_markov_rank": 32,
 }
-"""A DSpark release's, to be written with three MTP blocks; it says 1 of them, as the real ones do."""
+"""config.json of a DSpark release, to be written with three MTP blocks. It declares one, as the real releases do."""
 
 V41_CONFIG: dict[str, Any] = {
     "architectures": ["DeepseekV41ForCausalLM"],
@@ -139,11 +139,14 @@ V41_CONFIG: dict[str, Any] = {
         "max_wh_ratio": None,
     },
 }
-"""V4.1's, to be written with two MTP blocks. No size is a multiple of 128 that need not be one, and its engram tables
-of 203 and 9 rows do not divide: over 8 ranks, some get fewer rows than others, or none."""
+"""config.json of a V4.1 model, to be written with two MTP blocks.
+
+Sizes are multiples of 128 only where necessary. Its engram tables of 203 and 9 rows do not divide by 8 ranks: some
+ranks get fewer rows than others, or none.
+"""
 
 Tensors = dict[str, tuple[str, tuple[int, ...]]]
-"""name → (dtype, shape as stored)"""
+"""Name → (dtype, shape as stored)."""
 
 
 def tensors_of(
@@ -156,24 +159,30 @@ def tensors_of(
     dspark: bool = False,
     optional: bool = False,
 ) -> Tensors:
-    """Every tensor of a checkpoint with this config.json: name → (dtype, shape as stored).
+    """Return every tensor of a checkpoint with this config.json.
 
-    `experts` is FP4 or FP8 (default: as config.json says), `scales` the dtype of all scales of FP8 (F32 in the Base
-    checkpoints), `o_a` FP8, or BF16 without scales as in the FP8 re-releases; `dspark` makes the MTP blocks DSpark's,
-    `optional` adds what may be missing (the MTP block's own embedding and head).
+    Args:
+        document: config.json.
+        mtp_blocks: Number of MTP blocks.
+        experts: Format of the routed experts, FP4 or FP8; default: the one that config.json declares.
+        scales: Dtype of all FP8 scales (F32 in the Base checkpoints).
+        o_a: FP8, or BF16 without scales, as in the FP8 re-releases.
+        dspark: Whether the MTP blocks are the stages of DSpark.
+        optional: Whether to add tensors that may be missing (the MTP block's own embedding and head).
     """
     config, _ = parse_config(json.dumps(document).encode(), CONFIG_FILE)
     family, draft = family_of(config), Draft(mtp_blocks, dspark)
     fp4 = (experts or config.declared_experts or "fp8").upper() in ("FP4", "NVFP4")  # the latter is made of FP4
     tensors: Tensors = {}
-    for at in expected_names(config, range(mtp_blocks), draft, optional=optional):
-        spec = family.rows[at.stage, at.role]
-        shape = spec.shape(config, Place(at.stage, at.layer, draft))
-        routed = at.role.module is Module.ROUTED
-        for one in (at._replace(expert=e) for e in range(config.experts_in(at.stage))) if routed else (at,):
-            quantized = spec.quantized and not (at.role is Role.O_A and o_a == "BF16")
+    for name in expected_names(config, range(mtp_blocks), draft, optional=optional):
+        spec = family.rows[name.stage, name.role]
+        shape = spec.shape(config, Place(name.stage, name.layer, draft))
+        routed = name.role.module is Module.ROUTED
+        experts_of = (name._replace(expert=e) for e in range(config.experts_in(name.stage))) if routed else (name,)
+        for weight in experts_of:
+            quantized = spec.quantized and not (name.role is Role.O_A and o_a == "BF16")
             stored = _stored(spec, shape, quantized, fp4 and routed, config, scales)
-            names = (family.names(config).unparse(one._replace(part=part)) for part in (Part.WEIGHT, Part.SCALE))
+            names = (family.names(config).unparse(weight._replace(part=part)) for part in (Part.WEIGHT, Part.SCALE))
             tensors |= dict(zip(names, stored, strict=False))
     return tensors
 
@@ -181,7 +190,7 @@ def tensors_of(
 def _stored(
     spec: Spec, shape: tuple[int, ...], quantized: bool, packed: bool, config: ModelConfig, scales: str
 ) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Dtype and stored shape of a weight, and of its scale if it has one."""
+    """Return (dtype, stored shape) of a weight, and of its scale if it has one. `shape` is the weight's in elements."""
     if not quantized:
         return ((spec.dtype, shape),)
     matrix = (shape[0], shape[1])
@@ -192,7 +201,7 @@ def _stored(
 
 
 def by_file(tensors: Tensors, document: dict[str, Any]) -> dict[str, Tensors]:
-    """Tensors by file, as DeepSeek releases them: the embedding, one file a layer, what follows, the MTP blocks."""
+    """Return file name → tensors, divided as in DeepSeek's releases (see `release_file`)."""
     config, _ = parse_config(json.dumps(document).encode(), CONFIG_FILE)
     parse, layers = family_of(config).names(config).parse, config.num_hidden_layers
     numbered: dict[int, Tensors] = {}
@@ -205,16 +214,21 @@ def by_file(tensors: Tensors, document: dict[str, Any]) -> dict[str, Tensors]:
 def write_checkpoint(
     folder: Path, document: dict[str, Any] = DEMO_CONFIG, seed: int = 0, mtp_blocks: int = 1, **stored: Any
 ) -> Path:
-    """Write a checkpoint with random weights into the new folder `folder`: the same bytes for the same seed.
+    """Write a checkpoint with random weights, and return its folder. The same seed gives the same bytes.
 
-    `stored` are options of `tensors_of`. Scales have the same values in each of their dtypes.
+    Args:
+        folder: Folder to create.
+        document: config.json.
+        seed: Seed of the random numbers.
+        mtp_blocks: Number of MTP blocks.
+        stored: Other options of `tensors_of`. Scales have the same values in each of their dtypes.
     """
     folder.mkdir(parents=True)
     random = np.random.default_rng(seed)
     weight_map: dict[str, str] = {}
     total = 0
-    every = tensors_of(document, mtp_blocks, **stored)
-    for file_name, tensors in by_file(every, document).items():
+    all_tensors = tensors_of(document, mtp_blocks, **stored)
+    for file_name, tensors in by_file(all_tensors, document).items():
         header, placed = build_header(tensors)
         with (folder / file_name).open("wb") as file:
             file.write(header)
@@ -234,11 +248,14 @@ def write_checkpoint(
 def _random_bytes(
     random: np.random.Generator, name: str, info: TensorInfo, document: dict[str, Any]
 ) -> Iterator[npt.NDArray[Any]]:
-    """A tensor's bytes, a few MiB at a time. FP8 holds no NaN, scales differ by less than the FP8 cast can take."""
-    left = info.nbytes
-    while left:
-        nbytes = min(left, _CHUNK)
-        left -= nbytes
+    """Yield a tensor's bytes in chunks of up to 4 MiB.
+
+    FP8 values are never NaN, and scales differ by so little that the FP8 cast is exact.
+    """
+    remaining = info.nbytes
+    while remaining:
+        nbytes = min(remaining, _CHUNK)
+        remaining -= nbytes
         match info.dtype:
             case "I64":
                 experts = document["n_routed_experts"]

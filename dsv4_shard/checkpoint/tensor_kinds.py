@@ -1,7 +1,7 @@
-"""Tensors counted by kind: those that are alike in all but their expert are one kind, and are checked once.
+"""Counts tensors by kind, so that each kind is checked once. Tensors of a kind differ only in their expert.
 
-V4-Pro's 145,116 tensors are of 2,640 kinds. What is odd about a kind is odd about each of its tensors, so names
-are only gathered for what a finding has to name.
+V4-Pro's 145,116 tensors are of 2,640 kinds. A defect of a kind is a defect of each of its tensors, so names are
+gathered only for findings that list them.
 """
 
 from collections import Counter
@@ -14,11 +14,27 @@ from dsv4_shard.models.family import Family, ModelConfig
 from dsv4_shard.models.roles import DSPARK, Draft, Part, Place, Role, Stage, TensorName
 from dsv4_shard.tensors.header import Tensor
 
+FLOATS = ("BF16", "F32")
+"""Dtypes of weights that are not quantized."""
+
 
 class TensorKind(NamedTuple):
-    """All that checks look at. `extra`: of an expert beyond those of the config; `partner` is the scale that stands
-    beside a weight (that of groups before that of blocks), or the weight beside a scale, None where there is none or
-    its role is never quantized; `grouped` weights have a scale of groups."""
+    """The facts about a tensor that the checks use.
+
+    The partner of a weight is its scale (a group scale before a block scale), the partner of a scale its weight.
+
+    Attributes:
+        role: Its role.
+        part: Weight or scale.
+        stage: Stage of the model.
+        layer: Number of the layer or block, -1 for none.
+        extra: Whether its expert is beyond the config's number.
+        dtype: Stored dtype.
+        shape: Stored shape in elements.
+        partner_dtype: Dtype of the partner; None without a partner, or if the role is never quantized.
+        partner_shape: Stored shape of the partner, or None.
+        grouped: Whether the weight has a group scale.
+    """
 
     role: Role
     part: Part
@@ -34,7 +50,15 @@ class TensorKind(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Census:
-    """Every tensor of a known role, and how many there are of each kind, in the order of the checkpoint."""
+    """The tensors of known roles, counted by kind.
+
+    Attributes:
+        config: The checkpoint's config.
+        tensors: Name → tensor, also of unknown roles.
+        names: Name → parsed name, of known roles, in the order of the checkpoint.
+        counts: Kind → number of tensors, in the order of the checkpoint.
+        draft: The draft model that the MTP blocks make up.
+    """
 
     config: ModelConfig
     tensors: dict[str, Tensor]
@@ -47,11 +71,11 @@ class Census:
         return family_of(self.config)
 
     def place(self, stage: Stage, layer: int) -> Place:
-        """A layer or block of this checkpoint."""
+        """Return a layer or block of this checkpoint."""
         return Place(stage, layer, self.draft)
 
     def names_of(self, kinds: Iterable[TensorKind]) -> list[str]:
-        """The tensors of `kinds`, in the order of the checkpoint."""
+        """Return the names of the tensors of `kinds`, in the order of the checkpoint."""
         wanted = frozenset(kinds)
         if not wanted:
             return []
@@ -60,7 +84,7 @@ class Census:
 
 
 def take_census(config: ModelConfig, tensors: dict[str, Tensor], names: dict[str, TensorName]) -> Census:
-    """Count the tensors called `names`, which are among `tensors`."""
+    """Count the tensors in `names` by kind. `tensors` must contain them."""
     counts = {TensorKind._make(kind): count for kind, count in Counter(_kinds(config, tensors, names)).items()}
     blocks = {kind.layer for kind in counts if kind.stage is Stage.MTP}
     draft = Draft(len(blocks), any(kind.role in DSPARK for kind in counts))
@@ -70,12 +94,12 @@ def take_census(config: ModelConfig, tensors: dict[str, Tensor], names: dict[str
 def _kinds(
     config: ModelConfig, tensors: dict[str, Tensor], names: dict[str, TensorName]
 ) -> Iterator[tuple[object, ...]]:
-    """The kind of each tensor, as the tuple that a Kind is: made 145,116 times, counted, and gone."""
+    """Yield the fields of each tensor's TensorKind as a plain tuple, because 145,116 of them are made only to count."""
     family = family_of(config)
     words = family.names(config)
     quantized = {key for key, spec in family.rows.items() if spec.quantized}
     experts_in = {stage: config.experts_in(stage) for stage in Stage}
-    has_groups = any(at.part is Part.GROUP_SCALE for at in names.values())
+    has_groups = any(place.part is Part.GROUP_SCALE for place in names.values())
     for name, (role, part, stage, layer, expert) in names.items():
         partner, grouped = None, False
         if (stage, role) in quantized:
@@ -90,7 +114,3 @@ def _kinds(
             role, part, stage, layer, expert >= experts_in[stage], tensor.dtype, tensor.shape,
             partner and partner.dtype, partner and partner.shape, grouped,
         )  # fmt: skip
-
-
-FLOATS = ("BF16", "F32")
-"""Dtypes of weights that are not quantized."""

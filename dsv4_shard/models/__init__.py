@@ -1,1 +1,1 @@
-"""The model families: config schema, tensor roles, tensor names in every dialect, shapes."""
+"""The supported model families: config schema, tensor roles, tensor names in every dialect, shapes."""

@@ -1,4 +1,4 @@
-"""config.json, as far as the geometry of the model's tensors needs it."""
+"""Turns config.json into a checked ModelConfig of the right family."""
 
 from typing import Any
 
@@ -11,13 +11,14 @@ from dsv4_shard.text.sanitize import short, short_name
 from dsv4_shard.text.strict_json import BadJson, is_plain, parse_json
 
 MAX_CONFIG_VALUES = 200_000
-"""Enough for a ratio of each of as many layers as there can be; real ones have some 200."""
+"""Most values in a config.json. One ratio per layer, for the most layers, fits. Real files have about 200 values."""
 
 _NAMED_AT_ONCE = 30
 
-_BESIDE_TEXT = ("model_type", "architectures", "quantization_config", "vision_config")
+_TOP_LEVEL_KEYS = ("model_type", "architectures", "quantization_config", "vision_config")
+"""Keys that stand beside the nested part of the language model."""
 
-OTHERS = {
+UNSUPPORTED = {
     "glm4_moe": "GLM-4 MoE",
     "gpt_oss": "gpt-oss",
     "kimi_k2": "Kimi-K2",
@@ -27,11 +28,14 @@ OTHERS = {
     "qwen3_moe": "Qwen3 MoE",
     "qwen3_next": "Qwen3-Next",
 }
-"""Names for other families that people are likely to try, by `model_type`."""
+"""`model_type` → title of unsupported families that users are likely to try."""
 
 
 def parse_config(raw: bytes, where: str) -> tuple[ModelConfig, dict[str, Any]]:
-    """The checked config, and the whole document. Raises BadConfig or UnsupportedFamily."""
+    """Return the checked config and the whole document. `where` is the file's name in errors.
+
+    Raises BadConfig if the file is not a valid config, and UnsupportedFamily if it is of an unknown family.
+    """
     document = parse_document(raw, where)
     family = _family_of(document, where)
     try:
@@ -43,7 +47,7 @@ def parse_config(raw: bytes, where: str) -> tuple[ModelConfig, dict[str, Any]]:
 
 
 def parse_document(raw: bytes, where: str) -> dict[str, Any]:
-    """config.json of a model of any family: an object, and no more is asked. Raises BadConfig."""
+    """Return the JSON object of a config.json of any family. Raises BadConfig if it is not a plain JSON object."""
     try:
         document = parse_json(raw, MAX_CONFIG_VALUES)
     except BadJson as error:
@@ -56,12 +60,12 @@ def parse_document(raw: bytes, where: str) -> dict[str, Any]:
 
 
 def _text_of(document: dict[str, Any], family: Family) -> dict[str, Any]:
-    """The language model's part of a config.json, under one roof with what stands beside it."""
+    """Return the language model's part of a config.json, merged with the top-level keys that it needs."""
     if not family.text:
         return document
     nested = document.get(family.text)
-    beside = {key: document[key] for key in _BESIDE_TEXT if key in document}
-    return (nested if isinstance(nested, dict) else {}) | beside
+    top_level = {key: document[key] for key in _TOP_LEVEL_KEYS if key in document}
+    return (nested if isinstance(nested, dict) else {}) | top_level
 
 
 def _describe(problem: Any) -> str:
@@ -70,16 +74,16 @@ def _describe(problem: Any) -> str:
 
 
 def architectures_of(document: dict[str, Any]) -> list[str]:
-    """The architectures that a config.json names, whatever else stands among them."""
+    """Return the architectures that a config.json names, without entries that are not strings."""
     names = document.get("architectures")
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
 def title_of(document: dict[str, Any]) -> str:
-    """What to call a family that is not known: by its `model_type`, since several share an architecture. Escaped."""
+    """Return a title, escaped, for an unknown family. `model_type` comes first, since several share an architecture."""
     model_type = document.get("model_type")
     if isinstance(model_type, str) and model_type:
-        return OTHERS.get(model_type, short_name(model_type))
+        return UNSUPPORTED.get(model_type, short_name(model_type))
     names = architectures_of(document)
     return short_name(names[0]) if names else "a model without model_type"
 

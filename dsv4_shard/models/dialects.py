@@ -1,9 +1,9 @@
-"""Checkpoints of a known family under other tools' names, seen under the family's own.
+"""Translates tensor names of other tools into the family's own names, and splits stacked experts.
 
 Tools that export DeepSeek-V4 rename its tensors, and Transformers also stacks the experts of a layer. A dialect is a
-table of rules that turn native names into a tool's; applied to all names of the family, they tell the native name of
-each tensor that is found. A stacked tensor becomes one for each expert and projection, which are contiguous ranges of
-its bytes, so that nothing after this module knows of it. Which dialect a checkpoint is in is told by its names alone.
+table of rules that turn native names into a tool's names. Applied to all names of the family, the rules give the native
+name of each tensor in the checkpoint. A stacked tensor is split into one tensor per expert and projection, each a
+contiguous range of its bytes. Later modules see native names only. The dialect is detected from the names alone.
 """
 
 import re
@@ -24,20 +24,23 @@ if TYPE_CHECKING:
     from dsv4_shard.tensors.header import Tensor
 
 Rules = tuple[tuple[str, str], ...]
-"""(regular expression, replacement) for names, applied in order."""
+"""Pairs (regular expression, replacement) for names, applied in order."""
 
 NATIVE = "native"
-"""The dialect of a checkpoint in its family's own names."""
+"""Name of the dialect of a checkpoint with its family's own names."""
 
 MAX_UNSTACKED = 1 << 20
-"""Tensors that stacks may become; V4-Pro's become 140,544."""
+"""Most tensors that stacks are split into; those of V4-Pro give 140,544."""
 
 
 @dataclass(frozen=True, slots=True)
-class Blocks:
-    """A way to name MTP blocks: the prefix before their number, and rules that come before those of layers.
+class BlockNaming:
+    """How a tool names MTP blocks (or layers).
 
-    With `follows` they are numbered on after the layers.
+    Attributes:
+        prefix: Text before the number.
+        follows: Whether the numbers of MTP blocks continue those of the layers.
+        rules: Rules that apply before the dialect's rules for layers.
     """
 
     prefix: str
@@ -47,11 +50,19 @@ class Blocks:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dialect:
-    """What a tool calls tensors. `model` has the rules for names outside of layers, `layer` for those within.
+    """The tensor names of a tool.
 
-    `stacks` names tensors that hold all experts of a layer, and what of each expert, one below the other. `lost` are
-    names that the tool writes by mistake in place of experts' scales. With `f32_norms` it stores the norms of a model
-    without quantized experts in F32.
+    Attributes:
+        name: Short name.
+        title: Name in messages.
+        model: Rules for names outside of layers.
+        layer: Rules for names within a layer, without its prefix and number.
+        layers: Text before the number of a layer.
+        mtp: Ways in which the tool names MTP blocks.
+        stacks: Name within a layer of a tensor that stacks all experts → native names of its projections, in the order
+            of their rows.
+        lost: Regular expression for names that the tool writes by mistake in place of the experts' scales.
+        f32_norms: Whether the tool stores norms in F32 if the experts are not quantized.
     """
 
     name: str
@@ -59,7 +70,7 @@ class Dialect:
     model: Rules
     layer: Rules
     layers: str = "model.layers."
-    mtp: tuple[Blocks, ...] = ()
+    mtp: tuple[BlockNaming, ...] = ()
     stacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     lost: str = r"(?!)"
     f32_norms: bool = False
@@ -87,11 +98,11 @@ _FOLLOWING: Rules = (
     (r"^head\.", "shared_head.head."),
     (r"^(e_proj|h_proj)\.scale$", r"\1.weight_scale_inv"),
 )
-"""What SGLang's draft model calls what stands beside the block's layer."""
+"""Names in SGLang's draft model for tensors of an MTP block that a layer does not have."""
 
 _HF_MODEL: Rules = (*_OUTER, (r"^hc_head_", "model.hc_head_"))
 
-_EITHER_MTP = (Blocks("mtp."), Blocks("model.layers.", follows=True, rules=_FOLLOWING))
+_EITHER_MTP = (BlockNaming("mtp."), BlockNaming("model.layers.", follows=True, rules=_FOLLOWING))
 
 SGLANG = Dialect(
     name="sglang",
@@ -105,7 +116,7 @@ SGLANG = Dialect(
     ),
     mtp=_EITHER_MTP,
 )
-"""`remap_weight_name_to_dpsk_hf_format` of SGLang 0.5.23, with and without `is_nextn`, and what miles writes."""
+"""Names of `remap_weight_name_to_dpsk_hf_format` in SGLang 0.5.23, with and without `is_nextn`, and of miles."""
 
 HF_V3 = Dialect(
     name="v3",
@@ -122,7 +133,7 @@ HF_V3 = Dialect(
     ),
     mtp=_EITHER_MTP,
 )
-"""The aliases that the first converter of DeepSeek-V4 still takes from DeepSeek-V3's."""
+"""Names of DeepSeek-V3 that the first converter of DeepSeek-V4 still accepts."""
 
 TRANSFORMERS = Dialect(
     name="transformers",
@@ -155,7 +166,7 @@ TRANSFORMERS = Dialect(
     },
     f32_norms=True,
 )
-"""`conversion_mapping.py` of Transformers 5.20: what `save_pretrained(save_original_format=False)` writes."""
+"""Names of `conversion_mapping.py` in Transformers 5.20; `save_pretrained(save_original_format=False)` writes them."""
 
 RESAVED = Dialect(
     name="transformers-resaved",
@@ -169,23 +180,23 @@ RESAVED = Dialect(
     lost=r"\.experts\.\d+\.w[123]\.weight",
     f32_norms=True,
 )
-"""Its reversal of that mapping, which comes back to native names below `model.`, but for these."""
+"""Names that Transformers writes when it reverses that mapping: native ones, except for these."""
 
 DIALECTS: dict[str, tuple[Dialect, ...]] = {V4.name: (SGLANG, HF_V3, TRANSFORMERS, RESAVED)}
-"""By family. Where two fit a checkpoint equally well, the first is taken."""
+"""Family name → dialects. If two fit a checkpoint equally well, the first one is used."""
 
-_MARKS = ("model.", "lm_head.", ".experts.")
-"""Each dialect has names that begin with one of these, native ones of V4 never do."""
+_FOREIGN_PREFIXES = ("model.", "lm_head.", ".experts.")
+"""Prefixes that occur in each dialect, but not in V4's native names."""
 
 
 class Stack(NamedTuple):
-    """All experts of a layer in one tensor: what of each, as native names with `*` for the expert's number."""
+    """A tensor that holds all experts of a layer: native names of its projections, `*` for the expert's number."""
 
     parts: tuple[str, ...]
 
 
 class Dictionary:
-    """A dialect's names for a model of `layers` layers."""
+    """Maps the names of a dialect to native names, for the model of one config."""
 
     def __init__(self, dialect: Dialect, family: Family, config: ModelConfig) -> None:
         self.dialect = dialect
@@ -196,28 +207,28 @@ class Dictionary:
         layer_words = {_renamed(name, dialect.layer): name for name in names.templates(Stage.LAYER)}
         if dialect.stacks:
             layer_words = {word: name for word, name in layer_words.items() if EXPERT not in name}
-        self._ways = [(Blocks(dialect.layers), native[Stage.LAYER], layer_words)]
-        for way in dialect.mtp:
-            rules = (*way.rules, *dialect.layer)
+        self._namings = [(BlockNaming(dialect.layers), native[Stage.LAYER], layer_words)]
+        for naming in dialect.mtp:
+            rules = (*naming.rules, *dialect.layer)
             words = {_renamed(name, rules): name for name in names.templates(Stage.MTP)}
-            self._ways.append((way, native[Stage.MTP], words))
-        self._follows = any(way.follows for way in dialect.mtp)
+            self._namings.append((naming, native[Stage.MTP], words))
+        self._follows = any(naming.follows for naming in dialect.mtp)
 
     def native(self, name: str) -> str | Stack | None:
-        """The native name of the tensor called `name`, or what it stacks; None where the dialect has no such name."""
+        """Return the native name of a tensor, or the Stack that it is. None if the dialect has no such name."""
         if name in self._outer:
             return self._outer[name]
-        for way, prefix, words in self._ways:
-            if not name.startswith(way.prefix):
+        for naming, prefix, words in self._namings:
+            if not name.startswith(naming.prefix):
                 continue
-            text, _, word = name[len(way.prefix) :].partition(".")
+            text, _, word = name[len(naming.prefix) :].partition(".")
             number = index_of(text)
             if number is None:
                 return None
-            if way.prefix == self.dialect.layers and self._follows:
-                if way.follows is not (number >= self._layers):
+            if naming.prefix == self.dialect.layers and self._follows:
+                if naming.follows is not (number >= self._layers):
                     continue
-                number -= self._layers if way.follows else 0
+                number -= self._layers if naming.follows else 0
             found = self._in_block(word, words)
             if isinstance(found, Stack):
                 return Stack(tuple(f"{prefix}{number}.{part}" for part in found.parts))
@@ -225,7 +236,7 @@ class Dictionary:
         return None
 
     def _in_block(self, word: str, words: Mapping[str, str]) -> str | Stack | None:
-        """What is called `word` in a layer or block."""
+        """Return the native name, or the Stack, of the tensor `word` within a layer or block, None if there is none."""
         if word in self.dialect.stacks:
             return Stack(self.dialect.stacks[word])
         if not word.startswith(self._experts):
@@ -241,14 +252,14 @@ def _renamed(name: str, rules: Rules) -> str:
     return name
 
 
-# --- the view ------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class View:
-    """A checkpoint's tensors under native names; what no dialect knows keeps its own. `dialect` is None if all do.
+    """A checkpoint's tensors under native names.
 
-    `lost` are tensors that stand where the experts' scales should, and are left out.
+    Attributes:
+        tensors: Native name → tensor. A tensor whose name the dialect does not know keeps its name.
+        dialect: The dialect of the files, None if their names are native.
+        lost: Names of tensors that stand in place of the experts' scales. They are not in `tensors`.
     """
 
     tensors: "dict[str, Tensor]"
@@ -257,51 +268,52 @@ class View:
 
 
 def native_view(config: ModelConfig, tensors: "dict[str, Tensor]") -> View:
-    """`tensors`, which have their names on disk, under the family's own names.
+    """Return `tensors`, keyed by their names in the files, under the family's own names.
 
-    Raises MixedDialects where names of two dialects stand beside each other, DuplicateTensor where two names mean one
-    tensor, and BadStack where a stacked tensor cannot be taken apart.
+    Raises MixedDialects if the names are of two dialects, DuplicateTensor if two names mean the same tensor, and
+    BadStack if a stacked tensor cannot be split.
     """
     family = family_of(config)
     dialects = DIALECTS.get(family.name, ())
-    if not dialects or not any(name.startswith(_MARKS) for name in tensors):
+    if not dialects or not any(name.startswith(_FOREIGN_PREFIXES) for name in tensors):
         return View(tensors)
-    books = [Dictionary(dialect, family, config) for dialect in dialects]
-    book = max(books, key=lambda one: sum(one.native(name) is not None for name in tensors))
-    strangers = [name for name in tensors if book.native(name) is None]
+    dictionaries = [Dictionary(dialect, family, config) for dialect in dialects]
+    best = max(dictionaries, key=lambda dictionary: sum(dictionary.native(name) is not None for name in tensors))
+    unknown = [name for name in tensors if best.native(name) is None]
     parse = family.names(config).parse
-    if sum(parse(name) is not None for name in tensors) >= len(tensors) - len(strangers):
-        _refuse_mixing((name for name in tensors if parse(name) is None), books, "DeepSeek's own")
+    if sum(parse(name) is not None for name in tensors) >= len(tensors) - len(unknown):
+        _refuse_mixing((name for name in tensors if parse(name) is None), dictionaries, "DeepSeek's own")
         return View(tensors)
-    for name in strangers:
+    for name in unknown:
         if parse(name) is not None:
-            raise MixedDialects(_mixing(name, "DeepSeek's own", book.dialect.title))
-    _refuse_mixing(strangers, [one for one in books if one is not book], book.dialect.title)
-    lost = tuple(name for name in strangers if re.fullmatch(book.dialect.lost, name))
-    return View(_translated(config, tensors, book, frozenset(lost)), book.dialect, lost)
+            raise MixedDialects(_mixing(name, "DeepSeek's own", best.dialect.title))
+    _refuse_mixing(unknown, [other for other in dictionaries if other is not best], best.dialect.title)
+    lost = tuple(name for name in unknown if re.fullmatch(best.dialect.lost, name))
+    return View(_translated(config, tensors, best, frozenset(lost)), best.dialect, lost)
 
 
-def _refuse_mixing(strangers: Iterator[str] | list[str], books: list[Dictionary], others: str) -> None:
-    """Raise MixedDialects where one of `strangers` to a checkpoint's dialect is of another."""
-    for name in strangers:
-        for book in books:
-            if book.native(name) is not None:
-                raise MixedDialects(_mixing(name, book.dialect.title, others))
+def _refuse_mixing(unknown: Iterator[str] | list[str], dictionaries: list[Dictionary], others: str) -> None:
+    """Raise MixedDialects if a name that the checkpoint's dialect does not know is in one of `dictionaries`."""
+    for name in unknown:
+        for dictionary in dictionaries:
+            if dictionary.native(name) is not None:
+                raise MixedDialects(_mixing(name, dictionary.dialect.title, others))
 
 
-def _mixing(name: str, one: str, others: str) -> str:
-    return f"{short_name(name)} is a name of {one}, most of the others are names of {others}"
+def _mixing(name: str, dialect: str, others: str) -> str:
+    return f"{short_name(name)} is a name of {dialect}, most of the others are names of {others}"
 
 
 def _translated(
-    config: ModelConfig, tensors: "dict[str, Tensor]", book: Dictionary, lost: frozenset[str]
+    config: ModelConfig, tensors: "dict[str, Tensor]", dictionary: Dictionary, lost: frozenset[str]
 ) -> "dict[str, Tensor]":
+    """Return `tensors` without `lost`, by native name. Raises DuplicateTensor or BadStack as `native_view` does."""
     view: dict[str, Tensor] = {}
     origins: dict[str, str] = {}
     for name, tensor in tensors.items():
         if name in lost:
             continue
-        found = book.native(name)
+        found = dictionary.native(name)
         if isinstance(found, Stack):
             if len(view) + config.n_routed_experts * len(found.parts) > MAX_UNSTACKED:
                 raise BadStack(
@@ -310,20 +322,21 @@ def _translated(
             views = _unstacked(tensor, found.parts, config)
         else:
             views = iter((tensor._replace(name=found or name),))
-        for one in views:
-            if one.name in view:
+        for native in views:
+            if native.name in view:
                 raise DuplicateTensor(
-                    f"{short_name(origins[one.name])} (in {view[one.name].file}) and {short_name(name)} (in "
-                    f"{tensor.file}) are both {one.name}"
+                    f"{short_name(origins[native.name])} (in {view[native.name].file}) and {short_name(name)} (in "
+                    f"{tensor.file}) are both {native.name}"
                 )
-            view[one.name], origins[one.name] = one, name
+            view[native.name], origins[native.name] = native, name
     return view
 
 
 def _unstacked(tensor: "Tensor", parts: tuple[str, ...], config: ModelConfig) -> "Iterator[Tensor]":
-    """A tensor for each expert of a stack `[experts, rows, columns]` and each of `parts`, which share its rows.
+    """Yield a tensor `[rows / len(parts), columns]` per expert and projection of a stack `[experts, rows, columns]`.
 
-    Raises BadStack.
+    `parts` are the native names of the projections, in the order of their rows. Raises BadStack if the stack does not
+    have the shape of the config's experts.
     """
     where = f"{short_name(tensor.name)} {short(list(tensor.shape))}"
     if len(tensor.shape) != 3:
@@ -349,7 +362,7 @@ def _unstacked(tensor: "Tensor", parts: tuple[str, ...], config: ModelConfig) ->
 
 
 def _crosses(rows: int, config: ModelConfig) -> bool:
-    """Whether blocks of which a projection has `rows` do not end where it does, so that the next begins within one."""
+    """Return whether a scale block lies across two projections, each of which has `rows` rows of scales."""
     size, declared = config.moe_intermediate_size, config.declared_block
     if rows in (0, size):
         return False
@@ -357,5 +370,5 @@ def _crosses(rows: int, config: ModelConfig) -> bool:
 
 
 def is_transformers_config(config: ModelConfig, document: Mapping[str, object]) -> bool:
-    """Whether config.json was written by Transformers 5, which has other keys than DeepSeek-V4's own."""
+    """Return whether config.json has the keys of Transformers 5, which differ from DeepSeek-V4's own."""
     return family_of(config) is V4 and "compress_ratios" not in document

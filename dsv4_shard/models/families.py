@@ -1,4 +1,4 @@
-"""The model families that dsv4-shard knows: one module each, tables first."""
+"""The table of supported families, and the family of a config."""
 
 from typing import Any
 
@@ -13,14 +13,15 @@ _BY_CONFIG = {family.config: family for family in FAMILIES}
 
 
 def family_of(config: ModelConfig) -> Family:
-    """The family that a config is of."""
+    """Return the family of a config, by its class."""
     return _BY_CONFIG[type(config)]
 
 
 def find_family(document: dict[str, Any]) -> Family | None:
-    """The family of a config.json, by its `architectures` and `model_type`; by the latter where it names none.
+    """Return the family of a config.json, or None if it is not supported.
 
-    None where it is of no known one: Kimi-K2 has V3's architecture and says by its `model_type` that it is another.
+    `model_type` must match, and so must `architectures` if the config names any: Kimi-K2 has V3's architecture, but
+    another `model_type`.
     """
     architectures, model_type = document.get("architectures"), document.get("model_type")
     names = [name for name in architectures if isinstance(name, str)] if isinstance(architectures, list) else []

@@ -1,4 +1,7 @@
-"""What a family of models is to this tool: a config, tables of tensors, names, and the dimensions that engines cut."""
+"""A model family: config schema, tables of tensors, names, and the dimensions that engines cut.
+
+Shape functions that several generations share are here too.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,17 +14,19 @@ from dsv4_shard.models.names import Grammar, Names, Specs
 from dsv4_shard.models.roles import Module, Place, Role, Spec, Stage, TensorName
 
 Count = Annotated[int, Field(gt=0, lt=2**31, strict=True)]
+"""A positive 31-bit number."""
 
 Natural = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
+"""A 31-bit number that may be 0."""
 
 Few = Annotated[int, Field(ge=0, lt=2**13, strict=True)]
-"""Of what the checks go through one by one: no model has 8,192 layers or experts, a hostile config may say so."""
+"""A count that checks iterate over. The bound keeps a hostile config from stalling them: no model has 8,192 layers."""
 
 Word = Annotated[str, Field(max_length=100)]
 
 
 class QuantizationConfig(BaseModel):
-    """What config.json claims of the quantization; the headers decide."""
+    """`quantization_config` of config.json. It is compared with the headers, which decide."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -57,40 +62,52 @@ class ModelConfig(BaseModel):
 
     @property
     def declared_block(self) -> tuple[int, int] | None:
-        """`weight_block_size`, where the config has one."""
+        """`weight_block_size` (rows, columns) in elements, None if the config has none."""
         return self.quantization_config.weight_block_size if self.quantization_config else None
 
     @property
     def declared_experts(self) -> str | None:
-        """`expert_dtype`, which V4.1 has in its quantization_config; before it `moe_quant_algo`, which NVIDIA adds."""
-        said = self.quantization_config
-        if said is None:
+        """The declared format of the experts: NVIDIA's `moe_quant_algo` if present, else `expert_dtype`.
+
+        V4.1 has `expert_dtype` in its quantization_config.
+        """
+        quantization = self.quantization_config
+        if quantization is None:
             return self.expert_dtype
-        return said.moe_quant_algo or self.expert_dtype or said.expert_dtype
+        return quantization.moe_quant_algo or self.expert_dtype or quantization.expert_dtype
 
     @property
     def declared_by(self) -> str:
         """The key that `declared_experts` comes from."""
-        said = self.quantization_config
-        return "moe_quant_algo" if said and said.moe_quant_algo else "expert_dtype"
+        quantization = self.quantization_config
+        return "moe_quant_algo" if quantization and quantization.moe_quant_algo else "expert_dtype"
 
     @property
     def shared_intermediate(self) -> int:
-        """Intermediate size of the shared experts taken together."""
+        """Intermediate size of all shared experts together, in elements."""
         return self.moe_intermediate_size * self.n_shared_experts
 
     def blocks_in(self, stage: Stage) -> int:
-        """Numbered blocks of a stage that is neither layers nor MTP: none, where the family has no such stage."""
+        """Return the number of blocks of a stage other than LAYER and MTP; 0 if the family has no such stage."""
         return 0
 
     def experts_in(self, stage: Stage) -> int:
-        """Routed experts of each layer or block of a stage."""
+        """Return the number of routed experts in each layer or block of a stage."""
         return self.n_routed_experts
 
 
 @dataclass(frozen=True, slots=True)
 class Dimension:
-    """A dimension that engines cut, of `size` elements: of a role's weight along `axis`, or of none (heads)."""
+    """A dimension that engines cut.
+
+    Attributes:
+        module: Module class that it belongs to.
+        name: Name in tables.
+        size: Maps the family's config to the size in elements.
+        role: The weight that has this dimension, None if no weight has it (heads).
+        axis: Axis of that weight.
+        stage: Stage of that weight.
+    """
 
     module: Module
     name: str
@@ -102,10 +119,18 @@ class Dimension:
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """A family: which config.json is one of its, what tensors it has, and which of its dimensions are cut.
+    """A model family.
 
-    `architectures` and `model_types` are those of its configs; `text` is the key under which config.json nests the
-    language model's part, if it does.
+    Attributes:
+        name: Short name, such as `v41`.
+        title: Name in messages.
+        architectures: `architectures` of its config.json files.
+        model_types: `model_type` of its config.json files.
+        config: Schema of its config.
+        specs: Its tensors, by stage.
+        grammar: How its tensor names are built.
+        dimensions: The dimensions that engines cut.
+        text: Key under which config.json nests the language model's part, empty if it does not.
     """
 
     name: str
@@ -119,16 +144,16 @@ class Family:
     text: str = ""
 
     def names(self, config: ModelConfig) -> Names:
-        """The names of a model with this config."""
+        """Return the tensor names of a model with this config."""
         return _names(self, config.num_hidden_layers)
 
     @cached_property
     def rows(self) -> Mapping[tuple[Stage, Role], Spec]:
-        """Every row of the tables, by stage and role."""
+        """(stage, role) → row of the tables."""
         return {(stage, spec.role): spec for stage, specs in self.specs.items() for spec in specs}
 
-    def may_be(self, config: ModelConfig, place: Place, role: Role) -> bool:
-        """Whether the layer or block has such a tensor: no indexer without a ratio of 4, no bias in a hash layer."""
+    def may_have(self, config: ModelConfig, place: Place, role: Role) -> bool:
+        """Return whether a layer or block may have a tensor of `role`: a hash layer has no router bias, for example."""
         spec = self.rows[place.stage, role]
         return spec.optional or spec.present(config, place)
 
@@ -138,48 +163,49 @@ def _names(family: Family, layers: int) -> Names:
     return Names(family.grammar, family.specs, layers)
 
 
-def release_file(at: TensorName | None, layers: int) -> int:
-    """The number of the file, from 1, in which DeepSeek's releases have a tensor of a model with `layers` layers.
+def release_file(name: TensorName | None, layers: int) -> int:
+    """Return the number, from 1, of the file that holds a tensor in DeepSeek's releases.
 
-    The embedding, one file a layer, what is outside of them (and what is of no known role, None), the MTP blocks.
+    `layers` is the number of layers of the model. The first file has the embedding. One file per layer follows, then
+    one with the other tensors outside of layers (and those of unknown role: None), then one with the MTP blocks.
     """
-    if at is not None and at.stage is Stage.LAYER:
-        return 2 + at.layer
-    if at is not None and at.stage is Stage.MTP:
+    if name is not None and name.stage is Stage.LAYER:
+        return 2 + name.layer
+    if name is not None and name.stage is Stage.MTP:
         return layers + 3
-    return 1 if at is not None and at.role is Role.EMBED else layers + 2
+    return 1 if name is not None and name.role is Role.EMBED else layers + 2
 
 
 def hidden(c: ModelConfig, _: Place) -> tuple[int, ...]:
-    """A vector of the hidden size."""
+    """Shape of a vector of the hidden size."""
     return (c.hidden_size,)
 
 
 def vocab(c: ModelConfig, _: Place) -> tuple[int, ...]:
-    """A row for each token of the vocabulary."""
+    """Shape of the embedding and the head: one row per token of the vocabulary."""
     return (c.vocab_size, c.hidden_size)
 
 
 def gate_or_up(c: ModelConfig, _: Place) -> tuple[int, ...]:
-    """The gate or up projection of a routed expert."""
+    """Shape of the gate or up projection of a routed expert."""
     return (c.moe_intermediate_size, c.hidden_size)
 
 
 def down(c: ModelConfig, _: Place) -> tuple[int, ...]:
-    """The down projection of a routed expert."""
+    """Shape of the down projection of a routed expert."""
     return (c.hidden_size, c.moe_intermediate_size)
 
 
 def shared_gate_or_up(c: ModelConfig, _: Place) -> tuple[int, ...]:
-    """The gate or up projection of the shared experts."""
+    """Shape of the gate or up projection of the shared experts."""
     return (c.shared_intermediate, c.hidden_size)
 
 
 def shared_down(c: ModelConfig, _: Place) -> tuple[int, ...]:
-    """The down projection of the shared experts."""
+    """Shape of the down projection of the shared experts."""
     return (c.hidden_size, c.shared_intermediate)
 
 
 def has_shared(c: ModelConfig, _: Place) -> bool:
-    """Whether the model has shared experts."""
+    """Return whether the model has shared experts."""
     return c.n_shared_experts > 0

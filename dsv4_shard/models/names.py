@@ -1,4 +1,4 @@
-"""A family's tensor names: what stands where in them, and names → roles and back."""
+"""The grammar of a family's tensor names, and the conversion between names and roles."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -7,17 +7,21 @@ from functools import lru_cache
 from dsv4_shard.models.roles import Module, Part, Role, Spec, Stage, TensorName
 
 Specs = Mapping[Stage, tuple[Spec, ...]]
-"""A family's tables, by stage."""
+"""Stage → rows of a family's table."""
 
 EXPERT = "*"
-"""Stands for an expert's number, where all experts' names are meant."""
+"""Placeholder for the expert's number in a name that stands for all experts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """How names are made: the prefix of each stage that has numbers, of the routed experts, and the word for each part.
+    """How a family builds its tensor names.
 
-    With `mtp_follows` the MTP blocks are numbered on after the layers, under their prefix, as in DeepSeek-V3.
+    Attributes:
+        prefixes: Stage → text before the number of a layer or block, for stages with numbers.
+        experts: Text before the number of a routed expert.
+        parts: Part → last component of a name.
+        mtp_follows: Whether the MTP blocks have the prefix of the layers and continue their numbers, as in DeepSeek-V3.
     """
 
     prefixes: Mapping[Stage, str]
@@ -27,7 +31,7 @@ class Grammar:
 
 
 class Names:
-    """The names of one model: of a family, with `layers` layers."""
+    """The tensor names of one model: of one family, with `layers` layers."""
 
     def __init__(self, grammar: Grammar, specs: Specs, layers: int) -> None:
         self._grammar, self._specs, self._layers = grammar, specs, layers
@@ -52,7 +56,7 @@ class Names:
                         yield f"{spec.name}.{word}", (spec.role, part)
 
     def parse(self, name: str) -> TensorName | None:
-        """The role of the tensor called `name`, or None where no model of the family has such a tensor."""
+        """Return the parsed name, or None if no model of the family has such a tensor."""
         for prefix, stage in self._prefixes:
             if name.startswith(prefix):
                 number, _, suffix = name[len(prefix) :].partition(".")
@@ -71,7 +75,7 @@ class Names:
         return TensorName(role, part, stage, layer, expert)
 
     def _find(self, stage: Stage, suffix: str) -> tuple[Role, Part, int] | None:
-        """Role, part and expert of what is called `suffix` in a layer or block: the same in each of them."""
+        """Return role, part and expert for the name `suffix` within a layer or block, and cache them for the stage."""
         expert, words = -1, self._plain[stage]
         if suffix.startswith(self._grammar.experts):
             number, _, suffix_in_expert = suffix[len(self._grammar.experts) :].partition(".")
@@ -86,41 +90,41 @@ class Names:
         self._places[stage, suffix] = (*found, expert)
         return (*found, expert)
 
-    def unparse(self, at: TensorName) -> str:
-        """The name of the tensor at `at`; the inverse of `parse`."""
-        spec = self._spec[at.stage, at.role]
-        name = spec.name if spec.bare else f"{spec.name}.{self._grammar.parts[at.part]}"
-        if at.expert >= 0:
-            name = f"{self._grammar.experts}{at.expert}.{name}"
-        if at.stage is Stage.MODEL:
+    def unparse(self, parsed: TensorName) -> str:
+        """Return the tensor's name as text. The inverse of `parse`."""
+        spec = self._spec[parsed.stage, parsed.role]
+        name = spec.name if spec.bare else f"{spec.name}.{self._grammar.parts[parsed.part]}"
+        if parsed.expert >= 0:
+            name = f"{self._grammar.experts}{parsed.expert}.{name}"
+        if parsed.stage is Stage.MODEL:
             return name
-        if self._grammar.mtp_follows and at.stage is Stage.MTP:
-            return f"{self._grammar.prefixes[Stage.LAYER]}{self._layers + at.layer}.{name}"
-        return f"{self._grammar.prefixes[at.stage]}{at.layer}.{name}"
+        if self._grammar.mtp_follows and parsed.stage is Stage.MTP:
+            return f"{self._grammar.prefixes[Stage.LAYER]}{self._layers + parsed.layer}.{name}"
+        return f"{self._grammar.prefixes[parsed.stage]}{parsed.layer}.{name}"
 
     def templates(self, stage: Stage) -> Iterator[str]:
-        """All names of a stage, without the prefix and number of a layer or block; `*` for an expert's number."""
+        """Yield all names of a stage, without prefix and number of the layer, with `*` for the expert's number."""
         yield from self._plain[stage]
         for word in self._routed[stage]:
             yield f"{self._grammar.experts}{EXPERT}.{word}"
 
     def scale_name(self, weight_name: str) -> str:
-        """The name of the scale that stands beside a weight."""
+        """Return the name of a weight's scale."""
         return weight_name.removesuffix(self._grammar.parts[Part.WEIGHT]) + self._grammar.parts[Part.SCALE]
 
     def weight_name(self, name: str) -> str:
-        """The name of the weight that stands beside a scale of any kind."""
+        """Return the name of the weight that a scale of any kind belongs to."""
         return f"{name.rpartition('.')[0]}.{self._grammar.parts[Part.WEIGHT]}"
 
     def part_name(self, weight_name: str, part: Part) -> str | None:
-        """The name of the `part` that stands beside a weight; None where the family has no such part."""
+        """Return the name of a weight's `part`, or None if the family has no such part."""
         word = self._grammar.parts.get(part)
         return word and f"{weight_name.rpartition('.')[0]}.{word}"
 
 
 @lru_cache(maxsize=4096)
 def index_of(text: str) -> int | None:
-    """A layer or expert number as checkpoints write it: no sign, no leading zero."""
+    """Return a layer or expert number, or None if `text` is not written as in checkpoints: no sign, no leading zero."""
     if not (text.isascii() and text.isdecimal() and len(text) <= 6) or (text[0] == "0" and len(text) > 1):
         return None
     return int(text)
@@ -133,9 +137,12 @@ NATIVE_PARTS = {
     Part.TENSOR_SCALE: "weight_scale_2",
     Part.INPUT_SCALE: "input_scale",
 }
-"""DeepSeek's own words since V4, also in its converters' output, and for NVFP4 those of NVIDIA's Model Optimizer."""
+"""Last components of names since V4, also in the output of DeepSeek's converters.
+
+The parts of NVFP4 have the names of NVIDIA's Model Optimizer.
+"""
 
 
 def scale_name(weight_name: str) -> str:
-    """The name of the scale that stands beside a weight in DeepSeek's own names."""
+    """Return the name of a weight's scale, in DeepSeek's names since V4."""
     return weight_name.removesuffix(Part.WEIGHT) + Part.SCALE

@@ -1,6 +1,7 @@
-"""The words for what each tensor is to a model of the family, whatever its name: module classes, roles, parts, places.
+"""The vocabulary of tensors: what a tensor is in the model, independent of its name.
 
-Which roles a family has, under what names and in what shapes, is in `families/`, a table each.
+Modules, roles, parts, stages and places. The module of each family (`v3`, `v4`, `v41`) has a table with the names and
+shapes of its roles.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from dsv4_shard.tensors.geometry import Block
 
 
 class Module(StrEnum):
-    """The module classes that plans and tables speak of."""
+    """The module classes that plans and tables name."""
 
     EMBEDDING = "embedding"
     HEAD = "head"
@@ -29,19 +30,19 @@ class Module(StrEnum):
     MTP = "MTP projections"
     VISION = "vision"
     DEPLOYMENT = "deployment"
-    """No part of the model: what is said of the ranks, nodes and versions themselves."""
+    """Not part of the model: rules about ranks, nodes and versions."""
 
 
 class Role(StrEnum):
-    """What a tensor is to the model, and the module class that it belongs to.
+    """A tensor's role in the model, with the module class that it belongs to.
 
-    A weight and its scale have one role and differ in their part.
+    A weight and its scale have the same role and differ in their part.
     """
 
     module: Module
 
     def __new__(cls, name: str, module: Module) -> "Role":
-        """A role called `name`."""
+        """Create the role `name` of `module`."""
         role = str.__new__(cls, name)
         role._value_ = name
         role.module = module
@@ -143,7 +144,7 @@ DSPARK = frozenset(
         Role.DSPARK_CONFIDENCE,
     }
 )
-"""Roles that no other draft has."""
+"""Roles that only a DSpark draft has."""
 
 NORM_ROLES = frozenset(
     role
@@ -151,13 +152,13 @@ NORM_ROLES = frozenset(
     if role.module is Module.NORMS
     or role in (Role.Q_NORM, Role.KV_NORM, Role.COMPRESSOR_NORM, Role.INDEXER_NORM, Role.MTP_ENORM, Role.MTP_HNORM)
 )
-"""Norms over features: V3.2 stores these in F32, and engines hold them in the model's dtype."""
+"""Norms over features. V3.2 stores them in F32; engines keep them in the model's dtype."""
 
 
 class Part(StrEnum):
-    """Which of a role's tensors: the weight itself, the scales of its blocks, or one of the three of NVFP4.
+    """Which of a role's tensors: the weight, the scale of its blocks, or one of the three scales of NVFP4.
 
-    NVFP4 has scales of groups, one of the whole weight (`weight_scale_2`), and one of what is multiplied with it.
+    NVFP4 has a scale per group, one for the whole weight (`weight_scale_2`) and one for the layer's input.
     """
 
     WEIGHT = "weight"
@@ -168,12 +169,12 @@ class Part(StrEnum):
 
     @property
     def is_scalar(self) -> bool:
-        """Whether it is one number, of no axes."""
+        """Whether the part is a scalar (shape `[]`)."""
         return self in (Part.TENSOR_SCALE, Part.INPUT_SCALE)
 
 
 class Stage(StrEnum):
-    """Where in the model: outside of layers, in one of its layers, in an MTP (draft) block, or in the vision tower."""
+    """A part of the model: outside of layers, the layers, the MTP (draft) blocks, or the vision tower."""
 
     MODEL = "model"
     LAYER = "layer"
@@ -186,7 +187,7 @@ TARGET = (Stage.MODEL, Stage.LAYER, Stage.VISION)
 
 
 class TensorName(NamedTuple):
-    """A parsed name. `layer` is the number of the layer or block, `expert` that of the routed expert; -1 for none."""
+    """A parsed tensor name. `layer` numbers the layer or block, `expert` the routed expert; -1 means none."""
 
     role: Role
     part: Part
@@ -196,14 +197,14 @@ class TensorName(NamedTuple):
 
 
 class Draft(NamedTuple):
-    """The draft model that a checkpoint has: how many MTP blocks, and whether they are DSpark's stages."""
+    """The draft model of a checkpoint: number of MTP blocks, and whether they are the stages of DSpark."""
 
     blocks: int = 0
     dspark: bool = False
 
 
 class Place(NamedTuple):
-    """A layer or block as the tables ask for it: which tensors stand there depends on it, and so do their shapes."""
+    """A layer or block of a checkpoint. Presence and shape of its tensors depend on it."""
 
     stage: Stage
     layer: int = -1
@@ -216,21 +217,28 @@ class Place(NamedTuple):
 
 
 Shape = Callable[[Any, Place], tuple[int, ...]]
-"""Shape of a role's weight in elements, from the family's config and a place."""
+"""Maps the family's config and a place to the shape of a role's weight, in elements."""
 
 
 def everywhere(config: object, place: Place) -> bool:
-    """Present in every place of its stage."""
+    """Return True: the role is present in every place of its stage."""
     return True
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """One row of a family's table: a role, the name of its tensors, where it must be, and its shape.
+    """One row of a family's table: a role, and the name, presence and shape of its tensors.
 
-    `name` is what stands between the layer's prefix and the part; a name with no part (`attn_sink`) is written with
-    `bare`. `quantized` roles may be stored in blocks with a scale; others never are, and have `dtype` in every
-    checkpoint. `optional` ones may be missing. `block` is that of roles whose blocks are not the checkpoint's.
+    Attributes:
+        role: The role.
+        name: Name between the prefix of the layer or expert and the part.
+        shape: Maps config and place to the weight's shape in elements.
+        present: Maps config and place to whether the tensor must be there.
+        quantized: Whether the weight may be stored in blocks with a scale. If not, it always has `dtype`.
+        bare: Whether the name has no part, as in `attn_sink`.
+        optional: Whether the tensor may be missing.
+        dtype: Dtype of a role that is not quantized.
+        block: Block of a role that does not have the checkpoint's block.
     """
 
     role: Role

@@ -1,7 +1,7 @@
-"""DeepSeek-V3, V3.1 and R1, and V3.2 with its indexer: config, tensors, names.
+"""DeepSeek-V3, V3.1, R1, and V3.2 with its indexer: config, tensors, names.
 
-The names are Hugging Face's (`model.layers.3.mlp.shared_experts.gate_proj.weight_scale_inv`), the first layers have a
-dense MLP instead of experts, and the MTP block is one more layer after the last.
+The names are Hugging Face's (`model.layers.3.mlp.shared_experts.gate_proj.weight_scale_inv`). The first layers have a
+dense MLP instead of experts. The MTP block is one more layer after the last.
 """
 
 from dataclasses import replace
@@ -40,33 +40,34 @@ class V3Config(ModelConfig):
 
     @property
     def q_rows(self) -> int:
-        """Rows of q_b: all heads' queries."""
+        """Rows of q_b: the queries of all heads."""
         return self.num_attention_heads * (self.qk_nope_head_dim + self.qk_rope_head_dim)
 
     @property
     def kv_rows(self) -> int:
-        """Rows of kv_b: all heads' keys and values."""
+        """Rows of kv_b: the keys and values of all heads."""
         return self.num_attention_heads * (self.qk_nope_head_dim + self.v_head_dim)
 
     @property
     def o_cols(self) -> int:
-        """Columns of o: all heads' outputs."""
+        """Columns of o: the outputs of all heads."""
         return self.num_attention_heads * self.v_head_dim
 
 
 class V32Config(V3Config):
-    """V3's, and the sizes of the indexer."""
+    """The dimensions of a DeepSeek-V3.2 model: those of V3, and the sizes of the indexer."""
 
     index_n_heads: Count
     index_head_dim: Count
 
 
 def _dense(c: V3Config, p: Place) -> bool:
-    """In the first layers, which have no experts."""
+    """Return whether the layer has a dense MLP instead of experts: the first ones do."""
     return p.stage is Stage.LAYER and p.layer < c.first_k_dense_replace
 
 
 def _sparse(c: V3Config, p: Place) -> bool:
+    """Return whether the layer or block has experts."""
     return not _dense(c, p)
 
 
@@ -151,7 +152,7 @@ _INDEXER_DIMENSIONS = (
 
 
 def _in_f32(specs: tuple[Spec, ...]) -> tuple[Spec, ...]:
-    """V3.2 stores its norms in F32."""
+    """Return the rows with F32 as the dtype of norms, as in V3.2."""
     return tuple(replace(spec, dtype="F32") if spec.role in NORM_ROLES else spec for spec in specs)
 
 

@@ -1,8 +1,8 @@
-"""DeepSeek-V4 (Pro, Flash, their Base, FP8 and DSpark releases): config, tensors, names.
+"""DeepSeek-V4 (Pro, Flash, and their Base, FP8 and DSpark releases): config, tensors, names.
 
 The names are those of DeepSeek's own checkpoints (`layers.3.ffn.shared_experts.w1.scale`); w1 is the gate, w3 the up
-and w2 the down projection. The shapes follow the constructors of DeepSeek's reference `inference/model.py`, and are
-held against the complete inventories of the real checkpoints in the tests.
+and w2 the down projection. The shapes follow the constructors of DeepSeek's reference `inference/model.py`. Tests
+compare them with the complete inventories of the released checkpoints.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ from dsv4_shard.models.names import NATIVE_PARTS, Grammar
 from dsv4_shard.models.roles import Module, Place, Role, Shape, Spec, Stage, everywhere
 
 OVERLAP_RATIO = 4
-"""Layers compressed 4:1 overlap two windows, so their compressor is twice as wide; they also have an indexer."""
+"""Compression ratio of layers that overlap two windows. Their compressor is twice as wide, and they have an indexer."""
 
 
 class V4Config(ModelConfig):
@@ -49,7 +49,7 @@ class V4Config(ModelConfig):
     @model_validator(mode="before")
     @classmethod
     def _from_transformers(cls, data: Any) -> Any:
-        """Transformers 5 says by `layer_types` and `compress_rates` what DeepSeek says by `compress_ratios`."""
+        """Compute `compress_ratios` from `layer_types` and `compress_rates`, which Transformers 5 writes instead."""
         types, rates = data.get("layer_types"), data.get("compress_rates")
         if "compress_ratios" in data or not isinstance(types, list) or not isinstance(rates, dict):
             return data
@@ -70,17 +70,17 @@ class V4Config(ModelConfig):
 
     @property
     def q_rows(self) -> int:
-        """Rows of q_b: all heads' queries."""
+        """Rows of q_b: the queries of all heads."""
         return self.num_attention_heads * self.head_dim
 
     @property
     def o_cols(self) -> int:
-        """Columns of o_b: all output groups' low-rank features."""
+        """Columns of o_b: the low-rank features of all output groups."""
         return self.o_groups * self.o_lora_rank
 
 
 def _ratio(c: V4Config, p: Place) -> int:
-    """The compression ratio of a layer. An MTP block is uncompressed, whatever its number."""
+    """Return the compression ratio of a layer, 0 if it is not compressed. MTP blocks never are."""
     return c.compress_ratios[p.layer] if p.stage is Stage.LAYER and p.layer < c.num_hidden_layers else 0
 
 
@@ -93,7 +93,7 @@ def _indexed(c: V4Config, p: Place) -> bool:
 
 
 def _hashed(c: V4Config, p: Place) -> bool:
-    """Whether the layer routes by token hash; an MTP block never does."""
+    """Return whether the layer routes tokens by hash. MTP blocks never do."""
     return p.stage is Stage.LAYER and p.layer < min(c.num_hash_layers, c.num_hidden_layers)
 
 
@@ -102,10 +102,12 @@ def _scored(c: V4Config, p: Place) -> bool:
 
 
 def _width(c: V4Config, p: Place) -> int:
+    """Return the width of the layer's compressor, in windows."""
     return 2 if _ratio(c, p) == OVERLAP_RATIO else 1
 
 
 def _classic(c: V4Config, p: Place) -> bool:
+    """Return whether the draft is made of classic MTP blocks, not of DSpark's stages."""
     return not p.draft.dspark
 
 
@@ -114,22 +116,25 @@ def _classic_or_last(c: V4Config, p: Place) -> bool:
 
 
 def dspark_first(c: V4Config, p: Place) -> bool:
-    """In DSpark's first stage, which takes in the target's hidden states."""
+    """Return whether this is DSpark's first stage, whose input is the target's hidden states."""
     return p.draft.dspark and p.layer == 0
 
 
 def dspark_last(c: V4Config, p: Place) -> bool:
-    """In DSpark's last stage, which gives out tokens."""
+    """Return whether this is DSpark's last stage, whose output is tokens."""
     return p.draft.dspark and p.is_last
 
 
 def _mix(c: V4Config) -> int:
-    """Mixing coefficients of a hyper-connection: pre and post weights of each copy, and the copies' square matrix."""
+    """Return the number of mixing coefficients of a hyper-connection with n = `hc_mult` copies: 2n + n².
+
+    Each copy has a pre and a post weight, and a square matrix mixes the copies.
+    """
     return (2 + c.hc_mult) * c.hc_mult
 
 
 def _hc(prefix: str, fn: Role, base: Role, scale: Role) -> tuple[Spec, ...]:
-    """The hyper-connection around attention or the MLP."""
+    """Return the rows of a hyper-connection around attention or the MLP."""
     return (
         Spec(fn, f"{prefix}_fn", lambda c, _: (_mix(c), c.hc_mult * c.hidden_size), bare=True, dtype="F32"),
         Spec(base, f"{prefix}_base", lambda c, _: (_mix(c),), bare=True, dtype="F32"),
@@ -144,7 +149,7 @@ HC_SPECS = (
 
 
 def _hc_head(present: Callable[[Any, Place], bool]) -> tuple[Spec, ...]:
-    """The hyper-connection before the head."""
+    """Return the rows of the hyper-connection before the head."""
     rows: tuple[tuple[Role, str, Shape], ...] = (
         (Role.HC_HEAD_FN, "hc_head_fn", lambda c, _: (c.hc_mult, c.hc_mult * c.hidden_size)),
         (Role.HC_HEAD_BASE, "hc_head_base", lambda c, _: (c.hc_mult,)),
@@ -203,7 +208,7 @@ ROUTED_SPECS = (
     Spec(Role.ROUTED_UP, "w3", gate_or_up, quantized=True),
     Spec(Role.ROUTED_DOWN, "w2", down, quantized=True),
 )
-"""Under `ffn.experts.E.`: once for each expert of each layer."""
+"""Projections of each routed expert, under `ffn.experts.E.`."""
 
 _ROUTER_SPECS = (
     Spec(Role.ROUTER, "ffn.gate", lambda c, p: (c.experts_in(p.stage), c.hidden_size)),
@@ -224,7 +229,7 @@ _LAYER_SPECS = (
 
 
 def main_proj(c: V4Config, p: Place) -> tuple[int, ...]:
-    """What DSpark takes in: the hidden states of some of the target's layers, beside each other."""
+    """Shape of DSpark's input projection. Its columns are the concatenated hidden states of some target layers."""
     return (c.hidden_size, (len(c.dspark_target_layer_ids) or p.draft.blocks) * c.hidden_size)
 
 
@@ -237,7 +242,7 @@ DSPARK_SPECS = (
 
 
 def markov(c: V4Config, _: Place) -> tuple[int, ...]:
-    """One of the two factors of DSpark's table of following tokens."""
+    """Shape of one of the two low-rank factors of DSpark's table of next tokens."""
     return (c.vocab_size, c.dspark_markov_rank)
 
 

@@ -1,7 +1,7 @@
-"""DeepSeek-V4.1: V4's attention in 32×32 blocks, engram tables, DSpark with experts of its own, a vision tower.
+"""DeepSeek-V4.1: V4's attention in 32×32 blocks, engram tables, DSpark with its own experts, a vision tower.
 
-Its config.json nests the language model's sizes in `text_config`. The shapes are those of the complete inventory of
-V4.1-Flash and follow DeepSeek's reference `inference/model.py`.
+Its config.json nests the language model's sizes in `text_config`. The shapes follow DeepSeek's reference
+`inference/model.py` and agree with the complete inventory of V4.1-Flash.
 """
 
 from typing import Annotated
@@ -28,12 +28,12 @@ from dsv4_shard.models.v4 import (
 from dsv4_shard.tensors.geometry import Block
 
 ENGRAM_BLOCK = Block(1, 32)
-"""Each row of an engram table has its own scales, whatever the blocks of the rest."""
+"""Block of engram tables: each row has its own scales, independent of the checkpoint's block."""
 
 _COLORS = 3
 
 _MAX_TABLES = 64
-"""Of engram layers: there are two, and each place of a model is looked up among them."""
+"""Most engram layers. Real models have two; each place of the model is looked up among them."""
 
 
 class VisionConfig(BaseModel):
@@ -71,26 +71,27 @@ class V41Config(V4Config):
         return self
 
     def experts_in(self, stage: Stage) -> int:
-        """DSpark's stages have experts of their own number."""
+        """Return the number of routed experts. The stages of DSpark have another number than the layers."""
         return self.dspark_n_routed_experts if stage is Stage.MTP else self.n_routed_experts
 
     def blocks_in(self, stage: Stage) -> int:
-        """Blocks of the vision tower."""
+        """Return the number of blocks of the vision tower, 0 for other stages."""
         return self.vision_config.num_hidden_layers if stage is Stage.VISION and self.vision_config else 0
 
     @property
     def vision(self) -> VisionConfig:
-        """The vision tower, where there is one."""
+        """The vision tower. Only for models that have one."""
         assert self.vision_config is not None, "asked only where vision tensors are present"
         return self.vision_config
 
 
 def _kv_source(c: V41Config, p: Place) -> bool:
-    """In the layers whose compressed KV the others share."""
+    """Return whether other layers share this layer's compressed KV."""
     return p.stage is Stage.LAYER and p.layer in c.kv_source_layer_ids
 
 
 def _gated(c: V41Config, p: Place) -> bool:
+    """Return whether the layer's compressor has a gate: it compresses its own KV by more than 1."""
     return _kv_source(c, p) and p.layer < c.num_hidden_layers and c.compress_ratios[p.layer] > 1
 
 
@@ -103,10 +104,11 @@ def _engram(c: V41Config, p: Place) -> bool:
 
 
 def _engram_rows(c: V41Config, p: Place) -> int:
+    """Return the rows of the layer's engram table, 0 if it has none."""
     return dict(zip(c.engram_layer_ids, c.engram_num_embeddings, strict=True)).get(p.layer, 0)
 
 
-def _seeing(c: V41Config, _: Place) -> bool:
+def _has_vision(c: V41Config, _: Place) -> bool:
     return c.vision_config is not None
 
 
@@ -160,12 +162,15 @@ _MTP_SPECS = (
 )
 
 
-def _seen(role: Role, name: str, *sizes: str, bias: Role | None = None) -> tuple[Spec, ...]:
-    """A tensor of the vision tower of the sizes that VisionConfig or the functions below name, and its bias."""
-    weight = Spec(role, name, lambda c, _: tuple(_VISION_SIZES[size](c) for size in sizes), _seeing)
+def _vision(role: Role, name: str, *sizes: str, bias: Role | None = None) -> tuple[Spec, ...]:
+    """Return the row of a tensor of the vision tower, and the row of its bias if it has one.
+
+    `sizes` are keys of `_VISION_SIZES`, one per axis.
+    """
+    weight = Spec(role, name, lambda c, _: tuple(_VISION_SIZES[size](c) for size in sizes), _has_vision)
     if bias is None:
         return (weight,)
-    return weight, Spec(bias, f"{name}.bias", lambda c, _: (_VISION_SIZES[sizes[0]](c),), _seeing, bare=True)
+    return weight, Spec(bias, f"{name}.bias", lambda c, _: (_VISION_SIZES[sizes[0]](c),), _has_vision, bare=True)
 
 
 _VISION_SIZES = {
@@ -179,22 +184,22 @@ _VISION_SIZES = {
 }
 
 _VISION_SPECS = (
-    *_seen(Role.VISION_QKV, "attn.wqkv", "3 dim", "dim", bias=Role.VISION_QKV_BIAS),
-    *_seen(Role.VISION_O, "attn.wo", "dim", "dim", bias=Role.VISION_O_BIAS),
-    *_seen(Role.VISION_GATE_UP, "mlp.w1", "2 inter", "dim"),
-    *_seen(Role.VISION_DOWN, "mlp.w2", "dim", "inter"),
-    *_seen(Role.VISION_NORM_1, "norm1", "dim"),
-    *_seen(Role.VISION_NORM_2, "norm2", "dim"),
+    *_vision(Role.VISION_QKV, "attn.wqkv", "3 dim", "dim", bias=Role.VISION_QKV_BIAS),
+    *_vision(Role.VISION_O, "attn.wo", "dim", "dim", bias=Role.VISION_O_BIAS),
+    *_vision(Role.VISION_GATE_UP, "mlp.w1", "2 inter", "dim"),
+    *_vision(Role.VISION_DOWN, "mlp.w2", "dim", "inter"),
+    *_vision(Role.VISION_NORM_1, "norm1", "dim"),
+    *_vision(Role.VISION_NORM_2, "norm2", "dim"),
 )
 
 _MODEL_SPECS = (
     *OUTER_SPECS,
-    *_seen(Role.VISION_PATCH, "vision.patch_embed.proj", "dim", "pixels", bias=Role.VISION_PATCH_BIAS),
-    *_seen(Role.VISION_NORM, "vision.norm", "dim"),
-    *_seen(Role.ALIGNER_1, "aligner.w1", "hidden", "patches", bias=Role.ALIGNER_1_BIAS),
-    *_seen(Role.ALIGNER_2, "aligner.w2", "hidden", "hidden", bias=Role.ALIGNER_2_BIAS),
+    *_vision(Role.VISION_PATCH, "vision.patch_embed.proj", "dim", "pixels", bias=Role.VISION_PATCH_BIAS),
+    *_vision(Role.VISION_NORM, "vision.norm", "dim"),
+    *_vision(Role.ALIGNER_1, "aligner.w1", "hidden", "patches", bias=Role.ALIGNER_1_BIAS),
+    *_vision(Role.ALIGNER_2, "aligner.w2", "hidden", "hidden", bias=Role.ALIGNER_2_BIAS),
     *(
-        Spec(role, name, hidden, _seeing, bare=True)
+        Spec(role, name, hidden, _has_vision, bare=True)
         for role, name in (
             (Role.IMAGE_START, "image_start"),
             (Role.IMAGE_END, "image_end"),

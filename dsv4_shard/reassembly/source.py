@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dsv4_shard.errors import ReadFailed
 from dsv4_shard.reassembly.gather import Gatherer
-from dsv4_shard.sources.base import InNoFolder, OpenFile, Span, open_all
+from dsv4_shard.sources.base import FolderlessSource, OpenFile, Span, open_all
 from dsv4_shard.tensors.header import Tensor
 
 
@@ -39,7 +39,7 @@ class ChangedTensor:
 
 
 @dataclass(frozen=True, slots=True)
-class RankSource(InNoFolder):
+class RankSource(FolderlessSource):
     """See `sources.Source`. `root` is the folder of the ranks.
 
     `small` has whole files, `headers` the headers of weight files of `nbytes`, `tensors` what is in them in the order
@@ -58,7 +58,7 @@ class RankSource(InNoFolder):
     gatherer: Gatherer | None = None
 
     @property
-    def intact(self) -> Sequence[str]:
+    def sha256_verified(self) -> Sequence[str]:
         """Nothing came over a network."""
         return ()
 

@@ -82,7 +82,7 @@ def reshard(
     linked = [file.nbytes for file, staged in zip(recipe.files, files, strict=True) if staged is None]
     written = len(recipe.files) - len(linked)
     return Outcome(out, written, job.nbytes - sum(linked), result.bytes_read, result.inexact, ranks, job.world,
-                   len(linked), resumed, len(checkpoint.source.intact))  # fmt: skip
+                   len(linked), resumed, len(checkpoint.source.sha256_verified))  # fmt: skip
 
 
 def _complete(job: Job, result: CopyResult, staging: Staging, overwrite: bool) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Protocols `Source`, `OpenFile`, `Span`; constants of reading."""
+"""The protocols of a source and its open files, and constants of reading."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 COMMIT = re.compile("[0-9a-f]{40}")
+"""Pattern of a full commit hash."""
 
 CHUNK_BYTES = 8 << 20
-"""Bytes to read at a time; larger chunks fall out of the CPU's cache and are slower."""
+"""Bytes to read at a time. Larger chunks fall out of the CPU's cache and are slower."""
 
 
 class Span(NamedTuple):
-    """Bytes `[start, stop)` of a file that will be read; `aside` where they are small, and read beside others."""
+    """Bytes `[start, stop)` of a file that will be read.
+
+    `aside` marks the small spans of scales, which are read together with the spans of their weights.
+    """
 
     file: str
     start: int
@@ -22,7 +26,10 @@ class Span(NamedTuple):
 
 
 class OpenFile(Protocol):
-    """An open file of a source. `read` and `readinto` may be called from any thread; see `LocalFile`."""
+    """An open file of a source, as `LocalFile`. `read` and `readinto` are thread-safe.
+
+    `nbytes` is the size in bytes, `mtime_ns` changes if the file is modified.
+    """
 
     nbytes: int
     mtime_ns: int
@@ -35,10 +42,14 @@ class OpenFile(Protocol):
 
 
 class Source(Protocol):
-    """Where the files of a checkpoint are; each method as `LocalSource` has it.
+    """Where the files of a checkpoint are. `LocalSource` describes each method.
 
-    `root` is the folder that is read from, if it is one, `label` how the user named it. `notes` is what a user should
-    know of where the bytes come from. `intact` names the files that were held against a digest while they were read.
+    Attributes:
+        root: The folder that is read from, None if the source is not a folder.
+        label: How the user named the source.
+        revision: Hub commit, if known.
+        notes: Sentences for the user about where the bytes come from.
+        sha256_verified: Names of the files whose SHA-256 was verified while they were read.
     """
 
     @property
@@ -54,7 +65,7 @@ class Source(Protocol):
     def notes(self) -> tuple[str, ...]: ...
 
     @property
-    def intact(self) -> Sequence[str]: ...
+    def sha256_verified(self) -> Sequence[str]: ...
 
     def sizes(self) -> dict[str, int]: ...
 
@@ -75,8 +86,8 @@ class Source(Protocol):
     ) -> AbstractContextManager[Mapping[str, OpenFile]]: ...
 
 
-class InNoFolder:
-    """What holds of every source whose files stand in no folder: nothing of one can be wrong."""
+class FolderlessSource:
+    """Base of sources that are not a folder. The defects of folders do not occur in them."""
 
     __slots__ = ()
 
@@ -92,6 +103,6 @@ class InNoFolder:
 
 @contextmanager
 def open_all(source: Source, names: Sequence[str]) -> Iterator[Mapping[str, OpenFile]]:
-    """The files called `names`, closed at the end of the block."""
+    """Open the files `names`, and close them at the end of the block."""
     with ExitStack() as stack:
         yield {name: stack.enter_context(source.open(name)) for name in names}

@@ -1,4 +1,4 @@
-"""Names, limits and index format of a checkpoint's files."""
+"""Names and size limits of a checkpoint's files."""
 
 import re
 
@@ -8,15 +8,14 @@ INDEX_FILE = "model.safetensors.index.json"
 
 SINGLE_FILE = "model.safetensors"
 
+MAX_CONFIG_BYTES = 4 << 20
+
 MAX_INDEX_BYTES = 64 << 20
-"""That of V4-Pro has 12 MB."""
+"""Largest index that is read. The index of V4-Pro has 12 MB."""
 
 _PLAIN_NAME = re.compile(r"\w[\w.+-]*\.safetensors", re.ASCII)
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether `name` is that of a safetensors file in the checkpoint's folder, and no path elsewhere."""
+    """Return whether `name` is the plain name of a safetensors file, and not a path to another folder."""
     return _PLAIN_NAME.fullmatch(name) is not None
-
-
-MAX_CONFIG_BYTES = 4 << 20

@@ -1,8 +1,8 @@
-"""A repository on the Hub as a source: one commit of it, its listing and headers, and files that this machine has.
+"""A Hub repository at a pinned commit as a source.
 
-The commit is pinned before anything else is asked, so that a branch may move meanwhile. Headers come by the Hub's own
-answer for all of them at once, where it has one for this commit, else by ranges in parallel; what was read of a commit
-is kept, so that the next command asks nothing.
+The commit is pinned first, so that a branch may move during the run. The Hub can return all headers of `main` in one
+answer; otherwise, parallel range requests read them. Listing and headers of a commit are cached, so that the next
+command needs no request. Files in this machine's Hub cache are read from there.
 """
 
 import json
@@ -28,7 +28,7 @@ from dsv4_shard.sources.remote_headers import (
     wanted_headers,
     weight_map_of,
 )
-from dsv4_shard.sources.retry import persist
+from dsv4_shard.sources.retry import retry
 from dsv4_shard.tensors.header import LENGTH_BYTES
 from dsv4_shard.text.sanitize import short
 
@@ -37,12 +37,12 @@ _MAIN = "main"
 _NEVER = Event()
 
 _FIRST_TRIES = 4
-"""Of the first request, for which somebody waits: some seconds."""
+"""Attempts of the first request. They take some seconds, because a user is waiting."""
 
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """A repository at a server, and the revision of it that is asked for; `label` is how the user named both."""
+    """A revision of a repository on a server. `label` is how the user named both."""
 
     endpoint: str
     repo_id: str
@@ -55,11 +55,20 @@ class Repository:
 
 
 def open_repository(label: str, repo_id: str, revision: str | None, *, refresh: bool, exact: bool) -> Source:
-    """The source of a repository at a revision (default: main). Reads its listing, config, index and headers.
+    """Return the source of a repository, with listing, config, index and headers read.
 
-    Where a branch is, is asked for once an hour, or if `refresh`. `exact` wants headers byte by byte, which the answer
-    for all of them does not give. Without a connection, or in offline mode, it is what this machine's caches hold.
-    Raises an Unreachable that says what to do.
+    Without a connection, or in offline mode, the source is what this machine's caches hold.
+
+    Args:
+        label: How the user named the repository.
+        repo_id: `org/name`.
+        revision: Branch, tag or commit; default: main.
+        refresh: Whether to ask for the branch's commit even if it was asked for within the last hour.
+        exact: Whether the exact bytes of the headers are needed, which the answer with all headers does not have.
+
+    Raises:
+        UsageError: Name, endpoint or token is malformed.
+        Unreachable: Neither the Hub nor the caches have the repository. The hint says what to do.
     """
     from huggingface_hub import constants
 
@@ -68,8 +77,8 @@ def open_repository(label: str, repo_id: str, revision: str | None, *, refresh: 
     if constants.HF_HUB_OFFLINE:
         return _from_caches(repository, exact, "HF_HUB_OFFLINE is set")
     commit = _known_commit(repository, refresh)
-    kept = repository.cache.load(commit) if commit else None
-    if commit is None or kept is None:
+    cached = repository.cache.load(commit) if commit else None
+    if commit is None or cached is None:
         if COMMIT.fullmatch(repository.revision) and (whole := _whole_snapshot(repository)):
             return whole
         try:
@@ -79,12 +88,12 @@ def open_repository(label: str, repo_id: str, revision: str | None, *, refresh: 
                 raise
             return _from_caches(repository, exact, str(error))
         repository.cache.remember(repository.revision, commit)
-        kept = repository.cache.load(commit) or RemoteHeaders(listing, {}, False)
-    return _source(repository, commit, kept, exact)
+        cached = repository.cache.load(commit) or RemoteHeaders(listing, {}, False)
+    return _source(repository, commit, cached, exact)
 
 
 def _check_names(endpoint: str, repo_id: str, label: str) -> None:
-    """Refuse what no server would be asked for, or with."""
+    """Raise UsageError if repository name, endpoint or token is malformed."""
     from huggingface_hub import get_token
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
@@ -109,38 +118,37 @@ def _check_names(endpoint: str, repo_id: str, label: str) -> None:
 
 
 def _known_commit(repository: Repository, refresh: bool) -> str | None:
+    """Return the revision's commit if no request is needed: it is a commit itself, or was asked for recently."""
     if COMMIT.fullmatch(repository.revision):
         return repository.revision
     return None if refresh else repository.cache.commit_of(repository.revision)
 
 
-def _source(repository: Repository, commit: str, kept: RemoteHeaders, exact: bool) -> Source:
-    """The folder that holds all of a commit, or a source that fetches what is missing."""
-    snapshot = _snapshot(repository, commit, kept.listing)
-    if snapshot is not None and _holds(snapshot, kept.listing):
+def _source(repository: Repository, commit: str, found: RemoteHeaders, exact: bool) -> Source:
+    """Return the cached folder if it has all files of a commit, else a source that fetches what is missing."""
+    snapshot = _snapshot(repository, commit, found.listing)
+    if snapshot is not None and _holds(snapshot, found.listing):
         return replace(snapshot, revision=commit)
-    files = HubFiles(repository.endpoint, repository.repo_id, commit, kept.listing)
-    source = RemoteSource(files, repository.label, commit, kept.listing, {}, local=snapshot)
-    if not kept.heads or (exact and kept.rebuilt):
-        known = {name: head for name, head in kept.heads.items() if name in (CONFIG_FILE, INDEX_FILE)}
-        kept = _read_heads(repository, replace(source, heads=known), exact)
-        repository.cache.save(commit, kept)
-    return replace(source, heads=kept.heads, notes=_notes(source, commit))
+    files = HubFiles(repository.endpoint, repository.repo_id, commit, found.listing)
+    source = RemoteSource(files, repository.label, commit, found.listing, {}, local=snapshot)
+    if not found.headers or (exact and found.rebuilt):
+        small = {name: content for name, content in found.headers.items() if name in (CONFIG_FILE, INDEX_FILE)}
+        found = _fetch_headers(repository, replace(source, headers=small), exact)
+        repository.cache.save(commit, found)
+    return replace(source, headers=found.headers, notes=_notes(source, commit))
 
 
 def _notes(source: RemoteSource, commit: str) -> tuple[str, ...]:
-    here = [name for name in source.listing if source.original(name) is not None and name.endswith(".safetensors")]
-    cached = f"; {len(here)} of its weight files are in this machine's Hub cache, and read there" if here else ""
+    local = [name for name in source.listing if source.original(name) is not None and name.endswith(".safetensors")]
+    cached = f"; {len(local)} of its weight files are in this machine's Hub cache, and read there" if local else ""
     return (f"read from {source.remote.place} at commit {commit}{cached}",)
 
 
-# --- what this machine has -----------------------------------------------------------------------------------------
-
-
 def _snapshot(repository: Repository, commit: str | None = None, names: Iterable[str] = ()) -> LocalSource | None:
-    """The folder of a commit (default: of where the revision was last) in this machine's Hub cache, whole or not.
+    """Return the folder of a commit in this machine's Hub cache, complete or not; None if there is none.
 
-    It is found by a file that stands in it: one of `names`, or of those that every checkpoint has.
+    The default is the commit that the cache has for the revision. The folder is found by one of its files: one of
+    `names`, or one that every checkpoint has.
     """
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
@@ -158,7 +166,10 @@ def _snapshot(repository: Repository, commit: str | None = None, names: Iterable
 
 
 def _whole_snapshot(repository: Repository) -> LocalSource | None:
-    """The cached folder of a commit, if it has all files that its index names: nothing need be asked."""
+    """Return the cached folder of a commit if it has all files that its index names; in that case no request is needed.
+
+    Otherwise, return None.
+    """
     snapshot = _snapshot(repository)
     if snapshot is None or CONFIG_FILE not in (sizes := snapshot.sizes()):
         return None
@@ -170,37 +181,38 @@ def _whole_snapshot(repository: Repository) -> LocalSource | None:
 
 
 def _holds(snapshot: LocalSource, listing: Mapping[str, Listed]) -> bool:
-    """Whether a folder has config, index and all weight files of a listing."""
+    """Return whether a folder has config, index and all weight files of a listing."""
     sizes = snapshot.sizes()
     needed = [name for name in listing if name in (CONFIG_FILE, INDEX_FILE) or name.endswith(".safetensors")]
     return all(sizes.get(name) == listing[name].nbytes for name in needed)
 
 
 def _is_cached(repository: Repository) -> bool:
-    """Whether `_from_caches` may have something."""
+    """Return whether `_from_caches` may find something."""
     commit = _last_commit(repository)
     return _snapshot(repository) is not None or (commit is not None and repository.cache.holds(commit))
 
 
 def _last_commit(repository: Repository) -> str | None:
-    """Where the revision was last seen, however long ago."""
+    """Return the commit that the revision had when it was last asked for, no matter how long ago."""
     is_commit = COMMIT.fullmatch(repository.revision)
     return repository.revision if is_commit else repository.cache.commit_of(repository.revision, within=inf)
 
 
 def _from_caches(repository: Repository, exact: bool, reason: str) -> Source:
-    """What is to be had without asking: all files, or headers, or some files. Raises Unreachable where that is nothing.
+    """Return the best source that needs no request: all files, or the headers, or some files.
 
-    What is missing among some files, the checks say as of any folder.
+    If files are missing, later checks report them, as for any folder. Raises NotFound if the caches have nothing;
+    `reason` says why the Hub cannot be asked.
     """
     if (whole := _whole_snapshot(repository)) is not None:
         return whole
     commit = _last_commit(repository)
-    kept = repository.cache.load(commit) if commit else None
-    if commit is not None and kept is not None and not (exact and kept.rebuilt):
-        return _source(repository, commit, kept, exact)
-    if (some := _snapshot(repository)) is not None:
-        return some
+    cached = repository.cache.load(commit) if commit else None
+    if commit is not None and cached is not None and not (exact and cached.rebuilt):
+        return _source(repository, commit, cached, exact)
+    if (partial := _snapshot(repository)) is not None:
+        return partial
     revision = f" --revision {repository.revision}" if repository.revision != _MAIN else ""
     raise NotFound(
         f"{repository.label}: not in this machine's Hub cache, and the Hub cannot be asked: {reason}",
@@ -208,11 +220,11 @@ def _from_caches(repository: Repository, exact: bool, reason: str) -> Source:
     )
 
 
-# --- what the Hub says ---------------------------------------------------------------------------------------------
-
-
 def _ask_listing(repository: Repository) -> tuple[str, dict[str, Listed]]:
-    """The commit that a revision is at, and its files: one request."""
+    """Return the current commit of a revision and its files, with one request.
+
+    Raises BadAnswer for an answer that is not the Hub's, and the errors of `raise_for` and `retry`.
+    """
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -232,14 +244,14 @@ def _ask_listing(repository: Repository) -> tuple[str, dict[str, Listed]]:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BadAnswer(f"{what}: the answer of {repository.endpoint} is none of the Hub's: {error}") from None
 
-    info = persist(ask, _NEVER, 2 if _is_cached(repository) else _FIRST_TRIES)
+    info = retry(ask, _NEVER, 2 if _is_cached(repository) else _FIRST_TRIES)
     if not isinstance(info.sha, str) or not COMMIT.fullmatch(info.sha):
         raise BadAnswer(f"{what}: {repository.endpoint} names no commit")
     return info.sha, dict(_listed(info.siblings or (), what))
 
 
 def _listed(siblings: Iterable[Any], what: str) -> Iterable[tuple[str, Listed]]:
-    """The files that stand in the repository itself, in no folder of it."""
+    """Yield (name, file) for the files at the top level of the repository. Raises BadAnswer for a malformed entry."""
     for file in siblings:
         if not isinstance(file.rfilename, str):
             raise BadAnswer(f"{what}: the listing has a file without a name")
@@ -251,13 +263,13 @@ def _listed(siblings: Iterable[Any], what: str) -> Iterable[tuple[str, Listed]]:
         yield file.rfilename, Listed(file.size, sha256 or file.blob_id or "", sha256)
 
 
-def _read_heads(repository: Repository, source: RemoteSource, exact: bool) -> RemoteHeaders:
-    """Config, index, and the headers of the weight files, as far as there are any."""
+def _fetch_headers(repository: Repository, source: RemoteSource, exact: bool) -> RemoteHeaders:
+    """Fetch config, index, and the headers of the weight files, as far as they exist."""
     listing = source.listing
     small = read_small(source)
     wanted = wanted_headers(source, small)
-    here = [name for name in wanted if source.original(name) is not None]
-    if not exact and not here and INDEX_FILE in small and repository.revision == _MAIN:
+    local = [name for name in wanted if source.original(name) is not None]
+    if not exact and not local and INDEX_FILE in small and repository.revision == _MAIN:
         rebuilt = _ask_headers(repository, {name: listing[name].nbytes for name in wanted})
         if rebuilt is not None:
             return RemoteHeaders(listing, small | rebuilt, True)
@@ -265,10 +277,10 @@ def _read_heads(repository: Repository, source: RemoteSource, exact: bool) -> Re
 
 
 def _ask_headers(repository: Repository, nbytes: Mapping[str, int]) -> dict[str, bytes] | None:
-    """All headers in one answer, as bytes again; None where the server gives none, or not those of these files.
+    """Return name → header bytes from one answer with all headers; None if there is none, or it is for other files.
 
-    The answer is for main, and has the headers parsed. Written as the format's own writer does, each has to be as long
-    as its file's size leaves room for.
+    `nbytes` maps the names to the sizes of the files. The answer is for `main` and has parsed headers. They are
+    serialized as the format's own writer does it. Each must have the length that its file's size implies.
     """
     from huggingface_hub import get_session
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
@@ -283,16 +295,16 @@ def _ask_headers(repository: Repository, nbytes: Mapping[str, int]) -> dict[str,
         return content
 
     try:
-        raw = persist(ask, _NEVER, 2)
+        raw = retry(ask, _NEVER, 2)
         headers = json.loads(raw)["headers"] if raw else {}
         rebuilt = {name: _rebuilt(headers[name], total) for name, total in nbytes.items()}
     except (Unreachable, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None  # there is another way, which also tells what is refused
+        return None  # range requests are the fallback, and raise the errors that matter
     return {name: header for name, header in rebuilt.items() if header} if all(rebuilt.values()) else None
 
 
 def _rebuilt(header: dict[str, Any], nbytes: int) -> bytes | None:
-    """A header's bytes from what is in it; None where they cannot be those of a file of `nbytes`."""
+    """Serialize a parsed header with its length; None if the result does not fit a file of `nbytes` bytes."""
     tensors = sorted((entry["data_offsets"], name) for name, entry in header.items() if name != "__metadata__")
     ordered = {"__metadata__": header["__metadata__"]} if header.get("__metadata__") else {}
     for _, name in tensors:

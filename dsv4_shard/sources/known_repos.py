@@ -1,5 +1,7 @@
-"""What this machine holds that can be named as a checkpoint: repositories in the Hub cache, those whose headers were
-kept (`headcache`), and folders. Nothing is asked of the network, and nothing imported that takes long.
+"""Repositories and folders on this machine that can be named as a checkpoint, for completion and suggestions.
+
+The repositories are those in the Hub cache and those whose headers are cached. This module uses no network, and imports
+nothing slow.
 """
 
 import os
@@ -11,33 +13,33 @@ from urllib.parse import quote, unquote
 
 from dsv4_shard.text.suggest import near
 
-_MOST_ENTRIES = 10_000
-"""Of a folder, as many entries are looked at."""
+_MAX_ENTRIES = 10_000
+"""Most entries of a folder that are read."""
 
 
-def heads_folder(endpoint: str) -> Path:
-    """Where headers of an endpoint's repositories are kept."""
+def headers_folder(endpoint: str) -> Path:
+    """Return the cache folder for headers of an endpoint's repositories."""
     return Path(_cache_home()) / "dsv4-shard" / quote(endpoint, safe="")
 
 
 def cached_repos() -> list[str]:
-    """Repositories of which something is on this machine, by name."""
+    """Return the sorted names of repositories that this machine has in a cache, at least in part."""
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    kept = (unquote(name) for name in _folders(heads_folder(endpoint)))
+    with_headers = (unquote(name) for name in _folders(headers_folder(endpoint)))
     models = (name.removeprefix("models--") for name in _folders(_hub_cache()) if name.startswith("models--"))
-    return sorted(name for name in {*kept, *(name.replace("--", "/", 1) for name in models)} if "/" in name)
+    return sorted(name for name in {*with_headers, *(name.replace("--", "/", 1) for name in models)} if "/" in name)
 
 
 def near_repos(repo: str) -> list[str]:
-    """Folders beside the one that `repo` would be, and cached repositories, of nearly its name; nearest first."""
+    """Return cached repositories and folders in the same parent whose names are close to `repo`, closest first."""
     path = Path(os.path.expanduser(repo))
-    beside = near(path.name, _folders(path.parent))
-    folders = [str(Path(repo).parent / name) for name in beside]
+    siblings = near(path.name, _folders(path.parent))
+    folders = [str(Path(repo).parent / name) for name in siblings]
     return [name for name in near(repo, [*folders, *cached_repos()]) if name != repo]
 
 
 def _hub_cache() -> Path:
-    """As huggingface_hub has it by its variables."""
+    """Return the Hub cache's folder, from the same environment variables as huggingface_hub."""
     home = os.environ.get("HF_HOME") or os.path.join(_cache_home(), "huggingface")
     folder = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or os.path.join(home, "hub")
     return Path(os.path.expandvars(os.path.expanduser(folder)))
@@ -48,6 +50,6 @@ def _cache_home() -> str:
 
 
 def _folders(folder: Path) -> Iterator[str]:
-    """Names of the folders in `folder`; none where it cannot be read."""
+    """Yield the names of the folders in `folder`, none if it cannot be read."""
     with suppress(OSError), os.scandir(folder) as entries:
-        yield from (entry.name for entry in islice(entries, _MOST_ENTRIES) if entry.is_dir())
+        yield from (entry.name for entry in islice(entries, _MAX_ENTRIES) if entry.is_dir())

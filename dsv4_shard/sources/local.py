@@ -1,7 +1,4 @@
-"""Where a checkpoint's bytes come from: a local folder, an object store, or a repository on the Hub.
-
-`Source` is what everything else asks of such a place; `ranks` has another one, whose files stand in no folder.
-"""
+"""A local folder as a source."""
 
 import os
 import stat
@@ -16,13 +13,17 @@ from dsv4_shard.storage.linux_io import MAX_CALL_BYTES, UncachedFile
 
 
 class LocalFile:
-    """An open file. `read` and `readinto` may be called from any thread; both give exactly what was asked or raise."""
+    """An open file of a folder.
+
+    `read` and `readinto` are thread-safe. They return exactly the requested bytes, or raise.
+    """
 
     def __init__(self, path: Path, name: str) -> None:
+        """Open `path`. Raises ReadFailed if it is not a readable regular file."""
         self.name = name
         self._path = path
         try:
-            # Without O_NONBLOCK, opening a FIFO waits for someone to write into it.
+            # Without O_NONBLOCK, opening a FIFO waits for a writer.
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             self._stat = os.fstat(self._fd)
         except OSError as error:
@@ -30,20 +31,23 @@ class LocalFile:
         if not stat.S_ISREG(self._stat.st_mode):
             os.close(self._fd)
             raise ReadFailed(f"{path}: {_kind(self._stat.st_mode)}, not a file")
-        # Calls read whole tensors or chunks: what the kernel read ahead for one thread, another would read again.
+        # Calls read whole tensors or chunks. Kernel read-ahead would only read bytes that another thread reads too.
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
         self._uncached = UncachedFile(self._fd)
         self.nbytes = self._stat.st_size
         self.mtime_ns = self._stat.st_mtime_ns
 
     def read(self, start: int, stop: int) -> bytes:
-        """Bytes `[start, stop)`. Raises ReadFailed with the offset."""
+        """Return bytes `[start, stop)`. Raises ReadFailed with the offset."""
         buffer = bytearray(stop - start)
         self.readinto(start, memoryview(buffer))
         return bytes(buffer)
 
     def readinto(self, start: int, buffer: memoryview, *, once: bool = False) -> None:
-        """Fill `buffer` from byte `start` on; `once` keeps what is read out of the page cache. Raises ReadFailed."""
+        """Fill `buffer` with the bytes from `start` on. Raises ReadFailed with the offset.
+
+        With `once`, the bytes do not stay in the page cache.
+        """
         done = 0
         while done < len(buffer):
             part = buffer[done : done + MAX_CALL_BYTES]
@@ -56,7 +60,7 @@ class LocalFile:
             done += count
 
     def changed(self) -> str | None:
-        """What differs from when the file was opened (size, time or the file itself), or None."""
+        """Describe how the file changed since it was opened (size, time, or replaced); None if it did not."""
         try:
             now = os.stat(self._path)
         except OSError as error:
@@ -80,7 +84,7 @@ def _kind(mode: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class LocalSource:
-    """A folder. `label` is how the user named it, `revision` the Hub commit where the path tells it."""
+    """A folder as a source. `label` is how the user named it, `revision` the Hub commit if the path names one."""
 
     root: Path
     label: str
@@ -88,16 +92,16 @@ class LocalSource:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Nothing: what the folder holds is the checkpoint itself."""
+        """Empty: the folder holds the checkpoint itself."""
         return ()
 
     @property
-    def intact(self) -> Sequence[str]:
-        """Nothing: no digests are known of a folder's files."""
+    def sha256_verified(self) -> Sequence[str]:
+        """Empty: no SHA-256 is known for the files of a folder."""
         return ()
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of every regular file in the folder (links followed), by name. Raises ReadFailed."""
+        """Return name → bytes of every regular file in the folder (links followed). Raises ReadFailed."""
         try:
             with os.scandir(self.root) as entries:
                 return {e.name: e.stat().st_size for e in sorted(entries, key=lambda e: e.name) if Path(e).is_file()}
@@ -105,11 +109,11 @@ class LocalSource:
             raise ReadFailed(f"{error.filename or self.root}: {error.strerror}") from error
 
     def dangling_links(self) -> list[str]:
-        """Names of links whose target is gone."""
+        """Return the names of links whose target does not exist."""
         return sorted(path.name for path in self.root.iterdir() if path.is_symlink() and not path.exists())
 
     def unfinished_downloads(self) -> list[str]:
-        """Files that a download has not finished, here or where the Hub client keeps them."""
+        """Return the names of unfinished downloads, in the folder or in the Hub client's own folders."""
         folders = [self.root, self.root / ".cache" / "huggingface" / "download"]
         folders += (
             [self.root.resolve().parent.parent / "blobs"] if self.root.resolve().parent.name == "snapshots" else []
@@ -118,26 +122,26 @@ class LocalSource:
         return sorted(path.name for path in found if path.suffix in (".incomplete", ".part", ".aria2"))
 
     def links_outside(self, names: list[str]) -> list[str]:
-        """Those of `names` that are links out of the folder, a Hub cache's own blobs excepted."""
+        """Return those of `names` that are links out of the folder, except links to the blobs of a Hub cache."""
         root = self.root.resolve()
         homes = [root] + ([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])
         targets = {name: (self.root / name).resolve() for name in names}
         return [name for name, target in targets.items() if not any(target.is_relative_to(home) for home in homes)]
 
     def shares_disk(self, name: str, out: Path) -> bool:
-        """Whether the file called `name`, links followed, is on the file system that `out` will be on."""
+        """Return whether the file `name`, links followed, is on the file system of `out`. Raises ReadFailed."""
         try:
             return os.stat(self.root / name).st_dev == os.stat(os.path.dirname(os.path.abspath(out))).st_dev
         except OSError as error:
             raise ReadFailed(f"{error.filename}: {error.strerror}") from error
 
     def original(self, name: str) -> Path | None:
-        """The file called `name` itself, to which a link can be made; None where no such file stands anywhere."""
+        """Return the path of the file `name`, to which a hard link can be made. Other sources may return None."""
         return self.root / name
 
     @contextmanager
     def open(self, name: str) -> Iterator[LocalFile]:
-        """The file called `name`, closed at the end of the block."""
+        """Open the file `name`, and close it at the end of the block. Raises ReadFailed."""
         file = LocalFile(self.root / name, name)
         try:
             yield file
@@ -147,5 +151,10 @@ class LocalSource:
     def reading(
         self, names: Sequence[str], spans: Iterable[list[Span]]
     ) -> AbstractContextManager[Mapping[str, OpenFile]]:
-        """The files called `names`, open, to be read at `spans` in about that order: see `reading.spans`."""
+        """Open the files `names` inside the block, to be read at `spans` in about that order.
+
+        Args:
+            names: Files to open.
+            spans: The bytes to read, one list per weight file, in the order of reading. See `sharding.recipe.spans`.
+        """
         return open_all(self, names)

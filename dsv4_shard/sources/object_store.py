@@ -1,7 +1,7 @@
-"""Object stores by URL (s3://, gs://, az://), through obstore: a checkpoint that is read there, and objects put there.
+"""Object stores by URL (s3://, gs://, az://), through obstore: read, list, put.
 
-An object is read as it was listed or not at all: each request names its ETag, and each answer must. obstore itself
-tries again what may be over soon, and goes on with a body that broke off where it did.
+An object is read only with the content that was listed: each request names its ETag, and so must each answer. obstore
+itself retries failed requests, and resumes interrupted bodies.
 """
 
 import re
@@ -31,64 +31,77 @@ _SUPPORTED = "Supported are s3://bucket/prefix, gs://bucket/prefix and az://cont
 _BUCKET = re.compile(r"[\w.$-]+", re.ASCII)
 
 _RETRIES: "RetryConfig" = {}
-"""obstore's own: ten times in three minutes, with back-off."""
+"""obstore's default: ten attempts in three minutes, with back-off."""
 
 _PIECE_BYTES = 1 << 20
-"""Handed over at a time while a range comes in."""
+"""Smallest piece of a body that obstore hands over."""
 
 PART_BYTES = 8 << 20
-"""Of an upload: long enough that its latency does not count, short enough that a slow line sends it in time."""
+"""Part of an upload: long enough to hide its latency, short enough to beat the time limit on a slow connection."""
 
-_AT_ONCE_BYTES = 4 * PART_BYTES
-"""Parts of one object on their way."""
+_MAX_IN_FLIGHT_BYTES = 4 * PART_BYTES
+"""Bytes of one object that are uploaded at a time."""
 
 _MAX_PARTS = 10_000
-"""That S3 puts together."""
+"""Most parts of an object in S3."""
 
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """What is below `url`, the name that users know it by. Its methods raise an Unreachable that says what to do."""
+    """The objects below `url`. Each method raises an Unreachable with a hint if its request fails."""
 
     url: str
     client: "ObjectStore"
 
     @property
     def place(self) -> str:
-        """The bucket."""
+        """URL of the bucket."""
         return "/".join(self.url.split("/")[:3])
 
     def files(self) -> dict[str, Listed]:
-        """The objects that are in no folder below the URL."""
+        """Return name → object directly below the URL, without those in its folders."""
         import obstore
 
         with self.errors(self.url):
             return _listed(obstore.list_with_delimiter(self.client)["objects"])
 
     def everything(self) -> dict[str, Listed]:
-        """All objects below the URL."""
+        """Return name → object for all objects below the URL."""
         import obstore
 
         with self.errors(self.url):
             return _listed(entry for page in obstore.list(self.client) for entry in page)
 
     def read(self, name: str, listed: Listed, start: int, buffer: memoryview, stopped: Event) -> None:
-        """Fill `buffer` from byte `start` of an object on, unless the event is set. Raises SourceChanged too."""
+        """Fill `buffer` with bytes of an object from `start` on.
+
+        Args:
+            name: Name of the object below the URL.
+            listed: The object as it was listed.
+            start: First byte.
+            buffer: Where the bytes go; its length is the number of bytes to read.
+            stopped: Ends the reading when set.
+
+        Raises:
+            SourceChanged: The object is not the one that was listed.
+            BadAnswer: The store gave other bytes than requested.
+            Unreachable: The request failed, or `stopped` was set.
+        """
         import obstore
 
         what, done = f"{self.url}/{name}", 0
         with self.errors(what):
-            got = obstore.get(
+            answer = obstore.get(
                 self.client, name, options={"if_match": listed.stamp, "range": (start, start + len(buffer))}
             )
-            if _quoted(got.meta["e_tag"], name) != listed.stamp:
-                raise replaced(what)  # by a store that does not look at If-Match
-            if got.range != (start, start + len(buffer)) or got.meta["size"] != listed.nbytes:
+            if _quoted(answer.meta["e_tag"], name) != listed.stamp:
+                raise replaced(what)  # the store ignores If-Match
+            if answer.range != (start, start + len(buffer)) or answer.meta["size"] != listed.nbytes:
                 raise BadAnswer(
-                    f"{what}: gave bytes {got.range[0]} to {got.range[1]} of {got.meta['size']}, "
+                    f"{what}: gave bytes {answer.range[0]} to {answer.range[1]} of {answer.meta['size']}, "
                     f"not {start} to {start + len(buffer)} of {listed.nbytes}"
                 )
-            for piece in got.stream(min_chunk_size=_PIECE_BYTES):
+            for piece in answer.stream(min_chunk_size=_PIECE_BYTES):
                 if stopped.is_set():
                     raise Unreachable(f"{name}: nobody waits for it any more")
                 if len(piece) > len(buffer) - done:
@@ -99,7 +112,7 @@ class Store:
             raise BadAnswer(f"{what}: ended {len(buffer) - done} bytes early")
 
     def put(self, name: str, content: bytes) -> Listed:
-        """Make a small object, whole."""
+        """Write a small object in one request, and return its listing entry."""
         import obstore
 
         with self.errors(f"{self.url}/{name}"):
@@ -107,20 +120,20 @@ class Store:
         return Listed(len(content), self._stamp(name, made["e_tag"]))
 
     def put_parts(self, name: str, pieces: Iterator[memoryview], nbytes: int) -> Listed:
-        """Make an object of `nbytes` in parts, some at a time; it is there whole or not at all.
+        """Write an object of `nbytes` bytes in parts, and return its listing entry. It appears complete or not at all.
 
-        What `pieces` raise ends it, and is raised.
+        An error that `pieces` raises ends the upload, and is raised.
         """
         import obstore
 
         part = max(PART_BYTES, -(-nbytes // _MAX_PARTS))
-        at_once = max(1, _AT_ONCE_BYTES // part)
+        parallel = max(1, _MAX_IN_FLIGHT_BYTES // part)
         with self.errors(f"{self.url}/{name}"):
-            made = obstore.put(self.client, name, pieces, use_multipart=True, chunk_size=part, max_concurrency=at_once)
+            made = obstore.put(self.client, name, pieces, use_multipart=True, chunk_size=part, max_concurrency=parallel)
         return Listed(nbytes, self._stamp(name, made["e_tag"]))
 
     def copy(self, name: str, twin: str) -> Listed:
-        """Make an object of one that is there, within the store; what it is like then."""
+        """Copy the object `name` to `twin` on the server; return the new object's listing entry."""
         import obstore
 
         with self.errors(f"{self.url}/{twin}"):
@@ -129,13 +142,14 @@ class Store:
         return Listed(made["size"], _quoted(made["e_tag"], twin))
 
     def delete(self, names: "Sequence[str]") -> None:
-        """Remove objects that are there."""
+        """Delete existing objects."""
         import obstore
 
         with self.errors(self.url):
             obstore.delete(self.client, names)
 
     def _stamp(self, name: str, tag: str | None) -> str:
+        """Return an object's ETag in quotes, with a request for it if the store's answer had none."""
         import obstore
 
         with self.errors(f"{self.url}/{name}"):
@@ -143,7 +157,7 @@ class Store:
 
     @contextmanager
     def errors(self, what: str) -> Iterator[None]:
-        """Turn obstore's errors into ours; `what` is what was asked for."""
+        """Turn obstore's errors inside the block into errors of this package. `what` is the URL that was requested."""
         from obstore.exceptions import BaseError
 
         try:
@@ -154,7 +168,7 @@ class Store:
 
 @dataclass(frozen=True, slots=True)
 class StoreFiles:
-    """See `remote.Remote`. The objects of a listing."""
+    """The objects of a listing, as a `remote.Remote`."""
 
     store: Store
     listing: Mapping[str, Listed]
@@ -168,26 +182,29 @@ class StoreFiles:
 
 
 def connect(url: str) -> Store:
-    """The store that a URL names; nothing is asked yet. Raises UsageError where it is none that is supported.
+    """Return the store that a URL names, without any request. Raises UsageError if the URL is not supported.
 
-    Credentials, endpoint, region and all else come from the environment.
+    Credentials, endpoint, region and other settings come from the environment.
     """
     from obstore.exceptions import BaseError
     from obstore.store import from_url
 
-    scheme, store_url = _one_url(url)
+    scheme, store_url = _normalize(url)
     try:
         return Store(store_url, from_url(store_url, retry_config=_RETRIES))
     except BaseError as error:
         raise UsageError(f"{url}: {first_line(error)}", hint=CREDENTIALS[scheme]) from None
 
 
-def _one_url(url: str) -> tuple[str, str]:
-    """The scheme of a URL, and the URL as each place has one: plans and journals know a place by it."""
+def _normalize(url: str) -> tuple[str, str]:
+    """Return the scheme of a URL and its only spelling, by which plans and journals identify a place.
+
+    Raises UsageError if the URL is malformed, not supported, or has credentials, a query or a fragment.
+    """
     try:
         url.encode()
         parts = urlsplit(url)
-    except ValueError:  # of either: not UTF-8, or brackets that stand for no address
+    except ValueError:  # not UTF-8, or malformed brackets
         raise UsageError(f"{url.partition(':')[0]}://...: not a URL", hint=_SUPPORTED) from None
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise UsageError(
@@ -203,10 +220,10 @@ def _one_url(url: str) -> tuple[str, str]:
 
 
 def open_store(url: str) -> RemoteSource:
-    """The checkpoint below a URL: lists it, and reads config, index and headers, unless that is known already.
+    """Return the checkpoint below a URL, with listing, config, index and headers read.
 
-    What was read is kept for as long as the listing stays the same. Raises UsageError, or an Unreachable that says what
-    to do.
+    Headers are cached until the listing changes. Raises UsageError for a bad URL, and an Unreachable with a hint if the
+    store cannot be read.
     """
     store = connect(url)
     listing = store.files()
@@ -216,16 +233,16 @@ def open_store(url: str) -> RemoteSource:
         )
     source = RemoteSource(StoreFiles(store, listing), store.url, None, listing, {})
     cache, digest = HeaderCache("stores", store.url), _digest(listing)
-    kept = cache.load(digest)
-    if kept is None or kept.listing != listing:
+    found = cache.load(digest)
+    if found is None or found.listing != listing:
         small = read_small(source)
-        kept = RemoteHeaders(listing, small | read_headers(source, wanted_headers(source, small)), False)
-        cache.save(digest, kept)
-    return replace(source, heads=kept.heads)
+        found = RemoteHeaders(listing, small | read_headers(source, wanted_headers(source, small)), False)
+        cache.save(digest, found)
+    return replace(source, headers=found.headers)
 
 
 def _listed(entries: "Iterable[ObjectMeta] | Sequence[ObjectMeta]") -> dict[str, Listed]:
-    """Name → size and ETag; what some tools put in a folder's place is none of it."""
+    """Return name → size and ETag. Entries without a name, which some tools write for folders, are left out."""
     return {
         entry["path"]: Listed(entry["size"], _quoted(entry["e_tag"], entry["path"]))
         for entry in entries
@@ -234,14 +251,14 @@ def _listed(entries: "Iterable[ObjectMeta] | Sequence[ObjectMeta]") -> dict[str,
 
 
 def _quoted(tag: str | None, name: str) -> str:
-    """An ETag in quotes, as a condition wants it: Azure lists them without."""
+    """Return an ETag in quotes, as If-Match needs it: Azure lists them without. Raises BadAnswer if there is none."""
     if not tag:
         raise BadAnswer(f"{short_name(name)}: the store gives no ETag, by which a change could be noticed")
     return tag if tag.endswith('"') else f'"{tag}"'
 
 
 def _digest(listing: Mapping[str, Listed]) -> str:
-    """Another one where any object is."""
+    """Return a digest that changes if any object in the listing changes."""
     digest = xxhash.xxh3_128()
     for name, listed in sorted(listing.items()):
         digest.update(f"{name}\0{listed.nbytes}\0{listed.stamp}\0".encode())

@@ -1,4 +1,4 @@
-"""obstore's errors → ours, with hints."""
+"""Maps obstore's errors to errors of this package, with hints."""
 
 import re
 
@@ -15,7 +15,7 @@ from dsv4_shard.errors import (
 from dsv4_shard.text.sanitize import short_name
 
 VARIABLES = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE"}
-"""scheme → how the environment variables begin that configure its client."""
+"""Scheme → prefix of the environment variables that configure its client."""
 
 CREDENTIALS = {
     "s3": "Set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION (`aws configure export-credentials --format "
@@ -24,8 +24,6 @@ CREDENTIALS = {
     "bucket.",
     "az": "Set AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN.",
 }
-
-# --- what obstore's errors mean ------------------------------------------------------------------------------------
 
 _STATUS = re.compile(r"non-2xx status code: (\d{3})")
 
@@ -40,15 +38,27 @@ _BROKEN = re.compile(r"\bkind: (Timeout|Connect|Interrupted)\b")
 _IDENTITY = re.compile(
     r"://169\.254\.|/latest/(api/token|meta-data)|/computeMetadata/|/metadata/identity|token request"
 )
-"""Asked were those who give a machine in a cloud its credentials."""
+"""Pattern of a failed request to a cloud's metadata service, which gives its machines their credentials."""
 
-_SAID = {"Timeout": "no answer in time", "Connect": "no connection", "Interrupted": "connections broke off"}
+_FAILURES = {
+    "Timeout": "no answer in time",
+    "Connect": "no connection",
+    "Interrupted": "connections broke off",
+}
 
 _THROTTLED = ("SlowDown", "TooManyRequests", "RequestLimitExceeded", "ServerBusy")
 
 
 def translate(error: Exception, what: str, place: str) -> ShardError:
-    """The error to raise. Of the client's own text, which has addresses and may have signatures, little is shown."""
+    """Return the error to raise for an error of obstore.
+
+    Its own text is shown only in part, because it has addresses that may contain signatures.
+
+    Args:
+        error: obstore's error.
+        what: The URL that was requested.
+        place: URL of the bucket.
+    """
     text = str(error)
     scheme = place.partition(":")[0]
     found = {key: match[1] for key, pattern in _FOUND.items() if (match := pattern.search(text))}
@@ -84,12 +94,13 @@ def translate(error: Exception, what: str, place: str) -> ShardError:
     if "redirect" in text:
         return BadAnswer(f"{what}: {place} answered with nothing but redirects", hint="Check endpoint and region.")
     if broken := found.get("broken"):
-        return ServerFailed(f"{what}: {_SAID[broken]}{tried}", hint=f"{_AGAIN} The endpoint is that of "
+        return ServerFailed(f"{what}: {_FAILURES[broken]}{tried}", hint=f"{_AGAIN} The endpoint is that of "
                             f"{VARIABLES[scheme]}_ENDPOINT_URL, or the cloud's own.")  # fmt: skip
     return BadAnswer(f"{what}: {place} answered {answer}" if status else f"{what}: {first_line(error)}")
 
 
 def replaced(what: str) -> SourceChanged:
+    """Return the error for an object that changed since it was listed."""
     return SourceChanged(f"{what}: replaced by another object since it was listed")
 
 
@@ -99,6 +110,6 @@ _AGAIN = "Run again when the store answers: what is done is not done again."
 
 
 def first_line(error: Exception) -> str:
-    """What an error says first, without what may be secret in an address."""
+    """Return the first line of an error, without the parts of addresses that may be secret."""
     line = re.sub(r"\?\S*|^Generic \w+ error: ", "", str(error).partition("\n")[0])
     return short_name(re.sub(r"://[^\s/]*@", "://", line))

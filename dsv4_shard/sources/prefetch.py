@@ -1,8 +1,8 @@
-"""Fetches what a run will read before it asks, over several connections, and hands each byte out once.
+"""Bounded read-ahead over parallel range requests: fetches the bytes of a run before it reads them, once.
 
-The spans of a run are put together to blocks, one request each. Blocks are fetched in the order in which they will be
-read, as many as a budget of memory allows; one that was read whole is forgotten. A reader waits for its block; where
-nobody reads what is there, and somebody waits for what is not, the fetching goes beyond its budget.
+The spans of a run are merged into blocks of one request each. Blocks are fetched in the order in which they will be
+read, up to a memory budget, and freed after they have been read completely. A reader waits for its block. If readers
+wait for later blocks while nobody reads the fetched ones, fetching exceeds the budget.
 """
 
 import threading
@@ -17,34 +17,46 @@ from typing import NamedTuple, Protocol
 from dsv4_shard.sources.base import Span
 
 CONNECTIONS = 16
-"""Requests at a time. Hubs slow down who asks for more."""
+"""Number of parallel requests. Hubs slow down clients that use more."""
 
 BLOCK_BYTES = 8 << 20
-"""One request: long enough that its latency does not count, short enough that 16 of them are no memory."""
+"""Largest request: long enough to hide its latency, and 16 of them need little memory."""
 
 BUDGET_BYTES = 192 << 20
-"""Fetched and not yet read, before fetching waits: half as much again as is on its way at a time."""
+"""Bytes fetched and not yet read at which fetching pauses: 1.5 times the bytes of 16 requests."""
 
-HELD_BYTES = 32 << 20
-"""Of what is read aside (scales), per file: up to so much is fetched in its place, and kept until it is read."""
+MAX_ASIDE_BYTES = 32 << 20
+"""Most bytes of a file's aside spans (scales) that are fetched in file order and kept until they are read."""
 
 _WINDOW_BYTES = 4 * BLOCK_BYTES
+"""Bytes of pieces that are sorted and merged at a time."""
 
-_BRIDGED_GAP = 256 << 10
+_MAX_GAP_BYTES = 256 << 10
+"""Largest gap between two pieces that is fetched too, to merge them into one request."""
 
-_BRIDGED_SHARE = 64
+_GAP_SHARE = 64
+"""Gaps may add 1/64 of the wanted bytes."""
 
-_SECONDS_TO_END = 0.5
+_JOIN_SECONDS = 0.5
 
 _PATIENCE_SECONDS = 1.0
+"""Seconds without any read after which a waiting reader lets fetching exceed its budget."""
 
 Fetch = Callable[[str, int, memoryview, threading.Event], None]
-"""Fill a buffer from a byte of a file on, unless the event is set; called from many threads."""
+"""Fills a buffer with a file's bytes from an offset on, unless the event is set. Called from many threads."""
 
 
 @dataclass(eq=False, slots=True)
 class FetchRange:
-    """Bytes `[start, stop)` of a file; `wanted` of them are still to be read, and are in `data` once they have come."""
+    """A block of one request: bytes `[start, stop)` of a file.
+
+    Attributes:
+        file: Name of the file.
+        start: First byte.
+        stop: End byte, exclusive.
+        wanted: Bytes that are still to be read by the run.
+        data: The bytes, once they have been fetched.
+    """
 
     file: str
     start: int
@@ -58,7 +70,7 @@ class FetchRange:
 
 
 class _Piece(NamedTuple):
-    """Bytes that go into blocks: of a span, or of a gap that is small enough to be fetched too."""
+    """Bytes that go into blocks: of a span (`is_wanted`), or of a gap that is fetched too."""
 
     file: str
     start: int
@@ -67,50 +79,52 @@ class _Piece(NamedTuple):
 
 
 def blocks(spans: list[Span]) -> Iterator[FetchRange]:
-    """The blocks that cover spans which are read for one file's tensors, in the order to be fetched.
+    """Yield the blocks that cover the spans of one weight file, in the order of fetching.
 
-    That is the order of the bytes, from the file's beginning to its end, but for scales that lie behind their weights:
-    they come with these. Where scales lie far before their weights and are too many to be kept for so long, it is the
-    order of reading. Either way it is some blocks' bytes at a time that are put together to requests. Small gaps are
-    fetched too: at most 1/64 of what is wanted.
+    This is the order of the bytes in the file, but scales behind their weights come together with these. If the scales
+    are too large to be kept in memory (MAX_ASIDE_BYTES), it is the order of reading instead. In both cases, pieces of
+    _WINDOW_BYTES are merged into requests at a time. Small gaps are fetched too, at most 1/64 of the wanted bytes.
     """
-    aside = sum(span.stop - span.start for span in spans if span.aside)
+    aside_nbytes = sum(span.stop - span.start for span in spans if span.aside)
     pieces = [_Piece(span.file, span.start, span.stop, True) for span in spans]
-    if aside <= HELD_BYTES:
-        places = _places(spans)
-        fillers = list(_fillers(sorted(pieces)))
-        places += [piece.start for piece in fillers]
-        pieces += fillers
-        pieces = [pieces[n] for n in sorted(range(len(pieces)), key=places.__getitem__)]
+    if aside_nbytes <= MAX_ASIDE_BYTES:
+        positions = _positions(spans)
+        gaps = list(_gaps(sorted(pieces)))
+        positions += [gap.start for gap in gaps]
+        pieces += gaps
+        pieces = [pieces[n] for n in sorted(range(len(pieces)), key=positions.__getitem__)]
     for window in _windows(pieces):
         for run in _runs(sorted(window)):
             yield from _cut(run)
 
 
-def _places(spans: list[Span]) -> list[int]:
-    """The byte of the file at which each span is to be fetched: its own, or that of the weight that it lies behind."""
-    places = []
-    file, place = spans[0].file if spans else "", 0
+def _positions(spans: list[Span]) -> list[int]:
+    """Return the position, in bytes of the weight file, at which each span is to be fetched.
+
+    This is the span's own first byte, or that of its weight if the span lies behind it or in another file.
+    """
+    positions = []
+    file, position = spans[0].file if spans else "", 0
     for span in spans:
         if not span.aside:
-            file, place = span.file, span.start
-        places.append(span.start if span.file == file and span.start < place else place)
-    return places
+            file, position = span.file, span.start
+        positions.append(span.start if span.file == file and span.start < position else position)
+    return positions
 
 
-def _fillers(pieces: list[_Piece]) -> Iterator[_Piece]:
-    """The gaps between sorted pieces that may be fetched too."""
-    left = sum(piece.stop - piece.start for piece in pieces) // _BRIDGED_SHARE
-    file, edge = "", 0
+def _gaps(pieces: list[_Piece]) -> Iterator[_Piece]:
+    """Yield the gaps between sorted pieces that are small enough to be fetched too."""
+    allowance = sum(piece.stop - piece.start for piece in pieces) // _GAP_SHARE
+    file, end = "", 0
     for piece in pieces:
-        if piece.file == file and 0 < piece.start - edge <= min(left, _BRIDGED_GAP):
-            left -= piece.start - edge
-            yield _Piece(file, edge, piece.start, False)
-        file, edge = piece.file, max(edge, piece.stop) if piece.file == file else piece.stop
+        if piece.file == file and 0 < piece.start - end <= min(allowance, _MAX_GAP_BYTES):
+            allowance -= piece.start - end
+            yield _Piece(file, end, piece.start, False)
+        file, end = piece.file, max(end, piece.stop) if piece.file == file else piece.stop
 
 
 def _windows(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
-    """Pieces as they come, some blocks' bytes at a time."""
+    """Yield the pieces in order, in lists of about _WINDOW_BYTES."""
     window: list[_Piece] = []
     nbytes = 0
     for piece in pieces:
@@ -123,21 +137,24 @@ def _windows(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
 
 
 def _runs(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
-    """Sorted pieces, those together that touch."""
+    """Yield lists of sorted pieces that touch or overlap."""
     run: list[_Piece] = []
-    edge = 0
+    end = 0
     for piece in pieces:
-        if run and (piece.file != run[0].file or piece.start > edge):
+        if run and (piece.file != run[0].file or piece.start > end):
             yield run
-            run, edge = [], 0
+            run, end = [], 0
         run.append(piece)
-        edge = max(edge, piece.stop)
+        end = max(end, piece.stop)
     if run:
         yield run
 
 
 def _cut(run: list[_Piece]) -> Iterator[FetchRange]:
-    """Blocks of at most BLOCK_BYTES that cover a run; each knows how many bytes of it are wanted."""
+    """Yield blocks of at most BLOCK_BYTES that cover a run, each with its number of wanted bytes.
+
+    A piece that crosses the end of a block counts in both, with its bytes in each.
+    """
     waiting = deque(run)
     start, stop = run[0].start, max(piece.stop for piece in run)
     while start < stop:
@@ -156,7 +173,10 @@ def _cut(run: list[_Piece]) -> Iterator[FetchRange]:
 
 
 class Watcher(Protocol):
-    """Is told of blocks: all that will be fetched for one file's tensors, then each as it has come. May raise."""
+    """Observes the blocks of a run. Its methods may raise to end the run.
+
+    `expect` gets all blocks of one weight file before they are fetched, `take` each block with its data.
+    """
 
     def expect(self, blocks: list[FetchRange]) -> None: ...
 
@@ -164,19 +184,21 @@ class Watcher(Protocol):
 
 
 class Readahead:
-    """Fetching, from when the context is entered until it is left.
-
-    `spans` is in the order of reading, a list for each file's tensors; `watcher` is told of each block before it can be
-    read. An error of either ends the fetching, and every reader gets it. `fetch` gets an event that is set when nobody
-    wants the bytes any more.
-    """
+    """Fetches ahead while its context is open. If `fetch` or `watcher` raises, fetching ends and each reader raises."""
 
     def __init__(self, fetch: Fetch, spans: Iterable[list[Span]], watcher: Watcher) -> None:
+        """Prepare the read-ahead; the context starts it.
+
+        Args:
+            fetch: Fetches bytes of a file. Its event is set when the bytes are no longer needed.
+            spans: The bytes that will be read, in the order of reading: one list per weight file.
+            watcher: Gets each block before it can be read.
+        """
         self._fetch, self._watcher = fetch, watcher
         self._upcoming = self._expected(spans)
         self._live: dict[str, list[FetchRange]] = defaultdict(list)
-        self._held = self._consumed = 0
-        self._beyond = 0
+        self._buffered_nbytes = self._consumed = 0
+        self._stuck_readers = 0
         self._is_over = False
         self._error: BaseException | None = None
         self._stopped = threading.Event()
@@ -198,70 +220,76 @@ class Readahead:
             self._live.clear()
             self._changed.notify_all()
         for thread in self._threads:
-            thread.join(_SECONDS_TO_END)  # one that waits for a dead server ends with its timeout, and harms nobody
+            thread.join(_JOIN_SECONDS)  # a thread that waits for a dead server ends later, with its own timeout
 
     def readinto(self, file: str, start: int, buffer: memoryview) -> None:
-        """Fill `buffer` from byte `start` of `file` on; what no span told of is fetched on the spot."""
+        """Fill `buffer` with bytes of `file` from `start` on. Bytes outside of all spans are fetched immediately.
+
+        Raises the error that ended the fetching.
+        """
         done = 0
         while done < len(buffer):
-            at = start + done
-            found = self._await(file, at)
+            offset = start + done
+            found = self._await(file, offset)
             if found is None:
-                self._fetch(file, at, buffer[done:], self._stopped)
+                self._fetch(file, offset, buffer[done:], self._stopped)
                 return
             block, data = found
-            count = min(len(buffer) - done, block.stop - at)
-            buffer[done : done + count] = data[at - block.start : at - block.start + count]
+            count = min(len(buffer) - done, block.stop - offset)
+            buffer[done : done + count] = data[offset - block.start : offset - block.start + count]
             self._consume(block, count)
             done += count
 
     def _expected(self, spans: Iterable[list[Span]]) -> Iterator[FetchRange]:
-        for alike in spans:
-            upcoming = list(blocks(alike))
+        """Yield all blocks of the run, and announce those of each weight file to the watcher."""
+        for of_file in spans:
+            upcoming = list(blocks(of_file))
             self._watcher.expect(upcoming)
             yield from upcoming
 
-    def _await(self, file: str, at: int) -> tuple[FetchRange, memoryview] | None:
-        """The block that holds byte `at`, when it has come; None where none will, or not before memory runs out.
+    def _await(self, file: str, offset: int) -> tuple[FetchRange, memoryview] | None:
+        """Wait for the block that contains byte `offset`, and return it with its data.
 
-        Where it is beyond the budget, others that read what comes before make room: one who waits lets the fetching go
-        on only when for some time nobody has read anything.
+        Returns None if no span covers the byte, or if memory is exhausted first. If the block is beyond the budget,
+        other readers usually make room. The reader lets fetching exceed the budget only if nobody reads for some time.
         """
         with self._changed:
             consumed, since = self._consumed, time.monotonic()
             while self._error is None:
-                block = self._find(file, at)
+                block = self._find(file, offset)
                 if block is not None and block.data is not None:
                     return block, block.data
                 if self._consumed != consumed:
                     consumed, since = self._consumed, time.monotonic()
                 is_stuck = block is None and time.monotonic() - since >= _PATIENCE_SECONDS
-                if block is None and (self._is_over or (is_stuck and self._held >= 2 * BUDGET_BYTES)):
+                if block is None and (self._is_over or (is_stuck and self._buffered_nbytes >= 2 * BUDGET_BYTES)):
                     return None
-                self._beyond += is_stuck
+                self._stuck_readers += is_stuck
                 if is_stuck:
                     self._changed.notify_all()
                 self._changed.wait(_PATIENCE_SECONDS)
-                self._beyond -= is_stuck
+                self._stuck_readers -= is_stuck
             raise self._error
 
-    def _find(self, file: str, at: int) -> FetchRange | None:
+    def _find(self, file: str, offset: int) -> FetchRange | None:
+        """Return the block, fetched or on its way, that contains byte `offset`."""
         live = self._live[file]
-        index = bisect_right(live, at, key=_start) - 1
-        return live[index] if index >= 0 and at < live[index].stop else None
+        index = bisect_right(live, offset, key=_start) - 1
+        return live[index] if index >= 0 and offset < live[index].stop else None
 
     def _consume(self, block: FetchRange, count: int) -> None:
+        """Note that `count` bytes of a block were read, and free the block after the last one."""
         with self._changed:
             self._consumed += count
             block.wanted -= count
             if block.wanted <= 0 and block in self._live[block.file]:
                 self._live[block.file].remove(block)
                 block.data = None
-                self._held -= block.nbytes
+                self._buffered_nbytes -= block.nbytes
                 self._changed.notify_all()
 
     def _work(self) -> None:
-        """A connection's life: take the next block, fetch it, say so."""
+        """Fetch one block after the other, as one of the connections, until none is left or an error occurs."""
         try:
             while (block := self._next()) is not None:
                 data = memoryview(bytearray(block.nbytes))
@@ -276,9 +304,9 @@ class Readahead:
                 self._changed.notify_all()
 
     def _next(self) -> FetchRange | None:
-        """The next block to fetch, when there is room for it; None where there is none, or nobody wants it."""
+        """Wait until the budget has room, and return the next block; None if none is left or the run ends."""
         with self._changed:
-            while self._held >= BUDGET_BYTES and not (self._beyond or self._is_ending()):
+            while self._buffered_nbytes >= BUDGET_BYTES and not (self._stuck_readers or self._is_ending()):
                 self._changed.wait()
             block = None if self._is_ending() else next(self._upcoming, None)
             if block is None:
@@ -286,7 +314,7 @@ class Readahead:
             else:
                 live = self._live[block.file]
                 live.insert(bisect_right(live, block.start, key=_start), block)
-                self._held += block.nbytes
+                self._buffered_nbytes += block.nbytes
             self._changed.notify_all()
             return block
 

@@ -1,6 +1,6 @@
-"""A checkpoint on a server: its listing and the heads of its files are held in memory, the rest is fetched when read.
+"""A checkpoint on a server as a source: listing and headers are in memory, other bytes are fetched when they are read.
 
-`Remote` is what a protocol (the Hub's, an object store's) has to provide; all else about reading from afar is here.
+`Remote` is the protocol that the Hub and object stores implement. This module has everything that they share.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import xxhash
 
 from dsv4_shard.errors import ReadFailed
-from dsv4_shard.sources.base import InNoFolder, OpenFile, Span
+from dsv4_shard.sources.base import FolderlessSource, OpenFile, Span
 from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.sources.prefetch import Readahead
 from dsv4_shard.sources.sha256_check import Sha256Check
@@ -23,7 +23,13 @@ _NEVER = Event()
 
 
 class Listed(NamedTuple):
-    """What a server's listing says of a file. `stamp` is another one where the content is."""
+    """A file in a server's listing.
+
+    Attributes:
+        nbytes: Size in bytes.
+        stamp: Text that changes with the content (an ETag or a hash).
+        sha256: SHA-256 of the content in hexadecimal, if the server has it.
+    """
 
     nbytes: int
     stamp: str
@@ -31,9 +37,10 @@ class Listed(NamedTuple):
 
 
 class Remote(Protocol):
-    """A place on a server. `fetch` fills a buffer from a byte of a file on, from any thread, or raises Unreachable.
+    """A place on a server.
 
-    It retries by itself, and gives up where the event is set. `place` is what users know it by.
+    `place` is its name for users. `fetch` fills a buffer with a file's bytes from an offset on. It is thread-safe,
+    makes its own retries, gives up when the event is set, and raises Unreachable if it fails.
     """
 
     @property
@@ -43,42 +50,49 @@ class Remote(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class RemoteSource(InNoFolder):
-    """See `sources.Source`. `listing` has every file of the place, `heads` whole small files and headers of others.
+class RemoteSource(FolderlessSource):
+    """A place on a server as a `Source`.
 
-    `local` is a folder where some of the files stand already; they are read from there. `intact` files were read whole
-    from the server and found to have the SHA-256 of the listing.
+    Attributes:
+        remote: The place.
+        label: How the user named it.
+        revision: Hub commit, if any.
+        listing: Name → every file of the place.
+        headers: Name → the file's first bytes: the header of a weight file, a small file completely.
+        notes: Sentences for the user.
+        local: Folder that has some of the files already. They are read from there.
+        sha256_verified: Names of the files that were fetched completely and have the SHA-256 of the listing.
     """
 
     remote: Remote
     label: str
     revision: str | None
     listing: Mapping[str, Listed]
-    heads: Mapping[str, bytes]
+    headers: Mapping[str, bytes]
     notes: tuple[str, ...] = ()
     local: LocalSource | None = None
-    intact: list[str] = field(default_factory=list)
+    sha256_verified: list[str] = field(default_factory=list)
 
     @property
     def root(self) -> Path | None:
-        """None: there is no folder that an output could lie in. A cache is nobody's output."""
+        """None: the source is not a folder that could contain an output."""
         return None
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of every file, by name."""
+        """Return name → bytes of every file."""
         return {name: listed.nbytes for name, listed in sorted(self.listing.items())}
 
     def shares_disk(self, name: str, out: Path) -> bool:
-        """Whether the file stands here already, on the file system that `out` will be on."""
+        """Return whether the file is on this machine already, on the file system of `out`."""
         return self._is_local(name) and self.local is not None and self.local.shares_disk(name, out)
 
     def original(self, name: str) -> Path | None:
-        """The file, where it stands here already."""
+        """Return the file's path if it is on this machine already, else None."""
         return self.local.original(name) if self.local is not None and self._is_local(name) else None
 
     @contextmanager
     def open(self, name: str) -> Iterator["RemoteFile"]:
-        """The file called `name`; where it does not stand here, each read of more than its head asks the server."""
+        """Open the file `name`. If it is not on this machine, each read beyond its header is a request."""
         if self.local is not None and self._is_local(name):
             with self.local.open(name) as file:
                 yield self._file(name, file.readinto)
@@ -87,21 +101,21 @@ class RemoteSource(InNoFolder):
 
     @contextmanager
     def reading(self, names: Sequence[str], spans: Iterable[list[Span]]) -> Iterator[Mapping[str, OpenFile]]:
-        """The files called `names`, fetched ahead in the order of `spans`. See `LocalSource.reading`."""
+        """Open the files `names`, fetched ahead in the order of `spans`. See `LocalSource.reading`."""
         local = set(filter(self._is_local, names))
         nbytes = {name: self._listed(name).nbytes for name in names}
         digests = {name: sha256 for name in names if (sha256 := self._listed(name).sha256)}
-        watcher = Sha256Check(digests, self.heads, nbytes)
+        watcher = Sha256Check(digests, self.headers, nbytes)
         with ExitStack() as stack:
             opened: dict[str, OpenFile] = {}
             if self.local is not None:
                 opened |= {name: stack.enter_context(self.local.open(name)) for name in sorted(local)}
-            afar = ([span for span in alike if span.file not in local] for alike in spans)
-            ahead = stack.enter_context(Readahead(self.remote.fetch, afar, watcher))
+            remote = ([span for span in of_file if span.file not in local] for of_file in spans)
+            readahead = stack.enter_context(Readahead(self.remote.fetch, remote, watcher))
             yield opened | {
-                name: self._file(name, partial(ahead.readinto, name)) for name in names if name not in local
+                name: self._file(name, partial(readahead.readinto, name)) for name in names if name not in local
             }
-        self.intact.extend(watcher.passed)
+        self.sha256_verified.extend(watcher.passed)
 
     def _listed(self, name: str) -> Listed:
         try:
@@ -110,45 +124,49 @@ class RemoteSource(InNoFolder):
             raise ReadFailed(f"{self.label}: {name}: no such file") from None
 
     def _is_local(self, name: str) -> bool:
-        """Whether the file stands here, as large as it should be."""
+        """Return whether the file is on this machine, with the listed size."""
         try:
             return self.local is not None and (self.local.root / name).stat().st_size == self._listed(name).nbytes
         except OSError:
             return False
 
     def _file(self, name: str, readinto: "ReadInto") -> "RemoteFile":
-        return RemoteFile(name, self._listed(name), self.heads.get(name, b""), readinto)
+        return RemoteFile(name, self._listed(name), self.headers.get(name, b""), readinto)
 
 
 ReadInto = Callable[[int, memoryview], None]
-"""Fill a buffer from a byte of a file on."""
+"""Fills a buffer with a file's bytes from an offset on."""
 
 
 class RemoteFile:
-    """A file on a server: `head` is its beginning. See `sources.OpenFile`; `mtime_ns` is a number made of its stamp."""
+    """An open file on a server, as an `OpenFile`. `mtime_ns` is a number computed from the listed stamp."""
 
-    def __init__(self, name: str, listed: Listed, head: bytes, readinto: ReadInto) -> None:
+    def __init__(self, name: str, listed: Listed, header: bytes, readinto: ReadInto) -> None:
+        """`header` has the file's first bytes; `readinto` reads the others."""
         self.name, self.nbytes = name, listed.nbytes
         self.mtime_ns = xxhash.xxh3_64_intdigest(listed.stamp.encode()) >> 1
-        self._head, self._readinto = head, readinto
+        self._header, self._readinto = header, readinto
 
     def read(self, start: int, stop: int) -> bytes:
-        """Bytes `[start, stop)`."""
-        if stop <= len(self._head):
-            return self._head[start:stop]
+        """Return bytes `[start, stop)`. Raises as `readinto` does."""
+        if stop <= len(self._header):
+            return self._header[start:stop]
         buffer = bytearray(stop - start)
         self.readinto(start, memoryview(buffer))
         return bytes(buffer)
 
     def readinto(self, start: int, buffer: memoryview, *, once: bool = False) -> None:
-        """Fill `buffer` from byte `start` on. Raises ReadFailed beyond the end, and what fetching raises."""
+        """Fill `buffer` with the bytes from `start` on. `once` has no effect.
+
+        Raises ReadFailed beyond the end of the file, and the errors of fetching.
+        """
         if start + len(buffer) > self.nbytes:
             raise ReadFailed(f"{self.name}: ends at byte {self.nbytes}, {start + len(buffer)} are wanted")
-        known = self._head[start : start + len(buffer)]
+        known = self._header[start : start + len(buffer)]
         buffer[: len(known)] = known
         if len(known) < len(buffer):
             self._readinto(start + len(known), buffer[len(known) :])
 
     def changed(self) -> str | None:
-        """None: who fetches names the content that was listed, and gets that or an error."""
+        """None: each request names the listed content, and the answer is that content or an error."""
         return None

@@ -1,4 +1,4 @@
-"""Reads what is known of a checkpoint on a server before its weights, in parallel: config, index and headers."""
+"""Config, index and headers of a remote checkpoint: fetched in parallel, cached per commit."""
 
 import contextlib
 import json
@@ -23,29 +23,35 @@ from dsv4_shard.sources.checkpoint_files import (
     SINGLE_FILE,
     is_plain_name,
 )
-from dsv4_shard.sources.known_repos import heads_folder
+from dsv4_shard.sources.known_repos import headers_folder
 from dsv4_shard.sources.prefetch import CONNECTIONS
 from dsv4_shard.sources.remote import Listed, RemoteSource
 from dsv4_shard.tensors.header import LENGTH_BYTES, MAX_HEADER_BYTES
 from dsv4_shard.text.strict_json import BadJson, parse_json
 
-_LEAST_FIRST_BYTES = 64 << 10
+_MIN_FIRST_BYTES = 64 << 10
+"""Smallest first request of a file."""
 
 _ENTRY_BYTES = 128
-"""What a header has for a tensor, beside its name."""
+"""Estimated bytes of a tensor's header entry, without its name."""
+
+_LISTING = "listing.json"
+
+_SECONDS_REMEMBERED = 3600
+"""Seconds for which the commit of a branch is assumed to be unchanged."""
 
 _LIMITS = {CONFIG_FILE: MAX_CONFIG_BYTES, INDEX_FILE: MAX_INDEX_BYTES}
 
 
 def read_small(source: RemoteSource) -> dict[str, bytes]:
-    """config.json and the index, where they are there and not larger than they may be."""
+    """Return the bytes of config.json and of the index, if they exist and do not exceed their limits."""
     sizes = source.sizes()
     names = [name for name, limit in _LIMITS.items() if name in sizes and sizes[name] <= limit]
     return _in_parallel(lambda name: _bytes(source, name, 0, sizes[name]), names)
 
 
 def wanted_headers(source: RemoteSource, small: Mapping[str, bytes]) -> dict[str, int]:
-    """The weight files that an index names, as far as they are there, and about how long their headers are in bytes."""
+    """Return name → estimated header bytes, of each weight file that the index names and the listing has."""
     weight_map = weight_map_of(small[INDEX_FILE]) if INDEX_FILE in small else {"": SINGLE_FILE}
     expected = Counter[str]()
     for tensor, name in weight_map.items():
@@ -54,12 +60,12 @@ def wanted_headers(source: RemoteSource, small: Mapping[str, bytes]) -> dict[str
 
 
 def read_headers(source: RemoteSource, wanted: Mapping[str, int]) -> dict[str, bytes]:
-    """Length and header of each file, byte by byte."""
+    """Return name → the exact bytes of the file's header with its length. `wanted` has the estimated header bytes."""
     return _in_parallel(lambda name: _header(source, name, wanted[name]), list(wanted))
 
 
 def weight_map_of(index: bytes) -> dict[str, str]:
-    """Tensor → file; nothing where the index is not one, which is for the checks to tell."""
+    """Return tensor → file of an index. Empty if the index is malformed; later checks report that."""
     try:
         document = parse_json(index)
     except BadJson:
@@ -74,12 +80,12 @@ def _in_parallel(read: Callable[[str], bytes], names: list[str]) -> dict[str, by
 
 
 def _header(source: RemoteSource, name: str, expected: int) -> bytes:
-    """A file's length and header: in one range where it is as long as expected or shorter, else in two.
+    """Return a file's header with its length, in one request if it is not longer than expected, else in two.
 
-    Where the length is none that the format allows, what was read: the checks will tell.
+    If the length is invalid, the bytes of the first request are returned; later checks report that.
     """
     nbytes = source.listing[name].nbytes
-    first = _bytes(source, name, 0, min(nbytes, max(_LEAST_FIRST_BYTES, expected + expected // 8)))
+    first = _bytes(source, name, 0, min(nbytes, max(_MIN_FIRST_BYTES, expected + expected // 8)))
     stop = LENGTH_BYTES + int.from_bytes(first[:LENGTH_BYTES], "little")
     if stop <= len(first) or stop > min(nbytes, LENGTH_BYTES + MAX_HEADER_BYTES):
         return first[:stop]
@@ -91,29 +97,29 @@ def _bytes(source: RemoteSource, name: str, start: int, stop: int) -> bytes:
         return file.read(start, stop)
 
 
-_LISTING = "listing.json"
-
-_SECONDS_REMEMBERED = 3600
-"""How long a branch is taken to be where it was."""
-
-
 @dataclass(frozen=True, slots=True)
 class RemoteHeaders:
-    """A commit's listing, and whole small files and headers of others; `rebuilt` where headers came parsed."""
+    """What is known about a remote checkpoint before its weights are read.
+
+    Attributes:
+        listing: Name → every file of the commit.
+        headers: Name → the file's first bytes: the header of a weight file, a small file completely.
+        rebuilt: Whether the headers were serialized from the server's parsed headers, so their bytes may differ.
+    """
 
     listing: Mapping[str, Listed]
-    heads: Mapping[str, bytes]
+    headers: Mapping[str, bytes]
     rebuilt: bool
 
 
 class HeaderCache:
-    """The cache of one repository at one server."""
+    """The on-disk cache of one repository's headers and commits. Errors of the file system are ignored."""
 
     def __init__(self, endpoint: str, repo_id: str) -> None:
-        self._folder = heads_folder(endpoint) / quote(repo_id, safe="")
+        self._folder = headers_folder(endpoint) / quote(repo_id, safe="")
 
     def commit_of(self, revision: str, *, within: float = _SECONDS_REMEMBERED) -> str | None:
-        """Where a branch or tag was when it was last asked for, if that was `within` so many seconds."""
+        """Return the commit of a branch or tag that `remember` stored within the last `within` seconds, else None."""
         path = self._ref(revision)
         try:
             age = time.time() - path.stat().st_mtime
@@ -123,31 +129,31 @@ class HeaderCache:
         return commit if 0 <= age < within and COMMIT.fullmatch(commit) else None
 
     def remember(self, revision: str, commit: str) -> None:
-        """Where a branch is now."""
+        """Store the commit of a branch or tag."""
         self._write(self._ref(revision), commit.encode())
 
     def holds(self, commit: str) -> bool:
-        """Whether something was kept of a commit, sound or not."""
+        """Return whether the cache has an entry for a commit, readable or not."""
         return self._archive(commit).is_file()
 
     def load(self, commit: str) -> RemoteHeaders | None:
-        """What was kept of a commit."""
+        """Return the cached headers of a commit, None if there are none or they cannot be read."""
         try:
             with zipfile.ZipFile(self._archive(commit)) as archive:
                 document = json.loads(archive.read(_LISTING))
                 listing = {name: Listed(*entry) for name, entry in document["files"].items()}
-                heads = {name: archive.read(name) for name in archive.namelist() if name != _LISTING}
-                return RemoteHeaders(listing, heads, document["rebuilt"])
+                headers = {name: archive.read(name) for name in archive.namelist() if name != _LISTING}
+                return RemoteHeaders(listing, headers, document["rebuilt"])
         except (OSError, zipfile.BadZipFile, zlib.error, ValueError, KeyError, TypeError, EOFError, RuntimeError):
             return None
 
-    def save(self, commit: str, kept: RemoteHeaders) -> None:
-        """Keep what was read. Not being able to is no reason to fail."""
-        document = {"rebuilt": kept.rebuilt, "files": kept.listing}
+    def save(self, commit: str, found: RemoteHeaders) -> None:
+        """Store the headers of a commit. Failure to save is ignored."""
+        document = {"rebuilt": found.rebuilt, "files": found.listing}
         with contextlib.suppress(OSError), tempfile.SpooledTemporaryFile() as packed:
             with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
                 archive.writestr(_LISTING, json.dumps(document))
-                for name, content in kept.heads.items():
+                for name, content in found.headers.items():
                     archive.writestr(name, content)
             packed.seek(0)
             self._write(self._archive(commit), packed.read())
@@ -159,6 +165,7 @@ class HeaderCache:
         return self._folder / "refs" / quote(revision, safe="")
 
     def _write(self, path: Path, content: bytes) -> None:
+        """Write a file atomically. Failure to write is ignored."""
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:

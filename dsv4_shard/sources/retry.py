@@ -1,4 +1,4 @@
-"""Tries again what a network let fail: with back-off, as long as the server asks for, and not for ever."""
+"""Retries failed network requests, with back-off, Retry-After and a limit."""
 
 import logging
 from collections.abc import Callable
@@ -11,16 +11,17 @@ if TYPE_CHECKING:
     import tenacity
 
 TRIES = 8
-"""In a row that bring nothing, or next to nothing; with the waits between them, some two minutes."""
+"""Consecutive attempts before giving up. With the waits between them, this takes about two minutes."""
 
 LONGEST_WAIT_SECONDS = 60.0
 
-LONGEST_ASKED_SECONDS = 900.0
-"""What a server may ask for by Retry-After."""
+_MAX_RETRY_AFTER_SECONDS = 900.0
+"""Longest wait that a server may ask for by Retry-After."""
 
 _FIRST_WAIT_SECONDS = 0.5
 
-_SPOKEN_SECONDS = 4.0
+_LOGGED_WAIT_SECONDS = 4.0
+"""Shortest wait that is reported to the user."""
 
 T = TypeVar("T")
 
@@ -28,26 +29,34 @@ _log = logging.getLogger("dsv4_shard")
 
 
 class Transient(Exception):
-    """Something that may be over when it is tried again: `wait` seconds later, if the server said so."""
+    """A failure that may not recur on the next attempt."""
 
     def __init__(self, message: str, wait: float | None = None, *, throttled: bool = False) -> None:
+        """`wait` is the number of seconds that the server asks to wait, `throttled` whether it limits requests."""
         super().__init__(message)
         self.wait, self.throttled = wait, throttled
 
 
-def persist(attempt: Callable[[], T], stopped: Event, tries: int = 0) -> T:
-    """What `attempt` gives, tried `tries` times (0: TRIES) while it raises Transient, until `stopped` is set.
+def retry(attempt: Callable[[], T], stopped: Event, tries: int = 0) -> T:
+    """Return the result of `attempt`, repeated while it raises Transient.
 
-    Raises Throttled where the server refused to be asked, else ServerFailed, with the last failure.
+    Args:
+        attempt: The request.
+        stopped: Ends the waiting and the attempts when set.
+        tries: Number of attempts; 0 means TRIES.
+
+    Raises:
+        Throttled: The server limited requests until the last attempt.
+        ServerFailed: The last attempt failed otherwise.
     """
     import tenacity
 
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(Transient),
-        stop=lambda state: state.attempt_number >= (tries or TRIES) or _asks_too_much(state) or stopped.is_set(),
+        stop=lambda state: state.attempt_number >= (tries or TRIES) or _asks_too_long(state) or stopped.is_set(),
         wait=_wait,
         sleep=tenacity.sleep_using_event(stopped),
-        before_sleep=_say,
+        before_sleep=_log_wait,
         reraise=True,
     )
     try:
@@ -57,6 +66,7 @@ def persist(attempt: Callable[[], T], stopped: Event, tries: int = 0) -> T:
 
 
 def _wait(state: "tenacity.RetryCallState") -> float:
+    """Return the seconds before the next attempt: those that the server asked for, else random exponential back-off."""
     import tenacity
 
     error = _error_of(state)
@@ -65,13 +75,13 @@ def _wait(state: "tenacity.RetryCallState") -> float:
     return tenacity.wait_random_exponential(_FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS)(state)
 
 
-def _asks_too_much(state: "tenacity.RetryCallState") -> bool:
-    return (_error_of(state).wait or 0.0) > LONGEST_ASKED_SECONDS
+def _asks_too_long(state: "tenacity.RetryCallState") -> bool:
+    return (_error_of(state).wait or 0.0) > _MAX_RETRY_AFTER_SECONDS
 
 
-def _say(state: "tenacity.RetryCallState") -> None:
+def _log_wait(state: "tenacity.RetryCallState") -> None:
     wait = state.next_action.sleep if state.next_action else 0.0
-    if wait >= _SPOKEN_SECONDS:
+    if wait >= _LOGGED_WAIT_SECONDS:
         _log.warning("%s; trying again in %.0f s", _error_of(state), wait)
 
 

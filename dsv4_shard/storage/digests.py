@@ -1,4 +1,4 @@
-"""Digests of what is written: xxh3-128, which finds damage, not forgery, at the speed of memory."""
+"""xxh3-128 digests of pieces and tensors. They detect damage, not forgery, and run at memory speed."""
 
 from collections.abc import Iterable
 
@@ -8,11 +8,14 @@ DIGEST_BYTES = 16
 
 
 def digest_of(data: bytes | memoryview) -> str:
-    """xxh3-128 in hexadecimal."""
+    """Return the xxh3-128 of `data` as 32 hexadecimal digits."""
     return xxhash.xxh3_128_hexdigest(data)
 
 
 def tensor_digest(pieces: Iterable[bytes]) -> str:
-    """The digest of a tensor from those of its pieces, in order; see `copying.CopyResult`."""
+    """Return a tensor's digest in hexadecimal, from the 16-byte digests of its pieces in order.
+
+    The digest of one piece is the tensor's own; of several, it is the digest of their concatenated digests.
+    """
     digests = list(pieces)
     return digests[0].hex() if len(digests) == 1 else digest_of(b"".join(digests))

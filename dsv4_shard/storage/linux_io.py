@@ -1,8 +1,8 @@
-"""Reads and writes that do not push out of the page cache what the machine serves from it.
+"""Linux calls that Python lacks: uncached reads and writes, fallocate, atomic exchange of two names.
 
-RWF_DONTCACHE (Linux 6.14, where the file system has it) starts writing at once and drops pages when they are done with,
-but leaves those that were cached before. Elsewhere, what was read is dropped behind the cursor, and what was written
-when it is flushed.
+Uncached I/O keeps a copy of hundreds of gigabytes from evicting the page cache of the machine. RWF_DONTCACHE (Linux
+6.14, on file systems that support it) starts writing at once and drops pages after use, except pages that were cached
+before. Without it, read pages are dropped behind the cursor, and written pages after each flush.
 """
 
 import ctypes
@@ -19,17 +19,24 @@ RWF_DONTCACHE = 0x80
 _PAGE = mmap.PAGESIZE
 
 MAX_CALL_BYTES = 1 << 30
-"""Linux moves at most 2 GiB in one call."""
+"""Most bytes in one read or write call; Linux itself moves at most 2 GiB."""
 
-_LEAST_UNCACHED = 16 * _PAGE
-"""Below this, a call of its own for the pages in the middle costs more than it saves."""
+_MIN_UNCACHED_BYTES = 16 * _PAGE
+"""Shorter writes go through the cache: a separate call for their whole pages costs more than it saves."""
 
-_BEHIND = 16 << 20
-"""How far behind the cursor to drop again: pages kept together are dropped when the last of them is passed."""
+_DROP_BEHIND_BYTES = 16 << 20
+"""Bytes behind the cursor to drop again: Linux drops a large folio only when its last page has been passed."""
+
+_AT_FDCWD = -100
+
+_RENAME_EXCHANGE = 2
 
 
 class UncachedFile:
-    """An open file for positioned I/O past the page cache, for any thread. It does not close the file."""
+    """Positioned I/O on an open file that bypasses the page cache. Thread-safe, except `flush`.
+
+    The caller closes the descriptor.
+    """
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -38,43 +45,47 @@ class UncachedFile:
         self._failure: OSError | None = None
 
     def read(self, buffer: memoryview, offset: int) -> int:
-        """One call of preadv(2): bytes read into `buffer`, 0 at the end of the file. Raises OSError."""
+        """Read into `buffer` from byte `offset` with one preadv(2); return the bytes read, 0 at the end of the file.
+
+        Raises OSError if the read fails.
+        """
         flags = self._flags
         if flags:
             try:
                 return os.preadv(self.fd, [buffer], offset, flags)
             except OSError as error:
-                self._go_without(flags, error)
+                self._disable_flags(flags, error)
         count = os.preadv(self.fd, [buffer], offset)
-        start = max(0, offset - _BEHIND)
+        start = max(0, offset - _DROP_BEHIND_BYTES)
         os.posix_fadvise(self.fd, start, offset + count - start, os.POSIX_FADV_DONTNEED)
         return count
 
     def write(self, data: memoryview, offset: int) -> int:
-        """One call of pwritev(2) on a part of `data`: bytes written. Raises OSError.
+        """Write the beginning of `data` at byte `offset` with one pwritev(2); return the bytes written.
 
-        Pages at the edges, which a neighbour's bytes share, are written through the cache: past it they would be read
-        back from the disk for their other half.
+        Partial pages at the edges go through the cache. An uncached write would read their other half back from disk,
+        because neighbouring bytes share the page. Raises OSError if the write fails.
         """
         end = offset + len(data)
         first, last = -(-offset // _PAGE) * _PAGE, end // _PAGE * _PAGE
         flags = self._flags
-        if last - first < _LEAST_UNCACHED:
+        if last - first < _MIN_UNCACHED_BYTES:
             flags = 0
         elif flags:
             flags, end = (0, first) if offset < first else (flags, last)
         try:
             return os.pwritev(self.fd, [data[: end - offset]], offset, flags)
         except OSError as error:
-            self._go_without(flags, error)
+            self._disable_flags(flags, error)
             return os.pwritev(self.fd, [data], offset)
         finally:
             self._is_dirty = True
 
     def flush(self) -> None:
-        """Wait until all that was written before is on disk, then drop its pages. Not for two threads at once.
+        """Wait until all earlier writes are on disk, then drop their pages. Only one thread at a time may call this.
 
-        Raises OSError, and from then on always: Linux forgets what it failed to write, and a second try would succeed.
+        Raises OSError if a write failed, then again on each later call: Linux reports a failed write only once, so a
+        second fdatasync would succeed.
         """
         if self._is_dirty or self._failure:
             self._is_dirty = False
@@ -82,7 +93,7 @@ class UncachedFile:
             os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def fsync(self) -> None:
-        """As `flush`, of the file's metadata too, and whether or not this wrote anything."""
+        """Make the file's content and metadata durable, even if nothing was written. Raises OSError as `flush` does."""
         self._sync(os.fsync)
 
     def _sync(self, call: Callable[[int], None]) -> None:
@@ -94,28 +105,23 @@ class UncachedFile:
             self._failure = error
             raise
 
-    def _go_without(self, flags: int, error: OSError) -> None:
-        """Raise the error of a call with `flags`, unless it may be of the flags: then never use them again."""
+    def _disable_flags(self, flags: int, error: OSError) -> None:
+        """Stop using `flags` if the file system may not support them; raise any other error."""
         if not flags or error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
             raise error
         self._flags = 0
 
 
-_AT_FDCWD = -100
-
-_RENAME_EXCHANGE = 2
-
-
 def fallocate(fd: int, nbytes: int) -> None:
-    """Reserve the first `nbytes` of a file.
+    """Reserve disk blocks for the first `nbytes` of a file.
 
-    Unlike `os.posix_fallocate`, this fails where the file system reserves nothing: glibc then writes to every block.
+    Raises OSError if the file system cannot reserve. `os.posix_fallocate` would not: glibc then writes to each block.
     """
     _call("fallocate", ctypes.c_int(fd), ctypes.c_int(0), ctypes.c_int64(0), ctypes.c_int64(nbytes))
 
 
 def exchange(one: Path, other: Path) -> None:
-    """Swap two names in one step."""
+    """Swap two names atomically. Raises OSError if the file system cannot."""
     flags = ctypes.c_uint(_RENAME_EXCHANGE)
     _call("renameat2", _AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), flags)
 

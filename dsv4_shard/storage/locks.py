@@ -1,6 +1,7 @@
-"""Locks between runs, on one machine or on several that share a file system: they die with their process.
+"""Locks between runs, on one machine or over a shared file system. A lock ends with its process.
 
-The lock is on a regular file that is open for writing: NFS makes a `flock` one of `fcntl`'s, which asks for that.
+The lock is a `flock` on a regular file that is open for writing: NFS turns a `flock` into an `fcntl` lock, which needs
+write access.
 """
 
 import contextlib
@@ -15,13 +16,13 @@ from dsv4_shard.errors import OutputBusy, OutputError, WriteFailed
 from dsv4_shard.storage.staged_file import fsync_folder
 
 MARKER = ".dsv4-shard-staging"
-"""The file of a `LockedFolder` that is its lock, by which it is known as ours."""
+"""Name of the lock file in a `LockedFolder`. It also marks the folder as made by dsv4-shard."""
 
 
 def acquire(path: Path, *, wait: bool) -> int:
-    """Lock the file `path`, made if need be; the lock holds until the descriptor that is returned is closed.
+    """Lock the file `path`, creating it if needed, and return its descriptor. Closing the descriptor ends the lock.
 
-    Raises BlockingIOError where someone else has it and `wait` is off, and OSError.
+    Raises BlockingIOError if another process has the lock and `wait` is off, and OSError if the file cannot be used.
     """
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
@@ -33,12 +34,15 @@ def acquire(path: Path, *, wait: bool) -> int:
         except BaseException:
             os.close(fd)
             raise
-        os.close(fd)  # who had it removed the file between open and lock
+        os.close(fd)  # the previous owner removed the file between open and flock
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Wait for the lock of the file `path`, which is gone when nobody has it. Raises OSError."""
+    """Hold the lock on the file `path` inside the block, waiting for it first. The file is removed afterwards.
+
+    Raises OSError if the file cannot be locked.
+    """
     fd = acquire(path, wait=True)
     try:
         yield
@@ -51,18 +55,22 @@ def locked(path: Path) -> Iterator[None]:
 
 
 class LockedFolder:
-    """A folder that one run works in at a time, made if need be; `out` is what messages call it."""
+    """A folder in which only one run works at a time. `out` is its name in messages."""
 
     def __init__(self, path: Path, out: Path | str) -> None:
         self.path, self._out = path, out
         self._lock = -1
 
     def acquire(self) -> None:
-        """Make and lock it. Raises OutputBusy, OutputError or WriteFailed."""
+        """Create the folder if needed, and lock it.
+
+        Raises OutputBusy if another run has the lock, OutputError if the path is not a folder of dsv4-shard, and
+        WriteFailed if the system refuses.
+        """
         try:
             self._lock = self._acquire()
             fsync_folder(self.path)
-            with contextlib.suppress(OSError):  # a full disk is no reason not to go on
+            with contextlib.suppress(OSError):  # the lock works without its text, for example on a full disk
                 (self.path / MARKER).write_text(f"process {os.getpid()} on {os.uname().nodename}")
         except OSError as error:
             self.release()
@@ -91,7 +99,7 @@ class LockedFolder:
                 raise
 
     def _refuse_foreign(self) -> None:
-        """Raise OutputError for a folder that is not ours, and FileNotFoundError where it is gone."""
+        """Raise OutputError if the folder was not made by dsv4-shard, FileNotFoundError if it no longer exists."""
         if not stat.S_ISDIR(os.lstat(self.path).st_mode):
             raise OutputError(f"{self.path}: not a folder", hint="Move it away, then run again.")
         if not (self.path / MARKER).exists() and any(self.path.iterdir()):
@@ -100,20 +108,20 @@ class LockedFolder:
             )
 
     def _owner(self) -> str:
-        """Who has the lock, as far as it is known."""
+        """Return process and machine of the lock's owner, or `unknown`."""
         try:
             return (self.path / MARKER).read_text()[:100] or "unknown"
         except (OSError, ValueError):
             return "unknown"
 
     def remove(self) -> None:
-        """Remove it, from which all else is gone. Raises OSError."""
+        """Remove the folder, which must hold nothing but the lock file. Raises OSError."""
         (self.path / MARKER).unlink()
-        self.release()  # NFS keeps a file that is open, and with it the folder
+        self.release()  # NFS keeps the name of an open file, so the folder would not be empty
         self.path.rmdir()
 
     def release(self) -> None:
-        """Leave it to others, if it is not already."""
+        """Release the lock. Does nothing if it is not held."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1

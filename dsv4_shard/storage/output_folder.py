@@ -1,4 +1,4 @@
-"""Whether a folder can be the output: not the input, not somebody's, and with room for it; and small files."""
+"""Checks on the output folder (not the input, not occupied, enough space), and atomic writes of small files."""
 
 import os
 import shutil
@@ -6,14 +6,24 @@ from pathlib import Path
 
 from dsv4_shard.errors import NotEnoughDisk, OutputError, OutputInsideInput, OutputNotEmpty, WriteFailed
 
-_ALIKE_CHARS = 20
+MANIFEST_NAME = "manifest.json"
+
+_SAME_BEGINNING_CHARS = 20
 
 
 def check_output(out: Path, source_root: Path | None, overwrite: bool, joins: bool = False) -> None:
-    """Refuse an output that is the input, holds it or lies in it, or that something else already occupies.
+    """Raise an error if the output folder cannot be used.
 
-    `source_root` is the input's folder, if it is in one. With `joins` the output may be a result of other ranks. Raises
-    OutputInsideInput, OutputNotEmpty or OutputError.
+    Args:
+        out: The output folder. It may not exist yet, but its parent must.
+        source_root: The folder that holds the input, None if the input is remote.
+        overwrite: Whether an existing result may be replaced.
+        joins: Whether the output may be a result that holds other ranks.
+
+    Raises:
+        OutputInsideInput: Output and input are the same folder, or one contains the other.
+        OutputNotEmpty: The folder holds something that may not be replaced or joined.
+        OutputError: The path is a mount point or not a folder, or its parent does not exist.
     """
     if not out.is_symlink() and out.is_dir() and out.is_mount():
         raise OutputError(f"{out}: a mount point cannot be replaced", hint=f"Name a folder in it: {out / 'shards'}")
@@ -42,7 +52,7 @@ def _check_apart(out: Path, source_root: Path) -> None:
 
 
 def check_room(out: Path, needed: int) -> None:
-    """Raise NotEnoughDisk where the file system of `out` has less than `needed` bytes free."""
+    """Raise NotEnoughDisk if the file system of `out` has fewer than `needed` bytes free."""
     free = free_bytes(out)
     if free < needed:
         raise NotEnoughDisk(
@@ -52,25 +62,26 @@ def check_room(out: Path, needed: int) -> None:
 
 
 def free_bytes(out: Path) -> int:
-    """Bytes free for this user where `out` will be."""
+    """Return the bytes that this user may still write to the file system of `out`."""
     return shutil.disk_usage(plain(out).parent).free
 
 
 def plain(out: Path) -> Path:
-    """`out` with a name of its own, also where it is given as `.` or ends in `..`."""
+    """Return `out` as an absolute path without `.` and `..`, so that it has a name. Links are not resolved."""
     return Path(os.path.abspath(out))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file, which appears only when it is complete.
+    """Write a small text file (UTF-8) atomically: it appears complete or not at all.
 
-    Raises OutputNotEmpty where the name is that of a file of another kind: a checkpoint's, say. Raises WriteFailed.
+    Raises OutputNotEmpty if the name belongs to a file with another kind of content (of a checkpoint, for example), and
+    WriteFailed if the system refuses.
     """
     try:
         if path.exists() and not path.is_file():
             path.write_text(text, encoding="utf-8")  # a pipe or a terminal
             return
-        if path.exists() and not _is_alike(path, text):
+        if path.exists() and not _begins_alike(path, text):
             raise OutputNotEmpty(
                 f"{path}: there already, and no such file as would be written", hint="Choose a name that is free."
             )
@@ -84,12 +95,9 @@ def write_text(path: Path, text: str) -> None:
         raise WriteFailed(f"{path}: {error.strerror}") from error
 
 
-def _is_alike(path: Path, text: str) -> bool:
-    """Whether a file is empty, or begins as a text does: plans and pages of ours do so alike."""
-    beginning = text[:_ALIKE_CHARS].encode()
+def _begins_alike(path: Path, text: str) -> bool:
+    """Return whether a file is empty or begins like `text`. All plans begin alike, and so do all HTML pages."""
+    beginning = text[:_SAME_BEGINNING_CHARS].encode()
     with path.open("rb") as file:
-        there = file.read(len(beginning))
-    return there in (b"", beginning)
-
-
-MANIFEST_NAME = "manifest.json"
+        existing = file.read(len(beginning))
+    return existing in (b"", beginning)

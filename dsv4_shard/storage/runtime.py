@@ -1,4 +1,4 @@
-"""How many CPUs this process may use: those it may be scheduled on, and no more than its control groups pay for."""
+"""Worker count from CPU affinity and control groups, and a pause of the garbage collector."""
 
 import gc
 import math
@@ -15,12 +15,15 @@ _OWN_GROUP = Path("/proc/self/cgroup")
 
 
 def default_workers() -> int:
-    """One worker thread for each usable CPU, at most MAX_WORKERS: beyond that they only wait for the disk."""
+    """Return the number of worker threads: one per usable CPU, at most MAX_WORKERS.
+
+    CPUs count only if affinity and control groups let this process use them. More workers would only wait for the disk.
+    """
     return min(MAX_WORKERS, len(os.sched_getaffinity(0)), *_quotas())
 
 
 def _quotas() -> Iterator[int]:
-    """CPUs, rounded up, that each control group (v2) from this process's own to the root may use, where it is limited.
+    """Yield the CPU limit, rounded up, of each control group (v2) that has one, from this process's group to the root.
 
     A container sees its own group as the root.
     """
@@ -28,7 +31,7 @@ def _quotas() -> Iterator[int]:
         try:
             quota, period = map(int, (group / "cpu.max").read_text().split())
         except (OSError, ValueError):
-            continue  # no such file, or the quota is "max"
+            continue  # the file does not exist, or the quota is "max"
         if quota > 0 and period > 0:
             yield math.ceil(quota / period)
 
@@ -45,7 +48,10 @@ def _groups() -> list[Path]:
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """145,116 new tuples, none of them garbage: looking for cycles among them would double the time."""
+    """Pause garbage collection inside the block.
+
+    Reading headers allocates a tuple per tensor (145,116 for V4-Pro). Searching them for cycles would double the time.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:

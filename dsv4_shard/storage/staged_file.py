@@ -1,4 +1,4 @@
-"""Bytes into the files of a result in the making."""
+"""One file of a result that is being written, and fsync of a folder."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ from dsv4_shard.storage.linux_io import MAX_CALL_BYTES, UncachedFile
 
 
 class StagedFile:
-    """A file that is being written. Takes over the descriptor; any thread may write."""
+    """A file that is being written. It owns the descriptor `fd`. Any thread may write."""
 
     def __init__(self, fd: int, path: Path) -> None:
         self.fd = fd
@@ -16,7 +16,7 @@ class StagedFile:
         self._uncached = UncachedFile(fd)
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Write all of `data`, however little a call takes. Raises WriteFailed with the offset."""
+        """Write all of `data` at byte `offset`, with as many calls as needed. Raises WriteFailed with the offset."""
         done = 0
         while done < len(data):
             try:
@@ -25,14 +25,14 @@ class StagedFile:
                 raise WriteFailed(f"{self.path}: write at byte {offset + done} failed: {error.strerror}") from error
 
     def flush(self) -> None:
-        """Wait until all that was written is on disk. Raises WriteFailed; see `UncachedFile.flush`."""
+        """Wait until all earlier writes are on disk, as `UncachedFile.flush` does. Raises WriteFailed."""
         try:
             self._uncached.flush()
         except OSError as error:
             raise WriteFailed(f"{self.path}: {error.strerror}") from error
 
     def fsync(self) -> None:
-        """As `flush`, and the file's size and place too. Raises OSError."""
+        """Make content and metadata durable, as `UncachedFile.fsync` does. Raises OSError."""
         self._uncached.fsync()
 
     def close(self) -> None:
@@ -40,7 +40,7 @@ class StagedFile:
 
 
 def fsync_folder(path: Path) -> None:
-    """Make the names in a folder durable. Raises OSError."""
+    """Make a folder's entries durable. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

@@ -1,12 +1,12 @@
-"""Staging, fsync, rename: a folder appears under its final name when all of it is durable, or not at all.
+"""Stage, fsync, rename: a result folder appears under its final name complete and durable, or not at all.
 
-Everything is written into `.NAME.partial/result` beside the target. `.NAME.partial` is locked while a run is alive, and
-holds the run's journal: what a run that ended early leaves there is the next one's to go on from, or to throw away. The
-manifest is written last, then the result is renamed: write, fsync(files), fsync(folder), rename, fsync(parent), since
-rename alone is not durable on every file system.
+A run writes into `.NAME.partial/result` beside the target. It locks `.NAME.partial`, which also holds its journal. The
+next run resumes from what an interrupted run left there, or deletes it. The manifest is written last. The order is
+write, fsync(files), fsync(folder), rename, fsync(parent), because a rename alone is not durable on every file system.
 
-Shares of ranks have a place each, `.NAME.ranks-8-15.partial`. The first one to end becomes the folder; the files of
-each further one are moved into it, and its manifest is replaced last, in one step. `.NAME.lock` is held meanwhile.
+Each share of the ranks has its own staging folder, for example `.NAME.ranks-8-15.partial`. The first share that ends
+becomes the result folder. Each later share moves its files into it and replaces the manifest last, atomically, while
+it holds `.NAME.lock`.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 
 from dsv4_shard.errors import OtherRun, OutputNotEmpty, RanksThere, SourceChanged, WriteFailed
-from dsv4_shard.storage import linux_io as syscalls
+from dsv4_shard.storage import linux_io
 from dsv4_shard.storage.locks import MARKER, LockedFolder, locked
 from dsv4_shard.storage.output_folder import MANIFEST_NAME, plain
 from dsv4_shard.storage.staged_file import StagedFile, fsync_folder
@@ -33,14 +33,31 @@ _JOURNAL = "journal"
 
 _SET_ASIDE = "journal.set-aside"
 
+_CANNOT_RESERVE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+"""Errors of a file system that cannot reserve blocks. Writing works without it."""
+
+_CANNOT_LINK = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EXDEV)
+"""Errors of a hard link: not supported, too many, not allowed for files of other users, or another file system."""
+
+_CANNOT_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+"""Errors of a file system that cannot swap two names atomically."""
+
 
 class Staging:
-    """A folder in the making, locked; `share` names the ranks that it is for, empty: all. Use as a context.
+    """A locked staging folder for the result `out`. Use it as a context manager.
 
-    What is not committed at its end is removed, unless an error ended it and a journal says what a later run can use.
+    Leaving the context removes what was not committed, unless an error ended the run and a journal allows a later run
+    to resume.
+
+    Attributes:
+        out: Absolute path of the result.
+        path: The staging folder, locked inside the context.
+        folder: The result being written, inside `path`.
+        journal: Path of the journal, inside `path`.
     """
 
     def __init__(self, out: Path, share: str = "") -> None:
+        """Stage the result `out`, or only the ranks that `share` names (`8-15`)."""
         self.out = plain(out)
         self.path = self.out.parent / f".{self.out.name}.{share and f'ranks-{share}.'}partial"
         self.folder = self.path / _RESULT
@@ -52,14 +69,14 @@ class Staging:
         self._own.acquire()
         try:
             if (self.path / _REPLACED).exists() and not self.out.exists():
-                os.rename(self.path / _REPLACED, self.out)  # a run was killed between two renames
+                os.rename(self.path / _REPLACED, self.out)  # an earlier run was killed between its two renames
         except OSError as error:
             self._own.release()
             raise WriteFailed(f"{error.filename or self.path}: {error.strerror}") from error
         return self
 
     def begin(self) -> None:
-        """Throw away what an earlier run left, and begin with nothing. Raises WriteFailed."""
+        """Delete what an earlier run left, and create an empty `folder`. Raises WriteFailed."""
         try:
             self._clear()
             self.folder.mkdir()
@@ -67,23 +84,23 @@ class Staging:
             raise WriteFailed(f"{error.filename or self.path}: {error.strerror}") from error
 
     def holds(self, name: str, nbytes: int, original: Path | None) -> bool:
-        """Whether an earlier run left this file as `create` made it, or as a link to `original`, if that is given."""
+        """Return whether an earlier run left the file `name` of `nbytes`, from `create` or as a link to `original`."""
         try:
-            there = os.lstat(self.folder / name)
+            found = os.lstat(self.folder / name)
         except OSError:
             return False
-        ours = there.st_nlink == 1 or (original is not None and self.links_to(name, original))
-        return stat.S_ISREG(there.st_mode) and there.st_size == nbytes and ours
+        is_own = found.st_nlink == 1 or (original is not None and self.links_to(name, original))
+        return stat.S_ISREG(found.st_mode) and found.st_size == nbytes and is_own
 
     def links_to(self, name: str, original: Path) -> bool:
-        """Whether a staged file is a link to a file outside."""
+        """Return whether a staged file is a hard link to `original`, which lies outside of the staging folder."""
         try:
             return (self.folder / name).samefile(original)
         except OSError:
             return False
 
     def keep_only(self, files: Container[str]) -> None:
-        """Remove all else that an earlier run left: what it made at its end is made again. Raises WriteFailed."""
+        """Remove every staged file that is not in `files`; the run writes those again. Raises WriteFailed."""
         try:
             for path in self._staged():
                 if path.relative_to(self.folder).as_posix() not in files:
@@ -92,22 +109,22 @@ class Staging:
             raise WriteFailed(f"{error.filename or self.path}: {error.strerror}") from error
 
     def nbytes_on_disk(self) -> int:
-        """Bytes that the file system has given to what is staged already, links to files outside apart."""
-        found = [os.lstat(path) for path in self._staged()]
-        return sum(there.st_blocks * 512 for there in found if there.st_nlink == 1)
+        """Return the disk bytes allocated to staged files, without hard links to files outside."""
+        stats = [os.lstat(path) for path in self._staged()]
+        return sum(found.st_blocks * 512 for found in stats if found.st_nlink == 1)
 
     def _staged(self) -> Iterator[Path]:
         return (path for path in self.folder.rglob("*") if path.is_symlink() or not path.is_dir())
 
     def create(self, name: str, nbytes: int) -> StagedFile:
-        """A new file of `nbytes`, its blocks reserved where the file system can. Raises WriteFailed."""
+        """Create a file of `nbytes`, with its blocks reserved if the file system can. Raises WriteFailed."""
         path = self.folder / name
         try:
             if path.parent != self.folder:
                 path.parent.mkdir(exist_ok=True)
             file = self._open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
             try:
-                syscalls.fallocate(file.fd, max(nbytes, 1))
+                linux_io.fallocate(file.fd, max(nbytes, 1))
             except OSError as error:
                 if error.errno not in _CANNOT_RESERVE:
                     raise
@@ -117,7 +134,7 @@ class Staging:
         return file
 
     def reopen(self, name: str) -> StagedFile:
-        """A file that an earlier run created, to be written further. Raises WriteFailed."""
+        """Open a file that an earlier run created, to continue writing it. Raises WriteFailed."""
         try:
             return self._open(name, os.O_RDWR | os.O_NOFOLLOW)
         except OSError as error:
@@ -129,7 +146,10 @@ class Staging:
         return file
 
     def adopt(self, name: str, original: Path) -> bool:
-        """Make `name` a hard link to a file outside; False where it cannot be one, and is to be created."""
+        """Make `name` a hard link to the file `original`. Return False if links are impossible: then create a copy.
+
+        Raises WriteFailed for any other error.
+        """
         path = self.folder / name
         try:
             path.parent.mkdir(exist_ok=True)
@@ -142,7 +162,7 @@ class Staging:
         return True
 
     def link(self, name: str, links: Sequence[str]) -> None:
-        """Further names for a file: hard links, or copies where the file system has none."""
+        """Give a staged file more names: hard links, or copies if links are impossible. Raises WriteFailed."""
         for link in links:
             try:
                 (self.folder / link).parent.mkdir(exist_ok=True)
@@ -160,11 +180,11 @@ class Staging:
             raise WriteFailed(f"{self.folder / twin}: {error.strerror}") from error
 
     def write_file(self, name: str, content: bytes) -> None:
-        """A small file, whole."""
+        """Create a small file with its content. Raises WriteFailed."""
         self.create(name, len(content)).write(0, memoryview(content))
 
     def settle(self) -> None:
-        """Make files and folders durable, as far as they are there. Raises OSError."""
+        """Make all open files and their folders durable. Raises OSError."""
         for file in self._files.values():
             file.fsync()
         inner = {(self.folder / name).parent for name in self._files} - {self.folder}
@@ -173,7 +193,7 @@ class Staging:
 
     @contextmanager
     def out_locked(self) -> Iterator[None]:
-        """Nobody else changes what stands under the final name meanwhile. Raises WriteFailed."""
+        """Hold the lock on the final name inside the block, so that no other run changes it. Raises WriteFailed."""
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(locked(self.out.parent / f".{self.out.name}.lock"))
@@ -183,7 +203,10 @@ class Staging:
 
     @contextmanager
     def ending(self) -> Iterator[None]:
-        """All that is staged is durable, and `out_locked`: for `commit` or `join`. Raises WriteFailed."""
+        """Make all staged files durable, then hold `out_locked` inside the block, for `commit` or `join`.
+
+        Raises WriteFailed.
+        """
         try:
             self.settle()
         except OSError as error:
@@ -192,7 +215,10 @@ class Staging:
             yield
 
     def commit(self, manifest: bytes, overwrite: bool) -> None:
-        """Add the manifest, and give the folder its final name. Raises WriteFailed."""
+        """Add the manifest, and give the folder its final name. Raises WriteFailed.
+
+        With `overwrite`, an existing folder of that name is replaced.
+        """
         try:
             self._seal(manifest)
             self._rename(overwrite)
@@ -200,17 +226,23 @@ class Staging:
             raise WriteFailed(f"{error.filename or self.path}: {error.strerror}") from error
 
     def _seal(self, manifest: bytes) -> None:
-        """Write the manifest, durably. Raises OSError."""
+        """Write the manifest and make it durable. Raises OSError."""
         self.write_file(MANIFEST_NAME, manifest)
         self._files[MANIFEST_NAME].fsync()
         fsync_folder(self.folder)
 
     def join(self, manifest: bytes, new: Mapping[str, str]) -> None:
-        """Move staged files into the result that has the final name, and put `manifest` in its manifest's place.
+        """Move staged files into the existing result, and replace its manifest.
 
-        `new` has the files to be moved; where one is named with a file of the result, it is that one, and becomes a
-        link to it. The manifest is replaced last and in one step: until then the result is what it was. Raises
-        WriteFailed.
+        The manifest is replaced last and atomically. Until then, the result is unchanged for its readers.
+
+        Args:
+            manifest: Content of the new manifest.
+            new: File to move → the result's file with equal content, or "" if there is none. A file with an equal one
+                becomes a hard link to it.
+
+        Raises:
+            WriteFailed: The system refuses a step.
         """
         try:
             self._seal(manifest)
@@ -229,7 +261,7 @@ class Staging:
             raise WriteFailed(f"{error.filename or self.path}: {error.strerror}") from error
 
     def _link_there(self, twin: str, name: str) -> bool:
-        """Another name for a file of the result; False where the file system has no links."""
+        """Make `name` in the result a hard link to its file `twin`. Return False if links are impossible."""
         try:
             os.link(self.out / twin, self.out / name)
         except OSError as error:
@@ -239,9 +271,15 @@ class Staging:
         return True
 
     def take_back(self, files: Container[str], names: Iterable[str]) -> None:
-        """Undo a `join` that was killed: those of `names` that it moved are staged again, or gone if not of `files`.
+        """Undo a `join` that was killed. Call it inside `out_locked`.
 
-        `names` must not be the result's. To be called with `out_locked`. Raises WriteFailed.
+        Args:
+            files: Files that this run stages. They move back into the staging folder.
+            names: All names that the killed `join` may have moved, none of them in the result's manifest. Those that
+                are not in `files` are deleted.
+
+        Raises:
+            WriteFailed: The system refuses a step.
         """
         try:
             for name in names:
@@ -256,7 +294,7 @@ class Staging:
             raise WriteFailed(f"{error.filename or self.path}: {error.strerror}") from error
 
     def _rename(self, overwrite: bool) -> None:
-        """Give the folder its final name, durably, or leave what was there."""
+        """Give the folder its final name and make that durable. On an error, restore the previous folder."""
         replaced = overwrite and self.out.exists()
         swapped = replaced and self._swap()
         try:
@@ -271,16 +309,16 @@ class Staging:
             raise
 
     def _swap(self) -> bool:
-        """Swap the result and the folder that it replaces; False where the file system cannot.
+        """Swap the result with the folder that it replaces. Return False if the file system cannot.
 
-        Meanwhile the journal has another name, durably: after a crash it would speak for the wrong one of the two.
+        The journal is renamed first, durably: after a crash it would describe the wrong one of the two folders.
         """
         has_journal = self.journal.exists()
         if has_journal:
             os.rename(self.journal, self.path / _SET_ASIDE)
             fsync_folder(self.path)
         try:
-            syscalls.exchange(self.folder, self.out)
+            linux_io.exchange(self.folder, self.out)
         except OSError as error:
             if has_journal:
                 os.rename(self.path / _SET_ASIDE, self.journal)
@@ -291,7 +329,7 @@ class Staging:
 
     def _undo_rename(self, swapped: bool) -> None:
         if swapped:
-            syscalls.exchange(self.folder, self.out)
+            linux_io.exchange(self.folder, self.out)
             if (self.path / _SET_ASIDE).exists():
                 os.rename(self.path / _SET_ASIDE, self.journal)
             return
@@ -305,7 +343,7 @@ class Staging:
     ) -> None:
         for file in self._files.values():
             file.close()
-        if error is not None and self._is_of_use() and not isinstance(error, SourceChanged | RanksThere):
+        if error is not None and self._can_resume() and not isinstance(error, SourceChanged | RanksThere):
             if not isinstance(error, OtherRun | OutputNotEmpty):
                 error.add_note(f"What is done is kept in {self.path}: the same command goes on from there.")
         else:
@@ -314,12 +352,12 @@ class Staging:
                 self._own.remove()
         self._own.release()
 
-    def _is_of_use(self) -> bool:
-        """Whether a later run can go on from what is staged."""
+    def _can_resume(self) -> bool:
+        """Return whether a later run can resume from the staged files."""
         return self.journal.exists() and self.folder.exists()
 
     def _clear(self) -> None:
-        """Remove all that is staged; the journal first, durably, since it speaks for the rest."""
+        """Remove everything in the staging folder. The journal goes first, durably, because it describes the rest."""
         if self.journal.exists():
             self.journal.unlink()
             fsync_folder(self.path)
@@ -328,13 +366,3 @@ class Staging:
                 shutil.rmtree(entry)
             elif entry.name != MARKER:
                 entry.unlink()
-
-
-_CANNOT_RESERVE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
-"""The file system reserves nothing, which is no reason to stop."""
-
-_CANNOT_LINK = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EXDEV)
-"""The file system has no hard links, or no more for this file, or none for files of others; or it is another one."""
-
-_CANNOT_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
-"""The file system cannot swap two names in one step."""

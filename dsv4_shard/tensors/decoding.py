@@ -1,8 +1,7 @@
-"""The few pieces that are decoded on the way: FP8 → BF16, and FP4 → FP8 as DeepSeek's converter casts it.
+"""Decodes FP8 → BF16 and FP4 → FP8 by stripes of blocks, bit for bit as DeepSeek's converter `convert.py` does.
 
-Both work on whole stripes of rows, so that a matrix is never held whole. They are tables and integers in numpy, bit for
-bit what torch computes in the converter: importing torch would take longer than casting a gigabyte. `dequantize`, whose
-values are multiplied, is what needs it.
+Each transform works on stripes of whole block rows, so that no matrix has to fit in memory. numpy tables and integer
+arithmetic replace torch: importing torch takes longer than casting a gigabyte.
 """
 
 from collections.abc import Callable
@@ -15,14 +14,16 @@ import numpy.typing as npt
 from dsv4_shard.tensors.geometry import FP4_GROUP
 
 Bytes = npt.NDArray[np.uint8]
+"""Raw bytes of a stripe as a 2-D uint8 array `[rows, bytes per row]`, in C order."""
 
 _FP4_GROUP_BYTES = FP4_GROUP // 2
-"""Packed bytes of one FP4 group: two values a byte."""
+"""Packed bytes of one FP4 group: two values per byte."""
 
 FP4_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+"""Values of E2M1 codes 0 to 7. Codes 8 to 15 are their negatives."""
 
 _MAX_OFFSET_BITS = 6
-"""6.0 · 2^6 = 384 fits E4M3 (448), 6.0 · 2^7 does not: the factor by which the cast scales values up."""
+"""Exponent of the factor by which the cast scales values up: 6.0 · 2^6 = 384 fits E4M3 (448), 6.0 · 2^7 does not."""
 
 _E8M0_NAN = 255
 
@@ -33,15 +34,21 @@ _BF16_NAN = 0x7FC0
 _E4M3_MANTISSA_BITS = 3
 
 _MAX_NORMAL_DISTANCE = 11
-"""0.5 · 2^(6 - 11) = 2^-6 is E4M3's smallest normal value."""
+"""Largest distance at which all values stay normal: 0.5 · 2^(6 - 11) = 2^-6 is E4M3's smallest normal value."""
 
 _CACHED_ROWS = 128
-"""Rows that are cast at a time: no more than stay in the CPU's cache."""
+"""Rows that are cast at a time, so that they stay in the CPU's cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A decoded stripe: its bytes row by row, its new scales if it has any, and how many values lost precision."""
+    """A decoded stripe.
+
+    Attributes:
+        weight: uint8 `[rows, bytes per row]`, in the transform's `weight_dtype`.
+        scale: uint8 `[block rows, bytes per row]` of the new scales, in `scale_dtype`; None if there are none.
+        inexact: Number of values that lost precision.
+    """
 
     weight: Bytes
     scale: Bytes | None
@@ -50,11 +57,17 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True)
 class Transform:
-    """A decoding of a weight `[rows, cols]` (as stored) and its scale, by stripes of `block` rows.
+    """A decoding of a stored weight `[rows, cols]` and its scale, by stripes of `block` rows.
 
-    `block` is the side of the square blocks that are decoded or made. `weight_dtype` and `cols_factor` give the
-    output's dtype and columns; `scale_dtype` is None where the scale is used up. `scale_rows` is how many rows of the
-    source's scale one stripe needs.
+    Attributes:
+        name: Key in TRANSFORMS.
+        block: Side, in elements, of the square blocks that are decoded or made. A stripe has this many rows.
+        weight_dtype: Dtype of the output.
+        cols_factor: Output columns per stored column.
+        scale_dtype: Dtype of the output's scale; None if the output has no scale.
+        scale_rows: Rows of the stored scale that one stripe needs.
+        apply: Maps (weight, scale, dtype of the scale) of one or more stripes to Decoded. Both arrays are uint8
+            `[rows, bytes per row]` as stored.
     """
 
     name: str
@@ -66,16 +79,26 @@ class Transform:
     apply: Callable[[Bytes, Bytes, str], Decoded]
 
     def weight_shape(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        """Shape of the output for a stored shape."""
+        """Return the output's shape in elements for a weight's stored shape."""
         return shape[0], shape[1] * self.cols_factor
 
     def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        """Shape of the output's scale for the shape of the source's: FP4 groups become square blocks."""
+        """Return the shape of the output's scale for the shape of the FP4 scale: groups become square blocks."""
         return shape[0] // self.block, shape[1] * FP4_GROUP // self.block
 
 
 def _fp8_to_bf16(block: int, weight: Bytes, scale: Bytes, scale_dtype: str) -> Decoded:
-    """E4M3 × scale, in float32 with one rounding to BF16: the arithmetic of convert.py's `wo_a`."""
+    """Multiply E4M3 values by their scales in float32 and round once to BF16, as convert.py does for `wo_a`.
+
+    Args:
+        block: Side of the square blocks, in elements.
+        weight: uint8 `[rows, cols]`, E4M3 codes.
+        scale: uint8 `[ceil(rows / block), bytes per row]`: E8M0 codes or little-endian F32.
+        scale_dtype: `F8_E8M0` or `F32`.
+
+    Returns:
+        `weight` as uint8 `[rows, 2 · cols]` (BF16), no scale, `inexact` 0.
+    """
     values = _e4m3_values()
     scales = scale.view(np.float32) if scale_dtype == "F32" else _e8m0_values()[scale]
     out = np.empty(weight.shape, np.uint16)
@@ -89,7 +112,10 @@ def _fp8_to_bf16(block: int, weight: Bytes, scale: Bytes, scale_dtype: str) -> D
 
 @cache
 def _e4m3_values() -> npt.NDArray[np.float32]:
-    """The value of each E4M3 code: sign, four bits of exponent biased by 7, three of mantissa; all ones is NaN."""
+    """Return the value of each E4M3 code, float32 `[256]`.
+
+    A code is a sign, four exponent bits (bias 7) and three mantissa bits. All ones below the sign is NaN.
+    """
     codes = np.arange(256)
     exponent, mantissa = codes >> 3 & 15, codes & 7
     values = np.where(exponent == 0, np.ldexp(mantissa, -9), np.ldexp(8.0 + mantissa, exponent - 10))
@@ -100,14 +126,14 @@ def _e4m3_values() -> npt.NDArray[np.float32]:
 
 @cache
 def _e8m0_values() -> npt.NDArray[np.float32]:
-    """The value of each E8M0 code: a power of two, its exponent biased by 127; all ones is NaN."""
+    """Return the value of each E8M0 code, float32 `[256]`: 2^(code - 127). Code 255 is NaN."""
     values = np.ldexp(1.0, np.arange(256) - 127)
     values[_E8M0_NAN] = np.nan
     return values.astype(np.float32)
 
 
 def _to_bf16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """BF16 bits of float32 values, rounded to the nearest, ties to even; NaNs become the one that torch writes."""
+    """Return the BF16 bits of float32 values, in the same shape, rounded to nearest even. NaNs become torch's NaN."""
     bits = values.view(np.uint32)
     rounded = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16
     rounded[np.isnan(values)] = _BF16_NAN
@@ -115,7 +141,7 @@ def _to_bf16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
 
 
 def _to_e4m3(values: npt.NDArray[np.float64]) -> Bytes:
-    """E4M3 codes of values below its largest, rounded to the nearest, ties to even."""
+    """Return the E4M3 codes of values within its range, in the same shape, rounded to nearest even."""
     finite = _e4m3_values()[:_E4M3_NAN].astype(np.float64)
     magnitudes = np.abs(values)
     above = np.searchsorted(finite, magnitudes).clip(1)
@@ -128,12 +154,12 @@ def _to_e4m3(values: npt.NDArray[np.float64]) -> Bytes:
 
 @cache
 def _cast_tables() -> tuple[npt.NDArray[np.uint16], Bytes]:
-    """Tables of the FP4 → FP8 cast for any distance of a group's scale below its block's largest.
+    """Return the tables `(pairs, losses)` of the FP4 → FP8 cast, each of 2^16 entries.
 
-    `pairs[d << 8 | byte]` is the two E4M3 bytes of a packed byte whose scale is 2^d below; `losses` counts which of the
-    two are inexact.
+    The index is `d << 8 | byte`, for a packed byte of a group whose scale is 2^d below the largest scale of its block.
+    `pairs` has the two E4M3 codes as one uint16, `losses` the number (0 to 2) of inexact ones.
     """
-    # The converter's table has +0.0 for code 8, so a negative zero comes out positive.
+    # The converter's table has +0.0 for code 8, so a negative zero becomes positive.
     magnitudes = np.array(FP4_MAGNITUDES)
     values = np.concatenate([magnitudes, [0.0], -magnitudes[1:]])
     exact = np.ldexp(values, (_MAX_OFFSET_BITS - np.arange(256))[:, None])
@@ -148,7 +174,7 @@ def _cast_tables() -> tuple[npt.NDArray[np.uint16], Bytes]:
 
 @cache
 def _quads() -> npt.NDArray[np.uint32]:
-    """The four E4M3 bytes of two packed bytes whose scale is their block's largest."""
+    """Return the four E4M3 codes, as one uint32, for each two packed bytes whose scale is the largest of its block."""
     pairs = _cast_tables()[0][:256].astype(np.uint32)
     two = np.arange(1 << 16)
     quads: npt.NDArray[np.uint32] = pairs[two & 0xFF] | pairs[two >> 8] << 16
@@ -156,10 +182,20 @@ def _quads() -> npt.NDArray[np.uint32]:
 
 
 def _fp4_to_fp8(block: int, weight: Bytes, scale: Bytes, scale_dtype: str) -> Decoded:
-    """`cast_e2m1fn_to_e4m3fn` of convert.py: one scale for each square block, the differences moved into the values.
+    """Cast FP4 with group scales to FP8 with one scale per square block, as convert.py's `cast_e2m1fn_to_e4m3fn` does.
 
-    `weight` is `[rows, cols / 2]` packed FP4, `scale` `[rows, cols / 32]` E8M0. Exact while the scales of a block
-    differ by at most 2^14 and the largest is at least 2^-121; `inexact` counts the values for which that fails.
+    The block's scale is its largest group scale. The difference of each group scale moves into the values. The cast is
+    exact if the scales of a block differ by at most 2^14 and the largest is at least 2^-121.
+
+    Args:
+        block: Side of the square blocks, in elements.
+        weight: uint8 `[rows, cols / 2]`, packed FP4.
+        scale: uint8 `[rows, cols / 32]`, E8M0 codes.
+        scale_dtype: Always `F8_E8M0`; not used.
+
+    Returns:
+        `weight` as uint8 `[rows, cols]` (E4M3), `scale` as uint8 `[rows / block, cols / block]` (E8M0), and the number
+        of values that the cast changes.
     """
     rows, groups = scale.shape
     per_block = block // FP4_GROUP
@@ -180,9 +216,13 @@ def _fp4_to_fp8(block: int, weight: Bytes, scale: Bytes, scale_dtype: str) -> De
 
 
 def _cast_near(weight: Bytes, distance: Bytes) -> Bytes:
-    """The cast where all values stay normal: a scale that is 2^d below takes d from the exponent of each but zeros.
+    """Cast FP4 values that all stay normal in FP8, four at a time. Return uint8 `[rows, cols]`, E4M3 codes.
 
-    Four values at a time.
+    A group scale that is 2^d below its block's largest subtracts d from the exponent of each value, except zeros.
+
+    Args:
+        weight: uint8 `[rows, cols / 2]`, packed FP4.
+        distance: uint8 `[rows, cols / 32]`, d of each group, at most 11.
     """
     rows, groups = distance.shape
     twos = weight.view(np.uint16).reshape(rows, groups, _FP4_GROUP_BYTES // 2)
@@ -190,18 +230,26 @@ def _cast_near(weight: Bytes, distance: Bytes) -> Bytes:
     out = np.empty(twos.shape, np.uint32)
     spare = np.empty((min(rows, _CACHED_ROWS), *twos.shape[1:]), np.uint32)
     for row in range(0, rows, _CACHED_ROWS):
-        some = slice(row, min(row + _CACHED_ROWS, rows))
-        part, less = out[some], spare[: some.stop - row]
-        np.take(_quads(), twos[some], out=part, mode="clip")  # "raise" would buffer the output
-        np.right_shift(part, 6, out=less)  # this bit of the exponent is set in all of them but zeros
+        chunk = slice(row, min(row + _CACHED_ROWS, rows))
+        part, less = out[chunk], spare[: chunk.stop - row]
+        np.take(_quads(), twos[chunk], out=part, mode="clip")  # "raise" would buffer the output
+        np.right_shift(part, 6, out=less)  # this exponent bit is set in all codes except zeros
         np.bitwise_and(less, 0x01010101, out=less)
-        np.multiply(less, steps[some], out=less)
+        np.multiply(less, steps[chunk], out=less)
         np.subtract(part, less, out=part)
     return out.reshape(rows, -1).view(np.uint8)
 
 
 def _spoil(block: int, out: npt.NDArray[np.uint16], weight: Bytes, largest: Bytes, odd: npt.NDArray[np.bool_]) -> int:
-    """Blocks whose new scale E8M0 cannot hold: too small, or not a number. Returns how many values are off."""
+    """Handle blocks whose new scale E8M0 cannot hold: too small, or NaN. Return the number of inexact values.
+
+    Args:
+        block: Side of the square blocks, in elements.
+        out: uint16 `[rows, cols / 2]`, pairs of E4M3 codes. Blocks with a NaN scale are filled with NaN in place.
+        weight: uint8 `[rows, cols / 2]`, packed FP4.
+        largest: uint8 `[rows / block, cols / block]`, the largest E8M0 code of each block.
+        odd: bool, in the shape of `largest`: the blocks to handle.
+    """
     count = 0
     width = block // 2
     for row, col in np.argwhere(odd):
@@ -223,4 +271,4 @@ TRANSFORMS = {
         Transform("fp4_to_fp8_32", 32, "F8_E4M3", 2, "F8_E8M0", 32, partial(_fp4_to_fp8, 32)),
     )
 }
-"""By the name that a layout's `Kept` gives; those without a number in their name are of blocks of 128."""
+"""Name → transform. Names without a number are for blocks of 128."""

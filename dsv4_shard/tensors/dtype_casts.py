@@ -1,7 +1,7 @@
-"""Elementwise changes of dtype that engines make when they load: exact, and without torch.
+"""Exact, reversible elementwise dtype casts that engines make when they load: E8M0→F32, BF16→F32, I64→I32.
 
-Each takes and gives bytes, row by row, so that it can be applied to any piece of a tensor. Each can be undone: what
-applying it again does not give back has not come from it.
+Each cast maps raw bytes to raw bytes, so that it works on any piece of a tensor and needs no torch. Each can be undone,
+so that bytes that are not the result of a cast are detected: casting the undone bytes gives other bytes.
 """
 
 from collections.abc import Callable
@@ -13,13 +13,22 @@ import numpy.typing as npt
 from dsv4_shard.errors import IncompleteCheckpoint
 
 Bytes = npt.NDArray[np.uint8]
+"""Raw bytes of elements as a uint8 array of any shape, usually `[rows, bytes per row]`.
+
+The last axis is contiguous and holds whole elements. A cast changes only the length of this axis.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """A change of dtype; `growth` is output bytes over input bytes, as a fraction.
+    """A dtype cast.
 
-    `undo` gives back what `apply` was given, and nothing of use for bytes that `apply` never gives.
+    Attributes:
+        source: Dtype before the cast, as in a safetensors header.
+        target: Dtype after the cast.
+        growth: Output bytes over input bytes, as (numerator, denominator).
+        apply: Casts raw bytes of `source` to raw bytes of `target`.
+        undo: Inverse of `apply`. Its result is meaningless for bytes that `apply` never returns.
     """
 
     source: str
@@ -29,34 +38,35 @@ class Conversion:
     undo: Callable[[Bytes], Bytes]
 
     def nbytes(self, source_nbytes: int) -> int:
-        """Bytes that `source_nbytes` become."""
+        """Return the output bytes for `source_nbytes` input bytes."""
         return source_nbytes * self.growth[0] // self.growth[1]
 
 
 def _e8m0_to_f32(data: Bytes) -> Bytes:
-    """2^(e - 127): the exponent field itself, but for 2^-127 (subnormal) and NaN."""
+    """Return 2^(code - 127) in float32. The code is the exponent field, except for 2^-127 (subnormal) and NaN."""
     bits = data.astype(np.uint32) << 23
     bits[data == 0] = 0x00400000
-    bits[data == 255] = 0x7F800001  # the NaN that torch makes of it
+    bits[data == 255] = 0x7F800001  # the NaN that torch writes
     return bits.view(np.uint8)
 
 
 def _f32_to_e8m0(data: Bytes) -> Bytes:
-    """The exponent field, which is also 0 of 2^-127 and 255 of NaN."""
+    """Return the exponent field, which is the code for all values: 0 for 2^-127, 255 for NaN."""
     return (data.view(np.uint32) >> 23).astype(np.uint8)
 
 
 def _bf16_to_f32(data: Bytes) -> Bytes:
-    """A BF16 is the upper half of its float32."""
+    """Return float32 bytes: BF16 is their upper half."""
     return (data.view(np.uint16).astype(np.uint32) << 16).view(np.uint8)
 
 
 def _f32_to_bf16(data: Bytes) -> Bytes:
+    """Return the upper half of each float32."""
     return (data.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
 
 
 def _i64_to_i32(data: Bytes) -> Bytes:
-    """Refuses values that would not survive: a table of expert numbers has none."""
+    """Return int32 bytes. Raises IncompleteCheckpoint if a value needs more than 32 bits."""
     values = data.view(np.int64)
     if values.size and (values.min() < -(2**31) or values.max() >= 2**31):
         raise IncompleteCheckpoint("a table of expert numbers holds values beyond 32 bits")
@@ -64,6 +74,7 @@ def _i64_to_i32(data: Bytes) -> Bytes:
 
 
 def _i32_to_i64(data: Bytes) -> Bytes:
+    """Return int64 bytes."""
     return data.view(np.int32).astype(np.int64).view(np.uint8)
 
 
@@ -72,4 +83,4 @@ CONVERSIONS = {
     ("BF16", "F32"): Conversion("BF16", "F32", (2, 1), _bf16_to_f32, _f32_to_bf16),
     ("I64", "I32"): Conversion("I64", "I32", (1, 2), _i64_to_i32, _i32_to_i64),
 }
-"""By source and target dtype."""
+"""(source dtype, target dtype) → cast."""

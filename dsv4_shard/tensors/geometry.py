@@ -1,8 +1,8 @@
-"""Blocks, splits and rectangles: pure geometry, no bytes and no files.
+"""Quantization blocks, splits and rectangles: shapes in elements, ranges in bytes. No files, no models.
 
-A *block* is the rectangle of weight elements that share one scale. A weight of `[rows, cols]` elements in blocks of
-(r, c) has a scale of `[ceil(rows / r), ceil(cols / c)]`, so where a rank may cut the weight depends on the block:
-DeepSeek-V4-Pro's shared expert has 3072 rows in 24 blocks of 128, and 24 blocks do not fall into 16 ranks.
+A *block* is the rectangle of weight elements that share one scale. A weight `[rows, cols]` in blocks of (r, c) has a
+scale `[ceil(rows / r), ceil(cols / c)]`, so the block decides where a rank may cut the weight. DeepSeek-V4-Pro's shared
+expert has 3072 rows in 24 blocks of 128, and 24 blocks do not divide by 16 ranks.
 """
 
 from collections import Counter
@@ -12,7 +12,7 @@ from typing import NamedTuple
 from dsv4_shard.tensors.header import DTYPE_BITS, nbytes_of
 
 PACKED_FP4 = frozenset({"I8", "U8"})
-"""Dtypes under which checkpoints store FP4: two values a byte along the last axis, the even column low."""
+"""Dtypes under which checkpoints store FP4: two values per byte along the last axis, the even column low."""
 
 FP4_GROUP = 32
 """Elements along K that share one scale in MXFP4."""
@@ -21,16 +21,16 @@ NVFP4_GROUP = 16
 """Elements along K that share one scale in NVFP4."""
 
 DECODED_BLOCK = 128
-"""Rows and columns of the blocks that DeepSeek's converter decodes and makes."""
+"""Rows and columns of the blocks that DeepSeek's converter reads and writes."""
 
 _LIKELY_UNITS = (128, 32, 64, 256, 16)
 
-_PAIRS = 1000
-"""How many (weight, scale) sizes vote on a block: real checkpoints have some twenty, a hostile one a million."""
+_MAX_PAIRS = 1000
+"""Most (weight size, scale size) pairs that vote on a block: real checkpoints have about 20, hostile ones a million."""
 
 
 class Block(NamedTuple):
-    """Elements that share one scale: `rows` × `cols`."""
+    """The `rows` × `cols` elements that share one scale."""
 
     rows: int
     cols: int
@@ -40,7 +40,7 @@ class Block(NamedTuple):
 
 
 class Rectangle(NamedTuple):
-    """Part of a matrix stored row by row: rows `[row_start, row_stop)`, and of each the bytes `[start, stop)`."""
+    """Part of a matrix stored row by row: of each row in `[row_start, row_stop)`, the bytes `[start, stop)`."""
 
     row_start: int
     row_stop: int
@@ -53,39 +53,43 @@ class Rectangle(NamedTuple):
 
 
 def ceil_div(size: int, unit: int) -> int:
-    """How many units of `unit` cover `size`."""
+    """Return how many units of `unit` cover `size`."""
     return -(-size // unit)
 
 
 def logical_shape(dtype: str, shape: tuple[int, ...], packed: bool) -> tuple[int, ...]:
-    """Shape in elements of the values themselves: a packed FP4 byte holds two along the last axis."""
+    """Return the shape in values for a stored shape. If `packed`, each stored byte holds two along the last axis."""
     if packed and dtype in PACKED_FP4 and shape:
         return (*shape[:-1], shape[-1] * 2)
     return shape
 
 
 def scale_shape(shape: tuple[int, ...], block: Block) -> tuple[int, int]:
-    """Shape of the scales of a weight of `shape` elements: `ceil(weight / block)` on each axis."""
+    """Return the shape of a weight's scale, `ceil(weight / block)` on each axis. `shape` is in elements."""
     rows, cols = shape
     return ceil_div(rows, block.rows), ceil_div(cols, block.cols)
 
 
 def agree_on_unit(pairs: Mapping[tuple[int, int], int], declared: int | None) -> int:
-    """The block's size along one axis that most (weight size, scale size) pairs agree with.
+    """Return the block size along one axis that fits the most tensors.
 
-    `pairs` counts the tensors with each pair. One pair seldom decides (5 scales over 576 elements fit any unit from
-    116 to 143), all of a checkpoint do. Ties go to the declared unit, then to the commoner ones.
+    One pair seldom decides: 5 scales over 576 elements fit any unit from 116 to 143. All pairs of a checkpoint do. Ties
+    go to the declared unit, then to the more common units.
+
+    Args:
+        pairs: (weight size, scale size) along this axis in elements → number of tensors.
+        declared: The block size that config.json declares, if any.
     """
-    pairs = dict(Counter(pairs).most_common(_PAIRS))
+    pairs = dict(Counter(pairs).most_common(_MAX_PAIRS))
     exact = {size // scales for size, scales in pairs if scales and size % scales == 0}
     candidates = [unit for unit in (declared, *_LIKELY_UNITS, *sorted(exact)) if unit]
     return max(candidates, key=lambda unit: sum(n for (w, s), n in pairs.items() if ceil_div(w, unit) == s))
 
 
 def split(size: int, parts: int, index: int) -> tuple[int, int]:
-    """The half-open range of part `index` of `size` cut into `parts` equal parts.
+    """Return the half-open range of part `index` when `size` is cut into `parts` equal parts.
 
-    Raises ValueError where it does not divide: rules must have refused such a layout before.
+    Raises ValueError if `size` does not divide: the engine's rules must refuse such a layout earlier.
     """
     if size % parts:
         raise ValueError(f"{size} is not divisible by {parts}")
@@ -94,10 +98,20 @@ def split(size: int, parts: int, index: int) -> tuple[int, int]:
 
 
 def slice_rectangle(dtype: str, shape: tuple[int, ...], axis: int, start: int, stop: int) -> Rectangle:
-    """The bytes of `shape` whose index along `axis` is in `[start, stop)`, as a rectangle of the tensor's matrix.
+    """Return the bytes of a slice of a tensor, as a rectangle of its matrix.
 
-    The matrix of a tensor has its first axis as rows and all other axes in a row, so axis 0 gives whole rows and
-    axis 1 of a matrix gives columns. Raises ValueError for other axes and where a cut falls inside a byte.
+    The rows of the matrix are the tensor's first axis; each row holds all other axes. So axis 0 gives whole rows, and
+    axis 1 of a 2-D tensor gives columns.
+
+    Args:
+        dtype: Stored dtype.
+        shape: Stored shape in elements.
+        axis: The axis that is cut: 0, or 1 of a 2-D tensor.
+        start: First index along `axis`, in elements.
+        stop: End index along `axis`, exclusive.
+
+    Raises:
+        ValueError: Another axis is cut, or a cut falls inside a byte.
     """
     row_bits = _row_bits(dtype, shape)
     if axis == 0:
@@ -113,7 +127,10 @@ def slice_rectangle(dtype: str, shape: tuple[int, ...], axis: int, start: int, s
 
 
 def whole_rectangle(dtype: str, shape: tuple[int, ...]) -> Rectangle:
-    """All bytes of a tensor. A scalar is one row, and so is a tensor whose rows do not end on a byte."""
+    """Return all bytes of a tensor as a rectangle.
+
+    A scalar is one row, and so is a tensor whose rows do not end on a byte.
+    """
     row_bits = _row_bits(dtype, shape)
     if not shape or row_bits % 8:
         return Rectangle(0, 1, 0, nbytes_of(dtype, shape))

@@ -1,9 +1,9 @@
-"""Safetensors headers: a strict reader and an exact writer.
+"""Safetensors headers: a strict reader, an exact writer and the table of dtypes.
 
-The format: eight bytes, the header's length as a little-endian u64; that many bytes of JSON, padded with spaces; then
-the tensors' bytes, which cover the rest of the file exactly. The reader is at least as strict as the safetensors
-library (tests hold the two against each other), and also rejects what that accepts by accident: a key that stands
-twice, and space before the opening brace. The writer's bytes are those of `safetensors.torch.save_file`.
+A file begins with eight bytes, the header's length as a little-endian u64. That many bytes of JSON follow, padded with
+spaces. The tensors' bytes cover the rest of the file exactly. The reader is at least as strict as the safetensors
+library (tests compare the two). It also rejects duplicate keys and white space before the opening brace, which the
+library accepts. The writer produces the same bytes as `safetensors.torch.save_file`.
 """
 
 import json
@@ -29,7 +29,7 @@ from dsv4_shard.text.strict_json import BadJson, DuplicateJsonKey, is_plain, par
 LENGTH_BYTES = 8
 
 MAX_HEADER_BYTES = 100_000_000
-"""safetensors' own limit (`MAX_HEADER_SIZE` in tensor.rs)."""
+"""Limit of the safetensors library (`MAX_HEADER_SIZE` in tensor.rs)."""
 
 DTYPE_BITS: dict[str, int] = {
     "BOOL": 8,
@@ -55,7 +55,7 @@ DTYPE_BITS: dict[str, int] = {
     "I64": 64,
     "U64": 64,
 }
-"""Bits of one element, in the order of safetensors' `Dtype` enum: the writer sorts by descending place in it."""
+"""Dtype → bits of one element, in the order of safetensors' `Dtype` enum. The writer sorts by descending position."""
 
 _DTYPE_RANK = {dtype: rank for rank, dtype in enumerate(DTYPE_BITS)}
 
@@ -71,7 +71,7 @@ _MAX_ELEMENTS = 2**63
 
 
 class TensorInfo(NamedTuple):
-    """What a header says of one tensor: `shape` in elements, `[start, stop)` in bytes from the data's beginning."""
+    """One tensor's entry in a header: `shape` in elements, `[start, stop)` in bytes from the end of the header."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -85,7 +85,14 @@ class TensorInfo(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A checked header. `data_start` is where in the file the tensors' bytes begin."""
+    """A checked header.
+
+    Attributes:
+        tensors: Name → entry, in the order of the header.
+        metadata: The header's `__metadata__`, without it empty.
+        data_start: Byte of the file at which the tensors' bytes begin.
+        warnings: Lines about harmless oddities.
+    """
 
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
@@ -94,7 +101,7 @@ class Header:
 
 
 class ByteReader(Protocol):
-    """Random access to one file's bytes."""
+    """Random access to one file of `nbytes` bytes."""
 
     nbytes: int
 
@@ -102,7 +109,10 @@ class ByteReader(Protocol):
 
 
 def nbytes_of(dtype: str, shape: Iterable[int]) -> int:
-    """Bytes of a tensor of known dtype; a sub-byte tensor must end on a byte."""
+    """Return a tensor's bytes. `dtype` must be a key of DTYPE_BITS, `shape` is in elements.
+
+    Raises BadTensorEntry if a sub-byte tensor does not end on a byte.
+    """
     bits = math.prod(shape) * DTYPE_BITS[dtype]
     if bits % 8:
         raise BadTensorEntry(f"{dtype} {list(shape)} is {bits} bits: a tensor must end on a byte")
@@ -110,14 +120,14 @@ def nbytes_of(dtype: str, shape: Iterable[int]) -> int:
 
 
 def header_nbytes(file: ByteReader) -> int:
-    """Where the tensors' bytes begin in a file whose header was found sound."""
+    """Return the byte at which the tensors' bytes begin, in a file whose header has been checked."""
     return LENGTH_BYTES + int.from_bytes(file.read(0, LENGTH_BYTES), "little")
 
 
 def read_header(file: ByteReader, name: str) -> Header:
-    """Read and check the header of `file`; `name` is how errors call it.
+    """Read and check the header of `file`, and nothing else of it. `name` is the file's name in errors.
 
-    Reads only the header. Raises a `HeaderError` with the file's name and the numbers that contradict each other.
+    Raises a HeaderError of the class that names the broken rule, with the numbers that contradict each other.
     """
     if file.nbytes < LENGTH_BYTES:
         raise NotSafetensors(f"{name}: {file.nbytes} bytes, too short for a safetensors header")
@@ -134,7 +144,7 @@ def read_header(file: ByteReader, name: str) -> Header:
 
 
 def parse_header(raw: bytes, file_nbytes: int, name: str) -> Header:
-    """Check the JSON part `raw` of a file of `file_nbytes` bytes. Raises as `read_header` does."""
+    """Check the JSON part `raw` of the header of a file of `file_nbytes` bytes. Raises as `read_header` does."""
     document, padding_warning = _decode(raw, name)
     warnings = _Warnings(name)
     if padding_warning:
@@ -143,7 +153,7 @@ def parse_header(raw: bytes, file_nbytes: int, name: str) -> Header:
     tensors: dict[str, TensorInfo] = {}
     kinds: dict[tuple[object, ...], TensorInfo] = {}
     for key, entry in document.items():
-        info = _like_one_before(entry, kinds)
+        info = _check_quickly(entry, kinds)
         if info is None:
             info = _check_entry(key, entry, warnings, name)
             kinds[info.dtype, *info.shape] = info
@@ -169,7 +179,10 @@ def _decode(raw: bytes, name: str) -> tuple[dict[str, Any], bool]:
 
 
 def _check_metadata(document: dict[str, Any], warnings: "_Warnings", name: str) -> dict[str, str]:
-    """Take `__metadata__` out of the document; `null` and `{}` are odd but harmless."""
+    """Remove `__metadata__` from the document and return it. `null` and `{}` only cause a warning.
+
+    Raises HeaderNotJson if it does not map strings to strings.
+    """
     if "__metadata__" not in document:
         return {}
     metadata = document.pop("__metadata__")
@@ -187,7 +200,10 @@ def _is_naturals(values: object) -> bool:
 
 
 def _elements(shape: list[int]) -> int | None:
-    """The product, or None where it overflows, zeros or not; a million sizes must not be multiplied out first."""
+    """Return the product of the sizes, or None if the product of the nonzero sizes overflows.
+
+    The product is checked at each step, because a hostile header may have a million sizes.
+    """
     product = 1
     for size in shape:
         if size:
@@ -197,18 +213,18 @@ def _elements(shape: list[int]) -> int | None:
     return 0 if 0 in shape else product
 
 
-def _like_one_before(entry: Any, kinds: Mapping[tuple[object, ...], TensorInfo]) -> TensorInfo | None:
-    """A sound entry whose dtype and shape stood in the header before, None for any other.
+def _check_quickly(entry: Any, kinds: Mapping[tuple[object, ...], TensorInfo]) -> TensorInfo | None:
+    """Return a valid entry if an earlier one has the same dtype and shape, else None: then use `_check_entry`.
 
-    A layer's header has thousands of entries and some thirty kinds: here only the offsets are looked at, and the shape
-    is that of the one before. What is not sound is for `_check_entry` to tell.
+    A layer's header has thousands of entries of about thirty kinds. For a known kind, only the offsets are checked, and
+    the shape tuple is shared.
     """
     if not (type(entry) is dict and len(entry) == len(_ENTRY_KEYS)):
         return None
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not (type(dtype) is str and type(shape) is list and type(offsets) is list and len(offsets) == 2):
         return None
-    # 1.0 and True are keys equal to 1, but no natural numbers.
+    # As dictionary keys, 1.0 and True equal 1, but they are not natural numbers.
     if not _INT_ALONE.issuperset(map(type, (*shape, *offsets))):
         return None
     kind = kinds.get((dtype, *shape))
@@ -219,6 +235,7 @@ def _like_one_before(entry: Any, kinds: Mapping[tuple[object, ...], TensorInfo])
 
 
 def _check_entry(key: str, entry: object, warnings: "_Warnings", name: str) -> TensorInfo:
+    """Check dtype, shape and offsets of the tensor `key` in the file `name`. Raises BadTensorEntry."""
     where = f"{name}: tensor {short(key)}"
     if not isinstance(entry, dict) or not entry.keys() >= _ENTRY_KEYS:
         raise BadTensorEntry(f"{where}: needs dtype, shape and data_offsets")
@@ -249,7 +266,10 @@ def _check_entry(key: str, entry: object, warnings: "_Warnings", name: str) -> T
 
 
 def _check_coverage(tensors: Mapping[str, TensorInfo], data_nbytes: int, name: str) -> None:
-    """The tensors must cover the data exactly: no hole, no overlap, nothing after the last."""
+    """Check that the tensors cover the data exactly, without hole, overlap or bytes after the last one.
+
+    Raises TruncatedFile if the file is too short, else BadTensorOffsets.
+    """
     end = 0
     for info in sorted(tensors.values(), key=itemgetter(2, 3)):
         if info.start != end:
@@ -267,7 +287,7 @@ def _check_coverage(tensors: Mapping[str, TensorInfo], data_nbytes: int, name: s
 
 
 class _Warnings:
-    """What is odd but harmless, one line a kind with the first place and the count."""
+    """Collects harmless oddities: one line per kind, with the first place and the count."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -287,15 +307,19 @@ class _Warnings:
 def build_header(
     tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
 ) -> tuple[bytes, dict[str, TensorInfo]]:
-    """The bytes of a file up to its data, and where each tensor goes.
+    """Return a file's bytes up to its data, and each tensor's entry.
 
-    `tensors` maps names to (dtype, shape). Order and padding are those of safetensors' own writer: by descending dtype
-    rank, then by name, so that every tensor is aligned; the JSON is padded with blanks to a multiple of eight.
+    Order and padding are those of safetensors' own writer. Tensors are sorted by descending dtype rank, then by name,
+    so that each one is aligned. The JSON is padded with spaces to a multiple of eight bytes.
+
+    Args:
+        tensors: Name → (dtype, shape in elements).
+        metadata: Content of `__metadata__`, if any.
     """
-    # Characters sort as their UTF-8 does.
+    # Python sorts by code points, which is the order of the UTF-8 bytes.
     order = sorted(tensors)
     order.sort(key=lambda name: -_DTYPE_RANK[tensors[name][0]])
-    # Written out by hand: as one document for `json`, a rank's 12,000 tensors take twice as long, and 6 MB.
+    # Entries are formatted one by one: with `json` on one document, 12,000 tensors take twice as long, and 6 MB.
     entries = [f'"__metadata__":{_json(dict(metadata))}'] if metadata else []
     kinds = {kind: (nbytes_of(*kind), _json(kind[1])) for kind in {(dtype, shape) for dtype, shape in tensors.values()}}
     placed: dict[str, TensorInfo] = {}
@@ -315,9 +339,15 @@ _json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class Tensor(NamedTuple):
-    """A tensor of the checkpoint: `shape` in stored elements, `[start, stop)` in bytes of the file called `file`.
+    """A tensor of the checkpoint.
 
-    `name` is its family's for it, whatever the file calls it.
+    Attributes:
+        name: The family's name for it, even if the file uses another tool's name.
+        dtype: Stored dtype.
+        shape: Shape in stored elements.
+        file: Name of its file.
+        start: First byte in the file, counted from the beginning of the file.
+        stop: End byte in the file, exclusive.
     """
 
     name: str

@@ -1,1 +1,1 @@
-"""How values are read from untrusted text and shown as text: strict JSON, escaping, units, suggestions."""
+"""Reads values from untrusted text and shows them as text: strict JSON, escaping, units, suggestions."""

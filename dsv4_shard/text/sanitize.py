@@ -1,4 +1,7 @@
-"""Text and values from untrusted files, as messages show them: nothing that controls a terminal, nothing endless."""
+"""Escapes and shortens untrusted text for messages.
+
+Names and values from a checkpoint's files can hold control characters or be megabytes long. Messages show neither.
+"""
 
 import reprlib
 
@@ -16,17 +19,17 @@ _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 8
 
 
 def clean(text: str) -> str:
-    """`text` with control characters, bidirectional overrides and lone surrogates escaped."""
+    """Return `text` with control characters, bidirectional overrides and lone surrogates escaped."""
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def short(value: object) -> str:
-    """`repr` of a value, cut where a hostile file made it long or deep."""
+    """Return `repr` of a value, shortened if it is long or deeply nested."""
     return _cut(repr(value[: _MAX_CHARS + 1]) if isinstance(value, str) else _SHORT.repr(value), _MAX_CHARS)
 
 
 def short_name(name: str) -> str:
-    """A name as `clean` shows it, without quotes, cut where it is absurdly long."""
+    """Return a name escaped as by `clean`, without quotes, shortened to 200 characters."""
     return _cut(repr(name[: _MAX_NAME_CHARS + 1])[1:-1], _MAX_NAME_CHARS)
 
 

@@ -1,7 +1,7 @@
-"""JSON from files that nobody vouches for: read within limits, and only what every JSON reader reads alike.
+"""Reads JSON from untrusted files within limits, and rejects documents that JSON readers interpret differently.
 
-The limits hold before anything is made of the text: a hundred megabytes of `[[[[` or of empty keys must cost no
-gigabytes. Callers limit the bytes; this limits what they can become.
+The limits apply before parsing, because 100 MB of `[[[[` or of empty keys would become gigabytes of objects. Callers
+limit the bytes; this module limits the number of values.
 """
 
 import json
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 MAX_VALUES = 2_000_000
-"""Values in one document, at some 200 bytes each. All 145,116 tensors of V4-Pro in one header are 1.2 million."""
+"""Most values in one document, at about 200 bytes each. One header with V4-Pro's 145,116 tensors has 1.2 million."""
 
 _MAX_DEPTH = 64
 
@@ -25,15 +25,18 @@ _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class BadJson(ValueError):
-    """What is wrong with a document, in words that can follow the name of its file."""
+    """A document is not JSON or exceeds a limit. The message can follow the name of the file."""
 
 
 class DuplicateJsonKey(BadJson):
-    """A key stands twice in an object: readers differ on which of its values holds."""
+    """An object has a key twice. Readers differ on which of the two values counts."""
 
 
 def check_size(raw: bytes, max_values: int) -> None:
-    """Raise BadJson where `raw` may hold more than `max_values` values: each but the first follows `,`, `[` or `{`."""
+    """Raise BadJson if `raw` may hold more than `max_values` values.
+
+    Each value except the first follows a `,`, `[` or `{`, so counting these bytes gives an upper bound.
+    """
     if len(raw) > max_values:
         values = 1 + raw.count(b",") + raw.count(b"[") + raw.count(b"{")
         if values > max_values:
@@ -41,16 +44,17 @@ def check_size(raw: bytes, max_values: int) -> None:
 
 
 def parse_json(raw: bytes, max_values: int = MAX_VALUES) -> Any:
-    """The document in `raw`, without keys that stand twice, NaN, infinities or lone surrogates.
+    """Parse the UTF-8 document in `raw`.
 
-    Raises BadJson, before parsing where there are more than `max_values` values.
+    Raises BadJson if the document is not JSON, has more than `max_values` values (checked before parsing), or contains
+    NaN, an infinity, -0 as an integer or a lone surrogate. Raises DuplicateJsonKey if an object has a key twice.
     """
     check_size(raw, max_values)
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise BadJson(f"not JSON: not UTF-8 (byte {error.start})") from None
-    # Python reads "-0" as the integer 0, other readers as a float; only then is the slow hook on.
+    # Python reads "-0" as the integer 0, other readers as a float. The hook is slow, so it is set only if needed.
     parse_int = _refuse_negative_zero if b"-0" in raw else None
     try:
         document = json.loads(
@@ -72,7 +76,10 @@ def parse_json(raw: bytes, max_values: int = MAX_VALUES) -> Any:
 
 
 def is_plain(value: object, depth: int = 0) -> bool:
-    """Whether numbers fit a double and nesting stays shallow, as it must in what is passed on unread."""
+    """Return whether all numbers fit a double and nesting stays below 64 levels.
+
+    Values that are passed on without being checked must fulfil this.
+    """
     match value:
         case int() | float():
             return abs(value) <= sys.float_info.max
@@ -110,28 +117,28 @@ def _refuse_negative_zero(digits: str) -> int:
 
 
 def _refuse_surrogates(document: object) -> None:
-    """JSON can escape half of a pair, which no encoding takes."""
+    """Raise BadJson if a string has half of a surrogate pair: JSON can escape it, but no encoding can write it."""
     for text in _strings(document):
         if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
             raise BadJson(f"{short(text)} holds a lone surrogate, which is no text")
 
 
 def _strings(document: object) -> Iterator[str]:
-    """Every key and string; not by recursion, since nothing has limited the depth yet."""
-    left = [document]
-    while left:
-        value = left.pop()
+    """Yield every key and string. Iterative, because nothing has limited the nesting depth yet."""
+    pending = [document]
+    while pending:
+        value = pending.pop()
         if isinstance(value, str):
             yield value
         elif isinstance(value, list):
-            left += value
+            pending += value
         elif isinstance(value, dict):
             yield from value
-            left += value.values()
+            pending += value.values()
 
 
 def first_error(error: "ValidationError") -> str:
-    """Where a document is not what its model says, and why."""
+    """Describe the first place where a document contradicts its pydantic model, and why."""
     first = error.errors(include_url=False, include_input=False)[0]
     place = short_name(".".join(map(str, first["loc"])))
     return ": ".join(filter(None, (place, first["msg"].removeprefix("Value error, "))))

@@ -3,29 +3,35 @@
 import difflib
 from collections.abc import Iterable
 
-_MOST = 3
+_MAX_MATCHES = 3
 
-_LONGEST = 100
+_MAX_CHARS = 100
 
 
 def as_option(parameter: str) -> str:
-    """A parameter of the verbs as the command line has it."""
+    """Return the command-line option for a parameter of a verb: `expert_dtype` → `--expert-dtype`."""
     return "--" + parameter.replace("_", "-")
 
 
 def near(name: str, known: Iterable[str]) -> list[str]:
-    """Of `known`, those that `name` may have been meant for, the nearest first; `org/name` also by its last part."""
-    wanted = name[:_LONGEST].lower()
-    parts = {one.lower(): one for one in known} if "/" in wanted else {}
-    parts = parts or {part: one for one in known for part in (one.lower().rpartition("/")[2], one.lower())}
-    begun = [part for part in parts if wanted and part.startswith(wanted)]
-    found = dict.fromkeys(parts[part] for part in [*begun, *difflib.get_close_matches(wanted, parts, n=_MOST)])
-    return list(found)[:_MOST]
+    """Return up to three names of `known` that `name` may be a misspelling of, closest first.
+
+    A known name `org/name` also matches by its last part.
+    """
+    wanted = name[:_MAX_CHARS].lower()
+    parts = {candidate.lower(): candidate for candidate in known} if "/" in wanted else {}
+    parts = parts or {
+        part: candidate for candidate in known for part in (candidate.lower().rpartition("/")[2], candidate.lower())
+    }
+    prefixed = [part for part in parts if wanted and part.startswith(wanted)]
+    close = difflib.get_close_matches(wanted, parts, n=_MAX_MATCHES)
+    found = dict.fromkeys(parts[part] for part in [*prefixed, *close])
+    return list(found)[:_MAX_MATCHES]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A hint for who gave a name that is not known: those that come near, then all that there are."""
+    """Return a hint for an unknown name: closest matches, then all valid names."""
     known = list(dict.fromkeys(known))
-    meant = near(name, known)
+    matches = near(name, known)
     listed = f"Known: {', '.join(known)}."
-    return f"Did you mean {' or '.join(meant)}? {listed}" if meant else listed
+    return f"Did you mean {' or '.join(matches)}? {listed}" if matches else listed

@@ -1,4 +1,4 @@
-"""Sizes in the units that people use for them, and other numbers as they are said."""
+"""Sizes and numbers as people write them."""
 
 _BINARY = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 
@@ -6,7 +6,7 @@ _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def size(nbytes: int) -> str:
-    """Bytes in decimal units, as disks and checkpoints are sold."""
+    """Return bytes in decimal units (`60.53 GB`), as for disks and checkpoints."""
     number, unit = float(nbytes), 0
     while number >= 1000 and unit < len(_UNITS) - 1:
         number, unit = number / 1000, unit + 1
@@ -14,28 +14,29 @@ def size(nbytes: int) -> str:
 
 
 def gib(nbytes: int) -> str:
-    """Bytes in GiB, as GPUs' memory is counted; in a smaller unit where that would show nothing."""
+    """Return bytes in GiB (`56.4 GiB`), as for GPU memory; small numbers in MiB, KiB or B."""
     name, unit = binary_unit(nbytes)
     return f"{nbytes / unit:.1f} {name}" if unit > 1 else f"{nbytes} B"
 
 
 def binary_unit(nbytes: int) -> tuple[str, int]:
-    """The unit of which `nbytes` are at least a tenth, at most GiB: its name, and its bytes."""
+    """Return name and bytes of the largest unit, up to GiB, in which `nbytes` is at least 0.1."""
     return next((unit for unit in _BINARY if 10 * nbytes >= unit[1]), ("B", 1))
 
 
 def quotient(number: float, divisor: int = 1) -> str:
-    """`number / divisor`: exactly where four places are enough, else to two, or to four digits below 1.
+    """Return `number / divisor` as text: exact if four decimals are enough, else rounded to two decimals.
 
-    What is not whole never looks so, for divisors up to 10,000.
+    Inexact values below 1 get four significant digits. A fraction never looks like a whole number, for divisors up to
+    10,000.
     """
     value = number / divisor
     if value < 1 and round(value, 4) != value:
         return f"{value:.4g}"
-    is_short = round(value, 4) != value and round(value, 2) != round(value)
-    return f"{value:.{2 if is_short else 4}f}".rstrip("0").rstrip(".")
+    is_rounded = round(value, 4) != value and round(value, 2) != round(value)
+    return f"{value:.{2 if is_rounded else 4}f}".rstrip("0").rstrip(".")
 
 
 def counted(number: int, noun: str) -> str:
-    """`number` of what `noun` is called in the singular."""
+    """Return the number with its noun, which gets an `s` for any number but 1."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

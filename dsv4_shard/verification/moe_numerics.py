@@ -161,7 +161,7 @@ def check_numerics(
     layer = config.num_hidden_layers - 1 if layer is None else layer
     if not 0 <= layer < config.num_hidden_layers:
         raise UsageError(f"--layer {layer}: the model has layers 0 to {config.num_hidden_layers - 1}")
-    if not inventory.family.may_be(config, Place(Stage.LAYER, layer), Role.ROUTED_GATE):
+    if not inventory.family.may_have(config, Place(Stage.LAYER, layer), Role.ROUTED_GATE):
         raise UsageError(f"--layer {layer}: this layer has a dense MLP, and --numerics adds up experts")
     if not config.n_shared_experts:
         raise UsageError("--numerics adds up shared experts, and the model has none")

@@ -9,7 +9,7 @@ from support.checkpoints.tiny import TINY_CONFIG
 from support.paths import DATA
 
 from dsv4_shard.errors import BadConfig, ShardError, UnsupportedFamily
-from dsv4_shard.models.config import OTHERS, parse_config
+from dsv4_shard.models.config import UNSUPPORTED, parse_config
 from dsv4_shard.models.v4 import V4Config
 
 WHERE = "org/name/config.json"
@@ -172,10 +172,10 @@ def test_the_config_of_every_known_release_is_read(model):
     assert (config.hidden_size, config.n_routed_experts) == (text["hidden_size"], text["n_routed_experts"])
 
 
-@pytest.mark.parametrize("model_type", OTHERS)
+@pytest.mark.parametrize("model_type", UNSUPPORTED)
 def test_no_architectures_and_another_model_type_is_another_family(model_type):
     document = without(TINY_CONFIG, "architectures") | {"model_type": model_type}
-    assert f"a checkpoint of {OTHERS[model_type]} " in refusal(document, UnsupportedFamily)
+    assert f"a checkpoint of {UNSUPPORTED[model_type]} " in refusal(document, UnsupportedFamily)
 
 
 def test_no_architectures_but_the_model_type_of_v4_is_v4():

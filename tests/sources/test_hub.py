@@ -235,12 +235,12 @@ def test_a_header_may_end_at_the_edge_of_the_first_range(
     name = weight_files(checkpoint)[1]
     raw = (checkpoint / name).read_bytes()
     length = LENGTH_BYTES + int.from_bytes(raw[:LENGTH_BYTES], "little")
-    monkeypatch.setattr(heads, "_LEAST_FIRST_BYTES", length + edge)
+    monkeypatch.setattr(heads, "_MIN_FIRST_BYTES", length + edge)
     monkeypatch.setattr(heads, "_ENTRY_BYTES", 0)
     hub.faults.append(Fault("no_route", route="headers", times=None))
     source = open_source(REPO)
     assert isinstance(source, RemoteSource)
-    assert source.heads[name] == raw[:length]
+    assert source.headers[name] == raw[:length]
     assert len(hub.seen(host="cdn", file=name)) == (2 if edge < 0 else 1)
 
 

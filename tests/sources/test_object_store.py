@@ -246,9 +246,9 @@ def test_a_header_may_end_at_the_edge_of_the_first_range(server, checkpoint, mon
     path = next(checkpoint.glob(WEIGHTS))
     raw = path.read_bytes()
     length = LENGTH_BYTES + int.from_bytes(raw[:LENGTH_BYTES], "little")
-    monkeypatch.setattr(heads, "_LEAST_FIRST_BYTES", length + edge)
+    monkeypatch.setattr(heads, "_MIN_FIRST_BYTES", length + edge)
     monkeypatch.setattr(heads, "_ENTRY_BYTES", 0)
-    assert open_store(URL).heads[path.name] == raw[:length]
+    assert open_store(URL).headers[path.name] == raw[:length]
     assert len(server.seen(file=f"models/small/{path.name}")) == (2 if edge < 0 else 1)
 
 

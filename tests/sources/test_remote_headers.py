@@ -49,7 +49,7 @@ def test_a_flipped_bit_gives_what_was_saved_or_nothing(cache: HeaderCache, tmp_p
     for at in range(len(whole)):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
         found = cache.load(COMMIT)
-        assert found is None or dict(found.heads).get("a.bin") in (None, KEPT.heads["a.bin"])
+        assert found is None or dict(found.headers).get("a.bin") in (None, KEPT.headers["a.bin"])
 
 
 def test_a_branch_is_remembered_for_an_hour_and_no_longer(cache: HeaderCache, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_a_file_that_does_not_come_whole_and_once_is_not_judged(blocks: list[Fet
 
 
 def test_a_file_whose_bytes_would_wait_for_too_long_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dsv4_shard.sources.sha256_check.HELD_BYTES", 1500)
+    monkeypatch.setattr("dsv4_shard.sources.sha256_check.MAX_ASIDE_BYTES", 1500)
     held = intact(due="0" * 64)
     held.expect([BLOCKS[1], BLOCKS[2], *BLOCKS[3:], BLOCKS[0]])
     for block in BLOCKS:

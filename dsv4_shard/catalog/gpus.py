@@ -28,8 +28,8 @@ class Gpu:
     Attributes:
         name: Value of `--gpu`.
         title: Product name.
-        sm: Compute capability × 10. If `unverified_family` is set, that of the GPU whose rules are used to compute weights:
-            then it says nothing about what runs.
+        sm: Compute capability × 10. If `unverified_family` is set, that of the GPU whose rules are used to compute
+            weights: then it says nothing about what runs.
         memory: Bytes that CUDA reports as total.
         source: Source of the memory figure.
         unverified_family: Name of the architecture if the rules of no engine are verified for it, else empty.

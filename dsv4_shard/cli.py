@@ -12,16 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import dsv4_shard
+from dsv4_shard.catalog.option import names_of
+from dsv4_shard.catalog.request import PlanCommand, SearchOptions, WrittenLayout, rank_by_alone, refuse_beside_gpus
 from dsv4_shard.errors import ExitCode, NothingToDo, OutputNotEmpty, UsageError
+from dsv4_shard.explain import ExplainOptions
+from dsv4_shard.inspect import InspectOptions
+from dsv4_shard.report import ReportOptions
 from dsv4_shard.terminal import completion, options
-from dsv4_shard.terminal.arguments import (
-    asked_for,
-    default_repo,
-    numbers,
-    refuse_beside_compare,
-    refuse_beside_gpus,
-    text_or_log,
-)
+from dsv4_shard.terminal.arguments import default_repo, numbers, refuse_beside_compare, text_or_log
 from dsv4_shard.terminal.ascii import show_signs
 from dsv4_shard.terminal.help import HelpCommand, HelpGroup
 from dsv4_shard.terminal.process import OUTSIDE, allow_open_files, handle_signals, reported
@@ -77,12 +75,11 @@ def _main(
 
 @app.command(cls=HelpCommand)
 @reported
+@options.takes(InspectOptions)
 def inspect(
     repo: options.RepoArg,
-    tp: options.TpsOpt = "1,2,4,8,16,32,64",
-    gpu: options.GpuOpt = None,
-    gpu_memory: options.GpuMemoryOpt = None,
-    refresh: options.RefreshOpt = False,
+    given: dict[str, Any],
+    tp: str = "1,2,4,8,16,32,64",
     as_json: options.JsonOpt = False,
 ) -> None:
     """What a checkpoint holds, what is wrong, and what runs at each TP.
@@ -94,7 +91,7 @@ def inspect(
     from dsv4_shard.terminal.known_family import show_inspection
     from dsv4_shard.terminal.unknown_family import show_unknown
 
-    inspection = dsv4_shard.inspect(repo, tp=numbers(tp, "--tp"), gpu=gpu, gpu_memory=gpu_memory, refresh=refresh)
+    inspection = dsv4_shard.inspect(repo, tp=numbers(tp, "--tp"), **given)
     recent.remember(repo)
     if as_json:
         _print_json(inspection)
@@ -108,25 +105,11 @@ def inspect(
 
 @app.command(cls=HelpCommand)
 @reported
+@options.takes(PlanCommand)
 def plan(
     context: typer.Context,
+    given: dict[str, Any],
     repo: options.DefaultRepoArg = None,
-    tp: options.TpOpt = None,
-    gpus: options.GpusOpt = None,
-    rank_by: options.RankByOpt = None,
-    ep: options.EpOpt = None,
-    dp: options.DpOpt = 1,
-    engine: options.EngineOpt = "sglang",
-    runner: options.RunnerOpt = None,
-    a2a: options.A2aOpt = None,
-    shared_experts: options.SharedOpt = "auto",
-    gpu: options.GpuOpt = None,
-    gpu_memory: options.GpuMemoryOpt = None,
-    nodes: options.NodesOpt = None,
-    expert_dtype: options.ExpertDtypeOpt = None,
-    engine_version: options.VersionOpt = None,
-    refresh: options.RefreshOpt = False,
-    output: options.PlanOutputOpt = None,
     compare: options.CompareOpt = None,
     as_json: options.JsonOpt = False,
 ) -> None:
@@ -142,20 +125,19 @@ def plan(
         refuse_beside_compare(context)
         _compare(*compare, as_json)
         return
-    asked = asked_for(context)
-    if gpus is not None:
-        refuse_beside_gpus(asked)
-        _search(repo or default_repo(), as_json, gpus=gpus, refresh=refresh, output=output, **asked)
+    if "gpus" in given:
+        refuse_beside_gpus(name for name in given if name not in names_of(SearchOptions))
+        _search(repo or default_repo(), as_json, given)
         return
-    if "rank_by" in asked:
-        raise UsageError("--rank-by without --gpus", hint="It orders what --gpus finds.")
-    if tp is None:
+    if "rank_by" in given:
+        raise rank_by_alone()
+    if "tp" not in given:
         raise UsageError(
             "neither --tp nor --gpus",
             hint="Plan a layout: `dsv4-shard plan REPO --tp 16`; or search them all: `dsv4-shard plan REPO --gpus 16`.",
         )
-    made = dsv4_shard.plan(repo or default_repo(), refresh=refresh, output=output, **asked)
-    _show_plan(made, output, as_json)
+    made = dsv4_shard.plan(repo or default_repo(), **given)
+    _show_plan(made, given.get("output"), as_json)
     if not made.feasible:
         raise typer.Exit(ExitCode.NO)
 
@@ -171,11 +153,11 @@ def _show_plan(made: "Plan", output: Path | None, as_json: bool) -> None:
     show_plan(_consoles()[0], made, title, str(output) if output else None)
 
 
-def _search(repo: str, as_json: bool, **asked: Any) -> None:
+def _search(repo: str, as_json: bool, given: dict[str, Any]) -> None:
     """`plan --gpus`."""
     from dsv4_shard.terminal.search import show_search
 
-    found = dsv4_shard.search(repo, **asked)
+    found = dsv4_shard.search(repo, **given)
     if as_json:
         _print_json(found)
     else:
@@ -197,27 +179,8 @@ def _compare(a: Path, b: Path, as_json: bool) -> None:
 
 @app.command(cls=HelpCommand)
 @reported
-def report(
-    context: typer.Context,
-    source: options.SourceArg,
-    output: options.PageOutputOpt = Path("report.html"),
-    repo: options.PlansRepoOpt = None,
-    tp: options.TpOpt = None,
-    gpus: options.GpusOpt = None,
-    rank_by: options.RankByOpt = None,
-    ep: options.EpOpt = None,
-    dp: options.DpOpt = 1,
-    engine: options.EngineOpt = "sglang",
-    runner: options.RunnerOpt = None,
-    a2a: options.A2aOpt = None,
-    shared_experts: options.SharedOpt = "auto",
-    gpu: options.GpuOpt = None,
-    gpu_memory: options.GpuMemoryOpt = None,
-    nodes: options.NodesOpt = None,
-    expert_dtype: options.ExpertDtypeOpt = None,
-    engine_version: options.VersionOpt = None,
-    refresh: options.RefreshOpt = False,
-) -> None:
+@options.takes(ReportOptions)
+def report(source: options.SourceArg, given: dict[str, Any], output: Path = Path("report.html")) -> None:
     """One HTML file of what runs and why, and what each rank holds.
 
     Of a plan, or of the layout that --tp or --gpus name as in `plan`, with the commands that launch it; else of the
@@ -227,32 +190,18 @@ def report(
     """
     from dsv4_shard.terminal.written import show_report
 
-    asked = asked_for(context)
-    if gpus is not None:
-        refuse_beside_gpus(asked)
-    made = dsv4_shard.report(source, output=output, repo=repo, gpus=gpus, refresh=refresh, **asked)
+    made = dsv4_shard.report(source, output=output, **given)
     show_report(_consoles()[0], made, output)
 
 
 @app.command(cls=HelpCommand)
 @reported
+@options.takes(WrittenLayout)
 def reshard(
-    context: typer.Context,
     repo: options.RepoArg,
     out: options.OutArg,
+    given: dict[str, Any],
     plan_file: options.PlanFileOpt = None,
-    tp: options.UnplannedTpOpt = None,
-    ep: options.EpOpt = None,
-    dp: options.DpOpt = 1,
-    engine: options.WriterOpt = "sglang",
-    runner: options.RunnerOpt = None,
-    a2a: options.A2aOpt = None,
-    shared_experts: options.SharedOpt = "auto",
-    gpu: options.GpuOpt = None,
-    gpu_memory: options.GpuMemoryOpt = None,
-    nodes: options.NodesOpt = None,
-    expert_dtype: options.ExpertDtypeOpt = None,
-    engine_version: options.VersionOpt = None,
     ranks: options.RanksOpt = None,
     dry_run: options.DryRunOpt = False,
     overwrite: options.OverwriteOpt = False,
@@ -273,7 +222,7 @@ def reshard(
 
     A run that was killed or failed goes on where it was when the same command is given again.
     """
-    asked = asked_for(context) | {
+    asked = given | {
         "plan": plan_file, "ranks": ranks, "overwrite": overwrite, "restart": restart, "allow_inexact": allow_inexact,
         "download": download, "scratch": scratch, "keep_scratch": keep_scratch, "config": config, "jobs": jobs,
     }  # fmt: skip
@@ -424,7 +373,8 @@ def verify(
 
 @app.command(cls=HelpCommand)
 @reported
-def explain(text: options.TextArg = None, repo: options.ModelOpt = None, as_json: options.JsonOpt = False) -> None:
+@options.takes(ExplainOptions)
+def explain(given: dict[str, Any], text: options.TextArg = None, as_json: options.JsonOpt = False) -> None:
     """What an engine's message means: what broke, and the way out.
 
     Of a log, the first message that ends a run counts; colours, prefixes and other ranks do not matter.
@@ -432,7 +382,7 @@ def explain(text: options.TextArg = None, repo: options.ModelOpt = None, as_json
     from dsv4_shard.terminal.explanation import show_explanation
 
     gc.enable()  # a log that is piped may take days
-    explanation = dsv4_shard.explain(text_or_log(text), repo=repo)
+    explanation = dsv4_shard.explain(text_or_log(text), **given)
     if as_json:
         _print_json(explanation)
     else:

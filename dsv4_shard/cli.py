@@ -200,8 +200,9 @@ def report(source: options.SourceArg, given: dict[str, Any], output: Path = Path
 def reshard(
     repo: options.RepoArg,
     out: options.OutArg,
-    given: dict[str, Any],
+    *,
     plan_file: options.PlanFileOpt = None,
+    given: dict[str, Any],
     ranks: options.RanksOpt = None,
     dry_run: options.DryRunOpt = False,
     overwrite: options.OverwriteOpt = False,

@@ -125,7 +125,8 @@ def _describe(call: Callable[..., Any], own: list[inspect.Parameter], fields: tu
 def _line(field: Field) -> str:
     shows = in_python(field.option.shows or "")
     default = "must be given" if field.is_required else f"default: {shows or repr(field.default)}"
-    text = f"{field.name}: {in_python(field.option.help).rstrip('.')} ({default})."
+    text = re.sub(r"(?<!\.)\.$", "", in_python(field.option.help))
+    text = f"{field.name}: {text} ({default})."
     return textwrap.fill(text, _WIDTH, initial_indent=" " * 8, subsequent_indent=" " * 12)
 
 

@@ -41,10 +41,8 @@ def takes(options: type[Options]) -> Callable[[Callable[..., R]], Callable[..., 
         shown = [_parameter("context", typer.Context)]
         for name, parameter in own.items():
             if name == GIVEN:
-                shown += (_of_field(fields[other]) for other in others)
-            elif name in fields:
-                shown.append(_parameter(name, _annotated(parameter.annotation, fields[name]), parameter.default))
-            elif name != "context":
+                shown += (_of_field(field, own.get(field.name)) for field in fields.values())
+            elif name not in fields and name != "context":
                 shown.append(_parameter(name, parameter.annotation, parameter.default))
         run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
@@ -63,8 +61,13 @@ def _parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empt
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _of_field(field: Field) -> inspect.Parameter:
-    """The option as a parameter. The verb itself says that one must be given."""
+def _of_field(field: Field, own: inspect.Parameter | None) -> inspect.Parameter:
+    """The option as a parameter, with the type and default of the command's `own`, if it has one.
+
+    The verb itself says that an option must be given.
+    """
+    if own is not None:
+        return _parameter(field.name, _annotated(own.annotation, field), own.default)
     default = None if field.is_required else field.default
     kind = field.option.typed or next(kind for kind in (bool, int, Path, str) if kind in field.kinds)
     return _parameter(field.name, _annotated(kind | None if default is None else kind, field), default)

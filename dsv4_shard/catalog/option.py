@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Self, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, Self, TypeVar, Union, get_args, get_origin
 
 from dsv4_shard.errors import UsageError
 from dsv4_shard.text.suggest import as_option, did_you_mean
@@ -81,7 +81,7 @@ class Field:
 
 def kinds_of(annotation: Any) -> tuple[Any, ...]:
     """The types of a union, or the type alone; none of a forward reference."""
-    if get_origin(annotation) is UnionType:
+    if get_origin(annotation) in (UnionType, Union):
         return get_args(annotation)
     return (annotation,) if isinstance(annotation, type) or get_args(annotation) else ()
 

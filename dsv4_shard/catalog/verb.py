@@ -11,6 +11,7 @@ import re
 import textwrap
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast, overload
 
 from dsv4_shard.catalog.option import Field, Options, checked, fields_of, kinds_of
@@ -98,7 +99,8 @@ def _positional(verb: str, own: list[inspect.Parameter], args: tuple[Any, ...], 
         else:
             said = "is given twice" if number < len(args) else "must be given"
             raise UsageError.about(name, ..., said)
-        values.append(checked(name, value, kinds_of(parameter.annotation)))
+        is_place = kinds_of(parameter.annotation) == (str, Path)  # a verb checks itself what else it takes
+        values.append(checked(name, value, (str, Path)) if is_place else value)
     return values
 
 

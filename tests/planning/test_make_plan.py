@@ -487,7 +487,7 @@ def test_no_plan_is_made_of_a_checkpoint_with_errors():
 
 
 def test_a_request_that_means_nothing_is_no_plan():
-    with pytest.raises(UsageError, match="--tp 0"):
+    with pytest.raises(UsageError, match="tp=0: must be from 1 to 4096"):
         make_plan(*demo(), Request(0))
 
 

@@ -245,7 +245,7 @@ def test_the_command_says_of_what_nothing_is_known_and_does_not_call_it_unable_t
 
 
 def test_an_engine_that_runs_nothing_is_refused():
-    with pytest.raises(UsageError, match="--engine node: runs no model"):
+    with pytest.raises(UsageError, match="engine='node': runs no model"):
         found(PRO, 16, "h200", ("node",))
 
 
@@ -380,7 +380,7 @@ def test_without_a_gpu_memory_is_not_looked_at():
 
 
 def test_nodes_that_do_not_divide_the_gpus_are_refused():
-    with pytest.raises(UsageError, match="--nodes 3: 16 GPUs do not fall into so many equal nodes"):
+    with pytest.raises(UsageError, match="nodes=3: 16 GPUs do not fall into so many equal nodes"):
         found(PRO, 16, "h200", nodes=3)
 
 

@@ -5,7 +5,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from dsv4_shard.destinations.folder import DryRun
     from dsv4_shard.planning.document import Plan
     from dsv4_shard.sharding.job import Outcome
-    from dsv4_shard.terminal.progress import Progress
 
 app = typer.Typer(
     name="dsv4-shard",
@@ -273,65 +272,97 @@ def reshard(
 
     A run that was killed or failed goes on where it was when the same command is given again.
     """
-    asked = asked_for(context) | {
-        "plan": plan_file, "ranks": ranks, "overwrite": overwrite, "restart": restart, "allow_inexact": allow_inexact,
-        "download": download, "scratch": scratch, "keep_scratch": keep_scratch, "config": config, "jobs": jobs,
-    }  # fmt: skip
+    from dsv4_shard.opening import is_url
+
+    stored = is_url(out)
+    if not stored and (scratch is not None or keep_scratch):
+        raise UsageError(f"--scratch, --keep-scratch: {out} is a folder, and made in its own place")
     if download or ray is not None:
         gc.enable()  # bytes move before anything is said to begin
+    asked = asked_for(context) | {"plan": plan_file, "config": config, "restart": restart}
+    share: dict[str, Any] = {"ranks": ranks, "overwrite": overwrite}
+    moving: dict[str, Any] = {"allow_inexact": allow_inexact, "jobs": jobs}
     try:
         if dry_run:
-            _show_dry_run(dsv4_shard.reshard(repo, out, dry_run=True, **asked), as_json)
+            _show_dry_run(dsv4_shard.reshard_dry_run(repo, out, scratch=scratch, **share, **asked), as_json)
         elif ray is not None:
-            _reshard_on_cluster(repo, out, ray, as_json, **asked)
+            _refuse_beside_ray(out, **share, download=download)
+            _reshard_on_cluster(repo, out, as_json, ray=ray, **moving, **asked)
+        elif stored:
+            place = {"scratch": scratch, "keep_scratch": keep_scratch}
+            _reshard_to_store(repo, out, as_json, **place, download=download, **share, **moving, **asked)
         else:
-            _reshard(repo, out, as_json, **asked)
+            _reshard(repo, out, as_json, download=download, **share, **moving, **asked)
     except NothingToDo as error:
         print(clean(str(error)), file=sys.stderr)
 
 
 def _reshard(repo: str, out: str, as_json: bool, **asked: Any) -> None:
-    """Into a folder, or into an object store."""
+    """Into a folder."""
     from dsv4_shard.terminal import json_documents as documents
-    from dsv4_shard.terminal.progress import Progress
+    from dsv4_shard.terminal.progress import ProgressBars
+    from dsv4_shard.terminal.written import show_outcome
+
+    console, log = _consoles()
+    with ProgressBars(log, quiet=as_json) as progress:
+        outcome = dsv4_shard.reshard(repo, out, progress=progress, **asked)
+    if as_json:
+        _print_json(documents.of_outcome(outcome))
+    else:
+        show_outcome(console, outcome, progress.seconds)
+
+
+def _reshard_to_store(repo: str, out: str, as_json: bool, **asked: Any) -> None:
+    """Into an object store."""
+    from dsv4_shard.terminal import json_documents as documents
+    from dsv4_shard.terminal.progress import ProgressBars
     from dsv4_shard.terminal.written import show_outcome, show_upload
 
     console, log = _consoles()
 
     def show_written(outcome: "Outcome") -> None:
-        progress.end()
         if not as_json:
             show_outcome(console, outcome, progress.seconds)
 
-    with Progress(log, quiet=as_json) as progress:
-        outcome = dsv4_shard.reshard(repo, out, on_begin=_begins(progress), on_progress=progress.advance,
-                                     on_resume=progress.resume, on_written=show_written, **asked)  # fmt: skip
+    with ProgressBars(log, quiet=as_json, on_written=show_written) as progress:
+        outcome = dsv4_shard.reshard_to_store(repo, out, progress=progress, **asked)
     if as_json:
         _print_json(documents.of_outcome(outcome))
-    elif outcome.uploaded is None:
-        show_outcome(console, outcome, progress.seconds)
     else:
+        assert outcome.uploaded is not None
         show_upload(console, outcome.uploaded, progress.seconds, outcome.out if asked["keep_scratch"] else None)
 
 
-def _reshard_on_cluster(repo: str, out: str, address: str, as_json: bool, **asked: Any) -> None:
+def _refuse_beside_ray(out: str, ranks: str | None, overwrite: bool, download: bool) -> None:
+    """Raise UsageError for options that mean nothing where all ranks are written, a share on each node."""
+    for option, is_given, why, hint in (
+        ("--ranks", ranks is not None, "all ranks are written, a share on each node", "Leave out --ranks, or --ray."),
+        ("--overwrite", overwrite, "each share would replace those of the others", "Remove an earlier result first."),
+        ("--download", download, "each node fetches what its ranks need", "Leave out --download."),
+    ):
+        if is_given:
+            raise UsageError(f"--ray and {option}: {why}", hint=hint)
+
+
+def _reshard_on_cluster(repo: str, out: str, as_json: bool, **asked: Any) -> None:
     """Onto the nodes of a Ray cluster; exit code 1 where what they wrote is not as it should be."""
     from rich.console import Console
 
     from dsv4_shard.terminal import json_documents as documents
-    from dsv4_shard.terminal.progress import SharesProgress
+    from dsv4_shard.terminal.progress import ProgressBars
     from dsv4_shard.terminal.verification import show_together
     from dsv4_shard.terminal.written import show_cluster
 
     # Ray prints to sys.stderr, which is turned away meanwhile: this console keeps the stream itself.
     log = Console(file=sys.stderr, highlight=False, emoji=False)
-    with SharesProgress(log, quiet=as_json) as progress:
-        outcome = dsv4_shard.reshard(repo, out, ray=address, watch=progress, **asked)
+    started = time.monotonic()
+    with ProgressBars(log, quiet=as_json) as progress:
+        outcome = dsv4_shard.reshard_on_cluster(repo, out, progress=progress, **asked)
     if as_json:
         _print_json(documents.of_cluster(outcome))
     else:
         console = _consoles()[0]
-        show_cluster(console, outcome, progress.seconds)
+        show_cluster(console, outcome, time.monotonic() - started)
         show_together(console, outcome.together, None)
     if not outcome.together.ok:
         raise typer.Exit(ExitCode.NO)
@@ -369,20 +400,19 @@ def merge(
 
     A run that ended early goes on where it was when the same command is given again.
     """
-    from dsv4_shard.destinations.folder import DryRun
     from dsv4_shard.terminal import json_documents as documents
-    from dsv4_shard.terminal.progress import Progress
+    from dsv4_shard.terminal.progress import ProgressBars
     from dsv4_shard.terminal.written import show_merge
 
+    if dry_run:
+        _show_dry_run(dsv4_shard.merge_dry_run(ranks, out, config=config, overwrite=overwrite), as_json)
+        return
     console, log = _consoles()
-    with Progress(log, quiet=as_json) as progress:
+    with ProgressBars(log, quiet=as_json) as progress:
         merged = dsv4_shard.merge(
-            ranks, out, config=config, dry_run=dry_run, overwrite=overwrite, restart=restart, jobs=jobs,
-            on_begin=_begins(progress), on_progress=progress.advance, on_resume=progress.resume,
-        )  # fmt: skip
-    if isinstance(merged, DryRun):
-        _show_dry_run(merged, as_json)
-    elif as_json:
+            ranks, out, config=config, overwrite=overwrite, restart=restart, jobs=jobs, progress=progress
+        )
+    if as_json:
         _print_json(documents.of_merged(merged))
     else:
         show_merge(console, merged.outcome, progress.seconds, merged.source)
@@ -402,16 +432,18 @@ def verify(
 
     Against the checkpoint, every byte is derived again and compared.
     """
-    from dsv4_shard.terminal.progress import Progress
+    from dsv4_shard.terminal.progress import ProgressBars
     from dsv4_shard.terminal.verification import show_together, show_verification
-    from dsv4_shard.verification.documents import Verification
+    from dsv4_shard.verification.documents import SharesVerification, Verification
 
     console, log = _consoles()
-    with Progress(log, quiet=as_json) as progress:
-        found = dsv4_shard.verify(
-            out[0] if len(out) == 1 else out, against=against, numerics=numerics, layer=layer, jobs=jobs,
-            on_begin=_begins(progress), on_progress=progress.advance,
-        )  # fmt: skip
+    found: Verification | SharesVerification
+    with ProgressBars(log, quiet=as_json) as progress:
+        asked: dict[str, Any] = {"against": against, "numerics": numerics, "layer": layer, "jobs": jobs}
+        if len(out) == 1:
+            found = dsv4_shard.verify(out[0], progress=progress, **asked)
+        else:
+            found = dsv4_shard.verify_shares(out, progress=progress, **asked)
     if as_json:
         _print_json(found)
     elif isinstance(found, Verification):
@@ -480,17 +512,6 @@ def demo(
     for line in (f"The checkpoint is in {checkpoint},", f"its 16 ranks in {shards},", f"the plan in {plan_file},",
                  f"and what to look at in {page}."):  # fmt: skip
         paragraph(console, line)
-
-
-def _begins(progress: "Progress") -> Callable[[str, int], None]:
-    """What is called when bytes begin to move: from then on there is garbage to collect, but none of what was built."""
-
-    def begin(what: str, total: int) -> None:
-        gc.freeze()
-        gc.enable()
-        progress.begin(what, total)
-
-    return begin
 
 
 def main() -> None:

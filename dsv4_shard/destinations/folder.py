@@ -1,24 +1,23 @@
 """Where a job's files go: into a folder, a store, onto the nodes of a cluster; or nowhere, to see what would.
 
-Each is a step of its own behind `reshard`, and says how far it is by the same callbacks.
+Each is a step of its own behind a verb, and tells a `Reporter` how far it is.
 """
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsv4_shard.checkpoint.reader import Checkpoint
-from dsv4_shard.sharding.callbacks import Callbacks
 from dsv4_shard.sharding.job import Job, Outcome
+from dsv4_shard.sharding.progress import Reporter, Task
 from dsv4_shard.sharding.run import reshard, result_to_join
 from dsv4_shard.storage.output_folder import check_output, free_bytes
 from dsv4_shard.storage.staging import Staging
 
 if TYPE_CHECKING:
     from dsv4_shard.destinations.object_store import Scratch
-    from dsv4_shard.destinations.ray_cluster import ClusterOutcome, ShareWatch
+    from dsv4_shard.destinations.ray_cluster import ClusterOutcome
     from dsv4_shard.destinations.share_worker import ShareTask
     from dsv4_shard.sources.object_store import Store
 
@@ -56,18 +55,17 @@ class OutputTarget:
     restart: bool
 
 
-def into_folder(job: Job, checkpoint: Checkpoint, out: Path, what: str, told: Callbacks, **options: Any) -> Outcome:
-    """Write a job's files into a folder. Options and errors are those of `reshard.reshard`."""
-    told.begin(what, sum(file.payload for file in job.recipe.files))
-    return reshard(job, checkpoint, out, on_progress=told.advance, on_resume=told.resume, **options)
+def into_folder(job: Job, checkpoint: Checkpoint, out: Path, work: str, reporter: Reporter, **options: Any) -> Outcome:
+    """Write a job's files into a folder. Options and errors are those of `sharding.run.reshard`."""
+    with reporter.task(Task(work), sum(file.payload for file in job.recipe.files)) as task:
+        return reshard(job, checkpoint, out, on_progress=task.advance, on_resume=task.resume, **options)
 
 
 def into_store(
     job: Job,
     checkpoint: Checkpoint,
     place: OutputTarget,
-    told: Callbacks,
-    on_written: Callable[[Outcome], None],
+    reporter: Reporter,
     **options: Any,
 ) -> Outcome:
     """Write a job's files into a scratch folder, unless they are there, and put them into a store.
@@ -82,10 +80,14 @@ def into_store(
         if scratch.is_written:
             outcome = Outcome(scratch.result, 0, 0, 0, {}, job.ranks, job.world)
         else:
-            outcome = into_folder(job, checkpoint, scratch.result, "reshard", told, restart=place.restart, **options)
-            on_written(outcome)
-        told.begin("upload", nbytes_of(scratch.manifest))
-        uploaded = upload(store, scratch, overwrite=place.overwrite, on_progress=told.advance, on_resume=told.resume)
+            outcome = into_folder(
+                job, checkpoint, scratch.result, "reshard", reporter, restart=place.restart, **options
+            )
+            reporter.written(outcome)
+        with reporter.task(Task("upload"), nbytes_of(scratch.manifest)) as task:
+            uploaded = upload(
+                store, scratch, overwrite=place.overwrite, on_progress=task.advance, on_resume=task.resume
+            )
         scratch.is_done = not place.keep_scratch
     return replace(outcome, uploaded=uploaded)
 
@@ -107,19 +109,19 @@ def would_write(job: Job, checkpoint: Checkpoint, out: Path, overwrite: bool) ->
 
 
 def onto_cluster(
-    address: str, order: "ShareTask", world: int, nodes: int | None, watch: "ShareWatch | None"
+    address: str, order: "ShareTask", world: int, nodes: int | None, reporter: Reporter
 ) -> "ClusterOutcome":
-    """Write all ranks in shares on the nodes of a Ray cluster; see `cluster.reshard_on_cluster`.
+    """Write all ranks in shares on the nodes of a Ray cluster; see `ray_cluster.reshard_on_cluster`.
 
     Nodes have working directories of their own: what the order names in this one's is named in full.
     """
-    from dsv4_shard.destinations.ray_cluster import Unwatched, reshard_on_cluster
+    from dsv4_shard.destinations.ray_cluster import reshard_on_cluster
 
     folder = os.path.expanduser(order.repo)
     repo = os.path.abspath(folder) if os.path.isdir(folder) else order.repo
     config = Path(os.path.abspath(order.config)) if order.config is not None else None
     order = replace(order, repo=repo, config=config, out=Path(os.path.abspath(order.out)))
-    return reshard_on_cluster(address, order, world, nodes, watch or Unwatched())
+    return reshard_on_cluster(address, order, world, nodes, reporter)
 
 
 def _scratch(job: Job, checkpoint: Checkpoint, place: OutputTarget) -> "tuple[Store, Scratch]":

@@ -47,11 +47,16 @@ class ShareTask:
 
 
 class ShareBegun(NamedTuple):
-    """`what` has begun: so many bytes, of which `done` are there already."""
+    """`work` has begun: so many bytes."""
 
-    what: str
+    work: str
     total: int
-    done: int = 0
+
+
+class ShareResumed(NamedTuple):
+    """So many bytes are there from an earlier run."""
+
+    nbytes: int
 
 
 class ShareAdvanced(NamedTuple):
@@ -73,7 +78,7 @@ class ShareFailed(NamedTuple):
     error: ShardError
 
 
-Message = ShareBegun | ShareAdvanced | ShareEnded | ShareFailed
+Message = ShareBegun | ShareResumed | ShareAdvanced | ShareEnded | ShareFailed
 
 
 class _Stopped(BaseException):
@@ -175,7 +180,7 @@ class _Work:
                 allow_inexact=order.allow_inexact,
                 restart=order.restart,
                 on_progress=self._advance,
-                on_resume=lambda nbytes: self._tell(ShareBegun("reshard", total, nbytes)),
+                on_resume=lambda nbytes: self._tell(ShareResumed(nbytes)),
             )
         except OutputNotEmpty:
             if not _is_there(job, order.out):

@@ -2,7 +2,6 @@
 
 import gc
 import io
-import json
 import os
 import sys
 import time
@@ -13,6 +12,7 @@ import typer
 
 import dsv4_shard
 from dsv4_shard.errors import ExitCode, NothingToDo, OutputNotEmpty, UsageError
+from dsv4_shard.reshard import would_merge, would_reshard
 from dsv4_shard.terminal import completion, options
 from dsv4_shard.terminal.arguments import (
     asked_for,
@@ -28,12 +28,12 @@ from dsv4_shard.terminal.process import OUTSIDE, allow_open_files, handle_signal
 from dsv4_shard.text.sanitize import clean
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
     from rich.console import Console
 
-    from dsv4_shard.destinations.folder import DryRun
+    from dsv4_shard.destinations.folder import WouldWrite
     from dsv4_shard.planning.document import Plan
-    from dsv4_shard.sharding.job import Outcome
+    from dsv4_shard.sharding.outcome import Outcome
+    from dsv4_shard.text.document import Document
 
 app = typer.Typer(
     name="dsv4-shard",
@@ -52,8 +52,8 @@ def _consoles() -> tuple["Console", "Console"]:
     return consoles()
 
 
-def _print_json(document: "BaseModel") -> None:
-    print(json.dumps(document.model_dump(mode="json"), indent=2))
+def _print_json(document: "Document") -> None:
+    print(document.to_json(), end="")
 
 
 def _version(wanted: bool) -> None:
@@ -284,7 +284,7 @@ def reshard(
     moving: dict[str, Any] = {"allow_inexact": allow_inexact, "jobs": jobs}
     try:
         if dry_run:
-            _show_dry_run(dsv4_shard.reshard_dry_run(repo, out, scratch=scratch, **share, **asked), as_json)
+            _show_dry_run(would_reshard(repo, out, scratch=scratch, **share, **asked), as_json)
         elif ray is not None:
             _refuse_beside_ray(out, **share, download=download)
             _reshard_on_cluster(repo, out, as_json, ray=ray, **moving, **asked)
@@ -299,7 +299,6 @@ def reshard(
 
 def _reshard(repo: str, out: str, as_json: bool, **asked: Any) -> None:
     """Into a folder."""
-    from dsv4_shard.terminal import json_documents as documents
     from dsv4_shard.terminal.progress import ProgressBars
     from dsv4_shard.terminal.written import show_outcome
 
@@ -307,14 +306,14 @@ def _reshard(repo: str, out: str, as_json: bool, **asked: Any) -> None:
     with ProgressBars(log, quiet=as_json) as progress:
         outcome = dsv4_shard.reshard(repo, out, progress=progress, **asked)
     if as_json:
-        _print_json(documents.of_outcome(outcome))
+        _print_json(outcome)
     else:
         show_outcome(console, outcome, progress.seconds)
 
 
 def _reshard_to_store(repo: str, out: str, as_json: bool, **asked: Any) -> None:
     """Into an object store."""
-    from dsv4_shard.terminal import json_documents as documents
+    from dsv4_shard.destinations.object_store import scratch_result
     from dsv4_shard.terminal.progress import ProgressBars
     from dsv4_shard.terminal.written import show_outcome, show_upload
 
@@ -325,12 +324,12 @@ def _reshard_to_store(repo: str, out: str, as_json: bool, **asked: Any) -> None:
             show_outcome(console, outcome, progress.seconds)
 
     with ProgressBars(log, quiet=as_json, on_written=show_written) as progress:
-        outcome = dsv4_shard.reshard_to_store(repo, out, progress=progress, **asked)
+        uploaded = dsv4_shard.reshard_to_store(repo, out, progress=progress, **asked)
     if as_json:
-        _print_json(documents.of_outcome(outcome))
+        _print_json(uploaded)
     else:
-        assert outcome.uploaded is not None
-        show_upload(console, outcome.uploaded, progress.seconds, outcome.out if asked["keep_scratch"] else None)
+        kept = scratch_result(Path(asked["scratch"] or ""), uploaded.out) if asked["keep_scratch"] else None
+        show_upload(console, uploaded, progress.seconds, kept)
 
 
 def _refuse_beside_ray(out: str, ranks: str | None, overwrite: bool, download: bool) -> None:
@@ -348,7 +347,6 @@ def _reshard_on_cluster(repo: str, out: str, as_json: bool, **asked: Any) -> Non
     """Onto the nodes of a Ray cluster; exit code 1 where what they wrote is not as it should be."""
     from rich.console import Console
 
-    from dsv4_shard.terminal import json_documents as documents
     from dsv4_shard.terminal.progress import ProgressBars
     from dsv4_shard.terminal.verification import show_together
     from dsv4_shard.terminal.written import show_cluster
@@ -359,25 +357,24 @@ def _reshard_on_cluster(repo: str, out: str, as_json: bool, **asked: Any) -> Non
     with ProgressBars(log, quiet=as_json) as progress:
         outcome = dsv4_shard.reshard_on_cluster(repo, out, progress=progress, **asked)
     if as_json:
-        _print_json(documents.of_cluster(outcome))
+        _print_json(outcome)
     else:
         console = _consoles()[0]
         show_cluster(console, outcome, time.monotonic() - started)
-        show_together(console, outcome.together, None)
-    if not outcome.together.ok:
+        show_together(console, outcome.verification, None)
+    if not outcome.verification.ok:
         raise typer.Exit(ExitCode.NO)
 
 
-def _show_dry_run(found: "DryRun", as_json: bool) -> None:
+def _show_dry_run(would: "WouldWrite", as_json: bool) -> None:
     """Show what would be written; exit code 4 if there is no room for it."""
-    from dsv4_shard.terminal import json_documents as documents
     from dsv4_shard.terminal.written import show_dry_run
 
     if as_json:
-        _print_json(documents.of_dry_run(found))
+        _print_json(would.document())
     else:
-        show_dry_run(_consoles()[0], found.job, found.out, found.needed, found.free)
-    if not found.fits:
+        show_dry_run(_consoles()[0], would)
+    if not would.document().fits:
         raise typer.Exit(ExitCode.IO)
 
 
@@ -400,12 +397,11 @@ def merge(
 
     A run that ended early goes on where it was when the same command is given again.
     """
-    from dsv4_shard.terminal import json_documents as documents
     from dsv4_shard.terminal.progress import ProgressBars
     from dsv4_shard.terminal.written import show_merge
 
     if dry_run:
-        _show_dry_run(dsv4_shard.merge_dry_run(ranks, out, config=config, overwrite=overwrite), as_json)
+        _show_dry_run(would_merge(ranks, out, config=config, overwrite=overwrite), as_json)
         return
     console, log = _consoles()
     with ProgressBars(log, quiet=as_json) as progress:
@@ -413,9 +409,9 @@ def merge(
             ranks, out, config=config, overwrite=overwrite, restart=restart, jobs=jobs, progress=progress
         )
     if as_json:
-        _print_json(documents.of_merged(merged))
+        _print_json(merged)
     else:
-        show_merge(console, merged.outcome, progress.seconds, merged.source)
+        show_merge(console, merged, progress.seconds)
 
 
 @app.command(cls=HelpCommand)

@@ -15,12 +15,13 @@ from dsv4_shard.errors import NothingToDo, RanksThere, UsageError
 if TYPE_CHECKING:
     from dsv4_shard.checkpoint.inventory import Inventory
     from dsv4_shard.checkpoint.reader import Checkpoint
-    from dsv4_shard.destinations.folder import DryRun, OutputTarget
-    from dsv4_shard.destinations.ray_cluster import ClusterOutcome
+    from dsv4_shard.destinations.documents import ClusterOutcome, DryRun, Uploaded
+    from dsv4_shard.destinations.folder import OutputTarget, WouldWrite
     from dsv4_shard.planning.document import Plan
     from dsv4_shard.planning.request import LayoutOptions
     from dsv4_shard.reassembly.merge_job import Merged
-    from dsv4_shard.sharding.job import Job, Outcome
+    from dsv4_shard.sharding.job import Job
+    from dsv4_shard.sharding.outcome import Outcome
     from dsv4_shard.sharding.progress import Progress
 
 AUTO = "auto"
@@ -96,7 +97,7 @@ def reshard_to_store(
     jobs: int | None = None,
     progress: "Progress | None" = None,
     **request: "Unpack[LayoutOptions]",
-) -> "Outcome":
+) -> "Uploaded":
     """Write as `reshard` does, and put the result into an object store; the manifest goes last.
 
     `out` is a URL such as "s3://bucket/prefix". The files are written into a folder in `scratch` first (default: the
@@ -138,15 +139,8 @@ def reshard_dry_run(
     >>> len(found.files), found.fits
     (34, True)
     """
-    from dsv4_shard.destinations.folder import would_store, would_write
-    from dsv4_shard.opening import is_url
-
-    if is_url(str(out)):
-        _refuse_auto(str(out), ranks)
-    made = _prepare(repo, config, plan, request, ranks, overwrite)
-    if is_url(str(out)):
-        return would_store(made.job, made.checkpoint, _target(str(out), scratch, False, overwrite, restart))
-    return would_write(made.job, made.checkpoint, Path(out), overwrite)
+    return would_reshard(repo, out, plan=plan, ranks=ranks, scratch=scratch, overwrite=overwrite, restart=restart,
+                         config=config, **request).document()  # fmt: skip
 
 
 def reshard_on_cluster(
@@ -210,7 +204,7 @@ def merge(
     each other, and an OutputError, ReadFailed or WriteFailed.
 
     >>> merged = dsv4_shard.merge("shards", "again")
-    >>> merged.outcome.files, [change.held for change in merged.changes]  # of wo_a and of its scale, which is gone
+    >>> merged.files, [change.held for change in merged.changes]  # of wo_a and of its scale, which is gone
     (7, ['BF16', ''])
     """
     from dsv4_shard.destinations.folder import into_folder
@@ -222,7 +216,7 @@ def merge(
     checkpoint, job = _prepare_merge(ranks, out, config)
     outcome = into_folder(job, checkpoint, Path(out), "merge", Reporter(progress), workers=jobs, overwrite=overwrite,
                           restart=restart)  # fmt: skip
-    return Merged(outcome, source_of_ranks(checkpoint))
+    return Merged.of(outcome, source_of_ranks(checkpoint))
 
 
 def merge_dry_run(
@@ -233,6 +227,38 @@ def merge_dry_run(
     >>> dsv4_shard.merge_dry_run("shards", "others").fits
     True
     """
+    return would_merge(ranks, out, config=config, overwrite=overwrite).document()
+
+
+# --- dry runs, with the job itself -----------------------------------------------------------------------------------
+
+
+def would_reshard(
+    repo: str | Path,
+    out: str | Path,
+    *,
+    plan: "str | Path | Plan | None",
+    ranks: str | Iterable[int] | None,
+    scratch: str | Path | None,
+    overwrite: bool,
+    restart: bool,
+    config: str | Path | None,
+    **request: "Unpack[LayoutOptions]",
+) -> "WouldWrite":
+    """The job of `reshard_dry_run`, of which the command shows more than the result has."""
+    from dsv4_shard.destinations.folder import would_store, would_write
+    from dsv4_shard.opening import is_url
+
+    if not is_url(str(out)):
+        made = _prepare(repo, config, plan, request, ranks, overwrite)
+        return would_write(made.job, made.checkpoint, Path(out), overwrite)
+    _refuse_auto(str(out), ranks)
+    made = _prepare(repo, config, plan, request, ranks, overwrite)
+    return would_store(made.job, made.checkpoint, _target(str(out), scratch, False, overwrite, restart))
+
+
+def would_merge(ranks: str | Path, out: str | Path, *, config: str | Path | None, overwrite: bool) -> "WouldWrite":
+    """The job of `merge_dry_run`, of which the command shows more than the result has."""
     from dsv4_shard.destinations.folder import would_write
 
     checkpoint, job = _prepare_merge(ranks, out, config)

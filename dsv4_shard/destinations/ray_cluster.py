@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from dsv4_shard.catalog.rank_ranges import say_ranks, share_of
+from dsv4_shard.destinations.documents import ClusterOutcome, ClusterShare
 from dsv4_shard.destinations.share_worker import (
     Message,
     ShareAdvanced,
@@ -30,10 +31,8 @@ from dsv4_shard.destinations.share_worker import (
     manifest_of,
 )
 from dsv4_shard.errors import NodesLost, OutputBusy, ShardError, Unreachable, UsageError
-from dsv4_shard.sharding.job import Outcome
 from dsv4_shard.sharding.manifest import Manifest
 from dsv4_shard.sharding.progress import Reporter, Task
-from dsv4_shard.verification.documents import SharesVerification, Verification
 from dsv4_shard.verification.shares import put_together
 
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SCHEDULER_EVENTS": "0"}
@@ -51,25 +50,6 @@ _BUSY_SECONDS = 150.0
 
 _CANCEL_SECONDS = 30.0
 """Tasks that are cancelled get so long to save what they have done."""
-
-
-@dataclass(frozen=True, slots=True)
-class WrittenShare:
-    """A share and its node; `outcome` is None where it was there already."""
-
-    ranks: tuple[int, ...]
-    node: str
-    outcome: Outcome | None
-    verification: Verification
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterOutcome:
-    """What a run on a cluster wrote. `is_one_folder` where all nodes see the whole result in one folder."""
-
-    written: tuple[WrittenShare, ...]
-    together: SharesVerification
-    is_one_folder: bool
 
 
 class _Node(NamedTuple):
@@ -311,14 +291,16 @@ class _Driver:
 
     def _outcome(self, manifests: list[Manifest]) -> ClusterOutcome:
         is_one = len({manifest.digest for manifest in manifests}) == 1
-        names, written = [], []
+        names, found, shares = [], [], []
         for share in self._shares:
             assert share.ended is not None, "all shares have ended"
+            outcome, verification = share.ended
             names.append(f"{'' if is_one else f'{share.node.address}:'}{self._order.out}")
-            found = share.ended.verification.model_copy(update={"folder": names[-1]})
-            written.append(WrittenShare(share.ranks, share.node.address, share.ended.outcome, found))
-        together = put_together(names, manifests, [one.verification for one in written])
-        return ClusterOutcome(tuple(written), together, is_one)
+            found.append(verification.model_copy(update={"folder": names[-1]}))
+            written = outcome.written if outcome is not None else None
+            shares.append(ClusterShare(ranks=share.ranks, node=share.node.address, written=written))
+        together = put_together(names, manifests, found)
+        return ClusterOutcome(shares=tuple(shares), one_folder=is_one, verification=together)
 
     def _cancel(self) -> None:
         """Stop what is on its way, and let it save what it has done."""

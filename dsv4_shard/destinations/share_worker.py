@@ -16,9 +16,10 @@ from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.errors import OutputNotEmpty, RanksThere, ShardError, UsageError
 from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.plan_file import check_plan
-from dsv4_shard.sharding.job import Job, Outcome, prepare
+from dsv4_shard.sharding.job import Job, prepare
 from dsv4_shard.sharding.joining import refuse_unjoinable
 from dsv4_shard.sharding.manifest import Manifest, load_manifest
+from dsv4_shard.sharding.outcome import Outcome
 from dsv4_shard.sharding.run import reshard
 from dsv4_shard.verification.documents import Verification
 from dsv4_shard.verification.result_folder import bytes_to_verify, verify

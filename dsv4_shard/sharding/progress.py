@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from dsv4_shard.sharding.job import Outcome
+    from dsv4_shard.sharding.outcome import Outcome
 
 SECONDS_BETWEEN_CALLS = 0.1
 """`advance` is called no more often than this for one task, apart from its last call."""

@@ -15,7 +15,7 @@ from dsv4_shard.sharding.progress import Progress, Task
 from dsv4_shard.text.sanitize import clean
 
 if TYPE_CHECKING:
-    from dsv4_shard.sharding.job import Outcome
+    from dsv4_shard.sharding.outcome import Outcome
 
 _SECONDS_BETWEEN_LINES = 30
 

@@ -2,10 +2,9 @@
 
 import gc
 import io
-import json
 import os
 import sys
-from collections.abc import Callable
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,26 +12,37 @@ import typer
 
 import dsv4_shard
 from dsv4_shard.catalog.option import names_of
-from dsv4_shard.catalog.request import PlanCommand, SearchOptions, WrittenLayout, rank_by_alone, refuse_beside_gpus
+from dsv4_shard.catalog.request import PlanCommand, SearchOptions, rank_by_alone, refuse_beside_gpus
 from dsv4_shard.errors import ExitCode, NothingToDo, OutputNotEmpty, UsageError
 from dsv4_shard.explain import ExplainOptions
 from dsv4_shard.inspect import InspectOptions
 from dsv4_shard.report import ReportOptions
+from dsv4_shard.reshard import would_merge, would_reshard
+from dsv4_shard.sharding.options import (
+    ClusterOptions,
+    DryRunOptions,
+    MergeCommand,
+    MergeDryRunOptions,
+    MergeOptions,
+    ReshardCommand,
+    ReshardOptions,
+    StoreOptions,
+    VerifyCommand,
+)
 from dsv4_shard.terminal import completion, options
-from dsv4_shard.terminal.arguments import default_repo, numbers, refuse_beside_compare, text_or_log
+from dsv4_shard.terminal.arguments import default_repo, numbers, only, refuse_beside_compare, text_or_log
 from dsv4_shard.terminal.ascii import show_signs
 from dsv4_shard.terminal.help import HelpCommand, HelpGroup
 from dsv4_shard.terminal.process import OUTSIDE, allow_open_files, handle_signals, reported
 from dsv4_shard.text.sanitize import clean
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
     from rich.console import Console
 
-    from dsv4_shard.destinations.folder import DryRun
+    from dsv4_shard.destinations.folder import WouldWrite
     from dsv4_shard.planning.document import Plan
-    from dsv4_shard.sharding.job import Outcome
-    from dsv4_shard.terminal.progress import Progress
+    from dsv4_shard.sharding.outcome import Outcome
+    from dsv4_shard.text.document import Document
 
 app = typer.Typer(
     name="dsv4-shard",
@@ -51,8 +61,8 @@ def _consoles() -> tuple["Console", "Console"]:
     return consoles()
 
 
-def _print_json(document: "BaseModel") -> None:
-    print(json.dumps(document.model_dump(mode="json"), indent=2))
+def _print_json(document: "Document") -> None:
+    print(document.to_json(), end="")
 
 
 def _version(wanted: bool) -> None:
@@ -196,25 +206,9 @@ def report(source: options.SourceArg, given: dict[str, Any], output: Path = Path
 
 @app.command(cls=HelpCommand)
 @reported
-@options.takes(WrittenLayout)
+@options.takes(ReshardCommand)
 def reshard(
-    repo: options.RepoArg,
-    out: options.OutArg,
-    *,
-    plan_file: options.PlanFileOpt = None,
-    given: dict[str, Any],
-    ranks: options.RanksOpt = None,
-    dry_run: options.DryRunOpt = False,
-    overwrite: options.OverwriteOpt = False,
-    restart: options.RestartOpt = False,
-    allow_inexact: options.InexactOpt = False,
-    download: options.DownloadOpt = False,
-    scratch: options.ScratchOpt = None,
-    keep_scratch: options.KeepScratchOpt = False,
-    config: options.ConfigOpt = None,
-    jobs: options.JobsOpt = None,
-    ray: options.RayOpt = None,
-    as_json: options.JsonOpt = False,
+    repo: options.RepoArg, out: options.OutArg, given: dict[str, Any], as_json: options.JsonOpt = False
 ) -> None:
     """Write the files of each rank, and a manifest that proves them.
 
@@ -223,94 +217,113 @@ def reshard(
 
     A run that was killed or failed goes on where it was when the same command is given again.
     """
-    asked = given | {
-        "plan": plan_file, "ranks": ranks, "overwrite": overwrite, "restart": restart, "allow_inexact": allow_inexact,
-        "download": download, "scratch": scratch, "keep_scratch": keep_scratch, "config": config, "jobs": jobs,
-    }  # fmt: skip
-    if download or ray is not None:
+    from dsv4_shard.opening import is_url
+
+    stored = is_url(out)
+    if not stored and ("scratch" in given or "keep_scratch" in given):
+        raise UsageError(f"--scratch, --keep-scratch: {out} is a folder, and made in its own place")
+    if "download" in given or "ray" in given:
         gc.enable()  # bytes move before anything is said to begin
     try:
-        if dry_run:
-            _show_dry_run(dsv4_shard.reshard(repo, out, dry_run=True, **asked), as_json)
-        elif ray is not None:
-            _reshard_on_cluster(repo, out, ray, as_json, **asked)
+        if "dry_run" in given:
+            _show_dry_run(would_reshard(repo, out, DryRunOptions.of(only(given, DryRunOptions))), as_json)
+        elif "ray" in given:
+            _refuse_beside_ray(given)
+            _reshard_on_cluster(repo, out, as_json, only(given, ClusterOptions))
+        elif stored:
+            _reshard_to_store(repo, out, as_json, only(given, StoreOptions))
         else:
-            _reshard(repo, out, as_json, **asked)
+            _reshard(repo, out, as_json, only(given, ReshardOptions))
     except NothingToDo as error:
         print(clean(str(error)), file=sys.stderr)
 
 
-def _reshard(repo: str, out: str, as_json: bool, **asked: Any) -> None:
-    """Into a folder, or into an object store."""
-    from dsv4_shard.terminal import json_documents as documents
-    from dsv4_shard.terminal.progress import Progress
+def _reshard(repo: str, out: str, as_json: bool, given: dict[str, Any]) -> None:
+    """Into a folder."""
+    from dsv4_shard.terminal.progress import ProgressBars
+    from dsv4_shard.terminal.written import show_outcome
+
+    console, log = _consoles()
+    with ProgressBars(log, quiet=as_json) as progress:
+        outcome = dsv4_shard.reshard(repo, out, progress=progress, **given)
+    if as_json:
+        _print_json(outcome)
+    else:
+        show_outcome(console, outcome, progress.seconds)
+
+
+def _reshard_to_store(repo: str, out: str, as_json: bool, given: dict[str, Any]) -> None:
+    """Into an object store."""
+    from dsv4_shard.destinations.object_store import scratch_result
+    from dsv4_shard.terminal.progress import ProgressBars
     from dsv4_shard.terminal.written import show_outcome, show_upload
 
     console, log = _consoles()
 
     def show_written(outcome: "Outcome") -> None:
-        progress.end()
         if not as_json:
             show_outcome(console, outcome, progress.seconds)
 
-    with Progress(log, quiet=as_json) as progress:
-        outcome = dsv4_shard.reshard(repo, out, on_begin=_begins(progress), on_progress=progress.advance,
-                                     on_resume=progress.resume, on_written=show_written, **asked)  # fmt: skip
+    with ProgressBars(log, quiet=as_json, on_written=show_written) as progress:
+        uploaded = dsv4_shard.reshard_to_store(repo, out, progress=progress, **given)
     if as_json:
-        _print_json(documents.of_outcome(outcome))
-    elif outcome.uploaded is None:
-        show_outcome(console, outcome, progress.seconds)
+        _print_json(uploaded)
     else:
-        show_upload(console, outcome.uploaded, progress.seconds, outcome.out if asked["keep_scratch"] else None)
+        kept = scratch_result(Path(given.get("scratch", "")), uploaded.out) if "keep_scratch" in given else None
+        show_upload(console, uploaded, progress.seconds, kept)
 
 
-def _reshard_on_cluster(repo: str, out: str, address: str, as_json: bool, **asked: Any) -> None:
+def _refuse_beside_ray(given: dict[str, Any]) -> None:
+    """Raise UsageError for options that mean nothing where all ranks are written, a share on each node."""
+    for name, why, hint in (
+        ("ranks", "all ranks are written, a share on each node", "Leave out --ranks, or --ray."),
+        ("overwrite", "each share would replace those of the others", "Remove an earlier result first."),
+        ("download", "each node fetches what its ranks need", "Leave out --download."),
+    ):
+        if name in given:
+            raise UsageError(f"--ray and --{name}: {why}", hint=hint)
+
+
+def _reshard_on_cluster(repo: str, out: str, as_json: bool, given: dict[str, Any]) -> None:
     """Onto the nodes of a Ray cluster; exit code 1 where what they wrote is not as it should be."""
     from rich.console import Console
 
-    from dsv4_shard.terminal import json_documents as documents
-    from dsv4_shard.terminal.progress import SharesProgress
+    from dsv4_shard.terminal.progress import ProgressBars
     from dsv4_shard.terminal.verification import show_together
     from dsv4_shard.terminal.written import show_cluster
 
     # Ray prints to sys.stderr, which is turned away meanwhile: this console keeps the stream itself.
     log = Console(file=sys.stderr, highlight=False, emoji=False)
-    with SharesProgress(log, quiet=as_json) as progress:
-        outcome = dsv4_shard.reshard(repo, out, ray=address, watch=progress, **asked)
+    started = time.monotonic()
+    with ProgressBars(log, quiet=as_json) as progress:
+        outcome = dsv4_shard.reshard_on_cluster(repo, out, progress=progress, **given)
     if as_json:
-        _print_json(documents.of_cluster(outcome))
+        _print_json(outcome)
     else:
         console = _consoles()[0]
-        show_cluster(console, outcome, progress.seconds)
-        show_together(console, outcome.together, None)
-    if not outcome.together.ok:
+        show_cluster(console, outcome, time.monotonic() - started)
+        show_together(console, outcome.verification, None)
+    if not outcome.verification.ok:
         raise typer.Exit(ExitCode.NO)
 
 
-def _show_dry_run(found: "DryRun", as_json: bool) -> None:
+def _show_dry_run(would: "WouldWrite", as_json: bool) -> None:
     """Show what would be written; exit code 4 if there is no room for it."""
-    from dsv4_shard.terminal import json_documents as documents
     from dsv4_shard.terminal.written import show_dry_run
 
     if as_json:
-        _print_json(documents.of_dry_run(found))
+        _print_json(would.document())
     else:
-        show_dry_run(_consoles()[0], found.job, found.out, found.needed, found.free)
-    if not found.fits:
+        show_dry_run(_consoles()[0], would)
+    if not would.document().fits:
         raise typer.Exit(ExitCode.IO)
 
 
 @app.command(cls=HelpCommand)
 @reported
+@options.takes(MergeCommand)
 def merge(
-    ranks: options.RanksArg,
-    out: options.OutFolderArg,
-    config: options.ConfigOpt = None,
-    dry_run: options.DryRunOpt = False,
-    overwrite: options.OverwriteOpt = False,
-    restart: options.RestartOpt = False,
-    jobs: options.JobsOpt = None,
-    as_json: options.JsonOpt = False,
+    ranks: options.RanksArg, out: options.OutFolderArg, given: dict[str, Any], as_json: options.JsonOpt = False
 ) -> None:
     """Put the shards of all ranks together again: one checkpoint.
 
@@ -319,49 +332,40 @@ def merge(
 
     A run that ended early goes on where it was when the same command is given again.
     """
-    from dsv4_shard.destinations.folder import DryRun
-    from dsv4_shard.terminal import json_documents as documents
-    from dsv4_shard.terminal.progress import Progress
+    from dsv4_shard.terminal.progress import ProgressBars
     from dsv4_shard.terminal.written import show_merge
 
+    if "dry_run" in given:
+        _show_dry_run(would_merge(ranks, out, MergeDryRunOptions.of(only(given, MergeDryRunOptions))), as_json)
+        return
     console, log = _consoles()
-    with Progress(log, quiet=as_json) as progress:
-        merged = dsv4_shard.merge(
-            ranks, out, config=config, dry_run=dry_run, overwrite=overwrite, restart=restart, jobs=jobs,
-            on_begin=_begins(progress), on_progress=progress.advance, on_resume=progress.resume,
-        )  # fmt: skip
-    if isinstance(merged, DryRun):
-        _show_dry_run(merged, as_json)
-    elif as_json:
-        _print_json(documents.of_merged(merged))
+    with ProgressBars(log, quiet=as_json) as progress:
+        merged = dsv4_shard.merge(ranks, out, progress=progress, **only(given, MergeOptions))
+    if as_json:
+        _print_json(merged)
     else:
-        show_merge(console, merged.outcome, progress.seconds, merged.source)
+        show_merge(console, merged, progress.seconds)
 
 
 @app.command(cls=HelpCommand)
 @reported
-def verify(
-    out: options.ResultsArg,
-    against: options.AgainstOpt = None,
-    numerics: options.NumericsOpt = False,
-    layer: options.LayerOpt = None,
-    jobs: options.JobsOpt = None,
-    as_json: options.JsonOpt = False,
-) -> None:
+@options.takes(VerifyCommand)
+def verify(out: options.ResultsArg, given: dict[str, Any], as_json: options.JsonOpt = False) -> None:
     """Prove a result against its manifest, or against the checkpoint.
 
     Against the checkpoint, every byte is derived again and compared.
     """
-    from dsv4_shard.terminal.progress import Progress
+    from dsv4_shard.terminal.progress import ProgressBars
     from dsv4_shard.terminal.verification import show_together, show_verification
-    from dsv4_shard.verification.documents import Verification
+    from dsv4_shard.verification.documents import SharesVerification, Verification
 
     console, log = _consoles()
-    with Progress(log, quiet=as_json) as progress:
-        found = dsv4_shard.verify(
-            out[0] if len(out) == 1 else out, against=against, numerics=numerics, layer=layer, jobs=jobs,
-            on_begin=_begins(progress), on_progress=progress.advance,
-        )  # fmt: skip
+    found: Verification | SharesVerification
+    with ProgressBars(log, quiet=as_json) as progress:
+        if len(out) == 1:
+            found = dsv4_shard.verify(out[0], progress=progress, **given)
+        else:
+            found = dsv4_shard.verify_shares(out, progress=progress, **given)
     if as_json:
         _print_json(found)
     elif isinstance(found, Verification):
@@ -431,17 +435,6 @@ def demo(
     for line in (f"The checkpoint is in {checkpoint},", f"its 16 ranks in {shards},", f"the plan in {plan_file},",
                  f"and what to look at in {page}."):  # fmt: skip
         paragraph(console, line)
-
-
-def _begins(progress: "Progress") -> Callable[[str, int], None]:
-    """What is called when bytes begin to move: from then on there is garbage to collect, but none of what was built."""
-
-    def begin(what: str, total: int) -> None:
-        gc.freeze()
-        gc.enable()
-        progress.begin(what, total)
-
-    return begin
 
 
 def main() -> None:

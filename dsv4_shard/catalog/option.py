@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Self, TypeVar, Union, get_args, get_origin
+from typing import Any, ClassVar, ForwardRef, Self, TypeVar, Union, get_args, get_origin
 
 from dsv4_shard.errors import UsageError
 from dsv4_shard.text.suggest import as_option, did_you_mean
@@ -27,10 +27,11 @@ class Option:
     """What is known of an option beside its name, its type and its default, which its field says.
 
     `panel` is the heading of the help below which it stands, `shows` what help says of the default where that is not
-    the default's value. `least` and `most` bound a number. `choices` are the names that it takes, with a few words on
-    each; `of_engine` the names for each engine. `unknown` says that a name is none of them, `expects` what a value of
-    another type should have been. `completion` names a function of `terminal.completion`, where the choices do not
-    complete it. `typed` is the type on the command line, where the field's type does not say it.
+    the default's value. `least` and `most` bound a number, `longest` the characters of text. `choices` are the names
+    that it takes, with a few words on each; `of_engine` the names for each engine. `unknown` says that a name is none
+    of them, `expects` what a value of another type should have been. `completion` names a function of
+    `terminal.completion`, where the choices do not complete it. `typed` is the type on the command line, where the
+    field's type does not say it.
     """
 
     help: str
@@ -40,6 +41,7 @@ class Option:
     shows: str | None = None
     least: int | None = None
     most: int | None = None
+    longest: int = MAX_NAME_CHARS
     choices: Mapping[str, str] | None = None
     of_engine: Mapping[str, tuple[str, ...]] | None = None
     unknown: str = "no such name is known"
@@ -68,8 +70,8 @@ class Field:
 
     def checked(self, value: Any) -> Any:
         """The value, where it is one of the field's type and within its bounds. Raises UsageError."""
-        value = checked(self.name, value, self.kinds, self.option.expects)
         option = self.option
+        value = checked(self.name, value, self.kinds, option)
         for one in value if isinstance(value, tuple) else (value,):
             if isinstance(one, int) and not isinstance(one, bool):
                 _check_bounds(self.name, one, option)
@@ -124,7 +126,7 @@ def fields_of(options: type[Options]) -> tuple[Field, ...]:
 
 def _annotations(annotated: Any) -> tuple[Any, Option]:
     kind, option = get_args(annotated)
-    return kind, option
+    return (kind.__forward_arg__ if isinstance(kind, ForwardRef) else kind), option
 
 
 _FIELDS: dict[type[Options], tuple[Field, ...]] = {}
@@ -168,16 +170,16 @@ def _check_bounds(name: str, value: int, option: Option) -> None:
         raise UsageError.about(name, value, f"must be {bounds}")
 
 
-def checked(name: str, value: Any, kinds: tuple[Any, ...], expects: str | None = None) -> Any:
+def checked(name: str, value: Any, kinds: tuple[Any, ...], option: Option) -> Any:
     """A value of one of `kinds`: a number as an int, several values as a tuple. Raises UsageError.
 
     Integers of any kind are numbers, such as NumPy's; booleans and floats are not. Text is a name of at most 100
-    characters, unless it may be a path.
+    characters, where `option` says no other number and it may not be a path.
     """
     if not kinds or (value is None and NoneType in kinds):
         return value
     if isinstance(value, str) and str in kinds:
-        return _checked_text(name, value, may_be_path=Path in kinds)
+        return value if Path in kinds else _checked_text(name, value, option.longest)
     if isinstance(value, os.PathLike) and Path in kinds:
         return Path(value)
     if isinstance(value, bool) and bool in kinds:
@@ -186,12 +188,12 @@ def checked(name: str, value: Any, kinds: tuple[Any, ...], expects: str | None =
         return number
     several = next((kind for kind in kinds if get_origin(kind) is Iterable), None)
     if several is not None and isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
-        values = tuple(checked(name, one, get_args(several), expects) for one in value)
+        values = tuple(checked(name, one, get_args(several), option) for one in value)
         if not values:
             hint = f"Name at least one, or leave {as_option(name)} out."
             raise UsageError.about(name, ..., "there is nothing in it", hint=hint)
         return values
-    expected = expects or " or ".join(dict.fromkeys(word for kind in kinds if (word := _WORDS.get(kind))))
+    expected = option.expects or " or ".join(dict.fromkeys(word for kind in kinds if (word := _WORDS.get(kind))))
     raise UsageError.about(name, value, f"must be {expected}, not {type(value).__name__}")
 
 
@@ -201,9 +203,9 @@ _WORDS = {
 }  # fmt: skip
 
 
-def _checked_text(name: str, text: str, *, may_be_path: bool) -> str:
-    if len(text) > MAX_NAME_CHARS and not may_be_path:
-        raise UsageError.about(name, text, f"must be a name of at most {MAX_NAME_CHARS} characters")
+def _checked_text(name: str, text: str, longest: int) -> str:
+    if len(text) > longest:
+        raise UsageError.about(name, text, f"must be a name of at most {longest} characters")
     return text
 
 

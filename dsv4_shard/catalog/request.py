@@ -5,7 +5,7 @@ Another option is one more field here, and its rule: a range and choices stand i
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -202,18 +202,6 @@ class LayoutOrSearch(Layout, _Size):
 @dataclass(frozen=True, kw_only=True)
 class PlanCommand(Written, LayoutOrSearch):
     """The options of the command `plan`, which is `plan` or `search`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _UnplannedTp(Options):
-    tp: Annotated[int | None, replace(TP, help="Tensor parallelism, if there is no plan.")] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class WrittenLayout(Layout, _UnplannedTp):
-    """The options of a layout that is written, where no plan says which."""
-
-    engine: Annotated[str, replace(ENGINE_NAME, help=f"{ENGINES_THAT_WRITE}.")] = "sglang"
 
 
 # --- what does not go together ---------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast, overload
 
-from dsv4_shard.catalog.option import Field, Options, checked, fields_of, kinds_of
+from dsv4_shard.catalog.option import Field, Option, Options, checked, fields_of, kinds_of
 from dsv4_shard.errors import ShardError, UsageError
 
 A = TypeVar("A")
@@ -99,9 +99,14 @@ def _positional(verb: str, own: list[inspect.Parameter], args: tuple[Any, ...], 
         else:
             said = "is given twice" if number < len(args) else "must be given"
             raise UsageError.about(name, ..., said)
-        is_place = kinds_of(parameter.annotation) == (str, Path)  # a verb checks itself what else it takes
-        values.append(checked(name, value, (str, Path)) if is_place else value)
+        is_place = kinds_of(parameter.annotation) in ((str, Path), (str,))  # a verb checks itself what else it takes
+        values.append(checked_place(name, value) if is_place else value)
     return values
+
+
+def checked_place(name: str, value: Any) -> Any:
+    """A path, or text that is a path, a URL or the name of a repository. Raises UsageError."""
+    return checked(name, value, (str, Path), Option(help=""))
 
 
 def _describe(call: Callable[..., Any], own: list[inspect.Parameter], fields: tuple[Field, ...]) -> None:

@@ -4,17 +4,12 @@ import hashlib
 import json
 from collections.abc import Iterator
 
-from pydantic import BaseModel, ConfigDict
-
 from dsv4_shard.checkpoint.reader import Checkpoint
+from dsv4_shard.text.document import Document
 from dsv4_shard.text.sanitize import short_name
 
 
-class _Document(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class OriginFile(_Document):
+class OriginFile(Document):
     """A weight file of the checkpoint."""
 
     name: str
@@ -22,7 +17,7 @@ class OriginFile(_Document):
     header_digest: str
 
 
-class Origin(_Document):
+class Origin(Document):
     """A checkpoint. Digests are xxh3-128 of headers and SHA-256 of config.json's content."""
 
     label: str

@@ -3,22 +3,17 @@
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from dsv4_shard.checkpoint.fingerprint import Origin
 from dsv4_shard.checkpoint.formats import NVFP4
 from dsv4_shard.engines.deployment import ANY_ENGINE
 from dsv4_shard.engines.rules import UNCLAIMED, Breach
 from dsv4_shard.models.roles import Module
+from dsv4_shard.text.document import Document
 
 SCHEMA_VERSION: Literal[1] = 1
 
 
-class _Document(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class PlanBreach(_Document):
+class PlanBreach(Document):
     """A rule that breaks, of one module or of the whole model: `reason` is the arithmetic, `remedies` are ways out that
     help, as options.
 
@@ -54,7 +49,7 @@ class PlanBreach(_Document):
         )
 
 
-class PlanCheck(_Document):
+class PlanCheck(Document):
     """A rule that was checked, with its arithmetic: `size` / `parts` must be whole and a multiple of `unit`."""
 
     rule: str
@@ -69,7 +64,7 @@ class PlanCheck(_Document):
     unit_name: str
 
 
-class PlanModule(_Document):
+class PlanModule(Document):
     """A role's placement. Shapes in elements; bytes of weights and scales on the heaviest rank.
 
     `block` is the rows and columns that share one scale, None where there are no scales.
@@ -89,7 +84,7 @@ class PlanModule(_Document):
     padding_per_rank: int
 
 
-class PlanTotals(_Document):
+class PlanTotals(Document):
     """Bytes on a rank, exactly those of its files' tensors. `target` and `draft` (MTP) apart.
 
     `other` (in no module's row: constants, the draft's own embedding and head), `replicated` and `padding` are within
@@ -108,7 +103,7 @@ class PlanTotals(_Document):
     shared_experts_weight_bytes_per_layer: int
 
 
-class PlanMemory(_Document):
+class PlanMemory(Document):
     """Whether the weights fit on the named GPU, in bytes.
 
     `kv_bytes_per_token` is what a token of context costs at the least, in all layers' caches, and `kv_tokens_at_most`
@@ -124,7 +119,7 @@ class PlanMemory(_Document):
     kv_tokens_at_most: int | None
 
 
-class PlanLaunch(_Document):
+class PlanLaunch(Document):
     """How to start the engine on this plan, empty where it does not run. `draft_options` are added to the commands to
     use the MTP draft model."""
 
@@ -134,7 +129,7 @@ class PlanLaunch(_Document):
     draft_options: str
 
 
-class PlanAlternative(_Document):
+class PlanAlternative(Document):
     """A layout near the one asked for that works."""
 
     options: str
@@ -143,7 +138,7 @@ class PlanAlternative(_Document):
     notes: tuple[str, ...]
 
 
-class Plan(_Document):
+class Plan(Document):
     """The whole plan.
 
     `choices` says what the plan chose instead of the engine's default and why, and what the engine pads. `unwritten`

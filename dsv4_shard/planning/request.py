@@ -2,13 +2,13 @@
 
 from dsv4_shard.catalog.option import fields_of, words_of
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
-from dsv4_shard.catalog.request import LayoutOrSearch, PlanOptions, Request, WrittenLayout
+from dsv4_shard.catalog.request import Layout, Request
 from dsv4_shard.engines.registry import find_engine
 from dsv4_shard.errors import UsageError
 
 
-def request_of(options: PlanOptions | LayoutOrSearch | WrittenLayout) -> Request:
-    """The request among the options of a verb, with the engine as its table has it. Raises UsageError.
+def request_of(options: Layout) -> Request:
+    """The request among the options of a verb, TP among them, with the engine as its table has it. Raises UsageError.
 
     A runner, all-to-all backend or version that no engine has was refused with the other values; one that another
     engine has is for the rules, whose plan says what is wrong with it.

@@ -25,8 +25,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from dsv4_shard.catalog.gpus import GPUS, Gpu
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
 from dsv4_shard.catalog.request import SearchOptions
@@ -43,6 +41,7 @@ from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.planning.nearby import divisors
 from dsv4_shard.planning.request import check_request, options_of
 from dsv4_shard.planning.weights import beyond_roles, loads, memory_of, totals_of, weights_of
+from dsv4_shard.text.document import Document
 from dsv4_shard.version import __version__
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -52,11 +51,7 @@ _A2A = (None, "deepep", "megamoe")
 go with them was never held."""
 
 
-class _Document(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FoundLayout(_Document):
+class FoundLayout(Document):
     """A layout that the rules allow. Bytes are of the heaviest rank, but those sent, which are of all GPUs together.
 
     `options` are those of `plan`; `also` are the options of others that differ in nothing that is weighed here.
@@ -78,7 +73,7 @@ class FoundLayout(_Document):
     sent_bytes_per_token_and_layer: int | None
 
 
-class Elsewhere(_Document):
+class Elsewhere(Document):
     """What runs with other GPUs than those asked for: how many, of which kind, and the options of `plan`."""
 
     gpus: int
@@ -86,7 +81,7 @@ class Elsewhere(_Document):
     options: str
 
 
-class Search(_Document):
+class Search(Document):
     """Every layout, the best by `rank_by` first; `command` plans it if it fits, else `elsewhere` says what would do.
 
     `engines` are those searched; of the others that were asked for, `unknown` says why nothing is claimed.

@@ -1,4 +1,4 @@
-"""Plan → job; `Job`, `Outcome`, `Uploaded`."""
+"""Plan → job: all that a run will write."""
 
 import json
 from collections.abc import Callable
@@ -77,28 +77,6 @@ class Job:
         return self.nbytes - sum(linked)
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a run wrote; `linked` files are links to the checkpoint's own, and not in `files` and `nbytes`.
-
-    `resumed` bytes of tensors are an earlier run's, which this one went on from. `intact` files of the checkpoint came
-    whole over a network, and have the SHA-256 that their repository gives. `ranks` of `world` are in `out` now.
-    `uploaded` is what was then put into an object store; no files are written where an earlier run had made them all.
-    """
-
-    out: Path
-    files: int
-    nbytes: int
-    bytes_read: int
-    inexact: dict[str, int]
-    ranks: tuple[int, ...]
-    world: int
-    linked: int = 0
-    resumed: int = 0
-    intact: int = 0
-    uploaded: "Uploaded | None" = None
-
-
 def deploy(plan: Plan, inventory: Inventory) -> tuple[Engine, Layout, Context]:
     """What a plan's files are made by. Raises as `prepare` does."""
     refuse_errors(inventory)
@@ -168,18 +146,3 @@ def _copied(checkpoint: Checkpoint, names: dict[str, str]) -> dict[str, bytes]:
             with checkpoint.source.open(original) as file:
                 content[original] = file.read(0, file.nbytes)
     return {name: content[original] for name, original in names.items() if original in content}
-
-
-# --- putting it ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Uploaded:
-    """What became of a result's objects: bytes sent, copied within the store, and there from an earlier run."""
-
-    out: str
-    objects: int
-    bytes: int
-    sent: int
-    copied: int
-    resumed: int

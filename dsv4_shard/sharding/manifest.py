@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 import xxhash
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
 from dsv4_shard.checkpoint.fingerprint import Origin, differences
@@ -20,6 +20,7 @@ from dsv4_shard.sources.local import LocalFile
 from dsv4_shard.storage.digests import digest_of, tensor_digest
 from dsv4_shard.storage.output_folder import MANIFEST_NAME
 from dsv4_shard.tensors.header import Header
+from dsv4_shard.text.document import Document
 from dsv4_shard.text.sanitize import short_name
 from dsv4_shard.text.strict_json import BadJson, check_size, first_error
 from dsv4_shard.version import __version__
@@ -77,11 +78,7 @@ def made_differences(then: Provenance, now: Provenance) -> Iterator[str]:
         yield "it follows another plan"
 
 
-class _Document(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ManifestFile(_Document):
+class ManifestFile(Document):
     """A file of weights, read by `ranks`; `links` are the other names under which it stands in the folder.
 
     `payload` is the bytes of tensors within `nbytes`. `tensors` maps names to digests. `pieces` has the tensors that
@@ -94,7 +91,7 @@ class ManifestFile(_Document):
     payload: Bytes
     header_digest: str
     tensors: dict[str, str]
-    pieces: dict[str, tuple[Run, ...]] = {}
+    pieces: dict[str, tuple[Run, ...]] = Field({})
     links: tuple[Name, ...] = ()
 
     @model_validator(mode="after")
@@ -111,7 +108,7 @@ class ManifestFile(_Document):
         return (self.name, *self.links)
 
 
-class ManifestCompanion(_Document):
+class ManifestCompanion(Document):
     """A small file beside the ranks' files."""
 
     name: Name
@@ -119,7 +116,7 @@ class ManifestCompanion(_Document):
     digest: str
 
 
-class Manifest(_Document):
+class Manifest(Document):
     """The document. `ranks` of `world` are in this folder; `digest` is over the manifest with an empty digest.
 
     `identity` is what the files were made for, as far as shapes cannot tell: engine, runner, parallelism. `layout` is

@@ -9,10 +9,11 @@ import xxhash
 from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.errors import NotAResult, OtherDeployment, SourceChanged, WriteFailed
 from dsv4_shard.sharding.copy import CopyResult, FileSink, copy, pieces_of
-from dsv4_shard.sharding.job import Job, Outcome
+from dsv4_shard.sharding.job import Job
 from dsv4_shard.sharding.joining import joined_digests, new_files, refuse_other_companions, refuse_unjoinable
 from dsv4_shard.sharding.journal import Finished, Journal, RunIdentity, Unfinished, read_journal, refuse_other
 from dsv4_shard.sharding.manifest import Manifest, ManifestCompanion, ManifestFile, load_manifest
+from dsv4_shard.sharding.outcome import Outcome
 from dsv4_shard.sharding.recipe import OutputFile, Recipe
 from dsv4_shard.sources.base import Source
 from dsv4_shard.storage.digests import DIGEST_BYTES, digest_of
@@ -74,8 +75,18 @@ def reshard(
             raise
     linked = [file.nbytes for file, staged in zip(recipe.files, files, strict=True) if staged is None]
     written = len(recipe.files) - len(linked)
-    return Outcome(out, written, job.nbytes - sum(linked), result.bytes_read, result.inexact, ranks, job.world,
-                   len(linked), resumed, len(checkpoint.source.intact))  # fmt: skip
+    return Outcome(
+        out=str(out),
+        files=written,
+        linked=len(linked),
+        bytes=job.nbytes - sum(linked),
+        bytes_resumed=resumed,
+        bytes_read=result.bytes_read,
+        intact=len(checkpoint.source.intact),
+        inexact=result.inexact,
+        ranks=ranks,
+        world=job.world,
+    )
 
 
 def _complete(job: Job, result: CopyResult, staging: Staging, overwrite: bool) -> tuple[int, ...]:

@@ -3,10 +3,11 @@
 import os
 import sys
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import typer
 
+from dsv4_shard.catalog.option import Options, names_of
 from dsv4_shard.errors import UsageError
 from dsv4_shard.terminal.options import is_given
 from dsv4_shard.text.sanitize import clean
@@ -52,6 +53,11 @@ def refuse_beside_compare(context: typer.Context) -> None:
         if name not in ("compare", "as_json") and is_given(context, name):
             option = "REPO" if name == "repo" else as_option(name)
             raise UsageError(f"--compare and {option}: plan files are taken as they are", hint=f"Leave out {option}.")
+
+
+def only(given: dict[str, Any], options: type[Options]) -> dict[str, Any]:
+    """Those of the given options that a verb has."""
+    return {name: given[name] for name in names_of(options) if name in given}
 
 
 def text_or_log(text: str | None) -> str | Path | BinaryIO:

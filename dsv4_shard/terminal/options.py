@@ -9,7 +9,6 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from dsv4_shard.catalog.option import Field, Option, Options, fields_of
-from dsv4_shard.catalog.request import LAYOUT, WRITING
 from dsv4_shard.terminal import completion
 from dsv4_shard.text.suggest import as_option
 
@@ -142,16 +141,6 @@ TextArg = Annotated[
 
 DemoArg = Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to put the demo's files.")]
 
-ConfigOpt = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        metavar="FILE",
-        show_default="the folder's own",
-        help="config.json for shards of DeepSeek's converter, which have none.",
-    ),
-]
-
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 # --- what is planned -----------------------------------------------------------------------------------------------
@@ -169,93 +158,3 @@ OutArg = Annotated[
 ]
 
 OutFolderArg = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; appears only when it is complete.")]
-
-PlanFileOpt = Annotated[
-    Path | None,
-    typer.Option(
-        "--plan", metavar="FILE", rich_help_panel=LAYOUT, help="Follow this plan (of `plan -o`), which says the rest."
-    ),
-]
-
-RanksOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--ranks",
-        metavar="RANKS",
-        rich_help_panel=WRITING,
-        show_default="all",
-        help="Write only these ranks (node: nodes): 0-7 or 0,2,4; auto: this process's share, under torchrun or srun.",
-    ),
-]
-
-DryRunOpt = Annotated[
-    bool, typer.Option("--dry-run", rich_help_panel=WRITING, help="Say what would be written, and stop.")
-]
-
-OverwriteOpt = Annotated[bool, typer.Option("--overwrite", rich_help_panel=WRITING, help="Replace an earlier result.")]
-
-RestartOpt = Annotated[
-    bool, typer.Option("--restart", rich_help_panel=WRITING, help="Throw away what an unfinished run left.")
-]
-
-InexactOpt = Annotated[
-    bool, typer.Option("--allow-inexact", rich_help_panel=WRITING, help="Let the cast of experts to FP8 round.")
-]
-
-DownloadOpt = Annotated[
-    bool,
-    typer.Option(
-        "--download",
-        rich_help_panel=WRITING,
-        help="REPO is on the Hub: first download the files that are needed into the Hub cache.",
-    ),
-]
-
-ScratchOpt = Annotated[
-    Path | None,
-    typer.Option(
-        "--scratch",
-        metavar="FOLDER",
-        rich_help_panel=WRITING,
-        show_default="the current folder",
-        help="OUT is a URL: where the files are made first.",
-    ),
-]
-
-KeepScratchOpt = Annotated[
-    bool, typer.Option("--keep-scratch", rich_help_panel=WRITING, help="Keep them there after the upload.")
-]
-
-JobsOpt = Annotated[
-    int | None,
-    typer.Option("--jobs", metavar="N", min=1, show_default="the CPUs, at most 8", help="Worker threads."),
-]
-
-RayOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--ray",
-        metavar="ADDRESS",
-        rich_help_panel=WRITING,
-        help="Share the ranks out over a Ray cluster; auto: this machine's.",
-    ),
-]
-
-# --- what is proven ------------------------------------------------------------------------------------------------
-
-AgainstOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--against",
-        metavar="REPO",
-        autocompletion=completion.repos,
-        show_default="the manifest alone",
-        help="The checkpoint that it was made from.",
-    ),
-]
-
-NumericsOpt = Annotated[bool, typer.Option("--numerics", help="Also add up the experts of a layer (--against).")]
-
-LayerOpt = Annotated[
-    int | None, typer.Option("--layer", metavar="N", show_default="the last", help="The layer for --numerics.")
-]

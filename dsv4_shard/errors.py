@@ -52,8 +52,8 @@ class ShardError(Exception):
 
     @classmethod
     def about(cls, name: str, value: object, message: str, *, hint: str | None = None) -> Self:
-        """The error for one parameter, which the message begins with."""
-        return cls(f"{{{name}}}: {message}", hint=hint, parameters={name: value})
+        """The error for one parameter, with which the message begins; braces in `message` are text."""
+        return cls(f"{{{name}}}: {message.replace('{', '{{').replace('}', '}}')}", hint=hint, parameters={name: value})
 
     def spelled(self, spell: Callable[[str, object], str]) -> str:
         """The message, with each parameter and its value as `spell` writes them."""

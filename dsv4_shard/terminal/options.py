@@ -74,9 +74,10 @@ def _of_field(field: Field, own: inspect.Parameter | None) -> inspect.Parameter:
 
 def _annotated(kind: Any, field: Field) -> Any:
     option = field.option
+    least = option.least if kind in (int, int | None) else None
     names = [as_option(field.name), *([option.short] if option.short else [])]
     info = typer.Option(
-        *names, metavar=option.metavar, min=option.least, rich_help_panel=option.panel, help=option.help,
+        *names, metavar=option.metavar, min=least, rich_help_panel=option.panel, help=option.help,
         show_default=option.shows or True, autocompletion=_completion(option),
     )  # fmt: skip
     return Annotated[kind, info]

@@ -19,6 +19,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from dsv4_shard import errors
 from dsv4_shard.catalog.gpus import GPUS, MIB, Gpu
 from dsv4_shard.cli import app
+from dsv4_shard.destinations.documents import ClusterOutcome, DryRun, Uploaded
 from dsv4_shard.diagnosis.explanation import Explanation
 from dsv4_shard.errors import ExitCode, ShardError
 from dsv4_shard.inspection.known_family import Inspection
@@ -26,9 +27,10 @@ from dsv4_shard.inspection.unknown_family import UnknownInspection
 from dsv4_shard.planning.compare import PlanComparison
 from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.search import Search
+from dsv4_shard.reassembly.merge_job import Merged
 from dsv4_shard.sharding.manifest import Manifest
+from dsv4_shard.sharding.outcome import Outcome
 from dsv4_shard.terminal.help import EXIT_CODES, examples_of, exit_codes_of, grouped
-from dsv4_shard.terminal.json_documents import Clustered, DryRunDocument, MergedDocument, Resharded, Stored
 from dsv4_shard.verification.documents import SharesVerification, Verification
 
 FOLDER = Path(__file__).parent / "reference"
@@ -52,11 +54,11 @@ DOCUMENTS = {
     "verification": Document(Verification, "`verify OUT --json`"),
     "together": Document(SharesVerification, "`verify OUT OUT… --json`"),
     "explanation": Document(Explanation, "`explain --json`"),
-    "reshard": Document(Resharded, "`reshard --json` into a folder"),
-    "reshard-store": Document(Stored, "`reshard --json` into an object store"),
-    "reshard-cluster": Document(Clustered, "`reshard --ray --json`"),
-    "dry-run": Document(DryRunDocument, "`reshard --dry-run --json` and `merge --dry-run --json`"),
-    "merge": Document(MergedDocument, "`merge --json`"),
+    "reshard": Document(Outcome, "`reshard --json` into a folder"),
+    "reshard-store": Document(Uploaded, "`reshard --json` into an object store"),
+    "reshard-cluster": Document(ClusterOutcome, "`reshard --ray --json`"),
+    "dry-run": Document(DryRun, "`reshard --dry-run --json` and `merge --dry-run --json`"),
+    "merge": Document(Merged, "`merge --json`"),
 }
 """Name of the schema file → the document."""
 

@@ -14,20 +14,35 @@ from dsv4_shard.explain import explain
 from dsv4_shard.inspect import inspect
 from dsv4_shard.plan import compare, plan, search
 from dsv4_shard.report import report
-from dsv4_shard.reshard import merge, reshard
-from dsv4_shard.verify import verify
+from dsv4_shard.reshard import (
+    merge,
+    merge_dry_run,
+    reshard,
+    reshard_dry_run,
+    reshard_on_cluster,
+    reshard_to_store,
+)
+from dsv4_shard.sharding.progress import Progress, Task
+from dsv4_shard.verify import verify, verify_shares
 from dsv4_shard.version import __version__
 
 __all__ = [
+    "Progress",
+    "Task",
     "__version__",
     "compare",
     "errors",
     "explain",
     "inspect",
     "merge",
+    "merge_dry_run",
     "plan",
     "report",
     "reshard",
+    "reshard_dry_run",
+    "reshard_on_cluster",
+    "reshard_to_store",
     "search",
     "verify",
+    "verify_shares",
 ]

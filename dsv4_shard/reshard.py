@@ -1,140 +1,64 @@
-"""The verbs that move bytes, as functions: `reshard`, `merge`, `verify`. All that is said in `api` holds of them too.
+"""The verbs that write: `reshard` and `merge`, in all their forms.
 
-How far they are is told by callbacks: `on_begin` gets what begins ("reshard", "upload", "merge" or "verify") and its
-bytes, `on_progress` the bytes that were moved since, from any thread, and `on_resume` those that are there from an
-earlier run. What a callback raises ends the run, which the same call then goes on with.
+Each has one return type: `reshard` writes into a folder, `reshard_to_store` into an object store, `reshard_on_cluster`
+on the nodes of a Ray cluster; `reshard_dry_run` and `merge_dry_run` write nothing. What they need is imported when they
+are called: see `plan`.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
+from typing import TYPE_CHECKING, NamedTuple
 
+from dsv4_shard.catalog.request import Layout
+from dsv4_shard.catalog.verb import Later, verb
 from dsv4_shard.errors import NothingToDo, RanksThere, UsageError
-from dsv4_shard.sharding.callbacks import MovingOptions, check_jobs, ignore, path_or_none
+from dsv4_shard.sharding.options import (
+    ClusterOptions,
+    DryRunOptions,
+    MergeDryRunOptions,
+    MergeOptions,
+    PlanOrLayout,
+    ReshardOptions,
+    StoreOptions,
+)
 from dsv4_shard.text.suggest import as_option
 
 if TYPE_CHECKING:
     from dsv4_shard.checkpoint.inventory import Inventory
     from dsv4_shard.checkpoint.reader import Checkpoint
-    from dsv4_shard.destinations.folder import DryRun
-    from dsv4_shard.destinations.ray_cluster import ClusterOutcome, ShareWatch
-    from dsv4_shard.planning.document import Plan
-    from dsv4_shard.reassembly.merge_job import Merged
-    from dsv4_shard.sharding.job import Outcome
+    from dsv4_shard.destinations import documents
+    from dsv4_shard.destinations.folder import OutputTarget, WouldWrite
+    from dsv4_shard.planning import document
+    from dsv4_shard.reassembly import merge_job
+    from dsv4_shard.sharding import outcome as outcomes
+    from dsv4_shard.sharding import progress as progressing
+    from dsv4_shard.sharding.job import Job
+else:
+    document = Later("dsv4_shard.planning.document")
+    documents = Later("dsv4_shard.destinations.documents")
+    merge_job = Later("dsv4_shard.reassembly.merge_job")
+    outcomes = Later("dsv4_shard.sharding.outcome")
+    progressing = Later("dsv4_shard.sharding.progress")
 
 AUTO = "auto"
 """For `ranks`: those that the process's launcher leaves to it."""
 
 
-class MergeOptions(MovingOptions, total=False):
-    config: str | Path | None
-    overwrite: bool
-    restart: bool
-    on_resume: Callable[[int], None]
+# --- reshard --------------------------------------------------------------------------------------------------------
 
 
-class ReshardOptions(MergeOptions, total=False):
-    plan: "str | Path | Plan | None"
-    tp: int | None
-    ep: int | None
-    dp: int | None
-    engine: str | None
-    runner: str | None
-    a2a: str | None
-    shared_experts: str | None
-    gpu: str | None
-    gpu_memory: str | None
-    nodes: int | None
-    expert_dtype: str | None
-    engine_version: str | None
-    ranks: str | Iterable[int] | None
-    allow_inexact: bool
-    download: bool
-    scratch: str | Path | None
-    keep_scratch: bool
-    on_written: "Callable[[Outcome], None]"
-    watch: "ShareWatch | None"
+@verb(ReshardOptions)
+def reshard(repo: str | Path, out: str | Path, options: ReshardOptions) -> "outcomes.Outcome":
+    """Write one file per rank, and a manifest that proves what was written. Each source byte is read once.
 
+    `out` is a folder, which appears when all of it is on disk. The layout is that of a `plan`, or of `tp` and the
+    other options of `dsv4_shard.plan`, but not of both. `ranks` are those to write: numbers, text like "0-7", or "auto"
+    for the share that torchrun or srun leaves to this process; default: all. A run that ended early is resumed by the
+    same call; `restart` throws its work away, and `overwrite` replaces a result. `config` is the config.json of shards
+    of DeepSeek's converter, `jobs` the number of threads (default: the CPUs, at most 8).
 
-# --- verbs ----------------------------------------------------------------------------------------------------------
-
-
-@overload
-def reshard(
-    repo: str | Path, out: str | Path, *, dry_run: Literal[False] = ..., **options: Unpack[ReshardOptions]
-) -> "Outcome": ...
-
-
-@overload
-def reshard(
-    repo: str | Path, out: str | Path, *, dry_run: Literal[True], ray: str | None = ...,
-    **options: Unpack[ReshardOptions],
-) -> "DryRun": ...  # fmt: skip
-
-
-@overload
-def reshard(
-    repo: str | Path, out: str | Path, *, dry_run: Literal[False] = ..., ray: str, **options: Unpack[ReshardOptions]
-) -> "ClusterOutcome": ...
-
-
-@overload
-def reshard(
-    repo: str | Path, out: str | Path, *, dry_run: bool, ray: str | None = ..., **options: Unpack[ReshardOptions]
-) -> "Outcome | DryRun | ClusterOutcome": ...
-
-
-def reshard(
-    repo: str | Path,
-    out: str | Path,
-    *,
-    plan: "str | Path | Plan | None" = None,
-    tp: int | None = None,
-    ep: int | None = None,
-    dp: int | None = None,
-    engine: str | None = None,
-    runner: str | None = None,
-    a2a: str | None = None,
-    shared_experts: str | None = None,
-    gpu: str | None = None,
-    gpu_memory: str | None = None,
-    nodes: int | None = None,
-    expert_dtype: str | None = None,
-    engine_version: str | None = None,
-    ranks: str | Iterable[int] | None = None,
-    dry_run: bool = False,
-    overwrite: bool = False,
-    restart: bool = False,
-    allow_inexact: bool = False,
-    download: bool = False,
-    scratch: str | Path | None = None,
-    keep_scratch: bool = False,
-    config: str | Path | None = None,
-    jobs: int | None = None,
-    ray: str | None = None,
-    on_begin: Callable[[str, int], None] = ignore,
-    on_progress: Callable[[int], None] = ignore,
-    on_resume: Callable[[int], None] = ignore,
-    on_written: "Callable[[Outcome], None]" = ignore,
-    watch: "ShareWatch | None" = None,
-) -> "Outcome | DryRun | ClusterOutcome":
-    """Write one file a rank, each source byte read once, and a manifest that proves what was written.
-
-    `out` is a folder, which appears when all of it is on disk, or the URL of an object store: then the result is made
-    in the folder `scratch` (default: here) and put. What is written is said by a `plan`, or by `tp` and the options of
-    `plan` (None: its defaults), not by both. `ranks` are those to write: numbers, text like "0-7", or "auto" for the
-    share that torchrun or srun leaves to this process; default: all. A run that ended early goes on where it was when
-    the same call is made again; `restart` throws its work away.
-
-    `dry_run` returns what would be written, and writes nothing. `ray` is the address of a Ray cluster (or "auto"), on
-    whose nodes the shares are written and then verified; `watch` is told how far each of them is. `config` is the
-    config.json of shards of DeepSeek's converter, `jobs` the number of threads (default: the CPUs, at most 8).
-
-    `on_begin` gets "reshard", then "upload" for a store, each with its bytes; `on_progress` gets bytes moved, from any
-    thread; `on_resume` the bytes that are there from an earlier run; `on_written` the outcome, before an upload.
-
-    Raises UsageError for options that mean nothing together, InfeasiblePlan, BadPlan, an OutputError for an `out` that
+    Raises UsageError for options that contradict each other, InfeasiblePlan, BadPlan, an OutputError for an `out` that
     cannot be used, NothingToDo where "auto" leaves nothing, InexactCast where FP8 would round (`allow_inexact`), and
     ReadFailed, WriteFailed, SourceChanged or an Unreachable on the way.
 
@@ -142,162 +66,198 @@ def reshard(
     >>> outcome.files, len(outcome.ranks)
     (34, 16)
     """
-    from dsv4_shard.destinations.folder import (
-        OutputTarget,
-        into_folder,
-        into_store,
-        onto_cluster,
-        would_store,
-        would_write,
-    )
-    from dsv4_shard.destinations.share_worker import ShareTask
-    from dsv4_shard.opening import at_commit, is_url, open_checkpoint, pinned, with_download
-    from dsv4_shard.planning.plan_file import plan_of
-    from dsv4_shard.sharding.callbacks import Callbacks
-    from dsv4_shard.sharding.copy import files_of
-    from dsv4_shard.sharding.job import prepare, world_of
-    from dsv4_shard.storage.runtime import collector_paused
+    from dsv4_shard.destinations.folder import into_folder
+    from dsv4_shard.opening import is_url
+    from dsv4_shard.sharding.progress import Reporter
 
-    options = {
-        "tp": tp, "ep": ep, "dp": dp, "engine": engine, "runner": runner, "a2a": a2a, "shared_experts": shared_experts,
-        "gpu": gpu, "nodes": nodes, "expert_dtype": expert_dtype, "engine_version": engine_version,
-        "gpu_memory": gpu_memory,
-    }  # fmt: skip
-    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    check_jobs(jobs)
-    stored, config = is_url(str(out)), path_or_none(config)
-    if not stored and (scratch is not None or keep_scratch):
-        raise UsageError(f"--scratch, --keep-scratch: {out} is a folder, and made in its own place")
-    if stored and ranks == AUTO:
-        raise UsageError(
-            f"--ranks auto: {out} has room for one manifest, and each process would put its own",
-            hint="Name ranks, and a prefix for each process (--ranks 0-7), or let all write into one folder.",
-        )
-    if ray is not None and not dry_run:
-        _refuse_beside_ray(out, ranks, overwrite, download)
-    if plan is not None and given:
-        option = as_option(next(iter(given)))
-        raise UsageError(f"--plan and {option}: the plan says it already", hint=f"Leave out {option}, or --plan.")
-    followed = plan_of(plan) if plan is not None else None
-    checkpoint, inventory = open_checkpoint(pinned(str(repo), followed), config)
-    made = _plan_for(checkpoint, inventory, followed, given)
-    if ray is not None and not dry_run:
-        order = ShareTask(at_commit(str(repo), checkpoint), config, made.to_json(), Path(out), open_checkpoint, (),
-        jobs,
-                      allow_inexact, restart)  # fmt: skip
-        hosts = made.deployment.nodes
-        return onto_cluster(ray, order, world_of(made, inventory), hosts if hosts > 1 else None, watch)
-    wanted = _wanted(ranks, overwrite, made, inventory)
-    with collector_paused():
-        job = prepare(checkpoint, inventory, made, wanted)
-    place = OutputTarget(str(out), Path(scratch or ""), keep_scratch, overwrite, restart)
-    if dry_run:
-        return would_store(job, checkpoint, place) if stored else would_write(job, checkpoint, Path(out), overwrite)
-    if download:
-        checkpoint = with_download(checkpoint, files_of(job.recipe))
-    told = Callbacks(on_begin, on_progress, on_resume)
-    if stored:
-        return into_store(job, checkpoint, place, told, on_written, workers=jobs, allow_inexact=allow_inexact)
+    if is_url(str(out)):
+        raise UsageError(f"{out}: not a folder", hint="`dsv4_shard.reshard_to_store` writes into an object store.")
+    made = _prepare(repo, options)
+    made = _downloaded(made) if options.download else made
     try:
-        return into_folder(job, checkpoint, Path(out), "reshard", told, workers=jobs, overwrite=overwrite,
-                           allow_inexact=allow_inexact, restart=restart)  # fmt: skip
+        return into_folder(made.job, made.checkpoint, Path(out), "reshard", Reporter(options.progress),
+                           workers=options.jobs, overwrite=options.overwrite, allow_inexact=options.allow_inexact,
+                           restart=options.restart)  # fmt: skip
     except RanksThere as error:
-        if ranks != AUTO:
+        if options.ranks != AUTO:
             raise
         raise NothingToDo(f"{error}: nothing to do") from error
 
 
-@overload
-def merge(
-    ranks: str | Path, out: str | Path, *, dry_run: Literal[False] = ..., **options: Unpack[MergeOptions]
-) -> "Merged": ...
+@verb(StoreOptions)
+def reshard_to_store(repo: str | Path, out: str, options: StoreOptions) -> "documents.Uploaded":
+    """Write as `reshard` does, and put the result into an object store; the manifest goes last.
+
+    `out` is a URL such as "s3://bucket/prefix". The files are written into a folder in `scratch` first (default: the
+    current folder), which is removed after the upload unless `keep_scratch`. `ranks` cannot be "auto": a store has room
+    for one manifest. Other parameters, and errors, are as in `reshard`.
+    """
+    from dsv4_shard.destinations.folder import into_store
+    from dsv4_shard.opening import is_url
+    from dsv4_shard.sharding.progress import Reporter
+
+    if not is_url(out):
+        raise UsageError(f"{out}: not the URL of an object store", hint="`dsv4_shard.reshard` writes into a folder.")
+    _refuse_auto(options.ranks)
+    made = _prepare(repo, options)
+    made = _downloaded(made) if options.download else made
+    return into_store(made.job, made.checkpoint, _target(out, options, options.keep_scratch),
+                      Reporter(options.progress), workers=options.jobs,
+                      allow_inexact=options.allow_inexact)  # fmt: skip
 
 
-@overload
-def merge(
-    ranks: str | Path, out: str | Path, *, dry_run: Literal[True], **options: Unpack[MergeOptions]
-) -> "DryRun": ...
+@verb(DryRunOptions)
+def reshard_dry_run(repo: str | Path, out: str | Path, options: DryRunOptions) -> "documents.DryRun":
+    """What `reshard` or, where `out` is a URL, `reshard_to_store` would write. Reads headers, writes nothing.
+
+    Parameters are as in these. Raises what they raise before they write.
+
+    >>> found = dsv4_shard.reshard_dry_run("model", "others", plan="plan.json")
+    >>> len(found.files), found.fits
+    (34, True)
+    """
+    return would_reshard(repo, out, options).document()
 
 
-@overload
-def merge(
-    ranks: str | Path, out: str | Path, *, dry_run: bool, **options: Unpack[MergeOptions]
-) -> "Merged | DryRun": ...
+@verb(ClusterOptions)
+def reshard_on_cluster(repo: str | Path, out: str | Path, options: ClusterOptions) -> "documents.ClusterOutcome":
+    """Write all ranks on the nodes of a Ray cluster, a share on each, and verify the whole result.
+
+    `ray` is the address of the cluster. `out` is a folder that all nodes see, or one on the disk of each node. Other
+    parameters are as in `reshard`; `jobs` are those of each node. `progress` gets a task for each share.
+
+    Raises UsageError without Ray, Unreachable without a cluster, NodesLost where shares were lost with their nodes too
+    often, and what a share raises, as `reshard` does.
+    """
+    from dsv4_shard.destinations.folder import onto_cluster
+    from dsv4_shard.destinations.share_worker import ShareTask
+    from dsv4_shard.opening import at_commit, open_checkpoint, refuse_url
+    from dsv4_shard.sharding.job import world_of
+    from dsv4_shard.sharding.progress import Reporter
+
+    refuse_url(Path(out), "Nodes write into folders: one that all of them see, or one on the disk of each.")
+    config = path_or_none(options.config)
+    checkpoint, inventory, made = _planned(repo, config, options)
+    share = ShareTask(at_commit(str(repo), checkpoint), config, made.to_json(), Path(out), open_checkpoint,
+                      workers=options.jobs, allow_inexact=options.allow_inexact, restart=options.restart)  # fmt: skip
+    hosts = made.deployment.nodes
+    return onto_cluster(
+        options.ray, share, world_of(made, inventory), hosts if hosts > 1 else None, Reporter(options.progress)
+    )
 
 
-def merge(
-    ranks: str | Path,
-    out: str | Path,
-    *,
-    config: str | Path | None = None,
-    dry_run: bool = False,
-    overwrite: bool = False,
-    restart: bool = False,
-    jobs: int | None = None,
-    on_begin: Callable[[str, int], None] = ignore,
-    on_progress: Callable[[int], None] = ignore,
-    on_resume: Callable[[int], None] = ignore,
-) -> "Merged | DryRun":
+# --- merge ----------------------------------------------------------------------------------------------------------
+
+
+@verb(MergeOptions)
+def merge(ranks: str | Path, out: str | Path, options: MergeOptions) -> "merge_job.Merged":
     """Put the shards of all ranks together again: one checkpoint, in its own names, files and bytes.
 
-    `ranks` is a folder of reshard's, or of DeepSeek's converter, with its `config` if that has none. What the shards
-    have not kept is as they hold it: `changes` and `notes` say so. Options and callbacks are as in `reshard`.
+    `ranks` is a folder of reshard's, or of DeepSeek's converter, with its `config` if that has none. Tensors that the
+    shards hold in another form stay in that form: `changes` and `notes` name them. Other parameters are as in
+    `reshard`.
 
     Raises UsageError where `ranks` is a checkpoint already, a BadRanks where shards are missing, damaged or contradict
     each other, and an OutputError, ReadFailed or WriteFailed.
 
     >>> merged = dsv4_shard.merge("shards", "again")
-    >>> merged.outcome.files, [change.held for change in merged.changes]  # of wo_a and of its scale, which is gone
+    >>> merged.files, [change.held for change in merged.changes]  # of wo_a and of its scale, which is gone
     (7, ['BF16', ''])
     """
-    from dsv4_shard.destinations.folder import into_folder, would_write
-    from dsv4_shard.opening import open_checkpoint, refuse_url
-    from dsv4_shard.reassembly.merge_job import Merged, prepare_merge, source_of_ranks
-    from dsv4_shard.sharding.callbacks import Callbacks
+    from dsv4_shard.destinations.folder import into_folder
+    from dsv4_shard.reassembly.merge_job import Merged, source_of_ranks
+    from dsv4_shard.sharding.progress import Reporter
+
+    checkpoint, job = _prepare_merge(ranks, out, options.config)
+    outcome = into_folder(job, checkpoint, Path(out), "merge", Reporter(options.progress), workers=options.jobs,
+                          overwrite=options.overwrite, restart=options.restart)  # fmt: skip
+    return Merged.of(outcome, source_of_ranks(checkpoint))
+
+
+@verb(MergeDryRunOptions)
+def merge_dry_run(ranks: str | Path, out: str | Path, options: MergeDryRunOptions) -> "documents.DryRun":
+    """What `merge` would write. Reads headers, writes nothing; raises what `merge` raises before it writes.
+
+    >>> dsv4_shard.merge_dry_run("shards", "others").fits
+    True
+    """
+    return would_merge(ranks, out, options).document()
+
+
+# --- dry runs, with the job itself -----------------------------------------------------------------------------------
+
+
+def would_reshard(repo: str | Path, out: str | Path, options: DryRunOptions) -> "WouldWrite":
+    """The job of `reshard_dry_run`, of which the command shows more than the result has."""
+    from dsv4_shard.destinations.folder import would_store, would_write
+    from dsv4_shard.opening import is_url
+
+    if not is_url(str(out)):
+        made = _prepare(repo, options)
+        return would_write(made.job, made.checkpoint, Path(out), options.overwrite)
+    _refuse_auto(options.ranks)
+    made = _prepare(repo, options)
+    return would_store(made.job, made.checkpoint, _target(str(out), options, False))
+
+
+def would_merge(ranks: str | Path, out: str | Path, options: MergeDryRunOptions) -> "WouldWrite":
+    """The job of `merge_dry_run`, of which the command shows more than the result has."""
+    from dsv4_shard.destinations.folder import would_write
+
+    checkpoint, job = _prepare_merge(ranks, out, options.config)
+    return would_write(job, checkpoint, Path(out), options.overwrite)
+
+
+# --- parts of the verbs ---------------------------------------------------------------------------------------------
+
+
+class _Prepared(NamedTuple):
+    """A job, and the checkpoint that its files are made from."""
+
+    job: "Job"
+    checkpoint: "Checkpoint"
+
+
+def _prepare(
+    repo: str | Path,
+    options: ReshardOptions | StoreOptions | DryRunOptions,
+) -> _Prepared:
+    """The job of these ranks, known before a byte moves."""
+    from dsv4_shard.sharding.job import prepare
     from dsv4_shard.storage.runtime import collector_paused
 
-    check_jobs(jobs)
-    refuse_url(Path(out), "Name a folder, and copy it to the store.")
-    checkpoint, inventory = open_checkpoint(str(ranks), path_or_none(config))
-    source = source_of_ranks(checkpoint)
+    checkpoint, inventory, made = _planned(repo, path_or_none(options.config), options)
+    wanted = _wanted(options.ranks, options.overwrite, made, inventory)
     with collector_paused():
-        job = prepare_merge(checkpoint, inventory)
-    if dry_run:
-        return would_write(job, checkpoint, Path(out), overwrite)
-    told = Callbacks(on_begin, on_progress, on_resume)
-    outcome = into_folder(job, checkpoint, Path(out), "merge", told, workers=jobs, overwrite=overwrite, restart=restart)
-    return Merged(outcome, source)
+        return _Prepared(prepare(checkpoint, inventory, made, wanted), checkpoint)
 
 
-def _plan_for(
-    checkpoint: "Checkpoint", inventory: "Inventory", followed: "Plan | None", given: dict[str, Any]
-) -> "Plan":
+def _planned(
+    repo: str | Path, config: Path | None, options: PlanOrLayout
+) -> "tuple[Checkpoint, Inventory, document.Plan]":
+    """The checkpoint, and the plan that is given for it or that is made of the options."""
+    from dsv4_shard.opening import open_checkpoint, pinned
     from dsv4_shard.planning.make_plan import make_plan
-    from dsv4_shard.planning.plan_file import check_plan
+    from dsv4_shard.planning.plan_file import check_plan, plan_of
     from dsv4_shard.planning.request import request_of
 
+    given = options.given_of(Layout) if options.tp is None else ["tp"]
+    if options.plan is not None and given:
+        raise UsageError(f"{{plan}} and {{{given[0]}}}: the plan says it already",
+                         hint=f"Leave out {as_option(given[0])}, or --plan.",
+                         parameters={"plan": ..., given[0]: ...})  # fmt: skip
+    followed = plan_of(options.plan) if options.plan is not None else None
+    checkpoint, inventory = open_checkpoint(pinned(str(repo), followed), config)
     if followed is not None:
-        return check_plan(followed, checkpoint, inventory)
-    if "tp" not in given:
-        raise UsageError("neither --plan nor --tp", hint="Give a plan file, or --tp N and the options of `plan`.")
-    return make_plan(checkpoint, inventory, request_of(**given))
-
-
-def _refuse_beside_ray(out: str | Path, ranks: str | Iterable[int] | None, overwrite: bool, download: bool) -> None:
-    from dsv4_shard.opening import refuse_url
-
-    refuse_url(Path(out), "Nodes write into folders: one that all of them see, or one on the disk of each.")
-    for option, is_given, why, hint in (
-        ("--ranks", ranks is not None, "all ranks are written, a share on each node", "Leave out --ranks, or --ray."),
-        ("--overwrite", overwrite, "each share would replace those of the others", "Remove an earlier result first."),
-        ("--download", download, "each node fetches what its ranks need", "Leave out --download."),
-    ):
-        if is_given:
-            raise UsageError(f"--ray and {option}: {why}", hint=hint)
+        return checkpoint, inventory, check_plan(followed, checkpoint, inventory)
+    if options.tp is None:
+        raise UsageError("neither {plan} nor {tp}", hint="Give a plan file, or --tp N and the options of `plan`.",
+                         parameters={"plan": ..., "tp": ...})  # fmt: skip
+    return checkpoint, inventory, make_plan(checkpoint, inventory, request_of(options))
 
 
 def _wanted(
-    ranks: str | Iterable[int] | None, overwrite: bool, plan: "Plan", inventory: "Inventory"
+    ranks: str | Iterable[int] | None, overwrite: bool, plan: "document.Plan", inventory: "Inventory"
 ) -> tuple[int, ...] | None:
     """The ranks asked for, None for all. Raises NothingToDo if a launcher started more processes than there are."""
     from dsv4_shard.catalog.rank_ranges import own_share, parse_ranks, share_of
@@ -306,16 +266,53 @@ def _wanted(
     if ranks is None:
         return None
     if ranks != AUTO:
-        wanted = parse_ranks(ranks) if isinstance(ranks, str) else tuple(sorted(set(ranks)))
-        if not wanted:
-            raise UsageError("--ranks: none", hint="Name those to write, or leave it out for all.")
-        return wanted
+        return parse_ranks(ranks) if isinstance(ranks, str) else tuple(sorted(set(ranks)))
     if overwrite:
-        raise UsageError("--ranks auto and --overwrite: each share would replace those of the others",
-                         hint="Remove the folder first.")  # fmt: skip
+        raise UsageError("{ranks} auto and {overwrite}: each share would replace those of the others",
+                         hint="Remove the folder first.", parameters={"ranks": ..., "overwrite": ...})  # fmt: skip
     number, count = own_share(os.environ)
     world = world_of(plan, inventory)
     wanted = share_of(world, number, count)
     if not wanted:
         raise NothingToDo(f"process {number} of {count}: there are {world} ranks, nothing to do")
     return wanted
+
+
+def _target(out: str, options: StoreOptions | DryRunOptions, keep_scratch: bool) -> "OutputTarget":
+    from dsv4_shard.destinations.folder import OutputTarget
+
+    return OutputTarget(out, Path(options.scratch or ""), keep_scratch, options.overwrite, options.restart)
+
+
+def _refuse_auto(ranks: str | Iterable[int] | None) -> None:
+    """Raise UsageError where the processes of a launcher would each put a manifest of their own."""
+    if ranks == AUTO:
+        raise UsageError(
+            "{ranks} auto: an object store has room for one manifest, and each process would put its own",
+            hint="Name ranks, and a prefix for each process (--ranks 0-7), or let all write into one folder.",
+            parameters={"ranks": ...},
+        )
+
+
+def _downloaded(made: _Prepared) -> _Prepared:
+    """The same job, with the files that it reads in this machine's Hub cache."""
+    from dsv4_shard.opening import with_download
+    from dsv4_shard.sharding.copy import files_of
+
+    return made._replace(checkpoint=with_download(made.checkpoint, files_of(made.job.recipe)))
+
+
+def _prepare_merge(ranks: str | Path, out: str | Path, config: str | Path | None) -> "tuple[Checkpoint, Job]":
+    from dsv4_shard.opening import open_checkpoint, refuse_url
+    from dsv4_shard.reassembly.merge_job import prepare_merge, source_of_ranks
+    from dsv4_shard.storage.runtime import collector_paused
+
+    refuse_url(Path(out), "Name a folder, and copy it to the store.")
+    checkpoint, inventory = open_checkpoint(str(ranks), path_or_none(config))
+    source_of_ranks(checkpoint)
+    with collector_paused():
+        return checkpoint, prepare_merge(checkpoint, inventory)
+
+
+def path_or_none(path: str | Path | None) -> Path | None:
+    return Path(path) if path is not None else None

@@ -1,79 +1,94 @@
-"""`verify()`: the verb that checks a result."""
+"""The verbs that check a result: `verify` in one folder, `verify_shares` in several."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack, overload
+from typing import TYPE_CHECKING
 
+from dsv4_shard.catalog.verb import Later, checked_place, verb, wrong_type
 from dsv4_shard.errors import UsageError
-from dsv4_shard.sharding.callbacks import MovingOptions, check_jobs, ignore
+from dsv4_shard.sharding.options import VerifyOptions
 
 if TYPE_CHECKING:
-    from dsv4_shard.verification.documents import SharesVerification, Verification
+    from dsv4_shard.checkpoint.inventory import Inventory
+    from dsv4_shard.checkpoint.reader import Checkpoint
+    from dsv4_shard.sharding import progress as progressing
+    from dsv4_shard.verification import documents
+else:
+    documents = Later("dsv4_shard.verification.documents")
+    progressing = Later("dsv4_shard.sharding.progress")
 
 
-class VerifyOptions(MovingOptions, total=False):
-    against: str | Path | None
-    numerics: bool
-    layer: int | None
-
-
-# A str is a sequence of str: the first of these counts.
-@overload
-def verify(out: str | Path, **options: Unpack[VerifyOptions]) -> "Verification": ...  # type: ignore[overload-overlap]
-
-
-@overload
-def verify(out: Sequence[str | Path], **options: Unpack[VerifyOptions]) -> "SharesVerification": ...
-
-
-def verify(
-    out: str | Path | Sequence[str | Path],
-    *,
-    against: str | Path | None = None,
-    numerics: bool = False,
-    layer: int | None = None,
-    jobs: int | None = None,
-    on_begin: Callable[[str, int], None] = ignore,
-    on_progress: Callable[[int], None] = ignore,
-) -> "Verification | SharesVerification":
+@verb(VerifyOptions)
+def verify(out: str | Path, options: VerifyOptions) -> "documents.Verification":
     """Prove a result against its manifest, or byte by byte against the checkpoint that it was made from.
 
-    `out` is a folder that reshard or merge made, or a sequence of those that hold the shares of one result. `against`
-    is the checkpoint. `numerics` also adds up the experts of a `layer` (default: the last), where all bytes are right.
-    `ok` is False where anything differs, and `problems` say what. Callbacks and `jobs` are as in `reshard`.
+    `out` is a folder that reshard or merge made, and `against` the checkpoint. `numerics` also adds up the experts of a
+    `layer` (default: the last), where all bytes are right. `ok` is False where anything differs, and `problems` say
+    what. `jobs` and `progress` are as in `reshard`.
 
-    Raises UsageError for options that mean nothing together, NotAResult where a folder has no sound manifest,
+    Raises UsageError for options that contradict each other, NotAResult where a folder has no sound manifest,
     ForeignPlan where `against` is another checkpoint, and what `inspect` raises for it.
 
     >>> found = dsv4_shard.verify("shards", against="model", numerics=True)
     >>> found.ok, found.problems, found.numerics.ok
     (True, (), True)
     """
-    from dsv4_shard.opening import open_checkpoint, refuse_url
+    from dsv4_shard.sharding.progress import Reporter, Task
     from dsv4_shard.verification.moe_numerics import check_numerics
     from dsv4_shard.verification.result_folder import bytes_to_verify
     from dsv4_shard.verification.result_folder import verify as verify_folder
+
+    folder = Path(out)
+    source = _source([folder], options)
+    with Reporter(options.progress).task(Task("verify"), bytes_to_verify(folder)) as task:
+        found = verify_folder(folder, source, workers=options.jobs, on_progress=task.advance)
+    if not (options.numerics and source is not None and found.ok):
+        return found
+    return found.model_copy(update={"numerics": check_numerics([folder], *source, options.layer)})
+
+
+@verb(VerifyOptions)
+def verify_shares(folders: Sequence[str | Path], options: VerifyOptions) -> "documents.SharesVerification":
+    """Verify each of the `folders` that hold the shares of one result, and that they fit together.
+
+    Other parameters, and errors, are as in `verify`.
+
+    >>> together = dsv4_shard.verify_shares(["shards"])
+    >>> together.ok, together.missing
+    (True, ())
+    """
+    from dsv4_shard.sharding.progress import Reporter, Task
+    from dsv4_shard.verification.moe_numerics import check_numerics
+    from dsv4_shard.verification.result_folder import bytes_to_verify
     from dsv4_shard.verification.shares import verify_together
 
-    check_jobs(jobs)
-    folders = [Path(out)] if isinstance(out, str | Path) else list(map(Path, out))
-    if not folders:
+    if isinstance(folders, str | Path):
+        raise UsageError.about("folders", ..., "one folder, not a sequence", hint="`dsv4_shard.verify` takes one.")
+    if not isinstance(folders, Iterable):
+        raise wrong_type("folders", folders, "a sequence of folders")
+    paths = [Path(checked_place("folders", folder)) for folder in folders]
+    if not paths:
         raise UsageError("no folder to verify")
+    source = _source(paths, options)
+    with Reporter(options.progress).task(Task("verify"), sum(map(bytes_to_verify, paths))) as task:
+        found = verify_together(paths, source, workers=options.jobs, on_progress=task.advance)
+    if not (options.numerics and source is not None and found.ok):
+        return found
+    return found.model_copy(update={"numerics": check_numerics(paths, *source, options.layer)})
+
+
+def _source(folders: Sequence[Path], options: VerifyOptions) -> "tuple[Checkpoint, Inventory] | None":
+    """The checkpoint to verify against, if one is named. Raises UsageError for options that contradict each other."""
+    from dsv4_shard.opening import open_checkpoint, refuse_url
+
     for folder in folders:
         refuse_url(
             folder, "Copy it into a folder, and verify that; what `reshard` put was held against the store's sizes."
         )
-    if numerics and against is None:
-        raise UsageError("--numerics needs --against: the unsharded layer is in the checkpoint")
-    if layer is not None and not numerics:
-        raise UsageError("--layer is of --numerics", hint="Add --numerics, or leave out --layer.")
-    source = open_checkpoint(str(against)) if against is not None else None
-    on_begin("verify", sum(map(bytes_to_verify, folders)))
-    found: Verification | SharesVerification
-    if isinstance(out, str | Path):
-        found = verify_folder(folders[0], source, workers=jobs, on_progress=on_progress)
-    else:
-        found = verify_together(folders, source, workers=jobs, on_progress=on_progress)
-    if not (numerics and source is not None and found.ok):
-        return found
-    return found.model_copy(update={"numerics": check_numerics(folders, *source, layer)})
+    if options.numerics and options.against is None:
+        raise UsageError("{numerics} needs {against}: the unsharded layer is in the checkpoint",
+                         parameters={"numerics": ..., "against": ...})  # fmt: skip
+    if options.layer is not None and not options.numerics:
+        raise UsageError("{layer} is of {numerics}", hint="Add --numerics, or leave out --layer.",
+                         parameters={"layer": ..., "numerics": ...})  # fmt: skip
+    return open_checkpoint(str(options.against)) if options.against is not None else None

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import asdict
 from io import BytesIO
 from typing import Any
@@ -25,7 +26,13 @@ from dsv4_shard.reassembly.merge_job import Merged
 from dsv4_shard.reporting.page import to_html
 from dsv4_shard.verification.documents import SharesVerification, Verification
 
-VERBS = ("compare", "explain", "inspect", "merge", "plan", "report", "reshard", "search", "verify")
+VERBS = ("compare", "explain", "inspect", "merge", "merge_dry_run", "plan", "report", "reshard", "reshard_dry_run",
+         "reshard_on_cluster", "reshard_to_store", "search", "verify", "verify_shares")  # fmt: skip
+MODULES = {"search": "plan", "compare": "plan", "merge": "reshard", "merge_dry_run": "reshard",
+           "reshard_dry_run": "reshard", "reshard_on_cluster": "reshard", "reshard_to_store": "reshard",
+           "verify_shares": "verify"}  # fmt: skip
+"""Of verbs that have no module of their own name."""
+
 REFERENCE: dict[str, Any] = {"tp": 2, "engine": "reference"}
 MESSAGE = "Weight output_partition_size = 192 is not divisible by weight quantization block_n = 128."
 HEAVY = {"torch", "ray", "obstore", "huggingface_hub", "numpy", "pydantic", "rich", "typer"}
@@ -52,6 +59,24 @@ def shares(tiny_checkpoint, tmp_path):
     return [tmp_path / "share-0", tmp_path / "share-1"]
 
 
+class Seen(dsv4_shard.Progress):
+    """What was begun, ended and moved."""
+
+    def __init__(self) -> None:
+        self.begun: dict[dsv4_shard.Task, int] = {}
+        self.moved: Counter[dsv4_shard.Task] = Counter()
+        self.ended: list[dsv4_shard.Task] = []
+
+    def begin(self, task: dsv4_shard.Task, total_bytes: int) -> None:
+        self.begun[task] = total_bytes
+
+    def advance(self, task: dsv4_shard.Task, nbytes: int) -> None:
+        self.moved[task] += nbytes
+
+    def end(self, task: dsv4_shard.Task) -> None:
+        self.ended.append(task)
+
+
 def document(*arguments):
     """What a command prints with --json."""
     return json.loads(CliRunner().invoke(app, [*map(str, arguments), "--json"]).stdout)
@@ -65,7 +90,7 @@ def in_a_fresh_process(code: str) -> str:
 
 
 def test_the_package_gives_the_verbs_and_the_errors_and_the_readme_names_them_all():
-    assert dsv4_shard.__all__ == sorted(("__version__", "errors", *VERBS))
+    assert dsv4_shard.__all__ == sorted(("Progress", "Task", "__version__", "errors", *VERBS))
     section = (ROOT / "README.md").read_text().split("## From Python\n")[1].split("\n## ")[0]
     assert set(VERBS) <= set(re.findall(r"`(\w+)`", section))
     assert "`dsv4_shard.errors`" in section
@@ -73,7 +98,7 @@ def test_the_package_gives_the_verbs_and_the_errors_and_the_readme_names_them_al
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_is_a_function_with_its_options_and_a_docstring_whatever_was_imported_first(verb):
-    module = "dsv4_shard." + {"merge": "reshard", "search": "plan", "compare": "plan"}.get(verb, verb)
+    module = "dsv4_shard." + MODULES.get(verb, verb)
     first = f"import {module}, dsv4_shard"
     last = f"import dsv4_shard; from dsv4_shard import {verb}; import {module}"
     inner = f"import dsv4_shard.cli, sys; from {module} import __doc__ as _; import importlib"
@@ -163,7 +188,7 @@ def test_reshard_writes_what_the_command_writes_and_returns_what_that_prints(tin
 
 
 def test_a_dry_run_returns_what_the_command_prints_and_writes_nothing(tiny_checkpoint, tmp_path):
-    found = dsv4_shard.reshard(tiny_checkpoint, tmp_path / "out", dry_run=True, **REFERENCE)
+    found = dsv4_shard.reshard_dry_run(tiny_checkpoint, tmp_path / "out", **REFERENCE)
     printed = document("reshard", tiny_checkpoint, tmp_path / "out", "--tp", 2, "--engine", "reference", "--dry-run")
     assert (found.files, found.needed, found.job.recipe.left_out) == (
         printed["files"], printed["bytes"], printed["left_out"],
@@ -179,7 +204,7 @@ def test_merge_writes_what_the_command_writes_and_returns_what_that_prints(shard
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert (merged.outcome.nbytes, list(merged.notes)) == (printed["bytes"], printed["notes"])
     assert [asdict(change) for change in merged.changes] == printed["changes"]
-    assert isinstance(dsv4_shard.merge(shards, tmp_path / "c", dry_run=True), DryRun)
+    assert isinstance(dsv4_shard.merge_dry_run(shards, tmp_path / "c"), DryRun)
 
 
 def test_verify_of_a_folder_returns_what_the_command_prints(tiny_checkpoint, shards):
@@ -192,16 +217,16 @@ def test_verify_of_a_folder_returns_what_the_command_prints(tiny_checkpoint, sha
 
 
 def test_verify_of_several_folders_returns_what_the_command_prints(shares):
-    found = dsv4_shard.verify(shares)
+    found = dsv4_shard.verify_shares(shares)
     assert isinstance(found, SharesVerification)
     assert found.model_dump(mode="json") == document("verify", *shares)
-    assert len(dsv4_shard.verify(shares[:1]).folders) == 1
+    assert len(dsv4_shard.verify_shares(shares[:1]).folders) == 1
 
 
 def test_a_result_is_not_ok_where_its_experts_do_not_add_up(tiny_checkpoint, shards, shares, monkeypatch):
     monkeypatch.setattr("dsv4_shard.verification.documents.TOLERANCE", -1.0)
-    for out in (shards, shares):
-        found = dsv4_shard.verify(out, against=tiny_checkpoint, numerics=True)
+    for verb, out in ((dsv4_shard.verify, shards), (dsv4_shard.verify_shares, shares)):
+        found = verb(out, against=tiny_checkpoint, numerics=True)
         assert (found.problems, found.ok) == ((), False)
     command = ["verify", str(shards), "--against", str(tiny_checkpoint), "--numerics"]
     assert CliRunner().invoke(app, command).exit_code == errors.ExitCode.NO
@@ -223,18 +248,23 @@ def test_a_result_is_not_ok_where_its_experts_do_not_add_up(tiny_checkpoint, sha
         (lambda repo, out: dsv4_shard.explain(out), errors.ReadFailed, "No such file"),
         (lambda repo, out: dsv4_shard.reshard(repo, out), errors.UsageError, "neither --plan nor --tp"),
         (lambda repo, out: dsv4_shard.reshard(repo, out, plan=out, dp=1), errors.UsageError, "--plan and --dp"),
-        (lambda repo, out: dsv4_shard.reshard(repo, out, tp=2, scratch=out), errors.UsageError, "--scratch"),
+        (lambda repo, out: dsv4_shard.reshard(repo, "s3://b/x", tp=2), errors.UsageError, "not a folder"),
+        (lambda repo, out: dsv4_shard.reshard_to_store(repo, str(out), tp=2), errors.UsageError, "not the URL"),
         (lambda repo, out: dsv4_shard.reshard(repo, out, tp=2, jobs=0), errors.UsageError, "--jobs 0"),
         (lambda repo, out: dsv4_shard.reshard(repo, out, tp=2, ranks=[]), errors.UsageError, "--ranks: none"),
         (lambda repo, out: dsv4_shard.reshard(repo, out, ranks=[2], **REFERENCE), errors.UsageError, "rank 2 of 2"),
         (lambda repo, out: dsv4_shard.reshard(repo, repo, **REFERENCE), errors.OutputInsideInput, "is the checkpoint"),
-        (lambda repo, out: dsv4_shard.reshard(repo, "s3://b/x", tp=2, ray="auto"), errors.UsageError, "not a URL"),
-        (lambda repo, out: dsv4_shard.reshard(repo, out, tp=2, ray="auto", ranks="0"), errors.UsageError, "--ranks"),
-        (lambda repo, out: dsv4_shard.reshard(repo, out, tp=2, ray="auto", download=True), errors.UsageError, "--down"),
+        (lambda repo, out: dsv4_shard.reshard_on_cluster(repo, "s3://b/x", tp=2), errors.UsageError, "not a URL"),
+        (
+            lambda repo, out: dsv4_shard.reshard_dry_run(repo, "s3://b/x", ranks="auto"),
+            errors.UsageError,
+            "one manifest",
+        ),
         (lambda repo, out: dsv4_shard.merge(repo, out), errors.UsageError, "a checkpoint, not the shards"),
         (lambda repo, out: dsv4_shard.merge(repo, "s3://b/x"), errors.UsageError, "not a URL"),
         (lambda repo, out: dsv4_shard.verify(out), errors.UsageError, "no such folder"),
-        (lambda repo, out: dsv4_shard.verify([]), errors.UsageError, "no folder"),
+        (lambda repo, out: dsv4_shard.verify_shares([]), errors.UsageError, "no folder"),
+        (lambda repo, out: dsv4_shard.verify_shares(str(out)), errors.UsageError, "not a sequence"),
         (lambda repo, out: dsv4_shard.verify(out, numerics=True), errors.UsageError, "--numerics needs --against"),
         (lambda repo, out: dsv4_shard.verify(out, layer=1), errors.UsageError, "--layer is of --numerics"),
     ],
@@ -258,15 +288,15 @@ def test_a_process_whose_launcher_leaves_nothing_to_it_is_told(rank, world, tiny
 
 
 def test_verbs_print_nothing_remember_nothing_and_tell_how_far_they_are(tiny_checkpoint, shards, tmp_path, capfd):
-    begun: list[tuple[str, int]] = []
-    moved: list[int] = []
-    told: dict[str, Any] = {"on_begin": lambda *what: begun.append(what), "on_progress": moved.append, "jobs": 1}
+    seen = Seen()
+    told: dict[str, Any] = {"progress": seen, "jobs": 1}
     dsv4_shard.inspect(tiny_checkpoint)
     dsv4_shard.reshard(tiny_checkpoint, tmp_path / "out", **REFERENCE, **told)
     dsv4_shard.merge(shards, tmp_path / "again", **told)
     dsv4_shard.verify(shards, **told)
-    assert [what for what, _ in begun] == ["reshard", "merge", "verify"]
-    assert sum(moved) == sum(nbytes for _, nbytes in begun)
+    assert [str(task) for task in seen.begun] == ["reshard", "merge", "verify"]
+    assert seen.ended == list(seen.begun)
+    assert seen.moved == seen.begun
     assert capfd.readouterr() == ("", "")
     assert not (tmp_path / "state").exists()
 
@@ -279,7 +309,8 @@ def test_the_examples_of_the_docstrings_and_of_the_readme_give_what_they_say(tmp
     write_checkpoint(tmp_path / "model")
     finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner()
     printed: list[str] = []
-    for verb in ("inspect", "plan", "search", "compare", "report", "explain", "reshard", "merge", "verify"):
+    for verb in ("inspect", "plan", "search", "compare", "report", "explain", "reshard_dry_run", "reshard", "merge",
+                 "merge_dry_run", "verify", "verify_shares"):  # fmt: skip
         (example,) = finder.find(getattr(dsv4_shard, verb), verb, globs={"dsv4_shard": dsv4_shard})
         assert example.examples, f"{verb} has no example"
         runner.run(example, out=printed.append)

@@ -7,17 +7,12 @@ import hashlib
 import json
 from collections.abc import Iterator
 
-from pydantic import BaseModel, ConfigDict
-
 from dsv4_shard.checkpoint.reader import Checkpoint
+from dsv4_shard.text.document import Document
 from dsv4_shard.text.sanitize import short_name
 
 
-class _Document(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class OriginFile(_Document):
+class OriginFile(Document):
     """A weight file of the checkpoint: name, size in bytes, and xxh3-128 of its header."""
 
     name: str
@@ -25,7 +20,7 @@ class OriginFile(_Document):
     header_digest: str
 
 
-class Origin(_Document):
+class Origin(Document):
     """The fingerprint of a checkpoint.
 
     `label` is how the user named it, and does not identify it. `revision` is the Hub commit, if known. `config_digest`

@@ -18,6 +18,7 @@ from types import TracebackType
 import xxhash
 
 from dsv4_shard.checkpoint.reader import Checkpoint
+from dsv4_shard.destinations.documents import Uploaded
 from dsv4_shard.destinations.upload_journal import UploadBegun, UploadClaimed, UploadJournal, UploadPut
 from dsv4_shard.errors import (
     BadAnswer,
@@ -29,7 +30,7 @@ from dsv4_shard.errors import (
     Unreachable,
     WriteFailed,
 )
-from dsv4_shard.sharding.job import Job, Uploaded
+from dsv4_shard.sharding.job import Job
 from dsv4_shard.sharding.manifest import MAX_MANIFEST_BYTES, Manifest, load_manifest, read_manifest
 from dsv4_shard.sources.local import LocalFile
 from dsv4_shard.sources.object_store import PART_BYTES, Store
@@ -138,6 +139,11 @@ def scratch_path(parent: Path, url: str) -> Path:
     return parent / f"{name}-{xxhash.xxh3_64_hexdigest(url.encode())[:8]}.upload"
 
 
+def scratch_result(parent: Path, url: str) -> Path:
+    """The folder in which the files for `url` are made."""
+    return plain(scratch_path(parent, url)) / _RESULT
+
+
 def run_digest(job: Job, checkpoint: Checkpoint) -> str:
     """Another one where a run would write anything else, or from another checkpoint."""
     asked = [__version__, job.layout, job.request, job.ranks, [(file.name, file.mtime_ns) for file in checkpoint.files]]
@@ -195,7 +201,15 @@ def upload(
     if left or MANIFEST_NAME not in there:
         _check_objects(store, store.everything(), journal.put, sizes)
         store.put(MANIFEST_NAME, raw)
-    return Uploaded(store.url, len(sizes) + 1, sum(sizes.values()), putting.sent, putting.copied, resumed)
+    return Uploaded(
+        out=store.url,
+        objects=len(sizes) + 1,
+        bytes=sum(sizes.values()),
+        sent=putting.sent,
+        copied=putting.copied,
+        resumed=resumed,
+        written=None,
+    )
 
 
 def _sizes(manifest: Manifest) -> dict[str, int]:

@@ -15,23 +15,24 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from dsv4_shard.catalog.rank_ranges import say_ranks, share_of
+from dsv4_shard.destinations.documents import ClusterOutcome, ClusterShare
 from dsv4_shard.destinations.share_worker import (
     Message,
     ShareAdvanced,
     ShareBegun,
     ShareEnded,
     ShareFailed,
+    ShareResumed,
     ShareTask,
     carry_out,
     manifest_of,
 )
 from dsv4_shard.errors import NodesLost, OutputBusy, ShardError, Unreachable, UsageError
-from dsv4_shard.sharding.job import Outcome
 from dsv4_shard.sharding.manifest import Manifest
-from dsv4_shard.verification.documents import SharesVerification, Verification
+from dsv4_shard.sharding.progress import Reporter, Task
 from dsv4_shard.verification.shares import put_together
 
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SCHEDULER_EVENTS": "0"}
@@ -51,45 +52,6 @@ _CANCEL_SECONDS = 30.0
 """Tasks that are cancelled get so long to save what they have done."""
 
 
-@dataclass(frozen=True, slots=True)
-class WrittenShare:
-    """A share and its node; `outcome` is None where it was there already."""
-
-    ranks: tuple[int, ...]
-    node: str
-    outcome: Outcome | None
-    verification: Verification
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterOutcome:
-    """What a run on a cluster wrote. `is_one_folder` where all nodes see the whole result in one folder."""
-
-    written: tuple[WrittenShare, ...]
-    together: SharesVerification
-    is_one_folder: bool
-
-
-class ShareWatch(Protocol):
-    """Is told how far shares are, by their names; see `progress.SharesProgress`."""
-
-    def begin(self, share: str, what: str, total: int, done: int = 0) -> None: ...
-
-    def advance(self, share: str, nbytes: int) -> None: ...
-
-    def lose(self, share: str, why: str) -> None: ...
-
-
-class Unwatched:
-    """A `ShareWatch` that nobody looks at."""
-
-    def begin(self, share: str, what: str, total: int, done: int = 0) -> None: ...
-
-    def advance(self, share: str, nbytes: int) -> None: ...
-
-    def lose(self, share: str, why: str) -> None: ...
-
-
 class _Node(NamedTuple):
     id: str
     address: str
@@ -97,7 +59,7 @@ class _Node(NamedTuple):
 
 @dataclass(slots=True)
 class _Share:
-    """A share on its way: how often it was begun, on which node, and when it may be tried again."""
+    """A share on its way: how often it was begun, on which node, what that does, and when it may be tried again."""
 
     ranks: tuple[int, ...]
     home: _Node
@@ -106,6 +68,7 @@ class _Share:
     waits_until: float = 0.0
     busy_since: float | None = None
     ended: ShareEnded | None = None
+    task: Task | None = None
 
     @property
     def name(self) -> str:
@@ -113,7 +76,7 @@ class _Share:
 
 
 def reshard_on_cluster(
-    address: str, order: ShareTask, world: int, nodes: int | None, progress: ShareWatch
+    address: str, order: ShareTask, world: int, nodes: int | None, reporter: Reporter
 ) -> ClusterOutcome:
     """Write all ranks by `order`, in as many shares as there are `nodes` (None: those of the cluster).
 
@@ -124,34 +87,32 @@ def reshard_on_cluster(
         count = min(nodes or len(there), world)
         ranks = [share_of(world, number, count) for number in range(count)]
         shares = [_Share(some, there[n % len(there)], there[n % len(there)]) for n, some in enumerate(ranks)]
-        return _Driver(ray, order, shares, progress).run()
+        return _Driver(ray, order, shares, reporter).run()
 
 
 @contextmanager
 def _connected(address: str) -> Iterator[Any]:
     """Ray, connected to the cluster at `address`. What it prints of its own goes nowhere."""
     if address.startswith("ray://"):
-        raise UsageError(
-            f"--ray {address}: Ray's client cannot do this",
+        raise UsageError.about(
+            "ray", address, "Ray's client cannot do this",
             hint="Run the command on a node of the cluster, with --ray auto.",
-        )
+        )  # fmt: skip
     _refuse_silent(address)
     os.environ |= _QUIET | dict(os.environ)
     try:
         import ray
     except ImportError:
-        raise UsageError(
-            "--ray: Ray is not installed here", hint="pip install 'dsv4-shard[ray]', here and on every node."
+        raise UsageError.about(
+            "ray", ..., "Ray is not installed here", hint="pip install 'dsv4-shard[ray]', here and on every node."
         ) from None
     # Ray's threads print to these what nodes say when they die; it has no setting for that.
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
         except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-            raise Unreachable(
-                f"--ray {address}: no Ray cluster can be reached: {str(error).splitlines()[0]}",
-                hint=_NO_CLUSTER,
-            ) from None
+            reason = f"no Ray cluster can be reached: {str(error).splitlines()[0]}"
+            raise Unreachable.about("ray", address, reason, hint=_NO_CLUSTER) from None
         try:
             yield ray
         finally:
@@ -166,7 +127,8 @@ def _refuse_silent(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
     except (OSError, ValueError, OverflowError) as error:
-        raise Unreachable(f"--ray {address}: no Ray cluster can be reached: {error}", hint=_NO_CLUSTER) from None
+        reason = f"no Ray cluster can be reached: {error}"
+        raise Unreachable.about("ray", address, reason, hint=_NO_CLUSTER) from None
 
 
 def _nodes(ray: Any) -> list[_Node]:
@@ -188,11 +150,16 @@ def _number(address: str) -> int:
         return 0
 
 
+def _begun(share: _Share) -> Task:
+    assert share.task is not None, "bytes move after something has begun"
+    return share.task
+
+
 class _Driver:
     """One run: shares that wait, those that are on their way by their streams of messages, and those that ended."""
 
-    def __init__(self, ray: Any, order: ShareTask, shares: list[_Share], progress: ShareWatch) -> None:
-        self._ray, self._order, self._shares, self._progress = ray, order, shares, progress
+    def __init__(self, ray: Any, order: ShareTask, shares: list[_Share], reporter: Reporter) -> None:
+        self._ray, self._order, self._shares, self._reporter = ray, order, shares, reporter
         self._running: dict[Any, _Share] = {}
 
     def run(self) -> ClusterOutcome:
@@ -251,20 +218,31 @@ class _Driver:
             self._lose(share, type(error).__name__)
             return
         match message:
-            case ShareBegun(what, total, done):
-                self._progress.begin(share.name, what, total, done)
+            case ShareBegun(work, total):
+                self._end_task(share)
+                share.task = Task(work, share.name)
+                self._reporter.begin(share.task, total)
+            case ShareResumed(nbytes):
+                self._reporter.resume(_begun(share), nbytes)
             case ShareAdvanced(nbytes):
-                self._progress.advance(share.name, nbytes)
+                self._reporter.advance(_begun(share), nbytes)
             case ShareEnded():
                 del self._running[stream]
+                self._end_task(share)
                 share.ended = message
             case ShareFailed(raised):
                 del self._running[stream]
                 self._fail(share, raised)
 
+    def _end_task(self, share: _Share) -> None:
+        if share.task is not None:
+            self._reporter.end(share.task)
+            share.task = None
+
     def _lose(self, share: _Share, reason: str) -> None:
         """A share is to be written again, elsewhere if its node is gone. Raises NodesLost if that was often enough."""
-        self._progress.lose(share.name, reason)
+        self._reporter.lost(share.task or Task("reshard", share.name), reason)
+        share.task = None
         if share.tries >= _TRIES:
             raise NodesLost(f"{say_ranks(share.ranks)}: lost {share.tries} times with their node, last {share.name}")
         share.ended = None
@@ -276,6 +254,7 @@ class _Driver:
             share.busy_since = now if share.busy_since is None else share.busy_since
             if now - share.busy_since < _BUSY_SECONDS:
                 share.tries -= 1
+                share.task = None
                 share.waits_until = now + 1.0
                 return
         error.add_note(f"That was {share.name}.")
@@ -311,14 +290,16 @@ class _Driver:
 
     def _outcome(self, manifests: list[Manifest]) -> ClusterOutcome:
         is_one = len({manifest.digest for manifest in manifests}) == 1
-        names, written = [], []
+        names, found, shares = [], [], []
         for share in self._shares:
             assert share.ended is not None, "all shares have ended"
+            outcome, verification = share.ended
             names.append(f"{'' if is_one else f'{share.node.address}:'}{self._order.out}")
-            found = share.ended.verification.model_copy(update={"folder": names[-1]})
-            written.append(WrittenShare(share.ranks, share.node.address, share.ended.outcome, found))
-        together = put_together(names, manifests, [one.verification for one in written])
-        return ClusterOutcome(tuple(written), together, is_one)
+            found.append(verification.model_copy(update={"folder": names[-1]}))
+            written = outcome.written if outcome is not None else None
+            shares.append(ClusterShare(ranks=share.ranks, node=share.node.address, written=written))
+        together = put_together(names, manifests, found)
+        return ClusterOutcome(shares=tuple(shares), one_folder=is_one, verification=together)
 
     def _cancel(self) -> None:
         """Stop what is on its way, and let it save what it has done."""

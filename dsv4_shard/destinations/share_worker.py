@@ -16,9 +16,10 @@ from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.errors import OutputNotEmpty, RanksThere, ShardError, UsageError
 from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.plan_file import check_plan
-from dsv4_shard.sharding.job import Job, Outcome, prepare
+from dsv4_shard.sharding.job import Job, prepare
 from dsv4_shard.sharding.joining import refuse_unjoinable
 from dsv4_shard.sharding.manifest import Manifest, load_manifest
+from dsv4_shard.sharding.outcome import Outcome
 from dsv4_shard.sharding.run import reshard
 from dsv4_shard.verification.documents import Verification
 from dsv4_shard.verification.result_folder import bytes_to_verify, verify
@@ -47,11 +48,16 @@ class ShareTask:
 
 
 class ShareBegun(NamedTuple):
-    """`what` has begun: so many bytes, of which `done` are there already."""
+    """`work` has begun: so many bytes."""
 
-    what: str
+    work: str
     total: int
-    done: int = 0
+
+
+class ShareResumed(NamedTuple):
+    """So many bytes are there from an earlier run."""
+
+    nbytes: int
 
 
 class ShareAdvanced(NamedTuple):
@@ -73,7 +79,7 @@ class ShareFailed(NamedTuple):
     error: ShardError
 
 
-Message = ShareBegun | ShareAdvanced | ShareEnded | ShareFailed
+Message = ShareBegun | ShareResumed | ShareAdvanced | ShareEnded | ShareFailed
 
 
 class _Stopped(BaseException):
@@ -175,7 +181,7 @@ class _Work:
                 allow_inexact=order.allow_inexact,
                 restart=order.restart,
                 on_progress=self._advance,
-                on_resume=lambda nbytes: self._tell(ShareBegun("reshard", total, nbytes)),
+                on_resume=lambda nbytes: self._tell(ShareResumed(nbytes)),
             )
         except OutputNotEmpty:
             if not _is_there(job, order.out):

@@ -12,8 +12,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from dsv4_shard.catalog.gpus import Gpu, gpus_with, say_memory
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
 from dsv4_shard.diagnosis.cases import Hit, KnownModel, engines_of, hits_of, pattern_sources, shows_as
@@ -29,6 +27,7 @@ from dsv4_shard.planning.nearby import nearest
 from dsv4_shard.planning.remedies import ways_out, words
 from dsv4_shard.planning.request import options_of
 from dsv4_shard.planning.weights import rank_nbytes
+from dsv4_shard.text.document import Document
 from dsv4_shard.text.units import quotient
 
 _CASES = 3
@@ -40,11 +39,7 @@ _FIELD = re.compile(r"{[^}]*}")
 _MAX_CHARS = 400
 
 
-class _Document(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Case(_Document):
+class Case(Document):
     """A layout in which the message comes up. `guessed` names what neither the message nor the log says of it."""
 
     model: str
@@ -57,7 +52,7 @@ class Case(_Document):
     remedies: tuple[str, ...]
 
 
-class WayOut(_Document):
+class WayOut(Document):
     """What the plan says of the first case's GPUs: whether it runs and with what, else the nearest layouts that do."""
 
     options: str
@@ -69,7 +64,7 @@ class WayOut(_Document):
     next: str
 
 
-class EngineMessage(_Document):
+class EngineMessage(Document):
     """A message as it was found: escape what is shown of it."""
 
     text: str
@@ -77,7 +72,7 @@ class EngineMessage(_Document):
     times: int
 
 
-class Explanation(_Document):
+class Explanation(Document):
     """What a text or log says; `recognised` False where nothing in it is known, and then `hint` says what to give.
 
     `message` is the first that is grave, `also` what else is known and came later; `engines` are those that say so.
@@ -187,7 +182,7 @@ def _case(hit: Hit) -> Case:
 
 def _asked(request: Request) -> Request:
     """A request without what the plan chooses by itself."""
-    return replace(request, runner=None, shared="auto", ep=None if request.ep == 1 else request.ep)
+    return replace(request, runner=None, shared_experts="auto", ep=None if request.ep == 1 else request.ep)
 
 
 # --- what it means ---------------------------------------------------------------------------------------------------

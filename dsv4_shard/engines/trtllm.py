@@ -74,7 +74,7 @@ RULES: tuple[Rule, ...] = (
         "shared-way", Module.SHARED, lambda c: c.deployment.shared == _own_way(c),
         "TensorRT-LLM chooses by itself: here {context.deployment.shared_parts} of {at.tp} ranks share one shared "
         "expert",
-        consequence=NO_OPTION, remedies=(leave_out("shared"),), fatal=True,
+        consequence=NO_OPTION, remedies=(leave_out("shared_experts"),), fatal=True,
     ),
     Divides("vocab", Module.EMBEDDING, lambda c: c.config.vocab_size, "vocab_size", lambda c: c.deployment.attention_tp,
             "attention TP"),

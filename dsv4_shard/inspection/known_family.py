@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from dsv4_shard.checkpoint.findings import Severity
 from dsv4_shard.checkpoint.formats import PACKED
 from dsv4_shard.checkpoint.inventory import Inventory, outside_layers
@@ -23,6 +21,7 @@ from dsv4_shard.planning.make_plan import memory_breach, unknown_gpu
 from dsv4_shard.planning.nearby import nearest
 from dsv4_shard.planning.request import check_request, options_of
 from dsv4_shard.planning.weights import beyond_roles, loads, memory_of, totals_of, weights_of
+from dsv4_shard.text.document import Document
 from dsv4_shard.version import __version__
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -30,11 +29,7 @@ SCHEMA_VERSION: Literal[1] = 1
 DEFAULT_TPS = (1, 2, 4, 8, 16, 32, 64)
 
 
-class _Document(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Identity(_Document):
+class Identity(Document):
     """What the checkpoint is. Sizes in elements, `bytes` of tensors (headers apart)."""
 
     label: str
@@ -62,7 +57,7 @@ class Identity(_Document):
     moe_intermediate_size: int
 
 
-class RoleRow(_Document):
+class RoleRow(Document):
     """All tensors of a module class in one format."""
 
     module: Module
@@ -73,7 +68,7 @@ class RoleRow(_Document):
     bytes: int
 
 
-class InspectionFinding(_Document):
+class InspectionFinding(Document):
     """Something about the checkpoint that its user should know. `code` is stable across versions."""
 
     severity: Severity
@@ -81,7 +76,7 @@ class InspectionFinding(_Document):
     message: str
 
 
-class DimensionPart(_Document):
+class DimensionPart(Document):
     """What one of TP ranks would get of a dimension, in whole units; `whole` says whether it is a natural number."""
 
     tp: int
@@ -89,7 +84,7 @@ class DimensionPart(_Document):
     whole: bool
 
 
-class DimensionRow(_Document):
+class DimensionRow(Document):
     """A dimension that engines cut: `size` elements in `units` units of `unit` elements.
 
     `scale_size` is the size of the same axis of the scale, where there is one: it must divide as well.
@@ -104,7 +99,7 @@ class DimensionRow(_Document):
     shares: tuple[DimensionPart, ...]
 
 
-class MatrixCell(_Document):
+class MatrixCell(Document):
     """What an engine can do at a TP; `unknown` where nothing is known of the family, the experts' format or the GPU.
 
     `how` says what it takes: in words what the plan takes by itself, or, where a rule breaks at this TP alone, options
@@ -129,7 +124,7 @@ class MatrixCell(_Document):
         return self.verdict == "with-options" and self.reason is not None
 
 
-class Inspection(_Document):
+class Inspection(Document):
     """The whole inspection, as `--json` prints it. `gpu` is that whose memory was looked at, if one was named."""
 
     schema_version: Literal[1]
@@ -276,7 +271,7 @@ def _cell(checkpoint: Checkpoint, inventory: Inventory, request: Request) -> Mat
         tp=request.tp,
         engine=request.engine,
         verdict="unknown" if breach.unknown else "with-options" if other else "no",
-        how=options_of(replace(other, gpu=None, gpu_memory=None), engine=False) if other else None,
+        how=options_of(replace(other, gpu=None, gpu_memory=None, engine=Request(1).engine)) if other else None,
         notes=found.notes() if found else (),
         rule=breach.rule,
         module=breach.module,

@@ -7,8 +7,6 @@ cut is told by the last part of a name where all families mean the same by it, s
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from dsv4_shard.checkpoint.findings import Finding, Severity, some
 from dsv4_shard.checkpoint.reader import UnknownCheckpoint
 from dsv4_shard.engines.deployment import Request
@@ -17,6 +15,7 @@ from dsv4_shard.inspection.scale_pairs import MAX_AXES, Scaled, Scales, Sharing,
 from dsv4_shard.models.config import architectures_of, title_of
 from dsv4_shard.planning.request import check_request
 from dsv4_shard.tensors.header import nbytes_of
+from dsv4_shard.text.document import Document
 from dsv4_shard.text.sanitize import short_name
 from dsv4_shard.version import __version__
 
@@ -47,11 +46,7 @@ _MODULE_ENDINGS = (".weight_packed", ".weight", "_blocks")
 AxisName = Literal["rows", "columns"]
 
 
-class _Document(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class UnknownIdentity(_Document):
+class UnknownIdentity(Document):
     """What the checkpoint calls itself; sizes are None where config.json has them not, or not as natural numbers.
 
     `intermediate_size` is that of a routed expert, where config.json tells it from that of dense layers.
@@ -74,7 +69,7 @@ class UnknownIdentity(_Document):
     declared_block: tuple[int, int] | None
 
 
-class TemplateRow(_Document):
+class TemplateRow(Document):
     """All tensors of one name but for layer ({N}) and expert ({E}), of one dtype. `scales` is what shares a scale."""
 
     template: str
@@ -84,7 +79,7 @@ class TemplateRow(_Document):
     bytes: int
 
 
-class Axis(_Document):
+class Axis(Document):
     """One axis of a weight: `size` elements, in each of `parts` that are stored as one, in units of `unit` elements.
 
     `scale_size` is the scale's size along it, for all parts, where it has one. `cut`: engines cut this axis, as far as
@@ -100,7 +95,7 @@ class Axis(_Document):
     shares: tuple[DimensionPart, ...]
 
 
-class QuantizedRow(_Document):
+class QuantizedRow(Document):
     """Weights of one template and shape, in elements, that have scales.
 
     `block` is None but where `scales` is "block"; there are no axes where the scales are unclear.
@@ -118,7 +113,7 @@ class QuantizedRow(_Document):
     axes: tuple[Axis, ...]
 
 
-class UnknownInspection(_Document):
+class UnknownInspection(Document):
     """The whole inspection, as `--json` prints it. Names are escaped, and cut where they are absurdly long."""
 
     schema_version: Literal[1]

@@ -5,13 +5,13 @@ without a difference in any section are the same document.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict
 
 from dsv4_shard.checkpoint.fingerprint import differences
 from dsv4_shard.models.roles import Module
 from dsv4_shard.planning.document import Plan, PlanModule
+from dsv4_shard.text.document import Document
 
 _SHOWN = {"source", "request", "engine_version", "deployment", "feasible", "breaches", "choices", "modules", "totals",
           "memory", "launch", "layout", "reshard", "out"}  # fmt: skip
@@ -24,11 +24,7 @@ _OF_GPU = ("memory of the GPU", "left of it")
 """Bytes that a plan does not know without a GPU."""
 
 
-class _Document(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Difference(_Document):
+class Difference(Document):
     """Something that the plans say differently; None where a plan does not say it."""
 
     name: str
@@ -36,7 +32,7 @@ class Difference(_Document):
     b: str | int | bool | None
 
 
-class PlacementDifference(_Document):
+class PlacementDifference(Document):
     """A role that is placed or held differently; None where a plan has no such role."""
 
     part_of: Literal["target", "draft"]
@@ -46,7 +42,7 @@ class PlacementDifference(_Document):
     b: str | None
 
 
-class BytesDifference(_Document):
+class BytesDifference(Document):
     """Bytes on the heaviest rank that differ; 0 where a plan has none. `difference` is b - a."""
 
     name: str
@@ -55,7 +51,7 @@ class BytesDifference(_Document):
     difference: int
 
 
-class Verdict(_Document):
+class Verdict(Document):
     """Whether a plan's layout runs: the rules that break, else what was chosen for it."""
 
     feasible: bool
@@ -64,7 +60,7 @@ class Verdict(_Document):
     choices: tuple[str, ...]
 
 
-class PlanComparison(_Document):
+class PlanComparison(Document):
     """What differs between plans `a` and `b`, `same` where nothing does.
 
     `checkpoint` says how their checkpoints differ; `verdicts` are empty where they are the same. `options` are those of
@@ -95,7 +91,7 @@ class PlanComparison(_Document):
 def compare_plans(a: Plan, b: Plan, names: tuple[str, str]) -> PlanComparison:
     """What differs between two plans, called by `names`."""
     documents = [plan.model_dump(mode="json") for plan in (a, b)]
-    asked = (plan.request.model_dump() | {"engine_version": plan.engine_version} for plan in (a, b))
+    asked = (asdict(plan.request) | {"engine_version": plan.engine_version} for plan in (a, b))
     request = tuple(_differences(*asked))
     verdicts = [_verdict(plan) for plan in (a, b)]
     commands = tuple(plan.launch.commands for plan in (a, b))

@@ -1,10 +1,9 @@
 """`Plan` and its parts: the JSON document."""
 
 import json
-from dataclasses import asdict
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 
 from dsv4_shard.checkpoint.fingerprint import Origin
 from dsv4_shard.checkpoint.formats import NVFP4
@@ -12,41 +11,12 @@ from dsv4_shard.engines.deployment import ANY_ENGINE, Deployment, Request
 from dsv4_shard.engines.engine import Command, Launch, commands_of
 from dsv4_shard.engines.rules import NOT_VERIFIED, Breach
 from dsv4_shard.models.roles import Module
+from dsv4_shard.text.document import Document
 
 SCHEMA_VERSION: Literal[2] = 2
 
 
-class _Document(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class PlanRequest(_Document):
-    """What was asked for: the options of `plan`. None leaves the choice to the engine."""
-
-    tp: int
-    ep: int | None
-    dp: int
-    engine: str
-    runner: str | None
-    a2a: str | None
-    shared: str
-    gpu: str | None
-    nodes: int | None
-    expert_dtype: str | None
-    engine_version: str | None
-    gpu_memory: str | None
-
-    @classmethod
-    def of(cls, request: Request) -> "PlanRequest":
-        """A request as documents have it."""
-        return cls(**asdict(request))
-
-    def to_request(self) -> Request:
-        """The request that it was made of."""
-        return Request(**self.model_dump())
-
-
-class DeploymentDocument(_Document):
+class DeploymentDocument(Document):
     """What a request comes to, with every choice made; fields are those of `Deployment`.
 
     `gpu` is None where no GPU was named.
@@ -98,7 +68,7 @@ def _deployment_fields(deployment: Deployment) -> dict[str, str | int | None]:
     return fields | {"gpu": deployment.gpu.name if deployment.gpu_named else None}
 
 
-class PlanBreach(_Document):
+class PlanBreach(Document):
     """A rule that breaks, of one module or of the whole model: `reason` is the arithmetic, `remedies` are ways out that
     help, as options.
 
@@ -134,7 +104,7 @@ class PlanBreach(_Document):
         )
 
 
-class PlanCheck(_Document):
+class PlanCheck(Document):
     """A rule that was checked, with its arithmetic: `size` / `parts` must be whole and a multiple of `unit`."""
 
     rule: str
@@ -149,7 +119,7 @@ class PlanCheck(_Document):
     unit_name: str
 
 
-class PlanModule(_Document):
+class PlanModule(Document):
     """A role's placement. Shapes in elements; bytes of weights and scales on the heaviest rank.
 
     `block` is the rows and columns that share one scale, None where there are no scales.
@@ -169,7 +139,7 @@ class PlanModule(_Document):
     padding_per_rank: int
 
 
-class PlanTotals(_Document):
+class PlanTotals(Document):
     """Bytes on a rank, exactly those of its files' tensors. `target` and `draft` (MTP) apart.
 
     `other` (in no module's row: constants, the draft's own embedding and head), `replicated` and `padding` are within
@@ -188,7 +158,7 @@ class PlanTotals(_Document):
     shared_experts_weight_bytes_per_layer: int
 
 
-class PlanMemory(_Document):
+class PlanMemory(Document):
     """Whether the weights fit on the named GPU, in bytes.
 
     `kv_bytes_per_token` is what a token of context costs at the least, in all layers' caches, and `kv_tokens_at_most`
@@ -204,7 +174,7 @@ class PlanMemory(_Document):
     kv_tokens_at_most: int | None
 
 
-class PlanCommand(_Document):
+class PlanCommand(Document):
     """A program with its options, by name. Values are as a shell takes them, None for options that take none."""
 
     program: str
@@ -220,7 +190,7 @@ class PlanCommand(_Document):
         return Command(self.program, self.options)
 
 
-class PlanLaunch(_Document):
+class PlanLaunch(Document):
     """How to start the engine on this plan, empty where it does not run.
 
     `commands` has a line for each node. They are made of `program` and, where it needs one to start it, its `launcher`,
@@ -258,7 +228,7 @@ class PlanLaunch(_Document):
         )
 
 
-class PlanAlternative(_Document):
+class PlanAlternative(Document):
     """A layout near the one asked for that works."""
 
     options: str
@@ -267,7 +237,7 @@ class PlanAlternative(_Document):
     notes: tuple[str, ...]
 
 
-class Plan(_Document):
+class Plan(Document):
     """The whole plan.
 
     `choices` says what the plan chose instead of the engine's default and why, and what the engine pads. `unwritten`
@@ -278,7 +248,7 @@ class Plan(_Document):
     schema_version: Literal[2]
     tool_version: str
     source: Origin
-    request: PlanRequest
+    request: Request
     engine_version: str
     deployment: PlanDeployment
     feasible: bool

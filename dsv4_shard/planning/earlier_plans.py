@@ -1,7 +1,7 @@
 """Plans of earlier schema versions → the newest.
 
-Schema 2 added `out`, and the parts of the launch that its commands are made of. Schema 1 had the lines alone, so here,
-and nowhere else, they are taken apart.
+Schema 2 calls the option `shared_experts` in requests, as the command line does, and added `out` and the parts that the
+launch commands are made of. Schema 1 has the lines alone, so this module, and no other, takes them apart.
 """
 
 import re
@@ -9,22 +9,30 @@ import shlex
 from typing import Any
 
 from dsv4_shard.engines.engine import Command, Options, commands_of
-from dsv4_shard.text.schema_versions import Document, Steps
+from dsv4_shard.text.schema_versions import JsonObject, Steps
 
 _WORD = re.compile(r"""(?:'[^']*'|"[^"]*"|[^\s'"])+""")
 """A word as a shell takes it, with its quotes."""
 
 
-def _from_1(plan: Document) -> Document:
+def _from_1(plan: JsonObject) -> JsonObject:
     launch, reshard = plan.get("launch"), plan.get("reshard")
     return plan | {
         "schema_version": 2,
+        "request": request_from_1(plan.get("request")),
         "out": _folder_of(reshard) if isinstance(reshard, str) else None,
         "launch": launch | _parts(launch.get("commands")) if isinstance(launch, dict) else launch,
     }
 
 
 STEPS: Steps = {1: _from_1}
+
+
+def request_from_1(request: Any) -> Any:
+    """A request of schema 1, with the options' names of schema 2. A malformed one stays so."""
+    if not isinstance(request, dict):
+        return request
+    return {"shared_experts" if name == "shared" else name: value for name, value in request.items()}
 
 
 def _folder_of(reshard: str) -> str | None:

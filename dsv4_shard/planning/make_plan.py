@@ -32,7 +32,6 @@ from dsv4_shard.planning.document import (
     PlanLaunch,
     PlanMemory,
     PlanModule,
-    PlanRequest,
 )
 from dsv4_shard.planning.nearby import nearest
 from dsv4_shard.planning.remedies import ways_out
@@ -140,7 +139,7 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
         schema_version=SCHEMA_VERSION,
         tool_version=__version__,
         source=origin_of(checkpoint, label),
-        request=PlanRequest.of(request),
+        request=request,
         engine_version=engine.version,
         deployment=PlanDeployment.of(choice.deployment, is_claimed=claimed),
         feasible=not breaches,
@@ -166,7 +165,7 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
 def folder_of(inventory: Inventory, request: Request, deployment: Deployment, label: str) -> str:
     """A folder name that no other layout gets. It leaves out what the engine chooses by itself on the assumed GPU."""
     engine = engine_for(request.engine, inventory.family)
-    own = choose(inventory, replace(request, runner=None, shared="auto")).deployment
+    own = choose(inventory, replace(request, runner=None, shared_experts="auto")).deployment
     own_nodes = fewest_nodes(deployment.world, ASSUMED_GPU)
     own_ep = next(engine.candidates(inventory, replace(request, ep=None))).ep
     parts = (

@@ -37,7 +37,7 @@ def _variations(engine: Engine, request: Request, world: int) -> Iterator[Reques
     for dp, ep in _pairs(engine, request, world):
         nodes = request.nodes if engine.by_node and request.nodes and world % request.nodes == 0 else None
         same = replace(request, tp=engine.tp_on(world, dp), dp=dp, ep=ep_option(ep), nodes=nodes)
-        yield from dict.fromkeys((same, replace(same, runner=None, a2a=None, shared="auto")))
+        yield from dict.fromkeys((same, replace(same, runner=None, a2a=None, shared_experts="auto")))
 
 
 def _pairs(engine: Engine, request: Request, world: int) -> list[tuple[int, int]]:

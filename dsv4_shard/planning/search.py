@@ -14,32 +14,26 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from dsv4_shard.catalog.gpus import GPUS, Gpu
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
+from dsv4_shard.catalog.request import SearchOptions
 from dsv4_shard.checkpoint.inventory import Inventory, outside_layers, refuse_errors
 from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.engines.deployment import Context, Deployment, Request, pick_gpu
 from dsv4_shard.engines.registry import engine_for, find_engine, serving
 from dsv4_shard.errors import UsageError
 from dsv4_shard.planning.choose import choose
-from dsv4_shard.planning.document import DeploymentDocument, Plan, PlanRequest
+from dsv4_shard.planning.document import DeploymentDocument, Plan
 from dsv4_shard.planning.make_plan import make_plan
-from dsv4_shard.planning.request import check_request, options_of, request_of
+from dsv4_shard.planning.request import check_request, options_of, refuse_unknown_names
 from dsv4_shard.planning.weights import beyond_roles, loads, memory_of, totals_of, weights_of
-from dsv4_shard.text.sanitize import short
-from dsv4_shard.text.suggest import did_you_mean
+from dsv4_shard.text.document import Document
 from dsv4_shard.version import __version__
 
 SCHEMA_VERSION: Literal[1] = 1
 
 
-class _Document(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FoundLayout(_Document):
+class FoundLayout(Document):
     """A layout that the rules allow. Bytes are of the heaviest rank, but those sent, which are of all GPUs together.
 
     `options` are those of `plan`; `also` are the options of others that differ in nothing that is weighed here.
@@ -49,7 +43,7 @@ class FoundLayout(_Document):
 
     options: str
     also: tuple[str, ...]
-    request: PlanRequest
+    request: Request
     deployment: DeploymentDocument
     fits: bool
     weight_bytes: int
@@ -61,7 +55,7 @@ class FoundLayout(_Document):
     sent_bytes_per_token_and_layer: int | None
 
 
-class Elsewhere(_Document):
+class Elsewhere(Document):
     """What runs with other GPUs than those asked for: how many, of which kind, and the options of `plan`."""
 
     gpus: int
@@ -69,7 +63,7 @@ class Elsewhere(_Document):
     options: str
 
 
-class Search(_Document):
+class Search(Document):
     """Every layout, the best by `rank_by` first; `command` plans it if it fits, else `elsewhere` says what would do.
 
     `engines` are those searched; of the others that were asked for, `unknown` says why nothing is claimed.
@@ -107,14 +101,13 @@ def search(
     rank_by: str = "weights",
 ) -> Search:
     """Search on `asked.tp` GPUs. Raises as `make_plan`, and UsageError for an engine that runs nothing."""
-    if rank_by not in RANKINGS:
-        raise UsageError(f"--rank-by {short(rank_by)}: no such ranking", hint=did_you_mean(rank_by, RANKINGS))
-    if rank_by == "tokens" and asked.gpu is None and asked.gpu_memory is None:
-        raise UsageError("--rank-by tokens: room is not known without --gpu or --gpu-memory", hint="Add one of these.")
+    if rank_by == "tokens" and not asked.names_gpu:
+        raise UsageError("{rank_by}: room is not known without {gpu} or {gpu_memory}", hint="Add one of these.",
+                         parameters={"rank_by": rank_by, "gpu": ..., "gpu_memory": ...})  # fmt: skip
     refuse_errors(inventory)
     check_request(asked)
     if asked.nodes is not None and asked.tp % asked.nodes:
-        raise UsageError(f"--nodes {asked.nodes}: {asked.tp} GPUs do not fall into so many equal nodes")
+        raise UsageError.about("nodes", asked.nodes, f"{asked.tp} GPUs do not fall into so many equal nodes")
     engines = tuple(dict.fromkeys(_serving(name) for name in (serving() if engines is None else engines)))
     unknown = tuple(_unknown(inventory, pick_gpu(asked), engines))
     verified = tuple(name for name in engines if name not in dict(unknown))
@@ -151,13 +144,13 @@ def _unknown(inventory: Inventory, gpu: Gpu, engines: Iterable[str]) -> Iterator
 def plan_best(checkpoint: Checkpoint, inventory: Inventory, found: Search) -> Plan:
     """The plan of the best layout, of which there must be one."""
     assert found.best is not None
-    return make_plan(checkpoint, inventory, found.best.request.to_request())
+    return make_plan(checkpoint, inventory, found.best.request)
 
 
 def _serving(name: str) -> str:
     engine = find_engine(name.strip())
     if not engine.serves:
-        raise UsageError(f"--engine {engine.name}: runs no model", hint=f"Searched are {', '.join(serving())}.")
+        raise UsageError.about("engine", engine.name, "runs no model", hint=f"Searched are {', '.join(serving())}.")
     return engine.name
 
 
@@ -168,7 +161,7 @@ def _search(
     found: dict[tuple[Any, ...], list[_Candidate]] = {}
     seen: set[Deployment] = set()
     for request in _requests(inventory, asked, engines):
-        own = request.runner is None and request.shared == "auto"
+        own = request.runner is None and request.shared_experts == "auto"
         choice = choose(inventory, request) if own or not briefly else None
         if choice is None or not choice.feasible or choice.deployment in seen:
             continue
@@ -182,7 +175,7 @@ def _search(
 
 def _merged(alike: list[_Candidate]) -> _Candidate:
     """One of those that weigh the same, with the others' options: the engine's own choice where it is among them."""
-    first = min(alike, key=lambda one: (one.request.runner is not None, one.request.shared != "auto"))
+    first = min(alike, key=lambda one: (one.request.runner is not None, one.request.shared_experts != "auto"))
     also = tuple(one.layout.options for one in alike if one is not first)
     return replace(first, layout=first.layout.model_copy(update={"also": also}))
 
@@ -227,7 +220,7 @@ def _weigh(checkpoint: Checkpoint, inventory: Inventory, request: Request, deplo
     return FoundLayout(
         options=options_of(request),
         also=(),
-        request=PlanRequest.of(request),
+        request=request,
         deployment=DeploymentDocument.of(deployment),
         fits=memory is None or memory.fits,
         weight_bytes=weights_of(totals, deployment),
@@ -265,15 +258,9 @@ def _elsewhere(
             yield nearest
 
 
-def search_for(
-    checkpoint: "Checkpoint",
-    inventory: "Inventory",
-    gpus: int,
-    engine: str | Iterable[str] | None = None,
-    *,
-    rank_by: str,
-    **asked: Any,
-) -> "Search":
-    """As `search`, for options that have the names of the command line's; `engine` are names, by commas or apart."""
-    engines = engine.split(",") if isinstance(engine, str) else engine
-    return search(checkpoint, inventory, request_of(gpus, **asked), engines, rank_by)
+def search_for(checkpoint: Checkpoint, inventory: Inventory, options: SearchOptions) -> Search:
+    """The search that the options of a verb ask for."""
+    engines = options.engine.split(",") if isinstance(options.engine, str) else options.engine
+    asked = options.part(Request, tp=options.gpus, engine=Request(1).engine)
+    refuse_unknown_names(options, find_engine(asked.engine))
+    return search(checkpoint, inventory, asked, engines, options.rank_by)

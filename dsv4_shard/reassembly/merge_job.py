@@ -1,34 +1,34 @@
 """Rank shards → one checkpoint again, in native names: each tensor of the ranks' checkpoint, whole, in its own file."""
 
-from dataclasses import dataclass
-
 from dsv4_shard.checkpoint.fingerprint import origin_of
 from dsv4_shard.checkpoint.inventory import Inventory, refuse_errors
 from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.errors import UsageError
 from dsv4_shard.reassembly.source import ChangedTensor, RankSource
-from dsv4_shard.sharding.job import Job, Outcome
+from dsv4_shard.sharding.job import Job
 from dsv4_shard.sharding.manifest import NATIVE
+from dsv4_shard.sharding.outcome import WRITTEN, Outcome, ResultDocument, Written
 from dsv4_shard.sharding.recipe import Destination, OutputFile, Recipe, Slice, SliceMap, Step
 from dsv4_shard.storage.runtime import collector_paused
 from dsv4_shard.tensors.geometry import whole_rectangle
 from dsv4_shard.tensors.header import Tensor, header_nbytes, read_header
+from dsv4_shard.text.units import counted
 
 
-@dataclass(frozen=True, slots=True)
-class Merged:
-    """What merging wrote. `notes` and `changes` say in what it is not the checkpoint that the ranks were made from."""
+class Merged(Written, ResultDocument):
+    __doc__ = f"What was merged; `notes` and `changes` say in what it is not the original checkpoint.{WRITTEN}"
 
-    outcome: Outcome
-    source: RankSource
+    notes: tuple[str, ...]
+    changes: tuple[ChangedTensor, ...]
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return self.source.notes
+    def in_short(self) -> str:
+        """What was written, and how much of it differs from the original."""
+        return f"{super().in_short()}, {counted(sum(one.tensors for one in self.changes), 'changed tensor')}"
 
-    @property
-    def changes(self) -> tuple[ChangedTensor, ...]:
-        return self.source.changes
+    @classmethod
+    def of(cls, outcome: Outcome, source: RankSource) -> "Merged":
+        """What a run wrote that merged a source."""
+        return cls(**dict(outcome.written), notes=source.notes, changes=source.changes)
 
 
 def prepare_merge(checkpoint: Checkpoint, inventory: Inventory) -> Job:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dsv4_shard.catalog.gpus import GPUS
 from dsv4_shard.checkpoint.inventory import Inventory
 from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.engines.deployment import Context
@@ -14,19 +13,18 @@ from dsv4_shard.planning.block_grid import BlockGrid, broken_grids, shared_grid
 from dsv4_shard.planning.choose import choose
 from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.search import Search
-from dsv4_shard.reporting.rank_contents import LayerMap, RankBytes, layer_map, rank_bytes
+from dsv4_shard.reporting.content import ReportContent, gpu_in_words
+from dsv4_shard.reporting.page import to_html
+from dsv4_shard.reporting.rank_contents import layer_map, rank_bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """What a page shows. `layers` and `ranks` are of the plan's deployment: None and empty where it has none."""
+class Report(ReportContent):
+    """What a report shows, and its page."""
 
-    inspection: Inspection
-    plan: Plan | None
-    search: Search | None
-    grids: tuple[BlockGrid, ...]
-    layers: LayerMap | None
-    ranks: tuple[RankBytes, ...]
+    def to_html(self) -> str:
+        """The page, the same for the same report: no dates, no addresses."""
+        return to_html(self)
 
 
 def make_report(
@@ -45,7 +43,7 @@ def make_report(
         return Report(inspection, None, search, tuple(_candidate_grids(inspection)), None, ())
     grid = shared_grid(plan)
     grids = (*broken_grids(plan), *((grid,) if grid and grid.ranks > 1 else ()))
-    request = plan.request.to_request()
+    request = plan.request
     choice, engine = choose(inventory, request), engine_for(request.engine, inventory.family)
     context = Context(inventory, choice.deployment)
     if plan.unknown:
@@ -53,16 +51,6 @@ def make_report(
     layers = layer_map(checkpoint, engine, context, frozenset(breach.module for breach in choice.breaches))
     ranks = rank_bytes(checkpoint, engine, context) if choice.feasible else ()
     return Report(inspection, plan, search, grids, layers, ranks)
-
-
-def gpu_in_words(plan: Plan | None, search: Search | None) -> dict[str, str]:
-    """The GPU that was asked for, as `inspect` takes it."""
-    if plan is not None:
-        named = {"gpu": plan.request.gpu, "gpu_memory": plan.request.gpu_memory}
-        return {name: words for name, words in named.items() if words}
-    if search is not None and search.gpu:
-        return {"gpu" if search.gpu.lower() in GPUS else "gpu_memory": search.gpu}
-    return {}
 
 
 def _candidate_grids(inspection: Inspection) -> Iterator[BlockGrid]:

@@ -1,4 +1,4 @@
-"""Plan → job; `Job`, `Outcome`, `Uploaded`."""
+"""Plan → job: all that a run will write."""
 
 import json
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from functools import partial
 from io import BytesIO
 from pathlib import Path, PurePath
 
+from dsv4_shard.catalog.request import Request
 from dsv4_shard.checkpoint.fingerprint import Origin
 from dsv4_shard.checkpoint.inventory import Inventory, refuse_errors
 from dsv4_shard.checkpoint.reader import Checkpoint
@@ -16,7 +17,7 @@ from dsv4_shard.engines.layout import Layout
 from dsv4_shard.engines.registry import engine_for
 from dsv4_shard.errors import BadPlan, NewerSchema, UsageError
 from dsv4_shard.planning.choose import choose
-from dsv4_shard.planning.document import Plan, PlanRequest
+from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.make_plan import refuse_infeasible
 from dsv4_shard.planning.plan_file import decisions, read_plan
 from dsv4_shard.sharding.header_archive import SKELETON_NAME, write_skeleton
@@ -42,7 +43,7 @@ class Job:
 
     layout: str
     origin: Origin
-    request: PlanRequest | None
+    request: Request | None
     recipe: Recipe
     companions: dict[str, bytes]
     ranks: tuple[int, ...]
@@ -100,33 +101,11 @@ def _decide_the_same(then: bytes, now: bytes) -> bool:
         return False
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a run wrote; `linked` files are links to the checkpoint's own, and not in `files` and `nbytes`.
-
-    `resumed` bytes of tensors are an earlier run's, which this one went on from. `intact` files of the checkpoint came
-    whole over a network, and have the SHA-256 that their repository gives. `ranks` of `world` are in `out` now.
-    `uploaded` is what was then put into an object store; no files are written where an earlier run had made them all.
-    """
-
-    out: Path
-    files: int
-    nbytes: int
-    bytes_read: int
-    inexact: dict[str, int]
-    ranks: tuple[int, ...]
-    world: int
-    linked: int = 0
-    resumed: int = 0
-    intact: int = 0
-    uploaded: "Uploaded | None" = None
-
-
 def deploy(plan: Plan, inventory: Inventory) -> tuple[Engine, Layout, Context]:
     """What a plan's files are made by. Raises as `prepare` does."""
     refuse_errors(inventory)
     refuse_infeasible(plan)
-    request = plan.request.to_request()
+    request = plan.request
     engine = engine_for(request.engine, inventory.family)
     if engine.layout is None:
         raise UsageError(
@@ -154,7 +133,7 @@ def prepare(checkpoint: Checkpoint, inventory: Inventory, plan: Plan, ranks: tup
     wanted = ranks if ranks is not None else tuple(range(world))
     beyond = [rank for rank in wanted if not 0 <= rank < world]
     if beyond:
-        raise UsageError(f"--ranks: rank {beyond[0]} of {world}; the last one is {world - 1}")
+        raise UsageError.about("ranks", ..., f"rank {beyond[0]} of {world}; the last one is {world - 1}")
     recipe = make_recipe(checkpoint, engine, context, wanted)
     companions = _copied(checkpoint, layout.copied(context))
     companions |= layout.companions(checkpoint.document, context)
@@ -191,18 +170,3 @@ def _copied(checkpoint: Checkpoint, names: dict[str, str]) -> dict[str, bytes]:
             with checkpoint.source.open(original) as file:
                 content[original] = file.read(0, file.nbytes)
     return {name: content[original] for name, original in names.items() if original in content}
-
-
-# --- putting it ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Uploaded:
-    """What became of a result's objects: bytes sent, copied within the store, and there from an earlier run."""
-
-    out: str
-    objects: int
-    bytes: int
-    sent: int
-    copied: int
-    resumed: int

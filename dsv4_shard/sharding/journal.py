@@ -12,20 +12,21 @@ import os
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from dsv4_shard.catalog.request import Request
 from dsv4_shard.checkpoint.fingerprint import Origin, differences
 from dsv4_shard.errors import OtherRun, WriteFailed
-from dsv4_shard.planning.document import PlanRequest
+from dsv4_shard.planning.earlier_plans import request_from_1
 from dsv4_shard.storage.digests import DIGEST_BYTES
 from dsv4_shard.storage.staged_file import fsync_folder
 from dsv4_shard.text.sanitize import short_name
-from dsv4_shard.text.schema_versions import Document, Steps, check_schema, upgraded
+from dsv4_shard.text.schema_versions import JsonObject, Steps, check_schema, upgraded
 from dsv4_shard.text.strict_json import BadJson, parse_json
 
 SCHEMA_VERSION: Literal[2] = 2
@@ -52,7 +53,7 @@ class RunIdentity(BaseModel):
     schema_version: Literal[2]
     tool_version: str
     origin: Origin
-    request: PlanRequest | None
+    request: Request | None
     ranks: tuple[int, ...]
     times: dict[str, int]
     files: dict[str, int]
@@ -110,9 +111,9 @@ def _read_identity(entry: bytes, where: Path) -> RunIdentity:
     return RunIdentity.model_validate_json(json.dumps(upgraded(document, version, _STEPS)))
 
 
-def _from_1(run: Document) -> Document:
-    """Schema 2 added `schema_version` itself, and says null where there is no request."""
-    return run | {"schema_version": 2, "request": run.get("request") or None}
+def _from_1(run: JsonObject) -> JsonObject:
+    """Schema 2 added `schema_version` itself, says null where there is no request, and renames options as plans do."""
+    return run | {"schema_version": 2, "request": request_from_1(run.get("request")) or None}
 
 
 _STEPS: Steps = {1: _from_1}
@@ -138,7 +139,7 @@ def _said(value: object) -> object:
 
 
 def _run_differences(then: RunIdentity, now: RunIdentity) -> Iterator[str]:
-    before, after = (run.request.model_dump() if run.request else dict[str, Any]() for run in (then, now))
+    before, after = (asdict(run.request) if run.request else dict[str, Any]() for run in (then, now))
     for option in after:
         if before.get(option) != after[option]:
             was, asked = (_said(request.get(option)) for request in (before, after))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import xxhash
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, Field, StringConstraints, ValidationError, model_validator
 
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
 from dsv4_shard.checkpoint.fingerprint import Origin, differences
@@ -21,8 +21,9 @@ from dsv4_shard.sources.local import LocalFile
 from dsv4_shard.storage.digests import digest_of, tensor_digest
 from dsv4_shard.storage.output_folder import MANIFEST_NAME
 from dsv4_shard.tensors.header import Header
+from dsv4_shard.text.document import Document
 from dsv4_shard.text.sanitize import short_name
-from dsv4_shard.text.schema_versions import Document, Steps, check_schema, upgraded
+from dsv4_shard.text.schema_versions import JsonObject, Steps, check_schema, upgraded
 from dsv4_shard.text.strict_json import BadJson, check_size, first_error, parse_json
 
 SCHEMA_VERSION: Literal[2] = 2
@@ -78,11 +79,7 @@ def made_differences(then: Provenance, now: Provenance) -> Iterator[str]:
         yield "it follows another plan"
 
 
-class _Document(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ManifestFile(_Document):
+class ManifestFile(Document):
     """A file of weights, read by `ranks`; `links` are the other names under which it stands in the folder.
 
     `payload` is the bytes of tensors within `nbytes`. `tensors` maps names to digests. `pieces` has the tensors that
@@ -95,7 +92,7 @@ class ManifestFile(_Document):
     payload: Bytes
     header_digest: str
     tensors: dict[str, str]
-    pieces: dict[str, tuple[Run, ...]] = {}
+    pieces: dict[str, tuple[Run, ...]] = Field({})
     links: tuple[Name, ...] = ()
 
     @model_validator(mode="after")
@@ -112,7 +109,7 @@ class ManifestFile(_Document):
         return (self.name, *self.links)
 
 
-class ManifestCompanion(_Document):
+class ManifestCompanion(Document):
     """A small file beside the ranks' files."""
 
     name: Name
@@ -120,7 +117,7 @@ class ManifestCompanion(_Document):
     digest: str
 
 
-class Manifest(_Document):
+class Manifest(Document):
     """The document. `ranks` of `world` are in this folder; `digest` is over the manifest with an empty digest.
 
     `identity` is what the files were made for, as far as shapes cannot tell: engine, runner, parallelism. `layout` is
@@ -250,7 +247,7 @@ def _of_earlier(raw: bytes, version: int) -> Manifest:
     return Manifest.model_validate_json(newest, strict=True).sealed()
 
 
-def _from_1(manifest: Document) -> Document:
+def _from_1(manifest: JsonObject) -> JsonObject:
     """Schema 2 added `written_by`; before, a result was of one version of the tool."""
     written_by = {str(manifest.get("tool_version")): manifest.get("ranks")}
     return manifest | {"schema_version": 2, "written_by": written_by}

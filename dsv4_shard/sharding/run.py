@@ -9,7 +9,7 @@ import xxhash
 from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.errors import NotAResult, OtherDeployment, SourceChanged, WriteFailed
 from dsv4_shard.sharding.copy import CopyResult, FileSink, copy, pieces_of
-from dsv4_shard.sharding.job import Job, Outcome
+from dsv4_shard.sharding.job import Job
 from dsv4_shard.sharding.joining import joined_digests, new_files, refuse_other_companions, refuse_unjoinable
 from dsv4_shard.sharding.journal import Finished, Journal, RunIdentity, Unfinished, read_journal, refuse_other
 from dsv4_shard.sharding.manifest import (
@@ -20,6 +20,7 @@ from dsv4_shard.sharding.manifest import (
     load_manifest,
     ranks_written_by,
 )
+from dsv4_shard.sharding.outcome import Outcome
 from dsv4_shard.sharding.recipe import OutputFile, Recipe
 from dsv4_shard.sources.base import Source
 from dsv4_shard.storage.digests import DIGEST_BYTES, digest_of
@@ -81,8 +82,18 @@ def reshard(
             raise
     linked = [file.nbytes for file, staged in zip(recipe.files, files, strict=True) if staged is None]
     written = len(recipe.files) - len(linked)
-    return Outcome(out, written, job.nbytes - sum(linked), result.bytes_read, result.inexact, ranks, job.world,
-                   len(linked), resumed, len(checkpoint.source.sha256_verified))  # fmt: skip
+    return Outcome(
+        out=str(out),
+        files=written,
+        linked=len(linked),
+        bytes=job.nbytes - sum(linked),
+        bytes_resumed=resumed,
+        bytes_read=result.bytes_read,
+        intact=len(checkpoint.source.sha256_verified),
+        inexact=result.inexact,
+        ranks=ranks,
+        world=job.world,
+    )
 
 
 def _complete(job: Job, result: CopyResult, staging: Staging, overwrite: bool) -> tuple[int, ...]:

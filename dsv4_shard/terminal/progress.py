@@ -1,132 +1,137 @@
-"""How far a run is: a bar on a terminal, a line now and then elsewhere."""
+"""How far a run is: a bar for each task on a terminal, a line now and then elsewhere."""
 
-import sys
-import threading
+import gc
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TaskID, TimeRemainingColumn, TransferSpeedColumn
-from rich.progress import Progress as Bar
+from rich.progress import Progress as Bars
 from rich.text import Text
 
+from dsv4_shard.sharding.progress import Progress, Task
 from dsv4_shard.text.sanitize import clean
+
+if TYPE_CHECKING:
+    from dsv4_shard.sharding.outcome import Outcome
 
 _SECONDS_BETWEEN_LINES = 30
 
 
-class Progress:
-    """Bytes moved: with rate and time left on a terminal, a line every half minute elsewhere, nothing if `quiet`.
+@dataclass(slots=True)
+class _State:
+    """How far a task is, and its bar."""
 
-    One thing after another begins; `seconds` is what the last that ended has taken.
+    task: Task
+    bar: TaskID
+    total: int
+    done: int = 0
+
+    @property
+    def percent(self) -> str:
+        return _percent(self.done, self.total)
+
+
+class ProgressBars(Progress):
+    """Bytes moved: bars on a terminal, a line every half minute elsewhere, nothing if `quiet`. Use as a context.
+
+    `seconds` is what the last task that ended has taken. `on_written` gets what was written before an upload.
     """
 
-    def __init__(self, console: Console, *, quiet: bool) -> None:
-        self._console = console
-        self._shows_bar = console.is_terminal and not quiet
-        self._prints_lines = not (console.is_terminal or quiet)
-        self._bar: Bar | None = None
-        self._lock = threading.Lock()
-        self.seconds = 0.0
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def begin(self, what: str, total: int) -> None:
-        """Something of `total` bytes begins, and what began before it has ended."""
-        self.end()
-        self._what, self._total, self._done = what, total, 0
-        self._started = self._spoke = time.monotonic()
-        columns = (what, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-        self._bar = Bar(*columns, console=self._console, disable=not self._shows_bar, transient=True)
-        self._task = self._bar.add_task(what, total=total)
-        self._bar.start()
-
-    def end(self) -> None:
-        """What began, if anything, has ended."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-            self.seconds = time.monotonic() - self._started
-
-    def advance(self, nbytes: int) -> None:
-        """Called from any worker."""
-        with self._lock:
-            self._done += nbytes
-            done, now = self._done, time.monotonic()
-            speaks = self._prints_lines and now - self._spoke >= _SECONDS_BETWEEN_LINES
-            if speaks:
-                self._spoke = now
-        if self._shows_bar and self._bar is not None:
-            self._bar.advance(self._task, nbytes)
-        if speaks:
-            percent = 100 * done / max(1, self._total)
-            print(f"{self._what}: {done:,} of {self._total:,} bytes ({percent:.0f} %)", file=sys.stderr)
-
-    def resume(self, nbytes: int) -> None:
-        """Count bytes that an earlier run moved, and say so."""
-        self._done += nbytes
-        percent = 100 * nbytes / max(1, self._total)
-        text = f"going on where an earlier run stopped: {nbytes:,} of {self._total:,} bytes are there ({percent:.0f} %)"
-        print(text, file=sys.stderr)
-        if self._bar is not None:
-            self._bar.remove_task(self._task)  # a new one, so that the rate does not count them
-            self._task = self._bar.add_task(self._what, total=self._total, completed=nbytes)
-
-    def __exit__(self, *_: object) -> None:
-        self.end()
-
-
-class SharesProgress:
-    """Bytes moved by several shares: a bar each on a terminal, a line for all now and then elsewhere."""
-
-    def __init__(self, console: Console, *, quiet: bool) -> None:
+    def __init__(
+        self, console: Console, *, quiet: bool, on_written: "Callable[[Outcome], None]" = lambda outcome: None
+    ) -> None:
         self._console = console
         self._shows_bars = console.is_terminal and not quiet
         self._prints_lines = not (console.is_terminal or quiet)
-        columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-        self._bars = Bar(*columns, console=console, disable=not self._shows_bars, transient=True)
-        self._tasks: dict[str, TaskID] = {}
-        self._at: dict[str, tuple[str, int, int]] = {}
+        self._on_written = on_written
+        self._bars: Bars | None = None
+        self._states: dict[str, _State] = {}
+        """By share: one task after another."""
+        self._started = self._spoke = time.monotonic()
         self.seconds = 0.0
 
-    def __enter__(self) -> "SharesProgress":
-        self._started = self._spoke = time.monotonic()
-        self._bars.start()
+    def __enter__(self) -> "ProgressBars":
         return self
 
-    def begin(self, share: str, what: str, total: int, done: int = 0) -> None:
-        """`share` has begun something of `total` bytes, of which `done` are there already."""
-        self._at[share] = (what, done, total)
-        if share in self._tasks:
-            self._bars.remove_task(self._tasks[share])  # a new one, so that the rate does not count what is there
-        self._tasks[share] = self._bars.add_task(f"{what} {share}", total=total, completed=done)
-        if done:
-            percent = 100 * done / max(1, total)
-            self.say(f"{share}: going on where an earlier run stopped: {done:,} of {total:,} bytes ({percent:.0f} %)")
+    def __exit__(self, *_: object) -> None:
+        self._close()
 
-    def advance(self, share: str, nbytes: int) -> None:
-        """So many bytes more of a share that has begun."""
-        what, done, total = self._at[share]
-        self._at[share] = (what, done + nbytes, total)
-        self._bars.advance(self._tasks[share], nbytes)
+    def begin(self, task: Task, total_bytes: int) -> None:
+        """A bar for the task, in place of that of the task before it."""
+        if self._bars is None:
+            self._bars = self._open()
+        self._forget(task.share)
+        bar = self._bars.add_task(str(task), total=total_bytes)
+        self._states[task.share] = _State(task, bar, total_bytes)
+
+    def _open(self) -> Bars:
+        # From now on there is garbage to collect, but none of what was built for the run.
+        gc.freeze()
+        gc.enable()
+        self._started = self._spoke = time.monotonic()
+        columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        bars = Bars(*columns, console=self._console, disable=not self._shows_bars, transient=True)
+        bars.start()
+        return bars
+
+    def resume(self, task: Task, nbytes: int) -> None:
+        """Count bytes that an earlier run moved, and say so."""
+        state = self._states[task.share]
+        state.done += nbytes
+        share, are_there = (f"{task.share}: ", "") if task.share else ("", " are there")
+        there = f"{nbytes:,} of {state.total:,} bytes{are_there} ({_percent(nbytes, state.total)} %)"
+        self._say(f"{share}going on where an earlier run stopped: {there}")
+        if self._bars is not None:
+            self._bars.remove_task(state.bar)  # a new one, so that the rate does not count them
+            state.bar = self._bars.add_task(str(task), total=state.total, completed=state.done)
+
+    def advance(self, task: Task, nbytes: int) -> None:
+        """Move the bar, or print how far all tasks are if it is time."""
+        state = self._states[task.share]
+        state.done += nbytes
+        if self._bars is not None:
+            self._bars.advance(state.bar, nbytes)
         now = time.monotonic()
         if self._prints_lines and now - self._spoke >= _SECONDS_BETWEEN_LINES:
             self._spoke = now
-            parts = [
-                f"{what} {share} {100 * done / max(1, total):.0f} %" for share, (what, done, total) in self._at.items()
-            ]
-            self.say("; ".join(parts))
+            if task.share:
+                self._say("; ".join(f"{one.task} {one.percent} %" for one in self._states.values()))
+            else:
+                self._say(f"{task}: {state.done:,} of {state.total:,} bytes ({state.percent} %)")
 
-    def lose(self, share: str, why: str) -> None:
-        """Say that `share` is not on its way any more, and forget how far it was."""
-        if self._at.pop(share, None) is not None:
-            self._bars.remove_task(self._tasks.pop(share))
-        self.say(f"{share}: lost, {why}")
+    def end(self, task: Task) -> None:
+        """Take the bar away; shares keep theirs until all have ended."""
+        self.seconds = time.monotonic() - self._started
+        if not task.share:
+            self._close()
 
-    def say(self, line: str) -> None:
+    def lost(self, task: Task, reason: str) -> None:
+        """Say that a share is on its way no more, and forget how far it was."""
+        self._forget(task.share)
+        self._say(f"{task.share}: lost, {reason}")
+
+    def written(self, outcome: "Outcome") -> None:
+        """Show what was written before the upload."""
+        self._on_written(outcome)
+
+    def _forget(self, share: str) -> None:
+        state = self._states.pop(share, None)
+        if state is not None and self._bars is not None:
+            self._bars.remove_task(state.bar)
+
+    def _say(self, line: str) -> None:
         """A line of its own, above the bars."""
         self._console.print(Text(clean(line)), soft_wrap=True)
 
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-        self.seconds = time.monotonic() - self._started
+    def _close(self) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+            self._states.clear()
+
+
+def _percent(done: int, total: int) -> str:
+    return f"{100 * done / max(1, total):.0f}"

@@ -51,7 +51,7 @@ def _show_layouts(console: Console, found: "Search") -> None:
             str(len(row.also)),
         )
         parallel = map(str, (deployment.tp, deployment.ep, deployment.dp))
-        asked = (row.request.runner, row.request.a2a, row.request.shared)
+        asked = (row.request.runner, row.request.a2a, row.request.shared_experts)
         takes = ", ".join(name for name in asked if name not in (None, "auto"))
         table.add(deployment.engine, *parallel, deployment.shared, *numbers, takes)
     table.show(console)

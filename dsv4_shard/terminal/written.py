@@ -13,15 +13,17 @@ from dsv4_shard.terminal.text import item, paragraph, title
 from dsv4_shard.text.units import counted, size
 
 if TYPE_CHECKING:
-    from dsv4_shard.destinations.ray_cluster import ClusterOutcome
-    from dsv4_shard.reassembly.source import RankSource
+    from dsv4_shard.destinations.documents import ClusterOutcome, Uploaded
+    from dsv4_shard.destinations.folder import WouldWrite
+    from dsv4_shard.reassembly.merge_job import Merged
     from dsv4_shard.reporting.report import Report
-    from dsv4_shard.sharding.job import Job, Outcome, Uploaded
+    from dsv4_shard.sharding.outcome import Outcome, Written
 
 
-def show_dry_run(console: Console, job: "Job", out: str, needed: int, free: int) -> None:
+def show_dry_run(console: Console, would: "WouldWrite") -> None:
     """What reshard would write."""
-    title(console, f"Would write into {out}")
+    job, needed, free = would.job, would.nbytes, would.free
+    title(console, f"Would write into {would.out}")
     table = Table("file", "tensors", "bytes", right=(1, 2))
     for file in job.recipe.files:
         table.add(file.name, f"{len(file.tensors):,}", f"{file.nbytes:,}")
@@ -37,22 +39,29 @@ def show_dry_run(console: Console, job: "Job", out: str, needed: int, free: int)
         item(console, f"{count:,} source tensors left out: {reason}")
 
 
-def show_merge(console: Console, outcome: "Outcome", seconds: float, source: "RankSource") -> None:
+def show_merge(console: Console, merged: "Merged", seconds: float) -> None:
     """What merge wrote, and in what it is not the checkpoint that the ranks were made from."""
-    show_outcome(console, outcome, seconds, "file")
-    for note in source.notes:
-        item(console, note, "yellow" if source.changes else "")
+    _show_written(console, merged, seconds, "file")
+    paragraph(console, f"into {merged.out}")
+    for note in merged.notes:
+        item(console, note, "yellow" if merged.changes else "")
 
 
-def show_outcome(console: Console, outcome: "Outcome", seconds: float, file: str = "rank file") -> None:
-    """What reshard wrote, and what to do next."""
-    rate = (outcome.nbytes - outcome.resumed) / seconds if seconds else 0
+def show_outcome(console: Console, outcome: "Outcome", seconds: float) -> None:
+    """What reshard wrote, and where."""
+    _show_written(console, outcome, seconds, "rank file")
+    held = f", which holds {say_ranks(outcome.ranks)} of {outcome.world}" if len(outcome.ranks) < outcome.world else ""
+    paragraph(console, f"into {outcome.out}{held}")
+
+
+def _show_written(console: Console, outcome: "Written", seconds: float, file: str) -> None:
+    rate = (outcome.bytes - outcome.bytes_resumed) / seconds if seconds else 0
     paragraph(
         console,
-        f"wrote {counted(outcome.files, file)}, {size(outcome.nbytes)} in {seconds:.1f} s ({size(int(rate))}/s)",
+        f"wrote {counted(outcome.files, file)}, {size(outcome.bytes)} in {seconds:.1f} s ({size(int(rate))}/s)",
     )
-    if outcome.resumed:
-        item(console, f"{size(outcome.resumed)} of it was there from an earlier run")
+    if outcome.bytes_resumed:
+        item(console, f"{size(outcome.bytes_resumed)} of it was there from an earlier run")
     if outcome.linked:
         item(console, f"{outcome.linked} more are links to the checkpoint's own files")
     if outcome.intact:
@@ -60,21 +69,19 @@ def show_outcome(console: Console, outcome: "Outcome", seconds: float, file: str
     if outcome.inexact:
         count = sum(outcome.inexact.values())
         item(console, f"{count:,} values in {len(outcome.inexact):,} tensors were rounded by the cast", "yellow")
-    held = f", which holds {say_ranks(outcome.ranks)} of {outcome.world}" if len(outcome.ranks) < outcome.world else ""
-    paragraph(console, f"into {outcome.out}{held}")
 
 
 def show_cluster(console: Console, outcome: "ClusterOutcome", seconds: float) -> None:
     """What the shares of a cluster wrote, and where they are."""
-    files = sum(one.outcome.files for one in outcome.written if one.outcome)
-    nbytes = sum(one.outcome.nbytes for one in outcome.written if one.outcome)
-    wrote = f"{counted(files, 'rank file')}, {size(nbytes)} in {counted(len(outcome.written), 'share')}"
+    written = [share.written for share in outcome.shares if share.written is not None]
+    files, nbytes = sum(one.files for one in written), sum(one.bytes for one in written)
+    wrote = f"{counted(files, 'rank file')}, {size(nbytes)} in {counted(len(outcome.shares), 'share')}"
     paragraph(console, f"wrote {wrote} in {seconds:.1f} s")
-    for one in outcome.written:
-        resumed = one.outcome.resumed if one.outcome else 0
-        how = "was there" if one.outcome is None else f"{size(resumed)} from an earlier run" if resumed else ""
-        item(console, f"{say_ranks(one.ranks)} on {one.node}{how and ': '}{how}")
-    item(console, "in one folder for all nodes" if outcome.is_one_folder else "in a folder on each node")
+    for share in outcome.shares:
+        resumed = share.written.bytes_resumed if share.written else 0
+        how = "was there" if share.written is None else f"{size(resumed)} from an earlier run" if resumed else ""
+        item(console, f"{say_ranks(share.ranks)} on {share.node}{how and ': '}{how}")
+    item(console, "in one folder for all nodes" if outcome.one_folder else "in a folder on each node")
 
 
 def show_upload(console: Console, uploaded: "Uploaded", seconds: float, kept: Path | None) -> None:

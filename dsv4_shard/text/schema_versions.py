@@ -11,9 +11,9 @@ from dsv4_shard.errors import NewerSchema
 from dsv4_shard.text.sanitize import short
 from dsv4_shard.text.strict_json import BadJson
 
-Document = dict[str, Any]
+JsonObject = dict[str, Any]
 
-Steps = Mapping[int, Callable[[Document], Document]]
+Steps = Mapping[int, Callable[[JsonObject], JsonObject]]
 """For each earlier schema version, what makes a document of the next version of it."""
 
 
@@ -32,7 +32,7 @@ def check_schema(version: object, what: str, where: object, newest: int) -> int:
     return version
 
 
-def upgraded(document: Document, version: int, steps: Steps) -> Document:
+def upgraded(document: JsonObject, version: int, steps: Steps) -> JsonObject:
     """A document of schema `version` as the newest version has it. A malformed one stays so."""
     while version in steps:
         document, version = steps[version](document), version + 1

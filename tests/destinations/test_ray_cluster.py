@@ -50,8 +50,9 @@ from dsv4_shard.opening import open_checkpoint
 from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.sharding.journal import read_journal
 from dsv4_shard.sharding.manifest import load_manifest
+from dsv4_shard.sharding.progress import Reporter, Task
 from dsv4_shard.terminal import progress
-from dsv4_shard.terminal.progress import SharesProgress
+from dsv4_shard.terminal.progress import ProgressBars
 from dsv4_shard.verification.result_folder import verify
 from tests.sharding.test_joining import contents
 
@@ -337,8 +338,7 @@ def test_nodes_are_counted_by_address() -> None:
 def driver_and_share(tries: int) -> tuple[_Driver, _Share]:
     node = _Node("a", "10.0.0.1")
     share = _Share((0, 1), node, node, tries)
-    shown = SharesProgress(Console(file=io.StringIO()), quiet=True)
-    return _Driver(None, ShareTask("", None, "", Path(), open_checkpoint), [share], shown), share
+    return _Driver(None, ShareTask("", None, "", Path(), open_checkpoint), [share], Reporter(None)), share
 
 
 def test_a_share_that_is_lost_again_and_again_is_given_up() -> None:
@@ -398,7 +398,7 @@ def test_bytes_are_told_between_what_came_before_and_after_them(model: Path, tmp
 def test_a_node_tells_of_each_byte_and_of_the_end(model: Path, tmp_path: Path) -> None:
     messages = list(carry_out(order_for(model, tmp_path / "out", (2, 3))))
     begun = [message for message in messages if isinstance(message, ShareBegun)]
-    assert [message.what for message in begun] == ["reshard", "verify"]
+    assert [message.work for message in begun] == ["reshard", "verify"]
     assert sum(message.nbytes for message in messages if isinstance(message, ShareAdvanced)) == sum(
         b.total for b in begun
     )
@@ -459,20 +459,24 @@ def test_a_node_stops_when_nobody_listens(model: Path, tmp_path: Path) -> None:
 # --- progress ------------------------------------------------------------------------------------------------------
 
 
+FIRST, SECOND = Task("reshard", "ranks 0-7"), Task("reshard", "ranks 8-15")
+
+
 def test_progress_of_all_shares_is_one_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
     text = io.StringIO()
-    with SharesProgress(Console(file=text), quiet=False) as shown:
-        shown.begin("ranks 0-7", "reshard", 200)
-        shown.begin("ranks 8-15", "reshard", 400, 100)
-        shown.advance("ranks 0-7", 20)
+    with ProgressBars(Console(file=text), quiet=False) as shown:
+        shown.begin(FIRST, 200)
+        shown.begin(SECOND, 400)
+        shown.resume(SECOND, 100)
+        shown.advance(FIRST, 20)
         now[0] = 31.0
-        shown.advance("ranks 8-15", 100)
-        shown.advance("ranks 8-15", 100)
-        shown.lose("ranks 0-7", "its node died")
+        shown.advance(SECOND, 100)
+        shown.advance(SECOND, 100)
+        shown.lost(FIRST, "its node died")
         now[0] = 62.0
-        shown.advance("ranks 8-15", 100)
+        shown.advance(SECOND, 100)
     assert text.getvalue() == (
         "ranks 8-15: going on where an earlier run stopped: 100 of 400 bytes (25 %)\n"
         "reshard ranks 0-7 10 %; reshard ranks 8-15 50 %\n"
@@ -483,11 +487,12 @@ def test_progress_of_all_shares_is_one_line_now_and_then(monkeypatch: pytest.Mon
 
 def test_on_a_terminal_each_share_has_a_bar() -> None:
     text = io.StringIO()
-    with SharesProgress(Console(file=text, force_terminal=True, width=100), quiet=False) as shown:
-        shown.begin("ranks 0-7", "reshard", 200)
-        shown.begin("ranks 8-15", "reshard", 400, 100)
-        shown.lose("ranks 0-7", "its node died")
-        shown.advance("ranks 8-15", 100)
+    with ProgressBars(Console(file=text, force_terminal=True, width=100), quiet=False) as shown:
+        shown.begin(FIRST, 200)
+        shown.begin(SECOND, 400)
+        shown.resume(SECOND, 100)
+        shown.lost(FIRST, "its node died")
+        shown.advance(SECOND, 100)
     last = text.getvalue().rpartition("reshard ranks 8-15")
     assert "200/400 bytes" in last[2]
     assert "reshard ranks 0-7" in text.getvalue()
@@ -496,8 +501,8 @@ def test_on_a_terminal_each_share_has_a_bar() -> None:
 
 def test_quiet_progress_says_only_what_must_be_said() -> None:
     text = io.StringIO()
-    with SharesProgress(Console(file=text), quiet=True) as shown:
-        shown.begin("ranks 0-7", "reshard", 200)
-        shown.advance("ranks 0-7", 20)
-        shown.say("ranks 0-7: lost\x1b[2J")
-    assert text.getvalue() == "ranks 0-7: lost\\x1b[2J\n"
+    with ProgressBars(Console(file=text), quiet=True) as shown:
+        shown.begin(FIRST, 200)
+        shown.advance(FIRST, 20)
+        shown.lost(FIRST, "\x1b[2J")
+    assert text.getvalue() == "ranks 0-7: lost, \\x1b[2J\n"

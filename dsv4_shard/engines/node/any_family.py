@@ -40,7 +40,7 @@ RULES: tuple[Rule, ...] = (
         and not c.deployment.gpu_named,
         "no engine's rules for this family are known, so there is no runner, all-to-all backend, way of shared "
         "experts, GPU or version to choose", consequence=NOT_VERIFIED, fatal=True,
-        remedies=(leave_out("runner", "a2a", "shared", "gpu", "gpu_memory", "engine_version"),),
+        remedies=(leave_out("runner", "a2a", "shared_experts", "gpu", "gpu_memory", "engine_version"),),
     ),
     NODES_RULE,
     NO_CAST_RULE,

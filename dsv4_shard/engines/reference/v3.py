@@ -97,7 +97,7 @@ def _rules(version: str, runner: str) -> tuple[Rule, ...]:
         Requires(
             "shared-way", Module.SHARED, lambda c: c.deployment.shared == "split",
             f"{version}'s reference splits the shared experts over all ranks; it cannot {{at.shared}} them",
-            consequence=NO_OPTION, remedies=(leave_out("shared"),), fatal=True,
+            consequence=NO_OPTION, remedies=(leave_out("shared_experts"),), fatal=True,
         ),
         NO_CAST_RULE,
         Requires(

@@ -128,7 +128,7 @@ _WAYS: tuple[Rule, ...] = (
     Requires(
         "shared-way", Module.SHARED, lambda c: c.deployment.shared == "whole",
         "the reference adds whole shared experts after the all-reduce; it cannot {at.shared} them",
-        consequence=NO_OPTION, remedies=(leave_out("shared"),), fatal=True,
+        consequence=NO_OPTION, remedies=(leave_out("shared_experts"),), fatal=True,
     ),
     nvfp4_rule("DeepSeek's model.py has no NVFP4 experts", "the model cannot load them"),
     Requires(

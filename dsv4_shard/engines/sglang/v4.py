@@ -133,7 +133,9 @@ def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
     """SGLang's own choice first: shared experts split, its default runner; then what it offers instead."""
     gpu, experts = pick_gpu(request), experts_of(request, inventory)
     ep = request.ep if request.ep is not None else (request.tp if request.a2a else 1)
-    ways = {"auto": ("whole",) if request.a2a else ("split", "whole")}.get(request.shared, (request.shared,))
+    ways = {"auto": ("whole",) if request.a2a else ("split", "whole")}.get(
+        request.shared_experts, (request.shared_experts,)
+    )
     for runner, shared in itertools.product(_runners(request, experts, gpu), ways):
         parts = request.tp if shared == "split" else 1
         yield resolve(
@@ -222,12 +224,12 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
     Requires(
         "shared-way", Module.SHARED, lambda c: c.deployment.shared in ("whole", "split"),
         "SGLang keeps shared experts whole or splits them; it has no way to {at.shared} them", consequence=NO_OPTION,
-        remedies=(leave_out("shared"), for_engine("vllm", ", which pads")), fatal=True,
+        remedies=(leave_out("shared_experts"), for_engine("vllm", ", which pads")), fatal=True,
     ),
     Requires(
         "a2a-shared", Module.SHARED, lambda c: not (c.deployment.a2a and c.deployment.shared != "whole"),
         "all-to-all backend {at.a2a} keeps shared experts whole by itself",
-        consequence="{engine} keeps them whole", remedies=(leave_out("shared"),), fatal=True,
+        consequence="{engine} keeps them whole", remedies=(leave_out("shared_experts"),), fatal=True,
     ),
 )  # fmt: skip
 """What SGLang asks of a deployment before it builds a model of any generation."""
@@ -441,7 +443,7 @@ def search_requests(asked: Request) -> Iterator[Request]:
             parallel = replace(asked, dp=dp, ep=None if a2a else ep_option(ep), a2a=a2a)
             runners = (None,) if a2a else (None, *RUNNERS)
             for runner, shared in itertools.product(runners, ("auto", "split", "whole")):
-                yield replace(parallel, runner=runner, shared=shared)
+                yield replace(parallel, runner=runner, shared_experts=shared)
 
 
 SGLANG = Engine(

@@ -199,7 +199,7 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
 
 VOCAB_RULE = vocab_rule(Symptom(remedies=(FEWER_RANKS,), heard=(INDIVISIBLE_QUOTE,)))
 
-_PADS = Symptom(consequence="{engine} has no such option: it pads them", remedies=(leave_out("shared"),))
+_PADS = Symptom(consequence="{engine} has no such option: it pads them", remedies=(leave_out("shared_experts"),))
 
 _WHOLE_EXPERTS = (FULL_EP,)
 
@@ -212,12 +212,12 @@ RULES: tuple[Rule, ...] = (
         or c.deployment.world == 1,
         "vLLM keeps shared experts whole only under sequence parallelism (EP with data parallelism); under plain TP "
         "it pads them, and has no option for another way", consequence=NO_OPTION,
-        remedies=(leave_out("shared"), for_engine("sglang")), fatal=True,
+        remedies=(leave_out("shared_experts"), for_engine("sglang")), fatal=True,
     ),
     Requires(
         "shared-way", Module.SHARED, lambda c: c.deployment.shared == "whole" or not _sequence_parallel(c),
         "under sequence parallelism vLLM keeps shared experts whole", consequence=NO_OPTION,
-        remedies=(leave_out("shared"),), fatal=True,
+        remedies=(leave_out("shared_experts"),), fatal=True,
     ),
     VOCAB_RULE,
     *attention_rules(

@@ -22,7 +22,8 @@ from dsv4_shard.opening import open_checkpoint
 from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.sharding import journal
 from dsv4_shard.sharding.copy import FileSink
-from dsv4_shard.terminal.progress import SharesProgress
+from dsv4_shard.sharding.progress import Reporter
+from dsv4_shard.terminal.progress import ProgressBars
 
 SAVE_BYTES = 1_000_000
 SECONDS_A_WRITE = 0.5
@@ -50,8 +51,8 @@ def main(address: str, repo: str, out: str, tp: str) -> None:
     checkpoint, inventory = open_checkpoint(repo)
     plan = make_plan(checkpoint, inventory, Request(tp=int(tp), nodes=2))
     order = ShareTask(repo, None, plan.to_json(), Path(out), open_slowly, workers=1)
-    with SharesProgress(Console(file=sys.stderr), quiet=False) as progress:
-        found = reshard_on_cluster(address, order, int(tp), 2, progress)
+    with ProgressBars(Console(file=sys.stderr), quiet=False) as progress:
+        found = reshard_on_cluster(address, order, int(tp), 2, Reporter(progress))
     shares = [(one.ranks, one.outcome.resumed if one.outcome else None) for one in found.written]
     print(json.dumps({"shares": shares, "ok": found.together.ok, "one_folder": found.is_one_folder}))
 

@@ -5,7 +5,7 @@ import shutil
 import pytest
 from hypothesis import settings
 from support.checkpoints.tiny import TINY_CONFIG
-from support.scratch import remove_process_folder
+from support.scratch import remove_process_folder, share_process_folder
 from support.servers.hub import HubServer
 
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
@@ -14,7 +14,13 @@ settings.register_profile("seeded", deadline=None, derandomize=True)
 settings.load_profile("seeded")
 
 
-def pytest_sessionfinish():
+def pytest_configure(config: pytest.Config) -> None:
+    """The workers of a run inherit the environment, and with it the folder of the process that starts them."""
+    if not hasattr(config, "workerinput"):
+        share_process_folder()
+
+
+def pytest_sessionfinish() -> None:
     """A run of all tests writes some 15 GB: none of it stays behind."""
     remove_process_folder()
 

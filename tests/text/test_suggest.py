@@ -2,6 +2,7 @@
 
 import pytest
 from support.checkpoints.full_size import FLASH, inventory_of
+from support.command_line import run
 
 from dsv4_shard.catalog import options as names
 from dsv4_shard.engines.deployment import ANY_ENGINE, Request
@@ -11,7 +12,6 @@ from dsv4_shard.engines.vllm import v4 as vllm
 from dsv4_shard.errors import ExitCode
 from dsv4_shard.planning.choose import choose
 from dsv4_shard.planning.search import RANKINGS
-from tests.test_cli import run
 
 
 def test_the_names_that_are_offered_are_those_that_the_engines_have():

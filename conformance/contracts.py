@@ -3,7 +3,7 @@
 Written to `OUT/sglang-0.5.23/` and `OUT/vllm-0.33.0/`: for each layout that builds, the parameters of rank 0 (shapes do
 not depend on the rank). Verdicts are lines of `verdicts.jsonl` (SGLang), or entries of `_index.json` and, for backends
 that were asked for by name, of `backends-sm90.json` and `-sm100` (vLLM). For SGLang the models are cut to their first 5
-layers, which are of every kind. `compact` and `tests/data/derive.py` make of all this what the tests read.
+layers, which are of every kind. `compact` and `tools/derive_contracts.py` make of all this what the tests read.
 """
 
 import itertools

@@ -1,6 +1,6 @@
 """What each command does with each checkpoint of the family, found out by doing it: the table in docs/families.md.
 
-    python tests/family_table.py     # does it all again, and writes the table into the document
+    python tools/family_table.py     # does it all again, and writes the table into the document
 
 A small checkpoint of every kind, with real values, is inspected, planned for, written in every layout at TP 2, verified
 against its source, and merged; what comes back is held against the source by the safetensors library.
@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import search_path  # noqa: F401 - first, for what is imported from the repository
 import torch
 from support.checkpoints.other_names import write_dialect
 from support.checkpoints.small import (

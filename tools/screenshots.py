@@ -7,6 +7,7 @@ No test compares them: other fonts give other pictures. tests/reporting/test_pag
 
 from typing import NamedTuple
 
+import search_path  # noqa: F401 - first, for what is imported from the repository
 from support.browser import chromium
 from support.paths import ROOT
 from support.reports import BROKEN, PADDED, WHOLE, page_of

@@ -1,6 +1,6 @@
 """Rules and placements, held against the engines' own verdicts and parameters.
 
-What the engines said and declared is in `data/sglang` and `data/vllm`; `data/derive.py` made it from their own runs.
+What the engines said and declared is in `data/sglang` and `data/vllm`, made by `tools/derive_contracts.py`.
 """
 
 import json

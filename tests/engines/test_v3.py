@@ -1,7 +1,7 @@
 """SGLang's and vLLM's rules and placements for V3 and V3.2, held against their own verdicts and parameters.
 
-What the engines said and declared is in `data/sglang/v3.json` and `data/vllm/v3.json`; `data/derive.py` made it from
-their own runs, with the first four layers of the real models.
+What the engines said and declared is in `data/sglang/v3.json` and `data/vllm/v3.json`; `tools/derive_contracts.py` made
+it from their own runs, with the first four layers of the real models.
 """
 
 import json

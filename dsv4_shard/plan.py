@@ -14,10 +14,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dsv4_shard.planning.plan_file import plan_of
-from dsv4_shard.planning.request import request_of
-from dsv4_shard.planning.search import search_for
-
 if TYPE_CHECKING:
     from dsv4_shard.planning.compare import PlanComparison
     from dsv4_shard.planning.document import Plan
@@ -57,6 +53,7 @@ def plan(
     from dsv4_shard.opening import open_checkpoint
     from dsv4_shard.planning.make_plan import make_plan
     from dsv4_shard.planning.plan_file import save_plan
+    from dsv4_shard.planning.request import request_of
     from dsv4_shard.storage.runtime import collector_paused
 
     request = request_of(
@@ -97,7 +94,7 @@ def search(
     """
     from dsv4_shard.opening import open_checkpoint
     from dsv4_shard.planning.plan_file import save_plan
-    from dsv4_shard.planning.search import plan_best
+    from dsv4_shard.planning.search import plan_best, search_for
 
     checkpoint, inventory = open_checkpoint(str(repo), refresh=refresh, exact=False)
     found = search_for(checkpoint, inventory, gpus, engine, gpu=gpu, gpu_memory=gpu_memory, nodes=nodes,
@@ -117,6 +114,7 @@ def compare(a: "str | Path | Plan", b: "str | Path | Plan") -> "PlanComparison":
     """
     from dsv4_shard.planning.compare import compare_plans
     from dsv4_shard.planning.document import Plan
+    from dsv4_shard.planning.plan_file import plan_of
 
     names = tuple(name if isinstance(one, Plan) else str(one) for name, one in (("a", a), ("b", b)))
     return compare_plans(plan_of(a), plan_of(b), (names[0], names[1]))

@@ -5,15 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from dsv4_shard.errors import ShardError, UsageError
-from dsv4_shard.planning.plan_file import plan_given
-from dsv4_shard.planning.request import LayoutOptions, request_of
-from dsv4_shard.planning.search import search_for
 from dsv4_shard.text.suggest import as_option
 
 if TYPE_CHECKING:
     from dsv4_shard.checkpoint.inventory import Inventory
     from dsv4_shard.checkpoint.reader import Checkpoint
     from dsv4_shard.planning.document import Plan
+    from dsv4_shard.planning.request import LayoutOptions
     from dsv4_shard.reporting.report import Report
 
 
@@ -25,7 +23,7 @@ def report(
     gpus: int | None = None,
     rank_by: str | None = None,
     refresh: bool = False,
-    **asked: Unpack[LayoutOptions],
+    **asked: "Unpack[LayoutOptions]",
 ) -> "Report":
     """One HTML file to look at and to send: what runs and why, what each rank holds, and how it is launched.
 
@@ -41,8 +39,9 @@ def report(
     True
     """
     from dsv4_shard.planning.make_plan import make_plan
-    from dsv4_shard.planning.plan_file import check_plan
-    from dsv4_shard.planning.search import plan_best
+    from dsv4_shard.planning.plan_file import check_plan, plan_given
+    from dsv4_shard.planning.request import request_of
+    from dsv4_shard.planning.search import plan_best, search_for
     from dsv4_shard.reporting.page import to_html
     from dsv4_shard.reporting.report import make_report
     from dsv4_shard.storage.output_folder import write_text

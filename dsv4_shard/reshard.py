@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 from dsv4_shard.errors import NothingToDo, RanksThere, UsageError
-from dsv4_shard.planning.plan_file import plan_of
-from dsv4_shard.planning.request import request_of
 from dsv4_shard.sharding.callbacks import MovingOptions, check_jobs, ignore, path_or_none
 from dsv4_shard.text.suggest import as_option
 
@@ -154,6 +152,7 @@ def reshard(
     )
     from dsv4_shard.destinations.share_worker import ShareTask
     from dsv4_shard.opening import at_commit, is_url, open_checkpoint, pinned, with_download
+    from dsv4_shard.planning.plan_file import plan_of
     from dsv4_shard.sharding.callbacks import Callbacks
     from dsv4_shard.sharding.copy import files_of
     from dsv4_shard.sharding.job import prepare, world_of
@@ -275,6 +274,7 @@ def _plan_for(
 ) -> "Plan":
     from dsv4_shard.planning.make_plan import make_plan
     from dsv4_shard.planning.plan_file import check_plan
+    from dsv4_shard.planning.request import request_of
 
     if followed is not None:
         return check_plan(followed, checkpoint, inventory)

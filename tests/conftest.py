@@ -1,6 +1,7 @@
 """Shared fixtures, and how hypothesis runs: the same examples every time, without a clock."""
 
 import shutil
+import signal
 
 import pytest
 from hypothesis import settings
@@ -35,6 +36,14 @@ def tiny_checkpoint(tmp_path_factory):
 def folder(tiny_checkpoint, tmp_path):
     """A copy of the small checkpoint, to be damaged."""
     return shutil.copytree(tiny_checkpoint, tmp_path / "model")
+
+
+@pytest.fixture
+def interruptible():
+    """Processes that the test starts take SIGINT, as from a terminal: background jobs of a shell inherit it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

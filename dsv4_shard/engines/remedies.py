@@ -1,6 +1,6 @@
 """Ways out that are options of this tool: what they are called, and the requests that take them.
 
-Whether one helps a request is not said here: `dsv4_shard.remedies` plans with it.
+Whether one helps a request is not said here: `dsv4_shard.planning.remedies` plans with it.
 """
 
 from collections.abc import Callable, Iterator

@@ -219,6 +219,7 @@ def wait_for_work(staging: Path, process: subprocess.Popen[str]) -> int:
 
 
 @on_ray
+@pytest.mark.usefixtures("interruptible")
 def test_a_run_that_is_interrupted_goes_on_from_what_its_nodes_have_saved(
     nodes: RayCluster, model: Path, hold: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:

@@ -77,17 +77,19 @@ def test_reshard_then_merge_is_the_identity_on_what_the_ranks_keep(case: Case) -
         reshard(prepare(checkpoint, inventory, plan), checkpoint, ranks)
         decodes = (
             checkpoint.tensors["layers.0.attn.wo_a.weight"].dtype != "BF16"
-            and case.at.engine != "vllm"
-            and not (case.at.engine == "sglang" and case.at.gpu.sm >= 100)
+            and case.deployment.engine != "vllm"
+            and not (case.deployment.engine == "sglang" and case.deployment.gpu.sm >= 100)
         )
-        casts = inventory.routed.name == "FP4" and case.at.experts == "FP8"
+        casts = inventory.routed.name == "FP4" and case.deployment.experts == "FP8"
         found = source_of_ranks(merge(ranks, merged))
         assert bool(found.changes) == (decodes or casts)
         if not found.changes:
             assert weights(merged) == weights(source)
         held = held_by(load_checkpoint(source), decoded=decodes, cast=casts)
         assert_same_tensors(load_checkpoint(merged), held)
-        assert (json.loads((merged / CONFIG_FILE).read_text())["expert_dtype"] == "fp8") == (case.at.experts == "FP8")
+        assert (json.loads((merged / CONFIG_FILE).read_text())["expert_dtype"] == "fp8") == (
+            case.deployment.experts == "FP8"
+        )
         assert verify(merged).ok
 
 

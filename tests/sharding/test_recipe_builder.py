@@ -80,7 +80,7 @@ def origins(case: Case, landing: Destination) -> dict[int, Slice]:
     found: dict[int, Slice] = {}
     for cut, files in landing.spread:
         for number in files:
-            for rank in ranks_of(case.recipe.files[number], case.at.world):
+            for rank in ranks_of(case.recipe.files[number], case.deployment.world):
                 assert rank not in found
                 found[rank] = cut
     return found
@@ -198,7 +198,7 @@ def cut_of(case: Case, kind: str) -> tuple[int, int, str] | None:
 
 def vllm_class(case: Case) -> str:
     """A, B, D, E or F; empty for other engines."""
-    return layout_class(case.context) if case.at.engine == "vllm" else ""
+    return layout_class(case.context) if case.deployment.engine == "vllm" else ""
 
 
 def up(size: int, unit: int) -> int:
@@ -257,7 +257,7 @@ def test_only_scales_of_fp8_experts_in_finer_blocks_are_repeated(case: Case) -> 
     for step in case.recipe.steps:
         repeat = 1
         if ".experts." in step.source.name and step.source.name.endswith("scale") and vllm_class(case) == "E":
-            repeat = 128 // gcd(config["moe_intermediate_size"] // case.at.moe_tp, 128, config["hidden_size"])
+            repeat = 128 // gcd(config["moe_intermediate_size"] // case.deployment.moe_tp, 128, config["hidden_size"])
             assert repeat > 1
         assert step.repeat == repeat
 
@@ -307,9 +307,9 @@ def test_joined_tensors_have_their_sources_in_the_engines_order(case: Case) -> N
     for (number, name), pieces in pieces_of(case.recipe).items():
         sources = [piece.source for piece in pieces]
         if "_w13_" in (marked := name.replace(".w13_", "_w13_").replace(".w2_", "_w2_")) or "_w2_" in marked:
-            rank = ranks_of(case.recipe.files[number], case.at.world)[0]
-            each = case.config["n_routed_experts"] // case.at.ep
-            first = rank // case.at.moe_tp * each
+            rank = ranks_of(case.recipe.files[number], case.deployment.world)[0]
+            each = case.config["n_routed_experts"] // case.deployment.ep
+            first = rank // case.deployment.moe_tp * each
             parts = ["w2"] if "_w2_" in marked else ["w3", "w1"] if is_up_first(case) else ["w1", "w3"]
             prefix = sources[0].split(".experts.")[0]
             part = "scale" if "scale" in name else "weight"
@@ -369,7 +369,7 @@ def test_each_source_tensor_is_moved_decoded_or_left_out_with_a_reason(case: Cas
     assert all((step.transform is None) == (step.scale is None) for step in recipe.steps)
     assert all(step.scale.name == scale_name(step.source.name) for step in recipe.steps if step.scale is not None)
     o_a = {name for name in case.checkpoint.tensors if name.endswith("wo_a.scale")}
-    keeps = case.at.engine == "vllm" or (case.at.engine == "sglang" and case.at.gpu.sm >= 100)
+    keeps = case.deployment.engine == "vllm" or (case.deployment.engine == "sglang" and case.deployment.gpu.sm >= 100)
     assert set(recipe.left_out) == (set() if keeps else o_a)
     assert all("wo_a.weight" in reason for reason in recipe.left_out.values())
     casts = {name for name in decoded if ".experts." in name}
@@ -418,7 +418,7 @@ def test_the_draft_has_files_of_its_own_with_nothing_but_its_blocks(case: Case) 
             for _, files in landing.spread
             for file in files
         }
-        if not (case.at.engine == "vllm" and step.source.name in ("embed.weight", "head.weight") and case.mtp):
+        if not (case.deployment.engine == "vllm" and step.source.name in ("embed.weight", "head.weight") and case.mtp):
             assert folders == {"draft" if step.source.name.startswith("mtp.") else ""}
 
 
@@ -469,11 +469,11 @@ def common_tensors(case: Case) -> list[tuple[bool, bool, str]]:
         file = case.recipe.files[number]
         key = f"{file.name.rpartition('/')[0]}/{name}"
         assert shared.setdefault(key, is_shared(file)) == is_shared(file), "a tensor is in one kind of file"
-        for rank in ranks_of(file, case.at.world):
+        for rank in ranks_of(file, case.deployment.world):
             assert rank not in held[key]
             held[key][rank] = (file.tensors[name][:2], [(piece.source, piece.cut) for piece in pieces])
     return [
-        (len(by_rank) == case.at.world and all(one == by_rank[0] for one in by_rank.values()), shared[key], key)
+        (len(by_rank) == case.deployment.world and all(one == by_rank[0] for one in by_rank.values()), shared[key], key)
         for key, by_rank in held.items()
     ]
 
@@ -481,9 +481,9 @@ def common_tensors(case: Case) -> list[tuple[bool, bool, str]]:
 @settings(max_examples=90)
 @given(raw_cases())
 def test_the_shared_file_holds_exactly_what_every_rank_has_in_common(case: Case) -> None:
-    assume(case.at.world == 1 or case.at.attention_tp > 1)
+    assume(case.deployment.world == 1 or case.deployment.attention_tp > 1)
     for common, shared, name in common_tensors(case):
-        assert shared == (common and case.at.world > 1), name
+        assert shared == (common and case.deployment.world > 1), name
 
 
 def test_attention_that_data_parallelism_leaves_whole_is_shared_too() -> None:
@@ -494,9 +494,12 @@ def test_attention_that_data_parallelism_leaves_whole_is_shared_too() -> None:
 @settings(max_examples=60)
 @given(cases())
 def test_files_are_one_a_rank_and_one_that_all_share_under_each_ranks_name(case: Case) -> None:
-    world, folders = case.at.world, ["", "draft/"] if case.mtp and case.at.engine != "reference" else [""]
+    world, folders = (
+        case.deployment.world,
+        ["", "draft/"] if case.mtp and case.deployment.engine != "reference" else [""],
+    )
     names = [(file.name, file.ranks, file.links) for file in case.recipe.files]
-    if case.at.engine == "reference":
+    if case.deployment.engine == "reference":
         assert names == [(f"model{rank}-mp{world}.safetensors", (rank,), ()) for rank in range(world)]
         return
     expected = []
@@ -528,19 +531,19 @@ def test_headers_say_for_what_and_which_rank_the_files_are_but_the_references_sa
 ) -> None:
     case, ranks = job
     identity = case.layout.identity(case.context)
-    assert bool(identity) == (case.at.engine != "reference")
+    assert bool(identity) == (case.deployment.engine != "reference")
     for file in case.for_ranks(ranks).files:
         metadata = parse_header(file.header[8:], file.nbytes, file.name).metadata
-        if case.at.engine == "reference":
+        if case.deployment.engine == "reference":
             assert metadata == {}
             assert b"__metadata__" not in file.header
             continue
         assert metadata == identity | {"rank": "all" if is_shared(file) else str(file.ranks[0])}
-        assert metadata["engine"] == f"{case.at.engine} {case.at.version}"
+        assert metadata["engine"] == f"{case.deployment.engine} {case.deployment.version}"
         assert (metadata["tp"], metadata["ep"], metadata["experts"]) == (
-            str(case.at.tp),
-            str(case.at.ep),
-            case.at.experts,
+            str(case.deployment.tp),
+            str(case.deployment.ep),
+            case.deployment.experts,
         )
 
 

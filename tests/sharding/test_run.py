@@ -501,9 +501,9 @@ CHILD = """
 import sys
 from pathlib import Path
 from dsv4_shard.sharding import copy as copying
-from dsv4_shard.checkpoint.reader.reader import read_checkpoint
-from dsv4_shard.engines.registry.deployment import Request
-from dsv4_shard.checkpoint.reader.inventory import take_inventory
+from dsv4_shard.checkpoint.reader import read_checkpoint
+from dsv4_shard.engines.deployment import Request
+from dsv4_shard.checkpoint.inventory import take_inventory
 from dsv4_shard.planning.choose import choose
 from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.sharding.job import prepare; from dsv4_shard.sharding.run import reshard

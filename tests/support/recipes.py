@@ -63,7 +63,7 @@ class Case:
         return self.context.inventory
 
     @property
-    def at(self) -> Deployment:
+    def deployment(self) -> Deployment:
         return self.context.deployment
 
     @property
@@ -75,7 +75,7 @@ class Case:
     @cached_property
     def recipe(self) -> Recipe:
         """For all ranks."""
-        return self.for_ranks(tuple(range(self.at.world)))
+        return self.for_ranks(tuple(range(self.deployment.world)))
 
     def for_ranks(self, ranks: tuple[int, ...]) -> Recipe:
         return make_recipe(self.checkpoint, find_engine(self.request.engine), self.context, ranks)
@@ -200,4 +200,4 @@ def vllm_cases() -> st.SearchStrategy[Case]:
 @st.composite
 def cases_with_ranks(draw: st.DrawFn) -> tuple[Case, tuple[int, ...]]:
     case = draw(cases())
-    return case, draw(st.sets(st.integers(0, case.at.world - 1), min_size=1).map(sorted).map(tuple))
+    return case, draw(st.sets(st.integers(0, case.deployment.world - 1), min_size=1).map(sorted).map(tuple))

@@ -491,17 +491,17 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_span(request, body, start, stop)
 
     def _send_body(self, request: Request, body: bytes | Blob, start: int, stop: int, fault: Fault) -> None:
-        deployment = start + ((stop - start) // 2 if fault.deployment is None else fault.deployment)
-        self._send_span(request, body, start, deployment)
+        at = start + ((stop - start) // 2 if fault.at is None else fault.at)
+        self._send_span(request, body, start, at)
         if fault.kind == "cut":
             self._cut()
             return
         if fault.kind == "stall_body":
             self.server.hub.stall(self.connection)
         if fault.kind == "corrupt":
-            self._send_span(request, body, deployment, deployment + 1, flip=0x01)
-            deployment += 1
-        self._send_span(request, body, deployment, stop)
+            self._send_span(request, body, at, at + 1, flip=0x01)
+            at += 1
+        self._send_span(request, body, at, stop)
 
     def _send_span(self, request: Request, body: bytes | Blob, start: int, stop: int, *, flip: int = 0) -> None:
         with _reader(body) as read:

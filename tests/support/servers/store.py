@@ -176,9 +176,9 @@ class StoreServer(Recorder):
         # An answer of an upload is struck only where the fault names its route.
         good = request.status in (200, 206)
         fault = self.strike(request, BODY_FAULTS, named=request.route != "get") if good else None
-        deployment = len(body) if fault is None else len(body) // 2 if fault.deployment is None else fault.deployment
-        request.sent += deployment
-        yield body[:deployment]
+        at = len(body) if fault is None else len(body) // 2 if fault.at is None else fault.at
+        request.sent += at
+        yield body[:at]
         if fault is None:
             return
         if fault.kind == "cut":
@@ -186,7 +186,7 @@ class StoreServer(Recorder):
             raise ConnectionAbortedError("cut")
         if fault.kind == "stall_body":
             self.stall(connection)
-        rest = bytearray(body[deployment:])
+        rest = bytearray(body[at:])
         if fault.kind == "corrupt":
             rest[0] ^= 0x01
         request.sent += len(rest)

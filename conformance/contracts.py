@@ -114,8 +114,12 @@ def _sglang_layouts() -> Iterator[Case]:
                 yield Case("sglang", model, runner, tp, ep, shared=shared)
     every = ((2, 1, 1), (16, 4, 1), (16, 8, 1), (8, 8, 8), (12, 1, 1), (32, 32, 1), (32, 32, 2), (8, 3, 1), (64, 1, 4))
     several = ((16, 2, 1), (16, 1, 2), (16, 16, 2), (16, 16, 16), (24, 1, 1))
-    wide = (("pro-fp4", "marlin", every + several), ("pro-fp4", "flashinfer_mxfp4", several))
-    wide += (("flash-fp4", "marlin", several), ("pro-fp8", "auto", several))
+    wide = (
+        ("pro-fp4", "marlin", every + several),
+        ("pro-fp4", "flashinfer_mxfp4", several),
+        ("flash-fp4", "marlin", several),
+        ("pro-fp8", "auto", several),
+    )
     for model, runner, layouts in wide:
         for (tp, ep, dp), shared in itertools.product(layouts, ("split", "whole")):
             yield Case("sglang", model, runner, tp, ep, dp, shared)

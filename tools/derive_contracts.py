@@ -139,7 +139,7 @@ def vllm_backends(folder: Path) -> list[dict[str, Any]]:
     backends = []
     for sm in (90, 100):
         for entry in json.loads((folder / f"backends-sm{sm}.json").read_text()):
-            result = {"experts": entry["kind"], "runner": entry["backend_arg"]} | {
+            result: dict[str, Any] = {"experts": entry["kind"], "runner": entry["backend_arg"]} | {
                 k: entry[k] for k in ("sm", "tp", "ep")
             }
             if "error" in entry:
@@ -174,7 +174,9 @@ def v3_attempts(folder: Path, engine: str) -> list[dict[str, Any]]:
             error = entry.get("error") or ""
             if "WorkspaceManager" in error:  # of the harness
                 continue
-            result = {"sm": 100 if "sm100" in file.parts else 90} if engine == "sglang" else {}
+            result: dict[str, Any] = {}
+            if engine == "sglang":
+                result["sm"] = 100 if "sm100" in file.parts else 90
             result |= {key: entry[key] for key in V3_KEYS[engine] if entry.get(key) is not None}
             if entry.get("extra") or entry.get("wide"):
                 result["intermediate_size"] = 32768

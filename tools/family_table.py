@@ -44,6 +44,7 @@ from dsv4_shard.reassembly.rank_folder import open_ranks
 from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.run import reshard
 from dsv4_shard.sources.checkpoint_files import INDEX_FILE
+from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.verification.result_folder import verify
 
 DOCUMENT = ROOT / "docs" / "families.md"
@@ -163,7 +164,9 @@ def written(case: Case, layout: str, tp: int = TP) -> str:
         return f"no: {refusal}"
     reshard(job, checkpoint, shards)
     assert verify(shards, (checkpoint, inventory)).ok
-    held, found = open_ranks(open_source(str(shards)))
+    source = open_source(str(shards))
+    assert isinstance(source, LocalSource)
+    held, found = open_ranks(source)
     reshard(prepare_merge(held, found), held, merged)
     try:
         return compared(native_of(case), merged, checkpoint_of(case))

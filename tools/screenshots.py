@@ -5,7 +5,7 @@
 No test compares them: other fonts give other pictures. tests/reporting/test_page.py says how a report must look.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import search_path  # noqa: F401 - first, for what is imported from the repository
 from support.browser import chromium
@@ -24,7 +24,7 @@ class Shot(NamedTuple):
     request: Request
     width: int
     height: int
-    scheme: str
+    scheme: Literal["light", "dark"]
     start: str = "h1"
 
 

@@ -1,5 +1,7 @@
 """Commands, run in this process as a user types them."""
 
+from pathlib import Path
+
 from support.checkpoints.full_size import inventory_of
 from typer.testing import CliRunner, Result
 
@@ -11,6 +13,8 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def root_of(model: str) -> str | None:
+def root_of(model: str) -> Path:
     """The folder of a real checkpoint's headers."""
-    return inventory_of(model)[0].source.root
+    root = inventory_of(model)[0].source.root
+    assert root is not None
+    return root

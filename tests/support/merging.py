@@ -18,6 +18,7 @@ from dsv4_shard.reassembly.rank_folder import open_ranks
 from dsv4_shard.sharding.job import Outcome, prepare
 from dsv4_shard.sharding.run import reshard
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
+from dsv4_shard.sources.local import LocalSource
 
 
 def shard(folder: Path, out: Path, request: Request) -> Outcome:
@@ -28,7 +29,10 @@ def shard(folder: Path, out: Path, request: Request) -> Outcome:
 
 def opened(folder: Path) -> tuple[Checkpoint, Inventory]:
     source = open_source(str(folder))
-    return open_ranks(source) if holds_ranks(source) else open_folder(folder)
+    if not holds_ranks(source):
+        return open_folder(folder)
+    assert isinstance(source, LocalSource)
+    return open_ranks(source)
 
 
 def merge(ranks: Path, out: Path, **options: Any) -> Checkpoint:

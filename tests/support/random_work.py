@@ -25,6 +25,9 @@ TARGETS = dict(CONVERSIONS.keys())
 TORCH = {"F8_E8M0": torch.float8_e8m0fnu, "BF16": torch.bfloat16, "I64": torch.int64,
          "F32": torch.float32, "I32": torch.int32}  # fmt: skip
 
+Cut = tuple[Slice, tuple[int, ...]]
+"""A cut, and the files that get it."""
+
 Grid = npt.NDArray[np.void]
 """A tensor's matrix of elements, whatever they are."""
 
@@ -137,7 +140,7 @@ class Maker:
     def move(
         self,
         tensor: Tensor,
-        cuts: list[tuple[Slice, tuple[int, ...]]],
+        cuts: list[Cut],
         *outputs: str,
         conversion: str | None = None,
         repeat: int = 1,
@@ -211,7 +214,7 @@ def digest_of(pieces: list[bytes]) -> str:
     return xxhash.xxh3_128_hexdigest(b"".join(xxhash.xxh3_128_digest(piece) for piece in pieces))
 
 
-def random_cuts(maker: Maker, dtype: str, shape: tuple[int, ...]) -> list[tuple[Slice, tuple[int, ...]]]:
+def random_cuts(maker: Maker, dtype: str, shape: tuple[int, ...]) -> list[Cut]:
     """A matrix split over the files by rows or columns, padded or not, or whole on all, or shared by pairs."""
     rows, cols = shape
     parts = int(maker.random.choice([2, FILES]))
@@ -261,8 +264,8 @@ def add_random_tensor(maker: Maker) -> None:
             dtype = str(maker.random.choice(["F32", "BF16"]))
             fill = maker.random.bytes(DTYPE_BITS[dtype] // 8)
             pad = maker.number(0, 9)
-            cuts = [(Slice(slice_rectangle(dtype, shape, 0, *split(shape[0], FILES, i)), pad_rows=pad), (i,))
-                    for i in range(FILES)]  # fmt: skip
+            areas = [slice_rectangle(dtype, shape, 0, *split(shape[0], FILES, i)) for i in range(FILES)]
+            cuts: list[Cut] = [(Slice(area, pad_rows=pad), (i,)) for i, area in enumerate(areas)]
             maker.move(maker.tensor(dtype, shape), cuts, fill=fill)
         case "scalar":
             maker.move(maker.tensor("F32", ()), [(Slice(Rectangle(0, 1, 0, 4)), ALL)])

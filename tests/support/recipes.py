@@ -34,7 +34,7 @@ class Case:
     config: dict[str, Any]
     request: Request
     mtp: int = 1
-    stored: dict[str, str] = field(default_factory=dict)
+    stored: dict[str, Any] = field(default_factory=dict)
     spare: tuple[str, ...] = ()
 
     @cached_property
@@ -173,7 +173,7 @@ def random_config(pick: Random, **sizes: Any) -> dict[str, Any]:
     )
 
 
-def random_stored(pick: Random, experts: str, o_a: tuple[str, ...]) -> dict[str, str]:
+def random_stored(pick: Random, experts: str, o_a: tuple[str, ...]) -> dict[str, Any]:
     """F32 scales come with FP8 experts, as in the Base checkpoints."""
     scales = pick.choice(["F8_E8M0", "F32"]) if experts == "fp8" else "F8_E8M0"
     return {"scales": scales, "o_a": pick.choice(o_a)}

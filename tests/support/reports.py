@@ -54,7 +54,8 @@ def page_of(request: Request | None, model: str = PRO) -> str:
 def charts_of(page: str) -> dict[str, Any]:
     found = re.search(r'<script type="application/json" id="charts">(.*?)</script>', page, re.DOTALL)
     assert found
-    return json.loads(found[1])
+    charts: dict[str, Any] = json.loads(found[1])
+    return charts
 
 
 HOSTILE = "x</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\x1b[31m\u202e{{7*7}}"

@@ -12,7 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from support.checkpoints.skeletons import DATA, write_skeleton
+from support.checkpoints.skeletons import write_skeleton
+from support.paths import DATA
 from support.scratch import shared_folder
 
 from dsv4_shard.checkpoint.inventory import Inventory, take_inventory
@@ -50,7 +51,8 @@ Tensors = dict[str, tuple[str, tuple[int, ...]]]
 
 def config_of(model: str) -> dict[str, Any]:
     """config.json of a real checkpoint, as released; the caller's own copy."""
-    return json.loads((DATA / model / "config.json").read_text())
+    config: dict[str, Any] = json.loads((DATA / model / "config.json").read_text())
+    return config
 
 
 @cache

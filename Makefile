@@ -51,7 +51,7 @@ conformance: $(READY)
 # What the engines' classes declare, again, into tests/data: a new engine version shows as a diff.
 contracts: $(READY)
 	$(BIN)/python -m conformance contracts --out contracts
-	$(BIN)/python tests/data/derive.py contracts
+	$(BIN)/python tools/derive_contracts.py contracts
 	$(BIN)/python -m conformance.compact contracts
 
 # What reports draw with, from charts/package-lock.json, into the package. Needs Node.js; its output is committed.

@@ -10,13 +10,13 @@ into docs/machines.md. As a part of `python -m benchmarks` it only prints it.
 import argparse
 import json
 import re
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.table import Table
+from support.checkpoints.skeletons import write_skeleton
 
 from benchmarks.against_cp import remove
 from benchmarks.disk import write_rates
@@ -33,9 +33,6 @@ from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.recipe import Recipe, Step
 from dsv4_shard.tensors.geometry import whole_rectangle
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from support.checkpoints.skeletons import write_skeleton
 
 MODEL, TP, GPU = "DeepSeek-V4-Pro", 16, "h20-96"
 NODES = (1, 2, 4, 8, 16)

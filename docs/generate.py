@@ -7,8 +7,7 @@ The pages are committed, so that they can be read and a change of them shows; `m
 
 import inspect
 import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,7 +87,7 @@ def _page(lines: Iterator[str]) -> str:
     return "\n".join([title, "", _NOTE, *rest]) + "\n"
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
     yield ""
     yield f"| {' | '.join(head)} |"
     yield f"|{'---|' * len(head)}"
@@ -110,7 +109,7 @@ def _flat(text: str | None) -> str:
 
 
 def _commands() -> Iterator[str]:
-    group = typer.main.get_command(app)
+    group: Any = typer.main.get_command(app)
     context = group.make_context(app.info.name, [], resilient_parsing=True)
     yield "# Commands"
     yield ""
@@ -159,19 +158,20 @@ def _errors() -> Iterator[str]:
     )
     rows = [(str(code.value), _code(code.name), EXIT_CODES[code]) for code in ExitCode]
     yield from _table(("exit code", "`ExitCode`", "meaning"), rows)
-    classes = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, ShardError)]
+    found = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    classes = [kind for kind in found if issubclass(kind, ShardError)]
     for code in ExitCode:
         mine = [kind for kind in classes if kind.exit_code is code and kind is not ShardError]
         if not mine:
             continue
         yield f"## Exit code {code.value}: {EXIT_CODES[code]}"
-        rows = []
+        described = []
         for kind in mine:
             parent = kind.__bases__[0]
-            inherited = kind.hint is not None and kind.hint == parent.hint
+            inherited = kind.hint is not None and kind.hint == vars(parent).get("hint")
             hint = f"that of {_code(parent.__name__)}" if inherited else kind.hint or "goes with the message"
-            rows.append((_code(kind.__name__), _code(parent.__name__), _flat(kind.__doc__), hint))
-        yield from _table(("error", "is a", "when", "hint, unless the message has its own"), rows)
+            described.append((_code(kind.__name__), _code(parent.__name__), _flat(kind.__doc__), hint))
+        yield from _table(("error", "is a", "when", "hint, unless the message has its own"), described)
 
 
 # --- GPUs ----------------------------------------------------------------------------------------------------------
@@ -300,4 +300,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

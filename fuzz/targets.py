@@ -24,7 +24,8 @@ from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import ShardError, UnsupportedFamily
 from dsv4_shard.inspection.known_family import inspect
 from dsv4_shard.inspection.unknown_family import inspect_unknown
-from dsv4_shard.models.config import ModelConfig, parse_config
+from dsv4_shard.models.config import parse_config
+from dsv4_shard.models.family import ModelConfig
 from dsv4_shard.models.roles import Stage
 from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.make_plan import make_plan
@@ -201,7 +202,7 @@ def _check_header(data: bytes) -> None:
     except ShardError as error:
         _check_message(error)
         return
-    theirs = dict(safetensors.deserialize(data))
+    theirs = dict(safetensors.deserialize(data))  # type: ignore[no-untyped-call]
     body = data[header.data_start :]
     ours = {name: (t.dtype, list(t.shape), body[t.start : t.stop]) for name, t in header.tensors.items()}
     assert ours == {name: (i["dtype"], list(i["shape"]), bytes(i["data"])) for name, i in theirs.items()}

@@ -1,39 +1,53 @@
 """Shared fixtures, and how hypothesis runs: the same examples every time, without a clock."""
 
+from __future__ import annotations
+
 import shutil
 import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 from support.checkpoints.tiny import TINY_CONFIG
-from support.scratch import remove_process_folder
+from support.scratch import remove_process_folder, share_process_folder
 from support.servers.hub import HubServer
 
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
+
+if TYPE_CHECKING:
+    from support.servers.store import StoreServer
 
 settings.register_profile("seeded", deadline=None, derandomize=True)
 settings.load_profile("seeded")
 
 
-def pytest_sessionfinish():
+def pytest_configure(config: pytest.Config) -> None:
+    """The workers of a run inherit the environment, and with it the folder of the process that starts them."""
+    if not hasattr(config, "workerinput"):
+        share_process_folder()
+
+
+def pytest_sessionfinish() -> None:
     """A run of all tests writes some 15 GB: none of it stays behind."""
     remove_process_folder()
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory):
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete small checkpoint. Only to be read."""
     return write_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny", TINY_CONFIG, seed=7)
 
 
 @pytest.fixture
-def folder(tiny_checkpoint, tmp_path):
+def folder(tiny_checkpoint: Path, tmp_path: Path) -> Path:
     """A copy of the small checkpoint, to be damaged."""
     return shutil.copytree(tiny_checkpoint, tmp_path / "model")
 
 
 @pytest.fixture
-def interruptible():
+def interruptible() -> Iterator[None]:
     """Processes that the test starts take SIGINT, as from a terminal: background jobs of a shell inherit it ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
@@ -41,14 +55,14 @@ def interruptible():
 
 
 @pytest.fixture
-def hub_server():
+def hub_server() -> Iterator[HubServer]:
     """A Hub on loopback that holds nothing yet."""
     with HubServer() as server:
         yield server
 
 
 @pytest.fixture
-def store_server(monkeypatch):
+def store_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[StoreServer]:
     """An S3 server on loopback with one empty bucket, which obstore finds by the environment."""
     from support.servers.store import StoreServer  # takes a second to import
 

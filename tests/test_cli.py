@@ -8,12 +8,11 @@ import subprocess
 import sys
 
 import pytest
-from support.checkpoints.full_size import FLASH, PRO, inventory_of
+from support.checkpoints.full_size import FLASH, PRO
 from support.checkpoints.small import small_config
-from typer.testing import CliRunner
+from support.command_line import root_of, run
 
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
-from dsv4_shard.cli import app
 from dsv4_shard.errors import ExitCode
 from dsv4_shard.planning.plan_file import load_plan
 from dsv4_shard.version import __version__
@@ -23,15 +22,6 @@ from dsv4_shard.version import __version__
 def _own_state(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("COLUMNS", "80")
-
-
-def run(*arguments):
-    """Run a command in this process."""
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def root_of(model):
-    return inventory_of(model)[0].source.root
 
 
 def test_version_is_the_packages():

@@ -6,20 +6,20 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 
+import doc_examples as docexamples
 import jsonschema
 import pytest
+from doc_examples import LEFT_OUT, ROOT, Differs, examples, pages, renew, skeleton_of, workspace
 from support.checkpoints.full_size import FLASH, PRO, inventory_of
 from support.checkpoints.other_families import FAMILIES, write_family
+from support.command_line import run
+from support.deployments import DEPLOYMENTS, requested
 from support.schemas import validator
 
 import dsv4_shard
 from docs import generate
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.planning.choose import choose
-from tests.planning.test_search import DEPLOYMENTS, requested
-from tests.test_cli import run
-from tools import doc_examples as docexamples
-from tools.doc_examples import LEFT_OUT, ROOT, Differs, examples, pages, renew, skeleton_of, workspace
 
 pytestmark = pytest.mark.xdist_group("docs")  # one process reads each full-size checkpoint once for all of these
 

@@ -1,14 +1,7 @@
 """Every checkpoint of the family, there and back: what docs/families.md says of it is what happens."""
 
 import pytest
-from support.checkpoints.small import load_tensors, open_folder, raw
-
-from dsv4_shard.opening import open_source
-from dsv4_shard.planning.make_plan import make_plan
-from dsv4_shard.reassembly.rank_folder import open_ranks
-from dsv4_shard.sharding.job import prepare
-from dsv4_shard.sharding.run import reshard
-from tools.family_table import (
+from family_table import (
     CASES,
     checkpoint_of,
     pairs_in_document,
@@ -17,6 +10,13 @@ from tools.family_table import (
     table_in_document,
     written,
 )
+from support.checkpoints.small import load_tensors, open_folder, raw
+
+from dsv4_shard.opening import open_source
+from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.reassembly.rank_folder import open_ranks
+from dsv4_shard.sharding.job import prepare
+from dsv4_shard.sharding.run import reshard
 
 TITLES = {case.title: case for case in CASES}
 

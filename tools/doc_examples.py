@@ -3,10 +3,10 @@
 A ```console block has commands of dsv4-shard after `$ `, and below each what it prints; a line `...` stands for lines
 that are left out. `; echo $?` after a command shows its exit code. A ```python block is run, and what it prints is in
 the ```text block that follows, if there is one. The examples of a page run in order in one folder, in which the
-checkpoints that they name are: the real ones from skeletons, others from `families.py`.
+checkpoints that they name are: the real ones from skeletons, others from `other_families.py`.
 
-    python tests/docexamples.py            what differs
-    python tests/docexamples.py --write    put what is printed now into the pages
+    python tools/doc_examples.py            what differs
+    python tools/doc_examples.py --write    put what is printed now into the pages
 """
 
 import argparse
@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import search_path  # noqa: F401 - first, for what is imported from the repository
 from support.checkpoints.full_size import inventory_of
 from support.checkpoints.other_families import FAMILIES, write_family
-from support.checkpoints.skeletons import DATA
-from support.paths import ROOT
+from support.paths import DATA, ROOT
 from support.scratch import remove_process_folder
 from typer.testing import CliRunner
 

@@ -1,6 +1,6 @@
 """What each command does with each checkpoint of the family, found out by doing it: the table in docs/families.md.
 
-    python tests/family_table.py     # does it all again, and writes the table into the document
+    python tools/family_table.py     # does it all again, and writes the table into the document
 
 A small checkpoint of every kind, with real values, is inspected, planned for, written in every layout at TP 2, verified
 against its source, and merged; what comes back is held against the source by the safetensors library.
@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import search_path  # noqa: F401 - first, for what is imported from the repository
 import torch
 from support.checkpoints.other_names import write_dialect
 from support.checkpoints.small import (
@@ -43,6 +44,7 @@ from dsv4_shard.reassembly.rank_folder import open_ranks
 from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.run import reshard
 from dsv4_shard.sources.checkpoint_files import INDEX_FILE
+from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.verification.result_folder import verify
 
 DOCUMENT = ROOT / "docs" / "families.md"
@@ -162,7 +164,9 @@ def written(case: Case, layout: str, tp: int = TP) -> str:
         return f"no: {refusal}"
     reshard(job, checkpoint, shards)
     assert verify(shards, (checkpoint, inventory)).ok
-    held, found = open_ranks(open_source(str(shards)))
+    source = open_source(str(shards))
+    assert isinstance(source, LocalSource)
+    held, found = open_ranks(source)
     reshard(prepare_merge(held, found), held, merged)
     try:
         return compared(native_of(case), merged, checkpoint_of(case))

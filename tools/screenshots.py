@@ -1,17 +1,18 @@
 """The screenshots of docs/reports.md, taken anew from reports on DeepSeek-V4-Pro's real headers.
 
-    python tests/screenshots.py
+    python tools/screenshots.py
 
-Not held by a test: other fonts give other pictures. What a report must look like is held by tests/test_report_page.py.
+No test compares them: other fonts give other pictures. tests/reporting/test_page.py says how a report must look.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import search_path  # noqa: F401 - first, for what is imported from the repository
 from support.browser import chromium
 from support.paths import ROOT
+from support.reports import BROKEN, PADDED, WHOLE, page_of
 
 from dsv4_shard.engines.deployment import Request
-from tests.reporting.test_report import BROKEN, PADDED, WHOLE, page_of
 
 IMAGES = ROOT / "docs" / "images"
 
@@ -23,7 +24,7 @@ class Shot(NamedTuple):
     request: Request
     width: int
     height: int
-    scheme: str
+    scheme: Literal["light", "dark"]
     start: str = "h1"
 
 

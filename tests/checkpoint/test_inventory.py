@@ -20,6 +20,7 @@ from support.checkpoints.full_size import (
     to_fp8_experts,
 )
 from support.checkpoints.skeletons import DATA
+from support.command_line import run
 
 from dsv4_shard.checkpoint.findings import Severity
 from dsv4_shard.checkpoint.formats import Format
@@ -28,7 +29,6 @@ from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, tensors_of
 from dsv4_shard.errors import ExitCode
 from dsv4_shard.models.roles import Part, Role, Stage
 from dsv4_shard.tensors.geometry import Block
-from tests.test_cli import run
 
 FP4 = Format("FP4", Block(1, 32), "F8_E8M0")
 FP8 = Format("FP8", Block(128, 128), "F8_E8M0")

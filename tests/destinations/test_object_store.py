@@ -11,6 +11,7 @@ from datetime import timedelta
 
 import pytest
 from support.checkpoints.small import small_config
+from support.command_line import run
 from support.schemas import validator
 from support.servers.loopback import Fault
 
@@ -20,7 +21,6 @@ from dsv4_shard.destinations.object_store import scratch_path
 from dsv4_shard.errors import ExitCode, SourceChanged
 from dsv4_shard.sources import object_store as stores
 from dsv4_shard.storage.locks import LockedFolder
-from tests.test_cli import run
 
 URL = "s3://bucket/shards/tp4"
 TP4 = ("--tp", "4", "--gpu", "h100")

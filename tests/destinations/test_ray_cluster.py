@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 from rich.console import Console
 from support.checkpoints.small import open_folder
+from support.folders import contents
 from support.paths import TESTS
 from support.schemas import validator
 from typer.testing import CliRunner
@@ -54,7 +55,6 @@ from dsv4_shard.sharding.progress import Reporter, Task
 from dsv4_shard.terminal import progress
 from dsv4_shard.terminal.progress import ProgressBars
 from dsv4_shard.verification.result_folder import verify
-from tests.sharding.test_joining import contents
 
 TP = 8
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}

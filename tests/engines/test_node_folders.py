@@ -24,8 +24,8 @@ from dsv4_shard.cli import app
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import InfeasiblePlan, NotEnoughDisk, UsageError
 from dsv4_shard.planning.make_plan import make_plan
-from dsv4_shard.sharding.outcome import Outcome, prepare
 from dsv4_shard.sharding.manifest import load_manifest
+from dsv4_shard.sharding.outcome import Outcome, prepare
 from dsv4_shard.sharding.run import reshard
 from dsv4_shard.sources.checkpoint_files import INDEX_FILE
 from dsv4_shard.verification.moe_numerics import check_numerics

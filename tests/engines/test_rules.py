@@ -1,11 +1,10 @@
 """Rules and placements, held against the engines' own verdicts and parameters.
 
-What the engines said and declared is in `data/sglang` and `data/vllm`; `data/derive.py` made it from their own runs.
+What the engines said and declared is in `data/sglang` and `data/vllm`, made by `tools/derive_contracts.py`.
 """
 
 import json
 import re
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -24,13 +23,14 @@ from support.checkpoints.full_size import (
     variant_of,
 )
 from support.checkpoints.skeletons import DATA
+from support.module_bytes import bytes_by_module, without_shared_tables
 
 from dsv4_shard.catalog.gpus import GPUS, find_gpu
 from dsv4_shard.catalog.options import A2A
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
 from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup, take_inventory
 from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, tensors_of
-from dsv4_shard.engines.deployment import Context, Deployment, Request
+from dsv4_shard.engines.deployment import Context, Request
 from dsv4_shard.engines.placement import Expert, Pad, Replicate, Split
 from dsv4_shard.engines.registry import ENGINES, engine_for, find_engine
 from dsv4_shard.errors import UsageError
@@ -230,24 +230,6 @@ def test_sglang_says_what_it_said_when_it_was_run(entry):
     else:
         assert [breach.rule for breach in breaches] == ["o_groups"]
         assert quotes == []
-
-
-def bytes_by_module(inventory: Inventory, deployment: Deployment, stages: tuple[Stage, ...]) -> dict[str, int]:
-    """Bytes on a rank, module class by module class."""
-    modules = {group.role.module for group in inventory.groups}
-    result = {}
-    for module in sorted(modules):
-        groups = {group: count for group, count in inventory.groups.items() if group.role.module is module}
-        nbytes = rank_nbytes(replace(inventory, groups=groups), deployment, stages)
-        if nbytes:
-            result[str(module)] = nbytes
-    assert sum(result.values()) == rank_nbytes(inventory, deployment, stages)
-    return result
-
-
-def without_shared_tables(nbytes: dict[str, int]) -> dict[str, int]:
-    """A draft model declares an embedding and a head, and gets the target's."""
-    return {module: count for module, count in nbytes.items() if module not in ("embedding", "head")}
 
 
 @pytest.mark.parametrize("entry", SGLANG_CONTRACTS, ids=short)

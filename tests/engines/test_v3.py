@@ -1,7 +1,7 @@
 """SGLang's and vLLM's rules and placements for V3 and V3.2, held against their own verdicts and parameters.
 
-What the engines said and declared is in `data/sglang/v3.json` and `data/vllm/v3.json`; `data/derive.py` made it from
-their own runs, with the first four layers of the real models.
+What the engines said and declared is in `data/sglang/v3.json` and `data/vllm/v3.json`; `tools/derive_contracts.py` made
+it from their own runs, with the first four layers of the real models.
 """
 
 import json
@@ -13,6 +13,7 @@ import pytest
 from support.checkpoints.full_size import V3, V32, V41, config_of, in_memory, inventory_of
 from support.checkpoints.skeletons import DATA
 from support.checkpoints.small import SMALL_V3
+from support.module_bytes import bytes_by_module, without_shared_tables
 
 from dsv4_shard.checkpoint.inventory import Inventory, take_inventory
 from dsv4_shard.checkpoint.synthetic import tensors_of
@@ -24,7 +25,6 @@ from dsv4_shard.models.roles import Stage
 from dsv4_shard.planning.choose import choose
 from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.sharding.job import prepare
-from tests.engines.test_rules import bytes_by_module, without_shared_tables
 
 TARGET = (Stage.MODEL, Stage.LAYER)
 MODELS = {"v3": V3, "v32": V32}

@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 from support.checkpoints.full_size import FLASH, PRO, PRO_FP8, REAL_MODELS, in_memory, inventory_of
 from support.checkpoints.skeletons import DATA
+from support.command_line import root_of, run
 
 from dsv4_shard.checkpoint.findings import Severity
 from dsv4_shard.checkpoint.inventory import take_inventory
@@ -22,7 +23,6 @@ from dsv4_shard.inspection.known_family import (
     inspect,
 )
 from dsv4_shard.version import __version__
-from tests.test_cli import root_of, run
 
 DIVISIBILITY = json.loads((DATA / "divisibility.json").read_text())
 """Units per rank of every dimension, computed from the released configs and written down by hand."""

@@ -13,15 +13,15 @@ from dsv4_shard.models.config import parse_config
 from dsv4_shard.models.families import FAMILIES, family_of
 from dsv4_shard.models.names import Names
 from dsv4_shard.models.roles import Draft, Module, Part, Place, Role, Stage, TensorName
-from dsv4_shard.models.v4 import V4
 from dsv4_shard.tensors.geometry import logical_shape
-
-V4_NAMES = V4.names(inventory_of(PRO)[1].config)
 
 
 def names_of(model: str) -> Names:
     config, _ = parse_config(json.dumps(config_of(model)).encode(), model)
     return family_of(config).names(config)
+
+
+V4_NAMES = names_of(PRO)
 
 
 @pytest.mark.parametrize("model", REAL_MODELS)

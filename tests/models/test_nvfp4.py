@@ -9,6 +9,7 @@ import pytest
 from support.checkpoints.full_size import PRO_NVFP4, V41, Tensors, in_memory, inventory_of
 from support.checkpoints.skeletons import to_nvfp4
 from support.checkpoints.small import load_checkpoint, open_folder, raw, small_config, write_nvfp4
+from support.command_line import root_of, run
 from typer.testing import CliRunner
 
 from dsv4_shard.checkpoint.findings import Severity
@@ -27,7 +28,6 @@ from dsv4_shard.sharding.run import reshard
 from dsv4_shard.tensors.geometry import Block
 from dsv4_shard.verification.moe_numerics import check_numerics
 from dsv4_shard.verification.result_folder import verify
-from tests.test_cli import root_of, run
 
 NVFP4 = Format("NVFP4", Block(1, 16), "F8_E4M3")
 FP4 = Format("FP4", Block(1, 32), "F8_E8M0")

@@ -5,34 +5,28 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from support.checkpoints.small import contents, load_checkpoint, open_folder, raw, rewrite, small_config, with_bf16_o_a
-from support.oracles import v4 as oracle
+from support.merging import held_by, merge, opened, shard, weights
+from support.recipes import Case, cases
 from typer.testing import CliRunner
 
-from dsv4_shard.checkpoint.inventory import Inventory
-from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.cli import app
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import ForeignPlan, OutputNotEmpty
-from dsv4_shard.opening import open_source
 from dsv4_shard.planning.make_plan import make_plan
-from dsv4_shard.reassembly.detect import holds_ranks
-from dsv4_shard.reassembly.merge_job import prepare_merge, source_of_ranks
-from dsv4_shard.reassembly.rank_folder import open_ranks
+from dsv4_shard.reassembly.merge_job import source_of_ranks
 from dsv4_shard.sharding import copy as copying
-from dsv4_shard.sharding.outcome import Outcome, prepare
+from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.manifest import load_manifest
 from dsv4_shard.sharding.run import reshard
-from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
+from dsv4_shard.sources.checkpoint_files import CONFIG_FILE
 from dsv4_shard.verification.result_folder import verify
-from tests.sharding.test_recipe_builder import Case, cases
 
 VLLM_HIDDEN = 256
 """What vLLM's tiles divide."""
@@ -51,30 +45,6 @@ def bf16(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(folder, small_config(hidden_size=VLLM_HIDDEN), 52, o_a="BF16")
 
 
-def shard(folder: Path, out: Path, request: Request) -> Outcome:
-    """Reshard the checkpoint or the ranks in `folder`."""
-    checkpoint, inventory = opened(folder)
-    return reshard(prepare(checkpoint, inventory, make_plan(checkpoint, inventory, request)), checkpoint, out)
-
-
-def opened(folder: Path) -> tuple[Checkpoint, Inventory]:
-    source = open_source(str(folder))
-    return open_ranks(source) if holds_ranks(source) else open_folder(folder)
-
-
-def merge(ranks: Path, out: Path, **options: Any) -> Checkpoint:
-    """Merge the ranks in `ranks` into `out`; the checkpoint that they were."""
-    checkpoint, inventory = opened(ranks)
-    reshard(prepare_merge(checkpoint, inventory), checkpoint, out, **options)
-    return checkpoint
-
-
-def weights(folder: Path) -> dict[str, bytes]:
-    """Every file of a checkpoint that its tensors decide: weights, index and config, by name."""
-    return {name: found for name, found in contents(folder).items() if name.endswith("safetensors") or name in
-            (INDEX_FILE, CONFIG_FILE)}  # fmt: skip
-
-
 def rank_files(folder: Path) -> dict[str, bytes]:
     """Every file of a result but those that say what it was made from."""
     beside = ("plan.json", "source.zip", "manifest.json")
@@ -83,18 +53,6 @@ def rank_files(folder: Path) -> dict[str, bytes]:
         for path in folder.rglob("*")
         if path.is_file() and path.name not in beside
     }
-
-
-def held_by(tensors: dict[str, torch.Tensor], *, decoded: bool, cast: bool) -> dict[str, torch.Tensor]:
-    """What ranks hold of a checkpoint where wo_a is decoded, and experts are cast, told by the oracle."""
-    held = dict(tensors)
-    for name in [name for name in tensors if name.endswith(".weight")]:
-        scale = name.removesuffix("weight") + "scale"
-        if decoded and "wo_a" in name and scale in held:
-            held[name] = oracle.dequantize_fp8(held[name], held.pop(scale))
-        elif cast and ".experts." in name:
-            held[name], held[scale] = oracle.fp4_to_fp8(held[name], held[scale])
-    return held
 
 
 def assert_same_tensors(found: dict[str, torch.Tensor], due: dict[str, torch.Tensor]) -> None:

@@ -11,6 +11,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
 from support.checkpoints.small import contents, load_checkpoint, load_tensors, open_folder, raw, small_config
+from support.merging import held_by, merge, opened, shard, weights
 from typer.testing import CliRunner
 
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
@@ -40,7 +41,6 @@ from dsv4_shard.sharding.run import reshard
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE
 from dsv4_shard.sources.local import LocalFile, LocalSource
 from dsv4_shard.tensors.header import read_header
-from tests.reassembly.test_merge import held_by, merge, opened, shard, weights
 
 NORM = "layers.1.attn_norm.weight"
 """Whole on every rank."""

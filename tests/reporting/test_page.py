@@ -5,10 +5,12 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from support.browser import CHROMIUM, chromium
+from support.checkpoints.full_size import FLASH, inventory_of
+from support.reports import BROKEN, HOSTILE, PADDED, WHOLE, charts_of, page_of, plan_of
 
+from dsv4_shard.engines.deployment import Request
 from dsv4_shard.reporting.page import to_html
 from dsv4_shard.reporting.report import make_report
-from tests.reporting.test_report import BROKEN, HOSTILE, PADDED, WHOLE, charts_of, page_of, plan_of
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH: install Debian's chromium, or Chrome"),
@@ -236,10 +238,6 @@ def test_the_pages_own_policy_lets_nothing_out_and_no_other_script_run(browser, 
 
 
 def test_a_hostile_name_runs_nothing(page, pages):
-    from support.checkpoints.full_size import FLASH, inventory_of
-
-    from tests.reporting.test_report import Request
-
     path = pages / "hostile.html"
     report = make_report(*inventory_of(FLASH), plan_of(FLASH, Request(4), HOSTILE))
     path.write_text(to_html(report), encoding="utf-8")

@@ -1,7 +1,8 @@
 """What ranks hold, by layer and by kind: the same bytes as the plan's, which add up over layers."""
 
 import pytest
-from support.checkpoints.full_size import FLASH, PRO, PRO_FP8, PRO_NVFP4, V3, V32, V41, inventory_of
+from support.checkpoints.full_size import PRO, inventory_of
+from support.reports import LAYOUTS, RUNNING
 
 from dsv4_shard.engines.deployment import Context, Request
 from dsv4_shard.engines.registry import engine_for
@@ -10,28 +11,6 @@ from dsv4_shard.planning.choose import choose
 from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.planning.weights import TARGET, loads, weights_of
 from dsv4_shard.reporting.rank_contents import Holding, LayerMap, layer_map, rank_bytes
-
-LAYOUTS = (
-    (PRO, Request(1)),
-    (PRO, Request(16, gpu="h20-96")),
-    (PRO, Request(16, dp=16, a2a="deepep", gpu="h200")),
-    (PRO, Request(16, ep=16, gpu="h20-96", shared_experts="whole")),
-    (PRO, Request(16, engine="vllm")),
-    (PRO, Request(16, engine="vllm", shared_experts="pad")),
-    (PRO, Request(7, engine="vllm", dp=1, ep=7)),
-    (PRO, Request(1, dp=5, ep=5, engine="vllm", gpu="b300")),
-    (PRO, Request(8, engine="trtllm")),
-    (PRO, Request(8, engine="node", nodes=2)),
-    (PRO, Request(8, engine="reference", gpu="b200")),
-    (PRO, Request(8, engine="reference", expert_dtype="fp8")),
-    (PRO_FP8, Request(16)),
-    (PRO_NVFP4, Request(8, engine="node", nodes=2)),
-    (FLASH, Request(4, gpu="h200")),
-    (V41, Request(4, engine="reference")),
-    (V3, Request(8, engine="sglang")),
-    (V32, Request(8, engine="vllm")),
-)
-RUNNING = [layout for layout in LAYOUTS if choose(inventory_of(layout[0])[1], layout[1]).feasible]
 
 
 def context_of(model: str, request: Request):
@@ -44,8 +23,12 @@ def map_of(model: str, request: Request, broken: frozenset[Module] = frozenset()
     return layer_map(*context_of(model, request), broken)
 
 
-def test_enough_of_the_layouts_run():
-    assert len(RUNNING) > 12
+@pytest.mark.parametrize(("model", "request_"), LAYOUTS)
+def test_the_layouts_that_run_are_known(model, request_):
+    assert choose(inventory_of(model)[1], request_).feasible == ((model, request_) in RUNNING)
+
+
+def test_the_layouts_are_of_all_engines():
     assert {request.engine for _, request in RUNNING} == {"sglang", "vllm", "reference", "trtllm", "node"}
 
 

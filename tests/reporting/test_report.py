@@ -1,41 +1,23 @@
 """The HTML report: what stands in it, and that nothing from outside can get out of its place."""
 
-import json
 import re
 from collections import Counter
-from functools import cache
 from html.parser import HTMLParser
-from typing import Any
 
 import pytest
 from support.checkpoints.full_size import FLASH, PRO, V3, V41, inventory_of
+from support.reports import BROKEN, HOSTILE, LAYOUTS, PADDED, WHOLE, charts_of, page_of, plan_of
 
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import UsageError
 from dsv4_shard.inspection.known_family import inspect
 from dsv4_shard.models.roles import Module
 from dsv4_shard.planning.choose import choose
-from dsv4_shard.planning.document import Plan
-from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.planning.search import plan_best, search
 from dsv4_shard.planning.weights import weights_of
 from dsv4_shard.reporting.page import to_html
 from dsv4_shard.reporting.report import make_report
 from dsv4_shard.text.units import gib, size
-from tests.reporting.test_rank_contents import LAYOUTS
-
-WHOLE = Request(16, gpu="h20-96", shared_experts="whole", nodes=2)
-BROKEN = Request(16, gpu="h20-96", shared_experts="split")
-PADDED = Request(16, gpu="h20-96", engine="vllm")
-
-
-def plan_of(model: str, request: Request, label: str | None = None) -> Plan:
-    return make_plan(*inventory_of(model), request, label or f"deepseek-ai/{model}")
-
-
-@cache
-def page_of(request: Request | None, model: str = PRO) -> str:
-    return to_html(make_report(*inventory_of(model), plan_of(model, request) if request else None))
 
 
 class _Text(HTMLParser):
@@ -63,12 +45,6 @@ def text_of(page: str) -> str:
     parser = _Text()
     parser.feed(page)
     return re.sub(r"\s+", " ", "".join(parser.words))
-
-
-def charts_of(page: str) -> dict[str, Any]:
-    found = re.search(r'<script type="application/json" id="charts">(.*?)</script>', page, re.DOTALL)
-    assert found
-    return json.loads(found[1])
 
 
 @pytest.mark.parametrize("request_", [WHOLE, BROKEN, PADDED, None])
@@ -259,9 +235,6 @@ def test_of_a_family_that_no_engine_is_known_for_nothing_is_drawn_but_its_blocks
     charts = charts_of(page)
     assert charts["map"] is charts["ranks"] is None
     assert "Does not run" in text_of(page) or "Not known to run" in text_of(page)
-
-
-HOSTILE = "x</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\x1b[31m\u202e{{7*7}}"
 
 
 def test_a_hostile_name_stays_text_everywhere():

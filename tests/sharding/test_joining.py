@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from support.checkpoints.small import open_folder, reshard_folder, small_config, with_bf16_o_a
+from support.folders import contents
 from typer.testing import CliRunner
 
 from dsv4_shard.catalog.rank_ranges import parse_ranks, say_ranks, span_of
@@ -90,11 +91,6 @@ def start(model: Path, out: Path, layout: str, ranks: tuple[int, ...]) -> subpro
     options = ["--engine", layout, "--tp", str(request.tp), "--ranks", span_of(ranks)]
     options += ["--nodes", str(request.nodes)] if request.nodes else []
     return subprocess.Popen([sys.executable, "-m", "dsv4_shard", "reshard", str(model), str(out), *options])
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file in a folder and its folders."""
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def twins(folder: Path) -> set[frozenset[str]]:

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from support.random_work import random_work
 
 from dsv4_shard.sharding.copy import copy
 from dsv4_shard.sharding.journal import Finished
 from dsv4_shard.sharding.recipe import spans
 from dsv4_shard.sources.base import OpenFile, Span
 from dsv4_shard.sources.local import LocalFile, LocalSource
-from tests.sharding.test_copy import random_work
 
 
 @dataclass

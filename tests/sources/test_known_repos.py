@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.command_line import run
 
 from dsv4_shard.errors import ExitCode
 from dsv4_shard.sources import known_repos as cached
 from dsv4_shard.sources.remote_headers import HeaderCache
-from tests.test_cli import run
 
 HUB = "https://huggingface.co"
 

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 from support.checkpoints.small import small_config
+from support.command_line import run
 from support.servers.loopback import Fault
 
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
@@ -25,7 +26,6 @@ from dsv4_shard.sources import object_store as stores
 from dsv4_shard.sources import remote_headers as heads
 from dsv4_shard.sources.object_store import connect, open_store
 from dsv4_shard.tensors.header import LENGTH_BYTES
-from tests.test_cli import run
 
 URL = "s3://bucket/models/small"
 REFERENCE = ("--tp", "4", "--engine", "reference")

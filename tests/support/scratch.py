@@ -1,10 +1,13 @@
-"""Folders that last as long as the process, for what is made once and read by many tests."""
+"""Folders that last as long as the process or the run, for what is made once and read by many tests."""
 
 import atexit
+import os
 import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
+
+_SHARED = "DSV4_SHARD_TEST_FOLDER"
 
 
 @cache
@@ -13,6 +16,16 @@ def process_folder() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="dsv4-shard-tests-"))
     atexit.register(remove_process_folder)
     return folder
+
+
+def share_process_folder() -> None:
+    """Make this process's folder the one that its children share, such as the workers of a run."""
+    os.environ[_SHARED] = str(process_folder())
+
+
+def shared_folder() -> Path:
+    """The folder of the run, or of this process if it is no part of a run."""
+    return Path(os.environ.get(_SHARED) or process_folder())
 
 
 def remove_process_folder() -> None:

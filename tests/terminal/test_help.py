@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from support.command_line import run
 from support.paths import ROOT
 
 from dsv4_shard.cli import app
 from dsv4_shard.errors import ExitCode
 from dsv4_shard.terminal.help import EXAMPLES, EXIT_CODES, NO
-from tests.test_cli import run
 
 COMMANDS = list(typer.main.get_command(app).commands)
 SAID = "Weight output_partition_size = 192 is not divisible by weight quantization block_n = 128.\n"

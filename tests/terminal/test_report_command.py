@@ -4,10 +4,10 @@ import os
 import shutil
 
 import pytest
+from support.command_line import run
 
 import dsv4_shard
 from dsv4_shard.errors import ExitCode
-from tests.test_cli import run
 
 
 @pytest.fixture

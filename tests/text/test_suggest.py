@@ -1,6 +1,7 @@
 """Names that are not known: what was meant comes first, and the exit code is that of wrong usage."""
 
 import pytest
+from support.command_line import run
 
 from dsv4_shard.catalog import options as names
 from dsv4_shard.engines.deployment import ANY_ENGINE
@@ -8,7 +9,6 @@ from dsv4_shard.engines.registry import ENGINES
 from dsv4_shard.errors import ExitCode
 from dsv4_shard.planning.search import RANKINGS
 from dsv4_shard.text.suggest import near
-from tests.test_cli import run
 
 
 def test_the_names_that_are_offered_are_those_that_the_engines_have():

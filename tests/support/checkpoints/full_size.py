@@ -1,15 +1,20 @@
 """Checkpoints of full width for the tests: the real ones from skeleton files, variants of them in memory.
 
-All are made once a process and never changed by a test; those in memory have no files and no offsets.
+All are made once per process and never changed by a test; those in memory have no files and no offsets. Reading a real
+one takes seconds, so the workers of a run share what the first of them has read.
 """
 
+import fcntl
 import json
+import os
+import pickle
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from support.checkpoints.skeletons import DATA, write_skeleton
-from support.scratch import process_folder
+from support.checkpoints.skeletons import write_skeleton
+from support.paths import DATA
+from support.scratch import shared_folder
 
 from dsv4_shard.checkpoint.inventory import Inventory, take_inventory
 from dsv4_shard.checkpoint.reader import Checkpoint, SourceFile, read_checkpoint
@@ -21,6 +26,7 @@ from dsv4_shard.models.config import parse_config
 from dsv4_shard.opening import open_source
 from dsv4_shard.planning.choose import choose
 from dsv4_shard.sources.local import LocalSource
+from dsv4_shard.storage.runtime import collector_paused
 from dsv4_shard.tensors.geometry import scale_shape
 from dsv4_shard.tensors.header import Tensor, nbytes_of
 
@@ -45,14 +51,34 @@ Tensors = dict[str, tuple[str, tuple[int, ...]]]
 
 def config_of(model: str) -> dict[str, Any]:
     """config.json of a real checkpoint, as released; the caller's own copy."""
-    return json.loads((DATA / model / "config.json").read_text())
+    config: dict[str, Any] = json.loads((DATA / model / "config.json").read_text())
+    return config
 
 
 @cache
 def inventory_of(model: str) -> tuple[Checkpoint, Inventory]:
     """A real checkpoint, read from its skeleton."""
-    checkpoint = read_checkpoint(open_source(str(write_skeleton(process_folder() / model, model))))
+    checkpoint = _read_once(model)
     return checkpoint, take_inventory(checkpoint)
+
+
+def _read_once(model: str) -> Checkpoint:
+    """Read from the skeleton by the first worker that asks, and from that worker's pickle by the others."""
+    folder = shared_folder()
+    kept = folder / f"{model}.pickle"
+    with (folder / f"{model}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            skeleton = folder / model
+            if not skeleton.exists():
+                write_skeleton(skeleton, model)
+            checkpoint = read_checkpoint(open_source(str(skeleton)))
+            if "PYTEST_XDIST_WORKER" in os.environ:
+                kept.write_bytes(pickle.dumps(checkpoint, pickle.HIGHEST_PROTOCOL))
+            return checkpoint
+    with collector_paused():
+        found: Checkpoint = pickle.loads(kept.read_bytes())
+    return found
 
 
 def in_memory(document: dict[str, Any], tensors: Tensors) -> Checkpoint:

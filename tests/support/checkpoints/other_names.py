@@ -232,7 +232,8 @@ def write_dialect(folder: Path, native: Path, dialect: str) -> Path:
             ]).view(tensors[name].dtype)  # fmt: skip
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
-    names, weight_map = sorted(written), {}
+    names = sorted(written)
+    weight_map: dict[str, str] = {}
     for number, some in enumerate((names[::2], names[1::2]), 1):
         file = f"model-{number:05d}-of-00002.safetensors"
         save_file({name: written[name].contiguous() for name in some}, folder / file, metadata={"format": "pt"})

@@ -61,7 +61,7 @@ def write_skeleton(folder: Path, model: str) -> Path:
     """A folder with the config, index and files of `model`; the files have their full size and take no room."""
     config = json.loads((DATA / model / CONFIG_FILE).read_text())
     folder.mkdir(parents=True)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     total = 0
     for file, tensors in by_file(expand(model), config).items():
         header, placed = build_header(tensors)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -207,7 +208,7 @@ def headers_only(
 
 
 @contextmanager
-def umask(mask: int):
+def umask(mask: int) -> Iterator[None]:
     """Files made within get no more permissions than `mask` leaves."""
     before = os.umask(mask)
     try:

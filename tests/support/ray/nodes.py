@@ -32,7 +32,7 @@ def main(folders: list[str]) -> None:
         print(json.dumps({"address": cluster.address, "raylets": pids}), flush=True)
         sys.stdin.read()
     finally:
-        cluster.shutdown()
+        cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def open_slowly(repo: str, config: Path | None) -> tuple[Checkpoint, Inventory]:
         done += len(data)
 
     journal.SAVE_BYTES = SAVE_BYTES
-    FileSink.put = put
+    FileSink.put = put  # type: ignore[assignment, method-assign]
     return open_checkpoint(repo, config)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from moto.backends import get_backend
-from moto.core import DEFAULT_ACCOUNT_ID
+from moto.core.models import DEFAULT_ACCOUNT_ID
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from support.servers.loopback import BODY_FAULTS, RANGE_FAULTS, REFUSALS, Fault, Recorder, Request, shut
 from werkzeug.datastructures import Headers
@@ -139,7 +139,7 @@ class StoreServer(Recorder):
             environ.pop("HTTP_IF_MATCH", None)
         spoiled = self.strike(request, RANGE_FAULTS) if request.range else None
         kind = spoiled.kind if spoiled else ""
-        first, last = map(int, _RANGE.findall(request.range)[0]) if spoiled else (0, 0)
+        first, last = map(int, _RANGE.findall(request.range or "")[0]) if spoiled else (0, 0)
         if kind == "short_range":
             environ["HTTP_RANGE"] = f"bytes={first}-{(first + last) // 2}"
         elif kind in ("ignore_range", "long_range"):
@@ -151,7 +151,7 @@ class StoreServer(Recorder):
             request.status = int(status.split()[0])
             return start_response(status, headers, raised)
 
-        pieces = self._app(environ, begin)
+        pieces: Iterable[bytes] = self._app(environ, begin)
         if request.method == "HEAD":
             return pieces
         return self._body(request, b"".join(pieces), environ["werkzeug.socket"])
@@ -193,7 +193,7 @@ class StoreServer(Recorder):
         yield bytes(rest)
 
 
-def _is_as_signed(signed: str, sent: bytes) -> bool:
+def _is_as_signed(signed: str, sent: bytes | bytearray) -> bool:
     """Whether a body is the one that was signed, if it was signed at all."""
     return not _SHA256.fullmatch(signed) or signed == hashlib.sha256(sent).hexdigest()
 

@@ -1,6 +1,6 @@
-"""Where the numbers in `sglang/` and `vllm/` come from.
+"""Where the numbers in `sglang/` and `vllm/` of tests/data come from.
 
-    python tests/data/derive.py CONTRACTS
+    python tools/derive_contracts.py CONTRACTS
 
 CONTRACTS is a folder with `sglang-0.5.23/` and `vllm-0.33.0/`: for each layout the parameters that the engine's own
 model class declared when it was built (name, shape, dtype), and for SGLang the verdict of its constructors. Written
@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
+DATA = Path(__file__).parent.parent / "tests" / "data"
 
 DTYPE_BYTES = {
     "bfloat16": 2,
@@ -139,7 +139,7 @@ def vllm_backends(folder: Path) -> list[dict[str, Any]]:
     backends = []
     for sm in (90, 100):
         for entry in json.loads((folder / f"backends-sm{sm}.json").read_text()):
-            result = {"experts": entry["kind"], "runner": entry["backend_arg"]} | {
+            result: dict[str, Any] = {"experts": entry["kind"], "runner": entry["backend_arg"]} | {
                 k: entry[k] for k in ("sm", "tp", "ep")
             }
             if "error" in entry:
@@ -174,7 +174,9 @@ def v3_attempts(folder: Path, engine: str) -> list[dict[str, Any]]:
             error = entry.get("error") or ""
             if "WorkspaceManager" in error:  # of the harness
                 continue
-            result = {"sm": 100 if "sm100" in file.parts else 90} if engine == "sglang" else {}
+            result: dict[str, Any] = {}
+            if engine == "sglang":
+                result["sm"] = 100 if "sm100" in file.parts else 90
             result |= {key: entry[key] for key in V3_KEYS[engine] if entry.get(key) is not None}
             if entry.get("extra") or entry.get("wide"):
                 result["intermediate_size"] = 32768
@@ -191,7 +193,7 @@ def v3_attempts(folder: Path, engine: str) -> list[dict[str, Any]]:
 
 def write(name: str, entries: list[dict[str, Any]]) -> None:
     """One entry a line, so that a change shows in a diff."""
-    path = HERE / name
+    path = DATA / name
     path.parent.mkdir(exist_ok=True)
     path.write_text("[\n" + ",\n".join(json.dumps(entry) for entry in entries) + "\n]\n")
     print(f"{path}: {len(entries)} entries")

@@ -353,7 +353,7 @@ def test_a_manifest_names_nothing_outside_its_folder(name, place, out, opened):
         {"files": [{"name": MANIFEST_NAME}]},
         {"files": [{"name": 5}]},
         {"companions": [{"nbytes": 1.5}]},
-        {"schema_version": 2},
+        {"schema_version": 0},
         {"extra": 1},
     ],
     ids=str,

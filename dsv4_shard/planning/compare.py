@@ -14,7 +14,7 @@ from dsv4_shard.planning.document import Plan, PlanModule
 from dsv4_shard.text.document import Document
 
 _SHOWN = {"source", "request", "engine_version", "deployment", "feasible", "breaches", "choices", "modules", "totals",
-          "memory", "launch", "layout", "reshard", "out"}  # fmt: skip
+          "memory", "launch", "layout", "reshard"}  # fmt: skip
 """Parts of a plan that have a section; what the others differ in is said as it stands."""
 
 _SECTIONS = ("checkpoint", "request", "deployment", "verdicts", "placements", "bytes_per_rank", "environment",
@@ -95,7 +95,8 @@ def compare_plans(a: Plan, b: Plan, names: tuple[str, str]) -> PlanComparison:
     request = tuple(_differences(*asked))
     verdicts = [_verdict(plan) for plan in (a, b)]
     commands = tuple(plan.launch.commands for plan in (a, b))
-    left = [_leaves({key: value for key, value in document.items() if key not in _SHOWN}) for document in documents]
+    shown = _SHOWN if a.reshard == b.reshard else _SHOWN | {"out"}  # the command names it
+    left = [_leaves({key: value for key, value in document.items() if key not in shown}) for document in documents]
     comparison = PlanComparison(
         a=names[0],
         b=names[1],

@@ -17,9 +17,12 @@ SCHEMA_VERSION: Literal[2] = 2
 
 
 class DeploymentDocument(Document):
-    """What a request comes to, with every choice made; fields are those of `Deployment`.
+    """What a request comes to, with every choice made.
 
-    `gpu` is None where no GPU was named.
+    `world` is the number of GPUs, `attention_tp` and `moe_tp` the ranks that share one attention and one routed expert,
+    `shared_parts` the ranks that share one shared expert. `shared` is how: whole, split, pad or subgroup. `experts` is
+    the format in which the engine holds the routed experts. `gpu` is None where no GPU was named. `version` is the
+    engine's.
     """
 
     engine: str
@@ -45,9 +48,9 @@ class DeploymentDocument(Document):
 
 
 class PlanDeployment(DeploymentDocument):
-    """A deployment as a plan has it. `runner` is `?` where nothing is claimed of the GPU's kernels.
+    """A deployment as a plan has it, with every choice made.
 
-    `architecture` is the GPU's family, which decides which kernels run.
+    `runner` is `?` where nothing is known of the GPU's kernels. `architecture` is the GPU's family, which decides which kernels run.
     """
 
     architecture: str

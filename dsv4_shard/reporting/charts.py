@@ -6,7 +6,7 @@ from typing import Any
 
 from dsv4_shard.planning.block_grid import BlockGrid
 from dsv4_shard.reporting.content import ReportContent
-from dsv4_shard.reporting.rank_contents import Column, Holding, LayerMap, RankBytes, is_mtp
+from dsv4_shard.reporting.rank_contents import Column, Holding, LayerMap, LayerRow, RankBytes
 from dsv4_shard.text.units import quotient, size
 
 _RANK_KINDS = (
@@ -107,15 +107,17 @@ def _map_chart(layers: LayerMap) -> dict[str, Any]:
         totals[cell.column] += cell.nbytes
     every = max(1, len(layers.rows) // _TICKS)
     return {
-        "rows": layers.rows,
-        "titles": [f"layer {row}" if row.isdigit() else row for row in layers.rows],
+        "rows": [row.title for row in layers.rows],
+        "titles": [row.title if row.number is None else f"layer {row.title}" for row in layers.rows],
         "columns": [
             {"kind": column.kind, "title": f"{_name(column, layers)}: {_placed(column.kind, column.placement)}"
              + (f", {size(total)}" if total else "")}
             for column, total in zip(layers.columns, totals, strict=True)
         ],
         "cells": [(cell.row, cell.column, cell.nbytes, cell.padding) for cell in layers.cells],
-        "ticks": [(number, row) for number, row in enumerate(layers.rows) if row.isdigit() and int(row) % every == 0],
+        "ticks": [
+            (at, row.title) for at, row in enumerate(layers.rows) if row.number is not None and row.number % every == 0
+        ],
     }  # fmt: skip
 
 
@@ -138,7 +140,7 @@ def map_rows(layers: LayerMap) -> Iterator[dict[str, Any]]:
     for number, column in enumerate(layers.columns):
         cells = sorted((cell for cell in layers.cells if cell.column == number), key=lambda cell: cell.row)
         for is_draft in (False, True):
-            members = [cell for cell in cells if is_mtp(layers.rows[cell.row]) == is_draft]
+            members = [cell for cell in cells if layers.rows[cell.row].is_draft == is_draft]
             if members:
                 yield {
                     "module": column.module,
@@ -149,12 +151,13 @@ def map_rows(layers: LayerMap) -> Iterator[dict[str, Any]]:
                 }
 
 
-def _spans(rows: list[str]) -> str:
+def _spans(rows: list[LayerRow]) -> str:
     """Titles of rows, runs of numbers as spans: `model, 0-60, MTP 0`; what stands in every second one stays a list."""
-    spans: list[list[str]] = []
+    spans: list[list[LayerRow]] = []
     for row in rows:
-        if spans and row.isdigit() and spans[-1][-1].isdigit() and int(row) == int(spans[-1][-1]) + 1:
+        before = spans[-1][-1].number if spans else None
+        if before is not None and row.number == before + 1:
             spans[-1] = [spans[-1][0], row]
         else:
             spans.append([row])
-    return ", ".join("-".join(span) for span in spans)
+    return ", ".join("-".join(row.title for row in span) for span in spans)

@@ -152,7 +152,7 @@ def _says(cell: MatrixCell) -> str:
 
 def _why(cell: MatrixCell) -> Iterator[str]:
     """What is to be said of a verdict: what it takes and weighs, and the arithmetic of what does not hold."""
-    if cell.how and cell.how.startswith("--"):
+    if cell.otherwise:
         yield f"as {cell.how}"
     if cell.bytes_per_rank is not None:
         yield f"{gib(cell.bytes_per_rank)} a rank"

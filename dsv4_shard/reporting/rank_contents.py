@@ -6,6 +6,7 @@ A plan adds up over layers; here each layer stands for itself. The sums are the 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from dsv4_shard.checkpoint.inventory import TensorGroup
 from dsv4_shard.checkpoint.reader import Checkpoint
@@ -50,11 +51,34 @@ class LayerCell:
     padding: int
 
 
+class LayerRow(NamedTuple):
+    """A layer, or a part of the model outside of the layers."""
+
+    stage: Stage
+    layer: int
+
+    @property
+    def number(self) -> int | None:
+        """The layer's number; None where it is no layer."""
+        return self.layer if self.stage is Stage.LAYER else None
+
+    @property
+    def is_draft(self) -> bool:
+        """Whether it is an MTP block."""
+        return self.stage is Stage.MTP
+
+    @property
+    def title(self) -> str:
+        """What pictures call it: a layer by its number alone."""
+        names = {Stage.MODEL: "model", Stage.LAYER: str(self.layer), Stage.MTP: f"MTP {self.layer}"}
+        return names.get(self.stage, "vision")
+
+
 @dataclass(frozen=True, slots=True)
 class LayerMap:
-    """The model by layers and modules. `rows` are titles: the layers' numbers, and what is outside of them."""
+    """The model by layers and modules."""
 
-    rows: tuple[str, ...]
+    rows: tuple[LayerRow, ...]
     columns: tuple[Column, ...]
     cells: tuple[LayerCell, ...]
 
@@ -79,7 +103,7 @@ def layer_map(checkpoint: Checkpoint, engine: Engine, context: Context, broken: 
     keys = sorted({key for _, key in held}, key=_column_order)
     roles = {key: {role: None for at, members in held.items() if at[1] == key for role, *_ in members} for key in keys}
     return LayerMap(
-        rows=tuple(_title(*place) for place in places),
+        rows=tuple(LayerRow(*place) for place in places),
         columns=tuple(Column(*key, tuple(sorted(roles[key], key=list(Role).index))) for key in keys),
         cells=tuple(
             LayerCell(places.index(place), keys.index(key), sum(m[1] for m in members), sum(m[2] for m in members))
@@ -137,15 +161,6 @@ def _place_order(place: tuple[Stage, int]) -> tuple[int, int]:
 def _column_order(key: tuple[Module, Holding, str]) -> tuple[int, int, str]:
     module, kind, placement = key
     return list(Module).index(module), list(Holding).index(kind), placement
-
-
-def _title(stage: Stage, layer: int) -> str:
-    return {Stage.MODEL: "model", Stage.LAYER: str(layer), Stage.MTP: f"MTP {layer}", Stage.VISION: "vision"}[stage]
-
-
-def is_mtp(row: str) -> bool:
-    """Whether a row of a map is an MTP block, by its title."""
-    return row.startswith("MTP ")
 
 
 # --- by rank ---------------------------------------------------------------------------------------------------------

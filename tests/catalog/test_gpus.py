@@ -44,7 +44,7 @@ def test_of_a_gpu_whose_kernels_are_not_known_nothing_is_claimed(engine, gpu):
     assert {breach.rule for breach in plan.breaches} <= {UNKNOWN_GPU, "memory"}
     assert plan.breaches[0].rule == UNKNOWN_GPU
     assert (plan.checks, plan.choices, plan.alternatives, plan.launch.commands) == ((), (), (), ())
-    assert (plan.layout, plan.reshard, plan.deployment["runner"]) == (None, None, "?")
+    assert (plan.layout, plan.reshard, plan.deployment.runner) == (None, None, "?")
     with pytest.raises(InfeasiblePlan, match="was never held against its own classes"):
         refuse_infeasible(plan)
 
@@ -87,7 +87,7 @@ def test_weights_that_do_not_fit_break_the_memory_rule_also_where_kernels_are_no
 
 @pytest.mark.parametrize(("gpu", "nodes"), [("gb10", 16), ("ascend-910c", 1), ("mi300x", 2), ("ascend-910b", 2)])
 def test_a_host_has_the_gpus_of_its_kind(gpu, nodes):
-    assert plan_of(tp=16, gpu=gpu).deployment["nodes"] == nodes
+    assert plan_of(tp=16, gpu=gpu).deployment.nodes == nodes
 
 
 @pytest.mark.parametrize(("text", "nbytes"), [
@@ -118,7 +118,7 @@ def test_a_gpu_given_by_its_memory_is_hoppers_and_says_so():
     assert plan.totals == hopper.totals
     assert plan.memory is not None
     assert plan.memory.capacity == 95 << 30
-    assert plan.deployment["gpu"] == "95GiB"
+    assert plan.deployment.gpu == "95GiB"
     assert plan.assumptions == (
         "Hopper (sm_90) is assumed for a GPU of 95.00 GiB (--gpu-memory); name it with --gpu to have its own rules",
     )

@@ -439,7 +439,7 @@ def test_a_plan_is_sglangs_for_the_same_gpus(name, wanted):
     assert ours.totals == theirs.totals
     assert ours.modules == theirs.modules
     assert ours.memory == theirs.memory
-    assert ours.deployment == theirs.deployment | {"engine": "node"}
+    assert ours.deployment == theirs.deployment.model_copy(update={"engine": "node"})
     assert ours.launch.environment == theirs.launch.environment
     assert len(ours.launch.commands) == wanted["nodes"]
 

@@ -73,7 +73,7 @@ def test_nvfp4_on_eight_b200_is_not_found_since_its_runners_were_never_held():
 
 
 def plan_of(model: str, result: Search, index: int) -> Plan:
-    return make_plan(*inventory_of(model), Request(**result.layouts[index].request), model)
+    return make_plan(*inventory_of(model), result.layouts[index].request.to_request(), model)
 
 
 @pytest.mark.parametrize(("model", "gpus", "gpu"), [(PRO, 16, "h20-96"), (FLASH, 4, "b200"), (V3, 16, "h100")])
@@ -89,7 +89,7 @@ def test_a_layouts_numbers_are_those_of_its_plan(model, gpus, gpu):
         assert layout.tokens_at_most == plan.memory.kv_tokens_at_most
         assert layout.replicated_bytes == plan.totals.replicated_bytes_per_rank
         assert layout.padding_bytes == plan.totals.padding_bytes_per_rank
-        assert layout.deployment["world"] == plan.deployment["world"] == gpus
+        assert layout.deployment.world == plan.deployment.world == gpus
 
 
 @pytest.mark.parametrize(("model", "gpus", "gpu"), [(PRO, 16, "h20-96"), (PRO, 8, "h100"), (FLASH, 12, None)])
@@ -291,7 +291,7 @@ def test_each_row_tells_what_has_to_be_asked_for_since_the_plan_does_not_take_it
 ):
     monkeypatch.setenv("COLUMNS", str(columns))
     layouts = found(model, 16, "h20-96").layouts
-    asked = [[one.request[key] for key in ("runner", "a2a", "shared_experts")] for one in layouts]
+    asked = [[one.request.runner, one.request.a2a, one.request.shared_experts] for one in layouts]
     wanted = [", ".join(word for word in words if word not in (None, "auto")) for words in asked[:12]]
     assert set(wanted) == options
     result = run("plan", root_of(model), "--gpus", "16", "--gpu", "h20-96", "--engine", "sglang,vllm")

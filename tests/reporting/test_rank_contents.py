@@ -56,7 +56,7 @@ def test_the_cells_of_the_map_add_up_to_what_the_heaviest_rank_loads(model, requ
     drawn = map_of(model, request_)
     _, engine, context = context_of(model, request_)
     weights = list(loads(engine, context))
-    draft = [row for row, title in enumerate(drawn.rows) if title.startswith("MTP")]
+    draft = [at for at, row in enumerate(drawn.rows) if row.is_draft]
     for is_draft in (False, True):
         due = sum(one.held.nbytes * one.per_rank[1] for one in weights if (one.group.stage not in TARGET) is is_draft)
         assert sum(cell.nbytes for cell in drawn.cells if (cell.row in draft) is is_draft) == due
@@ -64,11 +64,11 @@ def test_the_cells_of_the_map_add_up_to_what_the_heaviest_rank_loads(model, requ
 
 def test_the_map_of_v4_pro_has_every_layer_and_what_only_some_layers_have():
     drawn = map_of(PRO, Request(16))
-    assert drawn.rows == ("model", *map(str, range(61)), "MTP 0")
+    assert tuple(row.title for row in drawn.rows) == ("model", *map(str, range(61)), "MTP 0")
     indexer = [number for number, column in enumerate(drawn.columns) if column.module is Module.INDEXER]
     rows = {cell.row for cell in drawn.cells if cell.column in indexer}
     config = inventory_of(PRO)[1].config
-    assert {int(drawn.rows[row]) for row in rows} == {
+    assert {drawn.rows[row].number for row in rows} == {
         layer for layer, ratio in enumerate(config.compress_ratios[:61]) if ratio == 4
     }
     shared = [column for column in drawn.columns if column.module is Module.SHARED]

@@ -38,6 +38,7 @@ from dsv4_shard.sharding.run import reshard
 from dsv4_shard.storage import locks
 from dsv4_shard.storage import staging as commit
 from dsv4_shard.verification.result_folder import verify
+from dsv4_shard.version import __version__
 
 LAYOUTS = {
     "sglang": Request(tp=8, engine="sglang"),
@@ -253,14 +254,13 @@ def test_a_checkpoint_under_another_name_is_refused_unless_the_shares_follow_one
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_a_result_of_another_version_is_not_joined(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_result_of_another_version_is_joined(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(sys.modules[reshard.__module__], "__version__", "0.0.9")
         reshard_folder(small, tmp_path / "out", 2, ranks=(0,))
-    with pytest.raises(OtherDeployment, match=r"made by dsv4-shard 0\.0\.9"):
-        reshard_folder(small, tmp_path / "out", 2, ranks=(1,))
+    reshard_folder(small, tmp_path / "out", 2, ranks=(1,))
+    assert load_manifest(tmp_path / "out").written_by == {"0.0.9": (0,), __version__: (1,)}
+    assert verify(tmp_path / "out", open_folder(small)).ok
 
 
 def test_a_folder_without_a_manifest_is_not_joined(small: Path, tmp_path: Path) -> None:

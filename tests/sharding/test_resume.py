@@ -304,11 +304,14 @@ def test_other_ranks_have_a_place_of_their_own(small: Path, tmp_path: Path) -> N
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_another_version_is_refused(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_another_version_left_is_continued(
+    small: Path, expected: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(sys.modules[reshard.__module__], "__version__", "0.0.9")
-        break_off(model, tmp_path / "out")
-    assert_refused(r"made by dsv4-shard 0\.0\.9, this is", model, tmp_path / "out")
+        saved = break_off(small, tmp_path / "out")
+    assert reshard_folder(small, tmp_path / "out", 2).resumed == saved > 0
+    assert contents(tmp_path / "out") == expected
 
 
 def test_a_version_that_keeps_its_journal_in_another_way_is_refused(

@@ -16,6 +16,7 @@ from dsv4_shard.reassembly.detect import holds_ranks
 from dsv4_shard.reassembly.merge_job import prepare_merge
 from dsv4_shard.reassembly.rank_folder import open_ranks
 from dsv4_shard.sharding.job import prepare
+from dsv4_shard.sharding.outcome import Outcome
 from dsv4_shard.sharding.run import reshard
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
 from dsv4_shard.sources.local import LocalSource

@@ -11,6 +11,7 @@ ENGINES = {
     "trtllm": "TensorRT-LLM: planned only, no files are written",
     "node": "a folder a node, for stock loaders",
 }
+"""Value of `--engine` → its description."""
 
 RUNNERS = {
     "sglang": ("flashinfer_mxfp4", "marlin", "triton", "deep_gemm", "auto"),
@@ -69,7 +70,10 @@ SHARED_EXPERTS = {
     "split": "cut over the ranks, where whole blocks divide",
     "pad": "cut over the ranks, filled up to whole blocks (vLLM)",
 }
+"""Value of `--shared-experts` → its description."""
 
 RANKINGS = {"weights": "the lightest", "tokens": "the most room for tokens", "sent": "the fewest bytes between GPUs"}
+"""Value of `--rank-by` → its description."""
 
 EXPERT_DTYPES = {"fp4": "as FP4 experts are", "fp8": "FP4 experts cast to FP8, as DeepSeek's converter does"}
+"""Value of `--expert-dtype` → its description."""

@@ -77,9 +77,13 @@ def check_completeness(census: Census) -> Iterator[Finding]:
 def expected_names(
     config: ModelConfig, mtp_blocks: Iterable[int], draft: Draft, *, optional: bool = False
 ) -> Iterator[TensorName]:
-    """Yield every weight that the model needs, in the order of the tables.
+    """Yield every weight that the model needs, in the order of the tables. Expert 0 stands for all experts of a layer.
 
-    One name (expert 0) stands for all experts of a layer. With `optional`, weights that may be missing are included.
+    Args:
+        config: The model's config.
+        mtp_blocks: Numbers of the MTP blocks.
+        draft: The draft model that they make up.
+        optional: Whether to include weights that may be missing.
     """
     numbers = {Stage.MODEL: (-1,), Stage.LAYER: range(config.num_hidden_layers), Stage.MTP: sorted(mtp_blocks)}
     for stage, specs in family_of(config).specs.items():

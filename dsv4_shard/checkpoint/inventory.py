@@ -73,6 +73,7 @@ class Inventory:
 
     @property
     def family(self) -> Family:
+        """The family of the model."""
         return family_of(self.config)
 
     @property
@@ -82,6 +83,7 @@ class Inventory:
 
     @property
     def errors(self) -> tuple[Finding, ...]:
+        """The findings that stop planning."""
         return tuple(finding for finding in self.findings if finding.severity is Severity.ERROR)
 
     def group(self, tensor: Tensor, name: TensorName) -> TensorGroup:

@@ -68,6 +68,7 @@ class Census:
 
     @property
     def family(self) -> Family:
+        """The family of the model."""
         return family_of(self.config)
 
     def place(self, stage: Stage, layer: int) -> Place:

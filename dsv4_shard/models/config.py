@@ -16,7 +16,7 @@ MAX_CONFIG_VALUES = 200_000
 _NAMED_AT_ONCE = 30
 
 _TOP_LEVEL_KEYS = ("model_type", "architectures", "quantization_config", "vision_config")
-"""Keys that stand beside the nested part of the language model."""
+"""Keys outside of the nested part of the language model."""
 
 UNSUPPORTED = {
     "glm4_moe": "GLM-4 MoE",

@@ -362,7 +362,7 @@ def _unstacked(tensor: "Tensor", parts: tuple[str, ...], config: ModelConfig) ->
 
 
 def _crosses(rows: int, config: ModelConfig) -> bool:
-    """Return whether a scale block lies across two projections, each of which has `rows` rows of scales."""
+    """Return whether a scale block crosses from one projection into the next, if each has `rows` rows of scales."""
     size, declared = config.moe_intermediate_size, config.declared_block
     if rows in (0, size):
         return False

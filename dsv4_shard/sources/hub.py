@@ -51,6 +51,7 @@ class Repository:
 
     @property
     def cache(self) -> HeaderCache:
+        """The cache of its headers and commits."""
         return HeaderCache(self.endpoint, self.repo_id)
 
 

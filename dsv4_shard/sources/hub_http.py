@@ -98,7 +98,7 @@ class HubFiles:
         return Path(retry(attempt, Event()))
 
     def fetch(self, name: str, start: int, buffer: memoryview, stopped: Event) -> None:
-        """Fill `buffer` with bytes of a file from `start` on. If a connection breaks, resume where it broke.
+        """Fill `buffer` as `remote.Remote.fetch` does. If a connection breaks, resume where it broke.
 
         Raises NotFound, AccessRefused, BadAnswer, Throttled or ServerFailed, and Unreachable if `stopped` is set.
         """

@@ -175,9 +175,11 @@ class StoreFiles:
 
     @property
     def place(self) -> str:
+        """URL of the bucket."""
         return self.store.place
 
     def fetch(self, name: str, start: int, buffer: memoryview, stopped: Event) -> None:
+        """Fill `buffer` as `Store.read` does."""
         self.store.read(name, self.listing[name], start, buffer, stopped)
 
 

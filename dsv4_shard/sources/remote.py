@@ -37,16 +37,24 @@ class Listed(NamedTuple):
 
 
 class Remote(Protocol):
-    """A place on a server.
-
-    `place` is its name for users. `fetch` fills a buffer with a file's bytes from an offset on. It is thread-safe,
-    makes its own retries, gives up when the event is set, and raises Unreachable if it fails.
-    """
+    """A place on a server. `place` is its name for users."""
 
     @property
     def place(self) -> str: ...
 
-    def fetch(self, name: str, start: int, buffer: memoryview, stopped: Event) -> None: ...
+    def fetch(self, name: str, start: int, buffer: memoryview, stopped: Event) -> None:
+        """Fill `buffer` with bytes of a file. Thread-safe. Retries failed requests itself.
+
+        Args:
+            name: Name of the file.
+            start: First byte.
+            buffer: Where the bytes go; its length is the number of bytes to read.
+            stopped: Ends the reading when set.
+
+        Raises:
+            Unreachable: The bytes cannot be read, or `stopped` was set.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,7 +138,7 @@ def _strings(document: object) -> Iterator[str]:
 
 
 def first_error(error: "ValidationError") -> str:
-    """Describe the first place where a document contradicts its pydantic model, and why."""
+    """Return the first place at which a document contradicts its pydantic model, and the reason."""
     first = error.errors(include_url=False, include_input=False)[0]
     place = short_name(".".join(map(str, first["loc"])))
     return ": ".join(filter(None, (place, first["msg"].removeprefix("Value error, "))))

@@ -141,7 +141,7 @@ def test_what_was_read_is_forgotten() -> None:
             read(ahead, Span("0.bin", start, start + 500))
         assert len(watcher.expected) == FILE_BYTES // 1000
         assert all(block.data is None for block in watcher.expected)
-        assert ahead._held == 0
+        assert ahead._buffered_nbytes == 0
 
 
 def test_a_reader_beyond_the_budget_is_served(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,8 @@ class DeploymentDocument(Document):
 class PlanDeployment(DeploymentDocument):
     """A deployment as a plan has it, with every choice made.
 
-    `runner` is `?` where nothing is known of the GPU's kernels. `architecture` is the GPU's family, which decides which kernels run.
+    `runner` is `?` where nothing is known of the GPU's kernels. `architecture` is the GPU's family, which decides
+    which kernels run.
     """
 
     architecture: str

@@ -27,8 +27,9 @@ from dsv4_shard.reassembly.detect import holds_ranks
 from dsv4_shard.reassembly.merge_job import prepare_merge, source_of_ranks
 from dsv4_shard.reassembly.rank_folder import open_ranks
 from dsv4_shard.sharding import copy as copying
-from dsv4_shard.sharding.job import Outcome, prepare
+from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.manifest import load_manifest
+from dsv4_shard.sharding.outcome import Outcome
 from dsv4_shard.sharding.run import reshard
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
 from dsv4_shard.verification.result_folder import verify

@@ -18,7 +18,8 @@ from dsv4_shard.engines.deployment import Request
 from dsv4_shard.models.config import parse_config
 from dsv4_shard.opening import open_source
 from dsv4_shard.planning.make_plan import make_plan
-from dsv4_shard.sharding.job import Job, Outcome, prepare
+from dsv4_shard.sharding.job import Job, prepare
+from dsv4_shard.sharding.outcome import Outcome
 from dsv4_shard.sharding.run import reshard
 from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.tensors.header import Tensor, build_header, nbytes_of

@@ -11,17 +11,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import dsv4_shard
+from dsv4_shard.catalog.option import names_of
+from dsv4_shard.catalog.request import PlanCommand, SearchOptions, rank_by_alone, refuse_beside_gpus
 from dsv4_shard.errors import ExitCode, NothingToDo, OutputNotEmpty, UsageError
+from dsv4_shard.explain import ExplainOptions
+from dsv4_shard.inspect import InspectOptions
+from dsv4_shard.report import ReportOptions
 from dsv4_shard.reshard import would_merge, would_reshard
-from dsv4_shard.terminal import completion, options
-from dsv4_shard.terminal.arguments import (
-    asked_for,
-    default_repo,
-    numbers,
-    refuse_beside_compare,
-    refuse_beside_gpus,
-    text_or_log,
+from dsv4_shard.sharding.options import (
+    ClusterOptions,
+    DryRunOptions,
+    MergeCommand,
+    MergeDryRunOptions,
+    MergeOptions,
+    ReshardCommand,
+    ReshardOptions,
+    StoreOptions,
+    VerifyCommand,
 )
+from dsv4_shard.terminal import completion, options
+from dsv4_shard.terminal.arguments import default_repo, numbers, only, refuse_beside_compare, text_or_log
 from dsv4_shard.terminal.ascii import show_signs
 from dsv4_shard.terminal.help import HelpCommand, HelpGroup
 from dsv4_shard.terminal.process import OUTSIDE, allow_open_files, handle_signals, reported
@@ -76,12 +85,11 @@ def _main(
 
 @app.command(cls=HelpCommand)
 @reported
+@options.takes(InspectOptions)
 def inspect(
     repo: options.RepoArg,
-    tp: options.TpsOpt = "1,2,4,8,16,32,64",
-    gpu: options.GpuOpt = None,
-    gpu_memory: options.GpuMemoryOpt = None,
-    refresh: options.RefreshOpt = False,
+    given: dict[str, Any],
+    tp: str = "1,2,4,8,16,32,64",
     as_json: options.JsonOpt = False,
 ) -> None:
     """What a checkpoint holds, what is wrong, and what runs at each TP.
@@ -93,7 +101,7 @@ def inspect(
     from dsv4_shard.terminal.known_family import show_inspection
     from dsv4_shard.terminal.unknown_family import show_unknown
 
-    inspection = dsv4_shard.inspect(repo, tp=numbers(tp, "--tp"), gpu=gpu, gpu_memory=gpu_memory, refresh=refresh)
+    inspection = dsv4_shard.inspect(repo, tp=numbers(tp, "--tp"), **given)
     recent.remember(repo)
     if as_json:
         _print_json(inspection)
@@ -107,25 +115,11 @@ def inspect(
 
 @app.command(cls=HelpCommand)
 @reported
+@options.takes(PlanCommand)
 def plan(
     context: typer.Context,
+    given: dict[str, Any],
     repo: options.DefaultRepoArg = None,
-    tp: options.TpOpt = None,
-    gpus: options.GpusOpt = None,
-    rank_by: options.RankByOpt = None,
-    ep: options.EpOpt = None,
-    dp: options.DpOpt = 1,
-    engine: options.EngineOpt = "sglang",
-    runner: options.RunnerOpt = None,
-    a2a: options.A2aOpt = None,
-    shared_experts: options.SharedOpt = "auto",
-    gpu: options.GpuOpt = None,
-    gpu_memory: options.GpuMemoryOpt = None,
-    nodes: options.NodesOpt = None,
-    expert_dtype: options.ExpertDtypeOpt = None,
-    engine_version: options.VersionOpt = None,
-    refresh: options.RefreshOpt = False,
-    output: options.PlanOutputOpt = None,
     compare: options.CompareOpt = None,
     as_json: options.JsonOpt = False,
 ) -> None:
@@ -141,20 +135,19 @@ def plan(
         refuse_beside_compare(context)
         _compare(*compare, as_json)
         return
-    asked = asked_for(context)
-    if gpus is not None:
-        refuse_beside_gpus(asked)
-        _search(repo or default_repo(), as_json, gpus=gpus, refresh=refresh, output=output, **asked)
+    if "gpus" in given:
+        refuse_beside_gpus(name for name in given if name not in names_of(SearchOptions))
+        _search(repo or default_repo(), as_json, given)
         return
-    if "rank_by" in asked:
-        raise UsageError("--rank-by without --gpus", hint="It orders what --gpus finds.")
-    if tp is None:
+    if "rank_by" in given:
+        raise rank_by_alone()
+    if "tp" not in given:
         raise UsageError(
             "neither --tp nor --gpus",
             hint="Plan a layout: `dsv4-shard plan REPO --tp 16`; or search them all: `dsv4-shard plan REPO --gpus 16`.",
         )
-    made = dsv4_shard.plan(repo or default_repo(), refresh=refresh, output=output, **asked)
-    _show_plan(made, output, as_json)
+    made = dsv4_shard.plan(repo or default_repo(), **given)
+    _show_plan(made, given.get("output"), as_json)
     if not made.feasible:
         raise typer.Exit(ExitCode.NO)
 
@@ -170,11 +163,11 @@ def _show_plan(made: "Plan", output: Path | None, as_json: bool) -> None:
     show_plan(_consoles()[0], made, title, str(output) if output else None)
 
 
-def _search(repo: str, as_json: bool, **asked: Any) -> None:
+def _search(repo: str, as_json: bool, given: dict[str, Any]) -> None:
     """`plan --gpus`."""
     from dsv4_shard.terminal.search import show_search
 
-    found = dsv4_shard.search(repo, **asked)
+    found = dsv4_shard.search(repo, **given)
     if as_json:
         _print_json(found)
     else:
@@ -196,27 +189,8 @@ def _compare(a: Path, b: Path, as_json: bool) -> None:
 
 @app.command(cls=HelpCommand)
 @reported
-def report(
-    context: typer.Context,
-    source: options.SourceArg,
-    output: options.PageOutputOpt = Path("report.html"),
-    repo: options.PlansRepoOpt = None,
-    tp: options.TpOpt = None,
-    gpus: options.GpusOpt = None,
-    rank_by: options.RankByOpt = None,
-    ep: options.EpOpt = None,
-    dp: options.DpOpt = 1,
-    engine: options.EngineOpt = "sglang",
-    runner: options.RunnerOpt = None,
-    a2a: options.A2aOpt = None,
-    shared_experts: options.SharedOpt = "auto",
-    gpu: options.GpuOpt = None,
-    gpu_memory: options.GpuMemoryOpt = None,
-    nodes: options.NodesOpt = None,
-    expert_dtype: options.ExpertDtypeOpt = None,
-    engine_version: options.VersionOpt = None,
-    refresh: options.RefreshOpt = False,
-) -> None:
+@options.takes(ReportOptions)
+def report(source: options.SourceArg, given: dict[str, Any], output: Path = Path("report.html")) -> None:
     """One HTML file of what runs and why, and what each rank holds.
 
     Of a plan, or of the layout that --tp or --gpus name as in `plan`, with the commands that launch it; else of the
@@ -226,44 +200,15 @@ def report(
     """
     from dsv4_shard.terminal.written import show_report
 
-    asked = asked_for(context)
-    if gpus is not None:
-        refuse_beside_gpus(asked)
-    made = dsv4_shard.report(source, output=output, repo=repo, gpus=gpus, refresh=refresh, **asked)
+    made = dsv4_shard.report(source, output=output, **given)
     show_report(_consoles()[0], made, output)
 
 
 @app.command(cls=HelpCommand)
 @reported
+@options.takes(ReshardCommand)
 def reshard(
-    context: typer.Context,
-    repo: options.RepoArg,
-    out: options.OutArg,
-    plan_file: options.PlanFileOpt = None,
-    tp: options.UnplannedTpOpt = None,
-    ep: options.EpOpt = None,
-    dp: options.DpOpt = 1,
-    engine: options.WriterOpt = "sglang",
-    runner: options.RunnerOpt = None,
-    a2a: options.A2aOpt = None,
-    shared_experts: options.SharedOpt = "auto",
-    gpu: options.GpuOpt = None,
-    gpu_memory: options.GpuMemoryOpt = None,
-    nodes: options.NodesOpt = None,
-    expert_dtype: options.ExpertDtypeOpt = None,
-    engine_version: options.VersionOpt = None,
-    ranks: options.RanksOpt = None,
-    dry_run: options.DryRunOpt = False,
-    overwrite: options.OverwriteOpt = False,
-    restart: options.RestartOpt = False,
-    allow_inexact: options.InexactOpt = False,
-    download: options.DownloadOpt = False,
-    scratch: options.ScratchOpt = None,
-    keep_scratch: options.KeepScratchOpt = False,
-    config: options.ConfigOpt = None,
-    jobs: options.JobsOpt = None,
-    ray: options.RayOpt = None,
-    as_json: options.JsonOpt = False,
+    repo: options.RepoArg, out: options.OutArg, given: dict[str, Any], as_json: options.JsonOpt = False
 ) -> None:
     """Write the files of each rank, and a manifest that proves them.
 
@@ -275,43 +220,39 @@ def reshard(
     from dsv4_shard.opening import is_url
 
     stored = is_url(out)
-    if not stored and (scratch is not None or keep_scratch):
+    if not stored and ("scratch" in given or "keep_scratch" in given):
         raise UsageError(f"--scratch, --keep-scratch: {out} is a folder, and made in its own place")
-    if download or ray is not None:
+    if "download" in given or "ray" in given:
         gc.enable()  # bytes move before anything is said to begin
-    asked = asked_for(context) | {"plan": plan_file, "config": config, "restart": restart}
-    share: dict[str, Any] = {"ranks": ranks, "overwrite": overwrite}
-    moving: dict[str, Any] = {"allow_inexact": allow_inexact, "jobs": jobs}
     try:
-        if dry_run:
-            _show_dry_run(would_reshard(repo, out, scratch=scratch, **share, **asked), as_json)
-        elif ray is not None:
-            _refuse_beside_ray(out, **share, download=download)
-            _reshard_on_cluster(repo, out, as_json, ray=ray, **moving, **asked)
+        if "dry_run" in given:
+            _show_dry_run(would_reshard(repo, out, DryRunOptions.of(only(given, DryRunOptions))), as_json)
+        elif "ray" in given:
+            _refuse_beside_ray(given)
+            _reshard_on_cluster(repo, out, as_json, only(given, ClusterOptions))
         elif stored:
-            place = {"scratch": scratch, "keep_scratch": keep_scratch}
-            _reshard_to_store(repo, out, as_json, **place, download=download, **share, **moving, **asked)
+            _reshard_to_store(repo, out, as_json, only(given, StoreOptions))
         else:
-            _reshard(repo, out, as_json, download=download, **share, **moving, **asked)
+            _reshard(repo, out, as_json, only(given, ReshardOptions))
     except NothingToDo as error:
         print(clean(str(error)), file=sys.stderr)
 
 
-def _reshard(repo: str, out: str, as_json: bool, **asked: Any) -> None:
+def _reshard(repo: str, out: str, as_json: bool, given: dict[str, Any]) -> None:
     """Into a folder."""
     from dsv4_shard.terminal.progress import ProgressBars
     from dsv4_shard.terminal.written import show_outcome
 
     console, log = _consoles()
     with ProgressBars(log, quiet=as_json) as progress:
-        outcome = dsv4_shard.reshard(repo, out, progress=progress, **asked)
+        outcome = dsv4_shard.reshard(repo, out, progress=progress, **given)
     if as_json:
         _print_json(outcome)
     else:
         show_outcome(console, outcome, progress.seconds)
 
 
-def _reshard_to_store(repo: str, out: str, as_json: bool, **asked: Any) -> None:
+def _reshard_to_store(repo: str, out: str, as_json: bool, given: dict[str, Any]) -> None:
     """Into an object store."""
     from dsv4_shard.destinations.object_store import scratch_result
     from dsv4_shard.terminal.progress import ProgressBars
@@ -324,26 +265,26 @@ def _reshard_to_store(repo: str, out: str, as_json: bool, **asked: Any) -> None:
             show_outcome(console, outcome, progress.seconds)
 
     with ProgressBars(log, quiet=as_json, on_written=show_written) as progress:
-        uploaded = dsv4_shard.reshard_to_store(repo, out, progress=progress, **asked)
+        uploaded = dsv4_shard.reshard_to_store(repo, out, progress=progress, **given)
     if as_json:
         _print_json(uploaded)
     else:
-        kept = scratch_result(Path(asked["scratch"] or ""), uploaded.out) if asked["keep_scratch"] else None
+        kept = scratch_result(Path(given.get("scratch", "")), uploaded.out) if "keep_scratch" in given else None
         show_upload(console, uploaded, progress.seconds, kept)
 
 
-def _refuse_beside_ray(out: str, ranks: str | None, overwrite: bool, download: bool) -> None:
+def _refuse_beside_ray(given: dict[str, Any]) -> None:
     """Raise UsageError for options that mean nothing where all ranks are written, a share on each node."""
-    for option, is_given, why, hint in (
-        ("--ranks", ranks is not None, "all ranks are written, a share on each node", "Leave out --ranks, or --ray."),
-        ("--overwrite", overwrite, "each share would replace those of the others", "Remove an earlier result first."),
-        ("--download", download, "each node fetches what its ranks need", "Leave out --download."),
+    for name, why, hint in (
+        ("ranks", "all ranks are written, a share on each node", "Leave out --ranks, or --ray."),
+        ("overwrite", "each share would replace those of the others", "Remove an earlier result first."),
+        ("download", "each node fetches what its ranks need", "Leave out --download."),
     ):
-        if is_given:
-            raise UsageError(f"--ray and {option}: {why}", hint=hint)
+        if name in given:
+            raise UsageError(f"--ray and --{name}: {why}", hint=hint)
 
 
-def _reshard_on_cluster(repo: str, out: str, as_json: bool, **asked: Any) -> None:
+def _reshard_on_cluster(repo: str, out: str, as_json: bool, given: dict[str, Any]) -> None:
     """Onto the nodes of a Ray cluster; exit code 1 where what they wrote is not as it should be."""
     from rich.console import Console
 
@@ -355,7 +296,7 @@ def _reshard_on_cluster(repo: str, out: str, as_json: bool, **asked: Any) -> Non
     log = Console(file=sys.stderr, highlight=False, emoji=False)
     started = time.monotonic()
     with ProgressBars(log, quiet=as_json) as progress:
-        outcome = dsv4_shard.reshard_on_cluster(repo, out, progress=progress, **asked)
+        outcome = dsv4_shard.reshard_on_cluster(repo, out, progress=progress, **given)
     if as_json:
         _print_json(outcome)
     else:
@@ -380,15 +321,9 @@ def _show_dry_run(would: "WouldWrite", as_json: bool) -> None:
 
 @app.command(cls=HelpCommand)
 @reported
+@options.takes(MergeCommand)
 def merge(
-    ranks: options.RanksArg,
-    out: options.OutFolderArg,
-    config: options.ConfigOpt = None,
-    dry_run: options.DryRunOpt = False,
-    overwrite: options.OverwriteOpt = False,
-    restart: options.RestartOpt = False,
-    jobs: options.JobsOpt = None,
-    as_json: options.JsonOpt = False,
+    ranks: options.RanksArg, out: options.OutFolderArg, given: dict[str, Any], as_json: options.JsonOpt = False
 ) -> None:
     """Put the shards of all ranks together again: one checkpoint.
 
@@ -400,14 +335,12 @@ def merge(
     from dsv4_shard.terminal.progress import ProgressBars
     from dsv4_shard.terminal.written import show_merge
 
-    if dry_run:
-        _show_dry_run(would_merge(ranks, out, config=config, overwrite=overwrite), as_json)
+    if "dry_run" in given:
+        _show_dry_run(would_merge(ranks, out, MergeDryRunOptions.of(only(given, MergeDryRunOptions))), as_json)
         return
     console, log = _consoles()
     with ProgressBars(log, quiet=as_json) as progress:
-        merged = dsv4_shard.merge(
-            ranks, out, config=config, overwrite=overwrite, restart=restart, jobs=jobs, progress=progress
-        )
+        merged = dsv4_shard.merge(ranks, out, progress=progress, **only(given, MergeOptions))
     if as_json:
         _print_json(merged)
     else:
@@ -416,14 +349,8 @@ def merge(
 
 @app.command(cls=HelpCommand)
 @reported
-def verify(
-    out: options.ResultsArg,
-    against: options.AgainstOpt = None,
-    numerics: options.NumericsOpt = False,
-    layer: options.LayerOpt = None,
-    jobs: options.JobsOpt = None,
-    as_json: options.JsonOpt = False,
-) -> None:
+@options.takes(VerifyCommand)
+def verify(out: options.ResultsArg, given: dict[str, Any], as_json: options.JsonOpt = False) -> None:
     """Prove a result against its manifest, or against the checkpoint.
 
     Against the checkpoint, every byte is derived again and compared.
@@ -435,11 +362,10 @@ def verify(
     console, log = _consoles()
     found: Verification | SharesVerification
     with ProgressBars(log, quiet=as_json) as progress:
-        asked: dict[str, Any] = {"against": against, "numerics": numerics, "layer": layer, "jobs": jobs}
         if len(out) == 1:
-            found = dsv4_shard.verify(out[0], progress=progress, **asked)
+            found = dsv4_shard.verify(out[0], progress=progress, **given)
         else:
-            found = dsv4_shard.verify_shares(out, progress=progress, **asked)
+            found = dsv4_shard.verify_shares(out, progress=progress, **given)
     if as_json:
         _print_json(found)
     elif isinstance(found, Verification):
@@ -452,7 +378,8 @@ def verify(
 
 @app.command(cls=HelpCommand)
 @reported
-def explain(text: options.TextArg = None, repo: options.ModelOpt = None, as_json: options.JsonOpt = False) -> None:
+@options.takes(ExplainOptions)
+def explain(given: dict[str, Any], text: options.TextArg = None, as_json: options.JsonOpt = False) -> None:
     """What an engine's message means: what broke, and the way out.
 
     Of a log, the first message that ends a run counts; colours, prefixes and other ranks do not matter.
@@ -460,7 +387,7 @@ def explain(text: options.TextArg = None, repo: options.ModelOpt = None, as_json
     from dsv4_shard.terminal.explanation import show_explanation
 
     gc.enable()  # a log that is piped may take days
-    explanation = dsv4_shard.explain(text_or_log(text), repo=repo)
+    explanation = dsv4_shard.explain(text_or_log(text), **given)
     if as_json:
         _print_json(explanation)
     else:

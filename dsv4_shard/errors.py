@@ -2,9 +2,20 @@
 
 A message says what, where and why, in numbers; `hint` says what to do next. The CLI prints both and nothing else, so
 whoever raises one of these writes for the person who reads the terminal.
+
+A message about a parameter is a template, and the parameter is data: Python reads `gpu_memory='96'`, the command line
+`--gpu-memory '96'`. Hints name options as the command line does; a traceback shows them with the names of Python.
 """
 
+import reprlib
+from collections.abc import Callable, Mapping
 from enum import IntEnum
+from types import EllipsisType
+from typing import Self
+
+_SHORT = reprlib.Repr()
+
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
 
 class ExitCode(IntEnum):
@@ -20,16 +31,35 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
+def _in_python(name: str, value: object) -> str:
+    return name if isinstance(value, EllipsisType) else f"{name}={_SHORT.repr(value)}"
+
+
 class ShardError(Exception):
     """Base of every error that a user can meet; anything else is a bug in dsv4-shard."""
 
     exit_code: ExitCode = ExitCode.CHECKPOINT
     hint: str | None = None
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
+    def __init__(
+        self, message: str, *, hint: str | None = None, parameters: Mapping[str, object] | None = None
+    ) -> None:
+        """With `parameters`, `message` has each of them in braces; `...` as the value names a parameter alone."""
+        self.template, self.parameters = message, dict(parameters or {})
+        super().__init__(self.spelled(_in_python))
         if hint is not None:
             self.hint = hint
+
+    @classmethod
+    def about(cls, name: str, value: object, message: str, *, hint: str | None = None) -> Self:
+        """The error for one parameter, with which the message begins; braces in `message` are text."""
+        return cls(f"{{{name}}}: {message.replace('{', '{{').replace('}', '}}')}", hint=hint, parameters={name: value})
+
+    def spelled(self, spell: Callable[[str, object], str]) -> str:
+        """The message, with each parameter and its value as `spell` writes them."""
+        if not self.parameters:
+            return self.template
+        return self.template.format_map({name: spell(name, value) for name, value in self.parameters.items()})
 
 
 # --- safetensors headers -------------------------------------------------------------------------------------------
@@ -187,7 +217,7 @@ class BadSkeleton(BadRanks):
 
 
 class UsageError(ShardError):
-    """The command line asks for something that does not exist or that contradicts itself."""
+    """A parameter or option asks for something that does not exist or that contradicts another."""
 
     exit_code = ExitCode.USAGE
 

@@ -1,23 +1,45 @@
 """`explain()`: the verb."""
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import IO, TYPE_CHECKING, Annotated, Any, BinaryIO, cast
 
+from dsv4_shard.catalog.option import Option, Options
+from dsv4_shard.catalog.verb import Later, verb, wrong_type
 from dsv4_shard.errors import ReadFailed, UsageError
 
 if TYPE_CHECKING:
-    from dsv4_shard.diagnosis.explanation import Explanation
+    from dsv4_shard.diagnosis import explanation as explaining
+else:
+    explaining = Later("dsv4_shard.diagnosis.explanation")
 
 
-def explain(text: str | Path | BinaryIO, *, repo: str | Path | None = None) -> "Explanation":
+@dataclass(frozen=True, kw_only=True)
+class ExplainOptions(Options):
+    """The options of `explain`."""
+
+    repo: Annotated[
+        str | Path | None,
+        Option(
+            help="The checkpoint to hold it against.",
+            metavar="REPO", shows="the releases' sizes", completion="repos", typed=str,
+        ),
+    ] = None  # fmt: skip
+
+
+@verb(ExplainOptions)
+def explain(
+    text: str | bytes | Path | IO[str] | IO[bytes] | BaseException, options: ExplainOptions
+) -> "explaining.Explanation":
     """What an engine's message means: what broke, in numbers, and the way out.
 
-    `text` is the message itself, or a log: the Path of a file, or an open binary file, which may be a pipe. Of a log,
-    the first message that ends a run counts. `repo` is the checkpoint to hold it against, by default the releases'
-    sizes. `recognised` is False where nothing is known.
+    `text` is the message itself, as text or bytes; an exception; or a log: the Path of a file, or an open file, which
+    may be a pipe. Of a log, the first message that ends a run counts. `repo` is the checkpoint to hold it against, by
+    default the releases' sizes. `recognised` is False where nothing is known.
 
     Raises UsageError where there is nothing to explain, ReadFailed, and what `plan` raises for `repo`.
 
@@ -31,8 +53,8 @@ def explain(text: str | Path | BinaryIO, *, repo: str | Path | None = None) -> "
     from dsv4_shard.opening import open_checkpoint
 
     model = None
-    if repo is not None:
-        model = KnownModel(str(repo), open_checkpoint(str(repo), exact=False)[1], given=True)
+    if options.repo is not None:
+        model = KnownModel(str(options.repo), open_checkpoint(str(options.repo), exact=False)[1], given=True)
         refuse_errors(model.inventory)
     with _lines(text) as lines:
         explanation = explain_lines(lines, model)
@@ -42,22 +64,42 @@ def explain(text: str | Path | BinaryIO, *, repo: str | Path | None = None) -> "
 
 
 @contextmanager
-def _lines(text: str | Path | BinaryIO) -> Iterator[Iterator[tuple[int, str]]]:
+def _lines(text: Any) -> Iterator[Iterator[tuple[int, str]]]:
     """Numbered lines of a message or a log. Raises UsageError, ReadFailed."""
     from dsv4_shard.diagnosis.log_scan import lines_of
 
+    if isinstance(text, BaseException):
+        text = "".join(traceback.format_exception(text))
+    if isinstance(text, str):
+        text = text.encode(errors="replace")
     if isinstance(text, Path):
         try:
             with text.open("rb") as file:
                 yield lines_of(file)
         except OSError as error:
             raise ReadFailed(f"{text}: {error.strerror}") from None
-    elif not isinstance(text, str):
-        yield lines_of(text)
-    elif text.strip():
-        yield lines_of(BytesIO(text.encode(errors="replace")))
+    elif isinstance(text, bytes | bytearray):
+        if not text.strip():
+            raise _nothing()
+        yield lines_of(BytesIO(text))
+    elif hasattr(text, "readline"):
+        yield lines_of(cast(BinaryIO, _Bytes(text)))
     else:
-        raise _nothing()
+        raise wrong_type("text", text, "text, bytes, a Path, an open file or an exception")
+
+
+class _Bytes:
+    """An open file of text or bytes, read as bytes."""
+
+    def __init__(self, file: IO[str] | IO[bytes]) -> None:
+        self._file = file
+
+    def readline(self, limit: int) -> bytes:
+        try:
+            piece = self._file.readline(limit)
+        except UnicodeDecodeError as error:
+            raise ReadFailed(f"not text of {error.encoding}", hint="Open the log in binary mode.") from None
+        return piece.encode(errors="replace") if isinstance(piece, str) else piece
 
 
 def _nothing() -> UsageError:

@@ -1,31 +1,43 @@
 """`inspect()`: the verb."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from dsv4_shard.catalog.option import Option
+from dsv4_shard.catalog.rank_ranges import MAX_RANKS
+from dsv4_shard.catalog.request import REFRESH, Hardware
+from dsv4_shard.catalog.verb import Later, verb
 from dsv4_shard.errors import UnsupportedFamily
 
 if TYPE_CHECKING:
-    from dsv4_shard.inspection.known_family import Inspection
-    from dsv4_shard.inspection.unknown_family import UnknownInspection
+    from dsv4_shard.inspection import known_family, unknown_family
+else:
+    known_family = Later("dsv4_shard.inspection.known_family")
+    unknown_family = Later("dsv4_shard.inspection.unknown_family")
 
 
-def inspect(
-    repo: str | Path,
-    *,
-    tp: Iterable[int] | None = None,
-    gpu: str | None = None,
-    gpu_memory: str | None = None,
-    refresh: bool = False,
-) -> "Inspection | UnknownInspection":
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions(Hardware):
+    """The options of `inspect`."""
+
+    tp: Annotated[
+        int | Iterable[int] | None,
+        Option(help="TP sizes to try.", metavar="N,N,...", shows="1,2,4,8,16,32,64", least=1, most=MAX_RANKS),
+    ] = None
+    refresh: Annotated[bool, REFRESH] = False
+
+
+@verb(InspectOptions)
+def inspect(repo: str | Path, options: InspectOptions) -> "known_family.Inspection | unknown_family.UnknownInspection":
     """What a checkpoint is and holds, what is wrong with it, and at which TP each engine can run it.
 
     `repo` is a folder (of a checkpoint, or of all its rank shards), `org/name[@revision]` on the Hub, or the URL of an
-    object store. Reads headers only. `tp` are the sizes to try, by default the powers of two up to 64, on Hopper or,
-    with its memory, on the GPU that `gpu` or `gpu_memory` name; `refresh` asks the Hub where a branch is, though it was
-    asked within the hour. Of families that are not known, an UnknownInspection
-    says what they hold, and where whole blocks divide.
+    object store. Reads headers only. `tp` are the sizes to try, or one, by default the powers of two up to 64: on
+    Hopper or, with its memory, on the GPU that `gpu` or `gpu_memory` name. `refresh` asks the Hub where a branch is,
+    though it was asked within the hour. Of families that are not known, an UnknownInspection says what they hold, and
+    where whole blocks divide.
 
     Raises UsageError where `repo` or a TP means nothing, an Unreachable where it cannot be had, and a ShardError for a
     checkpoint that contradicts itself. What is merely wrong with it is among the `findings`.
@@ -43,10 +55,11 @@ def inspect(
     from dsv4_shard.opening import open_checkpoint, open_source
     from dsv4_shard.storage.runtime import collector_paused
 
-    tps = DEFAULT_TPS if tp is None else tuple(tp)
+    tp = options.tp
+    tps = DEFAULT_TPS if tp is None else (tp,) if isinstance(tp, int) else tuple(tp)
     with collector_paused():
         try:
-            checkpoint, inventory = open_checkpoint(str(repo), refresh=refresh, exact=False)
+            checkpoint, inventory = open_checkpoint(str(repo), refresh=options.refresh, exact=False)
         except UnsupportedFamily:
             return inspect_unknown(read_unknown(open_source(str(repo))), tps)
-        return inspect_checkpoint(checkpoint, inventory, tps, gpu, gpu_memory)
+        return inspect_checkpoint(checkpoint, inventory, tps, options.gpu, options.gpu_memory)

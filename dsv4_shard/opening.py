@@ -39,7 +39,7 @@ def open_checkpoint(
                 raise UsageError(f"{repo}: shards of ranks, which are read from folders only", hint="Download them.")
             return open_ranks(source, config)
         if config is not None:
-            raise UsageError(f"--config: {repo} is a checkpoint, with a config.json of its own")
+            raise UsageError.about("config", ..., f"{repo} is a checkpoint, with a config.json of its own")
         checkpoint = read_checkpoint(source)
         return checkpoint, take_inventory(checkpoint)
 
@@ -130,7 +130,7 @@ def with_download(checkpoint: Checkpoint, names: Iterable[str]) -> Checkpoint:
     if isinstance(source, LocalSource) and source.revision is not None:
         return checkpoint
     if not isinstance(source, RemoteSource) or not isinstance(source.remote, HubFiles):
-        raise UsageError(f"--download: {source.label} is not on the Hub", hint="Leave it out.")
+        raise UsageError.about("download", ..., f"{source.label} is not on the Hub", hint="Leave it out.")
     small = [name for name, listed in source.listing.items() if not name.endswith(".safetensors")]
     wanted = sorted({*names, *small})
     digests = {name: source.listing[name].sha256 for name in wanted if source.original(name) is None}

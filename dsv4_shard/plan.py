@@ -1,47 +1,32 @@
-"""Verbs that read headers, as functions: `inspect`, `plan`, `search`, `compare`, `report`, `explain`. Others are in
-`moving`.
+"""`plan()`, `search()` and `compare()`: the verbs that make plans.
 
-The commands call them, and show what they return: nothing here prints, asks or exits. What a command says no to is in
-the result (`has_errors`, `feasible`, `best`, `recognised`); what it stops at is raised, as a ShardError of
-`dsv4_shard.errors`, whose `hint` says what to do next. Options have the names that they have on the command line, and
-errors call them by these. Sizes are in bytes, shapes in elements.
+The commands call the verbs, and show what these return: nothing in a verb prints, asks or exits. A result says no by
+`has_errors`, `feasible`, `best` or `recognised`. An error is raised, as a ShardError of `dsv4_shard.errors`, whose
+`hint` says what to do next. Sizes are in bytes, shapes in elements.
 
-What the verbs need is imported when they are called: this module is imported with the package, and so by every
+A verb imports what it needs when it is called: this module is imported with the package, and so by every
 `dsv4-shard --version` and completion.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dsv4_shard.planning.plan_file import plan_of
-from dsv4_shard.planning.request import request_of
-from dsv4_shard.planning.search import search_for
+from dsv4_shard.catalog.option import Options
+from dsv4_shard.catalog.request import PlanOptions, SearchOptions
+from dsv4_shard.catalog.verb import Later, verb
 
 if TYPE_CHECKING:
-    from dsv4_shard.planning.compare import PlanComparison
-    from dsv4_shard.planning.document import Plan
-    from dsv4_shard.planning.search import Search
+    from dsv4_shard.planning import compare as comparing
+    from dsv4_shard.planning import document
+    from dsv4_shard.planning import search as searching
+else:
+    comparing = Later("dsv4_shard.planning.compare")
+    document = Later("dsv4_shard.planning.document")
+    searching = Later("dsv4_shard.planning.search")
 
 
-def plan(
-    repo: str | Path,
-    *,
-    tp: int,
-    ep: int | None = None,
-    dp: int = 1,
-    engine: str = "sglang",
-    runner: str | None = None,
-    a2a: str | None = None,
-    shared_experts: str = "auto",
-    gpu: str | None = None,
-    gpu_memory: str | None = None,
-    nodes: int | None = None,
-    expert_dtype: str | None = None,
-    engine_version: str | None = None,
-    refresh: bool = False,
-    output: str | Path | None = None,
-) -> "Plan":
+@verb(PlanOptions)
+def plan(repo: str | Path, options: PlanOptions) -> "document.Plan":
     """Where every module goes on the ranks, what it weighs, whether it runs, and how it is launched.
 
     Reads headers only; `repo` is as in `inspect`. None leaves a choice to the engine. `output` is a file to write the
@@ -57,33 +42,19 @@ def plan(
     from dsv4_shard.opening import open_checkpoint
     from dsv4_shard.planning.make_plan import make_plan
     from dsv4_shard.planning.plan_file import save_plan
+    from dsv4_shard.planning.request import request_of
     from dsv4_shard.storage.runtime import collector_paused
 
-    request = request_of(
-        tp, ep=ep, dp=dp, engine=engine, runner=runner, a2a=a2a, shared_experts=shared_experts, gpu=gpu, nodes=nodes,
-        expert_dtype=expert_dtype, engine_version=engine_version, gpu_memory=gpu_memory,
-    )  # fmt: skip
+    request = request_of(options)
     with collector_paused():
-        made = make_plan(*open_checkpoint(str(repo), refresh=refresh, exact=False), request)
-    if output is not None:
-        save_plan(made, Path(output))
+        made = make_plan(*open_checkpoint(str(repo), refresh=options.refresh, exact=False), request)
+    if options.output is not None:
+        save_plan(made, Path(options.output))
     return made
 
 
-def search(
-    repo: str | Path,
-    *,
-    gpus: int,
-    engine: str | Iterable[str] | None = None,
-    gpu: str | None = None,
-    gpu_memory: str | None = None,
-    nodes: int | None = None,
-    expert_dtype: str | None = None,
-    engine_version: str | None = None,
-    rank_by: str = "weights",
-    refresh: bool = False,
-    output: str | Path | None = None,
-) -> "Search":
+@verb(SearchOptions)
+def search(repo: str | Path, options: SearchOptions) -> "searching.Search":
     """Every layout that runs on so many GPUs, the lightest first: `plan --gpus`. `rank_by`: weights, tokens or sent.
 
     `engine` are those to search, by commas or as a sequence; default: all that serve. `output` is a file for the plan
@@ -97,17 +68,17 @@ def search(
     """
     from dsv4_shard.opening import open_checkpoint
     from dsv4_shard.planning.plan_file import save_plan
-    from dsv4_shard.planning.search import plan_best
+    from dsv4_shard.planning.search import plan_best, search_for
 
-    checkpoint, inventory = open_checkpoint(str(repo), refresh=refresh, exact=False)
-    found = search_for(checkpoint, inventory, gpus, engine, gpu=gpu, gpu_memory=gpu_memory, nodes=nodes,
-                    expert_dtype=expert_dtype, engine_version=engine_version, rank_by=rank_by)  # fmt: skip
-    if output is not None and found.best is not None:
-        save_plan(plan_best(checkpoint, inventory, found), Path(output))
+    checkpoint, inventory = open_checkpoint(str(repo), refresh=options.refresh, exact=False)
+    found = search_for(checkpoint, inventory, options)
+    if options.output is not None and found.best is not None:
+        save_plan(plan_best(checkpoint, inventory, found), Path(options.output))
     return found
 
 
-def compare(a: "str | Path | Plan", b: "str | Path | Plan") -> "PlanComparison":
+@verb(Options)
+def compare(a: "str | Path | document.Plan", b: "str | Path | document.Plan", _: Options) -> "comparing.PlanComparison":
     """What differs between two plans, or plan files: in request, verdict, placement, bytes a rank, and launch.
 
     Plans are taken at their word, nothing is planned again. Raises BadPlan for a file that is none.
@@ -117,6 +88,7 @@ def compare(a: "str | Path | Plan", b: "str | Path | Plan") -> "PlanComparison":
     """
     from dsv4_shard.planning.compare import compare_plans
     from dsv4_shard.planning.document import Plan
+    from dsv4_shard.planning.plan_file import plan_of
 
     names = tuple(name if isinstance(one, Plan) else str(one) for name, one in (("a", a), ("b", b)))
-    return compare_plans(plan_of(a), plan_of(b), (names[0], names[1]))
+    return compare_plans(plan_of(a, "a"), plan_of(b, "b"), (names[0], names[1]))

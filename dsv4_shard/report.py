@@ -1,38 +1,48 @@
 """`report()`: the verb."""
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Annotated
 
+from dsv4_shard.catalog.option import Option
+from dsv4_shard.catalog.request import REFRESH, LayoutOrSearch, SearchOptions, rank_by_alone, refuse_beside_gpus
+from dsv4_shard.catalog.verb import Later, verb
 from dsv4_shard.errors import ShardError, UsageError
-from dsv4_shard.planning.plan_file import plan_given
-from dsv4_shard.planning.request import LayoutOptions, request_of
-from dsv4_shard.planning.search import search_for
 from dsv4_shard.text.suggest import as_option
 
 if TYPE_CHECKING:
     from dsv4_shard.checkpoint.inventory import Inventory
     from dsv4_shard.checkpoint.reader import Checkpoint
-    from dsv4_shard.planning.document import Plan
-    from dsv4_shard.reporting.report import Report
+    from dsv4_shard.planning import document
+    from dsv4_shard.reporting import report as reporting
+else:
+    document = Later("dsv4_shard.planning.document")
+    reporting = Later("dsv4_shard.reporting.report")
 
 
-def report(
-    source: "str | Path | Plan",
-    *,
-    output: str | Path | None = None,
-    repo: str | Path | None = None,
-    gpus: int | None = None,
-    rank_by: str | None = None,
-    refresh: bool = False,
-    **asked: Unpack[LayoutOptions],
-) -> "Report":
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions(LayoutOrSearch):
+    """The options of `report`."""
+
+    output: Annotated[str | Path | None, Option(help="The file to write.", metavar="FILE", short="-o")] = None
+    repo: Annotated[
+        str | Path | None,
+        Option(
+            help="Where the plan's checkpoint is.",
+            metavar="REPO", shows="where the plan names it", completion="repos", typed=str,
+        ),
+    ] = None  # fmt: skip
+    refresh: Annotated[bool, REFRESH] = False
+
+
+@verb(ReportOptions)
+def report(source: "str | Path | document.Plan", options: ReportOptions) -> "reporting.Report":
     """One HTML file to look at and to send: what runs and why, what each rank holds, and how it is launched.
 
     `source` is a plan, a plan file (`*.json`), or a checkpoint as in `inspect`; then the keywords of `plan` or, with
     `gpus`, those of `search` name the layout, and with none of these the report is of the checkpoint alone. A plan is
     held against its checkpoint, which is looked for where the plan names it, or in `repo`. `output` is the file to
-    write, of some 300 kB; `to_html` gives the page itself.
+    write, of some 300 kB; `to_html()` of the report gives the page itself.
 
     Raises UsageError for what does not go together, ForeignPlan and BadPlan, what `plan` raises, and WriteFailed.
 
@@ -41,59 +51,63 @@ def report(
     True
     """
     from dsv4_shard.planning.make_plan import make_plan
-    from dsv4_shard.planning.plan_file import check_plan
-    from dsv4_shard.planning.search import plan_best
-    from dsv4_shard.reporting.page import to_html
+    from dsv4_shard.planning.plan_file import check_plan, plan_given
+    from dsv4_shard.planning.request import request_of
+    from dsv4_shard.planning.search import plan_best, search_for
     from dsv4_shard.reporting.report import make_report
     from dsv4_shard.storage.output_folder import write_text
 
     plan, found = plan_given(source), None
-    _refuse_for_report(source, plan, repo, gpus, rank_by, asked)
-    checkpoint, inventory = _open_for_report(source, plan, repo, refresh)
+    _refuse_for_report(source, plan, options)
+    checkpoint, inventory = _open_for_report(source, plan, options)
     if plan is not None:
         plan = check_plan(plan, checkpoint, inventory)
-    elif gpus is not None:
-        found = search_for(checkpoint, inventory, gpus, rank_by=rank_by or "weights", **asked)
+    elif options.gpus is not None:
+        found = search_for(checkpoint, inventory, _search_of(options, options.gpus))
         plan = plan_best(checkpoint, inventory, found) if found.best is not None else None
-    elif asked:
-        plan = make_plan(checkpoint, inventory, request_of(**asked))
+    elif options.tp is not None:
+        plan = make_plan(checkpoint, inventory, request_of(options))
     made = make_report(checkpoint, inventory, plan, found)
-    if output is not None:
-        write_text(Path(output), to_html(made))
+    if options.output is not None:
+        write_text(Path(options.output), made.to_html())
     return made
 
 
-def _refuse_for_report(
-    source: object,
-    plan: "Plan | None",
-    repo: object,
-    gpus: int | None,
-    rank_by: str | None,
-    asked: Mapping[str, object],
-) -> None:
+def _search_of(options: ReportOptions, gpus: int) -> SearchOptions:
+    engine = options.engine if "engine" in options.given else None
+    return options.part(SearchOptions, gpus=gpus, engine=engine, output=None)
+
+
+def _refuse_for_report(source: object, plan: "document.Plan | None", options: ReportOptions) -> None:
     """Raise UsageError for what means nothing together; `plan` is the one that `source` is, if it is one."""
-    if plan is not None and (asked or gpus is not None):
-        option = as_option(next(iter(asked or {"gpus": gpus})))
-        raise UsageError(f"{option} beside a plan: the plan says it already", hint=f"Leave out {option}.")
-    if plan is None and asked and gpus is None and "tp" not in asked:
-        option = as_option(next(iter(asked)))
-        raise UsageError(f"{option} without --tp or --gpus", hint="Add one of these, or name a plan file.")
-    if rank_by is not None and gpus is None:
-        raise UsageError("--rank-by without --gpus", hint="It orders what --gpus finds.")
-    if plan is None and repo is not None:
-        raise UsageError(f"--repo: {source} is no plan file, but a checkpoint itself", hint="Leave out --repo.")
+    asked, gpus = options.given_of(LayoutOrSearch), options.gpus
+    if asked == ["rank_by"]:
+        raise rank_by_alone()
+    if plan is not None and asked:
+        raise UsageError(f"{{{asked[0]}}} beside a plan: the plan says it already",
+                         hint=f"Leave out {as_option(asked[0])}.", parameters={asked[0]: ...})  # fmt: skip
+    if plan is None and asked and gpus is None and options.tp is None:
+        raise UsageError(f"{{{asked[0]}}} without {{tp}} or {{gpus}}", hint="Add one of these, or name a plan file.",
+                         parameters={asked[0]: ..., "tp": ..., "gpus": ...})  # fmt: skip
+    if "rank_by" in asked and gpus is None:
+        raise rank_by_alone()
+    if gpus is not None:
+        refuse_beside_gpus(options.given_of(LayoutOrSearch, beside=SearchOptions))
+    if plan is None and options.repo is not None:
+        raise UsageError("{repo}: the source is no plan file, but a checkpoint itself", hint="Leave out --repo.",
+                         parameters={"repo": ...})  # fmt: skip
 
 
 def _open_for_report(
-    source: object, plan: "Plan | None", repo: object, refresh: bool
+    source: object, plan: "document.Plan | None", options: ReportOptions
 ) -> "tuple[Checkpoint, Inventory]":
     """The checkpoint that `source` names, or that of the plan: in `repo`, else where the plan names it."""
     from dsv4_shard.opening import open_checkpoint, pinned
 
-    name = str(source) if plan is None else str(repo or plan.source.label)
+    name = str(source) if plan is None else str(options.repo or plan.source.label)
     try:
-        return open_checkpoint(pinned(name, plan), refresh=refresh, exact=False)
+        return open_checkpoint(pinned(name, plan), refresh=options.refresh, exact=False)
     except ShardError as error:
-        if plan is not None and repo is None:
+        if plan is not None and options.repo is None:
             error.add_note(f"the plan names its checkpoint {name}: if that is elsewhere, say where with --repo")
         raise

@@ -8,21 +8,38 @@ are called: see `plan`.
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
+from typing import TYPE_CHECKING, NamedTuple
 
+from dsv4_shard.catalog.request import Layout
+from dsv4_shard.catalog.verb import Later, verb
 from dsv4_shard.errors import NothingToDo, RanksThere, UsageError
+from dsv4_shard.sharding.options import (
+    ClusterOptions,
+    DryRunOptions,
+    MergeDryRunOptions,
+    MergeOptions,
+    PlanOrLayout,
+    ReshardOptions,
+    StoreOptions,
+)
+from dsv4_shard.text.suggest import as_option
 
 if TYPE_CHECKING:
     from dsv4_shard.checkpoint.inventory import Inventory
     from dsv4_shard.checkpoint.reader import Checkpoint
-    from dsv4_shard.destinations.documents import ClusterOutcome, DryRun, Uploaded
+    from dsv4_shard.destinations import documents
     from dsv4_shard.destinations.folder import OutputTarget, WouldWrite
-    from dsv4_shard.planning.document import Plan
-    from dsv4_shard.planning.request import LayoutOptions
-    from dsv4_shard.reassembly.merge_job import Merged
+    from dsv4_shard.planning import document
+    from dsv4_shard.reassembly import merge_job
+    from dsv4_shard.sharding import outcome as outcomes
+    from dsv4_shard.sharding import progress as progressing
     from dsv4_shard.sharding.job import Job
-    from dsv4_shard.sharding.outcome import Outcome
-    from dsv4_shard.sharding.progress import Progress
+else:
+    document = Later("dsv4_shard.planning.document")
+    documents = Later("dsv4_shard.destinations.documents")
+    merge_job = Later("dsv4_shard.reassembly.merge_job")
+    outcomes = Later("dsv4_shard.sharding.outcome")
+    progressing = Later("dsv4_shard.sharding.progress")
 
 AUTO = "auto"
 """For `ranks`: those that the process's launcher leaves to it."""
@@ -31,21 +48,8 @@ AUTO = "auto"
 # --- reshard --------------------------------------------------------------------------------------------------------
 
 
-def reshard(
-    repo: str | Path,
-    out: str | Path,
-    *,
-    plan: "str | Path | Plan | None" = None,
-    ranks: str | Iterable[int] | None = None,
-    overwrite: bool = False,
-    restart: bool = False,
-    allow_inexact: bool = False,
-    download: bool = False,
-    config: str | Path | None = None,
-    jobs: int | None = None,
-    progress: "Progress | None" = None,
-    **request: "Unpack[LayoutOptions]",
-) -> "Outcome":
+@verb(ReshardOptions)
+def reshard(repo: str | Path, out: str | Path, options: ReshardOptions) -> "outcomes.Outcome":
     """Write one file per rank, and a manifest that proves what was written. Each source byte is read once.
 
     `out` is a folder, which appears when all of it is on disk. The layout is that of a `plan`, or of `tp` and the
@@ -65,39 +69,23 @@ def reshard(
     from dsv4_shard.destinations.folder import into_folder
     from dsv4_shard.opening import is_url
     from dsv4_shard.sharding.progress import Reporter
-    from dsv4_shard.storage.runtime import check_jobs
 
-    check_jobs(jobs)
     if is_url(str(out)):
         raise UsageError(f"{out}: not a folder", hint="`dsv4_shard.reshard_to_store` writes into an object store.")
-    made = _prepare(repo, config, plan, request, ranks, overwrite)
-    made = _downloaded(made) if download else made
+    made = _prepare(repo, options)
+    made = _downloaded(made) if options.download else made
     try:
-        return into_folder(made.job, made.checkpoint, Path(out), "reshard", Reporter(progress), workers=jobs,
-                           overwrite=overwrite, allow_inexact=allow_inexact, restart=restart)  # fmt: skip
+        return into_folder(made.job, made.checkpoint, Path(out), "reshard", Reporter(options.progress),
+                           workers=options.jobs, overwrite=options.overwrite, allow_inexact=options.allow_inexact,
+                           restart=options.restart)  # fmt: skip
     except RanksThere as error:
-        if ranks != AUTO:
+        if options.ranks != AUTO:
             raise
         raise NothingToDo(f"{error}: nothing to do") from error
 
 
-def reshard_to_store(
-    repo: str | Path,
-    out: str,
-    *,
-    plan: "str | Path | Plan | None" = None,
-    ranks: str | Iterable[int] | None = None,
-    scratch: str | Path | None = None,
-    keep_scratch: bool = False,
-    overwrite: bool = False,
-    restart: bool = False,
-    allow_inexact: bool = False,
-    download: bool = False,
-    config: str | Path | None = None,
-    jobs: int | None = None,
-    progress: "Progress | None" = None,
-    **request: "Unpack[LayoutOptions]",
-) -> "Uploaded":
+@verb(StoreOptions)
+def reshard_to_store(repo: str | Path, out: str, options: StoreOptions) -> "documents.Uploaded":
     """Write as `reshard` does, and put the result into an object store; the manifest goes last.
 
     `out` is a URL such as "s3://bucket/prefix". The files are written into a folder in `scratch` first (default: the
@@ -107,30 +95,19 @@ def reshard_to_store(
     from dsv4_shard.destinations.folder import into_store
     from dsv4_shard.opening import is_url
     from dsv4_shard.sharding.progress import Reporter
-    from dsv4_shard.storage.runtime import check_jobs
 
-    check_jobs(jobs)
     if not is_url(out):
         raise UsageError(f"{out}: not the URL of an object store", hint="`dsv4_shard.reshard` writes into a folder.")
-    _refuse_auto(out, ranks)
-    made = _prepare(repo, config, plan, request, ranks, overwrite)
-    made = _downloaded(made) if download else made
-    return into_store(made.job, made.checkpoint, _target(out, scratch, keep_scratch, overwrite, restart),
-                      Reporter(progress), workers=jobs, allow_inexact=allow_inexact)  # fmt: skip
+    _refuse_auto(options.ranks)
+    made = _prepare(repo, options)
+    made = _downloaded(made) if options.download else made
+    return into_store(made.job, made.checkpoint, _target(out, options, options.keep_scratch),
+                      Reporter(options.progress), workers=options.jobs,
+                      allow_inexact=options.allow_inexact)  # fmt: skip
 
 
-def reshard_dry_run(
-    repo: str | Path,
-    out: str | Path,
-    *,
-    plan: "str | Path | Plan | None" = None,
-    ranks: str | Iterable[int] | None = None,
-    scratch: str | Path | None = None,
-    overwrite: bool = False,
-    restart: bool = False,
-    config: str | Path | None = None,
-    **request: "Unpack[LayoutOptions]",
-) -> "DryRun":
+@verb(DryRunOptions)
+def reshard_dry_run(repo: str | Path, out: str | Path, options: DryRunOptions) -> "documents.DryRun":
     """What `reshard` or, where `out` is a URL, `reshard_to_store` would write. Reads headers, writes nothing.
 
     Parameters are as in these. Raises what they raise before they write.
@@ -139,23 +116,11 @@ def reshard_dry_run(
     >>> len(found.files), found.fits
     (34, True)
     """
-    return would_reshard(repo, out, plan=plan, ranks=ranks, scratch=scratch, overwrite=overwrite, restart=restart,
-                         config=config, **request).document()  # fmt: skip
+    return would_reshard(repo, out, options).document()
 
 
-def reshard_on_cluster(
-    repo: str | Path,
-    out: str | Path,
-    *,
-    ray: str = AUTO,
-    plan: "str | Path | Plan | None" = None,
-    restart: bool = False,
-    allow_inexact: bool = False,
-    config: str | Path | None = None,
-    jobs: int | None = None,
-    progress: "Progress | None" = None,
-    **request: "Unpack[LayoutOptions]",
-) -> "ClusterOutcome":
+@verb(ClusterOptions)
+def reshard_on_cluster(repo: str | Path, out: str | Path, options: ClusterOptions) -> "documents.ClusterOutcome":
     """Write all ranks on the nodes of a Ray cluster, a share on each, and verify the whole result.
 
     `ray` is the address of the cluster. `out` is a folder that all nodes see, or one on the disk of each node. Other
@@ -169,31 +134,23 @@ def reshard_on_cluster(
     from dsv4_shard.opening import at_commit, open_checkpoint, refuse_url
     from dsv4_shard.sharding.job import world_of
     from dsv4_shard.sharding.progress import Reporter
-    from dsv4_shard.storage.runtime import check_jobs
 
-    check_jobs(jobs)
     refuse_url(Path(out), "Nodes write into folders: one that all of them see, or one on the disk of each.")
-    config = path_or_none(config)
-    checkpoint, inventory, made = _planned(repo, config, plan, request)
+    config = path_or_none(options.config)
+    checkpoint, inventory, made = _planned(repo, config, options)
     share = ShareTask(at_commit(str(repo), checkpoint), config, made.to_json(), Path(out), open_checkpoint,
-                      workers=jobs, allow_inexact=allow_inexact, restart=restart)  # fmt: skip
+                      workers=options.jobs, allow_inexact=options.allow_inexact, restart=options.restart)  # fmt: skip
     hosts = made.deployment["nodes"]
-    return onto_cluster(ray, share, world_of(made, inventory), hosts if hosts > 1 else None, Reporter(progress))
+    return onto_cluster(
+        options.ray, share, world_of(made, inventory), hosts if hosts > 1 else None, Reporter(options.progress)
+    )
 
 
 # --- merge ----------------------------------------------------------------------------------------------------------
 
 
-def merge(
-    ranks: str | Path,
-    out: str | Path,
-    *,
-    config: str | Path | None = None,
-    overwrite: bool = False,
-    restart: bool = False,
-    jobs: int | None = None,
-    progress: "Progress | None" = None,
-) -> "Merged":
+@verb(MergeOptions)
+def merge(ranks: str | Path, out: str | Path, options: MergeOptions) -> "merge_job.Merged":
     """Put the shards of all ranks together again: one checkpoint, in its own names, files and bytes.
 
     `ranks` is a folder of reshard's, or of DeepSeek's converter, with its `config` if that has none. Tensors that the
@@ -210,59 +167,45 @@ def merge(
     from dsv4_shard.destinations.folder import into_folder
     from dsv4_shard.reassembly.merge_job import Merged, source_of_ranks
     from dsv4_shard.sharding.progress import Reporter
-    from dsv4_shard.storage.runtime import check_jobs
 
-    check_jobs(jobs)
-    checkpoint, job = _prepare_merge(ranks, out, config)
-    outcome = into_folder(job, checkpoint, Path(out), "merge", Reporter(progress), workers=jobs, overwrite=overwrite,
-                          restart=restart)  # fmt: skip
+    checkpoint, job = _prepare_merge(ranks, out, options.config)
+    outcome = into_folder(job, checkpoint, Path(out), "merge", Reporter(options.progress), workers=options.jobs,
+                          overwrite=options.overwrite, restart=options.restart)  # fmt: skip
     return Merged.of(outcome, source_of_ranks(checkpoint))
 
 
-def merge_dry_run(
-    ranks: str | Path, out: str | Path, *, config: str | Path | None = None, overwrite: bool = False
-) -> "DryRun":
+@verb(MergeDryRunOptions)
+def merge_dry_run(ranks: str | Path, out: str | Path, options: MergeDryRunOptions) -> "documents.DryRun":
     """What `merge` would write. Reads headers, writes nothing; raises what `merge` raises before it writes.
 
     >>> dsv4_shard.merge_dry_run("shards", "others").fits
     True
     """
-    return would_merge(ranks, out, config=config, overwrite=overwrite).document()
+    return would_merge(ranks, out, options).document()
 
 
 # --- dry runs, with the job itself -----------------------------------------------------------------------------------
 
 
-def would_reshard(
-    repo: str | Path,
-    out: str | Path,
-    *,
-    plan: "str | Path | Plan | None",
-    ranks: str | Iterable[int] | None,
-    scratch: str | Path | None,
-    overwrite: bool,
-    restart: bool,
-    config: str | Path | None,
-    **request: "Unpack[LayoutOptions]",
-) -> "WouldWrite":
+def would_reshard(repo: str | Path, out: str | Path, options: DryRunOptions) -> "WouldWrite":
     """The job of `reshard_dry_run`, of which the command shows more than the result has."""
     from dsv4_shard.destinations.folder import would_store, would_write
     from dsv4_shard.opening import is_url
 
     if not is_url(str(out)):
-        made = _prepare(repo, config, plan, request, ranks, overwrite)
-        return would_write(made.job, made.checkpoint, Path(out), overwrite)
-    _refuse_auto(str(out), ranks)
-    made = _prepare(repo, config, plan, request, ranks, overwrite)
-    return would_store(made.job, made.checkpoint, _target(str(out), scratch, False, overwrite, restart))
+        made = _prepare(repo, options)
+        return would_write(made.job, made.checkpoint, Path(out), options.overwrite)
+    _refuse_auto(options.ranks)
+    made = _prepare(repo, options)
+    return would_store(made.job, made.checkpoint, _target(str(out), options, False))
 
 
-def would_merge(ranks: str | Path, out: str | Path, *, config: str | Path | None, overwrite: bool) -> "WouldWrite":
+def would_merge(ranks: str | Path, out: str | Path, options: MergeDryRunOptions) -> "WouldWrite":
     """The job of `merge_dry_run`, of which the command shows more than the result has."""
     from dsv4_shard.destinations.folder import would_write
 
-    checkpoint, job = _prepare_merge(ranks, out, config)
-    return would_write(job, checkpoint, Path(out), overwrite)
+    checkpoint, job = _prepare_merge(ranks, out, options.config)
+    return would_write(job, checkpoint, Path(out), options.overwrite)
 
 
 # --- parts of the verbs ---------------------------------------------------------------------------------------------
@@ -277,47 +220,44 @@ class _Prepared(NamedTuple):
 
 def _prepare(
     repo: str | Path,
-    config: str | Path | None,
-    plan: "str | Path | Plan | None",
-    request: "LayoutOptions",
-    ranks: str | Iterable[int] | None,
-    overwrite: bool,
+    options: ReshardOptions | StoreOptions | DryRunOptions,
 ) -> _Prepared:
     """The job of these ranks, known before a byte moves."""
     from dsv4_shard.sharding.job import prepare
     from dsv4_shard.storage.runtime import collector_paused
 
-    checkpoint, inventory, made = _planned(repo, path_or_none(config), plan, request)
-    wanted = _wanted(ranks, overwrite, made, inventory)
+    checkpoint, inventory, made = _planned(repo, path_or_none(options.config), options)
+    wanted = _wanted(options.ranks, options.overwrite, made, inventory)
     with collector_paused():
         return _Prepared(prepare(checkpoint, inventory, made, wanted), checkpoint)
 
 
 def _planned(
-    repo: str | Path, config: Path | None, plan: "str | Path | Plan | None", request: "LayoutOptions"
-) -> "tuple[Checkpoint, Inventory, Plan]":
-    """The checkpoint, and the plan that is given for it or that is made of the request."""
+    repo: str | Path, config: Path | None, options: PlanOrLayout
+) -> "tuple[Checkpoint, Inventory, document.Plan]":
+    """The checkpoint, and the plan that is given for it or that is made of the options."""
     from dsv4_shard.opening import open_checkpoint, pinned
     from dsv4_shard.planning.make_plan import make_plan
     from dsv4_shard.planning.plan_file import check_plan, plan_of
     from dsv4_shard.planning.request import request_of
-    from dsv4_shard.text.suggest import as_option
 
-    given: dict[str, Any] = {name: value for name, value in request.items() if value is not None}
-    if plan is not None and given:
-        option = as_option(next(iter(given)))
-        raise UsageError(f"--plan and {option}: the plan says it already", hint=f"Leave out {option}, or --plan.")
-    followed = plan_of(plan) if plan is not None else None
+    given = options.given_of(Layout) if options.tp is None else ["tp"]
+    if options.plan is not None and given:
+        raise UsageError(f"{{plan}} and {{{given[0]}}}: the plan says it already",
+                         hint=f"Leave out {as_option(given[0])}, or --plan.",
+                         parameters={"plan": ..., given[0]: ...})  # fmt: skip
+    followed = plan_of(options.plan) if options.plan is not None else None
     checkpoint, inventory = open_checkpoint(pinned(str(repo), followed), config)
     if followed is not None:
         return checkpoint, inventory, check_plan(followed, checkpoint, inventory)
-    if "tp" not in given:
-        raise UsageError("neither --plan nor --tp", hint="Give a plan file, or --tp N and the options of `plan`.")
-    return checkpoint, inventory, make_plan(checkpoint, inventory, request_of(**given))
+    if options.tp is None:
+        raise UsageError("neither {plan} nor {tp}", hint="Give a plan file, or --tp N and the options of `plan`.",
+                         parameters={"plan": ..., "tp": ...})  # fmt: skip
+    return checkpoint, inventory, make_plan(checkpoint, inventory, request_of(options))
 
 
 def _wanted(
-    ranks: str | Iterable[int] | None, overwrite: bool, plan: "Plan", inventory: "Inventory"
+    ranks: str | Iterable[int] | None, overwrite: bool, plan: "document.Plan", inventory: "Inventory"
 ) -> tuple[int, ...] | None:
     """The ranks asked for, None for all. Raises NothingToDo if a launcher started more processes than there are."""
     from dsv4_shard.catalog.rank_ranges import own_share, parse_ranks, share_of
@@ -326,13 +266,10 @@ def _wanted(
     if ranks is None:
         return None
     if ranks != AUTO:
-        wanted = parse_ranks(ranks) if isinstance(ranks, str) else tuple(sorted(set(ranks)))
-        if not wanted:
-            raise UsageError("--ranks: none", hint="Name those to write, or leave it out for all.")
-        return wanted
+        return parse_ranks(ranks) if isinstance(ranks, str) else tuple(sorted(set(ranks)))
     if overwrite:
-        raise UsageError("--ranks auto and --overwrite: each share would replace those of the others",
-                         hint="Remove the folder first.")  # fmt: skip
+        raise UsageError("{ranks} auto and {overwrite}: each share would replace those of the others",
+                         hint="Remove the folder first.", parameters={"ranks": ..., "overwrite": ...})  # fmt: skip
     number, count = own_share(os.environ)
     world = world_of(plan, inventory)
     wanted = share_of(world, number, count)
@@ -341,18 +278,19 @@ def _wanted(
     return wanted
 
 
-def _target(out: str, scratch: str | Path | None, keep_scratch: bool, overwrite: bool, restart: bool) -> "OutputTarget":
+def _target(out: str, options: StoreOptions | DryRunOptions, keep_scratch: bool) -> "OutputTarget":
     from dsv4_shard.destinations.folder import OutputTarget
 
-    return OutputTarget(out, Path(scratch or ""), keep_scratch, overwrite, restart)
+    return OutputTarget(out, Path(options.scratch or ""), keep_scratch, options.overwrite, options.restart)
 
 
-def _refuse_auto(out: str, ranks: str | Iterable[int] | None) -> None:
+def _refuse_auto(ranks: str | Iterable[int] | None) -> None:
     """Raise UsageError where the processes of a launcher would each put a manifest of their own."""
     if ranks == AUTO:
         raise UsageError(
-            f"--ranks auto: {out} has room for one manifest, and each process would put its own",
+            "{ranks} auto: an object store has room for one manifest, and each process would put its own",
             hint="Name ranks, and a prefix for each process (--ranks 0-7), or let all write into one folder.",
+            parameters={"ranks": ...},
         )
 
 

@@ -1,27 +1,25 @@
 """The verbs that check a result: `verify` in one folder, `verify_shares` in several."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dsv4_shard.catalog.verb import Later, checked_place, verb, wrong_type
 from dsv4_shard.errors import UsageError
+from dsv4_shard.sharding.options import VerifyOptions
 
 if TYPE_CHECKING:
     from dsv4_shard.checkpoint.inventory import Inventory
     from dsv4_shard.checkpoint.reader import Checkpoint
-    from dsv4_shard.sharding.progress import Progress
-    from dsv4_shard.verification.documents import SharesVerification, Verification
+    from dsv4_shard.sharding import progress as progressing
+    from dsv4_shard.verification import documents
+else:
+    documents = Later("dsv4_shard.verification.documents")
+    progressing = Later("dsv4_shard.sharding.progress")
 
 
-def verify(
-    out: str | Path,
-    *,
-    against: str | Path | None = None,
-    numerics: bool = False,
-    layer: int | None = None,
-    jobs: int | None = None,
-    progress: "Progress | None" = None,
-) -> "Verification":
+@verb(VerifyOptions)
+def verify(out: str | Path, options: VerifyOptions) -> "documents.Verification":
     """Prove a result against its manifest, or byte by byte against the checkpoint that it was made from.
 
     `out` is a folder that reshard or merge made, and `against` the checkpoint. `numerics` also adds up the experts of a
@@ -41,23 +39,16 @@ def verify(
     from dsv4_shard.verification.result_folder import verify as verify_folder
 
     folder = Path(out)
-    source = _source(jobs, [folder], against, numerics, layer)
-    with Reporter(progress).task(Task("verify"), bytes_to_verify(folder)) as task:
-        found = verify_folder(folder, source, workers=jobs, on_progress=task.advance)
-    if not (numerics and source is not None and found.ok):
+    source = _source([folder], options)
+    with Reporter(options.progress).task(Task("verify"), bytes_to_verify(folder)) as task:
+        found = verify_folder(folder, source, workers=options.jobs, on_progress=task.advance)
+    if not (options.numerics and source is not None and found.ok):
         return found
-    return found.model_copy(update={"numerics": check_numerics([folder], *source, layer)})
+    return found.model_copy(update={"numerics": check_numerics([folder], *source, options.layer)})
 
 
-def verify_shares(
-    folders: Sequence[str | Path],
-    *,
-    against: str | Path | None = None,
-    numerics: bool = False,
-    layer: int | None = None,
-    jobs: int | None = None,
-    progress: "Progress | None" = None,
-) -> "SharesVerification":
+@verb(VerifyOptions)
+def verify_shares(folders: Sequence[str | Path], options: VerifyOptions) -> "documents.SharesVerification":
     """Verify each of the `folders` that hold the shares of one result, and that they fit together.
 
     Other parameters, and errors, are as in `verify`.
@@ -72,32 +63,32 @@ def verify_shares(
     from dsv4_shard.verification.shares import verify_together
 
     if isinstance(folders, str | Path):
-        raise UsageError("folders: one folder, not a sequence", hint="`dsv4_shard.verify` takes one.")
-    paths = list(map(Path, folders))
+        raise UsageError.about("folders", ..., "one folder, not a sequence", hint="`dsv4_shard.verify` takes one.")
+    if not isinstance(folders, Iterable):
+        raise wrong_type("folders", folders, "a sequence of folders")
+    paths = [Path(checked_place("folders", folder)) for folder in folders]
     if not paths:
         raise UsageError("no folder to verify")
-    source = _source(jobs, paths, against, numerics, layer)
-    with Reporter(progress).task(Task("verify"), sum(map(bytes_to_verify, paths))) as task:
-        found = verify_together(paths, source, workers=jobs, on_progress=task.advance)
-    if not (numerics and source is not None and found.ok):
+    source = _source(paths, options)
+    with Reporter(options.progress).task(Task("verify"), sum(map(bytes_to_verify, paths))) as task:
+        found = verify_together(paths, source, workers=options.jobs, on_progress=task.advance)
+    if not (options.numerics and source is not None and found.ok):
         return found
-    return found.model_copy(update={"numerics": check_numerics(paths, *source, layer)})
+    return found.model_copy(update={"numerics": check_numerics(paths, *source, options.layer)})
 
 
-def _source(
-    jobs: int | None, folders: Sequence[Path], against: str | Path | None, numerics: bool, layer: int | None
-) -> "tuple[Checkpoint, Inventory] | None":
+def _source(folders: Sequence[Path], options: VerifyOptions) -> "tuple[Checkpoint, Inventory] | None":
     """The checkpoint to verify against, if one is named. Raises UsageError for options that contradict each other."""
     from dsv4_shard.opening import open_checkpoint, refuse_url
-    from dsv4_shard.storage.runtime import check_jobs
 
-    check_jobs(jobs)
     for folder in folders:
         refuse_url(
             folder, "Copy it into a folder, and verify that; what `reshard` put was held against the store's sizes."
         )
-    if numerics and against is None:
-        raise UsageError("--numerics needs --against: the unsharded layer is in the checkpoint")
-    if layer is not None and not numerics:
-        raise UsageError("--layer is of --numerics", hint="Add --numerics, or leave out --layer.")
-    return open_checkpoint(str(against)) if against is not None else None
+    if options.numerics and options.against is None:
+        raise UsageError("{numerics} needs {against}: the unsharded layer is in the checkpoint",
+                         parameters={"numerics": ..., "against": ...})  # fmt: skip
+    if options.layer is not None and not options.numerics:
+        raise UsageError("{layer} is of {numerics}", hint="Add --numerics, or leave out --layer.",
+                         parameters={"layer": ..., "numerics": ...})  # fmt: skip
+    return open_checkpoint(str(options.against)) if options.against is not None else None

@@ -257,7 +257,7 @@ def test_output_closed_early_is_no_error(tiny_checkpoint):
 
 @pytest.mark.parametrize(("edit", "said"), [
     (lambda request: request.pop("tp"), "tp: "), (lambda request: request.update(tp="16"), "tp: Input should be"),
-    (lambda request: request.update(tp=-1), "--tp -1"),
+    (lambda request: request.update(tp=-1), "tp=-1: must be from 1 to 4096"),
 ])  # fmt: skip
 def test_a_plan_whose_request_was_edited_says_where(edit, said, tiny_checkpoint, tmp_path):
     run("plan", tiny_checkpoint, "--tp", "2", "-o", tmp_path / "plan.json")

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from dsv4_shard.errors import UsageError
-from dsv4_shard.text.sanitize import short
 from dsv4_shard.text.suggest import did_you_mean
 from dsv4_shard.text.units import gib
 
@@ -96,10 +95,10 @@ def gpu_with(memory: str) -> Gpu:
     match = _MEMORY.fullmatch(memory)
     nbytes = int(Decimal(match[1]) * _UNITS[match[2].lower()]) if match else 0
     if nbytes < MIB:
-        raise UsageError(
-            f"--gpu-memory {short(memory)}: not an amount of memory",
+        raise UsageError.about(
+            "gpu_memory", memory, "not an amount of memory",
             hint="Give it as 96GB (10^9 bytes), 95GiB (2^30) or 97285MiB (2^20), as the driver counts it.",
-        )
+        )  # fmt: skip
     return Gpu(memory, f"GPU with {memory}", 90, nbytes, "as asked for")
 
 

@@ -28,12 +28,12 @@ def _rank(number: str, text: str) -> int:
     if not number.isdecimal():
         raise _not_ranks(text)
     if len(number) > _MAX_DIGITS or int(number) >= MAX_RANKS:
-        raise UsageError(f"--ranks {short(text)}: the last rank that there can be is {MAX_RANKS - 1}")
+        raise UsageError.about("ranks", text, f"the last rank that there can be is {MAX_RANKS - 1}")
     return int(number)
 
 
 def _not_ranks(text: str) -> UsageError:
-    return UsageError(f"--ranks {short(text)}: not a list of ranks", hint="Write 0-7, or 0,2,4.")
+    return UsageError.about("ranks", text, "not a list of ranks", hint="Write 0-7, or 0,2,4.")
 
 
 def span_of(ranks: Iterable[int]) -> str:
@@ -62,17 +62,21 @@ def own_share(environment: Mapping[str, str]) -> tuple[int, int]:
         if number in environment or count in environment:
             found = [_count(name, environment.get(name)) for name in (number, count)]
             if found[0] >= found[1]:
-                raise UsageError(f"--ranks auto: {number} is {found[0]}, and {count} {found[1]}")
+                raise _no_share(f"{number} is {found[0]}, and {count} {found[1]}")
             return found[0], found[1]
     names = " or ".join(" and ".join(pair) for pair in _LAUNCHERS)
-    raise UsageError(f"--ranks auto: none of {names} is set", hint="Start it with torchrun or srun, or name the ranks.")
+    raise _no_share(f"none of {names} is set", hint="Start it with torchrun or srun, or name the ranks.")
+
+
+def _no_share(message: str, hint: str | None = None) -> UsageError:
+    return UsageError.about("ranks", "auto", message, hint=hint)
 
 
 def _count(name: str, text: str | None) -> int:
     if text is None:
-        raise UsageError(f"--ranks auto: {name} is not set")
+        raise _no_share(f"{name} is not set")
     if not (text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS):
-        raise UsageError(f"--ranks auto: {name} is {short(text)}, not a number")
+        raise _no_share(f"{name} is {short(text)}, not a number")
     return int(text)
 
 

@@ -94,27 +94,25 @@ def reshard_on_cluster(
 def _connected(address: str) -> Iterator[Any]:
     """Ray, connected to the cluster at `address`. What it prints of its own goes nowhere."""
     if address.startswith("ray://"):
-        raise UsageError(
-            f"--ray {address}: Ray's client cannot do this",
+        raise UsageError.about(
+            "ray", address, "Ray's client cannot do this",
             hint="Run the command on a node of the cluster, with --ray auto.",
-        )
+        )  # fmt: skip
     _refuse_silent(address)
     os.environ |= _QUIET | dict(os.environ)
     try:
         import ray
     except ImportError:
-        raise UsageError(
-            "--ray: Ray is not installed here", hint="pip install 'dsv4-shard[ray]', here and on every node."
+        raise UsageError.about(
+            "ray", ..., "Ray is not installed here", hint="pip install 'dsv4-shard[ray]', here and on every node."
         ) from None
     # Ray's threads print to these what nodes say when they die; it has no setting for that.
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
         except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-            raise Unreachable(
-                f"--ray {address}: no Ray cluster can be reached: {str(error).splitlines()[0]}",
-                hint=_NO_CLUSTER,
-            ) from None
+            reason = f"no Ray cluster can be reached: {str(error).splitlines()[0]}"
+            raise Unreachable.about("ray", address, reason, hint=_NO_CLUSTER) from None
         try:
             yield ray
         finally:
@@ -129,7 +127,8 @@ def _refuse_silent(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
     except (OSError, ValueError, OverflowError) as error:
-        raise Unreachable(f"--ray {address}: no Ray cluster can be reached: {error}", hint=_NO_CLUSTER) from None
+        reason = f"no Ray cluster can be reached: {error}"
+        raise Unreachable.about("ray", address, reason, hint=_NO_CLUSTER) from None
 
 
 def _nodes(ray: Any) -> list[_Node]:

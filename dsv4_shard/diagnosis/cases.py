@@ -123,7 +123,7 @@ def _requests(found: FoundMessage, log: EngineLog) -> Iterator[Request]:
         eps = dict.fromkeys((None, *clues["ep"], *numbers, tp))
         ways = itertools.product(eps, log.dps, named or (None, "auto"), ("auto", "split"), gpus)
         for ep, dp, runner, shared, gpu in ways:
-            yield Request(tp, ep, dp, runner=runner, shared=shared, gpu=gpu)
+            yield Request(tp, ep=ep, dp=dp, runner=runner, shared_experts=shared, gpu=gpu)
 
 
 def _broken(

@@ -189,7 +189,7 @@ def _case(hit: Hit) -> Case:
 
 def _asked(request: Request) -> Request:
     """A request without what the plan chooses by itself."""
-    return replace(request, runner=None, shared="auto", ep=None if request.ep == 1 else request.ep)
+    return replace(request, runner=None, shared_experts="auto", ep=None if request.ep == 1 else request.ep)
 
 
 # --- what it means ---------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from dsv4_shard.catalog.gpus import GPUS, Gpu, find_gpu, gpu_with
+from dsv4_shard.catalog.request import Request
 from dsv4_shard.checkpoint.formats import Format
 from dsv4_shard.checkpoint.inventory import Inventory
 from dsv4_shard.models.family import ModelConfig
@@ -10,6 +11,11 @@ from dsv4_shard.models.roles import Role
 from dsv4_shard.models.v3 import V3Config
 from dsv4_shard.models.v4 import V4Config
 from dsv4_shard.tensors.geometry import Block
+
+__all__ = [
+    "ANY_ENGINE", "ASSUMED_GPU", "GPUS_PER_NODE", "Context", "Deployment", "Request", "fewest_nodes", "pick_gpu",
+    "pick_nodes",
+]  # fmt: skip
 
 ASSUMED_GPU = GPUS["h200"]
 """Stands for Hopper where no GPU is named; its memory is then not looked at."""
@@ -19,29 +25,6 @@ ANY_ENGINE = "for any engine"
 
 
 # --- what is asked for, and what it resolves to --------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """The parallelism and options that a user asks for; None leaves the choice to the engine."""
-
-    tp: int
-    ep: int | None = None
-    dp: int = 1
-    engine: str = "sglang"
-    runner: str | None = None
-    a2a: str | None = None
-    shared: str = "auto"
-    gpu: str | None = None
-    nodes: int | None = None
-    expert_dtype: str | None = None
-    engine_version: str | None = None
-    gpu_memory: str | None = None
-
-    @property
-    def names_gpu(self) -> bool:
-        """Whether a GPU's memory is known, and to be looked at."""
-        return self.gpu is not None or self.gpu_memory is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from dsv4_shard.catalog.option import fields_of
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.engines.rules import Remedy
+from dsv4_shard.text.suggest import as_option
 
 
 def _options(**options: Any) -> Callable[[Request], tuple[Request, ...]]:
@@ -21,11 +23,10 @@ def _divisors(number: int, above: int = 0) -> Iterator[int]:
 
 
 def leave_out(*options: str) -> Remedy:
-    """Options that are not given; `shared` and `ep` are then the engine's own choice."""
-    given = {"shared": "auto"}
-    names = [f"--{ {'shared': 'shared-experts'}.get(name, name.replace('_', '-')) }" for name in options]
-    words = " and ".join(names)
-    return Remedy(f"leave {words} out", _options(**{name: given.get(name) for name in options}))
+    """Options that are not given; the ways of the shared experts and EP are then the engine's own choice."""
+    words = " and ".join(map(as_option, options))
+    defaults = {field.name: field.default for field in fields_of(Request) if field.name in options}
+    return Remedy(f"leave {words} out", _options(**defaults))
 
 
 MORE_DP = Remedy(
@@ -72,11 +73,11 @@ FEWER_RANKS = Remedy(
 
 MARLIN = Remedy("--runner marlin (FP4 on Hopper)", _options(runner="marlin"), "--runner marlin")
 
-WHOLE_SHARED = Remedy("SGLANG_SHARED_EXPERT_TP1=1: --shared-experts whole", _options(shared="whole"))
+WHOLE_SHARED = Remedy("SGLANG_SHARED_EXPERT_TP1=1: --shared-experts whole", _options(shared_experts="whole"))
 
 DEEPEP = Remedy(
     "an all-to-all backend: --a2a deepep",
-    lambda request: (replace(request, a2a="deepep"),) if request.shared in ("auto", "whole") else (),
+    lambda request: (replace(request, a2a="deepep"),) if request.shared_experts in ("auto", "whole") else (),
 )
 
 

@@ -49,7 +49,7 @@ def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
         moe_tp=request.tp // ep or 1,
         runner=request.runner or "auto",
         a2a=request.a2a,
-        shared=own_way if request.shared == "auto" else request.shared,
+        shared=own_way if request.shared_experts == "auto" else request.shared_experts,
         shared_parts=parts,
         experts=(request.expert_dtype or inventory.routed.name).upper(),
         gpu=gpu,
@@ -87,7 +87,7 @@ RULES: tuple[Rule, ...] = (
         "shared-way", Module.SHARED, lambda c: c.deployment.shared == _own_way(c),
         "TensorRT-LLM chooses by itself: here {context.deployment.shared_parts} of {at.tp} ranks share one shared "
         "expert",
-        consequence=NO_OPTION, remedies=(leave_out("shared"),), fatal=True,
+        consequence=NO_OPTION, remedies=(leave_out("shared_experts"),), fatal=True,
     ),
     Divides("vocab", Module.EMBEDDING, lambda c: c.config.vocab_size, "vocab_size", lambda c: c.deployment.attention_tp,
             "attention TP"),

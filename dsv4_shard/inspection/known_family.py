@@ -288,7 +288,7 @@ def _cell(checkpoint: Checkpoint, inventory: Inventory, request: Request) -> Mat
         tp=request.tp,
         engine=request.engine,
         verdict="unknown" if breach.unknown else "with-options" if other else "no",
-        how=options_of(replace(other, gpu=None, gpu_memory=None), engine=False) if other else None,
+        how=options_of(replace(other, gpu=None, gpu_memory=None, engine=Request(1).engine)) if other else None,
         notes=found.notes() if found else (),
         rule=breach.rule,
         module=breach.module,

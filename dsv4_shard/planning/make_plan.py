@@ -169,7 +169,7 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
 def folder_of(inventory: Inventory, request: Request, deployment: Deployment, label: str) -> str:
     """A folder name that no other layout gets. It leaves out what the engine chooses by itself on the assumed GPU."""
     engine = engine_for(request.engine, inventory.family)
-    own = choose(inventory, replace(request, runner=None, shared="auto")).deployment
+    own = choose(inventory, replace(request, runner=None, shared_experts="auto")).deployment
     own_ep = next(engine.candidates(inventory, replace(request, ep=None))).ep
     by_node, any_gpu = engine.layout is not None and engine.layout.by_node, engine.name == "reference"
     parts = (

@@ -40,7 +40,7 @@ def _variations(request: Request, world: int) -> Iterator[Request]:
         tp = world // dp if request.engine == "vllm" else world
         nodes = request.nodes if request.engine == "node" and request.nodes and world % request.nodes == 0 else None
         same = replace(request, tp=tp, dp=dp, ep=ep, nodes=nodes)
-        yield from dict.fromkeys((same, replace(same, runner=None, a2a=None, shared="auto")))
+        yield from dict.fromkeys((same, replace(same, runner=None, a2a=None, shared_experts="auto")))
 
 
 def _pairs(request: Request, world: int) -> Iterator[tuple[int, int | None]]:

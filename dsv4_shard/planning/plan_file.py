@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from dsv4_shard.catalog.verb import wrong_type
 from dsv4_shard.checkpoint.fingerprint import differences, origin_of
 from dsv4_shard.checkpoint.inventory import Inventory
 from dsv4_shard.checkpoint.reader import Checkpoint
@@ -98,16 +99,28 @@ def _differences(theirs: Any, ours: Any, path: str) -> Iterator[str]:
         yield f"{short_name(path)}: {short(theirs)} in the file, {short(ours)} by the rules"
 
 
-def plan_given(source: "str | Path | Plan") -> "Plan | None":
-    """A plan, or that in a file that is called like one; None for what names a checkpoint. Raises BadPlan."""
-    from dsv4_shard.planning.document import Plan
-
-    if isinstance(source, Plan) or str(source).endswith(".json"):
-        return plan_of(source)
+def plan_given(source: str | Path | Plan) -> Plan | None:
+    """A plan, or that in a file that is called like one; None for a checkpoint. Raises BadPlan, UsageError."""
+    if isinstance(source, Plan) or str(source).endswith(".json") or _is_text(source):
+        return plan_of(source, "source")
+    if not isinstance(source, str | Path):
+        raise wrong_type("source", source, "a plan, or the path of a plan file or checkpoint")
     return None
 
 
-def plan_of(plan: "str | Path | Plan") -> "Plan":
-    """A plan, or that in a file. Raises BadPlan."""
+def plan_of(plan: str | Path | Plan, parameter: str = "plan") -> Plan:
+    """A plan, or that in a file. Raises BadPlan, and UsageError for what is neither a plan nor a path."""
+    if isinstance(plan, Plan):
+        return plan
+    if _is_text(plan):
+        raise UsageError.about(
+            parameter, ..., "that is the text of a plan, not the path of its file",
+            hint="Save it to a file, and name that; or parse it with `Plan.model_validate_json(text)`.",
+        )  # fmt: skip
+    if not isinstance(plan, str | Path):
+        raise wrong_type(parameter, plan, "a plan or the path of a plan file")
+    return load_plan(Path(plan))
 
-    return load_plan(Path(plan)) if isinstance(plan, str | Path) else plan
+
+def _is_text(plan: object) -> bool:
+    return isinstance(plan, bytes) or (isinstance(plan, str) and plan.lstrip().startswith("{"))

@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 from dsv4_shard.catalog.gpus import GPUS, Gpu
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
+from dsv4_shard.catalog.request import SearchOptions
 from dsv4_shard.checkpoint.inventory import Inventory, outside_layers, refuse_errors
 from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.engines.deployment import Context, Deployment, Request, pick_gpu
@@ -38,11 +39,9 @@ from dsv4_shard.planning.choose import choose
 from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.planning.nearby import divisors
-from dsv4_shard.planning.request import check_request, options_of, request_of
+from dsv4_shard.planning.request import check_request, options_of
 from dsv4_shard.planning.weights import beyond_roles, loads, memory_of, totals_of, weights_of
 from dsv4_shard.text.document import Document, html_table
-from dsv4_shard.text.sanitize import short
-from dsv4_shard.text.suggest import did_you_mean
 from dsv4_shard.text.units import counted, gib
 from dsv4_shard.version import __version__
 
@@ -143,14 +142,13 @@ def search(
     rank_by: str = "weights",
 ) -> Search:
     """Search on `asked.tp` GPUs. Raises as `make_plan`, and UsageError for an engine that runs nothing."""
-    if rank_by not in RANKINGS:
-        raise UsageError(f"--rank-by {short(rank_by)}: no such ranking", hint=did_you_mean(rank_by, RANKINGS))
-    if rank_by == "tokens" and asked.gpu is None and asked.gpu_memory is None:
-        raise UsageError("--rank-by tokens: room is not known without --gpu or --gpu-memory", hint="Add one of these.")
+    if rank_by == "tokens" and not asked.names_gpu:
+        raise UsageError("{rank_by}: room is not known without {gpu} or {gpu_memory}", hint="Add one of these.",
+                         parameters={"rank_by": rank_by, "gpu": ..., "gpu_memory": ...})  # fmt: skip
     refuse_errors(inventory)
     check_request(asked)
     if asked.nodes is not None and asked.tp % asked.nodes:
-        raise UsageError(f"--nodes {asked.nodes}: {asked.tp} GPUs do not fall into so many equal nodes")
+        raise UsageError.about("nodes", asked.nodes, f"{asked.tp} GPUs do not fall into so many equal nodes")
     engines = tuple(dict.fromkeys(_serving(name) for name in engines))
     unknown = tuple(_unknown(inventory, pick_gpu(asked), engines))
     held = tuple(name for name in engines if name not in dict(unknown))
@@ -193,7 +191,7 @@ def plan_best(checkpoint: Checkpoint, inventory: Inventory, found: Search) -> Pl
 def _serving(name: str) -> str:
     engine = find_engine(name.strip()).name
     if engine not in SERVING:
-        raise UsageError(f"--engine {engine}: runs no model", hint=f"Searched are {', '.join(SERVING)}.")
+        raise UsageError.about("engine", engine, "runs no model", hint=f"Searched are {', '.join(SERVING)}.")
     return engine
 
 
@@ -204,7 +202,7 @@ def _search(
     found: dict[tuple[Any, ...], list[_Candidate]] = {}
     seen: set[Deployment] = set()
     for request in _requests(inventory, asked, engines):
-        own = request.runner is None and request.shared == "auto"
+        own = request.runner is None and request.shared_experts == "auto"
         choice = choose(inventory, request) if own or not briefly else None
         if choice is None or not choice.feasible or choice.deployment in seen:
             continue
@@ -218,7 +216,7 @@ def _search(
 
 def _merged(alike: list[_Candidate]) -> _Candidate:
     """One of those that weigh the same, with the others' options: the engine's own choice where it is among them."""
-    first = min(alike, key=lambda one: (one.request.runner is not None, one.request.shared != "auto"))
+    first = min(alike, key=lambda one: (one.request.runner is not None, one.request.shared_experts != "auto"))
     also = tuple(one.layout.options for one in alike if one is not first)
     return replace(first, layout=first.layout.model_copy(update={"also": also}))
 
@@ -234,7 +232,7 @@ def _requests(inventory: Inventory, asked: Request, engines: Iterable[str]) -> I
                     deployment = replace(base, dp=dp, ep=None if a2a or ep == 1 else ep, a2a=a2a)
                     runners = (None,) if a2a else (None, *sglang.RUNNERS)
                     for runner, shared in itertools.product(runners, ("auto", "split", "whole")):
-                        yield replace(deployment, runner=runner, shared=shared)
+                        yield replace(deployment, runner=runner, shared_experts=shared)
         elif engine == "vllm":
             backends = (None, *dict.fromkeys((*vllm.BACKENDS, *vllm.BACKENDS_FP8)))
             for dp, ep, runner in itertools.product(divisors(gpus), dict.fromkeys((None, gpus)), backends):
@@ -335,16 +333,9 @@ def _elsewhere(
             yield nearest
 
 
-def search_for(
-    checkpoint: "Checkpoint",
-    inventory: "Inventory",
-    gpus: int,
-    engine: str | Iterable[str] | None = None,
-    *,
-    rank_by: str,
-    **asked: Any,
-) -> "Search":
-    from dsv4_shard.engines.registry import SERVING
-
+def search_for(checkpoint: Checkpoint, inventory: Inventory, options: SearchOptions) -> Search:
+    """The search that the options of a verb ask for."""
+    engine = options.engine
     engines = engine.split(",") if isinstance(engine, str) else SERVING if engine is None else engine
-    return search(checkpoint, inventory, request_of(gpus, **asked), tuple(engines), rank_by)
+    asked = options.part(Request, tp=options.gpus, engine=Request(1).engine)
+    return search(checkpoint, inventory, asked, tuple(engines), options.rank_by)

@@ -47,7 +47,8 @@ def open_ranks(source: LocalSource, config: Path | None = None) -> tuple[Checkpo
     if MANIFEST_NAME not in source.sizes():
         return _open_converted(source, config)
     if config is not None:
-        raise UsageError(f"--config: the shards in {source.label} have a {SKELETON_NAME}, which holds it already")
+        reason = f"the shards in {source.label} have a {SKELETON_NAME}, which holds it already"
+        raise UsageError.about("config", ..., reason)
     return _open_result(source)
 
 

@@ -5,8 +5,8 @@ from dataclasses import asdict
 from typing import Any
 
 from dsv4_shard.planning.block_grid import BlockGrid
+from dsv4_shard.reporting.content import ReportContent
 from dsv4_shard.reporting.rank_contents import Column, Holding, LayerMap, RankBytes, is_mtp
-from dsv4_shard.reporting.report import Report
 from dsv4_shard.text.units import quotient, size
 
 _RANK_KINDS = (
@@ -33,7 +33,7 @@ def capitalized(text: str) -> str:
 # --- numbers of the charts -------------------------------------------------------------------------------------------
 
 
-def charts_of(report: Report) -> dict[str, Any]:
+def charts_of(report: ReportContent) -> dict[str, Any]:
     """All that is drawn, as the scripts take it."""
     return {
         "grids": [_grid(grid, is_placed=report.plan is not None and grid.fits) for grid in report.grids],
@@ -84,7 +84,7 @@ def kinds_of(ranks: tuple[RankBytes, ...]) -> list[tuple[str, str]]:
     return [(kind, words) for kind, words in _RANK_KINDS if any((getattr(rank, kind) or 0) for rank in ranks)]
 
 
-def _rank_chart(report: Report) -> dict[str, Any]:
+def _rank_chart(report: ReportContent) -> dict[str, Any]:
     bars, world = [], report.ranks[-1].last + 1
     for rank in report.ranks:
         row = asdict(rank) | {"free": max(0, rank.free or 0)}

@@ -20,7 +20,7 @@ from dsv4_shard.engines.registry import find_engine, title_of
 from dsv4_shard.inspection.known_family import MatrixCell
 from dsv4_shard.planning.document import Plan
 from dsv4_shard.reporting.charts import MAP_KINDS, capitalized, charts_of, kinds_of, map_rows
-from dsv4_shard.reporting.report import Report, gpu_in_words
+from dsv4_shard.reporting.content import ReportContent, gpu_in_words
 from dsv4_shard.text.sanitize import clean
 from dsv4_shard.text.units import counted, gib, size
 
@@ -34,7 +34,7 @@ _VERDICTS = {"works": "runs", "with-options": "runs with options", "no": "does n
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
-def to_html(report: Report) -> str:
+def to_html(report: ReportContent) -> str:
     """The page, the same for the same report: no dates, no addresses."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -81,7 +81,7 @@ def _printable(text: str) -> str:
 # --- words -----------------------------------------------------------------------------------------------------------
 
 
-def _words(report: Report) -> dict[str, Any]:
+def _words(report: ReportContent) -> dict[str, Any]:
     """Titles and sentences of the page."""
     it, plan = report.inspection.identity, report.plan
     label = plan.source.label if plan else it.label

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator
 
-from dsv4_shard.catalog.gpus import GPUS
-from dsv4_shard.catalog.rank_ranges import span_of
 from dsv4_shard.checkpoint.inventory import Inventory
 from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.engines.deployment import Context, Request
@@ -14,38 +12,17 @@ from dsv4_shard.planning.block_grid import BlockGrid, broken_grids, shared_grid
 from dsv4_shard.planning.choose import choose
 from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.search import Search
-from dsv4_shard.reporting.rank_contents import LayerMap, RankBytes, layer_map, rank_bytes
-from dsv4_shard.text.document import Document, html_table
-from dsv4_shard.text.units import gib
+from dsv4_shard.reporting.content import ReportContent, gpu_in_words
+from dsv4_shard.reporting.page import to_html
+from dsv4_shard.reporting.rank_contents import layer_map, rank_bytes
 
 
-class Report(Document):
-    """What a page shows. `layers` and `ranks` are of the plan's deployment: None and empty where it has none."""
+class Report(ReportContent):
+    """What a report shows, and its page."""
 
-    inspection: Inspection
-    plan: Plan | None
-    search: Search | None
-    grids: tuple[BlockGrid, ...]
-    layers: LayerMap | None = None
-    ranks: tuple[RankBytes, ...] = ()
-
-    def in_short(self) -> str:
-        """What it is of."""
-        return (self.plan or self.search or self.inspection).in_short()
-
-    def _repr_html_(self) -> str:
-        """For notebooks: the plan, else the search, else the inspection; and what the ranks hold."""
-        about = (self.plan or self.search or self.inspection)._repr_html_()
-        head = ("ranks", "experts", "split", "whole", "padding", "other", "free")
-        rows = [_row(rank) for rank in self.ranks]
-        return about + (html_table("What the ranks hold", head, rows) if rows else "")
-
-
-def _row(rank: RankBytes) -> tuple[str, ...]:
-    """A row of a notebook's table: the ranks, and what they hold."""
-    free = "not known" if rank.free is None else f"{'-' if rank.free < 0 else ''}{gib(abs(rank.free))}"
-    held = (rank.experts, rank.split, rank.whole, rank.padding, rank.other)
-    return span_of(range(rank.first, rank.last + 1)), *map(gib, held), free
+    def to_html(self) -> str:
+        """The page, the same for the same report: no dates, no addresses."""
+        return to_html(self)
 
 
 def make_report(
@@ -73,15 +50,6 @@ def make_report(
     layers = layer_map(checkpoint, engine, context, frozenset(breach.module for breach in choice.breaches))
     ranks = rank_bytes(checkpoint, engine, context) if choice.feasible else ()
     return Report(inspection=inspection, plan=plan, search=search, grids=grids, layers=layers, ranks=ranks)
-
-
-def gpu_in_words(plan: Plan | None, search: Search | None) -> dict[str, str]:
-    """The GPU that was asked for, as `inspect` takes it."""
-    if plan is not None:
-        return {name: str(plan.request[name]) for name in ("gpu", "gpu_memory") if plan.request[name]}
-    if search is not None and search.gpu:
-        return {"gpu" if search.gpu.lower() in GPUS else "gpu_memory": search.gpu}
-    return {}
 
 
 def _candidate_grids(inspection: Inspection) -> Iterator[BlockGrid]:

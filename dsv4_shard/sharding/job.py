@@ -109,7 +109,7 @@ def prepare(checkpoint: Checkpoint, inventory: Inventory, plan: Plan, ranks: tup
     wanted = ranks if ranks is not None else tuple(range(world))
     beyond = [rank for rank in wanted if not 0 <= rank < world]
     if beyond:
-        raise UsageError(f"--ranks: rank {beyond[0]} of {world}; the last one is {world - 1}")
+        raise UsageError.about("ranks", ..., f"rank {beyond[0]} of {world}; the last one is {world - 1}")
     recipe = make_recipe(checkpoint, engine, context, wanted)
     companions = _copied(checkpoint, layout.copied(context))
     companions |= layout.companions(checkpoint.document, context)

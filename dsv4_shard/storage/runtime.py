@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dsv4_shard.errors import UsageError
-
 MAX_WORKERS = 8
 
 _GROUPS = Path("/sys/fs/cgroup")
@@ -19,12 +17,6 @@ _OWN_GROUP = Path("/proc/self/cgroup")
 def default_workers() -> int:
     """One worker thread for each usable CPU, at most MAX_WORKERS: beyond that they only wait for the disk."""
     return min(MAX_WORKERS, len(os.sched_getaffinity(0)), *_quotas())
-
-
-def check_jobs(jobs: int | None) -> None:
-    """Raise UsageError for a number of workers that there cannot be; None stands for the default."""
-    if jobs is not None and jobs < 1:
-        raise UsageError(f"--jobs {jobs}: must be at least 1")
 
 
 def _quotas() -> Iterator[int]:

@@ -7,7 +7,9 @@ from typing import Any, BinaryIO
 
 import typer
 
+from dsv4_shard.catalog.option import Options, names_of
 from dsv4_shard.errors import UsageError
+from dsv4_shard.terminal.options import is_given
 from dsv4_shard.text.sanitize import clean
 from dsv4_shard.text.suggest import as_option
 
@@ -15,27 +17,15 @@ _MAX_PATH = 4096
 
 _LOG_SUFFIXES = (".log", ".txt", ".out", ".err")
 
-_REQUEST_OPTIONS = (
-    "tp", "ep", "dp", "engine", "runner", "a2a", "shared_experts", "gpu", "nodes", "expert_dtype", "engine_version",
-    "gpu_memory", "rank_by",
-)  # fmt: skip
-"""Options of `plan` and `reshard` that say what is asked for. Those that are not given are left to the verbs."""
-
-_SEARCHED = ("tp", "ep", "dp", "runner", "a2a", "shared_experts")
-"""Those that --gpus tries all of."""
-
-
 # --- parts of the commands -----------------------------------------------------------------------------------------
 
 
 def numbers(text: str, option: str) -> tuple[int, ...]:
+    """Numbers separated by commas, each once; the verb checks their bounds. Raises UsageError."""
     try:
-        numbers = tuple(dict.fromkeys(int(part) for part in text.split(",")))
+        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
         raise UsageError(f"{option} {text!r}: not numbers separated by commas") from None
-    if not numbers or min(numbers) < 1:
-        raise UsageError(f"{option} {text!r}: must be at least 1")
-    return numbers
 
 
 def default_repo() -> str:
@@ -57,30 +47,17 @@ def default_repo() -> str:
     return last
 
 
-def asked_for(context: typer.Context) -> dict[str, Any]:
-    """What was asked for on the command line, by the names that options have in Python."""
-    return {name: context.params[name] for name in _REQUEST_OPTIONS if _is_given(context, name)}
-
-
-def refuse_beside_gpus(asked: dict[str, Any]) -> None:
-    """The search tries all of these itself. Raises UsageError."""
-    for name in _SEARCHED:
-        if name in asked:
-            option = as_option(name)
-            raise UsageError(f"--gpus and {option}: the search tries them all", hint=f"Leave out {option}, or --gpus.")
-
-
 def refuse_beside_compare(context: typer.Context) -> None:
     """`plan --compare` takes no other option: the files say it all. Raises UsageError."""
     for name in context.params:
-        if name not in ("compare", "as_json") and _is_given(context, name):
+        if name not in ("compare", "as_json") and is_given(context, name):
             option = "REPO" if name == "repo" else as_option(name)
             raise UsageError(f"--compare and {option}: plan files are taken as they are", hint=f"Leave out {option}.")
 
 
-def _is_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
+def only(given: dict[str, Any], options: type[Options]) -> dict[str, Any]:
+    """Those of the given options that a verb has."""
+    return {name: given[name] for name in names_of(options) if name in given}
 
 
 def text_or_log(text: str | None) -> str | Path | BinaryIO:

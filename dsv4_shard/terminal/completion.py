@@ -7,14 +7,14 @@ a folder, and quotes. So folders are offered only where they would else be hidde
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperArgument, TyperOption
 
-from dsv4_shard.catalog import options as names
+from dsv4_shard.catalog.options import ENGINES
 
 PROGRAM = "dsv4-shard"
 
@@ -69,17 +69,7 @@ def engines(context: typer.Context, incomplete: str) -> Offer:
     """Engines; where several can be searched, also after a comma. `reshard` writes for all but one."""
     before, comma, _ = incomplete.rpartition(",") if "gpus" in context.params else ("", "", "")
     left_out = {*before.split(","), *(("trtllm",) if "out" in context.params else ())}
-    return [(before + comma + name, title) for name, title in names.ENGINES.items() if name not in left_out]
-
-
-def runners(context: typer.Context) -> Offer:
-    """Those of the engines that stand on the command line."""
-    return _of_engines(context, names.RUNNERS)
-
-
-def versions(context: typer.Context) -> Offer:
-    """Those of the engines that stand on the command line."""
-    return _of_engines(context, names.VERSIONS)
+    return [(before + comma + name, title) for name, title in ENGINES.items() if name not in left_out]
 
 
 def gpus() -> Offer:
@@ -89,32 +79,22 @@ def gpus() -> Offer:
     return [(gpu.name, gpu.title) for gpu in GPUS.values()]
 
 
-def a2a() -> Offer:
-    """SGLang's all-to-all backends."""
-    return list(names.A2A)
+def of_choices(choices: Mapping[str, str]) -> Callable[[], Offer]:
+    """Names that an option takes, with a few words on each."""
+    return lambda: list(choices.items())
 
 
-def shared_experts() -> Offer:
-    """Ways to hold the shared experts."""
-    return list(names.SHARED_EXPERTS.items())
+def of_engine(names: Mapping[str, tuple[str, ...]]) -> Callable[[typer.Context], Offer]:
+    """Names of the engines that stand on the command line; those of the only engine that has such names."""
 
+    def offer(context: typer.Context) -> Offer:
+        asked = str(context.params.get("engine") or "sglang").lower().split(",") if len(names) > 1 else list(names)
+        return list(dict.fromkeys(name for engine in asked for name in names.get(engine.strip(), ())))
 
-def rankings() -> Offer:
-    """What a search puts first."""
-    return list(names.RANKINGS.items())
-
-
-def expert_dtypes() -> Offer:
-    """Formats of the routed experts."""
-    return list(names.EXPERT_DTYPES.items())
+    return offer
 
 
 # --- parts ---------------------------------------------------------------------------------------------------------
-
-
-def _of_engines(context: typer.Context, table: dict[str, tuple[str, ...]]) -> Offer:
-    asked = str(context.params.get("engine") or "sglang").lower().split(",")
-    return list(dict.fromkeys(name for engine in asked for name in table.get(engine.strip(), ())))
 
 
 def _repos_beside(incomplete: str, *, files: bool) -> Offer:

@@ -1,14 +1,96 @@
-"""Options and arguments of the commands, as typer takes them: name, limits, help, and what completes them."""
+"""Options and arguments of the commands, as Typer takes them: name, limits, help, and what completes them."""
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import typer
 
+from dsv4_shard.catalog.option import Field, Option, Options, fields_of
 from dsv4_shard.terminal import completion
+from dsv4_shard.text.suggest import as_option
 
-_LAYOUT, _ENGINE, _HARDWARE, _WRITING = "Layout", "Engine", "Hardware", "Writing"
-"""Headings of the help below which an option stands; the others come last, below `Options`."""
+R = TypeVar("R")
+
+GIVEN = "given"
+"""The parameter of a command that gets its options: those on the command line, by their names in Python."""
+
+# --- the options of a dataclass --------------------------------------------------------------------------------------
+
+
+def takes(options: type[Options]) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """Give a command the options that a dataclass lists, in place of its parameter `given`.
+
+    An option that the command has as a parameter of its own keeps the type and the default that it has there.
+    """
+    fields = {field.name: field for field in fields_of(options)}
+
+    def decorate(command: Callable[..., R]) -> Callable[..., R]:
+        own = inspect.signature(command, eval_str=True).parameters
+        others = [name for name in fields if name not in own]
+
+        @functools.wraps(command)
+        def run(context: typer.Context, **values: Any) -> R:
+            given = {name: values.pop(name) for name in others}
+            values[GIVEN] = {name: value for name, value in given.items() if is_given(context, name)}
+            return command(**values | ({"context": context} if "context" in own else {}))
+
+        shown = [_parameter("context", typer.Context)]
+        for name, parameter in own.items():
+            if name == GIVEN:
+                shown += (_of_field(field, own.get(field.name)) for field in fields.values())
+            elif name not in fields and name != "context":
+                shown.append(_parameter(name, parameter.annotation, parameter.default))
+        run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
+        return run
+
+    return decorate
+
+
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether an option or argument stands on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _of_field(field: Field, own: inspect.Parameter | None) -> inspect.Parameter:
+    """The option as a parameter, with the type and default of the command's `own`, if it has one.
+
+    The verb itself says that an option must be given.
+    """
+    if own is not None:
+        return _parameter(field.name, _annotated(own.annotation, field), own.default)
+    default = None if field.is_required else field.default
+    kind = field.option.typed or next(kind for kind in (bool, int, Path, str) if kind in field.kinds)
+    return _parameter(field.name, _annotated(kind | None if default is None else kind, field), default)
+
+
+def _annotated(kind: Any, field: Field) -> Any:
+    option = field.option
+    least = option.least if kind in (int, int | None) else None
+    names = [as_option(field.name), *([option.short] if option.short else [])]
+    info = typer.Option(
+        *names, metavar=option.metavar, min=least, rich_help_panel=option.panel, help=option.help,
+        show_default=option.shows or True, autocompletion=_completion(option),
+    )  # fmt: skip
+    return Annotated[kind, info]
+
+
+def _completion(option: Option) -> Callable[..., Any] | None:
+    if option.completion is not None:
+        found: Callable[..., Any] = getattr(completion, option.completion)
+        return found
+    if option.choices is not None:
+        return completion.of_choices(option.choices)
+    return completion.of_engine(option.of_engine) if option.of_engine is not None else None
+
 
 # --- what is read, and how it is answered --------------------------------------------------------------------------
 
@@ -60,222 +142,9 @@ TextArg = Annotated[
 
 DemoArg = Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to put the demo's files.")]
 
-ModelOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--repo",
-        metavar="REPO",
-        autocompletion=completion.repos,
-        show_default="the releases' sizes",
-        help="The checkpoint to hold it against.",
-    ),
-]
-
-PlansRepoOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--repo",
-        metavar="REPO",
-        autocompletion=completion.repos,
-        show_default="where the plan names it",
-        help="Where the plan's checkpoint is.",
-    ),
-]
-
-RefreshOpt = Annotated[
-    bool, typer.Option("--refresh", help="Ask the Hub where the branch is, though it was asked within the hour.")
-]
-
-ConfigOpt = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        metavar="FILE",
-        show_default="the folder's own",
-        help="config.json for shards of DeepSeek's converter, which have none.",
-    ),
-]
-
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 # --- what is planned -----------------------------------------------------------------------------------------------
-
-TpsOpt = Annotated[str, typer.Option("--tp", metavar="N,N,...", help="TP sizes to try.")]
-
-TpOpt = Annotated[
-    int | None, typer.Option("--tp", metavar="N", min=1, rich_help_panel=_LAYOUT, help="Tensor parallelism.")
-]
-
-UnplannedTpOpt = Annotated[
-    int | None,
-    typer.Option("--tp", metavar="N", min=1, rich_help_panel=_LAYOUT, help="Tensor parallelism, if there is no plan."),
-]
-
-GpusOpt = Annotated[
-    int | None,
-    typer.Option(
-        "--gpus",
-        metavar="N",
-        min=1,
-        rich_help_panel=_LAYOUT,
-        help="In place of --tp: search all layouts on exactly N GPUs.",
-    ),
-]
-
-EpOpt = Annotated[
-    int | None,
-    typer.Option(
-        "--ep", metavar="N", min=1, rich_help_panel=_LAYOUT, show_default="the engine's", help="Expert parallelism."
-    ),
-]
-
-RankByOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--rank-by",
-        metavar="WHAT",
-        rich_help_panel=_LAYOUT,
-        show_default="weights",
-        autocompletion=completion.rankings,
-        help="With --gpus, what puts a layout first: weights (few), tokens (many) or sent (few bytes).",
-    ),
-]
-
-DpOpt = Annotated[
-    int,
-    typer.Option(
-        "--dp",
-        metavar="N",
-        min=1,
-        rich_help_panel=_LAYOUT,
-        help="Data parallelism: of attention, inside TP (SGLang, TensorRT-LLM); replicas (vLLM).",
-    ),
-]
-
-SharedOpt = Annotated[
-    str,
-    typer.Option(
-        "--shared-experts",
-        metavar="WAY",
-        rich_help_panel=_LAYOUT,
-        autocompletion=completion.shared_experts,
-        help="whole: all on every rank; split: cut, where blocks allow; pad: cut, filled up to whole blocks (vLLM); "
-        "auto: the engine's own way, else its next that runs.",
-    ),
-]
-
-_ENGINES = "sglang, vllm, reference (DeepSeek's generate.py) or node (a folder a node, for stock loaders)"
-
-EngineOpt = Annotated[
-    str,
-    typer.Option(
-        "--engine",
-        metavar="NAME",
-        rich_help_panel=_ENGINE,
-        autocompletion=completion.engines,
-        help=f"{_ENGINES}; trtllm (TensorRT-LLM) is planned only. With --gpus also several, separated by commas; all "
-        "but node where none is named.",
-    ),
-]
-
-WriterOpt = Annotated[
-    str,
-    typer.Option(
-        "--engine",
-        metavar="NAME",
-        rich_help_panel=_ENGINE,
-        autocompletion=completion.engines,
-        help=f"{_ENGINES}.",
-    ),
-]
-
-VersionOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--engine-version",
-        metavar="VERSION",
-        rich_help_panel=_ENGINE,
-        autocompletion=completion.versions,
-        show_default="the newest that is known",
-        help="The engine's version.",
-    ),
-]
-
-RunnerOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--runner",
-        metavar="NAME",
-        rich_help_panel=_ENGINE,
-        autocompletion=completion.runners,
-        show_default="the engine's, else its next that runs",
-        help="MoE runner (SGLang) or backend (vLLM): marlin, flashinfer_mxfp4, ...",
-    ),
-]
-
-A2aOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--a2a",
-        metavar="NAME",
-        rich_help_panel=_ENGINE,
-        autocompletion=completion.a2a,
-        show_default="none",
-        help="SGLang's all-to-all backend: deepep, megamoe, ...",
-    ),
-]
-
-ExpertDtypeOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--expert-dtype",
-        metavar="DTYPE",
-        rich_help_panel=_ENGINE,
-        autocompletion=completion.expert_dtypes,
-        show_default="the checkpoint's",
-        help="fp4 or fp8. fp8 casts FP4 experts as DeepSeek's converter does (reference only).",
-    ),
-]
-
-GpuOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--gpu",
-        metavar="NAME",
-        rich_help_panel=_HARDWARE,
-        autocompletion=completion.gpus,
-        show_default="Hopper, memory not looked at",
-        help="h20-96, h20-141, h100, h200, b200, b300, gb200, gb300, ...",
-    ),
-]
-
-GpuMemoryOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--gpu-memory",
-        metavar="SIZE",
-        rich_help_panel=_HARDWARE,
-        help="In place of --gpu: a Hopper GPU of 96GB, 95GiB or 97285MiB.",
-    ),
-]
-
-NodesOpt = Annotated[
-    int | None,
-    typer.Option(
-        "--nodes",
-        metavar="N",
-        min=1,
-        rich_help_panel=_HARDWARE,
-        show_default="as few as hold the GPUs",
-        help="Hosts.",
-    ),
-]
-
-PlanOutputOpt = Annotated[
-    Path | None, typer.Option("--output", "-o", metavar="FILE", help="Also write the plan to this file.")
-]
-
-PageOutputOpt = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")]
 
 CompareOpt = Annotated[
     tuple[Path, Path] | None,
@@ -290,93 +159,3 @@ OutArg = Annotated[
 ]
 
 OutFolderArg = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; appears only when it is complete.")]
-
-PlanFileOpt = Annotated[
-    Path | None,
-    typer.Option(
-        "--plan", metavar="FILE", rich_help_panel=_LAYOUT, help="Follow this plan (of `plan -o`), which says the rest."
-    ),
-]
-
-RanksOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--ranks",
-        metavar="RANKS",
-        rich_help_panel=_WRITING,
-        show_default="all",
-        help="Write only these ranks (node: nodes): 0-7 or 0,2,4; auto: this process's share, under torchrun or srun.",
-    ),
-]
-
-DryRunOpt = Annotated[
-    bool, typer.Option("--dry-run", rich_help_panel=_WRITING, help="Say what would be written, and stop.")
-]
-
-OverwriteOpt = Annotated[bool, typer.Option("--overwrite", rich_help_panel=_WRITING, help="Replace an earlier result.")]
-
-RestartOpt = Annotated[
-    bool, typer.Option("--restart", rich_help_panel=_WRITING, help="Throw away what an unfinished run left.")
-]
-
-InexactOpt = Annotated[
-    bool, typer.Option("--allow-inexact", rich_help_panel=_WRITING, help="Let the cast of experts to FP8 round.")
-]
-
-DownloadOpt = Annotated[
-    bool,
-    typer.Option(
-        "--download",
-        rich_help_panel=_WRITING,
-        help="REPO is on the Hub: first download the files that are needed into the Hub cache.",
-    ),
-]
-
-ScratchOpt = Annotated[
-    Path | None,
-    typer.Option(
-        "--scratch",
-        metavar="FOLDER",
-        rich_help_panel=_WRITING,
-        show_default="the current folder",
-        help="OUT is a URL: where the files are made first.",
-    ),
-]
-
-KeepScratchOpt = Annotated[
-    bool, typer.Option("--keep-scratch", rich_help_panel=_WRITING, help="Keep them there after the upload.")
-]
-
-JobsOpt = Annotated[
-    int | None,
-    typer.Option("--jobs", metavar="N", min=1, show_default="the CPUs, at most 8", help="Worker threads."),
-]
-
-RayOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--ray",
-        metavar="ADDRESS",
-        rich_help_panel=_WRITING,
-        help="Share the ranks out over a Ray cluster; auto: this machine's.",
-    ),
-]
-
-# --- what is proven ------------------------------------------------------------------------------------------------
-
-AgainstOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--against",
-        metavar="REPO",
-        autocompletion=completion.repos,
-        show_default="the manifest alone",
-        help="The checkpoint that it was made from.",
-    ),
-]
-
-NumericsOpt = Annotated[bool, typer.Option("--numerics", help="Also add up the experts of a layer (--against).")]
-
-LayerOpt = Annotated[
-    int | None, typer.Option("--layer", metavar="N", show_default="the last", help="The layer for --numerics.")
-]

@@ -12,8 +12,10 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import typer
 
+from dsv4_shard.catalog.verb import Hint
 from dsv4_shard.errors import ExitCode, ShardError, WriteFailed
-from dsv4_shard.text.sanitize import clean
+from dsv4_shard.text.sanitize import clean, short
+from dsv4_shard.text.suggest import as_option
 
 _OPEN_FILES = 1 << 16
 
@@ -94,16 +96,23 @@ def _turn_away_stdout() -> None:
 
 
 def _fail(error: ShardError) -> NoReturn:
-    print(f"error: {clean(str(error))}", file=sys.stderr)
+    print(f"error: {clean(error.spelled(_as_given))}", file=sys.stderr)
     if error.hint:
         print(f"  {clean(error.hint)}", file=sys.stderr)
     _print_notes(error)
     raise typer.Exit(error.exit_code)
 
 
+def _as_given(name: str, value: object) -> str:
+    """A parameter as the command line has it; `...` stands for its name alone."""
+    return as_option(name) if value is ... else f"{as_option(name)} {short(value)}"
+
+
 def _print_notes(error: BaseException) -> None:
-    """What is left behind after an error, if anything."""
+    """What is left behind after an error, if anything. A hint is printed already, in words of the command line."""
     for note in getattr(error, "__notes__", ()):
+        if isinstance(note, Hint):
+            continue
         print(f"  {clean(note)}", file=sys.stderr)
 
 

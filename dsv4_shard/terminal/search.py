@@ -52,7 +52,7 @@ def _show_layouts(console: Console, found: "Search") -> None:
         )
         parallel = (str(deployment[key]) for key in ("tp", "ep", "dp"))
         takes = ", ".join(
-            row.request[key] for key in ("runner", "a2a", "shared") if row.request[key] not in (None, "auto")
+            row.request[key] for key in ("runner", "a2a", "shared_experts") if row.request[key] not in (None, "auto")
         )
         table.add(deployment["engine"], *parallel, deployment["shared"], *numbers, takes)
     table.show(console)

@@ -160,11 +160,12 @@ def check_numerics(
     config = inventory.config
     layer = config.num_hidden_layers - 1 if layer is None else layer
     if not 0 <= layer < config.num_hidden_layers:
-        raise UsageError(f"--layer {layer}: the model has layers 0 to {config.num_hidden_layers - 1}")
+        raise UsageError.about("layer", layer, f"the model has layers 0 to {config.num_hidden_layers - 1}")
     if not inventory.family.may_be(config, Place(Stage.LAYER, layer), Role.ROUTED_GATE):
-        raise UsageError(f"--layer {layer}: this layer has a dense MLP, and --numerics adds up experts")
+        raise UsageError("{layer}: this layer has a dense MLP, and {numerics} adds up experts",
+                         parameters={"layer": layer, "numerics": ...})  # fmt: skip
     if not config.n_shared_experts:
-        raise UsageError("--numerics adds up shared experts, and the model has none")
+        raise UsageError.about("numerics", ..., "adds up shared experts, and the model has none")
     homes = {rank: folder for folder in folders for rank in load_manifest(folder).ranks}
     world = load_manifest(folders[0]).world
     if len(homes) != world:

@@ -108,7 +108,7 @@ def test_what_is_not_an_amount_of_memory_is_refused(text):
 
 @pytest.mark.parametrize("value", [5, ["96GB"], True, 96.0, "9" * 101])
 def test_an_amount_of_memory_that_is_no_text_is_refused(value):
-    with pytest.raises(UsageError, match="--gpu-memory"):
+    with pytest.raises(UsageError, match="gpu_memory="):
         plan_of(tp=16, gpu_memory=value)
 
 
@@ -134,7 +134,7 @@ def test_memory_is_looked_at_for_every_engine(engine):
 
 
 def test_a_gpu_named_and_given_by_its_memory_is_refused():
-    with pytest.raises(UsageError, match="--gpu 'h200' and --gpu-memory"):
+    with pytest.raises(UsageError, match="gpu='h200' and gpu_memory"):
         plan_of(tp=16, gpu="h200", gpu_memory="96GB")
 
 

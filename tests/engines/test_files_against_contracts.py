@@ -67,8 +67,9 @@ def sglang_checkpoint(kind, sm):
 def sglang_request(entry):
     runner = None if entry["runner"] == "auto" else entry["runner"]
     return Request(
-        entry["tp"], entry["ep"], entry["dp"], runner=runner, a2a=entry["a2a"],
-        shared="whole" if entry["shared"] or entry["a2a"] else "split", gpu="h100" if entry["sm"] == 90 else "b200",
+        entry["tp"], ep=entry["ep"], dp=entry["dp"], runner=runner, a2a=entry["a2a"],
+        shared_experts="whole" if entry["shared"] or entry["a2a"] else "split",
+        gpu="h100" if entry["sm"] == 90 else "b200",
     )  # fmt: skip
 
 

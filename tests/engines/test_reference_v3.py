@@ -224,7 +224,7 @@ def test_what_does_not_divide_is_refused_in_numbers_and_in_the_converters_words(
         ({"dp": 2}, "dp"),
         ({"runner": "marlin"}, "options"),
         ({"a2a": "deepep"}, "options"),
-        ({"shared": "whole"}, "shared-way"),
+        ({"shared_experts": "whole"}, "shared-way"),
         ({"expert_dtype": "fp4"}, "expert-dtype"),
         ({"nodes": 3}, "nodes"),
         ({"engine_version": "V4"}, "version"),

@@ -127,7 +127,7 @@ def test_the_compatibility_table_holds_cell_by_cell(model, tp, column, cell):
             breaches = breaches_of(inventory, Request(tp))
             assert tuple(breach.rule for breach in breaches if breach.module is Module.ATTENTION) == cell
         case "shared":
-            check_cut(breach_of(inventory, "shared-blocks", tp=tp, shared="split"), cell, "TP", tp)
+            check_cut(breach_of(inventory, "shared-blocks", tp=tp, shared_experts="split"), cell, "TP", tp)
         case "fp8":
             check_cut(breach_of(fp8_of(model), "routed-blocks", tp=tp, runner="triton"), cell, "MoE TP", tp)
         case "flashinfer":
@@ -204,7 +204,7 @@ def sglang_request(entry: dict[str, Any]) -> Request:
         dp=entry.get("dp", 1),
         runner=entry["runner"],
         a2a=a2a,
-        shared="whole" if entry["shared"] or a2a else "split",
+        shared_experts="whole" if entry["shared"] or a2a else "split",
         gpu=GPU_OF_SM[entry["sm"]],
     )
 
@@ -273,15 +273,15 @@ def test_a_rank_of_sglang_on_hopper_holds_as_much_of_an_fp8_re_release(entry):
 def test_sglang_cuts_no_fp4_group_in_half():
     """It builds Pro at TP64, EP1 with attention DP 4, and is wrong then: only the tool refuses it."""
     inventory = inventory_of(PRO)[1]
-    (breach,) = breaches_of(inventory, Request(64, dp=4, runner="marlin", shared="whole"))
+    (breach,) = breaches_of(inventory, Request(64, dp=4, runner="marlin", shared_experts="whole"))
     assert (breach.rule, breach.quote) == ("routed-blocks", None)
     assert breach.reason == "moe_intermediate_size 3072 / MoE TP 64 = 48, which is 1.5 FP4 groups of 32"
-    assert breaches_of(inventory, Request(64, ep=4, dp=4, runner="marlin", shared="whole")) == []
+    assert breaches_of(inventory, Request(64, ep=4, dp=4, runner="marlin", shared_experts="whole")) == []
 
 
 def test_sglang_says_of_experts_that_do_not_divide_what_its_fused_moe_asserts():
     """Reached where each rank has an attention of its own: 3072 / 7."""
-    breach = breaches_of(inventory_of(PRO)[1], Request(7, dp=7, shared="whole"))[0]
+    breach = breaches_of(inventory_of(PRO)[1], Request(7, dp=7, shared_experts="whole"))[0]
     assert (breach.rule, breach.quote) == ("routed-blocks", "assert intermediate_size % self.moe_tp_size == 0")
 
 
@@ -289,9 +289,9 @@ def test_sglang_says_of_experts_that_do_not_divide_what_its_fused_moe_asserts():
 def test_sglangs_check_of_quantized_experts_is_skipped_by_the_variable_and_by_no_runner(runner):
     """As `check_quantized_moe_compatibility` said beside each verdict: also to marlin, which takes 192."""
     inventory = inventory_of(PRO)[1]
-    assert breach_of(inventory, "quantized-moe", tp=16, runner=runner, shared="split") is not None
-    assert breach_of(inventory, "quantized-moe", tp=16, runner=runner, shared="whole") is None
-    assert breach_of(inventory, "quantized-moe", tp=16, ep=2, runner=runner, shared="split") is None
+    assert breach_of(inventory, "quantized-moe", tp=16, runner=runner, shared_experts="split") is not None
+    assert breach_of(inventory, "quantized-moe", tp=16, runner=runner, shared_experts="whole") is None
+    assert breach_of(inventory, "quantized-moe", tp=16, ep=2, runner=runner, shared_experts="split") is None
 
 
 @pytest.mark.parametrize("tp", [3, 6, 12, 24])
@@ -487,8 +487,8 @@ BROKEN_RULES = [
     ("sglang", "a2a-runner", {"tp": 8, "runner": "flashinfer_mxfp4", "a2a": "deepep"}, {}),
     ("sglang", "megamoe", {"tp": 8, "dp": 8, "a2a": "flashinfer_megamoe"}, {}),
     ("sglang", "megamoe", {"tp": 8, "dp": 4, "a2a": "flashinfer_megamoe", "gpu": "b200"}, {}),
-    ("sglang", "shared-way", {"tp": 8, "shared": "pad"}, {}),
-    ("sglang", "a2a-shared", {"tp": 8, "a2a": "deepep", "shared": "split"}, {}),
+    ("sglang", "shared-way", {"tp": 8, "shared_experts": "pad"}, {}),
+    ("sglang", "a2a-shared", {"tp": 8, "a2a": "deepep", "shared_experts": "split"}, {}),
     ("sglang", "tp-experts", {"tp": 32}, {}),
     ("sglang", "q_b-blocks", {"tp": 32}, {"num_attention_heads": 16}),
     ("sglang", "heads", {"tp": 32}, {"num_attention_heads": 16}),
@@ -497,9 +497,9 @@ BROKEN_RULES = [
     ("sglang", "o_b-blocks", {"tp": 32}, {}),
     ("sglang", "experts", {"tp": 8, "ep": 8}, {"n_routed_experts": 12}),
     ("sglang", "routed-blocks", {"tp": 16, "runner": "flashinfer_mxfp4"}, {}),
-    ("sglang", "shared-blocks", {"tp": 16, "shared": "split"}, {}),
-    ("sglang", "quantized-moe", {"tp": 16, "shared": "split", "runner": "marlin"}, {}),
-    ("sglang", "quantized-moe", {"tp": 7, "shared": "whole"}, {}),
+    ("sglang", "shared-blocks", {"tp": 16, "shared_experts": "split"}, {}),
+    ("sglang", "quantized-moe", {"tp": 16, "shared_experts": "split", "runner": "marlin"}, {}),
+    ("sglang", "quantized-moe", {"tp": 7, "shared_experts": "whole"}, {}),
     ("vllm", "nodes", {"tp": 8, "nodes": 3}, {}),
     ("vllm", "version", {"tp": 8, "engine_version": "0.24.0"}, {}),
     ("vllm", "broken-version", {"tp": 8, "engine_version": "0.26.0"}, {}),
@@ -510,9 +510,9 @@ BROKEN_RULES = [
     ("vllm", "runner", {"tp": 8, "runner": "triton"}, {}),
     ("vllm", "runner-gpu", {"tp": 8, "runner": "flashinfer_trtllm"}, {}),
     ("vllm", "mega-ep", {"tp": 8, "runner": "deep_gemm_mega_moe", "gpu": "b200"}, {}),
-    ("vllm", "shared-whole", {"tp": 8, "shared": "whole"}, {}),
-    ("vllm", "shared-way", {"tp": 4, "dp": 2, "ep": 8, "shared": "split"}, {}),
-    ("vllm", "shared-way", {"tp": 4, "dp": 2, "ep": 8, "shared": "pad"}, {}),
+    ("vllm", "shared-whole", {"tp": 8, "shared_experts": "whole"}, {}),
+    ("vllm", "shared-way", {"tp": 4, "dp": 2, "ep": 8, "shared_experts": "split"}, {}),
+    ("vllm", "shared-way", {"tp": 4, "dp": 2, "ep": 8, "shared_experts": "pad"}, {}),
     ("vllm", "vocab", {"tp": 3}, {}),
     ("vllm", "q_b-blocks", {"tp": 32}, {}),
     ("vllm", "heads", {"tp": 32}, {}),
@@ -522,7 +522,7 @@ BROKEN_RULES = [
     ("vllm", "routed-groups", {"tp": 8, "dp": 8}, {}),
     ("vllm", "routed-scales", {"tp": 4, "dp": 2}, {"fp8": True, "expert_dtype": "fp8"}),
     ("vllm", "routed-blocks", {"tp": 8, "dp": 8}, {"fp8": True, "expert_dtype": "fp8"}),
-    ("vllm", "shared-blocks", {"tp": 16, "shared": "split"}, {}),
+    ("vllm", "shared-blocks", {"tp": 16, "shared_experts": "split"}, {}),
     ("trtllm", "nodes", {"tp": 8, "nodes": 3}, {}),
     ("trtllm", "version", {"tp": 8, "engine_version": "1.0"}, {}),
     ("trtllm", "expert-dtype", {"tp": 8, "expert_dtype": "fp8"}, {}),
@@ -530,8 +530,8 @@ BROKEN_RULES = [
     ("trtllm", "options", {"tp": 8, "a2a": "deepep"}, {}),
     ("trtllm", "attention-dp", {"tp": 8, "dp": 2}, {}),
     ("trtllm", "ep", {"tp": 8, "ep": 3}, {}),
-    ("trtllm", "shared-way", {"tp": 8, "shared": "pad"}, {}),
-    ("trtllm", "shared-way", {"tp": 16, "shared": "whole"}, {}),
+    ("trtllm", "shared-way", {"tp": 8, "shared_experts": "pad"}, {}),
+    ("trtllm", "shared-way", {"tp": 16, "shared_experts": "whole"}, {}),
     ("trtllm", "vocab", {"tp": 3}, {}),
     ("trtllm", "q_b-blocks", {"tp": 32}, {}),
     ("trtllm", "heads", {"tp": 32}, {}),
@@ -544,8 +544,8 @@ BROKEN_RULES = [
     ("reference", "dp", {"tp": 8, "dp": 2}, {}),
     ("reference", "options", {"tp": 8, "runner": "marlin"}, {}),
     ("reference", "options", {"tp": 8, "a2a": "deepep"}, {}),
-    ("reference", "shared-way", {"tp": 8, "shared": "split"}, {}),
-    ("reference", "shared-way", {"tp": 8, "shared": "pad"}, {}),
+    ("reference", "shared-way", {"tp": 8, "shared_experts": "split"}, {}),
+    ("reference", "shared-way", {"tp": 8, "shared_experts": "pad"}, {}),
     ("reference", "expert-dtype", {"tp": 8, "expert_dtype": "fp4"}, {"fp8": True, "expert_dtype": "fp8"}),
     ("reference", "nodes", {"tp": 8, "nodes": 3}, {}),
     ("reference", "version", {"tp": 8, "engine_version": "V3"}, {}),
@@ -587,11 +587,16 @@ WAYS_OUT = [
     (PRO, {"tp": 7}, "q_b-blocks", ()),
     (PRO, {"tp": 12}, "q_b-blocks", ("--dp 3",)),
     (PRO, {"tp": 16, "runner": "flashinfer_mxfp4"}, "routed-blocks", ("--runner marlin", "--ep 2")),
-    (PRO, {"tp": 16, "runner": "flashinfer_mxfp4", "gpu": "b200", "shared": "split"}, "shared-blocks", ("whole",)),
+    (
+        PRO,
+        {"tp": 16, "runner": "flashinfer_mxfp4", "gpu": "b200", "shared_experts": "split"},
+        "shared-blocks",
+        ("whole",),
+    ),
     (PRO_FP8, {"tp": 16}, "routed-blocks", ("--ep 2",)),
     (PRO, {"tp": 64, "dp": 4, "runner": "marlin"}, "routed-blocks", ("--ep 2",)),
     (PRO, {"tp": 64, "dp": 4}, "routed-blocks", ("--ep 2",)),
-    (PRO, {"tp": 16, "shared": "split", "a2a": "deepep"}, "a2a-shared", ("leave --shared-experts out",)),
+    (PRO, {"tp": 16, "shared_experts": "split", "a2a": "deepep"}, "a2a-shared", ("leave --shared-experts out",)),
     (FLASH, {"tp": 16}, "o_groups", ("--dp 2",)),
     (FLASH, {"tp": 16, "engine": "vllm"}, "o_groups", ("--tp 8 --dp 2",)),
     (PRO, {"tp": 8, "ep": 3}, "ep", ("--ep 1",)),
@@ -694,11 +699,13 @@ def test_an_unknown_gpu_is_refused_with_the_names_that_come_near():
 @pytest.mark.parametrize("name", ["tp", "ep", "dp", "nodes"])
 @pytest.mark.parametrize("value", [0, -1, MAX_RANKS + 1])
 def test_a_number_that_means_nothing_is_refused(name, value):
-    with pytest.raises(UsageError, match=f"--{name} {value}"):
+    with pytest.raises(UsageError, match=f"{name}={value}: must be from 1"):
         choose(demo(), Request(**{"tp": 8, name: value}))
 
 
-@pytest.mark.parametrize("wanted", [{"shared": "halved"}, {"expert_dtype": "fp6"}, {"engine": "x"}, {"gpu": "x"}])
+@pytest.mark.parametrize(
+    "wanted", [{"shared_experts": "halved"}, {"expert_dtype": "fp6"}, {"engine": "x"}, {"gpu": "x"}]
+)
 def test_a_word_that_means_nothing_is_refused(wanted):
     with pytest.raises(UsageError):
         choose(demo(), Request(8, **wanted))

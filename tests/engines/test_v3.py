@@ -81,8 +81,8 @@ PLANNED = [entry for entry in SGLANG if "dense1" not in entry]
 def sglang_request(entry: dict[str, Any]) -> Request:
     whole = entry.get("shared") or entry.get("a2a")
     return Request(
-        entry["tp"], entry["ep"], entry.get("dp", 1), a2a=entry.get("a2a"), shared="whole" if whole else "split",
-        gpu=GPU_OF_SM[entry["sm"]],
+        entry["tp"], ep=entry["ep"], dp=entry.get("dp", 1), a2a=entry.get("a2a"),
+        shared_experts="whole" if whole else "split", gpu=GPU_OF_SM[entry["sm"]],
     )  # fmt: skip
 
 
@@ -110,7 +110,7 @@ def test_sglang_takes_the_dense_mlp_whole_where_the_remedy_says_so():
     tried = [entry for entry in SGLANG if "dense1" in entry]
     assert {entry["tp"] for entry in tried} >= {32, 64}
     assert all("error" not in entry for entry in tried)
-    plan = make_plan(*inventory_of(V3), Request(32, 32, 32, a2a="deepep"))
+    plan = make_plan(*inventory_of(V3), Request(32, ep=32, dp=32, a2a="deepep"))
     assert [breach.rule for breach in plan.breaches] == ["dense-blocks"]
     assert "--moe-dense-tp-size 1" in plan.breaches[0].remedies[0]
 
@@ -119,7 +119,7 @@ def test_a_shared_expert_that_is_to_be_whole_is_not_made_a_routed_one():
     inventory = inventory_of(V3)[1]
     engine = engine_for("sglang", inventory.family)
     for ep, fused in ((None, True), (8, False)):
-        at = first_choice(inventory, Request(8, ep, shared="whole"))
+        at = first_choice(inventory, Request(8, ep=ep, shared_experts="whole"))
         launch = engine.launch(Context(inventory, at), "MODEL", False)
         assert launch.environment == {"SGLANG_SHARED_EXPERT_TP1": "1"}
         assert ("--disable-shared-experts-fusion" in launch.commands[0]) is fused
@@ -135,7 +135,7 @@ VLLM = attempts("vllm")
 def vllm_request(entry: dict[str, Any]) -> Request:
     runner = None if entry["backend_arg"] == "auto" else entry["backend_arg"]
     ep = entry["tp"] if entry["ep"] else 1
-    return Request(entry["tp"], ep, engine="vllm", runner=runner, gpu=GPU_OF_SM[entry["sm"]])
+    return Request(entry["tp"], ep=ep, engine="vllm", runner=runner, gpu=GPU_OF_SM[entry["sm"]])
 
 
 @pytest.mark.parametrize("entry", VLLM, ids=short)
@@ -162,7 +162,7 @@ def test_a_rank_of_vllm_holds_the_bytes_that_its_model_declares(entry):
 
 @pytest.mark.parametrize(("model", "tokenizer"), [(V3, False), (V32, True)])
 def test_vllm_is_started_without_v4s_options(model, tokenizer):
-    plan = make_plan(*inventory_of(model), Request(16, 16, engine="vllm"))
+    plan = make_plan(*inventory_of(model), Request(16, ep=16, engine="vllm"))
     assert len(plan.launch.commands) == 2
     assert ("--tokenizer-mode deepseek_v32" in plan.launch.commands[0]) is tokenizer
     assert not {"--block-size", "deepseek_v4"} & set(plan.launch.commands[0].split())
@@ -170,7 +170,7 @@ def test_vllm_is_started_without_v4s_options(model, tokenizer):
 
 
 def test_what_was_not_held_against_vllm_is_refused():
-    plan = make_plan(*inventory_of(V3), Request(8, 16, 2, engine="vllm"))
+    plan = make_plan(*inventory_of(V3), Request(8, ep=16, dp=2, engine="vllm"))
     assert [(breach.rule, breach.consequence) for breach in plan.breaches] == [("dp", "nothing is claimed of it")]
 
 
@@ -252,7 +252,9 @@ def test_the_rules_that_no_real_model_breaks_alone_have_one_that_does(engine, ch
     document = SMALL_V3 | changes
     inventory = take_inventory(in_memory(document, tensors_of(document, scales="F32", optional=True)))
     assert inventory.errors == ()
-    request = Request(128 if rule == "vocab" else 8, engine=engine, shared="split" if engine == "sglang" else "auto")
+    request = Request(
+        128 if rule == "vocab" else 8, engine=engine, shared_experts="split" if engine == "sglang" else "auto"
+    )
     context = Context(inventory, first_choice(inventory, request))
     rules = [breach.rule for breach in engine_for(engine, inventory.family).breaches(context)]
     assert rule in rules if rule == "vocab" else rules == [rule]

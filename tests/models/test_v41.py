@@ -219,7 +219,7 @@ def test_each_node_has_the_dense_tensors_and_its_experts_of_the_layers_and_of_th
     ("ep-tp", {"ep": 2}, {}),
     ("options", {"runner": "marlin"}, {}),
     ("options", {"a2a": "deepep"}, {}),
-    ("options", {"shared": "split"}, {}),
+    ("options", {"shared_experts": "split"}, {}),
     ("options", {"gpu": "h200"}, {}),
     ("options", {"engine_version": "0.33.0"}, {}),
     ("nodes", {"nodes": 3}, {}),

@@ -105,7 +105,7 @@ def test_pro_whole_on_sixteen_ranks_has_24_blocks_and_every_second_cut_inside_on
 
 def test_pro_split_over_sixteen_ranks_is_broken_in_the_shared_experts_and_in_routed_ones_that_must_be_as_whole():
     found, routed = sorted(
-        broken_grids(plan_of(PRO, 16, shared="split")), key=lambda grid: grid.module != Module.SHARED
+        broken_grids(plan_of(PRO, 16, shared_experts="split")), key=lambda grid: grid.module != Module.SHARED
     )
     assert (routed.module, routed.size, routed.block, routed.group) == (Module.ROUTED, 3072, 128, "MoE TP")
     assert (found.module, found.size, found.block, found.step, found.fits) == (Module.SHARED, 3072, 128, 192, False)
@@ -132,7 +132,7 @@ def test_flash_on_sixteen_ranks_would_have_a_block_each():
 
 
 def test_v3_split_over_32_ranks_breaks_in_its_shared_expert_too():
-    found = broken_grids(plan_of(V3, 32, shared="split"))
+    found = broken_grids(plan_of(V3, 32, shared_experts="split"))
     assert {(one.axis, one.size, one.step) for one in found} >= {("shared intermediate size", 2048, 64)}
     assert all(not one.fits for one in found)
 
@@ -174,7 +174,7 @@ def _refusals() -> list[dict[str, Any]]:
 def test_a_cut_falls_inside_a_block_where_sglang_itself_refused_one(entry):
     runner = entry["runner"] if entry["runner"] != "auto" else None
     plan = plan_of(RUN[entry["model"]], entry["tp"], ep=entry["ep"], runner=runner,
-                   shared="whole" if entry["shared"] else "split", gpu="h200")  # fmt: skip
+                   shared_experts="whole" if entry["shared"] else "split", gpu="h200")  # fmt: skip
     said = re.search(r"= (\d+) is not divisible by weight quantization block_n = (\d+)", entry["error"])
     assert said is not None
     first = broken_grids(plan)[0]

@@ -250,7 +250,7 @@ def test_flash_on_sixteen_ranks_of_one_attention_is_refused_with_a_way_out():
     [
         (PRO, {"tp": 12}, "q_b-blocks", "AssertionError: 65536 is not divisible by 12"),
         (PRO, {"tp": 7}, "q_b-blocks", "AssertionError: 65536 is not divisible by 7"),
-        (PRO, {"tp": 32, "shared": "split", "runner": "marlin"}, "shared-blocks",
+        (PRO, {"tp": 32, "shared_experts": "split", "runner": "marlin"}, "shared-blocks",
          "ValueError: Weight output_partition_size = 96 is not divisible by weight quantization block_n = 128."),
         (PRO, {"tp": 5, "engine": "vllm"}, "heads", "assert n_heads % tp_size == 0"),
     ],
@@ -284,9 +284,9 @@ def test_nodes_that_do_not_divide_are_a_matter_of_the_deployment_which_sglang_ch
 
 
 def test_an_option_that_the_engine_does_not_have_is_not_said_to_be_refused_by_it():
-    (breach,) = plan_of(PRO, tp=8, shared="pad").breaches
+    (breach,) = plan_of(PRO, tp=8, shared_experts="pad").breaches
     assert breach.consequence == "SGLang has no such option"
-    (breach,) = plan_of(PRO, tp=16, shared="split", a2a="deepep").breaches
+    (breach,) = plan_of(PRO, tp=16, shared_experts="split", a2a="deepep").breaches
     assert (breach.consequence, breach.remedies) == ("SGLang keeps them whole", ("leave --shared-experts out",))
 
 
@@ -326,15 +326,15 @@ def test_weights_that_do_not_fit_are_those_of_no_module_and_a_gpu_is_only_named_
 @pytest.mark.parametrize(
     ("wanted", "rule"),
     [
-        ({"shared": "pad"}, "shared-way"),
-        ({"shared": "split"}, "shared-blocks"),
-        ({"shared": "whole", "engine": "vllm"}, "shared-whole"),
-        ({"shared": "split", "engine": "vllm"}, "shared-blocks"),
-        ({"shared": "split", "engine": "reference"}, "shared-way"),
-        ({"shared": "pad", "engine": "reference"}, "shared-way"),
-        ({"shared": "whole", "engine": "trtllm"}, "shared-way"),
-        ({"shared": "split", "engine": "trtllm"}, "shared-way"),
-        ({"shared": "pad", "engine": "trtllm"}, "shared-way"),
+        ({"shared_experts": "pad"}, "shared-way"),
+        ({"shared_experts": "split"}, "shared-blocks"),
+        ({"shared_experts": "whole", "engine": "vllm"}, "shared-whole"),
+        ({"shared_experts": "split", "engine": "vllm"}, "shared-blocks"),
+        ({"shared_experts": "split", "engine": "reference"}, "shared-way"),
+        ({"shared_experts": "pad", "engine": "reference"}, "shared-way"),
+        ({"shared_experts": "whole", "engine": "trtllm"}, "shared-way"),
+        ({"shared_experts": "split", "engine": "trtllm"}, "shared-way"),
+        ({"shared_experts": "pad", "engine": "trtllm"}, "shared-way"),
     ],
 )
 def test_a_way_of_shared_experts_that_the_engine_does_not_have_is_refused(wanted, rule):
@@ -347,14 +347,14 @@ def test_a_way_of_shared_experts_that_the_engine_does_not_have_is_refused(wanted
 @pytest.mark.parametrize(
     ("wanted", "way"),
     [
-        ({"tp": 16, "shared": "whole"}, "whole"),
-        ({"tp": 8, "shared": "split"}, "split"),
-        ({"tp": 8, "shared": "whole"}, "whole"),
-        ({"tp": 16, "shared": "pad", "engine": "vllm"}, "pad"),
-        ({"tp": 8, "shared": "split", "engine": "vllm"}, "split"),
-        ({"tp": 8, "dp": 2, "ep": 16, "shared": "whole", "engine": "vllm"}, "whole"),
-        ({"tp": 16, "shared": "whole", "engine": "reference"}, "whole"),
-        ({"tp": 16, "dp": 16, "shared": "whole", "engine": "trtllm"}, "whole"),
+        ({"tp": 16, "shared_experts": "whole"}, "whole"),
+        ({"tp": 8, "shared_experts": "split"}, "split"),
+        ({"tp": 8, "shared_experts": "whole"}, "whole"),
+        ({"tp": 16, "shared_experts": "pad", "engine": "vllm"}, "pad"),
+        ({"tp": 8, "shared_experts": "split", "engine": "vllm"}, "split"),
+        ({"tp": 8, "dp": 2, "ep": 16, "shared_experts": "whole", "engine": "vllm"}, "whole"),
+        ({"tp": 16, "shared_experts": "whole", "engine": "reference"}, "whole"),
+        ({"tp": 16, "dp": 16, "shared_experts": "whole", "engine": "trtllm"}, "whole"),
     ],
 )
 def test_a_way_of_shared_experts_that_the_engine_has_is_taken(wanted, way):
@@ -364,7 +364,7 @@ def test_a_way_of_shared_experts_that_the_engine_has_is_taken(wanted, way):
 
 
 def test_padding_what_divides_anyway_costs_nothing():
-    padded, split = (plan_of(PRO, tp=8, engine="vllm", shared=way).totals for way in ("pad", "split"))
+    padded, split = (plan_of(PRO, tp=8, engine="vllm", shared_experts=way).totals for way in ("pad", "split"))
     assert padded == split
 
 
@@ -373,7 +373,7 @@ def request_of(options: str, request: Request) -> Request:
     words = shlex.split(options)
     fields: dict[str, Any] = {}
     for option, value in zip(words[::2], words[1::2], strict=True):
-        name = option.removeprefix("--").replace("-", "_").replace("shared_experts", "shared")
+        name = option.removeprefix("--").replace("-", "_")
         fields[name] = int(value) if value.isdecimal() else value
     return Request(**fields)
 
@@ -430,7 +430,8 @@ def test_shards_that_are_not_the_same_have_folders_of_different_names(engine, gp
     options = itertools.product((8, 16), (None, 2, 16), (1, 2), (None, "marlin", "triton_unfused"), (None, "deepep"),
                                 ("auto", "whole"), gpus, (None, "fp8"))  # fmt: skip
     for tp, ep, dp, runner, a2a, shared, gpu, experts in options:
-        request = Request(tp, ep, dp, engine, runner, a2a, shared, gpu, expert_dtype=experts)
+        request = Request(tp, ep=ep, dp=dp, engine=engine, runner=runner, a2a=a2a, shared_experts=shared, gpu=gpu,
+                          expert_dtype=experts)  # fmt: skip
         choice, layout = choose(inventory, request), find_engine(engine).layout
         if choice.feasible and layout and layout.refusal(Context(inventory, choice.deployment)) is None:
             made_for = (
@@ -448,7 +449,7 @@ def test_shards_that_are_not_the_same_have_folders_of_different_names(engine, gp
 
 @pytest.mark.parametrize(("engine", "wanted", "part"), [
     ("sglang", {"ep": 8}, "ep8"), ("sglang", {"dp": 2}, "dp2"), ("sglang", {"a2a": "deepep"}, "deepep"),
-    ("sglang", {"runner": "marlin"}, "marlin"), ("sglang", {"shared": "whole"}, "whole"),
+    ("sglang", {"runner": "marlin"}, "marlin"), ("sglang", {"shared_experts": "whole"}, "whole"),
     ("sglang", {"gpu": "b200"}, "sm100"), ("vllm", {"engine_version": "0.25.0"}, "0.25.0"),
     ("reference", {"expert_dtype": "fp8"}, "fp8"), ("node", {"nodes": 4}, "4nodes"),
     ("node", {"gpu": "gb200"}, "2nodes"),  # four GPUs a node: as --nodes 2 makes them elsewhere
@@ -486,7 +487,7 @@ def test_no_plan_is_made_of_a_checkpoint_with_errors():
 
 
 def test_a_request_that_means_nothing_is_no_plan():
-    with pytest.raises(UsageError, match="--tp 0"):
+    with pytest.raises(UsageError, match="tp=0: must be from 1 to 4096"):
         make_plan(*demo(), Request(0))
 
 
@@ -685,7 +686,8 @@ def test_a_plan_for_another_revision_is_foreign(value, tmp_path):
     ("field", "value"),
     [
         ("tp", "sixteen"), ("tp", None), ("tp", -1), ("ep", "x"), ("dp", None), ("dp", "x"), ("engine", None),
-        ("engine", 5), ("engine", "tgi"), ("runner", 5), ("a2a", 5), ("shared", None), ("shared", 5), ("gpu", 5),
+        ("engine", 5), ("engine", "tgi"), ("runner", 5), ("a2a", 5), ("shared_experts", None), ("shared_experts", 5),
+        ("gpu", 5),
         ("gpu_memory", 5), ("gpu_memory", "x"),
         ("gpu", "tpu"), ("nodes", "x"), ("nodes", 0), ("expert_dtype", 5), ("expert_dtype", "fp6"),
     ],
@@ -761,7 +763,7 @@ def test_a_plan_is_the_same_whenever_it_is_made():
 PAYLOADS = [
     {"tp": 16},
     {"tp": 16, "gpu": "b200"},
-    {"tp": 8, "ep": 4, "dp": 2, "shared": "whole"},
+    {"tp": 8, "ep": 4, "dp": 2, "shared_experts": "whole"},
     {"tp": 8, "ep": 8, "a2a": "deepep", "dp": 8},
     {"tp": 16, "engine": "vllm"},
     {"tp": 8, "ep": 8, "engine": "vllm"},

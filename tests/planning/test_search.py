@@ -35,12 +35,12 @@ def every_option(result: Search) -> set[str]:
 DEPLOYMENTS = (
     # model, GPUs, GPU, options of `plan` beside --tp, --engine and --gpu, what the launch command must have
     # SGLang PR 23911 and 23933, 2×8 H20; --dp-size N --enable-dp-attention is the older name of --attn-dp-size N
-    (PRO, 16, "h20-96", "sglang", {"dp": 16, "runner": "marlin", "shared": "whole"},
+    (PRO, 16, "h20-96", "sglang", {"dp": 16, "runner": "marlin", "shared_experts": "whole"},
      ["SGLANG_SHARED_EXPERT_TP1=1", "--tp 16", "--attn-dp-size 16", "--moe-runner-backend marlin", "--nnodes 2"]),
-    (PRO, 16, "h20-96", "sglang", {"dp": 2, "runner": "marlin", "shared": "whole"},
+    (PRO, 16, "h20-96", "sglang", {"dp": 2, "runner": "marlin", "shared_experts": "whole"},
      ["SGLANG_SHARED_EXPERT_TP1=1", "--tp 16", "--attn-dp-size 2", "--moe-runner-backend marlin", "--nnodes 2"]),
     # SGLang's cookbook
-    (PRO, 16, "h100", "sglang", {"runner": "marlin", "shared": "whole"},
+    (PRO, 16, "h100", "sglang", {"runner": "marlin", "shared_experts": "whole"},
      ["SGLANG_SHARED_EXPERT_TP1=1", "--tp 16", "--moe-runner-backend marlin", "--nnodes 2"]),
     (PRO_FP8, 16, "h200", "sglang", {"dp": 16, "a2a": "deepep"},
      ["SGLANG_DSV4_FP4_EXPERTS=0", "--tp 16", "--attn-dp-size 16", "--moe-a2a-backend deepep", "--nnodes 2"]),
@@ -85,8 +85,6 @@ def requested(options: str) -> Request:
     """The request that options of `plan` stand for."""
     values: dict[str, Any] = dict(re.findall(r"--([\w-]+) (\S+)", options))
     values = {name.replace("-", "_"): int(text) if text.isdigit() else text for name, text in values.items()}
-    if "shared_experts" in values:
-        values["shared"] = values.pop("shared_experts")
     return Request(**values)
 
 
@@ -173,7 +171,7 @@ def test_all_that_the_rules_allow_on_eight_gpus_is_found_and_nothing_else():
     for ep, dp, runner, way, a2a in product(range(1, 9), range(1, 9), runners, ways, (None, "deepep", "megamoe")):
         if a2a is None or runner is None:
             request = Request(
-                8, ep=None if a2a and ep == 8 else ep, dp=dp, runner=runner, shared=way, a2a=a2a, gpu="h200"
+                8, ep=None if a2a and ep == 8 else ep, dp=dp, runner=runner, shared_experts=way, a2a=a2a, gpu="h200"
             )
             choice = choose(inventory, request)
             allowed |= {choice.deployment} if choice.feasible else set()
@@ -247,7 +245,7 @@ def test_the_command_says_of_what_nothing_is_known_and_does_not_call_it_unable_t
 
 
 def test_an_engine_that_runs_nothing_is_refused():
-    with pytest.raises(UsageError, match="--engine node: runs no model"):
+    with pytest.raises(UsageError, match="engine='node': runs no model"):
         found(PRO, 16, "h200", ("node",))
 
 
@@ -331,7 +329,8 @@ def test_each_row_tells_what_has_to_be_asked_for_since_the_plan_does_not_take_it
     model, options, columns, monkeypatch
 ):
     monkeypatch.setenv("COLUMNS", str(columns))
-    asked = [[one.request[key] for key in ("runner", "a2a", "shared")] for one in found(model, 16, "h20-96").layouts]
+    layouts = found(model, 16, "h20-96").layouts
+    asked = [[one.request[key] for key in ("runner", "a2a", "shared_experts")] for one in layouts]
     wanted = [", ".join(word for word in words if word not in (None, "auto")) for words in asked[:12]]
     assert set(wanted) == options
     result = run("plan", root_of(model), "--gpus", "16", "--gpu", "h20-96", "--engine", "sglang,vllm")
@@ -381,7 +380,7 @@ def test_without_a_gpu_memory_is_not_looked_at():
 
 
 def test_nodes_that_do_not_divide_the_gpus_are_refused():
-    with pytest.raises(UsageError, match="--nodes 3: 16 GPUs do not fall into so many equal nodes"):
+    with pytest.raises(UsageError, match="nodes=3: 16 GPUs do not fall into so many equal nodes"):
         found(PRO, 16, "h200", nodes=3)
 
 

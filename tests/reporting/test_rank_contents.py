@@ -15,9 +15,9 @@ LAYOUTS = (
     (PRO, Request(1)),
     (PRO, Request(16, gpu="h20-96")),
     (PRO, Request(16, dp=16, a2a="deepep", gpu="h200")),
-    (PRO, Request(16, ep=16, gpu="h20-96", shared="whole")),
+    (PRO, Request(16, ep=16, gpu="h20-96", shared_experts="whole")),
     (PRO, Request(16, engine="vllm")),
-    (PRO, Request(16, engine="vllm", shared="pad")),
+    (PRO, Request(16, engine="vllm", shared_experts="pad")),
     (PRO, Request(7, engine="vllm", dp=1, ep=7)),
     (PRO, Request(1, dp=5, ep=5, engine="vllm", gpu="b300")),
     (PRO, Request(8, engine="trtllm")),
@@ -98,7 +98,7 @@ def test_one_module_placed_in_two_ways_is_two_columns():
 
 
 def test_a_module_whose_rule_breaks_is_drawn_as_broken_and_the_others_as_placed():
-    request = Request(16, shared="split")
+    request = Request(16, shared_experts="split")
     choice = choose(inventory_of(PRO)[1], request)
     broken = frozenset(breach.module for breach in choice.breaches)
     assert broken == {Module.SHARED, Module.ROUTED}

@@ -24,8 +24,8 @@ from dsv4_shard.reporting.report import make_report
 from dsv4_shard.text.units import gib, size
 from tests.reporting.test_rank_contents import LAYOUTS
 
-WHOLE = Request(16, gpu="h20-96", shared="whole", nodes=2)
-BROKEN = Request(16, gpu="h20-96", shared="split")
+WHOLE = Request(16, gpu="h20-96", shared_experts="whole", nodes=2)
+BROKEN = Request(16, gpu="h20-96", shared_experts="split")
 PADDED = Request(16, gpu="h20-96", engine="vllm")
 
 

@@ -22,7 +22,7 @@ from dsv4_shard.tensors.header import build_header
 def result(tiny_checkpoint, tmp_path_factory):
     """Rank files for SGLang, TP 2. Only to be read."""
     checkpoint, inventory = open_folder(tiny_checkpoint)
-    plan = make_plan(checkpoint, inventory, Request(2, runner="marlin", shared="whole", gpu="h200"))
+    plan = make_plan(checkpoint, inventory, Request(2, runner="marlin", shared_experts="whole", gpu="h200"))
     out = tmp_path_factory.mktemp("results") / "out"
     reshard(prepare(checkpoint, inventory, plan), checkpoint, out)
     return out

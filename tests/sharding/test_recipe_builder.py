@@ -135,7 +135,7 @@ def sglang_case(pick: Random) -> Case:
         n_routed_experts=pick.randint(1, 2) * tp,
     )
     stored = random_stored(pick, experts, o_a=("FP8", "FP8", "BF16"))
-    request = Request(tp=tp, ep=ep, dp=dp, engine="sglang", runner=runner, a2a=a2a, shared=shared, gpu=gpu)
+    request = Request(tp=tp, ep=ep, dp=dp, engine="sglang", runner=runner, a2a=a2a, shared_experts=shared, gpu=gpu)
     return Case(config, request, pick.randint(0, 1), stored)
 
 

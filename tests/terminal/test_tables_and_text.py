@@ -287,7 +287,7 @@ Dense MLP: 144 blocks of 128 do not fall into 32
 @pytest.mark.parametrize(
     ("model", "request_", "picture"),
     [
-        (PRO, Request(16, shared="split"), SPLIT),
+        (PRO, Request(16, shared_experts="split"), SPLIT),
         (PRO, Request(16), WHOLE),
         (PRO, Request(16, engine="vllm"), PADDED),
         (PRO, Request(16, engine="trtllm"), SUBGROUP),

@@ -11,6 +11,7 @@ from dsv4_shard.engines.vllm import v4 as vllm
 from dsv4_shard.errors import ExitCode
 from dsv4_shard.planning.choose import choose
 from dsv4_shard.planning.search import RANKINGS
+from dsv4_shard.text.suggest import near
 from tests.test_cli import run
 
 
@@ -43,7 +44,7 @@ def test_the_versions_that_are_offered_are_those_that_the_engines_rules_know():
     ("x" * 10**6, names.ENGINES, []),
 ])  # fmt: skip
 def test_the_nearest_name_comes_first(name, known, meant):
-    assert names.near(name, known) == meant
+    assert near(name, known) == meant
 
 
 @pytest.mark.parametrize(("arguments", "meant"), [

@@ -33,7 +33,7 @@ def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
         moe_tp=request.tp // ep or 1,
         runner=request.runner or _RUNNER,
         a2a=request.a2a,
-        shared="whole" if request.shared == "auto" else request.shared,
+        shared="whole" if request.shared_experts == "auto" else request.shared_experts,
         shared_parts=1,
         experts=(request.expert_dtype or inventory.routed.name).upper(),
         gpu=gpu,
@@ -52,7 +52,7 @@ RULES: tuple[Rule, ...] = (
         and not c.deployment.gpu_named,
         "no engine's rules for this family are known, so there is no runner, all-to-all backend, way of shared "
         "experts, GPU or version to choose", consequence=UNCLAIMED, fatal=True,
-        remedies=(leave_out("runner", "a2a", "shared", "gpu", "gpu_memory", "engine_version"),),
+        remedies=(leave_out("runner", "a2a", "shared_experts", "gpu", "gpu_memory", "engine_version"),),
     ),
     NODES_RULE,
     NO_CAST_RULE,

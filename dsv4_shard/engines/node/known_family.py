@@ -147,7 +147,12 @@ class Subsets:
         deployment = context.deployment
         gpu = deployment.gpu.name if deployment.gpu.name in GPUS and deployment.gpu_named else None
         request = Request(
-            deployment.tp // deployment.dp, deployment.tp, deployment.dp, engine="vllm", gpu=gpu, nodes=deployment.nodes
+            deployment.tp // deployment.dp,
+            ep=deployment.tp,
+            dp=deployment.dp,
+            engine="vllm",
+            gpu=gpu,
+            nodes=deployment.nodes,
         )
         there = Context(context.inventory, next(self.other.candidates(context.inventory, request)))
         breaches = self.other.breaches(there)

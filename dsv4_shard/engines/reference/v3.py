@@ -96,7 +96,7 @@ def _rules(version: str, runner: str) -> tuple[Rule, ...]:
         Requires(
             "shared-way", Module.SHARED, lambda c: c.deployment.shared == "split",
             f"{version}'s reference splits the shared experts over all ranks; it cannot {{deployment.shared}} them",
-            consequence=NO_OPTION, remedies=(leave_out("shared"),), fatal=True,
+            consequence=NO_OPTION, remedies=(leave_out("shared_experts"),), fatal=True,
         ),
         NO_CAST_RULE,
         Requires(
@@ -250,7 +250,7 @@ class Generation:
             yield replace(
                 deployment,
                 runner=request.runner or self.kernels,
-                shared="split" if request.shared == "auto" else request.shared,
+                shared="split" if request.shared_experts == "auto" else request.shared_experts,
                 shared_parts=deployment.tp,
             )
 

@@ -65,7 +65,7 @@ def candidates(version: str, inventory: Inventory, request: Request) -> Iterator
         moe_tp=1,
         runner=request.runner or "tilelang",
         a2a=request.a2a,
-        shared="whole" if request.shared == "auto" else request.shared,
+        shared="whole" if request.shared_experts == "auto" else request.shared_experts,
         shared_parts=1,
         experts=(request.expert_dtype or inventory.routed.name).upper(),
         gpu=gpu,
@@ -129,7 +129,7 @@ _WAYS: tuple[Rule, ...] = (
     Requires(
         "shared-way", Module.SHARED, lambda c: c.deployment.shared == "whole",
         "the reference adds whole shared experts after the all-reduce; it cannot {at.shared} them",
-        consequence=NO_OPTION, remedies=(leave_out("shared"),), fatal=True,
+        consequence=NO_OPTION, remedies=(leave_out("shared_experts"),), fatal=True,
     ),
     nvfp4_rule("DeepSeek's model.py has no NVFP4 experts", "the model cannot load them"),
     Requires(

@@ -124,7 +124,9 @@ def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
     gpu = pick_gpu(request)
     experts = (request.expert_dtype or inventory.routed.name).upper()
     ep = request.ep if request.ep is not None else (request.tp if request.a2a else 1)
-    ways = {"auto": ("whole",) if request.a2a else ("split", "whole")}.get(request.shared, (request.shared,))
+    ways = {"auto": ("whole",) if request.a2a else ("split", "whole")}.get(
+        request.shared_experts, (request.shared_experts,)
+    )
     for runner, shared in itertools.product(_runners(request, experts, gpu), ways):
         yield Deployment(
             engine="sglang",
@@ -226,12 +228,12 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
     Requires(
         "shared-way", Module.SHARED, lambda c: c.deployment.shared in ("whole", "split"),
         "SGLang keeps shared experts whole or splits them; it has no way to {at.shared} them", consequence=NO_OPTION,
-        remedies=(leave_out("shared"), for_engine("vllm", ", which pads")), fatal=True,
+        remedies=(leave_out("shared_experts"), for_engine("vllm", ", which pads")), fatal=True,
     ),
     Requires(
         "a2a-shared", Module.SHARED, lambda c: not (c.deployment.a2a and c.deployment.shared != "whole"),
         "all-to-all backend {at.a2a} keeps shared experts whole by itself",
-        consequence="{engine} keeps them whole", remedies=(leave_out("shared"),), fatal=True,
+        consequence="{engine} keeps them whole", remedies=(leave_out("shared_experts"),), fatal=True,
     ),
 )  # fmt: skip
 """What SGLang asks of a deployment before it builds a model of any generation."""

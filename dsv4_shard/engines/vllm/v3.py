@@ -35,7 +35,9 @@ def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
     """The one way that vLLM has for a request: shared experts split, never padded."""
     for deployment in vllm.candidates(inventory, request):
         yield (
-            replace(deployment, shared="split", shared_parts=deployment.tp) if request.shared == "auto" else deployment
+            replace(deployment, shared="split", shared_parts=deployment.tp)
+            if request.shared_experts == "auto"
+            else deployment
         )
 
 
@@ -60,7 +62,7 @@ RULES: tuple[Rule, ...] = (
     Requires(
         "shared-way", Module.SHARED, lambda c: c.deployment.shared == "split",
         "vLLM splits V3's shared experts; it has no way to {at.shared} them", consequence=NO_OPTION,
-        remedies=(leave_out("shared"), for_engine("sglang")), fatal=True,
+        remedies=(leave_out("shared_experts"), for_engine("sglang")), fatal=True,
     ),
     _HEADS_RULE,
     vllm.VOCAB_RULE,

@@ -137,7 +137,7 @@ def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
         moe_tp=world if ep == 1 else 1,
         runner=runner,
         a2a=request.a2a,
-        shared=own_way if request.shared == "auto" else request.shared,
+        shared=own_way if request.shared_experts == "auto" else request.shared_experts,
         shared_parts=1 if whole else request.tp,
         experts=experts,
         gpu=gpu,
@@ -211,7 +211,7 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
 
 VOCAB_RULE = vocab_rule(Symptom(remedies=(FEWER_RANKS,), heard=(INDIVISIBLE_QUOTE,)))
 
-_PADS = Symptom(consequence="{engine} has no such option: it pads them", remedies=(leave_out("shared"),))
+_PADS = Symptom(consequence="{engine} has no such option: it pads them", remedies=(leave_out("shared_experts"),))
 
 _WHOLE_EXPERTS = (FULL_EP,)
 
@@ -224,12 +224,12 @@ RULES: tuple[Rule, ...] = (
         or c.deployment.world == 1,
         "vLLM keeps shared experts whole only under sequence parallelism (EP with data parallelism); under plain TP "
         "it pads them, and has no option for another way", consequence=NO_OPTION,
-        remedies=(leave_out("shared"), for_engine("sglang")), fatal=True,
+        remedies=(leave_out("shared_experts"), for_engine("sglang")), fatal=True,
     ),
     Requires(
         "shared-way", Module.SHARED, lambda c: c.deployment.shared == "whole" or not _sequence_parallel(c),
         "under sequence parallelism vLLM keeps shared experts whole", consequence=NO_OPTION,
-        remedies=(leave_out("shared"),), fatal=True,
+        remedies=(leave_out("shared_experts"),), fatal=True,
     ),
     VOCAB_RULE,
     *attention_rules(

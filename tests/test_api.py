@@ -299,6 +299,21 @@ def test_verbs_print_nothing_remember_nothing_and_tell_how_far_they_are(tiny_che
     assert not (tmp_path / "state").exists()
 
 
+@pytest.mark.parametrize("error", [ValueError("enough"), KeyboardInterrupt()])
+def test_what_progress_raises_ends_the_run_and_the_same_call_goes_on(error, tiny_checkpoint, tmp_path):
+    class Ends(dsv4_shard.Progress):
+        def advance(self, task: dsv4_shard.Task, nbytes: int) -> None:
+            raise error
+
+    with pytest.raises(type(error)):
+        dsv4_shard.reshard(tiny_checkpoint, tmp_path / "out", progress=Ends(), **REFERENCE)
+    assert not (tmp_path / "out").exists()
+    dsv4_shard.reshard(tiny_checkpoint, tmp_path / "out", progress=None, **REFERENCE)
+    with pytest.raises(type(error)):
+        dsv4_shard.verify(tmp_path / "out", progress=Ends())
+    assert dsv4_shard.verify(tmp_path / "out").ok
+
+
 # --- what the docs show ----------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,9 @@ The commands as functions, which return what the commands show, and raise `error
     plan = dsv4_shard.plan("deepseek-ai/DeepSeek-V4-Pro", tp=16, gpu="h20-96")
     dsv4_shard.reshard("deepseek-ai/DeepSeek-V4-Pro", "shards", plan=plan)
     assert dsv4_shard.verify("shards").ok
+
+A verb is a function, also as `import dsv4_shard.plan`; the modules behind the verbs are private to the package. Options
+go by name, and are checked before anything is read: a UsageError names the parameter.
 """
 
 from dsv4_shard import errors

@@ -42,7 +42,9 @@ def inspect(repo: str | Path, options: InspectOptions) -> "known_family.Inspecti
     Raises UsageError where `repo` or a TP means nothing, an Unreachable where it cannot be had, and a ShardError for a
     checkpoint that contradicts itself. What is merely wrong with it is among the `findings`.
 
+    >>> from dsv4_shard.inspection.known_family import Inspection
     >>> found = dsv4_shard.inspect("model", tp=[8, 16])
+    >>> assert isinstance(found, Inspection)
     >>> found.identity.family, found.has_errors
     ('DeepSeek-V4', False)
     >>> [cell.verdict for cell in found.matrix if cell.engine == "sglang"]

@@ -36,8 +36,8 @@ def plan(repo: str | Path, options: PlanOptions) -> "document.Plan":
     Raises UsageError for a request that means nothing, IncompleteCheckpoint and what `inspect` raises, and WriteFailed.
 
     >>> plan = dsv4_shard.plan("model", tp=16, gpu="h20-96", output="plan.json")
-    >>> plan.feasible, plan.deployment["shared"], plan.totals.target_bytes_per_rank_max
-    (True, 'whole', 17420900)
+    >>> plan.feasible, plan.deployment["shared"], plan.deployment["runner"]
+    (True, 'whole', 'marlin')
     """
     from dsv4_shard.opening import open_checkpoint
     from dsv4_shard.planning.make_plan import make_plan
@@ -63,7 +63,7 @@ def search(repo: str | Path, options: SearchOptions) -> "searching.Search":
     Raises what `plan` raises.
 
     >>> found = dsv4_shard.search("model", gpus=16, gpu="h20-96", engine=["sglang", "vllm"])
-    >>> found.best.options
+    >>> found.layouts[0].options
     '--tp 16 --ep 16 --engine vllm --gpu h20-96'
     """
     from dsv4_shard.opening import open_checkpoint

@@ -47,8 +47,8 @@ def report(source: "str | Path | document.Plan", options: ReportOptions) -> "rep
     Raises UsageError for what does not go together, ForeignPlan and BadPlan, what `plan` raises, and WriteFailed.
 
     >>> made = dsv4_shard.report("model", tp=16, gpu="h20-96", output="report.html")
-    >>> made.ranks[0].weights == made.plan.memory.weights
-    True
+    >>> len(made.ranks), made.to_html()[:15]
+    (16, '<!doctype html>')
     """
     from dsv4_shard.planning.make_plan import make_plan
     from dsv4_shard.planning.plan_file import check_plan, plan_given

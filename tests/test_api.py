@@ -237,19 +237,19 @@ def test_a_result_is_not_ok_where_its_experts_do_not_add_up(tiny_checkpoint, sha
     ("call", "error", "match"),
     [
         (lambda repo, out: dsv4_shard.inspect("/nowhere"), errors.UsageError, "no such folder"),
-        (lambda repo, out: dsv4_shard.inspect(repo, tp=[0]), errors.UsageError, "--tp 0"),
+        (lambda repo, out: dsv4_shard.inspect(repo, tp=[0]), errors.UsageError, "tp=0: must be"),
         (lambda repo, out: dsv4_shard.plan(repo, tp=2, engine="sglng"), errors.UsageError, "no engine called"),
         (lambda repo, out: dsv4_shard.plan(repo, tp=2, output=out / "in" / "none"), errors.WriteFailed, "No such file"),
         (lambda repo, out: dsv4_shard.search(repo, gpus=0), errors.UsageError, "must be from 1"),
         (lambda repo, out: dsv4_shard.compare(out, out), errors.BadPlan, "No such file"),
         (lambda repo, out: dsv4_shard.explain(" \n"), errors.UsageError, "nothing to explain"),
         (lambda repo, out: dsv4_shard.explain(out), errors.ReadFailed, "No such file"),
-        (lambda repo, out: dsv4_shard.reshard(repo, out), errors.UsageError, "neither --plan nor --tp"),
-        (lambda repo, out: dsv4_shard.reshard(repo, out, plan=out, dp=1), errors.UsageError, "--plan and --dp"),
+        (lambda repo, out: dsv4_shard.reshard(repo, out), errors.UsageError, "neither plan nor tp"),
+        (lambda repo, out: dsv4_shard.reshard(repo, out, plan=out, dp=1), errors.UsageError, "plan and dp: "),
         (lambda repo, out: dsv4_shard.reshard(repo, "s3://b/x", tp=2), errors.UsageError, "not a folder"),
         (lambda repo, out: dsv4_shard.reshard_to_store(repo, str(out), tp=2), errors.UsageError, "not the URL"),
-        (lambda repo, out: dsv4_shard.reshard(repo, out, tp=2, jobs=0), errors.UsageError, "--jobs 0"),
-        (lambda repo, out: dsv4_shard.reshard(repo, out, tp=2, ranks=[]), errors.UsageError, "--ranks: none"),
+        (lambda repo, out: dsv4_shard.reshard(repo, out, tp=2, jobs=0), errors.UsageError, "jobs=0: must be"),
+        (lambda repo, out: dsv4_shard.reshard(repo, out, tp=2, ranks=[]), errors.UsageError, "ranks: there is nothing"),
         (lambda repo, out: dsv4_shard.reshard(repo, out, ranks=[2], **REFERENCE), errors.UsageError, "rank 2 of 2"),
         (lambda repo, out: dsv4_shard.reshard(repo, repo, **REFERENCE), errors.OutputInsideInput, "is the checkpoint"),
         (lambda repo, out: dsv4_shard.reshard_on_cluster(repo, "s3://b/x", tp=2), errors.UsageError, "not a URL"),
@@ -263,8 +263,8 @@ def test_a_result_is_not_ok_where_its_experts_do_not_add_up(tiny_checkpoint, sha
         (lambda repo, out: dsv4_shard.verify(out), errors.UsageError, "no such folder"),
         (lambda repo, out: dsv4_shard.verify_shares([]), errors.UsageError, "no folder"),
         (lambda repo, out: dsv4_shard.verify_shares(str(out)), errors.UsageError, "not a sequence"),
-        (lambda repo, out: dsv4_shard.verify(out, numerics=True), errors.UsageError, "--numerics needs --against"),
-        (lambda repo, out: dsv4_shard.verify(out, layer=1), errors.UsageError, "--layer is of --numerics"),
+        (lambda repo, out: dsv4_shard.verify(out, numerics=True), errors.UsageError, "numerics needs against"),
+        (lambda repo, out: dsv4_shard.verify(out, layer=1), errors.UsageError, "layer is of numerics"),
     ],
 )
 def test_what_a_command_stops_at_is_raised(call, error, match, tiny_checkpoint, tmp_path, capfd):
@@ -317,7 +317,12 @@ def test_what_progress_raises_ends_the_run_and_the_same_call_goes_on(error, tiny
 # --- what the docs show ----------------------------------------------------------------------------------------------
 
 
-def test_the_examples_of_the_docstrings_and_of_the_readme_give_what_they_say(tmp_path, monkeypatch):
+def code_of(page: str) -> str:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    return code
+
+
+def test_the_examples_of_the_docstrings_and_of_the_pages_give_what_they_say(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_checkpoint(tmp_path / "model")
     finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner()
@@ -328,7 +333,7 @@ def test_the_examples_of_the_docstrings_and_of_the_readme_give_what_they_say(tmp
         assert example.examples, f"{verb} has no example"
         runner.run(example, out=printed.append)
     assert runner.summarize(verbose=False).failed == 0, "".join(printed)
-    readme = (ROOT / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    exec(code.replace("DeepSeek-V4-Pro", "model").replace('"shards"', '"others"'), {})
+    exec(code_of("README.md").replace("DeepSeek-V4-Pro", "model").replace('"shards"', '"others"'), {})
     assert (tmp_path / "report.html").is_file()
+    exec(code_of("docs/reference/api.md"), {"dsv4_shard": dsv4_shard})
+    assert capsys.readouterr().out.endswith("verify: 100 %\n")

@@ -141,8 +141,10 @@ def test_every_command_option_and_error_is_on_its_page():
 
 def test_every_verb_is_on_the_page_of_the_python_api():
     page = (ROOT / "docs" / "reference" / "api.md").read_text()
-    documented = re.findall(r"autofunction:: dsv4_shard\.(\w+)", page)
+    documented = re.findall(r"auto(?:function|class):: dsv4_shard\.(\w+)", page)
     assert sorted(documented) == sorted(set(dsv4_shard.__all__) - {"__version__", "errors"})
+    rows = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
+    assert sorted(rows) == sorted(set(documented) - {"Progress", "Task"})
 
 
 # --- schemas -------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from dsv4_shard.planning.remedies import ways_out, words
 from dsv4_shard.planning.request import options_of
 from dsv4_shard.planning.weights import rank_nbytes
 from dsv4_shard.text.document import Document
-from dsv4_shard.text.units import quotient
+from dsv4_shard.text.units import counted, quotient
 
 _CASES = 3
 
@@ -90,6 +90,13 @@ class Explanation(Document):
     way: WayOut | None = None
     also: tuple[EngineMessage, ...] = ()
     hint: str | None = None
+
+    def in_short(self) -> str:
+        """Whose message it is, and how many cases and ways out there are."""
+        if self.message is None:
+            return f"not recognised, {counted(self.lines, 'line')}"
+        ways = f"{counted(len(self.cases), 'case')}, {counted(len(self.remedies), 'way')} out"
+        return f"{', '.join(self.engines)}: {ways}, line {self.message.line}: {self.message.text!r}"
 
 
 def explain(lines: Iterable[tuple[int, str]], model: KnownModel | None = None) -> Explanation:

@@ -21,7 +21,8 @@ from dsv4_shard.planning.make_plan import memory_breach, unknown_gpu
 from dsv4_shard.planning.nearby import nearest
 from dsv4_shard.planning.request import check_request, options_of
 from dsv4_shard.planning.weights import beyond_roles, loads, memory_of, totals_of, weights_of
-from dsv4_shard.text.document import Document
+from dsv4_shard.text.document import Document, html_table
+from dsv4_shard.text.units import counted, size
 from dsv4_shard.version import __version__
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -139,6 +140,22 @@ class Inspection(Document):
     @property
     def has_errors(self) -> bool:
         return any(finding.severity is Severity.ERROR for finding in self.findings)
+
+    def in_short(self) -> str:
+        """What the checkpoint is, and how many findings there are."""
+        it, errors = self.identity, sum(finding.severity is Severity.ERROR for finding in self.findings)
+        found = f"{counted(len(self.findings), 'finding')}, {counted(errors, 'error')}"
+        return f"{it.family}, {counted(it.tensors, 'tensor')}, {size(it.bytes)}, {found}, {it.label}"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: what runs at each TP, and the findings."""
+        cells = {(cell.tp, cell.engine): cell.verdict for cell in self.matrix}
+        engines = list(dict.fromkeys(cell.engine for cell in self.matrix))
+        tps = dict.fromkeys(cell.tp for cell in self.matrix)
+        rows = [(f"TP {tp}", *(cells[tp, engine] for engine in engines)) for tp in tps]
+        findings = [(finding.severity, finding.message) for finding in self.findings]
+        found = html_table("Findings", ("severity", "finding"), findings) if findings else ""
+        return html_table(self.in_short(), ("", *engines), rows) + found
 
 
 def inspect(

@@ -15,8 +15,9 @@ from dsv4_shard.inspection.scale_pairs import MAX_AXES, Scaled, Scales, Sharing,
 from dsv4_shard.models.config import architectures_of, title_of
 from dsv4_shard.planning.request import check_request
 from dsv4_shard.tensors.header import nbytes_of
-from dsv4_shard.text.document import Document
+from dsv4_shard.text.document import Document, html_table
 from dsv4_shard.text.sanitize import short_name
+from dsv4_shard.text.units import counted, size
 from dsv4_shard.version import __version__
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -124,6 +125,18 @@ class UnknownInspection(Document):
     quantized: tuple[QuantizedRow, ...]
     findings: tuple[InspectionFinding, ...]
     not_known: str
+
+    def in_short(self) -> str:
+        """What the checkpoint calls itself, and how many findings there are."""
+        it = self.identity
+        held = f"{counted(it.tensors, 'tensor')}, {size(it.bytes)}, {counted(len(self.findings), 'finding')}"
+        return f"{it.family} (not known), {held}, {it.label}"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the tensors that have scales."""
+        rows = [(row.template, row.dtype, row.shape, row.scales, row.block or "", row.tensors)
+                for row in self.quantized]  # fmt: skip
+        return html_table(self.in_short(), ("tensors", "dtype", "shape", "scales", "block", "count"), rows)
 
 
 def inspect_unknown(checkpoint: UnknownCheckpoint, tps: tuple[int, ...] = DEFAULT_TPS) -> UnknownInspection:

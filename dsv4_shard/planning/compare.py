@@ -87,6 +87,12 @@ class PlanComparison(Document):
         """Whether what differs is in no section of its own: an edited plan's may be."""
         return not any(getattr(self, section) for section in _SECTIONS if section != "rest")
 
+    def in_short(self) -> str:
+        """The plans, and how many differences each section has."""
+        counts = {section: len(getattr(self, section)) for section in _SECTIONS}
+        differ = ", ".join(f"{count} in {section}" for section, count in counts.items() if count)
+        return f"{'same' if self.same else differ}: {self.a}, {self.b}"
+
 
 def compare_plans(a: Plan, b: Plan, names: tuple[str, str]) -> PlanComparison:
     """What differs between two plans, called by `names`."""

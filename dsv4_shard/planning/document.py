@@ -1,6 +1,6 @@
 """`Plan` and its parts: the JSON document."""
 
-import json
+from itertools import groupby
 from typing import Literal
 
 from pydantic import model_validator
@@ -11,7 +11,8 @@ from dsv4_shard.engines.deployment import ANY_ENGINE, Deployment, Request
 from dsv4_shard.engines.engine import Command, Launch, commands_of
 from dsv4_shard.engines.rules import NOT_VERIFIED, Breach
 from dsv4_shard.models.roles import Module
-from dsv4_shard.text.document import Document
+from dsv4_shard.text.document import Document, html_table
+from dsv4_shard.text.units import counted, gib
 
 SCHEMA_VERSION: Literal[2] = 2
 
@@ -295,6 +296,22 @@ class Plan(Document):
         is_served = self.engine_version != ANY_ENGINE and self.deployment.experts != NVFP4
         return ("runs", "Runs") if is_served else ("can be written", "Can be written")
 
-    def to_json(self) -> str:
-        """The document as `-o plan.json` writes it."""
-        return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
+    def in_short(self) -> str:
+        """Layout, verdict, and what a rank holds, or how many rules break."""
+        per_rank = self.totals and gib(self.totals.target_bytes_per_rank_max)
+        told = f"{per_rank} per rank" if self.feasible and per_rank else counted(len(self.breaches), "broken rule")
+        at = f"TP {self.deployment['tp']} on {self.request['engine']} {self.engine_version}"
+        return f"{at} {self.verdict}: {told}, {self.source.label}"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the rules that break, and where the modules go."""
+        breaches = [(breach.rule, breach.module or "", breach.reason) for breach in self.breaches]
+        broken = html_table("Rules that break", ("rule", "module", "reason"), breaches) if breaches else ""
+        rows = [_row(*key, list(roles)) for key, roles in groupby(self.modules, lambda row: (row.part_of, row.module))]
+        return broken + html_table(self.in_short(), ("part of", "module", "placement", "bytes per rank"), rows)
+
+
+def _row(part_of: str, module: Module, roles: list[PlanModule]) -> tuple[str, ...]:
+    """A module in a row: how its roles are placed, and what they weigh."""
+    placements = dict.fromkeys(role.placement for role in roles)
+    return part_of, module, "; ".join(placements), gib(sum(role.bytes_per_rank for role in roles))

@@ -27,10 +27,14 @@ from dsv4_shard.planning.document import DeploymentDocument, Plan
 from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.planning.request import check_request, options_of, refuse_unknown_names
 from dsv4_shard.planning.weights import beyond_roles, loads, memory_of, totals_of, weights_of
-from dsv4_shard.text.document import Document
+from dsv4_shard.text.document import Document, html_table
+from dsv4_shard.text.units import counted, gib
 from dsv4_shard.version import __version__
 
 SCHEMA_VERSION: Literal[1] = 1
+
+
+_HTML_ROWS = 20
 
 
 class FoundLayout(Document):
@@ -84,6 +88,25 @@ class Search(Document):
     def best(self) -> FoundLayout | None:
         """The first layout, if it fits."""
         return self.layouts[0] if self.layouts and self.layouts[0].fits else None
+
+    def in_short(self) -> str:
+        """The GPUs, how many layouts there are, and the best."""
+        best = f"best {self.best.options}" if self.best is not None else "none fits"
+        gpus = f"{self.gpus} {self.gpu or 'Hopper'} GPUs"
+        return f"{gpus}: {counted(len(self.layouts), 'layout')} by {self.rank_by}, {best}"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the first layouts."""
+        head = ("options", "fits", "weights per GPU", "tokens at most", "whole and padding", "sent per token and layer")
+        rows = [(one.options, "yes" if one.fits else "no", gib(one.weight_bytes), _known(one.tokens_at_most),
+                 gib(one.replicated_bytes + one.padding_bytes), _known(one.sent_bytes_per_token_and_layer))
+                for one in self.layouts[:_HTML_ROWS]]  # fmt: skip
+        more = len(self.layouts) - len(rows)
+        return html_table(f"{self.in_short()}{f' ({more:,} more)' if more else ''}", head, rows)
+
+
+def _known(number: int | None) -> int | str:
+    return number if number is not None else "not known"
 
 
 @dataclass(frozen=True, slots=True)

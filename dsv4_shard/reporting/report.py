@@ -1,7 +1,6 @@
 """Report: what the page shows."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from dsv4_shard.checkpoint.inventory import Inventory
 from dsv4_shard.checkpoint.reader import Checkpoint
@@ -18,7 +17,6 @@ from dsv4_shard.reporting.page import to_html
 from dsv4_shard.reporting.rank_contents import layer_map, rank_bytes
 
 
-@dataclass(frozen=True, slots=True)
 class Report(ReportContent):
     """What a report shows, and its page."""
 
@@ -40,17 +38,18 @@ def make_report(
     """
     inspection = inspect(checkpoint, inventory, tps, **gpu_in_words(plan, search))
     if plan is None:
-        return Report(inspection, None, search, tuple(_candidate_grids(inspection)), None, ())
+        grids = tuple(_candidate_grids(inspection))
+        return Report(inspection=inspection, plan=None, search=search, grids=grids)
     grid = shared_grid(plan)
     grids = (*broken_grids(plan), *((grid,) if grid and grid.ranks > 1 else ()))
     request = plan.request
     choice, engine = choose(inventory, request), engine_for(request.engine, inventory.family)
     context = Context(inventory, choice.deployment)
     if plan.unknown:
-        return Report(inspection, plan, search, grids, None, ())
+        return Report(inspection=inspection, plan=plan, search=search, grids=grids)
     layers = layer_map(checkpoint, engine, context, frozenset(breach.module for breach in choice.breaches))
     ranks = rank_bytes(checkpoint, engine, context) if choice.feasible else ()
-    return Report(inspection, plan, search, grids, layers, ranks)
+    return Report(inspection=inspection, plan=plan, search=search, grids=grids, layers=layers, ranks=ranks)
 
 
 def _candidate_grids(inspection: Inspection) -> Iterator[BlockGrid]:

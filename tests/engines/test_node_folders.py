@@ -24,8 +24,9 @@ from dsv4_shard.cli import app
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import InfeasiblePlan, NotEnoughDisk, UsageError
 from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.manifest import load_manifest
-from dsv4_shard.sharding.outcome import Outcome, prepare
+from dsv4_shard.sharding.outcome import Outcome
 from dsv4_shard.sharding.run import reshard
 from dsv4_shard.sources.checkpoint_files import INDEX_FILE
 from dsv4_shard.verification.moe_numerics import check_numerics
@@ -229,7 +230,7 @@ def test_files_that_go_over_whole_are_the_checkpoints_own(model, tmp_path):
 def test_what_is_linked_is_not_counted_as_written(model, tmp_path):
     outcome = split(model, tmp_path / "out")
     own = [p for p in (tmp_path / "out").rglob("*") if p.is_file() and p.name not in (*DENSE_FILES, "manifest.json")]
-    assert outcome.nbytes == sum(path.stat().st_size for path in own)
+    assert outcome.bytes == sum(path.stat().st_size for path in own)
 
 
 def test_a_link_in_the_checkpoint_is_followed_as_in_a_hub_cache(mine, tmp_path):

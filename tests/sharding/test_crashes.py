@@ -24,8 +24,9 @@ from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import ExitCode, NotAResult, OutputNotEmpty, RanksThere, ShardError
 from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.sharding import journal
-from dsv4_shard.sharding.job import Job, Outcome, prepare
+from dsv4_shard.sharding.job import Job, prepare
 from dsv4_shard.sharding.manifest import load_manifest
+from dsv4_shard.sharding.outcome import Outcome
 from dsv4_shard.sharding.run import reshard
 from dsv4_shard.storage import linux_io as syscalls
 from dsv4_shard.storage.output_folder import MANIFEST_NAME
@@ -343,7 +344,7 @@ def test_whichever_call_is_the_last_the_next_run_ends_as_if_nothing_had_been(
         assert_sound(folder, before, expected, at)
         saved = nbytes_saved(folder, expected)
         outcome = run(job, folder / "out", overwrite=True)
-        assert outcome.resumed == saved or how == "power and some names", at
+        assert outcome.bytes_resumed == saved or how == "power and some names", at
         assert contents(folder / "out") == expected, at
         assert names(folder) <= {"out", SPARE}, at
         shutil.rmtree(folder)
@@ -430,7 +431,7 @@ def test_whichever_call_of_a_join_is_the_last_the_earlier_ranks_stand_and_the_sh
             assert is_done, at
         else:
             saved = sum(step.nbytes for step in found.finished) if found else 0
-            assert outcome.resumed == saved or how == "power and some names", at
+            assert outcome.bytes_resumed == saved or how == "power and some names", at
         assert contents(out) == joined, at
         assert names(folder) <= {"out", SPARE, SPARE_MANIFEST}, at
         shutil.rmtree(folder)

@@ -111,7 +111,7 @@ def assert_refused(match: str, folder: Path, out: Path, tp: int = 2, **options: 
     assert "--restart" in str(caught.value.hint)
     assert not hasattr(caught.value, "__notes__")  # "the same command goes on" would not be so
     assert look() == before
-    assert reshard_folder(folder, out, tp, restart=True, **options).resumed == 0
+    assert reshard_folder(folder, out, tp, restart=True, **options).bytes_resumed == 0
     assert verify(out, open_folder(folder)).ok
 
 
@@ -126,7 +126,7 @@ def test_the_same_command_goes_on_and_reads_only_what_is_missing(
     job, checkpoint = job_for(small, 2)
     outcome = reshard(job, checkpoint, tmp_path / "out", on_resume=told.append)
     whole = reshard_folder(small, tmp_path / "whole", 2)
-    assert told == [saved] == [outcome.resumed]
+    assert told == [saved] == [outcome.bytes_resumed]
     assert saved > 1_000_000
     assert 0 < outcome.bytes_read < whole.bytes_read - saved // 2  # at most two files get each byte
     assert contents(tmp_path / "out") == expected
@@ -136,7 +136,7 @@ def test_the_same_command_goes_on_and_reads_only_what_is_missing(
 def test_a_run_that_begins_anew_says_nothing_of_going_on(small: Path, tmp_path: Path) -> None:
     told: list[int] = []
     outcome = reshard_folder(small, tmp_path / "out", 2, on_resume=told.append)
-    assert (told, outcome.resumed) == ([], 0)
+    assert (told, outcome.bytes_resumed) == ([], 0)
 
 
 def test_a_run_may_end_early_many_times(small: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_run_may_end_early_many_times(small: Path, expected: dict[str, bytes],
         saved = break_off(small, tmp_path / "out", after=700_000)
         assert saved > before
         before = saved
-    assert reshard_folder(small, tmp_path / "out", 2).resumed == before
+    assert reshard_folder(small, tmp_path / "out", 2).bytes_resumed == before
     assert contents(tmp_path / "out") == expected
 
 
@@ -160,7 +160,7 @@ def test_a_run_with_links_is_gone_on_with(engine: str, tmp_path: Path) -> None:
     with pytest.raises(Stop):
         reshard(job, checkpoint, tmp_path / "out", on_progress=stop_after(12_000_000))
     outcome = reshard(job, checkpoint, tmp_path / "out")
-    assert outcome.resumed > 1_000_000
+    assert outcome.bytes_resumed > 1_000_000
     for path in (tmp_path / "whole").rglob("*.*"):
         twin = tmp_path / "out" / path.relative_to(tmp_path / "whole")
         assert twin.read_bytes() == path.read_bytes()
@@ -178,7 +178,7 @@ def test_a_cast_that_was_refused_goes_on_when_rounding_is_allowed(tmp_path: Path
     with pytest.raises(InexactCast):
         reshard_folder(model, tmp_path / "out", 2, "fp8", workers=1)
     outcome = reshard_folder(model, tmp_path / "out", 2, "fp8", workers=1, allow_inexact=True)
-    assert outcome.resumed > 0
+    assert outcome.bytes_resumed > 0
     assert list(outcome.inexact) == [f"{name}.weight"]
 
 
@@ -192,7 +192,7 @@ def test_inexact_values_of_the_earlier_run_are_counted_too(tmp_path: Path) -> No
     whole = reshard_folder(model, tmp_path / "whole", 2, "fp8", allow_inexact=True)
     break_off(model, tmp_path / "out", after=3_000_000, expert_dtype="fp8", allow_inexact=True)
     outcome = reshard_folder(model, tmp_path / "out", 2, "fp8", allow_inexact=True)
-    assert outcome.resumed > 0
+    assert outcome.bytes_resumed > 0
     assert outcome.inexact == whole.inexact
 
 
@@ -205,7 +205,7 @@ def test_a_file_that_was_linked_in_place_of_a_staged_one_is_never_written_to(
     precious.write_bytes(bytes(staged.stat().st_size))
     staged.unlink()
     os.link(precious, staged)
-    assert reshard_folder(small, tmp_path / "out", 2).resumed == 0
+    assert reshard_folder(small, tmp_path / "out", 2).bytes_resumed == 0
     assert not any(precious.read_bytes())
     assert contents(tmp_path / "out") == expected
 
@@ -220,7 +220,7 @@ def test_a_journal_that_was_cut_short_counts_as_far_as_it_is_whole(
     saved = break_off(small, tmp_path / "out")
     path = tmp_path / STAGING / "journal"
     os.truncate(path, max(0, path.stat().st_size - cut))
-    assert reshard_folder(small, tmp_path / "out", 2).resumed < saved
+    assert reshard_folder(small, tmp_path / "out", 2).bytes_resumed < saved
     assert contents(tmp_path / "out") == expected
 
 
@@ -235,7 +235,7 @@ def test_whichever_byte_of_a_journal_is_damaged_the_result_is_right(
         damaged = bytearray(sound)
         damaged[at] ^= 0x40
         (tmp_path / STAGING / "journal").write_bytes(damaged)
-        assert reshard_folder(small, tmp_path / "out", 2).resumed < saved
+        assert reshard_folder(small, tmp_path / "out", 2).bytes_resumed < saved
         assert contents(tmp_path / "out") == expected
         shutil.rmtree(tmp_path / "out")
 
@@ -255,7 +255,7 @@ def test_staged_files_that_are_not_as_they_were_left_are_written_anew(
         staged.symlink_to(tmp_path / "elsewhere")
     if harm == "a folder":
         staged.mkdir()
-    assert reshard_folder(small, tmp_path / "out", 2).resumed == 0
+    assert reshard_folder(small, tmp_path / "out", 2).bytes_resumed == 0
     assert contents(tmp_path / "out") == expected
 
 
@@ -267,7 +267,7 @@ def test_what_the_killed_run_left_counts_as_room(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100_000))
     with pytest.raises(NotEnoughDisk):
         reshard_folder(small, tmp_path / "elsewhere", 2)
-    assert reshard_folder(small, tmp_path / "out", 2).resumed > 0
+    assert reshard_folder(small, tmp_path / "out", 2).bytes_resumed > 0
     assert contents(tmp_path / "out") == expected
 
 
@@ -298,8 +298,8 @@ def test_another_dtype_is_refused(model: Path, tmp_path: Path) -> None:
 def test_other_ranks_have_a_place_of_their_own(small: Path, tmp_path: Path) -> None:
     with pytest.raises(Stop):
         reshard_folder(small, tmp_path / "out", 4, ranks=(0, 1), workers=1, on_progress=stop_after(1_500_000))
-    assert reshard_folder(small, tmp_path / "out", 4, ranks=(2, 3)).resumed == 0
-    assert reshard_folder(small, tmp_path / "out", 4, ranks=(0, 1)).resumed > 0
+    assert reshard_folder(small, tmp_path / "out", 4, ranks=(2, 3)).bytes_resumed == 0
+    assert reshard_folder(small, tmp_path / "out", 4, ranks=(0, 1)).bytes_resumed > 0
     reshard_folder(small, tmp_path / "whole", 4)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
@@ -351,7 +351,7 @@ def test_a_checkpoint_with_another_header_is_refused(model: Path, tmp_path: Path
 def test_the_same_checkpoint_under_another_name_is_gone_on_with(model: Path, tmp_path: Path) -> None:
     saved = break_off(model, tmp_path / "out")
     (tmp_path / "other").symlink_to(model)
-    assert reshard_folder(tmp_path / "other", tmp_path / "out", 2).resumed == saved
+    assert reshard_folder(tmp_path / "other", tmp_path / "out", 2).bytes_resumed == saved
 
 
 def test_weights_that_change_between_header_and_first_byte_are_refused(model: Path, tmp_path: Path) -> None:

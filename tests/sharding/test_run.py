@@ -96,7 +96,7 @@ def test_rank_files_are_the_oracles_byte_by_byte(
     assert_shards(tmp_path / "out", oracle.shards(source, mp, expert_dtype), tmp_path / "twin")
     assert outcome.bytes_read == sum(tensor.nbytes for tensor in source.values())
     assert (outcome.files, outcome.inexact) == (mp, {})
-    assert outcome.nbytes == sum(p.stat().st_size for p in outcome.out.iterdir() if p.name != "manifest.json")
+    assert outcome.bytes == sum(p.stat().st_size for p in Path(outcome.out).iterdir() if p.name != "manifest.json")
 
 
 def test_each_kind_of_layer_is_among_those_compared(source: dict[str, torch.Tensor]) -> None:

@@ -106,7 +106,7 @@ def run_and_go_on(small: Path, out: Path, expected: dict[str, bytes]) -> int:
     assert contents(out) == expected
     assert verify(out, open_folder(small)).ok
     assert not (out.parent / STAGING).exists()
-    return outcome.resumed
+    return outcome.bytes_resumed
 
 
 # --- file systems as they are --------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ def test_files_that_cannot_be_links_to_another_file_system_are_copies_that_are_g
     for stop in (600_000, 2_500_000):
         with pytest.raises(KeyboardInterrupt):
             reshard(job, checkpoint, disk / "out", workers=1, on_progress=interrupt_after(stop))
-    assert reshard(job, checkpoint, disk / "out").resumed > 500_000
+    assert reshard(job, checkpoint, disk / "out").bytes_resumed > 500_000
     for path in (tmp_path / "whole").rglob("*.safetensors"):
         twin = disk / "out" / path.relative_to(tmp_path / "whole")
         assert twin.read_bytes() == path.read_bytes()
@@ -311,7 +311,7 @@ def test_a_source_that_cannot_be_read_midway_is_named_with_the_byte_and_gone_on_
     image.write_bytes(whole)
     disk = mount("ext4", 16 * MIB, image)
     job, checkpoint = job_for(disk / "model", 2)
-    assert reshard(job, checkpoint, tmp_path / "out").resumed > 0
+    assert reshard(job, checkpoint, tmp_path / "out").bytes_resumed > 0
     for name in ("model0-mp2.safetensors", "model1-mp2.safetensors"):
         assert (tmp_path / "out" / name).read_bytes() == expected[name]
 

@@ -53,8 +53,8 @@ def main(address: str, repo: str, out: str, tp: str) -> None:
     order = ShareTask(repo, None, plan.to_json(), Path(out), open_slowly, workers=1)
     with ProgressBars(Console(file=sys.stderr), quiet=False) as progress:
         found = reshard_on_cluster(address, order, int(tp), 2, Reporter(progress))
-    shares = [(one.ranks, one.outcome.resumed if one.outcome else None) for one in found.written]
-    print(json.dumps({"shares": shares, "ok": found.together.ok, "one_folder": found.is_one_folder}))
+    shares = [(share.ranks, share.written.bytes_resumed if share.written else None) for share in found.shares]
+    print(json.dumps({"shares": shares, "ok": found.verification.ok, "one_folder": found.one_folder}))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check docs bench fuzz conformance contracts charts clean
+.PHONY: demo test test-fast check docs bench fuzz conformance contracts charts clean
 
 demo: $(READY)
 	rm -rf demo
@@ -12,6 +12,10 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/pytest -n auto --dist loadgroup
+
+# Under a minute, with some tests of every package.
+test-fast: $(READY)
+	$(BIN)/pytest -n auto --dist loadgroup -m "not slow and not root and not browser and not ray"
 
 check: $(READY)
 	$(BIN)/ruff check .

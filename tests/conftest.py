@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+from support.checkpoints.full_size import FLASH, PRO, REAL_MODELS
 from support.checkpoints.tiny import TINY_CONFIG
 from support.scratch import remove_process_folder, share_process_folder
 from support.servers.hub import HubServer
@@ -19,6 +20,8 @@ from dsv4_shard.checkpoint.synthetic import write_checkpoint
 if TYPE_CHECKING:
     from support.servers.store import StoreServer
 
+SLOW_MODELS = set(REAL_MODELS) - {PRO, FLASH}
+
 settings.register_profile("seeded", deadline=None, derandomize=True)
 settings.load_profile("seeded")
 
@@ -27,6 +30,16 @@ def pytest_configure(config: pytest.Config) -> None:
     """The workers of a run inherit the environment, and with it the folder of the process that starts them."""
     if not hasattr(config, "workerinput"):
         share_process_folder()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Call tests slow that are given another real checkpoint than the two that the fast tests read."""
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        given = [value for value in callspec.params.values() if isinstance(value, str)] if callspec else []
+        if not SLOW_MODELS.isdisjoint(given):
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_sessionfinish() -> None:

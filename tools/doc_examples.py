@@ -28,7 +28,8 @@ from unittest.mock import patch
 import search_path  # noqa: F401 - first, for what is imported from the repository
 from support.checkpoints.full_size import inventory_of
 from support.checkpoints.other_families import FAMILIES, write_family
-from support.paths import DATA, ROOT
+from support.paths import DATA
+from support.paths import ROOT as ROOT
 from support.scratch import remove_process_folder
 from typer.testing import CliRunner
 

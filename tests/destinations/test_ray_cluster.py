@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -59,8 +59,10 @@ from dsv4_shard.verification.result_folder import verify
 TP = 8
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
 
-on_ray = pytest.mark.xdist_group("ray")
-"""One cluster is enough for all of these."""
+
+def on_ray(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test that takes part in one cluster, which is enough for all of these."""
+    return pytest.mark.ray(pytest.mark.xdist_group("ray")(test))
 
 
 class RayCluster(NamedTuple):

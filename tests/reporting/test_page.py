@@ -14,6 +14,7 @@ from dsv4_shard.reporting.report import make_report
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH: install Debian's chromium, or Chrome"),
+    pytest.mark.browser,
     pytest.mark.xdist_group("browser"),
 ]
 WIDTHS = (390, 768, 1280)

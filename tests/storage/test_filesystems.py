@@ -39,6 +39,8 @@ LEAST_NBYTES = {"ext4": 32 * MIB, "btrfs": 160 * MIB, "xfs": 320 * MIB, "tmpfs":
 
 Mount = Callable[..., Path]
 
+pytestmark = pytest.mark.root
+
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -9,7 +9,7 @@ from dsv4_shard.engines.deployment import Request
 
 FLASH_FP8 = "DeepSeek-V4-Flash-FP8"
 
-DEPLOYMENTS = (
+DEPLOYMENTS: tuple[tuple[str, int, str, str, dict[str, Any], list[str]], ...] = (
     # model, GPUs, GPU, options of `plan` beside --tp, --engine and --gpu, what the launch command must have
     # SGLang PR 23911 and 23933, 2×8 H20; --dp-size N --enable-dp-attention is the older name of --attn-dp-size N
     (PRO, 16, "h20-96", "sglang", {"dp": 16, "runner": "marlin", "shared_experts": "whole"},

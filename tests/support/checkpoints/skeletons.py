@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from support.paths import DATA
+from support.paths import DATA as DATA
 
 from dsv4_shard.checkpoint.synthetic import Tensors, by_file, tensors_of
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE

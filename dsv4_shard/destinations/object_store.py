@@ -146,7 +146,8 @@ def scratch_result(parent: Path, url: str) -> Path:
 
 def run_digest(job: Job, checkpoint: Checkpoint) -> str:
     """Another one where a run would write anything else, or from another checkpoint."""
-    asked = [__version__, job.layout, job.request, job.ranks, [(file.name, file.mtime_ns) for file in checkpoint.files]]
+    request = asdict(job.request) if job.request else None
+    asked = [__version__, job.layout, request, job.ranks, [(file.name, file.mtime_ns) for file in checkpoint.files]]
     digest = xxhash.xxh3_128(json.dumps(asked).encode())
     for name, content in sorted(job.companions.items()):
         digest.update(name.encode())

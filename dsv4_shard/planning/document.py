@@ -300,8 +300,8 @@ class Plan(Document):
         """Layout, verdict, and what a rank holds, or how many rules break."""
         per_rank = self.totals and gib(self.totals.target_bytes_per_rank_max)
         told = f"{per_rank} per rank" if self.feasible and per_rank else counted(len(self.breaches), "broken rule")
-        at = f"TP {self.deployment['tp']} on {self.request['engine']} {self.engine_version}"
-        return f"{at} {self.verdict}: {told}, {self.source.label}"
+        layout = f"TP {self.deployment.tp} on {self.request.engine} {self.engine_version}"
+        return f"{layout} {self.verdict}: {told}, {self.source.label}"
 
     def _repr_html_(self) -> str:
         """For notebooks: the rules that break, and where the modules go."""

@@ -207,7 +207,7 @@ def test_a_run_that_another_version_left_is_continued(schema: int, tool_version:
     folder = documents.unfinished(schema, Path("unfinished"))
     relabel(folder / "journal", tool_version=tool_version)
     outcome = dsv4_shard.reshard(model, "unfinished", tp=2, engine="reference")
-    assert outcome.resumed > 100_000
+    assert outcome.bytes_resumed > 100_000
     then = documents.result(schema, "reference", Path("then"))
     assert documents.rank_files(Path("unfinished")) == documents.rank_files(then)
     assert dsv4_shard.verify("unfinished", against=model).ok
@@ -227,7 +227,7 @@ def test_a_run_of_a_newer_schema_is_refused_in_one_sentence(schema: int, model: 
     with pytest.raises(NewerSchema) as caught:
         dsv4_shard.reshard(model, "unfinished", tp=2, engine="reference")
     said_by_newer("unfinished run", newer, caught.value)
-    assert dsv4_shard.reshard(model, "unfinished", tp=2, engine="reference", restart=True).resumed == 0
+    assert dsv4_shard.reshard(model, "unfinished", tp=2, engine="reference", restart=True).bytes_resumed == 0
 
 
 def test_an_unfinished_run_says_whose_it_is(schema: int, tmp_path: Path) -> None:

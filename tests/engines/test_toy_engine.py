@@ -79,7 +79,7 @@ def heads(tiny_checkpoint):
 def test_a_sixth_engine_plans(tiny_checkpoint):
     plan = dsv4_shard.plan(tiny_checkpoint, tp=2, dp=2, engine="toy", gpu="h200")
     assert plan.feasible
-    assert (plan.deployment["world"], plan.deployment["runner"], plan.deployment["version"]) == (4, "abacus", "7")
+    assert (plan.deployment.world, plan.deployment.runner, plan.deployment.version) == (4, "abacus", "7")
     assert plan.totals is not None
     assert plan.memory is not None
     assert plan.memory.weights == plan.totals.target_bytes_per_rank_max + plan.totals.draft_bytes_per_rank
@@ -88,7 +88,7 @@ def test_a_sixth_engine_plans(tiny_checkpoint):
 
 
 def test_names_of_another_engine_are_refused_and_those_of_the_sixth_taken(tiny_checkpoint):
-    assert dsv4_shard.plan(tiny_checkpoint, tp=2, engine="toy", runner="fingers").deployment["runner"] == "fingers"
+    assert dsv4_shard.plan(tiny_checkpoint, tp=2, engine="toy", runner="fingers").deployment.runner == "fingers"
     with pytest.raises(dsv4_shard.errors.UsageError) as refused:
         dsv4_shard.plan(tiny_checkpoint, tp=2, engine="toy", runner="toes")
     assert refused.value.hint == "Known: abacus, fingers."
@@ -104,7 +104,7 @@ def test_layouts_near_one_that_breaks_have_its_dp_and_ep(tiny_checkpoint, heads)
 
 def test_a_search_tries_its_search_space_and_nothing_else(tiny_checkpoint):
     found = dsv4_shard.search(tiny_checkpoint, gpus=4, engine="toy")
-    tried = {(layout.request["tp"], layout.request["dp"], layout.request["ep"]) for layout in found.layouts}
+    tried = {(layout.request.tp, layout.request.dp, layout.request.ep) for layout in found.layouts}
     assert tried == {(4, 1, None), (2, 2, None)}
     every = {options for layout in found.layouts for options in (layout.options, *layout.also)}
     assert "--tp 2 --dp 2 --engine toy --runner fingers" in every

@@ -73,7 +73,7 @@ def test_nvfp4_on_eight_b200_is_not_found_since_its_runners_were_never_held():
 
 
 def plan_of(model: str, result: Search, index: int) -> Plan:
-    return make_plan(*inventory_of(model), result.layouts[index].request.to_request(), model)
+    return make_plan(*inventory_of(model), result.layouts[index].request, model)
 
 
 @pytest.mark.parametrize(("model", "gpus", "gpu"), [(PRO, 16, "h20-96"), (FLASH, 4, "b200"), (V3, 16, "h100")])

@@ -310,7 +310,7 @@ def test_what_another_version_left_is_continued(
     with monkeypatch.context() as patch:
         patch.setattr(sys.modules[reshard.__module__], "__version__", "0.0.9")
         saved = break_off(small, tmp_path / "out")
-    assert reshard_folder(small, tmp_path / "out", 2).resumed == saved > 0
+    assert reshard_folder(small, tmp_path / "out", 2).bytes_resumed == saved > 0
     assert contents(tmp_path / "out") == expected
 
 

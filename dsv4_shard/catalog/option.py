@@ -58,15 +58,12 @@ class Field:
     type: Any
     option: Option
     default: Any
+    kinds: tuple[Any, ...]
+    """The types that it takes; none where the type is a forward reference, whose verb checks the value itself."""
 
     @property
     def is_required(self) -> bool:
         return self.default is dataclasses.MISSING
-
-    @property
-    def kinds(self) -> tuple[Any, ...]:
-        """The types that it takes; none where the type is a forward reference, whose verb checks the value itself."""
-        return kinds_of(self.type)
 
     def checked(self, value: Any) -> Any:
         """The value, where it is one of the field's type and within its bounds. Raises UsageError."""
@@ -118,15 +115,14 @@ def fields_of(options: type[Options]) -> tuple[Field, ...]:
     """The options that a dataclass lists, in the order of its fields."""
     found = _FIELDS.get(options)
     if found is None:
-        fields = dataclasses.fields(options)
-        found = tuple(Field(field.name, *_annotations(field.type), field.default) for field in fields)
-        _FIELDS[options] = found
+        found = _FIELDS[options] = tuple(map(_field, dataclasses.fields(options)))
     return found
 
 
-def _annotations(annotated: Any) -> tuple[Any, Option]:
-    kind, option = get_args(annotated)
-    return (kind.__forward_arg__ if isinstance(kind, ForwardRef) else kind), option
+def _field(field: dataclasses.Field[Any]) -> Field:
+    kind, option = get_args(field.type)
+    kind = kind.__forward_arg__ if isinstance(kind, ForwardRef) else kind
+    return Field(field.name, kind, option, field.default, kinds_of(kind))
 
 
 _FIELDS: dict[type[Options], tuple[Field, ...]] = {}
@@ -161,7 +157,7 @@ def checked(name: str, value: Any, kinds: tuple[Any, ...], option: Option) -> An
     Integers of any kind are numbers, such as NumPy's; booleans and floats are not. Text is a name of at most 100
     characters, where `option` says no other number and it may not be a path.
     """
-    if not kinds or (value is None and NoneType in kinds):
+    if not kinds or (value is None and NoneType in kinds) or (type(value) is int and int in kinds):
         return value
     if isinstance(value, str) and str in kinds:
         return value if Path in kinds else _checked_text(name, value, option.longest)

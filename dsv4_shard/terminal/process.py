@@ -22,6 +22,9 @@ _OPEN_FILES = 1 << 16
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """What writing to standard output fails with. Files of ours that cannot be written raise WriteFailed."""
 
+_ARGUMENTS = {"source": "SOURCE", "text": "TEXT", "out": "OUT", "folders": "OUT"}
+"""Parameters of the verbs that are arguments of the commands, and are no option of any."""
+
 P = ParamSpec("P")
 
 R = TypeVar("R")
@@ -105,7 +108,8 @@ def _fail(error: ShardError) -> NoReturn:
 
 def _as_given(name: str, value: object) -> str:
     """A parameter as the command line has it; `...` stands for its name alone."""
-    return as_option(name) if value is ... else f"{as_option(name)} {short(value)}"
+    word = _ARGUMENTS.get(name) or as_option(name)
+    return word if value is ... else f"{word} {short(value)}"
 
 
 def _print_notes(error: BaseException) -> None:

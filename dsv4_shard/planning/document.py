@@ -80,7 +80,8 @@ class DeploymentDocument(_Document):
 class PlanDeployment(DeploymentDocument):
     """A deployment as a plan has it, with every choice made.
 
-    `runner` is `?` where nothing is known of the GPU's kernels. `architecture` is the GPU's family, which decides which kernels run.
+    `runner` is `?` where nothing is known of the GPU's kernels. `architecture` is the GPU's family, which decides which
+    kernels run.
     """
 
     architecture: str

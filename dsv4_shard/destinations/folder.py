@@ -5,6 +5,7 @@ Each is a step of its own behind a verb, and tells a `Reporter` how far it is.
 
 import os
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,11 +125,12 @@ def onto_cluster(
 
 
 def _scratch(job: Job, checkpoint: Checkpoint, place: OutputTarget) -> "tuple[Store, Scratch]":
-    from dsv4_shard.destinations.object_store import Scratch, run_digest
+    from dsv4_shard.destinations.object_store import Scratch, run_digest, run_digest_of_schema_1
     from dsv4_shard.sources.object_store import connect
 
     store = connect(place.url)
-    return store, Scratch(place.scratch, store.url, run_digest(job, checkpoint), restart=place.restart)
+    before = partial(run_digest_of_schema_1, job, checkpoint)
+    return store, Scratch(place.scratch, store.url, run_digest(job, checkpoint), before, restart=place.restart)
 
 
 def _would(job: Job, checkpoint: Checkpoint, folder: Path, out: str) -> WouldWrite:

@@ -20,7 +20,13 @@ import xxhash
 
 from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.destinations.documents import Uploaded
-from dsv4_shard.destinations.upload_journal import UploadBegun, UploadClaimed, UploadJournal, UploadPut
+from dsv4_shard.destinations.upload_journal import (
+    SCHEMA_VERSION,
+    UploadBegun,
+    UploadClaimed,
+    UploadJournal,
+    UploadPut,
+)
 from dsv4_shard.errors import (
     BadAnswer,
     NewerSchema,
@@ -31,8 +37,9 @@ from dsv4_shard.errors import (
     Unreachable,
     WriteFailed,
 )
+from dsv4_shard.planning.plan_file import decisions, read_plan
 from dsv4_shard.sharding.job import Job
-from dsv4_shard.sharding.manifest import MAX_MANIFEST_BYTES, Manifest, load_manifest, read_manifest
+from dsv4_shard.sharding.manifest import MAX_MANIFEST_BYTES, PLAN_NAME, Manifest, load_manifest, read_manifest
 from dsv4_shard.sources.local import LocalFile
 from dsv4_shard.sources.object_store import PART_BYTES, Store
 from dsv4_shard.sources.remote import Listed
@@ -40,7 +47,6 @@ from dsv4_shard.storage.locks import LockedFolder
 from dsv4_shard.storage.output_folder import MANIFEST_NAME, plain
 from dsv4_shard.storage.staged_file import fsync_folder
 from dsv4_shard.text.sanitize import short_name
-from dsv4_shard.version import __version__
 
 OBJECTS_AT_ONCE = 4
 """Each in several parts at a time."""
@@ -62,18 +68,26 @@ _NEVER = threading.Event()
 class Scratch:
     """A folder in `parent` for the result on its way to `url`. Use as a context: locked, removed where it is of no use.
 
-    `run` tells the result from any other; `restart` throws away what an earlier run left, which else is gone on with,
-    and `upload` then what it put.
-    Raises OtherRun where that is another result's, OutputBusy, OutputError or WriteFailed.
+    `run` tells the result from any other, and `run_of_schema_1`, given its folder, as schema 1 did. `restart` throws
+    away what an earlier run left, which else is continued, and `upload` then what it put.
+    Raises OtherRun where that is another result's, NewerSchema, OutputBusy, OutputError or WriteFailed.
     """
 
-    def __init__(self, parent: Path, url: str, run: str, *, restart: bool = False) -> None:
+    def __init__(
+        self,
+        parent: Path,
+        url: str,
+        run: str,
+        run_of_schema_1: Callable[[Path], str] = lambda _: "",
+        *,
+        restart: bool = False,
+    ) -> None:
         self.path = plain(scratch_path(parent, url))
         self.result = self.path / _RESULT
         self.journal = UploadJournal(self.path / _JOURNAL)
         self.is_done = False
         """To be set when nothing of it is needed any more."""
-        self._run, self._restart = run, restart
+        self._run, self._run_of_schema_1, self._restart = run, run_of_schema_1, restart
         self._own = LockedFolder(self.path, self.path)
 
     @property
@@ -108,12 +122,23 @@ class Scratch:
             self.journal = UploadJournal(path)
         if self.journal.run is None:
             self._clear()
-            self.journal.note(UploadBegun(run=self._run))
+            self._note_run()
             if claimed is not None:  # what was put of a result that is thrown away is thrown away too
                 self.journal.note(UploadClaimed(names=[], doomed=sorted({*claimed.names, *claimed.doomed})))
             fsync_folder(self.path)
         elif self.journal.run != self._run:
-            raise OtherRun(f"{self.path}: holds the result of another run, which is not uploaded yet")
+            if not self._is_this_run_of_schema_1():
+                raise OtherRun(f"{self.path}: holds the result of another run, which is not uploaded yet")
+            self._note_run()
+
+    def _note_run(self) -> None:
+        self.journal.note(UploadBegun(schema_version=SCHEMA_VERSION, run=self._run))
+
+    def _is_this_run_of_schema_1(self) -> bool:
+        """Whether the journal of schema 1 is this run's. A result that is not whole has a journal that says so."""
+        if self.journal.schema != 1:
+            return False
+        return not self.is_written or self.journal.run == self._run_of_schema_1(self.result)
 
     def _clear(self) -> None:
         """Remove what is there; the journal, which speaks for the rest, at the end."""
@@ -146,11 +171,30 @@ def scratch_result(parent: Path, url: str) -> Path:
 
 
 def run_digest(job: Job, checkpoint: Checkpoint) -> str:
-    """Another one where a run would write anything else, or from another checkpoint."""
-    request = asdict(job.request) if job.request else None
-    asked = [__version__, job.layout, request, job.ranks, [(file.name, file.mtime_ns) for file in checkpoint.files]]
+    """Another one where a run would write anything else, or from another checkpoint.
+
+    It is the same for every version of the tool: of the plan it takes what decides, and not the words.
+    """
+    plan = read_plan(job.companions[PLAN_NAME], PLAN_NAME)
+    decided = json.dumps(decisions(plan), sort_keys=True).encode()
+    return _run_digest(_asked(job, checkpoint), job, job.companions | {PLAN_NAME: decided})
+
+
+def run_digest_of_schema_1(job: Job, checkpoint: Checkpoint, result: Path) -> str:
+    """What schema 1 noted in place of `run_digest` for the run that wrote `result`, if that is this job's."""
+    job = job.with_plan_of(load_manifest(result), result)
+    version = read_plan(job.companions[PLAN_NAME], PLAN_NAME).tool_version
+    return _run_digest([version, *_asked(job, checkpoint)], job, job.companions)
+
+
+def _asked(job: Job, checkpoint: Checkpoint) -> list[object]:
+    request = asdict(job.request) if job.request else {}
+    return [job.layout, request, job.ranks, [(file.name, file.mtime_ns) for file in checkpoint.files]]
+
+
+def _run_digest(asked: list[object], job: Job, companions: Mapping[str, bytes]) -> str:
     digest = xxhash.xxh3_128(json.dumps(asked).encode())
-    for name, content in sorted(job.companions.items()):
+    for name, content in sorted(companions.items()):
         digest.update(name.encode())
         digest.update(content)
     for file in job.recipe.files:

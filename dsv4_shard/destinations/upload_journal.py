@@ -4,11 +4,17 @@ import os
 import threading
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from dsv4_shard.errors import WriteFailed
 from dsv4_shard.sources.remote import Listed
+from dsv4_shard.text.schema_versions import check_schema
+from dsv4_shard.text.strict_json import BadJson, parse_json
+
+SCHEMA_VERSION: Literal[2] = 2
+"""Schema 2 added the number itself, and a digest of the run that does not depend on the version of the tool."""
 
 # --- what is noted -------------------------------------------------------------------------------------------------
 
@@ -18,8 +24,9 @@ class _Entry(BaseModel):
 
 
 class UploadBegun(_Entry):
-    """Whose result it is."""
+    """Whose result it is: `run` is a digest of all that decides what is uploaded."""
 
+    schema_version: Literal[1, 2] = 1
     run: str
 
 
@@ -42,10 +49,14 @@ _ENTRY: TypeAdapter[UploadBegun | UploadClaimed | UploadPut] = TypeAdapter(Uploa
 
 
 class UploadJournal:
-    """What is noted of an upload, a line of JSON each; what is torn, and all after it, is as if it were not there."""
+    """What is noted of an upload, a line of JSON each; what is torn, and all after it, is as if it were not there.
+
+    Raises NewerSchema where a newer version of the tool wrote it.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path, self._lock = path, threading.Lock()
+        self.schema: int = SCHEMA_VERSION
         self.run: str | None = None
         self.claimed: UploadClaimed | None = None
         self.put: dict[str, Listed] = {}
@@ -55,6 +66,7 @@ class UploadJournal:
                 try:
                     self._take(_ENTRY.validate_json(line))
                 except ValidationError:
+                    _refuse_newer(line, path)
                     return
                 self._stop += len(line)
 
@@ -77,8 +89,16 @@ class UploadJournal:
     def _take(self, entry: _Entry) -> None:
         match entry:
             case UploadBegun():
-                self.run = entry.run
+                self.schema, self.run = entry.schema_version, entry.run
             case UploadClaimed():
                 self.claimed = entry
             case UploadPut():
                 self.put[entry.name] = Listed(entry.nbytes, entry.stamp)
+
+
+def _refuse_newer(line: bytes, path: Path) -> None:
+    """Raise NewerSchema for an entry that says so; others are torn."""
+    with suppress(BadJson):
+        entry = parse_json(line)
+        if isinstance(entry, dict):
+            check_schema(entry.get("schema_version"), "upload", path.parent, SCHEMA_VERSION)

@@ -8,19 +8,27 @@ import subprocess
 import sys
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
-from support.checkpoints.small import small_config
+import xxhash
+from support.checkpoints.small import open_folder, small_config
 from support.command_line import run
+from support.documents import as_of_other_version
 from support.schemas import validator
 from support.servers.loopback import Fault
 
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.destinations import object_store as upload
 from dsv4_shard.destinations.object_store import scratch_path
+from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import ExitCode, SourceChanged
+from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.sharding.job import prepare
+from dsv4_shard.sharding.manifest import read_manifest
 from dsv4_shard.sources import object_store as stores
 from dsv4_shard.storage.locks import LockedFolder
+from dsv4_shard.version import __version__
 
 URL = "s3://bucket/shards/tp4"
 TP4 = ("--tp", "4", "--gpu", "h100")
@@ -81,6 +89,11 @@ def put(checkpoint, *options, url=URL):
 
 def objects(server, prefix="shards/tp4"):
     return {key.removeprefix(f"{prefix}/"): content for key, content in server.objects().items() if "shards" in key}
+
+
+def load_manifest_of(server):
+    """The manifest that was put."""
+    return read_manifest(objects(server)["manifest.json"], "there")
 
 
 def writes(server):
@@ -457,6 +470,66 @@ def test_the_result_of_another_run_is_kept_until_it_is_thrown_away(server, check
     assert len(objects(server)) == 3
     assert put(checkpoint, "--restart").exit_code == 0
     assert objects(server) == local
+
+
+def as_of_schema_1(checkpoint, version):
+    """Make the unfinished upload one of schema 1 that another version of the tool began."""
+    (folder,) = map(Path, scratch())
+    if version is not None:
+        as_of_other_version(folder / "result")
+    source, inventory = open_folder(checkpoint)
+    job = prepare(source, inventory, make_plan(source, inventory, Request(4, gpu="h100"), str(checkpoint)))
+    companions = job.companions | {"plan.json": (folder / "result/plan.json").read_bytes()}
+    asked = [version or __version__, job.layout, job.request.model_dump(), job.ranks]
+    digest = xxhash.xxh3_128(json.dumps([*asked, [(file.name, file.mtime_ns) for file in source.files]]).encode())
+    for name, content in sorted(companions.items()):
+        digest.update(name.encode())
+        digest.update(content)
+    for file in job.recipe.files:
+        digest.update(file.name.encode())
+        digest.update(file.header)
+    lines = (folder / "journal").read_text().splitlines()
+    (folder / "journal").write_text("\n".join((json.dumps({"run": digest.hexdigest()}), *lines[1:])) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("version", [None, "9.9.9"])
+def test_an_upload_of_schema_1_is_continued_whatever_version_began_it(server, checkpoint, version, one_at_a_time):
+    server.faults.append(Fault("forbidden", route="put", after=3, times=None))
+    put(checkpoint)
+    folder = as_of_schema_1(checkpoint, version)
+    server.reset()
+    server.faults.append(Fault("forbidden", route="put", after=2, times=None))
+    assert put(checkpoint).exit_code == ExitCode.NETWORK
+    assert json.loads((folder / "journal").read_text().splitlines()[-1]).keys() == {"name", "nbytes", "stamp"}
+    server.reset()
+    assert put(checkpoint).exit_code == 0
+    assert 0 < len(writes(server)) < len(objects(server)) - 3
+    assert load_manifest_of(server).written_by == {version or __version__: (0, 1, 2, 3)}
+
+
+def test_an_upload_of_schema_1_of_another_run_is_refused(server, checkpoint, one_at_a_time):
+    server.faults.append(Fault("forbidden", route="put", after=3, times=None))
+    put(checkpoint)
+    folder = as_of_schema_1(checkpoint, None)
+    lines = (folder / "journal").read_text().splitlines()
+    (folder / "journal").write_text("\n".join(('{"run": "0"}', *lines[1:])) + "\n")
+    server.reset()
+    assert "another run, which is not uploaded yet" in put(checkpoint).stderr
+
+
+def test_an_upload_of_a_newer_schema_is_refused_in_one_sentence(server, checkpoint, one_at_a_time):
+    server.faults.append(Fault("forbidden", route="put", after=3, times=None))
+    put(checkpoint)
+    (folder,) = map(Path, scratch())
+    before = (folder / "journal").read_text()
+    (folder / "journal").write_text(before.replace('"schema_version":2', '"schema_version":3'))
+    refused = put(checkpoint)
+    assert (refused.exit_code, "upload has schema version 3" in refused.stderr) == (ExitCode.CHECKPOINT, True)
+    assert "the newest that this version reads is 2: upgrade dsv4-shard" in refused.stderr
+    (folder / "journal").write_text(before)
+    server.reset()
+    assert put(checkpoint).exit_code == 0
 
 
 def test_what_an_earlier_run_put_is_not_thrown_away_where_another_result_stands_now(server, checkpoint, one_at_a_time):

@@ -58,7 +58,7 @@ def test_the_cells_of_the_map_add_up_to_what_the_heaviest_rank_loads(model, requ
     weights = list(loads(engine, context))
     draft = [at for at, row in enumerate(drawn.rows) if row.is_draft]
     for is_draft in (False, True):
-        due = sum(one.tensor.nbytes * one.per_rank[1] for one in weights if (one.group.stage not in TARGET) is is_draft)
+        due = sum(one.stored.nbytes * one.per_rank[1] for one in weights if (one.group.stage not in TARGET) is is_draft)
         assert sum(cell.nbytes for cell in drawn.cells if (cell.row in draft) is is_draft) == due
 
 

@@ -310,7 +310,7 @@ def _check_plan(data: bytes) -> None:
             _check_message(error)
             return
     assert loaded.source.files == made.source.files == _checkpoint_files()
-    again = make_plan(*_checkpoint(), Request(**loaded.request), loaded.source.label)  # type: ignore[arg-type]
+    again = make_plan(*_checkpoint(), loaded.request, loaded.source.label)
     assert again == made
     assert _canonical(loaded.model_copy(update={"source": made.source})) == _canonical(made)
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import asdict
 from io import BytesIO
 from typing import Any
 
@@ -146,7 +147,7 @@ def test_search_returns_what_the_command_prints_and_writes_the_plan_of_the_best(
     assert found.model_dump(mode="json") == document("plan", tiny_checkpoint, *options)
     assert found == dsv4_shard.search(tiny_checkpoint, gpus=2, gpu="h200", engine="vllm,sglang")
     assert found.best is not None
-    assert json.loads((tmp_path / "plan.json").read_text())["request"] == found.best.request.model_dump()
+    assert json.loads((tmp_path / "plan.json").read_text())["request"] == asdict(found.best.request)
 
 
 def test_compare_returns_what_the_command_prints_of_files_and_takes_plans_as_well(tiny_checkpoint, tmp_path):

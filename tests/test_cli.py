@@ -246,8 +246,9 @@ def test_output_closed_early_is_no_error(tiny_checkpoint):
 
 
 @pytest.mark.parametrize(("edit", "said"), [
-    (lambda request: request.pop("tp"), "tp: "), (lambda request: request.update(tp="16"), "tp: Input should be"),
-    (lambda request: request.update(tp=-1), "tp=-1: must be from 1 to 4096"),
+    (lambda request: request.pop("tp"), "plan.json: request.tp: Field required"),
+    (lambda request: request.update(tp="16"), "plan.json: request.tp: Input should be"),
+    (lambda request: request.update(tp=-1), "error: the plan's request was edited: tp=-1: must be from 1 to 4096"),
 ])  # fmt: skip
 def test_a_plan_whose_request_was_edited_says_where(edit, said, tiny_checkpoint, tmp_path):
     run("plan", tiny_checkpoint, "--tp", "2", "-o", tmp_path / "plan.json")
@@ -256,7 +257,7 @@ def test_a_plan_whose_request_was_edited_says_where(edit, said, tiny_checkpoint,
     (tmp_path / "plan.json").write_text(json.dumps(document))
     result = run("reshard", tiny_checkpoint, tmp_path / "out", "--plan", tmp_path / "plan.json")
     assert result.exit_code == ExitCode.USAGE
-    assert f"error: the plan's request was edited: {said}" in result.stderr
+    assert said in result.stderr
 
 
 def test_verifying_against_another_checkpoint_names_the_right_one(tiny_checkpoint, tmp_path):
@@ -326,8 +327,8 @@ def test_a_signal_ends_a_run_and_leaves_nothing(number, code, tiny_checkpoint, t
     [
         (True, "typer.main.get_group"),
         (True, "typer.core:TyperGroup.make_context"),
-        (True, "dsv4_shard.inspection.known_family"),
-        (True, "dsv4_shard.inspection.known_family dsv4_shard.terminal.process._print_notes"),
+        (True, "dsv4_shard.inspect"),
+        (True, "dsv4_shard.inspect dsv4_shard.terminal.process._print_notes"),
         (False, "dsv4_shard.terminal.process._print_notes"),
         (True, "typer.core:TyperCommand.invoke"),
         (True, "atexit.unregister"),
@@ -395,7 +396,7 @@ def write(checkpoint):
             raise
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
-importlib.import_module("dsv4_shard.sharding.run").write_skeleton = write
+importlib.import_module("dsv4_shard.sharding.job").write_skeleton = write
 from dsv4_shard.cli import main; main()
 """
     arguments = ["reshard", str(tiny_checkpoint), str(tmp_path / "out"), "--tp", "2", "--engine", "reference"]

@@ -143,7 +143,7 @@ FAULTS = {
     "whichever call is the last": "crashes: whichever_call_is_the_last_the_next_run_ends_as_if_nothing_had_been",
     "signals at any moment": "resume: a_process_that_is_killed_a_hundred_times_loses_nothing",
     "going on with another layout": "resume: another_layout_is_refused",
-    "going on with another version": "resume: another_version_is_refused",
+    "going on with another version": "resume: what_another_version_left_is_continued",
     "going on with other weights": "resume: weights_that_were_written_to_since_are_refused",
     "going on with a damaged journal": "resume: whichever_byte_of_a_journal_is_damaged_the_result_is_right",
     "going on with damaged files": "resume: staged_files_that_are_not_as_they_were_left_are_written_anew",

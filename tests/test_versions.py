@@ -178,7 +178,7 @@ def test_a_share_of_another_version_is_not_joined_by_another_plan(schema: int, m
 def test_shares_of_two_versions_in_two_folders_verify_as_one(schema: int, model: str) -> None:
     documents.as_of_other_version(documents.result(schema, "share", Path("0")))
     dsv4_shard.reshard(model, "1", tp=2, engine="reference", ranks=[1])
-    found = dsv4_shard.verify(["0", "1"], against=model)
+    found = dsv4_shard.verify_shares(["0", "1"], against=model)
     assert (found.ok, found.missing) == (True, ())
 
 

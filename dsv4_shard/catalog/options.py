@@ -44,6 +44,9 @@ A2A = (
 )
 """SGLang's all-to-all backends. Each forces EP = TP and keeps the shared experts whole (`_shared_expert_use_tp1`)."""
 
+A2A_BACKENDS = {"sglang": A2A}
+"""Engine → its all-to-all backends."""
+
 VLLM_VERSIONS = ("0.33.0", "0.25.0")
 """Versions of vLLM whose own classes the layout was compared with. Of 0.25.0 only the loaders were run, no forward."""
 

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Annotated, ClassVar
 
 from dsv4_shard.catalog.option import Option, Options
-from dsv4_shard.catalog.options import A2A, EXPERT_DTYPES, RANKINGS, RUNNERS, SHARED_EXPERTS, VERSIONS
+from dsv4_shard.catalog.options import (
+    A2A_BACKENDS,
+    DEFAULT_ENGINE,
+    EXPERT_DTYPES,
+    RANKINGS,
+    RUNNERS,
+    SHARED_EXPERTS,
+    VERSIONS,
+)
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
 from dsv4_shard.errors import UsageError
 from dsv4_shard.text.suggest import as_option
@@ -60,7 +68,7 @@ class Parallelism(Options):
             metavar="N", panel=LAYOUT, least=1, most=MAX_RANKS,
         ),
     ] = 1  # fmt: skip
-    engine: Annotated[str, ENGINE_NAME] = "sglang"
+    engine: Annotated[str, ENGINE_NAME] = DEFAULT_ENGINE
     runner: Annotated[
         str | None,
         Option(
@@ -72,7 +80,7 @@ class Parallelism(Options):
         str | None,
         Option(
             help="SGLang's all-to-all backend: deepep, megamoe, ...",
-            metavar="NAME", panel=ENGINE, shows="none", of_engine={"sglang": A2A},
+            metavar="NAME", panel=ENGINE, shows="none", of_engine=A2A_BACKENDS,
         ),
     ] = None  # fmt: skip
 

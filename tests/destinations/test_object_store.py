@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 
@@ -480,7 +481,7 @@ def as_of_schema_1(checkpoint, version):
     source, inventory = open_folder(checkpoint)
     job = prepare(source, inventory, make_plan(source, inventory, Request(4, gpu="h100"), str(checkpoint)))
     companions = job.companions | {"plan.json": (folder / "result/plan.json").read_bytes()}
-    asked = [version or __version__, job.layout, job.request.model_dump(), job.ranks]
+    asked = [version or __version__, job.layout, asdict(job.request), job.ranks]
     digest = xxhash.xxh3_128(json.dumps([*asked, [(file.name, file.mtime_ns) for file in source.files]]).encode())
     for name, content in sorted(companions.items()):
         digest.update(name.encode())

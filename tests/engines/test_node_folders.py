@@ -318,7 +318,7 @@ def test_room_is_needed_only_for_what_is_written(model, tmp_path, monkeypatch):
     with pytest.raises(NotEnoughDisk):
         reshard(job, checkpoint, tmp_path / "out")
     monkeypatch.setattr("dsv4_shard.storage.output_folder.free_bytes", lambda _: needed)
-    assert reshard(job, checkpoint, tmp_path / "out").nbytes == needed
+    assert reshard(job, checkpoint, tmp_path / "out").bytes == needed
 
 
 # --- verification --------------------------------------------------------------------------------------------------

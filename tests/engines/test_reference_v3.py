@@ -142,7 +142,7 @@ def test_numerics_sees_a_wrong_expert(name: str, model_of, tmp_path: Path) -> No
 
 def test_numerics_of_a_dense_layer_is_refused(model_of, tmp_path: Path) -> None:
     reshard_folder(model_of("v3"), tmp_path / "out", 2)
-    with pytest.raises(UsageError, match="layer 0: this layer has a dense MLP"):
+    with pytest.raises(UsageError, match="layer=0: this layer has a dense MLP"):
         check_numerics([tmp_path / "out"], *open_folder(model_of("v3")), 0)
 
 

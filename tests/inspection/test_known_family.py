@@ -301,7 +301,7 @@ def test_a_warning_is_no_error():
 
 @pytest.mark.parametrize("tp", [0, -1, 5000])
 def test_a_tp_that_means_nothing_is_refused(tp):
-    with pytest.raises(UsageError, match=f"--tp {tp}"):
+    with pytest.raises(UsageError, match=f"tp={tp}"):
         inspect(*demo(), (1, tp))
 
 

@@ -415,5 +415,5 @@ def test_plan_of_the_checkpoint_last_inspected_is_refused_by_its_family(folders,
 
 @pytest.mark.parametrize("tp", [0, 5000])
 def test_a_tp_that_means_nothing_is_refused(tmp_path, tp):
-    with pytest.raises(UsageError, match=f"--tp {tp}"):
+    with pytest.raises(UsageError, match=f"tp={tp}"):
         inspect_tensors(tmp_path, plain("a", 1, 1), tps=(1, tp))

@@ -700,13 +700,15 @@ def test_a_request_edited_to_nonsense_is_a_bad_plan(field, value, tmp_path):
         check_plan(load_plan(save(tmp_path, edited)), *demo())
 
 
-def test_a_request_with_a_field_too_many_or_too_few_is_a_bad_plan(tmp_path):
+def test_a_request_without_an_option_has_its_default(tmp_path):
     document = document_of(Request(16))
-    for request in (
-        document["request"] | {"pp": 2},
-        {},
-        {key: value for key, value in document["request"].items() if key != "dp"},
-    ):
+    request = {key: value for key, value in document["request"].items() if key != "dp"}
+    assert load_plan(save(tmp_path, document | {"request": request})).request == Request(16)
+
+
+def test_a_request_with_a_field_too_many_or_without_tp_is_a_bad_plan(tmp_path):
+    document = document_of(Request(16))
+    for request in (document["request"] | {"pp": 2}, {}):
         with pytest.raises(BadPlan):
             check_plan(load_plan(save(tmp_path, document | {"request": request})), *demo())
 

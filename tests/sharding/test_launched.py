@@ -101,7 +101,7 @@ def test_shares_do_not_replace_each_other(model: Path, tmp_path: Path) -> None:
 def test_processes_do_not_put_their_manifests_into_one_place_of_a_store() -> None:
     result = CliRunner().invoke(app, command(Path("nowhere"), "s3://bucket/shards"))
     assert result.exit_code == ExitCode.USAGE
-    assert "s3://bucket/shards has room for one manifest" in result.stderr
+    assert "an object store has room for one manifest" in result.stderr
     assert "--ranks 0-7" in result.stderr
 
 

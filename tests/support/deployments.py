@@ -47,6 +47,4 @@ def requested(options: str) -> Request:
     """The request that options of `plan` stand for."""
     values: dict[str, Any] = dict(re.findall(r"--([\w-]+) (\S+)", options))
     values = {name.replace("-", "_"): int(text) if text.isdigit() else text for name, text in values.items()}
-    if "shared_experts" in values:
-        values["shared"] = values.pop("shared_experts")
     return Request(**values)

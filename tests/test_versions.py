@@ -2,12 +2,14 @@
 
 import json
 import struct
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 import xxhash
 from support import documents
+from support.checkpoints.small import open_folder
 from support.documents import OTHER_VERSION, PLANS
 
 import dsv4_shard
@@ -17,8 +19,10 @@ from dsv4_shard.planning.plan_file import load_plan, read_plan
 from dsv4_shard.sglang_plugin.checks import check_file, find_manifest
 from dsv4_shard.sglang_plugin.checks import rank_files as files_of_rank
 from dsv4_shard.sharding import journal, manifest
+from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.journal import read_journal
 from dsv4_shard.sharding.manifest import load_manifest
+from dsv4_shard.sharding.run import recipe_digest
 from dsv4_shard.version import __version__
 
 SCHEMAS = (1,)
@@ -228,6 +232,22 @@ def test_a_run_of_a_newer_schema_is_refused_in_one_sentence(schema: int, model: 
         dsv4_shard.reshard(model, "unfinished", tp=2, engine="reference")
     said_by_newer("unfinished run", newer, caught.value)
     assert dsv4_shard.reshard(model, "unfinished", tp=2, engine="reference", restart=True).bytes_resumed == 0
+
+
+def test_a_recipe_that_cuts_in_another_way_is_another_though_headers_and_order_are_the_same(
+    schema: int, model: str
+) -> None:
+    checkpoint, inventory = open_folder(Path(model))
+    plan = read_plan(documents.plan_text(schema, "reference"), "plan.json")
+    recipe = prepare(checkpoint, inventory, plan).recipe
+    at, step = next((at, step) for at, step in enumerate(recipe.steps) if len(step.landings[0].spread) > 1)
+    landing = step.landings[0]
+    (first, its_files), (second, others), *rest = landing.spread
+    exchanged = landing._replace(spread=((second, its_files), (first, others), *rest))
+    steps = (*recipe.steps[:at], replace(step, landings=(exchanged, *step.landings[1:])), *recipe.steps[at + 1 :])
+    changed = replace(recipe, steps=steps)
+    assert recipe_digest(changed) != recipe_digest(recipe)
+    assert recipe_digest(changed, 1) == recipe_digest(recipe, 1)
 
 
 def test_an_unfinished_run_says_whose_it_is(schema: int, tmp_path: Path) -> None:

@@ -44,8 +44,8 @@ class RunIdentity(BaseModel):
     """What a run writes and from what: work of one run is of use to another only where all else is equal.
 
     `tool_version` began the run. `request` is the plan's, None where ranks are merged; `times` the source files'
-    modification times in ns, `files` the output's bytes by name; `recipe_digest` is over the output's headers and the
-    order of steps.
+    modification times in ns, `files` the output's bytes by name; `recipe_digest` is over the output's headers, the
+    order of steps, and where each step puts which rectangle of its tensor.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -71,11 +71,12 @@ class Finished(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """A journal as it was found: whose it is, what is finished, and where its sound entries end."""
+    """A journal as it was found: whose it is, what is finished, where its sound entries end, and its schema."""
 
     run: RunIdentity
     finished: list[Finished]
     stop: int
+    schema: int = SCHEMA_VERSION
 
 
 def read_journal(path: Path) -> Unfinished | None:
@@ -89,7 +90,7 @@ def read_journal(path: Path) -> Unfinished | None:
             first = next(entries, None)
             if first is None:
                 return None
-            run = _read_identity(first, path.parent)
+            run, schema = _read_identity(first, path.parent)
             stop = file.tell()
             finished: list[Finished] = []
             for entry in entries:
@@ -99,20 +100,23 @@ def read_journal(path: Path) -> Unfinished | None:
         raise OtherRun(f"{path.parent}: holds the unfinished work of another version of dsv4-shard") from None
     except (OSError, struct.error):
         return None
-    return Unfinished(run, finished, stop)
+    return Unfinished(run, finished, stop, schema)
 
 
-def _read_identity(entry: bytes, where: Path) -> RunIdentity:
-    """Whose a journal is. Raises BadJson, ValidationError and NewerSchema."""
+def _read_identity(entry: bytes, where: Path) -> tuple[RunIdentity, int]:
+    """Whose a journal is, and its schema. Raises BadJson, ValidationError and NewerSchema."""
     document = parse_json(entry)
     if not isinstance(document, dict):
         raise BadJson("not the first entry of a journal")
     version = check_schema(document.get("schema_version", 1), "unfinished run", where, SCHEMA_VERSION)
-    return RunIdentity.model_validate_json(json.dumps(upgraded(document, version, _STEPS)))
+    return RunIdentity.model_validate_json(json.dumps(upgraded(document, version, _STEPS))), version
 
 
 def _from_1(run: JsonObject) -> JsonObject:
-    """Schema 2 added `schema_version` itself, says null where there is no request, and renames options as plans do."""
+    """Schema 2 added `schema_version` itself, says null where there is no request, and renames options as plans do.
+
+    Its `recipe_digest` covers more, so a comparison computes that of schema 1 again.
+    """
     return run | {"schema_version": 2, "request": request_from_1(run.get("request")) or None}
 
 

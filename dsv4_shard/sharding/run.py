@@ -1,13 +1,14 @@
 """Plan → rank files: checks everything first, then lets `copying` move the bytes and `commit` make them real."""
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import xxhash
 
 from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.errors import NotAResult, OtherDeployment, SourceChanged, WriteFailed
+from dsv4_shard.sharding import journal
 from dsv4_shard.sharding.copy import CopyResult, FileSink, copy, pieces_of
 from dsv4_shard.sharding.job import Job
 from dsv4_shard.sharding.joining import joined_digests, new_files, refuse_other_companions, refuse_unjoinable
@@ -60,7 +61,7 @@ def reshard(
         check_room(out, job.nbytes_to_write(checkpoint.source, out) - staging.nbytes_on_disk())
         files = [_stage(file, staging, checkpoint.source, earlier.stop > 0) for file in recipe.files]
         sink = FileSink(files)
-        journal = Journal(staging.journal, run, earlier.stop, staging.settle, sink.flush)
+        log = Journal(staging.journal, run, earlier.stop, staging.settle, sink.flush)
         resumed = sum(step.nbytes for step in earlier.finished)
         if resumed:
             on_resume(resumed)
@@ -73,12 +74,12 @@ def reshard(
                 on_progress,
                 allow_inexact=allow_inexact,
                 finished=earlier.finished,
-                log=journal,
+                log=log,
             )
             ranks = _complete(job, result, staging, overwrite)
         except BaseException:
             with contextlib.suppress(WriteFailed):
-                journal.save()
+                log.save()
             raise
     linked = [file.nbytes for file, staged in zip(recipe.files, files, strict=True) if staged is None]
     written = len(recipe.files) - len(linked)
@@ -159,21 +160,43 @@ def _run(job: Job, checkpoint: Checkpoint) -> RunIdentity:
         with checkpoint.source.open(file.name) as opened:
             if (opened.nbytes, opened.mtime_ns) != (file.nbytes, file.mtime_ns):
                 raise SourceChanged(f"{file.name}: written to since its header was read")
-    recipe = xxhash.xxh3_128()
-    for output in job.recipe.files:
-        recipe.update(output.header)
-    for step in job.recipe.steps:  # a journal has their numbers
-        recipe.update(step.source.name.encode())
     return RunIdentity(
-        schema_version=2,
+        schema_version=journal.SCHEMA_VERSION,
         tool_version=__version__,
         origin=job.origin,
         request=job.request,
         ranks=job.ranks,
         times={file.name: file.mtime_ns for file in checkpoint.files},
         files={file.name: file.nbytes for file in job.recipe.files},
-        recipe_digest=recipe.hexdigest(),
+        recipe_digest=recipe_digest(job.recipe),
     )
+
+
+def recipe_digest(recipe: Recipe, schema: int = journal.SCHEMA_VERSION) -> str:
+    """Another one where another recipe finishes other work in its steps; as journals of `schema` have it.
+
+    Schema 1 did not look at the rectangles: there, the version of the tool had to be the same.
+    """
+    digest = xxhash.xxh3_128()
+    for output in recipe.files:
+        digest.update(output.header)
+    for step in recipe.steps:  # a journal has their numbers
+        digest.update(step.source.name.encode())
+    if schema > 1:
+        for part in _placements(recipe):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _placements(recipe: Recipe) -> Iterator[bytes]:
+    """Where the steps put what. Many share one map of slices, which is written out once."""
+    seen: dict[int, bytes] = {}
+    for step in recipe.steps:
+        for landing in step.landings:
+            key = id(landing.spread)
+            if key not in seen:
+                seen[key] = xxhash.xxh3_128_digest(repr(landing.spread).encode())
+            yield f"{step.repeat} {landing.tensor} {landing.at} {landing.slot} ".encode() + step.fill + seen[key]
 
 
 def _earlier(staging: Staging, run: RunIdentity, recipe: Recipe, source: Source, restart: bool) -> Unfinished:
@@ -183,7 +206,8 @@ def _earlier(staging: Staging, run: RunIdentity, recipe: Recipe, source: Source,
     """
     earlier = None if restart else read_journal(staging.journal)
     if earlier is not None:
-        refuse_other(earlier.run, run, staging.path)
+        as_then = run.model_copy(update={"recipe_digest": recipe_digest(recipe, earlier.schema)})
+        refuse_other(earlier.run, as_then, staging.path)
         staging.keep_only({file.name for file in recipe.files})
         there = (staging.holds(file.name, file.nbytes, _original(file, source)) for file in recipe.files)
         if all(there) and _fits(earlier.finished, recipe):

@@ -440,7 +440,7 @@ def run_cli(command: list[str], number: signal.Signals | None = None, after: flo
         try:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             sys.argv = command
-            cli._allow_open_files = lambda: os.write(begins, b"!")  # what main does once signals are handled
+            cli.allow_open_files = lambda: os.write(begins, b"!")  # what main does once signals are handled
             cli.main()
         except SystemExit as error:
             code = int(error.code or 0)

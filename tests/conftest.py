@@ -34,12 +34,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Call tests slow that are given another real checkpoint than the two that the fast tests read."""
+    """Mark tests slow that read a third real checkpoint, or that are not the first of many cases."""
+    begun: set[str] = set()
     for item in items:
         callspec = getattr(item, "callspec", None)
         given = [value for value in callspec.params.values() if isinstance(value, str)] if callspec else []
         if not SLOW_MODELS.isdisjoint(given):
             item.add_marker(pytest.mark.slow)
+        elif item.get_closest_marker("many"):
+            function = item.nodeid.partition("[")[0]
+            if function in begun:
+                item.add_marker(pytest.mark.slow)
+            begun.add(function)
 
 
 def pytest_sessionfinish() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from support.checkpoints.skeletons import write_skeleton
-from support.paths import DATA
+from support.paths import DATA as DATA
 from support.scratch import shared_folder
 
 from dsv4_shard.checkpoint.inventory import Inventory, take_inventory

@@ -35,6 +35,7 @@ demo: $(DEMO)/.ready
 test: $(READY)
 	$(BIN)/pytest $(PARALLEL) $(OPTIONS)
 
+# Under a minute, with some tests of every package.
 test-fast: $(READY)
 	$(BIN)/pytest $(PARALLEL) $(FAST) $(OPTIONS)
 
@@ -50,6 +51,7 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # What users install: the wheel, used from an empty environment and an empty folder.
 smoke: $(READY)
@@ -83,7 +85,7 @@ conformance: $(READY)
 # What the engines' classes declare, again, into tests/data: a new engine version shows as a diff.
 contracts: $(READY)
 	$(BIN)/python -m conformance contracts --out contracts
-	$(BIN)/python tests/data/derive.py contracts
+	$(BIN)/python tools/derive_contracts.py contracts
 	$(BIN)/python -m conformance.compact contracts
 
 # What reports draw with, from charts/package-lock.json, into the package. Needs Node.js; its output is committed.
@@ -94,6 +96,7 @@ charts:
 release: VERSION = $(shell $(BIN)/python -c "import dsv4_shard; print(dsv4_shard.__version__)")
 release: $(READY)
 	$(BIN)/python tools/check_release.py $(VERSION)
+	$(MAKE) check test
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist
 	$(BIN)/python tools/smoke_wheel.py dist/*.whl --without $(WITHOUT)

@@ -4,7 +4,7 @@ The converter's files are also merged again: each tensor of the checkpoint must 
 reads it; wo_a as the converter decoded it, and experts as it cast them, where it did. And its files of half as many
 ranks, resharded, must be those that it makes itself.
 
-    python benchmarks/against_converter.py --converter path/to/inference/convert.py
+    python -m benchmarks.against_converter --converter path/to/inference/convert.py
 
 The converter is not part of this repository: take `inference/convert.py` from a release of DeepSeek-V3, V3.2, V4, of
 its DSpark versions, or of V4.1 (they need tqdm); which it is, is read from the script, and such a checkpoint is made.
@@ -20,17 +20,20 @@ import time
 from pathlib import Path
 
 import torch
-from generations import command, generation_of
 from safetensors.torch import load_file
 
-from dsv4_shard.checkpoint import CONFIG_FILE, read_checkpoint
-from dsv4_shard.engines.base import Request
-from dsv4_shard.inventory import take_inventory
-from dsv4_shard.merge import prepare_merge
-from dsv4_shard.plan import make_plan
-from dsv4_shard.ranks import open_ranks
-from dsv4_shard.reshard import prepare, reshard
-from dsv4_shard.sources import LocalSource, open_source
+from benchmarks.generations import command, generation_of
+from dsv4_shard.checkpoint.inventory import take_inventory
+from dsv4_shard.checkpoint.reader import read_checkpoint
+from dsv4_shard.engines.deployment import Request
+from dsv4_shard.opening import open_source
+from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.reassembly.merge_job import prepare_merge
+from dsv4_shard.reassembly.rank_folder import open_ranks
+from dsv4_shard.sharding.job import prepare
+from dsv4_shard.sharding.run import reshard
+from dsv4_shard.sources.checkpoint_files import CONFIG_FILE
+from dsv4_shard.sources.local import LocalSource
 
 
 def convert(converter: Path, source: Path, out: Path, experts: int | None, ranks: int, dtype: str | None) -> float:

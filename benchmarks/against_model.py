@@ -1,6 +1,6 @@
 """Run DeepSeek's own model on our shards, on a CPU: TP N must give the logits of TP 1.
 
-    python benchmarks/against_model.py --inference path/to/inference
+    python -m benchmarks.against_model --inference path/to/inference
 
 `inference` is the folder with DeepSeek-V4's model.py and kernel.py, whose kernels must run on a CPU (plain PyTorch ones
 do); it is not part of this repository. Each rank is a process (gloo) that builds the model from the shards' own
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 RANKS = (1, 2, 4)
 TOKENS = 24
@@ -54,7 +55,7 @@ def run_rank(inference: Path, shards: Path, out: Path) -> None:
         dist.destroy_process_group()
 
 
-def logits_of(arguments: argparse.Namespace, shards: Path, ranks: int, out: Path) -> object:
+def logits_of(arguments: argparse.Namespace, shards: Path, ranks: int, out: Path) -> Any:
     """The logits that `ranks` processes come to."""
     import torch
 
@@ -89,9 +90,8 @@ def main() -> None:
     if arguments.shards:
         run_rank(arguments.inference, arguments.shards, arguments.out)
         return
-    from against_converter import shard
-
-    from dsv4_shard.demo import write_checkpoint
+    from benchmarks.against_converter import shard
+    from dsv4_shard.checkpoint.synthetic import write_checkpoint
 
     with tempfile.TemporaryDirectory() as scratch:
         source = write_checkpoint(Path(scratch) / "checkpoint")

@@ -17,7 +17,7 @@ from benchmarks.running import Run, run, tool
 from benchmarks.settings import NotMeasured, Settings, require_room, say
 from benchmarks.sized import tensor_bytes, write_sized
 from benchmarks.spread import Spread, spread
-from dsv4_shard.checkpoint import CONFIG_FILE
+from dsv4_shard.sources.checkpoint_files import CONFIG_FILE
 
 TP = 16
 DTYPES = {"FP4 kept": "fp4", "FP4 cast to FP8": "fp8"}

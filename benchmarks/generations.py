@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dsv4_shard.demo import DEMO_CONFIG, DSPARK_CONFIG, V41_CONFIG, write_checkpoint
+from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, DSPARK_CONFIG, V41_CONFIG, write_checkpoint
 
 _V3: dict[str, Any] = {
     "architectures": ["DeepseekV3ForCausalLM"],

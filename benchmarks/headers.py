@@ -1,18 +1,14 @@
 """What needs headers only: start-up, and inspect and plan on all 145,116 headers of V4-Pro."""
 
 import shutil
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.table import Table
+from support.checkpoints.skeletons import write_skeleton
 
 from benchmarks.running import run, tool
 from benchmarks.settings import Settings, say
 from benchmarks.spread import Spread, spread
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from skeletons import write_skeleton
 
 MODEL = "DeepSeek-V4-Pro"
 

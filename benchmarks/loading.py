@@ -20,14 +20,14 @@ from benchmarks.running import run, tool
 from benchmarks.settings import Settings, require_room, say
 from benchmarks.sized import write_sized
 from benchmarks.spread import Spread, spread
-from dsv4_shard.checkpoint import read_checkpoint
-from dsv4_shard.engines.base import Request
-from dsv4_shard.header import DTYPE_BITS
-from dsv4_shard.inventory import take_inventory
-from dsv4_shard.plan import make_plan
-from dsv4_shard.recipe import Recipe, Step
-from dsv4_shard.reshard import prepare
-from dsv4_shard.sources import open_source
+from dsv4_shard.checkpoint.inventory import take_inventory
+from dsv4_shard.checkpoint.reader import read_checkpoint
+from dsv4_shard.engines.deployment import Request
+from dsv4_shard.opening import open_source
+from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.sharding.job import prepare
+from dsv4_shard.sharding.recipe import Recipe, Step
+from dsv4_shard.tensors.header import DTYPE_BITS
 
 if TYPE_CHECKING:
     import torch

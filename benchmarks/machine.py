@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from dsv4_shard import __version__
+from dsv4_shard.version import __version__
 
 
 def describe(scratch: Path) -> dict[str, Any]:

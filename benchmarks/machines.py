@@ -10,13 +10,13 @@ into docs/machines.md. As a part of `python -m benchmarks` it only prints it.
 import argparse
 import json
 import re
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.table import Table
+from support.checkpoints.skeletons import write_skeleton
 
 from benchmarks.against_cp import remove
 from benchmarks.disk import write_rates
@@ -24,18 +24,15 @@ from benchmarks.page_cache import prepare as prepare_cache
 from benchmarks.running import run, tool
 from benchmarks.settings import Settings, require_room, say
 from benchmarks.sized import write_sized
-from dsv4_shard.blocks import whole_rectangle
-from dsv4_shard.checkpoint import read_checkpoint
-from dsv4_shard.engines.base import Request
-from dsv4_shard.inventory import take_inventory
-from dsv4_shard.plan import make_plan
-from dsv4_shard.rankspan import share_of
-from dsv4_shard.recipe import Recipe, Step
-from dsv4_shard.reshard import prepare
-from dsv4_shard.sources import open_source
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from skeletons import write_skeleton
+from dsv4_shard.catalog.rank_ranges import share_of
+from dsv4_shard.checkpoint.inventory import take_inventory
+from dsv4_shard.checkpoint.reader import read_checkpoint
+from dsv4_shard.engines.deployment import Request
+from dsv4_shard.opening import open_source
+from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.sharding.job import prepare
+from dsv4_shard.sharding.recipe import Recipe, Step
+from dsv4_shard.tensors.geometry import whole_rectangle
 
 MODEL, TP, GPU = "DeepSeek-V4-Pro", 16, "h20-96"
 NODES = (1, 2, 4, 8, 16)

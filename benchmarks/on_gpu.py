@@ -42,16 +42,17 @@ from rich.console import Console
 from rich.table import Table
 from safetensors import safe_open
 
-from dsv4_shard.checkpoint import Checkpoint, read_checkpoint
-from dsv4_shard.demo import DEMO_CONFIG, write_checkpoint
-from dsv4_shard.engines.base import Request
-from dsv4_shard.header import DTYPE_BITS
-from dsv4_shard.inventory import take_inventory
-from dsv4_shard.naming import scale_name
-from dsv4_shard.plan import make_plan
-from dsv4_shard.recipe import Recipe
-from dsv4_shard.reshard import prepare, reshard
-from dsv4_shard.sources import open_source
+from dsv4_shard.checkpoint.inventory import take_inventory
+from dsv4_shard.checkpoint.reader import Checkpoint, read_checkpoint
+from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, write_checkpoint
+from dsv4_shard.engines.deployment import Request
+from dsv4_shard.models.names import scale_name
+from dsv4_shard.opening import open_source
+from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.sharding.job import prepare
+from dsv4_shard.sharding.recipe import Recipe
+from dsv4_shard.sharding.run import reshard
+from dsv4_shard.tensors.header import DTYPE_BITS
 
 TP = 8
 RANKS = (0, 2, 5, 7)
@@ -172,12 +173,19 @@ def rank_files(layout: str, checkpoint: Checkpoint, recipe: Recipe, out: Path, r
                     rows, cols = slice(area.row_start, area.row_stop), slice(area.start // size, area.stop // size)
                     piece = Piece(landing.tensor, landing.at // stored, rows, cols)
                     pieces.setdefault(step.source.name, []).append(piece)
-    root = checkpoint.source.root
+    root = root_of(checkpoint)
     fixed = {one.tensor: one.data for one in recipe.fixed if one.file in numbers}
     own = tuple(out / recipe.files[number].name for number in numbers)
     return RankFiles(
         layout, rank, root, tuple(root / file.name for file in checkpoint.files), own, shapes, pieces, fixed
     )
+
+
+def root_of(checkpoint: Checkpoint) -> Path:
+    """The folder that a checkpoint was opened from."""
+    root = checkpoint.source.root
+    assert root is not None
+    return root
 
 
 def make_ranks(checkpoint: Checkpoint, layout: str, request: Request, out: Path) -> list[RankFiles]:
@@ -370,7 +378,7 @@ def source_reader(checkpoint: Checkpoint) -> Callable[[str], torch.Tensor]:
     """Whole tensors of the checkpoint, on the GPU."""
 
     def read(name: str) -> torch.Tensor:
-        with safe_open(checkpoint.source.root / checkpoint.tensors[name].file, "pt", device="cuda") as file:
+        with safe_open(root_of(checkpoint) / checkpoint.tensors[name].file, "pt", device="cuda") as file:
             tensor: torch.Tensor = file.get_tensor(name)
         return tensor
 

@@ -6,22 +6,19 @@ an empty cache; `ranges` is with a Hub that does not answer for all headers at o
 
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
+from support.checkpoints.skeletons import write_skeleton
+from support.servers.hub import HubServer, fake_digest
+from support.servers.loopback import Fault
 
 from benchmarks.running import Run, run, tool
 from benchmarks.settings import Settings, require_room, say
 from benchmarks.sized import write_sized
 from benchmarks.spread import Spread, spread
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from hubserver import HubServer, fake_digest
-from loopback import Fault
-from skeletons import write_skeleton
 
 MODEL, REPO, SIZED = "DeepSeek-V4-Pro", "deepseek-ai/DeepSeek-V4-Pro", "org/sized"
 LATENCY_SECONDS = 0.02

@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dsv4_shard.checkpoint import INDEX_FILE
-from dsv4_shard.demo import DEMO_CONFIG, tensors_of, write_checkpoint
-from dsv4_shard.header import nbytes_of
+from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, tensors_of, write_checkpoint
+from dsv4_shard.sources.checkpoint_files import INDEX_FILE
+from dsv4_shard.tensors.header import nbytes_of
 
 WIDTH = 7168
 """V4-Pro's hidden_size. Only checkpoints smaller than their least number of experts are narrower."""

@@ -2,7 +2,7 @@
 import {readFileSync, writeFileSync} from "node:fs";
 import {build} from "esbuild";
 
-const assets = "../dsv4_shard/assets";
+const assets = "../dsv4_shard/reporting/assets";
 const {version} = JSON.parse(readFileSync("node_modules/@observablehq/plot/package.json"));
 
 const {metafile} = await build({

@@ -59,7 +59,7 @@ class Case:
 
     @property
     def request(self) -> dict[str, Any]:
-        """What a user of dsv4-shard asks for: the fields of `engines.base.Request`."""
+        """What a user of dsv4-shard asks for: the fields of `catalog.request.Request`."""
         return {
             "engine": self.engine,
             "tp": self.tp,
@@ -67,7 +67,7 @@ class Case:
             "dp": self.dp,
             "runner": None if self.runner == "auto" else self.runner,
             "a2a": self.a2a,
-            "shared": self.shared,
+            "shared_experts": self.shared,
             "gpu": GPU_OF_SM[self.sm],
         }
 

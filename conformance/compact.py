@@ -107,15 +107,15 @@ def _to_json(layouts: dict[str, Declared]) -> str:
     for layout, declared in layouts.items():
         lines = [json.dumps(entry) for entry in _templates(declared, sets)]
         contracts[layout] = [entries.setdefault(line, len(entries)) for line in lines]
-    parts = {
+    parts: dict[str, Iterable[str]] = {
         "layers": map(json.dumps, sets),
         "parameters": entries,
         "contracts": (f"{json.dumps(layout)}: {json.dumps(indices)}" for layout, indices in contracts.items()),
     }
     blocks = []
-    for key, lines in parts.items():
+    for key, part in parts.items():
         opening, closing = "{}" if key == "contracts" else "[]"
-        blocks.append(f'"{key}": {opening}\n' + ",\n".join(lines) + f"\n{closing}")
+        blocks.append(f'"{key}": {opening}\n' + ",\n".join(part) + f"\n{closing}")
     return "{\n" + ",\n".join(blocks) + "\n}\n"
 
 
@@ -126,9 +126,9 @@ def _templates(declared: Declared, sets: dict[tuple[int, ...], int]) -> Iterator
         match = _LAYER.search(name)
         template = _LAYER.sub("{}", name, count=1) if match else name
         found[template, dtype, tuple(shape)] += [int(match[0])] if match else []
-    for (template, dtype, shape), layers in found.items():
+    for (template, dtype, sizes), layers in found.items():
         index = sets.setdefault(tuple(sorted(layers)), len(sets)) if layers else None
-        yield [template, dtype, list(shape), index]
+        yield [template, dtype, list(sizes), index]
 
 
 if __name__ == "__main__":

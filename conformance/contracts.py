@@ -3,7 +3,7 @@
 Written to `OUT/sglang-0.5.23/` and `OUT/vllm-0.33.0/`: for each layout that builds, the parameters of rank 0 (shapes do
 not depend on the rank). Verdicts are lines of `verdicts.jsonl` (SGLang), or entries of `_index.json` and, for backends
 that were asked for by name, of `backends-sm90.json` and `-sm100` (vLLM). For SGLang the models are cut to their first 5
-layers, which are of every kind. `compact` and `tests/data/derive.py` make of all this what the tests read.
+layers, which are of every kind. `compact` and `tools/derive_contracts.py` make of all this what the tests read.
 """
 
 import itertools
@@ -114,8 +114,12 @@ def _sglang_layouts() -> Iterator[Case]:
                 yield Case("sglang", model, runner, tp, ep, shared=shared)
     every = ((2, 1, 1), (16, 4, 1), (16, 8, 1), (8, 8, 8), (12, 1, 1), (32, 32, 1), (32, 32, 2), (8, 3, 1), (64, 1, 4))
     several = ((16, 2, 1), (16, 1, 2), (16, 16, 2), (16, 16, 16), (24, 1, 1))
-    wide = (("pro-fp4", "marlin", every + several), ("pro-fp4", "flashinfer_mxfp4", several))
-    wide += (("flash-fp4", "marlin", several), ("pro-fp8", "auto", several))
+    wide = (
+        ("pro-fp4", "marlin", every + several),
+        ("pro-fp4", "flashinfer_mxfp4", several),
+        ("flash-fp4", "marlin", several),
+        ("pro-fp8", "auto", several),
+    )
     for model, runner, layouts in wide:
         for (tp, ep, dp), shared in itertools.product(layouts, ("split", "whole")):
             yield Case("sglang", model, runner, tp, ep, dp, shared)

@@ -39,16 +39,17 @@ class Engine:
         for job in jobs:
             variables = Case(**job["case"]).environment
             groups.setdefault(tuple(sorted(variables.items())), []).append(job)
-        for number, (variables, group) in enumerate(groups.items(), 1):
+        for number, (items, group) in enumerate(groups.items(), 1):
             print(f"{self.name}: process {number} of {len(groups)}, {len(group)} jobs", file=sys.stderr)
-            yield from self._run_process(dict(variables), group)
+            yield from self._run_process(dict(items), group)
 
     def _run_process(self, variables: dict[str, str], jobs: list[Job]) -> list[dict[str, Any]]:
         number = next(self._numbers)
         jobs_file, results_file = (self.work / f"{self.name}-{number}.{end}" for end in ("jobs.json", "results.jsonl"))
         jobs_file.write_text(json.dumps(jobs))
         results_file.unlink(missing_ok=True)
-        command = [self.environment / "bin" / "python", "-m", f"conformance.{self.name}", jobs_file, results_file]
+        python = self.environment / "bin" / "python"
+        command: list[str | Path] = [python, "-m", f"conformance.{self.name}", jobs_file, results_file]
         path = os.pathsep.join(map(str, (_entry_points(self.work), ROOT)))
         with self.log.open("ab") as log:
             status = subprocess.run(
@@ -78,9 +79,9 @@ def make_environment(name: str, folder: Path) -> Path:
     if not ready.exists():
         print(f"installing {name} into {folder}", file=sys.stderr)
         venv.create(folder, with_pip=True, clear=True)
-        pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "--no-deps", "-r", HERE / name / "requirements-nodeps.txt"], check=True)
+        pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, "--no-deps", "-r", str(HERE / name / "requirements-nodeps.txt")], check=True)
         # The engine's GPU packages are left out on purpose, so pip need not list them.
-        subprocess.run([*pip, "--no-warn-conflicts", "-r", HERE / name / "requirements.txt"], check=True)
+        subprocess.run([*pip, "--no-warn-conflicts", "-r", str(HERE / name / "requirements.txt")], check=True)
         ready.touch()
     return folder

@@ -18,7 +18,7 @@ _OPTIONS = {
     "gpu": "--gpu",
     "runner": "--runner",
     "a2a": "--a2a",
-    "shared": "--shared-experts",
+    "shared_experts": "--shared-experts",
 }
 
 

@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def run_jobs(functions: dict[str, Function], package: str, prepare: Callable[[Jo
     jobs_file, results_file = map(Path, sys.argv[1:3])
     jobs = json.loads(jobs_file.read_text())
     for _, group in itertools.groupby(jobs, lambda job: [job[key] for key in job if key not in _OF_A_RANK]):
-        _in_child(lambda ranks=list(group): _run_ranks(ranks, functions, package, prepare, results_file))
+        _in_child(partial(_run_ranks, list(group), functions, package, prepare, results_file))
 
 
 def _run_ranks(
@@ -48,7 +49,7 @@ def _run_ranks(
             _append(results_file, {"job": job} | _told(error, package))
         return
     for job in jobs:
-        if _in_child(lambda job=job: _run(job, functions[job["do"]], package, results_file)):
+        if _in_child(partial(_run, job, functions[job["do"]], package, results_file)):
             _append(results_file, {"job": job, "error": "its process was killed"})
 
 

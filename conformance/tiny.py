@@ -7,7 +7,7 @@ one MTP block. 8 heads, output groups and experts cut into 8 ranks.
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dsv4_shard.demo import DEMO_CONFIG, write_checkpoint
+from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, write_checkpoint
 
 CONFIG: dict[str, Any] = DEMO_CONFIG | {
     "attention_bias": False,

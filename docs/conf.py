@@ -1,6 +1,6 @@
 """How Sphinx makes the site: `make docs`. Nothing is fetched, neither to build it nor to look at it."""
 
-from dsv4_shard import __version__
+from dsv4_shard.version import __version__
 
 project = "dsv4-shard"
 version = release = __version__

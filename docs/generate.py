@@ -7,8 +7,7 @@ The pages are committed, so that they can be read and a change of them shows; `m
 
 import inspect
 import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,20 +16,21 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
 from dsv4_shard import errors
+from dsv4_shard.catalog.gpus import GPUS, MIB, Gpu
 from dsv4_shard.cli import app
-from dsv4_shard.commandhelp import EXIT_CODES, examples_of, exit_codes_of, grouped
-from dsv4_shard.documents import Clustered, DryRunDocument, MergedDocument, Resharded, Stored
+from dsv4_shard.destinations.documents import ClusterOutcome, DryRun, Uploaded
+from dsv4_shard.diagnosis.explanation import Explanation
 from dsv4_shard.errors import ExitCode, ShardError
-from dsv4_shard.explain import Explanation
-from dsv4_shard.generic import UnknownInspection
-from dsv4_shard.gpus import GPUS, MIB, Gpu
-from dsv4_shard.inspect import Inspection
-from dsv4_shard.manifest import Manifest
-from dsv4_shard.plan import Plan
-from dsv4_shard.plandiff import PlanComparison
-from dsv4_shard.search import Search
-from dsv4_shard.together import Together
-from dsv4_shard.verify import Verification
+from dsv4_shard.inspection.known_family import Inspection
+from dsv4_shard.inspection.unknown_family import UnknownInspection
+from dsv4_shard.planning.compare import PlanComparison
+from dsv4_shard.planning.document import Plan
+from dsv4_shard.planning.search import Search
+from dsv4_shard.reassembly.merge_job import Merged
+from dsv4_shard.sharding.manifest import Manifest
+from dsv4_shard.sharding.outcome import Outcome
+from dsv4_shard.terminal.help import EXIT_CODES, examples_of, exit_codes_of, grouped
+from dsv4_shard.verification.documents import SharesVerification, Verification
 
 FOLDER = Path(__file__).parent / "reference"
 _NOTE = "<!-- Written by `python -m docs.generate`: edit the code, or docs/generate.py. -->"
@@ -51,13 +51,13 @@ DOCUMENTS = {
     "search": Document(Search, "`plan --gpus N --json`"),
     "comparison": Document(PlanComparison, "`plan --compare A B --json`"),
     "verification": Document(Verification, "`verify OUT --json`"),
-    "together": Document(Together, "`verify OUT OUT… --json`"),
+    "together": Document(SharesVerification, "`verify OUT OUT… --json`"),
     "explanation": Document(Explanation, "`explain --json`"),
-    "reshard": Document(Resharded, "`reshard --json` into a folder"),
-    "reshard-store": Document(Stored, "`reshard --json` into an object store"),
-    "reshard-cluster": Document(Clustered, "`reshard --ray --json`"),
-    "dry-run": Document(DryRunDocument, "`reshard --dry-run --json` and `merge --dry-run --json`"),
-    "merge": Document(MergedDocument, "`merge --json`"),
+    "reshard": Document(Outcome, "`reshard --json` into a folder"),
+    "reshard-store": Document(Uploaded, "`reshard --json` into an object store"),
+    "reshard-cluster": Document(ClusterOutcome, "`reshard --ray --json`"),
+    "dry-run": Document(DryRun, "`reshard --dry-run --json` and `merge --dry-run --json`"),
+    "merge": Document(Merged, "`merge --json`"),
 }
 """Name of the schema file → the document."""
 
@@ -87,7 +87,7 @@ def _page(lines: Iterator[str]) -> str:
     return "\n".join([title, "", _NOTE, *rest]) + "\n"
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
     yield ""
     yield f"| {' | '.join(head)} |"
     yield f"|{'---|' * len(head)}"
@@ -109,7 +109,7 @@ def _flat(text: str | None) -> str:
 
 
 def _commands() -> Iterator[str]:
-    group = typer.main.get_command(app)
+    group: Any = typer.main.get_command(app)
     context = group.make_context(app.info.name, [], resilient_parsing=True)
     yield "# Commands"
     yield ""
@@ -158,19 +158,20 @@ def _errors() -> Iterator[str]:
     )
     rows = [(str(code.value), _code(code.name), EXIT_CODES[code]) for code in ExitCode]
     yield from _table(("exit code", "`ExitCode`", "meaning"), rows)
-    classes = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, ShardError)]
+    found = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    classes = [kind for kind in found if issubclass(kind, ShardError)]
     for code in ExitCode:
         mine = [kind for kind in classes if kind.exit_code is code and kind is not ShardError]
         if not mine:
             continue
         yield f"## Exit code {code.value}: {EXIT_CODES[code]}"
-        rows = []
+        described = []
         for kind in mine:
             parent = kind.__bases__[0]
-            inherited = kind.hint is not None and kind.hint == parent.hint
+            inherited = kind.hint is not None and kind.hint == vars(parent).get("hint")
             hint = f"that of {_code(parent.__name__)}" if inherited else kind.hint or "goes with the message"
-            rows.append((_code(kind.__name__), _code(parent.__name__), _flat(kind.__doc__), hint))
-        yield from _table(("error", "is a", "when", "hint, unless the message has its own"), rows)
+            described.append((_code(kind.__name__), _code(parent.__name__), _flat(kind.__doc__), hint))
+        yield from _table(("error", "is a", "when", "hint, unless the message has its own"), described)
 
 
 # --- GPUs ----------------------------------------------------------------------------------------------------------
@@ -184,8 +185,8 @@ def _gpus() -> Iterator[str]:
         "which is what out-of-memory messages count on: less than `nvidia-smi` prints, and than the product's name "
         "says. A GPU that is not listed is given by its memory: `--gpu-memory 96GB`, taken for a Hopper GPU."
     )
-    held = [gpu for gpu in GPUS.values() if not gpu.unheld]
-    rows = [(*_of_gpu(gpu), f"{gpu.family} (sm_{gpu.sm})", gpu.source) for gpu in held]
+    verified = [gpu for gpu in GPUS.values() if gpu.verified]
+    rows = [(*_of_gpu(gpu), f"{gpu.family} (sm_{gpu.sm})", gpu.source) for gpu in verified]
     yield from _table(("`--gpu`", "GPU", "MiB", "GiB", "family", "where its memory was seen"), rows)
     yield "## Known by their memory alone"
     yield ""
@@ -193,8 +194,8 @@ def _gpus() -> Iterator[str]:
         "No engine's rules were held against its own classes on these. Weights are reckoned as on the family named, so "
         "that it is told whether they fit; no plan is called feasible, and no kernel is claimed."
     )
-    unheld = [gpu for gpu in GPUS.values() if gpu.unheld]
-    rows = [(*_of_gpu(gpu), gpu.unheld, gpu.stands_for, gpu.source) for gpu in unheld]
+    not_verified = [gpu for gpu in GPUS.values() if not gpu.verified]
+    rows = [(*_of_gpu(gpu), gpu.unverified_family, gpu.stands_for, gpu.source) for gpu in not_verified]
     yield from _table(
         ("`--gpu`", "GPU", "MiB", "GiB", "architecture", "reckoned as", "where its memory was seen"), rows
     )
@@ -299,4 +300,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

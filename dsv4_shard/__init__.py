@@ -7,45 +7,45 @@ The commands as functions, which return what the commands show, and raise `error
     plan = dsv4_shard.plan("deepseek-ai/DeepSeek-V4-Pro", tp=16, gpu="h20-96")
     dsv4_shard.reshard("deepseek-ai/DeepSeek-V4-Pro", "shards", plan=plan)
     assert dsv4_shard.verify("shards").ok
+
+A verb is a function, also as `import dsv4_shard.plan`; the modules behind the verbs are private to the package. Options
+go by name, and are checked before anything is read: a UsageError names the parameter.
 """
 
-__version__ = "0.1.0"
-
-import sys
-from types import FunctionType, ModuleType
-from typing import Any
-
 from dsv4_shard import errors
-from dsv4_shard.api import compare, explain, inspect, plan, report, search
-from dsv4_shard.moving import merge, reshard, verify
+from dsv4_shard.explain import explain
+from dsv4_shard.inspect import inspect
+from dsv4_shard.plan import compare, plan, search
+from dsv4_shard.report import report
+from dsv4_shard.reshard import (
+    merge,
+    merge_dry_run,
+    reshard,
+    reshard_dry_run,
+    reshard_on_cluster,
+    reshard_to_store,
+)
+from dsv4_shard.sharding.progress import Progress, Task
+from dsv4_shard.verify import verify, verify_shares
+from dsv4_shard.version import __version__
 
 __all__ = [
+    "Progress",
+    "Task",
     "__version__",
     "compare",
     "errors",
     "explain",
     "inspect",
     "merge",
+    "merge_dry_run",
     "plan",
     "report",
     "reshard",
+    "reshard_dry_run",
+    "reshard_on_cluster",
+    "reshard_to_store",
     "search",
     "verify",
+    "verify_shares",
 ]
-
-
-class _Package(ModuleType):
-    """Keeps a verb under its name where a module has the same.
-
-    When `dsv4_shard.plan` is first imported, whoever does it, Python puts that module into the package in place of the
-    function. `from dsv4_shard.plan import X` finds it by `sys.modules` all the same; `importlib.import_module` gives
-    the module itself. To import all of these modules here, and then the functions, would do as well, and take a third
-    of a second from every start.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (isinstance(value, ModuleType) and isinstance(self.__dict__.get(name), FunctionType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

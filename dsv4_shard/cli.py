@@ -1,148 +1,58 @@
 """The commands: parse, call, show. Results go to stdout, everything else to stderr."""
 
-import errno
-import functools
 import gc
 import io
-import json
 import os
-import resource
-import signal
 import sys
-from collections.abc import Callable, Mapping
+import time
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import dsv4_shard
-from dsv4_shard import completion, options
-from dsv4_shard.commandhelp import Command, Group
-from dsv4_shard.errors import ExitCode, NothingToDo, OutputNotEmpty, ShardError, UsageError, WriteFailed
-from dsv4_shard.escape import clean
-from dsv4_shard.names import as_option
-from dsv4_shard.terminal.signs import show_signs
+from dsv4_shard.catalog.option import names_of
+from dsv4_shard.catalog.request import PlanCommand, SearchOptions, rank_by_alone, refuse_beside_gpus
+from dsv4_shard.errors import ExitCode, NothingToDo, OutputNotEmpty, UsageError
+from dsv4_shard.explain import ExplainOptions
+from dsv4_shard.inspect import InspectOptions
+from dsv4_shard.report import ReportOptions
+from dsv4_shard.reshard import would_merge, would_reshard
+from dsv4_shard.sharding.options import (
+    ClusterOptions,
+    DryRunOptions,
+    MergeCommand,
+    MergeDryRunOptions,
+    MergeOptions,
+    ReshardCommand,
+    ReshardOptions,
+    StoreOptions,
+    VerifyCommand,
+)
+from dsv4_shard.terminal import completion, options
+from dsv4_shard.terminal.arguments import default_repo, numbers, only, refuse_beside_compare, text_or_log
+from dsv4_shard.terminal.ascii import show_signs
+from dsv4_shard.terminal.help import HelpCommand, HelpGroup
+from dsv4_shard.terminal.process import OUTSIDE, allow_open_files, handle_signals, reported
+from dsv4_shard.text.sanitize import clean
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
     from rich.console import Console
 
-    from dsv4_shard.destinations import DryRun
-    from dsv4_shard.plan import Plan
-    from dsv4_shard.progress import Progress
-    from dsv4_shard.reshard import Outcome
+    from dsv4_shard.destinations.folder import WouldWrite
+    from dsv4_shard.planning.document import Plan
+    from dsv4_shard.sharding.outcome import Outcome
+    from dsv4_shard.text.document import Document
 
 app = typer.Typer(
     name="dsv4-shard",
     help="From a DeepSeek-V4 checkpoint to a deployment plan to verified per-rank shards.",
-    cls=Group,
+    cls=HelpGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-_OPEN_FILES = 1 << 16
-_MAX_PATH = 4096
-_LOG_SUFFIXES = (".log", ".txt", ".out", ".err")
-
-_REQUEST_OPTIONS = (
-    "tp", "ep", "dp", "engine", "runner", "a2a", "shared_experts", "gpu", "nodes", "expert_dtype", "engine_version",
-    "gpu_memory", "rank_by",
-)  # fmt: skip
-"""Options of `plan` and `reshard` that say what is asked for. Those that are not given are left to the verbs."""
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-"""What writing to standard output fails with. Files of ours that cannot be written raise WriteFailed."""
-
-_SEARCHED = ("tp", "ep", "dp", "runner", "a2a", "shared_experts")
-"""Those that --gpus tries all of."""
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def _reported(function: Callable[P, R]) -> Callable[P, R]:
-    """Turn a ShardError into its message, its hint and its exit code; anything else is a bug and keeps its trace.
-
-    Under `main`, signals raise something only in here: a command may have something to save.
-    """
-
-    @functools.wraps(function)
-    def command(*args: P.args, **kwargs: P.kwargs) -> R:
-        outermost = any(signal.getsignal(number) is handler for number, handler in _OUTSIDE.items())
-        try:
-            try:
-                if outermost:
-                    _handle(_INSIDE)
-                try:
-                    return function(*args, **kwargs)
-                finally:
-                    sys.stdout.flush()  # what cannot be printed is an error of the command, not of Python's end
-            except Exception as error:
-                signalled = _signalled(error)
-                if signalled is None or isinstance(error, typer.Exit):
-                    raise
-                raise signalled from None
-            finally:
-                if outermost:
-                    _handle(_OUTSIDE)
-        except ShardError as error:
-            _fail(error)
-        except KeyboardInterrupt as error:
-            if outermost:
-                _handle(_SAID)
-            print("interrupted", file=sys.stderr)
-            _print_notes(error)
-            raise typer.Exit(ExitCode.INTERRUPTED) from None
-        except SystemExit as error:
-            _print_notes(error)
-            raise
-        except BrokenPipeError:  # whoever read our output has gone
-            _turn_away_stdout()
-            raise typer.Exit(ExitCode.DONE) from None
-        except OSError as error:
-            if error.filename is not None or error.errno not in _FULL:
-                raise
-            _turn_away_stdout()
-            _fail(WriteFailed(f"standard output: {error.strerror}"))
-
-    return command
-
-
-def _signalled(error: Exception) -> BaseException | None:
-    """What a signal raised, if that is what an error came of, with the error's notes.
-
-    What is closed in mid-work may raise an error of its own (zipfile does), and up to Python 3.11 so does a class in
-    the making.
-    """
-    behind: BaseException | None = error
-    while behind is not None and not isinstance(behind, KeyboardInterrupt | SystemExit):
-        behind = behind.__cause__ or behind.__context__
-    if behind is not None:
-        for note in getattr(error, "__notes__", ()):
-            behind.add_note(note)
-    return behind
-
-
-def _turn_away_stdout() -> None:
-    """Python would complain once more when it flushes at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _fail(error: ShardError) -> NoReturn:
-    print(f"error: {clean(str(error))}", file=sys.stderr)
-    if error.hint:
-        print(f"  {clean(error.hint)}", file=sys.stderr)
-    _print_notes(error)
-    raise typer.Exit(error.exit_code)
-
-
-def _print_notes(error: BaseException) -> None:
-    """What is left behind after an error, if anything."""
-    for note in getattr(error, "__notes__", ()):
-        print(f"  {clean(note)}", file=sys.stderr)
 
 
 def _consoles() -> tuple["Console", "Console"]:
@@ -151,8 +61,8 @@ def _consoles() -> tuple["Console", "Console"]:
     return consoles()
 
 
-def _print_json(document: "BaseModel") -> None:
-    print(json.dumps(document.model_dump(mode="json"), indent=2))
+def _print_json(document: "Document") -> None:
+    print(document.to_json(), end="")
 
 
 def _version(wanted: bool) -> None:
@@ -173,26 +83,25 @@ def _main(
 # --- commands ------------------------------------------------------------------------------------------------------
 
 
-@app.command(cls=Command)
-@_reported
+@app.command(cls=HelpCommand)
+@reported
+@options.takes(InspectOptions)
 def inspect(
     repo: options.RepoArg,
-    tp: options.TpsOpt = "1,2,4,8,16,32,64",
-    gpu: options.GpuOpt = None,
-    gpu_memory: options.GpuMemoryOpt = None,
-    refresh: options.RefreshOpt = False,
+    given: dict[str, Any],
+    tp: str = "1,2,4,8,16,32,64",
     as_json: options.JsonOpt = False,
 ) -> None:
     """What a checkpoint holds, what is wrong, and what runs at each TP.
 
     Reads headers only. Of families that are not known: what they hold, and where whole blocks divide.
     """
-    from dsv4_shard import recent
-    from dsv4_shard.inspect import Inspection
-    from dsv4_shard.terminal.inspection import show_inspection
-    from dsv4_shard.terminal.unknown import show_unknown
+    from dsv4_shard.inspection.known_family import Inspection
+    from dsv4_shard.terminal import last_inspected as recent
+    from dsv4_shard.terminal.known_family import show_inspection
+    from dsv4_shard.terminal.unknown_family import show_unknown
 
-    inspection = dsv4_shard.inspect(repo, tp=_numbers(tp, "--tp"), gpu=gpu, gpu_memory=gpu_memory, refresh=refresh)
+    inspection = dsv4_shard.inspect(repo, tp=numbers(tp, "--tp"), **given)
     recent.remember(repo)
     if as_json:
         _print_json(inspection)
@@ -204,27 +113,13 @@ def inspect(
         raise typer.Exit(ExitCode.CHECKPOINT)
 
 
-@app.command(cls=Command)
-@_reported
+@app.command(cls=HelpCommand)
+@reported
+@options.takes(PlanCommand)
 def plan(
     context: typer.Context,
+    given: dict[str, Any],
     repo: options.DefaultRepoArg = None,
-    tp: options.TpOpt = None,
-    gpus: options.GpusOpt = None,
-    rank_by: options.RankByOpt = None,
-    ep: options.EpOpt = None,
-    dp: options.DpOpt = 1,
-    engine: options.EngineOpt = "sglang",
-    runner: options.RunnerOpt = None,
-    a2a: options.A2aOpt = None,
-    shared_experts: options.SharedOpt = "auto",
-    gpu: options.GpuOpt = None,
-    gpu_memory: options.GpuMemoryOpt = None,
-    nodes: options.NodesOpt = None,
-    expert_dtype: options.ExpertDtypeOpt = None,
-    engine_version: options.VersionOpt = None,
-    refresh: options.RefreshOpt = False,
-    output: options.PlanOutputOpt = None,
     compare: options.CompareOpt = None,
     as_json: options.JsonOpt = False,
 ) -> None:
@@ -237,23 +132,22 @@ def plan(
     With --compare: what differs between two plans.
     """
     if compare is not None:
-        _refuse_beside_compare(context)
+        refuse_beside_compare(context)
         _compare(*compare, as_json)
         return
-    asked = _asked(context)
-    if gpus is not None:
-        _refuse_beside_gpus(asked)
-        _search(repo or _default_repo(), as_json, gpus=gpus, refresh=refresh, output=output, **asked)
+    if "gpus" in given:
+        refuse_beside_gpus(name for name in given if name not in names_of(SearchOptions))
+        _search(repo or default_repo(), as_json, given)
         return
-    if "rank_by" in asked:
-        raise UsageError("--rank-by without --gpus", hint="It orders what --gpus finds.")
-    if tp is None:
+    if "rank_by" in given:
+        raise rank_by_alone()
+    if "tp" not in given:
         raise UsageError(
             "neither --tp nor --gpus",
             hint="Plan a layout: `dsv4-shard plan REPO --tp 16`; or search them all: `dsv4-shard plan REPO --gpus 16`.",
         )
-    made = dsv4_shard.plan(repo or _default_repo(), refresh=refresh, output=output, **asked)
-    _show_plan(made, output, as_json)
+    made = dsv4_shard.plan(repo or default_repo(), **given)
+    _show_plan(made, given.get("output"), as_json)
     if not made.feasible:
         raise typer.Exit(ExitCode.NO)
 
@@ -262,18 +156,18 @@ def _show_plan(made: "Plan", output: Path | None, as_json: bool) -> None:
     if as_json:
         print(made.to_json(), end="")
         return
-    from dsv4_shard.engines import title_of
-    from dsv4_shard.terminal.planning import show_plan
+    from dsv4_shard.engines.registry import title_of
+    from dsv4_shard.terminal.plan import show_plan
 
-    title = title_of(str(made.request["engine"]), made.engine_version)
+    title = title_of(made.request.engine, made.engine_version)
     show_plan(_consoles()[0], made, title, str(output) if output else None)
 
 
-def _search(repo: str, as_json: bool, **asked: Any) -> None:
+def _search(repo: str, as_json: bool, given: dict[str, Any]) -> None:
     """`plan --gpus`."""
-    from dsv4_shard.terminal.searching import show_search
+    from dsv4_shard.terminal.search import show_search
 
-    found = dsv4_shard.search(repo, **asked)
+    found = dsv4_shard.search(repo, **given)
     if as_json:
         _print_json(found)
     else:
@@ -284,7 +178,7 @@ def _search(repo: str, as_json: bool, **asked: Any) -> None:
 
 def _compare(a: Path, b: Path, as_json: bool) -> None:
     """`plan --compare`."""
-    from dsv4_shard.terminal.comparing import show_comparison
+    from dsv4_shard.terminal.comparison import show_comparison
 
     comparison = dsv4_shard.compare(a, b)
     if as_json:
@@ -293,29 +187,10 @@ def _compare(a: Path, b: Path, as_json: bool) -> None:
         show_comparison(_consoles()[0], comparison)
 
 
-@app.command(cls=Command)
-@_reported
-def report(
-    context: typer.Context,
-    source: options.SourceArg,
-    output: options.PageOutputOpt = Path("report.html"),
-    repo: options.PlansRepoOpt = None,
-    tp: options.TpOpt = None,
-    gpus: options.GpusOpt = None,
-    rank_by: options.RankByOpt = None,
-    ep: options.EpOpt = None,
-    dp: options.DpOpt = 1,
-    engine: options.EngineOpt = "sglang",
-    runner: options.RunnerOpt = None,
-    a2a: options.A2aOpt = None,
-    shared_experts: options.SharedOpt = "auto",
-    gpu: options.GpuOpt = None,
-    gpu_memory: options.GpuMemoryOpt = None,
-    nodes: options.NodesOpt = None,
-    expert_dtype: options.ExpertDtypeOpt = None,
-    engine_version: options.VersionOpt = None,
-    refresh: options.RefreshOpt = False,
-) -> None:
+@app.command(cls=HelpCommand)
+@reported
+@options.takes(ReportOptions)
+def report(source: options.SourceArg, given: dict[str, Any], output: Path = Path("report.html")) -> None:
     """One HTML file of what runs and why, and what each rank holds.
 
     Of a plan, or of the layout that --tp or --gpus name as in `plan`, with the commands that launch it; else of the
@@ -323,46 +198,17 @@ def report(
 
     Exit code 0 also where the layout does not run: the page says so.
     """
-    from dsv4_shard.terminal.writing import show_report
+    from dsv4_shard.terminal.written import show_report
 
-    asked = _asked(context)
-    if gpus is not None:
-        _refuse_beside_gpus(asked)
-    made = dsv4_shard.report(source, output=output, repo=repo, gpus=gpus, refresh=refresh, **asked)
+    made = dsv4_shard.report(source, output=output, **given)
     show_report(_consoles()[0], made, output)
 
 
-@app.command(cls=Command)
-@_reported
+@app.command(cls=HelpCommand)
+@reported
+@options.takes(ReshardCommand)
 def reshard(
-    context: typer.Context,
-    repo: options.RepoArg,
-    out: options.OutArg,
-    plan_file: options.PlanFileOpt = None,
-    tp: options.UnplannedTpOpt = None,
-    ep: options.EpOpt = None,
-    dp: options.DpOpt = 1,
-    engine: options.WriterOpt = "sglang",
-    runner: options.RunnerOpt = None,
-    a2a: options.A2aOpt = None,
-    shared_experts: options.SharedOpt = "auto",
-    gpu: options.GpuOpt = None,
-    gpu_memory: options.GpuMemoryOpt = None,
-    nodes: options.NodesOpt = None,
-    expert_dtype: options.ExpertDtypeOpt = None,
-    engine_version: options.VersionOpt = None,
-    ranks: options.RanksOpt = None,
-    dry_run: options.DryRunOpt = False,
-    overwrite: options.OverwriteOpt = False,
-    restart: options.RestartOpt = False,
-    allow_inexact: options.InexactOpt = False,
-    download: options.DownloadOpt = False,
-    scratch: options.ScratchOpt = None,
-    keep_scratch: options.KeepScratchOpt = False,
-    config: options.ConfigOpt = None,
-    jobs: options.JobsOpt = None,
-    ray: options.RayOpt = None,
-    as_json: options.JsonOpt = False,
+    repo: options.RepoArg, out: options.OutArg, given: dict[str, Any], as_json: options.JsonOpt = False
 ) -> None:
     """Write the files of each rank, and a manifest that proves them.
 
@@ -371,94 +217,113 @@ def reshard(
 
     A run that was killed or failed goes on where it was when the same command is given again.
     """
-    asked = _asked(context) | {
-        "plan": plan_file, "ranks": ranks, "overwrite": overwrite, "restart": restart, "allow_inexact": allow_inexact,
-        "download": download, "scratch": scratch, "keep_scratch": keep_scratch, "config": config, "jobs": jobs,
-    }  # fmt: skip
-    if download or ray is not None:
+    from dsv4_shard.opening import is_url
+
+    stored = is_url(out)
+    if not stored and ("scratch" in given or "keep_scratch" in given):
+        raise UsageError(f"--scratch, --keep-scratch: {out} is a folder, and made in its own place")
+    if "download" in given or "ray" in given:
         gc.enable()  # bytes move before anything is said to begin
     try:
-        if dry_run:
-            _show_dry_run(dsv4_shard.reshard(repo, out, dry_run=True, **asked), as_json)
-        elif ray is not None:
-            _reshard_on_cluster(repo, out, ray, as_json, **asked)
+        if "dry_run" in given:
+            _show_dry_run(would_reshard(repo, out, DryRunOptions.of(only(given, DryRunOptions))), as_json)
+        elif "ray" in given:
+            _refuse_beside_ray(given)
+            _reshard_on_cluster(repo, out, as_json, only(given, ClusterOptions))
+        elif stored:
+            _reshard_to_store(repo, out, as_json, only(given, StoreOptions))
         else:
-            _reshard(repo, out, as_json, **asked)
+            _reshard(repo, out, as_json, only(given, ReshardOptions))
     except NothingToDo as error:
         print(clean(str(error)), file=sys.stderr)
 
 
-def _reshard(repo: str, out: str, as_json: bool, **asked: Any) -> None:
-    """Into a folder, or into an object store."""
-    from dsv4_shard import documents
-    from dsv4_shard.progress import Progress
-    from dsv4_shard.terminal.writing import show_outcome, show_upload
+def _reshard(repo: str, out: str, as_json: bool, given: dict[str, Any]) -> None:
+    """Into a folder."""
+    from dsv4_shard.terminal.progress import ProgressBars
+    from dsv4_shard.terminal.written import show_outcome
+
+    console, log = _consoles()
+    with ProgressBars(log, quiet=as_json) as progress:
+        outcome = dsv4_shard.reshard(repo, out, progress=progress, **given)
+    if as_json:
+        _print_json(outcome)
+    else:
+        show_outcome(console, outcome, progress.seconds)
+
+
+def _reshard_to_store(repo: str, out: str, as_json: bool, given: dict[str, Any]) -> None:
+    """Into an object store."""
+    from dsv4_shard.destinations.object_store import scratch_result
+    from dsv4_shard.terminal.progress import ProgressBars
+    from dsv4_shard.terminal.written import show_outcome, show_upload
 
     console, log = _consoles()
 
     def show_written(outcome: "Outcome") -> None:
-        progress.end()
         if not as_json:
             show_outcome(console, outcome, progress.seconds)
 
-    with Progress(log, quiet=as_json) as progress:
-        outcome = dsv4_shard.reshard(repo, out, on_begin=_begins(progress), on_progress=progress.advance,
-                                     on_resume=progress.resume, on_written=show_written, **asked)  # fmt: skip
+    with ProgressBars(log, quiet=as_json, on_written=show_written) as progress:
+        uploaded = dsv4_shard.reshard_to_store(repo, out, progress=progress, **given)
     if as_json:
-        _print_json(documents.of_outcome(outcome))
-    elif outcome.uploaded is None:
-        show_outcome(console, outcome, progress.seconds)
+        _print_json(uploaded)
     else:
-        show_upload(console, outcome.uploaded, progress.seconds, outcome.out if asked["keep_scratch"] else None)
+        kept = scratch_result(Path(given.get("scratch", "")), uploaded.out) if "keep_scratch" in given else None
+        show_upload(console, uploaded, progress.seconds, kept)
 
 
-def _reshard_on_cluster(repo: str, out: str, address: str, as_json: bool, **asked: Any) -> None:
+def _refuse_beside_ray(given: dict[str, Any]) -> None:
+    """Raise UsageError for options that mean nothing where all ranks are written, a share on each node."""
+    for name, why, hint in (
+        ("ranks", "all ranks are written, a share on each node", "Leave out --ranks, or --ray."),
+        ("overwrite", "each share would replace those of the others", "Remove an earlier result first."),
+        ("download", "each node fetches what its ranks need", "Leave out --download."),
+    ):
+        if name in given:
+            raise UsageError(f"--ray and --{name}: {why}", hint=hint)
+
+
+def _reshard_on_cluster(repo: str, out: str, as_json: bool, given: dict[str, Any]) -> None:
     """Onto the nodes of a Ray cluster; exit code 1 where what they wrote is not as it should be."""
     from rich.console import Console
 
-    from dsv4_shard import documents
-    from dsv4_shard.progress import SharesProgress
-    from dsv4_shard.terminal.verifying import show_together
-    from dsv4_shard.terminal.writing import show_cluster
+    from dsv4_shard.terminal.progress import ProgressBars
+    from dsv4_shard.terminal.verification import show_together
+    from dsv4_shard.terminal.written import show_cluster
 
     # Ray prints to sys.stderr, which is turned away meanwhile: this console keeps the stream itself.
     log = Console(file=sys.stderr, highlight=False, emoji=False)
-    with SharesProgress(log, quiet=as_json) as progress:
-        outcome = dsv4_shard.reshard(repo, out, ray=address, watch=progress, **asked)
+    started = time.monotonic()
+    with ProgressBars(log, quiet=as_json) as progress:
+        outcome = dsv4_shard.reshard_on_cluster(repo, out, progress=progress, **given)
     if as_json:
-        _print_json(documents.of_cluster(outcome))
+        _print_json(outcome)
     else:
         console = _consoles()[0]
-        show_cluster(console, outcome, progress.seconds)
-        show_together(console, outcome.together, None)
-    if not outcome.together.ok:
+        show_cluster(console, outcome, time.monotonic() - started)
+        show_together(console, outcome.verification, None)
+    if not outcome.verification.ok:
         raise typer.Exit(ExitCode.NO)
 
 
-def _show_dry_run(found: "DryRun", as_json: bool) -> None:
+def _show_dry_run(would: "WouldWrite", as_json: bool) -> None:
     """Show what would be written; exit code 4 if there is no room for it."""
-    from dsv4_shard import documents
-    from dsv4_shard.terminal.writing import show_dry_run
+    from dsv4_shard.terminal.written import show_dry_run
 
     if as_json:
-        _print_json(documents.of_dry_run(found))
+        _print_json(would.document())
     else:
-        show_dry_run(_consoles()[0], found.job, found.out, found.needed, found.free)
-    if not found.fits:
+        show_dry_run(_consoles()[0], would)
+    if not would.document().fits:
         raise typer.Exit(ExitCode.IO)
 
 
-@app.command(cls=Command)
-@_reported
+@app.command(cls=HelpCommand)
+@reported
+@options.takes(MergeCommand)
 def merge(
-    ranks: options.RanksArg,
-    out: options.OutFolderArg,
-    config: options.ConfigOpt = None,
-    dry_run: options.DryRunOpt = False,
-    overwrite: options.OverwriteOpt = False,
-    restart: options.RestartOpt = False,
-    jobs: options.JobsOpt = None,
-    as_json: options.JsonOpt = False,
+    ranks: options.RanksArg, out: options.OutFolderArg, given: dict[str, Any], as_json: options.JsonOpt = False
 ) -> None:
     """Put the shards of all ranks together again: one checkpoint.
 
@@ -467,49 +332,40 @@ def merge(
 
     A run that ended early goes on where it was when the same command is given again.
     """
-    from dsv4_shard import documents
-    from dsv4_shard.destinations import DryRun
-    from dsv4_shard.progress import Progress
-    from dsv4_shard.terminal.writing import show_merge
+    from dsv4_shard.terminal.progress import ProgressBars
+    from dsv4_shard.terminal.written import show_merge
 
+    if "dry_run" in given:
+        _show_dry_run(would_merge(ranks, out, MergeDryRunOptions.of(only(given, MergeDryRunOptions))), as_json)
+        return
     console, log = _consoles()
-    with Progress(log, quiet=as_json) as progress:
-        merged = dsv4_shard.merge(
-            ranks, out, config=config, dry_run=dry_run, overwrite=overwrite, restart=restart, jobs=jobs,
-            on_begin=_begins(progress), on_progress=progress.advance, on_resume=progress.resume,
-        )  # fmt: skip
-    if isinstance(merged, DryRun):
-        _show_dry_run(merged, as_json)
-    elif as_json:
-        _print_json(documents.of_merged(merged))
+    with ProgressBars(log, quiet=as_json) as progress:
+        merged = dsv4_shard.merge(ranks, out, progress=progress, **only(given, MergeOptions))
+    if as_json:
+        _print_json(merged)
     else:
-        show_merge(console, merged.outcome, progress.seconds, merged.source)
+        show_merge(console, merged, progress.seconds)
 
 
-@app.command(cls=Command)
-@_reported
-def verify(
-    out: options.ResultsArg,
-    against: options.AgainstOpt = None,
-    numerics: options.NumericsOpt = False,
-    layer: options.LayerOpt = None,
-    jobs: options.JobsOpt = None,
-    as_json: options.JsonOpt = False,
-) -> None:
+@app.command(cls=HelpCommand)
+@reported
+@options.takes(VerifyCommand)
+def verify(out: options.ResultsArg, given: dict[str, Any], as_json: options.JsonOpt = False) -> None:
     """Prove a result against its manifest, or against the checkpoint.
 
     Against the checkpoint, every byte is derived again and compared.
     """
-    from dsv4_shard.progress import Progress
-    from dsv4_shard.terminal.verifying import show_together, show_verification
-    from dsv4_shard.verify import Verification
+    from dsv4_shard.terminal.progress import ProgressBars
+    from dsv4_shard.terminal.verification import show_together, show_verification
+    from dsv4_shard.verification.documents import SharesVerification, Verification
 
     console, log = _consoles()
-    with Progress(log, quiet=as_json) as progress:
-        found = dsv4_shard.verify(
-            out[0] if len(out) == 1 else out, against=against, numerics=numerics, layer=layer, jobs=jobs,
-            on_begin=_begins(progress), on_progress=progress.advance,
-        )  # fmt: skip
+    found: Verification | SharesVerification
+    with ProgressBars(log, quiet=as_json) as progress:
+        if len(out) == 1:
+            found = dsv4_shard.verify(out[0], progress=progress, **given)
+        else:
+            found = dsv4_shard.verify_shares(out, progress=progress, **given)
     if as_json:
         _print_json(found)
     elif isinstance(found, Verification):
@@ -520,17 +376,18 @@ def verify(
         raise typer.Exit(ExitCode.NO)
 
 
-@app.command(cls=Command)
-@_reported
-def explain(text: options.TextArg = None, repo: options.ModelOpt = None, as_json: options.JsonOpt = False) -> None:
+@app.command(cls=HelpCommand)
+@reported
+@options.takes(ExplainOptions)
+def explain(given: dict[str, Any], text: options.TextArg = None, as_json: options.JsonOpt = False) -> None:
     """What an engine's message means: what broke, and the way out.
 
     Of a log, the first message that ends a run counts; colours, prefixes and other ranks do not matter.
     """
-    from dsv4_shard.terminal.explaining import show_explanation
+    from dsv4_shard.terminal.explanation import show_explanation
 
     gc.enable()  # a log that is piped may take days
-    explanation = dsv4_shard.explain(_text_or_log(text), repo=repo)
+    explanation = dsv4_shard.explain(text_or_log(text), **given)
     if as_json:
         _print_json(explanation)
     else:
@@ -539,8 +396,8 @@ def explain(text: options.TextArg = None, repo: options.ModelOpt = None, as_json
         raise typer.Exit(ExitCode.NO)
 
 
-@app.command(cls=Command)
-@_reported
+@app.command(cls=HelpCommand)
+@reported
 def demo(
     folder: options.DemoArg = Path("dsv4-demo"),
 ) -> None:
@@ -548,8 +405,8 @@ def demo(
 
     It is made for it, with V4-Pro's structure, 4 layers and 16 experts small; all takes under a minute and 250 MB.
     """
-    from dsv4_shard.demo import write_checkpoint
-    from dsv4_shard.output import check_output
+    from dsv4_shard.checkpoint.synthetic import write_checkpoint
+    from dsv4_shard.storage.output_folder import check_output
     from dsv4_shard.terminal.text import paragraph
 
     try:
@@ -580,134 +437,13 @@ def demo(
         paragraph(console, line)
 
 
-# --- parts of the commands -----------------------------------------------------------------------------------------
-
-
-def _numbers(text: str, option: str) -> tuple[int, ...]:
-    try:
-        numbers = tuple(dict.fromkeys(int(part) for part in text.split(",")))
-    except ValueError:
-        raise UsageError(f"{option} {text!r}: not numbers separated by commas") from None
-    if not numbers or min(numbers) < 1:
-        raise UsageError(f"{option} {text!r}: must be at least 1")
-    return numbers
-
-
-def _default_repo() -> str:
-    """The current folder if it is a checkpoint, else the one last inspected; says which."""
-    from dsv4_shard import recent
-    from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE, SINGLE_FILE
-
-    here = Path.cwd()
-    if (here / CONFIG_FILE).is_file() and ((here / INDEX_FILE).is_file() or (here / SINGLE_FILE).is_file()):
-        print("planning for the checkpoint in the current folder", file=sys.stderr)
-        return str(here)
-    last = recent.recall()
-    if last is None:
-        raise UsageError(
-            "no checkpoint named, none in the current folder, and none inspected yet",
-            hint="Name one: dsv4-shard plan REPO --tp 16",
-        )
-    print(f"planning for {clean(last)}, the checkpoint last inspected", file=sys.stderr)
-    return last
-
-
-def _asked(context: typer.Context) -> dict[str, Any]:
-    """What was asked for on the command line, by the names that options have in Python."""
-    return {name: context.params[name] for name in _REQUEST_OPTIONS if _is_given(context, name)}
-
-
-def _refuse_beside_gpus(asked: dict[str, Any]) -> None:
-    """The search tries all of these itself. Raises UsageError."""
-    for name in _SEARCHED:
-        if name in asked:
-            option = as_option(name)
-            raise UsageError(f"--gpus and {option}: the search tries them all", hint=f"Leave out {option}, or --gpus.")
-
-
-def _refuse_beside_compare(context: typer.Context) -> None:
-    """`plan --compare` takes no other option: the files say it all. Raises UsageError."""
-    for name in context.params:
-        if name not in ("compare", "as_json") and _is_given(context, name):
-            option = "REPO" if name == "repo" else as_option(name)
-            raise UsageError(f"--compare and {option}: plan files are taken as they are", hint=f"Leave out {option}.")
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
-
-
-def _text_or_log(text: str | None) -> str | Path | BinaryIO:
-    """A message as it was typed, the log of that name, or stdin."""
-    if text == "-" or (text is None and not sys.stdin.isatty()):
-        return sys.stdin.buffer
-    if text and text.strip() and "\0" not in text and len(text) < _MAX_PATH:
-        if os.path.isfile(text):
-            return Path(text)
-        if os.path.isdir(text) or text.endswith(_LOG_SUFFIXES):
-            raise UsageError(f"{text}: {'a folder' if os.path.isdir(text) else 'no such file'}",
-                             hint="Name the log of a server that ended, or give its message.")  # fmt: skip
-    return text or ""
-
-
-def _begins(progress: "Progress") -> Callable[[str, int], None]:
-    """What is called when bytes begin to move: from then on there is garbage to collect, but none of what was built."""
-
-    def begin(what: str, total: int) -> None:
-        gc.freeze()
-        gc.enable()
-        progress.begin(what, total)
-
-    return begin
-
-
-# --- the process ---------------------------------------------------------------------------------------------------
-
-
-def _on_sigterm(*_: object) -> NoReturn:
-    """Leave as after an error, so that what was done is saved."""
-    sys.exit(128 + signal.SIGTERM)
-
-
-def _on_interrupt(number: int, frame: object) -> NoReturn:
-    """Say so, and leave before anybody prints a trace."""
-    os.write(2, b"interrupted\n")
-    _leave(number, frame)
-
-
-def _leave(number: int, _: object) -> NoReturn:
-    os._exit(128 + number)
-
-
-_INSIDE = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _on_sigterm}
-_OUTSIDE = {signal.SIGINT: _on_interrupt, signal.SIGTERM: _leave}
-"""Outside of commands nothing is begun, or all has ended."""
-_SAID = {signal.SIGINT: _leave}
-
-
-def _handle(handlers: Mapping[signal.Signals, Callable[[int, FrameType | None], Any]]) -> None:
-    """Handle signals so from now on, but for those that are ignored: we are in the background."""
-    for number, handler in handlers.items():
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, handler)
-
-
-def _allow_open_files() -> None:
-    """Raise the soft limit: a run holds the checkpoint's files and the ranks' open, which may be hundreds."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
 def main() -> None:
     """Entry point."""
     if os.environ.get(completion.ASKED):
         completion.answer(app)
-    _handle(_OUTSIDE)
+    handle_signals(OUTSIDE)
     gc.disable()  # what reading headers builds lives as long as the command: looking through it takes half a second
-    _allow_open_files()
+    allow_open_files()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             show_signs(stream)

@@ -1,18 +1,29 @@
-"""One class for each broken promise, with the exit code it ends the command with.
+"""The errors that users can meet: one class per broken rule, each with its exit code and hint.
 
-A message says what, where and why, in numbers; `hint` says what to do next. The CLI prints both and nothing else, so
-whoever raises one of these writes for the person who reads the terminal.
+A message says what is wrong, where and why, with numbers. `hint` says what to do next. The command line prints both and
+nothing else, so both must be written for the person who reads the terminal.
+
+A message about a parameter is a template, and the parameter is data: Python reads `gpu_memory='96'`, the command line
+`--gpu-memory '96'`. Hints name options as the command line does; a traceback shows them with the names of Python.
 """
 
+import reprlib
+from collections.abc import Callable, Mapping
 from enum import IntEnum
+from types import EllipsisType
+from typing import Self
+
+_SHORT = reprlib.Repr()
+
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
 
 class ExitCode(IntEnum):
-    """What a command's exit status means."""
+    """Exit status of a command."""
 
     DONE = 0
     NO = 1
-    """A result that says no: the layout is infeasible, the verification failed."""
+    """The result is negative: the layout is infeasible, or the verification failed."""
     USAGE = 2
     CHECKPOINT = 3
     IO = 4
@@ -20,16 +31,35 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
+def _in_python(name: str, value: object) -> str:
+    return name if isinstance(value, EllipsisType) else f"{name}={_SHORT.repr(value)}"
+
+
 class ShardError(Exception):
-    """Base of every error that a user can meet; anything else is a bug in dsv4-shard."""
+    """Base class of every error that a user can meet. Any other exception is a bug in dsv4-shard."""
 
     exit_code: ExitCode = ExitCode.CHECKPOINT
     hint: str | None = None
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
+    def __init__(
+        self, message: str, *, hint: str | None = None, parameters: Mapping[str, object] | None = None
+    ) -> None:
+        """With `parameters`, `message` has each of them in braces; `...` as the value names a parameter alone."""
+        self.template, self.parameters = message, dict(parameters or {})
+        super().__init__(self.spelled(_in_python))
         if hint is not None:
             self.hint = hint
+
+    @classmethod
+    def about(cls, name: str, value: object, message: str, *, hint: str | None = None) -> Self:
+        """The error for one parameter, with which the message begins; braces in `message` are text."""
+        return cls(f"{{{name}}}: {message.replace('{', '{{').replace('}', '}}')}", hint=hint, parameters={name: value})
+
+    def spelled(self, spell: Callable[[str, object], str]) -> str:
+        """The message, with each parameter and its value as `spell` writes them."""
+        if not self.parameters:
+            return self.template
+        return self.template.format_map({name: spell(name, value) for name, value in self.parameters.items()})
 
 
 # --- safetensors headers -------------------------------------------------------------------------------------------
@@ -46,21 +76,21 @@ class NotSafetensors(HeaderError):
 
 
 class GitLfsPointer(HeaderError):
-    """A Git-LFS pointer stands where the weights should be."""
+    """The file is a Git-LFS pointer instead of the weights."""
 
     hint = "The repository was cloned without its weights. Run `git lfs pull` in it, or `hf download` the repository."
 
 
 class HeaderTooLarge(HeaderError):
-    """The length in the first eight bytes is beyond the format's limit or beyond the end of the file."""
+    """The length in the first eight bytes exceeds the format's limit or the end of the file."""
 
 
 class HeaderNotJson(HeaderError):
-    """The header is not the JSON object that the format asks for."""
+    """The header is not the JSON object that the format requires."""
 
 
 class DuplicateKey(HeaderError):
-    """A key stands twice in the header, so readers may disagree on what the file holds."""
+    """The header has a key twice, so readers may disagree about the file's content."""
 
 
 class BadTensorEntry(HeaderError):
@@ -72,20 +102,20 @@ class BadTensorOffsets(HeaderError):
 
 
 class TruncatedFile(HeaderError):
-    """The file is shorter than its header says: an interrupted download or copy."""
+    """The file is shorter than its header says: a download or copy was interrupted."""
 
 
 # --- checkpoints ---------------------------------------------------------------------------------------------------
 
 
 class BadConfig(ShardError):
-    """config.json is missing, not JSON, or lacks what the model needs."""
+    """config.json is missing, not JSON, or lacks a field that the model needs."""
 
     hint = "Download config.json again; no field of it may be left out or made up."
 
 
 class UnsupportedFamily(ShardError):
-    """A checkpoint of a model family whose tensors dsv4-shard does not know."""
+    """The checkpoint is of a model family that dsv4-shard does not support."""
 
 
 class BadIndex(ShardError):
@@ -107,7 +137,7 @@ class MissingFile(ShardError):
 
 
 class IndexMismatch(ShardError):
-    """Index and headers disagree on which tensor is in which file."""
+    """Index and headers disagree about which file a tensor is in."""
 
     hint = "Files of two revisions are mixed, or the index is stale: download the repository again at one revision."
 
@@ -119,88 +149,95 @@ class DuplicateTensor(ShardError):
 
 
 class MixedDialects(ShardError):
-    """Names of two tools stand beside each other, so it is not known which tensor is which."""
+    """The tensors have names of two tools, so their roles are ambiguous."""
 
     hint = "Files of two exports are mixed in this folder: keep those of one of them."
 
 
 class BadStack(ShardError):
-    """A tensor that holds all experts of a layer does not have their shape."""
+    """A tensor that stacks all experts of a layer does not have the experts' shape."""
 
     hint = "The export is damaged, or of another model than config.json says: make it again."
 
 
 class IncompleteCheckpoint(ShardError):
-    """Tensors are missing, unknown or of the wrong shape, so no plan or shard made from them could be right."""
+    """Tensors are missing, unknown or of the wrong shape, so a plan or shard made from them would be wrong."""
 
     hint = "`dsv4-shard inspect` lists every finding."
 
 
-# --- rank shards as a source ---------------------------------------------------------------------------------------
+# --- rank files as a source ----------------------------------------------------------------------------------------
 
 
 class BadRanks(ShardError):
-    """Rank shards do not make up a checkpoint: with what else is in the folder, or with each other."""
+    """Rank files do not make up a checkpoint: they contradict each other or the rest of the folder."""
 
     hint = "`dsv4-shard verify FOLDER` says which files are not what was written."
 
 
 class MissingRanks(BadRanks):
-    """The shards of some ranks are not in the folder."""
+    """The files of some ranks are not in the folder."""
 
     hint = "Every rank's file is needed: put those of all ranks into one folder, or reshard without --ranks."
 
 
 class MixedRanks(BadRanks):
-    """Files of several sets of ranks are in one folder."""
+    """The folder has files of several sets of ranks."""
 
     hint = "Move the files of each set into a folder of its own."
 
 
 class WrongRankHeader(BadRanks):
-    """A rank file's header is not the one that the checkpoint and the plan give."""
+    """The header of a rank file is not the one that follows from checkpoint and plan."""
 
 
 class DamagedRanks(BadRanks):
-    """The bytes of a rank file are not those that were written."""
+    """The bytes of a rank file differ from those that were written."""
 
 
 class RanksDisagree(BadRanks):
-    """What several ranks must hold alike differs between them."""
+    """Bytes that must be equal on several ranks differ."""
 
 
 class BadPadding(BadRanks):
-    """Padding in a rank file holds something."""
+    """Padding in a rank file does not have the value that the engine pads with."""
 
 
 class NotConverted(BadRanks):
-    """A value in a rank file cannot have come from the dtype that the checkpoint has."""
+    """A value in a rank file is not the result of a cast from the checkpoint's dtype."""
 
 
 class BadSkeleton(BadRanks):
-    """source.zip is missing, damaged, or holds more than a checkpoint's headers."""
+    """source.zip is missing, damaged, or has other content than a checkpoint's headers."""
 
     hint = "It says what the shards were made of. Without it, only `dsv4-shard reshard` from the checkpoint helps."
+
+
+# --- documents -----------------------------------------------------------------------------------------------------
+
+
+class NewerSchema(ShardError):
+    """A plan, manifest or journal was written by a newer dsv4-shard, in a schema that this one cannot read."""
 
 
 # --- plans ---------------------------------------------------------------------------------------------------------
 
 
 class UsageError(ShardError):
-    """The command line asks for something that does not exist or that contradicts itself."""
+    """A parameter or option asks for something that does not exist or that contradicts another."""
 
     exit_code = ExitCode.USAGE
 
 
 class BadPlan(ShardError):
-    """A plan file is not one, was edited, or was made by another version."""
+    """A plan file is not a plan, or was edited."""
 
     exit_code = ExitCode.USAGE
     hint = "Make the plan again: `dsv4-shard plan REPO --tp N -o plan.json`."
 
 
 class ForeignPlan(BadPlan):
-    """A plan was made for another checkpoint, or the checkpoint changed since."""
+    """The plan was made for another checkpoint, or the checkpoint has changed since."""
 
 
 class InfeasiblePlan(ShardError):
@@ -219,55 +256,55 @@ class OutputError(ShardError):
 
 
 class OutputInsideInput(OutputError):
-    """Output and input are the same folder, or one holds the other."""
+    """Output and input are the same folder, or one contains the other."""
 
     hint = "Choose a folder beside the checkpoint."
 
 
 class OutputNotEmpty(OutputError):
-    """Something is already there."""
+    """The output already has content that may not be replaced."""
 
 
 class RanksThere(OutputNotEmpty):
-    """All ranks that were to be written are in the output already."""
+    """The output already has all ranks that would be written."""
 
     hint = "Nothing is left to do; --overwrite replaces the whole folder."
 
 
 class NothingToDo(ShardError):
-    """A launcher left no ranks to this process, or they are there already; others of its may have more to do."""
+    """The launcher gives this process no ranks, or they are written already. Other processes may have some to write."""
 
     exit_code = ExitCode.DONE
 
 
 class OtherDeployment(OutputNotEmpty):
-    """Shares that are to be one result were not made for the same deployment, or from the same checkpoint."""
+    """Shares of one result were made for different deployments or from different checkpoints."""
 
     hint = "Choose another folder, or replace the whole of it with --overwrite."
 
 
 class SharesDiffer(OutputError):
-    """What all ranks hold alike differs between shares of one result."""
+    """Files that all ranks have in common differ between shares of one result."""
 
     hint = "`dsv4-shard verify FOLDER --against REPO` says which of them is damaged: write that one again."
 
 
 class OutputBusy(OutputError):
-    """Another dsv4-shard is writing the same output."""
+    """Another process of dsv4-shard is writing the same output."""
 
 
 class OtherRun(OutputError):
-    """An unfinished run of something else left its work where this one's would go."""
+    """Another command left an unfinished run in this run's staging folder."""
 
     hint = "Give the earlier command again to finish that run, or add --restart to throw its work away."
 
 
 class NotEnoughDisk(OutputError):
-    """The file system has less room than the shards need."""
+    """The file system has fewer free bytes than the shards need."""
 
 
 class ReadFailed(ShardError):
-    """The system refused to read the source or the output, or gave fewer bytes than the file has."""
+    """The system refused a read, or returned fewer bytes than the file has."""
 
     exit_code = ExitCode.IO
 
@@ -279,20 +316,20 @@ class WriteFailed(ShardError):
 
 
 class SourceChanged(ShardError):
-    """A source file changed while it was read."""
+    """A file of the source changed while it was read."""
 
     hint = "Nothing was written under the output's name. Run again when nobody writes to the checkpoint."
 
 
 class DamagedTransfer(SourceChanged):
-    """The bytes that came over the network are not those that the repository has."""
+    """The bytes from the network do not have the SHA-256 that the repository lists."""
 
     exit_code = ExitCode.NETWORK
     hint = "What was written is thrown away. Run again; if it stays, something between here and the server alters data."
 
 
 class InexactCast(ShardError):
-    """An FP4 expert holds values that FP8 with one scale per block cannot hold exactly."""
+    """An FP4 expert has values that FP8 with one scale per block cannot represent exactly."""
 
     hint = "Keep FP4 (`--expert-dtype fp4`), or accept rounding as DeepSeek's converter does: `--allow-inexact`."
 
@@ -301,45 +338,48 @@ class InexactCast(ShardError):
 
 
 class NotAResult(ShardError):
-    """A folder has no readable manifest, so nothing in it is to be trusted as a result of reshard."""
+    """The folder has no readable manifest, so it is not verified as a result of reshard."""
 
     exit_code = ExitCode.NO
 
 
 class LoadRefused(ShardError):
-    """Rank files are not for the engine, the rank or the model that wants to load them."""
+    """The rank files are for another engine, rank or model than the one that loads them."""
 
     exit_code = ExitCode.NO
 
 
 class NodesLost(ShardError):
-    """Nodes of a cluster were lost with the shares that they wrote, and no other could write them."""
+    """Nodes of a cluster were lost with the shares that they wrote, and no other node could write these."""
 
     exit_code = ExitCode.IO
     hint = "What is done is kept where it was written: the same command goes on from there."
 
 
+# --- network -------------------------------------------------------------------------------------------------------
+
+
 class Unreachable(ShardError):
-    """The checkpoint is not on this machine and cannot be fetched, or no cluster answers."""
+    """The checkpoint is not on this machine and cannot be fetched, or the cluster does not answer."""
 
     exit_code = ExitCode.NETWORK
 
 
 class AccessRefused(Unreachable):
-    """A repository or store wants another token, or an agreement, before it gives its files."""
+    """A repository or store requires another token, or an agreement, for its files."""
 
 
 class NotFound(Unreachable):
-    """There is no such repository, revision, bucket or file where it was looked for."""
+    """The repository, revision, bucket or file does not exist."""
 
 
 class Throttled(Unreachable):
-    """A server refused further requests for longer than is waited."""
+    """A server limits requests for longer than dsv4-shard waits."""
 
 
 class ServerFailed(Unreachable):
-    """A server failed, stalled or broke connections, each time that it was tried."""
+    """A server failed, stalled or broke the connection at each attempt."""
 
 
 class BadAnswer(Unreachable):
-    """A server gave something else than what it was asked for: other bytes, another size, no JSON."""
+    """A server answered with something other than requested: other bytes, another size, or no JSON."""

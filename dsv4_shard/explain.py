@@ -1,448 +1,106 @@
-"""An engine's message → what broke in which layout, in numbers, and the way out: an answer of the rules themselves.
+"""`explain()`: the verb."""
 
-A message is held against the rules that show by it. Which layout it was is found by asking them: for the releases (or
-the checkpoint at hand) and the parallelism that the log tells of or that is usual, whatever layout breaks the rule with
-the very numbers of the message is a case of it. What the message does not say, and the log neither, is a guess, and
-called one.
-"""
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Any, BinaryIO, cast
 
-import itertools
-import re
-import shlex
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from string import Formatter
-from typing import Literal
+from dsv4_shard.catalog.option import Option, Options
+from dsv4_shard.catalog.verb import Later, verb, wrong_type
+from dsv4_shard.errors import ReadFailed, UsageError
 
-from pydantic import BaseModel, ConfigDict
-
-from dsv4_shard.choosing import TARGET, choose, nearest, options_of, rank_nbytes
-from dsv4_shard.engines import ENGINES, SERVING, engine_for
-from dsv4_shard.engines.base import MAX_RANKS, Breach, Context, Divides, Engine, Request, Requires, Rule, Shows
-from dsv4_shard.engines.sglang import RUNNERS
-from dsv4_shard.engines.vllm import BACKENDS, BACKENDS_FP8
-from dsv4_shard.families.base import Family
-from dsv4_shard.gpus import Gpu, gpus_with, say_memory
-from dsv4_shard.inventory import Inventory
-from dsv4_shard.logs import Found, Log, read_log
-from dsv4_shard.messages import SHORT, Source
-from dsv4_shard.releases import RELEASES, find_release, inventory_of
-from dsv4_shard.remedies import ways_out, words
-from dsv4_shard.roles import Module
-from dsv4_shard.units import quotient
-
-_USUAL = (2, 4, 8, 16, 32, 64)
-_UNUSUAL = (3, 6, 12, 24, 48, 96, 128, 256)
-_SAY_TP = {"parts", "at.tp", "context.at.tp"}
-_TELL_TP = {"part", *_SAY_TP}
-"""Fields by which a message names TP, and those from which it can be reckoned."""
-
-_CASES = 3
-_ALSO = 5
-_FIELD = re.compile(r"{[^}]*}")
-_MAX_CHARS = 400
+if TYPE_CHECKING:
+    from dsv4_shard.diagnosis import explanation as explaining
+else:
+    explaining = Later("dsv4_shard.diagnosis.explanation")
 
 
-class _Document(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+@dataclass(frozen=True, kw_only=True)
+class ExplainOptions(Options):
+    """The options of `explain`."""
+
+    repo: Annotated[
+        str | Path | None,
+        Option(
+            help="The checkpoint to hold it against.",
+            metavar="REPO", shows="the releases' sizes", completion="repos", typed=str,
+        ),
+    ] = None  # fmt: skip
 
 
-class Case(_Document):
-    """A layout in which the message comes up. `guessed` names what neither the message nor the log says of it."""
+@verb(ExplainOptions)
+def explain(
+    text: str | bytes | Path | IO[str] | IO[bytes] | BaseException, options: ExplainOptions
+) -> "explaining.Explanation":
+    """What an engine's message means: what broke, in numbers, and the way out.
 
-    model: str
-    engine: str
-    options: str
-    rule: str
-    module: Module
-    arithmetic: str
-    guessed: tuple[str, ...]
-    remedies: tuple[str, ...]
+    `text` is the message itself, as text or bytes; an exception; or a log: the Path of a file, or an open file, which
+    may be a pipe. Of a log, the first message that ends a run counts. `repo` is the checkpoint to hold it against, by
+    default the releases' sizes. `recognised` is False where nothing is known.
 
+    Raises UsageError where there is nothing to explain, ReadFailed, and what `plan` raises for `repo`.
 
-class Way(_Document):
-    """What the plan says of the first case's GPUs: whether it runs and with what, else the nearest layouts that do."""
-
-    options: str
-    runs: bool
-    notes: tuple[str, ...]
-    environment: dict[str, str]
-    command: str | None
-    nearest: tuple[str, ...]
-    next: str
-
-
-class Message(_Document):
-    """A message as it was found: escape what is shown of it."""
-
-    text: str
-    line: int
-    times: int
-
-
-class Explanation(_Document):
-    """What a text or log says; `recognised` False where nothing in it is known, and then `hint` says what to give.
-
-    `message` is the first that is grave, `also` what else is known and came later; `engines` are those that say so.
-    `meaning` is what broke, `remedies` the ways out by the rules, `way` that by the plan.
+    >>> dsv4_shard.explain("Weight output_partition_size = 192 is not divisible by weight quantization "
+    ...                    "block_n = 128.").meaning[0]
+    'shared experts: shared intermediate size 3072 / TP 16 = 192, which is 1.5 blocks of 128'
     """
+    from dsv4_shard.checkpoint.inventory import refuse_errors
+    from dsv4_shard.diagnosis.cases import KnownModel
+    from dsv4_shard.diagnosis.explanation import explain as explain_lines
+    from dsv4_shard.opening import open_checkpoint
 
-    schema_version: Literal[1] = 1
-    recognised: bool
-    lines: int
-    message: Message | None = None
-    engines: tuple[str, ...] = ()
-    meaning: tuple[str, ...] = ()
-    cases: tuple[Case, ...] = ()
-    remedies: tuple[str, ...] = ()
-    way: Way | None = None
-    also: tuple[Message, ...] = ()
-    hint: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A model that a message may be about."""
-
-    label: str
-    inventory: Inventory
-    given: bool
+    model = None
+    if options.repo is not None:
+        model = KnownModel(str(options.repo), open_checkpoint(str(options.repo), exact=False)[1], given=True)
+        refuse_errors(model.inventory)
+    with _lines(text) as lines:
+        explanation = explain_lines(lines, model)
+    if not explanation.lines:
+        raise _nothing()
+    return explanation
 
 
-@dataclass(frozen=True, slots=True)
-class _Hit:
-    """A layout that breaks a rule with the numbers of the message."""
+@contextmanager
+def _lines(text: Any) -> Iterator[Iterator[tuple[int, str]]]:
+    """Numbered lines of a message or a log. Raises UsageError, ReadFailed."""
+    from dsv4_shard.diagnosis.log_scan import lines_of
 
-    model: Model
-    engine: Engine
-    request: Request
-    breach: Breach
-    tp_said: bool
-
-
-def explain(lines: Iterable[tuple[int, str]], model: Model | None = None) -> Explanation:
-    """Explain the first grave message among the numbered `lines`; `model` is the checkpoint to hold it against."""
-    log = read_log(lines)
-    models = _models(log, model)
-    in_order = sorted(log.found, key=lambda one: (not one.pattern.grave, one.line, one.pattern.vague))
-    for found in in_order:
-        hits = _hits(found, log, models)
-        if hits or not found.pattern.vague:
-            break
+    if isinstance(text, BaseException):
+        text = "".join(traceback.format_exception(text))
+    if isinstance(text, str):
+        text = text.encode(errors="replace")
+    if isinstance(text, Path):
+        try:
+            with text.open("rb") as file:
+                yield lines_of(file)
+        except OSError as error:
+            raise ReadFailed(f"{text}: {error.strerror}") from None
+    elif isinstance(text, bytes | bytearray):
+        if not text.strip():
+            raise _nothing()
+        yield lines_of(BytesIO(text))
+    elif hasattr(text, "readline"):
+        yield lines_of(cast(BinaryIO, _Bytes(text)))
     else:
-        return Explanation(recognised=False, lines=log.lines, hint=_hint(log))
-    told = hits if found.pattern.fields or "tp" in log.clues or _divides(found) else []
-    cases = tuple(_case(hit) for hit in told[:_CASES])
-    also = {_shown(one): one for one in in_order if not (one.pattern.vague or _same_rule(one, found))}
-    return Explanation(
-        recognised=True,
-        lines=log.lines,
-        message=_message(found),
-        engines=_titles(found, log, hits),
-        meaning=tuple(_meaning(found, hits, _sources(found, log, models), models)),
-        cases=cases,
-        remedies=cases[0].remedies if cases else _remedies(found, _sources(found, log, models), models),
-        way=_way(found, told, log, models),
-        also=tuple(_message(one) for one in list(also.values())[:_ALSO]),
-    )
+        raise wrong_type("text", text, "text, bytes, a Path, an open file or an exception")
 
 
-def _hint(log: Log) -> str:
-    if log.bare is not None:
-        return (
-            f"`{log.bare[:80]}` alone is the class of an error, not its message: give the traceback above it as well."
-        )
-    return (
-        "Known are the messages of SGLang, vLLM, TensorRT-LLM and DeepSeek's reference about how a model is cut, "
-        "loaded and held. Give the whole log (dsv4-shard explain LOG, or pipe it), from the first traceback on; with "
-        "`dsv4-shard plan REPO --tp N --engine ENGINE` the layout itself is checked."
-    )
+class _Bytes:
+    """An open file of text or bytes, read as bytes."""
+
+    def __init__(self, file: IO[str] | IO[bytes]) -> None:
+        self._file = file
+
+    def readline(self, limit: int) -> bytes:
+        try:
+            piece = self._file.readline(limit)
+        except UnicodeDecodeError as error:
+            raise ReadFailed(f"not text of {error.encoding}", hint="Open the log in binary mode.") from None
+        return piece.encode(errors="replace") if isinstance(piece, str) else piece
 
 
-def _models(log: Log, model: Model | None) -> tuple[Model, ...]:
-    """The checkpoint at hand, the release that the log names, or every release."""
-    if model is not None:
-        return (model,)
-    named = find_release(log.clues["model"]) if "model" in log.clues else None
-    return tuple(Model(release.repo, inventory_of(release), release is named)
-                 for release in ((named,) if named else RELEASES))  # fmt: skip
-
-
-def _message(found: Found) -> Message:
-    return Message(text=_shown(found), line=found.line, times=found.times)
-
-
-def _shown(found: Found) -> str:
-    return found.text[:_MAX_CHARS]
-
-
-def _divides(found: Found) -> bool:
-    """Whether a layout can be told by the rules of a message, though it has no number."""
-    return any(isinstance(source.rule, Divides) for source in found.pattern.sources)
-
-
-def _same_rule(one: Found, other: Found) -> bool:
-    if one is other:
-        return True
-    names = [{(source.engine.name, source.rule.name) for source in found.pattern.sources} for found in (one, other)]
-    return bool(names[0] & names[1])
-
-
-def _engines(found: Found, log: Log) -> tuple[str, ...]:
-    """Engines that say so: the one that the log is of, if it is one of them."""
-    known = found.pattern.known
-    names = known.engines if known else dict.fromkeys(source.engine.name for source in found.pattern.sources)
-    told = log.clues.get("engine")
-    return (told,) if told is not None and told in names else tuple(names)
-
-
-def _sources(found: Found, log: Log, models: tuple[Model, ...]) -> list[Source]:
-    """The rules that show by the message, of these engines and for these models."""
-    names, families = _engines(found, log), [model.inventory.family for model in models]
-    return [one for one in found.pattern.sources if one.engine.name in names and one.family in families]
-
-
-def _titles(found: Found, log: Log, hits: list[_Hit]) -> tuple[str, ...]:
-    """What the engines are called that say so; of what anything may say, those that it fits."""
-    names = [hit.engine.name for hit in hits] if found.pattern.vague else _engines(found, log)
-    return tuple(ENGINES[name].title for name in dict.fromkeys(names))
-
-
-# --- which layout it was -------------------------------------------------------------------------------------------
-
-
-def _hits(found: Found, log: Log, models: tuple[Model, ...]) -> list[_Hit]:
-    """Every layout that breaks a rule of the message with its numbers, the likeliest first, each division once."""
-    by_engine: dict[tuple[str, Family], tuple[Engine, list[Source]]] = {}
-    for source in _sources(found, log, models):
-        key = source.engine.name, source.family
-        by_engine.setdefault(key, (source.engine, []))[1].append(source)
-    ranked: list[tuple[tuple[object, ...], _Hit]] = []
-    requests = list(_requests(found, log))
-    said = not _SAY_TP.isdisjoint(found.pattern.fields)
-    for order, model in enumerate(models):
-        for engine, sources in (pair for key, pair in by_engine.items() if key[1] is model.inventory.family):
-            names = {source.rule.name for source in sources}
-            for request in requests:
-                asked = replace(request, engine=engine.name)
-                hinted = log.clues.get("tp") == str(asked.tp)
-                for breach in _broken(found, engine, names, model.inventory, asked, hinted):
-                    if hinted or asked.tp in _USUAL or not _TELL_TP.isdisjoint(found.pattern.fields):
-                        hit = _Hit(model, engine, asked, breach, said or hinted)
-                        ranked.append((_rank(log, asked, order, breach), hit))
-    ranked.sort(key=lambda pair: pair[0])
-    once: dict[tuple[str, str, str], _Hit] = {}
-    for _, hit in ranked:
-        once.setdefault((hit.engine.name, hit.breach.rule, hit.breach.reason.partition(",")[0]), hit)
-    hits = list(once.values())
-    return [hit for hit in hits if _as_told(hit, log) == _as_told(hits[0], log)]
-
-
-def _as_told(hit: _Hit, log: Log) -> tuple[bool, ...]:
-    """What of a layout is not a guess: others, of which more is one, are not worth telling."""
-    return hit.model.given, hit.tp_said, log.clues.get("engine") == hit.engine.name
-
-
-def _rank(log: Log, request: Request, order: int, breach: Breach) -> tuple[object, ...]:
-    """The engine, TP and EP that the log tells of, then what is usual and small, and what breaks most often."""
-    clues = log.clues
-    return (
-        clues.get("engine", request.engine) != request.engine,
-        "tp" in clues and str(request.tp) != clues["tp"],
-        request.tp not in _USUAL,
-        request.tp,
-        order,
-        SERVING.index(request.engine),
-        breach.module is not Module.SHARED,
-        "ep" in clues and str(request.ep or 1) != clues["ep"],
-        request.ep or 0,
-    )
-
-
-def _requests(found: Found, log: Log) -> Iterator[Request]:
-    """What may have been asked for: numbers of the message and the log, and what is usual."""
-    numbers = [int(value) for value in found.values if value and value.isdigit() and 1 < int(value) <= MAX_RANKS][:4]
-    clues = {name: (int(log.clues[name]),) if name in log.clues else () for name in ("tp", "ep")}
-    named = [name for name in (*RUNNERS, *BACKENDS, *BACKENDS_FP8) if name in found.text.lower()]
-    gpus = (None, "b200") if named else (None,)  # what names a runner may be of the GPU
-    for tp in dict.fromkeys((*clues["tp"], *_USUAL, *_UNUSUAL, *numbers)):
-        eps = dict.fromkeys((None, *clues["ep"], *numbers, tp))
-        ways = itertools.product(eps, log.dps, named or (None, "auto"), ("auto", "split"), gpus)
-        for ep, dp, runner, shared, gpu in ways:
-            yield Request(tp, ep, dp, runner=runner, shared=shared, gpu=gpu)
-
-
-def _broken(
-    found: Found, engine: Engine, names: set[str], inventory: Inventory, request: Request, told: bool
-) -> Iterator[Breach]:
-    """Breaches of the message's rules with its numbers, where the engine says nothing before.
-
-    Checks beside the rules may come before them, and others be left out: what is before does not count where the log
-    has `told` the parallelism, or the numbers of a check leave no doubt.
-    """
-    rules = [rule for rule in (*engine.rules, *engine.others) if rule.name in names]
-    for at in engine.candidates(inventory, request):
-        context = Context(inventory, at)
-        fitting = [rule for rule in rules if _fits(found, rule, context)]
-        if not fitting:
-            continue
-        yield from (breach for rule in fitting if rule in engine.others and (breach := rule.check(context)))
-        for breach in engine.breaches(context):
-            if any(rule.name == breach.rule for rule in fitting):
-                yield breach
-                break
-            beside = not _SAY_TP.isdisjoint(found.pattern.fields) and _is_heard(found, rules)
-            if breach.quote is not None and not (told or beside):
-                break
-
-
-def _is_heard(found: Found, rules: list[Rule]) -> bool:
-    return any(found.pattern.template in one.heard for rule in rules for one in _shows(rule))
-
-
-def _fits(found: Found, rule: object, context: Context) -> bool:
-    """Whether the message's numbers are those of a rule in a layout. Those that it does not have, it does not say."""
-    values: dict[str, object] = {"context": context, "at": context.at, "config": context.config}
-    if isinstance(rule, Divides):
-        shows, template = rule.shows(context), found.pattern.template
-        if shows is None or not (shows.says(template, context) or (template in SHORT and shows is rule.cut)):
-            return False
-        size, parts = rule.size(context), rule.parts(context)
-        values |= {"size": size, "parts": parts, "part": size // parts, "unit": rule.unit(context)}
-    for name, said in zip(found.pattern.fields, found.values, strict=True):
-        if name.partition(".")[0] not in values:
-            return False
-        if str(Formatter().get_field(name, (), values)[0]) != said:
-            return False
-    return True
-
-
-def _case(hit: _Hit) -> Case:
-    guessed = (() if hit.model.given else ("the model",)) + (() if hit.tp_said else ("TP",))
-    return Case(
-        model=hit.model.label,
-        engine=hit.engine.name,
-        options=options_of(_asked(hit.request)),
-        rule=hit.breach.rule,
-        module=hit.breach.module,
-        arithmetic=hit.breach.reason,
-        guessed=guessed,
-        remedies=ways_out(hit.model.inventory, hit.request, hit.breach),
-    )
-
-
-def _asked(request: Request) -> Request:
-    """A request without what the plan chooses by itself."""
-    return replace(request, runner=None, shared="auto", ep=None if request.ep == 1 else request.ep)
-
-
-# --- what it means ---------------------------------------------------------------------------------------------------
-
-
-def _is_of_another(found: Found, models: tuple[Model, ...]) -> bool:
-    """Whether a message that fits no layout has numbers, which those of the one model would have to be."""
-    return bool(found.pattern.fields) and models[0].given
-
-
-def _meaning(found: Found, hits: list[_Hit], sources: list[Source], models: tuple[Model, ...]) -> Iterator[str]:
-    """The arithmetic of the likeliest case; without one, that of the message's own numbers."""
-    if found.pattern.known is not None:
-        yield from found.pattern.known.means(found.groups)
-        return
-    if hits:
-        yield f"{hits[0].breach.module}: {hits[0].breach.reason}"
-        return
-    said = {name: int(value) for name, value in zip(found.pattern.fields, found.values, strict=True) if value}
-    rules = [source.rule for source in sources if isinstance(source.rule, Divides)]
-    if _is_of_another(found, models):
-        yield f"no cut of {models[0].label} that the rules know gives these numbers: the message is of something else"
-        rules = []
-    sizes = ", ".join(dict.fromkeys(rule.size_name for rule in rules))
-    if said.get("part") and said.get("unit"):
-        part, unit = said["part"], said["unit"]
-        yield f"{part} = {quotient(part, unit)} blocks of {unit}: a rank's part must be whole blocks, with a scale each"
-        if sizes:
-            yield f"it is a part of one of: {sizes}"
-    elif said.get("size") and said.get("parts"):
-        size, parts = said["size"], said["parts"]
-        yield f"{size} / {parts} = {quotient(size, parts)}: not whole" + (f"; it is one of: {sizes}" if sizes else "")
-    elif sizes:
-        number = f" {said['size']}" if "size" in said else ""
-        yield f"{sizes}{number} must divide by {', '.join(dict.fromkeys(rule.parts_name for rule in rules))}"
-    else:
-        others = [source.rule for source in sources if isinstance(source.rule, Requires)]
-        yield from dict.fromkeys(f"{rule.module}: {_FIELD.sub('...', rule.reason)}" for rule in others)
-
-
-def _remedies(found: Found, sources: list[Source], models: tuple[Model, ...]) -> tuple[str, ...]:
-    if found.pattern.known is not None:
-        return found.pattern.known.ways
-    if _is_of_another(found, models):
-        return ()
-    shows = (one for source in sources for one in _shows(source.rule) if _is_of(found, one, source.rule))
-    return words(remedy for one in shows for remedy in one.remedies)[:_ALSO]
-
-
-def _shows(rule: Rule) -> tuple[Shows | Requires, ...]:
-    """How a rule shows, in each of the ways in which it breaks."""
-    return (rule.uneven, rule.cut) if isinstance(rule, Divides) else (rule,)
-
-
-def _is_of(found: Found, shows: Shows | Requires, rule: Rule) -> bool:
-    """Whether the message is one of these, of any deployment; what people say of blocks is of one that is cut."""
-    template = found.pattern.template
-    return template in shows.messages or (template in SHORT and isinstance(rule, Divides) and shows is rule.cut)
-
-
-# --- the way out -----------------------------------------------------------------------------------------------------
-
-
-def _way(found: Found, hits: list[_Hit], log: Log, models: tuple[Model, ...]) -> Way | None:
-    """What the plan says of the likeliest layout; of the one that the log tells of, where the message tells none."""
-    gpu = _gpu(found)
-    if hits:
-        model, request = hits[0].model, _asked(hits[0].request)
-    elif log.clues.get("tp") and len(models) == 1:
-        model = models[0]
-        request = Request(int(log.clues["tp"]), dp=max(log.dps), engine=_engines(found, log)[0])
-        if log.clues.get("ep") and int(log.clues["ep"]) > 1:
-            request = replace(request, ep=int(log.clues["ep"]))
-    else:
-        return None
-    if max(request.tp, request.ep or 1) > MAX_RANKS:
-        return None
-    return way_out(model, replace(request, gpu=gpu.name if gpu else None))
-
-
-def _gpu(found: Found) -> Gpu | None:
-    """The GPU that an out-of-memory message tells by its memory; H20 rather than RTX PRO 6000."""
-    total = found.groups.get("total") if found.pattern.known else None
-    return next(iter(gpus_with(float(total))), None) if total else None
-
-
-def way_out(model: Model, request: Request) -> Way:
-    """The plan's answer to a request: how it runs, or what near it does."""
-    inventory = model.inventory
-    choice = choose(inventory, request)
-    engine = engine_for(request.engine, inventory.family)
-    context = Context(inventory, choice.at)
-    notes, runs = list(choice.notes()), choice.feasible
-    if runs and choice.at.gpu_named:
-        weights, memory = rank_nbytes(inventory, choice.at, TARGET), choice.at.gpu.memory
-        notes.append(say_memory(weights, choice.at.gpu.title, memory))
-        runs = weights < memory
-    label = shlex.quote(model.label)
-    launch = engine.launch(context, label, False) if runs else None
-    if runs:
-        notes += engine.notes(context)
-    else:
-        notes += dict.fromkeys(f"{breach.module}: {breach.reason}" for breach in choice.breaches)
-    return Way(
-        options=options_of(request),
-        runs=runs,
-        notes=tuple(notes),
-        environment=launch.environment if launch else {},
-        command=launch.commands[0] if launch and launch.commands else None,
-        nearest=() if runs else tuple(options_of(near) for near, _ in nearest(inventory, request, _CASES)),
-        next=f"dsv4-shard plan {label} {options_of(request)}",
-    )
+def _nothing() -> UsageError:
+    return UsageError("nothing to explain", hint='Give the message or a log: dsv4-shard explain "TEXT", or LOG, or -')

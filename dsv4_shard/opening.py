@@ -1,16 +1,26 @@
 """A checkpoint by the name that a user gives it, opened: a folder, a repository, a store, or the shards of ranks."""
 
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dsv4_shard.checkpoint import Checkpoint, collector_paused, read_checkpoint
-from dsv4_shard.errors import UsageError
-from dsv4_shard.inventory import Inventory, take_inventory
-from dsv4_shard.rankfolder import holds_ranks
-from dsv4_shard.sources import LocalSource, hub_id, open_source
+from dsv4_shard.checkpoint.inventory import Inventory, take_inventory
+from dsv4_shard.checkpoint.reader import Checkpoint, read_checkpoint
+from dsv4_shard.errors import NotFound, ServerFailed, UsageError
+from dsv4_shard.reassembly.detect import holds_ranks
+from dsv4_shard.sources.base import COMMIT, Source
+from dsv4_shard.sources.hub_http import HubFiles
+from dsv4_shard.sources.known_repos import near_repos
+from dsv4_shard.sources.local import LocalSource
+from dsv4_shard.sources.remote import RemoteSource
+from dsv4_shard.sources.sha256_check import check_downloads
+from dsv4_shard.storage.runtime import collector_paused
 
 if TYPE_CHECKING:
-    from dsv4_shard.plan import Plan
+    from dsv4_shard.planning.document import Plan
 
 
 def open_checkpoint(
@@ -23,13 +33,13 @@ def open_checkpoint(
     with collector_paused():
         source = open_source(repo, refresh=refresh, exact=exact)
         if holds_ranks(source):
-            from dsv4_shard.ranks import open_ranks
+            from dsv4_shard.reassembly.rank_folder import open_ranks
 
             if not isinstance(source, LocalSource):
                 raise UsageError(f"{repo}: shards of ranks, which are read from folders only", hint="Download them.")
             return open_ranks(source, config)
         if config is not None:
-            raise UsageError(f"--config: {repo} is a checkpoint, with a config.json of its own")
+            raise UsageError.about("config", ..., f"{repo} is a checkpoint, with a config.json of its own")
         checkpoint = read_checkpoint(source)
         return checkpoint, take_inventory(checkpoint)
 
@@ -44,3 +54,95 @@ def at_commit(repo: str, checkpoint: Checkpoint) -> str:
     """A repository on the Hub with the commit that was opened: who opens it again later gets the same."""
     named, commit = hub_id(repo), checkpoint.source.revision
     return f"{named[0]}@{commit}" if named and commit else repo
+
+
+_HUB_ID = re.compile(r"^(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.+/-]+))?$")
+
+
+def open_source(repo: str, *, refresh: bool = False, exact: bool = False) -> Source:
+    """The folder `repo`, the URL of an object store, or the Hub repository `org/name[@revision]`.
+
+    See `stores.open_store` and `hub.open_repository`. Raises UsageError where `repo` is none of these, or not UTF-8,
+    and Unreachable where it cannot be had.
+    """
+    if not _is_utf8(repo):
+        raise UsageError(
+            f"{repo}: a name that is not UTF-8: plans and manifests, which are JSON, could not hold it",
+            hint="Rename the folder, or make a link to it: `ln -s FOLDER model`.",
+        )
+    if is_url(repo):
+        from dsv4_shard.sources.object_store import open_store
+
+        return open_store(repo)
+    path = Path(os.path.expanduser(repo))
+    if repo and os.path.isdir(path):
+        return LocalSource(path, repo, _revision_of(path))
+    if repo and os.path.exists(path):
+        raise UsageError(f"{repo}: not a folder", hint="Name the folder that holds config.json and the weights.")
+    named = hub_id(repo)
+    if named is None:
+        raise UsageError(f"{repo}: no such folder", hint=_did_you_mean(repo))
+    from dsv4_shard.sources.hub import open_repository
+
+    try:
+        return open_repository(repo, *named, refresh=refresh, exact=exact)
+    except (NotFound, ServerFailed) as error:
+        meant = _did_you_mean(named[0]) if isinstance(error, NotFound) else f"No folder here is called {repo}."
+        error.hint = " ".join(filter(None, (meant, error.hint))) or None
+        raise
+
+
+def _did_you_mean(repo: str) -> str | None:
+    meant = near_repos(repo)
+    return f"Did you mean {' or '.join(meant)}?" if meant else None
+
+
+def hub_id(repo: str) -> tuple[str, str | None] | None:
+    """The repository and the revision that `repo` names, or None where it is a folder, or no name of a repository."""
+    match = _HUB_ID.fullmatch(repo)
+    if match is None or repo.startswith((".", "/", "~")) or os.path.exists(repo):
+        return None
+    return match["id"], match["revision"]
+
+
+def is_url(text: str) -> bool:
+    """Whether a user means a place on a server by this, be it one that is supported or not."""
+    return "://" in text
+
+
+def _is_utf8(text: str) -> bool:
+    """Bytes of a file name that are no UTF-8 come as lone surrogates."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def _revision_of(path: Path) -> str | None:
+    """A Hub cache calls a snapshot's folder by its commit."""
+    resolved = path.resolve()
+    return resolved.name if resolved.parent.name == "snapshots" and COMMIT.fullmatch(resolved.name) else None
+
+
+def with_download(checkpoint: Checkpoint, names: Iterable[str]) -> Checkpoint:
+    """The checkpoint with these files, and its small ones, in this machine's Hub cache, to be read from there.
+
+    Raises UsageError where it is not from the Hub, and what `HubFiles.download` raises.
+    """
+    source = checkpoint.source
+    if isinstance(source, LocalSource) and source.revision is not None:
+        return checkpoint
+    if not isinstance(source, RemoteSource) or not isinstance(source.remote, HubFiles):
+        raise UsageError.about("download", ..., f"{source.label} is not on the Hub", hint="Leave it out.")
+    small = [name for name, listed in source.listing.items() if not name.endswith(".safetensors")]
+    wanted = sorted({*names, *small})
+    digests = {name: source.listing[name].sha256 for name in wanted if source.original(name) is None}
+    folder = source.remote.download(wanted)
+    due = {name: sha256 for name, sha256 in digests.items() if sha256 is not None}
+    check_downloads(folder, due)
+    source.sha256_verified.extend(due)
+    return replace(checkpoint, source=replace(source, local=LocalSource(folder, source.label, source.revision)))
+
+
+def refuse_url(out: Path, hint: str) -> None:
+    """Raise UsageError where a folder is wanted and a URL was given, of which a Path keeps one slash."""
+    scheme, colon, rest = str(out).partition(":/")
+    if colon and scheme.isalnum() and not out.exists():
+        raise UsageError(f"{scheme}://{rest}: a folder is wanted here, not a URL", hint=hint)

@@ -1,246 +1,94 @@
-"""Rank files ↔ manifest: what a result folder holds is what was written.
+"""The verbs that check a result: `verify` in one folder, `verify_shares` in several."""
 
-Every file, size, header and digest is held against the manifest; `comparison` holds the files against the source.
-"""
-
-import filecmp
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, computed_field
+from dsv4_shard.catalog.verb import Later, checked_place, verb, wrong_type
+from dsv4_shard.errors import UsageError
+from dsv4_shard.sharding.options import VerifyOptions
 
-from dsv4_shard.checkpoint import Checkpoint
-from dsv4_shard.comparison import compare
-from dsv4_shard.cpus import default_workers
-from dsv4_shard.digests import digest_of, hash_tensor
-from dsv4_shard.errors import HeaderError, ReadFailed
-from dsv4_shard.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, read_header
-from dsv4_shard.inventory import Inventory
-from dsv4_shard.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, ManifestFile, load_manifest
-from dsv4_shard.numerics import Numerics
-from dsv4_shard.problem import Problem
-from dsv4_shard.sources import LocalFile
+if TYPE_CHECKING:
+    from dsv4_shard.checkpoint.inventory import Inventory
+    from dsv4_shard.checkpoint.reader import Checkpoint
+    from dsv4_shard.sharding import progress as progressing
+    from dsv4_shard.verification import documents
+else:
+    documents = Later("dsv4_shard.verification.documents")
+    progressing = Later("dsv4_shard.sharding.progress")
 
 
-class Verification(BaseModel):
-    """What was verified and what was found; `ok` where all is as it should be: no `problems`, and sums that are right.
+@verb(VerifyOptions)
+def verify(out: str | Path, options: VerifyOptions) -> "documents.Verification":
+    """Prove a result against its manifest, or byte by byte against the checkpoint that it was made from.
 
-    `accounts` counts the source tensors by what became of them, where the source was compared. `numerics` is whether
-    the experts of a layer add up, where that was asked for and the bytes are right.
+    `out` is a folder that reshard or merge made, and `against` the checkpoint. `numerics` also adds up the experts of a
+    `layer` (default: the last), where all bytes are right. `ok` is False where anything differs, and `problems` say
+    what. `jobs` and `progress` are as in `reshard`.
+
+    Raises UsageError for options that contradict each other, NotAResult where a folder has no sound manifest,
+    ForeignPlan where `against` is another checkpoint, and what `inspect` raises for it.
+
+    >>> found = dsv4_shard.verify("shards", against="model", numerics=True)
+    >>> found.ok, found.problems, found.numerics is not None
+    (True, (), True)
     """
+    from dsv4_shard.sharding.progress import Reporter, Task
+    from dsv4_shard.verification.moe_numerics import check_numerics
+    from dsv4_shard.verification.result_folder import bytes_to_verify
+    from dsv4_shard.verification.result_folder import verify as verify_folder
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    schema_version: Literal[1] = 1
-    folder: str
-    layout: str
-    ranks: tuple[int, ...]
-    world: int
-    files: int
-    tensors: int
-    bytes: int
-    against: str | None
-    accounts: dict[str, int]
-    left_out: dict[str, int]
-    problems: tuple[Problem, ...]
-    notes: tuple[str, ...]
-    numerics: Numerics | None = None
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def ok(self) -> bool:
-        return not self.problems and (self.numerics is None or self.numerics.ok)
+    folder = Path(out)
+    source = _source([folder], options)
+    with Reporter(options.progress).task(Task("verify"), bytes_to_verify(folder)) as task:
+        found = verify_folder(folder, source, workers=options.jobs, on_progress=task.advance)
+    if not (options.numerics and source is not None and found.ok):
+        return found
+    return found.model_copy(update={"numerics": check_numerics([folder], *source, options.layer)})
 
 
-def verify(
-    folder: Path,
-    source: tuple[Checkpoint, Inventory] | None = None,
-    *,
-    workers: int | None = None,
-    on_progress: Callable[[int], None] = lambda _: None,
-    ranks: Collection[int] | None = None,
-) -> Verification:
-    """Verify the result in `folder`, and against its source if that is given.
+@verb(VerifyOptions)
+def verify_shares(folders: Sequence[str | Path], options: VerifyOptions) -> "documents.SharesVerification":
+    """Verify each of the `folders` that hold the shares of one result, and that they fit together.
 
-    With `ranks`, only the files of these (what all share is the first one's), while others may be joining.
-    Raises NotAResult where there is no sound manifest, ForeignPlan where the source is another checkpoint.
+    Other parameters, and errors, are as in `verify`.
+
+    >>> together = dsv4_shard.verify_shares(["shards"])
+    >>> together.ok, together.missing
+    (True, ())
     """
-    manifest = load_manifest(folder)
-    workers = workers or default_workers()
-    problems = [*_check_companions(folder, manifest), *_check_ranks(manifest)]
-    readable: list[ManifestFile] = []
-    files = _files_of(manifest, ranks)
-    for entry in files:
-        found = list(_check_file(folder, entry, manifest))
-        problems += found
-        if not found:
-            readable.append(entry)
-            problems += _check_links(folder, entry)
-    accounts: dict[str, int] = {}
-    notes: list[str] = []
-    if source is None:
-        problems += _check_tensors(folder, readable, workers, on_progress)
-    elif any(problem.file == PLAN_NAME for problem in problems):
-        notes.append("the source was not compared: plan.json, which says how, is not what was written")
-    else:
-        more, accounts = compare(folder, manifest, source, workers, on_progress)
-        problems += more
-    return Verification(
-        folder=str(folder),
-        layout=manifest.layout,
-        ranks=tuple(rank for rank in manifest.ranks if ranks is None or rank in ranks),
-        world=manifest.world,
-        files=len(files),
-        tensors=sum(len(entry.tensors) for entry in files),
-        bytes=sum(entry.nbytes for entry in files),
-        against=source[0].source.label if source else None,
-        accounts=accounts,
-        left_out=dict(Counter(manifest.left_out.values())),
-        problems=tuple(problems),
-        notes=(*(_strangers(folder, manifest) if ranks is None else ()), *notes),
-    )
+    from dsv4_shard.sharding.progress import Reporter, Task
+    from dsv4_shard.verification.moe_numerics import check_numerics
+    from dsv4_shard.verification.result_folder import bytes_to_verify
+    from dsv4_shard.verification.shares import verify_together
+
+    if isinstance(folders, str | Path):
+        raise UsageError.about("folders", ..., "one folder, not a sequence", hint="`dsv4_shard.verify` takes one.")
+    if not isinstance(folders, Iterable):
+        raise wrong_type("folders", folders, "a sequence of folders")
+    paths = [Path(checked_place("folders", folder)) for folder in folders]
+    if not paths:
+        raise UsageError("no folder to verify")
+    source = _source(paths, options)
+    with Reporter(options.progress).task(Task("verify"), sum(map(bytes_to_verify, paths))) as task:
+        found = verify_together(paths, source, workers=options.jobs, on_progress=task.advance)
+    if not (options.numerics and source is not None and found.ok):
+        return found
+    return found.model_copy(update={"numerics": check_numerics(paths, *source, options.layer)})
 
 
-def bytes_to_verify(folder: Path, ranks: Collection[int] | None = None) -> int:
-    """Bytes of tensors that `verify` will look at."""
-    return sum(entry.payload for entry in _files_of(load_manifest(folder), ranks))
+def _source(folders: Sequence[Path], options: VerifyOptions) -> "tuple[Checkpoint, Inventory] | None":
+    """The checkpoint to verify against, if one is named. Raises UsageError for options that contradict each other."""
+    from dsv4_shard.opening import open_checkpoint, refuse_url
 
-
-def _files_of(manifest: Manifest, ranks: Collection[int] | None) -> list[ManifestFile]:
-    return [entry for entry in manifest.files if ranks is None or entry.ranks[0] in ranks]
-
-
-def _strangers(folder: Path, manifest: Manifest) -> Iterator[str]:
-    known = {name for entry in manifest.files for name in entry.names}
-    known |= {entry.name for entry in manifest.companions} | {MANIFEST_NAME}
-    folders = {Path(name).parent.as_posix() for name in known}
-    for path in sorted(path for inner in folders for path in (folder / inner).glob("*")):
-        name = path.relative_to(folder).as_posix()
-        if name not in known and name not in folders:
-            yield f"{name} is not part of the result"
-
-
-def _check_links(folder: Path, entry: ManifestFile) -> Iterator[Problem]:
-    """Each further name of a file is the file itself, or a copy of it where the file system has no links."""
-    for link in entry.links:
-        path = folder / link
-        if not path.is_file():
-            yield Problem(kind="lost-file", file=link, message=f"is gone: a link to {entry.name}")
-        elif not path.samefile(folder / entry.name) and not filecmp.cmp(path, folder / entry.name, shallow=False):
-            yield Problem(kind="damaged-file", file=link, message=f"differs from {entry.name}")
-
-
-def _check_ranks(manifest: Manifest) -> Iterator[Problem]:
-    """Each rank that the manifest says is here has a file."""
-    readers = {rank for entry in manifest.files for rank in entry.ranks}
-    if readers != set(manifest.ranks):
-        odd = min(readers ^ set(manifest.ranks))
-        message = f"rank {odd} {'has a file but is not among its ranks' if odd in readers else 'has no file'}"
-        yield Problem(kind="wrong-manifest", file=MANIFEST_NAME, message=message)
-
-
-def _check_companions(folder: Path, manifest: Manifest) -> Iterator[Problem]:
-    for entry in manifest.companions:
-        path = folder / entry.name
-        if not path.is_file():
-            yield Problem(kind="lost-file", file=entry.name, message="is gone")
-        elif path.stat().st_size != entry.nbytes or digest_of(path.read_bytes()) != entry.digest:
-            yield Problem(kind="damaged-file", file=entry.name, message="differs from what was written")
-
-
-def _check_file(folder: Path, entry: ManifestFile, manifest: Manifest) -> Iterator[Problem]:
-    """Presence, size and header of a rank's file."""
-
-    def problem(kind: str, message: str) -> Problem:
-        return Problem(kind=kind, file=entry.name, message=message)
-
-    try:
-        file = LocalFile(folder / entry.name, entry.name)
-    except ReadFailed:
-        yield problem("lost-file", f"is gone or unreadable: the shards of {_ranks(entry)}")
-        return
-    try:
-        if file.nbytes != entry.nbytes:
-            swapped = _swapped(_raw_header_digest(file), entry, manifest)
-            if swapped:
-                yield problem("wrong-header", swapped)
-                return
-            yield problem("wrong-size", f"has {file.nbytes:,} bytes, {entry.nbytes:,} were written")
-            return
-        header = read_header(file, entry.name)
-        digest = digest_of(file.read(0, header.data_start))
-        if digest != entry.header_digest:
-            yield problem(
-                "wrong-header", _swapped(digest, entry, manifest) or "its header differs from what was written"
-            )
-        elif _sizes(entry, header) != {name: info.nbytes for name, info in header.tensors.items()}:
-            yield problem("wrong-manifest", "the manifest has other tensors or sizes than its header")
-    except HeaderError as error:
-        yield problem("wrong-header", str(error))
-    finally:
-        file.close()
-
-
-def _ranks(entry: ManifestFile) -> str:
-    return f"rank {entry.ranks[0]}" if len(entry.ranks) == 1 else "all ranks"
-
-
-def _sizes(entry: ManifestFile, header: Header) -> dict[str, int]:
-    """Bytes of each tensor as the manifest has them: the sum of its pieces, or its header's."""
-    pieces = {name: sum(count * nbytes for count, nbytes in runs) for name, runs in entry.pieces.items()}
-    whole = {name: header.tensors[name].nbytes for name in entry.tensors if name in header.tensors}
-    return dict.fromkeys(entry.tensors, -1) | whole | pieces
-
-
-def _raw_header_digest(file: LocalFile) -> str:
-    """The digest of what the file itself says is its header."""
-    start = min(file.nbytes, LENGTH_BYTES + int.from_bytes(file.read(0, min(file.nbytes, LENGTH_BYTES)), "little"))
-    return digest_of(file.read(0, min(start, LENGTH_BYTES + MAX_HEADER_BYTES)))
-
-
-def _swapped(header_digest: str, entry: ManifestFile, manifest: Manifest) -> str | None:
-    for other in manifest.files:
-        if other.name != entry.name and other.header_digest == header_digest:
-            return f"holds the shards of {_ranks(other)} ({other.name}), not of {_ranks(entry)}: swapped?"
-    return None
-
-
-def _check_tensors(
-    folder: Path, entries: list[ManifestFile], workers: int, on_progress: Callable[[int], None]
-) -> list[Problem]:
-    """Hash every tensor of the files that have a sound header."""
-    problems: list[Problem] = []
-    for entry in entries:
-        file = LocalFile(folder / entry.name, entry.name)
-        try:
-            header = read_header(file, entry.name)
-            check = partial(_check_tensor, file, header, entry, on_progress)
-            with ThreadPoolExecutor(workers) as pool:
-                found = [problem for problem in pool.map(check, entry.tensors) if problem]
-        finally:
-            file.close()
-        problems += _swapped_content(found, entry) or found
-    return problems
-
-
-def _check_tensor(
-    file: LocalFile, header: Header, entry: ManifestFile, on_progress: Callable[[int], None], name: str
-) -> Problem | None:
-    """Hash one tensor."""
-    found = hash_tensor(file, header, name, entry.pieces.get(name), on_progress, once=True)
-    if found == entry.tensors[name]:
-        return None
-    message = "its bytes differ from what was written"
-    return Problem(kind="damaged-tensor", file=entry.name, tensor=name, message=message)
-
-
-def _swapped_content(found: list[Problem], entry: ManifestFile) -> list[Problem]:
-    """Two ranks' files may have equal headers: then most tensors that are not replicated differ at once."""
-    if len(found) * 2 < len(entry.tensors) or len(found) < 2:
-        return []
-    message = f"{len(found):,} of {len(entry.tensors):,} tensors differ, {found[0].tensor} first: another rank's file?"
-    return [Problem(kind="wrong-content", file=entry.name, message=message)]
+    for folder in folders:
+        refuse_url(
+            folder, "Copy it into a folder, and verify that; what `reshard` put was held against the store's sizes."
+        )
+    if options.numerics and options.against is None:
+        raise UsageError("{numerics} needs {against}: the unsharded layer is in the checkpoint",
+                         parameters={"numerics": ..., "against": ...})  # fmt: skip
+    if options.layer is not None and not options.numerics:
+        raise UsageError("{layer} is of {numerics}", hint="Add --numerics, or leave out --layer.",
+                         parameters={"layer": ..., "numerics": ...})  # fmt: skip
+    return open_checkpoint(str(options.against)) if options.against is not None else None

@@ -17,19 +17,22 @@ from typing import Any
 
 import safetensors
 
-from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint, read_checkpoint, read_unknown
-from dsv4_shard.config import ModelConfig, parse_config
-from dsv4_shard.demo import DEMO_CONFIG, V41_CONFIG, Tensors, by_file, tensors_of
-from dsv4_shard.engines.base import Request
+from dsv4_shard.checkpoint.inventory import Inventory, take_inventory
+from dsv4_shard.checkpoint.reader import Checkpoint, read_checkpoint, read_unknown
+from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, V41_CONFIG, Tensors, by_file, tensors_of
+from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import ShardError, UnsupportedFamily
-from dsv4_shard.generic import inspect_unknown
-from dsv4_shard.header import LENGTH_BYTES, build_header, read_header
-from dsv4_shard.inspect import inspect
-from dsv4_shard.inventory import Inventory, take_inventory
-from dsv4_shard.plan import Plan, make_plan
-from dsv4_shard.planfile import check_plan, load_plan
-from dsv4_shard.roles import Stage
-from dsv4_shard.sources import LocalSource
+from dsv4_shard.inspection.known_family import inspect
+from dsv4_shard.inspection.unknown_family import inspect_unknown
+from dsv4_shard.models.config import parse_config
+from dsv4_shard.models.family import ModelConfig
+from dsv4_shard.models.roles import Stage
+from dsv4_shard.planning.document import Plan
+from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.plan_file import check_plan, load_plan
+from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
+from dsv4_shard.sources.local import LocalSource
+from dsv4_shard.tensors.header import LENGTH_BYTES, build_header, read_header
 from fuzz.mutate import mutate_json
 
 CONFIG: dict[str, Any] = DEMO_CONFIG | {
@@ -199,7 +202,7 @@ def _check_header(data: bytes) -> None:
     except ShardError as error:
         _check_message(error)
         return
-    theirs = dict(safetensors.deserialize(data))
+    theirs = dict(safetensors.deserialize(data))  # type: ignore[no-untyped-call]
     body = data[header.data_start :]
     ours = {name: (t.dtype, list(t.shape), body[t.start : t.stop]) for name, t in header.tensors.items()}
     assert ours == {name: (i["dtype"], list(i["shape"]), bytes(i["data"])) for name, i in theirs.items()}

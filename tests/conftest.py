@@ -1,47 +1,83 @@
 """Shared fixtures, and how hypothesis runs: the same examples every time, without a clock."""
 
+from __future__ import annotations
+
 import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from hubserver import HubServer
 from hypothesis import settings
-from scratch import remove_process_folder
-from tiny import TINY_CONFIG
+from support.checkpoints.full_size import FLASH, PRO, REAL_MODELS
+from support.checkpoints.tiny import TINY_CONFIG
+from support.scratch import remove_process_folder, share_process_folder
+from support.servers.hub import HubServer
 
-from dsv4_shard.demo import write_checkpoint
+from dsv4_shard.checkpoint.synthetic import write_checkpoint
+
+if TYPE_CHECKING:
+    from support.servers.store import StoreServer
+
+SLOW_MODELS = set(REAL_MODELS) - {PRO, FLASH}
 
 settings.register_profile("seeded", deadline=None, derandomize=True)
 settings.load_profile("seeded")
 
 
-def pytest_sessionfinish():
+def pytest_configure(config: pytest.Config) -> None:
+    """The workers of a run inherit the environment, and with it the folder of the process that starts them."""
+    if not hasattr(config, "workerinput"):
+        share_process_folder()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Call tests slow that are given another real checkpoint than the two that the fast tests read."""
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        given = [value for value in callspec.params.values() if isinstance(value, str)] if callspec else []
+        if not SLOW_MODELS.isdisjoint(given):
+            item.add_marker(pytest.mark.slow)
+
+
+def pytest_sessionfinish() -> None:
     """A run of all tests writes some 15 GB: none of it stays behind."""
     remove_process_folder()
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory):
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete small checkpoint. Only to be read."""
     return write_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny", TINY_CONFIG, seed=7)
 
 
 @pytest.fixture
-def folder(tiny_checkpoint, tmp_path):
+def folder(tiny_checkpoint: Path, tmp_path: Path) -> Path:
     """A copy of the small checkpoint, to be damaged."""
     return shutil.copytree(tiny_checkpoint, tmp_path / "model")
 
 
 @pytest.fixture
-def hub_server():
+def interruptible() -> Iterator[None]:
+    """Processes that the test starts take SIGINT, as from a terminal: background jobs of a shell inherit it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def hub_server() -> Iterator[HubServer]:
     """A Hub on loopback that holds nothing yet."""
     with HubServer() as server:
         yield server
 
 
 @pytest.fixture
-def store_server(monkeypatch):
+def store_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[StoreServer]:
     """An S3 server on loopback with one empty bucket, which obstore finds by the environment."""
-    from storeserver import StoreServer  # takes a second to import
+    from support.servers.store import StoreServer  # takes a second to import
 
     with StoreServer() as server:
         for name, value in server.env().items():

@@ -6,27 +6,30 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import asdict
+from collections import Counter
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import pytest
-from small import contents
+from support.checkpoints.small import contents
+from support.paths import ROOT
 from typer.testing import CliRunner
 
 import dsv4_shard
 from dsv4_shard import errors
+from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.cli import app
-from dsv4_shard.demo import write_checkpoint
-from dsv4_shard.destinations import DryRun
-from dsv4_shard.inspect import Inspection
-from dsv4_shard.merge import Merged
-from dsv4_shard.report import to_html
-from dsv4_shard.together import Together
-from dsv4_shard.verify import Verification
+from dsv4_shard.inspection.known_family import Inspection
+from dsv4_shard.reporting.page import to_html
+from dsv4_shard.verification.documents import SharesVerification, Verification
 
-VERBS = ("compare", "explain", "inspect", "merge", "plan", "report", "reshard", "search", "verify")
+VERBS = ("compare", "explain", "inspect", "merge", "merge_dry_run", "plan", "report", "reshard", "reshard_dry_run",
+         "reshard_on_cluster", "reshard_to_store", "search", "verify", "verify_shares")  # fmt: skip
+MODULES = {"search": "plan", "compare": "plan", "merge": "reshard", "merge_dry_run": "reshard",
+           "reshard_dry_run": "reshard", "reshard_on_cluster": "reshard", "reshard_to_store": "reshard",
+           "verify_shares": "verify"}  # fmt: skip
+"""Of verbs that have no module of their own name."""
+
 REFERENCE: dict[str, Any] = {"tp": 2, "engine": "reference"}
 MESSAGE = "Weight output_partition_size = 192 is not divisible by weight quantization block_n = 128."
 HEAVY = {"torch", "ray", "obstore", "huggingface_hub", "numpy", "pydantic", "rich", "typer"}
@@ -53,6 +56,24 @@ def shares(tiny_checkpoint, tmp_path):
     return [tmp_path / "share-0", tmp_path / "share-1"]
 
 
+class Seen(dsv4_shard.Progress):
+    """What was begun, ended and moved."""
+
+    def __init__(self) -> None:
+        self.begun: dict[dsv4_shard.Task, int] = {}
+        self.moved: Counter[dsv4_shard.Task] = Counter()
+        self.ended: list[dsv4_shard.Task] = []
+
+    def begin(self, task: dsv4_shard.Task, total_bytes: int) -> None:
+        self.begun[task] = total_bytes
+
+    def advance(self, task: dsv4_shard.Task, nbytes: int) -> None:
+        self.moved[task] += nbytes
+
+    def end(self, task: dsv4_shard.Task) -> None:
+        self.ended.append(task)
+
+
 def document(*arguments):
     """What a command prints with --json."""
     return json.loads(CliRunner().invoke(app, [*map(str, arguments), "--json"]).stdout)
@@ -66,30 +87,30 @@ def in_a_fresh_process(code: str) -> str:
 
 
 def test_the_package_gives_the_verbs_and_the_errors_and_the_readme_names_them_all():
-    assert dsv4_shard.__all__ == sorted(("__version__", "errors", *VERBS))
-    section = (Path(__file__).parent.parent / "README.md").read_text().split("## From Python\n")[1].split("\n## ")[0]
+    assert dsv4_shard.__all__ == sorted(("Progress", "Task", "__version__", "errors", *VERBS))
+    section = (ROOT / "README.md").read_text().split("## From Python\n")[1].split("\n## ")[0]
     assert set(VERBS) <= set(re.findall(r"`(\w+)`", section))
     assert "`dsv4_shard.errors`" in section
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_is_a_function_with_its_options_and_a_docstring_whatever_was_imported_first(verb):
-    module = f"dsv4_shard.{verb}" if verb != "compare" else "dsv4_shard.plandiff"
+    module = "dsv4_shard." + MODULES.get(verb, verb)
     first = f"import {module}, dsv4_shard"
     last = f"import dsv4_shard; from dsv4_shard import {verb}; import {module}"
     inner = f"import dsv4_shard.cli, sys; from {module} import __doc__ as _; import importlib"
     for order in (first, last, inner):
         says = f"{order}\nimport dsv4_shard\nprint(type(dsv4_shard.{verb}).__name__, dsv4_shard.{verb}.__module__)"
         kind, where = in_a_fresh_process(says).split()
-        assert (kind, where in ("dsv4_shard.api", "dsv4_shard.moving")) == ("function", True)
+        assert (kind, where) == ("function", module)
     function = getattr(dsv4_shard, verb)
     assert introspection.signature(function).return_annotation
 
 
 def test_a_module_that_a_verb_shares_its_name_with_is_imported_as_any_other():
-    code = "from dsv4_shard.plan import make_plan; import importlib, dsv4_shard\n"
-    code += "print(importlib.import_module('dsv4_shard.plan').make_plan is make_plan, dsv4_shard.sources.__name__)"
-    assert in_a_fresh_process("import dsv4_shard.sources; " + code).split() == ["True", "dsv4_shard.sources"]
+    code = "import importlib, dsv4_shard; module = importlib.import_module('dsv4_shard.inspect'); "
+    code += "print(module.__name__, module.inspect is dsv4_shard.inspect)"
+    assert in_a_fresh_process(code).split() == ["dsv4_shard.inspect", "True"]
 
 
 def test_importing_the_package_imports_nothing_that_takes_time():
@@ -125,7 +146,7 @@ def test_search_returns_what_the_command_prints_and_writes_the_plan_of_the_best(
     assert found.model_dump(mode="json") == document("plan", tiny_checkpoint, *options)
     assert found == dsv4_shard.search(tiny_checkpoint, gpus=2, gpu="h200", engine="vllm,sglang")
     assert found.best is not None
-    assert json.loads((tmp_path / "plan.json").read_text())["request"] == found.best.request
+    assert json.loads((tmp_path / "plan.json").read_text())["request"] == found.best.request.model_dump()
 
 
 def test_compare_returns_what_the_command_prints_of_files_and_takes_plans_as_well(tiny_checkpoint, tmp_path):
@@ -158,17 +179,13 @@ def test_reshard_writes_what_the_command_writes_and_returns_what_that_prints(tin
         str(tiny_checkpoint), tmp_path / "a", plan=dsv4_shard.plan(tiny_checkpoint, **REFERENCE)
     )
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
-    assert (outcome.files, outcome.nbytes, list(outcome.ranks), outcome.world) == (
-        printed["files"], printed["bytes"], printed["ranks"], printed["world"],
-    )  # fmt: skip
+    assert outcome.model_dump(mode="json") == printed | {"out": str(tmp_path / "a")}
 
 
 def test_a_dry_run_returns_what_the_command_prints_and_writes_nothing(tiny_checkpoint, tmp_path):
-    found = dsv4_shard.reshard(tiny_checkpoint, tmp_path / "out", dry_run=True, **REFERENCE)
+    found = dsv4_shard.reshard_dry_run(tiny_checkpoint, tmp_path / "out", **REFERENCE)
     printed = document("reshard", tiny_checkpoint, tmp_path / "out", "--tp", 2, "--engine", "reference", "--dry-run")
-    assert (found.files, found.needed, found.job.recipe.left_out) == (
-        printed["files"], printed["bytes"], printed["left_out"],
-    )  # fmt: skip
+    assert found.model_dump(mode="json") == printed | {"free": found.free}
     assert found.fits
     assert not (tmp_path / "out").exists()
 
@@ -176,11 +193,16 @@ def test_a_dry_run_returns_what_the_command_prints_and_writes_nothing(tiny_check
 def test_merge_writes_what_the_command_writes_and_returns_what_that_prints(shards, tmp_path):
     merged = dsv4_shard.merge(shards, tmp_path / "a")
     printed = document("merge", shards, tmp_path / "b")
-    assert isinstance(merged, Merged)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
-    assert (merged.outcome.nbytes, list(merged.notes)) == (printed["bytes"], printed["notes"])
-    assert [asdict(change) for change in merged.changes] == printed["changes"]
-    assert isinstance(dsv4_shard.merge(shards, tmp_path / "c", dry_run=True), DryRun)
+    assert merged.model_dump(mode="json") == printed | {"out": str(tmp_path / "a")}
+
+
+def test_a_dry_run_of_merge_returns_what_the_command_prints(shards, tmp_path):
+    found = dsv4_shard.merge_dry_run(shards, tmp_path / "a")
+    assert found.model_dump(mode="json") == document("merge", shards, tmp_path / "a", "--dry-run") | {
+        "free": found.free
+    }
+    assert not (tmp_path / "a").exists()
 
 
 def test_verify_of_a_folder_returns_what_the_command_prints(tiny_checkpoint, shards):
@@ -193,16 +215,16 @@ def test_verify_of_a_folder_returns_what_the_command_prints(tiny_checkpoint, sha
 
 
 def test_verify_of_several_folders_returns_what_the_command_prints(shares):
-    found = dsv4_shard.verify(shares)
-    assert isinstance(found, Together)
+    found = dsv4_shard.verify_shares(shares)
+    assert isinstance(found, SharesVerification)
     assert found.model_dump(mode="json") == document("verify", *shares)
-    assert len(dsv4_shard.verify(shares[:1]).folders) == 1
+    assert len(dsv4_shard.verify_shares(shares[:1]).folders) == 1
 
 
 def test_a_result_is_not_ok_where_its_experts_do_not_add_up(tiny_checkpoint, shards, shares, monkeypatch):
-    monkeypatch.setattr("dsv4_shard.numerics.TOLERANCE", -1.0)
-    for out in (shards, shares):
-        found = dsv4_shard.verify(out, against=tiny_checkpoint, numerics=True)
+    monkeypatch.setattr("dsv4_shard.verification.documents.TOLERANCE", -1.0)
+    for verb, out in ((dsv4_shard.verify, shards), (dsv4_shard.verify_shares, shares)):
+        found = verb(out, against=tiny_checkpoint, numerics=True)
         assert (found.problems, found.ok) == ((), False)
     command = ["verify", str(shards), "--against", str(tiny_checkpoint), "--numerics"]
     assert CliRunner().invoke(app, command).exit_code == errors.ExitCode.NO
@@ -215,29 +237,34 @@ def test_a_result_is_not_ok_where_its_experts_do_not_add_up(tiny_checkpoint, sha
     ("call", "error", "match"),
     [
         (lambda repo, out: dsv4_shard.inspect("/nowhere"), errors.UsageError, "no such folder"),
-        (lambda repo, out: dsv4_shard.inspect(repo, tp=[0]), errors.UsageError, "--tp 0"),
+        (lambda repo, out: dsv4_shard.inspect(repo, tp=[0]), errors.UsageError, "tp=0: must be"),
         (lambda repo, out: dsv4_shard.plan(repo, tp=2, engine="sglng"), errors.UsageError, "no engine called"),
         (lambda repo, out: dsv4_shard.plan(repo, tp=2, output=out / "in" / "none"), errors.WriteFailed, "No such file"),
         (lambda repo, out: dsv4_shard.search(repo, gpus=0), errors.UsageError, "must be from 1"),
         (lambda repo, out: dsv4_shard.compare(out, out), errors.BadPlan, "No such file"),
         (lambda repo, out: dsv4_shard.explain(" \n"), errors.UsageError, "nothing to explain"),
         (lambda repo, out: dsv4_shard.explain(out), errors.ReadFailed, "No such file"),
-        (lambda repo, out: dsv4_shard.reshard(repo, out), errors.UsageError, "neither --plan nor --tp"),
-        (lambda repo, out: dsv4_shard.reshard(repo, out, plan=out, dp=1), errors.UsageError, "--plan and --dp"),
-        (lambda repo, out: dsv4_shard.reshard(repo, out, tp=2, scratch=out), errors.UsageError, "--scratch"),
-        (lambda repo, out: dsv4_shard.reshard(repo, out, tp=2, jobs=0), errors.UsageError, "--jobs 0"),
-        (lambda repo, out: dsv4_shard.reshard(repo, out, tp=2, ranks=[]), errors.UsageError, "--ranks: none"),
+        (lambda repo, out: dsv4_shard.reshard(repo, out), errors.UsageError, "neither plan nor tp"),
+        (lambda repo, out: dsv4_shard.reshard(repo, out, plan=out, dp=1), errors.UsageError, "plan and dp: "),
+        (lambda repo, out: dsv4_shard.reshard(repo, "s3://b/x", tp=2), errors.UsageError, "not a folder"),
+        (lambda repo, out: dsv4_shard.reshard_to_store(repo, str(out), tp=2), errors.UsageError, "not the URL"),
+        (lambda repo, out: dsv4_shard.reshard(repo, out, tp=2, jobs=0), errors.UsageError, "jobs=0: must be"),
+        (lambda repo, out: dsv4_shard.reshard(repo, out, tp=2, ranks=[]), errors.UsageError, "ranks: there is nothing"),
         (lambda repo, out: dsv4_shard.reshard(repo, out, ranks=[2], **REFERENCE), errors.UsageError, "rank 2 of 2"),
         (lambda repo, out: dsv4_shard.reshard(repo, repo, **REFERENCE), errors.OutputInsideInput, "is the checkpoint"),
-        (lambda repo, out: dsv4_shard.reshard(repo, "s3://b/x", tp=2, ray="auto"), errors.UsageError, "not a URL"),
-        (lambda repo, out: dsv4_shard.reshard(repo, out, tp=2, ray="auto", ranks="0"), errors.UsageError, "--ranks"),
-        (lambda repo, out: dsv4_shard.reshard(repo, out, tp=2, ray="auto", download=True), errors.UsageError, "--down"),
+        (lambda repo, out: dsv4_shard.reshard_on_cluster(repo, "s3://b/x", tp=2), errors.UsageError, "not a URL"),
+        (
+            lambda repo, out: dsv4_shard.reshard_dry_run(repo, "s3://b/x", ranks="auto"),
+            errors.UsageError,
+            "one manifest",
+        ),
         (lambda repo, out: dsv4_shard.merge(repo, out), errors.UsageError, "a checkpoint, not the shards"),
         (lambda repo, out: dsv4_shard.merge(repo, "s3://b/x"), errors.UsageError, "not a URL"),
         (lambda repo, out: dsv4_shard.verify(out), errors.UsageError, "no such folder"),
-        (lambda repo, out: dsv4_shard.verify([]), errors.UsageError, "no folder"),
-        (lambda repo, out: dsv4_shard.verify(out, numerics=True), errors.UsageError, "--numerics needs --against"),
-        (lambda repo, out: dsv4_shard.verify(out, layer=1), errors.UsageError, "--layer is of --numerics"),
+        (lambda repo, out: dsv4_shard.verify_shares([]), errors.UsageError, "no folder"),
+        (lambda repo, out: dsv4_shard.verify_shares(str(out)), errors.UsageError, "not a sequence"),
+        (lambda repo, out: dsv4_shard.verify(out, numerics=True), errors.UsageError, "numerics needs against"),
+        (lambda repo, out: dsv4_shard.verify(out, layer=1), errors.UsageError, "layer is of numerics"),
     ],
 )
 def test_what_a_command_stops_at_is_raised(call, error, match, tiny_checkpoint, tmp_path, capfd):
@@ -259,33 +286,54 @@ def test_a_process_whose_launcher_leaves_nothing_to_it_is_told(rank, world, tiny
 
 
 def test_verbs_print_nothing_remember_nothing_and_tell_how_far_they_are(tiny_checkpoint, shards, tmp_path, capfd):
-    begun: list[tuple[str, int]] = []
-    moved: list[int] = []
-    told: dict[str, Any] = {"on_begin": lambda *what: begun.append(what), "on_progress": moved.append, "jobs": 1}
+    seen = Seen()
+    told: dict[str, Any] = {"progress": seen, "jobs": 1}
     dsv4_shard.inspect(tiny_checkpoint)
     dsv4_shard.reshard(tiny_checkpoint, tmp_path / "out", **REFERENCE, **told)
     dsv4_shard.merge(shards, tmp_path / "again", **told)
     dsv4_shard.verify(shards, **told)
-    assert [what for what, _ in begun] == ["reshard", "merge", "verify"]
-    assert sum(moved) == sum(nbytes for _, nbytes in begun)
+    assert [str(task) for task in seen.begun] == ["reshard", "merge", "verify"]
+    assert seen.ended == list(seen.begun)
+    assert seen.moved == seen.begun
     assert capfd.readouterr() == ("", "")
     assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize("error", [ValueError("enough"), KeyboardInterrupt()])
+def test_what_progress_raises_ends_the_run_and_the_same_call_goes_on(error, tiny_checkpoint, tmp_path):
+    class Ends(dsv4_shard.Progress):
+        def advance(self, task: dsv4_shard.Task, nbytes: int) -> None:
+            raise error
+
+    with pytest.raises(type(error)):
+        dsv4_shard.reshard(tiny_checkpoint, tmp_path / "out", progress=Ends(), **REFERENCE)
+    assert not (tmp_path / "out").exists()
+    dsv4_shard.reshard(tiny_checkpoint, tmp_path / "out", progress=None, **REFERENCE)
+    with pytest.raises(type(error)):
+        dsv4_shard.verify(tmp_path / "out", progress=Ends())
+    assert dsv4_shard.verify(tmp_path / "out").ok
 
 
 # --- what the docs show ----------------------------------------------------------------------------------------------
 
 
-def test_the_examples_of_the_docstrings_and_of_the_readme_give_what_they_say(tmp_path, monkeypatch):
+def code_of(page: str) -> str:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    return code
+
+
+def test_the_examples_of_the_docstrings_and_of_the_pages_give_what_they_say(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_checkpoint(tmp_path / "model")
     finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner()
     printed: list[str] = []
-    for verb in ("inspect", "plan", "search", "compare", "report", "explain", "reshard", "merge", "verify"):
+    for verb in ("inspect", "plan", "search", "compare", "report", "explain", "reshard_dry_run", "reshard", "merge",
+                 "merge_dry_run", "verify", "verify_shares"):  # fmt: skip
         (example,) = finder.find(getattr(dsv4_shard, verb), verb, globs={"dsv4_shard": dsv4_shard})
         assert example.examples, f"{verb} has no example"
         runner.run(example, out=printed.append)
     assert runner.summarize(verbose=False).failed == 0, "".join(printed)
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    exec(code.replace("DeepSeek-V4-Pro", "model").replace('"shards"', '"others"'), {})
+    exec(code_of("README.md").replace("DeepSeek-V4-Pro", "model").replace('"shards"', '"others"'), {})
     assert (tmp_path / "report.html").is_file()
+    exec(code_of("docs/reference/api.md"), {"dsv4_shard": dsv4_shard})
+    assert capsys.readouterr().out.endswith("verify: 100 %\n")

@@ -10,19 +10,20 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 
 import pytest
-from small import load_tensors, open_folder, raw, small_config
+from support.checkpoints.small import load_tensors, open_folder, raw, small_config
+from support.paths import ROOT
 
 from benchmarks import back, converter, disk, growth, headers, loading, machines, moves, page_cache
 from benchmarks.running import ChildFailed, run, tool
 from benchmarks.settings import NotMeasured, Settings, Skipped, require_room
 from benchmarks.sized import WIDTH, config_for, tensor_bytes, write_least
-from dsv4_shard.demo import tensors_of, write_checkpoint
-from dsv4_shard.engines.base import Request
-from dsv4_shard.header import nbytes_of
-from dsv4_shard.plan import make_plan
-from dsv4_shard.reshard import prepare, reshard
+from dsv4_shard.checkpoint.synthetic import tensors_of, write_checkpoint
+from dsv4_shard.engines.deployment import Request
+from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.sharding.job import prepare
+from dsv4_shard.sharding.run import reshard
+from dsv4_shard.tensors.header import nbytes_of
 
-ROOT = Path(__file__).parent.parent
 MAY_BE_ZERO = {"disk_read", "cp_disk_read", "disk_written"}
 """What the page cache served, or a file system in memory took."""
 

@@ -8,30 +8,20 @@ import subprocess
 import sys
 
 import pytest
-from fullsize import FLASH, PRO, inventory_of
-from small import small_config
-from typer.testing import CliRunner
+from support.checkpoints.full_size import FLASH, PRO
+from support.checkpoints.small import small_config
+from support.command_line import root_of, run
 
-from dsv4_shard import __version__
-from dsv4_shard.cli import app
-from dsv4_shard.demo import write_checkpoint
+from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.errors import ExitCode
-from dsv4_shard.planfile import load_plan
+from dsv4_shard.planning.plan_file import load_plan
+from dsv4_shard.version import __version__
 
 
 @pytest.fixture(autouse=True)
 def _own_state(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("COLUMNS", "80")
-
-
-def run(*arguments):
-    """Run a command in this process."""
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def root_of(model):
-    return inventory_of(model)[0].source.root
 
 
 def test_version_is_the_packages():
@@ -257,7 +247,7 @@ def test_output_closed_early_is_no_error(tiny_checkpoint):
 
 @pytest.mark.parametrize(("edit", "said"), [
     (lambda request: request.pop("tp"), "tp: "), (lambda request: request.update(tp="16"), "tp: Input should be"),
-    (lambda request: request.update(tp=-1), "--tp -1"),
+    (lambda request: request.update(tp=-1), "tp=-1: must be from 1 to 4096"),
 ])  # fmt: skip
 def test_a_plan_whose_request_was_edited_says_where(edit, said, tiny_checkpoint, tmp_path):
     run("plan", tiny_checkpoint, "--tp", "2", "-o", tmp_path / "plan.json")
@@ -319,7 +309,7 @@ def test_a_demo_that_is_there_says_how_to_have_another(tmp_path):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_run_and_leaves_nothing(number, code, tiny_checkpoint, tmp_path):
-    hold = "import importlib, os, signal; r = importlib.import_module('dsv4_shard.reshard'); real = r.copy\n"
+    hold = "import importlib, os, signal; r = importlib.import_module('dsv4_shard.sharding.run'); real = r.copy\n"
     # As in a terminal: a shell's background job, such as CI may be, starts its children with SIGINT ignored.
     hold += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     hold += f"r.copy = lambda *a, **k: (os.kill(os.getpid(), {int(number)}), real(*a, **k))[1]\n"
@@ -333,11 +323,18 @@ def test_a_signal_ends_a_run_and_leaves_nothing(number, code, tiny_checkpoint, t
 @pytest.mark.parametrize(("number", "said"), [(signal.SIGINT, "interrupted\n"), (signal.SIGTERM, "")])
 @pytest.mark.parametrize(
     ("is_there", "moments"),
-    [(True, "typer.main.get_group"), (True, "typer.core:TyperGroup.make_context"), (True, "dsv4_shard.inspect"),
-     (True, "dsv4_shard.inspect dsv4_shard.cli._print_notes"), (False, "dsv4_shard.cli._print_notes"),
-     (True, "typer.core:TyperCommand.invoke"), (True, "atexit.unregister"), (False, "atexit.unregister"),
-     (True, "dsv4_shard.recent:Part.__set_name__")],
-)  # fmt: skip
+    [
+        (True, "typer.main.get_group"),
+        (True, "typer.core:TyperGroup.make_context"),
+        (True, "dsv4_shard.inspection.known_family"),
+        (True, "dsv4_shard.inspection.known_family dsv4_shard.terminal.process._print_notes"),
+        (False, "dsv4_shard.terminal.process._print_notes"),
+        (True, "typer.core:TyperCommand.invoke"),
+        (True, "atexit.unregister"),
+        (False, "atexit.unregister"),
+        (True, "dsv4_shard.terminal.last_inspected:Part.__set_name__"),
+    ],
+)
 def test_a_signal_at_any_moment_ends_with_its_code_and_an_interrupt_with_one_line(
     number, said, is_there, moments, tiny_checkpoint
 ):
@@ -345,7 +342,7 @@ def test_a_signal_at_any_moment_ends_with_its_code_and_an_interrupt_with_one_lin
     code = f"""
 import atexit, functools, os, pkgutil, signal
 import dsv4_shard, typer.core
-from dsv4_shard import cli, recent
+from dsv4_shard import cli; from dsv4_shard.terminal import last_inspected as recent
 
 def interrupted(real):
     @functools.wraps(real)
@@ -398,7 +395,7 @@ def write(checkpoint):
             raise
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
-importlib.import_module("dsv4_shard.reshard").write_skeleton = write
+importlib.import_module("dsv4_shard.sharding.run").write_skeleton = write
 from dsv4_shard.cli import main; main()
 """
     arguments = ["reshard", str(tiny_checkpoint), str(tmp_path / "out"), "--tp", "2", "--engine", "reference"]
@@ -408,7 +405,7 @@ from dsv4_shard.cli import main; main()
 
 
 def test_an_interrupted_demo_does_not_go_on_to_its_next_step(tmp_path):
-    hold = "import importlib, os, signal; r = importlib.import_module('dsv4_shard.reshard')\n"
+    hold = "import importlib, os, signal; r = importlib.import_module('dsv4_shard.sharding.run')\n"
     hold += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     hold += "r.copy = lambda *a, **k: os.kill(os.getpid(), signal.SIGINT)\n"
     hold += "from dsv4_shard.cli import main; main()"

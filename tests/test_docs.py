@@ -6,20 +6,20 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 
-import docexamples
+import doc_examples as docexamples
 import jsonschema
 import pytest
-from docexamples import LEFT_OUT, ROOT, Differs, examples, pages, renew, skeleton_of, workspace
-from families import FAMILIES, write_family
-from fullsize import FLASH, PRO, inventory_of
-from schemas import validator
-from test_cli import run
-from test_search import DEPLOYMENTS, requested
+from doc_examples import LEFT_OUT, ROOT, Differs, examples, pages, renew, skeleton_of, workspace
+from support.checkpoints.full_size import FLASH, PRO, inventory_of
+from support.checkpoints.other_families import FAMILIES, write_family
+from support.command_line import run
+from support.deployments import DEPLOYMENTS, requested
+from support.schemas import validator
 
 import dsv4_shard
 from docs import generate
-from dsv4_shard.choosing import choose
-from dsv4_shard.engines.base import Request
+from dsv4_shard.engines.deployment import Request
+from dsv4_shard.planning.choose import choose
 
 pytestmark = pytest.mark.xdist_group("docs")  # one process reads each full-size checkpoint once for all of these
 
@@ -38,13 +38,13 @@ def test_pages_have_examples():
 @pytest.mark.parametrize(("model", "gpus", "gpu", "engine", "options", "flags"), DEPLOYMENTS)
 def test_each_known_deployment_has_its_plan_and_launch_command_on_a_page(model, gpus, gpu, engine, options, flags):
     inventory = inventory_of(model)[1]
-    wanted = choose(inventory, Request(**{"tp": gpus, "engine": engine, "gpu": gpu} | options)).at
+    wanted = choose(inventory, Request(**{"tp": gpus, "engine": engine, "gpu": gpu} | options)).deployment
     shown = [
         " ".join(example.shown)
         for page in ("hopper", "blackwell")
         for example in examples((ROOT / "docs" / "deployments" / f"{page}.md").read_text())
         if example.code.startswith(f"dsv4-shard plan {model} --tp ")
-        and choose(inventory, requested(example.code)).at == wanted
+        and choose(inventory, requested(example.code)).deployment == wanted
     ]
     assert len(shown) == 1
     assert [flag for flag in flags if flag not in shown[0]] == []
@@ -141,8 +141,10 @@ def test_every_command_option_and_error_is_on_its_page():
 
 def test_every_verb_is_on_the_page_of_the_python_api():
     page = (ROOT / "docs" / "reference" / "api.md").read_text()
-    documented = re.findall(r"autofunction:: dsv4_shard\.(\w+)", page)
+    documented = re.findall(r"auto(?:function|class):: dsv4_shard\.(\w+)", page)
     assert sorted(documented) == sorted(set(dsv4_shard.__all__) - {"__version__", "errors"})
+    rows = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
+    assert sorted(rows) == sorted(set(documented) - {"Progress", "Task"})
 
 
 # --- schemas -------------------------------------------------------------------------------------------------------

@@ -10,12 +10,13 @@ from family_table import (
     table_in_document,
     written,
 )
-from small import load_tensors, open_folder, raw
+from support.checkpoints.small import load_tensors, open_folder, raw
 
-from dsv4_shard.plan import make_plan
-from dsv4_shard.ranks import open_ranks
-from dsv4_shard.reshard import prepare, reshard
-from dsv4_shard.sources import open_source
+from dsv4_shard.opening import open_source
+from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.reassembly.rank_folder import open_ranks
+from dsv4_shard.sharding.job import prepare
+from dsv4_shard.sharding.run import reshard
 
 TITLES = {case.title: case for case in CASES}
 

@@ -10,15 +10,23 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from small import contents, least_config, load_checkpoint, raw, reshard_folder, small_config, write_sparse
+from support.checkpoints.small import (
+    contents,
+    least_config,
+    load_checkpoint,
+    raw,
+    reshard_folder,
+    small_config,
+    write_sparse,
+)
+from support.paths import TESTS
 
-from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE
-from dsv4_shard.demo import write_checkpoint
+from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.errors import ExitCode
-from dsv4_shard.header import build_header
+from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
+from dsv4_shard.tensors.header import build_header
 
 FAULTS = {
     # headers
@@ -26,7 +34,7 @@ FAULTS = {
     "overlap, hole, trailing bytes, truncation": "header: refuses_and_says_what_where_and_how_much",
     "header longer than the file": "header: header_beyond_the_end_of_the_file_is_refused_before_it_is_read",
     "header of 2^63 bytes, or over 100 MB": "header: header_over_the_limit_is_refused_before_it_is_read",
-    "header of 100 MB of brackets or keys": "jsonfile: a_hundred_megabytes_cost_no_gigabyte",
+    "header of 100 MB of brackets or keys": "strict_json: a_hundred_megabytes_cost_no_gigabyte",
     "space before the brace, NUL padding, not UTF-8": "header: refuses_and_says_what_where_and_how_much",
     "padding with line breaks, unknown fields": "header: accepts_what_the_library_accepts_and_warns_of_what_is_odd",
     "metadata null or empty": "header: metadata_null_and_empty_read_as_empty",
@@ -41,41 +49,42 @@ FAULTS = {
     "tensors of no dimension or no size": "header: accepts_what_the_library_accepts_and_warns_of_what_is_odd",
     "empty file": "header: refuses_and_says_what_where_and_how_much",
     "folder, FIFO or loop of links for a weight file":
-        "checkpoint: what_stands_in_place_of_a_file_and_is_none_counts_as_absent",
+        "reader: what_stands_in_place_of_a_file_and_is_none_counts_as_absent",
     "folder, FIFO or loop of links for config or index": "faults: what_is_no_file_is_no_config_and_no_index",
     # index and files
-    "no index": "checkpoint: several_files_without_an_index_are_refused",
-    "one file and no index": "checkpoint: one_file_needs_no_index",
-    "a file of the index is absent": "checkpoint: files_that_the_index_names_and_that_are_absent_are_counted_and_named",
-    "a tensor that the index lacks": "checkpoint: tensors_that_the_index_lacks_are_counted_and_named_with_their_file",
-    "a tensor that no file has": "checkpoint: tensors_that_no_file_has_are_counted_and_named_with_their_file",
-    "a tensor in two files": "checkpoint: a_tensor_in_two_files_is_named_with_both",
+    "no index": "reader: several_files_without_an_index_are_refused",
+    "one file and no index": "reader: one_file_needs_no_index",
+    "a file of the index is absent": "reader: files_that_the_index_names_and_that_are_absent_are_counted_and_named",
+    "a tensor that the index lacks": "reader: tensors_that_the_index_lacks_are_counted_and_named_with_their_file",
+    "a tensor that no file has": "reader: tensors_that_no_file_has_are_counted_and_named_with_their_file",
+    "a tensor in two files": "reader: a_tensor_in_two_files_is_named_with_both",
     "file names with .., /, NUL and such":
-        "checkpoint: a_file_name_that_is_no_plain_name_is_refused_and_nothing_is_opened",
-    "file names that differ only in case": "checkpoint: file_names_that_differ_only_in_case_are_refused",
-    "links out of the folder": "checkpoint: links_out_of_the_folder_are_read_and_noted",
-    "an index that is no weight map": "checkpoint: an_index_that_is_no_weight_map_is_refused",
-    "an index of absurd size": "checkpoint: an_index_of_absurd_size_is_refused_before_it_is_read",
+        "reader: a_file_name_that_is_no_plain_name_is_refused_and_nothing_is_opened",
+    "file names that differ only in case": "reader: file_names_that_differ_only_in_case_are_refused",
+    "links out of the folder": "reader: links_out_of_the_folder_are_read_and_noted",
+    "an index that is no weight map": "reader: an_index_that_is_no_weight_map_is_refused",
+    "an index of absurd size": "reader: an_index_of_absurd_size_is_refused_before_it_is_read",
     "a weight_block_size that the scales do not have":
         "inventory: blocks_on_which_config_and_headers_disagree_are_planned_for_by_no_command",
-    "a wrong total_size": "checkpoint: a_wrong_total_size_is_a_warning_with_both_numbers",
-    "links into a Hub cache's blobs": "checkpoint: a_hub_cache_with_its_links_reads_as_the_files_do",
-    "a Git-LFS pointer": "checkpoint: a_git_lfs_pointer_is_called_that",
+    "a wrong total_size": "reader: a_wrong_total_size_is_a_warning_with_both_numbers",
+    "links into a Hub cache's blobs": "reader: a_hub_cache_with_its_links_reads_as_the_files_do",
+    "a Git-LFS pointer": "reader: a_git_lfs_pointer_is_called_that",
     "a file downloaded in part":
-        "checkpoint: a_file_that_was_downloaded_in_part_is_called_truncated_with_the_bytes_that_lack",
-    "leftovers of a download": "checkpoint: what_an_unfinished_download_leaves_is_a_warning_that_names_it",
-    "another format in the folder": "checkpoint: another_format_in_the_folder_is_left_alone_with_a_warning",
-    "odd names of files": "checkpoint: files_may_have_any_plain_name",
-    "files of an older revision": "checkpoint: shards_of_an_older_revision_are_left_alone_with_a_warning",
+        "reader: a_file_that_was_downloaded_in_part_is_called_truncated_with_the_bytes_that_lack",
+    "leftovers of a download": "reader: what_an_unfinished_download_leaves_is_a_warning_that_names_it",
+    "another format in the folder": "reader: another_format_in_the_folder_is_left_alone_with_a_warning",
+    "odd names of files": "reader: files_may_have_any_plain_name",
+    "files of an older revision": "reader: shards_of_an_older_revision_are_left_alone_with_a_warning",
     "names that are not UTF-8": "faults: a_folder_whose_name_is_not_utf8_is_refused_before_anything_is_written",
     # the model
-    "no config": "checkpoint: a_folder_without_a_config_is_refused",
+    "no config": "reader: a_folder_without_a_config_is_refused",
     "another family": "config: another_family_is_refused_by_its_name",
-    "another family, for all but inspect": "generic: every_other_command_refuses_and_says_that_inspect_works",
-    "a config of another family of odd types": "generic: fields_of_odd_types_are_as_good_as_absent",
+    "another family, for all but inspect": "unknown_family: every_other_command_refuses_and_says_that_inspect_works",
+    "a config of another family of odd types": "unknown_family: fields_of_odd_types_are_as_good_as_absent",
     "names and shapes of another family": "hostile: names_of_a_family_that_is_not_known_are_shown_escaped",
-    "more names of another family than fit a page": "generic: templates_beyond_the_limit_are_counted_and_not_listed",
-    "a lost scale or weight of another family": "generic: a_lost_scale_and_a_lost_weight_are_found",
+    "more names of another family than fit a page":
+        "unknown_family: templates_beyond_the_limit_are_counted_and_not_listed",
+    "a lost scale or weight of another family": "unknown_family: a_lost_scale_and_a_lost_weight_are_found",
     "an unknown tensor": "inventory: an_unknown_tensor_is_an_error_that_names_it",
     "a missing tensor": "inventory: whatever_one_tensor_is_missing_is_named",
     "missing experts": "inventory: missing_experts_are_counted_over_layers_and_projections",
@@ -83,32 +92,32 @@ FAULTS = {
     "a scale of another shape": "inventory: a_scale_of_another_shape_is_an_error_that_names_it",
     "a weight and its scale in two files, read": "inventory: a_weight_and_its_scale_may_stand_in_different_files",
     "a weight and its scale in two files, written": "faults: scales_in_a_file_of_their_own_give_the_same_ranks",
-    "scales in F32": "reshard: f32_scales_are_the_oracles_too",
+    "scales in F32": "run: f32_scales_are_the_oracles_too",
     "a format that no model has": "inventory: a_format_that_no_v4_checkpoint_has_is_an_error",
     "one expert in another format": "inventory: one_expert_in_another_format_is_an_error_that_counts_both",
-    "a cut through a block": "recipe: rules_refuse_blocks_that_the_ranks_would_cut",
-    "a cut through an FP4 group": "engines: sglang_cuts_no_fp4_group_in_half",
-    "a cut through a byte": "blocks: a_rectangle_of_values_below_a_byte_is_numpys_slice_or_refused",
-    "experts that EP does not divide": "engines: a_broken_rule_is_told_with_its_words",
+    "a cut through a block": "recipe_builder: rules_refuse_blocks_that_the_ranks_would_cut",
+    "a cut through an FP4 group": "rules: sglang_cuts_no_fp4_group_in_half",
+    "a cut through a byte": "geometry: a_rectangle_of_values_below_a_byte_is_numpys_slice_or_refused",
+    "experts that EP does not divide": "rules: a_broken_rule_is_told_with_its_words",
     "projections of different shapes": "inventory: a_projection_of_another_shape_is_an_error_that_names_it",
     "a gap among the experts": "inventory: a_gap_among_the_experts_is_an_error_that_names_it",
     "an expert too many": "inventory: an_expert_beyond_the_configs_number_is_an_error_that_names_it",
-    "names without .weight": "roles: a_name_says_role_part_stage_layer_and_expert",
+    "names without .weight": "names: a_name_says_role_part_stage_layer_and_expert",
     "no MTP block": "inventory: a_checkpoint_without_its_mtp_block_is_usable_and_says_what_it_cannot_do",
     "an embedding in the MTP block too":
-        "reshard: an_mtp_blocks_own_embedding_and_head_are_dropped_as_the_converter_does",
+        "run: an_mtp_blocks_own_embedding_and_head_are_dropped_as_the_converter_does",
     "a head tied to the embedding": "inventory: a_missing_plain_tensor_is_an_error_that_names_it",
-    "one rank": "plan: one_rank_replicates_nothing",
+    "one rank": "make_plan: one_rank_replicates_nothing",
     "more ranks than heads": "faults: more_ranks_than_there_are_heads_or_groups_are_refused_with_the_arithmetic",
     "a config that says impossible numbers": "fuzz: a_damaged_config_is_refused_or_judged_against_the_tensors",
     # reading
-    "an error of the disk": "sources: an_error_of_the_disk_is_named_with_the_offset_it_came_at",
-    "short reads": "sources: reads_that_come_in_pieces_are_put_together",
-    "a source that changes": "copying: a_source_that_changes_during_the_run_is_found",
-    "a source cut off meanwhile": "copying: a_source_truncated_meanwhile_is_named_with_the_offset",
+    "an error of the disk": "local: an_error_of_the_disk_is_named_with_the_offset_it_came_at",
+    "short reads": "local: reads_that_come_in_pieces_are_put_together",
+    "a source that changes": "copy: a_source_that_changes_during_the_run_is_found",
+    "a source cut off meanwhile": "copy: a_source_truncated_meanwhile_is_named_with_the_offset",
     "few open files allowed": "faults: many_files_need_few_descriptors",
     "a huge sparse source": "faults: a_source_of_terabytes_is_judged_by_its_headers",
-    "a result damaged later": "verify: any_flip_in_a_rank_file_is_found_where_it_is",
+    "a result damaged later": "result_folder: any_flip_in_a_rank_file_is_found_where_it_is",
     "a manifest that names files elsewhere": "hostile: a_manifest_names_nothing_outside_its_folder",
     "a plan that names files elsewhere": "hostile: a_plan_that_names_other_files_is_refused_and_they_are_not_opened",
     # writing
@@ -122,14 +131,14 @@ FAULTS = {
     "a disk that cannot be read midway":
         "filesystems: a_source_that_cannot_be_read_midway_is_named_with_the_byte_and_gone_on_with",
     "a disk that loses what it took": "filesystems: a_disk_that_loses_what_it_took_is_found_out_when_it_is_flushed",
-    "no preallocation": "commit: a_file_system_that_reserves_nothing_is_no_reason_to_stop",
+    "no preallocation": "staging: a_file_system_that_reserves_nothing_is_no_reason_to_stop",
     "no links to another file system":
         "filesystems: files_that_cannot_be_links_to_another_file_system_are_copies_that_are_gone_on_with",
-    "short writes": "commit: writes_that_take_little_are_continued",
-    "the output in or around the input": "reshard: an_output_that_is_in_or_around_the_checkpoint_is_refused",
-    "an output that is not empty": "reshard: a_folder_that_holds_something_is_refused",
-    "two processes on one output": "commit: two_processes_on_one_output_are_one_too_many",
-    "modes of files": "reshard: umask_is_respected",
+    "short writes": "staging: writes_that_take_little_are_continued",
+    "the output in or around the input": "run: an_output_that_is_in_or_around_the_checkpoint_is_refused",
+    "an output that is not empty": "run: a_folder_that_holds_something_is_refused",
+    "two processes on one output": "staging: two_processes_on_one_output_are_one_too_many",
+    "modes of files": "run: umask_is_respected",
     # ending early
     "whichever call is the last": "crashes: whichever_call_is_the_last_the_next_run_ends_as_if_nothing_had_been",
     "signals at any moment": "resume: a_process_that_is_killed_a_hundred_times_loses_nothing",
@@ -138,7 +147,7 @@ FAULTS = {
     "going on with other weights": "resume: weights_that_were_written_to_since_are_refused",
     "going on with a damaged journal": "resume: whichever_byte_of_a_journal_is_damaged_the_result_is_right",
     "going on with damaged files": "resume: staged_files_that_are_not_as_they_were_left_are_written_anew",
-    "a crash before the manifest": "commit: a_run_that_crashed_before_its_manifest_is_no_result",
+    "a crash before the manifest": "staging: a_run_that_crashed_before_its_manifest_is_no_result",
     # terminal
     "names that control the terminal": "hostile: the_name_of_a_tensor_is_shown_escaped",
     "output closed early": "cli: output_closed_early_is_no_error",
@@ -151,8 +160,8 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_has_its_test(fault):
     module, name = FAULTS[fault].split(": ")
-    source = (Path(__file__).parent / f"test_{module}.py").read_text()
-    assert re.search(rf"^def test_{name}\(", source, re.MULTILINE), FAULTS[fault]
+    sources = [path.read_text() for path in TESTS.rglob(f"test_{module}.py")]
+    assert any(re.search(rf"^def test_{name}\(", source, re.MULTILINE) for source in sources), FAULTS[fault]
 
 
 def run(*arguments, before="", **environment):

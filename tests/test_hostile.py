@@ -9,21 +9,23 @@ import sys
 from pathlib import Path
 
 import pytest
-from families import write_family
 from rich.console import Console
-from small import least_config, reshard_folder
+from support.checkpoints.other_families import write_family
+from support.checkpoints.small import least_config, reshard_folder
 from typer.testing import CliRunner
 
-from dsv4_shard.checkpoint import CONFIG_FILE, INDEX_FILE, Tensor, UnknownCheckpoint
+from dsv4_shard.checkpoint.reader import UnknownCheckpoint
+from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.cli import app
-from dsv4_shard.demo import write_checkpoint
-from dsv4_shard.digests import digest_of
 from dsv4_shard.errors import ExitCode, NotAResult
-from dsv4_shard.generic import inspect_unknown
-from dsv4_shard.header import build_header, nbytes_of, parse_header
-from dsv4_shard.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, load_manifest
-from dsv4_shard.sources import LocalSource
-from dsv4_shard.terminal.unknown import show_unknown
+from dsv4_shard.inspection.unknown_family import inspect_unknown
+from dsv4_shard.sharding.manifest import MAX_MANIFEST_BYTES, Manifest, load_manifest
+from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
+from dsv4_shard.sources.local import LocalSource
+from dsv4_shard.storage.digests import digest_of
+from dsv4_shard.storage.output_folder import MANIFEST_NAME
+from dsv4_shard.tensors.header import Tensor, build_header, nbytes_of, parse_header
+from dsv4_shard.terminal.unknown_family import show_unknown
 
 NAMES = {
     "colour": "\x1b[31mred\x1b[0m",
@@ -351,7 +353,7 @@ def test_a_manifest_names_nothing_outside_its_folder(name, place, out, opened):
         {"files": [{"name": MANIFEST_NAME}]},
         {"files": [{"name": 5}]},
         {"companions": [{"nbytes": 1.5}]},
-        {"schema_version": 2},
+        {"schema_version": 0},
         {"extra": 1},
     ],
     ids=str,

@@ -63,7 +63,7 @@ def prepare(job: Job) -> None:
     args.resolve_once()
     for module in ("deepseek_v4_nextn", "registry"):
         importlib.import_module(f"sglang.srt.models.{module}")
-    _prepared.append(Prepared(args, Path(job.get("draft", job["model"]))))
+    _prepared.append(Prepared(args, Path(job.get("draft") or job["model"])))
 
 
 def _server_args(case: Case, model: str, load_format: str) -> ServerArgs:
@@ -126,7 +126,8 @@ def build(config: ModelConfig, device: str) -> torch.nn.Module:
     load_config = LoadConfig(load_format="auto")
     quantization = loaders._get_quantization_config(config, load_config)
     with loaders.set_default_torch_dtype(config.dtype), InsteadOfCuda(device), torch.device(device):
-        return loaders._initialize_model(config, load_config, quantization)
+        model: torch.nn.Module = loaders._initialize_model(config, load_config, quantization)
+    return model
 
 
 def _is_cuda(value: Any) -> bool:

@@ -17,7 +17,7 @@ def contract(job: dict[str, Any]) -> dict[str, Any]:
     case = Case(**job["case"])
     config = bring_up(job)
     facts = _resolved(config)
-    model = build(config, "meta")
+    model: Any = build(config, "meta")
     layer = model.model.decoder if case.draft else model.model.layers[0]
     facts |= {
         "n_local_heads": layer.self_attn.n_local_heads,

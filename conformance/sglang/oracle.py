@@ -54,14 +54,14 @@ def _do_not_turn() -> Callable[[Any], None]:
     """Have every `ape` loaded as it is stored; returns what would have turned it."""
     from sglang.srt.layers.attention.dsv4.compressor import Compressor
 
-    turn = Compressor._apply_ape_hotfix
+    turn: Callable[[Any], None] = Compressor._apply_ape_hotfix
     Compressor._apply_ape_hotfix = lambda self: setattr(self, "ape_converted", True)
     return turn
 
 
 def _load_over(config: ModelConfig, byte: int) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     """A model filled with `byte`, then loaded by the standard loader; and its state."""
-    model = build(config, "cpu")
+    model: Any = build(config, "cpu")
     poison(model.parameters(), byte)
     loader = loaders.DefaultModelLoader(LoadConfig(load_format="auto"))
     with loaders.set_default_torch_dtype(config.dtype), InsteadOfCuda("cpu"):
@@ -78,7 +78,7 @@ def _turned(model: torch.nn.Module, turn: Callable[[Any], None]) -> dict[str, st
     return digests
 
 
-def method_of(model: torch.nn.Module, case: Case) -> str:
+def method_of(model: Any, case: Case) -> str:
     """Class of the routed experts' quantization method: what the runner has come to."""
     layer = model.model.decoder if case.draft else model.model.layers[0]
     return type(layer.mlp.experts.quant_method).__name__

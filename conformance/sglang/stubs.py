@@ -48,7 +48,7 @@ class _StubMeta(type):
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         if "_is_stub" not in cls.__dict__:
             return super().__call__(*args, **kwargs)
-        return args[0] if _is_definition(args, kwargs) else object.__new__(cls)
+        return args[0] if _is_definition(args, kwargs) else super().__call__()
 
     def __iter__(cls) -> Any:
         return iter(())
@@ -87,8 +87,8 @@ class _Stub(metaclass=_StubMeta):
     def __enter__(self) -> Any:
         return self
 
-    def __exit__(self, *error: object) -> bool:
-        return False
+    def __exit__(self, *error: object) -> None:
+        pass
 
     def __getitem__(self, key: Any) -> Any:
         return _stub_class("stub.item")
@@ -142,8 +142,8 @@ class _Stream:
     def __enter__(self) -> Any:
         return self
 
-    def __exit__(self, *error: object) -> bool:
-        return False
+    def __exit__(self, *error: object) -> None:
+        pass
 
 
 def install(sm: int) -> None:

@@ -101,7 +101,8 @@ def build(config: VllmConfig, model_config: ModelConfig, device: str) -> torch.n
         torch.device(device),
         _InsteadOfCuda(device),
     ):
-        return initialize_model(vllm_config=config, model_config=model_config)
+        model: torch.nn.Module = initialize_model(vllm_config=config, model_config=model_config)
+    return model
 
 
 def parameters_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:

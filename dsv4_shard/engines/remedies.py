@@ -1,13 +1,16 @@
 """Ways out that are options of this tool: what they are called, and the requests that take them.
 
-Whether one helps a request is not said here: `dsv4_shard.remedies` plans with it.
+Whether one helps a request is not said here: `dsv4_shard.planning.remedies` plans with it.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from dsv4_shard.engines.base import Remedy, Request
+from dsv4_shard.catalog.option import fields_of
+from dsv4_shard.engines.deployment import Request
+from dsv4_shard.engines.rules import Remedy
+from dsv4_shard.text.suggest import as_option
 
 
 def _options(**options: Any) -> Callable[[Request], tuple[Request, ...]]:
@@ -20,11 +23,10 @@ def _divisors(number: int, above: int = 0) -> Iterator[int]:
 
 
 def leave_out(*options: str) -> Remedy:
-    """Options that are not given; `shared` and `ep` are then the engine's own choice."""
-    given = {"shared": "auto"}
-    names = [f"--{ {'shared': 'shared-experts'}.get(name, name.replace('_', '-')) }" for name in options]
-    words = " and ".join(names)
-    return Remedy(f"leave {words} out", _options(**{name: given.get(name) for name in options}))
+    """Options that are not given; the ways of the shared experts and EP are then the engine's own choice."""
+    words = " and ".join(map(as_option, options))
+    defaults = {field.name: field.default for field in fields_of(Request) if field.name in options}
+    return Remedy(f"leave {words} out", _options(**defaults))
 
 
 MORE_DP = Remedy(
@@ -32,28 +34,35 @@ MORE_DP = Remedy(
     lambda request: (replace(request, dp=dp) for dp in _divisors(request.tp, request.dp)),
     "attention DP: --dp {asked.dp}, for attention TP {attention_tp}",
 )
+
 ANY_DP = Remedy(
     "an attention DP that divides TP: --dp N",
     lambda request: (replace(request, dp=dp) for dp in _divisors(request.tp)),
     "an attention DP that divides TP: --dp {asked.dp}",
 )
+
 NO_DP = Remedy("--dp 1", _options(dp=1))
+
 FULL_DP = Remedy("attention DP: --dp = TP", lambda request: (replace(request, dp=request.tp),), "--dp {asked.dp}")
+
 MORE_EP = Remedy(
     "more EP: --ep N, so that fewer ranks share one expert",
     lambda request: (replace(request, ep=ep) for ep in _divisors(request.tp, request.ep or 1)),
     "more EP: --ep {asked.ep}, so that fewer ranks share one expert",
 )
+
 ANY_EP = Remedy(
     "an EP that divides TP and the number of experts: --ep N",
     lambda request: (replace(request, ep=ep) for ep in _divisors(request.tp)),
     "an EP that divides TP and the number of experts: --ep {asked.ep}",
 )
+
 FULL_EP = Remedy(
     "expert parallelism: --ep = TP × DP",
     lambda request: (replace(request, ep=request.tp * request.dp),),
     "expert parallelism: --ep {asked.ep}",
 )
+
 FEWER_RANKS = Remedy(
     "fewer ranks in a TP group: --tp N with --dp M",
     lambda request: (
@@ -61,11 +70,14 @@ FEWER_RANKS = Remedy(
     ),
     "fewer ranks in a TP group: --tp {asked.tp} --dp {asked.dp}",
 )
+
 MARLIN = Remedy("--runner marlin (FP4 on Hopper)", _options(runner="marlin"), "--runner marlin")
-WHOLE_SHARED = Remedy("SGLANG_SHARED_EXPERT_TP1=1: --shared-experts whole", _options(shared="whole"))
+
+WHOLE_SHARED = Remedy("SGLANG_SHARED_EXPERT_TP1=1: --shared-experts whole", _options(shared_experts="whole"))
+
 DEEPEP = Remedy(
     "an all-to-all backend: --a2a deepep",
-    lambda request: (replace(request, a2a="deepep"),) if request.shared in ("auto", "whole") else (),
+    lambda request: (replace(request, a2a="deepep"),) if request.shared_experts in ("auto", "whole") else (),
 )
 
 

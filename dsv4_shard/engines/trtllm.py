@@ -9,78 +9,49 @@ from collections.abc import Iterator
 from dataclasses import replace
 from math import gcd
 
-from dsv4_shard.engines.base import (
-    NO_OPTION,
-    SILENT,
-    Context,
-    Deployment,
-    Divides,
-    Engine,
-    Expert,
-    Held,
-    Launch,
-    Placement,
-    Replicate,
-    Request,
-    Requires,
-    Rule,
-    Shows,
-    Split,
-    held_by_rank,
-)
-from dsv4_shard.engines.common import (
+from dsv4_shard.catalog.options import VERSIONS
+from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
+from dsv4_shard.engines.deployment import Context, Deployment, Request, resolve
+from dsv4_shard.engines.engine import Command, Engine, Launch, Options
+from dsv4_shard.engines.parallelism import Pairs, divisors, ep_option, pairs
+from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, Split, rank_tensor
+from dsv4_shard.engines.remedies import ANY_EP, FULL_DP, MORE_EP, NO_DP, leave_out
+from dsv4_shard.engines.rules import NO_OPTION, SILENT, Divides, Requires, Rule, Symptom
+from dsv4_shard.engines.shared_rules import (
     EXPERTS_RULE,
     NO_CAST_RULE,
     NODES_RULE,
     attention_rules,
     nvfp4_rule,
-    pick_gpu,
-    pick_nodes,
     version_rule,
 )
-from dsv4_shard.engines.remedies import ANY_EP, FULL_DP, MORE_EP, NO_DP, leave_out
-from dsv4_shard.inventory import Group, Inventory
-from dsv4_shard.roles import Module, Role
+from dsv4_shard.models.roles import Module, Role
+from dsv4_shard.models.v4 import V4
 
-VERSION = "02586bf"
+VERSION = VERSIONS["trtllm"][0]
+
 OPTIONS_FILE = "extra-llm-api-options.yaml"
 
 
 def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
     """The one way: whole shared experts under attention DP, a subgroup otherwise."""
-    gpu = pick_gpu(request)
-    ep = request.ep or 1
     fmt = inventory.shared
     block = fmt.block.rows if fmt is not None and fmt.block is not None else 1
     blocks = inventory.config.shared_intermediate // block
     parts = 1 if request.dp > 1 else gcd(blocks, request.tp)
     own_way = "whole" if parts == 1 else "split" if parts == request.tp else "subgroup"
-    yield Deployment(
-        engine="trtllm",
-        tp=request.tp,
-        ep=ep,
-        dp=request.dp,
-        world=request.tp,
-        attention_tp=request.tp // request.dp or 1,
-        moe_tp=request.tp // ep or 1,
-        runner=request.runner or "auto",
-        a2a=request.a2a,
-        shared=own_way if request.shared == "auto" else request.shared,
-        shared_parts=parts,
-        experts=(request.expert_dtype or inventory.routed.name).upper(),
-        gpu=gpu,
-        gpu_named=request.names_gpu,
-        nodes=pick_nodes(request, request.tp, gpu),
-        version=request.engine_version or VERSION,
-    )
+    yield resolve(
+        request, inventory, engine="trtllm", version=VERSION, ep=request.ep or 1, runner=request.runner or "auto",
+        shared=own_way, shared_parts=parts,
+    )  # fmt: skip
 
 
 def _own_way(context: Context) -> str:
-    parts = context.at.shared_parts
-    return "whole" if parts == 1 else "split" if parts == context.at.tp else "subgroup"
+    parts = context.deployment.shared_parts
+    return "whole" if parts == 1 else "split" if parts == context.deployment.tp else "subgroup"
 
 
-_UNREAD = Shows(consequence="{engine} refuses it or computes garbage: its checks were not read", remedies=(FULL_DP,))
+_UNREAD = Symptom(consequence="{engine} refuses it or computes garbage: its checks were not read", remedies=(FULL_DP,))
 
 RULES: tuple[Rule, ...] = (
     version_rule(VERSION),
@@ -88,49 +59,53 @@ RULES: tuple[Rule, ...] = (
     nvfp4_rule("TensorRT-LLM's NVFP4 experts were never held against its classes"),
     NO_CAST_RULE,
     Requires(
-        "options", Module.ROUTED, lambda c: c.at.a2a is None and c.at.runner == "auto",
+        "options", Module.ROUTED, lambda c: c.deployment.a2a is None and c.deployment.runner == "auto",
         "--runner and --a2a are not known for TensorRT-LLM", consequence=NO_OPTION,
         remedies=(leave_out("runner", "a2a"),), fatal=True,
     ),
     Requires(
-        "attention-dp", Module.ATTENTION, lambda c: c.at.dp in (1, c.at.tp),
+        "attention-dp", Module.ATTENTION, lambda c: c.deployment.dp in (1, c.deployment.tp),
         "attention DP is off or as wide as TP {at.tp}, so {at.dp} cannot be had",
         consequence=NO_OPTION, remedies=(NO_DP, FULL_DP), fatal=True,
     ),
-    Divides("ep", Module.ROUTED, lambda c: c.at.tp, "TP", lambda c: c.at.ep, "EP", fatal=True,
-            uneven=Shows(remedies=(ANY_EP,))),
+    Divides("ep", Module.ROUTED, lambda c: c.deployment.tp, "TP", lambda c: c.deployment.ep, "EP", fatal=True,
+            uneven=Symptom(remedies=(ANY_EP,))),
     Requires(
-        "shared-way", Module.SHARED, lambda c: c.at.shared == _own_way(c),
-        "TensorRT-LLM chooses by itself: here {context.at.shared_parts} of {at.tp} ranks share one shared expert",
-        consequence=NO_OPTION, remedies=(leave_out("shared"),), fatal=True,
+        "shared-way", Module.SHARED, lambda c: c.deployment.shared == _own_way(c),
+        "TensorRT-LLM chooses by itself: here {context.deployment.shared_parts} of {at.tp} ranks share one shared "
+        "expert",
+        consequence=NO_OPTION, remedies=(leave_out("shared_experts"),), fatal=True,
     ),
-    Divides("vocab", Module.EMBEDDING, lambda c: c.config.vocab_size, "vocab_size", lambda c: c.at.attention_tp,
+    Divides("vocab", Module.EMBEDDING, lambda c: c.config.vocab_size, "vocab_size", lambda c: c.deployment.attention_tp,
             "attention TP"),
     *(
         rule if rule.name == "o_groups" else replace(rule, uneven=_UNREAD, cut=_UNREAD)
         for rule in attention_rules(
             (FULL_DP,), None, _UNREAD,
-            Shows(consequence=f"{SILENT}starts with {{part}} output groups on a rank, then fails or computes garbage"),
+            Symptom(consequence=f"{SILENT}starts with {{part}} output groups on a rank, then fails or computes "
+            "garbage"),
         )
     ),
     EXPERTS_RULE,
     Divides(
         "routed-blocks", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
-        lambda c: c.at.moe_tp, "MoE TP", lambda c: c.block(Role.ROUTED_DOWN).cols, "blocks",
-        Shows(consequence="an expert would be cut unevenly", remedies=(MORE_EP,)),
-        Shows(consequence="a scale would be cut", remedies=(MORE_EP,)),
+        lambda c: c.deployment.moe_tp, "MoE TP", lambda c: c.block(Role.ROUTED_DOWN).cols, "blocks",
+        Symptom(consequence="an expert would be cut unevenly", remedies=(MORE_EP,)),
+        Symptom(consequence="a scale would be cut", remedies=(MORE_EP,)),
     ),
 )  # fmt: skip
 
 
 def place(role: Role, context: Context) -> Placement:
     """Where TensorRT-LLM puts `role`."""
-    at = context.at
+    deployment = context.deployment
     match role:
         case Role.SHARED_GATE | Role.SHARED_UP | Role.SHARED_DOWN:
-            return Replicate() if at.shared_parts == 1 else Split(1 if role is Role.SHARED_DOWN else 0, "shared")
+            return (
+                Replicate() if deployment.shared_parts == 1 else Split(1 if role is Role.SHARED_DOWN else 0, "shared")
+            )
         case Role.ROUTED_GATE | Role.ROUTED_UP | Role.ROUTED_DOWN:
-            return Expert(Replicate() if at.moe_tp == 1 else Split(1 if role is Role.ROUTED_DOWN else 0, "moe"))
+            return Expert(Replicate() if deployment.moe_tp == 1 else Split(1 if role is Role.ROUTED_DOWN else 0, "moe"))
         case Role.Q_B | Role.O_A | Role.ATTN_SINK | Role.EMBED | Role.HEAD:
             return Split(0, "attention")
         case Role.O_B:
@@ -138,45 +113,64 @@ def place(role: Role, context: Context) -> Placement:
     return Replicate()
 
 
-def hold(group: Group, placement: Placement, context: Context) -> Held | None:
+def store(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
     """As the checkpoint stores it: TensorRT-LLM's own dtypes were not read."""
-    return None if group.role in (Role.MTP_EMBED, Role.MTP_HEAD) else held_by_rank(group, placement, context)
+    return None if group.role in (Role.MTP_EMBED, Role.MTP_HEAD) else rank_tensor(group, placement, context)
 
 
 def launch(context: Context, model_path: str, sharded: bool) -> Launch:
     """`trtllm-serve`, under srun for more than one node."""
-    at = context.at
-    options = f"--tp_size {at.tp} --ep_size {at.ep}"
-    files = {}
-    if at.dp > 1:
-        options += f" --config {OPTIONS_FILE}"
+    deployment = context.deployment
+    options: Options = {"--tp_size": str(deployment.tp), "--ep_size": str(deployment.ep)}
+    files, program, launcher = {}, f"trtllm-serve {model_path}", None
+    if deployment.dp > 1:
+        options["--config"] = OPTIONS_FILE
         files[OPTIONS_FILE] = "enable_attention_dp: true\n"
-    command = f"trtllm-serve {model_path} {options}"
-    if at.nodes > 1:
-        tasks = f"-N {at.nodes} --ntasks {at.tp} --ntasks-per-node {at.tp // at.nodes}"
-        command = f"srun {tasks} --mpi=pmix trtllm-llmapi-launch {command}"
-    return Launch({}, (command,), files)
+    if deployment.nodes > 1:
+        each = str(deployment.tp // deployment.nodes)
+        tasks: Options = {"-N": str(deployment.nodes), "--ntasks": str(deployment.tp), "--ntasks-per-node": each}
+        launcher = Command("srun", tasks | {"--mpi=pmix": None})
+        program = f"trtllm-llmapi-launch {program}"
+    return Launch({}, Command(program, options), launcher, files=files)
 
 
 def addition(context: Context) -> str:
     """How the shared expert's output joins the sum."""
-    at = context.at
-    if at.shared_parts == 1:
-        return f"The shared expert's output is complete on each rank and is added once, not {at.tp} times."
+    deployment = context.deployment
+    if deployment.shared_parts == 1:
+        return f"The shared expert's output is complete on each rank and is added once, not {deployment.tp} times."
     return (
-        f"Each part of the shared expert is held by {at.tp // at.shared_parts} of {at.tp} ranks: its output is scaled "
-        f"by {at.shared_parts}/{at.tp} = {at.shared_parts / at.tp:g} before the all-reduce, so the sum counts it once."
+        f"Each part of the shared expert is held by {deployment.tp // deployment.shared_parts} of {deployment.tp} "
+        "ranks: its output is scaled "
+        f"by {deployment.shared_parts}/{deployment.tp} = {deployment.shared_parts / deployment.tp:g} before the "
+        "all-reduce, so the sum counts it once."
     )
+
+
+def parallelism(world: int) -> Pairs:
+    """Attention DP is off or as wide as TP; of EP over all GPUs no plan is near another."""
+    return pairs((1, world), (1, *divisors(world)[1:-1]))
+
+
+def search_requests(asked: Request) -> Iterator[Request]:
+    """Attention DP off or as wide as TP, and every EP."""
+    for dp, ep in pairs((1, asked.tp), divisors(asked.tp)):
+        yield replace(asked, dp=dp, ep=ep_option(ep))
 
 
 TRTLLM = Engine(
     name="trtllm",
     title="TensorRT-LLM",
+    short_title="TRT-LLM",
     version=VERSION,
+    families=(V4,),
+    versions=VERSIONS["trtllm"],
+    parallelism=parallelism,
+    search_requests=search_requests,
     candidates=candidates,
     rules=RULES,
     place=place,
-    hold=hold,
+    store=store,
     launch=launch,
     addition=addition,
 )

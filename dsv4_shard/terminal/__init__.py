@@ -1,1 +1,1 @@
-"""What the commands print for people: tables and sentences in the terminal's width, a module for each command."""
+"""What the command line reads and prints: options, help, completion, progress, tables, JSON documents."""

@@ -5,10 +5,11 @@ from collections.abc import Iterable, Iterator
 from rich.console import Console
 from rich.text import Text
 
-from dsv4_shard.escape import clean
 from dsv4_shard.terminal.text import MIN_WIDTH, pieces, wrap
+from dsv4_shard.text.sanitize import clean
 
 _GAP = 2
+
 _MOST_LINES = 3
 """Lines of a row, beyond which columns are too narrow to be read."""
 

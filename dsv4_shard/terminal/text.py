@@ -9,7 +9,7 @@ import textwrap
 from rich.console import Console
 from rich.text import Text
 
-from dsv4_shard.escape import clean
+from dsv4_shard.text.sanitize import clean
 
 MIN_WIDTH = 20
 """Columns below which nothing is made narrower."""

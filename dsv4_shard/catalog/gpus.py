@@ -1,0 +1,119 @@
+"""GPUs by name: architecture, the memory that a process can use, and the source of that figure.
+
+The memory is the total that CUDA reports, in bytes (`torch.cuda.get_device_properties().total_memory`, the denominator
+of out-of-memory messages). It is 0.4 to 0.7 % below the figure of `nvidia-smi`, and well below the number in the
+product's name. A GPU that is not in the table can be given by its memory alone.
+"""
+
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+
+from dsv4_shard.errors import UsageError
+from dsv4_shard.text.suggest import did_you_mean
+from dsv4_shard.text.units import gib
+
+MIB = 1 << 20
+
+_UNITS = {"gb": 10**9, "gib": 1 << 30, "mib": MIB}
+
+_MEMORY = re.compile(r"([0-9]{1,7}(?:\.[0-9]{1,3})?) ?(GB|GiB|MiB)", re.IGNORECASE | re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU.
+
+    Attributes:
+        name: Value of `--gpu`.
+        title: Product name.
+        sm: Compute capability × 10. If `unverified_family` is set, that of the GPU whose rules are used to compute
+            weights: then it says nothing about what runs.
+        memory: Bytes that CUDA reports as total.
+        source: Source of the memory figure.
+        unverified_family: Name of the architecture if the rules of no engine are verified for it, else empty.
+    """
+
+    name: str
+    title: str
+    sm: int
+    memory: int
+    source: str
+    unverified_family: str = ""
+
+    @property
+    def verified(self) -> bool:
+        """Whether engines' rules are verified on this GPU's architecture."""
+        return not self.unverified_family
+
+    @property
+    def family(self) -> str:
+        """The architecture. Hopper (sm_90) and Blackwell (sm_100 and later) differ in what engines keep in FP8."""
+        return self.unverified_family or self.stands_for
+
+    @property
+    def full_title(self) -> str:
+        """The title, with the architecture unless the title begins with it."""
+        return self.title if self.title.startswith(self.family) else f"{self.title} ({self.family})"
+
+    @property
+    def stands_for(self) -> str:
+        """The architecture whose rules are used to compute weights."""
+        return "Hopper" if self.sm < 100 else "Blackwell"
+
+
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu("h20-96", "NVIDIA H20 96 GB", 90, 97285 * MIB, "CUDA total in out-of-memory logs; nvidia-smi 97871 MiB"),
+        Gpu("h20-141", "NVIDIA H20-3e 141 GB", 90, 143156 * MIB, "as H200: nvidia-smi 143771 MiB, sglang#6418"),
+        Gpu("h100", "NVIDIA H100 80 GB", 90, 81082 * MIB, "CUDA total in logs; nvidia-smi 81559 MiB"),
+        Gpu("h800", "NVIDIA H800 80 GB", 90, 81082 * MIB, "as H100: nvidia-smi 81559 MiB"),
+        Gpu("h200", "NVIDIA H200 141 GB", 90, 143156 * MIB, "CUDA total in logs; nvidia-smi 143771 MiB, sglang#3196"),
+        Gpu("b200", "NVIDIA B200", 100, 182631 * MIB, "CUDA total in logs; nvidia-smi 183359 MiB, sglang#27487"),
+        Gpu("b300", "NVIDIA B300", 103, 274115 * MIB, "267.69 GiB in out-of-memory logs; nvidia-smi 275040 MiB"),
+        Gpu("gb200", "NVIDIA GB200", 100, 188733 * MIB, "184.31 GiB in out-of-memory logs; nvidia-smi 189471 MiB"),
+        Gpu("gb300", "NVIDIA GB300", 103, 283136 * MIB, "276.50 GiB in out-of-memory logs; nvidia-smi 284208 MiB"),
+        Gpu("rtx-pro-6000", "NVIDIA RTX PRO 6000", 120, 97250 * MIB, "CUDA total in logs; nvidia-smi 97887 MiB"),
+        Gpu("gb10", "NVIDIA GB10 (DGX Spark, shared with the CPU)", 120, 124611 * MIB,
+            "121.69 GiB in vLLM's logs, unified with the CPU; MiaAI-Lab/GLM-5.3-Flash-EXL3-2x-DGX-Sparks#47", "sm_121"),
+        Gpu("mi300x", "AMD MI300X", 90, 196588 * MIB, "191.98 GiB in out-of-memory logs (ROCm's tutorials)", "gfx942"),
+        Gpu("mi325x", "AMD MI325X", 90, 262124 * MIB, "255.98 GiB in reports on vLLM 0.20.2 with V4-Flash", "gfx942"),
+        Gpu("mi355x", "AMD MI355X", 90, 294892 * MIB, "287.98 GiB in out-of-memory logs, ROCm/TheRock#2118", "gfx950"),
+        Gpu("ascend-910b", "Ascend 910B 64 GB", 90, 62423 * MIB,
+            "60.96 GiB in out-of-memory logs, vllm-ascend#1670", "Ascend 910B"),
+        Gpu("ascend-910c", "Ascend 910C (one of its two dies)", 90, 62740 * MIB,
+            "61.27 GiB in out-of-memory logs of an Atlas A3, whose devices are dies; sglang#29838", "Ascend 910C"),
+    )
+}  # fmt: skip
+
+
+def gpus_with(gib: float) -> tuple[Gpu, ...]:
+    """Return the GPUs whose memory is within 0.5 % of `gib`, the total in an out-of-memory message, in GiB."""
+    return tuple(gpu for gpu in GPUS.values() if abs(gpu.memory / (MIB << 10) - gib) < 0.005 * gib)
+
+
+def find_gpu(name: str) -> Gpu:
+    """Return the GPU called `name`. Raises UsageError with the closest names if there is none."""
+    gpu = GPUS.get(name.lower())
+    if gpu is None:
+        raise UsageError(f"no GPU called {name!r}", hint=did_you_mean(name, GPUS))
+    return gpu
+
+
+def gpu_with(memory: str) -> Gpu:
+    """Return a Hopper GPU with the given memory (`96GB`, `95GiB`, `97285MiB`). Raises UsageError for other text."""
+    match = _MEMORY.fullmatch(memory)
+    nbytes = int(Decimal(match[1]) * _UNITS[match[2].lower()]) if match else 0
+    if nbytes < MIB:
+        raise UsageError.about(
+            "gpu_memory", memory, "not an amount of memory",
+            hint="Give it as 96GB (10^9 bytes), 95GiB (2^30) or 97285MiB (2^20), as the driver counts it.",
+        )  # fmt: skip
+    return Gpu(memory, f"GPU with {memory}", 90, nbytes, "as asked for")
+
+
+def say_memory(weights: int, gpu: str, capacity: int) -> str:
+    """Return a sentence that compares a rank's weights with a GPU's memory, both in bytes."""
+    missing = f", {gib(weights - capacity)} too little" if weights > capacity else ""
+    return f"{gib(weights)} of weights a rank, {gpu} has {gib(capacity)}{missing}"

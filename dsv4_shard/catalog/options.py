@@ -1,0 +1,79 @@
+"""Values of the options for engines, runners, versions and expert formats, as shell completion offers them.
+
+Completion imports this module, so it must import fast and does not import the engines. The engines take the names of
+their runners, backends and versions from here.
+"""
+
+ENGINES = {
+    "sglang": "SGLang",
+    "vllm": "vLLM",
+    "reference": "DeepSeek's own generate.py",
+    "trtllm": "TensorRT-LLM: planned only, no files are written",
+    "node": "a folder a node, for stock loaders",
+}
+"""Value of `--engine` → its description."""
+
+RUNNERS = {
+    "sglang": ("flashinfer_mxfp4", "marlin", "triton", "deep_gemm", "auto"),
+    "vllm": (
+        "marlin",
+        "flashinfer_cutlass",
+        "flashinfer_trtllm",
+        "deep_gemm",
+        "triton_unfused",
+        "deep_gemm_mega_moe",
+        "flashinfer_moe_ep_cutedsl",
+        "flashinfer_moe_ep_mega_deep_gemm",
+        "triton",
+    ),
+    "reference": ("tilelang",),
+}
+"""Engine → its MoE runners or backends. Engines that are not listed have no choice of runner."""
+
+A2A = (
+    "deepep",
+    "deepep_v2",
+    "megamoe",
+    "mooncake",
+    "nixl",
+    "ascend_fuseep",
+    "flashinfer",
+    "flashinfer_megamoe",
+    "mori",
+    "pplx",
+)
+"""SGLang's all-to-all backends. Each forces EP = TP and keeps the shared experts whole (`_shared_expert_use_tp1`)."""
+
+VLLM_VERSIONS = ("0.33.0", "0.25.0")
+"""Versions of vLLM whose own classes the layout was compared with. Of 0.25.0 only the loaders were run, no forward."""
+
+VLLM_BROKEN_VERSIONS = ("0.28.0", "0.27.0", "0.26.0")
+"""They never set `hc_attn_fn_broadcast` after a sharded load, and fail in the first forward; 0.29.0 mends it."""
+
+VERSIONS = {
+    "sglang": ("0.5.23",),
+    "vllm": (*VLLM_VERSIONS, *VLLM_BROKEN_VERSIONS),
+    "reference": ("V4", "V4.1", "V3", "V3.2"),
+    "trtllm": ("02586bf",),
+    "node": ("0.5.23",),
+}
+"""Engine → versions that its rules cover, the newest working one first. The last three of vLLM are broken."""
+
+PLANNED_ONLY = ("trtllm",)
+"""Engines whose files `reshard` does not write."""
+
+DEFAULT_ENGINE = "sglang"
+
+SHARED_EXPERTS = {
+    "auto": "as the engine does it, else the next of its ways that runs",
+    "whole": "all of it on every rank",
+    "split": "cut over the ranks, where whole blocks divide",
+    "pad": "cut over the ranks, filled up to whole blocks (vLLM)",
+}
+"""Value of `--shared-experts` → its description."""
+
+RANKINGS = {"weights": "the lightest", "tokens": "the most room for tokens", "sent": "the fewest bytes between GPUs"}
+"""Value of `--rank-by` → its description."""
+
+EXPERT_DTYPES = {"fp4": "as FP4 experts are", "fp8": "FP4 experts cast to FP8, as DeepSeek's converter does"}
+"""Value of `--expert-dtype` → its description."""

@@ -1,0 +1,224 @@
+"""The options that say what is to be deployed: one list for the verbs, the commands, plans and printed commands.
+
+Another option is one more field here, and its rule: a range and choices stand in the field, what else it means in
+`planning.request` or in the rules of the engines. The order of the fields is that of the help and of printed commands.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from dsv4_shard.catalog.option import Option, Options
+from dsv4_shard.catalog.options import A2A, EXPERT_DTYPES, RANKINGS, RUNNERS, SHARED_EXPERTS, VERSIONS
+from dsv4_shard.catalog.rank_ranges import MAX_RANKS
+from dsv4_shard.errors import UsageError
+from dsv4_shard.text.suggest import as_option
+
+LAYOUT, ENGINE, HARDWARE, WRITING = "Layout", "Engine", "Hardware", "Writing"
+"""Headings of the help below which an option stands; the others come last, below `Options`."""
+
+ENGINES_THAT_WRITE = "sglang, vllm, reference (DeepSeek's generate.py) or node (a folder a node, for stock loaders)"
+
+# --- options that several lists have ---------------------------------------------------------------------------------
+
+TP = Option(help="Tensor parallelism.", metavar="N", panel=LAYOUT, least=1, most=MAX_RANKS)
+
+GPUS = Option(
+    help="In place of --tp: search all layouts on exactly N GPUs.",
+    metavar="N", panel=LAYOUT, least=1, most=MAX_RANKS,
+)  # fmt: skip
+
+RANK_BY = Option(
+    help="With --gpus, what puts a layout first: weights (few), tokens (many) or sent (few bytes).",
+    metavar="WHAT", panel=LAYOUT, shows="weights", choices=RANKINGS, unknown="no such ranking",
+)  # fmt: skip
+
+ENGINE_NAME = Option(
+    help=f"{ENGINES_THAT_WRITE}; trtllm (TensorRT-LLM) is planned only. With --gpus also several, separated by "
+    "commas; all but node where none is named.",
+    metavar="NAME", panel=ENGINE, completion="engines",
+)  # fmt: skip
+
+REFRESH = Option(help="Ask the Hub where the branch is, though it was asked within the hour.")
+
+# --- the lists -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parallelism(Options):
+    """How the model is spread, and what runs it; its first number, TP, is in the lists that need it."""
+
+    ep: Annotated[
+        int | None,
+        Option(help="Expert parallelism.", metavar="N", panel=LAYOUT, shows="the engine's", least=1, most=MAX_RANKS),
+    ] = None
+    dp: Annotated[
+        int,
+        Option(
+            help="Data parallelism: of attention, inside TP (SGLang, TensorRT-LLM); replicas (vLLM).",
+            metavar="N", panel=LAYOUT, least=1, most=MAX_RANKS,
+        ),
+    ] = 1  # fmt: skip
+    engine: Annotated[str, ENGINE_NAME] = "sglang"
+    runner: Annotated[
+        str | None,
+        Option(
+            help="MoE runner (SGLang) or backend (vLLM): marlin, flashinfer_mxfp4, ...",
+            metavar="NAME", panel=ENGINE, shows="the engine's, else its next that runs", of_engine=RUNNERS,
+        ),
+    ] = None  # fmt: skip
+    a2a: Annotated[
+        str | None,
+        Option(
+            help="SGLang's all-to-all backend: deepep, megamoe, ...",
+            metavar="NAME", panel=ENGINE, shows="none", of_engine={"sglang": A2A},
+        ),
+    ] = None  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware(Options):
+    """The GPU, by its name or by its memory alone."""
+
+    gpu: Annotated[
+        str | None,
+        Option(
+            help="h20-96, h20-141, h100, h200, b200, b300, gb200, gb300, ...",
+            metavar="NAME", panel=HARDWARE, shows="Hopper, memory not looked at", completion="gpus",
+        ),
+    ] = None  # fmt: skip
+    gpu_memory: Annotated[
+        str | None,
+        Option(
+            help="In place of --gpu: a Hopper GPU of 96GB, 95GiB or 97285MiB.",
+            metavar="SIZE", panel=HARDWARE, expects="text such as '96GB', '95GiB' or '97285MiB'",
+        ),
+    ] = None  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target(Hardware):
+    """What a layout is for, whatever the layout is."""
+
+    nodes: Annotated[
+        int | None,
+        Option(
+            help="Hosts.",
+            metavar="N", panel=HARDWARE, shows="as few as hold the GPUs", least=1, most=MAX_RANKS,
+        ),
+    ] = None  # fmt: skip
+    expert_dtype: Annotated[
+        str | None,
+        Option(
+            help="fp4 or fp8. fp8 casts FP4 experts as DeepSeek's converter does (reference only).",
+            metavar="DTYPE", panel=ENGINE, shows="the checkpoint's", choices=EXPERT_DTYPES,
+            unknown="no such format of experts",
+        ),
+    ] = None  # fmt: skip
+    engine_version: Annotated[
+        str | None,
+        Option(
+            help="The engine's version.",
+            metavar="VERSION", panel=ENGINE, shows="the newest that is known", of_engine=VERSIONS,
+        ),
+    ] = None  # fmt: skip
+
+
+# The fields of the last base come first.
+@dataclass(frozen=True, kw_only=True)
+class Layout(Target, Parallelism):
+    """All options of a layout but TP."""
+
+    shared_experts: Annotated[
+        str,
+        Option(
+            help="whole: all on every rank; split: cut, where blocks allow; pad: cut, filled up to whole blocks "
+            "(vLLM); auto: the engine's own way, else its next that runs.",
+            metavar="WAY", panel=LAYOUT, choices=SHARED_EXPERTS, unknown="there is no such way",
+        ),
+    ] = "auto"  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _FirstTp(Options):
+    tp: Annotated[int, TP]
+
+
+@dataclass(frozen=True)
+class Request(Layout, _FirstTp):
+    """The parallelism and options that a user asks for; None leaves the choice to the engine."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+    """Plans and journals hold requests: an option that this version does not know is an error."""
+
+    @property
+    def names_gpu(self) -> bool:
+        """Whether a GPU's memory is known, and to be looked at."""
+        return self.gpu is not None or self.gpu_memory is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written(Options):
+    """What `plan` and `search` do beside planning."""
+
+    refresh: Annotated[bool, REFRESH] = False
+    output: Annotated[
+        str | Path | None, Option(help="Also write the plan to this file.", metavar="FILE", short="-o")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tp(Options):
+    tp: Annotated[int, TP]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions(Written, Layout, _Tp):
+    """The options of `plan`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Searched(Options):
+    gpus: Annotated[int, GPUS]
+    rank_by: Annotated[str, RANK_BY] = "weights"
+    engine: Annotated[str | Iterable[str] | None, ENGINE_NAME] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions(Written, Target, _Searched):
+    """The options of `search`: those of a layout that it does not try all of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Size(Options):
+    tp: Annotated[int | None, TP] = None
+    gpus: Annotated[int | None, GPUS] = None
+    rank_by: Annotated[str, RANK_BY] = "weights"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayoutOrSearch(Layout, _Size):
+    """The options of one layout, or of a search for layouts; of the engines only a search takes several."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanCommand(Written, LayoutOrSearch):
+    """The options of the command `plan`, which is `plan` or `search`."""
+
+
+# --- what does not go together ---------------------------------------------------------------------------------------
+
+
+def refuse_beside_gpus(asked: Iterable[str]) -> None:
+    """Refuse options of a layout, whose names are `asked`: the search tries all of them. Raises UsageError."""
+    for name in asked:
+        hint = f"Leave out {as_option(name)}, or --gpus."
+        raise UsageError(f"{{gpus}} and {{{name}}}: the search tries them all", hint=hint,
+                         parameters={"gpus": ..., name: ...})  # fmt: skip
+
+
+def rank_by_alone() -> UsageError:
+    """The error for an order of what is not searched."""
+    return UsageError("{rank_by} without {gpus}", hint="It orders what --gpus finds.",
+                      parameters={"rank_by": ..., "gpus": ...})  # fmt: skip

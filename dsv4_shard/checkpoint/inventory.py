@@ -1,0 +1,168 @@
+"""A checkpoint's tensors by role, with formats, blocks, and findings about missing, unknown or odd tensors.
+
+Later modules use roles, formats and counts instead of tensor names. The experts' own tensors decide whether they are
+FP4 or FP8; config.json is only compared.
+"""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from dsv4_shard.checkpoint.completeness import check_completeness, check_numbers
+from dsv4_shard.checkpoint.findings import Finding, Severity, defect, some
+from dsv4_shard.checkpoint.formats import (
+    Format,
+    check_dtypes,
+    check_shapes,
+    compare_config,
+    compare_stages,
+    f32_norms,
+    find_formats,
+    is_packed,
+)
+from dsv4_shard.checkpoint.reader import Checkpoint
+from dsv4_shard.checkpoint.tensor_kinds import Census, take_census
+from dsv4_shard.errors import IncompleteCheckpoint
+from dsv4_shard.models.families import family_of
+from dsv4_shard.models.family import Family, ModelConfig
+from dsv4_shard.models.roles import Draft, Part, Role, Stage, TensorName
+from dsv4_shard.storage.runtime import collector_paused
+from dsv4_shard.tensors.geometry import logical_shape
+from dsv4_shard.tensors.header import Tensor, nbytes_of
+from dsv4_shard.text.units import counted
+
+
+class TensorGroup(NamedTuple):
+    """Tensors that differ only in the numbers of layer and expert.
+
+    Attributes:
+        stage: Stage of the model.
+        role: Their role.
+        part: Weight or scale.
+        dtype: Stored dtype.
+        shape: Shape in elements, with FP4 unpacked.
+        nbytes: Bytes of one tensor.
+    """
+
+    stage: Stage
+    role: Role
+    part: Part
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """A checkpoint's tensors by role.
+
+    Attributes:
+        config: The checkpoint's config.
+        names: Tensor name → parsed name.
+        groups: Group → number of its tensors.
+        formats: (stage, role) → how the role is stored.
+        draft: The draft model that the MTP blocks make up.
+        findings: What the checks found.
+    """
+
+    config: ModelConfig
+    names: dict[str, TensorName]
+    groups: dict[TensorGroup, int]
+    formats: dict[tuple[Stage, Role], Format]
+    draft: Draft
+    findings: tuple[Finding, ...]
+
+    @property
+    def family(self) -> Family:
+        """The family of the model."""
+        return family_of(self.config)
+
+    @property
+    def mtp_blocks(self) -> int:
+        """Number of MTP blocks in the checkpoint."""
+        return self.draft.blocks
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """The findings that stop planning."""
+        return tuple(finding for finding in self.findings if finding.severity is Severity.ERROR)
+
+    def group(self, tensor: Tensor, name: TensorName) -> TensorGroup:
+        """Return the group of `tensor`, whose parsed name is `name`."""
+        return _group(self.formats, name.stage, name.role, name.part, tensor.dtype, tensor.shape)
+
+    def format(self, role: Role, stage: Stage = Stage.LAYER) -> Format | None:
+        """Return how `role` is stored, or None if the checkpoint has no such tensor."""
+        return self.formats.get((stage, role))
+
+    @property
+    def routed(self) -> Format:
+        """How the routed experts of the layers are stored."""
+        return self.formats[Stage.LAYER, Role.ROUTED_GATE]
+
+    @property
+    def shared(self) -> Format | None:
+        """How the shared experts of the layers are stored, None if there are none."""
+        return self.format(Role.SHARED_GATE)
+
+
+def outside_layers(inventory: Inventory) -> Inventory:
+    """Return the inventory with only the names outside of layers.
+
+    A search that weighs many layouts needs no others, and is faster without the 145,000 names of V4-Pro.
+    """
+    names = {name: place for name, place in inventory.names.items() if place.stage is Stage.MODEL}
+    return replace(inventory, names=names)
+
+
+def take_inventory(checkpoint: Checkpoint) -> Inventory:
+    """Sort a checkpoint's tensors by role and check them. Problems become findings, not errors."""
+    with collector_paused():
+        return _take(checkpoint)
+
+
+def _take(checkpoint: Checkpoint) -> Inventory:
+    names: dict[str, TensorName] = {}
+    unknown: list[str] = []
+    parse = family_of(checkpoint.config).names(checkpoint.config).parse
+    for name in checkpoint.tensors:
+        parsed = parse(name)
+        if parsed is None:
+            unknown.append(name)
+        else:
+            names[name] = parsed
+    findings = list(checkpoint.findings)
+    if unknown:
+        findings.append(defect("unknown-tensors", f"{len(unknown):,} tensors have no known role: {some(unknown)}"))
+    census = take_census(checkpoint.config, checkpoint.tensors, names)
+    findings += check_numbers(census)
+    findings += check_completeness(census)
+    formats, more = find_formats(census)
+    findings += more
+    findings += compare_stages(formats)
+    findings += check_dtypes(census, f32_norms(checkpoint, formats))
+    findings += check_shapes(census, formats)
+    findings += compare_config(checkpoint.config, formats)
+    return Inventory(checkpoint.config, names, _count(census, formats), formats, census.draft, tuple(findings))
+
+
+def _count(census: Census, formats: dict[tuple[Stage, Role], Format]) -> dict[TensorGroup, int]:
+    groups: dict[TensorGroup, int] = {}
+    for kind, count in census.counts.items():
+        group = _group(formats, kind.stage, kind.role, kind.part, kind.dtype, kind.shape)
+        groups[group] = groups.get(group, 0) + count
+    return groups
+
+
+def _group(
+    formats: dict[tuple[Stage, Role], Format], stage: Stage, role: Role, part: Part, dtype: str, shape: tuple[int, ...]
+) -> TensorGroup:
+    logical = logical_shape(dtype, shape, is_packed(formats.get((stage, role)), part))
+    return TensorGroup(stage, role, part, dtype, logical, nbytes_of(dtype, shape))
+
+
+def refuse_errors(inventory: Inventory) -> None:
+    """Raise IncompleteCheckpoint with the first error of the inventory, if it has any."""
+    errors = inventory.errors
+    if errors:
+        more = f" ({counted(len(errors) - 1, 'more finding')})" if len(errors) > 1 else ""
+        raise IncompleteCheckpoint(errors[0].message + more)

@@ -1,0 +1,139 @@
+"""Where a job's files go: into a folder, a store, onto the nodes of a cluster; or nowhere, to see what would.
+
+Each is a step of its own behind a verb, and tells a `Reporter` how far it is.
+"""
+
+import os
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsv4_shard.checkpoint.reader import Checkpoint
+from dsv4_shard.destinations.documents import DryRun, Uploaded
+from dsv4_shard.sharding.job import Job
+from dsv4_shard.sharding.outcome import Outcome, Written
+from dsv4_shard.sharding.progress import Reporter, Task
+from dsv4_shard.sharding.run import reshard, result_to_join
+from dsv4_shard.storage.output_folder import check_output, free_bytes
+from dsv4_shard.storage.staging import Staging
+
+if TYPE_CHECKING:
+    from dsv4_shard.destinations.documents import ClusterOutcome
+    from dsv4_shard.destinations.object_store import Scratch
+    from dsv4_shard.destinations.share_worker import ShareTask
+    from dsv4_shard.sources.object_store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class WouldWrite:
+    """A job that is not carried out: it needs `nbytes` in `out`, a folder or a URL, where `free` bytes are free.
+
+    Links to the checkpoint's own files need none, nor does what an unfinished run left, which is counted as free.
+    """
+
+    job: Job
+    out: str
+    nbytes: int
+    free: int
+
+    def document(self) -> DryRun:
+        """The result of a dry run."""
+        recipe = self.job.recipe
+        files = {file.name: file.nbytes for file in recipe.files}
+        return DryRun(files=files, bytes=self.nbytes, free=self.free, left_out=dict(recipe.left_out))
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTarget:
+    """A place in an object store, and where the files are made first."""
+
+    url: str
+    scratch: Path
+    keep_scratch: bool
+    overwrite: bool
+    restart: bool
+
+
+def into_folder(job: Job, checkpoint: Checkpoint, out: Path, work: str, reporter: Reporter, **options: Any) -> Outcome:
+    """Write a job's files into a folder. Options and errors are those of `sharding.run.reshard`."""
+    with reporter.task(Task(work), sum(file.payload for file in job.recipe.files)) as task:
+        return reshard(job, checkpoint, out, on_progress=task.advance, on_resume=task.resume, **options)
+
+
+def into_store(
+    job: Job,
+    checkpoint: Checkpoint,
+    place: OutputTarget,
+    reporter: Reporter,
+    **options: Any,
+) -> Uploaded:
+    """Write a job's files into a scratch folder, unless they are there, and put them into a store.
+
+    Raises what `sharding.run.reshard`, `object_store.Scratch` and `object_store.upload` raise.
+    """
+    from dsv4_shard.destinations.object_store import check_place, nbytes_of, upload
+
+    store, scratch = _scratch(job, checkpoint, place)
+    written: Written | None = None
+    with scratch:
+        check_place(store, scratch, place.overwrite)
+        if not scratch.is_written:
+            outcome = into_folder(
+                job, checkpoint, scratch.result, "reshard", reporter, restart=place.restart, **options
+            )
+            reporter.written(outcome)
+            written = outcome.written if outcome.files or outcome.linked else None
+        with reporter.task(Task("upload"), nbytes_of(scratch.manifest)) as task:
+            uploaded = upload(
+                store, scratch, overwrite=place.overwrite, on_progress=task.advance, on_resume=task.resume
+            )
+        scratch.is_done = not place.keep_scratch
+    return uploaded.model_copy(update={"written": written})
+
+
+def would_store(job: Job, checkpoint: Checkpoint, place: OutputTarget) -> WouldWrite:
+    """What `into_store` would write. Raises what it raises before it writes."""
+    from dsv4_shard.destinations.object_store import check_place
+
+    store, scratch = _scratch(job, checkpoint, place)
+    check_place(store, scratch, place.overwrite)
+    return _would(job, checkpoint, scratch.result if scratch.path.is_dir() else scratch.path, store.url)
+
+
+def would_write(job: Job, checkpoint: Checkpoint, out: Path, overwrite: bool) -> WouldWrite:
+    """What `into_folder` would write. Raises what it raises before it writes."""
+    check_output(out, checkpoint.source.root, overwrite, job.is_share)
+    result_to_join(job, out, overwrite)
+    return _would(job, checkpoint, out, str(out))
+
+
+def onto_cluster(
+    address: str, order: "ShareTask", world: int, nodes: int | None, reporter: Reporter
+) -> "ClusterOutcome":
+    """Write all ranks in shares on the nodes of a Ray cluster; see `ray_cluster.reshard_on_cluster`.
+
+    Nodes have working directories of their own: what the order names in this one's is named in full.
+    """
+    from dsv4_shard.destinations.ray_cluster import reshard_on_cluster
+
+    folder = os.path.expanduser(order.repo)
+    repo = os.path.abspath(folder) if os.path.isdir(folder) else order.repo
+    config = Path(os.path.abspath(order.config)) if order.config is not None else None
+    order = replace(order, repo=repo, config=config, out=Path(os.path.abspath(order.out)))
+    return reshard_on_cluster(address, order, world, nodes, reporter)
+
+
+def _scratch(job: Job, checkpoint: Checkpoint, place: OutputTarget) -> "tuple[Store, Scratch]":
+    from dsv4_shard.destinations.object_store import Scratch, run_digest, run_digest_of_schema_1
+    from dsv4_shard.sources.object_store import connect
+
+    store = connect(place.url)
+    before = partial(run_digest_of_schema_1, job, checkpoint)
+    return store, Scratch(place.scratch, store.url, run_digest(job, checkpoint), before, restart=place.restart)
+
+
+def _would(job: Job, checkpoint: Checkpoint, folder: Path, out: str) -> WouldWrite:
+    # What an unfinished run left there is gone on with, or makes room.
+    needed = job.nbytes_to_write(checkpoint.source, folder)
+    return WouldWrite(job, out, needed, free_bytes(folder) + Staging(folder, job.share).nbytes_on_disk())

@@ -1,0 +1,435 @@
+"""A result into an object store: written into a scratch folder as into any other, then put, the manifest last.
+
+What was put is noted in a journal beside the scratch result, so that a run that ended early does not send again what is
+there. Whoever finds a manifest in the store finds all that it names.
+"""
+
+import json
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from types import TracebackType
+
+import xxhash
+
+from dsv4_shard.checkpoint.reader import Checkpoint
+from dsv4_shard.destinations.documents import Uploaded
+from dsv4_shard.destinations.upload_journal import (
+    SCHEMA_VERSION,
+    UploadBegun,
+    UploadClaimed,
+    UploadJournal,
+    UploadPut,
+)
+from dsv4_shard.errors import (
+    BadAnswer,
+    NewerSchema,
+    NotAResult,
+    OtherRun,
+    OutputError,
+    OutputNotEmpty,
+    Unreachable,
+    WriteFailed,
+)
+from dsv4_shard.planning.plan_file import decisions, read_plan
+from dsv4_shard.sharding.job import Job
+from dsv4_shard.sharding.manifest import MAX_MANIFEST_BYTES, PLAN_NAME, Manifest, load_manifest, read_manifest
+from dsv4_shard.sources.local import LocalFile
+from dsv4_shard.sources.object_store import PART_BYTES, Store
+from dsv4_shard.sources.remote import Listed
+from dsv4_shard.storage.locks import LockedFolder
+from dsv4_shard.storage.output_folder import MANIFEST_NAME, plain
+from dsv4_shard.storage.staged_file import fsync_folder
+from dsv4_shard.text.sanitize import short_name
+
+OBJECTS_AT_ONCE = 4
+"""Each in several parts at a time."""
+
+COPIED_BYTES = 5 << 30
+"""The largest object that stores copy in one request; larger twins are sent again."""
+
+_SECONDS_TO_END = 2.0
+"""In which unfinished uploads are taken back."""
+
+_RESULT, _JOURNAL = "result", "journal"
+
+_NEVER = threading.Event()
+
+
+# --- where the result is made ----------------------------------------------------------------------------------------
+
+
+class Scratch:
+    """A folder in `parent` for the result on its way to `url`. Use as a context: locked, removed where it is of no use.
+
+    `run` tells the result from any other, and `run_of_schema_1`, given its folder, as schema 1 did. `restart` throws
+    away what an earlier run left, which else is continued, and `upload` then what it put.
+    Raises OtherRun where that is another result's, NewerSchema, OutputBusy, OutputError or WriteFailed.
+    """
+
+    def __init__(
+        self,
+        parent: Path,
+        url: str,
+        run: str,
+        run_of_schema_1: Callable[[Path], str] = lambda _: "",
+        *,
+        restart: bool = False,
+    ) -> None:
+        self.path = plain(scratch_path(parent, url))
+        self.result = self.path / _RESULT
+        self.journal = UploadJournal(self.path / _JOURNAL)
+        self.is_done = False
+        """To be set when nothing of it is needed any more."""
+        self._run, self._run_of_schema_1, self._restart = run, run_of_schema_1, restart
+        self._own = LockedFolder(self.path, self.path)
+
+    @property
+    def is_written(self) -> bool:
+        """Whether all of the result is there."""
+        return (self.result / MANIFEST_NAME).is_file()
+
+    @property
+    def manifest(self) -> Manifest:
+        return load_manifest(self.result)
+
+    def __enter__(self) -> "Scratch":
+        if not self.path.parent.is_dir():
+            raise OutputError(f"{self.path.parent}: no such folder", hint="Name one with --scratch.")
+        self._own.acquire()
+        try:
+            self._begin()
+        except OSError as error:
+            self._own.release()
+            raise WriteFailed(f"{error.filename or self.path}: {error.strerror}") from error
+        except OutputError:
+            self._own.release()
+            raise
+        return self
+
+    def _begin(self) -> None:
+        path = self.path / _JOURNAL
+        self.journal = UploadJournal(path)  # as it is now that nobody else writes it
+        claimed = self.journal.claimed
+        if self._restart:
+            self._clear()
+            self.journal = UploadJournal(path)
+        if self.journal.run is None:
+            self._clear()
+            self._note_run()
+            if claimed is not None:  # what was put of a result that is thrown away is thrown away too
+                self.journal.note(UploadClaimed(names=[], doomed=sorted({*claimed.names, *claimed.doomed})))
+            fsync_folder(self.path)
+        elif self.journal.run != self._run:
+            if not self._is_this_run_of_schema_1():
+                raise OtherRun(f"{self.path}: holds the result of another run, which is not uploaded yet")
+            self._note_run()
+
+    def _note_run(self) -> None:
+        self.journal.note(UploadBegun(schema_version=SCHEMA_VERSION, run=self._run))
+
+    def _is_this_run_of_schema_1(self) -> bool:
+        """Whether the journal of schema 1 is this run's. A result that is not whole has a journal that says so."""
+        if self.journal.schema != 1:
+            return False
+        return not self.is_written or self.journal.run == self._run_of_schema_1(self.result)
+
+    def _clear(self) -> None:
+        """Remove what is there; the journal, which speaks for the rest, at the end."""
+        for inner in self.path.iterdir():
+            if inner.is_dir():
+                shutil.rmtree(inner)
+        (self.path / _JOURNAL).unlink(missing_ok=True)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and self.is_written:
+            error.add_note(f"The result is kept in {self.path}: the same command goes on with its upload.")
+        with suppress(OSError):
+            if self.is_done or not any(inner.is_dir() for inner in self.path.iterdir()):
+                self._clear()
+                self._own.remove()
+        self._own.release()
+
+
+def scratch_path(parent: Path, url: str) -> Path:
+    """The folder in `parent` where the result for `url` is made."""
+    name = re.sub(r"[^\w.-]+", "-", url)[:100]
+    return parent / f"{name}-{xxhash.xxh3_64_hexdigest(url.encode())[:8]}.upload"
+
+
+def scratch_result(parent: Path, url: str) -> Path:
+    """The folder in which the files for `url` are made."""
+    return plain(scratch_path(parent, url)) / _RESULT
+
+
+def run_digest(job: Job, checkpoint: Checkpoint) -> str:
+    """Another one where a run would write anything else, or from another checkpoint.
+
+    It is the same for every version of the tool: of the plan it takes what decides, and not the words.
+    """
+    plan = read_plan(job.companions[PLAN_NAME], PLAN_NAME)
+    decided = json.dumps(decisions(plan), sort_keys=True).encode()
+    return _run_digest(_asked(job, checkpoint), job, job.companions | {PLAN_NAME: decided})
+
+
+def run_digest_of_schema_1(job: Job, checkpoint: Checkpoint, result: Path) -> str:
+    """What schema 1 noted in place of `run_digest` for the run that wrote `result`, if that is this job's."""
+    job = job.with_plan_of(load_manifest(result), result)
+    version = read_plan(job.companions[PLAN_NAME], PLAN_NAME).tool_version
+    return _run_digest([version, *_asked(job, checkpoint)], job, job.companions)
+
+
+def _asked(job: Job, checkpoint: Checkpoint) -> list[object]:
+    request = asdict(job.request) if job.request else {}
+    return [job.layout, request, job.ranks, [(file.name, file.mtime_ns) for file in checkpoint.files]]
+
+
+def _run_digest(asked: list[object], job: Job, companions: Mapping[str, bytes]) -> str:
+    digest = xxhash.xxh3_128(json.dumps(asked).encode())
+    for name, content in sorted(companions.items()):
+        digest.update(name.encode())
+        digest.update(content)
+    for file in job.recipe.files:
+        digest.update(file.name.encode())
+        digest.update(file.header)
+    return digest.hexdigest()
+
+
+def check_place(store: Store, scratch: Scratch, overwrite: bool) -> None:
+    """Refuse a place that holds anything but what an earlier run put for this result, or a result to overwrite.
+
+    Raises OutputNotEmpty, or what asking the store raises.
+    """
+    if scratch.journal.claimed is None:
+        _doomed(store, store.everything(), overwrite)
+
+
+def nbytes_of(manifest: Manifest) -> int:
+    """Bytes of a result's objects, the manifest apart: each twin is an object of its own."""
+    return sum(_sizes(manifest).values())
+
+
+def upload(
+    store: Store,
+    scratch: Scratch,
+    *,
+    overwrite: bool = False,
+    on_progress: Callable[[int], None] = lambda _: None,
+    on_resume: Callable[[int], None] = lambda _: None,
+) -> Uploaded:
+    """Put a scratch result into a store; what is there from an earlier run is not sent again.
+
+    All objects are held against the store's listing before the manifest is put. Raises OutputNotEmpty, ReadFailed,
+    WriteFailed, or an Unreachable.
+    """
+    manifest, journal = scratch.manifest, scratch.journal
+    raw = (scratch.result / MANIFEST_NAME).read_bytes()
+    sizes = _sizes(manifest)
+    there = _claim(store, scratch, sizes, raw, overwrite)
+    left = [name for name in sizes if name not in journal.put or there.get(name) != journal.put[name]]
+    resumed = sum(sizes.values()) - sum(sizes[name] for name in left)
+    if resumed:
+        on_resume(resumed)
+    if left and MANIFEST_NAME in there:
+        store.delete([MANIFEST_NAME])  # what it names was changed since it was put
+    originals = {link: file.name for file in manifest.files if file.nbytes <= COPIED_BYTES for link in file.links}
+    putting = _Putting(store, scratch, sizes, originals, on_progress)
+    putting.all([name for name in left if name not in originals], putting.send)
+    putting.all([name for name in left if name in originals], putting.copy)
+    if left or MANIFEST_NAME not in there:
+        _check_objects(store, store.everything(), journal.put, sizes)
+        store.put(MANIFEST_NAME, raw)
+    return Uploaded(
+        out=store.url,
+        objects=len(sizes) + 1,
+        bytes=sum(sizes.values()),
+        sent=putting.sent,
+        copied=putting.copied,
+        resumed=resumed,
+        written=None,
+    )
+
+
+def _sizes(manifest: Manifest) -> dict[str, int]:
+    """Bytes of every object but the manifest, the largest first: it takes the longest."""
+    sizes = {name: file.nbytes for file in manifest.files for name in file.names}
+    sizes |= {entry.name: entry.nbytes for entry in manifest.companions}
+    return dict(sorted(sizes.items(), key=lambda item: -item[1]))
+
+
+def _claim(
+    store: Store, scratch: Scratch, sizes: Mapping[str, int], raw: bytes, overwrite: bool
+) -> Mapping[str, Listed]:
+    """Make the place this result's, once; what stands there of it then."""
+    journal, there = scratch.journal, store.everything()
+    names = list(sizes)
+    if journal.claimed is None or (MANIFEST_NAME in there and _content(store, there) != raw):
+        journal.note(UploadClaimed(names=names, doomed=_doomed(store, there, overwrite)))
+    claimed = journal.claimed
+    assert claimed is not None, "just noted"
+    if claimed.doomed:
+        # The manifest goes first: from then on the place is seen to be no result.
+        for doomed in ([MANIFEST_NAME], [name for name in claimed.doomed if name != MANIFEST_NAME]):
+            if going := [name for name in doomed if name in there]:
+                store.delete(going)
+        journal.note(UploadClaimed(names=names, doomed=[]))
+        there = store.everything()
+    _refuse_strangers(store, there, {*names, MANIFEST_NAME})
+    return there
+
+
+_ELSEWHERE = "Choose another prefix, or remove them yourself."
+
+
+def _doomed(store: Store, there: Mapping[str, Listed], overwrite: bool) -> list[str]:
+    """The objects of a result that is to be overwritten. Raises OutputNotEmpty where anything else is there."""
+    if MANIFEST_NAME not in there:
+        _refuse_strangers(store, there, ())
+        return []
+    if not overwrite:
+        raise OutputNotEmpty(
+            f"{store.url}: holds a result", hint="Choose another prefix, or replace it with --overwrite."
+        )
+    try:
+        known = {MANIFEST_NAME, *_sizes(read_manifest(_content(store, there), f"{store.url}/{MANIFEST_NAME}"))}
+    except (NotAResult, NewerSchema) as error:
+        raise OutputNotEmpty(str(error), hint=_ELSEWHERE) from None
+    _refuse_strangers(store, there, known)
+    return sorted(known & there.keys())
+
+
+def _content(store: Store, there: Mapping[str, Listed]) -> bytes:
+    """The manifest that is there."""
+    listed = there[MANIFEST_NAME]
+    if listed.nbytes > MAX_MANIFEST_BYTES:
+        raise OutputNotEmpty(f"{store.url}/{MANIFEST_NAME}: {listed.nbytes} bytes, no manifest", hint=_ELSEWHERE)
+    content = bytearray(listed.nbytes)
+    store.read(MANIFEST_NAME, listed, 0, memoryview(content), _NEVER)
+    return bytes(content)
+
+
+def _refuse_strangers(store: Store, there: Iterable[str], known: Collection[str]) -> None:
+    strangers = sorted(set(there).difference(known))
+    if strangers:
+        raise OutputNotEmpty(
+            f"{store.url}: holds {len(strangers)} objects that are not this result's: {short_name(strangers[0])}",
+            hint=_ELSEWHERE,
+        )
+
+
+def _check_objects(
+    store: Store, there: Mapping[str, Listed], put: Mapping[str, Listed], sizes: Mapping[str, int]
+) -> None:
+    """Hold the listing against what was put."""
+    _refuse_strangers(store, there, sizes)
+    for name, nbytes in sizes.items():
+        found = there.get(name)
+        if found is None or found.nbytes != nbytes:
+            was = f"has {found.nbytes:,} bytes" if found else "is not there"
+            raise BadAnswer(f"{store.url}/{name}: {was}, {nbytes:,} were put", hint=_SENT_AGAIN)
+        if found != put[name]:
+            raise BadAnswer(f"{store.url}/{name}: is another object than was put", hint=_SENT_AGAIN)
+
+
+_SENT_AGAIN = f"There is no {MANIFEST_NAME} yet. Run again: it is sent again. Does somebody else write to this place?"
+
+
+class _Putting:
+    """The putting of a result's objects, several at a time."""
+
+    def __init__(
+        self,
+        store: Store,
+        scratch: Scratch,
+        sizes: Mapping[str, int],
+        originals: Mapping[str, str],
+        on_progress: Callable[[int], None],
+    ) -> None:
+        self._store, self._scratch, self._sizes, self._originals = store, scratch, sizes, originals
+        self._on_progress = on_progress
+        self._stopped = threading.Event()
+        self._lock = threading.Lock()
+        self.sent = self.copied = 0
+
+    def all(self, names: list[str], put: Callable[[str], None]) -> None:
+        """`put` each; the first error ends the others, and is raised. Who waits for a dead server is not waited for."""
+        waiting, ends = SimpleQueue[str](), SimpleQueue[BaseException | None]()
+        for name in names:
+            waiting.put(name)
+        threads = [
+            threading.Thread(target=self._work, args=(waiting, put, ends), name=f"put-{n}", daemon=True)
+            for n in range(OBJECTS_AT_ONCE)
+        ]
+        try:
+            for thread in threads:
+                thread.start()
+            for _ in threads:
+                if error := ends.get():
+                    raise error
+        except BaseException:
+            self._stopped.set()
+            deadline = time.monotonic() + _SECONDS_TO_END
+            for thread in threads:
+                thread.join(max(0.0, deadline - time.monotonic()))
+            raise
+
+    def _work(
+        self, waiting: SimpleQueue[str], put: Callable[[str], None], ends: SimpleQueue[BaseException | None]
+    ) -> None:
+        try:
+            with suppress(Empty):
+                while not self._stopped.is_set():
+                    put(waiting.get_nowait())
+            ends.put(None)
+        except BaseException as error:
+            ends.put(error)
+
+    def send(self, name: str) -> None:
+        """Put a file."""
+        nbytes = self._sizes[name]
+        file = LocalFile(self._scratch.result / name, name)
+        try:
+            if nbytes <= PART_BYTES:
+                made = self._store.put(name, file.read(0, nbytes))
+                self._on_progress(nbytes)
+            else:
+                made = self._store.put_parts(name, self._pieces(file, nbytes), nbytes)
+        finally:
+            file.close()
+        self._note(name, made)
+        with self._lock:
+            self.sent += nbytes
+
+    def copy(self, name: str) -> None:
+        """Make a twin of the object that is there; where the store cannot, send it."""
+        nbytes = self._sizes[name]
+        made = None
+        with suppress(Unreachable):
+            made = self._store.copy(self._originals[name], name)
+        if made is None or made.nbytes != nbytes:
+            self.send(name)
+            return
+        self._on_progress(nbytes)
+        self._note(name, made)
+        with self._lock:
+            self.copied += nbytes
+
+    def _pieces(self, file: LocalFile, nbytes: int) -> Iterator[memoryview]:
+        for start in range(0, nbytes, PART_BYTES):
+            if self._stopped.is_set():
+                raise Unreachable(f"{file.name}: nobody waits for it any more")
+            piece = memoryview(bytearray(min(PART_BYTES, nbytes - start)))
+            file.readinto(start, piece, once=True)
+            yield piece
+            self._on_progress(len(piece))
+
+    def _note(self, name: str, made: Listed) -> None:
+        self._scratch.journal.note(UploadPut(name=name, nbytes=made.nbytes, stamp=made.stamp))

@@ -1,0 +1,317 @@
+"""`reshard --ray`: the shares of a result as tasks on the nodes of a Ray cluster, and the whole of it verified.
+
+Share i goes to node i, by address: the node that will serve these ranks writes them. The output is one folder on a file
+system that all nodes see, where shares join, or a folder of its own on each node's disk: which of them it is shows in
+the manifests that the nodes read in the end. A share whose node is lost is written by another one, and goes on from its
+journal where that can be seen there.
+"""
+
+import contextlib
+import ipaddress
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from dsv4_shard.catalog.rank_ranges import say_ranks, share_of
+from dsv4_shard.destinations.documents import ClusterOutcome, ClusterShare
+from dsv4_shard.destinations.share_worker import (
+    Message,
+    ShareAdvanced,
+    ShareBegun,
+    ShareEnded,
+    ShareFailed,
+    ShareResumed,
+    ShareTask,
+    carry_out,
+    manifest_of,
+)
+from dsv4_shard.errors import NodesLost, OutputBusy, ShardError, Unreachable, UsageError
+from dsv4_shard.sharding.manifest import Manifest
+from dsv4_shard.sharding.progress import Reporter, Task
+from dsv4_shard.verification.shares import put_together
+
+_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SCHEDULER_EVENTS": "0"}
+"""For Ray's own code in this process, which else reports on its use, and prints what its autoscaler does."""
+
+_NO_CLUSTER = "`ray start --head` starts one, `ray status` shows it; run this command on one of its nodes."
+
+_CONNECT_SECONDS = 10.0
+
+_TRIES = 3
+"""A share whose node was lost so often is given up: it may be what kills them."""
+
+_BUSY_SECONDS = 150.0
+"""A lost node may hold its lock so long: NFS servers take it from a client that is silent for 90 seconds."""
+
+_CANCEL_SECONDS = 30.0
+"""Tasks that are cancelled get so long to save what they have done."""
+
+
+class _Node(NamedTuple):
+    id: str
+    address: str
+
+
+@dataclass(slots=True)
+class _Share:
+    """A share on its way: how often it was begun, on which node, what that does, and when it may be tried again."""
+
+    ranks: tuple[int, ...]
+    home: _Node
+    node: _Node
+    tries: int = 0
+    waits_until: float = 0.0
+    busy_since: float | None = None
+    ended: ShareEnded | None = None
+    task: Task | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{say_ranks(self.ranks)} on {self.node.address}"
+
+
+def reshard_on_cluster(
+    address: str, order: ShareTask, world: int, nodes: int | None, reporter: Reporter
+) -> ClusterOutcome:
+    """Write all ranks by `order`, in as many shares as there are `nodes` (None: those of the cluster).
+
+    Raises UsageError without Ray, Unreachable without a cluster, NodesLost, and what a share raised.
+    """
+    with _connected(address) as ray:
+        there = _nodes(ray)
+        count = min(nodes or len(there), world)
+        ranks = [share_of(world, number, count) for number in range(count)]
+        shares = [_Share(some, there[n % len(there)], there[n % len(there)]) for n, some in enumerate(ranks)]
+        return _Driver(ray, order, shares, reporter).run()
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[Any]:
+    """Ray, connected to the cluster at `address`. What it prints of its own goes nowhere."""
+    if address.startswith("ray://"):
+        raise UsageError.about(
+            "ray", address, "Ray's client cannot do this",
+            hint="Run the command on a node of the cluster, with --ray auto.",
+        )  # fmt: skip
+    _refuse_silent(address)
+    os.environ |= _QUIET | dict(os.environ)
+    try:
+        import ray
+    except ImportError:
+        raise UsageError.about(
+            "ray", ..., "Ray is not installed here", hint="pip install 'dsv4-shard[ray]', here and on every node."
+        ) from None
+    # Ray's threads print to these what nodes say when they die; it has no setting for that.
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
+        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+            reason = f"no Ray cluster can be reached: {str(error).splitlines()[0]}"
+            raise Unreachable.about("ray", address, reason, hint=_NO_CLUSTER) from None
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def _refuse_silent(address: str) -> None:
+    """Raise Unreachable where nothing answers at an address: Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    except (OSError, ValueError, OverflowError) as error:
+        reason = f"no Ray cluster can be reached: {error}"
+        raise Unreachable.about("ray", address, reason, hint=_NO_CLUSTER) from None
+
+
+def _nodes(ray: Any) -> list[_Node]:
+    """The nodes that are alive and take tasks, by address. Raises NodesLost where there are none."""
+    found = [
+        _Node(node["NodeID"], node["NodeManagerAddress"])
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("CPU", 0) >= 1
+    ]
+    if not found:
+        raise NodesLost("no node of the Ray cluster takes tasks", hint="`ray status` shows its nodes and their CPUs.")
+    return sorted(found, key=lambda node: (_number(node.address), node))
+
+
+def _number(address: str) -> int:
+    try:
+        return int(ipaddress.ip_address(address))
+    except ValueError:
+        return 0
+
+
+def _begun(share: _Share) -> Task:
+    assert share.task is not None, "bytes move after something has begun"
+    return share.task
+
+
+class _Driver:
+    """One run: shares that wait, those that are on their way by their streams of messages, and those that ended."""
+
+    def __init__(self, ray: Any, order: ShareTask, shares: list[_Share], reporter: Reporter) -> None:
+        self._ray, self._order, self._shares, self._reporter = ray, order, shares, reporter
+        self._running: dict[Any, _Share] = {}
+
+    def run(self) -> ClusterOutcome:
+        """Write all shares, again those that are lost, and put together what the nodes say of them."""
+        try:
+            while True:
+                self._write()
+                manifests = self._look()
+                if manifests is not None:
+                    return self._outcome(manifests)
+        except BaseException:
+            self._cancel()
+            raise
+
+    def _write(self) -> None:
+        """Until all shares have ended."""
+        while any(share.ended is None for share in self._shares):
+            for share in self._shares:
+                if (
+                    share.ended is None
+                    and share not in self._running.values()
+                    and share.waits_until <= time.monotonic()
+                ):
+                    self._start(share)
+            ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=1.0) if self._running else ([], [])
+            if not self._running:
+                time.sleep(1.0)
+            for stream in ready:
+                self._take(stream)
+
+    def _start(self, share: _Share) -> None:
+        there = _nodes(self._ray)
+        busy = [other.node for other in self._running.values()]
+        share.node = share.home if share.home in there else min(there, key=busy.count)
+        share.tries += 1
+        order = replace(self._order, ranks=share.ranks, restart=self._order.restart and share.tries == 1)
+        task = self._task(carry_out, share.node, num_returns="streaming")
+        self._running[task.remote(order)] = share
+
+    def _task(self, function: Any, node: _Node, **options: Any) -> Any:
+        """A task on a node, or on another one if that is lost by then; never tried again by Ray itself."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        where = NodeAffinitySchedulingStrategy(node.id, soft=True)
+        return self._ray.remote(function).options(num_cpus=1, max_retries=0, scheduling_strategy=where, **options)
+
+    def _take(self, stream: Any) -> None:
+        """The next message of a share, or that its node is lost."""
+        share, errors = self._running[stream], self._ray.exceptions
+        try:
+            message: Message = self._ray.get(next(stream))
+        except errors.RayTaskError as error:
+            raise self._task_error(share, error) from error
+        except (errors.RayError, StopIteration) as error:
+            del self._running[stream]
+            self._lose(share, type(error).__name__)
+            return
+        match message:
+            case ShareBegun(work, total):
+                self._end_task(share)
+                share.task = Task(work, share.name)
+                self._reporter.begin(share.task, total)
+            case ShareResumed(nbytes):
+                self._reporter.resume(_begun(share), nbytes)
+            case ShareAdvanced(nbytes):
+                self._reporter.advance(_begun(share), nbytes)
+            case ShareEnded():
+                del self._running[stream]
+                self._end_task(share)
+                share.ended = message
+            case ShareFailed(raised):
+                del self._running[stream]
+                self._fail(share, raised)
+
+    def _end_task(self, share: _Share) -> None:
+        if share.task is not None:
+            self._reporter.end(share.task)
+            share.task = None
+
+    def _lose(self, share: _Share, reason: str) -> None:
+        """A share is to be written again, elsewhere if its node is gone. Raises NodesLost if that was often enough."""
+        self._reporter.lost(share.task or Task("reshard", share.name), reason)
+        share.task = None
+        if share.tries >= _TRIES:
+            raise NodesLost(f"{say_ranks(share.ranks)}: lost {share.tries} times with their node, last {share.name}")
+        share.ended = None
+
+    def _fail(self, share: _Share, error: ShardError) -> None:
+        """Raise what a share raised, unless it is that the lock of a lost one is still held."""
+        now = time.monotonic()
+        if isinstance(error, OutputBusy) and share.tries > 1:
+            share.busy_since = now if share.busy_since is None else share.busy_since
+            if now - share.busy_since < _BUSY_SECONDS:
+                share.tries -= 1
+                share.task = None
+                share.waits_until = now + 1.0
+                return
+        error.add_note(f"That was {share.name}.")
+        if isinstance(error, Unreachable):
+            error.add_note("What it can reach is set by the environment of its own `ray start`, not by this one's.")
+        raise error
+
+    def _task_error(self, share: _Share, error: BaseException) -> BaseException:
+        """What a task raised that is no error of ours: a package that a node lacks, or a bug."""
+        cause = getattr(error, "cause", error)
+        text = str(cause)
+        if "ModuleNotFoundError" in text or isinstance(cause, ImportError):
+            lines = [line for line in text.splitlines() if line.strip()]
+            return UsageError(
+                f"{share.name}: {lines[-1].strip() if lines else text}",
+                hint="Install this version of dsv4-shard on every node of the cluster.",
+            )
+        return error
+
+    def _look(self) -> list[Manifest] | None:
+        """The manifest of each share's folder as its node sees it; None where a share went with its node's disk."""
+        looks = [self._task(manifest_of, share.node).remote(self._order.out) for share in self._shares]
+        found: list[Manifest] = []
+        for share, look in zip(self._shares, looks, strict=True):
+            manifest: Manifest | None = None
+            with contextlib.suppress(self._ray.exceptions.RayError):
+                manifest = self._ray.get(look)
+            if manifest is None or not set(share.ranks) <= set(manifest.ranks):
+                self._lose(share, "the folder is not there any more")
+            else:
+                found.append(manifest)
+        return found if len(found) == len(self._shares) else None
+
+    def _outcome(self, manifests: list[Manifest]) -> ClusterOutcome:
+        is_one = len({manifest.digest for manifest in manifests}) == 1
+        names, found, shares = [], [], []
+        for share in self._shares:
+            assert share.ended is not None, "all shares have ended"
+            outcome, verification = share.ended
+            names.append(f"{'' if is_one else f'{share.node.address}:'}{self._order.out}")
+            found.append(verification.model_copy(update={"folder": names[-1]}))
+            written = outcome.written if outcome is not None else None
+            shares.append(ClusterShare(ranks=share.ranks, node=share.node.address, written=written))
+        together = put_together(names, manifests, found)
+        return ClusterOutcome(shares=tuple(shares), one_folder=is_one, verification=together)
+
+    def _cancel(self) -> None:
+        """Stop what is on its way, and let it save what it has done."""
+        errors = self._ray.exceptions
+        deadline = time.monotonic() + _CANCEL_SECONDS
+        with contextlib.suppress(errors.RayError, KeyboardInterrupt):
+            for stream in self._running:
+                self._ray.cancel(stream)
+            while self._running and time.monotonic() < deadline:
+                ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=1.0)
+                for stream in ready:
+                    try:
+                        self._ray.get(next(stream))
+                    except (errors.RayError, StopIteration):
+                        del self._running[stream]

@@ -1,0 +1,215 @@
+"""What a node of a cluster does: it writes a share of the ranks, verifies it, and tells how far it is.
+
+An order has all that a node must know, and messages all that is to be said of it: whoever sends the one and takes the
+others knows nothing of checkpoints, and nothing here knows of clusters.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import NamedTuple
+
+from dsv4_shard.checkpoint.inventory import Inventory
+from dsv4_shard.checkpoint.reader import Checkpoint
+from dsv4_shard.errors import OutputNotEmpty, RanksThere, ShardError, UsageError
+from dsv4_shard.planning.document import Plan
+from dsv4_shard.planning.plan_file import check_plan
+from dsv4_shard.sharding.job import Job, prepare
+from dsv4_shard.sharding.joining import refuse_unjoinable
+from dsv4_shard.sharding.manifest import Manifest, load_manifest
+from dsv4_shard.sharding.outcome import Outcome
+from dsv4_shard.sharding.run import reshard
+from dsv4_shard.verification.documents import Verification
+from dsv4_shard.verification.result_folder import bytes_to_verify, verify
+from dsv4_shard.version import __version__
+
+_SECONDS_BETWEEN_MESSAGES = 0.5
+
+Opener = Callable[[str, Path | None], tuple[Checkpoint, Inventory]]
+"""Opens a checkpoint by its name and, for shards of DeepSeek's converter, a config.json."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShareTask:
+    """A share to be written into `out` by `plan` (as JSON); `version` is that of who ordered it."""
+
+    repo: str
+    config: Path | None
+    plan: str
+    out: Path
+    opener: Opener
+    ranks: tuple[int, ...] = ()
+    workers: int | None = None
+    allow_inexact: bool = False
+    restart: bool = False
+    version: str = __version__
+
+
+class ShareBegun(NamedTuple):
+    """`work` has begun: so many bytes."""
+
+    work: str
+    total: int
+
+
+class ShareResumed(NamedTuple):
+    """So many bytes are there from an earlier run."""
+
+    nbytes: int
+
+
+class ShareAdvanced(NamedTuple):
+    """So many bytes more."""
+
+    nbytes: int
+
+
+class ShareEnded(NamedTuple):
+    """The share is written, unless it was there already (None), and was looked at."""
+
+    outcome: Outcome | None
+    verification: Verification
+
+
+class ShareFailed(NamedTuple):
+    """It is not, and why."""
+
+    error: ShardError
+
+
+Message = ShareBegun | ShareResumed | ShareAdvanced | ShareEnded | ShareFailed
+
+
+class _Stopped(BaseException):
+    """Nobody takes messages any more: what was done is to be kept."""
+
+
+def carry_out(order: ShareTask) -> Iterator[Message]:
+    """Carry out an order; the last message is Ended or Failed. Who stops taking messages stops the work."""
+    work = _Work(order)
+    thread = threading.Thread(target=work.run, name="share")
+    thread.start()
+    try:
+        yield from work.messages()
+    finally:
+        work.stop()
+        thread.join()
+
+
+class _Work:
+    """An order on its way, in a thread of its own."""
+
+    def __init__(self, order: ShareTask) -> None:
+        self._order = order
+        self._told: SimpleQueue[Message | BaseException] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._advanced = 0
+        self._stops = False
+
+    def stop(self) -> None:
+        self._stops = True
+
+    def messages(self) -> Iterator[Message]:
+        """What `run` tells, as it comes. Raises what is no ShardError."""
+        while True:
+            try:
+                message = self._told.get(timeout=_SECONDS_BETWEEN_MESSAGES)
+            except Empty:
+                advanced = self._take_advanced()
+                if advanced is not None:
+                    yield advanced
+                continue
+            if isinstance(message, BaseException):
+                raise message
+            yield message
+            if isinstance(message, ShareEnded | ShareFailed):
+                return
+
+    def _take_advanced(self) -> ShareAdvanced | None:
+        """The bytes since this was last told, unless something is to be told first."""
+        with self._lock:
+            if not self._told.empty() or not self._advanced:
+                return None
+            nbytes, self._advanced = self._advanced, 0
+            return ShareAdvanced(nbytes)
+
+    def _tell(self, message: Message | BaseException) -> None:
+        """Put a message after the bytes that came before it, and before those that come after."""
+        with self._lock:
+            if self._advanced:
+                self._told.put(ShareAdvanced(self._advanced))
+                self._advanced = 0
+            self._told.put(message)
+
+    def run(self) -> None:
+        """Write, verify, and tell of it."""
+        try:
+            self._tell(self._written_and_verified())
+        except ShardError as error:
+            self._tell(ShareFailed(error))
+        except BaseException as error:
+            self._tell(error)
+
+    def _written_and_verified(self) -> ShareEnded:
+        order = self._order
+        if order.version != __version__:
+            raise UsageError(
+                f"this node has dsv4-shard {__version__}, the one that orders has {order.version}",
+                hint="Install the same version on every node.",
+            )
+        checkpoint, inventory = order.opener(order.repo, order.config)
+        plan = check_plan(Plan.model_validate_json(order.plan, strict=True), checkpoint, inventory)
+        job = prepare(checkpoint, inventory, plan, order.ranks)
+        outcome = self._write(job, checkpoint)
+        self._tell(ShareBegun("verify", bytes_to_verify(order.out, order.ranks)))
+        found = verify(order.out, workers=order.workers, on_progress=self._advance, ranks=order.ranks)
+        return ShareEnded(outcome, found)
+
+    def _write(self, job: Job, checkpoint: Checkpoint) -> Outcome | None:
+        """None where the share is there already."""
+        order = self._order
+        total = sum(file.payload for file in job.recipe.files)
+        self._tell(ShareBegun("reshard", total))
+        try:
+            return reshard(
+                job,
+                checkpoint,
+                order.out,
+                workers=order.workers,
+                allow_inexact=order.allow_inexact,
+                restart=order.restart,
+                on_progress=self._advance,
+                on_resume=lambda nbytes: self._tell(ShareResumed(nbytes)),
+            )
+        except OutputNotEmpty:
+            if not _is_there(job, order.out):
+                raise
+            return None
+
+    def _advance(self, nbytes: int) -> None:
+        if self._stops:
+            raise _Stopped
+        with self._lock:
+            self._advanced += nbytes
+
+
+def _is_there(job: Job, out: Path) -> bool:
+    """Whether a result in `out` has all ranks of the job, as it would write them."""
+    try:
+        there = load_manifest(out)
+        refuse_unjoinable(str(out), there, job.with_plan_of(there, out).made, job.ranks)
+    except RanksThere:
+        return True
+    except ShardError:
+        return False
+    return False
+
+
+def manifest_of(out: Path) -> Manifest | None:
+    """The manifest of the result in `out` as this node sees it, if there is a sound one."""
+    try:
+        return load_manifest(out)
+    except ShardError:
+        return None

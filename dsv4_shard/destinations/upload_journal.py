@@ -1,0 +1,104 @@
+"""What an unfinished upload has put."""
+
+import os
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from dsv4_shard.errors import WriteFailed
+from dsv4_shard.sources.remote import Listed
+from dsv4_shard.text.schema_versions import check_schema
+from dsv4_shard.text.strict_json import BadJson, parse_json
+
+SCHEMA_VERSION: Literal[2] = 2
+"""Schema 2 added the number itself, and a digest of the run that does not depend on the version of the tool."""
+
+# --- what is noted -------------------------------------------------------------------------------------------------
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class UploadBegun(_Entry):
+    """Whose result it is: `run` is a digest of all that decides what is uploaded."""
+
+    schema_version: Literal[1, 2] = 1
+    run: str
+
+
+class UploadClaimed(_Entry):
+    """The place was found free, or to be overwritten: objects of these names are ours, `doomed` ones are to go."""
+
+    names: list[str]
+    doomed: list[str]
+
+
+class UploadPut(_Entry):
+    """An object is there."""
+
+    name: str
+    nbytes: int
+    stamp: str
+
+
+_ENTRY: TypeAdapter[UploadBegun | UploadClaimed | UploadPut] = TypeAdapter(UploadBegun | UploadClaimed | UploadPut)
+
+
+class UploadJournal:
+    """What is noted of an upload, a line of JSON each; what is torn, and all after it, is as if it were not there.
+
+    Raises NewerSchema where a newer version of the tool wrote it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._lock = path, threading.Lock()
+        self.schema: int = SCHEMA_VERSION
+        self.run: str | None = None
+        self.claimed: UploadClaimed | None = None
+        self.put: dict[str, Listed] = {}
+        self._stop = 0
+        with suppress(FileNotFoundError, NotADirectoryError), path.open("rb") as file:
+            for line in file:
+                try:
+                    self._take(_ENTRY.validate_json(line))
+                except ValidationError:
+                    _refuse_newer(line, path)
+                    return
+                self._stop += len(line)
+
+    def note(self, entry: _Entry) -> None:
+        """Take note, durably, from any thread. Raises WriteFailed."""
+        line = entry.model_dump_json().encode() + b"\n"
+        with self._lock:
+            try:
+                with self._path.open("r+b" if self._path.exists() else "xb") as file:
+                    file.truncate(self._stop)
+                    file.seek(self._stop)
+                    file.write(line)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                raise WriteFailed(f"{self._path}: {error.strerror}") from error
+            self._stop += len(line)
+            self._take(entry)
+
+    def _take(self, entry: _Entry) -> None:
+        match entry:
+            case UploadBegun():
+                self.schema, self.run = entry.schema_version, entry.run
+            case UploadClaimed():
+                self.claimed = entry
+            case UploadPut():
+                self.put[entry.name] = Listed(entry.nbytes, entry.stamp)
+
+
+def _refuse_newer(line: bytes, path: Path) -> None:
+    """Raise NewerSchema for an entry that says so; others are torn."""
+    with suppress(BadJson):
+        entry = parse_json(line)
+        if isinstance(entry, dict):
+            check_schema(entry.get("schema_version"), "upload", path.parent, SCHEMA_VERSION)

@@ -1,0 +1,1 @@
+"""An engine's error message or log → the rule that broke, in numbers, and the way out."""

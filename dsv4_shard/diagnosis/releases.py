@@ -1,0 +1,142 @@
+"""DeepSeek's releases by their sizes: what a number in an engine's message may be of, where no checkpoint is at hand.
+
+The sizes are those of the releases' config.json. An inventory is made of them as a checkpoint's is of its headers, so
+that the engines' rules, which look at nothing else, can be asked.
+"""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from dsv4_shard.checkpoint.completeness import expected_names
+from dsv4_shard.checkpoint.formats import Format
+from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
+from dsv4_shard.models.config import parse_config
+from dsv4_shard.models.families import family_of
+from dsv4_shard.models.roles import Draft, Module, Part, Place, Role, Stage
+from dsv4_shard.sources.checkpoint_files import CONFIG_FILE
+from dsv4_shard.tensors.geometry import FP4_GROUP, Block
+from dsv4_shard.tensors.header import nbytes_of
+
+_FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+
+_V4: dict[str, Any] = {
+    "model_type": "deepseek_v4", "architectures": ["DeepseekV4ForCausalLM"], "quantization_config": _FP8,
+    "vocab_size": 129280, "head_dim": 512, "o_lora_rank": 1024, "index_n_heads": 64, "index_head_dim": 128,
+    "n_shared_experts": 1, "num_experts_per_tok": 6, "num_hash_layers": 3, "hc_mult": 4, "num_nextn_predict_layers": 1,
+}  # fmt: skip
+
+_PRO = _V4 | {
+    "hidden_size": 7168, "num_hidden_layers": 61, "num_attention_heads": 128, "q_lora_rank": 1536, "o_groups": 16,
+    "moe_intermediate_size": 3072, "n_routed_experts": 384, "compress_ratios": [128, *[128, 4] * 30, 0],
+}  # fmt: skip
+
+_FLASH = _V4 | {
+    "hidden_size": 4096, "num_hidden_layers": 43, "num_attention_heads": 64, "q_lora_rank": 1024, "o_groups": 8,
+    "moe_intermediate_size": 2048, "n_routed_experts": 256, "compress_ratios": [0, 0, *[4, 128] * 20, 4, 0],
+}  # fmt: skip
+
+_V41: dict[str, Any] = {
+    "model_type": "deepseek_v41", "architectures": ["DeepseekV41ForCausalLM"],
+    "quantization_config": {"quant_method": "fp8", "weight_block_size": [32, 32], "expert_dtype": "fp4"},
+    "text_config": {
+        "hidden_size": 5120, "num_hidden_layers": 40, "num_attention_heads": 64, "q_lora_rank": 1280, "o_groups": 8,
+        "vocab_size": 129280, "head_dim": 512, "o_lora_rank": 1024, "index_n_heads": 32, "index_head_dim": 128,
+        "moe_intermediate_size": 2304, "n_routed_experts": 384, "n_shared_experts": 1, "num_experts_per_tok": 6,
+        "hc_mult": 4, "compress_ratios": [0, 0, *[2] * 18, *[1] * 20, 0, 0, 0], "num_nextn_predict_layers": 3,
+        "kv_source_layer_ids": [2, 8, 14, 20], "index_source_layer_ids": [2, 8, 14, 20, 24, 28, 32, 36],
+        "engram_layer_ids": [1, 14], "engram_num_embeddings": [384006168, 384016682], "engram_max_ngram_size": 4,
+        "engram_n_heads": 8, "engram_head_dim": 256, "dspark_target_layer_ids": [37, 38, 39],
+        "dspark_markov_rank": 256, "dspark_n_routed_experts": 128,
+    },
+    "vision_config": {
+        "num_hidden_layers": 32, "hidden_size": 1024, "intermediate_size": 2816, "patch_size": 14,
+        "downsample_ratio": 3,
+    },
+}  # fmt: skip
+
+_V3: dict[str, Any] = {
+    "model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"], "quantization_config": _FP8,
+    "hidden_size": 7168, "num_hidden_layers": 61, "num_attention_heads": 128, "q_lora_rank": 1536, "kv_lora_rank": 512,
+    "vocab_size": 129280, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
+    "intermediate_size": 18432, "first_k_dense_replace": 3, "moe_intermediate_size": 2048, "n_routed_experts": 256,
+    "n_shared_experts": 1, "num_experts_per_tok": 8, "num_nextn_predict_layers": 1,
+}  # fmt: skip
+
+_V32 = _V3 | {
+    "model_type": "deepseek_v32", "architectures": ["DeepseekV32ForCausalLM"], "index_n_heads": 64,
+    "index_head_dim": 128,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Release:
+    """A release. `repo` is where it is on the Hub, `words` how paths name it, lower case, without separators.
+
+    `experts` and `scales` are the dtypes of the routed experts and of FP8's scales, `o_a` that of wo_a, `blocks` the
+    number of MTP blocks, `optional` whether the MTP block has an embedding and head of its own.
+    """
+
+    repo: str
+    words: tuple[str, ...]
+    document: dict[str, Any]
+    experts: str = "FP4"
+    scales: str = "F8_E8M0"
+    o_a: str = "FP8"
+    blocks: int = 1
+    dspark: bool = False
+    optional: bool = False
+
+    @property
+    def title(self) -> str:
+        return self.repo.rpartition("/")[2]
+
+
+RELEASES = (
+    Release("deepseek-ai/DeepSeek-V4-Pro", ("v4pro",), _PRO | {"expert_dtype": "fp4"}),
+    Release("deepseek-ai/DeepSeek-V4-Flash", ("v4flash",), _FLASH | {"expert_dtype": "fp4"}),
+    Release("sgl-project/DeepSeek-V4-Pro-FP8", ("v4profp8",), _PRO, experts="FP8", o_a="BF16"),
+    Release("sgl-project/DeepSeek-V4-Flash-FP8", ("v4flashfp8",), _FLASH, experts="FP8", o_a="BF16"),
+    Release("deepseek-ai/DeepSeek-V4.1-Flash", ("v4.1flash",), _V41, blocks=3, dspark=True),
+    Release("deepseek-ai/DeepSeek-V3.2", ("deepseekv3.2", "deepseekv32"), _V32, "FP8", "F32", optional=True),
+    Release("deepseek-ai/DeepSeek-V3", ("deepseekv3", "deepseekr1"), _V3, "FP8", "F32", optional=True),
+)
+"""The likelier a log is of one, the earlier it stands; R1 and V3.1 have V3's sizes."""
+
+
+def find_release(name: str) -> Release | None:
+    """The release that a path or the name of a repository means, by the longest of its words."""
+    plain = name.lower().replace("-", "").replace("_", "")
+    found = [(len(word), release) for release in RELEASES for word in release.words if word in plain]
+    return max(found, key=lambda pair: pair[0])[1] if found else None
+
+
+@cache
+def inventory_of(release: Release) -> Inventory:
+    """The inventory that a release's headers give, without the names of its tensors."""
+    config, _ = parse_config(json.dumps(release.document).encode(), CONFIG_FILE)
+    family, draft = family_of(config), Draft(release.blocks, release.dspark)
+    groups: Counter[TensorGroup] = Counter()
+    formats: dict[tuple[Stage, Role], Format] = {}
+    for at in expected_names(config, range(release.blocks), draft, optional=release.optional):
+        spec = family.rows[at.stage, at.role]
+        shape = spec.shape(config, Place(at.stage, at.layer, draft))
+        routed = at.role.module is Module.ROUTED
+        count = config.experts_in(at.stage) if routed else 1
+        if not spec.quantized or (at.role is Role.O_A and release.o_a == "BF16"):
+            dtype = "BF16" if spec.quantized else spec.dtype
+            if spec.quantized:
+                formats[at.stage, at.role] = Format(dtype)
+            groups[TensorGroup(at.stage, at.role, Part.WEIGHT, dtype, shape, nbytes_of(dtype, shape))] += count
+            continue
+        fp4 = routed and release.experts == "FP4"
+        block = Block(1, FP4_GROUP) if fp4 else spec.block or Block(*(config.declared_block or (128, 128)))
+        scale = "F8_E8M0" if fp4 else release.scales
+        formats[at.stage, at.role] = Format("FP4" if fp4 else "FP8", block, scale)
+        scales = (-(-shape[0] // block.rows), -(-shape[1] // block.cols))
+        dtype, stored = ("I8", (shape[0], shape[1] // 2)) if fp4 else ("F8_E4M3", shape)
+        groups[TensorGroup(at.stage, at.role, Part.WEIGHT, dtype, shape, nbytes_of(dtype, stored))] += count
+        groups[TensorGroup(at.stage, at.role, Part.SCALE, scale, scales, nbytes_of(scale, scales))] += count
+    return Inventory(config, {}, dict(groups), formats, draft, ())

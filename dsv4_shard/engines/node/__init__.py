@@ -1,0 +1,1 @@
+"""Node folders: the experts of one node each, for the engines' stock loaders."""

@@ -1,0 +1,111 @@
+"""Node subsets for a family whose rules are known of no engine: what holds for any under EP over all GPUs.
+
+Each node's GPUs have equal blocks of the experts, of the layers and of the draft model by their own numbers, and all
+else whole. How an engine cuts what is whole here, and what else it asks for, is not claimed; so no bytes a GPU are held
+against a memory, and no commands are given.
+"""
+
+from collections.abc import Iterator
+
+from dsv4_shard.catalog.options import VERSIONS
+from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
+from dsv4_shard.engines.deployment import ANY_ENGINE, Context, Deployment, Request, resolve
+from dsv4_shard.engines.engine import Engine, Launch
+from dsv4_shard.engines.node.known_family import EP_RULE, NodeLayout, folders_notes
+from dsv4_shard.engines.parallelism import dp_alone
+from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, rank_tensor
+from dsv4_shard.engines.remedies import ANY_DP, MORE_DP, leave_out
+from dsv4_shard.engines.rules import NOT_VERIFIED, Divides, Requires, Rule, Symptom
+from dsv4_shard.engines.shared_rules import EXPERTS, EXPERTS_RULE, NO_CAST_RULE, NODES_RULE
+from dsv4_shard.models.roles import Module, Role, Stage
+from dsv4_shard.models.v41 import V41
+
+_RUNNER = "any"
+
+
+def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
+    """EP over all GPUs if nothing else is asked for, and attention TP over those that attention DP leaves."""
+    yield resolve(
+        request, inventory, engine="node", version=ANY_ENGINE, ep=request.ep if request.ep is not None else request.tp,
+        runner=request.runner or _RUNNER, shared="whole", shared_parts=1,
+    )  # fmt: skip
+
+
+RULES: tuple[Rule, ...] = (
+    EP_RULE,
+    Requires(
+        "options", Module.ROUTED,
+        lambda c: (c.deployment.runner, c.deployment.a2a, c.deployment.shared, c.deployment.version) == (_RUNNER,
+        None, "whole", ANY_ENGINE)
+        and not c.deployment.gpu_named,
+        "no engine's rules for this family are known, so there is no runner, all-to-all backend, way of shared "
+        "experts, GPU or version to choose", consequence=NOT_VERIFIED, fatal=True,
+        remedies=(leave_out("runner", "a2a", "shared_experts", "gpu", "gpu_memory", "engine_version"),),
+    ),
+    NODES_RULE,
+    NO_CAST_RULE,
+    Divides(
+        "attention-dp", Module.DEPLOYMENT, lambda c: c.deployment.tp, "TP", lambda c: c.deployment.dp, "attention DP",
+        fatal=True, uneven=Symptom(remedies=(ANY_DP,)),
+    ),
+    Divides(
+        "heads", Module.ATTENTION, lambda c: c.config.num_attention_heads, "num_attention_heads",
+        lambda c: c.deployment.attention_tp, "attention TP", uneven=Symptom(remedies=(MORE_DP,)),
+    ),
+    EXPERTS_RULE,
+    Divides(
+        "draft-experts", Module.ROUTED, lambda c: c.config.experts_in(Stage.MTP), "experts of the draft model",
+        lambda c: c.deployment.ep, "EP", uneven=EXPERTS, when=lambda c: c.inventory.mtp_blocks > 0,
+    ),
+)  # fmt: skip
+
+
+def place(role: Role, context: Context) -> Placement:
+    """Experts over EP, all else whole: what a node's folder has."""
+    return Expert(Replicate()) if role.module is Module.ROUTED else Replicate()
+
+
+def store(group: TensorGroup, placement: Placement, context: Context) -> RankTensor:
+    """As the checkpoint has it."""
+    return rank_tensor(group, placement, context)
+
+
+def launch(context: Context, model_path: str, sharded: bool) -> Launch:
+    """None that is known."""
+    return Launch({})
+
+
+def addition(context: Context) -> str:
+    """How the shared expert's output joins the sum."""
+    return "The folders have shared experts whole; where their output joins the sum is the engine's affair."
+
+
+def notes(context: Context) -> tuple[str, ...]:
+    """What a folder holds, what it does not serve, and what was not held."""
+    title = context.inventory.family.title
+    return (
+        *folders_notes(context),
+        f"no engine's own rules for {title} were held: whether it takes this layout, how it cuts what is whole in a "
+        "folder, and whether it asks for experts that are on other nodes, must be tried; bytes a rank are those of all "
+        "dense tensors whole, and of its experts",
+    )
+
+
+NODE_ANY = Engine(
+    name="node",
+    title="node subsets (EP)",
+    version=ANY_ENGINE,
+    families=(V41,),
+    serves=False,
+    versions=VERSIONS["node"],
+    files_for_any_gpu=True,
+    parallelism=dp_alone,
+    candidates=candidates,
+    rules=RULES,
+    place=place,
+    store=store,
+    launch=launch,
+    addition=addition,
+    notes=notes,
+    layout=NodeLayout(),
+)

@@ -1,0 +1,219 @@
+"""Node subsets: for each node a checkpoint that lacks only the other nodes' experts, for stock loaders under EP.
+
+SGLang and vLLM read a checkpoint's index, load what it names, and ask for no expert that their ranks do not own. So a
+node can do with a folder that holds all dense tensors whole and the experts of its own EP ranks, in the checkpoint's
+names, dtypes and bytes: it reads about 1/nodes of the checkpoint, and no plugin is needed. A deployment is one of
+SGLang's, with its rules and bytes a GPU; ranks, where files are meant (`--ranks`, the manifest), are node numbers.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from dsv4_shard.catalog.gpus import GPUS
+from dsv4_shard.catalog.options import VERSIONS
+from dsv4_shard.checkpoint.formats import NVFP4
+from dsv4_shard.checkpoint.inventory import Inventory
+from dsv4_shard.engines.deployment import Context, Deployment, Request
+from dsv4_shard.engines.engine import NODE_RANK, Engine, Launch, Options
+from dsv4_shard.engines.layout import Constant, Disposition, TargetTensor
+from dsv4_shard.engines.parallelism import dp_alone
+from dsv4_shard.engines.parameters import TOKENIZER_FILES
+from dsv4_shard.engines.remedies import for_engine, leave_out
+from dsv4_shard.engines.rules import NOT_VERIFIED, Requires
+from dsv4_shard.engines.sglang import v4 as sglang
+from dsv4_shard.engines.sglang.v3 import SGLANG_V3
+from dsv4_shard.engines.shared_rules import NVFP4_RULE
+from dsv4_shard.engines.vllm import v4 as vllm
+from dsv4_shard.engines.vllm.v3 import VLLM_V3
+from dsv4_shard.models.roles import Module, Stage, TensorName
+from dsv4_shard.sources.checkpoint_files import CONFIG_FILE
+from dsv4_shard.tensors.header import Tensor
+
+EP_RULE = Requires(
+    "ep-tp", Module.ROUTED, lambda c: c.deployment.ep == c.deployment.tp,
+    "a node's folder has whole experts for EP over all {at.tp} GPUs, here EP is {at.ep} and MoE TP {at.moe_tp}",
+    consequence="experts would be cut over GPUs of several nodes, or be missing", fatal=True,
+    remedies=(leave_out("ep"), for_engine("sglang", ", whose rank files serve every MoE TP")),
+)  # fmt: skip
+
+_NVFP4_RULE = Requires(
+    NVFP4_RULE, Module.ROUTED, lambda c: c.inventory.routed.name != NVFP4 or c.deployment.nodes > 1,
+    "what SGLang does with NVFP4 experts was never held against its classes, and one node needs no folder of its own",
+    consequence=NOT_VERIFIED, fatal=True, remedies=("--nodes N: folders are written all the same",),
+)  # fmt: skip
+"""Folders have NVFP4 experts as the checkpoint has them, and that is all that is claimed."""
+
+
+class NodeLayout:
+    """`node-{m}/`: a checkpoint of its own, with the checkpoint's file names, an index, config and tokenizer."""
+
+    name = "node"
+    shares_files = True
+    by_node = True
+
+    def file_name(self, rank: int, part: int, deployment: Deployment) -> str:
+        """The folder of node `rank`."""
+        return folder_of(rank)
+
+    def fate(self, tensor: Tensor, name: TensorName, context: Context) -> Disposition:
+        """As it is, where it is."""
+        return (TargetTensor("", tensor.dtype, file=tensor.file),)
+
+    def refusal(self, context: Context) -> str | None:
+        """One node needs all that the checkpoint has."""
+        return (
+            "one node needs every expert, which is the checkpoint as it is" if context.deployment.nodes == 1 else None
+        )
+
+    def constants(self, context: Context) -> tuple[Constant, ...]:
+        """None: loaders of checkpoints ask for no more than a checkpoint has."""
+        return ()
+
+    def identity(self, context: Context) -> dict[str, str]:
+        """What decides which experts go where; it stands in the manifest, and in no header."""
+        deployment = context.deployment
+        return {
+            "layout": "dsv4-shard node 1",
+            "nodes": str(deployment.nodes),
+            "tp": str(deployment.tp),
+            "ep": str(deployment.ep),
+        }
+
+    def companions(self, document: dict[str, object], context: Context) -> dict[str, bytes]:
+        """None but the index, which is made of the files."""
+        return {}
+
+    def copied(self, context: Context) -> dict[str, str]:
+        """Config and tokenizer, into each folder."""
+        return {name: name for name in (CONFIG_FILE, *TOKENIZER_FILES)}
+
+
+def folder_of(node: int) -> str:
+    """The folder of a node within the result."""
+    return f"node-{node}/"
+
+
+def folders_notes(context: Context) -> tuple[str, ...]:
+    """What a folder holds, and what it does not serve, whatever engine loads it."""
+    deployment = context.deployment
+    if deployment.nodes == 1:
+        return ()
+    nvfp4 = (
+        "NVFP4 experts go over whole, with all of their scales; which runner SGLang takes for them is left to it, and "
+        "was never held against its classes",
+    )
+    dense, experts = _nbytes(context)
+    each = dense + experts // deployment.nodes
+    return (
+        f"a folder for each of {deployment.nodes} nodes: {_gb(each)} of {_gb(dense + experts)}, {_gb(dense)} of it "
+        "dense "
+        f"tensors, whole, the rest {_experts(context)}; --ranks takes node numbers",
+        "serves EP over all GPUs with experts placed in order: not MoE TP, nor EPLB, redundant experts or another "
+        "placement, which ask for experts of other nodes; neither engine notices a missing expert, so start each "
+        "node on its own folder",
+        "files that a node gets whole are hard links to the checkpoint's own where both are on one file system: "
+        "editing the checkpoint in place edits the folders; deleting it frees no room that they use",
+        *(nvfp4 if deployment.experts == NVFP4 else ()),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Subsets:
+    """Node subsets of a model as `serving`, SGLang, builds it; `other`, vLLM, loads them too where its rules hold."""
+
+    serving: Engine
+    other: Engine
+
+    def candidates(self, inventory: Inventory, request: Request) -> Iterator[Deployment]:
+        """SGLang's, with EP over all GPUs if nothing else is asked for."""
+        asked = replace(request, ep=request.ep if request.ep is not None else request.tp)
+        for deployment in self.serving.candidates(inventory, asked):
+            yield replace(deployment, engine="node")
+
+    def launch(self, context: Context, model_path: str, sharded: bool) -> Launch:
+        """SGLang's commands, each node's on its own folder, with the stock loader."""
+        if not sharded:
+            return self.serving.launch(context, model_path, False)
+        folders = [f"{model_path}/{folder_of(node)}".rstrip("/") for node in range(context.deployment.nodes)]
+        start = self.serving.launch(context, folders[0], False)
+        own: list[Options] = [{sglang.MODEL_PATH: folder} for folder in folders[1:]]
+        options = zip(start.node_options, [{}, *own], strict=True)
+        return replace(start, node_options=tuple(folder | others for others, folder in options))
+
+    def notes(self, context: Context) -> tuple[str, ...]:
+        """What a folder holds, what it does not serve, and how vLLM is started on it."""
+        return () if context.deployment.nodes == 1 else (*folders_notes(context), self._on_vllm(context))
+
+    def _on_vllm(self, context: Context) -> str:
+        """vLLM's command for the same GPUs, or why it does not run there."""
+        deployment = context.deployment
+        gpu = deployment.gpu.name if deployment.gpu.name in GPUS and deployment.gpu_named else None
+        request = Request(
+            deployment.tp // deployment.dp,
+            ep=deployment.tp,
+            dp=deployment.dp,
+            engine="vllm",
+            gpu=gpu,
+            nodes=deployment.nodes,
+        )
+        there = Context(context.inventory, next(self.other.candidates(context.inventory, request)))
+        breaches = self.other.breaches(there)
+        reason = breaches[0].reason if breaches else vllm.misloads(there)
+        if reason is not None:
+            return f"vLLM {vllm.VERSION} does not serve these folders: {reason}"
+        start = self.other.launch(there, "OUT/node-M", False)
+        (command,) = replace(start, node_options=(start.node_options[1] | {NODE_RANK: "M"},)).commands
+        return f"vLLM {vllm.VERSION} serves the same folders; on node M, without --headless on node 0: {command}"
+
+    def engine(self) -> Engine:
+        """The engine `node` for this model."""
+        return Engine(
+            name="node",
+            title="node subsets (EP), SGLang",
+            version=self.serving.version,
+            families=self.serving.families,
+            serves=False,
+            versions=VERSIONS["node"],
+            files_for_any_gpu=True,
+            parallelism=dp_alone,
+            bytes_sent=self.serving.bytes_sent,
+            kv_bytes_per_token=self.serving.kv_bytes_per_token,
+            candidates=self.candidates,
+            rules=(EP_RULE, *(_NVFP4_RULE if rule.name == NVFP4_RULE else rule for rule in self.serving.rules)),
+            place=self.serving.place,
+            store=self.serving.store,
+            launch=self.launch,
+            addition=self.serving.addition,
+            notes=self.notes,
+            layout=NodeLayout(),
+        )
+
+
+def _experts(context: Context) -> str:
+    """How many of the experts a node has, and of the draft model's where these are another number."""
+    nodes, config = context.deployment.nodes, context.config
+    layers, draft = config.n_routed_experts, config.experts_in(Stage.MTP)
+    words = f"{layers // nodes} of {layers} experts"
+    if draft == layers or not context.inventory.mtp_blocks:
+        return words
+    return f"{words}, {draft // nodes} of {draft} in the draft model"
+
+
+def _nbytes(context: Context) -> tuple[int, int]:
+    """Bytes of all dense tensors, and of all routed experts."""
+    dense = experts = 0
+    for group, count in context.inventory.groups.items():
+        if group.role.module is Module.ROUTED:
+            experts += group.nbytes * count
+        else:
+            dense += group.nbytes * count
+    return dense, experts
+
+
+def _gb(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.4g} GB"
+
+
+NODE = Subsets(sglang.SGLANG, vllm.VLLM).engine()
+
+NODE_V3 = Subsets(SGLANG_V3, VLLM_V3).engine()

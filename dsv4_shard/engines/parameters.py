@@ -1,0 +1,47 @@
+"""What layouts of raw parameters share: a table of an engine's parameters by role, and the files around them."""
+
+from dataclasses import dataclass
+
+from dsv4_shard.engines.deployment import Context
+from dsv4_shard.engines.shared_rules import draft_blocks
+from dsv4_shard.models.roles import Part
+from dsv4_shard.sources.checkpoint_files import CONFIG_FILE
+
+DRAFT_FOLDER = "draft/"
+"""The draft model (MTP) is a model of its own to the engines, so its files have a folder of their own."""
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A parameter of the engine: its name under the layer, and which place a role has in it.
+
+    `order` is the place among the roles that are joined along their rows; `bare` parameters have no `.weight`.
+    """
+
+    name: str
+    order: int = 0
+    bare: bool = False
+
+    def full_name(self, prefix: str, part: Part) -> str:
+        """The name in the engine's state."""
+        suffix = "" if self.bare else ".weight" if part is Part.WEIGHT else ".weight_scale_inv"
+        return f"{prefix}{self.name}{suffix}"
+
+
+def rank_file_name(rank: int, part: int) -> str:
+    """The pattern of `--load-format sharded_state`, the same in SGLang and vLLM."""
+    return f"model-rank-{rank}-part-{part}.safetensors"
+
+
+def model_files(context: Context) -> dict[str, str]:
+    """Config and tokenizer, for the model and its draft: name in the output → name in the checkpoint."""
+    names = {name: name for name in (CONFIG_FILE, *TOKENIZER_FILES)}
+    return names | ({DRAFT_FOLDER + name: name for name in names} if draft_blocks(context) else {})

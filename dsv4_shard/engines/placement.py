@@ -1,0 +1,124 @@
+"""Replicate, Split, Pad, Expert; how a rank holds a tensor."""
+
+import math
+from dataclasses import dataclass
+
+from dsv4_shard.checkpoint.formats import PACKED
+from dsv4_shard.checkpoint.inventory import TensorGroup
+from dsv4_shard.engines.deployment import Context, Deployment
+from dsv4_shard.models.roles import Part
+from dsv4_shard.tensors.header import DTYPE_BITS
+
+# --- placements ----------------------------------------------------------------------------------------------------
+
+
+AXIS_NAMES = ("rows", "columns")
+
+GROUP_NAMES = {"tp": "TP", "attention": "attention TP", "moe": "MoE TP", "shared": "a TP subgroup"}
+
+
+@dataclass(frozen=True, slots=True)
+class Replicate:
+    """The whole tensor on every rank."""
+
+    def __str__(self) -> str:
+        return "whole on every rank"
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Equal parts along `axis` over the ranks of `group`, each filled up to a multiple of `fill_to` elements."""
+
+    axis: int
+    group: str
+    fill_to: int = 1
+
+    def __str__(self) -> str:
+        filled = f", filled up to {self.fill_to}" if self.fill_to > 1 else ""
+        return f"{AXIS_NAMES[self.axis]} over {GROUP_NAMES[self.group]}{filled}"
+
+
+@dataclass(frozen=True, slots=True)
+class Pad:
+    """Whole units of `unit` elements along `axis`, `ceil(units / ranks)` on each rank of `group`; zeros at the end."""
+
+    axis: int
+    group: str
+    unit: int
+
+    def __str__(self) -> str:
+        how = f"padded to {self.unit}" if self.unit > 1 else "rounded up"
+        return f"{AXIS_NAMES[self.axis]} over {GROUP_NAMES[self.group]}, {how}"
+
+
+@dataclass(frozen=True, slots=True)
+class Expert:
+    """Routed experts: a contiguous block of experts for each EP rank, and `inner` over the MoE-TP ranks."""
+
+    inner: "Replicate | Split | Pad"
+
+    def __str__(self) -> str:
+        return "experts over EP" if isinstance(self.inner, Replicate) else f"experts over EP, {self.inner}"
+
+
+Placement = Replicate | Split | Pad | Expert
+
+
+@dataclass(frozen=True, slots=True)
+class RankTensor:
+    """How a rank holds a tensor: dtype (FP4 for packed FP4), shape in elements, bytes, and how many are padding."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    padding: int = 0
+
+
+def say_placement(placement: Placement, group: TensorGroup, stored: RankTensor, deployment: Deployment) -> str:
+    """How the ranks hold a tensor of `group`, in words. Of a cut over one rank nothing is left, of experts spread over
+    one rank only the cut within them."""
+    if isinstance(placement, Expert) and deployment.ep == 1:
+        placement = placement.inner
+    whole = stored.shape == group.shape and not isinstance(placement, Expert)
+    return str(Replicate() if whole else placement)
+
+
+def local_size(size: int, placement: Split | Pad, parts: int, block: int) -> int:
+    """Elements of a rank along the axis that `placement` cuts `size` on, padding included.
+
+    `block` is 1 for weights, and the block's size on that axis for scales, whose units are that much larger. Raises
+    ValueError where a Split does not divide: the rules must have refused that.
+    """
+    if isinstance(placement, Pad):
+        unit = max(1, placement.unit // block)
+        return -(-size // (unit * parts)) * unit
+    if size % parts:
+        raise ValueError(f"{size} does not divide by {parts}")
+    unit = max(1, placement.fill_to // block)
+    return -(-(size // parts) // unit) * unit
+
+
+def rank_tensor(group: TensorGroup, placement: Placement, context: Context, dtype: str | None = None) -> RankTensor:
+    """How a rank holds one tensor of `group` under `placement`, converted to `dtype` if given. Raises as local_size."""
+    shape, padded = list(group.shape), 1.0
+    inner = placement.inner if isinstance(placement, Expert) else placement
+    if isinstance(inner, Split | Pad):
+        axis, parts = inner.axis, context.deployment.group(inner.group)
+        block = context.block(group.role)[axis] if group.part is Part.SCALE else 1
+        local = local_size(shape[axis], inner, parts, block)
+        padded = local * parts / shape[axis]
+        shape[axis] = local
+    elements = math.prod(shape)
+    nbytes = elements * element_bits(group, dtype) // 8
+    fmt = context.inventory.format(group.role, group.stage)
+    packed = fmt is not None and fmt.name in PACKED and group.part is Part.WEIGHT
+    shown = dtype or (fmt.name if fmt and packed else group.dtype)
+    return RankTensor(shown, tuple(shape), nbytes, round(nbytes * (1 - 1 / padded)))
+
+
+def element_bits(group: TensorGroup, dtype: str | None) -> int:
+    """Bits of one element of `group` when stored as `dtype` (None: as stored)."""
+    if dtype is not None:
+        return 4 if dtype == "FP4" else DTYPE_BITS[dtype]
+    elements = math.prod(group.shape)
+    return group.nbytes * 8 // elements if elements else 0

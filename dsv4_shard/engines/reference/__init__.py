@@ -1,0 +1,1 @@
+"""DeepSeek's own converter and model, for each model generation."""

@@ -1,0 +1,293 @@
+"""DeepSeek's own inference code of V3 and V3.2: `convert.py`'s files, `model.py`'s rules.
+
+Routed experts are whole and spread by contiguous blocks, as in V4. All else that is large is tensor-parallel, also the
+shared experts and the dense MLP, and the names are DeepSeek's own, not the checkpoint's. V3.2's indexer is whole on
+every rank. The converter leaves the MTP layer out; it tells it by its number, 61, ours by what it is.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
+from dsv4_shard.engines.deployment import Context, Deployment, Request
+from dsv4_shard.engines.engine import Engine
+from dsv4_shard.engines.kv_cache import not_known
+from dsv4_shard.engines.layout import Disposition, LeftOut, TargetTensor
+from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, Split, rank_tensor
+from dsv4_shard.engines.reference import v4 as reference
+from dsv4_shard.engines.reference.v4 import ONE_WAY_RULES, VOCAB_RULE, WHOLE_EXPERTS_RULE, WRONG, ranks, scale_rule
+from dsv4_shard.engines.remedies import leave_out
+from dsv4_shard.engines.rules import NO_OPTION, Divides, Requires, Rule, Symptom
+from dsv4_shard.engines.shared_rules import NO_CAST_RULE, NODES_RULE, version_rule
+from dsv4_shard.models.family import Family, ModelConfig
+from dsv4_shard.models.names import NATIVE_PARTS, Grammar, Names
+from dsv4_shard.models.roles import Module, Role, Stage, TensorName
+from dsv4_shard.models.v3 import V3, V32, V3Config
+from dsv4_shard.tensors.header import Tensor
+
+BLOCK = (128, 128)
+"""`block_size` of model.py: its parameters have a scale for each such block."""
+
+BIASED_WIDTH = 7168
+"""The hidden size, the only one, for which model.py's router has a bias."""
+
+_WORDS: dict[Role, str] = {
+    Role.EMBED: "embed",
+    Role.HEAD: "head",
+    Role.FINAL_NORM: "norm",
+    Role.ATTN_NORM: "attn_norm",
+    Role.FFN_NORM: "ffn_norm",
+    Role.Q_A: "attn.wq_a",
+    Role.Q_NORM: "attn.q_norm",
+    Role.Q_B: "attn.wq_b",
+    Role.KV_A: "attn.wkv_a",
+    Role.KV_NORM: "attn.kv_norm",
+    Role.KV_B: "attn.wkv_b",
+    Role.O_PROJ: "attn.wo",
+    Role.INDEXER_Q_B: "attn.indexer.wq_b",
+    Role.INDEXER_K: "attn.indexer.wk",
+    Role.INDEXER_K_NORM: "attn.indexer.k_norm",
+    Role.INDEXER_K_NORM_BIAS: "attn.indexer.k_norm.bias",
+    Role.INDEXER_WEIGHTS: "attn.indexer.weights_proj",
+    Role.DENSE_GATE: "ffn.w1",
+    Role.DENSE_UP: "ffn.w3",
+    Role.DENSE_DOWN: "ffn.w2",
+    Role.ROUTER: "ffn.gate",
+    Role.ROUTER_BIAS: "ffn.gate.bias",
+    Role.SHARED_GATE: "ffn.shared_experts.w1",
+    Role.SHARED_UP: "ffn.shared_experts.w3",
+    Role.SHARED_DOWN: "ffn.shared_experts.w2",
+    Role.ROUTED_GATE: "w1",
+    Role.ROUTED_UP: "w3",
+    Role.ROUTED_DOWN: "w2",
+}
+"""The converter's words, by role."""
+
+
+def _converted_names(family: Family) -> Names:
+    """The names in the converter's files: no MTP layer is among them, so the number of layers does not matter."""
+    specs = {
+        stage: tuple(replace(spec, name=_WORDS[spec.role]) for spec in family.specs[stage])
+        for stage in (Stage.MODEL, Stage.LAYER)
+    }
+    return Names(Grammar({Stage.LAYER: "layers."}, "ffn.experts.", NATIVE_PARTS), specs, 0)
+
+
+# --- rules ---------------------------------------------------------------------------------------------------------
+
+
+def _cut_rule(
+    name: str, module: Module, role: Role, size: Callable[[V3Config], int], size_name: str, axis: int = 0
+) -> Divides:
+    return scale_rule(name, module, role, lambda c: size(c.v3), size_name, axis)
+
+
+def _has_dense(context: Context) -> bool:
+    return context.v3.first_k_dense_replace > 0
+
+
+def _rules(version: str, runner: str) -> tuple[Rule, ...]:
+    return (
+        *ONE_WAY_RULES,
+        Requires(
+            "options", Module.ROUTED, lambda c: c.deployment.a2a is None and c.deployment.runner == runner,
+            "the reference has no runners or all-to-all backends to choose", consequence=NO_OPTION,
+            remedies=(leave_out("runner", "a2a"),), fatal=True,
+        ),
+        Requires(
+            "shared-way", Module.SHARED, lambda c: c.deployment.shared == "split",
+            f"{version}'s reference splits the shared experts over all ranks; it cannot {{at.shared}} them",
+            consequence=NO_OPTION, remedies=(leave_out("shared_experts"),), fatal=True,
+        ),
+        NO_CAST_RULE,
+        Requires(
+            "format", Module.ROUTED, lambda c: c.inventory.routed.name in ("FP8", "BF16"),
+            f"{version}'s model.py computes in FP8 or BF16, the experts are {{context.inventory.routed}}",
+            consequence=WRONG, fatal=True,
+        ),
+        Requires(
+            "blocks", Module.ROUTED, lambda c: c.inventory.routed.block in (None, BLOCK),
+            "model.py has a scale for each block of 128×128, here experts are {context.inventory.routed}",
+            consequence="the model refuses the files: its parameters have other shapes", fatal=True,
+        ),
+        NODES_RULE,
+        version_rule(version),
+        WHOLE_EXPERTS_RULE,
+        VOCAB_RULE,
+        _cut_rule("q_b-blocks", Module.ATTENTION, Role.Q_B, lambda c: c.q_rows, "q_b rows"),
+        _cut_rule("kv_b-blocks", Module.ATTENTION, Role.KV_B, lambda c: c.kv_rows, "kv_b rows"),
+        _cut_rule("o-blocks", Module.ATTENTION, Role.O_PROJ, lambda c: c.o_cols, "o columns", axis=1),
+        Divides(
+            "heads", Module.ATTENTION, lambda c: c.config.num_attention_heads, "num_attention_heads", ranks, "ranks",
+            uneven=Symptom(consequence=WRONG),
+        ),
+        replace(
+            _cut_rule("dense-rows", Module.DENSE, Role.DENSE_GATE, lambda c: c.intermediate_size, "intermediate_size"),
+            when=_has_dense,
+        ),
+        replace(
+            _cut_rule("dense-columns", Module.DENSE, Role.DENSE_DOWN, lambda c: c.intermediate_size,
+                      "intermediate_size", axis=1),
+            when=_has_dense,
+        ),
+        Requires(
+            "shared-experts", Module.SHARED, lambda c: c.config.n_shared_experts > 0,
+            "model.py always has shared experts, the checkpoint has none",
+            consequence="the model refuses the files: its parameters are missing", fatal=True,
+        ),
+        _cut_rule("shared-rows", Module.SHARED, Role.SHARED_GATE, lambda c: c.shared_intermediate,
+                  "shared intermediate size"),
+        _cut_rule("shared-columns", Module.SHARED, Role.SHARED_DOWN, lambda c: c.shared_intermediate,
+                  "shared intermediate size", axis=1),
+    )  # fmt: skip
+
+
+# --- placements ----------------------------------------------------------------------------------------------------
+
+
+_PLACEMENTS: dict[Role, Placement] = {
+    **dict.fromkeys((Role.EMBED, Role.HEAD, Role.Q_B, Role.KV_B), Split(0, "tp")),
+    **dict.fromkeys((Role.DENSE_GATE, Role.DENSE_UP, Role.SHARED_GATE, Role.SHARED_UP), Split(0, "tp")),
+    **dict.fromkeys((Role.O_PROJ, Role.DENSE_DOWN, Role.SHARED_DOWN), Split(1, "tp")),
+    **dict.fromkeys((Role.ROUTED_GATE, Role.ROUTED_UP, Role.ROUTED_DOWN), Expert(Replicate())),
+}
+"""The converter's `mapping`, by role; what is not here is whole on every rank."""
+
+
+def place(role: Role, context: Context) -> Placement:
+    """Where the converter puts `role`."""
+    return _PLACEMENTS.get(role, Replicate())
+
+
+def store(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
+    """What stands in a rank's file, in the checkpoint's dtypes: nothing of the MTP layer."""
+    return None if group.stage is Stage.MTP else rank_tensor(group, placement, context)
+
+
+class ReferenceV3Layout(reference.ReferenceLayout):
+    """`model{rank}-mp{N}.safetensors`, one file a rank, in DeepSeek's own names."""
+
+    def __init__(self, family: Family, keys: Mapping[str, str]) -> None:
+        self._names, self._keys = _converted_names(family), keys
+
+    def fate(self, tensor: Tensor, name: TensorName, context: Context) -> Disposition:
+        """Its bytes under the converter's name."""
+        if name.stage is Stage.MTP:
+            return LeftOut("DeepSeek's inference code has no MTP layer: its converter leaves it out")
+        return (TargetTensor("", tensor.dtype, names=self._names),)
+
+    def names(self, config: ModelConfig) -> Names:
+        """DeepSeek's own, which checkpoints have only since V4."""
+        return self._names
+
+    def companions(self, document: dict[str, object], context: Context) -> dict[str, bytes]:
+        """The config of DeepSeek's `inference/model.py`."""
+        return reference.config_file(inference_config(document, context.deployment.experts, self._keys))
+
+
+# --- config --------------------------------------------------------------------------------------------------------
+
+
+_V3_KEYS = {
+    "vocab_size": "vocab_size",
+    "dim": "hidden_size",
+    "inter_dim": "intermediate_size",
+    "moe_inter_dim": "moe_intermediate_size",
+    "n_layers": "num_hidden_layers",
+    "n_dense_layers": "first_k_dense_replace",
+    "n_heads": "num_attention_heads",
+    "n_routed_experts": "n_routed_experts",
+    "n_shared_experts": "n_shared_experts",
+    "n_activated_experts": "num_experts_per_tok",
+    "n_expert_groups": "n_group",
+    "n_limited_groups": "topk_group",
+    "route_scale": "routed_scaling_factor",
+    "score_func": "scoring_func",
+    "q_lora_rank": "q_lora_rank",
+    "kv_lora_rank": "kv_lora_rank",
+    "qk_nope_head_dim": "qk_nope_head_dim",
+    "qk_rope_head_dim": "qk_rope_head_dim",
+    "v_head_dim": "v_head_dim",
+    "dtype": "",
+    "scale_fmt": "quantization_config.scale_fmt",
+    "original_seq_len": "rope_scaling.original_max_position_embeddings",
+    "rope_theta": "rope_theta",
+    "rope_factor": "rope_scaling.factor",
+    "beta_fast": "rope_scaling.beta_fast",
+    "beta_slow": "rope_scaling.beta_slow",
+    "mscale": "rope_scaling.mscale_all_dim",
+}
+"""`ModelArgs` of V3's model.py ← config.json, in the order of the released configs, then what these leave to defaults.
+
+`mscale` scales the softmax, which is what `mscale_all_dim` does in the checkpoint's own modelling code.
+"""
+
+_V32_KEYS = _V3_KEYS | {key: key for key in ("index_n_heads", "index_head_dim", "index_topk")}
+
+
+def inference_config(document: dict[str, object], experts: str, keys: Mapping[str, str]) -> dict[str, object]:
+    """config.json in the words of V3's inference code; the dtype is that of the experts' own tensors."""
+    found = {key: reference.value_at(document, path) for key, path in keys.items()}
+    found["dtype"] = experts.lower()
+    return {key: value for key, value in found.items() if value is not None}
+
+
+# --- engines -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceCode:
+    """What tells V3's inference code from V3.2's: its kernels, its config, and how shared experts join the sum."""
+
+    family: Family
+    version: str
+    kernels: str
+    keys: Mapping[str, str]
+    addition: str
+
+    def candidates(self, inventory: Inventory, request: Request) -> Iterator[Deployment]:
+        """The one way that the reference has."""
+        yield reference.one_way(
+            request, inventory, version=self.version, kernels=self.kernels, shared="split", shared_parts=request.tp
+        )
+
+    def notes(self, context: Context) -> tuple[str, ...]:
+        """What model.py does not take, though the converter writes it."""
+        lines = []
+        if context.config.hidden_size != BIASED_WIDTH:
+            lines.append(
+                f"model.py has a router bias only where hidden_size is {BIASED_WIDTH}, here it is "
+                f"{context.config.hidden_size}: generate.py does not load these files as it is"
+            )
+        if self.family is V32 and context.deployment.tp == 1:
+            lines.append("V3.2's indexer broadcasts also where there is one rank, and fails there: take two or more")
+        return tuple(lines)
+
+    def engine(self) -> Engine:
+        """The reference for this family."""
+        return replace(
+            reference.REFERENCE,
+            version=self.version,
+            families=(self.family,),
+            candidates=self.candidates,
+            rules=_rules(self.version, self.kernels),
+            place=place,
+            store=store,
+            addition=lambda _: self.addition,
+            notes=self.notes,
+            layout=ReferenceV3Layout(self.family, self.keys),
+            kv_bytes_per_token=not_known,
+        )
+
+
+_PARTS = "Each rank holds a part of the shared experts: "
+
+REFERENCE_V3 = InferenceCode(
+    V3, "V3", "triton", _V3_KEYS,
+    _PARTS + "their output has an all-reduce of its own, after which model.py adds it to the routed output once.",
+).engine()  # fmt: skip
+
+REFERENCE_V32 = InferenceCode(
+    V32, "V3.2", "tilelang", _V32_KEYS,
+    _PARTS + "their output is added to the rank's routed output, and both are summed by one all-reduce.",
+).engine()  # fmt: skip

@@ -1,0 +1,436 @@
+"""DeepSeek's own inference code: `convert.py`'s files, `model.py`'s rules.
+
+Routed experts are whole and spread by contiguous blocks (EP = the number of ranks), shared experts are whole on every
+rank and added after the all-reduce, attention and vocabulary are tensor-parallel. The files are those that the V4
+converter writes (that of its DSpark releases, which knows more names and changes nothing else), name by name and byte
+by byte; the rules are those of the model that loads them, and also those that it forgets (it floors heads, index heads
+and output groups).
+
+Later generations change sizes and names, and little else: `Converter` is what a family's engine is made of.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+from dsv4_shard.catalog.options import RUNNERS, VERSIONS
+from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
+from dsv4_shard.engines.bytes_sent import added_up_in_f32
+from dsv4_shard.engines.deployment import Context, Deployment, Request, resolve
+from dsv4_shard.engines.engine import NODE_RANK, Command, Engine, Launch, Options, node_ranks
+from dsv4_shard.engines.kv_cache import bf16_entry, rows_of
+from dsv4_shard.engines.layout import Constant, Disposition, LeftOut, TargetTensor
+from dsv4_shard.engines.parallelism import no_choice
+from dsv4_shard.engines.placement import Expert, Pad, Placement, RankTensor, Replicate, Split, rank_tensor
+from dsv4_shard.engines.remedies import NO_DP, leave_out
+from dsv4_shard.engines.rules import NO_OPTION, Divides, Requires, Rule, Symptom, Template
+from dsv4_shard.engines.shared_rules import NODES_RULE, nvfp4_rule, o_a_decoding_rule, version_rule
+from dsv4_shard.models.families import family_of
+from dsv4_shard.models.family import Family, ModelConfig
+from dsv4_shard.models.names import Names
+from dsv4_shard.models.roles import Draft, Module, Part, Role, Stage, TensorName
+from dsv4_shard.models.v4 import V4
+from dsv4_shard.tensors.header import Tensor
+
+CONFIG_NAME = "inference_config.json"
+
+(KERNELS,) = RUNNERS["reference"]
+
+_ROUTED = (Role.ROUTED_GATE, Role.ROUTED_UP, Role.ROUTED_DOWN)
+
+WRONG = "the converter and the model start; the model then computes garbage or fails in the first forward"
+
+
+@dataclass(frozen=True, slots=True)
+class Converter:
+    """A generation of DeepSeek's converter and model.
+
+    `decodings` are the transforms of wo_a by the side of its square blocks; `cast` is that of FP4 experts to FP8, in
+    blocks of `cast_block` rows and columns. `config_keys` are `ModelArgs` of inference/model.py ← config.json (a path
+    of keys), in the order of the released inference/config.json; `nullable` those of them that may be null.
+    """
+
+    version: str
+    decodings: Mapping[int, str]
+    cast: str
+    cast_block: int
+    config_keys: Mapping[str, str]
+    nullable: tuple[str, ...] = ()
+
+
+def one_way(
+    request: Request, inventory: Inventory, *, version: str, kernels: str, shared: str, shared_parts: int
+) -> Deployment:
+    """The one deployment that DeepSeek's code has for a request: `kernels` and shared experts are its generation's."""
+    return resolve(
+        request, inventory, engine="reference", version=version, ep=request.tp if request.ep is None else request.ep,
+        runner=request.runner or kernels, shared=shared, shared_parts=shared_parts, attention_tp=request.tp, moe_tp=1,
+    )  # fmt: skip
+
+
+def candidates(version: str, inventory: Inventory, request: Request) -> Iterator[Deployment]:
+    """The one way: whole shared experts."""
+    yield one_way(request, inventory, version=version, kernels=KERNELS, shared="whole", shared_parts=1)
+
+
+def ranks(context: Context) -> int:
+    """Ranks over which the converter cuts."""
+    return context.deployment.tp
+
+
+def dimension_quote(axis: int) -> str:
+    """What every converter prints where a tensor's axis does not divide."""
+    return f"AssertionError: Dimension {axis} must be divisible by {{parts}}"
+
+
+def scale_rule(
+    name: str, module: Module, role: Role, size: Callable[[Context], int], size_name: str, axis: int = 0
+) -> Divides:
+    """The converters narrow a scale like its weight, so the blocks must divide too."""
+    return Divides(
+        name, module, size, size_name, ranks, "ranks", lambda c: c.block(role)[axis], "blocks",
+        Symptom(dimension_quote(axis)), Symptom(dimension_quote(axis)),
+    )  # fmt: skip
+
+
+ONE_WAY_RULES: tuple[Rule, ...] = (
+    Requires(
+        "ep", Module.ROUTED, lambda c: c.deployment.ep == c.deployment.tp,
+        "the reference spreads whole experts over all {at.tp} ranks, so EP {at.ep} cannot be had",
+        consequence=NO_OPTION, remedies=(leave_out("ep"),),
+        fatal=True,
+    ),
+    Requires(
+        "dp", Module.ATTENTION, lambda c: c.deployment.dp == 1, "the reference has no attention DP",
+        consequence=NO_OPTION, remedies=(NO_DP,), fatal=True,
+    ),
+)  # fmt: skip
+"""No generation has attention DP, or cuts a routed expert."""
+
+VOCAB_RULE = Divides(
+    "vocab", Module.EMBEDDING, lambda c: c.config.vocab_size, "vocab_size", ranks, "ranks",
+    uneven=Symptom(dimension_quote(0)),
+)  # fmt: skip
+
+
+def _indexer_rows(context: Context) -> int:
+    return context.v4.index_n_heads * context.v4.index_head_dim
+
+
+_WAYS: tuple[Rule, ...] = (
+    *ONE_WAY_RULES,
+    Requires(
+        "options", Module.ROUTED, lambda c: c.deployment.a2a is None and c.deployment.runner == KERNELS,
+        "the reference has no runners or all-to-all backends to choose", consequence=NO_OPTION,
+        remedies=(leave_out("runner", "a2a"),), fatal=True,
+    ),
+    Requires(
+        "shared-way", Module.SHARED, lambda c: c.deployment.shared == "whole",
+        "the reference adds whole shared experts after the all-reduce; it cannot {at.shared} them",
+        consequence=NO_OPTION, remedies=(leave_out("shared_experts"),), fatal=True,
+    ),
+    nvfp4_rule("DeepSeek's model.py has no NVFP4 experts", "the model cannot load them"),
+    Requires(
+        "expert-dtype", Module.ROUTED,
+        lambda c: c.deployment.experts in ("FP4", "FP8") and (c.deployment.experts,
+        c.inventory.routed.name) != ("FP4", "FP8"),
+        "experts are {context.inventory.routed.name} in the checkpoint and cannot be written as {at.experts}",
+        remedies=(leave_out("expert_dtype"),), fatal=True,
+    ),
+    NODES_RULE,
+)  # fmt: skip
+"""What it has no other way to do."""
+
+_DECODES = "the converter stops: it decodes whole blocks"
+
+_SIZES: tuple[Rule, ...] = (
+    Requires(
+        "one-shared-expert", Module.SHARED, lambda c: c.config.n_shared_experts == 1,
+        "the reference has one shared expert, the checkpoint {config.n_shared_experts}", "AssertionError",
+    ),
+    VOCAB_RULE,
+    Divides(
+        "heads", Module.ATTENTION, lambda c: c.config.num_attention_heads, "num_attention_heads", ranks, "ranks",
+        uneven=Symptom(dimension_quote(0)),
+    ),
+    scale_rule("q_b-blocks", Module.ATTENTION, Role.Q_B, lambda c: c.q_rows, "q_b blocks"),
+    Divides(
+        "o_groups", Module.ATTENTION, lambda c: c.v4.o_groups, "o_groups", ranks, "ranks",
+        uneven=Symptom(consequence=WRONG),
+    ),
+    scale_rule("o_a-blocks", Module.ATTENTION, Role.O_A, lambda c: c.o_cols, "o_a blocks"),
+    Divides(
+        "o_a-columns", Module.ATTENTION, lambda c: c.q_rows, "q_b rows", lambda c: c.v4.o_groups, "o_groups",
+        lambda c: c.block(Role.O_A).cols, "blocks", cut=Symptom(consequence=_DECODES),
+        uneven=Symptom(consequence=_DECODES),
+    ),
+    scale_rule("o_b-blocks", Module.ATTENTION, Role.O_B, lambda c: c.o_cols, "o_b blocks", axis=1),
+    Divides(
+        "index-heads", Module.INDEXER, lambda c: c.v4.index_n_heads, "index_n_heads", ranks, "ranks",
+        uneven=Symptom(dimension_quote(0)),
+    ),
+    scale_rule("indexer-blocks", Module.INDEXER, Role.INDEXER_Q_B, _indexer_rows, "indexer q_b blocks"),
+)  # fmt: skip
+"""What must divide, in the converter or in the model."""
+
+
+def experts_rule(quote: Template) -> Divides:
+    """The converter spreads whole experts, and says `quote` where that leaves a rest."""
+    return Divides(
+        "experts", Module.ROUTED, lambda c: c.config.n_routed_experts, "n_routed_experts", ranks, "ranks",
+        uneven=Symptom(quote),
+    )  # fmt: skip
+
+
+WHOLE_EXPERTS_RULE = experts_rule("AssertionError: Number of experts must be divisible by model parallelism")
+
+
+def _cast_rule(block: int) -> Requires:
+    return Requires(
+        "cast-blocks", Module.ROUTED,
+        lambda c: c.deployment.experts == c.inventory.routed.name
+        or (c.config.hidden_size % block == 0 and c.config.moe_intermediate_size % block == 0),
+        f"the FP8 cast needs multiples of {block}, here hidden_size {{config.hidden_size}} and moe_intermediate_size "
+        "{config.moe_intermediate_size}", "AssertionError",
+    )  # fmt: skip
+
+
+_PLACEMENTS: dict[Role, Placement] = {
+    Role.EMBED: Split(0, "tp"),
+    Role.HEAD: Split(0, "tp"),
+    Role.Q_B: Split(0, "tp"),
+    Role.O_A: Split(0, "tp"),
+    Role.O_B: Split(1, "tp"),
+    Role.ATTN_SINK: Split(0, "tp"),
+    Role.INDEXER_Q_B: Split(0, "tp"),
+    Role.INDEXER_WEIGHTS: Split(0, "tp"),
+    Role.ENGRAM_EMBED: Pad(0, "tp", 1),
+    Role.DSPARK_MARKOV_EMBED: Split(0, "tp"),
+    Role.DSPARK_MARKOV_HEAD: Split(0, "tp"),
+    **dict.fromkeys(_ROUTED, Expert(Replicate())),
+}
+"""The converter's `mapping`, by role; what is not here is whole on every rank.
+
+V4.1's has no entry for DSpark's two factors, whose names end in `embed` and `head`, as those of the model itself do.
+"""
+
+_ONE = {"F8_E8M0": b"\x7f", "F32": b"\0\0\x80\x3f"}
+"""1.0 as each dtype of scales has it: the scale of an engram table's rows that are padding."""
+
+
+def _place(role: Role, context: Context) -> Placement:
+    """Where the converter puts `role`."""
+    return _PLACEMENTS.get(role, Replicate())
+
+
+def _format(context: Context, role: Role, stage: Stage) -> str | None:
+    fmt = context.inventory.format(role, stage)
+    return fmt.name if fmt else None
+
+
+def _store(converter: Converter, group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
+    """What stands in a rank's file: o_a decoded to BF16 without scale, FP4 experts as they are or cast to FP8."""
+    if group.role in (Role.MTP_EMBED, Role.MTP_HEAD):
+        return None
+    form = _format(context, group.role, group.stage)
+    if group.role is Role.O_A and form == "FP8":
+        return None if group.part is Part.SCALE else rank_tensor(group, placement, context, "BF16")
+    if group.role in _ROUTED and form == "FP4" and context.deployment.experts == "FP8":
+        if group.part is Part.WEIGHT:
+            return rank_tensor(group, placement, context, "F8_E4M3")
+        groups_per_block = converter.cast_block // context.block(group.role).cols
+        rows, cols = group.shape[0] // converter.cast_block, group.shape[1] // groups_per_block
+        return RankTensor("F8_E8M0", (rows, cols), rows * cols)
+    return rank_tensor(group, placement, context)
+
+
+class ReferenceLayout:
+    """`model{rank}-mp{N}.safetensors`, one file a rank, in the names of the checkpoint."""
+
+    name = "reference"
+    shares_files = False
+    by_node = False
+
+    def __init__(self, converter: Converter) -> None:
+        self._converter = converter
+
+    def file_name(self, rank: int, part: int, deployment: Deployment) -> str:
+        """As DeepSeek's `generate.py` looks for it."""
+        return f"model{rank}-mp{deployment.tp}.safetensors"
+
+    def fate(self, tensor: Tensor, name: TensorName, context: Context) -> Disposition:
+        """What the converter makes of `tensor`, under its own name."""
+        if name.role in (Role.MTP_EMBED, Role.MTP_HEAD):
+            return LeftOut("the MTP block shares the model's embedding and head")
+        form = _format(context, name.role, name.stage)
+        if name.role is Role.O_A and form == "FP8":
+            if name.part is Part.SCALE:
+                return LeftOut("multiplied into wo_a.weight, which is stored in BF16")
+            return (TargetTensor("", "BF16", transform=self._converter.decodings[context.block(Role.O_A).rows]),)
+        if name.role in _ROUTED and form == "FP4":
+            if context.deployment.experts == "FP8":
+                dtype = "F8_E4M3" if name.part is Part.WEIGHT else "F8_E8M0"
+                return (TargetTensor("", dtype, transform=self._converter.cast),)
+            return (TargetTensor("", "F4" if name.part is Part.WEIGHT else tensor.dtype),)
+        fill = _ONE[tensor.dtype] if (name.role, name.part) == (Role.ENGRAM_EMBED, Part.SCALE) else b""
+        return (TargetTensor("", tensor.dtype, fill=fill),)
+
+    def names(self, config: ModelConfig) -> Names:
+        """What the converter calls its tensors: as the checkpoint does."""
+        return family_of(config).names(config)
+
+    def refusal(self, context: Context) -> str | None:
+        """None: whatever the reference can run can be written."""
+        return None
+
+    def constants(self, context: Context) -> tuple[Constant, ...]:
+        """None: the files are the converter's."""
+        return ()
+
+    def identity(self, context: Context) -> dict[str, str]:
+        """None in the headers, which are the converter's; names and digests tell the files apart."""
+        return {}
+
+    def companions(self, document: dict[str, object], context: Context) -> dict[str, bytes]:
+        """The config of DeepSeek's `inference/model.py`."""
+        config = inference_config(self._converter, document, context.deployment.experts, context.inventory.draft)
+        return config_file(config)
+
+    def copied(self, context: Context) -> dict[str, str]:
+        """What the converter copies, and what generate.py's tokenizer may look for beside them."""
+        names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+        return {name: name for name in names}
+
+
+_MISSING = object()
+
+_V4_KEYS = {
+    "vocab_size": "vocab_size",
+    "dim": "hidden_size",
+    "moe_inter_dim": "moe_intermediate_size",
+    "n_layers": "num_hidden_layers",
+    "n_hash_layers": "num_hash_layers",
+    "n_mtp_layers": "",
+    "dspark_block_size": "dspark_block_size",
+    "dspark_noise_token_id": "dspark_noise_token_id",
+    "dspark_target_layer_ids": "dspark_target_layer_ids",
+    "dspark_markov_rank": "dspark_markov_rank",
+    "n_heads": "num_attention_heads",
+    "n_routed_experts": "n_routed_experts",
+    "n_shared_experts": "n_shared_experts",
+    "n_activated_experts": "num_experts_per_tok",
+    "score_func": "scoring_func",
+    "route_scale": "routed_scaling_factor",
+    "swiglu_limit": "swiglu_limit",
+    "q_lora_rank": "q_lora_rank",
+    "head_dim": "head_dim",
+    "rope_head_dim": "qk_rope_head_dim",
+    "o_groups": "o_groups",
+    "o_lora_rank": "o_lora_rank",
+    "window_size": "sliding_window",
+    "original_seq_len": "rope_scaling.original_max_position_embeddings",
+    "rope_theta": "rope_theta",
+    "rope_factor": "rope_scaling.factor",
+    "beta_fast": "rope_scaling.beta_fast",
+    "beta_slow": "rope_scaling.beta_slow",
+    "index_n_heads": "index_n_heads",
+    "index_head_dim": "index_head_dim",
+    "index_topk": "index_topk",
+    "hc_mult": "hc_mult",
+    "hc_sinkhorn_iters": "hc_sinkhorn_iters",
+    "dtype": "quantization_config.quant_method",
+    "scale_fmt": "quantization_config.scale_fmt",
+    "expert_dtype": "",
+    "compress_rope_theta": "compress_rope_theta",
+    "compress_ratios": "compress_ratios",
+}
+
+
+def inference_config(
+    converter: Converter, document: dict[str, object], experts: str, draft: Draft
+) -> dict[str, object]:
+    """config.json in the words of DeepSeek's inference code. A key that config.json lacks is left to its default.
+
+    `n_mtp_layers` is how many blocks there are, since config.json says 1 of DSpark's three; a classic one has no word.
+    """
+    result: dict[str, object] = {}
+    for key, path in converter.config_keys.items():
+        value = value_at(document, path, _MISSING)
+        if key == "expert_dtype":
+            value = "fp4" if experts == "FP4" else None
+        if key == "n_mtp_layers":
+            value = draft.blocks if draft.dspark else None
+        if value is not _MISSING and (value is not None or key in converter.nullable):
+            result[key] = value
+    return result
+
+
+def value_at(document: dict[str, object], path: str, missing: object = None) -> object:
+    """What stands in config.json under a path of keys with dots between them, or `missing`."""
+    value: object = document
+    for part in path.split("."):
+        value = value.get(part, missing) if isinstance(value, dict) else missing
+    return value
+
+
+def config_file(values: dict[str, object]) -> dict[str, bytes]:
+    """The file that generate.py's `--config` names."""
+    return {CONFIG_NAME: (json.dumps(values, indent=4) + "\n").encode()}
+
+
+def launch(context: Context, model_path: str, sharded: bool) -> Launch:
+    """torchrun of DeepSeek's generate.py, from its `inference/` folder; `model_path` is reshard's output."""
+    deployment = context.deployment
+    options: Options = {"--ckpt-path": model_path, "--config": f"{model_path}/{CONFIG_NAME}", "--interactive": None}
+    script, each = Command("generate.py", options), {"--nproc-per-node": str(deployment.tp // deployment.nodes)}
+    if deployment.nodes == 1:
+        return Launch({}, script, Command("torchrun", dict(each)))
+    on_nodes = {"--nnodes": str(deployment.nodes), **each, "--master-addr": "<node0>", NODE_RANK: "0"}
+    return Launch({}, script, Command("torchrun", dict(on_nodes)), node_ranks(deployment.nodes))
+
+
+def addition(context: Context) -> str:
+    """How the shared expert's output joins the sum."""
+    return (
+        f"The shared expert's output is complete on each of the {context.deployment.tp} ranks: model.py adds it once, "
+        f"after the all-reduce of the routed output; added before it, it would count {context.deployment.tp} times."
+    )
+
+
+def reference(family: Family, converter: Converter, *more: Rule) -> Engine:
+    """The engine of a family, whose generation has `more` rules of its own."""
+    return Engine(
+        name="reference",
+        title="DeepSeek reference",
+        short_title="reference",
+        version=converter.version,
+        families=(family,),
+        runners=RUNNERS["reference"],
+        versions=VERSIONS["reference"],
+        draft_in_model=True,
+        files_for_any_gpu=True,
+        parallelism=no_choice,
+        bytes_sent=added_up_in_f32,
+        candidates=partial(candidates, converter.version),
+        rules=(
+            *_WAYS,
+            version_rule(converter.version),
+            *_SIZES,
+            *more,
+            o_a_decoding_rule(*converter.decodings),
+            _cast_rule(converter.cast_block),
+        ),
+        place=_place,
+        store=partial(_store, converter),
+        launch=launch,
+        addition=addition,
+        layout=ReferenceLayout(converter),
+    )
+
+
+V4_CONVERTER = Converter(
+    version="V4", decodings={128: "fp8_to_bf16"}, cast="fp4_to_fp8", cast_block=128, config_keys=_V4_KEYS
+)
+
+REFERENCE = replace(reference(V4, V4_CONVERTER, WHOLE_EXPERTS_RULE), kv_bytes_per_token=rows_of(bf16_entry))

@@ -1,0 +1,1 @@
+"""SGLang: rules, placements and files of each model generation."""

@@ -1,0 +1,173 @@
+"""SGLang 0.5.23's rank files: the raw parameters of its model classes, as its own loader would fill them.
+
+Names, fusions and orders are a table; each line was held byte by byte against SGLang's `load_weights` (`conformance/`).
+The draft model (NextN) is a model of its own, so its files have a folder of their own. What SGLang changes after
+loading (the repack of FP4, the reordering of `ape`) is left to it: the files hold what it starts from.
+"""
+
+import struct
+
+from dsv4_shard.engines.deployment import Context, Deployment
+from dsv4_shard.engines.layout import Constant, Disposition, LeftOut, TargetTensor
+from dsv4_shard.engines.parameters import DRAFT_FOLDER, Parameter, model_files, rank_file_name
+from dsv4_shard.engines.placement import Pad
+from dsv4_shard.engines.sglang.v4 import VERSION, Runner, environment_of, is_stock, parameter_dtype, runner_of
+from dsv4_shard.engines.shared_rules import DSPARK_LEFT_OUT, draft_blocks, is_left_out, vocab_placement
+from dsv4_shard.models.roles import Part, Role, Stage, TensorName
+from dsv4_shard.tensors.header import Tensor
+
+W13_ORDERS = {False: "gate, up", True: "up, gate"}
+
+_LAYER: dict[Role, Parameter] = {
+    Role.ATTN_NORM: Parameter("input_layernorm"),
+    Role.FFN_NORM: Parameter("post_attention_layernorm"),
+    Role.Q_A: Parameter("self_attn.wqkv_a", 0),
+    Role.KV: Parameter("self_attn.wqkv_a", 1),
+    Role.Q_NORM: Parameter("self_attn.q_norm"),
+    Role.Q_B: Parameter("self_attn.wq_b"),
+    Role.KV_NORM: Parameter("self_attn.kv_norm"),
+    Role.O_A: Parameter("self_attn.wo_a"),
+    Role.O_B: Parameter("self_attn.wo_b"),
+    Role.ATTN_SINK: Parameter("self_attn.attn_sink", bare=True),
+    Role.COMPRESSOR_APE: Parameter("self_attn.compressor.ape", bare=True),
+    Role.COMPRESSOR_KV: Parameter("self_attn.compressor.wkv_gate", 0),
+    Role.COMPRESSOR_GATE: Parameter("self_attn.compressor.wkv_gate", 1),
+    Role.COMPRESSOR_NORM: Parameter("self_attn.compressor.norm"),
+    Role.INDEXER_Q_B: Parameter("self_attn.indexer.wq_b"),
+    Role.INDEXER_WEIGHTS: Parameter("self_attn.indexer.weights_proj"),
+    Role.INDEXER_APE: Parameter("self_attn.indexer.compressor.ape", bare=True),
+    Role.INDEXER_KV: Parameter("self_attn.indexer.compressor.wkv_gate", 0),
+    Role.INDEXER_GATE: Parameter("self_attn.indexer.compressor.wkv_gate", 1),
+    Role.INDEXER_NORM: Parameter("self_attn.indexer.compressor.norm"),
+    Role.HC_ATTN_FN: Parameter("hc_attn_fn", bare=True),
+    Role.HC_ATTN_BASE: Parameter("hc_attn_base", bare=True),
+    Role.HC_ATTN_SCALE: Parameter("hc_attn_scale", bare=True),
+    Role.HC_FFN_FN: Parameter("hc_ffn_fn", bare=True),
+    Role.HC_FFN_BASE: Parameter("hc_ffn_base", bare=True),
+    Role.HC_FFN_SCALE: Parameter("hc_ffn_scale", bare=True),
+    Role.ROUTER: Parameter("mlp.gate"),
+    Role.ROUTER_BIAS: Parameter("mlp.gate.e_score_correction_bias", bare=True),
+    Role.ROUTER_HASH: Parameter("mlp.topk.tid2eid", bare=True),
+    Role.SHARED_GATE: Parameter("mlp.shared_experts.gate_up_proj", 0),
+    Role.SHARED_UP: Parameter("mlp.shared_experts.gate_up_proj", 1),
+    Role.SHARED_DOWN: Parameter("mlp.shared_experts.down_proj"),
+}
+
+_MODEL: dict[Role, Parameter] = {
+    Role.EMBED: Parameter("model.embed_tokens"),
+    Role.HEAD: Parameter("lm_head"),
+    Role.FINAL_NORM: Parameter("model.norm"),
+    Role.HC_HEAD_FN: Parameter("model.hc_head_fn", bare=True),
+    Role.HC_HEAD_BASE: Parameter("model.hc_head_base", bare=True),
+    Role.HC_HEAD_SCALE: Parameter("model.hc_head_scale", bare=True),
+}
+
+_DRAFT: dict[Role, Parameter] = {
+    **{role: _MODEL[role] for role in (Role.HC_HEAD_FN, Role.HC_HEAD_BASE, Role.HC_HEAD_SCALE)},
+    Role.FINAL_NORM: Parameter("model.shared_head.norm"),
+    Role.MTP_E_PROJ: Parameter("model.e_proj"),
+    Role.MTP_H_PROJ: Parameter("model.h_proj"),
+    Role.MTP_ENORM: Parameter("model.enorm"),
+    Role.MTP_HNORM: Parameter("model.hnorm"),
+}
+
+_ROUTED = {Role.ROUTED_GATE: "w13", Role.ROUTED_UP: "w13", Role.ROUTED_DOWN: "w2"}
+
+
+class SglangLayout:
+    """`model-rank-{rank}-part-{part}.safetensors`: a rank's own part, and one that all ranks share."""
+
+    name = "sglang"
+    shares_files = True
+    by_node = False
+
+    def file_name(self, rank: int, part: int, deployment: Deployment) -> str:
+        """The pattern of `--load-format sharded_state`."""
+        return rank_file_name(rank, part)
+
+    def fate(self, tensor: Tensor, name: TensorName, context: Context) -> Disposition:
+        """Which parameter `tensor` goes into, and as what."""
+        if is_left_out(name.stage, context):
+            return LeftOut(DSPARK_LEFT_OUT)
+        if name.role in (Role.MTP_EMBED, Role.MTP_HEAD):
+            return LeftOut("the draft model shares the target's embedding and head")
+        decodes = name.role is Role.O_A and parameter_dtype(Role.O_A, Part.WEIGHT, context) == "BF16"
+        if decodes and name.part is Part.SCALE:
+            return LeftOut("multiplied into wo_a.weight, which SGLang holds in BF16 on Hopper")
+        folder = DRAFT_FOLDER if name.stage is Stage.MTP else ""
+        dtype = parameter_dtype(name.role, name.part, context) or tensor.dtype
+        prefix = _prefix(name)
+        if name.role in _ROUTED:
+            suffix = "weight" if name.part is Part.WEIGHT else "weight_scale_inv"
+            parameter = f"{prefix}mlp.experts.{_ROUTED[name.role]}_{suffix}"
+            return (TargetTensor(parameter, dtype, folder, _w13_order(name.role, runner_of(context)), stacked=True),)
+        row = _row(name)
+        transform = "fp8_to_bf16" if decodes and tensor.dtype == "F8_E4M3" else None
+        return (TargetTensor(row.full_name(prefix, name.part), dtype, folder, row.order, transform=transform),)
+
+    def refusal(self, context: Context) -> str | None:
+        """What was never held against SGLang's loader: a padded vocabulary, more than one MTP block."""
+        if draft_blocks(context) > 1:
+            return f"the checkpoint has {draft_blocks(context)} MTP blocks, SGLang's draft model has one"
+        if isinstance(vocab_placement(context), Pad):
+            return f"vocab_size {context.config.vocab_size} would be padded over TP {context.deployment.tp}"
+        return None
+
+    def constants(self, context: Context) -> tuple[Constant, ...]:
+        """`sharded_state` wants every parameter: also the KV cache's scales, 1.0, that no checkpoint has."""
+        if not is_stock(context):
+            return ()
+        config, one = context.config, struct.pack("<f", 1.0)
+        owners = [("", f"model.layers.{layer}.") for layer in range(config.num_hidden_layers)]
+        owners += [(DRAFT_FOLDER, "model.decoder.")] * draft_blocks(context)
+        return tuple(
+            Constant(f"{prefix}self_attn.attn_mqa.{which}_scale", "F32", (), one, folder)
+            for folder, prefix in owners
+            for which in ("k", "v")
+        )
+
+    def identity(self, context: Context) -> dict[str, str]:
+        """All that decides what the files hold, and that names and shapes do not tell."""
+        deployment, runner = context.deployment, runner_of(context)
+        return {
+            "layout": "dsv4-shard sglang 1",
+            "engine": f"sglang {VERSION}",
+            "gpu_family": deployment.gpu.family,
+            "moe_runner": deployment.runner,
+            "moe_a2a": deployment.a2a or "none",
+            "tp": str(deployment.tp),
+            "ep": str(deployment.ep),
+            "attention_dp": str(deployment.dp),
+            "shared_experts": deployment.shared,
+            "experts": deployment.experts,
+            "w13_order": W13_ORDERS[runner.up_first if runner else False],
+            "wo_a": parameter_dtype(Role.O_A, Part.WEIGHT, context) or context.format(Role.O_A).name,
+            "environment": " ".join(f"{key}={value}" for key, value in environment_of(context).items()),
+        }
+
+    def companions(self, document: dict[str, object], context: Context) -> dict[str, bytes]:
+        """None: SGLang reads the checkpoint's own config and tokenizer."""
+        return {}
+
+    def copied(self, context: Context) -> dict[str, str]:
+        """Files that are copied where they exist: name in the output → name in the checkpoint."""
+        return model_files(context)
+
+
+def _prefix(name: TensorName) -> str:
+    """Before the parameter's name: of a layer, of the draft's one layer, or nothing for what stands outside them."""
+    if name.stage is Stage.LAYER:
+        return f"model.layers.{name.layer}."
+    return "model.decoder." if name.stage is Stage.MTP and (name.role in _LAYER or name.role in _ROUTED) else ""
+
+
+def _row(name: TensorName) -> Parameter:
+    if name.role in _LAYER:
+        return _LAYER[name.role]
+    return (_DRAFT if name.stage is Stage.MTP else _MODEL)[name.role]
+
+
+def _w13_order(role: Role, runner: Runner | None) -> int:
+    """Gate before up, but where the runner wants it the other way round."""
+    up_first = runner is not None and runner.up_first
+    return int((role is Role.ROUTED_UP) != up_first) if role is not Role.ROUTED_DOWN else 0

@@ -1,0 +1,94 @@
+"""SGLang 0.5.23 with V3 and V3.2: rules in the order of its constructors, and placements. No files are written yet.
+
+Read from its `deepseek_v2.py` and held against verdicts and parameters of its own classes (tests/data/sglang). The
+dense MLP and the shared experts are cut over the whole TP group, also under attention DP, and V3.2's indexer is whole.
+Without expert parallelism V3's shared expert becomes one more routed expert; it is cut as before.
+"""
+
+from dataclasses import replace
+
+from dsv4_shard.checkpoint.inventory import TensorGroup
+from dsv4_shard.engines.deployment import Context
+from dsv4_shard.engines.engine import Launch, no_notes
+from dsv4_shard.engines.kv_cache import latents
+from dsv4_shard.engines.placement import Placement, RankTensor, Split, rank_tensor
+from dsv4_shard.engines.remedies import MORE_DP
+from dsv4_shard.engines.rules import Divides, Rule, Symptom
+from dsv4_shard.engines.sglang import v4 as sglang
+from dsv4_shard.engines.shared_rules import COLUMN_QUOTE, latent_attention_rules, vocab_placement
+from dsv4_shard.models.roles import NORM_ROLES, Module, Part, Role
+from dsv4_shard.models.v3 import V3, V32
+
+_WHOLE_DENSE = ("SGLang's --moe-dense-tp-size 1, which keeps the dense MLP whole: this tool does not plan it",)
+
+RULES: tuple[Rule, ...] = (
+    *sglang.DEPLOYMENT_RULES,
+    *latent_attention_rules(
+        "assert num_heads % attn_tp_size == 0", (MORE_DP,)
+    ),
+    Divides(
+        "dense-blocks", Module.DENSE, lambda c: c.v3.intermediate_size, "intermediate_size",
+        lambda c: c.deployment.tp, "TP",
+        lambda c: c.block(Role.DENSE_GATE).rows, "blocks",
+        Symptom(remedies=_WHOLE_DENSE), Symptom(COLUMN_QUOTE, remedies=_WHOLE_DENSE),
+        when=lambda c: c.v3.first_k_dense_replace > 0,
+    ),
+    sglang.TP_EXPERTS_RULE,
+    sglang.SGLANG_EXPERTS_RULE,
+    sglang.ROUTED_RULE,
+    sglang.SHARED_RULE,
+    sglang.QUANTIZED_MOE_RULE,
+)  # fmt: skip
+
+_PLACEMENTS: dict[Role, Placement] = {
+    Role.Q_B: Split(0, "attention"),
+    Role.KV_B: Split(0, "attention"),
+    Role.O_PROJ: Split(1, "attention"),
+    Role.DENSE_GATE: Split(0, "tp"),
+    Role.DENSE_UP: Split(0, "tp"),
+    Role.DENSE_DOWN: Split(1, "tp"),
+}
+"""What V3 has and V4 has not; the rest is placed alike."""
+
+
+def place(role: Role, context: Context) -> Placement:
+    """Where SGLang puts `role`: the embedding goes with the attention, the head does not."""
+    if role is Role.EMBED:
+        return vocab_placement(context, "attention")
+    return _PLACEMENTS.get(role) or sglang.place(role, context)
+
+
+def store(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
+    """SGLang's parameter dtypes: scales in F32, norms in BF16, also V3.2's."""
+    if group.role in (Role.MTP_EMBED, Role.MTP_HEAD):
+        return None
+    dtype = "F32" if group.part is Part.SCALE else "BF16" if group.role in NORM_ROLES else None
+    return rank_tensor(group, placement, context, dtype)
+
+
+def launch(context: Context, model_path: str, sharded: bool) -> Launch:
+    """`sglang serve` for each node, on the checkpoint.
+
+    A shared expert that is to be whole must not become a routed one, as without expert parallelism it would.
+    """
+    deployment, start = context.deployment, sglang.launch(context, model_path, sharded)
+    if deployment.shared != "whole" or deployment.a2a:
+        return replace(start, environment={})
+    program = start.program
+    if program is not None and deployment.ep == 1:
+        program = replace(program, options={**program.options, "--disable-shared-experts-fusion": None})
+    return replace(start, environment={"SGLANG_SHARED_EXPERT_TP1": "1"}, program=program)
+
+
+SGLANG_V3 = replace(
+    sglang.SGLANG,
+    families=(V3, V32),
+    rules=RULES,
+    place=place,
+    store=store,
+    launch=launch,
+    notes=no_notes,
+    others=(),
+    kv_bytes_per_token=latents,
+)
+"""SGLang with V3 and V3.2; all else is as with V4."""

@@ -1,0 +1,470 @@
+"""SGLang 0.5.23: rules in the order of its constructors, placements, and the dtypes in which a rank holds weights.
+
+Read from its sources and held against verdicts and parameters that its own classes gave when run (tests/data/sglang).
+Attention is cut over attention TP = tp / attention DP, routed experts over EP and MoE TP = tp / ep, and the shared
+expert over the whole TP group, also under attention DP, unless `SGLANG_SHARED_EXPERT_TP1=1` keeps it whole.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from dsv4_shard.catalog.gpus import Gpu
+from dsv4_shard.catalog.options import A2A, VERSIONS
+from dsv4_shard.catalog.options import RUNNERS as RUNNER_NAMES
+from dsv4_shard.checkpoint.formats import NVFP4
+from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
+from dsv4_shard.engines.bytes_sent import by_backend
+from dsv4_shard.engines.deployment import Context, Deployment, Request, experts_of, pick_gpu, resolve
+from dsv4_shard.engines.engine import NODE_RANK, Command, Engine, Launch, Options, node_ranks
+from dsv4_shard.engines.kv_cache import fp8_entry, rows_of
+from dsv4_shard.engines.parallelism import divisors, ep_option
+from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, Split, rank_tensor
+from dsv4_shard.engines.remedies import (
+    ANY_DP,
+    ANY_EP,
+    DEEPEP,
+    FULL_DP,
+    MARLIN,
+    MORE_DP,
+    MORE_EP,
+    WHOLE_SHARED,
+    for_engine,
+    leave_out,
+)
+from dsv4_shard.engines.rules import NO_OPTION, NOT_VERIFIED, SILENT, Divides, Requires, Rule, Symptom
+from dsv4_shard.engines.shared_rules import (
+    ADDED_IN_PARTS,
+    COLUMN_QUOTE,
+    DOWN_QUOTE,
+    EXPERTS,
+    EXPERTS_RULE,
+    GATE_UP_QUOTE,
+    INDIVISIBLE_QUOTE,
+    NO_CAST_RULE,
+    NODES_RULE,
+    O_A_DECODING_RULE,
+    attention_rules,
+    dspark_notes,
+    is_left_out,
+    nvfp4_rule,
+    version_rule,
+    vocab_placement,
+    vocab_rule,
+)
+from dsv4_shard.models.roles import Module, Part, Role
+from dsv4_shard.models.v4 import V4
+from dsv4_shard.tensors.geometry import FP4_GROUP
+
+VERSION = VERSIONS["sglang"][0]
+
+MODEL_PATH = "--model-path"
+
+PLUGIN_FORMAT = "dsv4_shard"
+"""The load format that the plugin of this package registers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """An MoE runner backend: the formats and architectures it takes, and the unit of the intermediate size that a rank
+    must keep whole. `quote` is what it prints where one is cut, `scales` the dtype to which a rank converts the routed
+    experts' scales (None: kept), `up_first` that w13 holds the up before the gate projection."""
+
+    formats: tuple[str, ...]
+    sms: tuple[int, ...]
+    unit: int
+    unit_name: str
+    quote: str | None
+    scales: str | None = None
+    up_first: bool = False
+
+
+_CUTLASS = (90, 120)
+
+_BLACKWELL = (100, 103)
+
+_ALL = (90, 100, 103, 120)
+
+_CUTLASS_QUOTE = (
+    "ValueError: Mxfp4FlashinferCutlassMoEMethod requires hidden_size and intermediate_size_per_partition to be "
+    "multiples of {unit} (got hidden={context.config.hidden_size}, intermediate={part})."
+)
+
+_ROWS: dict[str, tuple[Runner, ...]] = {
+    "flashinfer_mxfp4": (
+        Runner(("FP4",), _CUTLASS, 128, "tiles", _CUTLASS_QUOTE, up_first=True),
+        Runner(("FP4",), _BLACKWELL, FP4_GROUP, "FP4 groups", None, "F32"),
+    ),
+    "marlin": (Runner(("FP4",), _CUTLASS, FP4_GROUP, "FP4 groups", None),),
+    "triton": (Runner(("FP8",), _ALL, 128, "blocks", GATE_UP_QUOTE, "F32"),),
+    "deep_gemm": (Runner(("FP8",), _ALL, 128, "blocks", GATE_UP_QUOTE, "F32"),),
+    "auto": (Runner(("FP4", "FP8"), _ALL, 128, "blocks", GATE_UP_QUOTE, "F32"),),
+}
+"""By `--moe-runner-backend`; a runner may differ by architecture. `auto` is what all-to-all backends leave it at: the
+FP8 method, also for FP4 experts. Without one SGLang makes another of it, and so does `_runners`. Blackwell's
+flashinfer_mxfp4 pads after loading, so only whole FP4 groups count."""
+
+RUNNERS = {name: _ROWS[name] for name in RUNNER_NAMES["sglang"]}
+"""The rows of the runners that `--runner` takes."""
+
+_DEFAULT_RUNNERS = {"FP4": ("flashinfer_mxfp4", "marlin"), "FP8": ("triton",)}
+"""What SGLang picks for each format, also as its `auto`, then what the plan tries where that cannot."""
+
+_TOPOLOGY_QUOTE = (
+    "ValueError: parallel topology is inconsistent (set by override_permanently):\ntp_size == moe_ep_size * "
+    "moe_dp_size * moe_tp_size\n  {size} != {parts} * 1 * {part} (= {context.experts_ranks})"
+)
+
+_WRONG_SILENTLY = f"{SILENT}starts, and computes garbage or fails in the first forward"
+
+
+def runner_of(context: Context) -> Runner | None:
+    """The row of RUNNERS for a deployment, or None where the runner does not take its format or GPU."""
+    return find_runner(context.deployment.runner, context.deployment.experts, context.deployment.gpu)
+
+
+def find_runner(name: str, experts: str, gpu: Gpu) -> Runner | None:
+    """The row of RUNNERS for a runner, format and GPU."""
+    rows = RUNNERS.get(name, ())
+    return next((row for row in rows if experts in row.formats and gpu.sm in row.sms), None)
+
+
+def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
+    """SGLang's own choice first: shared experts split, its default runner; then what it offers instead."""
+    gpu, experts = pick_gpu(request), experts_of(request, inventory)
+    ep = request.ep if request.ep is not None else (request.tp if request.a2a else 1)
+    ways = {"auto": ("whole",) if request.a2a else ("split", "whole")}.get(
+        request.shared_experts, (request.shared_experts,)
+    )
+    for runner, shared in itertools.product(_runners(request, experts, gpu), ways):
+        parts = request.tp if shared == "split" else 1
+        yield resolve(
+            request, inventory, engine="sglang", version=VERSION, ep=ep, runner=runner, shared=shared,
+            shared_parts=parts,
+        )  # fmt: skip
+
+
+def _runners(request: Request, experts: str, gpu: Gpu) -> tuple[str, ...]:
+    """Runners to weigh: the one that is asked for, else SGLang's own. `auto` asks for its own, and no other."""
+    if request.a2a or request.runner not in (None, "auto"):
+        return (request.runner or "auto",)
+    own = tuple(name for name in _DEFAULT_RUNNERS.get(experts, ()) if find_runner(name, experts, gpu)) or ("auto",)
+    return own[:1] if request.runner else own
+
+
+def _moe_unit(context: Context) -> int:
+    row = runner_of(context)
+    return row.unit if row else 1
+
+
+def _moe_unit_name(context: Context) -> str | None:
+    row = runner_of(context)
+    return row.unit_name if row else None
+
+
+def _moe_quote(context: Context) -> str | None:
+    row = runner_of(context)
+    return row.quote if row else None
+
+
+_NODES_QUOTE = "AssertionError: tp_size must be divisible by number of nodes"
+
+DEPLOYMENT_RULES: tuple[Rule, ...] = (
+    version_rule(VERSION),
+    replace(NODES_RULE, uneven=Symptom(remedies=(leave_out("nodes"),), heard=(_NODES_QUOTE,))),
+    nvfp4_rule("SGLang's NVFP4 experts were never held against its classes"),
+    NO_CAST_RULE,
+    Requires(
+        "a2a", Module.ROUTED, lambda c: c.deployment.a2a is None or c.deployment.a2a in A2A,
+        "SGLang has no all-to-all backend {at.a2a!r}; it has " + ", ".join(A2A), fatal=True,
+    ),
+    Requires(
+        "a2a-ep", Module.ROUTED, lambda c: c.deployment.a2a is None or c.deployment.ep == c.deployment.tp,
+        "all-to-all backend {at.a2a} sets EP = TP = {at.tp}, so EP {at.ep} cannot be had",
+        consequence="{engine} sets EP = TP by itself", remedies=(leave_out("ep"),), fatal=True,
+    ),
+    Divides(
+        "ep", Module.ROUTED, lambda c: c.deployment.tp, "TP", lambda c: c.deployment.ep, "EP",
+        fatal=True,
+        uneven=Symptom(
+            _TOPOLOGY_QUOTE, remedies=(ANY_EP,),
+            heard=("ValueError: tp_size {size} must be divisible by ep_size {parts}",),
+        ),
+    ),
+    Divides(
+        "attention-dp", Module.DEPLOYMENT, lambda c: c.deployment.tp, "TP", lambda c: c.deployment.dp,
+        "attention DP", fatal=True,
+        uneven=Symptom(remedies=(ANY_DP,), heard=("assert self.tp_size % self.dp_size == 0",)),
+    ),
+    Requires(
+        "runner", Module.ROUTED, lambda c: runner_of(c) is not None or (c.deployment.experts,
+        c.deployment.runner) == (NVFP4, "auto"),
+        "runner {at.runner!r} does not take {at.experts} experts on {at.gpu.family} (sm_{at.gpu.sm})",
+        remedies=(leave_out("runner"),), fatal=True, heard=("MXFP4 Marlin requires SM90 or SM120.",),
+    ),
+    Requires(
+        "marlin-a2a", Module.ROUTED, lambda c: not (c.deployment.runner == "marlin" and c.deployment.a2a),
+        "runner marlin is for tensor parallelism, not for the all-to-all backend {at.a2a}",
+        remedies=(leave_out("runner"), leave_out("a2a")),
+    ),
+    Requires(
+        "a2a-runner", Module.ROUTED,
+        lambda c: c.deployment.a2a is None or c.deployment.experts != "FP4" or c.deployment.runner in ("auto",
+        "marlin"),
+        "runner {at.runner} with the all-to-all backend {at.a2a} was never held against SGLang's classes",
+        consequence=NOT_VERIFIED, remedies=(leave_out("runner"),),
+    ),
+    Requires(
+        "megamoe", Module.ROUTED,
+        lambda c: c.deployment.a2a != "flashinfer_megamoe" or (c.deployment.dp == c.deployment.tp
+        and c.deployment.gpu.sm in _BLACKWELL),
+        "flashinfer_megamoe needs attention DP = TP and Blackwell, here {at.dp}, {at.tp} and {at.gpu.family}",
+        remedies=(DEEPEP, FULL_DP),
+    ),
+    Requires(
+        "shared-way", Module.SHARED, lambda c: c.deployment.shared in ("whole", "split"),
+        "SGLang keeps shared experts whole or splits them; it has no way to {at.shared} them", consequence=NO_OPTION,
+        remedies=(leave_out("shared_experts"), for_engine("vllm", ", which pads")), fatal=True,
+    ),
+    Requires(
+        "a2a-shared", Module.SHARED, lambda c: not (c.deployment.a2a and c.deployment.shared != "whole"),
+        "all-to-all backend {at.a2a} keeps shared experts whole by itself",
+        consequence="{engine} keeps them whole", remedies=(leave_out("shared_experts"),), fatal=True,
+    ),
+)  # fmt: skip
+"""What SGLang asks of a deployment before it builds a model of any generation."""
+
+ROUTED_RULE = Divides(
+    "routed-blocks", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
+    lambda c: c.deployment.moe_tp, "MoE TP", _moe_unit, _moe_unit_name,
+    uneven=Symptom(
+        "assert intermediate_size % self.moe_tp_size == 0",
+        remedies=(MORE_EP,),
+    ),
+    cut=Symptom(
+        _moe_quote, _WRONG_SILENTLY,
+        (MARLIN, MORE_EP),
+        (DOWN_QUOTE, "ValueError: Current MXFP4 MoE layer does not satisfy Marlin constraints."),
+        tuple(dict.fromkeys(row.quote for rows in RUNNERS.values() for row in rows if row.quote)),
+    ),
+)  # fmt: skip
+
+_WHOLE_SHARED = (WHOLE_SHARED, DEEPEP)
+
+SHARED_RULE = Divides(
+    "shared-blocks", Module.SHARED, lambda c: c.shared_intermediate, "shared intermediate size",
+    lambda c: c.deployment.shared_parts, "TP", lambda c: c.block(Role.SHARED_GATE).rows, "blocks",
+    Symptom(remedies=_WHOLE_SHARED), Symptom(COLUMN_QUOTE, remedies=_WHOLE_SHARED),
+    when=lambda c: c.config.n_shared_experts > 0,
+)  # fmt: skip
+
+QUANTIZED_MOE_RULE = Divides(
+    "quantized-moe", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
+    lambda c: c.deployment.moe_tp, "MoE TP",
+    lambda c: c.block(Role.SHARED_GATE).rows if c.deployment.shared == "split" else 1, "blocks",
+    Symptom(
+        "ValueError: moe_intermediate_size {size} must be divisible by moe_tp_size ({parts}) which is tp_size "
+        "({context.deployment.tp}) divided by moe_ep_size ({context.deployment.ep}).", remedies=(MORE_EP,),
+    ),
+    Symptom(
+        "ValueError: For quantized MoE models, please make sure (moe_intermediate_size={size} / moe_tp_size={parts}) % "
+        "weight_block_size_n={unit} == 0 where moe_tp_size is equal to tp_size ({context.deployment.tp}) divided by "
+        "ep_size "
+        "({context.deployment.ep}).", remedies=(WHOLE_SHARED, MORE_EP),
+    ),
+    when=lambda c: c.block(Role.SHARED_GATE).rows > 1,
+)  # fmt: skip
+"""`check_quantized_moe_compatibility`, which runs once the model is built. It holds routed experts to whole blocks,
+whatever their runner makes of others, but where SGLANG_SHARED_EXPERT_TP1=1 skips that."""
+
+_TP_EXPERTS_QUOTE = (
+    "ValueError: Tensor parallel size {at.tp} is greater than the number of experts {config.n_routed_experts}."
+)
+
+TP_EXPERTS_RULE = Requires(
+    "tp-experts", Module.ROUTED, lambda c: c.deployment.tp <= c.config.n_routed_experts,
+    "TP {at.tp} exceeds the {config.n_routed_experts} routed experts",
+    _TP_EXPERTS_QUOTE, heard=(_TP_EXPERTS_QUOTE,),
+)  # fmt: skip
+
+SGLANG_EXPERTS_RULE = replace(
+    EXPERTS_RULE, uneven=replace(EXPERTS, quote="assert self._num_global_routed % self.moe_ep_size == 0")
+)
+
+RULES: tuple[Rule, ...] = (
+    *DEPLOYMENT_RULES,
+    *attention_rules(
+        (MORE_DP,),
+        INDIVISIBLE_QUOTE,
+        Symptom(consequence=_WRONG_SILENTLY),
+        Symptom(
+            consequence=SILENT + "starts with {part} output groups on a rank, then computes garbage or divides by zero"
+        ),
+    ),
+    replace(O_A_DECODING_RULE, holds=lambda c: keeps_o_a_fp8(c) or O_A_DECODING_RULE.holds(c)),
+    TP_EXPERTS_RULE,
+    SGLANG_EXPERTS_RULE,
+    ROUTED_RULE,
+    SHARED_RULE,
+    QUANTIZED_MOE_RULE,
+)  # fmt: skip
+
+OTHERS: tuple[Rule, ...] = (
+    vocab_rule(Symptom(INDIVISIBLE_QUOTE, remedies=("SGLang 0.5.23, which pads the vocabulary to 64 × TP",))),
+)
+"""Said before upstream PR 31801: where padding to 64 does not divide, 0.5.23 pads to 64 × TP."""
+
+_PLACEMENTS: dict[Role, Placement] = {
+    Role.Q_B: Split(0, "attention"),
+    Role.O_A: Split(0, "attention"),
+    Role.O_B: Split(1, "attention"),
+    Role.ROUTED_GATE: Expert(Split(0, "moe")),
+    Role.ROUTED_UP: Expert(Split(0, "moe")),
+    Role.ROUTED_DOWN: Expert(Split(1, "moe")),
+}
+"""What is not here is whole on every rank; the embedding and the shared experts depend on the deployment."""
+
+
+def place(role: Role, context: Context) -> Placement:
+    """Where SGLang puts `role`."""
+    deployment = context.deployment
+    if role is Role.HEAD or (role is Role.EMBED and deployment.dp == 1):
+        return vocab_placement(context)
+    if deployment.shared == "split" and role in (Role.SHARED_GATE, Role.SHARED_UP, Role.SHARED_DOWN):
+        return Split(1 if role is Role.SHARED_DOWN else 0, "tp")
+    placement = _PLACEMENTS.get(role, Replicate())
+    if isinstance(placement, Expert) and deployment.moe_tp == 1:
+        return Expert(Replicate())
+    return placement
+
+
+def store(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
+    """SGLang's parameter dtypes: scales of FP8 in F32; o_a in BF16 on Hopper, without its scale."""
+    if group.role in (Role.MTP_EMBED, Role.MTP_HEAD) or is_left_out(group.stage, context):
+        return None
+    if group.role is Role.O_A and group.part is Part.SCALE and not keeps_o_a_fp8(context):
+        return None
+    return rank_tensor(group, placement, context, parameter_dtype(group.role, group.part, context))
+
+
+def keeps_o_a_fp8(context: Context) -> bool:
+    return context.deployment.gpu.sm >= 100 and context.format(Role.O_A).name == "FP8"
+
+
+_DTYPES = {Role.ROUTER_HASH: "I32", Role.COMPRESSOR_NORM: "F32", Role.INDEXER_NORM: "F32"}
+
+
+def parameter_dtype(role: Role, part: Part, context: Context) -> str | None:
+    """The dtype of SGLang's parameter, None where it is the checkpoint's."""
+    if role is Role.O_A and part is Part.WEIGHT:
+        return None if keeps_o_a_fp8(context) else "BF16"
+    if part is Part.SCALE:
+        routed = role in (Role.ROUTED_GATE, Role.ROUTED_UP, Role.ROUTED_DOWN)
+        row = runner_of(context)
+        return (row.scales if row else None) if routed else "F32"
+    return _DTYPES.get(role)
+
+
+def is_stock(context: Context) -> bool:
+    """Whether SGLang's own `sharded_state` loads shards: where nothing is repacked after loading."""
+    return context.deployment.experts == "FP8" and context.deployment.gpu.sm == 90
+
+
+def environment_of(context: Context) -> dict[str, str]:
+    """Variables without which SGLang builds another model than the deployment's, or none."""
+    deployment = context.deployment
+    environment = {}
+    if deployment.shared == "whole" and not deployment.a2a:
+        environment["SGLANG_SHARED_EXPERT_TP1"] = "1"
+    if deployment.experts == "FP8":
+        environment["SGLANG_DSV4_FP4_EXPERTS"] = "0"
+    if deployment.gpu.sm >= 100 and not keeps_o_a_fp8(context):
+        environment["SGLANG_OPT_FP8_WO_A_GEMM"] = "0"  # wo_a is BF16 in the checkpoint, which it refuses otherwise
+    return environment
+
+
+def launch(context: Context, model_path: str, sharded: bool) -> Launch:
+    """`sglang serve` for each node, on shards or on the checkpoint.
+
+    Shards that the stock loader cannot take need this package installed beside SGLang: it is the plugin.
+    """
+    deployment = context.deployment
+    options: Options = {"--trust-remote-code": None, MODEL_PATH: model_path, "--tp": str(deployment.tp)}
+    if deployment.ep > 1 and not deployment.a2a:
+        options["--ep-size"] = str(deployment.ep)
+    if deployment.dp > 1:
+        options["--attn-dp-size"] = str(deployment.dp)
+    if deployment.a2a:
+        options["--moe-a2a-backend"] = deployment.a2a
+    if deployment.runner not in ("auto", "triton"):
+        options["--moe-runner-backend"] = deployment.runner
+    draft = "--speculative-algorithm EAGLE --speculative-num-steps 3 --speculative-eagle-topk 1 "
+    draft += "--speculative-num-draft-tokens 4"
+    if sharded:
+        options["--load-format"] = "sharded_state" if is_stock(context) else PLUGIN_FORMAT
+        draft += f" --speculative-draft-model-path {model_path}/draft --speculative-draft-load-format {PLUGIN_FORMAT}"
+    if deployment.nodes > 1:
+        options |= {"--nnodes": str(deployment.nodes), NODE_RANK: "0", "--dist-init-addr": "<node0>:30300"}
+    return Launch(
+        environment_of(context),
+        Command("sglang serve", options),
+        node_options=node_ranks(deployment.nodes),
+        draft_options=draft,
+    )
+
+
+def addition(context: Context) -> str:
+    """How the shared expert's output joins the sum."""
+    deployment = context.deployment
+    if deployment.shared != "whole" or deployment.tp == 1:
+        return ADDED_IN_PARTS
+    complete = f"The shared expert's output is complete on each of the {deployment.tp} ranks, so"
+    if deployment.a2a:
+        return (
+            f"{complete} each adds it once to the routed output that {deployment.a2a} brings back: no all-reduce "
+            "follows."
+        )
+    return (
+        f"{complete} it is added once: after the all-reduce of the routed output, or on rank 0 before it; added on "
+        f"every rank before it, it would count {deployment.tp} times."
+    )
+
+
+_SEARCHED_A2A = (None, "deepep", "megamoe")
+"""SGLang's all-to-all backends place alike; these two stand for them. The runner is then left to SGLang: which others
+go with them is not verified."""
+
+
+def search_requests(asked: Request) -> Iterator[Request]:
+    """Every all-to-all backend, EP, DP, runner and way of shared experts; SGLang's own choices come first."""
+    gpus = asked.tp
+    for a2a, ep, dp in itertools.product(_SEARCHED_A2A, divisors(gpus), divisors(gpus)):
+        if a2a is None or ep == gpus:
+            parallel = replace(asked, dp=dp, ep=None if a2a else ep_option(ep), a2a=a2a)
+            runners = (None,) if a2a else (None, *RUNNERS)
+            for runner, shared in itertools.product(runners, ("auto", "split", "whole")):
+                yield replace(parallel, runner=runner, shared_experts=shared)
+
+
+SGLANG = Engine(
+    name="sglang",
+    title="SGLang",
+    version=VERSION,
+    families=(V4,),
+    candidates=candidates,
+    rules=RULES,
+    place=place,
+    store=store,
+    launch=launch,
+    addition=addition,
+    notes=dspark_notes,
+    others=OTHERS,
+    runners=RUNNER_NAMES["sglang"],
+    versions=VERSIONS["sglang"],
+    a2a=A2A,
+    search_requests=search_requests,
+    bytes_sent=by_backend,
+    kv_bytes_per_token=rows_of(fp8_entry),
+    log_word="sglang",
+    logs_count_replicas=True,
+)

@@ -1,0 +1,1 @@
+"""vLLM: rules, placements and files of each model generation."""

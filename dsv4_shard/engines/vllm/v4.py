@@ -1,0 +1,464 @@
+"""vLLM 0.33.0: rules, placements, and the dtypes in which a rank holds weights.
+
+Read from its sources and held against the parameters that its own classes declared when run (tests/data/vllm).
+Attention is cut over TP; data parallelism makes more groups of TP ranks, and the routed experts go over all of them:
+cut (EP off) or spread (EP on). The shared expert is cut into `ceil(blocks / TP)` blocks a rank, padded with zeros,
+and kept whole only under sequence parallelism (EP with data parallelism or with a mega-MoE backend).
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import gcd
+
+from dsv4_shard.catalog.options import RUNNERS, VERSIONS, VLLM_BROKEN_VERSIONS, VLLM_VERSIONS
+from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
+from dsv4_shard.engines.bytes_sent import added_up, all_to_all
+from dsv4_shard.engines.deployment import Context, Deployment, Request, experts_of, pick_gpu, resolve
+from dsv4_shard.engines.engine import NODE_RANK, Command, Engine, Launch, Options, node_ranks
+from dsv4_shard.engines.kv_cache import fp8_entry, rows_of
+from dsv4_shard.engines.parallelism import ep_off_or_all
+from dsv4_shard.engines.placement import Expert, Pad, Placement, RankTensor, Replicate, Split, rank_tensor
+from dsv4_shard.engines.remedies import FEWER_RANKS, FULL_EP, NO_DP, for_engine, leave_out
+from dsv4_shard.engines.rules import NO_OPTION, SILENT, Divides, Requires, Rule, Symptom
+from dsv4_shard.engines.shared_rules import (
+    ADDED_IN_PARTS,
+    COLUMN_QUOTE,
+    DOWN_QUOTE,
+    GATE_UP_QUOTE,
+    INDIVISIBLE_QUOTE,
+    NO_CAST_RULE,
+    NODES_RULE,
+    ROW_QUOTE,
+    attention_rules,
+    dspark_notes,
+    is_left_out,
+    nvfp4_rule,
+    shares_blocks_evenly,
+    version_rule,
+    vocab_placement,
+    vocab_rule,
+)
+from dsv4_shard.models.roles import Module, Part, Role
+from dsv4_shard.models.v4 import V4
+from dsv4_shard.tensors.geometry import FP4_GROUP
+from dsv4_shard.text.units import quotient
+
+VERSION = VLLM_VERSIONS[0]
+
+TILE = 128
+"""Elements to which FP4 backends round a rank's intermediate size up, and rows of an FP8 block."""
+
+_SMALLEST_FP8_BLOCK = 32
+
+_SINK_TILE = 64
+"""FlashMLA's kernels take 64 or 128 heads; a rank's attention sinks are filled up to that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """An MoE backend: the format and architectures it takes, and what it does to a rank's intermediate size.
+
+    `fit` is `tile` (rounded up to `tile` elements), `exact`, `refine` (finer FP8 blocks) or `pad` (whole FP8 blocks).
+    `hidden_tile` is what the hidden size is rounded up to.
+    """
+
+    experts: str
+    fit: str
+    blackwell_only: bool = False
+    hopper_only: bool = False
+    sequence_parallel: bool = False
+    tile: int = TILE
+    hidden_tile: int = 1
+
+
+_FP4: dict[str, Backend] = {
+    "marlin": Backend("FP4", "tile", hidden_tile=256),
+    "flashinfer_cutlass": Backend("FP4", "tile", hidden_tile=128),
+    "flashinfer_trtllm": Backend("FP4", "tile", blackwell_only=True, hidden_tile=256),
+    "deep_gemm": Backend("FP4", "tile", blackwell_only=True, hidden_tile=128),
+    "triton_unfused": Backend("FP4", "tile", tile=64, hidden_tile=64),
+    "deep_gemm_mega_moe": Backend("FP4", "exact", blackwell_only=True, sequence_parallel=True),
+    "flashinfer_moe_ep_cutedsl": Backend("FP4", "exact", blackwell_only=True, sequence_parallel=True),
+    "flashinfer_moe_ep_mega_deep_gemm": Backend("FP4", "exact", blackwell_only=True, sequence_parallel=True),
+}
+
+_FP8: dict[str, Backend] = {
+    "triton": Backend("FP8", "refine"),
+    "flashinfer_cutlass": Backend("FP8", "pad", hopper_only=True),
+    "flashinfer_trtllm": Backend("FP8", "pad", blackwell_only=True),
+    "deep_gemm": Backend("FP8", "pad"),
+    "marlin": Backend("FP8", "pad"),
+}
+"""By `--moe-backend`; one name may do different things to FP4 and FP8 experts."""
+
+BACKENDS = {name: _FP4[name] for name in RUNNERS["vllm"] if name in _FP4}
+
+BACKENDS_FP8 = {name: _FP8[name] for name in RUNNERS["vllm"] if name in _FP8}
+"""The rows of the backends that `--runner` takes, for FP4 and for FP8 experts."""
+
+_ROUTED = (Role.ROUTED_GATE, Role.ROUTED_UP, Role.ROUTED_DOWN)
+
+_SHARED_AXIS = {Role.SHARED_GATE: 0, Role.SHARED_UP: 0, Role.SHARED_DOWN: 1}
+
+
+def backend_of(context: Context) -> Backend | None:
+    """The row for a deployment's runner, or None where it does not take the experts' format."""
+    return _table(context.deployment.experts).get(context.deployment.runner)
+
+
+def _table(experts: str) -> dict[str, Backend]:
+    return {"FP4": BACKENDS, "FP8": BACKENDS_FP8}.get(experts, {})
+
+
+def _default_backend(experts: str, sm: int, ep: int, aligned: bool) -> str:
+    """What vLLM's `auto` resolves to; `aligned` where a rank holds whole blocks of the routed experts."""
+    if experts == "FP4":
+        return "marlin" if sm == 90 else "flashinfer_trtllm"
+    if sm == 90:
+        return "triton" if ep == 1 else "flashinfer_cutlass"
+    return "flashinfer_trtllm" if aligned else "triton"
+
+
+def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
+    """The one way that vLLM has for a request: what it pads and what it keeps whole is not the user's choice."""
+    gpu, experts = pick_gpu(request), experts_of(request, inventory)
+    world = request.tp * request.dp
+    ep = request.ep or 1
+    aligned = ep > 1 or inventory.config.moe_intermediate_size % (world * TILE) == 0
+    runner = request.runner or _default_backend(experts, gpu.sm, ep, aligned)
+    backend = _table(experts).get(runner)
+    whole = ep > 1 and (request.dp > 1 or (backend is not None and backend.sequence_parallel))
+    own_way = "whole" if whole else "split" if shares_blocks_evenly(inventory, request.tp) else "pad"
+    yield resolve(
+        request, inventory, engine="vllm", version=VERSION, ep=ep, runner=runner, shared=own_way,
+        shared_parts=1 if whole else request.tp, world=world, attention_tp=request.tp, moe_tp=world if ep == 1 else 1,
+    )  # fmt: skip
+
+
+def _sequence_parallel(context: Context) -> bool:
+    return context.deployment.shared_parts == 1 and context.deployment.world > 1
+
+
+def _misreads_scales(context: Context) -> bool:
+    """vLLM's own loader views every E8M0 expert scale as bytes, also where its parameter is F32."""
+    return (context.deployment.experts, context.inventory.routed.scale_dtype) == ("FP8", "F8_E8M0")
+
+
+def misloads(context: Context) -> str | None:
+    """What is wrong after vLLM's own loader has read the checkpoint, and not shards made for it; None: nothing."""
+    if _misreads_scales(context):
+        return "its own loader reads the E8M0 scales of FP8 experts as plain bytes (2^-7 becomes 120)"
+    return None
+
+
+def fits(context: Context, fit: str) -> bool:
+    backend = backend_of(context)
+    return backend is not None and backend.fit == fit
+
+
+DEPLOYMENT_RULES: tuple[Rule, ...] = (
+    Requires(
+        "broken-version", Module.HYPER, lambda c: c.deployment.version not in VLLM_BROKEN_VERSIONS,
+        "vLLM {at.version} loads sharded_state and then fails in the first forward (hc_attn_fn_broadcast is not set)",
+        "AssertionError", remedies=("vLLM 0.29.0 or later, which mends it: upstream PR 51368",), fatal=True,
+        heard=("hc_attn_fn_broadcast…AssertionError",),
+    ),
+    version_rule(*VLLM_VERSIONS),
+    NODES_RULE,
+    nvfp4_rule("vLLM's NVFP4 experts were never held against its classes"),
+    NO_CAST_RULE,
+    Requires(
+        "ep", Module.ROUTED, lambda c: c.deployment.ep in (1, c.deployment.world),
+        "vLLM's expert parallelism is off or spans all {at.world} GPUs (TP × DP), so EP {at.ep} cannot be had",
+        consequence=NO_OPTION, remedies=(leave_out("ep"), FULL_EP), fatal=True,
+    ),
+    Requires(
+        "a2a", Module.ROUTED, lambda c: c.deployment.a2a is None, "--a2a is SGLang's; vLLM picks its own (--runner)",
+        consequence=NO_OPTION, remedies=(leave_out("a2a"),), fatal=True,
+    ),
+    Requires(
+        "runner", Module.ROUTED, lambda c: backend_of(c) is not None,
+        "vLLM has no MoE backend {at.runner!r} for {at.experts} experts",
+        remedies=(leave_out("runner"),), fatal=True,
+    ),
+    Requires(
+        "runner-gpu", Module.ROUTED,
+        lambda c: not getattr(backend_of(c), "hopper_only" if c.deployment.gpu.sm >= 100 else "blackwell_only", False),
+        "MoE backend {at.runner} does not take {at.experts} experts on {at.gpu.family}",
+        remedies=(leave_out("runner"),), fatal=True,
+    ),
+    Requires(
+        "mega-ep", Module.ROUTED, lambda c: not getattr(backend_of(c), "sequence_parallel", False)
+        or c.deployment.ep > 1,
+        "MoE backend {at.runner} needs expert parallelism", remedies=(FULL_EP,), fatal=True,
+        heard=("NotImplementedError: DeepSeek V4 MegaMoE currently requires expert parallel.",),
+    ),
+)  # fmt: skip
+"""What vLLM asks of a deployment before it builds a model of any generation."""
+
+VOCAB_RULE = vocab_rule(Symptom(remedies=(FEWER_RANKS,), heard=(INDIVISIBLE_QUOTE,)))
+
+_PADS = Symptom(consequence="{engine} has no such option: it pads them", remedies=(leave_out("shared_experts"),))
+
+_WHOLE_EXPERTS = (FULL_EP,)
+
+_UNEVEN_EXPERTS = Symptom(remedies=_WHOLE_EXPERTS, heard=("assert intermediate_size % self.tp_size == 0",))
+
+RULES: tuple[Rule, ...] = (
+    *DEPLOYMENT_RULES,
+    Requires(
+        "shared-whole", Module.SHARED, lambda c: c.deployment.shared != "whole" or _sequence_parallel(c)
+        or c.deployment.world == 1,
+        "vLLM keeps shared experts whole only under sequence parallelism (EP with data parallelism); under plain TP "
+        "it pads them, and has no option for another way", consequence=NO_OPTION,
+        remedies=(leave_out("shared_experts"), for_engine("sglang")), fatal=True,
+    ),
+    Requires(
+        "shared-way", Module.SHARED, lambda c: c.deployment.shared == "whole" or not _sequence_parallel(c),
+        "under sequence parallelism vLLM keeps shared experts whole", consequence=NO_OPTION,
+        remedies=(leave_out("shared_experts"),), fatal=True,
+    ),
+    VOCAB_RULE,
+    *attention_rules(
+        (FEWER_RANKS,),
+        None,
+        Symptom(
+            "assert n_heads % tp_size == 0",
+            heard=("Attention sink heads ({size}) must be divisible by tp_size",),
+        ),
+        Symptom(
+            consequence=(
+                f"{SILENT}starts with {{part}} output groups on a rank, then ZeroDivisionError or garbage (vllm#43174)"
+            ),
+            heard=(
+                "r = wq.size(0) // bmm_batch_size",
+                "ZeroDivisionError…deepgemm_post_process_fp8_weight_block",
+                "deepgemm_post_process_fp8_weight_block…ZeroDivisionError",
+            ),
+        ),
+    ),
+    Requires(
+        "o_a-format", Module.ATTENTION, lambda c: c.format(Role.O_A).name == "FP8",
+        "wo_a is stored in {context.o_a_format}; vLLM casts it to FP8 without a scale",
+        consequence=f"{SILENT}starts, and computes garbage",
+        remedies=(for_engine("sglang"), "the original FP4 checkpoint"),
+    ),
+    Requires(
+        "routed-scales", Module.ROUTED, lambda c: not _misreads_scales(c) or c.deployment.dp == 1,
+        "vLLM reads the E8M0 scales of FP8 experts as plain bytes (2^-7 becomes 120), and with data parallelism no "
+        "shards can be written that hold the right values",
+        consequence=f"{SILENT}starts, and computes garbage", remedies=(NO_DP, for_engine("sglang")),
+    ),
+    Divides(
+        "routed-groups", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
+        lambda c: c.deployment.moe_tp, "MoE TP", lambda c: FP4_GROUP, "FP4 groups", _UNEVEN_EXPERTS,
+        Symptom(consequence=f"{SILENT}starts, and cuts scales in the wrong place", remedies=_WHOLE_EXPERTS),
+        when=lambda c: c.deployment.experts == "FP4",
+    ),
+    Divides(
+        "routed-blocks", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
+        lambda c: c.deployment.moe_tp, "MoE TP", lambda c: _SMALLEST_FP8_BLOCK, "refined blocks", _UNEVEN_EXPERTS,
+        Symptom(remedies=_WHOLE_EXPERTS), when=lambda c: fits(c, "refine"),
+    ),
+    Divides(
+        "shared-blocks", Module.SHARED, lambda c: c.shared_intermediate, "shared intermediate size",
+        lambda c: c.deployment.shared_parts, "TP", lambda c: c.block(Role.SHARED_GATE).rows, "blocks",
+        _PADS, _PADS, when=lambda c: c.deployment.shared == "split",
+    ),
+)  # fmt: skip
+
+OTHERS: tuple[Rule, ...] = (
+    Divides(
+        "unpadded-shared-blocks", Module.SHARED, lambda c: c.shared_intermediate, "shared intermediate size",
+        lambda c: c.deployment.shared_parts, "TP", lambda c: c.block(Role.SHARED_GATE).rows, "blocks",
+        cut=Symptom(
+            COLUMN_QUOTE, remedies=("a vLLM with PR 46001, as 0.33.0: it pads the shared experts by itself",),
+            heard=(ROW_QUOTE,),
+        ),
+    ),
+    Divides(
+        "unrefined-routed-blocks", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
+        lambda c: c.deployment.moe_tp, "MoE TP", lambda c: c.block(Role.ROUTED_GATE).rows, "blocks",
+        cut=Symptom(
+            GATE_UP_QUOTE, remedies=("vLLM 0.33.0, which cuts the blocks of FP8 experts finer, or pads them", FULL_EP),
+            heard=(DOWN_QUOTE,),
+        ),
+        when=lambda c: c.deployment.experts == "FP8",
+    ),
+)  # fmt: skip
+"""Before PR 46001 shared experts were not padded, and 0.26.0 still refused FP8 experts in parts of a block."""
+
+_PLACEMENTS: dict[Role, Placement] = {
+    Role.Q_B: Split(0, "attention"),
+    Role.O_A: Split(0, "attention"),
+    Role.O_B: Split(1, "attention"),
+    Role.ATTN_SINK: Split(0, "attention", _SINK_TILE),
+}
+
+
+def place(role: Role, context: Context) -> Placement:
+    """Where vLLM puts `role`."""
+    deployment = context.deployment
+    if role in (Role.EMBED, Role.HEAD):
+        return vocab_placement(context)
+    if role in _SHARED_AXIS:
+        axis = _SHARED_AXIS[role]
+        if deployment.shared_parts == 1:
+            return Replicate()
+        return Pad(axis, "tp", context.block(role)[axis]) if deployment.shared == "pad" else Split(axis, "tp")
+    if role in _ROUTED:
+        if deployment.moe_tp == 1:
+            return Expert(Replicate())
+        axis = 1 if role is Role.ROUTED_DOWN else 0
+        if fits(context, "pad") and not is_aligned(context):
+            return Expert(Pad(axis, "moe", TILE))
+        backend = backend_of(context)
+        return Expert(Split(axis, "moe", backend.tile if backend is not None and backend.fit == "tile" else 1))
+    return _PLACEMENTS.get(role, Replicate())
+
+
+def is_aligned(context: Context) -> bool:
+    return context.config.moe_intermediate_size % (context.deployment.moe_tp * TILE) == 0
+
+
+def store(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
+    """vLLM's parameter dtypes: FP4 models keep E8M0 scales, FP8 models hold F32, in finer blocks if need be."""
+    if group.role in (Role.MTP_EMBED, Role.MTP_HEAD) or is_left_out(group.stage, context):
+        return None
+    repeat = scale_repeat(group.role, group.part, context)
+    if repeat > 1:
+        rows, cols = group.shape
+        group = group._replace(shape=(rows * repeat, cols * repeat), nbytes=group.nbytes * repeat * repeat)
+    dtype = parameter_dtype(group.role, group.part, context)
+    return rank_tensor(group, placement, context, None if dtype == "U8" else dtype)
+
+
+def scale_repeat(role: Role, part: Part, context: Context) -> int:
+    """How often each scale of FP8 experts is repeated on both axes, where vLLM cuts their blocks finer."""
+    if role not in _ROUTED or part is not Part.SCALE or not fits(context, "refine") or is_aligned(context):
+        return 1
+    block, config = context.block(role), context.config
+    return block.rows // gcd(config.moe_intermediate_size // context.deployment.moe_tp, block.rows, config.hidden_size)
+
+
+def parameter_dtype(role: Role, part: Part, context: Context) -> str | None:
+    """The dtype of vLLM's parameter, None where it is the checkpoint's."""
+    if role is Role.ROUTER_HASH:
+        return "I32"
+    if role in _ROUTED and context.deployment.experts == "FP4":
+        return "U8"
+    return "F32" if part is Part.SCALE and context.deployment.experts == "FP8" else None
+
+
+def launch(context: Context, model_path: str, sharded: bool) -> Launch:
+    """`vllm serve` for each node, on shards or on the checkpoint; nodes other than the first serve no API."""
+    deployment = context.deployment
+    options: Options = {"--trust-remote-code": None, "--kv-cache-dtype": "fp8", "--block-size": "256"}
+    options |= {"--tokenizer-mode": "deepseek_v4", **parallel_options(context)}
+    draft: dict[str, object] = {"method": "mtp", "num_speculative_tokens": 1}
+    if sharded:
+        options["--load-format"] = "sharded_state"
+        draft |= {"model": f"{model_path}/draft", "draft_load_config": {"load_format": "sharded_state"}}
+    elif deployment.experts == "FP8" and context.config.expert_dtype != "fp8":
+        options["--hf-overrides"] = """'{"expert_dtype": "fp8"}'"""
+    start = on_nodes(model_path, options, deployment.nodes)
+    return replace(start, draft_options=f"--speculative-config '{json.dumps(draft)}'")
+
+
+def parallel_options(context: Context) -> Options:
+    """How many ranks there are for what, and the MoE backend where it is not vLLM's own choice."""
+    deployment = context.deployment
+    options: Options = {"--tensor-parallel-size": str(deployment.tp)}
+    if deployment.dp > 1:
+        options["--data-parallel-size"] = str(deployment.dp)
+    if deployment.ep > 1:
+        options["--enable-expert-parallel"] = None
+    if deployment.runner != _default_backend(deployment.experts, deployment.gpu.sm, deployment.ep, is_aligned(context)):
+        options["--moe-backend"] = deployment.runner
+    return options
+
+
+def on_nodes(model_path: str, options: Options, nodes: int) -> Launch:
+    """`vllm serve` on each node; those after the first are headless."""
+    if nodes > 1:
+        options = options | {"--nnodes": str(nodes), NODE_RANK: "0", "--master-addr": "<node0>"}
+    first, *others = node_ranks(nodes)
+    node_options = (first, *(own | {"--headless": None} for own in others))
+    return Launch({}, Command(f"vllm serve {model_path}", options), node_options=node_options)
+
+
+def addition(context: Context) -> str:
+    """How the shared expert's output joins the sum."""
+    if context.deployment.shared == "whole" and context.deployment.world > 1:
+        once = "each rank runs the whole shared expert on its own tokens and adds it once"
+        if context.deployment.tp == 1:
+            return f"Under data parallelism {once}."
+        return f"Under sequence parallelism {once}; summed over ranks it would count {context.deployment.tp} times."
+    return ADDED_IN_PARTS
+
+
+def notes(context: Context) -> tuple[str, ...]:
+    """What is padded, and on which ranks there is nothing but padding."""
+    deployment, config = context.deployment, context.config
+    lines = []
+    if deployment.shared == "pad" and deployment.shared_parts > 1:
+        unit = context.block(Role.SHARED_GATE).rows
+        lines.append(_padded("shared experts", -(-context.shared_intermediate // unit), unit, deployment.tp))
+    if deployment.moe_tp > 1:
+        local, backend = config.moe_intermediate_size // deployment.moe_tp, backend_of(context)
+        if backend is not None and backend.fit == "tile" and local % backend.tile:
+            padded = -(-local // backend.tile) * backend.tile
+            lines.append(f"routed experts padded: {local} of the intermediate size a rank, rounded up to {padded}")
+        elif fits(context, "pad") and not is_aligned(context):
+            lines.append(_padded("routed experts", config.moe_intermediate_size // TILE, TILE, deployment.moe_tp))
+    if _misreads_scales(context):
+        lines.append(
+            "routed experts: vLLM's own loader reads these E8M0 scales as plain bytes (2^-7 becomes 120); the shards "
+            "hold the right values, so serve them and not the checkpoint"
+        )
+    if config.n_routed_experts % deployment.ep:
+        least, more = divmod(config.n_routed_experts, deployment.ep)
+        lines.append(f"routed experts uneven: {more} ranks hold {least + 1}, the others {least} (not with EPLB)")
+    return (*lines, *dspark_notes(context))
+
+
+def _padded(what: str, blocks: int, unit: int, ranks: int) -> str:
+    """`ceil(blocks / ranks)` blocks a rank, and the ranks that are left with zeros."""
+    each = -(-blocks // ranks)
+    used = -(-blocks // each)
+    zeros = f"; ranks {used}-{ranks - 1} hold only zeros" if used < ranks else ""
+    return (
+        f"{what} padded: {blocks} blocks of {unit} / TP {ranks} = {quotient(blocks, ranks)}, so {each} "
+        f"({each * unit} rows) on a rank{zeros}"
+    )
+
+
+def bytes_sent(context: Context) -> int:
+    """All-to-all with mega-MoE backends, else added up over all GPUs."""
+    backend = backend_of(context)
+    spread = context.deployment.a2a or (backend is not None and backend.sequence_parallel)
+    return all_to_all(context) if spread else added_up(context)
+
+
+VLLM = Engine(
+    name="vllm",
+    title="vLLM",
+    version=VERSION,
+    families=(V4,),
+    candidates=candidates,
+    rules=RULES,
+    place=place,
+    store=store,
+    launch=launch,
+    addition=addition,
+    notes=notes,
+    others=OTHERS,
+    runners=RUNNERS["vllm"],
+    versions=VERSIONS["vllm"],
+    dp_multiplies=True,
+    parallelism=ep_off_or_all,
+    bytes_sent=bytes_sent,
+    kv_bytes_per_token=rows_of(fp8_entry),
+    log_word="vllm",
+)

@@ -1,0 +1,1 @@
+"""The document that `inspect` returns, for known and for unknown families."""

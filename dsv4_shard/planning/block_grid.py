@@ -1,0 +1,139 @@
+"""Blocks along the axis on which a module is cut, and the cuts through them: what a plan's pictures are drawn from.
+
+Taken from the plan document alone, so that a plan read from a file gives the same picture. No drawing here.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from dsv4_shard.catalog.rank_ranges import MAX_RANKS
+from dsv4_shard.models.roles import Module, Role
+from dsv4_shard.tensors.geometry import ceil_div
+
+if TYPE_CHECKING:
+    from dsv4_shard.planning.document import Plan
+
+Way = Literal["whole", "split", "pad"]
+"""How a module is held: all of it, a part of equal size, or a part of whole blocks with zeros at the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockCut:
+    """A cut between two parts, `at` elements from the start; `splits` where it falls inside a block.
+
+    Where the parts are not of whole elements, `at` is rounded down, and `splits` is of the exact place.
+    """
+
+    at: int
+    splits: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RankBlocks:
+    """What a part holds: the elements `[start, stop)` of the weight, then `padding` elements of zeros."""
+
+    start: int
+    stop: int
+    padding: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockGrid:
+    """A weight's axis of `size` elements in blocks of `block`, over the `ranks` of a group.
+
+    `parts` is how many parts it is held in: 1 where it is whole, fewer than `ranks` where several ranks hold the same
+    one. `axis`, `group` and `unit` are the words of the engine's rule ("q_b rows", "attention TP", "blocks"; "tiles"
+    where a kernel's unit is meant). Positions and sizes are in elements, all exact.
+    """
+
+    module: Module
+    axis: str
+    size: int
+    block: int
+    unit: str
+    group: str
+    ranks: int
+    parts: int
+    way: Way
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what no axis is: nothing, or more parts than ranks."""
+        if min(self.size, self.block, self.parts) < 1 or not self.parts <= self.ranks <= MAX_RANKS:
+            raise ValueError(f"{self.size=}, {self.block=}, {self.parts=}, {self.ranks=}")
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks cover the axis; the last may be smaller."""
+        return ceil_div(self.size, self.block)
+
+    @property
+    def step(self) -> int:
+        """Elements of a part, padding included; rounded down where a split is not whole."""
+        if self.way == "pad":
+            return ceil_div(self.blocks, self.parts) * self.block
+        return self.size // self.parts
+
+    @property
+    def padding(self) -> int:
+        """Elements of zeros in all parts together."""
+        return self.step * self.parts - self.size if self.way == "pad" else 0
+
+    @property
+    def cuts(self) -> tuple[BlockCut, ...]:
+        """Where the parts meet; those of padding may lie at or beyond `size`."""
+        if self.way == "pad":
+            return tuple(BlockCut(number * self.step, splits=False) for number in range(1, self.parts))
+        return self._even(self.parts)
+
+    @property
+    def even_cuts(self) -> tuple[BlockCut, ...]:
+        """Where all ranks of the group would meet if each held as much as the others: what the ways avoid, or not."""
+        return self._even(self.ranks)
+
+    @property
+    def shares(self) -> tuple[RankBlocks, ...]:
+        """What each part holds, first to last. A split that is not whole has its cuts rounded down."""
+        edges = [0, *(cut.at for cut in self.cuts), self.size + self.padding]
+        shares = []
+        for left, right in itertools.pairwise(edges):
+            start, stop = min(left, self.size), min(right, self.size)
+            shares.append(RankBlocks(start, stop, right - left - (stop - start)))
+        return tuple(shares)
+
+    @property
+    def fits(self) -> bool:
+        """Whether every part is of whole blocks."""
+        return not any(cut.splits for cut in self.cuts)
+
+    def _even(self, parts: int) -> tuple[BlockCut, ...]:
+        return tuple(
+            BlockCut(number * self.size // parts, splits=number * self.size % (parts * self.block) != 0)
+            for number in range(1, parts)
+        )
+
+
+def shared_grid(plan: "Plan") -> BlockGrid | None:
+    """The shared expert's blocks as the plan places them; None where it places none, or they have no blocks."""
+    row = next((row for row in plan.modules if row.part_of == "target" and row.role == Role.SHARED_GATE), None)
+    if row is None or row.block is None:
+        return None
+    deployment = plan.deployment
+    way: Way = "whole" if deployment.shared_parts == 1 else "pad" if deployment.shared == "pad" else "split"
+    return BlockGrid(row.module, "shared intermediate size", row.shape[0], row.block[0], "blocks", "TP", deployment.tp,
+                     deployment.shared_parts, way)  # fmt: skip
+
+
+def broken_grids(plan: "Plan") -> tuple[BlockGrid, ...]:
+    """The axes on which the plan breaks for want of whole blocks, in the order of its breaches."""
+    return tuple(_broken(plan))
+
+
+def _broken(plan: "Plan") -> Iterator[BlockGrid]:
+    checks = {check.rule: check for check in plan.checks if not check.holds}
+    for breach in plan.breaches:
+        check = checks.get(breach.rule)
+        if check is not None and check.unit > 1:
+            yield BlockGrid(check.module, check.size_name, check.size, check.unit, check.unit_name, check.parts_name,
+                            check.parts, check.parts, "split")  # fmt: skip

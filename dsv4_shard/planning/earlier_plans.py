@@ -1,0 +1,79 @@
+"""Plans of earlier schema versions → the newest.
+
+Schema 2 calls the option `shared_experts` in requests, as the command line does, and added `out` and the parts that the
+launch commands are made of. Schema 1 has the lines alone, so this module, and no other, takes them apart.
+"""
+
+import re
+import shlex
+from typing import Any
+
+from dsv4_shard.engines.engine import Command, Options, commands_of
+from dsv4_shard.text.schema_versions import JsonObject, Steps
+
+_WORD = re.compile(r"""(?:'[^']*'|"[^"]*"|[^\s'"])+""")
+"""A word as a shell takes it, with its quotes."""
+
+
+def _from_1(plan: JsonObject) -> JsonObject:
+    launch, reshard = plan.get("launch"), plan.get("reshard")
+    return plan | {
+        "schema_version": 2,
+        "request": request_from_1(plan.get("request")),
+        "out": _folder_of(reshard) if isinstance(reshard, str) else None,
+        "launch": launch | _parts(launch.get("commands")) if isinstance(launch, dict) else launch,
+    }
+
+
+STEPS: Steps = {1: _from_1}
+
+
+def request_from_1(request: Any) -> Any:
+    """A request of schema 1, with the options' names of schema 2. A malformed one stays so."""
+    if not isinstance(request, dict):
+        return request
+    return {"shared_experts" if name == "shared" else name: value for name, value in request.items()}
+
+
+def _folder_of(reshard: str) -> str | None:
+    """The output folder in `dsv4-shard reshard REPO OUT --tp N`."""
+    try:
+        return shlex.split(reshard)[3]
+    except (ValueError, IndexError):
+        return None
+
+
+def _parts(commands: Any) -> dict[str, Any]:
+    """The parts of which commands are made; without the commands where they are not made as any engine's."""
+    nothing: dict[str, Any] = {"launcher": None, "program": None, "node_options": []}
+    if not isinstance(commands, list) or not all(isinstance(line, str) for line in commands):
+        return nothing
+    taken = [_taken_apart(line) for line in commands]
+    if not taken or not all(taken):
+        return nothing | {"commands": []}
+    launcher, program = (taken[0][0] if len(taken[0]) > 1 else None), taken[0][-1]
+    first = set(taken[0][0].options.items())
+    node_options = [dict(item for item in parts[0].options.items() if item not in first) for parts in taken]
+    if list(commands_of(launcher, program, tuple(node_options))) != commands:
+        return nothing | {"commands": []}
+    parts = {"launcher": launcher, "program": program}
+    documents = {name: part and {"program": part.program, "options": part.options} for name, part in parts.items()}
+    return documents | {"node_options": node_options}
+
+
+def _taken_apart(line: str) -> list[Command]:
+    """A line as the program, or the launcher and the program: each its words, then its options."""
+    found: list[tuple[list[str], Options]] = []
+    name: str | None = None
+    for word in _WORD.findall(line):
+        if word.startswith("-") and found:
+            name = word
+            found[-1][1][word] = None
+        elif name is not None and "=" not in name:
+            found[-1][1][name], name = word, None
+        elif found and not found[-1][1]:
+            found[-1][0].append(word)
+        else:
+            found.append(([word], {}))
+            name = None
+    return [Command(" ".join(words), options) for words, options in found] if len(found) <= 2 else []

@@ -1,0 +1,241 @@
+"""Inspection + parallelism + engine → Plan: where every module goes, what it weighs, and how it is launched.
+
+A plan is a JSON document that a person can read, diff and review, and that `reshard` takes on another machine. It is
+made from headers and rules alone, so it can be made again: that is how an edited or a foreign plan is found out.
+"""
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from dsv4_shard.catalog.gpus import GPUS, say_memory
+from dsv4_shard.checkpoint.fingerprint import origin_of
+from dsv4_shard.checkpoint.inventory import Inventory, refuse_errors
+from dsv4_shard.checkpoint.reader import Checkpoint
+from dsv4_shard.engines.deployment import ANY_ENGINE, ASSUMED_GPU, Context, Deployment, Request, fewest_nodes
+from dsv4_shard.engines.engine import UNKNOWN_GPU, Engine, Launch
+from dsv4_shard.engines.placement import say_placement
+from dsv4_shard.engines.registry import engine_for
+from dsv4_shard.engines.rules import NOT_VERIFIED, Divides
+from dsv4_shard.errors import InfeasiblePlan
+from dsv4_shard.models.dialects import NATIVE
+from dsv4_shard.models.roles import TARGET, Module, Part, Stage
+from dsv4_shard.planning.choose import choose
+from dsv4_shard.planning.document import (
+    SCHEMA_VERSION,
+    Plan,
+    PlanAlternative,
+    PlanBreach,
+    PlanCheck,
+    PlanDeployment,
+    PlanLaunch,
+    PlanMemory,
+    PlanModule,
+)
+from dsv4_shard.planning.nearby import nearest
+from dsv4_shard.planning.remedies import ways_out
+from dsv4_shard.planning.request import options_of
+from dsv4_shard.planning.weights import GroupLoad, beyond_roles, fits, loads, memory_of, rank_nbytes, totals_of
+from dsv4_shard.version import __version__
+
+_ALTERNATIVES = 3
+
+_ALONE = "One rank holds all of it: nothing is added up between ranks."
+
+MEMORY_RULE = "memory"
+"""The rule that weights fit, which no engine states."""
+
+
+def _modules(engine: Engine, weights: list[GroupLoad], context: Context) -> Iterator[PlanModule]:
+    """One row for each role, weights and scales together; shapes are the weight's, of the commonest kind of layer."""
+    rows: dict[tuple[str, str], list[GroupLoad]] = {}
+    for load in weights:
+        part_of = "draft" if load.group.stage is Stage.MTP else "target"
+        rows.setdefault((part_of, load.group.role), []).append(load)
+    order = list(Module)
+    for (part_of, _), members in sorted(rows.items(), key=lambda row: order.index(row[1][0].group.role.module)):
+        main = max((m for m in members if m.group.part is Part.WEIGHT), key=lambda m: m.count)
+        group = main.group
+        fmt = context.inventory.format(group.role, group.stage)
+        yield PlanModule(
+            part_of="draft" if part_of == "draft" else "target",
+            module=group.role.module,
+            role=str(group.role),
+            format=str(fmt) if fmt else group.dtype,
+            block=(fmt.block.rows, fmt.block.cols) if fmt and fmt.block else None,
+            placement=say_placement(engine.place(group.role, context), group, main.stored, context.deployment),
+            shape=group.shape,
+            rank_shape=main.stored.shape,
+            rank_dtype=main.stored.dtype,
+            tensors_per_rank=sum(m.per_rank[1] for m in members),
+            bytes_per_rank=sum(m.stored.nbytes * m.per_rank[1] for m in members),
+            padding_per_rank=sum(m.stored.padding * m.per_rank[1] for m in members),
+        )
+
+
+def memory_breach(memory: PlanMemory | None, remedies: tuple[str, ...] = ()) -> list[PlanBreach]:
+    """That the weights do not fit, where they do not."""
+    if memory is None or memory.fits:
+        return []
+    reason = say_memory(memory.weights, memory.gpu, memory.capacity)
+    return [_whole(MEMORY_RULE, reason, "out of memory while the weights load", *remedies)]
+
+
+def _whole(rule: str, reason: str, consequence: str, *remedies: str) -> PlanBreach:
+    """A breach of no engine's rule and no single module."""
+    return PlanBreach(
+        rule=rule, module=None, reason=reason, engine_says=None, consequence=consequence, remedies=remedies
+    )
+
+
+def _larger_gpu(inventory: Inventory, request: Request, memory: PlanMemory | None) -> tuple[str, ...]:
+    """The smallest GPU on which the same request runs, where the weights do not fit on the one asked for."""
+    if memory is None or memory.fits:
+        return ()
+    for gpu in sorted(GPUS.values(), key=lambda gpu: gpu.memory):
+        if gpu.memory > memory.capacity and gpu.verified:
+            choice = choose(inventory, replace(request, gpu=gpu.name, gpu_memory=None))
+            if choice.feasible and fits(inventory, choice.deployment):
+                return (f"--gpu {gpu.name}, the smallest that holds them",)
+    return ()
+
+
+def unknown_gpu(engine: Engine, deployment: Deployment) -> list[PlanBreach]:
+    """That nothing is claimed of the GPU's kernels, where the engine's rules were never held on it."""
+    if deployment.gpu.verified:
+        return []
+    runs = f"what {engine.title} {engine.version} runs on {deployment.gpu.full_title}"
+    reason = f"{runs} was never held against its own classes"
+    other = "--gpu rtx-pro-6000, which is sm_120"
+    if deployment.gpu.stands_for == "Hopper":
+        other = "--gpu-memory in place of --gpu, for a Hopper GPU of that size"
+    return [_whole(UNKNOWN_GPU, reason, NOT_VERIFIED, other)]
+
+
+def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, label: str | None = None) -> Plan:
+    """The plan for `request`, feasible or not.
+
+    `label` is how commands name the checkpoint. Raises IncompleteCheckpoint where the checkpoint has errors, and
+    UsageError for a request that means nothing.
+    """
+    refuse_errors(inventory)
+    label = checkpoint.source.label if label is None else label
+    choice = choose(inventory, request)
+    engine = engine_for(request.engine, inventory.family)
+    context = Context(inventory, choice.deployment)
+    weights = list(loads(engine, context)) if choice.feasible else []
+    totals = totals_of(weights, context, beyond_roles(checkpoint, engine, context)) if choice.feasible else None
+    memory = memory_of(totals, context) if totals else None
+    unknown = unknown_gpu(engine, choice.deployment)
+    ruled = unknown or [PlanBreach.of(breach, ways_out(inventory, request, breach)) for breach in choice.breaches]
+    breaches = (*ruled, *memory_breach(memory, _larger_gpu(inventory, request, memory)))
+    claimed = not any(breach.unknown for breach in breaches)
+    refusal = engine.layout.refusal(context) if engine.layout and choice.feasible and not unknown else None
+    layout = engine.layout.name if engine.layout and refusal is None and not breaches else None
+    out = folder_of(inventory, request, choice.deployment, label) if layout else label
+    launch = Launch({}) if breaches else engine.launch(context, shlex.quote(out), layout is not None)
+    return Plan(
+        schema_version=SCHEMA_VERSION,
+        tool_version=__version__,
+        source=origin_of(checkpoint, label),
+        request=request,
+        engine_version=engine.version,
+        deployment=PlanDeployment.of(choice.deployment, is_claimed=claimed),
+        feasible=not breaches,
+        breaches=breaches,
+        checks=() if unknown else tuple(_checks(engine, context)),
+        choices=(*choice.notes(), *engine.notes(context)) if choice.feasible and not unknown else (),
+        unwritten=refusal,
+        assumptions=_assumptions(choice.deployment, request, checkpoint.dialect if layout is None else NATIVE),
+        modules=tuple(_modules(engine, weights, context)),
+        totals=totals,
+        memory=memory,
+        shared_expert_addition=engine.addition(context) if choice.deployment.world > 1 else _ALONE,
+        launch=PlanLaunch.of(launch, has_draft=inventory.mtp_blocks > 0 and not inventory.draft.dspark),
+        layout=layout,
+        reshard=f"dsv4-shard reshard {shlex.quote(label)} {shlex.quote(out)} {options_of(request)}" if layout else None,
+        out=out if layout else None,
+        alternatives=()
+        if not breaches or any(breach.unknown for breach in breaches)
+        else tuple(_alternatives(inventory, request)),
+    )
+
+
+def folder_of(inventory: Inventory, request: Request, deployment: Deployment, label: str) -> str:
+    """A folder name that no other layout gets. It leaves out what the engine chooses by itself on the assumed GPU."""
+    engine = engine_for(request.engine, inventory.family)
+    own = choose(inventory, replace(request, runner=None, shared_experts="auto")).deployment
+    own_nodes = fewest_nodes(deployment.world, ASSUMED_GPU)
+    own_ep = next(engine.candidates(inventory, replace(request, ep=None))).ep
+    parts = (
+        (f"tp{deployment.tp}", True),
+        (f"ep{deployment.ep}", deployment.ep != own_ep),
+        (f"dp{deployment.dp}", deployment.dp > 1),
+        (deployment.a2a, deployment.a2a),
+        (deployment.runner, deployment.runner != own.runner),
+        (deployment.shared, deployment.shared != own.shared),
+        (deployment.experts.lower(), deployment.experts != inventory.routed.name),
+        (f"{deployment.nodes}nodes", engine.by_node and deployment.nodes != own_nodes),
+        (f"sm{deployment.gpu.sm}", deployment.gpu.sm != ASSUMED_GPU.sm and not engine.files_for_any_gpu),
+        (deployment.version, deployment.version != engine.version),
+    )
+    return "-".join((Path(label).name, engine.name, *(str(part) for part, told in parts if told)))
+
+
+def _checks(engine: Engine, context: Context) -> Iterator[PlanCheck]:
+    for rule in engine.rules:
+        arithmetic = rule.explain(context)
+        if arithmetic is not None and isinstance(rule, Divides):
+            yield PlanCheck(
+                rule=rule.name,
+                module=rule.module,
+                arithmetic=arithmetic,
+                holds=rule.check(context) is None,
+                size=rule.size(context),
+                size_name=rule.size_name,
+                parts=rule.parts(context),
+                parts_name=rule.parts_name,
+                unit=rule.unit(context),
+                unit_name=rule.unit_word(context),
+            )
+
+
+def _assumptions(deployment: Deployment, request: Request, dialect: str) -> tuple[str, ...]:
+    """What the plan takes for granted; `dialect` is whose names the engine's own loader has to read."""
+    assumptions = []
+    if not deployment.gpu_named and deployment.version != ANY_ENGINE:
+        assumptions.append(
+            "Hopper (sm_90) is assumed and memory is not looked at; name the GPU with --gpu to have both checked"
+        )
+    if request.gpu_memory is not None:
+        assumptions.append(
+            f"Hopper (sm_90) is assumed for a GPU of {deployment.gpu.memory / (1 << 30):.2f} GiB (--gpu-memory); "
+            "name it with --gpu to have its own rules"
+        )
+    if not deployment.gpu.verified:
+        assumptions.append(f"weights are reckoned as on {deployment.gpu.stands_for} (sm_{deployment.gpu.sm}): on "
+        f"{deployment.gpu.title} the "
+                           "engine may hold them otherwise")  # fmt: skip
+    if dialect != NATIVE:
+        assumptions.append(f"whether the engine reads the checkpoint's own names ({dialect}) was not looked at")
+    return tuple(assumptions)
+
+
+def _alternatives(inventory: Inventory, request: Request) -> Iterator[PlanAlternative]:
+    for variation, choice in nearest(inventory, request, _ALTERNATIVES):
+        yield PlanAlternative(
+            options=options_of(variation),
+            gpus=choice.deployment.world,
+            bytes_per_rank=rank_nbytes(inventory, choice.deployment, TARGET),
+            notes=choice.notes(),
+        )
+
+
+def refuse_infeasible(plan: Plan) -> None:
+    """Raise InfeasiblePlan with the first breach, where the plan has any."""
+    if plan.breaches:
+        breach = plan.breaches[0]
+        ways = [f"`{alternative.options}`" for alternative in plan.alternatives]
+        hint = f"These work: {', '.join(ways)}." if ways else "`dsv4-shard plan` shows what was weighed."
+        raise InfeasiblePlan(f"{breach} ({breach.consequence})", hint=hint)

@@ -1,0 +1,79 @@
+"""Layouts near a request that run."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from dsv4_shard.catalog.rank_ranges import MAX_RANKS
+from dsv4_shard.checkpoint.inventory import Inventory
+from dsv4_shard.engines.deployment import Request, fewest_nodes
+from dsv4_shard.engines.engine import Engine
+from dsv4_shard.engines.parallelism import ep_option
+from dsv4_shard.engines.registry import engine_for
+from dsv4_shard.models.roles import TARGET
+from dsv4_shard.planning.choose import Choice, choose
+from dsv4_shard.planning.request import gpus_of
+from dsv4_shard.planning.weights import fits, rank_nbytes
+
+# --- layouts nearby --------------------------------------------------------------------------------------------------
+
+
+_WINDOW = 16
+"""How many numbers of GPUs below the one asked for are tried one by one; beyond them halves and powers of two."""
+
+
+def _sizes(gpus: int) -> Iterator[int]:
+    """Numbers of GPUs near `gpus`: as many, then fewer, the nearest first, then more."""
+    near = {*range(gpus - _WINDOW, gpus + _WINDOW // 2 + 1), *(gpus << n for n in range(1, 5))}
+    near |= {gpus >> n for n in range(1, gpus.bit_length())}
+    near |= {1 << n for n in range(gpus.bit_length() + 4)}
+    sizes = sorted(size for size in near if 1 <= size <= MAX_RANKS)
+    yield from (size for size in reversed(sizes) if size <= gpus)
+    yield from (size for size in sizes if size > gpus)
+
+
+def _variations(engine: Engine, request: Request, world: int) -> Iterator[Request]:
+    """Requests for `world` GPUs near `request`, nearest first: DP and EP like its own, with its other options before
+    what the engine chooses."""
+    for dp, ep in _pairs(engine, request, world):
+        nodes = request.nodes if engine.by_node and request.nodes and world % request.nodes == 0 else None
+        same = replace(request, tp=engine.tp_on(world, dp), dp=dp, ep=ep_option(ep), nodes=nodes)
+        yield from dict.fromkeys((same, replace(same, runner=None, a2a=None, shared_experts="auto")))
+
+
+def _pairs(engine: Engine, request: Request, world: int) -> list[tuple[int, int]]:
+    """DP and EP that the engine offers on `world` GPUs, those nearest to the request's first."""
+    asked = request.ep or 1
+
+    def far(pair: tuple[int, int]) -> tuple[float, int]:
+        dp, ep = pair
+        return max(dp, request.dp) / min(dp, request.dp) * max(ep, asked) / min(ep, asked), dp
+
+    return sorted(engine.parallelism(world), key=far)
+
+
+def nearest(
+    inventory: Inventory, request: Request, limit: int, *, elsewhere: bool = True
+) -> Iterator[tuple[Request, Choice]]:
+    """Up to `limit` layouts that work, nearest to `request` first: two on as many GPUs, then one on each smaller number
+    of them, then on larger ones (`elsewhere`). Those that weigh the same stand once, and none that does not fit, or
+    would leave hosts half empty, as 9 GPUs on 3 of them."""
+    gpus, engine = gpus_of(request), engine_for(request.engine, inventory.family)
+    for world in _sizes(gpus) if elsewhere else (gpus,):
+        weights: set[int] = set()
+        for variation in _variations(engine, request, world):
+            most = min(limit, 2 if world == gpus else 1)
+            if len(weights) >= most:
+                break
+            choice = choose(inventory, variation)
+            deployment = choice.deployment
+            if not choice.feasible or (
+                request.nodes is None and deployment.nodes > fewest_nodes(world, deployment.gpu)
+            ):
+                continue
+            weight = rank_nbytes(inventory, choice.deployment, TARGET)
+            if weight not in weights and fits(inventory, choice.deployment):
+                weights.add(weight)
+                yield variation, choice
+        limit -= len(weights)
+        if not limit:
+            return

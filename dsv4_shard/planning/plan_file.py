@@ -1,0 +1,140 @@
+"""Plan files: reading one, and checking it against the checkpoint by making the plan again."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from dsv4_shard.catalog.verb import wrong_type
+from dsv4_shard.checkpoint.fingerprint import differences, origin_of
+from dsv4_shard.checkpoint.inventory import Inventory
+from dsv4_shard.checkpoint.reader import Checkpoint
+from dsv4_shard.errors import BadPlan, ForeignPlan, UsageError
+from dsv4_shard.planning.document import SCHEMA_VERSION, Plan
+from dsv4_shard.planning.earlier_plans import STEPS
+from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.storage.output_folder import write_text
+from dsv4_shard.text.sanitize import short, short_name
+from dsv4_shard.text.schema_versions import check_schema, upgraded
+from dsv4_shard.text.strict_json import BadJson, first_error, is_plain, parse_json
+from dsv4_shard.text.units import counted
+from dsv4_shard.version import __version__
+
+MAX_PLAN_BYTES = 64 << 20
+
+
+def load_plan(path: Path) -> Plan:
+    """Read a plan file of this schema version or an earlier one.
+
+    Raises BadPlan where it is not one, NewerSchema where a newer version wrote it.
+    """
+    try:
+        if path.stat().st_size > MAX_PLAN_BYTES:
+            raise BadPlan(f"{path}: {path.stat().st_size} bytes, too large for a plan")
+        return read_plan(path.read_bytes(), str(path))
+    except OSError as error:
+        raise BadPlan(f"{path}: {error.strerror}") from None
+
+
+def read_plan(raw: bytes, where: str) -> Plan:
+    """The plan in the JSON `raw`. Raises as `load_plan`, with `where` in the message."""
+    try:
+        document = parse_json(raw)
+        if not is_plain(document):
+            raise BadPlan(f"{where}: nested too deeply, or holds a number beyond every double")
+        if not isinstance(document, dict) or "schema_version" not in document:
+            raise BadPlan(f"{where}: not a plan of dsv4-shard")
+        version = check_schema(document["schema_version"], "plan", where, SCHEMA_VERSION)
+        if version < SCHEMA_VERSION:
+            raw = json.dumps(upgraded(document, version, STEPS)).encode()
+        return Plan.model_validate_json(raw, strict=True)
+    except BadJson as error:
+        raise BadPlan(f"{where}: {error}") from None
+    except ValidationError as error:
+        raise BadPlan(f"{where}: {first_error(error)}") from None
+
+
+def save_plan(plan: Plan, path: Path) -> None:
+    """Write a plan file. Raises WriteFailed."""
+    write_text(path, plan.to_json())
+
+
+def check_plan(plan: Plan, checkpoint: Checkpoint, inventory: Inventory) -> Plan:
+    """Make the plan again from the checkpoint; return it where it is the same.
+
+    A plan that another version of the tool made may say it in other words: then only what decides is compared.
+    Raises ForeignPlan where the checkpoint is another or changed, BadPlan where the plan was edited, or where the rules
+    of this version give another layout than those of the version that made it.
+    """
+    if len({file.name for file in plan.source.files}) != len(plan.source.files):
+        raise BadPlan("the plan was edited: a weight file stands twice in source.files")
+    for difference in differences(plan.source, origin_of(checkpoint, plan.source.label)):
+        raise ForeignPlan(f"the plan was made for another checkpoint: {difference}")
+    try:
+        fresh = make_plan(checkpoint, inventory, plan.request, plan.source.label)
+    except UsageError as error:
+        raise BadPlan(f"the plan's request was edited: {error}") from None
+    ours = fresh.model_copy(update={"source": plan.source})
+    is_own = plan.tool_version == __version__
+    then, now = ((one.model_dump(mode="json") if is_own else decisions(one)) for one in (plan, ours))
+    edits = list(_differences(then, now, ""))
+    if edits:
+        more = f" ({counted(len(edits) - 1, 'more difference')})" if len(edits) > 1 else ""
+        other = "" if is_own else f", or dsv4-shard {short_name(plan.tool_version)} planned it in another way"
+        raise BadPlan(f"the plan was edited{other}: {edits[0]}{more}")
+    return fresh
+
+
+_DECIDING = {"source", "request", "engine_version", "deployment", "feasible", "layout", "modules"}
+
+
+def decisions(plan: Plan) -> dict[str, Any]:
+    """What of a plan decides which bytes go where, the same in every version of the tool that reads its schema."""
+
+    breaches = [{"rule": breach.rule, "module": breach.module} for breach in plan.breaches]
+    return plan.model_dump(mode="json", include=_DECIDING) | {"breaches": breaches}
+
+
+def _differences(theirs: Any, ours: Any, path: str) -> Iterator[str]:
+    """Where two JSON values differ, as `path: theirs in the file, ours by the rules`."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        for key in sorted(theirs.keys() | ours.keys()):
+            where = f"{path}.{key}" if path else str(key)
+            if key in theirs and key in ours:
+                yield from _differences(theirs[key], ours[key], where)
+            else:
+                yield f"{short_name(where)}: {'only' if key in theirs else 'not'} in the file"
+    elif isinstance(theirs, list) and isinstance(ours, list) and len(theirs) == len(ours):
+        for index, pair in enumerate(zip(theirs, ours, strict=True)):
+            yield from _differences(*pair, f"{path}[{index}]")
+    elif type(theirs) is not type(ours) or theirs != ours:  # True == 1
+        yield f"{short_name(path)}: {short(theirs)} in the file, {short(ours)} by the rules"
+
+
+def plan_given(source: str | Path | Plan) -> Plan | None:
+    """A plan, or that in a file that is called like one; None for a checkpoint. Raises BadPlan, UsageError."""
+    if isinstance(source, Plan) or str(source).endswith(".json") or _is_text(source):
+        return plan_of(source, "source")
+    if not isinstance(source, str | Path):
+        raise wrong_type("source", source, "a plan, or the path of a plan file or checkpoint")
+    return None
+
+
+def plan_of(plan: str | Path | Plan, parameter: str = "plan") -> Plan:
+    """A plan, or that in a file. Raises BadPlan, and UsageError for what is neither a plan nor a path."""
+    if isinstance(plan, Plan):
+        return plan
+    if _is_text(plan):
+        raise UsageError.about(
+            parameter, ..., "that is the text of a plan, not the path of its file",
+            hint="Save it to a file, and name that; or parse it with `Plan.model_validate_json(text)`.",
+        )  # fmt: skip
+    if not isinstance(plan, str | Path):
+        raise wrong_type(parameter, plan, "a plan or the path of a plan file")
+    return load_plan(Path(plan))
+
+
+def _is_text(plan: object) -> bool:
+    return isinstance(plan, bytes) or (isinstance(plan, str) and plan.lstrip().startswith("{"))

@@ -1,0 +1,53 @@
+"""Which ways out of a breach help: those with which the plan runs, together with others if need be."""
+
+from collections.abc import Iterable, Iterator
+
+from dsv4_shard.checkpoint.inventory import Inventory
+from dsv4_shard.engines.deployment import Request
+from dsv4_shard.engines.rules import Breach, Remedy
+from dsv4_shard.planning.choose import choose
+
+_TOGETHER = 2
+"""So many more ways out may be needed for a plan that runs."""
+
+
+def ways_out(inventory: Inventory, request: Request, breach: Breach) -> tuple[str, ...]:
+    """The remedies of `breach` that help `request`, in words; what is no option of this tool is told as it is."""
+    return tuple(dict.fromkeys(_ways_out(inventory, request, breach)))
+
+
+def _ways_out(inventory: Inventory, request: Request, breach: Breach) -> Iterator[str]:
+    for remedy in breach.remedies:
+        if not isinstance(remedy, Remedy):
+            yield remedy
+            continue
+        for asked in remedy.tries(request):
+            if asked != request and _mends(inventory, asked, breach.rule, {request}):
+                yield remedy.say(asked)
+                break
+
+
+def _mends(inventory: Inventory, request: Request, rule: str, seen: set[Request]) -> bool:
+    """Whether a request holds the rule, and a plan that runs is not far from it."""
+    breaches = _breaches(inventory, request)
+    return all(breach.rule != rule for breach in breaches) and _runs(inventory, request, seen, _TOGETHER)
+
+
+def _runs(inventory: Inventory, request: Request, seen: set[Request], more: int) -> bool:
+    if request in seen:
+        return False
+    seen.add(request)
+    breaches = _breaches(inventory, request)
+    if not breaches or not more:
+        return not breaches
+    remedies = (remedy for remedy in breaches[0].remedies if isinstance(remedy, Remedy))
+    return any(_runs(inventory, asked, seen, more - 1) for remedy in remedies for asked in remedy.tries(request))
+
+
+def _breaches(inventory: Inventory, request: Request) -> tuple[Breach, ...]:
+    return choose(inventory, request).breaches
+
+
+def words(remedies: Iterable[Remedy | str]) -> tuple[str, ...]:
+    """Remedies in general words, where no request is known that they could be tried on."""
+    return tuple(dict.fromkeys(remedy if isinstance(remedy, str) else remedy.words for remedy in remedies))

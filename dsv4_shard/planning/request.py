@@ -1,0 +1,64 @@
+"""Options → checked `Request`, and back to options."""
+
+from collections.abc import Callable
+
+from dsv4_shard.catalog.option import fields_of, words_of
+from dsv4_shard.catalog.rank_ranges import MAX_RANKS
+from dsv4_shard.catalog.request import Layout, Request, Target
+from dsv4_shard.engines.engine import Engine
+from dsv4_shard.engines.registry import ENGINES, find_engine
+from dsv4_shard.errors import UsageError
+from dsv4_shard.text.suggest import did_you_mean
+
+
+def request_of(options: Layout) -> Request:
+    """The request among the options of a verb, TP among them, with the engine as its table has it. Raises UsageError.
+
+    A runner, all-to-all backend or version that no engine has is refused here. One that another engine has is left to
+    the rules: their plan says what is wrong with it.
+    """
+    engine = find_engine(options.engine)
+    refuse_unknown_names(options, engine)
+    return options.part(Request, engine=engine.name)
+
+
+_NAMES_OF: dict[str, Callable[[Engine], tuple[str, ...]]] = {
+    "runner": lambda engine: engine.runners,
+    "a2a": lambda engine: engine.a2a,
+    "engine_version": lambda engine: engine.versions,
+}
+"""Option → the names that an engine has for it."""
+
+
+def refuse_unknown_names(options: Target, engine: Engine) -> None:
+    """Refuse a name that no engine has, and offer those of `engine`. Raises UsageError."""
+    for name, names_of in _NAMES_OF.items():
+        value = getattr(options, name, None)
+        every = [one for known in ENGINES.values() for one in names_of(known)]
+        if value is not None and value not in every:
+            hint = did_you_mean(value, names_of(engine) or every)
+            raise UsageError.about(name, value, "no such name is known", hint=hint)
+
+
+def check_request(request: Request) -> None:
+    """Refuse numbers, names and choices that mean nothing, also those of an edited plan. Raises UsageError."""
+    for field in fields_of(Request):
+        field.checked(getattr(request, field.name))
+    if gpus_of(request) > MAX_RANKS:
+        title = find_engine(request.engine).title
+        raise UsageError(f"{{tp}} {{dp}}: {title}'s {gpus_of(request)} GPUs are over {MAX_RANKS}",
+                         parameters={"tp": request.tp, "dp": request.dp})  # fmt: skip
+    if request.gpu is not None and request.gpu_memory is not None:
+        raise UsageError("{gpu} and {gpu_memory}: a GPU that is named has its own memory",
+                         parameters={"gpu": request.gpu, "gpu_memory": ...})  # fmt: skip
+
+
+def gpus_of(request: Request) -> int:
+    """GPUs of a request, whose engine need not be a known one: `choose` refuses that later."""
+    engine = ENGINES.get(request.engine)
+    return engine.gpus(request) if engine else request.tp
+
+
+def options_of(request: Request) -> str:
+    """The request as options of `plan` and `reshard`."""
+    return " ".join(words_of(request))

@@ -1,0 +1,289 @@
+"""Checkpoint + number of GPUs → every layout that the engines' rules allow on exactly these, the lightest first.
+
+A layout is weighed by what headers and rules tell, in this order: whether its weights fit; the heaviest rank's weights;
+the tokens of KV cache that would fill what they leave (`kvcache`), in all attention groups together; bytes that every
+rank holds whole, and zeros for padding; bytes sent. None of these is a speed, and none was measured.
+`rank_by` puts tokens or bytes sent before the weights.
+
+`engines/bytes_sent.py` has the formulas of bytes sent.
+"""
+
+import math
+import shlex
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from dsv4_shard.catalog.gpus import GPUS, Gpu
+from dsv4_shard.catalog.rank_ranges import MAX_RANKS
+from dsv4_shard.catalog.request import SearchOptions
+from dsv4_shard.checkpoint.inventory import Inventory, outside_layers, refuse_errors
+from dsv4_shard.checkpoint.reader import Checkpoint
+from dsv4_shard.engines.deployment import Context, Deployment, Request, pick_gpu
+from dsv4_shard.engines.registry import engine_for, find_engine, serving
+from dsv4_shard.errors import UsageError
+from dsv4_shard.planning.choose import choose
+from dsv4_shard.planning.document import DeploymentDocument, Plan
+from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.request import check_request, options_of, refuse_unknown_names
+from dsv4_shard.planning.weights import beyond_roles, loads, memory_of, totals_of, weights_of
+from dsv4_shard.text.document import Document, html_table
+from dsv4_shard.text.units import counted, gib
+from dsv4_shard.version import __version__
+
+SCHEMA_VERSION: Literal[1] = 1
+
+
+_HTML_ROWS = 20
+
+
+class FoundLayout(Document):
+    """A layout that the rules allow. Bytes are of the heaviest rank, but those sent, which are of all GPUs together.
+
+    `options` are those of `plan`; `also` are the options of others that differ in nothing that is weighed here.
+    `tokens_at_most` is of one attention group, of which there are `groups`; None where memory or cache is not known.
+    `sent_bytes_per_token_and_layer` is by formula; None where what an engine sends is not known.
+    """
+
+    options: str
+    also: tuple[str, ...]
+    request: Request
+    deployment: DeploymentDocument
+    fits: bool
+    weight_bytes: int
+    left_bytes: int | None
+    groups: int
+    tokens_at_most: int | None
+    replicated_bytes: int
+    padding_bytes: int
+    sent_bytes_per_token_and_layer: int | None
+
+
+class Elsewhere(Document):
+    """What runs with other GPUs than those asked for: how many, of which kind, and the options of `plan`."""
+
+    gpus: int
+    gpu: str | None
+    options: str
+
+
+class Search(Document):
+    """Every layout, the best by `rank_by` first; `command` plans it if it fits, else `elsewhere` says what would do.
+
+    `engines` are those searched; of the others that were asked for, `unknown` says why nothing is claimed.
+    """
+
+    schema_version: Literal[1]
+    tool_version: str
+    gpus: int
+    gpu: str | None
+    rank_by: str
+    engines: tuple[str, ...]
+    layouts: tuple[FoundLayout, ...]
+    command: str | None
+    unknown: tuple[str, ...]
+    elsewhere: tuple[Elsewhere, ...]
+
+    @property
+    def best(self) -> FoundLayout | None:
+        """The first layout, if it fits."""
+        return self.layouts[0] if self.layouts and self.layouts[0].fits else None
+
+    def in_short(self) -> str:
+        """The GPUs, how many layouts there are, and the best."""
+        best = f"best {self.best.options}" if self.best is not None else "none fits"
+        gpus = f"{self.gpus} {self.gpu or 'Hopper'} GPUs"
+        return f"{gpus}: {counted(len(self.layouts), 'layout')} by {self.rank_by}, {best}"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the first layouts."""
+        head = ("options", "fits", "weights per GPU", "tokens at most", "whole and padding", "sent per token and layer")
+        rows = [(one.options, "yes" if one.fits else "no", gib(one.weight_bytes), _known(one.tokens_at_most),
+                 gib(one.replicated_bytes + one.padding_bytes), _known(one.sent_bytes_per_token_and_layer))
+                for one in self.layouts[:_HTML_ROWS]]  # fmt: skip
+        more = len(self.layouts) - len(rows)
+        return html_table(f"{self.in_short()}{f' ({more:,} more)' if more else ''}", head, rows)
+
+
+def _known(number: int | None) -> int | str:
+    return number if number is not None else "not known"
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    request: Request
+    deployment: Deployment
+    layout: FoundLayout
+
+
+def search(
+    checkpoint: Checkpoint,
+    inventory: Inventory,
+    asked: Request,
+    engines: Iterable[str] | None = None,
+    rank_by: str = "weights",
+) -> Search:
+    """Search on `asked.tp` GPUs. Raises as `make_plan`, and UsageError for an engine that runs nothing."""
+    if rank_by == "tokens" and not asked.names_gpu:
+        raise UsageError("{rank_by}: room is not known without {gpu} or {gpu_memory}", hint="Add one of these.",
+                         parameters={"rank_by": rank_by, "gpu": ..., "gpu_memory": ...})  # fmt: skip
+    refuse_errors(inventory)
+    check_request(asked)
+    if asked.nodes is not None and asked.tp % asked.nodes:
+        raise UsageError.about("nodes", asked.nodes, f"{asked.tp} GPUs do not fall into so many equal nodes")
+    engines = tuple(dict.fromkeys(_serving(name) for name in (serving() if engines is None else engines)))
+    unknown = tuple(_unknown(inventory, pick_gpu(asked), engines))
+    verified = tuple(name for name in engines if name not in dict(unknown))
+    inventory = outside_layers(inventory)
+    found = _search(checkpoint, inventory, asked, verified)
+    found.sort(key=lambda one: _rank(one.layout, rank_by))
+    best = found[0].layout if found and found[0].layout.fits else None
+    return Search(
+        schema_version=SCHEMA_VERSION,
+        tool_version=__version__,
+        gpus=asked.tp,
+        gpu=asked.gpu or asked.gpu_memory,
+        rank_by=rank_by,
+        engines=verified,
+        layouts=tuple(one.layout for one in found),
+        command=f"dsv4-shard plan {shlex.quote(checkpoint.source.label)} {best.options}" if best else None,
+        unknown=tuple(reason for _, reason in unknown),
+        elsewhere=() if best else tuple(_elsewhere(checkpoint, inventory, asked, verified)),
+    )
+
+
+def _unknown(inventory: Inventory, gpu: Gpu, engines: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Engines of which nothing is known for this GPU, family or format of experts, and why."""
+    for name in engines:
+        engine = engine_for(name, inventory.family)
+        breaches = choose(inventory, Request(1, engine=name)).breaches
+        reason = next((one.reason for one in breaches if one.unknown), None)
+        if reason is None and not gpu.verified:
+            reason = f"rules never held on {gpu.full_title}; `plan --tp N` tells whether the weights fit"
+        if reason is not None:
+            yield name, f"{engine.title}: {reason}"
+
+
+def plan_best(checkpoint: Checkpoint, inventory: Inventory, found: Search) -> Plan:
+    """The plan of the best layout, of which there must be one."""
+    assert found.best is not None
+    return make_plan(checkpoint, inventory, found.best.request)
+
+
+def _serving(name: str) -> str:
+    engine = find_engine(name.strip())
+    if not engine.serves:
+        raise UsageError.about("engine", engine.name, "runs no model", hint=f"Searched are {', '.join(serving())}.")
+    return engine.name
+
+
+def _search(
+    checkpoint: Checkpoint, inventory: Inventory, asked: Request, engines: Iterable[str], *, briefly: bool = False
+) -> list[_Candidate]:
+    """Every layout on `asked.tp` GPUs, best first; `briefly`: of the engines' own choices the first that fits."""
+    found: dict[tuple[Any, ...], list[_Candidate]] = {}
+    seen: set[Deployment] = set()
+    for request in _requests(inventory, asked, engines):
+        own = request.runner is None and request.shared_experts == "auto"
+        choice = choose(inventory, request) if own or not briefly else None
+        if choice is None or not choice.feasible or choice.deployment in seen:
+            continue
+        seen.add(choice.deployment)
+        one = _Candidate(request, choice.deployment, _weigh(checkpoint, inventory, request, choice.deployment))
+        if briefly and one.layout.fits:
+            return [one]
+        found.setdefault(_likeness(one), []).append(one)
+    return sorted(map(_merged, found.values()), key=lambda one: _rank(one.layout))
+
+
+def _merged(alike: list[_Candidate]) -> _Candidate:
+    """One of those that weigh the same, with the others' options: the engine's own choice where it is among them."""
+    first = min(alike, key=lambda one: (one.request.runner is not None, one.request.shared_experts != "auto"))
+    also = tuple(one.layout.options for one in alike if one is not first)
+    return replace(first, layout=first.layout.model_copy(update={"also": also}))
+
+
+def _requests(inventory: Inventory, asked: Request, engines: Iterable[str]) -> Iterator[Request]:
+    """Every combination that an engine has options for."""
+    for name in engines:
+        yield from engine_for(name, inventory.family).requests(asked)
+
+
+def _likeness(one: _Candidate) -> tuple[Any, ...]:
+    """Equal for layouts that weigh the same: they differ in the runner, the all-to-all backend's name or EP."""
+    deployment, layout = one.deployment, one.layout
+    return (deployment.engine, deployment.tp, deployment.dp, deployment.shared, layout.weight_bytes,
+    layout.replicated_bytes, layout.padding_bytes,
+            layout.sent_bytes_per_token_and_layer)  # fmt: skip
+
+
+def _sent(layout: FoundLayout) -> float:
+    sent = layout.sent_bytes_per_token_and_layer
+    return math.inf if sent is None else sent
+
+
+RANKINGS: dict[str, Callable[[FoundLayout], float]] = {
+    "weights": lambda layout: layout.weight_bytes,
+    "tokens": lambda layout: -(layout.tokens_at_most or 0) * layout.groups,
+    "sent": _sent,
+}
+"""What may come first, the least the best; the others then follow in the usual order."""
+
+
+def _rank(layout: FoundLayout, by: str = "weights") -> tuple[float, ...]:
+    whole = layout.replicated_bytes + layout.padding_bytes
+    weights, tokens, sent = (ranking(layout) for ranking in RANKINGS.values())
+    return (not layout.fits, RANKINGS[by](layout), weights, tokens, whole, sent)
+
+
+def _weigh(checkpoint: Checkpoint, inventory: Inventory, request: Request, deployment: Deployment) -> FoundLayout:
+    context, engine = Context(inventory, deployment), engine_for(deployment.engine, inventory.family)
+    totals = totals_of(list(loads(engine, context)), context, beyond_roles(checkpoint, engine, context))
+    memory = memory_of(totals, context)
+    return FoundLayout(
+        options=options_of(request),
+        also=(),
+        request=request,
+        deployment=DeploymentDocument.of(deployment),
+        fits=memory is None or memory.fits,
+        weight_bytes=weights_of(totals, deployment),
+        left_bytes=memory.left if memory else None,
+        groups=deployment.world // deployment.attention_tp,
+        tokens_at_most=memory.kv_tokens_at_most if memory else None,
+        replicated_bytes=totals.replicated_bytes_per_rank,
+        padding_bytes=totals.padding_bytes_per_rank,
+        sent_bytes_per_token_and_layer=engine.bytes_sent(context),
+    )
+
+
+def _elsewhere(
+    checkpoint: Checkpoint, inventory: Inventory, asked: Request, engines: tuple[str, ...]
+) -> Iterator[Elsewhere]:
+    """The nearest that would run: more GPUs of the same kind, fewer where the number is the trouble, other GPUs."""
+
+    def first(request: Request) -> Elsewhere | None:
+        found = _search(checkpoint, inventory, request, engines, briefly=True)
+        if not found or not found[0].layout.fits:
+            return None
+        return Elsewhere(gpus=request.tp, gpu=request.gpu or request.gpu_memory, options=found[0].layout.options)
+
+    free = replace(asked, nodes=None)
+    power = 1 << asked.tp.bit_length()
+    more = (first(replace(free, tp=number)) for number in (power, power * 2, power * 4) if number <= MAX_RANKS)
+    fewer = (first(replace(free, tp=number)) for number in (power // 2, power // 4) if 0 < number < asked.tp)
+    named = () if asked.gpu is None else sorted(GPUS.values(), key=lambda gpu: gpu.memory)
+    others = (
+        first(replace(free, gpu=gpu.name)) for gpu in named if gpu.verified and gpu.memory > pick_gpu(asked).memory
+    )
+    for ways in (more, fewer, others):
+        nearest = next((way for way in ways if way is not None), None)
+        if nearest is not None:
+            yield nearest
+
+
+def search_for(checkpoint: Checkpoint, inventory: Inventory, options: SearchOptions) -> Search:
+    """The search that the options of a verb ask for."""
+    engines = options.engine.split(",") if isinstance(options.engine, str) else options.engine
+    asked = options.part(Request, tp=options.gpus, engine=Request(1).engine)
+    refuse_unknown_names(options, find_engine(asked.engine))
+    return search(checkpoint, inventory, asked, engines, options.rank_by)

@@ -1,0 +1,124 @@
+"""Bytes per rank, totals, memory."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
+from dsv4_shard.checkpoint.reader import Checkpoint
+from dsv4_shard.engines.deployment import Context, Deployment
+from dsv4_shard.engines.engine import Engine
+from dsv4_shard.engines.layout import LeftOut
+from dsv4_shard.engines.placement import Expert, RankTensor
+from dsv4_shard.engines.registry import engine_for, find_engine
+from dsv4_shard.models.roles import TARGET, Module, Part, Role, Stage
+from dsv4_shard.planning.document import PlanMemory, PlanTotals
+from dsv4_shard.planning.kv_cache import bytes_per_token
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLoad:
+    """A group on the ranks: what one tensor is there, and how many a rank has at least and at most."""
+
+    group: TensorGroup
+    count: int
+    stored: RankTensor
+    per_rank: tuple[int, int]
+    replicated: bool
+
+
+def loads(engine: Engine, context: Context) -> Iterator[GroupLoad]:
+    """Every group as the ranks hold it."""
+    deployment = context.deployment
+    for group, count in context.inventory.groups.items():
+        placement = engine.place(group.role, context)
+        stored = engine.store(group, placement, context)
+        if stored is None:
+            continue
+        per_rank = (count, count)
+        if isinstance(placement, Expert):
+            experts = context.config.experts_in(group.stage)
+            layers = count // experts
+            per_rank = (layers * (experts // deployment.ep), layers * -(-experts // deployment.ep))
+        whole = stored.shape == group.shape and not isinstance(placement, Expert)
+        yield GroupLoad(group, count, stored, per_rank, whole and deployment.world > 1)
+
+
+def rank_nbytes(inventory: Inventory, deployment: Deployment, stages: tuple[Stage, ...] = tuple(Stage)) -> int:
+    """Payload bytes of the heaviest rank, over the tensors of `stages`."""
+    weights = loads(engine_for(deployment.engine, inventory.family), Context(inventory, deployment))
+    return sum(load.stored.nbytes * load.per_rank[1] for load in weights if load.group.stage in stages)
+
+
+def fits(inventory: Inventory, deployment: Deployment) -> bool:
+    """Whether what is loaded fits on the GPU, if one is named."""
+    loaded = engine_for(deployment.engine, inventory.family).loaded_stages()
+    return not deployment.gpu_named or rank_nbytes(inventory, deployment, loaded) < deployment.gpu.memory
+
+
+def beyond_roles(checkpoint: Checkpoint, engine: Engine, context: Context) -> tuple[int, int]:
+    """Bytes of (target, draft) files that no role's placement counts: constants, and tensors that the draft has too."""
+    if engine.layout is None:
+        return 0, 0
+    nbytes = {False: 0, True: 0}
+    for constant in engine.layout.constants(context):
+        if constant.rank <= 0:
+            nbytes[bool(constant.folder)] += len(constant.data)
+    groups = {group.role: group for group in context.inventory.groups if group.stage is Stage.MODEL}
+    for name, where in context.inventory.names.items():
+        if where.stage is not Stage.MODEL:
+            continue
+        fate = engine.layout.fate(checkpoint.tensors[name], where, context)
+        stored = engine.rank_tensor_of(groups[where.role], context)
+        if stored is not None and not isinstance(fate, LeftOut):
+            for kept in fate[1:]:
+                nbytes[bool(kept.folder)] += stored.nbytes
+    return nbytes[False], nbytes[True]
+
+
+def totals_of(weights: list[GroupLoad], context: Context, beyond: tuple[int, int]) -> PlanTotals:
+    """What a rank holds; `beyond` is what `beyond_roles` counts."""
+    target = [load for load in weights if load.group.stage in TARGET]
+    draft = [load for load in weights if load.group.stage not in TARGET]
+    shared = [load for load in target if load.group.role.module is Module.SHARED]
+    weights_of_layer = [load for load in shared if load.group.part is Part.WEIGHT]
+    shared_layers = sum(load.count for load in weights_of_layer if load.group.role is Role.SHARED_GATE)
+    shared_weights = sum(load.stored.nbytes * load.count for load in weights_of_layer)
+    return PlanTotals(
+        ranks=context.deployment.world,
+        target_bytes_per_rank_min=beyond[0] + sum(load.stored.nbytes * load.per_rank[0] for load in target),
+        target_bytes_per_rank_max=beyond[0] + sum(load.stored.nbytes * load.per_rank[1] for load in target),
+        other_target_bytes_per_rank=beyond[0],
+        other_draft_bytes_per_rank=beyond[1],
+        draft_bytes_per_rank=beyond[1] + sum(load.stored.nbytes * load.per_rank[1] for load in draft),
+        replicated_bytes_per_rank=sum(load.stored.nbytes * load.count for load in target if load.replicated),
+        padding_bytes_per_rank=sum(load.stored.padding * load.per_rank[1] for load in target),
+        shared_experts_bytes_per_rank=sum(load.stored.nbytes * load.count for load in shared),
+        shared_experts_weight_bytes_per_layer=shared_weights // max(1, shared_layers),
+    )
+
+
+def weights_of(totals: PlanTotals, deployment: Deployment) -> int:
+    """Bytes of weights on the heaviest rank: the target, and the draft where the engine has both in one model."""
+    both = find_engine(deployment.engine).draft_in_model
+    return totals.target_bytes_per_rank_max + (totals.draft_bytes_per_rank if both else 0)
+
+
+def memory_of(totals: PlanTotals, context: Context) -> PlanMemory | None:
+    """Whether the weights fit, and what they leave; None where no GPU is named."""
+    deployment = context.deployment
+    if not deployment.gpu_named:
+        return None
+    weights = weights_of(totals, deployment)
+    left = deployment.gpu.memory - weights
+    token = bytes_per_token(context)
+    return PlanMemory(
+        gpu=deployment.gpu.title,
+        capacity=deployment.gpu.memory,
+        weights=weights,
+        left=left,
+        fits=left > 0,
+        kv_bytes_per_token=float(token) if token else None,
+        kv_tokens_at_most=int(max(0, left) / token) if token else None,
+    )

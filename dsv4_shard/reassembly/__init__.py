@@ -1,0 +1,1 @@
+"""Rank files → the checkpoint that they hold, as a source that can be read like any other."""

@@ -1,0 +1,187 @@
+"""Files of DeepSeek's own converter → the headers of the checkpoint that they hold, in native names.
+
+The converter leaves `model{rank}-mp{N}.safetensors` and nothing else that says what they were made from. So the parts
+of each tensor are added up as DeepSeek's reference cuts them, and dealt into files as the releases are: the embedding,
+one file a layer, what follows the layers, the MTP blocks. config.json comes from the folder, or from where the user
+says. Decoded and cast tensors stay what they are: what the converter read is not known.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dsv4_shard.checkpoint.findings import some
+from dsv4_shard.checkpoint.inventory import Inventory, take_inventory
+from dsv4_shard.checkpoint.reader import Checkpoint
+from dsv4_shard.engines.deployment import Context, Deployment, Request
+from dsv4_shard.engines.engine import Engine
+from dsv4_shard.engines.layout import ConverterLayout
+from dsv4_shard.engines.parameters import TOKENIZER_FILES
+from dsv4_shard.engines.placement import Expert, Pad, Split
+from dsv4_shard.engines.registry import DEEPSEEK, engine_for
+from dsv4_shard.errors import BadConfig, BadRanks, MissingRanks, MixedRanks
+from dsv4_shard.models.config import parse_config
+from dsv4_shard.models.families import family_of
+from dsv4_shard.models.family import ModelConfig, release_file
+from dsv4_shard.models.roles import Part, Place, Role, TensorName
+from dsv4_shard.reassembly.detect import find_converted
+from dsv4_shard.reassembly.kept_tensors import DtypeShape, config_for, index_of
+from dsv4_shard.reassembly.source import RankSource
+from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE, MAX_CONFIG_BYTES
+from dsv4_shard.sources.local import LocalFile, LocalSource
+from dsv4_shard.tensors.geometry import ceil_div
+from dsv4_shard.tensors.header import Header, Tensor, build_header, read_header
+
+_METADATA = {"format": "pt"}
+
+_SMALL_FILE_LIMIT = 256 << 20
+
+
+def converted_source(folder: LocalSource, config: Path | None) -> tuple[RankSource, Engine, Deployment]:
+    """The native checkpoint's headers, and how its files were made.
+
+    Raises MissingRanks, MixedRanks, BadConfig where there is no config.json, BadRanks where names or shapes are not
+    those of a checkpoint.
+    """
+    files = _check_ranks(folder)
+    raw = _config(folder, config)
+    parsed, document = parse_config(raw, f"{folder.label}: {CONFIG_FILE}")
+    engine = engine_for(DEEPSEEK, family_of(parsed))
+    headers = {}
+    for rank, name in sorted(files.items()):
+        with folder.open(name) as file:
+            headers[rank] = read_header(file, name)
+    inventory = _take(folder, parsed, document, parts := _native_names(_union(headers), engine, parsed, folder.label))
+    deployment = next(engine.candidates(inventory, Request(tp=len(files), engine=engine.name)))
+    context = Context(inventory, deployment)
+    whole = {name: _whole(kind, inventory.names[name], engine, context) for name, kind in parts.items()}
+    source = _deal(folder, raw, whole, inventory, len(files))
+    if parsed.declared_experts is not None:
+        source = config_for(source, document, inventory.routed.name)
+    return source, engine, deployment
+
+
+def _check_ranks(folder: LocalSource) -> dict[int, str]:
+    """The one set of files, all there."""
+    sets = find_converted(folder.sizes())
+    if len(sets) > 1:
+        raise MixedRanks(f"{folder.label}: files of {', '.join(f'mp{mp}' for mp in sorted(sets))} in one folder")
+    ((mp, files),) = sets.items()
+    missing = [rank for rank in range(mp) if rank not in files]
+    if missing or len(files) > mp:
+        odd = missing or [max(files)]
+        raise MissingRanks(f"{folder.label}: {len(files)} files of {mp} ranks; rank {odd[0]} is "
+                           f"{'missing' if missing else 'one too many'}")  # fmt: skip
+    return files
+
+
+def _config(folder: LocalSource, config: Path | None) -> bytes:
+    """config.json, whole, from where it was named, else from the folder."""
+    path = config or folder.root / CONFIG_FILE
+    if not path.is_file():
+        raise BadConfig(
+            f"{path}: no such file; DeepSeek's converter writes none, and the shards do not tell what is in it",
+            hint="Take the checkpoint's config.json (not inference/config.json): --config PATH, or copy it there.",
+        )
+    file = LocalFile(path, CONFIG_FILE)
+    try:
+        if file.nbytes > MAX_CONFIG_BYTES:
+            raise BadConfig(f"{path}: {file.nbytes} bytes, over {MAX_CONFIG_BYTES}")
+        return file.read(0, file.nbytes)
+    finally:
+        file.close()
+
+
+def _union(headers: Mapping[int, Header]) -> dict[str, DtypeShape]:
+    """Every rank's tensors, in the dtypes of checkpoints.
+
+    What several ranks have is taken from the first: the others are held against it later.
+    """
+    parts: dict[str, DtypeShape] = {}
+    for header in headers.values():
+        for name, info in header.tensors.items():
+            parts.setdefault(name, _native(info.dtype, info.shape))
+    return parts
+
+
+def _native(dtype: str, shape: tuple[int, ...]) -> DtypeShape:
+    """Checkpoints call two FP4 values one I8."""
+    return ("I8", (*shape[:-1], shape[-1] // 2)) if dtype == "F4" and shape else (dtype, shape)
+
+
+def _native_names(
+    parts: Mapping[str, DtypeShape], engine: Engine, config: ModelConfig, label: str
+) -> dict[str, DtypeShape]:
+    """The tensors under the checkpoint's names, which V3's converter changes."""
+    family = family_of(config)
+    native, written = family.names(config), family.names(config)
+    if isinstance(engine.layout, ConverterLayout):
+        written = engine.layout.names(config)
+    found = {name: written.parse(name) for name in parts}
+    unknown = [name for name, at in found.items() if at is None]
+    if unknown:
+        raise BadRanks(f"{label}: {len(unknown):,} tensors have no known role: {some(unknown)}")
+    return {native.unparse(at): parts[name] for name, at in found.items() if at is not None}
+
+
+def _take(
+    folder: LocalSource, parsed: ModelConfig, document: dict[str, Any], parts: Mapping[str, DtypeShape]
+) -> Inventory:
+    """What the names mean; shapes are still those of parts, so only names and formats are to be looked at."""
+    tensors = {name: Tensor(name, dtype, shape, "", 0, 0) for name, (dtype, shape) in parts.items()}
+    inventory = take_inventory(Checkpoint(folder, parsed, document, (), tensors, ()))
+    if inventory.format(Role.ROUTED_GATE) is None:
+        raise BadRanks(f"{folder.label}: no routed experts in any of the files")
+    return inventory
+
+
+def _whole(kind: DtypeShape, where: TensorName, engine: Engine, context: Context) -> DtypeShape:
+    """A tensor as checkpoints store it, from the part of it that a rank has."""
+    dtype, shape = kind
+    placement = engine.place(where.role, context)
+    inner = placement.inner if isinstance(placement, Expert) else placement
+    if isinstance(inner, Split) and inner.axis < len(shape):
+        parts = context.deployment.group(inner.group)
+        shape = tuple(size * parts if axis == inner.axis else size for axis, size in enumerate(shape))
+    elif isinstance(inner, Pad):
+        shape = tuple(_unpadded(where, axis, context) if axis == inner.axis else n for axis, n in enumerate(shape))
+    return dtype, shape
+
+
+def _unpadded(where: TensorName, axis: int, context: Context) -> int:
+    """Size of a padded axis before that: the parts do not tell, the config does."""
+    place = Place(where.stage, where.layer, context.inventory.draft)
+    size = context.inventory.family.rows[where.stage, where.role].shape(context.config, place)[axis]
+    return ceil_div(size, context.block(where.role)[axis]) if where.part is Part.SCALE else size
+
+
+def _deal(
+    folder: LocalSource, raw: bytes, tensors: Mapping[str, DtypeShape], inventory: Inventory, ranks: int
+) -> RankSource:
+    """Tensors by file, as in the releases, with an index."""
+    numbered: dict[int, dict[str, DtypeShape]] = {}
+    for name, kind in tensors.items():
+        number = release_file(inventory.names[name], inventory.config.num_hidden_layers)
+        numbered.setdefault(number, {})[name] = kind
+    count = len(numbered)
+    dealt = {f"model-{at:05d}-of-{count:05d}.safetensors": numbered[n] for at, n in enumerate(sorted(numbered), 1)}
+    headers, nbytes = {}, {}
+    for file, members in dealt.items():
+        headers[file], placed = build_header(members, _METADATA)
+        nbytes[file] = len(headers[file]) + max(info.stop for info in placed.values())
+    small = {CONFIG_FILE: raw, INDEX_FILE: index_of(dealt, nbytes, headers)}
+    notes = (
+        f"put together from {ranks} ranks of DeepSeek's converter, which keep no word of "
+        "the checkpoint: its tensors are dealt into files by layer, and what was decoded or cast stays so",
+    )
+    return RankSource(folder.root, folder.label, None, small | _tokenizer(folder), headers, nbytes, notes)
+
+
+def _tokenizer(folder: LocalSource) -> dict[str, bytes]:
+    """What the converter copied beside its files."""
+    content = {}
+    for name, nbytes in folder.sizes().items():
+        if name in TOKENIZER_FILES and nbytes < _SMALL_FILE_LIMIT:
+            with folder.open(name) as file:
+                content[name] = file.read(0, file.nbytes)
+    return content

@@ -1,0 +1,281 @@
+"""A recipe, backwards: rows of a checkpoint's tensor, put together from the pieces that lie in rank files.
+
+Each piece is read once from each rank that has it. What several ranks have must be equal, padding must hold its fill,
+each repeat of a scale must be the same, and a changed dtype must change back without loss. Where it is known what was
+written, pieces that are read whole are also held against its digests.
+"""
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import xxhash
+
+from dsv4_shard.errors import BadPadding, DamagedRanks, NotConverted, RanksDisagree
+from dsv4_shard.reassembly.open_files import RankFiles
+from dsv4_shard.sharding.recipe import Destination, Recipe, Slice, Step
+from dsv4_shard.sources.base import CHUNK_BYTES
+from dsv4_shard.storage.digests import DIGEST_BYTES, digest_of
+from dsv4_shard.tensors.dtype_casts import Bytes, Conversion
+from dsv4_shard.tensors.geometry import whole_rectangle
+from dsv4_shard.tensors.header import DTYPE_BITS, Tensor
+
+
+class _Rows(NamedTuple):
+    """Rows `[first, stop)` of a tensor, and whether these are its last."""
+
+    first: int
+    stop: int
+    is_last: bool
+
+
+@dataclass(slots=True)
+class _Trail:
+    """How far a thread has read a tensor, and the running digests of its pieces."""
+
+    next_row: int
+    hashes: list[xxhash.xxh3_128]
+
+
+@dataclass(slots=True)
+class _Pending:
+    """The digests of the pieces of an output tensor, as far as they are there."""
+
+    digests: bytearray
+    left: set[int] = field(default_factory=set)
+
+
+class Gatherer:
+    """Reads a checkpoint's tensors out of the files of a recipe that has all ranks and no transforms.
+
+    `written` has for each file the digests of its tensors, where they are known. May be used from many threads.
+    """
+
+    def __init__(self, recipe: Recipe, files: RankFiles, written: Sequence[Mapping[str, str]] | None) -> None:
+        self._recipe, self.files, self._written = recipe, files, written
+        self._steps: dict[str, tuple[Step, ...]] = {}
+        for step in recipe.steps:
+            self._steps[step.source.name] = (*self._steps.get(step.source.name, ()), step)
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._pending: dict[tuple[int, str], _Pending] = {}
+
+    def read(self, tensor: Tensor, start: int, buffer: memoryview) -> None:
+        """Fill `buffer` from byte `start` of `tensor` on.
+
+        Raises a BadRanks where ranks do not agree with each other or with what was written, and ReadFailed.
+        """
+        height, row_nbytes = _size(tensor)
+        first, stop = start // row_nbytes, -(-(start + len(buffer)) // row_nbytes)
+        rows = _Rows(first, stop, stop == height)
+        if start % row_nbytes == 0 and len(buffer) % row_nbytes == 0:
+            self._read_rows(tensor, rows, np.frombuffer(buffer, np.uint8).reshape(-1, row_nbytes))
+            return
+        matrix = np.empty((stop - first, row_nbytes), np.uint8)
+        self._read_rows(tensor, rows, matrix)
+        skipped = start - first * row_nbytes
+        buffer[:] = matrix.reshape(-1)[skipped : skipped + len(buffer)].data
+
+    def check_fixed(self) -> None:
+        """Hold what comes from no checkpoint against what it must be. Raises DamagedRanks."""
+        with self.files.in_use():
+            for fixed in self._recipe.fixed:
+                start = self._recipe.offset(fixed.file, fixed.tensor)
+                for file in self.files.copies(fixed.file):
+                    if file.read(start, start + len(fixed.data)) != fixed.data:
+                        raise DamagedRanks(f"{file.name}: {fixed.tensor}: not what the engine's layout has there")
+
+    def _read_rows(self, tensor: Tensor, rows: _Rows, out: Bytes) -> None:
+        """Rows of a tensor into the matrix `out`, from each place where it landed."""
+        trail = self._trail(tensor.name, rows.first)
+        first_piece, is_placed = 0, False
+        for step in self._steps[tensor.name]:
+            for landing in step.landings:
+                hashes = trail.hashes[first_piece : first_piece + len(landing.spread)] if trail else []
+                first_piece += len(landing.spread)
+                matrix = _Gathering(self._recipe, self.files, step, landing, hashes).rows(rows)
+                if not is_placed:
+                    out[:] = matrix
+                elif not np.array_equal(out, matrix):
+                    raise RanksDisagree(f"{tensor.name}: {landing.tensor} differs from the other tensor made of it")
+                is_placed = True
+        if trail is None:
+            return
+        trail.next_row = rows.stop
+        if rows.is_last:
+            del self._local.trails[tensor.name]
+            self._settle(tensor.name, trail.hashes)
+
+    def _trail(self, name: str, first: int) -> _Trail | None:
+        """The trail of a tensor that this thread reads from its beginning in order, else None."""
+        if self._written is None:
+            return None
+        if not hasattr(self._local, "trails"):
+            self._local.trails = {}
+        trails: dict[str, _Trail] = self._local.trails
+        if first == 0:
+            count = sum(len(landing.spread) for step in self._steps[name] for landing in step.landings)
+            trails[name] = _Trail(0, [xxhash.xxh3_128() for _ in range(count)])
+        elif name in trails and trails[name].next_row != first:
+            del trails[name]
+        return trails.get(name)
+
+    def _settle(self, name: str, hashes: list[xxhash.xxh3_128]) -> None:
+        """A source tensor was read whole: its pieces' digests are known. Raises DamagedRanks."""
+        pieces = [(landing, files) for step in self._steps[name] for landing in step.landings
+                  for _, files in landing.spread]  # fmt: skip
+        for (landing, files), running in zip(pieces, hashes, strict=True):
+            for file in files:
+                digests = self._put(file, landing.tensor, landing.slot, running.digest())
+                if digests is not None:
+                    self._hold(file, landing.tensor, digests)
+
+    def _put(self, file: int, tensor: str, slot: int, digest: bytes) -> bytes | None:
+        """Note the digest of a piece; all digests of its tensor, where none is left."""
+        runs = self._recipe.files[file].pieces.get(tensor, ((1, 0),))
+        count = sum(number for number, _ in runs)
+        with self._lock:
+            blank = _Pending(bytearray(DIGEST_BYTES * count), set(range(count)))
+            pending = self._pending.setdefault((file, tensor), blank)
+            pending.digests[slot * DIGEST_BYTES : (slot + 1) * DIGEST_BYTES] = digest
+            pending.left.discard(slot)
+            if pending.left:
+                return None
+            del self._pending[file, tensor]
+        return bytes(pending.digests)
+
+    def _hold(self, file: int, tensor: str, digests: bytes) -> None:
+        found = digests.hex() if len(digests) == DIGEST_BYTES else digest_of(digests)
+        if self._written is not None and self._written[file][tensor] != found:
+            raise DamagedRanks(f"{self._recipe.files[file].name}: {tensor}: its bytes differ from what was written")
+
+
+def _size(tensor: Tensor) -> tuple[int, int]:
+    """Rows, and bytes of a row."""
+    area = whole_rectangle(tensor.dtype, tensor.shape)
+    return area.row_stop, area.stop
+
+
+@dataclass(frozen=True, slots=True)
+class _Gathering:
+    """One landing of one step: rows of the source from the pieces of its spread, each with a running digest."""
+
+    recipe: Recipe
+    files: RankFiles
+    step: Step
+    landing: Destination
+    hashes: list[xxhash.xxh3_128]
+
+    def rows(self, rows: _Rows) -> Bytes:
+        """Rows of the source tensor, as a matrix of bytes."""
+        repeat = self.step.repeat
+        _, row_nbytes = _size(self.step.source)
+        first, stop = rows.first * repeat, rows.stop * repeat
+        matrix = np.empty((stop - first, row_nbytes * repeat), np.uint8)
+        left = matrix.size
+        for number, (cut, numbers) in enumerate(self.landing.spread):
+            area = cut.rectangle
+            begin, end = max(first, area.row_start), min(stop, area.row_stop)
+            if begin < end and cut.row_nbytes:
+                part = self._part(number, cut, numbers, begin - area.row_start, end - begin)
+                _place(part, matrix[begin - first : end - first], area.start)
+                left -= part.size
+            if rows.is_last and cut.pad_rows:
+                self._check_rows_below(number, cut, numbers)
+        if left:
+            raise ValueError(f"{self.step.source.name}: {left} bytes lie in no rank file")
+        return self._reduced(matrix) if repeat > 1 else matrix
+
+    def _part(self, number: int, cut: Slice, numbers: tuple[int, ...], row: int, count: int) -> Bytes:
+        """Rows of a cut without their padding, in the source's dtype."""
+        width = cut.rectangle.stop - cut.rectangle.start
+        raw = self._read(number, numbers, row * self._stored(cut.row_nbytes), count * self._stored(cut.row_nbytes))
+        part = self._restored(raw, numbers).reshape(count, cut.row_nbytes)
+        if cut.pad_cols:
+            self._check_fill(part[:, width:], numbers)
+        return part[:, :width]
+
+    def _check_rows_below(self, number: int, cut: Slice, numbers: tuple[int, ...]) -> None:
+        """The rows with which a cut is filled up, some at a time."""
+        width = self._stored(cut.row_nbytes)
+        rows = cut.rectangle.row_stop - cut.rectangle.row_start
+        rows_at_once = max(1, CHUNK_BYTES // width)
+        for row in range(rows, cut.rows, rows_at_once):
+            raw = self._read(number, numbers, row * width, min(rows_at_once, cut.rows - row) * width)
+            self._check_fill(self._restored(raw, numbers), numbers)
+
+    def _stored(self, nbytes: int) -> int:
+        """Bytes that `nbytes` of the source take in the rank files."""
+        return self.step.conversion.nbytes(nbytes) if self.step.conversion else nbytes
+
+    def _read(self, number: int, numbers: tuple[int, ...], start: int, nbytes: int) -> Bytes:
+        """Bytes of a piece from each file that has it. Raises RanksDisagree where they differ."""
+        first: Bytes | None = None
+        for file in numbers:
+            offset = self.recipe.offset(file, self.landing.tensor) + self.landing.at + start
+            for copy in self.files.copies(file):
+                found = np.empty(nbytes, np.uint8)
+                copy.readinto(offset, found.data, once=True)
+                if first is None:
+                    first, where, origin = found, copy.name, offset
+                elif not np.array_equal(first, found):
+                    at = int(np.argmax(first != found))
+                    raise RanksDisagree(
+                        f"{self.landing.tensor}: {where} and {copy.name} must hold the same and differ, first at bytes "
+                        f"{origin + at:,} and {offset + at:,}"
+                    )
+        assert first is not None, "every cut of a spread goes to some file"
+        if self.hashes:
+            self.hashes[number].update(first.data)
+        return first
+
+    def _restored(self, raw: Bytes, numbers: tuple[int, ...]) -> Bytes:
+        """Bytes in the source's dtype. Raises NotConverted where they cannot have come from it."""
+        conversion = self.step.conversion
+        if conversion is None:
+            return raw
+        restored = conversion.undo(raw)
+        again = conversion.apply(restored)
+        if not np.array_equal(again, raw):
+            at = int(np.argmax(again != raw))
+            raise NotConverted(f"{self._where(numbers)}: {_value(raw, at, conversion)}")
+        return restored
+
+    def _check_fill(self, padding: Bytes, numbers: tuple[int, ...]) -> None:
+        flat = np.ascontiguousarray(padding).reshape(-1, len(self.step.fill))
+        if not (flat == np.frombuffer(self.step.fill, np.uint8)).all():
+            raise BadPadding(f"{self._where(numbers)}: its padding holds other bytes than {self.step.fill.hex()}")
+
+    def _reduced(self, matrix: Bytes) -> Bytes:
+        """Every k-th element along both axes. Raises RanksDisagree where one of its repeats differs."""
+        repeat, width = self.step.repeat, DTYPE_BITS[self.step.source.dtype] // 8
+        items = np.ascontiguousarray(matrix).view(f"V{width}")
+        once = np.ascontiguousarray(items[::repeat, ::repeat])
+        again = np.ascontiguousarray(once.repeat(repeat, axis=0).repeat(repeat, axis=1)).view(np.uint8)
+        if not np.array_equal(again.reshape(matrix.shape), matrix):
+            raise RanksDisagree(f"{self.landing.tensor}: the repeats of a scale differ, for {self.step.source.name}")
+        return once.view(np.uint8).reshape(len(once), -1)
+
+    def _where(self, numbers: tuple[int, ...]) -> str:
+        return f"{self.recipe.files[numbers[0]].name}: {self.landing.tensor}"
+
+
+def _value(raw: Bytes, at: int, conversion: Conversion) -> str:
+    """What is wrong with the value that has byte `at`."""
+    width = DTYPE_BITS[conversion.target] // 8
+    begin = at // width * width
+    value = int.from_bytes(raw[begin : begin + width].tobytes(), "little")
+    return f"{conversion.target} 0x{value:0{2 * width}x} is no value of {conversion.source}, which it was made from"
+
+
+def _place(part: Bytes, rows: Bytes, start: int) -> None:
+    """Put `part` into the columns of `rows` from byte `start` on; equal narrow columns as one item a row."""
+    width = part.shape[1]
+    if not width:  # a rank beyond the last whole unit holds nothing but padding
+        return
+    if rows.shape[1] % width == 0 and start % width == 0 and part.flags.c_contiguous:
+        rows.view(f"V{width}")[:, start // width] = part.view(f"V{width}")[:, 0]
+    else:
+        rows[:, start : start + width] = part

@@ -1,0 +1,80 @@
+"""Rank shards → one checkpoint again, in native names: each tensor of the ranks' checkpoint, whole, in its own file."""
+
+from dsv4_shard.checkpoint.fingerprint import origin_of
+from dsv4_shard.checkpoint.inventory import Inventory, refuse_errors
+from dsv4_shard.checkpoint.reader import Checkpoint
+from dsv4_shard.errors import UsageError
+from dsv4_shard.reassembly.source import ChangedTensor, RankSource
+from dsv4_shard.sharding.job import Job
+from dsv4_shard.sharding.manifest import NATIVE
+from dsv4_shard.sharding.outcome import WRITTEN, Outcome, ResultDocument, Written
+from dsv4_shard.sharding.recipe import Destination, OutputFile, Recipe, Slice, SliceMap, Step
+from dsv4_shard.storage.runtime import collector_paused
+from dsv4_shard.tensors.geometry import whole_rectangle
+from dsv4_shard.tensors.header import Tensor, header_nbytes, read_header
+from dsv4_shard.text.units import counted
+
+
+class Merged(Written, ResultDocument):
+    __doc__ = f"What was merged; `notes` and `changes` say in what it is not the original checkpoint.{WRITTEN}"
+
+    notes: tuple[str, ...]
+    changes: tuple[ChangedTensor, ...]
+
+    def in_short(self) -> str:
+        """What was written, and how much of it differs from the original."""
+        return f"{super().in_short()}, {counted(sum(one.tensors for one in self.changes), 'changed tensor')}"
+
+    @classmethod
+    def of(cls, outcome: Outcome, source: RankSource) -> "Merged":
+        """What a run wrote that merged a source."""
+        return cls(**dict(outcome.written), notes=source.notes, changes=source.changes)
+
+
+def prepare_merge(checkpoint: Checkpoint, inventory: Inventory) -> Job:
+    """All that merging would write: the checkpoint's files as its source gives them. Reads headers and small files.
+
+    Raises IncompleteCheckpoint.
+    """
+    refuse_errors(inventory)
+    source, weights = checkpoint.source, {file.name for file in checkpoint.files}
+    companions = {}
+    for name in sorted(source.sizes().keys() - weights):
+        with source.open(name) as file:
+            companions[name] = file.read(0, file.nbytes)
+    with collector_paused():
+        recipe = whole_files(checkpoint)
+    return Job(NATIVE, origin_of(checkpoint, source.label), None, recipe, companions, (0,), 1, {})
+
+
+def source_of_ranks(checkpoint: Checkpoint) -> RankSource:
+    """The source of a checkpoint of ranks. Raises UsageError for one that stands in its folder already."""
+    if isinstance(checkpoint.source, RankSource):
+        return checkpoint.source
+    raise UsageError(
+        f"{checkpoint.source.label}: a checkpoint, not the shards of ranks",
+        hint="Name the folder that reshard wrote, or DeepSeek's converter.",
+    )
+
+
+def whole_files(checkpoint: Checkpoint) -> Recipe:
+    """The recipe of a checkpoint's own files, headers as they are."""
+    numbers = {file.name: number for number, file in enumerate(checkpoint.files)}
+    spreads: dict[tuple[str, tuple[int, ...], str], SliceMap] = {}
+
+    def spread(tensor: Tensor) -> SliceMap:
+        key = (tensor.dtype, tensor.shape, tensor.file)
+        if key not in spreads:
+            spreads[key] = ((Slice(whole_rectangle(tensor.dtype, tensor.shape)), (numbers[tensor.file],)),)
+        return spreads[key]
+
+    steps = [Step(tensor, (Destination(tensor.name, 0, 0, spread(tensor)),)) for tensor in checkpoint.tensors.values()]
+    steps.sort(key=lambda step: (numbers[step.source.file], step.source.start))
+    files = tuple(_file(checkpoint, name) for name in numbers)
+    return Recipe(files, tuple(steps), (), {})
+
+
+def _file(checkpoint: Checkpoint, name: str) -> OutputFile:
+    with checkpoint.source.open(name) as file:
+        head = file.read(0, header_nbytes(file))
+        return OutputFile(name, (0,), head, read_header(file, name).tensors, {})

@@ -1,0 +1,253 @@
+"""A folder of rank shards → the checkpoint that they were made from, without writing it.
+
+What reshard wrote says in source.zip, plan.json and manifest.json what it was made of and how; DeepSeek's own converter
+leaves only the ranks (`converted`). Either way the recipe by which the files must have been made is made again and has
+to give each file's header byte for byte; read backwards, it says where each tensor's pieces lie.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dsv4_shard.checkpoint.fingerprint import differences, origin_of
+from dsv4_shard.checkpoint.inventory import Inventory, refuse_errors, take_inventory
+from dsv4_shard.checkpoint.reader import Checkpoint, read_checkpoint
+from dsv4_shard.engines.deployment import Context
+from dsv4_shard.engines.engine import Engine
+from dsv4_shard.engines.layout import Layout
+from dsv4_shard.errors import BadRanks, BadSkeleton, HeaderError, MissingRanks, UsageError, WrongRankHeader
+from dsv4_shard.planning.plan_file import MAX_PLAN_BYTES, check_plan, load_plan
+from dsv4_shard.reassembly.deepseek_files import converted_source
+from dsv4_shard.reassembly.gather import Gatherer
+from dsv4_shard.reassembly.kept_tensors import config_for, held_source
+from dsv4_shard.reassembly.open_files import FileState, RankFiles
+from dsv4_shard.reassembly.source import RankSource
+from dsv4_shard.sharding.header_archive import MAX_SKELETON_BYTES, SKELETON_NAME, read_skeleton
+from dsv4_shard.sharding.job import COPIED_FILE_LIMIT, deploy
+from dsv4_shard.sharding.manifest import NATIVE, PLAN_NAME, Manifest, load_manifest
+from dsv4_shard.sharding.recipe import OutputFile, Recipe
+from dsv4_shard.sharding.recipe_builder import make_recipe
+from dsv4_shard.sources.base import OpenFile
+from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
+from dsv4_shard.sources.local import LocalSource
+from dsv4_shard.storage.digests import digest_of
+from dsv4_shard.storage.output_folder import MANIFEST_NAME
+from dsv4_shard.tensors.header import Tensor, read_header
+from dsv4_shard.text.sanitize import short_name
+
+_NAMED_AT_ONCE = 8
+
+
+def open_ranks(source: LocalSource, config: Path | None = None) -> tuple[Checkpoint, Inventory]:
+    """The checkpoint that the ranks in a folder make up; its source is a `RankSource`. Reads headers and small files.
+
+    `config` is the checkpoint's config.json, for files of DeepSeek's converter without one. Raises a BadRanks where
+    ranks are missing, contradict each other, or are not what their manifest says.
+    """
+    if MANIFEST_NAME not in source.sizes():
+        return _open_converted(source, config)
+    if config is not None:
+        reason = f"the shards in {source.label} have a {SKELETON_NAME}, which holds it already"
+        raise UsageError.about("config", ..., reason)
+    return _open_result(source)
+
+
+# --- what reshard wrote --------------------------------------------------------------------------------------------
+
+
+def _open_result(folder: LocalSource) -> tuple[Checkpoint, Inventory]:
+    manifest = load_manifest(folder.root)
+    _check_world(manifest, folder.label)
+    source = _original_source(folder, manifest)
+    original = read_checkpoint(source)
+    for difference in differences(manifest.source, origin_of(original, folder.label)):
+        raise BadSkeleton(f"{folder.root / SKELETON_NAME}: not of the checkpoint that the manifest names: {difference}")
+    inventory = take_inventory(original)
+    _companion(folder.root, manifest, PLAN_NAME, MAX_PLAN_BYTES)
+    engine, layout, context = deploy(check_plan(load_plan(folder.root / PLAN_NAME), original, inventory), inventory)
+    source = replace(source, small=dict(source.small) | _copied(folder.root, manifest, layout, context))
+    world = context.deployment.readers(layout.by_node)
+    notes = (f"put together from {world} {'nodes' if layout.by_node else 'ranks'} of {layout.name} shards",)
+    made = _Rebuilt(engine, context, tuple(range(world)))
+    checkpoint, inventory, recipe = made.held(original, inventory, replace(source, notes=notes))
+    _check_manifest(manifest, recipe, layout, context, folder.label)
+    written = {entry.name: entry.tensors for entry in manifest.files}
+    return _with_ranks(checkpoint, recipe, folder, [written[file.name] for file in recipe.files]), inventory
+
+
+def _check_world(manifest: Manifest, label: str) -> None:
+    if manifest.layout == NATIVE:
+        raise BadRanks(f"{label}: a merged checkpoint that has lost its index")
+    missing = sorted(set(range(manifest.world)) - set(manifest.ranks))
+    if missing:
+        raise MissingRanks(f"{label}: {len(manifest.ranks)} of {manifest.world} ranks; missing: {_numbers(missing)}")
+
+
+def _original_source(folder: LocalSource, manifest: Manifest) -> RankSource:
+    """The headers of the checkpoint that the ranks were made from, as source.zip has them."""
+    raw = _companion(folder.root, manifest, SKELETON_NAME, MAX_SKELETON_BYTES)
+    content = read_skeleton(raw, str(folder.root / SKELETON_NAME))
+    nbytes = {file.name: file.nbytes for file in manifest.source.files}
+    digests = {file.name: file.header_digest for file in manifest.source.files}
+    headers = {name: header for name, header in content.items() if name not in (CONFIG_FILE, INDEX_FILE)}
+    if {name: digest_of(header) for name, header in headers.items()} != digests:
+        raise BadSkeleton(f"{folder.root / SKELETON_NAME}: not the headers of the checkpoint that the manifest names")
+    small = {name: raw for name, raw in content.items() if name not in headers}
+    return RankSource(folder.root, folder.label, manifest.source.revision, small, headers, nbytes)
+
+
+def _companion(root: Path, manifest: Manifest, name: str, limit: int) -> bytes:
+    """A small file of a result, held against the manifest."""
+    entry = next((entry for entry in manifest.companions if entry.name == name), None)
+    if entry is None or not (root / name).is_file():
+        raise BadSkeleton(f"{root / name}: is gone, or was never written")
+    with LocalSource(root, str(root)).open(name) as file:
+        if file.nbytes != entry.nbytes or file.nbytes > limit:
+            raise BadSkeleton(f"{root / name}: {file.nbytes:,} bytes, not the {entry.nbytes:,} that were written")
+        raw = file.read(0, file.nbytes)
+    if digest_of(raw) != entry.digest:
+        raise BadSkeleton(f"{root / name}: differs from what was written")
+    return raw
+
+
+def _copied(root: Path, manifest: Manifest, layout: Layout, context: Context) -> dict[str, bytes]:
+    """The small files of the checkpoint that stand beside the ranks as they were, under the checkpoint's names."""
+    folder = layout.file_name(0, 0, context.deployment) if layout.by_node else ""
+    there = {entry.name for entry in manifest.companions}
+    names = {original: folder + name for name, original in reversed(layout.copied(context).items())}
+    return {
+        original: _companion(root, manifest, name, COPIED_FILE_LIMIT)
+        for original, name in names.items()
+        if name in there and original not in (CONFIG_FILE, INDEX_FILE)
+    }
+
+
+def _check_manifest(manifest: Manifest, recipe: Recipe, layout: Layout, context: Context, label: str) -> None:
+    """Whether the manifest has the files and tensors that the plan gives."""
+    written = {entry.name: (entry.ranks, entry.links, set(entry.tensors)) for entry in manifest.files}
+    due = {file.name: (file.ranks, file.links, set(file.tensors)) for file in recipe.files}
+    made_for = (manifest.layout, manifest.identity)
+    if written != due or made_for != (layout.name, layout.identity(context)):
+        raise BadRanks(f"{label}/{MANIFEST_NAME}: has other files, ranks or tensors than the plan gives")
+
+
+# --- what DeepSeek's converter wrote -------------------------------------------------------------------------------
+
+
+def _open_converted(folder: LocalSource, config: Path | None) -> tuple[Checkpoint, Inventory]:
+    """The checkpoint of native tensors that the converter's files hold."""
+    source, engine, deployment = converted_source(folder, config)
+    original = read_checkpoint(source)
+    inventory = take_inventory(original)
+    refuse_errors(inventory)
+    made = _Rebuilt(engine, Context(inventory, deployment), tuple(range(deployment.world)))
+    checkpoint, inventory, recipe = made.held(original, inventory, source)
+    return _with_ranks(checkpoint, recipe, folder, None), inventory
+
+
+# --- what both have in common --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Rebuilt:
+    """What the files of ranks are made by."""
+
+    engine: Engine
+    context: Context
+    ranks: tuple[int, ...]
+
+    def held(
+        self, original: Checkpoint, inventory: Inventory, source: RankSource
+    ) -> tuple[Checkpoint, Inventory, Recipe]:
+        """The checkpoint that the ranks hold, with headers only, and the recipe that makes the files from it."""
+        recipe = make_recipe(original, self.engine, self.context, self.ranks)
+        held = held_source(original, source, recipe)
+        checkpoint = read_checkpoint(held)
+        found = take_inventory(checkpoint)
+        refuse_errors(found)
+        if found.routed != inventory.routed:
+            checkpoint = read_checkpoint(config_for(held, checkpoint.document, found.routed.name))
+            found = take_inventory(checkpoint)
+        if held is not source:
+            recipe = make_recipe(checkpoint, self.engine, Context(found, self.context.deployment), self.ranks)
+        return checkpoint, found, recipe
+
+
+def _with_ranks(
+    checkpoint: Checkpoint, recipe: Recipe, folder: LocalSource, written: Sequence[Mapping[str, str]] | None
+) -> Checkpoint:
+    """The checkpoint with its bytes, after each rank file's header was held against the recipe's."""
+    files = RankFiles(folder.root, _check_files(recipe, folder))
+    gatherer = Gatherer(recipe, files, written)
+    gatherer.check_fixed()
+    tensors: dict[str, list[Tensor]] = {file.name: [] for file in checkpoint.files}
+    for tensor in checkpoint.tensors.values():
+        tensors[tensor.file].append(tensor)
+    for members in tensors.values():
+        members.sort(key=lambda tensor: (tensor.start, tensor.stop))
+    assert isinstance(checkpoint.source, RankSource), "it was read from one"
+    source = replace(checkpoint.source, tensors=tensors, gatherer=gatherer)
+    dated = tuple(replace(file, mtime_ns=files.stamp) for file in checkpoint.files)
+    return replace(checkpoint, source=source, files=dated)
+
+
+def _check_files(recipe: Recipe, folder: LocalSource) -> list[tuple[FileState, ...]]:
+    """Each file with its copies as it stands there. Raises MissingRanks, and WrongRankHeader where one is another."""
+    lost = [(file, name) for file in recipe.files for name in (file.name, *file.links)
+            if not (folder.root / name).is_file()]  # fmt: skip
+    if lost:
+        ranks = sorted({rank for file, name in lost for rank in _readers(file, name)})
+        names = ", ".join(name for _, name in lost[:_NAMED_AT_ONCE]) + (" ..." if len(lost) > _NAMED_AT_ONCE else "")
+        files = "1 file is" if len(lost) == 1 else f"{len(lost)} files are"
+        whose = f"rank{'s' if len(ranks) > 1 else ''} {_numbers(ranks)}"
+        raise MissingRanks(f"{folder.label}: {files} not there ({names}), of {whose}")
+    return [tuple(_check_file(file, name, folder) for name in _distinct(file, folder.root)) for file in recipe.files]
+
+
+def _readers(file: OutputFile, name: str) -> tuple[int, ...]:
+    """Which ranks read a file under one of its names."""
+    return (file.ranks[(file.name, *file.links).index(name)],) if file.links else file.ranks
+
+
+def _distinct(file: OutputFile, root: Path) -> list[str]:
+    """The names of a file under which it is not the one that it is under an earlier name."""
+    found: dict[tuple[int, int], str] = {}
+    for name in (file.name, *file.links):
+        there = (root / name).stat()
+        found.setdefault((there.st_dev, there.st_ino), name)
+    return list(found.values())
+
+
+def _check_file(due: OutputFile, name: str, folder: LocalSource) -> FileState:
+    with folder.open(name) as file:
+        if file.nbytes != due.nbytes or file.read(0, len(due.header)) != due.header:
+            ranks = _numbers(_readers(due, name))
+            raise WrongRankHeader(f"{folder.label}/{name}: not the file of rank {ranks}: {_difference(file, due)}")
+        return FileState(name, file.nbytes, file.mtime_ns)
+
+
+def _difference(file: OpenFile, due: OutputFile) -> str:
+    """What is the first thing that differs from the header that is due."""
+    try:
+        header = read_header(file, "its header")
+    except HeaderError as error:
+        return str(error)
+    if odd := sorted(header.tensors.keys() ^ due.tensors.keys()):
+        return f"it {'has' if odd[0] in header.tensors else 'lacks'} {short_name(odd[0])}"
+    for name, info in due.tensors.items():
+        found = header.tensors[name]
+        if (found.dtype, found.shape) != (info.dtype, info.shape):
+            there = f"{name} is {found.dtype} {list(found.shape)}"
+            return f"{there}, due is {info.dtype} {list(info.shape)}"
+    return "its header has the same tensors in another order, or other metadata"
+
+
+def _numbers(ranks: Sequence[int]) -> str:
+    """Ranks, runs of them as `first-last`."""
+    runs: list[list[int]] = []
+    for rank in ranks:
+        if runs and rank == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], rank]
+        else:
+            runs.append([rank])
+    return ", ".join("-".join(map(str, run)) for run in runs)

@@ -1,0 +1,1 @@
+"""Inspection + plan → one self-contained HTML page."""

@@ -1,0 +1,161 @@
+"""Inspection + plan → one HTML file: what runs and why, what each rank holds, and how it is launched, to send around.
+
+The page is whole without scripts, but for its three charts, and asks the network for nothing, by its own policy. Charts
+are drawn by Observable Plot (`assets/plot.js`, made by `make charts`) from numbers in the page.
+"""
+
+import base64
+import hashlib
+import shlex
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.resources import files
+from itertools import groupby
+from typing import Any
+
+from markupsafe import Markup
+
+from dsv4_shard.catalog.options import RANKINGS
+from dsv4_shard.engines.registry import find_engine, title_of
+from dsv4_shard.inspection.known_family import MatrixCell
+from dsv4_shard.planning.document import Plan
+from dsv4_shard.reporting.charts import MAP_KINDS, capitalized, charts_of, kinds_of, map_rows
+from dsv4_shard.reporting.content import ReportContent, gpu_in_words
+from dsv4_shard.text.sanitize import clean
+from dsv4_shard.text.units import counted, gib, size
+
+_ASSETS = files(__package__) / "assets"
+
+_OTHERWISE = "does not run so, other options do"
+
+_VERDICTS = {"works": "runs", "with-options": "runs with options", "no": "does not run", "unknown": "not known"}
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+def to_html(report: ReportContent) -> str:
+    """The page, the same for the same report: no dates, no addresses."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("dsv4_shard.reporting", "assets"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, finalize=lambda value: _printable(value) if type(value) is str else value,
+    )  # fmt: skip
+    environment.filters |= {
+        "gib": gib, "size": size, "why": _why, "capitalize_first": capitalized,
+        "engine": lambda name: find_engine(name).title, "verdict": _says,
+    }  # fmt: skip
+    plot, script = _asset("plot.js"), _asset("report.js")
+    return environment.get_template("report.html.jinja").render(
+        _words(report),
+        inspection=report.inspection,
+        plan=report.plan,
+        search=report.search,
+        charts=charts_of(report),
+        rankings=RANKINGS,
+        ranks=[asdict(rank) for rank in report.ranks],
+        rank_kinds=kinds_of(report.ranks),
+        map_kinds=[(k, w) for k, w in MAP_KINDS if report.layers and any(c.kind is k for c in report.layers.columns)],
+        map_rows=list(map_rows(report.layers)) if report.layers else [],
+        css=Markup(_asset("report.css")),
+        plot_js=Markup(plot),
+        report_js=Markup(script),
+        script_hashes=Markup(" ".join(_hash(text) for text in (plot, script))),
+    )
+
+
+def _asset(name: str) -> str:
+    return (_ASSETS / name).read_text(encoding="utf-8")
+
+
+def _hash(script: str) -> str:
+    """A script by what it is, for the page's policy: no other runs."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def _printable(text: str) -> str:
+    return "\n".join(map(clean, text.split("\n")))
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def _words(report: ReportContent) -> dict[str, Any]:
+    """Titles and sentences of the page."""
+    it, plan = report.inspection.identity, report.plan
+    label = plan.source.label if plan else it.label
+    name = label.rstrip("/").rpartition("/")[2] or label
+    revision = f" @ {it.revision[:12]}" if it.revision else ""
+    gpu = next(filter(None, gpu_in_words(plan, report.search).values()), None)
+    held = f"{counted(it.tensors, 'tensor')} in {counted(it.files, 'file')}, {size(it.bytes)}"
+    words = {
+        "title": f"{name} on {_title(plan)}" if plan else name,
+        "identity": f"{label}{revision}: {it.family}, {held}; "
+        f"{it.layers} layers, {it.routed_experts} routed experts and {it.shared_experts} shared",
+        "engines": list(dict.fromkeys(cell.engine for cell in report.inspection.matrix)),
+        "matrix": {tp: list(cells) for tp, cells in groupby(report.inspection.matrix, lambda cell: cell.tp)},
+        "matrix_note": f"With each engine's own choices on GPUs of {gpu}."
+        if gpu
+        else "With each engine's own choices on Hopper; memory is not looked at.",
+        "asked": (plan.deployment.engine, plan.deployment.tp) if plan else None,
+        "plan_command": f"dsv4-shard plan {shlex.quote(label)}",
+        "report_command": f"dsv4-shard report {shlex.quote(label)} --tp 16 -o report.html",
+    }
+    return words | (_plan_words(plan) if plan else {"facts": ()})
+
+
+def _title(plan: Plan) -> str:
+    engine = title_of(plan.request.engine, plan.engine_version)
+    return f"{engine} {plan.engine_version}, TP {plan.deployment.tp}"
+
+
+def _plan_words(plan: Plan) -> dict[str, Any]:
+    deployment = plan.deployment
+    gpus = counted(deployment.world, f"{deployment.gpu} GPU" if deployment.gpu else "GPU")
+    nodes = f" on {deployment.nodes} nodes" if deployment.nodes > 1 else ""
+    a2a = f", all-to-all {deployment.a2a}" if deployment.a2a else ""
+    environment = "".join(f"{name}={shlex.quote(value)} " for name, value in plan.launch.environment.items())
+    return {
+        "layout": f"{gpus}{nodes}: TP {deployment.tp}, EP {deployment.ep}, DP {deployment.dp}; "
+        f"attention TP {deployment.attention_tp}, "
+        f"MoE TP {deployment.moe_tp}, runner {deployment.runner}{a2a}",
+        "verdict": f"{plan.title}, with" if plan.feasible and plan.choices else plan.title,
+        "facts": list(_facts(plan)),
+        "launch": [environment + command for command in plan.launch.commands],
+    }  # fmt: skip
+
+
+def _facts(plan: Plan) -> Iterator[tuple[str, str, str]]:
+    """The numbers that decide: name, value, and what else is to be said of it."""
+    totals, memory = plan.totals, plan.memory
+    if totals is None:
+        return
+    least, most = totals.target_bytes_per_rank_min, totals.target_bytes_per_rank_max
+    weights = memory.weights if memory else most
+    yield "Weights a rank", gib(weights), f"{gib(least)} on the lightest" if least < most else f"{totals.ranks} alike"
+    if memory is not None:
+        left = ("Free of its memory", gib(memory.left)) if memory.fits else ("Memory missing", gib(-memory.left))
+        yield *left, f"of {gib(memory.capacity)}" if memory.fits else f"beyond {gib(memory.capacity)}"
+        if memory.kv_tokens_at_most is not None:
+            yield "Tokens of KV cache", f"{memory.kv_tokens_at_most:,}", "at most, an attention group"
+    yield "Whole on every rank", gib(totals.replicated_bytes_per_rank), ""
+    if totals.padding_bytes_per_rank:
+        yield "Padding a rank", gib(totals.padding_bytes_per_rank), ""
+    if totals.draft_bytes_per_rank and not find_engine(plan.deployment.engine).draft_in_model:
+        yield "MTP draft, if loaded", gib(totals.draft_bytes_per_rank), "more a rank"
+
+
+def _says(cell: MatrixCell) -> str:
+    return _OTHERWISE if cell.otherwise else _VERDICTS[cell.verdict]
+
+
+def _why(cell: MatrixCell) -> Iterator[str]:
+    """What is to be said of a verdict: what it takes and weighs, and the arithmetic of what does not hold."""
+    if cell.otherwise:
+        yield f"as {cell.how}"
+    if cell.bytes_per_rank is not None:
+        yield f"{gib(cell.bytes_per_rank)} a rank"
+    if cell.reason:
+        yield cell.reason if cell.verdict == "unknown" or cell.module is None else f"{cell.module}: {cell.reason}"
+    yield from cell.notes

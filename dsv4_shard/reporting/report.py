@@ -1,0 +1,61 @@
+"""Report: what the page shows."""
+
+from collections.abc import Iterator
+
+from dsv4_shard.checkpoint.inventory import Inventory
+from dsv4_shard.checkpoint.reader import Checkpoint
+from dsv4_shard.engines.deployment import Context
+from dsv4_shard.engines.registry import engine_for
+from dsv4_shard.inspection.known_family import DEFAULT_TPS, Inspection, inspect
+from dsv4_shard.models.roles import Module
+from dsv4_shard.planning.block_grid import BlockGrid, broken_grids, shared_grid
+from dsv4_shard.planning.choose import choose
+from dsv4_shard.planning.document import Plan
+from dsv4_shard.planning.search import Search
+from dsv4_shard.reporting.content import ReportContent, gpu_in_words
+from dsv4_shard.reporting.page import to_html
+from dsv4_shard.reporting.rank_contents import layer_map, rank_bytes
+
+
+class Report(ReportContent):
+    """What a report shows, and its page."""
+
+    def to_html(self) -> str:
+        """The page, the same for the same report: no dates, no addresses."""
+        return to_html(self)
+
+
+def make_report(
+    checkpoint: Checkpoint,
+    inventory: Inventory,
+    plan: Plan | None = None,
+    search: Search | None = None,
+    tps: tuple[int, ...] = DEFAULT_TPS,
+) -> Report:
+    """The report of a checkpoint, and of a plan for it that `check_plan` takes. `search` is what found the plan.
+
+    The matrix is of the GPU that these name, if any. Raises as `inspect`.
+    """
+    inspection = inspect(checkpoint, inventory, tps, **gpu_in_words(plan, search))
+    if plan is None:
+        grids = tuple(_candidate_grids(inspection))
+        return Report(inspection=inspection, plan=None, search=search, grids=grids)
+    grid = shared_grid(plan)
+    grids = (*broken_grids(plan), *((grid,) if grid and grid.ranks > 1 else ()))
+    request = plan.request
+    choice, engine = choose(inventory, request), engine_for(request.engine, inventory.family)
+    context = Context(inventory, choice.deployment)
+    if plan.unknown:
+        return Report(inspection=inspection, plan=plan, search=search, grids=grids)
+    layers = layer_map(checkpoint, engine, context, frozenset(breach.module for breach in choice.breaches))
+    ranks = rank_bytes(checkpoint, engine, context) if choice.feasible else ()
+    return Report(inspection=inspection, plan=plan, search=search, grids=grids, layers=layers, ranks=ranks)
+
+
+def _candidate_grids(inspection: Inspection) -> Iterator[BlockGrid]:
+    """The shared expert's blocks at each TP that would cut them; its three matrices have the same on that axis."""
+    cut = [row for row in inspection.dimensions if row.module is Module.SHARED and row.unit > 1]
+    for share in cut[0].shares if cut else ():
+        if share.tp > 1:
+            yield BlockGrid(Module.SHARED, "intermediate size", cut[0].size, cut[0].unit, "blocks", "TP", share.tp,
+                            share.tp, "split")  # fmt: skip

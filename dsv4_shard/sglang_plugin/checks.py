@@ -1,0 +1,96 @@
+"""What a loader checks before it copies rank files into an engine: everything that shapes cannot tell, then the shapes.
+
+Knows no engine: the loader says what runs, this says whether the files are for it. Each refusal is one line that names
+the file, parameter or property. Shapes do not depend on the rank, and a wrong runner's file has the right ones too, so
+without these checks a swapped or foreign file would load and give wrong output.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from dsv4_shard.checkpoint.findings import some
+from dsv4_shard.engines.parameters import DRAFT_FOLDER
+from dsv4_shard.errors import HeaderError, LoadRefused, ReadFailed
+from dsv4_shard.sharding.manifest import Manifest, ManifestFile, hash_tensor, load_manifest
+from dsv4_shard.sources.local import LocalFile
+from dsv4_shard.storage.digests import digest_of
+from dsv4_shard.storage.output_folder import MANIFEST_NAME
+from dsv4_shard.tensors.header import Header, read_header
+from dsv4_shard.text.sanitize import short, short_name
+
+Shapes = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Parameter → (dtype as in a header, shape)."""
+
+
+def find_manifest(folder: Path) -> tuple[Manifest, Path, str]:
+    """The manifest of a result, the result's own folder, and `draft/` if `folder` is its draft model.
+
+    Raises NotAResult.
+    """
+    if folder.name == DRAFT_FOLDER.strip("/") and not (folder / MANIFEST_NAME).exists():
+        return load_manifest(folder.parent), folder.parent, DRAFT_FOLDER
+    return load_manifest(folder), folder, ""
+
+
+def rank_files(manifest: Manifest, inner: str, rank: int) -> Iterator[tuple[str, ManifestFile]]:
+    """The files that `rank` reads, under the names that are its own. Raises LoadRefused where it has none."""
+    if rank not in manifest.ranks:
+        held = ", ".join(map(str, manifest.ranks))
+        raise LoadRefused(f"the folder holds the ranks {held} of {manifest.world}, not rank {rank}")
+    for entry in manifest.files:
+        if rank in entry.ranks and entry.name.startswith(inner) and ("/" in entry.name) == bool(inner):
+            yield entry.names[entry.ranks.index(rank)], entry
+
+
+def check_identity(wanted: Mapping[str, str], running: Mapping[str, str]) -> None:
+    """What the files were made for against what runs. Raises LoadRefused with the first property that differs."""
+    for key, found in running.items():
+        if wanted.get(key) != found:
+            raise LoadRefused(f"the shards were made for {key} {short(wanted.get(key))}, this is {found!r}")
+
+
+def check_file(path: Path, entry: ManifestFile, rank: int, *, verify: bool = False) -> Header:
+    """A file against its manifest entry: there, the right size, its own rank and header; with `verify` every byte.
+
+    Raises LoadRefused by name.
+    """
+    try:
+        file = LocalFile(path, path.name)
+    except ReadFailed as error:
+        raise LoadRefused(str(error)) from None
+    try:
+        header = read_header(file, path.name)
+        whose = header.metadata.get("rank")
+        if whose not in (str(rank), "all"):
+            raise LoadRefused(
+                f"{path.name} holds the shards of rank {short_name(str(whose))}, this is rank {rank}: swapped?"
+            )
+        if file.nbytes != entry.nbytes:
+            raise LoadRefused(f"{path.name} has {file.nbytes:,} bytes, {entry.nbytes:,} were written")
+        if digest_of(file.read(0, header.data_start)) != entry.header_digest:
+            raise LoadRefused(f"{path.name}: its header is not the one that was written")
+        if verify and not entry.tensors.keys() <= header.tensors.keys():
+            raise LoadRefused(f"{path.name}: the manifest names tensors that it has not")
+        for name, digest in entry.tensors.items() if verify else ():
+            if hash_tensor(file, header, name, entry.pieces.get(name), lambda _: None) != digest:
+                raise LoadRefused(f"{path.name}: {short_name(name)}: its bytes differ from what was written")
+        return header
+    except HeaderError as error:
+        raise LoadRefused(str(error)) from None
+    finally:
+        file.close()
+
+
+def check_parameters(held: Shapes, wanted: Shapes, optional: frozenset[str] = frozenset()) -> None:
+    """Names, dtypes and shapes of the files against the model's. Raises LoadRefused with what differs."""
+    missing = sorted(wanted.keys() - held.keys() - optional)
+    unknown = sorted(held.keys() - wanted.keys())
+    for what, names in (("of the model are in no file", missing), ("in the files are unknown to the model", unknown)):
+        if names:
+            raise LoadRefused(f"{len(names)} parameters {what}: {some(names)}")
+    for name, (dtype, shape) in held.items():
+        if (dtype, shape) != wanted[name]:
+            due_dtype, due_shape = wanted[name]
+            raise LoadRefused(
+                f"{short_name(name)} is {dtype} {list(shape)} in the file, {due_dtype} {list(due_shape)} in the model"
+            )

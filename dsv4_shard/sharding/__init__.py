@@ -1,0 +1,1 @@
+"""Plan → rank files: recipe, copy, journal, manifest, joining of shares."""

@@ -1,0 +1,86 @@
+"""source.zip: config, index and every header of the checkpoint that rank files were made from.
+
+It is what the rank files themselves do not tell: with it, a checkpoint can be put together from them again, down to the
+bytes of its headers. The weights' headers stand under their files' names, length and JSON, and nothing else of them.
+What is read back is untrusted: nothing is unpacked before all that the archive declares was held against limits.
+"""
+
+import zipfile
+import zlib
+from io import BytesIO
+
+from dsv4_shard.checkpoint.reader import Checkpoint
+from dsv4_shard.errors import BadSkeleton
+from dsv4_shard.sources.checkpoint_files import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    MAX_CONFIG_BYTES,
+    MAX_INDEX_BYTES,
+    is_plain_name,
+)
+from dsv4_shard.tensors.header import LENGTH_BYTES, MAX_HEADER_BYTES, header_nbytes
+from dsv4_shard.text.sanitize import short_name
+
+SKELETON_NAME = "source.zip"
+
+MAX_SKELETON_BYTES = 64 << 20
+"""That of V4-Pro has 2 MB."""
+
+MAX_ENTRIES = 10_000
+
+MAX_UNPACKED_BYTES = 256 << 20
+"""V4-Pro's config, index and headers have 27 MB."""
+
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+"""The earliest time that the format knows: the same checkpoint gives the same bytes."""
+
+_LIMITS = {CONFIG_FILE: MAX_CONFIG_BYTES, INDEX_FILE: MAX_INDEX_BYTES}
+
+
+def write_skeleton(checkpoint: Checkpoint) -> bytes:
+    """The archive of a checkpoint. Raises ReadFailed."""
+    source, packed = checkpoint.source, BytesIO()
+    there = source.sizes()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name in [CONFIG_FILE, *((INDEX_FILE,) if INDEX_FILE in there else ()), *(f.name for f in checkpoint.files)]:
+            with source.open(name) as file:
+                stop = file.nbytes if name in _LIMITS else header_nbytes(file)
+                content = file.read(0, stop)
+            archive.writestr(zipfile.ZipInfo(name, _EPOCH), content, zipfile.ZIP_DEFLATED, compresslevel=1)
+    return packed.getvalue()
+
+
+def read_skeleton(raw: bytes, where: str) -> dict[str, bytes]:
+    """What an archive holds, by name: config.json, perhaps an index, and the headers of weight files.
+
+    Raises BadSkeleton, before anything is unpacked where the archive declares more than a checkpoint has.
+    """
+    try:
+        with zipfile.ZipFile(BytesIO(raw)) as archive:
+            entries = archive.infolist()
+            _check_entries(entries, where)
+            content = {entry.filename: archive.read(entry) for entry in entries}
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError, ValueError, OSError) as error:
+        raise BadSkeleton(f"{where}: damaged: {error}") from None
+    for entry in entries:
+        if len(content[entry.filename]) != entry.file_size:
+            raise BadSkeleton(f"{where}: damaged: {entry.filename} has not the size that is declared")
+    for name, header in content.items():
+        if name not in _LIMITS and len(header) != LENGTH_BYTES + int.from_bytes(header[:LENGTH_BYTES], "little"):
+            raise BadSkeleton(f"{where}: {name}: {len(header):,} bytes, which is not what its length says")
+    return content
+
+
+def _check_entries(entries: list[zipfile.ZipInfo], where: str) -> None:
+    """Hold what an archive declares against what a checkpoint can have."""
+    names = [entry.filename for entry in entries]
+    if len(names) > MAX_ENTRIES or len(set(names)) != len(names) or CONFIG_FILE not in names:
+        raise BadSkeleton(f"{where}: {len(names):,} entries: too many, or one that stands twice, or no {CONFIG_FILE}")
+    total = 0
+    for entry in entries:
+        if entry.filename not in _LIMITS and not is_plain_name(entry.filename):
+            raise BadSkeleton(f"{where}: {short_name(entry.filename)} is no file of a checkpoint")
+        limit = _LIMITS.get(entry.filename, LENGTH_BYTES + MAX_HEADER_BYTES)
+        total += entry.file_size
+        if entry.file_size > limit or total > MAX_UNPACKED_BYTES:
+            raise BadSkeleton(f"{where}: {entry.filename} would unpack to {entry.file_size:,} bytes, beyond the limit")

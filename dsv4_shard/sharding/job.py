@@ -1,0 +1,172 @@
+"""Plan → job: all that a run will write."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from io import BytesIO
+from pathlib import Path, PurePath
+
+from dsv4_shard.catalog.request import Request
+from dsv4_shard.checkpoint.fingerprint import Origin
+from dsv4_shard.checkpoint.inventory import Inventory, refuse_errors
+from dsv4_shard.checkpoint.reader import Checkpoint
+from dsv4_shard.engines.deployment import Context
+from dsv4_shard.engines.engine import Engine
+from dsv4_shard.engines.layout import Layout
+from dsv4_shard.engines.registry import engine_for
+from dsv4_shard.errors import BadPlan, NewerSchema, UsageError
+from dsv4_shard.planning.choose import choose
+from dsv4_shard.planning.document import Plan
+from dsv4_shard.planning.make_plan import refuse_infeasible
+from dsv4_shard.planning.plan_file import decisions, read_plan
+from dsv4_shard.sharding.header_archive import SKELETON_NAME, write_skeleton
+from dsv4_shard.sharding.joining import share_name
+from dsv4_shard.sharding.manifest import PLAN_NAME, Manifest, Provenance
+from dsv4_shard.sharding.recipe import Recipe
+from dsv4_shard.sharding.recipe_builder import make_recipe
+from dsv4_shard.sources.base import Source
+from dsv4_shard.sources.checkpoint_files import INDEX_FILE
+from dsv4_shard.storage.digests import digest_of
+
+COPIED_FILE_LIMIT = 256 << 20
+"""A tokenizer larger than this is no tokenizer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """All that a run will write, known before it writes: the recipe and the small files.
+
+    `layout` names the form of the files, `origin` the checkpoint that they are made from, `request` what was asked for,
+    None where ranks are merged.
+    """
+
+    layout: str
+    origin: Origin
+    request: Request | None
+    recipe: Recipe
+    companions: dict[str, bytes]
+    ranks: tuple[int, ...]
+    world: int
+    identity: dict[str, str]
+    of_ranks: "Callable[[tuple[int, ...]], Job] | None" = None
+    """What other ranks, or more of them, are written by; None where there are no others."""
+
+    @property
+    def is_share(self) -> bool:
+        """Whether other ranks' files are written by other runs, and are to be one result with these."""
+        return len(self.ranks) < self.world
+
+    @property
+    def share(self) -> str:
+        """The name of the share that this is, empty if it is the whole."""
+        return share_name(self.ranks) if self.is_share else ""
+
+    @property
+    def made(self) -> Provenance:
+        plan = self.companions.get(PLAN_NAME)
+        return Provenance(
+            self.layout, self.world, self.identity, self.origin, digest_of(plan) if plan is not None else None
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the output, the manifest apart."""
+        return self.recipe.nbytes + sum(map(len, self.companions.values()))
+
+    def with_plan_of(self, there: Manifest, out: Path) -> "Job":
+        """This job as a share of the result `there` in `out`, which has its own words for the same plan.
+
+        Another version of the tool may have written them; shares of both are one result, and its plan stays as it is.
+        """
+        own = self.companions.get(PLAN_NAME)
+        if own is None or not (out / PLAN_NAME).is_file():
+            return self
+        words = (out / PLAN_NAME).read_bytes()
+        if words == own or digest_of(words) != there.plan_digest or not _decide_the_same(words, own):
+            return self
+        return replace(self, companions=self.companions | {PLAN_NAME: words})
+
+    def nbytes_to_write(self, source: Source, out: Path) -> int:
+        """`nbytes` without files that can be links to the checkpoint's own."""
+        linked = [file.nbytes for file in self.recipe.files if file.source and source.shares_disk(file.source, out)]
+        return self.nbytes - sum(linked)
+
+
+def _decide_the_same(then: bytes, now: bytes) -> bool:
+    """Whether two plans put the same bytes in the same places."""
+    try:
+        return decisions(read_plan(then, PLAN_NAME)) == decisions(read_plan(now, PLAN_NAME))
+    except (BadPlan, NewerSchema):
+        return False
+
+
+def deploy(plan: Plan, inventory: Inventory) -> tuple[Engine, Layout, Context]:
+    """What a plan's files are made by. Raises as `prepare` does."""
+    refuse_errors(inventory)
+    refuse_infeasible(plan)
+    request = plan.request
+    engine = engine_for(request.engine, inventory.family)
+    if engine.layout is None:
+        raise UsageError(
+            f"{engine.title} has no file format for shards of {inventory.family.title} that this version knows",
+            hint="Serve the checkpoint itself, as `plan` says, or the folders of --engine node.",
+        )
+    if plan.unwritten is not None:
+        raise UsageError(f"no shards for this: {plan.unwritten}", hint="Serve the checkpoint itself, as `plan` says.")
+    return engine, engine.layout, Context(inventory, choose(inventory, request).deployment)
+
+
+def world_of(plan: Plan, inventory: Inventory) -> int:
+    """How many ranks a plan's files are for. Raises as `prepare` does."""
+    _, layout, context = deploy(plan, inventory)
+    return context.deployment.readers(layout.by_node)
+
+
+def prepare(checkpoint: Checkpoint, inventory: Inventory, plan: Plan, ranks: tuple[int, ...] | None = None) -> Job:
+    """Turn a plan into a job for `ranks` (default: all). Reads headers and small files only.
+
+    Raises InfeasiblePlan, IncompleteCheckpoint, and UsageError where the engine has no file layout or no such rank.
+    """
+    engine, layout, context = deploy(plan, inventory)
+    deployment, world = context.deployment, context.deployment.readers(layout.by_node)
+    wanted = ranks if ranks is not None else tuple(range(world))
+    beyond = [rank for rank in wanted if not 0 <= rank < world]
+    if beyond:
+        raise UsageError.about("ranks", ..., f"rank {beyond[0]} of {world}; the last one is {world - 1}")
+    recipe = make_recipe(checkpoint, engine, context, wanted)
+    companions = _copied(checkpoint, layout.copied(context))
+    companions |= layout.companions(checkpoint.document, context)
+    if layout.by_node:
+        folders = {rank: layout.file_name(rank, 0, deployment) for rank in wanted}
+        companions = {folder + name: content for folder in folders.values() for name, content in companions.items()}
+        companions |= {folder + INDEX_FILE: _index(recipe, rank) for rank, folder in folders.items()}
+    companions[PLAN_NAME] = plan.to_json().encode()
+    companions[SKELETON_NAME] = write_skeleton(checkpoint)
+    return Job(layout.name, plan.source, plan.request, recipe, companions, wanted, world, layout.identity(context),
+               partial(prepare, checkpoint, inventory, plan))  # fmt: skip
+
+
+def _index(recipe: Recipe, rank: int) -> bytes:
+    """The index of a rank's folder, as checkpoints have one."""
+    files = [file for file in recipe.files if rank in file.ranks]
+    plain = [json.dumps(PurePath(file.name).name) for file in files]
+    weight_map = {name: where for where, file in zip(plain, files, strict=True) for name in file.tensors}
+    total = sum(info.nbytes for file in files for info in file.tensors.values())
+    # As json.dumps with indent=2 writes it, which takes three times as long and 20 MB more.
+    text = BytesIO()
+    text.write(f'{{\n  "metadata": {{\n    "total_size": {total}\n  }},\n  "weight_map": {{'.encode())
+    for number, name in enumerate(sorted(weight_map)):
+        text.write(f"{',' if number else ''}\n    {json.dumps(name)}: {weight_map[name]}".encode())
+    text.write(b"\n  }\n}\n")
+    return text.getvalue()
+
+
+def _copied(checkpoint: Checkpoint, names: dict[str, str]) -> dict[str, bytes]:
+    sizes = checkpoint.source.sizes()
+    content: dict[str, bytes] = {}
+    for original in sorted(set(names.values())):
+        if sizes.get(original, COPIED_FILE_LIMIT) < COPIED_FILE_LIMIT:
+            with checkpoint.source.open(original) as file:
+                content[original] = file.read(0, file.nbytes)
+    return {name: content[original] for name, original in names.items() if original in content}

@@ -1,0 +1,74 @@
+"""Shares of ranks that make up one result: what they must have in common, and what is said of them together.
+
+A joined result is the one that a single run of all its ranks writes: files and manifest are those of its recipe, with
+the digests that the shares noted.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from dsv4_shard.catalog.rank_ranges import say_ranks, span_of
+from dsv4_shard.errors import OtherDeployment, OutputNotEmpty, RanksThere, SharesDiffer
+from dsv4_shard.sharding.manifest import Manifest, ManifestCompanion, Provenance, made_differences
+from dsv4_shard.sharding.recipe import OutputFile
+from dsv4_shard.storage.digests import digest_of
+
+
+def refuse_unjoinable(where: str, there: Manifest, made: Provenance, ranks: Iterable[int]) -> None:
+    """Raise OtherDeployment, RanksThere or OutputNotEmpty where a share of `ranks` cannot join the result `there`."""
+    for difference in made_differences(there.made, made):
+        raise OtherDeployment(f"{where}: holds {say_ranks(there.ranks)} of another deployment: {difference}")
+    wanted = set(ranks)
+    twice = wanted & set(there.ranks)
+    if twice == wanted:
+        raise RanksThere(f"{where}: {say_ranks(twice)} {'is' if len(twice) == 1 else 'are'} there already")
+    if twice:
+        rest = span_of(wanted - twice)
+        raise OutputNotEmpty(
+            f"{where}: {say_ranks(twice)} {'is' if len(twice) == 1 else 'are'} there already",
+            hint=f"Write what is missing (--ranks {rest}), or replace the whole folder with --overwrite.",
+        )
+
+
+def joined_digests(parts: Sequence[Manifest], files: Sequence[OutputFile]) -> dict[tuple[int, str], str]:
+    """The digests of the tensors of `files`, by (number, name), as the shares that hold them have noted.
+
+    Raises SharesDiffer where two of them noted different ones, or another header than a file's.
+    """
+    entries = {name: entry for part in parts for entry in part.files for name in entry.names}
+    digests: dict[tuple[int, str], str] = {}
+    for number, file in enumerate(files):
+        expected = (digest_of(file.header), file.nbytes, set(file.tensors))
+        for name in (file.name, *file.links):
+            entry = entries.get(name)
+            if entry is None or (entry.header_digest, entry.nbytes, set(entry.tensors)) != expected:
+                raise SharesDiffer(f"{name}: the share that wrote it gave it another header than this checkpoint does")
+            for tensor, digest in entry.tensors.items():
+                if digests.setdefault((number, tensor), digest) != digest:
+                    raise SharesDiffer(f"{name}: {tensor} is not what {file.name} holds, though all ranks share it")
+    return digests
+
+
+def refuse_other_companions(where: str, there: Iterable[ManifestCompanion], now: Iterable[ManifestCompanion]) -> None:
+    """Raise OtherDeployment where a small file that stands in the result would be another one now."""
+    written = {entry.name: entry.digest for entry in there}
+    for entry in now:
+        if written.get(entry.name, entry.digest) != entry.digest:
+            raise OtherDeployment(f"{where}: its {entry.name} is not what the checkpoint gives now")
+
+
+def new_files(there: Manifest, own: Manifest, joined: Manifest) -> dict[str, str]:
+    """The names that a share adds to the result `there`, each with a name in it of the same file, or ``""``."""
+    held = there.names
+    twins = {
+        name: next((twin for twin in file.names if twin in held), "") for file in joined.files for name in file.names
+    }
+    return {name: twins.get(name, "") for name in sorted(own.names - held)}
+
+
+_SPAN_IN_NAME = 40
+
+
+def share_name(ranks: Iterable[int]) -> str:
+    """`span_of` in the name of a folder: another text for any other ranks, and not too long for a file system."""
+    span = span_of(ranks)
+    return span if len(span) <= _SPAN_IN_NAME else f"{span[:_SPAN_IN_NAME]}-{digest_of(span.encode())}"

@@ -1,0 +1,243 @@
+"""What a run has finished, kept beside the files that it writes: a later run goes on from there.
+
+The file is a sequence of entries: length (u64), payload, xxh3-128 of the payload. The first payload says whose work it
+is; each further one has the steps that were finished and flushed before it was appended, so whatever the journal says
+is on disk. An entry that is torn or damaged, and all after it, is as if it had never been written.
+
+A run is continued by any version of the tool that reads the journal's schema and makes the same recipe.
+"""
+
+import json
+import os
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, NamedTuple
+
+import xxhash
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dsv4_shard.catalog.request import Request
+from dsv4_shard.checkpoint.fingerprint import Origin, differences
+from dsv4_shard.errors import OtherRun, WriteFailed
+from dsv4_shard.planning.earlier_plans import request_from_1
+from dsv4_shard.storage.digests import DIGEST_BYTES
+from dsv4_shard.storage.staged_file import fsync_folder
+from dsv4_shard.text.sanitize import short_name
+from dsv4_shard.text.schema_versions import JsonObject, Steps, check_schema, upgraded
+from dsv4_shard.text.strict_json import BadJson, parse_json
+
+SCHEMA_VERSION: Literal[2] = 2
+
+SAVE_BYTES = 4 << 30
+"""Bytes written between two saves: what a kill can cost. More often, the disk would wait for each."""
+
+_LENGTH = struct.Struct("<Q")
+
+_STEP = struct.Struct("<IIQQ")
+"""Number of the step, of its digests, of its inexact values; bytes put."""
+
+
+class RunIdentity(BaseModel):
+    """What a run writes and from what: work of one run is of use to another only where all else is equal.
+
+    `tool_version` began the run. `request` is the plan's, None where ranks are merged; `times` the source files'
+    modification times in ns, `files` the output's bytes by name; `recipe_digest` is over the output's headers and the
+    order of steps.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[2]
+    tool_version: str
+    origin: Origin
+    request: Request | None
+    ranks: tuple[int, ...]
+    times: dict[str, int]
+    files: dict[str, int]
+    recipe_digest: str
+
+
+class Finished(NamedTuple):
+    """A step that is done: its number, the digests of its pieces in order, its inexact values, and the bytes put."""
+
+    number: int
+    digests: bytes
+    inexact: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """A journal as it was found: whose it is, what is finished, and where its sound entries end."""
+
+    run: RunIdentity
+    finished: list[Finished]
+    stop: int
+
+
+def read_journal(path: Path) -> Unfinished | None:
+    """The sound entries of a journal, or None where there are none.
+
+    Raises NewerSchema where a newer version wrote it, and OtherRun where the first one is sound, but no journal's.
+    """
+    try:
+        with path.open("rb") as file:
+            entries = _entries(file)
+            first = next(entries, None)
+            if first is None:
+                return None
+            run = _read_identity(first, path.parent)
+            stop = file.tell()
+            finished: list[Finished] = []
+            for entry in entries:
+                finished += _steps(entry)
+                stop = file.tell()
+    except (ValidationError, BadJson):
+        raise OtherRun(f"{path.parent}: holds the unfinished work of another version of dsv4-shard") from None
+    except (OSError, struct.error):
+        return None
+    return Unfinished(run, finished, stop)
+
+
+def _read_identity(entry: bytes, where: Path) -> RunIdentity:
+    """Whose a journal is. Raises BadJson, ValidationError and NewerSchema."""
+    document = parse_json(entry)
+    if not isinstance(document, dict):
+        raise BadJson("not the first entry of a journal")
+    version = check_schema(document.get("schema_version", 1), "unfinished run", where, SCHEMA_VERSION)
+    return RunIdentity.model_validate_json(json.dumps(upgraded(document, version, _STEPS)))
+
+
+def _from_1(run: JsonObject) -> JsonObject:
+    """Schema 2 added `schema_version` itself, says null where there is no request, and renames options as plans do."""
+    return run | {"schema_version": 2, "request": request_from_1(run.get("request")) or None}
+
+
+_STEPS: Steps = {1: _from_1}
+
+
+def refuse_other(then: RunIdentity, now: RunIdentity, where: Path) -> None:
+    """Raise OtherRun, with what differs first, where the work of `then` is of no use for `now`."""
+    for difference in _run_differences(then, now):
+        raise OtherRun(f"{where}: holds the unfinished work of another run: {difference}", hint=_hint(then, now))
+
+
+def _hint(then: RunIdentity, now: RunIdentity) -> str | None:
+    """How to name the commit that the earlier run was of, where that is what differs."""
+    was = then.origin.revision
+    if was is None or was == now.origin.revision:
+        return None
+    name = short_name(then.origin.label.partition("@")[0])
+    return f"To finish that run, name its commit: {name}@{short_name(was)}. Or add --restart to throw its work away."
+
+
+def _said(value: object) -> object:
+    return "not given" if value is None else value
+
+
+def _run_differences(then: RunIdentity, now: RunIdentity) -> Iterator[str]:
+    before, after = (asdict(run.request) if run.request else dict[str, Any]() for run in (then, now))
+    for option in after:
+        if before.get(option) != after[option]:
+            was, asked = (_said(request.get(option)) for request in (before, after))
+            yield f"{option} was {was}, it is {asked} now"
+    yield from differences(then.origin, now.origin)
+    for name, time in now.times.items():
+        if then.times.get(name) != time:
+            yield f"{name} of the checkpoint was written to since"
+    if then != now.model_copy(update={"origin": then.origin, "tool_version": then.tool_version}):
+        yield "its files are laid out in another way"
+
+
+class Journal:
+    """The journal of a run: takes note of steps, and saves them after every SAVE_BYTES.
+
+    `stop` is where the sound entries of an earlier one end; what follows is overwritten, 0 begins a new one.
+    `settle` must make the files themselves durable, before the first entry; `flush` the bytes in them, before each.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        run: RunIdentity,
+        stop: int,
+        settle: Callable[[], None],
+        flush: Callable[[], None],
+    ) -> None:
+        self._path, self._run, self._stop = path, run, stop
+        self._settle, self._flush = settle, flush
+        self._noted: list[Finished] = []
+        self._noted_nbytes = 0
+        self._lock = threading.Lock()
+        self._saving = threading.Lock()
+
+    def note(self, finished: Finished) -> None:
+        """A step is done. Now and then this saves, unless another thread is at it. Raises WriteFailed."""
+        with self._lock:
+            self._noted.append(finished)
+            self._noted_nbytes += finished.nbytes
+            is_due = self._noted_nbytes >= SAVE_BYTES
+        if is_due and self._saving.acquire(blocking=False):
+            try:
+                self._save()
+            finally:
+                self._saving.release()
+
+    def save(self) -> None:
+        """Save what was noted. Raises WriteFailed; then it is as if it had not been noted."""
+        with self._saving:
+            self._save()
+
+    def _save(self) -> None:
+        with self._lock:
+            noted, self._noted, self._noted_nbytes = self._noted, [], 0
+        if not noted:
+            return
+        self._flush()
+        payload = b"".join(_STEP.pack(s.number, len(s.digests), s.inexact, s.nbytes) + s.digests for s in noted)
+        try:
+            if self._stop == 0:
+                self._settle()
+                self._append(self._run.model_dump_json().encode())
+                fsync_folder(self._path.parent)
+            self._append(payload)
+        except OSError as error:
+            raise WriteFailed(f"{error.filename or self._path}: {error.strerror}") from error
+
+    def _append(self, payload: bytes) -> None:
+        fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        try:
+            entry = memoryview(_LENGTH.pack(len(payload)) + payload + xxhash.xxh3_128_digest(payload))
+            os.ftruncate(fd, self._stop)
+            done = 0
+            while done < len(entry):
+                done += os.pwrite(fd, entry[done:], self._stop + done)
+            os.fsync(fd)
+            self._stop += done
+        finally:
+            os.close(fd)
+
+
+def _entries(file: BinaryIO) -> Iterator[bytes]:
+    """The payloads up to the first that is not whole; the file stands at the end of the one that was given last."""
+    size = os.fstat(file.fileno()).st_size
+    while len(head := file.read(_LENGTH.size)) == _LENGTH.size:
+        (length,) = _LENGTH.unpack(head)
+        if length > size - file.tell() - DIGEST_BYTES:
+            return
+        payload = file.read(length)
+        if xxhash.xxh3_128_digest(payload) != file.read(DIGEST_BYTES):
+            return
+        yield payload
+
+
+def _steps(entry: bytes) -> Iterator[Finished]:
+    at = 0
+    while at < len(entry):
+        number, length, inexact, nbytes = _STEP.unpack_from(entry, at)
+        at += _STEP.size
+        yield Finished(number, entry[at : at + length], inexact, nbytes)
+        at += length

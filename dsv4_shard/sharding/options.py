@@ -1,0 +1,205 @@
+"""The options of the verbs that write and verify: each in a class of its own, and the list of each verb made of these.
+
+The fields of the last base of a list come first. Like `catalog.request`, this module imports nothing that takes long;
+the modules of the verbs have the names that the annotations in quotes need.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from dsv4_shard.catalog.option import Option, Options
+from dsv4_shard.catalog.rank_ranges import MAX_RANKS
+from dsv4_shard.catalog.request import ENGINE_NAME, ENGINES_THAT_WRITE, LAYOUT, TP, WRITING, Layout
+
+if TYPE_CHECKING:
+    from dsv4_shard.planning import document
+    from dsv4_shard.sharding import progress as progressing
+
+_LONGEST_RANKS = 1 << 16
+
+RAY = Option(
+    help="Share the ranks out over a Ray cluster; auto: this machine's.", metavar="ADDRESS", panel=WRITING, longest=1000
+)
+
+# --- what is written -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanFile(Options):
+    plan: Annotated[
+        "str | Path | document.Plan | None",
+        Option(help="Follow this plan (of `plan -o`), which says the rest.", metavar="FILE", panel=LAYOUT, typed=Path),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnplannedTp(Options):
+    tp: Annotated[int | None, replace(TP, help="Tensor parallelism, if there is no plan.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOrLayout(Layout, UnplannedTp, PlanFile):
+    """What is written: the layout of a plan, or one that the options name."""
+
+    engine: Annotated[str, replace(ENGINE_NAME, help=f"{ENGINES_THAT_WRITE}.")] = "sglang"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks(Options):
+    ranks: Annotated[
+        str | Iterable[int] | None,
+        Option(
+            help="Write only these ranks (node: nodes): 0-7 or 0,2,4; auto: this process's share, under torchrun or "
+            "srun.",
+            metavar="RANKS", panel=WRITING, shows="all", least=0, most=MAX_RANKS - 1, longest=_LONGEST_RANKS,
+            expects="numbers, or text such as '0-7' or 'auto'",
+        ),
+    ] = None  # fmt: skip
+
+
+# --- how it is written -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRun(Options):
+    dry_run: Annotated[bool, Option(help="Say what would be written, and stop.", panel=WRITING)] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overwrite(Options):
+    overwrite: Annotated[bool, Option(help="Replace an earlier result.", panel=WRITING)] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restart(Options):
+    restart: Annotated[bool, Option(help="Throw away what an unfinished run left.", panel=WRITING)] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inexact(Options):
+    allow_inexact: Annotated[bool, Option(help="Let the cast of experts to FP8 round.", panel=WRITING)] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Download(Options):
+    download: Annotated[
+        bool,
+        Option(help="REPO is on the Hub: first download the files that are needed into the Hub cache.", panel=WRITING),
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scratch(Options):
+    scratch: Annotated[
+        str | Path | None,
+        Option(
+            help="OUT is a URL: where the files are made first.",
+            metavar="FOLDER", panel=WRITING, shows="the current folder",
+        ),
+    ] = None  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeepScratch(Options):
+    keep_scratch: Annotated[bool, Option(help="Keep them there after the upload.", panel=WRITING)] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Options):
+    config: Annotated[
+        str | Path | None,
+        Option(
+            help="config.json for shards of DeepSeek's converter, which have none.",
+            metavar="FILE", shows="the folder's own",
+        ),
+    ] = None  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Jobs(Options):
+    jobs: Annotated[int | None, Option(help="Worker threads.", metavar="N", shows="the CPUs, at most 8", least=1)] = (
+        None
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told(Options):
+    """Only Python has it."""
+
+    progress: Annotated["progressing.Progress | None", Option(help="Gets told how far the run is.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Against(Options):
+    against: Annotated[
+        str | Path | None,
+        Option(
+            help="The checkpoint that it was made from.",
+            metavar="REPO", shows="the manifest alone", completion="repos", typed=str,
+        ),
+    ] = None  # fmt: skip
+    numerics: Annotated[bool, Option(help="Also add up the experts of a layer (--against).")] = False
+    layer: Annotated[int | None, Option(help="The layer for --numerics.", metavar="N", shows="the last")] = None
+
+
+# --- the lists -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReshardOptions(Told, Jobs, Config, Download, Inexact, Restart, Overwrite, Ranks, PlanOrLayout):
+    """The options of `reshard`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreOptions(
+    Told, Jobs, Config, KeepScratch, Scratch, Download, Inexact, Restart, Overwrite, Ranks, PlanOrLayout
+):
+    """The options of `reshard_to_store`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRunOptions(Config, Scratch, Restart, Overwrite, Ranks, PlanOrLayout):
+    """The options of `reshard_dry_run`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterOptions(Told, Jobs, Config, Inexact, Restart, PlanOrLayout):
+    """The options of `reshard_on_cluster`."""
+
+    ray: Annotated[str, RAY] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReshardCommand(
+    Jobs, Config, KeepScratch, Scratch, Download, Inexact, Restart, Overwrite, DryRun, Ranks, PlanOrLayout
+):
+    """The options of the command `reshard`, which is each of the four verbs."""
+
+    ray: Annotated[str | None, RAY] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeOptions(Told, Jobs, Restart, Overwrite, Config):
+    """The options of `merge`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeDryRunOptions(Overwrite, Config):
+    """The options of `merge_dry_run`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeCommand(Jobs, Restart, Overwrite, DryRun, Config):
+    """The options of the command `merge`, which is `merge` or `merge_dry_run`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyCommand(Jobs, Against):
+    """The options of the command `verify`, which is `verify` or `verify_shares`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions(Told, VerifyCommand):
+    """The options of `verify` and `verify_shares`."""

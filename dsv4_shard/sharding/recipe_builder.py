@@ -1,0 +1,425 @@
+"""Placements + layout → which bytes of which source tensor go where in which file.
+
+Every offset is known before the first byte moves. A recipe knows nothing of engines: it holds output files with their
+finished headers, and steps in the order of the source's bytes. A step takes one source tensor (or a weight and its
+scale, if they are decoded together) and says for each file which rectangle of it lands where, how it is converted, and
+with what it is padded. What all tensors of a kind have in common (who gets which rectangle) is one object that their
+steps share: under MoE TP16, V4-Pro's 140,544 expert tensors make 2.2 million pieces.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate, count, groupby
+from typing import NamedTuple
+
+from dsv4_shard.checkpoint.reader import Checkpoint
+from dsv4_shard.engines.deployment import Context
+from dsv4_shard.engines.engine import Engine
+from dsv4_shard.engines.layout import Constant, Layout, LeftOut, TargetTensor
+from dsv4_shard.engines.placement import Expert, Pad, Placement, Replicate, Split, local_size
+from dsv4_shard.models.dialects import NATIVE
+from dsv4_shard.models.names import scale_name
+from dsv4_shard.models.roles import Part, Stage, TensorName
+from dsv4_shard.sharding.recipe import ALL_RANKS, Destination, Fixed, OutputFile, Recipe, Slice, SliceMap, Step
+from dsv4_shard.storage.runtime import collector_paused
+from dsv4_shard.tensors.decoding import TRANSFORMS
+from dsv4_shard.tensors.dtype_casts import CONVERSIONS, Conversion
+from dsv4_shard.tensors.geometry import PACKED_FP4, slice_rectangle, split, whole_rectangle
+from dsv4_shard.tensors.header import DTYPE_BITS, Tensor, TensorInfo, build_header, nbytes_of
+
+_ORDINARY = {"format": "pt"}
+"""The metadata of an ordinary file of a checkpoint; transformers refuses files without it."""
+
+
+def make_recipe(checkpoint: Checkpoint, engine: Engine, context: Context, ranks: tuple[int, ...]) -> Recipe:
+    """The recipe for `ranks` of a feasible deployment.
+
+    Raises ValueError where a placement does not divide, which the rules must have refused.
+    """
+    if engine.layout is None:
+        raise ValueError(f"{engine.name} has no file layout")
+    with collector_paused():
+        return _Maker(checkpoint, engine, engine.layout, context, ranks).make()
+
+
+class _FileKey(NamedTuple):
+    """A file before it has a number: in `folder`, of one rank, or of all; `file` where it has a name of its own."""
+
+    folder: str
+    rank: int
+    file: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _RankSpread:
+    """Which cut goes to which ranks, as one object for all tensors that are alike; `ranks` has all of them."""
+
+    cuts: tuple[tuple[Slice, tuple[int, ...]], ...]
+    ranks: tuple[int, ...]
+
+
+class _Batch(NamedTuple):
+    """Tensors that differ in nothing but their expert, and one of the places where they go.
+
+    `nbytes` is what each adds to its output tensor on one rank, `fill` the element that pads.
+    """
+
+    where: TensorName
+    kept: TargetTensor
+    spread: _RankSpread
+    nbytes: int
+    conversion: Conversion | None
+    fill: bytes
+    tensors: list[Tensor]
+
+    @property
+    def is_scale_of_transform(self) -> bool:
+        """New scales are made with their weight, so the old ones take no step of their own."""
+        return self.kept.transform is not None and self.where.part is Part.SCALE
+
+
+class _Source(NamedTuple):
+    """A source tensor on its way; `place` orders those that make one output tensor."""
+
+    place: tuple[int, int]
+    tensor: Tensor
+    batch: _Batch
+
+
+class _Output(NamedTuple):
+    """What a header says of an output tensor, and the runs of its pieces where it has several."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    runs: tuple[tuple[int, int], ...] = ()
+
+
+class _Slots(NamedTuple):
+    """Where pieces of given sizes lie in their tensor: the places as (at, slot), the runs, and the bytes of all."""
+
+    places: tuple[tuple[int, int], ...]
+    runs: tuple[tuple[int, int], ...]
+    nbytes: int
+
+
+class _Maker:
+    """The making of one recipe.
+
+    It goes layer by layer: no output tensor has sources in two, so what is only needed on the way stays small.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, engine: Engine, layout: Layout, context: Context, ranks: tuple[int, ...]
+    ) -> None:
+        self._checkpoint, self._layout = checkpoint, layout
+        self._context, self._ranks, self._wanted = context, ranks, frozenset(ranks)
+        self._world = context.deployment.readers(layout.by_node)
+        self._shares = layout.shares_files and self._world > 1
+        roles = {where.role for where in context.inventory.names.values()}
+        self._placements = {role: engine.place(role, context) for role in roles}
+        self._members: dict[str, list[Tensor]] = {}
+        self._mixed: set[str] = set()
+        if layout.by_node:
+            self._placements = {role: _undivided(placement) for role, placement in self._placements.items()}
+            self._look_at_files()
+        self._rank_spreads: dict[object, _RankSpread] = {}
+        self._spreads: dict[tuple[str, str, _RankSpread], SliceMap] = {}
+        self._slots: dict[tuple[int, ...], _Slots] = {}
+        self._infos: dict[TensorInfo, TensorInfo] = {}
+        self._left_out: dict[str, str] = {}
+        self._outputs: dict[_FileKey, dict[str, _Output]] = {}
+
+    def make(self) -> Recipe:
+        """Number the files that batches go to, put output tensors together layer by layer, and lay out the files."""
+        layers = [list(self._batches(alike)) for alike in self._alike().values()]
+        constants = [
+            (_FileKey(constant.folder, rank), constant)
+            for constant in self._layout.constants(self._context)
+            for rank in self._readers(constant)
+        ]
+        found = {(batch.kept.folder, batch.kept.file, batch.spread) for batches in layers for batch in batches}
+        keys = {_FileKey(folder, rank, file) for folder, file, spread in found for rank in spread.ranks}
+        files = sorted(keys.union(key for key, _ in constants))
+        numbers = {key: number for number, key in enumerate(files)}
+        self._outputs = {key: {} for key in files}
+        steps = [step for batches in layers for step in self._steps(batches, numbers)]
+        del layers
+        for key, constant in constants:
+            self._outputs[key][constant.name] = _Output(constant.dtype, constant.shape)
+        fixed = tuple(Fixed(numbers[key], constant.name, constant.data) for key, constant in constants)
+        # In the order of the source's bytes. Two sorts, since pairs of file and start would take 10 MB to make.
+        steps.sort(key=lambda step: step.source.start)
+        steps.sort(key=lambda step: step.source.file)
+        return Recipe(tuple(map(self._file, files)), tuple(steps), fixed, self._left_out)
+
+    def _look_at_files(self) -> None:
+        """Which tensors a file of the checkpoint has, and which files hold experts: they differ from node to node."""
+        for name, where in self._context.inventory.names.items():
+            tensor = self._checkpoint.tensors[name]
+            self._members.setdefault(tensor.file, []).append(tensor)
+            if isinstance(self._placements[where.role], Expert):
+                self._mixed.add(tensor.file)
+
+    def _readers(self, constant: Constant) -> tuple[int, ...]:
+        """The ranks, or the one file of all ranks, that get a constant."""
+        if constant.rank >= 0:
+            return (constant.rank,) if constant.rank in self._wanted else ()
+        return (ALL_RANKS,) if self._shares else self._ranks
+
+    def _alike(self) -> dict[tuple[Stage, int], dict[object, list[Tensor]]]:
+        """For each layer its tensors, those together that go the same way: alike but for their expert's number."""
+        config, ep = self._context.config, self._context.deployment.ep
+        each = {stage: max(1, config.experts_in(stage) // ep) for stage in Stage}
+        layers: dict[tuple[Stage, int], dict[object, list[Tensor]]] = {}
+        for name, (role, part, stage, layer, expert) in self._context.inventory.names.items():
+            tensor = self._checkpoint.tensors[name]
+            kind = (role, part, tensor.dtype, tensor.shape, tensor.file, expert // each[stage])
+            layers.setdefault((stage, layer), {}).setdefault(kind, []).append(tensor)
+        return layers
+
+    def _batches(self, alike: dict[object, list[Tensor]]) -> Iterator[_Batch]:
+        """What becomes of a layer's tensors: a batch for each place where some of them go."""
+        for tensors in alike.values():
+            tensor, where = tensors[0], self._context.inventory.names[tensors[0].name]
+            fate = self._layout.fate(tensor, where, self._context)
+            if isinstance(fate, LeftOut):
+                self._left_out |= {one.name: fate.reason for one in tensors}
+                continue
+            for kept in fate:
+                spread = self._spread(tensor, where, kept, self._placements[where.role])
+                if spread.ranks:
+                    nbytes = _landed_nbytes(tensor, where, kept, spread)
+                    conversion = None if kept.transform else CONVERSIONS.get((tensor.dtype, kept.dtype))
+                    fill = kept.fill or bytes(DTYPE_BITS[tensor.dtype] // 8)
+                    yield _Batch(where, kept, spread, nbytes, conversion, fill, tensors)
+
+    def _steps(self, batches: list[_Batch], numbers: dict[_FileKey, int]) -> Iterator[Step]:
+        """The steps of a layer: one for each source tensor and way of treating it; notes the outputs that they make."""
+        joined = []
+        for batch in batches:
+            if batch.kept.name:
+                joined.append(batch)
+            else:
+                yield from self._unjoined(batch, numbers)
+        arrivals: dict[object, tuple[_Source, list[Destination]]] = {}
+        for (folder, file, name, ranks), sources in self._collect(joined).items():
+            sources.sort(key=lambda source: source.place)
+            slots = self._slots_of(tuple([source.batch.nbytes for source in sources]))
+            self._note([name], _output(sources, slots), [_FileKey(folder, rank, file) for rank in ranks])
+            for source, (at, slot) in zip(sources, slots.places, strict=True):
+                batch = source.batch
+                if not batch.is_scale_of_transform:
+                    kept = batch.kept
+                    treated = (source.tensor.name, kept.dtype, kept.repeat, kept.fill, kept.transform)
+                    landing = Destination(name, at, slot, self._spread_over_files(batch, numbers))
+                    arrivals.setdefault(treated, (source, []))[1].append(landing)
+        for source, landings in arrivals.values():
+            yield self._step(source.tensor, source.batch, tuple(landings))
+
+    def _unjoined(self, batch: _Batch, numbers: dict[_FileKey, int]) -> Iterator[Step]:
+        """The steps of tensors that go alone, and so are all that their output is made of."""
+        kept = batch.kept
+        output = _output([_Source((0, 0), batch.tensors[0], batch)], self._slots_of((batch.nbytes,)))
+        keys = [_FileKey(kept.folder, rank, kept.file) for rank in batch.spread.ranks]
+        names = [self._name_alone(tensor, kept) for tensor in batch.tensors]
+        self._note(names, output, keys)
+        if not batch.is_scale_of_transform:
+            spread = self._spread_over_files(batch, numbers)
+            for tensor, name in zip(batch.tensors, names, strict=True):
+                yield self._step(tensor, batch, (Destination(name, 0, 0, spread),))
+
+    def _name_alone(self, tensor: Tensor, kept: TargetTensor) -> str:
+        """What a tensor is called that no other is joined with."""
+        return kept.names.unparse(self._context.inventory.names[tensor.name]) if kept.names else tensor.name
+
+    def _note(self, names: list[str], output: _Output, keys: list[_FileKey]) -> None:
+        """Put `output` into files under each of `names`."""
+        for key in keys:
+            there = self._outputs[key]
+            for name in names:
+                if there.setdefault(name, output) is not output:
+                    raise ValueError(f"{name}: put together twice for rank {key.rank}")
+
+    def _collect(self, batches: list[_Batch]) -> dict[tuple[str, str, str, tuple[int, ...]], list[_Source]]:
+        """The sources of a layer's output tensors, by (folder, file, name, ranks): under EP each rank has others."""
+        names = self._context.inventory.names
+        outputs: dict[tuple[str, str, str, tuple[int, ...]], list[_Source]] = {}
+        for batch in batches:
+            kept, ranks = batch.kept, batch.spread.ranks
+            for tensor in batch.tensors:
+                place = (names[tensor.name].expert if kept.stacked else 0, kept.order)
+                sources = outputs.setdefault((kept.folder, kept.file, kept.name, ranks), [])
+                sources.append(_Source(place, tensor, batch))
+        return outputs
+
+    def _slots_of(self, sizes: tuple[int, ...]) -> _Slots:
+        """Where pieces of `sizes` bytes lie, one after the other; the same object for tensors that are alike."""
+        if sizes not in self._slots:
+            ends = list(accumulate(sizes))
+            runs = tuple((len(list(run)), nbytes) for nbytes, run in groupby(sizes)) if len(sizes) > 1 else ()
+            self._slots[sizes] = _Slots(tuple(zip([0, *ends[:-1]], count(), strict=False)), runs, ends[-1])
+        return self._slots[sizes]
+
+    def _spread_over_files(self, batch: _Batch, numbers: dict[_FileKey, int]) -> SliceMap:
+        """A batch's spread by the numbers of files; the same object for batches that are alike."""
+        folder, file = batch.kept.folder, batch.kept.file
+        key = (folder, file, batch.spread)
+        if key not in self._spreads:
+            self._spreads[key] = tuple(
+                (cut, tuple(numbers[_FileKey(folder, rank, file)] for rank in ranks))
+                for cut, ranks in batch.spread.cuts
+            )
+        return self._spreads[key]
+
+    def _spread(self, tensor: Tensor, where: TensorName, kept: TargetTensor, placement: Placement) -> _RankSpread:
+        """Which ranks get which cut of `tensor`; the same object for tensors that are alike."""
+        deployment = self._context.deployment
+        owners = range(self._world)
+        if isinstance(placement, Expert):
+            block = where.expert // (self._context.config.experts_in(where.stage) // deployment.ep)
+            gpus_each = deployment.world // self._world
+            owners = range(
+                block * deployment.moe_tp // gpus_each, ((block + 1) * deployment.moe_tp - 1) // gpus_each + 1
+            )
+        shares = self._shares and not isinstance(placement, Expert) and kept.file not in self._mixed
+        key = (tensor.dtype, tensor.shape, where.role, where.part, kept.repeat, owners, shares)
+        if key not in self._rank_spreads:
+            self._rank_spreads[key] = self._new_spread(tensor, where, kept, placement, owners, shares)
+        return self._rank_spreads[key]
+
+    def _new_spread(
+        self, tensor: Tensor, where: TensorName, kept: TargetTensor, placement: Placement, owners: range, shares: bool
+    ) -> _RankSpread:
+        shape = tuple(size * kept.repeat for size in tensor.shape)
+        inner = placement.inner if isinstance(placement, Expert) else placement
+        whole = Slice(whole_rectangle(tensor.dtype, shape))
+        ranks = tuple(rank for rank in owners if rank in self._wanted)
+        if isinstance(inner, Replicate):
+            ranks = (ALL_RANKS,) if shares else ranks
+            return _RankSpread(((whole, ranks),), ranks)
+        parts = self._context.deployment.group(inner.group)
+        each = _elements_each(tensor, where, inner.axis, self._context)
+        alone = parts == 1 and _cut(tensor, shape, inner, 1, 0, each) == whole
+        if alone and shares:
+            return _RankSpread(((whole, (ALL_RANKS,)),), (ALL_RANKS,))
+        by_index: dict[int, tuple[int, ...]] = {}
+        for rank in ranks:
+            by_index[rank % parts] = (*by_index.get(rank % parts, ()), rank)
+        cuts = tuple((_cut(tensor, shape, inner, parts, index, each), some) for index, some in by_index.items())
+        return _RankSpread(cuts, ranks)
+
+    def _file(self, key: _FileKey) -> OutputFile:
+        outputs = self._outputs[key]
+        readers = self._ranks if key.rank == ALL_RANKS else (key.rank,)
+        part = 1 if key.rank == ALL_RANKS else 0
+        names = [
+            key.folder + self._layout.file_name(rank, part, self._context.deployment) + key.file for rank in readers
+        ]
+        source = key.file if self._is_whole(key) else ""
+        if source:
+            header, tensors = _header_of(self._checkpoint, source, self._members[source])
+        else:
+            header, tensors = build_header({n: (o.dtype, o.shape) for n, o in outputs.items()}, self._metadata(key))
+            # Files of ranks are alike: what stands at one place in most of them is one object.
+            tensors = {name: self._infos.setdefault(info, info) for name, info in tensors.items()}
+        pieces = {name: output.runs for name, output in outputs.items() if output.runs}
+        outputs.clear()
+        return OutputFile(names[0], readers, header, tensors, pieces, tuple(names[1:]), source)
+
+    def _is_whole(self, key: _FileKey) -> bool:
+        """Whether a file has all tensors of the checkpoint's file of that name, as they are there, names included."""
+        if self._checkpoint.dialect != NATIVE:
+            return False
+        there = {tensor.name: _Output(tensor.dtype, tensor.shape) for tensor in self._members.get(key.file, ())}
+        return bool(key.file) and there == self._outputs[key]
+
+    def _metadata(self, key: _FileKey) -> dict[str, str]:
+        """What a header says beside its tensors: of a rank's file, what it was made for."""
+        identity = self._layout.identity(self._context)
+        if key.file or not identity:
+            return _ORDINARY if key.file else {}
+        return identity | {"rank": "all" if key.rank == ALL_RANKS else str(key.rank)}
+
+    def _step(self, tensor: Tensor, batch: _Batch, landings: tuple[Destination, ...]) -> Step:
+        if batch.kept.transform is not None:
+            scale = self._checkpoint.tensors[scale_name(tensor.name)]
+            return Step(tensor, landings, transform=TRANSFORMS[batch.kept.transform], scale=scale)
+        return Step(tensor, landings, batch.conversion, batch.kept.repeat, batch.fill)
+
+
+def _undivided(placement: Placement) -> Placement:
+    """What is left of a placement where tensors stay whole: which experts go where."""
+    return Expert(Replicate()) if isinstance(placement, Expert) else Replicate()
+
+
+def _header_of(checkpoint: Checkpoint, file: str, tensors: list[Tensor]) -> tuple[bytes, dict[str, TensorInfo]]:
+    """The header of a file of the checkpoint as it stands there, and where its tensors are."""
+    begin = min(tensor.start for tensor in tensors)
+    with checkpoint.source.open(file) as opened:
+        header = opened.read(0, begin)
+    places = sorted(tensors, key=lambda tensor: tensor.start)
+    return header, {t.name: TensorInfo(t.dtype, t.shape, t.start - begin, t.stop - begin) for t in places}
+
+
+def _elements_each(tensor: Tensor, where: TensorName, axis: int, context: Context) -> int:
+    """Elements of the weight that a stored one stands for along `axis`: a block's for scales, two for packed FP4."""
+    if where.part is Part.SCALE:
+        return context.block(where.role)[axis]
+    return 2 if axis == 1 and tensor.dtype in PACKED_FP4 else 1
+
+
+def _cut(tensor: Tensor, shape: tuple[int, ...], placement: Split | Pad, parts: int, index: int, each: int) -> Slice:
+    """Part `index` of `parts` along the placement's axis, with its padding; `each` as `_elements_each` says."""
+    axis, size = placement.axis, shape[placement.axis]
+    local = local_size(size, placement, parts, each)
+    if isinstance(placement, Pad):
+        start, stop = min(index * local, size), min((index + 1) * local, size)
+    else:
+        start, stop = split(size, parts, index)
+    area = slice_rectangle(tensor.dtype, shape, axis, start, stop)
+    pad = local - (stop - start)
+    return Slice(area, pad_rows=pad) if axis == 0 else Slice(area, pad_cols=pad * DTYPE_BITS[tensor.dtype] // 8)
+
+
+def _converted_nbytes(tensor: Tensor, kept: TargetTensor, nbytes: int) -> int:
+    conversion = CONVERSIONS.get((tensor.dtype, kept.dtype))
+    return conversion.nbytes(nbytes) if conversion else nbytes
+
+
+def _landed_nbytes(tensor: Tensor, where: TensorName, kept: TargetTensor, spread: _RankSpread) -> int:
+    """Bytes that a source adds to its output tensor on one rank."""
+    cut = spread.cuts[0][0]
+    if kept.transform is None:
+        return _converted_nbytes(tensor, kept, cut.rows * cut.row_nbytes)
+    rows, cols = _transformed_shape(tensor, where, kept, cut.rows)
+    return rows * cols * DTYPE_BITS[kept.dtype] // 8
+
+
+def _transformed_shape(tensor: Tensor, where: TensorName, kept: TargetTensor, rows: int) -> tuple[int, int]:
+    transform = TRANSFORMS[kept.transform or ""]
+    shape = (rows, tensor.shape[1])
+    return transform.weight_shape(shape) if where.part is Part.WEIGHT else transform.scale_shape(shape)
+
+
+def _output(sources: list[_Source], slots: _Slots) -> _Output:
+    """The tensor that `sources` make together on one rank."""
+    dtype, shape = sources[0].batch.kept.dtype, _output_shape(sources)
+    if slots.nbytes != nbytes_of(dtype, shape):
+        raise ValueError(f"{sources[0].tensor.name}: {slots.nbytes} bytes land in {dtype} {list(shape)}")
+    return _Output(dtype, shape, slots.runs)
+
+
+def _output_shape(sources: list[_Source]) -> tuple[int, ...]:
+    """Shape of the tensor that `sources` make together on one rank."""
+    _, tensor, first = sources[0]
+    kept, cut = first.kept, first.spread.cuts[0][0]
+    rows = sum(source.batch.spread.cuts[0][0].rows for source in sources)
+    if len(tensor.shape) < 2:
+        return (rows,) if tensor.shape else ()
+    if kept.transform is not None:
+        return _transformed_shape(tensor, first.where, kept, rows)
+    cols = _converted_nbytes(tensor, kept, cut.row_nbytes) * 8 // DTYPE_BITS[kept.dtype]
+    if not kept.stacked:
+        return (rows, cols)
+    experts = len({source.place[0] for source in sources})
+    return (experts, rows // experts, cols)

@@ -1,0 +1,266 @@
+"""Plan → rank files: checks everything first, then lets `copying` move the bytes and `commit` make them real."""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import xxhash
+
+from dsv4_shard.checkpoint.reader import Checkpoint
+from dsv4_shard.errors import NotAResult, OtherDeployment, SourceChanged, WriteFailed
+from dsv4_shard.sharding.copy import CopyResult, FileSink, copy, pieces_of
+from dsv4_shard.sharding.job import Job
+from dsv4_shard.sharding.joining import joined_digests, new_files, refuse_other_companions, refuse_unjoinable
+from dsv4_shard.sharding.journal import Finished, Journal, RunIdentity, Unfinished, read_journal, refuse_other
+from dsv4_shard.sharding.manifest import (
+    SCHEMA_VERSION,
+    Manifest,
+    ManifestCompanion,
+    ManifestFile,
+    load_manifest,
+    ranks_written_by,
+)
+from dsv4_shard.sharding.outcome import Outcome
+from dsv4_shard.sharding.recipe import OutputFile, Recipe
+from dsv4_shard.sources.base import Source
+from dsv4_shard.storage.digests import DIGEST_BYTES, digest_of
+from dsv4_shard.storage.output_folder import MANIFEST_NAME, check_output, check_room
+from dsv4_shard.storage.runtime import default_workers
+from dsv4_shard.storage.staged_file import StagedFile
+from dsv4_shard.storage.staging import Staging
+from dsv4_shard.version import __version__
+
+
+def reshard(
+    job: Job,
+    checkpoint: Checkpoint,
+    out: Path,
+    *,
+    workers: int | None = None,
+    overwrite: bool = False,
+    allow_inexact: bool = False,
+    restart: bool = False,
+    on_progress: Callable[[int], None] = lambda _: None,
+    on_resume: Callable[[int], None] = lambda _: None,
+) -> Outcome:
+    """Write a job's files into the folder `out`, which appears whole or not at all.
+
+    A share of the ranks joins a result of others that stands there, which has these ranks too when all of them are on
+    disk; `overwrite` replaces the whole of it. Where an earlier run of the same job ended early, this goes on from
+    there, and `on_resume` gets the bytes of tensors that are there already; `restart` throws them away. Raises an
+    OutputError (OtherRun where the earlier run was of another job, RanksThere where a share has nothing to do),
+    ReadFailed, WriteFailed, SourceChanged, or InexactCast where an FP8 cast would round.
+    """
+    check_output(out, checkpoint.source.root, overwrite, job.is_share)
+    recipe, run = job.recipe, _run(job, checkpoint)
+    with Staging(out, job.share) as staging:
+        check_output(out, checkpoint.source.root, overwrite, job.is_share)  # an earlier result may be back in its place
+        _undo_join(job, staging, overwrite)
+        earlier = _earlier(staging, run, recipe, checkpoint.source, restart)
+        check_room(out, job.nbytes_to_write(checkpoint.source, out) - staging.nbytes_on_disk())
+        files = [_stage(file, staging, checkpoint.source, earlier.stop > 0) for file in recipe.files]
+        sink = FileSink(files)
+        journal = Journal(staging.journal, run, earlier.stop, staging.settle, sink.flush)
+        resumed = sum(step.nbytes for step in earlier.finished)
+        if resumed:
+            on_resume(resumed)
+        try:
+            result = copy(
+                recipe,
+                checkpoint.source,
+                sink,
+                workers or default_workers(),
+                on_progress,
+                allow_inexact=allow_inexact,
+                finished=earlier.finished,
+                log=journal,
+            )
+            ranks = _complete(job, result, staging, overwrite)
+        except BaseException:
+            with contextlib.suppress(WriteFailed):
+                journal.save()
+            raise
+    linked = [file.nbytes for file, staged in zip(recipe.files, files, strict=True) if staged is None]
+    written = len(recipe.files) - len(linked)
+    return Outcome(
+        out=str(out),
+        files=written,
+        linked=len(linked),
+        bytes=job.nbytes - sum(linked),
+        bytes_resumed=resumed,
+        bytes_read=result.bytes_read,
+        intact=len(checkpoint.source.sha256_verified),
+        inexact=result.inexact,
+        ranks=ranks,
+        world=job.world,
+    )
+
+
+def _complete(job: Job, result: CopyResult, staging: Staging, overwrite: bool) -> tuple[int, ...]:
+    """What is left to do when all tensors are where they belong. Returns the ranks that are in the output then."""
+    for file in job.recipe.files:
+        staging.link(file.name, file.links)
+    for name, content in job.companions.items():
+        staging.write_file(name, content)
+    own = _manifest(job, result.digests)
+    with staging.ending():
+        there = result_to_join(job, staging.out, overwrite)
+        if there is None:
+            staging.commit(own.to_bytes(), overwrite)
+            return own.ranks
+        joined = _joined(there, own, job, staging.out)
+        staging.join(joined.to_bytes(), new_files(there, own, joined))
+        return joined.ranks
+
+
+def result_to_join(job: Job, out: Path, overwrite: bool) -> Manifest | None:
+    """The result of other ranks in `out` that a share is to join, if there is one that is not to be replaced.
+
+    Raises RanksThere, OtherDeployment or OutputNotEmpty where it cannot be joined.
+    """
+    if overwrite or not job.is_share or not (out / MANIFEST_NAME).is_file():
+        return None
+    try:
+        there = load_manifest(out)
+    except NotAResult as error:
+        raise OtherDeployment(f"{error}; nothing can join it") from None
+    refuse_unjoinable(str(out), there, job.with_plan_of(there, out).made, job.ranks)
+    return there
+
+
+def _undo_join(job: Job, staging: Staging, overwrite: bool) -> None:
+    """Bring back what an earlier run of this share had moved into the output when it was killed.
+
+    Raises as `result_to_join` does.
+    """
+    if overwrite or not job.is_share:
+        return
+    with staging.out_locked():
+        there = result_to_join(job, staging.out, overwrite)
+        if there is not None:
+            files = {file.name for file in job.recipe.files}
+            links = {link for file in job.recipe.files for link in file.links}
+            staging.take_back(files, sorted((files | links | job.companions.keys()) - there.names))
+
+
+def _joined(there: Manifest, own: Manifest, job: Job, out: Path) -> Manifest:
+    """The manifest of a result and a share together: that of one run of all their ranks."""
+    if job.of_ranks is None:
+        raise ValueError("a job of all ranks there are joins nothing")
+    union = job.of_ranks(tuple(sorted({*there.ranks, *own.ranks}))).with_plan_of(there, out)
+    joined = _manifest(union, joined_digests((there, own), union.recipe.files), ranks_written_by((there, own)))
+    refuse_other_companions(str(out), there.companions, joined.companions)
+    return joined
+
+
+def _run(job: Job, checkpoint: Checkpoint) -> RunIdentity:
+    """What tells this run's work from any other's. Raises SourceChanged where a file is not what its header said."""
+    for file in checkpoint.files:
+        with checkpoint.source.open(file.name) as opened:
+            if (opened.nbytes, opened.mtime_ns) != (file.nbytes, file.mtime_ns):
+                raise SourceChanged(f"{file.name}: written to since its header was read")
+    recipe = xxhash.xxh3_128()
+    for output in job.recipe.files:
+        recipe.update(output.header)
+    for step in job.recipe.steps:  # a journal has their numbers
+        recipe.update(step.source.name.encode())
+    return RunIdentity(
+        schema_version=2,
+        tool_version=__version__,
+        origin=job.origin,
+        request=job.request,
+        ranks=job.ranks,
+        times={file.name: file.mtime_ns for file in checkpoint.files},
+        files={file.name: file.nbytes for file in job.recipe.files},
+        recipe_digest=recipe.hexdigest(),
+    )
+
+
+def _earlier(staging: Staging, run: RunIdentity, recipe: Recipe, source: Source, restart: bool) -> Unfinished:
+    """The work that an earlier run of the same job left, if it is whole and wanted; else nothing, in an empty folder.
+
+    Raises OtherRun where it is another job's.
+    """
+    earlier = None if restart else read_journal(staging.journal)
+    if earlier is not None:
+        refuse_other(earlier.run, run, staging.path)
+        staging.keep_only({file.name for file in recipe.files})
+        there = (staging.holds(file.name, file.nbytes, _original(file, source)) for file in recipe.files)
+        if all(there) and _fits(earlier.finished, recipe):
+            return earlier
+    staging.begin()
+    return Unfinished(run, [], 0)
+
+
+def _original(file: OutputFile, source: Source) -> Path | None:
+    """The file of the checkpoint that an output file is byte by byte, if it is one."""
+    return source.original(file.source) if file.source else None
+
+
+def _fits(finished: list[Finished], recipe: Recipe) -> bool:
+    """Whether steps of a journal are this recipe's."""
+    return all(
+        step.number < len(recipe.steps) and len(step.digests) == DIGEST_BYTES * pieces_of(recipe.steps[step.number])
+        for step in finished
+    )
+
+
+def _stage(file: OutputFile, staging: Staging, source: Source, is_there: bool) -> StagedFile | None:
+    """A file with its header; None where it is a link to the checkpoint's own, which must not be written to."""
+    original = _original(file, source)
+    if original and (staging.links_to(file.name, original) if is_there else staging.adopt(file.name, original)):
+        return None
+    if is_there:
+        return staging.reopen(file.name)
+    staged = staging.create(file.name, file.nbytes)
+    staged.write(0, memoryview(file.header))
+    return staged
+
+
+def _manifest(
+    job: Job, digests: Mapping[tuple[int, str], str], written_by: dict[str, tuple[int, ...]] | None = None
+) -> Manifest:
+    """What a job wrote, with the digests of its tensors by (file number, name).
+
+    `written_by` has the ranks that each version of the tool wrote; by default all are this one's.
+    """
+    made = job.made
+    companions = tuple(
+        ManifestCompanion(name=name, nbytes=len(content), digest=digest_of(content))
+        for name, content in sorted(job.companions.items())
+    )
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        tool_version=__version__,
+        written_by={__version__: job.ranks} if written_by is None else written_by,
+        digest="",
+        layout=made.layout,
+        world=made.world,
+        ranks=job.ranks,
+        source=made.source,
+        plan_digest=made.plan_digest,
+        identity=made.identity,
+        files=_manifest_files(job.recipe.files, digests),
+        companions=companions,
+        left_out=job.recipe.left_out,
+    ).sealed()
+
+
+def _manifest_files(files: tuple[OutputFile, ...], digests: Mapping[tuple[int, str], str]) -> tuple[ManifestFile, ...]:
+    """The entries of weight files, from what copying hashed."""
+    tensors: list[dict[str, str]] = [{} for _ in files]
+    for (number, name), digest in digests.items():
+        tensors[number][name] = digest
+    return tuple(
+        ManifestFile(
+            name=file.name,
+            ranks=file.ranks,
+            nbytes=file.nbytes,
+            payload=file.payload,
+            header_digest=digest_of(file.header),
+            tensors=found,
+            pieces=file.pieces,
+            links=file.links,
+        )
+        for file, found in zip(files, tensors, strict=True)
+    )

@@ -1,0 +1,108 @@
+"""The protocols of a source and its open files, and constants of reading."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+COMMIT = re.compile("[0-9a-f]{40}")
+"""Pattern of a full commit hash."""
+
+CHUNK_BYTES = 8 << 20
+"""Bytes to read at a time. Larger chunks fall out of the CPU's cache and are slower."""
+
+
+class Span(NamedTuple):
+    """Bytes `[start, stop)` of a file that will be read.
+
+    `aside` marks the small spans of scales, which are read together with the spans of their weights.
+    """
+
+    file: str
+    start: int
+    stop: int
+    aside: bool = False
+
+
+class OpenFile(Protocol):
+    """An open file of a source, as `LocalFile`. `read` and `readinto` are thread-safe.
+
+    `nbytes` is the size in bytes, `mtime_ns` changes if the file is modified.
+    """
+
+    nbytes: int
+    mtime_ns: int
+
+    def read(self, start: int, stop: int) -> bytes: ...
+
+    def readinto(self, start: int, buffer: memoryview, *, once: bool = False) -> None: ...
+
+    def changed(self) -> str | None: ...
+
+
+class Source(Protocol):
+    """Where the files of a checkpoint are. `LocalSource` describes each method.
+
+    Attributes:
+        root: The folder that is read from, None if the source is not a folder.
+        label: How the user named the source.
+        revision: Hub commit, if known.
+        notes: Sentences for the user about where the bytes come from.
+        sha256_verified: Names of the files whose SHA-256 was verified while they were read.
+    """
+
+    @property
+    def root(self) -> Path | None: ...
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def revision(self) -> str | None: ...
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+    @property
+    def sha256_verified(self) -> Sequence[str]: ...
+
+    def sizes(self) -> dict[str, int]: ...
+
+    def dangling_links(self) -> list[str]: ...
+
+    def unfinished_downloads(self) -> list[str]: ...
+
+    def links_outside(self, names: list[str]) -> list[str]: ...
+
+    def shares_disk(self, name: str, out: Path) -> bool: ...
+
+    def original(self, name: str) -> Path | None: ...
+
+    def open(self, name: str) -> AbstractContextManager[OpenFile]: ...
+
+    def reading(
+        self, names: Sequence[str], spans: Iterable[list[Span]]
+    ) -> AbstractContextManager[Mapping[str, OpenFile]]: ...
+
+
+class FolderlessSource:
+    """Base of sources that are not a folder. The defects of folders do not occur in them."""
+
+    __slots__ = ()
+
+    def dangling_links(self) -> list[str]:
+        return []
+
+    def unfinished_downloads(self) -> list[str]:
+        return []
+
+    def links_outside(self, names: list[str]) -> list[str]:
+        return []
+
+
+@contextmanager
+def open_all(source: Source, names: Sequence[str]) -> Iterator[Mapping[str, OpenFile]]:
+    """Open the files `names`, and close them at the end of the block."""
+    with ExitStack() as stack:
+        yield {name: stack.enter_context(source.open(name)) for name in names}

@@ -1,0 +1,371 @@
+"""Byte ranges of files from the Hub or a mirror: redirects, signed URLs, tokens, error mapping.
+
+The Hub answers a request for a weight file with a redirect to a signed URL on another host, valid for a limited time.
+The URL is requested once per file, and again after it has expired. The token is sent to the Hub only.
+"""
+
+import glob
+import logging
+import re
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from threading import Event
+from typing import Any, NamedTuple, NoReturn
+from urllib.parse import urljoin, urlsplit
+
+from dsv4_shard.errors import AccessRefused, BadAnswer, NotFound, ShardError, Unreachable, WriteFailed
+from dsv4_shard.sources.remote import Listed
+from dsv4_shard.sources.retry import Transient, retry
+from dsv4_shard.text.sanitize import short
+
+_REDIRECTS = (301, 302, 303, 307, 308)
+
+_EXPIRED = (400, 401, 403, 404, 410)
+"""Status codes of an expired signed URL, of any storage provider."""
+
+_MAX_REDIRECTS = 5
+
+_TRANSIENT_STATUSES = (408, 425, 429)
+"""Client errors after which a retry may succeed."""
+
+_PERMANENT_STATUSES = (501, 505)
+"""Server errors that mean that the server lacks a feature. After all others, also of proxies, a retry may succeed."""
+
+_MIN_PROGRESS_BYTES = 64 << 10
+"""A request that breaks off before this many bytes counts as failed."""
+
+_PERMANENT_FAILURES = ("TooManyRedirects", "UnsupportedProtocol")
+"""Exceptions of httpx for which a retry is useless."""
+
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+
+
+class _Location(NamedTuple):
+    """URL of a file, and whether its host is the Hub itself, which gets the token."""
+
+    url: str
+    is_hub: bool
+
+
+class _Moved(Exception):
+    """A file is no longer at its URL. The message is the status code."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubFiles:
+    """The files of `repo_id` at `commit`, as a `remote.Remote`."""
+
+    endpoint: str
+    repo_id: str
+    commit: str
+    listing: Mapping[str, Listed]
+    _locations: dict[str, _Location] = field(default_factory=dict)
+    _locks: dict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
+
+    @property
+    def place(self) -> str:
+        """Host name of the server."""
+        return urlsplit(self.endpoint).netloc
+
+    def download(self, names: Sequence[str]) -> Path:
+        """Download the files that are missing in this machine's Hub cache, and return the folder that has all `names`.
+
+        Raises the errors of `fetch`, and WriteFailed if the cache cannot be written.
+        """
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError
+
+        def attempt() -> str:
+            try:
+                with transport_errors(self.place), _without_warnings():
+                    return snapshot_download(
+                        self.repo_id,
+                        revision=self.commit,
+                        endpoint=self.endpoint,
+                        allow_patterns=[glob.escape(name) for name in names],
+                    )
+            except HfHubHTTPError as error:
+                raise_for(error, self.repo_id, self.endpoint, self.repo_id)
+            except OSError as error:
+                raise WriteFailed(f"{error.filename or self.repo_id}: {error.strerror or error}") from error
+
+        return Path(retry(attempt, Event()))
+
+    def fetch(self, name: str, start: int, buffer: memoryview, stopped: Event) -> None:
+        """Fill `buffer` as `remote.Remote.fetch` does. If a connection breaks, resume where it broke.
+
+        Raises NotFound, AccessRefused, BadAnswer, Throttled or ServerFailed, and Unreachable if `stopped` is set.
+        """
+        done = 0
+
+        def resume() -> None:
+            nonlocal done
+            done += self._fetch_some(name, start + done, buffer[done:], stopped)
+            if done < min(len(buffer), resumed_at + _MIN_PROGRESS_BYTES):
+                raise Transient(f"{self.repo_id}: {name}: its bytes break off, the last time at {start + done}")
+
+        while done < len(buffer):
+            resumed_at = done
+            retry(resume, stopped)
+
+    def _fetch_some(self, name: str, start: int, buffer: memoryview, stopped: Event) -> int:
+        """Return how many bytes one request put into `buffer`, at least 1. Raises Transient if there were none."""
+        location = self._locate(name, None)
+        try:
+            return self._read(name, location, start, buffer, stopped)
+        except _Moved:
+            location = self._locate(name, location)
+        try:
+            return self._read(name, location, start, buffer, stopped)
+        except _Moved as error:
+            raise Transient(
+                f"{self._what(name, location)} answered {error}, where {self.place} says that it is"
+            ) from None
+
+    def _locate(self, name: str, gone: _Location | None) -> _Location:
+        """Return the download URL of a file; `gone` is one that expired. Only one thread resolves it.
+
+        Files without SHA-256 are in Git itself, not in LFS, and are served by the Hub.
+        """
+        with self._locks[name]:
+            if name not in self._locations and self.listing[name].sha256 is None:
+                self._locations[name] = self._at_hub(name)
+            elif self._locations.get(name) == gone:
+                self._locations[name] = self._resolve(name)
+            return self._locations[name]
+
+    def _at_hub(self, name: str) -> _Location:
+        from huggingface_hub import hf_hub_url
+
+        return _Location(hf_hub_url(self.repo_id, name, revision=self.commit, endpoint=self.endpoint), True)
+
+    def _resolve(self, name: str) -> _Location:
+        """Follow the Hub's redirects to the first URL on another host. Raises BadAnswer for a bad redirect."""
+        location = self._at_hub(name)
+        for _ in range(_MAX_REDIRECTS):
+            with _request(location, {"Range": "bytes=0-0"}) as response:
+                if response.status_code not in _REDIRECTS:
+                    refuse(response, f"{self.repo_id}: {name}", self.endpoint, self.repo_id)
+                    return location
+                redirect = response.headers.get("Location", "")
+            target = _target(location.url, redirect)
+            if target is None:
+                raise BadAnswer(f"{self._what(name, location)} says that it is at {short(redirect)}, which is no place")
+            location = _Location(target, urlsplit(target)[:2] == urlsplit(self.endpoint)[:2])
+            if not location.is_hub:
+                return location
+        raise BadAnswer(f"{self.repo_id}: {name}: more than {_MAX_REDIRECTS} redirects")
+
+    def _read(self, name: str, location: _Location, start: int, buffer: memoryview, stopped: Event) -> int:
+        """Fill `buffer` with one request; return how many bytes came, at least 1.
+
+        Raises _Moved if the file is no longer there, Transient if no byte came, and Unreachable if `stopped` is set.
+        """
+        stop = start + len(buffer)
+        done = 0
+        try:
+            with _request(location, {"Range": f"bytes={start}-{stop - 1}"}) as response:
+                if response.status_code in (_REDIRECTS if location.is_hub else _EXPIRED):
+                    raise _Moved(response.status_code)
+                refuse(response, f"{self.repo_id}: {name}", self.endpoint, self.repo_id)
+                stop = self._check_range(name, response, start, stop)
+                for chunk in response.iter_raw():
+                    if done + len(chunk) > stop - start:
+                        raise BadAnswer(
+                            f"{self._what(name, location)} gave more than the {stop - start} bytes it announced"
+                        )
+                    buffer[done : done + len(chunk)] = chunk
+                    done += len(chunk)
+                    if stopped.is_set():
+                        raise Unreachable(f"{name}: nobody waits for it any more")
+        except Transient:
+            if not done:
+                raise
+        if not done:
+            raise Transient(f"{self._what(name, location)} gave no bytes from byte {start} on")
+        return done
+
+    def _check_range(self, name: str, response: Any, start: int, stop: int) -> int:
+        """Return the end byte, exclusive, of an answer. Raises BadAnswer if it is not within the requested range."""
+        what, nbytes = self._what(name, _Location(str(response.url), True)), self.listing[name].nbytes
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            raise BadAnswer(f"{what} sends it packed: {response.headers['Content-Encoding'][:40]!r}")
+        if response.status_code == 200:
+            if (start, stop) == (0, nbytes):
+                return nbytes
+            raise BadAnswer(
+                f"{what} ignores Range: it gave the whole file for bytes {start} to {stop}",
+                hint="Reading from afar needs ranges. Use another endpoint (HF_ENDPOINT), or download: --download.",
+            )
+        found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+        first, last, total = map(int, found.groups()) if found else (-1, -1, -1)
+        if response.status_code != 206 or first != start or not first <= last < stop or total != nbytes:
+            raise BadAnswer(
+                f"{what} answered {response.status_code}, {response.headers.get('Content-Range', 'no range')[:80]!r}, "
+                f"for bytes {start} to {stop} of {nbytes}"
+            )
+        return last + 1
+
+    def _what(self, name: str, location: _Location) -> str:
+        return f"{self.repo_id}: {name}: {urlsplit(location.url).netloc}"
+
+
+def _target(url: str, location: str) -> str | None:
+    """Return the URL to which a redirect from `url` leads, None if it is not an HTTP URL."""
+    try:
+        target = urljoin(url, location)
+        return target if is_server(target) else None
+    except ValueError:
+        return None
+
+
+def is_server(url: str) -> bool:
+    """Return whether a URL is an HTTP URL with a host. Raises ValueError if it is not a URL."""
+    parts = urlsplit(url)
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and url.isascii() and url.isprintable()
+
+
+@contextmanager
+def _request(location: _Location, headers: dict[str, str]) -> Iterator[Any]:
+    """Open a streamed GET inside the block. The caller handles the Hub's redirects.
+
+    Raises Transient if the connection fails.
+    """
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    # httpx does not follow the Hub's redirects: it would drop the token, or send it to hosts that must not get it.
+    headers = {**build_hf_headers(), **headers} if location.is_hub else dict(headers)
+    headers["Accept-Encoding"] = "identity"
+    with transport_errors(urlsplit(location.url).netloc):
+        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+        with get_session().stream(
+            "GET", location.url, headers=headers, follow_redirects=not location.is_hub, timeout=timeout
+        ) as response:
+            yield response
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Silence huggingface_hub inside the block: its warnings about broken connections show signed URLs."""
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+@contextmanager
+def transport_errors(host: str) -> Iterator[None]:
+    """Turn connection failures inside the block into Transient, and offline mode into Unreachable.
+
+    Raises BadAnswer for failures for which a retry is useless.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    # huggingface_hub 1 uses httpx, 2 uses httpx2. Its own error class derives from the one in use.
+    http_error: type[Exception] = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
+    try:
+        yield
+    except OfflineModeIsEnabled:
+        raise Unreachable(
+            f"{host}: not asked: HF_HUB_OFFLINE is set",
+            hint="Unset it, or name a folder or a repository that this machine's Hub cache holds whole.",
+        ) from None
+    except HfHubHTTPError:
+        raise
+    except http_error as error:
+        if type(error).__name__ in _PERMANENT_FAILURES:
+            raise BadAnswer(f"{host}: {type(error).__name__}: {error}".rstrip(": ")) from None
+        raise Transient(f"{host}: {type(error).__name__}: {error}".rstrip(": ")) from None
+
+
+def refuse(response: Any, what: str, endpoint: str, repo_id: str) -> None:
+    """Raise the error for an answer's status, if it is one: Transient, NotFound, AccessRefused or BadAnswer.
+
+    Args:
+        response: The answer.
+        what: What was requested, for the message.
+        endpoint: URL of the Hub.
+        repo_id: The repository, for hints.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
+
+    if response.status_code < 400:
+        return
+    try:
+        hf_raise_for_status(response)
+    except HfHubHTTPError as error:
+        raise_for(error, what, endpoint, repo_id)
+
+
+def raise_for(error: Any, what: str, endpoint: str, repo_id: str) -> NoReturn:
+    """Raise the error for an error of huggingface_hub. See `refuse`."""
+    raise _meaning(error, what, endpoint, repo_id) from None
+
+
+def _meaning(error: Any, what: str, endpoint: str, repo_id: str) -> ShardError | Transient:
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import (
+        DisabledRepoError,
+        EntryNotFoundError,
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    status = error.response.status_code
+    host = urlsplit(str(error.response.url)).netloc
+    has_token = get_token() is not None
+    log_in = "Set HF_TOKEN, or `hf auth login`, to an account that may read it."
+    match error:
+        case GatedRepoError() if has_token:
+            return AccessRefused(
+                f"{what}: gated, and this token's account was not granted access ({status})",
+                hint=f"Ask for access at {endpoint}/{repo_id}, then run again.",
+            )
+        case GatedRepoError():
+            return AccessRefused(
+                f"{what}: gated, and no token is set ({status})",
+                hint=f"Ask for access at {endpoint}/{repo_id}, then set HF_TOKEN, or `hf auth login`.",
+            )
+        case DisabledRepoError():
+            return AccessRefused(f"{what}: the Hub has disabled this repository ({status})")
+        case RevisionNotFoundError():
+            return NotFound(f"{what}: no such revision at {host}", hint=f"See {endpoint}/{repo_id}/tree/main.")
+        case RepositoryNotFoundError():
+            hint = (
+                "Check the name." if has_token else f"Check the name; if it is private: {log_in[0].lower()}{log_in[1:]}"
+            )
+            return NotFound(f"{what}: no such repository at {host}, or it is private ({status})", hint=hint)
+        case EntryNotFoundError():
+            return NotFound(f"{what}: not there at {host} ({status})", hint="The repository lacks it: see its files.")
+    if status in (401, 403):
+        reason = (error.server_message or "").strip().splitlines()
+        why = f": {reason[0][:120]}" if reason else ""
+        return AccessRefused(f"{what}: {host} refused access ({status}){why}", hint=log_in)
+    if status in _TRANSIENT_STATUSES or (status >= 500 and status not in _PERMANENT_STATUSES):
+        return Transient(f"{what}: {host} answered {status}", _asked_wait(error.response), throttled=status == 429)
+    return BadAnswer(f"{what}: {host} answered {status}")
+
+
+def _asked_wait(response: Any) -> float | None:
+    """Return the seconds that a server asks to wait, by Retry-After (RFC 9110, 10.2.3) or its rate-limit headers."""
+    from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
+
+    asked = response.headers.get("Retry-After", "")
+    if asked.isdecimal():
+        return float(asked)
+    with suppress(ValueError, OverflowError):
+        return max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
+    limit = parse_ratelimit_headers(response.headers)
+    return float(limit.reset_in_seconds) if limit and limit.remaining == 0 else None

@@ -1,0 +1,160 @@
+"""A local folder as a source."""
+
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dsv4_shard.errors import ReadFailed
+from dsv4_shard.sources.base import OpenFile, Span, open_all
+from dsv4_shard.storage.linux_io import MAX_CALL_BYTES, UncachedFile
+
+
+class LocalFile:
+    """An open file of a folder.
+
+    `read` and `readinto` are thread-safe. They return exactly the requested bytes, or raise.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        """Open `path`. Raises ReadFailed if it is not a readable regular file."""
+        self.name = name
+        self._path = path
+        try:
+            # Without O_NONBLOCK, opening a FIFO waits for a writer.
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            self._stat = os.fstat(self._fd)
+        except OSError as error:
+            raise ReadFailed(f"{path}: {error.strerror}") from error
+        if not stat.S_ISREG(self._stat.st_mode):
+            os.close(self._fd)
+            raise ReadFailed(f"{path}: {_kind(self._stat.st_mode)}, not a file")
+        # Calls read whole tensors or chunks. Kernel read-ahead would only read bytes that another thread reads too.
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
+        self._uncached = UncachedFile(self._fd)
+        self.nbytes = self._stat.st_size
+        self.mtime_ns = self._stat.st_mtime_ns
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Return bytes `[start, stop)`. Raises ReadFailed with the offset."""
+        buffer = bytearray(stop - start)
+        self.readinto(start, memoryview(buffer))
+        return bytes(buffer)
+
+    def readinto(self, start: int, buffer: memoryview, *, once: bool = False) -> None:
+        """Fill `buffer` with the bytes from `start` on. Raises ReadFailed with the offset.
+
+        With `once`, the bytes do not stay in the page cache.
+        """
+        done = 0
+        while done < len(buffer):
+            part = buffer[done : done + MAX_CALL_BYTES]
+            try:
+                count = self._uncached.read(part, start + done) if once else os.preadv(self._fd, [part], start + done)
+            except OSError as error:
+                raise ReadFailed(f"{self._path}: read at byte {start + done} failed: {error.strerror}") from error
+            if count == 0:
+                raise ReadFailed(f"{self._path}: ends at byte {start + done}, {len(buffer) - done} bytes early")
+            done += count
+
+    def changed(self) -> str | None:
+        """Describe how the file changed since it was opened (size, time, or replaced); None if it did not."""
+        try:
+            now = os.stat(self._path)
+        except OSError as error:
+            return f"{self._path}: {error.strerror}"
+        before = self._stat
+        if now.st_size != before.st_size:
+            return f"{self._path}: {before.st_size} bytes when opened, {now.st_size} now"
+        if (now.st_dev, now.st_ino) != (before.st_dev, before.st_ino):
+            return f"{self._path}: replaced by another file"
+        if now.st_mtime_ns != before.st_mtime_ns:
+            return f"{self._path}: written to since it was opened"
+        return None
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def _kind(mode: int) -> str:
+    return "a directory" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+
+
+@dataclass(frozen=True, slots=True)
+class LocalSource:
+    """A folder as a source. `label` is how the user named it, `revision` the Hub commit if the path names one."""
+
+    root: Path
+    label: str
+    revision: str | None = field(default=None)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Empty: the folder holds the checkpoint itself."""
+        return ()
+
+    @property
+    def sha256_verified(self) -> Sequence[str]:
+        """Empty: no SHA-256 is known for the files of a folder."""
+        return ()
+
+    def sizes(self) -> dict[str, int]:
+        """Return name → bytes of every regular file in the folder (links followed). Raises ReadFailed."""
+        try:
+            with os.scandir(self.root) as entries:
+                return {e.name: e.stat().st_size for e in sorted(entries, key=lambda e: e.name) if Path(e).is_file()}
+        except OSError as error:
+            raise ReadFailed(f"{error.filename or self.root}: {error.strerror}") from error
+
+    def dangling_links(self) -> list[str]:
+        """Return the names of links whose target does not exist."""
+        return sorted(path.name for path in self.root.iterdir() if path.is_symlink() and not path.exists())
+
+    def unfinished_downloads(self) -> list[str]:
+        """Return the names of unfinished downloads, in the folder or in the Hub client's own folders."""
+        folders = [self.root, self.root / ".cache" / "huggingface" / "download"]
+        folders += (
+            [self.root.resolve().parent.parent / "blobs"] if self.root.resolve().parent.name == "snapshots" else []
+        )
+        found = [path for folder in folders if folder.is_dir() for path in folder.iterdir()]
+        return sorted(path.name for path in found if path.suffix in (".incomplete", ".part", ".aria2"))
+
+    def links_outside(self, names: list[str]) -> list[str]:
+        """Return those of `names` that are links out of the folder, except links to the blobs of a Hub cache."""
+        root = self.root.resolve()
+        homes = [root] + ([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])
+        targets = {name: (self.root / name).resolve() for name in names}
+        return [name for name, target in targets.items() if not any(target.is_relative_to(home) for home in homes)]
+
+    def shares_disk(self, name: str, out: Path) -> bool:
+        """Return whether the file `name`, links followed, is on the file system of `out`. Raises ReadFailed."""
+        try:
+            return os.stat(self.root / name).st_dev == os.stat(os.path.dirname(os.path.abspath(out))).st_dev
+        except OSError as error:
+            raise ReadFailed(f"{error.filename}: {error.strerror}") from error
+
+    def original(self, name: str) -> Path | None:
+        """Return the path of the file `name`, to which a hard link can be made. Other sources may return None."""
+        return self.root / name
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[LocalFile]:
+        """Open the file `name`, and close it at the end of the block. Raises ReadFailed."""
+        file = LocalFile(self.root / name, name)
+        try:
+            yield file
+        finally:
+            file.close()
+
+    def reading(
+        self, names: Sequence[str], spans: Iterable[list[Span]]
+    ) -> AbstractContextManager[Mapping[str, OpenFile]]:
+        """Open the files `names` inside the block, to be read at `spans` in about that order.
+
+        Args:
+            names: Files to open.
+            spans: The bytes to read, one list per weight file, in the order of reading. See `sharding.recipe.spans`.
+        """
+        return open_all(self, names)

@@ -1,0 +1,267 @@
+"""Object stores by URL (s3://, gs://, az://), through obstore: read, list, put.
+
+An object is read only with the content that was listed: each request names its ETag, and so must each answer. obstore
+itself retries failed requests, and resumes interrupted bodies.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from threading import Event
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import xxhash
+
+from dsv4_shard.errors import BadAnswer, NotFound, Unreachable, UsageError
+from dsv4_shard.sources.object_store_errors import CREDENTIALS, VARIABLES, first_line, replaced, translate
+from dsv4_shard.sources.remote import Listed, RemoteSource
+from dsv4_shard.sources.remote_headers import HeaderCache, RemoteHeaders, read_headers, read_small, wanted_headers
+from dsv4_shard.text.sanitize import short_name
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from obstore import ObjectMeta
+    from obstore.store import ObjectStore, RetryConfig
+
+_SUPPORTED = "Supported are s3://bucket/prefix, gs://bucket/prefix and az://container/prefix."
+
+_BUCKET = re.compile(r"[\w.$-]+", re.ASCII)
+
+_RETRIES: "RetryConfig" = {}
+"""obstore's default: ten attempts in three minutes, with back-off."""
+
+_PIECE_BYTES = 1 << 20
+"""Smallest piece of a body that obstore hands over."""
+
+PART_BYTES = 8 << 20
+"""Part of an upload: long enough to hide its latency, short enough to beat the time limit on a slow connection."""
+
+_MAX_IN_FLIGHT_BYTES = 4 * PART_BYTES
+"""Bytes of one object that are uploaded at a time."""
+
+_MAX_PARTS = 10_000
+"""Most parts of an object in S3."""
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """The objects below `url`. Each method raises an Unreachable with a hint if its request fails."""
+
+    url: str
+    client: "ObjectStore"
+
+    @property
+    def place(self) -> str:
+        """URL of the bucket."""
+        return "/".join(self.url.split("/")[:3])
+
+    def files(self) -> dict[str, Listed]:
+        """Return name → object directly below the URL, without those in its folders."""
+        import obstore
+
+        with self.errors(self.url):
+            return _listed(obstore.list_with_delimiter(self.client)["objects"])
+
+    def everything(self) -> dict[str, Listed]:
+        """Return name → object for all objects below the URL."""
+        import obstore
+
+        with self.errors(self.url):
+            return _listed(entry for page in obstore.list(self.client) for entry in page)
+
+    def read(self, name: str, listed: Listed, start: int, buffer: memoryview, stopped: Event) -> None:
+        """Fill `buffer` with bytes of an object from `start` on.
+
+        Args:
+            name: Name of the object below the URL.
+            listed: The object as it was listed.
+            start: First byte.
+            buffer: Where the bytes go; its length is the number of bytes to read.
+            stopped: Ends the reading when set.
+
+        Raises:
+            SourceChanged: The object is not the one that was listed.
+            BadAnswer: The store gave other bytes than requested.
+            Unreachable: The request failed, or `stopped` was set.
+        """
+        import obstore
+
+        what, done = f"{self.url}/{name}", 0
+        with self.errors(what):
+            answer = obstore.get(
+                self.client, name, options={"if_match": listed.stamp, "range": (start, start + len(buffer))}
+            )
+            if _quoted(answer.meta["e_tag"], name) != listed.stamp:
+                raise replaced(what)  # the store ignores If-Match
+            if answer.range != (start, start + len(buffer)) or answer.meta["size"] != listed.nbytes:
+                raise BadAnswer(
+                    f"{what}: gave bytes {answer.range[0]} to {answer.range[1]} of {answer.meta['size']}, "
+                    f"not {start} to {start + len(buffer)} of {listed.nbytes}"
+                )
+            for piece in answer.stream(min_chunk_size=_PIECE_BYTES):
+                if stopped.is_set():
+                    raise Unreachable(f"{name}: nobody waits for it any more")
+                if len(piece) > len(buffer) - done:
+                    raise BadAnswer(f"{what}: gave more than the {len(buffer)} bytes that it told of")
+                buffer[done : done + len(piece)] = memoryview(piece)
+                done += len(piece)
+        if done < len(buffer):
+            raise BadAnswer(f"{what}: ended {len(buffer) - done} bytes early")
+
+    def put(self, name: str, content: bytes) -> Listed:
+        """Write a small object in one request, and return its listing entry."""
+        import obstore
+
+        with self.errors(f"{self.url}/{name}"):
+            made = obstore.put(self.client, name, content, use_multipart=False)
+        return Listed(len(content), self._stamp(name, made["e_tag"]))
+
+    def put_parts(self, name: str, pieces: Iterator[memoryview], nbytes: int) -> Listed:
+        """Write an object of `nbytes` bytes in parts, and return its listing entry. It appears complete or not at all.
+
+        An error that `pieces` raises ends the upload, and is raised.
+        """
+        import obstore
+
+        part = max(PART_BYTES, -(-nbytes // _MAX_PARTS))
+        parallel = max(1, _MAX_IN_FLIGHT_BYTES // part)
+        with self.errors(f"{self.url}/{name}"):
+            made = obstore.put(self.client, name, pieces, use_multipart=True, chunk_size=part, max_concurrency=parallel)
+        return Listed(nbytes, self._stamp(name, made["e_tag"]))
+
+    def copy(self, name: str, twin: str) -> Listed:
+        """Copy the object `name` to `twin` on the server; return the new object's listing entry."""
+        import obstore
+
+        with self.errors(f"{self.url}/{twin}"):
+            obstore.copy(self.client, name, twin)
+            made = obstore.head(self.client, twin)
+        return Listed(made["size"], _quoted(made["e_tag"], twin))
+
+    def delete(self, names: "Sequence[str]") -> None:
+        """Delete existing objects."""
+        import obstore
+
+        with self.errors(self.url):
+            obstore.delete(self.client, names)
+
+    def _stamp(self, name: str, tag: str | None) -> str:
+        """Return an object's ETag in quotes, with a request for it if the store's answer had none."""
+        import obstore
+
+        with self.errors(f"{self.url}/{name}"):
+            return _quoted(tag or obstore.head(self.client, name)["e_tag"], name)
+
+    @contextmanager
+    def errors(self, what: str) -> Iterator[None]:
+        """Turn obstore's errors inside the block into errors of this package. `what` is the URL that was requested."""
+        from obstore.exceptions import BaseError
+
+        try:
+            yield
+        except (BaseError, FileNotFoundError) as error:
+            raise translate(error, what, self.place) from None
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFiles:
+    """The objects of a listing, as a `remote.Remote`."""
+
+    store: Store
+    listing: Mapping[str, Listed]
+
+    @property
+    def place(self) -> str:
+        """URL of the bucket."""
+        return self.store.place
+
+    def fetch(self, name: str, start: int, buffer: memoryview, stopped: Event) -> None:
+        """Fill `buffer` as `Store.read` does."""
+        self.store.read(name, self.listing[name], start, buffer, stopped)
+
+
+def connect(url: str) -> Store:
+    """Return the store that a URL names, without any request. Raises UsageError if the URL is not supported.
+
+    Credentials, endpoint, region and other settings come from the environment.
+    """
+    from obstore.exceptions import BaseError
+    from obstore.store import from_url
+
+    scheme, store_url = _normalize(url)
+    try:
+        return Store(store_url, from_url(store_url, retry_config=_RETRIES))
+    except BaseError as error:
+        raise UsageError(f"{url}: {first_line(error)}", hint=CREDENTIALS[scheme]) from None
+
+
+def _normalize(url: str) -> tuple[str, str]:
+    """Return the scheme of a URL and its only spelling, by which plans and journals identify a place.
+
+    Raises UsageError if the URL is malformed, not supported, or has credentials, a query or a fragment.
+    """
+    try:
+        url.encode()
+        parts = urlsplit(url)
+    except ValueError:  # not UTF-8, or malformed brackets
+        raise UsageError(f"{url.partition(':')[0]}://...: not a URL", hint=_SUPPORTED) from None
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise UsageError(
+            f"{parts.scheme}://...: a URL with credentials, a query or a fragment: it would be written down in plans",
+            hint="Name bucket and prefix alone; credentials come from the environment.",
+        )
+    if parts.scheme not in VARIABLES or not _BUCKET.fullmatch(parts.netloc):
+        raise UsageError(f"{url}: not a place that is read or written", hint=_SUPPORTED)
+    path = parts.path.rstrip("/")
+    if not {"", ".", ".."}.isdisjoint(path.split("/")[1:]):
+        raise UsageError(f"{url}: a name in it is empty, . or ..", hint="Leave it out: stores take names as they are.")
+    return parts.scheme, f"{parts.scheme}://{parts.netloc}{path}"
+
+
+def open_store(url: str) -> RemoteSource:
+    """Return the checkpoint below a URL, with listing, config, index and headers read.
+
+    Headers are cached until the listing changes. Raises UsageError for a bad URL, and an Unreachable with a hint if the
+    store cannot be read.
+    """
+    store = connect(url)
+    listing = store.files()
+    if not listing:
+        raise NotFound(
+            f"{url}: nothing there", hint="Name the bucket and the prefix under which config.json and the weights are."
+        )
+    source = RemoteSource(StoreFiles(store, listing), store.url, None, listing, {})
+    cache, digest = HeaderCache("stores", store.url), _digest(listing)
+    found = cache.load(digest)
+    if found is None or found.listing != listing:
+        small = read_small(source)
+        found = RemoteHeaders(listing, small | read_headers(source, wanted_headers(source, small)), False)
+        cache.save(digest, found)
+    return replace(source, headers=found.headers)
+
+
+def _listed(entries: "Iterable[ObjectMeta] | Sequence[ObjectMeta]") -> dict[str, Listed]:
+    """Return name → size and ETag. Entries without a name, which some tools write for folders, are left out."""
+    return {
+        entry["path"]: Listed(entry["size"], _quoted(entry["e_tag"], entry["path"]))
+        for entry in entries
+        if entry["path"]
+    }
+
+
+def _quoted(tag: str | None, name: str) -> str:
+    """Return an ETag in quotes, as If-Match needs it: Azure lists them without. Raises BadAnswer if there is none."""
+    if not tag:
+        raise BadAnswer(f"{short_name(name)}: the store gives no ETag, by which a change could be noticed")
+    return tag if tag.endswith('"') else f'"{tag}"'
+
+
+def _digest(listing: Mapping[str, Listed]) -> str:
+    """Return a digest that changes if any object in the listing changes."""
+    digest = xxhash.xxh3_128()
+    for name, listed in sorted(listing.items()):
+        digest.update(f"{name}\0{listed.nbytes}\0{listed.stamp}\0".encode())
+    return digest.hexdigest()

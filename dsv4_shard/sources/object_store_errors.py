@@ -1,0 +1,115 @@
+"""Maps obstore's errors to errors of this package, with hints."""
+
+import re
+
+from dsv4_shard.errors import (
+    AccessRefused,
+    BadAnswer,
+    NotFound,
+    ServerFailed,
+    ShardError,
+    SourceChanged,
+    Throttled,
+    Unreachable,
+)
+from dsv4_shard.text.sanitize import short_name
+
+VARIABLES = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE"}
+"""Scheme → prefix of the environment variables that configure its client."""
+
+CREDENTIALS = {
+    "s3": "Set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION (`aws configure export-credentials --format "
+    "env` prints those of a profile), or AWS_SKIP_SIGNATURE=true for a public bucket.",
+    "gs": "Set GOOGLE_APPLICATION_CREDENTIALS to a file of credentials, or GOOGLE_SKIP_SIGNATURE=true for a public "
+    "bucket.",
+    "az": "Set AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN.",
+}
+
+_STATUS = re.compile(r"non-2xx status code: (\d{3})")
+
+_CODE = re.compile(r"<Code>(\w{1,60})</Code>")
+
+_RETRIED = re.compile(r"after ([1-9]\d*) retries")
+
+_REGION = re.compile(r"region\b[^<]{0,60} is wrong; expecting '([\w-]{1,40})'")
+
+_BROKEN = re.compile(r"\bkind: (Timeout|Connect|Interrupted)\b")
+
+_IDENTITY = re.compile(
+    r"://169\.254\.|/latest/(api/token|meta-data)|/computeMetadata/|/metadata/identity|token request"
+)
+"""Pattern of a failed request to a cloud's metadata service, which gives its machines their credentials."""
+
+_FAILURES = {
+    "Timeout": "no answer in time",
+    "Connect": "no connection",
+    "Interrupted": "connections broke off",
+}
+
+_THROTTLED = ("SlowDown", "TooManyRequests", "RequestLimitExceeded", "ServerBusy")
+
+
+def translate(error: Exception, what: str, place: str) -> ShardError:
+    """Return the error to raise for an error of obstore.
+
+    Its own text is shown only in part, because it has addresses that may contain signatures.
+
+    Args:
+        error: obstore's error.
+        what: The URL that was requested.
+        place: URL of the bucket.
+    """
+    text = str(error)
+    scheme = place.partition(":")[0]
+    found = {key: match[1] for key, pattern in _FOUND.items() if (match := pattern.search(text))}
+    status, code = int(found.get("status", 0)), found.get("code", "")
+    answer = f"{status} {code}".strip()
+    tried = f", after {found['retries']} retries" if "retries" in found else ""
+    if _IDENTITY.search(text):
+        return AccessRefused(f"{what}: no credentials for {scheme}:// are set", hint=CREDENTIALS[scheme])
+    if status in (401, 403):
+        return AccessRefused(f"{what}: {place} refused access ({answer})", hint=CREDENTIALS[scheme])
+    if code == "NoSuchUpload":
+        return ServerFailed(f"{what}: the upload broke off at its end", hint=_AGAIN)
+    if code in ("NoSuchBucket", "ContainerNotFound"):
+        return NotFound(f"{what}: no bucket {place} ({answer})", hint="Check the name, the region and endpoint.")
+    if status == 404 or isinstance(error, FileNotFoundError):
+        return NotFound(f"{what}: not there", hint="It is listed, or was: see what else writes to this place.")
+    if status == 412:
+        return replaced(what)
+    if status == 429 or code in _THROTTLED:
+        return Throttled(f"{what}: {place} answered {answer}{tried}", hint="The store limits how often it is "
+                         "asked. Run again later: what is done is not done again.")  # fmt: skip
+    if status == 408 or status >= 500:
+        return ServerFailed(f"{what}: {place} answered {answer}{tried}", hint=_AGAIN)
+    if "non-partial" in text:
+        return BadAnswer(f"{what}: the server ignores Range: it gave the whole object", hint="Reading from afar needs "
+                         "ranges. Use another endpoint, or download the checkpoint.")  # fmt: skip
+    if "BadScheme" in text:
+        variable = f"{VARIABLES[scheme]}_ALLOW_HTTP"
+        return Unreachable(f"{what}: its endpoint is http://, which is not encrypted", hint=f"Set {variable}=true.")
+    if "region" in found or "redirect without LOCATION" in text:
+        where = f", {found['region']}" if "region" in found else ""
+        return BadAnswer(f"{what}: {place} is in another region{where}", hint="Set AWS_REGION to the bucket's.")
+    if "redirect" in text:
+        return BadAnswer(f"{what}: {place} answered with nothing but redirects", hint="Check endpoint and region.")
+    if broken := found.get("broken"):
+        return ServerFailed(f"{what}: {_FAILURES[broken]}{tried}", hint=f"{_AGAIN} The endpoint is that of "
+                            f"{VARIABLES[scheme]}_ENDPOINT_URL, or the cloud's own.")  # fmt: skip
+    return BadAnswer(f"{what}: {place} answered {answer}" if status else f"{what}: {first_line(error)}")
+
+
+def replaced(what: str) -> SourceChanged:
+    """Return the error for an object that changed since it was listed."""
+    return SourceChanged(f"{what}: replaced by another object since it was listed")
+
+
+_FOUND = {"status": _STATUS, "code": _CODE, "retries": _RETRIED, "region": _REGION, "broken": _BROKEN}
+
+_AGAIN = "Run again when the store answers: what is done is not done again."
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error, without the parts of addresses that may be secret."""
+    line = re.sub(r"\?\S*|^Generic \w+ error: ", "", str(error).partition("\n")[0])
+    return short_name(re.sub(r"://[^\s/]*@", "://", line))

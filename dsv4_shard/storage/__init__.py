@@ -1,0 +1,1 @@
+"""Files and folders that appear complete or not at all: direct I/O, locks, staging, durable renames."""

@@ -1,0 +1,141 @@
+"""Linux calls that Python lacks: uncached reads and writes, fallocate, atomic exchange of two names.
+
+Uncached I/O keeps a copy of hundreds of gigabytes from evicting the page cache of the machine. RWF_DONTCACHE (Linux
+6.14, on file systems that support it) starts writing at once and drops pages after use, except pages that were cached
+before. Without it, read pages are dropped behind the cursor, and written pages after each flush.
+"""
+
+import ctypes
+import errno
+import mmap
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+RWF_DONTCACHE = 0x80
+
+_PAGE = mmap.PAGESIZE
+
+MAX_CALL_BYTES = 1 << 30
+"""Most bytes in one read or write call; Linux itself moves at most 2 GiB."""
+
+_MIN_UNCACHED_BYTES = 16 * _PAGE
+"""Shorter writes go through the cache: a separate call for their whole pages costs more than it saves."""
+
+_DROP_BEHIND_BYTES = 16 << 20
+"""Bytes behind the cursor to drop again: Linux drops a large folio only when its last page has been passed."""
+
+_AT_FDCWD = -100
+
+_RENAME_EXCHANGE = 2
+
+
+class UncachedFile:
+    """Positioned I/O on an open file that bypasses the page cache. Thread-safe, except `flush`.
+
+    The caller closes the descriptor.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._flags = RWF_DONTCACHE
+        self._is_dirty = False
+        self._failure: OSError | None = None
+
+    def read(self, buffer: memoryview, offset: int) -> int:
+        """Read into `buffer` from byte `offset` with one preadv(2); return the bytes read, 0 at the end of the file.
+
+        Raises OSError if the read fails.
+        """
+        flags = self._flags
+        if flags:
+            try:
+                return os.preadv(self.fd, [buffer], offset, flags)
+            except OSError as error:
+                self._disable_flags(flags, error)
+        count = os.preadv(self.fd, [buffer], offset)
+        start = max(0, offset - _DROP_BEHIND_BYTES)
+        os.posix_fadvise(self.fd, start, offset + count - start, os.POSIX_FADV_DONTNEED)
+        return count
+
+    def write(self, data: memoryview, offset: int) -> int:
+        """Write the beginning of `data` at byte `offset` with one pwritev(2); return the bytes written.
+
+        Partial pages at the edges go through the cache. An uncached write would read their other half back from disk,
+        because neighbouring bytes share the page. Raises OSError if the write fails.
+        """
+        end = offset + len(data)
+        first, last = -(-offset // _PAGE) * _PAGE, end // _PAGE * _PAGE
+        flags = self._flags
+        if last - first < _MIN_UNCACHED_BYTES:
+            flags = 0
+        elif flags:
+            flags, end = (0, first) if offset < first else (flags, last)
+        try:
+            return os.pwritev(self.fd, [data[: end - offset]], offset, flags)
+        except OSError as error:
+            self._disable_flags(flags, error)
+            return os.pwritev(self.fd, [data], offset)
+        finally:
+            self._is_dirty = True
+
+    def flush(self) -> None:
+        """Wait until all earlier writes are on disk, then drop their pages. Only one thread at a time may call this.
+
+        Raises OSError if a write failed, then again on each later call: Linux reports a failed write only once, so a
+        second fdatasync would succeed.
+        """
+        if self._is_dirty or self._failure:
+            self._is_dirty = False
+            self._sync(os.fdatasync)
+            os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def fsync(self) -> None:
+        """Make the file's content and metadata durable, even if nothing was written. Raises OSError as `flush` does."""
+        self._sync(os.fsync)
+
+    def _sync(self, call: Callable[[int], None]) -> None:
+        if self._failure:
+            raise self._failure
+        try:
+            call(self.fd)
+        except OSError as error:
+            self._failure = error
+            raise
+
+    def _disable_flags(self, flags: int, error: OSError) -> None:
+        """Stop using `flags` if the file system may not support them; raise any other error."""
+        if not flags or error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise error
+        self._flags = 0
+
+
+def fallocate(fd: int, nbytes: int) -> None:
+    """Reserve disk blocks for the first `nbytes` of a file.
+
+    Raises OSError if the file system cannot reserve. `os.posix_fallocate` would not: glibc then writes to each block.
+    """
+    _call("fallocate", ctypes.c_int(fd), ctypes.c_int(0), ctypes.c_int64(0), ctypes.c_int64(nbytes))
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Swap two names atomically. Raises OSError if the file system cannot."""
+    flags = ctypes.c_uint(_RENAME_EXCHANGE)
+    _call("renameat2", _AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), flags)
+
+
+def _call(name: str, *arguments: Any) -> None:
+    function = getattr(_libc(), name, None)
+    if function is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    while function(*arguments):
+        number = ctypes.get_errno()
+        if number != errno.EINTR:
+            raise OSError(number, os.strerror(number))
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)

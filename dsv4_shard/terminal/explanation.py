@@ -1,0 +1,55 @@
+"""What `explain` prints: what an engine said, what broke, and the way out."""
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from dsv4_shard.terminal.text import heading, item, title, to_copy
+
+if TYPE_CHECKING:
+    from dsv4_shard.diagnosis.explanation import Case, Explanation
+
+
+def show_explanation(console: Console, explanation: "Explanation") -> None:
+    """What an engine said, what broke, and the way out."""
+    message = explanation.message
+    if message is None:
+        title(console, "not recognised")
+        item(console, str(explanation.hint))
+        return
+    often = f", {message.times:,} times" if message.times > 1 else ""
+    where = f" (line {message.line:,}{often})" if explanation.lines > 1 else ""
+    said = ", ".join(explanation.engines)
+    title(console, f"{said}{where}")
+    item(console, message.text, "red")
+    heading(console, "What broke")
+    for line in explanation.meaning:
+        item(console, line)
+    if explanation.cases:
+        item(console, f"in {_case(explanation.cases[0])}", "dim")
+    for case in explanation.cases[1:]:
+        item(console, f"or {case.module}: {case.arithmetic}, in {_case(case)}", "dim")
+    if explanation.remedies:
+        heading(console, "Ways out")
+    for remedy in explanation.remedies:
+        item(console, remedy)
+    way = explanation.way
+    if way is not None:
+        heading(console, f"By the rules, {way.options} {'runs, with' if way.runs else 'does not run'}")
+        for note in way.notes:
+            item(console, note)
+        if way.command is not None:
+            to_copy(console, "".join(f"{key}={value} " for key, value in way.environment.items()) + way.command)
+        for near in way.nearest:
+            item(console, f"nearest that runs: {near}")
+        heading(console, "Next")
+        to_copy(console, way.next)
+    if explanation.also:
+        heading(console, "Also found, and said later or less grave")
+        for other in explanation.also:
+            item(console, f"line {other.line:,}: {other.text}", "dim")
+
+
+def _case(case: "Case") -> str:
+    guess = f" ({' and '.join(case.guessed)}: a guess)" if case.guessed else ""
+    return f"{case.model} with {case.options}{guess}"

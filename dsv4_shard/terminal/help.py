@@ -1,0 +1,163 @@
+"""The help of the commands: options in groups, examples, exit codes; and which option was meant by one there is not.
+
+Typer's own groups are boxes of rich, in which commands cannot be copied, and help would take twice as long to come.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from typer.core import TyperCommand, TyperGroup
+
+from dsv4_shard.errors import ExitCode
+from dsv4_shard.text.sanitize import clean
+from dsv4_shard.text.suggest import near
+
+EXIT_CODES = {
+    ExitCode.DONE: "done",
+    ExitCode.NO: "a result that says no",
+    ExitCode.USAGE: "usage",
+    ExitCode.CHECKPOINT: "bad checkpoint",
+    ExitCode.IO: "I/O",
+    ExitCode.NETWORK: "not reachable",
+    ExitCode.INTERRUPTED: "interrupted",
+}
+
+NO = {
+    "inspect": None,
+    "plan": "the layout does not run; with --gpus: none does",
+    "report": None,
+    "reshard": "the layout does not run, or nodes wrote what they should not",
+    "merge": None,
+    "verify": "something differs, or the folder holds no result",
+    "explain": "nothing in it is known",
+    "demo": None,
+}
+"""What exit code 1 means of a command; None where it does not end so."""
+
+EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
+    "inspect": (
+        ("A folder, or a repository on the Hub, of which only headers are read", "DeepSeek-V4-Pro"),
+        ("", "deepseek-ai/DeepSeek-V4-Pro"),
+        ("What runs at TP 8 and 16 on a GPU, with the bytes of a rank", "DeepSeek-V4-Pro --tp 8,16 --gpu h20-96"),
+    ),
+    "plan": (
+        ("A layout, and the plan as a file for reshard", "DeepSeek-V4-Pro --tp 16 --gpu h20-96 -o plan.json"),
+        ("Every layout on 16 GPUs, the lightest first", "DeepSeek-V4-Pro --gpus 16 --gpu h20-96"),
+        ("The same of two engines only", "DeepSeek-V4-Pro --gpus 16 --engine sglang,vllm"),
+        ("Another engine, then what differs", "DeepSeek-V4-Pro --tp 16 --engine vllm -o vllm.json"),
+        ("", "--compare plan.json vllm.json"),
+    ),
+    "report": (
+        ("Of a plan, of a layout, of all layouts, of a checkpoint", "plan.json"),
+        ("", "DeepSeek-V4-Pro --tp 16 --gpu h20-96 -o pro.html"),
+        ("", "DeepSeek-V4-Pro --gpus 16 --gpu h20-96"),
+        ("", "DeepSeek-V4-Pro"),
+    ),
+    "reshard": (
+        ("What would be written for a plan; then write it", "DeepSeek-V4-Pro shards --plan plan.json --dry-run"),
+        ("", "DeepSeek-V4-Pro shards --plan plan.json"),
+        ("Without a plan file, from the Hub", "deepseek-ai/DeepSeek-V4-Pro vllm16 --tp 16 --engine vllm"),
+        ("The ranks of one node only", "DeepSeek-V4-Pro node0 --plan plan.json --ranks 0-7"),
+    ),
+    "merge": (
+        ("A checkpoint again, byte by byte as it was", "shards DeepSeek-V4-Pro-merged"),
+    ),
+    "verify": (
+        ("Against the manifest: is every byte as it was written?", "shards"),
+        ("Against the checkpoint: is every byte where it belongs?", "shards --against DeepSeek-V4-Pro --numerics"),
+    ),
+    "explain": (
+        ("A message", '"assert intermediate_size % self.moe_tp_size == 0"'),
+        ("A log; also `sglang serve ... 2>&1 | dsv4-shard explain`", "server.log"),
+        ("Held against a checkpoint of your own", "server.log --repo DeepSeek-V4-Pro"),
+    ),
+    "demo": (
+        ("In the folder dsv4-demo, which is made", ""),
+    ),
+}  # fmt: skip
+"""Command → what an example is of (nothing: of the same as the one before), and its arguments."""
+
+
+class HelpCommand(TyperCommand):
+    """A command as this module shows it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return _parsed(super().parse_args, ctx, args)
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Without the braces that Typer puts around what is required: `REPO OUT`, as all texts have it."""
+        return [re.sub("[{}]", "", piece) for piece in super().collect_usage_pieces(ctx)]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        for heading, records in grouped(self, ctx):
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Examples"):
+            for line in examples_of(str(self.name)):
+                formatter.write(f"  {line}\n" if line else "\n")
+        with formatter.section("Exit codes"):
+            formatter.write_dl(exit_codes_of(str(self.name)))
+
+
+class HelpGroup(TyperGroup):
+    """All commands."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return _parsed(super().parse_args, ctx, args)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Exit codes"):
+            formatter.write_dl([(str(code.value), meaning) for code, meaning in EXIT_CODES.items()])
+
+
+def grouped(command: Any, ctx: Any) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Headings, each with the names and texts of what stands below it: arguments first, options of no group last."""
+    groups: dict[str, list[tuple[str, str]]] = {"Arguments": []}
+    last: list[tuple[str, str]] = []
+    for param in command.get_params(ctx):
+        record = param.get_help_record(ctx)
+        if record is not None:
+            is_argument = param.param_type_name == "argument"
+            heading = "Arguments" if is_argument else getattr(param, "rich_help_panel", None)
+            name = param.metavar if is_argument else record[0]
+            (groups.setdefault(heading, []) if heading else last).append((name, _text(record[1])))
+    return [(heading, records) for heading, records in (*groups.items(), ("Options", last)) if records]
+
+
+def examples_of(command: str) -> Iterator[str]:
+    """Lines: what it is of as a comment, the command below it, a blank line between two."""
+    for number, (what, arguments) in enumerate(EXAMPLES[command]):
+        if what and number:
+            yield ""
+        if what:
+            yield f"# {what}"
+        yield f"dsv4-shard {command} {arguments}".rstrip()
+
+
+def exit_codes_of(command: str) -> list[tuple[str, str]]:
+    """Each code with what it means of this command."""
+    said = EXIT_CODES | {ExitCode.NO: NO[command]}
+    return [(str(code.value), meaning) for code, meaning in said.items() if meaning]
+
+
+def _parsed(parse: Callable[[Any, list[str]], list[str]], ctx: Any, args: list[str]) -> list[str]:
+    """What `parse` gives; of an option that there is not, the error names the nearest that there is."""
+    try:
+        return parse(ctx, args)
+    except Exception as error:
+        if hasattr(error, "possibilities") and hasattr(error, "option_name"):  # Typer keeps its class to itself
+            options = [name for param in ctx.command.get_params(ctx) for name in param.opts if name.startswith("--")]
+            meant = near(error.option_name, options)
+            if meant:
+                error.possibilities = None
+                error.message = f"No such option: {clean(error.option_name)}. Did you mean {' or '.join(meant)}?"  # type: ignore[attr-defined]
+        raise
+
+
+def _text(text: str) -> str:
+    """Help without the least number of what counts from one, and without brackets in brackets."""
+    text = re.sub(r"  \[x>=1\]$|; x>=1(?=\]$)", "", text)
+    return re.sub(r"\[default: \((.*)\)\]$", r"[default: \1]", text)

@@ -1,0 +1,155 @@
+"""What `inspect` prints of a known family: identity, roles, findings, what divides, the TP matrix."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from dsv4_shard.checkpoint.findings import Severity
+from dsv4_shard.engines.registry import find_engine
+from dsv4_shard.planning.make_plan import MEMORY_RULE
+from dsv4_shard.terminal.tables import Table
+from dsv4_shard.terminal.text import heading, item, title
+from dsv4_shard.text.units import counted, quotient, size
+
+if TYPE_CHECKING:
+    from dsv4_shard.inspection.known_family import DimensionRow, Inspection, InspectionFinding, MatrixCell
+
+_MARKS = {"works": ("yes", "green"), "with-options": ("yes*", "yellow"), "no": ("no", "red"), "unknown": ("?", "dim")}
+
+_OTHERWISE = ("no*", "yellow")
+
+_FOOTNOTES = {
+    "yes*": "runs, as `plan --tp N` plans it, with what is named here for defaults",
+    "no*": "does not run as it is, but on as many GPUs with what is named here",
+}
+
+_SEVERITY_STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}
+
+
+def show_inspection(console: Console, inspection: "Inspection") -> None:
+    """Identity, roles, findings, what divides, and the TP matrix."""
+    _show_identity(console, inspection)
+    heading(console, "Tensors by role")
+    roles = Table("module", "part", "tensors", "bytes", "dtype", "block", right=(2, 3))
+    for row in inspection.roles:
+        roles.add(row.module, row.part, f"{row.tensors:,}", size(row.bytes), row.dtype, row.block or "")
+    roles.show(console)
+    show_findings(console, inspection.findings, "every layer, expert, scale and block is there and fits")
+    if inspection.dimensions:
+        _show_dimensions(console, inspection.dimensions)
+        _show_matrix(console, inspection.matrix, inspection.gpu)
+        if inspection.gpu is not None:
+            _show_weights(console, inspection.matrix)
+
+
+def show_findings(console: Console, findings: "tuple[InspectionFinding, ...]", none: str) -> None:
+    """What is wrong or odd, by how grave it is; `none` is what can be said where nothing is."""
+    heading(console, "Findings")
+    for finding in findings:
+        item(console, f"{finding.severity}: {finding.message}", _SEVERITY_STYLES[finding.severity])
+    if not findings:
+        item(console, f"none: {none}")
+
+
+def _show_identity(console: Console, inspection: "Inspection") -> None:
+    it = inspection.identity
+    revision = f" @ {it.revision[:12]}" if it.revision else ""
+    title(console, it.label + revision)
+    held = f"{counted(it.tensors, 'tensor')} in {counted(it.files, 'file')}"
+    item(console, f"{it.family} ({it.model_type}): {held}, {size(it.bytes)}")
+    kinds = _known((it.hash_layers, "{} hash-routed"), (it.dense_layers, "{} dense"))
+    layers = f"{it.layers} layers" + (f" ({', '.join(kinds)})" if kinds else "")
+    draft = f"{it.mtp_blocks} {'DSpark' if it.dspark else 'MTP'}"
+    item(console, f"{layers}, {draft}, hidden {it.hidden_size}, vocabulary {it.vocab_size}")
+    item(
+        console,
+        f"{it.routed_experts} routed experts ({it.experts_per_token} per token) and {it.shared_experts} shared, "
+        f"intermediate size {it.moe_intermediate_size}",
+    )
+    heads = f"{it.attention_heads} heads" + (f" of {it.head_dim}" if it.head_dim is not None else "")
+    item(console, ", ".join([heads, *_known((it.o_groups, "{} output groups"), (it.index_heads, "{} index heads"))]))
+
+
+def _known(*facts: tuple[int | None, str]) -> list[str]:
+    """What a family has, in words."""
+    return [words.format(number) for number, words in facts if number is not None]
+
+
+def _show_dimensions(console: Console, dimensions: "tuple[DimensionRow, ...]") -> None:
+    tps = [share.tp for share in dimensions[0].shares]
+    heading(console, "Whole units per rank, by TP (blocks where the weight is quantized)")
+    table = Table("dimension", "units", *(str(tp) for tp in tps), right=range(1, len(tps) + 2))
+    for dimension in dimensions:
+        unit = f" /{dimension.unit}" if dimension.unit > 1 else ""
+        cells = [
+            Text(quotient(share.units_per_rank) + ("" if share.whole else "!"),
+                 style="" if share.whole else "red")
+            for share in dimension.shares
+        ]  # fmt: skip
+        table.add(f"{dimension.name}{unit}", str(dimension.units), *cells)
+    table.show(console)
+    item(console, "! does not divide, in the weight or in its scale", "dim")
+
+
+def _show_matrix(console: Console, matrix: "tuple[MatrixCell, ...]", gpu: str | None) -> None:
+    tps = list(dict.fromkeys(cell.tp for cell in matrix))
+    cells = {(cell.engine, cell.tp): cell for cell in matrix}
+    heading(console, f"What runs, by TP{f', on {gpu}' if gpu else ''}")
+    table = Table("engine", *(str(tp) for tp in tps), right=range(1, len(tps) + 1))
+    for engine in dict.fromkeys(cell.engine for cell in matrix):
+        marks = [_mark(cells[engine, tp]) for tp in tps]
+        table.add(_short(engine), *(Text(mark, style=style) for mark, style in marks))
+    table.show(console)
+    for mark, footnote in _FOOTNOTES.items():
+        if any(_mark(cell)[0] == mark for cell in matrix):
+            item(console, f"{mark} {footnote}", "dim")
+    if gpu is None:
+        item(console, "memory is not looked at: name the GPU with --gpu", "dim")
+    for engine in dict.fromkeys(cell.engine for cell in matrix):
+        for line, numbers in _merge(cells[engine, tp] for tp in tps).items():
+            item(console, f"{_short(engine)} TP {', '.join(map(str, numbers))}: {line}")
+
+
+def _show_weights(console: Console, matrix: "tuple[MatrixCell, ...]") -> None:
+    tps = list(dict.fromkeys(cell.tp for cell in matrix))
+    weights = {(cell.engine, cell.tp): cell.bytes_per_rank for cell in matrix}
+    heading(console, "GiB of weights a rank, with the options that are named")
+    table = Table("engine", *(str(tp) for tp in tps), right=range(1, len(tps) + 1))
+    for engine in dict.fromkeys(cell.engine for cell in matrix):
+        held = [weights[engine, tp] for tp in tps]
+        table.add(_short(engine), *("-" if nbytes is None else f"{nbytes / (1 << 30):.1f}" for nbytes in held))
+    table.show(console)
+
+
+def _short(engine: str) -> str:
+    """What an engine is called in a narrow column."""
+    found = find_engine(engine)
+    return found.short_title or found.title
+
+
+def _mark(cell: "MatrixCell") -> tuple[str, str]:
+    """The verdict as a sign and its style: whether TP alone runs, or only other options on as many GPUs."""
+    return _OTHERWISE if cell.otherwise else _MARKS[cell.verdict]
+
+
+def _merge(cells: "Iterable[MatrixCell]") -> dict[str, list[int]]:
+    """One line for neighbouring TPs of which the same is to be said."""
+    lines: dict[str, list[int]] = {}
+    cells = list(cells)
+    too_large = [cell for cell in cells if cell.rule == MEMORY_RULE and not cell.how]
+    for cell in cells:
+        if cell in too_large:
+            of = f"TP {too_large[-1].tp}: " if len(too_large) > 1 else ""
+            lines.setdefault(f"too large; {of}{too_large[-1].reason}", []).append(cell.tp)
+        elif cell.verdict == "with-options" and not cell.otherwise:
+            for note in cell.notes:
+                lines.setdefault(f"* {note}", []).append(cell.tp)
+        elif cell.verdict == "unknown":
+            lines.setdefault(str(cell.reason), []).append(cell.tp)
+        elif cell.reason is not None:
+            way = f"; * runs as {cell.how}" if cell.how else ""
+            of = f"{cell.module}: " if cell.module else ""
+            lines.setdefault(f"{of}{cell.reason}{way}", []).append(cell.tp)
+    return lines

@@ -1,0 +1,161 @@
+"""Options and arguments of the commands, as Typer takes them: name, limits, help, and what completes them."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from dsv4_shard.catalog.option import Field, Option, Options, fields_of
+from dsv4_shard.terminal import completion
+from dsv4_shard.text.suggest import as_option
+
+R = TypeVar("R")
+
+GIVEN = "given"
+"""The parameter of a command that gets its options: those on the command line, by their names in Python."""
+
+# --- the options of a dataclass --------------------------------------------------------------------------------------
+
+
+def takes(options: type[Options]) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """Give a command the options that a dataclass lists, in place of its parameter `given`.
+
+    An option that the command has as a parameter of its own keeps the type and the default that it has there.
+    """
+    fields = {field.name: field for field in fields_of(options)}
+
+    def decorate(command: Callable[..., R]) -> Callable[..., R]:
+        own = inspect.signature(command, eval_str=True).parameters
+        others = [name for name in fields if name not in own]
+
+        @functools.wraps(command)
+        def run(context: typer.Context, **values: Any) -> R:
+            given = {name: values.pop(name) for name in others}
+            values[GIVEN] = {name: value for name, value in given.items() if is_given(context, name)}
+            return command(**values | ({"context": context} if "context" in own else {}))
+
+        shown = [_parameter("context", typer.Context)]
+        for name, parameter in own.items():
+            if name == GIVEN:
+                shown += (_of_field(field, own.get(field.name)) for field in fields.values())
+            elif name not in fields and name != "context":
+                shown.append(_parameter(name, parameter.annotation, parameter.default))
+        run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
+        return run
+
+    return decorate
+
+
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether an option or argument stands on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _of_field(field: Field, own: inspect.Parameter | None) -> inspect.Parameter:
+    """The option as a parameter, with the type and default of the command's `own`, if it has one.
+
+    The verb itself says that an option must be given.
+    """
+    if own is not None:
+        return _parameter(field.name, _annotated(own.annotation, field), own.default)
+    default = None if field.is_required else field.default
+    kind = field.option.typed or next(kind for kind in (bool, int, Path, str) if kind in field.kinds)
+    return _parameter(field.name, _annotated(kind | None if default is None else kind, field), default)
+
+
+def _annotated(kind: Any, field: Field) -> Any:
+    option = field.option
+    least = option.least if kind in (int, int | None) else None
+    names = [as_option(field.name), *([option.short] if option.short else [])]
+    info = typer.Option(
+        *names, metavar=option.metavar, min=least, rich_help_panel=option.panel, help=option.help,
+        show_default=option.shows or True, autocompletion=_completion(option),
+    )  # fmt: skip
+    return Annotated[kind, info]
+
+
+def _completion(option: Option) -> Callable[..., Any] | None:
+    if option.completion is not None:
+        found: Callable[..., Any] = getattr(completion, option.completion)
+        return found
+    if option.choices is not None:
+        return completion.of_choices(option.choices)
+    return completion.of_engine(option.of_engine) if option.of_engine is not None else None
+
+
+# --- what is read, and how it is answered --------------------------------------------------------------------------
+
+RepoArg = Annotated[
+    str,
+    typer.Argument(
+        metavar="REPO",
+        autocompletion=completion.repos,
+        help="The checkpoint: a folder, org/name[@revision] on the Hub, or s3://, gs://, az://.",
+    ),
+]
+
+DefaultRepoArg = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="REPO",
+        autocompletion=completion.repos,
+        show_default="the current folder, else the one last inspected",
+        help="The checkpoint: a folder, org/name[@revision] on the Hub, or s3://, gs://, az://.",
+    ),
+]
+
+SourceArg = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        autocompletion=completion.sources,
+        help="A plan file (*.json), or a checkpoint as `inspect` takes it.",
+    ),
+]
+
+RanksArg = Annotated[
+    str, typer.Argument(metavar="RANKS", help="Folder of rank shards: reshard's, or DeepSeek's converter's.")
+]
+
+ResultsArg = Annotated[
+    list[Path],
+    typer.Argument(metavar="OUT", help="A folder that reshard made, or those of shares, as one result."),
+]
+
+TextArg = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="TEXT",
+        show_default="what is piped in",
+        help="What the engine printed, or its log: a file, or - for stdin.",
+    ),
+]
+
+DemoArg = Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to put the demo's files.")]
+
+JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+# --- what is planned -----------------------------------------------------------------------------------------------
+
+CompareOpt = Annotated[
+    tuple[Path, Path] | None,
+    typer.Option("--compare", metavar="FILE FILE", help="Plan nothing: say what differs between two plan files."),
+]
+
+# --- what is written, and where ------------------------------------------------------------------------------------
+
+OutArg = Annotated[
+    str,
+    typer.Argument(metavar="OUT", help="Folder to make, or s3://, gs://, az://; a result only when it is complete."),
+]
+
+OutFolderArg = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; appears only when it is complete.")]

@@ -1,0 +1,161 @@
+"""Signals, exit codes, error printing, open-file limit."""
+
+import errno
+import functools
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from types import FrameType
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+import typer
+
+from dsv4_shard.catalog.verb import Hint
+from dsv4_shard.errors import ExitCode, ShardError, WriteFailed
+from dsv4_shard.text.sanitize import clean, short
+from dsv4_shard.text.suggest import as_option
+
+_OPEN_FILES = 1 << 16
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""What writing to standard output fails with. Files of ours that cannot be written raise WriteFailed."""
+
+_ARGUMENTS = {"source": "SOURCE", "text": "TEXT", "out": "OUT", "folders": "OUT"}
+"""Parameters of the verbs that are arguments of the commands, and are no option of any."""
+
+P = ParamSpec("P")
+
+R = TypeVar("R")
+
+
+def reported(function: Callable[P, R]) -> Callable[P, R]:
+    """Turn a ShardError into its message, its hint and its exit code; anything else is a bug and keeps its trace.
+
+    Under `main`, signals raise something only in here: a command may have something to save.
+    """
+
+    @functools.wraps(function)
+    def command(*args: P.args, **kwargs: P.kwargs) -> R:
+        outermost = any(signal.getsignal(number) is handler for number, handler in OUTSIDE.items())
+        try:
+            try:
+                if outermost:
+                    handle_signals(_INSIDE)
+                try:
+                    return function(*args, **kwargs)
+                finally:
+                    sys.stdout.flush()  # what cannot be printed is an error of the command, not of Python's end
+            except Exception as error:
+                signalled = _signalled(error)
+                if signalled is None or isinstance(error, typer.Exit):
+                    raise
+                raise signalled from None
+            finally:
+                if outermost:
+                    handle_signals(OUTSIDE)
+        except ShardError as error:
+            _fail(error)
+        except KeyboardInterrupt as error:
+            if outermost:
+                handle_signals(_SAID)
+            print("interrupted", file=sys.stderr)
+            _print_notes(error)
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
+        except SystemExit as error:
+            _print_notes(error)
+            raise
+        except BrokenPipeError:  # whoever read our output has gone
+            _turn_away_stdout()
+            raise typer.Exit(ExitCode.DONE) from None
+        except OSError as error:
+            if error.filename is not None or error.errno not in _FULL:
+                raise
+            _turn_away_stdout()
+            _fail(WriteFailed(f"standard output: {error.strerror}"))
+
+    return command
+
+
+def _signalled(error: Exception) -> BaseException | None:
+    """What a signal raised, if that is what an error came of, with the error's notes.
+
+    What is closed in mid-work may raise an error of its own (zipfile does), and up to Python 3.11 so does a class in
+    the making.
+    """
+    behind: BaseException | None = error
+    while behind is not None and not isinstance(behind, KeyboardInterrupt | SystemExit):
+        behind = behind.__cause__ or behind.__context__
+    if behind is not None:
+        for note in getattr(error, "__notes__", ()):
+            behind.add_note(note)
+    return behind
+
+
+def _turn_away_stdout() -> None:
+    """Python would complain once more when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fail(error: ShardError) -> NoReturn:
+    print(f"error: {clean(error.spelled(_as_given))}", file=sys.stderr)
+    if error.hint:
+        print(f"  {clean(error.hint)}", file=sys.stderr)
+    _print_notes(error)
+    raise typer.Exit(error.exit_code)
+
+
+def _as_given(name: str, value: object) -> str:
+    """A parameter as the command line has it; `...` stands for its name alone."""
+    word = _ARGUMENTS.get(name) or as_option(name)
+    return word if value is ... else f"{word} {short(value)}"
+
+
+def _print_notes(error: BaseException) -> None:
+    """What is left behind after an error, if anything. A hint is printed already, in words of the command line."""
+    for note in getattr(error, "__notes__", ()):
+        if isinstance(note, Hint):
+            continue
+        print(f"  {clean(note)}", file=sys.stderr)
+
+
+# --- the process ---------------------------------------------------------------------------------------------------
+
+
+def _on_sigterm(*_: object) -> NoReturn:
+    """Leave as after an error, so that what was done is saved."""
+    sys.exit(128 + signal.SIGTERM)
+
+
+def _on_interrupt(number: int, frame: object) -> NoReturn:
+    """Say so, and leave before anybody prints a trace."""
+    os.write(2, b"interrupted\n")
+    _leave(number, frame)
+
+
+def _leave(number: int, _: object) -> NoReturn:
+    os._exit(128 + number)
+
+
+_INSIDE = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _on_sigterm}
+
+OUTSIDE = {signal.SIGINT: _on_interrupt, signal.SIGTERM: _leave}
+"""Outside of commands nothing is begun, or all has ended."""
+
+_SAID = {signal.SIGINT: _leave}
+
+
+def handle_signals(handlers: Mapping[signal.Signals, Callable[[int, FrameType | None], Any]]) -> None:
+    """Handle signals so from now on, but for those that are ignored: we are in the background."""
+    for number, handler in handlers.items():
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def allow_open_files() -> None:
+    """Raise the soft limit: a run holds the checkpoint's files and the ranks' open, which may be hundreds."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,0 +1,73 @@
+"""What `plan --gpus` prints: the layouts that run, best first."""
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from dsv4_shard.terminal.tables import Table
+from dsv4_shard.terminal.text import heading, item, title, to_copy
+from dsv4_shard.text.units import binary_unit, counted
+
+if TYPE_CHECKING:
+    from dsv4_shard.planning.search import Search
+
+_LAYOUTS_SHOWN = 12
+
+
+def show_search(console: Console, found: "Search") -> None:
+    """The layouts, best first, what the numbers are, and the command that plans the best."""
+    kind = f"{found.gpu} " if found.gpu else ""
+    searched = ", ".join(found.engines) or "no engine is known well enough to search"
+    title(console, f"{counted(found.gpus, f'{kind}GPU')}: {searched}")
+    for reason in found.unknown:
+        item(console, f"not known: {reason}", "yellow")
+    if not found.engines:
+        return
+    heading(console, "Layouts that run" if found.best else "Nothing runs" if not found.layouts else "Nothing fits")
+    if found.layouts:
+        _show_layouts(console, found)
+    for way in found.elsewhere:
+        item(console, f"{counted(way.gpus, f'{way.gpu} GPU' if way.gpu else 'GPU')} would do: {way.options}")
+    if not found.best and not found.elsewhere:
+        item(console, "nor was anything found on more, fewer or other GPUs")
+    if found.command:
+        heading(console, "Plan the first")
+        to_copy(console, found.command)
+
+
+def _show_layouts(console: Console, found: "Search") -> None:
+    columns = ("engine", "TP", "EP", "DP", "shared", "weights", "tokens", "whole", "sent", "+", "takes")
+    table = Table(*columns, right=(1, 2, 3, 5, 6, 7, 8, 9))
+    first = found.layouts[0]
+    name, unit = binary_unit(first.weight_bytes)
+    for row in found.layouts[:_LAYOUTS_SHOWN]:
+        deployment, sent = row.deployment, row.sent_bytes_per_token_and_layer
+        tokens = "?" if row.tokens_at_most is None else f"{row.tokens_at_most * row.groups / 1e6:.2f}"
+        numbers = (
+            f"{row.weight_bytes / unit:.1f}{'' if row.fits else '!'}",
+            tokens,
+            f"{(row.replicated_bytes + row.padding_bytes) / unit:.2f}",
+            "?" if sent is None else f"{sent / 1e3:.0f}",
+            str(len(row.also)),
+        )
+        parallel = map(str, (deployment.tp, deployment.ep, deployment.dp))
+        asked = (row.request.runner, row.request.a2a, row.request.shared_experts)
+        takes = ", ".join(name for name in asked if name not in (None, "auto"))
+        table.add(deployment.engine, *parallel, deployment.shared, *numbers, takes)
+    table.show(console)
+    more = len(found.layouts) - _LAYOUTS_SHOWN
+    if more > 0:
+        item(console, f"and {more} more (--json has all, with their options)")
+    room = f" of {(first.weight_bytes + first.left_bytes) / unit:.1f}" if first.left_bytes is not None else ""
+    ranked = {found.rank_by: ", by which rows are ranked"}
+    for line in (
+        f"weights: {name} on the fullest GPU{room}{ranked.get('weights', '')}; ! does not fit",
+        "tokens: millions of KV cache that would fill the rest, in all attention groups: at most; ? not known"
+        + ranked.get("tokens", ""),
+        f"whole: {name} that every GPU has whole, or as zeros for padding, within weights",
+        "sent: kB by all GPUs together for one token in one layer, by formula" + ranked.get("sent", ""),
+        "+: other runners, all-to-all backends or EP that weigh the same",
+        "takes: the --runner, --a2a or --shared-experts to ask for; nothing: what the plan takes by itself. "
+        "None of these is a speed.",
+    ):
+        item(console, line, "dim")

@@ -1,0 +1,77 @@
+"""What `verify` prints: accounts, problems, and one verdict."""
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from dsv4_shard.catalog.rank_ranges import say_ranks
+from dsv4_shard.terminal.text import item, paragraph, title
+from dsv4_shard.text.units import counted, size
+
+if TYPE_CHECKING:
+    from dsv4_shard.verification.documents import Numerics, Problem, SharesVerification, Verification
+
+_PROBLEMS_SHOWN = 20
+
+
+def show_verification(console: Console, verification: "Verification", numerics: "Numerics | None") -> None:
+    """Verdict, accounts, problems."""
+    _show_verified(console, verification)
+    _show_verdict(console, verification.ok, numerics)
+
+
+def show_together(console: Console, together: "SharesVerification", numerics: "Numerics | None") -> None:
+    """Each folder's accounts and problems, those of all together, and one verdict."""
+    for verification in together.folders:
+        _show_verified(console, verification)
+    held = f"{say_ranks(together.ranks)} of {together.world}"
+    title(console, f"together: {held}, layout {together.layout}")
+    if together.missing:
+        item(console, f"{say_ranks(together.missing)} of {together.world}: in none of these folders", "yellow")
+    _show_problems(console, together.problems)
+    _show_verdict(console, together.ok, numerics)
+
+
+def _show_verified(console: Console, verification: "Verification") -> None:
+    held = (
+        f"{counted(verification.files, 'file')}, {counted(verification.tensors, 'tensor')}, {size(verification.bytes)}"
+    )
+    against = f", against {verification.against}" if verification.against else ", against its manifest"
+    title(console, f"{verification.folder}: {held}{against}")
+    if len(verification.ranks) < verification.world:
+        item(console, f"{say_ranks(verification.ranks)} of {verification.world}")
+    for fate, count in verification.accounts.items():
+        if fate != "left out":  # told by their reasons
+            item(console, f"{count:,} source tensors {fate}")
+    for reason, count in verification.left_out.items():
+        item(console, f"{count:,} source tensors left out: {reason}", "dim")
+    for note in verification.notes:
+        item(console, f"note: {note}", "dim")
+    _show_problems(console, verification.problems)
+
+
+def _show_problems(console: Console, problems: "tuple[Problem, ...]") -> None:
+    for problem in problems[:_PROBLEMS_SHOWN]:
+        place = ": ".join(part for part in (problem.file, problem.tensor) if part)
+        item(console, f"{place}: {problem.message}", "red")
+    hidden = len(problems) - _PROBLEMS_SHOWN
+    if hidden > 0:
+        item(console, f"and {hidden:,} more problems (--json lists them)", "red")
+
+
+def _show_verdict(console: Console, ok: bool, numerics: "Numerics | None") -> None:
+    if numerics is not None:
+        _show_numerics(console, numerics)
+    bad = not ok or (numerics is not None and not numerics.ok)
+    paragraph(console, "NOT what was written" if bad else "all as it should be", "red" if bad else "green")
+
+
+def _show_numerics(console: Console, numerics: "Numerics") -> None:
+    item(
+        console,
+        f"layer {numerics.layer}: {len(numerics.experts)} routed experts and the shared one ({numerics.shared_experts} "
+        f"on each of {numerics.ranks} ranks) add up to the unsharded layer, relative error {numerics.error_once:.1e}",
+        "" if numerics.ok else "red",
+    )
+    if numerics.ranks > 1 and numerics.shared_experts == "whole":
+        item(console, f"(counted {numerics.ranks} times, the error would be {numerics.error_on_every_rank:.1e})", "dim")

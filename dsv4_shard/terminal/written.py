@@ -1,0 +1,113 @@
+"""What `reshard`, `merge` and `report` print: what was written, or would be, and where."""
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from dsv4_shard.catalog.rank_ranges import say_ranks
+from dsv4_shard.engines.registry import title_of
+from dsv4_shard.terminal.tables import Table
+from dsv4_shard.terminal.text import item, paragraph, title
+from dsv4_shard.text.units import counted, size
+
+if TYPE_CHECKING:
+    from dsv4_shard.destinations.documents import ClusterOutcome, Uploaded
+    from dsv4_shard.destinations.folder import WouldWrite
+    from dsv4_shard.reassembly.merge_job import Merged
+    from dsv4_shard.reporting.report import Report
+    from dsv4_shard.sharding.outcome import Outcome, Written
+
+
+def show_dry_run(console: Console, would: "WouldWrite") -> None:
+    """What reshard would write."""
+    job, needed, free = would.job, would.nbytes, would.free
+    title(console, f"Would write into {would.out}")
+    table = Table("file", "tensors", "bytes", right=(1, 2))
+    for file in job.recipe.files:
+        table.add(file.name, f"{len(file.tensors):,}", f"{file.nbytes:,}")
+    for name, content in sorted(job.companions.items()):
+        table.add(name, "", f"{len(content):,}")
+    table.show(console)
+    missing = max(0, needed - free)
+    short = f": {size(missing)} missing" if missing else ""
+    item(console, f"needed: {size(needed)}, free: {size(free)}{short}", "red" if missing else "")
+    if job.nbytes > needed:
+        item(console, f"links to the checkpoint's own files: {size(job.nbytes - needed)} more")
+    for reason, count in Counter(job.recipe.left_out.values()).items():
+        item(console, f"{count:,} source tensors left out: {reason}")
+
+
+def show_merge(console: Console, merged: "Merged", seconds: float) -> None:
+    """What merge wrote, and in what it is not the checkpoint that the ranks were made from."""
+    _show_written(console, merged, seconds, "file")
+    paragraph(console, f"into {merged.out}")
+    for note in merged.notes:
+        item(console, note, "yellow" if merged.changes else "")
+
+
+def show_outcome(console: Console, outcome: "Outcome", seconds: float) -> None:
+    """What reshard wrote, and where."""
+    _show_written(console, outcome, seconds, "rank file")
+    held = f", which holds {say_ranks(outcome.ranks)} of {outcome.world}" if len(outcome.ranks) < outcome.world else ""
+    paragraph(console, f"into {outcome.out}{held}")
+
+
+def _show_written(console: Console, outcome: "Written", seconds: float, file: str) -> None:
+    rate = (outcome.bytes - outcome.bytes_resumed) / seconds if seconds else 0
+    paragraph(
+        console,
+        f"wrote {counted(outcome.files, file)}, {size(outcome.bytes)} in {seconds:.1f} s ({size(int(rate))}/s)",
+    )
+    if outcome.bytes_resumed:
+        item(console, f"{size(outcome.bytes_resumed)} of it was there from an earlier run")
+    if outcome.linked:
+        item(console, f"{outcome.linked} more are links to the checkpoint's own files")
+    if outcome.intact:
+        item(console, f"{counted(outcome.intact, 'file')} came whole, with the SHA-256 that the Hub has of them")
+    if outcome.inexact:
+        count = sum(outcome.inexact.values())
+        item(console, f"{count:,} values in {len(outcome.inexact):,} tensors were rounded by the cast", "yellow")
+
+
+def show_cluster(console: Console, outcome: "ClusterOutcome", seconds: float) -> None:
+    """What the shares of a cluster wrote, and where they are."""
+    written = [share.written for share in outcome.shares if share.written is not None]
+    files, nbytes = sum(one.files for one in written), sum(one.bytes for one in written)
+    wrote = f"{counted(files, 'rank file')}, {size(nbytes)} in {counted(len(outcome.shares), 'share')}"
+    paragraph(console, f"wrote {wrote} in {seconds:.1f} s")
+    for share in outcome.shares:
+        resumed = share.written.bytes_resumed if share.written else 0
+        how = "was there" if share.written is None else f"{size(resumed)} from an earlier run" if resumed else ""
+        item(console, f"{say_ranks(share.ranks)} on {share.node}{how and ': '}{how}")
+    item(console, "in one folder for all nodes" if outcome.one_folder else "in a folder on each node")
+
+
+def show_upload(console: Console, uploaded: "Uploaded", seconds: float, kept: Path | None) -> None:
+    """What was put into a store."""
+    rate = uploaded.sent / seconds if seconds else 0
+    paragraph(
+        console, f"put {uploaded.objects} objects, {size(uploaded.sent)} sent in {seconds:.1f} s ({size(int(rate))}/s)"
+    )
+    if uploaded.copied:
+        item(console, f"{size(uploaded.copied)} were copied within the store")
+    if uploaded.resumed:
+        item(console, f"{size(uploaded.resumed)} were there from an earlier run")
+    if kept:
+        item(console, f"kept in {kept}")
+    paragraph(console, f"into {uploaded.out}")
+
+
+def show_report(console: Console, report: "Report", output: Path) -> None:
+    """What was made, of what, and what to do with it."""
+    plan = report.plan
+    about = "the checkpoint alone: name a layout with --tp or --gpus for placements and commands"
+    if plan is not None:
+        engine = title_of(plan.request.engine, plan.engine_version)
+        about = f"TP {plan.deployment.tp} on {engine}, which {plan.verdict}"
+    elif report.search is not None:
+        about = f"{report.search.gpus} GPUs, on which nothing was found"
+    megabytes = output.stat().st_size / 1e6
+    paragraph(console, f"wrote {output}, a page of {megabytes:.1f} MB to open in a browser or to send")
+    item(console, f"of {about}")

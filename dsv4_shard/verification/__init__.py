@@ -1,0 +1,1 @@
+"""Rank files against their manifest and against the checkpoint; MoE numerics."""

@@ -1,0 +1,202 @@
+"""Rank files ↔ source: each byte that the plan's recipe would write, against the one that stands there.
+
+The plan is made again, the recipe run once more into a sink that compares, and every source tensor is accounted for.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+from dsv4_shard.checkpoint.fingerprint import differences, origin_of
+from dsv4_shard.checkpoint.inventory import Inventory
+from dsv4_shard.checkpoint.reader import Checkpoint
+from dsv4_shard.errors import ForeignPlan, ReadFailed
+from dsv4_shard.planning.plan_file import check_plan, load_plan
+from dsv4_shard.reassembly.merge_job import prepare_merge
+from dsv4_shard.sharding.copy import copy
+from dsv4_shard.sharding.job import Job, prepare
+from dsv4_shard.sharding.manifest import NATIVE, PLAN_NAME, Manifest
+from dsv4_shard.sharding.recipe import Recipe, Step
+from dsv4_shard.sources.local import LocalFile
+from dsv4_shard.storage.output_folder import MANIFEST_NAME
+from dsv4_shard.tensors.geometry import whole_rectangle
+from dsv4_shard.text.sanitize import short_name
+from dsv4_shard.verification.documents import Problem
+
+_MISMATCHES_KEPT = 100
+"""For each file: what differs in more places than that differs everywhere."""
+
+
+class _CompareSink:
+    """Compares pieces with what stands in the result's files. See `copying.Sink`."""
+
+    def __init__(self, files: list[LocalFile | None]) -> None:
+        self._files = files
+        self._lock = threading.Lock()
+        self.mismatches: dict[int, list[int]] = {}
+
+    def put(self, file: int, offset: int, data: memoryview) -> None:
+        """Note the first byte that differs, if any."""
+        there = self._files[file]
+        if there is None:
+            return
+        found = bytearray(len(data))
+        try:
+            there.readinto(offset, memoryview(found), once=True)
+        except ReadFailed:
+            found = bytearray()
+        if found == data:
+            return
+        first = next((i for i, (a, b) in enumerate(zip(found, data, strict=False)) if a != b), len(found))
+        with self._lock:
+            kept = self.mismatches.setdefault(file, [])
+            if len(kept) < _MISMATCHES_KEPT:
+                kept.append(offset + first)
+
+
+def compare(
+    folder: Path,
+    manifest: Manifest,
+    source: tuple[Checkpoint, Inventory],
+    workers: int,
+    on_progress: Callable[[int], None],
+) -> tuple[list[Problem], dict[str, int]]:
+    """Derive each output byte from the source again and compare; account for each source tensor.
+
+    Returns what is wrong, and how many source tensors met which fate. `on_progress` gets bytes from any worker. Raises
+    ForeignPlan where the source is another checkpoint, BadPlan where the plan was edited.
+    """
+    checkpoint, inventory = source
+    job = _job(folder, manifest, checkpoint, inventory)
+    recipe = job.recipe
+    problems = [*_check_shares(job, manifest)]
+    files: list[LocalFile | None] = []
+    for expected in recipe.files:
+        try:
+            file = LocalFile(folder / expected.name, expected.name)
+        except ReadFailed:
+            files.append(None)
+            continue
+        files.append(file)
+        if file.read(0, min(len(expected.header), file.nbytes)) != expected.header:
+            message = "its header is not the one that the source gives"
+            problems.append(Problem(kind="wrong-header", file=expected.name, message=message))
+    sink = _CompareSink(files)
+    try:
+        copied = copy(recipe, checkpoint.source, sink, workers, on_progress, allow_inexact=True)
+    finally:
+        for opened in files:
+            if opened is not None:
+                opened.close()
+    found = [(number, offset) for number, offsets in sorted(sink.mismatches.items()) for offset in sorted(offsets)]
+    problems += [_locate(recipe, number, offset) for number, offset in found]
+    problems += _check_linked(folder, recipe, manifest, checkpoint, copied.digests)
+    accounts, unaccounted = _account(recipe, inventory, manifest)
+    return problems + unaccounted, accounts
+
+
+def _job(folder: Path, manifest: Manifest, checkpoint: Checkpoint, inventory: Inventory) -> Job:
+    """What should have been written: by the plan, or, where ranks were merged, the checkpoint's own files."""
+    if manifest.layout != NATIVE:
+        try:
+            plan = check_plan(load_plan(folder / PLAN_NAME), checkpoint, inventory)
+        except ForeignPlan as error:
+            error.hint = f"Name the checkpoint that {folder} was made from: {short_name(manifest.source.label)}"
+            raise
+        return prepare(checkpoint, inventory, plan, manifest.ranks)
+    for difference in differences(manifest.source, origin_of(checkpoint, manifest.source.label)):
+        raise ForeignPlan(
+            f"{folder}: not merged from this checkpoint's bytes: {difference}",
+            hint="Ranks that hold other bytes than their checkpoint merge into another one: compare with the ranks.",
+        )
+    return prepare_merge(checkpoint, inventory)
+
+
+def _check_shares(job: Job, manifest: Manifest) -> Iterator[Problem]:
+    """Whether the manifest shares the files out to the ranks as the plan does."""
+    written = {entry.name: (entry.ranks, entry.links) for entry in manifest.files}
+    planned = {file.name: (file.ranks, file.links) for file in job.recipe.files}
+    if (written, manifest.world, manifest.identity) != (planned, job.world, job.identity):
+        message = "shares files out in another way than the plan does"
+        yield Problem(kind="wrong-manifest", file=MANIFEST_NAME, message=message)
+
+
+def _check_linked(
+    folder: Path, recipe: Recipe, manifest: Manifest, checkpoint: Checkpoint, digests: dict[tuple[int, str], str]
+) -> Iterator[Problem]:
+    """A link to the checkpoint's own file differs from it in no case: it is held against what was written."""
+    written = {entry.name: entry.tensors for entry in manifest.files}
+    for number, file in enumerate(recipe.files):
+        path, original = folder / file.name, checkpoint.source.original(file.source) if file.source else None
+        if original is None or not path.is_file() or not path.samefile(original):
+            continue
+        for name in file.tensors:
+            if written.get(file.name, {}).get(name) != digests[number, name]:
+                message = f"its bytes differ from what was written; it is a link to {original}"
+                yield Problem(kind="damaged-tensor", file=file.name, tensor=name, message=message)
+
+
+def _locate(recipe: Recipe, number: int, offset: int) -> Problem:
+    file = recipe.files[number]
+    position = offset - len(file.header)
+    name = next(name for name, info in file.tensors.items() if info.start <= position < info.stop)
+    message = f"byte {offset:,} differs from the source"
+    return Problem(kind="differs-from-source", file=file.name, tensor=name, message=message)
+
+
+def _account(recipe: Recipe, inventory: Inventory, manifest: Manifest) -> tuple[dict[str, int], list[Problem]]:
+    """What became of each source tensor: on every rank, split exactly once, on one rank, or left out."""
+    complete = len(manifest.ranks) == manifest.world
+    readers = [file.ranks for file in recipe.files]
+    accounts: Counter[str] = Counter()
+    lost: list[str] = []
+    for step in recipe.steps:
+        is_expert = inventory.names[step.source.name].expert >= 0
+        fate = _fate(step, is_expert, readers, set(manifest.ranks), complete)
+        if fate is None:
+            lost.append(step.source.name)
+        else:
+            accounts[fate] += 1
+    decoded = {step.scale.name for step in recipe.steps if step.scale is not None}
+    moved = {step.source.name for step in recipe.steps}
+    accounts["decoded with their weights"] = len(decoded - recipe.left_out.keys())
+    accounts["left out"] = len(recipe.left_out)
+    rest = sorted(inventory.names.keys() - moved - decoded - recipe.left_out.keys())
+    if complete:
+        lost += rest
+    else:
+        accounts["only on ranks that are not here"] = len(rest)
+    message = "the ranks do not hold each of its bytes exactly once, or all of them all"
+    problems = [Problem(kind="unaccounted", file="", tensor=name, message=message) for name in lost]
+    return {fate: count for fate, count in accounts.items() if count}, problems
+
+
+_WHOLE = "whole on every rank"
+
+_ONE_RANK = "whole on one rank, their expert's"
+
+_SPLIT = "split over the ranks"
+
+
+def _fate(step: Step, is_expert: bool, readers: list[tuple[int, ...]], ranks: set[int], complete: bool) -> str | None:
+    """How the landings of a step cover its source, or None where they do not add up.
+
+    `readers` has the ranks that read each file.
+    """
+    shape = tuple(size * step.repeat for size in step.source.shape)
+    whole = whole_rectangle(step.source.dtype, shape)
+    fates = set()
+    for landing in step.landings:
+        areas = {cut.rectangle: files for cut, files in landing.spread if cut.rectangle.nbytes}
+        holders = {rank for files in areas.values() for number in files for rank in readers[number]}
+        if areas.keys() == {whole}:
+            fates.add(_WHOLE if holders == ranks else _ONE_RANK if is_expert and len(holders) == 1 else None)
+            continue
+        cuts = sorted(areas)
+        disjoint = all(a.row_stop <= b.row_start or a.stop <= b.start for a, b in pairwise(cuts))
+        covered = not complete or sum(cut.nbytes for cut in cuts) == whole.nbytes
+        even = len({len(files) for files in areas.values()}) == 1
+        fates.add(_SPLIT if disjoint and covered and even else None)
+    return fates.pop() if len(fates) == 1 else None

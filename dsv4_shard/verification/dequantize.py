@@ -1,0 +1,36 @@
+"""Quantized matrix → float32, in numpy."""
+
+from typing import TYPE_CHECKING
+
+from dsv4_shard.tensors.decoding import FP4_MAGNITUDES, Bytes
+
+if TYPE_CHECKING:
+    import torch
+
+
+def dequantize(data: bytes, dtype: str, rows: int, scale: Bytes, scale_dtype: str) -> "torch.Tensor":
+    """The float32 values of a quantized matrix of `rows` rows: E4M3, or packed FP4 under any other dtype.
+
+    `scale` is `[rows, cols, itemsize]` bytes of E8M0, E4M3 or F32; its block is what the two shapes give, rounded up.
+    """
+    import torch
+
+    raw = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(rows, -1)
+    if dtype == "F8_E4M3":
+        values = raw.view(torch.float8_e4m3fn).float()
+    else:
+        table = torch.tensor([*FP4_MAGNITUDES, *(-m for m in FP4_MAGNITUDES)])
+        values = torch.stack([table[(raw & 0x0F).long()], table[(raw >> 4).long()]], dim=-1).flatten(1)
+    stored = {"F8_E8M0": torch.float8_e8m0fnu, "F8_E4M3": torch.float8_e4m3fn, "F32": torch.float32}[scale_dtype]
+    factors = torch.from_numpy(scale).view(stored).squeeze(-1).float()
+    height, width = -(-values.shape[0] // factors.shape[0]), -(-values.shape[1] // factors.shape[1])
+    factors = factors.repeat_interleave(height, 0)[: values.shape[0]]
+    return values * factors.repeat_interleave(width, 1)[:, : values.shape[1]]
+
+
+def plain(data: bytes, dtype: str, rows: int) -> "torch.Tensor":
+    """The float32 values of a matrix of `rows` rows that is not quantized."""
+    import torch
+
+    stored = {"BF16": torch.bfloat16, "F32": torch.float32}[dtype]
+    return torch.frombuffer(bytearray(data), dtype=stored).view(rows, -1).float()

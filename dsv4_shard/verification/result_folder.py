@@ -1,0 +1,213 @@
+"""Rank files ↔ manifest: what a result folder holds is what was written.
+
+Every file, size, header and digest is held against the manifest; `comparison` holds the files against the source.
+"""
+
+import filecmp
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from dsv4_shard.checkpoint.inventory import Inventory
+from dsv4_shard.checkpoint.reader import Checkpoint
+from dsv4_shard.errors import HeaderError, ReadFailed
+from dsv4_shard.sharding.manifest import PLAN_NAME, Manifest, ManifestFile, hash_tensor, load_manifest
+from dsv4_shard.sources.local import LocalFile
+from dsv4_shard.storage.digests import digest_of
+from dsv4_shard.storage.output_folder import MANIFEST_NAME
+from dsv4_shard.storage.runtime import default_workers
+from dsv4_shard.tensors.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, read_header
+from dsv4_shard.verification.against_source import compare
+from dsv4_shard.verification.documents import Problem, Verification
+
+
+def verify(
+    folder: Path,
+    source: tuple[Checkpoint, Inventory] | None = None,
+    *,
+    workers: int | None = None,
+    on_progress: Callable[[int], None] = lambda _: None,
+    ranks: Collection[int] | None = None,
+) -> Verification:
+    """Verify the result in `folder`, and against its source if that is given.
+
+    With `ranks`, only the files of these (what all share is the first one's), while others may be joining.
+    Raises NotAResult where there is no sound manifest, ForeignPlan where the source is another checkpoint.
+    """
+    manifest = load_manifest(folder)
+    workers = workers or default_workers()
+    problems = [*_check_companions(folder, manifest), *_check_ranks(manifest)]
+    readable: list[ManifestFile] = []
+    files = _files_of(manifest, ranks)
+    for entry in files:
+        found = list(_check_file(folder, entry, manifest))
+        problems += found
+        if not found:
+            readable.append(entry)
+            problems += _check_links(folder, entry)
+    accounts: dict[str, int] = {}
+    notes: list[str] = []
+    if source is None:
+        problems += _check_tensors(folder, readable, workers, on_progress)
+    elif any(problem.file == PLAN_NAME for problem in problems):
+        notes.append("the source was not compared: plan.json, which says how, is not what was written")
+    else:
+        more, accounts = compare(folder, manifest, source, workers, on_progress)
+        problems += more
+    return Verification(
+        folder=str(folder),
+        layout=manifest.layout,
+        ranks=tuple(rank for rank in manifest.ranks if ranks is None or rank in ranks),
+        world=manifest.world,
+        files=len(files),
+        tensors=sum(len(entry.tensors) for entry in files),
+        bytes=sum(entry.nbytes for entry in files),
+        against=source[0].source.label if source else None,
+        accounts=accounts,
+        left_out=dict(Counter(manifest.left_out.values())),
+        problems=tuple(problems),
+        notes=(*(_strangers(folder, manifest) if ranks is None else ()), *notes),
+    )
+
+
+def bytes_to_verify(folder: Path, ranks: Collection[int] | None = None) -> int:
+    """Bytes of tensors that `verify` will look at."""
+    return sum(entry.payload for entry in _files_of(load_manifest(folder), ranks))
+
+
+def _files_of(manifest: Manifest, ranks: Collection[int] | None) -> list[ManifestFile]:
+    return [entry for entry in manifest.files if ranks is None or entry.ranks[0] in ranks]
+
+
+def _strangers(folder: Path, manifest: Manifest) -> Iterator[str]:
+    known = {name for entry in manifest.files for name in entry.names}
+    known |= {entry.name for entry in manifest.companions} | {MANIFEST_NAME}
+    folders = {Path(name).parent.as_posix() for name in known}
+    for path in sorted(path for inner in folders for path in (folder / inner).glob("*")):
+        name = path.relative_to(folder).as_posix()
+        if name not in known and name not in folders:
+            yield f"{name} is not part of the result"
+
+
+def _check_links(folder: Path, entry: ManifestFile) -> Iterator[Problem]:
+    """Each further name of a file is the file itself, or a copy of it where the file system has no links."""
+    for link in entry.links:
+        path = folder / link
+        if not path.is_file():
+            yield Problem(kind="lost-file", file=link, message=f"is gone: a link to {entry.name}")
+        elif not path.samefile(folder / entry.name) and not filecmp.cmp(path, folder / entry.name, shallow=False):
+            yield Problem(kind="damaged-file", file=link, message=f"differs from {entry.name}")
+
+
+def _check_ranks(manifest: Manifest) -> Iterator[Problem]:
+    """Each rank that the manifest says is here has a file."""
+    readers = {rank for entry in manifest.files for rank in entry.ranks}
+    if readers != set(manifest.ranks):
+        odd = min(readers ^ set(manifest.ranks))
+        message = f"rank {odd} {'has a file but is not among its ranks' if odd in readers else 'has no file'}"
+        yield Problem(kind="wrong-manifest", file=MANIFEST_NAME, message=message)
+
+
+def _check_companions(folder: Path, manifest: Manifest) -> Iterator[Problem]:
+    for entry in manifest.companions:
+        path = folder / entry.name
+        if not path.is_file():
+            yield Problem(kind="lost-file", file=entry.name, message="is gone")
+        elif path.stat().st_size != entry.nbytes or digest_of(path.read_bytes()) != entry.digest:
+            yield Problem(kind="damaged-file", file=entry.name, message="differs from what was written")
+
+
+def _check_file(folder: Path, entry: ManifestFile, manifest: Manifest) -> Iterator[Problem]:
+    """Presence, size and header of a rank's file."""
+
+    def problem(kind: str, message: str) -> Problem:
+        return Problem(kind=kind, file=entry.name, message=message)
+
+    try:
+        file = LocalFile(folder / entry.name, entry.name)
+    except ReadFailed:
+        yield problem("lost-file", f"is gone or unreadable: the shards of {_ranks(entry)}")
+        return
+    try:
+        if file.nbytes != entry.nbytes:
+            swapped = _swapped(_raw_header_digest(file), entry, manifest)
+            if swapped:
+                yield problem("wrong-header", swapped)
+                return
+            yield problem("wrong-size", f"has {file.nbytes:,} bytes, {entry.nbytes:,} were written")
+            return
+        header = read_header(file, entry.name)
+        digest = digest_of(file.read(0, header.data_start))
+        if digest != entry.header_digest:
+            yield problem(
+                "wrong-header", _swapped(digest, entry, manifest) or "its header differs from what was written"
+            )
+        elif _sizes(entry, header) != {name: info.nbytes for name, info in header.tensors.items()}:
+            yield problem("wrong-manifest", "the manifest has other tensors or sizes than its header")
+    except HeaderError as error:
+        yield problem("wrong-header", str(error))
+    finally:
+        file.close()
+
+
+def _ranks(entry: ManifestFile) -> str:
+    return f"rank {entry.ranks[0]}" if len(entry.ranks) == 1 else "all ranks"
+
+
+def _sizes(entry: ManifestFile, header: Header) -> dict[str, int]:
+    """Bytes of each tensor as the manifest has them: the sum of its pieces, or its header's."""
+    pieces = {name: sum(count * nbytes for count, nbytes in runs) for name, runs in entry.pieces.items()}
+    whole = {name: header.tensors[name].nbytes for name in entry.tensors if name in header.tensors}
+    return dict.fromkeys(entry.tensors, -1) | whole | pieces
+
+
+def _raw_header_digest(file: LocalFile) -> str:
+    """The digest of what the file itself says is its header."""
+    start = min(file.nbytes, LENGTH_BYTES + int.from_bytes(file.read(0, min(file.nbytes, LENGTH_BYTES)), "little"))
+    return digest_of(file.read(0, min(start, LENGTH_BYTES + MAX_HEADER_BYTES)))
+
+
+def _swapped(header_digest: str, entry: ManifestFile, manifest: Manifest) -> str | None:
+    for other in manifest.files:
+        if other.name != entry.name and other.header_digest == header_digest:
+            return f"holds the shards of {_ranks(other)} ({other.name}), not of {_ranks(entry)}: swapped?"
+    return None
+
+
+def _check_tensors(
+    folder: Path, entries: list[ManifestFile], workers: int, on_progress: Callable[[int], None]
+) -> list[Problem]:
+    """Hash every tensor of the files that have a sound header."""
+    problems: list[Problem] = []
+    for entry in entries:
+        file = LocalFile(folder / entry.name, entry.name)
+        try:
+            header = read_header(file, entry.name)
+            check = partial(_check_tensor, file, header, entry, on_progress)
+            with ThreadPoolExecutor(workers) as pool:
+                found = [problem for problem in pool.map(check, entry.tensors) if problem]
+        finally:
+            file.close()
+        problems += _swapped_content(found, entry) or found
+    return problems
+
+
+def _check_tensor(
+    file: LocalFile, header: Header, entry: ManifestFile, on_progress: Callable[[int], None], name: str
+) -> Problem | None:
+    """Hash one tensor."""
+    found = hash_tensor(file, header, name, entry.pieces.get(name), on_progress, once=True)
+    if found == entry.tensors[name]:
+        return None
+    message = "its bytes differ from what was written"
+    return Problem(kind="damaged-tensor", file=entry.name, tensor=name, message=message)
+
+
+def _swapped_content(found: list[Problem], entry: ManifestFile) -> list[Problem]:
+    """Two ranks' files may have equal headers: then most tensors that are not replicated differ at once."""
+    if len(found) * 2 < len(entry.tensors) or len(found) < 2:
+        return []
+    message = f"{len(found):,} of {len(entry.tensors):,} tensors differ, {found[0].tensor} first: another rank's file?"
+    return [Problem(kind="wrong-content", file=entry.name, message=message)]

@@ -1,0 +1,86 @@
+"""Several folders that hold the shares of one result, each on its node: verified as one."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from dsv4_shard.checkpoint.inventory import Inventory
+from dsv4_shard.checkpoint.reader import Checkpoint
+from dsv4_shard.sharding.manifest import PLAN_NAME, Manifest, ManifestFile, load_manifest, made_differences
+from dsv4_shard.storage.output_folder import MANIFEST_NAME
+from dsv4_shard.verification.documents import Problem, SharesVerification, Verification
+from dsv4_shard.verification.result_folder import verify
+
+
+def verify_together(
+    folders: Sequence[Path],
+    source: tuple[Checkpoint, Inventory] | None = None,
+    *,
+    workers: int | None = None,
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> SharesVerification:
+    """Verify each folder as `verify` does, and that they are shares of one result. Raises as that does."""
+    manifests = [load_manifest(folder) for folder in folders]
+    found = [verify(folder, source, workers=workers, on_progress=on_progress) for folder in folders]
+    return put_together(list(map(str, folders)), manifests, found)
+
+
+def put_together(
+    names: Sequence[str], manifests: Sequence[Manifest], found: Sequence[Verification]
+) -> SharesVerification:
+    """What was found in folders, wherever they are, as one; `names` says which they are."""
+    first = manifests[0]
+    ranks = {rank for manifest in manifests for rank in manifest.ranks}
+    return SharesVerification(
+        layout=first.layout,
+        world=first.world,
+        ranks=tuple(sorted(ranks)),
+        missing=tuple(sorted(set(range(first.world)) - ranks)),
+        folders=tuple(found),
+        problems=tuple(_problems(list(zip(names, manifests, strict=True)))),
+    )
+
+
+def _problems(shares: list[tuple[str, Manifest]]) -> Iterator[Problem]:
+    """How shares do not fit together, each with the first that it does not fit with."""
+    first_name, first = shares[0]
+    files: dict[str, tuple[str, ManifestFile]] = {}
+    companions: dict[str, tuple[str, str]] = {}
+    for folder, manifest in shares:
+        made, is_of_one_version = manifest.made, _is_of_one_version(first, manifest)
+        if not is_of_one_version:
+            made = made._replace(plan_digest=first.plan_digest)
+        differences = list(made_differences(first.made, made))
+        for difference in differences:
+            message = f"is not of the deployment that {first_name} is of: {difference}"
+            yield Problem(kind="other-deployment", file=f"{folder}/{MANIFEST_NAME}", message=message)
+        if differences:
+            continue
+        for entry in manifest.files:
+            yield from _differs_from_twin(folder, entry, bool(manifest.identity), files)
+        for small in manifest.companions:
+            if small.name == PLAN_NAME and not is_of_one_version:
+                continue
+            where, digest = companions.setdefault(small.name, (folder, small.digest))
+            if digest != small.digest:
+                yield Problem(kind="shares-differ", file=f"{folder}/{small.name}", message=f"is another one in {where}")
+
+
+def _is_of_one_version(*shares: Manifest) -> bool:
+    """Whether one version of the tool wrote all shares, so that one plan has the same words in each."""
+    return len({version for share in shares for version in share.written_by}) == 1
+
+
+def _differs_from_twin(
+    folder: str, entry: ManifestFile, says_rank: bool, seen: dict[str, tuple[str, ManifestFile]]
+) -> Iterator[Problem]:
+    """The first tensor in which a file is not what an equal one holds in a folder before; takes note of the file.
+
+    Equal are those of one name; and those with one header, where headers say whose rank they are or tensors are whole.
+    """
+    for key in (*entry.names, *((entry.header_digest,) if says_rank else ())):
+        where, twin = seen.setdefault(key, (folder, entry))
+        if twin.tensors != entry.tensors or twin.header_digest != entry.header_digest:
+            tensor = next((name for name in entry.tensors if twin.tensors.get(name) != entry.tensors[name]), None)
+            message = f"is not what {where}/{twin.name} holds, and should be"
+            yield Problem(kind="shares-differ", file=f"{folder}/{entry.name}", tensor=tensor, message=message)
+            return

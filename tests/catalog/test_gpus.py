@@ -1,0 +1,146 @@
+"""GPUs: those whose kernels are not known, and those given by their memory alone."""
+
+from io import StringIO
+from typing import Any
+
+import pytest
+from rich.console import Console
+from support.checkpoints.full_size import PRO, inventory_of
+
+from dsv4_shard.catalog.gpus import GPUS, gpu_with
+from dsv4_shard.engines.deployment import Request
+from dsv4_shard.engines.engine import UNKNOWN_GPU
+from dsv4_shard.engines.registry import ENGINES
+from dsv4_shard.errors import InfeasiblePlan, UsageError
+from dsv4_shard.planning.document import Plan
+from dsv4_shard.planning.make_plan import make_plan, refuse_infeasible
+from dsv4_shard.planning.plan_file import check_plan
+from dsv4_shard.planning.request import options_of
+from dsv4_shard.terminal.plan import show_plan
+
+NOT_VERIFIED = sorted(name for name, gpu in GPUS.items() if not gpu.verified)
+
+
+def plan_of(**wanted: Any) -> Plan:
+    return make_plan(*inventory_of(PRO), Request(**wanted), PRO)
+
+
+def shown(plan: Plan) -> str:
+    out = StringIO()
+    show_plan(Console(file=out, width=200), plan, "SGLang")
+    return out.getvalue()
+
+
+def test_amd_ascend_and_gb10_are_those_whose_kernels_are_not_known():
+    assert NOT_VERIFIED == ["ascend-910b", "ascend-910c", "gb10", "mi300x", "mi325x", "mi355x"]
+
+
+@pytest.mark.parametrize("engine", ["sglang", "vllm", "trtllm", "reference", "node"])
+@pytest.mark.parametrize("gpu", NOT_VERIFIED)
+def test_of_a_gpu_whose_kernels_are_not_known_nothing_is_claimed(engine, gpu):
+    assert engine in ENGINES
+    plan = plan_of(tp=16, engine=engine, gpu=gpu)
+    assert not plan.feasible
+    assert {breach.rule for breach in plan.breaches} <= {UNKNOWN_GPU, "memory"}
+    assert plan.breaches[0].rule == UNKNOWN_GPU
+    assert (plan.checks, plan.choices, plan.alternatives, plan.launch.commands) == ((), (), (), ())
+    assert (plan.layout, plan.reshard, plan.deployment.runner) == (None, None, "?")
+    with pytest.raises(InfeasiblePlan, match="was never held against its own classes"):
+        refuse_infeasible(plan)
+
+
+@pytest.mark.parametrize("gpu", NOT_VERIFIED)
+def test_no_rule_of_other_kernels_is_quoted_for_a_gpu_whose_kernels_are_not_known(gpu):
+    """TP 16 with FP4 experts breaks the tiles of Hopper's CUTLASS runner; AMD's and Ascend's are others."""
+    plan = plan_of(tp=16, runner="flashinfer_mxfp4", gpu=gpu)
+    assert [breach.rule for breach in plan.breaches] == [UNKNOWN_GPU]
+    assert plan.totals is None
+
+
+def test_whether_the_weights_fit_is_told_of_a_gpu_whose_kernels_are_not_known_and_as_on_what():
+    plan, hopper = plan_of(tp=16, gpu="mi300x"), plan_of(tp=16, gpu="h200")
+    assert plan.memory is not None
+    assert hopper.memory is not None
+    assert plan.memory.weights == hopper.memory.weights
+    assert plan.memory.left == (196_588 << 20) - hopper.memory.weights
+    text = shown(plan)
+    assert "Not known to run" in text
+    assert "Does not run" not in text
+    assert "weights are reckoned as on Hopper (sm_90): on AMD MI300X the engine may hold them otherwise" in text
+    assert "AMD MI300X: 192.0 GiB as its driver counts it" in text
+    assert "runs on AMD MI300X (gfx942) was never held against its own classes" in text
+    assert "\n    nothing is claimed of it\n" in text  # and not: SGLang does not say so
+
+
+def test_weights_of_gb10_are_reckoned_as_on_blackwell():
+    plan, blackwell = plan_of(tp=16, gpu="gb10"), plan_of(tp=16, gpu="rtx-pro-6000")
+    assert plan.totals == blackwell.totals
+    assert "weights are reckoned as on Blackwell (sm_120)" in shown(plan)
+
+
+def test_weights_that_do_not_fit_break_the_memory_rule_also_where_kernels_are_not_known():
+    plan = plan_of(tp=8, gpu="ascend-910b")
+    assert [breach.rule for breach in plan.breaches] == [UNKNOWN_GPU, "memory"]
+    assert "Ascend 910B 64 GB: 61.0 GiB as its driver counts it, 41.4 GiB too little for the weights" in shown(plan)
+    assert "runs on Ascend 910B 64 GB was never held" in shown(plan)  # the family once
+
+
+@pytest.mark.parametrize(("gpu", "nodes"), [("gb10", 16), ("ascend-910c", 1), ("mi300x", 2), ("ascend-910b", 2)])
+def test_a_host_has_the_gpus_of_its_kind(gpu, nodes):
+    assert plan_of(tp=16, gpu=gpu).deployment.nodes == nodes
+
+
+@pytest.mark.parametrize(("text", "nbytes"), [
+    ("96GB", 96 * 10**9), ("95GiB", 95 << 30), ("97285MiB", 97285 << 20), ("94.5 gib", 189 << 29),
+    ("0.5GB", 5 * 10**8),
+])  # fmt: skip
+def test_memory_is_given_in_gb_gib_or_mib(text, nbytes):
+    assert gpu_with(text).memory == nbytes
+
+
+@pytest.mark.parametrize(
+    "text", ["96", "GB", "96TB", "-1GB", "0GB", "1e3GB", "96GB ", "nanGB", "96  GB", "٩٦GB", "9" * 9 + "GB", "96GB\n"]
+)
+def test_what_is_not_an_amount_of_memory_is_refused(text):
+    with pytest.raises(UsageError, match="not an amount of memory"):
+        plan_of(tp=16, gpu_memory=text)
+
+
+@pytest.mark.parametrize("value", [5, ["96GB"], True, 96.0, "9" * 101])
+def test_an_amount_of_memory_that_is_no_text_is_refused(value):
+    with pytest.raises(UsageError, match="gpu_memory="):
+        plan_of(tp=16, gpu_memory=value)
+
+
+def test_a_gpu_given_by_its_memory_is_hoppers_and_says_so():
+    plan, hopper = plan_of(tp=16, gpu_memory="95GiB"), plan_of(tp=16, gpu="h20-96")
+    assert plan.feasible
+    assert plan.totals == hopper.totals
+    assert plan.memory is not None
+    assert plan.memory.capacity == 95 << 30
+    assert plan.deployment.gpu == "95GiB"
+    assert plan.assumptions == (
+        "Hopper (sm_90) is assumed for a GPU of 95.00 GiB (--gpu-memory); name it with --gpu to have its own rules",
+    )
+
+
+def test_weights_that_do_not_fit_into_the_memory_given_are_refused():
+    assert [breach.rule for breach in plan_of(tp=16, gpu_memory="40GB").breaches] == ["memory"]
+
+
+@pytest.mark.parametrize("engine", ["sglang", "vllm", "trtllm", "reference", "node"])
+def test_memory_is_looked_at_for_every_engine(engine):
+    assert plan_of(tp=16, engine=engine, gpu_memory="95GiB", nodes=2).memory is not None
+
+
+def test_a_gpu_named_and_given_by_its_memory_is_refused():
+    with pytest.raises(UsageError, match="gpu='h200' and gpu_memory"):
+        plan_of(tp=16, gpu="h200", gpu_memory="96GB")
+
+
+@pytest.mark.parametrize("text", ["95GiB", "95 GiB"])
+def test_a_plan_with_memory_given_is_made_again_and_its_command_says_it(text):
+    checkpoint, inventory = inventory_of(PRO)
+    plan = plan_of(tp=16, gpu_memory=text)
+    assert check_plan(plan, checkpoint, inventory) == plan
+    assert f"--gpu-memory {text}" in options_of(Request(16, gpu_memory=text)).replace("'", "")

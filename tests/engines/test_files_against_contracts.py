@@ -1,0 +1,195 @@
+"""What SGLang's and vLLM's rank files hold is what these engines' own model classes declare, for every contract kept.
+
+Names, dtypes and shapes of each layout that the engines built (tests/data/contracts, see conformance/compact.py), on
+checkpoints of full width and as many layers as the contract was made with.
+"""
+
+import json
+import struct
+from functools import cache
+
+import pytest
+from support.checkpoints.full_size import DATA, FLASH, PRO, config_of, in_memory
+
+from conformance.compact import read_contracts
+from dsv4_shard.checkpoint.inventory import take_inventory
+from dsv4_shard.checkpoint.synthetic import tensors_of
+from dsv4_shard.engines.deployment import Context, Request
+from dsv4_shard.engines.registry import find_engine
+from dsv4_shard.sharding.recipe_builder import make_recipe
+
+MODELS = {"pro": PRO, "flash": FLASH}
+NOT_IN_FILES = (".attn_mqa.k_scale", ".attn_mqa.v_scale")
+NOT_IN_DRAFTS = {"model.embed_tokens.weight", "lm_head.weight"}
+"""What SGLang's NextN model declares and takes over from its target."""
+
+
+def cut(document, layers):
+    """A config of fewer layers."""
+    ratios = document["compress_ratios"]
+    return document | {"num_hidden_layers": layers, "compress_ratios": [*ratios[:layers], 0]}
+
+
+def files_of(engine, made, request, rank, *, draft):
+    """Everything that a rank reads: name → (dtype, shape)."""
+    checkpoint, inventory = made
+    deployment = next(find_engine(engine).candidates(inventory, request))
+    recipe = make_recipe(checkpoint, find_engine(engine), Context(inventory, deployment), (rank,))
+    files = [file for file in recipe.files if file.name.startswith("draft/") == draft]
+    return {name: (info.dtype, info.shape) for file in files for name, info in file.tensors.items()}
+
+
+def sound(checkpoint):
+    """A checkpoint with its inventory, which has no errors."""
+    inventory = take_inventory(checkpoint)
+    assert inventory.errors == ()
+    return checkpoint, inventory
+
+
+def declared(contract):
+    return {name: (dtype, tuple(shape)) for name, (dtype, shape) in contract.items()}
+
+
+# --- SGLang --------------------------------------------------------------------------------------------------------
+
+SGLANG = json.loads((DATA / "sglang" / "contracts.json").read_text())
+SGLANG_CONTRACTS = read_contracts("sglang")
+
+
+@cache
+def sglang_checkpoint(kind, sm):
+    model, experts = kind.split("-")
+    document = cut(config_of(MODELS[model]), 5) | {"expert_dtype": experts}
+    o_a = "BF16" if experts == "fp8" and sm == 90 else "FP8"
+    return sound(in_memory(document, tensors_of(document, experts=experts.upper(), o_a=o_a)))
+
+
+def sglang_request(entry):
+    runner = None if entry["runner"] == "auto" else entry["runner"]
+    return Request(
+        entry["tp"], ep=entry["ep"], dp=entry["dp"], runner=runner, a2a=entry["a2a"],
+        shared_experts="whole" if entry["shared"] or entry["a2a"] else "split",
+        gpu="h100" if entry["sm"] == 90 else "b200",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("entry", SGLANG, ids=lambda entry: entry["name"])
+def test_sglang_files_hold_what_its_classes_declare(entry):
+    o_groups = config_of(MODELS[entry["model"].split("-")[0]])["o_groups"]
+    if o_groups % (entry["tp"] // entry["dp"]):
+        pytest.skip("built with no output group on a rank: refused by a rule, see test_engines")
+    held = files_of(
+        "sglang", sglang_checkpoint(entry["model"], entry["sm"]), sglang_request(entry), 0, draft=entry["nextn"]
+    )
+    wanted = declared(SGLANG_CONTRACTS[entry["name"]])
+    for name in [name for name in wanted if name.endswith(NOT_IN_FILES)]:
+        assert held.pop(name, wanted[name]) == wanted.pop(name)
+    assert held == {name: spec for name, spec in wanted.items() if not entry["nextn"] or name not in NOT_IN_DRAFTS}
+
+
+def test_a_folder_for_stock_sharded_state_holds_every_parameter_also_those_of_no_checkpoint():
+    held = files_of("sglang", sglang_checkpoint("pro-fp8", 90), Request(8, ep=8, gpu="h100"), 0, draft=False)
+    assert held.keys() == SGLANG_CONTRACTS["pro-fp8-auto-tp8-ep-sharedtp1-0-rank0"].keys()
+
+
+# --- vLLM ----------------------------------------------------------------------------------------------------------
+
+VLLM = json.loads((DATA / "vllm" / "contracts.json").read_text())
+VLLM_CONTRACTS = read_contracts("vllm")
+BACKENDS = [name for name in VLLM_CONTRACTS if name.startswith("backends")]
+
+
+@cache
+def vllm_checkpoint(kind):
+    model, experts = kind.lower().split("-")
+    document = cut(config_of(MODELS[model]), 5) | {"expert_dtype": experts}
+    scales = "F32" if experts == "fp8" else "F8_E8M0"
+    return sound(in_memory(document, tensors_of(document, experts=experts.upper(), scales=scales)))
+
+
+def vllm_request(tp, ep, sm, runner=None):
+    return Request(tp, ep=tp if ep else 1, engine="vllm", runner=runner, gpu="h100" if sm == 90 else "b200")
+
+
+def five_layers(contract, depth):
+    """The first five layers of a contract of all: the others repeat these kinds. A draft's layer comes after them."""
+    kept = {}
+    for name, spec in contract.items():
+        number = name.split(".")[2] if name.startswith("model.layers.") else "0"
+        if int(number) < 5:
+            kept[name] = spec
+        elif int(number) >= depth:
+            kept[name.replace(f"model.layers.{number}.", f"model.layers.{5 + int(number) - depth}.")] = spec
+    return kept
+
+
+@pytest.mark.parametrize("entry", [entry for entry in VLLM if entry["runs"]], ids=lambda entry: entry["name"])
+def test_vllm_files_hold_what_its_classes_declare(entry):
+    request = vllm_request(entry["tp"], entry["ep"], entry["sm"])
+    depth = config_of(MODELS[entry["model"].split("-")[0].lower()])["num_hidden_layers"]
+    contract = declared(VLLM_CONTRACTS[entry["name"]])
+    wanted = five_layers(contract, depth) if entry["layers"] == "full" else contract
+    assert files_of("vllm", vllm_checkpoint(entry["model"]), request, 0, draft=entry["mtp"]) == wanted
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_vllm_files_hold_what_each_backend_declares(name):
+    folder, _, layout = name.partition("/")
+    experts, rest = layout.split("-", 1)
+    backend, _, parallelism = rest.partition("-tp")
+    tp, ep = int(parallelism.removesuffix("-ep")), parallelism.endswith("-ep")
+    request = vllm_request(tp, ep, 90 if folder.endswith("90") else 100, None if backend == "auto" else backend)
+    checkpoint, inventory = vllm_checkpoint(f"pro-{experts[:3]}")
+    vllm = find_engine("vllm")
+    context = Context(inventory, next(vllm.candidates(inventory, request)))
+    assert vllm.breaches(context) == []
+    if vllm.layout.refusal(context):
+        assert "moe_ep" in backend or "mega" in backend
+        return
+    held = files_of("vllm", (checkpoint, inventory), request, 0, draft=False)
+    wanted = declared(VLLM_CONTRACTS[name])
+    assert {name: held.get(name) for name in wanted} == wanted
+    prefix = "model.layers.3.ffn."
+    assert {name for name in held if name.startswith(prefix)} == {name for name in wanted if name.startswith(prefix)}
+
+
+def test_an_older_vllm_gets_the_map_of_its_experts_and_a_broken_one_nothing():
+    checkpoint, inventory = vllm_checkpoint("pro-fp4")
+    vllm = find_engine("vllm")
+    deployment = next(vllm.candidates(inventory, Request(8, ep=8, engine="vllm", engine_version="0.25.0")))
+    recipe = make_recipe(checkpoint, vllm, Context(inventory, deployment), (3,))
+    maps = {fixed.tensor: struct.unpack("<384i", fixed.data) for fixed in recipe.fixed}
+    assert len(maps) == 5 + 1
+    for name, slots in maps.items():
+        assert name.endswith("ffn.experts.routed_experts._expert_map")
+        assert slots == tuple(e - 144 if 144 <= e < 192 else -1 for e in range(384))
+    newest = next(vllm.candidates(inventory, Request(8, ep=8, engine="vllm")))
+    assert make_recipe(checkpoint, vllm, Context(inventory, newest), (3,)).fixed == ()
+    for version in ("0.26.0", "0.27.0", "0.28.0"):
+        broken = next(vllm.candidates(inventory, Request(8, engine="vllm", engine_version=version)))
+        (breach,) = vllm.breaches(Context(inventory, broken))
+        assert "0.29.0" in breach.remedies[0]
+
+
+@pytest.mark.parametrize(("version", "refused"), [("0.25.0", True), (None, False), ("0.34.0", False)])
+def test_only_an_old_vllm_is_refused_uneven_fp8_experts(version, refused):
+    """0.34.0 stands for the next version that is looked at."""
+    inventory = vllm_checkpoint("pro-fp8")[1]
+    vllm = find_engine("vllm")
+    deployment = next(vllm.candidates(inventory, Request(16, engine="vllm", runner="triton", engine_version=version)))
+    assert ("do not fall into whole blocks" in (vllm.layout.refusal(Context(inventory, deployment)) or "")) == refused
+
+
+@pytest.mark.parametrize(
+    ("request_", "why"),
+    [
+        (Request(8, ep=16, dp=2, engine="vllm"), "data parallelism"),
+        (Request(8, ep=8, engine="vllm", runner="deep_gemm_mega_moe", gpu="b200"), "sharded_state cannot load"),
+    ],
+)
+def test_what_vllm_would_load_wrongly_is_not_written(request_, why):
+    inventory = vllm_checkpoint("pro-fp4")[1]
+    vllm = find_engine("vllm")
+    context = Context(inventory, next(vllm.candidates(inventory, request_)))
+    assert vllm.breaches(context) == []
+    assert why in vllm.layout.refusal(context)

@@ -1,0 +1,126 @@
+"""The help: it fits, nothing in it is cut, examples work as they stand, and a wrong option is told the right one."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer.main
+from support.command_line import run
+from support.paths import ROOT
+
+from dsv4_shard.cli import app
+from dsv4_shard.errors import ExitCode
+from dsv4_shard.terminal.help import EXAMPLES, EXIT_CODES, NO
+
+COMMANDS = list(typer.main.get_command(app).commands)
+SAID = "Weight output_partition_size = 192 is not divisible by weight quantization block_n = 128.\n"
+
+
+@pytest.fixture(autouse=True)
+def _eighty_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def help_of(*command):
+    return run(*command, "--help").stdout
+
+
+def of_heading(text, heading):
+    """The lines of a help below a heading."""
+    return re.search(rf"^{heading}:\n((?:(?:  .*)?\n)*)", text, re.MULTILINE)[1].strip("\n").splitlines()
+
+
+@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
+def test_help_fits_80_columns_and_ends_with_every_exit_code_of_the_command(command):
+    text = help_of(*command)
+    assert max(map(len, text.splitlines())) <= 80
+    codes = [line.split()[0] for line in of_heading(text, "Exit codes")]
+    wanted = [code for code in ExitCode if code is not ExitCode.NO or not command or NO[command[0]]]
+    assert codes == [str(code.value) for code in wanted]
+
+
+def test_the_list_of_commands_cuts_none_of_their_sentences():
+    lines = of_heading(help_of(), "Commands")
+    assert [line.split()[0] for line in lines] == COMMANDS
+    assert all(line.endswith(".") and not line.endswith("...") for line in lines)
+
+
+@pytest.mark.parametrize(("command", "usage"), [
+    ("inspect", "REPO"), ("plan", "[REPO]"), ("report", "SOURCE"), ("reshard", "REPO OUT"), ("merge", "RANKS OUT"),
+    ("verify", "OUT..."), ("explain", "[TEXT]"), ("demo", "[FOLDER]"),
+])  # fmt: skip
+def test_arguments_are_called_as_all_texts_call_them(command, usage):
+    assert help_of(command).splitlines()[0].endswith(f"{command} [OPTIONS] {usage}")
+
+
+def test_options_stand_in_groups_and_the_arguments_before_them():
+    headings = re.findall(r"^([\w ]+):$", help_of("reshard"), re.MULTILINE)
+    assert headings == ["Arguments", "Layout", "Engine", "Hardware", "Writing", "Options", "Examples", "Exit codes"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_in_the_help_once_and_says_something(command):
+    lines = help_of(command).partition("Examples:")[0]
+    for param in typer.main.get_command(app).commands[command].params:
+        assert param.help
+        shown = param.opts[0] if param.param_type_name == "option" else param.metavar
+        assert len(re.findall(rf"^  (?:-\w, )?{re.escape(shown)}(?: |$)", lines, re.MULTILINE)) == 1
+
+
+def test_a_default_is_shown_whether_it_is_a_value_or_words():
+    text = " ".join(help_of("plan").split())
+    for default in ("1", "auto", "sglang", "the engine's", "as few as hold the GPUs", "the newest that is known",
+                    "the current folder, else the one last inspected"):  # fmt: skip
+        assert f"[default: {default}]" in text
+
+
+def test_the_engine_that_cannot_be_written_is_offered_by_no_help_of_reshard():
+    assert "trtllm" in help_of("plan")
+    assert "trtllm" not in help_of("reshard")
+    assert "--gpus" not in help_of("reshard")
+
+
+def test_the_readme_says_the_same_of_exit_codes():
+    said = ", ".join(f"{code.value} {meaning}" for code, meaning in EXIT_CODES.items())
+    assert f"Exit codes: {said}." in " ".join((ROOT / "README.md").read_text().split())
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (("inspct",), "No such command 'inspct'. Did you mean 'inspect'?"),
+    (("plan", "model", "--gpuss", "4"), "No such option: --gpuss. Did you mean --gpus"),
+    (("plan", "model", "--gpu_memory", "4"), "No such option: --gpu_memory. Did you mean --gpu-memory"),
+    (("verify", "out", "--agianst=x"), "No such option: --agianst. Did you mean --against?"),
+    (("--versoin",), "No such option: --versoin. Did you mean --version?"),
+    (("plan", "--\x1b[31mgpu", "4"), "No such option: --\\x1b[31mgpu"),
+    (("plan", "--zzz"), "No such option: --zzz"),
+])  # fmt: skip
+def test_a_command_or_option_that_there_is_not_is_told_the_nearest_first(arguments, said):
+    result = run(*arguments)
+    assert (result.exit_code, result.stdout) == (ExitCode.USAGE, "")
+    assert result.stderr.splitlines()[-1].startswith(f"Error: {said}")
+    assert "\x1b" not in result.stderr
+
+
+def test_every_example_of_the_help_works_as_it_stands(hub_server, tmp_path, monkeypatch):
+    """In the order of the commands, with the demo's checkpoint for V4-Pro, in a folder and on the Hub."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    url = hub_server.url
+    constants = {"ENDPOINT": url, "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}",
+                 "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": False}  # fmt: skip
+    for name, value in constants.items():
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    Path("server.log").write_text(SAID)
+    for command in ("demo", *COMMANDS[:-1]):
+        examples = [line for line in of_heading(help_of(command), "Examples") if line and not line.startswith("  #")]
+        assert len(examples) == len(EXAMPLES[command])
+        for example in examples:
+            program, *words = shlex.split(example)
+            assert program == "dsv4-shard"
+            result = run(*words)
+            assert result.exit_code == 0, f"{example}\n{result.output}"
+        if command == "demo":
+            Path("DeepSeek-V4-Pro").symlink_to(tmp_path / "dsv4-demo" / "checkpoint")
+            hub_server.add_repo("deepseek-ai/DeepSeek-V4-Pro", {"main": tmp_path / "dsv4-demo" / "checkpoint"})

@@ -1,0 +1,100 @@
+"""`report`: what it takes, what it refuses, and what it leaves behind."""
+
+import os
+import shutil
+
+import pytest
+from support.command_line import run
+
+import dsv4_shard
+from dsv4_shard.errors import ExitCode
+
+
+@pytest.fixture
+def plan_file(tiny_checkpoint, tmp_path):
+    path = tmp_path / "plan.json"
+    dsv4_shard.plan(tiny_checkpoint, tp=2, engine="reference", output=path)
+    return path
+
+
+def test_a_report_of_a_plan_file_is_that_of_the_same_options(plan_file, tiny_checkpoint, tmp_path):
+    pages = [tmp_path / "a.html", tmp_path / "b.html"]
+    assert run("report", plan_file, "-o", pages[0]).exit_code == ExitCode.DONE
+    assert run("report", tiny_checkpoint, "--tp", 2, "--engine", "reference", "-o", pages[1]).exit_code == ExitCode.DONE
+    assert pages[0].read_bytes() == pages[1].read_bytes()
+
+
+def test_the_command_says_what_it_wrote_of_what(plan_file, tiny_checkpoint, tmp_path):
+    page = tmp_path / "a.html"
+    assert "of TP 2 on DeepSeek reference, which runs" in run("report", plan_file, "-o", page).output
+    assert "which does not run" in run("report", tiny_checkpoint, "--tp", 7, "-o", page).output
+    assert "of the checkpoint alone" in run("report", tiny_checkpoint, "-o", page).output
+    assert "nothing was found" in run("report", tiny_checkpoint, "--gpus", 7, "-o", page, "--engine", "sglang").output
+
+
+def test_a_layout_that_does_not_run_has_a_report_all_the_same(tiny_checkpoint, tmp_path):
+    outcome = run("report", tiny_checkpoint, "--tp", 7, "-o", tmp_path / "a.html")
+    assert outcome.exit_code == ExitCode.DONE
+    assert "Does not run" in (tmp_path / "a.html").read_text()
+
+
+def test_without_a_name_the_page_is_report_html_here(tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("report", tiny_checkpoint).exit_code == ExitCode.DONE
+    assert os.listdir(tmp_path) == ["report.html"]
+
+
+def test_a_plan_whose_checkpoint_was_moved_says_how_to_name_it(folder, tmp_path):
+    dsv4_shard.plan(folder, tp=2, engine="reference", output=tmp_path / "plan.json")
+    moved = shutil.move(folder, tmp_path / "elsewhere")
+    outcome = run("report", tmp_path / "plan.json", "-o", tmp_path / "a.html")
+    assert outcome.exit_code != ExitCode.DONE
+    assert "--repo" in outcome.output
+    assert not (tmp_path / "a.html").exists()
+    assert run("report", tmp_path / "plan.json", "--repo", moved, "-o", tmp_path / "a.html").exit_code == ExitCode.DONE
+
+
+def test_a_plan_that_was_edited_is_refused(plan_file, tmp_path):
+    plan_file.write_text(plan_file.read_text().replace('"feasible": true', '"feasible": false'))
+    outcome = run("report", plan_file, "-o", tmp_path / "a.html")
+    assert outcome.exit_code == ExitCode.USAGE
+    assert "the plan was edited: feasible" in outcome.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("PLAN", "--tp", 4), "--tp beside a plan: the plan says it already"),
+        (("PLAN", "--gpus", 4), "--gpus beside a plan: the plan says it already"),
+        (("MODEL", "--ep", 4), "--ep without --tp or --gpus"),
+        (("MODEL", "--gpus", 4, "--dp", 2), "--gpus and --dp: the search tries them all"),
+        (("MODEL", "--gpus", 4, "--tp", 2), "--gpus and --tp: the search tries them all"),
+        (("MODEL", "--repo", "MODEL"), "is no plan file, but a checkpoint itself"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(arguments, message, plan_file, tiny_checkpoint, tmp_path):
+    names = {"PLAN": plan_file, "MODEL": tiny_checkpoint}
+    outcome = run("report", *(names.get(one, one) for one in arguments), "-o", tmp_path / "a.html")
+    assert outcome.exit_code == ExitCode.USAGE
+    assert message in outcome.output
+    assert not (tmp_path / "a.html").exists()
+
+
+def test_a_page_that_cannot_be_written_is_an_error_and_leaves_nothing(tiny_checkpoint, tmp_path):
+    outcome = run("report", tiny_checkpoint, "-o", tmp_path / "missing" / "a.html")
+    assert outcome.exit_code == ExitCode.IO
+    assert "No such file or directory" in outcome.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_write_leaves_the_page_of_before(tiny_checkpoint, tmp_path, monkeypatch):
+    page = tmp_path / "a.html"
+    page.write_text("before")
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.replace", fail)
+    assert run("report", tiny_checkpoint, "-o", page).exit_code == ExitCode.IO
+    assert page.read_text() == "before"
+    assert os.listdir(tmp_path) == ["a.html"]

@@ -1,4 +1,4 @@
-"""What `verify` finds."""
+"""Results of `verify`: problems, verdicts and the numerics of the experts."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from dsv4_shard.text.units import counted, size
 
 
 class Problem(Document):
-    """Something that is not as it should be. `tensor` is None for what concerns a whole file."""
+    """A deviation that `verify` found. `tensor` is null if it concerns a whole file."""
 
     kind: str
     file: str
@@ -21,13 +21,19 @@ class Problem(Document):
 
 
 TOLERANCE = 1e-5
-"""Relative: the same products are summed in another order, partly in float32."""
+"""Relative. The same products are summed in another order, partly in float32."""
 
 
 class Numerics(Document):
-    """Relative errors (in the 2-norm) of the ranks' sum: with the shared expert counted once, and once for every rank.
+    """Relative errors of the sum over ranks, in the 2-norm.
 
-    `shared_experts` says whether each rank holds it whole, or a part of it.
+    Attributes:
+        layer: The layer that was computed.
+        experts: The routed experts that were computed.
+        ranks: Number of ranks.
+        shared_experts: Whether each rank holds the shared expert "whole" or "in parts".
+        error_once: Error with the shared expert counted once.
+        error_on_every_rank: Error with the shared expert counted once per rank.
     """
 
     layer: int
@@ -43,7 +49,7 @@ class Numerics(Document):
 
 
 class _Verdict(Document):
-    """A document with an `ok` that follows from the rest: input may have it, as the JSON has, if it is right."""
+    """A document whose `ok` follows from its other fields. Input JSON may contain `ok` if the value is right."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -58,10 +64,24 @@ class _Verdict(Document):
 
 
 class Verification(_Verdict):
-    """What was verified and what was found; `ok` where all is as it should be: no `problems`, and sums that are right.
+    """The result of verifying one folder.
 
-    `accounts` counts the source tensors by what became of them, where the source was compared. `numerics` is whether
-    the experts of a layer add up, where that was asked for and the bytes are right.
+    Attributes:
+        schema_version: Version of this schema.
+        folder: The result folder.
+        layout: Its layout.
+        ranks: The verified ranks.
+        world: Number of all ranks.
+        files: Number of weight files.
+        tensors: Number of tensors in them.
+        bytes: Bytes of these files.
+        against: The checkpoint that was compared; null if none was given.
+        accounts: Fate -> number of source tensors; empty if no checkpoint was compared.
+        left_out: Reason -> number of source tensors that no rank has.
+        problems: All deviations.
+        notes: Other remarks.
+        numerics: Whether the experts of a layer add up; null if not requested, or if there are problems.
+        ok: True if there are no problems and the numerics, if present, are within tolerance.
     """
 
     schema_version: Literal[1] = 1
@@ -85,15 +105,24 @@ class Verification(_Verdict):
         return not self.problems and (self.numerics is None or self.numerics.ok)
 
     def in_short(self) -> str:
-        """Folder, verdict, counts."""
+        """Verdict, counts and folder in one line."""
         held = f"{say_ranks(self.ranks)} of {self.world}, {counted(self.files, 'file')}, {size(self.bytes)}"
         return f"{_verdict(self.ok, self.problems)}: {held}, {self.folder}"
 
 
 class SharesVerification(_Verdict):
-    """What was verified in each folder, and what of them does not fit together. `missing` ranks are in none of them.
+    """The result of verifying several folders as one result.
 
-    `ok` and `numerics` are as in `Verification`, over all folders.
+    Attributes:
+        schema_version: Version of this schema.
+        layout: Layout of the first folder.
+        world: Number of all ranks.
+        ranks: The ranks in the folders.
+        missing: The ranks that are in none of them.
+        folders: The verification of each folder.
+        problems: Contradictions between folders.
+        numerics: As in `Verification`, over all folders.
+        ok: As in `Verification`, over all folders.
     """
 
     schema_version: Literal[1] = 1
@@ -112,7 +141,7 @@ class SharesVerification(_Verdict):
         return sound and (self.numerics is None or self.numerics.ok)
 
     def in_short(self) -> str:
-        """Verdict, and how many folders and ranks there are."""
+        """Verdict and number of ranks and folders in one line."""
         problems = [problem for folder in self.folders for problem in folder.problems]
         missing = f", missing {say_ranks(self.missing)}" if self.missing else ""
         held = f"{say_ranks(self.ranks)} of {self.world}{missing}, {counted(len(self.folders), 'folder')}"

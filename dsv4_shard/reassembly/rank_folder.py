@@ -150,7 +150,7 @@ class _Rebuilt:
     def held(
         self, original: Checkpoint, inventory: Inventory, source: RankSource
     ) -> tuple[Checkpoint, Inventory, Recipe]:
-        """The checkpoint that the ranks hold (headers only), its inventory, and the recipe that makes the files from it."""
+        """The checkpoint that the ranks hold (headers only), its inventory, and the recipe that makes the files."""
         recipe = make_recipe(original, self.engine, self.context, self.ranks)
         held = held_source(original, source, recipe)
         checkpoint = read_checkpoint(held)

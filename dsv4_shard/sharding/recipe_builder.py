@@ -166,7 +166,7 @@ class _Maker:
         return Recipe(tuple(map(self._file, files)), tuple(steps), fixed, self._left_out)
 
     def _look_at_files(self) -> None:
-        """Collect the tensors of each checkpoint file, and the files with experts: their content differs between nodes."""
+        """Collect the tensors of each checkpoint file, and the names of files with experts, which differ between nodes."""
         for name, where in self._context.inventory.names.items():
             tensor = self._checkpoint.tensors[name]
             self._members.setdefault(tensor.file, []).append(tensor)

@@ -133,7 +133,10 @@ class _RankReader:
 
 
 def _values(name: str, read: Callable[[str], _Matrix], tensors: Container[str], names: Names) -> "torch.Tensor":
-    """The values of a weight, float32 `[rows, columns]`: plain, with its scale, or NVFP4 with group and tensor scales."""
+    """The values of a weight, float32 `[rows, columns]`.
+
+    The weight is plain, has a scale, or is NVFP4 with group scales and a tensor scale.
+    """
     group_scale, tensor_scale = (f"{name.removesuffix('weight')}{NATIVE_PARTS[part]}" for part in _NVFP4_SCALES)
     if group_scale in tensors:
         return _decoded(read(name), read(group_scale)) * float(np.frombuffer(read(tensor_scale).data, np.float32)[0])

@@ -7,16 +7,11 @@ from dsv4_shard.verification.documents import SharesVerification
 
 
 class Uploaded(ResultDocument):
-    """What a run put into the object store at `out`.
+    """What a run put into the object store at `out`: `bytes` in `objects`, the manifest's bytes not counted.
 
-    Attributes:
-        out: URL of the result.
-        objects: Number of objects, with the manifest.
-        bytes: Bytes of all objects except the manifest.
-        sent: Bytes sent from this machine.
-        copied: Bytes copied within the store.
-        resumed: Bytes that an earlier run put.
-        written: What was written into the scratch folder; null if an earlier run had written all of it.
+    `sent` bytes were sent from this machine, `copied` bytes were copied within the store, and `resumed` bytes were
+    there from an earlier run. `written` describes the scratch folder; it is null if an earlier run had written all of
+    it.
     """
 
     out: str
@@ -55,13 +50,10 @@ class ClusterOutcome(ResultDocument):
 
 
 class DryRun(ResultDocument):
-    """What a run would write.
+    """What a run would write: the bytes of each weight file, and `bytes` in all, links not counted.
 
-    Attributes:
-        files: Weight file -> bytes.
-        bytes: Bytes needed in all; links need none.
-        free: Bytes that are free. The bytes of an unfinished run count as free.
-        left_out: Source tensor -> why no file would have it.
+    `free` bytes are available; they include those of an unfinished run. `left_out` maps each tensor of the checkpoint
+    that no file would have to the reason.
     """
 
     files: dict[str, int]

@@ -63,15 +63,16 @@ _NEVER = threading.Event()
 
 
 class Scratch:
-    """The folder in `parent` where the result for `url` is made. A context manager: it locks the folder on entry, and on
-    exit removes it if it is not needed any more.
+    """The folder in `parent` where the result for `url` is made.
+
+    A context manager: it locks the folder on entry. On exit it removes the folder if it is not needed any more.
 
     Args:
         parent: The folder that contains it.
         url: Destination of the result.
         run: Digest that identifies the result; see `run_digest`.
         run_of_schema_1: Given the result folder, the digest that schema 1 recorded.
-        restart: Discard what an earlier run left; `upload` then also deletes the objects that it put. By default that
+        restart: Discard what an earlier run left; `upload` then also deletes the objects that it put. By default, that
             run is continued.
 
     Raises:
@@ -146,7 +147,7 @@ class Scratch:
     def _is_this_run_of_schema_1(self) -> bool:
         """Whether a journal of schema 1 belongs to this run.
 
-        An incomplete result has a journal of its own that tells.
+        For an incomplete result, its own journal decides that later.
         """
         if self.journal.schema != 1:
             return False
@@ -183,9 +184,9 @@ def scratch_result(parent: Path, url: str) -> Path:
 
 
 def run_digest(job: Job, checkpoint: Checkpoint) -> str:
-    """Digest of everything that a run writes and reads; equal digests mean equal results.
+    """Digest that changes if a run would write anything else, or read another checkpoint.
 
-    It does not depend on the version of the tool: of the plan, only the decisions count and not the wording.
+    It does not depend on the version of the tool: of the plan, only the decisions count, and not the wording.
     """
     plan = read_plan(job.companions[PLAN_NAME], PLAN_NAME)
     decided = json.dumps(decisions(plan), sort_keys=True).encode()
@@ -292,7 +293,7 @@ def _sizes(manifest: Manifest) -> dict[str, int]:
 def _claim(
     store: Store, scratch: Scratch, sizes: Mapping[str, int], raw: bytes, overwrite: bool
 ) -> Mapping[str, Listed]:
-    """Claim the place for this result, once, and delete what is to be overwritten. Returns the listing after that."""
+    """Claim the place for this result, once, and delete the objects to overwrite. Returns the listing after that."""
     journal, there = scratch.journal, store.everything()
     names = list(sizes)
     if journal.claimed is None or (MANIFEST_NAME in there and _content(store, there) != raw):

@@ -93,7 +93,7 @@ def _as_told(hit: Hit, log: EngineLog) -> tuple[bool, ...]:
 
 
 def _rank(log: EngineLog, request: Request, order: int, breach: Breach) -> tuple[object, ...]:
-    """Sort key: the log's engine, TP and EP first, then usual and small layouts, then the modules that break most often."""
+    """Sort key: the log's engine, TP and EP first, then usual and small layouts, then modules that break often."""
     clues = log.clues
     return (
         clues.get("engine", request.engine) != request.engine,
@@ -125,10 +125,10 @@ def _requests(found: FoundMessage, log: EngineLog) -> Iterator[Request]:
 def _broken(
     found: FoundMessage, engine: Engine, names: set[str], inventory: Inventory, request: Request, told: bool
 ) -> Iterator[Breach]:
-    """Breaches of the message's rules with its numbers, where the engine says nothing before.
+    """Breaches of the message's rules with its numbers, in the layouts where the engine prints no other message first.
 
-    Checks beside the rules may come before them, and others be left out: what is before does not count where the log
-    has `told` the parallelism, or the numbers of a check leave no doubt.
+    The engine may run checks that are not among the rules, and skip others. So an earlier message is ignored if the log
+    names the parallelism (`told`), or if the numbers of a check leave no doubt.
     """
     rules = [rule for rule in (*engine.rules, *engine.others) if rule.name in names]
     for deployment in engine.candidates(inventory, request):

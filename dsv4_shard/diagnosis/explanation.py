@@ -52,16 +52,10 @@ class Case(Document):
 
 
 class WayOut(Document):
-    """The plan for the first case's GPUs.
+    """The plan for the GPUs of the first case: whether it `runs`, or the `nearest` layouts that do.
 
-    Attributes:
-        options: Options of `plan`.
-        runs: Whether this layout runs.
-        notes: Changes that it needs; if it does not run, the rules that it breaks.
-        environment: Environment variables of the launch command.
-        command: The launch command; null if the layout does not run.
-        nearest: Options of the nearest layouts that run, if this one does not.
-        next: The `plan` command to run next.
+    `notes` are changes that it needs; if it does not run, they are the rules that it breaks. `command` is null if it
+    does not run. `next` is the `plan` command to run next.
     """
 
     options: str
@@ -84,18 +78,9 @@ class EngineMessage(Document):
 class Explanation(Document):
     """The explanation of a text or log.
 
-    Attributes:
-        schema_version: Version of this schema.
-        recognised: Whether a known message was found. If not, `hint` says what to provide.
-        lines: Number of lines read.
-        message: The first grave message.
-        engines: The engines that print it.
-        meaning: What broke.
-        cases: Layouts in which it appears, the likeliest first.
-        remedies: Fixes by the rules.
-        way: The plan's answer.
-        also: Other known messages.
-        hint: What to provide if nothing was recognised.
+    `recognised` is false if it contains no known message; then `hint` says what to provide. `message` is the first
+    grave message, `engines` are those that print it, and `also` lists other known messages. `meaning` is what broke.
+    `remedies` follow from the rules, `way` from the plan.
     """
 
     schema_version: Literal[1] = 1

@@ -103,18 +103,10 @@ class DimensionRow(Document):
 class MatrixCell(Document):
     """What an engine can do at a TP.
 
-    Attributes:
-        tp: Tensor parallelism.
-        engine: Name of the engine.
-        verdict: `unknown` if the family, the experts' format or the GPU is not known for this engine.
-        how: Changes from the defaults that the plan makes; or, if a rule breaks at this TP alone, options that run on
-            as many GPUs.
-        notes: Other remarks.
-        rule: Name of the rule that breaks.
-        module: The module that it concerns.
-        reason: The rule's arithmetic, in numbers.
-        engine_says: The engine's error message.
-        bytes_per_rank: Bytes of the weights on the heaviest rank, with the changes of `how`; null if nothing runs.
+    `verdict` is `unknown` if the family, the experts' format or the GPU is not known for the engine. `how` lists the
+    changes from the defaults that the plan makes. If a rule breaks at this TP alone, `how` has options that run on as
+    many GPUs, and `reason` has the rule's arithmetic. `bytes_per_rank` are the weights of the heaviest rank, with the
+    changes of `how`; null if nothing runs.
     """
 
     tp: int

@@ -50,7 +50,7 @@ AxisName = Literal["rows", "columns"]
 class UnknownIdentity(Document):
     """What the checkpoint calls itself. Sizes are null unless config.json has them as natural numbers.
 
-    `intermediate_size` is that of a routed expert if config.json has both, else that of dense layers.
+    `intermediate_size` is that of a routed expert if config.json names it, else that of dense layers.
     """
 
     label: str
@@ -84,16 +84,11 @@ class TemplateRow(Document):
 
 
 class Axis(Document):
-    """One axis of a weight.
+    """One axis of a weight: `size` elements in units of `unit` elements, in each of `parts` matrices that are stored as
+    one.
 
-    Attributes:
-        axis: "rows" or "columns".
-        size: Elements along the axis, in each part.
-        parts: Number of matrices that are stored as one.
-        unit: Elements that must stay together.
-        scale_size: Size of the scale along the axis, for all parts; null if the scale does not have the axis.
-        cut: Whether engines cut this axis, as far as the name shows.
-        shares: Units per rank at each TP.
+    `scale_size` is the scale's size along the axis, for all parts; null if the scale has no such axis. `cut` tells
+    whether engines cut this axis, as far as the name shows.
     """
 
     axis: AxisName

@@ -19,12 +19,8 @@ from dsv4_shard.tensors.header import Tensor
 class ChangedTensor:
     """Tensors of the original checkpoint that the ranks hold in another form, or not at all.
 
-    Attributes:
-        tensors: Number of tensors with this change.
-        first: Name of the first one.
-        was: Dtype in the original checkpoint.
-        held: Dtype in the ranks; empty if they do not have the tensor.
-        reason: Why it changed.
+    The change concerns `tensors` tensors; `first` is the name of one. `was` is their dtype in the original checkpoint,
+    `held` that in the ranks (empty if the ranks do not have them). `reason` says why.
     """
 
     tensors: int

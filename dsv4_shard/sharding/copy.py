@@ -28,7 +28,10 @@ from dsv4_shard.tensors.header import DTYPE_BITS
 
 
 class Sink(Protocol):
-    """Takes the bytes of output files. Called from many threads, never twice for the same byte."""
+    """Takes the bytes of output files. Called from many threads, never twice for the same byte.
+
+    `put` receives the bytes for `offset` of output file number `file`. The buffer of `data` is reused after the call.
+    """
 
     def put(self, file: int, offset: int, data: memoryview) -> None: ...
 
@@ -102,6 +105,7 @@ def copy(
 
 
 def _in_threads(run: "_CopyRun", workers: int) -> None:
+    """Run the workers in threads; stop all after the first error, and raise it."""
     with ThreadPoolExecutor(workers, thread_name_prefix="copy") as pool:
         futures = [pool.submit(run.work) for _ in range(workers)]
         try:

@@ -145,6 +145,7 @@ def _said(value: object) -> object:
 
 
 def _run_differences(then: RunIdentity, now: RunIdentity) -> Iterator[str]:
+    """Each difference that keeps the run `now` from resuming the run `then`, as a line of text."""
     before, after = (asdict(run.request) if run.request else dict[str, Any]() for run in (then, now))
     for option in after:
         if before.get(option) != after[option]:

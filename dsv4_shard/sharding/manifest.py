@@ -79,17 +79,10 @@ def made_differences(then: Provenance, now: Provenance) -> Iterator[str]:
 
 
 class ManifestFile(Document):
-    """A weight file.
+    """A weight file, which `ranks` read. `links` are its other names in the folder.
 
-    Attributes:
-        name: Its name in the folder.
-        ranks: The ranks that read it.
-        nbytes: Size of the file in bytes.
-        payload: Bytes of tensors in it.
-        header_digest: Digest of its header.
-        tensors: Tensor name -> digest.
-        pieces: Tensor of several pieces -> runs of (number of pieces, bytes of each), in order.
-        links: Its other names in the folder.
+    `payload` is the part of `nbytes` that tensors take. `tensors` maps names to digests. `pieces` lists the tensors
+    that were put together from several pieces: runs of (number of pieces, bytes of each), in order.
     """
 
     name: Name
@@ -124,22 +117,13 @@ class ManifestCompanion(Document):
 
 
 class Manifest(Document):
-    """The document. `ranks` of `world` are in this folder.
+    """The content of a result folder: `ranks` of `world` are in it.
 
-    Attributes:
-        schema_version: Version of this schema.
-        tool_version: The version of the tool that wrote the manifest.
-        written_by: Tool version -> the ranks that it wrote.
-        digest: Digest of the manifest with an empty `digest`.
-        layout: Layout of the rank files; `native` for a merged checkpoint, which has no plan.
-        world: Number of all ranks.
-        ranks: The ranks in this folder.
-        source: The checkpoint that the files are made from.
-        plan_digest: Digest of plan.json; null for a merged checkpoint.
-        identity: Engine, runner and parallelism: properties of the target that shapes do not show.
-        files: The weight files.
-        companions: The small files.
-        left_out: Source tensor -> why no rank gets it.
+    `digest` is that of the manifest with an empty `digest`. `identity` has the properties of the target that shapes do
+    not show: engine, runner, parallelism. `layout` is that of the rank files, made by the plan with `plan_digest`. For
+    a merged checkpoint, `layout` is `native` and `plan_digest` is null. `tool_version` wrote the manifest, and
+    `written_by` maps each version to the ranks that it wrote. `left_out` maps source tensors to the reason why no rank
+    has them.
     """
 
     schema_version: Literal[2]

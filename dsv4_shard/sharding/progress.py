@@ -32,7 +32,7 @@ class Progress(Protocol):
     """Receives the progress of a run. A subclass overrides the methods that it needs; the others do nothing.
 
     The verb makes one call at a time, from the thread that moves the bytes. An exception in a method ends the run, as
-    Ctrl-C does; the same command then resumes it.
+    Ctrl-C does; the same call of the verb then resumes it.
     """
 
     def begin(self, task: Task, total_bytes: int) -> None:

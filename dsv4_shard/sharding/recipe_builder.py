@@ -166,7 +166,7 @@ class _Maker:
         return Recipe(tuple(map(self._file, files)), tuple(steps), fixed, self._left_out)
 
     def _look_at_files(self) -> None:
-        """Collect the tensors of each checkpoint file, and the names of files with experts, which differ between nodes."""
+        """Collect each checkpoint file's tensors, and the names of files with experts, which nodes do not share."""
         for name, where in self._context.inventory.names.items():
             tensor = self._checkpoint.tensors[name]
             self._members.setdefault(tensor.file, []).append(tensor)
@@ -306,6 +306,16 @@ class _Maker:
     def _new_spread(
         self, tensor: Tensor, where: TensorName, kept: TargetTensor, placement: Placement, owners: range, shares: bool
     ) -> _RankSpread:
+        """Compute the cuts of `tensor` and their ranks.
+
+        Args:
+            tensor: A source tensor of the kind.
+            where: Its role and part.
+            kept: The target tensor.
+            placement: How the engine places its role.
+            owners: The ranks that hold it.
+            shares: Whether a replicated tensor goes into the file of all ranks.
+        """
         shape = tuple(size * kept.repeat for size in tensor.shape)
         inner = placement.inner if isinstance(placement, Expert) else placement
         whole = Slice(whole_rectangle(tensor.dtype, shape))
@@ -325,6 +335,7 @@ class _Maker:
         return _RankSpread(cuts, ranks)
 
     def _file(self, key: _FileKey) -> OutputFile:
+        """Lay out an output file, and release its temporary data."""
         outputs = self._outputs[key]
         readers = self._ranks if key.rank == ALL_RANKS else (key.rank,)
         part = 1 if key.rank == ALL_RANKS else 0
@@ -350,7 +361,7 @@ class _Maker:
         return bool(key.file) and there == self._outputs[key]
 
     def _metadata(self, key: _FileKey) -> dict[str, str]:
-        """What a header says beside its tensors: of a rank's file, what it was made for."""
+        """The metadata of a file's header. A rank's file names the target that it was made for."""
         identity = self._layout.identity(self._context)
         if key.file or not identity:
             return _ORDINARY if key.file else {}
@@ -364,7 +375,7 @@ class _Maker:
 
 
 def _undivided(placement: Placement) -> Placement:
-    """What is left of a placement where tensors stay whole: which experts go where."""
+    """The placement for whole tensors: experts keep their ranks, everything else is replicated."""
     return Expert(Replicate()) if isinstance(placement, Expert) else Replicate()
 
 
@@ -398,6 +409,7 @@ def _cut(tensor: Tensor, shape: tuple[int, ...], placement: Split | Pad, parts: 
 
 
 def _converted_nbytes(tensor: Tensor, kept: TargetTensor, nbytes: int) -> int:
+    """Bytes of `nbytes` of the source after the cast to the target dtype."""
     conversion = CONVERSIONS.get((tensor.dtype, kept.dtype))
     return conversion.nbytes(nbytes) if conversion else nbytes
 
@@ -412,6 +424,7 @@ def _landed_nbytes(tensor: Tensor, where: TensorName, kept: TargetTensor, spread
 
 
 def _transformed_shape(tensor: Tensor, where: TensorName, kept: TargetTensor, rows: int) -> tuple[int, int]:
+    """Shape of a decoded weight, or of its new scale, with `rows` rows of the source."""
     transform = TRANSFORMS[kept.transform or ""]
     shape = (rows, tensor.shape[1])
     return transform.weight_shape(shape) if where.part is Part.WEIGHT else transform.scale_shape(shape)

@@ -71,9 +71,7 @@ def reshard(
     check_output(out, checkpoint.source.root, overwrite, job.is_share)
     recipe, run = job.recipe, _run(job, checkpoint)
     with Staging(out, job.share) as staging:
-        check_output(
-            out, checkpoint.source.root, overwrite, job.is_share
-        )  # Staging may have restored an earlier result
+        check_output(out, checkpoint.source.root, overwrite, job.is_share)  # Staging may restore an earlier result
         _undo_join(job, staging, overwrite)
         earlier = _earlier(staging, run, recipe, checkpoint.source, restart)
         check_room(out, job.nbytes_to_write(checkpoint.source, out) - staging.nbytes_on_disk())

@@ -1,4 +1,4 @@
-"""Quantized matrix → float32, in numpy."""
+"""Quantized matrix → float32, in torch."""
 
 from typing import TYPE_CHECKING
 

@@ -27,13 +27,8 @@ TOLERANCE = 1e-5
 class Numerics(Document):
     """Relative errors of the sum over ranks, in the 2-norm.
 
-    Attributes:
-        layer: The layer that was computed.
-        experts: The routed experts that were computed.
-        ranks: Number of ranks.
-        shared_experts: Whether each rank holds the shared expert "whole" or "in parts".
-        error_once: Error with the shared expert counted once.
-        error_on_every_rank: Error with the shared expert counted once per rank.
+    `error_once` counts the shared expert once, `error_on_every_rank` once per rank. `shared_experts` is "whole" if each
+    rank holds the whole shared expert, else "in parts". `experts` are the routed experts that were computed.
     """
 
     layer: int
@@ -66,22 +61,10 @@ class _Verdict(Document):
 class Verification(_Verdict):
     """The result of verifying one folder.
 
-    Attributes:
-        schema_version: Version of this schema.
-        folder: The result folder.
-        layout: Its layout.
-        ranks: The verified ranks.
-        world: Number of all ranks.
-        files: Number of weight files.
-        tensors: Number of tensors in them.
-        bytes: Bytes of these files.
-        against: The checkpoint that was compared; null if none was given.
-        accounts: Fate -> number of source tensors; empty if no checkpoint was compared.
-        left_out: Reason -> number of source tensors that no rank has.
-        problems: All deviations.
-        notes: Other remarks.
-        numerics: Whether the experts of a layer add up; null if not requested, or if there are problems.
-        ok: True if there are no problems and the numerics, if present, are within tolerance.
+    `ok` is true if there are no `problems` and the sums of `numerics`, if present, are right. `accounts` counts the
+    source tensors by their fate; it is empty if no checkpoint was compared (`against`). `left_out` counts the tensors
+    that no rank has, by reason. `numerics` tells whether the experts of a layer add up; it is null if this was not
+    requested, or if there are problems.
     """
 
     schema_version: Literal[1] = 1
@@ -113,16 +96,8 @@ class Verification(_Verdict):
 class SharesVerification(_Verdict):
     """The result of verifying several folders as one result.
 
-    Attributes:
-        schema_version: Version of this schema.
-        layout: Layout of the first folder.
-        world: Number of all ranks.
-        ranks: The ranks in the folders.
-        missing: The ranks that are in none of them.
-        folders: The verification of each folder.
-        problems: Contradictions between folders.
-        numerics: As in `Verification`, over all folders.
-        ok: As in `Verification`, over all folders.
+    `problems` are contradictions between the folders. `missing` ranks are in no folder. `ok` and `numerics` are as in
+    `Verification`, over all folders.
     """
 
     schema_version: Literal[1] = 1

@@ -108,6 +108,7 @@ class _RankReader:
         )
 
     def _place(self, step: Step) -> tuple[int, Destination, Slice] | None:
+        """(file number, destination, cut) of the rank's part; None if the rank has none."""
         for landing in step.landings:
             for cut, files in landing.spread:
                 for number in files:
@@ -145,6 +146,7 @@ def _values(name: str, read: Callable[[str], _Matrix], tensors: Container[str], 
 
 
 def _decoded(weight: _Matrix, scale: _Matrix | None) -> "torch.Tensor":
+    """The values of a weight with its scale, if it has one, float32 `[rows, columns]`."""
     if scale is None:
         return plain(weight.data, weight.dtype, weight.rows)
     scales = np.frombuffer(scale.data, np.uint8).reshape(scale.rows, -1, 4 if scale.dtype == "F32" else 1).copy()
@@ -227,6 +229,7 @@ def _sum_experts(
     tokens: "torch.Tensor",
     config: ModelConfig,
 ) -> "torch.Tensor":
+    """The weighted sum of the outputs of experts, float64 `[tokens, hidden]`."""
     import torch
 
     total = torch.zeros(tokens.shape, dtype=torch.float64)
@@ -255,4 +258,5 @@ def _run_expert(reader: _Reader, expert: _Expert, tokens: "torch.Tensor", config
 
 
 def _relative(found: "torch.Tensor", wanted: "torch.Tensor") -> float:
+    """Relative error of `found` in the 2-norm."""
     return float((found - wanted).norm() / wanted.norm())

@@ -87,10 +87,12 @@ def bytes_to_verify(folder: Path, ranks: Collection[int] | None = None) -> int:
 
 
 def _files_of(manifest: Manifest, ranks: Collection[int] | None) -> list[ManifestFile]:
+    """The manifest's files whose first rank is in `ranks`; all of them for None."""
     return [entry for entry in manifest.files if ranks is None or entry.ranks[0] in ranks]
 
 
 def _strangers(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """A note for each file in the result's folders that is not in the manifest."""
     known = {name for entry in manifest.files for name in entry.names}
     known |= {entry.name for entry in manifest.companions} | {MANIFEST_NAME}
     folders = {Path(name).parent.as_posix() for name in known}
@@ -120,6 +122,7 @@ def _check_ranks(manifest: Manifest) -> Iterator[Problem]:
 
 
 def _check_companions(folder: Path, manifest: Manifest) -> Iterator[Problem]:
+    """Problems of the small files: presence, size and digest."""
     for entry in manifest.companions:
         path = folder / entry.name
         if not path.is_file():
@@ -179,6 +182,7 @@ def _raw_header_digest(file: LocalFile) -> str:
 
 
 def _swapped(header_digest: str, entry: ManifestFile, manifest: Manifest) -> str | None:
+    """A message if the header is that of another file in the manifest; else None."""
     for other in manifest.files:
         if other.name != entry.name and other.header_digest == header_digest:
             return f"holds the shards of {_ranks(other)} ({other.name}), not of {_ranks(entry)}: swapped?"

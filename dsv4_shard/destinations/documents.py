@@ -7,7 +7,7 @@ from dsv4_shard.verification.documents import SharesVerification
 
 
 class Uploaded(ResultDocument):
-    """What a run put into the object store at `out`: `bytes` in `objects`, the manifest's bytes not counted.
+    """Result of an upload to the object store at `out`: `bytes` in `objects`, the manifest's bytes not counted.
 
     `sent` bytes were sent from this machine, `copied` bytes were copied within the store, and `resumed` bytes were
     there from an earlier run. `written` describes the scratch folder; it is null if an earlier run had written all of
@@ -36,7 +36,10 @@ class ClusterShare(Document):
 
 
 class ClusterOutcome(ResultDocument):
-    """What the nodes of a cluster wrote, and its verification. `one_folder`: all nodes see one shared folder."""
+    """Result of a run on a cluster: the `shares` of its nodes, and their verification.
+
+    `one_folder` is true if all nodes see one shared folder.
+    """
 
     shares: tuple[ClusterShare, ...]
     one_folder: bool
@@ -50,10 +53,10 @@ class ClusterOutcome(ResultDocument):
 
 
 class DryRun(ResultDocument):
-    """What a run would write: the bytes of each weight file, and `bytes` in all, links not counted.
+    """Files and space that a run needs: the bytes of each weight file, and `bytes` in all, links not counted.
 
-    `free` bytes are available; they include those of an unfinished run. `left_out` maps each tensor of the checkpoint
-    that no file would have to the reason.
+    `free` bytes are available; they include those of an unfinished run. `left_out` maps each source tensor that no file
+    would have to the reason.
     """
 
     files: dict[str, int]

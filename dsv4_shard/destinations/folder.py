@@ -93,7 +93,7 @@ def into_store(
 
 
 def would_store(job: Job, checkpoint: Checkpoint, place: OutputTarget) -> WouldWrite:
-    """What `into_store` would write. Raises the errors that `into_store` raises before it writes."""
+    """The space that `into_store` needs. Raises the errors that `into_store` raises before it writes."""
     from dsv4_shard.destinations.object_store import check_place
 
     store, scratch = _scratch(job, checkpoint, place)
@@ -102,7 +102,7 @@ def would_store(job: Job, checkpoint: Checkpoint, place: OutputTarget) -> WouldW
 
 
 def would_write(job: Job, checkpoint: Checkpoint, out: Path, overwrite: bool) -> WouldWrite:
-    """What `into_folder` would write. Raises the errors that `into_folder` raises before it writes."""
+    """The space that `into_folder` needs. Raises the errors that `into_folder` raises before it writes."""
     check_output(out, checkpoint.source.root, overwrite, job.is_share)
     result_to_join(job, out, overwrite)
     return _would(job, checkpoint, out, str(out))

@@ -1,4 +1,4 @@
-"""What one node does with its share: write it, verify it, report progress.
+"""The work of one node on its share: write it, verify it, report progress.
 
 A `ShareTask` has all that the node needs, and messages carry all that it reports. The driver needs no knowledge of
 checkpoints, and this module has no knowledge of clusters.

@@ -1,4 +1,4 @@
-"""`explain`: an engine's message → what broke in which layout, in numbers, and how to fix it.
+"""`explain`: an engine's message → the rule that broke and its layout, in numbers, and how to fix it.
 
 The rules themselves give the answer. For the given checkpoint or the releases, and for the parallelism in the log or
 the usual ones, each layout that breaks the rule with exactly the numbers of the message is a case of it. Anything that
@@ -79,8 +79,8 @@ class Explanation(Document):
     """The explanation of a text or log.
 
     `recognised` is false if it contains no known message; then `hint` says what to provide. `message` is the first
-    grave message, `engines` are those that print it, and `also` lists other known messages. `meaning` is what broke.
-    `remedies` follow from the rules, `way` from the plan.
+    grave message, `engines` are those that print it, and `also` lists other known messages. `meaning` describes the
+    fault. `remedies` follow from the rules, `way` from the plan.
     """
 
     schema_version: Literal[1] = 1

@@ -70,8 +70,8 @@ class FoundMessage:
         values: The numbers in it, in the order of `pattern.fields`.
         groups: Named groups of the regular expression.
         text: The message, with the exception's class if there is one.
-        line: Number of its first line.
-        times: How often it appears.
+        line: Line number of its first occurrence.
+        times: Number of occurrences.
     """
 
     pattern: Pattern
@@ -87,7 +87,7 @@ class EngineLog:
     """The findings of a log.
 
     Attributes:
-        found: Messages in the order of their first line.
+        found: Messages in the order of their first occurrence.
         clues: Property of the deployment -> value.
         lines: Number of lines read.
         bare: Name of an exception that stands without a message.
@@ -192,7 +192,7 @@ def _place_of(word: str, line: str) -> int | None:
 
 
 def _take_clues(line: str, clues: dict[str, str]) -> None:
-    """Record what a line tells about the deployment. Earlier lines win."""
+    """Record a line's clues to the deployment. Earlier lines win."""
     lower = line.lower()
     if "engine" not in clues:
         found = [(place, name) for name, word in _log_words().items() if (place := _place_of(word, lower)) is not None]

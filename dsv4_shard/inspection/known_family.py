@@ -31,7 +31,7 @@ DEFAULT_TPS = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Identity(Document):
-    """What the checkpoint is. Sizes count elements; `bytes` are those of the tensors, without headers."""
+    """Identity of the checkpoint. Sizes count elements; `bytes` are those of the tensors, without headers."""
 
     label: str
     revision: str | None
@@ -101,7 +101,7 @@ class DimensionRow(Document):
 
 
 class MatrixCell(Document):
-    """What an engine can do at a TP.
+    """Verdict for an engine at a TP.
 
     `verdict` is `unknown` if the family, the experts' format or the GPU is not known for the engine. `how` lists the
     changes from the defaults that the plan makes. If a rule breaks at this TP alone, `how` has options that run on as
@@ -304,7 +304,7 @@ def _cell(checkpoint: Checkpoint, inventory: Inventory, request: Request) -> Mat
 
 
 def _totals(checkpoint: Checkpoint, inventory: Inventory, choice: Choice) -> PlanTotals | None:
-    """What a rank holds; None if the layout breaks a rule."""
+    """The totals of a rank; None if the layout breaks a rule."""
     if not choice.feasible:
         return None
     engine, context = engine_for(choice.deployment.engine, inventory.family), Context(inventory, choice.deployment)

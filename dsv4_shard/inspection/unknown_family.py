@@ -48,7 +48,7 @@ AxisName = Literal["rows", "columns"]
 
 
 class UnknownIdentity(Document):
-    """What the checkpoint calls itself. Sizes are null unless config.json has them as natural numbers.
+    """Identity of the checkpoint by its own config.json. Sizes are null unless it has them as natural numbers.
 
     `intermediate_size` is that of a routed expert if config.json names it, else that of dense layers.
     """
@@ -73,7 +73,7 @@ class UnknownIdentity(Document):
 class TemplateRow(Document):
     """All tensors of one dtype whose names differ only in layer ({N}) and expert ({E}).
 
-    `scales`: what shares a scale.
+    `scales` names the elements that share a scale; null without a scale.
     """
 
     template: str

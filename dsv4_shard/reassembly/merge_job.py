@@ -16,7 +16,7 @@ from dsv4_shard.text.units import counted
 
 
 class Merged(Written, ResultDocument):
-    __doc__ = f"What `merge` wrote. `notes` and `changes` list the differences from the original checkpoint.{WRITTEN}"
+    __doc__ = f"Result of `merge`. `notes` and `changes` list the differences from the original checkpoint.{WRITTEN}"
 
     notes: tuple[str, ...]
     changes: tuple[ChangedTensor, ...]

@@ -25,7 +25,7 @@ WRITTEN = """
 
 
 class Written(Document):
-    __doc__ = f"What a run wrote into the folder `out`.{WRITTEN}"
+    __doc__ = f"Result of a run that wrote into the folder `out`.{WRITTEN}"
 
     out: str
     files: int
@@ -43,7 +43,7 @@ class Written(Document):
 
 
 class Outcome(Written, ResultDocument):
-    __doc__ = f"What a run wrote into the folder `out`, which now holds `ranks` of `world`.{WRITTEN}"
+    __doc__ = f"Result of a run that wrote into the folder `out`, which now holds `ranks` of `world`.{WRITTEN}"
 
     ranks: tuple[int, ...]
     world: int

@@ -1,7 +1,7 @@
 """A recipe: output files, steps, cuts; and the source spans that the steps read, in order.
 
 A step reads each row that its cuts need once. A weight that is decoded is read stripe by stripe, with its scales. The
-copy follows this order, and remote sources prefetch by it.
+copy reads in this order, and remote sources fetch ahead in it.
 """
 
 from collections.abc import Iterable, Iterator

@@ -1,10 +1,10 @@
-"""Placements + layout → recipe: which bytes of which source tensor go where in which file.
+"""Placements + layout → recipe: the destination of each byte of each source tensor.
 
 Every offset is known before the first byte moves. A recipe contains nothing of engines: it has output files with
 finished headers, and steps in the order of the source's bytes. A step takes one source tensor, or a weight with its
 scale if they are decoded together. For each file it names the rectangle, its offset, the cast and the padding. Tensors
-of one kind share one object for what they have in common (which ranks get which rectangle), because V4-Pro's 140,544
-expert tensors make 2.2 million pieces under MoE TP16.
+of one kind share one object for their cuts and ranks, because V4-Pro's 140,544 expert tensors make 2.2 million pieces
+under MoE TP16.
 """
 
 from collections.abc import Iterator

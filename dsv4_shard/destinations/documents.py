@@ -1,4 +1,4 @@
-"""What `reshard_to_store`, `reshard_on_cluster` and the dry runs return."""
+"""Results of `reshard_to_store`, `reshard_on_cluster` and the dry runs."""
 
 from dsv4_shard.sharding.outcome import ResultDocument, Written
 from dsv4_shard.text.document import Document
@@ -7,10 +7,11 @@ from dsv4_shard.verification.documents import SharesVerification
 
 
 class Uploaded(ResultDocument):
-    """What a run put into the object store at `out`: `bytes` in `objects`, of which `sent` came from here.
+    """Result of an upload to the object store at `out`: `bytes` in `objects`, the manifest's bytes not counted.
 
-    `copied` bytes were copied within the store, and `resumed` bytes were there from an earlier run. `written` is what
-    was made in the scratch folder first; null where an earlier run had made all of it.
+    `sent` bytes were sent from this machine, `copied` bytes were copied within the store, and `resumed` bytes were
+    there from an earlier run. `written` describes the scratch folder; it is null if an earlier run had written all of
+    it.
     """
 
     out: str
@@ -22,12 +23,12 @@ class Uploaded(ResultDocument):
     written: Written | None
 
     def in_short(self) -> str:
-        """What was put, and where."""
+        """Objects, bytes, bytes sent and URL in one line."""
         return f"{counted(self.objects, 'object')}, {size(self.bytes)}, {size(self.sent)} sent, {self.out}"
 
 
 class ClusterShare(Document):
-    """The ranks of a node; `written` is null where they were there already."""
+    """The ranks that a node wrote; `written` is null if they were there already."""
 
     ranks: tuple[int, ...]
     node: str
@@ -35,23 +36,27 @@ class ClusterShare(Document):
 
 
 class ClusterOutcome(ResultDocument):
-    """What the nodes of a cluster wrote, and what verifying it found. `one_folder`: all of them see it in one."""
+    """Result of a run on a cluster: the `shares` of its nodes, and their verification.
+
+    `one_folder` is true if all nodes see one shared folder.
+    """
 
     shares: tuple[ClusterShare, ...]
     one_folder: bool
     verification: SharesVerification
 
     def in_short(self) -> str:
-        """How many shares there are, and the verdict on them."""
+        """Shares, files, bytes and verdict in one line."""
         written = [share.written for share in self.shares if share.written is not None]
         wrote = f"{counted(sum(one.files for one in written), 'file')}, {size(sum(one.bytes for one in written))}"
         return f"{counted(len(self.shares), 'share')}, {wrote}, {self.verification.in_short()}"
 
 
 class DryRun(ResultDocument):
-    """What would be written: the bytes of each weight file, and `bytes` in all, links not counted; `free` are there.
+    """Files and space that a run needs: the bytes of each weight file, and `bytes` in all, links not counted.
 
-    `left_out` tensors of the checkpoint would be in no file, each for its reason.
+    `free` bytes are available; they include those of an unfinished run. `left_out` maps each source tensor that no file
+    would have to the reason.
     """
 
     files: dict[str, int]
@@ -61,10 +66,10 @@ class DryRun(ResultDocument):
 
     @property
     def fits(self) -> bool:
-        """Whether there is room."""
+        """Whether there is enough space."""
         return self.bytes <= self.free
 
     def in_short(self) -> str:
-        """How much would be written, and whether there is room."""
+        """Whether there is enough space, files and bytes in one line."""
         room = "fits" if self.fits else f"{size(self.bytes - self.free)} short"
         return f"{room}: {counted(len(self.files), 'file')}, {size(self.bytes)}, {size(self.free)} free"

@@ -1,6 +1,6 @@
-"""Where a job's files go: into a folder, a store, onto the nodes of a cluster; or nowhere, to see what would.
+"""Write a job into a folder, a store or a cluster; dry run.
 
-Each is a step of its own behind a verb, and tells a `Reporter` how far it is.
+Each function is one step of a verb and reports its progress to a `Reporter`.
 """
 
 import os
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class WouldWrite:
-    """A job that is not carried out: it needs `nbytes` in `out`, a folder or a URL, where `free` bytes are free.
+    """A job that is not run: it needs `nbytes` in `out`, a folder or a URL, where `free` bytes are free.
 
-    Links to the checkpoint's own files need none, nor does what an unfinished run left, which is counted as free.
+    Links to the checkpoint's own files need no space. The bytes that an unfinished run left count as free.
     """
 
     job: Job
@@ -46,7 +46,7 @@ class WouldWrite:
 
 @dataclass(frozen=True, slots=True)
 class OutputTarget:
-    """A place in an object store, and where the files are made first."""
+    """A place in an object store, the scratch folder, and the options that concern them."""
 
     url: str
     scratch: Path
@@ -68,9 +68,9 @@ def into_store(
     reporter: Reporter,
     **options: Any,
 ) -> Uploaded:
-    """Write a job's files into a scratch folder, unless they are there, and put them into a store.
+    """Write a job's files into a scratch folder, unless they are there, and upload them.
 
-    Raises what `sharding.run.reshard`, `object_store.Scratch` and `object_store.upload` raise.
+    Raises the errors of `sharding.run.reshard`, `object_store.Scratch` and `object_store.upload`.
     """
     from dsv4_shard.destinations.object_store import check_place, nbytes_of, upload
 
@@ -93,7 +93,7 @@ def into_store(
 
 
 def would_store(job: Job, checkpoint: Checkpoint, place: OutputTarget) -> WouldWrite:
-    """What `into_store` would write. Raises what it raises before it writes."""
+    """The space that `into_store` needs. Raises the errors that `into_store` raises before it writes."""
     from dsv4_shard.destinations.object_store import check_place
 
     store, scratch = _scratch(job, checkpoint, place)
@@ -102,7 +102,7 @@ def would_store(job: Job, checkpoint: Checkpoint, place: OutputTarget) -> WouldW
 
 
 def would_write(job: Job, checkpoint: Checkpoint, out: Path, overwrite: bool) -> WouldWrite:
-    """What `into_folder` would write. Raises what it raises before it writes."""
+    """The space that `into_folder` needs. Raises the errors that `into_folder` raises before it writes."""
     check_output(out, checkpoint.source.root, overwrite, job.is_share)
     result_to_join(job, out, overwrite)
     return _would(job, checkpoint, out, str(out))
@@ -111,9 +111,9 @@ def would_write(job: Job, checkpoint: Checkpoint, out: Path, overwrite: bool) ->
 def onto_cluster(
     address: str, order: "ShareTask", world: int, nodes: int | None, reporter: Reporter
 ) -> "ClusterOutcome":
-    """Write all ranks in shares on the nodes of a Ray cluster; see `ray_cluster.reshard_on_cluster`.
+    """Write all ranks, in shares, on the nodes of a Ray cluster; see `ray_cluster.reshard_on_cluster`.
 
-    Nodes have working directories of their own: what the order names in this one's is named in full.
+    Relative paths of the order are made absolute, because nodes have working directories of their own.
     """
     from dsv4_shard.destinations.ray_cluster import reshard_on_cluster
 
@@ -134,6 +134,6 @@ def _scratch(job: Job, checkpoint: Checkpoint, place: OutputTarget) -> "tuple[St
 
 
 def _would(job: Job, checkpoint: Checkpoint, folder: Path, out: str) -> WouldWrite:
-    # What an unfinished run left there is gone on with, or makes room.
+    # The work of an unfinished run is resumed or deleted: in both cases its bytes count as free.
     needed = job.nbytes_to_write(checkpoint.source, folder)
     return WouldWrite(job, out, needed, free_bytes(folder) + Staging(folder, job.share).nbytes_on_disk())

@@ -1,7 +1,7 @@
-"""A result into an object store: written into a scratch folder as into any other, then put, the manifest last.
+"""A result into an object store: written into a scratch folder, then uploaded, the manifest last.
 
-What was put is noted in a journal beside the scratch result, so that a run that ended early does not send again what is
-there. Whoever finds a manifest in the store finds all that it names.
+A journal beside the scratch result records the objects that were put, so a later run does not send them again. If the
+store has a manifest, it has all objects that the manifest names.
 """
 
 import json
@@ -49,28 +49,38 @@ from dsv4_shard.storage.staged_file import fsync_folder
 from dsv4_shard.text.sanitize import short_name
 
 OBJECTS_AT_ONCE = 4
-"""Each in several parts at a time."""
+"""Objects that are uploaded at the same time. Each is sent in several parts at a time."""
 
 COPIED_BYTES = 5 << 30
-"""The largest object that stores copy in one request; larger twins are sent again."""
+"""The largest object that stores copy in one request. Larger twins are sent again."""
 
 _SECONDS_TO_END = 2.0
-"""In which unfinished uploads are taken back."""
+"""Time for threads to abort their uploads after an error."""
 
 _RESULT, _JOURNAL = "result", "journal"
 
 _NEVER = threading.Event()
 
 
-# --- where the result is made ----------------------------------------------------------------------------------------
-
-
 class Scratch:
-    """A folder in `parent` for the result on its way to `url`. Use as a context: locked, removed where it is of no use.
+    """The folder in `parent` where the result for `url` is made.
 
-    `run` tells the result from any other, and `run_of_schema_1`, given its folder, as schema 1 did. `restart` throws
-    away what an earlier run left, which else is continued, and `upload` then what it put.
-    Raises OtherRun where that is another result's, NewerSchema, OutputBusy, OutputError or WriteFailed.
+    A context manager: it locks the folder on entry. On exit it removes the folder if it is not needed any more.
+
+    Args:
+        parent: The folder that contains it.
+        url: Destination of the result.
+        run: Digest that identifies the result; see `run_digest`.
+        run_of_schema_1: Given the result folder, the digest that schema 1 recorded.
+        restart: Discard what an earlier run left; `upload` then also deletes the objects that it put. By default, that
+            run is continued.
+
+    Raises:
+        OtherRun: The folder has the result of another run.
+        NewerSchema: A newer version of the tool wrote the journal.
+        OutputBusy: Another process has locked the folder.
+        OutputError: `parent` does not exist, or the folder cannot be used.
+        WriteFailed: The folder cannot be written.
     """
 
     def __init__(
@@ -86,13 +96,13 @@ class Scratch:
         self.result = self.path / _RESULT
         self.journal = UploadJournal(self.path / _JOURNAL)
         self.is_done = False
-        """To be set when nothing of it is needed any more."""
+        """Set to True when the folder is not needed any more."""
         self._run, self._run_of_schema_1, self._restart = run, run_of_schema_1, restart
         self._own = LockedFolder(self.path, self.path)
 
     @property
     def is_written(self) -> bool:
-        """Whether all of the result is there."""
+        """Whether the result is complete."""
         return (self.result / MANIFEST_NAME).is_file()
 
     @property
@@ -115,7 +125,7 @@ class Scratch:
 
     def _begin(self) -> None:
         path = self.path / _JOURNAL
-        self.journal = UploadJournal(path)  # as it is now that nobody else writes it
+        self.journal = UploadJournal(path)  # read again: now no other process writes it
         claimed = self.journal.claimed
         if self._restart:
             self._clear()
@@ -123,7 +133,7 @@ class Scratch:
         if self.journal.run is None:
             self._clear()
             self._note_run()
-            if claimed is not None:  # what was put of a result that is thrown away is thrown away too
+            if claimed is not None:  # objects of the discarded result are deleted too
                 self.journal.note(UploadClaimed(names=[], doomed=sorted({*claimed.names, *claimed.doomed})))
             fsync_folder(self.path)
         elif self.journal.run != self._run:
@@ -135,13 +145,16 @@ class Scratch:
         self.journal.note(UploadBegun(schema_version=SCHEMA_VERSION, run=self._run))
 
     def _is_this_run_of_schema_1(self) -> bool:
-        """Whether the journal of schema 1 is this run's. A result that is not whole has a journal that says so."""
+        """Whether a journal of schema 1 belongs to this run.
+
+        For an incomplete result, its own journal decides that later.
+        """
         if self.journal.schema != 1:
             return False
         return not self.is_written or self.journal.run == self._run_of_schema_1(self.result)
 
     def _clear(self) -> None:
-        """Remove what is there; the journal, which speaks for the rest, at the end."""
+        """Remove the content, the journal last because it identifies the rest."""
         for inner in self.path.iterdir():
             if inner.is_dir():
                 shutil.rmtree(inner)
@@ -171,9 +184,9 @@ def scratch_result(parent: Path, url: str) -> Path:
 
 
 def run_digest(job: Job, checkpoint: Checkpoint) -> str:
-    """Another one where a run would write anything else, or from another checkpoint.
+    """Digest that changes if a run would write anything else, or read another checkpoint.
 
-    It is the same for every version of the tool: of the plan it takes what decides, and not the words.
+    It does not depend on the version of the tool: of the plan, only the decisions count, and not the wording.
     """
     plan = read_plan(job.companions[PLAN_NAME], PLAN_NAME)
     decided = json.dumps(decisions(plan), sort_keys=True).encode()
@@ -181,7 +194,7 @@ def run_digest(job: Job, checkpoint: Checkpoint) -> str:
 
 
 def run_digest_of_schema_1(job: Job, checkpoint: Checkpoint, result: Path) -> str:
-    """What schema 1 noted in place of `run_digest` for the run that wrote `result`, if that is this job's."""
+    """The digest that schema 1 recorded for the run that wrote `result`, if that was this job."""
     job = job.with_plan_of(load_manifest(result), result)
     version = read_plan(job.companions[PLAN_NAME], PLAN_NAME).tool_version
     return _run_digest([version, *_asked(job, checkpoint)], job, job.companions)
@@ -204,16 +217,16 @@ def _run_digest(asked: list[object], job: Job, companions: Mapping[str, bytes]) 
 
 
 def check_place(store: Store, scratch: Scratch, overwrite: bool) -> None:
-    """Refuse a place that holds anything but what an earlier run put for this result, or a result to overwrite.
+    """Check that the store has nothing at the place except objects of this result, or a result to overwrite.
 
-    Raises OutputNotEmpty, or what asking the store raises.
+    Raises OutputNotEmpty and the errors of the store.
     """
     if scratch.journal.claimed is None:
         _doomed(store, store.everything(), overwrite)
 
 
 def nbytes_of(manifest: Manifest) -> int:
-    """Bytes of a result's objects, the manifest apart: each twin is an object of its own."""
+    """Bytes of a result's objects without the manifest. Each twin is an object of its own."""
     return sum(_sizes(manifest).values())
 
 
@@ -225,10 +238,22 @@ def upload(
     on_progress: Callable[[int], None] = lambda _: None,
     on_resume: Callable[[int], None] = lambda _: None,
 ) -> Uploaded:
-    """Put a scratch result into a store; what is there from an earlier run is not sent again.
+    """Put a scratch result into a store. Objects that an earlier run put are not sent again.
 
-    All objects are held against the store's listing before the manifest is put. Raises OutputNotEmpty, ReadFailed,
-    WriteFailed, or an Unreachable.
+    All objects are checked against the store's listing before the manifest is put.
+
+    Args:
+        store: The destination.
+        scratch: The result, entered as a context.
+        overwrite: Replace the result at the destination.
+        on_progress: Receives the bytes put since its last call.
+        on_resume: Receives the bytes that an earlier run put.
+
+    Raises:
+        OutputNotEmpty: The place holds something else.
+        ReadFailed: The scratch result cannot be read.
+        WriteFailed: The journal cannot be written.
+        Unreachable: The store does not answer, or its listing is wrong.
     """
     manifest, journal = scratch.manifest, scratch.journal
     raw = (scratch.result / MANIFEST_NAME).read_bytes()
@@ -239,7 +264,7 @@ def upload(
     if resumed:
         on_resume(resumed)
     if left and MANIFEST_NAME in there:
-        store.delete([MANIFEST_NAME])  # what it names was changed since it was put
+        store.delete([MANIFEST_NAME])  # objects that it names have changed
     originals = {link: file.name for file in manifest.files if file.nbytes <= COPIED_BYTES for link in file.links}
     putting = _Putting(store, scratch, sizes, originals, on_progress)
     putting.all([name for name in left if name not in originals], putting.send)
@@ -259,7 +284,7 @@ def upload(
 
 
 def _sizes(manifest: Manifest) -> dict[str, int]:
-    """Bytes of every object but the manifest, the largest first: it takes the longest."""
+    """Bytes of every object except the manifest. The largest come first because they take longest."""
     sizes = {name: file.nbytes for file in manifest.files for name in file.names}
     sizes |= {entry.name: entry.nbytes for entry in manifest.companions}
     return dict(sorted(sizes.items(), key=lambda item: -item[1]))
@@ -268,7 +293,7 @@ def _sizes(manifest: Manifest) -> dict[str, int]:
 def _claim(
     store: Store, scratch: Scratch, sizes: Mapping[str, int], raw: bytes, overwrite: bool
 ) -> Mapping[str, Listed]:
-    """Make the place this result's, once; what stands there of it then."""
+    """Claim the place for this result, once, and delete the objects to overwrite. Returns the listing after that."""
     journal, there = scratch.journal, store.everything()
     names = list(sizes)
     if journal.claimed is None or (MANIFEST_NAME in there and _content(store, there) != raw):
@@ -276,7 +301,7 @@ def _claim(
     claimed = journal.claimed
     assert claimed is not None, "just noted"
     if claimed.doomed:
-        # The manifest goes first: from then on the place is seen to be no result.
+        # The manifest goes first: without it, the place is not a result.
         for doomed in ([MANIFEST_NAME], [name for name in claimed.doomed if name != MANIFEST_NAME]):
             if going := [name for name in doomed if name in there]:
                 store.delete(going)
@@ -290,7 +315,7 @@ _ELSEWHERE = "Choose another prefix, or remove them yourself."
 
 
 def _doomed(store: Store, there: Mapping[str, Listed], overwrite: bool) -> list[str]:
-    """The objects of a result that is to be overwritten. Raises OutputNotEmpty where anything else is there."""
+    """The objects of the result to overwrite. Raises OutputNotEmpty if anything else is there."""
     if MANIFEST_NAME not in there:
         _refuse_strangers(store, there, ())
         return []
@@ -307,7 +332,7 @@ def _doomed(store: Store, there: Mapping[str, Listed], overwrite: bool) -> list[
 
 
 def _content(store: Store, there: Mapping[str, Listed]) -> bytes:
-    """The manifest that is there."""
+    """The bytes of the manifest in the store."""
     listed = there[MANIFEST_NAME]
     if listed.nbytes > MAX_MANIFEST_BYTES:
         raise OutputNotEmpty(f"{store.url}/{MANIFEST_NAME}: {listed.nbytes} bytes, no manifest", hint=_ELSEWHERE)
@@ -328,7 +353,7 @@ def _refuse_strangers(store: Store, there: Iterable[str], known: Collection[str]
 def _check_objects(
     store: Store, there: Mapping[str, Listed], put: Mapping[str, Listed], sizes: Mapping[str, int]
 ) -> None:
-    """Hold the listing against what was put."""
+    """Check the listing against the objects that were put. Raises OutputNotEmpty and BadAnswer."""
     _refuse_strangers(store, there, sizes)
     for name, nbytes in sizes.items():
         found = there.get(name)
@@ -343,7 +368,12 @@ _SENT_AGAIN = f"There is no {MANIFEST_NAME} yet. Run again: it is sent again. Do
 
 
 class _Putting:
-    """The putting of a result's objects, several at a time."""
+    """Puts the objects of a result, several at a time.
+
+    Attributes:
+        sent: Bytes sent so far.
+        copied: Bytes copied within the store so far.
+    """
 
     def __init__(
         self,
@@ -360,7 +390,10 @@ class _Putting:
         self.sent = self.copied = 0
 
     def all(self, names: list[str], put: Callable[[str], None]) -> None:
-        """`put` each; the first error ends the others, and is raised. Who waits for a dead server is not waited for."""
+        """Call `put` for each name in several threads. The first error stops the others and is raised.
+
+        Threads that wait for a dead server are abandoned after `_SECONDS_TO_END`.
+        """
         waiting, ends = SimpleQueue[str](), SimpleQueue[BaseException | None]()
         for name in names:
             waiting.put(name)
@@ -393,7 +426,7 @@ class _Putting:
             ends.put(error)
 
     def send(self, name: str) -> None:
-        """Put a file."""
+        """Send a file."""
         nbytes = self._sizes[name]
         file = LocalFile(self._scratch.result / name, name)
         try:
@@ -409,7 +442,7 @@ class _Putting:
             self.sent += nbytes
 
     def copy(self, name: str) -> None:
-        """Make a twin of the object that is there; where the store cannot, send it."""
+        """Copy an object's twin within the store. If the store cannot, send the file."""
         nbytes = self._sizes[name]
         made = None
         with suppress(Unreachable):

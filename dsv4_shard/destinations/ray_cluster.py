@@ -1,9 +1,9 @@
-"""`reshard --ray`: the shares of a result as tasks on the nodes of a Ray cluster, and the whole of it verified.
+"""`reshard --ray`: shares of a result as tasks on a Ray cluster, and the verification of the whole.
 
-Share i goes to node i, by address: the node that will serve these ranks writes them. The output is one folder on a file
-system that all nodes see, where shares join, or a folder of its own on each node's disk: which of them it is shows in
-the manifests that the nodes read in the end. A share whose node is lost is written by another one, and goes on from its
-journal where that can be seen there.
+Share i goes to node i, in order of address, so the node that will serve these ranks writes them. The output is one
+folder on a shared file system, where the shares join, or a folder on each node's disk. The manifests that the nodes
+read at the end show which of the two it is. If a node is lost, another node writes its share, and resumes from the
+journal if it can see it.
 """
 
 import contextlib
@@ -36,20 +36,20 @@ from dsv4_shard.sharding.progress import Reporter, Task
 from dsv4_shard.verification.shares import put_together
 
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SCHEDULER_EVENTS": "0"}
-"""For Ray's own code in this process, which else reports on its use, and prints what its autoscaler does."""
+"""Settings for Ray in this process: no usage report, no output of the autoscaler."""
 
 _NO_CLUSTER = "`ray start --head` starts one, `ray status` shows it; run this command on one of its nodes."
 
 _CONNECT_SECONDS = 10.0
 
 _TRIES = 3
-"""A share whose node was lost so often is given up: it may be what kills them."""
+"""A share is given up after its node was lost this often: it may be what kills the nodes."""
 
 _BUSY_SECONDS = 150.0
-"""A lost node may hold its lock so long: NFS servers take it from a client that is silent for 90 seconds."""
+"""Longest time that a lost node may hold its lock. NFS servers release it after 90 seconds of silence."""
 
 _CANCEL_SECONDS = 30.0
-"""Tasks that are cancelled get so long to save what they have done."""
+"""Time for cancelled tasks to save their work."""
 
 
 class _Node(NamedTuple):
@@ -59,7 +59,18 @@ class _Node(NamedTuple):
 
 @dataclass(slots=True)
 class _Share:
-    """A share on its way: how often it was begun, on which node, what that does, and when it may be tried again."""
+    """A share on its way.
+
+    Attributes:
+        ranks: Its ranks.
+        home: The node that should write it.
+        node: The node that writes it now.
+        tries: Number of times that it was started.
+        waits_until: Earliest time (monotonic, seconds) of the next start.
+        busy_since: Time of the first OutputBusy after a loss.
+        ended: Its result, once there is one.
+        task: The task that it reports progress for.
+    """
 
     ranks: tuple[int, ...]
     home: _Node
@@ -78,9 +89,9 @@ class _Share:
 def reshard_on_cluster(
     address: str, order: ShareTask, world: int, nodes: int | None, reporter: Reporter
 ) -> ClusterOutcome:
-    """Write all ranks by `order`, in as many shares as there are `nodes` (None: those of the cluster).
+    """Write all ranks by `order`, in as many shares as there are `nodes` (None: the nodes of the cluster).
 
-    Raises UsageError without Ray, Unreachable without a cluster, NodesLost, and what a share raised.
+    Raises UsageError without Ray, Unreachable without a cluster, NodesLost, and any error of a share.
     """
     with _connected(address) as ray:
         there = _nodes(ray)
@@ -92,7 +103,7 @@ def reshard_on_cluster(
 
 @contextmanager
 def _connected(address: str) -> Iterator[Any]:
-    """Ray, connected to the cluster at `address`. What it prints of its own goes nowhere."""
+    """Ray, connected to the cluster at `address`. Ray's own output is discarded."""
     if address.startswith("ray://"):
         raise UsageError.about(
             "ray", address, "Ray's client cannot do this",
@@ -106,7 +117,7 @@ def _connected(address: str) -> Iterator[Any]:
         raise UsageError.about(
             "ray", ..., "Ray is not installed here", hint="pip install 'dsv4-shard[ray]', here and on every node."
         ) from None
-    # Ray's threads print to these what nodes say when they die; it has no setting for that.
+    # Ray's threads print the last output of dying nodes here, and no setting turns that off.
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
@@ -120,7 +131,7 @@ def _connected(address: str) -> Iterator[Any]:
 
 
 def _refuse_silent(address: str) -> None:
-    """Raise Unreachable where nothing answers at an address: Ray itself would try for minutes."""
+    """Raise Unreachable if nothing answers at an address. Ray itself would try for minutes."""
     host, colon, port = address.rpartition(":")
     if not colon:
         return
@@ -132,7 +143,7 @@ def _refuse_silent(address: str) -> None:
 
 
 def _nodes(ray: Any) -> list[_Node]:
-    """The nodes that are alive and take tasks, by address. Raises NodesLost where there are none."""
+    """The live nodes that accept tasks, sorted by address. Raises NodesLost if there are none."""
     found = [
         _Node(node["NodeID"], node["NodeManagerAddress"])
         for node in ray.nodes()
@@ -156,14 +167,14 @@ def _begun(share: _Share) -> Task:
 
 
 class _Driver:
-    """One run: shares that wait, those that are on their way by their streams of messages, and those that ended."""
+    """One run on a cluster: its shares, and the message streams of those that are running."""
 
     def __init__(self, ray: Any, order: ShareTask, shares: list[_Share], reporter: Reporter) -> None:
         self._ray, self._order, self._shares, self._reporter = ray, order, shares, reporter
         self._running: dict[Any, _Share] = {}
 
     def run(self) -> ClusterOutcome:
-        """Write all shares, again those that are lost, and put together what the nodes say of them."""
+        """Write all shares, restart lost ones, and combine the results of the nodes."""
         try:
             while True:
                 self._write()
@@ -175,7 +186,7 @@ class _Driver:
             raise
 
     def _write(self) -> None:
-        """Until all shares have ended."""
+        """Run shares until all have ended."""
         while any(share.ended is None for share in self._shares):
             for share in self._shares:
                 if (
@@ -200,14 +211,14 @@ class _Driver:
         self._running[task.remote(order)] = share
 
     def _task(self, function: Any, node: _Node, **options: Any) -> Any:
-        """A task on a node, or on another one if that is lost by then; never tried again by Ray itself."""
+        """A task on a node, or on another node if that one is lost. Ray itself never retries it."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         where = NodeAffinitySchedulingStrategy(node.id, soft=True)
         return self._ray.remote(function).options(num_cpus=1, max_retries=0, scheduling_strategy=where, **options)
 
     def _take(self, stream: Any) -> None:
-        """The next message of a share, or that its node is lost."""
+        """Handle the next message of a share, or the loss of its node."""
         share, errors = self._running[stream], self._ray.exceptions
         try:
             message: Message = self._ray.get(next(stream))
@@ -240,7 +251,7 @@ class _Driver:
             share.task = None
 
     def _lose(self, share: _Share, reason: str) -> None:
-        """A share is to be written again, elsewhere if its node is gone. Raises NodesLost if that was often enough."""
+        """Mark a share to be written again, elsewhere if its node is gone. Raises NodesLost after `_TRIES` attempts."""
         self._reporter.lost(share.task or Task("reshard", share.name), reason)
         share.task = None
         if share.tries >= _TRIES:
@@ -248,7 +259,7 @@ class _Driver:
         share.ended = None
 
     def _fail(self, share: _Share, error: ShardError) -> None:
-        """Raise what a share raised, unless it is that the lock of a lost one is still held."""
+        """Raise the error of a share, except OutputBusy while a lost node may still hold the lock."""
         now = time.monotonic()
         if isinstance(error, OutputBusy) and share.tries > 1:
             share.busy_since = now if share.busy_since is None else share.busy_since
@@ -263,7 +274,7 @@ class _Driver:
         raise error
 
     def _task_error(self, share: _Share, error: BaseException) -> BaseException:
-        """What a task raised that is no error of ours: a package that a node lacks, or a bug."""
+        """The error for an exception that is not a ShardError: a package that a node lacks, or a bug."""
         cause = getattr(error, "cause", error)
         text = str(cause)
         if "ModuleNotFoundError" in text or isinstance(cause, ImportError):
@@ -275,7 +286,7 @@ class _Driver:
         return error
 
     def _look(self) -> list[Manifest] | None:
-        """The manifest of each share's folder as its node sees it; None where a share went with its node's disk."""
+        """The manifest of each share as its node sees it; None if a share was lost together with its node's disk."""
         looks = [self._task(manifest_of, share.node).remote(self._order.out) for share in self._shares]
         found: list[Manifest] = []
         for share, look in zip(self._shares, looks, strict=True):
@@ -302,7 +313,7 @@ class _Driver:
         return ClusterOutcome(shares=tuple(shares), one_folder=is_one, verification=together)
 
     def _cancel(self) -> None:
-        """Stop what is on its way, and let it save what it has done."""
+        """Cancel the running tasks and let them save their work."""
         errors = self._ray.exceptions
         deadline = time.monotonic() + _CANCEL_SECONDS
         with contextlib.suppress(errors.RayError, KeyboardInterrupt):

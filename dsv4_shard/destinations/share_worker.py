@@ -1,7 +1,7 @@
-"""What a node of a cluster does: it writes a share of the ranks, verifies it, and tells how far it is.
+"""The work of one node on its share: write it, verify it, report progress.
 
-An order has all that a node must know, and messages all that is to be said of it: whoever sends the one and takes the
-others knows nothing of checkpoints, and nothing here knows of clusters.
+A `ShareTask` has all that the node needs, and messages carry all that it reports. The driver needs no knowledge of
+checkpoints, and this module has no knowledge of clusters.
 """
 
 import threading
@@ -28,12 +28,25 @@ from dsv4_shard.version import __version__
 _SECONDS_BETWEEN_MESSAGES = 0.5
 
 Opener = Callable[[str, Path | None], tuple[Checkpoint, Inventory]]
-"""Opens a checkpoint by its name and, for shards of DeepSeek's converter, a config.json."""
+"""Opens a checkpoint by its name and, for files of DeepSeek's converter, a config.json."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShareTask:
-    """A share to be written into `out` by `plan` (as JSON); `version` is that of who ordered it."""
+    """A share to write.
+
+    Attributes:
+        repo: The checkpoint.
+        config: config.json for files of DeepSeek's converter.
+        plan: The plan as JSON.
+        out: The output folder.
+        opener: Opens the checkpoint.
+        ranks: The ranks of the share.
+        workers: Number of threads (default: see `default_workers`).
+        allow_inexact: Let an FP8 cast round.
+        restart: Discard the work of an unfinished run.
+        version: Version of the tool on the driver.
+    """
 
     repo: str
     config: Path | None
@@ -48,33 +61,33 @@ class ShareTask:
 
 
 class ShareBegun(NamedTuple):
-    """`work` has begun: so many bytes."""
+    """`work` ("reshard" or "verify") begins and will move `total` bytes."""
 
     work: str
     total: int
 
 
 class ShareResumed(NamedTuple):
-    """So many bytes are there from an earlier run."""
+    """An earlier run moved `nbytes`."""
 
     nbytes: int
 
 
 class ShareAdvanced(NamedTuple):
-    """So many bytes more."""
+    """`nbytes` more were moved."""
 
     nbytes: int
 
 
 class ShareEnded(NamedTuple):
-    """The share is written, unless it was there already (None), and was looked at."""
+    """The share is written and verified. `outcome` is None if it was there already."""
 
     outcome: Outcome | None
     verification: Verification
 
 
 class ShareFailed(NamedTuple):
-    """It is not, and why."""
+    """The share failed with `error`."""
 
     error: ShardError
 
@@ -83,11 +96,11 @@ Message = ShareBegun | ShareResumed | ShareAdvanced | ShareEnded | ShareFailed
 
 
 class _Stopped(BaseException):
-    """Nobody takes messages any more: what was done is to be kept."""
+    """The driver takes no more messages. The work stops and is saved."""
 
 
 def carry_out(order: ShareTask) -> Iterator[Message]:
-    """Carry out an order; the last message is Ended or Failed. Who stops taking messages stops the work."""
+    """Carry out an order; the last message is ShareEnded or ShareFailed. Closing the iterator cancels the work."""
     work = _Work(order)
     thread = threading.Thread(target=work.run, name="share")
     thread.start()
@@ -99,7 +112,7 @@ def carry_out(order: ShareTask) -> Iterator[Message]:
 
 
 class _Work:
-    """An order on its way, in a thread of its own."""
+    """An order that runs in its own thread."""
 
     def __init__(self, order: ShareTask) -> None:
         self._order = order
@@ -112,7 +125,7 @@ class _Work:
         self._stops = True
 
     def messages(self) -> Iterator[Message]:
-        """What `run` tells, as it comes. Raises what is no ShardError."""
+        """The messages of `run` as they come. Raises any exception that is not a ShardError."""
         while True:
             try:
                 message = self._told.get(timeout=_SECONDS_BETWEEN_MESSAGES)
@@ -128,7 +141,7 @@ class _Work:
                 return
 
     def _take_advanced(self) -> ShareAdvanced | None:
-        """The bytes since this was last told, unless something is to be told first."""
+        """The bytes since the last message; None if there are none, or another message waits."""
         with self._lock:
             if not self._told.empty() or not self._advanced:
                 return None
@@ -136,7 +149,7 @@ class _Work:
             return ShareAdvanced(nbytes)
 
     def _tell(self, message: Message | BaseException) -> None:
-        """Put a message after the bytes that came before it, and before those that come after."""
+        """Queue a message between the bytes moved before it and those moved after it."""
         with self._lock:
             if self._advanced:
                 self._told.put(ShareAdvanced(self._advanced))
@@ -144,7 +157,7 @@ class _Work:
             self._told.put(message)
 
     def run(self) -> None:
-        """Write, verify, and tell of it."""
+        """Write, verify, and queue the messages."""
         try:
             self._tell(self._written_and_verified())
         except ShardError as error:
@@ -168,7 +181,7 @@ class _Work:
         return ShareEnded(outcome, found)
 
     def _write(self, job: Job, checkpoint: Checkpoint) -> Outcome | None:
-        """None where the share is there already."""
+        """Write the share; None if it is there already."""
         order = self._order
         total = sum(file.payload for file in job.recipe.files)
         self._tell(ShareBegun("reshard", total))
@@ -196,7 +209,7 @@ class _Work:
 
 
 def _is_there(job: Job, out: Path) -> bool:
-    """Whether a result in `out` has all ranks of the job, as it would write them."""
+    """Whether a result in `out` has all ranks of the job, with the same provenance."""
     try:
         there = load_manifest(out)
         refuse_unjoinable(str(out), there, job.with_plan_of(there, out).made, job.ranks)
@@ -208,7 +221,7 @@ def _is_there(job: Job, out: Path) -> bool:
 
 
 def manifest_of(out: Path) -> Manifest | None:
-    """The manifest of the result in `out` as this node sees it, if there is a sound one."""
+    """The manifest of the result in `out` as this node sees it; None if there is no sound one."""
     try:
         return load_manifest(out)
     except ShardError:

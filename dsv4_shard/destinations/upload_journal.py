@@ -1,4 +1,4 @@
-"""What an unfinished upload has put."""
+"""The journal of an upload: which objects an unfinished one has put."""
 
 import os
 import threading
@@ -14,9 +14,7 @@ from dsv4_shard.text.schema_versions import check_schema
 from dsv4_shard.text.strict_json import BadJson, parse_json
 
 SCHEMA_VERSION: Literal[2] = 2
-"""Schema 2 added the number itself, and a digest of the run that does not depend on the version of the tool."""
-
-# --- what is noted -------------------------------------------------------------------------------------------------
+"""Schema 2 added the number itself, and a run digest that does not depend on the tool's version."""
 
 
 class _Entry(BaseModel):
@@ -24,21 +22,21 @@ class _Entry(BaseModel):
 
 
 class UploadBegun(_Entry):
-    """Whose result it is: `run` is a digest of all that decides what is uploaded."""
+    """Identifies the result: `run` is a digest of everything that decides what is uploaded."""
 
     schema_version: Literal[1, 2] = 1
     run: str
 
 
 class UploadClaimed(_Entry):
-    """The place was found free, or to be overwritten: objects of these names are ours, `doomed` ones are to go."""
+    """The place is claimed: this result owns objects called `names`, and `doomed` ones will be deleted."""
 
     names: list[str]
     doomed: list[str]
 
 
 class UploadPut(_Entry):
-    """An object is there."""
+    """An object was put."""
 
     name: str
     nbytes: int
@@ -49,9 +47,15 @@ _ENTRY: TypeAdapter[UploadBegun | UploadClaimed | UploadPut] = TypeAdapter(Uploa
 
 
 class UploadJournal:
-    """What is noted of an upload, a line of JSON each; what is torn, and all after it, is as if it were not there.
+    """The journal of an upload, one line of JSON per entry. A torn line and everything after it are ignored.
 
-    Raises NewerSchema where a newer version of the tool wrote it.
+    Raises NewerSchema if a newer version of the tool wrote it.
+
+    Attributes:
+        schema: Schema of the journal on disk.
+        run: Digest of the run; None if the journal is empty.
+        claimed: The claim, if there is one.
+        put: Object name -> its listing entry after it was put.
     """
 
     def __init__(self, path: Path) -> None:
@@ -71,7 +75,7 @@ class UploadJournal:
                 self._stop += len(line)
 
     def note(self, entry: _Entry) -> None:
-        """Take note, durably, from any thread. Raises WriteFailed."""
+        """Append an entry durably. Thread-safe. Raises WriteFailed."""
         line = entry.model_dump_json().encode() + b"\n"
         with self._lock:
             try:
@@ -97,7 +101,7 @@ class UploadJournal:
 
 
 def _refuse_newer(line: bytes, path: Path) -> None:
-    """Raise NewerSchema for an entry that says so; others are torn."""
+    """Raise NewerSchema if the line is an entry of a newer schema; any other line counts as torn."""
     with suppress(BadJson):
         entry = parse_json(line)
         if isinstance(entry, dict):

@@ -1,1 +1,1 @@
-"""An engine's error message or log → the rule that broke, in numbers, and the way out."""
+"""An engine's error message or log → the rule that broke, in numbers, and how to fix it."""

@@ -23,12 +23,12 @@ _UNUSUAL = (3, 6, 12, 24, 48, 96, 128, 256)
 _SAY_TP = {"parts", "at.tp", "context.deployment.tp"}
 
 _TELL_TP = {"part", *_SAY_TP}
-"""Fields by which a message names TP, and those from which it can be reckoned."""
+"""`_SAY_TP`: fields of a template that name TP. `_TELL_TP`: fields from which TP can be computed."""
 
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
-    """A model that a message may be about."""
+    """A model that a message may be about. `given`: the user or the log named it."""
 
     label: str
     inventory: Inventory
@@ -37,7 +37,7 @@ class KnownModel:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A layout that breaks a rule with the numbers of the message."""
+    """A layout that breaks a rule with the numbers of the message. `tp_said`: the message or the log names its TP."""
 
     model: KnownModel
     engine: Engine
@@ -47,7 +47,7 @@ class Hit:
 
 
 def engines_of(found: FoundMessage, log: EngineLog) -> tuple[str, ...]:
-    """Engines that say so: the one that the log is of, if it is one of them."""
+    """The engines that print the message; only the log's engine if it is one of them."""
     known = found.pattern.known
     names = known.engines if known else dict.fromkeys(source.engine.name for source in found.pattern.sources)
     told = log.clues.get("engine")
@@ -55,16 +55,13 @@ def engines_of(found: FoundMessage, log: EngineLog) -> tuple[str, ...]:
 
 
 def pattern_sources(found: FoundMessage, log: EngineLog, models: tuple[KnownModel, ...]) -> list[PatternSource]:
-    """The rules that show by the message, of these engines and for these models."""
+    """The rules behind the message, for these engines and models."""
     names, families = engines_of(found, log), [model.inventory.family for model in models]
     return [one for one in found.pattern.sources if one.engine.name in names and one.family in families]
 
 
-# --- which layout it was -------------------------------------------------------------------------------------------
-
-
 def hits_of(found: FoundMessage, log: EngineLog, models: tuple[KnownModel, ...]) -> list[Hit]:
-    """Every layout that breaks a rule of the message with its numbers, the likeliest first, each division once."""
+    """Every layout that breaks a rule with the numbers of the message: the likeliest first, each division once."""
     by_engine: dict[tuple[str, Family], tuple[Engine, list[PatternSource]]] = {}
     for source in pattern_sources(found, log, models):
         key = source.engine.name, source.family
@@ -91,12 +88,12 @@ def hits_of(found: FoundMessage, log: EngineLog, models: tuple[KnownModel, ...])
 
 
 def _as_told(hit: Hit, log: EngineLog) -> tuple[bool, ...]:
-    """What of a layout is not a guess: others, of which more is one, are not worth telling."""
+    """Which parts of a layout are known and not guessed. Layouts with more guesses than the best one are dropped."""
     return hit.model.given, hit.tp_said, log.clues.get("engine") == hit.engine.name
 
 
 def _rank(log: EngineLog, request: Request, order: int, breach: Breach) -> tuple[object, ...]:
-    """The engine, TP and EP that the log tells of, then what is usual and small, and what breaks most often."""
+    """Sort key: the log's engine, TP and EP first, then usual and small layouts, then modules that break often."""
     clues = log.clues
     return (
         clues.get("engine", request.engine) != request.engine,
@@ -112,12 +109,12 @@ def _rank(log: EngineLog, request: Request, order: int, breach: Breach) -> tuple
 
 
 def _requests(found: FoundMessage, log: EngineLog) -> Iterator[Request]:
-    """What may have been asked for: numbers of the message and the log, and what is usual."""
+    """Requests that may have caused the message: from its numbers, from the log, and the usual ones."""
     numbers = [int(value) for value in found.values if value and value.isdigit() and 1 < int(value) <= MAX_RANKS][:4]
     clues = {name: (int(log.clues[name]),) if name in log.clues else () for name in ("tp", "ep")}
     known = dict.fromkeys(name for engine in ENGINES.values() for name in engine.runners)
     named = [name for name in known if name in found.text.lower()]
-    gpus = (None, "b200") if named else (None,)  # what names a runner may be of the GPU
+    gpus = (None, "b200") if named else (None,)  # a runner's name may stand for the GPU
     for tp in dict.fromkeys((*clues["tp"], *_USUAL, *_UNUSUAL, *numbers)):
         eps = dict.fromkeys((None, *clues["ep"], *numbers, tp))
         ways = itertools.product(eps, log.dps, named or (None, "auto"), ("auto", "split"), gpus)
@@ -128,10 +125,10 @@ def _requests(found: FoundMessage, log: EngineLog) -> Iterator[Request]:
 def _broken(
     found: FoundMessage, engine: Engine, names: set[str], inventory: Inventory, request: Request, told: bool
 ) -> Iterator[Breach]:
-    """Breaches of the message's rules with its numbers, where the engine says nothing before.
+    """Breaches of the message's rules with its numbers, in the layouts where the engine prints no other message first.
 
-    Checks beside the rules may come before them, and others be left out: what is before does not count where the log
-    has `told` the parallelism, or the numbers of a check leave no doubt.
+    The engine may run checks that are not among the rules, and skip others. So an earlier message is ignored if the log
+    names the parallelism (`told`), or if the numbers of a check leave no doubt.
     """
     rules = [rule for rule in (*engine.rules, *engine.others) if rule.name in names]
     for deployment in engine.candidates(inventory, request):
@@ -154,7 +151,7 @@ def _is_heard(found: FoundMessage, rules: list[Rule]) -> bool:
 
 
 def _fits(found: FoundMessage, rule: object, context: Context) -> bool:
-    """Whether the message's numbers are those of a rule in a layout. Those that it does not have, it does not say."""
+    """Whether the message's numbers are those of a rule in a layout. Numbers that it lacks do not count."""
     values: dict[str, object] = {"context": context, "at": context.deployment, "config": context.config}
     if isinstance(rule, Divides):
         shows, template = rule.shows(context), found.pattern.template
@@ -171,5 +168,5 @@ def _fits(found: FoundMessage, rule: object, context: Context) -> bool:
 
 
 def shows_as(rule: Rule) -> tuple[Symptom | Requires, ...]:
-    """How a rule shows, in each of the ways in which it breaks."""
+    """The symptoms of a rule: one for each way in which it breaks."""
     return (rule.uneven, rule.cut) if isinstance(rule, Divides) else (rule,)

@@ -1,9 +1,8 @@
-"""An engine's message → what broke in which layout, in numbers, and the way out: an answer of the rules themselves.
+"""`explain`: an engine's message → the rule that broke and its layout, in numbers, and how to fix it.
 
-A message is held against the rules that show by it. Which layout it was is found by asking them: for the releases (or
-the checkpoint at hand) and the parallelism that the log tells of or that is usual, whatever layout breaks the rule with
-the very numbers of the message is a case of it. What the message does not say, and the log neither, is a guess, and
-called one.
+The rules themselves give the answer. For the given checkpoint or the releases, and for the parallelism in the log or
+the usual ones, each layout that breaks the rule with exactly the numbers of the message is a case of it. Anything that
+neither the message nor the log contains is a guess and marked as such.
 """
 
 import re
@@ -40,7 +39,7 @@ _MAX_CHARS = 400
 
 
 class Case(Document):
-    """A layout in which the message comes up. `guessed` names what neither the message nor the log says of it."""
+    """A layout in which the message appears. `guessed` names what neither the message nor the log contains."""
 
     model: str
     engine: str
@@ -53,7 +52,11 @@ class Case(Document):
 
 
 class WayOut(Document):
-    """What the plan says of the first case's GPUs: whether it runs and with what, else the nearest layouts that do."""
+    """The plan for the GPUs of the first case: whether it `runs`, or the `nearest` layouts that do.
+
+    `notes` are changes that it needs; if it does not run, they are the rules that it breaks. `command` is null if it
+    does not run. `next` is the `plan` command to run next.
+    """
 
     options: str
     runs: bool
@@ -65,7 +68,7 @@ class WayOut(Document):
 
 
 class EngineMessage(Document):
-    """A message as it was found: escape what is shown of it."""
+    """A message as it appears in the log. Escape its text before you show it."""
 
     text: str
     line: int
@@ -73,10 +76,11 @@ class EngineMessage(Document):
 
 
 class Explanation(Document):
-    """What a text or log says; `recognised` False where nothing in it is known, and then `hint` says what to give.
+    """The explanation of a text or log.
 
-    `message` is the first that is grave, `also` what else is known and came later; `engines` are those that say so.
-    `meaning` is what broke, `remedies` the ways out by the rules, `way` that by the plan.
+    `recognised` is false if it contains no known message; then `hint` says what to provide. `message` is the first
+    grave message, `engines` are those that print it, and `also` lists other known messages. `meaning` describes the
+    fault. `remedies` follow from the rules, `way` from the plan.
     """
 
     schema_version: Literal[1] = 1
@@ -92,7 +96,7 @@ class Explanation(Document):
     hint: str | None = None
 
     def in_short(self) -> str:
-        """Whose message it is, and how many cases and ways out there are."""
+        """Engines, number of cases and fixes, and the message in one line."""
         if self.message is None:
             return f"not recognised, {counted(self.lines, 'line')}"
         ways = f"{counted(len(self.cases), 'case')}, {counted(len(self.remedies), 'way')} out"
@@ -100,7 +104,7 @@ class Explanation(Document):
 
 
 def explain(lines: Iterable[tuple[int, str]], model: KnownModel | None = None) -> Explanation:
-    """Explain the first grave message among the numbered `lines`; `model` is the checkpoint to hold it against."""
+    """Explain the first grave message among the numbered `lines`; `model` is the checkpoint to match it with."""
     log = read_log(lines)
     models = _models(log, model)
     in_order = sorted(log.found, key=lambda one: (not one.pattern.grave, one.line, one.pattern.vague))
@@ -139,7 +143,7 @@ def _hint(log: EngineLog) -> str:
 
 
 def _models(log: EngineLog, model: KnownModel | None) -> tuple[KnownModel, ...]:
-    """The checkpoint at hand, the release that the log names, or every release."""
+    """The given checkpoint, else the release that the log names, else every release."""
     if model is not None:
         return (model,)
     named = find_release(log.clues["model"]) if "model" in log.clues else None
@@ -156,7 +160,7 @@ def _shown(found: FoundMessage) -> str:
 
 
 def _divides(found: FoundMessage) -> bool:
-    """Whether a layout can be told by the rules of a message, though it has no number."""
+    """Whether the rules of a message can identify a layout although the message has no number."""
     return any(isinstance(source.rule, Divides) for source in found.pattern.sources)
 
 
@@ -168,7 +172,7 @@ def _same_rule(one: FoundMessage, other: FoundMessage) -> bool:
 
 
 def _titles(found: FoundMessage, log: EngineLog, hits: list[Hit]) -> tuple[str, ...]:
-    """What the engines are called that say so; of what anything may say, those that it fits."""
+    """Titles of the engines that print the message; for a vague message, those whose layouts fit it."""
     names = [hit.engine.name for hit in hits] if found.pattern.vague else engines_of(found, log)
     return tuple(ENGINES[name].title for name in dict.fromkeys(names))
 
@@ -188,22 +192,19 @@ def _case(hit: Hit) -> Case:
 
 
 def _asked(request: Request) -> Request:
-    """A request without what the plan chooses by itself."""
+    """A request without the choices that the plan makes."""
     return replace(request, runner=None, shared_experts="auto", ep=None if request.ep == 1 else request.ep)
 
 
-# --- what it means ---------------------------------------------------------------------------------------------------
-
-
 def _is_of_another(found: FoundMessage, models: tuple[KnownModel, ...]) -> bool:
-    """Whether a message that fits no layout has numbers, which those of the one model would have to be."""
+    """Whether a message that fits no layout has numbers, so that it cannot be about the given model."""
     return bool(found.pattern.fields) and models[0].given
 
 
 def _meaning(
     found: FoundMessage, hits: list[Hit], sources: list[PatternSource], models: tuple[KnownModel, ...]
 ) -> Iterator[str]:
-    """The arithmetic of the likeliest case; without one, that of the message's own numbers."""
+    """The arithmetic of the likeliest case; without a case, that of the message's own numbers."""
     if found.pattern.known is not None:
         yield from found.pattern.known.means(found.groups)
         return
@@ -242,16 +243,16 @@ def _remedies(found: FoundMessage, sources: list[PatternSource], models: tuple[K
 
 
 def _is_of(found: FoundMessage, shows: Symptom | Requires, rule: Rule) -> bool:
-    """Whether the message is one of these, of any deployment; what people say of blocks is of one that is cut."""
+    """Whether the message is a symptom of a rule, in any deployment.
+
+    The short forms of blocks belong to the symptom `cut`.
+    """
     template = found.pattern.template
     return template in shows.messages or (template in SHORT and isinstance(rule, Divides) and shows is rule.cut)
 
 
-# --- the way out -----------------------------------------------------------------------------------------------------
-
-
 def _way(found: FoundMessage, hits: list[Hit], log: EngineLog, models: tuple[KnownModel, ...]) -> WayOut | None:
-    """What the plan says of the likeliest layout; of the one that the log tells of, where the message tells none."""
+    """The plan for the likeliest case; without a case, for the layout that the log describes."""
     gpu = _gpu(found)
     if hits:
         model, request = hits[0].model, _asked(hits[0].request)
@@ -268,13 +269,13 @@ def _way(found: FoundMessage, hits: list[Hit], log: EngineLog, models: tuple[Kno
 
 
 def _gpu(found: FoundMessage) -> Gpu | None:
-    """The GPU that an out-of-memory message tells by its memory; H20 rather than RTX PRO 6000."""
+    """The GPU with the memory that an out-of-memory message names. H20 wins over RTX PRO 6000."""
     total = found.groups.get("total") if found.pattern.known else None
     return next(iter(gpus_with(float(total))), None) if total else None
 
 
 def way_out(model: KnownModel, request: Request) -> WayOut:
-    """The plan's answer to a request: how it runs, or what near it does."""
+    """The plan for a request: how it runs, or the nearest layouts that run."""
     inventory = model.inventory
     choice = choose(inventory, request)
     engine = engine_for(request.engine, inventory.family)

@@ -1,8 +1,8 @@
-"""An engine's log → the messages that are known, each once, and what it says of the deployment.
+"""Stream a log; find known messages, each once, and clues to the deployment.
 
-Read line by line, in memory that does not grow with it: lines are cut, of messages only so many are kept. Ranks repeat
-each other's lines, interleaved and behind their own prefixes, so what spans lines is looked for in the last lines that
-differ.
+The log is read line by line in constant memory: long lines are cut, and the number of kept messages is limited. Ranks
+repeat each other's lines, interleaved and with their own prefixes. Messages that span lines are therefore searched in
+the last distinct lines.
 """
 
 import re
@@ -18,7 +18,7 @@ from dsv4_shard.engines.registry import ENGINES, find_engine
 MAX_LINE = 1 << 14
 
 _OVERLAP = 1 << 10
-"""Of a line that is cut, what the next piece repeats, so that no message is lost in between."""
+"""Bytes of a cut line that the next piece repeats, so that no message is lost at the cut."""
 
 _MAX_FOUND = 32
 
@@ -55,13 +55,24 @@ _CLUES = {
         re.compile(r"(?<!parser[ =:])(?<!parser=['\"])(?<!parser['\"]: ['\"])(deepseek[-_](?:v3|v4|r1)[\w.-]{0,60})"),
     ),
 }
-"""What a log says of the deployment, in lower case, and what stands in such a line: options of the command, arguments
-that an engine prints, paths in tracebacks."""
+"""Property of the deployment -> (words that such a line contains, in lower case; regular expression for its value).
+
+They match command-line options, arguments that an engine prints, and paths in tracebacks.
+"""
 
 
 @dataclass(slots=True)
 class FoundMessage:
-    """A known message: the numbers in it, its text, where it stood first, and how often it came."""
+    """A known message in the log.
+
+    Attributes:
+        pattern: The pattern that matched.
+        values: The numbers in it, in the order of `pattern.fields`.
+        groups: Named groups of the regular expression.
+        text: The message, with the exception's class if there is one.
+        line: Line number of its first occurrence.
+        times: Number of occurrences.
+    """
 
     pattern: Pattern
     values: tuple[str | None, ...]
@@ -73,9 +84,13 @@ class FoundMessage:
 
 @dataclass(slots=True)
 class EngineLog:
-    """What was found: messages in the order in which they came first, clues to the deployment, and lines read.
+    """The findings of a log.
 
-    `bare` is the name of an exception that stood without a message.
+    Attributes:
+        found: Messages in the order of their first occurrence.
+        clues: Property of the deployment -> value.
+        lines: Number of lines read.
+        bare: Name of an exception that stands without a message.
     """
 
     found: list[FoundMessage] = field(default_factory=list)
@@ -85,7 +100,10 @@ class EngineLog:
 
     @property
     def dps(self) -> tuple[int, ...]:
-        """DP as `--dp` means it: in some engines' logs DP counts replicas of the whole, unless attention DP is on."""
+        """Possible values of DP as `--dp` defines it.
+
+        In some engines' logs, DP counts replicas unless attention DP is on.
+        """
         if "attn_dp" in self.clues:
             return (int(self.clues["attn_dp"]),)
         dp, name = int(self.clues.get("dp", 1)), self.clues.get("engine")
@@ -97,7 +115,7 @@ class EngineLog:
 
 
 def read_log(lines: Iterable[tuple[int, str]]) -> EngineLog:
-    """Look through the numbered lines of a log, whatever its length."""
+    """Scan the numbered lines of a log of any length."""
     log, seen = EngineLog(), _Seen()
     anchors = tuple(dict.fromkeys(anchor for pattern in patterns() for anchor in pattern.anchors))
     window: deque[str] = deque(maxlen=_WINDOW_LINES)
@@ -110,20 +128,20 @@ def read_log(lines: Iterable[tuple[int, str]]) -> EngineLog:
             log.bare = plain
         if any(anchor in line for anchor in anchors):
             seen.look(log.lines, line, window)
-    if not seen.found and log.lines <= _WINDOW_LINES:  # a terminal may have broken the message's line
+    if not seen.found and log.lines <= _WINDOW_LINES:  # a terminal may have wrapped the message
         seen.look(log.lines, " ".join(window), window)
     log.found = list(seen.found.values())
     return log
 
 
 class _Seen:
-    """Messages by pattern and numbers."""
+    """Messages found so far, by pattern and numbers."""
 
     def __init__(self) -> None:
         self.found: dict[tuple[int, tuple[str | None, ...]], FoundMessage] = {}
 
     def look(self, number: int, line: str, window: Iterable[str]) -> None:
-        """Look for every message in a line, or in the lines before it that differ."""
+        """Search a line, or the window of lines before it, for every message."""
         for index, pattern in enumerate(patterns()):
             if not any(anchor in line for anchor in pattern.anchors):
                 continue
@@ -139,7 +157,7 @@ class _Seen:
 
 
 def _plain(line: str) -> str:
-    """A line without what loggers and launchers put before it, cut."""
+    """A line without the prefixes of loggers and launchers, cut to `_WINDOW_CHARS`."""
     prefix = _PREFIX.match(line)
     return line[prefix.end() if prefix else 0 :][:_WINDOW_CHARS].strip()
 
@@ -154,19 +172,19 @@ _CLASS_CHARS = 100
 
 
 def _text(match: "re.Match[str]") -> str:
-    """The message as it stands, with the class of the exception where it follows one."""
+    """The matched message, with the exception's class in front if there is one."""
     before = _CLASS.search(match.string[max(0, match.start() - _CLASS_CHARS) : match.start()])
     start = match.start() - (len(before.group()) if before else 0)
     return " ".join(match.string[start : match.end()].split())
 
 
 def _log_words() -> dict[str, str]:
-    """Engine → the word that stands in its logs."""
+    """Engine -> the word that identifies its logs."""
     return {name: engine.log_word for name, engine in ENGINES.items() if engine.log_word}
 
 
 def _place_of(word: str, line: str) -> int | None:
-    """Where a word stands in a line, None where it does not."""
+    """Position of a word in a line; None if it is not there."""
     if word not in line:
         return None
     match = re.search(rf"\b{re.escape(word)}\b", line)
@@ -174,7 +192,7 @@ def _place_of(word: str, line: str) -> int | None:
 
 
 def _take_clues(line: str, clues: dict[str, str]) -> None:
-    """What a line says of the deployment, where no line before has said it."""
+    """Record a line's clues to the deployment. Earlier lines win."""
     lower = line.lower()
     if "engine" not in clues:
         found = [(place, name) for name, word in _log_words().items() if (place := _place_of(word, lower)) is not None]
@@ -191,7 +209,7 @@ _BREAK = re.compile(r"[\r\n]+|\\n")
 
 
 def lines_of(stream: BinaryIO) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a log as plain text: no colours, progress bars apart, long lines in pieces that overlap."""
+    """Numbered lines of a log as plain text: without colours, progress bars split, long lines in overlapping pieces."""
     number, rest = 1, b""
     while piece := stream.readline(MAX_LINE):
         text = (rest + piece).decode(errors="replace")

@@ -1,8 +1,8 @@
-"""The messages of engines as patterns: those of the rules, made of their own templates, and a table of all others.
+"""Rule templates → regular expressions, plus the table of other messages.
 
-A template `size {size} is not divisible by {parts}` becomes a regular expression in which each field is a number and
-any white space stands for any other; `…` is whatever stands between, over several lines. A new rule is so known at
-once. What a rule means in numbers is not said here: `explain` asks the rule itself.
+The template `size {size} is not divisible by {parts}` becomes a regular expression: each field matches a number, white
+space matches any white space, and `…` matches any text over several lines. A new rule is therefore recognised at once.
+This module does not interpret the numbers: `cases` evaluates the rules.
 """
 
 import re
@@ -22,10 +22,10 @@ SHORT = (
     "{part} not divisible by block_n={unit}",
     "{part} not divisible by block_k={unit}",
 )
-"""How people quote a rule of blocks: said of every one."""
+"""Short forms in which people quote the rules of blocks. They fit every such rule."""
 
 _GENERIC = "isnotdivisibleby"
-"""All that the shortest templates say."""
+"""The only words of the shortest templates."""
 
 _CLASS = re.compile(r"^(?:[A-Z]\w*(?:Error|Exception)(?:: ?|$)|Value error, )")
 
@@ -34,12 +34,12 @@ _NUMBER = r"(?<![\d.])(\d{1,9})(?![\d])"
 _BETWEEN = r"(?s:.{0,600}?)"
 
 _LEAST_LETTERS = 12
-"""Of a template, for it to be told from other text: a bare class of exceptions is no message."""
+"""Letters that a template needs to be distinct from other text. A bare exception class is not a message."""
 
 
 @dataclass(frozen=True, slots=True)
 class PatternSource:
-    """A rule that shows by a message: of an engine as it treats a family."""
+    """A rule that shows by a message, for one engine and one family."""
 
     engine: Engine
     family: Family
@@ -48,8 +48,17 @@ class PatternSource:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Pattern:
-    """A message to look for. `fields` name the groups of a rule's template; `anchors` are plain text that stands in
-    the last of its lines, one of them whatever the numbers; `spans` says whether it may be spread over several lines.
+    """A message to search for.
+
+    Attributes:
+        regex: Matches the message.
+        anchors: Plain texts; one of them is in the message's last line, whatever its numbers are.
+        template: The rule's template; empty for the table's messages.
+        fields: Names of the regex groups of a template.
+        sources: The rules behind the template.
+        known: The table's entry, if the message comes from there.
+        spans: Whether the message may span several lines.
+        vague: Whether other programs may print it too. It counts only if its numbers fit a model.
     """
 
     regex: re.Pattern[str]
@@ -60,7 +69,6 @@ class Pattern:
     known: OtherMessage | None = None
     spans: bool = False
     vague: bool = False
-    """Whether anything may say so: it only counts where its numbers are those of a model."""
 
     @property
     def grave(self) -> bool:
@@ -68,7 +76,7 @@ class Pattern:
 
 
 def compile_template(template: str) -> tuple[re.Pattern[str], tuple[str, ...], str] | None:
-    """Regular expression, fields and anchor of a template; None where it has too little text to be told from others."""
+    """Regular expression, fields and anchor of a template; None if it has too little text to be distinct."""
     text = _CLASS.sub("", template).rstrip(".")
     parts, fields, literals = [], [], []
     for literal, field, _, _ in Formatter().parse(text):
@@ -87,7 +95,7 @@ def compile_template(template: str) -> tuple[re.Pattern[str], tuple[str, ...], s
 
 
 def patterns() -> tuple[Pattern, ...]:
-    """Every message that is known: of the rules of all engines and families, then of none."""
+    """All known messages: first those of the rules of all engines and families, then those of the table."""
     return _patterns(serving())
 
 
@@ -117,7 +125,7 @@ def _short(rule: Rule) -> tuple[str, ...]:
 
 
 def _anchors(known: OtherMessage) -> tuple[str, ...]:
-    """The plain text that a regular expression of the table begins with, up to its first group or class."""
+    """The plain text at the start of a table's regular expression, up to its first group or class."""
     if known.anchor:
         return (known.anchor,)
     regex = known.regex

@@ -1,7 +1,7 @@
-"""DeepSeek's releases by their sizes: what a number in an engine's message may be of, where no checkpoint is at hand.
+"""Inventories of DeepSeek's releases from their sizes, to match an engine's message when no checkpoint is given.
 
-The sizes are those of the releases' config.json. An inventory is made of them as a checkpoint's is of its headers, so
-that the engines' rules, which look at nothing else, can be asked.
+The sizes are those of the releases' config.json. The inventory is built as from a checkpoint's headers, so the engines'
+rules, which read nothing else, can be evaluated.
 """
 
 import json
@@ -73,10 +73,18 @@ _V32 = _V3 | {
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Release:
-    """A release. `repo` is where it is on the Hub, `words` how paths name it, lower case, without separators.
+    """A release of a model.
 
-    `experts` and `scales` are the dtypes of the routed experts and of FP8's scales, `o_a` that of wo_a, `blocks` the
-    number of MTP blocks, `optional` whether the MTP block has an embedding and head of its own.
+    Attributes:
+        repo: Its repository on the Hub.
+        words: Its names in paths, in lower case and without separators.
+        document: Its config.json, reduced to the sizes.
+        experts: Format of the routed experts.
+        scales: Dtype of the scales of FP8 weights.
+        o_a: Format of wo_a.
+        blocks: Number of MTP blocks.
+        dspark: Whether the draft is DSpark.
+        optional: Whether the MTP block has an embedding and a head of its own.
     """
 
     repo: str
@@ -103,11 +111,11 @@ RELEASES = (
     Release("deepseek-ai/DeepSeek-V3.2", ("deepseekv3.2", "deepseekv32"), _V32, "FP8", "F32", optional=True),
     Release("deepseek-ai/DeepSeek-V3", ("deepseekv3", "deepseekr1"), _V3, "FP8", "F32", optional=True),
 )
-"""The likelier a log is of one, the earlier it stands; R1 and V3.1 have V3's sizes."""
+"""The releases, the likeliest in a log first. R1 and V3.1 have V3's sizes."""
 
 
 def find_release(name: str) -> Release | None:
-    """The release that a path or the name of a repository means, by the longest of its words."""
+    """The release that a path or repository name refers to: the one with the longest matching word."""
     plain = name.lower().replace("-", "").replace("_", "")
     found = [(len(word), release) for release in RELEASES for word in release.words if word in plain]
     return max(found, key=lambda pair: pair[0])[1] if found else None
@@ -115,7 +123,7 @@ def find_release(name: str) -> Release | None:
 
 @cache
 def inventory_of(release: Release) -> Inventory:
-    """The inventory that a release's headers give, without the names of its tensors."""
+    """The inventory that a release's headers give, without tensor names."""
     config, _ = parse_config(json.dumps(release.document).encode(), CONFIG_FILE)
     family, draft = family_of(config), Draft(release.blocks, release.dspark)
     groups: Counter[TensorGroup] = Counter()

@@ -1,4 +1,4 @@
-"""Checkpoint → Inspection: what it is, what it holds, what is wrong with it, and what each engine can do with it."""
+"""The inspection of a checkpoint of a known family: identity, roles, findings, dimensions, TP matrix."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ DEFAULT_TPS = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Identity(Document):
-    """What the checkpoint is. Sizes in elements, `bytes` of tensors (headers apart)."""
+    """Identity of the checkpoint. Sizes count elements; `bytes` are those of the tensors, without headers."""
 
     label: str
     revision: str | None
@@ -70,7 +70,7 @@ class RoleRow(Document):
 
 
 class InspectionFinding(Document):
-    """Something about the checkpoint that its user should know. `code` is stable across versions."""
+    """A fact about the checkpoint that its user should know. `code` is stable across versions."""
 
     severity: Severity
     code: str
@@ -78,7 +78,7 @@ class InspectionFinding(Document):
 
 
 class DimensionPart(Document):
-    """What one of TP ranks would get of a dimension, in whole units; `whole` says whether it is a natural number."""
+    """Units of a dimension per rank at a TP. `whole`: the number is an integer, and the scale's axis divides too."""
 
     tp: int
     units_per_rank: float
@@ -88,7 +88,7 @@ class DimensionPart(Document):
 class DimensionRow(Document):
     """A dimension that engines cut: `size` elements in `units` units of `unit` elements.
 
-    `scale_size` is the size of the same axis of the scale, where there is one: it must divide as well.
+    `scale_size` is the size of the same axis of the scale, if there is one: TP must divide it as well.
     """
 
     module: Module
@@ -101,11 +101,12 @@ class DimensionRow(Document):
 
 
 class MatrixCell(Document):
-    """What an engine can do at a TP; `unknown` where nothing is known of the family, the experts' format or the GPU.
+    """Verdict for an engine at a TP.
 
-    `how` says what it takes: in words what the plan takes by itself, or, where a rule breaks at this TP alone, options
-    that run on as many GPUs; `reason` is that rule's, in numbers. `bytes_per_rank` are the weights of the heaviest rank
-    where it runs, with what it takes.
+    `verdict` is `unknown` if the family, the experts' format or the GPU is not known for the engine. `how` lists the
+    changes from the defaults that the plan makes. If a rule breaks at this TP alone, `how` has options that run on as
+    many GPUs, and `reason` has the rule's arithmetic. `bytes_per_rank` are the weights of the heaviest rank, with the
+    changes of `how`; null if nothing runs.
     """
 
     tp: int
@@ -126,7 +127,10 @@ class MatrixCell(Document):
 
 
 class Inspection(Document):
-    """The whole inspection, as `--json` prints it. `gpu` is that whose memory was looked at, if one was named."""
+    """The whole inspection, as `--json` prints it.
+
+    `gpu` is the GPU whose memory was checked; null if none was named.
+    """
 
     schema_version: Literal[1]
     tool_version: str
@@ -142,13 +146,13 @@ class Inspection(Document):
         return any(finding.severity is Severity.ERROR for finding in self.findings)
 
     def in_short(self) -> str:
-        """What the checkpoint is, and how many findings there are."""
+        """Family, size, number of findings and label in one line."""
         it, errors = self.identity, sum(finding.severity is Severity.ERROR for finding in self.findings)
         found = f"{counted(len(self.findings), 'finding')}, {counted(errors, 'error')}"
         return f"{it.family}, {counted(it.tensors, 'tensor')}, {size(it.bytes)}, {found}, {it.label}"
 
     def _repr_html_(self) -> str:
-        """For notebooks: what runs at each TP, and the findings."""
+        """Tables for notebooks: the verdicts for each TP, and the findings."""
         cells = {(cell.tp, cell.engine): cell.verdict for cell in self.matrix}
         engines = list(dict.fromkeys(cell.engine for cell in self.matrix))
         tps = dict.fromkeys(cell.tp for cell in self.matrix)
@@ -165,9 +169,10 @@ def inspect(
     gpu: str | None = None,
     gpu_memory: str | None = None,
 ) -> Inspection:
-    """Inspect a checkpoint for each TP of `tps`, on Hopper or on a GPU given by `plan`'s names: then with its memory.
+    """Inspect a checkpoint for each TP of `tps`.
 
-    Raises UsageError for a TP or a GPU that means nothing.
+    The GPU is Hopper by default. A GPU named as for `plan` is checked with its memory. Raises UsageError for an invalid
+    TP or GPU.
     """
     requests = [Request(tp, engine=engine, gpu=gpu, gpu_memory=gpu_memory) for tp in tps for engine in serving()]
     for request in requests:
@@ -249,7 +254,7 @@ def _dimensions(inventory: Inventory, tps: tuple[int, ...]) -> Iterator[Dimensio
 
 
 def _scale_size(inventory: Inventory, cut: families.Dimension) -> int | None:
-    """Size of the scale's axis, from its own header."""
+    """Size of the scale's axis, from its own header; None if there is no scale."""
     key, parts = (cut.stage, cut.role), (Part.SCALE, Part.GROUP_SCALE)
     sizes = [g.shape[cut.axis] for g in inventory.groups if (g.stage, g.role) == key and g.part in parts]
     return sizes[0] if sizes else None
@@ -271,7 +276,7 @@ def _dimension(
 
 
 def _cell(checkpoint: Checkpoint, inventory: Inventory, request: Request) -> MatrixCell:
-    """The engine's verdict for a TP, with its own choices; where that is no, with other options on as many GPUs."""
+    """The engine's verdict for a TP with its default options; if that is no, with other options on as many GPUs."""
     choice = choose(inventory, request)
     totals = _totals(checkpoint, inventory, choice)
     breach = _breach(inventory, choice, totals)
@@ -299,7 +304,7 @@ def _cell(checkpoint: Checkpoint, inventory: Inventory, request: Request) -> Mat
 
 
 def _totals(checkpoint: Checkpoint, inventory: Inventory, choice: Choice) -> PlanTotals | None:
-    """What a rank holds, where the layout breaks no rule."""
+    """The totals of a rank; None if the layout breaks a rule."""
     if not choice.feasible:
         return None
     engine, context = engine_for(choice.deployment.engine, inventory.family), Context(inventory, choice.deployment)
@@ -311,7 +316,7 @@ def _weights(totals: PlanTotals | None, choice: Choice) -> int | None:
 
 
 def _breach(inventory: Inventory, choice: Choice, totals: PlanTotals | None) -> PlanBreach | None:
-    """The first thing that a layout breaks on, its memory last; None where it runs."""
+    """The first rule that a layout breaks, its memory last; None if the layout runs."""
     unknown = unknown_gpu(engine_for(choice.deployment.engine, inventory.family), choice.deployment)
     memory = memory_of(totals, Context(inventory, choice.deployment)) if totals else None
     return next(iter((*unknown, *map(PlanBreach.of, choice.breaches), *memory_breach(memory))), None)

@@ -1,8 +1,8 @@
-"""Weights and scales of any family: by their names which belong together, by their shapes what shares a scale.
+"""Weight–scale pairs and their blocks, from names and shapes alone, for any family.
 
-Families differ in what they call a scale (`weight_scale_inv` in DeepSeek-V3, Qwen3 and MiniMax-M2, `weight_scale` in
-compressed-tensors and ModelOpt, `scale` in DeepSeek-V4, `_scales` beside `_blocks` in gpt-oss), but a scale that is
-`ceil(weight / block)` on both axes says itself what its block is. Nothing here reads a weight.
+Families name their scales differently: `weight_scale_inv` in DeepSeek-V3, Qwen3 and MiniMax-M2, `weight_scale` in
+compressed-tensors and ModelOpt, `scale` in DeepSeek-V4, `_scales` beside `_blocks` in gpt-oss. But the shape of a
+scale is `ceil(weight / block)` on both axes, which gives the block. No weight is read.
 """
 
 import re
@@ -25,24 +25,33 @@ _WEIGHT_ENDINGS = (
     (".scale", (".weight",)),
     ("_scales", ("_blocks",)),
 )
-"""How the name of a scale ends, and what its weight's name may have in place of that."""
+"""(ending of a scale's name, endings of its weight's name that may replace it)."""
 
 _SURE_ENDINGS = ("_scale_inv", ".weight_scale")
-"""Others may be no scales of a weight: those of a cache or of activations, or the vector of a norm."""
+"""Endings that only a weight's scale has. A name with another ending may belong to a cache, an activation or a norm."""
 
 _QUANTIZED = PACKED_FP4 | {"F4", "F6_E2M3", "F6_E3M2", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"}
 
 _FP4_SCALES = frozenset({"F8_E8M0", "F8_E4M3", "U8"})
-"""Beside bytes, those of MXFP4 and NVFP4: each byte is two values. With other scales a byte is one INT8 value."""
+"""Dtypes of the scales of MXFP4 and NVFP4. Beside one of these, a byte is two FP4 values; else it is one INT8 value."""
 
 MAX_AXES = 4
-"""Of the weights that are looked at: experts, rows, columns, and gpt-oss's groups."""
+"""Largest number of axes of a weight: experts, rows, columns, and gpt-oss's groups."""
 
 _WORD_BITS = 32
 
 
 class ScaleKind(NamedTuple):
-    """Tensors alike in all but layer and expert. `shape` as stored; `scale...` of the scale beside a weight, if any."""
+    """Tensors that differ only in layer and expert.
+
+    Attributes:
+        template: Name with {N} and {E} for the numbers.
+        dtype: Dtype as stored.
+        shape: Shape as stored.
+        scale: Template of the scale beside a weight, if there is one.
+        scale_dtype: Dtype of the scale.
+        scale_shape: Shape of the scale; empty without a scale.
+    """
 
     template: str
     dtype: str
@@ -53,7 +62,7 @@ class ScaleKind(NamedTuple):
 
 
 class Sharing(StrEnum):
-    """Which elements of a matrix share a scale."""
+    """The elements of a matrix that share a scale."""
 
     BLOCK = "block"
     ROW = "row"
@@ -65,9 +74,14 @@ class Sharing(StrEnum):
 class Scaled:
     """A kind of weight that has a scale.
 
-    `shape` is in elements, `packed` of which are one stored element; the last two axes are the matrix, any before them
-    experts. `scale_sizes` are those of the scale along rows and columns. `block` is None but where `sharing` is BLOCK,
-    and `usual` says whether most weights of these dtypes have the same.
+    Attributes:
+        kind: The kind.
+        shape: Shape in elements. The last two axes are the matrix; axes before them are experts.
+        packed: Elements per stored element.
+        sharing: Which elements share a scale.
+        scale_sizes: Size of the scale along rows and columns.
+        block: The block; None unless `sharing` is BLOCK.
+        usual: Whether most weights of these dtypes have the same block.
     """
 
     kind: ScaleKind
@@ -81,7 +95,14 @@ class Scaled:
 
 @dataclass(frozen=True, slots=True)
 class Scales:
-    """All kinds of tensors with their numbers, and what can be said of their scales."""
+    """All kinds of tensors with their numbers, and the facts about their scales.
+
+    Attributes:
+        counts: Kind -> number of tensors.
+        scaled: Weights that have scales.
+        without_scale: Weights that look quantized and have no scale.
+        without_weight: Scales that have no weight.
+    """
 
     counts: dict[ScaleKind, int]
     scaled: tuple[Scaled, ...]
@@ -90,14 +111,14 @@ class Scales:
 
 
 def template_of(name: str) -> str:
-    """The name with {E} for the number of an expert and {N} for every other number between dots."""
+    """The name with {E} for an expert's number and {N} for every other number between dots."""
     return _NUMBER.sub("{N}", _EXPERT.sub("{E}", name))
 
 
 def find_scales(tensors: Mapping[str, Tensor], declared: tuple[int, int] | None, bits: int | None) -> Scales:
     """Pair weights with scales and judge each kind once.
 
-    `declared` is the block that config.json claims, `bits` of one value in the 32-bit words of `weight_packed`.
+    `declared` is the block in config.json; `bits` is the size of a value in the 32-bit words of `weight_packed`.
     """
     pairs = _pair(tensors)
     scales = frozenset(pairs.values())
@@ -121,11 +142,8 @@ def find_scales(tensors: Mapping[str, Tensor], declared: tuple[int, int] | None,
     return Scales(dict(kinds), _judge(kinds, declared, bits), bare, orphans)
 
 
-# --- names ---------------------------------------------------------------------------------------------------------
-
-
 def _pair(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """The scale of each weight that has one."""
+    """Weight -> its scale, for each weight that has one."""
     pairs: dict[str, str] = {}
     for name in tensors:
         for ending, weight_endings in _WEIGHT_ENDINGS:
@@ -139,7 +157,7 @@ def _pair(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def _is_orphan(kind: ScaleKind) -> bool:
-    """Whether a tensor without a weight beside it is called like a scale, and is none of those that need no weight."""
+    """Whether a tensor without a weight beside it is named like a scale that needs one."""
     return kind.template.endswith(_SURE_ENDINGS) or (
         len(kind.shape) > 1 and kind.template.endswith(tuple(ending for ending, _ in _WEIGHT_ENDINGS))
     )
@@ -150,11 +168,8 @@ def _is_bare(kind: ScaleKind) -> bool:
     return len(kind.shape) > 1 and (kind.dtype in _QUANTIZED or kind.template.endswith((".qweight", "_packed")))
 
 
-# --- shapes --------------------------------------------------------------------------------------------------------
-
-
 def _judge(kinds: Iterable[ScaleKind], declared: tuple[int, int] | None, bits: int | None) -> tuple[Scaled, ...]:
-    """What shares a scale in each kind, by the block that most kinds of the same dtypes have."""
+    """The sharing of each kind, preferring the block that most kinds of the same dtypes have."""
     measured = [_measure(kind, bits) for kind in kinds if kind.scale is not None]
     votes: dict[tuple[str, str | None], list[Scaled]] = {}
     for scaled in measured:
@@ -169,7 +184,7 @@ def _judge(kinds: Iterable[ScaleKind], declared: tuple[int, int] | None, bits: i
 
 
 def _measure(kind: ScaleKind, bits: int | None) -> Scaled:
-    """A kind with the sizes of its matrix and of its scale; BLOCK where these look like neither ROW nor TENSOR."""
+    """A kind with the sizes of its matrix and its scale. BLOCK stands for any sizes that are neither ROW nor TENSOR."""
     packed = _values_stored(kind, bits)
     if packed is None or not 2 <= len(kind.shape) <= MAX_AXES:
         return Scaled(kind, kind.shape, 1, Sharing.UNCLEAR)
@@ -185,7 +200,7 @@ def _measure(kind: ScaleKind, bits: int | None) -> Scaled:
 
 
 def _values_stored(kind: ScaleKind, bits: int | None) -> int | None:
-    """Values in one stored element, or None where nothing says it."""
+    """Values per stored element; None if unknown."""
     if kind.dtype == "I32" and kind.template.endswith("_packed"):
         return _WORD_BITS // bits if bits else None
     if kind.dtype in PACKED_FP4 and (kind.scale_dtype in _FP4_SCALES or kind.template.endswith("_blocks")):
@@ -194,7 +209,7 @@ def _values_stored(kind: ScaleKind, bits: int | None) -> int | None:
 
 
 def _scale_sizes(shape: tuple[int, ...], scale: tuple[int, ...]) -> tuple[int, int] | None:
-    """Size of the scale along rows and columns of the weight, or None where its axes are not the weight's."""
+    """Size of the scale along rows and columns of the weight; None if its axes are not the weight's."""
     *experts, rows, _ = shape
     if len(scale) == len(shape) and list(scale[:-2]) == experts:
         return scale[-2], scale[-1]
@@ -206,7 +221,7 @@ def _scale_sizes(shape: tuple[int, ...], scale: tuple[int, ...]) -> tuple[int, i
 
 
 def _agree(group: Iterable[Scaled], declared: tuple[int, int] | None) -> Block:
-    """The block that most kinds of `group` fit; each kind counts once, or experts would outvote all else."""
+    """The block that fits most kinds of `group`. Each kind counts once, because experts would outvote all others."""
     units = []
     for axis in (0, 1):
         pairs = Counter((s.shape[axis - 2], s.scale_sizes[axis]) for s in group if s.scale_sizes is not None)
@@ -215,7 +230,7 @@ def _agree(group: Iterable[Scaled], declared: tuple[int, int] | None) -> Block:
 
 
 def _with_block(scaled: Scaled, usual: Block | None, declared: tuple[int, int] | None) -> Scaled:
-    """`scaled` in the usual block if it fits that, else in the block that its own sizes give, if they give one."""
+    """`scaled` with the usual block if it fits, else with the block that its own sizes give, if there is one."""
     if scaled.scale_sizes is None:
         return scaled
     own = _agree([scaled], declared) if scaled.sharing is Sharing.BLOCK else None

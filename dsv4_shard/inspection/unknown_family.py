@@ -1,7 +1,7 @@
-"""What a checkpoint of a family that is not known holds: its tensors by template, and where whole blocks divide.
+"""The inspection of a checkpoint of an unknown family: names, scales and divisibility.
 
-No role, no engine and no rule is known here: all that is said follows from names, dtypes and shapes. Which axis engines
-cut is told by the last part of a name where all families mean the same by it, so both axes are always given.
+It uses no roles, engines or rules: everything follows from names, dtypes and shapes. Both axes of a weight are always
+given. The axis that engines cut is marked if the last part of the name means the same in all families.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,7 +29,7 @@ NOT_KNOWN = (
 )
 
 _MAX_ROWS = 300
-"""Real checkpoints have some thirty templates; where there are more than this, it is said that some are left out."""
+"""Real checkpoints have about thirty templates. Above this limit, a finding states how many there are."""
 
 _MAX_WORDS = 8
 
@@ -40,7 +40,7 @@ ROWS_CUT = frozenset(
 COLUMNS_CUT = frozenset({"down_proj", "w2", "o_proj", "wo", "out_proj"})
 
 TWO_IN_ONE = frozenset({"gate_up_proj", "w13"})
-"""Gate and up in one tensor: a rank takes its part of each, so each must divide."""
+"""Gate and up in one tensor: a rank takes a part of each, so each must divide."""
 
 _MODULE_ENDINGS = (".weight_packed", ".weight", "_blocks")
 
@@ -48,9 +48,9 @@ AxisName = Literal["rows", "columns"]
 
 
 class UnknownIdentity(Document):
-    """What the checkpoint calls itself; sizes are None where config.json has them not, or not as natural numbers.
+    """Identity of the checkpoint by its own config.json. Sizes are null unless it has them as natural numbers.
 
-    `intermediate_size` is that of a routed expert, where config.json tells it from that of dense layers.
+    `intermediate_size` is that of a routed expert if config.json names it, else that of dense layers.
     """
 
     label: str
@@ -71,7 +71,10 @@ class UnknownIdentity(Document):
 
 
 class TemplateRow(Document):
-    """All tensors of one name but for layer ({N}) and expert ({E}), of one dtype. `scales` is what shares a scale."""
+    """All tensors of one dtype whose names differ only in layer ({N}) and expert ({E}).
+
+    `scales` names the elements that share a scale; null without a scale.
+    """
 
     template: str
     dtype: str
@@ -81,10 +84,11 @@ class TemplateRow(Document):
 
 
 class Axis(Document):
-    """One axis of a weight: `size` elements, in each of `parts` that are stored as one, in units of `unit` elements.
+    """One axis of a weight: `size` elements in units of `unit` elements, in each of `parts` matrices that are stored as
+    one.
 
-    `scale_size` is the scale's size along it, for all parts, where it has one. `cut`: engines cut this axis, as far as
-    the name tells.
+    `scale_size` is the scale's size along the axis, for all parts; null if the scale has no such axis. `cut` tells
+    whether engines cut this axis, as far as the name shows.
     """
 
     axis: AxisName
@@ -99,7 +103,7 @@ class Axis(Document):
 class QuantizedRow(Document):
     """Weights of one template and shape, in elements, that have scales.
 
-    `block` is None but where `scales` is "block"; there are no axes where the scales are unclear.
+    `block` is null unless `scales` is "block". There are no axes if the scales are unclear.
     """
 
     template: str
@@ -115,7 +119,7 @@ class QuantizedRow(Document):
 
 
 class UnknownInspection(Document):
-    """The whole inspection, as `--json` prints it. Names are escaped, and cut where they are absurdly long."""
+    """The whole inspection, as `--json` prints it. Names are escaped, and very long ones are cut."""
 
     schema_version: Literal[1]
     tool_version: str
@@ -127,20 +131,20 @@ class UnknownInspection(Document):
     not_known: str
 
     def in_short(self) -> str:
-        """What the checkpoint calls itself, and how many findings there are."""
+        """Family, size, number of findings and label in one line."""
         it = self.identity
         held = f"{counted(it.tensors, 'tensor')}, {size(it.bytes)}, {counted(len(self.findings), 'finding')}"
         return f"{it.family} (not known), {held}, {it.label}"
 
     def _repr_html_(self) -> str:
-        """For notebooks: the tensors that have scales."""
+        """A table for notebooks: the tensors that have scales."""
         rows = [(row.template, row.dtype, row.shape, row.scales, row.block or "", row.tensors)
                 for row in self.quantized]  # fmt: skip
         return html_table(self.in_short(), ("tensors", "dtype", "shape", "scales", "block", "count"), rows)
 
 
 def inspect_unknown(checkpoint: UnknownCheckpoint, tps: tuple[int, ...] = DEFAULT_TPS) -> UnknownInspection:
-    """Inspect a checkpoint of any family for each TP of `tps`. Raises UsageError for a TP that means nothing."""
+    """Inspect a checkpoint of any family for each TP of `tps`. Raises UsageError for an invalid TP."""
     for tp in tps:
         check_request(Request(tp))
     identity = _identity(checkpoint)
@@ -161,9 +165,6 @@ def inspect_unknown(checkpoint: UnknownCheckpoint, tps: tuple[int, ...] = DEFAUL
         findings=tuple(InspectionFinding(severity=f.severity, code=f.code, message=f.message) for f in findings),
         not_known=NOT_KNOWN,
     )
-
-
-# --- config.json, whatever it is -----------------------------------------------------------------------------------
 
 
 def _identity(checkpoint: UnknownCheckpoint) -> UnknownIdentity:
@@ -193,7 +194,7 @@ def _natural(value: object) -> int | None:
 
 
 def _places(document: dict[str, Any]) -> tuple[dict[str, Any], ...]:
-    """Where sizes stand: models of text and images nest those of the text."""
+    """The objects that contain sizes. Models of text and images nest those of the text."""
     nested = document.get("text_config")
     return (document, nested) if isinstance(nested, dict) else (document,)
 
@@ -204,7 +205,7 @@ def _size(document: dict[str, Any], *names: str) -> int | None:
 
 
 def _quantizations(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What the config says of quantized weights: itself in FP8 checkpoints, by group in compressed-tensors."""
+    """The config's descriptions of quantized weights: one in FP8 checkpoints, one per group in compressed-tensors."""
     for place in _places(document):
         quantization = place.get("quantization_config")
         if isinstance(quantization, dict):
@@ -227,16 +228,13 @@ def _declared_block(document: dict[str, Any]) -> tuple[int, int] | None:
 
 
 def _packed_bits(document: dict[str, Any]) -> int | None:
-    """Bits of a value in packed words, where the config says one number and it fills words."""
+    """Bits per value in packed words; None unless the config gives exactly one number that divides the word."""
     bits = {_natural(said.get("num_bits")) for said in _quantizations(document)} & {2, 4, 8}
     return bits.pop() if len(bits) == 1 else None
 
 
-# --- rows ----------------------------------------------------------------------------------------------------------
-
-
 def _count(scales: Scales) -> dict[tuple[str, str, str], tuple[int, int]]:
-    """Number and bytes of the tensors of each template, dtype and sharing of scales."""
+    """(template, dtype, sharing) -> (number of tensors, bytes)."""
     shared = {scaled.kind: _sharing(scaled) for scaled in scales.scaled}
     rows: dict[tuple[str, str, str], tuple[int, int]] = {}
     for kind, count in scales.counts.items():
@@ -303,15 +301,15 @@ def _axes(scaled: Scaled, hidden: int | None, tps: tuple[int, ...]) -> Iterator[
 
 
 def _share(size: int, ways: int, unit: int, tp: int) -> DimensionPart:
-    """What a rank gets of an axis that is cut `ways`; whole at TP 1 too, where a last block that is not full stays.
+    """Units per rank of an axis that is cut `ways`. TP 1 is always whole, even if the last block is not full.
 
-    The scale's axis has `ceil(size / unit)` entries, so it falls into whole ones wherever the weight's does.
+    The scale's axis has `ceil(size / unit)` entries, so it divides wherever the weight's does.
     """
     return DimensionPart(tp=tp, units_per_rank=size / (ways * unit), whole=tp == 1 or size % (ways * unit) == 0)
 
 
 def module_of(template: str) -> str:
-    """The last part of a weight's name that says what it is."""
+    """The last part of a weight's name that identifies the module."""
     for ending in _MODULE_ENDINGS:
         if template.endswith(ending):
             template = template.removesuffix(ending)
@@ -320,7 +318,10 @@ def module_of(template: str) -> str:
 
 
 def _cut(module: str, shape: tuple[int, ...], hidden: int | None) -> AxisName | None:
-    """The axis that engines cut, where the name tells. Stacked experts may be transposed: never the hidden axis."""
+    """The axis that engines cut, if the name shows it.
+
+    Stacked experts may be transposed; the hidden axis is never cut.
+    """
     if module not in ROWS_CUT | COLUMNS_CUT:
         return None
     *experts, rows, columns = shape
@@ -329,11 +330,8 @@ def _cut(module: str, shape: tuple[int, ...], hidden: int | None) -> AxisName | 
     return "rows" if module in ROWS_CUT else "columns"
 
 
-# --- findings ------------------------------------------------------------------------------------------------------
-
-
 def _findings(scales: Scales, declared: tuple[int, int] | None) -> Iterator[Finding]:
-    """What is odd. None is an error: an unknown family may store what only looks odd from here."""
+    """Warnings about odd tensors. None is an error, because an unknown family may have reasons for them."""
     unclear = [scaled.kind for scaled in scales.scaled if scaled.sharing is Sharing.UNCLEAR]
     unusual = [scaled.kind for scaled in scales.scaled if not scaled.usual]
     others = [scaled for scaled in scales.scaled if declared is not None and scaled.block not in (None, declared)]

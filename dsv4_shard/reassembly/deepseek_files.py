@@ -1,9 +1,9 @@
-"""Files of DeepSeek's own converter → the headers of the checkpoint that they hold, in native names.
+"""Files of DeepSeek's converter → the headers of the checkpoint that they hold, in native names.
 
-The converter leaves `model{rank}-mp{N}.safetensors` and nothing else that says what they were made from. So the parts
-of each tensor are added up as DeepSeek's reference cuts them, and dealt into files as the releases are: the embedding,
-one file a layer, what follows the layers, the MTP blocks. config.json comes from the folder, or from where the user
-says. Decoded and cast tensors stay what they are: what the converter read is not known.
+The converter writes `model{rank}-mp{N}.safetensors` and no description of its input. This module computes the full
+shape of each tensor from its parts, with the placements of DeepSeek's reference, and assigns the tensors to files as
+the releases do: the embedding, one file per layer, the tensors after the layers, the MTP blocks. config.json comes from
+the folder or from the user. Decoded and cast tensors keep their dtype, because the converter's input is unknown.
 """
 
 from collections.abc import Mapping
@@ -38,10 +38,13 @@ _SMALL_FILE_LIMIT = 256 << 20
 
 
 def converted_source(folder: LocalSource, config: Path | None) -> tuple[RankSource, Engine, Deployment]:
-    """The native checkpoint's headers, and how its files were made.
+    """The headers of the native checkpoint, and the engine and deployment of its files.
 
-    Raises MissingRanks, MixedRanks, BadConfig where there is no config.json, BadRanks where names or shapes are not
-    those of a checkpoint.
+    Raises:
+        MissingRanks: A rank's file is missing, or there is one too many.
+        MixedRanks: The folder has files of two conversions.
+        BadConfig: There is no usable config.json.
+        BadRanks: The names or shapes are not those of a checkpoint.
     """
     files = _check_ranks(folder)
     raw = _config(folder, config)
@@ -62,7 +65,7 @@ def converted_source(folder: LocalSource, config: Path | None) -> tuple[RankSour
 
 
 def _check_ranks(folder: LocalSource) -> dict[int, str]:
-    """The one set of files, all there."""
+    """Rank -> file name. Raises MixedRanks and MissingRanks unless there is exactly one complete set of files."""
     sets = find_converted(folder.sizes())
     if len(sets) > 1:
         raise MixedRanks(f"{folder.label}: files of {', '.join(f'mp{mp}' for mp in sorted(sets))} in one folder")
@@ -76,7 +79,7 @@ def _check_ranks(folder: LocalSource) -> dict[int, str]:
 
 
 def _config(folder: LocalSource, config: Path | None) -> bytes:
-    """config.json, whole, from where it was named, else from the folder."""
+    """The content of config.json, from the path `config` if given, else from the folder. Raises BadConfig."""
     path = config or folder.root / CONFIG_FILE
     if not path.is_file():
         raise BadConfig(
@@ -93,9 +96,9 @@ def _config(folder: LocalSource, config: Path | None) -> bytes:
 
 
 def _union(headers: Mapping[int, Header]) -> dict[str, DtypeShape]:
-    """Every rank's tensors, in the dtypes of checkpoints.
+    """The tensors of all ranks, with the dtypes of checkpoints.
 
-    What several ranks have is taken from the first: the others are held against it later.
+    A tensor that several ranks have is taken from the first one. The ranks are compared later, when its bytes are read.
     """
     parts: dict[str, DtypeShape] = {}
     for header in headers.values():
@@ -105,14 +108,14 @@ def _union(headers: Mapping[int, Header]) -> dict[str, DtypeShape]:
 
 
 def _native(dtype: str, shape: tuple[int, ...]) -> DtypeShape:
-    """Checkpoints call two FP4 values one I8."""
+    """The dtype and shape in a checkpoint, where one I8 element stores two FP4 values."""
     return ("I8", (*shape[:-1], shape[-1] // 2)) if dtype == "F4" and shape else (dtype, shape)
 
 
 def _native_names(
     parts: Mapping[str, DtypeShape], engine: Engine, config: ModelConfig, label: str
 ) -> dict[str, DtypeShape]:
-    """The tensors under the checkpoint's names, which V3's converter changes."""
+    """The tensors under the checkpoint's names. V3's converter renames them. Raises BadRanks for an unknown name."""
     family = family_of(config)
     native, written = family.names(config), family.names(config)
     if isinstance(engine.layout, ConverterLayout):
@@ -127,7 +130,7 @@ def _native_names(
 def _take(
     folder: LocalSource, parsed: ModelConfig, document: dict[str, Any], parts: Mapping[str, DtypeShape]
 ) -> Inventory:
-    """What the names mean; shapes are still those of parts, so only names and formats are to be looked at."""
+    """The inventory of the parts. Only its names and formats are valid: the shapes are those of the parts."""
     tensors = {name: Tensor(name, dtype, shape, "", 0, 0) for name, (dtype, shape) in parts.items()}
     inventory = take_inventory(Checkpoint(folder, parsed, document, (), tensors, ()))
     if inventory.format(Role.ROUTED_GATE) is None:
@@ -136,7 +139,7 @@ def _take(
 
 
 def _whole(kind: DtypeShape, where: TensorName, engine: Engine, context: Context) -> DtypeShape:
-    """A tensor as checkpoints store it, from the part of it that a rank has."""
+    """Dtype and shape of a tensor in the checkpoint, from those of one rank's part."""
     dtype, shape = kind
     placement = engine.place(where.role, context)
     inner = placement.inner if isinstance(placement, Expert) else placement
@@ -149,7 +152,7 @@ def _whole(kind: DtypeShape, where: TensorName, engine: Engine, context: Context
 
 
 def _unpadded(where: TensorName, axis: int, context: Context) -> int:
-    """Size of a padded axis before that: the parts do not tell, the config does."""
+    """Size of an axis before padding, from the config: the parts do not show it."""
     place = Place(where.stage, where.layer, context.inventory.draft)
     size = context.inventory.family.rows[where.stage, where.role].shape(context.config, place)[axis]
     return ceil_div(size, context.block(where.role)[axis]) if where.part is Part.SCALE else size
@@ -158,7 +161,7 @@ def _unpadded(where: TensorName, axis: int, context: Context) -> int:
 def _deal(
     folder: LocalSource, raw: bytes, tensors: Mapping[str, DtypeShape], inventory: Inventory, ranks: int
 ) -> RankSource:
-    """Tensors by file, as in the releases, with an index."""
+    """Assign tensors to files as in the releases, and build headers and an index."""
     numbered: dict[int, dict[str, DtypeShape]] = {}
     for name, kind in tensors.items():
         number = release_file(inventory.names[name], inventory.config.num_hidden_layers)
@@ -178,7 +181,7 @@ def _deal(
 
 
 def _tokenizer(folder: LocalSource) -> dict[str, bytes]:
-    """What the converter copied beside its files."""
+    """The tokenizer files that the converter copied beside its own."""
     content = {}
     for name, nbytes in folder.sizes().items():
         if name in TOKENIZER_FILES and nbytes < _SMALL_FILE_LIMIT:

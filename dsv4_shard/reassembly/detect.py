@@ -1,4 +1,4 @@
-"""Whether a folder holds a checkpoint, or the shards of ranks: by names alone."""
+"""Does a folder hold rank files? Answered from the file names alone."""
 
 import re
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ _CONVERTED = re.compile(r"model(0|[1-9]\d{0,3})-mp([1-9]\d{0,3})\.safetensors", 
 
 
 def holds_ranks(source: Source) -> bool:
-    """Whether a folder holds shards of ranks, and no checkpoint."""
+    """Whether a folder holds rank files and no checkpoint."""
     names = source.sizes()
     if INDEX_FILE in names or SINGLE_FILE in names:
         return False
@@ -19,7 +19,7 @@ def holds_ranks(source: Source) -> bool:
 
 
 def find_converted(names: Iterable[str]) -> dict[int, dict[int, str]]:
-    """Files named as the converter names them: number of ranks → rank → name."""
+    """Files named as DeepSeek's converter names them: number of ranks -> rank -> file name."""
     found: dict[int, dict[int, str]] = {}
     for name in names:
         if match := _CONVERTED.fullmatch(name):

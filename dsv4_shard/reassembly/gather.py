@@ -1,8 +1,8 @@
-"""A recipe, backwards: rows of a checkpoint's tensor, put together from the pieces that lie in rank files.
+"""Rows of a checkpoint's tensor, gathered from its pieces in rank files: a recipe read backwards.
 
-Each piece is read once from each rank that has it. What several ranks have must be equal, padding must hold its fill,
-each repeat of a scale must be the same, and a changed dtype must change back without loss. Where it is known what was
-written, pieces that are read whole are also held against its digests.
+Each piece is read once from each rank that has it. These checks are made on the way: copies on several ranks are equal,
+padding holds its fill, all repeats of a scale are equal, and a cast can be undone without loss. If the digests of the
+written tensors are known, they are checked for all pieces that are read whole.
 """
 
 import threading
@@ -24,7 +24,7 @@ from dsv4_shard.tensors.header import DTYPE_BITS, Tensor
 
 
 class _Rows(NamedTuple):
-    """Rows `[first, stop)` of a tensor, and whether these are its last."""
+    """Rows `[first, stop)` of a tensor. `is_last` tells whether they include the last row."""
 
     first: int
     stop: int
@@ -41,16 +41,19 @@ class _Trail:
 
 @dataclass(slots=True)
 class _Pending:
-    """The digests of the pieces of an output tensor, as far as they are there."""
+    """The digests of an output tensor's pieces that are known so far, and the slots that are left."""
 
     digests: bytearray
     left: set[int] = field(default_factory=set)
 
 
 class Gatherer:
-    """Reads a checkpoint's tensors out of the files of a recipe that has all ranks and no transforms.
+    """Reads a checkpoint's tensors from rank files. Thread-safe.
 
-    `written` has for each file the digests of its tensors, where they are known. May be used from many threads.
+    Args:
+        recipe: A recipe of all ranks without transforms.
+        files: The rank files.
+        written: For each file, tensor name -> digest in the manifest; None if there is no manifest.
     """
 
     def __init__(self, recipe: Recipe, files: RankFiles, written: Sequence[Mapping[str, str]] | None) -> None:
@@ -63,9 +66,9 @@ class Gatherer:
         self._pending: dict[tuple[int, str], _Pending] = {}
 
     def read(self, tensor: Tensor, start: int, buffer: memoryview) -> None:
-        """Fill `buffer` from byte `start` of `tensor` on.
+        """Fill `buffer` with the bytes of `tensor` from byte `start` on.
 
-        Raises a BadRanks where ranks do not agree with each other or with what was written, and ReadFailed.
+        Raises ReadFailed, and a BadRanks if the ranks contradict each other or the manifest.
         """
         height, row_nbytes = _size(tensor)
         first, stop = start // row_nbytes, -(-(start + len(buffer)) // row_nbytes)
@@ -79,7 +82,7 @@ class Gatherer:
         buffer[:] = matrix.reshape(-1)[skipped : skipped + len(buffer)].data
 
     def check_fixed(self) -> None:
-        """Hold what comes from no checkpoint against what it must be. Raises DamagedRanks."""
+        """Check the tensors that come from no checkpoint against the layout's constants. Raises DamagedRanks."""
         with self.files.in_use():
             for fixed in self._recipe.fixed:
                 start = self._recipe.offset(fixed.file, fixed.tensor)
@@ -88,7 +91,7 @@ class Gatherer:
                         raise DamagedRanks(f"{file.name}: {fixed.tensor}: not what the engine's layout has there")
 
     def _read_rows(self, tensor: Tensor, rows: _Rows, out: Bytes) -> None:
-        """Rows of a tensor into the matrix `out`, from each place where it landed."""
+        """Copy rows of a tensor into `out`, uint8 `[rows, row bytes]`, and compare all places that hold them."""
         trail = self._trail(tensor.name, rows.first)
         first_piece, is_placed = 0, False
         for step in self._steps[tensor.name]:
@@ -109,7 +112,7 @@ class Gatherer:
             self._settle(tensor.name, trail.hashes)
 
     def _trail(self, name: str, first: int) -> _Trail | None:
-        """The trail of a tensor that this thread reads from its beginning in order, else None."""
+        """The trail of a tensor that this thread reads in order from its first row; None otherwise."""
         if self._written is None:
             return None
         if not hasattr(self._local, "trails"):
@@ -123,7 +126,7 @@ class Gatherer:
         return trails.get(name)
 
     def _settle(self, name: str, hashes: list[xxhash.xxh3_128]) -> None:
-        """A source tensor was read whole: its pieces' digests are known. Raises DamagedRanks."""
+        """Record the digests of a tensor's pieces after its last row. Raises DamagedRanks."""
         pieces = [(landing, files) for step in self._steps[name] for landing in step.landings
                   for _, files in landing.spread]  # fmt: skip
         for (landing, files), running in zip(pieces, hashes, strict=True):
@@ -133,7 +136,7 @@ class Gatherer:
                     self._hold(file, landing.tensor, digests)
 
     def _put(self, file: int, tensor: str, slot: int, digest: bytes) -> bytes | None:
-        """Note the digest of a piece; all digests of its tensor, where none is left."""
+        """Record the digest of a piece. Returns all digests of its output tensor once none is missing, else None."""
         runs = self._recipe.files[file].pieces.get(tensor, ((1, 0),))
         count = sum(number for number, _ in runs)
         with self._lock:
@@ -147,20 +150,29 @@ class Gatherer:
         return bytes(pending.digests)
 
     def _hold(self, file: int, tensor: str, digests: bytes) -> None:
+        """Compare the digest of an output tensor with the manifest. Raises DamagedRanks."""
         found = digests.hex() if len(digests) == DIGEST_BYTES else digest_of(digests)
         if self._written is not None and self._written[file][tensor] != found:
             raise DamagedRanks(f"{self._recipe.files[file].name}: {tensor}: its bytes differ from what was written")
 
 
 def _size(tensor: Tensor) -> tuple[int, int]:
-    """Rows, and bytes of a row."""
+    """(rows, bytes per row) of a tensor."""
     area = whole_rectangle(tensor.dtype, tensor.shape)
     return area.row_stop, area.stop
 
 
 @dataclass(frozen=True, slots=True)
 class _Gathering:
-    """One landing of one step: rows of the source from the pieces of its spread, each with a running digest."""
+    """One destination of one step: gathers rows of the source from the pieces of its spread, and hashes the pieces.
+
+    Attributes:
+        recipe: The recipe of the rank files.
+        files: The rank files.
+        step: The step that moved the source tensor.
+        landing: One of its destinations.
+        hashes: Running digest of each piece of the spread; empty if none is needed.
+    """
 
     recipe: Recipe
     files: RankFiles
@@ -169,7 +181,7 @@ class _Gathering:
     hashes: list[xxhash.xxh3_128]
 
     def rows(self, rows: _Rows) -> Bytes:
-        """Rows of the source tensor, as a matrix of bytes."""
+        """Rows of the source tensor, uint8 `[rows, row bytes]`."""
         repeat = self.step.repeat
         _, row_nbytes = _size(self.step.source)
         first, stop = rows.first * repeat, rows.stop * repeat
@@ -189,7 +201,18 @@ class _Gathering:
         return self._reduced(matrix) if repeat > 1 else matrix
 
     def _part(self, number: int, cut: Slice, numbers: tuple[int, ...], row: int, count: int) -> Bytes:
-        """Rows of a cut without their padding, in the source's dtype."""
+        """Rows of a cut without padding, in the source's dtype.
+
+        Args:
+            number: Number of the cut in the spread.
+            cut: The cut.
+            numbers: The files that hold it.
+            row: First row, counted from the start of the cut.
+            count: Number of rows.
+
+        Returns:
+            uint8 `[count, bytes per row of the rectangle]`.
+        """
         width = cut.rectangle.stop - cut.rectangle.start
         raw = self._read(number, numbers, row * self._stored(cut.row_nbytes), count * self._stored(cut.row_nbytes))
         part = self._restored(raw, numbers).reshape(count, cut.row_nbytes)
@@ -198,7 +221,7 @@ class _Gathering:
         return part[:, :width]
 
     def _check_rows_below(self, number: int, cut: Slice, numbers: tuple[int, ...]) -> None:
-        """The rows with which a cut is filled up, some at a time."""
+        """Check the padding rows below a cut, one chunk at a time. Raises BadPadding."""
         width = self._stored(cut.row_nbytes)
         rows = cut.rectangle.row_stop - cut.rectangle.row_start
         rows_at_once = max(1, CHUNK_BYTES // width)
@@ -207,11 +230,14 @@ class _Gathering:
             self._check_fill(self._restored(raw, numbers), numbers)
 
     def _stored(self, nbytes: int) -> int:
-        """Bytes that `nbytes` of the source take in the rank files."""
+        """Bytes in the rank files for `nbytes` of the source."""
         return self.step.conversion.nbytes(nbytes) if self.step.conversion else nbytes
 
     def _read(self, number: int, numbers: tuple[int, ...], start: int, nbytes: int) -> Bytes:
-        """Bytes of a piece from each file that has it. Raises RanksDisagree where they differ."""
+        """Bytes `[start, start + nbytes)` of a piece as a flat uint8 array, read from each file that has it.
+
+        Raises RanksDisagree if two files differ.
+        """
         first: Bytes | None = None
         for file in numbers:
             offset = self.recipe.offset(file, self.landing.tensor) + self.landing.at + start
@@ -232,7 +258,10 @@ class _Gathering:
         return first
 
     def _restored(self, raw: Bytes, numbers: tuple[int, ...]) -> Bytes:
-        """Bytes in the source's dtype. Raises NotConverted where they cannot have come from it."""
+        """The bytes of `raw` (flat uint8) in the source's dtype, as a flat uint8 array.
+
+        Raises NotConverted if casting the result again does not give `raw`.
+        """
         conversion = self.step.conversion
         if conversion is None:
             return raw
@@ -244,12 +273,17 @@ class _Gathering:
         return restored
 
     def _check_fill(self, padding: Bytes, numbers: tuple[int, ...]) -> None:
+        """Check that `padding`, a uint8 array of any shape, repeats the step's fill. Raises BadPadding."""
         flat = np.ascontiguousarray(padding).reshape(-1, len(self.step.fill))
         if not (flat == np.frombuffer(self.step.fill, np.uint8)).all():
             raise BadPadding(f"{self._where(numbers)}: its padding holds other bytes than {self.step.fill.hex()}")
 
     def _reduced(self, matrix: Bytes) -> Bytes:
-        """Every k-th element along both axes. Raises RanksDisagree where one of its repeats differs."""
+        """Every `repeat`-th element along both axes: the scale before it was repeated.
+
+        `matrix` is uint8 `[rows * repeat, row bytes * repeat]`, the result uint8 `[rows, row bytes]`. Raises
+        RanksDisagree if the repeats of an element differ.
+        """
         repeat, width = self.step.repeat, DTYPE_BITS[self.step.source.dtype] // 8
         items = np.ascontiguousarray(matrix).view(f"V{width}")
         once = np.ascontiguousarray(items[::repeat, ::repeat])
@@ -263,7 +297,7 @@ class _Gathering:
 
 
 def _value(raw: Bytes, at: int, conversion: Conversion) -> str:
-    """What is wrong with the value that has byte `at`."""
+    """Describe the invalid value that contains byte `at` of `raw`, a flat uint8 array."""
     width = DTYPE_BITS[conversion.target] // 8
     begin = at // width * width
     value = int.from_bytes(raw[begin : begin + width].tobytes(), "little")
@@ -271,9 +305,12 @@ def _value(raw: Bytes, at: int, conversion: Conversion) -> str:
 
 
 def _place(part: Bytes, rows: Bytes, start: int) -> None:
-    """Put `part` into the columns of `rows` from byte `start` on; equal narrow columns as one item a row."""
+    """Copy `part`, uint8 `[rows, width]`, into the columns of `rows` from byte `start` on.
+
+    Equal narrow columns are copied as one item per row, as in `sharding.copy`.
+    """
     width = part.shape[1]
-    if not width:  # a rank beyond the last whole unit holds nothing but padding
+    if not width:  # a rank beyond the last whole unit holds only padding
         return
     if rows.shape[1] % width == 0 and start % width == 0 and part.flags.c_contiguous:
         rows.view(f"V{width}")[:, start // width] = part.view(f"V{width}")[:, 0]

@@ -1,8 +1,8 @@
-"""The checkpoint that rank files hold, where it is not the one that they were made from.
+"""The checkpoint that the ranks kept: with decoded, cast and dropped tensors.
 
-Some layouts decode a weight with its scale, cast it, or leave tensors out: then what can be put together from the ranks
-is a checkpoint with those tensors instead, or without them. All else is as it was, and files in which nothing changed
-keep their very headers.
+Some layouts decode a weight with its scale, cast it, or drop tensors. Rank files of such a layout give a checkpoint
+with the new tensors, or without the dropped ones. All other tensors are unchanged, and a file without any change keeps
+its exact header.
 """
 
 import json
@@ -18,14 +18,14 @@ from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
 from dsv4_shard.tensors.header import build_header, read_header
 
 DtypeShape = tuple[str, tuple[int, ...]]
-"""dtype and shape"""
+"""(dtype, shape)."""
 
 
 def held_source(original: Checkpoint, source: RankSource, recipe: Recipe) -> RankSource:
-    """The checkpoint that the files of `recipe`, which has all ranks, hold of `original`: `source`, if nothing changed.
+    """The checkpoint that the files of `recipe` hold of `original`; `source` itself if nothing changed.
 
-    It has the family's own names, also where the original has those of another dialect. Its config.json is that of the
-    original; see `config_for`.
+    It uses the family's native names, even if `original` has another dialect. Its config.json is that of `original`;
+    see `config_for`. `recipe` must have all ranks.
     """
     made = {name: kind for step in recipe.steps for name, kind in _decoded(step)}
     gone = {name: reason for name, reason in recipe.left_out.items() if name not in made}
@@ -57,7 +57,7 @@ def held_source(original: Checkpoint, source: RankSource, recipe: Recipe) -> Ran
 
 
 def _decoded(step: Step) -> Iterator[tuple[str, DtypeShape]]:
-    """What a step with a transform makes of its tensors."""
+    """The names, dtypes and shapes of the tensors that a step with a transform makes."""
     if step.transform is None or step.scale is None:
         return
     yield step.source.name, (step.transform.weight_dtype, step.transform.weight_shape(step.source.shape))
@@ -68,14 +68,14 @@ def _decoded(step: Step) -> Iterator[tuple[str, DtypeShape]]:
 def index_of(
     files: Mapping[str, Mapping[str, DtypeShape]], nbytes: Mapping[str, int], headers: Mapping[str, bytes]
 ) -> bytes:
-    """An index of weight files."""
+    """The bytes of model.safetensors.index.json for the weight files."""
     total = sum(nbytes[file] - len(headers[file]) for file in files)
     weight_map = {name: file for file, members in files.items() for name in members}
     return json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2).encode() + b"\n"
 
 
 def config_for(source: RankSource, document: dict[str, Any], experts: str) -> RankSource:
-    """`source` with a config.json that says what its routed experts are (FP4, FP8), where V4 or V4.1 says it."""
+    """`source` with a config.json that states the format of its routed experts (FP4, FP8), in V4's or V4.1's field."""
     said: dict[str, Any] = {"expert_dtype": experts.lower()}
     quantization = document.get("quantization_config")
     if isinstance(quantization, dict) and "expert_dtype" in quantization:
@@ -87,7 +87,7 @@ def config_for(source: RankSource, document: dict[str, Any], experts: str) -> Ra
 
 
 def _changes(original: Checkpoint, made: Mapping[str, DtypeShape], gone: Mapping[str, str]) -> Iterator[ChangedTensor]:
-    """What is another tensor now, and what is gone: one change for all that are alike."""
+    """The tensors that changed or were dropped, one entry for all tensors with the same change."""
     alike: dict[tuple[str, str, str], list[str]] = {}
     for name, (dtype, _) in made.items():
         alike.setdefault((original.tensors[name].dtype, dtype, "decoded or cast"), []).append(name)

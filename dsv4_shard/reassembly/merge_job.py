@@ -1,4 +1,4 @@
-"""Rank shards → one checkpoint again, in native names: each tensor of the ranks' checkpoint, whole, in its own file."""
+"""The job that writes the checkpoint itself: each tensor of the ranks' checkpoint, whole, in native names."""
 
 from dsv4_shard.checkpoint.fingerprint import origin_of
 from dsv4_shard.checkpoint.inventory import Inventory, refuse_errors
@@ -16,23 +16,23 @@ from dsv4_shard.text.units import counted
 
 
 class Merged(Written, ResultDocument):
-    __doc__ = f"What was merged; `notes` and `changes` say in what it is not the original checkpoint.{WRITTEN}"
+    __doc__ = f"Result of `merge`. `notes` and `changes` list the differences from the original checkpoint.{WRITTEN}"
 
     notes: tuple[str, ...]
     changes: tuple[ChangedTensor, ...]
 
     def in_short(self) -> str:
-        """What was written, and how much of it differs from the original."""
+        """Files, bytes, folder and number of changed tensors in one line."""
         return f"{super().in_short()}, {counted(sum(one.tensors for one in self.changes), 'changed tensor')}"
 
     @classmethod
     def of(cls, outcome: Outcome, source: RankSource) -> "Merged":
-        """What a run wrote that merged a source."""
+        """The result of a run that merged `source`."""
         return cls(**dict(outcome.written), notes=source.notes, changes=source.changes)
 
 
 def prepare_merge(checkpoint: Checkpoint, inventory: Inventory) -> Job:
-    """All that merging would write: the checkpoint's files as its source gives them. Reads headers and small files.
+    """The job that writes a checkpoint's files as its source gives them. Reads headers and small files only.
 
     Raises IncompleteCheckpoint.
     """
@@ -48,7 +48,7 @@ def prepare_merge(checkpoint: Checkpoint, inventory: Inventory) -> Job:
 
 
 def source_of_ranks(checkpoint: Checkpoint) -> RankSource:
-    """The source of a checkpoint of ranks. Raises UsageError for one that stands in its folder already."""
+    """The source of a checkpoint made of rank files. Raises UsageError for any other checkpoint."""
     if isinstance(checkpoint.source, RankSource):
         return checkpoint.source
     raise UsageError(
@@ -58,7 +58,7 @@ def source_of_ranks(checkpoint: Checkpoint) -> RankSource:
 
 
 def whole_files(checkpoint: Checkpoint) -> Recipe:
-    """The recipe of a checkpoint's own files, headers as they are."""
+    """The recipe that copies a checkpoint's files, headers included."""
     numbers = {file.name: number for number, file in enumerate(checkpoint.files)}
     spreads: dict[tuple[str, tuple[int, ...], str], SliceMap] = {}
 

@@ -1,4 +1,4 @@
-"""The files of ranks as they stand in a folder: each opened when it is first read, none after it was written to."""
+"""Rank files in a folder: each is opened once, at its first read, and checked against change."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from dsv4_shard.sources.local import LocalFile
 
 
 class FileState(NamedTuple):
-    """A file as it was when its header was checked."""
+    """Name, size and modification time (ns) of a file when its header was checked."""
 
     name: str
     nbytes: int
@@ -21,7 +21,7 @@ class FileState(NamedTuple):
 
 
 class RankFiles:
-    """Rank files by number. One that has several names and is not one file under all of them has copies."""
+    """Rank files by number. A file whose names are not all links to one file has several copies."""
 
     def __init__(self, folder: Path, copies: Sequence[tuple[FileState, ...]]) -> None:
         self._folder, self._copies = folder, copies
@@ -31,13 +31,13 @@ class RankFiles:
 
     @property
     def stamp(self) -> int:
-        """A number that is another one where any of the files was written to or replaced."""
+        """Changes if any file is modified or replaced."""
         seen = repr([tuple(seen) for copies in self._copies for seen in copies])
         return xxhash.xxh3_64_intdigest(seen.encode()) >> 1
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Files may be opened until all who use them have ended."""
+        """Keep files open within the block. They are closed when the last user leaves."""
         with self._lock:
             self._users += 1
         try:
@@ -51,7 +51,10 @@ class RankFiles:
                     self._open.clear()
 
     def copies(self, number: int) -> list[LocalFile]:
-        """File `number` and its copies, open. Raises ReadFailed, and SourceChanged where one is another than before."""
+        """File `number` and its copies, open.
+
+        Raises ReadFailed, and SourceChanged if one differs from its `FileState`.
+        """
         with self._lock:
             if number not in self._open:
                 files = self._open[number] = []
@@ -63,7 +66,7 @@ class RankFiles:
             return self._open[number]
 
     def changed(self) -> str | None:
-        """What differs from when the files were opened, or None."""
+        """Describes the first change of a file since it was opened; None if there is none."""
         with self._lock:
             files = [file for files in self._open.values() for file in files]
         return next((line for file in files if (line := file.changed())), None)

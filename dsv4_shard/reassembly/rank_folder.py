@@ -1,8 +1,8 @@
-"""A folder of rank shards → the checkpoint that they were made from, without writing it.
+"""Result folder of reshard → the checkpoint that it was made from, without writing it.
 
-What reshard wrote says in source.zip, plan.json and manifest.json what it was made of and how; DeepSeek's own converter
-leaves only the ranks (`converted`). Either way the recipe by which the files must have been made is made again and has
-to give each file's header byte for byte; read backwards, it says where each tensor's pieces lie.
+source.zip, plan.json and manifest.json name the checkpoint and the plan. Files of DeepSeek's converter have none of
+these; `deepseek_files` handles them. In both cases the recipe is built again, and each file's header must equal the
+recipe's, byte for byte. Read backwards, the recipe gives the place of each tensor's pieces.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,10 +39,10 @@ _NAMED_AT_ONCE = 8
 
 
 def open_ranks(source: LocalSource, config: Path | None = None) -> tuple[Checkpoint, Inventory]:
-    """The checkpoint that the ranks in a folder make up; its source is a `RankSource`. Reads headers and small files.
+    """The checkpoint that the ranks in a folder form; its source is a `RankSource`. Reads headers and small files only.
 
-    `config` is the checkpoint's config.json, for files of DeepSeek's converter without one. Raises a BadRanks where
-    ranks are missing, contradict each other, or are not what their manifest says.
+    `config` is the checkpoint's config.json, needed only for files of DeepSeek's converter. Raises a BadRanks if ranks
+    are missing, contradict each other, or differ from their manifest.
     """
     if MANIFEST_NAME not in source.sizes():
         return _open_converted(source, config)
@@ -50,9 +50,6 @@ def open_ranks(source: LocalSource, config: Path | None = None) -> tuple[Checkpo
         reason = f"the shards in {source.label} have a {SKELETON_NAME}, which holds it already"
         raise UsageError.about("config", ..., reason)
     return _open_result(source)
-
-
-# --- what reshard wrote --------------------------------------------------------------------------------------------
 
 
 def _open_result(folder: LocalSource) -> tuple[Checkpoint, Inventory]:
@@ -84,7 +81,7 @@ def _check_world(manifest: Manifest, label: str) -> None:
 
 
 def _original_source(folder: LocalSource, manifest: Manifest) -> RankSource:
-    """The headers of the checkpoint that the ranks were made from, as source.zip has them."""
+    """The headers of the original checkpoint, from source.zip. Raises BadSkeleton."""
     raw = _companion(folder.root, manifest, SKELETON_NAME, MAX_SKELETON_BYTES)
     content = read_skeleton(raw, str(folder.root / SKELETON_NAME))
     nbytes = {file.name: file.nbytes for file in manifest.source.files}
@@ -97,7 +94,7 @@ def _original_source(folder: LocalSource, manifest: Manifest) -> RankSource:
 
 
 def _companion(root: Path, manifest: Manifest, name: str, limit: int) -> bytes:
-    """A small file of a result, held against the manifest."""
+    """A small file of a result, checked against the manifest. Raises BadSkeleton."""
     entry = next((entry for entry in manifest.companions if entry.name == name), None)
     if entry is None or not (root / name).is_file():
         raise BadSkeleton(f"{root / name}: is gone, or was never written")
@@ -111,7 +108,7 @@ def _companion(root: Path, manifest: Manifest, name: str, limit: int) -> bytes:
 
 
 def _copied(root: Path, manifest: Manifest, layout: Layout, context: Context) -> dict[str, bytes]:
-    """The small files of the checkpoint that stand beside the ranks as they were, under the checkpoint's names."""
+    """The small files of the checkpoint that the result has unchanged, under the checkpoint's names."""
     folder = layout.file_name(0, 0, context.deployment) if layout.by_node else ""
     there = {entry.name for entry in manifest.companions}
     names = {original: folder + name for name, original in reversed(layout.copied(context).items())}
@@ -123,7 +120,7 @@ def _copied(root: Path, manifest: Manifest, layout: Layout, context: Context) ->
 
 
 def _check_manifest(manifest: Manifest, recipe: Recipe, layout: Layout, context: Context, label: str) -> None:
-    """Whether the manifest has the files and tensors that the plan gives."""
+    """Raise BadRanks unless the manifest has the files and tensors that the plan gives."""
     written = {entry.name: (entry.ranks, entry.links, set(entry.tensors)) for entry in manifest.files}
     due = {file.name: (file.ranks, file.links, set(file.tensors)) for file in recipe.files}
     made_for = (manifest.layout, manifest.identity)
@@ -131,11 +128,8 @@ def _check_manifest(manifest: Manifest, recipe: Recipe, layout: Layout, context:
         raise BadRanks(f"{label}/{MANIFEST_NAME}: has other files, ranks or tensors than the plan gives")
 
 
-# --- what DeepSeek's converter wrote -------------------------------------------------------------------------------
-
-
 def _open_converted(folder: LocalSource, config: Path | None) -> tuple[Checkpoint, Inventory]:
-    """The checkpoint of native tensors that the converter's files hold."""
+    """The checkpoint that files of DeepSeek's converter hold, in native tensors."""
     source, engine, deployment = converted_source(folder, config)
     original = read_checkpoint(source)
     inventory = take_inventory(original)
@@ -145,12 +139,9 @@ def _open_converted(folder: LocalSource, config: Path | None) -> tuple[Checkpoin
     return _with_ranks(checkpoint, recipe, folder, None), inventory
 
 
-# --- what both have in common --------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class _Rebuilt:
-    """What the files of ranks are made by."""
+    """The engine, context and ranks that the files were made with."""
 
     engine: Engine
     context: Context
@@ -159,7 +150,7 @@ class _Rebuilt:
     def held(
         self, original: Checkpoint, inventory: Inventory, source: RankSource
     ) -> tuple[Checkpoint, Inventory, Recipe]:
-        """The checkpoint that the ranks hold, with headers only, and the recipe that makes the files from it."""
+        """The checkpoint that the ranks hold (headers only), its inventory, and the recipe that makes the files."""
         recipe = make_recipe(original, self.engine, self.context, self.ranks)
         held = held_source(original, source, recipe)
         checkpoint = read_checkpoint(held)
@@ -176,7 +167,7 @@ class _Rebuilt:
 def _with_ranks(
     checkpoint: Checkpoint, recipe: Recipe, folder: LocalSource, written: Sequence[Mapping[str, str]] | None
 ) -> Checkpoint:
-    """The checkpoint with its bytes, after each rank file's header was held against the recipe's."""
+    """The checkpoint with its bytes, after the header of each rank file was checked against the recipe."""
     files = RankFiles(folder.root, _check_files(recipe, folder))
     gatherer = Gatherer(recipe, files, written)
     gatherer.check_fixed()
@@ -192,7 +183,7 @@ def _with_ranks(
 
 
 def _check_files(recipe: Recipe, folder: LocalSource) -> list[tuple[FileState, ...]]:
-    """Each file with its copies as it stands there. Raises MissingRanks, and WrongRankHeader where one is another."""
+    """The state of each file and its copies. Raises MissingRanks, and WrongRankHeader for a wrong header."""
     lost = [(file, name) for file in recipe.files for name in (file.name, *file.links)
             if not (folder.root / name).is_file()]  # fmt: skip
     if lost:
@@ -205,12 +196,12 @@ def _check_files(recipe: Recipe, folder: LocalSource) -> list[tuple[FileState, .
 
 
 def _readers(file: OutputFile, name: str) -> tuple[int, ...]:
-    """Which ranks read a file under one of its names."""
+    """The ranks that read a file under one of its names."""
     return (file.ranks[(file.name, *file.links).index(name)],) if file.links else file.ranks
 
 
 def _distinct(file: OutputFile, root: Path) -> list[str]:
-    """The names of a file under which it is not the one that it is under an earlier name."""
+    """The names of a file that lead to different inodes: one name for each."""
     found: dict[tuple[int, int], str] = {}
     for name in (file.name, *file.links):
         there = (root / name).stat()
@@ -227,7 +218,7 @@ def _check_file(due: OutputFile, name: str, folder: LocalSource) -> FileState:
 
 
 def _difference(file: OpenFile, due: OutputFile) -> str:
-    """What is the first thing that differs from the header that is due."""
+    """The first difference between a file's header and the expected one, in words."""
     try:
         header = read_header(file, "its header")
     except HeaderError as error:
@@ -243,7 +234,7 @@ def _difference(file: OpenFile, due: OutputFile) -> str:
 
 
 def _numbers(ranks: Sequence[int]) -> str:
-    """Ranks, runs of them as `first-last`."""
+    """Ranks as text, with runs as `first-last`."""
     runs: list[list[int]] = []
     for rank in ranks:
         if runs and rank == runs[-1][-1] + 1:

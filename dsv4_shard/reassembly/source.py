@@ -1,6 +1,6 @@
-"""The checkpoint that rank files were made from, as a source: its files stand in no folder, their bytes in rank files.
+"""`Source` whose bytes lie in rank files: the checkpoint that they were made from, which is in no folder.
 
-Small files and headers are held in memory; a tensor's bytes are gathered from the ranks when they are read.
+Small files and headers are held in memory. A tensor's bytes are gathered from the ranks when they are read.
 """
 
 from bisect import bisect_right
@@ -17,9 +17,10 @@ from dsv4_shard.tensors.header import Tensor
 
 @dataclass(frozen=True, slots=True)
 class ChangedTensor:
-    """Tensors of the original checkpoint of which the ranks hold something else: `first` of `tensors` that are alike.
+    """Tensors of the original checkpoint that the ranks hold in another form, or not at all.
 
-    They are `held` instead of `was`, or (empty) left out; `reason` says why.
+    The change concerns `tensors` tensors; `first` is the name of one. `was` is their dtype in the original checkpoint,
+    `held` that in the ranks (empty if the ranks do not have them). `reason` says why.
     """
 
     tensors: int
@@ -40,10 +41,19 @@ class ChangedTensor:
 
 @dataclass(frozen=True, slots=True)
 class RankSource(FolderlessSource):
-    """See `sources.Source`. `root` is the folder of the ranks.
+    """The checkpoint that rank files hold. See `sources.base.Source`.
 
-    `small` has whole files, `headers` the headers of weight files of `nbytes`, `tensors` what is in them in the order
-    of its bytes. Without a `gatherer` only headers can be read. `changes` says what the ranks have not kept.
+    Attributes:
+        root: The folder of the ranks.
+        label: Name of the folder in messages.
+        revision: Commit of the original checkpoint; None if tensors changed or it is unknown.
+        small: Name -> content of each small file.
+        headers: Weight file -> its header.
+        nbytes: Weight file -> size in bytes.
+        notes: Lines about how the checkpoint was put together.
+        changes: The tensors that the ranks did not keep.
+        tensors: Weight file -> its tensors, in the order of their bytes.
+        gatherer: Reads the tensors; None if only headers are needed.
     """
 
     root: Path
@@ -59,24 +69,24 @@ class RankSource(FolderlessSource):
 
     @property
     def sha256_verified(self) -> Sequence[str]:
-        """Nothing came over a network."""
+        """Empty: no file was downloaded."""
         return ()
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of every file, by name."""
+        """File name -> bytes."""
         return {name: len(content) for name, content in self.small.items()} | dict(self.nbytes)
 
     def shares_disk(self, name: str, out: Path) -> bool:
-        """No file of the checkpoint is anywhere."""
+        """False: the checkpoint's files do not exist on disk."""
         return False
 
     def original(self, name: str) -> Path | None:
-        """None: there is nothing to link to."""
+        """None: there is no file to link to."""
         return None
 
     @contextmanager
     def open(self, name: str) -> Iterator["GatheredFile"]:
-        """The file called `name`; rank files that are opened for it are closed at the end of the block."""
+        """The file called `name`. Rank files that it needs are closed at the end of the block."""
         if name in self.small:
             yield GatheredFile(name, self.small[name], len(self.small[name]), [], None)
         elif name not in self.headers:
@@ -90,12 +100,15 @@ class RankSource(FolderlessSource):
     def reading(
         self, names: Sequence[str], spans: Iterable[list[Span]]
     ) -> AbstractContextManager[Mapping[str, OpenFile]]:
-        """The files called `names`, open."""
+        """The files called `names`, open. `spans` is not used."""
         return open_all(self, names)
 
 
 class GatheredFile:
-    """A file of the checkpoint: `head` is its beginning, the rest is gathered from ranks. See `sources.OpenFile`."""
+    """A file of the checkpoint: `head` is its first bytes, the rest is gathered from ranks.
+
+    See `sources.base.OpenFile`.
+    """
 
     def __init__(self, name: str, head: bytes, nbytes: int, tensors: list[Tensor], gatherer: Gatherer | None) -> None:
         self.name, self.nbytes = name, nbytes
@@ -104,13 +117,13 @@ class GatheredFile:
         self._starts = [tensor.start for tensor in tensors]
 
     def read(self, start: int, stop: int) -> bytes:
-        """Bytes `[start, stop)`."""
+        """Bytes `[start, stop)`. Raises the errors of `readinto`."""
         buffer = bytearray(stop - start)
         self.readinto(start, memoryview(buffer))
         return bytes(buffer)
 
     def readinto(self, start: int, buffer: memoryview, *, once: bool = False) -> None:
-        """Fill `buffer` from byte `start` on. Raises ReadFailed beyond the end, and what gathering raises."""
+        """Fill `buffer` from byte `start` on. Raises ReadFailed beyond the end, and the errors of `Gatherer.read`."""
         if start + len(buffer) > (self.nbytes if self._gatherer else len(self._head)):
             raise ReadFailed(f"{self.name}: ends at byte {self.nbytes}, {start + len(buffer)} are wanted")
         done = 0
@@ -128,5 +141,5 @@ class GatheredFile:
             done += count
 
     def changed(self) -> str | None:
-        """What differs in the rank files from when they were opened, or None."""
+        """Describes the first change of a rank file since it was opened; None if there is none."""
         return self._gatherer.files.changed() if self._gatherer else None

@@ -1,8 +1,8 @@
-"""The SGLang plugin: `--load-format dsv4_shard` loads rank files that reshard wrote.
+"""The load format `dsv4_shard`, with which SGLang loads rank files. `register` is the entry point.
 
-SGLang finds `register` through the entry point `sglang.srt.plugins` and calls it in every process, before it looks at
-its options. The load format's name is added where SGLang keeps its choices; since it turns names into members of an
-enum, the one hook replaces ours by the loader class, which SGLang takes as it is.
+SGLang finds `register` through the entry point `sglang.srt.plugins` and calls it in every process, before it parses its
+options. The name of the load format is added to SGLang's choices. SGLang turns names into members of an enum, so a hook
+replaces our name by the loader class, which SGLang accepts unchanged.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from dsv4_shard.engines.sglang.v4 import PLUGIN_FORMAT
 
 
 def register() -> None:
-    """Called by SGLang; imports nothing of the loader until a model is loaded with it."""
+    """Register the load format. SGLang calls it; the loader is imported only when a model is loaded with it."""
     from sglang.srt.arg_groups.choices import add_load_format_choices
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
@@ -23,7 +23,7 @@ def register() -> None:
 
 
 def _resolve_load_format(original: Callable[..., Any], config: Any, *args: Any, **kwargs: Any) -> Any:
-    """Our name becomes the loader class; every other goes SGLang's own way."""
+    """Replace our name by the loader class; pass any other name to SGLang's own function."""
     if isinstance(config.load_format, str) and config.load_format.lower() == PLUGIN_FORMAT:
         from dsv4_shard.sglang_plugin.loader import RankFileLoader
 

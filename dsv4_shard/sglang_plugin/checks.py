@@ -1,8 +1,8 @@
-"""What a loader checks before it copies rank files into an engine: everything that shapes cannot tell, then the shapes.
+"""The checks before a byte is copied: first everything that shapes do not show, then the shapes.
 
-Knows no engine: the loader says what runs, this says whether the files are for it. Each refusal is one line that names
-the file, parameter or property. Shapes do not depend on the rank, and a wrong runner's file has the right ones too, so
-without these checks a swapped or foreign file would load and give wrong output.
+This module knows no engine: the loader names what runs, and the checks decide whether the files fit it. Each error is
+one line that names the file, parameter or property. Shapes do not depend on the rank, and files for another runner have
+the right shapes too. Without these checks, a swapped or foreign file would load and give wrong output.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,11 +19,11 @@ from dsv4_shard.tensors.header import Header, read_header
 from dsv4_shard.text.sanitize import short, short_name
 
 Shapes = Mapping[str, tuple[str, tuple[int, ...]]]
-"""Parameter → (dtype as in a header, shape)."""
+"""Parameter -> (dtype as in a safetensors header, shape)."""
 
 
 def find_manifest(folder: Path) -> tuple[Manifest, Path, str]:
-    """The manifest of a result, the result's own folder, and `draft/` if `folder` is its draft model.
+    """The manifest of a result, the result's folder, and `draft/` if `folder` is its draft model (else empty).
 
     Raises NotAResult.
     """
@@ -33,7 +33,10 @@ def find_manifest(folder: Path) -> tuple[Manifest, Path, str]:
 
 
 def rank_files(manifest: Manifest, inner: str, rank: int) -> Iterator[tuple[str, ManifestFile]]:
-    """The files that `rank` reads, under the names that are its own. Raises LoadRefused where it has none."""
+    """The files that `rank` reads, each under the rank's own name for it.
+
+    Raises LoadRefused if the rank is not in the folder.
+    """
     if rank not in manifest.ranks:
         held = ", ".join(map(str, manifest.ranks))
         raise LoadRefused(f"the folder holds the ranks {held} of {manifest.world}, not rank {rank}")
@@ -43,16 +46,20 @@ def rank_files(manifest: Manifest, inner: str, rank: int) -> Iterator[tuple[str,
 
 
 def check_identity(wanted: Mapping[str, str], running: Mapping[str, str]) -> None:
-    """What the files were made for against what runs. Raises LoadRefused with the first property that differs."""
+    """Compare the target of the files with the running engine.
+
+    Raises LoadRefused with the first property that differs.
+    """
     for key, found in running.items():
         if wanted.get(key) != found:
             raise LoadRefused(f"the shards were made for {key} {short(wanted.get(key))}, this is {found!r}")
 
 
 def check_file(path: Path, entry: ManifestFile, rank: int, *, verify: bool = False) -> Header:
-    """A file against its manifest entry: there, the right size, its own rank and header; with `verify` every byte.
+    """Check a file against its manifest entry: presence, size, rank, header; with `verify` also the digest of every
+    tensor.
 
-    Raises LoadRefused by name.
+    Returns its header. Raises LoadRefused with the file's name.
     """
     try:
         file = LocalFile(path, path.name)
@@ -82,7 +89,10 @@ def check_file(path: Path, entry: ManifestFile, rank: int, *, verify: bool = Fal
 
 
 def check_parameters(held: Shapes, wanted: Shapes, optional: frozenset[str] = frozenset()) -> None:
-    """Names, dtypes and shapes of the files against the model's. Raises LoadRefused with what differs."""
+    """Compare names, dtypes and shapes of the files (`held`) with those of the model (`wanted`).
+
+    Raises LoadRefused with the difference. `optional` parameters may be in no file.
+    """
     missing = sorted(wanted.keys() - held.keys() - optional)
     unknown = sorted(held.keys() - wanted.keys())
     for what, names in (("of the model are in no file", missing), ("in the files are unknown to the model", unknown)):

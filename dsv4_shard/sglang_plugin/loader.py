@@ -1,8 +1,8 @@
-"""The loader behind `--load-format dsv4_shard`: raw rank files into SGLang's parameters, strictly.
+"""RankFileLoader, the loader behind `--load-format dsv4_shard`: copies rank files into SGLang's parameters.
 
-`loading` checks the files against what runs here before a byte is copied. What follows is SGLang's own, in the order of
-its default loader: `post_load_weights`, then the processing of each quantization method. Imported by SGLang only, and
-needs nothing that SGLang does not bring.
+`checks` compares the files with the running engine before a byte is copied. The steps after the copy are SGLang's own,
+in the order of its default loader: `post_load_weights`, then the processing of each quantization method. Only SGLang
+imports this module, and it needs only packages that SGLang installs.
 """
 
 import logging
@@ -28,7 +28,7 @@ QUANT_METHODS = {
     "deep_gemm": ("Fp8MoEMethod",),
     "auto": ("Fp8MoEMethod",),
 }
-"""The classes by which SGLang runs the routed experts, for each runner that a plan can name."""
+"""Runner of the routed experts in a plan -> the classes with which SGLang runs them."""
 
 _DTYPES = {
     torch.bfloat16: "BF16",
@@ -42,14 +42,14 @@ _DTYPES = {
 }
 
 _NEVER_LOADED = (".attn_mqa.k_scale", ".attn_mqa.v_scale")
-"""Parameters that no checkpoint has: SGLang sets them itself."""
+"""Parameters that are in no checkpoint: SGLang sets them itself."""
 
 _SHARED_WITH_TARGET = frozenset({"model.embed_tokens.weight", "lm_head.weight"})
-"""Parameters that a draft model takes over from its target after loading."""
+"""Parameters that a draft model takes from its target after loading."""
 
 
 class RankFileLoader(stock.BaseModelLoader):  # type: ignore[misc]
-    """See the module. `--model-loader-extra-config '{"verify": true}'` also hashes every tensor."""
+    """Loads rank files; see the module. `--model-loader-extra-config '{"verify": true}'` also hashes every tensor."""
 
     def __init__(self, load_config: Any) -> None:
         super().__init__(load_config)
@@ -59,7 +59,7 @@ class RankFileLoader(stock.BaseModelLoader):  # type: ignore[misc]
             raise ValueError(f"dsv4_shard: unknown keys in --model-loader-extra-config: {sorted(options)}")
 
     def download_model(self, model_config: Any) -> None:
-        """Nothing to download: the files are where reshard put them."""
+        """Do nothing: the files are on disk already."""
 
     def load_model(self, *, model_config: Any, device_config: Any) -> torch.nn.Module:
         """Build the model, fill its parameters, and finish it as SGLang's default loader does.
@@ -95,7 +95,7 @@ class RankFileLoader(stock.BaseModelLoader):  # type: ignore[misc]
 
 
 def _what_runs() -> dict[str, str]:
-    """The properties of this process by which a layout is chosen, as `SglangLayout.identity` names them."""
+    """The properties of this process that decide the layout, with the names of `SglangLayout.identity`."""
     parallel = get_parallel()
     major, _ = torch.cuda.get_device_capability()
     return {
@@ -108,7 +108,7 @@ def _what_runs() -> dict[str, str]:
 
 
 def _check_runner(wanted: dict[str, str], model: torch.nn.Module) -> None:
-    """The runner decides the order within w13 and the dtype of scales: shapes do not show the one."""
+    """Check the MoE runner and the order within w13. Shapes do not show that order. Raises LoadRefused."""
     runner = wanted.get("moe_runner", "")
     for module in model.modules():
         method = getattr(module, "quant_method", None)

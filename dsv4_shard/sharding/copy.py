@@ -1,8 +1,8 @@
-"""Moves a recipe's bytes: each source byte is read once, scattered to all ranks' files, and hashed on its way.
+"""Run a recipe: read each source byte once, scatter it to the files of all ranks, and hash it on the way.
 
-Workers take steps in the order of the source's bytes. Each holds one chunk of rows at a time, so memory is bounded by
-workers × chunk, whatever the size of a tensor. Where the bytes go is the sink's affair: reshard's sink writes them,
-verify's sink compares them with what stands there.
+Workers take steps in the order of the source's bytes. Each worker holds one chunk of rows at a time, so memory is
+bounded by workers x chunk, whatever the size of a tensor. The sink decides where the bytes go: the sink of `reshard`
+writes them, the sink of `verify` compares them with the files on disk.
 """
 
 import threading
@@ -28,23 +28,31 @@ from dsv4_shard.tensors.header import DTYPE_BITS
 
 
 class Sink(Protocol):
-    """Takes the bytes of output files. Called from many threads, never twice for the same byte."""
+    """Takes the bytes of output files. Called from many threads, never twice for the same byte.
+
+    `put` receives the bytes for `offset` of output file number `file`. The buffer of `data` is reused after the call.
+    """
 
     def put(self, file: int, offset: int, data: memoryview) -> None: ...
 
 
 class CopyLog(Protocol):
-    """Is told of each step as it is done. Called from many threads."""
+    """Records each finished step. Called from many threads."""
 
     def note(self, finished: Finished) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class CopyResult:
-    """What a run did: the xxh3-128 of every output tensor by (file number, name), and values that lost precision.
+    """The digests of the output tensors, the values that lost precision, and the bytes read.
 
-    A tensor's digest is that of its bytes where it came in one piece; where it came in several, it is that of the
-    pieces' digests (16 bytes each, big-endian) in order.
+    The digest of a tensor of one piece is the xxh3-128 of its bytes. The digest of a tensor of several pieces is the
+    xxh3-128 of the pieces' digests (16 bytes each, big-endian) in order.
+
+    Attributes:
+        digests: (file number, tensor name) -> digest in hex.
+        inexact: Source tensor name -> number of elements that a cast rounded.
+        bytes_read: Bytes read from the source.
     """
 
     digests: dict[tuple[int, str], str]
@@ -63,11 +71,22 @@ def copy(
     finished: Iterable[Finished] = (),
     log: CopyLog | None = None,
 ) -> CopyResult:
-    """Run every step of `recipe` but the `finished` ones, of which their digests are taken; tell `log` of each.
+    """Run every step of `recipe` except the `finished` ones.
 
-    `on_progress` gets the bytes put since it was last called, from any worker. Raises the first ShardError that a
-    worker meets: InexactCast where a cast rounds and `allow_inexact` is off, and SourceChanged where a source file
-    changed meanwhile.
+    Args:
+        recipe: The output files and the steps that fill them.
+        source: The checkpoint to read.
+        sink: Receives the bytes of each output file.
+        workers: Number of threads; 1 runs in the calling thread.
+        on_progress: Receives the bytes put since its last call. Any worker may call it.
+        allow_inexact: Let a cast round.
+        finished: Steps that an earlier run finished. Their digests are reused.
+        log: Records each step that this run finishes.
+
+    Raises:
+        InexactCast: A cast rounds and `allow_inexact` is off.
+        SourceChanged: A source file changed during the run.
+        ShardError: Any other error of a worker; the first one is raised.
     """
     run = _CopyRun(recipe, sink, on_progress, allow_inexact, log)
     run.skip(finished)
@@ -86,6 +105,7 @@ def copy(
 
 
 def _in_threads(run: "_CopyRun", workers: int) -> None:
+    """Run the workers in threads; stop all after the first error, and raise it."""
     with ThreadPoolExecutor(workers, thread_name_prefix="copy") as pool:
         futures = [pool.submit(run.work) for _ in range(workers)]
         try:
@@ -97,12 +117,12 @@ def _in_threads(run: "_CopyRun", workers: int) -> None:
 
 
 def files_of(recipe: Recipe) -> list[str]:
-    """Files of the source that hold what the steps read."""
+    """Names of the source files that the steps read, sorted."""
     return sorted({one.file for step in recipe.steps for one in (step.source, step.scale) if one})
 
 
 class _CopyRun:
-    """One run's state: the steps not yet taken, and what was done."""
+    """State of one run: the steps that are left, and the results so far."""
 
     def __init__(
         self,
@@ -127,26 +147,26 @@ class _CopyRun:
         self._bytes_read = 0
 
     def skip(self, finished: Iterable[Finished]) -> None:
-        """Take steps as done that an earlier run finished."""
+        """Mark steps as done that an earlier run finished, and keep their digests."""
         for step in finished:
             self._is_finished[step.number] = True
             self._keep(step, _pieces_of(self._recipe.steps[step.number]))
 
     def unfinished(self) -> Iterator[Step]:
-        """The steps to be taken, in order. What a run finishes while this is read, it may still give."""
+        """The steps that are left, in order, as of this call."""
         done = bytes(self._is_finished)
         return (step for number, step in enumerate(self._recipe.steps) if not done[number])
 
     def open(self, files: Mapping[str, OpenFile]) -> None:
-        """Where steps read from now on."""
+        """Set the files that the steps read from."""
         self._files = files
 
     def stop(self) -> None:
-        """Let workers end after the chunk they are at."""
+        """Make each worker end after its current chunk."""
         self._stopped = True
 
     def result(self) -> CopyResult:
-        """What was done, after all workers have ended."""
+        """The result of the run. Call it after all workers have ended."""
         return CopyResult(
             {
                 key: found.hex() if len(found) == DIGEST_BYTES else xxhash.xxh3_128_hexdigest(found)
@@ -157,7 +177,7 @@ class _CopyRun:
         )
 
     def work(self) -> None:
-        """Take steps until there are none. A worker's buffer lives as long as the worker."""
+        """Take steps until none is left. Each worker allocates its buffer once."""
         buffer = bytearray(CHUNK_BYTES)
         while not self._stopped:
             with self._lock:
@@ -176,7 +196,7 @@ class _CopyRun:
                 raise
 
     def _finish(self, number: int, pieces: list["_Piece"], inexact: int) -> None:
-        """All pieces of a step are where they belong."""
+        """Record a step after all of its pieces were put."""
         digests = b"".join(piece.hash.digest() for piece in pieces)
         step = Finished(number, digests, inexact, sum(piece.done * len(piece.places) for piece in pieces))
         with self._lock:
@@ -185,13 +205,13 @@ class _CopyRun:
             self._log.note(step)
 
     def _keep(self, step: Finished, pieces: list["_Piece"]) -> None:
-        """What is to be remembered of a finished step."""
+        """Keep the digests and the inexact values of a finished step."""
         self._gather(pieces, step.digests)
         if step.inexact:
             self._inexact[self._recipe.steps[step.number].source.name] = step.inexact
 
     def _gather(self, pieces: list["_Piece"], digests: bytes) -> None:
-        """Put the digests of pieces, one after another, beside those of their tensors' other pieces."""
+        """Store the digests of pieces (`DIGEST_BYTES` each, concatenated) in the slots of their tensors."""
         for index, piece in enumerate(pieces):
             digest = digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
             for file, tensor, slot in piece.places:
@@ -206,7 +226,10 @@ class _CopyRun:
             self._bytes_read += len(buffer)
 
     def _append(self, piece: "_Piece", data: Bytes) -> None:
-        """The next bytes of a piece: hash them, and put them into each of its files."""
+        """Hash the next bytes of a piece and put them into each of its files.
+
+        `data` is a uint8 array of any shape; its bytes are taken in C order.
+        """
         data = np.ascontiguousarray(data)
         view = data.data.cast("B")
         piece.hash.update(view)
@@ -216,13 +239,13 @@ class _CopyRun:
         self._on_progress(len(view) * len(piece.places))
 
     def put_fixed(self, fixed: Fixed) -> None:
-        """A tensor that is in no checkpoint."""
+        """Put a tensor that comes from no checkpoint."""
         piece = _Piece(None, 0, [(fixed.file, fixed.tensor, 0)])
         self._append(piece, np.frombuffer(fixed.data, np.uint8))
         self._gather([piece], piece.hash.digest())
 
     def _move(self, step: Step, pieces: list["_Piece"], buffer: bytearray) -> None:
-        """Bytes as they are, or converted one by one: each cut gets its part of every chunk of rows."""
+        """Copy the rows of a step without decoding. Each cut gets its part of each chunk, padded and then cast."""
         areas = [cut.rectangle for piece in pieces if (cut := piece.cut) is not None]
         for row, matrix in self._chunks(step, buffer):
             for piece, area in zip(pieces, areas, strict=True):
@@ -235,7 +258,7 @@ class _CopyRun:
                 self._append(piece, _converted(_filled(1, piece.pad_nbytes, step.fill), step.conversion))
 
     def _chunks(self, step: Step, buffer: bytearray) -> Iterator[tuple[int, Bytes]]:
-        """The rows that a step needs of its source, each read once: (number of the first row, rows × bytes)."""
+        """Read the rows that a step needs, each once; yield (number of the first row, uint8 `[rows, row bytes]`)."""
         tensor, runs = step.source, row_runs(step)
         row_nbytes = whole_rectangle(tensor.dtype, tensor.shape).stop
         if row_nbytes == 0 or not runs:
@@ -256,7 +279,10 @@ class _CopyRun:
                 yield row, np.frombuffer(view, np.uint8).reshape(count, row_nbytes)
 
     def _repeated(self, step: Step) -> Bytes:
-        """A whole scale, each element repeated along both axes. Scales of blocks are small."""
+        """A whole scale as uint8 `[rows, row bytes]`, with each element repeated along both axes.
+
+        Scales of blocks are small, so the whole tensor is held in memory.
+        """
         tensor = step.source
         raw = np.empty(tensor.nbytes, np.uint8)
         self._read(tensor.file, tensor.start, raw.data.cast("B"))
@@ -266,7 +292,10 @@ class _CopyRun:
         return repeated.view(np.uint8).reshape(len(repeated), -1)
 
     def _decode(self, step: Step, transform: Transform, pieces: list["_Piece"]) -> int:
-        """A weight and its scale, decoded stripe by stripe; returns how many values are inexact."""
+        """Decode a weight and its scale, stripe by stripe; return the number of inexact values.
+
+        Raises InexactCast if there are any and the run does not allow them.
+        """
         inexact = 0
         each = 2 if transform.scale_dtype else 1
         for weights, *scales in (pieces[first : first + each] for first in range(0, len(pieces), each)):
@@ -281,7 +310,7 @@ class _CopyRun:
         return inexact
 
     def _stripes(self, step: Step, transform: Transform, piece: "_Piece") -> Iterator[Decoded]:
-        """The rows of a piece, some whole stripes at a time, read with their scales and decoded."""
+        """Read the rows of a piece a few whole stripes at a time, together with their scales, and decode them."""
         tensor, scale = step.source, step.scale
         assert scale is not None, "recipes give every transform its scale"
         assert piece.cut is not None, "decoded pieces are cuts"
@@ -298,7 +327,15 @@ class _CopyRun:
 
 
 class _Piece:
-    """A cut on its way: which (file, tensor, slot) get it, where in the tensor, a running hash, and how far it got."""
+    """A cut on its way to the output files.
+
+    Attributes:
+        cut: The rectangle of the source, None for a tensor that comes from no checkpoint.
+        at: Offset of the piece in the output tensor, in bytes.
+        places: (file number, tensor name, slot) of each file that receives it.
+        hash: Running xxh3-128 of the bytes so far.
+        done: Bytes put so far.
+    """
 
     __slots__ = ("at", "cut", "done", "hash", "places")
 
@@ -321,15 +358,15 @@ class _Piece:
 
 
 def pieces_of(step: Step) -> int:
-    """How many pieces a step makes, each with a digest."""
+    """Number of pieces that a step makes. Each piece has a digest."""
     each = 2 if step.transform and step.transform.scale_dtype else 1
     return each * sum(len(landing.spread) for landing in step.landings)
 
 
 def _pieces_of(step: Step) -> list[_Piece]:
-    """The pieces of a step; a cut that goes to several files is one, so that it is converted and hashed once.
+    """The pieces of a step. A cut that goes to several files is one piece, so it is cast and hashed once.
 
-    Where a transform makes new scales, each piece of the weight is followed by theirs.
+    If a transform makes new scales, each piece of the weight is followed by the piece of its scales.
     """
     pieces = []
     for landing in step.landings:
@@ -341,9 +378,17 @@ def _pieces_of(step: Step) -> list[_Piece]:
 
 
 def _columns(rows: Bytes, area: Rectangle) -> Bytes:
-    """The rectangle's columns of `rows`, contiguous. Whole rows are not copied.
+    """The columns of `area` from `rows`, as a contiguous array. Whole rows are returned without a copy.
 
-    Equal narrow columns (96 bytes of FP4 `w2` at TP16) are copied as one item a row, not byte by byte.
+    Equal narrow columns (96 bytes for FP4 `w2` at TP16) are copied as one item per row, because a copy byte by byte is
+    slower.
+
+    Args:
+        rows: uint8 `[rows, row bytes]`.
+        area: The rectangle; only its byte range `[start, stop)` within a row counts.
+
+    Returns:
+        uint8 `[rows, area.stop - area.start]`.
     """
     width = area.stop - area.start
     if width == rows.shape[1]:
@@ -355,35 +400,40 @@ def _columns(rows: Bytes, area: Rectangle) -> Bytes:
 
 
 def _padded(rows: Bytes, pad_cols: int, fill: bytes) -> Bytes:
-    """`rows` with `pad_cols` bytes of `fill` on the right of each."""
+    """`rows`, uint8 `[rows, row bytes]`, with `pad_cols` bytes of `fill` appended to each row."""
     if not pad_cols:
         return rows
     return np.concatenate([rows, _filled(len(rows), pad_cols, fill)], axis=1)
 
 
 def _filled(rows: int, row_nbytes: int, fill: bytes) -> Bytes:
-    """Rows of nothing but `fill`."""
+    """uint8 `[rows, row_nbytes]` that repeats `fill`, one element of the source's dtype."""
     return np.frombuffer(fill * (rows * row_nbytes // len(fill)), np.uint8).reshape(rows, row_nbytes)
 
 
 def _converted(rows: Bytes, conversion: Conversion | None) -> Bytes:
+    """The bytes of `rows` in the target dtype.
+
+    `rows` is uint8 `[rows, row bytes]`. Without a conversion it is returned unchanged; with one, the result is a flat
+    uint8 array.
+    """
     return conversion.apply(np.ascontiguousarray(rows).reshape(-1)) if conversion else rows
 
 
 class FileSink:
-    """Writes pieces to the staged files; those that are None have all their bytes. See `copying.Sink`."""
+    """Writes pieces to staged files. See `Sink`. An entry of None is a file that is complete already."""
 
     def __init__(self, files: Sequence[StagedFile | None]) -> None:
         self._files = files
 
     def put(self, file: int, offset: int, data: memoryview) -> None:
-        """Write `data` at `offset` of file number `file`, unless it is there. Raises WriteFailed."""
+        """Write `data` at byte `offset` of file number `file`; skip a file that is complete. Raises WriteFailed."""
         staged = self._files[file]
         if staged is not None:
             staged.write(offset, data)
 
     def flush(self) -> None:
-        """Wait until all that was put is on disk. Raises WriteFailed."""
+        """Wait until all bytes that were put are on disk. Raises WriteFailed."""
         for staged in self._files:
             if staged is not None:
                 staged.flush()

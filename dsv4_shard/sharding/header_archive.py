@@ -1,8 +1,8 @@
-"""source.zip: config, index and every header of the checkpoint that rank files were made from.
+"""source.zip: config, index and all headers of the checkpoint that rank files are made from.
 
-It is what the rank files themselves do not tell: with it, a checkpoint can be put together from them again, down to the
-bytes of its headers. The weights' headers stand under their files' names, length and JSON, and nothing else of them.
-What is read back is untrusted: nothing is unpacked before all that the archive declares was held against limits.
+The rank files do not contain this information. With it, a checkpoint can be reassembled from them, byte for byte,
+headers included. Each weight file's header (length and JSON, no tensors) is stored under the file's name. An archive
+that is read is untrusted: all declared sizes are checked against limits before anything is unpacked.
 """
 
 import zipfile
@@ -24,21 +24,21 @@ from dsv4_shard.text.sanitize import short_name
 SKELETON_NAME = "source.zip"
 
 MAX_SKELETON_BYTES = 64 << 20
-"""That of V4-Pro has 2 MB."""
+"""V4-Pro needs 2 MB."""
 
 MAX_ENTRIES = 10_000
 
 MAX_UNPACKED_BYTES = 256 << 20
-"""V4-Pro's config, index and headers have 27 MB."""
+"""V4-Pro's config, index and headers take 27 MB."""
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-"""The earliest time that the format knows: the same checkpoint gives the same bytes."""
+"""The earliest time that the format can store. A fixed time makes the archive reproducible."""
 
 _LIMITS = {CONFIG_FILE: MAX_CONFIG_BYTES, INDEX_FILE: MAX_INDEX_BYTES}
 
 
 def write_skeleton(checkpoint: Checkpoint) -> bytes:
-    """The archive of a checkpoint. Raises ReadFailed."""
+    """The bytes of a checkpoint's archive. Raises ReadFailed."""
     source, packed = checkpoint.source, BytesIO()
     there = source.sizes()
     with zipfile.ZipFile(packed, "w") as archive:
@@ -51,9 +51,10 @@ def write_skeleton(checkpoint: Checkpoint) -> bytes:
 
 
 def read_skeleton(raw: bytes, where: str) -> dict[str, bytes]:
-    """What an archive holds, by name: config.json, perhaps an index, and the headers of weight files.
+    """The content of an archive by name: config.json, perhaps an index, and the headers of weight files.
 
-    Raises BadSkeleton, before anything is unpacked where the archive declares more than a checkpoint has.
+    `where` names the archive in errors. Raises BadSkeleton; nothing is unpacked if the declared sizes exceed the
+    limits.
     """
     try:
         with zipfile.ZipFile(BytesIO(raw)) as archive:
@@ -72,7 +73,7 @@ def read_skeleton(raw: bytes, where: str) -> dict[str, bytes]:
 
 
 def _check_entries(entries: list[zipfile.ZipInfo], where: str) -> None:
-    """Hold what an archive declares against what a checkpoint can have."""
+    """Check the names and declared sizes of an archive. Raises BadSkeleton."""
     names = [entry.filename for entry in entries]
     if len(names) > MAX_ENTRIES or len(set(names)) != len(names) or CONFIG_FILE not in names:
         raise BadSkeleton(f"{where}: {len(names):,} entries: too many, or one that stands twice, or no {CONFIG_FILE}")

@@ -1,4 +1,4 @@
-"""Plan → job: all that a run will write."""
+"""Plan → job: the recipe and the small files that a run will write."""
 
 import json
 from collections.abc import Callable
@@ -30,15 +30,23 @@ from dsv4_shard.sources.checkpoint_files import INDEX_FILE
 from dsv4_shard.storage.digests import digest_of
 
 COPIED_FILE_LIMIT = 256 << 20
-"""A tokenizer larger than this is no tokenizer."""
+"""A larger file is not a tokenizer, so it is not copied."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """All that a run will write, known before it writes: the recipe and the small files.
+    """Everything that a run will write, known before it starts.
 
-    `layout` names the form of the files, `origin` the checkpoint that they are made from, `request` what was asked for,
-    None where ranks are merged.
+    Attributes:
+        layout: Name of the file layout.
+        origin: The checkpoint that the files are made from.
+        request: The user's request; None for a merge.
+        recipe: The weight files and the steps that fill them.
+        companions: Name -> content of each small file.
+        ranks: The ranks that this run writes.
+        world: Number of all ranks.
+        identity: Engine, runner and parallelism that the files are made for.
+        of_ranks: Makes the job for other ranks of the same deployment; None for a merge.
     """
 
     layout: str
@@ -50,16 +58,15 @@ class Job:
     world: int
     identity: dict[str, str]
     of_ranks: "Callable[[tuple[int, ...]], Job] | None" = None
-    """What other ranks, or more of them, are written by; None where there are no others."""
 
     @property
     def is_share(self) -> bool:
-        """Whether other ranks' files are written by other runs, and are to be one result with these."""
+        """Whether other runs write the other ranks, and all of them join into one result."""
         return len(self.ranks) < self.world
 
     @property
     def share(self) -> str:
-        """The name of the share that this is, empty if it is the whole."""
+        """The name of this share; empty if the job covers all ranks."""
         return share_name(self.ranks) if self.is_share else ""
 
     @property
@@ -71,13 +78,14 @@ class Job:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the output, the manifest apart."""
+        """Bytes of the output without the manifest."""
         return self.recipe.nbytes + sum(map(len, self.companions.values()))
 
     def with_plan_of(self, there: Manifest, out: Path) -> "Job":
-        """This job as a share of the result `there` in `out`, which has its own words for the same plan.
+        """This job with the plan.json of the result `there` in `out`, if both plans make the same decisions.
 
-        Another version of the tool may have written them; shares of both are one result, and its plan stays as it is.
+        Two versions of the tool may word the same plan differently. Their shares still form one result, which keeps the
+        plan.json that it has.
         """
         own = self.companions.get(PLAN_NAME)
         if own is None or not (out / PLAN_NAME).is_file():
@@ -88,7 +96,7 @@ class Job:
         return replace(self, companions=self.companions | {PLAN_NAME: words})
 
     def nbytes_to_write(self, source: Source, out: Path) -> int:
-        """`nbytes` without files that can be links to the checkpoint's own."""
+        """`nbytes` without the files that can be hard links to the checkpoint's own."""
         linked = [file.nbytes for file in self.recipe.files if file.source and source.shares_disk(file.source, out)]
         return self.nbytes - sum(linked)
 
@@ -102,7 +110,7 @@ def _decide_the_same(then: bytes, now: bytes) -> bool:
 
 
 def deploy(plan: Plan, inventory: Inventory) -> tuple[Engine, Layout, Context]:
-    """What a plan's files are made by. Raises as `prepare` does."""
+    """The engine, layout and context that a plan's files are made with. Raises the errors of `prepare`."""
     refuse_errors(inventory)
     refuse_infeasible(plan)
     request = plan.request
@@ -118,7 +126,7 @@ def deploy(plan: Plan, inventory: Inventory) -> tuple[Engine, Layout, Context]:
 
 
 def world_of(plan: Plan, inventory: Inventory) -> int:
-    """How many ranks a plan's files are for. Raises as `prepare` does."""
+    """Number of ranks that a plan's files are for. Raises the errors of `prepare`."""
     _, layout, context = deploy(plan, inventory)
     return context.deployment.readers(layout.by_node)
 
@@ -126,7 +134,10 @@ def world_of(plan: Plan, inventory: Inventory) -> int:
 def prepare(checkpoint: Checkpoint, inventory: Inventory, plan: Plan, ranks: tuple[int, ...] | None = None) -> Job:
     """Turn a plan into a job for `ranks` (default: all). Reads headers and small files only.
 
-    Raises InfeasiblePlan, IncompleteCheckpoint, and UsageError where the engine has no file layout or no such rank.
+    Raises:
+        InfeasiblePlan: The plan breaks a rule.
+        IncompleteCheckpoint: The checkpoint has errors.
+        UsageError: The engine has no file layout, or a rank does not exist.
     """
     engine, layout, context = deploy(plan, inventory)
     deployment, world = context.deployment, context.deployment.readers(layout.by_node)
@@ -148,12 +159,12 @@ def prepare(checkpoint: Checkpoint, inventory: Inventory, plan: Plan, ranks: tup
 
 
 def _index(recipe: Recipe, rank: int) -> bytes:
-    """The index of a rank's folder, as checkpoints have one."""
+    """model.safetensors.index.json for the folder of one rank."""
     files = [file for file in recipe.files if rank in file.ranks]
     plain = [json.dumps(PurePath(file.name).name) for file in files]
     weight_map = {name: where for where, file in zip(plain, files, strict=True) for name in file.tensors}
     total = sum(info.nbytes for file in files for info in file.tensors.values())
-    # As json.dumps with indent=2 writes it, which takes three times as long and 20 MB more.
+    # The same bytes as json.dumps(indent=2), which takes three times as long and 20 MB more.
     text = BytesIO()
     text.write(f'{{\n  "metadata": {{\n    "total_size": {total}\n  }},\n  "weight_map": {{'.encode())
     for number, name in enumerate(sorted(weight_map)):

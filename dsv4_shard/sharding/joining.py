@@ -1,7 +1,7 @@
-"""Shares of ranks that make up one result: what they must have in common, and what is said of them together.
+"""Shares that become one result: the checks before they join, and the digests of the joined files.
 
-A joined result is the one that a single run of all its ranks writes: files and manifest are those of its recipe, with
-the digests that the shares noted.
+A joined result equals the one that a single run of all its ranks writes: the recipe of all ranks gives the files and
+the manifest, and the shares give the digests.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,10 @@ from dsv4_shard.storage.digests import digest_of
 
 
 def refuse_unjoinable(where: str, there: Manifest, made: Provenance, ranks: Iterable[int]) -> None:
-    """Raise OtherDeployment, RanksThere or OutputNotEmpty where a share of `ranks` cannot join the result `there`."""
+    """Raise OtherDeployment, RanksThere or OutputNotEmpty if a share of `ranks` cannot join the result `there`.
+
+    `where` names the output folder in errors; `made` is the provenance of the share.
+    """
     for difference in made_differences(there.made, made):
         raise OtherDeployment(f"{where}: holds {say_ranks(there.ranks)} of another deployment: {difference}")
     wanted = set(ranks)
@@ -30,9 +33,9 @@ def refuse_unjoinable(where: str, there: Manifest, made: Provenance, ranks: Iter
 
 
 def joined_digests(parts: Sequence[Manifest], files: Sequence[OutputFile]) -> dict[tuple[int, str], str]:
-    """The digests of the tensors of `files`, by (number, name), as the shares that hold them have noted.
+    """The digests of the tensors of `files`, by (file number, tensor name), as recorded by the shares.
 
-    Raises SharesDiffer where two of them noted different ones, or another header than a file's.
+    Raises SharesDiffer if two shares recorded different digests for one tensor, or a header differs from the recipe's.
     """
     entries = {name: entry for part in parts for entry in part.files for name in entry.names}
     digests: dict[tuple[int, str], str] = {}
@@ -49,7 +52,7 @@ def joined_digests(parts: Sequence[Manifest], files: Sequence[OutputFile]) -> di
 
 
 def refuse_other_companions(where: str, there: Iterable[ManifestCompanion], now: Iterable[ManifestCompanion]) -> None:
-    """Raise OtherDeployment where a small file that stands in the result would be another one now."""
+    """Raise OtherDeployment if a small file in the result `there` differs from the one that the checkpoint gives."""
     written = {entry.name: entry.digest for entry in there}
     for entry in now:
         if written.get(entry.name, entry.digest) != entry.digest:
@@ -57,7 +60,7 @@ def refuse_other_companions(where: str, there: Iterable[ManifestCompanion], now:
 
 
 def new_files(there: Manifest, own: Manifest, joined: Manifest) -> dict[str, str]:
-    """The names that a share adds to the result `there`, each with a name in it of the same file, or ``""``."""
+    """The names that a share adds to the result `there`. Each maps to a name of the same file in it, or to ``""``."""
     held = there.names
     twins = {
         name: next((twin for twin in file.names if twin in held), "") for file in joined.files for name in file.names
@@ -69,6 +72,6 @@ _SPAN_IN_NAME = 40
 
 
 def share_name(ranks: Iterable[int]) -> str:
-    """`span_of` in the name of a folder: another text for any other ranks, and not too long for a file system."""
+    """`span_of(ranks)` for a folder's name: unique for each set of ranks, and short enough for any file system."""
     span = span_of(ranks)
     return span if len(span) <= _SPAN_IN_NAME else f"{span[:_SPAN_IN_NAME]}-{digest_of(span.encode())}"

@@ -1,10 +1,10 @@
-"""What a run has finished, kept beside the files that it writes: a later run goes on from there.
+"""The journal of a run: the finished steps, kept beside the output files so that a later run can resume.
 
-The file is a sequence of entries: length (u64), payload, xxh3-128 of the payload. The first payload says whose work it
-is; each further one has the steps that were finished and flushed before it was appended, so whatever the journal says
-is on disk. An entry that is torn or damaged, and all after it, is as if it had never been written.
+The file is a sequence of entries: length (u64, little-endian), payload, xxh3-128 of the payload. The first payload
+identifies the run. Each further payload lists the steps that were finished and flushed before it was appended, so
+every step in the journal is on disk. A torn or damaged entry and everything after it are ignored.
 
-A run is continued by any version of the tool that reads the journal's schema and makes the same recipe.
+Any version of the tool can resume a run if it reads the journal's schema and makes the same recipe.
 """
 
 import json
@@ -32,20 +32,27 @@ from dsv4_shard.text.strict_json import BadJson, parse_json
 SCHEMA_VERSION: Literal[2] = 2
 
 SAVE_BYTES = 4 << 30
-"""Bytes written between two saves: what a kill can cost. More often, the disk would wait for each."""
+"""Bytes written between two saves: the most that a kill can cost. Each save waits for the disk."""
 
 _LENGTH = struct.Struct("<Q")
 
 _STEP = struct.Struct("<IIQQ")
-"""Number of the step, of its digests, of its inexact values; bytes put."""
+"""Step number, length of its digests, number of inexact values, bytes put."""
 
 
 class RunIdentity(BaseModel):
-    """What a run writes and from what: work of one run is of use to another only where all else is equal.
+    """Identifies a run: its source, its options and its output. Only a run with the same identity can resume it.
 
-    `tool_version` began the run. `request` is the plan's, None where ranks are merged; `times` the source files'
-    modification times in ns, `files` the output's bytes by name; `recipe_digest` is over the output's headers, the
-    order of steps, and where each step puts which rectangle of its tensor.
+    Attributes:
+        schema_version: Schema of the journal.
+        tool_version: The version that began the run. It may differ when a run resumes.
+        origin: The checkpoint.
+        request: The plan's request; None for a merge.
+        ranks: The ranks that the run writes.
+        times: Source file -> modification time in ns.
+        files: Output file -> bytes.
+        recipe_digest: xxh3-128 of the output headers, the order of the steps, and where each step puts
+            which rectangle of its tensor.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,7 +68,7 @@ class RunIdentity(BaseModel):
 
 
 class Finished(NamedTuple):
-    """A step that is done: its number, the digests of its pieces in order, its inexact values, and the bytes put."""
+    """A finished step: its number, the digests of its pieces in order, its inexact values, and the bytes put."""
 
     number: int
     digests: bytes
@@ -71,7 +78,7 @@ class Finished(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """A journal as it was found: whose it is, what is finished, where its sound entries end, and its schema."""
+    """A journal that was read: the run's identity, the finished steps, where its sound entries end, and its schema."""
 
     run: RunIdentity
     finished: list[Finished]
@@ -80,9 +87,9 @@ class Unfinished:
 
 
 def read_journal(path: Path) -> Unfinished | None:
-    """The sound entries of a journal, or None where there are none.
+    """The sound entries of a journal, or None if there are none.
 
-    Raises NewerSchema where a newer version wrote it, and OtherRun where the first one is sound, but no journal's.
+    Raises NewerSchema if a newer version wrote it, and OtherRun if its first entry is sound but identifies no run.
     """
     try:
         with path.open("rb") as file:
@@ -104,7 +111,7 @@ def read_journal(path: Path) -> Unfinished | None:
 
 
 def _read_identity(entry: bytes, where: Path) -> tuple[RunIdentity, int]:
-    """Whose a journal is, and its schema. Raises BadJson, ValidationError and NewerSchema."""
+    """The identity in a journal's first entry, and its schema. Raises BadJson, ValidationError and NewerSchema."""
     document = parse_json(entry)
     if not isinstance(document, dict):
         raise BadJson("not the first entry of a journal")
@@ -113,7 +120,7 @@ def _read_identity(entry: bytes, where: Path) -> tuple[RunIdentity, int]:
 
 
 def _from_1(run: JsonObject) -> JsonObject:
-    """Schema 2 added `schema_version` itself, says null where there is no request, and renames options as plans do.
+    """Schema 2 added `schema_version`, stores null for a missing request, and renames options as plans do.
 
     Its `recipe_digest` covers more, so a comparison computes that of schema 1 again.
     """
@@ -124,13 +131,13 @@ _STEPS: Steps = {1: _from_1}
 
 
 def refuse_other(then: RunIdentity, now: RunIdentity, where: Path) -> None:
-    """Raise OtherRun, with what differs first, where the work of `then` is of no use for `now`."""
+    """Raise OtherRun, naming the first difference, if the run `now` cannot resume the run `then`."""
     for difference in _run_differences(then, now):
         raise OtherRun(f"{where}: holds the unfinished work of another run: {difference}", hint=_hint(then, now))
 
 
 def _hint(then: RunIdentity, now: RunIdentity) -> str | None:
-    """How to name the commit that the earlier run was of, where that is what differs."""
+    """How to name the commit of the earlier run, if the commits differ."""
     was = then.origin.revision
     if was is None or was == now.origin.revision:
         return None
@@ -143,6 +150,7 @@ def _said(value: object) -> object:
 
 
 def _run_differences(then: RunIdentity, now: RunIdentity) -> Iterator[str]:
+    """Each difference that keeps the run `now` from resuming the run `then`, as a line of text."""
     before, after = (asdict(run.request) if run.request else dict[str, Any]() for run in (then, now))
     for option in after:
         if before.get(option) != after[option]:
@@ -157,10 +165,14 @@ def _run_differences(then: RunIdentity, now: RunIdentity) -> Iterator[str]:
 
 
 class Journal:
-    """The journal of a run: takes note of steps, and saves them after every SAVE_BYTES.
+    """Records finished steps and saves them after every SAVE_BYTES.
 
-    `stop` is where the sound entries of an earlier one end; what follows is overwritten, 0 begins a new one.
-    `settle` must make the files themselves durable, before the first entry; `flush` the bytes in them, before each.
+    Args:
+        path: The journal file.
+        run: Identity of this run.
+        stop: Byte where the sound entries of an earlier journal end. Later bytes are overwritten; 0 starts a new one.
+        settle: Makes the output files durable. Called before the first entry.
+        flush: Makes the bytes in them durable. Called before each entry.
     """
 
     def __init__(
@@ -179,7 +191,7 @@ class Journal:
         self._saving = threading.Lock()
 
     def note(self, finished: Finished) -> None:
-        """A step is done. Now and then this saves, unless another thread is at it. Raises WriteFailed."""
+        """Record a finished step. Saves when SAVE_BYTES are due and no other thread is saving. Raises WriteFailed."""
         with self._lock:
             self._noted.append(finished)
             self._noted_nbytes += finished.nbytes
@@ -191,7 +203,7 @@ class Journal:
                 self._saving.release()
 
     def save(self) -> None:
-        """Save what was noted. Raises WriteFailed; then it is as if it had not been noted."""
+        """Save the recorded steps. Raises WriteFailed; then the steps are not in the journal."""
         with self._saving:
             self._save()
 
@@ -226,7 +238,7 @@ class Journal:
 
 
 def _entries(file: BinaryIO) -> Iterator[bytes]:
-    """The payloads up to the first that is not whole; the file stands at the end of the one that was given last."""
+    """The payloads of the sound entries. After each one, the file position is at its end."""
     size = os.fstat(file.fileno()).st_size
     while len(head := file.read(_LENGTH.size)) == _LENGTH.size:
         (length,) = _LENGTH.unpack(head)
@@ -239,6 +251,7 @@ def _entries(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _steps(entry: bytes) -> Iterator[Finished]:
+    """The finished steps in an entry's payload."""
     at = 0
     while at < len(entry):
         number, length, inexact, nbytes = _STEP.unpack_from(entry, at)

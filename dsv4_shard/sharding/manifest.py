@@ -1,8 +1,7 @@
-"""manifest.json: what a result folder holds, and the digests that bind it to its plan and its source.
+"""manifest.json: the content of a result folder, and the digests that bind it to its plan and its source.
 
-All digests are xxh3-128 (fast, against damage, not against forgery). A tensor's digest is that of its bytes where it
-came in one piece; where it was put together from several, it is that of the pieces' digests in order, and `pieces` has
-their lengths.
+All digests are xxh3-128: they detect damage, not forgery. The digest of a tensor of one piece is that of its bytes. The
+digest of a tensor of several pieces is that of the pieces' digests in order; `pieces` has their lengths.
 """
 
 import json
@@ -31,26 +30,26 @@ SCHEMA_VERSION: Literal[2] = 2
 PLAN_NAME = "plan.json"
 
 NATIVE = "native"
-"""The layout of checkpoints themselves, which `merge` writes."""
+"""The layout of the checkpoints that `merge` writes."""
 
 MAX_MANIFEST_BYTES = 256 << 20
-"""Sixteen ranks of V4-Pro for the reference, which has the most tensors, come to 16 MB and 200,000 values."""
+"""DeepSeek's reference has the most tensors: 16 ranks of V4-Pro take 16 MB and 200,000 values."""
 
 MAX_MANIFEST_VALUES = 4_000_000
 
 Name = Annotated[str, StringConstraints(pattern=r"^\w[\w.+-]*(/\w[\w.+-]*)?$", max_length=255)]
-"""A file of the result, at most one folder deep: never `..`, never elsewhere."""
+"""A file of the result, at most one folder deep. The pattern excludes `..` and absolute paths."""
 
 Rank = Annotated[int, Field(ge=0, lt=MAX_RANKS)]
 
 Bytes = Annotated[int, Field(ge=0, lt=2**63)]
 
 Run = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
-"""So many pieces of so many bytes."""
+"""(number of pieces, bytes of each)."""
 
 
 class Provenance(NamedTuple):
-    """What all shares of one result have in common: what their files were made for, and from."""
+    """The properties that all shares of one result have in common: the target of the files, and their source."""
 
     layout: str
     world: int
@@ -60,7 +59,7 @@ class Provenance(NamedTuple):
 
 
 def made_differences(then: Provenance, now: Provenance) -> Iterator[str]:
-    """How two shares are not of one result, each in a line."""
+    """Each difference that keeps two shares from being one result, as a line of text."""
     if then.layout != now.layout:
         yield f"its layout is {short_name(then.layout)}, here it is {short_name(now.layout)}"
     if then.world != now.world:
@@ -80,10 +79,10 @@ def made_differences(then: Provenance, now: Provenance) -> Iterator[str]:
 
 
 class ManifestFile(Document):
-    """A file of weights, read by `ranks`; `links` are the other names under which it stands in the folder.
+    """A weight file, which `ranks` read. `links` are its other names in the folder.
 
-    `payload` is the bytes of tensors within `nbytes`. `tensors` maps names to digests. `pieces` has the tensors that
-    were put together from several pieces: runs of (count, bytes), in order.
+    `payload` is the part of `nbytes` that tensors take. `tensors` maps names to digests. `pieces` lists the tensors
+    that were put together from several pieces: runs of (number of pieces, bytes of each), in order.
     """
 
     name: Name
@@ -105,12 +104,12 @@ class ManifestFile(Document):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All names under which the file stands in the folder."""
+        """All names of the file in the folder."""
         return (self.name, *self.links)
 
 
 class ManifestCompanion(Document):
-    """A small file beside the ranks' files."""
+    """A small file beside the rank files."""
 
     name: Name
     nbytes: Bytes
@@ -118,11 +117,13 @@ class ManifestCompanion(Document):
 
 
 class Manifest(Document):
-    """The document. `ranks` of `world` are in this folder; `digest` is over the manifest with an empty digest.
+    """The content of a result folder: `ranks` of `world` are in it.
 
-    `identity` is what the files were made for, as far as shapes cannot tell: engine, runner, parallelism. `layout` is
-    that of rank files, made by the plan with `plan_digest`; or `native`, a checkpoint that was merged, without a plan.
-    `tool_version` wrote the manifest, and `written_by` has the ranks that each version wrote.
+    `digest` is that of the manifest with an empty `digest`. `identity` has the properties of the target that shapes do
+    not show: engine, runner, parallelism. `layout` is that of the rank files, made by the plan with `plan_digest`. For
+    a merged checkpoint, `layout` is `native` and `plan_digest` is null. `tool_version` wrote the manifest, and
+    `written_by` maps each version to the ranks that it wrote. `left_out` maps source tensors to the reason why no rank
+    has them.
     """
 
     schema_version: Literal[2]
@@ -161,21 +162,21 @@ class Manifest(Document):
 
     @property
     def names(self) -> set[str]:
-        """All names under which files stand in the folder, the manifest's own apart."""
+        """All names of files in the folder, except the manifest's own."""
         return {name for file in self.files for name in file.names} | {entry.name for entry in self.companions}
 
     def sealed(self) -> "Manifest":
-        """This manifest with its digest."""
+        """A copy of this manifest with its digest set."""
         blank = self.model_copy(update={"digest": ""})
         return self.model_copy(update={"digest": digest_of(blank.model_dump_json().encode())})
 
     def to_bytes(self) -> bytes:
-        """As it stands in the folder."""
+        """The bytes of manifest.json."""
         return self.model_dump_json(indent=1).encode() + b"\n"
 
 
 def ranks_written_by(manifests: Iterable[Manifest]) -> dict[str, tuple[int, ...]]:
-    """The ranks that each version of the tool wrote of several shares."""
+    """Tool version -> the ranks that it wrote, over several shares."""
     ranks: dict[str, set[int]] = {}
     for manifest in manifests:
         for version, written in manifest.written_by.items():
@@ -184,10 +185,12 @@ def ranks_written_by(manifests: Iterable[Manifest]) -> dict[str, tuple[int, ...]
 
 
 def load_manifest(folder: Path) -> Manifest:
-    """The checked manifest of a result, whatever version of the tool wrote it.
+    """Read and check the manifest of a result, whatever version of the tool wrote it.
 
-    Raises UsageError where there is no such folder, NotAResult where it has no manifest, or that is damaged, and
-    NewerSchema where a newer version wrote it.
+    Raises:
+        UsageError: The folder does not exist.
+        NotAResult: The folder has no manifest, or the manifest is damaged.
+        NewerSchema: A newer version of the tool wrote it.
     """
     path = folder / MANIFEST_NAME
     if not folder.is_dir():
@@ -207,13 +210,13 @@ def load_manifest(folder: Path) -> Manifest:
 
 
 class _Schema(BaseModel):
-    """What of a document says which schema it has."""
+    """The part of a document that names its schema."""
 
     schema_version: Any = None
 
 
 def read_manifest(raw: bytes, where: str) -> Manifest:
-    """The checked manifest in `raw`. Raises NotAResult and NewerSchema, with `where` in the message."""
+    """Parse and check the manifest in `raw`. Raises NotAResult and NewerSchema, with `where` in the message."""
     try:
         check_size(raw, MAX_MANIFEST_VALUES)
         found = _Schema.model_validate_json(raw).schema_version
@@ -234,7 +237,7 @@ _OTHER_DIGEST = "its content does not match its own digest"
 
 
 def _of_earlier(raw: bytes, version: int) -> Manifest:
-    """A manifest of an earlier schema as this version has it, with a digest of its own.
+    """A manifest of an earlier schema, upgraded to this one and sealed again.
 
     Raises BadJson or ValidationError.
     """
@@ -248,7 +251,7 @@ def _of_earlier(raw: bytes, version: int) -> Manifest:
 
 
 def _from_1(manifest: JsonObject) -> JsonObject:
-    """Schema 2 added `written_by`; before, a result was of one version of the tool."""
+    """Schema 2 added `written_by`; before it, one version of the tool wrote the whole result."""
     written_by = {str(manifest.get("tool_version")): manifest.get("ranks")}
     return manifest | {"schema_version": 2, "written_by": written_by}
 
@@ -265,10 +268,18 @@ def hash_tensor(
     *,
     once: bool = False,
 ) -> str:
-    """The digest of a tensor as it stands in `file`, computed as `reshard` did: see `tensor_digest`.
+    """Digest of a tensor in `file`, computed as in `reshard`: see `tensor_digest`.
 
-    `pieces` are its runs of equal pieces as (count, bytes), None for a tensor of one piece. `on_progress` is given the
-    bytes of each read; `once` keeps them out of the page cache. Raises ReadFailed.
+    Args:
+        file: The open rank file.
+        header: Its header.
+        name: The tensor.
+        pieces: Runs of equal pieces as (number, bytes); None for a tensor of one piece.
+        on_progress: Receives the bytes of each read.
+        once: Keep the bytes out of the page cache.
+
+    Raises:
+        ReadFailed: The file ends early or cannot be read.
     """
     info = header.tensors[name]
     start = header.data_start + info.start

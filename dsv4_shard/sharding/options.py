@@ -1,7 +1,7 @@
-"""The options of the verbs that write and verify: each in a class of its own, and the list of each verb made of these.
+"""Options of the verbs that write and verify: one class for each group of options, and the list of each verb.
 
-The fields of the last base of a list come first. Like `catalog.request`, this module imports nothing that takes long;
-the modules of the verbs have the names that the annotations in quotes need.
+The fields of the last base class come first. Like `catalog.request`, this module imports nothing slow; the verbs'
+modules define the names of the quoted annotations.
 """
 
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ RAY = Option(
     help="Share the ranks out over a Ray cluster; auto: this machine's.", metavar="ADDRESS", panel=WRITING, longest=1000
 )
 
-# --- what is written -------------------------------------------------------------------------------------------------
+# --- layout and ranks -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class UnplannedTp(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOrLayout(Layout, UnplannedTp, PlanFile):
-    """What is written: the layout of a plan, or one that the options name."""
+    """The layout to write: that of a plan, or the one that the options name."""
 
     engine: Annotated[str, replace(ENGINE_NAME, help=f"{ENGINES_THAT_WRITE}.")] = "sglang"
 
@@ -59,7 +59,7 @@ class Ranks(Options):
     ] = None  # fmt: skip
 
 
-# --- how it is written -----------------------------------------------------------------------------------------------
+# --- how to write ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,7 @@ class Jobs(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Told(Options):
-    """Only Python has it."""
+    """Python API only."""
 
     progress: Annotated["progressing.Progress | None", Option(help="Gets told how far the run is.")] = None
 
@@ -144,7 +144,7 @@ class Against(Options):
     layer: Annotated[int | None, Option(help="The layer for --numerics.", metavar="N", shows="the last")] = None
 
 
-# --- the lists -------------------------------------------------------------------------------------------------------
+# --- verbs -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +175,7 @@ class ClusterOptions(Told, Jobs, Config, Inexact, Restart, PlanOrLayout):
 class ReshardCommand(
     Jobs, Config, KeepScratch, Scratch, Download, Inexact, Restart, Overwrite, DryRun, Ranks, PlanOrLayout
 ):
-    """The options of the command `reshard`, which is each of the four verbs."""
+    """The options of the command `reshard`, which runs one of four verbs."""
 
     ray: Annotated[str | None, RAY] = None
 
@@ -192,12 +192,12 @@ class MergeDryRunOptions(Overwrite, Config):
 
 @dataclass(frozen=True, kw_only=True)
 class MergeCommand(Jobs, Restart, Overwrite, DryRun, Config):
-    """The options of the command `merge`, which is `merge` or `merge_dry_run`."""
+    """The options of the command `merge`, which runs `merge` or `merge_dry_run`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyCommand(Jobs, Against):
-    """The options of the command `verify`, which is `verify` or `verify_shares`."""
+    """The options of the command `verify`, which runs `verify` or `verify_shares`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What a run wrote: `Written`, and `Outcome`, the result of `reshard`."""
+"""`Outcome`, the result of `reshard`, and `Written`, the part of it that other verbs share."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ from dsv4_shard.version import __version__
 
 
 class ResultDocument(Document):
-    """A result of a verb that writes."""
+    """Base of the results of verbs that write."""
 
     schema_version: Literal[1] = 1
     tool_version: str = __version__
@@ -17,14 +17,15 @@ class ResultDocument(Document):
 
 WRITTEN = """
 
-    `linked` files are links to the checkpoint's own, and not in `files` and `bytes`. Of `bytes`, an earlier run had
-    written `bytes_resumed` of tensors. `intact` files of the checkpoint came whole over a network, with the SHA-256
-    that their repository gives. `inexact` are the tensors that a cast has rounded, with the number of elements.
+    `linked` files are links to the checkpoint's own files; `files` and `bytes` do not count them. `bytes_resumed` are
+    the bytes of tensors that an earlier run wrote. `bytes_read` were read from the checkpoint. `intact` is the number
+    of files that were downloaded whole and match the SHA-256 of their repository. `inexact` maps each tensor that a
+    cast rounded to the number of its rounded elements.
     """
 
 
 class Written(Document):
-    __doc__ = f"What a run wrote into the folder `out`.{WRITTEN}"
+    __doc__ = f"Result of a run that wrote into the folder `out`.{WRITTEN}"
 
     out: str
     files: int
@@ -36,22 +37,22 @@ class Written(Document):
     inexact: dict[str, int]
 
     def in_short(self) -> str:
-        """What was written, and where."""
+        """Files, bytes and folder in one line."""
         linked = f" and {counted(self.linked, 'link')}" if self.linked else ""
         return f"{counted(self.files, 'file')}{linked}, {size(self.bytes)}, {self.out}"
 
 
 class Outcome(Written, ResultDocument):
-    __doc__ = f"What a run wrote into the folder `out`, which holds `ranks` of `world` now.{WRITTEN}"
+    __doc__ = f"Result of a run that wrote into the folder `out`, which now holds `ranks` of `world`.{WRITTEN}"
 
     ranks: tuple[int, ...]
     world: int
 
     def in_short(self) -> str:
-        """What was written, and where."""
+        """Ranks, files, bytes and folder in one line."""
         return f"{say_ranks(self.ranks)} of {self.world}, {super().in_short()}"
 
     @property
     def written(self) -> Written:
-        """What was written, without the ranks."""
+        """The same result without the ranks."""
         return Written(**{name: getattr(self, name) for name in Written.model_fields})

@@ -1,4 +1,4 @@
-"""`Progress`: how far a verb is, told to its caller; and `Reporter`, which calls it one call at a time."""
+"""`Progress`: the caller's view of how far a verb is. `Reporter`: makes its calls one at a time."""
 
 import threading
 import time
@@ -10,13 +10,15 @@ if TYPE_CHECKING:
     from dsv4_shard.sharding.outcome import Outcome
 
 SECONDS_BETWEEN_CALLS = 0.1
-"""`advance` is called no more often than this for one task, apart from its last call."""
+"""Shortest time between two calls of `advance` for one task. The last call of a task may come sooner."""
 
 
 class Task(NamedTuple):
-    """A part of a run that moves bytes: `work` is "reshard", "upload", "merge" or "verify".
+    """A part of a run that moves bytes.
 
-    `share` is empty, or the share of a cluster's result that it works on, such as "ranks 0-7 on 10.0.0.1".
+    Attributes:
+        work: "reshard", "upload", "merge" or "verify".
+        share: The share of a cluster's result, such as "ranks 0-7 on 10.0.0.1"; empty without a cluster.
     """
 
     work: str
@@ -27,35 +29,36 @@ class Task(NamedTuple):
 
 
 class Progress(Protocol):
-    """Gets told how far a run is. A subclass needs only the methods that it wants; the others do nothing.
+    """Receives the progress of a run. A subclass overrides the methods that it needs; the others do nothing.
 
-    The verb makes one call at a time, from whichever thread moves the bytes. What a method raises ends the run, as
-    Ctrl-C does; the same call then resumes it.
+    The verb makes one call at a time, from the thread that moves the bytes. An exception in a method ends the run, as
+    Ctrl-C does; the same call of the verb then resumes it.
     """
 
     def begin(self, task: Task, total_bytes: int) -> None:
-        """`task` begins, or begins again, and will move `total_bytes`. On a cluster, several tasks run at once."""
+        """`task` starts, or starts again, and will move `total_bytes`. On a cluster, several tasks run at once."""
 
     def resume(self, task: Task, nbytes: int) -> None:
-        """Of the total of `task`, an earlier run has moved `nbytes`."""
+        """An earlier run moved `nbytes` of the total of `task`."""
 
     def advance(self, task: Task, nbytes: int) -> None:
-        """`task` has moved `nbytes` more since the last call; about ten calls a second."""
+        """`task` moved `nbytes` more since the last call. About ten calls per second."""
 
     def end(self, task: Task) -> None:
-        """`task` is done. This is not called for a task that fails."""
+        """`task` is done. Not called for a task that fails."""
 
     def lost(self, task: Task, reason: str) -> None:
-        """A node of a cluster was lost with `task`; the share begins again, perhaps on another node."""
+        """The cluster lost the node that ran `task`. The share starts again, perhaps on another node."""
 
     def written(self, outcome: "Outcome") -> None:
-        """`reshard_to_store` has written its files into the scratch folder, and uploads them next."""
+        """`reshard_to_store` wrote its files into the scratch folder and will upload them next."""
 
 
 class Reporter:
-    """Calls a `Progress`, or nobody: one call at a time, small advances as one, and none after a call that raised.
+    """Makes the calls of a `Progress`, if there is one.
 
-    All methods may be called from any thread.
+    It makes one call at a time, merges small advances, and makes no call after one that raised. All methods are
+    thread-safe.
     """
 
     def __init__(self, progress: Progress | None) -> None:
@@ -68,12 +71,12 @@ class Reporter:
 
     @contextmanager
     def task(self, task: Task, total_bytes: int) -> Iterator["TaskReporter"]:
-        """Begin a task; it ends with the block. After a block that raises there are no more calls."""
+        """Begin a task and end it with the block. If the block raises, no more calls are made."""
         self.begin(task, total_bytes)
         try:
             yield TaskReporter(self, task)
         except BaseException:
-            self._progress = None  # an upload that is given up may have threads that still send
+            self._progress = None  # threads of an abandoned upload may still send
             raise
         self.end(task)
 
@@ -90,9 +93,9 @@ class Reporter:
         self._call(lambda progress: progress.resume(task, nbytes))
 
     def advance(self, task: Task, nbytes: int) -> None:
-        """Count bytes, and pass on what was counted if it is time, or the last of the task.
+        """Count bytes, and report them if a call is due or the task is complete.
 
-        Who comes while another thread calls does not wait: that, or the next, passes on these bytes too.
+        A thread that arrives during another thread's call does not wait: that call or the next one reports its bytes.
         """
         with self._counting:
             self._pending[task] = self._pending.get(task, 0) + nbytes
@@ -132,21 +135,21 @@ class Reporter:
             progress = self._progress
             if progress is None:
                 return
-            self._progress = None  # until the call returns: after one that raises there are no more
+            self._progress = None  # restored below, unless the call raises
             call(progress)
             self._progress = progress
 
 
 class TaskReporter(NamedTuple):
-    """A task that has begun. Its methods are what the code that moves the bytes calls."""
+    """A task that has begun, for the code that moves its bytes."""
 
     reporter: Reporter
     task: Task
 
     def advance(self, nbytes: int) -> None:
-        """So many bytes more."""
+        """Report `nbytes` more."""
         self.reporter.advance(self.task, nbytes)
 
     def resume(self, nbytes: int) -> None:
-        """So many bytes are there from an earlier run."""
+        """Report `nbytes` that an earlier run moved."""
         self.reporter.resume(self.task, nbytes)

@@ -1,6 +1,7 @@
-"""Which bytes of the source the steps of a recipe read, and in which order: for the copying, and for who fetches ahead.
+"""A recipe: output files, steps, cuts; and the source spans that the steps read, in order.
 
-A step reads the rows that its cuts need, each once; a weight that is decoded is read stripe by stripe with its scales.
+A step reads each row that its cuts need once. A weight that is decoded is read stripe by stripe, with its scales. The
+copy reads in this order, and remote sources fetch ahead in it.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,7 +17,7 @@ from dsv4_shard.tensors.header import Tensor, TensorInfo
 
 
 class Stripe(NamedTuple):
-    """Rows `[row, row + rows)` of a weight, and the rows of its scale that are decoded with them."""
+    """Rows `[row, row + rows)` of a weight, and the rows `[scale_row, scale_row + scale_rows)` of its scale."""
 
     row: int
     rows: int
@@ -25,16 +26,21 @@ class Stripe(NamedTuple):
 
 
 ALL_RANKS = -1
-"""The rank of a file that all ranks share."""
+"""Stands for the rank of a file that all ranks share."""
 
 
 @dataclass(frozen=True, slots=True)
 class OutputFile:
-    """A file: its header's bytes, and each tensor's place counted from the end of the header.
+    """An output file, with its header and the place of each tensor.
 
-    `ranks` are those that read it, `links` the other names under which it must be found. `pieces` has, for each tensor
-    that is put together from several, runs of (count, bytes) in order. `source` is the file of the checkpoint that it
-    is, byte by byte, if it is one.
+    Attributes:
+        name: Its name in the output folder.
+        ranks: The ranks that read it.
+        header: The bytes of its header.
+        tensors: Tensor name -> dtype, shape and byte range, counted from the end of the header.
+        pieces: Tensor of several pieces -> runs of (number of pieces, bytes of each), in order.
+        links: Other names of the file.
+        source: The checkpoint's file with the same bytes, if there is one; else empty.
     """
 
     name: str
@@ -47,6 +53,7 @@ class OutputFile:
 
     @property
     def nbytes(self) -> int:
+        """Size of the file in bytes, header included."""
         return len(self.header) + self.payload
 
     @property
@@ -56,9 +63,9 @@ class OutputFile:
 
 
 class Slice(NamedTuple):
-    """A rectangle of the source, and its padding: `pad_cols` bytes on the right of each row, `pad_rows` rows below.
+    """A rectangle of the source, with `pad_cols` bytes of padding on the right of each row and `pad_rows` rows below.
 
-    It counts in bytes and rows of the source as repeated (see `Step.repeat`), before any conversion.
+    It counts bytes and rows of the source after `Step.repeat` and before any cast.
     """
 
     rectangle: Rectangle
@@ -67,19 +74,28 @@ class Slice(NamedTuple):
 
     @property
     def rows(self) -> int:
+        """Rows with padding."""
         return self.rectangle.row_stop - self.rectangle.row_start + self.pad_rows
 
     @property
     def row_nbytes(self) -> int:
+        """Bytes per row with padding, in the source's dtype."""
         return self.rectangle.stop - self.rectangle.start + self.pad_cols
 
 
 SliceMap = tuple[tuple[Slice, tuple[int, ...]], ...]
-"""Which cut goes to which files (by number). All cuts of a spread have the same size."""
+"""Each cut with the numbers of the files that receive it. All cuts of a map have the same size."""
 
 
 class Destination(NamedTuple):
-    """Where the cuts of a step land: `at` bytes into the output tensor `tensor` of each file, as its piece `slot`."""
+    """The place where the cuts of a step go.
+
+    Attributes:
+        tensor: The output tensor, in each file of `spread`.
+        at: Offset in that tensor, in bytes.
+        slot: Number of the piece in that tensor.
+        spread: The cuts and the files that receive them.
+    """
 
     tensor: str
     at: int
@@ -89,11 +105,16 @@ class Destination(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One source tensor and everywhere it goes.
+    """One source tensor and all of its destinations.
 
-    With a `transform`, `scale` is decoded together with it, and its new scales become the tensor `*.scale` beside each
-    landing's. `conversion` changes the dtype of every element, `repeat` repeats each element of a scale along both
-    axes, `fill` is the element of the source's dtype that pads.
+    Attributes:
+        source: The tensor that is read.
+        landings: Its destinations.
+        conversion: Cast of each element to another dtype.
+        repeat: Number of times that each element of a scale is repeated along both axes.
+        fill: The padding element, in the source's dtype.
+        transform: Decodes the weight together with `scale`. New scales become the tensor `*.scale` beside the weight.
+        scale: The scale that `transform` needs.
     """
 
     source: Tensor
@@ -106,7 +127,7 @@ class Step:
 
 
 def row_runs(step: Step) -> list[tuple[int, int]]:
-    """The rows `[first, last)` that a step needs of its source (as repeated), in order, none of them twice."""
+    """The rows `[first, last)` that a step needs of its source (after `repeat`), in order and without overlap."""
     wanted = {(area.row_start, area.row_stop) for area in _areas(step) if area.row_start < area.row_stop}
     runs: list[tuple[int, int]] = []
     for first, last in sorted(wanted):
@@ -118,7 +139,7 @@ def row_runs(step: Step) -> list[tuple[int, int]]:
 
 
 def stripes(step: Step, area: Rectangle) -> Iterator[Stripe]:
-    """The rows of a piece of a step that decodes, some whole stripes of blocks at a time: about CHUNK_BYTES each."""
+    """The rows of a decoded piece, in groups of whole stripes of blocks, about CHUNK_BYTES each."""
     assert step.transform is not None, "only what is decoded has stripes"
     block, scale_rows = step.transform.block, step.transform.scale_rows
     row_nbytes = whole_rectangle(step.source.dtype, step.source.shape).stop
@@ -129,7 +150,7 @@ def stripes(step: Step, area: Rectangle) -> Iterator[Stripe]:
 
 
 def spans(steps: Iterable[Step]) -> Iterator[list[Span]]:
-    """What `steps` read, as they read it: a list for the tensors of each source file."""
+    """The spans that `steps` read, in order: one list for the tensors of each source file."""
     for _, alike in groupby(steps, key=lambda step: step.source.file):
         yield [span for step in alike for span in _spans(step)]
 
@@ -168,7 +189,14 @@ class Fixed:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Output files, steps in the order of the source's bytes, and the source tensors that no rank gets, with why."""
+    """Output files, and the steps that fill them.
+
+    Attributes:
+        files: The output files. Steps refer to them by number.
+        steps: In the order of the source's bytes.
+        fixed: Tensors that come from no checkpoint.
+        left_out: Source tensor -> why no rank gets it.
+    """
 
     files: tuple[OutputFile, ...]
     steps: tuple[Step, ...]
@@ -177,10 +205,10 @@ class Recipe:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all output files, each counted once however many names it has."""
+        """Bytes of all output files. A file with several names counts once."""
         return sum(file.nbytes for file in self.files)
 
     def offset(self, file: int, tensor: str) -> int:
-        """Where a tensor begins in file number `file`."""
+        """Byte where a tensor begins in file number `file`."""
         output = self.files[file]
         return len(output.header) + output.tensors[tensor].start

@@ -1,10 +1,10 @@
-"""Placements + layout → which bytes of which source tensor go where in which file.
+"""Placements + layout → recipe: the destination of each byte of each source tensor.
 
-Every offset is known before the first byte moves. A recipe knows nothing of engines: it holds output files with their
-finished headers, and steps in the order of the source's bytes. A step takes one source tensor (or a weight and its
-scale, if they are decoded together) and says for each file which rectangle of it lands where, how it is converted, and
-with what it is padded. What all tensors of a kind have in common (who gets which rectangle) is one object that their
-steps share: under MoE TP16, V4-Pro's 140,544 expert tensors make 2.2 million pieces.
+Every offset is known before the first byte moves. A recipe contains nothing of engines: it has output files with
+finished headers, and steps in the order of the source's bytes. A step takes one source tensor, or a weight with its
+scale if they are decoded together. For each file it names the rectangle, its offset, the cast and the padding. Tensors
+of one kind share one object for their cuts and ranks, because V4-Pro's 140,544 expert tensors make 2.2 million pieces
+under MoE TP16.
 """
 
 from collections.abc import Iterator
@@ -28,13 +28,13 @@ from dsv4_shard.tensors.geometry import PACKED_FP4, slice_rectangle, split, whol
 from dsv4_shard.tensors.header import DTYPE_BITS, Tensor, TensorInfo, build_header, nbytes_of
 
 _ORDINARY = {"format": "pt"}
-"""The metadata of an ordinary file of a checkpoint; transformers refuses files without it."""
+"""Metadata of an ordinary checkpoint file. transformers refuses files without it."""
 
 
 def make_recipe(checkpoint: Checkpoint, engine: Engine, context: Context, ranks: tuple[int, ...]) -> Recipe:
     """The recipe for `ranks` of a feasible deployment.
 
-    Raises ValueError where a placement does not divide, which the rules must have refused.
+    Raises ValueError if a placement does not divide. The rules refuse such a deployment earlier.
     """
     if engine.layout is None:
         raise ValueError(f"{engine.name} has no file layout")
@@ -43,7 +43,13 @@ def make_recipe(checkpoint: Checkpoint, engine: Engine, context: Context, ranks:
 
 
 class _FileKey(NamedTuple):
-    """A file before it has a number: in `folder`, of one rank, or of all; `file` where it has a name of its own."""
+    """Identifies an output file before it has a number.
+
+    Attributes:
+        folder: Its folder in the output; empty for the top.
+        rank: The rank that reads it, or ALL_RANKS.
+        file: The checkpoint's file name, if the layout keeps it; else empty.
+    """
 
     folder: str
     rank: int
@@ -52,16 +58,23 @@ class _FileKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _RankSpread:
-    """Which cut goes to which ranks, as one object for all tensors that are alike; `ranks` has all of them."""
+    """Each cut with the ranks that get it, and all of these ranks. Equal tensors share one object."""
 
     cuts: tuple[tuple[Slice, tuple[int, ...]], ...]
     ranks: tuple[int, ...]
 
 
 class _Batch(NamedTuple):
-    """Tensors that differ in nothing but their expert, and one of the places where they go.
+    """Tensors that differ only in their expert, and one of their destinations.
 
-    `nbytes` is what each adds to its output tensor on one rank, `fill` the element that pads.
+    Attributes:
+        where: Role, part, stage and layer of the tensors; the expert is the first one's.
+        kept: The target tensor in the layout.
+        spread: The cuts and their ranks.
+        nbytes: Bytes that each tensor adds to its output tensor on one rank.
+        conversion: Cast to the target dtype, if it differs.
+        fill: The padding element, in the source's dtype.
+        tensors: The source tensors.
     """
 
     where: TensorName
@@ -74,12 +87,12 @@ class _Batch(NamedTuple):
 
     @property
     def is_scale_of_transform(self) -> bool:
-        """New scales are made with their weight, so the old ones take no step of their own."""
+        """Whether a transform makes these scales together with their weight; then they need no step of their own."""
         return self.kept.transform is not None and self.where.part is Part.SCALE
 
 
 class _Source(NamedTuple):
-    """A source tensor on its way; `place` orders those that make one output tensor."""
+    """A source tensor with its batch. `place` = (expert, order) sorts the sources of one output tensor."""
 
     place: tuple[int, int]
     tensor: Tensor
@@ -87,7 +100,7 @@ class _Source(NamedTuple):
 
 
 class _Output(NamedTuple):
-    """What a header says of an output tensor, and the runs of its pieces where it has several."""
+    """Dtype and shape of an output tensor, and the runs of its pieces if it has several."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -95,7 +108,7 @@ class _Output(NamedTuple):
 
 
 class _Slots(NamedTuple):
-    """Where pieces of given sizes lie in their tensor: the places as (at, slot), the runs, and the bytes of all."""
+    """Layout of pieces in a tensor: (offset in bytes, slot) of each, runs of (number, bytes), and the total bytes."""
 
     places: tuple[tuple[int, int], ...]
     runs: tuple[tuple[int, int], ...]
@@ -103,9 +116,9 @@ class _Slots(NamedTuple):
 
 
 class _Maker:
-    """The making of one recipe.
+    """Builds one recipe.
 
-    It goes layer by layer: no output tensor has sources in two, so what is only needed on the way stays small.
+    It works layer by layer. No output tensor has sources in two layers, so the temporary data stays small.
     """
 
     def __init__(
@@ -130,7 +143,7 @@ class _Maker:
         self._outputs: dict[_FileKey, dict[str, _Output]] = {}
 
     def make(self) -> Recipe:
-        """Number the files that batches go to, put output tensors together layer by layer, and lay out the files."""
+        """Number the output files, assemble the output tensors layer by layer, and lay out the files."""
         layers = [list(self._batches(alike)) for alike in self._alike().values()]
         constants = [
             (_FileKey(constant.folder, rank), constant)
@@ -147,13 +160,13 @@ class _Maker:
         for key, constant in constants:
             self._outputs[key][constant.name] = _Output(constant.dtype, constant.shape)
         fixed = tuple(Fixed(numbers[key], constant.name, constant.data) for key, constant in constants)
-        # In the order of the source's bytes. Two sorts, since pairs of file and start would take 10 MB to make.
+        # In the order of the source's bytes. Two sorts, because pairs of file and start would take 10 MB.
         steps.sort(key=lambda step: step.source.start)
         steps.sort(key=lambda step: step.source.file)
         return Recipe(tuple(map(self._file, files)), tuple(steps), fixed, self._left_out)
 
     def _look_at_files(self) -> None:
-        """Which tensors a file of the checkpoint has, and which files hold experts: they differ from node to node."""
+        """Collect each checkpoint file's tensors, and the names of files with experts, which nodes do not share."""
         for name, where in self._context.inventory.names.items():
             tensor = self._checkpoint.tensors[name]
             self._members.setdefault(tensor.file, []).append(tensor)
@@ -161,13 +174,13 @@ class _Maker:
                 self._mixed.add(tensor.file)
 
     def _readers(self, constant: Constant) -> tuple[int, ...]:
-        """The ranks, or the one file of all ranks, that get a constant."""
+        """The ranks that get a constant, or ALL_RANKS for the shared file."""
         if constant.rank >= 0:
             return (constant.rank,) if constant.rank in self._wanted else ()
         return (ALL_RANKS,) if self._shares else self._ranks
 
     def _alike(self) -> dict[tuple[Stage, int], dict[object, list[Tensor]]]:
-        """For each layer its tensors, those together that go the same way: alike but for their expert's number."""
+        """The tensors of each layer, grouped by all that decides where they go. Experts of one rank form one group."""
         config, ep = self._context.config, self._context.deployment.ep
         each = {stage: max(1, config.experts_in(stage) // ep) for stage in Stage}
         layers: dict[tuple[Stage, int], dict[object, list[Tensor]]] = {}
@@ -178,7 +191,7 @@ class _Maker:
         return layers
 
     def _batches(self, alike: dict[object, list[Tensor]]) -> Iterator[_Batch]:
-        """What becomes of a layer's tensors: a batch for each place where some of them go."""
+        """The batches of a layer: one for each destination of a group. Records the tensors that are left out."""
         for tensors in alike.values():
             tensor, where = tensors[0], self._context.inventory.names[tensors[0].name]
             fate = self._layout.fate(tensor, where, self._context)
@@ -194,7 +207,7 @@ class _Maker:
                     yield _Batch(where, kept, spread, nbytes, conversion, fill, tensors)
 
     def _steps(self, batches: list[_Batch], numbers: dict[_FileKey, int]) -> Iterator[Step]:
-        """The steps of a layer: one for each source tensor and way of treating it; notes the outputs that they make."""
+        """The steps of a layer, one for each source tensor and treatment. Records the output tensors that they make."""
         joined = []
         for batch in batches:
             if batch.kept.name:
@@ -217,7 +230,7 @@ class _Maker:
             yield self._step(source.tensor, source.batch, tuple(landings))
 
     def _unjoined(self, batch: _Batch, numbers: dict[_FileKey, int]) -> Iterator[Step]:
-        """The steps of tensors that go alone, and so are all that their output is made of."""
+        """The steps of tensors that are the only source of their output tensor."""
         kept = batch.kept
         output = _output([_Source((0, 0), batch.tensors[0], batch)], self._slots_of((batch.nbytes,)))
         keys = [_FileKey(kept.folder, rank, kept.file) for rank in batch.spread.ranks]
@@ -229,11 +242,11 @@ class _Maker:
                 yield self._step(tensor, batch, (Destination(name, 0, 0, spread),))
 
     def _name_alone(self, tensor: Tensor, kept: TargetTensor) -> str:
-        """What a tensor is called that no other is joined with."""
+        """The output name of a tensor that is not joined with others."""
         return kept.names.unparse(self._context.inventory.names[tensor.name]) if kept.names else tensor.name
 
     def _note(self, names: list[str], output: _Output, keys: list[_FileKey]) -> None:
-        """Put `output` into files under each of `names`."""
+        """Add `output` to the files of `keys` under each of `names`."""
         for key in keys:
             there = self._outputs[key]
             for name in names:
@@ -241,7 +254,10 @@ class _Maker:
                     raise ValueError(f"{name}: put together twice for rank {key.rank}")
 
     def _collect(self, batches: list[_Batch]) -> dict[tuple[str, str, str, tuple[int, ...]], list[_Source]]:
-        """The sources of a layer's output tensors, by (folder, file, name, ranks): under EP each rank has others."""
+        """The sources of a layer's output tensors, by (folder, file, name, ranks).
+
+        Under EP, ranks have different experts.
+        """
         names = self._context.inventory.names
         outputs: dict[tuple[str, str, str, tuple[int, ...]], list[_Source]] = {}
         for batch in batches:
@@ -253,7 +269,7 @@ class _Maker:
         return outputs
 
     def _slots_of(self, sizes: tuple[int, ...]) -> _Slots:
-        """Where pieces of `sizes` bytes lie, one after the other; the same object for tensors that are alike."""
+        """Layout of pieces of `sizes` bytes, one after the other. Equal sizes share one object."""
         if sizes not in self._slots:
             ends = list(accumulate(sizes))
             runs = tuple((len(list(run)), nbytes) for nbytes, run in groupby(sizes)) if len(sizes) > 1 else ()
@@ -261,7 +277,7 @@ class _Maker:
         return self._slots[sizes]
 
     def _spread_over_files(self, batch: _Batch, numbers: dict[_FileKey, int]) -> SliceMap:
-        """A batch's spread by the numbers of files; the same object for batches that are alike."""
+        """A batch's spread with file numbers in place of ranks. Equal batches share one object."""
         folder, file = batch.kept.folder, batch.kept.file
         key = (folder, file, batch.spread)
         if key not in self._spreads:
@@ -272,7 +288,7 @@ class _Maker:
         return self._spreads[key]
 
     def _spread(self, tensor: Tensor, where: TensorName, kept: TargetTensor, placement: Placement) -> _RankSpread:
-        """Which ranks get which cut of `tensor`; the same object for tensors that are alike."""
+        """The cuts of `tensor` and their ranks. Equal tensors share one object."""
         deployment = self._context.deployment
         owners = range(self._world)
         if isinstance(placement, Expert):
@@ -290,6 +306,16 @@ class _Maker:
     def _new_spread(
         self, tensor: Tensor, where: TensorName, kept: TargetTensor, placement: Placement, owners: range, shares: bool
     ) -> _RankSpread:
+        """Compute the cuts of `tensor` and their ranks.
+
+        Args:
+            tensor: A source tensor of the kind.
+            where: Its role and part.
+            kept: The target tensor.
+            placement: How the engine places its role.
+            owners: The ranks that hold it.
+            shares: Whether a replicated tensor goes into the file of all ranks.
+        """
         shape = tuple(size * kept.repeat for size in tensor.shape)
         inner = placement.inner if isinstance(placement, Expert) else placement
         whole = Slice(whole_rectangle(tensor.dtype, shape))
@@ -309,6 +335,7 @@ class _Maker:
         return _RankSpread(cuts, ranks)
 
     def _file(self, key: _FileKey) -> OutputFile:
+        """Lay out an output file, and release its temporary data."""
         outputs = self._outputs[key]
         readers = self._ranks if key.rank == ALL_RANKS else (key.rank,)
         part = 1 if key.rank == ALL_RANKS else 0
@@ -320,21 +347,21 @@ class _Maker:
             header, tensors = _header_of(self._checkpoint, source, self._members[source])
         else:
             header, tensors = build_header({n: (o.dtype, o.shape) for n, o in outputs.items()}, self._metadata(key))
-            # Files of ranks are alike: what stands at one place in most of them is one object.
+            # Files of different ranks have mostly equal entries: equal ones share one object.
             tensors = {name: self._infos.setdefault(info, info) for name, info in tensors.items()}
         pieces = {name: output.runs for name, output in outputs.items() if output.runs}
         outputs.clear()
         return OutputFile(names[0], readers, header, tensors, pieces, tuple(names[1:]), source)
 
     def _is_whole(self, key: _FileKey) -> bool:
-        """Whether a file has all tensors of the checkpoint's file of that name, as they are there, names included."""
+        """Whether an output file has all tensors of the checkpoint file of that name, unchanged, names included."""
         if self._checkpoint.dialect != NATIVE:
             return False
         there = {tensor.name: _Output(tensor.dtype, tensor.shape) for tensor in self._members.get(key.file, ())}
         return bool(key.file) and there == self._outputs[key]
 
     def _metadata(self, key: _FileKey) -> dict[str, str]:
-        """What a header says beside its tensors: of a rank's file, what it was made for."""
+        """The metadata of a file's header. A rank's file names the target that it was made for."""
         identity = self._layout.identity(self._context)
         if key.file or not identity:
             return _ORDINARY if key.file else {}
@@ -348,12 +375,12 @@ class _Maker:
 
 
 def _undivided(placement: Placement) -> Placement:
-    """What is left of a placement where tensors stay whole: which experts go where."""
+    """The placement for whole tensors: experts keep their ranks, everything else is replicated."""
     return Expert(Replicate()) if isinstance(placement, Expert) else Replicate()
 
 
 def _header_of(checkpoint: Checkpoint, file: str, tensors: list[Tensor]) -> tuple[bytes, dict[str, TensorInfo]]:
-    """The header of a file of the checkpoint as it stands there, and where its tensors are."""
+    """The header of a checkpoint file, byte for byte, and the places of its tensors."""
     begin = min(tensor.start for tensor in tensors)
     with checkpoint.source.open(file) as opened:
         header = opened.read(0, begin)
@@ -362,14 +389,14 @@ def _header_of(checkpoint: Checkpoint, file: str, tensors: list[Tensor]) -> tupl
 
 
 def _elements_each(tensor: Tensor, where: TensorName, axis: int, context: Context) -> int:
-    """Elements of the weight that a stored one stands for along `axis`: a block's for scales, two for packed FP4."""
+    """Weight elements per stored element along `axis`: the block size for a scale, 2 for packed FP4."""
     if where.part is Part.SCALE:
         return context.block(where.role)[axis]
     return 2 if axis == 1 and tensor.dtype in PACKED_FP4 else 1
 
 
 def _cut(tensor: Tensor, shape: tuple[int, ...], placement: Split | Pad, parts: int, index: int, each: int) -> Slice:
-    """Part `index` of `parts` along the placement's axis, with its padding; `each` as `_elements_each` says."""
+    """Part `index` of `parts` along the placement's axis, with its padding. For `each` see `_elements_each`."""
     axis, size = placement.axis, shape[placement.axis]
     local = local_size(size, placement, parts, each)
     if isinstance(placement, Pad):
@@ -382,6 +409,7 @@ def _cut(tensor: Tensor, shape: tuple[int, ...], placement: Split | Pad, parts: 
 
 
 def _converted_nbytes(tensor: Tensor, kept: TargetTensor, nbytes: int) -> int:
+    """Bytes of `nbytes` of the source after the cast to the target dtype."""
     conversion = CONVERSIONS.get((tensor.dtype, kept.dtype))
     return conversion.nbytes(nbytes) if conversion else nbytes
 
@@ -396,13 +424,14 @@ def _landed_nbytes(tensor: Tensor, where: TensorName, kept: TargetTensor, spread
 
 
 def _transformed_shape(tensor: Tensor, where: TensorName, kept: TargetTensor, rows: int) -> tuple[int, int]:
+    """Shape of a decoded weight, or of its new scale, with `rows` rows of the source."""
     transform = TRANSFORMS[kept.transform or ""]
     shape = (rows, tensor.shape[1])
     return transform.weight_shape(shape) if where.part is Part.WEIGHT else transform.scale_shape(shape)
 
 
 def _output(sources: list[_Source], slots: _Slots) -> _Output:
-    """The tensor that `sources` make together on one rank."""
+    """The output tensor that `sources` form on one rank."""
     dtype, shape = sources[0].batch.kept.dtype, _output_shape(sources)
     if slots.nbytes != nbytes_of(dtype, shape):
         raise ValueError(f"{sources[0].tensor.name}: {slots.nbytes} bytes land in {dtype} {list(shape)}")
@@ -410,7 +439,7 @@ def _output(sources: list[_Source], slots: _Slots) -> _Output:
 
 
 def _output_shape(sources: list[_Source]) -> tuple[int, ...]:
-    """Shape of the tensor that `sources` make together on one rank."""
+    """Shape of the output tensor that `sources` form on one rank."""
     _, tensor, first = sources[0]
     kept, cut = first.kept, first.spread.cuts[0][0]
     rows = sum(source.batch.spread.cuts[0][0].rows for source in sources)

@@ -1,4 +1,4 @@
-"""Plan → rank files: checks everything first, then lets `copying` move the bytes and `commit` make them real."""
+"""Write a job durably: stage, resume, copy, then join or commit."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -46,16 +46,33 @@ def reshard(
 ) -> Outcome:
     """Write a job's files into the folder `out`, which appears whole or not at all.
 
-    A share of the ranks joins a result of others that stands there, which has these ranks too when all of them are on
-    disk; `overwrite` replaces the whole of it. Where an earlier run of the same job ended early, this goes on from
-    there, and `on_resume` gets the bytes of tensors that are there already; `restart` throws them away. Raises an
-    OutputError (OtherRun where the earlier run was of another job, RanksThere where a share has nothing to do),
-    ReadFailed, WriteFailed, SourceChanged, or InexactCast where an FP8 cast would round.
+    A share of the ranks joins the result of other ranks in `out`. The result gets all ranks of the share at once, after
+    they are on disk. An unfinished run of the same job is resumed.
+
+    Args:
+        job: The files to write.
+        checkpoint: The source.
+        out: The output folder.
+        workers: Number of threads (default: see `default_workers`).
+        overwrite: Replace the whole result in `out`.
+        allow_inexact: Let an FP8 cast round.
+        restart: Discard the work of an unfinished run.
+        on_progress: Receives the bytes put since its last call.
+        on_resume: Receives the bytes of tensors that an earlier run wrote.
+
+    Raises:
+        OutputError: The output cannot be used.
+        OtherRun: The folder has the unfinished work of another job.
+        RanksThere: The output has all ranks of the share already.
+        ReadFailed: The source cannot be read.
+        WriteFailed: The output cannot be written.
+        SourceChanged: A source file changed.
+        InexactCast: An FP8 cast would round.
     """
     check_output(out, checkpoint.source.root, overwrite, job.is_share)
     recipe, run = job.recipe, _run(job, checkpoint)
     with Staging(out, job.share) as staging:
-        check_output(out, checkpoint.source.root, overwrite, job.is_share)  # an earlier result may be back in its place
+        check_output(out, checkpoint.source.root, overwrite, job.is_share)  # Staging may restore an earlier result
         _undo_join(job, staging, overwrite)
         earlier = _earlier(staging, run, recipe, checkpoint.source, restart)
         check_room(out, job.nbytes_to_write(checkpoint.source, out) - staging.nbytes_on_disk())
@@ -98,7 +115,7 @@ def reshard(
 
 
 def _complete(job: Job, result: CopyResult, staging: Staging, overwrite: bool) -> tuple[int, ...]:
-    """What is left to do when all tensors are where they belong. Returns the ranks that are in the output then."""
+    """Add links, small files and the manifest after all tensors are written. Returns the ranks then in the output."""
     for file in job.recipe.files:
         staging.link(file.name, file.links)
     for name, content in job.companions.items():
@@ -115,9 +132,9 @@ def _complete(job: Job, result: CopyResult, staging: Staging, overwrite: bool) -
 
 
 def result_to_join(job: Job, out: Path, overwrite: bool) -> Manifest | None:
-    """The result of other ranks in `out` that a share is to join, if there is one that is not to be replaced.
+    """The result of other ranks in `out` that a share will join; None if there is none or it will be replaced.
 
-    Raises RanksThere, OtherDeployment or OutputNotEmpty where it cannot be joined.
+    Raises RanksThere, OtherDeployment or OutputNotEmpty if the share cannot join it.
     """
     if overwrite or not job.is_share or not (out / MANIFEST_NAME).is_file():
         return None
@@ -130,9 +147,9 @@ def result_to_join(job: Job, out: Path, overwrite: bool) -> Manifest | None:
 
 
 def _undo_join(job: Job, staging: Staging, overwrite: bool) -> None:
-    """Bring back what an earlier run of this share had moved into the output when it was killed.
+    """Move files back that an earlier run of this share had moved into the output when it was killed.
 
-    Raises as `result_to_join` does.
+    Raises the errors of `result_to_join`.
     """
     if overwrite or not job.is_share:
         return
@@ -145,7 +162,7 @@ def _undo_join(job: Job, staging: Staging, overwrite: bool) -> None:
 
 
 def _joined(there: Manifest, own: Manifest, job: Job, out: Path) -> Manifest:
-    """The manifest of a result and a share together: that of one run of all their ranks."""
+    """The manifest of a result and a share together, equal to that of one run of all their ranks."""
     if job.of_ranks is None:
         raise ValueError("a job of all ranks there are joins nothing")
     union = job.of_ranks(tuple(sorted({*there.ranks, *own.ranks}))).with_plan_of(there, out)
@@ -155,7 +172,7 @@ def _joined(there: Manifest, own: Manifest, job: Job, out: Path) -> Manifest:
 
 
 def _run(job: Job, checkpoint: Checkpoint) -> RunIdentity:
-    """What tells this run's work from any other's. Raises SourceChanged where a file is not what its header said."""
+    """Identity of this run. Raises SourceChanged if a file changed since its header was read."""
     for file in checkpoint.files:
         with checkpoint.source.open(file.name) as opened:
             if (opened.nbytes, opened.mtime_ns) != (file.nbytes, file.mtime_ns):
@@ -200,9 +217,9 @@ def _placements(recipe: Recipe) -> Iterator[bytes]:
 
 
 def _earlier(staging: Staging, run: RunIdentity, recipe: Recipe, source: Source, restart: bool) -> Unfinished:
-    """The work that an earlier run of the same job left, if it is whole and wanted; else nothing, in an empty folder.
+    """The work of an unfinished run of the same job, if it is complete and wanted; else no work, in an empty folder.
 
-    Raises OtherRun where it is another job's.
+    Raises OtherRun if the work belongs to another job.
     """
     earlier = None if restart else read_journal(staging.journal)
     if earlier is not None:
@@ -217,12 +234,12 @@ def _earlier(staging: Staging, run: RunIdentity, recipe: Recipe, source: Source,
 
 
 def _original(file: OutputFile, source: Source) -> Path | None:
-    """The file of the checkpoint that an output file is byte by byte, if it is one."""
+    """The checkpoint's file with the same bytes as an output file, if there is one."""
     return source.original(file.source) if file.source else None
 
 
 def _fits(finished: list[Finished], recipe: Recipe) -> bool:
-    """Whether steps of a journal are this recipe's."""
+    """Whether the steps of a journal fit this recipe."""
     return all(
         step.number < len(recipe.steps) and len(step.digests) == DIGEST_BYTES * pieces_of(recipe.steps[step.number])
         for step in finished
@@ -230,7 +247,10 @@ def _fits(finished: list[Finished], recipe: Recipe) -> bool:
 
 
 def _stage(file: OutputFile, staging: Staging, source: Source, is_there: bool) -> StagedFile | None:
-    """A file with its header; None where it is a link to the checkpoint's own, which must not be written to."""
+    """Create an output file with its header, or reopen it.
+
+    Returns None for a link to the checkpoint's own file, which must not be written to.
+    """
     original = _original(file, source)
     if original and (staging.links_to(file.name, original) if is_there else staging.adopt(file.name, original)):
         return None
@@ -244,9 +264,10 @@ def _stage(file: OutputFile, staging: Staging, source: Source, is_there: bool) -
 def _manifest(
     job: Job, digests: Mapping[tuple[int, str], str], written_by: dict[str, tuple[int, ...]] | None = None
 ) -> Manifest:
-    """What a job wrote, with the digests of its tensors by (file number, name).
+    """The manifest of a job.
 
-    `written_by` has the ranks that each version of the tool wrote; by default all are this one's.
+    `digests` has the digests of its tensors by (file number, tensor name). `written_by` maps each tool version to the
+    ranks that it wrote; by default, this version wrote all.
     """
     made = job.made
     companions = tuple(
@@ -271,7 +292,7 @@ def _manifest(
 
 
 def _manifest_files(files: tuple[OutputFile, ...], digests: Mapping[tuple[int, str], str]) -> tuple[ManifestFile, ...]:
-    """The entries of weight files, from what copying hashed."""
+    """The manifest entries of the weight files, with the digests from the copy."""
     tensors: list[dict[str, str]] = [{} for _ in files]
     for (number, name), digest in digests.items():
         tensors[number][name] = digest

@@ -1,6 +1,6 @@
-"""Rank files ↔ source: each byte that the plan's recipe would write, against the one that stands there.
+"""Rank files ↔ source: every byte is derived again and compared.
 
-The plan is made again, the recipe run once more into a sink that compares, and every source tensor is accounted for.
+The plan is made again, and its recipe runs into a sink that compares. Every source tensor is accounted for.
 """
 
 import threading
@@ -26,11 +26,15 @@ from dsv4_shard.text.sanitize import short_name
 from dsv4_shard.verification.documents import Problem
 
 _MISMATCHES_KEPT = 100
-"""For each file: what differs in more places than that differs everywhere."""
+"""Per file. A file with more mismatches than this differs almost everywhere."""
 
 
 class _CompareSink:
-    """Compares pieces with what stands in the result's files. See `copying.Sink`."""
+    """Compares pieces with the bytes in the result's files. See `sharding.copy.Sink`.
+
+    Attributes:
+        mismatches: File number -> offsets in bytes where a piece first differs.
+    """
 
     def __init__(self, files: list[LocalFile | None]) -> None:
         self._files = files
@@ -38,7 +42,7 @@ class _CompareSink:
         self.mismatches: dict[int, list[int]] = {}
 
     def put(self, file: int, offset: int, data: memoryview) -> None:
-        """Note the first byte that differs, if any."""
+        """Record the offset of the first byte that differs, if any."""
         there = self._files[file]
         if there is None:
             return
@@ -63,10 +67,21 @@ def compare(
     workers: int,
     on_progress: Callable[[int], None],
 ) -> tuple[list[Problem], dict[str, int]]:
-    """Derive each output byte from the source again and compare; account for each source tensor.
+    """Derive each output byte from the source and compare it; account for each source tensor.
 
-    Returns what is wrong, and how many source tensors met which fate. `on_progress` gets bytes from any worker. Raises
-    ForeignPlan where the source is another checkpoint, BadPlan where the plan was edited.
+    Args:
+        folder: The result folder.
+        manifest: Its manifest.
+        source: The checkpoint and its inventory.
+        workers: Number of threads.
+        on_progress: Receives the bytes compared since its last call. Any worker may call it.
+
+    Returns:
+        The problems found, and fate -> number of source tensors.
+
+    Raises:
+        ForeignPlan: The result was made from another checkpoint.
+        BadPlan: plan.json was edited.
     """
     checkpoint, inventory = source
     job = _job(folder, manifest, checkpoint, inventory)
@@ -98,7 +113,7 @@ def compare(
 
 
 def _job(folder: Path, manifest: Manifest, checkpoint: Checkpoint, inventory: Inventory) -> Job:
-    """What should have been written: by the plan, or, where ranks were merged, the checkpoint's own files."""
+    """The job that should have been written: by the plan, or, for a merged checkpoint, its own files."""
     if manifest.layout != NATIVE:
         try:
             plan = check_plan(load_plan(folder / PLAN_NAME), checkpoint, inventory)
@@ -115,7 +130,7 @@ def _job(folder: Path, manifest: Manifest, checkpoint: Checkpoint, inventory: In
 
 
 def _check_shares(job: Job, manifest: Manifest) -> Iterator[Problem]:
-    """Whether the manifest shares the files out to the ranks as the plan does."""
+    """A problem if the manifest assigns files to ranks in another way than the plan."""
     written = {entry.name: (entry.ranks, entry.links) for entry in manifest.files}
     planned = {file.name: (file.ranks, file.links) for file in job.recipe.files}
     if (written, manifest.world, manifest.identity) != (planned, job.world, job.identity):
@@ -126,7 +141,10 @@ def _check_shares(job: Job, manifest: Manifest) -> Iterator[Problem]:
 def _check_linked(
     folder: Path, recipe: Recipe, manifest: Manifest, checkpoint: Checkpoint, digests: dict[tuple[int, str], str]
 ) -> Iterator[Problem]:
-    """A link to the checkpoint's own file differs from it in no case: it is held against what was written."""
+    """Problems of files that are hard links to the checkpoint's own files.
+
+    A hard link always equals its source, so its digests are compared with the manifest instead.
+    """
     written = {entry.name: entry.tensors for entry in manifest.files}
     for number, file in enumerate(recipe.files):
         path, original = folder / file.name, checkpoint.source.original(file.source) if file.source else None
@@ -139,6 +157,7 @@ def _check_linked(
 
 
 def _locate(recipe: Recipe, number: int, offset: int) -> Problem:
+    """The problem at byte `offset` of file `number`: names the tensor that contains it."""
     file = recipe.files[number]
     position = offset - len(file.header)
     name = next(name for name, info in file.tensors.items() if info.start <= position < info.stop)
@@ -147,7 +166,10 @@ def _locate(recipe: Recipe, number: int, offset: int) -> Problem:
 
 
 def _account(recipe: Recipe, inventory: Inventory, manifest: Manifest) -> tuple[dict[str, int], list[Problem]]:
-    """What became of each source tensor: on every rank, split exactly once, on one rank, or left out."""
+    """Count the source tensors by fate: on every rank, split exactly once, on one rank, or left out.
+
+    Tensors that fit none of these are returned as problems.
+    """
     complete = len(manifest.ranks) == manifest.world
     readers = [file.ranks for file in recipe.files]
     accounts: Counter[str] = Counter()
@@ -181,9 +203,14 @@ _SPLIT = "split over the ranks"
 
 
 def _fate(step: Step, is_expert: bool, readers: list[tuple[int, ...]], ranks: set[int], complete: bool) -> str | None:
-    """How the landings of a step cover its source, or None where they do not add up.
+    """How the destinations of a step cover its source; None if they do not cover it exactly.
 
-    `readers` has the ranks that read each file.
+    Args:
+        step: The step of one source tensor.
+        is_expert: Whether it is a routed expert's tensor.
+        readers: The ranks that read each file.
+        ranks: The ranks in this folder.
+        complete: Whether the folder has all ranks.
     """
     shape = tuple(size * step.repeat for size in step.source.shape)
     whole = whole_rectangle(step.source.dtype, shape)

@@ -1,4 +1,4 @@
-"""Quantized matrix → float32, in numpy."""
+"""Quantized matrix → float32, in torch."""
 
 from typing import TYPE_CHECKING
 
@@ -9,9 +9,16 @@ if TYPE_CHECKING:
 
 
 def dequantize(data: bytes, dtype: str, rows: int, scale: Bytes, scale_dtype: str) -> "torch.Tensor":
-    """The float32 values of a quantized matrix of `rows` rows: E4M3, or packed FP4 under any other dtype.
+    """The values of a quantized matrix, float32 `[rows, columns]`.
 
-    `scale` is `[rows, cols, itemsize]` bytes of E8M0, E4M3 or F32; its block is what the two shapes give, rounded up.
+    The block size follows from the two shapes, rounded up.
+
+    Args:
+        data: The stored bytes of the matrix, row by row.
+        dtype: "F8_E4M3"; any other dtype means packed FP4, two values per byte, low nibble first.
+        rows: Number of rows.
+        scale: uint8 `[scale rows, scale columns, item size]`, the bytes of the scales.
+        scale_dtype: "F8_E8M0", "F8_E4M3" or "F32".
     """
     import torch
 
@@ -29,7 +36,7 @@ def dequantize(data: bytes, dtype: str, rows: int, scale: Bytes, scale_dtype: st
 
 
 def plain(data: bytes, dtype: str, rows: int) -> "torch.Tensor":
-    """The float32 values of a matrix of `rows` rows that is not quantized."""
+    """The values of a matrix that is not quantized (BF16 or F32), float32 `[rows, columns]`."""
     import torch
 
     stored = {"BF16": torch.bfloat16, "F32": torch.float32}[dtype]

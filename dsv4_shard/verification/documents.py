@@ -1,4 +1,4 @@
-"""What `verify` finds."""
+"""Results of `verify`: problems, verdicts and the numerics of the experts."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from dsv4_shard.text.units import counted, size
 
 
 class Problem(Document):
-    """Something that is not as it should be. `tensor` is None for what concerns a whole file."""
+    """A deviation that `verify` found. `tensor` is null if it concerns a whole file."""
 
     kind: str
     file: str
@@ -21,13 +21,14 @@ class Problem(Document):
 
 
 TOLERANCE = 1e-5
-"""Relative: the same products are summed in another order, partly in float32."""
+"""Relative. The same products are summed in another order, partly in float32."""
 
 
 class Numerics(Document):
-    """Relative errors (in the 2-norm) of the ranks' sum: with the shared expert counted once, and once for every rank.
+    """Relative errors of the sum over ranks, in the 2-norm.
 
-    `shared_experts` says whether each rank holds it whole, or a part of it.
+    `error_once` counts the shared expert once, `error_on_every_rank` once per rank. `shared_experts` is "whole" if each
+    rank holds the whole shared expert, else "in parts". `experts` are the routed experts that were computed.
     """
 
     layer: int
@@ -43,7 +44,7 @@ class Numerics(Document):
 
 
 class _Verdict(Document):
-    """A document with an `ok` that follows from the rest: input may have it, as the JSON has, if it is right."""
+    """A document whose `ok` follows from its other fields. Input JSON may contain `ok` if the value is right."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -58,10 +59,12 @@ class _Verdict(Document):
 
 
 class Verification(_Verdict):
-    """What was verified and what was found; `ok` where all is as it should be: no `problems`, and sums that are right.
+    """The result of verifying one folder.
 
-    `accounts` counts the source tensors by what became of them, where the source was compared. `numerics` is whether
-    the experts of a layer add up, where that was asked for and the bytes are right.
+    `ok` is true if there are no `problems` and the sums of `numerics`, if present, are right. `accounts` counts the
+    source tensors by their fate; it is empty if no checkpoint was compared (`against`). `left_out` counts the tensors
+    that no rank has, by reason. `numerics` tells whether the experts of a layer add up; it is null if this was not
+    requested, or if there are problems.
     """
 
     schema_version: Literal[1] = 1
@@ -85,15 +88,16 @@ class Verification(_Verdict):
         return not self.problems and (self.numerics is None or self.numerics.ok)
 
     def in_short(self) -> str:
-        """Folder, verdict, counts."""
+        """Verdict, counts and folder in one line."""
         held = f"{say_ranks(self.ranks)} of {self.world}, {counted(self.files, 'file')}, {size(self.bytes)}"
         return f"{_verdict(self.ok, self.problems)}: {held}, {self.folder}"
 
 
 class SharesVerification(_Verdict):
-    """What was verified in each folder, and what of them does not fit together. `missing` ranks are in none of them.
+    """The result of verifying several folders as one result.
 
-    `ok` and `numerics` are as in `Verification`, over all folders.
+    `problems` are contradictions between the folders. `missing` ranks are in no folder. `ok` and `numerics` are as in
+    `Verification`, over all folders.
     """
 
     schema_version: Literal[1] = 1
@@ -112,7 +116,7 @@ class SharesVerification(_Verdict):
         return sound and (self.numerics is None or self.numerics.ok)
 
     def in_short(self) -> str:
-        """Verdict, and how many folders and ranks there are."""
+        """Verdict and number of ranks and folders in one line."""
         problems = [problem for folder in self.folders for problem in folder.problems]
         missing = f", missing {say_ranks(self.missing)}" if self.missing else ""
         held = f"{say_ranks(self.ranks)} of {self.world}{missing}, {counted(len(self.folders), 'folder')}"

@@ -1,8 +1,9 @@
-"""Do the ranks' experts add up? One MoE layer, dequantized from rank files and from the source, on random tokens.
+"""Do the ranks' experts add up? Checks one MoE layer on random tokens.
 
-Each rank computes what its routed experts, or its parts of them, contribute; the sum over ranks, plus the shared expert
-once, must be what the unsharded layer gives. Counting the shared expert once for every rank, the mistake that a
-replicated one invites, is computed too, so that the check shows that it could tell the difference.
+The layer's weights are dequantized from the rank files and from the source. Each rank computes the contribution of its
+routed experts, or of its parts of them. The sum over ranks, plus the shared expert once, must equal the output of the
+unsharded layer. The sum with the shared expert counted once per rank, a common mistake with a replicated one, is
+computed as well: it shows that the check would detect that mistake.
 """
 
 from collections.abc import Callable, Container, Sequence
@@ -36,7 +37,7 @@ SEED = 20_480
 _NVFP4_SCALES = (Part.GROUP_SCALE, Part.TENSOR_SCALE)
 
 _EXPERTS = 16
-"""At most so many routed experts are computed."""
+"""Largest number of routed experts that are computed."""
 
 
 class _Expert(NamedTuple):
@@ -58,13 +59,13 @@ def _names_of(names: Names, roles: tuple[Role, ...], layer: int, expert: int = -
 
 class _Reader(Protocol):
     def weight(self, name: str) -> "torch.Tensor":
-        """The float32 values of a source weight, or of what a rank holds of it."""
+        """The values of a source weight, or of the part that a rank holds, float32 `[rows, columns]`."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class _SourceReader:
-    """Weights as the checkpoint holds them."""
+    """Reads weights from the checkpoint."""
 
     checkpoint: Checkpoint
     names: Names
@@ -79,7 +80,7 @@ class _SourceReader:
 
 
 class _Matrix(NamedTuple):
-    """Bytes of a matrix of `rows` rows."""
+    """The stored bytes of a matrix with `rows` rows."""
 
     data: bytes
     dtype: str
@@ -87,10 +88,10 @@ class _Matrix(NamedTuple):
 
 
 class _RankReader:
-    """Weights as one rank holds them: the recipe tells where in its files each source tensor's part stands."""
+    """Reads weights from one rank's files. The recipe gives the place of each source tensor's part."""
 
     def __init__(self, folder: Path, recipe: Recipe, names: Names, steps: dict[str, Step], rank: int) -> None:
-        """`recipe` is that of all ranks, `folder` the one that has this rank's files."""
+        """`recipe` has all ranks; `folder` has this rank's files."""
         self._folder, self._recipe, self._names, self._steps, self._rank = folder, recipe, names, steps, rank
 
     def holds(self, name: str) -> bool:
@@ -98,7 +99,7 @@ class _RankReader:
         return self._place(self._steps[name]) is not None
 
     def weight(self, name: str) -> "torch.Tensor":
-        """The float32 values of what the rank holds of a source weight, `[rows, columns]`."""
+        """The values of the rank's part of a source weight, float32 `[rows, columns]`."""
         step = self._steps[name]
         if step.transform is not None:
             return _decoded(self._read(step, lambda tensor: tensor), self._read(step, scale_name, whole=True))
@@ -107,6 +108,7 @@ class _RankReader:
         )
 
     def _place(self, step: Step) -> tuple[int, Destination, Slice] | None:
+        """(file number, destination, cut) of the rank's part; None if the rank has none."""
         for landing in step.landings:
             for cut, files in landing.spread:
                 for number in files:
@@ -132,7 +134,10 @@ class _RankReader:
 
 
 def _values(name: str, read: Callable[[str], _Matrix], tensors: Container[str], names: Names) -> "torch.Tensor":
-    """The values of a weight: plain, with its scale or, if it is NVFP4, with those of its groups and its own."""
+    """The values of a weight, float32 `[rows, columns]`.
+
+    The weight is plain, has a scale, or is NVFP4 with group scales and a tensor scale.
+    """
     group_scale, tensor_scale = (f"{name.removesuffix('weight')}{NATIVE_PARTS[part]}" for part in _NVFP4_SCALES)
     if group_scale in tensors:
         return _decoded(read(name), read(group_scale)) * float(np.frombuffer(read(tensor_scale).data, np.float32)[0])
@@ -141,19 +146,21 @@ def _values(name: str, read: Callable[[str], _Matrix], tensors: Container[str], 
 
 
 def _decoded(weight: _Matrix, scale: _Matrix | None) -> "torch.Tensor":
+    """The values of a weight with its scale, if it has one, float32 `[rows, columns]`."""
     if scale is None:
         return plain(weight.data, weight.dtype, weight.rows)
     scales = np.frombuffer(scale.data, np.uint8).reshape(scale.rows, -1, 4 if scale.dtype == "F32" else 1).copy()
-    stored = scale.dtype if scale.dtype in ("F32", "F8_E4M3") else "F8_E8M0"  # vLLM's files call E8M0 bytes
+    stored = scale.dtype if scale.dtype in ("F32", "F8_E4M3") else "F8_E8M0"  # vLLM's files store E8M0 as U8
     return dequantize(weight.data, weight.dtype, weight.rows, scales, stored)
 
 
 def check_numerics(
     folders: Sequence[Path], checkpoint: Checkpoint, inventory: Inventory, layer: int | None = None
 ) -> Numerics:
-    """Compare a layer (default: the last) of a verified result, in one folder or several, with its source.
+    """Compare a layer of a verified result, in one folder or several, with its source.
 
-    Raises UsageError where the result does not hold all ranks, there is no such layer, or it has no experts.
+    `layer` is the last one by default. Raises UsageError if the result lacks ranks, or if the layer does not exist or
+    has no experts.
     """
     import torch
 
@@ -210,7 +217,7 @@ def _is_expert(at: TensorName, layer: int) -> bool:
 
 
 def _spread(experts: int) -> tuple[int, ...]:
-    """Experts to compute, evenly apart: under EP they are on as many ranks as possible."""
+    """The experts to compute, evenly spaced, so that under EP they lie on as many ranks as possible."""
     count = min(experts, _EXPERTS)
     return tuple(sorted({index * experts // count for index in range(count)}))
 
@@ -222,6 +229,7 @@ def _sum_experts(
     tokens: "torch.Tensor",
     config: ModelConfig,
 ) -> "torch.Tensor":
+    """The weighted sum of the outputs of experts, float64 `[tokens, hidden]`."""
     import torch
 
     total = torch.zeros(tokens.shape, dtype=torch.float64)
@@ -231,9 +239,13 @@ def _sum_experts(
 
 
 def _run_expert(reader: _Reader, expert: _Expert, tokens: "torch.Tensor", config: ModelConfig) -> "torch.Tensor":
-    """SwiGLU of one expert, or of a rank's part of it, as in DeepSeek's model.py with unquantized activations.
+    """SwiGLU of one expert, or of a rank's part of it, for `tokens`, float32 `[tokens, hidden]`.
 
-    Gives float64 `[tokens, hidden]`. The parts of an expert's intermediate size add up to the whole.
+    Follows DeepSeek's model.py, with unquantized activations. The parts of an expert's intermediate size add up to the
+    whole.
+
+    Returns:
+        float64 `[tokens, hidden]`.
     """
     import torch.nn.functional as functional
 
@@ -246,4 +258,5 @@ def _run_expert(reader: _Reader, expert: _Expert, tokens: "torch.Tensor", config
 
 
 def _relative(found: "torch.Tensor", wanted: "torch.Tensor") -> float:
+    """Relative error of `found` in the 2-norm."""
     return float((found - wanted).norm() / wanted.norm())

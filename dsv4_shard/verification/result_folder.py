@@ -1,6 +1,6 @@
-"""Rank files ↔ manifest: what a result folder holds is what was written.
+"""Rank files ↔ manifest: whether a result folder holds the bytes that were written.
 
-Every file, size, header and digest is held against the manifest; `comparison` holds the files against the source.
+Every file, size, header and digest is compared with the manifest. `against_source` compares the files with the source.
 """
 
 import filecmp
@@ -31,10 +31,19 @@ def verify(
     on_progress: Callable[[int], None] = lambda _: None,
     ranks: Collection[int] | None = None,
 ) -> Verification:
-    """Verify the result in `folder`, and against its source if that is given.
+    """Verify the result in `folder`, and compare it with its source if that is given.
 
-    With `ranks`, only the files of these (what all share is the first one's), while others may be joining.
-    Raises NotAResult where there is no sound manifest, ForeignPlan where the source is another checkpoint.
+    Args:
+        folder: The result folder.
+        source: The checkpoint and its inventory.
+        workers: Number of threads (default: see `default_workers`).
+        on_progress: Receives the bytes verified since its last call.
+        ranks: Verify only the files of these ranks, while others may be joining. A shared file belongs to its first
+            rank.
+
+    Raises:
+        NotAResult: The folder has no sound manifest.
+        ForeignPlan: The result was made from another checkpoint.
     """
     manifest = load_manifest(folder)
     workers = workers or default_workers()
@@ -73,15 +82,17 @@ def verify(
 
 
 def bytes_to_verify(folder: Path, ranks: Collection[int] | None = None) -> int:
-    """Bytes of tensors that `verify` will look at."""
+    """Bytes of tensors that `verify` will read."""
     return sum(entry.payload for entry in _files_of(load_manifest(folder), ranks))
 
 
 def _files_of(manifest: Manifest, ranks: Collection[int] | None) -> list[ManifestFile]:
+    """The manifest's files whose first rank is in `ranks`; all of them for None."""
     return [entry for entry in manifest.files if ranks is None or entry.ranks[0] in ranks]
 
 
 def _strangers(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """A note for each file in the result's folders that is not in the manifest."""
     known = {name for entry in manifest.files for name in entry.names}
     known |= {entry.name for entry in manifest.companions} | {MANIFEST_NAME}
     folders = {Path(name).parent.as_posix() for name in known}
@@ -92,7 +103,7 @@ def _strangers(folder: Path, manifest: Manifest) -> Iterator[str]:
 
 
 def _check_links(folder: Path, entry: ManifestFile) -> Iterator[Problem]:
-    """Each further name of a file is the file itself, or a copy of it where the file system has no links."""
+    """Problems of a file's other names: each must be a link to the file, or a copy if the file system has no links."""
     for link in entry.links:
         path = folder / link
         if not path.is_file():
@@ -102,7 +113,7 @@ def _check_links(folder: Path, entry: ManifestFile) -> Iterator[Problem]:
 
 
 def _check_ranks(manifest: Manifest) -> Iterator[Problem]:
-    """Each rank that the manifest says is here has a file."""
+    """A problem if a rank of the manifest has no file, or a file belongs to a rank that is not in the manifest."""
     readers = {rank for entry in manifest.files for rank in entry.ranks}
     if readers != set(manifest.ranks):
         odd = min(readers ^ set(manifest.ranks))
@@ -111,6 +122,7 @@ def _check_ranks(manifest: Manifest) -> Iterator[Problem]:
 
 
 def _check_companions(folder: Path, manifest: Manifest) -> Iterator[Problem]:
+    """Problems of the small files: presence, size and digest."""
     for entry in manifest.companions:
         path = folder / entry.name
         if not path.is_file():
@@ -120,7 +132,7 @@ def _check_companions(folder: Path, manifest: Manifest) -> Iterator[Problem]:
 
 
 def _check_file(folder: Path, entry: ManifestFile, manifest: Manifest) -> Iterator[Problem]:
-    """Presence, size and header of a rank's file."""
+    """Problems of a rank file's presence, size and header."""
 
     def problem(kind: str, message: str) -> Problem:
         return Problem(kind=kind, file=entry.name, message=message)
@@ -157,19 +169,20 @@ def _ranks(entry: ManifestFile) -> str:
 
 
 def _sizes(entry: ManifestFile, header: Header) -> dict[str, int]:
-    """Bytes of each tensor as the manifest has them: the sum of its pieces, or its header's."""
+    """Tensor name -> bytes by the manifest: the sum of its pieces, or the size in the header."""
     pieces = {name: sum(count * nbytes for count, nbytes in runs) for name, runs in entry.pieces.items()}
     whole = {name: header.tensors[name].nbytes for name in entry.tensors if name in header.tensors}
     return dict.fromkeys(entry.tensors, -1) | whole | pieces
 
 
 def _raw_header_digest(file: LocalFile) -> str:
-    """The digest of what the file itself says is its header."""
+    """Digest of the header, whose length is read from the file itself."""
     start = min(file.nbytes, LENGTH_BYTES + int.from_bytes(file.read(0, min(file.nbytes, LENGTH_BYTES)), "little"))
     return digest_of(file.read(0, min(start, LENGTH_BYTES + MAX_HEADER_BYTES)))
 
 
 def _swapped(header_digest: str, entry: ManifestFile, manifest: Manifest) -> str | None:
+    """A message if the header is that of another file in the manifest; else None."""
     for other in manifest.files:
         if other.name != entry.name and other.header_digest == header_digest:
             return f"holds the shards of {_ranks(other)} ({other.name}), not of {_ranks(entry)}: swapped?"
@@ -179,7 +192,7 @@ def _swapped(header_digest: str, entry: ManifestFile, manifest: Manifest) -> str
 def _check_tensors(
     folder: Path, entries: list[ManifestFile], workers: int, on_progress: Callable[[int], None]
 ) -> list[Problem]:
-    """Hash every tensor of the files that have a sound header."""
+    """Hash every tensor in the files with sound headers; return the problems."""
     problems: list[Problem] = []
     for entry in entries:
         file = LocalFile(folder / entry.name, entry.name)
@@ -197,7 +210,7 @@ def _check_tensors(
 def _check_tensor(
     file: LocalFile, header: Header, entry: ManifestFile, on_progress: Callable[[int], None], name: str
 ) -> Problem | None:
-    """Hash one tensor."""
+    """Hash one tensor; return a problem if its digest differs."""
     found = hash_tensor(file, header, name, entry.pieces.get(name), on_progress, once=True)
     if found == entry.tensors[name]:
         return None
@@ -206,7 +219,10 @@ def _check_tensor(
 
 
 def _swapped_content(found: list[Problem], entry: ManifestFile) -> list[Problem]:
-    """Two ranks' files may have equal headers: then most tensors that are not replicated differ at once."""
+    """One problem in place of many, if most tensors of a file differ.
+
+    Two ranks' files may have equal headers. After a swap, most tensors that are not replicated differ at once.
+    """
     if len(found) * 2 < len(entry.tensors) or len(found) < 2:
         return []
     message = f"{len(found):,} of {len(entry.tensors):,} tensors differ, {found[0].tensor} first: another rank's file?"

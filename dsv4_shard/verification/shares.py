@@ -1,4 +1,4 @@
-"""Several folders that hold the shares of one result, each on its node: verified as one."""
+"""Several folders verified as one result. Each folder holds the shares of a node."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ def verify_together(
     workers: int | None = None,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> SharesVerification:
-    """Verify each folder as `verify` does, and that they are shares of one result. Raises as that does."""
+    """Verify each folder, and check that they are shares of one result. Raises the errors of `verify`."""
     manifests = [load_manifest(folder) for folder in folders]
     found = [verify(folder, source, workers=workers, on_progress=on_progress) for folder in folders]
     return put_together(list(map(str, folders)), manifests, found)
@@ -27,7 +27,10 @@ def verify_together(
 def put_together(
     names: Sequence[str], manifests: Sequence[Manifest], found: Sequence[Verification]
 ) -> SharesVerification:
-    """What was found in folders, wherever they are, as one; `names` says which they are."""
+    """Combine the verifications of several folders, local or remote.
+
+    `names` are the names of the folders in messages.
+    """
     first = manifests[0]
     ranks = {rank for manifest in manifests for rank in manifest.ranks}
     return SharesVerification(
@@ -41,7 +44,7 @@ def put_together(
 
 
 def _problems(shares: list[tuple[str, Manifest]]) -> Iterator[Problem]:
-    """How shares do not fit together, each with the first that it does not fit with."""
+    """Contradictions between shares, each named with the first share that it contradicts."""
     first_name, first = shares[0]
     files: dict[str, tuple[str, ManifestFile]] = {}
     companions: dict[str, tuple[str, str]] = {}
@@ -66,16 +69,18 @@ def _problems(shares: list[tuple[str, Manifest]]) -> Iterator[Problem]:
 
 
 def _is_of_one_version(*shares: Manifest) -> bool:
-    """Whether one version of the tool wrote all shares, so that one plan has the same words in each."""
+    """Whether one version of the tool wrote all shares. Only then is plan.json equal in all of them."""
     return len({version for share in shares for version in share.written_by}) == 1
 
 
 def _differs_from_twin(
     folder: str, entry: ManifestFile, says_rank: bool, seen: dict[str, tuple[str, ManifestFile]]
 ) -> Iterator[Problem]:
-    """The first tensor in which a file is not what an equal one holds in a folder before; takes note of the file.
+    """A problem if a file differs from its twin in an earlier folder, with the first such tensor. Records the file in
+    `seen`.
 
-    Equal are those of one name; and those with one header, where headers say whose rank they are or tensors are whole.
+    Twins have the same name. If headers name their rank, or tensors are whole, files with the same header are twins
+    too.
     """
     for key in (*entry.names, *((entry.header_digest,) if says_rank else ())):
         where, twin = seen.setdefault(key, (folder, entry))

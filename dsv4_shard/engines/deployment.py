@@ -29,20 +29,20 @@ class Deployment:
     """A request with every choice made.
 
     Attributes:
-        engine: name of the engine.
-        tp, ep, dp: tensor, expert and data parallelism.
-        world: number of GPUs.
-        attention_tp: ranks that share one attention module.
-        moe_tp: ranks that share one routed expert.
+        engine: Name of the engine.
+        tp, ep, dp: Tensor, expert and data parallelism.
+        world: Number of GPUs.
+        attention_tp: Ranks that share one attention module.
+        moe_tp: Ranks that share one routed expert.
         runner: MoE runner.
-        a2a: all-to-all backend, None without one.
-        shared: how shared experts are held: whole, split, pad or subgroup.
-        shared_parts: ranks that share one shared expert.
-        experts: format in which the engine holds the routed experts (FP4, FP8).
-        gpu: the GPU, or `ASSUMED_GPU`.
-        gpu_named: whether the request names the GPU.
-        nodes: number of hosts.
-        version: version of the engine.
+        a2a: All-to-all backend, None without one.
+        shared: How shared experts are held: whole, split, pad or subgroup.
+        shared_parts: Ranks that share one shared expert.
+        experts: Format in which the engine holds the routed experts (FP4, FP8).
+        gpu: The GPU, or `ASSUMED_GPU`.
+        gpu_named: Whether the request names the GPU.
+        nodes: Number of hosts.
+        version: Version of the engine.
     """
 
     engine: str
@@ -147,17 +147,17 @@ def resolve(
     The defaults suit engines whose attention DP divides the GPUs of TP.
 
     Args:
-        request: the request.
-        inventory: the checkpoint's inventory.
-        engine: name of the engine.
-        version: version of the engine.
-        ep: expert parallelism that the engine uses.
+        request: The request.
+        inventory: The checkpoint's inventory.
+        engine: Name of the engine.
+        version: Version of the engine.
+        ep: Expert parallelism that the engine uses.
         runner: MoE runner that the engine uses.
-        shared: how the engine holds shared experts by default; a choice in `request` takes precedence.
-        shared_parts: ranks over which the engine cuts a shared expert.
-        world: number of GPUs (default: TP).
-        attention_tp: ranks per attention module (default: TP / DP, at least 1).
-        moe_tp: ranks per routed expert (default: TP / EP, at least 1).
+        shared: How the engine holds shared experts by default; a choice in `request` takes precedence.
+        shared_parts: Ranks over which the engine cuts a shared expert.
+        world: Number of GPUs (default: TP).
+        attention_tp: Ranks per attention module (default: TP / DP, at least 1).
+        moe_tp: Ranks per routed expert (default: TP / EP, at least 1).
     """
     world = request.tp if world is None else world
     gpu = pick_gpu(request)

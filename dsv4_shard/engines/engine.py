@@ -14,7 +14,6 @@ from dsv4_shard.engines.rules import BREAKS_TOO, NOT_VERIFIED, Breach, Requires,
 from dsv4_shard.models.family import Family
 from dsv4_shard.models.roles import TARGET, Module, Role, Stage
 
-
 Options = dict[str, str | None]
 """Options of a command by name. Values are quoted for a shell; None marks an option without a value."""
 
@@ -36,13 +35,13 @@ class Launch:
     """How to start the engine.
 
     Attributes:
-        environment: variables by name.
-        program: the engine's command with the options of the first node; None if nothing is started.
-        launcher: the command that starts `program` (torchrun, srun), with the options of the first node; None without.
-        node_options: for each node, the options that differ from the first node's. They belong to `launcher` if there
+        environment: Variables by name.
+        program: The engine's command with the options of the first node; None if nothing is started.
+        launcher: The command that starts `program` (torchrun, srun), with the options of the first node; None without.
+        node_options: For each node, the options that differ from the first node's. They belong to `launcher` if there
             is one, else to `program`.
-        files: files that the commands name: name → text.
-        draft_options: options to append to the commands to use the MTP draft model.
+        files: Files that the commands name: name → text.
+        draft_options: Options to append to the commands to use the MTP draft model.
     """
 
     environment: dict[str, str]
@@ -106,34 +105,34 @@ class Engine:
     A new engine is one such table in `engines/registry.py`; only the first five fields have no default.
 
     Attributes:
-        name: value of `--engine`.
-        title: name in printed text.
-        version: version that the rules are for.
-        candidates: returns the deployments for a request, the engine's own choices first.
-        rules: rules in the order in which the engine checks them.
-        place: returns the placement of a role.
-        store: returns how a rank stores one tensor of a group; None if no rank stores it.
-        launch: returns how to start the engine on a path: that of shards if its last argument is true, else that of
+        name: Value of `--engine`.
+        title: Name in printed text.
+        version: Version that the rules are for.
+        candidates: Returns the deployments for a request, the engine's own choices first.
+        rules: Rules in the order in which the engine checks them.
+        place: Returns the placement of a role.
+        store: Returns how a rank stores one tensor of a group; None if no rank stores it.
+        launch: Returns how to start the engine on a path: that of shards if its last argument is true, else that of
             the checkpoint.
-        addition: describes how the shared expert's output joins the sum.
-        notes: returns further notes for users of a deployment.
-        layout: the files that the engine reads; None if this tool cannot write them.
-        others: rules of other versions. They only explain messages in logs; no plan checks them.
-        families: model families that the table is for.
-        variants: tables for other families.
-        short_title: name in narrow columns (default: `title`).
-        runners, versions, a2a: names that these options accept; the catalog lists them.
-        serves: whether it runs a model, rather than only defining a file layout.
-        draft_in_model: whether the engine loads the draft model's blocks together with the target model.
-        files_for_any_gpu: whether the files are the same for every GPU.
-        dp_multiplies: whether each DP replica has TP GPUs of its own; if not, DP divides the GPUs of TP.
-        parallelism: returns the pairs of DP and EP that the engine offers on a number of GPUs.
-        search_requests: returns the requests that a search tries for a request whose TP is the number of GPUs
+        addition: Describes how the shared expert's output joins the sum.
+        notes: Returns further notes for users of a deployment.
+        layout: The files that the engine reads; None if this tool cannot write them.
+        others: Rules of other versions. They only explain messages in logs; no plan checks them.
+        families: Model families that the table is for.
+        variants: Tables for other families.
+        short_title: Name in narrow columns (default: `title`).
+        runners, versions, a2a: Names that these options accept; the catalog lists them.
+        serves: Whether it runs a model, rather than only defining a file layout.
+        draft_in_model: Whether the engine loads the draft model's blocks together with the target model.
+        files_for_any_gpu: Whether the files are the same for every GPU.
+        dp_multiplies: Whether each DP replica has TP GPUs of its own; if not, DP divides the GPUs of TP.
+        parallelism: Returns the pairs of DP and EP that the engine offers on a number of GPUs.
+        search_requests: Returns the requests that a search tries for a request whose TP is the number of GPUs
             (default: each pair with each runner).
-        bytes_sent: bytes that all GPUs together send per token and layer; None if not known.
-        kv_bytes_per_token: bytes of KV cache per token of context and rank; None if not known.
-        log_word: word in a log line that identifies the engine.
-        logs_count_replicas: whether `--dp-size` in a log counts replicas of the whole model, unless attention DP is on.
+        bytes_sent: Bytes that all GPUs together send per token and layer; None if not known.
+        kv_bytes_per_token: Bytes of KV cache per token of context and rank; None if not known.
+        log_word: Word in a log line that identifies the engine.
+        logs_count_replicas: Whether `--dp-size` in a log counts replicas of the whole model, unless attention DP is on.
     """
 
     name: str

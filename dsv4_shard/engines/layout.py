@@ -22,19 +22,19 @@ class TargetTensor:
     """Where a source tensor goes in the rank files, and how it is transformed.
 
     Attributes:
-        name: name of the tensor in the rank file; empty for the source's own name. Source tensors with the same target
+        name: Name of the tensor in the rank file; empty for the source's own name. Source tensors with the same target
             name are joined along their rows.
-        dtype: dtype in the rank file. If it differs from the source's, an elementwise conversion is used if there is
+        dtype: Dtype in the rank file. If it differs from the source's, an elementwise conversion is used if there is
             one (`tensors.dtype_casts`), else the same bytes are stored under the new dtype.
-        folder: folder of the file, such as that of the draft model; empty without one.
-        order: position among the tensors that are joined, ascending.
-        stacked: whether experts are stacked one after the other along a new first axis.
-        transform: name of a decoding that also reads the scale; None without.
-        repeat: how often each scale is repeated on both axes, for blocks that are cut finer.
-        fill: one element of the source's dtype that padding is filled with; empty for zeros.
-        file: file that holds the tensor, for layouts whose ranks have several named files; empty for the name that
+        folder: Folder of the file, such as that of the draft model; empty without one.
+        order: Position among the tensors that are joined, ascending.
+        stacked: Whether experts are stacked one after the other along a new first axis.
+        transform: Name of a decoding that also reads the scale; None without.
+        repeat: How often each scale is repeated on both axes, for blocks that are cut finer.
+        fill: One element of the source's dtype that padding is filled with; empty for zeros.
+        file: File that holds the tensor, for layouts whose ranks have several named files; empty for the name that
             `Layout.file_name` gives.
-        names: grammar of the target names of tensors that are not joined; None for the source's own.
+        names: Grammar of the target names of tensors that are not joined; None for the source's own.
     """
 
     name: str

@@ -13,12 +13,12 @@ class OtherMessage:
     """A message that belongs to no rule.
 
     Attributes:
-        engines: names of the engines that print it.
-        regex: regular expression with named groups.
-        means: returns sentences about the cause, with numbers computed from the groups.
-        ways: remedies.
-        grave: whether the message ends the run.
-        anchor: plain text within the message, for a `regex` that does not begin with plain text.
+        engines: Names of the engines that print it.
+        regex: Regular expression with named groups.
+        means: Returns sentences about the cause, with numbers computed from the groups.
+        ways: Remedies.
+        grave: Whether the message ends the run.
+        anchor: Plain text within the message, for a `regex` that does not begin with plain text.
     """
 
     engines: tuple[str, ...]

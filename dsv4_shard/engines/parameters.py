@@ -24,9 +24,9 @@ class Parameter:
     """A parameter of the engine.
 
     Attributes:
-        name: name within the layer.
-        order: position of the role among those that are joined along their rows.
-        bare: whether the name has no `.weight`.
+        name: Name within the layer.
+        order: Position of the role among those that are joined along their rows.
+        bare: Whether the name has no `.weight`.
     """
 
     name: str

@@ -9,7 +9,6 @@ from dsv4_shard.engines.deployment import Context, Deployment
 from dsv4_shard.models.roles import Part
 from dsv4_shard.tensors.header import DTYPE_BITS
 
-
 AXIS_NAMES = ("rows", "columns")
 
 GROUP_NAMES = {"tp": "TP", "attention": "attention TP", "moe": "MoE TP", "shared": "a TP subgroup"}
@@ -67,10 +66,10 @@ class RankTensor:
     """What a rank holds of a tensor.
 
     Attributes:
-        dtype: dtype of the elements; FP4 for packed FP4.
-        shape: shape in elements.
-        nbytes: size in bytes, padding included.
-        padding: bytes of padding.
+        dtype: Dtype of the elements; FP4 for packed FP4.
+        shape: Shape in elements.
+        nbytes: Size in bytes, padding included.
+        padding: Bytes of padding.
     """
 
     dtype: str
@@ -94,13 +93,13 @@ def local_size(size: int, placement: Split | Pad, parts: int, block: int) -> int
     """Return a rank's elements along the axis on which `placement` cuts `size`, padding included.
 
     Args:
-        size: elements of the whole tensor along the axis.
-        placement: the split.
-        parts: number of ranks.
+        size: Elements of the whole tensor along the axis.
+        placement: The split.
+        parts: Number of ranks.
         block: 1 for weights; for scales the block's size along the axis, since one scale covers that many weights.
 
     Raises:
-        ValueError: if a Split does not divide; the engine's rules refuse this earlier.
+        ValueError: If a Split does not divide; the engine's rules refuse this earlier.
     """
     if isinstance(placement, Pad):
         unit = max(1, placement.unit // block)
@@ -115,7 +114,7 @@ def rank_tensor(group: TensorGroup, placement: Placement, context: Context, dtyp
     """Return what a rank holds of one tensor of `group` under `placement`, in `dtype` if given.
 
     Raises:
-        ValueError: as `local_size`.
+        ValueError: As `local_size`.
     """
     shape, padded = list(group.shape), 1.0
     inner = placement.inner if isinstance(placement, Expert) else placement

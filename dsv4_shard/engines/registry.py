@@ -44,7 +44,7 @@ def engine_for(name: str, family: Family) -> Engine:
     """Return the engine called `name` for `family`; if it is not verified for the family, one that refuses it.
 
     Raises:
-        UsageError: as `find_engine`.
+        UsageError: As `find_engine`.
     """
     engine = find_engine(name)
     return engine.table_for(family) or unknown_to(engine, family)
@@ -54,7 +54,7 @@ def title_of(name: str, version: str) -> str:
     """Return the title of the engine for a plan's `name` and `version`.
 
     Raises:
-        UsageError: as `find_engine`.
+        UsageError: As `find_engine`.
     """
     engine = find_engine(name)
     titles = (table.title for table in (engine, *engine.variants) if table.version == version)
@@ -65,7 +65,7 @@ def find_engine(name: str) -> Engine:
     """Return the engine called `name`.
 
     Raises:
-        UsageError: if there is none; the hint has the closest names.
+        UsageError: If there is none; the hint has the closest names.
     """
     engine = ENGINES.get(name.lower())
     if engine is None:

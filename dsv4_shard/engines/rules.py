@@ -12,7 +12,6 @@ from dsv4_shard.engines.deployment import Context, Request
 from dsv4_shard.models.roles import Module
 from dsv4_shard.text.units import quotient
 
-
 NOT_VERIFIED = "nothing is claimed of it"
 """Consequence of a broken rule if it is unknown whether the layout runs."""
 
@@ -36,9 +35,9 @@ class Remedy:
     """A remedy that is an option of this tool.
 
     Attributes:
-        words: the remedy in general words.
-        tries: returns the requests that apply the remedy to a request, the likeliest first.
-        said: template over `asked` that describes the remedy for the request that helps (empty: use `words`).
+        words: The remedy in general words.
+        tries: Returns the requests that apply the remedy to a request, the likeliest first.
+        said: Template over `asked` that describes the remedy for the request that helps (empty: use `words`).
     """
 
     words: str
@@ -59,13 +58,13 @@ class Breach:
     """A rule that a deployment breaks.
 
     Attributes:
-        rule: name of the rule.
-        module: the module that the rule is about.
-        reason: the arithmetic.
-        quote: the text that the engine prints. None if it prints nothing, if its text is not known, or if it has
+        rule: Name of the rule.
+        module: The module that the rule is about.
+        reason: The arithmetic.
+        quote: The text that the engine prints. None if it prints nothing, if its text is not known, or if it has
             stopped at another rule.
-        consequence: what happens, which also tells these cases of None apart.
-        remedies: possible remedies; not every one helps every deployment.
+        consequence: What happens, which also tells these cases of None apart.
+        remedies: Possible remedies; not every one helps every deployment.
     """
 
     rule: str
@@ -107,12 +106,12 @@ class Symptom:
     """How a breach shows.
 
     Attributes:
-        quote: the text that the engine prints: a template over `size`, `parts`, `part`, `unit` and `context`, or a
+        quote: The text that the engine prints: a template over `size`, `parts`, `part`, `unit` and `context`, or a
             function that picks one of `quotes`. None if it prints nothing or its text is not known.
-        consequence: what happens.
-        remedies: possible remedies.
-        heard: other messages of the same breach: from other versions, and from earlier or later checks.
-        quotes: the templates that a function in `quote` picks from.
+        consequence: What happens.
+        remedies: Possible remedies.
+        heard: Other messages of the same breach: from other versions, and from earlier or later checks.
+        quotes: The templates that a function in `quote` picks from.
     """
 
     quote: Template = None
@@ -136,15 +135,15 @@ class Divides:
     """Rule: `size / parts` must be whole and a multiple of `unit`. Sizes are in elements.
 
     Attributes:
-        name: name of the rule.
-        module: the module that the rule is about.
-        size: the size that is divided; `size_name` is its name in the arithmetic.
-        parts: the number of parts; `parts_name` is its name in the arithmetic.
-        unit: elements that must stay together; `unit_name` is their name in the plural.
-        uneven: how the breach shows if `size / parts` is not whole.
-        cut: how the breach shows if the parts are whole but cut a unit.
-        when: whether the rule applies to a deployment.
-        fatal: whether later rules make no sense if this one breaks.
+        name: Name of the rule.
+        module: The module that the rule is about.
+        size: The size that is divided; `size_name` is its name in the arithmetic.
+        parts: The number of parts; `parts_name` is its name in the arithmetic.
+        unit: Elements that must stay together; `unit_name` is their name in the plural.
+        uneven: How the breach shows if `size / parts` is not whole.
+        cut: How the breach shows if the parts are whole but cut a unit.
+        when: Whether the rule applies to a deployment.
+        fatal: Whether later rules make no sense if this one breaks.
     """
 
     name: str

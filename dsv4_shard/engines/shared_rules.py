@@ -159,10 +159,10 @@ def attention_rules(remedies: Remedies, rows_quote: str | None, heads: Symptom, 
     """Rules for heads, groups and blocks of q_b, o_a and o_b under attention TP, in the order of the constructors.
 
     Args:
-        remedies: remedies of all these rules.
-        rows_quote: text that the engine prints if the rows of q_b or o_a, or the columns of o_b, do not divide.
-        heads: how the breach shows if the heads do not divide. Engines that assert this do it first.
-        groups: how the breach shows if the output groups do not divide. No engine checks `o_groups`.
+        remedies: Remedies of all these rules.
+        rows_quote: Text that the engine prints if the rows of q_b or o_a, or the columns of o_b, do not divide.
+        heads: How the breach shows if the heads do not divide. Engines that assert this do it first.
+        groups: How the breach shows if the output groups do not divide. No engine checks `o_groups`.
     """
 
     def attention_tp(context: Context) -> int:

@@ -47,13 +47,13 @@ class Converter:
     """A generation of DeepSeek's converter and model.
 
     Attributes:
-        version: version of the rules.
-        decodings: transforms of wo_a, by the side of its square blocks.
-        cast: transform of FP4 experts to FP8.
-        cast_block: rows and columns of the FP8 blocks after the cast.
+        version: Version of the rules.
+        decodings: Transforms of wo_a, by the side of its square blocks.
+        cast: Transform of FP4 experts to FP8.
+        cast_block: Rows and columns of the FP8 blocks after the cast.
         config_keys: `ModelArgs` of inference/model.py ← config.json (a path of keys), in the order of the released
             inference/config.json.
-        nullable: keys of `config_keys` that may be null.
+        nullable: Keys of `config_keys` that may be null.
     """
 
     version: str
@@ -70,12 +70,12 @@ def one_way(
     """Return the only deployment that DeepSeek's code has for a request.
 
     Args:
-        request: the request.
-        inventory: the checkpoint's inventory.
-        version: version of the generation's rules.
-        kernels: the generation's kernels, as its runner.
-        shared: how the generation holds shared experts.
-        shared_parts: ranks that share one shared expert.
+        request: The request.
+        inventory: The checkpoint's inventory.
+        version: Version of the generation's rules.
+        kernels: The generation's kernels, as its runner.
+        shared: How the generation holds shared experts.
+        shared_parts: Ranks that share one shared expert.
     """
     return resolve(
         request, inventory, engine="reference", version=version, ep=request.tp if request.ep is None else request.ep,

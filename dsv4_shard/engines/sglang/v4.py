@@ -69,13 +69,13 @@ class Runner:
     """An MoE runner backend.
 
     Attributes:
-        formats: formats of the routed experts that it supports.
+        formats: Formats of the routed experts that it supports.
         sms: GPU architectures that it supports.
-        unit: elements of the intermediate size that a rank must keep whole.
-        unit_name: name of the unit in the plural.
-        quote: error text if a unit is cut.
-        scales: dtype to which a rank converts the scales of the routed experts (None: unchanged).
-        up_first: whether w13 holds the up projection before the gate projection.
+        unit: Elements of the intermediate size that a rank must keep whole.
+        unit_name: Name of the unit in the plural.
+        quote: Error text if a unit is cut.
+        scales: Dtype to which a rank converts the scales of the routed experts (None: unchanged).
+        up_first: Whether w13 holds the up projection before the gate projection.
     """
 
     formats: tuple[str, ...]

@@ -60,13 +60,13 @@ class Backend:
     """An MoE backend.
 
     Attributes:
-        experts: format of the routed experts that it supports.
-        fit: how it fits a rank's intermediate size: `tile` (rounded up to `tile` elements), `exact`, `refine` (finer
+        experts: Format of the routed experts that it supports.
+        fit: How it fits a rank's intermediate size: `tile` (rounded up to `tile` elements), `exact`, `refine` (finer
             FP8 blocks) or `pad` (whole FP8 blocks).
-        blackwell_only, hopper_only: the only architecture that it supports.
-        sequence_parallel: whether it runs under sequence parallelism.
-        tile: elements to which `tile` rounds up.
-        hidden_tile: elements to which the hidden size is rounded up.
+        blackwell_only, hopper_only: The only architecture that it supports.
+        sequence_parallel: Whether it runs under sequence parallelism.
+        tile: Elements to which `tile` rounds up.
+        hidden_tile: Elements to which the hidden size is rounded up.
     """
 
     experts: str

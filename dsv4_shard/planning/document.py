@@ -18,12 +18,22 @@ SCHEMA_VERSION: Literal[2] = 2
 
 
 class DeploymentDocument(Document):
-    """What a request comes to, with every choice made.
+    """A deployment with every choice made.
 
-    `world` is the number of GPUs, `attention_tp` and `moe_tp` the ranks that share one attention and one routed expert,
-    `shared_parts` the ranks that share one shared expert. `shared` is how: whole, split, pad or subgroup. `experts` is
-    the format in which the engine holds the routed experts. `gpu` is None where no GPU was named. `version` is the
-    engine's.
+    Attributes:
+        engine: Name of the engine.
+        tp, ep, dp: Tensor, expert and data parallelism.
+        world: Number of GPUs.
+        attention_tp: Ranks that share one attention module.
+        moe_tp: Ranks that share one routed expert.
+        runner: MoE runner.
+        a2a: All-to-all backend, None without one.
+        shared: How shared experts are held: whole, split, pad or subgroup.
+        shared_parts: Ranks that share one shared expert.
+        experts: Format in which the engine holds the routed experts.
+        gpu: Name of the GPU, None if none is named.
+        nodes: Number of hosts.
+        version: Version of the engine.
     """
 
     engine: str
@@ -44,22 +54,22 @@ class DeploymentDocument(Document):
 
     @classmethod
     def of(cls, deployment: Deployment) -> "DeploymentDocument":
-        """A deployment as documents have it."""
+        """Return the document of a deployment."""
         return cls.model_validate(_deployment_fields(deployment))
 
 
 class PlanDeployment(DeploymentDocument):
-    """A deployment as a plan has it, with every choice made.
+    """A deployment in a plan, with every choice made.
 
-    `runner` is `?` where nothing is known of the GPU's kernels. `architecture` is the GPU's family, which decides
-    which kernels run.
+    `runner` is `?` if the kernels of the GPU are not known. `architecture` is the GPU's family, which decides which
+    kernels run.
     """
 
     architecture: str
 
     @classmethod
     def of(cls, deployment: Deployment, *, is_claimed: bool = True) -> "PlanDeployment":
-        """A deployment as a plan has it."""
+        """Return the plan's document of a deployment."""
         fields = _deployment_fields(deployment) | {"architecture": deployment.gpu.family}
         return cls.model_validate(fields if is_claimed else fields | {"runner": UNKNOWN_RUNNER})
 
@@ -68,17 +78,22 @@ UNKNOWN_RUNNER = "?"
 
 
 def _deployment_fields(deployment: Deployment) -> dict[str, str | int | None]:
-    """The fields that the document has, with the GPU's name in place of the GPU."""
+    """The fields of the document, with the GPU's name instead of the GPU."""
     fields = {name: getattr(deployment, name) for name in DeploymentDocument.model_fields}
     return fields | {"gpu": deployment.gpu.name if deployment.gpu_named else None}
 
 
 class PlanBreach(Document):
-    """A rule that breaks, of one module or of the whole model: `reason` is the arithmetic, `remedies` are ways out that
-    help, as options.
+    """A rule that breaks, for one module or for the whole model.
 
-    `engine_says` is what the engine itself prints, None where it prints nothing, its words are not known, or it has
-    stopped at another rule, which then is the first; `consequence` says which.
+    Attributes:
+        rule: Name of the rule.
+        module: The module, None for the whole model.
+        reason: The arithmetic.
+        engine_says: The text that the engine prints. None if it prints nothing, if its text is not known, or if it has
+            stopped at another rule, which then is the first breach.
+        consequence: What happens, which also tells these cases of None apart.
+        remedies: Remedies that help, as options.
     """
 
     rule: str
@@ -90,7 +105,7 @@ class PlanBreach(Document):
 
     @property
     def unknown(self) -> bool:
-        """Whether it says that nothing is known, and not that it does not run."""
+        """Whether the outcome is unknown, rather than a failure."""
         return self.consequence == NOT_VERIFIED
 
     def __str__(self) -> str:
@@ -98,7 +113,7 @@ class PlanBreach(Document):
 
     @classmethod
     def of(cls, breach: Breach, remedies: tuple[str, ...] = ()) -> "PlanBreach":
-        """The breach of an engine's rule, with those of its remedies that help."""
+        """Return the document of a breach of an engine's rule, with the remedies that help."""
         return cls(
             rule=breach.rule,
             module=breach.module,
@@ -125,9 +140,9 @@ class PlanCheck(Document):
 
 
 class PlanModule(Document):
-    """A role's placement. Shapes in elements; bytes of weights and scales on the heaviest rank.
+    """The placement of a role. Shapes are in elements; bytes are of weights and scales on the heaviest rank.
 
-    `block` is the rows and columns that share one scale, None where there are no scales.
+    `block` is the rows and columns that share one scale, None without scales.
     """
 
     part_of: Literal["target", "draft"]
@@ -145,10 +160,10 @@ class PlanModule(Document):
 
 
 class PlanTotals(Document):
-    """Bytes on a rank, exactly those of its files' tensors. `target` and `draft` (MTP) apart.
+    """Bytes per rank, exactly those of the tensors in its files; target and draft (MTP) separately.
 
-    `other` (in no module's row: constants, the draft's own embedding and head), `replicated` and `padding` are within
-    them.
+    The `other` bytes (constants, the draft's own embedding and head) are in no module's row. The `other`, `replicated`
+    and `padding` bytes are included in the bytes per rank.
     """
 
     ranks: int
@@ -166,8 +181,8 @@ class PlanTotals(Document):
 class PlanMemory(Document):
     """Whether the weights fit on the named GPU, in bytes.
 
-    `kv_bytes_per_token` is what a token of context costs at the least, in all layers' caches, and `kv_tokens_at_most`
-    how many would fill all that is left, in each attention group; None where that is not known.
+    `kv_bytes_per_token` is the minimum for one token of context, in the caches of all layers. `kv_tokens_at_most` is
+    the number of tokens that would fill the rest of the memory, per attention group. Both are None if not known.
     """
 
     gpu: str
@@ -180,28 +195,33 @@ class PlanMemory(Document):
 
 
 class PlanCommand(Document):
-    """A program with its options, by name. Values are as a shell takes them, None for options that take none."""
+    """A program with its options by name. Values are quoted for a shell; None marks an option without a value."""
 
     program: str
     options: dict[str, str | None]
 
     @classmethod
     def of(cls, command: Command | None) -> "PlanCommand | None":
-        """An engine's command as documents have it."""
+        """Return the document of an engine's command."""
         return cls(program=command.program, options=command.options) if command else None
 
     def to_command(self) -> Command:
-        """The command that it was made of."""
+        """Return the command of the document."""
         return Command(self.program, self.options)
 
 
 class PlanLaunch(Document):
-    """How to start the engine on this plan, empty where it does not run.
+    """How to start the engine on this plan; empty if the plan does not run.
 
-    `commands` has a line for each node. They are made of `program` and, where it needs one to start it, its `launcher`,
-    which have the options of the first node; `node_options` has for each node the options in which it differs from the
-    first, which are the launcher's where there is one. `draft_options` are added to the commands to use the MTP draft
-    model.
+    Attributes:
+        environment: Variables by name.
+        commands: A command line per node, made from the parts below.
+        files: Files that the commands name: name → text.
+        draft_options: Options to append to the commands to use the MTP draft model.
+        launcher: The command that starts `program`, with the options of the first node; None without.
+        program: The engine's command, with the options of the first node.
+        node_options: For each node, the options that differ from the first node's. They belong to `launcher` if there
+            is one, else to `program`.
     """
 
     environment: dict[str, str]
@@ -221,7 +241,7 @@ class PlanLaunch(Document):
 
     @classmethod
     def of(cls, launch: Launch, *, has_draft: bool) -> "PlanLaunch":
-        """An engine's launch as plans have it; `has_draft`: the model has an MTP draft that the options are for."""
+        """Return the plan's document of a launch; `has_draft`: the model has an MTP draft that the options are for."""
         return cls(
             environment=launch.environment,
             commands=launch.commands,
@@ -234,7 +254,7 @@ class PlanLaunch(Document):
 
 
 class PlanAlternative(Document):
-    """A layout near the one asked for that works."""
+    """A layout near the requested one that runs."""
 
     options: str
     gpus: int
@@ -245,9 +265,24 @@ class PlanAlternative(Document):
 class Plan(Document):
     """The whole plan.
 
-    `choices` says what the plan chose instead of the engine's default and why, and what the engine pads. `unwritten`
-    says why no shards can be written for it, where they cannot; then the commands serve the checkpoint itself.
-    `reshard` writes them into the folder `out`, which the commands serve.
+    Attributes:
+        source: The checkpoint.
+        request: The request that the plan answers.
+        deployment: The request with every choice made.
+        feasible: Whether the layout breaks no rule.
+        breaches: The rules that break.
+        checks: The divisions that were checked, with their arithmetic.
+        choices: Differences from the engine's defaults with their reasons, and what the engine pads.
+        assumptions: Facts that the plan could not check.
+        modules: The placement of each role.
+        totals: Bytes per rank.
+        memory: Whether the weights fit on the GPU.
+        shared_expert_addition: How the shared expert's output joins the sum.
+        launch: How to start the engine.
+        layout: Name of the file layout, None without one.
+        unwritten: Reason why no shards can be written, None if they can. If set, the commands serve the checkpoint.
+        reshard: The command that writes the shards into the folder `out`, which the launch commands serve.
+        alternatives: Layouts near the requested one that run.
     """
 
     schema_version: Literal[2]
@@ -274,12 +309,12 @@ class Plan(Document):
 
     @property
     def unknown(self) -> bool:
-        """Whether nothing is known of the layout, so that it is not called unable to run."""
+        """Whether the outcome of the layout is unknown, rather than a failure."""
         return any(breach.unknown for breach in self.breaches)
 
     @property
     def verdict(self) -> str:
-        """What is said of the layout: that it "runs", or less."""
+        """The verdict: "runs", or the reason for doubt or failure."""
         return self._verdict[0]
 
     @property
@@ -289,7 +324,7 @@ class Plan(Document):
 
     @property
     def _verdict(self) -> tuple[str, str]:
-        """What is said of the layout, and its heading."""
+        """The verdict, and its heading."""
         if not self.feasible:
             unknown = ("is not known to run", "Not known to run")
             return unknown if self.unknown else ("does not run", "Does not run")
@@ -297,14 +332,14 @@ class Plan(Document):
         return ("runs", "Runs") if is_served else ("can be written", "Can be written")
 
     def in_short(self) -> str:
-        """Layout, verdict, and what a rank holds, or how many rules break."""
+        """The layout, the verdict, and the bytes per rank or the number of broken rules."""
         per_rank = self.totals and gib(self.totals.target_bytes_per_rank_max)
         told = f"{per_rank} per rank" if self.feasible and per_rank else counted(len(self.breaches), "broken rule")
         layout = f"TP {self.deployment.tp} on {self.request.engine} {self.engine_version}"
         return f"{layout} {self.verdict}: {told}, {self.source.label}"
 
     def _repr_html_(self) -> str:
-        """For notebooks: the rules that break, and where the modules go."""
+        """HTML for notebooks: the rules that break, and where the modules go."""
         breaches = [(breach.rule, breach.module or "", breach.reason) for breach in self.breaches]
         broken = html_table("Rules that break", ("rule", "module", "reason"), breaches) if breaches else ""
         rows = [_row(*key, list(roles)) for key, roles in groupby(self.modules, lambda row: (row.part_of, row.module))]
@@ -312,6 +347,6 @@ class Plan(Document):
 
 
 def _row(part_of: str, module: Module, roles: list[PlanModule]) -> tuple[str, ...]:
-    """A module in a row: how its roles are placed, and what they weigh."""
+    """A module in a row: the placements of its roles, and their bytes."""
     placements = dict.fromkeys(role.placement for role in roles)
     return part_of, module, "; ".join(placements), gib(sum(role.bytes_per_rank for role in roles))

@@ -223,7 +223,7 @@ def reshard(
     if not stored and ("scratch" in given or "keep_scratch" in given):
         raise UsageError(f"--scratch, --keep-scratch: {out} is a folder, and made in its own place")
     if "download" in given or "ray" in given:
-        gc.enable()  # Bytes move before any task begins.
+        gc.enable()  # bytes move before any task begins
     try:
         if "dry_run" in given:
             _show_dry_run(would_reshard(repo, out, DryRunOptions.of(only(given, DryRunOptions))), as_json)
@@ -386,7 +386,7 @@ def explain(given: dict[str, Any], text: options.TextArg = None, as_json: option
     """
     from dsv4_shard.terminal.explanation import show_explanation
 
-    gc.enable()  # A log from a pipe may take days.
+    gc.enable()  # a log from a pipe may take days
     explanation = dsv4_shard.explain(text_or_log(text), **given)
     if as_json:
         _print_json(explanation)
@@ -442,7 +442,7 @@ def main() -> None:
     if os.environ.get(completion.ASKED):
         completion.answer(app)
     handle_signals(OUTSIDE)
-    gc.disable()  # Headers stay in memory until the command ends; collecting them would cost half a second.
+    gc.disable()  # headers stay in memory until the command ends; collecting them takes half a second
     allow_open_files()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -99,10 +99,7 @@ def _positional(verb: str, own: list[inspect.Parameter], args: tuple[Any, ...], 
         else:
             said = "is given twice" if number < len(args) else "must be given"
             raise UsageError.about(name, ..., said)
-        is_place = kinds_of(parameter.annotation) in (
-            (str, Path),
-            (str,),
-        )  # The verb itself checks arguments of other types.
+        is_place = kinds_of(parameter.annotation) in ((str, Path), (str,))  # the verb checks other types itself
         values.append(checked_place(name, value) if is_place else value)
     return values
 

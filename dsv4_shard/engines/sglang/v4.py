@@ -392,7 +392,7 @@ def environment_of(context: Context) -> dict[str, str]:
     if deployment.experts == "FP8":
         environment["SGLANG_DSV4_FP4_EXPERTS"] = "0"
     if deployment.gpu.sm >= 100 and not keeps_o_a_fp8(context):
-        environment["SGLANG_OPT_FP8_WO_A_GEMM"] = "0"  # SGLang refuses a BF16 wo_a without this.
+        environment["SGLANG_OPT_FP8_WO_A_GEMM"] = "0"  # SGLang refuses a BF16 wo_a otherwise
     return environment
 
 

@@ -20,20 +20,10 @@ SCHEMA_VERSION: Literal[2] = 2
 class DeploymentDocument(Document):
     """A deployment with every choice made.
 
-    Attributes:
-        engine: Name of the engine.
-        tp, ep, dp: Tensor, expert and data parallelism.
-        world: Number of GPUs.
-        attention_tp: Ranks that share one attention module.
-        moe_tp: Ranks that share one routed expert.
-        runner: MoE runner.
-        a2a: All-to-all backend, None without one.
-        shared: How shared experts are held: whole, split, pad or subgroup.
-        shared_parts: Ranks that share one shared expert.
-        experts: Format in which the engine holds the routed experts.
-        gpu: Name of the GPU, None if none is named.
-        nodes: Number of hosts.
-        version: Version of the engine.
+    `world` is the number of GPUs. `attention_tp` ranks share one attention module, `moe_tp` ranks one routed expert,
+    and `shared_parts` ranks one shared expert. `shared` is how shared experts are held: whole, split, pad or subgroup.
+    `experts` is the format in which the engine holds the routed experts. `a2a` is the all-to-all backend, None without
+    one. `gpu` is None if no GPU is named. `version` is the version of the engine.
     """
 
     engine: str
@@ -86,14 +76,9 @@ def _deployment_fields(deployment: Deployment) -> dict[str, str | int | None]:
 class PlanBreach(Document):
     """A rule that breaks, for one module or for the whole model.
 
-    Attributes:
-        rule: Name of the rule.
-        module: The module, None for the whole model.
-        reason: The arithmetic.
-        engine_says: The text that the engine prints. None if it prints nothing, if its text is not known, or if it has
-            stopped at another rule, which then is the first breach.
-        consequence: What happens, which also tells these cases of None apart.
-        remedies: Remedies that help, as options.
+    `reason` is the arithmetic; `remedies` are remedies that help, as options. `engine_says` is the text that the engine
+    prints. It is None if the engine prints nothing, if its text is not known, or if it has stopped at another rule,
+    which then is the first breach. `consequence` says what happens, and tells these cases of None apart.
     """
 
     rule: str
@@ -213,15 +198,10 @@ class PlanCommand(Document):
 class PlanLaunch(Document):
     """How to start the engine on this plan; empty if the plan does not run.
 
-    Attributes:
-        environment: Variables by name.
-        commands: A command line per node, made from the parts below.
-        files: Files that the commands name: name → text.
-        draft_options: Options to append to the commands to use the MTP draft model.
-        launcher: The command that starts `program`, with the options of the first node; None without.
-        program: The engine's command, with the options of the first node.
-        node_options: For each node, the options that differ from the first node's. They belong to `launcher` if there
-            is one, else to `program`.
+    `commands` has a line for each node, made of `program` and, if the engine needs one, its `launcher`. Both have the
+    options of the first node. `node_options` has, for each node, the options that differ from the first node's; they
+    belong to `launcher` if there is one, else to `program`. `files` are files that the commands name: name → text.
+    `draft_options` are options to append to the commands to use the MTP draft model.
     """
 
     environment: dict[str, str]
@@ -265,24 +245,10 @@ class PlanAlternative(Document):
 class Plan(Document):
     """The whole plan.
 
-    Attributes:
-        source: The checkpoint.
-        request: The request that the plan answers.
-        deployment: The request with every choice made.
-        feasible: Whether the layout breaks no rule.
-        breaches: The rules that break.
-        checks: The divisions that were checked, with their arithmetic.
-        choices: Differences from the engine's defaults with their reasons, and what the engine pads.
-        assumptions: Facts that the plan could not check.
-        modules: The placement of each role.
-        totals: Bytes per rank.
-        memory: Whether the weights fit on the GPU.
-        shared_expert_addition: How the shared expert's output joins the sum.
-        launch: How to start the engine.
-        layout: Name of the file layout, None without one.
-        unwritten: Reason why no shards can be written, None if they can. If set, the commands serve the checkpoint.
-        reshard: The command that writes the shards into the folder `out`, which the launch commands serve.
-        alternatives: Layouts near the requested one that run.
+    `choices` lists differences from the engine's defaults with their reasons, and what the engine pads. `checks` are
+    the divisions that were checked, `assumptions` facts that the plan could not check. `reshard` is the command that
+    writes the shards into the folder `out`, which the launch commands serve. `unwritten` is the reason if no shards can
+    be written; the launch commands then serve the checkpoint itself. `alternatives` are nearby layouts that run.
     """
 
     schema_version: Literal[2]

@@ -28,7 +28,7 @@ Offer = list[str] | list[tuple[str, str]]
 def answer(app: typer.Typer) -> NoReturn:
     """Answer the shell, and exit. Errors are swallowed: output would land in the user's prompt."""
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
-    sys.modules.setdefault("rich", None)  # type: ignore[arg-type] # as if it were not installed: it takes 0.1 s
+    sys.modules.setdefault("rich", None)  # type: ignore[arg-type] # treat it as not installed: importing it takes 0.1 s
     with suppress(Exception):
         kinds: tuple[Any, ...] = (TyperArgument, TyperOption)
         for kind in kinds:

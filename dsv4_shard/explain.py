@@ -74,7 +74,7 @@ def _lines(text: Any) -> Iterator[Iterator[tuple[int, str]]]:
     """Yield the numbered lines of a message or a log.
 
     Raises:
-        UsageError: `text` is of no type that `explain` accepts.
+        UsageError: The text is empty, or `explain` does not accept its type.
         ReadFailed: The log cannot be read.
     """
     from dsv4_shard.diagnosis.log_scan import lines_of

@@ -170,8 +170,8 @@ def _check_bounds(name: str, value: int, option: Option) -> None:
 def checked(name: str, value: Any, kinds: tuple[Any, ...], option: Option) -> Any:
     """Return a value of one of `kinds`: a number as an int, several values as a tuple.
 
-    Integers of any kind are numbers, such as NumPy's; booleans and floats are not. Text has at
-    most 100 characters, unless `option` sets another limit or the value may be a path.
+    Integers of any kind are numbers, such as NumPy's; booleans and floats are not. Text has at most 100 characters,
+    unless `option` sets another limit or the value may be a path.
 
     Raises:
         UsageError: The value is of no type in `kinds`, or out of bounds.

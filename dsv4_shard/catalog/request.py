@@ -79,7 +79,7 @@ class Parallelism(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware(Options):
-    """The GPU, by its name or by its memory alone."""
+    """The GPU, given by its name or by its memory."""
 
     gpu: Annotated[
         str | None,

@@ -202,8 +202,8 @@ class Engine:
     def breaches(self, context: Context) -> list[Breach]:
         """Return every broken rule: first the one that stops the engine, then the others in the order of its checks.
 
-        The others keep their arithmetic and remedies, but no quote and no consequence of their own: the engine has
-        stopped before it checks them.
+        The others keep their arithmetic and remedies. They have no quote, and their consequence says that the engine
+        has already stopped.
         """
         found: list[Breach] = []
         for rule in self.rules:

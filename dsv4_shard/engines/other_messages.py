@@ -34,7 +34,7 @@ def _say(*sentences: str) -> Callable[[dict[str, str]], Iterable[str]]:
 
 
 def _memory(groups: dict[str, str]) -> Iterable[str]:
-    """Name the GPU by its memory."""
+    """Explain that memory is short, and name the GPUs with the printed memory."""
     yield "the GPU's memory does not hold the weights that this layout gives a rank, or what is left is too little"
     if groups["total"]:
         total = float(groups["total"])

@@ -90,7 +90,7 @@ def _whole(rule: str, reason: str, consequence: str, *remedies: str) -> PlanBrea
 
 
 def _larger_gpu(inventory: Inventory, request: Request, memory: PlanMemory | None) -> tuple[str, ...]:
-    """Remedy for weights that do not fit: the smallest GPU on which the same request runs."""
+    """Remedy for weights that do not fit: the smallest GPU on which the request runs. Empty if they fit."""
     if memory is None or memory.fits:
         return ()
     for gpu in sorted(GPUS.values(), key=lambda gpu: gpu.memory):

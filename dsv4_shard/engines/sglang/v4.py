@@ -384,7 +384,7 @@ def is_stock(context: Context) -> bool:
 
 
 def environment_of(context: Context) -> dict[str, str]:
-    """Variables that SGLang needs to build the deployment's model."""
+    """Variables that SGLang needs to build the deployment's model; often empty."""
     deployment = context.deployment
     environment = {}
     if deployment.shared == "whole" and not deployment.a2a:

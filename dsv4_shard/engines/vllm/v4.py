@@ -152,7 +152,7 @@ def _misreads_scales(context: Context) -> bool:
 
 
 def misloads(context: Context) -> str | None:
-    """Errors after vLLM's own loader has read the checkpoint, but not shards made for it; None if there are none."""
+    """Fault of vLLM's own loader with the checkpoint, which shards avoid; None without one."""
     if _misreads_scales(context):
         return "its own loader reads the E8M0 scales of FP8 experts as plain bytes (2^-7 becomes 120)"
     return None

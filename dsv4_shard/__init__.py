@@ -1,6 +1,7 @@
 """dsv4-shard: from a DeepSeek-V4 checkpoint to a deployment plan to per-rank shards.
 
-The commands as functions, which return what the commands show, and raise `errors` instead of exiting:
+Each verb is a function that returns what the command of the same name shows. It raises a `dsv4_shard.errors.ShardError`
+where the command exits with an error:
 
     import dsv4_shard
 
@@ -8,8 +9,8 @@ The commands as functions, which return what the commands show, and raise `error
     dsv4_shard.reshard("deepseek-ai/DeepSeek-V4-Pro", "shards", plan=plan)
     assert dsv4_shard.verify("shards").ok
 
-A verb is a function, also as `import dsv4_shard.plan`; the modules behind the verbs are private to the package. Options
-go by name, and are checked before anything is read: a UsageError names the parameter.
+A verb stays a function after `import dsv4_shard.plan`; the modules behind the verbs are private to the package. Options
+are keywords. They are checked before anything is read, and a UsageError names the parameter.
 """
 
 from dsv4_shard import errors

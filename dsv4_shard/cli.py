@@ -1,4 +1,4 @@
-"""The commands: parse, call, show. Results go to stdout, everything else to stderr."""
+"""The commands: parse the options, call a verb, show the result. Results go to stdout, everything else to stderr."""
 
 import gc
 import io
@@ -164,7 +164,7 @@ def _show_plan(made: "Plan", output: Path | None, as_json: bool) -> None:
 
 
 def _search(repo: str, as_json: bool, given: dict[str, Any]) -> None:
-    """`plan --gpus`."""
+    """Run `plan --gpus`."""
     from dsv4_shard.terminal.search import show_search
 
     found = dsv4_shard.search(repo, **given)
@@ -177,7 +177,7 @@ def _search(repo: str, as_json: bool, given: dict[str, Any]) -> None:
 
 
 def _compare(a: Path, b: Path, as_json: bool) -> None:
-    """`plan --compare`."""
+    """Run `plan --compare`."""
     from dsv4_shard.terminal.comparison import show_comparison
 
     comparison = dsv4_shard.compare(a, b)
@@ -223,7 +223,7 @@ def reshard(
     if not stored and ("scratch" in given or "keep_scratch" in given):
         raise UsageError(f"--scratch, --keep-scratch: {out} is a folder, and made in its own place")
     if "download" in given or "ray" in given:
-        gc.enable()  # bytes move before anything is said to begin
+        gc.enable()  # bytes move before any task begins
     try:
         if "dry_run" in given:
             _show_dry_run(would_reshard(repo, out, DryRunOptions.of(only(given, DryRunOptions))), as_json)
@@ -239,7 +239,7 @@ def reshard(
 
 
 def _reshard(repo: str, out: str, as_json: bool, given: dict[str, Any]) -> None:
-    """Into a folder."""
+    """Run `reshard` into a folder."""
     from dsv4_shard.terminal.progress import ProgressBars
     from dsv4_shard.terminal.written import show_outcome
 
@@ -253,7 +253,7 @@ def _reshard(repo: str, out: str, as_json: bool, given: dict[str, Any]) -> None:
 
 
 def _reshard_to_store(repo: str, out: str, as_json: bool, given: dict[str, Any]) -> None:
-    """Into an object store."""
+    """Run `reshard` into an object store."""
     from dsv4_shard.destinations.object_store import scratch_result
     from dsv4_shard.terminal.progress import ProgressBars
     from dsv4_shard.terminal.written import show_outcome, show_upload
@@ -274,7 +274,7 @@ def _reshard_to_store(repo: str, out: str, as_json: bool, given: dict[str, Any])
 
 
 def _refuse_beside_ray(given: dict[str, Any]) -> None:
-    """Raise UsageError for options that mean nothing where all ranks are written, a share on each node."""
+    """Raise UsageError for options that make no sense with `--ray`, which writes all ranks, a share per node."""
     for name, why, hint in (
         ("ranks", "all ranks are written, a share on each node", "Leave out --ranks, or --ray."),
         ("overwrite", "each share would replace those of the others", "Remove an earlier result first."),
@@ -285,14 +285,14 @@ def _refuse_beside_ray(given: dict[str, Any]) -> None:
 
 
 def _reshard_on_cluster(repo: str, out: str, as_json: bool, given: dict[str, Any]) -> None:
-    """Onto the nodes of a Ray cluster; exit code 1 where what they wrote is not as it should be."""
+    """Run `reshard` on the nodes of a Ray cluster; exit code 1 if the written shares are not verified."""
     from rich.console import Console
 
     from dsv4_shard.terminal.progress import ProgressBars
     from dsv4_shard.terminal.verification import show_together
     from dsv4_shard.terminal.written import show_cluster
 
-    # Ray prints to sys.stderr, which is turned away meanwhile: this console keeps the stream itself.
+    # Ray prints to sys.stderr, which is redirected meanwhile: this console keeps the stream itself.
     log = Console(file=sys.stderr, highlight=False, emoji=False)
     started = time.monotonic()
     with ProgressBars(log, quiet=as_json) as progress:
@@ -386,7 +386,7 @@ def explain(given: dict[str, Any], text: options.TextArg = None, as_json: option
     """
     from dsv4_shard.terminal.explanation import show_explanation
 
-    gc.enable()  # a log that is piped may take days
+    gc.enable()  # a log from a pipe may take days
     explanation = dsv4_shard.explain(text_or_log(text), **given)
     if as_json:
         _print_json(explanation)
@@ -438,11 +438,11 @@ def demo(
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the command line: the entry point."""
     if os.environ.get(completion.ASKED):
         completion.answer(app)
     handle_signals(OUTSIDE)
-    gc.disable()  # what reading headers builds lives as long as the command: looking through it takes half a second
+    gc.disable()  # headers stay in memory until the command ends; collecting them takes half a second
     allow_open_files()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -4,7 +4,7 @@ A message says what is wrong, where and why, with numbers. `hint` says what to d
 nothing else, so both must be written for the person who reads the terminal.
 
 A message about a parameter is a template, and the parameter is data: Python reads `gpu_memory='96'`, the command line
-`--gpu-memory '96'`. Hints name options as the command line does; a traceback shows them with the names of Python.
+`--gpu-memory '96'`. Hints use the option names of the command line; a traceback shows them with the names of Python.
 """
 
 import reprlib
@@ -44,7 +44,10 @@ class ShardError(Exception):
     def __init__(
         self, message: str, *, hint: str | None = None, parameters: Mapping[str, object] | None = None
     ) -> None:
-        """With `parameters`, `message` has each of them in braces; `...` as the value names a parameter alone."""
+        """Create the error; `message` has the name of each of `parameters` in braces.
+
+        A parameter whose value is `...` is shown by its name alone.
+        """
         self.template, self.parameters = message, dict(parameters or {})
         super().__init__(self.spelled(_in_python))
         if hint is not None:
@@ -52,11 +55,11 @@ class ShardError(Exception):
 
     @classmethod
     def about(cls, name: str, value: object, message: str, *, hint: str | None = None) -> Self:
-        """The error for one parameter, with which the message begins; braces in `message` are text."""
+        """Return the error for one parameter, which begins its message; braces in `message` are plain text."""
         return cls(f"{{{name}}}: {message.replace('{', '{{').replace('}', '}}')}", hint=hint, parameters={name: value})
 
     def spelled(self, spell: Callable[[str, object], str]) -> str:
-        """The message, with each parameter and its value as `spell` writes them."""
+        """Return the message with each parameter and its value formatted by `spell`."""
         if not self.parameters:
             return self.template
         return self.template.format_map({name: spell(name, value) for name, value in self.parameters.items()})
@@ -109,7 +112,7 @@ class TruncatedFile(HeaderError):
 
 
 class BadConfig(ShardError):
-    """config.json is missing, not JSON, or lacks a field that the model needs."""
+    """config.json is missing, not JSON, or lacks a field that the model requires."""
 
     hint = "Download config.json again; no field of it may be left out or made up."
 
@@ -149,7 +152,7 @@ class DuplicateTensor(ShardError):
 
 
 class MixedDialects(ShardError):
-    """The tensors have names of two tools, so their roles are ambiguous."""
+    """The tensor names come from two tools, so their roles are ambiguous."""
 
     hint = "Files of two exports are mixed in this folder: keep those of one of them."
 
@@ -166,7 +169,7 @@ class IncompleteCheckpoint(ShardError):
     hint = "`dsv4-shard inspect` lists every finding."
 
 
-# --- rank files as a source ----------------------------------------------------------------------------------------
+# --- rank files as input -------------------------------------------------------------------------------------------
 
 
 class BadRanks(ShardError):
@@ -208,7 +211,7 @@ class NotConverted(BadRanks):
 
 
 class BadSkeleton(BadRanks):
-    """source.zip is missing, damaged, or has other content than a checkpoint's headers."""
+    """source.zip is missing or damaged, or its content is not the headers of a checkpoint."""
 
     hint = "It says what the shards were made of. Without it, only `dsv4-shard reshard` from the checkpoint helps."
 
@@ -246,7 +249,7 @@ class InfeasiblePlan(ShardError):
     exit_code = ExitCode.NO
 
 
-# --- moving bytes --------------------------------------------------------------------------------------------------
+# --- reading and writing -------------------------------------------------------------------------------------------
 
 
 class OutputError(ShardError):
@@ -262,17 +265,17 @@ class OutputInsideInput(OutputError):
 
 
 class OutputNotEmpty(OutputError):
-    """The output already has content that may not be replaced."""
+    """The output already has content that must not be replaced."""
 
 
 class RanksThere(OutputNotEmpty):
-    """The output already has all ranks that would be written."""
+    """The output already has all requested ranks."""
 
     hint = "Nothing is left to do; --overwrite replaces the whole folder."
 
 
 class NothingToDo(ShardError):
-    """The launcher gives this process no ranks, or they are written already. Other processes may have some to write."""
+    """The launcher gives this process no ranks, or they are already written. Other processes may have some."""
 
     exit_code = ExitCode.DONE
 
@@ -284,13 +287,13 @@ class OtherDeployment(OutputNotEmpty):
 
 
 class SharesDiffer(OutputError):
-    """Files that all ranks have in common differ between shares of one result."""
+    """Files that are common to all ranks differ between shares of one result."""
 
     hint = "`dsv4-shard verify FOLDER --against REPO` says which of them is damaged: write that one again."
 
 
 class OutputBusy(OutputError):
-    """Another process of dsv4-shard is writing the same output."""
+    """Another process of dsv4-shard is writing to the same output."""
 
 
 class OtherRun(OutputError):
@@ -300,7 +303,7 @@ class OtherRun(OutputError):
 
 
 class NotEnoughDisk(OutputError):
-    """The file system has fewer free bytes than the shards need."""
+    """The file system has fewer free bytes than the shards require."""
 
 
 class ReadFailed(ShardError):
@@ -382,4 +385,4 @@ class ServerFailed(Unreachable):
 
 
 class BadAnswer(Unreachable):
-    """A server answered with something other than requested: other bytes, another size, or no JSON."""
+    """A server answered with other bytes, another size, or no JSON."""

@@ -1,4 +1,4 @@
-"""`explain()`: the verb."""
+"""The verb `explain`: from an engine's message or log to the broken rule, in numbers, and its remedies."""
 
 import traceback
 from collections.abc import Iterator
@@ -35,13 +35,19 @@ class ExplainOptions(Options):
 def explain(
     text: str | bytes | Path | IO[str] | IO[bytes] | BaseException, options: ExplainOptions
 ) -> "explaining.Explanation":
-    """What an engine's message means: what broke, in numbers, and the way out.
+    """Explain an engine's message: the broken rule, in numbers, and the remedies.
 
-    `text` is the message itself, as text or bytes; an exception; or a log: the Path of a file, or an open file, which
-    may be a pipe. Of a log, the first message that ends a run counts. `repo` is the checkpoint to hold it against, by
-    default the releases' sizes. `recognised` is False where nothing is known.
+    `text` is one of: the message itself, as text or bytes; an exception; a log, as the Path of a file or as an open
+    file, which may be a pipe. The first message in a log that ends a run counts. `repo` is the checkpoint that the
+    engine loads; by default the sizes of DeepSeek's releases are used.
 
-    Raises UsageError where there is nothing to explain, ReadFailed, and what `plan` raises for `repo`.
+    Returns an Explanation: `meaning` is the cause, `cases` the layouts with this error, `remedies` the remedies.
+    `recognised` is False if no message is known.
+
+    Raises:
+        - UsageError: the text is empty, or an option is wrong.
+        - ReadFailed: the log cannot be read.
+        - The errors of `plan` for `repo`.
 
     >>> dsv4_shard.explain("Weight output_partition_size = 192 is not divisible by weight quantization "
     ...                    "block_n = 128.").meaning[0]
@@ -65,7 +71,12 @@ def explain(
 
 @contextmanager
 def _lines(text: Any) -> Iterator[Iterator[tuple[int, str]]]:
-    """Numbered lines of a message or a log. Raises UsageError, ReadFailed."""
+    """Yield the numbered lines of a message or a log.
+
+    Raises:
+        UsageError: The text is empty, or `explain` does not accept its type.
+        ReadFailed: The log cannot be read.
+    """
     from dsv4_shard.diagnosis.log_scan import lines_of
 
     if isinstance(text, BaseException):
@@ -89,7 +100,7 @@ def _lines(text: Any) -> Iterator[Iterator[tuple[int, str]]]:
 
 
 class _Bytes:
-    """An open file of text or bytes, read as bytes."""
+    """Reads an open file of text or bytes as bytes."""
 
     def __init__(self, file: IO[str] | IO[bytes]) -> None:
         self._file = file

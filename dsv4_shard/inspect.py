@@ -1,4 +1,4 @@
-"""`inspect()`: the verb."""
+"""The verb `inspect`: content, findings and possible layouts of a checkpoint."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -31,16 +31,20 @@ class InspectOptions(Hardware):
 
 @verb(InspectOptions)
 def inspect(repo: str | Path, options: InspectOptions) -> "known_family.Inspection | unknown_family.UnknownInspection":
-    """What a checkpoint is and holds, what is wrong with it, and at which TP each engine can run it.
+    """Describe a checkpoint: its identity and content, its findings, and the TP at which each engine can run it.
 
     `repo` is a folder (of a checkpoint, or of all its rank shards), `org/name[@revision]` on the Hub, or the URL of an
-    object store. Reads headers only. `tp` are the sizes to try, or one, by default the powers of two up to 64: on
-    Hopper or, with its memory, on the GPU that `gpu` or `gpu_memory` name. `refresh` asks the Hub where a branch is,
-    though it was asked within the hour. Of families that are not known, an UnknownInspection says what they hold, and
-    where whole blocks divide.
+    object store. Only headers are read. `tp` is one size or several (default: the powers of two up to 64). They are
+    checked for the GPU that `gpu` or `gpu_memory` names, with its memory; by default for Hopper. `refresh` asks the Hub
+    for the branch's commit even if it was asked for within the last hour.
 
-    Raises UsageError where `repo` or a TP means nothing, an Unreachable where it cannot be had, and a ShardError for a
-    checkpoint that contradicts itself. What is merely wrong with it is among the `findings`.
+    Returns an Inspection: `findings` lists what is wrong with the checkpoint, `matrix` has a cell per engine and TP.
+    For an unknown family, returns an UnknownInspection with the content and the axes that divide into whole blocks.
+
+    Raises:
+        - UsageError: `repo` or an option is malformed.
+        - Unreachable or one of its subclasses: `repo` cannot be fetched.
+        - Another ShardError: the checkpoint contradicts itself.
 
     >>> from dsv4_shard.inspection.known_family import Inspection
     >>> found = dsv4_shard.inspect("model", tp=[8, 16])

@@ -1,4 +1,4 @@
-"""A checkpoint by the name that a user gives it, opened: a folder, a repository, a store, or the shards of ranks."""
+"""Open the checkpoint that the user named: a folder, a Hub repository, a store URL, or a folder of rank files."""
 
 import os
 import re
@@ -26,9 +26,17 @@ if TYPE_CHECKING:
 def open_checkpoint(
     repo: str, config: Path | None = None, *, refresh: bool = False, exact: bool = True
 ) -> tuple[Checkpoint, Inventory]:
-    """The checkpoint that `repo` names, or the one that the rank shards in that folder make up; see `open_source`.
+    """Open the checkpoint at `repo`; rank shards in a folder make up a checkpoint too. Only headers are read.
 
-    Reads headers only. Raises what the checkpoint's own checks raise, and UsageError for a `config` that is not wanted.
+    Args:
+        repo: Folder, repository or URL; see `open_source`.
+        config: The config.json for rank shards of DeepSeek's converter.
+        refresh: Whether to ask the Hub for a branch's commit even if it was asked for within the last hour.
+        exact: Whether the exact bytes of the headers are needed.
+
+    Raises:
+        UsageError: `config` is given for a checkpoint that has its own, or `repo` is malformed.
+        ShardError: The checkpoint contradicts itself, or cannot be fetched.
     """
     with collector_paused():
         source = open_source(repo, refresh=refresh, exact=exact)
@@ -45,13 +53,13 @@ def open_checkpoint(
 
 
 def pinned(repo: str, plan: "Plan | None") -> str:
-    """A repository on the Hub at the commit that a plan was made for, where the user named no other."""
+    """Return a Hub repository with the plan's commit, if the user named no revision; else `repo` unchanged."""
     revision = plan.source.revision if plan is not None and hub_id(repo) == (repo, None) else None
     return f"{repo}@{revision}" if revision else repo
 
 
 def at_commit(repo: str, checkpoint: Checkpoint) -> str:
-    """A repository on the Hub with the commit that was opened: who opens it again later gets the same."""
+    """Return a Hub repository with the opened commit, so that later opens get the same; else `repo` unchanged."""
     named, commit = hub_id(repo), checkpoint.source.revision
     return f"{named[0]}@{commit}" if named and commit else repo
 
@@ -60,10 +68,14 @@ _HUB_ID = re.compile(r"^(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.+/-]+))?$")
 
 
 def open_source(repo: str, *, refresh: bool = False, exact: bool = False) -> Source:
-    """The folder `repo`, the URL of an object store, or the Hub repository `org/name[@revision]`.
+    """Return the source at `repo`: a folder, the URL of an object store, or the Hub repository `org/name[@revision]`.
 
-    See `stores.open_store` and `hub.open_repository`. Raises UsageError where `repo` is none of these, or not UTF-8,
-    and Unreachable where it cannot be had.
+    `refresh` and `exact` are as in `sources.hub.open_repository`; stores are opened by
+    `sources.object_store.open_store`.
+
+    Raises:
+        UsageError: `repo` is none of these, or not UTF-8.
+        Unreachable: `repo` cannot be fetched.
     """
     if not _is_utf8(repo):
         raise UsageError(
@@ -98,7 +110,7 @@ def _did_you_mean(repo: str) -> str | None:
 
 
 def hub_id(repo: str) -> tuple[str, str | None] | None:
-    """The repository and the revision that `repo` names, or None where it is a folder, or no name of a repository."""
+    """Return the repository and the revision in `repo`; None for a folder or text that cannot name a repository."""
     match = _HUB_ID.fullmatch(repo)
     if match is None or repo.startswith((".", "/", "~")) or os.path.exists(repo):
         return None
@@ -106,25 +118,27 @@ def hub_id(repo: str) -> tuple[str, str | None] | None:
 
 
 def is_url(text: str) -> bool:
-    """Whether a user means a place on a server by this, be it one that is supported or not."""
+    """Whether the text is meant as a URL, supported or not."""
     return "://" in text
 
 
 def _is_utf8(text: str) -> bool:
-    """Bytes of a file name that are no UTF-8 come as lone surrogates."""
+    """Whether a path is UTF-8; bytes that are not appear as lone surrogates."""
     return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _revision_of(path: Path) -> str | None:
-    """A Hub cache calls a snapshot's folder by its commit."""
+    """Return the commit of a Hub cache's snapshot, which is the name of the folder; None for other folders."""
     resolved = path.resolve()
     return resolved.name if resolved.parent.name == "snapshots" and COMMIT.fullmatch(resolved.name) else None
 
 
 def with_download(checkpoint: Checkpoint, names: Iterable[str]) -> Checkpoint:
-    """The checkpoint with these files, and its small ones, in this machine's Hub cache, to be read from there.
+    """Return the checkpoint with `names` and its small files in this machine's Hub cache, to be read from there.
 
-    Raises UsageError where it is not from the Hub, and what `HubFiles.download` raises.
+    Raises:
+        UsageError: The checkpoint is not from the Hub.
+        ShardError: The download fails; see `HubFiles.download`.
     """
     source = checkpoint.source
     if isinstance(source, LocalSource) and source.revision is not None:
@@ -142,7 +156,7 @@ def with_download(checkpoint: Checkpoint, names: Iterable[str]) -> Checkpoint:
 
 
 def refuse_url(out: Path, hint: str) -> None:
-    """Raise UsageError where a folder is wanted and a URL was given, of which a Path keeps one slash."""
+    """Raise UsageError for a URL given as a folder. A Path keeps only one of a URL's slashes."""
     scheme, colon, rest = str(out).partition(":/")
     if colon and scheme.isalnum() and not out.exists():
         raise UsageError(f"{scheme}://{rest}: a folder is wanted here, not a URL", hint=hint)

@@ -1,11 +1,9 @@
-"""`plan()`, `search()` and `compare()`: the verbs that make plans.
+"""The verbs `plan`, `search` and `compare`: a plan for a layout, the layouts on a number of GPUs, two plans compared.
 
-The commands call the verbs, and show what these return: nothing in a verb prints, asks or exits. A result says no by
-`has_errors`, `feasible`, `best` or `recognised`. An error is raised, as a ShardError of `dsv4_shard.errors`, whose
-`hint` says what to do next. Sizes are in bytes, shapes in elements.
+Nothing in a verb prints, asks or exits; the commands show the results. Sizes are in bytes, shapes in elements.
 
-A verb imports what it needs when it is called: this module is imported with the package, and so by every
-`dsv4-shard --version` and completion.
+Every `dsv4-shard --version` and every completion imports this module, so a verb imports its dependencies when it is
+called.
 """
 
 from pathlib import Path
@@ -27,13 +25,19 @@ else:
 
 @verb(PlanOptions)
 def plan(repo: str | Path, options: PlanOptions) -> "document.Plan":
-    """Where every module goes on the ranks, what it weighs, whether it runs, and how it is launched.
+    """Plan a layout: the placement of every module, bytes per rank, whether the engine runs it, and how to launch it.
 
-    Reads headers only; `repo` is as in `inspect`. None leaves a choice to the engine. `output` is a file to write the
-    plan to as well, which `reshard` takes on another machine. A layout that does not run is a plan too: `feasible` is
-    False, `breaches` has the rules that break, and `alternatives` the nearest layouts that do run.
+    `repo` is as in `inspect`; only headers are read. An option of None leaves the choice to the engine. `output` is a
+    file to write the plan to as well; `reshard` reads it on any machine.
 
-    Raises UsageError for a request that means nothing, IncompleteCheckpoint and what `inspect` raises, and WriteFailed.
+    Returns a Plan, also for a layout that does not run: then `feasible` is False, `breaches` has the broken rules, and
+    `alternatives` the nearest layouts that run.
+
+    Raises:
+        - UsageError: an option is unknown, out of range, or contradicts another.
+        - IncompleteCheckpoint: the checkpoint has errors.
+        - The other errors of `inspect`.
+        - WriteFailed: `output` cannot be written.
 
     >>> plan = dsv4_shard.plan("model", tp=16, gpu="h20-96", output="plan.json")
     >>> plan.feasible, plan.deployment.shared, plan.deployment.runner
@@ -55,12 +59,17 @@ def plan(repo: str | Path, options: PlanOptions) -> "document.Plan":
 
 @verb(SearchOptions)
 def search(repo: str | Path, options: SearchOptions) -> "searching.Search":
-    """Every layout that runs on so many GPUs, the lightest first: `plan --gpus`. `rank_by`: weights, tokens or sent.
+    """Find every layout that runs on a number of GPUs, the best first, as `plan --gpus` does.
 
-    `engine` are those to search, by commas or as a sequence; default: all that serve. `output` is a file for the plan
-    of the first layout, if that fits. `best` is None where nothing fits; `elsewhere` then says what else would do.
+    `repo` is as in `inspect`. `rank_by` is the order: weights, tokens or sent. `engine` names the engines to search, as
+    a sequence or with commas (default: all that serve). `output` is a file for the plan of the best layout, if one
+    fits.
 
-    Raises what `plan` raises.
+    Returns a Search: `layouts` has every layout, `best` the first one. If no layout fits, `best` is None and
+    `elsewhere` lists other GPUs that fit.
+
+    Raises:
+        - The errors of `plan`.
 
     >>> found = dsv4_shard.search("model", gpus=16, gpu="h20-96", engine=["sglang", "vllm"])
     >>> found.layouts[0].options
@@ -79,9 +88,14 @@ def search(repo: str | Path, options: SearchOptions) -> "searching.Search":
 
 @verb(Options)
 def compare(a: "str | Path | document.Plan", b: "str | Path | document.Plan", _: Options) -> "comparing.PlanComparison":
-    """What differs between two plans, or plan files: in request, verdict, placement, bytes a rank, and launch.
+    """Compare two plans, or plan files: request, verdict, placement, bytes per rank, and launch.
 
-    Plans are taken at their word, nothing is planned again. Raises BadPlan for a file that is none.
+    The plans are not made again: their content is compared unchecked.
+
+    Returns a PlanComparison; `same` is True if nothing differs.
+
+    Raises:
+        - BadPlan: a file is not a plan.
 
     >>> dsv4_shard.compare("plan.json", dsv4_shard.plan("model", tp=8, gpu="h20-96")).request[0]
     Difference(name='tp', a=16, b=8)

@@ -1,4 +1,4 @@
-"""`report()`: the verb."""
+"""The verb `report`: one HTML page about a checkpoint and a plan for it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,14 +37,20 @@ class ReportOptions(LayoutOrSearch):
 
 @verb(ReportOptions)
 def report(source: "str | Path | document.Plan", options: ReportOptions) -> "reporting.Report":
-    """One HTML file to look at and to send: what runs and why, what each rank holds, and how it is launched.
+    """Make one HTML page to read and to send: which layouts run and why, what each rank holds, and how to launch it.
 
-    `source` is a plan, a plan file (`*.json`), or a checkpoint as in `inspect`; then the keywords of `plan` or, with
-    `gpus`, those of `search` name the layout, and with none of these the report is of the checkpoint alone. A plan is
-    held against its checkpoint, which is looked for where the plan names it, or in `repo`. `output` is the file to
-    write, of some 300 kB; `to_html()` of the report gives the page itself.
+    `source` is a plan, a plan file (`*.json`), or a checkpoint as in `inspect`. For a checkpoint, the keywords of
+    `plan` or, with `gpus`, those of `search` select the layout; without them the page describes the checkpoint alone. A
+    plan is verified against its checkpoint, which is in `repo` or where the plan names it. `output` is the file to
+    write, of some 300 kB.
 
-    Raises UsageError for what does not go together, ForeignPlan and BadPlan, what `plan` raises, and WriteFailed.
+    Returns a Report: its numbers are fields, and `to_html()` returns the page.
+
+    Raises:
+        - UsageError: options contradict each other or `source`.
+        - ForeignPlan, BadPlan: the plan is for another checkpoint, or was edited.
+        - The errors of `plan`.
+        - WriteFailed: `output` cannot be written.
 
     >>> made = dsv4_shard.report("model", tp=16, gpu="h20-96", output="report.html")
     >>> len(made.ranks), made.to_html()[:15]
@@ -79,7 +85,7 @@ def _search_of(options: ReportOptions, gpus: int) -> SearchOptions:
 
 
 def _refuse_for_report(source: object, plan: "document.Plan | None", options: ReportOptions) -> None:
-    """Raise UsageError for what means nothing together; `plan` is the one that `source` is, if it is one."""
+    """Raise UsageError for options that contradict each other; `plan` is the plan in `source`, if there is one."""
     asked, gpus = options.given_of(LayoutOrSearch), options.gpus
     if asked == ["rank_by"]:
         raise rank_by_alone()
@@ -101,7 +107,7 @@ def _refuse_for_report(source: object, plan: "document.Plan | None", options: Re
 def _open_for_report(
     source: object, plan: "document.Plan | None", options: ReportOptions
 ) -> "tuple[Checkpoint, Inventory]":
-    """The checkpoint that `source` names, or that of the plan: in `repo`, else where the plan names it."""
+    """Open the checkpoint in `source`, or the plan's: from `repo`, else from where the plan names it."""
     from dsv4_shard.opening import open_checkpoint, pinned
 
     name = str(source) if plan is None else str(options.repo or plan.source.label)

@@ -1,8 +1,8 @@
 """The verbs that write: `reshard` and `merge`, in all their forms.
 
-Each has one return type: `reshard` writes into a folder, `reshard_to_store` into an object store, `reshard_on_cluster`
-on the nodes of a Ray cluster; `reshard_dry_run` and `merge_dry_run` write nothing. What they need is imported when they
-are called: see `plan`.
+Each verb has one return type. `reshard` writes into a folder, `reshard_to_store` into an object store, and
+`reshard_on_cluster` on the nodes of a Ray cluster; `reshard_dry_run` and `merge_dry_run` write nothing. A verb imports
+its dependencies when it is called: see `plan`.
 """
 
 import os
@@ -42,7 +42,7 @@ else:
     progressing = Later("dsv4_shard.sharding.progress")
 
 AUTO = "auto"
-"""For `ranks`: those that the process's launcher leaves to it."""
+"""Value of `ranks`: the share that the launcher assigns to this process."""
 
 
 # --- reshard --------------------------------------------------------------------------------------------------------
@@ -50,17 +50,24 @@ AUTO = "auto"
 
 @verb(ReshardOptions)
 def reshard(repo: str | Path, out: str | Path, options: ReshardOptions) -> "outcomes.Outcome":
-    """Write one file per rank, and a manifest that proves what was written. Each source byte is read once.
+    """Write one file per rank, and a manifest with their digests. Each source byte is read once.
 
-    `out` is a folder, which appears when all of it is on disk. The layout is that of a `plan`, or of `tp` and the
-    other options of `dsv4_shard.plan`, but not of both. `ranks` are those to write: numbers, text like "0-7", or "auto"
-    for the share that torchrun or srun leaves to this process; default: all. A run that ended early is resumed by the
-    same call; `restart` throws its work away, and `overwrite` replaces a result. `config` is the config.json of shards
-    of DeepSeek's converter, `jobs` the number of threads (default: the CPUs, at most 8).
+    `repo` is as in `inspect`. `out` is a folder, which appears only when it is complete on disk. The layout is either a
+    `plan`, or `tp` and the other options of `dsv4_shard.plan`. `ranks` selects the ranks to write: numbers, text such
+    as "0-7", or "auto" for the share that torchrun or srun assigns to this process (default: all). The same call
+    resumes a run that ended early; `restart` discards its work, and `overwrite` replaces a result. `config` is the
+    config.json for shards of DeepSeek's converter. `jobs` is the number of threads (default: the number of CPUs, at
+    most 8).
 
-    Raises UsageError for options that contradict each other, InfeasiblePlan, BadPlan, an OutputError for an `out` that
-    cannot be used, NothingToDo where "auto" leaves nothing, InexactCast where FP8 would round (`allow_inexact`), and
-    ReadFailed, WriteFailed, SourceChanged or an Unreachable on the way.
+    Returns an Outcome: the number of files and bytes, the ranks, and the folder.
+
+    Raises:
+        - UsageError: options contradict each other.
+        - InfeasiblePlan, BadPlan: the layout breaks a rule, or the plan file is not a plan or was edited.
+        - OutputError or a subclass: `out` cannot be used.
+        - NothingToDo: "auto" leaves no ranks to this process.
+        - InexactCast: FP8 would round values, and `allow_inexact` is not given.
+        - ReadFailed, WriteFailed, SourceChanged, or an Unreachable: reading or writing failed.
 
     >>> outcome = dsv4_shard.reshard("model", "shards", plan="plan.json")
     >>> outcome.files, len(outcome.ranks)
@@ -86,11 +93,17 @@ def reshard(repo: str | Path, out: str | Path, options: ReshardOptions) -> "outc
 
 @verb(StoreOptions)
 def reshard_to_store(repo: str | Path, out: str, options: StoreOptions) -> "documents.Uploaded":
-    """Write as `reshard` does, and put the result into an object store; the manifest goes last.
+    """Write as `reshard` does, and upload the result to an object store; the manifest is uploaded last.
 
-    `out` is a URL such as "s3://bucket/prefix". The files are written into a folder in `scratch` first (default: the
-    current folder), which is removed after the upload unless `keep_scratch`. `ranks` cannot be "auto": a store has room
-    for one manifest. Other parameters, and errors, are as in `reshard`.
+    `out` is a URL such as "s3://bucket/prefix". The files are first written to a folder in `scratch` (default: the
+    current folder), which is removed after the upload unless `keep_scratch`. `ranks` cannot be "auto", since a store
+    has room for one manifest. The other parameters are as in `reshard`.
+
+    Returns an Uploaded: the URL, and the number of objects and bytes there.
+
+    Raises:
+        - The errors of `reshard`.
+        - UsageError: `ranks` is "auto", or `out` is not a URL of a supported store.
     """
     from dsv4_shard.destinations.folder import into_store
     from dsv4_shard.opening import is_url
@@ -108,9 +121,14 @@ def reshard_to_store(repo: str | Path, out: str, options: StoreOptions) -> "docu
 
 @verb(DryRunOptions)
 def reshard_dry_run(repo: str | Path, out: str | Path, options: DryRunOptions) -> "documents.DryRun":
-    """What `reshard` or, where `out` is a URL, `reshard_to_store` would write. Reads headers, writes nothing.
+    """Return what `reshard` or, if `out` is a URL, `reshard_to_store` would write. Reads headers, writes nothing.
 
-    Parameters are as in these. Raises what they raise before they write.
+    The parameters are as in these verbs.
+
+    Returns a DryRun: `files` with their sizes, and whether they fit.
+
+    Raises:
+        - The errors that these verbs raise before they write.
 
     >>> found = dsv4_shard.reshard_dry_run("model", "others", plan="plan.json")
     >>> len(found.files), found.fits
@@ -121,13 +139,19 @@ def reshard_dry_run(repo: str | Path, out: str | Path, options: DryRunOptions) -
 
 @verb(ClusterOptions)
 def reshard_on_cluster(repo: str | Path, out: str | Path, options: ClusterOptions) -> "documents.ClusterOutcome":
-    """Write all ranks on the nodes of a Ray cluster, a share on each, and verify the whole result.
+    """Write all ranks on the nodes of a Ray cluster, a share on each node, and verify the whole result.
 
-    `ray` is the address of the cluster. `out` is a folder that all nodes see, or one on the disk of each node. Other
-    parameters are as in `reshard`; `jobs` are those of each node. `progress` gets a task for each share.
+    `ray` is the address of the cluster. `out` is a folder that all nodes share, or a folder on each node's own disk.
+    `jobs` is the number of threads on each node. `progress` gets a task for each share. The other parameters are as in
+    `reshard`.
 
-    Raises UsageError without Ray, Unreachable without a cluster, NodesLost where shares were lost with their nodes too
-    often, and what a share raises, as `reshard` does.
+    Returns a ClusterOutcome: the shares, their nodes, and the verification of the result.
+
+    Raises:
+        - UsageError: Ray is not installed, or options contradict each other.
+        - Unreachable: the cluster does not answer.
+        - NodesLost: shares were lost with their nodes too often.
+        - The errors of `reshard` in a share.
     """
     from dsv4_shard.destinations.folder import onto_cluster
     from dsv4_shard.destinations.share_worker import ShareTask
@@ -146,19 +170,21 @@ def reshard_on_cluster(repo: str | Path, out: str | Path, options: ClusterOption
     )
 
 
-# --- merge ----------------------------------------------------------------------------------------------------------
-
-
 @verb(MergeOptions)
 def merge(ranks: str | Path, out: str | Path, options: MergeOptions) -> "merge_job.Merged":
-    """Put the shards of all ranks together again: one checkpoint, in its own names, files and bytes.
+    """Merge the shards of all ranks into one checkpoint, with its original names, files and bytes.
 
-    `ranks` is a folder of reshard's, or of DeepSeek's converter, with its `config` if that has none. Tensors that the
-    shards hold in another form stay in that form: `changes` and `notes` name them. Other parameters are as in
-    `reshard`.
+    `ranks` is a folder written by reshard or by DeepSeek's converter; `config` is the config.json if the folder has
+    none. The other parameters are as in `reshard`.
 
-    Raises UsageError where `ranks` is a checkpoint already, a BadRanks where shards are missing, damaged or contradict
-    each other, and an OutputError, ReadFailed or WriteFailed.
+    Returns a Merged: `changes` and `notes` list the tensors that the shards hold in another form and that keep this
+    form.
+
+    Raises:
+        - UsageError: `ranks` is already a checkpoint.
+        - BadRanks or a subclass: shards are missing, damaged or contradict each other.
+        - OutputError or a subclass: `out` cannot be used.
+        - ReadFailed, WriteFailed: reading or writing failed.
 
     >>> merged = dsv4_shard.merge("shards", "again")
     >>> merged.files, [change.held for change in merged.changes]  # of wo_a and of its scale, which is gone
@@ -176,7 +202,10 @@ def merge(ranks: str | Path, out: str | Path, options: MergeOptions) -> "merge_j
 
 @verb(MergeDryRunOptions)
 def merge_dry_run(ranks: str | Path, out: str | Path, options: MergeDryRunOptions) -> "documents.DryRun":
-    """What `merge` would write. Reads headers, writes nothing; raises what `merge` raises before it writes.
+    """Return what `merge` would write, as a DryRun. Reads headers, writes nothing.
+
+    Raises:
+        - The errors that `merge` raises before it writes.
 
     >>> dsv4_shard.merge_dry_run("shards", "others").fits
     True
@@ -184,11 +213,11 @@ def merge_dry_run(ranks: str | Path, out: str | Path, options: MergeDryRunOption
     return would_merge(ranks, out, options).document()
 
 
-# --- dry runs, with the job itself -----------------------------------------------------------------------------------
+# --- dry runs with their job -----------------------------------------------------------------------------------------
 
 
 def would_reshard(repo: str | Path, out: str | Path, options: DryRunOptions) -> "WouldWrite":
-    """The job of `reshard_dry_run`, of which the command shows more than the result has."""
+    """The job of `reshard_dry_run`; the command shows more of it than the verb returns."""
     from dsv4_shard.destinations.folder import would_store, would_write
     from dsv4_shard.opening import is_url
 
@@ -201,14 +230,14 @@ def would_reshard(repo: str | Path, out: str | Path, options: DryRunOptions) -> 
 
 
 def would_merge(ranks: str | Path, out: str | Path, options: MergeDryRunOptions) -> "WouldWrite":
-    """The job of `merge_dry_run`, of which the command shows more than the result has."""
+    """The job of `merge_dry_run`; the command shows more of it than the verb returns."""
     from dsv4_shard.destinations.folder import would_write
 
     checkpoint, job = _prepare_merge(ranks, out, options.config)
     return would_write(job, checkpoint, Path(out), options.overwrite)
 
 
-# --- parts of the verbs ---------------------------------------------------------------------------------------------
+# --- steps that the verbs share --------------------------------------------------------------------------------------
 
 
 class _Prepared(NamedTuple):
@@ -222,7 +251,7 @@ def _prepare(
     repo: str | Path,
     options: ReshardOptions | StoreOptions | DryRunOptions,
 ) -> _Prepared:
-    """The job of these ranks, known before a byte moves."""
+    """Return the job for the requested ranks; no tensor data is read yet."""
     from dsv4_shard.sharding.job import prepare
     from dsv4_shard.storage.runtime import collector_paused
 
@@ -235,7 +264,7 @@ def _prepare(
 def _planned(
     repo: str | Path, config: Path | None, options: PlanOrLayout
 ) -> "tuple[Checkpoint, Inventory, document.Plan]":
-    """The checkpoint, and the plan that is given for it or that is made of the options."""
+    """Return the checkpoint, its inventory, and the plan: the given one, or one made from the options."""
     from dsv4_shard.opening import open_checkpoint, pinned
     from dsv4_shard.planning.make_plan import make_plan
     from dsv4_shard.planning.plan_file import check_plan, plan_of
@@ -259,7 +288,11 @@ def _planned(
 def _wanted(
     ranks: str | Iterable[int] | None, overwrite: bool, plan: "document.Plan", inventory: "Inventory"
 ) -> tuple[int, ...] | None:
-    """The ranks asked for, None for all. Raises NothingToDo if a launcher started more processes than there are."""
+    """Return the requested ranks, None for all.
+
+    Raises:
+        NothingToDo: A launcher started more processes than there are ranks.
+    """
     from dsv4_shard.catalog.rank_ranges import own_share, parse_ranks, share_of
     from dsv4_shard.sharding.job import world_of
 
@@ -285,7 +318,7 @@ def _target(out: str, options: StoreOptions | DryRunOptions, keep_scratch: bool)
 
 
 def _refuse_auto(ranks: str | Iterable[int] | None) -> None:
-    """Raise UsageError where the processes of a launcher would each put a manifest of their own."""
+    """Raise UsageError for "auto": each process of a launcher would upload its own manifest."""
     if ranks == AUTO:
         raise UsageError(
             "{ranks} auto: an object store has room for one manifest, and each process would put its own",
@@ -295,7 +328,7 @@ def _refuse_auto(ranks: str | Iterable[int] | None) -> None:
 
 
 def _downloaded(made: _Prepared) -> _Prepared:
-    """The same job, with the files that it reads in this machine's Hub cache."""
+    """Return the same job, with the files that it reads in this machine's Hub cache."""
     from dsv4_shard.opening import with_download
     from dsv4_shard.sharding.copy import files_of
 

@@ -1,4 +1,4 @@
-"""The verbs that check a result: `verify` in one folder, `verify_shares` in several."""
+"""The verbs that check a result: `verify` for one folder, `verify_shares` for several."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,14 +20,18 @@ else:
 
 @verb(VerifyOptions)
 def verify(out: str | Path, options: VerifyOptions) -> "documents.Verification":
-    """Prove a result against its manifest, or byte by byte against the checkpoint that it was made from.
+    """Verify a result against its manifest, or byte by byte against the checkpoint that it was made from.
 
-    `out` is a folder that reshard or merge made, and `against` the checkpoint. `numerics` also adds up the experts of a
-    `layer` (default: the last), where all bytes are right. `ok` is False where anything differs, and `problems` say
-    what. `jobs` and `progress` are as in `reshard`.
+    `out` is a folder written by reshard or merge. `against` is the checkpoint. `numerics` also computes the sum of the
+    experts of a `layer` (default: the last) if all bytes are right. `jobs` and `progress` are as in `reshard`.
 
-    Raises UsageError for options that contradict each other, NotAResult where a folder has no sound manifest,
-    ForeignPlan where `against` is another checkpoint, and what `inspect` raises for it.
+    Returns a Verification: `ok` is False if anything differs, and `problems` lists the differences.
+
+    Raises:
+        - UsageError: options contradict each other.
+        - NotAResult: the folder has no valid manifest.
+        - ForeignPlan: `against` is another checkpoint.
+        - The errors of `inspect` for `against`.
 
     >>> found = dsv4_shard.verify("shards", against="model", numerics=True)
     >>> found.ok, found.problems, found.numerics is not None
@@ -49,9 +53,14 @@ def verify(out: str | Path, options: VerifyOptions) -> "documents.Verification":
 
 @verb(VerifyOptions)
 def verify_shares(folders: Sequence[str | Path], options: VerifyOptions) -> "documents.SharesVerification":
-    """Verify each of the `folders` that hold the shares of one result, and that they fit together.
+    """Verify each of the `folders` that hold the shares of one result, and that the shares fit together.
 
-    Other parameters, and errors, are as in `verify`.
+    The other parameters are as in `verify`.
+
+    Returns a SharesVerification: a Verification per folder, and the `missing` ranks.
+
+    Raises:
+        - The errors of `verify`.
 
     >>> together = dsv4_shard.verify_shares(["shards"])
     >>> together.ok, together.missing
@@ -78,7 +87,11 @@ def verify_shares(folders: Sequence[str | Path], options: VerifyOptions) -> "doc
 
 
 def _source(folders: Sequence[Path], options: VerifyOptions) -> "tuple[Checkpoint, Inventory] | None":
-    """The checkpoint to verify against, if one is named. Raises UsageError for options that contradict each other."""
+    """Open the checkpoint to verify against; None if none is given.
+
+    Raises:
+        UsageError: Options contradict each other.
+    """
     from dsv4_shard.opening import open_checkpoint, refuse_url
 
     for folder in folders:

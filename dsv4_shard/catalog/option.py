@@ -1,8 +1,8 @@
-"""One option: what it takes, how its value is checked, and how the command line writes it.
+"""`Option`: the type, check, help and command-line form of one option.
 
-A dataclass whose fields are `Annotated[T, Option(...)]` is a list of options. The signature of a verb (`catalog.verb`),
-the options of a command (`terminal.options`), the check of values and the printed command line come from its fields.
-Completion and `--version` import this module, so it imports nothing that takes long.
+A dataclass whose fields are `Annotated[T, Option(...)]` is a list of options. The fields define the signature of a verb
+(`catalog.verb`), the options of a command (`terminal.options`), the check of values, and the printed command line.
+Completion and `--version` import this module, so it imports nothing slow.
 """
 
 import dataclasses
@@ -24,14 +24,22 @@ O = TypeVar("O", bound="Options")  # noqa: E741 - an options class, as R is a re
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """What is known of an option beside its name, its type and its default, which its field says.
+    """Properties of an option, besides the name, the type and the default of its field.
 
-    `panel` is the heading of the help below which it stands, `shows` what help says of the default where that is not
-    the default's value. `least` and `most` bound a number, `longest` the characters of text. `choices` are the names
-    that it takes, with a few words on each; `of_engine` the names for each engine. `unknown` says that a name is none
-    of them, `expects` what a value of another type should have been. `completion` names a function of
-    `terminal.completion`, where the choices do not complete it. `typed` is the type on the command line, where the
-    field's type does not say it.
+    Attributes:
+        help: Help text.
+        metavar: Name of the value in the help.
+        short: One-letter form on the command line.
+        panel: Heading of the help under which the option stands.
+        shows: Text for the default in the help, if the value itself is no good text.
+        least, most: Bounds of a number.
+        longest: Most characters of text.
+        choices: Accepted names, each with a short description.
+        of_engine: Accepted names for each engine.
+        unknown: Error text for a name that is not accepted.
+        expects: Error text for a value of another type: what it should be.
+        completion: Name of a function in `terminal.completion`, if the choices are not enough to complete the option.
+        typed: Type on the command line, if the field's type does not determine it.
     """
 
     help: str
@@ -52,21 +60,25 @@ class Option:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Field:
-    """An option with the name, the type and the default (`MISSING`: it must be given) of its field."""
+    """An option together with the name, the type and the default of its field; a `MISSING` default must be given."""
 
     name: str
     type: Any
     option: Option
     default: Any
     kinds: tuple[Any, ...]
-    """The types that it takes; none where the type is a forward reference, whose verb checks the value itself."""
+    """The accepted types. Empty if the type is a forward reference; then the verb checks the value itself."""
 
     @property
     def is_required(self) -> bool:
         return self.default is dataclasses.MISSING
 
     def checked(self, value: Any) -> Any:
-        """The value, where it is one of the field's type and within its bounds. Raises UsageError."""
+        """Return the value after a check of its type and bounds.
+
+        Raises:
+            UsageError: The value has another type or is out of bounds.
+        """
         option = self.option
         value = checked(self.name, value, self.kinds, option)
         for one in value if isinstance(value, tuple) else (value,):
@@ -79,7 +91,7 @@ class Field:
 
 
 def kinds_of(annotation: Any) -> tuple[Any, ...]:
-    """The types of a union, or the type alone; none of a forward reference."""
+    """The types of a union, or the single type; empty for a forward reference."""
     if get_origin(annotation) in (UnionType, Union):
         return get_args(annotation)
     return (annotation,) if isinstance(annotation, type) or get_args(annotation) else ()
@@ -87,32 +99,36 @@ def kinds_of(annotation: Any) -> tuple[Any, ...]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Base of the dataclasses that list options."""
+    """Base class of the dataclasses that list options."""
 
     given: ClassVar[frozenset[str]] = frozenset()
-    """Names of the options that the caller gave, also where a value equals the default."""
+    """Names of the options that the caller gave, also if the value equals the default."""
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """The options with `values`, each checked. Raises UsageError."""
+        """Return the options with `values`, each checked.
+
+        Raises:
+            UsageError: A name is unknown, a value is wrong, or a required option is missing.
+        """
         make: Callable[..., Self] = cls
         made = make(**_checked_all(cls, values))
         object.__setattr__(made, "given", frozenset(name for name, value in values.items() if value is not None))
         return made
 
     def part(self, other: type[O], **changes: Any) -> O:
-        """Those of these options that `other` lists, with `changes`."""
+        """Return those of these options that `other` lists, with `changes` applied."""
         names = [field.name for field in fields_of(other) if hasattr(self, field.name)]
         return other(**({name: getattr(self, name) for name in names} | changes))
 
     def given_of(self, listed: type["Options"], *, beside: type["Options"] | None = None) -> list[str]:
-        """Names of the given options that `listed` has, in the order of its fields, without those of `beside`."""
+        """Names of the given options that `listed` has and `beside` lacks, in the order of its fields."""
         others = names_of(beside) if beside else []
         return [name for name in names_of(listed) if name in self.given.difference(others)]
 
 
 def fields_of(options: type[Options]) -> tuple[Field, ...]:
-    """The options that a dataclass lists, in the order of its fields."""
+    """The options of a dataclass, in the order of its fields."""
     found = _FIELDS.get(options)
     if found is None:
         found = _FIELDS[options] = tuple(map(_field, dataclasses.fields(options)))
@@ -129,7 +145,7 @@ _FIELDS: dict[type[Options], tuple[Field, ...]] = {}
 
 
 def names_of(options: type[Options]) -> list[str]:
-    """The names of the options that a dataclass lists."""
+    """The names of a dataclass's options."""
     return [field.name for field in fields_of(options)]
 
 
@@ -152,10 +168,13 @@ def _check_bounds(name: str, value: int, option: Option) -> None:
 
 
 def checked(name: str, value: Any, kinds: tuple[Any, ...], option: Option) -> Any:
-    """A value of one of `kinds`: a number as an int, several values as a tuple. Raises UsageError.
+    """Return a value of one of `kinds`: a number as an int, several values as a tuple.
 
-    Integers of any kind are numbers, such as NumPy's; booleans and floats are not. Text is a name of at most 100
-    characters, where `option` says no other number and it may not be a path.
+    Integers of any kind are numbers, such as NumPy's; booleans and floats are not. Text has at most 100 characters,
+    unless `option` sets another limit or the value may be a path.
+
+    Raises:
+        UsageError: The value is of no type in `kinds`, or out of bounds.
     """
     if not kinds or (value is None and NoneType in kinds) or (type(value) is int and int in kinds):
         return value
@@ -191,7 +210,7 @@ def _checked_text(name: str, text: str, longest: int) -> str:
 
 
 def _integer(value: object) -> int | None:
-    """An integer of any kind; None for anything else, and for booleans."""
+    """Return an integer of any kind as an int; None for anything else, and for booleans."""
     if isinstance(value, bool):
         return None
     try:
@@ -201,7 +220,7 @@ def _integer(value: object) -> int | None:
 
 
 def words_of(options: Options) -> list[str]:
-    """The options that differ from their defaults, as the command line writes them, quoted for a shell."""
+    """The options that differ from their defaults, written for the command line and quoted for a shell."""
     words = []
     for field in fields_of(type(options)):
         value = getattr(options, field.name)

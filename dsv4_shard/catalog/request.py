@@ -1,7 +1,7 @@
-"""The options that say what is to be deployed: one list for the verbs, the commands, plans and printed commands.
+"""The options of a deployment: one list for the verbs, the commands, plans and printed commands.
 
-Another option is one more field here, and its rule: a range and choices stand in the field, what else it means in
-`planning.request` or in the rules of the engines. The order of the fields is that of the help and of printed commands.
+A new option is one more field here, plus its rule. The field has its range and choices; other conditions belong to
+`planning.request` or to the rules of the engines. The help and printed commands follow the order of the fields.
 """
 
 from collections.abc import Iterable
@@ -24,11 +24,11 @@ from dsv4_shard.errors import UsageError
 from dsv4_shard.text.suggest import as_option
 
 LAYOUT, ENGINE, HARDWARE, WRITING = "Layout", "Engine", "Hardware", "Writing"
-"""Headings of the help below which an option stands; the others come last, below `Options`."""
+"""Headings of the help. Options without one come last, under `Options`."""
 
 ENGINES_THAT_WRITE = "sglang, vllm, reference (DeepSeek's generate.py) or node (a folder a node, for stock loaders)"
 
-# --- options that several lists have ---------------------------------------------------------------------------------
+# --- options that several lists share --------------------------------------------------------------------------------
 
 TP = Option(help="Tensor parallelism.", metavar="N", panel=LAYOUT, least=1, most=MAX_RANKS)
 
@@ -55,7 +55,7 @@ REFRESH = Option(help="Ask the Hub where the branch is, though it was asked with
 
 @dataclass(frozen=True, kw_only=True)
 class Parallelism(Options):
-    """How the model is spread, and what runs it; its first number, TP, is in the lists that need it."""
+    """The engine, and how the model is spread. TP is in the lists that need it."""
 
     ep: Annotated[
         int | None,
@@ -87,7 +87,7 @@ class Parallelism(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware(Options):
-    """The GPU, by its name or by its memory alone."""
+    """The GPU, given by its name or by its memory."""
 
     gpu: Annotated[
         str | None,
@@ -107,7 +107,7 @@ class Hardware(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Target(Hardware):
-    """What a layout is for, whatever the layout is."""
+    """The target of any layout: hardware, formats and versions."""
 
     nodes: Annotated[
         int | None,
@@ -136,7 +136,7 @@ class Target(Hardware):
 # The fields of the last base come first.
 @dataclass(frozen=True, kw_only=True)
 class Layout(Target, Parallelism):
-    """All options of a layout but TP."""
+    """All options of a layout except TP."""
 
     shared_experts: Annotated[
         str,
@@ -162,13 +162,13 @@ class Request(Layout, _FirstTp):
 
     @property
     def names_gpu(self) -> bool:
-        """Whether a GPU's memory is known, and to be looked at."""
+        """Whether the request states a GPU's memory, so that the plan checks it."""
         return self.gpu is not None or self.gpu_memory is not None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Written(Options):
-    """What `plan` and `search` do beside planning."""
+    """Options of `plan` and `search` that do not affect the plan."""
 
     refresh: Annotated[bool, REFRESH] = False
     output: Annotated[
@@ -195,7 +195,7 @@ class _Searched(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions(Written, Target, _Searched):
-    """The options of `search`: those of a layout that it does not try all of."""
+    """The options of `search`: those of a layout, without the ones that the search varies."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +207,7 @@ class _Size(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutOrSearch(Layout, _Size):
-    """The options of one layout, or of a search for layouts; of the engines only a search takes several."""
+    """The options of one layout, or of a search for layouts. Only a search accepts several engines."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,11 +215,15 @@ class PlanCommand(Written, LayoutOrSearch):
     """The options of the command `plan`, which is `plan` or `search`."""
 
 
-# --- what does not go together ---------------------------------------------------------------------------------------
+# --- options that contradict each other ------------------------------------------------------------------------------
 
 
 def refuse_beside_gpus(asked: Iterable[str]) -> None:
-    """Refuse options of a layout, whose names are `asked`: the search tries all of them. Raises UsageError."""
+    """Refuse options of a layout next to `--gpus`, since the search varies them all; `asked` has their names.
+
+    Raises:
+        UsageError: `asked` is not empty.
+    """
     for name in asked:
         hint = f"Leave out {as_option(name)}, or --gpus."
         raise UsageError(f"{{gpus}} and {{{name}}}: the search tries them all", hint=hint,
@@ -227,6 +231,6 @@ def refuse_beside_gpus(asked: Iterable[str]) -> None:
 
 
 def rank_by_alone() -> UsageError:
-    """The error for an order of what is not searched."""
+    """Return the error for `rank_by` without a search."""
     return UsageError("{rank_by} without {gpus}", hint="It orders what --gpus finds.",
                       parameters={"rank_by": ..., "gpus": ...})  # fmt: skip

@@ -1,8 +1,8 @@
 """A verb is a function whose keywords are the fields of a dataclass of options.
 
-The function behind it takes what it reads or writes, and the options as one object, checked. Callers see keywords: in
-the signature, in the docstring, and to type checkers. Errors are of `dsv4_shard.errors`, and their hints are notes in
-the traceback, in words of Python.
+The decorated function gets its input or output places, and the options as one checked object. Callers see keywords: in
+the signature, in the docstring, and in type checkers. Errors are those of `dsv4_shard.errors`; their hints are notes in
+the traceback, with the parameter names of Python.
 """
 
 import functools
@@ -33,7 +33,7 @@ class Hint(str):
 
 
 class Later:
-    """A module that is imported when one of its names is first used, such as in an annotation."""
+    """A module that is imported on first use of one of its names, such as in an annotation."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -43,7 +43,7 @@ class Later:
 
 
 def in_python(text: str) -> str:
-    """Text with options as Python names them: `gpu_memory` for `--gpu-memory`. Commands in it stay as they are."""
+    """Return text with options written as in Python: `gpu_memory` for `--gpu-memory`. Commands in it stay unchanged."""
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(part if part.startswith("`") and " " in part else _spelled(part) for part in parts)
 
@@ -53,7 +53,7 @@ def _spelled(text: str) -> str:
 
 
 class verb(Generic[P, O]):
-    """Decorates a function of one or two arguments and of `options`, which are then keywords."""
+    """Decorates a function of one or two arguments and `options`; the options become keywords."""
 
     def __init__(self, options: Callable[P, O]) -> None:
         self.options = cast("type[O]", options)
@@ -86,7 +86,7 @@ def _notes(error: BaseException) -> list[str]:
 
 
 def _positional(verb: str, own: list[inspect.Parameter], args: tuple[Any, ...], options: dict[str, Any]) -> list[Any]:
-    """What the verb works on; where it is given by name, it is taken out of `options`."""
+    """Return the positional arguments of a verb. Arguments given by name are removed from `options`."""
     if len(args) > len(own):
         raise UsageError(f"{verb} takes {' and '.join(parameter.name for parameter in own)}; options go by name")
     values = []
@@ -99,18 +99,22 @@ def _positional(verb: str, own: list[inspect.Parameter], args: tuple[Any, ...], 
         else:
             said = "is given twice" if number < len(args) else "must be given"
             raise UsageError.about(name, ..., said)
-        is_place = kinds_of(parameter.annotation) in ((str, Path), (str,))  # a verb checks itself what else it takes
+        is_place = kinds_of(parameter.annotation) in ((str, Path), (str,))  # the verb checks other types itself
         values.append(checked_place(name, value) if is_place else value)
     return values
 
 
 def checked_place(name: str, value: Any) -> Any:
-    """A path, or text that is a path, a URL or the name of a repository. Raises UsageError."""
+    """Return a path, or text that is a path, a URL or the name of a repository.
+
+    Raises:
+        UsageError: The value has another type.
+    """
     return checked(name, value, (str, Path), Option(help=""))
 
 
 def _describe(call: Callable[..., Any], own: list[inspect.Parameter], fields: tuple[Field, ...]) -> None:
-    """Give a verb the signature, the annotations and the docstring that its callers see."""
+    """Set the signature, annotations and docstring that callers of the verb see."""
     returns = call.__annotations__.get("return")
     keywords = [
         inspect.Parameter(
@@ -138,5 +142,5 @@ def _line(field: Field) -> str:
 
 
 def wrong_type(name: str, value: object, expected: str) -> UsageError:
-    """The error for a value of a type that a verb does not take."""
+    """Return the error for a value whose type a verb does not accept."""
     return UsageError.about(name, ..., f"must be {expected}, not {type(value).__name__}")

@@ -1,4 +1,4 @@
-"""Request → Deployment: `Request`, `Deployment`, `Context`, and the one function that fills in a Deployment."""
+"""Request → Deployment: `Deployment`, `Context`, and `resolve`, the only function that fills in a Deployment."""
 
 from dataclasses import dataclass
 
@@ -18,22 +18,31 @@ __all__ = [
 ]  # fmt: skip
 
 ASSUMED_GPU = GPUS["h200"]
-"""Stands for Hopper where no GPU is named; its memory is then not looked at."""
+"""Default GPU, which represents Hopper if none is named; its memory is then ignored."""
 
 ANY_ENGINE = "for any engine"
-"""Stands for an engine's version where no engine is claimed; then there is no GPU to name either."""
-
-
-# --- what is asked for, and what it resolves to --------------------------------------------------------------------
+"""Version placeholder for layouts that are not made for a certain engine; they name no GPU either."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
     """A request with every choice made.
 
-    `world` is the number of GPUs, `attention_tp` and `moe_tp` the ranks that share one attention and one routed
-    expert, `shared_parts` the ranks that share one shared expert. `shared` is how: whole, split, pad or subgroup.
-    `experts` is the format in which the engine holds the routed experts (FP4, FP8). `version` is the engine's.
+    Attributes:
+        engine: Name of the engine.
+        tp, ep, dp: Tensor, expert and data parallelism.
+        world: Number of GPUs.
+        attention_tp: Ranks that share one attention module.
+        moe_tp: Ranks that share one routed expert.
+        runner: MoE runner.
+        a2a: All-to-all backend, None without one.
+        shared: How shared experts are held: whole, split, pad or subgroup.
+        shared_parts: Ranks that share one shared expert.
+        experts: Format in which the engine holds the routed experts (FP4, FP8).
+        gpu: The GPU, or `ASSUMED_GPU`.
+        gpu_named: Whether the request names the GPU.
+        nodes: Number of hosts.
+        version: Version of the engine.
     """
 
     engine: str
@@ -54,17 +63,17 @@ class Deployment:
     version: str
 
     def readers(self, by_node: bool) -> int:
-        """How many ranks the files are for: GPUs, or nodes."""
+        """Number of ranks that get files: GPUs, or nodes if `by_node`."""
         return self.nodes if by_node else self.world
 
     def group(self, name: str) -> int:
-        """How many ranks cut a module that is split over `name`."""
+        """Number of ranks in the group `name`, over which a module is split."""
         return {"tp": self.tp, "attention": self.attention_tp, "moe": self.moe_tp, "shared": self.shared_parts}[name]
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a rule looks at."""
+    """Input of the rules: the checkpoint's inventory and a deployment."""
 
     inventory: Inventory
     deployment: Deployment
@@ -75,7 +84,7 @@ class Context:
 
     @property
     def v4(self) -> V4Config:
-        """The config of a model of V4's generation (V4 and V4.1), whose engines' rules look at its attention."""
+        """The config of a model of V4's generation (V4 and V4.1)."""
         assert isinstance(self.config, V4Config), "engines are looked up by family"
         return self.config
 
@@ -87,35 +96,35 @@ class Context:
 
     @property
     def experts_ranks(self) -> int:
-        """Ranks that hold a part of the routed experts: EP × MoE TP."""
+        """Number of ranks over which the routed experts are spread: EP × MoE TP."""
         return self.deployment.ep * self.deployment.moe_tp
 
     @property
     def o_a_format(self) -> str:
-        """How o_a is stored, in words."""
+        """Storage format of o_a, in words."""
         return str(self.format(Role.O_A))
 
     @property
     def q_rows(self) -> int:
-        """Rows of q_b: all heads' queries."""
+        """Rows of q_b: the queries of all heads."""
         return self.v4.q_rows
 
     @property
     def o_cols(self) -> int:
-        """Columns of o_b: all output groups' low-rank features."""
+        """Columns of o_b: the low-rank features of all output groups."""
         return self.v4.o_cols
 
     @property
     def shared_intermediate(self) -> int:
-        """Intermediate size of the shared experts taken together."""
+        """Intermediate size of all shared experts together."""
         return self.config.shared_intermediate
 
     def format(self, role: Role) -> Format:
-        """How `role` is stored in the checkpoint; plain where it has no such tensor."""
+        """Storage format of `role` in the checkpoint; plain if the checkpoint has no such tensor."""
         return self.inventory.format(role) or Format("BF16")
 
     def block(self, role: Role) -> Block:
-        """The block of `role`; 1×1 where it is not quantized."""
+        """Quantization block of `role`; 1×1 if it is not quantized."""
         return self.format(role).block or Block(1, 1)
 
 
@@ -133,12 +142,22 @@ def resolve(
     attention_tp: int | None = None,
     moe_tp: int | None = None,
 ) -> Deployment:
-    """The deployment of a request: the one place that fills in all fields.
+    """Return the deployment of a request. No other function fills in the fields.
 
-    An engine passes what it decides itself: its name and `version`, the `ep` and `runner` that it takes, its own way
-    to keep shared experts (a request for another way goes before `shared`), and over how many ranks it cuts one.
-    The defaults are those of engines whose attention DP divides the GPUs of TP: `world` is TP, attention TP is TP / DP
-    and MoE TP is TP / EP, each at least 1.
+    The defaults suit engines whose attention DP divides the GPUs of TP.
+
+    Args:
+        request: The request.
+        inventory: The checkpoint's inventory.
+        engine: Name of the engine.
+        version: Version of the engine.
+        ep: Expert parallelism that the engine uses.
+        runner: MoE runner that the engine uses.
+        shared: How the engine holds shared experts by default; a choice in `request` takes precedence.
+        shared_parts: Ranks over which the engine cuts a shared expert.
+        world: Number of GPUs (default: TP).
+        attention_tp: Ranks per attention module (default: TP / DP, at least 1).
+        moe_tp: Ranks per routed expert (default: TP / EP, at least 1).
     """
     world = request.tp if world is None else world
     gpu = pick_gpu(request)
@@ -163,28 +182,28 @@ def resolve(
 
 
 def experts_of(request: Request, inventory: Inventory) -> str:
-    """The format in which the routed experts are asked for, else that of the checkpoint: FP4, FP8."""
+    """Format of the routed experts (FP4, FP8): the requested one, else the checkpoint's."""
     return (request.expert_dtype or inventory.routed.name).upper()
 
 
 GPUS_PER_NODE = {"gb200": 4, "gb300": 4, "gb10": 1, "ascend-910c": 16}
-"""GPUs of one host where it is not eight."""
+"""GPUs per host, for GPUs that do not come as eight per host."""
 
 
 def pick_gpu(request: Request) -> Gpu:
-    """The GPU that the request names or whose memory it gives, or the one that stands for Hopper."""
+    """The GPU that the request names or whose memory it gives; else `ASSUMED_GPU`."""
     if request.gpu_memory is not None:
         return gpu_with(request.gpu_memory)
     return find_gpu(request.gpu) if request.gpu else ASSUMED_GPU
 
 
 def pick_nodes(request: Request, world: int, gpu: Gpu) -> int:
-    """Hosts: as asked for, else as few as hold the GPUs, as many on each."""
+    """Number of hosts: as requested, else the fewest that hold the GPUs with equally many on each."""
     if request.nodes:
         return request.nodes
     return next(nodes for nodes in range(fewest_nodes(world, gpu), world + 1) if world % nodes == 0)
 
 
 def fewest_nodes(world: int, gpu: Gpu) -> int:
-    """Hosts that `world` GPUs need at least."""
+    """Smallest number of hosts that hold `world` GPUs."""
     return -(-world // GPUS_PER_NODE.get(gpu.name, 8))

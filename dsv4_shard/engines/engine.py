@@ -1,4 +1,4 @@
-"""`Engine`: rules and functions of one engine; `Launch`."""
+"""`Engine`: the rules and functions of one engine; `Launch`: how to start it."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -14,16 +14,13 @@ from dsv4_shard.engines.rules import BREAKS_TOO, NOT_VERIFIED, Breach, Requires,
 from dsv4_shard.models.family import Family
 from dsv4_shard.models.roles import TARGET, Module, Role, Stage
 
-# --- engines -------------------------------------------------------------------------------------------------------
-
-
 Options = dict[str, str | None]
-"""Options of a command by name, with values as a shell takes them; None for those that take none."""
+"""Options of a command by name. Values are quoted for a shell; None marks an option without a value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A program with its options. `program` has the words before them, as in `vllm serve MODEL`."""
+    """A program with its options. `program` has the words before the options, such as `vllm serve MODEL`."""
 
     program: str
     options: Options
@@ -35,11 +32,16 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How to start the engine: environment, a command for each node, and files (name → text) that commands name.
+    """How to start the engine.
 
-    `program` and `launcher`, which starts it where it needs one, have the first node's options. `node_options` has for
-    each node those in which it differs from the first; they are the launcher's where there is one. No program: nothing
-    is started. `draft_options` are added to the commands to use the MTP draft model.
+    Attributes:
+        environment: Variables by name.
+        program: The engine's command with the options of the first node; None if nothing is started.
+        launcher: The command that starts `program` (torchrun, srun), with the options of the first node; None without.
+        node_options: For each node, the options that differ from the first node's. They belong to `launcher` if there
+            is one, else to `program`.
+        files: Files that the commands name: name → text.
+        draft_options: Options to append to the commands to use the MTP draft model.
     """
 
     environment: dict[str, str]
@@ -51,16 +53,16 @@ class Launch:
 
     @property
     def commands(self) -> tuple[str, ...]:
-        """The command of each node."""
+        """The command line of each node."""
         return commands_of(self.launcher, self.program, self.node_options)
 
 
 NODE_RANK = "--node-rank"
-"""What torchrun, SGLang and vLLM alike call the number of a node."""
+"""Option for the number of a node; the same in torchrun, SGLang and vLLM."""
 
 
 def node_ranks(nodes: int) -> tuple[Options, ...]:
-    """In what nodes differ that only need their number; the first has it among the common options."""
+    """Options per node if only the node's number differs; the first node has its number in the common options."""
     others: list[Options] = [{NODE_RANK: str(node)} for node in range(1, nodes)]
     return ({}, *others)
 
@@ -68,7 +70,7 @@ def node_ranks(nodes: int) -> tuple[Options, ...]:
 def commands_of(
     launcher: Command | None, program: Command | None, node_options: tuple[Options, ...]
 ) -> tuple[str, ...]:
-    """The command of each node; see `Launch`."""
+    """The command line of each node; see `Launch`."""
     if program is None:
         return ()
     own = launcher or program
@@ -77,56 +79,60 @@ def commands_of(
 
 
 def no_notes(context: Context) -> tuple[str, ...]:
-    """Nothing more to say."""
+    """No notes."""
     return ()
 
 
 def as_stored(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
-    """As the checkpoint stores it."""
+    """Dtype and shape as in the checkpoint."""
     return rank_tensor(group, placement, context)
 
 
 def no_launch(context: Context, model_path: str, sharded: bool) -> Launch:
-    """No commands are known."""
+    """No commands: none are known."""
     return Launch({})
 
 
 def not_known_addition(context: Context) -> str:
-    """How the shared expert's output joins the sum."""
+    """Describe how the shared expert's output joins the sum: not known."""
     return "How the shared expert's output joins the sum is not known of this engine."
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """An engine as one table: its rules, and functions that turn requests and roles into what it does with them.
+    """An engine as one table: its rules, and functions that map requests and roles to its behaviour.
 
     A new engine is one such table in `engines/registry.py`; only the first five fields have no default.
 
-    Names: `name` is what `--engine` takes, `title` and `short_title` (default: `title`) what people read, `version`
-    that of its rules. `runners`, `versions` and `a2a` are the names that its options accept; the catalog lists them.
-    `families` are those whose models the table is for, `variants` the tables for others.
-
-    Rules: `candidates` turns a request into deployments, the engine's own choices first. `rules` are asked in the order
-    in which the engine would meet them. `others` are rules of other versions, by whose messages logs are explained; no
-    plan asks them.
-
-    Tensors: `place` gives a role's placement, `store` how a rank stores one tensor of a group (None: no rank gets it).
-    `layout` are the files that it reads, None where this tool writes none. `files_for_any_gpu` says that these are the
-    same on each GPU. `draft_in_model` says that the engine loads the draft model's blocks with the target model.
-
-    Parallelism: `dp_multiplies` says that each DP replica has TP GPUs of its own; else DP divides the GPUs of TP.
-    `parallelism` gives the pairs of DP and EP that it offers on a number of GPUs, and `search_requests` the requests
-    that a search tries for one that names the GPUs as TP (default: each pair with each runner).
-
-    Costs: `bytes_sent` is what all GPUs send for a token in a layer, `kv_bytes_per_token` what a token of context costs
-    a rank; both None where that is not known.
-
-    Running: `serves` says that it runs a model, and does not only lay out files. `launch` is how to start it on a path,
-    which is that of shards or of the checkpoint (its last argument), `addition` how the shared expert's output joins
-    the sum, and `notes` what else a user of the deployment should know.
-
-    Logs: a log is the engine's where a line has `log_word`. `logs_count_replicas` says that `--dp-size` in it counts
-    replicas of the whole model, unless attention DP is on.
+    Attributes:
+        name: Value of `--engine`.
+        title: Name in printed text.
+        version: Version that the rules are for.
+        candidates: Returns the deployments for a request, the engine's own choices first.
+        rules: Rules in the order in which the engine checks them.
+        place: Returns the placement of a role.
+        store: Returns how a rank stores one tensor of a group; None if no rank stores it.
+        launch: Returns how to start the engine on a path: that of shards if its last argument is true, else that of
+            the checkpoint.
+        addition: Describes how the shared expert's output joins the sum.
+        notes: Returns further notes for users of a deployment.
+        layout: The files that the engine reads; None if this tool cannot write them.
+        others: Rules of other versions. They only explain messages in logs; no plan checks them.
+        families: Model families that the table is for.
+        variants: Tables for other families.
+        short_title: Name in narrow columns (default: `title`).
+        runners, versions, a2a: Names that these options accept; the catalog lists them.
+        serves: Whether it runs a model, rather than only defining a file layout.
+        draft_in_model: Whether the engine loads the draft model's blocks together with the target model.
+        files_for_any_gpu: Whether the files are the same for every GPU.
+        dp_multiplies: Whether each DP replica has TP GPUs of its own; if not, DP divides the GPUs of TP.
+        parallelism: Returns the pairs of DP and EP that the engine offers on a number of GPUs.
+        search_requests: Returns the requests that a search tries for a request whose TP is the number of GPUs
+            (default: each pair with each runner).
+        bytes_sent: Bytes that all GPUs together send per token and layer; None if not known.
+        kv_bytes_per_token: Bytes of KV cache per token of context and rank; None if not known.
+        log_word: Word in a log line that identifies the engine.
+        logs_count_replicas: Whether `--dp-size` in a log counts replicas of the whole model, unless attention DP is on.
     """
 
     name: str
@@ -159,20 +165,20 @@ class Engine:
     logs_count_replicas: bool = False
 
     def table_for(self, family: Family) -> "Engine | None":
-        """The table for models of `family`; None where the engine has none."""
+        """The table for models of `family`; None if the engine has none."""
         return next((table for table in (self, *self.variants) if family in table.families), None)
 
     def gpus(self, request: Request) -> int:
-        """GPUs of a request."""
+        """Number of GPUs of a request."""
         return request.tp * (request.dp if self.dp_multiplies else 1)
 
     def tp_on(self, world: int, dp: int) -> int:
-        """The TP that a request names for `world` GPUs with `dp`."""
+        """The TP of a request for `world` GPUs with `dp`."""
         return world // dp if self.dp_multiplies else world
 
     @property
     def by_node(self) -> bool:
-        """Whether the files are those of nodes, so that their number decides what is written."""
+        """Whether each set of files is for a node, so that the number of nodes decides what is written."""
         return self.layout is not None and self.layout.by_node
 
     def requests(self, asked: Request) -> Iterator[Request]:
@@ -186,18 +192,18 @@ class Engine:
                 yield replace(asked, tp=self.tp_on(asked.tp, dp), dp=dp, ep=ep_option(ep), runner=runner)
 
     def loaded_stages(self) -> tuple[Stage, ...]:
-        """The stages of a checkpoint that one model in memory holds."""
+        """Stages of a checkpoint that the engine loads as one model."""
         return tuple(Stage) if self.draft_in_model else TARGET
 
     def rank_tensor_of(self, group: TensorGroup, context: Context) -> RankTensor | None:
-        """How a rank stores one tensor of `group`, or None where no rank gets it."""
+        """How a rank stores one tensor of `group`; None if no rank stores it."""
         return self.store(group, self.place(group.role, context), context)
 
     def breaches(self, context: Context) -> list[Breach]:
-        """Every rule that breaks, in the order in which the engine would meet them, but first the one where it stops.
+        """Return every broken rule: first the one that stops the engine, then the others in the order of its checks.
 
-        Of the others only the arithmetic is told then, and the ways out: the engine does not come to what it says or
-        does there.
+        The others keep their arithmetic and remedies. They have no quote, and their consequence says that the engine
+        has already stopped.
         """
         found: list[Breach] = []
         for rule in self.rules:
@@ -216,11 +222,11 @@ class Engine:
 UNKNOWN_FAMILY = "family"
 
 UNKNOWN_GPU = "gpu"
-"""Rules that break for a family or on a GPU of which nothing is known."""
+"""Names of the rules that break for an unknown family or GPU."""
 
 
 def unknown_to(engine: Engine, family: Family) -> Engine:
-    """`engine` for a family that it is not verified for: it has one rule, which always breaks."""
+    """Return `engine` for a family that it is not verified for: with one rule, which always breaks."""
     known = Requires(
         UNKNOWN_FAMILY, Module.DEPLOYMENT, lambda _: False,
         f"what {engine.title} {engine.version} does with {family.title} was never held against its own classes",

@@ -9,27 +9,32 @@ from dsv4_shard.models.names import Names
 from dsv4_shard.models.roles import TensorName
 from dsv4_shard.tensors.header import Tensor
 
-# --- output layouts ------------------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A source tensor that no rank gets, and why."""
+    """A source tensor that no rank gets, and the reason."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class TargetTensor:
-    """Where a source tensor goes in the rank files, and what is done to it on the way.
+    """Where a source tensor goes in the rank files, and how it is transformed.
 
-    It becomes (a part of) the tensor `name` in `folder`; empty: its own name, alone. Several tensors of one name are
-    joined along their rows, by ascending `order`; with `stacked`, the experts come first, one after the other along a
-    new first axis. A `dtype` other than the source's is an elementwise conversion where there is one (`conversions`),
-    else the same bytes under another name; `transform` names a decoding together with the scale. `repeat` repeats each
-    scale for blocks cut finer. `fill` is one element of the source's dtype, with which padding is filled (empty:
-    zeros). `file` is the file that it stands in, for layouts whose ranks have files of many names (empty: as
-    `Layout.file_name` says). `names` are those that tensors are called by which go alone (None: their own).
+    Attributes:
+        name: Name of the tensor in the rank file; empty for the source's own name. Source tensors with the same target
+            name are joined along their rows.
+        dtype: Dtype in the rank file. If it differs from the source's, an elementwise conversion is used if there is
+            one (`tensors.dtype_casts`), else the same bytes are stored under the new dtype.
+        folder: Folder of the file, such as that of the draft model; empty without one.
+        order: Position among the tensors that are joined, ascending.
+        stacked: Whether experts are stacked one after the other along a new first axis.
+        transform: Name of a decoding that also reads the scale; None without.
+        repeat: How often each scale is repeated on both axes, for blocks that are cut finer.
+        fill: One element of the source's dtype that padding is filled with; empty for zeros.
+        file: File that holds the tensor, for layouts whose ranks have several named files; empty for the name that
+            `Layout.file_name` gives.
+        names: Grammar of the target names of tensors that are not joined; None for the source's own.
     """
 
     name: str
@@ -49,7 +54,10 @@ Disposition = tuple[TargetTensor, ...] | LeftOut
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """A tensor that the engine wants in its files and no checkpoint has: of one rank, or of all (`rank` -1)."""
+    """A tensor that the engine expects in its files and that no checkpoint has.
+
+    `rank` is the rank that gets it; -1 for all ranks. `data` has the bytes, `shape` the size in elements.
+    """
 
     name: str
     dtype: str
@@ -60,24 +68,24 @@ class Constant:
 
 
 class Layout(Protocol):
-    """The files that an engine reads: names, and what becomes of each tensor of the checkpoint."""
+    """The files that an engine reads: their names, and what each tensor of the checkpoint becomes."""
 
     name: str
     shares_files: bool
-    """Whether a rank may have several files, so that what all ranks share is written once and linked."""
+    """Whether a rank may have several files, so that tensors common to all ranks are written once and linked."""
     by_node: bool
-    """Whether the files are those of a node: a rank is then a node and has a folder, and tensors stay whole."""
+    """Whether a rank is a node, which has a folder and whole tensors."""
 
     def file_name(self, rank: int, part: int, deployment: Deployment) -> str:
-        """Name of a rank's file; part 0 is its own, part 1 what it shares with all others. By node: its folder."""
+        """Name of a rank's file; part 0 is the rank's own, part 1 is common to all. By node: the node's folder."""
         ...
 
     def refusal(self, context: Context) -> str | None:
-        """Why no files can be written for a deployment that runs; None where they can."""
+        """Reason why no files can be written for a deployment that runs; None if they can."""
         ...
 
     def fate(self, tensor: Tensor, name: TensorName, context: Context) -> Disposition:
-        """What becomes of `tensor`: one answer for all that differ only in their expert's number."""
+        """What `tensor` becomes; the same for tensors that differ only in the number of the expert."""
         ...
 
     def constants(self, context: Context) -> tuple[Constant, ...]:
@@ -85,18 +93,19 @@ class Layout(Protocol):
         ...
 
     def identity(self, context: Context) -> dict[str, str]:
-        """What the files were made for, as far as shapes cannot tell; also in every file's header, if not empty.
+        """Properties that the files depend on and that shapes do not show.
 
-        Files that tensors name (`Kept.file`) are ordinary files of a checkpoint, and their headers say nothing of it.
+        They go into the manifest and, if not empty, into every file's header. Files that tensors name
+        (`TargetTensor.file`) are ordinary checkpoint files, whose headers do not have them.
         """
         ...
 
     def companions(self, document: dict[str, object], context: Context) -> dict[str, bytes]:
-        """Files beside the ranks' that the engine reads: name → content. By node: in each node's folder."""
+        """Additional files that the engine reads: name → content. By node: in each node's folder."""
         ...
 
     def copied(self, context: Context) -> dict[str, str]:
-        """Small files that are copied where they exist: name in the output → name in the checkpoint.
+        """Small files to copy if they exist: name in the output → name in the checkpoint.
 
         By node: into each node's folder.
         """
@@ -105,8 +114,8 @@ class Layout(Protocol):
 
 @runtime_checkable
 class ConverterLayout(Layout, Protocol):
-    """Files that DeepSeek's converter writes as well, so that they can be read without a plan."""
+    """Layout of the files that DeepSeek's converter also writes, so that they can be read without a plan."""
 
     def names(self, config: ModelConfig) -> Names:
-        """What the converter calls the tensors of a model with this config."""
+        """The converter's tensor names for a model with this config."""
         ...

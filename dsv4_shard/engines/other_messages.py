@@ -1,4 +1,4 @@
-"""Messages that engines print and that belong to no rule: what broke, and the ways out."""
+"""Messages that engines print and that belong to no rule: the cause and the remedies."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,10 +10,15 @@ from dsv4_shard.text.units import quotient
 
 @dataclass(frozen=True, eq=False, slots=True)
 class OtherMessage:
-    """A message of no rule.
+    """A message that belongs to no rule.
 
-    `regex` has named groups; `means` says in sentences what broke, with what can be computed from them. `ways` are the
-    ways out, `grave` whether it ends the run. `anchor` is plain text within it, where it does not begin with any.
+    Attributes:
+        engines: Names of the engines that print it.
+        regex: Regular expression with named groups.
+        means: Returns sentences about the cause, with numbers computed from the groups.
+        ways: Remedies.
+        grave: Whether the message ends the run.
+        anchor: Plain text within the message, for a `regex` that does not begin with plain text.
     """
 
     engines: tuple[str, ...]
@@ -24,15 +29,12 @@ class OtherMessage:
     anchor: str = ""
 
 
-# --- messages of no rule ---------------------------------------------------------------------------------------------
-
-
 def _say(*sentences: str) -> Callable[[dict[str, str]], Iterable[str]]:
     return lambda groups: (sentence.format(**groups) for sentence in sentences)
 
 
 def _memory(groups: dict[str, str]) -> Iterable[str]:
-    """Which GPU it was, by the memory that it has."""
+    """Explain that memory is short, and name the GPUs with the printed memory."""
     yield "the GPU's memory does not hold the weights that this layout gives a rank, or what is left is too little"
     if groups["total"]:
         total = float(groups["total"])

@@ -1,10 +1,10 @@
-"""Attention DP × EP on a number of GPUs: the pairs that an engine offers."""
+"""Pairs of attention DP and EP that an engine offers on a number of GPUs."""
 
 import itertools
 from collections.abc import Iterable
 
 Pairs = tuple[tuple[int, int], ...]
-"""(DP, EP), each at least 1."""
+"""Pairs (DP, EP), each number at least 1."""
 
 
 def divisors(number: int) -> list[int]:
@@ -18,25 +18,25 @@ def pairs(dps: Iterable[int], eps: Iterable[int]) -> Pairs:
 
 
 def every_divisor(world: int) -> Pairs:
-    """DP and EP are any numbers that divide the GPUs."""
+    """Pairs in which DP and EP each divide the number of GPUs."""
     return pairs(divisors(world), divisors(world))
 
 
 def ep_off_or_all(world: int) -> Pairs:
-    """DP divides the GPUs; EP is off or spans all of them."""
+    """Pairs in which DP divides the number of GPUs, and EP is off or spans all of them."""
     return pairs(divisors(world), (1, world))
 
 
 def dp_alone(world: int) -> Pairs:
-    """DP divides the GPUs; EP is left to the engine."""
+    """Pairs in which DP divides the number of GPUs, and the engine chooses EP."""
     return pairs(divisors(world), (1,))
 
 
 def no_choice(world: int) -> Pairs:
-    """The engine offers one way: no DP, and the EP that it takes by itself."""
+    """The only pair of an engine without a choice: no DP, and the engine's own EP."""
     return ((1, 1),)
 
 
 def ep_option(ep: int) -> int | None:
-    """EP as a request asks for it: 1 is left to the engine."""
+    """EP as a value of a request: None, the engine's choice, for 1."""
     return ep if ep > 1 else None

@@ -1,4 +1,4 @@
-"""What layouts of raw parameters share: a table of an engine's parameters by role, and the files around them."""
+"""Common parts of the raw-parameter layouts of SGLang and vLLM: a parameter's name by role, and the files around it."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from dsv4_shard.models.roles import Part
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE
 
 DRAFT_FOLDER = "draft/"
-"""The draft model (MTP) is a model of its own to the engines, so its files have a folder of their own."""
+"""Folder of the draft model (MTP), which the engines load as a model of its own."""
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -21,9 +21,12 @@ TOKENIZER_FILES = (
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A parameter of the engine: its name under the layer, and which place a role has in it.
+    """A parameter of the engine.
 
-    `order` is the place among the roles that are joined along their rows; `bare` parameters have no `.weight`.
+    Attributes:
+        name: Name within the layer.
+        order: Position of the role among those that are joined along their rows.
+        bare: Whether the name has no `.weight`.
     """
 
     name: str
@@ -37,11 +40,11 @@ class Parameter:
 
 
 def rank_file_name(rank: int, part: int) -> str:
-    """The pattern of `--load-format sharded_state`, the same in SGLang and vLLM."""
+    """File name by the pattern of `--load-format sharded_state`, the same in SGLang and vLLM."""
     return f"model-rank-{rank}-part-{part}.safetensors"
 
 
 def model_files(context: Context) -> dict[str, str]:
-    """Config and tokenizer, for the model and its draft: name in the output → name in the checkpoint."""
+    """Config and tokenizer files, for the model and its draft: name in the output → name in the checkpoint."""
     names = {name: name for name in (CONFIG_FILE, *TOKENIZER_FILES)}
     return names | ({DRAFT_FOLDER + name: name for name in names} if draft_blocks(context) else {})

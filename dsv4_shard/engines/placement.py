@@ -1,4 +1,4 @@
-"""Replicate, Split, Pad, Expert; how a rank holds a tensor."""
+"""Placements of a tensor on the ranks: `Replicate`, `Split`, `Pad`, `Expert`; and the part that one rank holds."""
 
 import math
 from dataclasses import dataclass
@@ -8,9 +8,6 @@ from dsv4_shard.checkpoint.inventory import TensorGroup
 from dsv4_shard.engines.deployment import Context, Deployment
 from dsv4_shard.models.roles import Part
 from dsv4_shard.tensors.header import DTYPE_BITS
-
-# --- placements ----------------------------------------------------------------------------------------------------
-
 
 AXIS_NAMES = ("rows", "columns")
 
@@ -27,7 +24,7 @@ class Replicate:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Equal parts along `axis` over the ranks of `group`, each filled up to a multiple of `fill_to` elements."""
+    """Equal parts along `axis` over the ranks of `group`, each rounded up to a multiple of `fill_to` elements."""
 
     axis: int
     group: str
@@ -40,7 +37,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Pad:
-    """Whole units of `unit` elements along `axis`, `ceil(units / ranks)` on each rank of `group`; zeros at the end."""
+    """Whole units of `unit` elements along `axis`: `ceil(units / ranks)` on each rank of `group`, zeros at the end."""
 
     axis: int
     group: str
@@ -53,7 +50,7 @@ class Pad:
 
 @dataclass(frozen=True, slots=True)
 class Expert:
-    """Routed experts: a contiguous block of experts for each EP rank, and `inner` over the MoE-TP ranks."""
+    """Routed experts: a contiguous block of experts for each EP rank, each placed as `inner` over the MoE-TP ranks."""
 
     inner: "Replicate | Split | Pad"
 
@@ -66,7 +63,14 @@ Placement = Replicate | Split | Pad | Expert
 
 @dataclass(frozen=True, slots=True)
 class RankTensor:
-    """How a rank holds a tensor: dtype (FP4 for packed FP4), shape in elements, bytes, and how many are padding."""
+    """What a rank holds of a tensor.
+
+    Attributes:
+        dtype: Dtype of the elements; FP4 for packed FP4.
+        shape: Shape in elements.
+        nbytes: Size in bytes, padding included.
+        padding: Bytes of padding.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -75,8 +79,10 @@ class RankTensor:
 
 
 def say_placement(placement: Placement, group: TensorGroup, stored: RankTensor, deployment: Deployment) -> str:
-    """How the ranks hold a tensor of `group`, in words. Of a cut over one rank nothing is left, of experts spread over
-    one rank only the cut within them."""
+    """Describe in words how the ranks hold a tensor of `group`.
+
+    A split over one rank is shown as whole; experts over one EP rank show only their inner split.
+    """
     if isinstance(placement, Expert) and deployment.ep == 1:
         placement = placement.inner
     whole = stored.shape == group.shape and not isinstance(placement, Expert)
@@ -84,10 +90,16 @@ def say_placement(placement: Placement, group: TensorGroup, stored: RankTensor, 
 
 
 def local_size(size: int, placement: Split | Pad, parts: int, block: int) -> int:
-    """Elements of a rank along the axis that `placement` cuts `size` on, padding included.
+    """Return a rank's elements along the axis on which `placement` cuts `size`, padding included.
 
-    `block` is 1 for weights, and the block's size on that axis for scales, whose units are that much larger. Raises
-    ValueError where a Split does not divide: the rules must have refused that.
+    Args:
+        size: Elements of the whole tensor along the axis.
+        placement: The split.
+        parts: Number of ranks.
+        block: 1 for weights; for scales the block's size along the axis, since one scale covers that many weights.
+
+    Raises:
+        ValueError: If a Split does not divide; the engine's rules refuse this earlier.
     """
     if isinstance(placement, Pad):
         unit = max(1, placement.unit // block)
@@ -99,7 +111,11 @@ def local_size(size: int, placement: Split | Pad, parts: int, block: int) -> int
 
 
 def rank_tensor(group: TensorGroup, placement: Placement, context: Context, dtype: str | None = None) -> RankTensor:
-    """How a rank holds one tensor of `group` under `placement`, converted to `dtype` if given. Raises as local_size."""
+    """Return what a rank holds of one tensor of `group` under `placement`, in `dtype` if given.
+
+    Raises:
+        ValueError: As `local_size`.
+    """
     shape, padded = list(group.shape), 1.0
     inner = placement.inner if isinstance(placement, Expert) else placement
     if isinstance(inner, Split | Pad):
@@ -117,7 +133,7 @@ def rank_tensor(group: TensorGroup, placement: Placement, context: Context, dtyp
 
 
 def element_bits(group: TensorGroup, dtype: str | None) -> int:
-    """Bits of one element of `group` when stored as `dtype` (None: as stored)."""
+    """Bits per element of `group` in `dtype` (None: the stored dtype)."""
     if dtype is not None:
         return 4 if dtype == "FP4" else DTYPE_BITS[dtype]
     elements = math.prod(group.shape)

@@ -1,4 +1,4 @@
-"""The engines that dsv4-shard plans for: each is registered here, and nowhere else."""
+"""The engines that dsv4-shard plans for. Every engine is registered here, and nowhere else."""
 
 from dataclasses import replace
 
@@ -29,35 +29,44 @@ ENGINES: dict[str, Engine] = {
         replace(NODE, variants=(NODE_ANY, NODE_V3)),
     )
 }
-"""Every engine by name, each with its tables for other families: the one place where an engine is registered."""
+"""Every engine by name, each with its tables for other families."""
 
 DEEPSEEK = REFERENCE.name
 """The engine whose files DeepSeek's own converter writes."""
 
 
 def serving() -> tuple[str, ...]:
-    """Names of the engines that run a model; the others lay out files that these load."""
+    """Names of the engines that run a model; the others only lay out files for these."""
     return tuple(name for name, engine in ENGINES.items() if engine.serves)
 
 
 def engine_for(name: str, family: Family) -> Engine:
-    """The engine called `name` as it treats `family`; one that refuses it where that is not known.
+    """Return the engine called `name` for `family`; if it is not verified for the family, one that refuses it.
 
-    Raises UsageError as `find_engine`.
+    Raises:
+        UsageError: As `find_engine`.
     """
     engine = find_engine(name)
     return engine.table_for(family) or unknown_to(engine, family)
 
 
 def title_of(name: str, version: str) -> str:
-    """What the engine is called that a plan's `name` and `version` mean. Raises UsageError as `find_engine`."""
+    """Return the title of the engine for a plan's `name` and `version`.
+
+    Raises:
+        UsageError: As `find_engine`.
+    """
     engine = find_engine(name)
     titles = (table.title for table in (engine, *engine.variants) if table.version == version)
     return next(titles, engine.title)
 
 
 def find_engine(name: str) -> Engine:
-    """The engine called `name`. Raises UsageError with the names that come near."""
+    """Return the engine called `name`.
+
+    Raises:
+        UsageError: If there is none; the hint has the closest names.
+    """
     engine = ENGINES.get(name.lower())
     if engine is None:
         several = "Several engines are for --gpus: they are searched." if "," in name else None

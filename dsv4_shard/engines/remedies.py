@@ -1,6 +1,6 @@
-"""Ways out that are options of this tool: what they are called, and the requests that take them.
+"""Remedies that are options of this tool: their words, and the requests that apply them.
 
-Whether one helps a request is not said here: `dsv4_shard.planning.remedies` plans with it.
+`dsv4_shard.planning.remedies` finds out whether a remedy helps a request, by planning with it.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from dsv4_shard.text.suggest import as_option
 
 
 def _options(**options: Any) -> Callable[[Request], tuple[Request, ...]]:
-    """The request with these options, whatever it had."""
+    """Return a function that sets these options in a request, whatever their values were."""
     return lambda request: (replace(request, **options),)
 
 
@@ -23,7 +23,7 @@ def _divisors(number: int, above: int = 0) -> Iterator[int]:
 
 
 def leave_out(*options: str) -> Remedy:
-    """Options that are not given; the ways of the shared experts and EP are then the engine's own choice."""
+    """Remedy: leave out options. The engine then chooses EP and how shared experts are held."""
     words = " and ".join(map(as_option, options))
     defaults = {field.name: field.default for field in fields_of(Request) if field.name in options}
     return Remedy(f"leave {words} out", _options(**defaults))
@@ -82,5 +82,5 @@ DEEPEP = Remedy(
 
 
 def for_engine(name: str, why: str = "") -> Remedy:
-    """The same with another engine."""
+    """Remedy: use another engine with the same request."""
     return Remedy(f"--engine {name}{why}", _options(engine=name))

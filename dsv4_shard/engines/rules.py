@@ -1,8 +1,8 @@
-"""What an engine is to the plan: rules, placements, and how it is launched, as data.
+"""Rules of an engine as data: `Divides`, `Requires`, and what a broken rule leads to (`Breach`, `Remedy`).
 
-A *rule* is a condition that the engine's code puts on a module, with its arithmetic. Most say that a size must fall
-into equal parts, and each part into whole units; `Divides` is that sentence. A rule that the engine itself does not
-check is marked by an empty `quote`: there the tool is the only one who warns.
+A *rule* is a condition that the engine's code puts on a module, with its arithmetic. Most rules say that a size must
+divide into equal parts, and each part into whole units: `Divides`. An empty `quote` marks a rule that the engine does
+not check itself; then only this tool warns.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,29 +12,32 @@ from dsv4_shard.engines.deployment import Context, Request
 from dsv4_shard.models.roles import Module
 from dsv4_shard.text.units import quotient
 
-# --- rules ---------------------------------------------------------------------------------------------------------
-
 NOT_VERIFIED = "nothing is claimed of it"
-"""The consequence of a rule that breaks where nothing is known: neither that it runs nor that it does not."""
+"""Consequence of a broken rule if it is unknown whether the layout runs."""
 
 REFUSED = "{engine} refuses it"
 
 NO_OPTION = "{engine} has no such option"
 
 SILENT = "{engine} does not say so: "
-"""Consequences, in which `engine` is what it is called: it ends with an error, be its words known or not; it cannot be
-asked; it starts, and what then becomes of it."""
+"""Consequences, as templates over `engine`, the engine's title.
+
+In this order: the engine stops with an error, whether or not its text is known; the engine lacks the option; the engine
+starts, and the text that follows says what happens then.
+"""
 
 BREAKS_TOO = "breaks as well: {engine} has stopped by then"
-"""Of a rule beside the one at which the engine stops: what would come of it alone does not come."""
+"""Consequence of further broken rules: the engine has already stopped at an earlier one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
-    """A way out that is an option of this tool.
+    """A remedy that is an option of this tool.
 
-    `words` say it in general; `tries` are the requests that take it, the likeliest first; `said`, a template over
-    `asked`, says it of the one that helps (empty: `words`).
+    Attributes:
+        words: The remedy in general words.
+        tries: Returns the requests that apply the remedy to a request, the likeliest first.
+        said: Template over `asked` that describes the remedy for the request that helps (empty: use `words`).
     """
 
     words: str
@@ -42,21 +45,26 @@ class Remedy:
     said: str = ""
 
     def say(self, asked: Request) -> str:
-        """What it is for the request that helps."""
+        """Describe the remedy for the request that helps."""
         return (self.said or self.words).format(asked=asked, attention_tp=asked.tp // asked.dp)
 
 
 Remedies = tuple[Remedy | str, ...]
-"""Ways out; those that are no option of this tool are words alone."""
+"""Remedies; a plain string is a remedy that is not an option of this tool."""
 
 
 @dataclass(frozen=True, slots=True)
 class Breach:
     """A rule that a deployment breaks.
 
-    `reason` is the arithmetic. `quote` is what the engine itself prints, None where it prints nothing, its words are
-    not known, or it has stopped at another rule; `consequence` says which. `remedies` are ways out, of which not each
-    helps every deployment.
+    Attributes:
+        rule: Name of the rule.
+        module: The module that the rule is about.
+        reason: The arithmetic.
+        quote: The text that the engine prints. None if it prints nothing, if its text is not known, or if it has
+            stopped at another rule.
+        consequence: What happens, which also tells these cases of None apart.
+        remedies: Possible remedies; not every one helps every deployment.
     """
 
     rule: str
@@ -68,12 +76,12 @@ class Breach:
 
     @property
     def stops(self) -> bool:
-        """Whether the engine ends here, with an error; else it starts, or nothing is claimed of it."""
+        """Whether the engine stops here with an error; if not, it starts, or the outcome is not verified."""
         return self.quote is not None or self.consequence == REFUSED
 
     @property
     def unknown(self) -> bool:
-        """Whether it says that nothing is known, and not that it does not run."""
+        """Whether the outcome is unknown, rather than a failure."""
         return self.consequence == NOT_VERIFIED
 
 
@@ -86,7 +94,7 @@ def _one(_: Context) -> int:
 
 
 Template = str | Callable[[Context], str | None] | None
-"""A template, or a function that picks one for a deployment."""
+"""A template, a function that picks a template for a deployment, or None."""
 
 
 def _pick(words: Template, context: Context) -> str | None:
@@ -97,9 +105,13 @@ def _pick(words: Template, context: Context) -> str | None:
 class Symptom:
     """How a breach shows.
 
-    `quote` is what the engine prints: a template over `size`, `parts`, `part`, `unit` and `context`, or a function that
-    picks one of `quotes`; None where it prints nothing, or its words are not known, and `consequence` says which.
-    `heard` are other messages by which it shows: those of other versions, and of checks before and after it.
+    Attributes:
+        quote: The text that the engine prints: a template over `size`, `parts`, `part`, `unit` and `context`, or a
+            function that picks one of `quotes`. None if it prints nothing or its text is not known.
+        consequence: What happens.
+        remedies: Possible remedies.
+        heard: Other messages of the same breach: from other versions, and from earlier or later checks.
+        quotes: The templates that a function in `quote` picks from.
     """
 
     quote: Template = None
@@ -110,21 +122,28 @@ class Symptom:
 
     @property
     def messages(self) -> tuple[str, ...]:
-        """Every template by which the breach shows."""
+        """Every template of a message for the breach."""
         return (*((self.quote,) if isinstance(self.quote, str) else self.quotes), *self.heard)
 
     def says(self, template: str, context: Context) -> bool:
-        """Whether `template` is of this breach in a deployment."""
+        """Whether the breach can print `template` in a deployment."""
         return template in self.heard or template == _pick(self.quote, context)
 
 
 @dataclass(frozen=True, slots=True)
 class Divides:
-    """`size / parts` must be whole and a multiple of `unit`.
+    """Rule: `size / parts` must be whole and a multiple of `unit`. Sizes are in elements.
 
-    `size_name`, `parts_name` and `unit_name` are the words of the arithmetic. It breaks in two ways that have nothing
-    else in common: `uneven` is how it shows where the parts are not whole, `cut` where they are, and cut a unit. A
-    `fatal` rule is one without which the later ones make no sense.
+    Attributes:
+        name: Name of the rule.
+        module: The module that the rule is about.
+        size: The size that is divided; `size_name` is its name in the arithmetic.
+        parts: The number of parts; `parts_name` is its name in the arithmetic.
+        unit: Elements that must stay together; `unit_name` is their name in the plural.
+        uneven: How the breach shows if `size / parts` is not whole.
+        cut: How the breach shows if the parts are whole but cut a unit.
+        when: Whether the rule applies to a deployment.
+        fatal: Whether later rules make no sense if this one breaks.
     """
 
     name: str
@@ -142,15 +161,15 @@ class Divides:
 
     @property
     def messages(self) -> tuple[str, ...]:
-        """Every template by which the rule shows."""
+        """Every template of a message for the rule."""
         return (*self.cut.messages, *self.uneven.messages)
 
     def unit_word(self, context: Context) -> str:
-        """What the units are called, in the plural; empty where they are single elements."""
+        """Plural name of the units; empty if they are single elements."""
         return _pick(self.unit_name, context) or ""
 
     def explain(self, context: Context) -> str | None:
-        """The arithmetic in words, or None where the rule does not apply."""
+        """The arithmetic in words; None if the rule does not apply."""
         if not self.when(context):
             return None
         size, parts, unit = self.size(context), self.parts(context), self.unit(context)
@@ -163,7 +182,7 @@ class Divides:
         return f"{head}{part}, which is {quotient(part, unit)} {self.unit_word(context)} of {unit}"
 
     def shows(self, context: Context) -> Symptom | None:
-        """How it breaks, or None where the rule holds or does not apply."""
+        """How the rule breaks; None if it holds or does not apply."""
         if not self.when(context):
             return None
         part, rest = divmod(self.size(context), self.parts(context))
@@ -172,7 +191,7 @@ class Divides:
         return self.cut if part % self.unit(context) else None
 
     def check(self, context: Context) -> Breach | None:
-        """Breach with the numbers, or None where the rule holds or does not apply."""
+        """Breach with the numbers; None if the rule holds or does not apply."""
         shows, reason = self.shows(context), self.explain(context)
         if shows is None or reason is None:
             return None
@@ -188,9 +207,9 @@ class Divides:
 
 @dataclass(frozen=True, slots=True)
 class Requires:
-    """A condition that is not a division. `reason` and `quote` are templates over `at` (the deployment).
+    """Rule: a condition that is not a division.
 
-    The rest is as in `Symptom`.
+    `reason` and `quote` are templates over `at` (the deployment). The other fields are as in `Divides` and `Symptom`.
     """
 
     name: str
@@ -205,15 +224,15 @@ class Requires:
 
     @property
     def messages(self) -> tuple[str, ...]:
-        """Every template by which the rule shows."""
+        """Every template of a message for the rule."""
         return tuple(words for words in (self.quote, *self.heard) if words)
 
     def explain(self, context: Context) -> str | None:
-        """None: there is no arithmetic in it."""
+        """None: the rule has no arithmetic."""
         return None
 
     def check(self, context: Context) -> Breach | None:
-        """Breach, or None where the condition holds."""
+        """Breach; None if the condition holds."""
         if self.holds(context):
             return None
         words = {"at": context.deployment, "config": context.config, "context": context}

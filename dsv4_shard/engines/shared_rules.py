@@ -29,18 +29,18 @@ GATE_UP_QUOTE = (
 DOWN_QUOTE = (
     "ValueError: The input_size of down's weight = {part} is not divisible by weight quantization block_k = {unit}."
 )
-"""The engines' own words, the same in SGLang (`fp8.py`) and vLLM (`fp8_utils.py`)."""
+"""Error text of SGLang (`fp8.py`) and vLLM (`fp8_utils.py`), which is the same."""
 
 
 def shares_blocks_evenly(inventory: Inventory, parts: int) -> bool:
-    """Whether the shared expert's intermediate size falls into `parts` parts of whole blocks."""
+    """Whether the shared expert's intermediate size divides into `parts` parts of whole blocks."""
     fmt = inventory.shared
     unit = fmt.block.rows if fmt is not None and fmt.block is not None else 1
     return inventory.config.shared_intermediate % (parts * unit) == 0
 
 
 def version_rule(*versions: str) -> Requires:
-    """Rules and layouts are those of certain versions, and are claimed for no other."""
+    """Rule: the version is one of `versions`. Rules and layouts are not verified for any other."""
     return Requires(
         "version", Module.DEPLOYMENT, lambda c: c.deployment.version in versions,
         "version {at.version} was not held against its own classes; known: " + ", ".join(versions),
@@ -49,12 +49,12 @@ def version_rule(*versions: str) -> Requires:
 
 
 def draft_blocks(context: Context) -> int:
-    """MTP blocks that SGLang and vLLM make a draft model of: none of DSpark's stages, whose classes were never run."""
+    """Number of MTP blocks that SGLang and vLLM make a draft model of. 0 for DSpark's stages: not verified."""
     return 0 if context.inventory.draft.dspark else context.inventory.draft.blocks
 
 
 def is_left_out(stage: Stage, context: Context) -> bool:
-    """Whether the raw layouts of SGLang and vLLM leave out what stands in `stage`."""
+    """Whether the raw layouts of SGLang and vLLM leave out the tensors of `stage`."""
     return stage is Stage.MTP and context.inventory.draft.dspark
 
 
@@ -62,7 +62,7 @@ DSPARK_LEFT_OUT = "DSpark's draft stages were never held against the engine's cl
 
 
 def dspark_notes(context: Context) -> tuple[str, ...]:
-    """That DSpark's stages are left out, where the checkpoint has any."""
+    """Note that DSpark's stages are left out, if the checkpoint has any."""
     if not context.inventory.draft.dspark:
         return ()
     stages, groups = context.inventory.draft.blocks, context.inventory.groups
@@ -73,14 +73,17 @@ def dspark_notes(context: Context) -> tuple[str, ...]:
 ADDED_IN_PARTS = (
     "Each rank holds a part of the shared expert: its output is summed by the same all-reduce as the routed one."
 )
-"""How the shared expert's output joins the sum, where no rank has it whole."""
+"""How the shared expert's output joins the sum if no rank holds the whole expert."""
 
 VOCAB_UNIT = 64
-"""Rows to which engines pad the vocabulary."""
+"""Engines pad the vocabulary to a multiple of this number of rows."""
 
 
 def vocab_placement(context: Context, group: str = "tp") -> Split | Pad:
-    """Rows over the ranks of `group`: padded to 64, and to 64 × as many where that does not divide (SGLang)."""
+    """Placement of the vocabulary's rows over the ranks of `group`.
+
+    The rows are padded to a multiple of 64; if that does not divide, to a multiple of 64 × ranks (SGLang).
+    """
     vocab, parts = context.config.vocab_size, context.deployment.group(group)
     if vocab % parts == 0 and vocab % VOCAB_UNIT == 0:
         return Split(0, group)
@@ -89,11 +92,11 @@ def vocab_placement(context: Context, group: str = "tp") -> Split | Pad:
 
 
 INDIVISIBLE_QUOTE = "AssertionError: {size} is not divisible by {parts}"
-"""`ensure_divisibility`, the same in SGLang and vLLM."""
+"""Error text of `ensure_divisibility`, the same in SGLang and vLLM."""
 
 
 def vocab_rule(uneven: Symptom) -> Divides:
-    """The vocabulary is padded to 64 rows and then cut over TP."""
+    """Rule: the vocabulary, padded to 64 rows, divides over TP."""
     return Divides(
         "vocab", Module.EMBEDDING, lambda c: -(-c.config.vocab_size // VOCAB_UNIT) * VOCAB_UNIT,
         "vocab_size (padded to 64)", lambda c: c.deployment.tp, "TP", uneven=uneven,
@@ -116,11 +119,11 @@ NO_CAST_RULE = Requires(
 )  # fmt: skip
 
 NVFP4_RULE = "nvfp4"
-"""The rule that node folders do not have: their experts go over as they are."""
+"""Name of the NVFP4 rule. Node folders do not have it, since they copy the experts unchanged."""
 
 
 def nvfp4_rule(reason: str, consequence: str = NOT_VERIFIED) -> Requires:
-    """NVFP4 experts are refused where nothing is known of how the engine's classes hold them."""
+    """Rule: no NVFP4 experts, since it is not known how the engine's classes hold them."""
     return Requires(
         NVFP4_RULE, Module.ROUTED, lambda c: c.inventory.routed.name != NVFP4, reason, consequence=consequence,
         remedies=("--engine node, which keeps the checkpoint's tensors as they are",), fatal=True,
@@ -128,7 +131,7 @@ def nvfp4_rule(reason: str, consequence: str = NOT_VERIFIED) -> Requires:
 
 
 def o_a_decoding_rule(*sides: int) -> Requires:
-    """wo_a is plain, or in square blocks of one of `sides` rows and columns, which divide what is decoded."""
+    """Rule: wo_a is plain, or in square blocks of one of `sides`, which divide the decoded matrix."""
 
     def holds(context: Context) -> bool:
         rows, cols = context.block(Role.O_A)
@@ -153,10 +156,13 @@ EXPERTS_RULE = Divides(
 
 
 def attention_rules(remedies: Remedies, rows_quote: str | None, heads: Symptom, groups: Symptom) -> tuple[Divides, ...]:
-    """Heads, output groups and blocks of q_b, o_a and o_b under attention TP, in the order of the constructors.
+    """Rules for heads, groups and blocks of q_b, o_a and o_b under attention TP, in the order of the constructors.
 
-    `rows_quote` is what the engine prints where the rows of q_b or o_a, or the columns of o_b, do not divide. `heads`
-    and `groups` say how these show: an engine that asserts the heads does so first, and none looks at `o_groups`.
+    Args:
+        remedies: Remedies of all these rules.
+        rows_quote: Text that the engine prints if the rows of q_b or o_a, or the columns of o_b, do not divide.
+        heads: How the breach shows if the heads do not divide. Engines that assert this do it first.
+        groups: How the breach shows if the output groups do not divide. No engine checks `o_groups`.
     """
 
     def attention_tp(context: Context) -> int:
@@ -190,9 +196,9 @@ def attention_rules(remedies: Remedies, rows_quote: str | None, heads: Symptom, 
 
 
 def latent_attention_rules(heads_quote: str, remedies: Remedies) -> tuple[Divides, ...]:
-    """Heads and blocks of V3's q_b, kv_b and o under attention TP, in the order of the constructors.
+    """Rules for heads and blocks of V3's q_b, kv_b and o under attention TP, in the order of the constructors.
 
-    `heads_quote` is what the engine prints where the heads do not divide.
+    `heads_quote` is the text that the engine prints if the heads do not divide.
     """
 
     def rule(name: str, role: Role, size: Callable[[V3Config], int], size_name: str, axis: int, quote: str) -> Divides:

@@ -1,8 +1,8 @@
-"""TensorRT-LLM (modeling_deepseekv4.py at 02586bf): plan only, it has no file format of its own for shards.
+"""TensorRT-LLM (modeling_deepseekv4.py at 02586bf): plan only, since it has no file format of its own for shards.
 
-Its shared expert is cut over a subgroup of `gcd(blocks, TP)` ranks, each part held by TP / gcd ranks, and the output
-scaled by gcd / TP before the all-reduce. Attention data parallelism is all or nothing. What is said of routed experts
-is arithmetic (FP4 groups and FP8 blocks stay whole), not read from its kernels.
+It cuts its shared expert over a subgroup of `gcd(blocks, TP)` ranks. TP / gcd ranks hold each part, and the output is
+scaled by gcd / TP before the all-reduce. Attention data parallelism is all or nothing. The rules for routed experts are
+arithmetic (FP4 groups and FP8 blocks stay whole), not read from its kernels.
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ OPTIONS_FILE = "extra-llm-api-options.yaml"
 
 
 def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
-    """The one way: whole shared experts under attention DP, a subgroup otherwise."""
+    """The only deployment: whole shared experts under attention DP, else a subgroup."""
     fmt = inventory.shared
     block = fmt.block.rows if fmt is not None and fmt.block is not None else 1
     blocks = inventory.config.shared_intermediate // block
@@ -97,7 +97,7 @@ RULES: tuple[Rule, ...] = (
 
 
 def place(role: Role, context: Context) -> Placement:
-    """Where TensorRT-LLM puts `role`."""
+    """TensorRT-LLM's placement of `role`."""
     deployment = context.deployment
     match role:
         case Role.SHARED_GATE | Role.SHARED_UP | Role.SHARED_DOWN:
@@ -114,7 +114,7 @@ def place(role: Role, context: Context) -> Placement:
 
 
 def store(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
-    """As the checkpoint stores it: TensorRT-LLM's own dtypes were not read."""
+    """Dtype and shape as in the checkpoint: TensorRT-LLM's own dtypes were not read."""
     return None if group.role in (Role.MTP_EMBED, Role.MTP_HEAD) else rank_tensor(group, placement, context)
 
 
@@ -135,7 +135,7 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
 
 
 def addition(context: Context) -> str:
-    """How the shared expert's output joins the sum."""
+    """Describe how the shared expert's output joins the sum."""
     deployment = context.deployment
     if deployment.shared_parts == 1:
         return f"The shared expert's output is complete on each rank and is added once, not {deployment.tp} times."
@@ -148,12 +148,12 @@ def addition(context: Context) -> str:
 
 
 def parallelism(world: int) -> Pairs:
-    """Attention DP is off or as wide as TP; of EP over all GPUs no plan is near another."""
+    """Pairs in which attention DP is off or as wide as TP. EP over all GPUs is left out of nearby layouts."""
     return pairs((1, world), (1, *divisors(world)[1:-1]))
 
 
 def search_requests(asked: Request) -> Iterator[Request]:
-    """Attention DP off or as wide as TP, and every EP."""
+    """Requests with attention DP off or as wide as TP, and every EP."""
     for dp, ep in pairs((1, asked.tp), divisors(asked.tp)):
         yield replace(asked, dp=dp, ep=ep_option(ep))
 

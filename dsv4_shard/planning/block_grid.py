@@ -1,6 +1,7 @@
-"""Blocks along the axis on which a module is cut, and the cuts through them: what a plan's pictures are drawn from.
+"""Blocks along the axis on which a module is cut, and the cuts through them: the data of a plan's pictures.
 
-Taken from the plan document alone, so that a plan read from a file gives the same picture. No drawing here.
+Everything comes from the plan document alone, so a plan read from a file gives the same picture. This module draws
+nothing.
 """
 
 import itertools
@@ -16,14 +17,14 @@ if TYPE_CHECKING:
     from dsv4_shard.planning.document import Plan
 
 Way = Literal["whole", "split", "pad"]
-"""How a module is held: all of it, a part of equal size, or a part of whole blocks with zeros at the end."""
+"""How a module is held: whole, in parts of equal size, or in parts of whole blocks with zeros at the end."""
 
 
 @dataclass(frozen=True, slots=True)
 class BlockCut:
-    """A cut between two parts, `at` elements from the start; `splits` where it falls inside a block.
+    """A cut between two parts, `at` elements from the start; `splits`: it falls inside a block.
 
-    Where the parts are not of whole elements, `at` is rounded down, and `splits` is of the exact place.
+    If the parts are not whole elements, `at` is rounded down; `splits` applies to the exact position.
     """
 
     at: int
@@ -32,7 +33,7 @@ class BlockCut:
 
 @dataclass(frozen=True, slots=True)
 class RankBlocks:
-    """What a part holds: the elements `[start, stop)` of the weight, then `padding` elements of zeros."""
+    """Content of a part: the elements `[start, stop)` of the weight, then `padding` elements of zeros."""
 
     start: int
     stop: int
@@ -41,11 +42,18 @@ class RankBlocks:
 
 @dataclass(frozen=True, slots=True)
 class BlockGrid:
-    """A weight's axis of `size` elements in blocks of `block`, over the `ranks` of a group.
+    """A weight's axis in blocks, over the ranks of a group. Positions and sizes are in elements and exact.
 
-    `parts` is how many parts it is held in: 1 where it is whole, fewer than `ranks` where several ranks hold the same
-    one. `axis`, `group` and `unit` are the words of the engine's rule ("q_b rows", "attention TP", "blocks"; "tiles"
-    where a kernel's unit is meant). Positions and sizes are in elements, all exact.
+    Attributes:
+        module: The weight's module.
+        axis: Name of the axis in the engine's rule, such as "q_b rows".
+        size: Elements along the axis.
+        block: Elements per block.
+        unit: Name of the blocks in the rule: "blocks", or "tiles" for a kernel's unit.
+        group: Name of the group in the rule, such as "attention TP".
+        ranks: Number of ranks in the group.
+        parts: Number of parts: 1 for a whole axis, fewer than `ranks` if several ranks hold the same part.
+        way: How the module is held.
     """
 
     module: Module
@@ -59,18 +67,22 @@ class BlockGrid:
     way: Way
 
     def __post_init__(self) -> None:
-        """Raises ValueError for what no axis is: nothing, or more parts than ranks."""
+        """Check the numbers.
+
+        Raises:
+            ValueError: The axis is empty, or has more parts than ranks.
+        """
         if min(self.size, self.block, self.parts) < 1 or not self.parts <= self.ranks <= MAX_RANKS:
             raise ValueError(f"{self.size=}, {self.block=}, {self.parts=}, {self.ranks=}")
 
     @property
     def blocks(self) -> int:
-        """How many blocks cover the axis; the last may be smaller."""
+        """Number of blocks that cover the axis; the last one may be smaller."""
         return ceil_div(self.size, self.block)
 
     @property
     def step(self) -> int:
-        """Elements of a part, padding included; rounded down where a split is not whole."""
+        """Elements per part, padding included; rounded down if a split is not whole."""
         if self.way == "pad":
             return ceil_div(self.blocks, self.parts) * self.block
         return self.size // self.parts
@@ -82,19 +94,19 @@ class BlockGrid:
 
     @property
     def cuts(self) -> tuple[BlockCut, ...]:
-        """Where the parts meet; those of padding may lie at or beyond `size`."""
+        """Cuts between the parts; cuts in the padding may lie at or beyond `size`."""
         if self.way == "pad":
             return tuple(BlockCut(number * self.step, splits=False) for number in range(1, self.parts))
         return self._even(self.parts)
 
     @property
     def even_cuts(self) -> tuple[BlockCut, ...]:
-        """Where all ranks of the group would meet if each held as much as the others: what the ways avoid, or not."""
+        """Cuts if every rank of the group had an equal part, for comparison with `cuts`."""
         return self._even(self.ranks)
 
     @property
     def shares(self) -> tuple[RankBlocks, ...]:
-        """What each part holds, first to last. A split that is not whole has its cuts rounded down."""
+        """Content of each part, first to last. The cuts of a split that is not whole are rounded down."""
         edges = [0, *(cut.at for cut in self.cuts), self.size + self.padding]
         shares = []
         for left, right in itertools.pairwise(edges):
@@ -104,7 +116,7 @@ class BlockGrid:
 
     @property
     def fits(self) -> bool:
-        """Whether every part is of whole blocks."""
+        """Whether every part has whole blocks."""
         return not any(cut.splits for cut in self.cuts)
 
     def _even(self, parts: int) -> tuple[BlockCut, ...]:
@@ -115,7 +127,7 @@ class BlockGrid:
 
 
 def shared_grid(plan: "Plan") -> BlockGrid | None:
-    """The shared expert's blocks as the plan places them; None where it places none, or they have no blocks."""
+    """The shared expert's blocks as the plan places them; None if it places none, or they have no blocks."""
     row = next((row for row in plan.modules if row.part_of == "target" and row.role == Role.SHARED_GATE), None)
     if row is None or row.block is None:
         return None
@@ -126,7 +138,7 @@ def shared_grid(plan: "Plan") -> BlockGrid | None:
 
 
 def broken_grids(plan: "Plan") -> tuple[BlockGrid, ...]:
-    """The axes on which the plan breaks for want of whole blocks, in the order of its breaches."""
+    """The axes on which the plan breaks a rule about whole blocks, in the order of its breaches."""
     return tuple(_broken(plan))
 
 

@@ -1,4 +1,4 @@
-"""A request → the deployment that it comes to, what that weighs on a rank, and the layouts near it that work."""
+"""Request → the first candidate deployment that breaks no rule."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from dsv4_shard.planning.request import check_request
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The deployment that a request comes to: the first candidate that breaks no rule, else the one nearest to it."""
+    """The result of a request: the first candidate that breaks no rule, else the one with the fewest breaches."""
 
     deployment: Deployment
     breaches: tuple[Breach, ...]
@@ -24,7 +24,7 @@ class Choice:
 
     @property
     def departures(self) -> tuple[str, ...]:
-        """What was chosen instead of the engine's own first choice, in a few words each."""
+        """Differences from the engine's own first choice, in a few words each."""
         if not self.rejected:
             return ()
         first, words = self.rejected[0][0], []
@@ -35,7 +35,7 @@ class Choice:
         return tuple(words)
 
     def notes(self) -> tuple[str, ...]:
-        """What was chosen instead of the engine's own first choice, and the arithmetic that ruled that out."""
+        """Differences from the engine's own first choice, with the arithmetic that ruled that choice out."""
         if not self.rejected:
             return ()
         first = self.rejected[0][0]
@@ -60,7 +60,11 @@ _WAYS = {"whole": "whole on every rank", "split": "split", "pad": "padded", "sub
 
 
 def choose(inventory: Inventory, request: Request) -> Choice:
-    """Weigh the engine's candidates. Raises UsageError for numbers that mean nothing and unknown names."""
+    """Return the first of the engine's candidates that breaks no rule, else the one with the fewest breaches.
+
+    Raises:
+        UsageError: A number or a name in the request is invalid.
+    """
     check_request(request)
     engine = engine_for(request.engine, inventory.family)
     rejected: list[tuple[Deployment, tuple[Breach, ...]]] = []

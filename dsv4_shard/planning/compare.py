@@ -1,7 +1,7 @@
-"""Two plan files → what differs between them: in what was asked, the verdict, the placements, the bytes, the launch.
+"""Compare two plans: request, verdict, placements, bytes and launch.
 
-Nothing is planned again: the files are taken at their word. What no section shows is under `rest`, so that two plans
-without a difference in any section are the same document.
+The plans are not made again: their content is compared unchecked. `rest` has the differences outside of all sections,
+so two plans without any difference are the same document.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,17 +15,17 @@ from dsv4_shard.text.document import Document
 
 _SHOWN = {"source", "request", "engine_version", "deployment", "feasible", "breaches", "choices", "modules", "totals",
           "memory", "launch", "layout", "reshard"}  # fmt: skip
-"""Parts of a plan that have a section; what the others differ in is said as it stands."""
+"""Parts of a plan that have a section of the comparison; differences in other parts go to `rest`."""
 
 _SECTIONS = ("checkpoint", "request", "deployment", "verdicts", "placements", "bytes_per_rank", "environment",
              "options", "commands", "rest")  # fmt: skip
 
 _OF_GPU = ("memory of the GPU", "left of it")
-"""Bytes that a plan does not know without a GPU."""
+"""Names of bytes that a plan without a GPU does not have."""
 
 
 class Difference(Document):
-    """Something that the plans say differently; None where a plan does not say it."""
+    """A value that differs between the plans; None if a plan does not have it."""
 
     name: str
     a: str | int | bool | None
@@ -33,7 +33,7 @@ class Difference(Document):
 
 
 class PlacementDifference(Document):
-    """A role that is placed or held differently; None where a plan has no such role."""
+    """A role with different placements; None if a plan does not have the role."""
 
     part_of: Literal["target", "draft"]
     module: Module
@@ -43,7 +43,7 @@ class PlacementDifference(Document):
 
 
 class BytesDifference(Document):
-    """Bytes on the heaviest rank that differ; 0 where a plan has none. `difference` is b - a."""
+    """Different bytes on the heaviest rank; 0 if a plan has none. `difference` is b - a."""
 
     name: str
     a: int
@@ -52,7 +52,7 @@ class BytesDifference(Document):
 
 
 class Verdict(Document):
-    """Whether a plan's layout runs: the rules that break, else what was chosen for it."""
+    """Whether a plan's layout runs: the rules that break, or the choices that were made for it."""
 
     feasible: bool
     verdict: str
@@ -61,10 +61,10 @@ class Verdict(Document):
 
 
 class PlanComparison(Document):
-    """What differs between plans `a` and `b`, `same` where nothing does.
+    """Differences between plans `a` and `b`; `same` if there are none.
 
-    `checkpoint` says how their checkpoints differ; `verdicts` are empty where they are the same. `options` are those of
-    the first node's command; `rest` is what differs in no section.
+    `checkpoint` describes how their checkpoints differ. `verdicts` is empty if they are equal. `options` are those of
+    the first node's command. `rest` has the differences outside of all sections.
     """
 
     schema_version: Literal[1] = 1
@@ -84,24 +84,24 @@ class PlanComparison(Document):
 
     @property
     def only_rest(self) -> bool:
-        """Whether what differs is in no section of its own: an edited plan's may be."""
+        """Whether all differences are outside of the sections, as an edited plan's may be."""
         return not any(getattr(self, section) for section in _SECTIONS if section != "rest")
 
     def in_short(self) -> str:
-        """The plans, and how many differences each section has."""
+        """The plans' names, and the number of differences in each section."""
         counts = {section: len(getattr(self, section)) for section in _SECTIONS}
         differ = ", ".join(f"{count} in {section}" for section, count in counts.items() if count)
         return f"{'same' if self.same else differ}: {self.a}, {self.b}"
 
 
 def compare_plans(a: Plan, b: Plan, names: tuple[str, str]) -> PlanComparison:
-    """What differs between two plans, called by `names`."""
+    """Return the differences between two plans; `names` are their names in the comparison."""
     documents = [plan.model_dump(mode="json") for plan in (a, b)]
     asked = (asdict(plan.request) | {"engine_version": plan.engine_version} for plan in (a, b))
     request = tuple(_differences(*asked))
     verdicts = [_verdict(plan) for plan in (a, b)]
     commands = tuple(plan.launch.commands for plan in (a, b))
-    shown = _SHOWN if a.reshard == b.reshard else _SHOWN | {"out"}  # the command names it
+    shown = _SHOWN if a.reshard == b.reshard else _SHOWN | {"out"}  # the command names the folder
     left = [_leaves({key: value for key, value in document.items() if key not in shown}) for document in documents]
     comparison = PlanComparison(
         a=names[0],
@@ -132,7 +132,7 @@ def _checkpoints(a: Plan, b: Plan) -> Iterator[str]:
 
 
 def _differences(a: Mapping[str, Any], b: Mapping[str, Any], known: Iterable[str] = ()) -> Iterator[Difference]:
-    """Keys whose values differ, but for those that are `known` to."""
+    """Yield the keys whose values differ, except those in `known`."""
     for name in dict.fromkeys((*a, *b)):
         one, other = a.get(name), b.get(name)
         if one != other and name not in known:
@@ -144,7 +144,7 @@ def _plain(value: Any) -> str | int | bool | None:
 
 
 def _leaves(value: Any, path: str = "") -> dict[str, Any]:
-    """Every value of a JSON document by its path; of lists of rules, by the rule's name."""
+    """Return every value of a JSON document by its path; for lists of rules, the rule's name is in the path."""
     if isinstance(value, dict):
         items = [(f"{path}.{key}" if path else str(key), item) for key, item in value.items()]
     elif isinstance(value, list):
@@ -176,7 +176,7 @@ def _placed(row: PlanModule | None) -> str | None:
 
 
 def _weights(plan: Plan) -> dict[str, int]:
-    """Bytes on the heaviest rank: by module, then the sums, then what is within them and what is left of the GPU."""
+    """Bytes on the heaviest rank: by module, the sums, the parts of the sums, and the rest of the GPU's memory."""
     totals, memory, weights = plan.totals, plan.memory, dict[str, int]()
     for row in plan.modules:
         name = f"{row.module} (draft)" if row.part_of == "draft" else str(row.module)
@@ -207,7 +207,7 @@ def _bytes(a: Mapping[str, int], b: Mapping[str, int]) -> Iterator[BytesDifferen
 
 
 def _options(plan: Plan) -> dict[str, str]:
-    """What the launch says, as name → value: the first node's options, and all that is not in the command."""
+    """The launch as name → value: the first node's options, and everything outside of the command."""
     launch, options = plan.launch, dict[str, str]()
     for name, part in (("launcher", launch.launcher), ("command", launch.program)):
         if part is not None:

@@ -18,12 +18,12 @@ SCHEMA_VERSION: Literal[2] = 2
 
 
 class DeploymentDocument(Document):
-    """What a request comes to, with every choice made.
+    """A deployment with every choice made.
 
-    `world` is the number of GPUs, `attention_tp` and `moe_tp` the ranks that share one attention and one routed expert,
-    `shared_parts` the ranks that share one shared expert. `shared` is how: whole, split, pad or subgroup. `experts` is
-    the format in which the engine holds the routed experts. `gpu` is None where no GPU was named. `version` is the
-    engine's.
+    `world` is the number of GPUs. `attention_tp` ranks share one attention module, `moe_tp` ranks one routed expert,
+    and `shared_parts` ranks one shared expert. `shared` is how shared experts are held: whole, split, pad or subgroup.
+    `experts` is the format in which the engine holds the routed experts. `a2a` is the all-to-all backend, None without
+    one. `gpu` is None if no GPU is named. `version` is the version of the engine.
     """
 
     engine: str
@@ -44,22 +44,22 @@ class DeploymentDocument(Document):
 
     @classmethod
     def of(cls, deployment: Deployment) -> "DeploymentDocument":
-        """A deployment as documents have it."""
+        """Return the document of a deployment."""
         return cls.model_validate(_deployment_fields(deployment))
 
 
 class PlanDeployment(DeploymentDocument):
-    """A deployment as a plan has it, with every choice made.
+    """A deployment in a plan, with every choice made.
 
-    `runner` is `?` where nothing is known of the GPU's kernels. `architecture` is the GPU's family, which decides
-    which kernels run.
+    `runner` is `?` if the kernels of the GPU are not known. `architecture` is the GPU's family, which decides which
+    kernels run.
     """
 
     architecture: str
 
     @classmethod
     def of(cls, deployment: Deployment, *, is_claimed: bool = True) -> "PlanDeployment":
-        """A deployment as a plan has it."""
+        """Return the plan's document of a deployment."""
         fields = _deployment_fields(deployment) | {"architecture": deployment.gpu.family}
         return cls.model_validate(fields if is_claimed else fields | {"runner": UNKNOWN_RUNNER})
 
@@ -68,17 +68,17 @@ UNKNOWN_RUNNER = "?"
 
 
 def _deployment_fields(deployment: Deployment) -> dict[str, str | int | None]:
-    """The fields that the document has, with the GPU's name in place of the GPU."""
+    """The fields of the document, with the GPU's name instead of the GPU."""
     fields = {name: getattr(deployment, name) for name in DeploymentDocument.model_fields}
     return fields | {"gpu": deployment.gpu.name if deployment.gpu_named else None}
 
 
 class PlanBreach(Document):
-    """A rule that breaks, of one module or of the whole model: `reason` is the arithmetic, `remedies` are ways out that
-    help, as options.
+    """A rule that breaks, for one module or for the whole model.
 
-    `engine_says` is what the engine itself prints, None where it prints nothing, its words are not known, or it has
-    stopped at another rule, which then is the first; `consequence` says which.
+    `reason` is the arithmetic; `remedies` are remedies that help, as options. `engine_says` is the text that the engine
+    prints. It is None if the engine prints nothing, if its text is not known, or if it has stopped at another rule,
+    which then is the first breach. `consequence` says what happens, and tells these cases of None apart.
     """
 
     rule: str
@@ -90,7 +90,7 @@ class PlanBreach(Document):
 
     @property
     def unknown(self) -> bool:
-        """Whether it says that nothing is known, and not that it does not run."""
+        """Whether the outcome is unknown, rather than a failure."""
         return self.consequence == NOT_VERIFIED
 
     def __str__(self) -> str:
@@ -98,7 +98,7 @@ class PlanBreach(Document):
 
     @classmethod
     def of(cls, breach: Breach, remedies: tuple[str, ...] = ()) -> "PlanBreach":
-        """The breach of an engine's rule, with those of its remedies that help."""
+        """Return the document of a breach of an engine's rule, with the remedies that help."""
         return cls(
             rule=breach.rule,
             module=breach.module,
@@ -125,9 +125,9 @@ class PlanCheck(Document):
 
 
 class PlanModule(Document):
-    """A role's placement. Shapes in elements; bytes of weights and scales on the heaviest rank.
+    """The placement of a role. Shapes are in elements; bytes are of weights and scales on the heaviest rank.
 
-    `block` is the rows and columns that share one scale, None where there are no scales.
+    `block` is the rows and columns that share one scale, None without scales.
     """
 
     part_of: Literal["target", "draft"]
@@ -145,10 +145,10 @@ class PlanModule(Document):
 
 
 class PlanTotals(Document):
-    """Bytes on a rank, exactly those of its files' tensors. `target` and `draft` (MTP) apart.
+    """Bytes per rank, exactly those of the tensors in its files; target and draft (MTP) separately.
 
-    `other` (in no module's row: constants, the draft's own embedding and head), `replicated` and `padding` are within
-    them.
+    The `other` bytes (constants, the draft's own embedding and head) are in no module's row. The `other`, `replicated`
+    and `padding` bytes are included in the bytes per rank.
     """
 
     ranks: int
@@ -166,8 +166,8 @@ class PlanTotals(Document):
 class PlanMemory(Document):
     """Whether the weights fit on the named GPU, in bytes.
 
-    `kv_bytes_per_token` is what a token of context costs at the least, in all layers' caches, and `kv_tokens_at_most`
-    how many would fill all that is left, in each attention group; None where that is not known.
+    `kv_bytes_per_token` is the minimum for one token of context, in the caches of all layers. `kv_tokens_at_most` is
+    the number of tokens that would fill the rest of the memory, per attention group. Both are None if not known.
     """
 
     gpu: str
@@ -180,28 +180,28 @@ class PlanMemory(Document):
 
 
 class PlanCommand(Document):
-    """A program with its options, by name. Values are as a shell takes them, None for options that take none."""
+    """A program with its options by name. Values are quoted for a shell; None marks an option without a value."""
 
     program: str
     options: dict[str, str | None]
 
     @classmethod
     def of(cls, command: Command | None) -> "PlanCommand | None":
-        """An engine's command as documents have it."""
+        """Return the document of an engine's command."""
         return cls(program=command.program, options=command.options) if command else None
 
     def to_command(self) -> Command:
-        """The command that it was made of."""
+        """Return the command of the document."""
         return Command(self.program, self.options)
 
 
 class PlanLaunch(Document):
-    """How to start the engine on this plan, empty where it does not run.
+    """How to start the engine on this plan; empty if the plan does not run.
 
-    `commands` has a line for each node. They are made of `program` and, where it needs one to start it, its `launcher`,
-    which have the options of the first node; `node_options` has for each node the options in which it differs from the
-    first, which are the launcher's where there is one. `draft_options` are added to the commands to use the MTP draft
-    model.
+    `commands` has a line for each node, made of `program` and, if the engine needs one, its `launcher`. Both have the
+    options of the first node. `node_options` has, for each node, the options that differ from the first node's; they
+    belong to `launcher` if there is one, else to `program`. `files` are files that the commands name: name → text.
+    `draft_options` are options to append to the commands to use the MTP draft model.
     """
 
     environment: dict[str, str]
@@ -221,7 +221,7 @@ class PlanLaunch(Document):
 
     @classmethod
     def of(cls, launch: Launch, *, has_draft: bool) -> "PlanLaunch":
-        """An engine's launch as plans have it; `has_draft`: the model has an MTP draft that the options are for."""
+        """Return the plan's document of a launch; `has_draft`: the model has an MTP draft that the options are for."""
         return cls(
             environment=launch.environment,
             commands=launch.commands,
@@ -234,7 +234,7 @@ class PlanLaunch(Document):
 
 
 class PlanAlternative(Document):
-    """A layout near the one asked for that works."""
+    """A layout near the requested one that runs."""
 
     options: str
     gpus: int
@@ -245,9 +245,10 @@ class PlanAlternative(Document):
 class Plan(Document):
     """The whole plan.
 
-    `choices` says what the plan chose instead of the engine's default and why, and what the engine pads. `unwritten`
-    says why no shards can be written for it, where they cannot; then the commands serve the checkpoint itself.
-    `reshard` writes them into the folder `out`, which the commands serve.
+    `choices` lists differences from the engine's defaults with their reasons, and what the engine pads. `checks` are
+    the divisions that were checked, `assumptions` facts that the plan could not check. `reshard` is the command that
+    writes the shards into the folder `out`, which the launch commands serve. `unwritten` is the reason if no shards can
+    be written; the launch commands then serve the checkpoint itself. `alternatives` are nearby layouts that run.
     """
 
     schema_version: Literal[2]
@@ -274,12 +275,12 @@ class Plan(Document):
 
     @property
     def unknown(self) -> bool:
-        """Whether nothing is known of the layout, so that it is not called unable to run."""
+        """Whether the outcome of the layout is unknown, rather than a failure."""
         return any(breach.unknown for breach in self.breaches)
 
     @property
     def verdict(self) -> str:
-        """What is said of the layout: that it "runs", or less."""
+        """The verdict: "runs", or the reason for doubt or failure."""
         return self._verdict[0]
 
     @property
@@ -289,7 +290,7 @@ class Plan(Document):
 
     @property
     def _verdict(self) -> tuple[str, str]:
-        """What is said of the layout, and its heading."""
+        """The verdict, and its heading."""
         if not self.feasible:
             unknown = ("is not known to run", "Not known to run")
             return unknown if self.unknown else ("does not run", "Does not run")
@@ -297,14 +298,14 @@ class Plan(Document):
         return ("runs", "Runs") if is_served else ("can be written", "Can be written")
 
     def in_short(self) -> str:
-        """Layout, verdict, and what a rank holds, or how many rules break."""
+        """The layout, the verdict, and the bytes per rank or the number of broken rules."""
         per_rank = self.totals and gib(self.totals.target_bytes_per_rank_max)
         told = f"{per_rank} per rank" if self.feasible and per_rank else counted(len(self.breaches), "broken rule")
         layout = f"TP {self.deployment.tp} on {self.request.engine} {self.engine_version}"
         return f"{layout} {self.verdict}: {told}, {self.source.label}"
 
     def _repr_html_(self) -> str:
-        """For notebooks: the rules that break, and where the modules go."""
+        """HTML for notebooks: the rules that break, and where the modules go."""
         breaches = [(breach.rule, breach.module or "", breach.reason) for breach in self.breaches]
         broken = html_table("Rules that break", ("rule", "module", "reason"), breaches) if breaches else ""
         rows = [_row(*key, list(roles)) for key, roles in groupby(self.modules, lambda row: (row.part_of, row.module))]
@@ -312,6 +313,6 @@ class Plan(Document):
 
 
 def _row(part_of: str, module: Module, roles: list[PlanModule]) -> tuple[str, ...]:
-    """A module in a row: how its roles are placed, and what they weigh."""
+    """A module in a row: the placements of its roles, and their bytes."""
     placements = dict.fromkeys(role.placement for role in roles)
     return part_of, module, "; ".join(placements), gib(sum(role.bytes_per_rank for role in roles))

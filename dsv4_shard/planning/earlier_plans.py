@@ -1,7 +1,7 @@
 """Plans of earlier schema versions → the newest.
 
-Schema 2 calls the option `shared_experts` in requests, as the command line does, and added `out` and the parts that the
-launch commands are made of. Schema 1 has the lines alone, so this module, and no other, takes them apart.
+Schema 2 renames the option `shared_experts` in requests to match the command line, and adds `out` and the parts of the
+launch commands. Schema 1 has only the command lines; only this module parses them.
 """
 
 import re
@@ -12,7 +12,7 @@ from dsv4_shard.engines.engine import Command, Options, commands_of
 from dsv4_shard.text.schema_versions import JsonObject, Steps
 
 _WORD = re.compile(r"""(?:'[^']*'|"[^"]*"|[^\s'"])+""")
-"""A word as a shell takes it, with its quotes."""
+"""A word of a shell command, with its quotes."""
 
 
 def _from_1(plan: JsonObject) -> JsonObject:
@@ -29,7 +29,7 @@ STEPS: Steps = {1: _from_1}
 
 
 def request_from_1(request: Any) -> Any:
-    """A request of schema 1, with the options' names of schema 2. A malformed one stays so."""
+    """Return a request of schema 1 with the option names of schema 2. A malformed request stays unchanged."""
     if not isinstance(request, dict):
         return request
     return {"shared_experts" if name == "shared" else name: value for name, value in request.items()}
@@ -44,7 +44,7 @@ def _folder_of(reshard: str) -> str | None:
 
 
 def _parts(commands: Any) -> dict[str, Any]:
-    """The parts of which commands are made; without the commands where they are not made as any engine's."""
+    """Return the parts of the commands; without the commands if they do not have the form of any engine's."""
     nothing: dict[str, Any] = {"launcher": None, "program": None, "node_options": []}
     if not isinstance(commands, list) or not all(isinstance(line, str) for line in commands):
         return nothing
@@ -62,7 +62,7 @@ def _parts(commands: Any) -> dict[str, Any]:
 
 
 def _taken_apart(line: str) -> list[Command]:
-    """A line as the program, or the launcher and the program: each its words, then its options."""
+    """Split a line into the program, or the launcher and the program: each with its words, then its options."""
     found: list[tuple[list[str], Options]] = []
     name: str | None = None
     for word in _WORD.findall(line):

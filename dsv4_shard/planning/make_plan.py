@@ -1,7 +1,7 @@
-"""Inspection + parallelism + engine → Plan: where every module goes, what it weighs, and how it is launched.
+"""Checkpoint + request → Plan: the placement of every module, bytes per rank, and the launch.
 
-A plan is a JSON document that a person can read, diff and review, and that `reshard` takes on another machine. It is
-made from headers and rules alone, so it can be made again: that is how an edited or a foreign plan is found out.
+A plan is a JSON document that a person can read, diff and review, and that `reshard` reads on another machine. It
+follows from headers and rules alone, so `check_plan` can make it again and detect an edited or a foreign plan.
 """
 
 import shlex
@@ -44,11 +44,11 @@ _ALTERNATIVES = 3
 _ALONE = "One rank holds all of it: nothing is added up between ranks."
 
 MEMORY_RULE = "memory"
-"""The rule that weights fit, which no engine states."""
+"""Name of the rule that the weights fit, which no engine states."""
 
 
 def _modules(engine: Engine, weights: list[GroupLoad], context: Context) -> Iterator[PlanModule]:
-    """One row for each role, weights and scales together; shapes are the weight's, of the commonest kind of layer."""
+    """Yield a row per role, weights and scales together; shapes are the weight's in the most common kind of layer."""
     rows: dict[tuple[str, str], list[GroupLoad]] = {}
     for load in weights:
         part_of = "draft" if load.group.stage is Stage.MTP else "target"
@@ -75,7 +75,7 @@ def _modules(engine: Engine, weights: list[GroupLoad], context: Context) -> Iter
 
 
 def memory_breach(memory: PlanMemory | None, remedies: tuple[str, ...] = ()) -> list[PlanBreach]:
-    """That the weights do not fit, where they do not."""
+    """Return the breach for weights that do not fit; empty if they fit."""
     if memory is None or memory.fits:
         return []
     reason = say_memory(memory.weights, memory.gpu, memory.capacity)
@@ -83,14 +83,14 @@ def memory_breach(memory: PlanMemory | None, remedies: tuple[str, ...] = ()) -> 
 
 
 def _whole(rule: str, reason: str, consequence: str, *remedies: str) -> PlanBreach:
-    """A breach of no engine's rule and no single module."""
+    """Return a breach that belongs to no engine's rule and no single module."""
     return PlanBreach(
         rule=rule, module=None, reason=reason, engine_says=None, consequence=consequence, remedies=remedies
     )
 
 
 def _larger_gpu(inventory: Inventory, request: Request, memory: PlanMemory | None) -> tuple[str, ...]:
-    """The smallest GPU on which the same request runs, where the weights do not fit on the one asked for."""
+    """Remedy for weights that do not fit: the smallest GPU on which the request runs. Empty if they fit."""
     if memory is None or memory.fits:
         return ()
     for gpu in sorted(GPUS.values(), key=lambda gpu: gpu.memory):
@@ -102,7 +102,7 @@ def _larger_gpu(inventory: Inventory, request: Request, memory: PlanMemory | Non
 
 
 def unknown_gpu(engine: Engine, deployment: Deployment) -> list[PlanBreach]:
-    """That nothing is claimed of the GPU's kernels, where the engine's rules were never held on it."""
+    """Return the breach for a GPU that the engine's rules are not verified on; empty if they are."""
     if deployment.gpu.verified:
         return []
     runs = f"what {engine.title} {engine.version} runs on {deployment.gpu.full_title}"
@@ -114,10 +114,13 @@ def unknown_gpu(engine: Engine, deployment: Deployment) -> list[PlanBreach]:
 
 
 def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, label: str | None = None) -> Plan:
-    """The plan for `request`, feasible or not.
+    """Return the plan for `request`, feasible or not.
 
-    `label` is how commands name the checkpoint. Raises IncompleteCheckpoint where the checkpoint has errors, and
-    UsageError for a request that means nothing.
+    `label` is the name of the checkpoint in commands.
+
+    Raises:
+        IncompleteCheckpoint: The checkpoint has errors.
+        UsageError: The request is invalid.
     """
     refuse_errors(inventory)
     label = checkpoint.source.label if label is None else label
@@ -163,7 +166,7 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
 
 
 def folder_of(inventory: Inventory, request: Request, deployment: Deployment, label: str) -> str:
-    """A folder name that no other layout gets. It leaves out what the engine chooses by itself on the assumed GPU."""
+    """Return a folder name that is unique to the layout. It omits the engine's own choices on the assumed GPU."""
     engine = engine_for(request.engine, inventory.family)
     own = choose(inventory, replace(request, runner=None, shared_experts="auto")).deployment
     own_nodes = fewest_nodes(deployment.world, ASSUMED_GPU)
@@ -202,7 +205,7 @@ def _checks(engine: Engine, context: Context) -> Iterator[PlanCheck]:
 
 
 def _assumptions(deployment: Deployment, request: Request, dialect: str) -> tuple[str, ...]:
-    """What the plan takes for granted; `dialect` is whose names the engine's own loader has to read."""
+    """Assumptions of the plan; `dialect` is the naming dialect that the engine's own loader has to read."""
     assumptions = []
     if not deployment.gpu_named and deployment.version != ANY_ENGINE:
         assumptions.append(
@@ -233,7 +236,11 @@ def _alternatives(inventory: Inventory, request: Request) -> Iterator[PlanAltern
 
 
 def refuse_infeasible(plan: Plan) -> None:
-    """Raise InfeasiblePlan with the first breach, where the plan has any."""
+    """Refuse a plan that has breaches.
+
+    Raises:
+        InfeasiblePlan: The plan has breaches; the message has the first one.
+    """
     if plan.breaches:
         breach = plan.breaches[0]
         ways = [f"`{alternative.options}`" for alternative in plan.alternatives]

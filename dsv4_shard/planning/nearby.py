@@ -14,15 +14,12 @@ from dsv4_shard.planning.choose import Choice, choose
 from dsv4_shard.planning.request import gpus_of
 from dsv4_shard.planning.weights import fits, rank_nbytes
 
-# --- layouts nearby --------------------------------------------------------------------------------------------------
-
-
 _WINDOW = 16
-"""How many numbers of GPUs below the one asked for are tried one by one; beyond them halves and powers of two."""
+"""Numbers of GPUs below the requested one that are tried one by one; below them, halves and powers of two are tried."""
 
 
 def _sizes(gpus: int) -> Iterator[int]:
-    """Numbers of GPUs near `gpus`: as many, then fewer, the nearest first, then more."""
+    """Yield numbers of GPUs near `gpus`: the same number, then fewer, nearest first, then more."""
     near = {*range(gpus - _WINDOW, gpus + _WINDOW // 2 + 1), *(gpus << n for n in range(1, 5))}
     near |= {gpus >> n for n in range(1, gpus.bit_length())}
     near |= {1 << n for n in range(gpus.bit_length() + 4)}
@@ -32,8 +29,10 @@ def _sizes(gpus: int) -> Iterator[int]:
 
 
 def _variations(engine: Engine, request: Request, world: int) -> Iterator[Request]:
-    """Requests for `world` GPUs near `request`, nearest first: DP and EP like its own, with its other options before
-    what the engine chooses."""
+    """Yield requests for `world` GPUs near `request`, nearest first.
+
+    Requests with similar DP and EP and the same other options come before those with the engine's own choices.
+    """
     for dp, ep in _pairs(engine, request, world):
         nodes = request.nodes if engine.by_node and request.nodes and world % request.nodes == 0 else None
         same = replace(request, tp=engine.tp_on(world, dp), dp=dp, ep=ep_option(ep), nodes=nodes)
@@ -41,7 +40,7 @@ def _variations(engine: Engine, request: Request, world: int) -> Iterator[Reques
 
 
 def _pairs(engine: Engine, request: Request, world: int) -> list[tuple[int, int]]:
-    """DP and EP that the engine offers on `world` GPUs, those nearest to the request's first."""
+    """Pairs of DP and EP that the engine offers on `world` GPUs, nearest to the request's first."""
     asked = request.ep or 1
 
     def far(pair: tuple[int, int]) -> tuple[float, int]:
@@ -54,9 +53,12 @@ def _pairs(engine: Engine, request: Request, world: int) -> list[tuple[int, int]
 def nearest(
     inventory: Inventory, request: Request, limit: int, *, elsewhere: bool = True
 ) -> Iterator[tuple[Request, Choice]]:
-    """Up to `limit` layouts that work, nearest to `request` first: two on as many GPUs, then one on each smaller number
-    of them, then on larger ones (`elsewhere`). Those that weigh the same stand once, and none that does not fit, or
-    would leave hosts half empty, as 9 GPUs on 3 of them."""
+    """Yield up to `limit` layouts that run, nearest to `request` first.
+
+    Two layouts have the same number of GPUs, then one follows per smaller number, then larger numbers (`elsewhere`).
+    Layouts with equal bytes appear once. Layouts that do not fit, or that leave hosts partly empty (9 GPUs on 3 hosts),
+    are left out.
+    """
     gpus, engine = gpus_of(request), engine_for(request.engine, inventory.family)
     for world in _sizes(gpus) if elsewhere else (gpus,):
         weights: set[int] = set()

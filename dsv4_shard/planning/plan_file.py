@@ -1,4 +1,4 @@
-"""Plan files: reading one, and checking it against the checkpoint by making the plan again."""
+"""Plan files: load, save, and verify against the checkpoint by making the plan again."""
 
 import json
 from collections.abc import Iterator
@@ -28,7 +28,9 @@ MAX_PLAN_BYTES = 64 << 20
 def load_plan(path: Path) -> Plan:
     """Read a plan file of this schema version or an earlier one.
 
-    Raises BadPlan where it is not one, NewerSchema where a newer version wrote it.
+    Raises:
+        BadPlan: The file is not a plan.
+        NewerSchema: A newer version wrote it.
     """
     try:
         if path.stat().st_size > MAX_PLAN_BYTES:
@@ -39,7 +41,11 @@ def load_plan(path: Path) -> Plan:
 
 
 def read_plan(raw: bytes, where: str) -> Plan:
-    """The plan in the JSON `raw`. Raises as `load_plan`, with `where` in the message."""
+    """Return the plan in the JSON `raw`; `where` names the file in messages.
+
+    Raises:
+        BadPlan, NewerSchema: As `load_plan`.
+    """
     try:
         document = parse_json(raw)
         if not is_plain(document):
@@ -57,16 +63,22 @@ def read_plan(raw: bytes, where: str) -> Plan:
 
 
 def save_plan(plan: Plan, path: Path) -> None:
-    """Write a plan file. Raises WriteFailed."""
+    """Write a plan file.
+
+    Raises:
+        WriteFailed: The file cannot be written.
+    """
     write_text(path, plan.to_json())
 
 
 def check_plan(plan: Plan, checkpoint: Checkpoint, inventory: Inventory) -> Plan:
-    """Make the plan again from the checkpoint; return it where it is the same.
+    """Make the plan again from the checkpoint, and return it if it is the same.
 
-    A plan that another version of the tool made may say it in other words: then only what decides is compared.
-    Raises ForeignPlan where the checkpoint is another or changed, BadPlan where the plan was edited, or where the rules
-    of this version give another layout than those of the version that made it.
+    The texts of a plan may differ if another version of the tool made it; then only its `decisions` are compared.
+
+    Raises:
+        ForeignPlan: The checkpoint is another one, or has changed.
+        BadPlan: The plan was edited, or the rules of this version give another layout.
     """
     if len({file.name for file in plan.source.files}) != len(plan.source.files):
         raise BadPlan("the plan was edited: a weight file stands twice in source.files")
@@ -91,14 +103,14 @@ _DECIDING = {"source", "request", "engine_version", "deployment", "feasible", "l
 
 
 def decisions(plan: Plan) -> dict[str, Any]:
-    """What of a plan decides which bytes go where, the same in every version of the tool that reads its schema."""
+    """The parts of a plan that decide which bytes go where; the same in all tool versions that read its schema."""
 
     breaches = [{"rule": breach.rule, "module": breach.module} for breach in plan.breaches]
     return plan.model_dump(mode="json", include=_DECIDING) | {"breaches": breaches}
 
 
 def _differences(theirs: Any, ours: Any, path: str) -> Iterator[str]:
-    """Where two JSON values differ, as `path: theirs in the file, ours by the rules`."""
+    """Yield the differences between two JSON values as `path: theirs in the file, ours by the rules`."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
         for key in sorted(theirs.keys() | ours.keys()):
             where = f"{path}.{key}" if path else str(key)
@@ -114,7 +126,12 @@ def _differences(theirs: Any, ours: Any, path: str) -> Iterator[str]:
 
 
 def plan_given(source: str | Path | Plan) -> Plan | None:
-    """A plan, or that in a file that is called like one; None for a checkpoint. Raises BadPlan, UsageError."""
+    """Return the plan itself or the one in a file named like a plan; None for a checkpoint.
+
+    Raises:
+        BadPlan: The file is not a plan.
+        UsageError: The path is invalid.
+    """
     if isinstance(source, Plan) or str(source).endswith(".json") or _is_text(source):
         return plan_of(source, "source")
     if not isinstance(source, str | Path):
@@ -123,7 +140,12 @@ def plan_given(source: str | Path | Plan) -> Plan | None:
 
 
 def plan_of(plan: str | Path | Plan, parameter: str = "plan") -> Plan:
-    """A plan, or that in a file. Raises BadPlan, and UsageError for what is neither a plan nor a path."""
+    """Return the plan itself or the one in a file.
+
+    Raises:
+        BadPlan: The file is not a plan.
+        UsageError: The value is neither a plan nor a path.
+    """
     if isinstance(plan, Plan):
         return plan
     if _is_text(plan):

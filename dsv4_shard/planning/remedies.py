@@ -1,4 +1,4 @@
-"""Which ways out of a breach help: those with which the plan runs, together with others if need be."""
+"""Remedies of a breach that help: those with which the plan runs, if necessary together with others."""
 
 from collections.abc import Iterable, Iterator
 
@@ -8,11 +8,11 @@ from dsv4_shard.engines.rules import Breach, Remedy
 from dsv4_shard.planning.choose import choose
 
 _TOGETHER = 2
-"""So many more ways out may be needed for a plan that runs."""
+"""Number of further remedies that a running plan may need."""
 
 
 def ways_out(inventory: Inventory, request: Request, breach: Breach) -> tuple[str, ...]:
-    """The remedies of `breach` that help `request`, in words; what is no option of this tool is told as it is."""
+    """The remedies of `breach` that help `request`, in words; remedies outside of this tool are unchanged."""
     return tuple(dict.fromkeys(_ways_out(inventory, request, breach)))
 
 
@@ -28,7 +28,7 @@ def _ways_out(inventory: Inventory, request: Request, breach: Breach) -> Iterato
 
 
 def _mends(inventory: Inventory, request: Request, rule: str, seen: set[Request]) -> bool:
-    """Whether a request holds the rule, and a plan that runs is not far from it."""
+    """Whether a request keeps the rule, and few remedies lead from it to a plan that runs."""
     breaches = _breaches(inventory, request)
     return all(breach.rule != rule for breach in breaches) and _runs(inventory, request, seen, _TOGETHER)
 
@@ -49,5 +49,5 @@ def _breaches(inventory: Inventory, request: Request) -> tuple[Breach, ...]:
 
 
 def words(remedies: Iterable[Remedy | str]) -> tuple[str, ...]:
-    """Remedies in general words, where no request is known that they could be tried on."""
+    """Remedies in general words, if there is no request to try them on."""
     return tuple(dict.fromkeys(remedy if isinstance(remedy, str) else remedy.words for remedy in remedies))

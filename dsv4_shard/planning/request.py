@@ -12,10 +12,13 @@ from dsv4_shard.text.suggest import did_you_mean
 
 
 def request_of(options: Layout) -> Request:
-    """The request among the options of a verb, TP among them, with the engine as its table has it. Raises UsageError.
+    """Return the request in the options of a verb, TP included, with the engine's name as in its table.
 
-    A runner, all-to-all backend or version that no engine has is refused here. One that another engine has is left to
-    the rules: their plan says what is wrong with it.
+    A runner, all-to-all backend or version that no engine has is refused here. A name that only another engine has is
+    left to the rules, so that the plan explains the error.
+
+    Raises:
+        UsageError: A number or a name is invalid.
     """
     engine = find_engine(options.engine)
     refuse_unknown_names(options, engine)
@@ -31,7 +34,11 @@ _NAMES_OF: dict[str, Callable[[Engine], tuple[str, ...]]] = {
 
 
 def refuse_unknown_names(options: Target, engine: Engine) -> None:
-    """Refuse a name that no engine has, and offer those of `engine`. Raises UsageError."""
+    """Refuse a name that no engine has; the hint has the names of `engine`.
+
+    Raises:
+        UsageError: There is such a name.
+    """
     for name, names_of in _NAMES_OF.items():
         value = getattr(options, name, None)
         every = [one for known in ENGINES.values() for one in names_of(known)]
@@ -41,7 +48,11 @@ def refuse_unknown_names(options: Target, engine: Engine) -> None:
 
 
 def check_request(request: Request) -> None:
-    """Refuse numbers, names and choices that mean nothing, also those of an edited plan. Raises UsageError."""
+    """Refuse invalid numbers, names and choices, also in an edited plan.
+
+    Raises:
+        UsageError: The request has one.
+    """
     for field in fields_of(Request):
         field.checked(getattr(request, field.name))
     if gpus_of(request) > MAX_RANKS:
@@ -54,11 +65,11 @@ def check_request(request: Request) -> None:
 
 
 def gpus_of(request: Request) -> int:
-    """GPUs of a request, whose engine need not be a known one: `choose` refuses that later."""
+    """Number of GPUs of a request, also for an unknown engine, which `choose` refuses later."""
     engine = ENGINES.get(request.engine)
     return engine.gpus(request) if engine else request.tp
 
 
 def options_of(request: Request) -> str:
-    """The request as options of `plan` and `reshard`."""
+    """Return the request as options of `plan` and `reshard`."""
     return " ".join(words_of(request))

@@ -1,11 +1,11 @@
-"""Checkpoint + number of GPUs → every layout that the engines' rules allow on exactly these, the lightest first.
+"""Checkpoint + number of GPUs → every layout that the engines' rules allow on this number, best first.
 
-A layout is weighed by what headers and rules tell, in this order: whether its weights fit; the heaviest rank's weights;
-the tokens of KV cache that would fill what they leave (`kvcache`), in all attention groups together; bytes that every
-rank holds whole, and zeros for padding; bytes sent. None of these is a speed, and none was measured.
-`rank_by` puts tokens or bytes sent before the weights.
+The order follows from headers and rules: whether the weights fit; the weights of the heaviest rank; the tokens of KV
+cache that fill the rest of the memory (`kv_cache`), in all attention groups together; the bytes that every rank holds
+whole, and zeros for padding; the bytes sent. None of these is a speed, and none was measured. `rank_by` puts tokens or
+bytes sent before the weights.
 
-`engines/bytes_sent.py` has the formulas of bytes sent.
+`engines/bytes_sent.py` has the formulas for bytes sent.
 """
 
 import math
@@ -38,11 +38,11 @@ _HTML_ROWS = 20
 
 
 class FoundLayout(Document):
-    """A layout that the rules allow. Bytes are of the heaviest rank, but those sent, which are of all GPUs together.
+    """A layout that the rules allow. Bytes are of the heaviest rank, except those sent, which are of all GPUs together.
 
-    `options` are those of `plan`; `also` are the options of others that differ in nothing that is weighed here.
-    `tokens_at_most` is of one attention group, of which there are `groups`; None where memory or cache is not known.
-    `sent_bytes_per_token_and_layer` is by formula; None where what an engine sends is not known.
+    `options` are those of `plan`; `also` has the options of layouts with the same numbers. `tokens_at_most` is per
+    attention group, and there are `groups` of them; None if memory or cache is not known.
+    `sent_bytes_per_token_and_layer` is by formula; None if not known for the engine.
     """
 
     options: str
@@ -60,7 +60,7 @@ class FoundLayout(Document):
 
 
 class Elsewhere(Document):
-    """What runs with other GPUs than those asked for: how many, of which kind, and the options of `plan`."""
+    """A layout that runs on other GPUs than requested: their number and name, and the options of `plan`."""
 
     gpus: int
     gpu: str | None
@@ -68,9 +68,10 @@ class Elsewhere(Document):
 
 
 class Search(Document):
-    """Every layout, the best by `rank_by` first; `command` plans it if it fits, else `elsewhere` says what would do.
+    """Every layout, the best by `rank_by` first.
 
-    `engines` are those searched; of the others that were asked for, `unknown` says why nothing is claimed.
+    `command` plans the best layout if it fits; if not, `elsewhere` lists other GPUs that fit. `engines` are those that
+    were searched; `unknown` says why other requested engines are not verified.
     """
 
     schema_version: Literal[1]
@@ -90,13 +91,13 @@ class Search(Document):
         return self.layouts[0] if self.layouts and self.layouts[0].fits else None
 
     def in_short(self) -> str:
-        """The GPUs, how many layouts there are, and the best."""
+        """The GPUs, the number of layouts, and the best one."""
         best = f"best {self.best.options}" if self.best is not None else "none fits"
         gpus = f"{self.gpus} {self.gpu or 'Hopper'} GPUs"
         return f"{gpus}: {counted(len(self.layouts), 'layout')} by {self.rank_by}, {best}"
 
     def _repr_html_(self) -> str:
-        """For notebooks: the first layouts."""
+        """HTML for notebooks: the first layouts."""
         head = ("options", "fits", "weights per GPU", "tokens at most", "whole and padding", "sent per token and layer")
         rows = [(one.options, "yes" if one.fits else "no", gib(one.weight_bytes), _known(one.tokens_at_most),
                  gib(one.replicated_bytes + one.padding_bytes), _known(one.sent_bytes_per_token_and_layer))
@@ -123,7 +124,12 @@ def search(
     engines: Iterable[str] | None = None,
     rank_by: str = "weights",
 ) -> Search:
-    """Search on `asked.tp` GPUs. Raises as `make_plan`, and UsageError for an engine that runs nothing."""
+    """Search the layouts on `asked.tp` GPUs.
+
+    Raises:
+        IncompleteCheckpoint: As `make_plan`.
+        UsageError: The request is invalid, or an engine does not run models.
+    """
     if rank_by == "tokens" and not asked.names_gpu:
         raise UsageError("{rank_by}: room is not known without {gpu} or {gpu_memory}", hint="Add one of these.",
                          parameters={"rank_by": rank_by, "gpu": ..., "gpu_memory": ...})  # fmt: skip
@@ -153,7 +159,7 @@ def search(
 
 
 def _unknown(inventory: Inventory, gpu: Gpu, engines: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Engines of which nothing is known for this GPU, family or format of experts, and why."""
+    """Yield the engines that are not verified for this GPU, family or format of experts, with the reason."""
     for name in engines:
         engine = engine_for(name, inventory.family)
         breaches = choose(inventory, Request(1, engine=name)).breaches
@@ -165,7 +171,7 @@ def _unknown(inventory: Inventory, gpu: Gpu, engines: Iterable[str]) -> Iterator
 
 
 def plan_best(checkpoint: Checkpoint, inventory: Inventory, found: Search) -> Plan:
-    """The plan of the best layout, of which there must be one."""
+    """Return the plan of the best layout; the search must have one."""
     assert found.best is not None
     return make_plan(checkpoint, inventory, found.best.request)
 
@@ -180,7 +186,7 @@ def _serving(name: str) -> str:
 def _search(
     checkpoint: Checkpoint, inventory: Inventory, asked: Request, engines: Iterable[str], *, briefly: bool = False
 ) -> list[_Candidate]:
-    """Every layout on `asked.tp` GPUs, best first; `briefly`: of the engines' own choices the first that fits."""
+    """Every layout on `asked.tp` GPUs, best first; `briefly`: the engines' own choices up to the first that fits."""
     found: dict[tuple[Any, ...], list[_Candidate]] = {}
     seen: set[Deployment] = set()
     for request in _requests(inventory, asked, engines):
@@ -197,20 +203,20 @@ def _search(
 
 
 def _merged(alike: list[_Candidate]) -> _Candidate:
-    """One of those that weigh the same, with the others' options: the engine's own choice where it is among them."""
+    """Return one of several equal layouts, with the options of the others; the engine's own choice if present."""
     first = min(alike, key=lambda one: (one.request.runner is not None, one.request.shared_experts != "auto"))
     also = tuple(one.layout.options for one in alike if one is not first)
     return replace(first, layout=first.layout.model_copy(update={"also": also}))
 
 
 def _requests(inventory: Inventory, asked: Request, engines: Iterable[str]) -> Iterator[Request]:
-    """Every combination that an engine has options for."""
+    """Yield every combination that an engine has options for."""
     for name in engines:
         yield from engine_for(name, inventory.family).requests(asked)
 
 
 def _likeness(one: _Candidate) -> tuple[Any, ...]:
-    """Equal for layouts that weigh the same: they differ in the runner, the all-to-all backend's name or EP."""
+    """Key of layouts with equal numbers: they differ only in the runner, the all-to-all backend's name or EP."""
     deployment, layout = one.deployment, one.layout
     return (deployment.engine, deployment.tp, deployment.dp, deployment.shared, layout.weight_bytes,
     layout.replicated_bytes, layout.padding_bytes,
@@ -227,7 +233,7 @@ RANKINGS: dict[str, Callable[[FoundLayout], float]] = {
     "tokens": lambda layout: -(layout.tokens_at_most or 0) * layout.groups,
     "sent": _sent,
 }
-"""What may come first, the least the best; the others then follow in the usual order."""
+"""Orders by name: the first key, smaller is better; the usual order follows."""
 
 
 def _rank(layout: FoundLayout, by: str = "weights") -> tuple[float, ...]:
@@ -259,7 +265,7 @@ def _weigh(checkpoint: Checkpoint, inventory: Inventory, request: Request, deplo
 def _elsewhere(
     checkpoint: Checkpoint, inventory: Inventory, asked: Request, engines: tuple[str, ...]
 ) -> Iterator[Elsewhere]:
-    """The nearest that would run: more GPUs of the same kind, fewer where the number is the trouble, other GPUs."""
+    """Yield the nearest layouts that run: more GPUs of the same kind, fewer if the number breaks a rule, other GPUs."""
 
     def first(request: Request) -> Elsewhere | None:
         found = _search(checkpoint, inventory, request, engines, briefly=True)
@@ -282,7 +288,7 @@ def _elsewhere(
 
 
 def search_for(checkpoint: Checkpoint, inventory: Inventory, options: SearchOptions) -> Search:
-    """The search that the options of a verb ask for."""
+    """Return the search for the options of a verb."""
     engines = options.engine.split(",") if isinstance(options.engine, str) else options.engine
     asked = options.part(Request, tp=options.gpus, engine=Request(1).engine)
     refuse_unknown_names(options, find_engine(asked.engine))

@@ -1,4 +1,4 @@
-"""Bytes per rank, totals, memory."""
+"""Bytes of weights per rank, their totals, and the GPU's memory."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,12 +14,10 @@ from dsv4_shard.models.roles import TARGET, Module, Part, Role, Stage
 from dsv4_shard.planning.document import PlanMemory, PlanTotals
 from dsv4_shard.planning.kv_cache import bytes_per_token
 
-# --- weights ---------------------------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True, slots=True)
 class GroupLoad:
-    """A group on the ranks: what one tensor is there, and how many a rank has at least and at most."""
+    """A group on the ranks: the part of one tensor on a rank, and the least and most tensors per rank."""
 
     group: TensorGroup
     count: int
@@ -29,7 +27,7 @@ class GroupLoad:
 
 
 def loads(engine: Engine, context: Context) -> Iterator[GroupLoad]:
-    """Every group as the ranks hold it."""
+    """Yield every group as the ranks hold it."""
     deployment = context.deployment
     for group, count in context.inventory.groups.items():
         placement = engine.place(group.role, context)
@@ -46,19 +44,19 @@ def loads(engine: Engine, context: Context) -> Iterator[GroupLoad]:
 
 
 def rank_nbytes(inventory: Inventory, deployment: Deployment, stages: tuple[Stage, ...] = tuple(Stage)) -> int:
-    """Payload bytes of the heaviest rank, over the tensors of `stages`."""
+    """Bytes of the heaviest rank, over the tensors of `stages`."""
     weights = loads(engine_for(deployment.engine, inventory.family), Context(inventory, deployment))
     return sum(load.stored.nbytes * load.per_rank[1] for load in weights if load.group.stage in stages)
 
 
 def fits(inventory: Inventory, deployment: Deployment) -> bool:
-    """Whether what is loaded fits on the GPU, if one is named."""
+    """Whether the loaded weights fit on the GPU; True if none is named."""
     loaded = engine_for(deployment.engine, inventory.family).loaded_stages()
     return not deployment.gpu_named or rank_nbytes(inventory, deployment, loaded) < deployment.gpu.memory
 
 
 def beyond_roles(checkpoint: Checkpoint, engine: Engine, context: Context) -> tuple[int, int]:
-    """Bytes of (target, draft) files that no role's placement counts: constants, and tensors that the draft has too."""
+    """Bytes of (target, draft) files that no role counts: constants, and tensors that the draft has too."""
     if engine.layout is None:
         return 0, 0
     nbytes = {False: 0, True: 0}
@@ -78,7 +76,7 @@ def beyond_roles(checkpoint: Checkpoint, engine: Engine, context: Context) -> tu
 
 
 def totals_of(weights: list[GroupLoad], context: Context, beyond: tuple[int, int]) -> PlanTotals:
-    """What a rank holds; `beyond` is what `beyond_roles` counts."""
+    """Return the totals of a rank; `beyond` are the bytes from `beyond_roles`."""
     target = [load for load in weights if load.group.stage in TARGET]
     draft = [load for load in weights if load.group.stage not in TARGET]
     shared = [load for load in target if load.group.role.module is Module.SHARED]
@@ -100,13 +98,13 @@ def totals_of(weights: list[GroupLoad], context: Context, beyond: tuple[int, int
 
 
 def weights_of(totals: PlanTotals, deployment: Deployment) -> int:
-    """Bytes of weights on the heaviest rank: the target, and the draft where the engine has both in one model."""
+    """Bytes of weights on the heaviest rank: the target, plus the draft if the engine has both in one model."""
     both = find_engine(deployment.engine).draft_in_model
     return totals.target_bytes_per_rank_max + (totals.draft_bytes_per_rank if both else 0)
 
 
 def memory_of(totals: PlanTotals, context: Context) -> PlanMemory | None:
-    """Whether the weights fit, and what they leave; None where no GPU is named."""
+    """Whether the weights fit, and the memory that they leave; None if no GPU is named."""
     deployment = context.deployment
     if not deployment.gpu_named:
         return None

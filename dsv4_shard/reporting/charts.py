@@ -1,4 +1,4 @@
-"""Numbers of the charts."""
+"""The numbers of the report's charts."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -21,7 +21,7 @@ MAP_KINDS = (
 )  # fmt: skip
 
 _BARS = 64
-"""Ranks beyond so many are drawn together where they are alike."""
+"""Beyond this number of ranks, equal ranks are drawn together."""
 
 _TICKS = 10
 
@@ -30,11 +30,8 @@ def capitalized(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-# --- numbers of the charts -------------------------------------------------------------------------------------------
-
-
 def charts_of(report: ReportContent) -> dict[str, Any]:
-    """All that is drawn, as the scripts take it."""
+    """Return the data of all charts, in the form that the scripts read."""
     return {
         "grids": [_grid(grid, is_placed=report.plan is not None and grid.fits) for grid in report.grids],
         "ranks": _rank_chart(report) if report.ranks else None,
@@ -43,7 +40,7 @@ def charts_of(report: ReportContent) -> dict[str, Any]:
 
 
 def _grid(grid: BlockGrid, is_placed: bool) -> dict[str, Any]:
-    """Blocks as (start, stop, cut inside), cuts as (place, inside a block), placed parts as (start, stop, zeros)."""
+    """Blocks as (start, stop, cut inside), cuts as (position, inside a block), placed parts as (start, stop, zeros)."""
     split = {cut.at // grid.block for cut in grid.even_cuts if cut.splits}
     starts = range(0, grid.size, grid.block)
     return {
@@ -122,7 +119,7 @@ def _map_chart(layers: LayerMap) -> dict[str, Any]:
 
 
 def _name(column: Column, layers: LayerMap) -> str:
-    """The module, and which of its tensors, where others of it are placed in another way."""
+    """Name of the module, with its tensors if others of the module are placed differently."""
     alone = sum(other.module is column.module for other in layers.columns) == 1
     return str(column.module) if alone else f"{column.module} ({_roles(column)})"
 
@@ -136,7 +133,7 @@ def _placed(kind: Holding, placement: str) -> str:
 
 
 def map_rows(layers: LayerMap) -> Iterator[dict[str, Any]]:
-    """A column of the map, and by itself what of it is the draft model's: the plan's bytes a rank are without that."""
+    """Yield the map's columns, with the draft model's part separate: the plan's bytes per rank leave that out."""
     for number, column in enumerate(layers.columns):
         cells = sorted((cell for cell in layers.cells if cell.column == number), key=lambda cell: cell.row)
         for is_draft in (False, True):
@@ -152,7 +149,7 @@ def map_rows(layers: LayerMap) -> Iterator[dict[str, Any]]:
 
 
 def _spans(rows: list[LayerRow]) -> str:
-    """Titles of rows, runs of numbers as spans: `model, 0-60, MTP 0`; what stands in every second one stays a list."""
+    """Titles of rows with runs of numbers as ranges: `model, 0-60, MTP 0`; every second number stays a list."""
     spans: list[list[LayerRow]] = []
     for row in rows:
         before = spans[-1][-1].number if spans else None

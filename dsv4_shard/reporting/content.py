@@ -1,4 +1,4 @@
-"""What a report shows, as numbers and words."""
+"""The content of a report, as numbers and words."""
 
 from dsv4_shard.catalog.gpus import GPUS
 from dsv4_shard.catalog.rank_ranges import span_of
@@ -12,7 +12,7 @@ from dsv4_shard.text.units import gib
 
 
 class ReportContent(Document):
-    """What a page shows. `layers` and `ranks` are of the plan's deployment: None and empty where it has none."""
+    """Content of a page. `layers` and `ranks` describe the plan's deployment: None and empty without one."""
 
     inspection: Inspection
     plan: Plan | None
@@ -22,11 +22,11 @@ class ReportContent(Document):
     ranks: tuple[RankBytes, ...] = ()
 
     def in_short(self) -> str:
-        """What it is of."""
+        """The subject of the report."""
         return (self.plan or self.search or self.inspection).in_short()
 
     def _repr_html_(self) -> str:
-        """For notebooks: the plan, else the search, else the inspection; and what the ranks hold."""
+        """HTML for notebooks: the plan, else the search, else the inspection; and the bytes per rank."""
         about = (self.plan or self.search or self.inspection)._repr_html_()
         head = ("ranks", "experts", "split", "whole", "padding", "other", "free")
         rows = [_row(rank) for rank in self.ranks]
@@ -34,14 +34,14 @@ class ReportContent(Document):
 
 
 def _row(rank: RankBytes) -> tuple[str, ...]:
-    """A row of a notebook's table: the ranks, and what they hold."""
+    """A row of a notebook's table: the ranks, and their bytes."""
     free = "not known" if rank.free is None else f"{'-' if rank.free < 0 else ''}{gib(abs(rank.free))}"
     held = (rank.experts, rank.split, rank.whole, rank.padding, rank.other)
     return span_of(range(rank.first, rank.last + 1)), *map(gib, held), free
 
 
 def gpu_in_words(plan: Plan | None, search: Search | None) -> dict[str, str]:
-    """The GPU that was asked for, as `inspect` takes it."""
+    """The requested GPU, as keywords of `inspect`."""
     if plan is not None:
         named = {"gpu": plan.request.gpu, "gpu_memory": plan.request.gpu_memory}
         return {name: words for name, words in named.items() if words}

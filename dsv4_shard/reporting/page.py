@@ -1,7 +1,7 @@
-"""Inspection + plan → one HTML file: what runs and why, what each rank holds, and how it is launched, to send around.
+"""Report → one self-contained HTML file: which layouts run and why, what each rank holds, and the launch.
 
-The page is whole without scripts, but for its three charts, and asks the network for nothing, by its own policy. Charts
-are drawn by Observable Plot (`assets/plot.js`, made by `make charts`) from numbers in the page.
+Except for its three charts the page needs no scripts, and its own policy forbids network requests. Observable Plot
+(`assets/plot.js`, made by `make charts`) draws the charts from numbers in the page.
 """
 
 import base64
@@ -35,7 +35,7 @@ _VERDICTS = {"works": "runs", "with-options": "runs with options", "no": "does n
 
 
 def to_html(report: ReportContent) -> str:
-    """The page, the same for the same report: no dates, no addresses."""
+    """Return the page. The same report gives the same page: it has no dates and no addresses."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -70,7 +70,7 @@ def _asset(name: str) -> str:
 
 
 def _hash(script: str) -> str:
-    """A script by what it is, for the page's policy: no other runs."""
+    """Hash of a script for the page's policy, so that no other script runs."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
@@ -127,7 +127,7 @@ def _plan_words(plan: Plan) -> dict[str, Any]:
 
 
 def _facts(plan: Plan) -> Iterator[tuple[str, str, str]]:
-    """The numbers that decide: name, value, and what else is to be said of it."""
+    """Yield the deciding numbers: name, value, and a note."""
     totals, memory = plan.totals, plan.memory
     if totals is None:
         return
@@ -151,7 +151,7 @@ def _says(cell: MatrixCell) -> str:
 
 
 def _why(cell: MatrixCell) -> Iterator[str]:
-    """What is to be said of a verdict: what it takes and weighs, and the arithmetic of what does not hold."""
+    """Yield the details of a verdict: required options, bytes, and the arithmetic of broken rules."""
     if cell.otherwise:
         yield f"as {cell.how}"
     if cell.bytes_per_rank is not None:

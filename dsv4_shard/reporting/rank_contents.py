@@ -1,6 +1,6 @@
-"""What ranks hold of each layer and module, and what a rank's memory is made of: a plan's bytes, as pictures need them.
+"""Bytes of each layer and module on the ranks, and the parts of a rank's memory: the data of the charts.
 
-A plan adds up over layers; here each layer stands for itself. The sums are the plan's (tests hold them to it).
+A plan adds up over layers; here each layer is separate. The tests check that the sums equal the plan's.
 """
 
 from collections import Counter, defaultdict
@@ -19,7 +19,7 @@ from dsv4_shard.tensors.header import Tensor
 
 
 class Holding(StrEnum):
-    """How a module is placed, as pictures colour it. `BREAKS`: a rule that is its own does not hold."""
+    """How a module is placed, for the colours of the charts. `BREAKS`: a rule of the module breaks."""
 
     EXPERTS = "experts"
     SPLIT = "split"
@@ -33,7 +33,7 @@ class Holding(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A module as far as it is placed alike: `placement` in words, `roles` the tensors that it is of."""
+    """The part of a module with one placement: `placement` in words, and its `roles`."""
 
     module: Module
     kind: Holding
@@ -43,7 +43,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class LayerCell:
-    """What the heaviest rank holds of a column in a row (indexes into the map's), in bytes; `padding` is within."""
+    """Bytes of a column in a row on the heaviest rank, `padding` included; `row` and `column` index the map."""
 
     row: int
     column: int
@@ -59,7 +59,7 @@ class LayerRow(NamedTuple):
 
     @property
     def number(self) -> int | None:
-        """The layer's number; None where it is no layer."""
+        """The layer's number; None outside of the layers."""
         return self.layer if self.stage is Stage.LAYER else None
 
     @property
@@ -69,7 +69,7 @@ class LayerRow(NamedTuple):
 
     @property
     def title(self) -> str:
-        """What pictures call it: a layer by its number alone."""
+        """Title in charts: a layer's number alone."""
         names = {Stage.MODEL: "model", Stage.LAYER: str(self.layer), Stage.MTP: f"MTP {self.layer}"}
         return names.get(self.stage, "vision")
 
@@ -87,7 +87,7 @@ _Where = tuple[Stage, int, Role, TensorGroup]
 
 
 def layer_map(checkpoint: Checkpoint, engine: Engine, context: Context, broken: frozenset[Module]) -> LayerMap:
-    """The map of a deployment; modules in `broken` are drawn as such, and count no bytes."""
+    """Return the map of a deployment; modules in `broken` are marked as broken and count no bytes."""
     held: defaultdict[tuple[tuple[Stage, int], tuple[Module, Holding, str]], list[tuple[Role, int, int]]]
     held = defaultdict(list)
     for (stage, layer, role, group), count in _count(checkpoint, context).items():
@@ -113,7 +113,7 @@ def layer_map(checkpoint: Checkpoint, engine: Engine, context: Context, broken: 
 
 
 def _count(checkpoint: Checkpoint, context: Context) -> dict[_Where, int]:
-    """How many tensors of each group a place has."""
+    """Number of tensors of each group at each place."""
     kinds: Counter[tuple[TensorName, str, tuple[int, ...]]] = Counter()
     sample: dict[tuple[TensorName, str, tuple[int, ...]], Tensor] = {}
     for name, at in context.inventory.names.items():
@@ -131,7 +131,7 @@ def _count(checkpoint: Checkpoint, context: Context) -> dict[_Where, int]:
 def _stored(
     engine: Engine, context: Context, group: TensorGroup, broken: frozenset[Module]
 ) -> tuple[Holding, Placement, RankTensor | None] | None:
-    """How a rank holds one tensor of `group`; None where it holds none."""
+    """How a rank holds one tensor of `group`; None if it holds none."""
     placement = engine.place(group.role, context)
     if isinstance(placement, Expert) and context.deployment.ep == 1:
         placement = placement.inner
@@ -150,7 +150,7 @@ def _kind(placement: Placement, stored: RankTensor, group: TensorGroup) -> Holdi
 
 
 def _most(placement: Placement, count: int, context: Context) -> int:
-    """Of `count` tensors, how many the heaviest rank has."""
+    """Number of `count` tensors that the heaviest rank has."""
     return -(-count // context.deployment.ep) if isinstance(placement, Expert) else count
 
 
@@ -168,11 +168,15 @@ def _column_order(key: tuple[Module, Holding, str]) -> tuple[int, int, str]:
 
 @dataclass(frozen=True, slots=True)
 class RankBytes:
-    """Bytes on the ranks from `first` to `last`, which are alike.
+    """Bytes on the ranks from `first` to `last`, which are equal.
 
-    `experts` are routed; of everything else, `split` is what ranks share out and `whole` what each has. All three
-    are without their `padding`. `other` has no placement (the engine's own constants). `free` is what the GPU has
-    beside them: negative where they do not fit, None where no GPU is named.
+    Attributes:
+        experts: Bytes of routed experts, without padding.
+        split: Bytes of other tensors that are cut over ranks, without padding.
+        whole: Bytes of other tensors that each rank has whole, without padding.
+        padding: Bytes of padding.
+        other: Bytes without a placement (the engine's own constants).
+        free: Rest of the GPU's memory: negative if the weights do not fit, None if no GPU is named.
     """
 
     first: int
@@ -186,14 +190,14 @@ class RankBytes:
 
     @property
     def weights(self) -> int:
-        """All that is loaded."""
+        """All bytes that are loaded."""
         return self.experts + self.split + self.whole + self.padding + self.other
 
 
 def rank_bytes(checkpoint: Checkpoint, engine: Engine, context: Context) -> tuple[RankBytes, ...]:
-    """What the ranks of a deployment that breaks no rule hold: the target, and the draft where the engine loads both.
+    """Bytes on the ranks of a deployment that breaks no rule: the target, and the draft if the engine loads both.
 
-    Where experts do not fall evenly, the first EP ranks hold one more: vLLM's linear placement, and the only case.
+    If the experts do not divide evenly, the first EP ranks hold one more: vLLM's linear placement, the only such case.
     """
     deployment = context.deployment
     heavy = deployment.world * (context.config.n_routed_experts % deployment.ep) // deployment.ep

@@ -1,4 +1,4 @@
-"""Report: what the page shows."""
+"""`Report`: the content of the page, and how to make it from a checkpoint and a plan."""
 
 from collections.abc import Iterator
 
@@ -18,10 +18,10 @@ from dsv4_shard.reporting.rank_contents import layer_map, rank_bytes
 
 
 class Report(ReportContent):
-    """What a report shows, and its page."""
+    """The content of a report, and its page."""
 
     def to_html(self) -> str:
-        """The page, the same for the same report: no dates, no addresses."""
+        """Return the page. The same report gives the same page: it has no dates and no addresses."""
         return to_html(self)
 
 
@@ -32,9 +32,19 @@ def make_report(
     search: Search | None = None,
     tps: tuple[int, ...] = DEFAULT_TPS,
 ) -> Report:
-    """The report of a checkpoint, and of a plan for it that `check_plan` takes. `search` is what found the plan.
+    """Return the report of a checkpoint, and of a plan for it that `check_plan` accepts.
 
-    The matrix is of the GPU that these name, if any. Raises as `inspect`.
+    The matrix is for the GPU of the plan or the search, if they name one.
+
+    Args:
+        checkpoint: The checkpoint.
+        inventory: Its inventory.
+        plan: The plan, None for the checkpoint alone.
+        search: The search that found the plan.
+        tps: TP sizes of the matrix.
+
+    Raises:
+        ShardError: As `inspect`.
     """
     inspection = inspect(checkpoint, inventory, tps, **gpu_in_words(plan, search))
     if plan is None:
@@ -53,7 +63,7 @@ def make_report(
 
 
 def _candidate_grids(inspection: Inspection) -> Iterator[BlockGrid]:
-    """The shared expert's blocks at each TP that would cut them; its three matrices have the same on that axis."""
+    """Yield the shared expert's blocks at each TP that would cut them; its three matrices are equal on that axis."""
     cut = [row for row in inspection.dimensions if row.module is Module.SHARED and row.unit > 1]
     for share in cut[0].shares if cut else ():
         if share.tp > 1:

@@ -1,1 +1,1 @@
-"""What the command line reads and prints: options, help, completion, progress, tables, JSON documents."""
+"""Input and output of the command line: options, help, completion, progress, tables, JSON documents."""

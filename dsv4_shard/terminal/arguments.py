@@ -17,11 +17,13 @@ _MAX_PATH = 4096
 
 _LOG_SUFFIXES = (".log", ".txt", ".out", ".err")
 
-# --- parts of the commands -----------------------------------------------------------------------------------------
-
 
 def numbers(text: str, option: str) -> tuple[int, ...]:
-    """Numbers separated by commas, each once; the verb checks their bounds. Raises UsageError."""
+    """Return the numbers in text separated by commas, each once; the verb checks their bounds.
+
+    Raises:
+        UsageError: The text is not a list of numbers.
+    """
     try:
         return tuple(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
@@ -29,7 +31,7 @@ def numbers(text: str, option: str) -> tuple[int, ...]:
 
 
 def default_repo() -> str:
-    """The current folder if it is a checkpoint, else the one last inspected; says which."""
+    """Return the current folder if it is a checkpoint, else the one last inspected; prints which."""
     from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE, SINGLE_FILE
     from dsv4_shard.terminal import last_inspected as recent
 
@@ -48,7 +50,11 @@ def default_repo() -> str:
 
 
 def refuse_beside_compare(context: typer.Context) -> None:
-    """`plan --compare` takes no other option: the files say it all. Raises UsageError."""
+    """Refuse other options next to `plan --compare`: the plan files contain everything.
+
+    Raises:
+        UsageError: Another option is given.
+    """
     for name in context.params:
         if name not in ("compare", "as_json") and is_given(context, name):
             option = "REPO" if name == "repo" else as_option(name)
@@ -56,12 +62,16 @@ def refuse_beside_compare(context: typer.Context) -> None:
 
 
 def only(given: dict[str, Any], options: type[Options]) -> dict[str, Any]:
-    """Those of the given options that a verb has."""
+    """The given options that a verb has."""
     return {name: given[name] for name in names_of(options) if name in given}
 
 
 def text_or_log(text: str | None) -> str | Path | BinaryIO:
-    """A message as it was typed, the log of that name, or stdin."""
+    """Return a message as typed, the path of a log, or stdin.
+
+    Raises:
+        UsageError: The text is a folder, or is named like a log and there is no such file.
+    """
     if text == "-" or (text is None and not sys.stdin.isatty()):
         return sys.stdin.buffer
     if text and text.strip() and "\0" not in text and len(text) < _MAX_PATH:

@@ -1,6 +1,6 @@
-"""Signs that a stream's encoding lacks: ours have others that stand for them, all else is escaped.
+"""ASCII fallback for characters that a stream's encoding lacks: the tool's own signs are replaced, others escaped.
 
-Apart from the consoles, since every command needs it before it can even be interrupted in order.
+This is apart from the consoles, since every command needs it before it can handle an interrupt properly.
 """
 
 import codecs
@@ -8,15 +8,15 @@ import io
 import os
 
 _ASCII = {"×": "x", "├": "+", "─": "-", "┼": "+", "┤": "+", "…": "..."}
-"""What stands for our own signs where there is nothing but ASCII."""
+"""ASCII replacements for the tool's own signs."""
 
 _SIGNS = "dsv4_shard.signs"
 
 
 def show_signs(stream: io.TextIOWrapper) -> None:
-    """Have `stream` write what its encoding lacks in ASCII: our own signs by others, all else escaped.
+    """Make `stream` write characters that its encoding lacks in ASCII: its own signs replaced, others escaped.
 
-    LC_ALL=C asks for ASCII, though Python's streams are then UTF-8, unless Python itself is told an encoding.
+    LC_ALL=C requests ASCII, although Python's streams are then UTF-8, unless Python itself has an encoding set.
     """
     told = any(os.environ.get(name) for name in ("PYTHONIOENCODING", "PYTHONUTF8"))
     plain = os.environ.get("LC_ALL") in ("C", "POSIX") and not told

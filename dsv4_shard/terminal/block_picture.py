@@ -1,4 +1,4 @@
-"""The blocks of an axis in a row, and below them the ranks' parts: a mark stands where a cut falls inside a block."""
+"""The blocks of an axis drawn as a row of text, with the ranks' parts below and a mark at each cut inside a block."""
 
 import math
 
@@ -10,13 +10,13 @@ from dsv4_shard.tensors.geometry import ceil_div
 from dsv4_shard.terminal.text import MIN_WIDTH, heading, item
 
 _FINEST = 8
-"""Columns of a block, at most: what falls between two of them is drawn at the left one."""
+"""Most columns per block: a position between two columns is drawn at the left one."""
 
 _MORE = " ..."
 
 
 def show_placed(console: Console, grid: BlockGrid) -> None:
-    """How a plan that runs places the blocks. Of what is whole, what cutting it would have done, if that is the why."""
+    """Show how a plan that runs places the blocks; for a whole module, the cut blocks that it avoids."""
     inside = sum(cut.splits for cut in grid.even_cuts)
     if grid.ranks == 1 or (grid.way == "whole" and not inside):
         return
@@ -29,9 +29,9 @@ def show_placed(console: Console, grid: BlockGrid) -> None:
 
 
 def show_broken(console: Console, grid: BlockGrid) -> None:
-    """Why the blocks do not fall into whole ones for each rank, and which whole ones would."""
+    """Show why the ranks do not get whole blocks, and which whole blocks they could get."""
     if grid.size % grid.parts:
-        return  # not even elements do
+        return  # not even elements divide
     heading(console, f"{_blocks(grid)} do not fall into {grid.parts}")
     _draw(console, grid, grid.cuts, "ranks")
     scale = ", and so inside its scale" if grid.unit == "blocks" else ""
@@ -60,7 +60,7 @@ def _placed(grid: BlockGrid) -> str:
 
 
 def _draw(console: Console, grid: BlockGrid, cuts: tuple[BlockCut, ...], label: str) -> None:
-    """Rows of blocks and parts, as far as they fit; nothing where not one cut would be seen."""
+    """Draw the rows of blocks and parts, as far as they fit; nothing if no cut would be visible."""
     fine = min(_FINEST, max(2, grid.ranks * grid.block // math.gcd(grid.size, grid.ranks * grid.block)))
     places = [_column(cut, grid.block, fine) for cut in cuts]
     end = max(ceil_div((grid.size + grid.padding) * fine, grid.block), places[-1] + 1)
@@ -88,7 +88,7 @@ def _column(cut: BlockCut, block: int, fine: int) -> int:
 
 
 def _row(edges: "range | list[int]", end: int, zeros: int) -> str:
-    """A row from column 0 to `end`, with a sign at each edge; from `zeros` on it is padding."""
+    """Return a row from column 0 to `end`, with a sign at each edge; padding starts at `zeros`."""
     inner = set(edges)
     signs = ("┼" if column in inner else "─" if column < zeros else "0" for column in range(1, end))
     return f"├{''.join(signs)}┤"

@@ -1,4 +1,4 @@
-"""What `plan --compare` prints: what differs between two plans."""
+"""Prints the result of `plan --compare`: the differences between two plans."""
 
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def show_comparison(console: Console, comparison: "PlanComparison") -> None:
-    """What differs between two plans, the checkpoints first."""
+    """Show the differences between two plans, those of the checkpoints first."""
     if comparison.same:
         title(console, f"{comparison.a} and {comparison.b}: the same plan")
         return
@@ -73,7 +73,7 @@ def _show_differences(console: Console, title: str, differences: "tuple[Differen
 
 
 def _placement_rows(rows: "tuple[PlacementDifference, ...]") -> list[tuple[str, str, str]]:
-    """Roles of a module that differ alike, together."""
+    """Roles of a module with the same difference, in one row."""
     merged: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:
         module = f"{row.module}{' (draft)' if row.part_of == 'draft' else ''}"

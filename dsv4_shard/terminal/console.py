@@ -1,4 +1,4 @@
-"""Where commands print to, and how wide that is."""
+"""The consoles for stdout and stderr, and their width."""
 
 import os
 import sys
@@ -7,17 +7,17 @@ from typing import NoReturn
 from rich.console import Console
 
 _PIPED_WIDTH = 80
-"""A file's lines do not depend on the window that it was made in; COLUMNS overrides this."""
+"""Width if output is piped: the lines of a file must not depend on the window. COLUMNS overrides it."""
 
 
 class _Console(Console):
-    """Leaves a reader who has gone to the command, as print does; rich would end the process with exit code 1."""
+    """A console that raises BrokenPipeError, as print does; rich would end the process with exit code 1."""
 
     def on_broken_pipe(self) -> NoReturn:
         raise BrokenPipeError
 
 
 def consoles() -> tuple[Console, Console]:
-    """Those of stdout and stderr. Without colours where nobody looks, or NO_COLOR asks for it."""
+    """Consoles for stdout and stderr; no colours when piped or with NO_COLOR."""
     width = None if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit() else _PIPED_WIDTH
     return _Console(width=width, highlight=False, emoji=False), Console(stderr=True, highlight=False, emoji=False)

@@ -1,4 +1,4 @@
-"""What `explain` prints: what an engine said, what broke, and the way out."""
+"""Prints the result of `explain`: the engine's message, the cause, and the remedies."""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def show_explanation(console: Console, explanation: "Explanation") -> None:
-    """What an engine said, what broke, and the way out."""
+    """Show the engine's message, the cause, and the remedies."""
     message = explanation.message
     if message is None:
         title(console, "not recognised")

@@ -1,6 +1,6 @@
-"""The help of the commands: options in groups, examples, exit codes; and which option was meant by one there is not.
+"""The help of the commands: options in groups, examples, exit codes; and the closest option for an unknown one.
 
-Typer's own groups are boxes of rich, in which commands cannot be copied, and help would take twice as long to come.
+Typer's own groups are boxes drawn by rich: commands in them cannot be copied, and help would take twice as long.
 """
 
 import re
@@ -33,7 +33,7 @@ NO = {
     "explain": "nothing in it is known",
     "demo": None,
 }
-"""What exit code 1 means of a command; None where it does not end so."""
+"""Meaning of exit code 1 for each command; None if the command does not use it."""
 
 EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "inspect": (
@@ -76,17 +76,17 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("In the folder dsv4-demo, which is made", ""),
     ),
 }  # fmt: skip
-"""Command → what an example is of (nothing: of the same as the one before), and its arguments."""
+"""Command → descriptions of its examples (empty: as the one before), and their arguments."""
 
 
 class HelpCommand(TyperCommand):
-    """A command as this module shows it."""
+    """A command with the help of this module."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return _parsed(super().parse_args, ctx, args)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """Without the braces that Typer puts around what is required: `REPO OUT`, as all texts have it."""
+        """Usage line without the braces that Typer puts around required arguments: `REPO OUT`, as in all texts."""
         return [re.sub("[{}]", "", piece) for piece in super().collect_usage_pieces(ctx)]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -103,7 +103,7 @@ class HelpCommand(TyperCommand):
 
 
 class HelpGroup(TyperGroup):
-    """All commands."""
+    """The group of all commands."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return _parsed(super().parse_args, ctx, args)
@@ -114,7 +114,7 @@ class HelpGroup(TyperGroup):
 
 
 def grouped(command: Any, ctx: Any) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Headings, each with the names and texts of what stands below it: arguments first, options of no group last."""
+    """Headings with the names and texts under each: arguments first, options without a group last."""
     groups: dict[str, list[tuple[str, str]]] = {"Arguments": []}
     last: list[tuple[str, str]] = []
     for param in command.get_params(ctx):
@@ -128,7 +128,7 @@ def grouped(command: Any, ctx: Any) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def examples_of(command: str) -> Iterator[str]:
-    """Lines: what it is of as a comment, the command below it, a blank line between two."""
+    """Yield lines: the description as a comment, the command below it, a blank line between examples."""
     for number, (what, arguments) in enumerate(EXAMPLES[command]):
         if what and number:
             yield ""
@@ -138,17 +138,17 @@ def examples_of(command: str) -> Iterator[str]:
 
 
 def exit_codes_of(command: str) -> list[tuple[str, str]]:
-    """Each code with what it means of this command."""
+    """Each exit code with its meaning for this command."""
     said = EXIT_CODES | {ExitCode.NO: NO[command]}
     return [(str(code.value), meaning) for code, meaning in said.items() if meaning]
 
 
 def _parsed(parse: Callable[[Any, list[str]], list[str]], ctx: Any, args: list[str]) -> list[str]:
-    """What `parse` gives; of an option that there is not, the error names the nearest that there is."""
+    """Return the result of `parse`; the error for an unknown option names the closest known one."""
     try:
         return parse(ctx, args)
     except Exception as error:
-        if hasattr(error, "possibilities") and hasattr(error, "option_name"):  # Typer keeps its class to itself
+        if hasattr(error, "possibilities") and hasattr(error, "option_name"):  # Typer does not export its class
             options = [name for param in ctx.command.get_params(ctx) for name in param.opts if name.startswith("--")]
             meant = near(error.option_name, options)
             if meant:
@@ -158,6 +158,6 @@ def _parsed(parse: Callable[[Any, list[str]], list[str]], ctx: Any, args: list[s
 
 
 def _text(text: str) -> str:
-    """Help without the least number of what counts from one, and without brackets in brackets."""
+    """Help text without the lower bound of numbers that count from one, and without nested brackets."""
     text = re.sub(r"  \[x>=1\]$|; x>=1(?=\]$)", "", text)
     return re.sub(r"\[default: \((.*)\)\]$", r"[default: \1]", text)

@@ -1,4 +1,4 @@
-"""What `inspect` prints of a known family: identity, roles, findings, what divides, the TP matrix."""
+"""Prints the result of `inspect` for a known family: identity, roles, findings, divisibility, the TP matrix."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ _SEVERITY_STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Seve
 
 
 def show_inspection(console: Console, inspection: "Inspection") -> None:
-    """Identity, roles, findings, what divides, and the TP matrix."""
+    """Show identity, roles, findings, divisibility, and the TP matrix."""
     _show_identity(console, inspection)
     heading(console, "Tensors by role")
     roles = Table("module", "part", "tensors", "bytes", "dtype", "block", right=(2, 3))
@@ -45,7 +45,7 @@ def show_inspection(console: Console, inspection: "Inspection") -> None:
 
 
 def show_findings(console: Console, findings: "tuple[InspectionFinding, ...]", none: str) -> None:
-    """What is wrong or odd, by how grave it is; `none` is what can be said where nothing is."""
+    """Show findings by severity; `none` is the text if there are none."""
     heading(console, "Findings")
     for finding in findings:
         item(console, f"{finding.severity}: {finding.message}", _SEVERITY_STYLES[finding.severity])
@@ -73,7 +73,7 @@ def _show_identity(console: Console, inspection: "Inspection") -> None:
 
 
 def _known(*facts: tuple[int | None, str]) -> list[str]:
-    """What a family has, in words."""
+    """The numbers of a family's features, in words."""
     return [words.format(number) for number, words in facts if number is not None]
 
 
@@ -124,18 +124,18 @@ def _show_weights(console: Console, matrix: "tuple[MatrixCell, ...]") -> None:
 
 
 def _short(engine: str) -> str:
-    """What an engine is called in a narrow column."""
+    """Name of an engine in a narrow column."""
     found = find_engine(engine)
     return found.short_title or found.title
 
 
 def _mark(cell: "MatrixCell") -> tuple[str, str]:
-    """The verdict as a sign and its style: whether TP alone runs, or only other options on as many GPUs."""
+    """The verdict as a sign and its style: TP alone runs, or only other options on the same number of GPUs."""
     return _OTHERWISE if cell.otherwise else _MARKS[cell.verdict]
 
 
 def _merge(cells: "Iterable[MatrixCell]") -> dict[str, list[int]]:
-    """One line for neighbouring TPs of which the same is to be said."""
+    """One line for adjacent TPs with the same text."""
     lines: dict[str, list[int]] = {}
     cells = list(cells)
     too_large = [cell for cell in cells if cell.rule == MEMORY_RULE and not cell.how]

@@ -1,4 +1,4 @@
-"""The checkpoint that was last inspected, so that `plan --tp 16` needs no name."""
+"""The checkpoint last inspected, so that `plan --tp 16` needs no name."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ def _state_file() -> Path:
 
 
 def remember(repo: str) -> None:
-    """Keep the name for later. Not being able to is no reason to fail."""
+    """Save the name for later. Failure to save is ignored."""
     name = str(Path(repo).absolute()) if Path(repo).is_dir() else repo
     try:
         _state_file().parent.mkdir(parents=True, exist_ok=True)
@@ -20,7 +20,7 @@ def remember(repo: str) -> None:
 
 
 def recall() -> str | None:
-    """The checkpoint that was last inspected, or None."""
+    """Return the checkpoint last inspected, or None."""
     try:
         return os.fsdecode(_state_file().read_bytes()).strip() or None
     except OSError:

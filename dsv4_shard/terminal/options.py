@@ -1,4 +1,4 @@
-"""Options and arguments of the commands, as Typer takes them: name, limits, help, and what completes them."""
+"""Options and arguments of the commands in Typer's form: name, limits, help, and completion."""
 
 import functools
 import inspect
@@ -15,15 +15,15 @@ from dsv4_shard.text.suggest import as_option
 R = TypeVar("R")
 
 GIVEN = "given"
-"""The parameter of a command that gets its options: those on the command line, by their names in Python."""
+"""Name of a command's parameter for its options: those on the command line, by their names in Python."""
 
-# --- the options of a dataclass --------------------------------------------------------------------------------------
+# --- options from a dataclass ----------------------------------------------------------------------------------------
 
 
 def takes(options: type[Options]) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Give a command the options that a dataclass lists, in place of its parameter `given`.
 
-    An option that the command has as a parameter of its own keeps the type and the default that it has there.
+    If the command has a parameter for an option, the option keeps the type and default of that parameter.
     """
     fields = {field.name: field for field in fields_of(options)}
 
@@ -51,7 +51,7 @@ def takes(options: type[Options]) -> Callable[[Callable[..., R]], Callable[..., 
 
 
 def is_given(context: typer.Context, name: str) -> bool:
-    """Whether an option or argument stands on the command line."""
+    """Whether an option or argument is on the command line."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
@@ -61,9 +61,9 @@ def _parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empt
 
 
 def _of_field(field: Field, own: inspect.Parameter | None) -> inspect.Parameter:
-    """The option as a parameter, with the type and default of the command's `own`, if it has one.
+    """Return the option as a parameter, with the type and default of the command's `own` parameter, if it has one.
 
-    The verb itself says that an option must be given.
+    The verb itself refuses a missing option.
     """
     if own is not None:
         return _parameter(field.name, _annotated(own.annotation, field), own.default)
@@ -92,7 +92,7 @@ def _completion(option: Option) -> Callable[..., Any] | None:
     return completion.of_engine(option.of_engine) if option.of_engine is not None else None
 
 
-# --- what is read, and how it is answered --------------------------------------------------------------------------
+# --- input and output ----------------------------------------------------------------------------------------------
 
 RepoArg = Annotated[
     str,
@@ -144,14 +144,12 @@ DemoArg = Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to put th
 
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
-# --- what is planned -----------------------------------------------------------------------------------------------
 
 CompareOpt = Annotated[
     tuple[Path, Path] | None,
     typer.Option("--compare", metavar="FILE FILE", help="Plan nothing: say what differs between two plan files."),
 ]
 
-# --- what is written, and where ------------------------------------------------------------------------------------
 
 OutArg = Annotated[
     str,

@@ -1,4 +1,4 @@
-"""What `plan` prints: the verdict, and the placement, bytes and launch, or the way out."""
+"""Prints a plan: the verdict, then the placement, bytes and launch, or the remedies."""
 
 import shlex
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ _WHOLE = str(Replicate())
 
 
 def show_plan(console: Console, plan: "Plan", engine: str, plan_file: str | None = None) -> None:
-    """Verdict, placements, bytes, launch. `engine` is what it is called."""
+    """Show verdict, placements, bytes and launch. `engine` is the engine's title."""
     deployment = plan.deployment
     title(console, f"{plan.source.label} on {engine} {plan.engine_version}")
     named = f"{deployment.gpu} " if deployment.gpu else ""
@@ -91,7 +91,7 @@ def _show_feasible(console: Console, plan: "Plan", plan_file: str | None) -> Non
 
 
 def _placements(modules: "tuple[PlanModule, ...]") -> list[tuple[str, str, str, int]]:
-    """Rows of a module's roles that are placed alike, together; the draft model, placed like a layer, as one row."""
+    """Rows for the roles of a module with the same placement; the draft model, if placed like a layer, has one row."""
     rows: dict[tuple[Module, str], list[PlanModule]] = {}
     for row in modules:
         if row.part_of == "target":

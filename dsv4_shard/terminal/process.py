@@ -1,4 +1,4 @@
-"""Signals, exit codes, error printing, open-file limit."""
+"""Signals, exit codes, error printing, and the limit on open files."""
 
 import errno
 import functools
@@ -20,10 +20,10 @@ from dsv4_shard.text.suggest import as_option
 _OPEN_FILES = 1 << 16
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-"""What writing to standard output fails with. Files of ours that cannot be written raise WriteFailed."""
+"""Error numbers of a failed write to standard output. Failed writes to the tool's own files raise WriteFailed."""
 
 _ARGUMENTS = {"source": "SOURCE", "text": "TEXT", "out": "OUT", "folders": "OUT"}
-"""Parameters of the verbs that are arguments of the commands, and are no option of any."""
+"""Parameters of the verbs that are arguments, not options, of the commands."""
 
 P = ParamSpec("P")
 
@@ -31,9 +31,9 @@ R = TypeVar("R")
 
 
 def reported(function: Callable[P, R]) -> Callable[P, R]:
-    """Turn a ShardError into its message, its hint and its exit code; anything else is a bug and keeps its trace.
+    """Turn a ShardError into message, hint and exit code; other exceptions are bugs and keep their traceback.
 
-    Under `main`, signals raise something only in here: a command may have something to save.
+    Under `main`, signals raise an exception only in here, since a command may have something to save.
     """
 
     @functools.wraps(function)
@@ -46,7 +46,7 @@ def reported(function: Callable[P, R]) -> Callable[P, R]:
                 try:
                     return function(*args, **kwargs)
                 finally:
-                    sys.stdout.flush()  # what cannot be printed is an error of the command, not of Python's end
+                    sys.stdout.flush()  # a failed print is an error of the command, not of Python's exit
             except Exception as error:
                 signalled = _signalled(error)
                 if signalled is None or isinstance(error, typer.Exit):
@@ -66,7 +66,7 @@ def reported(function: Callable[P, R]) -> Callable[P, R]:
         except SystemExit as error:
             _print_notes(error)
             raise
-        except BrokenPipeError:  # whoever read our output has gone
+        except BrokenPipeError:  # the reader of stdout has gone
             _turn_away_stdout()
             raise typer.Exit(ExitCode.DONE) from None
         except OSError as error:
@@ -79,10 +79,10 @@ def reported(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _signalled(error: Exception) -> BaseException | None:
-    """What a signal raised, if that is what an error came of, with the error's notes.
+    """Return the exception that a signal raised, with the error's notes, if it caused the error.
 
-    What is closed in mid-work may raise an error of its own (zipfile does), and up to Python 3.11 so does a class in
-    the making.
+    Objects that are closed in mid-work may raise errors of their own (zipfile does). Up to Python 3.11, so does a class
+    that is being created.
     """
     behind: BaseException | None = error
     while behind is not None and not isinstance(behind, KeyboardInterrupt | SystemExit):
@@ -94,7 +94,7 @@ def _signalled(error: Exception) -> BaseException | None:
 
 
 def _turn_away_stdout() -> None:
-    """Python would complain once more when it flushes at exit."""
+    """Redirect stdout, since Python would report the error again when it flushes at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -107,13 +107,13 @@ def _fail(error: ShardError) -> NoReturn:
 
 
 def _as_given(name: str, value: object) -> str:
-    """A parameter as the command line has it; `...` stands for its name alone."""
+    """Return a parameter as on the command line; `...` stands for its name alone."""
     word = _ARGUMENTS.get(name) or as_option(name)
     return word if value is ... else f"{word} {short(value)}"
 
 
 def _print_notes(error: BaseException) -> None:
-    """What is left behind after an error, if anything. A hint is printed already, in words of the command line."""
+    """Print notes about leftovers of a failed run, without hints: these are already printed."""
     for note in getattr(error, "__notes__", ()):
         if isinstance(note, Hint):
             continue
@@ -124,12 +124,12 @@ def _print_notes(error: BaseException) -> None:
 
 
 def _on_sigterm(*_: object) -> NoReturn:
-    """Leave as after an error, so that what was done is saved."""
+    """Exit as after an error, so that finished work is saved."""
     sys.exit(128 + signal.SIGTERM)
 
 
 def _on_interrupt(number: int, frame: object) -> NoReturn:
-    """Say so, and leave before anybody prints a trace."""
+    """Report the interrupt, and exit without a traceback."""
     os.write(2, b"interrupted\n")
     _leave(number, frame)
 
@@ -141,20 +141,20 @@ def _leave(number: int, _: object) -> NoReturn:
 _INSIDE = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _on_sigterm}
 
 OUTSIDE = {signal.SIGINT: _on_interrupt, signal.SIGTERM: _leave}
-"""Outside of commands nothing is begun, or all has ended."""
+"""Handlers outside of commands: nothing has begun, or everything has ended."""
 
 _SAID = {signal.SIGINT: _leave}
 
 
 def handle_signals(handlers: Mapping[signal.Signals, Callable[[int, FrameType | None], Any]]) -> None:
-    """Handle signals so from now on, but for those that are ignored: we are in the background."""
+    """Set signal handlers, except for ignored signals: the process is then in the background."""
     for number, handler in handlers.items():
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
 
 
 def allow_open_files() -> None:
-    """Raise the soft limit: a run holds the checkpoint's files and the ranks' open, which may be hundreds."""
+    """Raise the soft limit on open files: a run may keep hundreds of files of checkpoint and ranks open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

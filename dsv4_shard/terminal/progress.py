@@ -1,4 +1,4 @@
-"""How far a run is: a bar for each task on a terminal, a line now and then elsewhere."""
+"""Progress of a run: a bar for each task on a terminal, a line now and then elsewhere."""
 
 import gc
 import time
@@ -22,7 +22,7 @@ _SECONDS_BETWEEN_LINES = 30
 
 @dataclass(slots=True)
 class _State:
-    """How far a task is, and its bar."""
+    """Progress of a task, and its bar."""
 
     task: Task
     bar: TaskID
@@ -37,7 +37,7 @@ class _State:
 class ProgressBars(Progress):
     """Bytes moved: bars on a terminal, a line every half minute elsewhere, nothing if `quiet`. Use as a context.
 
-    `seconds` is what the last task that ended has taken. `on_written` gets what was written before an upload.
+    `seconds` is the duration of the last finished task. `on_written` gets the outcome of the writing before an upload.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class ProgressBars(Progress):
         self._on_written = on_written
         self._bars: Bars | None = None
         self._states: dict[str, _State] = {}
-        """By share: one task after another."""
+        """Current task of each share: a share has one task after another."""
         self._started = self._spoke = time.monotonic()
         self.seconds = 0.0
 
@@ -60,7 +60,7 @@ class ProgressBars(Progress):
         self._close()
 
     def begin(self, task: Task, total_bytes: int) -> None:
-        """A bar for the task, in place of that of the task before it."""
+        """Show a bar for the task, in place of the previous task's bar."""
         if self._bars is None:
             self._bars = self._open()
         self._forget(task.share)
@@ -68,7 +68,7 @@ class ProgressBars(Progress):
         self._states[task.share] = _State(task, bar, total_bytes)
 
     def _open(self) -> Bars:
-        # From now on there is garbage to collect, but none of what was built for the run.
+        # Re-enable the garbage collector, with everything built so far frozen.
         gc.freeze()
         gc.enable()
         self._started = self._spoke = time.monotonic()
@@ -78,18 +78,18 @@ class ProgressBars(Progress):
         return bars
 
     def resume(self, task: Task, nbytes: int) -> None:
-        """Count bytes that an earlier run moved, and say so."""
+        """Count bytes that an earlier run moved, and print their number."""
         state = self._states[task.share]
         state.done += nbytes
         share, are_there = (f"{task.share}: ", "") if task.share else ("", " are there")
         there = f"{nbytes:,} of {state.total:,} bytes{are_there} ({_percent(nbytes, state.total)} %)"
         self._say(f"{share}going on where an earlier run stopped: {there}")
         if self._bars is not None:
-            self._bars.remove_task(state.bar)  # a new one, so that the rate does not count them
+            self._bars.remove_task(state.bar)  # a new bar, so that the rate does not count resumed bytes
             state.bar = self._bars.add_task(str(task), total=state.total, completed=state.done)
 
     def advance(self, task: Task, nbytes: int) -> None:
-        """Move the bar, or print how far all tasks are if it is time."""
+        """Advance the bar, or print the progress of all tasks when it is time."""
         state = self._states[task.share]
         state.done += nbytes
         if self._bars is not None:
@@ -103,13 +103,13 @@ class ProgressBars(Progress):
                 self._say(f"{task}: {state.done:,} of {state.total:,} bytes ({state.percent} %)")
 
     def end(self, task: Task) -> None:
-        """Take the bar away; shares keep theirs until all have ended."""
+        """Remove the bar; shares keep theirs until all have ended."""
         self.seconds = time.monotonic() - self._started
         if not task.share:
             self._close()
 
     def lost(self, task: Task, reason: str) -> None:
-        """Say that a share is on its way no more, and forget how far it was."""
+        """Report that a share is lost, and forget its progress."""
         self._forget(task.share)
         self._say(f"{task.share}: lost, {reason}")
 
@@ -123,7 +123,7 @@ class ProgressBars(Progress):
             self._bars.remove_task(state.bar)
 
     def _say(self, line: str) -> None:
-        """A line of its own, above the bars."""
+        """Print a line above the bars."""
         self._console.print(Text(clean(line)), soft_wrap=True)
 
     def _close(self) -> None:

@@ -1,4 +1,4 @@
-"""What `plan --gpus` prints: the layouts that run, best first."""
+"""Prints the result of `plan --gpus`: the layouts that run, best first."""
 
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ _LAYOUTS_SHOWN = 12
 
 
 def show_search(console: Console, found: "Search") -> None:
-    """The layouts, best first, what the numbers are, and the command that plans the best."""
+    """Show the layouts, best first, the meaning of the numbers, and the command that plans the best one."""
     kind = f"{found.gpu} " if found.gpu else ""
     searched = ", ".join(found.engines) or "no engine is known well enough to search"
     title(console, f"{counted(found.gpus, f'{kind}GPU')}: {searched}")

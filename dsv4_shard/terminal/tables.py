@@ -1,4 +1,4 @@
-"""Tables without lines, that fit the terminal: in columns while these stay readable, else a row after the other."""
+"""Tables without lines that fit the terminal: in columns while these are readable, else one row after the other."""
 
 from collections.abc import Iterable, Iterator
 
@@ -11,11 +11,11 @@ from dsv4_shard.text.sanitize import clean
 _GAP = 2
 
 _MOST_LINES = 3
-"""Lines of a row, beyond which columns are too narrow to be read."""
+"""Most lines per row; with more, the columns are too narrow to read."""
 
 
 class Table:
-    """Rows under `columns`; those whose numbers are in `right` are set flush right, and never wrapped."""
+    """Rows under `columns`; the columns whose numbers are in `right` are aligned right and never wrapped."""
 
     def __init__(self, *columns: str, right: Iterable[int] = ()) -> None:
         self._columns = tuple(Text(name, style="bold") for name in columns)
@@ -23,13 +23,13 @@ class Table:
         self._rows: list[tuple[Text, ...]] = []
 
     def add(self, *cells: str | Text) -> None:
-        """A row, with a cell for each column; the style of a Text is kept."""
+        """Add a row, with a cell for each column; the style of a Text is kept."""
         self._rows.append(
             tuple(Text(clean(cell)) if isinstance(cell, str) else Text(clean(cell.plain), cell.style) for cell in cells)
         )
 
     def show(self, console: Console) -> None:
-        """Print it within the console's width, without blanks at the ends of lines."""
+        """Print the table within the console's width, without blanks at the ends of lines."""
         room = max(MIN_WIDTH, console.width)
         widths = self._widths(room)
         lines = self._in_columns(widths) if widths else self._one_by_one(room)
@@ -37,7 +37,7 @@ class Table:
             console.print(line, soft_wrap=True)
 
     def _widths(self, room: int) -> list[int] | None:
-        """Of each column, text in the widest wrapped between words; None where that makes it unreadable."""
+        """Width of each column, with text wrapped between words in the widest; None if that is unreadable."""
         rows = (self._columns, *self._rows)
         widths = [max(len(row[column]) for row in rows) for column in range(len(self._columns))]
         least = [
@@ -67,7 +67,7 @@ class Table:
                 yield line
 
     def _one_by_one(self, room: int) -> Iterator[Text]:
-        """Each row as what its first cell says, and below it the others with the names of their columns."""
+        """Yield each row as its first cell, with the other cells and their column names below."""
         for first, *others in self._rows:
             yield from (Text(part, style=first.style) for part in wrap(first.plain, room))
             line = Text()

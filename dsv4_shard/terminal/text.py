@@ -1,6 +1,6 @@
-"""Headings, paragraphs and commands to be copied: the pieces of what every command prints.
+"""Headings, paragraphs and commands: the pieces of every command's output.
 
-We wrap ourselves: rich would fill each line with blanks up to the full width.
+This module wraps text itself: rich would fill each line with blanks up to the full width.
 """
 
 import re
@@ -12,12 +12,14 @@ from rich.text import Text
 from dsv4_shard.text.sanitize import clean
 
 MIN_WIDTH = 20
-"""Columns below which nothing is made narrower."""
+"""Nothing is made narrower than this number of columns."""
 
 
 def wrap(text: str, width: int) -> list[str]:
-    """Lines of `width` at most. A longer word is broken where `pieces` says, else anywhere; a path not at all: it is
-    copied."""
+    """Return lines of at most `width` columns.
+
+    Longer words are broken where `pieces` says, else anywhere. Paths are not broken, since users copy them.
+    """
     wrapper = _Wrapper(width, break_long_words=False, break_on_hyphens=False)
     lines = []
     for line in wrapper.wrap(text):
@@ -27,7 +29,7 @@ def wrap(text: str, width: int) -> list[str]:
 
 
 def pieces(word: str) -> list[str]:
-    """Where a word that is too long may be broken: a name after each dot and underscore, a path nowhere."""
+    """Break points in a long word: after each dot and underscore of a name; never inside a path."""
     return [word] if "/" in word else re.findall(r"[^._]*[._]|[^._]+", word)
 
 
@@ -38,27 +40,27 @@ class _Wrapper(textwrap.TextWrapper):
 
 
 def heading(console: Console, text: str) -> None:
-    """After a blank line."""
+    """Print a heading after a blank line."""
     console.print()
     title(console, text)
 
 
 def title(console: Console, text: str) -> None:
-    """What the command's output, or a part of it, is about."""
+    """Print the title of the output, or of a part of it."""
     paragraph(console, text, style="bold")
 
 
 def item(console: Console, text: str, style: str = "", indent: int = 2) -> None:
-    """A paragraph below a heading; one that goes with it is indented by 4."""
+    """Print a paragraph below a heading; a paragraph that belongs to another is indented by 4."""
     paragraph(console, text, style, indent)
 
 
 def paragraph(console: Console, text: str, style: str = "", indent: int = 0) -> None:
-    """Text wrapped at the terminal's width."""
+    """Print text wrapped at the terminal's width."""
     for line in wrap(clean(text), max(MIN_WIDTH, console.width) - indent):
         console.print(Text(" " * indent + line, style=style), soft_wrap=True)
 
 
 def to_copy(console: Console, line: str) -> None:
-    """A command on one line, however long: it must survive being copied."""
+    """Print a command on one line, however long, so that it can be copied."""
     console.print(Text("  " + clean(line)), soft_wrap=True)

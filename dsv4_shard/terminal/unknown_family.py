@@ -1,4 +1,4 @@
-"""What `inspect` prints of a family that is not known: names, findings, where whole units divide."""
+"""Prints the result of `inspect` for an unknown family: names, findings, divisibility."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def show_unknown(console: Console, inspection: "UnknownInspection") -> None:
-    """Identity, tensors by template, findings, where whole units divide, and what is not known."""
+    """Show identity, tensors by template, findings, divisibility, and what is not known."""
     _show_unknown_identity(console, inspection.identity)
     heading(console, "Tensors by name ({N} for a layer, {E} for an expert)")
     table = Table("name", "tensors", "bytes", "dtype", "scale for", right=(1, 2))
@@ -51,7 +51,7 @@ def _show_unknown_identity(console: Console, it: "UnknownIdentity") -> None:
 
 
 def _show_axes(console: Console, rows: "tuple[QuantizedRow, ...]") -> None:
-    """Both axes of every quantized weight below its name, in red where the one that engines cut does not divide."""
+    """Show both axes of every quantized weight below its name, in red if the axis that engines cut does not divide."""
     with_axes = [row for row in rows if row.axes]
     if not with_axes:
         return
@@ -80,7 +80,7 @@ def _axis_cells(axis: "Axis") -> Iterable[Text]:
 
 
 def _labels(rows: "tuple[QuantizedRow, ...]") -> dict[str, str]:
-    """Names without what all layers' weights have in common, where that leaves them different."""
+    """Names without their common part, if they stay different without it."""
     short = {
         row.template: row.template.partition("layers.{N}.")[2].removesuffix("_packed").removesuffix(".weight")
         for row in rows

@@ -1,4 +1,4 @@
-"""What `verify` prints: accounts, problems, and one verdict."""
+"""Prints the result of `verify`: accounts, problems, and one verdict."""
 
 from typing import TYPE_CHECKING
 
@@ -15,13 +15,13 @@ _PROBLEMS_SHOWN = 20
 
 
 def show_verification(console: Console, verification: "Verification", numerics: "Numerics | None") -> None:
-    """Verdict, accounts, problems."""
+    """Show verdict, accounts and problems."""
     _show_verified(console, verification)
     _show_verdict(console, verification.ok, numerics)
 
 
 def show_together(console: Console, together: "SharesVerification", numerics: "Numerics | None") -> None:
-    """Each folder's accounts and problems, those of all together, and one verdict."""
+    """Show each folder's accounts and problems, those of all folders together, and one verdict."""
     for verification in together.folders:
         _show_verified(console, verification)
     held = f"{say_ranks(together.ranks)} of {together.world}"
@@ -41,7 +41,7 @@ def _show_verified(console: Console, verification: "Verification") -> None:
     if len(verification.ranks) < verification.world:
         item(console, f"{say_ranks(verification.ranks)} of {verification.world}")
     for fate, count in verification.accounts.items():
-        if fate != "left out":  # told by their reasons
+        if fate != "left out":  # listed with their reasons
             item(console, f"{count:,} source tensors {fate}")
     for reason, count in verification.left_out.items():
         item(console, f"{count:,} source tensors left out: {reason}", "dim")

@@ -1,4 +1,4 @@
-"""What `reshard`, `merge` and `report` print: what was written, or would be, and where."""
+"""Prints the results of `reshard`, `merge` and `report`: what was written, or would be, and where."""
 
 from collections import Counter
 from pathlib import Path
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def show_dry_run(console: Console, would: "WouldWrite") -> None:
-    """What reshard would write."""
+    """Show what reshard would write."""
     job, needed, free = would.job, would.nbytes, would.free
     title(console, f"Would write into {would.out}")
     table = Table("file", "tensors", "bytes", right=(1, 2))
@@ -40,7 +40,7 @@ def show_dry_run(console: Console, would: "WouldWrite") -> None:
 
 
 def show_merge(console: Console, merged: "Merged", seconds: float) -> None:
-    """What merge wrote, and in what it is not the checkpoint that the ranks were made from."""
+    """Show what merge wrote, and how it differs from the original checkpoint."""
     _show_written(console, merged, seconds, "file")
     paragraph(console, f"into {merged.out}")
     for note in merged.notes:
@@ -48,7 +48,7 @@ def show_merge(console: Console, merged: "Merged", seconds: float) -> None:
 
 
 def show_outcome(console: Console, outcome: "Outcome", seconds: float) -> None:
-    """What reshard wrote, and where."""
+    """Show what reshard wrote, and where."""
     _show_written(console, outcome, seconds, "rank file")
     held = f", which holds {say_ranks(outcome.ranks)} of {outcome.world}" if len(outcome.ranks) < outcome.world else ""
     paragraph(console, f"into {outcome.out}{held}")
@@ -72,7 +72,7 @@ def _show_written(console: Console, outcome: "Written", seconds: float, file: st
 
 
 def show_cluster(console: Console, outcome: "ClusterOutcome", seconds: float) -> None:
-    """What the shares of a cluster wrote, and where they are."""
+    """Show what the shares of a cluster wrote, and where they are."""
     written = [share.written for share in outcome.shares if share.written is not None]
     files, nbytes = sum(one.files for one in written), sum(one.bytes for one in written)
     wrote = f"{counted(files, 'rank file')}, {size(nbytes)} in {counted(len(outcome.shares), 'share')}"
@@ -85,7 +85,7 @@ def show_cluster(console: Console, outcome: "ClusterOutcome", seconds: float) ->
 
 
 def show_upload(console: Console, uploaded: "Uploaded", seconds: float, kept: Path | None) -> None:
-    """What was put into a store."""
+    """Show what was uploaded to a store."""
     rate = uploaded.sent / seconds if seconds else 0
     paragraph(
         console, f"put {uploaded.objects} objects, {size(uploaded.sent)} sent in {seconds:.1f} s ({size(int(rate))}/s)"
@@ -100,7 +100,7 @@ def show_upload(console: Console, uploaded: "Uploaded", seconds: float, kept: Pa
 
 
 def show_report(console: Console, report: "Report", output: Path) -> None:
-    """What was made, of what, and what to do with it."""
+    """Show what the report contains, and how to use it."""
     plan = report.plan
     about = "the checkpoint alone: name a layout with --tp or --gpus for placements and commands"
     if plan is not None:

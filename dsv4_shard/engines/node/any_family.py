@@ -1,8 +1,8 @@
-"""Node subsets for a family whose rules are known of no engine: what holds for any under EP over all GPUs.
+"""Node folders for a family that no engine is verified for, under EP over all GPUs.
 
-Each node's GPUs have equal blocks of the experts, of the layers and of the draft model by their own numbers, and all
-else whole. How an engine cuts what is whole here, and what else it asks for, is not claimed; so no bytes a GPU are held
-against a memory, and no commands are given.
+Each node's GPUs have equal blocks of the experts and all other tensors whole; the experts of the layers and of the
+draft model are counted separately. How an engine cuts the whole tensors, and its other conditions, are not verified. So
+the plan compares no bytes per GPU with a memory, and has no commands.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ _RUNNER = "any"
 
 
 def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
-    """EP over all GPUs if nothing else is asked for, and attention TP over those that attention DP leaves."""
+    """Deployments with EP over all GPUs by default, and attention TP over the GPUs that attention DP leaves."""
     yield resolve(
         request, inventory, engine="node", version=ANY_ENGINE, ep=request.ep if request.ep is not None else request.tp,
         runner=request.runner or _RUNNER, shared="whole", shared_parts=1,
@@ -61,27 +61,27 @@ RULES: tuple[Rule, ...] = (
 
 
 def place(role: Role, context: Context) -> Placement:
-    """Experts over EP, all else whole: what a node's folder has."""
+    """Experts over EP, all other tensors whole."""
     return Expert(Replicate()) if role.module is Module.ROUTED else Replicate()
 
 
 def store(group: TensorGroup, placement: Placement, context: Context) -> RankTensor:
-    """As the checkpoint has it."""
+    """Dtype and shape as in the checkpoint."""
     return rank_tensor(group, placement, context)
 
 
 def launch(context: Context, model_path: str, sharded: bool) -> Launch:
-    """None that is known."""
+    """No commands: none are known."""
     return Launch({})
 
 
 def addition(context: Context) -> str:
-    """How the shared expert's output joins the sum."""
+    """Describe how the shared expert's output joins the sum."""
     return "The folders have shared experts whole; where their output joins the sum is the engine's affair."
 
 
 def notes(context: Context) -> tuple[str, ...]:
-    """What a folder holds, what it does not serve, and what was not held."""
+    """Notes on the content and limits of a folder, and on what is not verified."""
     title = context.inventory.family.title
     return (
         *folders_notes(context),

@@ -1,9 +1,9 @@
-"""Node subsets: for each node a checkpoint that lacks only the other nodes' experts, for stock loaders under EP.
+"""Node folders for SGLang and vLLM under EP: a checkpoint per node, which lacks only the experts of other nodes.
 
-SGLang and vLLM read a checkpoint's index, load what it names, and ask for no expert that their ranks do not own. So a
-node can do with a folder that holds all dense tensors whole and the experts of its own EP ranks, in the checkpoint's
-names, dtypes and bytes: it reads about 1/nodes of the checkpoint, and no plugin is needed. A deployment is one of
-SGLang's, with its rules and bytes a GPU; ranks, where files are meant (`--ranks`, the manifest), are node numbers.
+SGLang and vLLM read a checkpoint's index, load the tensors that it names, and request no expert that their ranks do not
+own. So a node needs only a folder with all dense tensors and the experts of its own EP ranks, in the checkpoint's
+names, dtypes and bytes. It reads about 1/nodes of the checkpoint and needs no plugin. A deployment follows SGLang's
+rules and bytes per GPU; rank numbers of files (`--ranks`, the manifest) are node numbers.
 """
 
 from collections.abc import Iterator
@@ -41,11 +41,11 @@ _NVFP4_RULE = Requires(
     "what SGLang does with NVFP4 experts was never held against its classes, and one node needs no folder of its own",
     consequence=NOT_VERIFIED, fatal=True, remedies=("--nodes N: folders are written all the same",),
 )  # fmt: skip
-"""Folders have NVFP4 experts as the checkpoint has them, and that is all that is claimed."""
+"""The folders keep NVFP4 experts unchanged; how an engine serves them is not verified."""
 
 
 class NodeLayout:
-    """`node-{m}/`: a checkpoint of its own, with the checkpoint's file names, an index, config and tokenizer."""
+    """`node-{m}/`: a complete checkpoint folder with the original file names, an index, config and tokenizer."""
 
     name = "node"
     shares_files = True
@@ -56,21 +56,21 @@ class NodeLayout:
         return folder_of(rank)
 
     def fate(self, tensor: Tensor, name: TensorName, context: Context) -> Disposition:
-        """As it is, where it is."""
+        """The tensor unchanged, in its original file."""
         return (TargetTensor("", tensor.dtype, file=tensor.file),)
 
     def refusal(self, context: Context) -> str | None:
-        """One node needs all that the checkpoint has."""
+        """Refuse a single node: it needs the whole checkpoint."""
         return (
             "one node needs every expert, which is the checkpoint as it is" if context.deployment.nodes == 1 else None
         )
 
     def constants(self, context: Context) -> tuple[Constant, ...]:
-        """None: loaders of checkpoints ask for no more than a checkpoint has."""
+        """None: checkpoint loaders need only the checkpoint's tensors."""
         return ()
 
     def identity(self, context: Context) -> dict[str, str]:
-        """What decides which experts go where; it stands in the manifest, and in no header."""
+        """Properties that decide which experts go to which node. They are in the manifest, and in no header."""
         deployment = context.deployment
         return {
             "layout": "dsv4-shard node 1",
@@ -80,11 +80,11 @@ class NodeLayout:
         }
 
     def companions(self, document: dict[str, object], context: Context) -> dict[str, bytes]:
-        """None but the index, which is made of the files."""
+        """None; the index follows from the files."""
         return {}
 
     def copied(self, context: Context) -> dict[str, str]:
-        """Config and tokenizer, into each folder."""
+        """Config and tokenizer, for each folder."""
         return {name: name for name in (CONFIG_FILE, *TOKENIZER_FILES)}
 
 
@@ -94,7 +94,7 @@ def folder_of(node: int) -> str:
 
 
 def folders_notes(context: Context) -> tuple[str, ...]:
-    """What a folder holds, and what it does not serve, whatever engine loads it."""
+    """Notes on the content and the limits of a folder, for any engine."""
     deployment = context.deployment
     if deployment.nodes == 1:
         return ()
@@ -119,19 +119,19 @@ def folders_notes(context: Context) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Subsets:
-    """Node subsets of a model as `serving`, SGLang, builds it; `other`, vLLM, loads them too where its rules hold."""
+    """Node folders for the engine `serving` (SGLang). `other` (vLLM) also loads them if its rules hold."""
 
     serving: Engine
     other: Engine
 
     def candidates(self, inventory: Inventory, request: Request) -> Iterator[Deployment]:
-        """SGLang's, with EP over all GPUs if nothing else is asked for."""
+        """SGLang's deployments, with EP over all GPUs by default."""
         asked = replace(request, ep=request.ep if request.ep is not None else request.tp)
         for deployment in self.serving.candidates(inventory, asked):
             yield replace(deployment, engine="node")
 
     def launch(self, context: Context, model_path: str, sharded: bool) -> Launch:
-        """SGLang's commands, each node's on its own folder, with the stock loader."""
+        """SGLang's commands, one per node on its own folder, with the stock loader."""
         if not sharded:
             return self.serving.launch(context, model_path, False)
         folders = [f"{model_path}/{folder_of(node)}".rstrip("/") for node in range(context.deployment.nodes)]
@@ -141,11 +141,11 @@ class Subsets:
         return replace(start, node_options=tuple(folder | others for others, folder in options))
 
     def notes(self, context: Context) -> tuple[str, ...]:
-        """What a folder holds, what it does not serve, and how vLLM is started on it."""
+        """Notes on the content and limits of a folder, and how to start vLLM on it."""
         return () if context.deployment.nodes == 1 else (*folders_notes(context), self._on_vllm(context))
 
     def _on_vllm(self, context: Context) -> str:
-        """vLLM's command for the same GPUs, or why it does not run there."""
+        """vLLM's command for the same GPUs, or the reason why vLLM does not run there."""
         deployment = context.deployment
         gpu = deployment.gpu.name if deployment.gpu.name in GPUS and deployment.gpu_named else None
         request = Request(
@@ -190,7 +190,7 @@ class Subsets:
 
 
 def _experts(context: Context) -> str:
-    """How many of the experts a node has, and of the draft model's where these are another number."""
+    """Number of experts per node, and of the draft model's experts if it differs."""
     nodes, config = context.deployment.nodes, context.config
     layers, draft = config.n_routed_experts, config.experts_in(Stage.MTP)
     words = f"{layers // nodes} of {layers} experts"

@@ -1,8 +1,8 @@
-"""DeepSeek's own inference code of V3 and V3.2: `convert.py`'s files, `model.py`'s rules.
+"""DeepSeek's own inference code of V3 and V3.2: the files of `convert.py`, the rules of `model.py`.
 
-Routed experts are whole and spread by contiguous blocks, as in V4. All else that is large is tensor-parallel, also the
-shared experts and the dense MLP, and the names are DeepSeek's own, not the checkpoint's. V3.2's indexer is whole on
-every rank. The converter leaves the MTP layer out; it tells it by its number, 61, ours by what it is.
+Routed experts are whole and spread by contiguous blocks, as in V4. All other large tensors are tensor-parallel, also
+the shared experts and the dense MLP, and the names are DeepSeek's own, not the checkpoint's. V3.2's indexer is whole on
+every rank. The converter leaves out the MTP layer. It identifies that layer by its number, 61; this module by its role.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -26,10 +26,10 @@ from dsv4_shard.models.v3 import V3, V32, V3Config
 from dsv4_shard.tensors.header import Tensor
 
 BLOCK = (128, 128)
-"""`block_size` of model.py: its parameters have a scale for each such block."""
+"""`block_size` of model.py: its parameters have one scale per such block."""
 
 BIASED_WIDTH = 7168
-"""The hidden size, the only one, for which model.py's router has a bias."""
+"""The only hidden size for which model.py's router has a bias."""
 
 _WORDS: dict[Role, str] = {
     Role.EMBED: "embed",
@@ -65,7 +65,7 @@ _WORDS: dict[Role, str] = {
 
 
 def _converted_names(family: Family) -> Names:
-    """The names in the converter's files: no MTP layer is among them, so the number of layers does not matter."""
+    """Names in the converter's files. They have no MTP layer, so the number of layers does not matter."""
     specs = {
         stage: tuple(replace(spec, name=_WORDS[spec.role]) for spec in family.specs[stage])
         for stage in (Stage.MODEL, Stage.LAYER)
@@ -151,33 +151,33 @@ _PLACEMENTS: dict[Role, Placement] = {
     **dict.fromkeys((Role.O_PROJ, Role.DENSE_DOWN, Role.SHARED_DOWN), Split(1, "tp")),
     **dict.fromkeys((Role.ROUTED_GATE, Role.ROUTED_UP, Role.ROUTED_DOWN), Expert(Replicate())),
 }
-"""The converter's `mapping`, by role; what is not here is whole on every rank."""
+"""The converter's `mapping`, by role; other roles are whole on every rank."""
 
 
 def place(role: Role, context: Context) -> Placement:
-    """Where the converter puts `role`."""
+    """The converter's placement of `role`."""
     return _PLACEMENTS.get(role, Replicate())
 
 
 def store(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
-    """What stands in a rank's file, in the checkpoint's dtypes: nothing of the MTP layer."""
+    """Content of a rank's file, in the checkpoint's dtypes; None for the MTP layer."""
     return None if group.stage is Stage.MTP else rank_tensor(group, placement, context)
 
 
 class ReferenceV3Layout(reference.ReferenceLayout):
-    """`model{rank}-mp{N}.safetensors`, one file a rank, in DeepSeek's own names."""
+    """`model{rank}-mp{N}.safetensors`, one file per rank, with DeepSeek's own names."""
 
     def __init__(self, family: Family, keys: Mapping[str, str]) -> None:
         self._names, self._keys = _converted_names(family), keys
 
     def fate(self, tensor: Tensor, name: TensorName, context: Context) -> Disposition:
-        """Its bytes under the converter's name."""
+        """The tensor's bytes under the converter's name."""
         if name.stage is Stage.MTP:
             return LeftOut("DeepSeek's inference code has no MTP layer: its converter leaves it out")
         return (TargetTensor("", tensor.dtype, names=self._names),)
 
     def names(self, config: ModelConfig) -> Names:
-        """DeepSeek's own, which checkpoints have only since V4."""
+        """DeepSeek's own names, which checkpoints use only since V4."""
         return self._names
 
     def companions(self, document: dict[str, object], context: Context) -> dict[str, bytes]:
@@ -217,16 +217,16 @@ _V3_KEYS = {
     "beta_slow": "rope_scaling.beta_slow",
     "mscale": "rope_scaling.mscale_all_dim",
 }
-"""`ModelArgs` of V3's model.py ← config.json, in the order of the released configs, then what these leave to defaults.
+"""`ModelArgs` of V3's model.py ← config.json: keys in the order of the released configs, then those with defaults.
 
-`mscale` scales the softmax, which is what `mscale_all_dim` does in the checkpoint's own modelling code.
+`mscale` scales the softmax, as `mscale_all_dim` does in the checkpoint's own modelling code.
 """
 
 _V32_KEYS = _V3_KEYS | {key: key for key in ("index_n_heads", "index_head_dim", "index_topk")}
 
 
 def inference_config(document: dict[str, object], experts: str, keys: Mapping[str, str]) -> dict[str, object]:
-    """config.json in the words of V3's inference code; the dtype is that of the experts' own tensors."""
+    """config.json with the keys of V3's inference code; the dtype is that of the expert tensors."""
     found = {key: reference.value_at(document, path) for key, path in keys.items()}
     found["dtype"] = experts.lower()
     return {key: value for key, value in found.items() if value is not None}
@@ -237,7 +237,7 @@ def inference_config(document: dict[str, object], experts: str, keys: Mapping[st
 
 @dataclass(frozen=True, slots=True)
 class InferenceCode:
-    """What tells V3's inference code from V3.2's: its kernels, its config, and how shared experts join the sum."""
+    """Differences between V3's and V3.2's inference code: kernels, config, and how shared experts join the sum."""
 
     family: Family
     version: str
@@ -246,13 +246,13 @@ class InferenceCode:
     addition: str
 
     def candidates(self, inventory: Inventory, request: Request) -> Iterator[Deployment]:
-        """The one way that the reference has."""
+        """The only deployment of the reference."""
         yield reference.one_way(
             request, inventory, version=self.version, kernels=self.kernels, shared="split", shared_parts=request.tp
         )
 
     def notes(self, context: Context) -> tuple[str, ...]:
-        """What model.py does not take, though the converter writes it."""
+        """Limits of model.py for files that the converter writes."""
         lines = []
         if context.config.hidden_size != BIASED_WIDTH:
             lines.append(
@@ -264,7 +264,7 @@ class InferenceCode:
         return tuple(lines)
 
     def engine(self) -> Engine:
-        """The reference for this family."""
+        """The reference engine for this family."""
         return replace(
             reference.REFERENCE,
             version=self.version,

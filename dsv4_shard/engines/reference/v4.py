@@ -1,12 +1,12 @@
-"""DeepSeek's own inference code: `convert.py`'s files, `model.py`'s rules.
+"""DeepSeek's own inference code: the files of `convert.py`, the rules of `model.py`.
 
-Routed experts are whole and spread by contiguous blocks (EP = the number of ranks), shared experts are whole on every
-rank and added after the all-reduce, attention and vocabulary are tensor-parallel. The files are those that the V4
-converter writes (that of its DSpark releases, which knows more names and changes nothing else), name by name and byte
-by byte; the rules are those of the model that loads them, and also those that it forgets (it floors heads, index heads
-and output groups).
+Routed experts are whole and spread by contiguous blocks (EP = the number of ranks). Shared experts are whole on every
+rank and added after the all-reduce. Attention and vocabulary are tensor-parallel. The files equal those of the V4
+converter, name by name and byte by byte; the converter of the DSpark releases knows more names and changes nothing
+else. The rules are those of the model that loads the files, plus those that it does not check (it floors heads, index
+heads and output groups).
 
-Later generations change sizes and names, and little else: `Converter` is what a family's engine is made of.
+Later generations change little besides sizes and names: a `Converter` describes a family's generation.
 """
 
 import json
@@ -46,9 +46,14 @@ WRONG = "the converter and the model start; the model then computes garbage or f
 class Converter:
     """A generation of DeepSeek's converter and model.
 
-    `decodings` are the transforms of wo_a by the side of its square blocks; `cast` is that of FP4 experts to FP8, in
-    blocks of `cast_block` rows and columns. `config_keys` are `ModelArgs` of inference/model.py ← config.json (a path
-    of keys), in the order of the released inference/config.json; `nullable` those of them that may be null.
+    Attributes:
+        version: Version of the rules.
+        decodings: Transforms of wo_a, by the side of its square blocks.
+        cast: Transform of FP4 experts to FP8.
+        cast_block: Rows and columns of the FP8 blocks after the cast.
+        config_keys: `ModelArgs` of inference/model.py ← config.json (a path of keys), in the order of the released
+            inference/config.json.
+        nullable: Keys of `config_keys` that may be null.
     """
 
     version: str
@@ -62,7 +67,16 @@ class Converter:
 def one_way(
     request: Request, inventory: Inventory, *, version: str, kernels: str, shared: str, shared_parts: int
 ) -> Deployment:
-    """The one deployment that DeepSeek's code has for a request: `kernels` and shared experts are its generation's."""
+    """Return the only deployment that DeepSeek's code has for a request.
+
+    Args:
+        request: The request.
+        inventory: The checkpoint's inventory.
+        version: Version of the generation's rules.
+        kernels: The generation's kernels, as its runner.
+        shared: How the generation holds shared experts.
+        shared_parts: Ranks that share one shared expert.
+    """
     return resolve(
         request, inventory, engine="reference", version=version, ep=request.tp if request.ep is None else request.ep,
         runner=request.runner or kernels, shared=shared, shared_parts=shared_parts, attention_tp=request.tp, moe_tp=1,
@@ -70,24 +84,24 @@ def one_way(
 
 
 def candidates(version: str, inventory: Inventory, request: Request) -> Iterator[Deployment]:
-    """The one way: whole shared experts."""
+    """The only deployment: whole shared experts."""
     yield one_way(request, inventory, version=version, kernels=KERNELS, shared="whole", shared_parts=1)
 
 
 def ranks(context: Context) -> int:
-    """Ranks over which the converter cuts."""
+    """Number of ranks over which the converter cuts."""
     return context.deployment.tp
 
 
 def dimension_quote(axis: int) -> str:
-    """What every converter prints where a tensor's axis does not divide."""
+    """Error text of every converter if an axis of a tensor does not divide."""
     return f"AssertionError: Dimension {axis} must be divisible by {{parts}}"
 
 
 def scale_rule(
     name: str, module: Module, role: Role, size: Callable[[Context], int], size_name: str, axis: int = 0
 ) -> Divides:
-    """The converters narrow a scale like its weight, so the blocks must divide too."""
+    """Rule: the blocks of a scale divide too, since the converters narrow a scale like its weight."""
     return Divides(
         name, module, size, size_name, ranks, "ranks", lambda c: c.block(role)[axis], "blocks",
         Symptom(dimension_quote(axis)), Symptom(dimension_quote(axis)),
@@ -106,7 +120,7 @@ ONE_WAY_RULES: tuple[Rule, ...] = (
         consequence=NO_OPTION, remedies=(NO_DP,), fatal=True,
     ),
 )  # fmt: skip
-"""No generation has attention DP, or cuts a routed expert."""
+"""Rules of all generations: none has attention DP, and none cuts a routed expert."""
 
 VOCAB_RULE = Divides(
     "vocab", Module.EMBEDDING, lambda c: c.config.vocab_size, "vocab_size", ranks, "ranks",
@@ -140,7 +154,7 @@ _WAYS: tuple[Rule, ...] = (
     ),
     NODES_RULE,
 )  # fmt: skip
-"""What it has no other way to do."""
+"""Choices that the reference does not offer."""
 
 _DECODES = "the converter stops: it decodes whole blocks"
 
@@ -172,11 +186,11 @@ _SIZES: tuple[Rule, ...] = (
     ),
     scale_rule("indexer-blocks", Module.INDEXER, Role.INDEXER_Q_B, _indexer_rows, "indexer q_b blocks"),
 )  # fmt: skip
-"""What must divide, in the converter or in the model."""
+"""Sizes that must divide, in the converter or in the model."""
 
 
 def experts_rule(quote: Template) -> Divides:
-    """The converter spreads whole experts, and says `quote` where that leaves a rest."""
+    """Rule: the experts divide over the ranks; the converter spreads whole experts and prints `quote` otherwise."""
     return Divides(
         "experts", Module.ROUTED, lambda c: c.config.n_routed_experts, "n_routed_experts", ranks, "ranks",
         uneven=Symptom(quote),
@@ -210,17 +224,17 @@ _PLACEMENTS: dict[Role, Placement] = {
     Role.DSPARK_MARKOV_HEAD: Split(0, "tp"),
     **dict.fromkeys(_ROUTED, Expert(Replicate())),
 }
-"""The converter's `mapping`, by role; what is not here is whole on every rank.
+"""The converter's `mapping`, by role; other roles are whole on every rank.
 
-V4.1's has no entry for DSpark's two factors, whose names end in `embed` and `head`, as those of the model itself do.
+V4.1's converter has no entry for DSpark's two factors, whose names end in `embed` and `head`, like those of the model.
 """
 
 _ONE = {"F8_E8M0": b"\x7f", "F32": b"\0\0\x80\x3f"}
-"""1.0 as each dtype of scales has it: the scale of an engram table's rows that are padding."""
+"""1.0 in each dtype of scales: the scale of padding rows in an engram table."""
 
 
 def _place(role: Role, context: Context) -> Placement:
-    """Where the converter puts `role`."""
+    """The converter's placement of `role`."""
     return _PLACEMENTS.get(role, Replicate())
 
 
@@ -230,7 +244,7 @@ def _format(context: Context, role: Role, stage: Stage) -> str | None:
 
 
 def _store(converter: Converter, group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
-    """What stands in a rank's file: o_a decoded to BF16 without scale, FP4 experts as they are or cast to FP8."""
+    """Content of a rank's file: o_a decoded to BF16 without scale, FP4 experts unchanged or cast to FP8."""
     if group.role in (Role.MTP_EMBED, Role.MTP_HEAD):
         return None
     form = _format(context, group.role, group.stage)
@@ -246,7 +260,7 @@ def _store(converter: Converter, group: TensorGroup, placement: Placement, conte
 
 
 class ReferenceLayout:
-    """`model{rank}-mp{N}.safetensors`, one file a rank, in the names of the checkpoint."""
+    """`model{rank}-mp{N}.safetensors`, one file per rank, with the checkpoint's names."""
 
     name = "reference"
     shares_files = False
@@ -256,7 +270,7 @@ class ReferenceLayout:
         self._converter = converter
 
     def file_name(self, rank: int, part: int, deployment: Deployment) -> str:
-        """As DeepSeek's `generate.py` looks for it."""
+        """The name that DeepSeek's `generate.py` looks for."""
         return f"model{rank}-mp{deployment.tp}.safetensors"
 
     def fate(self, tensor: Tensor, name: TensorName, context: Context) -> Disposition:
@@ -277,19 +291,19 @@ class ReferenceLayout:
         return (TargetTensor("", tensor.dtype, fill=fill),)
 
     def names(self, config: ModelConfig) -> Names:
-        """What the converter calls its tensors: as the checkpoint does."""
+        """The converter's tensor names, which are the checkpoint's."""
         return family_of(config).names(config)
 
     def refusal(self, context: Context) -> str | None:
-        """None: whatever the reference can run can be written."""
+        """None: every layout that the reference runs can be written."""
         return None
 
     def constants(self, context: Context) -> tuple[Constant, ...]:
-        """None: the files are the converter's."""
+        """None: the converter writes none."""
         return ()
 
     def identity(self, context: Context) -> dict[str, str]:
-        """None in the headers, which are the converter's; names and digests tell the files apart."""
+        """Empty: the converter's headers have none. Names and digests identify the files."""
         return {}
 
     def companions(self, document: dict[str, object], context: Context) -> dict[str, bytes]:
@@ -298,7 +312,7 @@ class ReferenceLayout:
         return config_file(config)
 
     def copied(self, context: Context) -> dict[str, str]:
-        """What the converter copies, and what generate.py's tokenizer may look for beside them."""
+        """Files that the converter copies, and those that generate.py's tokenizer may need."""
         names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
         return {name: name for name in names}
 
@@ -350,9 +364,9 @@ _V4_KEYS = {
 def inference_config(
     converter: Converter, document: dict[str, object], experts: str, draft: Draft
 ) -> dict[str, object]:
-    """config.json in the words of DeepSeek's inference code. A key that config.json lacks is left to its default.
+    """config.json with the keys of DeepSeek's inference code. A key that config.json lacks keeps its default.
 
-    `n_mtp_layers` is how many blocks there are, since config.json says 1 of DSpark's three; a classic one has no word.
+    `n_mtp_layers` counts the blocks, since config.json has 1 for DSpark's three; a classic draft model has no such key.
     """
     result: dict[str, object] = {}
     for key, path in converter.config_keys.items():
@@ -367,7 +381,7 @@ def inference_config(
 
 
 def value_at(document: dict[str, object], path: str, missing: object = None) -> object:
-    """What stands in config.json under a path of keys with dots between them, or `missing`."""
+    """The value at a path of keys with dots between them, or `missing`."""
     value: object = document
     for part in path.split("."):
         value = value.get(part, missing) if isinstance(value, dict) else missing
@@ -375,7 +389,7 @@ def value_at(document: dict[str, object], path: str, missing: object = None) -> 
 
 
 def config_file(values: dict[str, object]) -> dict[str, bytes]:
-    """The file that generate.py's `--config` names."""
+    """The file for generate.py's `--config`."""
     return {CONFIG_NAME: (json.dumps(values, indent=4) + "\n").encode()}
 
 
@@ -391,7 +405,7 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
 
 
 def addition(context: Context) -> str:
-    """How the shared expert's output joins the sum."""
+    """Describe how the shared expert's output joins the sum."""
     return (
         f"The shared expert's output is complete on each of the {context.deployment.tp} ranks: model.py adds it once, "
         f"after the all-reduce of the routed output; added before it, it would count {context.deployment.tp} times."
@@ -399,7 +413,7 @@ def addition(context: Context) -> str:
 
 
 def reference(family: Family, converter: Converter, *more: Rule) -> Engine:
-    """The engine of a family, whose generation has `more` rules of its own."""
+    """Return the engine of a family; `more` are the additional rules of its generation."""
     return Engine(
         name="reference",
         title="DeepSeek reference",

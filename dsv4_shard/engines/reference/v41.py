@@ -1,8 +1,8 @@
-"""DeepSeek's own inference code for V4.1: what is other than V4's.
+"""DeepSeek's own inference code for V4.1: the differences from V4's.
 
 It casts to blocks of 32×32, and decodes wo_a in these or in blocks of 128×128. The experts of the layers and those of
-DSpark are each spread over all ranks. An engram table's rows are rounded up to equal parts: what is too many are rows
-of zeros with scales of 1. Engram projections, the vision tower and the aligner are whole on every rank.
+DSpark are each spread over all ranks. The rows of an engram table are rounded up to equal parts; padding rows are zeros
+with scales of 1. Engram projections, the vision tower and the aligner are whole on every rank.
 """
 
 from dsv4_shard.engines.deployment import Context
@@ -84,7 +84,7 @@ def _draft_experts(context: Context) -> int:
 
 
 def _experts_quote(context: Context) -> str:
-    """Both numbers are the converter's own count, which takes the layers' for a draft model without experts."""
+    """Return the converter's error text. It uses the layers' number of experts for a draft model without experts."""
     experts = context.config.n_routed_experts
     draft = _draft_experts(context) if context.inventory.mtp_blocks else experts
     return f"AssertionError: ({experts}, {draft}, {context.deployment.tp})"

@@ -1,8 +1,8 @@
-"""SGLang 0.5.23's rank files: the raw parameters of its model classes, as its own loader would fill them.
+"""SGLang 0.5.23's rank files: the raw parameters of its model classes, as its own loader fills them.
 
-Names, fusions and orders are a table; each line was held byte by byte against SGLang's `load_weights` (`conformance/`).
-The draft model (NextN) is a model of its own, so its files have a folder of their own. What SGLang changes after
-loading (the repack of FP4, the reordering of `ape`) is left to it: the files hold what it starts from.
+Names, fusions and orders are a table; `conformance/` verified each line byte by byte against SGLang's `load_weights`.
+The draft model (NextN) is a model of its own, so its files have a folder of their own. The files hold the state before
+SGLang's own changes after loading (the repack of FP4, the reordering of `ape`).
 """
 
 import struct
@@ -86,7 +86,7 @@ class SglangLayout:
         return rank_file_name(rank, part)
 
     def fate(self, tensor: Tensor, name: TensorName, context: Context) -> Disposition:
-        """Which parameter `tensor` goes into, and as what."""
+        """The parameter that `tensor` goes into, and its transform."""
         if is_left_out(name.stage, context):
             return LeftOut(DSPARK_LEFT_OUT)
         if name.role in (Role.MTP_EMBED, Role.MTP_HEAD):
@@ -106,7 +106,7 @@ class SglangLayout:
         return (TargetTensor(row.full_name(prefix, name.part), dtype, folder, row.order, transform=transform),)
 
     def refusal(self, context: Context) -> str | None:
-        """What was never held against SGLang's loader: a padded vocabulary, more than one MTP block."""
+        """Refuse what is not verified against SGLang's loader: a padded vocabulary, more than one MTP block."""
         if draft_blocks(context) > 1:
             return f"the checkpoint has {draft_blocks(context)} MTP blocks, SGLang's draft model has one"
         if isinstance(vocab_placement(context), Pad):
@@ -114,7 +114,7 @@ class SglangLayout:
         return None
 
     def constants(self, context: Context) -> tuple[Constant, ...]:
-        """`sharded_state` wants every parameter: also the KV cache's scales, 1.0, that no checkpoint has."""
+        """Scales of the KV cache, 1.0: `sharded_state` expects every parameter, and no checkpoint has these."""
         if not is_stock(context):
             return ()
         config, one = context.config, struct.pack("<f", 1.0)
@@ -127,7 +127,7 @@ class SglangLayout:
         )
 
     def identity(self, context: Context) -> dict[str, str]:
-        """All that decides what the files hold, and that names and shapes do not tell."""
+        """Properties that the files depend on and that names and shapes do not show."""
         deployment, runner = context.deployment, runner_of(context)
         return {
             "layout": "dsv4-shard sglang 1",
@@ -150,12 +150,12 @@ class SglangLayout:
         return {}
 
     def copied(self, context: Context) -> dict[str, str]:
-        """Files that are copied where they exist: name in the output → name in the checkpoint."""
+        """Files that are copied if they exist: name in the output → name in the checkpoint."""
         return model_files(context)
 
 
 def _prefix(name: TensorName) -> str:
-    """Before the parameter's name: of a layer, of the draft's one layer, or nothing for what stands outside them."""
+    """Prefix of the parameter's name: that of a layer, of the draft's one layer, or empty outside the layers."""
     if name.stage is Stage.LAYER:
         return f"model.layers.{name.layer}."
     return "model.decoder." if name.stage is Stage.MTP and (name.role in _LAYER or name.role in _ROUTED) else ""
@@ -168,6 +168,6 @@ def _row(name: TensorName) -> Parameter:
 
 
 def _w13_order(role: Role, runner: Runner | None) -> int:
-    """Gate before up, but where the runner wants it the other way round."""
+    """Position in w13: gate before up, or up before gate for runners that expect that."""
     up_first = runner is not None and runner.up_first
     return int((role is Role.ROUTED_UP) != up_first) if role is not Role.ROUTED_DOWN else 0

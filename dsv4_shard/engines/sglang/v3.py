@@ -1,8 +1,8 @@
 """SGLang 0.5.23 with V3 and V3.2: rules in the order of its constructors, and placements. No files are written yet.
 
-Read from its `deepseek_v2.py` and held against verdicts and parameters of its own classes (tests/data/sglang). The
-dense MLP and the shared experts are cut over the whole TP group, also under attention DP, and V3.2's indexer is whole.
-Without expert parallelism V3's shared expert becomes one more routed expert; it is cut as before.
+Read from its `deepseek_v2.py`, and verified against verdicts and parameters of its own classes (tests/data/sglang). The
+dense MLP and the shared experts are cut over the whole TP group, also under attention DP. V3.2's indexer is whole.
+Without expert parallelism V3's shared expert becomes one more routed expert; its cut stays the same.
 """
 
 from dataclasses import replace
@@ -48,18 +48,18 @@ _PLACEMENTS: dict[Role, Placement] = {
     Role.DENSE_UP: Split(0, "tp"),
     Role.DENSE_DOWN: Split(1, "tp"),
 }
-"""What V3 has and V4 has not; the rest is placed alike."""
+"""Placements of roles that V3 has and V4 lacks; the other roles are placed as in V4."""
 
 
 def place(role: Role, context: Context) -> Placement:
-    """Where SGLang puts `role`: the embedding goes with the attention, the head does not."""
+    """SGLang's placement of `role`: the embedding follows the attention group, the head does not."""
     if role is Role.EMBED:
         return vocab_placement(context, "attention")
     return _PLACEMENTS.get(role) or sglang.place(role, context)
 
 
 def store(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
-    """SGLang's parameter dtypes: scales in F32, norms in BF16, also V3.2's."""
+    """SGLang's parameter dtypes: scales in F32, norms in BF16, also for V3.2."""
     if group.role in (Role.MTP_EMBED, Role.MTP_HEAD):
         return None
     dtype = "F32" if group.part is Part.SCALE else "BF16" if group.role in NORM_ROLES else None
@@ -69,7 +69,7 @@ def store(group: TensorGroup, placement: Placement, context: Context) -> RankTen
 def launch(context: Context, model_path: str, sharded: bool) -> Launch:
     """`sglang serve` for each node, on the checkpoint.
 
-    A shared expert that is to be whole must not become a routed one, as without expert parallelism it would.
+    For a whole shared expert, an option keeps SGLang from making it a routed expert, as it would without EP.
     """
     deployment, start = context.deployment, sglang.launch(context, model_path, sharded)
     if deployment.shared != "whole" or deployment.a2a:
@@ -91,4 +91,4 @@ SGLANG_V3 = replace(
     others=(),
     kv_bytes_per_token=latents,
 )
-"""SGLang with V3 and V3.2; all else is as with V4."""
+"""SGLang with V3 and V3.2; everything else is as with V4."""

@@ -1,8 +1,8 @@
 """SGLang 0.5.23: rules in the order of its constructors, placements, and the dtypes in which a rank holds weights.
 
-Read from its sources and held against verdicts and parameters that its own classes gave when run (tests/data/sglang).
-Attention is cut over attention TP = tp / attention DP, routed experts over EP and MoE TP = tp / ep, and the shared
-expert over the whole TP group, also under attention DP, unless `SGLANG_SHARED_EXPERT_TP1=1` keeps it whole.
+Read from its sources, and verified against verdicts and parameters of its own classes (tests/data/sglang). Attention is
+cut over attention TP = tp / attention DP, routed experts over EP and MoE TP = tp / ep. The shared expert is cut over
+the whole TP group, also under attention DP, unless `SGLANG_SHARED_EXPERT_TP1=1` keeps it whole.
 """
 
 import itertools
@@ -66,9 +66,17 @@ PLUGIN_FORMAT = "dsv4_shard"
 
 @dataclass(frozen=True, slots=True)
 class Runner:
-    """An MoE runner backend: the formats and architectures it takes, and the unit of the intermediate size that a rank
-    must keep whole. `quote` is what it prints where one is cut, `scales` the dtype to which a rank converts the routed
-    experts' scales (None: kept), `up_first` that w13 holds the up before the gate projection."""
+    """An MoE runner backend.
+
+    Attributes:
+        formats: Formats of the routed experts that it supports.
+        sms: GPU architectures that it supports.
+        unit: Elements of the intermediate size that a rank must keep whole.
+        unit_name: Name of the unit in the plural.
+        quote: Error text if a unit is cut.
+        scales: Dtype to which a rank converts the scales of the routed experts (None: unchanged).
+        up_first: Whether w13 holds the up projection before the gate projection.
+    """
 
     formats: tuple[str, ...]
     sms: tuple[int, ...]
@@ -100,15 +108,18 @@ _ROWS: dict[str, tuple[Runner, ...]] = {
     "deep_gemm": (Runner(("FP8",), _ALL, 128, "blocks", GATE_UP_QUOTE, "F32"),),
     "auto": (Runner(("FP4", "FP8"), _ALL, 128, "blocks", GATE_UP_QUOTE, "F32"),),
 }
-"""By `--moe-runner-backend`; a runner may differ by architecture. `auto` is what all-to-all backends leave it at: the
-FP8 method, also for FP4 experts. Without one SGLang makes another of it, and so does `_runners`. Blackwell's
-flashinfer_mxfp4 pads after loading, so only whole FP4 groups count."""
+"""Runners by `--moe-runner-backend`; a runner may differ by architecture.
+
+`auto` is the value that all-to-all backends keep: the FP8 method, also for FP4 experts. Without such a backend SGLang
+replaces `auto`, and so does `_runners`. Blackwell's flashinfer_mxfp4 pads after loading, so only whole FP4 groups
+count.
+"""
 
 RUNNERS = {name: _ROWS[name] for name in RUNNER_NAMES["sglang"]}
-"""The rows of the runners that `--runner` takes."""
+"""The runners that `--runner` accepts."""
 
 _DEFAULT_RUNNERS = {"FP4": ("flashinfer_mxfp4", "marlin"), "FP8": ("triton",)}
-"""What SGLang picks for each format, also as its `auto`, then what the plan tries where that cannot."""
+"""SGLang's choice for each format, also for `auto`, then the runners that the plan tries if that choice fails."""
 
 _TOPOLOGY_QUOTE = (
     "ValueError: parallel topology is inconsistent (set by override_permanently):\ntp_size == moe_ep_size * "
@@ -119,18 +130,18 @@ _WRONG_SILENTLY = f"{SILENT}starts, and computes garbage or fails in the first f
 
 
 def runner_of(context: Context) -> Runner | None:
-    """The row of RUNNERS for a deployment, or None where the runner does not take its format or GPU."""
+    """The runner of a deployment; None if it does not support the deployment's format or GPU."""
     return find_runner(context.deployment.runner, context.deployment.experts, context.deployment.gpu)
 
 
 def find_runner(name: str, experts: str, gpu: Gpu) -> Runner | None:
-    """The row of RUNNERS for a runner, format and GPU."""
+    """The runner for a name, format and GPU; None if there is none."""
     rows = RUNNERS.get(name, ())
     return next((row for row in rows if experts in row.formats and gpu.sm in row.sms), None)
 
 
 def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
-    """SGLang's own choice first: shared experts split, its default runner; then what it offers instead."""
+    """SGLang's own choice first (shared experts split, its default runner), then its other options."""
     gpu, experts = pick_gpu(request), experts_of(request, inventory)
     ep = request.ep if request.ep is not None else (request.tp if request.a2a else 1)
     ways = {"auto": ("whole",) if request.a2a else ("split", "whole")}.get(
@@ -145,7 +156,7 @@ def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
 
 
 def _runners(request: Request, experts: str, gpu: Gpu) -> tuple[str, ...]:
-    """Runners to weigh: the one that is asked for, else SGLang's own. `auto` asks for its own, and no other."""
+    """Runners to try: the requested one, else SGLang's own. `auto` requests SGLang's own, and no other."""
     if request.a2a or request.runner not in (None, "auto"):
         return (request.runner or "auto",)
     own = tuple(name for name in _DEFAULT_RUNNERS.get(experts, ()) if find_runner(name, experts, gpu)) or ("auto",)
@@ -232,7 +243,7 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
         consequence="{engine} keeps them whole", remedies=(leave_out("shared_experts"),), fatal=True,
     ),
 )  # fmt: skip
-"""What SGLang asks of a deployment before it builds a model of any generation."""
+"""SGLang's conditions on a deployment before it builds a model of any generation."""
 
 ROUTED_RULE = Divides(
     "routed-blocks", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
@@ -274,8 +285,10 @@ QUANTIZED_MOE_RULE = Divides(
     ),
     when=lambda c: c.block(Role.SHARED_GATE).rows > 1,
 )  # fmt: skip
-"""`check_quantized_moe_compatibility`, which runs once the model is built. It holds routed experts to whole blocks,
-whatever their runner makes of others, but where SGLANG_SHARED_EXPERT_TP1=1 skips that."""
+"""`check_quantized_moe_compatibility`, which runs after the model is built.
+
+It requires whole blocks of routed experts even for runners that could do without; SGLANG_SHARED_EXPERT_TP1=1 skips it.
+"""
 
 _TP_EXPERTS_QUOTE = (
     "ValueError: Tensor parallel size {at.tp} is greater than the number of experts {config.n_routed_experts}."
@@ -312,7 +325,7 @@ RULES: tuple[Rule, ...] = (
 OTHERS: tuple[Rule, ...] = (
     vocab_rule(Symptom(INDIVISIBLE_QUOTE, remedies=("SGLang 0.5.23, which pads the vocabulary to 64 × TP",))),
 )
-"""Said before upstream PR 31801: where padding to 64 does not divide, 0.5.23 pads to 64 × TP."""
+"""Error messages of versions before PR 31801: if padding to 64 does not divide, 0.5.23 pads to 64 × TP."""
 
 _PLACEMENTS: dict[Role, Placement] = {
     Role.Q_B: Split(0, "attention"),
@@ -322,11 +335,11 @@ _PLACEMENTS: dict[Role, Placement] = {
     Role.ROUTED_UP: Expert(Split(0, "moe")),
     Role.ROUTED_DOWN: Expert(Split(1, "moe")),
 }
-"""What is not here is whole on every rank; the embedding and the shared experts depend on the deployment."""
+"""Placements by role. Other roles are whole, except embedding and shared experts, which depend on the deployment."""
 
 
 def place(role: Role, context: Context) -> Placement:
-    """Where SGLang puts `role`."""
+    """SGLang's placement of `role`."""
     deployment = context.deployment
     if role is Role.HEAD or (role is Role.EMBED and deployment.dp == 1):
         return vocab_placement(context)
@@ -339,7 +352,7 @@ def place(role: Role, context: Context) -> Placement:
 
 
 def store(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
-    """SGLang's parameter dtypes: scales of FP8 in F32; o_a in BF16 on Hopper, without its scale."""
+    """SGLang's parameter dtypes: FP8 scales in F32; o_a in BF16 on Hopper, without its scale."""
     if group.role in (Role.MTP_EMBED, Role.MTP_HEAD) or is_left_out(group.stage, context):
         return None
     if group.role is Role.O_A and group.part is Part.SCALE and not keeps_o_a_fp8(context):
@@ -355,7 +368,7 @@ _DTYPES = {Role.ROUTER_HASH: "I32", Role.COMPRESSOR_NORM: "F32", Role.INDEXER_NO
 
 
 def parameter_dtype(role: Role, part: Part, context: Context) -> str | None:
-    """The dtype of SGLang's parameter, None where it is the checkpoint's."""
+    """The dtype of SGLang's parameter; None if it is the checkpoint's."""
     if role is Role.O_A and part is Part.WEIGHT:
         return None if keeps_o_a_fp8(context) else "BF16"
     if part is Part.SCALE:
@@ -366,12 +379,12 @@ def parameter_dtype(role: Role, part: Part, context: Context) -> str | None:
 
 
 def is_stock(context: Context) -> bool:
-    """Whether SGLang's own `sharded_state` loads shards: where nothing is repacked after loading."""
+    """Whether SGLang's own `sharded_state` loads the shards: true if nothing is repacked after loading."""
     return context.deployment.experts == "FP8" and context.deployment.gpu.sm == 90
 
 
 def environment_of(context: Context) -> dict[str, str]:
-    """Variables without which SGLang builds another model than the deployment's, or none."""
+    """Variables that SGLang needs to build the deployment's model; often empty."""
     deployment = context.deployment
     environment = {}
     if deployment.shared == "whole" and not deployment.a2a:
@@ -379,14 +392,14 @@ def environment_of(context: Context) -> dict[str, str]:
     if deployment.experts == "FP8":
         environment["SGLANG_DSV4_FP4_EXPERTS"] = "0"
     if deployment.gpu.sm >= 100 and not keeps_o_a_fp8(context):
-        environment["SGLANG_OPT_FP8_WO_A_GEMM"] = "0"  # wo_a is BF16 in the checkpoint, which it refuses otherwise
+        environment["SGLANG_OPT_FP8_WO_A_GEMM"] = "0"  # SGLang refuses a BF16 wo_a otherwise
     return environment
 
 
 def launch(context: Context, model_path: str, sharded: bool) -> Launch:
     """`sglang serve` for each node, on shards or on the checkpoint.
 
-    Shards that the stock loader cannot take need this package installed beside SGLang: it is the plugin.
+    Shards that the stock loader cannot load need this package installed next to SGLang, as its plugin.
     """
     deployment = context.deployment
     options: Options = {"--trust-remote-code": None, MODEL_PATH: model_path, "--tp": str(deployment.tp)}
@@ -414,7 +427,7 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
 
 
 def addition(context: Context) -> str:
-    """How the shared expert's output joins the sum."""
+    """Describe how the shared expert's output joins the sum."""
     deployment = context.deployment
     if deployment.shared != "whole" or deployment.tp == 1:
         return ADDED_IN_PARTS
@@ -431,12 +444,14 @@ def addition(context: Context) -> str:
 
 
 _SEARCHED_A2A = (None, "deepep", "megamoe")
-"""SGLang's all-to-all backends place alike; these two stand for them. The runner is then left to SGLang: which others
-go with them is not verified."""
+"""All-to-all backends that a search tries: the others have the same placements as these.
+
+SGLang then chooses the runner: which other runners work with these backends is not verified.
+"""
 
 
 def search_requests(asked: Request) -> Iterator[Request]:
-    """Every all-to-all backend, EP, DP, runner and way of shared experts; SGLang's own choices come first."""
+    """Every all-to-all backend, EP, DP, runner and way to hold shared experts; SGLang's own choices come first."""
     gpus = asked.tp
     for a2a, ep, dp in itertools.product(_SEARCHED_A2A, divisors(gpus), divisors(gpus)):
         if a2a is None or ep == gpus:

@@ -1,8 +1,8 @@
 """vLLM's rank files for stock `--load-format sharded_state`: the raw parameters of its model classes.
 
-Names, fusions and paddings are a table; each line was held byte by byte against vLLM 0.33.0's `load_weights`
-(`conformance/`). Of parameters that have several names, the files hold the one that vLLM's own filter keeps. The draft
-model (MTP) is a model of its own, so its files have a folder of their own.
+Names, fusions and paddings are a table; `conformance/` verified each line byte by byte against vLLM 0.33.0's
+`load_weights`. For parameters with several names, the files have the one that vLLM's own filter keeps. The draft model
+(MTP) is a model of its own, so its files have a folder of their own.
 """
 
 import json
@@ -23,7 +23,7 @@ _MINUS_INFINITY = struct.pack("<f", float("-inf"))
 _ONE = {"F8_E8M0": b"\x7f", "F32": struct.pack("<f", 1.0)}
 
 _EXPERT_MAP_VERSIONS = ("0.25.0",)
-"""Versions whose models own a map from experts to local slots, if experts are spread over ranks."""
+"""Versions whose models own a map from experts to local slots if experts are spread over ranks."""
 
 _WHOLE_BLOCK_VERSIONS = ("0.25.0",)
 """Versions that neither refine nor pad the blocks of FP8 experts."""
@@ -91,7 +91,7 @@ _ROUTED = {
 
 
 def layout_class(context: Context) -> str:
-    """Which of the shapes of routed experts a deployment has; files of one class do not load as another.
+    """Class of the shapes of routed experts; files of one class do not load as another.
 
     A: FP4 rounded up to 128, B: FP4 rounded up to less, D: FP8 in whole blocks, E: FP8 in finer blocks, F: FP8 padded
     by whole blocks.
@@ -116,7 +116,7 @@ class VllmLayout:
         return rank_file_name(rank, part)
 
     def refusal(self, context: Context) -> str | None:
-        """What runs from the checkpoint but has no sharded state that loads, or that was never held against vLLM."""
+        """Refuse layouts whose sharded state does not load, or is not verified, though the checkpoint runs."""
         deployment, config, backend = context.deployment, context.config, backend_of(context)
         if deployment.dp > 1:
             return "vLLM's sharded_state names files by TP rank only: with data parallelism, replicas would mix"
@@ -135,7 +135,7 @@ class VllmLayout:
         return None
 
     def fate(self, tensor: Tensor, name: TensorName, context: Context) -> Disposition:
-        """Which parameter `tensor` goes into, and as what."""
+        """The parameter that `tensor` goes into, and its transform."""
         if is_left_out(name.stage, context):
             return LeftOut(DSPARK_LEFT_OUT)
         if name.role in (Role.MTP_EMBED, Role.MTP_HEAD):
@@ -152,7 +152,7 @@ class VllmLayout:
         return (kept, *_for_the_draft(name, dtype, context))
 
     def constants(self, context: Context) -> tuple[Constant, ...]:
-        """The map from experts to local slots, where a version's model owns one."""
+        """The map from experts to local slots, for versions whose model owns one."""
         deployment, config = context.deployment, context.config
         if deployment.version not in _EXPERT_MAP_VERSIONS or deployment.ep == 1:
             return ()
@@ -174,7 +174,7 @@ class VllmLayout:
         return tuple(constants)
 
     def identity(self, context: Context) -> dict[str, str]:
-        """All that decides what the files hold, and that names and shapes do not tell."""
+        """Properties that the files depend on and that names and shapes do not show."""
         deployment = context.deployment
         return {
             "layout": f"dsv4-shard vllm 1, class {layout_class(context)}",
@@ -187,7 +187,7 @@ class VllmLayout:
         }
 
     def companions(self, document: dict[str, object], context: Context) -> dict[str, bytes]:
-        """config.json, where it has to say what the experts are: vLLM goes by it alone."""
+        """config.json, if it has to state the format of the experts: vLLM reads nothing else."""
         declared = document.get("expert_dtype", "fp4")
         if declared == context.deployment.experts.lower():
             return {}
@@ -195,7 +195,7 @@ class VllmLayout:
         return {name: content for name in model_files(context) if name.endswith(CONFIG_FILE)}
 
     def copied(self, context: Context) -> dict[str, str]:
-        """Files that are copied where they exist: name in the output → name in the checkpoint."""
+        """Files that are copied if they exist: name in the output → name in the checkpoint."""
         return model_files(context)
 
 
@@ -225,7 +225,7 @@ def _routed(tensor: Tensor, name: TensorName, context: Context, dtype: str, fold
 
 
 def _for_the_draft(name: TensorName, dtype: str, context: Context) -> tuple[TargetTensor, ...]:
-    """sharded_state wants the draft's own embedding and head, although vLLM replaces them by the target's."""
+    """The draft's own embedding and head: sharded_state expects them, although vLLM replaces them by the target's."""
     blocks = range(draft_blocks(context))
     if name.role is Role.EMBED and blocks:
         return (TargetTensor("model.embed_tokens.weight", dtype, DRAFT_FOLDER),)

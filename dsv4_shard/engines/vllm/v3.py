@@ -1,7 +1,7 @@
 """vLLM 0.33.0 with V3 and V3.2: rules in the order of its constructors, and placements. No files are written yet.
 
-Read from its sources and held against verdicts and parameters of its own classes (tests/data/vllm), which were run
-without data parallelism. Unlike V4's, V3's shared experts are not padded: they must fall into TP parts of whole blocks.
+Read from its sources, and verified against verdicts and parameters of its own classes (tests/data/vllm), without data
+parallelism. Unlike V4's, V3's shared experts are not padded: they must divide into TP parts of whole blocks.
 """
 
 import json
@@ -33,7 +33,7 @@ _HEADS_QUOTE = (
 
 
 def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
-    """The one way that vLLM has for a request: shared experts split, never padded."""
+    """The only deployment of vLLM for a request: shared experts split, never padded."""
     for deployment in vllm.candidates(inventory, request):
         yield (
             replace(deployment, shared="split", shared_parts=deployment.tp)
@@ -98,7 +98,7 @@ _PLACEMENTS: dict[Role, Placement] = {
 
 
 def place(role: Role, context: Context) -> Placement:
-    """Where vLLM puts `role`."""
+    """vLLM's placement of `role`."""
     if role in (Role.EMBED, Role.HEAD):
         return vocab_placement(context)
     placement = _PLACEMENTS.get(role, Replicate())
@@ -116,7 +116,7 @@ def store(group: TensorGroup, placement: Placement, context: Context) -> RankTen
 
 
 def launch(context: Context, model_path: str, sharded: bool) -> Launch:
-    """`vllm serve` for each node, on the checkpoint; nodes other than the first serve no API."""
+    """`vllm serve` for each node, on the checkpoint; nodes after the first serve no API."""
     options: Options = {"--trust-remote-code": None}
     if isinstance(context.config, V32Config):
         options["--tokenizer-mode"] = "deepseek_v32"
@@ -126,7 +126,7 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
 
 
 def addition(context: Context) -> str:
-    """How the shared experts' output joins the sum."""
+    """Describe how the shared experts' output joins the sum."""
     return ADDED_IN_PARTS
 
 
@@ -143,4 +143,4 @@ VLLM_V3 = replace(
     others=(),
     kv_bytes_per_token=latents,
 )
-"""vLLM with V3 and V3.2; all else is as with V4."""
+"""vLLM with V3 and V3.2; everything else is as with V4."""

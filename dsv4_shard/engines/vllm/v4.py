@@ -1,9 +1,9 @@
 """vLLM 0.33.0: rules, placements, and the dtypes in which a rank holds weights.
 
-Read from its sources and held against the parameters that its own classes declared when run (tests/data/vllm).
-Attention is cut over TP; data parallelism makes more groups of TP ranks, and the routed experts go over all of them:
-cut (EP off) or spread (EP on). The shared expert is cut into `ceil(blocks / TP)` blocks a rank, padded with zeros,
-and kept whole only under sequence parallelism (EP with data parallelism or with a mega-MoE backend).
+Read from its sources, and verified against the parameters that its own classes declare when run (tests/data/vllm).
+Attention is cut over TP. Data parallelism adds more groups of TP ranks, and the routed experts go over all of them: cut
+(EP off) or spread (EP on). The shared expert is cut into `ceil(blocks / TP)` blocks per rank, padded with zeros; it is
+whole only under sequence parallelism (EP with data parallelism or with a mega-MoE backend).
 """
 
 import json
@@ -47,20 +47,26 @@ from dsv4_shard.text.units import quotient
 VERSION = VLLM_VERSIONS[0]
 
 TILE = 128
-"""Elements to which FP4 backends round a rank's intermediate size up, and rows of an FP8 block."""
+"""FP4 backends round a rank's intermediate size up to this number of elements; also the rows of an FP8 block."""
 
 _SMALLEST_FP8_BLOCK = 32
 
 _SINK_TILE = 64
-"""FlashMLA's kernels take 64 or 128 heads; a rank's attention sinks are filled up to that."""
+"""FlashMLA's kernels need 64 or 128 heads; a rank's attention sinks are padded to that."""
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """An MoE backend: the format and architectures it takes, and what it does to a rank's intermediate size.
+    """An MoE backend.
 
-    `fit` is `tile` (rounded up to `tile` elements), `exact`, `refine` (finer FP8 blocks) or `pad` (whole FP8 blocks).
-    `hidden_tile` is what the hidden size is rounded up to.
+    Attributes:
+        experts: Format of the routed experts that it supports.
+        fit: How it fits a rank's intermediate size: `tile` (rounded up to `tile` elements), `exact`, `refine` (finer
+            FP8 blocks) or `pad` (whole FP8 blocks).
+        blackwell_only, hopper_only: The only architecture that it supports.
+        sequence_parallel: Whether it runs under sequence parallelism.
+        tile: Elements to which `tile` rounds up.
+        hidden_tile: Elements to which the hidden size is rounded up.
     """
 
     experts: str
@@ -90,12 +96,12 @@ _FP8: dict[str, Backend] = {
     "deep_gemm": Backend("FP8", "pad"),
     "marlin": Backend("FP8", "pad"),
 }
-"""By `--moe-backend`; one name may do different things to FP4 and FP8 experts."""
+"""Backends by `--moe-backend`; one name may treat FP4 and FP8 experts differently."""
 
 BACKENDS = {name: _FP4[name] for name in RUNNERS["vllm"] if name in _FP4}
 
 BACKENDS_FP8 = {name: _FP8[name] for name in RUNNERS["vllm"] if name in _FP8}
-"""The rows of the backends that `--runner` takes, for FP4 and for FP8 experts."""
+"""The backends that `--runner` accepts, for FP4 and for FP8 experts."""
 
 _ROUTED = (Role.ROUTED_GATE, Role.ROUTED_UP, Role.ROUTED_DOWN)
 
@@ -103,7 +109,7 @@ _SHARED_AXIS = {Role.SHARED_GATE: 0, Role.SHARED_UP: 0, Role.SHARED_DOWN: 1}
 
 
 def backend_of(context: Context) -> Backend | None:
-    """The row for a deployment's runner, or None where it does not take the experts' format."""
+    """The backend of a deployment; None if its runner does not support the experts' format."""
     return _table(context.deployment.experts).get(context.deployment.runner)
 
 
@@ -112,7 +118,7 @@ def _table(experts: str) -> dict[str, Backend]:
 
 
 def _default_backend(experts: str, sm: int, ep: int, aligned: bool) -> str:
-    """What vLLM's `auto` resolves to; `aligned` where a rank holds whole blocks of the routed experts."""
+    """vLLM's resolution of `auto`; `aligned`: a rank holds whole blocks of the routed experts."""
     if experts == "FP4":
         return "marlin" if sm == 90 else "flashinfer_trtllm"
     if sm == 90:
@@ -121,7 +127,7 @@ def _default_backend(experts: str, sm: int, ep: int, aligned: bool) -> str:
 
 
 def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
-    """The one way that vLLM has for a request: what it pads and what it keeps whole is not the user's choice."""
+    """The only deployment of vLLM for a request: the user cannot choose what is padded or kept whole."""
     gpu, experts = pick_gpu(request), experts_of(request, inventory)
     world = request.tp * request.dp
     ep = request.ep or 1
@@ -141,12 +147,12 @@ def _sequence_parallel(context: Context) -> bool:
 
 
 def _misreads_scales(context: Context) -> bool:
-    """vLLM's own loader views every E8M0 expert scale as bytes, also where its parameter is F32."""
+    """Whether vLLM's own loader misreads scales: it views every E8M0 expert scale as bytes, also for F32 parameters."""
     return (context.deployment.experts, context.inventory.routed.scale_dtype) == ("FP8", "F8_E8M0")
 
 
 def misloads(context: Context) -> str | None:
-    """What is wrong after vLLM's own loader has read the checkpoint, and not shards made for it; None: nothing."""
+    """Fault of vLLM's own loader with the checkpoint, which shards avoid; None without one."""
     if _misreads_scales(context):
         return "its own loader reads the E8M0 scales of FP8 experts as plain bytes (2^-7 becomes 120)"
     return None
@@ -195,7 +201,7 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
         heard=("NotImplementedError: DeepSeek V4 MegaMoE currently requires expert parallel.",),
     ),
 )  # fmt: skip
-"""What vLLM asks of a deployment before it builds a model of any generation."""
+"""vLLM's conditions on a deployment before it builds a model of any generation."""
 
 VOCAB_RULE = vocab_rule(Symptom(remedies=(FEWER_RANKS,), heard=(INDIVISIBLE_QUOTE,)))
 
@@ -287,7 +293,7 @@ OTHERS: tuple[Rule, ...] = (
         when=lambda c: c.deployment.experts == "FP8",
     ),
 )  # fmt: skip
-"""Before PR 46001 shared experts were not padded, and 0.26.0 still refused FP8 experts in parts of a block."""
+"""Before PR 46001 shared experts were not padded; 0.26.0 refused FP8 experts in partial blocks."""
 
 _PLACEMENTS: dict[Role, Placement] = {
     Role.Q_B: Split(0, "attention"),
@@ -298,7 +304,7 @@ _PLACEMENTS: dict[Role, Placement] = {
 
 
 def place(role: Role, context: Context) -> Placement:
-    """Where vLLM puts `role`."""
+    """vLLM's placement of `role`."""
     deployment = context.deployment
     if role in (Role.EMBED, Role.HEAD):
         return vocab_placement(context)
@@ -323,7 +329,7 @@ def is_aligned(context: Context) -> bool:
 
 
 def store(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
-    """vLLM's parameter dtypes: FP4 models keep E8M0 scales, FP8 models hold F32, in finer blocks if need be."""
+    """vLLM's parameter dtypes: FP4 models keep E8M0 scales, FP8 models hold F32, in finer blocks if needed."""
     if group.role in (Role.MTP_EMBED, Role.MTP_HEAD) or is_left_out(group.stage, context):
         return None
     repeat = scale_repeat(group.role, group.part, context)
@@ -335,7 +341,7 @@ def store(group: TensorGroup, placement: Placement, context: Context) -> RankTen
 
 
 def scale_repeat(role: Role, part: Part, context: Context) -> int:
-    """How often each scale of FP8 experts is repeated on both axes, where vLLM cuts their blocks finer."""
+    """How often each scale of FP8 experts is repeated on both axes, for blocks that vLLM cuts finer."""
     if role not in _ROUTED or part is not Part.SCALE or not fits(context, "refine") or is_aligned(context):
         return 1
     block, config = context.block(role), context.config
@@ -343,7 +349,7 @@ def scale_repeat(role: Role, part: Part, context: Context) -> int:
 
 
 def parameter_dtype(role: Role, part: Part, context: Context) -> str | None:
-    """The dtype of vLLM's parameter, None where it is the checkpoint's."""
+    """The dtype of vLLM's parameter; None if it is the checkpoint's."""
     if role is Role.ROUTER_HASH:
         return "I32"
     if role in _ROUTED and context.deployment.experts == "FP4":
@@ -352,7 +358,7 @@ def parameter_dtype(role: Role, part: Part, context: Context) -> str | None:
 
 
 def launch(context: Context, model_path: str, sharded: bool) -> Launch:
-    """`vllm serve` for each node, on shards or on the checkpoint; nodes other than the first serve no API."""
+    """`vllm serve` for each node, on shards or on the checkpoint; nodes after the first serve no API."""
     deployment = context.deployment
     options: Options = {"--trust-remote-code": None, "--kv-cache-dtype": "fp8", "--block-size": "256"}
     options |= {"--tokenizer-mode": "deepseek_v4", **parallel_options(context)}
@@ -367,7 +373,7 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
 
 
 def parallel_options(context: Context) -> Options:
-    """How many ranks there are for what, and the MoE backend where it is not vLLM's own choice."""
+    """Options for the parallel sizes, and the MoE backend if it is not vLLM's own choice."""
     deployment = context.deployment
     options: Options = {"--tensor-parallel-size": str(deployment.tp)}
     if deployment.dp > 1:
@@ -380,7 +386,7 @@ def parallel_options(context: Context) -> Options:
 
 
 def on_nodes(model_path: str, options: Options, nodes: int) -> Launch:
-    """`vllm serve` on each node; those after the first are headless."""
+    """`vllm serve` on each node; nodes after the first are headless."""
     if nodes > 1:
         options = options | {"--nnodes": str(nodes), NODE_RANK: "0", "--master-addr": "<node0>"}
     first, *others = node_ranks(nodes)
@@ -389,7 +395,7 @@ def on_nodes(model_path: str, options: Options, nodes: int) -> Launch:
 
 
 def addition(context: Context) -> str:
-    """How the shared expert's output joins the sum."""
+    """Describe how the shared expert's output joins the sum."""
     if context.deployment.shared == "whole" and context.deployment.world > 1:
         once = "each rank runs the whole shared expert on its own tokens and adds it once"
         if context.deployment.tp == 1:
@@ -399,7 +405,7 @@ def addition(context: Context) -> str:
 
 
 def notes(context: Context) -> tuple[str, ...]:
-    """What is padded, and on which ranks there is nothing but padding."""
+    """Notes on padding, and on the ranks that hold only padding."""
     deployment, config = context.deployment, context.config
     lines = []
     if deployment.shared == "pad" and deployment.shared_parts > 1:
@@ -424,7 +430,7 @@ def notes(context: Context) -> tuple[str, ...]:
 
 
 def _padded(what: str, blocks: int, unit: int, ranks: int) -> str:
-    """`ceil(blocks / ranks)` blocks a rank, and the ranks that are left with zeros."""
+    """Describe `ceil(blocks / ranks)` blocks per rank, and the ranks that hold only zeros."""
     each = -(-blocks // ranks)
     used = -(-blocks // each)
     zeros = f"; ranks {used}-{ranks - 1} hold only zeros" if used < ranks else ""
@@ -435,7 +441,7 @@ def _padded(what: str, blocks: int, unit: int, ranks: int) -> str:
 
 
 def bytes_sent(context: Context) -> int:
-    """All-to-all with mega-MoE backends, else added up over all GPUs."""
+    """Bytes of an all-to-all with mega-MoE backends, else of an all-reduce over all GPUs."""
     backend = backend_of(context)
     spread = context.deployment.a2a or (backend is not None and backend.sequence_parallel)
     return all_to_all(context) if spread else added_up(context)

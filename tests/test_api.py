@@ -94,6 +94,7 @@ def test_the_package_gives_the_verbs_and_the_errors_and_the_readme_names_them_al
     assert "`dsv4_shard.errors`" in section
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_is_a_function_with_its_options_and_a_docstring_whatever_was_imported_first(verb):
     module = "dsv4_shard." + MODULES.get(verb, verb)
@@ -108,12 +109,14 @@ def test_a_verb_is_a_function_with_its_options_and_a_docstring_whatever_was_impo
     assert introspection.signature(function).return_annotation
 
 
+@pytest.mark.slow
 def test_a_module_that_a_verb_shares_its_name_with_is_imported_as_any_other():
     code = "import importlib, dsv4_shard; module = importlib.import_module('dsv4_shard.inspect'); "
     code += "print(module.__name__, module.inspect is dsv4_shard.inspect)"
     assert in_a_fresh_process(code).split() == ["dsv4_shard.inspect", "True"]
 
 
+@pytest.mark.slow
 def test_importing_the_package_imports_nothing_that_takes_time():
     code = f"import sys, dsv4_shard; print(sorted({HEAVY!r} & {{name.partition('.')[0] for name in sys.modules}}))"
     assert in_a_fresh_process(code) == "[]\n"
@@ -122,6 +125,7 @@ def test_importing_the_package_imports_nothing_that_takes_time():
 # --- what a command prints with --json -------------------------------------------------------------------------------
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("tp", [None, (3, 6)])
 def test_inspect_returns_what_the_command_prints(tiny_checkpoint, tp):
     options = [] if tp is None else ["--tp", ",".join(map(str, tp))]
@@ -158,6 +162,7 @@ def test_compare_returns_what_the_command_prints_of_files_and_takes_plans_as_wel
     assert dsv4_shard.compare(*plans).model_copy(update=names) == dsv4_shard.compare(*files)
 
 
+@pytest.mark.slow
 def test_report_makes_the_page_that_the_command_writes(tiny_checkpoint, tmp_path):
     pages = [tmp_path / name for name in ("a.html", "b.html")]
     made = dsv4_shard.report(tiny_checkpoint, tp=2, gpu="h200", output=pages[0])
@@ -167,6 +172,7 @@ def test_report_makes_the_page_that_the_command_writes(tiny_checkpoint, tmp_path
     assert dsv4_shard.report(made.plan) == made
 
 
+@pytest.mark.slow
 def test_explain_returns_what_the_command_prints_of_a_text_a_log_and_a_stream(tmp_path):
     expected = document("explain", MESSAGE)
     (tmp_path / "log").write_text(MESSAGE)
@@ -191,6 +197,7 @@ def test_a_dry_run_returns_what_the_command_prints_and_writes_nothing(tiny_check
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_merge_writes_what_the_command_writes_and_returns_what_that_prints(shards, tmp_path):
     merged = dsv4_shard.merge(shards, tmp_path / "a")
     printed = document("merge", shards, tmp_path / "b")
@@ -206,6 +213,7 @@ def test_a_dry_run_of_merge_returns_what_the_command_prints(shards, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.slow
 def test_verify_of_a_folder_returns_what_the_command_prints(tiny_checkpoint, shards):
     found = dsv4_shard.verify(str(shards), against=tiny_checkpoint, numerics=True, layer=1)
     printed = document("verify", shards, "--against", tiny_checkpoint, "--numerics", "--layer", 1)
@@ -222,6 +230,7 @@ def test_verify_of_several_folders_returns_what_the_command_prints(shares):
     assert len(dsv4_shard.verify_shares(shares[:1]).folders) == 1
 
 
+@pytest.mark.slow
 def test_a_result_is_not_ok_where_its_experts_do_not_add_up(tiny_checkpoint, shards, shares, monkeypatch):
     monkeypatch.setattr("dsv4_shard.verification.documents.TOLERANCE", -1.0)
     for verb, out in ((dsv4_shard.verify, shards), (dsv4_shard.verify_shares, shares)):
@@ -234,6 +243,7 @@ def test_a_result_is_not_ok_where_its_experts_do_not_add_up(tiny_checkpoint, sha
 # --- how a verb says no, and how far it is ---------------------------------------------------------------------------
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(
     ("call", "error", "match"),
     [
@@ -286,6 +296,7 @@ def test_a_process_whose_launcher_leaves_nothing_to_it_is_told(rank, world, tiny
         dsv4_shard.reshard(tiny_checkpoint, tmp_path / "out", ranks=[0], **REFERENCE)
 
 
+@pytest.mark.slow
 def test_verbs_print_nothing_remember_nothing_and_tell_how_far_they_are(tiny_checkpoint, shards, tmp_path, capfd):
     seen = Seen()
     told: dict[str, Any] = {"progress": seen, "jobs": 1}

@@ -53,6 +53,7 @@ def not_above_zero(document: object) -> list[tuple[str, float]]:
     return [(key, value) for key, value in numbers(document) if value <= 0 and key not in MAY_BE_ZERO]
 
 
+@pytest.mark.slow
 def test_command_measures_every_case_of_moves_and_writes_json(tmp_path):
     """The whole command; what it reads and writes is the checkpoint and the output, once each."""
     file, scratch = tmp_path / "bench.json", tmp_path / "scratch"
@@ -72,6 +73,7 @@ def test_command_measures_every_case_of_moves_and_writes_json(tmp_path):
     assert list(scratch.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_way_back_reads_every_rank_once_and_leaves_nothing(tmp_path):
     rows = back.measure(settings(tmp_path))
     assert [row.case for row in rows] == list(back.CASES)
@@ -93,6 +95,7 @@ def test_growth_has_sizes_and_ranks_and_skips_what_does_not_fit(tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_loading_has_every_way_of_every_engine(tmp_path):
     rows = loading.measure(settings(tmp_path))
     assert [row.case for row in rows] == [f"{engine}, {way}" for engine in loading.ENGINES for way in loading.WAYS]
@@ -100,6 +103,7 @@ def test_loading_has_every_way_of_every_engine(tmp_path):
     assert loading.table(rows).row_count == len(rows)
 
 
+@pytest.mark.slow
 def test_headers_has_every_command(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     rows = headers.measure(settings(tmp_path))
@@ -108,6 +112,7 @@ def test_headers_has_every_command(tmp_path, monkeypatch):
     assert headers.table(rows).row_count == len(rows)
 
 
+@pytest.mark.slow
 def test_machines_on_paper_are_what_the_documentation_says(tmp_path):
     """Its table is that of the real headers and of the rates that it names."""
     document = machines.DOCUMENT.read_text()
@@ -120,6 +125,7 @@ def test_machines_on_paper_are_what_the_documentation_says(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_machines_measures_the_rates_that_are_not_given(tmp_path):
     rates = machines.measure_rates(settings(tmp_path), {"network": 1.0})
     assert min(rates.disk, rates.worker) > 0
@@ -136,6 +142,7 @@ def test_more_machines_stop_to_pay_where_what_they_share_is_the_limit():
     }  # fmt: skip
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("ranks", [(0,), (1, 2), (0, 1, 2, 3)])
 @pytest.mark.parametrize(
     "request_",
@@ -148,6 +155,7 @@ def test_what_a_share_reads_is_reckoned_as_it_is_read(tmp_path, request_, ranks)
     assert machines.bytes_read(job.recipe) == reshard(job, checkpoint, tmp_path / "out").bytes_read
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("engine", loading.ENGINES)
 def test_whole_checkpoint_narrowed_gives_what_the_own_files_hold(tmp_path, engine):
     """Both ways of reading the whole checkpoint take the very bytes that a rank's files have."""
@@ -167,6 +175,7 @@ def test_whole_checkpoint_narrowed_gives_what_the_own_files_hold(tmp_path, engin
     assert sorted(map(raw, loading.load_own(files))) == sorted(map(raw, own.values()))
 
 
+@pytest.mark.slow
 def test_checkpoints_have_the_size_asked_for_and_v4_pro_widths():
     for gb in (1, 2, 4, 8):
         config = config_for(gb * 10**9)
@@ -186,6 +195,7 @@ def test_what_the_kernel_counts_is_that_of_the_command(tmp_path):
     assert counted.seconds > 0
 
 
+@pytest.mark.slow
 def test_error_of_a_command_is_shown():
     with pytest.raises(ChildFailed, match=r"(?s)reshard /nowhere .* ended with .*no such"):
         run(tool("reshard", "/nowhere", "/nowhere/out", "--tp", "2"))
@@ -203,6 +213,7 @@ def test_converter_is_refused_without_the_memory_for_it(tmp_path):
         converter.measure(settings(tmp_path, converter=Path("convert.py"), converter_nbytes=10**15))
 
 
+@pytest.mark.slow
 def test_converter_is_timed_in_turns_with_ours(tmp_path, monkeypatch):
     """With a stand-in that takes the converter's options and writes nothing."""
     monkeypatch.setattr(converter, "DTYPES", {"FP4 cast to FP8": "fp8"})

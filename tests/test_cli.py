@@ -36,6 +36,7 @@ def test_every_command_has_help(command):
     assert "Usage:" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["inspect", "plan"])
 def test_what_reads_headers_imports_nothing_that_reads_numbers(command, tiny_checkpoint):
     options = ["--tp", "2"] if command == "plan" else []
@@ -45,6 +46,7 @@ def test_what_reads_headers_imports_nothing_that_reads_numbers(command, tiny_che
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
+@pytest.mark.slow
 def test_inspect_shows_where_pro_breaks_at_tp16():
     result = run("inspect", root_of(PRO))
     assert result.exit_code == 0
@@ -92,6 +94,7 @@ def test_plan_without_a_name_and_without_a_checkpoint_is_a_usage_error(tmp_path,
     assert "Name one: dsv4-shard plan REPO --tp 16" in result.stderr
 
 
+@pytest.mark.slow
 def test_an_infeasible_plan_exits_with_1_and_names_what_runs():
     result = run("plan", root_of(FLASH), "--tp", "16")
     assert result.exit_code == ExitCode.NO
@@ -122,6 +125,7 @@ def test_a_wrong_option_is_a_usage_error_that_helps(arguments, said, tiny_checkp
     assert said in result.stderr
 
 
+@pytest.mark.slow
 def test_reshard_follows_a_plan_file_and_verify_proves_it(tiny_checkpoint, tmp_path):
     plan_file, out = tmp_path / "plan.json", tmp_path / "out"
     run("plan", tiny_checkpoint, "--tp", "2", "--engine", "reference", "-o", plan_file)
@@ -234,6 +238,7 @@ def test_reshard_needs_a_plan_or_a_tp(tiny_checkpoint, tmp_path):
     assert "neither --plan nor --tp" in result.stderr
 
 
+@pytest.mark.slow
 def test_output_closed_early_is_no_error(tiny_checkpoint):
     process = subprocess.Popen(
         [sys.executable, "-m", "dsv4_shard", "inspect", str(tiny_checkpoint), "--json"],
@@ -268,6 +273,7 @@ def test_verifying_against_another_checkpoint_names_the_right_one(tiny_checkpoin
     assert result.stderr.splitlines()[1].endswith(f"was made from: {tiny_checkpoint}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_reader_who_leaves_after_a_line_is_no_error(as_json, tiny_checkpoint):
     command = [sys.executable, "-m", "dsv4_shard", "inspect", str(tiny_checkpoint), *["--json"] * as_json]
@@ -278,6 +284,7 @@ def test_a_reader_who_leaves_after_a_line_is_no_error(as_json, tiny_checkpoint):
     assert process.wait() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("inspect", "{}"), ("inspect", "{}", "--json"), ("plan", "{}", "--tp", "16")])
 def test_output_that_cannot_be_written_is_one_error(arguments, tiny_checkpoint):
     command = [sys.executable, "-m", "dsv4_shard", *(part.format(tiny_checkpoint) for part in arguments)]
@@ -287,6 +294,7 @@ def test_output_that_cannot_be_written_is_one_error(arguments, tiny_checkpoint):
     assert result.stderr == "error: standard output: No space left on device\n"
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", "tokenizer.json"])
 @pytest.mark.parametrize("command", ["plan", "report"])
 def test_a_plan_or_page_is_not_written_over_a_file_of_another_kind(command, name, tmp_path):
@@ -308,6 +316,7 @@ def test_a_demo_that_is_there_says_how_to_have_another(tmp_path):
     assert result.stderr.splitlines()[1].endswith(f"another folder: dsv4-shard demo {tmp_path / 'demo'}-2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_run_and_leaves_nothing(number, code, tiny_checkpoint, tmp_path):
     hold = "import importlib, os, signal; r = importlib.import_module('dsv4_shard.sharding.run'); real = r.copy\n"
@@ -321,6 +330,7 @@ def test_a_signal_ends_a_run_and_leaves_nothing(number, code, tiny_checkpoint, t
     assert list(tmp_path.glob("*out*")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "said"), [(signal.SIGINT, "interrupted\n"), (signal.SIGTERM, "")])
 @pytest.mark.parametrize(
     ("is_there", "moments"),
@@ -375,6 +385,7 @@ cli.main()
     assert told == [said] * bool(said)  # beside the error and its hint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "said"), [(signal.SIGINT, "interrupted\n  a note\n"), (signal.SIGTERM, "  a note\n")]
 )
@@ -405,6 +416,7 @@ from dsv4_shard.cli import main; main()
     assert result.stderr == said
 
 
+@pytest.mark.slow
 def test_an_interrupted_demo_does_not_go_on_to_its_next_step(tmp_path):
     hold = "import importlib, os, signal; r = importlib.import_module('dsv4_shard.sharding.run')\n"
     hold += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
@@ -425,6 +437,7 @@ def test_a_layer_without_numerics_is_refused(tmp_path):
     assert "--layer is of --numerics" in result.stderr
 
 
+@pytest.mark.slow
 def test_the_demo_ends_with_where_its_files_are_and_fits_a_narrow_terminal_in_ascii(tmp_path):
     result = subprocess.run([sys.executable, "-m", "dsv4_shard", "demo", "here"], cwd=tmp_path, capture_output=True,
                             text=True, check=True, env=os.environ | {"COLUMNS": "40", "LC_ALL": "C"})  # fmt: skip

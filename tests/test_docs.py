@@ -26,6 +26,7 @@ pytestmark = pytest.mark.xdist_group("docs")  # one process reads each full-size
 # --- examples ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_a_page_shows_is_what_is_printed(page):
     assert docexamples.renewed_page(page, exactly=True) == page.read_text()
@@ -115,6 +116,7 @@ def test_an_example_that_cannot_be_run_or_held_is_an_error(text, why, tmp_path, 
 # --- what is generated ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", generate.generated())
 def test_a_generated_page_is_what_the_code_gives(name):
     """`python -m docs.generate` writes them."""
@@ -167,6 +169,7 @@ def result(tiny_checkpoint, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [
     (PRO, "--tp", "16", "--gpu", "h20-96"), (PRO, "--tp", "8", "--gpu", "h100"), (FLASH, "--tp", "16"),
     (PRO, "--tp", "8", "--engine", "vllm", "--dp", "2", "--ep", "16"), (PRO, "--tp", "8", "--gpu", "mi355x"),
@@ -177,6 +180,7 @@ def test_plans_are_as_their_schema_says(arguments, tmp_path):
         validator("plan").validate(printed("plan", skeleton_of(arguments[0]), *arguments[1:]))
 
 
+@pytest.mark.slow
 def test_the_files_of_a_result_are_as_their_schemas_say(result):
     for folder in ("both", "0", "1"):
         validator("manifest").validate(json.loads((result / folder / "manifest.json").read_text()))
@@ -192,6 +196,7 @@ def test_the_manifest_of_linked_files_is_as_its_schema_says(tiny_checkpoint, tmp
     validator("manifest").validate(manifest)
 
 
+@pytest.mark.slow
 def test_what_verify_prints_is_as_its_schemas_say(result, tiny_checkpoint):
     validator("verification").validate(printed("verify", result / "both"))
     against = ("--against", tiny_checkpoint, "--numerics")
@@ -209,6 +214,7 @@ def test_what_verify_prints_of_damage_is_as_its_schema_says(result, tmp_path):
     validator("verification").validate(document)
 
 
+@pytest.mark.slow
 def test_what_reshard_and_merge_print_is_as_their_schemas_say(result, tiny_checkpoint, tmp_path):
     options = ("reshard", tiny_checkpoint, tmp_path / "out", "--plan", result / "plan.json")
     validator("dry-run").validate(printed(*options, "--dry-run"))
@@ -218,6 +224,7 @@ def test_what_reshard_and_merge_print_is_as_their_schemas_say(result, tiny_check
     validator("merge").validate(printed(*merging))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [(PRO, "16", "h20-96"), (PRO, "8", "h100"), (FLASH, "8", "mi355x")])
 def test_searches_are_as_their_schema_says(arguments, tmp_path):
     model, gpus, gpu = arguments
@@ -226,6 +233,7 @@ def test_searches_are_as_their_schema_says(arguments, tmp_path):
         validator("search").validate(printed("plan", skeleton_of(model), *options))
 
 
+@pytest.mark.slow
 def test_inspections_are_as_their_schemas_say(tiny_checkpoint, tmp_path):
     validator("inspection").validate(printed("inspect", tiny_checkpoint))
     for name, family in FAMILIES.items():
@@ -271,6 +279,7 @@ def site(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning_and_has_every_page(site):
     for page in pages()[1:]:
         name = page.relative_to(ROOT / "docs").with_suffix(".html")

@@ -18,6 +18,8 @@ from dsv4_shard.reassembly.rank_folder import open_ranks
 from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.run import reshard
 
+pytestmark = pytest.mark.slow
+
 TITLES = {case.title: case for case in CASES}
 
 

@@ -157,6 +157,7 @@ FAULTS = {
 """Fault → module and name of its test."""
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_has_its_test(fault):
     module, name = FAULTS[fault].split(": ")
@@ -201,6 +202,7 @@ def split_up(folder, groups):
     return folder
 
 
+@pytest.mark.slow
 def test_scales_in_a_file_of_their_own_give_the_same_ranks(small, tmp_path):
     apart = split_up(
         shutil.copytree(small, tmp_path / "apart"),
@@ -218,6 +220,7 @@ def test_scales_in_a_file_of_their_own_give_the_same_ranks(small, tmp_path):
         assert made[0] == made[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["inspect", "plan", "reshard", "verify"])
 def test_many_files_need_few_descriptors(command, plain, tmp_path):
     """As many files as tensors. Headers are read one file at a time; what moves bytes may raise the soft limit."""
@@ -241,6 +244,7 @@ def test_many_files_need_few_descriptors(command, plain, tmp_path):
     assert (result.returncode, result.stderr) == (0, b"")
 
 
+@pytest.mark.slow
 def test_a_source_of_terabytes_is_judged_by_its_headers(tmp_path):
     """Eight terabytes that nobody wrote, in a tensor that no model has, beside a sound checkpoint."""
     folder = write_sparse(tmp_path / "model", small_config())
@@ -262,6 +266,7 @@ def test_a_source_of_terabytes_is_judged_by_its_headers(tmp_path):
     assert b"8.80 TB" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink(path, path)],
                          ids=["folder", "FIFO", "loop"])  # fmt: skip
 @pytest.mark.parametrize("name", [CONFIG_FILE, INDEX_FILE])
@@ -274,6 +279,7 @@ def test_what_is_no_file_is_no_config_and_no_index(name, make, folder):
     assert name in result.stderr.decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["sglang", "vllm", "reference", "trtllm"])
 def test_more_ranks_than_there_are_heads_or_groups_are_refused_with_the_arithmetic(engine, small):
     """The small model has 8 heads and 8 output groups."""
@@ -282,6 +288,7 @@ def test_more_ranks_than_there_are_heads_or_groups_are_refused_with_the_arithmet
     assert re.search(r"= 0\.5\b", result.stdout.decode())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["inspect", "plan", "reshard"])
 def test_a_folder_whose_name_is_not_utf8_is_refused_before_anything_is_written(command, small, tmp_path):
     name = os.fsdecode(bytes(tmp_path) + b"/model\xff")
@@ -294,6 +301,7 @@ def test_a_folder_whose_name_is_not_utf8_is_refused_before_anything_is_written(c
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_an_output_whose_name_is_not_utf8_can_be_written_and_verified(plain, tmp_path):
     out = os.fsdecode(bytes(tmp_path) + b"/out\xff")
     assert run("reshard", plain, out, "--tp", "2", "--engine", "reference").returncode == 0
@@ -302,6 +310,7 @@ def test_an_output_whose_name_is_not_utf8_can_be_written_and_verified(plain, tmp
     assert json.loads(result.stdout)["folder"] == out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 @pytest.mark.parametrize("command", ["inspect", "plan"])
 def test_a_terminal_of_any_encoding_gets_an_answer(command, encoding, small):
@@ -311,12 +320,14 @@ def test_a_terminal_of_any_encoding_gets_an_answer(command, encoding, small):
     assert result.stdout.decode(encoding).count("\n") > 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("locale", ["C", "no_SUCH.locale"])
 def test_any_locale_will_do(locale, small):
     result = run("inspect", small, LC_ALL=locale, LANG=locale)
     assert (result.returncode, result.stderr) == (0, b"")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "said"), [
     ("inspect", "none: every layer, expert, scale and block is there and fits"),
     ("plan", "whole on every rank, all modules together"),
@@ -330,6 +341,7 @@ def test_a_narrow_terminal_gets_all_of_it_in_its_width(command, said, small):
     assert said in re.sub(r"\s+", " ", " ".join(lines))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [1, 100_000])
 def test_a_terminal_of_any_width_gets_an_answer(columns, small):
     result = run("inspect", small, COLUMNS=str(columns))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from fuzz.targets import TARGETS
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", TARGETS)
 def test_valid_documents_pass(name):
     for data in TARGETS[name].seeds():
@@ -25,12 +26,14 @@ def hold(name, data):
     target.check(damaged)
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=300)
 def test_a_damaged_header_is_refused_or_read_as_the_library_reads_it(data):
     hold("header", data)
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=300)
 def test_a_damaged_index_is_refused_or_puts_each_tensor_where_it_is(data):
@@ -43,6 +46,7 @@ def test_a_damaged_config_is_refused_or_judged_against_the_tensors(data):
     hold("config", data)
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=100)
 def test_a_damaged_plan_is_refused_or_the_plan_that_the_rules_give(data):

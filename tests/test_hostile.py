@@ -137,6 +137,7 @@ def add_tensor(folder, name):
     (folder / INDEX_FILE).write_text(json.dumps(index))
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", FEW.values(), ids=FEW)
 @pytest.mark.parametrize("command", ["inspect", "plan", "reshard"])
 def test_the_name_of_a_tensor_is_shown_escaped(name, command, model, tmp_path):
@@ -157,6 +158,7 @@ def test_the_name_of_a_file_in_the_index_is_shown_escaped(name, model):
     assert escaped(name) in result.stderr
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("field", ["model_type", "expert_dtype", "architectures"])
 @pytest.mark.parametrize("name", FEW.values(), ids=FEW)
 def test_words_of_the_config_are_shown_escaped(name, field, model):
@@ -172,6 +174,7 @@ def test_words_of_the_config_are_shown_escaped(name, field, model):
     assert refused.exit_code == ExitCode.CHECKPOINT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name.replace("/", "") for name in FEW.values()], ids=FEW)
 def test_names_of_folders_and_of_strange_files_are_shown_escaped(name, least, tmp_path):
     folder = shutil.copytree(least, tmp_path / name)
@@ -194,6 +197,7 @@ def test_names_of_folders_and_of_strange_files_are_shown_escaped(name, least, tm
     assert_harmless(run("inspect", folder))
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
 def test_json_output_is_json_whatever_the_names_are(name, model):
     add_tensor(model, name)
@@ -210,6 +214,7 @@ def test_a_name_of_megabytes_is_not_printed_whole(model):
     assert len(result.stdout) + len(result.stderr) < 10_000
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("place", ["template", "pair", "model_type", "architectures"])
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
 def test_names_of_a_family_that_is_not_known_are_shown_escaped(name, place, tmp_path):
@@ -225,6 +230,7 @@ def test_names_of_a_family_that_is_not_known_are_shown_escaped(name, place, tmp_
     assert escaped(name) in (printed["identity"]["family"], *(row["template"] for row in printed["templates"]))
 
 
+@pytest.mark.slow
 def test_an_unknown_family_of_megabytes_of_names_is_not_printed_whole(tmp_path):
     long = {f"{n}" + "x" * 100_000: ("F8_E4M3", (2, 2)) for n in range(30)}
     many = {f"w{n}w.{ending}": ("F8_E4M3", (2, 2)) for n in range(5000) for ending in ("weight", "weight_scale_inv")}
@@ -256,6 +262,7 @@ def seal(out, **changes):
     (out / MANIFEST_NAME).write_bytes(Manifest.model_validate_json(json.dumps(document)).sealed().to_bytes())
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
 def test_what_verify_finds_is_shown_escaped(name, out):
     """A rank's file and a manifest that agree on a hostile name, but not on its bytes."""
@@ -284,6 +291,7 @@ LIES = {
 }
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
 def test_a_manifest_that_was_sealed_with_a_lie_is_found_out(lie, out, least):
     document = json.loads((out / MANIFEST_NAME).read_text())
@@ -312,6 +320,7 @@ def spoil(out, change):
     (out / MANIFEST_NAME).write_text(json.dumps(document, indent=1) + "\n")
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("place", ["file", "link", "companion"])
 @pytest.mark.parametrize("name", PATHS, ids=lambda name: ascii(name[:20]))
 def test_a_manifest_names_nothing_outside_its_folder(name, place, out, opened):
@@ -424,6 +433,7 @@ def edit(plan_file, change):
     plan_file.write_text(json.dumps(document))
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", [*PATHS, *FEW.values()], ids=lambda name: ascii(name[:20]))
 def test_a_plan_that_names_other_files_is_refused_and_they_are_not_opened(name, model, plan_file, tmp_path, opened):
     edit(plan_file, lambda document: document["source"]["files"][0].update(name=name))
@@ -437,6 +447,7 @@ def test_a_plan_that_names_other_files_is_refused_and_they_are_not_opened(name, 
     assert "/etc/passwd" not in opened
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(
     "name", ["/etc/passwd", "../x", "..", "", "x\0", "'; rm -rf /tmp/x; '", *FEW.values()], ids=ascii
 )
@@ -455,6 +466,7 @@ def test_what_a_plan_calls_its_checkpoint_decides_nothing(name, model, plan_file
         assert (result.exit_code, made) == (ExitCode.USAGE, set())
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(
     "change",
     [
@@ -488,6 +500,7 @@ def test_an_edited_plan_is_refused_and_nothing_is_written(change, model, plan_fi
     assert everything(tmp_path) == before
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(
     "text",
     ['"tp": NaN', '"tp": Infinity', '"tp": 1e999', '"tp": "\\ud800"', '"tp": 2, "tp": 2', '"\\u0074p": 1, "tp": 2',
@@ -502,6 +515,7 @@ def test_tricks_of_json_in_a_plan_are_refused(text, model, plan_file, tmp_path):
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(
     "text",
     ["NaN", "-Infinity", "1e999", '"\\ud800"', "true", '"128"', "1.5", "-1", "9" * 5000, "9" * 400,

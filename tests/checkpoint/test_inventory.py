@@ -357,12 +357,14 @@ def test_a_format_that_no_v4_checkpoint_has_is_an_error(weight, scale):
     assert "unknown-format" in codes(inventory)
 
 
+@pytest.mark.slow
 @given(st.sampled_from(NAMES))
 def test_whatever_one_tensor_is_missing_is_named(name):
     inventory = take(without(name))
     assert any(name.removesuffix("scale").removesuffix("weight") in finding.message for finding in inventory.errors)
 
 
+@pytest.mark.slow
 @given(st.sampled_from(NAMES), st.integers(0, 1), st.sampled_from([-1, 1, 1000]))
 def test_whatever_one_tensor_has_another_shape_is_named(name, axis, more):
     dtype, shape = ALL[name]

@@ -27,6 +27,7 @@ print(int(peak.split()[1]) * 1024, len(job.recipe.steps))
 """Prints the peak of its own resident memory: ru_maxrss would count that of the process that started it."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["sglang", "reference", "node"])
 def test_the_recipe_of_v4_pro_for_16_ranks_fits_into_256_mib(engine: str) -> None:
     folder = str(inventory_of(PRO)[0].source.root)

@@ -344,6 +344,7 @@ def hub(folder, tmp_path, monkeypatch):
     return snapshot
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("by_id", [True, False], ids=["by id", "by folder"])
 def test_a_hub_cache_with_its_links_reads_as_the_files_do(hub, tiny_checkpoint, by_id):
     checkpoint = read_checkpoint(open_source("some/model" if by_id else str(hub)))

@@ -110,6 +110,7 @@ def scratch(folder="."):
 # --- what is there then --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_objects_are_the_folders_files_and_nothing_else_is_left(server, checkpoint, local):
     result = put(checkpoint)
     assert result.exit_code == 0, result.stderr
@@ -118,6 +119,7 @@ def test_the_objects_are_the_folders_files_and_nothing_else_is_left(server, chec
     assert f"into {URL}" in result.stdout
 
 
+@pytest.mark.slow
 def test_the_manifest_is_put_when_all_else_is_there_and_was_looked_at(server, checkpoint, local):
     put(checkpoint)
     assert writes(server)[-1] == "manifest.json"
@@ -125,6 +127,7 @@ def test_the_manifest_is_put_when_all_else_is_there_and_was_looked_at(server, ch
     assert [request.route for request in server.requests][-2:] == ["list", "put"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_parts")
 def test_large_files_go_in_parts_and_leave_none_behind(server, checkpoint, local):
     assert put(checkpoint).exit_code == 0
@@ -134,6 +137,7 @@ def test_large_files_go_in_parts_and_leave_none_behind(server, checkpoint, local
     assert server.uploads() == 0
 
 
+@pytest.mark.slow
 def test_what_all_ranks_share_is_sent_once_and_copied_there(server, checkpoint, local):
     document = json.loads(put(checkpoint, "--json").stdout)
     shared = [content for name, content in local.items() if "rank-0-part-1" in name]
@@ -144,12 +148,14 @@ def test_what_all_ranks_share_is_sent_once_and_copied_there(server, checkpoint, 
     assert document["sent"] == total - copied - len(local["manifest.json"])
 
 
+@pytest.mark.slow
 def test_a_copy_that_is_none_is_sent(server, checkpoint, local, monkeypatch):
     monkeypatch.setattr(stores.Store, "copy", lambda store, name, twin: store.put(twin, b""))
     assert put(checkpoint).exit_code == 0
     assert objects(server) == local
 
 
+@pytest.mark.slow
 def test_what_the_store_does_not_copy_is_sent(server, checkpoint, local):
     server.faults.append(Fault("status", status=501, match=lambda request: request.received == 0, route="put"))
     assert put(checkpoint).exit_code == 0
@@ -157,6 +163,7 @@ def test_what_the_store_does_not_copy_is_sent(server, checkpoint, local):
     assert objects(server) == local
 
 
+@pytest.mark.slow
 def test_what_is_too_large_to_be_copied_is_sent(server, checkpoint, local, monkeypatch):
     monkeypatch.setattr(upload, "COPIED_BYTES", 0)
     assert put(checkpoint).exit_code == 0
@@ -164,6 +171,7 @@ def test_what_is_too_large_to_be_copied_is_sent(server, checkpoint, local, monke
     assert server.bytes_received(method="PUT") == sum(map(len, local.values()))
 
 
+@pytest.mark.slow
 def test_google_storage_goes_the_same_way(server, checkpoint, local, tmp_path, monkeypatch, small_parts):
     for name, value in server.google_env(tmp_path / "account.json").items():
         monkeypatch.setenv(name, value)
@@ -172,6 +180,7 @@ def test_google_storage_goes_the_same_way(server, checkpoint, local, tmp_path, m
     assert objects(server) == local
 
 
+@pytest.mark.slow
 def test_from_one_store_into_another(server, checkpoint, local):
     server.upload(checkpoint, "models/small")
     assert run("reshard", "s3://bucket/models/small", URL, *TP4).exit_code == 0
@@ -179,6 +188,7 @@ def test_from_one_store_into_another(server, checkpoint, local):
     assert {name for name, content in local.items() if there[name] != content} == {"plan.json", "manifest.json"}
 
 
+@pytest.mark.slow
 def test_a_share_goes_into_a_place_of_its_own(server, checkpoint, local):
     assert put(checkpoint, "--ranks", "0-1", url=f"{URL}/a").exit_code == 0
     assert put(checkpoint, "--ranks", "2-3", url=f"{URL}/b").exit_code == 0
@@ -190,6 +200,7 @@ def test_a_share_goes_into_a_place_of_its_own(server, checkpoint, local):
     assert (refused.exit_code, "holds a result" in refused.stderr) == (ExitCode.IO, True)
 
 
+@pytest.mark.slow
 def test_json_is_one_document(server, checkpoint, local):
     document = json.loads(put(checkpoint, "--json").stdout)
     validator("reshard-store").validate(document)
@@ -199,6 +210,7 @@ def test_json_is_one_document(server, checkpoint, local):
     assert document["written"]["files"] == 10
 
 
+@pytest.mark.slow
 def test_dry_run_looks_and_leaves_nothing(server, checkpoint):
     result = put(checkpoint, "--dry-run")
     assert (result.exit_code, f"Would write into {URL}" in result.stdout) == (0, True)
@@ -212,6 +224,7 @@ def test_dry_run_looks_and_leaves_nothing(server, checkpoint):
 # --- what ends early -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [0, 1, 7, 18, 24])
 def test_an_upload_that_ended_early_goes_on_and_sends_nothing_twice(server, checkpoint, local, after, one_at_a_time):
     server.faults.append(Fault("forbidden", route="put", after=after, times=None))
@@ -232,6 +245,7 @@ def test_an_upload_that_ended_early_goes_on_and_sends_nothing_twice(server, chec
     assert ("going on where an earlier run stopped" in second.stderr) == (after > 0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_parts", "one_at_a_time")
 def test_a_file_that_ended_midway_leaves_no_parts_and_is_sent_again(server, checkpoint, local):
     server.faults.append(Fault("forbidden", route="part", after=5))
@@ -242,6 +256,7 @@ def test_a_file_that_ended_midway_leaves_no_parts_and_is_sent_again(server, chec
     assert objects(server) == local
 
 
+@pytest.mark.slow
 def test_an_object_that_was_put_but_not_noted_is_sent_again(server, checkpoint, local, one_at_a_time):
     server.faults.append(Fault("forbidden", route="put", after=5, times=None))
     put(checkpoint)
@@ -254,6 +269,7 @@ def test_an_object_that_was_put_but_not_noted_is_sent_again(server, checkpoint, 
     assert len(writes(server)) == len(local) - 4
 
 
+@pytest.mark.slow
 def test_an_object_that_was_replaced_since_it_was_put_is_sent_again(server, checkpoint, local, one_at_a_time):
     server.faults.append(Fault("forbidden", route="put", after=5, times=None))
     put(checkpoint)
@@ -265,6 +281,7 @@ def test_an_object_that_was_replaced_since_it_was_put_is_sent_again(server, chec
     assert objects(server) == local
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_lost_at_the_end_of_an_upload_costs_a_second_one(server, checkpoint, local, small_parts):
     server.faults.append(Fault("cut", route="complete"))
     first = put(checkpoint)
@@ -273,6 +290,7 @@ def test_an_answer_that_is_lost_at_the_end_of_an_upload_costs_a_second_one(serve
     assert objects(server) == local
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("route", ["put", "part"])
 def test_what_is_damaged_on_its_way_to_s3_is_refused_there_and_sent_again(server, checkpoint, local, route):
@@ -284,6 +302,7 @@ def test_what_is_damaged_on_its_way_to_s3_is_refused_there_and_sent_again(server
     assert objects(server) == local
 
 
+@pytest.mark.slow
 def test_what_lasts_a_moment_is_not_noticed(server, checkpoint, local, small_parts):
     server.faults += [Fault("status", route="part", after=3, times=2), Fault("too_many", route="list", times=2)]
     assert put(checkpoint).exit_code == 0
@@ -297,6 +316,7 @@ def test_a_store_that_refuses_is_known_before_anything_is_written(server, checkp
     assert scratch() == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("interruptible", "patient_client")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_an_upload_that_stalls_and_the_next_run_goes_on(server, checkpoint, local, how):
@@ -322,6 +342,7 @@ def test_an_interrupt_ends_an_upload_that_stalls_and_the_next_run_goes_on(server
 # --- what is there already -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_result_is_refused_unless_it_is_to_be_overwritten(server, checkpoint):
     put(checkpoint)
     before = server.objects()
@@ -331,6 +352,7 @@ def test_a_result_is_refused_unless_it_is_to_be_overwritten(server, checkpoint):
     assert scratch() == []
 
 
+@pytest.mark.slow
 def test_what_is_overwritten_is_gone_its_manifest_first(server, checkpoint, local):
     run("reshard", checkpoint, URL, "--tp", "8", "--gpu", "h100")
     assert len(objects(server)) > len(local)
@@ -344,6 +366,7 @@ def test_what_is_overwritten_is_gone_its_manifest_first(server, checkpoint, loca
     assert routes.index("delete") < routes.index("put")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("route", ["delete", "put"])
 @pytest.mark.parametrize("after", [0, 1])
 def test_an_overwriting_that_ended_early_goes_on(server, checkpoint, local, route, after):
@@ -358,6 +381,7 @@ def test_an_overwriting_that_ended_early_goes_on(server, checkpoint, local, rout
     assert objects(server) == local
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("options", [(), ("--overwrite",)])
 @pytest.mark.parametrize("has_result", [False, True])
 def test_what_is_of_others_is_neither_joined_nor_removed(server, checkpoint, options, has_result):
@@ -371,6 +395,7 @@ def test_what_is_of_others_is_neither_joined_nor_removed(server, checkpoint, opt
     assert scratch() == []
 
 
+@pytest.mark.slow
 def test_a_manifest_that_is_replaced_before_it_is_read_is_not_taken_for_the_one_that_was_listed(server, checkpoint):
     put(checkpoint)
     other = bytes(len(objects(server)["manifest.json"]))
@@ -399,6 +424,7 @@ def _while_it_is_put(server, call):
     server.faults.append(Fault("call", route="list", after=2, call=call))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "said"), [(b"short", "has 5 bytes"), (None, "is not there"), (b"", "is another object than was put")]
 )
@@ -422,6 +448,7 @@ def test_objects_that_are_not_what_was_put_keep_the_manifest_back(server, checkp
     assert objects(server) == local
 
 
+@pytest.mark.slow
 def test_another_run_that_puts_into_the_same_place_is_noticed(server, checkpoint):
     _while_it_is_put(server, lambda: server.put("shards/tp4/model-rank-7-part-0.safetensors", b"x"))
     result = put(checkpoint)
@@ -432,6 +459,7 @@ def test_another_run_that_puts_into_the_same_place_is_noticed(server, checkpoint
 # --- the scratch folder ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_scratch_folder_is_where_it_is_said_and_kept_if_asked(server, checkpoint, local, tmp_path):
     result = put(checkpoint, "--scratch", tmp_path, "--keep-scratch")
     folder = scratch_path(tmp_path, URL) / "result"
@@ -440,6 +468,7 @@ def test_the_scratch_folder_is_where_it_is_said_and_kept_if_asked(server, checkp
     assert run("verify", folder, "--against", checkpoint).exit_code == 0
 
 
+@pytest.mark.slow
 def test_what_is_kept_and_there_is_not_sent_again(server, checkpoint, local):
     put(checkpoint, "--keep-scratch")
     server.reset()
@@ -450,6 +479,7 @@ def test_what_is_kept_and_there_is_not_sent_again(server, checkpoint, local):
     assert scratch() == []
 
 
+@pytest.mark.slow
 def test_what_is_lost_there_is_put_again_after_the_manifest_is_gone(server, checkpoint, local):
     put(checkpoint, "--keep-scratch")
     server.put(f"shards/tp4/{SHARED}", b"damaged")
@@ -461,6 +491,7 @@ def test_what_is_lost_there_is_put_again_after_the_manifest_is_gone(server, chec
     assert objects(server) == local
 
 
+@pytest.mark.slow
 def test_the_result_of_another_run_is_kept_until_it_is_thrown_away(server, checkpoint, local, one_at_a_time):
     server.faults.append(Fault("forbidden", route="put", after=3, times=None))
     run("reshard", checkpoint, URL, *TP2)
@@ -533,6 +564,7 @@ def test_an_upload_of_a_newer_schema_is_refused_in_one_sentence(server, checkpoi
     assert put(checkpoint).exit_code == 0
 
 
+@pytest.mark.slow
 def test_what_an_earlier_run_put_is_not_thrown_away_where_another_result_stands_now(server, checkpoint, one_at_a_time):
     server.faults.append(Fault("forbidden", route="put", after=3, times=None))
     put(checkpoint)
@@ -556,6 +588,7 @@ def test_a_result_of_another_checkpoint_is_not_uploaded_for_this_one(server, che
     assert "another run" in put(model).stderr
 
 
+@pytest.mark.slow
 def test_two_runs_do_not_share_a_scratch_folder(server, checkpoint):
     other = LockedFolder(scratch_path(upload.Path(), URL), URL)
     other.acquire()
@@ -565,6 +598,7 @@ def test_two_runs_do_not_share_a_scratch_folder(server, checkpoint):
     assert put(checkpoint).exit_code == 0
 
 
+@pytest.mark.slow
 def test_the_lock_of_a_scratch_folder_is_on_a_file_that_is_open_for_writing(server, checkpoint, monkeypatch):
     """As NFS asks for; a folder cannot be opened so."""
     locked, real = [], fcntl.flock

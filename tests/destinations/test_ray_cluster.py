@@ -397,6 +397,7 @@ def test_bytes_are_told_between_what_came_before_and_after_them(model: Path, tmp
     assert list(work.messages()) == told
 
 
+@pytest.mark.slow
 def test_a_node_tells_of_each_byte_and_of_the_end(model: Path, tmp_path: Path) -> None:
     messages = list(carry_out(order_for(model, tmp_path / "out", (2, 3))))
     begun = [message for message in messages if isinstance(message, ShareBegun)]
@@ -415,6 +416,7 @@ def test_a_node_tells_of_each_byte_and_of_the_end(model: Path, tmp_path: Path) -
     assert again.verification == ended.verification
 
 
+@pytest.mark.slow
 def test_a_node_looks_at_its_own_ranks_alone(model: Path, tmp_path: Path) -> None:
     for ranks in ((0, 1), (2, 3)):
         list(carry_out(order_for(model, tmp_path / "out", ranks)))
@@ -501,6 +503,7 @@ def test_on_a_terminal_each_share_has_a_bar() -> None:
     assert "ranks 0-7: lost, its node died" in text.getvalue()
 
 
+@pytest.mark.slow
 def test_quiet_progress_says_only_what_must_be_said() -> None:
     text = io.StringIO()
     with ProgressBars(Console(file=text), quiet=True) as shown:

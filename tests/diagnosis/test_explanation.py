@@ -142,6 +142,7 @@ def run(*arguments, **options):
 # --- what is known ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(("message", "wanted"), MESSAGES, ids=[message[:60] for message, _ in MESSAGES])
 def test_a_message_is_explained_with_its_numbers_and_a_way_out(message, wanted):
     explanation = of(message)
@@ -161,6 +162,7 @@ def _refusals(name):
 SAID_TO_SGLANG = list(_refusals("sglang/verdicts.json"))
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(
     "entry", SAID_TO_SGLANG, ids=lambda entry: f"{entry['model']}-{entry['tp']}-{entry['error'][:40]}"
 )
@@ -175,6 +177,7 @@ def test_what_sglang_said_is_told_back_to_the_layout_that_it_was_said_of(entry):
     assert re.search(rf"--tp {entry['tp']}\b", case.options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sglang/verdicts.json", "sglang/v3.json", "vllm/v3.json", "vllm/backends.json"])
 def test_every_refusal_of_the_engines_own_classes_is_explained(name):
     texts = set(re.findall(r'"error": ("(?:[^"\\]|\\.)*")', (DATA / name).read_text()))
@@ -221,6 +224,7 @@ BREACHES = [
 ]
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("model", ["DeepSeek-V4-Pro", "DeepSeek-V4-Flash", "DeepSeek-V3"])
 @pytest.mark.parametrize("tp", [6, 7, 16, 24, 32, 64])
 @pytest.mark.parametrize(("message", "ending"), BREACHES, ids=[message[:40] for message, _ in BREACHES])
@@ -270,6 +274,7 @@ def test_releases_are_told_by_their_names_in_paths():
 # --- numbers are reckoned --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(st.integers(1, 10**6), st.integers(1, 5000))
 def test_numbers_that_fit_no_model_are_not_explained_and_others_are_a_true_division(number, divisor):
@@ -285,6 +290,7 @@ def test_numbers_that_fit_no_model_are_not_explained_and_others_are_a_true_divis
     assert explanation.recognised == bool(explanation.cases)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tp", [32, 64])
 def test_another_part_is_another_tp(tp):
     case = of(COLUMN.replace("192", str(3072 // tp))).cases[0]
@@ -313,6 +319,7 @@ def test_the_way_out_is_the_plans():
     assert list(way.nearest) == [near.options for near in refused.alternatives]
 
 
+@pytest.mark.slow
 def test_memory_is_held_against_what_a_rank_weighs():
     plan = make_plan(*real_inventory(PRO), Request(8, gpu="h20-96"))
     text = "vllm serve deepseek-ai/DeepSeek-V4-Pro --tensor-parallel-size 8\nsglang: no\n"
@@ -327,6 +334,7 @@ def test_memory_is_held_against_what_a_rank_weighs():
 # --- what is not known -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(st.text(max_size=500))
 def test_arbitrary_text_is_not_recognised(text):
     explanation = of(text)
@@ -386,6 +394,7 @@ FORMS = {
 }
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_sixteen_ranks_that_say_the_same_are_one_message(form):
     explanation = of(noise(300) + of_ranks(TRACEBACK, form) + noise(50))
@@ -395,6 +404,7 @@ def test_sixteen_ranks_that_say_the_same_are_one_message(form):
     assert explanation.meaning == (f"shared experts: {SHARED_192}",)
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_a_message_of_several_lines_is_found_between_those_of_other_ranks(form):
     topology = next(message for message, _ in MESSAGES if "topology" in message)
@@ -443,6 +453,7 @@ def test_the_log_says_what_need_not_be_guessed():
     assert vllm.way.next.endswith("--tp 16 --engine vllm")
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(
     ("said", "dp"),
     [
@@ -470,6 +481,7 @@ def test_vllms_data_parallel_size_is_that_of_its_case():
     assert [case.options for case in explanation.cases] == ["--tp 16 --dp 2 --engine vllm"]
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("engine", ["sglang", "vllm"])
 @pytest.mark.parametrize(
     "message",
@@ -533,12 +545,14 @@ def test_progress_bars_that_end_in_carriage_returns_do_not_hide_a_message():
     assert SHARED_192 in of("loading 1%\rloading 2%\rloading 3%\r" + COLUMN).meaning[0]
 
 
+@pytest.mark.slow
 @given(st.integers(0, 3 * MAX_LINE))
 def test_a_message_is_found_anywhere_in_a_line_of_any_length(offset):
     line = "x" * offset + " " + COLUMN + " " + "y" * MAX_LINE
     assert [one.values for one in read_log(lines_of(io.BytesIO(line.encode()))).found] == [("192", "128")]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_log():
     def peak(count):
         lines = (line for n in range(count) for line in lines_of(io.BytesIO(noise(10).encode() + b"%d%%\n" % n)))
@@ -552,6 +566,7 @@ def test_memory_does_not_grow_with_the_log():
     assert peak(3000) < 1.2 * peak(300)
 
 
+@pytest.mark.slow
 def test_so_many_messages_are_kept_and_no_more():
     text = "".join(COLUMN.replace("192", str(n)) + "\n" for n in range(1, 5000))
     assert len(read_log(lines_of(io.BytesIO(text.encode()))).found) < 100
@@ -569,6 +584,7 @@ def test_what_a_log_says_is_shown_escaped():
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_text_file_and_pipe_are_explained_alike(tmp_path):
     (tmp_path / "server.log").write_text(COLUMN)
     results = [run(COLUMN), run(tmp_path / "server.log"), run("-", input=COLUMN), run(input=COLUMN)]
@@ -585,6 +601,7 @@ def test_unknown_text_exits_with_1_and_says_what_to_give():
     assert json.loads(run("the server is slow", "--json").stdout)["recognised"] is False
 
 
+@pytest.mark.slow
 def test_json_is_one_document_with_a_version():
     document = json.loads(run(COLUMN, "--json").stdout)
     assert document["schema_version"] == 1
@@ -592,6 +609,7 @@ def test_json_is_one_document_with_a_version():
     assert Explanation.model_validate(document) == of(COLUMN)
 
 
+@pytest.mark.slow
 def test_a_terminal_without_text_is_a_usage_error():
     ours, theirs = os.openpty()
     try:

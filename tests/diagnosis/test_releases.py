@@ -33,11 +33,13 @@ def refusal(model: str, engine: str) -> str | None:
     return "no layout" if layout is None else layout.refusal(Context(inventory, choice.deployment))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "engine"), REFUSED)
 def test_what_is_not_written_is_refused_for_its_reason(model, engine):
     assert refusal(model, engine) == REFUSED[model, engine]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "engine"), WRITTEN)
 def test_a_ranks_files_have_the_bytes_of_the_plan_and_no_tensor_is_forgotten(model, engine):
     checkpoint, inventory = inventory_of(model)
@@ -52,6 +54,7 @@ def test_a_ranks_files_have_the_bytes_of_the_plan_and_no_tensor_is_forgotten(mod
     assert moved.isdisjoint(recipe.left_out.keys() - {step.scale.name for step in recipe.steps if step.scale})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", RELEASES)
 def test_node_folders_hold_every_tensor_once_or_on_all_nodes(model):
     checkpoint, inventory = inventory_of(model)

@@ -73,6 +73,7 @@ def sglang_request(entry):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", SGLANG, ids=lambda entry: entry["name"])
 def test_sglang_files_hold_what_its_classes_declare(entry):
     o_groups = config_of(MODELS[entry["model"].split("-")[0]])["o_groups"]
@@ -87,6 +88,7 @@ def test_sglang_files_hold_what_its_classes_declare(entry):
     assert held == {name: spec for name, spec in wanted.items() if not entry["nextn"] or name not in NOT_IN_DRAFTS}
 
 
+@pytest.mark.slow
 def test_a_folder_for_stock_sharded_state_holds_every_parameter_also_those_of_no_checkpoint():
     held = files_of("sglang", sglang_checkpoint("pro-fp8", 90), Request(8, ep=8, gpu="h100"), 0, draft=False)
     assert held.keys() == SGLANG_CONTRACTS["pro-fp8-auto-tp8-ep-sharedtp1-0-rank0"].keys()
@@ -123,6 +125,7 @@ def five_layers(contract, depth):
     return kept
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("entry", [entry for entry in VLLM if entry["runs"]], ids=lambda entry: entry["name"])
 def test_vllm_files_hold_what_its_classes_declare(entry):
     request = vllm_request(entry["tp"], entry["ep"], entry["sm"])
@@ -132,6 +135,7 @@ def test_vllm_files_hold_what_its_classes_declare(entry):
     assert files_of("vllm", vllm_checkpoint(entry["model"]), request, 0, draft=entry["mtp"]) == wanted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BACKENDS)
 def test_vllm_files_hold_what_each_backend_declares(name):
     folder, _, layout = name.partition("/")

@@ -28,6 +28,7 @@ def checkpoint_of(tmp_path_factory):
     return write
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.engine}-{case.name}")
 def test_files_hold_what_the_engine_loads(case, checkpoint_of, tmp_path):
     oracle = read_oracle(committed_path(case))

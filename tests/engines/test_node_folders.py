@@ -123,6 +123,7 @@ def flip(path: Path, offset: int = -1) -> None:
 # --- what the folders hold -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(("tp", "nodes", "dp"), [(4, 2, 1), (2, 2, 1), (4, 4, 1), (8, 2, 1), (8, 4, 8), (8, 8, 2)])
 def test_each_node_has_the_dense_tensors_and_the_experts_of_its_own_ranks(model, tmp_path, tp, nodes, dp):
     split(model, tmp_path / "out", tp=tp, nodes=nodes, dp=dp)
@@ -197,6 +198,7 @@ def test_one_file_without_an_index_gets_one(mine, tmp_path):
     }
 
 
+@pytest.mark.slow
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), files=st.integers(1, 12), nodes=st.sampled_from([2, 4]))
 def test_tensors_may_be_dealt_out_to_files_in_any_way(model, tmp_path_factory, seed, files, nodes):
@@ -276,6 +278,7 @@ def test_on_another_file_system_they_are_copied_once_and_linked_to_each_other(mo
     assert verify(tmp_path / "out", open_folder(model)).ok
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV])
 def test_where_nothing_can_be_linked_all_is_copied_and_the_manifest_is_the_same(model, tmp_path, monkeypatch, number):
     split(model, tmp_path / "linked")
@@ -338,6 +341,7 @@ def test_folders_are_verified_alone_and_against_the_checkpoint(model, tmp_path):
     }
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", ["model-00002-of-00005.safetensors", *DENSE_FILES])
 @pytest.mark.parametrize("node", range(NODES))
 def test_one_flipped_byte_is_found_also_in_a_file_that_is_the_checkpoints_own(mine, tmp_path, node, name):
@@ -363,6 +367,7 @@ def test_a_damaged_index_or_config_is_found(model, tmp_path):
     assert found.notes == ("node-0/mine.txt is not part of the result",)
 
 
+@pytest.mark.slow
 def test_the_experts_of_all_nodes_add_up_with_the_shared_one_once(model, tmp_path):
     split(model, tmp_path / "out")
     sums = check_numerics([tmp_path / "out"], *open_folder(model))
@@ -374,6 +379,7 @@ def test_the_experts_of_all_nodes_add_up_with_the_shared_one_once(model, tmp_pat
 # --- nodes as ranks ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("node", range(NODES))
 def test_a_nodes_share_is_its_folder_and_no_other(model, tmp_path, node):
     split(model, tmp_path / "all")
@@ -396,6 +402,7 @@ def test_there_are_as_many_ranks_as_nodes(model, tmp_path):
 # --- plan and refusals ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(
     ("wanted", "rule", "reason"),
     [
@@ -428,6 +435,7 @@ def test_one_node_needs_the_checkpoint_as_it_is(model, tmp_path):
         split(model, tmp_path / "out", nodes=1)
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("wanted", [{}, {"dp": 16}, {"a2a": "deepep"}, {"gpu": "b200"}, {"nodes": 4}])
 @pytest.mark.parametrize("name", [PRO, FLASH, V3, V32])
 def test_a_plan_is_sglangs_for_the_same_gpus(name, wanted):
@@ -483,6 +491,7 @@ def test_the_plan_says_where_vllm_does_not_serve_them(name, wanted, reason):
     assert wanted.get("dp") is None or "--tensor-parallel-size 1 --data-parallel-size 16 " in vllm
 
 
+@pytest.mark.slow
 def test_vllm_is_not_named_where_its_loader_would_misread_the_scales(mine):
     tensors = load_checkpoint(mine)
     config = json.loads((mine / "config.json").read_text())
@@ -502,6 +511,7 @@ def test_vllm_is_not_named_where_its_loader_would_misread_the_scales(mine):
 # --- V3's generation -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["v3", "v32"])
 @pytest.mark.parametrize(("tp", "nodes"), [(4, 2), (8, 4)])
 def test_folders_of_v3_have_its_dense_tensors_and_each_nodes_own_experts(family, tp, nodes, tmp_path):
@@ -532,6 +542,7 @@ def run(*arguments: Any, code: int = 0) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 def test_the_commands_take_folders_from_plan_to_verification(model, tmp_path):
     options = ("--engine", "node", "--tp", 4, "--nodes", 2)
     assert "node-1" in run("plan", model, *options, "-o", tmp_path / "plan.json")

@@ -62,6 +62,7 @@ def reference_plan(model: str, **wanted: Any):
 # --- bytes ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("mp", [1, 2, 4, 8])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rank_files_are_the_oracles_byte_by_byte(family: str, mp: int, model_of, tmp_path: Path) -> None:
@@ -70,6 +71,7 @@ def test_rank_files_are_the_oracles_byte_by_byte(family: str, mp: int, model_of,
     same_as_the_oracle(tmp_path / "out", load_checkpoint(model_of(family)), mp, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_weights_that_are_not_quantized_are_the_oracles_too(family: str, model_of, tmp_path: Path) -> None:
     tensors = {
@@ -114,6 +116,7 @@ def test_some_ranks_are_written_as_in_the_full_run(model_of, tmp_path: Path) -> 
 # --- verify --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mp", [1, 4])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_result_verifies_alone_against_its_source_and_in_numbers(family: str, mp: int, model_of, tmp_path) -> None:
@@ -130,6 +133,7 @@ def test_a_result_verifies_alone_against_its_source_and_in_numbers(family: str, 
         assert sums.error_on_every_rank > 1e3 * TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["shared_experts.w2.weight", "shared_experts.w1.scale", "experts.5.w3.weight"])
 def test_numerics_sees_a_wrong_expert(name: str, model_of, tmp_path: Path) -> None:
     reshard_folder(model_of("v3"), tmp_path / "out", 2)
@@ -217,6 +221,7 @@ def test_what_does_not_divide_is_refused_in_numbers_and_in_the_converters_words(
     assert quotes <= {breach.engine_says for breach in plan.breaches}
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(
     ("wanted", "rule"),
     [
@@ -299,6 +304,7 @@ def test_each_generation_adds_the_shared_output_in_its_own_way(model: str, part:
 # --- full size -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "mp"), [(V3, 8), (V3, 16), (V32, 16)])
 def test_the_files_of_all_ranks_are_the_checkpoint_with_what_is_whole_repeated(model: str, mp: int) -> None:
     checkpoint, inventory = inventory_of(model)
@@ -315,6 +321,7 @@ def test_the_files_of_all_ranks_are_the_checkpoint_with_what_is_whole_repeated(m
     assert len(recipe.steps) + len(recipe.left_out) == len(checkpoint.tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mp", [8, 16])
 @pytest.mark.parametrize("model", [V3, V32])
 def test_the_commands_take_a_real_checkpoint_from_inspection_to_a_dry_run(
@@ -333,6 +340,7 @@ def test_the_commands_take_a_real_checkpoint_from_inspection_to_a_dry_run(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_an_inspection_shows_only_what_the_family_has() -> None:
     shown = CliRunner().invoke(app, ["inspect", str(inventory_of(V3)[0].source.root), "--tp", "8"]).stdout
     assert "61 layers (3 dense), 1 MTP" in shown

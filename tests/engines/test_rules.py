@@ -119,6 +119,7 @@ def test_the_compatibility_table_is_whole():
     assert all(len(row) == len(COLUMNS) for rows in TABLE.values() for row in rows.values())
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(("model", "tp", "column", "cell"), CELLS)
 def test_the_compatibility_table_holds_cell_by_cell(model, tp, column, cell):
     inventory = inventory_of(model)[1]
@@ -219,6 +220,7 @@ def test_all_of_sglangs_verdicts_are_here():
     assert len([entry for entry in VERDICTS if entry["sm"] == 90]) == 235
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("entry", VERDICTS, ids=short)
 def test_sglang_says_what_it_said_when_it_was_run(entry):
     breaches = breaches_of(five_layers(entry), sglang_request(entry))
@@ -232,6 +234,7 @@ def test_sglang_says_what_it_said_when_it_was_run(entry):
         assert quotes == []
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("entry", SGLANG_CONTRACTS, ids=short)
 def test_a_rank_of_sglang_holds_the_bytes_that_its_model_declares(entry):
     inventory = five_layers(entry)
@@ -242,6 +245,7 @@ def test_a_rank_of_sglang_holds_the_bytes_that_its_model_declares(entry):
         assert bytes_by_module(inventory, at, TARGET) == entry["bytes"]
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("entry", [e for e in SGLANG_CONTRACTS if "fp8" in e["model"] and e["sm"] == 90], ids=short)
 def test_a_rank_of_sglang_on_hopper_holds_as_much_of_an_fp8_re_release(entry):
     """They store o_a in BF16, which is what SGLang makes of it on Hopper anyway."""
@@ -325,6 +329,7 @@ def vllm_request(entry: dict[str, Any], runner: str | None = None) -> Request:
     return Request(entry["tp"], ep=ep, engine="vllm", runner=runner, gpu=GPU_OF_SM[entry["sm"]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", VLLM_CONTRACTS, ids=short)
 def test_a_rank_of_vllm_holds_the_bytes_that_its_model_declares(entry):
     inventory = vllm_inventory(entry)
@@ -371,6 +376,7 @@ def test_a_backend_that_vllm_takes_is_taken_with_the_bytes_that_it_declares(entr
     assert (at.shared == "whole") == entry["sequence_parallel"]
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(
     "entry",
     [e for e in VLLM_BACKENDS if "error" in e and "when none is available" not in e["error"]],
@@ -405,6 +411,7 @@ def test_a_rank_of_the_reference_weighs_what_the_converter_writes(model, ranks, 
         assert rank_nbytes(inventory, at) == nbytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "ranks", "tensors", "expert_dtype", "nbytes"),
     [(model, ranks, tensors, "fp4", fp4) for model, ranks, tensors, fp4, _ in REFERENCE_FILES]
@@ -554,6 +561,7 @@ def test_an_engine_states_each_rule_once(engine, family):
     assert len(names) == len(set(names))
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(("engine", "rule", "wanted", "changes"), BROKEN_RULES)
 def test_a_broken_rule_is_told_with_its_words(engine, rule, wanted, changes):
     inventory = demo(**changes)
@@ -610,6 +618,7 @@ def test_there_is_a_case_for_every_rule(engine):
     assert {rule.name for rule in find_engine(engine).rules} == tested
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("model", [PRO, FLASH, PRO_FP8])
 @pytest.mark.parametrize("gpu", ["h200", "b200", "rtx-pro-6000"])
@@ -624,6 +633,7 @@ def test_whatever_no_rule_refuses_can_be_weighed(engine, model, gpu):
                     assert rank_nbytes(inventory, choice.deployment) > 0
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("vocab", [129_281, 1000, 128, 64, 1])
 def test_any_vocabulary_is_weighed_or_refused(engine, vocab):

@@ -137,6 +137,7 @@ MATRIX |= {
 }
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(
     ("model", "tp", "engine", "due"),
     [(model, tp, engine, due) for (model, tp), row in MATRIX.items() for engine, due in row.items()],
@@ -157,6 +158,7 @@ def test_a_cell_says_why_where_the_engines_own_way_is_refused(model, tp):
             assert cell.reason is not None
 
 
+@pytest.mark.slow
 def test_a_cell_quotes_the_engine_where_it_says_something_itself():
     assert cell_of(PRO, 12, "sglang").engine_says == "AssertionError: 65536 is not divisible by 12"
     assert cell_of(FLASH, 24, "sglang").engine_says == "AssertionError: 32768 is not divisible by 24"
@@ -169,6 +171,7 @@ def test_the_cell_of_pro_on_sixteen_gpus_gives_the_arithmetic():
     assert "3072 / MoE TP 16 = 192, which is 1.5 tiles of 128" in runner
 
 
+@pytest.mark.slow
 def test_the_matrix_tells_what_the_plan_takes_by_itself_from_what_has_to_be_asked_for():
     printed = run("inspect", root_of(PRO), "--tp", "8,16,32").stdout
     (marks,) = re.findall(r"^SGLang +(\S+) +(\S+) +(\S+)$", printed, re.MULTILINE)
@@ -201,6 +204,7 @@ def dimension_of(model: str, row: str) -> DimensionRow:
     return dimension
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(("model", "row", "cells"), ROWS)
 def test_dimensions_divide_as_in_the_table(model, row, cells):
     dimension = dimension_of(model, row)
@@ -213,6 +217,7 @@ def test_dimensions_divide_as_in_the_table(model, row, cells):
     assert dimension.units == int(cells[0])
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("model", REAL_MODELS)
 def test_units_are_as_many_as_scales_where_there_are_scales(model):
     for dimension in inspection_of(model).dimensions:
@@ -291,6 +296,7 @@ def test_a_checkpoint_with_errors_is_inspected_without_dimensions_and_matrix(ten
     json.loads(inspection.model_dump_json())
 
 
+@pytest.mark.slow
 def test_a_warning_is_no_error():
     checkpoint = in_memory(DEMO_CONFIG | {"expert_dtype": "fp8"}, tensors_of(DEMO_CONFIG))
     inspection = inspect(checkpoint, take_inventory(checkpoint))
@@ -305,11 +311,13 @@ def test_a_tp_that_means_nothing_is_refused(tp):
         inspect(*demo(), (1, tp))
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("tp", [5, 7, 48, 100, 1000, 4096])
 def test_any_tp_has_its_cells(tp):
     assert [cell.engine for cell in inspect(*inventory_of(FLASH), (tp,)).matrix] == list(serving())
 
 
+@pytest.mark.slow
 def test_the_matrix_says_whether_memory_was_looked_at_and_what_a_rank_weighs(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     model = root_of(PRO)

@@ -177,6 +177,7 @@ def test_two_formats_in_one_checkpoint_are_judged_apart():
     assert found == {"a.weight": (Block(128, 128), True), "b.weight": (Block(1, 32), True)}
 
 
+@pytest.mark.slow
 def test_ten_thousand_shapes_are_judged_in_reasonable_work():
     """The candidates for a block are limited: all sizes against all would be ten thousand times ten thousand."""
     tensors = {}

@@ -309,6 +309,7 @@ def test_what_reading_found_is_among_the_findings(tmp_path):
 ODD = [None, [], {}, [[]], "x", -1, 0, 1.5, 2**31, 10**400, True, [128], [128, "x"], [0, 128], {"a": 1}, [1, 2, 3]]
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("value", ODD, ids=lambda value: str(value)[:12])
 @pytest.mark.parametrize(
     "path",

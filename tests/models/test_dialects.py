@@ -66,6 +66,7 @@ def read(folder: Path) -> Checkpoint:
 # --- names ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("model", [PRO, FLASH, PRO_FP8])
 def test_a_real_checkpoint_is_complete_under_the_names_of_any_tool(model, dialect):
@@ -82,6 +83,7 @@ def test_a_real_checkpoint_is_complete_under_the_names_of_any_tool(model, dialec
     assert inventory.errors == ()
 
 
+@pytest.mark.slow
 @given(st.sampled_from(DIALECTS), st.data())
 def test_any_native_name_comes_back_from_any_dialect(dialect, data):
     native = sorted(tensors_of(DEMO_CONFIG, optional=True))
@@ -100,6 +102,7 @@ def test_any_native_name_comes_back_from_any_dialect(dialect, data):
         assert found == name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tool", sorted(set(TOOLS)))
 @given(
     st.text(max_size=30) | st.from_regex(r"(model\.layers|mtp)\.\d{1,3}\.(self_attn|mlp)\.[\w.*]{0,30}", fullmatch=True)
@@ -114,6 +117,7 @@ def test_no_name_that_a_dialect_does_not_have_is_translated(tool, name):
     assert found is None or known
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(
     "name",
     [
@@ -136,6 +140,7 @@ def test_an_unknown_tensor_keeps_its_own_name_and_is_a_finding(name):
     assert name in error.message
 
 
+@pytest.mark.slow
 def test_a_native_checkpoint_is_left_as_it_is(folders):
     checkpoint = read(folders["native"])
     assert checkpoint.dialect == NATIVE
@@ -160,6 +165,7 @@ def told(plan: Plan) -> dict[str, Any]:
     return document | {"modules": sorted(document["modules"], key=lambda row: (row["part_of"], row["role"]))}
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_an_inventory_is_that_of_the_native_checkpoint(folders, dialect):
     checkpoint, inventory = open_folder(folders[dialect])
@@ -177,6 +183,7 @@ def test_an_inventory_is_that_of_the_native_checkpoint(folders, dialect):
     assert {name: t.shape for name, t in checkpoint.tensors.items()} == {n: t.shape for n, t in native.tensors.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wanted", [{"engine": "reference", "tp": 2}, {"engine": "sglang", "tp": 4, "ep": 2},
                                     {"engine": "vllm", "tp": 2}], ids=lambda wanted: wanted["engine"])  # fmt: skip
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -194,6 +201,7 @@ def test_plan_and_rank_files_are_those_of_the_native_checkpoint(folders, tmp_pat
     assert made[True] == made[False]
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_node_folders_have_native_names_and_are_no_links(folders, tmp_path, dialect):
     checkpoint, inventory = open_folder(folders[dialect])
@@ -210,6 +218,7 @@ def test_node_folders_have_native_names_and_are_no_links(folders, tmp_path, dial
     assert index["weight_map"].keys() == found[0].keys()
 
 
+@pytest.mark.slow
 def test_inspect_says_whose_names_they_are(folders):
     result = CliRunner().invoke(app, ["inspect", str(folders["sglang"]), "--json"])
     assert json.loads(result.stdout)["identity"]["dialect"] == "sglang"
@@ -316,6 +325,7 @@ OWN = {
 """A name that no other dialect has."""
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(("mostly", "stray"), [(one, other) for one in OWN for other in OWN if one != other])
 def test_a_name_of_another_dialect_is_refused_by_name(mostly, stray):
     most = SMALL if mostly == "native" else renamed(SMALL, mostly, SMALL_LAYERS)

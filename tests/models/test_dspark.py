@@ -25,6 +25,7 @@ def recipe_of(engine: str, mtp_blocks: int, *, dspark: bool) -> Recipe:
     return make_recipe(checkpoint, engine_for(engine, inventory.family), Context(inventory, choice.deployment), (0, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_the_stages_are_told_from_the_tensors_and_not_from_the_config(model):
     checkpoint, inventory = inventory_of(model)

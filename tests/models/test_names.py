@@ -24,6 +24,7 @@ def names_of(model: str) -> Names:
 V4_NAMES = names_of(PRO)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", REAL_MODELS)
 def test_every_tensor_of_a_real_checkpoint_has_a_role_and_its_name_comes_back(model):
     names = names_of(model)
@@ -33,12 +34,14 @@ def test_every_tensor_of_a_real_checkpoint_has_a_role_and_its_name_comes_back(mo
         assert names.unparse(parsed) == name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", REAL_MODELS)
 def test_no_two_tensors_of_a_real_checkpoint_have_the_same_place(model):
     names, tensors = names_of(model), expand(model)
     assert len({names.parse(name) for name in tensors}) == len(tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", REAL_MODELS)
 def test_the_shapes_of_the_table_are_those_of_the_real_checkpoints(model):
     _, inventory = inventory_of(model)
@@ -51,6 +54,7 @@ def test_the_shapes_of_the_table_are_those_of_the_real_checkpoints(model):
             assert due == logical_shape(dtype, shape, at.role.module is Module.ROUTED), name
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("model", REAL_MODELS)
 def test_a_layer_of_a_real_checkpoint_has_what_its_place_says_and_nothing_else(model):
     _, inventory = inventory_of(model)
@@ -155,6 +159,7 @@ def test_a_name_that_no_v4_model_has_is_unknown(name):
     assert V4_NAMES.parse(name) is None
 
 
+@pytest.mark.slow
 @given(st.text(max_size=40) | st.from_regex(r"(layers|mtp)\.\d{1,3}\.(attn|ffn)\.[\w.]{0,30}", fullmatch=True))
 def test_any_name_is_unknown_or_comes_back_as_it_was(name):
     parsed = V4_NAMES.parse(name)

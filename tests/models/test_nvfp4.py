@@ -202,6 +202,7 @@ def test_one_node_gets_no_folder_and_of_its_serving_nothing_is_claimed():
     assert ([breach.rule for breach in plan.breaches], plan.verdict) == (["nvfp4"], "is not known to run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [PRO_NVFP4, V41])
 def test_what_is_not_known_is_called_so_by_inspect_and_plan_alike(name):
     inspected = run("inspect", root_of(name), "--tp", "8").stdout
@@ -220,6 +221,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_nvfp4(tmp_path_factory.mktemp("nvfp4") / "model", small_config(**ADDED), 47)
 
 
+@pytest.mark.slow
 def test_node_folders_have_all_parts_of_their_experts_bit_by_bit(model, tmp_path):
     checkpoint, inventory = open_folder(model)
     assert inventory.findings == ()
@@ -259,6 +261,7 @@ def test_one_flipped_scalar_is_found(model, tmp_path):
         assert problem.tensor == name
 
 
+@pytest.mark.slow
 def test_the_experts_of_all_nodes_add_up(model, tmp_path):
     checkpoint, inventory = open_folder(model)
     plan = make_plan(checkpoint, inventory, Request(4, engine="node", nodes=2))

@@ -81,6 +81,7 @@ def assert_files(out: Path, expected: list[dict[str, torch.Tensor]], scratch: Pa
 # --- files ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("expert_dtype", ["fp4", "fp8"])
 @pytest.mark.parametrize("mp", [1, 2, 4, 8])
@@ -101,6 +102,7 @@ def test_each_kind_of_tensor_is_among_those_compared(folders):
         assert word in names["dspark"]
 
 
+@pytest.mark.slow
 def test_rows_that_fill_up_an_engram_table_are_zeros_with_scales_of_one(folders, tmp_path):
     reshard_folder(folders["v4.1"], tmp_path / "out", 8)
     for rank, own in enumerate((2, 2, 2, 2, 1, 0, 0, 0)):
@@ -112,6 +114,7 @@ def test_rows_that_fill_up_an_engram_table_are_zeros_with_scales_of_one(folders,
         assert weight[:own].any() == (own > 0)
 
 
+@pytest.mark.slow
 def test_a_drafts_own_embedding_and_head_are_dropped_as_the_converter_does(folders, tmp_path):
     folder = shutil.copytree(folders["v4.1"], tmp_path / "model")
     source = load_checkpoint(folder)
@@ -121,6 +124,7 @@ def test_a_drafts_own_embedding_and_head_are_dropped_as_the_converter_does(folde
     assert_files(tmp_path / "out", oracle.shards_v41(source, 2, "fp4"), tmp_path / "twin")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("expert_dtype", ["fp4", "fp8"])
 def test_a_result_is_verified_and_its_experts_add_up(kind, expert_dtype, folders, tmp_path):
@@ -191,6 +195,7 @@ def node_plan(checkpoint: Checkpoint, inventory: Inventory, **wanted: Any) -> Pl
     return make_plan(checkpoint, inventory, Request(**({"tp": 8, "nodes": 2} | wanted), engine="node"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tp", "nodes"), [(2, 2), (8, 2), (8, 4), (8, 8)])
 def test_each_node_has_the_dense_tensors_and_its_experts_of_the_layers_and_of_the_draft(tp, nodes, folders, tmp_path):
     checkpoint, inventory = open_folder(folders["v4.1"])
@@ -215,6 +220,7 @@ def test_each_node_has_the_dense_tensors_and_its_experts_of_the_layers_and_of_th
     assert check_numerics([tmp_path / "out"], checkpoint, inventory).ok
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(("rule", "wanted", "changes"), [
     ("ep-tp", {"ep": 2}, {}),
     ("options", {"runner": "marlin"}, {}),
@@ -236,6 +242,7 @@ def test_node_folders_that_no_engine_could_serve_are_refused(rule, wanted, chang
     assert [breach.rule for breach in plan.breaches] == [rule]
 
 
+@pytest.mark.slow
 def test_a_plan_of_node_folders_says_that_no_engine_was_held():
     checkpoint, inventory = inventory_of(V41)
     plan = node_plan(checkpoint, inventory, tp=16)
@@ -251,6 +258,7 @@ def test_a_plan_of_node_folders_says_that_no_engine_was_held():
     assert sum(file.payload for file in recipe.files) == dense + experts // 2
 
 
+@pytest.mark.slow
 def test_the_commands_take_v41_from_plan_to_verification(folders, tmp_path):
     """Both engines that write it; a plan for any engine gives no command of one."""
     for engine, words in (("reference", "torchrun"), ("node", "node subsets (EP) for any engine")):
@@ -282,6 +290,7 @@ PUBLISHED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "ranks", "tensors", "fp4", "fp8"), PUBLISHED)
 def test_a_rank_of_a_dspark_release_has_as_many_tensors_and_bytes_as_the_converters(model, ranks, tensors, fp4, fp8):
     checkpoint, inventory = inventory_of(model)
@@ -314,6 +323,7 @@ def by_hand(tensors: dict[str, torch.Tensor], ranks: int, cast: bool) -> tuple[i
     return round(count), round(nbytes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("expert_dtype", ["fp4", "fp8"])
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8])
 def test_a_rank_of_v41_flash_weighs_what_its_parts_do(ranks, expert_dtype):
@@ -327,6 +337,7 @@ def test_a_rank_of_v41_flash_weighs_what_its_parts_do(ranks, expert_dtype):
     assert rank_nbytes(inventory, choice.deployment) == due[1]
 
 
+@pytest.mark.slow
 def test_v41_flashs_second_table_does_not_divide_by_eight_and_its_last_rank_says_so():
     checkpoint, inventory = inventory_of(V41)
     plan = make_plan(checkpoint, inventory, Request(8, engine="reference"))
@@ -363,6 +374,7 @@ def test_v41_flash_goes_to_eight_ranks_and_no_further():
     assert runs == [1, 2, 4, 8]
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("config", [v41_config(), dspark_config()])
 def test_the_written_config_has_as_many_mtp_layers_as_there_are(config, tmp_path):
     folder = write(tmp_path / "model", config, 5)

@@ -64,6 +64,7 @@ def found(differences):
     return {row.name: (row.a, row.b) for row in differences}
 
 
+@pytest.mark.slow
 def test_a_plan_and_itself_are_the_same_and_exit_with_0(files):
     result = run(files[0], files[0])
     assert (result.exit_code, "".join(result.stdout.split())) == (0, f"{files[0]}and{files[0]}:thesameplan")
@@ -124,6 +125,7 @@ def test_plans_of_different_engines_say_so(split):
     assert found(comparison.options)["command"] == ("sglang serve", f"vllm serve {PRO}-vllm-tp16")
 
 
+@pytest.mark.slow
 def test_plans_for_different_checkpoints_say_that_first(split, tmp_path):
     (tmp_path / "a.json").write_text(split.to_json())
     (tmp_path / "b.json").write_text(plan_of(FLASH, tp=8).to_json())
@@ -145,6 +147,7 @@ def test_a_plan_that_does_not_run_is_told_by_the_rule_and_has_no_placements(tmp_
     assert "\nLaunch\n" not in result.stdout
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_whatever_differs_stands_in_some_section(split, data):
     """Also what only an edited file has: one value anywhere in the document."""

@@ -33,6 +33,7 @@ def every_option(result: Search) -> set[str]:
 # --- deployments that SGLang's cookbook, vLLM's recipes and pull requests give ---------------------------------------
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(("model", "gpus", "gpu", "engine", "options", "flags"), DEPLOYMENTS)
 def test_a_deployment_that_others_run_is_found_for_its_hardware_with_its_flags(
     model, gpus, gpu, engine, options, flags
@@ -76,6 +77,7 @@ def plan_of(model: str, result: Search, index: int) -> Plan:
     return make_plan(*inventory_of(model), result.layouts[index].request, model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "gpus", "gpu"), [(PRO, 16, "h20-96"), (FLASH, 4, "b200"), (V3, 16, "h100")])
 def test_a_layouts_numbers_are_those_of_its_plan(model, gpus, gpu):
     result = found(model, gpus, gpu, ("sglang", "vllm", "reference"))
@@ -92,6 +94,7 @@ def test_a_layouts_numbers_are_those_of_its_plan(model, gpus, gpu):
         assert layout.deployment.world == plan.deployment.world == gpus
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(("model", "gpus", "gpu"), [(PRO, 16, "h20-96"), (PRO, 8, "h100"), (FLASH, 12, None)])
 def test_what_fits_comes_first_and_then_the_lightest(model, gpus, gpu):
     layouts = found(model, gpus, gpu).layouts
@@ -100,6 +103,7 @@ def test_what_fits_comes_first_and_then_the_lightest(model, gpus, gpu):
     )
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(("model", "gpus", "gpu"), [(PRO, 16, "h20-96"), (FLASH, 8, "b200"), (PRO_FP8, 16, "h200")])
 def test_no_layout_stands_twice_and_all_are_whole_deployments(model, gpus, gpu):
     inventory = inventory_of(model)[1]
@@ -110,6 +114,7 @@ def test_no_layout_stands_twice_and_all_are_whole_deployments(model, gpus, gpu):
     assert len({choice.deployment for choice in deployments}) == len(options)
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("wanted", [
     {"dp": 2, "ep": 4}, {"dp": 16, "ep": 16}, {"ep": 2, "runner": "marlin"}, {"a2a": "megamoe", "dp": 4},
     {"engine": "vllm", "tp": 4, "dp": 4}, {"engine": "vllm", "tp": 2, "dp": 8, "ep": 16},
@@ -123,6 +128,7 @@ def test_a_layout_that_the_rules_allow_is_not_missed(wanted):
     }
 
 
+@pytest.mark.slow
 def test_all_that_the_rules_allow_on_eight_gpus_is_found_and_nothing_else():
     """Against every number for EP and DP, every runner, way and backend, also those that the search does not try."""
     inventory = inventory_of(FLASH)[1]
@@ -171,6 +177,7 @@ def test_bytes_sent_follow_the_formulas():
 # --- where nothing runs ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_where_nothing_fits_more_gpus_and_another_gpu_are_named_and_both_run():
     result = found(PRO, 8, "h100")
     assert result.best is None
@@ -198,6 +205,7 @@ def test_engines_that_are_known_are_searched_beside_those_that_are_not():
     assert [reason.split(":")[0] for reason in result.unknown] == ["SGLang"]
 
 
+@pytest.mark.slow
 def test_the_command_says_of_what_nothing_is_known_and_does_not_call_it_unable_to_run():
     result = run("plan", root_of(PRO), "--gpus", "8", "--gpu", "mi355x", "--engine", "sglang")
     assert result.exit_code == ExitCode.NO
@@ -218,6 +226,7 @@ def test_an_engine_that_does_not_exist_is_refused():
 # --- the order -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("by", "key"), [
     ("weights", lambda one: one.weight_bytes),
     ("tokens", lambda one: -one.tokens_at_most * one.groups),
@@ -231,6 +240,7 @@ def test_layouts_that_fit_are_ranked_by_what_is_asked_for(by, key):
     assert every_option(result) == every_option(found(PRO, 16, "h20-96"))
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("by", RANKINGS)
 def test_ties_are_broken_by_weights_tokens_copies_then_bytes_sent(by):
     keys = {
@@ -250,6 +260,7 @@ def test_ties_are_broken_by_weights_tokens_copies_then_bytes_sent(by):
         assert _rank(one.model_copy(update=better), by) < _rank(one.model_copy(update=worse), by), key
 
 
+@pytest.mark.slow
 def test_the_command_says_by_what_it_ranks_and_plans_the_first_of_that():
     result = run("plan", root_of(PRO), "--gpus", "16", "--gpu", "h20-96", "--engine", "vllm", "--rank-by", "tokens")
     best = search(*inventory_of(PRO), Request(16, gpu="h20-96"), ("vllm",), "tokens").best
@@ -257,6 +268,7 @@ def test_the_command_says_by_what_it_ranks_and_plans_the_first_of_that():
     assert "? not known, by which rows are ranked" in " ".join(result.stdout.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "options", "why"), [
     ("plan", ("--gpus", "16", "--rank-by", "speed"), "--rank-by 'speed': no such ranking"),
     ("plan", ("--gpus", "16", "--rank-by", "tokens"), "room is not known without --gpu or --gpu-memory"),
@@ -272,6 +284,7 @@ def test_an_order_that_means_nothing_is_refused(command, options, why, tmp_path,
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_of_eighty_columns_and_the_best_plan():
     result = run("plan", root_of(PRO), "--gpus", "16", "--gpu", "h20-96", "--engine", "sglang,vllm")
     assert result.exit_code == 0
@@ -282,6 +295,7 @@ def test_the_command_prints_a_table_of_eighty_columns_and_the_best_plan():
     assert run(*command.split()[1:]).exit_code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [80, 40])
 @pytest.mark.parametrize(
     ("model", "options"), [(PRO, {"", "triton_unfused", "deepep"}), (FLASH, {"", "whole", "deepep"})]
@@ -301,6 +315,7 @@ def test_each_row_tells_what_has_to_be_asked_for_since_the_plan_does_not_take_it
     assert told == wanted
 
 
+@pytest.mark.slow
 def test_the_command_gives_json_and_writes_the_best_plan(tmp_path):
     result = run("plan", root_of(FLASH), "--gpus", "8", "--gpu", "h100", "--json", "-o", tmp_path / "plan.json")
     document = json.loads(result.stdout)
@@ -311,6 +326,7 @@ def test_the_command_gives_json_and_writes_the_best_plan(tmp_path):
     assert plan["feasible"] is True
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_one_where_nothing_fits(tmp_path):
     result = run("plan", root_of(PRO), "--gpus", "8", "--gpu", "h100", "--engine", "sglang", "-o", tmp_path / "plan")
     assert result.exit_code == ExitCode.NO
@@ -350,6 +366,7 @@ def test_the_reference_weighs_its_mtp_block_with_and_without_a_gpu():
     assert with_gpu.layouts[0].weight_bytes == without.layouts[0].weight_bytes
 
 
+@pytest.mark.slow
 def test_memory_given_is_looked_at():
     assert found(PRO, 16, None, gpu_memory="95GiB").best is not None
     assert found(PRO, 16, None, gpu_memory="40GB").best is None

@@ -65,6 +65,7 @@ def assert_same_tensors(found: dict[str, torch.Tensor], due: dict[str, torch.Ten
 # --- reshard, then merge -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(cases())
 @settings(max_examples=25, suppress_health_check=list(HealthCheck))
 def test_reshard_then_merge_is_the_identity_on_what_the_ranks_keep(case: Case) -> None:
@@ -93,6 +94,7 @@ def test_reshard_then_merge_is_the_identity_on_what_the_ranks_keep(case: Case) -
         assert verify(merged).ok
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("tp", [2, 4, 8])
 @pytest.mark.parametrize("source", ["model", "bf16"])
 def test_node_folders_merge_into_the_very_files(
@@ -118,6 +120,7 @@ READS_BF16 = [layout for layout, request in LAYOUTS.items() if request.engine !=
 KEEPS_O_A = ("vllm", "vllm-ep", "node")
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("layout", READS_BF16)
 def test_every_file_is_the_checkpoints_own_where_wo_a_is_bf16(layout: str, bf16: Path, tmp_path: Path) -> None:
     shard(bf16, tmp_path / "ranks", LAYOUTS[layout])
@@ -127,6 +130,7 @@ def test_every_file_is_the_checkpoints_own_where_wo_a_is_bf16(layout: str, bf16:
     assert found.keys() - contents(bf16).keys() == {"manifest.json"}
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_what_is_not_as_it_was_is_said_and_nothing_else_differs(layout: str, model: Path, tmp_path: Path) -> None:
     shard(model, tmp_path / "ranks", LAYOUTS[layout])
@@ -145,6 +149,7 @@ def test_what_is_not_as_it_was_is_said_and_nothing_else_differs(layout: str, mod
     assert same == {"config.json", "model-00001-of-00005.safetensors", "model-00004-of-00005.safetensors"}
 
 
+@pytest.mark.slow
 def test_a_merged_checkpoint_is_one_that_all_commands_read(model: Path, tmp_path: Path) -> None:
     shard(model, tmp_path / "ranks", Request(tp=4, engine="reference", expert_dtype="fp8"))
     merge(tmp_path / "ranks", tmp_path / "merged")
@@ -174,6 +179,7 @@ def test_an_embedding_of_the_draft_that_ranks_leave_out_is_named(model: Path, tm
     assert_same_tensors(load_checkpoint(tmp_path / "merged"), tensors)
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_and_any_chunk_merges_the_same_bytes(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,6 +190,7 @@ def test_any_number_of_workers_and_any_chunk_merges_the_same_bytes(
         assert weights(tmp_path / f"{chunk}") == weights(model)
 
 
+@pytest.mark.slow
 def test_any_range_of_bytes_is_read_as_it_stands_in_the_file(bf16: Path, tmp_path: Path) -> None:
     shard(bf16, tmp_path / "ranks", Request(tp=4, engine="sglang"))
     checkpoint, _ = opened(tmp_path / "ranks")
@@ -198,6 +205,7 @@ def test_any_range_of_bytes_is_read_as_it_stands_in_the_file(bf16: Path, tmp_pat
 # --- verify --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_verify_holds_a_merged_checkpoint_against_manifest_ranks_and_checkpoint(bf16: Path, tmp_path: Path) -> None:
     shard(bf16, tmp_path / "ranks", Request(tp=2, engine="sglang"))
     merge(tmp_path / "ranks", tmp_path / "merged")
@@ -213,6 +221,7 @@ def test_verify_holds_a_merged_checkpoint_against_manifest_ranks_and_checkpoint(
         assert problem.tensor
 
 
+@pytest.mark.slow
 def test_verify_says_where_a_merged_checkpoint_is_not_the_original(model: Path, tmp_path: Path) -> None:
     shard(model, tmp_path / "ranks", Request(tp=2, engine="sglang"))
     merge(tmp_path / "ranks", tmp_path / "merged")
@@ -238,6 +247,7 @@ def assert_reshards_alike(folder: Path, scratch: Path, layout: str, to: str, *, 
         assert verify(scratch / "direct", opened(scratch / "ranks")).ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["reference", "sglang", "vllm", "node"])
 @pytest.mark.parametrize("layout", KEEPS_O_A)
 def test_ranks_that_keep_all_bytes_reshard_as_their_checkpoint_does(
@@ -246,6 +256,7 @@ def test_ranks_that_keep_all_bytes_reshard_as_their_checkpoint_does(
     assert_reshards_alike(model, tmp_path, layout, to, kept=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["reference", "sglang", "node"])
 @pytest.mark.parametrize("layout", READS_BF16)
 def test_ranks_whose_wo_a_was_bf16_reshard_as_their_checkpoint_does(
@@ -254,6 +265,7 @@ def test_ranks_whose_wo_a_was_bf16_reshard_as_their_checkpoint_does(
     assert_reshards_alike(bf16, tmp_path, layout, to, kept=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["reference", "sglang"])
 @pytest.mark.parametrize("layout", ["reference", "sglang", "sglang-ep"])
 def test_ranks_whose_wo_a_was_decoded_reshard_as_their_checkpoint_does_where_it_is_decoded_too(
@@ -262,6 +274,7 @@ def test_ranks_whose_wo_a_was_decoded_reshard_as_their_checkpoint_does_where_it_
     assert_reshards_alike(model, tmp_path, layout, to, kept=False)
 
 
+@pytest.mark.slow
 def test_experts_that_were_cast_reshard_as_a_cast_does(model: Path, tmp_path: Path) -> None:
     for tp in (2, 8):
         shard(model, tmp_path / f"{tp}", Request(tp=tp, engine="reference", expert_dtype="fp8"))
@@ -278,6 +291,7 @@ def run(*arguments: object, code: int = 0) -> str:
     return result.output
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_wrote_and_what_is_not_as_it_was(model: Path, tmp_path: Path) -> None:
     run("reshard", model, tmp_path / "ranks", "--tp", 2, "--engine", "reference", "--expert-dtype", "fp8")
     shown = " ".join(run("merge", tmp_path / "ranks", tmp_path / "merged").split())
@@ -288,6 +302,7 @@ def test_the_command_says_what_it_wrote_and_what_is_not_as_it_was(model: Path, t
     assert document["files"] == 5
 
 
+@pytest.mark.slow
 def test_the_command_shows_what_it_would_write_and_treats_a_folder_as_reshard_does(bf16: Path, tmp_path: Path) -> None:
     run("reshard", bf16, tmp_path / "ranks", "--tp", 2)
     would = run("merge", tmp_path / "ranks", tmp_path / "merged", "--dry-run")
@@ -304,6 +319,7 @@ def test_the_command_shows_what_it_would_write_and_treats_a_folder_as_reshard_do
     assert "not the shards of ranks" in run("merge", bf16, tmp_path / "other", code=2)
 
 
+@pytest.mark.slow
 def test_inspect_plan_and_numerics_take_ranks_for_their_checkpoint(model: Path, tmp_path: Path) -> None:
     run("reshard", model, tmp_path / "ranks", "--tp", 2, "--engine", "vllm")
     inspected = json.loads(run("inspect", tmp_path / "ranks", "--json"))

@@ -120,6 +120,7 @@ def attempt(folder: Path) -> None:
 # --- ranks that are missing, or too many ---------------------------------------------------------------------------
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(
     ("layout", "gone", "said"),
     [
@@ -194,6 +195,7 @@ def test_copies_of_a_file_that_all_ranks_share_are_compared(ranks: Callable[[str
         attempt(folder)
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("layout", ["reference", "sglang", "vllm", "node"])
 def test_a_byte_that_one_rank_alone_has_is_held_against_the_manifest(layout: str, ranks: Callable[[str], Path]) -> None:
     folder = ranks(layout)
@@ -258,6 +260,7 @@ def test_a_scale_that_is_no_power_of_two_is_found(ranks: Callable[[str], Path]) 
         attempt(folder)
 
 
+@pytest.mark.slow
 def test_repeats_of_a_scale_that_differ_are_found(tmp_path: Path) -> None:
     config = small_config(hidden_size=256, expert_dtype="fp8", moe_intermediate_size=384)
     model = write_checkpoint(tmp_path / "model", config, 62)
@@ -346,6 +349,7 @@ def test_a_merged_checkpoint_that_lost_its_index_is_no_ranks(ranks: Callable[[st
 # --- DeepSeek's converter ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("expert_dtype", ["fp4", "fp8"])
 @pytest.mark.parametrize("tp", [1, 2, 4, 8])
 def test_files_of_the_converter_merge_into_what_they_hold(
@@ -381,6 +385,7 @@ def test_files_of_the_converter_reshard_to_more_ranks_as_it_writes_them(converte
     assert all(found[name] == direct[name] for name in names)
 
 
+@pytest.mark.slow
 def test_files_of_the_converter_need_a_config(converted: Path, model: Path, tmp_path: Path) -> None:
     (converted / CONFIG_FILE).unlink()
     with pytest.raises(BadConfig, match=r"config\.json: no such file") as caught:
@@ -408,6 +413,7 @@ def test_tensors_that_no_checkpoint_has_are_named(converted: Path) -> None:
 # --- a run that ended early ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_merge_that_was_interrupted_goes_on_and_ends_with_the_same_bytes(
     results: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

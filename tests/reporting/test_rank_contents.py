@@ -32,6 +32,7 @@ def test_the_layouts_are_of_all_engines():
     assert {request.engine for _, request in RUNNING} == {"sglang", "vllm", "reference", "trtllm", "node"}
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(("model", "request_"), RUNNING)
 def test_the_kinds_of_a_ranks_bytes_add_up_to_the_plans(model, request_):
     checkpoint, inventory = inventory_of(model)
@@ -51,6 +52,7 @@ def test_the_kinds_of_a_ranks_bytes_add_up_to_the_plans(model, request_):
         assert min(rank.free for rank in ranks if rank.free is not None) == plan.memory.left
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "request_"), RUNNING)
 def test_the_cells_of_the_map_add_up_to_what_the_heaviest_rank_loads(model, request_):
     drawn = map_of(model, request_)
@@ -62,6 +64,7 @@ def test_the_cells_of_the_map_add_up_to_what_the_heaviest_rank_loads(model, requ
         assert sum(cell.nbytes for cell in drawn.cells if (cell.row in draft) is is_draft) == due
 
 
+@pytest.mark.slow
 def test_the_map_of_v4_pro_has_every_layer_and_what_only_some_layers_have():
     drawn = map_of(PRO, Request(16))
     assert tuple(row.title for row in drawn.rows) == ("model", *map(str, range(61)), "MTP 0")
@@ -75,11 +78,13 @@ def test_the_map_of_v4_pro_has_every_layer_and_what_only_some_layers_have():
     assert [column.kind for column in shared] == [Holding.WHOLE]
 
 
+@pytest.mark.slow
 def test_one_module_placed_in_two_ways_is_two_columns():
     kinds = {column.kind for column in map_of(PRO, Request(16)).columns if column.module is Module.ATTENTION}
     assert kinds == {Holding.SPLIT, Holding.WHOLE}
 
 
+@pytest.mark.slow
 def test_a_module_whose_rule_breaks_is_drawn_as_broken_and_the_others_as_placed():
     request = Request(16, shared_experts="split")
     choice = choose(inventory_of(PRO)[1], request)

@@ -47,6 +47,7 @@ def text_of(page: str) -> str:
     return re.sub(r"\s+", " ", "".join(parser.words))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("request_", [WHOLE, BROKEN, PADDED, None])
 def test_a_page_is_one_file_that_names_no_other_and_stays_small(request_):
     page = page_of(request_)
@@ -57,6 +58,7 @@ def test_a_page_is_one_file_that_names_no_other_and_stays_small(request_):
     assert len(page) < 400_000
 
 
+@pytest.mark.slow
 def test_the_same_plan_is_the_same_page_byte_by_byte():
     report = make_report(*inventory_of(PRO), plan_of(PRO, WHOLE))
     assert to_html(report) == page_of(WHOLE)
@@ -72,6 +74,7 @@ def test_the_launch_commands_of_a_page_are_the_plans_with_their_environment():
     assert plan.reshard in words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "request_"), [(PRO, WHOLE), (PRO, BROKEN), (FLASH, None), (V3, Request(8))])
 def test_every_cell_of_the_matrix_says_what_inspect_says_of_it(model, request_):
     words = text_of(page_of(request_, model))
@@ -95,6 +98,7 @@ def test_a_cell_weighs_what_the_plan_of_its_layout_weighs():
     assert cells["reference", 32].bytes_per_rank is None
 
 
+@pytest.mark.slow
 def test_with_a_gpu_the_matrix_looks_at_its_memory():
     cells = {(cell.engine, cell.tp): cell for cell in inspect(*inventory_of(PRO), gpu="h20-96").matrix}
     assert cells["sglang", 8].verdict == "no"
@@ -104,6 +108,7 @@ def test_with_a_gpu_the_matrix_looks_at_its_memory():
     assert inspect(*inventory_of(PRO), (8,)).matrix[0].verdict == "works"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("request_", "note"),
     [(BROKEN, "on GPUs of h20-96."), (Request(8, gpu_memory="96GB"), "on GPUs of 96GB."),
@@ -113,6 +118,7 @@ def test_the_matrix_says_of_which_gpu_it_is_also_where_the_plan_breaks(request_,
     assert f"With each engine's own choices {note}" in text_of(page_of(request_))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [{"gpu": "h20-96"}, {"gpu": "H20-96"}, {"gpu_memory": "96GB"}])
 def test_where_the_search_finds_nothing_the_matrix_is_of_its_gpu_all_the_same(asked):
     checkpoint, inventory = inventory_of(PRO)
@@ -177,6 +183,7 @@ def test_a_bar_stands_for_each_rank_and_adds_up_to_the_gpus_memory():
         assert sum(bar[kind] for kind, _ in ranks["kinds"]) == ranks["capacity"] == 97285 << 20
 
 
+@pytest.mark.slow
 def test_of_many_ranks_those_that_are_alike_have_one_bar():
     page = page_of(Request(1, dp=128, ep=128, engine="vllm", nodes=16))
     assert [bar["label"] for bar in charts_of(page)["ranks"]["bars"]] == ["ranks 0-127"]
@@ -205,6 +212,7 @@ def test_the_table_of_the_map_tells_the_draft_model_by_itself_and_no_bytes_of_wh
     assert {row[4] for row in rows(BROKEN) if row[0] == "shared experts"} == {"–"}
 
 
+@pytest.mark.slow
 def test_what_the_search_found_stands_beside_its_best():
     checkpoint, inventory = inventory_of(PRO)
     found = search(checkpoint, inventory, Request(16, gpu="h20-96"))
@@ -213,6 +221,7 @@ def test_what_the_search_found_stands_beside_its_best():
     assert f"{len(found.layouts) - 12} more are in" in words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "request_"), LAYOUTS)
 def test_every_engine_and_family_has_its_page_with_the_numbers_of_its_plan(model, request_):
     plan, page = plan_of(model, request_), page_of(request_, model)
@@ -237,6 +246,7 @@ def test_of_a_family_that_no_engine_is_known_for_nothing_is_drawn_but_its_blocks
     assert "Does not run" in text_of(page) or "Not known to run" in text_of(page)
 
 
+@pytest.mark.slow
 def test_a_hostile_name_stays_text_everywhere():
     checkpoint, inventory = inventory_of(FLASH)
     page = to_html(make_report(checkpoint, inventory, plan_of(FLASH, Request(4), HOSTILE)))

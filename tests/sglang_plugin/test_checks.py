@@ -165,6 +165,7 @@ def test_a_missing_unknown_or_other_parameter_is_refused_by_name(wanted, why):
         check_parameters(HELD, wanted)
 
 
+@pytest.mark.slow
 def test_the_plugin_brings_no_command_line_into_the_engines_processes():
     unwanted = {"torch", "typer", "rich", "huggingface_hub"}
     code = f"import sys, dsv4_shard.sglang_plugin.checks; print(*{unwanted} & sys.modules.keys())"

@@ -32,6 +32,8 @@ from dsv4_shard.storage import linux_io as syscalls
 from dsv4_shard.storage.output_folder import MANIFEST_NAME
 from dsv4_shard.verification.result_folder import verify
 
+pytestmark = pytest.mark.slow
+
 CHANGING = [(os, name) for name in ("open", "pwritev", "pwrite", "ftruncate", "fsync", "fdatasync", "rename", "link",
                                     "mkdir", "rmdir", "unlink")]  # fmt: skip
 CHANGING += [(syscalls, "fallocate"), (syscalls, "exchange")]

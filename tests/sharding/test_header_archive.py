@@ -40,6 +40,7 @@ def test_the_same_checkpoint_gives_the_same_bytes(tiny_checkpoint: Path, folder:
     assert first == second
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(
     ("entries", "said"),
     [
@@ -58,6 +59,7 @@ def test_an_archive_that_is_no_checkpoints_is_refused(entries: tuple[tuple[str, 
         read_skeleton(packed(*entries), "source.zip")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", "model.safetensors"])
 def test_a_bomb_is_refused_before_it_is_unpacked(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = packed(*{"config.json": b"{}", name: bytes(101 << 20)}.items())
@@ -83,6 +85,7 @@ def test_an_archive_that_lies_about_its_sizes_is_refused() -> None:
             read_skeleton(lying, "source.zip")
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_a_damaged_archive_is_refused_or_reads_as_it_was(data: st.DataObject) -> None:
     whole = packed(("config.json", b"{}"), ("model.safetensors", HEADER))

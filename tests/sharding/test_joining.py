@@ -40,6 +40,8 @@ from dsv4_shard.storage import staging as commit
 from dsv4_shard.verification.result_folder import verify
 from dsv4_shard.version import __version__
 
+pytestmark = pytest.mark.slow
+
 LAYOUTS = {
     "sglang": Request(tp=8, engine="sglang"),
     "vllm": Request(tp=8, engine="vllm"),

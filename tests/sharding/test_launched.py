@@ -51,6 +51,7 @@ def under_torchrun(model: Path, out: Path, processes: int) -> subprocess.Complet
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_processes_of_torchrun_write_one_result_and_a_second_launch_finds_nothing_to_do(
     model: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -63,6 +64,7 @@ def test_processes_of_torchrun_write_one_result_and_a_second_launch_finds_nothin
     assert CliRunner().invoke(app, ["verify", str(tmp_path / "out"), "--against", str(model)]).exit_code == 0
 
 
+@pytest.mark.slow
 def test_tasks_of_slurm_write_one_result(model: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
     arguments = [sys.executable, "-m", "dsv4_shard", *command(model, tmp_path / "out")]
     tasks = [

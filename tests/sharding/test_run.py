@@ -87,6 +87,7 @@ def assert_shards(out: Path, expected: list[dict[str, torch.Tensor]], scratch: P
         assert path.read_bytes() == scratch.read_bytes()
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("expert_dtype", ["fp4", "fp8"])
 @pytest.mark.parametrize("mp", [1, 2, 4, 8])
 def test_rank_files_are_the_oracles_byte_by_byte(
@@ -208,6 +209,7 @@ def test_fp8_blocks_that_are_not_128_are_decoded_right_or_refused(
         assert raw(found[name]) == raw(part)
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("expert_dtype", ["fp4", "fp8"])
 def test_any_number_of_workers_writes_the_same_bytes(expert_dtype: str, small: Path, tmp_path: Path) -> None:
     results = []
@@ -529,6 +531,7 @@ def child(folder: Path, out: Path, expert_dtype: str, chunk: int = 8 << 20) -> t
     return int(peak), torch_imported == "True"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("expert_dtype", "chunk"), [("fp4", 8 << 20), ("fp8", 1 << 20)])
 def test_memory_does_not_grow_with_the_checkpoint(expert_dtype: str, chunk: int, tmp_path: Path) -> None:
     wide = {"n_routed_experts": 4, "num_attention_heads": 16}
@@ -544,6 +547,7 @@ def test_memory_does_not_grow_with_the_checkpoint(expert_dtype: str, chunk: int,
     assert peaks[1] - peaks[0] < 0.25 * (sizes[1] - sizes[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("expert_dtype", ["fp4", "fp8"])
 def test_resharding_needs_no_torch(expert_dtype: str, tmp_path: Path) -> None:
     folder = write_sparse(tmp_path / "model", small_config())

@@ -133,6 +133,7 @@ def local(checkpoint: Path, tmp_path: Path) -> Path:
 # --- inspect and plan ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_inspect_shows_what_the_folder_shows(hub: HubServer, checkpoint: Path) -> None:
     def shown(repo: object) -> dict[str, object]:
         return json.loads(succeeds("inspect", repo, "--json"))
@@ -151,6 +152,7 @@ def test_inspect_asks_for_the_commit_first_and_four_times_in_all(hub: HubServer)
     assert sorted(request.route for request in asked(hub)) == ["headers", "info", "resolve", "resolve"]
 
 
+@pytest.mark.slow
 def test_a_second_inspect_and_a_plan_ask_nothing(hub: HubServer) -> None:
     first = succeeds("inspect", REPO)
     hub.reset()
@@ -170,6 +172,7 @@ def test_the_headers_of_one_answer_are_those_of_the_files(hub: HubServer, checkp
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "status"),
     [("no_route", 0), ("cut", 0), ("too_many", 0)]
@@ -212,6 +215,7 @@ def test_an_answer_for_other_files_is_not_taken(hub: HubServer, other: Path, tmp
     assert hub.seen(host="cdn"), "the headers came from the files of the pinned commit"
 
 
+@pytest.mark.slow
 def test_the_whole_of_v4_pro_is_inspected_by_four_requests_and_by_two_a_file_elsewhere(
     hub: HubServer, tmp_path: Path
 ) -> None:
@@ -244,6 +248,7 @@ def test_a_header_may_end_at_the_edge_of_the_first_range(
     assert len(hub.seen(host="cdn", file=name)) == (2 if edge < 0 else 1)
 
 
+@pytest.mark.slow
 def test_a_branch_is_asked_for_again_where_that_is_wanted(hub: HubServer, other: Path) -> None:
     succeeds("inspect", REPO)
     moved = hub.move_branch(REPO, "main", other)
@@ -252,6 +257,7 @@ def test_a_branch_is_asked_for_again_where_that_is_wanted(hub: HubServer, other:
     assert moved in succeeds("inspect", REPO, "--json")
 
 
+@pytest.mark.slow
 def test_a_cache_that_is_damaged_or_cannot_be_written_is_no_cache(hub: HubServer, tmp_path: Path) -> None:
     first = succeeds("inspect", REPO)
     for path in (tmp_path / "cache").rglob("*.zip"):
@@ -286,6 +292,7 @@ def test_a_token_opens_a_gated_repository_and_goes_nowhere_else(
     assert not hub.token_leaked
 
 
+@pytest.mark.slow
 def test_a_redirect_of_the_hub_to_itself_keeps_the_token(
     hub: HubServer, checkpoint: Path, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,6 +304,7 @@ def test_a_redirect_of_the_hub_to_itself_keeps_the_token(
     assert_same_weights(tmp_path / "out", local)
 
 
+@pytest.mark.slow
 def test_a_process_finds_the_hub_by_its_environment(hub: HubServer, local: Path, tmp_path: Path) -> None:
     """As HF_ENDPOINT and HF_TOKEN are read when huggingface_hub is imported, this has a process of its own."""
     hub.add_repo("org/gated", {"main": hub_folder(hub)}, access="gated")
@@ -414,6 +422,7 @@ PASSING = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", PASSING, ids=lambda fault: f"{fault.kind}-{fault.route}-{fault.status}-{fault.at}")
 def test_what_passes_costs_nothing_but_time(fault: Fault, hub: HubServer, local: Path, tmp_path: Path) -> None:
     hub.faults.append(fault)
@@ -437,6 +446,7 @@ STAYING = {
 }
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", STAYING)
 def test_what_stays_is_told_once(name: str, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.1)
@@ -497,6 +507,7 @@ def test_a_server_that_is_no_hub(hub: HubServer, monkeypatch: pytest.MonkeyPatch
     assert "answered 404" in fails(ExitCode.NETWORK, "inspect", REPO)
 
 
+@pytest.mark.slow
 def test_a_byte_that_was_changed_on_its_way_is_found(hub: HubServer, tmp_path: Path) -> None:
     succeeds("inspect", REPO)
     open_source(REPO, exact=True)  # headers are sound
@@ -509,6 +520,7 @@ def test_a_byte_that_was_changed_on_its_way_is_found(hub: HubServer, tmp_path: P
 # --- reshard -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_rank_files_are_those_of_the_folder_and_each_file_has_its_sha256(
     hub: HubServer, local: Path, tmp_path: Path
 ) -> None:
@@ -518,6 +530,7 @@ def test_rank_files_are_those_of_the_folder_and_each_file_has_its_sha256(
     assert "all as it should be" in succeeds("verify", tmp_path / "out", "--against", REPO)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["vllm", "reference", "node"])
 def test_rank_files_of_every_layout_are_those_of_the_folder(
     engine: str, hub: HubServer, checkpoint: Path, tmp_path: Path
@@ -530,6 +543,7 @@ def test_rank_files_of_every_layout_are_those_of_the_folder(
     assert_same_weights(tmp_path / "out", tmp_path / "local")
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("ranks", ["0-3", "0", "1-2", "0,3"])
 @pytest.mark.parametrize("engine", ["sglang", "reference", "node"])
 def test_no_more_comes_than_the_ranks_need(
@@ -564,6 +578,7 @@ def test_no_more_comes_than_the_ranks_need(
     assert hub.bytes_sent(host="hub") <= 5_000 + 100 * probes
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_off_goes_on_where_it_was(
     hub: HubServer, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -591,6 +606,7 @@ def test_a_branch_that_moves_during_the_run_changes_nothing(
     assert commit in (tmp_path / "out" / "manifest.json").read_text()
 
 
+@pytest.mark.slow
 def test_a_plan_pins_the_commit_that_it_was_made_for(hub: HubServer, other: Path, local: Path, tmp_path: Path) -> None:
     succeeds("plan", REPO, *TP, "-o", tmp_path / "plan.json")
     hub.move_branch(REPO, "main", other)
@@ -599,6 +615,7 @@ def test_a_plan_pins_the_commit_that_it_was_made_for(hub: HubServer, other: Path
     assert_same_weights(tmp_path / "out", local)
 
 
+@pytest.mark.slow
 def test_work_for_another_commit_is_refused_with_its_name(
     hub: HubServer, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -616,6 +633,7 @@ def test_work_for_another_commit_is_refused_with_its_name(
 # --- what this machine has -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_repository_in_the_hub_cache_is_read_there(hub: HubServer, local: Path, tmp_path: Path) -> None:
     download(hub)
     hub.reset()
@@ -624,6 +642,7 @@ def test_a_repository_in_the_hub_cache_is_read_there(hub: HubServer, local: Path
     assert_same_weights(tmp_path / "out", local)
 
 
+@pytest.mark.slow
 def test_a_commit_in_the_hub_cache_asks_nothing(hub: HubServer) -> None:
     download(hub)
     hub.reset()
@@ -631,6 +650,7 @@ def test_a_commit_in_the_hub_cache_asks_nothing(hub: HubServer) -> None:
     assert asked(hub) == []
 
 
+@pytest.mark.slow
 def test_files_that_the_hub_cache_has_are_not_fetched(hub: HubServer, local: Path, tmp_path: Path) -> None:
     download(hub, ["*.json", "*-0000[23]-of*"])
     hub.reset()
@@ -639,6 +659,7 @@ def test_files_that_the_hub_cache_has_are_not_fetched(hub: HubServer, local: Pat
     assert_same_weights(tmp_path / "out", local)
 
 
+@pytest.mark.slow
 def test_a_cached_file_of_another_size_is_not_taken(hub: HubServer, local: Path, tmp_path: Path) -> None:
     folder = download(hub, ["*-00002-of*"])
     blob = next(folder.glob("*-00002-of*")).resolve()
@@ -647,6 +668,7 @@ def test_a_cached_file_of_another_size_is_not_taken(hub: HubServer, local: Path,
     assert_same_weights(tmp_path / "out", local)
 
 
+@pytest.mark.slow
 def test_download_keeps_what_is_needed_in_the_hub_cache(hub: HubServer, local: Path, tmp_path: Path) -> None:
     succeeds("reshard", REPO, tmp_path / "out", *TP, "--download")
     assert_same_weights(tmp_path / "out", local)
@@ -655,6 +677,7 @@ def test_download_keeps_what_is_needed_in_the_hub_cache(hub: HubServer, local: P
     assert not hub.seen(host="cdn")
 
 
+@pytest.mark.slow
 def test_a_download_that_was_changed_on_its_way_is_found_and_removed(
     hub: HubServer, local: Path, tmp_path: Path
 ) -> None:
@@ -692,6 +715,7 @@ def test_offline_what_was_inspected_can_be_planned_and_not_read(
     assert asked(hub) == []
 
 
+@pytest.mark.slow
 def test_without_a_connection_what_was_inspected_is_where_the_branch_was_last(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

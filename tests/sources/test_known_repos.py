@@ -33,6 +33,7 @@ def test_repositories_of_both_caches_are_found_by_name(home):
     assert cached.cached_repos() == ["org/a", "org/b--c", "org/kept"]
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("variables", [
     {}, {"HF_HOME": "{}/home"}, {"HF_HUB_CACHE": "{}/hub"}, {"HUGGINGFACE_HUB_CACHE": "{}/old"},
     {"HF_HOME": "~/x", "HOME": "{}"}, {"HF_HUB_CACHE": "$HERE/hub", "HERE": "{}"}, {"HF_HOME": "$HERE", "HERE": "{}"},
@@ -68,6 +69,7 @@ def test_a_folder_that_is_not_there_is_a_usage_error_that_names_what_was_meant(a
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("asked", "meant"), [
     ("deepseek-ai/DeepSek-V4-Pro", "deepseek-ai/DeepSeek-V4-Pro"), ("models/V4-Flsh", "models/V4-Flash"),
 ])  # fmt: skip

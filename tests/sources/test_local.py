@@ -299,6 +299,7 @@ def test_no_cache_at_all_is_unreachable_too(hub):
         open_source("org/name")
 
 
+@pytest.mark.slow
 def test_threads_that_read_by_turns_take_no_more_from_the_disk_than_they_were_given(tmp_path):
     path = tmp_path / "file"
     nbytes, chunk = 96 << 20, 3 << 20

@@ -64,6 +64,7 @@ def weights(folder):
 # --- what is said of it --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [("inspect",), ("plan", *REFERENCE)])
 def test_what_is_said_of_a_checkpoint_is_what_is_said_of_its_folder(server, checkpoint, command):
     afar, here = run(command[0], URL, *command[1:], "--json"), run(command[0], checkpoint, *command[1:], "--json")
@@ -80,6 +81,7 @@ def test_inspect_lists_once_and_asks_each_file_once_for_its_head(server, checkpo
     assert {route for route, _ in asked[1:]} == {"get"}
 
 
+@pytest.mark.slow
 def test_the_second_command_reads_no_object(server):
     run("inspect", URL)
     server.reset()
@@ -87,6 +89,7 @@ def test_the_second_command_reads_no_object(server):
     assert [request.route for request in server.requests] == ["list"]
 
 
+@pytest.mark.slow
 def test_what_is_kept_of_a_listing_is_not_taken_for_another(server, checkpoint):
     run("inspect", URL)
     server.put("models/small/config.json", (checkpoint / "config.json").read_bytes().replace(b"{", b"{ ", 1))
@@ -110,6 +113,7 @@ def files_at(server, prefix):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("url", [f"{URL}/", URL.replace("s3", "S3")])
 def test_a_place_is_the_same_with_a_slash_at_its_end_and_with_its_scheme_in_capitals(server, url):
     run("inspect", URL)
@@ -121,6 +125,7 @@ def test_a_place_is_the_same_with_a_slash_at_its_end_and_with_its_scheme_in_capi
 # --- reshard and verify --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_rank_files_are_those_of_the_folder_and_verify_reads_the_store(server, checkpoint, tmp_path):
     assert run("reshard", URL, tmp_path / "afar", *REFERENCE).exit_code == 0
     assert run("reshard", checkpoint, tmp_path / "here", *REFERENCE).exit_code == 0
@@ -131,11 +136,13 @@ def test_rank_files_are_those_of_the_folder_and_verify_reads_the_store(server, c
     assert server.seen(route="get")
 
 
+@pytest.mark.slow
 def test_a_folder_made_from_the_store_is_verified_against_the_folder(server, checkpoint, tmp_path):
     run("reshard", URL, tmp_path / "out", *REFERENCE)
     assert run("verify", tmp_path / "out", "--against", checkpoint).exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_byte_that_was_changed_on_its_way_is_found_by_comparing_with_the_store(server, tmp_path):
     run("inspect", URL)
     server.faults.append(Fault("corrupt", route="get", file=f"*/{WEIGHTS}"))
@@ -145,6 +152,7 @@ def test_a_byte_that_was_changed_on_its_way_is_found_by_comparing_with_the_store
     assert run("verify", tmp_path / "out", "--against", URL).exit_code == ExitCode.NO
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [REFERENCE, ("--tp", "4", "--gpu", "h100")])
 def test_a_run_fetches_each_byte_once(server, checkpoint, tmp_path, options):
     run("inspect", URL)
@@ -154,6 +162,7 @@ def test_a_run_fetches_each_byte_once(server, checkpoint, tmp_path, options):
     assert 0.9 * total < server.bytes_sent(route="get") <= 1.02 * total
 
 
+@pytest.mark.slow
 def test_a_share_fetches_what_its_ranks_need(server, checkpoint, tmp_path):
     options = ("--engine", "node", "--tp", "4", "--nodes", "4", "--ranks", "1")
     run("inspect", URL)
@@ -175,6 +184,7 @@ def test_google_storage_goes_the_same_way(server, checkpoint, tmp_path, monkeypa
 # --- faults --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["cut", "stall_body"])
 def test_a_body_that_breaks_off_is_gone_on_with_where_it_did(server, checkpoint, tmp_path, monkeypatch, kind):
     run("inspect", URL)
@@ -189,6 +199,7 @@ def test_a_body_that_breaks_off_is_gone_on_with_where_it_did(server, checkpoint,
     assert weights(tmp_path / "afar") == weights(tmp_path / "here")
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(
     ("fault", "error", "said"),
     [
@@ -233,6 +244,7 @@ def test_a_stall_ends_with_the_time_that_the_environment_gives(server, monkeypat
     assert server.faults[0].hits >= 3
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("route", ["list", "get"])
 @pytest.mark.parametrize("status", [408, 429, 502, 503])
 def test_what_lasts_a_moment_is_no_fault(server, route, status):
@@ -363,6 +375,7 @@ def conditions(request):
     return [] if request.param else [Fault("ignore_match", times=None)]
 
 
+@pytest.mark.slow
 def test_an_object_that_is_replaced_during_the_run_ends_it_and_leaves_nothing(server, checkpoint, tmp_path, conditions):
     run("inspect", URL)
     server.reset()

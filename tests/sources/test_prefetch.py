@@ -79,6 +79,7 @@ def span_lists(draw: st.DrawFn) -> list[list[Span]]:
     return lists
 
 
+@pytest.mark.slow
 @given(span_lists(), st.integers(1, 4))
 def test_every_span_is_read_right_and_fetched_once(lists: list[list[Span]], readers: int) -> None:
     server = Server(3)
@@ -90,6 +91,7 @@ def test_every_span_is_read_right_and_fetched_once(lists: list[list[Span]], read
     assert all(times.max() <= 1 for times in server.times.values())
 
 
+@pytest.mark.slow
 @given(span_lists())
 def test_blocks_cover_what_is_wanted_and_little_else(lists: list[list[Span]]) -> None:
     for alike in lists:

@@ -74,6 +74,7 @@ def test_a_file_without_a_digest_is_not_judged() -> None:
     assert held.passed == []
 
 
+@pytest.mark.slow
 def test_many_threads_hash_each_byte_once() -> None:
     blocks = [FetchRange("f", start, start + 10, 10) for start in range(700, 5000, 10)]
     for _ in range(20):

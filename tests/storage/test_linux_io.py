@@ -57,6 +57,7 @@ def write_all(file: UncachedFile, offset: int, data: bytes) -> None:
         done += file.write(memoryview(data)[done:], offset + done)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(data=st.data())
 def test_bytes_at_any_place_are_written_and_read(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:

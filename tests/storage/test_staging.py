@@ -97,6 +97,7 @@ def names(folder: Path) -> set[str]:
 # --- calls that fail -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_several_workers_fail_as_one_does(
     job: tuple[Job, Checkpoint], expected: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -255,6 +256,7 @@ with Staging(Path(sys.argv[1])) as staging:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_on_one_output_are_one_too_many(
     job: tuple[Job, Checkpoint], expected: dict[str, bytes], tmp_path: Path
 ) -> None:

@@ -83,6 +83,7 @@ def test_cast_counts_the_values_that_a_wide_spread_rounds(spread: int) -> None:
     assert (inexact > 0) == (spread > 14)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(st.integers(0, 2**32), st.integers(0, 254), st.integers(0, 254), st.sampled_from([128, 256]))
 def test_cast_is_the_oracles_for_any_range_of_scales(seed: int, one: int, other: int, cols: int) -> None:

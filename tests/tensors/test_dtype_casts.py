@@ -70,6 +70,7 @@ def test_an_int64_value_beyond_32_bits_is_refused_wherever_it_stands(value: int,
         convert("I64", "I32", values)
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(*INT32)))
 def test_int64_tables_become_torchs_int32(values: list[int]) -> None:
     table = np.array(values, np.int64)

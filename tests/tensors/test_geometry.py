@@ -52,6 +52,7 @@ def tensors(draw, dtypes):
     return dtype, shape, draw(st.randoms(use_true_random=False)).randbytes(nbytes_of(dtype, shape))
 
 
+@pytest.mark.slow
 @given(tensors(WHOLE_BYTES), st.data())
 def test_a_rectangle_holds_the_bytes_of_numpys_slice(tensor, data):
     dtype, shape, raw = tensor
@@ -65,6 +66,7 @@ def test_a_rectangle_holds_the_bytes_of_numpys_slice(tensor, data):
     assert part.nbytes == expected.nbytes
 
 
+@pytest.mark.slow
 @given(tensors(SUB_BYTE), st.data())
 def test_a_rectangle_of_values_below_a_byte_is_numpys_slice_or_refused(tensor, data):
     dtype, shape, raw = tensor
@@ -83,6 +85,7 @@ def test_a_rectangle_of_values_below_a_byte_is_numpys_slice_or_refused(tensor, d
     assert cut_out(raw, dtype, shape, part) == bytes_of(whole[start:stop] if axis == 0 else whole[:, start:stop])
 
 
+@pytest.mark.slow
 @given(tensors(WHOLE_BYTES))
 def test_the_whole_rectangle_holds_every_byte(tensor):
     dtype, shape, raw = tensor
@@ -91,6 +94,7 @@ def test_the_whole_rectangle_holds_every_byte(tensor):
     assert part.nbytes == len(raw)
 
 
+@pytest.mark.slow
 @given(tensors(SUB_BYTE))
 def test_the_whole_rectangle_holds_every_byte_of_values_below_a_byte(tensor):
     dtype, shape, raw = tensor
@@ -191,6 +195,7 @@ def test_the_true_unit_is_found(true_unit, others, extra):
     assert agree_on_unit(pairs, None) == true_unit
 
 
+@pytest.mark.slow
 @given(units, some_sizes, st.integers(0, 50), st.integers(1, 20_000), st.integers(0, 500), st.none() | units)
 def test_the_true_unit_is_found_beside_one_wrong_pair_and_a_wrong_declaration(
     true_unit, others, extra, size, scales, declared

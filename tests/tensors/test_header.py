@@ -347,6 +347,7 @@ def test_tables_agree_with_the_library(case):
     assert_at_least_as_strict((REFUSED | ACCEPTED)[case][0])
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(
     "value",
     [
@@ -483,6 +484,7 @@ def damaged(draw):
     return blob(raw, bytes(i % 251 for i in range(nbytes)), length=max(len(raw) + length_off, 0))
 
 
+@pytest.mark.slow
 @given(damaged())
 @settings(max_examples=200)
 def test_at_least_as_strict_whatever_happened_to_the_structure(file_bytes):
@@ -510,6 +512,7 @@ def bitten(draw):
     return bytes(data)
 
 
+@pytest.mark.slow
 @given(bitten())
 @example(POINTER)
 @settings(max_examples=200)
@@ -565,6 +568,7 @@ def even_f4(tensors):
     }
 
 
+@pytest.mark.slow
 @given(
     layouts(tuple(TORCH)).map(even_f4),
     st.none() | st.tuples(NAMES, NAMES).map(lambda pair: dict([pair])),
@@ -580,6 +584,7 @@ def test_a_file_is_byte_for_byte_that_of_the_library(tmp_path_factory, tensors, 
     assert header + b"".join(data[name] for name in placed) == path.read_bytes()
 
 
+@pytest.mark.slow
 @given(layouts(), st.none() | st.dictionaries(NAMES, NAMES, min_size=1, max_size=3))
 @settings(max_examples=200)
 def test_what_is_written_reads_back_the_same_aligned_and_without_a_warning(tensors, metadata):

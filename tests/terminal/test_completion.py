@@ -59,6 +59,7 @@ def offered(line, shell="bash"):
 # --- what is offered -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("line", "values"), [
     ("dsv4-shard ", ["inspect", "plan", "report", "reshard", "merge", "verify", "explain", "demo"]),
     ("dsv4-shard re", ["report", "reshard"]),
@@ -90,16 +91,19 @@ def test_what_may_follow_is_offered(line, values, place):
 CACHED = ["deepseek-ai/DeepSeek-V4-Flash", "deepseek-ai/DeepSeek-V4-Pro"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", ["dsv4-shard inspect ", "dsv4-shard plan ", "dsv4-shard reshard ",
                                   "dsv4-shard verify out --against "])  # fmt: skip
 def test_folders_stand_beside_cached_repositories_and_names_that_a_shell_would_run_do_not(line, place):
     assert offered(line) == [*CACHED, "DeepSeek-V4-Pro/", "models/"]
 
 
+@pytest.mark.slow
 def test_for_a_report_plans_stand_beside_them_too(place):
     assert offered("dsv4-shard report ") == [*CACHED, "DeepSeek-V4-Pro/", "model.log", "models/", "plan.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", [
     "dsv4-shard inspect DeepS", "dsv4-shard inspect ./", "dsv4-shard inspect ~/", "dsv4-shard plan --compare ",
     "dsv4-shard reshard model ", "dsv4-shard reshard model out --plan ", "dsv4-shard explain ", "dsv4-shard merge ",
@@ -113,6 +117,7 @@ def test_where_a_file_is_wanted_nothing_is_offered_and_each_shell_completes_file
     assert ask(**asked, _TYPER_COMPLETE_FISH_ACTION="is-args").returncode == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
 def test_zsh_and_fish_show_the_gpus_titles(shell, place):
     lines = offered("dsv4-shard plan model --gpu h20-", shell)
@@ -120,11 +125,13 @@ def test_zsh_and_fish_show_the_gpus_titles(shell, place):
     assert (len(lines), lines[1]) == (2, line)
 
 
+@pytest.mark.slow
 def test_fish_is_told_that_there_is_something(place):
     asked = {"_DSV4_SHARD_COMPLETE": "complete_fish", "_TYPER_COMPLETE_ARGS": "dsv4-shard plan --gpu h"}
     assert ask(**asked, _TYPER_COMPLETE_FISH_ACTION="is-args").returncode == 0
 
 
+@pytest.mark.slow
 def test_an_equals_sign_that_bash_takes_for_a_word_is_none(place):
     assert offered("dsv4-shard plan model --engine =") == list(ENGINES)
     assert offered("dsv4-shard plan model --engine=v", "fish") == ["vllm\tvLLM"]
@@ -133,6 +140,7 @@ def test_an_equals_sign_that_bash_takes_for_a_word_is_none(place):
 # --- what it takes, and what may be broken -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", ["dsv4-shard ", "dsv4-shard plan model --tp 8 --", "dsv4-shard inspect ",
                                   "dsv4-shard plan model --gpu h"])  # fmt: skip
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -149,6 +157,7 @@ def test_nothing_is_imported_that_takes_long(line, shell, place):
     assert (place / "imported").read_text() == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variables", [
     {},
     {"COMP_WORDS": "dsv4-shard\n", "COMP_CWORD": "one"},
@@ -174,6 +183,7 @@ def test_whatever_is_broken_nothing_is_said_of_it(variables, place):
     assert "Traceback" not in answer.stdout
 
 
+@pytest.mark.slow
 def test_a_current_folder_that_is_gone_is_no_error(place):
     (place / "gone").mkdir()
     asked = "_DSV4_SHARD_COMPLETE=complete_bash COMP_WORDS='dsv4-shard inspect ' COMP_CWORD=2 dsv4-shard"
@@ -207,6 +217,7 @@ def completed(line):
     return [word.removesuffix("]") for word in printed.split("[")[1:]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("typed", "words"), [
     ("dsv4-shard insp", ["inspect"]),
     ("dsv4-shard inspect DeepS", ["inspect", "DeepSeek-V4-Pro/"]),
@@ -225,6 +236,7 @@ def test_the_tab_key_in_bash(typed, words, place):
     assert completed(typed) == ["dsv4-shard", *words]
 
 
+@pytest.mark.slow
 def test_bash_gets_what_is_offered_by_the_function_of_its_script(place):
     script = 'eval "$(dsv4-shard --show-completion)"\n'
     script += "COMP_WORDS=(dsv4-shard plan model --gpu h20); COMP_CWORD=4\n"

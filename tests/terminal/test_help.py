@@ -102,6 +102,7 @@ def test_a_command_or_option_that_there_is_not_is_told_the_nearest_first(argumen
     assert "\x1b" not in result.stderr
 
 
+@pytest.mark.slow
 def test_every_example_of_the_help_works_as_it_stands(hub_server, tmp_path, monkeypatch):
     """In the order of the commands, with the demo's checkpoint for V4-Pro, in a folder and on the Hub."""
     monkeypatch.chdir(tmp_path)

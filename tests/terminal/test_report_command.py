@@ -17,6 +17,7 @@ def plan_file(tiny_checkpoint, tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_a_report_of_a_plan_file_is_that_of_the_same_options(plan_file, tiny_checkpoint, tmp_path):
     pages = [tmp_path / "a.html", tmp_path / "b.html"]
     assert run("report", plan_file, "-o", pages[0]).exit_code == ExitCode.DONE
@@ -24,6 +25,7 @@ def test_a_report_of_a_plan_file_is_that_of_the_same_options(plan_file, tiny_che
     assert pages[0].read_bytes() == pages[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_wrote_of_what(plan_file, tiny_checkpoint, tmp_path):
     page = tmp_path / "a.html"
     assert "of TP 2 on DeepSeek reference, which runs" in run("report", plan_file, "-o", page).output
@@ -32,6 +34,7 @@ def test_the_command_says_what_it_wrote_of_what(plan_file, tiny_checkpoint, tmp_
     assert "nothing was found" in run("report", tiny_checkpoint, "--gpus", 7, "-o", page, "--engine", "sglang").output
 
 
+@pytest.mark.slow
 def test_a_layout_that_does_not_run_has_a_report_all_the_same(tiny_checkpoint, tmp_path):
     outcome = run("report", tiny_checkpoint, "--tp", 7, "-o", tmp_path / "a.html")
     assert outcome.exit_code == ExitCode.DONE
@@ -44,6 +47,7 @@ def test_without_a_name_the_page_is_report_html_here(tiny_checkpoint, tmp_path, 
     assert os.listdir(tmp_path) == ["report.html"]
 
 
+@pytest.mark.slow
 def test_a_plan_whose_checkpoint_was_moved_says_how_to_name_it(folder, tmp_path):
     dsv4_shard.plan(folder, tp=2, engine="reference", output=tmp_path / "plan.json")
     moved = shutil.move(folder, tmp_path / "elsewhere")

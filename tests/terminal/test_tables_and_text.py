@@ -111,6 +111,7 @@ def too_long(text: str, width: int) -> list[str]:
 # --- commands ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [80, 40])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_fits_the_width_and_says_the_same_in_ascii_and_in_colours(command, width, place):
@@ -125,6 +126,7 @@ def test_a_command_fits_the_width_and_says_the_same_in_ascii_and_in_colours(comm
     assert command.startswith(("help", "reshard")) or "\x1b[" in coloured
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("command", ["inspect", "plan, broken", "verify, damaged"])
 def test_no_color_leaves_no_colour_and_lc_all_c_no_signs(command, place):
     """What is bold or dim stays so: NO_COLOR is about colours."""
@@ -162,6 +164,7 @@ def test_only_a_locale_without_signs_takes_them_away(environment, wanted, monkey
     assert stream.buffer.getvalue().decode() == wanted  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("environment", "width"), [({}, 80), ({"COLUMNS": "40"}, 40), ({"COLUMNS": "120"}, 120)])
 def test_into_a_pipe_lines_are_80_wide_whatever_the_window_unless_columns_says_otherwise(environment, width, place):
     """In a process whose terminal is 132 wide, of which stdout alone is piped."""
@@ -194,6 +197,7 @@ def printed(show: Any, width: int) -> list[str]:
     return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 @given(st.integers(2, 6), st.data(), st.integers(20, 120))
 def test_a_table_of_any_width_says_everything_within_it(columns, data, width):
     names = data.draw(st.lists(st.text("abc", min_size=1, max_size=8), min_size=columns, max_size=columns))
@@ -284,6 +288,7 @@ Dense MLP: 144 blocks of 128 do not fall into 32
 """
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(
     ("model", "request_", "picture"),
     [
@@ -311,6 +316,7 @@ def test_no_picture_where_blocks_are_not_the_question(model, wanted):
     assert not any("├" in line for line in lines)
 
 
+@pytest.mark.slow
 @given(st.integers(2, 256), st.integers(2, 64), st.data(), st.integers(40, 120))
 def test_a_mark_stands_below_a_cut_and_inside_a_block_for_every_cut_that_splits_one(block, ranks, data, width):
     step = data.draw(st.integers(1, 3 * block))
@@ -332,6 +338,7 @@ def test_a_mark_stands_below_a_cut_and_inside_a_block_for_every_cut_that_splits_
 GRIDS = st.tuples(st.integers(1, 4000), st.integers(2, 256), st.integers(2, 64))
 
 
+@pytest.mark.slow
 @given(GRIDS, st.integers(30, 120), st.sampled_from(["whole", "split", "pad"]))
 def test_a_picture_is_short_and_narrow(numbers, width, way):
     size, block, ranks = numbers

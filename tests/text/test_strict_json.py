@@ -79,6 +79,7 @@ HUNDRED_MEGABYTES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", HUNDRED_MEGABYTES)
 def test_a_hundred_megabytes_cost_no_gigabyte(case):
     """Address space is the limit, so that a failure is a MemoryError and not a machine that swaps."""
@@ -97,6 +98,7 @@ except BadJson:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr == ""
 
 
+@pytest.mark.slow
 def test_as_many_values_as_are_read_cost_less_than_half_a_gigabyte():
     code = f"""
 import resource

@@ -11,6 +11,7 @@ from dsv4_shard.planning.search import RANKINGS
 from dsv4_shard.text.suggest import near
 
 
+@pytest.mark.slow
 def test_the_names_that_are_offered_are_those_that_the_engines_have():
     assert list(names.ENGINES) == list(ENGINES)
     assert tuple(names.PLANNED_ONLY) == tuple(name for name, engine in ENGINES.items() if engine.layout is None)
@@ -61,6 +62,7 @@ def test_a_name_that_is_not_known_is_a_usage_error_that_names_what_was_meant(arg
     assert hint.startswith(f"  {meant}")
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(("arguments", "verdict"), [
     (("--runner", "triton_unfused"), "Does not run"),
     (("--engine", "reference", "--runner", "marlin"), "Does not run"),

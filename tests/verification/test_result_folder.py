@@ -107,6 +107,7 @@ def places(found: Verification) -> set[tuple[str, str | None]]:
 # --- what is as it should be ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("expert_dtype", ["fp4", "fp8"])
 @pytest.mark.parametrize("mp", [1, 2, 4, 8])
 def test_a_clean_result_is_clean_alone_and_against_its_source_and_in_numbers(
@@ -198,6 +199,7 @@ def test_left_out_tensors_are_accounted_for(model: Path, tmp_path: Path) -> None
         assert sum(found.accounts.values()) == len(tensors)
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("ranks", [(0, 1), (3,), (1, 2, 3)])
 @pytest.mark.parametrize("expert_dtype", ["fp4", "fp8"])
 def test_some_ranks_verify_and_numerics_refuses_them(
@@ -229,6 +231,7 @@ def test_an_extra_file_is_a_note(out: Path, model: Path) -> None:
 # --- damage --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RANK_FILES)
 def test_a_flip_at_any_boundary_is_found_where_it_is(name: str, clean: Path, out: Path) -> None:
     for offset in boundaries(clean / name):
@@ -239,6 +242,7 @@ def test_a_flip_at_any_boundary_is_found_where_it_is(name: str, clean: Path, out
     assert verify(out).ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RANK_FILES)
 def test_a_flip_at_any_boundary_is_found_against_the_source(name: str, clean: Path, out: Path, model: Path) -> None:
     source = open_folder(model)
@@ -254,6 +258,7 @@ def test_a_flip_at_any_boundary_is_found_against_the_source(name: str, clean: Pa
     assert verify(out, source).ok
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(data=st.data())
 def test_any_flip_in_a_rank_file_is_found_where_it_is(data: st.DataObject, clean: Path) -> None:
@@ -278,6 +283,7 @@ def shared_copy(clean: Path) -> Path:
     return scratch if scratch.exists() else shutil.copytree(clean, scratch)
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", COMPANIONS)
 def test_any_flip_in_a_small_file_is_found(name: str, out: Path) -> None:
     size = (out / name).stat().st_size
@@ -306,6 +312,7 @@ def test_a_lost_small_file_is_reported_alone_and_against_the_source(name: str, o
         assert [(p.kind, p.file) for p in found.problems] == [("lost-file", name)]
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("request_", [Request(2, engine="sglang"), Request(2, engine="node", nodes=2)])
 def test_a_damaged_copy_of_a_shared_file_is_named(request_: Request, wide: Path, tmp_path: Path) -> None:
     """File systems without links have a copy of the file for each rank."""
@@ -325,6 +332,7 @@ def test_a_damaged_copy_of_a_shared_file_is_named(request_: Request, wide: Path,
     assert [(p.kind, p.file) for p in verify(out).problems] == [("damaged-file", link)]
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(data=st.data())
 def test_any_flip_in_the_manifest_makes_it_no_result(data: st.DataObject, clean: Path) -> None:
@@ -431,6 +439,7 @@ def test_swapped_rank_files_of_other_sizes_are_named_as_swapped(wide: Path, tmp_
     assert {problem.file for problem in found.problems if "swapped" in problem.message} == {first, last}
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("against", [False, True])
 def test_another_ranks_bytes_under_a_ranks_own_header_are_found(against: bool, wide: Path, tmp_path: Path) -> None:
     reshard_folder(wide, tmp_path / "out", 4)
@@ -548,6 +557,7 @@ def test_verifying_changes_nothing(out: Path, model: Path) -> None:
 # --- numerics ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [0, 1])
 def test_numerics_looks_at_the_layer_asked_for(layer: int, wide: Path, tmp_path: Path) -> None:
     reshard_folder(wide, tmp_path / "out", 2)
@@ -560,6 +570,7 @@ def test_numerics_of_a_layer_that_is_not_there_is_refused(layer: int, clean: Pat
         check_numerics([clean], *open_folder(model), layer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tensor", ["experts.0.w1.scale", "experts.1.w2.weight", "shared_experts.w3.weight"])
 def test_numerics_sees_a_wrong_expert(tensor: str, clean: Path, out: Path, model: Path) -> None:
     for name in RANK_FILES:
@@ -571,6 +582,7 @@ def test_numerics_sees_a_wrong_expert(tensor: str, clean: Path, out: Path, model
     assert not sums.ok
 
 
+@pytest.mark.slow
 def test_numerics_is_the_same_each_time(clean: Path, model: Path) -> None:
     assert check_numerics([clean], *open_folder(model)) == check_numerics([clean], *open_folder(model))
 

@@ -57,6 +57,7 @@ def pair(model: Path, tmp_path: Path) -> tuple[Path, Path]:
     return halves(model, tmp_path, "sglang")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", REQUESTS)
 def test_shares_are_one_result_alone_against_their_source_and_in_numbers(
     layout: str, model: Path, tmp_path: Path
@@ -74,6 +75,7 @@ def test_shares_are_one_result_alone_against_their_source_and_in_numbers(
     assert sums == check_numerics([one], *open_folder(model))
 
 
+@pytest.mark.slow
 def test_ranks_that_are_in_none_of_the_folders_are_named(model: Path, tmp_path: Path) -> None:
     folders = [write(model, tmp_path / str(rank), "sglang", (rank,)) for rank in (1, 4)]
     found = verify_together(folders)
@@ -83,6 +85,7 @@ def test_ranks_that_are_in_none_of_the_folders_are_named(model: Path, tmp_path: 
         check_numerics(folders, *open_folder(model))
 
 
+@pytest.mark.slow
 def test_ranks_that_are_in_two_folders_are_equal_or_a_problem(model: Path, tmp_path: Path) -> None:
     here = shutil.copytree(model, tmp_path / "x" / "model")
     first, twin = (write(here, tmp_path / name, "reference", (0, 1)) for name in ("one", "twin"))
@@ -95,6 +98,7 @@ def test_ranks_that_are_in_two_folders_are_equal_or_a_problem(model: Path, tmp_p
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["sglang", "vllm", "node"])
 def test_what_all_ranks_share_is_equal_in_all_folders_or_a_problem(layout: str, model: Path, tmp_path: Path) -> None:
     """The second share is of other weights in the same places, under the same name."""
@@ -111,6 +115,7 @@ def test_what_all_ranks_share_is_equal_in_all_folders_or_a_problem(layout: str, 
     assert all(str(second) in problem.file and problem.tensor for problem in found.problems)
 
 
+@pytest.mark.slow
 def test_another_deployment_among_them_is_a_problem(model: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:
     stranger = write(model, tmp_path / "c", "vllm", (4,))
     found = verify_together([pair[0], stranger, pair[1]])
@@ -118,6 +123,7 @@ def test_another_deployment_among_them_is_a_problem(model: Path, pair: tuple[Pat
     assert all(str(stranger) in problem.file for problem in found.problems)
 
 
+@pytest.mark.slow
 def test_a_small_file_that_differs_between_folders_is_a_problem(model: Path, tmp_path: Path) -> None:
     here = shutil.copytree(model, tmp_path / "x" / "model")
     first = write(here, tmp_path / "a", "sglang", (0,))
@@ -128,6 +134,7 @@ def test_a_small_file_that_differs_between_folders_is_a_problem(model: Path, tmp
     assert [problem.file for problem in problems] == [f"{second}/draft/tokenizer.json", f"{second}/tokenizer.json"]
 
 
+@pytest.mark.slow
 def test_damage_in_one_of_them_is_found_where_it_is(pair: tuple[Path, Path]) -> None:
     with (pair[1] / "model-rank-5-part-0.safetensors").open("r+b") as file:
         file.seek(-1, 2)
@@ -139,11 +146,13 @@ def test_damage_in_one_of_them_is_found_where_it_is(pair: tuple[Path, Path]) -> 
     assert not found.ok
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_no_result_is_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(NotAResult):
         verify_together([*pair, tmp_path])
 
 
+@pytest.mark.slow
 def test_the_command_takes_folders_together(model: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:
     run = CliRunner().invoke
     folders = list(map(str, pair))
@@ -164,6 +173,7 @@ def test_the_command_takes_folders_together(model: Path, pair: tuple[Path, Path]
     assert "NOT what was written" in refused.stdout
 
 
+@pytest.mark.slow
 def test_the_command_names_ranks_that_are_missing(model: Path, tmp_path: Path) -> None:
     folders = [str(write(model, tmp_path / str(rank), "sglang", (rank,))) for rank in (0, 7)]
     assert "ranks 1-6 of 8: in none of these folders" in CliRunner().invoke(app, ["verify", *folders]).stdout

@@ -161,6 +161,7 @@ def test_a_small_file_comes_from_the_hub_itself(server, tmp_path):
     assert not server.seen(host="cdn")
 
 
+@pytest.mark.slow
 def test_a_snapshot_is_taken_through_hf_endpoint(server, folder, tmp_path):
     command = f"import huggingface_hub; print(huggingface_hub.snapshot_download({REPO!r}))"
     environment = {**os.environ, **server.env(tmp_path / "home")}
@@ -197,6 +198,7 @@ def test_a_connection_is_used_again(server):
     assert len(server.connections) == 1
 
 
+@pytest.mark.slow
 def test_a_full_size_file_of_holes_is_served_by_ranges(hub_server, tmp_path):
     folder = write_skeleton(tmp_path / "flash", "DeepSeek-V4-Flash")
     hub_server.add_repo(REPO, {"main": folder}, digest=fake_digest)

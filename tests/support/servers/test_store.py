@@ -32,6 +32,7 @@ def store(server):
     return from_url("s3://bucket/prefix", retry_config=AT_ONCE)
 
 
+@pytest.mark.slow
 def test_an_object_comes_whole_and_by_range_below_the_prefix(server, store):
     assert bytes(obstore.get(store, "a/b.bin").bytes()) == DATA
     assert bytes(obstore.get_range(store, "a/b.bin", start=3, end=9)) == DATA[3:9]

@@ -7,8 +7,10 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ import dsv4_shard
 from dsv4_shard import errors
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.cli import app
+from dsv4_shard.errors import ShardError
 from dsv4_shard.inspection.known_family import Inspection
 from dsv4_shard.reporting.page import to_html
 from dsv4_shard.verification.documents import SharesVerification, Verification
@@ -37,12 +40,12 @@ HEAVY = {"torch", "ray", "obstore", "huggingface_hub", "numpy", "pydantic", "ric
 
 
 @pytest.fixture(autouse=True)
-def _own_state(tmp_path, monkeypatch):
+def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
 @pytest.fixture(scope="module")
-def shards(tiny_checkpoint, tmp_path_factory):
+def shards(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of the small checkpoint for two ranks. Only to be read."""
     out = tmp_path_factory.mktemp("shards") / "out"
     dsv4_shard.reshard(tiny_checkpoint, out, **REFERENCE)
@@ -50,7 +53,7 @@ def shards(tiny_checkpoint, tmp_path_factory):
 
 
 @pytest.fixture
-def shares(tiny_checkpoint, tmp_path):
+def shares(tiny_checkpoint: Path, tmp_path: Path) -> list[Path]:
     """The shares of two ranks in a folder each."""
     for rank in range(2):
         dsv4_shard.reshard(tiny_checkpoint, tmp_path / f"share-{rank}", ranks=[rank], **REFERENCE)
@@ -75,7 +78,7 @@ class Seen(dsv4_shard.Progress):
         self.ended.append(task)
 
 
-def document(*arguments):
+def document(*arguments: str | Path | int) -> dict[str, Any]:
     """What a command prints with --json."""
     return json.loads(CliRunner().invoke(app, [*map(str, arguments), "--json"]).stdout)
 
@@ -87,7 +90,7 @@ def in_a_fresh_process(code: str) -> str:
 # --- the package ---------------------------------------------------------------------------------------------------
 
 
-def test_the_package_gives_the_verbs_and_the_errors_and_the_readme_names_them_all():
+def test_the_package_gives_the_verbs_and_the_errors_and_the_readme_names_them_all() -> None:
     assert dsv4_shard.__all__ == sorted(("Progress", "Task", "__version__", "errors", *VERBS))
     section = (ROOT / "README.md").read_text().split("## From Python\n")[1].split("\n## ")[0]
     assert set(VERBS) <= set(re.findall(r"`(\w+)`", section))
@@ -96,7 +99,7 @@ def test_the_package_gives_the_verbs_and_the_errors_and_the_readme_names_them_al
 
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_verb_is_a_function_with_its_options_and_a_docstring_whatever_was_imported_first(verb):
+def test_a_verb_is_a_function_with_its_options_and_a_docstring_whatever_was_imported_first(verb: str) -> None:
     module = "dsv4_shard." + MODULES.get(verb, verb)
     first = f"import {module}, dsv4_shard"
     last = f"import dsv4_shard; from dsv4_shard import {verb}; import {module}"
@@ -110,14 +113,14 @@ def test_a_verb_is_a_function_with_its_options_and_a_docstring_whatever_was_impo
 
 
 @pytest.mark.slow
-def test_a_module_that_a_verb_shares_its_name_with_is_imported_as_any_other():
+def test_a_module_that_a_verb_shares_its_name_with_is_imported_as_any_other() -> None:
     code = "import importlib, dsv4_shard; module = importlib.import_module('dsv4_shard.inspect'); "
     code += "print(module.__name__, module.inspect is dsv4_shard.inspect)"
     assert in_a_fresh_process(code).split() == ["dsv4_shard.inspect", "True"]
 
 
 @pytest.mark.slow
-def test_importing_the_package_imports_nothing_that_takes_time():
+def test_importing_the_package_imports_nothing_that_takes_time() -> None:
     code = f"import sys, dsv4_shard; print(sorted({HEAVY!r} & {{name.partition('.')[0] for name in sys.modules}}))"
     assert in_a_fresh_process(code) == "[]\n"
 
@@ -127,14 +130,14 @@ def test_importing_the_package_imports_nothing_that_takes_time():
 
 @pytest.mark.many
 @pytest.mark.parametrize("tp", [None, (3, 6)])
-def test_inspect_returns_what_the_command_prints(tiny_checkpoint, tp):
+def test_inspect_returns_what_the_command_prints(tiny_checkpoint: Path, tp: tuple[int, int] | None) -> None:
     options = [] if tp is None else ["--tp", ",".join(map(str, tp))]
     found = dsv4_shard.inspect(tiny_checkpoint, tp=tp)
     assert isinstance(found, Inspection)
     assert found.model_dump(mode="json") == document("inspect", tiny_checkpoint, *options)
 
 
-def test_plan_returns_what_the_command_prints_and_writes_it(tiny_checkpoint, tmp_path):
+def test_plan_returns_what_the_command_prints_and_writes_it(tiny_checkpoint: Path, tmp_path: Path) -> None:
     made = dsv4_shard.plan(
         tiny_checkpoint, tp=2, ep=2, engine="SGLang", shared_experts="whole", gpu="h200", output=tmp_path / "plan.json"
     )
@@ -143,7 +146,9 @@ def test_plan_returns_what_the_command_prints_and_writes_it(tiny_checkpoint, tmp
     assert (tmp_path / "plan.json").read_text() == made.to_json()
 
 
-def test_search_returns_what_the_command_prints_and_writes_the_plan_of_the_best(tiny_checkpoint, tmp_path):
+def test_search_returns_what_the_command_prints_and_writes_the_plan_of_the_best(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     found = dsv4_shard.search(
         tiny_checkpoint, gpus=2, gpu="h200", engine=["vllm", "sglang"], output=tmp_path / "plan.json"
     )
@@ -154,7 +159,9 @@ def test_search_returns_what_the_command_prints_and_writes_the_plan_of_the_best(
     assert json.loads((tmp_path / "plan.json").read_text())["request"] == asdict(found.best.request)
 
 
-def test_compare_returns_what_the_command_prints_of_files_and_takes_plans_as_well(tiny_checkpoint, tmp_path):
+def test_compare_returns_what_the_command_prints_of_files_and_takes_plans_as_well(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     files = [tmp_path / "a.json", tmp_path / "b.json"]
     plans = [dsv4_shard.plan(tiny_checkpoint, tp=tp, output=file) for tp, file in zip((1, 2), files, strict=True)]
     assert dsv4_shard.compare(*files).model_dump(mode="json") == document("plan", "--compare", *files)
@@ -163,7 +170,7 @@ def test_compare_returns_what_the_command_prints_of_files_and_takes_plans_as_wel
 
 
 @pytest.mark.slow
-def test_report_makes_the_page_that_the_command_writes(tiny_checkpoint, tmp_path):
+def test_report_makes_the_page_that_the_command_writes(tiny_checkpoint: Path, tmp_path: Path) -> None:
     pages = [tmp_path / name for name in ("a.html", "b.html")]
     made = dsv4_shard.report(tiny_checkpoint, tp=2, gpu="h200", output=pages[0])
     CliRunner().invoke(app, ["report", str(tiny_checkpoint), "--tp", "2", "--gpu", "h200", "-o", str(pages[1])])
@@ -173,14 +180,16 @@ def test_report_makes_the_page_that_the_command_writes(tiny_checkpoint, tmp_path
 
 
 @pytest.mark.slow
-def test_explain_returns_what_the_command_prints_of_a_text_a_log_and_a_stream(tmp_path):
+def test_explain_returns_what_the_command_prints_of_a_text_a_log_and_a_stream(tmp_path: Path) -> None:
     expected = document("explain", MESSAGE)
     (tmp_path / "log").write_text(MESSAGE)
     for text in (MESSAGE, tmp_path / "log", BytesIO(MESSAGE.encode())):
         assert dsv4_shard.explain(text).model_dump(mode="json") == expected
 
 
-def test_reshard_writes_what_the_command_writes_and_returns_what_that_prints(tiny_checkpoint, tmp_path):
+def test_reshard_writes_what_the_command_writes_and_returns_what_that_prints(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     printed = document("reshard", tiny_checkpoint, tmp_path / "b", "--tp", 2, "--engine", "reference")
     outcome = dsv4_shard.reshard(
         str(tiny_checkpoint), tmp_path / "a", plan=dsv4_shard.plan(tiny_checkpoint, **REFERENCE)
@@ -189,7 +198,7 @@ def test_reshard_writes_what_the_command_writes_and_returns_what_that_prints(tin
     assert outcome.model_dump(mode="json") == printed | {"out": str(tmp_path / "a")}
 
 
-def test_a_dry_run_returns_what_the_command_prints_and_writes_nothing(tiny_checkpoint, tmp_path):
+def test_a_dry_run_returns_what_the_command_prints_and_writes_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
     found = dsv4_shard.reshard_dry_run(tiny_checkpoint, tmp_path / "out", **REFERENCE)
     printed = document("reshard", tiny_checkpoint, tmp_path / "out", "--tp", 2, "--engine", "reference", "--dry-run")
     assert found.model_dump(mode="json") == printed | {"free": found.free}
@@ -198,14 +207,14 @@ def test_a_dry_run_returns_what_the_command_prints_and_writes_nothing(tiny_check
 
 
 @pytest.mark.slow
-def test_merge_writes_what_the_command_writes_and_returns_what_that_prints(shards, tmp_path):
+def test_merge_writes_what_the_command_writes_and_returns_what_that_prints(shards: Path, tmp_path: Path) -> None:
     merged = dsv4_shard.merge(shards, tmp_path / "a")
     printed = document("merge", shards, tmp_path / "b")
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert merged.model_dump(mode="json") == printed | {"out": str(tmp_path / "a")}
 
 
-def test_a_dry_run_of_merge_returns_what_the_command_prints(shards, tmp_path):
+def test_a_dry_run_of_merge_returns_what_the_command_prints(shards: Path, tmp_path: Path) -> None:
     found = dsv4_shard.merge_dry_run(shards, tmp_path / "a")
     assert found.model_dump(mode="json") == document("merge", shards, tmp_path / "a", "--dry-run") | {
         "free": found.free
@@ -214,7 +223,7 @@ def test_a_dry_run_of_merge_returns_what_the_command_prints(shards, tmp_path):
 
 
 @pytest.mark.slow
-def test_verify_of_a_folder_returns_what_the_command_prints(tiny_checkpoint, shards):
+def test_verify_of_a_folder_returns_what_the_command_prints(tiny_checkpoint: Path, shards: Path) -> None:
     found = dsv4_shard.verify(str(shards), against=tiny_checkpoint, numerics=True, layer=1)
     printed = document("verify", shards, "--against", tiny_checkpoint, "--numerics", "--layer", 1)
     assert isinstance(found, Verification)
@@ -223,7 +232,7 @@ def test_verify_of_a_folder_returns_what_the_command_prints(tiny_checkpoint, sha
     assert (printed["ok"], printed["numerics"]["ranks"]) == (True, 2)
 
 
-def test_verify_of_several_folders_returns_what_the_command_prints(shares):
+def test_verify_of_several_folders_returns_what_the_command_prints(shares: list[Path]) -> None:
     found = dsv4_shard.verify_shares(shares)
     assert isinstance(found, SharesVerification)
     assert found.model_dump(mode="json") == document("verify", *shares)
@@ -231,10 +240,12 @@ def test_verify_of_several_folders_returns_what_the_command_prints(shares):
 
 
 @pytest.mark.slow
-def test_a_result_is_not_ok_where_its_experts_do_not_add_up(tiny_checkpoint, shards, shares, monkeypatch):
+def test_a_result_is_not_ok_where_its_experts_do_not_add_up(
+    tiny_checkpoint: Path, shards: Path, shares: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("dsv4_shard.verification.documents.TOLERANCE", -1.0)
     for verb, out in ((dsv4_shard.verify, shards), (dsv4_shard.verify_shares, shares)):
-        found = verb(out, against=tiny_checkpoint, numerics=True)
+        found = verb(out, against=tiny_checkpoint, numerics=True)  # type: ignore[arg-type]
         assert (found.problems, found.ok) == ((), False)
     command = ["verify", str(shards), "--against", str(tiny_checkpoint), "--numerics"]
     assert CliRunner().invoke(app, command).exit_code == errors.ExitCode.NO
@@ -278,7 +289,14 @@ def test_a_result_is_not_ok_where_its_experts_do_not_add_up(tiny_checkpoint, sha
         (lambda repo, out: dsv4_shard.verify(out, layer=1), errors.UsageError, "layer is of numerics"),
     ],
 )
-def test_what_a_command_stops_at_is_raised(call, error, match, tiny_checkpoint, tmp_path, capfd):
+def test_what_a_command_stops_at_is_raised(
+    call: Callable[..., Any],
+    error: type[ShardError],
+    match: str,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     with pytest.raises(error, match=match):
         call(tiny_checkpoint, tmp_path / "out")
     assert capfd.readouterr() == ("", "")
@@ -286,7 +304,9 @@ def test_what_a_command_stops_at_is_raised(call, error, match, tiny_checkpoint, 
 
 
 @pytest.mark.parametrize(("rank", "world"), [("2", "3"), ("0", "2")])
-def test_a_process_whose_launcher_leaves_nothing_to_it_is_told(rank, world, tiny_checkpoint, tmp_path, monkeypatch):
+def test_a_process_whose_launcher_leaves_nothing_to_it_is_told(
+    rank: str, world: str, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", world)
     dsv4_shard.reshard(tiny_checkpoint, tmp_path / "out", ranks=[0], **REFERENCE)
@@ -297,8 +317,10 @@ def test_a_process_whose_launcher_leaves_nothing_to_it_is_told(rank, world, tiny
 
 
 @pytest.mark.slow
-def test_verbs_print_nothing_remember_nothing_and_tell_how_far_they_are(tiny_checkpoint, shards, tmp_path, capfd):
-    seen = Seen()
+def test_verbs_print_nothing_remember_nothing_and_tell_how_far_they_are(
+    tiny_checkpoint: Path, shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    seen = Seen()  # type: ignore[abstract]
     told: dict[str, Any] = {"progress": seen, "jobs": 1}
     dsv4_shard.inspect(tiny_checkpoint)
     dsv4_shard.reshard(tiny_checkpoint, tmp_path / "out", **REFERENCE, **told)
@@ -312,17 +334,19 @@ def test_verbs_print_nothing_remember_nothing_and_tell_how_far_they_are(tiny_che
 
 
 @pytest.mark.parametrize("error", [ValueError("enough"), KeyboardInterrupt()])
-def test_what_progress_raises_ends_the_run_and_the_same_call_goes_on(error, tiny_checkpoint, tmp_path):
+def test_what_progress_raises_ends_the_run_and_the_same_call_goes_on(
+    error: type[ShardError], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     class Ends(dsv4_shard.Progress):
         def advance(self, task: dsv4_shard.Task, nbytes: int) -> None:
             raise error
 
-    with pytest.raises(type(error)):
-        dsv4_shard.reshard(tiny_checkpoint, tmp_path / "out", progress=Ends(), **REFERENCE)
+    with pytest.raises(type(error)):  # type: ignore[type-var]
+        dsv4_shard.reshard(tiny_checkpoint, tmp_path / "out", progress=Ends(), **REFERENCE)  # type: ignore[abstract]
     assert not (tmp_path / "out").exists()
     dsv4_shard.reshard(tiny_checkpoint, tmp_path / "out", progress=None, **REFERENCE)
-    with pytest.raises(type(error)):
-        dsv4_shard.verify(tmp_path / "out", progress=Ends())
+    with pytest.raises(type(error)):  # type: ignore[type-var]
+        dsv4_shard.verify(tmp_path / "out", progress=Ends())  # type: ignore[abstract]
     assert dsv4_shard.verify(tmp_path / "out").ok
 
 
@@ -334,7 +358,9 @@ def code_of(page: str) -> str:
     return code
 
 
-def test_the_examples_of_the_docstrings_and_of_the_pages_give_what_they_say(tmp_path, monkeypatch, capsys):
+def test_the_examples_of_the_docstrings_and_of_the_pages_give_what_they_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     write_checkpoint(tmp_path / "model")
     finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner()

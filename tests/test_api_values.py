@@ -9,6 +9,7 @@ import textwrap
 import traceback
 import typing
 from io import BytesIO, StringIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ LAYOUT: dict[str, typing.Any] = {"tp": 2, "engine": "reference"}
 
 
 @pytest.fixture
-def out(tmp_path):
+def out(tmp_path: Path) -> typing.Any:
     return tmp_path / "out"
 
 
@@ -56,7 +57,9 @@ def out(tmp_path):
     ("report", {"rank_by": "sent"}, "rank_by without gpus"),
     ("report", {"repo": "model"}, "repo: the source is no plan file"),
 ])  # fmt: skip
-def test_a_value_of_another_kind_is_refused_by_its_parameter(verb, options, said, tiny_checkpoint):
+def test_a_value_of_another_kind_is_refused_by_its_parameter(
+    verb: str, options: typing.Any, said: str, tiny_checkpoint: Path
+) -> None:
     with pytest.raises(UsageError) as caught:
         getattr(dsv4_shard, verb)(tiny_checkpoint, **options)
     assert said in str(caught.value)
@@ -81,7 +84,9 @@ def test_a_value_of_another_kind_is_refused_by_its_parameter(verb, options, said
     ("reshard_on_cluster", LAYOUT | {"ray": True}, "ray=True: must be a name, not bool"),
     ("merge", {"overwrite": "no"}, "overwrite='no': must be True or False, not str"),
 ])  # fmt: skip
-def test_a_verb_that_writes_refuses_it_before_it_writes(verb, options, said, tiny_checkpoint, out):
+def test_a_verb_that_writes_refuses_it_before_it_writes(
+    verb: str, options: typing.Any, said: str, tiny_checkpoint: Path, out: typing.Any
+) -> None:
     with pytest.raises(UsageError) as caught:
         getattr(dsv4_shard, verb)(tiny_checkpoint, out, **options)
     assert said in str(caught.value)
@@ -89,21 +94,21 @@ def test_a_verb_that_writes_refuses_it_before_it_writes(verb, options, said, tin
 
 
 @pytest.mark.parametrize(("call", "said"), [
-    (lambda plan: dsv4_shard.compare(plan, {}), "b: must be a plan or the path of a plan file, not dict"),
+    (lambda plan: dsv4_shard.compare(plan, {}), "b: must be a plan or the path of a plan file, not dict"),  # type: ignore[arg-type]
     (lambda plan: dsv4_shard.compare(plan.to_json(), plan), "a: that is the text of a plan"),
-    (lambda plan: dsv4_shard.compare(plan), "b: must be given"),
+    (lambda plan: dsv4_shard.compare(plan), "b: must be given"),  # type: ignore[call-arg]
     (lambda plan: dsv4_shard.report(plan.to_json()), "source: that is the text of a plan"),
-    (lambda plan: dsv4_shard.report(3), "source: must be a plan, or the path of a plan file or checkpoint, not int"),
+    (lambda plan: dsv4_shard.report(3), "source: must be a plan, or the path of a plan file or checkpoint, not int"),  # type: ignore[arg-type]
     (lambda plan: dsv4_shard.report(plan, dp=1), "dp beside a plan: the plan says it already"),
-    (lambda plan: dsv4_shard.inspect(3), "repo=3: must be a name or a path, not int"),
-    (lambda plan: dsv4_shard.explain(3), "text: must be text, bytes, a Path, an open file or an exception, not int"),
+    (lambda plan: dsv4_shard.inspect(3), "repo=3: must be a name or a path, not int"),  # type: ignore[arg-type]
+    (lambda plan: dsv4_shard.explain(3), "text: must be text, bytes, a Path, an open file or an exception, not int"),  # type: ignore[arg-type]
     (lambda plan: dsv4_shard.explain(b" "), "nothing to explain"),
     (lambda plan: dsv4_shard.verify("out", layer=True), "layer=True: must be a whole number, not bool"),
     (lambda plan: dsv4_shard.verify_shares("out"), "folders: one folder, not a sequence"),
-    (lambda plan: dsv4_shard.verify_shares([3]), "folders=3: must be a name or a path, not int"),
-    (lambda plan: dsv4_shard.verify_shares(3), "folders: must be a sequence of folders, not int"),
+    (lambda plan: dsv4_shard.verify_shares([3]), "folders=3: must be a name or a path, not int"),  # type: ignore[list-item]
+    (lambda plan: dsv4_shard.verify_shares(3), "folders: must be a sequence of folders, not int"),  # type: ignore[arg-type]
 ])  # fmt: skip
-def test_what_a_verb_works_on_is_refused_by_its_name(call, said, tiny_checkpoint):
+def test_what_a_verb_works_on_is_refused_by_its_name(call: typing.Any, said: str, tiny_checkpoint: Path) -> None:
     with pytest.raises(UsageError) as caught:
         call(dsv4_shard.plan(tiny_checkpoint, **LAYOUT))
     assert said in str(caught.value)
@@ -112,18 +117,18 @@ def test_what_a_verb_works_on_is_refused_by_its_name(call, said, tiny_checkpoint
 # --- taken -----------------------------------------------------------------------------------------------------------
 
 
-def test_numbers_of_numpy_are_numbers(tiny_checkpoint, out):
-    plan = dsv4_shard.plan(tiny_checkpoint, tp=np.int64(2), engine="reference")
+def test_numbers_of_numpy_are_numbers(tiny_checkpoint: Path, out: typing.Any) -> None:
+    plan = dsv4_shard.plan(tiny_checkpoint, tp=np.int64(2), engine="reference")  # type: ignore[arg-type]
     assert plan.to_json() == dsv4_shard.plan(tiny_checkpoint, **LAYOUT).to_json()
     outcome = dsv4_shard.reshard(tiny_checkpoint, out, plan=plan, ranks=np.arange(2))
     assert list(outcome.ranks) == [0, 1]
 
 
-def test_one_size_is_a_size(tiny_checkpoint):
+def test_one_size_is_a_size(tiny_checkpoint: Path) -> None:
     assert dsv4_shard.inspect(tiny_checkpoint, tp=8) == dsv4_shard.inspect(tiny_checkpoint, tp=[8])
 
 
-def test_text_bytes_files_and_exceptions_are_explained(tmp_path):
+def test_text_bytes_files_and_exceptions_are_explained(tmp_path: Path) -> None:
     (tmp_path / "log").write_text(f"started\n{MESSAGE}\n")
     try:
         raise ValueError(MESSAGE)
@@ -135,13 +140,13 @@ def test_text_bytes_files_and_exceptions_are_explained(tmp_path):
             assert dsv4_shard.explain(one).meaning == dsv4_shard.explain(MESSAGE).meaning
 
 
-def test_a_log_that_is_no_text_says_how_to_open_it(tmp_path):
+def test_a_log_that_is_no_text_says_how_to_open_it(tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(b"\xff\xff")
     with (tmp_path / "log").open(encoding="utf-8") as file, pytest.raises(ReadFailed, match="not text of utf-8"):
         dsv4_shard.explain(file)
 
 
-def test_a_report_has_its_page(tiny_checkpoint, tmp_path):
+def test_a_report_has_its_page(tiny_checkpoint: Path, tmp_path: Path) -> None:
     made = dsv4_shard.report(tiny_checkpoint, **LAYOUT, output=tmp_path / "a.html")
     assert made.to_html() == (tmp_path / "a.html").read_text()
 
@@ -149,7 +154,7 @@ def test_a_report_has_its_page(tiny_checkpoint, tmp_path):
 # --- what a caller sees ----------------------------------------------------------------------------------------------
 
 
-def test_a_traceback_has_the_hint_in_words_of_python(tiny_checkpoint):
+def test_a_traceback_has_the_hint_in_words_of_python(tiny_checkpoint: Path) -> None:
     with pytest.raises(UsageError) as caught:
         dsv4_shard.report(tiny_checkpoint, gpus=2, tp=2)
     assert traceback.format_exception_only(caught.value)[1:] == ["Leave out tp, or gpus.\n"]
@@ -159,7 +164,7 @@ def test_a_traceback_has_the_hint_in_words_of_python(tiny_checkpoint):
 
 
 @pytest.mark.parametrize("name", VERBS)
-def test_the_types_of_a_verb_are_known_and_its_options_are_in_its_docstring(name):
+def test_the_types_of_a_verb_are_known_and_its_options_are_in_its_docstring(name: str) -> None:
     verb = getattr(dsv4_shard, name)
     hints, signature = typing.get_type_hints(verb), inspect.signature(verb)
     assert hints.keys() == {*signature.parameters, "return"}
@@ -169,7 +174,7 @@ def test_the_types_of_a_verb_are_known_and_its_options_are_in_its_docstring(name
     assert documented == [one.name for one in options]
 
 
-def test_type_checkers_know_the_options(tmp_path):
+def test_type_checkers_know_the_options(tmp_path: Path) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     for name in VERBS:
         examples = doctest.DocTestParser().get_examples(str(getattr(dsv4_shard, name).__doc__))
@@ -181,13 +186,13 @@ def test_type_checkers_know_the_options(tmp_path):
     wrong.write_text("import dsv4_shard\n\ndsv4_shard.plan('m', tpp=16)\ndsv4_shard.plan('m', tp='16').no_such\n"
                      "dsv4_shard.reshard('m', 'out', plan=3)\n")  # fmt: skip
     command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--config-file", "", right, wrong]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout  # type: ignore[arg-type]
     errors = re.findall(r"(right|wrong)\.py:(\d+): error", found)
     assert [line for name, line in errors if name == "right"] == [], found
     assert {int(line) for _, line in errors} == {3, 4, 5}
 
 
-def test_the_modules_of_verbs_give_the_verbs():
+def test_the_modules_of_verbs_give_the_verbs() -> None:
     for name in ("plan", "inspect", "report", "explain", "reshard", "verify"):
         code = f"import dsv4_shard.{name} as module; print(type(module).__name__)"
         assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True) == "function\n"

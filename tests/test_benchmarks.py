@@ -35,13 +35,13 @@ def bench(*arguments: str) -> list[str]:
 def settings(tmp_path: Path, **changes: object) -> Settings:
     values = {"scratch": tmp_path, "nbytes": 1 << 20, "rounds": 1, "cold": False, "converter": None,
               "converter_nbytes": 1 << 20}  # fmt: skip
-    return Settings(**values | changes)
+    return Settings(**values | changes)  # type: ignore[arg-type]
 
 
 def numbers(document: object, name: str = "") -> list[tuple[str, float]]:
     """Every number of a JSON document, with the key it stands under."""
     if is_dataclass(document):
-        document = asdict(document)
+        document = asdict(document)  # type: ignore[arg-type]
     if isinstance(document, dict):
         return [one for key, value in document.items() for one in numbers(value, key)]
     if isinstance(document, list):
@@ -54,7 +54,7 @@ def not_above_zero(document: object) -> list[tuple[str, float]]:
 
 
 @pytest.mark.slow
-def test_command_measures_every_case_of_moves_and_writes_json(tmp_path):
+def test_command_measures_every_case_of_moves_and_writes_json(tmp_path: Path) -> None:
     """The whole command; what it reads and writes is the checkpoint and the output, once each."""
     file, scratch = tmp_path / "bench.json", tmp_path / "scratch"
     scratch.mkdir()
@@ -74,7 +74,7 @@ def test_command_measures_every_case_of_moves_and_writes_json(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_way_back_reads_every_rank_once_and_leaves_nothing(tmp_path):
+def test_the_way_back_reads_every_rank_once_and_leaves_nothing(tmp_path: Path) -> None:
     rows = back.measure(settings(tmp_path))
     assert [row.case for row in rows] == list(back.CASES)
     assert not_above_zero(rows) == []
@@ -83,7 +83,9 @@ def test_the_way_back_reads_every_rank_once_and_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_growth_has_sizes_and_ranks_and_skips_what_does_not_fit(tmp_path, monkeypatch):
+def test_growth_has_sizes_and_ranks_and_skips_what_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(growth, "SIZES", (1, 1 << 40))
     monkeypatch.setattr(growth, "RANKS", {64: growth.RANKS[64]})
     small, large, ranks = growth.measure(settings(tmp_path))
@@ -96,7 +98,7 @@ def test_growth_has_sizes_and_ranks_and_skips_what_does_not_fit(tmp_path, monkey
 
 
 @pytest.mark.slow
-def test_loading_has_every_way_of_every_engine(tmp_path):
+def test_loading_has_every_way_of_every_engine(tmp_path: Path) -> None:
     rows = loading.measure(settings(tmp_path))
     assert [row.case for row in rows] == [f"{engine}, {way}" for engine in loading.ENGINES for way in loading.WAYS]
     assert not_above_zero(rows) == []
@@ -104,7 +106,7 @@ def test_loading_has_every_way_of_every_engine(tmp_path):
 
 
 @pytest.mark.slow
-def test_headers_has_every_command(tmp_path, monkeypatch):
+def test_headers_has_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     rows = headers.measure(settings(tmp_path))
     assert [row.case.split()[0] for row in rows] == ["--help", "inspect", "plan"]
@@ -113,7 +115,7 @@ def test_headers_has_every_command(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_machines_on_paper_are_what_the_documentation_says(tmp_path):
+def test_machines_on_paper_are_what_the_documentation_says(tmp_path: Path) -> None:
     """Its table is that of the real headers and of the rates that it names."""
     document = machines.DOCUMENT.read_text()
     rates = machines.rates_in(document)
@@ -126,7 +128,7 @@ def test_machines_on_paper_are_what_the_documentation_says(tmp_path):
 
 
 @pytest.mark.slow
-def test_machines_measures_the_rates_that_are_not_given(tmp_path):
+def test_machines_measures_the_rates_that_are_not_given(tmp_path: Path) -> None:
     rates = machines.measure_rates(settings(tmp_path), {"network": 1.0})
     assert min(rates.disk, rates.worker) > 0
     assert rates.network == 1.0
@@ -134,7 +136,7 @@ def test_machines_measures_the_rates_that_are_not_given(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_more_machines_stop_to_pay_where_what_they_share_is_the_limit():
+def test_more_machines_stop_to_pay_where_what_they_share_is_the_limit() -> None:
     shares = [machines.Share(nodes, 10**12 // nodes, 10**12 // nodes) for nodes in machines.NODES]
     rows = machines.estimates(shares, machines.Rates(disk=1.0, worker=10.0, network=10.0, shared=4.0))
     assert machines._pays(rows) == {
@@ -148,7 +150,9 @@ def test_more_machines_stop_to_pay_where_what_they_share_is_the_limit():
     "request_",
     [Request(tp=4), Request(tp=4, engine="reference"), Request(tp=4, engine="reference", expert_dtype="fp8")],
 )
-def test_what_a_share_reads_is_reckoned_as_it_is_read(tmp_path, request_, ranks):
+def test_what_a_share_reads_is_reckoned_as_it_is_read(
+    tmp_path: Path, request_: Request, ranks: tuple[int, ...]
+) -> None:
     source = write_checkpoint(tmp_path / "checkpoint", small_config(), 3)
     checkpoint, inventory = open_folder(source)
     job = prepare(checkpoint, inventory, make_plan(checkpoint, inventory, request_), ranks)
@@ -157,7 +161,7 @@ def test_what_a_share_reads_is_reckoned_as_it_is_read(tmp_path, request_, ranks)
 
 @pytest.mark.many
 @pytest.mark.parametrize("engine", loading.ENGINES)
-def test_whole_checkpoint_narrowed_gives_what_the_own_files_hold(tmp_path, engine):
+def test_whole_checkpoint_narrowed_gives_what_the_own_files_hold(tmp_path: Path, engine: str) -> None:
     """Both ways of reading the whole checkpoint take the very bytes that a rank's files have."""
     source, out = tmp_path / "checkpoint", tmp_path / "out"
     write_checkpoint(source, small_config(num_nextn_predict_layers=0, compress_ratios=[128, 4]), mtp_blocks=0)
@@ -176,7 +180,7 @@ def test_whole_checkpoint_narrowed_gives_what_the_own_files_hold(tmp_path, engin
 
 
 @pytest.mark.slow
-def test_checkpoints_have_the_size_asked_for_and_v4_pro_widths():
+def test_checkpoints_have_the_size_asked_for_and_v4_pro_widths() -> None:
     for gb in (1, 2, 4, 8):
         config = config_for(gb * 10**9)
         size = sum(nbytes_of(*tensor) for tensor in tensors_of(config, mtp_blocks=0).values())
@@ -184,7 +188,7 @@ def test_checkpoints_have_the_size_asked_for_and_v4_pro_widths():
         assert (config["hidden_size"], config["moe_intermediate_size"] // 16 // 2) == (WIDTH, 96)
 
 
-def test_what_the_kernel_counts_is_that_of_the_command(tmp_path):
+def test_what_the_kernel_counts_is_that_of_the_command(tmp_path: Path) -> None:
     """Bytes read and written, and the memory of the command, not of the process that started it."""
     (tmp_path / "in").write_bytes(bytes(3_000_000))
     code = "import sys; data = open(sys.argv[1], 'rb').read(); open(sys.argv[2], 'wb').write(data[:1_000_000])"
@@ -196,17 +200,17 @@ def test_what_the_kernel_counts_is_that_of_the_command(tmp_path):
 
 
 @pytest.mark.slow
-def test_error_of_a_command_is_shown():
+def test_error_of_a_command_is_shown() -> None:
     with pytest.raises(ChildFailed, match=r"(?s)reshard /nowhere .* ended with .*no such"):
         run(tool("reshard", "/nowhere", "/nowhere/out", "--tp", "2"))
 
 
-def test_no_room_is_said_in_numbers(tmp_path):
+def test_no_room_is_said_in_numbers(tmp_path: Path) -> None:
     with pytest.raises(NotMeasured, match=r"GB free under .* 1000000\.0 GB needed"):
         require_room(tmp_path, 10**15)
 
 
-def test_converter_is_refused_without_the_memory_for_it(tmp_path):
+def test_converter_is_refused_without_the_memory_for_it(tmp_path: Path) -> None:
     with pytest.raises(NotMeasured, match="--converter PATH"):
         converter.measure(settings(tmp_path))
     with pytest.raises(NotMeasured, match="--converter-gb"):
@@ -214,7 +218,7 @@ def test_converter_is_refused_without_the_memory_for_it(tmp_path):
 
 
 @pytest.mark.slow
-def test_converter_is_timed_in_turns_with_ours(tmp_path, monkeypatch):
+def test_converter_is_timed_in_turns_with_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a stand-in that takes the converter's options and writes nothing."""
     monkeypatch.setattr(converter, "DTYPES", {"FP4 cast to FP8": "fp8"})
     script = tmp_path / "convert.py"
@@ -225,7 +229,7 @@ def test_converter_is_timed_in_turns_with_ours(tmp_path, monkeypatch):
     assert converter.table(rows).row_count == len(rows)
 
 
-def test_cold_and_warm_leave_the_bytes_alone(tmp_path):
+def test_cold_and_warm_leave_the_bytes_alone(tmp_path: Path) -> None:
     folder = write_least(tmp_path / "least")
     before = {path: path.read_bytes() for path in folder.iterdir()}
     for cold in (True, False):
@@ -234,7 +238,7 @@ def test_cold_and_warm_leave_the_bytes_alone(tmp_path):
     assert tensor_bytes(folder) > 0
 
 
-def test_scratch_folder_is_removed_when_interrupted(tmp_path):
+def test_scratch_folder_is_removed_when_interrupted(tmp_path: Path) -> None:
     """Ended in the middle of a command: nothing is left, and that command has ended as well."""
     command = bench("--only", "moves", "--gb", "0.01", "--scratch", str(tmp_path))
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:

@@ -6,6 +6,9 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from support.checkpoints.full_size import FLASH, PRO
@@ -19,18 +22,18 @@ from dsv4_shard.version import __version__
 
 
 @pytest.fixture(autouse=True)
-def _own_state(tmp_path, monkeypatch):
+def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("COLUMNS", "80")
 
 
-def test_version_is_the_packages():
+def test_version_is_the_packages() -> None:
     result = run("--version")
     assert (result.exit_code, result.stdout) == (0, f"dsv4-shard {__version__}\n")
 
 
 @pytest.mark.parametrize("command", [(), ("inspect",), ("plan",), ("reshard",), ("verify",), ("demo",), ("explain",)])
-def test_every_command_has_help(command):
+def test_every_command_has_help(command: tuple[str, ...]) -> None:
     result = run(*command, "--help")
     assert result.exit_code == 0
     assert "Usage:" in result.stdout
@@ -38,7 +41,7 @@ def test_every_command_has_help(command):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["inspect", "plan"])
-def test_what_reads_headers_imports_nothing_that_reads_numbers(command, tiny_checkpoint):
+def test_what_reads_headers_imports_nothing_that_reads_numbers(command: str, tiny_checkpoint: Path) -> None:
     options = ["--tp", "2"] if command == "plan" else []
     unwanted = {"torch", "numpy", "huggingface_hub"}
     code = f"import sys; from dsv4_shard.cli import app; app({[command, str(tiny_checkpoint), *options]!r}, "
@@ -47,7 +50,7 @@ def test_what_reads_headers_imports_nothing_that_reads_numbers(command, tiny_che
 
 
 @pytest.mark.slow
-def test_inspect_shows_where_pro_breaks_at_tp16():
+def test_inspect_shows_where_pro_breaks_at_tp16() -> None:
     result = run("inspect", root_of(PRO))
     assert result.exit_code == 0
     assert "145,116 tensors in 64 files, 864.70 GB" in result.stdout
@@ -55,14 +58,14 @@ def test_inspect_shows_where_pro_breaks_at_tp16():
     assert "none: every layer, expert, scale and block is there and fits" in result.stdout
 
 
-def test_inspect_json_is_one_document_with_a_version(tiny_checkpoint):
+def test_inspect_json_is_one_document_with_a_version(tiny_checkpoint: Path) -> None:
     result = run("inspect", tiny_checkpoint, "--tp", "3,6", "--json")
     document = json.loads(result.stdout)
     assert document["schema_version"] == 1
     assert {cell["tp"] for cell in document["matrix"]} == {3, 6}
 
 
-def test_inspect_of_a_checkpoint_with_errors_shows_them_and_exits_with_3(folder):
+def test_inspect_of_a_checkpoint_with_errors_shows_them_and_exits_with_3(folder: Path) -> None:
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     lost = "model-00004-of-00005.safetensors"
     index["weight_map"] = {name: file for name, file in index["weight_map"].items() if file != lost}
@@ -72,7 +75,9 @@ def test_inspect_of_a_checkpoint_with_errors_shows_them_and_exits_with_3(folder)
     assert "tensors are missing" in result.stdout
 
 
-def test_plan_without_a_name_takes_the_checkpoint_last_inspected_and_says_so(tiny_checkpoint, tmp_path, monkeypatch):
+def test_plan_without_a_name_takes_the_checkpoint_last_inspected_and_says_so(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     run("inspect", tiny_checkpoint)
     result = run("plan", "--tp", "2")
@@ -80,14 +85,16 @@ def test_plan_without_a_name_takes_the_checkpoint_last_inspected_and_says_so(tin
     assert f"planning for {tiny_checkpoint}" in result.stderr
 
 
-def test_plan_without_a_name_prefers_the_current_folder(tiny_checkpoint, monkeypatch):
+def test_plan_without_a_name_prefers_the_current_folder(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tiny_checkpoint)
     result = run("plan", "--tp", "2")
     assert result.exit_code == 0
     assert "the checkpoint in the current folder" in result.stderr
 
 
-def test_plan_without_a_name_and_without_a_checkpoint_is_a_usage_error(tmp_path, monkeypatch):
+def test_plan_without_a_name_and_without_a_checkpoint_is_a_usage_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     result = run("plan", "--tp", "2")
     assert result.exit_code == ExitCode.USAGE
@@ -95,14 +102,14 @@ def test_plan_without_a_name_and_without_a_checkpoint_is_a_usage_error(tmp_path,
 
 
 @pytest.mark.slow
-def test_an_infeasible_plan_exits_with_1_and_names_what_runs():
+def test_an_infeasible_plan_exits_with_1_and_names_what_runs() -> None:
     result = run("plan", root_of(FLASH), "--tp", "16")
     assert result.exit_code == ExitCode.NO
     assert "o_groups 8 / attention TP 16 = 0.5: not whole" in result.stdout
     assert "--tp 16 --dp 2" in result.stdout
 
 
-def test_plan_json_and_plan_file_are_the_same_document(tiny_checkpoint, tmp_path):
+def test_plan_json_and_plan_file_are_the_same_document(tiny_checkpoint: Path, tmp_path: Path) -> None:
     result = run("plan", tiny_checkpoint, "--tp", "2", "--json", "-o", tmp_path / "plan.json")
     assert result.stdout == (tmp_path / "plan.json").read_text()
     assert load_plan(tmp_path / "plan.json").feasible
@@ -119,14 +126,16 @@ def test_plan_json_and_plan_file_are_the_same_document(tiny_checkpoint, tmp_path
         (("--tp", "4096", "--dp", "2", "--engine", "vllm"), "vLLM's 8192 GPUs are over 4096"),
     ],
 )
-def test_a_wrong_option_is_a_usage_error_that_helps(arguments, said, tiny_checkpoint):
+def test_a_wrong_option_is_a_usage_error_that_helps(
+    arguments: tuple[str, ...], said: str, tiny_checkpoint: Path
+) -> None:
     result = run("plan", tiny_checkpoint, "--tp", "2", *arguments)
     assert result.exit_code == ExitCode.USAGE
     assert said in result.stderr
 
 
 @pytest.mark.slow
-def test_reshard_follows_a_plan_file_and_verify_proves_it(tiny_checkpoint, tmp_path):
+def test_reshard_follows_a_plan_file_and_verify_proves_it(tiny_checkpoint: Path, tmp_path: Path) -> None:
     plan_file, out = tmp_path / "plan.json", tmp_path / "out"
     run("plan", tiny_checkpoint, "--tp", "2", "--engine", "reference", "-o", plan_file)
     assert run("reshard", tiny_checkpoint, out, "--plan", plan_file).exit_code == 0
@@ -135,7 +144,7 @@ def test_reshard_follows_a_plan_file_and_verify_proves_it(tiny_checkpoint, tmp_p
     assert "all as it should be" in result.stdout
 
 
-def test_reshard_with_options_writes_what_reshard_with_their_plan_writes(tiny_checkpoint, tmp_path):
+def test_reshard_with_options_writes_what_reshard_with_their_plan_writes(tiny_checkpoint: Path, tmp_path: Path) -> None:
     options = ("--tp", "2", "--engine", "reference", "--expert-dtype", "fp8")
     run("plan", tiny_checkpoint, *options, "-o", tmp_path / "plan.json")
     run("reshard", tiny_checkpoint, tmp_path / "a", "--plan", tmp_path / "plan.json")
@@ -146,7 +155,7 @@ def test_reshard_with_options_writes_what_reshard_with_their_plan_writes(tiny_ch
     ]
 
 
-def test_dry_run_says_what_would_be_written_and_writes_nothing(tiny_checkpoint, tmp_path):
+def test_dry_run_says_what_would_be_written_and_writes_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     dry = json.loads(
         run("reshard", tiny_checkpoint, out, "--tp", "2", "--engine", "reference", "--dry-run", "--json").stdout
@@ -157,7 +166,7 @@ def test_dry_run_says_what_would_be_written_and_writes_nothing(tiny_checkpoint, 
     assert dry["bytes"] == sum(path.stat().st_size for path in out.iterdir() if path.name != "manifest.json")
 
 
-def test_ranks_writes_a_share_that_equals_the_whole_runs_files(tiny_checkpoint, tmp_path):
+def test_ranks_writes_a_share_that_equals_the_whole_runs_files(tiny_checkpoint: Path, tmp_path: Path) -> None:
     options = ("--tp", "4", "--engine", "reference")
     run("reshard", tiny_checkpoint, tmp_path / "all", *options)
     run("reshard", tiny_checkpoint, tmp_path / "some", *options, "--ranks", "1-2")
@@ -168,13 +177,13 @@ def test_ranks_writes_a_share_that_equals_the_whole_runs_files(tiny_checkpoint, 
 
 
 @pytest.mark.parametrize("ranks", ["", "a", "3-1", "1,,2", "-1", "0-9"])
-def test_ranks_that_make_no_sense_are_a_usage_error(ranks, tiny_checkpoint, tmp_path):
+def test_ranks_that_make_no_sense_are_a_usage_error(ranks: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
     result = run("reshard", tiny_checkpoint, tmp_path / "out", "--tp", "2", "--engine", "reference", "--ranks", ranks)
     assert result.exit_code == ExitCode.USAGE
     assert not (tmp_path / "out").exists()
 
 
-def test_verify_of_damage_exits_with_1_and_names_the_tensor(tiny_checkpoint, tmp_path):
+def test_verify_of_damage_exits_with_1_and_names_the_tensor(tiny_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run("reshard", tiny_checkpoint, out, "--tp", "2", "--engine", "reference")
     with (out / "model1-mp2.safetensors").open("r+b") as file:
@@ -188,7 +197,7 @@ def test_verify_of_damage_exits_with_1_and_names_the_tensor(tiny_checkpoint, tmp
     assert json.loads(run("verify", out, "--json").stdout)["ok"] is False
 
 
-def test_verify_numerics_needs_the_checkpoint(tmp_path):
+def test_verify_numerics_needs_the_checkpoint(tmp_path: Path) -> None:
     result = run("verify", tmp_path, "--numerics")
     assert result.exit_code == ExitCode.USAGE
 
@@ -201,7 +210,7 @@ def test_verify_numerics_needs_the_checkpoint(tmp_path):
         (("verify", "/nowhere"), ExitCode.USAGE),
     ],
 )
-def test_errors_are_one_line_and_a_hint_on_stderr_never_a_traceback(arguments, code):
+def test_errors_are_one_line_and_a_hint_on_stderr_never_a_traceback(arguments: tuple[str, str], code: ExitCode) -> None:
     result = run(*arguments)
     assert result.exit_code == code
     assert result.stdout == ""
@@ -209,7 +218,7 @@ def test_errors_are_one_line_and_a_hint_on_stderr_never_a_traceback(arguments, c
     assert "Traceback" not in result.stderr
 
 
-def test_names_that_would_control_the_terminal_are_shown_escaped(folder):
+def test_names_that_would_control_the_terminal_are_shown_escaped(folder: Path) -> None:
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     index["weight_map"]["\x1b[31mred[/bold]"] = "model-00001-of-00005.safetensors"
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -225,21 +234,23 @@ def test_names_that_would_control_the_terminal_are_shown_escaped(folder):
      ("--shared-experts", "auto"), ("--gpu", "h200"), ("--gpu-memory", "96GB"), ("--nodes", "1"),
      ("--expert-dtype", "fp8"), ("--engine-version", "0.5.23")],
 )  # fmt: skip
-def test_an_option_that_the_plan_would_overrule_is_refused_beside_it(option, value, tiny_checkpoint, tmp_path):
+def test_an_option_that_the_plan_would_overrule_is_refused_beside_it(
+    option: str, value: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     result = run("reshard", tiny_checkpoint, tmp_path / "out", "--plan", tmp_path / "plan.json", option, value)
     assert result.exit_code == ExitCode.USAGE
     assert f"--plan and {option}: the plan says it already" in result.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_reshard_needs_a_plan_or_a_tp(tiny_checkpoint, tmp_path):
+def test_reshard_needs_a_plan_or_a_tp(tiny_checkpoint: Path, tmp_path: Path) -> None:
     result = run("reshard", tiny_checkpoint, tmp_path / "out")
     assert result.exit_code == ExitCode.USAGE
     assert "neither --plan nor --tp" in result.stderr
 
 
 @pytest.mark.slow
-def test_output_closed_early_is_no_error(tiny_checkpoint):
+def test_output_closed_early_is_no_error(tiny_checkpoint: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "dsv4_shard", "inspect", str(tiny_checkpoint), "--json"],
         stdout=subprocess.PIPE,
@@ -255,7 +266,9 @@ def test_output_closed_early_is_no_error(tiny_checkpoint):
     (lambda request: request.update(tp="16"), "plan.json: request.tp: Input should be"),
     (lambda request: request.update(tp=-1), "error: the plan's request was edited: tp=-1: must be from 1 to 4096"),
 ])  # fmt: skip
-def test_a_plan_whose_request_was_edited_says_where(edit, said, tiny_checkpoint, tmp_path):
+def test_a_plan_whose_request_was_edited_says_where(
+    edit: Callable[..., Any], said: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     run("plan", tiny_checkpoint, "--tp", "2", "-o", tmp_path / "plan.json")
     document = json.loads((tmp_path / "plan.json").read_text())
     edit(document["request"])
@@ -265,7 +278,7 @@ def test_a_plan_whose_request_was_edited_says_where(edit, said, tiny_checkpoint,
     assert said in result.stderr
 
 
-def test_verifying_against_another_checkpoint_names_the_right_one(tiny_checkpoint, tmp_path):
+def test_verifying_against_another_checkpoint_names_the_right_one(tiny_checkpoint: Path, tmp_path: Path) -> None:
     run("reshard", tiny_checkpoint, tmp_path / "out", "--tp", "2", "--engine", "reference")
     other = write_checkpoint(tmp_path / "model", small_config(), seed=1)
     result = run("verify", tmp_path / "out", "--against", other)
@@ -275,7 +288,7 @@ def test_verifying_against_another_checkpoint_names_the_right_one(tiny_checkpoin
 
 @pytest.mark.slow
 @pytest.mark.parametrize("as_json", [False, True])
-def test_a_reader_who_leaves_after_a_line_is_no_error(as_json, tiny_checkpoint):
+def test_a_reader_who_leaves_after_a_line_is_no_error(as_json: bool, tiny_checkpoint: Path) -> None:
     command = [sys.executable, "-m", "dsv4_shard", "inspect", str(tiny_checkpoint), *["--json"] * as_json]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
     process.stdout.read(1)
@@ -286,7 +299,7 @@ def test_a_reader_who_leaves_after_a_line_is_no_error(as_json, tiny_checkpoint):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("inspect", "{}"), ("inspect", "{}", "--json"), ("plan", "{}", "--tp", "16")])
-def test_output_that_cannot_be_written_is_one_error(arguments, tiny_checkpoint):
+def test_output_that_cannot_be_written_is_one_error(arguments: tuple[str, ...], tiny_checkpoint: Path) -> None:
     command = [sys.executable, "-m", "dsv4_shard", *(part.format(tiny_checkpoint) for part in arguments)]
     with open("/dev/full", "w") as full:
         result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
@@ -297,7 +310,7 @@ def test_output_that_cannot_be_written_is_one_error(arguments, tiny_checkpoint):
 @pytest.mark.many
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", "tokenizer.json"])
 @pytest.mark.parametrize("command", ["plan", "report"])
-def test_a_plan_or_page_is_not_written_over_a_file_of_another_kind(command, name, tmp_path):
+def test_a_plan_or_page_is_not_written_over_a_file_of_another_kind(command: str, name: str, tmp_path: Path) -> None:
     model = write_checkpoint(tmp_path / "model", small_config(), seed=1)
     before = (model / name).read_bytes()
     result = run(command, model, "--tp", "2", "-o", model / name)
@@ -308,7 +321,7 @@ def test_a_plan_or_page_is_not_written_over_a_file_of_another_kind(command, name
         assert run(command, model, "--tp", "2", "-o", tmp_path / "empty").exit_code == 0
 
 
-def test_a_demo_that_is_there_says_how_to_have_another(tmp_path):
+def test_a_demo_that_is_there_says_how_to_have_another(tmp_path: Path) -> None:
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "mine").touch()
     result = run("demo", tmp_path / "demo")
@@ -318,7 +331,9 @@ def test_a_demo_that_is_there_says_how_to_have_another(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_a_run_and_leaves_nothing(number, code, tiny_checkpoint, tmp_path):
+def test_a_signal_ends_a_run_and_leaves_nothing(
+    number: signal.Signals, code: int, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     hold = "import importlib, os, signal; r = importlib.import_module('dsv4_shard.sharding.run'); real = r.copy\n"
     # As in a terminal: a shell's background job, such as CI may be, starts its children with SIGINT ignored.
     hold += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
@@ -347,8 +362,8 @@ def test_a_signal_ends_a_run_and_leaves_nothing(number, code, tiny_checkpoint, t
     ],
 )
 def test_a_signal_at_any_moment_ends_with_its_code_and_an_interrupt_with_one_line(
-    number, said, is_there, moments, tiny_checkpoint
-):
+    number: signal.Signals, said: str, is_there: bool, moments: str, tiny_checkpoint: Path
+) -> None:
     """Before a command, in it, while an error or an interrupt is told, after it, and when Python itself ends."""
     code = f"""
 import atexit, functools, os, pkgutil, signal
@@ -390,7 +405,9 @@ cli.main()
     ("number", "said"), [(signal.SIGINT, "interrupted\n  a note\n"), (signal.SIGTERM, "  a note\n")]
 )
 @pytest.mark.parametrize("then", ["raise ValueError('half written')", "raise ReadFailed('damaged') from None"])
-def test_an_error_that_came_of_a_signal_ends_as_the_signal_does(number, said, then, tiny_checkpoint, tmp_path):
+def test_an_error_that_came_of_a_signal_ends_as_the_signal_does(
+    number: signal.Signals, said: str, then: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     """An archive closed with an entry half written raises an error, which would hide what stopped the writing."""
     code = f"""
 import importlib, os, signal
@@ -417,7 +434,7 @@ from dsv4_shard.cli import main; main()
 
 
 @pytest.mark.slow
-def test_an_interrupted_demo_does_not_go_on_to_its_next_step(tmp_path):
+def test_an_interrupted_demo_does_not_go_on_to_its_next_step(tmp_path: Path) -> None:
     hold = "import importlib, os, signal; r = importlib.import_module('dsv4_shard.sharding.run')\n"
     hold += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     hold += "r.copy = lambda *a, **k: os.kill(os.getpid(), signal.SIGINT)\n"
@@ -431,14 +448,14 @@ def test_an_interrupted_demo_does_not_go_on_to_its_next_step(tmp_path):
     assert "$ dsv4-shard verify" not in result.stdout
 
 
-def test_a_layer_without_numerics_is_refused(tmp_path):
+def test_a_layer_without_numerics_is_refused(tmp_path: Path) -> None:
     result = run("verify", str(tmp_path), "--layer", "3")
     assert result.exit_code == ExitCode.USAGE
     assert "--layer is of --numerics" in result.stderr
 
 
 @pytest.mark.slow
-def test_the_demo_ends_with_where_its_files_are_and_fits_a_narrow_terminal_in_ascii(tmp_path):
+def test_the_demo_ends_with_where_its_files_are_and_fits_a_narrow_terminal_in_ascii(tmp_path: Path) -> None:
     result = subprocess.run([sys.executable, "-m", "dsv4_shard", "demo", "here"], cwd=tmp_path, capture_output=True,
                             text=True, check=True, env=os.environ | {"COLUMNS": "40", "LC_ALL": "C"})  # fmt: skip
     lines = result.stdout.splitlines()

@@ -4,7 +4,10 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
 
 import doc_examples as docexamples
 import jsonschema
@@ -28,20 +31,22 @@ pytestmark = pytest.mark.xdist_group("docs")  # one process reads each full-size
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
-def test_what_a_page_shows_is_what_is_printed(page):
+def test_what_a_page_shows_is_what_is_printed(page: Path) -> None:
     assert docexamples.renewed_page(page, exactly=True) == page.read_text()
 
 
-def test_pages_have_examples():
+def test_pages_have_examples() -> None:
     assert sum(example.kind == "console" for page in pages() for example in examples(page.read_text())) > 60
 
 
 @pytest.mark.parametrize(("model", "gpus", "gpu", "engine", "options", "flags"), DEPLOYMENTS)
-def test_each_known_deployment_has_its_plan_and_launch_command_on_a_page(model, gpus, gpu, engine, options, flags):
+def test_each_known_deployment_has_its_plan_and_launch_command_on_a_page(
+    model: str, gpus: int, gpu: str, engine: str, options: dict[str, Any], flags: list[str]
+) -> None:
     inventory = inventory_of(model)[1]
-    wanted = choose(inventory, Request(**{"tp": gpus, "engine": engine, "gpu": gpu} | options)).deployment
+    wanted = choose(inventory, Request(**{"tp": gpus, "engine": engine, "gpu": gpu} | options)).deployment  # type: ignore[arg-type]
     shown = [
-        " ".join(example.shown)
+        " ".join(example.shown)  # type: ignore[arg-type]
         for page in ("hopper", "blackwell")
         for example in examples((ROOT / "docs" / "deployments" / f"{page}.md").read_text())
         if example.code.startswith(f"dsv4-shard plan {model} --tp ")
@@ -60,7 +65,7 @@ PRINTED = ["first", "", "weights: 60.53 GB", "and more", "wrote it in 0.4 s (287
     ("...", "", "weights: 60.53 GB", "and more", "", "..."),
     tuple(PRINTED),
 ])  # fmt: skip
-def test_shown_lines_that_are_printed_stay_as_they_are(shown):
+def test_shown_lines_that_are_printed_stay_as_they_are(shown: tuple[str, ...]) -> None:
     assert renew(shown, PRINTED, exactly=True) == [line for line in shown if line or LEFT_OUT not in shown]
 
 
@@ -72,22 +77,22 @@ def test_shown_lines_that_are_printed_stay_as_they_are(shown):
     ("...", "and more", "...", "weights: 60.53 GB", "..."),  # in another order
     (),
 ])  # fmt: skip
-def test_shown_lines_that_are_not_printed_differ(shown):
+def test_shown_lines_that_are_not_printed_differ(shown: tuple[str, ...]) -> None:
     with pytest.raises(Differs):
         renew(shown, PRINTED, exactly=True)
 
 
-def test_lines_that_changed_are_renewed_and_what_is_left_out_stays_left_out():
+def test_lines_that_changed_are_renewed_and_what_is_left_out_stays_left_out() -> None:
     shown = ("first", "...", "weights: 59.99 GB", "...")
     assert renew(shown, PRINTED, exactly=False) == ["first", "...", "weights: 60.53 GB", "..."]
 
 
-def test_a_line_that_nothing_is_like_any_more_has_to_be_edited():
+def test_a_line_that_nothing_is_like_any_more_has_to_be_edited() -> None:
     with pytest.raises(Differs, match="edit the page"):
         renew(("...", "Nearest layouts that run", "..."), PRINTED, exactly=False)
 
 
-def test_writing_a_page_renews_what_it_shows(tmp_path, monkeypatch):
+def test_writing_a_page_renews_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(docexamples, "ROOT", tmp_path)
     page = tmp_path / "page.md"
     page.write_text(
@@ -106,7 +111,9 @@ def test_writing_a_page_renews_what_it_shows(tmp_path, monkeypatch):
     ("```console\ndsv4-shard plan\n```\n", "does not begin with a command"),
     ("```python\nprint(1)\n```\n", "no text block follows"),
 ])  # fmt: skip
-def test_an_example_that_cannot_be_run_or_held_is_an_error(text, why, tmp_path, monkeypatch):
+def test_an_example_that_cannot_be_run_or_held_is_an_error(
+    text: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(docexamples, "ROOT", tmp_path)
     (tmp_path / "page.md").write_text(text)
     with pytest.raises(Differs, match=why):
@@ -118,18 +125,18 @@ def test_an_example_that_cannot_be_run_or_held_is_an_error(text, why, tmp_path, 
 
 @pytest.mark.many
 @pytest.mark.parametrize("name", generate.generated())
-def test_a_generated_page_is_what_the_code_gives(name):
+def test_a_generated_page_is_what_the_code_gives(name: str) -> None:
     """`python -m docs.generate` writes them."""
     assert (generate.FOLDER / name).read_text() == generate.generated()[name]
 
 
-def test_what_a_schema_says_of_its_models_needs_no_code_to_be_understood():
+def test_what_a_schema_says_of_its_models_needs_no_code_to_be_understood() -> None:
     said = [json.dumps(schema) for schema in map(generate.schema_of, generate.DOCUMENTS.values())]
     assert [text for text in re.findall(r'"description": "(.*?)"[,}]', " ".join(said))
             if re.search(r"[Ss]ee `|module says", text)] == []  # fmt: skip
 
 
-def test_every_command_option_and_error_is_on_its_page():
+def test_every_command_option_and_error_is_on_its_page() -> None:
     commands = (generate.FOLDER / "commands.md").read_text()
     assert re.findall(r"^## (\w+)", commands, re.MULTILINE) == [
         "inspect", "plan", "report", "reshard", "merge", "verify", "explain", "demo"
@@ -141,7 +148,7 @@ def test_every_command_option_and_error_is_on_its_page():
         assert f"| `{error}` |" in errors
 
 
-def test_every_verb_is_on_the_page_of_the_python_api():
+def test_every_verb_is_on_the_page_of_the_python_api() -> None:
     page = (ROOT / "docs" / "reference" / "api.md").read_text()
     documented = re.findall(r"auto(?:function|class):: dsv4_shard\.(\w+)", page)
     assert sorted(documented) == sorted(set(dsv4_shard.__all__) - {"__version__", "errors"})
@@ -152,13 +159,13 @@ def test_every_verb_is_on_the_page_of_the_python_api():
 # --- schemas -------------------------------------------------------------------------------------------------------
 
 
-def printed(*arguments):
+def printed(*arguments: str | Path) -> dict[str, Any]:
     """The JSON that a command prints, whatever its exit code."""
     return json.loads(run(*arguments, "--json").stdout)
 
 
 @pytest.fixture(scope="module")
-def result(tiny_checkpoint, tmp_path_factory):
+def result(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of two ranks, each in a folder of its own, and of both in one."""
     folder = tmp_path_factory.mktemp("result")
     options = (tiny_checkpoint, "--tp", "2", "--engine", "reference")
@@ -175,13 +182,13 @@ def result(tiny_checkpoint, tmp_path_factory):
     (PRO, "--tp", "8", "--engine", "vllm", "--dp", "2", "--ep", "16"), (PRO, "--tp", "8", "--gpu", "mi355x"),
     (PRO, "--tp", "16", "--engine", "node", "--nodes", "2"), (PRO, "--tp", "8", "--engine", "trtllm", "--dp", "8"),
 ])  # fmt: skip
-def test_plans_are_as_their_schema_says(arguments, tmp_path):
+def test_plans_are_as_their_schema_says(arguments: tuple[str, ...], tmp_path: Path) -> None:
     with workspace(tmp_path):
         validator("plan").validate(printed("plan", skeleton_of(arguments[0]), *arguments[1:]))
 
 
 @pytest.mark.slow
-def test_the_files_of_a_result_are_as_their_schemas_say(result):
+def test_the_files_of_a_result_are_as_their_schemas_say(result: Path) -> None:
     for folder in ("both", "0", "1"):
         validator("manifest").validate(json.loads((result / folder / "manifest.json").read_text()))
         validator("plan").validate(json.loads((result / folder / "plan.json").read_text()))
@@ -189,7 +196,7 @@ def test_the_files_of_a_result_are_as_their_schemas_say(result):
     validator("manifest").validate(json.loads((result / "merged" / "manifest.json").read_text()))
 
 
-def test_the_manifest_of_linked_files_is_as_its_schema_says(tiny_checkpoint, tmp_path):
+def test_the_manifest_of_linked_files_is_as_its_schema_says(tiny_checkpoint: Path, tmp_path: Path) -> None:
     run("reshard", tiny_checkpoint, tmp_path / "out", "--tp", "2")
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert any(file["links"] for file in manifest["files"])
@@ -197,7 +204,7 @@ def test_the_manifest_of_linked_files_is_as_its_schema_says(tiny_checkpoint, tmp
 
 
 @pytest.mark.slow
-def test_what_verify_prints_is_as_its_schemas_say(result, tiny_checkpoint):
+def test_what_verify_prints_is_as_its_schemas_say(result: Path, tiny_checkpoint: Path) -> None:
     validator("verification").validate(printed("verify", result / "both"))
     against = ("--against", tiny_checkpoint, "--numerics")
     document = printed("verify", result / "both", *against)
@@ -207,7 +214,7 @@ def test_what_verify_prints_is_as_its_schemas_say(result, tiny_checkpoint):
     validator("together").validate(printed("verify", result / "0", result / "1", *against))
 
 
-def test_what_verify_prints_of_damage_is_as_its_schema_says(result, tmp_path):
+def test_what_verify_prints_of_damage_is_as_its_schema_says(result: Path, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_bytes((result / "0" / "manifest.json").read_bytes())
     document = printed("verify", tmp_path)
     assert document["problems"]
@@ -215,7 +222,9 @@ def test_what_verify_prints_of_damage_is_as_its_schema_says(result, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_reshard_and_merge_print_is_as_their_schemas_say(result, tiny_checkpoint, tmp_path):
+def test_what_reshard_and_merge_print_is_as_their_schemas_say(
+    result: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     options = ("reshard", tiny_checkpoint, tmp_path / "out", "--plan", result / "plan.json")
     validator("dry-run").validate(printed(*options, "--dry-run"))
     validator("reshard").validate(printed(*options))
@@ -226,7 +235,7 @@ def test_what_reshard_and_merge_print_is_as_their_schemas_say(result, tiny_check
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [(PRO, "16", "h20-96"), (PRO, "8", "h100"), (FLASH, "8", "mi355x")])
-def test_searches_are_as_their_schema_says(arguments, tmp_path):
+def test_searches_are_as_their_schema_says(arguments: tuple[str, str, str], tmp_path: Path) -> None:
     model, gpus, gpu = arguments
     options = ("--gpus", gpus, "--gpu", gpu, "--engine", "sglang,vllm")
     with workspace(tmp_path):
@@ -234,13 +243,13 @@ def test_searches_are_as_their_schema_says(arguments, tmp_path):
 
 
 @pytest.mark.slow
-def test_inspections_are_as_their_schemas_say(tiny_checkpoint, tmp_path):
+def test_inspections_are_as_their_schemas_say(tiny_checkpoint: Path, tmp_path: Path) -> None:
     validator("inspection").validate(printed("inspect", tiny_checkpoint))
     for name, family in FAMILIES.items():
         validator("unknown-inspection").validate(printed("inspect", write_family(tmp_path / name, *family)))
 
 
-def test_comparisons_are_as_their_schema_says(result, tiny_checkpoint):
+def test_comparisons_are_as_their_schema_says(result: Path, tiny_checkpoint: Path) -> None:
     run("plan", tiny_checkpoint, "--tp", "4", "--gpu", "h200", "-o", result / "other.json")
     for a, b in (("plan", "plan"), ("plan", "other")):
         validator("comparison").validate(printed("plan", "--compare", result / f"{a}.json", result / f"{b}.json"))
@@ -251,7 +260,7 @@ def test_comparisons_are_as_their_schema_says(result, tiny_checkpoint):
     "The input_size of down's weight = 192 is not divisible by weight quantization block_k = 128.",
     "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",
 ])  # fmt: skip
-def test_explanations_are_as_their_schema_says(text):
+def test_explanations_are_as_their_schema_says(text: str) -> None:
     validator("explanation").validate(printed("explain", text))
 
 
@@ -259,7 +268,7 @@ def test_explanations_are_as_their_schema_says(text):
     lambda plan: plan.pop("memory"), lambda plan: plan.update(more=1), lambda plan: plan.update(feasible="yes"),
     lambda plan: plan["modules"][0].update(part_of="neither"), lambda plan: plan["launch"].pop("commands"),
 ])  # fmt: skip
-def test_what_is_no_plan_is_none_by_the_schema(spoil, result):
+def test_what_is_no_plan_is_none_by_the_schema(spoil: Callable[..., Any], result: Path) -> None:
     plan = json.loads((result / "plan.json").read_text())
     spoil(plan)
     with pytest.raises(jsonschema.ValidationError):
@@ -270,7 +279,7 @@ def test_what_is_no_plan_is_none_by_the_schema(spoil, result):
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
+def site(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The site, built as `make docs` does."""
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "--keep-going"]
@@ -280,7 +289,7 @@ def site(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_site_builds_without_a_warning_and_has_every_page(site):
+def test_the_site_builds_without_a_warning_and_has_every_page(site: Any) -> None:
     for page in pages()[1:]:
         name = page.relative_to(ROOT / "docs").with_suffix(".html")
         assert (site / name).is_file()
@@ -290,15 +299,15 @@ def test_the_site_builds_without_a_warning_and_has_every_page(site):
 class Loads(HTMLParser):
     """What a page makes a browser load by itself."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.urls = []
+        self.urls: list[Any] = []
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag: Any, attrs: Any) -> None:
         self.urls += [value for name, value in attrs if name == "src" or (tag == "link" and name == "href")]
 
 
-def test_nothing_of_the_site_is_loaded_from_elsewhere(site):
+def test_nothing_of_the_site_is_loaded_from_elsewhere(site: Any) -> None:
     loaded = 0
     for page in site.rglob("*.html"):
         parser = Loads()
@@ -310,7 +319,7 @@ def test_nothing_of_the_site_is_loaded_from_elsewhere(site):
         assert not re.search(r"(url\(|@import)\s*[\"']?(https?:)?//", style.read_text())
 
 
-def test_links_of_the_readme_lead_somewhere():
+def test_links_of_the_readme_lead_somewhere() -> None:
     links = re.findall(r"\]\(([^)\s]+)\)", (ROOT / "README.md").read_text())
     assert links
     assert [link for link in links if "://" not in link and not (ROOT / link.partition("#")[0]).exists()] == []

@@ -1,5 +1,7 @@
 """Every checkpoint of the family, there and back: what docs/families.md says of it is what happens."""
 
+from pathlib import Path
+
 import pytest
 from family_table import (
     CASES,
@@ -26,12 +28,12 @@ TITLES = {case.title: case for case in CASES}
 WRITTEN = pairs_in_document()
 
 
-def test_the_table_in_the_document_is_what_happens():
+def test_the_table_in_the_document_is_what_happens() -> None:
     assert table_in_document() == render()
 
 
 @pytest.mark.parametrize(("title", "layout"), WRITTEN)
-def test_as_much_comes_back_from_any_number_of_ranks(title, layout):
+def test_as_much_comes_back_from_any_number_of_ranks(title: str, layout: str) -> None:
     """Reshard, then merge: what the layout keeps is the source's, whole files where all is kept."""
     at_two = written(TITLES[title], layout)
     for tp in (1, 4, 8):
@@ -40,7 +42,7 @@ def test_as_much_comes_back_from_any_number_of_ranks(title, layout):
 
 
 @pytest.mark.parametrize(("title", "layout"), [(t, layout) for t, layout in WRITTEN if (t, "reference") in WRITTEN])
-def test_ranks_are_resharded_as_their_checkpoint_is(title, layout, tmp_path):
+def test_ranks_are_resharded_as_their_checkpoint_is(title: str, layout: str, tmp_path: Path) -> None:
     """From two ranks of a layout to four of the reference, without the checkpoint between them on disk."""
     checkpoint, inventory = open_folder(checkpoint_of(TITLES[title]))
     target = request_for("reference", 4)
@@ -48,7 +50,7 @@ def test_ranks_are_resharded_as_their_checkpoint_is(title, layout, tmp_path):
     direct = prepare(checkpoint, inventory, make_plan(checkpoint, inventory, target))
     reshard(two, checkpoint, tmp_path / "two")
     reshard(direct, checkpoint, tmp_path / "direct")
-    held, found = open_ranks(open_source(str(tmp_path / "two")))
+    held, found = open_ranks(open_source(str(tmp_path / "two")))  # type: ignore[arg-type]
     has_no_draft = "no draft" in written(TITLES[title], layout)
     reshard(prepare(held, found, make_plan(held, found, target)), held, tmp_path / "four")
     for rank in range(4):

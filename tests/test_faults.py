@@ -10,6 +10,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from support.checkpoints.small import (
@@ -159,13 +162,13 @@ FAULTS = {
 
 @pytest.mark.many
 @pytest.mark.parametrize("fault", FAULTS)
-def test_each_fault_has_its_test(fault):
+def test_each_fault_has_its_test(fault: str) -> None:
     module, name = FAULTS[fault].split(": ")
     sources = [path.read_text() for path in TESTS.rglob(f"test_{module}.py")]
     assert any(re.search(rf"^def test_{name}\(", source, re.MULTILINE) for source in sources), FAULTS[fault]
 
 
-def run(*arguments, before="", **environment):
+def run(*arguments: str | Path, before: str = "", **environment: Any) -> subprocess.CompletedProcess[Any]:
     """Run a command in a process of its own, after the statements `before`."""
     code = f"{before}\nfrom dsv4_shard.cli import main; main()"
     variables = os.environ | {"XDG_STATE_HOME": os.devnull, "COLUMNS": "80"} | environment
@@ -174,26 +177,26 @@ def run(*arguments, before="", **environment):
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small checkpoint. Only to be read."""
     return write_checkpoint(tmp_path_factory.mktemp("faults") / "model", small_config(), 3)
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory):
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The least checkpoint, with nothing in it to be decoded on the way. Only to be read."""
     return write_checkpoint(tmp_path_factory.mktemp("faults") / "plain", least_config(), 4, 0, o_a="BF16")
 
 
-def split_up(folder, groups):
+def split_up(folder: Path, groups: Callable[..., Any]) -> Path:
     """The checkpoint in `folder` with its tensors dealt out anew: file → names."""
     tensors = load_checkpoint(folder)
-    headers = {}
+    headers: dict[str, Any] = {}
     for path in folder.glob("*.safetensors"):
         length = int.from_bytes(path.read_bytes()[:8], "little")
         headers |= json.loads(path.read_bytes()[8 : 8 + length])
         path.unlink()
-    weight_map = {}
+    weight_map: dict[str, Any] = {}
     for file, names in groups(sorted(tensors)).items():
         header, placed = build_header({n: (headers[n]["dtype"], tuple(headers[n]["shape"])) for n in names})
         (folder / file).write_bytes(header + b"".join(raw(tensors[name]) for name in placed))
@@ -203,7 +206,7 @@ def split_up(folder, groups):
 
 
 @pytest.mark.slow
-def test_scales_in_a_file_of_their_own_give_the_same_ranks(small, tmp_path):
+def test_scales_in_a_file_of_their_own_give_the_same_ranks(small: Path, tmp_path: Path) -> None:
     apart = split_up(
         shutil.copytree(small, tmp_path / "apart"),
         lambda names: {
@@ -222,7 +225,7 @@ def test_scales_in_a_file_of_their_own_give_the_same_ranks(small, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["inspect", "plan", "reshard", "verify"])
-def test_many_files_need_few_descriptors(command, plain, tmp_path):
+def test_many_files_need_few_descriptors(command: str, plain: Path, tmp_path: Path) -> None:
     """As many files as tensors. Headers are read one file at a time; what moves bytes may raise the soft limit."""
     many = split_up(
         shutil.copytree(plain, tmp_path / "many"),
@@ -245,7 +248,7 @@ def test_many_files_need_few_descriptors(command, plain, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_source_of_terabytes_is_judged_by_its_headers(tmp_path):
+def test_a_source_of_terabytes_is_judged_by_its_headers(tmp_path: Path) -> None:
     """Eight terabytes that nobody wrote, in a tensor that no model has, beside a sound checkpoint."""
     folder = write_sparse(tmp_path / "model", small_config())
     nbytes = 1 << 43
@@ -270,7 +273,7 @@ def test_a_source_of_terabytes_is_judged_by_its_headers(tmp_path):
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink(path, path)],
                          ids=["folder", "FIFO", "loop"])  # fmt: skip
 @pytest.mark.parametrize("name", [CONFIG_FILE, INDEX_FILE])
-def test_what_is_no_file_is_no_config_and_no_index(name, make, folder):
+def test_what_is_no_file_is_no_config_and_no_index(name: str, make: Callable[..., Any], folder: Path) -> None:
     """Neither read nor waited for."""
     (folder / name).unlink()
     make(folder / name)
@@ -281,7 +284,7 @@ def test_what_is_no_file_is_no_config_and_no_index(name, make, folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["sglang", "vllm", "reference", "trtllm"])
-def test_more_ranks_than_there_are_heads_or_groups_are_refused_with_the_arithmetic(engine, small):
+def test_more_ranks_than_there_are_heads_or_groups_are_refused_with_the_arithmetic(engine: str, small: Path) -> None:
     """The small model has 8 heads and 8 output groups."""
     result = run("plan", small, "--tp", "16", "--engine", engine)
     assert result.returncode == ExitCode.NO
@@ -290,7 +293,9 @@ def test_more_ranks_than_there_are_heads_or_groups_are_refused_with_the_arithmet
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["inspect", "plan", "reshard"])
-def test_a_folder_whose_name_is_not_utf8_is_refused_before_anything_is_written(command, small, tmp_path):
+def test_a_folder_whose_name_is_not_utf8_is_refused_before_anything_is_written(
+    command: str, small: Path, tmp_path: Path
+) -> None:
     name = os.fsdecode(bytes(tmp_path) + b"/model\xff")
     shutil.copytree(small, name)
     options = {"inspect": (), "plan": ("--tp", "2"), "reshard": (tmp_path / "out", "--tp", "2")}[command]
@@ -302,7 +307,7 @@ def test_a_folder_whose_name_is_not_utf8_is_refused_before_anything_is_written(c
 
 
 @pytest.mark.slow
-def test_an_output_whose_name_is_not_utf8_can_be_written_and_verified(plain, tmp_path):
+def test_an_output_whose_name_is_not_utf8_can_be_written_and_verified(plain: Path, tmp_path: Path) -> None:
     out = os.fsdecode(bytes(tmp_path) + b"/out\xff")
     assert run("reshard", plain, out, "--tp", "2", "--engine", "reference").returncode == 0
     result = run("verify", out, "--json")
@@ -313,7 +318,7 @@ def test_an_output_whose_name_is_not_utf8_can_be_written_and_verified(plain, tmp
 @pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 @pytest.mark.parametrize("command", ["inspect", "plan"])
-def test_a_terminal_of_any_encoding_gets_an_answer(command, encoding, small):
+def test_a_terminal_of_any_encoding_gets_an_answer(command: str, encoding: str, small: Path) -> None:
     options = () if command == "inspect" else ("--tp", "2")
     result = run(command, small, *options, PYTHONIOENCODING=encoding)
     assert (result.returncode, result.stderr) == (0, b"")
@@ -322,7 +327,7 @@ def test_a_terminal_of_any_encoding_gets_an_answer(command, encoding, small):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("locale", ["C", "no_SUCH.locale"])
-def test_any_locale_will_do(locale, small):
+def test_any_locale_will_do(locale: str, small: Path) -> None:
     result = run("inspect", small, LC_ALL=locale, LANG=locale)
     assert (result.returncode, result.stderr) == (0, b"")
 
@@ -332,7 +337,7 @@ def test_any_locale_will_do(locale, small):
     ("inspect", "none: every layer, expert, scale and block is there and fits"),
     ("plan", "whole on every rank, all modules together"),
 ])  # fmt: skip
-def test_a_narrow_terminal_gets_all_of_it_in_its_width(command, said, small):
+def test_a_narrow_terminal_gets_all_of_it_in_its_width(command: str, said: str, small: Path) -> None:
     """Only commands to be copied stand on one line."""
     result = run(command, small, *(() if command == "inspect" else ("--tp", "2")), COLUMNS="40")
     assert (result.returncode, result.stderr) == (0, b"")
@@ -343,6 +348,6 @@ def test_a_narrow_terminal_gets_all_of_it_in_its_width(command, said, small):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("columns", [1, 100_000])
-def test_a_terminal_of_any_width_gets_an_answer(columns, small):
+def test_a_terminal_of_any_width_gets_an_answer(columns: int, small: Path) -> None:
     result = run("inspect", small, COLUMNS=str(columns))
     assert (result.returncode, result.stderr) == (0, b"")

@@ -6,13 +6,15 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 from support.checkpoints.other_families import write_family
 from support.checkpoints.small import least_config, reshard_folder
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from dsv4_shard.checkpoint.reader import UnknownCheckpoint
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
@@ -50,31 +52,31 @@ PATHS = ["/etc/passwd", "../model.safetensors", "a/../../x", "draft/../../x", ".
 
 
 @pytest.fixture(autouse=True)
-def _own_state(tmp_path, monkeypatch):
+def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
 @pytest.fixture(scope="module")
-def least(tmp_path_factory):
+def least(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The least checkpoint. Only to be read."""
     return write_checkpoint(tmp_path_factory.mktemp("hostile") / "model", least_config(), 5, 0)
 
 
 @pytest.fixture(scope="module")
-def sound(least):
+def sound(least: Path) -> Path:
     """Its shards for two ranks. Only to be read."""
     reshard_folder(least, least.parent / "sound", 2)
     return least.parent / "sound"
 
 
 @pytest.fixture
-def model(least, tmp_path):
+def model(least: Path, tmp_path: Path) -> Path:
     """A copy of the checkpoint, to be spoilt."""
     return shutil.copytree(least, tmp_path / "model")
 
 
 @pytest.fixture
-def out(sound, tmp_path):
+def out(sound: Path, tmp_path: Path) -> Path:
     """A copy of the shards, to be spoilt."""
     return shutil.copytree(sound, tmp_path / "out")
 
@@ -82,7 +84,7 @@ def out(sound, tmp_path):
 _opened: list[str] | None = None
 
 
-def _watch(event, arguments):
+def _watch(event: Any, arguments: Any) -> None:
     if event == "open" and _opened is not None and isinstance(arguments[0], str | bytes | os.PathLike):
         _opened.append(os.path.abspath(os.fsdecode(arguments[0])))
 
@@ -91,7 +93,7 @@ sys.addaudithook(_watch)
 
 
 @pytest.fixture
-def opened():
+def opened() -> Iterator[list[Any]]:
     """Every path that is opened from here on."""
     global _opened
     _opened = []
@@ -99,36 +101,36 @@ def opened():
     _opened = None
 
 
-def run(*arguments):
+def run(*arguments: str | Path | int) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def assert_harmless(result):
+def assert_harmless(result: Result) -> None:
     """An answer of the commands, or a refusal, in printable lines."""
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     for text in (result.stdout, result.stderr):
         assert [char for char in text if not char.isprintable() and char != "\n"] == []
 
 
-def everything(folder):
+def everything(folder: Path) -> dict[Path, Any]:
     """Every path under a folder with its content, to see that nothing was added or changed."""
     return {path: path.read_bytes() if path.is_file() and not path.is_symlink() else None
             for path in folder.rglob("*")}  # fmt: skip
 
 
-def unwrapped(text):
+def unwrapped(text: str) -> str:
     """Printed text without the line breaks that the width of the terminal put in."""
     return re.sub(r"\s+", " ", text)
 
 
-def escaped(name):
+def escaped(name: str) -> str:
     return repr(name)[1:-1]
 
 
 # --- names that are shown ------------------------------------------------------------------------------------------
 
 
-def add_tensor(folder, name):
+def add_tensor(folder: Path, name: str) -> None:
     """One more tensor of this name, in a file of its own and in the index."""
     header, _ = build_header({name: ("U8", (1,))})
     (folder / "extra.safetensors").write_bytes(header + b"x")
@@ -140,7 +142,7 @@ def add_tensor(folder, name):
 @pytest.mark.many
 @pytest.mark.parametrize("name", FEW.values(), ids=FEW)
 @pytest.mark.parametrize("command", ["inspect", "plan", "reshard"])
-def test_the_name_of_a_tensor_is_shown_escaped(name, command, model, tmp_path):
+def test_the_name_of_a_tensor_is_shown_escaped(name: str, command: str, model: Path, tmp_path: Path) -> None:
     add_tensor(model, name)
     result = run(command, model, *{"inspect": (), "plan": ("--tp", 2), "reshard": (tmp_path / "o", "--tp", 2)}[command])
     assert_harmless(result)
@@ -149,7 +151,7 @@ def test_the_name_of_a_tensor_is_shown_escaped(name, command, model, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
-def test_the_name_of_a_file_in_the_index_is_shown_escaped(name, model):
+def test_the_name_of_a_file_in_the_index_is_shown_escaped(name: str, model: Path) -> None:
     index = json.loads((model / INDEX_FILE).read_text())
     index["weight_map"]["embed.weight"] = name
     (model / INDEX_FILE).write_text(json.dumps(index))
@@ -161,7 +163,7 @@ def test_the_name_of_a_file_in_the_index_is_shown_escaped(name, model):
 @pytest.mark.many
 @pytest.mark.parametrize("field", ["model_type", "expert_dtype", "architectures"])
 @pytest.mark.parametrize("name", FEW.values(), ids=FEW)
-def test_words_of_the_config_are_shown_escaped(name, field, model):
+def test_words_of_the_config_are_shown_escaped(name: str, field: str, model: Path) -> None:
     document = json.loads((model / CONFIG_FILE).read_text())
     value = ["DeepseekV4ForCausalLM", name] if field == "architectures" else name
     (model / CONFIG_FILE).write_text(json.dumps(document | {field: value}))
@@ -176,7 +178,7 @@ def test_words_of_the_config_are_shown_escaped(name, field, model):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name.replace("/", "") for name in FEW.values()], ids=FEW)
-def test_names_of_folders_and_of_strange_files_are_shown_escaped(name, least, tmp_path):
+def test_names_of_folders_and_of_strange_files_are_shown_escaped(name: str, least: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(least, tmp_path / name)
     (folder / f"{name}.safetensors").write_bytes(b"")
     (folder / f"{name}.part").write_bytes(b"")
@@ -189,7 +191,7 @@ def test_names_of_folders_and_of_strange_files_are_shown_escaped(name, least, tm
         assert_harmless(result)
         assert result.exit_code == 0
     (made / name).write_bytes(b"")
-    for options in ((), ("--against", folder)):
+    for options in ((), ("--against", folder)):  # type: ignore[assignment]
         result = run("verify", made, *options)
         assert_harmless(result)
         assert result.exit_code == 0
@@ -199,7 +201,7 @@ def test_names_of_folders_and_of_strange_files_are_shown_escaped(name, least, tm
 
 @pytest.mark.many
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
-def test_json_output_is_json_whatever_the_names_are(name, model):
+def test_json_output_is_json_whatever_the_names_are(name: str, model: Path) -> None:
     add_tensor(model, name)
     result = run("inspect", model, "--json")
     document = json.loads(result.stdout)
@@ -207,7 +209,7 @@ def test_json_output_is_json_whatever_the_names_are(name, model):
     assert escaped(name) in finding["message"]
 
 
-def test_a_name_of_megabytes_is_not_printed_whole(model):
+def test_a_name_of_megabytes_is_not_printed_whole(model: Path) -> None:
     add_tensor(model, "x" * 3_000_000)
     result = run("inspect", model)
     assert result.exit_code == ExitCode.CHECKPOINT
@@ -217,11 +219,11 @@ def test_a_name_of_megabytes_is_not_printed_whole(model):
 @pytest.mark.many
 @pytest.mark.parametrize("place", ["template", "pair", "model_type", "architectures"])
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
-def test_names_of_a_family_that_is_not_known_are_shown_escaped(name, place, tmp_path):
+def test_names_of_a_family_that_is_not_known_are_shown_escaped(name: str, place: str, tmp_path: Path) -> None:
     document = {"model_type": "mystery"} | {"model_type": {"model_type": name}, "architectures": {
         "model_type": None, "architectures": [name]}}.get(place, {})  # fmt: skip
     tensors = {"template": {name: ("U8", (2, 2))}, "pair": {name: ("U8", (2, 2)), f"{name}_scale": ("F32", (2, 1))}}
-    folder = write_family(tmp_path / "model", document, tensors.get(place, {"a": ("BF16", (1,))}))
+    folder = write_family(tmp_path / "model", document, tensors.get(place, {"a": ("BF16", (1,))}))  # type: ignore[arg-type]
     result = run("inspect", folder)
     assert_harmless(result)
     assert result.exit_code == ExitCode.DONE
@@ -231,11 +233,11 @@ def test_names_of_a_family_that_is_not_known_are_shown_escaped(name, place, tmp_
 
 
 @pytest.mark.slow
-def test_an_unknown_family_of_megabytes_of_names_is_not_printed_whole(tmp_path):
+def test_an_unknown_family_of_megabytes_of_names_is_not_printed_whole(tmp_path: Path) -> None:
     long = {f"{n}" + "x" * 100_000: ("F8_E4M3", (2, 2)) for n in range(30)}
     many = {f"w{n}w.{ending}": ("F8_E4M3", (2, 2)) for n in range(5000) for ending in ("weight", "weight_scale_inv")}
     document = {"model_type": "m" * 10**6, "architectures": ["A" * 10**5] * 20}
-    folder = write_family(tmp_path / "model", document, long | many)
+    folder = write_family(tmp_path / "model", document, long | many)  # type: ignore[arg-type]
     for options, limit in (((), 300_000), (("--json",), 1_500_000)):
         result = run("inspect", folder, *options)
         assert result.exit_code == ExitCode.DONE
@@ -246,7 +248,7 @@ def test_an_unknown_family_of_megabytes_of_names_is_not_printed_whole(tmp_path):
     "shape", [(2**31, 2**31), (0, 2**62), (0, 0), (1,) * 1000, (1,), ()], ids=lambda shape: str(shape)[:20]
 )
 @pytest.mark.parametrize("scale", [(2**31, 1), (0, 0), (1,) * 1000, (2**24, 2**24), ()], ids=lambda s: str(s)[:20])
-def test_no_shape_of_an_unknown_family_stops_its_inspection(shape, scale):
+def test_no_shape_of_an_unknown_family_stops_its_inspection(shape: tuple[int, ...], scale: tuple[int, ...]) -> None:
     placed = [Tensor(name, "F8_E4M3", size, "f", 0, nbytes_of("F8_E4M3", size))
               for name, size in (("a.w1.weight", shape), ("a.w1.weight_scale_inv", scale))]  # fmt: skip
     tensors = {tensor.name: tensor for tensor in placed}
@@ -256,7 +258,7 @@ def test_no_shape_of_an_unknown_family_stops_its_inspection(shape, scale):
     show_unknown(Console(file=io.StringIO(), width=80), inspection)
 
 
-def seal(out, **changes):
+def seal(out: Path, **changes: Any) -> None:
     """Put a manifest into `out` that is sound but for `changes`, its digest included."""
     document = json.loads((out / MANIFEST_NAME).read_text()) | changes
     (out / MANIFEST_NAME).write_bytes(Manifest.model_validate_json(json.dumps(document)).sealed().to_bytes())
@@ -264,7 +266,7 @@ def seal(out, **changes):
 
 @pytest.mark.many
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
-def test_what_verify_finds_is_shown_escaped(name, out):
+def test_what_verify_finds_is_shown_escaped(name: str, out: Path) -> None:
     """A rank's file and a manifest that agree on a hostile name, but not on its bytes."""
     header, _ = build_header({name: ("U8", (4,))})
     entries = json.loads((out / MANIFEST_NAME).read_text())["files"]
@@ -293,7 +295,7 @@ LIES = {
 
 @pytest.mark.many
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
-def test_a_manifest_that_was_sealed_with_a_lie_is_found_out(lie, out, least):
+def test_a_manifest_that_was_sealed_with_a_lie_is_found_out(lie: Callable[..., Any], out: Path, least: Path) -> None:
     document = json.loads((out / MANIFEST_NAME).read_text())
     lie(document)
     seal(out, **document)
@@ -305,7 +307,7 @@ def test_a_manifest_that_was_sealed_with_a_lie_is_found_out(lie, out, least):
 # --- names that could be paths -------------------------------------------------------------------------------------
 
 
-def test_tensors_called_like_paths_are_no_paths(model, tmp_path, opened):
+def test_tensors_called_like_paths_are_no_paths(model: Path, tmp_path: Path, opened: list[Any]) -> None:
     add_tensor(model, "../../etc/x")
     before = everything(tmp_path)
     assert run("reshard", model, tmp_path / "o", "--tp", 2, "--engine", "reference").exit_code == ExitCode.CHECKPOINT
@@ -313,7 +315,7 @@ def test_tensors_called_like_paths_are_no_paths(model, tmp_path, opened):
     assert not any(path.endswith("/etc/x") for path in opened)
 
 
-def spoil(out, change):
+def spoil(out: Path, change: Callable[..., Any]) -> None:
     """Change the manifest's document, with no regard for its digest."""
     document = json.loads((out / MANIFEST_NAME).read_text())
     change(document)
@@ -323,8 +325,8 @@ def spoil(out, change):
 @pytest.mark.many
 @pytest.mark.parametrize("place", ["file", "link", "companion"])
 @pytest.mark.parametrize("name", PATHS, ids=lambda name: ascii(name[:20]))
-def test_a_manifest_names_nothing_outside_its_folder(name, place, out, opened):
-    def change(document):
+def test_a_manifest_names_nothing_outside_its_folder(name: str, place: str, out: Path, opened: list[Any]) -> None:
+    def change(document: Any) -> None:
         entry = document["companions" if place == "companion" else "files"][0]
         entry |= {"links": [name], "ranks": [0, 1]} if place == "link" else {"name": name}
 
@@ -367,8 +369,8 @@ def test_a_manifest_names_nothing_outside_its_folder(name, place, out, opened):
     ],
     ids=str,
 )
-def test_numbers_of_a_manifest_that_make_no_sense_are_damage(changes, out):
-    def change(document):
+def test_numbers_of_a_manifest_that_make_no_sense_are_damage(changes: dict[str, Any], out: Path) -> None:
+    def change(document: Any) -> None:
         for key, value in changes.items():
             if key in ("files", "companions"):
                 document[key][0] |= value[0]
@@ -382,19 +384,19 @@ def test_numbers_of_a_manifest_that_make_no_sense_are_damage(changes, out):
 
 @pytest.mark.parametrize("raw", [b"", b"[" * 10**6, b'{"a":' * 10**5, b"\xff", b"NaN", b'{"schema_version": 1e999}',
                                  b"[" + b"[]," * 2 * 10**6 + b"1]"], ids=lambda raw: ascii(raw[:12]))  # fmt: skip
-def test_a_manifest_that_is_no_document_is_damage(raw, out):
+def test_a_manifest_that_is_no_document_is_damage(raw: bytes, out: Path) -> None:
     (out / MANIFEST_NAME).write_bytes(raw)
     with pytest.raises(NotAResult, match="damaged"):
         load_manifest(out)
 
 
-def test_a_manifest_of_absurd_size_is_refused_unread(out):
+def test_a_manifest_of_absurd_size_is_refused_unread(out: Path) -> None:
     os.truncate(out / MANIFEST_NAME, MAX_MANIFEST_BYTES + 1)
     with pytest.raises(NotAResult, match=f"{MAX_MANIFEST_BYTES + 1} bytes, over {MAX_MANIFEST_BYTES}"):
         load_manifest(out)
 
 
-def test_a_key_twice_in_a_manifest_is_damage(out):
+def test_a_key_twice_in_a_manifest_is_damage(out: Path) -> None:
     raw = (out / MANIFEST_NAME).read_text()
     (out / MANIFEST_NAME).write_text(raw.replace(' "layout":', ' "layout": "x",\n "layout":', 1))
     with pytest.raises(NotAResult, match="damaged"):
@@ -402,7 +404,7 @@ def test_a_key_twice_in_a_manifest_is_damage(out):
 
 
 @pytest.mark.parametrize("target", ["/etc/passwd", "/dev/zero", "/dev/stdin", ".", "loop", "nowhere"])
-def test_a_link_in_a_result_is_another_file_or_none_and_never_hangs(target, out):
+def test_a_link_in_a_result_is_another_file_or_none_and_never_hangs(target: str, out: Path) -> None:
     name = json.loads((out / MANIFEST_NAME).read_text())["files"][0]["name"]
     for spoilt in (name, "plan.json"):
         (out / spoilt).unlink()
@@ -421,13 +423,13 @@ def test_a_link_in_a_result_is_another_file_or_none_and_never_hangs(target, out)
 
 
 @pytest.fixture
-def plan_file(model, tmp_path):
+def plan_file(model: Path, tmp_path: Path) -> Path:
     path = tmp_path / "plan.json"
     run("plan", model, "--tp", 2, "--engine", "reference", "-o", path)
     return path
 
 
-def edit(plan_file, change):
+def edit(plan_file: Path, change: Callable[..., Any]) -> None:
     document = json.loads(plan_file.read_text())
     change(document)
     plan_file.write_text(json.dumps(document))
@@ -435,7 +437,9 @@ def edit(plan_file, change):
 
 @pytest.mark.many
 @pytest.mark.parametrize("name", [*PATHS, *FEW.values()], ids=lambda name: ascii(name[:20]))
-def test_a_plan_that_names_other_files_is_refused_and_they_are_not_opened(name, model, plan_file, tmp_path, opened):
+def test_a_plan_that_names_other_files_is_refused_and_they_are_not_opened(
+    name: str, model: Path, plan_file: Path, tmp_path: Path, opened: list[Any]
+) -> None:
     edit(plan_file, lambda document: document["source"]["files"][0].update(name=name))
     before = everything(tmp_path)
     result = run("reshard", model, tmp_path / "o", "--plan", plan_file)
@@ -451,7 +455,9 @@ def test_a_plan_that_names_other_files_is_refused_and_they_are_not_opened(name, 
 @pytest.mark.parametrize(
     "name", ["/etc/passwd", "../x", "..", "", "x\0", "'; rm -rf /tmp/x; '", *FEW.values()], ids=ascii
 )
-def test_what_a_plan_calls_its_checkpoint_decides_nothing(name, model, plan_file, sound, tmp_path):
+def test_what_a_plan_calls_its_checkpoint_decides_nothing(
+    name: str, model: Path, plan_file: Path, sound: Path, tmp_path: Path
+) -> None:
     """The label is free: a plan is made on one machine and followed on another. It is text in the result's plan."""
     edit(plan_file, lambda document: document["source"].update(label=name))
     before = everything(tmp_path)
@@ -490,7 +496,9 @@ def test_what_a_plan_calls_its_checkpoint_decides_nothing(name, model, plan_file
         lambda d: d["source"]["files"].append(d["source"]["files"][0]),
     ],
 )
-def test_an_edited_plan_is_refused_and_nothing_is_written(change, model, plan_file, tmp_path):
+def test_an_edited_plan_is_refused_and_nothing_is_written(
+    change: Callable[..., Any], model: Path, plan_file: Path, tmp_path: Path
+) -> None:
     edit(plan_file, change)
     before = everything(tmp_path)
     result = run("reshard", model, tmp_path / "o", "--plan", plan_file)
@@ -507,7 +515,7 @@ def test_an_edited_plan_is_refused_and_nothing_is_written(change, model, plan_fi
      '"tp": ' + "9" * 5000, '"tp": ' + "[" * 500 + "]" * 500, '"tp": ' + "[" * 100_000],
     ids=lambda text: text[:24],
 )  # fmt: skip
-def test_tricks_of_json_in_a_plan_are_refused(text, model, plan_file, tmp_path):
+def test_tricks_of_json_in_a_plan_are_refused(text: str, model: Path, plan_file: Path, tmp_path: Path) -> None:
     plan_file.write_text(plan_file.read_text().replace('"tp": 2', text, 1))
     result = run("reshard", model, tmp_path / "o", "--plan", plan_file)
     assert_harmless(result)
@@ -523,7 +531,7 @@ def test_tricks_of_json_in_a_plan_are_refused(text, model, plan_file, tmp_path):
     ids=lambda text: text[:12],
 )  # fmt: skip
 @pytest.mark.parametrize("field", ["hidden_size", "not_ours"])
-def test_tricks_of_json_in_a_config_are_refused(text, field, model):
+def test_tricks_of_json_in_a_config_are_refused(text: str, field: str, model: Path) -> None:
     document = json.loads((model / CONFIG_FILE).read_text()) | {field: 424242}
     raw = json.dumps(document).replace("424242", text.replace("hidden_size", field), 1)
     (model / CONFIG_FILE).write_text(raw)
@@ -533,7 +541,7 @@ def test_tricks_of_json_in_a_config_are_refused(text, field, model):
     assert result.exit_code == (0 if harmless else ExitCode.CHECKPOINT)
 
 
-def test_a_shape_of_a_million_sizes_is_not_multiplied_out():
+def test_a_shape_of_a_million_sizes_is_not_multiplied_out() -> None:
     """The product would have 60 million bits, and take hours."""
     shape = ",".join([str(2**62)] * 400_000)
     raw = f'{{"a":{{"dtype":"U8","shape":[{shape}],"data_offsets":[0,0]}}}}'.encode()
@@ -541,7 +549,7 @@ def test_a_shape_of_a_million_sizes_is_not_multiplied_out():
         parse_header(raw, len(raw) + 8, "x")
 
 
-def test_thousands_of_wrong_ratios_are_counted_and_a_few_named(model):
+def test_thousands_of_wrong_ratios_are_counted_and_a_few_named(model: Path) -> None:
     document = json.loads((model / CONFIG_FILE).read_text()) | {"compress_ratios": [-1] * 10_000}
     (model / CONFIG_FILE).write_text(json.dumps(document))
     result = run("inspect", model)

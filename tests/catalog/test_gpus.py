@@ -31,14 +31,14 @@ def shown(plan: Plan) -> str:
     return out.getvalue()
 
 
-def test_amd_ascend_and_gb10_are_those_whose_kernels_are_not_known():
+def test_amd_ascend_and_gb10_are_those_whose_kernels_are_not_known() -> None:
     assert NOT_VERIFIED == ["ascend-910b", "ascend-910c", "gb10", "mi300x", "mi325x", "mi355x"]
 
 
 @pytest.mark.many
 @pytest.mark.parametrize("engine", ["sglang", "vllm", "trtllm", "reference", "node"])
 @pytest.mark.parametrize("gpu", NOT_VERIFIED)
-def test_of_a_gpu_whose_kernels_are_not_known_nothing_is_claimed(engine, gpu):
+def test_of_a_gpu_whose_kernels_are_not_known_nothing_is_claimed(engine: str, gpu: str) -> None:
     assert engine in ENGINES
     plan = plan_of(tp=16, engine=engine, gpu=gpu)
     assert not plan.feasible
@@ -51,14 +51,14 @@ def test_of_a_gpu_whose_kernels_are_not_known_nothing_is_claimed(engine, gpu):
 
 
 @pytest.mark.parametrize("gpu", NOT_VERIFIED)
-def test_no_rule_of_other_kernels_is_quoted_for_a_gpu_whose_kernels_are_not_known(gpu):
+def test_no_rule_of_other_kernels_is_quoted_for_a_gpu_whose_kernels_are_not_known(gpu: str) -> None:
     """TP 16 with FP4 experts breaks the tiles of Hopper's CUTLASS runner; AMD's and Ascend's are others."""
     plan = plan_of(tp=16, runner="flashinfer_mxfp4", gpu=gpu)
     assert [breach.rule for breach in plan.breaches] == [UNKNOWN_GPU]
     assert plan.totals is None
 
 
-def test_whether_the_weights_fit_is_told_of_a_gpu_whose_kernels_are_not_known_and_as_on_what():
+def test_whether_the_weights_fit_is_told_of_a_gpu_whose_kernels_are_not_known_and_as_on_what() -> None:
     plan, hopper = plan_of(tp=16, gpu="mi300x"), plan_of(tp=16, gpu="h200")
     assert plan.memory is not None
     assert hopper.memory is not None
@@ -73,13 +73,13 @@ def test_whether_the_weights_fit_is_told_of_a_gpu_whose_kernels_are_not_known_an
     assert "\n    nothing is claimed of it\n" in text  # and not: SGLang does not say so
 
 
-def test_weights_of_gb10_are_reckoned_as_on_blackwell():
+def test_weights_of_gb10_are_reckoned_as_on_blackwell() -> None:
     plan, blackwell = plan_of(tp=16, gpu="gb10"), plan_of(tp=16, gpu="rtx-pro-6000")
     assert plan.totals == blackwell.totals
     assert "weights are reckoned as on Blackwell (sm_120)" in shown(plan)
 
 
-def test_weights_that_do_not_fit_break_the_memory_rule_also_where_kernels_are_not_known():
+def test_weights_that_do_not_fit_break_the_memory_rule_also_where_kernels_are_not_known() -> None:
     plan = plan_of(tp=8, gpu="ascend-910b")
     assert [breach.rule for breach in plan.breaches] == [UNKNOWN_GPU, "memory"]
     assert "Ascend 910B 64 GB: 61.0 GiB as its driver counts it, 41.4 GiB too little for the weights" in shown(plan)
@@ -87,7 +87,7 @@ def test_weights_that_do_not_fit_break_the_memory_rule_also_where_kernels_are_no
 
 
 @pytest.mark.parametrize(("gpu", "nodes"), [("gb10", 16), ("ascend-910c", 1), ("mi300x", 2), ("ascend-910b", 2)])
-def test_a_host_has_the_gpus_of_its_kind(gpu, nodes):
+def test_a_host_has_the_gpus_of_its_kind(gpu: str, nodes: int) -> None:
     assert plan_of(tp=16, gpu=gpu).deployment.nodes == nodes
 
 
@@ -95,25 +95,25 @@ def test_a_host_has_the_gpus_of_its_kind(gpu, nodes):
     ("96GB", 96 * 10**9), ("95GiB", 95 << 30), ("97285MiB", 97285 << 20), ("94.5 gib", 189 << 29),
     ("0.5GB", 5 * 10**8),
 ])  # fmt: skip
-def test_memory_is_given_in_gb_gib_or_mib(text, nbytes):
+def test_memory_is_given_in_gb_gib_or_mib(text: str, nbytes: int) -> None:
     assert gpu_with(text).memory == nbytes
 
 
 @pytest.mark.parametrize(
     "text", ["96", "GB", "96TB", "-1GB", "0GB", "1e3GB", "96GB ", "nanGB", "96  GB", "٩٦GB", "9" * 9 + "GB", "96GB\n"]
 )
-def test_what_is_not_an_amount_of_memory_is_refused(text):
+def test_what_is_not_an_amount_of_memory_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="not an amount of memory"):
         plan_of(tp=16, gpu_memory=text)
 
 
 @pytest.mark.parametrize("value", [5, ["96GB"], True, 96.0, "9" * 101])
-def test_an_amount_of_memory_that_is_no_text_is_refused(value):
+def test_an_amount_of_memory_that_is_no_text_is_refused(value: list[str] | float | str) -> None:
     with pytest.raises(UsageError, match="gpu_memory="):
         plan_of(tp=16, gpu_memory=value)
 
 
-def test_a_gpu_given_by_its_memory_is_hoppers_and_says_so():
+def test_a_gpu_given_by_its_memory_is_hoppers_and_says_so() -> None:
     plan, hopper = plan_of(tp=16, gpu_memory="95GiB"), plan_of(tp=16, gpu="h20-96")
     assert plan.feasible
     assert plan.totals == hopper.totals
@@ -126,23 +126,23 @@ def test_a_gpu_given_by_its_memory_is_hoppers_and_says_so():
 
 
 @pytest.mark.slow
-def test_weights_that_do_not_fit_into_the_memory_given_are_refused():
+def test_weights_that_do_not_fit_into_the_memory_given_are_refused() -> None:
     assert [breach.rule for breach in plan_of(tp=16, gpu_memory="40GB").breaches] == ["memory"]
 
 
 @pytest.mark.many
 @pytest.mark.parametrize("engine", ["sglang", "vllm", "trtllm", "reference", "node"])
-def test_memory_is_looked_at_for_every_engine(engine):
+def test_memory_is_looked_at_for_every_engine(engine: str) -> None:
     assert plan_of(tp=16, engine=engine, gpu_memory="95GiB", nodes=2).memory is not None
 
 
-def test_a_gpu_named_and_given_by_its_memory_is_refused():
+def test_a_gpu_named_and_given_by_its_memory_is_refused() -> None:
     with pytest.raises(UsageError, match="gpu='h200' and gpu_memory"):
         plan_of(tp=16, gpu="h200", gpu_memory="96GB")
 
 
 @pytest.mark.parametrize("text", ["95GiB", "95 GiB"])
-def test_a_plan_with_memory_given_is_made_again_and_its_command_says_it(text):
+def test_a_plan_with_memory_given_is_made_again_and_its_command_says_it(text: str) -> None:
     checkpoint, inventory = inventory_of(PRO)
     plan = plan_of(tp=16, gpu_memory=text)
     assert check_plan(plan, checkpoint, inventory) == plan

@@ -68,14 +68,14 @@ def app() -> typer.Typer:
     return made
 
 
-def test_a_field_more_is_an_option_of_the_command():
+def test_a_field_more_is_an_option_of_the_command() -> None:
     (parameter,) = [one for one in typer.main.get_command(app()).params if one.name == "sliding_window"]
-    assert (parameter.opts, parameter.help, parameter.metavar) == (["--sliding-window"], WINDOW.help, "N")
+    assert (parameter.opts, parameter.help, parameter.metavar) == (["--sliding-window"], WINDOW.help, "N")  # type: ignore[attr-defined]
     result = CliRunner().invoke(app(), ["--tp", "4", "--sliding-window", "128", "other"])
     assert result.stdout == "other --tp 4 --sliding-window 128\n"
 
 
-def test_a_field_more_is_a_keyword_of_the_verb_and_in_its_docstring():
+def test_a_field_more_is_a_keyword_of_the_verb_and_in_its_docstring() -> None:
     parameter = inspect.signature(shown).parameters["sliding_window"]
     assert (parameter.kind, parameter.default, parameter.annotation) == (parameter.KEYWORD_ONLY, None, int | None)
     assert "sliding_window: Tokens of window (default: all)." in str(shown.__doc__)
@@ -83,18 +83,18 @@ def test_a_field_more_is_a_keyword_of_the_verb_and_in_its_docstring():
 
 
 @pytest.mark.parametrize(("value", "said"), [(0, "0: must be from 1 to 4096"), (True, "True: must be a whole number")])
-def test_a_field_more_is_checked_for_both_in_the_words_of_each(value, said):
+def test_a_field_more_is_checked_for_both_in_the_words_of_each(value: Any, said: str) -> None:
     with pytest.raises(UsageError, match=f"^sliding_window={said}"):
         shown("model", tp=4, sliding_window=value)
     result = CliRunner().invoke(app(), ["--tp", "4", "--sliding-window", "5000"])
     assert (result.exit_code, result.stderr) == (2, "error: --sliding-window 5000: must be from 1 to 4096\n")
 
 
-def test_what_is_not_given_is_not_printed_and_text_is_quoted_for_a_shell():
+def test_what_is_not_given_is_not_printed_and_text_is_quoted_for_a_shell() -> None:
     assert words_of(Request(16, gpu_memory="96 GB", dp=1)) == ["--tp 16", "--gpu-memory '96 GB'"]
 
 
-def test_the_lists_of_plan_its_command_and_the_request_name_the_same_options():
+def test_the_lists_of_plan_its_command_and_the_request_name_the_same_options() -> None:
     request = {field.name: field.option for field in fields_of(Request)}
     for options in (PlanOptions, PlanCommand):
         found = {field.name: field.option for field in fields_of(options)}
@@ -110,7 +110,7 @@ def test_the_lists_of_plan_its_command_and_the_request_name_the_same_options():
     ("place", "a" * 4000, "a" * 4000), ("sizes", 3, 3), ("sizes", (1, 2), (1, 2)), ("sizes", np.arange(1, 3), (1, 2)),
     ("sizes", range(1, 4), (1, 2, 3)), ("names", ["a"], ("a",)), ("names", "a,b", "a,b"), ("runner", "z", "z"),
 ])  # fmt: skip
-def test_a_value_of_its_type_is_kept_as_python_has_it(name, value, kept):
+def test_a_value_of_its_type_is_kept_as_python_has_it(name: str, value: Any, kept: Any) -> None:
     found = getattr(Many.of({name: value}), name)
     assert (found, type(found)) == (kept, type(kept))
 
@@ -140,7 +140,7 @@ def test_a_value_of_its_type_is_kept_as_python_has_it(name, value, kept):
     ("names", [1], "names=1: must be a name, not int"),
     ("runer", "x", "runer: there is no such option"),
 ])  # fmt: skip
-def test_a_value_of_another_type_or_beyond_its_bounds_is_refused(name, value, said):
+def test_a_value_of_another_type_or_beyond_its_bounds_is_refused(name: str, value: Any, said: str) -> None:
     with pytest.raises(UsageError) as caught:
         Many.of({name: value})
     assert said in str(caught.value)
@@ -151,13 +151,13 @@ def test_a_value_of_another_type_or_beyond_its_bounds_is_refused(name, value, sa
     ({"colour": "rod"}, "Did you mean red? Known: red, blue."),
     ({"runer": "x"}, "Did you mean runner? Known: number, always, "),
 ])  # fmt: skip
-def test_a_name_that_is_not_known_is_told_those_that_are(values, hint):
+def test_a_name_that_is_not_known_is_told_those_that_are(values: Any, hint: str) -> None:
     with pytest.raises(UsageError) as caught:
         Many.of(values)
     assert str(caught.value.hint).startswith(hint)
 
 
-def test_options_know_which_of_them_were_given():
+def test_options_know_which_of_them_were_given() -> None:
     options = Many.of({"engine": "a", "number": None, "switch": True})
     assert options.given_of(Many) == ["switch", "engine"]
     assert Many().given == frozenset()
@@ -172,9 +172,9 @@ def refused(a: str | Path, b: str | Path, options: Many) -> None:
     raise UsageError("no", hint="Leave out --gpu-memory, or run `dsv4-shard plan REPO --tp N`.")
 
 
-def test_a_hint_is_a_note_in_words_of_python_and_the_command_line_prints_its_own():
+def test_a_hint_is_a_note_in_words_of_python_and_the_command_line_prints_its_own() -> None:
     with pytest.raises(UsageError) as caught:
-        refused("a", b="b")
+        refused("a", b="b")  # type: ignore[call-arg]
     (note,) = caught.value.__notes__
     assert (note, type(note)) == ("Leave out gpu_memory, or run `dsv4-shard plan REPO --tp N`.", Hint)
     assert in_python("--a2a and `--tp`, not a--b") == "a2a and `tp`, not a--b"
@@ -184,7 +184,7 @@ def test_a_hint_is_a_note_in_words_of_python_and_the_command_line_prints_its_own
     (("a",), {}, "b: must be given"), (("a", "b", "c"), {}, "refused takes a and b; options go by name"),
     (("a", "b"), {"a": "c"}, "a: is given twice"), ((3, "b"), {}, "a=3: must be a name or a path, not int"),
 ])  # fmt: skip
-def test_what_a_verb_works_on_is_checked_too(arguments, options, said):
+def test_what_a_verb_works_on_is_checked_too(arguments: Any, options: Any, said: str) -> None:
     with pytest.raises(UsageError) as caught:
         refused(*arguments, **options)
     assert str(caught.value) == said

@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import xxhash
@@ -18,6 +20,7 @@ from support.command_line import run
 from support.documents import as_of_other_version
 from support.schemas import validator
 from support.servers.loopback import Fault
+from typer.testing import Result
 
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.destinations import object_store as upload
@@ -31,6 +34,10 @@ from dsv4_shard.sources import object_store as stores
 from dsv4_shard.storage.locks import LockedFolder
 from dsv4_shard.version import __version__
 
+if TYPE_CHECKING:
+    from support.servers.store import StoreServer
+
+
 URL = "s3://bucket/shards/tp4"
 TP4 = ("--tp", "4", "--gpu", "h100")
 TP2 = ("--tp", "2", "--gpu", "h100")
@@ -39,12 +46,12 @@ _QUICK = {"init_backoff": timedelta(milliseconds=1), "max_backoff": timedelta(mi
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("upload") / "small", small_config(), seed=5)
 
 
 @pytest.fixture(scope="module")
-def local(checkpoint, tmp_path_factory):
+def local(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The result as a folder has it."""
     folder = tmp_path_factory.mktemp("upload") / "shards"
     assert run("reshard", checkpoint, folder, *TP4).exit_code == 0
@@ -52,7 +59,7 @@ def local(checkpoint, tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _own_places(tmp_path, monkeypatch):
+def _own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -61,12 +68,12 @@ def _own_places(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def server(store_server):
+def server(store_server: "StoreServer") -> "StoreServer":
     return store_server
 
 
 @pytest.fixture
-def small_parts(monkeypatch):
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of 64 KiB, as if the rank files were large."""
     monkeypatch.setattr("moto.s3.models.S3_UPLOAD_PART_MIN_SIZE", 1)
     monkeypatch.setattr(stores, "PART_BYTES", 64 << 10)
@@ -74,36 +81,36 @@ def small_parts(monkeypatch):
 
 
 @pytest.fixture
-def one_at_a_time(monkeypatch):
+def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upload, "OBJECTS_AT_ONCE", 1)
 
 
 @pytest.fixture
-def patient_client(monkeypatch):
+def patient_client(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that does not repeat a request after 30 s without an answer."""
     monkeypatch.setenv("AWS_TIMEOUT", "1h")
 
 
-def put(checkpoint, *options, url=URL):
+def put(checkpoint: Path, *options: str | Path, url: str = URL) -> Result:
     return run("reshard", checkpoint, url, *TP4, *options)
 
 
-def objects(server, prefix="shards/tp4"):
+def objects(server: "StoreServer", prefix: str = "shards/tp4") -> dict[str, bytes]:
     return {key.removeprefix(f"{prefix}/"): content for key, content in server.objects().items() if "shards" in key}
 
 
-def load_manifest_of(server):
+def load_manifest_of(server: Any) -> Any:
     """The manifest that was put."""
     return read_manifest(objects(server)["manifest.json"], "there")
 
 
-def writes(server):
+def writes(server: "StoreServer") -> list[str]:
     """The names of objects in the order in which they were made or removed."""
     made = [request for request in server.requests if request.route in ("put", "complete")]
     return [request.file.removeprefix("shards/tp4/") for request in made if request.status == 200]
 
 
-def scratch(folder="."):
+def scratch(folder: str = ".") -> list[str]:
     return sorted(os.listdir(folder))
 
 
@@ -111,7 +118,9 @@ def scratch(folder="."):
 
 
 @pytest.mark.slow
-def test_the_objects_are_the_folders_files_and_nothing_else_is_left(server, checkpoint, local):
+def test_the_objects_are_the_folders_files_and_nothing_else_is_left(
+    server: "StoreServer", checkpoint: Path, local: dict[str, bytes]
+) -> None:
     result = put(checkpoint)
     assert result.exit_code == 0, result.stderr
     assert objects(server) == local
@@ -120,7 +129,9 @@ def test_the_objects_are_the_folders_files_and_nothing_else_is_left(server, chec
 
 
 @pytest.mark.slow
-def test_the_manifest_is_put_when_all_else_is_there_and_was_looked_at(server, checkpoint, local):
+def test_the_manifest_is_put_when_all_else_is_there_and_was_looked_at(
+    server: "StoreServer", checkpoint: Path, local: dict[str, bytes]
+) -> None:
     put(checkpoint)
     assert writes(server)[-1] == "manifest.json"
     assert sorted(writes(server)) == sorted(local)
@@ -129,7 +140,9 @@ def test_the_manifest_is_put_when_all_else_is_there_and_was_looked_at(server, ch
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_parts")
-def test_large_files_go_in_parts_and_leave_none_behind(server, checkpoint, local):
+def test_large_files_go_in_parts_and_leave_none_behind(
+    server: "StoreServer", checkpoint: Path, local: dict[str, bytes]
+) -> None:
     assert put(checkpoint).exit_code == 0
     assert objects(server) == local
     assert len(server.seen(route="part")) > 20
@@ -138,7 +151,9 @@ def test_large_files_go_in_parts_and_leave_none_behind(server, checkpoint, local
 
 
 @pytest.mark.slow
-def test_what_all_ranks_share_is_sent_once_and_copied_there(server, checkpoint, local):
+def test_what_all_ranks_share_is_sent_once_and_copied_there(
+    server: "StoreServer", checkpoint: Path, local: dict[str, bytes]
+) -> None:
     document = json.loads(put(checkpoint, "--json").stdout)
     shared = [content for name, content in local.items() if "rank-0-part-1" in name]
     total = sum(map(len, local.values()))
@@ -149,14 +164,16 @@ def test_what_all_ranks_share_is_sent_once_and_copied_there(server, checkpoint, 
 
 
 @pytest.mark.slow
-def test_a_copy_that_is_none_is_sent(server, checkpoint, local, monkeypatch):
+def test_a_copy_that_is_none_is_sent(
+    server: "StoreServer", checkpoint: Path, local: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(stores.Store, "copy", lambda store, name, twin: store.put(twin, b""))
     assert put(checkpoint).exit_code == 0
     assert objects(server) == local
 
 
 @pytest.mark.slow
-def test_what_the_store_does_not_copy_is_sent(server, checkpoint, local):
+def test_what_the_store_does_not_copy_is_sent(server: "StoreServer", checkpoint: Path, local: dict[str, bytes]) -> None:
     server.faults.append(Fault("status", status=501, match=lambda request: request.received == 0, route="put"))
     assert put(checkpoint).exit_code == 0
     assert server.faults[0].hits == 1
@@ -164,7 +181,9 @@ def test_what_the_store_does_not_copy_is_sent(server, checkpoint, local):
 
 
 @pytest.mark.slow
-def test_what_is_too_large_to_be_copied_is_sent(server, checkpoint, local, monkeypatch):
+def test_what_is_too_large_to_be_copied_is_sent(
+    server: "StoreServer", checkpoint: Path, local: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(upload, "COPIED_BYTES", 0)
     assert put(checkpoint).exit_code == 0
     assert objects(server) == local
@@ -172,7 +191,14 @@ def test_what_is_too_large_to_be_copied_is_sent(server, checkpoint, local, monke
 
 
 @pytest.mark.slow
-def test_google_storage_goes_the_same_way(server, checkpoint, local, tmp_path, monkeypatch, small_parts):
+def test_google_storage_goes_the_same_way(
+    server: "StoreServer",
+    checkpoint: Path,
+    local: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    small_parts: None,
+) -> None:
     for name, value in server.google_env(tmp_path / "account.json").items():
         monkeypatch.setenv(name, value)
     result = put(checkpoint, url=URL.replace("s3:", "gs:"))
@@ -181,7 +207,7 @@ def test_google_storage_goes_the_same_way(server, checkpoint, local, tmp_path, m
 
 
 @pytest.mark.slow
-def test_from_one_store_into_another(server, checkpoint, local):
+def test_from_one_store_into_another(server: "StoreServer", checkpoint: Path, local: dict[str, bytes]) -> None:
     server.upload(checkpoint, "models/small")
     assert run("reshard", "s3://bucket/models/small", URL, *TP4).exit_code == 0
     there = objects(server)
@@ -189,7 +215,7 @@ def test_from_one_store_into_another(server, checkpoint, local):
 
 
 @pytest.mark.slow
-def test_a_share_goes_into_a_place_of_its_own(server, checkpoint, local):
+def test_a_share_goes_into_a_place_of_its_own(server: "StoreServer", checkpoint: Path, local: dict[str, bytes]) -> None:
     assert put(checkpoint, "--ranks", "0-1", url=f"{URL}/a").exit_code == 0
     assert put(checkpoint, "--ranks", "2-3", url=f"{URL}/b").exit_code == 0
     there = objects(server)
@@ -201,7 +227,7 @@ def test_a_share_goes_into_a_place_of_its_own(server, checkpoint, local):
 
 
 @pytest.mark.slow
-def test_json_is_one_document(server, checkpoint, local):
+def test_json_is_one_document(server: "StoreServer", checkpoint: Path, local: dict[str, bytes]) -> None:
     document = json.loads(put(checkpoint, "--json").stdout)
     validator("reshard-store").validate(document)
     assert document["out"] == URL
@@ -211,7 +237,7 @@ def test_json_is_one_document(server, checkpoint, local):
 
 
 @pytest.mark.slow
-def test_dry_run_looks_and_leaves_nothing(server, checkpoint):
+def test_dry_run_looks_and_leaves_nothing(server: "StoreServer", checkpoint: Path) -> None:
     result = put(checkpoint, "--dry-run")
     assert (result.exit_code, f"Would write into {URL}" in result.stdout) == (0, True)
     assert scratch() == []
@@ -226,7 +252,9 @@ def test_dry_run_looks_and_leaves_nothing(server, checkpoint):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("after", [0, 1, 7, 18, 24])
-def test_an_upload_that_ended_early_goes_on_and_sends_nothing_twice(server, checkpoint, local, after, one_at_a_time):
+def test_an_upload_that_ended_early_goes_on_and_sends_nothing_twice(
+    server: "StoreServer", checkpoint: Path, local: dict[str, bytes], after: int, one_at_a_time: None
+) -> None:
     server.faults.append(Fault("forbidden", route="put", after=after, times=None))
     first = put(checkpoint)
     assert first.exit_code == ExitCode.NETWORK
@@ -247,7 +275,9 @@ def test_an_upload_that_ended_early_goes_on_and_sends_nothing_twice(server, chec
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_parts", "one_at_a_time")
-def test_a_file_that_ended_midway_leaves_no_parts_and_is_sent_again(server, checkpoint, local):
+def test_a_file_that_ended_midway_leaves_no_parts_and_is_sent_again(
+    server: "StoreServer", checkpoint: Path, local: dict[str, bytes]
+) -> None:
     server.faults.append(Fault("forbidden", route="part", after=5))
     assert put(checkpoint).exit_code == ExitCode.NETWORK
     assert server.uploads() == 0
@@ -257,7 +287,9 @@ def test_a_file_that_ended_midway_leaves_no_parts_and_is_sent_again(server, chec
 
 
 @pytest.mark.slow
-def test_an_object_that_was_put_but_not_noted_is_sent_again(server, checkpoint, local, one_at_a_time):
+def test_an_object_that_was_put_but_not_noted_is_sent_again(
+    server: "StoreServer", checkpoint: Path, local: dict[str, bytes], one_at_a_time: None
+) -> None:
     server.faults.append(Fault("forbidden", route="put", after=5, times=None))
     put(checkpoint)
     [folder] = scratch()
@@ -270,7 +302,9 @@ def test_an_object_that_was_put_but_not_noted_is_sent_again(server, checkpoint, 
 
 
 @pytest.mark.slow
-def test_an_object_that_was_replaced_since_it_was_put_is_sent_again(server, checkpoint, local, one_at_a_time):
+def test_an_object_that_was_replaced_since_it_was_put_is_sent_again(
+    server: "StoreServer", checkpoint: Path, local: dict[str, bytes], one_at_a_time: None
+) -> None:
     server.faults.append(Fault("forbidden", route="put", after=5, times=None))
     put(checkpoint)
     name = writes(server)[0]
@@ -282,7 +316,9 @@ def test_an_object_that_was_replaced_since_it_was_put_is_sent_again(server, chec
 
 
 @pytest.mark.slow
-def test_an_answer_that_is_lost_at_the_end_of_an_upload_costs_a_second_one(server, checkpoint, local, small_parts):
+def test_an_answer_that_is_lost_at_the_end_of_an_upload_costs_a_second_one(
+    server: "StoreServer", checkpoint: Path, local: dict[str, bytes], small_parts: None
+) -> None:
     server.faults.append(Fault("cut", route="complete"))
     first = put(checkpoint)
     assert (first.exit_code, "broke off" in first.stderr) == (ExitCode.NETWORK, True)
@@ -293,7 +329,9 @@ def test_an_answer_that_is_lost_at_the_end_of_an_upload_costs_a_second_one(serve
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("route", ["put", "part"])
-def test_what_is_damaged_on_its_way_to_s3_is_refused_there_and_sent_again(server, checkpoint, local, route):
+def test_what_is_damaged_on_its_way_to_s3_is_refused_there_and_sent_again(
+    server: "StoreServer", checkpoint: Path, local: dict[str, bytes], route: str
+) -> None:
     server.faults.append(Fault("damage", route=route, after=2))
     result = put(checkpoint)
     assert (result.exit_code, "answered 400 XAmzContentSHA256Mismatch" in result.stderr) == (ExitCode.NETWORK, True)
@@ -303,13 +341,15 @@ def test_what_is_damaged_on_its_way_to_s3_is_refused_there_and_sent_again(server
 
 
 @pytest.mark.slow
-def test_what_lasts_a_moment_is_not_noticed(server, checkpoint, local, small_parts):
+def test_what_lasts_a_moment_is_not_noticed(
+    server: "StoreServer", checkpoint: Path, local: dict[str, bytes], small_parts: None
+) -> None:
     server.faults += [Fault("status", route="part", after=3, times=2), Fault("too_many", route="list", times=2)]
     assert put(checkpoint).exit_code == 0
     assert objects(server) == local
 
 
-def test_a_store_that_refuses_is_known_before_anything_is_written(server, checkpoint):
+def test_a_store_that_refuses_is_known_before_anything_is_written(server: "StoreServer", checkpoint: Path) -> None:
     server.faults.append(Fault("forbidden", times=None))
     result = put(checkpoint)
     assert (result.exit_code, "refused access (403" in result.stderr) == (ExitCode.NETWORK, True)
@@ -319,11 +359,13 @@ def test_a_store_that_refuses_is_known_before_anything_is_written(server, checkp
 @pytest.mark.slow
 @pytest.mark.usefixtures("interruptible", "patient_client")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_ends_an_upload_that_stalls_and_the_next_run_goes_on(server, checkpoint, local, how):
+def test_an_interrupt_ends_an_upload_that_stalls_and_the_next_run_goes_on(
+    server: "StoreServer", checkpoint: Path, local: dict[str, bytes], how: signal.Signals
+) -> None:
     stall = Fault("stall", route="put", after=3, times=None)
     server.faults.append(stall)
     command = [sys.executable, "-m", "dsv4_shard", "reshard", checkpoint, URL, *TP4]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:  # type: ignore[arg-type]
         # Every thread waits for an answer: the objects before are put and noted, and none is under way.
         while stall.hits < upload.OBJECTS_AT_ONCE and process.poll() is None:
             time.sleep(0.01)
@@ -343,7 +385,7 @@ def test_an_interrupt_ends_an_upload_that_stalls_and_the_next_run_goes_on(server
 
 
 @pytest.mark.slow
-def test_a_result_is_refused_unless_it_is_to_be_overwritten(server, checkpoint):
+def test_a_result_is_refused_unless_it_is_to_be_overwritten(server: "StoreServer", checkpoint: Path) -> None:
     put(checkpoint)
     before = server.objects()
     result = run("reshard", checkpoint, URL, *TP2)
@@ -353,7 +395,9 @@ def test_a_result_is_refused_unless_it_is_to_be_overwritten(server, checkpoint):
 
 
 @pytest.mark.slow
-def test_what_is_overwritten_is_gone_its_manifest_first(server, checkpoint, local):
+def test_what_is_overwritten_is_gone_its_manifest_first(
+    server: "StoreServer", checkpoint: Path, local: dict[str, bytes]
+) -> None:
     run("reshard", checkpoint, URL, "--tp", "8", "--gpu", "h100")
     assert len(objects(server)) > len(local)
     server.reset()
@@ -369,7 +413,9 @@ def test_what_is_overwritten_is_gone_its_manifest_first(server, checkpoint, loca
 @pytest.mark.slow
 @pytest.mark.parametrize("route", ["delete", "put"])
 @pytest.mark.parametrize("after", [0, 1])
-def test_an_overwriting_that_ended_early_goes_on(server, checkpoint, local, route, after):
+def test_an_overwriting_that_ended_early_goes_on(
+    server: "StoreServer", checkpoint: Path, local: dict[str, bytes], route: str, after: int
+) -> None:
     first = run("reshard", checkpoint, URL, *TP2)
     assert first.exit_code == 0, first.stderr
     server.faults.append(Fault("forbidden", route=route, after=after))
@@ -384,7 +430,9 @@ def test_an_overwriting_that_ended_early_goes_on(server, checkpoint, local, rout
 @pytest.mark.many
 @pytest.mark.parametrize("options", [(), ("--overwrite",)])
 @pytest.mark.parametrize("has_result", [False, True])
-def test_what_is_of_others_is_neither_joined_nor_removed(server, checkpoint, options, has_result):
+def test_what_is_of_others_is_neither_joined_nor_removed(
+    server: "StoreServer", checkpoint: Path, options: tuple[str, ...], has_result: bool
+) -> None:
     if has_result:
         put(checkpoint)
     server.put("shards/tp4/notes/todo.txt", b"mine")
@@ -396,7 +444,9 @@ def test_what_is_of_others_is_neither_joined_nor_removed(server, checkpoint, opt
 
 
 @pytest.mark.slow
-def test_a_manifest_that_is_replaced_before_it_is_read_is_not_taken_for_the_one_that_was_listed(server, checkpoint):
+def test_a_manifest_that_is_replaced_before_it_is_read_is_not_taken_for_the_one_that_was_listed(
+    server: "StoreServer", checkpoint: Path
+) -> None:
     put(checkpoint)
     other = bytes(len(objects(server)["manifest.json"]))
     server.faults += [
@@ -409,7 +459,7 @@ def test_a_manifest_that_is_replaced_before_it_is_read_is_not_taken_for_the_one_
     assert objects(server)["manifest.json"] == other
 
 
-def test_a_manifest_that_is_not_known_is_not_overwritten(server, checkpoint):
+def test_a_manifest_that_is_not_known_is_not_overwritten(server: "StoreServer", checkpoint: Path) -> None:
     server.put("shards/tp4/manifest.json", b"{}")
     result = put(checkpoint, "--overwrite")
     assert (result.exit_code, f"{URL}/manifest.json: damaged" in result.stderr) == (ExitCode.IO, True)
@@ -419,7 +469,7 @@ def test_a_manifest_that_is_not_known_is_not_overwritten(server, checkpoint):
 # --- what others do meanwhile ----------------------------------------------------------------------------------------
 
 
-def _while_it_is_put(server, call):
+def _while_it_is_put(server: "StoreServer", call: Callable[..., Any]) -> None:
     """Call this before the listing that the objects are held against."""
     server.faults.append(Fault("call", route="list", after=2, call=call))
 
@@ -428,11 +478,13 @@ def _while_it_is_put(server, call):
 @pytest.mark.parametrize(
     ("content", "said"), [(b"short", "has 5 bytes"), (None, "is not there"), (b"", "is another object than was put")]
 )
-def test_objects_that_are_not_what_was_put_keep_the_manifest_back(server, checkpoint, local, content, said):
+def test_objects_that_are_not_what_was_put_keep_the_manifest_back(
+    server: "StoreServer", checkpoint: Path, local: dict[str, bytes], content: bytes | None, said: str
+) -> None:
     key = f"shards/tp4/{SHARED}"
     backend = server._backend
 
-    def change():
+    def change() -> None:
         if content is None:
             backend.delete_object(server.bucket, key)
         else:
@@ -449,7 +501,7 @@ def test_objects_that_are_not_what_was_put_keep_the_manifest_back(server, checkp
 
 
 @pytest.mark.slow
-def test_another_run_that_puts_into_the_same_place_is_noticed(server, checkpoint):
+def test_another_run_that_puts_into_the_same_place_is_noticed(server: "StoreServer", checkpoint: Path) -> None:
     _while_it_is_put(server, lambda: server.put("shards/tp4/model-rank-7-part-0.safetensors", b"x"))
     result = put(checkpoint)
     assert (result.exit_code, "model-rank-7-part-0" in result.stderr) == (ExitCode.IO, True)
@@ -460,7 +512,9 @@ def test_another_run_that_puts_into_the_same_place_is_noticed(server, checkpoint
 
 
 @pytest.mark.slow
-def test_the_scratch_folder_is_where_it_is_said_and_kept_if_asked(server, checkpoint, local, tmp_path):
+def test_the_scratch_folder_is_where_it_is_said_and_kept_if_asked(
+    server: "StoreServer", checkpoint: Path, local: dict[str, bytes], tmp_path: Path
+) -> None:
     result = put(checkpoint, "--scratch", tmp_path, "--keep-scratch")
     folder = scratch_path(tmp_path, URL) / "result"
     assert f"kept in {folder}" in result.stdout
@@ -469,7 +523,9 @@ def test_the_scratch_folder_is_where_it_is_said_and_kept_if_asked(server, checkp
 
 
 @pytest.mark.slow
-def test_what_is_kept_and_there_is_not_sent_again(server, checkpoint, local):
+def test_what_is_kept_and_there_is_not_sent_again(
+    server: "StoreServer", checkpoint: Path, local: dict[str, bytes]
+) -> None:
     put(checkpoint, "--keep-scratch")
     server.reset()
     result = put(checkpoint, "--json")
@@ -480,7 +536,9 @@ def test_what_is_kept_and_there_is_not_sent_again(server, checkpoint, local):
 
 
 @pytest.mark.slow
-def test_what_is_lost_there_is_put_again_after_the_manifest_is_gone(server, checkpoint, local):
+def test_what_is_lost_there_is_put_again_after_the_manifest_is_gone(
+    server: "StoreServer", checkpoint: Path, local: dict[str, bytes]
+) -> None:
     put(checkpoint, "--keep-scratch")
     server.put(f"shards/tp4/{SHARED}", b"damaged")
     server.reset()
@@ -492,7 +550,9 @@ def test_what_is_lost_there_is_put_again_after_the_manifest_is_gone(server, chec
 
 
 @pytest.mark.slow
-def test_the_result_of_another_run_is_kept_until_it_is_thrown_away(server, checkpoint, local, one_at_a_time):
+def test_the_result_of_another_run_is_kept_until_it_is_thrown_away(
+    server: "StoreServer", checkpoint: Path, local: dict[str, bytes], one_at_a_time: None
+) -> None:
     server.faults.append(Fault("forbidden", route="put", after=3, times=None))
     run("reshard", checkpoint, URL, *TP2)
     server.reset()
@@ -504,7 +564,7 @@ def test_the_result_of_another_run_is_kept_until_it_is_thrown_away(server, check
     assert objects(server) == local
 
 
-def as_of_schema_1(checkpoint, version):
+def as_of_schema_1(checkpoint: Any, version: Any) -> Any:
     """Make the unfinished upload one of schema 1 that another version of the tool began."""
     (folder,) = map(Path, scratch())
     if version is not None:
@@ -512,7 +572,7 @@ def as_of_schema_1(checkpoint, version):
     source, inventory = open_folder(checkpoint)
     job = prepare(source, inventory, make_plan(source, inventory, Request(4, gpu="h100"), str(checkpoint)))
     companions = job.companions | {"plan.json": (folder / "result/plan.json").read_bytes()}
-    asked = [version or __version__, job.layout, asdict(job.request), job.ranks]
+    asked = [version or __version__, job.layout, asdict(job.request), job.ranks]  # type: ignore[arg-type]
     digest = xxhash.xxh3_128(json.dumps([*asked, [(file.name, file.mtime_ns) for file in source.files]]).encode())
     for name, content in sorted(companions.items()):
         digest.update(name.encode())
@@ -526,7 +586,9 @@ def as_of_schema_1(checkpoint, version):
 
 
 @pytest.mark.parametrize("version", [None, "9.9.9"])
-def test_an_upload_of_schema_1_is_continued_whatever_version_began_it(server, checkpoint, version, one_at_a_time):
+def test_an_upload_of_schema_1_is_continued_whatever_version_began_it(
+    server: "StoreServer", checkpoint: Path, version: str | None, one_at_a_time: None
+) -> None:
     server.faults.append(Fault("forbidden", route="put", after=3, times=None))
     put(checkpoint)
     folder = as_of_schema_1(checkpoint, version)
@@ -540,7 +602,9 @@ def test_an_upload_of_schema_1_is_continued_whatever_version_began_it(server, ch
     assert load_manifest_of(server).written_by == {version or __version__: (0, 1, 2, 3)}
 
 
-def test_an_upload_of_schema_1_of_another_run_is_refused(server, checkpoint, one_at_a_time):
+def test_an_upload_of_schema_1_of_another_run_is_refused(
+    server: "StoreServer", checkpoint: Path, one_at_a_time: None
+) -> None:
     server.faults.append(Fault("forbidden", route="put", after=3, times=None))
     put(checkpoint)
     folder = as_of_schema_1(checkpoint, None)
@@ -550,7 +614,9 @@ def test_an_upload_of_schema_1_of_another_run_is_refused(server, checkpoint, one
     assert "another run, which is not uploaded yet" in put(checkpoint).stderr
 
 
-def test_an_upload_of_a_newer_schema_is_refused_in_one_sentence(server, checkpoint, one_at_a_time):
+def test_an_upload_of_a_newer_schema_is_refused_in_one_sentence(
+    server: "StoreServer", checkpoint: Path, one_at_a_time: None
+) -> None:
     server.faults.append(Fault("forbidden", route="put", after=3, times=None))
     put(checkpoint)
     (folder,) = map(Path, scratch())
@@ -565,7 +631,9 @@ def test_an_upload_of_a_newer_schema_is_refused_in_one_sentence(server, checkpoi
 
 
 @pytest.mark.slow
-def test_what_an_earlier_run_put_is_not_thrown_away_where_another_result_stands_now(server, checkpoint, one_at_a_time):
+def test_what_an_earlier_run_put_is_not_thrown_away_where_another_result_stands_now(
+    server: "StoreServer", checkpoint: Path, one_at_a_time: None
+) -> None:
     server.faults.append(Fault("forbidden", route="put", after=3, times=None))
     put(checkpoint)
     server.reset()
@@ -578,7 +646,9 @@ def test_what_an_earlier_run_put_is_not_thrown_away_where_another_result_stands_
     assert server.objects() == before
 
 
-def test_a_result_of_another_checkpoint_is_not_uploaded_for_this_one(server, checkpoint, tmp_path):
+def test_a_result_of_another_checkpoint_is_not_uploaded_for_this_one(
+    server: "StoreServer", checkpoint: Path, tmp_path: Path
+) -> None:
     model = write_checkpoint(tmp_path / "model", small_config(), seed=6)
     server.faults.append(Fault("forbidden", route="put", times=None))
     put(model)
@@ -589,8 +659,8 @@ def test_a_result_of_another_checkpoint_is_not_uploaded_for_this_one(server, che
 
 
 @pytest.mark.slow
-def test_two_runs_do_not_share_a_scratch_folder(server, checkpoint):
-    other = LockedFolder(scratch_path(upload.Path(), URL), URL)
+def test_two_runs_do_not_share_a_scratch_folder(server: "StoreServer", checkpoint: Path) -> None:
+    other = LockedFolder(scratch_path(upload.Path(), URL), URL)  # type: ignore[attr-defined]
     other.acquire()
     result = put(checkpoint)
     other.release()
@@ -599,11 +669,13 @@ def test_two_runs_do_not_share_a_scratch_folder(server, checkpoint):
 
 
 @pytest.mark.slow
-def test_the_lock_of_a_scratch_folder_is_on_a_file_that_is_open_for_writing(server, checkpoint, monkeypatch):
+def test_the_lock_of_a_scratch_folder_is_on_a_file_that_is_open_for_writing(
+    server: "StoreServer", checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As NFS asks for; a folder cannot be opened so."""
     locked, real = [], fcntl.flock
 
-    def flock(fd, operation):
+    def flock(fd: Any, operation: Any) -> None:
         locked.append(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE)
         real(fd, operation)
 
@@ -613,8 +685,8 @@ def test_the_lock_of_a_scratch_folder_is_on_a_file_that_is_open_for_writing(serv
     assert scratch() == []
 
 
-def test_a_folder_of_others_is_not_taken_for_scratch(server, checkpoint):
-    folder = scratch_path(upload.Path(), URL)
+def test_a_folder_of_others_is_not_taken_for_scratch(server: "StoreServer", checkpoint: Path) -> None:
+    folder = scratch_path(upload.Path(), URL)  # type: ignore[attr-defined]
     folder.mkdir()
     (folder / "mine").touch()
     result = put(checkpoint, "--restart")
@@ -622,29 +694,31 @@ def test_a_folder_of_others_is_not_taken_for_scratch(server, checkpoint):
     assert [path.name for path in folder.iterdir()] == ["mine"]
 
 
-def test_a_scratch_folder_that_is_not_there_is_said(server, checkpoint):
+def test_a_scratch_folder_that_is_not_there_is_said(server: "StoreServer", checkpoint: Path) -> None:
     result = put(checkpoint, "--scratch", "nowhere")
     assert (result.exit_code, "no such folder" in result.stderr) == (ExitCode.IO, True)
 
 
 @pytest.mark.parametrize("option", [("--scratch", "x"), ("--keep-scratch",)])
-def test_scratch_is_for_urls(checkpoint, option):
+def test_scratch_is_for_urls(checkpoint: Path, option: tuple[str, ...]) -> None:
     assert run("reshard", checkpoint, "shards", *TP4, *option).exit_code == ExitCode.USAGE
 
 
-def test_room_is_looked_at_before_anything_is_written(server, checkpoint, monkeypatch):
+def test_room_is_looked_at_before_anything_is_written(
+    server: "StoreServer", checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("dsv4_shard.storage.output_folder.free_bytes", lambda out: 1000)
     result = put(checkpoint)
     assert (result.exit_code, "1,000 free" in result.stderr) == (ExitCode.IO, True)
     assert scratch() == []
 
 
-def test_other_urls_are_refused(checkpoint):
+def test_other_urls_are_refused(checkpoint: Path) -> None:
     result = put(checkpoint, url="https://host/shards")
     assert (result.exit_code, "s3://bucket/prefix" in result.stderr) == (ExitCode.USAGE, True)
 
 
 @pytest.mark.parametrize("command", [("verify", URL), ("merge", "shards", URL)])
-def test_commands_that_need_a_folder_refuse_a_url(command):
+def test_commands_that_need_a_folder_refuse_a_url(command: tuple[str, ...]) -> None:
     result = run(*command)
     assert (result.exit_code, f"{URL}: a folder is wanted here" in result.stderr) == (ExitCode.USAGE, True)

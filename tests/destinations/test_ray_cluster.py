@@ -455,7 +455,7 @@ def test_a_node_stops_when_nobody_listens(model: Path, tmp_path: Path) -> None:
     before = threading.active_count()
     messages = carry_out(order_for(model, tmp_path / "out", (0, 1)))
     assert isinstance(next(messages), ShareBegun)
-    messages.close()
+    messages.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
     assert not (tmp_path / "out").exists() or load_manifest(tmp_path / "out").ranks == (0, 1)
 

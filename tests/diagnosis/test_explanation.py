@@ -7,7 +7,10 @@ import re
 import subprocess
 import sys
 import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
 from string import Formatter
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,14 +19,14 @@ from rich.console import Console
 from support.checkpoints.full_size import FLASH, PRO, REAL_MODELS
 from support.checkpoints.full_size import inventory_of as real_inventory
 from support.checkpoints.skeletons import DATA
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from dsv4_shard.cli import app
 from dsv4_shard.diagnosis.cases import KnownModel
 from dsv4_shard.diagnosis.explanation import Explanation, explain
 from dsv4_shard.diagnosis.log_scan import MAX_LINE, lines_of, read_log
 from dsv4_shard.diagnosis.patterns import compile_template, patterns
-from dsv4_shard.diagnosis.releases import RELEASES, find_release, inventory_of
+from dsv4_shard.diagnosis.releases import RELEASES, Release, find_release, inventory_of
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.engines.other_messages import OTHERS
 from dsv4_shard.engines.registry import ENGINES, engine_for, serving
@@ -135,7 +138,7 @@ def shown(explanation: Explanation, width: int = 2000) -> str:
     return console.export_text()
 
 
-def run(*arguments, **options):
+def run(*arguments: str | Path, **options: Any) -> Result:
     return CliRunner().invoke(app, ["explain", *map(str, arguments)], **options)
 
 
@@ -144,7 +147,7 @@ def run(*arguments, **options):
 
 @pytest.mark.many
 @pytest.mark.parametrize(("message", "wanted"), MESSAGES, ids=[message[:60] for message, _ in MESSAGES])
-def test_a_message_is_explained_with_its_numbers_and_a_way_out(message, wanted):
+def test_a_message_is_explained_with_its_numbers_and_a_way_out(message: str, wanted: list[str]) -> None:
     explanation = of(message)
     assert explanation.recognised
     assert explanation.remedies or explanation.way
@@ -152,7 +155,7 @@ def test_a_message_is_explained_with_its_numbers_and_a_way_out(message, wanted):
     assert [words for words in wanted if words not in text] == []
 
 
-def _refusals(name):
+def _refusals(name: Any) -> Iterator[Any]:
     """Refusals that the engines' own constructors gave, with what was asked of them."""
     for entry in json.loads((DATA / name).read_text()):
         if entry.get("error"):
@@ -166,7 +169,7 @@ SAID_TO_SGLANG = list(_refusals("sglang/verdicts.json"))
 @pytest.mark.parametrize(
     "entry", SAID_TO_SGLANG, ids=lambda entry: f"{entry['model']}-{entry['tp']}-{entry['error'][:40]}"
 )
-def test_what_sglang_said_is_told_back_to_the_layout_that_it_was_said_of(entry):
+def test_what_sglang_said_is_told_back_to_the_layout_that_it_was_said_of(entry: dict[str, Any]) -> None:
     """A log that names model and parallelism leaves nothing to guess."""
     model = "DeepSeek-V4-Pro" if entry["model"].startswith("pro") else "DeepSeek-V4-Flash"
     name = f"deepseek-ai/{model}" + ("-FP8" if entry["model"].endswith("fp8") else "")
@@ -179,7 +182,7 @@ def test_what_sglang_said_is_told_back_to_the_layout_that_it_was_said_of(entry):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sglang/verdicts.json", "sglang/v3.json", "vllm/v3.json", "vllm/backends.json"])
-def test_every_refusal_of_the_engines_own_classes_is_explained(name):
+def test_every_refusal_of_the_engines_own_classes_is_explained(name: str) -> None:
     texts = set(re.findall(r'"error": ("(?:[^"\\]|\\.)*")', (DATA / name).read_text()))
     errors = [json.loads(text) for text in texts]
     assert errors
@@ -190,7 +193,7 @@ def test_every_refusal_of_the_engines_own_classes_is_explained(name):
             assert "the class of an error, not its message" in explanation.hint
 
 
-def test_every_template_of_every_rule_is_recognised():
+def test_every_template_of_every_rule_is_recognised() -> None:
     """So that a new rule is known at once: from its own quotes, and from what is heard of it."""
     for name in serving():
         for family in FAMILIES:
@@ -207,7 +210,7 @@ def test_every_template_of_every_rule_is_recognised():
                     assert rule in sources, template
 
 
-def test_what_a_runner_says_is_heard_of_the_rule():
+def test_what_a_runner_says_is_heard_of_the_rule() -> None:
     quotes = {row.quote for rows in RUNNERS.values() for row in rows if row.quote}
     assert quotes <= set(ROUTED_RULE.cut.messages)
 
@@ -228,14 +231,16 @@ BREACHES = [
 @pytest.mark.parametrize("model", ["DeepSeek-V4-Pro", "DeepSeek-V4-Flash", "DeepSeek-V3"])
 @pytest.mark.parametrize("tp", [6, 7, 16, 24, 32, 64])
 @pytest.mark.parametrize(("message", "ending"), BREACHES, ids=[message[:40] for message, _ in BREACHES])
-def test_a_message_is_explained_by_the_breach_that_it_is_of_and_by_no_other(message, ending, tp, model):
+def test_a_message_is_explained_by_the_breach_that_it_is_of_and_by_no_other(
+    message: str, ending: str, tp: int, model: str
+) -> None:
     for explanation in (of(message), of(f"--model-path {model} --tp {tp} --ep 1\n{message}")):
         for case in explanation.cases:
             assert re.search(ending, case.arithmetic), case.arithmetic
     assert of(message).recognised
 
 
-def test_a_size_that_divides_is_no_case_of_an_assertion_that_it_divides():
+def test_a_size_that_divides_is_no_case_of_an_assertion_that_it_divides() -> None:
     """3072 / 16 = 192 is whole: the assertion passes, whatever the runner says of 192 then."""
     explanation = of("assert intermediate_size % self.moe_tp_size == 0  # --tp 16, DeepSeek-V4-Pro")
     assert explanation.cases == ()
@@ -244,7 +249,7 @@ def test_a_size_that_divides_is_no_case_of_an_assertion_that_it_divides():
     assert bare.remedies == ("more EP: --ep N, so that fewer ranks share one expert",)
 
 
-def test_messages_of_no_rule_are_found_by_plain_text_in_them():
+def test_messages_of_no_rule_are_found_by_plain_text_in_them() -> None:
     for pattern in patterns():
         assert pattern.anchors
         assert all(len(anchor) >= 4 for anchor in pattern.anchors), pattern.regex.pattern
@@ -255,14 +260,14 @@ def test_messages_of_no_rule_are_found_by_plain_text_in_them():
 
 
 @pytest.mark.parametrize("release", RELEASES, ids=lambda release: release.title)
-def test_a_release_by_its_sizes_is_the_release_by_its_headers(release):
+def test_a_release_by_its_sizes_is_the_release_by_its_headers(release: Release) -> None:
     made, real = inventory_of(release), real_inventory(release.title)[1]
     assert made.groups == real.groups
     assert made.formats == real.formats
     assert made.draft == real.draft
 
 
-def test_releases_are_told_by_their_names_in_paths():
+def test_releases_are_told_by_their_names_in_paths() -> None:
     for release in RELEASES:
         assert find_release(f"/models/{release.title}/x") is release
         assert find_release(release.repo.lower().replace("-", "_")) is release
@@ -277,7 +282,7 @@ def test_releases_are_told_by_their_names_in_paths():
 @pytest.mark.slow
 @settings(max_examples=40)
 @given(st.integers(1, 10**6), st.integers(1, 5000))
-def test_numbers_that_fit_no_model_are_not_explained_and_others_are_a_true_division(number, divisor):
+def test_numbers_that_fit_no_model_are_not_explained_and_others_are_a_true_division(number: int, divisor: int) -> None:
     explanation = of(f"{number} is not divisible by {divisor}")
     for case in explanation.cases:
         size, parts, part = re.search(r" (\d+) / \D+(\d+) = ([\d.]+)", case.arithmetic).groups()
@@ -292,7 +297,7 @@ def test_numbers_that_fit_no_model_are_not_explained_and_others_are_a_true_divis
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tp", [32, 64])
-def test_another_part_is_another_tp(tp):
+def test_another_part_is_another_tp(tp: int) -> None:
     case = of(COLUMN.replace("192", str(3072 // tp))).cases[0]
     assert case.options == f"--tp {tp}"
     assert (
@@ -301,13 +306,13 @@ def test_another_part_is_another_tp(tp):
     )
 
 
-def test_a_number_that_no_model_has_is_still_reckoned():
+def test_a_number_that_no_model_has_is_still_reckoned() -> None:
     explanation = of(COLUMN.replace("192", "77"))
     assert explanation.cases == ()
     assert "77 = 0.6016 blocks of 128" in explanation.meaning[0]
 
 
-def test_the_way_out_is_the_plans():
+def test_the_way_out_is_the_plans() -> None:
     plan = make_plan(*real_inventory(PRO), Request(16))
     way = of(COLUMN).way
     assert way.environment == plan.launch.environment
@@ -320,7 +325,7 @@ def test_the_way_out_is_the_plans():
 
 
 @pytest.mark.slow
-def test_memory_is_held_against_what_a_rank_weighs():
+def test_memory_is_held_against_what_a_rank_weighs() -> None:
     plan = make_plan(*real_inventory(PRO), Request(8, gpu="h20-96"))
     text = "vllm serve deepseek-ai/DeepSeek-V4-Pro --tensor-parallel-size 8\nsglang: no\n"
     way = of(text.replace("vllm", "sglang").replace("tensor-parallel-size", "tp")
@@ -336,7 +341,7 @@ def test_memory_is_held_against_what_a_rank_weighs():
 
 @pytest.mark.slow
 @given(st.text(max_size=500))
-def test_arbitrary_text_is_not_recognised(text):
+def test_arbitrary_text_is_not_recognised(text: str) -> None:
     explanation = of(text)
     assert not explanation.recognised
     assert explanation.hint
@@ -346,7 +351,7 @@ WORDS = sorted({word for message, _ in MESSAGES for word in re.findall(r"[A-Za-z
 
 
 @given(st.lists(st.sampled_from([*WORDS, "16", "128", "192", "=", "(", ")", "'", "\n", ".", "%"]), max_size=60))
-def test_words_of_the_messages_in_another_order_are_not_recognised(words):
+def test_words_of_the_messages_in_another_order_are_not_recognised(words: list[str]) -> None:
     """But for a message that comes about whole."""
     text = " ".join(words)
     if not any(pattern.regex.search(text) for pattern in patterns()):
@@ -354,13 +359,13 @@ def test_words_of_the_messages_in_another_order_are_not_recognised(words):
 
 
 @given(st.binary(max_size=2000))
-def test_bytes_that_are_no_text_do_no_harm(raw):
+def test_bytes_that_are_no_text_do_no_harm(raw: bytes) -> None:
     explanation = explain(lines_of(io.BytesIO(raw)))
     assert not explanation.recognised
 
 
 @pytest.mark.parametrize("text", ["AssertionError", "ZeroDivisionError: integer modulo by zero", "ValueError:"])
-def test_a_class_without_a_message_says_what_else_to_give(text):
+def test_a_class_without_a_message_says_what_else_to_give(text: str) -> None:
     explanation = of(text)
     assert not explanation.recognised
     assert "give the traceback above it" in explanation.hint
@@ -379,7 +384,7 @@ def noise(count: int) -> str:
     )
 
 
-def of_ranks(lines, form="[2026-11-27 09:00:00 TP{rank}] {line}\n", ranks=16):
+def of_ranks(lines: list[str], form: str = "[2026-11-27 09:00:00 TP{rank}] {line}\n", ranks: int = 16) -> str:
     """Each line from each rank before the next: as interleaved as it gets."""
     return "".join(form.format(rank=rank, line=line) for line in lines for rank in range(ranks))
 
@@ -396,7 +401,7 @@ FORMS = {
 
 @pytest.mark.many
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-def test_sixteen_ranks_that_say_the_same_are_one_message(form):
+def test_sixteen_ranks_that_say_the_same_are_one_message(form: str) -> None:
     explanation = of(noise(300) + of_ranks(TRACEBACK, form) + noise(50))
     assert explanation.message.times == 16
     assert explanation.message.line == 301 + 16 * (len(TRACEBACK) - 1)
@@ -406,7 +411,7 @@ def test_sixteen_ranks_that_say_the_same_are_one_message(form):
 
 @pytest.mark.many
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-def test_a_message_of_several_lines_is_found_between_those_of_other_ranks(form):
+def test_a_message_of_several_lines_is_found_between_those_of_other_ranks(form: str) -> None:
     topology = next(message for message, _ in MESSAGES if "topology" in message)
     explanation = of(noise(20) + of_ranks(topology.split("\n"), form) + noise(20))
     assert explanation.meaning == ("routed experts: TP 8 / EP 3 = 2.67: not whole",)
@@ -416,19 +421,19 @@ def test_a_message_of_several_lines_is_found_between_those_of_other_ranks(form):
 
 
 @pytest.mark.parametrize("between", [0, 1, 8, 38])
-def test_a_message_spans_up_to_forty_different_lines(between):
+def test_a_message_spans_up_to_forty_different_lines(between: int) -> None:
     first = "in deepgemm_post_process_fp8_weight_block"
     lines = [first, *(f"frame {n}" for n in range(between)), "ZeroDivisionError: integer modulo by zero"]
     assert O_GROUPS in of(noise(50) + "\n".join(lines)).meaning[0]
     assert not of(noise(50) + "\n".join([first, *(f"{n}" for n in range(39)), lines[-1]])).recognised
 
 
-def test_a_division_by_zero_elsewhere_is_not_the_output_groups():
+def test_a_division_by_zero_elsewhere_is_not_the_output_groups() -> None:
     explanation = of(of_ranks(['  File "my_script.py", line 3, in mean', "ZeroDivisionError: division by zero"]))
     assert not explanation.recognised
 
 
-def test_the_first_cause_counts_and_what_follows_from_it_is_named_after_it():
+def test_the_first_cause_counts_and_what_follows_from_it_is_named_after_it() -> None:
     later = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.63 GiB.\n"
     warning = "Some weights are not initialized from checkpoints: {'x'}\n"
     explanation = of(warning + noise(10) + of_ranks(TRACEBACK)
@@ -437,12 +442,12 @@ def test_the_first_cause_counts_and_what_follows_from_it_is_named_after_it():
     assert [one.text[:12] for one in explanation.also] == ["torch.OutOfM", "Some weights"]
 
 
-def test_a_warning_is_explained_where_nothing_worse_is_said():
+def test_a_warning_is_explained_where_nothing_worse_is_said() -> None:
     explanation = of(noise(10) + "Some weights are not initialized from checkpoints: {'x'}\n" + noise(10))
     assert "garbage" in explanation.meaning[0]
 
 
-def test_the_log_says_what_need_not_be_guessed():
+def test_the_log_says_what_need_not_be_guessed() -> None:
     head = (
         "ServerArgs(model_path='/models/DeepSeek-V4-Pro', tp_size=16, moe_tp_size=4, reasoning_parser='deepseek-v3')\n"
     )
@@ -466,7 +471,7 @@ def test_the_log_says_what_need_not_be_guessed():
         ("sglang serve --tp 12 --dp 2", 1),
     ],
 )
-def test_the_attention_dp_that_a_log_tells_is_that_of_its_case(said, dp):
+def test_the_attention_dp_that_a_log_tells_is_that_of_its_case(said: str, dp: int) -> None:
     """Without --enable-dp-attention, SGLang's --dp-size are replicas of the whole model."""
     explanation = of(f"{said}\nAssertionError: 65536 is not divisible by 12")
     options = f"--tp {12 * dp}" + (" --dp 2" if dp > 1 else "")
@@ -476,7 +481,7 @@ def test_the_attention_dp_that_a_log_tells_is_that_of_its_case(said, dp):
     assert explanation.cases[0].arithmetic == "q_b rows 65536 / attention TP 12 = 5461.33: not whole"
 
 
-def test_vllms_data_parallel_size_is_that_of_its_case():
+def test_vllms_data_parallel_size_is_that_of_its_case() -> None:
     explanation = of("vllm serve x --tensor-parallel-size 16 --data-parallel-size 2\n" + COLUMN)
     assert [case.options for case in explanation.cases] == ["--tp 16 --dp 2 --engine vllm"]
 
@@ -492,7 +497,7 @@ def test_vllms_data_parallel_size_is_that_of_its_case():
         "ValueError: The input_size of down's weight = 192 is not divisible by weight quantization block_k = 128.",
     ],
 )
-def test_the_engine_that_a_log_is_of_is_the_one_that_is_named_and_planned_for(engine, message):
+def test_the_engine_that_a_log_is_of_is_the_one_that_is_named_and_planned_for(engine: str, message: str) -> None:
     explanation = of(f"File /opt/{engine}/model.py\n{message}")
     assert explanation.engines == (ENGINES[engine].title,)
     assert {case.engine for case in explanation.cases} == {engine}
@@ -500,7 +505,7 @@ def test_the_engine_that_a_log_is_of_is_the_one_that_is_named_and_planned_for(en
     assert ("--engine vllm" in explanation.way.next) == (engine == "vllm")
 
 
-def test_a_vllm_that_cut_the_shared_expert_is_told_of_the_one_that_pads_it():
+def test_a_vllm_that_cut_the_shared_expert_is_told_of_the_one_that_pads_it() -> None:
     """Padding is no option of vLLM's, and what 0.33.0 does anyway."""
     message = "Weight input_size_per_partition = 192 is not divisible by weight quantization block_k = 128."
     explanation = of(f"vllm serve DeepSeek-V4-Pro --tensor-parallel-size 16\n{message}")
@@ -508,7 +513,7 @@ def test_a_vllm_that_cut_the_shared_expert_is_told_of_the_one_that_pads_it():
     assert not [way for way in explanation.remedies if "--shared-experts" in way]
 
 
-def test_fp8_experts_in_a_log_of_vllm_have_no_way_out_of_sglang():
+def test_fp8_experts_in_a_log_of_vllm_have_no_way_out_of_sglang() -> None:
     explanation = of(
         "vllm serve DeepSeek-V4-Pro-FP8 --tensor-parallel-size 16\nThe output_size of gate's and up's weight = 192 is "
         "not divisible by weight quantization block_n = 128."
@@ -517,7 +522,7 @@ def test_fp8_experts_in_a_log_of_vllm_have_no_way_out_of_sglang():
     assert not [way for way in explanation.remedies if "--runner marlin" in way]
 
 
-def test_a_number_that_no_cut_of_the_model_gives_is_said_to_be_of_something_else():
+def test_a_number_that_no_cut_of_the_model_gives_is_said_to_be_of_something_else() -> None:
     """V4-Flash has no dense MLP and no kv_b, of which messages of V3 are."""
     for explanation in (of(f"--model-path DeepSeek-V4-Flash\n{COLUMN}"), explain_of_flash(COLUMN)):
         assert "no cut of" in explanation.meaning[0]
@@ -532,29 +537,29 @@ def explain_of_flash(text: str) -> Explanation:
     )
 
 
-def test_a_line_that_a_terminal_broke_is_put_together():
+def test_a_line_that_a_terminal_broke_is_put_together() -> None:
     broken = "ValueError: Weight output_partition_size = 192 is not divisible by\nweight quantization block_n = 128."
     assert SHARED_192 in of(broken).meaning[0]
 
 
-def test_a_traceback_in_one_line_of_json_is_read():
+def test_a_traceback_in_one_line_of_json_is_read() -> None:
     assert SHARED_192 in of(json.dumps({"log": "\n".join(TRACEBACK)})).meaning[0]
 
 
-def test_progress_bars_that_end_in_carriage_returns_do_not_hide_a_message():
+def test_progress_bars_that_end_in_carriage_returns_do_not_hide_a_message() -> None:
     assert SHARED_192 in of("loading 1%\rloading 2%\rloading 3%\r" + COLUMN).meaning[0]
 
 
 @pytest.mark.slow
 @given(st.integers(0, 3 * MAX_LINE))
-def test_a_message_is_found_anywhere_in_a_line_of_any_length(offset):
+def test_a_message_is_found_anywhere_in_a_line_of_any_length(offset: int) -> None:
     line = "x" * offset + " " + COLUMN + " " + "y" * MAX_LINE
     assert [one.values for one in read_log(lines_of(io.BytesIO(line.encode()))).found] == [("192", "128")]
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_log():
-    def peak(count):
+def test_memory_does_not_grow_with_the_log() -> None:
+    def peak(count: Any) -> Any:
         lines = (line for n in range(count) for line in lines_of(io.BytesIO(noise(10).encode() + b"%d%%\n" % n)))
         patterns()
         tracemalloc.start()
@@ -567,12 +572,12 @@ def test_memory_does_not_grow_with_the_log():
 
 
 @pytest.mark.slow
-def test_so_many_messages_are_kept_and_no_more():
+def test_so_many_messages_are_kept_and_no_more() -> None:
     text = "".join(COLUMN.replace("192", str(n)) + "\n" for n in range(1, 5000))
     assert len(read_log(lines_of(io.BytesIO(text.encode()))).found) < 100
 
 
-def test_what_a_log_says_is_shown_escaped():
+def test_what_a_log_says_is_shown_escaped() -> None:
     hostile = (
         "KeyError: 'mtp.0.x'\nUnsupported DeepSeek V4 expert_dtype=[red]\nMissing keys ('\x9b2J\u202e[bold]x', 'y')"
     )
@@ -585,7 +590,7 @@ def test_what_a_log_says_is_shown_escaped():
 
 
 @pytest.mark.slow
-def test_text_file_and_pipe_are_explained_alike(tmp_path):
+def test_text_file_and_pipe_are_explained_alike(tmp_path: Path) -> None:
     (tmp_path / "server.log").write_text(COLUMN)
     results = [run(COLUMN), run(tmp_path / "server.log"), run("-", input=COLUMN), run(input=COLUMN)]
     assert {result.exit_code for result in results} == {0}
@@ -593,7 +598,7 @@ def test_text_file_and_pipe_are_explained_alike(tmp_path):
     assert SHARED_192 in results[0].stdout.replace("\n  ", " ")
 
 
-def test_unknown_text_exits_with_1_and_says_what_to_give():
+def test_unknown_text_exits_with_1_and_says_what_to_give() -> None:
     result = run("the server is slow")
     assert result.exit_code == ExitCode.NO
     assert "not recognised" in result.stdout
@@ -602,7 +607,7 @@ def test_unknown_text_exits_with_1_and_says_what_to_give():
 
 
 @pytest.mark.slow
-def test_json_is_one_document_with_a_version():
+def test_json_is_one_document_with_a_version() -> None:
     document = json.loads(run(COLUMN, "--json").stdout)
     assert document["schema_version"] == 1
     assert document["cases"][0]["rule"] == "shared-blocks"
@@ -610,7 +615,7 @@ def test_json_is_one_document_with_a_version():
 
 
 @pytest.mark.slow
-def test_a_terminal_without_text_is_a_usage_error():
+def test_a_terminal_without_text_is_a_usage_error() -> None:
     ours, theirs = os.openpty()
     try:
         result = subprocess.run(
@@ -623,25 +628,25 @@ def test_a_terminal_without_text_is_a_usage_error():
     assert "nothing to explain" in result.stderr
 
 
-def test_no_text_is_a_usage_error(tmp_path):
+def test_no_text_is_a_usage_error(tmp_path: Path) -> None:
     assert run(" ").exit_code == ExitCode.USAGE
     (tmp_path / "log").touch()
     assert "nothing to explain" in run(str(tmp_path / "log")).stderr
 
 
 @pytest.mark.parametrize(("name", "said"), [("nosuch.log", "no such file"), ("", "a folder")])
-def test_a_log_that_is_none_is_not_taken_for_a_message(name, said, tmp_path):
+def test_a_log_that_is_none_is_not_taken_for_a_message(name: str, said: str, tmp_path: Path) -> None:
     result = run(str(tmp_path / name))
     assert (result.exit_code, said in result.stderr) == (ExitCode.USAGE, True)
 
 
-def test_a_log_that_cannot_be_read_is_an_error_of_io(tmp_path, monkeypatch):
+def test_a_log_that_cannot_be_read_is_an_error_of_io(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.path.isfile", lambda path: True)
     result = run(tmp_path)
     assert result.exit_code == ExitCode.IO
 
 
-def test_a_checkpoint_at_hand_leaves_no_model_to_guess(tiny_checkpoint):
+def test_a_checkpoint_at_hand_leaves_no_model_to_guess(tiny_checkpoint: Path) -> None:
     """Whose shared expert of 256 rows is half a block over 4 ranks, of which no release says anything."""
     result = run(COLUMN.replace("192", "64"), "--repo", tiny_checkpoint, "--json")
     document = json.loads(result.stdout)
@@ -651,6 +656,6 @@ def test_a_checkpoint_at_hand_leaves_no_model_to_guess(tiny_checkpoint):
     assert document["way"]["next"] == f"dsv4-shard plan {tiny_checkpoint} --tp 4"
 
 
-def test_a_damaged_checkpoint_is_not_held_against(folder):
+def test_a_damaged_checkpoint_is_not_held_against(folder: Path) -> None:
     (folder / "model-00004-of-00005.safetensors").unlink()
     assert run(COLUMN, "--repo", folder).exit_code == ExitCode.CHECKPOINT

@@ -35,13 +35,13 @@ def refusal(model: str, engine: str) -> str | None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "engine"), REFUSED)
-def test_what_is_not_written_is_refused_for_its_reason(model, engine):
+def test_what_is_not_written_is_refused_for_its_reason(model: str, engine: str) -> None:
     assert refusal(model, engine) == REFUSED[model, engine]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "engine"), WRITTEN)
-def test_a_ranks_files_have_the_bytes_of_the_plan_and_no_tensor_is_forgotten(model, engine):
+def test_a_ranks_files_have_the_bytes_of_the_plan_and_no_tensor_is_forgotten(model: str, engine: str) -> None:
     checkpoint, inventory = inventory_of(model)
     plan = make_plan(checkpoint, inventory, Request(8, engine=engine))
     context = Context(inventory, choose(inventory, Request(8, engine=engine)).deployment)
@@ -56,7 +56,7 @@ def test_a_ranks_files_have_the_bytes_of_the_plan_and_no_tensor_is_forgotten(mod
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", RELEASES)
-def test_node_folders_hold_every_tensor_once_or_on_all_nodes(model):
+def test_node_folders_hold_every_tensor_once_or_on_all_nodes(model: str) -> None:
     checkpoint, inventory = inventory_of(model)
     choice = choose(inventory, Request(8, engine="node", nodes=2))
     recipe = make_recipe(

@@ -7,12 +7,14 @@ checkpoints of full width and as many layers as the contract was made with.
 import json
 import struct
 from functools import cache
+from typing import Any
 
 import pytest
 from support.checkpoints.full_size import DATA, FLASH, PRO, config_of, in_memory
 
 from conformance.compact import read_contracts
-from dsv4_shard.checkpoint.inventory import take_inventory
+from dsv4_shard.checkpoint.inventory import Inventory, take_inventory
+from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.checkpoint.synthetic import tensors_of
 from dsv4_shard.engines.deployment import Context, Request
 from dsv4_shard.engines.registry import find_engine
@@ -24,13 +26,15 @@ NOT_IN_DRAFTS = {"model.embed_tokens.weight", "lm_head.weight"}
 """What SGLang's NextN model declares and takes over from its target."""
 
 
-def cut(document, layers):
+def cut(document: dict[str, Any], layers: int) -> dict[str, Any]:
     """A config of fewer layers."""
     ratios = document["compress_ratios"]
     return document | {"num_hidden_layers": layers, "compress_ratios": [*ratios[:layers], 0]}
 
 
-def files_of(engine, made, request, rank, *, draft):
+def files_of(
+    engine: str, made: tuple[Checkpoint, Inventory], request: Request, rank: int, *, draft: bool
+) -> dict[str, Any]:
     """Everything that a rank reads: name → (dtype, shape)."""
     checkpoint, inventory = made
     deployment = next(find_engine(engine).candidates(inventory, request))
@@ -39,14 +43,14 @@ def files_of(engine, made, request, rank, *, draft):
     return {name: (info.dtype, info.shape) for file in files for name, info in file.tensors.items()}
 
 
-def sound(checkpoint):
+def sound(checkpoint: Checkpoint) -> tuple[Checkpoint, Inventory]:
     """A checkpoint with its inventory, which has no errors."""
     inventory = take_inventory(checkpoint)
     assert inventory.errors == ()
     return checkpoint, inventory
 
 
-def declared(contract):
+def declared(contract: dict[str, Any]) -> dict[str, Any]:
     return {name: (dtype, tuple(shape)) for name, (dtype, shape) in contract.items()}
 
 
@@ -57,14 +61,14 @@ SGLANG_CONTRACTS = read_contracts("sglang")
 
 
 @cache
-def sglang_checkpoint(kind, sm):
+def sglang_checkpoint(kind: Any, sm: Any) -> Any:
     model, experts = kind.split("-")
     document = cut(config_of(MODELS[model]), 5) | {"expert_dtype": experts}
     o_a = "BF16" if experts == "fp8" and sm == 90 else "FP8"
     return sound(in_memory(document, tensors_of(document, experts=experts.upper(), o_a=o_a)))
 
 
-def sglang_request(entry):
+def sglang_request(entry: dict[str, Any]) -> Request:
     runner = None if entry["runner"] == "auto" else entry["runner"]
     return Request(
         entry["tp"], ep=entry["ep"], dp=entry["dp"], runner=runner, a2a=entry["a2a"],
@@ -75,7 +79,7 @@ def sglang_request(entry):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("entry", SGLANG, ids=lambda entry: entry["name"])
-def test_sglang_files_hold_what_its_classes_declare(entry):
+def test_sglang_files_hold_what_its_classes_declare(entry: dict[str, Any]) -> None:
     o_groups = config_of(MODELS[entry["model"].split("-")[0]])["o_groups"]
     if o_groups % (entry["tp"] // entry["dp"]):
         pytest.skip("built with no output group on a rank: refused by a rule, see test_engines")
@@ -89,7 +93,7 @@ def test_sglang_files_hold_what_its_classes_declare(entry):
 
 
 @pytest.mark.slow
-def test_a_folder_for_stock_sharded_state_holds_every_parameter_also_those_of_no_checkpoint():
+def test_a_folder_for_stock_sharded_state_holds_every_parameter_also_those_of_no_checkpoint() -> None:
     held = files_of("sglang", sglang_checkpoint("pro-fp8", 90), Request(8, ep=8, gpu="h100"), 0, draft=False)
     assert held.keys() == SGLANG_CONTRACTS["pro-fp8-auto-tp8-ep-sharedtp1-0-rank0"].keys()
 
@@ -102,18 +106,18 @@ BACKENDS = [name for name in VLLM_CONTRACTS if name.startswith("backends")]
 
 
 @cache
-def vllm_checkpoint(kind):
+def vllm_checkpoint(kind: Any) -> Any:
     model, experts = kind.lower().split("-")
     document = cut(config_of(MODELS[model]), 5) | {"expert_dtype": experts}
     scales = "F32" if experts == "fp8" else "F8_E8M0"
     return sound(in_memory(document, tensors_of(document, experts=experts.upper(), scales=scales)))
 
 
-def vllm_request(tp, ep, sm, runner=None):
+def vllm_request(tp: int, ep: bool, sm: int, runner: str | None = None) -> Request:
     return Request(tp, ep=tp if ep else 1, engine="vllm", runner=runner, gpu="h100" if sm == 90 else "b200")
 
 
-def five_layers(contract, depth):
+def five_layers(contract: dict[str, Any], depth: int) -> dict[str, Any]:
     """The first five layers of a contract of all: the others repeat these kinds. A draft's layer comes after them."""
     kept = {}
     for name, spec in contract.items():
@@ -127,7 +131,7 @@ def five_layers(contract, depth):
 
 @pytest.mark.many
 @pytest.mark.parametrize("entry", [entry for entry in VLLM if entry["runs"]], ids=lambda entry: entry["name"])
-def test_vllm_files_hold_what_its_classes_declare(entry):
+def test_vllm_files_hold_what_its_classes_declare(entry: dict[str, Any]) -> None:
     request = vllm_request(entry["tp"], entry["ep"], entry["sm"])
     depth = config_of(MODELS[entry["model"].split("-")[0].lower()])["num_hidden_layers"]
     contract = declared(VLLM_CONTRACTS[entry["name"]])
@@ -137,7 +141,7 @@ def test_vllm_files_hold_what_its_classes_declare(entry):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BACKENDS)
-def test_vllm_files_hold_what_each_backend_declares(name):
+def test_vllm_files_hold_what_each_backend_declares(name: str) -> None:
     folder, _, layout = name.partition("/")
     experts, rest = layout.split("-", 1)
     backend, _, parallelism = rest.partition("-tp")
@@ -157,7 +161,7 @@ def test_vllm_files_hold_what_each_backend_declares(name):
     assert {name for name in held if name.startswith(prefix)} == {name for name in wanted if name.startswith(prefix)}
 
 
-def test_an_older_vllm_gets_the_map_of_its_experts_and_a_broken_one_nothing():
+def test_an_older_vllm_gets_the_map_of_its_experts_and_a_broken_one_nothing() -> None:
     checkpoint, inventory = vllm_checkpoint("pro-fp4")
     vllm = find_engine("vllm")
     deployment = next(vllm.candidates(inventory, Request(8, ep=8, engine="vllm", engine_version="0.25.0")))
@@ -176,7 +180,7 @@ def test_an_older_vllm_gets_the_map_of_its_experts_and_a_broken_one_nothing():
 
 
 @pytest.mark.parametrize(("version", "refused"), [("0.25.0", True), (None, False), ("0.34.0", False)])
-def test_only_an_old_vllm_is_refused_uneven_fp8_experts(version, refused):
+def test_only_an_old_vllm_is_refused_uneven_fp8_experts(version: str | None, refused: bool) -> None:
     """0.34.0 stands for the next version that is looked at."""
     inventory = vllm_checkpoint("pro-fp8")[1]
     vllm = find_engine("vllm")
@@ -191,7 +195,7 @@ def test_only_an_old_vllm_is_refused_uneven_fp8_experts(version, refused):
         (Request(8, ep=8, engine="vllm", runner="deep_gemm_mega_moe", gpu="b200"), "sharded_state cannot load"),
     ],
 )
-def test_what_vllm_would_load_wrongly_is_not_written(request_, why):
+def test_what_vllm_would_load_wrongly_is_not_written(request_: Request, why: str) -> None:
     inventory = vllm_checkpoint("pro-fp4")[1]
     vllm = find_engine("vllm")
     context = Context(inventory, next(vllm.candidates(inventory, request_)))

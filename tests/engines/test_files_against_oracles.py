@@ -3,10 +3,14 @@
 The oracles come from `python -m conformance oracles --update`, which runs the engines; these tests need neither.
 """
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 from support.checkpoints.small import open_folder
 
-from conformance.cases import CASES
+from conformance.cases import CASES, Case
 from conformance.digests import read_oracle
 from conformance.oracles import committed_path
 from conformance.tiny import write_variant
@@ -18,11 +22,11 @@ from dsv4_shard.sharding.run import reshard
 
 
 @pytest.fixture(scope="session")
-def checkpoint_of(tmp_path_factory):
+def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """Tiny checkpoints by variant, each written once. Only to be read."""
     folder = tmp_path_factory.mktemp("variants")
 
-    def write(variant):
+    def write(variant: Any) -> Any:
         return folder / variant if (folder / variant).exists() else write_variant(folder / variant, variant)
 
     return write
@@ -30,7 +34,7 @@ def checkpoint_of(tmp_path_factory):
 
 @pytest.mark.many
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.engine}-{case.name}")
-def test_files_hold_what_the_engine_loads(case, checkpoint_of, tmp_path):
+def test_files_hold_what_the_engine_loads(case: Case, checkpoint_of: Callable[..., Any], tmp_path: Path) -> None:
     oracle = read_oracle(committed_path(case))
     assert oracle.case == case
     folder = checkpoint_of(case.variant)
@@ -41,7 +45,7 @@ def test_files_hold_what_the_engine_loads(case, checkpoint_of, tmp_path):
     assert lines == []
 
 
-def test_every_oracle_has_its_case():
+def test_every_oracle_has_its_case() -> None:
     kept = {
         path for engine in ("sglang", "vllm") for path in committed_path(CASES[0]).parent.parent.glob(f"{engine}/*")
     }

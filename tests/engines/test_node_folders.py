@@ -76,7 +76,7 @@ def split(folder: Path, out: Path, ranks: tuple[int, ...] | None = None, **wante
 
 def deal(folder: Path, file_of: Deal) -> Path:
     """Put the tensors of a checkpoint into other files."""
-    tensors, files = load_checkpoint(folder), {}
+    tensors, files = load_checkpoint(folder), {}  # type: ignore[var-annotated]
     for path in folder.glob("*.safetensors"):
         path.unlink()
     for name, tensor in tensors.items():
@@ -125,12 +125,14 @@ def flip(path: Path, offset: int = -1) -> None:
 
 @pytest.mark.many
 @pytest.mark.parametrize(("tp", "nodes", "dp"), [(4, 2, 1), (2, 2, 1), (4, 4, 1), (8, 2, 1), (8, 4, 8), (8, 8, 2)])
-def test_each_node_has_the_dense_tensors_and_the_experts_of_its_own_ranks(model, tmp_path, tp, nodes, dp):
+def test_each_node_has_the_dense_tensors_and_the_experts_of_its_own_ranks(
+    model: Path, tmp_path: Path, tp: int, nodes: int, dp: int
+) -> None:
     split(model, tmp_path / "out", tp=tp, nodes=nodes, dp=dp)
     check_folders(model, tmp_path / "out", nodes)
 
 
-def test_every_expert_is_on_exactly_one_node(model, tmp_path):
+def test_every_expert_is_on_exactly_one_node(model: Path, tmp_path: Path) -> None:
     split(model, tmp_path / "out")
     found = Counter(name for node in range(NODES) for name in load_checkpoint(tmp_path / "out" / f"node-{node}"))
     for name, count in found.items():
@@ -138,7 +140,7 @@ def test_every_expert_is_on_exactly_one_node(model, tmp_path):
     assert found.keys() == load_checkpoint(model).keys()
 
 
-def test_files_have_the_names_that_they_have_in_the_checkpoint(model, tmp_path):
+def test_files_have_the_names_that_they_have_in_the_checkpoint(model: Path, tmp_path: Path) -> None:
     split(model, tmp_path / "out")
     names = {path.name for path in model.iterdir()}
     for node in range(NODES):
@@ -148,7 +150,7 @@ def test_files_have_the_names_that_they_have_in_the_checkpoint(model, tmp_path):
         assert (tmp_path / "out" / "node-1" / name).read_bytes() == (model / name).read_bytes()
 
 
-def test_the_index_names_exactly_the_tensors_of_the_files(model, tmp_path):
+def test_the_index_names_exactly_the_tensors_of_the_files(model: Path, tmp_path: Path) -> None:
     split(model, tmp_path / "out")
     for folder in (tmp_path / "out" / "node-0", tmp_path / "out" / "node-1"):
         index = json.loads((folder / INDEX_FILE).read_text())
@@ -159,7 +161,7 @@ def test_the_index_names_exactly_the_tensors_of_the_files(model, tmp_path):
         assert index["metadata"] == {"total_size": nbytes}
 
 
-def test_a_folder_is_a_checkpoint_that_lacks_only_experts(model, tmp_path):
+def test_a_folder_is_a_checkpoint_that_lacks_only_experts(model: Path, tmp_path: Path) -> None:
     split(model, tmp_path / "out")
     checkpoint, inventory = open_folder(tmp_path / "out" / "node-1")
     assert checkpoint.findings == ()
@@ -172,7 +174,7 @@ def test_a_folder_is_a_checkpoint_that_lacks_only_experts(model, tmp_path):
     )
 
 
-def test_headers_say_no_more_than_those_of_a_checkpoint(model, tmp_path):
+def test_headers_say_no_more_than_those_of_a_checkpoint(model: Path, tmp_path: Path) -> None:
     split(model, tmp_path / "out")
     for path in (tmp_path / "out").glob("*/*.safetensors"):
         length = int.from_bytes(path.read_bytes()[:8], "little")
@@ -180,7 +182,7 @@ def test_headers_say_no_more_than_those_of_a_checkpoint(model, tmp_path):
         assert metadata == {"format": "pt"} or path.read_bytes() == (model / path.name).read_bytes()
 
 
-def test_the_manifest_says_what_the_folders_are_for(model, tmp_path):
+def test_the_manifest_says_what_the_folders_are_for(model: Path, tmp_path: Path) -> None:
     split(model, tmp_path / "out", tp=8)
     manifest = load_manifest(tmp_path / "out")
     assert (manifest.layout, manifest.world, manifest.ranks) == ("node", 2, (0, 1))
@@ -188,7 +190,7 @@ def test_the_manifest_says_what_the_folders_are_for(model, tmp_path):
     assert manifest.left_out == {}
 
 
-def test_one_file_without_an_index_gets_one(mine, tmp_path):
+def test_one_file_without_an_index_gets_one(mine: Path, tmp_path: Path) -> None:
     deal(mine, lambda _: "model.safetensors")
     (mine / INDEX_FILE).unlink()
     split(mine, tmp_path / "out")
@@ -201,7 +203,9 @@ def test_one_file_without_an_index_gets_one(mine, tmp_path):
 @pytest.mark.slow
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), files=st.integers(1, 12), nodes=st.sampled_from([2, 4]))
-def test_tensors_may_be_dealt_out_to_files_in_any_way(model, tmp_path_factory, seed, files, nodes):
+def test_tensors_may_be_dealt_out_to_files_in_any_way(
+    model: Path, tmp_path_factory: pytest.TempPathFactory, seed: int, files: int, nodes: int
+) -> None:
     folder = shutil.copytree(model, tmp_path_factory.mktemp("dealt") / "model")
     pick = random.Random(seed)
     chosen = {name: f"{pick.randrange(files)}.safetensors" for name in load_checkpoint(folder)}
@@ -221,7 +225,7 @@ DENSE_FILES = ("model-00001-of-00005.safetensors", "model-00004-of-00005.safeten
 """Embedding, and head with what stands beside it: all other files hold experts."""
 
 
-def test_files_that_go_over_whole_are_the_checkpoints_own(model, tmp_path):
+def test_files_that_go_over_whole_are_the_checkpoints_own(model: Path, tmp_path: Path) -> None:
     outcome = split(model, tmp_path / "out")
     for name in (path.name for path in model.glob("*.safetensors")):
         inodes = {inode(model / name), inode(tmp_path / "out/node-0" / name), inode(tmp_path / "out/node-1" / name)}
@@ -229,13 +233,13 @@ def test_files_that_go_over_whole_are_the_checkpoints_own(model, tmp_path):
     assert (outcome.files, outcome.linked) == (6, 2)
 
 
-def test_what_is_linked_is_not_counted_as_written(model, tmp_path):
+def test_what_is_linked_is_not_counted_as_written(model: Path, tmp_path: Path) -> None:
     outcome = split(model, tmp_path / "out")
     own = [p for p in (tmp_path / "out").rglob("*") if p.is_file() and p.name not in (*DENSE_FILES, "manifest.json")]
     assert outcome.bytes == sum(path.stat().st_size for path in own)
 
 
-def test_a_link_in_the_checkpoint_is_followed_as_in_a_hub_cache(mine, tmp_path):
+def test_a_link_in_the_checkpoint_is_followed_as_in_a_hub_cache(mine: Path, tmp_path: Path) -> None:
     (tmp_path / "blobs").mkdir()
     for number, path in enumerate(sorted(mine.glob("*.safetensors"))):
         path.rename(tmp_path / "blobs" / str(number))
@@ -246,7 +250,7 @@ def test_a_link_in_the_checkpoint_is_followed_as_in_a_hub_cache(mine, tmp_path):
     assert inode(first) == inode(tmp_path / "blobs" / "0")
 
 
-def test_a_file_of_one_nodes_experts_is_linked_there_and_absent_elsewhere(mine, tmp_path):
+def test_a_file_of_one_nodes_experts_is_linked_there_and_absent_elsewhere(mine: Path, tmp_path: Path) -> None:
     def file_of(name: str) -> str:
         return "dense.safetensors" if expert_of(name) < 0 else f"experts-{expert_of(name) // 4}.safetensors"
 
@@ -258,7 +262,7 @@ def test_a_file_of_one_nodes_experts_is_linked_there_and_absent_elsewhere(mine, 
         assert files == {name: inode(mine / name) for name in ("dense.safetensors", f"experts-{node}.safetensors")}
 
 
-def test_a_file_may_go_over_whole_to_one_node_and_in_part_to_another(mine, tmp_path):
+def test_a_file_may_go_over_whole_to_one_node_and_in_part_to_another(mine: Path, tmp_path: Path) -> None:
     deal(mine, lambda name: "a.safetensors" if expert_of(name) < EXPERTS // NODES else "b.safetensors")
     assert split(mine, tmp_path / "out").linked == 2
     check_folders(mine, tmp_path / "out")
@@ -268,7 +272,9 @@ def test_a_file_may_go_over_whole_to_one_node_and_in_part_to_another(mine, tmp_p
     assert verify(tmp_path / "out", open_folder(mine)).ok
 
 
-def test_on_another_file_system_they_are_copied_once_and_linked_to_each_other(model, tmp_path, no_links):
+def test_on_another_file_system_they_are_copied_once_and_linked_to_each_other(
+    model: Path, tmp_path: Path, no_links: None
+) -> None:
     outcome = split(model, tmp_path / "out")
     assert (outcome.files, outcome.linked) == (8, 0)
     for name in DENSE_FILES:
@@ -280,7 +286,9 @@ def test_on_another_file_system_they_are_copied_once_and_linked_to_each_other(mo
 
 @pytest.mark.many
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV])
-def test_where_nothing_can_be_linked_all_is_copied_and_the_manifest_is_the_same(model, tmp_path, monkeypatch, number):
+def test_where_nothing_can_be_linked_all_is_copied_and_the_manifest_is_the_same(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
     split(model, tmp_path / "linked")
 
     def link(*_: Any, **__: Any) -> None:
@@ -294,7 +302,7 @@ def test_where_nothing_can_be_linked_all_is_copied_and_the_manifest_is_the_same(
     assert verify(tmp_path / "copied", open_folder(model)).ok
 
 
-def test_linked_files_are_never_written_to(mine, tmp_path):
+def test_linked_files_are_never_written_to(mine: Path, tmp_path: Path) -> None:
     for path in mine.iterdir():
         os.utime(path, ns=(1, 1))
     before = contents(mine)
@@ -306,13 +314,13 @@ def test_linked_files_are_never_written_to(mine, tmp_path):
     assert {path.stat().st_mtime_ns for path in mine.iterdir()} == {1}
 
 
-def test_a_linked_file_survives_the_checkpoint(mine, tmp_path):
+def test_a_linked_file_survives_the_checkpoint(mine: Path, tmp_path: Path) -> None:
     split(mine, tmp_path / "out")
     shutil.rmtree(mine)
     assert verify(tmp_path / "out").ok
 
 
-def test_room_is_needed_only_for_what_is_written(model, tmp_path, monkeypatch):
+def test_room_is_needed_only_for_what_is_written(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint, inventory = open_folder(model)
     job = prepare(checkpoint, inventory, make_plan(checkpoint, inventory, Request(4, engine="node", nodes=2)))
     needed = job.nbytes_to_write(checkpoint.source, tmp_path / "out")
@@ -327,7 +335,7 @@ def test_room_is_needed_only_for_what_is_written(model, tmp_path, monkeypatch):
 # --- verification --------------------------------------------------------------------------------------------------
 
 
-def test_folders_are_verified_alone_and_against_the_checkpoint(model, tmp_path):
+def test_folders_are_verified_alone_and_against_the_checkpoint(model: Path, tmp_path: Path) -> None:
     split(model, tmp_path / "out")
     alone = verify(tmp_path / "out")
     assert (alone.problems, alone.notes) == ((), ())
@@ -344,7 +352,9 @@ def test_folders_are_verified_alone_and_against_the_checkpoint(model, tmp_path):
 @pytest.mark.many
 @pytest.mark.parametrize("name", ["model-00002-of-00005.safetensors", *DENSE_FILES])
 @pytest.mark.parametrize("node", range(NODES))
-def test_one_flipped_byte_is_found_also_in_a_file_that_is_the_checkpoints_own(mine, tmp_path, node, name):
+def test_one_flipped_byte_is_found_also_in_a_file_that_is_the_checkpoints_own(
+    mine: Path, tmp_path: Path, node: int, name: str
+) -> None:
     split(mine, tmp_path / "out")
     flip(tmp_path / "out" / f"node-{node}" / name)
     for found in (verify(tmp_path / "out"), verify(tmp_path / "out", open_folder(mine))):
@@ -354,7 +364,7 @@ def test_one_flipped_byte_is_found_also_in_a_file_that_is_the_checkpoints_own(mi
     assert problem.kind == ("damaged-tensor" if name in DENSE_FILES else "differs-from-source")
 
 
-def test_a_damaged_index_or_config_is_found(model, tmp_path):
+def test_a_damaged_index_or_config_is_found(model: Path, tmp_path: Path) -> None:
     split(model, tmp_path / "out")
     flip(tmp_path / "out/node-1" / INDEX_FILE, 5)
     (tmp_path / "out/node-0/config.json").unlink()
@@ -368,7 +378,7 @@ def test_a_damaged_index_or_config_is_found(model, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_experts_of_all_nodes_add_up_with_the_shared_one_once(model, tmp_path):
+def test_the_experts_of_all_nodes_add_up_with_the_shared_one_once(model: Path, tmp_path: Path) -> None:
     split(model, tmp_path / "out")
     sums = check_numerics([tmp_path / "out"], *open_folder(model))
     assert sums.ok
@@ -381,7 +391,7 @@ def test_the_experts_of_all_nodes_add_up_with_the_shared_one_once(model, tmp_pat
 
 @pytest.mark.many
 @pytest.mark.parametrize("node", range(NODES))
-def test_a_nodes_share_is_its_folder_and_no_other(model, tmp_path, node):
+def test_a_nodes_share_is_its_folder_and_no_other(model: Path, tmp_path: Path, node: int) -> None:
     split(model, tmp_path / "all")
     split(model, tmp_path / "one", ranks=(node,))
     assert {path.name for path in (tmp_path / "one").iterdir()} == {f"node-{node}", *BESIDE_NODES}
@@ -394,7 +404,7 @@ def test_a_nodes_share_is_its_folder_and_no_other(model, tmp_path, node):
         check_numerics([tmp_path / "one"], *open_folder(model))
 
 
-def test_there_are_as_many_ranks_as_nodes(model, tmp_path):
+def test_there_are_as_many_ranks_as_nodes(model: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="rank 2 of 2; the last one is 1"):
         split(model, tmp_path / "out", ranks=(2,))
 
@@ -414,7 +424,9 @@ def test_there_are_as_many_ranks_as_nodes(model, tmp_path):
         ({"tp": 8, "nodes": 2, "runner": "triton"}, "runner", "does not take FP4"),
     ],
 )
-def test_what_folders_cannot_serve_is_refused(model, tmp_path, wanted, rule, reason):
+def test_what_folders_cannot_serve_is_refused(
+    model: Path, tmp_path: Path, wanted: dict[str, Any], rule: str, reason: str
+) -> None:
     checkpoint, inventory = open_folder(model)
     plan = make_plan(checkpoint, inventory, Request(engine="node", **wanted))
     assert rule in [breach.rule for breach in plan.breaches]
@@ -424,7 +436,7 @@ def test_what_folders_cannot_serve_is_refused(model, tmp_path, wanted, rule, rea
     assert not (tmp_path / "out").exists()
 
 
-def test_one_node_needs_the_checkpoint_as_it_is(model, tmp_path):
+def test_one_node_needs_the_checkpoint_as_it_is(model: Path, tmp_path: Path) -> None:
     checkpoint, inventory = open_folder(model)
     plan = make_plan(checkpoint, inventory, Request(4, engine="node"), "model")
     assert plan.feasible
@@ -438,7 +450,7 @@ def test_one_node_needs_the_checkpoint_as_it_is(model, tmp_path):
 @pytest.mark.many
 @pytest.mark.parametrize("wanted", [{}, {"dp": 16}, {"a2a": "deepep"}, {"gpu": "b200"}, {"nodes": 4}])
 @pytest.mark.parametrize("name", [PRO, FLASH, V3, V32])
-def test_a_plan_is_sglangs_for_the_same_gpus(name, wanted):
+def test_a_plan_is_sglangs_for_the_same_gpus(name: str, wanted: dict[str, Any]) -> None:
     checkpoint, inventory = inventory_of(name)
     wanted = {"dp": 2 if name == FLASH else 1, "nodes": 2} | wanted
     ours = make_plan(checkpoint, inventory, Request(16, engine="node", **wanted))
@@ -453,7 +465,7 @@ def test_a_plan_is_sglangs_for_the_same_gpus(name, wanted):
     assert len(ours.launch.commands) == wanted["nodes"]
 
 
-def test_each_node_is_started_on_its_own_folder_with_the_stock_loader():
+def test_each_node_is_started_on_its_own_folder_with_the_stock_loader() -> None:
     plan = make_plan(*inventory_of(PRO), Request(16, engine="node", nodes=2), "some where/Pro")
     assert plan.reshard == "dsv4-shard reshard 'some where/Pro' Pro-node-tp16 --tp 16 --engine node --nodes 2"
     for node, command in enumerate(plan.launch.commands):
@@ -463,7 +475,7 @@ def test_each_node_is_started_on_its_own_folder_with_the_stock_loader():
     assert plan.launch.environment == {"SGLANG_SHARED_EXPERT_TP1": "1"}
 
 
-def test_the_plan_says_what_a_folder_holds_and_what_it_does_not_serve():
+def test_the_plan_says_what_a_folder_holds_and_what_it_does_not_serve() -> None:
     checkpoint, inventory = inventory_of(PRO)
     *_, folders, serves, links, vllm = make_plan(checkpoint, inventory, Request(16, engine="node", nodes=2)).choices
     total = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
@@ -483,7 +495,7 @@ def test_the_plan_says_what_a_folder_holds_and_what_it_does_not_serve():
     ("name", "wanted", "reason"),
     [(PRO_FP8, {}, "wo_a is stored in BF16"), (PRO, {"gpu": "rtx-pro-6000", "dp": 16}, None)],
 )
-def test_the_plan_says_where_vllm_does_not_serve_them(name, wanted, reason):
+def test_the_plan_says_where_vllm_does_not_serve_them(name: str, wanted: dict[str, Any], reason: str | None) -> None:
     plan = make_plan(*inventory_of(name), Request(16, engine="node", nodes=2, **wanted))
     vllm = plan.choices[-1]
     assert ("vllm serve" in vllm) == (reason is None)
@@ -492,7 +504,7 @@ def test_the_plan_says_where_vllm_does_not_serve_them(name, wanted, reason):
 
 
 @pytest.mark.slow
-def test_vllm_is_not_named_where_its_loader_would_misread_the_scales(mine):
+def test_vllm_is_not_named_where_its_loader_would_misread_the_scales(mine: Path) -> None:
     tensors = load_checkpoint(mine)
     config = json.loads((mine / "config.json").read_text())
     (mine / "config.json").write_text(json.dumps(config | {"expert_dtype": "fp8"}))
@@ -514,7 +526,9 @@ def test_vllm_is_not_named_where_its_loader_would_misread_the_scales(mine):
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["v3", "v32"])
 @pytest.mark.parametrize(("tp", "nodes"), [(4, 2), (8, 4)])
-def test_folders_of_v3_have_its_dense_tensors_and_each_nodes_own_experts(family, tp, nodes, tmp_path):
+def test_folders_of_v3_have_its_dense_tensors_and_each_nodes_own_experts(
+    family: str, tp: int, nodes: int, tmp_path: Path
+) -> None:
     folder, out = small_v3(tmp_path / "model", family), tmp_path / "out"
     split(folder, out, tp=tp, nodes=nodes)
     check_folders(folder, out, nodes)
@@ -523,7 +537,7 @@ def test_folders_of_v3_have_its_dense_tensors_and_each_nodes_own_experts(family,
     assert (sums.ok, sums.ranks, sums.shared_experts) == (True, nodes, "whole")
 
 
-def test_the_plan_for_v3_gives_both_engines_commands():
+def test_the_plan_for_v3_gives_both_engines_commands() -> None:
     plan = make_plan(*inventory_of(V3), Request(16, engine="node", nodes=2))
     assert "128 of 256 experts" in plan.choices[0]
     assert "vllm serve OUT/node-M --trust-remote-code --tensor-parallel-size 16 " in plan.choices[-1]
@@ -543,7 +557,7 @@ def run(*arguments: Any, code: int = 0) -> str:
 
 
 @pytest.mark.slow
-def test_the_commands_take_folders_from_plan_to_verification(model, tmp_path):
+def test_the_commands_take_folders_from_plan_to_verification(model: Path, tmp_path: Path) -> None:
     options = ("--engine", "node", "--tp", 4, "--nodes", 2)
     assert "node-1" in run("plan", model, *options, "-o", tmp_path / "plan.json")
     dry = json.loads(run("reshard", model, tmp_path / "out", *options, "--dry-run", "--json"))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +31,7 @@ from dsv4_shard.engines.reference.v3 import REFERENCE_V3, REFERENCE_V32
 from dsv4_shard.engines.registry import engine_for
 from dsv4_shard.errors import InfeasiblePlan, UsageError
 from dsv4_shard.planning.choose import choose
+from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.recipe_builder import make_recipe
@@ -42,7 +44,7 @@ LAYERS = 3
 
 
 @pytest.fixture(scope="module")
-def model_of(tmp_path_factory: pytest.TempPathFactory):
+def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """Small checkpoints by family. Only to be read."""
     folders = {family: small_v3(tmp_path_factory.mktemp(family) / "model", family) for family in FAMILIES}
     return folders.__getitem__
@@ -55,7 +57,7 @@ def same_as_the_oracle(out: Path, tensors: dict[str, torch.Tensor], mp: int, scr
         assert (out / f"model{rank}-mp{mp}.safetensors").read_bytes() == (scratch / "wanted.safetensors").read_bytes()
 
 
-def reference_plan(model: str, **wanted: Any):
+def reference_plan(model: str, **wanted: Any) -> Plan:
     return make_plan(*inventory_of(model), Request(**wanted, engine="reference"))
 
 
@@ -65,7 +67,9 @@ def reference_plan(model: str, **wanted: Any):
 @pytest.mark.many
 @pytest.mark.parametrize("mp", [1, 2, 4, 8])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rank_files_are_the_oracles_byte_by_byte(family: str, mp: int, model_of, tmp_path: Path) -> None:
+def test_rank_files_are_the_oracles_byte_by_byte(
+    family: str, mp: int, model_of: Callable[..., Any], tmp_path: Path
+) -> None:
     reshard_folder(model_of(family), tmp_path / "out", mp)
     assert len(list((tmp_path / "out").glob("*.safetensors"))) == mp
     same_as_the_oracle(tmp_path / "out", load_checkpoint(model_of(family)), mp, tmp_path)
@@ -73,7 +77,9 @@ def test_rank_files_are_the_oracles_byte_by_byte(family: str, mp: int, model_of,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_weights_that_are_not_quantized_are_the_oracles_too(family: str, model_of, tmp_path: Path) -> None:
+def test_weights_that_are_not_quantized_are_the_oracles_too(
+    family: str, model_of: Callable[..., Any], tmp_path: Path
+) -> None:
     tensors = {
         name: tensor.bfloat16() if tensor.dtype == torch.float8_e4m3fn else tensor
         for name, tensor in load_checkpoint(model_of(family)).items()
@@ -86,7 +92,7 @@ def test_weights_that_are_not_quantized_are_the_oracles_too(family: str, model_o
     assert check_numerics([tmp_path / "out"], *open_folder(folder)).ok
 
 
-def test_each_kind_of_layer_is_among_those_compared(model_of) -> None:
+def test_each_kind_of_layer_is_among_those_compared(model_of: Callable[..., Any]) -> None:
     names = oracle_v3.shards(load_checkpoint(model_of("v32")), 1, LAYERS)[0]
     kinds = ("layers.0.ffn.w1.scale", "layers.2.ffn.shared_experts.w2.scale", "layers.1.ffn.experts.7.w3.weight",
              "layers.0.attn.indexer.k_norm.bias", "layers.1.ffn.gate.bias", "layers.2.attn.wkv_a.scale")  # fmt: skip
@@ -94,7 +100,7 @@ def test_each_kind_of_layer_is_among_those_compared(model_of) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_mtp_layer_is_left_out_with_its_reason(family: str, model_of, tmp_path: Path) -> None:
+def test_the_mtp_layer_is_left_out_with_its_reason(family: str, model_of: Callable[..., Any], tmp_path: Path) -> None:
     checkpoint, inventory = open_folder(model_of(family))
     plan = make_plan(checkpoint, inventory, Request(2, engine="reference"))
     left_out = prepare(checkpoint, inventory, plan).recipe.left_out
@@ -104,7 +110,7 @@ def test_the_mtp_layer_is_left_out_with_its_reason(family: str, model_of, tmp_pa
     assert plan.totals.draft_bytes_per_rank == 0
 
 
-def test_some_ranks_are_written_as_in_the_full_run(model_of, tmp_path: Path) -> None:
+def test_some_ranks_are_written_as_in_the_full_run(model_of: Callable[..., Any], tmp_path: Path) -> None:
     reshard_folder(model_of("v3"), tmp_path / "all", 4)
     reshard_folder(model_of("v3"), tmp_path / "some", 4, ranks=(1, 3))
     every, some = contents(tmp_path / "all"), contents(tmp_path / "some")
@@ -119,7 +125,9 @@ def test_some_ranks_are_written_as_in_the_full_run(model_of, tmp_path: Path) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("mp", [1, 4])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_result_verifies_alone_against_its_source_and_in_numbers(family: str, mp: int, model_of, tmp_path) -> None:
+def test_a_result_verifies_alone_against_its_source_and_in_numbers(
+    family: str, mp: int, model_of: Callable[..., Any], tmp_path: Path
+) -> None:
     reshard_folder(model_of(family), tmp_path / "out", mp)
     source = open_folder(model_of(family))
     assert verify(tmp_path / "out").ok
@@ -135,7 +143,7 @@ def test_a_result_verifies_alone_against_its_source_and_in_numbers(family: str, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["shared_experts.w2.weight", "shared_experts.w1.scale", "experts.5.w3.weight"])
-def test_numerics_sees_a_wrong_expert(name: str, model_of, tmp_path: Path) -> None:
+def test_numerics_sees_a_wrong_expert(name: str, model_of: Callable[..., Any], tmp_path: Path) -> None:
     reshard_folder(model_of("v3"), tmp_path / "out", 2)
     file = tmp_path / "out" / "model1-mp2.safetensors"
     tensors = oracle_v3.shards(load_checkpoint(model_of("v3")), 2, LAYERS)[1]
@@ -144,7 +152,7 @@ def test_numerics_sees_a_wrong_expert(name: str, model_of, tmp_path: Path) -> No
     assert not check_numerics([tmp_path / "out"], *open_folder(model_of("v3"))).ok
 
 
-def test_numerics_of_a_dense_layer_is_refused(model_of, tmp_path: Path) -> None:
+def test_numerics_of_a_dense_layer_is_refused(model_of: Callable[..., Any], tmp_path: Path) -> None:
     reshard_folder(model_of("v3"), tmp_path / "out", 2)
     with pytest.raises(UsageError, match="layer=0: this layer has a dense MLP"):
         check_numerics([tmp_path / "out"], *open_folder(model_of("v3")), 0)
@@ -183,7 +191,9 @@ def inference_config_of(document: dict[str, Any], model: str) -> dict[str, Any]:
     [(V3, None, RELEASED), (V3, "ue8m0", RELEASED_V31), (V32, "ue8m0", RELEASED_V32)],
     ids=["V3 and R1", "V3.1", "V3.2"],
 )
-def test_inference_config_is_the_one_that_deepseek_released(model, scale_fmt, released) -> None:
+def test_inference_config_is_the_one_that_deepseek_released(
+    model: str, scale_fmt: str | None, released: dict[str, Any]
+) -> None:
     document = config_of(model)
     if scale_fmt:
         document["quantization_config"]["scale_fmt"] = scale_fmt
@@ -279,7 +289,9 @@ def test_without_dense_layers_their_size_is_not_looked_at(tmp_path: Path) -> Non
         ("v32", 1, ["router bias only where hidden_size is 7168", "fails there: take two or more"]),
     ],
 )
-def test_the_plan_says_what_model_py_does_not_take(family, tp, parts, model_of) -> None:
+def test_the_plan_says_what_model_py_does_not_take(
+    family: str, tp: int, parts: list[str], model_of: Callable[..., Any]
+) -> None:
     plan = make_plan(*open_folder(model_of(family)), Request(tp, engine="reference"))
     assert len(plan.choices) == len(parts)
     for line, part in zip(plan.choices, parts, strict=True):

@@ -33,8 +33,10 @@ from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, tensors_of
 from dsv4_shard.engines.deployment import Context, Request
 from dsv4_shard.engines.placement import Expert, Pad, Replicate, Split
 from dsv4_shard.engines.registry import ENGINES, engine_for, find_engine
+from dsv4_shard.engines.rules import Breach
 from dsv4_shard.errors import UsageError
 from dsv4_shard.models.families import FAMILIES
+from dsv4_shard.models.family import Family
 from dsv4_shard.models.roles import Module, Part, Role, Stage
 from dsv4_shard.planning.choose import choose
 from dsv4_shard.planning.remedies import ways_out, words
@@ -57,7 +59,7 @@ def short(entry: dict[str, Any]) -> str:
     )
 
 
-def breach_of(inventory: Inventory, rule: str, **wanted: Any):
+def breach_of(inventory: Inventory, rule: str, **wanted: Any) -> Breach | None:
     """The breach of `rule`, or None where it holds."""
     return next((breach for breach in breaches_of(inventory, Request(**wanted)) if breach.rule == rule), None)
 
@@ -103,7 +105,7 @@ TABLE = {
 }  # fmt: skip
 
 CELLS = [
-    pytest.param(model, tp, column, TABLE[model][tp][index], id=f"{model}-tp{tp}-{column}")
+    pytest.param(model, tp, column, TABLE[model][tp][index], id=f"{model}-tp{tp}-{column}")  # type: ignore[index]
     for model in TABLE
     for tp in TPS
     for index, column in enumerate(COLUMNS)
@@ -114,14 +116,16 @@ def fp8_of(model: str) -> Inventory:
     return inventory_of(PRO_FP8)[1] if model == PRO else variant_of(FLASH, "FP8", o_a="BF16")
 
 
-def test_the_compatibility_table_is_whole():
-    assert all(tuple(sorted(rows)) == tuple(sorted(TPS)) for rows in TABLE.values())
-    assert all(len(row) == len(COLUMNS) for rows in TABLE.values() for row in rows.values())
+def test_the_compatibility_table_is_whole() -> None:
+    assert all(tuple(sorted(rows)) == tuple(sorted(TPS)) for rows in TABLE.values())  # type: ignore[call-overload]
+    assert all(len(row) == len(COLUMNS) for rows in TABLE.values() for row in rows.values())  # type: ignore[attr-defined]
 
 
 @pytest.mark.many
 @pytest.mark.parametrize(("model", "tp", "column", "cell"), CELLS)
-def test_the_compatibility_table_holds_cell_by_cell(model, tp, column, cell):
+def test_the_compatibility_table_holds_cell_by_cell(
+    model: str, tp: int, column: str, cell: tuple[str, ...] | float | None
+) -> None:
     inventory = inventory_of(model)[1]
     match column:
         case "attention":
@@ -147,7 +151,7 @@ def test_the_compatibility_table_holds_cell_by_cell(model, tp, column, cell):
             assert f"{cell}/{tp} = {cell / tp:g}" in said or cell == 1
 
 
-def check_cut(breach, cell, parts_name, tp):
+def check_cut(breach: Any, cell: Any, parts_name: Any, tp: Any) -> None:
     if cell == 0:
         assert breach is None
     else:
@@ -157,7 +161,7 @@ def check_cut(breach, cell, parts_name, tp):
         assert float(part[1].rstrip(".")) == pytest.approx(cell, rel=1e-3)
 
 
-def check_padding(inventory, tp, column, cell):
+def check_padding(inventory: Any, tp: Any, column: Any, cell: Any) -> None:
     context = Context(inventory, deployment(inventory, Request(tp, engine="vllm")))
     vllm = find_engine("vllm")
     intermediate = inventory.config.moe_intermediate_size
@@ -183,7 +187,7 @@ def weight_group(inventory: Inventory, role: Role) -> TensorGroup:
     return next(g for g in inventory.groups if (g.stage, g.role, g.part) == (Stage.LAYER, role, Part.WEIGHT))
 
 
-def test_arithmetic_is_never_written_with_an_exponent():
+def test_arithmetic_is_never_written_with_an_exponent() -> None:
     for tp in (3, 6, 12, 24):
         for breach in breaches_of(inventory_of(PRO)[1], Request(tp)):
             assert "e+" not in breach.reason
@@ -216,13 +220,13 @@ def five_layers(entry: dict[str, Any], o_a: str = "FP8") -> Inventory:
     return variant_of(MODELS[model], experts.upper(), layers=5, o_a=o_a)
 
 
-def test_all_of_sglangs_verdicts_are_here():
+def test_all_of_sglangs_verdicts_are_here() -> None:
     assert len([entry for entry in VERDICTS if entry["sm"] == 90]) == 235
 
 
 @pytest.mark.many
 @pytest.mark.parametrize("entry", VERDICTS, ids=short)
-def test_sglang_says_what_it_said_when_it_was_run(entry):
+def test_sglang_says_what_it_said_when_it_was_run(entry: dict[str, Any]) -> None:
     breaches = breaches_of(five_layers(entry), sglang_request(entry))
     quotes = [" ".join(breach.quote.split()) for breach in breaches if breach.quote is not None]
     if not entry["ok"]:
@@ -236,7 +240,7 @@ def test_sglang_says_what_it_said_when_it_was_run(entry):
 
 @pytest.mark.many
 @pytest.mark.parametrize("entry", SGLANG_CONTRACTS, ids=short)
-def test_a_rank_of_sglang_holds_the_bytes_that_its_model_declares(entry):
+def test_a_rank_of_sglang_holds_the_bytes_that_its_model_declares(entry: dict[str, Any]) -> None:
     inventory = five_layers(entry)
     at = deployment(inventory, sglang_request(entry))
     if entry["nextn"]:
@@ -247,7 +251,7 @@ def test_a_rank_of_sglang_holds_the_bytes_that_its_model_declares(entry):
 
 @pytest.mark.many
 @pytest.mark.parametrize("entry", [e for e in SGLANG_CONTRACTS if "fp8" in e["model"] and e["sm"] == 90], ids=short)
-def test_a_rank_of_sglang_on_hopper_holds_as_much_of_an_fp8_re_release(entry):
+def test_a_rank_of_sglang_on_hopper_holds_as_much_of_an_fp8_re_release(entry: dict[str, Any]) -> None:
     """They store o_a in BF16, which is what SGLang makes of it on Hopper anyway."""
     inventory = five_layers(entry, o_a="BF16")
     at = deployment(inventory, sglang_request(entry))
@@ -256,7 +260,7 @@ def test_a_rank_of_sglang_on_hopper_holds_as_much_of_an_fp8_re_release(entry):
     assert bytes_by_module(inventory, at, stages) == expected
 
 
-def test_sglang_cuts_no_fp4_group_in_half():
+def test_sglang_cuts_no_fp4_group_in_half() -> None:
     """It builds Pro at TP64, EP1 with attention DP 4, and is wrong then: only the tool refuses it."""
     inventory = inventory_of(PRO)[1]
     (breach,) = breaches_of(inventory, Request(64, dp=4, runner="marlin", shared_experts="whole"))
@@ -265,14 +269,14 @@ def test_sglang_cuts_no_fp4_group_in_half():
     assert breaches_of(inventory, Request(64, ep=4, dp=4, runner="marlin", shared_experts="whole")) == []
 
 
-def test_sglang_says_of_experts_that_do_not_divide_what_its_fused_moe_asserts():
+def test_sglang_says_of_experts_that_do_not_divide_what_its_fused_moe_asserts() -> None:
     """Reached where each rank has an attention of its own: 3072 / 7."""
     breach = breaches_of(inventory_of(PRO)[1], Request(7, dp=7, shared_experts="whole"))[0]
     assert (breach.rule, breach.quote) == ("routed-blocks", "assert intermediate_size % self.moe_tp_size == 0")
 
 
 @pytest.mark.parametrize("runner", ["marlin", "flashinfer_mxfp4"])
-def test_sglangs_check_of_quantized_experts_is_skipped_by_the_variable_and_by_no_runner(runner):
+def test_sglangs_check_of_quantized_experts_is_skipped_by_the_variable_and_by_no_runner(runner: str) -> None:
     """As `check_quantized_moe_compatibility` said beside each verdict: also to marlin, which takes 192."""
     inventory = inventory_of(PRO)[1]
     assert breach_of(inventory, "quantized-moe", tp=16, runner=runner, shared_experts="split") is not None
@@ -281,7 +285,7 @@ def test_sglangs_check_of_quantized_experts_is_skipped_by_the_variable_and_by_no
 
 
 @pytest.mark.parametrize("tp", [3, 6, 12, 24])
-def test_sglang_pads_a_vocabulary_that_the_ranks_do_not_divide(tp):
+def test_sglang_pads_a_vocabulary_that_the_ranks_do_not_divide(tp: int) -> None:
     """The vocabulary is no rule of SGLang 0.5.23: it is padded to 64 × TP where padding to 64 does not divide."""
     inventory = inventory_of(PRO)[1]
     at = feasible(inventory, tp=tp, dp=tp)
@@ -291,7 +295,7 @@ def test_sglang_pads_a_vocabulary_that_the_ranks_do_not_divide(tp):
     assert held.shape == (-(-129280 // (64 * tp)) * 64, 7168)
 
 
-def test_auto_is_the_runner_that_sglang_makes_of_it_and_the_command_names_it():
+def test_auto_is_the_runner_that_sglang_makes_of_it_and_the_command_names_it() -> None:
     inventory = inventory_of(PRO)[1]
     at = feasible(inventory, tp=8, ep=8, runner="auto")
     assert at == feasible(inventory, tp=8, ep=8)
@@ -302,7 +306,7 @@ def test_auto_is_the_runner_that_sglang_makes_of_it_and_the_command_names_it():
 
 
 @pytest.mark.parametrize("a2a", A2A)
-def test_an_all_to_all_backend_keeps_shared_experts_whole_by_itself(a2a):
+def test_an_all_to_all_backend_keeps_shared_experts_whole_by_itself(a2a: str) -> None:
     inventory = inventory_of(PRO)[1]
     at = feasible(inventory, tp=16, dp=16, a2a=a2a, gpu="b200")
     assert (at.ep, at.moe_tp, at.shared, at.runner) == (16, 1, "whole", "auto")
@@ -331,7 +335,7 @@ def vllm_request(entry: dict[str, Any], runner: str | None = None) -> Request:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("entry", VLLM_CONTRACTS, ids=short)
-def test_a_rank_of_vllm_holds_the_bytes_that_its_model_declares(entry):
+def test_a_rank_of_vllm_holds_the_bytes_that_its_model_declares(entry: dict[str, Any]) -> None:
     inventory = vllm_inventory(entry)
     at = deployment(inventory, vllm_request(entry))
     if entry["mtp"]:
@@ -341,13 +345,13 @@ def test_a_rank_of_vllm_holds_the_bytes_that_its_model_declares(entry):
 
 
 @pytest.mark.parametrize("entry", VLLM_CONTRACTS, ids=short)
-def test_vllm_refuses_what_builds_and_cannot_run_and_nothing_else(entry):
+def test_vllm_refuses_what_builds_and_cannot_run_and_nothing_else(entry: dict[str, Any]) -> None:
     breaches = breaches_of(vllm_inventory(entry), vllm_request(entry))
     assert [(breach.rule, breach.quote) for breach in breaches] == ([] if entry["runs"] else [("o_groups", None)])
 
 
 @pytest.mark.parametrize("entry", VLLM_CONTRACTS, ids=short)
-def test_vllm_picks_the_backend_that_it_picked_when_it_was_run(entry):
+def test_vllm_picks_the_backend_that_it_picked_when_it_was_run(entry: dict[str, Any]) -> None:
     assert_same_backend(deployment(vllm_inventory(entry), vllm_request(entry)).runner, entry["backend"])
 
 
@@ -362,7 +366,7 @@ def five_layers_of_pro(experts: str) -> Inventory:
 
 
 @pytest.mark.parametrize("entry", [e for e in VLLM_BACKENDS if "error" not in e], ids=short)
-def test_a_backend_that_vllm_takes_is_taken_with_the_bytes_that_it_declares(entry):
+def test_a_backend_that_vllm_takes_is_taken_with_the_bytes_that_it_declares(entry: dict[str, Any]) -> None:
     inventory = five_layers_of_pro(entry["experts"])
     runner = None if entry["runner"] == "auto" else entry["runner"]
     request = vllm_request(entry, runner)
@@ -382,7 +386,7 @@ def test_a_backend_that_vllm_takes_is_taken_with_the_bytes_that_it_declares(entr
     [e for e in VLLM_BACKENDS if "error" in e and "when none is available" not in e["error"]],
     ids=short,
 )
-def test_a_backend_that_vllm_refuses_is_refused(entry):
+def test_a_backend_that_vllm_refuses_is_refused(entry: dict[str, Any]) -> None:
     breaches = breaches_of(five_layers_of_pro(entry["experts"]), vllm_request(entry, entry["runner"]))
     assert [breach.module for breach in breaches] == [Module.ROUTED]
 
@@ -404,7 +408,9 @@ REFERENCE_FILES = [
 
 
 @pytest.mark.parametrize(("model", "ranks", "tensors", "fp4", "fp8"), REFERENCE_FILES)
-def test_a_rank_of_the_reference_weighs_what_the_converter_writes(model, ranks, tensors, fp4, fp8):
+def test_a_rank_of_the_reference_weighs_what_the_converter_writes(
+    model: str, ranks: int, tensors: int, fp4: int, fp8: int
+) -> None:
     inventory = inventory_of(model)[1]
     for expert_dtype, nbytes in ((None, fp4), ("fp4", fp4), ("fp8", fp8)):
         at = feasible(inventory, tp=ranks, engine="reference", expert_dtype=expert_dtype)
@@ -418,8 +424,8 @@ def test_a_rank_of_the_reference_weighs_what_the_converter_writes(model, ranks, 
     + [(model, ranks, tensors, "fp8", fp8) for model, ranks, tensors, _, fp8 in REFERENCE_FILES if ranks in (4, 16)],
 )
 def test_a_file_of_the_reference_holds_as_many_tensors_and_bytes_as_the_converters(
-    model, ranks, tensors, expert_dtype, nbytes
-):
+    model: str, ranks: int, tensors: int, expert_dtype: str, nbytes: int
+) -> None:
     checkpoint, inventory = inventory_of(model)
     at = feasible(inventory, tp=ranks, engine="reference", expert_dtype=expert_dtype)
     (file,) = make_recipe(checkpoint, find_engine("reference"), Context(inventory, at), (ranks - 1,)).files
@@ -428,20 +434,20 @@ def test_a_file_of_the_reference_holds_as_many_tensors_and_bytes_as_the_converte
 
 
 @pytest.mark.parametrize(("model", "ranks"), [(FLASH, 16), (FLASH, 32), (FLASH, 64), (PRO, 32), (PRO, 64)])
-def test_the_reference_refuses_what_its_converter_accepts_and_its_model_cannot_run(model, ranks):
+def test_the_reference_refuses_what_its_converter_accepts_and_its_model_cannot_run(model: str, ranks: int) -> None:
     (breach,) = breaches_of(inventory_of(model)[1], Request(ranks, engine="reference"))
     assert (breach.rule, breach.quote) == ("o_groups", None)
 
 
 @pytest.mark.parametrize("model", [FLASH, PRO])
 @pytest.mark.parametrize("ranks", [3, 6, 12, 24])
-def test_the_reference_refuses_what_its_converter_refuses(model, ranks):
+def test_the_reference_refuses_what_its_converter_refuses(model: str, ranks: int) -> None:
     breaches = breaches_of(inventory_of(model)[1], Request(ranks, engine="reference"))
     assert breaches[0].quote == f"AssertionError: Dimension 0 must be divisible by {ranks}"
     assert {"vocab", "heads", "o_groups", "index-heads"} <= {breach.rule for breach in breaches}
 
 
-def test_the_reference_takes_an_fp8_re_release_as_it_is():
+def test_the_reference_takes_an_fp8_re_release_as_it_is() -> None:
     inventory = inventory_of(PRO_FP8)[1]
     assert rank_nbytes(inventory, feasible(inventory, tp=16, engine="reference")) == 107_304_213_848
 
@@ -556,14 +562,16 @@ BROKEN_RULES = [
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_an_engine_states_each_rule_once(engine, family):
+def test_an_engine_states_each_rule_once(engine: str, family: Family) -> None:
     names = [rule.name for rule in engine_for(engine, family).rules]
     assert len(names) == len(set(names))
 
 
 @pytest.mark.many
 @pytest.mark.parametrize(("engine", "rule", "wanted", "changes"), BROKEN_RULES)
-def test_a_broken_rule_is_told_with_its_words(engine, rule, wanted, changes):
+def test_a_broken_rule_is_told_with_its_words(
+    engine: str, rule: str, wanted: dict[str, Any], changes: dict[str, Any]
+) -> None:
     inventory = demo(**changes)
     breach = breach_of(inventory, rule, engine=engine, **wanted)
     assert breach is not None
@@ -595,7 +603,9 @@ WAYS_OUT = [
 
 
 @pytest.mark.parametrize(("model", "wanted", "rule", "ways"), WAYS_OUT)
-def test_only_ways_out_that_help_are_offered(model, wanted, rule, ways):
+def test_only_ways_out_that_help_are_offered(
+    model: str, wanted: dict[str, Any], rule: str, ways: tuple[str, ...]
+) -> None:
     inventory, request = inventory_of(model)[1], Request(**wanted)
     breach = next(one for one in choose(inventory, request).breaches if one.rule == rule)
     offered = ways_out(inventory, request, breach)
@@ -604,14 +614,14 @@ def test_only_ways_out_that_help_are_offered(model, wanted, rule, ways):
         assert way in said
 
 
-def test_o_a_that_is_not_fp8_is_refused_for_vllm():
+def test_o_a_that_is_not_fp8_is_refused_for_vllm() -> None:
     breaches = breaches_of(inventory_of(PRO_FP8)[1], Request(8, engine="vllm"))
     assert [(breach.rule, breach.quote) for breach in breaches] == [("o_a-format", None)]
     assert "BF16" in breaches[0].reason
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_there_is_a_case_for_every_rule(engine):
+def test_there_is_a_case_for_every_rule(engine: str) -> None:
     tested = {rule for name, rule, _, _ in BROKEN_RULES if name == engine}
     tested |= {"o_a-format"} if engine == "vllm" else {"o_a-decoding"} if engine != "trtllm" else set()
     tested |= {rule.name for rule in find_engine("sglang").rules} if engine == "node" else {"nvfp4"}
@@ -622,7 +632,7 @@ def test_there_is_a_case_for_every_rule(engine):
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("model", [PRO, FLASH, PRO_FP8])
 @pytest.mark.parametrize("gpu", ["h200", "b200", "rtx-pro-6000"])
-def test_whatever_no_rule_refuses_can_be_weighed(engine, model, gpu):
+def test_whatever_no_rule_refuses_can_be_weighed(engine: str, model: str, gpu: str) -> None:
     """Rules must refuse every deployment whose placements do not divide: `rank_nbytes` raises for these."""
     inventory = inventory_of(model)[1]
     for tp in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64):
@@ -636,7 +646,7 @@ def test_whatever_no_rule_refuses_can_be_weighed(engine, model, gpu):
 @pytest.mark.many
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("vocab", [129_281, 1000, 128, 64, 1])
-def test_any_vocabulary_is_weighed_or_refused(engine, vocab):
+def test_any_vocabulary_is_weighed_or_refused(engine: str, vocab: int) -> None:
     inventory = demo(vocab_size=vocab)
     for tp in (1, 2, 3, 4, 8, 16):
         for dp in (1, tp):
@@ -646,7 +656,7 @@ def test_any_vocabulary_is_weighed_or_refused(engine, vocab):
 
 
 @pytest.mark.parametrize("engine", ["sglang", "vllm", "trtllm"])
-def test_ranks_hold_together_at_least_what_the_checkpoint_holds_of_each_split_weight(engine):
+def test_ranks_hold_together_at_least_what_the_checkpoint_holds_of_each_split_weight(engine: str) -> None:
     inventory = inventory_of(PRO)[1]
     context = Context(inventory, feasible(inventory, tp=16, engine=engine))
     for group in inventory.groups:
@@ -660,30 +670,30 @@ def test_ranks_hold_together_at_least_what_the_checkpoint_holds_of_each_split_we
             assert padding or held.shape[inner.axis] * parts == group.shape[inner.axis], group.role
 
 
-def test_nothing_is_quoted_of_an_engine_whose_checks_were_not_read():
+def test_nothing_is_quoted_of_an_engine_whose_checks_were_not_read() -> None:
     assert [rule.name for rule in find_engine("trtllm").rules if rule.messages] == []
 
 
 # --- names and numbers ---------------------------------------------------------------------------------------------
 
 
-def test_an_engine_is_found_by_its_name_in_any_case():
+def test_an_engine_is_found_by_its_name_in_any_case() -> None:
     assert {find_engine(name.upper()) for name in ENGINES} == set(ENGINES.values())
 
 
 @pytest.mark.parametrize(("name", "near"), [("sglan", "sglang"), ("vlm", "vllm"), ("zzz", "sglang, vllm")])
-def test_an_unknown_engine_is_refused_with_the_names_that_come_near(name, near):
+def test_an_unknown_engine_is_refused_with_the_names_that_come_near(name: str, near: str) -> None:
     with pytest.raises(UsageError) as caught:
         find_engine(name)
     assert near in str(caught.value.hint)
 
 
-def test_a_gpu_is_found_by_its_name_in_any_case():
+def test_a_gpu_is_found_by_its_name_in_any_case() -> None:
     assert find_gpu("H200").memory == 143_156 << 20
     assert {find_gpu(name.upper()) for name in GPUS} == set(GPUS.values())
 
 
-def test_an_unknown_gpu_is_refused_with_the_names_that_come_near():
+def test_an_unknown_gpu_is_refused_with_the_names_that_come_near() -> None:
     with pytest.raises(UsageError) as caught:
         find_gpu("h20")
     assert "h20-96" in str(caught.value.hint)
@@ -691,20 +701,20 @@ def test_an_unknown_gpu_is_refused_with_the_names_that_come_near():
 
 @pytest.mark.parametrize("name", ["tp", "ep", "dp", "nodes"])
 @pytest.mark.parametrize("value", [0, -1, MAX_RANKS + 1])
-def test_a_number_that_means_nothing_is_refused(name, value):
+def test_a_number_that_means_nothing_is_refused(name: str, value: int) -> None:
     with pytest.raises(UsageError, match=f"{name}={value}: must be from 1"):
-        choose(demo(), Request(**{"tp": 8, name: value}))
+        choose(demo(), Request(**{"tp": 8, name: value}))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     "wanted", [{"shared_experts": "halved"}, {"expert_dtype": "fp6"}, {"engine": "x"}, {"gpu": "x"}]
 )
-def test_a_word_that_means_nothing_is_refused(wanted):
+def test_a_word_that_means_nothing_is_refused(wanted: dict[str, str]) -> None:
     with pytest.raises(UsageError):
-        choose(demo(), Request(8, **wanted))
+        choose(demo(), Request(8, **wanted))  # type: ignore[arg-type]
 
 
-def test_routed_experts_go_by_blocks_of_experts_and_within_them_by_columns():
+def test_routed_experts_go_by_blocks_of_experts_and_within_them_by_columns() -> None:
     inventory = inventory_of(PRO)[1]
     place = find_engine("sglang").place
     both = Context(inventory, deployment(inventory, Request(16, ep=4)))
@@ -714,7 +724,7 @@ def test_routed_experts_go_by_blocks_of_experts_and_within_them_by_columns():
     assert place(Role.ROUTED_DOWN, spread) == Expert(Replicate())
 
 
-def test_attention_dp_keeps_the_embedding_whole_and_still_cuts_the_head_and_the_shared_experts():
+def test_attention_dp_keeps_the_embedding_whole_and_still_cuts_the_head_and_the_shared_experts() -> None:
     inventory = variant_of(FLASH, "FP4", layers=5)
     context = Context(inventory, deployment(inventory, Request(16, dp=2)))
     place = find_engine("sglang").place
@@ -725,7 +735,7 @@ def test_attention_dp_keeps_the_embedding_whole_and_still_cuts_the_head_and_the_
     assert (context.deployment.attention_tp, context.deployment.moe_tp) == (8, 16)
 
 
-def test_the_config_of_the_reference_is_the_released_one():
+def test_the_config_of_the_reference_is_the_released_one() -> None:
     for model in (PRO, FLASH):
         inventory = inventory_of(model)[1]
         layout = find_engine("reference").layout

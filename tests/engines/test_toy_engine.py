@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.paths import ROOT
@@ -58,14 +59,14 @@ TOY = Engine(
 
 
 @pytest.fixture(autouse=True)
-def _toy(monkeypatch, tmp_path):
+def _toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The sixth engine in the registry."""
     monkeypatch.setitem(ENGINES, TOY.name, TOY)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
 @pytest.fixture
-def heads(tiny_checkpoint):
+def heads(tiny_checkpoint: Path) -> Any:
     """How many heads the small checkpoint has; 3 does not divide them."""
     heads = dsv4_shard.inspect(tiny_checkpoint, tp=[1]).identity.attention_heads
     assert heads % 4 == 0
@@ -76,7 +77,7 @@ def heads(tiny_checkpoint):
 # --- the verbs -------------------------------------------------------------------------------------------------------
 
 
-def test_a_sixth_engine_plans(tiny_checkpoint):
+def test_a_sixth_engine_plans(tiny_checkpoint: Path) -> None:
     plan = dsv4_shard.plan(tiny_checkpoint, tp=2, dp=2, engine="toy", gpu="h200")
     assert plan.feasible
     assert (plan.deployment.world, plan.deployment.runner, plan.deployment.version) == (4, "abacus", "7")
@@ -87,14 +88,14 @@ def test_a_sixth_engine_plans(tiny_checkpoint):
     assert (plan.layout, plan.launch.commands) == (None, ())
 
 
-def test_names_of_another_engine_are_refused_and_those_of_the_sixth_taken(tiny_checkpoint):
+def test_names_of_another_engine_are_refused_and_those_of_the_sixth_taken(tiny_checkpoint: Path) -> None:
     assert dsv4_shard.plan(tiny_checkpoint, tp=2, engine="toy", runner="fingers").deployment.runner == "fingers"
     with pytest.raises(dsv4_shard.errors.UsageError) as refused:
         dsv4_shard.plan(tiny_checkpoint, tp=2, engine="toy", runner="toes")
     assert refused.value.hint == "Known: abacus, fingers."
 
 
-def test_layouts_near_one_that_breaks_have_its_dp_and_ep(tiny_checkpoint, heads):
+def test_layouts_near_one_that_breaks_have_its_dp_and_ep(tiny_checkpoint: Path, heads: Any) -> None:
     plan = dsv4_shard.plan(tiny_checkpoint, tp=3, engine="toy")
     assert [breach.rule for breach in plan.breaches] == ["toy-heads"]
     assert plan.breaches[0].engine_says == f"ToyError: {heads} heads cannot be shared by 3 children"
@@ -102,7 +103,7 @@ def test_layouts_near_one_that_breaks_have_its_dp_and_ep(tiny_checkpoint, heads)
     assert all("--engine toy" in near.options and "--ep" not in near.options for near in plan.alternatives)
 
 
-def test_a_search_tries_its_search_space_and_nothing_else(tiny_checkpoint):
+def test_a_search_tries_its_search_space_and_nothing_else(tiny_checkpoint: Path) -> None:
     found = dsv4_shard.search(tiny_checkpoint, gpus=4, engine="toy")
     tried = {(layout.request.tp, layout.request.dp, layout.request.ep) for layout in found.layouts}
     assert tried == {(4, 1, None), (2, 2, None)}
@@ -112,7 +113,7 @@ def test_a_search_tries_its_search_space_and_nothing_else(tiny_checkpoint):
     assert "toy" in dsv4_shard.search(tiny_checkpoint, gpus=2).engines
 
 
-def test_it_stands_in_the_matrix_and_the_report(tiny_checkpoint, tmp_path):
+def test_it_stands_in_the_matrix_and_the_report(tiny_checkpoint: Path, tmp_path: Path) -> None:
     matrix = {(cell.engine, cell.tp): cell.verdict for cell in dsv4_shard.inspect(tiny_checkpoint, tp=[2, 3]).matrix}
     assert (matrix["toy", 2], matrix["toy", 3]) == ("works", "no")
     page = to_html(dsv4_shard.report(tiny_checkpoint, tp=2, engine="toy"))
@@ -121,7 +122,7 @@ def test_it_stands_in_the_matrix_and_the_report(tiny_checkpoint, tmp_path):
     assert "<th>Toy Engine</th>" in page
 
 
-def test_its_messages_and_logs_are_explained():
+def test_its_messages_and_logs_are_explained() -> None:
     text = "ToyError: 64 heads cannot be shared by 48 children"
     explained = dsv4_shard.explain(text)
     assert explained.recognised
@@ -133,7 +134,7 @@ def test_its_messages_and_logs_are_explained():
 
 
 @pytest.mark.parametrize("arguments", [("plan", "--tp", "2", "--engine", "toy"), ("plan", "--gpus", "4"), ("inspect",)])
-def test_the_commands_show_it(tiny_checkpoint, arguments):
+def test_the_commands_show_it(tiny_checkpoint: Path, arguments: Any) -> None:
     command, *options = arguments
     shown = CliRunner().invoke(app, [command, str(tiny_checkpoint), *options])
     assert shown.exit_code == 0
@@ -198,7 +199,7 @@ def engine_imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
         names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         for name in names:
             if name.startswith("dsv4_shard.engines.") and name.split(".")[2] in ENGINE_MODULES:
-                yield node.lineno, name
+                yield node.lineno, name  # type: ignore[attr-defined]
 
 
 Find = Callable[[ast.AST], Iterator[tuple[int, str]]]
@@ -214,13 +215,13 @@ def found_in(modules: list[Path], find: Find, left_out: set[str]) -> list[tuple[
     return found
 
 
-def test_no_module_decides_by_an_engines_name():
+def test_no_module_decides_by_an_engines_name() -> None:
     assert NAMES >= ENGINE_MODULES
     assert len(MODULES) > 100
     assert found_in(MODULES, decided_by, {CATALOG}) == []
 
 
-def test_no_module_imports_one_engine():
+def test_no_module_imports_one_engine() -> None:
     assert found_in(MODULES, engine_imports, OF_ONE_ENGINE) == []
     assert {name for name, *_ in found_in(MODULES, engine_imports, set())} == OF_ONE_ENGINE
 
@@ -229,10 +230,10 @@ def test_no_module_imports_one_engine():
     'x == "vllm"', 'x in ("sglang", "vllm")', 'match x:\n    case "node": pass', '{"trtllm": f}[x]', 'T = ("vllm",)',
     'table["reference"]', 'table.get("sglang")', 'x if engine.name != "node" else y',
 ])  # fmt: skip
-def test_a_decision_by_name_is_found(code):
+def test_a_decision_by_name_is_found(code: Any) -> None:
     assert list(decided_by(ast.parse(code)))
 
 
 @pytest.mark.parametrize("code", ['def f(engine="sglang"): pass', 'Option(help="as sglang", default="vllm")'])
-def test_a_default_is_no_decision(code):
+def test_a_default_is_no_decision(code: Any) -> None:
     assert not list(decided_by(ast.parse(code)))

@@ -88,7 +88,7 @@ def sglang_request(entry: dict[str, Any]) -> Request:
 
 @pytest.mark.many
 @pytest.mark.parametrize("entry", PLANNED, ids=short)
-def test_sglang_says_what_it_said_when_it_was_run(entry):
+def test_sglang_says_what_it_said_when_it_was_run(entry: dict[str, Any]) -> None:
     quotes = said(inventory_for(entry), sglang_request(entry))
     if entry.get("error") == "AssertionError: ":  # without a message: the traceback shows what was asserted
         assert quotes[0].startswith("assert ")
@@ -100,7 +100,7 @@ def test_sglang_says_what_it_said_when_it_was_run(entry):
 
 @pytest.mark.many
 @pytest.mark.parametrize("entry", [entry for entry in PLANNED if "bytes" in entry], ids=short)
-def test_a_rank_of_sglang_holds_the_bytes_that_its_model_declares(entry):
+def test_a_rank_of_sglang_holds_the_bytes_that_its_model_declares(entry: dict[str, Any]) -> None:
     inventory = inventory_for(entry)
     at = first_choice(inventory, sglang_request(entry))
     held = bytes_by_module(inventory, at, (Stage.MTP,) if entry.get("nextn") else TARGET)
@@ -108,7 +108,7 @@ def test_a_rank_of_sglang_holds_the_bytes_that_its_model_declares(entry):
     assert (together(held) if entry["fused"] else held) == declared
 
 
-def test_sglang_takes_the_dense_mlp_whole_where_the_remedy_says_so():
+def test_sglang_takes_the_dense_mlp_whole_where_the_remedy_says_so() -> None:
     tried = [entry for entry in SGLANG if "dense1" in entry]
     assert {entry["tp"] for entry in tried} >= {32, 64}
     assert all("error" not in entry for entry in tried)
@@ -117,7 +117,7 @@ def test_sglang_takes_the_dense_mlp_whole_where_the_remedy_says_so():
     assert "--moe-dense-tp-size 1" in plan.breaches[0].remedies[0]
 
 
-def test_a_shared_expert_that_is_to_be_whole_is_not_made_a_routed_one():
+def test_a_shared_expert_that_is_to_be_whole_is_not_made_a_routed_one() -> None:
     inventory = inventory_of(V3)[1]
     engine = engine_for("sglang", inventory.family)
     for ep, fused in ((None, True), (8, False)):
@@ -142,7 +142,7 @@ def vllm_request(entry: dict[str, Any]) -> Request:
 
 @pytest.mark.many
 @pytest.mark.parametrize("entry", VLLM, ids=short)
-def test_vllm_says_what_it_said_when_it_was_run(entry):
+def test_vllm_says_what_it_said_when_it_was_run(entry: dict[str, Any]) -> None:
     quotes = said(inventory_for(entry), vllm_request(entry))
     if (entry["backend_arg"], entry["sm"]) == ("flashinfer_cutlass", 100):
         assert "error" in entry
@@ -155,7 +155,7 @@ def test_vllm_says_what_it_said_when_it_was_run(entry):
 
 @pytest.mark.many
 @pytest.mark.parametrize("entry", [entry for entry in VLLM if "bytes" in entry], ids=short)
-def test_a_rank_of_vllm_holds_the_bytes_that_its_model_declares(entry):
+def test_a_rank_of_vllm_holds_the_bytes_that_its_model_declares(entry: dict[str, Any]) -> None:
     inventory = inventory_for(entry)
     at = first_choice(inventory, vllm_request(entry))
     if entry.get("mtp"):
@@ -165,7 +165,7 @@ def test_a_rank_of_vllm_holds_the_bytes_that_its_model_declares(entry):
 
 
 @pytest.mark.parametrize(("model", "tokenizer"), [(V3, False), (V32, True)])
-def test_vllm_is_started_without_v4s_options(model, tokenizer):
+def test_vllm_is_started_without_v4s_options(model: str, tokenizer: bool) -> None:
     plan = make_plan(*inventory_of(model), Request(16, ep=16, engine="vllm"))
     assert len(plan.launch.commands) == 2
     assert ("--tokenizer-mode deepseek_v32" in plan.launch.commands[0]) is tokenizer
@@ -173,7 +173,7 @@ def test_vllm_is_started_without_v4s_options(model, tokenizer):
     assert "--enable-expert-parallel" in plan.launch.commands[0]
 
 
-def test_what_was_not_held_against_vllm_is_refused():
+def test_what_was_not_held_against_vllm_is_refused() -> None:
     plan = make_plan(*inventory_of(V3), Request(8, ep=16, dp=2, engine="vllm"))
     assert [(breach.rule, breach.consequence) for breach in plan.breaches] == [("dp", "nothing is claimed of it")]
 
@@ -193,13 +193,15 @@ def test_what_was_not_held_against_vllm_is_refused():
         (8, "trtllm", "unknown", "family"),
     ],
 )
-def test_the_matrix_says_what_each_engine_can_do(model, tp, engine, verdict, rule):
+def test_the_matrix_says_what_each_engine_can_do(
+    model: str, tp: int, engine: str, verdict: str, rule: str | None
+) -> None:
     cells = {(cell.tp, cell.engine): cell for cell in inspection_of(model).matrix}
     assert (cells[tp, engine].verdict, cells[tp, engine].rule) == (verdict, rule)
 
 
 @cache
-def inspection_of(model: str):
+def inspection_of(model: str) -> Any:
     return inspect(*inventory_of(model), (1, 2, 4, 8, 16, 32))
 
 
@@ -207,7 +209,9 @@ def inspection_of(model: str):
 @pytest.mark.parametrize("model", [V3, V32])
 @pytest.mark.parametrize("tp", [8, 16])
 @pytest.mark.parametrize("engine", ["sglang", "vllm", "reference"])
-def test_the_rows_of_a_plan_add_up_to_its_totals_and_the_ranks_to_the_checkpoint(engine, tp, model):
+def test_the_rows_of_a_plan_add_up_to_its_totals_and_the_ranks_to_the_checkpoint(
+    engine: str, tp: int, model: str
+) -> None:
     checkpoint, inventory = inventory_of(model)
     plan = make_plan(checkpoint, inventory, Request(tp, engine=engine))
     totals = plan.totals
@@ -222,14 +226,14 @@ def test_the_rows_of_a_plan_add_up_to_its_totals_and_the_ranks_to_the_checkpoint
 
 
 @pytest.mark.parametrize(("tp", "nbytes"), [(8, 2048 * 7168 * 3 // 8), (16, 2048 * 7168 * 3 // 16)])
-def test_the_shared_experts_of_a_layer_are_those_of_a_layer_that_has_them(tp, nbytes):
+def test_the_shared_experts_of_a_layer_are_those_of_a_layer_that_has_them(tp: int, nbytes: int) -> None:
     totals = make_plan(*inventory_of(V3), Request(tp)).totals
     assert totals is not None
     assert totals.shared_experts_weight_bytes_per_layer == nbytes
 
 
 @pytest.mark.parametrize("engine", ["sglang", "vllm"])
-def test_what_can_be_planned_but_not_written_says_so(engine):
+def test_what_can_be_planned_but_not_written_says_so(engine: str) -> None:
     checkpoint, inventory = inventory_of(V3)
     plan = make_plan(checkpoint, inventory, Request(16, engine=engine))
     assert (plan.feasible, plan.layout, plan.reshard) == (True, None, None)
@@ -254,7 +258,9 @@ O_BLOCKS = {"num_attention_heads": 16, "qk_nope_head_dim": 96, "qk_rope_head_dim
         ("vllm", {"vocab_size": 4}, "vocab"),
     ],
 )
-def test_the_rules_that_no_real_model_breaks_alone_have_one_that_does(engine, changes, rule):
+def test_the_rules_that_no_real_model_breaks_alone_have_one_that_does(
+    engine: str, changes: dict[str, int], rule: str
+) -> None:
     document = SMALL_V3 | changes
     inventory = take_inventory(in_memory(document, tensors_of(document, scales="F32", optional=True)))
     assert inventory.errors == ()
@@ -267,6 +273,6 @@ def test_the_rules_that_no_real_model_breaks_alone_have_one_that_does(engine, ch
 
 
 @pytest.mark.parametrize("engine", ["sglang", "vllm", "trtllm"])
-def test_of_a_family_that_an_engine_was_not_held_against_nothing_is_claimed(engine):
+def test_of_a_family_that_an_engine_was_not_held_against_nothing_is_claimed(engine: str) -> None:
     choice = choose(inventory_of(V41)[1], Request(8, engine=engine))
     assert [breach.rule for breach in choice.breaches] == ["family"]

@@ -3,6 +3,7 @@
 import json
 import re
 from functools import cache
+from typing import Any
 
 import pytest
 from support.checkpoints.full_size import FLASH, PRO, PRO_FP8, REAL_MODELS, in_memory, inventory_of
@@ -10,7 +11,8 @@ from support.checkpoints.skeletons import DATA
 from support.command_line import root_of, run
 
 from dsv4_shard.checkpoint.findings import Severity
-from dsv4_shard.checkpoint.inventory import take_inventory
+from dsv4_shard.checkpoint.inventory import Inventory, take_inventory
+from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, tensors_of
 from dsv4_shard.engines.registry import serving
 from dsv4_shard.errors import ExitCode, UsageError
@@ -39,7 +41,7 @@ def cell_of(model: str, tp: int, engine: str) -> MatrixCell:
     return cell
 
 
-def demo(**changes):
+def demo(**changes: Any) -> tuple[Checkpoint, Inventory]:
     tensors = tensors_of(DEMO_CONFIG)
     for name, tensor in changes.get("tensors", {}).items():
         tensors.pop(name) if tensor is None else tensors.update({name: tensor})
@@ -140,15 +142,17 @@ MATRIX |= {
 @pytest.mark.many
 @pytest.mark.parametrize(
     ("model", "tp", "engine", "due"),
-    [(model, tp, engine, due) for (model, tp), row in MATRIX.items() for engine, due in row.items()],
+    [(model, tp, engine, due) for (model, tp), row in MATRIX.items() for engine, due in row.items()],  # type: ignore[attr-defined]
 )
-def test_the_matrix_says_what_each_engine_can_do(model, tp, engine, due):
+def test_the_matrix_says_what_each_engine_can_do(
+    model: str, tp: int, engine: str, due: tuple[str, str | None, str | None]
+) -> None:
     cell = cell_of(model, tp, engine)
     assert (cell.verdict, cell.how, cell.rule) == due
 
 
 @pytest.mark.parametrize(("model", "tp"), MATRIX)
-def test_a_cell_says_why_where_the_engines_own_way_is_refused(model, tp):
+def test_a_cell_says_why_where_the_engines_own_way_is_refused(model: str, tp: int) -> None:
     for engine in serving():
         cell = cell_of(model, tp, engine)
         assert (cell.rule is None) == (cell.module is None) == (cell.reason is None)
@@ -159,20 +163,20 @@ def test_a_cell_says_why_where_the_engines_own_way_is_refused(model, tp):
 
 
 @pytest.mark.slow
-def test_a_cell_quotes_the_engine_where_it_says_something_itself():
+def test_a_cell_quotes_the_engine_where_it_says_something_itself() -> None:
     assert cell_of(PRO, 12, "sglang").engine_says == "AssertionError: 65536 is not divisible by 12"
     assert cell_of(FLASH, 24, "sglang").engine_says == "AssertionError: 32768 is not divisible by 24"
     assert cell_of(FLASH, 16, "sglang").engine_says is None
 
 
-def test_the_cell_of_pro_on_sixteen_gpus_gives_the_arithmetic():
+def test_the_cell_of_pro_on_sixteen_gpus_gives_the_arithmetic() -> None:
     shared, runner = cell_of(PRO, 16, "sglang").notes
     assert "3072 / TP 16 = 192, which is 1.5 blocks of 128" in shared
     assert "3072 / MoE TP 16 = 192, which is 1.5 tiles of 128" in runner
 
 
 @pytest.mark.slow
-def test_the_matrix_tells_what_the_plan_takes_by_itself_from_what_has_to_be_asked_for():
+def test_the_matrix_tells_what_the_plan_takes_by_itself_from_what_has_to_be_asked_for() -> None:
     printed = run("inspect", root_of(PRO), "--tp", "8,16,32").stdout
     (marks,) = re.findall(r"^SGLang +(\S+) +(\S+) +(\S+)$", printed, re.MULTILINE)
     assert marks == ("yes", "yes*", "no*")
@@ -184,7 +188,7 @@ def test_the_matrix_tells_what_the_plan_takes_by_itself_from_what_has_to_be_aske
     assert "SGLang TP 32: attention: o_groups 16 / attention TP 32 = 0.5: not whole; * runs as --tp 32 --dp 2" in text
 
 
-def test_the_matrix_has_a_cell_for_each_tp_and_engine_in_order():
+def test_the_matrix_has_a_cell_for_each_tp_and_engine_in_order() -> None:
     matrix = inspection_of(FLASH).matrix
     assert [(cell.tp, cell.engine) for cell in matrix] == [(tp, engine) for tp in DEFAULT_TPS for engine in serving()]
 
@@ -206,7 +210,7 @@ def dimension_of(model: str, row: str) -> DimensionRow:
 
 @pytest.mark.many
 @pytest.mark.parametrize(("model", "row", "cells"), ROWS)
-def test_dimensions_divide_as_in_the_table(model, row, cells):
+def test_dimensions_divide_as_in_the_table(model: str, row: str, cells: list[str]) -> None:
     dimension = dimension_of(model, row)
     assert [share.tp for share in dimension.shares] == DIVISIBILITY[model]["tps"]
     for share, cell in zip(dimension.shares, cells, strict=True):
@@ -219,20 +223,20 @@ def test_dimensions_divide_as_in_the_table(model, row, cells):
 
 @pytest.mark.many
 @pytest.mark.parametrize("model", REAL_MODELS)
-def test_units_are_as_many_as_scales_where_there_are_scales(model):
+def test_units_are_as_many_as_scales_where_there_are_scales(model: str) -> None:
     for dimension in inspection_of(model).dimensions:
         assert dimension.units == -(-dimension.size // dimension.unit)
         assert dimension.scale_size in (None, dimension.units)
 
 
 @pytest.mark.parametrize(("model", "unit"), [(PRO, 128), (FLASH, 128), (PRO_FP8, 1)])
-def test_o_a_is_cut_in_blocks_only_where_it_is_stored_in_blocks(model, unit):
+def test_o_a_is_cut_in_blocks_only_where_it_is_stored_in_blocks(model: str, unit: int) -> None:
     (dimension,) = [d for d in inspection_of(model).dimensions if d.name == "o_a rows"]
     assert dimension.unit == unit
     assert (dimension.scale_size is None) == (unit == 1)
 
 
-def test_fp4_rows_may_be_cut_anywhere_and_columns_between_groups():
+def test_fp4_rows_may_be_cut_anywhere_and_columns_between_groups() -> None:
     units = {d.name: d.unit for d in inspection_of(PRO).dimensions}
     assert (units["routed w1 rows"], units["routed w3 rows"], units["routed w2 columns"]) == (1, 1, 32)
     units = {d.name: d.unit for d in inspection_of(PRO_FP8).dimensions}
@@ -250,7 +254,9 @@ def test_fp4_rows_may_be_cut_anywhere_and_columns_between_groups():
         (PRO_FP8, 145_054, 64, 1_606_194_096_248, 61, 384),
     ],
 )
-def test_an_inspection_tells_the_size_of_a_real_checkpoint(model, tensors, files, nbytes, layers, experts):
+def test_an_inspection_tells_the_size_of_a_real_checkpoint(
+    model: str, tensors: int, files: int, nbytes: int, layers: int, experts: int
+) -> None:
     inspection = inspection_of(model)
     identity = inspection.identity
     assert (identity.tensors, identity.files, identity.bytes) == (tensors, files, nbytes)
@@ -260,14 +266,14 @@ def test_an_inspection_tells_the_size_of_a_real_checkpoint(model, tensors, files
 
 
 @pytest.mark.parametrize(("model", "dtype", "block"), [(PRO, "FP4 (I8)", "1×32"), (PRO_FP8, "F8_E4M3", "128×128")])
-def test_an_inspection_tells_how_the_experts_are_stored(model, dtype, block):
+def test_an_inspection_tells_how_the_experts_are_stored(model: str, dtype: str, block: str) -> None:
     rows = [row for row in inspection_of(model).roles if (row.module, row.part) == ("routed experts", "weight")]
     assert [(row.dtype, row.block) for row in rows] == [(dtype, block)]
     assert rows[0].tensors == 62 * 384 * 3
 
 
 @pytest.mark.parametrize("model", REAL_MODELS)
-def test_an_inspection_comes_back_from_its_json(model):
+def test_an_inspection_comes_back_from_its_json(model: str) -> None:
     inspection = inspection_of(model)
     document = json.loads(inspection.model_dump_json())
     assert document["schema_version"] == SCHEMA_VERSION == 1
@@ -287,7 +293,7 @@ def test_an_inspection_comes_back_from_its_json(model):
         {name: None for name in tensors_of(DEMO_CONFIG) if ".experts." in name},
     ],
 )
-def test_a_checkpoint_with_errors_is_inspected_without_dimensions_and_matrix(tensors):
+def test_a_checkpoint_with_errors_is_inspected_without_dimensions_and_matrix(tensors: dict[str, Any]) -> None:
     inspection = inspect(*demo(tensors=tensors))
     assert inspection.has_errors
     assert any(finding.severity is Severity.ERROR for finding in inspection.findings)
@@ -297,7 +303,7 @@ def test_a_checkpoint_with_errors_is_inspected_without_dimensions_and_matrix(ten
 
 
 @pytest.mark.slow
-def test_a_warning_is_no_error():
+def test_a_warning_is_no_error() -> None:
     checkpoint = in_memory(DEMO_CONFIG | {"expert_dtype": "fp8"}, tensors_of(DEMO_CONFIG))
     inspection = inspect(checkpoint, take_inventory(checkpoint))
     assert [finding.severity for finding in inspection.findings] == [Severity.WARNING]
@@ -306,19 +312,19 @@ def test_a_warning_is_no_error():
 
 
 @pytest.mark.parametrize("tp", [0, -1, 5000])
-def test_a_tp_that_means_nothing_is_refused(tp):
+def test_a_tp_that_means_nothing_is_refused(tp: int) -> None:
     with pytest.raises(UsageError, match=f"tp={tp}"):
         inspect(*demo(), (1, tp))
 
 
 @pytest.mark.many
 @pytest.mark.parametrize("tp", [5, 7, 48, 100, 1000, 4096])
-def test_any_tp_has_its_cells(tp):
+def test_any_tp_has_its_cells(tp: int) -> None:
     assert [cell.engine for cell in inspect(*inventory_of(FLASH), (tp,)).matrix] == list(serving())
 
 
 @pytest.mark.slow
-def test_the_matrix_says_whether_memory_was_looked_at_and_what_a_rank_weighs(monkeypatch):
+def test_the_matrix_says_whether_memory_was_looked_at_and_what_a_rank_weighs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     model = root_of(PRO)
     blind = run("inspect", model).stdout

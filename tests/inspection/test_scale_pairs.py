@@ -1,15 +1,17 @@
 """Which scale belongs to which weight, and what shares a scale, in the conventions of all families."""
 
+from typing import Any
+
 import pytest
 
-from dsv4_shard.inspection.scale_pairs import Sharing, find_scales, template_of
+from dsv4_shard.inspection.scale_pairs import Scaled, Scales, Sharing, find_scales, template_of
 from dsv4_shard.tensors.geometry import Block
 from dsv4_shard.tensors.header import Tensor, nbytes_of
 
 FP8 = "F8_E4M3"
 
 
-def scales_of(tensors, declared=None, bits=None):
+def scales_of(tensors: dict[str, Any], declared: tuple[int, int] | None = None, bits: int | None = None) -> Scales:
     placed = {
         name: Tensor(name, dtype, shape, "model.safetensors", 0, nbytes_of(dtype, shape))
         for name, (dtype, shape) in tensors.items()
@@ -17,7 +19,7 @@ def scales_of(tensors, declared=None, bits=None):
     return find_scales(placed, declared, bits)
 
 
-def only(tensors, declared=None, bits=None):
+def only(tensors: dict[str, Any], declared: tuple[int, int] | None = None, bits: int | None = None) -> Scaled:
     (scaled,) = scales_of(tensors, declared, bits).scaled
     return scaled
 
@@ -39,7 +41,7 @@ def only(tensors, declared=None, bits=None):
         ("", ""),
     ],
 )
-def test_whole_numbers_between_dots_are_replaced(name, template):
+def test_whole_numbers_between_dots_are_replaced(name: str, template: str) -> None:
     assert template_of(name) == template
 
 
@@ -55,7 +57,7 @@ def test_whole_numbers_between_dots_are_replaced(name, template):
         ("experts.down_proj_blocks", "experts.down_proj_scales"),
     ],
 )
-def test_a_weight_is_paired_with_its_scale_in_every_convention(weight, scale):
+def test_a_weight_is_paired_with_its_scale_in_every_convention(weight: str, scale: str) -> None:
     scales = scales_of({weight: (FP8, (256, 128)), scale: ("F32", (2, 1)), "norm.weight": ("BF16", (128,))})
     (scaled,) = scales.scaled
     assert (scaled.kind.template, scaled.kind.scale) == (weight, scale)
@@ -64,30 +66,30 @@ def test_a_weight_is_paired_with_its_scale_in_every_convention(weight, scale):
 
 
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "I8", "U8"])
-def test_a_weight_of_a_quantized_dtype_without_a_scale_is_told(dtype):
+def test_a_weight_of_a_quantized_dtype_without_a_scale_is_told(dtype: str) -> None:
     (kind,) = scales_of({"a.weight": (dtype, (4, 4)), "b.weight": ("BF16", (4, 4))}).without_scale
     assert kind.template == "a.weight"
 
 
-def test_packed_words_of_gptq_have_no_scale_that_is_known():
+def test_packed_words_of_gptq_have_no_scale_that_is_known() -> None:
     tensors = {"a.qweight": ("I32", (4, 4)), "a.scales": ("F16", (4, 4))}
     assert [kind.template for kind in scales_of(tensors).without_scale] == ["a.qweight"]
 
 
 @pytest.mark.parametrize("name", ["a.weight_scale_inv", "a.weight_scale", "a.gate_up_proj_scale_inv"])
 @pytest.mark.parametrize("shape", [(), (2,), (2, 2)])
-def test_a_scale_without_a_weight_is_told(name, shape):
+def test_a_scale_without_a_weight_is_told(name: str, shape: tuple[int, ...]) -> None:
     (kind,) = scales_of({name: ("F32", shape)}).without_weight
     assert kind.template == name
 
 
 @pytest.mark.parametrize("name", ["norm.scale", "attn.k_scale", "w1.input_scale", "w1.weight_scale_2", "w1.bias"])
-def test_vectors_that_may_be_no_scale_of_a_weight_are_not_missed_one(name):
+def test_vectors_that_may_be_no_scale_of_a_weight_are_not_missed_one(name: str) -> None:
     scales = scales_of({name: ("F32", (2,))})
     assert scales.without_weight == scales.without_scale == ()
 
 
-def test_a_scale_in_a_quantized_dtype_is_no_weight_without_scale():
+def test_a_scale_in_a_quantized_dtype_is_no_weight_without_scale() -> None:
     tensors = {"w.weight": ("U8", (4, 32)), "w.weight_scale": (FP8, (4, 4)), "w.weight_scale_2": ("F32", ())}
     assert scales_of(tensors).without_scale == ()
 
@@ -115,20 +117,26 @@ SHARING = {
 
 
 @pytest.mark.parametrize(("weight", "scale", "shape", "sharing", "block"), SHARING.values(), ids=SHARING)
-def test_shapes_say_what_shares_a_scale(weight, scale, shape, sharing, block):
+def test_shapes_say_what_shares_a_scale(
+    weight: tuple[str, tuple[int, ...]],
+    scale: tuple[str, tuple[int, ...]],
+    shape: tuple[int, ...],
+    sharing: Sharing,
+    block: tuple[int, int] | None,
+) -> None:
     scaled = only({"w.weight": weight, "w.weight_scale": scale}, declared=(128, 128) if block == (128, 128) else None)
     assert (scaled.shape, scaled.sharing, scaled.block) == (shape, sharing, block)
     assert scaled.usual
 
 
-def test_int4_in_words_is_measured_in_values():
+def test_int4_in_words_is_measured_in_values() -> None:
     tensors = {"w.weight_packed": ("I32", (2048, 896)), "w.weight_scale": ("BF16", (2048, 224))}
     scaled = only(tensors, bits=4)
     assert (scaled.shape, scaled.packed, scaled.block) == ((2048, 7168), 8, Block(1, 32))
     assert only(tensors).sharing is Sharing.UNCLEAR, "nothing says how many values a word has"
 
 
-def test_groups_of_gpt_oss_are_along_the_columns():
+def test_groups_of_gpt_oss_are_along_the_columns() -> None:
     scaled = only({"w_blocks": ("U8", (2, 512, 8, 16)), "w_scales": ("U8", (2, 512, 8))})
     assert (scaled.shape, scaled.block) == ((2, 512, 256), Block(1, 32))
 
@@ -145,11 +153,11 @@ def test_groups_of_gpt_oss_are_along_the_columns():
         ((512, 256), (512, 8, 16, 4)),
     ],
 )
-def test_a_scale_whose_shape_gives_no_block_is_unclear(weight, scale):
+def test_a_scale_whose_shape_gives_no_block_is_unclear(weight: tuple[int, ...], scale: tuple[int, ...]) -> None:
     assert only({"w.weight": (FP8, weight), "w.weight_scale": ("F32", scale)}).sharing is Sharing.UNCLEAR
 
 
-def test_the_weights_of_a_checkpoint_decide_together():
+def test_the_weights_of_a_checkpoint_decide_together() -> None:
     """5 scales of 576 rows fit every block from 116 to 143; the other weights leave one."""
     tensors = {
         "a.weight": (FP8, (576, 256)), "a.weight_scale": ("F32", (5, 2)),
@@ -159,8 +167,8 @@ def test_the_weights_of_a_checkpoint_decide_together():
     assert {scaled.block for scaled in scales_of(tensors, declared=(64, 64)).scaled} == {Block(128, 128)}
 
 
-def test_a_weight_in_other_blocks_than_most_keeps_its_own():
-    tensors = {}
+def test_a_weight_in_other_blocks_than_most_keeps_its_own() -> None:
+    tensors: dict[str, Any] = {}
     for name, scale in (("a", (4, 4)), ("b", (4, 4)), ("c", (8, 8))):
         tensors |= {f"{name}.weight": (FP8, (512, 512)), f"{name}.weight_scale": ("F32", scale)}
         tensors |= {f"{name}2.weight": (FP8, (1024, 512)), f"{name}2.weight_scale": ("F32", (scale[0] * 2, scale[1]))}
@@ -168,7 +176,7 @@ def test_a_weight_in_other_blocks_than_most_keeps_its_own():
     assert unusual == [("c.weight", Block(64, 64)), ("c2.weight", Block(64, 64))]
 
 
-def test_two_formats_in_one_checkpoint_are_judged_apart():
+def test_two_formats_in_one_checkpoint_are_judged_apart() -> None:
     tensors = {
         "a.weight": (FP8, (512, 512)), "a.weight_scale": ("F32", (4, 4)),
         "b.weight": ("U8", (512, 256)), "b.weight_scale": ("F8_E8M0", (512, 16)),
@@ -178,9 +186,9 @@ def test_two_formats_in_one_checkpoint_are_judged_apart():
 
 
 @pytest.mark.slow
-def test_ten_thousand_shapes_are_judged_in_reasonable_work():
+def test_ten_thousand_shapes_are_judged_in_reasonable_work() -> None:
     """The candidates for a block are limited: all sizes against all would be ten thousand times ten thousand."""
-    tensors = {}
+    tensors: dict[str, Any] = {}
     for n in range(1, 10_001):
         tensors |= {f"w{n}x.weight": (FP8, (n, n)), f"w{n}x.weight_scale": ("F32", (1 + n // 7, 1 + n // 7))}
     assert len(scales_of(tensors).scaled) == 10_000

@@ -1,6 +1,8 @@
 """Checkpoints of families that are not known: what inspect says of them, and that nothing else takes them."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 from support.checkpoints.other_families import (
@@ -18,7 +20,7 @@ from support.checkpoints.other_families import (
     write_family,
 )
 from support.checkpoints.small import least_config, reshard_folder
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from dsv4_shard.checkpoint.findings import Severity
 from dsv4_shard.checkpoint.reader import UnknownCheckpoint, read_unknown
@@ -27,40 +29,43 @@ from dsv4_shard.cli import app
 from dsv4_shard.errors import ExitCode, IndexMismatch, MissingFile, UsageError
 from dsv4_shard.inspection.known_family import DEFAULT_TPS
 from dsv4_shard.inspection.scale_pairs import Sharing
-from dsv4_shard.inspection.unknown_family import SCHEMA_VERSION, UnknownInspection, inspect_unknown, module_of
+from dsv4_shard.inspection.unknown_family import SCHEMA_VERSION, Axis, UnknownInspection, inspect_unknown, module_of
 from dsv4_shard.opening import open_source
+from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.version import __version__
 
 
 @pytest.fixture(autouse=True)
-def _own_state(tmp_path, monkeypatch):
+def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("COLUMNS", "120")
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The checkpoints of `FAMILIES`, by name. Only to be read."""
     root = tmp_path_factory.mktemp("families")
     return {name: write_family(root / name, *family) for name, family in FAMILIES.items()}
 
 
 @pytest.fixture(scope="module")
-def inspections(folders):
+def inspections(folders: dict[str, Path]) -> dict[str, UnknownInspection]:
     return {name: inspect_unknown(read_unknown(open_source(str(folder)))) for name, folder in folders.items()}
 
 
-def run(*arguments):
+def run(*arguments: str | Path | int) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def inspect_tensors(tmp_path, tensors, document=None, tps=DEFAULT_TPS):
+def inspect_tensors(
+    tmp_path: Path, tensors: dict[str, Any], document: dict[str, Any] | None = None, tps: tuple[int, ...] = DEFAULT_TPS
+) -> UnknownInspection:
     """The inspection of a checkpoint of a family that nobody knows."""
     folder = write_family(tmp_path / "model", {"model_type": "mystery"} | (document or {}), tensors)
     return inspect_unknown(read_unknown(open_source(str(folder))), tps)
 
 
-def axis_of(inspection, weight, axis):
+def axis_of(inspection: UnknownInspection, weight: str, axis: str) -> Axis:
     """An axis of the only quantized weight whose name ends so."""
     (found,) = [a for row in inspection.quantized if row.template.endswith(weight) for a in row.axes if a.axis == axis]
     return found
@@ -80,7 +85,9 @@ def axis_of(inspection, weight, axis):
         (MINIMAX, "MiniMax-M2"),
     ],
 )
-def test_a_family_is_named_by_its_model_type_whatever_its_architecture(inspections, model, family):
+def test_a_family_is_named_by_its_model_type_whatever_its_architecture(
+    inspections: dict[str, UnknownInspection], model: str, family: str
+) -> None:
     """Kimi-K2's architecture is DeepseekV3ForCausalLM, and it is not DeepSeek-V3."""
     identity, document = inspections[model].identity, FAMILIES[model][0]
     assert (identity.family, identity.model_type) == (family, document["model_type"])
@@ -97,14 +104,18 @@ def test_a_family_is_named_by_its_model_type_whatever_its_architecture(inspectio
         (MINIMAX, 256, 1536, 48, 8),
     ],
 )
-def test_sizes_are_read_under_the_names_of_each_family(inspections, model, experts, width, heads, kv_heads):
+def test_sizes_are_read_under_the_names_of_each_family(
+    inspections: dict[str, UnknownInspection], model: str, experts: int, width: int, heads: int, kv_heads: int
+) -> None:
     identity = inspections[model].identity
     found = (identity.routed_experts, identity.intermediate_size, identity.attention_heads, identity.key_value_heads)
     assert found == (experts, width, heads, kv_heads)
 
 
 @pytest.mark.parametrize("model", FAMILIES)
-def test_every_tensor_and_byte_is_in_the_table_and_nothing_is_odd(inspections, model):
+def test_every_tensor_and_byte_is_in_the_table_and_nothing_is_odd(
+    inspections: dict[str, UnknownInspection], model: str
+) -> None:
     inspection = inspections[model]
     assert sum(row.tensors for row in inspection.templates) == inspection.identity.tensors == len(FAMILIES[model][1])
     assert sum(row.bytes for row in inspection.templates) == inspection.identity.bytes
@@ -112,7 +123,9 @@ def test_every_tensor_and_byte_is_in_the_table_and_nothing_is_odd(inspections, m
 
 
 @pytest.mark.parametrize("model", FAMILIES)
-def test_every_quantized_weight_has_both_axes_at_every_tp(inspections, model):
+def test_every_quantized_weight_has_both_axes_at_every_tp(
+    inspections: dict[str, UnknownInspection], model: str
+) -> None:
     inspection = inspections[model]
     quantized = [name for name, (dtype, _) in FAMILIES[model][1].items()
                  if dtype == "F8_E4M3" or name.endswith("_packed")]  # fmt: skip
@@ -143,7 +156,14 @@ SHARES = [
 
 
 @pytest.mark.parametrize(("model", "weight", "name", "units", "not_whole"), SHARES)
-def test_the_axis_that_is_cut_divides_as_worked_out_by_hand(inspections, model, weight, name, units, not_whole):
+def test_the_axis_that_is_cut_divides_as_worked_out_by_hand(
+    inspections: dict[str, UnknownInspection],
+    model: str,
+    weight: str,
+    name: str,
+    units: dict[int, float],
+    not_whole: set[int],
+) -> None:
     rows = [row for row in inspections[model].quantized if row.template.endswith(weight)]
     axis = next(axis for axis in rows[0].axes if axis.axis == name)
     assert axis.cut
@@ -151,20 +171,20 @@ def test_the_axis_that_is_cut_divides_as_worked_out_by_hand(inspections, model, 
     assert {share.tp for share in axis.shares if not share.whole} == not_whole
 
 
-def test_per_row_scales_are_shown_as_such_and_leave_columns_free(inspections):
+def test_per_row_scales_are_shown_as_such_and_leave_columns_free(inspections: dict[str, UnknownInspection]) -> None:
     row = next(row for row in inspections[GLM].quantized if row.template.endswith("experts.{E}.down_proj.weight"))
     assert (row.scales, row.block, row.scale_shape) == (Sharing.ROW, None, (5120, 1))
     rows, columns = row.axes
     assert (rows.scale_size, columns.scale_size) == (5120, None)
 
 
-def test_the_part_that_nothing_is_known_of_is_not_called_cut(inspections):
+def test_the_part_that_nothing_is_known_of_is_not_called_cut(inspections: dict[str, UnknownInspection]) -> None:
     for weight in ("q_a_proj.weight", "kv_a_proj_with_mqa.weight"):
         (row,) = [row for row in inspections[KIMI].quantized if row.template.endswith(weight)]
         assert not any(axis.cut for axis in row.axes)
 
 
-def test_a_last_block_that_is_not_full_is_whole_where_nothing_is_cut(inspections):
+def test_a_last_block_that_is_not_full_is_whole_where_nothing_is_cut(inspections: dict[str, UnknownInspection]) -> None:
     rows = axis_of(inspections[KIMI], "kv_a_proj_with_mqa.weight", "rows")
     assert {share.tp: (share.units_per_rank, share.whole) for share in rows.shares if share.tp < 4} == {
         1: (4.5, True),
@@ -175,19 +195,19 @@ def test_a_last_block_that_is_not_full_is_whole_where_nothing_is_cut(inspections
 # --- stacked experts -----------------------------------------------------------------------------------------------
 
 
-def stacked(rows, cols, transposed=False):
+def stacked(rows: int, cols: int, transposed: bool = False) -> dict[str, Any]:
     """Experts in one tensor, gate and up in one."""
     shapes = {"gate_up_proj": (2 * rows, cols), "down_proj": (cols, rows)}
     tensors = {}
     for name, shape in shapes.items():
-        shape = (3, *reversed(shape)) if transposed else (3, *shape)
+        shape = (3, *reversed(shape)) if transposed else (3, *shape)  # type: ignore[assignment]
         tensors[f"model.layers.0.mlp.experts.{name}"] = ("F8_E4M3", shape)
-        tensors[f"model.layers.0.mlp.experts.{name}_scale_inv"] = ("F32", (3, shape[1] // 128, shape[2] // 128))
+        tensors[f"model.layers.0.mlp.experts.{name}_scale_inv"] = ("F32", (3, shape[1] // 128, shape[2] // 128))  # type: ignore[assignment, misc]
     return tensors
 
 
 @pytest.mark.parametrize(("transposed", "up", "down"), [(False, "rows", "columns"), (True, "columns", "rows")])
-def test_stacked_experts_divide_in_gate_and_in_up(tmp_path, transposed, up, down):
+def test_stacked_experts_divide_in_gate_and_in_up(tmp_path: Path, transposed: bool, up: str, down: str) -> None:
     """3072 rows of gate and up are 24 blocks, 3 for each of 8 ranks, but 1.5 of each of the two."""
     inspection = inspect_tensors(tmp_path, stacked(1536, 4096, transposed), {"hidden_size": 4096}, (4, 8))
     gate_up, down_axis = axis_of(inspection, "gate_up_proj", up), axis_of(inspection, "down_proj", down)
@@ -197,7 +217,7 @@ def test_stacked_experts_divide_in_gate_and_in_up(tmp_path, transposed, up, down
     assert not axis_of(inspection, "gate_up_proj", "columns" if up == "rows" else "rows").cut
 
 
-def test_gate_and_up_that_meet_within_a_block_divide_nowhere(tmp_path):
+def test_gate_and_up_that_meet_within_a_block_divide_nowhere(tmp_path: Path) -> None:
     """640 rows are 5 blocks, but each of the two has 2.5."""
     inspection = inspect_tensors(tmp_path, stacked(320, 256), {"hidden_size": 256}, (1, 5))
     assert [share.whole for share in axis_of(inspection, "gate_up_proj", "rows").shares] == [True, False]
@@ -213,19 +233,19 @@ def test_gate_and_up_that_meet_within_a_block_divide_nowhere(tmp_path):
         ("weight", "weight"),
     ],
 )
-def test_a_module_is_the_last_part_that_says_what_it_is(template, module):
+def test_a_module_is_the_last_part_that_says_what_it_is(template: str, module: str) -> None:
     assert module_of(template) == module
 
 
 # --- findings ------------------------------------------------------------------------------------------------------
 
 
-def codes(inspection):
+def codes(inspection: UnknownInspection) -> dict[str, str]:
     assert all(finding.severity is Severity.WARNING for finding in inspection.findings)
     return {finding.code: finding.message for finding in inspection.findings}
 
 
-def test_a_lost_scale_and_a_lost_weight_are_found(tmp_path):
+def test_a_lost_scale_and_a_lost_weight_are_found(tmp_path: Path) -> None:
     tensors = dict(FAMILIES[QWEN3][1])
     del tensors["model.layers.1.mlp.experts.2.up_proj.weight_scale_inv"]
     del tensors["model.layers.0.self_attn.o_proj.weight"]
@@ -236,7 +256,7 @@ def test_a_lost_scale_and_a_lost_weight_are_found(tmp_path):
     assert "self_attn.o_proj.weight_scale_inv" in found["no-weight"]
 
 
-def test_another_block_than_the_config_declares_is_found_and_the_headers_hold(tmp_path):
+def test_another_block_than_the_config_declares_is_found_and_the_headers_hold(tmp_path: Path) -> None:
     document = {"quantization_config": FP8 | {"weight_block_size": [64, 64]}}
     inspection = inspect_tensors(tmp_path, FAMILIES[QWEN3][1], document)
     message = codes(inspection)["block-size"]
@@ -245,7 +265,7 @@ def test_another_block_than_the_config_declares_is_found_and_the_headers_hold(tm
     assert {row.block for row in inspection.quantized} == {BLOCK}
 
 
-def test_a_weight_in_other_blocks_is_found(tmp_path):
+def test_a_weight_in_other_blocks_is_found(tmp_path: Path) -> None:
     tensors = FAMILIES[QWEN3][1] | {"model.layers.1.self_attn.o_proj.weight_scale_inv": ("BF16", (64, 128))}
     found = codes(inspect_tensors(tmp_path, tensors, {"quantization_config": FP8}))
     assert found.keys() == {"mixed-blocks", "block-size"}
@@ -253,7 +273,7 @@ def test_a_weight_in_other_blocks_is_found(tmp_path):
     assert "give blocks of 64×64, " in found["block-size"]
 
 
-def test_scales_that_fit_nothing_are_found_and_divide_nowhere(tmp_path):
+def test_scales_that_fit_nothing_are_found_and_divide_nowhere(tmp_path: Path) -> None:
     tensors = blocks("a.gate_proj", 512, 256) | {
         "b.weight": ("F8_E4M3", (512, 256)),
         "b.weight_scale_inv": ("F32", (9,)),
@@ -264,13 +284,13 @@ def test_scales_that_fit_nothing_are_found_and_divide_nowhere(tmp_path):
     assert ("b.weight", "unclear") in [(row.template, row.scales) for row in inspection.templates]
 
 
-def test_what_is_not_quantized_is_in_the_table_only(tmp_path):
+def test_what_is_not_quantized_is_in_the_table_only(tmp_path: Path) -> None:
     inspection = inspect_tensors(tmp_path, plain("model.layers.0.mlp.gate_proj", 512, 256))
     assert [(row.dtype, row.scales) for row in inspection.templates] == [("BF16", None)]
-    assert inspection.quantized == inspection.findings == ()
+    assert inspection.quantized == inspection.findings == ()  # type: ignore[comparison-overlap]
 
 
-def test_templates_beyond_the_limit_are_counted_and_not_listed(tmp_path):
+def test_templates_beyond_the_limit_are_counted_and_not_listed(tmp_path: Path) -> None:
     tensors = {f"w{n}x.weight": ("BF16", (1,)) for n in range(700)} | FAMILIES[QWEN3][1]
     inspection = inspect_tensors(tmp_path, tensors)
     assert len(inspection.templates) == 300
@@ -281,24 +301,24 @@ def test_templates_beyond_the_limit_are_counted_and_not_listed(tmp_path):
 # --- the checks that every checkpoint has ----------------------------------------------------------------------------
 
 
-def indexed(tmp_path, weight_map):
+def indexed(tmp_path: Path, weight_map: dict[str, str]) -> LocalSource:
     folder = write_family(tmp_path / "model", *FAMILIES[QWEN3])
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    return open_source(str(folder))
+    return open_source(str(folder))  # type: ignore[return-value]
 
 
-def test_a_file_that_is_missing_is_refused_as_in_known_families(tmp_path):
+def test_a_file_that_is_missing_is_refused_as_in_known_families(tmp_path: Path) -> None:
     names = FAMILIES[QWEN3][1]
     with pytest.raises(MissingFile):
         read_unknown(indexed(tmp_path, dict.fromkeys(names, "model.safetensors") | {"x": "lost.safetensors"}))
 
 
-def test_an_index_that_does_not_fit_is_refused_as_in_known_families(tmp_path):
+def test_an_index_that_does_not_fit_is_refused_as_in_known_families(tmp_path: Path) -> None:
     with pytest.raises(IndexMismatch):
         read_unknown(indexed(tmp_path, dict.fromkeys(list(FAMILIES[QWEN3][1])[1:], "model.safetensors")))
 
 
-def test_what_reading_found_is_among_the_findings(tmp_path):
+def test_what_reading_found_is_among_the_findings(tmp_path: Path) -> None:
     source = indexed(tmp_path, dict.fromkeys(FAMILIES[QWEN3][1], "model.safetensors"))
     (source.root / "other.safetensors").write_bytes(b"")
     assert [finding.code for finding in inspect_unknown(read_unknown(source)).findings] == ["unindexed-files"]
@@ -306,7 +326,24 @@ def test_what_reading_found_is_among_the_findings(tmp_path):
 
 # --- config.json, whatever it is -----------------------------------------------------------------------------------
 
-ODD = [None, [], {}, [[]], "x", -1, 0, 1.5, 2**31, 10**400, True, [128], [128, "x"], [0, 128], {"a": 1}, [1, 2, 3]]
+ODD: dict[str, Any] = [  # type: ignore[assignment]
+    None,
+    [],
+    {},
+    [[]],
+    "x",
+    -1,
+    0,
+    1.5,
+    2**31,
+    10**400,
+    True,
+    [128],
+    [128, "x"],
+    [0, 128],
+    {"a": 1},
+    [1, 2, 3],
+]
 
 
 @pytest.mark.many
@@ -323,7 +360,7 @@ ODD = [None, [], {}, [[]], "x", -1, 0, 1.5, 2**31, 10**400, True, [128], [128, "
     ],
     ids=".".join,
 )  # fmt: skip
-def test_fields_of_odd_types_are_as_good_as_absent(folders, path, value):
+def test_fields_of_odd_types_are_as_good_as_absent(folders: dict[str, Path], path: tuple[str, ...], value: Any) -> None:
     document = value
     for name in reversed(path):
         document = {name: document}
@@ -335,7 +372,7 @@ def test_fields_of_odd_types_are_as_good_as_absent(folders, path, value):
     assert len(inspection.quantized) == 7
 
 
-def test_sizes_of_a_model_of_text_and_images_are_those_of_the_text(tmp_path):
+def test_sizes_of_a_model_of_text_and_images_are_those_of_the_text(tmp_path: Path) -> None:
     nested = {"text_config": FAMILIES[QWEN3][0], "vision_config": {"hidden_size": 1}}
     identity = inspect_tensors(tmp_path, FAMILIES[QWEN3][1], nested).identity
     assert (identity.hidden_size, identity.routed_experts, identity.declared_block) == (4096, 128, (128, 128))
@@ -350,7 +387,9 @@ def test_sizes_of_a_model_of_text_and_images_are_those_of_the_text(tmp_path):
         ({}, "a model without model_type"),
     ],
 )
-def test_a_family_without_a_name_is_called_by_what_there_is(tmp_path, document, family):
+def test_a_family_without_a_name_is_called_by_what_there_is(
+    tmp_path: Path, document: dict[str, Any], family: str
+) -> None:
     folder = write_family(tmp_path / "model", document, plain("a", 1, 1))
     assert inspect_unknown(read_unknown(open_source(str(folder)))).identity.family == family
 
@@ -358,7 +397,7 @@ def test_a_family_without_a_name_is_called_by_what_there_is(tmp_path, document, 
 # --- the commands --------------------------------------------------------------------------------------------------
 
 
-def test_inspect_shows_where_qwen3_breaks_at_tp8(folders):
+def test_inspect_shows_where_qwen3_breaks_at_tp8(folders: dict[str, Path]) -> None:
     result = run("inspect", folders[QWEN3])
     assert result.exit_code == ExitCode.DONE
     assert "Qwen3 MoE (qwen3_moe), a family that is not known: 61 tensors in 1 file," in result.stdout
@@ -370,7 +409,7 @@ def test_inspect_shows_where_qwen3_breaks_at_tp8(folders):
 
 
 @pytest.mark.parametrize("model", FAMILIES)
-def test_inspect_json_is_one_document_with_its_own_schema(folders, model):
+def test_inspect_json_is_one_document_with_its_own_schema(folders: dict[str, Path], model: str) -> None:
     result = run("inspect", folders[model], "--tp", "3,8", "--json")
     document = json.loads(result.stdout)
     assert document.keys() == {
@@ -383,7 +422,7 @@ def test_inspect_json_is_one_document_with_its_own_schema(folders, model):
 
 
 @pytest.fixture(scope="module")
-def result_of_another(tmp_path_factory):
+def result_of_another(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that reshard made, of a checkpoint that is known."""
     root = tmp_path_factory.mktemp("known")
     reshard_folder(write_checkpoint(root / "model", least_config(), 1, 0), root / "out", 2)
@@ -391,7 +430,9 @@ def result_of_another(tmp_path_factory):
 
 
 @pytest.mark.parametrize("command", ["plan", "reshard", "verify"])
-def test_every_other_command_refuses_and_says_that_inspect_works(folders, command, result_of_another, tmp_path):
+def test_every_other_command_refuses_and_says_that_inspect_works(
+    folders: dict[str, Path], command: str, result_of_another: Path, tmp_path: Path
+) -> None:
     arguments = {
         "plan": (folders[KIMI], "--tp", 8),
         "reshard": (folders[KIMI], tmp_path / "out", "--tp", 8),
@@ -406,7 +447,9 @@ def test_every_other_command_refuses_and_says_that_inspect_works(folders, comman
     assert not (tmp_path / "out").exists()
 
 
-def test_plan_of_the_checkpoint_last_inspected_is_refused_by_its_family(folders, tmp_path, monkeypatch):
+def test_plan_of_the_checkpoint_last_inspected_is_refused_by_its_family(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     run("inspect", folders[MINIMAX])
     result = run("plan", "--tp", "8")
@@ -415,6 +458,6 @@ def test_plan_of_the_checkpoint_last_inspected_is_refused_by_its_family(folders,
 
 
 @pytest.mark.parametrize("tp", [0, 5000])
-def test_a_tp_that_means_nothing_is_refused(tmp_path, tp):
+def test_a_tp_that_means_nothing_is_refused(tmp_path: Path, tp: int) -> None:
     with pytest.raises(UsageError, match=f"tp={tp}"):
         inspect_tensors(tmp_path, plain("a", 1, 1), tps=(1, tp))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.strategies import DataObject
 from support.checkpoints.full_size import FLASH, PRO, PRO_FP8, Tensors, config_of, in_memory
 from support.checkpoints.other_names import BESIDE, DIALECTS, LAYERS, OUTER, dialect_name, renamed, write_dialect
 from support.checkpoints.skeletons import expand
@@ -69,7 +70,7 @@ def read(folder: Path) -> Checkpoint:
 @pytest.mark.slow
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("model", [PRO, FLASH, PRO_FP8])
-def test_a_real_checkpoint_is_complete_under_the_names_of_any_tool(model, dialect):
+def test_a_real_checkpoint_is_complete_under_the_names_of_any_tool(model: str, dialect: str) -> None:
     document, native = config_of(model), expand(model)
     if dialect.startswith("transformers"):
         document["num_nextn_predict_layers"] = 0
@@ -85,7 +86,7 @@ def test_a_real_checkpoint_is_complete_under_the_names_of_any_tool(model, dialec
 
 @pytest.mark.slow
 @given(st.sampled_from(DIALECTS), st.data())
-def test_any_native_name_comes_back_from_any_dialect(dialect, data):
+def test_any_native_name_comes_back_from_any_dialect(dialect: str, data: DataObject) -> None:
     native = sorted(tensors_of(DEMO_CONFIG, optional=True))
     name = data.draw(st.sampled_from(native))
     layers = DEMO_CONFIG["num_hidden_layers"]
@@ -95,7 +96,7 @@ def test_any_native_name_comes_back_from_any_dialect(dialect, data):
         return
     table = next(one for one in dialects.DIALECTS["v4"] if one.name == dialect.partition(",")[0])
     config = in_memory(DEMO_CONFIG, {}).config
-    found = dialects.Dictionary(table, dialects.V4, config).native(other)
+    found = dialects.Dictionary(table, dialects.V4, config).native(other)  # type: ignore[attr-defined]
     if isinstance(found, dialects.Stack):
         assert name in [part.replace("*", name.split(".")[4]) for part in found.parts]
     else:
@@ -107,10 +108,10 @@ def test_any_native_name_comes_back_from_any_dialect(dialect, data):
 @given(
     st.text(max_size=30) | st.from_regex(r"(model\.layers|mtp)\.\d{1,3}\.(self_attn|mlp)\.[\w.*]{0,30}", fullmatch=True)
 )
-def test_no_name_that_a_dialect_does_not_have_is_translated(tool, name):
+def test_no_name_that_a_dialect_does_not_have_is_translated(tool: str, name: str) -> None:
     table = next(one for one in dialects.DIALECTS["v4"] if one.name == tool)
     checkpoint = in_memory(DEMO_CONFIG, {})
-    found = dialects.Dictionary(table, dialects.V4, checkpoint.config).native(name)
+    found = dialects.Dictionary(table, dialects.V4, checkpoint.config).native(name)  # type: ignore[attr-defined]
     words = {word for key in DIALECTS if key.startswith(tool) for word in (*LAYERS[key].values(), *BESIDE.values())}
     outer = {word for key in DIALECTS if key.startswith(tool) for word in OUTER[key].values()}
     known = name in outer or re.sub(r"(?<=experts\.)\d+(?=\.)", "*", name).split(".", 3)[-1] in words
@@ -130,7 +131,7 @@ def test_no_name_that_a_dialect_does_not_have_is_translated(tool, name):
         "model.vision.weight",
     ],
 )
-def test_an_unknown_tensor_keeps_its_own_name_and_is_a_finding(name):
+def test_an_unknown_tensor_keeps_its_own_name_and_is_a_finding(name: str) -> None:
     layers = DEMO_CONFIG["num_hidden_layers"]
     view, checkpoint = view_of(DEMO_CONFIG, renamed(tensors_of(DEMO_CONFIG), "sglang", layers) | {name: ("BF16", (1,))})
     assert view.tensors.keys() - tensors_of(DEMO_CONFIG).keys() == {name}
@@ -141,7 +142,7 @@ def test_an_unknown_tensor_keeps_its_own_name_and_is_a_finding(name):
 
 
 @pytest.mark.slow
-def test_a_native_checkpoint_is_left_as_it_is(folders):
+def test_a_native_checkpoint_is_left_as_it_is(folders: dict[str, Path]) -> None:
     checkpoint = read(folders["native"])
     assert checkpoint.dialect == NATIVE
     assert checkpoint.findings == ()
@@ -151,8 +152,8 @@ def test_a_native_checkpoint_is_left_as_it_is(folders):
 
 @pytest.mark.parametrize("part", ["weight", "weight_scale", "weight_scale_2", "input_scale"])
 @pytest.mark.parametrize(("word", "native"), [("gate_proj", "w1"), ("down_proj", "w2"), ("up_proj", "w3")])
-def test_nvfp4_keeps_its_parts_under_sglangs_names(part, word, native):
-    book = dialects.Dictionary(dialects.SGLANG, dialects.V4, in_memory(DEMO_CONFIG, {}).config)
+def test_nvfp4_keeps_its_parts_under_sglangs_names(part: str, word: str, native: str) -> None:
+    book = dialects.Dictionary(dialects.SGLANG, dialects.V4, in_memory(DEMO_CONFIG, {}).config)  # type: ignore[attr-defined]
     assert book.native(f"model.layers.1.mlp.experts.3.{word}.{part}") == f"layers.1.ffn.experts.3.{native}.{part}"
 
 
@@ -167,7 +168,7 @@ def told(plan: Plan) -> dict[str, Any]:
 
 @pytest.mark.many
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_an_inventory_is_that_of_the_native_checkpoint(folders, dialect):
+def test_an_inventory_is_that_of_the_native_checkpoint(folders: dict[str, Path], dialect: str) -> None:
     checkpoint, inventory = open_folder(folders[dialect])
     native, due = open_folder(folders[native_of(dialect)])
     assert checkpoint.dialect == dialect.partition(",")[0]
@@ -187,7 +188,9 @@ def test_an_inventory_is_that_of_the_native_checkpoint(folders, dialect):
 @pytest.mark.parametrize("wanted", [{"engine": "reference", "tp": 2}, {"engine": "sglang", "tp": 4, "ep": 2},
                                     {"engine": "vllm", "tp": 2}], ids=lambda wanted: wanted["engine"])  # fmt: skip
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_plan_and_rank_files_are_those_of_the_native_checkpoint(folders, tmp_path, dialect, wanted):
+def test_plan_and_rank_files_are_those_of_the_native_checkpoint(
+    folders: dict[str, Path], tmp_path: Path, dialect: str, wanted: dict[str, Any]
+) -> None:
     made = {}
     for which in (native_of(dialect), dialect):
         checkpoint, inventory = open_folder(folders[which])
@@ -203,7 +206,9 @@ def test_plan_and_rank_files_are_those_of_the_native_checkpoint(folders, tmp_pat
 
 @pytest.mark.many
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_node_folders_have_native_names_and_are_no_links(folders, tmp_path, dialect):
+def test_node_folders_have_native_names_and_are_no_links(
+    folders: dict[str, Path], tmp_path: Path, dialect: str
+) -> None:
     checkpoint, inventory = open_folder(folders[dialect])
     plan = make_plan(checkpoint, inventory, Request(4, engine="node", nodes=2))
     outcome = reshard(prepare(checkpoint, inventory, plan), checkpoint, tmp_path / "out")
@@ -219,14 +224,14 @@ def test_node_folders_have_native_names_and_are_no_links(folders, tmp_path, dial
 
 
 @pytest.mark.slow
-def test_inspect_says_whose_names_they_are(folders):
+def test_inspect_says_whose_names_they_are(folders: dict[str, Path]) -> None:
     result = CliRunner().invoke(app, ["inspect", str(folders["sglang"]), "--json"])
     assert json.loads(result.stdout)["identity"]["dialect"] == "sglang"
     shown = CliRunner().invoke(app, ["inspect", str(folders["sglang"])])
     assert "named as by SGLang and miles" in " ".join(shown.stdout.split())
 
 
-def test_a_plan_that_writes_nothing_says_that_names_were_not_looked_at(folders):
+def test_a_plan_that_writes_nothing_says_that_names_were_not_looked_at(folders: dict[str, Path]) -> None:
     for which, said in (("native", False), ("v3", True)):
         plan = make_plan(*open_folder(folders[which]), Request(2, engine="trtllm"))
         assert plan.layout is None
@@ -236,7 +241,7 @@ def test_a_plan_that_writes_nothing_says_that_names_were_not_looked_at(folders):
 # --- formats of dialects -------------------------------------------------------------------------------------------
 
 
-def test_what_miles_quantizes_is_taken_as_it_is():
+def test_what_miles_quantizes_is_taken_as_it_is() -> None:
     """FP8 with F32 scales everywhere but wo_a, which is BF16; no MTP block."""
     document = DEMO_CONFIG | {"expert_dtype": "fp8"}
     native = tensors_of(document, mtp_blocks=0, scales="F32", o_a="BF16")
@@ -259,13 +264,13 @@ def plain(tensors: Tensors, norms: str) -> Tensors:
 
 
 @pytest.mark.parametrize(("dialect", "ok"), [("transformers", True), ("transformers-resaved", True), ("v3", False)])
-def test_norms_of_an_unquantized_model_may_be_f32_where_transformers_saved_it(dialect, ok):
+def test_norms_of_an_unquantized_model_may_be_f32_where_transformers_saved_it(dialect: str, ok: bool) -> None:
     native = plain(tensors_of(DEMO_CONFIG, mtp_blocks=0), "F32")
     inventory = self_inventory(native, dialect)
     assert [error.code for error in inventory.errors] == ([] if ok else ["odd-dtypes"])
 
 
-def test_norms_of_a_quantized_model_may_not():
+def test_norms_of_a_quantized_model_may_not() -> None:
     native = {name: ("F32", shape) if "norm.weight" in name else (dtype, shape)
               for name, (dtype, shape) in tensors_of(DEMO_CONFIG, mtp_blocks=0).items()}  # fmt: skip
     assert [error.code for error in self_inventory(native, "transformers").errors] == ["odd-dtypes"]
@@ -277,7 +282,7 @@ def self_inventory(native: Tensors, dialect: str) -> Inventory:
     return take_inventory(Checkpoint(checkpoint.source, checkpoint.config, {}, (), view.tensors, (), tool))
 
 
-def test_scales_that_transformers_lost_end_in_an_error_that_says_so(folders, tmp_path):
+def test_scales_that_transformers_lost_end_in_an_error_that_says_so(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = shutil.copytree(folders["transformers-resaved"], tmp_path / "lost")
     tensors = load_checkpoint(folder)
     for name in [name for name in tensors if ".ffn.experts." in name and name.endswith(".scale")]:
@@ -291,7 +296,7 @@ def test_scales_that_transformers_lost_end_in_an_error_that_says_so(folders, tmp
     assert "unknown-tensors" not in {error.code for error in inventory.errors}
 
 
-def test_transformers_own_config_is_understood_and_refused(folders, tmp_path):
+def test_transformers_own_config_is_understood_and_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     """Its keys say the same, but engines and DeepSeek's model read the original ones."""
     folder = shutil.copytree(folders["transformers"], tmp_path / "model")
     document = json.loads((folder / "config.json").read_text())
@@ -327,14 +332,14 @@ OWN = {
 
 @pytest.mark.many
 @pytest.mark.parametrize(("mostly", "stray"), [(one, other) for one in OWN for other in OWN if one != other])
-def test_a_name_of_another_dialect_is_refused_by_name(mostly, stray):
+def test_a_name_of_another_dialect_is_refused_by_name(mostly: str, stray: str) -> None:
     most = SMALL if mostly == "native" else renamed(SMALL, mostly, SMALL_LAYERS)
     with pytest.raises(MixedDialects) as caught:
         view_of(DEMO_CONFIG, most | {OWN[stray]: ("BF16", (128,))})
     assert OWN[stray] in str(caught.value)
 
 
-def test_two_names_for_one_tensor_are_refused_with_both():
+def test_two_names_for_one_tensor_are_refused_with_both() -> None:
     tensors = renamed(tensors_of(DEMO_CONFIG), "sglang", SMALL_LAYERS)
     twice = "mtp.0.input_layernorm.weight"
     with pytest.raises(DuplicateTensor) as caught:
@@ -362,7 +367,9 @@ GATE_UP = "model.layers.1.mlp.experts.gate_up_proj"
         ("model.layers.1.mlp.experts.down_proj", (17, 256, 1536), "a stack of 17 experts"),
     ],
 )
-def test_a_stack_of_another_shape_is_refused_with_its_name_and_numbers(name, shape, said):
+def test_a_stack_of_another_shape_is_refused_with_its_name_and_numbers(
+    name: str, shape: tuple[int, ...], said: str
+) -> None:
     with pytest.raises(BadStack) as caught:
         view_of(DEMO_CONFIG, STACKED | {name: (STACKED[name][0], shape)})
     assert said in str(caught.value)
@@ -370,20 +377,20 @@ def test_a_stack_of_another_shape_is_refused_with_its_name_and_numbers(name, sha
 
 
 @pytest.mark.parametrize("shape", [(16, 6142, 128), (16, 6144, 127), (16, 0, 0)])
-def test_a_stack_of_another_size_is_a_finding_about_its_experts(shape):
+def test_a_stack_of_another_size_is_a_finding_about_its_experts(shape: tuple[int, ...]) -> None:
     view, checkpoint = view_of(DEMO_CONFIG, STACKED | {GATE_UP: ("I8", shape)})
     inventory = take_inventory(Checkpoint(checkpoint.source, checkpoint.config, {}, (), view.tensors, ()))
     assert "odd-shapes" in {error.code for error in inventory.errors}
     assert any("layers.1.ffn.experts.0.w1.weight" in error.message for error in inventory.errors)
 
 
-def test_stacks_of_too_many_experts_are_refused_before_they_are_taken_apart(monkeypatch):
+def test_stacks_of_too_many_experts_are_refused_before_they_are_taken_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dialects, "MAX_UNSTACKED", 100)
     with pytest.raises(BadStack, match="more than 100 tensors"):
         view_of(DEMO_CONFIG, STACKED)
 
 
-def test_blocks_of_scales_that_lie_across_gate_and_up_are_refused():
+def test_blocks_of_scales_that_lie_across_gate_and_up_are_refused() -> None:
     """96 rows of each in blocks of 128: the second block holds rows of both."""
     document = DEMO_CONFIG | {"moe_intermediate_size": 96}
     tensors = STACKED | {

@@ -27,7 +27,7 @@ def recipe_of(engine: str, mtp_blocks: int, *, dspark: bool) -> Recipe:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
-def test_the_stages_are_told_from_the_tensors_and_not_from_the_config(model):
+def test_the_stages_are_told_from_the_tensors_and_not_from_the_config(model: str) -> None:
     checkpoint, inventory = inventory_of(model)
     assert checkpoint.config.num_nextn_predict_layers == 1
     assert inventory.draft == Draft(blocks=3, dspark=True)
@@ -37,7 +37,7 @@ def test_the_stages_are_told_from_the_tensors_and_not_from_the_config(model):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_shards_of_raw_parameters_hold_the_target_model_alone(engine):
+def test_shards_of_raw_parameters_hold_the_target_model_alone(engine: str) -> None:
     """Their draft classes were never run, so nothing is written for them: the files are those of a model without."""
     found, target = recipe_of(engine, 3, dspark=True), recipe_of(engine, 0, dspark=False)
     assert [(file.name, file.header) for file in found.files] == [(file.name, file.header) for file in target.files]
@@ -47,7 +47,7 @@ def test_shards_of_raw_parameters_hold_the_target_model_alone(engine):
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("model", MODELS)
-def test_a_plan_says_that_the_stages_are_left_out_and_offers_no_draft(engine, model):
+def test_a_plan_says_that_the_stages_are_left_out_and_offers_no_draft(engine: str, model: str) -> None:
     plan = make_plan(*inventory_of(model), Request(tp=8, engine=engine))
     assert plan.feasible
     assert any("3 stages" in choice and "left out" in choice for choice in plan.choices)
@@ -59,7 +59,7 @@ def test_a_plan_says_that_the_stages_are_left_out_and_offers_no_draft(engine, mo
 @pytest.mark.parametrize(
     "name", ["mtp.0.main_proj.weight", "mtp.2.markov_head.markov_w1.weight", "mtp.1.attn_norm.weight"]
 )
-def test_a_stage_without_one_of_its_tensors_is_incomplete(name):
+def test_a_stage_without_one_of_its_tensors_is_incomplete(name: str) -> None:
     checkpoint, inventory = headers_only(small_config(), 3, dspark=True)
     assert name in inventory.names
     checkpoint.tensors.pop(name)
@@ -68,7 +68,7 @@ def test_a_stage_without_one_of_its_tensors_is_incomplete(name):
     assert any(name in message or name.replace("weight", "scale") in message for message in errors)
 
 
-def test_the_roles_of_the_last_stage_stand_nowhere_else():
+def test_the_roles_of_the_last_stage_stand_nowhere_else() -> None:
     _, inventory = headers_only(small_config(), 3, dspark=True)
     last = {Role.DSPARK_MARKOV_EMBED, Role.DSPARK_MARKOV_HEAD, Role.DSPARK_CONFIDENCE, Role.HC_HEAD_FN}
     places = {(at.role, at.layer) for at in inventory.names.values() if at.stage is Stage.MTP and at.role in last}

@@ -26,7 +26,7 @@ V4_NAMES = names_of(PRO)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", REAL_MODELS)
-def test_every_tensor_of_a_real_checkpoint_has_a_role_and_its_name_comes_back(model):
+def test_every_tensor_of_a_real_checkpoint_has_a_role_and_its_name_comes_back(model: str) -> None:
     names = names_of(model)
     for name in expand(model):
         parsed = names.parse(name)
@@ -36,14 +36,14 @@ def test_every_tensor_of_a_real_checkpoint_has_a_role_and_its_name_comes_back(mo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", REAL_MODELS)
-def test_no_two_tensors_of_a_real_checkpoint_have_the_same_place(model):
+def test_no_two_tensors_of_a_real_checkpoint_have_the_same_place(model: str) -> None:
     names, tensors = names_of(model), expand(model)
     assert len({names.parse(name) for name in tensors}) == len(tensors)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", REAL_MODELS)
-def test_the_shapes_of_the_table_are_those_of_the_real_checkpoints(model):
+def test_the_shapes_of_the_table_are_those_of_the_real_checkpoints(model: str) -> None:
     _, inventory = inventory_of(model)
     tensors = expand(model)
     for name, at in inventory.names.items():
@@ -56,7 +56,7 @@ def test_the_shapes_of_the_table_are_those_of_the_real_checkpoints(model):
 
 @pytest.mark.many
 @pytest.mark.parametrize("model", REAL_MODELS)
-def test_a_layer_of_a_real_checkpoint_has_what_its_place_says_and_nothing_else(model):
+def test_a_layer_of_a_real_checkpoint_has_what_its_place_says_and_nothing_else(model: str) -> None:
     _, inventory = inventory_of(model)
     held: dict[tuple[Stage, int], set[Role]] = {}
     for at in inventory.names.values():
@@ -87,7 +87,7 @@ def _due(inventory: Inventory, place: Place) -> list[Role]:
         ("mtp.0.emb.tok_emb.weight", TensorName(Role.MTP_EMBED, Part.WEIGHT, Stage.MTP, 0)),
     ],
 )
-def test_a_name_says_role_part_stage_layer_and_expert(name, place):
+def test_a_name_says_role_part_stage_layer_and_expert(name: str, place: TensorName) -> None:
     assert V4_NAMES.parse(name) == place
     assert V4_NAMES.unparse(place) == name
 
@@ -155,13 +155,13 @@ def test_a_name_says_role_part_stage_layer_and_expert(name, place):
         "model.layers.3.mlp.shared_experts.gate_proj.weight_scale_inv",
     ],
 )
-def test_a_name_that_no_v4_model_has_is_unknown(name):
+def test_a_name_that_no_v4_model_has_is_unknown(name: str) -> None:
     assert V4_NAMES.parse(name) is None
 
 
 @pytest.mark.slow
 @given(st.text(max_size=40) | st.from_regex(r"(layers|mtp)\.\d{1,3}\.(attn|ffn)\.[\w.]{0,30}", fullmatch=True))
-def test_any_name_is_unknown_or_comes_back_as_it_was(name):
+def test_any_name_is_unknown_or_comes_back_as_it_was(name: str) -> None:
     parsed = V4_NAMES.parse(name)
     assert parsed is None or V4_NAMES.unparse(parsed) == name
 
@@ -169,13 +169,13 @@ def test_any_name_is_unknown_or_comes_back_as_it_was(name):
 @pytest.mark.parametrize(("stage", "layer", "ratio", "hashed"), [
     (Stage.LAYER, 0, 128, True), (Stage.LAYER, 4, 4, False), (Stage.MTP, 0, 0, False), (Stage.MTP, 4, 0, False),
 ])  # fmt: skip
-def test_an_mtp_block_is_a_plain_layer_whatever_its_number(stage, layer, ratio, hashed):
+def test_an_mtp_block_is_a_plain_layer_whatever_its_number(stage: Stage, layer: int, ratio: int, hashed: bool) -> None:
     _, inventory = inventory_of(PRO)
     roles = _due(inventory, Place(stage, layer, Draft(5)))
     assert (Role.COMPRESSOR_KV in roles, Role.INDEXER_KV in roles) == (ratio != 0, ratio == 4)
     assert (Role.ROUTER_HASH in roles, Role.ROUTER_BIAS in roles) == (hashed, not hashed)
 
 
-def test_every_role_is_in_some_family_and_every_module_has_a_role():
+def test_every_role_is_in_some_family_and_every_module_has_a_role() -> None:
     assert {role for family in FAMILIES for _, role in family.rows} == set(Role)
     assert {role.module for role in Role} == set(Module) - {Module.DEPLOYMENT}

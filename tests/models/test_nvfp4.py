@@ -51,7 +51,7 @@ def message(inventory: Inventory, code: str) -> str:
 # --- what it is ----------------------------------------------------------------------------------------------------
 
 
-def test_the_real_checkpoint_is_complete_and_its_formats_are_told_from_its_headers():
+def test_the_real_checkpoint_is_complete_and_its_formats_are_told_from_its_headers() -> None:
     checkpoint, inventory = inventory_of(PRO_NVFP4)
     assert inventory.findings == ()
     assert sum(name.startswith("layers.") and ".ffn.experts." in name for name in checkpoint.tensors) == 281_088
@@ -65,7 +65,7 @@ def test_the_real_checkpoint_is_complete_and_its_formats_are_told_from_its_heade
             assert group.shape == shapes.get(group.part, ())
 
 
-def test_its_inspection_shows_the_parts_and_what_divides():
+def test_its_inspection_shows_the_parts_and_what_divides() -> None:
     checkpoint, inventory = inventory_of(PRO_NVFP4)
     inspection = inspect(checkpoint, inventory, (8, 16))
     rows = {(row.part, row.dtype): row for row in inspection.roles if row.module == "routed experts"}
@@ -79,14 +79,14 @@ def test_its_inspection_shows_the_parts_and_what_divides():
     assert verdicts == {"sglang": "unknown", "vllm": "unknown", "trtllm": "unknown", "reference": "no"}
 
 
-def test_mtp_experts_may_be_nvfp4_too():
+def test_mtp_experts_may_be_nvfp4_too() -> None:
     document = DEMO_CONFIG | {"quantization_config": QUANTIZATION | {"ignore": ["head"]}}
     inventory = take(to_nvfp4(tensors_of(DEMO_CONFIG), ("layers.", "mtp.")), document)
     assert inventory.findings == ()
     assert inventory.format(Role.ROUTED_UP, Stage.MTP) == NVFP4
 
 
-def test_nvfp4_only_in_the_mtp_block_is_an_error():
+def test_nvfp4_only_in_the_mtp_block_is_an_error() -> None:
     inventory = take(to_nvfp4(tensors_of(DEMO_CONFIG), ("mtp.",)), DEMO_CONFIG)
     assert {error.code for error in inventory.errors} == {"mtp-format"}
 
@@ -101,14 +101,16 @@ def test_nvfp4_only_in_the_mtp_block_is_an_error():
         ({"ignore": ["head"]}, "ignored-mtp", "experts are FP4, but config.json's ignore list lacks mtp"),
     ],
 )
-def test_a_config_that_contradicts_the_headers_is_reported_and_not_fatal(changes, code, said):
+def test_a_config_that_contradicts_the_headers_is_reported_and_not_fatal(
+    changes: dict[str, Any], code: str, said: str
+) -> None:
     inventory = take(ALL, DEMO_CONFIG | {"quantization_config": QUANTIZATION | changes})
     (finding,) = inventory.findings
     assert (finding.severity, finding.code) == (Severity.WARNING, code)
     assert said in finding.message
 
 
-def test_a_config_that_says_nvfp4_of_fp4_experts_is_reported():
+def test_a_config_that_says_nvfp4_of_fp4_experts_is_reported() -> None:
     (finding,) = take(tensors_of(DEMO_CONFIG)).findings
     assert (finding.severity, finding.code) == (Severity.WARNING, "expert-dtype")
     assert "moe_quant_algo 'NVFP4', but the experts are FP4 1×32" in finding.message
@@ -118,38 +120,38 @@ def test_a_config_that_says_nvfp4_of_fp4_experts_is_reported():
 
 
 @pytest.mark.parametrize("part", ["weight_scale_2", "input_scale"])
-def test_a_missing_scalar_is_an_error_that_names_it(part):
+def test_a_missing_scalar_is_an_error_that_names_it(part: str) -> None:
     inventory = take({name: tensor for name, tensor in ALL.items() if name != f"{STEM}.{part}"})
     assert message(inventory, "missing-scales") == f"1 scales of NVFP4 weights are missing: {STEM}.{part}"
     assert len(inventory.errors) == 1
 
 
-def test_a_missing_group_scale_is_an_error_that_names_its_weight():
+def test_a_missing_group_scale_is_an_error_that_names_its_weight() -> None:
     inventory = take({name: tensor for name, tensor in ALL.items() if name != f"{STEM}.weight_scale"})
     assert f"{STEM}.weight" in message(inventory, "missing-scales")
     assert f"{STEM}.weight_scale_2" in message(inventory, "needless-scales")
 
 
 @pytest.mark.parametrize("part", ["weight_scale", "weight_scale_2", "input_scale"])
-def test_scales_without_their_weight_are_an_error_that_names_them(part):
+def test_scales_without_their_weight_are_an_error_that_names_them(part: str) -> None:
     inventory = take({name: tensor for name, tensor in ALL.items() if name != f"{STEM}.weight"})
     assert f"{STEM}.{part}" in message(inventory, "orphan-scales")
     assert f"{STEM}.weight" in message(inventory, "missing-tensors")
 
 
-def test_a_scale_of_fp4_beside_an_nvfp4_weight_is_an_error_that_names_it():
+def test_a_scale_of_fp4_beside_an_nvfp4_weight_is_an_error_that_names_it() -> None:
     inventory = take(ALL | {f"{STEM}.scale": ("F8_E8M0", (256, 96))})
     assert f"1 scales are of another format than their weight: {STEM}.scale" in message(inventory, "needless-scales")
 
 
 @pytest.mark.parametrize("part", ["weight_scale_2", "input_scale"])
-def test_a_scalar_beside_an_fp4_weight_is_an_error_that_names_it(part):
+def test_a_scalar_beside_an_fp4_weight_is_an_error_that_names_it(part: str) -> None:
     name = f"mtp.0.ffn.experts.3.w2.{part}"
     inventory = take(ALL | {name: ("F32", ())})
     assert name in message(inventory, "needless-scales")
 
 
-def test_nvfp4_scales_beside_a_dense_weight_are_unknown():
+def test_nvfp4_scales_beside_a_dense_weight_are_unknown() -> None:
     name = "layers.1.attn.wq_a.weight_scale"
     assert name in message(take(ALL | {name: ("F8_E4M3", (128, 16))}), "unknown-tensors")
 
@@ -167,7 +169,9 @@ def test_nvfp4_scales_beside_a_dense_weight_are_unknown():
         ("weight", ("U8", (256, 1535)), "odd-shapes"),
     ],
 )
-def test_a_part_of_another_shape_or_dtype_is_an_error(part, tensor, code):
+def test_a_part_of_another_shape_or_dtype_is_an_error(
+    part: str, tensor: tuple[str, tuple[int, ...]], code: str
+) -> None:
     inventory = take(ALL | {f"{STEM}.{part}": tensor})
     assert code in {error.code for error in inventory.errors}
 
@@ -177,7 +181,9 @@ def test_a_part_of_another_shape_or_dtype_is_an_error(part, tensor, code):
 
 @pytest.mark.parametrize("engine", [name for name in ENGINES if name != "node"])
 @pytest.mark.parametrize("experts", [None, "fp8", "fp4"])
-def test_engines_that_were_never_held_against_nvfp4_are_refused_with_the_reason(engine, experts):
+def test_engines_that_were_never_held_against_nvfp4_are_refused_with_the_reason(
+    engine: str, experts: str | None
+) -> None:
     plan = make_plan(*inventory_of(PRO_NVFP4), Request(8, engine=engine, expert_dtype=experts))
     assert plan.breaches[0].rule == "nvfp4"
     assert ("never held against its classes" in plan.breaches[0].reason) is (engine != "reference")
@@ -186,7 +192,7 @@ def test_engines_that_were_never_held_against_nvfp4_are_refused_with_the_reason(
 
 
 @pytest.mark.parametrize("gpu", [None, "b200"])
-def test_the_real_checkpoint_is_planned_as_node_folders(gpu):
+def test_the_real_checkpoint_is_planned_as_node_folders(gpu: str | None) -> None:
     plan = make_plan(*inventory_of(PRO_NVFP4), Request(16, engine="node", nodes=2, gpu=gpu))
     assert plan.feasible
     assert (plan.layout, plan.verdict) == ("node", "can be written")
@@ -197,14 +203,14 @@ def test_the_real_checkpoint_is_planned_as_node_folders(gpu):
     assert formats == {("target", "NVFP4"), ("draft", "FP4")}
 
 
-def test_one_node_gets_no_folder_and_of_its_serving_nothing_is_claimed():
+def test_one_node_gets_no_folder_and_of_its_serving_nothing_is_claimed() -> None:
     plan = make_plan(*inventory_of(PRO_NVFP4), Request(8, engine="node", gpu="b200"))
     assert ([breach.rule for breach in plan.breaches], plan.verdict) == (["nvfp4"], "is not known to run")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [PRO_NVFP4, V41])
-def test_what_is_not_known_is_called_so_by_inspect_and_plan_alike(name):
+def test_what_is_not_known_is_called_so_by_inspect_and_plan_alike(name: str) -> None:
     inspected = run("inspect", root_of(name), "--tp", "8").stdout
     assert re.search(r"^SGLang +\?$", inspected, re.MULTILINE)
     planned = run("plan", root_of(name), "--tp", "8")
@@ -222,7 +228,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_node_folders_have_all_parts_of_their_experts_bit_by_bit(model, tmp_path):
+def test_node_folders_have_all_parts_of_their_experts_bit_by_bit(model: Path, tmp_path: Path) -> None:
     checkpoint, inventory = open_folder(model)
     assert inventory.findings == ()
     out = tmp_path / "out"
@@ -242,7 +248,7 @@ def test_node_folders_have_all_parts_of_their_experts_bit_by_bit(model, tmp_path
         assert f"mtp.0.ffn.experts.{node * 4}.w1.scale" in there
 
 
-def test_one_flipped_scalar_is_found(model, tmp_path):
+def test_one_flipped_scalar_is_found(model: Path, tmp_path: Path) -> None:
     checkpoint, inventory = open_folder(model)
     out = tmp_path / "out"
     plan = make_plan(checkpoint, inventory, Request(4, engine="node", nodes=2))
@@ -262,7 +268,7 @@ def test_one_flipped_scalar_is_found(model, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_experts_of_all_nodes_add_up(model, tmp_path):
+def test_the_experts_of_all_nodes_add_up(model: Path, tmp_path: Path) -> None:
     checkpoint, inventory = open_folder(model)
     plan = make_plan(checkpoint, inventory, Request(4, engine="node", nodes=2))
     reshard(prepare(checkpoint, inventory, plan), checkpoint, tmp_path / "out")
@@ -271,13 +277,13 @@ def test_the_experts_of_all_nodes_add_up(model, tmp_path):
     assert sums.error_on_every_rank > 1e-3
 
 
-def test_reshard_for_an_engine_that_is_not_known_writes_nothing(model, tmp_path):
+def test_reshard_for_an_engine_that_is_not_known_writes_nothing(model: Path, tmp_path: Path) -> None:
     checkpoint, inventory = open_folder(model)
     with pytest.raises(InfeasiblePlan, match="NVFP4"):
         prepare(checkpoint, inventory, make_plan(checkpoint, inventory, Request(2, engine="reference")))
 
 
-def test_inspect_shows_it(model):
+def test_inspect_shows_it(model: Path) -> None:
     result = CliRunner().invoke(app, ["inspect", str(model)])
     assert result.exit_code == 0
     assert "NVFP4 (U8)" in result.stdout

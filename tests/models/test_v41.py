@@ -85,14 +85,16 @@ def assert_files(out: Path, expected: list[dict[str, torch.Tensor]], scratch: Pa
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("expert_dtype", ["fp4", "fp8"])
 @pytest.mark.parametrize("mp", [1, 2, 4, 8])
-def test_rank_files_are_the_oracles_byte_by_byte(mp, expert_dtype, kind, folders, tmp_path):
+def test_rank_files_are_the_oracles_byte_by_byte(
+    mp: int, expert_dtype: str, kind: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
     source = load_checkpoint(folders[kind])
     outcome = reshard_folder(folders[kind], tmp_path / "out", mp, expert_dtype)
     assert_files(tmp_path / "out", KINDS[kind][1](source, mp, expert_dtype), tmp_path / "twin")
     assert outcome.bytes_read == sum(tensor.nbytes for tensor in source.values())
 
 
-def test_each_kind_of_tensor_is_among_those_compared(folders):
+def test_each_kind_of_tensor_is_among_those_compared(folders: dict[str, Path]) -> None:
     names = {kind: "\n".join(load_checkpoint(folder)) for kind, folder in folders.items()}
     for word in ("engram.embed.scale", "engram.wkv.scale", "bias_vl", "indexer.wk.weight", "markov_head.embed",
                  "markov_head.head", "confidence_head", "main_proj.scale", "vision.blocks.1.mlp.w1", "aligner.w2.bias",
@@ -103,7 +105,9 @@ def test_each_kind_of_tensor_is_among_those_compared(folders):
 
 
 @pytest.mark.slow
-def test_rows_that_fill_up_an_engram_table_are_zeros_with_scales_of_one(folders, tmp_path):
+def test_rows_that_fill_up_an_engram_table_are_zeros_with_scales_of_one(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
     reshard_folder(folders["v4.1"], tmp_path / "out", 8)
     for rank, own in enumerate((2, 2, 2, 2, 1, 0, 0, 0)):
         held = load_tensors(tmp_path / "out" / f"model{rank}-mp8.safetensors")
@@ -115,7 +119,9 @@ def test_rows_that_fill_up_an_engram_table_are_zeros_with_scales_of_one(folders,
 
 
 @pytest.mark.slow
-def test_a_drafts_own_embedding_and_head_are_dropped_as_the_converter_does(folders, tmp_path):
+def test_a_drafts_own_embedding_and_head_are_dropped_as_the_converter_does(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
     folder = shutil.copytree(folders["v4.1"], tmp_path / "model")
     source = load_checkpoint(folder)
     source |= {name: source["embed.weight"].clone() for name in ("mtp.0.embed.weight", "mtp.1.head.weight")}
@@ -127,7 +133,9 @@ def test_a_drafts_own_embedding_and_head_are_dropped_as_the_converter_does(folde
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("expert_dtype", ["fp4", "fp8"])
-def test_a_result_is_verified_and_its_experts_add_up(kind, expert_dtype, folders, tmp_path):
+def test_a_result_is_verified_and_its_experts_add_up(
+    kind: str, expert_dtype: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
     reshard_folder(folders[kind], tmp_path / "out", 4, expert_dtype)
     checkpoint, inventory = open_folder(folders[kind])
     assert verify(tmp_path / "out", (checkpoint, inventory)).ok
@@ -156,7 +164,9 @@ def small_inventory(config: dict[str, Any], blocks: int = 2, **stored: Any) -> I
     ("o_a-columns", 2, {"head_dim": 80, "num_attention_heads": 32, "o_groups": 64}, None),
     ("cast-blocks", 2, {"moe_intermediate_size": 80}, "AssertionError"),
 ])  # fmt: skip
-def test_what_the_converter_or_the_model_cannot_do_is_refused(rule, tp, changes, quote):
+def test_what_the_converter_or_the_model_cannot_do_is_refused(
+    rule: str, tp: int, changes: dict[str, int], quote: str | None
+) -> None:
     inventory = small_inventory(V41_CONFIG | {"text_config": V41_CONFIG["text_config"] | changes})
     engine = engine_for("reference", inventory.family)
     deployment = next(engine.candidates(inventory, Request(tp, engine="reference", expert_dtype="fp8")))
@@ -166,13 +176,13 @@ def test_what_the_converter_or_the_model_cannot_do_is_refused(rule, tp, changes,
     assert breach.reason
 
 
-def test_experts_of_a_draft_that_is_not_there_need_not_divide():
+def test_experts_of_a_draft_that_is_not_there_need_not_divide() -> None:
     inventory = small_inventory(v41_config(dspark_n_routed_experts=3), blocks=0)
     assert choose(inventory, Request(8, engine="reference")).feasible
 
 
 @pytest.mark.parametrize("kind", ["v4.1 in blocks of 64", "v4 in blocks of 32"])
-def test_blocks_that_the_converter_does_not_decode_are_refused(kind, tmp_path):
+def test_blocks_that_the_converter_does_not_decode_are_refused(kind: str, tmp_path: Path) -> None:
     if kind.startswith("v4.1"):
         config = WIDE | {"quantization_config": WIDE["quantization_config"] | {"weight_block_size": [64, 64]}}
     else:
@@ -183,7 +193,7 @@ def test_blocks_that_the_converter_does_not_decode_are_refused(kind, tmp_path):
 
 
 @pytest.mark.parametrize("engine", ["sglang", "vllm", "trtllm"])
-def test_of_engines_that_serve_v41_nothing_is_claimed(engine):
+def test_of_engines_that_serve_v41_nothing_is_claimed(engine: str) -> None:
     (breach,) = choose(inventory_of(V41)[1], Request(8, engine=engine)).breaches
     assert breach.rule == "family"
 
@@ -197,7 +207,9 @@ def node_plan(checkpoint: Checkpoint, inventory: Inventory, **wanted: Any) -> Pl
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("tp", "nodes"), [(2, 2), (8, 2), (8, 4), (8, 8)])
-def test_each_node_has_the_dense_tensors_and_its_experts_of_the_layers_and_of_the_draft(tp, nodes, folders, tmp_path):
+def test_each_node_has_the_dense_tensors_and_its_experts_of_the_layers_and_of_the_draft(
+    tp: int, nodes: int, folders: dict[str, Path], tmp_path: Path
+) -> None:
     checkpoint, inventory = open_folder(folders["v4.1"])
     plan = node_plan(checkpoint, inventory, tp=tp, nodes=nodes)
     reshard(prepare(checkpoint, inventory, plan), checkpoint, tmp_path / "out")
@@ -235,7 +247,9 @@ def test_each_node_has_the_dense_tensors_and_its_experts_of_the_layers_and_of_th
     ("experts", {}, {"n_routed_experts": 12}),
     ("draft-experts", {}, {"dspark_n_routed_experts": 12}),
 ])  # fmt: skip
-def test_node_folders_that_no_engine_could_serve_are_refused(rule, wanted, changes):
+def test_node_folders_that_no_engine_could_serve_are_refused(
+    rule: str, wanted: dict[str, Any], changes: dict[str, int]
+) -> None:
     config = V41_CONFIG | {"text_config": V41_CONFIG["text_config"] | changes}
     checkpoint = in_memory(config, tensors_of(config, 2, dspark=True))
     plan = node_plan(checkpoint, take_inventory(checkpoint), **wanted)
@@ -243,7 +257,7 @@ def test_node_folders_that_no_engine_could_serve_are_refused(rule, wanted, chang
 
 
 @pytest.mark.slow
-def test_a_plan_of_node_folders_says_that_no_engine_was_held():
+def test_a_plan_of_node_folders_says_that_no_engine_was_held() -> None:
     checkpoint, inventory = inventory_of(V41)
     plan = node_plan(checkpoint, inventory, tp=16)
     assert plan.feasible
@@ -259,7 +273,7 @@ def test_a_plan_of_node_folders_says_that_no_engine_was_held():
 
 
 @pytest.mark.slow
-def test_the_commands_take_v41_from_plan_to_verification(folders, tmp_path):
+def test_the_commands_take_v41_from_plan_to_verification(folders: dict[str, Path], tmp_path: Path) -> None:
     """Both engines that write it; a plan for any engine gives no command of one."""
     for engine, words in (("reference", "torchrun"), ("node", "node subsets (EP) for any engine")):
         out, options = tmp_path / engine, ("--engine", engine, "--tp", "4", "--nodes", "2")
@@ -292,7 +306,9 @@ PUBLISHED = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "ranks", "tensors", "fp4", "fp8"), PUBLISHED)
-def test_a_rank_of_a_dspark_release_has_as_many_tensors_and_bytes_as_the_converters(model, ranks, tensors, fp4, fp8):
+def test_a_rank_of_a_dspark_release_has_as_many_tensors_and_bytes_as_the_converters(
+    model: str, ranks: int, tensors: int, fp4: int, fp8: int
+) -> None:
     checkpoint, inventory = inventory_of(model)
     engine = engine_for("reference", inventory.family)
     for expert_dtype, nbytes in (("fp4", fp4), ("fp8", fp8)):
@@ -319,26 +335,26 @@ def by_hand(tensors: dict[str, torch.Tensor], ranks: int, cast: bool) -> tuple[i
             size //= ranks
         elif expert and cast:
             size = size * 2 if name.endswith(".weight") else size // 32
-        count, nbytes = (count + 1 / ranks, nbytes + size / ranks) if expert else (count + 1, nbytes + size)
+        count, nbytes = (count + 1 / ranks, nbytes + size / ranks) if expert else (count + 1, nbytes + size)  # type: ignore[assignment]
     return round(count), round(nbytes)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("expert_dtype", ["fp4", "fp8"])
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8])
-def test_a_rank_of_v41_flash_weighs_what_its_parts_do(ranks, expert_dtype):
+def test_a_rank_of_v41_flash_weighs_what_its_parts_do(ranks: int, expert_dtype: str) -> None:
     checkpoint, inventory = inventory_of(V41)
     engine = engine_for("reference", inventory.family)
     choice = choose(inventory, Request(ranks, engine="reference", expert_dtype=expert_dtype))
     assert choice.feasible
     files = make_recipe(checkpoint, engine, Context(inventory, choice.deployment), (0, ranks - 1)).files
-    due = by_hand(checkpoint.tensors, ranks, expert_dtype == "fp8")
+    due = by_hand(checkpoint.tensors, ranks, expert_dtype == "fp8")  # type: ignore[arg-type]
     assert {(len(file.tensors), file.payload) for file in files} == {due}
     assert rank_nbytes(inventory, choice.deployment) == due[1]
 
 
 @pytest.mark.slow
-def test_v41_flashs_second_table_does_not_divide_by_eight_and_its_last_rank_says_so():
+def test_v41_flashs_second_table_does_not_divide_by_eight_and_its_last_rank_says_so() -> None:
     checkpoint, inventory = inventory_of(V41)
     plan = make_plan(checkpoint, inventory, Request(8, engine="reference"))
     (row,) = [row for row in plan.modules if row.role == "engram.embed"]
@@ -354,7 +370,7 @@ def test_v41_flashs_second_table_does_not_divide_by_eight_and_its_last_rank_says
             assert (step.fill, step.source.shape[0]) == (fill, 8 * each - padding)
 
 
-def test_the_plan_of_v41_flash_counts_vision_with_the_target_and_only_dspark_as_the_draft():
+def test_the_plan_of_v41_flash_counts_vision_with_the_target_and_only_dspark_as_the_draft() -> None:
     checkpoint, inventory = inventory_of(V41)
     plan = make_plan(checkpoint, inventory, Request(1, engine="reference"))
     totals, tensors = plan.totals, checkpoint.tensors.values()
@@ -367,7 +383,7 @@ def test_the_plan_of_v41_flash_counts_vision_with_the_target_and_only_dspark_as_
     assert totals.target_bytes_per_rank_max == sum(sizes.values()) - draft
 
 
-def test_v41_flash_goes_to_eight_ranks_and_no_further():
+def test_v41_flash_goes_to_eight_ranks_and_no_further() -> None:
     inventory = inventory_of(V41)[1]
     assert config_of(V41)["text_config"]["o_groups"] == 8
     runs = [tp for tp in (1, 2, 3, 4, 6, 8, 16, 32) if choose(inventory, Request(tp, engine="reference")).feasible]
@@ -376,7 +392,7 @@ def test_v41_flash_goes_to_eight_ranks_and_no_further():
 
 @pytest.mark.many
 @pytest.mark.parametrize("config", [v41_config(), dspark_config()])
-def test_the_written_config_has_as_many_mtp_layers_as_there_are(config, tmp_path):
+def test_the_written_config_has_as_many_mtp_layers_as_there_are(config: dict[str, Any], tmp_path: Path) -> None:
     folder = write(tmp_path / "model", config, 5)
     reshard_folder(folder, tmp_path / "out", 2)
     written = json.loads((tmp_path / "out/inference_config.json").read_text())

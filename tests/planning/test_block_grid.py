@@ -33,14 +33,16 @@ RANKS = st.integers(1, 64)
 
 
 @given(SIZES, st.integers(1, 300), RANKS, st.sampled_from(["split", "pad"]))
-def test_shares_cover_each_element_once_in_order(size, block, parts, way):
+def test_shares_cover_each_element_once_in_order(size: int, block: int, parts: int, way: str) -> None:
     shares = grid(size, block, parts, parts, way).shares
     assert len(shares) == parts
     assert [n for share in shares for n in range(share.start, share.stop)] == list(range(size))
 
 
 @given(SIZES, st.integers(1, 300), RANKS)
-def test_padded_shares_are_alike_and_of_whole_blocks_and_no_smaller_ones_would_do(size, block, parts):
+def test_padded_shares_are_alike_and_of_whole_blocks_and_no_smaller_ones_would_do(
+    size: int, block: int, parts: int
+) -> None:
     padded = grid(size, block, parts, parts, "pad")
     lengths = {share.stop - share.start + share.padding for share in padded.shares}
     assert lengths == {padded.step}
@@ -51,7 +53,7 @@ def test_padded_shares_are_alike_and_of_whole_blocks_and_no_smaller_ones_would_d
 
 
 @given(SIZES, st.integers(1, 300), RANKS)
-def test_a_cut_splits_a_block_just_where_its_neighbours_share_one(size, block, parts):
+def test_a_cut_splits_a_block_just_where_its_neighbours_share_one(size: int, block: int, parts: int) -> None:
     assume(size % parts == 0)
     split = grid(size, block, parts, parts, "split")
     for cut, left, right in zip(split.cuts, split.shares, split.shares[1:], strict=False):
@@ -60,7 +62,7 @@ def test_a_cut_splits_a_block_just_where_its_neighbours_share_one(size, block, p
 
 
 @given(SIZES, st.integers(1, 300), RANKS)
-def test_a_split_fits_just_where_each_part_is_of_whole_blocks(size, block, parts):
+def test_a_split_fits_just_where_each_part_is_of_whole_blocks(size: int, block: int, parts: int) -> None:
     assume(parts > 1)
     assert grid(size, block, parts, parts, "split").fits == (size % (parts * block) == 0 or _only_the_last_is_short(
         size, block, parts))  # fmt: skip
@@ -72,7 +74,7 @@ def _only_the_last_is_short(size: int, block: int, parts: int) -> bool:
 
 
 @given(SIZES, st.integers(1, 300), RANKS)
-def test_what_is_whole_has_no_cuts_and_knows_those_that_it_avoids(size, block, ranks):
+def test_what_is_whole_has_no_cuts_and_knows_those_that_it_avoids(size: int, block: int, ranks: int) -> None:
     whole = grid(size, block, ranks, 1, "whole")
     assert (whole.cuts, whole.shares, whole.padding, whole.fits) == ((), (RankBlocks(0, size, 0),), 0, True)
     assert whole.even_cuts == grid(size, block, ranks, ranks, "split").cuts
@@ -80,7 +82,7 @@ def test_what_is_whole_has_no_cuts_and_knows_those_that_it_avoids(size, block, r
 
 @pytest.mark.parametrize(("size", "block", "ranks", "parts"), [(0, 1, 1, 1), (1, 0, 1, 1), (1, 1, 1, 0), (1, 1, 1, 2),
                                                               (1, 1, 5000, 1)])  # fmt: skip
-def test_an_axis_that_cannot_be_is_refused(size, block, ranks, parts):
+def test_an_axis_that_cannot_be_is_refused(size: int, block: int, ranks: int, parts: int) -> None:
     with pytest.raises(ValueError, match=r"self\.size"):
         grid(size, block, ranks, parts, "split")
 
@@ -88,7 +90,7 @@ def test_an_axis_that_cannot_be_is_refused(size, block, ranks, parts):
 # --- plans ---------------------------------------------------------------------------------------------------------
 
 
-def test_pro_whole_on_sixteen_ranks_has_24_blocks_and_every_second_cut_inside_one():
+def test_pro_whole_on_sixteen_ranks_has_24_blocks_and_every_second_cut_inside_one() -> None:
     found = shared_grid(plan_of(PRO, 16))
     assert found is not None
     assert (found.size, found.block, found.blocks, found.ranks, found.parts, found.way) == (
@@ -103,7 +105,9 @@ def test_pro_whole_on_sixteen_ranks_has_24_blocks_and_every_second_cut_inside_on
     assert [cut.splits for cut in found.even_cuts] == [True, False] * 7 + [True]
 
 
-def test_pro_split_over_sixteen_ranks_is_broken_in_the_shared_experts_and_in_routed_ones_that_must_be_as_whole():
+def test_pro_split_over_sixteen_ranks_is_broken_in_the_shared_experts_and_in_routed_ones_that_must_be_as_whole() -> (
+    None
+):
     found, routed = sorted(
         broken_grids(plan_of(PRO, 16, shared_experts="split")), key=lambda grid: grid.module != Module.SHARED
     )
@@ -112,32 +116,32 @@ def test_pro_split_over_sixteen_ranks_is_broken_in_the_shared_experts_and_in_rou
     assert (found.axis, found.unit, found.group) == ("shared intermediate size", "blocks", "TP")
 
 
-def test_pro_padded_by_vllm_ends_in_four_ranks_of_zeros():
+def test_pro_padded_by_vllm_ends_in_four_ranks_of_zeros() -> None:
     found = shared_grid(plan_of(PRO, 16, engine="vllm"))
     assert found is not None
     assert (found.way, found.step, found.padding) == ("pad", 256, 1024)
     assert found.shares[11:13] == (RankBlocks(2816, 3072, 0), RankBlocks(3072, 3072, 256))
 
 
-def test_pro_in_trtllm_has_eight_parts_of_three_blocks_on_two_ranks_each():
+def test_pro_in_trtllm_has_eight_parts_of_three_blocks_on_two_ranks_each() -> None:
     found = shared_grid(plan_of(PRO, 16, engine="trtllm"))
     assert found is not None
     assert (found.way, found.ranks, found.parts, found.step, found.fits) == ("split", 16, 8, 384, True)
 
 
-def test_flash_on_sixteen_ranks_would_have_a_block_each():
+def test_flash_on_sixteen_ranks_would_have_a_block_each() -> None:
     found = shared_grid(plan_of(FLASH, 16, dp=2))
     assert found is not None
     assert (found.size, found.blocks, found.step, found.way, found.fits) == (2048, 16, 128, "split", True)
 
 
-def test_v3_split_over_32_ranks_breaks_in_its_shared_expert_too():
+def test_v3_split_over_32_ranks_breaks_in_its_shared_expert_too() -> None:
     found = broken_grids(plan_of(V3, 32, shared_experts="split"))
     assert {(one.axis, one.size, one.step) for one in found} >= {("shared intermediate size", 2048, 64)}
     assert all(not one.fits for one in found)
 
 
-def test_v3_on_sixteen_ranks_has_a_block_each():
+def test_v3_on_sixteen_ranks_has_a_block_each() -> None:
     found = shared_grid(plan_of(V3, 16))
     assert found is not None
     assert (found.size, found.blocks, found.step, found.fits) == (2048, 16, 128, True)
@@ -147,7 +151,7 @@ def test_v3_on_sixteen_ranks_has_a_block_each():
 @pytest.mark.parametrize("engine", ["sglang", "vllm", "reference", "node", "trtllm"])
 @pytest.mark.parametrize("model", [PRO, FLASH, V3])
 @pytest.mark.parametrize("tp", [1, 2, 4, 8, 16])
-def test_a_grids_part_is_what_the_plan_says_a_rank_holds(engine, model, tp):
+def test_a_grids_part_is_what_the_plan_says_a_rank_holds(engine: str, model: str, tp: int) -> None:
     plan = plan_of(model, tp, engine=engine, **({"nodes": 1} if engine == "node" else {}))
     found = shared_grid(plan)
     assert (found is not None) == bool(plan.modules)
@@ -173,7 +177,7 @@ def _refusals() -> list[dict[str, Any]]:
 
 @pytest.mark.many
 @pytest.mark.parametrize("entry", _refusals(), ids=lambda e: f"{e['model']}-tp{e['tp']}-ep{e['ep']}-{e['runner']}")
-def test_a_cut_falls_inside_a_block_where_sglang_itself_refused_one(entry):
+def test_a_cut_falls_inside_a_block_where_sglang_itself_refused_one(entry: dict[str, Any]) -> None:
     runner = entry["runner"] if entry["runner"] != "auto" else None
     plan = plan_of(RUN[entry["model"]], entry["tp"], ep=entry["ep"], runner=runner,
                    shared_experts="whole" if entry["shared"] else "split", gpu="h200")  # fmt: skip

@@ -3,19 +3,22 @@
 import io
 import json
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.strategies import DataObject
 from pydantic import ValidationError
 from rich.console import Console
 from support.checkpoints.full_size import FLASH, PRO, inventory_of
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from dsv4_shard.cli import app
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import ExitCode
-from dsv4_shard.planning.compare import compare_plans
+from dsv4_shard.planning.compare import Difference, PlanComparison, compare_plans
 from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.terminal.comparison import show_comparison
@@ -25,47 +28,47 @@ SECTIONS = ("checkpoint", "request", "deployment", "verdicts", "placements", "by
 
 
 @pytest.fixture(autouse=True)
-def _narrow(monkeypatch):
+def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
 
 
-def run(*arguments):
+def run(*arguments: Path | str) -> Result:
     return CliRunner().invoke(app, ["plan", "--compare", *map(str, arguments)])
 
 
-def plan_of(model=PRO, **wanted):
+def plan_of(model: str = PRO, **wanted: Any) -> Plan:
     return make_plan(*inventory_of(model), Request(**wanted), model)
 
 
 @pytest.fixture(scope="module")
-def split():
+def split() -> Plan:
     """Pro's routed experts cut over 16 ranks."""
     return plan_of(tp=16, gpu="h20-96")
 
 
 @pytest.fixture(scope="module")
-def spread():
+def spread() -> Plan:
     """The same GPUs, experts whole."""
     return plan_of(tp=16, ep=16, gpu="h20-96")
 
 
 @pytest.fixture
-def files(split, spread, tmp_path):
+def files(split: Plan, spread: Plan, tmp_path: Path) -> tuple[Path, Path]:
     for name, plan in (("a.json", split), ("b.json", spread)):
         (tmp_path / name).write_text(plan.to_json())
     return tmp_path / "a.json", tmp_path / "b.json"
 
 
-def compared(a, b):
+def compared(a: Plan, b: Plan) -> PlanComparison:
     return compare_plans(a, b, ("a.json", "b.json"))
 
 
-def found(differences):
+def found(differences: tuple[Difference, ...]) -> dict[str, Any]:
     return {row.name: (row.a, row.b) for row in differences}
 
 
 @pytest.mark.slow
-def test_a_plan_and_itself_are_the_same_and_exit_with_0(files):
+def test_a_plan_and_itself_are_the_same_and_exit_with_0(files: tuple[Path, Path]) -> None:
     result = run(files[0], files[0])
     assert (result.exit_code, "".join(result.stdout.split())) == (0, f"{files[0]}and{files[0]}:thesameplan")
     document = json.loads(run(files[0], files[0], "--json").stdout)
@@ -73,19 +76,19 @@ def test_a_plan_and_itself_are_the_same_and_exit_with_0(files):
     assert not any(document[section] for section in SECTIONS)
 
 
-def test_plans_that_differ_exit_with_0_for_that_is_an_answer(files):
+def test_plans_that_differ_exit_with_0_for_that_is_an_answer(files: tuple[Path, Path]) -> None:
     result = run(*files)
     assert result.exit_code == 0
     assert max(len(line.rstrip()) for line in result.stdout.splitlines() if "sglang serve" not in line) <= 80
 
 
-def test_request_and_what_it_comes_to_are_told_apart(split, spread):
+def test_request_and_what_it_comes_to_are_told_apart(split: Plan, spread: Plan) -> None:
     comparison = compared(split, spread)
     assert found(comparison.request) == {"ep": (None, 16)}
     assert found(comparison.deployment) == {"moe_tp": (16, 1), "runner": ("marlin", "flashinfer_mxfp4")}
 
 
-def test_a_placement_that_differs_is_named_with_both_ways(split, spread):
+def test_a_placement_that_differs_is_named_with_both_ways(split: Plan, spread: Plan) -> None:
     rows = {(row.part_of, row.role): (row.a, row.b) for row in compared(split, spread).placements}
     layers, experts, ranks, draft = 61, 384, 16, 1
     one = f"rows over MoE TP: {layers * experts * 2:,} of {3072 // ranks}×7168 FP4"
@@ -95,7 +98,7 @@ def test_a_placement_that_differs_is_named_with_both_ways(split, spread):
     assert len(rows) == 3 * (1 + draft)  # gate, up and down of the target and of the draft
 
 
-def test_bytes_come_with_their_difference_and_add_up(split):
+def test_bytes_come_with_their_difference_and_add_up(split: Plan) -> None:
     other = plan_of(tp=8, gpu="h20-141")
     rows = {row.name: row for row in compared(split, other).bytes_per_rank}
     assert all(row.difference == row.b - row.a != 0 for row in rows.values())
@@ -107,7 +110,7 @@ def test_bytes_come_with_their_difference_and_add_up(split):
     assert shared.a == split.totals.shared_experts_bytes_per_rank  # its module has the same name and bytes
 
 
-def test_environment_options_and_commands_of_the_launch_are_compared(split):
+def test_environment_options_and_commands_of_the_launch_are_compared(split: Plan) -> None:
     other = plan_of(tp=16, ep=16, dp=2, a2a="deepep", gpu="h20-96")
     comparison = compared(split, other)
     assert found(comparison.environment) == {"SGLANG_SHARED_EXPERT_TP1": ("1", None)}
@@ -119,14 +122,14 @@ def test_environment_options_and_commands_of_the_launch_are_compared(split):
     assert comparison.commands == (split.launch.commands, other.launch.commands)
 
 
-def test_plans_of_different_engines_say_so(split):
+def test_plans_of_different_engines_say_so(split: Plan) -> None:
     comparison = compared(split, plan_of(tp=16, engine="vllm", gpu="h20-96"))
     assert found(comparison.request)["engine"] == ("sglang", "vllm")
     assert found(comparison.options)["command"] == ("sglang serve", f"vllm serve {PRO}-vllm-tp16")
 
 
 @pytest.mark.slow
-def test_plans_for_different_checkpoints_say_that_first(split, tmp_path):
+def test_plans_for_different_checkpoints_say_that_first(split: Plan, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(split.to_json())
     (tmp_path / "b.json").write_text(plan_of(FLASH, tp=8).to_json())
     lines = run(tmp_path / "a.json", tmp_path / "b.json").stdout.split("\n\n")
@@ -134,7 +137,7 @@ def test_plans_for_different_checkpoints_say_that_first(split, tmp_path):
     assert f"called {PRO} in one, {FLASH} in the other" in lines[1]
 
 
-def test_a_plan_that_does_not_run_is_told_by_the_rule_and_has_no_placements(tmp_path):
+def test_a_plan_that_does_not_run_is_told_by_the_rule_and_has_no_placements(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(plan_of(FLASH, tp=8).to_json())
     (tmp_path / "b.json").write_text(plan_of(FLASH, tp=16).to_json())
     result = run(tmp_path / "a.json", tmp_path / "b.json")
@@ -149,13 +152,13 @@ def test_a_plan_that_does_not_run_is_told_by_the_rule_and_has_no_placements(tmp_
 
 @pytest.mark.slow
 @given(st.data())
-def test_whatever_differs_stands_in_some_section(split, data):
+def test_whatever_differs_stands_in_some_section(split: Plan, data: DataObject) -> None:
     """Also what only an edited file has: one value anywhere in the document."""
     document = split.model_dump(mode="json")
     place, key = document, data.draw(st.sampled_from(sorted(set(document) - {"schema_version", "tool_version"})))
     while isinstance(place[key], dict | list) and place[key]:
         place = place[key]
-        key = data.draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
+        key = data.draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))  # type: ignore[assignment]
     value = place[key]
     if isinstance(value, bool):
         place[key] = not value
@@ -177,14 +180,14 @@ def test_whatever_differs_stands_in_some_section(split, data):
 
 
 @pytest.mark.parametrize("option", [("--tp", "16"), ("--ep", "1"), ("--gpu", "h200"), ("-o", "x.json"), ("--refresh",)])
-def test_options_of_plan_are_refused_beside_compare(option, files):
+def test_options_of_plan_are_refused_beside_compare(option: tuple[str, ...], files: tuple[Path, Path]) -> None:
     result = run(*files, *option)
     assert result.exit_code == ExitCode.USAGE
     assert "--compare and --" in result.stderr
     assert "plan files are taken as they are" in result.stderr
 
 
-def test_a_checkpoint_is_refused_beside_compare(files):
+def test_a_checkpoint_is_refused_beside_compare(files: tuple[Path, Path]) -> None:
     result = run(*files, "DeepSeek-V4-Pro")
     assert result.exit_code == ExitCode.USAGE
     assert "--compare and REPO" in result.stderr
@@ -197,7 +200,9 @@ def test_a_checkpoint_is_refused_beside_compare(files):
         ("layout", 5, "layout: Input should be a valid string"),
     ],
 )
-def test_a_file_that_is_not_as_plans_are_is_refused_as_everywhere(key, value, said, files):
+def test_a_file_that_is_not_as_plans_are_is_refused_as_everywhere(
+    key: str, value: Any, said: str, files: tuple[Path, Path]
+) -> None:
     document = json.loads(files[1].read_text()) | {key: value}
     files[1].write_text(json.dumps(document))
     result = run(*files)
@@ -205,13 +210,13 @@ def test_a_file_that_is_not_as_plans_are_is_refused_as_everywhere(key, value, sa
     assert said in result.stderr
 
 
-def test_a_file_that_is_no_plan_is_refused(files, tmp_path):
+def test_a_file_that_is_no_plan_is_refused(files: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "no.json").write_text("{}")
     assert "not a plan of dsv4-shard" in run(files[0], tmp_path / "no.json").stderr
     assert run(files[0], tmp_path / "nowhere.json").exit_code == ExitCode.USAGE
 
 
-def test_what_a_hostile_plan_says_is_shown_escaped(split):
+def test_what_a_hostile_plan_says_is_shown_escaped(split: Plan) -> None:
     text = split.to_json().replace(PRO, "\\u001b[31mred[/bold]")
     console = Console(width=80, record=True, file=io.StringIO())
     show_comparison(console, compare_plans(split, Plan.model_validate_json(text), ("a", "\x1b[2J")))
@@ -220,7 +225,7 @@ def test_what_a_hostile_plan_says_is_shown_escaped(split):
     assert "\\x1b[31mred[/bold]" in re.sub(r"\s", "", shown)
 
 
-def test_plan_without_tp_and_without_compare_is_a_usage_error():
+def test_plan_without_tp_and_without_compare_is_a_usage_error() -> None:
     result = CliRunner().invoke(app, ["plan", PRO])
     assert result.exit_code == ExitCode.USAGE
     assert "neither --tp nor --gpus" in result.stderr

@@ -53,8 +53,10 @@ def printed_by_sglang(model: str, swa_ratio: float, *, speculative: bool, ratios
     # 0.5.15.post1: "bytes_per_full_token=13735.04, available_bytes=118.93 GB, c128_state_fixed=1.01 GB", ratio 0.15
     (13735.04, PRO, 0.15, {"speculative": False, "ratios": 61, "states": False}),
 ])  # fmt: skip
-def test_hoppers_bytes_of_a_token_are_within_those_that_sglang_printed(expected, model, swa_ratio, options):
-    assert printed_by_sglang(model, swa_ratio, **options) == pytest.approx(expected, abs=0.005)
+def test_hoppers_bytes_of_a_token_are_within_those_that_sglang_printed(
+    expected: float, model: str, swa_ratio: float, options: dict[str, int]
+) -> None:
+    assert printed_by_sglang(model, swa_ratio, **options) == pytest.approx(expected, abs=0.005)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("model", "engine", "room", "tokens"), [
@@ -64,28 +66,30 @@ def test_hoppers_bytes_of_a_token_are_within_those_that_sglang_printed(expected,
     (FLASH, "vllm", 7.7, 150_000),       # vllm#51041, H20
     (FLASH, "vllm", 5.44, 13_528),       # vllm#44376, GH200: longest context
 ])  # fmt: skip
-def test_the_bound_stays_above_the_tokens_that_engines_printed_for_a_room(model, engine, room, tokens):
+def test_the_bound_stays_above_the_tokens_that_engines_printed_for_a_room(
+    model: str, engine: str, room: float, tokens: int
+) -> None:
     token = bytes_per_token(context_of(model, tp=8, engine=engine))
     assert token is not None
     assert room * GIB / token > tokens
 
 
-def test_a_token_of_pro_on_hopper_costs_what_the_formula_says():
+def test_a_token_of_pro_on_hopper_costs_what_the_formula_says() -> None:
     assert fp8_entry(context_of(PRO, tp=8)) == CacheEntry(584, 132)
     assert bytes_per_token(context_of(PRO, tp=8)) == 30 * Fraction(584 + 132, 4) + 31 * Fraction(584, 128)
 
 
 @pytest.mark.parametrize("engine", ["sglang", "vllm"])
 @pytest.mark.parametrize("gpu", ["b200", "gb300", "rtx-pro-6000"])
-def test_on_blackwell_the_smallest_rows_and_keys_are_taken(engine, gpu):
+def test_on_blackwell_the_smallest_rows_and_keys_are_taken(engine: str, gpu: str) -> None:
     assert fp8_entry(context_of(PRO, tp=8, gpu=gpu, engine=engine)) == CacheEntry(512, 68)
 
 
-def test_the_reference_keeps_rows_and_keys_in_bf16():
+def test_the_reference_keeps_rows_and_keys_in_bf16() -> None:
     assert bf16_entry(context_of(PRO, tp=8, engine="reference")) == CacheEntry(1024, 256)
 
 
-def test_v3_keeps_its_latent_in_bf16():
+def test_v3_keeps_its_latent_in_bf16() -> None:
     assert bytes_per_token(context_of(V3, tp=8)) == 70_272
 
 
@@ -94,7 +98,7 @@ def test_v3_keeps_its_latent_in_bf16():
     (PRO, {"engine": "trtllm"}), (V3, {"engine": "reference"}), (V32, {"engine": "sglang"}),
     (V41, {"engine": "reference"}), (PRO, {"gpu": "mi300x"}), (PRO_NVFP4, {"engine": "trtllm"}),
 ])  # fmt: skip
-def test_of_what_is_not_known_no_tokens_are_told(model, wanted):
+def test_of_what_is_not_known_no_tokens_are_told(model: str, wanted: dict[str, str]) -> None:
     assert bytes_per_token(context_of(model, tp=8, **wanted)) is None
 
 
@@ -104,7 +108,7 @@ def shown(plan: Plan) -> str:
     return out.getvalue()
 
 
-def test_the_plan_tells_how_many_tokens_would_fill_what_is_left_and_that_it_is_a_bound():
+def test_the_plan_tells_how_many_tokens_would_fill_what_is_left_and_that_it_is_a_bound() -> None:
     plan = make_plan(*inventory_of(PRO), Request(16, gpu="h20-96"), PRO)
     memory = plan.memory
     assert memory is not None
@@ -115,13 +119,13 @@ def test_the_plan_tells_how_many_tokens_would_fill_what_is_left_and_that_it_is_a
     )
 
 
-def test_under_attention_dp_the_tokens_are_those_of_each_group():
+def test_under_attention_dp_the_tokens_are_those_of_each_group() -> None:
     assert "tokens of KV cache in each attention group" in shown(
         make_plan(*inventory_of(PRO), Request(16, dp=16, gpu="h20-96"), PRO)
     )
 
 
-def test_no_tokens_are_told_where_the_weights_do_not_fit():
+def test_no_tokens_are_told_where_the_weights_do_not_fit() -> None:
     plan = make_plan(*inventory_of(PRO), Request(8, gpu="h100"), PRO)
     assert plan.memory is not None
     assert not plan.memory.fits

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from hypothesis.strategies import DrawFn
 from support.checkpoints.full_size import FLASH, PRO, PRO_FP8, in_memory, inventory_of
 
 from dsv4_shard.catalog.gpus import GPUS, Gpu
@@ -43,7 +44,7 @@ def demo() -> tuple[Checkpoint, Inventory]:
     """The demo's checkpoint in memory, as two files of one revision."""
     checkpoint = in_memory(DEMO_CONFIG, tensors_of(DEMO_CONFIG))
     files = (SourceFile("model-1.safetensors", 1000, "1" * 32), SourceFile("model-2.safetensors", 2000, "2" * 32))
-    source = replace(checkpoint.source, revision="a" * 40)
+    source = replace(checkpoint.source, revision="a" * 40)  # type: ignore[type-var]
     checkpoint = replace(checkpoint, files=files, source=source)
     return checkpoint, take_inventory(checkpoint)
 
@@ -66,7 +67,7 @@ def document_of(request: Request) -> dict[str, Any]:
 # --- V4-Pro on sixteen GPUs ----------------------------------------------------------------------------------------
 
 
-def test_pro_on_sixteen_gpus_keeps_shared_experts_whole_and_takes_marlin_and_says_why():
+def test_pro_on_sixteen_gpus_keeps_shared_experts_whole_and_takes_marlin_and_says_why() -> None:
     plan = plan_of(PRO, tp=16)
     assert plan.feasible
     assert plan.breaches == ()
@@ -79,7 +80,7 @@ def test_pro_on_sixteen_gpus_keeps_shared_experts_whole_and_takes_marlin_and_say
     )
 
 
-def test_pro_on_sixteen_gpus_holds_66_mb_of_shared_experts_a_layer_and_4_gb_in_all():
+def test_pro_on_sixteen_gpus_holds_66_mb_of_shared_experts_a_layer_and_4_gb_in_all() -> None:
     totals = plan_of(PRO, tp=16).totals
     assert totals is not None
     assert totals.shared_experts_weight_bytes_per_layer == 3 * 3072 * 7168
@@ -89,7 +90,7 @@ def test_pro_on_sixteen_gpus_holds_66_mb_of_shared_experts_a_layer_and_4_gb_in_a
     assert totals.padding_bytes_per_rank == 0
 
 
-def test_pro_on_sixteen_gpus_adds_the_shared_output_once_and_not_sixteen_times():
+def test_pro_on_sixteen_gpus_adds_the_shared_output_once_and_not_sixteen_times() -> None:
     said = plan_of(PRO, tp=16).shared_expert_addition
     assert "once" in said
     assert "16 times" in said
@@ -98,7 +99,7 @@ def test_pro_on_sixteen_gpus_adds_the_shared_output_once_and_not_sixteen_times()
     assert "or on rank 0 before it" in said
 
 
-def test_pro_on_sixteen_gpus_starts_with_one_command_a_node():
+def test_pro_on_sixteen_gpus_starts_with_one_command_a_node() -> None:
     launch = plan_of(PRO, tp=16).launch
     assert launch.environment == {"SGLANG_SHARED_EXPERT_TP1": "1"}
     assert len(launch.commands) == 2
@@ -125,11 +126,11 @@ def test_pro_on_sixteen_gpus_starts_with_one_command_a_node():
         ("vllm", "summed by the same all-reduce"),
     ],
 )
-def test_each_engine_adds_the_shared_output_in_its_own_way(engine, part):
+def test_each_engine_adds_the_shared_output_in_its_own_way(engine: str, part: str) -> None:
     assert part in plan_of(PRO, tp=16, engine=engine).shared_expert_addition
 
 
-def test_with_an_all_to_all_backend_no_all_reduce_is_spoken_of():
+def test_with_an_all_to_all_backend_no_all_reduce_is_spoken_of() -> None:
     said = plan_of(PRO, tp=16, dp=16, a2a="deepep").shared_expert_addition
     assert said.endswith("each adds it once to the routed output that deepep brings back: no all-reduce follows.")
 
@@ -139,7 +140,9 @@ def test_with_an_all_to_all_backend_no_all_reduce_is_spoken_of():
     {"tp": 1, "dp": 16, "ep": 16, "engine": "vllm"}, {"tp": 8, "engine": "reference"},
     {"tp": 8, "dp": 8, "engine": "trtllm"},
 ])  # fmt: skip
-def test_a_module_is_called_whole_on_every_rank_where_each_rank_has_all_of_it_and_only_there(wanted):
+def test_a_module_is_called_whole_on_every_rank_where_each_rank_has_all_of_it_and_only_there(
+    wanted: dict[str, Any],
+) -> None:
     plan = plan_of(PRO, **wanted)
     for row in plan.modules:
         assert ("over EP" in row.placement) == (row.module == "routed experts" and plan.deployment.ep > 1)
@@ -147,21 +150,21 @@ def test_a_module_is_called_whole_on_every_rank_where_each_rank_has_all_of_it_an
             assert (row.placement == "whole on every rank") == (row.rank_shape == row.shape), row
 
 
-def test_sequence_parallel_vllm_adds_whole_shared_experts_once():
+def test_sequence_parallel_vllm_adds_whole_shared_experts_once() -> None:
     plan = plan_of(PRO, tp=8, dp=2, ep=16, engine="vllm")
     assert plan.deployment.shared == "whole"
     assert "once" in plan.shared_expert_addition
     assert "8 times" in plan.shared_expert_addition
 
 
-def test_vllm_with_one_rank_in_each_replica_sums_nothing_of_shared_experts():
+def test_vllm_with_one_rank_in_each_replica_sums_nothing_of_shared_experts() -> None:
     addition = plan_of(PRO, tp=1, dp=16, ep=16, engine="vllm").shared_expert_addition
     assert addition == (
         "Under data parallelism each rank runs the whole shared expert on its own tokens and adds it once."
     )
 
 
-def test_vllm_says_what_it_pads_and_which_ranks_hold_only_zeros():
+def test_vllm_says_what_it_pads_and_which_ranks_hold_only_zeros() -> None:
     plan = plan_of(PRO, tp=16, engine="vllm")
     assert plan.deployment.shared == "pad"
     shared, routed = plan.choices
@@ -173,7 +176,7 @@ def test_vllm_says_what_it_pads_and_which_ranks_hold_only_zeros():
 
 
 @pytest.mark.parametrize("ranks", [4, 5, 7, 11])
-def test_vllm_says_how_many_ranks_hold_an_expert_more(ranks):
+def test_vllm_says_how_many_ranks_hold_an_expert_more(ranks: int) -> None:
     said = [note for note in plan_of(PRO, tp=1, dp=ranks, ep=ranks, engine="vllm").choices if "uneven" in note]
     least, more = divmod(384, ranks)
     assert said == (
@@ -184,7 +187,7 @@ def test_vllm_says_how_many_ranks_hold_an_expert_more(ranks):
 @pytest.mark.many
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(("model", "tp"), [(PRO, 16), (PRO, 8), (FLASH, 8), (FLASH, 1)])
-def test_the_rows_of_a_plan_add_up_to_its_totals(engine, model, tp):
+def test_the_rows_of_a_plan_add_up_to_its_totals(engine: str, model: str, tp: int) -> None:
     plan = plan_of(model, tp=tp, engine=engine)
     assert plan.totals is not None
     parts = {part: [row for row in plan.modules if row.part_of == part] for part in ("target", "draft")}
@@ -197,13 +200,13 @@ def test_the_rows_of_a_plan_add_up_to_its_totals(engine, model, tp):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_one_rank_replicates_nothing(engine):
+def test_one_rank_replicates_nothing(engine: str) -> None:
     totals = plan_of(FLASH, tp=1, engine=engine).totals
     assert totals is not None
     assert totals.replicated_bytes_per_rank == 0
 
 
-def test_uneven_experts_make_a_heavier_and_a_lighter_rank():
+def test_uneven_experts_make_a_heavier_and_a_lighter_rank() -> None:
     totals = plan_of(PRO, tp=1, dp=5, ep=5, engine="vllm").totals
     assert totals is not None
     expert = 61 * (3 * 3072 * 7168 // 2 + 3 * 3072 * 7168 // 32)
@@ -213,13 +216,13 @@ def test_uneven_experts_make_a_heavier_and_a_lighter_rank():
 @pytest.mark.many
 @pytest.mark.parametrize(("gpu", "nodes"), [(None, 2), ("h200", 2), ("gb200", 4)])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_nodes_are_as_few_as_hold_the_gpus(engine, gpu, nodes):
+def test_nodes_are_as_few_as_hold_the_gpus(engine: str, gpu: str | None, nodes: int) -> None:
     plan = plan_of(PRO, tp=16, engine=engine, gpu=gpu)
     assert plan.deployment.nodes == nodes
     assert len(plan.launch.commands) == (1 if engine == "trtllm" else nodes)
 
 
-def test_without_a_gpu_the_plan_says_what_it_assumes_and_leaves_memory_out():
+def test_without_a_gpu_the_plan_says_what_it_assumes_and_leaves_memory_out() -> None:
     plan = plan_of(PRO, tp=16)
     assert plan.memory is None
     assert "sm_90" in plan.assumptions[0]
@@ -233,7 +236,7 @@ def test_without_a_gpu_the_plan_says_what_it_assumes_and_leaves_memory_out():
 # --- refusals ------------------------------------------------------------------------------------------------------
 
 
-def test_flash_on_sixteen_ranks_of_one_attention_is_refused_with_a_way_out():
+def test_flash_on_sixteen_ranks_of_one_attention_is_refused_with_a_way_out() -> None:
     plan = plan_of(FLASH, tp=16)
     assert not plan.feasible
     (breach,) = plan.breaches
@@ -258,7 +261,9 @@ def test_flash_on_sixteen_ranks_of_one_attention_is_refused_with_a_way_out():
         (PRO, {"tp": 5, "engine": "vllm"}, "heads", "assert n_heads % tp_size == 0"),
     ],
 )  # fmt: skip
-def test_the_engine_stops_at_the_first_rule_that_is_named_and_does_nothing_at_the_others(model, wanted, first, quote):
+def test_the_engine_stops_at_the_first_rule_that_is_named_and_does_nothing_at_the_others(
+    model: str, wanted: dict[str, Any], first: str, quote: str
+) -> None:
     plan = plan_of(model, **wanted)
     assert (plan.breaches[0].rule, plan.breaches[0].engine_says) == (first, quote)
     assert "o_groups" in {breach.rule for breach in plan.breaches[1:]}
@@ -268,14 +273,14 @@ def test_the_engine_stops_at_the_first_rule_that_is_named_and_does_nothing_at_th
 
 
 @pytest.mark.parametrize("tp", [9, 15, 11])
-def test_a_number_of_gpus_that_no_node_of_eight_divides_has_nodes_of_its_own_and_hides_no_rule(tp):
+def test_a_number_of_gpus_that_no_node_of_eight_divides_has_nodes_of_its_own_and_hides_no_rule(tp: int) -> None:
     plan = plan_of(PRO, tp=tp)
     assert {"q_b-blocks", "heads", "o_groups"} <= {breach.rule for breach in plan.breaches}
     assert "nodes" not in {breach.rule for breach in plan.breaches}
     assert plan.deployment.nodes == {9: 3, 15: 3, 11: 11}[tp]
 
 
-def test_nodes_that_do_not_divide_are_a_matter_of_the_deployment_which_sglang_checks():
+def test_nodes_that_do_not_divide_are_a_matter_of_the_deployment_which_sglang_checks() -> None:
     (breach,) = plan_of(PRO, tp=8, nodes=3).breaches
     assert (str(breach.module), breach.reason) == ("deployment", "GPUs 8 / nodes 3 = 2.67: not whole")
     assert (breach.consequence, breach.remedies) == ("SGLang refuses it", ("leave --nodes out",))
@@ -286,19 +291,19 @@ def test_nodes_that_do_not_divide_are_a_matter_of_the_deployment_which_sglang_ch
     assert (str(breach.module), breach.consequence) == ("deployment", "SGLang refuses it")
 
 
-def test_an_option_that_the_engine_does_not_have_is_not_said_to_be_refused_by_it():
+def test_an_option_that_the_engine_does_not_have_is_not_said_to_be_refused_by_it() -> None:
     (breach,) = plan_of(PRO, tp=8, shared_experts="pad").breaches
     assert breach.consequence == "SGLang has no such option"
     (breach,) = plan_of(PRO, tp=16, shared_experts="split", a2a="deepep").breaches
     assert (breach.consequence, breach.remedies) == ("SGLang keeps them whole", ("leave --shared-experts out",))
 
 
-def test_a_feasible_plan_is_not_refused():
+def test_a_feasible_plan_is_not_refused() -> None:
     refuse_infeasible(plan_of(PRO, tp=16))
 
 
 @pytest.mark.slow
-def test_fp8_experts_do_not_fit_an_h20_of_96_gb():
+def test_fp8_experts_do_not_fit_an_h20_of_96_gb() -> None:
     plan = plan_of(PRO_FP8, tp=16, ep=16, gpu="h20-96")
     assert not plan.feasible
     (breach,) = plan.breaches
@@ -318,7 +323,9 @@ def test_fp8_experts_do_not_fit_an_h20_of_96_gb():
     ({"tp": 8, "gpu": "h100", "engine": "vllm"}, "h20-141"), ({"tp": 4, "gpu": "b200"}, "b300"),
     ({"tp": 2, "gpu": "b200"}, None),
 ])  # fmt: skip
-def test_weights_that_do_not_fit_are_those_of_no_module_and_a_gpu_is_only_named_if_the_plan_runs_on_it(wanted, larger):
+def test_weights_that_do_not_fit_are_those_of_no_module_and_a_gpu_is_only_named_if_the_plan_runs_on_it(
+    wanted: dict[str, Any], larger: str | None
+) -> None:
     plan = plan_of(PRO, **wanted)
     (breach,) = plan.breaches
     assert (breach.rule, breach.module) == ("memory", None)
@@ -343,7 +350,7 @@ def test_weights_that_do_not_fit_are_those_of_no_module_and_a_gpu_is_only_named_
         ({"shared_experts": "pad", "engine": "trtllm"}, "shared-way"),
     ],
 )
-def test_a_way_of_shared_experts_that_the_engine_does_not_have_is_refused(wanted, rule):
+def test_a_way_of_shared_experts_that_the_engine_does_not_have_is_refused(wanted: dict[str, str], rule: str) -> None:
     plan = plan_of(PRO, tp=16, **wanted)
     assert plan.breaches[0].rule == rule
     assert plan.breaches[0].module == "shared experts"
@@ -364,13 +371,13 @@ def test_a_way_of_shared_experts_that_the_engine_does_not_have_is_refused(wanted
         ({"tp": 16, "dp": 16, "shared_experts": "whole", "engine": "trtllm"}, "whole"),
     ],
 )
-def test_a_way_of_shared_experts_that_the_engine_has_is_taken(wanted, way):
+def test_a_way_of_shared_experts_that_the_engine_has_is_taken(wanted: dict[str, Any], way: str) -> None:
     plan = plan_of(PRO, **wanted)
     assert plan.feasible
     assert plan.deployment.shared == way
 
 
-def test_padding_what_divides_anyway_costs_nothing():
+def test_padding_what_divides_anyway_costs_nothing() -> None:
     padded, split = (plan_of(PRO, tp=8, engine="vllm", shared_experts=way).totals for way in ("pad", "split"))
     assert padded == split
 
@@ -392,7 +399,7 @@ INFEASIBLE = [
 
 @pytest.mark.many
 @pytest.mark.parametrize(("model", "request_"), INFEASIBLE)
-def test_every_alternative_makes_a_feasible_plan_of_the_weight_that_it_says(model, request_):
+def test_every_alternative_makes_a_feasible_plan_of_the_weight_that_it_says(model: str, request_: Request) -> None:
     checkpoint, inventory = inventory_of(model)
     for alternative in make_plan(checkpoint, inventory, request_).alternatives:
         plan = make_plan(checkpoint, inventory, request_of(alternative.options, request_))
@@ -415,11 +422,15 @@ def test_every_alternative_makes_a_feasible_plan_of_the_weight_that_it_says(mode
     ({"tp": 8, "gpu": "h20-96"}, tuple(f"--tp {n} --gpu h20-96" for n in ("12 --dp 3", 16, "32 --dp 2"))),
     ({"tp": 1, "gpu": "h100"}, ("--tp 16 --gpu h100",)),
 ])  # fmt: skip
-def test_the_nearest_layouts_are_on_as_many_gpus_then_on_fewer_then_on_more_with_the_options_asked_for(wanted, nearest):
+def test_the_nearest_layouts_are_on_as_many_gpus_then_on_fewer_then_on_more_with_the_options_asked_for(
+    wanted: dict[str, Any], nearest: tuple[str, ...]
+) -> None:
     assert tuple(near.options for near in plan_of(PRO, **wanted).alternatives) == nearest
 
 
-def test_alternatives_of_the_reference_fit_with_the_mtp_block_that_it_loads_too(monkeypatch):
+def test_alternatives_of_the_reference_fit_with_the_mtp_block_that_it_loads_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     checkpoint, inventory = inventory_of(FLASH)
     deployment = choose(inventory, Request(4, engine="reference")).deployment
     monkeypatch.setitem(
@@ -435,8 +446,10 @@ def test_alternatives_of_the_reference_fit_with_the_mtp_block_that_it_loads_too(
     ("sglang", (None, "h100", "b200", "rtx-pro-6000")), ("node", ("gb200", None)), ("vllm", (None, "b200")),
     ("reference", (None, "b200")),
 ])  # fmt: skip
-def test_shards_that_are_not_the_same_have_folders_of_different_names(engine, gpus):
-    names, inventory = {}, inventory_of(PRO)[1]
+def test_shards_that_are_not_the_same_have_folders_of_different_names(
+    engine: str, gpus: tuple[str | None, ...]
+) -> None:
+    names, inventory = {}, inventory_of(PRO)[1]  # type: ignore[var-annotated]
     options = itertools.product((8, 16), (None, 2, 16), (1, 2), (None, "marlin", "triton_unfused"), (None, "deepep"),
                                 ("auto", "whole"), gpus, (None, "fp8"))  # fmt: skip
     for tp, ep, dp, runner, a2a, shared, gpu, experts in options:
@@ -464,7 +477,7 @@ def test_shards_that_are_not_the_same_have_folders_of_different_names(engine, gp
     ("reference", {"expert_dtype": "fp8"}, "fp8"), ("node", {"nodes": 4}, "4nodes"),
     ("node", {"gpu": "gb200"}, "2nodes"),  # four GPUs a node: as --nodes 2 makes them elsewhere
 ])  # fmt: skip
-def test_each_departure_from_an_engines_choice_names_the_folder(engine, wanted, part):
+def test_each_departure_from_an_engines_choice_names_the_folder(engine: str, wanted: dict[str, Any], part: str) -> None:
     inventory = inventory_of(PRO)[1]
     request = Request(8, engine=engine, **wanted)
     assert (
@@ -472,21 +485,21 @@ def test_each_departure_from_an_engines_choice_names_the_folder(engine, wanted, 
     )
 
 
-def test_the_shards_that_a_plan_writes_are_those_that_it_launches():
+def test_the_shards_that_a_plan_writes_are_those_that_it_launches() -> None:
     plan = plan_of(PRO, tp=16, ep=16, dp=2)
     assert plan.reshard == f"dsv4-shard reshard {PRO} {PRO}-sglang-tp16-ep16-dp2 --tp 16 --ep 16 --dp 2"
     assert all(f"--model-path {PRO}-sglang-tp16-ep16-dp2 " in command for command in plan.launch.commands)
 
 
 @pytest.mark.parametrize("wanted", [{"tp": 32}, {"tp": 8, "gpu": "h20-96"}, {"tp": 16, "engine": "vllm", "ep": 3}])
-def test_what_does_not_run_has_no_commands(wanted):
+def test_what_does_not_run_has_no_commands(wanted: dict[str, Any]) -> None:
     plan = plan_of(PRO, **wanted)
     assert not plan.feasible
     assert (plan.launch.environment, plan.launch.commands, plan.launch.draft_options) == ({}, (), "")
     assert (plan.layout, plan.reshard) == (None, None)
 
 
-def test_no_plan_is_made_of_a_checkpoint_with_errors():
+def test_no_plan_is_made_of_a_checkpoint_with_errors() -> None:
     tensors = tensors_of(DEMO_CONFIG)
     del tensors["embed.weight"], tensors["layers.1.attn.wq_b.scale"]
     checkpoint = in_memory(DEMO_CONFIG, tensors)
@@ -496,7 +509,7 @@ def test_no_plan_is_made_of_a_checkpoint_with_errors():
         make_plan(checkpoint, inventory, Request(2))
 
 
-def test_a_request_that_means_nothing_is_no_plan():
+def test_a_request_that_means_nothing_is_no_plan() -> None:
     with pytest.raises(UsageError, match="tp=0: must be from 1 to 4096"):
         make_plan(*demo(), Request(0))
 
@@ -511,24 +524,24 @@ def save(folder: Path, document: Any) -> Path:
 
 
 @pytest.mark.parametrize("request_", DEMO_REQUESTS)
-def test_a_plan_comes_back_from_its_file_and_passes(request_, tmp_path):
+def test_a_plan_comes_back_from_its_file_and_passes(request_: Request, tmp_path: Path) -> None:
     plan = make_plan(*demo(), request_)
     loaded = load_plan(save(tmp_path, plan.to_json()))
     assert loaded.to_json() == plan.to_json()
     assert check_plan(loaded, *demo()) == plan
 
 
-def test_a_plan_passes_where_the_checkpoint_has_another_path(tmp_path):
+def test_a_plan_passes_where_the_checkpoint_has_another_path(tmp_path: Path) -> None:
     plan = make_plan(*demo(), Request(16, engine="reference"), "/models/DeepSeek V4 Pro")
     assert check_plan(load_plan(save(tmp_path, plan.to_json())), *demo()).source.label == "/models/DeepSeek V4 Pro"
     assert plan.reshard is not None
     assert shlex.split(plan.reshard)[2:4] == ["/models/DeepSeek V4 Pro", "DeepSeek V4 Pro-reference-tp16"]
 
 
-def test_a_plan_passes_where_no_revision_is_known(tmp_path):
+def test_a_plan_passes_where_no_revision_is_known(tmp_path: Path) -> None:
     plan = make_plan(*demo(), Request(16))
     checkpoint, inventory = demo()
-    moved = replace(checkpoint, source=replace(checkpoint.source, revision=None))
+    moved = replace(checkpoint, source=replace(checkpoint.source, revision=None))  # type: ignore[type-var]
     check_plan(load_plan(save(tmp_path, plan.to_json())), moved, inventory)
 
 
@@ -554,20 +567,20 @@ def test_a_plan_passes_where_no_revision_is_known(tmp_path):
         (json.dumps({"schema_version": SCHEMA_VERSION, "tool_version": __version__}), "source"),
     ],
 )
-def test_a_file_that_is_no_plan_of_this_version_is_refused(content, part, tmp_path):
+def test_a_file_that_is_no_plan_of_this_version_is_refused(content: str, part: str, tmp_path: Path) -> None:
     with pytest.raises(BadPlan, match=r"plan\.json") as caught:
         load_plan(save(tmp_path, content))
     assert part in str(caught.value)
 
 
-def test_a_file_that_is_not_text_is_refused(tmp_path):
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     path.write_bytes(b"\x80\x81")
     with pytest.raises(BadPlan, match="not JSON"):
         load_plan(path)
 
 
-def test_a_file_too_large_for_a_plan_is_refused_unread(tmp_path):
+def test_a_file_too_large_for_a_plan_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     with path.open("wb") as file:
         file.truncate(MAX_PLAN_BYTES + 1)
@@ -575,20 +588,20 @@ def test_a_file_too_large_for_a_plan_is_refused_unread(tmp_path):
         load_plan(path)
 
 
-def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "absent.json", tmp_path):
         with pytest.raises(BadPlan):
             load_plan(path)
 
 
 @pytest.mark.parametrize("key", sorted(document_of(Request(16))))
-def test_a_plan_that_lacks_a_field_is_refused(key, tmp_path):
+def test_a_plan_that_lacks_a_field_is_refused(key: str, tmp_path: Path) -> None:
     document = {name: value for name, value in document_of(Request(16)).items() if name != key}
     with pytest.raises(BadPlan):
         load_plan(save(tmp_path, document))
 
 
-def test_a_field_that_no_plan_has_is_refused_by_name(tmp_path):
+def test_a_field_that_no_plan_has_is_refused_by_name(tmp_path: Path) -> None:
     document = copy.deepcopy(document_of(Request(16)))
     document["totals"]["bonus"] = 1
     with pytest.raises(BadPlan, match=r"totals\.bonus"):
@@ -628,7 +641,7 @@ VALUES = st.integers(-(2**63), 2**63) | WORDS | st.none() | st.sampled_from([*EN
 
 
 @st.composite
-def edits(draw):
+def edits(draw: DrawFn) -> Any:
     """The request of a demo plan, the path of a scalar in that plan, and another value for it."""
     request = draw(st.sampled_from(DEMO_REQUESTS))
     document = document_of(request)
@@ -657,7 +670,9 @@ def is_the_same_plan(document: dict[str, Any], request: dict[str, Any]) -> bool:
 @example((Request(16), ("request", "dp"), None))
 @example((Request(16), ("source", "label"), ""))
 @example((Request(16), ("deployment", "attention_tp"), 8))
-def test_an_edited_plan_is_refused_by_the_name_of_what_was_edited(tmp_path_factory, edit):
+def test_an_edited_plan_is_refused_by_the_name_of_what_was_edited(
+    tmp_path_factory: pytest.TempPathFactory, edit: tuple[Request, tuple[str | int, ...], int | str | None]
+) -> None:
     request, path, value = edit
     if path in {("source", "revision"), ("tool_version",)} or (path, value) == (("schema_version",), 1):
         return  # have their own tests, or are the same plan
@@ -689,7 +704,7 @@ def names_of(path: Path_, document: dict[str, Any]) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("value", ["b" * 40, "main"])
-def test_a_plan_for_another_revision_is_foreign(value, tmp_path):
+def test_a_plan_for_another_revision_is_foreign(value: str, tmp_path: Path) -> None:
     edited = with_edit(document_of(Request(16)), ("source", "revision"), value)
     with pytest.raises(ForeignPlan, match=value):
         check_plan(load_plan(save(tmp_path, edited)), *demo())
@@ -705,28 +720,28 @@ def test_a_plan_for_another_revision_is_foreign(value, tmp_path):
         ("gpu", "tpu"), ("nodes", "x"), ("nodes", 0), ("expert_dtype", 5), ("expert_dtype", "fp6"),
     ],
 )  # fmt: skip
-def test_a_request_edited_to_nonsense_is_a_bad_plan(field, value, tmp_path):
+def test_a_request_edited_to_nonsense_is_a_bad_plan(field: str, value: str | int | None, tmp_path: Path) -> None:
     edited = with_edit(document_of(Request(16)), ("request", field), value)
     with pytest.raises(BadPlan):
         check_plan(load_plan(save(tmp_path, edited)), *demo())
 
 
-def test_a_request_without_an_option_has_its_default(tmp_path):
+def test_a_request_without_an_option_has_its_default(tmp_path: Path) -> None:
     document = document_of(Request(16))
     request = {key: value for key, value in document["request"].items() if key != "dp"}
     assert load_plan(save(tmp_path, document | {"request": request})).request == Request(16)
 
 
-def test_a_request_with_a_field_too_many_or_without_tp_is_a_bad_plan(tmp_path):
+def test_a_request_with_a_field_too_many_or_without_tp_is_a_bad_plan(tmp_path: Path) -> None:
     document = document_of(Request(16))
-    for request in (document["request"] | {"pp": 2}, {}):
+    for request in (document["request"] | {"pp": 2}, {}):  # type: ignore[var-annotated]
         with pytest.raises(BadPlan):
             check_plan(load_plan(save(tmp_path, document | {"request": request})), *demo())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("key", ["breaches", "checks", "choices", "assumptions", "modules", "alternatives"])
-def test_a_row_taken_out_or_put_in_twice_is_a_bad_plan(key, tmp_path):
+def test_a_row_taken_out_or_put_in_twice_is_a_bad_plan(key: str, tmp_path: Path) -> None:
     for request in DEMO_REQUESTS:
         rows = document_of(request)[key]
         for changed in (rows[1:], rows + rows[-1:]):
@@ -753,26 +768,26 @@ def changed(**fields: Any) -> Checkpoint:
         (replace(demo()[0], document=DEMO_CONFIG | {"note": "new"}), "config.json is another"),
     ],
 )
-def test_a_plan_for_a_checkpoint_that_has_changed_is_foreign(checkpoint, part):
+def test_a_plan_for_a_checkpoint_that_has_changed_is_foreign(checkpoint: Checkpoint, part: str) -> None:
     plan = make_plan(*demo(), Request(16))
     with pytest.raises(ForeignPlan) as caught:
         check_plan(plan, checkpoint, demo()[1])
     assert part in str(caught.value)
 
 
-def test_a_plan_for_another_model_is_foreign():
+def test_a_plan_for_another_model_is_foreign() -> None:
     with pytest.raises(ForeignPlan):
         check_plan(plan_of(PRO, tp=8), *inventory_of(FLASH))
 
 
-def test_the_order_of_keys_in_config_json_is_no_change():
+def test_the_order_of_keys_in_config_json_is_no_change() -> None:
     checkpoint, inventory = demo()
     turned = replace(checkpoint, document=dict(reversed(checkpoint.document.items())))
     check_plan(make_plan(checkpoint, inventory, Request(16)), turned, inventory)
 
 
 @pytest.mark.slow
-def test_a_plan_is_the_same_whenever_it_is_made():
+def test_a_plan_is_the_same_whenever_it_is_made() -> None:
     for request in DEMO_REQUESTS:
         assert make_plan(*demo(), request).to_json() == make_plan(*demo(), Request(**asdict(request))).to_json()
 
@@ -793,12 +808,12 @@ PAYLOADS = [
 @pytest.mark.many
 @pytest.mark.parametrize("wanted", PAYLOADS, ids=str)
 @pytest.mark.parametrize("experts", ["FP4", "FP8"])
-def test_the_bytes_of_a_rank_are_exactly_those_of_its_files(experts, wanted):
+def test_the_bytes_of_a_rank_are_exactly_those_of_its_files(experts: str, wanted: dict[str, Any]) -> None:
     """Target and draft apart; the reference's files hold both."""
     document = DEMO_CONFIG | {"expert_dtype": experts.lower()}
     o_a, scales = ("BF16", "F8_E8M0") if wanted.get("engine", "sglang") == "sglang" else ("FP8", "F32")
     variant = {"experts": experts, "o_a": o_a, "scales": scales} if experts == "FP8" else {}
-    checkpoint = in_memory(document, tensors_of(document, **variant))
+    checkpoint = in_memory(document, tensors_of(document, **variant))  # type: ignore[arg-type]
     inventory = take_inventory(checkpoint)
     request = Request(**wanted)
     made = make_plan(checkpoint, inventory, request)

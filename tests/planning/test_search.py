@@ -2,8 +2,10 @@
 
 import json
 import re
+from collections.abc import Callable
 from functools import cache
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +24,9 @@ from dsv4_shard.planning.search import RANKINGS, Search, _rank, search
 
 
 @cache
-def found(model: str, gpus: int, gpu: str | None = None, engines: tuple[str, ...] = ("sglang", "vllm"), **more: Any):
+def found(
+    model: str, gpus: int, gpu: str | None = None, engines: tuple[str, ...] = ("sglang", "vllm"), **more: Any
+) -> Any:
     return search(*inventory_of(model), Request(gpus, gpu=gpu, **more), engines)
 
 
@@ -36,9 +40,9 @@ def every_option(result: Search) -> set[str]:
 @pytest.mark.many
 @pytest.mark.parametrize(("model", "gpus", "gpu", "engine", "options", "flags"), DEPLOYMENTS)
 def test_a_deployment_that_others_run_is_found_for_its_hardware_with_its_flags(
-    model, gpus, gpu, engine, options, flags
-):
-    wanted = Request(**{"tp": gpus, "engine": engine, "gpu": gpu} | options)
+    model: str, gpus: int, gpu: str, engine: str, options: dict[str, Any], flags: list[str]
+) -> None:
+    wanted = Request(**{"tp": gpus, "engine": engine, "gpu": gpu} | options)  # type: ignore[arg-type]
     deployment = choose(inventory_of(model)[1], wanted).deployment
     layouts = [requested(choice) for choice in every_option(found(model, gpus, gpu, (engine,)))]
     assert deployment in [choose(inventory_of(model)[1], request).deployment for request in layouts]
@@ -53,14 +57,16 @@ def test_a_deployment_that_others_run_is_found_for_its_hardware_with_its_flags(
     (PRO, 8, "mi355x", "rules never held on AMD MI355X (gfx950)"),      # vLLM's recipe, TP 8
     (PRO, 16, "ascend-910c", "rules never held on Ascend 910C"),  # vllm-ascend, w4a8
 ])  # fmt: skip
-def test_of_deployments_on_gpus_that_are_not_known_the_search_says_so(model, gpus, gpu, why):
+def test_of_deployments_on_gpus_that_are_not_known_the_search_says_so(
+    model: str, gpus: int, gpu: str, why: str
+) -> None:
     result = found(model, gpus, gpu)
     assert len(result.unknown) == 2
     assert all(why in reason for reason in result.unknown)
     assert (result.best, result.engines, result.layouts, result.elsewhere) == (None, (), (), ())
 
 
-def test_nvfp4_on_eight_b200_is_not_found_since_its_runners_were_never_held():
+def test_nvfp4_on_eight_b200_is_not_found_since_its_runners_were_never_held() -> None:
     """Dynamo's recipe has it, TP 8 with EP."""
     result = found(PRO_NVFP4, 8, "b200")
     assert (result.engines, result.layouts, result.elsewhere) == ((), (), ())
@@ -79,7 +85,7 @@ def plan_of(model: str, result: Search, index: int) -> Plan:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "gpus", "gpu"), [(PRO, 16, "h20-96"), (FLASH, 4, "b200"), (V3, 16, "h100")])
-def test_a_layouts_numbers_are_those_of_its_plan(model, gpus, gpu):
+def test_a_layouts_numbers_are_those_of_its_plan(model: str, gpus: int, gpu: str) -> None:
     result = found(model, gpus, gpu, ("sglang", "vllm", "reference"))
     assert result.layouts
     for index in {0, 1, len(result.layouts) // 2, len(result.layouts) - 1}:
@@ -96,7 +102,7 @@ def test_a_layouts_numbers_are_those_of_its_plan(model, gpus, gpu):
 
 @pytest.mark.many
 @pytest.mark.parametrize(("model", "gpus", "gpu"), [(PRO, 16, "h20-96"), (PRO, 8, "h100"), (FLASH, 12, None)])
-def test_what_fits_comes_first_and_then_the_lightest(model, gpus, gpu):
+def test_what_fits_comes_first_and_then_the_lightest(model: str, gpus: int, gpu: str | None) -> None:
     layouts = found(model, gpus, gpu).layouts
     assert [(not one.fits, one.weight_bytes) for one in layouts] == sorted(
         (not one.fits, one.weight_bytes) for one in layouts
@@ -105,7 +111,7 @@ def test_what_fits_comes_first_and_then_the_lightest(model, gpus, gpu):
 
 @pytest.mark.many
 @pytest.mark.parametrize(("model", "gpus", "gpu"), [(PRO, 16, "h20-96"), (FLASH, 8, "b200"), (PRO_FP8, 16, "h200")])
-def test_no_layout_stands_twice_and_all_are_whole_deployments(model, gpus, gpu):
+def test_no_layout_stands_twice_and_all_are_whole_deployments(model: str, gpus: int, gpu: str) -> None:
     inventory = inventory_of(model)[1]
     layouts = found(model, gpus, gpu).layouts
     options = [text for layout in layouts for text in (layout.options, *layout.also)]
@@ -119,9 +125,9 @@ def test_no_layout_stands_twice_and_all_are_whole_deployments(model, gpus, gpu):
     {"dp": 2, "ep": 4}, {"dp": 16, "ep": 16}, {"ep": 2, "runner": "marlin"}, {"a2a": "megamoe", "dp": 4},
     {"engine": "vllm", "tp": 4, "dp": 4}, {"engine": "vllm", "tp": 2, "dp": 8, "ep": 16},
 ])  # fmt: skip
-def test_a_layout_that_the_rules_allow_is_not_missed(wanted):
+def test_a_layout_that_the_rules_allow_is_not_missed(wanted: dict[str, Any]) -> None:
     inventory = inventory_of(PRO)[1]
-    choice = choose(inventory, Request(**{"tp": 16, "gpu": "h200"} | wanted))
+    choice = choose(inventory, Request(**{"tp": 16, "gpu": "h200"} | wanted))  # type: ignore[arg-type]
     assert choice.feasible
     assert choice.deployment in {
         choose(inventory, requested(o)).deployment for o in every_option(found(PRO, 16, "h200"))
@@ -129,7 +135,7 @@ def test_a_layout_that_the_rules_allow_is_not_missed(wanted):
 
 
 @pytest.mark.slow
-def test_all_that_the_rules_allow_on_eight_gpus_is_found_and_nothing_else():
+def test_all_that_the_rules_allow_on_eight_gpus_is_found_and_nothing_else() -> None:
     """Against every number for EP and DP, every runner, way and backend, also those that the search does not try."""
     inventory = inventory_of(FLASH)[1]
     runners, ways = (None, *sglang.RUNNERS), ("auto", "whole", "split", "pad")
@@ -147,7 +153,9 @@ def test_all_that_the_rules_allow_on_eight_gpus_is_found_and_nothing_else():
 
 
 @pytest.mark.parametrize(("model", "gpus", "gpu"), [(PRO, 16, "h20-96"), (FLASH, 16, "h20-96"), (PRO, 8, "b200")])
-def test_no_layout_of_fp4_experts_is_shown_with_the_fp8_method_that_only_an_all_to_all_backend_leaves(model, gpus, gpu):
+def test_no_layout_of_fp4_experts_is_shown_with_the_fp8_method_that_only_an_all_to_all_backend_leaves(
+    model: str, gpus: int, gpu: str
+) -> None:
     inventory = inventory_of(model)[1]
     layouts = [
         choose(inventory, requested(text)).deployment for text in every_option(found(model, gpus, gpu, ("sglang",)))
@@ -161,7 +169,7 @@ def sent(**wanted: Any) -> int | None:
     return engine_for(deployment.engine, inventory.family).bytes_sent(Context(inventory, deployment))
 
 
-def test_bytes_sent_follow_the_formulas():
+def test_bytes_sent_follow_the_formulas() -> None:
     state = 2 * 7168
     assert sent(tp=1) == 0
     assert sent(tp=16) == 2 * 15 * state + 2 * 15 * state
@@ -178,7 +186,7 @@ def test_bytes_sent_follow_the_formulas():
 
 
 @pytest.mark.slow
-def test_where_nothing_fits_more_gpus_and_another_gpu_are_named_and_both_run():
+def test_where_nothing_fits_more_gpus_and_another_gpu_are_named_and_both_run() -> None:
     result = found(PRO, 8, "h100")
     assert result.best is None
     assert [(way.gpus, way.gpu) for way in result.elsewhere] == [(16, "h100"), (8, "h20-141")]
@@ -186,19 +194,19 @@ def test_where_nothing_fits_more_gpus_and_another_gpu_are_named_and_both_run():
         assert make_plan(*inventory_of(PRO), requested(way.options), PRO).feasible
 
 
-def test_where_no_layout_divides_fewer_or_more_gpus_are_named():
+def test_where_no_layout_divides_fewer_or_more_gpus_are_named() -> None:
     result = found(FLASH, 7, "b200", ("reference",))
     assert result.layouts == ()
     assert [way.gpus for way in result.elsewhere] == [8, 4]
 
 
-def test_of_a_family_without_known_engines_nothing_is_claimed():
+def test_of_a_family_without_known_engines_nothing_is_claimed() -> None:
     result = found(V41, 8, "b300", ("sglang", "vllm"))
     assert (result.engines, result.layouts, result.command, result.elsewhere) == ((), (), None, ())
     assert all("was never held against its own classes" in reason for reason in result.unknown)
 
 
-def test_engines_that_are_known_are_searched_beside_those_that_are_not():
+def test_engines_that_are_known_are_searched_beside_those_that_are_not() -> None:
     result = found(V41, 8, "b300", ("sglang", "reference"))
     assert result.engines == ("reference",)
     assert result.best is not None
@@ -206,19 +214,19 @@ def test_engines_that_are_known_are_searched_beside_those_that_are_not():
 
 
 @pytest.mark.slow
-def test_the_command_says_of_what_nothing_is_known_and_does_not_call_it_unable_to_run():
+def test_the_command_says_of_what_nothing_is_known_and_does_not_call_it_unable_to_run() -> None:
     result = run("plan", root_of(PRO), "--gpus", "8", "--gpu", "mi355x", "--engine", "sglang")
     assert result.exit_code == ExitCode.NO
     assert "not known: SGLang: rules never held on AMD MI355X" in result.stdout
     assert "Nothing" not in result.stdout
 
 
-def test_an_engine_that_runs_nothing_is_refused():
+def test_an_engine_that_runs_nothing_is_refused() -> None:
     with pytest.raises(UsageError, match="engine='node': runs no model"):
         found(PRO, 16, "h200", ("node",))
 
 
-def test_an_engine_that_does_not_exist_is_refused():
+def test_an_engine_that_does_not_exist_is_refused() -> None:
     with pytest.raises(UsageError, match="no engine called 'tgi'"):
         found(PRO, 16, "h200", ("sglang", "tgi"))
 
@@ -232,7 +240,7 @@ def test_an_engine_that_does_not_exist_is_refused():
     ("tokens", lambda one: -one.tokens_at_most * one.groups),
     ("sent", lambda one: one.sent_bytes_per_token_and_layer),
 ])  # fmt: skip
-def test_layouts_that_fit_are_ranked_by_what_is_asked_for(by, key):
+def test_layouts_that_fit_are_ranked_by_what_is_asked_for(by: str, key: Callable[..., Any]) -> None:
     result = search(*inventory_of(PRO), Request(16, gpu="h20-96"), ("sglang", "vllm"), by)
     fitting = [key(one) for one in result.layouts if one.fits]
     assert fitting == sorted(fitting)
@@ -242,7 +250,7 @@ def test_layouts_that_fit_are_ranked_by_what_is_asked_for(by, key):
 
 @pytest.mark.many
 @pytest.mark.parametrize("by", RANKINGS)
-def test_ties_are_broken_by_weights_tokens_copies_then_bytes_sent(by):
+def test_ties_are_broken_by_weights_tokens_copies_then_bytes_sent(by: str) -> None:
     keys = {
         "fits": (True, False),
         "weight_bytes": (1, 2),
@@ -261,7 +269,7 @@ def test_ties_are_broken_by_weights_tokens_copies_then_bytes_sent(by):
 
 
 @pytest.mark.slow
-def test_the_command_says_by_what_it_ranks_and_plans_the_first_of_that():
+def test_the_command_says_by_what_it_ranks_and_plans_the_first_of_that() -> None:
     result = run("plan", root_of(PRO), "--gpus", "16", "--gpu", "h20-96", "--engine", "vllm", "--rank-by", "tokens")
     best = search(*inventory_of(PRO), Request(16, gpu="h20-96"), ("vllm",), "tokens").best
     assert best.options in result.stdout.rsplit("Plan the first\n", 1)[1]
@@ -275,7 +283,9 @@ def test_the_command_says_by_what_it_ranks_and_plans_the_first_of_that():
     ("plan", ("--tp", "16", "--rank-by", "sent"), "--rank-by without --gpus"),
     ("report", ("--tp", "16", "--rank-by", "sent"), "--rank-by without --gpus"),
 ])  # fmt: skip
-def test_an_order_that_means_nothing_is_refused(command, options, why, tmp_path, monkeypatch):
+def test_an_order_that_means_nothing_is_refused(
+    command: str, options: tuple[str, ...], why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     result = run(command, root_of(PRO), *options)
     assert (result.exit_code, why in result.stderr) == (ExitCode.USAGE, True)
@@ -285,7 +295,7 @@ def test_an_order_that_means_nothing_is_refused(command, options, why, tmp_path,
 
 
 @pytest.mark.slow
-def test_the_command_prints_a_table_of_eighty_columns_and_the_best_plan():
+def test_the_command_prints_a_table_of_eighty_columns_and_the_best_plan() -> None:
     result = run("plan", root_of(PRO), "--gpus", "16", "--gpu", "h20-96", "--engine", "sglang,vllm")
     assert result.exit_code == 0
     assert "Layouts that run" in result.stdout
@@ -301,8 +311,8 @@ def test_the_command_prints_a_table_of_eighty_columns_and_the_best_plan():
     ("model", "options"), [(PRO, {"", "triton_unfused", "deepep"}), (FLASH, {"", "whole", "deepep"})]
 )
 def test_each_row_tells_what_has_to_be_asked_for_since_the_plan_does_not_take_it_by_itself(
-    model, options, columns, monkeypatch
-):
+    model: str, options: set[str], columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     layouts = found(model, 16, "h20-96").layouts
     asked = [[one.request.runner, one.request.a2a, one.request.shared_experts] for one in layouts]
@@ -316,7 +326,7 @@ def test_each_row_tells_what_has_to_be_asked_for_since_the_plan_does_not_take_it
 
 
 @pytest.mark.slow
-def test_the_command_gives_json_and_writes_the_best_plan(tmp_path):
+def test_the_command_gives_json_and_writes_the_best_plan(tmp_path: Path) -> None:
     result = run("plan", root_of(FLASH), "--gpus", "8", "--gpu", "h100", "--json", "-o", tmp_path / "plan.json")
     document = json.loads(result.stdout)
     assert document["engines"] == ["sglang", "vllm", "reference", "trtllm"]
@@ -327,7 +337,7 @@ def test_the_command_gives_json_and_writes_the_best_plan(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_ends_with_one_where_nothing_fits(tmp_path):
+def test_the_command_ends_with_one_where_nothing_fits(tmp_path: Path) -> None:
     result = run("plan", root_of(PRO), "--gpus", "8", "--gpu", "h100", "--engine", "sglang", "-o", tmp_path / "plan")
     assert result.exit_code == ExitCode.NO
     assert "Nothing fits" in result.stdout
@@ -339,34 +349,34 @@ def test_the_command_ends_with_one_where_nothing_fits(tmp_path):
     ("--tp", "8"), ("--ep", "8"), ("--dp", "2"), ("--runner", "marlin"), ("--a2a", "deepep"),
     ("--shared-experts", "whole"),
 ])  # fmt: skip
-def test_what_the_search_tries_itself_is_refused_beside_gpus(option):
+def test_what_the_search_tries_itself_is_refused_beside_gpus(option: tuple[str, str]) -> None:
     result = run("plan", root_of(FLASH), "--gpus", "8", *option)
     assert result.exit_code == ExitCode.USAGE
     assert f"--gpus and {option[0]}: the search tries them all" in result.stderr
 
 
-def test_neither_tp_nor_gpus_is_refused():
+def test_neither_tp_nor_gpus_is_refused() -> None:
     result = run("plan", root_of(FLASH))
     assert result.exit_code == ExitCode.USAGE
     assert "neither --tp nor --gpus" in result.stderr
 
 
-def test_without_a_gpu_memory_is_not_looked_at():
+def test_without_a_gpu_memory_is_not_looked_at() -> None:
     result = found(PRO, 16)
     assert all(one.fits and one.left_bytes is None and one.tokens_at_most is None for one in result.layouts)
 
 
-def test_nodes_that_do_not_divide_the_gpus_are_refused():
+def test_nodes_that_do_not_divide_the_gpus_are_refused() -> None:
     with pytest.raises(UsageError, match="nodes=3: 16 GPUs do not fall into so many equal nodes"):
         found(PRO, 16, "h200", nodes=3)
 
 
-def test_the_reference_weighs_its_mtp_block_with_and_without_a_gpu():
+def test_the_reference_weighs_its_mtp_block_with_and_without_a_gpu() -> None:
     with_gpu, without = found(PRO, 16, "h200", ("reference",)), found(PRO, 16, None, ("reference",))
     assert with_gpu.layouts[0].weight_bytes == without.layouts[0].weight_bytes
 
 
 @pytest.mark.slow
-def test_memory_given_is_looked_at():
+def test_memory_given_is_looked_at() -> None:
     assert found(PRO, 16, None, gpu_memory="95GiB").best is not None
     assert found(PRO, 16, None, gpu_memory="40GB").best is None

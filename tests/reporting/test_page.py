@@ -1,7 +1,9 @@
 """The report in a real browser: at three widths, in both colour schemes, on paper, and without a network."""
 
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
 
 import pytest
 from support.browser import CHROMIUM, chromium
@@ -22,13 +24,13 @@ PAGES = {"whole": WHOLE, "broken": BROKEN, "padded": PADDED, "checkpoint": None}
 
 
 @pytest.fixture(scope="module")
-def browser():
+def browser() -> Iterator[Any]:
     with chromium() as browser:
         yield browser
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory):
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("reports")
     for name, request in PAGES.items():
         (folder / f"{name}.html").write_text(page_of(request), encoding="utf-8")
@@ -36,7 +38,7 @@ def pages(tmp_path_factory):
 
 
 @pytest.fixture
-def page(browser):
+def page(browser: Any) -> Iterator[Any]:
     """A page whose complaints and requests are kept, and must be none but for its own file."""
     context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
     page = context.new_page()
@@ -51,7 +53,7 @@ def page(browser):
     context.close()
 
 
-def until(page, condition):
+def until(page: Any, condition: Any) -> None:
     """Wait for a condition: Playwright's own waiting asks the page to compile text, which its policy forbids."""
     for _ in range(500):
         if page.evaluate(condition):
@@ -60,7 +62,7 @@ def until(page, condition):
     pytest.fail(f"never came true: {condition}")
 
 
-def shown(page, path, width=1280, scheme="light"):
+def shown(page: Any, path: Any, width: int = 1280, scheme: str = "light") -> Any:
     """Open a report, and wait until its charts are drawn."""
     page.set_viewport_size({"width": width, "height": 900})
     page.emulate_media(color_scheme=scheme)
@@ -79,7 +81,7 @@ BOXES = """
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", PAGES)
-def test_nothing_is_wider_than_the_screen(page, pages, name, width, scheme):
+def test_nothing_is_wider_than_the_screen(page: Any, pages: Any, name: str, width: int, scheme: str) -> None:
     shown(page, pages / f"{name}.html", width, scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     boxes = page.evaluate(BOXES)
@@ -90,7 +92,7 @@ def test_nothing_is_wider_than_the_screen(page, pages, name, width, scheme):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_charts_draw_every_number_that_stands_in_the_page(page, pages, width):
+def test_charts_draw_every_number_that_stands_in_the_page(page: Any, pages: Any, width: int) -> None:
     shown(page, pages / "padded.html", width)
     charts = charts_of(page_of(PADDED))
     drawn = {chart: page.locator(f"[data-chart={chart}] svg rect").count() for chart in ("map", "ranks", "grid")}
@@ -104,7 +106,7 @@ def test_charts_draw_every_number_that_stands_in_the_page(page, pages, width):
     assert page.locator("[data-chart=grid] svg line").count() >= len(grid["cuts"])
 
 
-def test_the_labels_of_charts_stay_within_them(page, pages):
+def test_the_labels_of_charts_stay_within_them(page: Any, pages: Any) -> None:
     for width in WIDTHS:
         shown(page, pages / "whole.html", width)
         for text, left, right in page.evaluate(
@@ -115,7 +117,7 @@ def test_the_labels_of_charts_stay_within_them(page, pages):
             assert right <= width, (width, text)
 
 
-def test_charts_are_drawn_again_when_the_window_changes(page, pages):
+def test_charts_are_drawn_again_when_the_window_changes(page: Any, pages: Any) -> None:
     shown(page, pages / "whole.html", 1280)
     before = page.locator("[data-chart=map] svg").bounding_box()
     page.set_viewport_size({"width": 390, "height": 900})
@@ -125,7 +127,7 @@ def test_charts_are_drawn_again_when_the_window_changes(page, pages):
     assert after["height"] == pytest.approx(before["height"])  # drawn anew: a picture made smaller would be lower
 
 
-def test_the_button_copies_the_command_exactly(page, pages):
+def test_the_button_copies_the_command_exactly(page: Any, pages: Any) -> None:
     shown(page, pages / "whole.html")
     expected = [plan_of("DeepSeek-V4-Pro", WHOLE).reshard]
     expected += [f"SGLANG_SHARED_EXPERT_TP1=1 {line}" for line in plan_of("DeepSeek-V4-Pro", WHOLE).launch.commands]
@@ -139,7 +141,7 @@ def test_the_button_copies_the_command_exactly(page, pages):
     assert buttons.count() == len(expected) + 1  # and the options of the draft model
 
 
-def test_the_button_copies_also_where_a_page_has_no_clipboard(page, pages):
+def test_the_button_copies_also_where_a_page_has_no_clipboard(page: Any, pages: Any) -> None:
     page.add_init_script("Object.defineProperty(Navigator.prototype, 'clipboard', {get: () => undefined})")
     shown(page, pages / "whole.html")
     page.locator(".command button").first.click()
@@ -147,7 +149,7 @@ def test_the_button_copies_also_where_a_page_has_no_clipboard(page, pages):
     assert page.evaluate("getSelection().toString()") == plan_of("DeepSeek-V4-Pro", WHOLE).reshard
 
 
-def test_the_two_schemes_have_their_own_colours_and_paper_has_those_of_light(page, pages):
+def test_the_two_schemes_have_their_own_colours_and_paper_has_those_of_light(page: Any, pages: Any) -> None:
     backgrounds = {}
     for scheme in ("light", "dark"):
         shown(page, pages / "whole.html", scheme=scheme)
@@ -178,14 +180,14 @@ CONTRAST = """
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_all_text_stands_out_from_what_is_behind_it(page, pages, scheme):
+def test_all_text_stands_out_from_what_is_behind_it(page: Any, pages: Any, scheme: str) -> None:
     for name in PAGES:
         shown(page, pages / f"{name}.html", scheme=scheme)
         for tag, text, ratio in page.evaluate(CONTRAST):
             assert ratio >= 4.5, (tag, text)  # WCAG 2.2, 1.4.3 (AA)
 
 
-def test_on_paper_the_charts_stand_and_the_buttons_do_not(page, pages):
+def test_on_paper_the_charts_stand_and_the_buttons_do_not(page: Any, pages: Any) -> None:
     shown(page, pages / "whole.html")
     page.emulate_media(media="print")
     assert not page.locator(".command button").first.is_visible()
@@ -199,7 +201,7 @@ def test_on_paper_the_charts_stand_and_the_buttons_do_not(page, pages):
     until(page, f"document.querySelector('[data-chart=map] svg').getAttribute('width') === '{before}'")
 
 
-def test_without_scripts_all_but_the_charts_is_there(browser, pages):
+def test_without_scripts_all_but_the_charts_is_there(browser: Any, pages: Any) -> None:
     page = browser.new_context(java_script_enabled=False).new_page()
     page.goto((pages / "whole.html").as_uri())
     assert page.locator(".matrix tbody tr").count() == 7
@@ -208,16 +210,16 @@ def test_without_scripts_all_but_the_charts_is_there(browser, pages):
     assert page.locator("details table").first.is_visible()
 
 
-def test_the_pages_own_policy_lets_nothing_out_and_no_other_script_run(browser, pages):
+def test_the_pages_own_policy_lets_nothing_out_and_no_other_script_run(browser: Any, pages: Any) -> None:
     asked = []
 
     class Server(BaseHTTPRequestHandler):
-        def do_GET(self):
+        def do_GET(self) -> None:
             asked.append(self.path)
             self.send_response(200)
             self.end_headers()
 
-        def log_message(self, *_):
+        def log_message(self, *_: object) -> None:
             pass
 
     server = HTTPServer(("127.0.0.1", 0), Server)
@@ -238,7 +240,7 @@ def test_the_pages_own_policy_lets_nothing_out_and_no_other_script_run(browser, 
     assert page.evaluate("window.ran") is None
 
 
-def test_a_hostile_name_runs_nothing(page, pages):
+def test_a_hostile_name_runs_nothing(page: Any, pages: Any) -> None:
     path = pages / "hostile.html"
     report = make_report(*inventory_of(FLASH), plan_of(FLASH, Request(4), HOSTILE))
     path.write_text(to_html(report), encoding="utf-8")

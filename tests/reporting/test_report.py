@@ -49,7 +49,7 @@ def text_of(page: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("request_", [WHOLE, BROKEN, PADDED, None])
-def test_a_page_is_one_file_that_names_no_other_and_stays_small(request_):
+def test_a_page_is_one_file_that_names_no_other_and_stays_small(request_: Request | None) -> None:
     page = page_of(request_)
     parser = _Text()
     parser.feed(page)
@@ -59,12 +59,12 @@ def test_a_page_is_one_file_that_names_no_other_and_stays_small(request_):
 
 
 @pytest.mark.slow
-def test_the_same_plan_is_the_same_page_byte_by_byte():
+def test_the_same_plan_is_the_same_page_byte_by_byte() -> None:
     report = make_report(*inventory_of(PRO), plan_of(PRO, WHOLE))
     assert to_html(report) == page_of(WHOLE)
 
 
-def test_the_launch_commands_of_a_page_are_the_plans_with_their_environment():
+def test_the_launch_commands_of_a_page_are_the_plans_with_their_environment() -> None:
     words = text_of(page_of(WHOLE))
     plan = plan_of(PRO, WHOLE)
     assert plan.launch.environment == {"SGLANG_SHARED_EXPERT_TP1": "1"}
@@ -76,7 +76,7 @@ def test_the_launch_commands_of_a_page_are_the_plans_with_their_environment():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "request_"), [(PRO, WHOLE), (PRO, BROKEN), (FLASH, None), (V3, Request(8))])
-def test_every_cell_of_the_matrix_says_what_inspect_says_of_it(model, request_):
+def test_every_cell_of_the_matrix_says_what_inspect_says_of_it(model: str, request_: Request | None) -> None:
     words = text_of(page_of(request_, model))
     gpu = request_.gpu if request_ else None
     for cell in inspect(*inventory_of(model), gpu=gpu).matrix:
@@ -84,7 +84,7 @@ def test_every_cell_of_the_matrix_says_what_inspect_says_of_it(model, request_):
             assert line is None or line in words
 
 
-def test_a_cell_weighs_what_the_plan_of_its_layout_weighs():
+def test_a_cell_weighs_what_the_plan_of_its_layout_weighs() -> None:
     cells = {(cell.engine, cell.tp): cell for cell in inspect(*inventory_of(PRO), (8, 16, 32)).matrix}
     for engine, tp in (("sglang", 8), ("vllm", 16), ("reference", 8), ("trtllm", 16)):
         totals = plan_of(PRO, Request(tp, engine=engine)).totals
@@ -99,7 +99,7 @@ def test_a_cell_weighs_what_the_plan_of_its_layout_weighs():
 
 
 @pytest.mark.slow
-def test_with_a_gpu_the_matrix_looks_at_its_memory():
+def test_with_a_gpu_the_matrix_looks_at_its_memory() -> None:
     cells = {(cell.engine, cell.tp): cell for cell in inspect(*inventory_of(PRO), gpu="h20-96").matrix}
     assert cells["sglang", 8].verdict == "no"
     assert cells["sglang", 8].rule == "memory"
@@ -114,31 +114,31 @@ def test_with_a_gpu_the_matrix_looks_at_its_memory():
     [(BROKEN, "on GPUs of h20-96."), (Request(8, gpu_memory="96GB"), "on GPUs of 96GB."),
      (Request(8), "on Hopper; memory is not looked at.")],
 )  # fmt: skip
-def test_the_matrix_says_of_which_gpu_it_is_also_where_the_plan_breaks(request_, note):
+def test_the_matrix_says_of_which_gpu_it_is_also_where_the_plan_breaks(request_: Request, note: str) -> None:
     assert f"With each engine's own choices {note}" in text_of(page_of(request_))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("asked", [{"gpu": "h20-96"}, {"gpu": "H20-96"}, {"gpu_memory": "96GB"}])
-def test_where_the_search_finds_nothing_the_matrix_is_of_its_gpu_all_the_same(asked):
+def test_where_the_search_finds_nothing_the_matrix_is_of_its_gpu_all_the_same(asked: dict[str, str]) -> None:
     checkpoint, inventory = inventory_of(PRO)
-    found = search(checkpoint, inventory, Request(2, **asked))
+    found = search(checkpoint, inventory, Request(2, **asked))  # type: ignore[arg-type]
     assert found.best is None
     report = make_report(checkpoint, inventory, None, found)
     assert {cell.verdict for cell in report.inspection.matrix if cell.tp == 8} == {"no"}
     assert "Nothing" in text_of(to_html(report))
 
 
-def test_of_a_gpu_whose_kernels_are_not_known_the_matrix_claims_nothing():
+def test_of_a_gpu_whose_kernels_are_not_known_the_matrix_claims_nothing() -> None:
     assert {cell.verdict for cell in inspect(*inventory_of(PRO), (8,), gpu="mi355x").matrix} == {"unknown"}
 
 
-def test_a_gpu_that_means_nothing_is_refused():
+def test_a_gpu_that_means_nothing_is_refused() -> None:
     with pytest.raises(UsageError):
         inspect(*inventory_of(PRO), (8,), gpu="h2000")
 
 
-def test_a_plan_that_breaks_says_the_engines_own_words_and_the_nearest_that_run():
+def test_a_plan_that_breaks_says_the_engines_own_words_and_the_nearest_that_run() -> None:
     page, plan = page_of(BROKEN), plan_of(PRO, BROKEN)
     words = text_of(page)
     assert "Does not run" in words
@@ -154,7 +154,7 @@ def test_a_plan_that_breaks_says_the_engines_own_words_and_the_nearest_that_run(
     assert charts_of(page)["ranks"] is None
 
 
-def test_the_grid_of_v4_pro_shows_that_24_blocks_do_not_fall_into_16():
+def test_the_grid_of_v4_pro_shows_that_24_blocks_do_not_fall_into_16() -> None:
     (grid,) = charts_of(page_of(WHOLE))["grids"]
     assert len(grid["blocks"]) == 24
     assert [at for at, _ in grid["cuts"]] == [192 * number for number in range(1, 16)]
@@ -163,20 +163,20 @@ def test_the_grid_of_v4_pro_shows_that_24_blocks_do_not_fall_into_16():
     assert grid["shares"] == [[0, 3072, 0]]
 
 
-def test_the_grid_of_padded_experts_ends_in_zeros():
+def test_the_grid_of_padded_experts_ends_in_zeros() -> None:
     (grid,) = charts_of(page_of(PADDED))["grids"]
     assert [stop - start for start, stop, _ in grid["shares"]] == [256] * 12 + [0] * 4
     assert [padding for *_, padding in grid["shares"]] == [0] * 12 + [256] * 4
 
 
-def test_without_a_plan_the_grid_is_drawn_for_every_tp_that_would_cut():
+def test_without_a_plan_the_grid_is_drawn_for_every_tp_that_would_cut() -> None:
     grids = charts_of(page_of(None))["grids"]
     assert [grid["title"] for grid in grids] == [f"cut evenly over TP {tp}" for tp in (2, 4, 8, 16, 32, 64)]
     assert [any(split for *_, split in grid["blocks"]) for grid in grids] == [False] * 3 + [True] * 3
     assert not any(grid["shares"] for grid in grids)  # nothing is placed
 
 
-def test_a_bar_stands_for_each_rank_and_adds_up_to_the_gpus_memory():
+def test_a_bar_stands_for_each_rank_and_adds_up_to_the_gpus_memory() -> None:
     ranks = charts_of(page_of(WHOLE))["ranks"]
     assert [bar["label"] for bar in ranks["bars"]] == [f"rank {number}" for number in range(16)]
     for bar in ranks["bars"]:
@@ -184,19 +184,19 @@ def test_a_bar_stands_for_each_rank_and_adds_up_to_the_gpus_memory():
 
 
 @pytest.mark.slow
-def test_of_many_ranks_those_that_are_alike_have_one_bar():
+def test_of_many_ranks_those_that_are_alike_have_one_bar() -> None:
     page = page_of(Request(1, dp=128, ep=128, engine="vllm", nodes=16))
     assert [bar["label"] for bar in charts_of(page)["ranks"]["bars"]] == ["ranks 0-127"]
 
 
-def test_the_map_has_every_layer_and_colours_what_breaks():
+def test_the_map_has_every_layer_and_colours_what_breaks() -> None:
     drawn = charts_of(page_of(BROKEN))["map"]
     assert len(drawn["rows"]) == 63
     broken = [column["title"] for column in drawn["columns"] if column["kind"] == "breaks"]
     assert broken == ["routed experts: a rule breaks", "shared experts: a rule breaks"]
 
 
-def test_the_table_of_the_map_tells_the_draft_model_by_itself_and_no_bytes_of_what_breaks():
+def test_the_table_of_the_map_tells_the_draft_model_by_itself_and_no_bytes_of_what_breaks() -> None:
     def rows(request_: Request) -> list[list[str]]:
         table = page_of(request_).partition("<th>module</th><th>placement</th>")[2].partition("</table>")[0]
         return [re.findall("<td.*?>(.*?)</td>", row) for row in table.split("<tr>")[1:]]
@@ -213,7 +213,7 @@ def test_the_table_of_the_map_tells_the_draft_model_by_itself_and_no_bytes_of_wh
 
 
 @pytest.mark.slow
-def test_what_the_search_found_stands_beside_its_best():
+def test_what_the_search_found_stands_beside_its_best() -> None:
     checkpoint, inventory = inventory_of(PRO)
     found = search(checkpoint, inventory, Request(16, gpu="h20-96"))
     words = text_of(to_html(make_report(checkpoint, inventory, plan_best(checkpoint, inventory, found), found)))
@@ -223,7 +223,7 @@ def test_what_the_search_found_stands_beside_its_best():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "request_"), LAYOUTS)
-def test_every_engine_and_family_has_its_page_with_the_numbers_of_its_plan(model, request_):
+def test_every_engine_and_family_has_its_page_with_the_numbers_of_its_plan(model: str, request_: Request) -> None:
     plan, page = plan_of(model, request_), page_of(request_, model)
     charts, words = charts_of(page), text_of(page)
     assert ("Does not run" in words) is not plan.feasible
@@ -239,7 +239,7 @@ def test_every_engine_and_family_has_its_page_with_the_numbers_of_its_plan(model
     assert all(0 <= row < len(drawn["rows"]) and column < len(drawn["columns"]) for row, column, *_ in drawn["cells"])
 
 
-def test_of_a_family_that_no_engine_is_known_for_nothing_is_drawn_but_its_blocks():
+def test_of_a_family_that_no_engine_is_known_for_nothing_is_drawn_but_its_blocks() -> None:
     page = page_of(Request(4), V41)
     charts = charts_of(page)
     assert charts["map"] is charts["ranks"] is None
@@ -247,7 +247,7 @@ def test_of_a_family_that_no_engine_is_known_for_nothing_is_drawn_but_its_blocks
 
 
 @pytest.mark.slow
-def test_a_hostile_name_stays_text_everywhere():
+def test_a_hostile_name_stays_text_everywhere() -> None:
     checkpoint, inventory = inventory_of(FLASH)
     page = to_html(make_report(checkpoint, inventory, plan_of(FLASH, Request(4), HOSTILE)))
     assert page.count("<script") == 3
@@ -258,7 +258,7 @@ def test_a_hostile_name_stays_text_everywhere():
     assert "{{7*7}}" in text_of(page)
 
 
-def test_only_the_pages_own_scripts_may_run():
+def test_only_the_pages_own_scripts_may_run() -> None:
     page = page_of(WHOLE)
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)
     assert policy

@@ -4,6 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 from support.checkpoints.small import open_folder
@@ -15,11 +17,11 @@ from dsv4_shard.sglang_plugin.checks import check_file, check_identity, check_pa
 from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.manifest import load_manifest
 from dsv4_shard.sharding.run import reshard
-from dsv4_shard.tensors.header import build_header
+from dsv4_shard.tensors.header import Header, build_header
 
 
 @pytest.fixture(scope="session")
-def result(tiny_checkpoint, tmp_path_factory):
+def result(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rank files for SGLang, TP 2. Only to be read."""
     checkpoint, inventory = open_folder(tiny_checkpoint)
     plan = make_plan(checkpoint, inventory, Request(2, runner="marlin", shared_experts="whole", gpu="h200"))
@@ -29,11 +31,11 @@ def result(tiny_checkpoint, tmp_path_factory):
 
 
 @pytest.fixture
-def folder(result, tmp_path):
+def folder(result: Path, tmp_path: Path) -> Path:
     return shutil.copytree(result, tmp_path / "out")
 
 
-def check_rank(folder, rank, verify=False):
+def check_rank(folder: Path, rank: int, verify: bool = False) -> dict[str, Header]:
     """As a loader does: every file of a rank, in its folder."""
     manifest, root, inner = find_manifest(folder)
     return {
@@ -43,7 +45,7 @@ def check_rank(folder, rank, verify=False):
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("inner", ["", "draft"])
-def test_a_sound_result_is_taken_for_each_rank_target_and_draft_apart(result, rank, inner):
+def test_a_sound_result_is_taken_for_each_rank_target_and_draft_apart(result: Path, rank: int, inner: str) -> None:
     headers = check_rank(result / inner, rank, verify=True)
     prefix = f"{inner}/" if inner else ""
     assert list(headers) == [
@@ -55,26 +57,26 @@ def test_a_sound_result_is_taken_for_each_rank_target_and_draft_apart(result, ra
     assert any(name.startswith("model.decoder.") for name in names) == bool(inner)
 
 
-def test_swapped_rank_files_are_refused_by_name(folder):
+def test_swapped_rank_files_are_refused_by_name(folder: Path) -> None:
     one, other = (folder / f"model-rank-{rank}-part-0.safetensors" for rank in (0, 1))
     one.rename(folder / "x"), other.rename(one), (folder / "x").rename(other)
     with pytest.raises(LoadRefused, match=r"model-rank-0-part-0.* holds the shards of rank 1, this is rank 0: swapped"):
         check_rank(folder, 0)
 
 
-def test_a_rank_that_is_not_in_the_folder_is_refused(folder):
+def test_a_rank_that_is_not_in_the_folder_is_refused(folder: Path) -> None:
     with pytest.raises(LoadRefused, match=r"ranks 0, 1 of 2, not rank 2"):
         check_rank(folder, 2)
 
 
-def test_a_lost_file_is_refused(folder):
+def test_a_lost_file_is_refused(folder: Path) -> None:
     (folder / "model-rank-1-part-0.safetensors").unlink()
     check_rank(folder, 0)
     with pytest.raises(LoadRefused, match="model-rank-1-part-0"):
         check_rank(folder, 1)
 
 
-def test_a_truncated_file_is_refused(folder):
+def test_a_truncated_file_is_refused(folder: Path) -> None:
     path = folder / "model-rank-0-part-0.safetensors"
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size - 1)
@@ -82,14 +84,14 @@ def test_a_truncated_file_is_refused(folder):
         check_rank(folder, 0)
 
 
-def test_a_file_from_elsewhere_with_this_ranks_number_is_refused(folder):
+def test_a_file_from_elsewhere_with_this_ranks_number_is_refused(folder: Path) -> None:
     header, _ = build_header({"model.norm.weight": ("BF16", (2,))}, {"rank": "0"})
     (folder / "model-rank-0-part-0.safetensors").write_bytes(header + bytes(4))
     with pytest.raises(LoadRefused, match="bytes"):
         check_rank(folder, 0)
 
 
-def test_a_flipped_byte_is_refused_where_verify_is_on(folder):
+def test_a_flipped_byte_is_refused_where_verify_is_on(folder: Path) -> None:
     path = folder / "model-rank-1-part-0.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -99,13 +101,13 @@ def test_a_flipped_byte_is_refused_where_verify_is_on(folder):
         check_rank(folder, 1, verify=True)
 
 
-def test_a_folder_without_its_manifest_is_refused(folder):
+def test_a_folder_without_its_manifest_is_refused(folder: Path) -> None:
     (folder / "manifest.json").unlink()
     with pytest.raises(NotAResult):
         check_rank(folder, 0)
 
 
-def test_an_edited_identity_is_refused(folder):
+def test_an_edited_identity_is_refused(folder: Path) -> None:
     document = json.loads((folder / "manifest.json").read_text())
     document["identity"]["moe_runner"] = "flashinfer_mxfp4"
     (folder / "manifest.json").write_text(json.dumps(document))
@@ -113,7 +115,7 @@ def test_an_edited_identity_is_refused(folder):
         check_rank(folder, 0)
 
 
-def test_the_identity_tells_what_shapes_do_not(result):
+def test_the_identity_tells_what_shapes_do_not(result: Path) -> None:
     assert load_manifest(result).identity == {
         "layout": "dsv4-shard sglang 1",
         "engine": "sglang 0.5.23",
@@ -136,7 +138,7 @@ def test_the_identity_tells_what_shapes_do_not(result):
     [("engine", "sglang 0.5.24"), ("gpu_family", "Blackwell"), ("tp", "4"), ("ep", "2"), ("attention_dp", "2"),
      ("w13_order", "up, gate"), ("moe_runner", "flashinfer_mxfp4")],
 )  # fmt: skip
-def test_another_property_than_the_files_were_made_for_is_refused_by_name(result, key, running):
+def test_another_property_than_the_files_were_made_for_is_refused_by_name(result: Path, key: str, running: str) -> None:
     wanted = load_manifest(result).identity
     check_identity(wanted, wanted)
     with pytest.raises(LoadRefused, match=rf"made for {key} '{wanted[key]}', this is '{running}'"):
@@ -146,7 +148,7 @@ def test_another_property_than_the_files_were_made_for_is_refused_by_name(result
 HELD = {"a.weight": ("BF16", (2, 3)), "b.scale": ("F32", ())}
 
 
-def test_the_models_own_parameters_are_taken():
+def test_the_models_own_parameters_are_taken() -> None:
     check_parameters(HELD, HELD)
     check_parameters(HELD, HELD | {"c.k_scale": ("F32", ())}, frozenset({"c.k_scale"}))
 
@@ -160,13 +162,13 @@ def test_the_models_own_parameters_are_taken():
         (HELD | {"a.weight": ("F32", (2, 3))}, r"a\.weight is BF16 \[2, 3\] in the file, F32 \[2, 3\] in the model"),
     ],
 )
-def test_a_missing_unknown_or_other_parameter_is_refused_by_name(wanted, why):
+def test_a_missing_unknown_or_other_parameter_is_refused_by_name(wanted: dict[str, Any], why: str) -> None:
     with pytest.raises(LoadRefused, match=why):
         check_parameters(HELD, wanted)
 
 
 @pytest.mark.slow
-def test_the_plugin_brings_no_command_line_into_the_engines_processes():
+def test_the_plugin_brings_no_command_line_into_the_engines_processes() -> None:
     unwanted = {"torch", "typer", "rich", "huggingface_hub"}
     code = f"import sys, dsv4_shard.sglang_plugin.checks; print(*{unwanted} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -243,7 +243,7 @@ def test_a_rank_may_get_nothing_but_padding(conversion: str | None, axis: int, w
         pad = each - (stop - start)
         area = slice_rectangle("F8_E8M0", shape, axis, start, stop)
         cuts.append((Slice(area, pad_rows=pad) if axis == 0 else Slice(area, pad_cols=pad), (index,)))
-    maker.move(maker.tensor("F8_E8M0", shape), cuts, conversion=conversion, fill=b"\x7f")
+    maker.move(maker.tensor("F8_E8M0", shape), cuts, conversion=conversion, fill=b"\x7f")  # type: ignore[arg-type]
     work = maker.work()
     one = b"\x7f" if conversion is None else np.float32(1).tobytes()
     assert work.expected[3] == work.recipe.files[3].header + one * 18
@@ -268,7 +268,7 @@ def test_a_scale_is_repeated_along_both_axes_before_it_is_cut(
     maker = Maker(tmp_path, np.random.default_rng(9))
     repeated = (12, 20)
     cuts = [(Slice(slice_rectangle(dtype, repeated, axis, *split(repeated[axis], FILES, i))), (i,)) for i in ALL]
-    maker.move(maker.tensor(dtype, (3, 5)), cuts, conversion=conversion, repeat=4)
+    maker.move(maker.tensor(dtype, (3, 5)), cuts, conversion=conversion, repeat=4)  # type: ignore[arg-type]
     assert_copied(maker.work())
 
 
@@ -470,7 +470,7 @@ def test_a_source_that_changes_during_the_run_is_found(what: str, workers: int, 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_source_truncated_meanwhile_is_named_with_the_offset(workers: int, tmp_path: Path) -> None:
     work = moved_work(tmp_path / "source")
-    sink = Hook(work, 1, lambda: [os.truncate(work.source.root / f"{n}.bin", 4050) for n in (0, 1)])
+    sink = Hook(work, 1, lambda: [os.truncate(work.source.root / f"{n}.bin", 4050) for n in (0, 1)])  # type: ignore[arg-type, func-returns-value]
     with pytest.raises(ReadFailed, match=r"\d\.bin: ends at byte \d+, \d+ bytes early"):
         copy(work.recipe, work.source, sink, workers)
 

@@ -206,7 +206,7 @@ class Disk:
             spare.unlink(missing_ok=True)
             _link(target, spare)
             undo.append(lambda: os.rename(spare, target))
-        self._names.append(((source.parent, target.parent), lambda: [one() for one in undo] and None))
+        self._names.append(((source.parent, target.parent), lambda: [one() for one in undo] and None))  # type: ignore[arg-type, no-untyped-call]
 
     def _unlinked(self, path: Path) -> None:
         spare = path.parent.parent / SPARE
@@ -339,7 +339,7 @@ def test_whichever_call_is_the_last_the_next_run_ends_as_if_nothing_had_been(
                 code = errno.ENOSPC if number % 2 else errno.EIO
                 break_off(job, folder / "out", fail_at(number, code), at, options)
             case "kill":
-                interrupted(job, folder / "out", kill_at(number), **options)
+                interrupted(job, folder / "out", kill_at(number), **options)  # type: ignore[arg-type]
             case _:
                 disk = Disk(number, SHARES[how])
                 interrupted(job, folder / "out", disk.before, disk.lose, **options)

@@ -19,7 +19,7 @@ from dsv4_shard.engines.registry import find_engine
 from dsv4_shard.engines.vllm.files import layout_class
 from dsv4_shard.planning.choose import choose
 from dsv4_shard.sharding.recipe import ALL_RANKS, Destination, OutputFile, Recipe, Slice, Step
-from dsv4_shard.sharding.recipe_builder import make_recipe, scale_name
+from dsv4_shard.sharding.recipe_builder import make_recipe, scale_name  # type: ignore[attr-defined]
 from dsv4_shard.tensors.dtype_casts import CONVERSIONS
 from dsv4_shard.tensors.header import DTYPE_BITS, parse_header
 
@@ -451,10 +451,10 @@ def test_some_ranks_alone_give_the_files_of_the_full_run(job: tuple[Case, tuple[
             spread = [(cut, tuple(kept.index(f) for f in files if f in kept)) for cut, files in landing.spread]
             spread = [one for one in spread if one[1]]
             if spread:
-                landings.append(landing._replace(spread=set(spread)))
+                landings.append(landing._replace(spread=set(spread)))  # type: ignore[arg-type]
         if landings:
             expected.append(replace(step, landings=tuple(landings)))
-    as_sets = [replace(s, landings=tuple(x._replace(spread=set(x.spread)) for x in s.landings)) for s in some.steps]
+    as_sets = [replace(s, landings=tuple(x._replace(spread=set(x.spread)) for x in s.landings)) for s in some.steps]  # type: ignore[arg-type]
     assert as_sets == expected
     fixed = {(kept.index(f.file), f.tensor, f.data) for f in whole.fixed if f.file in kept}
     assert {(f.file, f.tensor, f.data) for f in some.fixed} == fixed
@@ -582,7 +582,7 @@ def test_old_vllm_gets_each_ranks_own_map_from_experts_to_slots() -> None:
 
 def test_engines_without_constants_have_none() -> None:
     for engine, more in (("reference", {}), ("sglang", {}), ("vllm", {"ep": 2})):
-        assert Case(small_config(), Request(tp=2, engine=engine, **more)).recipe.fixed == ()
+        assert Case(small_config(), Request(tp=2, engine=engine, **more)).recipe.fixed == ()  # type: ignore[arg-type]
 
 
 # --- refusals and size ---------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ from dsv4_shard.sharding import journal
 from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.journal import read_journal
 from dsv4_shard.sharding.run import reshard
-from dsv4_shard.terminal.progress import Progress
+from dsv4_shard.terminal.progress import Progress  # type: ignore[attr-defined]
 from dsv4_shard.verification.result_folder import verify
 
 STAGING = ".out.partial"
@@ -440,7 +440,7 @@ def run_cli(command: list[str], number: signal.Signals | None = None, after: flo
         try:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             sys.argv = command
-            cli.allow_open_files = lambda: os.write(begins, b"!")  # what main does once signals are handled
+            cli.allow_open_files = lambda: os.write(begins, b"!")  # type: ignore[assignment, attr-defined]  # what main does once signals are handled
             cli.main()
         except SystemExit as error:
             code = int(error.code or 0)

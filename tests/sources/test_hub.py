@@ -139,10 +139,10 @@ def test_inspect_shows_what_the_folder_shows(hub: HubServer, checkpoint: Path) -
         return json.loads(succeeds("inspect", repo, "--json"))
 
     afar, here = shown(REPO), shown(checkpoint)
-    assert afar["identity"].pop("revision") == hub.head(REPO)
-    assert [finding["code"] for finding in afar.pop("findings")] == ["source"]
-    here["identity"] = {**here["identity"], "label": REPO}
-    del here["identity"]["revision"]
+    assert afar["identity"].pop("revision") == hub.head(REPO)  # type: ignore[attr-defined]
+    assert [finding["code"] for finding in afar.pop("findings")] == ["source"]  # type: ignore[attr-defined]
+    here["identity"] = {**here["identity"], "label": REPO}  # type: ignore[dict-item]
+    del here["identity"]["revision"]  # type: ignore[attr-defined]
     assert here == {**afar, "findings": []}
 
 
@@ -310,7 +310,7 @@ def test_a_process_finds_the_hub_by_its_environment(hub: HubServer, local: Path,
     hub.add_repo("org/gated", {"main": hub_folder(hub)}, access="gated")
     environment = os.environ | hub.env(tmp_path / "home") | {"HF_TOKEN": hub.token}
     command = [sys.executable, "-m", "dsv4_shard", "reshard", "org/gated", tmp_path / "out", *TP]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # type: ignore[arg-type]
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert_same_weights(tmp_path / "out", local)

@@ -16,7 +16,7 @@ HUB = "https://huggingface.co"
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home that holds nothing yet."""
     for name in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
@@ -25,7 +25,7 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_repositories_of_both_caches_are_found_by_name(home):
+def test_repositories_of_both_caches_are_found_by_name(home: Path) -> None:
     for folder in ("models--org--a", "models--org--b--c", "models--gpt2", "datasets--org--d", "version.txt"):
         (home / "cache" / "huggingface" / "hub" / folder).mkdir(parents=True)
     HeaderCache(HUB, "org/kept").remember("main", "0" * 40)
@@ -38,7 +38,9 @@ def test_repositories_of_both_caches_are_found_by_name(home):
     {}, {"HF_HOME": "{}/home"}, {"HF_HUB_CACHE": "{}/hub"}, {"HUGGINGFACE_HUB_CACHE": "{}/old"},
     {"HF_HOME": "~/x", "HOME": "{}"}, {"HF_HUB_CACHE": "$HERE/hub", "HERE": "{}"}, {"HF_HOME": "$HERE", "HERE": "{}"},
 ])  # fmt: skip
-def test_the_hub_cache_is_where_huggingface_hub_has_it(variables, home, monkeypatch):
+def test_the_hub_cache_is_where_huggingface_hub_has_it(
+    variables: dict[str, str], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value.format(home))
     code = "from huggingface_hub.constants import HF_HUB_CACHE; print(HF_HUB_CACHE)"
@@ -47,7 +49,7 @@ def test_the_hub_cache_is_where_huggingface_hub_has_it(variables, home, monkeypa
     assert cached.cached_repos() == ["org/a"]
 
 
-def test_caches_that_are_not_there_or_cannot_be_read_hold_nothing(home, monkeypatch):
+def test_caches_that_are_not_there_or_cannot_be_read_hold_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cached.cached_repos() == []
     (home / "file").touch()
     monkeypatch.setenv("HF_HUB_CACHE", str(home / "file"))
@@ -58,7 +60,9 @@ def test_caches_that_are_not_there_or_cannot_be_read_hold_nothing(home, monkeypa
     ("DeepSek-V4-Pro", "DeepSeek-V4-Pro"), ("./DeepSek-V4-Pro", "DeepSeek-V4-Pro"),
     ("models/V4-Flsh", "models/V4-Flash"), ("Kimi-K3", "moonshotai/Kimi-K2"),
 ])  # fmt: skip
-def test_a_folder_that_is_not_there_is_a_usage_error_that_names_what_was_meant(asked, meant, home, monkeypatch):
+def test_a_folder_that_is_not_there_is_a_usage_error_that_names_what_was_meant(
+    asked: str, meant: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for folder in ("DeepSeek-V4-Pro", "models/V4-Flash", "cache/huggingface/hub/models--moonshotai--Kimi-K2"):
         (home / folder).mkdir(parents=True)
     monkeypatch.chdir(home)
@@ -73,7 +77,9 @@ def test_a_folder_that_is_not_there_is_a_usage_error_that_names_what_was_meant(a
 @pytest.mark.parametrize(("asked", "meant"), [
     ("deepseek-ai/DeepSek-V4-Pro", "deepseek-ai/DeepSeek-V4-Pro"), ("models/V4-Flsh", "models/V4-Flash"),
 ])  # fmt: skip
-def test_a_repository_that_cannot_be_had_names_what_was_meant_before_what_else_to_do(asked, meant, home, monkeypatch):
+def test_a_repository_that_cannot_be_had_names_what_was_meant_before_what_else_to_do(
+    asked: str, meant: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for folder in ("models/V4-Flash", "cache/huggingface/hub/models--deepseek-ai--DeepSeek-V4-Pro"):
         (home / folder).mkdir(parents=True)
     monkeypatch.chdir(home)
@@ -83,13 +89,13 @@ def test_a_repository_that_cannot_be_had_names_what_was_meant_before_what_else_t
     assert result.stderr.splitlines()[1].startswith(f"  Did you mean {meant}? ")
 
 
-def test_a_name_that_nothing_comes_near_to_has_no_hint_made_up(home, monkeypatch):
+def test_a_name_that_nothing_comes_near_to_has_no_hint_made_up(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
     result = run("inspect", "nothing-like-it")
     assert result.stderr == "error: nothing-like-it: no such folder\n"
 
 
-def test_a_folder_of_any_name_is_shown_escaped(home, monkeypatch):
+def test_a_folder_of_any_name_is_shown_escaped(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkdir(home / "mod\x1b[31mel")
     monkeypatch.chdir(home)
     assert "Did you mean mod\\x1b[31mel?" in run("inspect", "mod[31mel").stderr

@@ -3,6 +3,8 @@
 import json
 import threading
 from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from support.checkpoints.small import small_config
@@ -27,6 +29,10 @@ from dsv4_shard.sources import remote_headers as heads
 from dsv4_shard.sources.object_store import connect, open_store
 from dsv4_shard.tensors.header import LENGTH_BYTES
 
+if TYPE_CHECKING:
+    from support.servers.store import StoreServer
+
+
 URL = "s3://bucket/models/small"
 REFERENCE = ("--tp", "4", "--engine", "reference")
 WEIGHTS = "model-00002-of-*"
@@ -34,12 +40,12 @@ _QUICK = {"init_backoff": timedelta(milliseconds=1), "max_backoff": timedelta(mi
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("stores") / "small", small_config(), seed=3)
 
 
 @pytest.fixture(autouse=True)
-def _own_caches(tmp_path, monkeypatch):
+def _own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("COLUMNS", "200")
@@ -47,16 +53,16 @@ def _own_caches(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def server(store_server, checkpoint):
+def server(store_server: "StoreServer", checkpoint: Path) -> "StoreServer":
     store_server.upload(checkpoint, "models/small")
     return store_server
 
 
-def files(folder):
+def files(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def weights(folder):
+def weights(folder: Path) -> dict[str, bytes]:
     """Bytes of its rank files."""
     return {name: content for name, content in files(folder).items() if name.endswith(".safetensors")}
 
@@ -66,13 +72,15 @@ def weights(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [("inspect",), ("plan", *REFERENCE)])
-def test_what_is_said_of_a_checkpoint_is_what_is_said_of_its_folder(server, checkpoint, command):
+def test_what_is_said_of_a_checkpoint_is_what_is_said_of_its_folder(
+    server: "StoreServer", checkpoint: Path, command: tuple[str, ...]
+) -> None:
     afar, here = run(command[0], URL, *command[1:], "--json"), run(command[0], checkpoint, *command[1:], "--json")
     assert (afar.exit_code, here.exit_code) == (0, 0)
     assert afar.stdout.replace(URL, "it") == here.stdout.replace(str(checkpoint), "it")
 
 
-def test_inspect_lists_once_and_asks_each_file_once_for_its_head(server, checkpoint):
+def test_inspect_lists_once_and_asks_each_file_once_for_its_head(server: "StoreServer", checkpoint: Path) -> None:
     run("inspect", URL)
     asked = [(request.route, request.file.rpartition("/")[2]) for request in server.requests]
     small = ["config.json", "model.safetensors.index.json"]
@@ -82,7 +90,7 @@ def test_inspect_lists_once_and_asks_each_file_once_for_its_head(server, checkpo
 
 
 @pytest.mark.slow
-def test_the_second_command_reads_no_object(server):
+def test_the_second_command_reads_no_object(server: "StoreServer") -> None:
     run("inspect", URL)
     server.reset()
     assert run("plan", URL, *REFERENCE).exit_code == 0
@@ -90,7 +98,7 @@ def test_the_second_command_reads_no_object(server):
 
 
 @pytest.mark.slow
-def test_what_is_kept_of_a_listing_is_not_taken_for_another(server, checkpoint):
+def test_what_is_kept_of_a_listing_is_not_taken_for_another(server: "StoreServer", checkpoint: Path) -> None:
     run("inspect", URL)
     server.put("models/small/config.json", (checkpoint / "config.json").read_bytes().replace(b"{", b"{ ", 1))
     server.reset()
@@ -98,7 +106,7 @@ def test_what_is_kept_of_a_listing_is_not_taken_for_another(server, checkpoint):
     assert server.seen(route="get", file="models/small/config.json")
 
 
-def test_what_else_lies_below_the_prefix_is_no_file_of_it(server):
+def test_what_else_lies_below_the_prefix_is_no_file_of_it(server: "StoreServer") -> None:
     server.put("models/small/", b"")
     server.put("models/small/inference/model.py", b"x")
     server.put("models/smaller/config.json", b"x")
@@ -107,7 +115,7 @@ def test_what_else_lies_below_the_prefix_is_no_file_of_it(server):
     assert sizes == {name: len(content) for name, content in files_at(server, "models/small").items() if name in sizes}
 
 
-def files_at(server, prefix):
+def files_at(server: "StoreServer", prefix: str) -> dict[str, bytes]:
     return {
         key.removeprefix(f"{prefix}/"): content for key, content in server.objects().items() if key.startswith(prefix)
     }
@@ -115,7 +123,9 @@ def files_at(server, prefix):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("url", [f"{URL}/", URL.replace("s3", "S3")])
-def test_a_place_is_the_same_with_a_slash_at_its_end_and_with_its_scheme_in_capitals(server, url):
+def test_a_place_is_the_same_with_a_slash_at_its_end_and_with_its_scheme_in_capitals(
+    server: "StoreServer", url: str
+) -> None:
     run("inspect", URL)
     server.reset()
     assert open_source(url).label == URL
@@ -126,7 +136,9 @@ def test_a_place_is_the_same_with_a_slash_at_its_end_and_with_its_scheme_in_capi
 
 
 @pytest.mark.slow
-def test_rank_files_are_those_of_the_folder_and_verify_reads_the_store(server, checkpoint, tmp_path):
+def test_rank_files_are_those_of_the_folder_and_verify_reads_the_store(
+    server: "StoreServer", checkpoint: Path, tmp_path: Path
+) -> None:
     assert run("reshard", URL, tmp_path / "afar", *REFERENCE).exit_code == 0
     assert run("reshard", checkpoint, tmp_path / "here", *REFERENCE).exit_code == 0
     assert weights(tmp_path / "afar") == weights(tmp_path / "here")
@@ -137,13 +149,17 @@ def test_rank_files_are_those_of_the_folder_and_verify_reads_the_store(server, c
 
 
 @pytest.mark.slow
-def test_a_folder_made_from_the_store_is_verified_against_the_folder(server, checkpoint, tmp_path):
+def test_a_folder_made_from_the_store_is_verified_against_the_folder(
+    server: "StoreServer", checkpoint: Path, tmp_path: Path
+) -> None:
     run("reshard", URL, tmp_path / "out", *REFERENCE)
     assert run("verify", tmp_path / "out", "--against", checkpoint).exit_code == 0
 
 
 @pytest.mark.slow
-def test_a_byte_that_was_changed_on_its_way_is_found_by_comparing_with_the_store(server, tmp_path):
+def test_a_byte_that_was_changed_on_its_way_is_found_by_comparing_with_the_store(
+    server: "StoreServer", tmp_path: Path
+) -> None:
     run("inspect", URL)
     server.faults.append(Fault("corrupt", route="get", file=f"*/{WEIGHTS}"))
     assert run("reshard", URL, tmp_path / "out", *REFERENCE).exit_code == 0
@@ -154,7 +170,9 @@ def test_a_byte_that_was_changed_on_its_way_is_found_by_comparing_with_the_store
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [REFERENCE, ("--tp", "4", "--gpu", "h100")])
-def test_a_run_fetches_each_byte_once(server, checkpoint, tmp_path, options):
+def test_a_run_fetches_each_byte_once(
+    server: "StoreServer", checkpoint: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
     run("inspect", URL)
     server.reset()
     assert run("reshard", URL, tmp_path / "out", *options).exit_code == 0
@@ -163,7 +181,7 @@ def test_a_run_fetches_each_byte_once(server, checkpoint, tmp_path, options):
 
 
 @pytest.mark.slow
-def test_a_share_fetches_what_its_ranks_need(server, checkpoint, tmp_path):
+def test_a_share_fetches_what_its_ranks_need(server: "StoreServer", checkpoint: Path, tmp_path: Path) -> None:
     options = ("--engine", "node", "--tp", "4", "--nodes", "4", "--ranks", "1")
     run("inspect", URL)
     server.reset()
@@ -173,7 +191,9 @@ def test_a_share_fetches_what_its_ranks_need(server, checkpoint, tmp_path):
     assert server.bytes_sent(route="get") <= 1.02 * needed + (64 << 10)  # tokenizer and the like
 
 
-def test_google_storage_goes_the_same_way(server, checkpoint, tmp_path, monkeypatch):
+def test_google_storage_goes_the_same_way(
+    server: "StoreServer", checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in server.google_env(tmp_path / "account.json").items():
         monkeypatch.setenv(name, value)
     assert run("reshard", URL.replace("s3:", "gs:"), tmp_path / "afar", *REFERENCE).exit_code == 0
@@ -186,7 +206,9 @@ def test_google_storage_goes_the_same_way(server, checkpoint, tmp_path, monkeypa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["cut", "stall_body"])
-def test_a_body_that_breaks_off_is_gone_on_with_where_it_did(server, checkpoint, tmp_path, monkeypatch, kind):
+def test_a_body_that_breaks_off_is_gone_on_with_where_it_did(
+    server: "StoreServer", checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     run("inspect", URL)
     server.reset()
     monkeypatch.setenv("AWS_TIMEOUT", "1s")
@@ -225,7 +247,9 @@ def test_a_body_that_breaks_off_is_gone_on_with_where_it_did(server, checkpoint,
         (Fault("cut", route="get", at=0, times=None), ServerFailed, "connections broke off"),
     ],
 )
-def test_each_fault_has_its_error_and_what_to_do(server, fault, error, said):
+def test_each_fault_has_its_error_and_what_to_do(
+    server: "StoreServer", fault: Fault, error: type[Unreachable], said: str
+) -> None:
     server.faults.append(fault)
     with pytest.raises(error) as raised:
         open_store(URL)
@@ -236,7 +260,9 @@ def test_each_fault_has_its_error_and_what_to_do(server, fault, error, said):
 
 
 @pytest.mark.parametrize("kind", ["stall", "stall_body"])
-def test_a_stall_ends_with_the_time_that_the_environment_gives(server, monkeypatch, kind):
+def test_a_stall_ends_with_the_time_that_the_environment_gives(
+    server: "StoreServer", monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     monkeypatch.setenv("AWS_TIMEOUT", "100ms")
     server.faults.append(Fault(kind, times=None))
     with pytest.raises(ServerFailed, match="no answer in time"):
@@ -247,14 +273,16 @@ def test_a_stall_ends_with_the_time_that_the_environment_gives(server, monkeypat
 @pytest.mark.many
 @pytest.mark.parametrize("route", ["list", "get"])
 @pytest.mark.parametrize("status", [408, 429, 502, 503])
-def test_what_lasts_a_moment_is_no_fault(server, route, status):
+def test_what_lasts_a_moment_is_no_fault(server: "StoreServer", route: str, status: int) -> None:
     server.faults.append(Fault("status", status=status, route=route, times=2))
     assert open_store(URL).sizes()
     assert server.faults[0].hits == 2
 
 
 @pytest.mark.parametrize("edge", [-1, 0, 1])
-def test_a_header_may_end_at_the_edge_of_the_first_range(server, checkpoint, monkeypatch, edge):
+def test_a_header_may_end_at_the_edge_of_the_first_range(
+    server: "StoreServer", checkpoint: Path, monkeypatch: pytest.MonkeyPatch, edge: int
+) -> None:
     path = next(checkpoint.glob(WEIGHTS))
     raw = path.read_bytes()
     length = LENGTH_BYTES + int.from_bytes(raw[:LENGTH_BYTES], "little")
@@ -264,7 +292,7 @@ def test_a_header_may_end_at_the_edge_of_the_first_range(server, checkpoint, mon
     assert len(server.seen(file=f"models/small/{path.name}")) == (2 if edge < 0 else 1)
 
 
-def test_a_command_says_it_in_one_line_with_a_hint_and_exits_with_5(server):
+def test_a_command_says_it_in_one_line_with_a_hint_and_exits_with_5(server: "StoreServer") -> None:
     server.faults.append(Fault("forbidden", times=None))
     result = run("inspect", URL)
     assert (result.exit_code, result.stdout) == (ExitCode.NETWORK, "")
@@ -281,27 +309,29 @@ def test_a_command_says_it_in_one_line_with_a_hint_and_exits_with_5(server):
         ("s3://nobucket/models", "no bucket s3://nobucket (404 NoSuchBucket)"),
     ],
 )
-def test_what_is_not_there_is_not_found(server, url, said):
+def test_what_is_not_there_is_not_found(server: "StoreServer", url: str, said: str) -> None:
     with pytest.raises(NotFound) as raised:
         open_store(url)
     assert said in str(raised.value)
 
 
-def test_nobody_at_the_endpoint_is_said(server, monkeypatch):
+def test_nobody_at_the_endpoint_is_said(server: "StoreServer", monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(ServerFailed, match="no connection, after 2 retries") as raised:
         open_store(URL)
     assert "AWS_ENDPOINT_URL" in raised.value.hint
 
 
-def test_an_endpoint_without_encryption_must_be_allowed(server, monkeypatch):
+def test_an_endpoint_without_encryption_must_be_allowed(server: "StoreServer", monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ALLOW_HTTP")
     with pytest.raises(Unreachable, match="not encrypted") as raised:
         open_store(URL)
     assert "AWS_ALLOW_HTTP=true" in raised.value.hint
 
 
-def test_no_credentials_are_said_with_where_they_are_set(server, monkeypatch):
+def test_no_credentials_are_said_with_where_they_are_set(
+    server: "StoreServer", monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9")
@@ -310,14 +340,14 @@ def test_no_credentials_are_said_with_where_they_are_set(server, monkeypatch):
     assert "AWS_ACCESS_KEY_ID" in raised.value.hint
 
 
-def test_an_account_that_is_missing_is_said():
+def test_an_account_that_is_missing_is_said() -> None:
     with pytest.raises(UsageError, match="Account must be specified") as raised:
         open_store("az://container/prefix")
     assert "AZURE_STORAGE_ACCOUNT_NAME" in raised.value.hint
 
 
 @pytest.mark.parametrize("url", ["http://host/x", "https://host/x", "file:///tmp", "memory://", "ftp://x/y", "s3://"])
-def test_other_urls_are_refused_with_those_that_are_supported(url):
+def test_other_urls_are_refused_with_those_that_are_supported(url: str) -> None:
     with pytest.raises(UsageError) as raised:
         open_source(url)
     assert "s3://bucket/prefix" in raised.value.hint
@@ -326,7 +356,7 @@ def test_other_urls_are_refused_with_those_that_are_supported(url):
 @pytest.mark.parametrize(
     "url", ["s3://[b/x", "s3://b:80/x", "s3://b c/x", "s3://b/\udcff", "s3://b/a//b", "gs://b/../x"]
 )
-def test_what_is_no_url_of_a_place_is_refused_without_a_word_of_credentials(url):
+def test_what_is_no_url_of_a_place_is_refused_without_a_word_of_credentials(url: str) -> None:
     with pytest.raises(UsageError) as raised:
         connect(url)
     assert "AWS" not in raised.value.hint
@@ -334,20 +364,20 @@ def test_what_is_no_url_of_a_place_is_refused_without_a_word_of_credentials(url)
 
 
 @pytest.mark.parametrize("url", ["s3://key:secret@bucket/x", "s3://bucket/x?X-Amz-Signature=secret", "s3://b/x#secret"])
-def test_a_url_with_credentials_is_refused_and_not_shown(url):
+def test_a_url_with_credentials_is_refused_and_not_shown(url: str) -> None:
     result = run("inspect", url)
     assert result.exit_code == ExitCode.USAGE
     assert "credentials come from the environment" in result.stderr
     assert "secret" not in result.stderr
 
 
-def test_what_is_no_url_and_may_have_credentials_is_not_shown():
+def test_what_is_no_url_and_may_have_credentials_is_not_shown() -> None:
     result = run("inspect", "s3://key:secret@[b/x")
     assert result.exit_code == ExitCode.USAGE
     assert "secret" not in result.stderr
 
 
-def test_signatures_and_keys_are_in_no_message(server, monkeypatch):
+def test_signatures_and_keys_are_in_no_message(server: "StoreServer", monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
     monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", "sv=1&sig=SECRETSIGNATURE")
     monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", "http://127.0.0.1:9")
@@ -358,7 +388,7 @@ def test_signatures_and_keys_are_in_no_message(server, monkeypatch):
     assert "SECRET" not in result.stderr
 
 
-def test_names_of_a_store_are_shown_escaped(server):
+def test_names_of_a_store_are_shown_escaped(server: "StoreServer") -> None:
     server.put("models/odd/config.json", b"{}")
     server.put("models/odd/\x1b[31m.safetensors", b"x")
     result = run("inspect", "s3://bucket/models/odd")
@@ -370,13 +400,15 @@ def test_names_of_a_store_are_shown_escaped(server):
 
 
 @pytest.fixture(params=[True, False], ids=["conditions count", "conditions are ignored"])
-def conditions(request):
+def conditions(request: pytest.FixtureRequest) -> list[Fault]:
     """A store that looks at If-Match, and one that gives what it has."""
     return [] if request.param else [Fault("ignore_match", times=None)]
 
 
 @pytest.mark.slow
-def test_an_object_that_is_replaced_during_the_run_ends_it_and_leaves_nothing(server, checkpoint, tmp_path, conditions):
+def test_an_object_that_is_replaced_during_the_run_ends_it_and_leaves_nothing(
+    server: "StoreServer", checkpoint: Path, tmp_path: Path, conditions: list[Fault]
+) -> None:
     run("inspect", URL)
     server.reset()
     server.faults += conditions
@@ -392,8 +424,8 @@ def test_an_object_that_is_replaced_during_the_run_ends_it_and_leaves_nothing(se
 
 
 def test_an_object_that_is_replaced_before_its_header_is_read_is_not_that_of_the_listing(
-    server, checkpoint, conditions
-):
+    server: "StoreServer", checkpoint: Path, conditions: list[Fault]
+) -> None:
     path = next(checkpoint.glob(WEIGHTS))
     key = f"models/small/{path.name}"
     replacing = Fault("call", route="get", call=lambda: server.put(key, bytes(path.stat().st_size)))
@@ -402,7 +434,9 @@ def test_an_object_that_is_replaced_before_its_header_is_read_is_not_that_of_the
         open_store(URL)
 
 
-def test_an_object_that_is_replaced_while_a_body_breaks_off_is_not_taken_for_its_rest(server, checkpoint, conditions):
+def test_an_object_that_is_replaced_while_a_body_breaks_off_is_not_taken_for_its_rest(
+    server: "StoreServer", checkpoint: Path, conditions: list[Fault]
+) -> None:
     source = open_store(URL)
     path = next(checkpoint.glob(WEIGHTS))
     key = f"models/small/{path.name}"
@@ -413,7 +447,7 @@ def test_an_object_that_is_replaced_while_a_body_breaks_off_is_not_taken_for_its
         file.read(0, file.nbytes)
 
 
-def test_a_read_that_nobody_waits_for_any_more_ends(server, checkpoint):
+def test_a_read_that_nobody_waits_for_any_more_ends(server: "StoreServer", checkpoint: Path) -> None:
     source, stopped = open_store(URL), threading.Event()
     stopped.set()
     name = next(checkpoint.glob(WEIGHTS)).name
@@ -421,7 +455,7 @@ def test_a_read_that_nobody_waits_for_any_more_ends(server, checkpoint):
         source.remote.fetch(name, 0, memoryview(bytearray(source.sizes()[name])), stopped)
 
 
-def test_shards_in_a_store_are_not_read_as_a_checkpoint(server):
+def test_shards_in_a_store_are_not_read_as_a_checkpoint(server: "StoreServer") -> None:
     server.put("shards/manifest.json", json.dumps({}).encode())
     result = run("inspect", "s3://bucket/shards")
     assert result.exit_code == ExitCode.USAGE

@@ -3,6 +3,7 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,7 +70,7 @@ def span_lists(draw: st.DrawFn) -> list[list[Span]]:
     for file in range(draw(st.integers(1, 3))):
         edges = sorted(draw(st.sets(st.integers(0, FILE_BYTES), min_size=2, max_size=30)))
         pairs = [pair for pair in pairwise(edges) if draw(st.booleans())]
-        spans = []
+        spans: list[Any] = []
         for start, stop in pairs:
             aside = stop - start < 600 and draw(st.booleans())
             spans.insert(

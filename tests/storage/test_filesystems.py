@@ -132,12 +132,12 @@ def test_files_that_cannot_be_links_to_another_file_system_are_copies_that_are_g
     model = write_checkpoint(tmp_path / "model", small_config(), 42)
     job, checkpoint = node_job(model)
     assert any(file.source for file in job.recipe.files)
-    reshard(job, checkpoint, tmp_path / "whole")
+    reshard(job, checkpoint, tmp_path / "whole")  # type: ignore[arg-type]
     disk = mount("tmpfs", 64 * MIB)
     for stop in (600_000, 2_500_000):
         with pytest.raises(KeyboardInterrupt):
-            reshard(job, checkpoint, disk / "out", workers=1, on_progress=interrupt_after(stop))
-    assert reshard(job, checkpoint, disk / "out").bytes_resumed > 500_000
+            reshard(job, checkpoint, disk / "out", workers=1, on_progress=interrupt_after(stop))  # type: ignore[arg-type]
+    assert reshard(job, checkpoint, disk / "out").bytes_resumed > 500_000  # type: ignore[arg-type]
     for path in (tmp_path / "whole").rglob("*.safetensors"):
         twin = disk / "out" / path.relative_to(tmp_path / "whole")
         assert twin.read_bytes() == path.read_bytes()

@@ -203,7 +203,7 @@ def same_bf16(one: bytes, other: bytes) -> bool:
     """Equal bytes, where any NaN equals any other: their signs are the processor's choice."""
     a, b = np.frombuffer(one, np.uint16), np.frombuffer(other, np.uint16)
     nan = [(x & 0x7FFF) > 0x7F80 for x in (a, b)]
-    return bool(np.array_equal(*nan) and np.array_equal(a[~nan[0]], b[~nan[0]]))
+    return bool(np.array_equal(*nan) and np.array_equal(a[~nan[0]], b[~nan[0]]))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("transform", [DECODE, DECODE_32], ids=["128", "32"])

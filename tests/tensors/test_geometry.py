@@ -2,11 +2,13 @@
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from hypothesis.strategies import DataObject, DrawFn
 
 from dsv4_shard.tensors.geometry import (
     Block,
@@ -45,7 +47,7 @@ def bytes_of(bits: np.ndarray) -> bytes:
 
 
 @st.composite
-def tensors(draw, dtypes):
+def tensors(draw: DrawFn, dtypes: Any) -> Any:
     dtype = draw(st.sampled_from(dtypes))
     shape = tuple(draw(st.lists(sizes, min_size=1, max_size=3)))
     assume(math.prod(shape) * DTYPE_BITS[dtype] % 8 == 0)
@@ -54,7 +56,9 @@ def tensors(draw, dtypes):
 
 @pytest.mark.slow
 @given(tensors(WHOLE_BYTES), st.data())
-def test_a_rectangle_holds_the_bytes_of_numpys_slice(tensor, data):
+def test_a_rectangle_holds_the_bytes_of_numpys_slice(
+    tensor: tuple[str, tuple[int, ...], bytes], data: DataObject
+) -> None:
     dtype, shape, raw = tensor
     axis = data.draw(st.sampled_from([0, 1] if len(shape) == 2 else [0]))
     start = data.draw(st.integers(0, shape[axis]))
@@ -68,7 +72,9 @@ def test_a_rectangle_holds_the_bytes_of_numpys_slice(tensor, data):
 
 @pytest.mark.slow
 @given(tensors(SUB_BYTE), st.data())
-def test_a_rectangle_of_values_below_a_byte_is_numpys_slice_or_refused(tensor, data):
+def test_a_rectangle_of_values_below_a_byte_is_numpys_slice_or_refused(
+    tensor: tuple[str, tuple[int, ...], bytes], data: DataObject
+) -> None:
     dtype, shape, raw = tensor
     axis = data.draw(st.sampled_from([0, 1] if len(shape) == 2 else [0]))
     start = data.draw(st.integers(0, shape[axis]))
@@ -87,7 +93,7 @@ def test_a_rectangle_of_values_below_a_byte_is_numpys_slice_or_refused(tensor, d
 
 @pytest.mark.slow
 @given(tensors(WHOLE_BYTES))
-def test_the_whole_rectangle_holds_every_byte(tensor):
+def test_the_whole_rectangle_holds_every_byte(tensor: tuple[str, tuple[int, ...], bytes]) -> None:
     dtype, shape, raw = tensor
     part = whole_rectangle(dtype, shape)
     assert cut_out(raw, dtype, shape, part) == raw
@@ -96,24 +102,26 @@ def test_the_whole_rectangle_holds_every_byte(tensor):
 
 @pytest.mark.slow
 @given(tensors(SUB_BYTE))
-def test_the_whole_rectangle_holds_every_byte_of_values_below_a_byte(tensor):
+def test_the_whole_rectangle_holds_every_byte_of_values_below_a_byte(
+    tensor: tuple[str, tuple[int, ...], bytes],
+) -> None:
     dtype, shape, raw = tensor
     assert whole_rectangle(dtype, shape).nbytes == len(raw)
 
 
 @pytest.mark.parametrize("dtype", WHOLE_BYTES)
-def test_a_scalar_is_one_row(dtype):
+def test_a_scalar_is_one_row(dtype: str) -> None:
     assert whole_rectangle(dtype, ()) == Rectangle(0, 1, 0, DTYPE_BITS[dtype] // 8)
 
 
 @pytest.mark.parametrize(("shape", "axis"), [((4,), 1), ((4, 4, 4), 1), ((4, 4, 4), 2), ((4, 4), 2), ((4, 4), -1)])
-def test_an_axis_that_no_engine_cuts_is_refused(shape, axis):
+def test_an_axis_that_no_engine_cuts_is_refused(shape: tuple[int, ...], axis: int) -> None:
     with pytest.raises(ValueError, match="axis"):
         slice_rectangle("BF16", shape, axis, 0, 2)
 
 
 @given(st.integers(1, 4096), st.integers(1, 64))
-def test_the_parts_of_a_split_cover_the_range_once_and_are_equal(step, parts):
+def test_the_parts_of_a_split_cover_the_range_once_and_are_equal(step: int, parts: int) -> None:
     ranges = [split(step * parts, parts, index) for index in range(parts)]
     assert ranges[0][0] == 0
     assert ranges[-1][1] == step * parts
@@ -122,20 +130,22 @@ def test_the_parts_of_a_split_cover_the_range_once_and_are_equal(step, parts):
 
 
 @given(st.integers(1, 4096), st.integers(2, 64))
-def test_a_size_that_does_not_divide_is_not_split(size, parts):
+def test_a_size_that_does_not_divide_is_not_split(size: int, parts: int) -> None:
     assume(size % parts)
     with pytest.raises(ValueError, match=f"{size} is not divisible by {parts}"):
         split(size, parts, 0)
 
 
 @given(st.integers(0, 10**6), st.integers(1, 300))
-def test_ceil_div_is_the_least_number_of_units_that_cover_a_size(size, unit):
+def test_ceil_div_is_the_least_number_of_units_that_cover_a_size(size: int, unit: int) -> None:
     count = ceil_div(size, unit)
     assert (count - 1) * unit < size <= count * unit
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 64), st.integers(1, 64))
-def test_every_element_has_a_scale_and_every_scale_an_element(rows, cols, block_rows, block_cols):
+def test_every_element_has_a_scale_and_every_scale_an_element(
+    rows: int, cols: int, block_rows: int, block_cols: int
+) -> None:
     blocks = {(row // block_rows, col // block_cols) for row in (0, rows - 1) for col in (0, cols - 1)}
     last = max(blocks)
     assert scale_shape((rows, cols), Block(block_rows, block_cols)) == (last[0] + 1, last[1] + 1)
@@ -151,7 +161,7 @@ def test_every_element_has_a_scale_and_every_scale_an_element(rows, cols, block_
         ((1, 1), Block(128, 128), (1, 1)),
     ],
 )
-def test_scale_shapes_of_known_weights(shape, block, scales):
+def test_scale_shapes_of_known_weights(shape: tuple[int, ...], block: Block, scales: tuple[int, int]) -> None:
     assert scale_shape(shape, block) == scales
 
 
@@ -165,11 +175,13 @@ def test_scale_shapes_of_known_weights(shape, block, scales):
         ("I8", (), True, ()),
     ],
 )
-def test_a_byte_of_packed_fp4_counts_as_two_elements(dtype, shape, packed, logical):
+def test_a_byte_of_packed_fp4_counts_as_two_elements(
+    dtype: str, shape: tuple[int, ...], packed: bool, logical: tuple[int, ...]
+) -> None:
     assert logical_shape(dtype, shape, packed) == logical
 
 
-def test_a_rectangle_is_as_large_as_its_rows_times_its_bytes():
+def test_a_rectangle_is_as_large_as_its_rows_times_its_bytes() -> None:
     assert Rectangle(2, 5, 8, 24).nbytes == 48
 
 
@@ -190,7 +202,7 @@ some_sizes = st.lists(st.integers(1, 20_000), max_size=8)
 
 
 @given(units, some_sizes, st.integers(0, 50))
-def test_the_true_unit_is_found(true_unit, others, extra):
+def test_the_true_unit_is_found(true_unit: int, others: list[int], extra: int) -> None:
     pairs = {pair(size, true_unit): 1 for size in (telling_size(true_unit, extra), *others)}
     assert agree_on_unit(pairs, None) == true_unit
 
@@ -198,8 +210,8 @@ def test_the_true_unit_is_found(true_unit, others, extra):
 @pytest.mark.slow
 @given(units, some_sizes, st.integers(0, 50), st.integers(1, 20_000), st.integers(0, 500), st.none() | units)
 def test_the_true_unit_is_found_beside_one_wrong_pair_and_a_wrong_declaration(
-    true_unit, others, extra, size, scales, declared
-):
+    true_unit: int, others: list[int], extra: int, size: int, scales: int, declared: int | None
+) -> None:
     telling = (telling_size(true_unit, extra), telling_size(true_unit, extra + 1))
     pairs = {pair(size, true_unit): 1 for size in (*telling, *others)}
     pairs[size, scales] = pairs.get((size, scales), 1)
@@ -207,11 +219,11 @@ def test_the_true_unit_is_found_beside_one_wrong_pair_and_a_wrong_declaration(
 
 
 @given(units)
-def test_the_declared_unit_wins_where_nothing_decides(declared):
+def test_the_declared_unit_wins_where_nothing_decides(declared: int) -> None:
     assert agree_on_unit({}, declared) == declared
     assert agree_on_unit({(1, 1): 5}, declared) == declared
 
 
-def test_many_tensors_outvote_few():
+def test_many_tensors_outvote_few() -> None:
     assert agree_on_unit({(4096, 32): 2, (4096, 64): 3}, 128) == 64
     assert agree_on_unit({(4096, 32): 3, (4096, 64): 2}, 64) == 128

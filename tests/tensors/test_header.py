@@ -3,6 +3,9 @@
 import copy
 import json
 import math
+from collections.abc import Iterator
+from random import Random
+from typing import Any
 
 import pytest
 import safetensors
@@ -10,6 +13,7 @@ import safetensors.torch
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from hypothesis.strategies import DrawFn
 
 from dsv4_shard import errors
 from dsv4_shard.errors import (
@@ -23,7 +27,15 @@ from dsv4_shard.errors import (
     NotSafetensors,
     TruncatedFile,
 )
-from dsv4_shard.tensors.header import DTYPE_BITS, MAX_HEADER_BYTES, TensorInfo, build_header, nbytes_of, read_header
+from dsv4_shard.tensors.header import (
+    DTYPE_BITS,
+    MAX_HEADER_BYTES,
+    Header,
+    TensorInfo,
+    build_header,
+    nbytes_of,
+    read_header,
+)
 
 FILE = "model-00001-of-00002.safetensors"
 POINTER = (
@@ -35,58 +47,60 @@ POINTER = (
 class Memory:
     """A file in memory that remembers the ranges read from it; it may claim to be larger than it is."""
 
-    def __init__(self, data, nbytes=None):
+    def __init__(self, data: Any, nbytes: Any = None) -> None:
         self.data = data
         self.nbytes = len(data) if nbytes is None else nbytes
-        self.reads = []
+        self.reads: list[Any] = []
 
-    def read(self, start, stop):
+    def read(self, start: Any, stop: Any) -> Header:
         self.reads.append((start, stop))
         assert 0 <= start <= stop <= len(self.data), "read beyond the file"
         return self.data[start:stop]
 
 
-def blob(header, data=b"", length=None):
+def blob(header: str | bytes, data: int | bytes = b"", length: int | None = None) -> bytes:
     """A file: the header's length (or a false one), the header, the data (bytes, or how many)."""
     raw = header if isinstance(header, bytes) else header.encode()
     data = bytes(data) if isinstance(data, int) else data
     return (len(raw) if length is None else length).to_bytes(8, "little") + raw + data
 
 
-def entry(dtype="F32", shape="[2]", offsets="[0,8]", more=""):
+def entry(dtype: str = "F32", shape: str = "[2]", offsets: str = "[0,8]", more: str = "") -> str:
     more = more and "," + more
     return f'{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}{more}}}'
 
 
-def one(dtype="F32", shape="[2]", offsets="[0,8]", more="", name="a", metadata=""):
+def one(
+    dtype: str = "F32", shape: str = "[2]", offsets: str = "[0,8]", more: str = "", name: str = "a", metadata: str = ""
+) -> str:
     """The header of one tensor."""
     metadata = metadata and f'"__metadata__":{metadata},'
     return f'{{{metadata}"{name}":{entry(dtype, shape, offsets, more)}}}'
 
 
-def many(*entries):
+def many(*entries: tuple[str, str]) -> str:
     """The header of several tensors, as (name, entry)."""
     return "{" + ",".join(f'"{name}":{text}' for name, text in entries) + "}"
 
 
-def aligned(header):
+def aligned(header: str) -> str:
     return header + " " * (-len(header.encode()) % 8)
 
 
-def read(file_bytes):
-    return read_header(Memory(file_bytes), FILE)
+def read(file_bytes: bytes) -> Header:
+    return read_header(Memory(file_bytes), FILE)  # type: ignore[arg-type]
 
 
-def oracle(file_bytes):
+def oracle(file_bytes: bytes) -> dict[str, Any] | None:
     """What the library makes of the file, as name → (dtype, shape, data); None where it refuses it."""
     try:
-        tensors = safetensors.deserialize(file_bytes)
+        tensors = safetensors.deserialize(file_bytes)  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError:
         return None
     return {name: (info["dtype"], tuple(info["shape"]), bytes(info["data"])) for name, info in tensors}
 
 
-def assert_at_least_as_strict(file_bytes):
+def assert_at_least_as_strict(file_bytes: bytes) -> None:
     """Whatever the library refuses we refuse, and what both accept is the same."""
     theirs = oracle(file_bytes)
     if theirs is None:
@@ -179,7 +193,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refuses_and_says_what_where_and_how_much(case):
+def test_refuses_and_says_what_where_and_how_much(case: str) -> None:
     file_bytes, error, said = REFUSED[case]
     with pytest.raises(error) as caught:
         read(file_bytes)
@@ -208,7 +222,7 @@ def test_refuses_and_says_what_where_and_how_much(case):
     ("b", entry(offsets="[8,16]").replace('"dtype"', '"type"')),
     ("\\ud800", entry(offsets="[8,16]")),
 ])  # fmt: skip
-def test_an_entry_is_refused_in_the_same_words_after_a_sound_one_that_is_equal_but_for_it(name, bad):
+def test_an_entry_is_refused_in_the_same_words_after_a_sound_one_that_is_equal_but_for_it(name: str, bad: str) -> None:
     with pytest.raises(HeaderError) as alone:
         read(blob(many((name, bad)), 16))
     with pytest.raises(HeaderError) as after:
@@ -216,30 +230,30 @@ def test_an_entry_is_refused_in_the_same_words_after_a_sound_one_that_is_equal_b
     assert (type(after.value), str(after.value)) == (type(alone.value), str(alone.value))
 
 
-def test_every_header_error_has_a_test_and_a_hint():
+def test_every_header_error_has_a_test_and_a_hint() -> None:
     classes = {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, HeaderError)}
     assert {error for _, error, _ in REFUSED.values()} == classes - {HeaderError}
     assert all(kind.hint and kind.exit_code == 3 for kind in classes)
 
 
 @pytest.mark.parametrize("length", [MAX_HEADER_BYTES + 1, 2**40, 2**63])
-def test_header_over_the_limit_is_refused_before_it_is_read(length):
+def test_header_over_the_limit_is_refused_before_it_is_read(length: int) -> None:
     file = Memory(blob(ONE, 64, length=length), nbytes=2**42)
     with pytest.raises(HeaderTooLarge):
-        read_header(file, FILE)
+        read_header(file, FILE)  # type: ignore[arg-type]
     assert max(stop for _, stop in file.reads) < 32
 
 
-def test_header_beyond_the_end_of_the_file_is_refused_before_it_is_read():
+def test_header_beyond_the_end_of_the_file_is_refused_before_it_is_read() -> None:
     file = Memory(blob(ONE, 8, length=MAX_HEADER_BYTES))
     with pytest.raises(HeaderTooLarge):
-        read_header(file, FILE)
+        read_header(file, FILE)  # type: ignore[arg-type]
     assert max(stop for _, stop in file.reads) < 32
 
 
-def test_reads_nothing_but_the_header():
+def test_reads_nothing_but_the_header() -> None:
     file = Memory(blob(TWO), nbytes=len(TWO) + 8 + 16)
-    assert list(read_header(file, FILE).tensors) == ["a", "b"]
+    assert list(read_header(file, FILE).tensors) == ["a", "b"]  # type: ignore[arg-type]
 
 
 # --- what is accepted: as the library does, with a warning where it is odd -----------------------------------------
@@ -275,7 +289,7 @@ ACCEPTED = {
 
 
 @pytest.mark.parametrize("case", ACCEPTED)
-def test_accepts_what_the_library_accepts_and_warns_of_what_is_odd(case):
+def test_accepts_what_the_library_accepts_and_warns_of_what_is_odd(case: str) -> None:
     file_bytes, warned = ACCEPTED[case]
     header = read(file_bytes)
     data = file_bytes[header.data_start :]
@@ -286,12 +300,12 @@ def test_accepts_what_the_library_accepts_and_warns_of_what_is_odd(case):
     assert warned or header.warnings == ()
 
 
-def test_metadata_null_and_empty_read_as_empty():
+def test_metadata_null_and_empty_read_as_empty() -> None:
     assert read(ACCEPTED["metadata null"][0]).metadata == read(ACCEPTED["metadata empty"][0]).metadata == {}
     assert read(ACCEPTED["metadata"][0]).metadata == {"format": "pt"}
 
 
-def test_a_kind_of_warning_is_one_line_with_a_count():
+def test_a_kind_of_warning_is_one_line_with_a_count() -> None:
     entries = [(f"t{i}", entry("U8", "[1]", f"[{i},{i + 1}]", '"x":0')) for i in range(9)]
     (line,) = read(blob(aligned(many(*entries)), 9)).warnings
     assert "'t0'" in line
@@ -314,7 +328,7 @@ HOSTILE = "\\u001b[2J\\u0007\\u202e"
     ],
     ids=["entry", "dtype", "duplicate", "shape", "offsets", "warning", "first bytes"],
 )
-def test_control_characters_of_a_file_never_reach_the_terminal(file_bytes):
+def test_control_characters_of_a_file_never_reach_the_terminal(file_bytes: bytes) -> None:
     try:
         said = "\n".join(read(file_bytes).warnings)
     except HeaderError as error:
@@ -323,15 +337,15 @@ def test_control_characters_of_a_file_never_reach_the_terminal(file_bytes):
     assert all(char.isprintable() or char == "\n" for char in said)
 
 
-def test_knows_every_dtype_of_the_library_in_its_order():
+def test_knows_every_dtype_of_the_library_in_its_order() -> None:
     with pytest.raises(safetensors.SafetensorError) as caught:
-        safetensors.deserialize(blob(one("no such dtype"), 8))
+        safetensors.deserialize(blob(one("no such dtype"), 8))  # type: ignore[no-untyped-call]
     listed = str(caught.value).partition("expected one of ")[2].partition(" at line")[0]
     assert [name.strip("`") for name in listed.split(", ")] == list(DTYPE_BITS)
 
 
 @pytest.mark.parametrize("dtype", DTYPE_BITS)
-def test_element_sizes_are_those_of_the_library(dtype):
+def test_element_sizes_are_those_of_the_library(dtype: str) -> None:
     nbytes = DTYPE_BITS[dtype]  # of eight elements
     assert nbytes_of(dtype, [2, 4]) == nbytes
     good = blob(aligned(one(dtype, "[2,4]", f"[0,{nbytes}]")), nbytes)
@@ -343,7 +357,7 @@ def test_element_sizes_are_those_of_the_library(dtype):
 
 
 @pytest.mark.parametrize("case", [*REFUSED, *ACCEPTED])
-def test_tables_agree_with_the_library(case):
+def test_tables_agree_with_the_library(case: str) -> None:
     assert_at_least_as_strict((REFUSED | ACCEPTED)[case][0])
 
 
@@ -359,7 +373,7 @@ def test_tables_agree_with_the_library(case):
     ids=lambda value: value[:12].encode("unicode_escape").decode() + (f" ({len(value)})" if len(value) > 12 else ""),
 )  # fmt: skip
 @pytest.mark.parametrize("place", ["unknown field", "shape", "offset", "metadata", "entry"])
-def test_a_value_that_the_library_refuses_is_refused_everywhere(value, place):
+def test_a_value_that_the_library_refuses_is_refused_everywhere(value: str, place: str) -> None:
     text = {
         "unknown field": one(more=f'"x":{value}'),
         "shape": one(shape=f"[{value}]", offsets="[0,0]"),
@@ -370,7 +384,7 @@ def test_a_value_that_the_library_refuses_is_refused_everywhere(value, place):
     assert_at_least_as_strict(blob(text, 0 if place == "shape" else 8))
 
 
-class Pairs(list):
+class Pairs(list):  # type: ignore[type-arg]
     """A JSON object that may hold a key twice."""
 
 
@@ -378,7 +392,7 @@ class Raw(str):
     """Text that stands in the JSON as it is."""
 
 
-def dump(node):
+def dump(node: Any) -> str:
     if isinstance(node, Raw):
         return str(node)
     if isinstance(node, Pairs):
@@ -388,11 +402,11 @@ def dump(node):
     return json.dumps(node, ensure_ascii=False)
 
 
-def is_object(node):
+def is_object(node: Any) -> bool:
     return isinstance(node, Pairs)
 
 
-def places(node):
+def places(node: list[int | str | list[int]] | Pairs) -> Iterator[Any]:
     """Every (container, position) in a tree; a pair's position is that of its value."""
     for at, child in enumerate(node):
         value = child[1] if is_object(node) else child
@@ -419,7 +433,7 @@ WILD = st.one_of(
 
 
 @st.composite
-def layouts(draw, dtypes=tuple(DTYPE_BITS)):
+def layouts(draw: DrawFn, dtypes: Any = tuple(DTYPE_BITS)) -> Any:
     """Tensors of a well-formed file: name → (dtype, shape); sub-byte tensors end on a byte."""
     names = draw(st.lists(NAMES, max_size=4, unique=True))
     tensors = {}
@@ -431,7 +445,7 @@ def layouts(draw, dtypes=tuple(DTYPE_BITS)):
     return tensors
 
 
-def tree_of(tensors, metadata):
+def tree_of(tensors: dict[str, Any], metadata: dict[str, str] | None) -> tuple[Pairs, int]:
     tree, at = Pairs(), 0
     if metadata is not None:
         tree.append(("__metadata__", Pairs(metadata.items())))
@@ -443,7 +457,7 @@ def tree_of(tensors, metadata):
 
 
 @st.composite
-def damaged(draw):
+def damaged(draw: DrawFn) -> Any:
     """A well-formed file with up to three changes of structure."""
     metadata = draw(st.none() | st.dictionaries(NAMES, NAMES, max_size=2))
     tree, nbytes = tree_of(draw(layouts()), metadata)
@@ -487,7 +501,7 @@ def damaged(draw):
 @pytest.mark.slow
 @given(damaged())
 @settings(max_examples=200)
-def test_at_least_as_strict_whatever_happened_to_the_structure(file_bytes):
+def test_at_least_as_strict_whatever_happened_to_the_structure(file_bytes: bytes) -> None:
     assert_at_least_as_strict(file_bytes)
 
 
@@ -495,7 +509,7 @@ SYNTAX = [bytes([byte]) for byte in b'0123456789-+.eE{}[]",:\\ \n\0']
 
 
 @st.composite
-def bitten(draw):
+def bitten(draw: DrawFn) -> Any:
     """A well-formed file with bytes overwritten, put in, taken out, or its end cut off."""
     header, placed = build_header(draw(layouts()), draw(st.none() | st.dictionaries(NAMES, NAMES, max_size=1)))
     data = bytearray(header) + bytes(sum(info.nbytes for info in placed.values()))
@@ -516,7 +530,7 @@ def bitten(draw):
 @given(bitten())
 @example(POINTER)
 @settings(max_examples=200)
-def test_at_least_as_strict_whatever_happened_to_the_bytes(file_bytes):
+def test_at_least_as_strict_whatever_happened_to_the_bytes(file_bytes: bytes) -> None:
     assert_at_least_as_strict(file_bytes)
 
 
@@ -548,11 +562,11 @@ F6 = {"F6_E2M3", "F6_E3M2"}
 """Which torch does not have."""
 
 
-def test_every_dtype_that_torch_has_is_held_against_the_library():
+def test_every_dtype_that_torch_has_is_held_against_the_library() -> None:
     assert set(TORCH) | F6 == set(DTYPE_BITS)
 
 
-def tensor_of(dtype, shape, data):
+def tensor_of(dtype: str, shape: tuple[int, ...], data: bytes) -> torch.Tensor:
     """A torch tensor of these bytes; two F4 elements are one element of torch's."""
     if dtype == "F4":
         shape = (*shape[:-1], shape[-1] // 2)
@@ -560,7 +574,7 @@ def tensor_of(dtype, shape, data):
     return flat.view(TORCH[dtype]).reshape(shape)
 
 
-def even_f4(tensors):
+def even_f4(tensors: Any) -> Any:
     """Torch packs F4 in pairs along the last axis, so it must be even there."""
     return {
         name: (dtype, (*shape[:-1], shape[-1] * 2) if shape else (2,)) if dtype == "F4" else (dtype, shape)
@@ -576,21 +590,28 @@ def even_f4(tensors):
 )
 @example({'é"\\\n\u2028': ("F4", (2, 2)), "é": ("F8_E8M0", ()), "z": ("I64", (0, 3))}, {"format": "pt"}, None)
 @settings(max_examples=200)
-def test_a_file_is_byte_for_byte_that_of_the_library(tmp_path_factory, tensors, metadata, random):
+def test_a_file_is_byte_for_byte_that_of_the_library(
+    tmp_path_factory: pytest.TempPathFactory,
+    tensors: dict[str, Any],
+    metadata: dict[str, str] | None,
+    random: Random | None,
+) -> None:
     header, placed = build_header(tensors, metadata)
     data = {name: bytes(random.choices((0, 1), k=i.nbytes) if random else i.nbytes) for name, i in placed.items()}
     path = tmp_path_factory.getbasetemp() / "by_the_library.safetensors"
-    safetensors.torch.save_file({n: tensor_of(*tensors[n], data[n]) for n in tensors}, path, metadata)
+    safetensors.torch.save_file({n: tensor_of(*tensors[n], data[n]) for n in tensors}, path, metadata)  # type: ignore[call-arg]
     assert header + b"".join(data[name] for name in placed) == path.read_bytes()
 
 
 @pytest.mark.slow
 @given(layouts(), st.none() | st.dictionaries(NAMES, NAMES, min_size=1, max_size=3))
 @settings(max_examples=200)
-def test_what_is_written_reads_back_the_same_aligned_and_without_a_warning(tensors, metadata):
+def test_what_is_written_reads_back_the_same_aligned_and_without_a_warning(
+    tensors: dict[str, Any], metadata: dict[str, str] | None
+) -> None:
     header, placed = build_header(tensors, metadata)
     file = Memory(header, nbytes=len(header) + sum(info.nbytes for info in placed.values()))
-    back = read_header(file, FILE)
+    back = read_header(file, FILE)  # type: ignore[arg-type]
     assert back.tensors == placed
     assert {name: info[:2] for name, info in placed.items()} == tensors
     assert back.metadata == (metadata or {})
@@ -599,12 +620,12 @@ def test_what_is_written_reads_back_the_same_aligned_and_without_a_warning(tenso
     assert back.warnings == ()
 
 
-def test_the_order_in_which_tensors_are_given_does_not_matter():
+def test_the_order_in_which_tensors_are_given_does_not_matter() -> None:
     tensors = {"b": ("F32", (2,)), "a": ("F32", (2,)), "Z": ("U8", (1,)), "é": ("I64", (1,))}
     assert build_header(tensors)[0] == build_header(dict(reversed(tensors.items())))[0]
     assert list(build_header(tensors)[1]) == ["é", "a", "b", "Z"]
 
 
-def test_refuses_to_write_a_tensor_that_does_not_end_on_a_byte():
+def test_refuses_to_write_a_tensor_that_does_not_end_on_a_byte() -> None:
     with pytest.raises(BadTensorEntry, match=r"F4 \[3, 5\] is 60 bits"):
         build_header({"a": ("F4", (3, 5))})

@@ -6,6 +6,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 from support.paths import ROOT
@@ -17,7 +19,7 @@ HEAVY = {"torch", "numpy", "huggingface_hub", "pydantic", "rich", "obstore", "ra
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A current folder with checkpoints and plans, caches with repositories, and the program on the path."""
     for name in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
@@ -39,12 +41,12 @@ def place(tmp_path, monkeypatch):
     return tmp_path / "here"
 
 
-def ask(**variables):
+def ask(**variables: Any) -> subprocess.CompletedProcess[Any]:
     """The program's answer to a shell."""
     return subprocess.run(["dsv4-shard"], env=os.environ | variables, capture_output=True, text=True)
 
 
-def offered(line, shell="bash"):
+def offered(line: str, shell: str = "bash") -> list[str]:
     """What may stand in place of the last word of `line`, as the scripts of bash, zsh and fish ask."""
     words = line.split(" ")
     if shell == "bash":
@@ -84,7 +86,7 @@ def offered(line, shell="bash"):
     ("dsv4-shard explain TEXT --repo deepseek-ai/DeepSeek-V4-P", ["deepseek-ai/DeepSeek-V4-Pro"]),
     ("dsv4-shard verify a b --against deepseek-ai/DeepSeek-V4-F", ["deepseek-ai/DeepSeek-V4-Flash"]),
 ])  # fmt: skip
-def test_what_may_follow_is_offered(line, values, place):
+def test_what_may_follow_is_offered(line: str, values: list[str], place: Path) -> None:
     assert sorted(offered(line)) == sorted(values)
 
 
@@ -94,12 +96,14 @@ CACHED = ["deepseek-ai/DeepSeek-V4-Flash", "deepseek-ai/DeepSeek-V4-Pro"]
 @pytest.mark.slow
 @pytest.mark.parametrize("line", ["dsv4-shard inspect ", "dsv4-shard plan ", "dsv4-shard reshard ",
                                   "dsv4-shard verify out --against "])  # fmt: skip
-def test_folders_stand_beside_cached_repositories_and_names_that_a_shell_would_run_do_not(line, place):
+def test_folders_stand_beside_cached_repositories_and_names_that_a_shell_would_run_do_not(
+    line: str, place: Path
+) -> None:
     assert offered(line) == [*CACHED, "DeepSeek-V4-Pro/", "models/"]
 
 
 @pytest.mark.slow
-def test_for_a_report_plans_stand_beside_them_too(place):
+def test_for_a_report_plans_stand_beside_them_too(place: Path) -> None:
     assert offered("dsv4-shard report ") == [*CACHED, "DeepSeek-V4-Pro/", "model.log", "models/", "plan.json"]
 
 
@@ -109,7 +113,7 @@ def test_for_a_report_plans_stand_beside_them_too(place):
     "dsv4-shard reshard model ", "dsv4-shard reshard model out --plan ", "dsv4-shard explain ", "dsv4-shard merge ",
     "dsv4-shard verify ", "dsv4-shard plan model -o ", "dsv4-shard reshard model s3://bucket --scratch ",
 ])  # fmt: skip
-def test_where_a_file_is_wanted_nothing_is_offered_and_each_shell_completes_files(line, place):
+def test_where_a_file_is_wanted_nothing_is_offered_and_each_shell_completes_files(line: str, place: Path) -> None:
     """bash by `-o default`, zsh by `_files`, fish by the exit code of its question whether there is anything."""
     assert offered(line) == []
     assert offered(line, "zsh") == ["_files"]
@@ -119,20 +123,20 @@ def test_where_a_file_is_wanted_nothing_is_offered_and_each_shell_completes_file
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_zsh_and_fish_show_the_gpus_titles(shell, place):
+def test_zsh_and_fish_show_the_gpus_titles(shell: str, place: Path) -> None:
     lines = offered("dsv4-shard plan model --gpu h20-", shell)
     line = {"zsh": '"h20-141":"NVIDIA H20-3e 141 GB"))\'', "fish": "h20-141\tNVIDIA H20-3e 141 GB"}[shell]
     assert (len(lines), lines[1]) == (2, line)
 
 
 @pytest.mark.slow
-def test_fish_is_told_that_there_is_something(place):
+def test_fish_is_told_that_there_is_something(place: Path) -> None:
     asked = {"_DSV4_SHARD_COMPLETE": "complete_fish", "_TYPER_COMPLETE_ARGS": "dsv4-shard plan --gpu h"}
     assert ask(**asked, _TYPER_COMPLETE_FISH_ACTION="is-args").returncode == 0
 
 
 @pytest.mark.slow
-def test_an_equals_sign_that_bash_takes_for_a_word_is_none(place):
+def test_an_equals_sign_that_bash_takes_for_a_word_is_none(place: Path) -> None:
     assert offered("dsv4-shard plan model --engine =") == list(ENGINES)
     assert offered("dsv4-shard plan model --engine=v", "fish") == ["vllm\tvLLM"]
 
@@ -144,7 +148,7 @@ def test_an_equals_sign_that_bash_takes_for_a_word_is_none(place):
 @pytest.mark.parametrize("line", ["dsv4-shard ", "dsv4-shard plan model --tp 8 --", "dsv4-shard inspect ",
                                   "dsv4-shard plan model --gpu h"])  # fmt: skip
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_nothing_is_imported_that_takes_long(line, shell, place):
+def test_nothing_is_imported_that_takes_long(line: str, shell: str, place: Path) -> None:
     code = "import sys; sys.argv = ['dsv4-shard']\nfrom dsv4_shard import cli\ntry: cli.main()\nfinally:\n"
     code += f"    found = {HEAVY!r} & {{name for name, module in sys.modules.items() if module is not None}}\n"
     code += "    open('imported', 'w').write(' '.join(found))"
@@ -176,7 +180,7 @@ def test_nothing_is_imported_that_takes_long(line, shell, place):
     {"_DSV4_SHARD_COMPLETE": "nonsense"},
     {"_DSV4_SHARD_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": "dsv4-shard inspect 'x"},
 ])  # fmt: skip
-def test_whatever_is_broken_nothing_is_said_of_it(variables, place):
+def test_whatever_is_broken_nothing_is_said_of_it(variables: dict[str, str], place: Path) -> None:
     (place / "Modèle").mkdir()
     answer = ask(**{"_DSV4_SHARD_COMPLETE": "complete_bash"} | variables)
     assert answer.stderr == ""
@@ -184,7 +188,7 @@ def test_whatever_is_broken_nothing_is_said_of_it(variables, place):
 
 
 @pytest.mark.slow
-def test_a_current_folder_that_is_gone_is_no_error(place):
+def test_a_current_folder_that_is_gone_is_no_error(place: Path) -> None:
     (place / "gone").mkdir()
     asked = "_DSV4_SHARD_COMPLETE=complete_bash COMP_WORDS='dsv4-shard inspect ' COMP_CWORD=2 dsv4-shard"
     result = subprocess.run(["bash", "-c", f"cd gone; rmdir ../gone; {asked}"], capture_output=True, text=True)
@@ -194,7 +198,7 @@ def test_a_current_folder_that_is_gone_is_no_error(place):
 # --- a real bash ---------------------------------------------------------------------------------------------------
 
 
-def completed(line):
+def completed(line: str) -> list[str]:
     """`line` as bash has it after the tab key: it runs in a terminal of its own, and then prints the line."""
     here, there = pty.openpty()
     options = ["--norc", "--noprofile", "-i"]
@@ -232,12 +236,12 @@ def completed(line):
     ("dsv4-shard reshard model out --plan pl", ["reshard", "model", "out", "--plan", "plan.json"]),
     ("dsv4-shard explain model.", ["explain", "model.log"]),
 ])  # fmt: skip
-def test_the_tab_key_in_bash(typed, words, place):
+def test_the_tab_key_in_bash(typed: str, words: list[str], place: Path) -> None:
     assert completed(typed) == ["dsv4-shard", *words]
 
 
 @pytest.mark.slow
-def test_bash_gets_what_is_offered_by_the_function_of_its_script(place):
+def test_bash_gets_what_is_offered_by_the_function_of_its_script(place: Path) -> None:
     script = 'eval "$(dsv4-shard --show-completion)"\n'
     script += "COMP_WORDS=(dsv4-shard plan model --gpu h20); COMP_CWORD=4\n"
     script += "_dsv4_shard_completion dsv4-shard h20 --gpu; printf '%s\\n' \"${COMPREPLY[@]}\"; complete -p dsv4-shard"
@@ -259,7 +263,7 @@ def test_bash_gets_what_is_offered_by_the_function_of_its_script(place):
     ("dsv4-shard plan model --gpus 8 --engine sglang,v", ["sglang,vllm"]),
     ("dsv4-shard report pl", ["plan.json"]),
 ])  # fmt: skip
-def test_fish_offers_the_same_by_its_script(typed, offers, place):
+def test_fish_offers_the_same_by_its_script(typed: str, offers: list[str], place: Path) -> None:
     environment = os.environ | {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     script = f"dsv4-shard --show-completion fish | source; complete -C '{typed}'"
     result = subprocess.run(["fish", "-c", script], env=environment, capture_output=True, text=True, check=True)

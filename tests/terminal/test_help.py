@@ -8,31 +8,32 @@ import pytest
 import typer.main
 from support.command_line import run
 from support.paths import ROOT
+from support.servers.hub import HubServer
 
 from dsv4_shard.cli import app
 from dsv4_shard.errors import ExitCode
 from dsv4_shard.terminal.help import EXAMPLES, EXIT_CODES, NO
 
-COMMANDS = list(typer.main.get_command(app).commands)
+COMMANDS = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 SAID = "Weight output_partition_size = 192 is not divisible by weight quantization block_n = 128.\n"
 
 
 @pytest.fixture(autouse=True)
-def _eighty_columns(monkeypatch):
+def _eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
 
 
-def help_of(*command):
+def help_of(*command: str) -> str:
     return run(*command, "--help").stdout
 
 
-def of_heading(text, heading):
+def of_heading(text: str, heading: str) -> list[str]:
     """The lines of a help below a heading."""
-    return re.search(rf"^{heading}:\n((?:(?:  .*)?\n)*)", text, re.MULTILINE)[1].strip("\n").splitlines()
+    return re.search(rf"^{heading}:\n((?:(?:  .*)?\n)*)", text, re.MULTILINE)[1].strip("\n").splitlines()  # type: ignore[index]
 
 
 @pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
-def test_help_fits_80_columns_and_ends_with_every_exit_code_of_the_command(command):
+def test_help_fits_80_columns_and_ends_with_every_exit_code_of_the_command(command: tuple[str, ...]) -> None:
     text = help_of(*command)
     assert max(map(len, text.splitlines())) <= 80
     codes = [line.split()[0] for line in of_heading(text, "Exit codes")]
@@ -40,7 +41,7 @@ def test_help_fits_80_columns_and_ends_with_every_exit_code_of_the_command(comma
     assert codes == [str(code.value) for code in wanted]
 
 
-def test_the_list_of_commands_cuts_none_of_their_sentences():
+def test_the_list_of_commands_cuts_none_of_their_sentences() -> None:
     lines = of_heading(help_of(), "Commands")
     assert [line.split()[0] for line in lines] == COMMANDS
     assert all(line.endswith(".") and not line.endswith("...") for line in lines)
@@ -50,38 +51,38 @@ def test_the_list_of_commands_cuts_none_of_their_sentences():
     ("inspect", "REPO"), ("plan", "[REPO]"), ("report", "SOURCE"), ("reshard", "REPO OUT"), ("merge", "RANKS OUT"),
     ("verify", "OUT..."), ("explain", "[TEXT]"), ("demo", "[FOLDER]"),
 ])  # fmt: skip
-def test_arguments_are_called_as_all_texts_call_them(command, usage):
+def test_arguments_are_called_as_all_texts_call_them(command: str, usage: str) -> None:
     assert help_of(command).splitlines()[0].endswith(f"{command} [OPTIONS] {usage}")
 
 
-def test_options_stand_in_groups_and_the_arguments_before_them():
+def test_options_stand_in_groups_and_the_arguments_before_them() -> None:
     headings = re.findall(r"^([\w ]+):$", help_of("reshard"), re.MULTILINE)
     assert headings == ["Arguments", "Layout", "Engine", "Hardware", "Writing", "Options", "Examples", "Exit codes"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_option_is_in_the_help_once_and_says_something(command):
+def test_every_option_is_in_the_help_once_and_says_something(command: str) -> None:
     lines = help_of(command).partition("Examples:")[0]
-    for param in typer.main.get_command(app).commands[command].params:
+    for param in typer.main.get_command(app).commands[command].params:  # type: ignore[attr-defined]
         assert param.help
         shown = param.opts[0] if param.param_type_name == "option" else param.metavar
         assert len(re.findall(rf"^  (?:-\w, )?{re.escape(shown)}(?: |$)", lines, re.MULTILINE)) == 1
 
 
-def test_a_default_is_shown_whether_it_is_a_value_or_words():
+def test_a_default_is_shown_whether_it_is_a_value_or_words() -> None:
     text = " ".join(help_of("plan").split())
     for default in ("1", "auto", "sglang", "the engine's", "as few as hold the GPUs", "the newest that is known",
                     "the current folder, else the one last inspected"):  # fmt: skip
         assert f"[default: {default}]" in text
 
 
-def test_the_engine_that_cannot_be_written_is_offered_by_no_help_of_reshard():
+def test_the_engine_that_cannot_be_written_is_offered_by_no_help_of_reshard() -> None:
     assert "trtllm" in help_of("plan")
     assert "trtllm" not in help_of("reshard")
     assert "--gpus" not in help_of("reshard")
 
 
-def test_the_readme_says_the_same_of_exit_codes():
+def test_the_readme_says_the_same_of_exit_codes() -> None:
     said = ", ".join(f"{code.value} {meaning}" for code, meaning in EXIT_CODES.items())
     assert f"Exit codes: {said}." in " ".join((ROOT / "README.md").read_text().split())
 
@@ -95,7 +96,7 @@ def test_the_readme_says_the_same_of_exit_codes():
     (("plan", "--\x1b[31mgpu", "4"), "No such option: --\\x1b[31mgpu"),
     (("plan", "--zzz"), "No such option: --zzz"),
 ])  # fmt: skip
-def test_a_command_or_option_that_there_is_not_is_told_the_nearest_first(arguments, said):
+def test_a_command_or_option_that_there_is_not_is_told_the_nearest_first(arguments: tuple[str, ...], said: str) -> None:
     result = run(*arguments)
     assert (result.exit_code, result.stdout) == (ExitCode.USAGE, "")
     assert result.stderr.splitlines()[-1].startswith(f"Error: {said}")
@@ -103,7 +104,9 @@ def test_a_command_or_option_that_there_is_not_is_told_the_nearest_first(argumen
 
 
 @pytest.mark.slow
-def test_every_example_of_the_help_works_as_it_stands(hub_server, tmp_path, monkeypatch):
+def test_every_example_of_the_help_works_as_it_stands(
+    hub_server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In the order of the commands, with the demo's checkpoint for V4-Pro, in a folder and on the Hub."""
     monkeypatch.chdir(tmp_path)
     for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME"):

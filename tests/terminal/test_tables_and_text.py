@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from hypothesis.strategies import DataObject
 from rich.console import Console
 from support.checkpoints.full_size import FLASH, PRO, V3, inventory_of
 from support.checkpoints.other_families import FAMILIES, write_family
@@ -57,7 +58,7 @@ _RUN = itertools.count(1)
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, tiny_checkpoint):
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
     """A folder with what the commands are about, under short names."""
     folder = tmp_path_factory.mktemp("terminal")
     (folder / "model").symlink_to(tiny_checkpoint)
@@ -95,7 +96,7 @@ def shown(folder: Path, arguments: str, encoding: str = "utf-8", **environment: 
             show_signs(stream)
         app(shlex.split(arguments.format(n=next(_RUN))), standalone_mode=False)
         streams[0].flush()
-        raw = streams[0].buffer.getvalue()  # type: ignore[attr-defined]
+        raw = streams[0].buffer.getvalue()
         text = raw.decode("ascii" if environment.get("LC_ALL") == "C" else encoding)
     return re.sub(r"in \d+\.\d+\s+s\s+\([^)]*\)|(merged|out)-\d+|free:\s+\S+\s+.B", "…", text)
 
@@ -114,7 +115,9 @@ def too_long(text: str, width: int) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [80, 40])
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_fits_the_width_and_says_the_same_in_ascii_and_in_colours(command, width, place):
+def test_a_command_fits_the_width_and_says_the_same_in_ascii_and_in_colours(
+    command: str, width: int, place: Path
+) -> None:
     plain = shown(place, COMMANDS[command], COLUMNS=str(width))
     helps = command.startswith("help")  # which typer makes no narrower than 50 columns
     assert too_long(plain, max(50, width) if helps else width) == []
@@ -128,7 +131,7 @@ def test_a_command_fits_the_width_and_says_the_same_in_ascii_and_in_colours(comm
 
 @pytest.mark.many
 @pytest.mark.parametrize("command", ["inspect", "plan, broken", "verify, damaged"])
-def test_no_color_leaves_no_colour_and_lc_all_c_no_signs(command, place):
+def test_no_color_leaves_no_colour_and_lc_all_c_no_signs(command: str, place: Path) -> None:
     """What is bold or dim stays so: NO_COLOR is about colours."""
     plain = shown(place, COMMANDS[command])
     bare = shown(place, COMMANDS[command], FORCE_COLOR="1", NO_COLOR="1", LC_ALL="C")
@@ -137,14 +140,14 @@ def test_no_color_leaves_no_colour_and_lc_all_c_no_signs(command, place):
     assert without_colours(bare) == plain.translate(str.maketrans("×├─┼┤", "x+-++"))
 
 
-def test_what_is_foreign_and_has_no_sign_in_ascii_is_escaped(tmp_path):
+def test_what_is_foreign_and_has_no_sign_in_ascii_is_escaped(tmp_path: Path) -> None:
     text = shown(tmp_path, "explain 日本 --json", "ascii")
     assert "recognised" in text
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     show_signs(stream)
     stream.write("2×日é\udc80")
     stream.flush()
-    assert stream.buffer.getvalue() == rb"2x\u65e5\xe9\udc80"  # type: ignore[attr-defined]
+    assert stream.buffer.getvalue() == rb"2x\u65e5\xe9\udc80"
 
 
 @pytest.mark.parametrize(
@@ -152,7 +155,9 @@ def test_what_is_foreign_and_has_no_sign_in_ascii_is_escaped(tmp_path):
     [({}, "×"), ({"LC_ALL": "C"}, "x"), ({"LC_ALL": "POSIX"}, "x"), ({"LC_ALL": "C.UTF-8"}, "×"),
      ({"LC_ALL": "C", "PYTHONIOENCODING": "utf-8"}, "×")],
 )  # fmt: skip
-def test_only_a_locale_without_signs_takes_them_away(environment, wanted, monkeypatch):
+def test_only_a_locale_without_signs_takes_them_away(
+    environment: dict[str, str], wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("LC_ALL", "PYTHONIOENCODING", "PYTHONUTF8"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
@@ -161,12 +166,14 @@ def test_only_a_locale_without_signs_takes_them_away(environment, wanted, monkey
     show_signs(stream)
     stream.write("×")
     stream.flush()
-    assert stream.buffer.getvalue().decode() == wanted  # type: ignore[attr-defined]
+    assert stream.buffer.getvalue().decode() == wanted
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("environment", "width"), [({}, 80), ({"COLUMNS": "40"}, 40), ({"COLUMNS": "120"}, 120)])
-def test_into_a_pipe_lines_are_80_wide_whatever_the_window_unless_columns_says_otherwise(environment, width, place):
+def test_into_a_pipe_lines_are_80_wide_whatever_the_window_unless_columns_says_otherwise(
+    environment: dict[str, str], width: int, place: Path
+) -> None:
     """In a process whose terminal is 132 wide, of which stdout alone is piped."""
     import fcntl
     import pty
@@ -199,7 +206,7 @@ def printed(show: Any, width: int) -> list[str]:
 
 @pytest.mark.slow
 @given(st.integers(2, 6), st.data(), st.integers(20, 120))
-def test_a_table_of_any_width_says_everything_within_it(columns, data, width):
+def test_a_table_of_any_width_says_everything_within_it(columns: int, data: DataObject, width: int) -> None:
     names = data.draw(st.lists(st.text("abc", min_size=1, max_size=8), min_size=columns, max_size=columns))
     table = Table(*names, right=data.draw(st.sets(st.integers(1, columns - 1))))
     rows = data.draw(st.lists(st.lists(WORDS, min_size=columns, max_size=columns), min_size=1, max_size=5))
@@ -214,7 +221,7 @@ def test_a_table_of_any_width_says_everything_within_it(columns, data, width):
 
 
 @given(st.integers(0, 40))
-def test_columns_stay_columns_as_long_as_words_stay_whole(narrower):
+def test_columns_stay_columns_as_long_as_words_stay_whole(narrower: int) -> None:
     table = Table("module", "placement", "bytes a rank", right=(2,))
     table.add("embedding", "rows over TP, filled up to 128", "115.83 MB")
     lines = printed(table.show, 60 - narrower)
@@ -226,17 +233,17 @@ def test_columns_stay_columns_as_long_as_words_stay_whole(narrower):
 
 
 @given(st.text("ab -", max_size=200), st.integers(1, 50))
-def test_wrapped_lines_are_no_longer_than_asked_and_lose_nothing(text, width):
+def test_wrapped_lines_are_no_longer_than_asked_and_lose_nothing(text: str, width: int) -> None:
     lines = wrap(text, width)
     assert all(len(line) <= width for line in lines)
     assert "".join("".join(lines).split()) == "".join(text.split())
 
 
-def test_a_tensors_name_is_broken_after_a_dot():
+def test_a_tensors_name_is_broken_after_a_dot() -> None:
     assert wrap("model.layers.{N}.mlp.gate_proj.weight", 20) == ["model.layers.{N}.", "mlp.gate_proj.weight"]
 
 
-def test_a_path_is_not_broken_however_long():
+def test_a_path_is_not_broken_however_long() -> None:
     path = "/a/path/that/is/longer/than/the/terminal"
     assert wrap(f"into {path} and on", 20) == ["into", path, "and on"]
 
@@ -301,7 +308,7 @@ Dense MLP: 144 blocks of 128 do not fall into 32
         (V3, Request(32), DENSE),
     ],
 )
-def test_a_plans_picture_also_of_a_plan_that_was_read_from_a_file(model, request_, picture):
+def test_a_plans_picture_also_of_a_plan_that_was_read_from_a_file(model: str, request_: Request, picture: str) -> None:
     plan = make_plan(*inventory_of(model), request_, model)
     for one in (plan, Plan.model_validate_json(plan.to_json())):
         lines = printed(lambda console, one=one: show_plan(console, one, "SGLang"), 80)
@@ -310,7 +317,7 @@ def test_a_plans_picture_also_of_a_plan_that_was_read_from_a_file(model, request
 
 @pytest.mark.parametrize(("model", "wanted"), [(PRO, {"tp": 1}), (FLASH, {"tp": 16}), (PRO, {"tp": 3}),
                                               (FLASH, {"tp": 8, "engine": "reference"})])  # fmt: skip
-def test_no_picture_where_blocks_are_not_the_question(model, wanted):
+def test_no_picture_where_blocks_are_not_the_question(model: str, wanted: dict[str, Any]) -> None:
     """One rank; output groups; not even whole elements; whole, though the blocks would divide."""
     lines = printed(lambda console: show_plan(console, make_plan(*inventory_of(model), Request(**wanted)), ""), 80)
     assert not any("├" in line for line in lines)
@@ -318,7 +325,9 @@ def test_no_picture_where_blocks_are_not_the_question(model, wanted):
 
 @pytest.mark.slow
 @given(st.integers(2, 256), st.integers(2, 64), st.data(), st.integers(40, 120))
-def test_a_mark_stands_below_a_cut_and_inside_a_block_for_every_cut_that_splits_one(block, ranks, data, width):
+def test_a_mark_stands_below_a_cut_and_inside_a_block_for_every_cut_that_splits_one(
+    block: int, ranks: int, data: DataObject, width: int
+) -> None:
     step = data.draw(st.integers(1, 3 * block))
     grid = BlockGrid(Module.ATTENTION, "q_b rows", step * ranks, block, "blocks", "TP", ranks, ranks, "split")
     assume(not grid.fits)
@@ -340,10 +349,10 @@ GRIDS = st.tuples(st.integers(1, 4000), st.integers(2, 256), st.integers(2, 64))
 
 @pytest.mark.slow
 @given(GRIDS, st.integers(30, 120), st.sampled_from(["whole", "split", "pad"]))
-def test_a_picture_is_short_and_narrow(numbers, width, way):
+def test_a_picture_is_short_and_narrow(numbers: tuple[int, int, int], width: int, way: str) -> None:
     size, block, ranks = numbers
     parts = 1 if way == "whole" else ranks
-    grid = BlockGrid(Module.SHARED, "rows", size, block, "blocks", "TP", ranks, parts, way)
+    grid = BlockGrid(Module.SHARED, "rows", size, block, "blocks", "TP", ranks, parts, way)  # type: ignore[arg-type]
     lines = printed(lambda console: show_placed(console, grid), width)
     assert len(lines) <= 10
     assert all(len(line) <= width for line in lines)
@@ -357,13 +366,13 @@ def refused(model: str, request: Request) -> str:
     return "\n".join(printed(lambda console: show_plan(console, plan, "SGLang"), 100))
 
 
-def test_a_message_of_several_lines_is_quoted_in_one_and_one_gpu_is_not_several():
+def test_a_message_of_several_lines_is_quoted_in_one_and_one_gpu_is_not_several() -> None:
     text = refused(PRO, Request(8, ep=3))
     assert "\\n" not in text
     assert "8 != 3 * 1 * 2 (= 6)" in " ".join(text.split())
     assert re.search(r"--tp 1 +1 GPU,", refused(FLASH, Request(7)))
 
 
-def test_a_way_out_is_told_once_and_so_is_the_same_arithmetic():
+def test_a_way_out_is_told_once_and_so_is_the_same_arithmetic() -> None:
     assert refused(PRO, Request(12)).count("way out: attention DP: --dp 3") == 1
     assert refused(PRO, Request(7)).count("moe_intermediate_size 3072 / MoE TP 7") == 1

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from dsv4_shard.text.strict_json import MAX_VALUES, BadJson, DuplicateJsonKey, i
 
 
 @pytest.mark.parametrize("text", ["null", "[]", '{"a": [1, -2.5, true, "\\u00e9"]}', '{"😀": {"": "\\ud83d\\ude00"}}'])
-def test_a_document_is_what_the_standard_library_reads(text):
+def test_a_document_is_what_the_standard_library_reads(text: str) -> None:
     assert parse_json(text.encode()) == json.loads(text)
 
 
@@ -39,7 +40,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_readers_could_read_otherwise_is_refused_in_words_that_fit_a_terminal(case):
+def test_what_readers_could_read_otherwise_is_refused_in_words_that_fit_a_terminal(case: str) -> None:
     raw, said = REFUSED[case]
     with pytest.raises(BadJson) as caught:
         parse_json(raw)
@@ -50,12 +51,12 @@ def test_what_readers_could_read_otherwise_is_refused_in_words_that_fit_a_termin
 
 
 @pytest.mark.parametrize("depth", [10, 64, 500, 900])
-def test_a_lone_surrogate_is_found_however_deep_it_stands(depth):
+def test_a_lone_surrogate_is_found_however_deep_it_stands(depth: int) -> None:
     with pytest.raises(BadJson):
         parse_json(b"[" * depth + b'"\\ud800"' + b"]" * depth)
 
 
-def test_values_are_counted_before_they_are_made():
+def test_values_are_counted_before_they_are_made() -> None:
     assert parse_json(b"[1,2,3]", max_values=4) == [1, 2, 3]
     with pytest.raises(BadJson, match="up to 5 values, more than the 4 that are read"):
         parse_json(b"[1,2,3,4]", max_values=4)
@@ -63,7 +64,7 @@ def test_values_are_counted_before_they_are_made():
         parse_json(b'{"a":{"b":{}}}', max_values=2)
 
 
-def test_a_header_of_all_tensors_of_the_largest_model_is_well_within_the_count():
+def test_a_header_of_all_tensors_of_the_largest_model_is_well_within_the_count() -> None:
     """As if V4-Pro came in one file."""
     entry = '"layers.60.ffn.experts.383.w2.weight":{"dtype":"I8","shape":[7168,1536],"data_offsets":[0,1]},'
     assert sum(entry.count(char) for char in ",[{") * 145_116 < MAX_VALUES
@@ -81,7 +82,7 @@ HUNDRED_MEGABYTES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", HUNDRED_MEGABYTES)
-def test_a_hundred_megabytes_cost_no_gigabyte(case):
+def test_a_hundred_megabytes_cost_no_gigabyte(case: str) -> None:
     """Address space is the limit, so that a failure is a MemoryError and not a machine that swaps."""
     code = f"""
 import resource
@@ -99,7 +100,7 @@ except BadJson:
 
 
 @pytest.mark.slow
-def test_as_many_values_as_are_read_cost_less_than_half_a_gigabyte():
+def test_as_many_values_as_are_read_cost_less_than_half_a_gigabyte() -> None:
     code = f"""
 import resource
 from dsv4_shard.text.strict_json import parse_json
@@ -111,20 +112,22 @@ parse_json(raw)
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr == ""
 
 
-def nested(depth):
+def nested(depth: Any) -> Any:
     value = 0
     for _ in range(depth):
-        value = [value]
+        value = [value]  # type: ignore[assignment]
     return value
 
 
 @pytest.mark.parametrize("value", [0, -1, 2**1000, 1.5, "x", None, True, [], {}, nested(64), {"a": nested(63)}])
-def test_what_every_reader_takes_is_plain(value):
+def test_what_every_reader_takes_is_plain(value: Any) -> None:
     assert is_plain(value)
 
 
 @pytest.mark.parametrize("value", [10**400, -(10**400), [[10**400]], nested(65), {"a": nested(64)}])
-def test_numbers_and_nesting_beyond_that_are_not(value):
+def test_numbers_and_nesting_beyond_that_are_not(
+    value: int | list[list[int | list[list[list[list[Any]]]]]] | dict[str, Any],
+) -> None:
     assert not is_plain(value)
 
 
@@ -134,19 +137,19 @@ def test_numbers_and_nesting_beyond_that_are_not(value):
 @pytest.mark.parametrize(
     "text", ["\x1b[31m", "a\nb", "\r", "\x00", "\x9b1m", "\u202e", "\u2066", "\ud800", "\x7f", "\u200b", "\U000e0001"]
 )
-def test_what_could_control_a_terminal_is_escaped(text):
+def test_what_could_control_a_terminal_is_escaped(text: str) -> None:
     for shown in (clean(text), short(text), short_name(text), short([text]), short({text: 1})):
         assert shown.isprintable()
         assert "\\" in shown
 
 
 @pytest.mark.parametrize("text", ["layers.0.attn_norm.weight", "é日本", "[red]x[/red]", "1×32 … 'x'"])
-def test_ordinary_text_is_shown_as_it_is(text):
+def test_ordinary_text_is_shown_as_it_is(text: str) -> None:
     assert clean(text) == text
 
 
 @pytest.mark.parametrize("value", ["x" * 10**6, "\x1b" * 10**6, [0] * 10**6, nested(900), {i: i for i in range(10**5)},
                                    10**4000, None], ids=lambda value: type(value).__name__)  # fmt: skip
-def test_no_value_makes_a_message_long(value):
+def test_no_value_makes_a_message_long(value: Any) -> None:
     assert len(short(value)) <= 80
     assert len(short_name(str(value)[:10_000])) <= 200

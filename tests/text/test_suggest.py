@@ -1,5 +1,7 @@
 """Names that are not known: what was meant comes first, and the exit code is that of wrong usage."""
 
+from pathlib import Path
+
 import pytest
 from support.command_line import run
 
@@ -12,13 +14,13 @@ from dsv4_shard.text.suggest import near
 
 
 @pytest.mark.slow
-def test_the_names_that_are_offered_are_those_that_the_engines_have():
+def test_the_names_that_are_offered_are_those_that_the_engines_have() -> None:
     assert list(names.ENGINES) == list(ENGINES)
     assert tuple(names.PLANNED_ONLY) == tuple(name for name, engine in ENGINES.items() if engine.layout is None)
     assert list(names.RANKINGS) == list(RANKINGS)
 
 
-def test_the_versions_that_are_offered_are_those_that_the_engines_rules_know():
+def test_the_versions_that_are_offered_are_those_that_the_engines_rules_know() -> None:
     for name, engine in ENGINES.items():
         assert engine.versions == names.VERSIONS[name]
         assert engine.version == engine.versions[0]
@@ -36,7 +38,9 @@ def test_the_versions_that_are_offered_are_those_that_the_engines_rules_know():
     ("nothing of the kind", names.ENGINES, []),
     ("x" * 10**6, names.ENGINES, []),
 ])  # fmt: skip
-def test_the_nearest_name_comes_first(name, known, meant):
+def test_the_nearest_name_comes_first(
+    name: str, known: dict[str, str] | tuple[str, ...] | list[str], meant: list[str]
+) -> None:
     assert near(name, known) == meant
 
 
@@ -53,7 +57,9 @@ def test_the_nearest_name_comes_first(name, known, meant):
     (("--engine-version", "0.5.24"), "Did you mean 0.5.23? Known: 0.5.23."),
     (("--engine", "trtllm", "--engine-version", "1.0"), "Known: 02586bf."),
 ])  # fmt: skip
-def test_a_name_that_is_not_known_is_a_usage_error_that_names_what_was_meant(arguments, meant, tiny_checkpoint):
+def test_a_name_that_is_not_known_is_a_usage_error_that_names_what_was_meant(
+    arguments: tuple[str, ...], meant: str, tiny_checkpoint: Path
+) -> None:
     result = run("plan", tiny_checkpoint, "--tp", "2", *arguments)
     assert (result.exit_code, result.stdout) == (ExitCode.USAGE, "")
     message, hint = result.stderr.splitlines()
@@ -70,13 +76,15 @@ def test_a_name_that_is_not_known_is_a_usage_error_that_names_what_was_meant(arg
     (("--engine", "vllm", "--a2a", "deepep"), "Does not run"),
     (("--engine", "vllm", "--engine-version", "0.27.0"), "Does not run"),
 ])  # fmt: skip
-def test_what_another_engine_has_is_answered_by_the_rule_that_it_breaks(arguments, verdict, tiny_checkpoint):
+def test_what_another_engine_has_is_answered_by_the_rule_that_it_breaks(
+    arguments: tuple[str, ...], verdict: str, tiny_checkpoint: Path
+) -> None:
     result = run("plan", tiny_checkpoint, "--tp", "2", *arguments)
     assert result.exit_code == ExitCode.NO
     assert f"\n{verdict}\n" in result.stdout
 
 
-def test_a_search_refuses_an_engine_that_is_not_known(tiny_checkpoint):
+def test_a_search_refuses_an_engine_that_is_not_known(tiny_checkpoint: Path) -> None:
     result = run("plan", tiny_checkpoint, "--gpus", "2", "--engine", "sglang,vlm")
     assert result.exit_code == ExitCode.USAGE
     assert "Did you mean vllm" in result.stderr

@@ -18,6 +18,9 @@ OTHER := .venv-other
 # Dependencies to leave out where the package is installed without the tools of `make check`: make smoke WITHOUT=torch
 WITHOUT ?=
 
+# torch takes minutes to download. Only `verify --numerics` needs it, which the demo leaves out without it.
+$(DEMO)/.ready smoke release: WITHOUT = torch
+
 # More options for pytest: make test OPTIONS=--cov
 OPTIONS ?=
 FAST := -m "not slow and not root and not browser and not ray"

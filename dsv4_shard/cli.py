@@ -1,6 +1,7 @@
 """The commands: parse the options, call a verb, show the result. Results go to stdout, everything else to stderr."""
 
 import gc
+import importlib.util
 import io
 import os
 import sys
@@ -420,11 +421,14 @@ def demo(
     console = _consoles()[0]
     paragraph(console, f"A checkpoint with DeepSeek-V4-Pro's structure, 4 layers and 16 experts small: {checkpoint}")
     write_checkpoint(checkpoint)
+    numerics = ["--numerics"] if importlib.util.find_spec("torch") else []
+    if not numerics:
+        paragraph(console, "torch is not installed: verify compares bytes, and leaves out --numerics.")
     commands = (
         ["inspect", str(checkpoint)],
         ["plan", str(checkpoint), "--tp", "16", "-o", str(plan_file)],
         ["reshard", str(checkpoint), str(shards), "--plan", str(plan_file)],
-        ["verify", str(shards), "--against", str(checkpoint), "--numerics"],
+        ["verify", str(shards), "--against", str(checkpoint), *numerics],
         ["report", str(plan_file), "-o", str(page)],
     )
     for arguments in commands:

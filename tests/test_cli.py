@@ -468,3 +468,12 @@ def test_the_demo_ends_with_where_its_files_are_and_fits_a_narrow_terminal_in_as
     assert lines[-2:] == ["the plan in here/plan.json,", "and what to look at in here/report.html."]
     assert (tmp_path / "here" / "report.html").is_file()
     assert len(list((tmp_path / "here" / "shards").glob("model-rank-*-part-0.safetensors"))) == 16
+
+
+def test_the_demo_runs_without_torch_and_says_what_it_leaves_out(tmp_path):
+    hide = "import sys; sys.modules['torch'] = None; from dsv4_shard.cli import main; main()"
+    command = [sys.executable, "-c", hide, "demo", "here"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "torch is not installed" in result.stdout
+    assert "$ dsv4-shard verify here/shards --against here/checkpoint\n" in result.stdout
+    assert "all as it should be" in result.stdout

@@ -53,8 +53,8 @@ def report(source: "str | Path | document.Plan", options: ReportOptions) -> "rep
         - WriteFailed: `output` cannot be written.
 
     >>> made = dsv4_shard.report("model", tp=16, gpu="h20-96", output="report.html")
-    >>> len(made.ranks), made.to_html()[:15]
-    (16, '<!doctype html>')
+    >>> made.ranks[0].weights == made.plan.memory.weights, made.to_html()[:15]
+    (True, '<!doctype html>')
     """
     from dsv4_shard.planning.make_plan import make_plan
     from dsv4_shard.planning.plan_file import check_plan, plan_given

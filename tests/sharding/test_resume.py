@@ -34,10 +34,12 @@ from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import ExitCode, InexactCast, NotEnoughDisk, OtherRun, SourceChanged
 from dsv4_shard.planning.make_plan import make_plan
 from dsv4_shard.sharding import journal
+from dsv4_shard.sharding import progress as reporting_progress
 from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.journal import read_journal
+from dsv4_shard.sharding.progress import Task
 from dsv4_shard.sharding.run import reshard
-from dsv4_shard.terminal.progress import Progress  # type: ignore[attr-defined]
+from dsv4_shard.terminal.progress import ProgressBars
 from dsv4_shard.verification.result_folder import verify
 
 STAGING = ".out.partial"
@@ -371,7 +373,7 @@ def test_what_the_readme_shows_of_a_run_that_ends_early_is_what_is_printed(
     command = ["dsv4-shard", "reshard", str(small), "shards", "--tp", "2", "--engine", "reference"]
     put = 0
 
-    def interrupt(_: Progress, nbytes: int) -> None:
+    def interrupt(_: ProgressBars, task: Task, nbytes: int) -> None:
         nonlocal put
         put += nbytes
         if put > 2_000_000:
@@ -379,7 +381,8 @@ def test_what_the_readme_shows_of_a_run_that_ends_early_is_what_is_printed(
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Progress, "advance", interrupt)
+        patch.setattr(ProgressBars, "advance", interrupt)
+        patch.setattr(reporting_progress, "SECONDS_BETWEEN_CALLS", 0)
         assert run_cli(command) == ExitCode.INTERRUPTED
     assert run_cli(command) == 0
     printed = without_numbers(capfd.readouterr().err).splitlines()

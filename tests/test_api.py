@@ -373,5 +373,7 @@ def test_the_examples_of_the_docstrings_and_of_the_pages_give_what_they_say(
     assert runner.summarize(verbose=False).failed == 0, "".join(printed)
     exec(code_of("README.md").replace("DeepSeek-V4-Pro", "model").replace('"shards"', '"others"'), {})
     assert (tmp_path / "report.html").is_file()
-    exec(code_of("docs/reference/api.md"), {"dsv4_shard": dsv4_shard})
+    names: dict[str, Any] = {}
+    exec(code_of("docs/reference/api.md"), names)
+    dsv4_shard.verify("shards", progress=names["Percent"]())
     assert capsys.readouterr().out.endswith("verify: 100 %\n")

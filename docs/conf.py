@@ -6,8 +6,9 @@ project = "dsv4-shard"
 version = release = __version__
 language = "en"
 
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
+napoleon_custom_sections = [("Options", "params_style")]
 
 myst_heading_anchors = 3
 default_role = "code"  # `names` in docstrings, as in Markdown

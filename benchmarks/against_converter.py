@@ -27,7 +27,7 @@ from dsv4_shard.checkpoint.inventory import take_inventory
 from dsv4_shard.checkpoint.reader import read_checkpoint
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.opening import open_source
-from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.reassembly.merge_job import prepare_merge
 from dsv4_shard.reassembly.rank_folder import open_ranks
 from dsv4_shard.sharding.job import prepare

@@ -24,7 +24,7 @@ from dsv4_shard.checkpoint.inventory import take_inventory
 from dsv4_shard.checkpoint.reader import read_checkpoint
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.opening import open_source
-from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.recipe import Recipe, Step
 from dsv4_shard.tensors.header import DTYPE_BITS

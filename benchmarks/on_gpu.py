@@ -48,7 +48,7 @@ from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, write_checkpoint
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.models.names import scale_name
 from dsv4_shard.opening import open_source
-from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.recipe import Recipe
 from dsv4_shard.sharding.run import reshard

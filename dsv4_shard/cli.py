@@ -40,8 +40,8 @@ from dsv4_shard.text.sanitize import clean
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from dsv4_shard.destinations.folder import WouldWrite
-    from dsv4_shard.planning.document import Plan
+    from dsv4_shard.destinations import WouldWrite
+    from dsv4_shard.planning import Plan
     from dsv4_shard.sharding.outcome import Outcome
     from dsv4_shard.text.document import Document
 
@@ -97,7 +97,7 @@ def inspect(
 
     Reads headers only. Of families that are not known: what they hold, and where whole blocks divide.
     """
-    from dsv4_shard.inspection.known_family import Inspection
+    from dsv4_shard.inspection import Inspection
     from dsv4_shard.terminal import last_inspected as recent
     from dsv4_shard.terminal.known_family import show_inspection
     from dsv4_shard.terminal.unknown_family import show_unknown
@@ -157,7 +157,7 @@ def _show_plan(made: "Plan", output: Path | None, as_json: bool) -> None:
     if as_json:
         print(made.to_json(), end="")
         return
-    from dsv4_shard.engines.registry import title_of
+    from dsv4_shard.engines import title_of
     from dsv4_shard.terminal.plan import show_plan
 
     title = title_of(made.request.engine, made.engine_version)
@@ -255,7 +255,7 @@ def _reshard(repo: str, out: str, as_json: bool, given: dict[str, Any]) -> None:
 
 def _reshard_to_store(repo: str, out: str, as_json: bool, given: dict[str, Any]) -> None:
     """Run `reshard` into an object store."""
-    from dsv4_shard.destinations.object_store import scratch_result
+    from dsv4_shard.destinations import scratch_result
     from dsv4_shard.terminal.progress import ProgressBars
     from dsv4_shard.terminal.written import show_outcome, show_upload
 
@@ -358,7 +358,7 @@ def verify(out: options.ResultsArg, given: dict[str, Any], as_json: options.Json
     """
     from dsv4_shard.terminal.progress import ProgressBars
     from dsv4_shard.terminal.verification import show_together, show_verification
-    from dsv4_shard.verification.documents import SharesVerification, Verification
+    from dsv4_shard.verification import SharesVerification, Verification
 
     console, log = _consoles()
     found: Verification | SharesVerification
@@ -406,8 +406,8 @@ def demo(
 
     It is made for it, with V4-Pro's structure, 4 layers and 16 experts small; all takes under a minute and 250 MB.
     """
-    from dsv4_shard.checkpoint.synthetic import write_checkpoint
-    from dsv4_shard.storage.output_folder import check_output
+    from dsv4_shard.checkpoint import write_checkpoint
+    from dsv4_shard.storage import check_output
     from dsv4_shard.terminal.text import paragraph
 
     try:

@@ -53,9 +53,9 @@ def explain(
     ...                    "block_n = 128.").meaning[0]
     'shared experts: shared intermediate size 3072 / TP 16 = 192, which is 1.5 blocks of 128'
     """
-    from dsv4_shard.checkpoint.inventory import refuse_errors
-    from dsv4_shard.diagnosis.cases import KnownModel
-    from dsv4_shard.diagnosis.explanation import explain as explain_lines
+    from dsv4_shard.checkpoint import refuse_errors
+    from dsv4_shard.diagnosis import KnownModel
+    from dsv4_shard.diagnosis import explain as explain_lines
     from dsv4_shard.opening import open_checkpoint
 
     model = None
@@ -77,7 +77,7 @@ def _lines(text: Any) -> Iterator[Iterator[tuple[int, str]]]:
         UsageError: The text is empty, or `explain` does not accept its type.
         ReadFailed: The log cannot be read.
     """
-    from dsv4_shard.diagnosis.log_scan import lines_of
+    from dsv4_shard.diagnosis import lines_of
 
     if isinstance(text, BaseException):
         text = "".join(traceback.format_exception(text))

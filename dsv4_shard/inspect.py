@@ -54,12 +54,11 @@ def inspect(repo: str | Path, options: InspectOptions) -> "known_family.Inspecti
     >>> [cell.verdict for cell in found.matrix if cell.engine == "sglang"]
     ['works', 'with-options']
     """
-    from dsv4_shard.checkpoint.reader import read_unknown
-    from dsv4_shard.inspection.known_family import DEFAULT_TPS
-    from dsv4_shard.inspection.known_family import inspect as inspect_checkpoint
-    from dsv4_shard.inspection.unknown_family import inspect_unknown
+    from dsv4_shard.checkpoint import read_unknown
+    from dsv4_shard.inspection import DEFAULT_TPS, inspect_unknown
+    from dsv4_shard.inspection import inspect as inspect_checkpoint
     from dsv4_shard.opening import open_checkpoint, open_source
-    from dsv4_shard.storage.runtime import collector_paused
+    from dsv4_shard.storage import collector_paused
 
     tp = options.tp
     tps = DEFAULT_TPS if tp is None else (tp,) if isinstance(tp, int) else tuple(tp)

@@ -44,10 +44,8 @@ def plan(repo: str | Path, options: PlanOptions) -> "document.Plan":
     (True, 'whole', 'marlin')
     """
     from dsv4_shard.opening import open_checkpoint
-    from dsv4_shard.planning.make_plan import make_plan
-    from dsv4_shard.planning.plan_file import save_plan
-    from dsv4_shard.planning.request import request_of
-    from dsv4_shard.storage.runtime import collector_paused
+    from dsv4_shard.planning import make_plan, request_of, save_plan
+    from dsv4_shard.storage import collector_paused
 
     request = request_of(options)
     with collector_paused():
@@ -76,8 +74,7 @@ def search(repo: str | Path, options: SearchOptions) -> "searching.Search":
     '--tp 16 --ep 16 --engine vllm --gpu h20-96'
     """
     from dsv4_shard.opening import open_checkpoint
-    from dsv4_shard.planning.plan_file import save_plan
-    from dsv4_shard.planning.search import plan_best, search_for
+    from dsv4_shard.planning import plan_best, save_plan, search_for
 
     checkpoint, inventory = open_checkpoint(str(repo), refresh=options.refresh, exact=False)
     found = search_for(checkpoint, inventory, options)
@@ -100,9 +97,7 @@ def compare(a: "str | Path | document.Plan", b: "str | Path | document.Plan", _:
     >>> dsv4_shard.compare("plan.json", dsv4_shard.plan("model", tp=8, gpu="h20-96")).request[0]
     Difference(name='tp', a=16, b=8)
     """
-    from dsv4_shard.planning.compare import compare_plans
-    from dsv4_shard.planning.document import Plan
-    from dsv4_shard.planning.plan_file import plan_of
+    from dsv4_shard.planning import Plan, compare_plans, plan_of
 
     names = tuple(name if isinstance(one, Plan) else str(one) for name, one in (("a", a), ("b", b)))
     return compare_plans(plan_of(a, "a"), plan_of(b, "b"), (names[0], names[1]))

@@ -11,8 +11,7 @@ from dsv4_shard.errors import ShardError, UsageError
 from dsv4_shard.text.suggest import as_option
 
 if TYPE_CHECKING:
-    from dsv4_shard.checkpoint.inventory import Inventory
-    from dsv4_shard.checkpoint.reader import Checkpoint
+    from dsv4_shard.checkpoint import Checkpoint, Inventory
     from dsv4_shard.planning import document
     from dsv4_shard.reporting import report as reporting
 else:
@@ -56,12 +55,9 @@ def report(source: "str | Path | document.Plan", options: ReportOptions) -> "rep
     >>> made.ranks[0].weights == made.plan.memory.weights, made.to_html()[:15]
     (True, '<!doctype html>')
     """
-    from dsv4_shard.planning.make_plan import make_plan
-    from dsv4_shard.planning.plan_file import check_plan, plan_given
-    from dsv4_shard.planning.request import request_of
-    from dsv4_shard.planning.search import plan_best, search_for
-    from dsv4_shard.reporting.report import make_report
-    from dsv4_shard.storage.output_folder import write_text
+    from dsv4_shard.planning import check_plan, make_plan, plan_best, plan_given, request_of, search_for
+    from dsv4_shard.reporting import make_report
+    from dsv4_shard.storage import write_text
 
     plan, found = plan_given(source), None
     _refuse_for_report(source, plan, options)

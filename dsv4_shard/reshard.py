@@ -25,10 +25,8 @@ from dsv4_shard.sharding.options import (
 from dsv4_shard.text.suggest import as_option
 
 if TYPE_CHECKING:
-    from dsv4_shard.checkpoint.inventory import Inventory
-    from dsv4_shard.checkpoint.reader import Checkpoint
-    from dsv4_shard.destinations import documents
-    from dsv4_shard.destinations.folder import OutputTarget, WouldWrite
+    from dsv4_shard.checkpoint import Checkpoint, Inventory
+    from dsv4_shard.destinations import OutputTarget, WouldWrite, documents
     from dsv4_shard.planning import document
     from dsv4_shard.reassembly import merge_job
     from dsv4_shard.sharding import outcome as outcomes
@@ -73,7 +71,7 @@ def reshard(repo: str | Path, out: str | Path, options: ReshardOptions) -> "outc
     >>> outcome.files, len(outcome.ranks)
     (34, 16)
     """
-    from dsv4_shard.destinations.folder import into_folder
+    from dsv4_shard.destinations import into_folder
     from dsv4_shard.opening import is_url
     from dsv4_shard.sharding.progress import Reporter
 
@@ -105,7 +103,7 @@ def reshard_to_store(repo: str | Path, out: str, options: StoreOptions) -> "docu
         - The errors of `reshard`.
         - UsageError: `ranks` is "auto", or `out` is not a URL of a supported store.
     """
-    from dsv4_shard.destinations.folder import into_store
+    from dsv4_shard.destinations import into_store
     from dsv4_shard.opening import is_url
     from dsv4_shard.sharding.progress import Reporter
 
@@ -153,8 +151,7 @@ def reshard_on_cluster(repo: str | Path, out: str | Path, options: ClusterOption
         - NodesLost: shares were lost with their nodes too often.
         - The errors of `reshard` in a share.
     """
-    from dsv4_shard.destinations.folder import onto_cluster
-    from dsv4_shard.destinations.share_worker import ShareTask
+    from dsv4_shard.destinations import ShareTask, onto_cluster
     from dsv4_shard.opening import at_commit, open_checkpoint, refuse_url
     from dsv4_shard.sharding.job import world_of
     from dsv4_shard.sharding.progress import Reporter
@@ -190,8 +187,8 @@ def merge(ranks: str | Path, out: str | Path, options: MergeOptions) -> "merge_j
     >>> merged.files, [change.held for change in merged.changes]  # of wo_a and of its scale, which is gone
     (7, ['BF16', ''])
     """
-    from dsv4_shard.destinations.folder import into_folder
-    from dsv4_shard.reassembly.merge_job import Merged, source_of_ranks
+    from dsv4_shard.destinations import into_folder
+    from dsv4_shard.reassembly import Merged, source_of_ranks
     from dsv4_shard.sharding.progress import Reporter
 
     checkpoint, job = _prepare_merge(ranks, out, options.config)
@@ -218,7 +215,7 @@ def merge_dry_run(ranks: str | Path, out: str | Path, options: MergeDryRunOption
 
 def would_reshard(repo: str | Path, out: str | Path, options: DryRunOptions) -> "WouldWrite":
     """The job of `reshard_dry_run`; the command shows more of it than the verb returns."""
-    from dsv4_shard.destinations.folder import would_store, would_write
+    from dsv4_shard.destinations import would_store, would_write
     from dsv4_shard.opening import is_url
 
     if not is_url(str(out)):
@@ -231,7 +228,7 @@ def would_reshard(repo: str | Path, out: str | Path, options: DryRunOptions) -> 
 
 def would_merge(ranks: str | Path, out: str | Path, options: MergeDryRunOptions) -> "WouldWrite":
     """The job of `merge_dry_run`; the command shows more of it than the verb returns."""
-    from dsv4_shard.destinations.folder import would_write
+    from dsv4_shard.destinations import would_write
 
     checkpoint, job = _prepare_merge(ranks, out, options.config)
     return would_write(job, checkpoint, Path(out), options.overwrite)
@@ -253,7 +250,7 @@ def _prepare(
 ) -> _Prepared:
     """Return the job for the requested ranks; no tensor data is read yet."""
     from dsv4_shard.sharding.job import prepare
-    from dsv4_shard.storage.runtime import collector_paused
+    from dsv4_shard.storage import collector_paused
 
     checkpoint, inventory, made = _planned(repo, path_or_none(options.config), options)
     wanted = _wanted(options.ranks, options.overwrite, made, inventory)
@@ -266,9 +263,7 @@ def _planned(
 ) -> "tuple[Checkpoint, Inventory, document.Plan]":
     """Return the checkpoint, its inventory, and the plan: the given one, or one made from the options."""
     from dsv4_shard.opening import open_checkpoint, pinned
-    from dsv4_shard.planning.make_plan import make_plan
-    from dsv4_shard.planning.plan_file import check_plan, plan_of
-    from dsv4_shard.planning.request import request_of
+    from dsv4_shard.planning import check_plan, make_plan, plan_of, request_of
 
     given = options.given_of(Layout) if options.tp is None else ["tp"]
     if options.plan is not None and given:
@@ -312,7 +307,7 @@ def _wanted(
 
 
 def _target(out: str, options: StoreOptions | DryRunOptions, keep_scratch: bool) -> "OutputTarget":
-    from dsv4_shard.destinations.folder import OutputTarget
+    from dsv4_shard.destinations import OutputTarget
 
     return OutputTarget(out, Path(options.scratch or ""), keep_scratch, options.overwrite, options.restart)
 
@@ -337,8 +332,8 @@ def _downloaded(made: _Prepared) -> _Prepared:
 
 def _prepare_merge(ranks: str | Path, out: str | Path, config: str | Path | None) -> "tuple[Checkpoint, Job]":
     from dsv4_shard.opening import open_checkpoint, refuse_url
-    from dsv4_shard.reassembly.merge_job import prepare_merge, source_of_ranks
-    from dsv4_shard.storage.runtime import collector_paused
+    from dsv4_shard.reassembly import prepare_merge, source_of_ranks
+    from dsv4_shard.storage import collector_paused
 
     refuse_url(Path(out), "Name a folder, and copy it to the store.")
     checkpoint, inventory = open_checkpoint(str(ranks), path_or_none(config))

@@ -9,8 +9,7 @@ from dsv4_shard.errors import UsageError
 from dsv4_shard.sharding.options import VerifyOptions
 
 if TYPE_CHECKING:
-    from dsv4_shard.checkpoint.inventory import Inventory
-    from dsv4_shard.checkpoint.reader import Checkpoint
+    from dsv4_shard.checkpoint import Checkpoint, Inventory
     from dsv4_shard.sharding import progress as progressing
     from dsv4_shard.verification import documents
 else:
@@ -38,9 +37,8 @@ def verify(out: str | Path, options: VerifyOptions) -> "documents.Verification":
     (True, (), True)
     """
     from dsv4_shard.sharding.progress import Reporter, Task
-    from dsv4_shard.verification.moe_numerics import check_numerics
-    from dsv4_shard.verification.result_folder import bytes_to_verify
-    from dsv4_shard.verification.result_folder import verify as verify_folder
+    from dsv4_shard.verification import bytes_to_verify, check_numerics
+    from dsv4_shard.verification import verify as verify_folder
 
     folder = Path(out)
     source = _source([folder], options)
@@ -67,9 +65,7 @@ def verify_shares(folders: Sequence[str | Path], options: VerifyOptions) -> "doc
     (True, ())
     """
     from dsv4_shard.sharding.progress import Reporter, Task
-    from dsv4_shard.verification.moe_numerics import check_numerics
-    from dsv4_shard.verification.result_folder import bytes_to_verify
-    from dsv4_shard.verification.shares import verify_together
+    from dsv4_shard.verification import bytes_to_verify, check_numerics, verify_together
 
     if isinstance(folders, str | Path):
         raise UsageError.about("folders", ..., "one folder, not a sequence", hint="`dsv4_shard.verify` takes one.")

@@ -28,7 +28,7 @@ from dsv4_shard.models.config import parse_config
 from dsv4_shard.models.family import ModelConfig
 from dsv4_shard.models.roles import Stage
 from dsv4_shard.planning.document import Plan
-from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.planning.plan_file import check_plan, load_plan
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
 from dsv4_shard.sources.local import LocalSource

@@ -19,7 +19,7 @@ from benchmarks.settings import NotMeasured, Settings, Skipped, require_room
 from benchmarks.sized import WIDTH, config_for, tensor_bytes, write_least
 from dsv4_shard.checkpoint.synthetic import tensors_of, write_checkpoint
 from dsv4_shard.engines.deployment import Request
-from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.run import reshard
 from dsv4_shard.tensors.header import nbytes_of

@@ -22,7 +22,7 @@ from support.schemas import validator
 import dsv4_shard
 from docs import generate
 from dsv4_shard.engines.deployment import Request
-from dsv4_shard.planning.choose import choose
+from dsv4_shard.planning.choice import choose
 
 pytestmark = pytest.mark.xdist_group("docs")  # one process reads each full-size checkpoint once for all of these
 

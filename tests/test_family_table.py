@@ -15,7 +15,7 @@ from family_table import (
 from support.checkpoints.small import load_tensors, open_folder, raw
 
 from dsv4_shard.opening import open_source
-from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.reassembly.rank_folder import open_ranks
 from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.run import reshard

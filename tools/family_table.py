@@ -37,8 +37,8 @@ from dsv4_shard.engines.registry import ENGINES
 from dsv4_shard.errors import InfeasiblePlan, UsageError
 from dsv4_shard.models.roles import Role, Stage
 from dsv4_shard.opening import open_source
-from dsv4_shard.planning.choose import choose
-from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.choice import choose
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.reassembly.merge_job import prepare_merge
 from dsv4_shard.reassembly.rank_folder import open_ranks
 from dsv4_shard.sharding.job import prepare

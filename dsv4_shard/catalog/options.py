@@ -13,6 +13,9 @@ ENGINES = {
 }
 """Value of `--engine` → its description."""
 
+LOAD_FORMAT = "dsv4_shard"
+"""Value of SGLang's `--load-format` that our plugin adds."""
+
 RUNNERS = {
     "sglang": ("flashinfer_mxfp4", "marlin", "triton", "deep_gemm", "auto"),
     "vllm": (

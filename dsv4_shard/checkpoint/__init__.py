@@ -1,1 +1,32 @@
 """A checkpoint's headers as one checked object: reader, inventory by role, findings, fingerprint."""
+
+from dsv4_shard.checkpoint.completeness import expected_names
+from dsv4_shard.checkpoint.findings import Finding, Severity, some
+from dsv4_shard.checkpoint.fingerprint import Origin, differences, origin_of
+from dsv4_shard.checkpoint.formats import NVFP4, PACKED, Format
+from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup, outside_layers, refuse_errors, take_inventory
+from dsv4_shard.checkpoint.reader import Checkpoint, UnknownCheckpoint, read_checkpoint, read_unknown
+from dsv4_shard.checkpoint.synthetic import write_checkpoint
+
+__all__ = [
+    "NVFP4",
+    "PACKED",
+    "Checkpoint",
+    "Finding",
+    "Format",
+    "Inventory",
+    "Origin",
+    "Severity",
+    "TensorGroup",
+    "UnknownCheckpoint",
+    "differences",
+    "expected_names",
+    "origin_of",
+    "outside_layers",
+    "read_checkpoint",
+    "read_unknown",
+    "refuse_errors",
+    "some",
+    "take_inventory",
+    "write_checkpoint",
+]

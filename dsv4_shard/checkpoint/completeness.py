@@ -10,9 +10,7 @@ from itertools import islice
 
 from dsv4_shard.checkpoint.findings import Finding, Severity, defect, some
 from dsv4_shard.checkpoint.tensor_kinds import FLOATS, Census, TensorKind
-from dsv4_shard.models.families import family_of
-from dsv4_shard.models.family import ModelConfig
-from dsv4_shard.models.roles import Draft, Module, Part, Place, Role, Stage, TensorName
+from dsv4_shard.models import Draft, ModelConfig, Module, Part, Place, Role, Stage, TensorName, family_of
 from dsv4_shard.text.units import counted
 
 

@@ -22,12 +22,9 @@ from dsv4_shard.checkpoint.formats import (
 from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.checkpoint.tensor_kinds import Census, take_census
 from dsv4_shard.errors import IncompleteCheckpoint
-from dsv4_shard.models.families import family_of
-from dsv4_shard.models.family import Family, ModelConfig
-from dsv4_shard.models.roles import Draft, Part, Role, Stage, TensorName
-from dsv4_shard.storage.runtime import collector_paused
-from dsv4_shard.tensors.geometry import logical_shape
-from dsv4_shard.tensors.header import Tensor, nbytes_of
+from dsv4_shard.models import Draft, Family, ModelConfig, Part, Role, Stage, TensorName, family_of
+from dsv4_shard.storage import collector_paused
+from dsv4_shard.tensors import Tensor, logical_shape, nbytes_of
 from dsv4_shard.text.units import counted
 
 

@@ -8,20 +8,26 @@ import xxhash
 
 from dsv4_shard.checkpoint.findings import Finding, Severity, defect, some
 from dsv4_shard.errors import BadConfig, BadIndex, DuplicateTensor, IndexMismatch, MissingFile, UnsafeFileName
-from dsv4_shard.models.config import parse_config, parse_document
-from dsv4_shard.models.dialects import NATIVE, View, is_transformers_config, native_view
-from dsv4_shard.models.family import ModelConfig
-from dsv4_shard.sources.base import Source
-from dsv4_shard.sources.checkpoint_files import (
+from dsv4_shard.models import (
+    NATIVE,
+    ModelConfig,
+    View,
+    is_transformers_config,
+    native_view,
+    parse_config,
+    parse_document,
+)
+from dsv4_shard.sources import (
     CONFIG_FILE,
     INDEX_FILE,
     MAX_CONFIG_BYTES,
     MAX_INDEX_BYTES,
     SINGLE_FILE,
+    Source,
     is_plain_name,
 )
-from dsv4_shard.storage.runtime import collector_paused
-from dsv4_shard.tensors.header import Tensor, read_header
+from dsv4_shard.storage import collector_paused
+from dsv4_shard.tensors import Tensor, read_header
 from dsv4_shard.text.sanitize import short
 from dsv4_shard.text.strict_json import BadJson, parse_json
 from dsv4_shard.text.units import counted

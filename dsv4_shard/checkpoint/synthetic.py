@@ -13,13 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dsv4_shard.checkpoint.completeness import expected_names
-from dsv4_shard.models.config import parse_config
-from dsv4_shard.models.families import family_of
-from dsv4_shard.models.family import ModelConfig, release_file
-from dsv4_shard.models.roles import Draft, Module, Part, Place, Role, Spec
-from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
-from dsv4_shard.tensors.geometry import FP4_GROUP, Block, scale_shape
-from dsv4_shard.tensors.header import TensorInfo, build_header
+from dsv4_shard.models import Draft, ModelConfig, Module, Part, Place, Role, Spec, family_of, parse_config, release_file
+from dsv4_shard.sources import CONFIG_FILE, INDEX_FILE
+from dsv4_shard.tensors import FP4_GROUP, Block, TensorInfo, build_header, scale_shape
 
 FP8_BLOCK = Block(128, 128)
 

@@ -9,10 +9,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dsv4_shard.models.families import family_of
-from dsv4_shard.models.family import Family, ModelConfig
-from dsv4_shard.models.roles import DSPARK, Draft, Part, Place, Role, Stage, TensorName
-from dsv4_shard.tensors.header import Tensor
+from dsv4_shard.models import DSPARK, Draft, Family, ModelConfig, Part, Place, Role, Stage, TensorName, family_of
+from dsv4_shard.tensors import Tensor
 
 FLOATS = ("BF16", "F32")
 """Dtypes of weights that are not quantized."""

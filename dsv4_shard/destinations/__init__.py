@@ -1,1 +1,28 @@
 """Where a job's files go: a folder, an object store, the nodes of a Ray cluster."""
+
+from dsv4_shard.destinations.documents import ClusterOutcome, Uploaded
+from dsv4_shard.destinations.folder import (
+    OutputTarget,
+    WouldWrite,
+    into_folder,
+    into_store,
+    onto_cluster,
+    would_store,
+    would_write,
+)
+from dsv4_shard.destinations.object_store import scratch_result
+from dsv4_shard.destinations.share_worker import ShareTask
+
+__all__ = [
+    "ClusterOutcome",
+    "OutputTarget",
+    "ShareTask",
+    "Uploaded",
+    "WouldWrite",
+    "into_folder",
+    "into_store",
+    "onto_cluster",
+    "scratch_result",
+    "would_store",
+    "would_write",
+]

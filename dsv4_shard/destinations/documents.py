@@ -3,7 +3,7 @@
 from dsv4_shard.sharding.outcome import ResultDocument, Written
 from dsv4_shard.text.document import Document
 from dsv4_shard.text.units import counted, size
-from dsv4_shard.verification.documents import SharesVerification
+from dsv4_shard.verification import SharesVerification
 
 
 class Uploaded(ResultDocument):

@@ -9,20 +9,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsv4_shard.checkpoint.reader import Checkpoint
+from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.destinations.documents import DryRun, Uploaded
 from dsv4_shard.sharding.job import Job
 from dsv4_shard.sharding.outcome import Outcome, Written
 from dsv4_shard.sharding.progress import Reporter, Task
 from dsv4_shard.sharding.run import reshard, result_to_join
-from dsv4_shard.storage.output_folder import check_output, free_bytes
-from dsv4_shard.storage.staging import Staging
+from dsv4_shard.storage import Staging, check_output, free_bytes
 
 if TYPE_CHECKING:
     from dsv4_shard.destinations.documents import ClusterOutcome
     from dsv4_shard.destinations.object_store import Scratch
     from dsv4_shard.destinations.share_worker import ShareTask
-    from dsv4_shard.sources.object_store import Store
+    from dsv4_shard.sources import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +125,7 @@ def onto_cluster(
 
 def _scratch(job: Job, checkpoint: Checkpoint, place: OutputTarget) -> "tuple[Store, Scratch]":
     from dsv4_shard.destinations.object_store import Scratch, run_digest, run_digest_of_schema_1
-    from dsv4_shard.sources.object_store import connect
+    from dsv4_shard.sources import connect
 
     store = connect(place.url)
     before = partial(run_digest_of_schema_1, job, checkpoint)

@@ -18,7 +18,7 @@ from types import TracebackType
 
 import xxhash
 
-from dsv4_shard.checkpoint.reader import Checkpoint
+from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.destinations.documents import Uploaded
 from dsv4_shard.destinations.upload_journal import (
     SCHEMA_VERSION,
@@ -37,15 +37,11 @@ from dsv4_shard.errors import (
     Unreachable,
     WriteFailed,
 )
-from dsv4_shard.planning.plan_file import decisions, read_plan
+from dsv4_shard.planning import decisions, read_plan
 from dsv4_shard.sharding.job import Job
 from dsv4_shard.sharding.manifest import MAX_MANIFEST_BYTES, PLAN_NAME, Manifest, load_manifest, read_manifest
-from dsv4_shard.sources.local import LocalFile
-from dsv4_shard.sources.object_store import PART_BYTES, Store
-from dsv4_shard.sources.remote import Listed
-from dsv4_shard.storage.locks import LockedFolder
-from dsv4_shard.storage.output_folder import MANIFEST_NAME, plain
-from dsv4_shard.storage.staged_file import fsync_folder
+from dsv4_shard.sources import PART_BYTES, Listed, LocalFile, Store
+from dsv4_shard.storage import MANIFEST_NAME, LockedFolder, fsync_folder, plain
 from dsv4_shard.text.sanitize import short_name
 
 OBJECTS_AT_ONCE = 4

@@ -33,7 +33,7 @@ from dsv4_shard.destinations.share_worker import (
 from dsv4_shard.errors import NodesLost, OutputBusy, ShardError, Unreachable, UsageError
 from dsv4_shard.sharding.manifest import Manifest
 from dsv4_shard.sharding.progress import Reporter, Task
-from dsv4_shard.verification.shares import put_together
+from dsv4_shard.verification import put_together
 
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SCHEDULER_EVENTS": "0"}
 """Settings for Ray in this process: no usage report, no output of the autoscaler."""

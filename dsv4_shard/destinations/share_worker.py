@@ -11,18 +11,15 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
-from dsv4_shard.checkpoint.inventory import Inventory
-from dsv4_shard.checkpoint.reader import Checkpoint
+from dsv4_shard.checkpoint import Checkpoint, Inventory
 from dsv4_shard.errors import OutputNotEmpty, RanksThere, ShardError, UsageError
-from dsv4_shard.planning.document import Plan
-from dsv4_shard.planning.plan_file import check_plan
+from dsv4_shard.planning import Plan, check_plan
 from dsv4_shard.sharding.job import Job, prepare
 from dsv4_shard.sharding.joining import refuse_unjoinable
 from dsv4_shard.sharding.manifest import Manifest, load_manifest
 from dsv4_shard.sharding.outcome import Outcome
 from dsv4_shard.sharding.run import reshard
-from dsv4_shard.verification.documents import Verification
-from dsv4_shard.verification.result_folder import bytes_to_verify, verify
+from dsv4_shard.verification import Verification, bytes_to_verify, verify
 from dsv4_shard.version import __version__
 
 _SECONDS_BETWEEN_MESSAGES = 0.5

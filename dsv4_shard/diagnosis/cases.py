@@ -6,15 +6,11 @@ from dataclasses import dataclass, replace
 from string import Formatter
 
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
-from dsv4_shard.checkpoint.inventory import Inventory
+from dsv4_shard.checkpoint import Inventory
 from dsv4_shard.diagnosis.log_scan import EngineLog, FoundMessage
 from dsv4_shard.diagnosis.patterns import SHORT, PatternSource
-from dsv4_shard.engines.deployment import Context, Request
-from dsv4_shard.engines.engine import Engine
-from dsv4_shard.engines.registry import ENGINES, serving
-from dsv4_shard.engines.rules import Breach, Divides, Requires, Rule, Symptom
-from dsv4_shard.models.family import Family
-from dsv4_shard.models.roles import Module
+from dsv4_shard.engines import ENGINES, Breach, Context, Divides, Engine, Request, Requires, Rule, Symptom, serving
+from dsv4_shard.models import Family, Module
 
 _USUAL = (2, 4, 8, 16, 32, 64)
 

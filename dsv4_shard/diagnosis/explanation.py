@@ -17,15 +17,9 @@ from dsv4_shard.diagnosis.cases import Hit, KnownModel, engines_of, hits_of, pat
 from dsv4_shard.diagnosis.log_scan import EngineLog, FoundMessage, read_log
 from dsv4_shard.diagnosis.patterns import SHORT, PatternSource
 from dsv4_shard.diagnosis.releases import RELEASES, find_release, inventory_of
-from dsv4_shard.engines.deployment import Context, Request
-from dsv4_shard.engines.registry import ENGINES, engine_for
-from dsv4_shard.engines.rules import Divides, Requires, Rule, Symptom
-from dsv4_shard.models.roles import TARGET, Module
-from dsv4_shard.planning.choose import choose
-from dsv4_shard.planning.nearby import nearest
-from dsv4_shard.planning.remedies import ways_out, words
-from dsv4_shard.planning.request import options_of
-from dsv4_shard.planning.weights import rank_nbytes
+from dsv4_shard.engines import ENGINES, Context, Divides, Request, Requires, Rule, Symptom, engine_for
+from dsv4_shard.models import TARGET, Module
+from dsv4_shard.planning import choose, nearest, options_of, rank_nbytes, ways_out, words
 from dsv4_shard.text.document import Document
 from dsv4_shard.text.units import counted, quotient
 

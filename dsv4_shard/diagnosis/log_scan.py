@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from dsv4_shard.diagnosis.patterns import Pattern, patterns
 from dsv4_shard.diagnosis.releases import find_release
-from dsv4_shard.engines.registry import ENGINES, find_engine
+from dsv4_shard.engines import ENGINES, find_engine
 
 MAX_LINE = 1 << 14
 

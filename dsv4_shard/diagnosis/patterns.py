@@ -10,12 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from string import Formatter
 
-from dsv4_shard.engines.engine import UNKNOWN_FAMILY, Engine
-from dsv4_shard.engines.other_messages import OTHERS, OtherMessage
-from dsv4_shard.engines.registry import engine_for, serving
-from dsv4_shard.engines.rules import Divides, Rule
-from dsv4_shard.models.families import FAMILIES
-from dsv4_shard.models.family import Family
+from dsv4_shard.engines import OTHERS, UNKNOWN_FAMILY, Divides, Engine, OtherMessage, Rule, engine_for, serving
+from dsv4_shard.models import FAMILIES, Family
 
 SHORT = (
     "{part} is not divisible by {unit}",

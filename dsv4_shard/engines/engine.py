@@ -4,15 +4,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
-from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
+from dsv4_shard.checkpoint import Inventory, TensorGroup
 from dsv4_shard.engines import bytes_sent, kv_cache
 from dsv4_shard.engines.deployment import Context, Deployment, Request
 from dsv4_shard.engines.layout import Layout
 from dsv4_shard.engines.parallelism import Pairs, ep_option, every_divisor
 from dsv4_shard.engines.placement import Placement, RankTensor, Replicate, rank_tensor
 from dsv4_shard.engines.rules import BREAKS_TOO, NOT_VERIFIED, Breach, Requires, Rule
-from dsv4_shard.models.family import Family
-from dsv4_shard.models.roles import TARGET, Module, Role, Stage
+from dsv4_shard.models import TARGET, Family, Module, Role, Stage
 
 Options = dict[str, str | None]
 """Options of a command by name. Values are quoted for a shell; None marks an option without a value."""

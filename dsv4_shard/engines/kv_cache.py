@@ -28,8 +28,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from dsv4_shard.engines.deployment import Context
-from dsv4_shard.models.v3 import V3
-from dsv4_shard.models.v4 import OVERLAP_RATIO, V4Config
+from dsv4_shard.models import OVERLAP_RATIO, V3, V4Config
 
 _SCALE_BYTES = 8
 """Bytes of scales in a row: an E8M0 byte for each 64 elements of the part in FP8, padded to 8."""

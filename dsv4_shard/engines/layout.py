@@ -4,10 +4,8 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from dsv4_shard.engines.deployment import Context, Deployment
-from dsv4_shard.models.family import ModelConfig
-from dsv4_shard.models.names import Names
-from dsv4_shard.models.roles import TensorName
-from dsv4_shard.tensors.header import Tensor
+from dsv4_shard.models import ModelConfig, Names, TensorName
+from dsv4_shard.tensors import Tensor
 
 
 @dataclass(frozen=True, slots=True)

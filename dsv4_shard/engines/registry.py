@@ -16,7 +16,7 @@ from dsv4_shard.engines.vllm.files import VllmLayout
 from dsv4_shard.engines.vllm.v3 import VLLM_V3
 from dsv4_shard.engines.vllm.v4 import VLLM
 from dsv4_shard.errors import UsageError
-from dsv4_shard.models.family import Family
+from dsv4_shard.models import Family
 from dsv4_shard.text.suggest import did_you_mean
 
 ENGINES: dict[str, Engine] = {

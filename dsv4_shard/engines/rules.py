@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from dsv4_shard.engines.deployment import Context, Request
-from dsv4_shard.models.roles import Module
+from dsv4_shard.models import Module
 from dsv4_shard.text.units import quotient
 
 NOT_VERIFIED = "nothing is claimed of it"

@@ -10,7 +10,7 @@ from dataclasses import replace
 from math import gcd
 
 from dsv4_shard.catalog.options import VERSIONS
-from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
+from dsv4_shard.checkpoint import Inventory, TensorGroup
 from dsv4_shard.engines.deployment import Context, Deployment, Request, resolve
 from dsv4_shard.engines.engine import Command, Engine, Launch, Options
 from dsv4_shard.engines.parallelism import Pairs, divisors, ep_option, pairs
@@ -25,8 +25,7 @@ from dsv4_shard.engines.shared_rules import (
     nvfp4_rule,
     version_rule,
 )
-from dsv4_shard.models.roles import Module, Role
-from dsv4_shard.models.v4 import V4
+from dsv4_shard.models import V4, Module, Role
 
 VERSION = VERSIONS["trtllm"][0]
 

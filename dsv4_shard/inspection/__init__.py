@@ -1,1 +1,25 @@
 """The document that `inspect` returns, for known and for unknown families."""
+
+from dsv4_shard.inspection.known_family import (
+    DEFAULT_TPS,
+    DimensionRow,
+    Inspection,
+    InspectionFinding,
+    MatrixCell,
+    inspect,
+)
+from dsv4_shard.inspection.unknown_family import Axis, QuantizedRow, UnknownIdentity, UnknownInspection, inspect_unknown
+
+__all__ = [
+    "DEFAULT_TPS",
+    "Axis",
+    "DimensionRow",
+    "Inspection",
+    "InspectionFinding",
+    "MatrixCell",
+    "QuantizedRow",
+    "UnknownIdentity",
+    "UnknownInspection",
+    "inspect",
+    "inspect_unknown",
+]

@@ -5,22 +5,26 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
 
-from dsv4_shard.checkpoint.findings import Severity
-from dsv4_shard.checkpoint.formats import PACKED
-from dsv4_shard.checkpoint.inventory import Inventory, outside_layers
-from dsv4_shard.checkpoint.reader import Checkpoint
-from dsv4_shard.engines.deployment import Context, Request, pick_gpu
-from dsv4_shard.engines.registry import engine_for, serving
+from dsv4_shard.checkpoint import PACKED, Checkpoint, Inventory, Severity, outside_layers
+from dsv4_shard.engines import Context, Request, engine_for, pick_gpu, serving
+from dsv4_shard.models import Module, Part, V3Config, V4Config, V32Config
 from dsv4_shard.models import family as families
-from dsv4_shard.models.roles import Module, Part
-from dsv4_shard.models.v3 import V3Config, V32Config
-from dsv4_shard.models.v4 import V4Config
-from dsv4_shard.planning.choose import Choice, choose
-from dsv4_shard.planning.document import PlanBreach, PlanTotals
-from dsv4_shard.planning.make_plan import memory_breach, unknown_gpu
-from dsv4_shard.planning.nearby import nearest
-from dsv4_shard.planning.request import check_request, options_of
-from dsv4_shard.planning.weights import beyond_roles, loads, memory_of, totals_of, weights_of
+from dsv4_shard.planning import (
+    Choice,
+    PlanBreach,
+    PlanTotals,
+    beyond_roles,
+    check_request,
+    choose,
+    loads,
+    memory_breach,
+    memory_of,
+    nearest,
+    options_of,
+    totals_of,
+    unknown_gpu,
+    weights_of,
+)
 from dsv4_shard.text.document import Document, html_table
 from dsv4_shard.text.units import counted, size
 from dsv4_shard.version import __version__

@@ -7,14 +7,13 @@ given. The axis that engines cut is marked if the last part of the name means th
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from dsv4_shard.checkpoint.findings import Finding, Severity, some
-from dsv4_shard.checkpoint.reader import UnknownCheckpoint
-from dsv4_shard.engines.deployment import Request
+from dsv4_shard.checkpoint import Finding, Severity, UnknownCheckpoint, some
+from dsv4_shard.engines import Request
 from dsv4_shard.inspection.known_family import DEFAULT_TPS, DimensionPart, InspectionFinding
 from dsv4_shard.inspection.scale_pairs import MAX_AXES, Scaled, Scales, Sharing, find_scales
-from dsv4_shard.models.config import architectures_of, title_of
-from dsv4_shard.planning.request import check_request
-from dsv4_shard.tensors.header import nbytes_of
+from dsv4_shard.models import architectures_of, title_of
+from dsv4_shard.planning import check_request
+from dsv4_shard.tensors import nbytes_of
 from dsv4_shard.text.document import Document, html_table
 from dsv4_shard.text.sanitize import short_name
 from dsv4_shard.text.units import counted, size

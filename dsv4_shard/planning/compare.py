@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any, Literal
 
-from dsv4_shard.checkpoint.fingerprint import differences
-from dsv4_shard.models.roles import Module
+from dsv4_shard.checkpoint import differences
+from dsv4_shard.models import Module
 from dsv4_shard.planning.document import Plan, PlanModule
 from dsv4_shard.text.document import Document
 

@@ -5,12 +5,9 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from dsv4_shard.checkpoint.fingerprint import Origin
-from dsv4_shard.checkpoint.formats import NVFP4
-from dsv4_shard.engines.deployment import ANY_ENGINE, Deployment, Request
-from dsv4_shard.engines.engine import Command, Launch, commands_of
-from dsv4_shard.engines.rules import NOT_VERIFIED, Breach
-from dsv4_shard.models.roles import Module
+from dsv4_shard.checkpoint import NVFP4, Origin
+from dsv4_shard.engines import ANY_ENGINE, NOT_VERIFIED, Breach, Command, Deployment, Launch, Request, commands_of
+from dsv4_shard.models import Module
 from dsv4_shard.text.document import Document, html_table
 from dsv4_shard.text.units import counted, gib
 

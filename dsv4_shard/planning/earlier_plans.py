@@ -8,7 +8,7 @@ import re
 import shlex
 from typing import Any
 
-from dsv4_shard.engines.engine import Command, Options, commands_of
+from dsv4_shard.engines import Command, Options, commands_of
 from dsv4_shard.text.schema_versions import JsonObject, Steps
 
 _WORD = re.compile(r"""(?:'[^']*'|"[^"]*"|[^\s'"])+""")

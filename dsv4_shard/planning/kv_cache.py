@@ -5,8 +5,7 @@ Each engine has its own formula (`Engine.kv_bytes_per_token`); `engines/kv_cache
 
 from fractions import Fraction
 
-from dsv4_shard.engines.deployment import Context
-from dsv4_shard.engines.registry import engine_for
+from dsv4_shard.engines import Context, engine_for
 
 
 def bytes_per_token(context: Context) -> Fraction | None:

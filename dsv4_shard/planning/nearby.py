@@ -4,13 +4,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
-from dsv4_shard.checkpoint.inventory import Inventory
-from dsv4_shard.engines.deployment import Request, fewest_nodes
-from dsv4_shard.engines.engine import Engine
-from dsv4_shard.engines.parallelism import ep_option
-from dsv4_shard.engines.registry import engine_for
-from dsv4_shard.models.roles import TARGET
-from dsv4_shard.planning.choose import Choice, choose
+from dsv4_shard.checkpoint import Inventory
+from dsv4_shard.engines import Engine, Request, engine_for, ep_option, fewest_nodes
+from dsv4_shard.models import TARGET
+from dsv4_shard.planning.choice import Choice, choose
 from dsv4_shard.planning.request import gpus_of
 from dsv4_shard.planning.weights import fits, rank_nbytes
 

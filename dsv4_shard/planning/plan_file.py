@@ -8,14 +8,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from dsv4_shard.catalog.verb import wrong_type
-from dsv4_shard.checkpoint.fingerprint import differences, origin_of
-from dsv4_shard.checkpoint.inventory import Inventory
-from dsv4_shard.checkpoint.reader import Checkpoint
+from dsv4_shard.checkpoint import Checkpoint, Inventory, differences, origin_of
 from dsv4_shard.errors import BadPlan, ForeignPlan, UsageError
 from dsv4_shard.planning.document import SCHEMA_VERSION, Plan
 from dsv4_shard.planning.earlier_plans import STEPS
-from dsv4_shard.planning.make_plan import make_plan
-from dsv4_shard.storage.output_folder import write_text
+from dsv4_shard.planning.plan_builder import make_plan
+from dsv4_shard.storage import write_text
 from dsv4_shard.text.sanitize import short, short_name
 from dsv4_shard.text.schema_versions import check_schema, upgraded
 from dsv4_shard.text.strict_json import BadJson, first_error, is_plain, parse_json

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterable, Iterator
 
-from dsv4_shard.checkpoint.inventory import Inventory
-from dsv4_shard.engines.deployment import Request
-from dsv4_shard.engines.rules import Breach, Remedy
-from dsv4_shard.planning.choose import choose
+from dsv4_shard.checkpoint import Inventory
+from dsv4_shard.engines import Breach, Remedy, Request
+from dsv4_shard.planning.choice import choose
 
 _TOGETHER = 2
 """Number of further remedies that a running plan may need."""

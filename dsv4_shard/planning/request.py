@@ -5,8 +5,7 @@ from collections.abc import Callable
 from dsv4_shard.catalog.option import fields_of, words_of
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
 from dsv4_shard.catalog.request import Layout, Request, Target
-from dsv4_shard.engines.engine import Engine
-from dsv4_shard.engines.registry import ENGINES, find_engine
+from dsv4_shard.engines import ENGINES, Engine, find_engine
 from dsv4_shard.errors import UsageError
 from dsv4_shard.text.suggest import did_you_mean
 

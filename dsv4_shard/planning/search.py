@@ -17,14 +17,12 @@ from typing import Any, Literal
 from dsv4_shard.catalog.gpus import GPUS, Gpu
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
 from dsv4_shard.catalog.request import SearchOptions
-from dsv4_shard.checkpoint.inventory import Inventory, outside_layers, refuse_errors
-from dsv4_shard.checkpoint.reader import Checkpoint
-from dsv4_shard.engines.deployment import Context, Deployment, Request, pick_gpu
-from dsv4_shard.engines.registry import engine_for, find_engine, serving
+from dsv4_shard.checkpoint import Checkpoint, Inventory, outside_layers, refuse_errors
+from dsv4_shard.engines import Context, Deployment, Request, engine_for, find_engine, pick_gpu, serving
 from dsv4_shard.errors import UsageError
-from dsv4_shard.planning.choose import choose
+from dsv4_shard.planning.choice import choose
 from dsv4_shard.planning.document import DeploymentDocument, Plan
-from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.planning.request import check_request, options_of, refuse_unknown_names
 from dsv4_shard.planning.weights import beyond_roles, loads, memory_of, totals_of, weights_of
 from dsv4_shard.text.document import Document, html_table

@@ -3,14 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
-from dsv4_shard.checkpoint.reader import Checkpoint
-from dsv4_shard.engines.deployment import Context, Deployment
-from dsv4_shard.engines.engine import Engine
-from dsv4_shard.engines.layout import LeftOut
-from dsv4_shard.engines.placement import Expert, RankTensor
-from dsv4_shard.engines.registry import engine_for, find_engine
-from dsv4_shard.models.roles import TARGET, Module, Part, Role, Stage
+from dsv4_shard.checkpoint import Checkpoint, Inventory, TensorGroup
+from dsv4_shard.engines import Context, Deployment, Engine, Expert, LeftOut, RankTensor, engine_for, find_engine
+from dsv4_shard.models import TARGET, Module, Part, Role, Stage
 from dsv4_shard.planning.document import PlanMemory, PlanTotals
 from dsv4_shard.planning.kv_cache import bytes_per_token
 

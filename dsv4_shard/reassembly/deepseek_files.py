@@ -10,27 +10,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dsv4_shard.checkpoint.findings import some
-from dsv4_shard.checkpoint.inventory import Inventory, take_inventory
-from dsv4_shard.checkpoint.reader import Checkpoint
-from dsv4_shard.engines.deployment import Context, Deployment, Request
-from dsv4_shard.engines.engine import Engine
-from dsv4_shard.engines.layout import ConverterLayout
-from dsv4_shard.engines.parameters import TOKENIZER_FILES
-from dsv4_shard.engines.placement import Expert, Pad, Split
-from dsv4_shard.engines.registry import DEEPSEEK, engine_for
+from dsv4_shard.checkpoint import Checkpoint, Inventory, some, take_inventory
+from dsv4_shard.engines import (
+    DEEPSEEK,
+    TOKENIZER_FILES,
+    Context,
+    ConverterLayout,
+    Deployment,
+    Engine,
+    Expert,
+    Pad,
+    Request,
+    Split,
+    engine_for,
+)
 from dsv4_shard.errors import BadConfig, BadRanks, MissingRanks, MixedRanks
-from dsv4_shard.models.config import parse_config
-from dsv4_shard.models.families import family_of
-from dsv4_shard.models.family import ModelConfig, release_file
-from dsv4_shard.models.roles import Part, Place, Role, TensorName
+from dsv4_shard.models import ModelConfig, Part, Place, Role, TensorName, family_of, parse_config, release_file
 from dsv4_shard.reassembly.detect import find_converted
 from dsv4_shard.reassembly.kept_tensors import DtypeShape, config_for, index_of
 from dsv4_shard.reassembly.source import RankSource
-from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE, MAX_CONFIG_BYTES
-from dsv4_shard.sources.local import LocalFile, LocalSource
-from dsv4_shard.tensors.geometry import ceil_div
-from dsv4_shard.tensors.header import Header, Tensor, build_header, read_header
+from dsv4_shard.sources import CONFIG_FILE, INDEX_FILE, MAX_CONFIG_BYTES, LocalFile, LocalSource
+from dsv4_shard.tensors import Header, Tensor, build_header, ceil_div, read_header
 
 _METADATA = {"format": "pt"}
 

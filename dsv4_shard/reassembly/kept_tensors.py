@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from dsv4_shard.checkpoint.reader import Checkpoint
-from dsv4_shard.models.dialects import NATIVE
+from dsv4_shard.checkpoint import Checkpoint
+from dsv4_shard.models import NATIVE
 from dsv4_shard.reassembly.source import ChangedTensor, RankSource
 from dsv4_shard.sharding.recipe import Recipe, Step
-from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
-from dsv4_shard.tensors.header import build_header, read_header
+from dsv4_shard.sources import CONFIG_FILE, INDEX_FILE
+from dsv4_shard.tensors import build_header, read_header
 
 DtypeShape = tuple[str, tuple[int, ...]]
 """(dtype, shape)."""

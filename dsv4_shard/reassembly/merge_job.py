@@ -1,17 +1,14 @@
 """The job that writes the checkpoint itself: each tensor of the ranks' checkpoint, whole, in native names."""
 
-from dsv4_shard.checkpoint.fingerprint import origin_of
-from dsv4_shard.checkpoint.inventory import Inventory, refuse_errors
-from dsv4_shard.checkpoint.reader import Checkpoint
+from dsv4_shard.checkpoint import Checkpoint, Inventory, origin_of, refuse_errors
 from dsv4_shard.errors import UsageError
 from dsv4_shard.reassembly.source import ChangedTensor, RankSource
 from dsv4_shard.sharding.job import Job
 from dsv4_shard.sharding.manifest import NATIVE
 from dsv4_shard.sharding.outcome import WRITTEN, Outcome, ResultDocument, Written
 from dsv4_shard.sharding.recipe import Destination, OutputFile, Recipe, Slice, SliceMap, Step
-from dsv4_shard.storage.runtime import collector_paused
-from dsv4_shard.tensors.geometry import whole_rectangle
-from dsv4_shard.tensors.header import Tensor, header_nbytes, read_header
+from dsv4_shard.storage import collector_paused
+from dsv4_shard.tensors import Tensor, header_nbytes, read_header, whole_rectangle
 from dsv4_shard.text.units import counted
 
 

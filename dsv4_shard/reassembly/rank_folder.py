@@ -9,14 +9,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dsv4_shard.checkpoint.fingerprint import differences, origin_of
-from dsv4_shard.checkpoint.inventory import Inventory, refuse_errors, take_inventory
-from dsv4_shard.checkpoint.reader import Checkpoint, read_checkpoint
-from dsv4_shard.engines.deployment import Context
-from dsv4_shard.engines.engine import Engine
-from dsv4_shard.engines.layout import Layout
+from dsv4_shard.checkpoint import (
+    Checkpoint,
+    Inventory,
+    differences,
+    origin_of,
+    read_checkpoint,
+    refuse_errors,
+    take_inventory,
+)
+from dsv4_shard.engines import Context, Engine, Layout
 from dsv4_shard.errors import BadRanks, BadSkeleton, HeaderError, MissingRanks, UsageError, WrongRankHeader
-from dsv4_shard.planning.plan_file import MAX_PLAN_BYTES, check_plan, load_plan
+from dsv4_shard.planning import MAX_PLAN_BYTES, check_plan, load_plan
 from dsv4_shard.reassembly.deepseek_files import converted_source
 from dsv4_shard.reassembly.gather import Gatherer
 from dsv4_shard.reassembly.kept_tensors import config_for, held_source
@@ -27,12 +31,9 @@ from dsv4_shard.sharding.job import COPIED_FILE_LIMIT, deploy
 from dsv4_shard.sharding.manifest import NATIVE, PLAN_NAME, Manifest, load_manifest
 from dsv4_shard.sharding.recipe import OutputFile, Recipe
 from dsv4_shard.sharding.recipe_builder import make_recipe
-from dsv4_shard.sources.base import OpenFile
-from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
-from dsv4_shard.sources.local import LocalSource
-from dsv4_shard.storage.digests import digest_of
-from dsv4_shard.storage.output_folder import MANIFEST_NAME
-from dsv4_shard.tensors.header import Tensor, read_header
+from dsv4_shard.sources import CONFIG_FILE, INDEX_FILE, LocalSource, OpenFile
+from dsv4_shard.storage import MANIFEST_NAME, digest_of
+from dsv4_shard.tensors import Tensor, read_header
 from dsv4_shard.text.sanitize import short_name
 
 _NAMED_AT_ONCE = 8

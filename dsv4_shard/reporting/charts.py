@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from dsv4_shard.planning.block_grid import BlockGrid
+from dsv4_shard.planning import BlockGrid
 from dsv4_shard.reporting.content import ReportContent
 from dsv4_shard.reporting.rank_contents import Column, Holding, LayerMap, LayerRow, RankBytes
 from dsv4_shard.text.units import quotient, size

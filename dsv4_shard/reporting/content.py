@@ -2,10 +2,8 @@
 
 from dsv4_shard.catalog.gpus import GPUS
 from dsv4_shard.catalog.rank_ranges import span_of
-from dsv4_shard.inspection.known_family import Inspection
-from dsv4_shard.planning.block_grid import BlockGrid
-from dsv4_shard.planning.document import Plan
-from dsv4_shard.planning.search import Search
+from dsv4_shard.inspection import Inspection
+from dsv4_shard.planning import BlockGrid, Plan, Search
 from dsv4_shard.reporting.rank_contents import LayerMap, RankBytes
 from dsv4_shard.text.document import Document, html_table
 from dsv4_shard.text.units import gib

@@ -16,9 +16,9 @@ from typing import Any
 from markupsafe import Markup
 
 from dsv4_shard.catalog.options import RANKINGS
-from dsv4_shard.engines.registry import find_engine, title_of
-from dsv4_shard.inspection.known_family import MatrixCell
-from dsv4_shard.planning.document import Plan
+from dsv4_shard.engines import find_engine, title_of
+from dsv4_shard.inspection import MatrixCell
+from dsv4_shard.planning import Plan
 from dsv4_shard.reporting.charts import MAP_KINDS, capitalized, charts_of, kinds_of, map_rows
 from dsv4_shard.reporting.content import ReportContent, gpu_in_words
 from dsv4_shard.text.sanitize import clean

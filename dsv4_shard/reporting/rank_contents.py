@@ -8,14 +8,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from dsv4_shard.checkpoint.inventory import TensorGroup
-from dsv4_shard.checkpoint.reader import Checkpoint
-from dsv4_shard.engines.deployment import Context
-from dsv4_shard.engines.engine import Engine
-from dsv4_shard.engines.placement import Expert, Placement, RankTensor, say_placement
-from dsv4_shard.models.roles import Module, Role, Stage, TensorName
-from dsv4_shard.planning.weights import beyond_roles, loads
-from dsv4_shard.tensors.header import Tensor
+from dsv4_shard.checkpoint import Checkpoint, TensorGroup
+from dsv4_shard.engines import Context, Engine, Expert, Placement, RankTensor, say_placement
+from dsv4_shard.models import Module, Role, Stage, TensorName
+from dsv4_shard.planning import beyond_roles, loads
+from dsv4_shard.tensors import Tensor
 
 
 class Holding(StrEnum):

@@ -2,16 +2,11 @@
 
 from collections.abc import Iterator
 
-from dsv4_shard.checkpoint.inventory import Inventory
-from dsv4_shard.checkpoint.reader import Checkpoint
-from dsv4_shard.engines.deployment import Context
-from dsv4_shard.engines.registry import engine_for
-from dsv4_shard.inspection.known_family import DEFAULT_TPS, Inspection, inspect
-from dsv4_shard.models.roles import Module
-from dsv4_shard.planning.block_grid import BlockGrid, broken_grids, shared_grid
-from dsv4_shard.planning.choose import choose
-from dsv4_shard.planning.document import Plan
-from dsv4_shard.planning.search import Search
+from dsv4_shard.checkpoint import Checkpoint, Inventory
+from dsv4_shard.engines import Context, engine_for
+from dsv4_shard.inspection import DEFAULT_TPS, Inspection, inspect
+from dsv4_shard.models import Module
+from dsv4_shard.planning import BlockGrid, Plan, Search, broken_grids, choose, shared_grid
 from dsv4_shard.reporting.content import ReportContent, gpu_in_words
 from dsv4_shard.reporting.page import to_html
 from dsv4_shard.reporting.rank_contents import layer_map, rank_bytes

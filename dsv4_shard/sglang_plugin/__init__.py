@@ -8,7 +8,7 @@ replaces our name by the loader class, which SGLang accepts unchanged.
 from collections.abc import Callable
 from typing import Any
 
-from dsv4_shard.engines.sglang.v4 import PLUGIN_FORMAT
+from dsv4_shard.catalog.options import LOAD_FORMAT
 
 
 def register() -> None:
@@ -16,7 +16,7 @@ def register() -> None:
     from sglang.srt.arg_groups.choices import add_load_format_choices
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    add_load_format_choices([PLUGIN_FORMAT])
+    add_load_format_choices([LOAD_FORMAT])
     HookRegistry.register(
         "sglang.srt.configs.load_config.LoadConfig._verify_load_format", _resolve_load_format, HookType.AROUND
     )
@@ -24,7 +24,7 @@ def register() -> None:
 
 def _resolve_load_format(original: Callable[..., Any], config: Any, *args: Any, **kwargs: Any) -> Any:
     """Replace our name by the loader class; pass any other name to SGLang's own function."""
-    if isinstance(config.load_format, str) and config.load_format.lower() == PLUGIN_FORMAT:
+    if isinstance(config.load_format, str) and config.load_format.lower() == LOAD_FORMAT:
         from dsv4_shard.sglang_plugin.loader import RankFileLoader
 
         config.load_format = RankFileLoader

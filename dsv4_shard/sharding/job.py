@@ -8,26 +8,17 @@ from io import BytesIO
 from pathlib import Path, PurePath
 
 from dsv4_shard.catalog.request import Request
-from dsv4_shard.checkpoint.fingerprint import Origin
-from dsv4_shard.checkpoint.inventory import Inventory, refuse_errors
-from dsv4_shard.checkpoint.reader import Checkpoint
-from dsv4_shard.engines.deployment import Context
-from dsv4_shard.engines.engine import Engine
-from dsv4_shard.engines.layout import Layout
-from dsv4_shard.engines.registry import engine_for
+from dsv4_shard.checkpoint import Checkpoint, Inventory, Origin, refuse_errors
+from dsv4_shard.engines import Context, Engine, Layout, engine_for
 from dsv4_shard.errors import BadPlan, NewerSchema, UsageError
-from dsv4_shard.planning.choose import choose
-from dsv4_shard.planning.document import Plan
-from dsv4_shard.planning.make_plan import refuse_infeasible
-from dsv4_shard.planning.plan_file import decisions, read_plan
+from dsv4_shard.planning import Plan, choose, decisions, read_plan, refuse_infeasible
 from dsv4_shard.sharding.header_archive import SKELETON_NAME, write_skeleton
 from dsv4_shard.sharding.joining import share_name
 from dsv4_shard.sharding.manifest import PLAN_NAME, Manifest, Provenance
 from dsv4_shard.sharding.recipe import Recipe
 from dsv4_shard.sharding.recipe_builder import make_recipe
-from dsv4_shard.sources.base import Source
-from dsv4_shard.sources.checkpoint_files import INDEX_FILE
-from dsv4_shard.storage.digests import digest_of
+from dsv4_shard.sources import INDEX_FILE, Source
+from dsv4_shard.storage import digest_of
 
 COPIED_FILE_LIMIT = 256 << 20
 """A larger file is not a tokenizer, so it is not copied."""

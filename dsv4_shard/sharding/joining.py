@@ -10,7 +10,7 @@ from dsv4_shard.catalog.rank_ranges import say_ranks, span_of
 from dsv4_shard.errors import OtherDeployment, OutputNotEmpty, RanksThere, SharesDiffer
 from dsv4_shard.sharding.manifest import Manifest, ManifestCompanion, Provenance, made_differences
 from dsv4_shard.sharding.recipe import OutputFile
-from dsv4_shard.storage.digests import digest_of
+from dsv4_shard.storage import digest_of
 
 
 def refuse_unjoinable(where: str, there: Manifest, made: Provenance, ranks: Iterable[int]) -> None:

@@ -20,11 +20,10 @@ import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dsv4_shard.catalog.request import Request
-from dsv4_shard.checkpoint.fingerprint import Origin, differences
+from dsv4_shard.checkpoint import Origin, differences
 from dsv4_shard.errors import OtherRun, WriteFailed
-from dsv4_shard.planning.earlier_plans import request_from_1
-from dsv4_shard.storage.digests import DIGEST_BYTES
-from dsv4_shard.storage.staged_file import fsync_folder
+from dsv4_shard.planning import request_from_1
+from dsv4_shard.storage import DIGEST_BYTES, fsync_folder
 from dsv4_shard.text.sanitize import short_name
 from dsv4_shard.text.schema_versions import JsonObject, Steps, check_schema, upgraded
 from dsv4_shard.text.strict_json import BadJson, parse_json

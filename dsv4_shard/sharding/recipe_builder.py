@@ -12,20 +12,38 @@ from dataclasses import dataclass
 from itertools import accumulate, count, groupby
 from typing import NamedTuple
 
-from dsv4_shard.checkpoint.reader import Checkpoint
-from dsv4_shard.engines.deployment import Context
-from dsv4_shard.engines.engine import Engine
-from dsv4_shard.engines.layout import Constant, Layout, LeftOut, TargetTensor
-from dsv4_shard.engines.placement import Expert, Pad, Placement, Replicate, Split, local_size
-from dsv4_shard.models.dialects import NATIVE
-from dsv4_shard.models.names import scale_name
-from dsv4_shard.models.roles import Part, Stage, TensorName
+from dsv4_shard.checkpoint import Checkpoint
+from dsv4_shard.engines import (
+    Constant,
+    Context,
+    Engine,
+    Expert,
+    Layout,
+    LeftOut,
+    Pad,
+    Placement,
+    Replicate,
+    Split,
+    TargetTensor,
+    local_size,
+)
+from dsv4_shard.models import NATIVE, Part, Stage, TensorName, scale_name
 from dsv4_shard.sharding.recipe import ALL_RANKS, Destination, Fixed, OutputFile, Recipe, Slice, SliceMap, Step
-from dsv4_shard.storage.runtime import collector_paused
-from dsv4_shard.tensors.decoding import TRANSFORMS
-from dsv4_shard.tensors.dtype_casts import CONVERSIONS, Conversion
-from dsv4_shard.tensors.geometry import PACKED_FP4, slice_rectangle, split, whole_rectangle
-from dsv4_shard.tensors.header import DTYPE_BITS, Tensor, TensorInfo, build_header, nbytes_of
+from dsv4_shard.storage import collector_paused
+from dsv4_shard.tensors import (
+    CONVERSIONS,
+    DTYPE_BITS,
+    PACKED_FP4,
+    TRANSFORMS,
+    Conversion,
+    Tensor,
+    TensorInfo,
+    build_header,
+    nbytes_of,
+    slice_rectangle,
+    split,
+    whole_rectangle,
+)
 
 _ORDINARY = {"format": "pt"}
 """Metadata of an ordinary checkpoint file. transformers refuses files without it."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import xxhash
 
-from dsv4_shard.checkpoint.reader import Checkpoint
+from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.errors import NotAResult, OtherDeployment, SourceChanged, WriteFailed
 from dsv4_shard.sharding import journal
 from dsv4_shard.sharding.copy import CopyResult, FileSink, copy, pieces_of
@@ -23,12 +23,17 @@ from dsv4_shard.sharding.manifest import (
 )
 from dsv4_shard.sharding.outcome import Outcome
 from dsv4_shard.sharding.recipe import OutputFile, Recipe
-from dsv4_shard.sources.base import Source
-from dsv4_shard.storage.digests import DIGEST_BYTES, digest_of
-from dsv4_shard.storage.output_folder import MANIFEST_NAME, check_output, check_room
-from dsv4_shard.storage.runtime import default_workers
-from dsv4_shard.storage.staged_file import StagedFile
-from dsv4_shard.storage.staging import Staging
+from dsv4_shard.sources import Source
+from dsv4_shard.storage import (
+    DIGEST_BYTES,
+    MANIFEST_NAME,
+    StagedFile,
+    Staging,
+    check_output,
+    check_room,
+    default_workers,
+    digest_of,
+)
 from dsv4_shard.version import __version__
 
 

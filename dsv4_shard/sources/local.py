@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dsv4_shard.errors import ReadFailed
 from dsv4_shard.sources.base import OpenFile, Span, open_all
-from dsv4_shard.storage.linux_io import MAX_CALL_BYTES, UncachedFile
+from dsv4_shard.storage import MAX_CALL_BYTES, UncachedFile
 
 
 class LocalFile:

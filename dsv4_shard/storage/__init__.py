@@ -1,1 +1,29 @@
 """Files and folders that appear complete or not at all: direct I/O, locks, staging, durable renames."""
+
+from dsv4_shard.storage.digests import DIGEST_BYTES, digest_of, tensor_digest
+from dsv4_shard.storage.linux_io import MAX_CALL_BYTES, UncachedFile
+from dsv4_shard.storage.locks import LockedFolder
+from dsv4_shard.storage.output_folder import MANIFEST_NAME, check_output, check_room, free_bytes, plain, write_text
+from dsv4_shard.storage.runtime import collector_paused, default_workers
+from dsv4_shard.storage.staged_file import StagedFile, fsync_folder
+from dsv4_shard.storage.staging import Staging
+
+__all__ = [
+    "DIGEST_BYTES",
+    "MANIFEST_NAME",
+    "MAX_CALL_BYTES",
+    "LockedFolder",
+    "StagedFile",
+    "Staging",
+    "UncachedFile",
+    "check_output",
+    "check_room",
+    "collector_paused",
+    "default_workers",
+    "digest_of",
+    "free_bytes",
+    "fsync_folder",
+    "plain",
+    "tensor_digest",
+    "write_text",
+]

@@ -11,10 +11,8 @@ from functools import cache, partial
 import numpy as np
 import numpy.typing as npt
 
+from dsv4_shard.tensors.dtype_casts import Bytes
 from dsv4_shard.tensors.geometry import FP4_GROUP
-
-Bytes = npt.NDArray[np.uint8]
-"""Raw bytes of a stripe as a 2-D uint8 array `[rows, bytes per row]`, in C order."""
 
 _FP4_GROUP_BYTES = FP4_GROUP // 2
 """Packed bytes of one FP4 group: two values per byte."""

@@ -9,7 +9,7 @@ from dsv4_shard.terminal.text import heading, item, title, to_copy
 from dsv4_shard.text.units import size
 
 if TYPE_CHECKING:
-    from dsv4_shard.planning.compare import Difference, PlacementDifference, PlanComparison
+    from dsv4_shard.planning import Difference, PlacementDifference, PlanComparison
 
 
 def show_comparison(console: Console, comparison: "PlanComparison") -> None:

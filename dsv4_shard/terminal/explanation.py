@@ -7,7 +7,7 @@ from rich.console import Console
 from dsv4_shard.terminal.text import heading, item, title, to_copy
 
 if TYPE_CHECKING:
-    from dsv4_shard.diagnosis.explanation import Case, Explanation
+    from dsv4_shard.diagnosis import Case, Explanation
 
 
 def show_explanation(console: Console, explanation: "Explanation") -> None:

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from dsv4_shard.checkpoint.findings import Severity
-from dsv4_shard.engines.registry import find_engine
-from dsv4_shard.planning.make_plan import MEMORY_RULE
+from dsv4_shard.checkpoint import Severity
+from dsv4_shard.engines import find_engine
+from dsv4_shard.planning import MEMORY_RULE
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import heading, item, title
 from dsv4_shard.text.units import counted, quotient, size
 
 if TYPE_CHECKING:
-    from dsv4_shard.inspection.known_family import DimensionRow, Inspection, InspectionFinding, MatrixCell
+    from dsv4_shard.inspection import DimensionRow, Inspection, InspectionFinding, MatrixCell
 
 _MARKS = {"works": ("yes", "green"), "with-options": ("yes*", "yellow"), "no": ("no", "red"), "unknown": ("?", "dim")}
 

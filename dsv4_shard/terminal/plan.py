@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from dsv4_shard.engines.placement import Replicate
-from dsv4_shard.models.roles import Module
-from dsv4_shard.planning.block_grid import broken_grids, shared_grid
+from dsv4_shard.engines import Replicate
+from dsv4_shard.models import Module
+from dsv4_shard.planning import broken_grids, shared_grid
 from dsv4_shard.terminal.block_picture import show_broken, show_placed
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import heading, item, title, to_copy
 from dsv4_shard.text.units import counted, gib, size
 
 if TYPE_CHECKING:
-    from dsv4_shard.planning.document import Plan, PlanModule
+    from dsv4_shard.planning import Plan, PlanModule
 
 _WHOLE = str(Replicate())
 

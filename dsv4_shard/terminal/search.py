@@ -9,7 +9,7 @@ from dsv4_shard.terminal.text import heading, item, title, to_copy
 from dsv4_shard.text.units import binary_unit, counted
 
 if TYPE_CHECKING:
-    from dsv4_shard.planning.search import Search
+    from dsv4_shard.planning import Search
 
 _LAYOUTS_SHOWN = 12
 

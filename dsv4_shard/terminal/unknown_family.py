@@ -13,7 +13,7 @@ from dsv4_shard.terminal.text import heading, item, title
 from dsv4_shard.text.units import counted, quotient, size
 
 if TYPE_CHECKING:
-    from dsv4_shard.inspection.unknown_family import Axis, QuantizedRow, UnknownIdentity, UnknownInspection
+    from dsv4_shard.inspection import Axis, QuantizedRow, UnknownIdentity, UnknownInspection
 
 
 def show_unknown(console: Console, inspection: "UnknownInspection") -> None:

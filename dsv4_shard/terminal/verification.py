@@ -9,7 +9,7 @@ from dsv4_shard.terminal.text import item, paragraph, title
 from dsv4_shard.text.units import counted, size
 
 if TYPE_CHECKING:
-    from dsv4_shard.verification.documents import Numerics, Problem, SharesVerification, Verification
+    from dsv4_shard.verification import Numerics, Problem, SharesVerification, Verification
 
 _PROBLEMS_SHOWN = 20
 

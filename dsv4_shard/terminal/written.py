@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from dsv4_shard.catalog.rank_ranges import say_ranks
-from dsv4_shard.engines.registry import title_of
+from dsv4_shard.engines import title_of
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import item, paragraph, title
 from dsv4_shard.text.units import counted, size
 
 if TYPE_CHECKING:
-    from dsv4_shard.destinations.documents import ClusterOutcome, Uploaded
-    from dsv4_shard.destinations.folder import WouldWrite
-    from dsv4_shard.reassembly.merge_job import Merged
-    from dsv4_shard.reporting.report import Report
+    from dsv4_shard.destinations import ClusterOutcome, Uploaded, WouldWrite
+    from dsv4_shard.reassembly import Merged
+    from dsv4_shard.reporting import Report
     from dsv4_shard.sharding.outcome import Outcome, Written
 
 

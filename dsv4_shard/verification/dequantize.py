@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from dsv4_shard.tensors.decoding import FP4_MAGNITUDES, Bytes
+from dsv4_shard.tensors import FP4_MAGNITUDES, Bytes
 
 if TYPE_CHECKING:
     import torch

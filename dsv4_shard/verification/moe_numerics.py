@@ -13,17 +13,14 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
-from dsv4_shard.checkpoint.inventory import Inventory
-from dsv4_shard.checkpoint.reader import Checkpoint
+from dsv4_shard.checkpoint import Checkpoint, Inventory
 from dsv4_shard.errors import UsageError
-from dsv4_shard.models.family import ModelConfig
-from dsv4_shard.models.names import NATIVE_PARTS, Names, scale_name
-from dsv4_shard.models.roles import Module, Part, Place, Role, Stage, TensorName
-from dsv4_shard.planning.plan_file import check_plan, load_plan
+from dsv4_shard.models import NATIVE_PARTS, ModelConfig, Module, Names, Part, Place, Role, Stage, TensorName, scale_name
+from dsv4_shard.planning import check_plan, load_plan
 from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.manifest import PLAN_NAME, load_manifest
 from dsv4_shard.sharding.recipe import Destination, Recipe, Slice, Step
-from dsv4_shard.sources.local import LocalSource
+from dsv4_shard.sources import LocalSource
 from dsv4_shard.verification.dequantize import dequantize, plain
 from dsv4_shard.verification.documents import Numerics
 

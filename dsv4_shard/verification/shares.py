@@ -3,10 +3,9 @@
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from dsv4_shard.checkpoint.inventory import Inventory
-from dsv4_shard.checkpoint.reader import Checkpoint
+from dsv4_shard.checkpoint import Checkpoint, Inventory
 from dsv4_shard.sharding.manifest import PLAN_NAME, Manifest, ManifestFile, load_manifest, made_differences
-from dsv4_shard.storage.output_folder import MANIFEST_NAME
+from dsv4_shard.storage import MANIFEST_NAME
 from dsv4_shard.verification.documents import Problem, SharesVerification, Verification
 from dsv4_shard.verification.result_folder import verify
 

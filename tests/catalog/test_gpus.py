@@ -13,7 +13,7 @@ from dsv4_shard.engines.engine import UNKNOWN_GPU
 from dsv4_shard.engines.registry import ENGINES
 from dsv4_shard.errors import InfeasiblePlan, UsageError
 from dsv4_shard.planning.document import Plan
-from dsv4_shard.planning.make_plan import make_plan, refuse_infeasible
+from dsv4_shard.planning.plan_builder import make_plan, refuse_infeasible
 from dsv4_shard.planning.plan_file import check_plan
 from dsv4_shard.planning.request import options_of
 from dsv4_shard.terminal.plan import show_plan

@@ -27,7 +27,7 @@ from dsv4_shard.destinations import object_store as upload
 from dsv4_shard.destinations.object_store import scratch_path
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import ExitCode, SourceChanged
-from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.manifest import read_manifest
 from dsv4_shard.sources import object_store as stores

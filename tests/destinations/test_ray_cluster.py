@@ -48,7 +48,7 @@ from dsv4_shard.errors import (
     UsageError,
 )
 from dsv4_shard.opening import open_checkpoint
-from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.sharding.journal import read_journal
 from dsv4_shard.sharding.manifest import load_manifest
 from dsv4_shard.sharding.progress import Reporter, Task

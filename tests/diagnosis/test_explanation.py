@@ -33,7 +33,7 @@ from dsv4_shard.engines.registry import ENGINES, engine_for, serving
 from dsv4_shard.engines.sglang.v4 import ROUTED_RULE, RUNNERS
 from dsv4_shard.errors import ExitCode
 from dsv4_shard.models.families import FAMILIES
-from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.terminal.explanation import show_explanation
 
 COLUMN = "ValueError: Weight output_partition_size = 192 is not divisible by weight quantization block_n = 128."

@@ -5,8 +5,8 @@ from support.checkpoints.full_size import PRO_FP8, PRO_NVFP4, REAL_MODELS, V3, V
 
 from dsv4_shard.engines.deployment import Context, Request
 from dsv4_shard.engines.registry import engine_for
-from dsv4_shard.planning.choose import choose
-from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.choice import choose
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.sharding.recipe_builder import make_recipe
 
 LAYOUTS = ("reference", "sglang", "vllm")

@@ -16,7 +16,7 @@ from conformance.oracles import committed_path
 from conformance.tiny import write_variant
 from conformance.written import compare_rank
 from dsv4_shard.engines.deployment import Request
-from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.run import reshard
 

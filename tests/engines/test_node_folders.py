@@ -23,7 +23,7 @@ from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.cli import app
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import InfeasiblePlan, NotEnoughDisk, UsageError
-from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.manifest import load_manifest
 from dsv4_shard.sharding.outcome import Outcome

@@ -30,9 +30,9 @@ from dsv4_shard.engines.deployment import Context, Request
 from dsv4_shard.engines.reference.v3 import REFERENCE_V3, REFERENCE_V32
 from dsv4_shard.engines.registry import engine_for
 from dsv4_shard.errors import InfeasiblePlan, UsageError
-from dsv4_shard.planning.choose import choose
+from dsv4_shard.planning.choice import choose
 from dsv4_shard.planning.document import Plan
-from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.recipe_builder import make_recipe
 from dsv4_shard.verification.documents import TOLERANCE

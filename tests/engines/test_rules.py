@@ -38,7 +38,7 @@ from dsv4_shard.errors import UsageError
 from dsv4_shard.models.families import FAMILIES
 from dsv4_shard.models.family import Family
 from dsv4_shard.models.roles import Module, Part, Role, Stage
-from dsv4_shard.planning.choose import choose
+from dsv4_shard.planning.choice import choose
 from dsv4_shard.planning.remedies import ways_out, words
 from dsv4_shard.planning.weights import rank_nbytes
 from dsv4_shard.sharding.recipe_builder import make_recipe

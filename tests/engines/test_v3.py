@@ -22,8 +22,8 @@ from dsv4_shard.engines.registry import engine_for
 from dsv4_shard.errors import UsageError
 from dsv4_shard.inspection.known_family import inspect
 from dsv4_shard.models.roles import Stage
-from dsv4_shard.planning.choose import choose
-from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.choice import choose
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.sharding.job import prepare
 
 TARGET = (Stage.MODEL, Stage.LAYER)

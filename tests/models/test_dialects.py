@@ -26,7 +26,7 @@ from dsv4_shard.models import dialects
 from dsv4_shard.models.dialects import NATIVE, View, native_view
 from dsv4_shard.opening import open_source
 from dsv4_shard.planning.document import Plan
-from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.run import reshard
 from dsv4_shard.sources.checkpoint_files import INDEX_FILE

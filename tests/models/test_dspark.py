@@ -10,8 +10,8 @@ from dsv4_shard.engines.deployment import Context, Request
 from dsv4_shard.engines.registry import engine_for
 from dsv4_shard.inspection.known_family import inspect
 from dsv4_shard.models.roles import Draft, Role, Stage
-from dsv4_shard.planning.choose import choose
-from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.choice import choose
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.sharding.recipe import Recipe
 from dsv4_shard.sharding.recipe_builder import make_recipe
 

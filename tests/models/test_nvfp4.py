@@ -22,7 +22,7 @@ from dsv4_shard.engines.registry import ENGINES
 from dsv4_shard.errors import ExitCode, InfeasiblePlan
 from dsv4_shard.inspection.known_family import inspect
 from dsv4_shard.models.roles import Part, Role, Stage
-from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.run import reshard
 from dsv4_shard.tensors.geometry import Block

@@ -32,9 +32,9 @@ from dsv4_shard.cli import app
 from dsv4_shard.engines.deployment import Context, Request
 from dsv4_shard.engines.registry import engine_for
 from dsv4_shard.errors import InfeasiblePlan
-from dsv4_shard.planning.choose import choose
+from dsv4_shard.planning.choice import choose
 from dsv4_shard.planning.document import Plan
-from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.planning.weights import rank_nbytes
 from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.recipe_builder import make_recipe

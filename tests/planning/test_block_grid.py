@@ -14,7 +14,7 @@ from dsv4_shard.engines.deployment import Request
 from dsv4_shard.models.roles import Module
 from dsv4_shard.planning.block_grid import BlockCut, BlockGrid, RankBlocks, broken_grids, shared_grid
 from dsv4_shard.planning.document import Plan
-from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.plan_builder import make_plan
 
 
 def plan_of(model: str, *arguments: Any, **wanted: Any) -> Plan:

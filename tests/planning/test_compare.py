@@ -20,7 +20,7 @@ from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import ExitCode
 from dsv4_shard.planning.compare import Difference, PlanComparison, compare_plans
 from dsv4_shard.planning.document import Plan
-from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.terminal.comparison import show_comparison
 
 SECTIONS = ("checkpoint", "request", "deployment", "verdicts", "placements", "bytes_per_rank", "environment", "options",

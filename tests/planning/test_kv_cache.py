@@ -10,10 +10,10 @@ from support.checkpoints.full_size import FLASH, PRO, PRO_NVFP4, V3, V32, V41, i
 
 from dsv4_shard.engines.deployment import Context, Request
 from dsv4_shard.engines.kv_cache import CacheEntry, bf16_entry, fp8_entry, growth
-from dsv4_shard.planning.choose import choose
+from dsv4_shard.planning.choice import choose
 from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.kv_cache import bytes_per_token
-from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.terminal.plan import show_plan
 
 GIB = 1 << 30

@@ -17,9 +17,9 @@ from dsv4_shard.engines.deployment import Context, Request
 from dsv4_shard.engines.registry import engine_for
 from dsv4_shard.engines.sglang import v4 as sglang
 from dsv4_shard.errors import ExitCode, UsageError
-from dsv4_shard.planning.choose import choose
+from dsv4_shard.planning.choice import choose
 from dsv4_shard.planning.document import Plan
-from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.planning.search import RANKINGS, Search, _rank, search
 
 

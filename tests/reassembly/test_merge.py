@@ -19,7 +19,7 @@ from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.cli import app
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import ForeignPlan, OutputNotEmpty
-from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.reassembly.merge_job import source_of_ranks
 from dsv4_shard.sharding import copy as copying
 from dsv4_shard.sharding.job import prepare

@@ -31,7 +31,7 @@ from dsv4_shard.errors import (
     SourceChanged,
     WrongRankHeader,
 )
-from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.reassembly.merge_job import prepare_merge
 from dsv4_shard.reassembly.rank_folder import open_ranks
 from dsv4_shard.sharding import journal

@@ -9,8 +9,8 @@ from dsv4_shard.engines.deployment import Context, Request
 from dsv4_shard.engines.engine import Engine
 from dsv4_shard.engines.registry import engine_for
 from dsv4_shard.models.roles import Module
-from dsv4_shard.planning.choose import choose
-from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.choice import choose
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.planning.weights import TARGET, loads, weights_of  # type: ignore[attr-defined]
 from dsv4_shard.reporting.rank_contents import Holding, LayerMap, layer_map, rank_bytes
 

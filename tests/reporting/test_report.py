@@ -12,7 +12,7 @@ from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import UsageError
 from dsv4_shard.inspection.known_family import inspect
 from dsv4_shard.models.roles import Module
-from dsv4_shard.planning.choose import choose
+from dsv4_shard.planning.choice import choose
 from dsv4_shard.planning.search import plan_best, search
 from dsv4_shard.planning.weights import weights_of
 from dsv4_shard.reporting.page import to_html

@@ -12,7 +12,7 @@ from support.checkpoints.small import open_folder
 
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import LoadRefused, NotAResult
-from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.sglang_plugin.checks import check_file, check_identity, check_parameters, find_manifest, rank_files
 from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.manifest import load_manifest
@@ -168,8 +168,15 @@ def test_a_missing_unknown_or_other_parameter_is_refused_by_name(wanted: dict[st
 
 
 @pytest.mark.slow
-def test_the_plugin_brings_no_command_line_into_the_engines_processes() -> None:
-    unwanted = {"torch", "typer", "rich", "huggingface_hub"}
-    code = f"import sys, dsv4_shard.sglang_plugin.checks; print(*{unwanted} & sys.modules.keys())"
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("dsv4_shard.sglang_plugin", {"torch", "typer", "rich", "huggingface_hub", "numpy", "pydantic"}),
+        ("dsv4_shard.sglang_plugin.checks", {"torch", "typer", "rich", "huggingface_hub"}),
+    ],
+    ids=["register", "checks"],
+)
+def test_the_plugin_brings_no_command_line_into_the_engines_processes(module: str, unwanted: set[str]) -> None:
+    code = f"import sys, {module}; print(*{unwanted} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

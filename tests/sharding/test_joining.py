@@ -30,7 +30,7 @@ from dsv4_shard.errors import (
     UsageError,
     WriteFailed,
 )
-from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.joining import share_name
 from dsv4_shard.sharding.manifest import load_manifest

@@ -17,7 +17,7 @@ from dsv4_shard.checkpoint.inventory import take_inventory
 from dsv4_shard.engines.deployment import Context, Request
 from dsv4_shard.engines.registry import find_engine
 from dsv4_shard.engines.vllm.files import layout_class
-from dsv4_shard.planning.choose import choose
+from dsv4_shard.planning.choice import choose
 from dsv4_shard.sharding.recipe import ALL_RANKS, Destination, OutputFile, Recipe, Slice, Step
 from dsv4_shard.sharding.recipe_builder import make_recipe, scale_name  # type: ignore[attr-defined]
 from dsv4_shard.tensors.dtype_casts import CONVERSIONS

@@ -32,7 +32,7 @@ from dsv4_shard import cli
 from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, write_checkpoint
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import ExitCode, InexactCast, NotEnoughDisk, OtherRun, SourceChanged
-from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.sharding import journal
 from dsv4_shard.sharding import progress as reporting_progress
 from dsv4_shard.sharding.job import prepare

@@ -48,8 +48,8 @@ from dsv4_shard.errors import (
     UsageError,
 )
 from dsv4_shard.models.roles import Draft
-from dsv4_shard.planning.choose import choose
-from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.choice import choose
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.run import reshard
 from dsv4_shard.tensors.geometry import FP4_GROUP
@@ -506,8 +506,8 @@ from dsv4_shard.sharding import copy as copying
 from dsv4_shard.checkpoint.reader import read_checkpoint
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.checkpoint.inventory import take_inventory
-from dsv4_shard.planning.choose import choose
-from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.choice import choose
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.sharding.job import prepare; from dsv4_shard.sharding.run import reshard
 from dsv4_shard.opening import open_source
 folder, out, expert_dtype, chunk = sys.argv[1:]

@@ -550,7 +550,7 @@ def test_no_more_comes_than_the_ranks_need(
     engine: str, ranks: str, hub: HubServer, checkpoint: Path, tmp_path: Path
 ) -> None:
     from dsv4_shard.checkpoint.inventory import take_inventory
-    from dsv4_shard.planning.make_plan import make_plan
+    from dsv4_shard.planning.plan_builder import make_plan
     from dsv4_shard.sharding.job import prepare
 
     nodes = 4 if engine == "node" else None

@@ -20,7 +20,7 @@ from support.checkpoints.small import contents, job_for, open_folder, reshard_fo
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import ExitCode, NotEnoughDisk, ReadFailed, ShardError, WriteFailed
-from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.sharding import journal
 from dsv4_shard.sharding.job import Job, prepare
 from dsv4_shard.sharding.run import reshard

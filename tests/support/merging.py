@@ -11,7 +11,7 @@ from dsv4_shard.checkpoint.inventory import Inventory
 from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.opening import open_source
-from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.reassembly.detect import holds_ranks
 from dsv4_shard.reassembly.merge_job import prepare_merge
 from dsv4_shard.reassembly.rank_folder import open_ranks

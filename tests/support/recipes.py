@@ -20,7 +20,7 @@ from dsv4_shard.engines.deployment import Context, Deployment, Request
 from dsv4_shard.engines.layout import Layout
 from dsv4_shard.engines.registry import find_engine
 from dsv4_shard.models.config import parse_config
-from dsv4_shard.planning.choose import choose
+from dsv4_shard.planning.choice import choose
 from dsv4_shard.sharding.recipe import Recipe
 from dsv4_shard.sharding.recipe_builder import make_recipe
 from dsv4_shard.sources.local import LocalSource

@@ -9,7 +9,7 @@ from support.checkpoints.full_size import FLASH, PRO, PRO_FP8, PRO_NVFP4, V3, V3
 
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.planning.document import Plan
-from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.reporting.page import to_html
 from dsv4_shard.reporting.report import make_report
 

@@ -23,7 +23,7 @@ from dsv4_shard.engines.deployment import Request
 from dsv4_shard.models.roles import Module
 from dsv4_shard.planning.block_grid import BlockGrid
 from dsv4_shard.planning.document import Plan
-from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.terminal.ascii import show_signs
 from dsv4_shard.terminal.block_picture import show_broken, show_placed
 from dsv4_shard.terminal.plan import show_plan

@@ -26,7 +26,7 @@ from support.checkpoints.small import (
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import ForeignPlan, NotAResult, UsageError
-from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.manifest import load_manifest
 from dsv4_shard.sharding.recipe import Slice, SliceMap

@@ -8,7 +8,7 @@ the plan compares no bytes per GPU with a memory, and has no commands.
 from collections.abc import Iterator
 
 from dsv4_shard.catalog.options import VERSIONS
-from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
+from dsv4_shard.checkpoint import Inventory, TensorGroup
 from dsv4_shard.engines.deployment import ANY_ENGINE, Context, Deployment, Request, resolve
 from dsv4_shard.engines.engine import Engine, Launch
 from dsv4_shard.engines.node.known_family import EP_RULE, NodeLayout, folders_notes
@@ -17,8 +17,7 @@ from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicat
 from dsv4_shard.engines.remedies import ANY_DP, MORE_DP, leave_out
 from dsv4_shard.engines.rules import NOT_VERIFIED, Divides, Requires, Rule, Symptom
 from dsv4_shard.engines.shared_rules import EXPERTS, EXPERTS_RULE, NO_CAST_RULE, NODES_RULE
-from dsv4_shard.models.roles import Module, Role, Stage
-from dsv4_shard.models.v41 import V41
+from dsv4_shard.models import V41, Module, Role, Stage
 
 _RUNNER = "any"
 

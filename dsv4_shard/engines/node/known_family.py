@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 
 from dsv4_shard.catalog.gpus import GPUS
 from dsv4_shard.catalog.options import VERSIONS
-from dsv4_shard.checkpoint.formats import NVFP4
-from dsv4_shard.checkpoint.inventory import Inventory
+from dsv4_shard.checkpoint import NVFP4, Inventory
 from dsv4_shard.engines.deployment import Context, Deployment, Request
 from dsv4_shard.engines.engine import NODE_RANK, Engine, Launch, Options
 from dsv4_shard.engines.layout import Constant, Disposition, TargetTensor
@@ -25,9 +24,9 @@ from dsv4_shard.engines.sglang.v3 import SGLANG_V3
 from dsv4_shard.engines.shared_rules import NVFP4_RULE
 from dsv4_shard.engines.vllm import v4 as vllm
 from dsv4_shard.engines.vllm.v3 import VLLM_V3
-from dsv4_shard.models.roles import Module, Stage, TensorName
-from dsv4_shard.sources.checkpoint_files import CONFIG_FILE
-from dsv4_shard.tensors.header import Tensor
+from dsv4_shard.models import Module, Stage, TensorName
+from dsv4_shard.sources import CONFIG_FILE
+from dsv4_shard.tensors import Tensor
 
 EP_RULE = Requires(
     "ep-tp", Module.ROUTED, lambda c: c.deployment.ep == c.deployment.tp,

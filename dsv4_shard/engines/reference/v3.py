@@ -8,7 +8,7 @@ every rank. The converter leaves out the MTP layer. It identifies that layer by 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
+from dsv4_shard.checkpoint import Inventory, TensorGroup
 from dsv4_shard.engines.deployment import Context, Deployment, Request
 from dsv4_shard.engines.engine import Engine
 from dsv4_shard.engines.kv_cache import not_known
@@ -19,11 +19,21 @@ from dsv4_shard.engines.reference.v4 import ONE_WAY_RULES, VOCAB_RULE, WHOLE_EXP
 from dsv4_shard.engines.remedies import leave_out
 from dsv4_shard.engines.rules import NO_OPTION, Divides, Requires, Rule, Symptom
 from dsv4_shard.engines.shared_rules import NO_CAST_RULE, NODES_RULE, version_rule
-from dsv4_shard.models.family import Family, ModelConfig
-from dsv4_shard.models.names import NATIVE_PARTS, Grammar, Names
-from dsv4_shard.models.roles import Module, Role, Stage, TensorName
-from dsv4_shard.models.v3 import V3, V32, V3Config
-from dsv4_shard.tensors.header import Tensor
+from dsv4_shard.models import (
+    NATIVE_PARTS,
+    V3,
+    V32,
+    Family,
+    Grammar,
+    ModelConfig,
+    Module,
+    Names,
+    Role,
+    Stage,
+    TensorName,
+    V3Config,
+)
+from dsv4_shard.tensors import Tensor
 
 BLOCK = (128, 128)
 """`block_size` of model.py: its parameters have one scale per such block."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from dsv4_shard.catalog.options import RUNNERS, VERSIONS
-from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
+from dsv4_shard.checkpoint import Inventory, TensorGroup
 from dsv4_shard.engines.bytes_sent import added_up_in_f32
 from dsv4_shard.engines.deployment import Context, Deployment, Request, resolve
 from dsv4_shard.engines.engine import NODE_RANK, Command, Engine, Launch, Options, node_ranks
@@ -26,12 +26,8 @@ from dsv4_shard.engines.placement import Expert, Pad, Placement, RankTensor, Rep
 from dsv4_shard.engines.remedies import NO_DP, leave_out
 from dsv4_shard.engines.rules import NO_OPTION, Divides, Requires, Rule, Symptom, Template
 from dsv4_shard.engines.shared_rules import NODES_RULE, nvfp4_rule, o_a_decoding_rule, version_rule
-from dsv4_shard.models.families import family_of
-from dsv4_shard.models.family import Family, ModelConfig
-from dsv4_shard.models.names import Names
-from dsv4_shard.models.roles import Draft, Module, Part, Role, Stage, TensorName
-from dsv4_shard.models.v4 import V4
-from dsv4_shard.tensors.header import Tensor
+from dsv4_shard.models import V4, Draft, Family, ModelConfig, Module, Names, Part, Role, Stage, TensorName, family_of
+from dsv4_shard.tensors import Tensor
 
 CONFIG_NAME = "inference_config.json"
 

@@ -8,8 +8,7 @@ with scales of 1. Engram projections, the vision tower and the aligner are whole
 from dsv4_shard.engines.deployment import Context
 from dsv4_shard.engines.reference.v4 import Converter, experts_rule, ranks, reference
 from dsv4_shard.engines.rules import Divides, Symptom
-from dsv4_shard.models.roles import Module, Stage
-from dsv4_shard.models.v41 import V41
+from dsv4_shard.models import V41, Module, Stage
 
 _KEYS = {
     "vocab_size": "text_config.vocab_size",

@@ -7,7 +7,7 @@ Without expert parallelism V3's shared expert becomes one more routed expert; it
 
 from dataclasses import replace
 
-from dsv4_shard.checkpoint.inventory import TensorGroup
+from dsv4_shard.checkpoint import TensorGroup
 from dsv4_shard.engines.deployment import Context
 from dsv4_shard.engines.engine import Launch, no_notes
 from dsv4_shard.engines.kv_cache import latents
@@ -16,8 +16,7 @@ from dsv4_shard.engines.remedies import MORE_DP
 from dsv4_shard.engines.rules import Divides, Rule, Symptom
 from dsv4_shard.engines.sglang import v4 as sglang
 from dsv4_shard.engines.shared_rules import COLUMN_QUOTE, latent_attention_rules, vocab_placement
-from dsv4_shard.models.roles import NORM_ROLES, Module, Part, Role
-from dsv4_shard.models.v3 import V3, V32
+from dsv4_shard.models import NORM_ROLES, V3, V32, Module, Part, Role
 
 _WHOLE_DENSE = ("SGLang's --moe-dense-tp-size 1, which keeps the dense MLP whole: this tool does not plan it",)
 

@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from dsv4_shard.catalog.gpus import Gpu
-from dsv4_shard.catalog.options import A2A, VERSIONS
+from dsv4_shard.catalog.options import A2A, LOAD_FORMAT, VERSIONS
 from dsv4_shard.catalog.options import RUNNERS as RUNNER_NAMES
-from dsv4_shard.checkpoint.formats import NVFP4
-from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
+from dsv4_shard.checkpoint import NVFP4, Inventory, TensorGroup
 from dsv4_shard.engines.bytes_sent import by_backend
 from dsv4_shard.engines.deployment import Context, Deployment, Request, experts_of, pick_gpu, resolve
 from dsv4_shard.engines.engine import NODE_RANK, Command, Engine, Launch, Options, node_ranks
@@ -52,16 +51,12 @@ from dsv4_shard.engines.shared_rules import (
     vocab_placement,
     vocab_rule,
 )
-from dsv4_shard.models.roles import Module, Part, Role
-from dsv4_shard.models.v4 import V4
-from dsv4_shard.tensors.geometry import FP4_GROUP
+from dsv4_shard.models import V4, Module, Part, Role
+from dsv4_shard.tensors import FP4_GROUP
 
 VERSION = VERSIONS["sglang"][0]
 
 MODEL_PATH = "--model-path"
-
-PLUGIN_FORMAT = "dsv4_shard"
-"""The load format that the plugin of this package registers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -414,8 +409,8 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
     draft = "--speculative-algorithm EAGLE --speculative-num-steps 3 --speculative-eagle-topk 1 "
     draft += "--speculative-num-draft-tokens 4"
     if sharded:
-        options["--load-format"] = "sharded_state" if is_stock(context) else PLUGIN_FORMAT
-        draft += f" --speculative-draft-model-path {model_path}/draft --speculative-draft-load-format {PLUGIN_FORMAT}"
+        options["--load-format"] = "sharded_state" if is_stock(context) else LOAD_FORMAT
+        draft += f" --speculative-draft-model-path {model_path}/draft --speculative-draft-load-format {LOAD_FORMAT}"
     if deployment.nodes > 1:
         options |= {"--nnodes": str(deployment.nodes), NODE_RANK: "0", "--dist-init-addr": "<node0>:30300"}
     return Launch(

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 
-from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
+from dsv4_shard.checkpoint import Inventory, TensorGroup
 from dsv4_shard.engines.deployment import Context, Deployment, Request
 from dsv4_shard.engines.engine import Launch, Options, no_notes
 from dsv4_shard.engines.kv_cache import latents
@@ -24,8 +24,7 @@ from dsv4_shard.engines.shared_rules import (
     vocab_placement,
 )
 from dsv4_shard.engines.vllm import v4 as vllm
-from dsv4_shard.models.roles import NORM_ROLES, Module, Part, Role
-from dsv4_shard.models.v3 import V3, V32, V32Config
+from dsv4_shard.models import NORM_ROLES, V3, V32, Module, Part, Role, V32Config
 
 _HEADS_QUOTE = (
     "Value error, Total number of attention heads ({size}) must be divisible by tensor parallel size ({parts})."

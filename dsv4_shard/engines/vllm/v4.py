@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from math import gcd
 
 from dsv4_shard.catalog.options import RUNNERS, VERSIONS, VLLM_BROKEN_VERSIONS, VLLM_VERSIONS
-from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup
+from dsv4_shard.checkpoint import Inventory, TensorGroup
 from dsv4_shard.engines.bytes_sent import added_up, all_to_all
 from dsv4_shard.engines.deployment import Context, Deployment, Request, experts_of, pick_gpu, resolve
 from dsv4_shard.engines.engine import NODE_RANK, Command, Engine, Launch, Options, node_ranks
@@ -39,9 +39,8 @@ from dsv4_shard.engines.shared_rules import (
     vocab_placement,
     vocab_rule,
 )
-from dsv4_shard.models.roles import Module, Part, Role
-from dsv4_shard.models.v4 import V4
-from dsv4_shard.tensors.geometry import FP4_GROUP
+from dsv4_shard.models import V4, Module, Part, Role
+from dsv4_shard.tensors import FP4_GROUP
 from dsv4_shard.text.units import quotient
 
 VERSION = VLLM_VERSIONS[0]

@@ -24,7 +24,7 @@ from dsv4_shard.engines.registry import find_engine
 from dsv4_shard.engines.rules import Breach
 from dsv4_shard.models.config import parse_config
 from dsv4_shard.opening import open_source
-from dsv4_shard.planning.choose import choose
+from dsv4_shard.planning.choice import choose
 from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.storage.runtime import collector_paused
 from dsv4_shard.tensors.geometry import scale_shape

@@ -18,7 +18,7 @@ from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, DSPARK_CONFIG, V41_CONF
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.models.config import parse_config
 from dsv4_shard.opening import open_source
-from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.sharding.job import Job, prepare
 from dsv4_shard.sharding.outcome import Outcome
 from dsv4_shard.sharding.run import reshard

@@ -19,7 +19,7 @@ from dsv4_shard.destinations.ray_cluster import reshard_on_cluster
 from dsv4_shard.destinations.share_worker import ShareTask
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.opening import open_checkpoint
-from dsv4_shard.planning.make_plan import make_plan
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.sharding import journal
 from dsv4_shard.sharding.copy import FileSink
 from dsv4_shard.sharding.progress import Reporter

@@ -24,9 +24,9 @@ from dsv4_shard.engines.deployment import Context, Request
 from dsv4_shard.engines.registry import ENGINES, find_engine
 from dsv4_shard.errors import BadPlan, ForeignPlan, IncompleteCheckpoint, InfeasiblePlan, NewerSchema, UsageError
 from dsv4_shard.models.roles import Stage
-from dsv4_shard.planning.choose import choose
+from dsv4_shard.planning.choice import choose
 from dsv4_shard.planning.document import SCHEMA_VERSION, Plan
-from dsv4_shard.planning.make_plan import folder_of, make_plan, refuse_infeasible
+from dsv4_shard.planning.plan_builder import folder_of, make_plan, refuse_infeasible
 from dsv4_shard.planning.plan_file import MAX_PLAN_BYTES, check_plan, load_plan
 from dsv4_shard.planning.weights import rank_nbytes
 from dsv4_shard.sharding.recipe_builder import make_recipe

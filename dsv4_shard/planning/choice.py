@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass
 
-from dsv4_shard.checkpoint.inventory import Inventory
-from dsv4_shard.engines.deployment import Context, Deployment, Request
-from dsv4_shard.engines.registry import engine_for
-from dsv4_shard.engines.rules import Breach
-from dsv4_shard.models.roles import Module
+from dsv4_shard.checkpoint import Inventory
+from dsv4_shard.engines import Breach, Context, Deployment, Request, engine_for
+from dsv4_shard.models import Module
 from dsv4_shard.planning.request import check_request
 
 

@@ -10,18 +10,25 @@ from dataclasses import replace
 from pathlib import Path
 
 from dsv4_shard.catalog.gpus import GPUS, say_memory
-from dsv4_shard.checkpoint.fingerprint import origin_of
-from dsv4_shard.checkpoint.inventory import Inventory, refuse_errors
-from dsv4_shard.checkpoint.reader import Checkpoint
-from dsv4_shard.engines.deployment import ANY_ENGINE, ASSUMED_GPU, Context, Deployment, Request, fewest_nodes
-from dsv4_shard.engines.engine import UNKNOWN_GPU, Engine, Launch
-from dsv4_shard.engines.placement import say_placement
-from dsv4_shard.engines.registry import engine_for
-from dsv4_shard.engines.rules import NOT_VERIFIED, Divides
+from dsv4_shard.checkpoint import Checkpoint, Inventory, origin_of, refuse_errors
+from dsv4_shard.engines import (
+    ANY_ENGINE,
+    ASSUMED_GPU,
+    NOT_VERIFIED,
+    UNKNOWN_GPU,
+    Context,
+    Deployment,
+    Divides,
+    Engine,
+    Launch,
+    Request,
+    engine_for,
+    fewest_nodes,
+    say_placement,
+)
 from dsv4_shard.errors import InfeasiblePlan
-from dsv4_shard.models.dialects import NATIVE
-from dsv4_shard.models.roles import TARGET, Module, Part, Stage
-from dsv4_shard.planning.choose import choose
+from dsv4_shard.models import NATIVE, TARGET, Module, Part, Stage
+from dsv4_shard.planning.choice import choose
 from dsv4_shard.planning.document import (
     SCHEMA_VERSION,
     Plan,

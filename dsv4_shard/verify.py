@@ -92,7 +92,7 @@ def _source(folders: Sequence[Path], options: VerifyOptions) -> "tuple[Checkpoin
 
     for folder in folders:
         refuse_url(
-            folder, "Copy it into a folder, and verify that; what `reshard` put was held against the store's sizes."
+            folder, "Copy it into a folder, and verify that; `reshard` compared the uploaded sizes with the store's."
         )
     if options.numerics and options.against is None:
         raise UsageError("{numerics} needs {against}: the unsharded layer is in the checkpoint",

@@ -228,7 +228,7 @@ def unknown_to(engine: Engine, family: Family) -> Engine:
     """Return `engine` for a family that it is not verified for: with one rule, which always breaks."""
     known = Requires(
         UNKNOWN_FAMILY, Module.DEPLOYMENT, lambda _: False,
-        f"what {engine.title} {engine.version} does with {family.title} was never held against its own classes",
+        f"{engine.title} {engine.version}'s own classes were not run with {family.title}",
         consequence=NOT_VERIFIED, fatal=True,
         remedies=("--engine node or reference, where they know the family",),
     )  # fmt: skip

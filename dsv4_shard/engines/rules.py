@@ -12,7 +12,7 @@ from dsv4_shard.engines.deployment import Context, Request
 from dsv4_shard.models import Module
 from dsv4_shard.text.units import quotient
 
-NOT_VERIFIED = "nothing is claimed of it"
+NOT_VERIFIED = "not verified"
 """Consequence of a broken rule if it is unknown whether the layout runs."""
 
 REFUSED = "{engine} refuses it"

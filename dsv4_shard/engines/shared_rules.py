@@ -41,7 +41,7 @@ def version_rule(*versions: str) -> Requires:
     """Rule: the version is one of `versions`. Rules and layouts are not verified for any other."""
     return Requires(
         "version", Module.DEPLOYMENT, lambda c: c.deployment.version in versions,
-        "version {at.version} was not held against its own classes; known: " + ", ".join(versions),
+        "the engine's own classes were not run in version {at.version}; verified: " + ", ".join(versions),
         consequence=NOT_VERIFIED, fatal=True, remedies=(leave_out("engine_version"),),
     )  # fmt: skip
 
@@ -56,7 +56,7 @@ def is_left_out(stage: Stage, context: Context) -> bool:
     return stage is Stage.MTP and context.inventory.draft.dspark
 
 
-DSPARK_LEFT_OUT = "DSpark's draft stages were never held against the engine's classes: shards hold the target model"
+DSPARK_LEFT_OUT = "DSpark's draft stages are not verified for this engine: shards hold the target model"
 
 
 def dspark_notes(context: Context) -> tuple[str, ...]:

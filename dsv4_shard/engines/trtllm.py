@@ -55,7 +55,7 @@ _UNREAD = Symptom(consequence="{engine} refuses it or computes garbage: its chec
 RULES: tuple[Rule, ...] = (
     version_rule(VERSION),
     NODES_RULE,
-    nvfp4_rule("TensorRT-LLM's NVFP4 experts were never held against its classes"),
+    nvfp4_rule("TensorRT-LLM's own classes were not run with NVFP4 experts"),
     NO_CAST_RULE,
     Requires(
         "options", Module.ROUTED, lambda c: c.deployment.a2a is None and c.deployment.runner == "auto",
@@ -71,7 +71,7 @@ RULES: tuple[Rule, ...] = (
             uneven=Symptom(remedies=(ANY_EP,))),
     Requires(
         "shared-way", Module.SHARED, lambda c: c.deployment.shared == _own_way(c),
-        "TensorRT-LLM chooses by itself: here {context.deployment.shared_parts} of {at.tp} ranks share one shared "
+        "TensorRT-LLM offers no choice: here {context.deployment.shared_parts} of {at.tp} ranks share one shared "
         "expert",
         consequence=NO_OPTION, remedies=(leave_out("shared_experts"),), fatal=True,
     ),

@@ -55,10 +55,10 @@ class PlanDeployment(DeploymentDocument):
     architecture: str
 
     @classmethod
-    def of(cls, deployment: Deployment, *, is_claimed: bool = True) -> "PlanDeployment":
+    def of(cls, deployment: Deployment, *, is_verified: bool = True) -> "PlanDeployment":
         """Return the plan's document of a deployment."""
         fields = _deployment_fields(deployment) | {"architecture": deployment.gpu.family}
-        return cls.model_validate(fields if is_claimed else fields | {"runner": UNKNOWN_RUNNER})
+        return cls.model_validate(fields if is_verified else fields | {"runner": UNKNOWN_RUNNER})
 
 
 UNKNOWN_RUNNER = "?"
@@ -289,7 +289,7 @@ class Plan(Document):
     def _verdict(self) -> tuple[str, str]:
         """The verdict, and its heading."""
         if not self.feasible:
-            unknown = ("is not known to run", "Not known to run")
+            unknown = ("not verified", "Not verified")
             return unknown if self.unknown else ("does not run", "Does not run")
         is_served = self.engine_version != ANY_ENGINE and self.deployment.experts != NVFP4
         return ("runs", "Runs") if is_served else ("can be written", "Can be written")

@@ -112,8 +112,7 @@ def unknown_gpu(engine: Engine, deployment: Deployment) -> list[PlanBreach]:
     """Return the breach for a GPU that the engine's rules are not verified on; empty if they are."""
     if deployment.gpu.verified:
         return []
-    runs = f"what {engine.title} {engine.version} runs on {deployment.gpu.full_title}"
-    reason = f"{runs} was never held against its own classes"
+    reason = f"{engine.title} {engine.version}'s own classes were not run for {deployment.gpu.full_title}"
     other = "--gpu rtx-pro-6000, which is sm_120"
     if deployment.gpu.stands_for == "Hopper":
         other = "--gpu-memory in place of --gpu, for a Hopper GPU of that size"
@@ -140,7 +139,7 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
     unknown = unknown_gpu(engine, choice.deployment)
     ruled = unknown or [PlanBreach.of(breach, ways_out(inventory, request, breach)) for breach in choice.breaches]
     breaches = (*ruled, *memory_breach(memory, _larger_gpu(inventory, request, memory)))
-    claimed = not any(breach.unknown for breach in breaches)
+    verified = not any(breach.unknown for breach in breaches)
     refusal = engine.layout.refusal(context) if engine.layout and choice.feasible and not unknown else None
     layout = engine.layout.name if engine.layout and refusal is None and not breaches else None
     out = folder_of(inventory, request, choice.deployment, label) if layout else label
@@ -151,7 +150,7 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
         source=origin_of(checkpoint, label),
         request=request,
         engine_version=engine.version,
-        deployment=PlanDeployment.of(choice.deployment, is_claimed=claimed),
+        deployment=PlanDeployment.of(choice.deployment, is_verified=verified),
         feasible=not breaches,
         breaches=breaches,
         checks=() if unknown else tuple(_checks(engine, context)),

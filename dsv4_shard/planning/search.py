@@ -163,7 +163,7 @@ def _unknown(inventory: Inventory, gpu: Gpu, engines: Iterable[str]) -> Iterator
         breaches = choose(inventory, Request(1, engine=name)).breaches
         reason = next((one.reason for one in breaches if one.unknown), None)
         if reason is None and not gpu.verified:
-            reason = f"rules never held on {gpu.full_title}; `plan --tp N` tells whether the weights fit"
+            reason = f"not verified on {gpu.full_title}; `plan --tp N` shows whether the weights fit"
         if reason is not None:
             yield name, f"{engine.title}: {reason}"
 

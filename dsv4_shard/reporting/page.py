@@ -28,7 +28,7 @@ _ASSETS = files(__package__) / "assets"
 
 _OTHERWISE = "does not run so, other options do"
 
-_VERDICTS = {"works": "runs", "with-options": "runs with options", "no": "does not run", "unknown": "not known"}
+_VERDICTS = {"works": "runs", "with-options": "runs with options", "no": "does not run", "unknown": "not verified"}
 
 
 # --- the page --------------------------------------------------------------------------------------------------------

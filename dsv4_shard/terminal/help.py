@@ -70,7 +70,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "explain": (
         ("A message", '"assert intermediate_size % self.moe_tp_size == 0"'),
         ("A log; also `sglang serve ... 2>&1 | dsv4-shard explain`", "server.log"),
-        ("Held against a checkpoint of your own", "server.log --repo DeepSeek-V4-Pro"),
+        ("Against a checkpoint of your own", "server.log --repo DeepSeek-V4-Pro"),
     ),
     "demo": (
         ("In the folder dsv4-demo, which is made", ""),

@@ -21,8 +21,8 @@ _MARKS = {"works": ("yes", "green"), "with-options": ("yes*", "yellow"), "no": (
 _OTHERWISE = ("no*", "yellow")
 
 _FOOTNOTES = {
-    "yes*": "runs, as `plan --tp N` plans it, with what is named here for defaults",
-    "no*": "does not run as it is, but on as many GPUs with what is named here",
+    "yes*": "runs, as `plan --tp N` plans it, with the options named here",
+    "no*": "does not run with the defaults; runs on as many GPUs with the options named here",
 }
 
 _SEVERITY_STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}

@@ -17,10 +17,10 @@ _LAYOUTS_SHOWN = 12
 def show_search(console: Console, found: "Search") -> None:
     """Show the layouts, best first, the meaning of the numbers, and the command that plans the best one."""
     kind = f"{found.gpu} " if found.gpu else ""
-    searched = ", ".join(found.engines) or "no engine is known well enough to search"
+    searched = ", ".join(found.engines) or "no engine is verified for a search"
     title(console, f"{counted(found.gpus, f'{kind}GPU')}: {searched}")
     for reason in found.unknown:
-        item(console, f"not known: {reason}", "yellow")
+        item(console, f"not verified: {reason}", "yellow")
     if not found.engines:
         return
     heading(console, "Layouts that run" if found.best else "Nothing runs" if not found.layouts else "Nothing fits")
@@ -67,7 +67,7 @@ def _show_layouts(console: Console, found: "Search") -> None:
         f"whole: {name} that every GPU has whole, or as zeros for padding, within weights",
         "sent: kB by all GPUs together for one token in one layer, by formula" + ranked.get("sent", ""),
         "+: other runners, all-to-all backends or EP that weigh the same",
-        "takes: the --runner, --a2a or --shared-experts to ask for; nothing: what the plan takes by itself. "
+        "takes: the --runner, --a2a or --shared-experts to ask for; nothing: what the plan takes without them. "
         "None of these is a speed.",
     ):
         item(console, line, "dim")

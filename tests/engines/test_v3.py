@@ -175,7 +175,7 @@ def test_vllm_is_started_without_v4s_options(model: str, tokenizer: bool) -> Non
 
 def test_what_was_not_held_against_vllm_is_refused() -> None:
     plan = make_plan(*inventory_of(V3), Request(8, ep=16, dp=2, engine="vllm"))
-    assert [(breach.rule, breach.consequence) for breach in plan.breaches] == [("dp", "nothing is claimed of it")]
+    assert [(breach.rule, breach.consequence) for breach in plan.breaches] == [("dp", "not verified")]
 
 
 # --- inspect, plan and reshard at full size ------------------------------------------------------------------------
@@ -273,6 +273,6 @@ def test_the_rules_that_no_real_model_breaks_alone_have_one_that_does(
 
 
 @pytest.mark.parametrize("engine", ["sglang", "vllm", "trtllm"])
-def test_of_a_family_that_an_engine_was_not_held_against_nothing_is_claimed(engine: str) -> None:
+def test_of_a_family_that_an_engine_was_not_held_against_nothing_is_verified(engine: str) -> None:
     choice = choose(inventory_of(V41)[1], Request(8, engine=engine))
     assert [breach.rule for breach in choice.breaches] == ["family"]

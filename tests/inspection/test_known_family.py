@@ -183,8 +183,8 @@ def test_the_matrix_tells_what_the_plan_takes_by_itself_from_what_has_to_be_aske
     for tp, mark in zip((8, 16, 32), marks, strict=True):
         assert run("plan", root_of(PRO), "--tp", tp).exit_code == (ExitCode.NO if mark == "no*" else ExitCode.DONE)
     text = " ".join(printed.split())
-    assert "yes* runs, as `plan --tp N` plans it, with what is named here for defaults" in text
-    assert "no* does not run as it is, but on as many GPUs with what is named here" in text
+    assert "yes* runs, as `plan --tp N` plans it, with the options named here" in text
+    assert "no* does not run with the defaults; runs on as many GPUs with the options named here" in text
     assert "SGLang TP 32: attention: o_groups 16 / attention TP 32 = 0.5: not whole; * runs as --tp 32 --dp 2" in text
 
 

@@ -186,9 +186,9 @@ def test_engines_that_were_never_held_against_nvfp4_are_refused_with_the_reason(
 ) -> None:
     plan = make_plan(*inventory_of(PRO_NVFP4), Request(8, engine=engine, expert_dtype=experts))
     assert plan.breaches[0].rule == "nvfp4"
-    assert ("never held against its classes" in plan.breaches[0].reason) is (engine != "reference")
+    assert ("own classes were not run" in plan.breaches[0].reason) is (engine != "reference")
     assert "--engine node" in plan.breaches[0].remedies[0]
-    assert plan.verdict == ("does not run" if engine == "reference" else "is not known to run")
+    assert plan.verdict == ("does not run" if engine == "reference" else "not verified")
 
 
 @pytest.mark.parametrize("gpu", [None, "b200"])
@@ -198,14 +198,14 @@ def test_the_real_checkpoint_is_planned_as_node_folders(gpu: str | None) -> None
     assert (plan.layout, plan.verdict) == ("node", "can be written")
     assert "--moe-runner-backend" not in plan.launch.commands[0]
     assert any("NVFP4 experts go over whole" in line for line in plan.choices)
-    assert "vLLM's NVFP4 experts were never held" in plan.choices[-1]
+    assert "vLLM's own classes were not run with NVFP4 experts" in plan.choices[-1]
     formats = {(row.part_of, row.rank_dtype) for row in plan.modules if row.module == "routed experts"}
     assert formats == {("target", "NVFP4"), ("draft", "FP4")}
 
 
-def test_one_node_gets_no_folder_and_of_its_serving_nothing_is_claimed() -> None:
+def test_one_node_gets_no_folder_and_of_its_serving_nothing_is_verified() -> None:
     plan = make_plan(*inventory_of(PRO_NVFP4), Request(8, engine="node", gpu="b200"))
-    assert ([breach.rule for breach in plan.breaches], plan.verdict) == (["nvfp4"], "is not known to run")
+    assert ([breach.rule for breach in plan.breaches], plan.verdict) == (["nvfp4"], "not verified")
 
 
 @pytest.mark.slow
@@ -215,7 +215,7 @@ def test_what_is_not_known_is_called_so_by_inspect_and_plan_alike(name: str) -> 
     assert re.search(r"^SGLang +\?$", inspected, re.MULTILINE)
     planned = run("plan", root_of(name), "--tp", "8")
     assert planned.exit_code == ExitCode.NO
-    assert "\nNot known to run\n" in planned.stdout
+    assert "\nNot verified\n" in planned.stdout
     assert "oes not run" not in planned.stdout
     assert "No layout near it" not in planned.stdout
     assert "runner ?" in planned.stdout

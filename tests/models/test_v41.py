@@ -193,7 +193,7 @@ def test_blocks_that_the_converter_does_not_decode_are_refused(kind: str, tmp_pa
 
 
 @pytest.mark.parametrize("engine", ["sglang", "vllm", "trtllm"])
-def test_of_engines_that_serve_v41_nothing_is_claimed(engine: str) -> None:
+def test_of_engines_that_serve_v41_nothing_is_verified(engine: str) -> None:
     (breach,) = choose(inventory_of(V41)[1], Request(8, engine=engine)).breaches
     assert breach.rule == "family"
 

@@ -54,8 +54,8 @@ def test_a_deployment_that_others_run_is_found_for_its_hardware_with_its_flags(
 
 
 @pytest.mark.parametrize(("model", "gpus", "gpu", "why"), [
-    (PRO, 8, "mi355x", "rules never held on AMD MI355X (gfx950)"),      # vLLM's recipe, TP 8
-    (PRO, 16, "ascend-910c", "rules never held on Ascend 910C"),  # vllm-ascend, w4a8
+    (PRO, 8, "mi355x", "not verified on AMD MI355X (gfx950)"),      # vLLM's recipe, TP 8
+    (PRO, 16, "ascend-910c", "not verified on Ascend 910C"),  # vllm-ascend, w4a8
 ])  # fmt: skip
 def test_of_deployments_on_gpus_that_are_not_known_the_search_says_so(
     model: str, gpus: int, gpu: str, why: str
@@ -71,8 +71,8 @@ def test_nvfp4_on_eight_b200_is_not_found_since_its_runners_were_never_held() ->
     result = found(PRO_NVFP4, 8, "b200")
     assert (result.engines, result.layouts, result.elsewhere) == ((), (), ())
     assert result.unknown == (
-        "SGLang: SGLang's NVFP4 experts were never held against its classes",
-        "vLLM: vLLM's NVFP4 experts were never held against its classes",
+        "SGLang: SGLang's own classes were not run with NVFP4 experts",
+        "vLLM: vLLM's own classes were not run with NVFP4 experts",
     )
 
 
@@ -200,10 +200,10 @@ def test_where_no_layout_divides_fewer_or_more_gpus_are_named() -> None:
     assert [way.gpus for way in result.elsewhere] == [8, 4]
 
 
-def test_of_a_family_without_known_engines_nothing_is_claimed() -> None:
+def test_of_a_family_without_known_engines_nothing_is_verified() -> None:
     result = found(V41, 8, "b300", ("sglang", "vllm"))
     assert (result.engines, result.layouts, result.command, result.elsewhere) == ((), (), None, ())
-    assert all("was never held against its own classes" in reason for reason in result.unknown)
+    assert all("own classes were not run with" in reason for reason in result.unknown)
 
 
 def test_engines_that_are_known_are_searched_beside_those_that_are_not() -> None:
@@ -217,7 +217,7 @@ def test_engines_that_are_known_are_searched_beside_those_that_are_not() -> None
 def test_the_command_says_of_what_nothing_is_known_and_does_not_call_it_unable_to_run() -> None:
     result = run("plan", root_of(PRO), "--gpus", "8", "--gpu", "mi355x", "--engine", "sglang")
     assert result.exit_code == ExitCode.NO
-    assert "not known: SGLang: rules never held on AMD MI355X" in result.stdout
+    assert "not verified: SGLang: not verified on AMD MI355X" in result.stdout
     assert "Nothing" not in result.stdout
 
 

@@ -243,7 +243,7 @@ def test_of_a_family_that_no_engine_is_known_for_nothing_is_drawn_but_its_blocks
     page = page_of(Request(4), V41)
     charts = charts_of(page)
     assert charts["map"] is charts["ranks"] is None
-    assert "Does not run" in text_of(page) or "Not known to run" in text_of(page)
+    assert "Does not run" in text_of(page) or "Not verified" in text_of(page)
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ EP_RULE = Requires(
 
 _NVFP4_RULE = Requires(
     NVFP4_RULE, Module.ROUTED, lambda c: c.inventory.routed.name != NVFP4 or c.deployment.nodes > 1,
-    "what SGLang does with NVFP4 experts was never held against its classes, and one node needs no folder of its own",
+    "SGLang's own classes were not run with NVFP4 experts, and one node needs no folder of its own",
     consequence=NOT_VERIFIED, fatal=True, remedies=("--nodes N: folders are written all the same",),
 )  # fmt: skip
 """The folders keep NVFP4 experts unchanged; how an engine serves them is not verified."""
@@ -98,8 +98,7 @@ def folders_notes(context: Context) -> tuple[str, ...]:
     if deployment.nodes == 1:
         return ()
     nvfp4 = (
-        "NVFP4 experts go over whole, with all of their scales; which runner SGLang takes for them is left to it, and "
-        "was never held against its classes",
+        "NVFP4 experts are copied whole, with all of their scales. SGLang chooses the runner for them: not verified",
     )
     dense, experts = _nbytes(context)
     each = dense + experts // deployment.nodes

@@ -178,7 +178,7 @@ _NODES_QUOTE = "AssertionError: tp_size must be divisible by number of nodes"
 DEPLOYMENT_RULES: tuple[Rule, ...] = (
     version_rule(VERSION),
     replace(NODES_RULE, uneven=Symptom(remedies=(leave_out("nodes"),), heard=(_NODES_QUOTE,))),
-    nvfp4_rule("SGLang's NVFP4 experts were never held against its classes"),
+    nvfp4_rule("SGLang's own classes were not run with NVFP4 experts"),
     NO_CAST_RULE,
     Requires(
         "a2a", Module.ROUTED, lambda c: c.deployment.a2a is None or c.deployment.a2a in A2A,
@@ -187,7 +187,7 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
     Requires(
         "a2a-ep", Module.ROUTED, lambda c: c.deployment.a2a is None or c.deployment.ep == c.deployment.tp,
         "all-to-all backend {at.a2a} sets EP = TP = {at.tp}, so EP {at.ep} cannot be had",
-        consequence="{engine} sets EP = TP by itself", remedies=(leave_out("ep"),), fatal=True,
+        consequence="{engine} sets EP = TP", remedies=(leave_out("ep"),), fatal=True,
     ),
     Divides(
         "ep", Module.ROUTED, lambda c: c.deployment.tp, "TP", lambda c: c.deployment.ep, "EP",
@@ -217,7 +217,7 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
         "a2a-runner", Module.ROUTED,
         lambda c: c.deployment.a2a is None or c.deployment.experts != "FP4" or c.deployment.runner in ("auto",
         "marlin"),
-        "runner {at.runner} with the all-to-all backend {at.a2a} was never held against SGLang's classes",
+        "SGLang's own classes were not run with runner {at.runner} and all-to-all backend {at.a2a}",
         consequence=NOT_VERIFIED, remedies=(leave_out("runner"),),
     ),
     Requires(
@@ -234,7 +234,7 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
     ),
     Requires(
         "a2a-shared", Module.SHARED, lambda c: not (c.deployment.a2a and c.deployment.shared != "whole"),
-        "all-to-all backend {at.a2a} keeps shared experts whole by itself",
+        "all-to-all backend {at.a2a} keeps shared experts whole",
         consequence="{engine} keeps them whole", remedies=(leave_out("shared_experts"),), fatal=True,
     ),
 )  # fmt: skip

@@ -125,9 +125,9 @@ class VllmLayout:
         if backend is not None and backend.sequence_parallel:
             return f"MoE backend {deployment.runner} registers its scales as views, which sharded_state cannot load"
         if isinstance(vocab_placement(context), Pad):
-            return f"vocab_size {config.vocab_size} would be padded over TP {deployment.tp}: never held against vLLM"
+            return f"vocab_size {config.vocab_size} would be padded over TP {deployment.tp}: not verified"
         if config.n_routed_experts % deployment.ep:
-            return f"{config.n_routed_experts} experts over EP {deployment.ep} are uneven: never held against vLLM"
+            return f"{config.n_routed_experts} experts over EP {deployment.ep} are uneven: not verified"
         if layout_class(context) == "E" and (config.moe_intermediate_size % TILE or config.hidden_size % TILE):
             return f"vLLM's finer FP8 blocks need whole blocks of {TILE} to begin with"
         if deployment.version in _WHOLE_BLOCK_VERSIONS and layout_class(context) in ("E", "F"):

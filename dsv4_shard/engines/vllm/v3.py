@@ -55,7 +55,7 @@ RULES: tuple[Rule, ...] = (
     *vllm.DEPLOYMENT_RULES,
     Requires(
         "dp", Module.ATTENTION, lambda c: c.deployment.dp == 1,
-        "vLLM's classes of this generation were not held against under data parallelism",
+        "vLLM's own classes of this generation were not run with data parallelism",
         consequence=NOT_VERIFIED, fatal=True,
         remedies=(NO_DP, for_engine("sglang", ", which has attention DP")),
     ),

@@ -171,7 +171,7 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
     ),
     version_rule(*VLLM_VERSIONS),
     NODES_RULE,
-    nvfp4_rule("vLLM's NVFP4 experts were never held against its classes"),
+    nvfp4_rule("vLLM's own classes were not run with NVFP4 experts"),
     NO_CAST_RULE,
     Requires(
         "ep", Module.ROUTED, lambda c: c.deployment.ep in (1, c.deployment.world),
@@ -278,7 +278,7 @@ OTHERS: tuple[Rule, ...] = (
         "unpadded-shared-blocks", Module.SHARED, lambda c: c.shared_intermediate, "shared intermediate size",
         lambda c: c.deployment.shared_parts, "TP", lambda c: c.block(Role.SHARED_GATE).rows, "blocks",
         cut=Symptom(
-            COLUMN_QUOTE, remedies=("a vLLM with PR 46001, as 0.33.0: it pads the shared experts by itself",),
+            COLUMN_QUOTE, remedies=("a vLLM with PR 46001, as 0.33.0: it pads the shared experts",),
             heard=(ROW_QUOTE,),
         ),
     ),

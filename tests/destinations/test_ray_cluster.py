@@ -286,7 +286,7 @@ def test_without_ray_it_is_said_how_to_install_it(model: Path, tmp_path: Path, m
 def test_an_address_where_nothing_answers_is_unreachable_at_once(model: Path, tmp_path: Path) -> None:
     code, said = refused(str(model), str(tmp_path / "out"), "--tp", "8", "--ray", "127.0.0.1:1")
     assert code == ExitCode.NETWORK
-    assert "--ray 127.0.0.1:1: no Ray cluster can be reached" in said
+    assert "--ray '127.0.0.1:1': no Ray cluster can be reached" in said
 
 
 def test_a_machine_without_a_cluster_is_said(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,7 +296,7 @@ def test_a_machine_without_a_cluster_is_said(model: Path, tmp_path: Path, monkey
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))
     code, said = refused(str(model), str(tmp_path / "out"), "--tp", "8", "--ray", "auto")
     assert code == ExitCode.NETWORK
-    assert "--ray auto: no Ray cluster can be reached: Could not find any running Ray instance.\n" in said
+    assert "--ray 'auto': no Ray cluster can be reached: Could not find any running Ray instance.\n" in said
 
 
 def test_rays_client_is_refused(model: Path, tmp_path: Path) -> None:

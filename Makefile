@@ -7,6 +7,9 @@ PYTHON := $(shell for python in python3 python3.11 python3.12 python3.13; do \
 	&& echo "$$python" && break; done)
 endif
 
+# Thousands of interpreters are started: each would compile every module anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 SLOW_MODELS = set(REAL_MODELS) - {PRO, FLASH}
 
+FAST_CASES = 2
+"""Cases of a test that `make test-fast` runs."""
+
 settings.register_profile("seeded", deadline=None, derandomize=True)
 settings.load_profile("seeded")
 
@@ -34,18 +38,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests slow that read a third real checkpoint, or that are not the first of many cases."""
-    begun: set[str] = set()
+    """Mark tests slow that read a third real checkpoint, and later cases of a test: `make test-fast` leaves them out."""
+    begun: Counter[str] = Counter()
     for item in items:
         callspec = getattr(item, "callspec", None)
         given = [value for value in callspec.params.values() if isinstance(value, str)] if callspec else []
         if not SLOW_MODELS.isdisjoint(given):
             item.add_marker(pytest.mark.slow)
-        elif item.get_closest_marker("many"):
-            function = item.nodeid.partition("[")[0]
-            if function in begun:
-                item.add_marker(pytest.mark.slow)
-            begun.add(function)
+        function = item.nodeid.partition("[")[0]
+        begun[function] += 1
+        if begun[function] > (1 if item.get_closest_marker("many") else FAST_CASES):
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_sessionfinish() -> None:

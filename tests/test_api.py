@@ -358,6 +358,7 @@ def code_of(page: str) -> str:
     return code
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_docstrings_and_of_the_pages_give_what_they_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -128,6 +128,7 @@ def test_one_size_is_a_size(tiny_checkpoint: Path) -> None:
     assert dsv4_shard.inspect(tiny_checkpoint, tp=8) == dsv4_shard.inspect(tiny_checkpoint, tp=[8])
 
 
+@pytest.mark.slow
 def test_text_bytes_files_and_exceptions_are_explained(tmp_path: Path) -> None:
     (tmp_path / "log").write_text(f"started\n{MESSAGE}\n")
     try:
@@ -174,6 +175,7 @@ def test_the_types_of_a_verb_are_known_and_its_options_are_in_its_docstring(name
     assert documented == [one.name for one in options]
 
 
+@pytest.mark.slow
 def test_type_checkers_know_the_options(tmp_path: Path) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     for name in VERBS:
@@ -192,6 +194,7 @@ def test_type_checkers_know_the_options(tmp_path: Path) -> None:
     assert {int(line) for _, line in errors} == {3, 4, 5}
 
 
+@pytest.mark.slow
 def test_the_modules_of_verbs_give_the_verbs() -> None:
     for name in ("plan", "inspect", "report", "explain", "reshard", "verify"):
         code = f"import dsv4_shard.{name} as module; print(type(module).__name__)"

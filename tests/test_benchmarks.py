@@ -83,6 +83,7 @@ def test_the_way_back_reads_every_rank_once_and_leaves_nothing(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_growth_has_sizes_and_ranks_and_skips_what_does_not_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,6 +239,7 @@ def test_cold_and_warm_leave_the_bytes_alone(tmp_path: Path) -> None:
     assert tensor_bytes(folder) > 0
 
 
+@pytest.mark.slow
 def test_scratch_folder_is_removed_when_interrupted(tmp_path: Path) -> None:
     """Ended in the middle of a command: nothing is left, and that command has ended as well."""
     command = bench("--only", "moves", "--gb", "0.01", "--scratch", str(tmp_path))

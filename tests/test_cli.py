@@ -470,6 +470,7 @@ def test_the_demo_ends_with_where_its_files_are_and_fits_a_narrow_terminal_in_as
     assert len(list((tmp_path / "here" / "shards").glob("model-rank-*-part-0.safetensors"))) == 16
 
 
+@pytest.mark.slow
 def test_the_demo_runs_without_torch_and_says_what_it_leaves_out(tmp_path: Path) -> None:
     hide = "import sys; sys.modules['torch'] = None; from dsv4_shard.cli import main; main()"
     command = [sys.executable, "-c", hide, "demo", "here"]

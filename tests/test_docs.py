@@ -307,6 +307,7 @@ class Loads(HTMLParser):
         self.urls += [value for name, value in attrs if name == "src" or (tag == "link" and name == "href")]
 
 
+@pytest.mark.slow
 def test_nothing_of_the_site_is_loaded_from_elsewhere(site: Any) -> None:
     loaded = 0
     for page in site.rglob("*.html"):

@@ -41,6 +41,7 @@ def test_a_damaged_index_is_refused_or_puts_each_tensor_where_it_is(data: DataOb
     hold("index", data)
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=100)
 def test_a_damaged_config_is_refused_or_judged_against_the_tensors(data: DataObject) -> None:

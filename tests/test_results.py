@@ -185,6 +185,7 @@ def test_an_ok_that_does_not_follow_is_refused(name: str, results: Results) -> N
             type(found).model_validate(document | {"ok": wrong})
 
 
+@pytest.mark.slow
 def test_verbs_run_in_a_pool_of_processes(results: Results) -> None:
     results.of("reshard")
     shards = results.folder / "shards"

@@ -9,7 +9,6 @@ from dsv4_shard.engines.parameters import DRAFT_FOLDER, TOKENIZER_FILES
 from dsv4_shard.engines.placement import Expert, Pad, Placement, RankTensor, Replicate, Split, local_size, say_placement
 from dsv4_shard.engines.registry import DEEPSEEK, ENGINES, engine_for, find_engine, serving, title_of
 from dsv4_shard.engines.rules import NOT_VERIFIED, Breach, Divides, Remedy, Requires, Rule, Symptom
-from dsv4_shard.engines.sglang.files import W13_ORDERS
 
 __all__ = [
     "ANY_ENGINE",
@@ -22,7 +21,6 @@ __all__ = [
     "TOKENIZER_FILES",
     "UNKNOWN_FAMILY",
     "UNKNOWN_GPU",
-    "W13_ORDERS",
     "Breach",
     "Command",
     "Constant",

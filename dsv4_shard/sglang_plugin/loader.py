@@ -15,7 +15,7 @@ from safetensors import safe_open
 from sglang.srt.model_loader import loader as stock
 from sglang.srt.runtime_context import get_parallel
 
-from dsv4_shard.engines import W13_ORDERS
+from dsv4_shard.engines.sglang.files import W13_ORDERS
 from dsv4_shard.errors import LoadRefused
 from dsv4_shard.sglang_plugin.checks import check_file, check_identity, check_parameters, find_manifest, rank_files
 

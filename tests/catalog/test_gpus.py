@@ -35,6 +35,7 @@ def test_amd_ascend_and_gb10_are_those_whose_kernels_are_not_known() -> None:
     assert NOT_VERIFIED == ["ascend-910b", "ascend-910c", "gb10", "mi300x", "mi325x", "mi355x"]
 
 
+@pytest.mark.slow
 @pytest.mark.many
 @pytest.mark.parametrize("engine", ["sglang", "vllm", "trtllm", "reference", "node"])
 @pytest.mark.parametrize("gpu", NOT_VERIFIED)
@@ -50,6 +51,7 @@ def test_of_a_gpu_whose_kernels_are_not_known_nothing_is_verified(engine: str, g
         refuse_infeasible(plan)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gpu", NOT_VERIFIED)
 def test_no_rule_of_other_kernels_is_quoted_for_a_gpu_whose_kernels_are_not_known(gpu: str) -> None:
     """TP 16 with FP4 experts breaks the tiles of Hopper's CUTLASS runner; AMD's and Ascend's are others."""
@@ -58,6 +60,7 @@ def test_no_rule_of_other_kernels_is_quoted_for_a_gpu_whose_kernels_are_not_know
     assert plan.totals is None
 
 
+@pytest.mark.slow
 def test_whether_the_weights_fit_is_told_of_a_gpu_whose_kernels_are_not_known_and_as_on_what() -> None:
     plan, hopper = plan_of(tp=16, gpu="mi300x"), plan_of(tp=16, gpu="h200")
     assert plan.memory is not None
@@ -73,12 +76,14 @@ def test_whether_the_weights_fit_is_told_of_a_gpu_whose_kernels_are_not_known_an
     assert "\n    not verified\n" in text  # and not: SGLang does not say so
 
 
+@pytest.mark.slow
 def test_weights_of_gb10_are_reckoned_as_on_blackwell() -> None:
     plan, blackwell = plan_of(tp=16, gpu="gb10"), plan_of(tp=16, gpu="rtx-pro-6000")
     assert plan.totals == blackwell.totals
     assert "weights are reckoned as on Blackwell (sm_120)" in shown(plan)
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_fit_break_the_memory_rule_also_where_kernels_are_not_known() -> None:
     plan = plan_of(tp=8, gpu="ascend-910b")
     assert [breach.rule for breach in plan.breaches] == [UNKNOWN_GPU, "memory"]
@@ -86,6 +91,7 @@ def test_weights_that_do_not_fit_break_the_memory_rule_also_where_kernels_are_no
     assert "own classes were not run for Ascend 910B 64 GB" in shown(plan)  # the family once
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("gpu", "nodes"), [("gb10", 16), ("ascend-910c", 1), ("mi300x", 2), ("ascend-910b", 2)])
 def test_a_host_has_the_gpus_of_its_kind(gpu: str, nodes: int) -> None:
     assert plan_of(tp=16, gpu=gpu).deployment.nodes == nodes

@@ -585,6 +585,7 @@ def as_of_schema_1(checkpoint: Any, version: Any) -> Any:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [None, "9.9.9"])
 def test_an_upload_of_schema_1_is_continued_whatever_version_began_it(
     server: "StoreServer", checkpoint: Path, version: str | None, one_at_a_time: None

@@ -259,6 +259,7 @@ def test_messages_of_no_rule_are_found_by_plain_text_in_them() -> None:
 # --- releases --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("release", RELEASES, ids=lambda release: release.title)
 def test_a_release_by_its_sizes_is_the_release_by_its_headers(release: Release) -> None:
     made, real = inventory_of(release), real_inventory(release.title)[1]

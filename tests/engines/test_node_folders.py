@@ -537,6 +537,7 @@ def test_folders_of_v3_have_its_dense_tensors_and_each_nodes_own_experts(
     assert (sums.ok, sums.ranks, sums.shared_experts) == (True, nodes, "whole")
 
 
+@pytest.mark.slow
 def test_the_plan_for_v3_gives_both_engines_commands() -> None:
     plan = make_plan(*inventory_of(V3), Request(16, engine="node", nodes=2))
     assert "128 of 256 experts" in plan.choices[0]
@@ -544,7 +545,7 @@ def test_the_plan_for_v3_gives_both_engines_commands() -> None:
     assert "--model-path DeepSeek-V3-node-tp16/node-1 --tp 16 --ep-size 16 " in plan.launch.commands[1]
     assert plan.launch.environment == {}
     with_dp = make_plan(*inventory_of(V3), Request(16, dp=2, engine="node", nodes=2))
-    assert "does not serve these folders: vLLM's classes of this generation" in with_dp.choices[-1]
+    assert "does not serve these folders: vLLM's own classes of this generation" in with_dp.choices[-1]
 
 
 # --- commands ------------------------------------------------------------------------------------------------------

@@ -231,6 +231,7 @@ def test_what_does_not_divide_is_refused_in_numbers_and_in_the_converters_words(
     assert quotes <= {breach.engine_says for breach in plan.breaches}
 
 
+@pytest.mark.slow
 @pytest.mark.many
 @pytest.mark.parametrize(
     ("wanted", "rule"),
@@ -298,6 +299,7 @@ def test_the_plan_says_what_model_py_does_not_take(
         assert part in line
 
 
+@pytest.mark.slow
 def test_generate_py_is_started_on_the_files_with_their_config() -> None:
     plan = reference_plan(V3, tp=16)
     assert plan.launch.commands == tuple(

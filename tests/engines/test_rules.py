@@ -344,6 +344,7 @@ def test_a_rank_of_vllm_holds_the_bytes_that_its_model_declares(entry: dict[str,
         assert bytes_by_module(inventory, at, TARGET) == entry["bytes"]
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("entry", VLLM_CONTRACTS, ids=short)
 def test_vllm_refuses_what_builds_and_cannot_run_and_nothing_else(entry: dict[str, Any]) -> None:
     breaches = breaches_of(vllm_inventory(entry), vllm_request(entry))
@@ -447,6 +448,7 @@ def test_the_reference_refuses_what_its_converter_refuses(model: str, ranks: int
     assert {"vocab", "heads", "o_groups", "index-heads"} <= {breach.rule for breach in breaches}
 
 
+@pytest.mark.slow
 def test_the_reference_takes_an_fp8_re_release_as_it_is() -> None:
     inventory = inventory_of(PRO_FP8)[1]
     assert rank_nbytes(inventory, feasible(inventory, tp=16, engine="reference")) == 107_304_213_848
@@ -614,6 +616,7 @@ def test_only_ways_out_that_help_are_offered(
         assert way in said
 
 
+@pytest.mark.slow
 def test_o_a_that_is_not_fp8_is_refused_for_vllm() -> None:
     breaches = breaches_of(inventory_of(PRO_FP8)[1], Request(8, engine="vllm"))
     assert [(breach.rule, breach.quote) for breach in breaches] == [("o_a-format", None)]

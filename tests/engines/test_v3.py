@@ -108,6 +108,7 @@ def test_a_rank_of_sglang_holds_the_bytes_that_its_model_declares(entry: dict[st
     assert (together(held) if entry["fused"] else held) == declared
 
 
+@pytest.mark.slow
 def test_sglang_takes_the_dense_mlp_whole_where_the_remedy_says_so() -> None:
     tried = [entry for entry in SGLANG if "dense1" in entry]
     assert {entry["tp"] for entry in tried} >= {32, 64}
@@ -117,6 +118,7 @@ def test_sglang_takes_the_dense_mlp_whole_where_the_remedy_says_so() -> None:
     assert "--moe-dense-tp-size 1" in plan.breaches[0].remedies[0]
 
 
+@pytest.mark.slow
 def test_a_shared_expert_that_is_to_be_whole_is_not_made_a_routed_one() -> None:
     inventory = inventory_of(V3)[1]
     engine = engine_for("sglang", inventory.family)
@@ -173,6 +175,7 @@ def test_vllm_is_started_without_v4s_options(model: str, tokenizer: bool) -> Non
     assert "--enable-expert-parallel" in plan.launch.commands[0]
 
 
+@pytest.mark.slow
 def test_what_was_not_held_against_vllm_is_refused() -> None:
     plan = make_plan(*inventory_of(V3), Request(8, ep=16, dp=2, engine="vllm"))
     assert [(breach.rule, breach.consequence) for breach in plan.breaches] == [("dp", "not verified")]
@@ -225,6 +228,7 @@ def test_the_rows_of_a_plan_add_up_to_its_totals_and_the_ranks_to_the_checkpoint
         assert tp * cut + totals.replicated_bytes_per_rank == stored
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tp", "nbytes"), [(8, 2048 * 7168 * 3 // 8), (16, 2048 * 7168 * 3 // 16)])
 def test_the_shared_experts_of_a_layer_are_those_of_a_layer_that_has_them(tp: int, nbytes: int) -> None:
     totals = make_plan(*inventory_of(V3), Request(tp)).totals
@@ -232,6 +236,7 @@ def test_the_shared_experts_of_a_layer_are_those_of_a_layer_that_has_them(tp: in
     assert totals.shared_experts_weight_bytes_per_layer == nbytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["sglang", "vllm"])
 def test_what_can_be_planned_but_not_written_says_so(engine: str) -> None:
     checkpoint, inventory = inventory_of(V3)
@@ -272,6 +277,7 @@ def test_the_rules_that_no_real_model_breaks_alone_have_one_that_does(
     assert rule in rules if rule == "vocab" else rules == [rule]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["sglang", "vllm", "trtllm"])
 def test_of_a_family_that_an_engine_was_not_held_against_nothing_is_verified(engine: str) -> None:
     choice = choose(inventory_of(V41)[1], Request(8, engine=engine))

@@ -236,6 +236,7 @@ def test_o_a_is_cut_in_blocks_only_where_it_is_stored_in_blocks(model: str, unit
     assert (dimension.scale_size is None) == (unit == 1)
 
 
+@pytest.mark.slow
 def test_fp4_rows_may_be_cut_anywhere_and_columns_between_groups() -> None:
     units = {d.name: d.unit for d in inspection_of(PRO).dimensions}
     assert (units["routed w1 rows"], units["routed w3 rows"], units["routed w2 columns"]) == (1, 1, 32)

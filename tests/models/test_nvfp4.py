@@ -51,6 +51,7 @@ def message(inventory: Inventory, code: str) -> str:
 # --- what it is ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_real_checkpoint_is_complete_and_its_formats_are_told_from_its_headers() -> None:
     checkpoint, inventory = inventory_of(PRO_NVFP4)
     assert inventory.findings == ()
@@ -65,6 +66,7 @@ def test_the_real_checkpoint_is_complete_and_its_formats_are_told_from_its_heade
             assert group.shape == shapes.get(group.part, ())
 
 
+@pytest.mark.slow
 def test_its_inspection_shows_the_parts_and_what_divides() -> None:
     checkpoint, inventory = inventory_of(PRO_NVFP4)
     inspection = inspect(checkpoint, inventory, (8, 16))
@@ -179,6 +181,7 @@ def test_a_part_of_another_shape_or_dtype_is_an_error(
 # --- plans and node folders ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", [name for name in ENGINES if name != "node"])
 @pytest.mark.parametrize("experts", [None, "fp8", "fp4"])
 def test_engines_that_were_never_held_against_nvfp4_are_refused_with_the_reason(
@@ -191,18 +194,20 @@ def test_engines_that_were_never_held_against_nvfp4_are_refused_with_the_reason(
     assert plan.verdict == ("does not run" if engine == "reference" else "not verified")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gpu", [None, "b200"])
 def test_the_real_checkpoint_is_planned_as_node_folders(gpu: str | None) -> None:
     plan = make_plan(*inventory_of(PRO_NVFP4), Request(16, engine="node", nodes=2, gpu=gpu))
     assert plan.feasible
     assert (plan.layout, plan.verdict) == ("node", "can be written")
     assert "--moe-runner-backend" not in plan.launch.commands[0]
-    assert any("NVFP4 experts go over whole" in line for line in plan.choices)
+    assert any("NVFP4 experts are copied whole" in line for line in plan.choices)
     assert "vLLM's own classes were not run with NVFP4 experts" in plan.choices[-1]
     formats = {(row.part_of, row.rank_dtype) for row in plan.modules if row.module == "routed experts"}
     assert formats == {("target", "NVFP4"), ("draft", "FP4")}
 
 
+@pytest.mark.slow
 def test_one_node_gets_no_folder_and_of_its_serving_nothing_is_verified() -> None:
     plan = make_plan(*inventory_of(PRO_NVFP4), Request(8, engine="node", gpu="b200"))
     assert ([breach.rule for breach in plan.breaches], plan.verdict) == (["nvfp4"], "not verified")

@@ -192,6 +192,7 @@ def test_blocks_that_the_converter_does_not_decode_are_refused(kind: str, tmp_pa
         reshard_folder(write(tmp_path / "model", config, 3), tmp_path / "out", 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["sglang", "vllm", "trtllm"])
 def test_of_engines_that_serve_v41_nothing_is_verified(engine: str) -> None:
     (breach,) = choose(inventory_of(V41)[1], Request(8, engine=engine)).breaches
@@ -370,6 +371,7 @@ def test_v41_flashs_second_table_does_not_divide_by_eight_and_its_last_rank_says
             assert (step.fill, step.source.shape[0]) == (fill, 8 * each - padding)
 
 
+@pytest.mark.slow
 def test_the_plan_of_v41_flash_counts_vision_with_the_target_and_only_dspark_as_the_draft() -> None:
     checkpoint, inventory = inventory_of(V41)
     plan = make_plan(checkpoint, inventory, Request(1, engine="reference"))
@@ -383,6 +385,7 @@ def test_the_plan_of_v41_flash_counts_vision_with_the_target_and_only_dspark_as_
     assert totals.target_bytes_per_rank_max == sum(sizes.values()) - draft
 
 
+@pytest.mark.slow
 def test_v41_flash_goes_to_eight_ranks_and_no_further() -> None:
     inventory = inventory_of(V41)[1]
     assert config_of(V41)["text_config"]["o_groups"] == 8

@@ -135,12 +135,14 @@ def test_flash_on_sixteen_ranks_would_have_a_block_each() -> None:
     assert (found.size, found.blocks, found.step, found.way, found.fits) == (2048, 16, 128, "split", True)
 
 
+@pytest.mark.slow
 def test_v3_split_over_32_ranks_breaks_in_its_shared_expert_too() -> None:
     found = broken_grids(plan_of(V3, 32, shared_experts="split"))
     assert {(one.axis, one.size, one.step) for one in found} >= {("shared intermediate size", 2048, 64)}
     assert all(not one.fits for one in found)
 
 
+@pytest.mark.slow
 def test_v3_on_sixteen_ranks_has_a_block_each() -> None:
     found = shared_grid(plan_of(V3, 16))
     assert found is not None

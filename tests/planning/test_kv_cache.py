@@ -89,6 +89,7 @@ def test_the_reference_keeps_rows_and_keys_in_bf16() -> None:
     assert bf16_entry(context_of(PRO, tp=8, engine="reference")) == CacheEntry(1024, 256)
 
 
+@pytest.mark.slow
 def test_v3_keeps_its_latent_in_bf16() -> None:
     assert bytes_per_token(context_of(V3, tp=8)) == 70_272
 

@@ -66,6 +66,7 @@ def test_of_deployments_on_gpus_that_are_not_known_the_search_says_so(
     assert (result.best, result.engines, result.layouts, result.elsewhere) == (None, (), (), ())
 
 
+@pytest.mark.slow
 def test_nvfp4_on_eight_b200_is_not_found_since_its_runners_were_never_held() -> None:
     """Dynamo's recipe has it, TP 8 with EP."""
     result = found(PRO_NVFP4, 8, "b200")
@@ -200,12 +201,14 @@ def test_where_no_layout_divides_fewer_or_more_gpus_are_named() -> None:
     assert [way.gpus for way in result.elsewhere] == [8, 4]
 
 
+@pytest.mark.slow
 def test_of_a_family_without_known_engines_nothing_is_verified() -> None:
     result = found(V41, 8, "b300", ("sglang", "vllm"))
     assert (result.engines, result.layouts, result.command, result.elsewhere) == ((), (), None, ())
     assert all("own classes were not run with" in reason for reason in result.unknown)
 
 
+@pytest.mark.slow
 def test_engines_that_are_known_are_searched_beside_those_that_are_not() -> None:
     result = found(V41, 8, "b300", ("sglang", "reference"))
     assert result.engines == ("reference",)

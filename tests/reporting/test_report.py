@@ -239,6 +239,7 @@ def test_every_engine_and_family_has_its_page_with_the_numbers_of_its_plan(model
     assert all(0 <= row < len(drawn["rows"]) and column < len(drawn["columns"]) for row, column, *_ in drawn["cells"])
 
 
+@pytest.mark.slow
 def test_of_a_family_that_no_engine_is_known_for_nothing_is_drawn_but_its_blocks() -> None:
     page = page_of(Request(4), V41)
     charts = charts_of(page)

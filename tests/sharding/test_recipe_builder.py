@@ -113,6 +113,7 @@ def test_pieces_tile_each_tensor_and_tensors_each_file_without_overlap_or_hole(
     assert recipe.nbytes == sum(file.nbytes for file in recipe.files)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(cases_with_ranks())
 def test_each_cut_comes_from_within_its_source_in_whole_elements(job: tuple[Case, tuple[int, ...]]) -> None:
@@ -205,6 +206,7 @@ def up(size: int, unit: int) -> int:
     return -(-size // unit) * unit
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(cases())
 def test_each_rank_gets_the_part_that_its_place_in_its_group_gives_it(case: Case) -> None:
@@ -250,6 +252,7 @@ def test_padding_is_zero_but_for_attention_sinks_and_scales_of_padded_fp8_expert
             assert not any(step.fill)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(vllm_cases())
 def test_only_scales_of_fp8_experts_in_finer_blocks_are_repeated(case: Case) -> None:
@@ -300,6 +303,7 @@ def is_up_first(case: Case) -> bool:
     return (deployment.engine, deployment.runner, deployment.gpu.family) == ("sglang", "flashinfer_mxfp4", "Hopper")
 
 
+@pytest.mark.slow
 @settings(max_examples=90)
 @given(raw_cases())
 def test_joined_tensors_have_their_sources_in_the_engines_order(case: Case) -> None:
@@ -349,6 +353,7 @@ def test_w13_has_the_up_projection_first_where_the_runner_wants_it_so(runner: st
 # --- steps ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(cases_with_ranks())
 def test_steps_follow_the_order_of_the_sources_bytes_and_read_each_tensor_once(
@@ -360,6 +365,7 @@ def test_steps_follow_the_order_of_the_sources_bytes_and_read_each_tensor_once(
     assert len(set(places)) == len(places)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(cases())
 def test_each_source_tensor_is_moved_decoded_or_left_out_with_a_reason(case: Case) -> None:
@@ -388,6 +394,7 @@ def test_the_mtp_blocks_own_embedding_and_head_are_left_out_with_a_reason(engine
         assert all(name not in file.tensors for file in case.recipe.files)
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(vllm_cases())
 def test_what_vllms_target_and_draft_both_hold_is_read_once(case: Case) -> None:
@@ -408,6 +415,7 @@ def test_what_vllms_target_and_draft_both_hold_is_read_once(case: Case) -> None:
     assert sum(step.source.name in landings for step in case.recipe.steps) == 2
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(raw_cases())
 def test_the_draft_has_files_of_its_own_with_nothing_but_its_blocks(case: Case) -> None:
@@ -429,6 +437,7 @@ def is_shared(file: OutputFile) -> bool:
     return "-part-1." in file.name
 
 
+@pytest.mark.slow
 @settings(max_examples=90)
 @given(cases_with_ranks())
 def test_some_ranks_alone_give_the_files_of_the_full_run(job: tuple[Case, tuple[int, ...]]) -> None:
@@ -478,6 +487,7 @@ def common_tensors(case: Case) -> list[tuple[bool, bool, str]]:
     ]
 
 
+@pytest.mark.slow
 @settings(max_examples=90)
 @given(raw_cases())
 def test_the_shared_file_holds_exactly_what_every_rank_has_in_common(case: Case) -> None:
@@ -511,6 +521,7 @@ def test_files_are_one_a_rank_and_one_that_all_share_under_each_ranks_name(case:
     assert names == expected
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(cases_with_ranks())
 def test_headers_are_what_a_strict_reader_takes_and_name_sizes_that_add_up(job: tuple[Case, tuple[int, ...]]) -> None:
@@ -524,6 +535,7 @@ def test_headers_are_what_a_strict_reader_takes_and_name_sizes_that_add_up(job: 
             assert prod(info.shape) * DTYPE_BITS[info.dtype] == info.nbytes * 8
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(cases_with_ranks())
 def test_headers_say_for_what_and_which_rank_the_files_are_but_the_references_say_nothing(
@@ -636,6 +648,7 @@ def test_finer_blocks_of_a_ragged_intermediate_size_cover_what_each_rank_holds()
     assert scale.shape[1] * 32 == 192, "w1 and w3 of a rank have 96 rows each, in blocks of 32"
 
 
+@pytest.mark.slow
 def test_the_recipe_of_v4_pro_at_tp16_shares_its_spreads() -> None:
     checkpoint, inventory = inventory_of(PRO)
     at = feasible(inventory, tp=16, ep=1, engine="sglang")

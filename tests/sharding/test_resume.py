@@ -151,6 +151,7 @@ def test_a_run_may_end_early_many_times(small: Path, expected: dict[str, bytes],
     assert contents(tmp_path / "out") == expected
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("engine", ["sglang", "node"])
 def test_a_run_with_links_is_gone_on_with(engine: str, tmp_path: Path) -> None:
     model = write_checkpoint(tmp_path / "model", DEMO_CONFIG, 5)
@@ -226,6 +227,7 @@ def test_a_journal_that_was_cut_short_counts_as_far_as_it_is_whole(
     assert contents(tmp_path / "out") == expected
 
 
+@pytest.mark.slow
 def test_whichever_byte_of_a_journal_is_damaged_the_result_is_right(
     small: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -407,6 +409,7 @@ KILLS = 100
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_a_hundred_times_loses_nothing(
     small: Path, expected: dict[str, bytes], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

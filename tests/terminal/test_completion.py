@@ -263,6 +263,7 @@ def test_bash_gets_what_is_offered_by_the_function_of_its_script(place: Path) ->
     ("dsv4-shard plan model --gpus 8 --engine sglang,v", ["sglang,vllm"]),
     ("dsv4-shard report pl", ["plan.json"]),
 ])  # fmt: skip
+@pytest.mark.slow
 def test_fish_offers_the_same_by_its_script(typed: str, offers: list[str], place: Path) -> None:
     environment = os.environ | {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     script = f"dsv4-shard --show-completion fish | source; complete -C '{typed}'"

@@ -191,8 +191,8 @@ def _gpus() -> Iterator[str]:
     yield "## Known by their memory alone"
     yield ""
     yield (
-        "Not verified: no engine's own classes were run for these. Weights are computed as on the family named, and plans "
-        "show whether they fit; no plan is called feasible."
+        "Not verified: no engine's own classes were run for these. Weights are computed as on the family named, and "
+        "plans show whether they fit; no plan is called feasible."
     )
     not_verified = [gpu for gpu in GPUS.values() if not gpu.verified]
     rows = [(*_of_gpu(gpu), gpu.unverified_family, gpu.stands_for, gpu.source) for gpu in not_verified]

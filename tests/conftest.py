@@ -38,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests slow that read a third real checkpoint, and later cases of a test: `make test-fast` leaves them out."""
+    """Mark as slow what `make test-fast` leaves out: a third real checkpoint, and later cases of a test."""
     begun: Counter[str] = Counter()
     for item in items:
         callspec = getattr(item, "callspec", None)

@@ -661,7 +661,7 @@ def test_a_result_of_another_checkpoint_is_not_uploaded_for_this_one(
 
 @pytest.mark.slow
 def test_two_runs_do_not_share_a_scratch_folder(server: "StoreServer", checkpoint: Path) -> None:
-    other = LockedFolder(scratch_path(upload.Path(), URL), URL)  # type: ignore[attr-defined]
+    other = LockedFolder(scratch_path(Path(), URL), URL)
     other.acquire()
     result = put(checkpoint)
     other.release()
@@ -687,7 +687,7 @@ def test_the_lock_of_a_scratch_folder_is_on_a_file_that_is_open_for_writing(
 
 
 def test_a_folder_of_others_is_not_taken_for_scratch(server: "StoreServer", checkpoint: Path) -> None:
-    folder = scratch_path(upload.Path(), URL)  # type: ignore[attr-defined]
+    folder = scratch_path(Path(), URL)
     folder.mkdir()
     (folder / "mine").touch()
     result = put(checkpoint, "--restart")

@@ -304,7 +304,9 @@ def test_templates_beyond_the_limit_are_counted_and_not_listed(tmp_path: Path) -
 def indexed(tmp_path: Path, weight_map: dict[str, str]) -> LocalSource:
     folder = write_family(tmp_path / "model", *FAMILIES[QWEN3])
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    return open_source(str(folder))  # type: ignore[return-value]
+    source = open_source(str(folder))
+    assert isinstance(source, LocalSource)
+    return source
 
 
 def test_a_file_that_is_missing_is_refused_as_in_known_families(tmp_path: Path) -> None:

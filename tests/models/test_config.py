@@ -19,7 +19,9 @@ SIZES = [name for name in REQUIRED if name not in ("model_type", "compress_ratio
 
 
 def parse(document: dict[str, Any]) -> V4Config:
-    return parse_config(json.dumps(document).encode(), WHERE)[0]  # type: ignore[return-value]
+    config, _ = parse_config(json.dumps(document).encode(), WHERE)
+    assert isinstance(config, V4Config)
+    return config
 
 
 def refusal(document: dict[str, Any] | bytes, error: type[ShardError] = BadConfig) -> str:
@@ -40,9 +42,10 @@ def test_reads_the_published_configs(model: str) -> None:
     raw = (DATA / model / "config.json").read_bytes()
     config, document = parse_config(raw, WHERE)
     assert document == json.loads(raw)
+    assert isinstance(config, V4Config)
     for name in SIZES:
         assert getattr(config, name) == document[name]
-    assert config.compress_ratios == tuple(document["compress_ratios"])  # type: ignore[attr-defined]
+    assert config.compress_ratios == tuple(document["compress_ratios"])
     assert config.declared_block == (128, 128)
 
 

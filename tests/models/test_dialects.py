@@ -24,6 +24,7 @@ from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import BadStack, DuplicateTensor, MixedDialects
 from dsv4_shard.models import dialects
 from dsv4_shard.models.dialects import NATIVE, View, native_view
+from dsv4_shard.models.v4 import V4
 from dsv4_shard.opening import open_source
 from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.plan_builder import make_plan
@@ -96,7 +97,7 @@ def test_any_native_name_comes_back_from_any_dialect(dialect: str, data: DataObj
         return
     table = next(one for one in dialects.DIALECTS["v4"] if one.name == dialect.partition(",")[0])
     config = in_memory(DEMO_CONFIG, {}).config
-    found = dialects.Dictionary(table, dialects.V4, config).native(other)  # type: ignore[attr-defined]
+    found = dialects.Dictionary(table, V4, config).native(other)
     if isinstance(found, dialects.Stack):
         assert name in [part.replace("*", name.split(".")[4]) for part in found.parts]
     else:
@@ -111,7 +112,7 @@ def test_any_native_name_comes_back_from_any_dialect(dialect: str, data: DataObj
 def test_no_name_that_a_dialect_does_not_have_is_translated(tool: str, name: str) -> None:
     table = next(one for one in dialects.DIALECTS["v4"] if one.name == tool)
     checkpoint = in_memory(DEMO_CONFIG, {})
-    found = dialects.Dictionary(table, dialects.V4, checkpoint.config).native(name)  # type: ignore[attr-defined]
+    found = dialects.Dictionary(table, V4, checkpoint.config).native(name)
     words = {word for key in DIALECTS if key.startswith(tool) for word in (*LAYERS[key].values(), *BESIDE.values())}
     outer = {word for key in DIALECTS if key.startswith(tool) for word in OUTER[key].values()}
     known = name in outer or re.sub(r"(?<=experts\.)\d+(?=\.)", "*", name).split(".", 3)[-1] in words
@@ -153,7 +154,7 @@ def test_a_native_checkpoint_is_left_as_it_is(folders: dict[str, Path]) -> None:
 @pytest.mark.parametrize("part", ["weight", "weight_scale", "weight_scale_2", "input_scale"])
 @pytest.mark.parametrize(("word", "native"), [("gate_proj", "w1"), ("down_proj", "w2"), ("up_proj", "w3")])
 def test_nvfp4_keeps_its_parts_under_sglangs_names(part: str, word: str, native: str) -> None:
-    book = dialects.Dictionary(dialects.SGLANG, dialects.V4, in_memory(DEMO_CONFIG, {}).config)  # type: ignore[attr-defined]
+    book = dialects.Dictionary(dialects.SGLANG, V4, in_memory(DEMO_CONFIG, {}).config)
     assert book.native(f"model.layers.1.mlp.experts.3.{word}.{part}") == f"layers.1.ffn.experts.3.{native}.{part}"
 
 

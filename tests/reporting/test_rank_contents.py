@@ -8,10 +8,10 @@ from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.engines.deployment import Context, Request
 from dsv4_shard.engines.engine import Engine
 from dsv4_shard.engines.registry import engine_for
-from dsv4_shard.models.roles import Module
+from dsv4_shard.models.roles import TARGET, Module
 from dsv4_shard.planning.choice import choose
 from dsv4_shard.planning.plan_builder import make_plan
-from dsv4_shard.planning.weights import TARGET, loads, weights_of  # type: ignore[attr-defined]
+from dsv4_shard.planning.weights import loads, weights_of
 from dsv4_shard.reporting.rank_contents import Holding, LayerMap, layer_map, rank_bytes
 
 

@@ -17,9 +17,10 @@ from dsv4_shard.checkpoint.inventory import take_inventory
 from dsv4_shard.engines.deployment import Context, Request
 from dsv4_shard.engines.registry import find_engine
 from dsv4_shard.engines.vllm.files import layout_class
+from dsv4_shard.models.names import scale_name
 from dsv4_shard.planning.choice import choose
 from dsv4_shard.sharding.recipe import ALL_RANKS, Destination, OutputFile, Recipe, Slice, Step
-from dsv4_shard.sharding.recipe_builder import make_recipe, scale_name  # type: ignore[attr-defined]
+from dsv4_shard.sharding.recipe_builder import make_recipe
 from dsv4_shard.tensors.dtype_casts import CONVERSIONS
 from dsv4_shard.tensors.header import DTYPE_BITS, parse_header
 

@@ -45,6 +45,7 @@ from dsv4_shard.errors import (
     OutputError,
     OutputInsideInput,
     OutputNotEmpty,
+    ShardError,
     UsageError,
 )
 from dsv4_shard.models.roles import Draft
@@ -292,8 +293,8 @@ def test_inference_config_names_the_dtype_that_the_experts_have(
 
 
 def assert_refused(
-    error: type[Exception], match: str, least: Path, out: Path, watched: Path, **options: Any
-) -> Exception:
+    error: type[ShardError], match: str, least: Path, out: Path, watched: Path, **options: Any
+) -> ShardError:
     """Resharding raises, and nothing in `watched` is made, changed or removed."""
 
     def look() -> dict[str, bytes | None]:
@@ -327,7 +328,7 @@ def test_a_folder_that_holds_something_is_refused(least: Path, tmp_path: Path) -
     (tmp_path / "out/thesis.txt").write_text("years of work")
     assert_refused(OutputNotEmpty, "not empty", least, tmp_path / "out", tmp_path)
     error = assert_refused(OutputNotEmpty, "not made by", least, tmp_path / "out", tmp_path, overwrite=True)
-    assert error.exit_code == 4  # type: ignore[attr-defined]
+    assert error.exit_code == 4
 
 
 def test_an_earlier_result_is_refused_without_overwrite_and_replaced_with_it(least: Path, tmp_path: Path) -> None:
@@ -360,7 +361,7 @@ def test_what_is_no_folder_cannot_be_the_output(kind: str, least: Path, tmp_path
 
 def test_a_missing_parent_is_refused_with_the_command_that_makes_it(least: Path, tmp_path: Path) -> None:
     error = assert_refused(OutputError, "no such folder", least, tmp_path / "a/b", tmp_path)
-    assert f"mkdir -p {tmp_path / 'a'}" in str(error.hint)  # type: ignore[attr-defined]
+    assert f"mkdir -p {tmp_path / 'a'}" in str(error.hint)
 
 
 @pytest.mark.parametrize("name", [".", "../here"])

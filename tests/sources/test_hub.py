@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from huggingface_hub import snapshot_download
@@ -135,14 +136,14 @@ def local(checkpoint: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_inspect_shows_what_the_folder_shows(hub: HubServer, checkpoint: Path) -> None:
-    def shown(repo: object) -> dict[str, object]:
+    def shown(repo: object) -> dict[str, Any]:
         return json.loads(succeeds("inspect", repo, "--json"))
 
     afar, here = shown(REPO), shown(checkpoint)
-    assert afar["identity"].pop("revision") == hub.head(REPO)  # type: ignore[attr-defined]
-    assert [finding["code"] for finding in afar.pop("findings")] == ["source"]  # type: ignore[attr-defined]
-    here["identity"] = {**here["identity"], "label": REPO}  # type: ignore[dict-item]
-    del here["identity"]["revision"]  # type: ignore[attr-defined]
+    assert afar["identity"].pop("revision") == hub.head(REPO)
+    assert [finding["code"] for finding in afar.pop("findings")] == ["source"]
+    here["identity"] = {**here["identity"], "label": REPO}
+    del here["identity"]["revision"]
     assert here == {**afar, "findings": []}
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from support.checkpoints.small import contents, job_for, open_folder, reshard_folder, small_config, with_bf16_o_a
 
+from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import ExitCode, NotEnoughDisk, ReadFailed, ShardError, WriteFailed
@@ -132,18 +133,18 @@ def test_files_that_cannot_be_links_to_another_file_system_are_copies_that_are_g
     model = write_checkpoint(tmp_path / "model", small_config(), 42)
     job, checkpoint = node_job(model)
     assert any(file.source for file in job.recipe.files)
-    reshard(job, checkpoint, tmp_path / "whole")  # type: ignore[arg-type]
+    reshard(job, checkpoint, tmp_path / "whole")
     disk = mount("tmpfs", 64 * MIB)
     for stop in (600_000, 2_500_000):
         with pytest.raises(KeyboardInterrupt):
-            reshard(job, checkpoint, disk / "out", workers=1, on_progress=interrupt_after(stop))  # type: ignore[arg-type]
-    assert reshard(job, checkpoint, disk / "out").bytes_resumed > 500_000  # type: ignore[arg-type]
+            reshard(job, checkpoint, disk / "out", workers=1, on_progress=interrupt_after(stop))
+    assert reshard(job, checkpoint, disk / "out").bytes_resumed > 500_000
     for path in (tmp_path / "whole").rglob("*.safetensors"):
         twin = disk / "out" / path.relative_to(tmp_path / "whole")
         assert twin.read_bytes() == path.read_bytes()
 
 
-def node_job(model: Path) -> tuple[Job, object]:
+def node_job(model: Path) -> tuple[Job, Checkpoint]:
     checkpoint, inventory = open_folder(model)
     plan = make_plan(checkpoint, inventory, Request(tp=2, engine="node", nodes=2))
     return prepare(checkpoint, inventory, plan), checkpoint

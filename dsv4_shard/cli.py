@@ -406,7 +406,7 @@ def demo(
 
     It is made for it, with V4-Pro's structure, 4 layers and 16 experts small; all takes under a minute and 250 MB.
     """
-    from dsv4_shard.checkpoint import write_checkpoint
+    from dsv4_shard.checkpoint.synthetic import write_checkpoint
     from dsv4_shard.storage import check_output
     from dsv4_shard.terminal.text import paragraph
 

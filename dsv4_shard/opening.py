@@ -9,8 +9,13 @@ from typing import TYPE_CHECKING
 
 from dsv4_shard.checkpoint import Checkpoint, Inventory, read_checkpoint, take_inventory
 from dsv4_shard.errors import NotFound, ServerFailed, UsageError
-from dsv4_shard.reassembly import holds_ranks
-from dsv4_shard.sources import COMMIT, HubFiles, LocalSource, RemoteSource, Source, check_downloads, near_repos
+from dsv4_shard.reassembly.detect import holds_ranks
+from dsv4_shard.sources.base import COMMIT, Source
+from dsv4_shard.sources.hub_http import HubFiles
+from dsv4_shard.sources.known_repos import near_repos
+from dsv4_shard.sources.local import LocalSource
+from dsv4_shard.sources.remote import RemoteSource
+from dsv4_shard.sources.sha256_check import check_downloads
 from dsv4_shard.storage import collector_paused
 
 if TYPE_CHECKING:
@@ -35,7 +40,7 @@ def open_checkpoint(
     with collector_paused():
         source = open_source(repo, refresh=refresh, exact=exact)
         if holds_ranks(source):
-            from dsv4_shard.reassembly import open_ranks
+            from dsv4_shard.reassembly.rank_folder import open_ranks
 
             if not isinstance(source, LocalSource):
                 raise UsageError(f"{repo}: shards of ranks, which are read from folders only", hint="Download them.")
@@ -77,7 +82,7 @@ def open_source(repo: str, *, refresh: bool = False, exact: bool = False) -> Sou
             hint="Rename the folder, or make a link to it: `ln -s FOLDER model`.",
         )
     if is_url(repo):
-        from dsv4_shard.sources import open_store
+        from dsv4_shard.sources.object_store import open_store
 
         return open_store(repo)
     path = Path(os.path.expanduser(repo))
@@ -88,7 +93,7 @@ def open_source(repo: str, *, refresh: bool = False, exact: bool = False) -> Sou
     named = hub_id(repo)
     if named is None:
         raise UsageError(f"{repo}: no such folder", hint=_did_you_mean(repo))
-    from dsv4_shard.sources import open_repository
+    from dsv4_shard.sources.hub import open_repository
 
     try:
         return open_repository(repo, *named, refresh=refresh, exact=exact)

@@ -188,7 +188,7 @@ def merge(ranks: str | Path, out: str | Path, options: MergeOptions) -> "merge_j
     (7, ['BF16', ''])
     """
     from dsv4_shard.destinations import into_folder
-    from dsv4_shard.reassembly import Merged, source_of_ranks
+    from dsv4_shard.reassembly.merge_job import Merged, source_of_ranks
     from dsv4_shard.sharding.progress import Reporter
 
     checkpoint, job = _prepare_merge(ranks, out, options.config)
@@ -332,7 +332,7 @@ def _downloaded(made: _Prepared) -> _Prepared:
 
 def _prepare_merge(ranks: str | Path, out: str | Path, config: str | Path | None) -> "tuple[Checkpoint, Job]":
     from dsv4_shard.opening import open_checkpoint, refuse_url
-    from dsv4_shard.reassembly import prepare_merge, source_of_ranks
+    from dsv4_shard.reassembly.merge_job import prepare_merge, source_of_ranks
     from dsv4_shard.storage import collector_paused
 
     refuse_url(Path(out), "Name a folder, and copy it to the store.")

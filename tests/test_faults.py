@@ -110,7 +110,7 @@ FAULTS = {
     "an embedding in the MTP block too":
         "run: an_mtp_blocks_own_embedding_and_head_are_dropped_as_the_converter_does",
     "a head tied to the embedding": "inventory: a_missing_plain_tensor_is_an_error_that_names_it",
-    "one rank": "make_plan: one_rank_replicates_nothing",
+    "one rank": "plan_builder: one_rank_replicates_nothing",
     "more ranks than heads": "faults: more_ranks_than_there_are_heads_or_groups_are_refused_with_the_arithmetic",
     "a config that says impossible numbers": "fuzz: a_damaged_config_is_refused_or_judged_against_the_tensors",
     # reading

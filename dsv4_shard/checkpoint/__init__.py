@@ -6,7 +6,6 @@ from dsv4_shard.checkpoint.fingerprint import Origin, differences, origin_of
 from dsv4_shard.checkpoint.formats import NVFP4, PACKED, Format
 from dsv4_shard.checkpoint.inventory import Inventory, TensorGroup, outside_layers, refuse_errors, take_inventory
 from dsv4_shard.checkpoint.reader import Checkpoint, UnknownCheckpoint, read_checkpoint, read_unknown
-from dsv4_shard.checkpoint.synthetic import write_checkpoint
 
 __all__ = [
     "NVFP4",
@@ -28,5 +27,4 @@ __all__ = [
     "refuse_errors",
     "some",
     "take_inventory",
-    "write_checkpoint",
 ]

@@ -8,7 +8,7 @@ from dsv4_shard.checkpoint.findings import Finding, Severity, defect, some
 from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.checkpoint.tensor_kinds import FLOATS, Census, TensorKind
 from dsv4_shard.models import DIALECTS, NORM_ROLES, ModelConfig, Part, Role, Stage, family_of
-from dsv4_shard.tensors import FP4_GROUP, NVFP4_GROUP, PACKED_FP4, Block, agree_on_unit, scale_shape
+from dsv4_shard.tensors.geometry import FP4_GROUP, NVFP4_GROUP, PACKED_FP4, Block, agree_on_unit, scale_shape
 from dsv4_shard.text.sanitize import short
 
 FP8_SCALES = ("F8_E8M0", "F32")

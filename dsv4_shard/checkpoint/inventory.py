@@ -24,7 +24,8 @@ from dsv4_shard.checkpoint.tensor_kinds import Census, take_census
 from dsv4_shard.errors import IncompleteCheckpoint
 from dsv4_shard.models import Draft, Family, ModelConfig, Part, Role, Stage, TensorName, family_of
 from dsv4_shard.storage import collector_paused
-from dsv4_shard.tensors import Tensor, logical_shape, nbytes_of
+from dsv4_shard.tensors.geometry import logical_shape
+from dsv4_shard.tensors.header import Tensor, nbytes_of
 from dsv4_shard.text.units import counted
 
 

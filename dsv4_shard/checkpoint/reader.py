@@ -17,17 +17,17 @@ from dsv4_shard.models import (
     parse_config,
     parse_document,
 )
-from dsv4_shard.sources import (
+from dsv4_shard.sources.base import Source
+from dsv4_shard.sources.checkpoint_files import (
     CONFIG_FILE,
     INDEX_FILE,
     MAX_CONFIG_BYTES,
     MAX_INDEX_BYTES,
     SINGLE_FILE,
-    Source,
     is_plain_name,
 )
 from dsv4_shard.storage import collector_paused
-from dsv4_shard.tensors import Tensor, read_header
+from dsv4_shard.tensors.header import Tensor, read_header
 from dsv4_shard.text.sanitize import short
 from dsv4_shard.text.strict_json import BadJson, parse_json
 from dsv4_shard.text.units import counted

@@ -14,8 +14,9 @@ import numpy.typing as npt
 
 from dsv4_shard.checkpoint.completeness import expected_names
 from dsv4_shard.models import Draft, ModelConfig, Module, Part, Place, Role, Spec, family_of, parse_config, release_file
-from dsv4_shard.sources import CONFIG_FILE, INDEX_FILE
-from dsv4_shard.tensors import FP4_GROUP, Block, TensorInfo, build_header, scale_shape
+from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
+from dsv4_shard.tensors.geometry import FP4_GROUP, Block, scale_shape
+from dsv4_shard.tensors.header import TensorInfo, build_header
 
 FP8_BLOCK = Block(128, 128)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from dsv4_shard.models import DSPARK, Draft, Family, ModelConfig, Part, Place, Role, Stage, TensorName, family_of
-from dsv4_shard.tensors import Tensor
+from dsv4_shard.tensors.header import Tensor
 
 FLOATS = ("BF16", "F32")
 """Dtypes of weights that are not quantized."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dsv4_shard.destinations.documents import ClusterOutcome
     from dsv4_shard.destinations.object_store import Scratch
     from dsv4_shard.destinations.share_worker import ShareTask
-    from dsv4_shard.sources import Store
+    from dsv4_shard.sources.object_store import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ def onto_cluster(
 
 def _scratch(job: Job, checkpoint: Checkpoint, place: OutputTarget) -> "tuple[Store, Scratch]":
     from dsv4_shard.destinations.object_store import Scratch, run_digest, run_digest_of_schema_1
-    from dsv4_shard.sources import connect
+    from dsv4_shard.sources.object_store import connect
 
     store = connect(place.url)
     before = partial(run_digest_of_schema_1, job, checkpoint)

@@ -40,7 +40,9 @@ from dsv4_shard.errors import (
 from dsv4_shard.planning import decisions, read_plan
 from dsv4_shard.sharding.job import Job
 from dsv4_shard.sharding.manifest import MAX_MANIFEST_BYTES, PLAN_NAME, Manifest, load_manifest, read_manifest
-from dsv4_shard.sources import PART_BYTES, Listed, LocalFile, Store
+from dsv4_shard.sources.local import LocalFile
+from dsv4_shard.sources.object_store import PART_BYTES, Store
+from dsv4_shard.sources.remote import Listed
 from dsv4_shard.storage import MANIFEST_NAME, LockedFolder, fsync_folder, plain
 from dsv4_shard.text.sanitize import short_name
 

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from dsv4_shard.errors import WriteFailed
-from dsv4_shard.sources import Listed
+from dsv4_shard.sources.remote import Listed
 from dsv4_shard.text.schema_versions import check_schema
 from dsv4_shard.text.strict_json import BadJson, parse_json
 

@@ -76,9 +76,9 @@ def hits_of(found: FoundMessage, log: EngineLog, models: tuple[KnownModel, ...])
                         hit = Hit(model, engine, asked, breach, said or hinted)
                         ranked.append((_rank(log, asked, order, breach), hit))
     ranked.sort(key=lambda pair: pair[0])
-    once: dict[tuple[str, str, str], Hit] = {}
+    once: dict[tuple[str, str, tuple[int, int] | str], Hit] = {}
     for _, hit in ranked:
-        once.setdefault((hit.engine.name, hit.breach.rule, hit.breach.reason.partition(",")[0]), hit)
+        once.setdefault((hit.engine.name, hit.breach.rule, hit.breach.division or hit.breach.reason), hit)
     hits = list(once.values())
     return [hit for hit in hits if _as_told(hit, log) == _as_told(hits[0], log)]
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from dsv4_shard.checkpoint import Format, Inventory, TensorGroup, expected_names
 from dsv4_shard.models import Draft, Module, Part, Place, Role, Stage, family_of, parse_config
-from dsv4_shard.sources import CONFIG_FILE
-from dsv4_shard.tensors import FP4_GROUP, Block, nbytes_of
+from dsv4_shard.sources.checkpoint_files import CONFIG_FILE
+from dsv4_shard.tensors.geometry import FP4_GROUP, Block
+from dsv4_shard.tensors.header import nbytes_of
 
 _FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 

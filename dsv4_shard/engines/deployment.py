@@ -6,7 +6,7 @@ from dsv4_shard.catalog.gpus import GPUS, Gpu, find_gpu, gpu_with
 from dsv4_shard.catalog.request import Request
 from dsv4_shard.checkpoint import Format, Inventory
 from dsv4_shard.models import ModelConfig, Role, V3Config, V4Config
-from dsv4_shard.tensors import Block
+from dsv4_shard.tensors.geometry import Block
 
 __all__ = [
     "ANY_ENGINE", "ASSUMED_GPU", "GPUS_PER_NODE", "Context", "Deployment", "Request", "fewest_nodes", "pick_gpu",

@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 
 from dsv4_shard.engines.deployment import Context, Deployment
 from dsv4_shard.models import ModelConfig, Names, TensorName
-from dsv4_shard.tensors import Tensor
+from dsv4_shard.tensors.header import Tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from dsv4_shard.engines.deployment import Context
 from dsv4_shard.engines.shared_rules import draft_blocks
 from dsv4_shard.models import Part
-from dsv4_shard.sources import CONFIG_FILE
+from dsv4_shard.sources.checkpoint_files import CONFIG_FILE
 
 DRAFT_FOLDER = "draft/"
 """Folder of the draft model (MTP), which the engines load as a model of its own."""

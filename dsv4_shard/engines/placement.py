@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from dsv4_shard.checkpoint import PACKED, TensorGroup
 from dsv4_shard.engines.deployment import Context, Deployment
 from dsv4_shard.models import Part
-from dsv4_shard.tensors import DTYPE_BITS
+from dsv4_shard.tensors.header import DTYPE_BITS
 
 AXIS_NAMES = ("rows", "columns")
 

@@ -65,6 +65,7 @@ class Breach:
             stopped at another rule.
         consequence: What happens, which also tells these cases of None apart.
         remedies: Possible remedies; not every one helps every deployment.
+        division: Size in elements and number of parts, if the rule is a division.
     """
 
     rule: str
@@ -73,6 +74,7 @@ class Breach:
     quote: str | None
     consequence: str
     remedies: Remedies
+    division: tuple[int, int] | None = None
 
     @property
     def stops(self) -> bool:
@@ -202,7 +204,7 @@ class Divides:
         )
         quote = words.format(**numbers, context=context) if words else None
         consequence = shows.consequence.format(**numbers, engine="{engine}")
-        return Breach(self.name, self.module, reason, quote, consequence, shows.remedies)
+        return Breach(self.name, self.module, reason, quote, consequence, shows.remedies, (size, parts))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from dsv4_shard.engines.placement import Pad, Split
 from dsv4_shard.engines.remedies import ANY_EP, leave_out
 from dsv4_shard.engines.rules import NOT_VERIFIED, Divides, Remedies, Requires, Symptom
 from dsv4_shard.models import Module, Role, Stage, V3Config
-from dsv4_shard.tensors import DECODED_BLOCK
+from dsv4_shard.tensors.geometry import DECODED_BLOCK
 
 COLUMN_QUOTE = (
     "ValueError: Weight output_partition_size = {part} is not divisible by weight quantization block_n = {unit}."

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from dsv4_shard.tensors import PACKED_FP4, Block, Tensor, agree_on_unit, scale_shape
+from dsv4_shard.tensors.geometry import PACKED_FP4, Block, agree_on_unit, scale_shape
+from dsv4_shard.tensors.header import Tensor
 
 _EXPERT = re.compile(r"(?<=experts\.)\d+(?![^.])", re.ASCII)
 

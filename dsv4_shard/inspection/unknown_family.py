@@ -13,7 +13,7 @@ from dsv4_shard.inspection.known_family import DEFAULT_TPS, DimensionPart, Inspe
 from dsv4_shard.inspection.scale_pairs import MAX_AXES, Scaled, Scales, Sharing, find_scales
 from dsv4_shard.models import architectures_of, title_of
 from dsv4_shard.planning import check_request
-from dsv4_shard.tensors import nbytes_of
+from dsv4_shard.tensors.header import nbytes_of
 from dsv4_shard.text.document import Document, html_table
 from dsv4_shard.text.sanitize import short_name
 from dsv4_shard.text.units import counted, size

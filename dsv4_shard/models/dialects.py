@@ -17,11 +17,11 @@ from dsv4_shard.models.family import Family, ModelConfig
 from dsv4_shard.models.names import EXPERT, index_of
 from dsv4_shard.models.roles import Part, Stage
 from dsv4_shard.models.v4 import V4
-from dsv4_shard.tensors import DTYPE_BITS
+from dsv4_shard.tensors.header import DTYPE_BITS
 from dsv4_shard.text.sanitize import short, short_name
 
 if TYPE_CHECKING:
-    from dsv4_shard.tensors import Tensor
+    from dsv4_shard.tensors.header import Tensor
 
 Rules = tuple[tuple[str, str], ...]
 """Pairs (regular expression, replacement) for names, applied in order."""

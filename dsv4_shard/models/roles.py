@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from dsv4_shard.tensors import Block
+from dsv4_shard.tensors.geometry import Block
 
 
 class Module(StrEnum):

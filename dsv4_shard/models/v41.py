@@ -25,7 +25,7 @@ from dsv4_shard.models.v4 import (
     dspark_last,
     markov,
 )
-from dsv4_shard.tensors import Block
+from dsv4_shard.tensors.geometry import Block
 
 ENGRAM_BLOCK = Block(1, 32)
 """Block of engram tables: each row has its own scales, independent of the checkpoint's block."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
 from dsv4_shard.models import Module, Role
-from dsv4_shard.tensors import ceil_div
+from dsv4_shard.tensors.geometry import ceil_div
 
 if TYPE_CHECKING:
     from dsv4_shard.planning.document import Plan

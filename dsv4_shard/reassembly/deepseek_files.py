@@ -29,8 +29,10 @@ from dsv4_shard.models import ModelConfig, Part, Place, Role, TensorName, family
 from dsv4_shard.reassembly.detect import find_converted
 from dsv4_shard.reassembly.kept_tensors import DtypeShape, config_for, index_of
 from dsv4_shard.reassembly.source import RankSource
-from dsv4_shard.sources import CONFIG_FILE, INDEX_FILE, MAX_CONFIG_BYTES, LocalFile, LocalSource
-from dsv4_shard.tensors import Header, Tensor, build_header, ceil_div, read_header
+from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE, MAX_CONFIG_BYTES
+from dsv4_shard.sources.local import LocalFile, LocalSource
+from dsv4_shard.tensors.geometry import ceil_div
+from dsv4_shard.tensors.header import Header, Tensor, build_header, read_header
 
 _METADATA = {"format": "pt"}
 

@@ -3,7 +3,8 @@
 import re
 from collections.abc import Iterable
 
-from dsv4_shard.sources import INDEX_FILE, SINGLE_FILE, Source
+from dsv4_shard.sources.base import Source
+from dsv4_shard.sources.checkpoint_files import INDEX_FILE, SINGLE_FILE
 from dsv4_shard.storage import MANIFEST_NAME
 
 _CONVERTED = re.compile(r"model(0|[1-9]\d{0,3})-mp([1-9]\d{0,3})\.safetensors", re.ASCII)

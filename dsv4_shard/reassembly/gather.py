@@ -16,9 +16,11 @@ import xxhash
 from dsv4_shard.errors import BadPadding, DamagedRanks, NotConverted, RanksDisagree
 from dsv4_shard.reassembly.open_files import RankFiles
 from dsv4_shard.sharding.recipe import Destination, Recipe, Slice, Step
-from dsv4_shard.sources import CHUNK_BYTES
+from dsv4_shard.sources.base import CHUNK_BYTES
 from dsv4_shard.storage import DIGEST_BYTES, digest_of
-from dsv4_shard.tensors import DTYPE_BITS, Bytes, Conversion, Tensor, whole_rectangle
+from dsv4_shard.tensors.dtype_casts import Bytes, Conversion
+from dsv4_shard.tensors.geometry import whole_rectangle
+from dsv4_shard.tensors.header import DTYPE_BITS, Tensor
 
 
 class _Rows(NamedTuple):

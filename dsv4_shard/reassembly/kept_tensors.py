@@ -14,8 +14,8 @@ from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.models import NATIVE
 from dsv4_shard.reassembly.source import ChangedTensor, RankSource
 from dsv4_shard.sharding.recipe import Recipe, Step
-from dsv4_shard.sources import CONFIG_FILE, INDEX_FILE
-from dsv4_shard.tensors import build_header, read_header
+from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
+from dsv4_shard.tensors.header import build_header, read_header
 
 DtypeShape = tuple[str, tuple[int, ...]]
 """(dtype, shape)."""

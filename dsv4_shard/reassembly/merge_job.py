@@ -8,7 +8,8 @@ from dsv4_shard.sharding.manifest import NATIVE
 from dsv4_shard.sharding.outcome import WRITTEN, Outcome, ResultDocument, Written
 from dsv4_shard.sharding.recipe import Destination, OutputFile, Recipe, Slice, SliceMap, Step
 from dsv4_shard.storage import collector_paused
-from dsv4_shard.tensors import Tensor, header_nbytes, read_header, whole_rectangle
+from dsv4_shard.tensors.geometry import whole_rectangle
+from dsv4_shard.tensors.header import Tensor, header_nbytes, read_header
 from dsv4_shard.text.units import counted
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import xxhash
 
 from dsv4_shard.errors import SourceChanged
-from dsv4_shard.sources import LocalFile
+from dsv4_shard.sources.local import LocalFile
 
 
 class FileState(NamedTuple):

@@ -31,9 +31,11 @@ from dsv4_shard.sharding.job import COPIED_FILE_LIMIT, deploy
 from dsv4_shard.sharding.manifest import NATIVE, PLAN_NAME, Manifest, load_manifest
 from dsv4_shard.sharding.recipe import OutputFile, Recipe
 from dsv4_shard.sharding.recipe_builder import make_recipe
-from dsv4_shard.sources import CONFIG_FILE, INDEX_FILE, LocalSource, OpenFile
+from dsv4_shard.sources.base import OpenFile
+from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
+from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.storage import MANIFEST_NAME, digest_of
-from dsv4_shard.tensors import Tensor, read_header
+from dsv4_shard.tensors.header import Tensor, read_header
 from dsv4_shard.text.sanitize import short_name
 
 _NAMED_AT_ONCE = 8

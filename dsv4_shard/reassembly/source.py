@@ -11,8 +11,8 @@ from pathlib import Path
 
 from dsv4_shard.errors import ReadFailed
 from dsv4_shard.reassembly.gather import Gatherer
-from dsv4_shard.sources import FolderlessSource, OpenFile, Span, open_all
-from dsv4_shard.tensors import Tensor
+from dsv4_shard.sources.base import FolderlessSource, OpenFile, Span, open_all
+from dsv4_shard.tensors.header import Tensor
 
 
 @dataclass(frozen=True, slots=True)

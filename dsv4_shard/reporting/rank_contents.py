@@ -12,7 +12,7 @@ from dsv4_shard.checkpoint import Checkpoint, TensorGroup
 from dsv4_shard.engines import Context, Engine, Expert, Placement, RankTensor, say_placement
 from dsv4_shard.models import Module, Role, Stage, TensorName
 from dsv4_shard.planning import beyond_roles, loads
-from dsv4_shard.tensors import Tensor
+from dsv4_shard.tensors.header import Tensor
 
 
 class Holding(StrEnum):

@@ -12,9 +12,9 @@ from dsv4_shard.checkpoint import some
 from dsv4_shard.engines import DRAFT_FOLDER
 from dsv4_shard.errors import HeaderError, LoadRefused, ReadFailed
 from dsv4_shard.sharding.manifest import Manifest, ManifestFile, hash_tensor, load_manifest
-from dsv4_shard.sources import LocalFile
+from dsv4_shard.sources.local import LocalFile
 from dsv4_shard.storage import MANIFEST_NAME, digest_of
-from dsv4_shard.tensors import Header, read_header
+from dsv4_shard.tensors.header import Header, read_header
 from dsv4_shard.text.sanitize import short, short_name
 
 Shapes = Mapping[str, tuple[str, tuple[int, ...]]]

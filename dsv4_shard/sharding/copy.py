@@ -18,9 +18,12 @@ from dsv4_shard.errors import InexactCast, SourceChanged
 from dsv4_shard.models import scale_name
 from dsv4_shard.sharding.journal import Finished
 from dsv4_shard.sharding.recipe import Fixed, Recipe, Slice, Step, row_runs, spans, stripes
-from dsv4_shard.sources import CHUNK_BYTES, OpenFile, Source
+from dsv4_shard.sources.base import CHUNK_BYTES, OpenFile, Source
 from dsv4_shard.storage import DIGEST_BYTES, StagedFile
-from dsv4_shard.tensors import DTYPE_BITS, Bytes, Conversion, Decoded, Rectangle, Transform, whole_rectangle
+from dsv4_shard.tensors.decoding import Decoded, Transform
+from dsv4_shard.tensors.dtype_casts import Bytes, Conversion
+from dsv4_shard.tensors.geometry import Rectangle, whole_rectangle
+from dsv4_shard.tensors.header import DTYPE_BITS
 
 
 class Sink(Protocol):

@@ -11,8 +11,14 @@ from io import BytesIO
 
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.errors import BadSkeleton
-from dsv4_shard.sources import CONFIG_FILE, INDEX_FILE, MAX_CONFIG_BYTES, MAX_INDEX_BYTES, is_plain_name
-from dsv4_shard.tensors import LENGTH_BYTES, MAX_HEADER_BYTES, header_nbytes
+from dsv4_shard.sources.checkpoint_files import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    MAX_CONFIG_BYTES,
+    MAX_INDEX_BYTES,
+    is_plain_name,
+)
+from dsv4_shard.tensors.header import LENGTH_BYTES, MAX_HEADER_BYTES, header_nbytes
 from dsv4_shard.text.sanitize import short_name
 
 SKELETON_NAME = "source.zip"

@@ -17,7 +17,8 @@ from dsv4_shard.sharding.joining import share_name
 from dsv4_shard.sharding.manifest import PLAN_NAME, Manifest, Provenance
 from dsv4_shard.sharding.recipe import Recipe
 from dsv4_shard.sharding.recipe_builder import make_recipe
-from dsv4_shard.sources import INDEX_FILE, Source
+from dsv4_shard.sources.base import Source
+from dsv4_shard.sources.checkpoint_files import INDEX_FILE
 from dsv4_shard.storage import digest_of
 
 COPIED_FILE_LIMIT = 256 << 20

@@ -15,9 +15,10 @@ from pydantic import BaseModel, Field, StringConstraints, ValidationError, model
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
 from dsv4_shard.checkpoint import Origin, differences
 from dsv4_shard.errors import NotAResult, UsageError
-from dsv4_shard.sources import CHUNK_BYTES, LocalFile
+from dsv4_shard.sources.base import CHUNK_BYTES
+from dsv4_shard.sources.local import LocalFile
 from dsv4_shard.storage import MANIFEST_NAME, digest_of, tensor_digest
-from dsv4_shard.tensors import Header
+from dsv4_shard.tensors.header import Header
 from dsv4_shard.text.document import Document
 from dsv4_shard.text.sanitize import short_name
 from dsv4_shard.text.schema_versions import JsonObject, Steps, check_schema, upgraded

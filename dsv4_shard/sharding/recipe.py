@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
-from dsv4_shard.sources import CHUNK_BYTES, Span
-from dsv4_shard.tensors import Conversion, Rectangle, Tensor, TensorInfo, Transform, whole_rectangle
+from dsv4_shard.sources.base import CHUNK_BYTES, Span
+from dsv4_shard.tensors.decoding import Transform
+from dsv4_shard.tensors.dtype_casts import Conversion
+from dsv4_shard.tensors.geometry import Rectangle, whole_rectangle
+from dsv4_shard.tensors.header import Tensor, TensorInfo
 
 
 class Stripe(NamedTuple):

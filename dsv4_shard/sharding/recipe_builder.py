@@ -30,20 +30,10 @@ from dsv4_shard.engines import (
 from dsv4_shard.models import NATIVE, Part, Stage, TensorName, scale_name
 from dsv4_shard.sharding.recipe import ALL_RANKS, Destination, Fixed, OutputFile, Recipe, Slice, SliceMap, Step
 from dsv4_shard.storage import collector_paused
-from dsv4_shard.tensors import (
-    CONVERSIONS,
-    DTYPE_BITS,
-    PACKED_FP4,
-    TRANSFORMS,
-    Conversion,
-    Tensor,
-    TensorInfo,
-    build_header,
-    nbytes_of,
-    slice_rectangle,
-    split,
-    whole_rectangle,
-)
+from dsv4_shard.tensors.decoding import TRANSFORMS
+from dsv4_shard.tensors.dtype_casts import CONVERSIONS, Conversion
+from dsv4_shard.tensors.geometry import PACKED_FP4, slice_rectangle, split, whole_rectangle
+from dsv4_shard.tensors.header import DTYPE_BITS, Tensor, TensorInfo, build_header, nbytes_of
 
 _ORDINARY = {"format": "pt"}
 """Metadata of an ordinary checkpoint file. transformers refuses files without it."""

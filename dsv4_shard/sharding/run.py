@@ -23,7 +23,7 @@ from dsv4_shard.sharding.manifest import (
 )
 from dsv4_shard.sharding.outcome import Outcome
 from dsv4_shard.sharding.recipe import OutputFile, Recipe
-from dsv4_shard.sources import Source
+from dsv4_shard.sources.base import Source
 from dsv4_shard.storage import (
     DIGEST_BYTES,
     MANIFEST_NAME,

@@ -29,7 +29,7 @@ from dsv4_shard.sources.remote_headers import (
     weight_map_of,
 )
 from dsv4_shard.sources.retry import retry
-from dsv4_shard.tensors import LENGTH_BYTES
+from dsv4_shard.tensors.header import LENGTH_BYTES
 from dsv4_shard.text.sanitize import short
 
 _MAIN = "main"

@@ -26,7 +26,7 @@ from dsv4_shard.sources.checkpoint_files import (
 from dsv4_shard.sources.known_repos import headers_folder
 from dsv4_shard.sources.prefetch import CONNECTIONS
 from dsv4_shard.sources.remote import Listed, RemoteSource
-from dsv4_shard.tensors import LENGTH_BYTES, MAX_HEADER_BYTES
+from dsv4_shard.tensors.header import LENGTH_BYTES, MAX_HEADER_BYTES
 from dsv4_shard.text.strict_json import BadJson, parse_json
 
 _MIN_FIRST_BYTES = 64 << 10

@@ -32,7 +32,7 @@ def numbers(text: str, option: str) -> tuple[int, ...]:
 
 def default_repo() -> str:
     """Return the current folder if it is a checkpoint, else the one last inspected; prints which."""
-    from dsv4_shard.sources import CONFIG_FILE, INDEX_FILE, SINGLE_FILE
+    from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE, SINGLE_FILE
     from dsv4_shard.terminal import last_inspected as recent
 
     here = Path.cwd()

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.text import Text
 
 from dsv4_shard.planning import BlockCut, BlockGrid
-from dsv4_shard.tensors import ceil_div
+from dsv4_shard.tensors.geometry import ceil_div
 from dsv4_shard.terminal.text import MIN_WIDTH, heading, item
 
 _FINEST = 8

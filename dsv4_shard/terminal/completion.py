@@ -95,7 +95,7 @@ def of_engine(names: Mapping[str, tuple[str, ...]]) -> Callable[[typer.Context],
 
 
 def _repos_beside(incomplete: str, *, files: bool) -> Offer:
-    from dsv4_shard.sources import cached_repos
+    from dsv4_shard.sources.known_repos import cached_repos
 
     found = [name for name in cached_repos() if name.startswith(incomplete)]
     return list(_plain([*found, *_paths(incomplete, files)])) if found else []

@@ -14,7 +14,7 @@ from dsv4_shard.text.units import counted, size
 
 if TYPE_CHECKING:
     from dsv4_shard.destinations import ClusterOutcome, Uploaded, WouldWrite
-    from dsv4_shard.reassembly import Merged
+    from dsv4_shard.reassembly.merge_job import Merged
     from dsv4_shard.reporting import Report
     from dsv4_shard.sharding.outcome import Outcome, Written
 

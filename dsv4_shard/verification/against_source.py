@@ -12,14 +12,14 @@ from pathlib import Path
 from dsv4_shard.checkpoint import Checkpoint, Inventory, differences, origin_of
 from dsv4_shard.errors import ForeignPlan, ReadFailed
 from dsv4_shard.planning import check_plan, load_plan
-from dsv4_shard.reassembly import prepare_merge
+from dsv4_shard.reassembly.merge_job import prepare_merge
 from dsv4_shard.sharding.copy import copy
 from dsv4_shard.sharding.job import Job, prepare
 from dsv4_shard.sharding.manifest import NATIVE, PLAN_NAME, Manifest
 from dsv4_shard.sharding.recipe import Recipe, Step
-from dsv4_shard.sources import LocalFile
+from dsv4_shard.sources.local import LocalFile
 from dsv4_shard.storage import MANIFEST_NAME
-from dsv4_shard.tensors import whole_rectangle
+from dsv4_shard.tensors.geometry import whole_rectangle
 from dsv4_shard.text.sanitize import short_name
 from dsv4_shard.verification.documents import Problem
 

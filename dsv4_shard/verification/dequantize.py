@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from dsv4_shard.tensors import FP4_MAGNITUDES, Bytes
+from dsv4_shard.tensors.decoding import FP4_MAGNITUDES
+from dsv4_shard.tensors.dtype_casts import Bytes
 
 if TYPE_CHECKING:
     import torch

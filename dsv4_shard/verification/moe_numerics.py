@@ -20,7 +20,7 @@ from dsv4_shard.planning import check_plan, load_plan
 from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.manifest import PLAN_NAME, load_manifest
 from dsv4_shard.sharding.recipe import Destination, Recipe, Slice, Step
-from dsv4_shard.sources import LocalSource
+from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.verification.dequantize import dequantize, plain
 from dsv4_shard.verification.documents import Numerics
 

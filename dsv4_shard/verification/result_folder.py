@@ -13,9 +13,9 @@ from pathlib import Path
 from dsv4_shard.checkpoint import Checkpoint, Inventory
 from dsv4_shard.errors import HeaderError, ReadFailed
 from dsv4_shard.sharding.manifest import PLAN_NAME, Manifest, ManifestFile, hash_tensor, load_manifest
-from dsv4_shard.sources import LocalFile
+from dsv4_shard.sources.local import LocalFile
 from dsv4_shard.storage import MANIFEST_NAME, default_workers, digest_of
-from dsv4_shard.tensors import LENGTH_BYTES, MAX_HEADER_BYTES, Header, read_header
+from dsv4_shard.tensors.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, read_header
 from dsv4_shard.verification.against_source import compare
 from dsv4_shard.verification.documents import Problem, Verification
 

@@ -25,8 +25,8 @@ from dsv4_shard.engines.shared_rules import NVFP4_RULE
 from dsv4_shard.engines.vllm import v4 as vllm
 from dsv4_shard.engines.vllm.v3 import VLLM_V3
 from dsv4_shard.models import Module, Stage, TensorName
-from dsv4_shard.sources import CONFIG_FILE
-from dsv4_shard.tensors import Tensor
+from dsv4_shard.sources.checkpoint_files import CONFIG_FILE
+from dsv4_shard.tensors.header import Tensor
 
 EP_RULE = Requires(
     "ep-tp", Module.ROUTED, lambda c: c.deployment.ep == c.deployment.tp,

@@ -33,7 +33,7 @@ from dsv4_shard.models import (
     TensorName,
     V3Config,
 )
-from dsv4_shard.tensors import Tensor
+from dsv4_shard.tensors.header import Tensor
 
 BLOCK = (128, 128)
 """`block_size` of model.py: its parameters have one scale per such block."""

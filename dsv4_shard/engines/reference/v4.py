@@ -27,7 +27,7 @@ from dsv4_shard.engines.remedies import NO_DP, leave_out
 from dsv4_shard.engines.rules import NO_OPTION, Divides, Requires, Rule, Symptom, Template
 from dsv4_shard.engines.shared_rules import NODES_RULE, nvfp4_rule, o_a_decoding_rule, version_rule
 from dsv4_shard.models import V4, Draft, Family, ModelConfig, Module, Names, Part, Role, Stage, TensorName, family_of
-from dsv4_shard.tensors import Tensor
+from dsv4_shard.tensors.header import Tensor
 
 CONFIG_NAME = "inference_config.json"
 

@@ -14,7 +14,7 @@ from dsv4_shard.engines.placement import Pad
 from dsv4_shard.engines.sglang.v4 import VERSION, Runner, environment_of, is_stock, parameter_dtype, runner_of
 from dsv4_shard.engines.shared_rules import DSPARK_LEFT_OUT, draft_blocks, is_left_out, vocab_placement
 from dsv4_shard.models import Part, Role, Stage, TensorName
-from dsv4_shard.tensors import Tensor
+from dsv4_shard.tensors.header import Tensor
 
 W13_ORDERS = {False: "gate, up", True: "up, gate"}
 

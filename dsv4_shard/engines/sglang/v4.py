@@ -52,7 +52,7 @@ from dsv4_shard.engines.shared_rules import (
     vocab_rule,
 )
 from dsv4_shard.models import V4, Module, Part, Role
-from dsv4_shard.tensors import FP4_GROUP
+from dsv4_shard.tensors.geometry import FP4_GROUP
 
 VERSION = VERSIONS["sglang"][0]
 

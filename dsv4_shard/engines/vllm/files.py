@@ -15,8 +15,8 @@ from dsv4_shard.engines.placement import Pad
 from dsv4_shard.engines.shared_rules import DSPARK_LEFT_OUT, draft_blocks, is_left_out, vocab_placement
 from dsv4_shard.engines.vllm.v4 import TILE, backend_of, fits, is_aligned, parameter_dtype, scale_repeat
 from dsv4_shard.models import Part, Role, Stage, TensorName
-from dsv4_shard.sources import CONFIG_FILE
-from dsv4_shard.tensors import Tensor
+from dsv4_shard.sources.checkpoint_files import CONFIG_FILE
+from dsv4_shard.tensors.header import Tensor
 
 _MINUS_INFINITY = struct.pack("<f", float("-inf"))
 

@@ -64,12 +64,12 @@ def hits_of(found: FoundMessage, log: EngineLog, models: tuple[KnownModel, ...])
         by_engine.setdefault(key, (source.engine, []))[1].append(source)
     ranked: list[tuple[tuple[object, ...], Hit]] = []
     requests = list(_requests(found, log))
+    asked_of = {name: [replace(one, engine=name) for one in requests] for name in {key[0] for key in by_engine}}
     said = not _SAY_TP.isdisjoint(found.pattern.fields)
     for order, model in enumerate(models):
         for engine, sources in (pair for key, pair in by_engine.items() if key[1] is model.inventory.family):
             names = {source.rule.name for source in sources}
-            for request in requests:
-                asked = replace(request, engine=engine.name)
+            for asked in asked_of[engine.name]:
                 hinted = log.clues.get("tp") == str(asked.tp)
                 for breach in _broken(found, engine, names, model.inventory, asked, hinted):
                     if hinted or asked.tp in _USUAL or not _TELL_TP.isdisjoint(found.pattern.fields):
@@ -148,13 +148,14 @@ def _is_heard(found: FoundMessage, rules: list[Rule]) -> bool:
 
 def _fits(found: FoundMessage, rule: object, context: Context) -> bool:
     """Whether the message's numbers are those of a rule in a layout. Numbers that it lacks do not count."""
-    values: dict[str, object] = {"context": context, "at": context.deployment, "config": context.config}
+    values: dict[str, object] = {}
     if isinstance(rule, Divides):
         shows, template = rule.shows(context), found.pattern.template
         if shows is None or not (shows.says(template, context) or (template in SHORT and shows is rule.cut)):
             return False
         size, parts = rule.size(context), rule.parts(context)
         values |= {"size": size, "parts": parts, "part": size // parts, "unit": rule.unit(context)}
+    values |= {"context": context, "at": context.deployment, "config": context.config}
     for name, said in zip(found.pattern.fields, found.values, strict=True):
         if name.partition(".")[0] not in values:
             return False

@@ -215,7 +215,12 @@ class Engine:
         if stop is not None:
             others = (breach for breach in found if breach is not stop)
             found = [stop, *(replace(breach, quote=None, consequence=BREAKS_TOO) for breach in others)]
-        return [replace(breach, consequence=breach.consequence.format(engine=self.title)) for breach in found]
+        return [
+            replace(breach, consequence=breach.consequence.format(engine=self.title))
+            if "{" in breach.consequence
+            else breach
+            for breach in found
+        ]
 
 
 UNKNOWN_FAMILY = "family"

@@ -172,8 +172,9 @@ class Divides:
 
     def explain(self, context: Context) -> str | None:
         """The arithmetic in words; None if the rule does not apply."""
-        if not self.when(context):
-            return None
+        return self._arithmetic(context) if self.when(context) else None
+
+    def _arithmetic(self, context: Context) -> str:
         size, parts, unit = self.size(context), self.parts(context), self.unit(context)
         part, rest = divmod(size, parts)
         head = f"{self.size_name} {size} / {self.parts_name} {parts} = "
@@ -194,8 +195,8 @@ class Divides:
 
     def check(self, context: Context) -> Breach | None:
         """Breach with the numbers; None if the rule holds or does not apply."""
-        shows, reason = self.shows(context), self.explain(context)
-        if shows is None or reason is None:
+        shows = self.shows(context)
+        if shows is None:
             return None
         size, parts, unit = self.size(context), self.parts(context), self.unit(context)
         words, numbers = (
@@ -204,6 +205,7 @@ class Divides:
         )
         quote = words.format(**numbers, context=context) if words else None
         consequence = shows.consequence.format(**numbers, engine="{engine}")
+        reason = self._arithmetic(context)
         return Breach(self.name, self.module, reason, quote, consequence, shows.remedies, (size, parts))
 
 

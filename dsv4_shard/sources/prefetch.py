@@ -197,6 +197,7 @@ class Readahead:
         self._fetch, self._watcher = fetch, watcher
         self._upcoming = self._expected(spans)
         self._live: dict[str, list[FetchRange]] = defaultdict(list)
+        self._given_up: dict[str, list[tuple[int, int]]] = defaultdict(list)
         self._buffered_nbytes = self._consumed = 0
         self._stuck_readers = 0
         self._is_over = False
@@ -232,6 +233,7 @@ class Readahead:
             offset = start + done
             found = self._await(file, offset)
             if found is None:
+                self._give_up(file, offset, start + len(buffer))
                 self._fetch(file, offset, buffer[done:], self._stopped)
                 return
             block, data = found
@@ -282,11 +284,22 @@ class Readahead:
         with self._changed:
             self._consumed += count
             block.wanted -= count
-            if block.wanted <= 0 and block in self._live[block.file]:
-                self._live[block.file].remove(block)
-                block.data = None
-                self._buffered_nbytes -= block.nbytes
-                self._changed.notify_all()
+            self._free_if_read(block)
+
+    def _free_if_read(self, block: FetchRange) -> None:
+        if block.wanted <= 0 and block in self._live[block.file]:
+            self._live[block.file].remove(block)
+            block.data = None
+            self._buffered_nbytes -= block.nbytes
+            self._changed.notify_all()
+
+    def _give_up(self, file: str, start: int, stop: int) -> None:
+        """Note that a reader fetches these bytes itself: their blocks, also the later ones, are not kept for it."""
+        with self._changed:
+            self._given_up[file].append((start, stop))
+            for block in list(self._live[file]):
+                if (count := _overlap(block, start, stop)) > 0:
+                    self._consume(block, count)
 
     def _work(self) -> None:
         """Fetch one block after the other, as one of the connections, until none is left or an error occurs."""
@@ -297,6 +310,7 @@ class Readahead:
                 self._watcher.take(block, data)
                 with self._changed:
                     block.data = data
+                    self._free_if_read(block)
                     self._changed.notify_all()
         except BaseException as error:
             with self._changed:
@@ -312,6 +326,8 @@ class Readahead:
             if block is None:
                 self._is_over = True
             else:
+                given_up = self._given_up.get(block.file, ())
+                block.wanted -= sum(max(0, _overlap(block, *span)) for span in given_up)
                 live = self._live[block.file]
                 live.insert(bisect_right(live, block.start, key=_start), block)
                 self._buffered_nbytes += block.nbytes
@@ -320,6 +336,10 @@ class Readahead:
 
     def _is_ending(self) -> bool:
         return self._stopped.is_set() or self._error is not None
+
+
+def _overlap(block: FetchRange, start: int, stop: int) -> int:
+    return min(block.stop, stop) - max(block.start, start)
 
 
 def _start(block: FetchRange) -> int:

@@ -38,7 +38,7 @@ class Sha256Check:
     def take(self, block: FetchRange, data: memoryview) -> None:
         """Hash a block once the bytes before it are hashed. Raises DamagedTransfer if a complete file differs."""
         ordered = self._hashes.get(block.file)
-        if ordered is None or not ordered.take(block.start, data) or ordered.position < self._nbytes[block.file]:
+        if ordered is None or ordered.take(block.start, data) != self._nbytes[block.file]:
             return
         del self._hashes[block.file]
         _compare(block.file, ordered.hexdigest(), self._sha256[block.file])
@@ -90,7 +90,7 @@ def _covers(blocks: list[FetchRange], start: int, stop: int) -> bool:
 
 
 class _OrderedHash:
-    """A SHA-256 over bytes that arrive in any order. `position` is the number of bytes hashed or being hashed.
+    """A SHA-256 over bytes that arrive in any order.
 
     The thread that delivers the next bytes in order hashes them, plus any buffered ones. If hashing falls behind, other
     threads block.
@@ -102,36 +102,37 @@ class _OrderedHash:
         self._backlog = 0
         self._changed = threading.Condition()
         self._is_hashing = False
-        self.position = len(header)
+        self._position = len(header)  # bytes hashed or being hashed
 
     def hexdigest(self) -> str:
         return self._hash.hexdigest()
 
-    def take(self, start: int, data: memoryview) -> bool:
+    def take(self, start: int, data: memoryview) -> int | None:
         """Buffer the data that begins at byte `start`, and hash all bytes that are next in order.
 
-        Returns False if nothing was hashed: another thread is hashing, or earlier bytes are missing.
+        Returns the number of bytes hashed when this thread stopped, so that one thread alone learns of the last byte.
+        None if it hashed nothing: another thread is hashing, or earlier bytes are missing.
         """
         with self._changed:
             self._waiting[start] = data
             self._backlog += len(data)
             while self._is_hashing and self._backlog > _BACKLOG_BYTES:
                 self._changed.wait()
-            if self._is_hashing or self.position not in self._waiting:
-                return False
+            if self._is_hashing or self._position not in self._waiting:
+                return None
             self._is_hashing = True
-        while (following := self._pop()) is not None:
+        while not isinstance(following := self._pop(), int):
             self._hash.update(following)
-        return True
+        return following
 
-    def _pop(self) -> memoryview | None:
-        """Return the next bytes to hash. If they are not there yet, end the hashing and return None."""
+    def _pop(self) -> memoryview | int:
+        """Return the next bytes to hash. If they are not there yet, end the hashing and return the bytes hashed."""
         with self._changed:
-            following = self._waiting.pop(self.position, None)
+            following = self._waiting.pop(self._position, None)
             if following is None:
                 self._is_hashing = False
             else:
-                self.position += len(following)
+                self._position += len(following)
                 self._backlog -= len(following)
             self._changed.notify_all()
-            return following
+            return self._position if following is None else following

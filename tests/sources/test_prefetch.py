@@ -89,7 +89,10 @@ def test_every_span_is_read_right_and_fetched_once(lists: list[list[Span]], read
         found = list(pool.map(lambda span: read(ahead, span), spans))
     for span, data in zip(spans, found, strict=True):
         assert data == server.files[span.file][span.start : span.stop]
-    assert all(times.max() <= 1 for times in server.times.values())
+    for name, times in server.times.items():
+        for start, stop in ahead._given_up[name]:  # a reader that waited too long, on a busy machine
+            times[start:stop] -= 1
+        assert times.max() <= 1
 
 
 @pytest.mark.slow
@@ -152,6 +155,21 @@ def test_a_reader_beyond_the_budget_is_served(monkeypatch: pytest.MonkeyPatch) -
     server = Server()
     with Readahead(server.fetch, [[Span("0.bin", 0, FILE_BYTES)]], Watcher()) as ahead:
         assert read(ahead, Span("0.bin", 99_000, 99_500)) == server.files["0.bin"][99_000:99_500]
+
+
+def test_a_reader_that_gave_up_leaves_nothing_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its blocks would fill the budget, and every later reader would wait until its patience ends."""
+    monkeypatch.setattr(readahead, "_PATIENCE_SECONDS", 0.01)
+    server, watcher = Server(), Watcher()
+    with Readahead(server.fetch, [[Span("0.bin", 0, FILE_BYTES)]], watcher) as ahead:
+        assert read(ahead, Span("0.bin", 60_000, 99_500)) == server.files["0.bin"][60_000:99_500]
+        monkeypatch.setattr(readahead, "_PATIENCE_SECONDS", 60)
+        for start in [*range(0, 60_000, 500), 99_500]:
+            read(ahead, Span("0.bin", start, start + 500))
+        for thread in ahead._threads:
+            thread.join()
+        assert ahead._buffered_nbytes == 0
+    assert len(watcher.taken) == FILE_BYTES // 1000, "a watcher sees every block"
 
 
 def test_what_no_span_told_of_is_fetched_on_the_spot() -> None:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsv4_shard.errors import DamagedTransfer, ExitCode
+from dsv4_shard.sources import sha256_check
 from dsv4_shard.sources.prefetch import FetchRange
 from dsv4_shard.sources.sha256_check import Sha256Check
 
@@ -83,3 +84,21 @@ def test_many_threads_hash_each_byte_once() -> None:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda block, held=held: take(held, block), blocks))
         assert held.passed == ["f"]
+
+
+def test_the_thread_of_the_last_byte_alone_judges_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others hash all that is left between what the first hashes and its look at how far the file is."""
+    held, (first, *others) = intact(), BLOCKS
+    held.expect(BLOCKS)
+    real = sha256_check._OrderedHash.take
+
+    def overtaken(ordered: sha256_check._OrderedHash, start: int, data: memoryview) -> int | None:
+        came_to = real(ordered, start, data)
+        monkeypatch.setattr(sha256_check._OrderedHash, "take", real)
+        for block in others:
+            take(held, block)
+        return came_to
+
+    monkeypatch.setattr(sha256_check._OrderedHash, "take", overtaken)
+    take(held, first)
+    assert held.passed == ["f"]

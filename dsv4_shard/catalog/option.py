@@ -211,7 +211,7 @@ def _checked_text(name: str, text: str, longest: int) -> str:
 
 def _integer(value: object) -> int | None:
     """Return an integer of any kind as an int; None for anything else, and for booleans."""
-    if isinstance(value, bool):
+    if isinstance(value, bool) or type(value).__name__ == "bool_":  # numpy's, which below 2.0 counts as an integer
         return None
     try:
         return operator.index(value)  # type: ignore[arg-type]

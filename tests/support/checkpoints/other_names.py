@@ -1,12 +1,16 @@
 """Native checkpoints under other tools' names: the tables of names, written down word by word, and what they make."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from safetensors.torch import save_file
 from support.checkpoints.full_size import Tensors
 from support.checkpoints.small import load_checkpoint
+
+if TYPE_CHECKING:
+    import torch
 
 _SGLANG_LAYER = {
     "attn.attn_sink": "self_attn.attn_sink",
@@ -214,6 +218,9 @@ def renamed(tensors: Tensors, dialect: str, layers: int) -> Tensors:
 
 def write_dialect(folder: Path, native: Path, dialect: str) -> Path:
     """The checkpoint in `native` with `dialect`'s names and stacks, in two files that its own library wrote."""
+    import torch
+    from safetensors.torch import save_file
+
     config = json.loads((native / "config.json").read_text())
     layers, experts = config["num_hidden_layers"], config["n_routed_experts"]
     tensors = load_checkpoint(native)

@@ -1,16 +1,19 @@
-"""Small checkpoints of each family, and the steps from a folder to a result: for the tests that move bytes."""
+"""Small checkpoints of each family, and the steps from a folder to a result: for the tests that move bytes.
+
+Only what takes tensors imports torch: the other tests run where it is not installed.
+"""
+
+from __future__ import annotations
 
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from dsv4_shard.checkpoint.inventory import Inventory, take_inventory
 from dsv4_shard.checkpoint.reader import Checkpoint, read_checkpoint
@@ -24,6 +27,9 @@ from dsv4_shard.sharding.outcome import Outcome
 from dsv4_shard.sharding.run import reshard
 from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.tensors.header import Tensor, build_header, nbytes_of
+
+if TYPE_CHECKING:
+    import torch
 
 SMALL: dict[str, Any] = {
     "hidden_size": 128,
@@ -175,6 +181,8 @@ def load_checkpoint(folder: Path) -> dict[str, torch.Tensor]:
 
 def rewrite(folder: Path, tensors: dict[str, torch.Tensor]) -> Path:
     """Put `tensors` in place of the checkpoint's own, as one file without an index."""
+    from safetensors.torch import save_file
+
     for file in [*folder.glob("*.safetensors"), folder / "model.safetensors.index.json"]:
         file.unlink(missing_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
@@ -188,6 +196,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def raw(tensor: torch.Tensor) -> bytes:
     """A tensor's bytes, whatever its dtype."""
+    import torch
+
     return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
@@ -245,6 +255,8 @@ def write_sparse(folder: Path, document: dict[str, Any], *, bf16_o_a: bool = Fal
 
 def write_nvfp4(folder: Path, document: dict[str, Any], seed: int) -> Path:
     """A checkpoint with NVFP4 experts of real values in its layers, and FP4 ones in its MTP block."""
+    import torch
+
     write_checkpoint(folder, document, seed)
     random = np.random.default_rng(seed + 1)
     tensors = load_checkpoint(folder)

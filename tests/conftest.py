@@ -77,8 +77,14 @@ def interruptible() -> Iterator[None]:
 
 
 @pytest.fixture
-def hub_server() -> Iterator[HubServer]:
-    """A Hub on loopback that holds nothing yet."""
+def hub_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A Hub on loopback that holds nothing yet.
+
+    Its client is not to ask it for a list of agents, once per process: a server that answers nonsense in one test would
+    break those that follow.
+    """
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY", True)
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
     with HubServer() as server:
         yield server
 

@@ -34,7 +34,7 @@ from dsv4_shard.terminal import completion, options
 from dsv4_shard.terminal.arguments import default_repo, numbers, only, refuse_beside_compare, text_or_log
 from dsv4_shard.terminal.ascii import show_signs
 from dsv4_shard.terminal.help import HelpCommand, HelpGroup
-from dsv4_shard.terminal.process import OUTSIDE, allow_open_files, handle_signals, reported
+from dsv4_shard.terminal.process import OUTSIDE, allow_open_files, handle_signals, open_standard_streams, reported
 from dsv4_shard.text.sanitize import clean
 
 if TYPE_CHECKING:
@@ -443,6 +443,7 @@ def demo(
 
 def main() -> None:
     """Run the command line: the entry point."""
+    open_standard_streams()
     if os.environ.get(completion.ASKED):
         completion.answer(app)
     handle_signals(OUTSIDE)

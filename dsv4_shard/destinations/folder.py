@@ -14,8 +14,8 @@ from dsv4_shard.destinations.documents import DryRun, Uploaded
 from dsv4_shard.sharding.job import Job
 from dsv4_shard.sharding.outcome import Outcome, Written
 from dsv4_shard.sharding.progress import Reporter, Task
-from dsv4_shard.sharding.run import reshard, result_to_join
-from dsv4_shard.storage import Staging, check_output, free_bytes
+from dsv4_shard.sharding.run import check_destination, reshard, result_to_join
+from dsv4_shard.storage import Staging, free_bytes
 
 if TYPE_CHECKING:
     from dsv4_shard.destinations.documents import ClusterOutcome
@@ -102,7 +102,7 @@ def would_store(job: Job, checkpoint: Checkpoint, place: OutputTarget) -> WouldW
 
 def would_write(job: Job, checkpoint: Checkpoint, out: Path, overwrite: bool) -> WouldWrite:
     """The space that `into_folder` needs. Raises the errors that `into_folder` raises before it writes."""
-    check_output(out, checkpoint.source.root, overwrite, job.is_share)
+    check_destination(job, checkpoint, out, overwrite)
     result_to_join(job, out, overwrite)
     return _would(job, checkpoint, out, str(out))
 

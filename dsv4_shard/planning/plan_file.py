@@ -9,11 +9,11 @@ from pydantic import ValidationError
 
 from dsv4_shard.catalog.verb import wrong_type
 from dsv4_shard.checkpoint import Checkpoint, Inventory, differences, origin_of
-from dsv4_shard.errors import BadPlan, ForeignPlan, UsageError
+from dsv4_shard.errors import BadPlan, ForeignPlan, ReadFailed, UsageError
 from dsv4_shard.planning.document import SCHEMA_VERSION, Plan
 from dsv4_shard.planning.earlier_plans import STEPS
 from dsv4_shard.planning.plan_builder import make_plan
-from dsv4_shard.storage import write_text
+from dsv4_shard.storage import read_regular, write_text
 from dsv4_shard.text.sanitize import short, short_name
 from dsv4_shard.text.schema_versions import check_schema, upgraded
 from dsv4_shard.text.strict_json import BadJson, first_error, is_plain, parse_json
@@ -31,11 +31,9 @@ def load_plan(path: Path) -> Plan:
         NewerSchema: A newer version wrote it.
     """
     try:
-        if path.stat().st_size > MAX_PLAN_BYTES:
-            raise BadPlan(f"{path}: {path.stat().st_size} bytes, too large for a plan")
-        return read_plan(path.read_bytes(), str(path))
-    except OSError as error:
-        raise BadPlan(f"{path}: {error.strerror}") from None
+        return read_plan(read_regular(path, MAX_PLAN_BYTES), str(path))
+    except ReadFailed as error:
+        raise BadPlan(str(error)) from None
 
 
 def read_plan(raw: bytes, where: str) -> Plan:

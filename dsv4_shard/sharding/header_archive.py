@@ -60,6 +60,8 @@ def read_skeleton(raw: bytes, where: str) -> dict[str, bytes]:
         with zipfile.ZipFile(BytesIO(raw)) as archive:
             entries = archive.infolist()
             _check_entries(entries, where)
+            if sum(map(_packed_nbytes, entries)) + _END_BYTES != len(raw):
+                raise BadSkeleton(f"{where}: damaged: holds bytes that belong to no entry")
             content = {entry.filename: archive.read(entry) for entry in entries}
     except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError, ValueError, OSError) as error:
         raise BadSkeleton(f"{where}: damaged: {error}") from None
@@ -70,6 +72,15 @@ def read_skeleton(raw: bytes, where: str) -> dict[str, bytes]:
         if name not in _LIMITS and len(header) != LENGTH_BYTES + int.from_bytes(header[:LENGTH_BYTES], "little"):
             raise BadSkeleton(f"{where}: {name}: {len(header):,} bytes, which is not what its length says")
     return content
+
+
+_LOCAL_BYTES, _CENTRAL_BYTES, _END_BYTES = 30, 46, 22
+"""Bytes of a ZIP entry's two records without its name, and of the record at the end (APPNOTE.TXT 4.3)."""
+
+
+def _packed_nbytes(entry: zipfile.ZipInfo) -> int:
+    """Bytes of an entry as `write_skeleton` packs it: no extra fields, no comment, nothing after the data."""
+    return _LOCAL_BYTES + _CENTRAL_BYTES + 2 * len(entry.filename.encode()) + entry.compress_size
 
 
 def _check_entries(entries: list[zipfile.ZipInfo], where: str) -> None:

@@ -11,7 +11,7 @@ from dsv4_shard.catalog.request import Request
 from dsv4_shard.checkpoint import Checkpoint, Inventory, Origin, refuse_errors
 from dsv4_shard.engines import Context, Engine, Layout, engine_for
 from dsv4_shard.errors import BadPlan, NewerSchema, UsageError
-from dsv4_shard.planning import Plan, choose, decisions, read_plan, refuse_infeasible
+from dsv4_shard.planning import MAX_PLAN_BYTES, Plan, choose, decisions, read_plan, refuse_infeasible
 from dsv4_shard.sharding.header_archive import SKELETON_NAME, write_skeleton
 from dsv4_shard.sharding.joining import share_name
 from dsv4_shard.sharding.manifest import PLAN_NAME, Manifest, Provenance
@@ -19,7 +19,7 @@ from dsv4_shard.sharding.recipe import Recipe
 from dsv4_shard.sharding.recipe_builder import make_recipe
 from dsv4_shard.sources.base import Source
 from dsv4_shard.sources.checkpoint_files import INDEX_FILE
-from dsv4_shard.storage import digest_of
+from dsv4_shard.storage import digest_of, read_regular
 
 COPIED_FILE_LIMIT = 256 << 20
 """A larger file is not a tokenizer, so it is not copied."""
@@ -82,7 +82,7 @@ class Job:
         own = self.companions.get(PLAN_NAME)
         if own is None or not (out / PLAN_NAME).is_file():
             return self
-        words = (out / PLAN_NAME).read_bytes()
+        words = read_regular(out / PLAN_NAME, MAX_PLAN_BYTES)
         if words == own or digest_of(words) != there.plan_digest or not _decide_the_same(words, own):
             return self
         return replace(self, companions=self.companions | {PLAN_NAME: words})

@@ -5,6 +5,7 @@ digest of a tensor of several pieces is that of the pieces' digests in order; `p
 """
 
 import json
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -14,10 +15,10 @@ from pydantic import BaseModel, Field, StringConstraints, ValidationError, model
 
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
 from dsv4_shard.checkpoint import Origin, differences
-from dsv4_shard.errors import NotAResult, UsageError
+from dsv4_shard.errors import NotAResult, ReadFailed, UsageError
 from dsv4_shard.sources.base import CHUNK_BYTES
 from dsv4_shard.sources.local import LocalFile
-from dsv4_shard.storage import MANIFEST_NAME, digest_of, tensor_digest
+from dsv4_shard.storage import MANIFEST_NAME, digest_of, read_regular, tensor_digest
 from dsv4_shard.tensors.header import Header
 from dsv4_shard.text.document import Document
 from dsv4_shard.text.sanitize import short_name
@@ -192,20 +193,25 @@ def load_manifest(folder: Path) -> Manifest:
         NewerSchema: A newer version of the tool wrote it.
     """
     path = folder / MANIFEST_NAME
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder", hint="Name the folder that reshard or merge wrote.")
-    if not path.is_file():
+    try:
+        if not stat.S_ISDIR(folder.stat().st_mode):
+            raise UsageError(f"{folder}: not a folder", hint=_NAME_A_RESULT)
+    except FileNotFoundError:
+        raise UsageError(f"{folder}: no such folder", hint=_NAME_A_RESULT) from None
+    except OSError as error:
+        raise NotAResult(f"{folder}: {error.strerror}") from None
+    if not path.exists():
         raise NotAResult(
             f"{folder}: no {MANIFEST_NAME}: not a result of reshard, or one that never finished",
             hint="Nothing in it can be trusted. Run `dsv4-shard reshard` again.",
         )
     try:
-        nbytes = path.stat().st_size
-        if nbytes > MAX_MANIFEST_BYTES:
-            raise NotAResult(f"{path}: {nbytes} bytes, over {MAX_MANIFEST_BYTES}")
-        return read_manifest(path.read_bytes(), str(path))
-    except OSError as error:
-        raise NotAResult(f"{path}: {error.strerror}") from None
+        return read_manifest(read_regular(path, MAX_MANIFEST_BYTES), str(path))
+    except ReadFailed as error:
+        raise NotAResult(str(error)) from None
+
+
+_NAME_A_RESULT = "Name the folder that reshard or merge wrote."
 
 
 class _Schema(BaseModel):

@@ -1,13 +1,14 @@
 """Write a job durably: stage, resume, copy, then join or commit."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import xxhash
 
 from dsv4_shard.checkpoint import Checkpoint
-from dsv4_shard.errors import NotAResult, OtherDeployment, SourceChanged, WriteFailed
+from dsv4_shard.errors import NotAResult, OtherDeployment, OutputNotEmpty, SourceChanged, WriteFailed
 from dsv4_shard.sharding import journal
 from dsv4_shard.sharding.copy import CopyResult, FileSink, copy, pieces_of
 from dsv4_shard.sharding.job import Job
@@ -22,6 +23,7 @@ from dsv4_shard.sharding.manifest import (
     ranks_written_by,
 )
 from dsv4_shard.sharding.outcome import Outcome
+from dsv4_shard.sharding.overwriting import names_to_overwrite
 from dsv4_shard.sharding.recipe import OutputFile, Recipe
 from dsv4_shard.sources.base import Source
 from dsv4_shard.storage import (
@@ -74,10 +76,10 @@ def reshard(
         SourceChanged: A source file changed.
         InexactCast: An FP8 cast would round.
     """
-    check_output(out, checkpoint.source.root, overwrite, job.is_share)
+    check_destination(job, checkpoint, out, overwrite)
     recipe, run = job.recipe, _run(job, checkpoint)
     with Staging(out, job.share) as staging:
-        check_output(out, checkpoint.source.root, overwrite, job.is_share)  # Staging may restore an earlier result
+        check_destination(job, checkpoint, out, overwrite)  # Staging may restore an earlier result
         _undo_join(job, staging, overwrite)
         earlier = _earlier(staging, run, recipe, checkpoint.source, restart)
         check_room(out, job.nbytes_to_write(checkpoint.source, out) - staging.nbytes_on_disk())
@@ -129,11 +131,18 @@ def _complete(job: Job, result: CopyResult, staging: Staging, overwrite: bool) -
     with staging.ending():
         there = result_to_join(job, staging.out, overwrite)
         if there is None:
-            staging.commit(own.to_bytes(), overwrite)
+            staging.commit(own.to_bytes(), names_to_overwrite(staging.out) if overwrite else ())
             return own.ranks
         joined = _joined(there, own, job, staging.out)
         staging.join(joined.to_bytes(), new_files(there, own, joined))
         return joined.ranks
+
+
+def check_destination(job: Job, checkpoint: Checkpoint, out: Path, overwrite: bool) -> None:
+    """Check that a job may write into `out`. Raises OutputError: see `check_output` and `names_to_overwrite`."""
+    check_output(out, checkpoint.source.root, overwrite, job.is_share)
+    if overwrite:
+        names_to_overwrite(out)
 
 
 def result_to_join(job: Job, out: Path, overwrite: bool) -> Manifest | None:
@@ -163,7 +172,14 @@ def _undo_join(job: Job, staging: Staging, overwrite: bool) -> None:
         if there is not None:
             files = {file.name for file in job.recipe.files}
             links = {link for file in job.recipe.files for link in file.links}
-            staging.take_back(files, sorted((files | links | job.companions.keys()) - there.names))
+            names = (files | links | job.companions.keys()) - there.names
+            if staging.is_sealed:
+                staging.take_back(files, sorted(names))
+            elif there_already := sorted(name for name in names if os.path.lexists(staging.out / name)):
+                raise OutputNotEmpty(
+                    f"{staging.out}: holds {there_already[0]}, which dsv4-shard did not write and would replace",
+                    hint="Move it away, or choose another folder.",
+                )
 
 
 def _joined(there: Manifest, own: Manifest, job: Job, out: Path) -> Manifest:

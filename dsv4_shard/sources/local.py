@@ -1,7 +1,6 @@
 """A local folder as a source."""
 
 import os
-import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from dsv4_shard.errors import ReadFailed
 from dsv4_shard.sources.base import OpenFile, Span, open_all
-from dsv4_shard.storage import MAX_CALL_BYTES, UncachedFile
+from dsv4_shard.storage import MAX_CALL_BYTES, UncachedFile, open_regular
 
 
 class LocalFile:
@@ -22,15 +21,8 @@ class LocalFile:
         """Open `path`. Raises ReadFailed if it is not a readable regular file."""
         self.name = name
         self._path = path
-        try:
-            # Without O_NONBLOCK, opening a FIFO waits for a writer.
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            self._stat = os.fstat(self._fd)
-        except OSError as error:
-            raise ReadFailed(f"{path}: {error.strerror}") from error
-        if not stat.S_ISREG(self._stat.st_mode):
-            os.close(self._fd)
-            raise ReadFailed(f"{path}: {_kind(self._stat.st_mode)}, not a file")
+        self._fd = open_regular(path)
+        self._stat = os.fstat(self._fd)
         # Calls read whole tensors or chunks. Kernel read-ahead would only read bytes that another thread reads too.
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
         self._uncached = UncachedFile(self._fd)
@@ -78,8 +70,20 @@ class LocalFile:
         os.close(self._fd)
 
 
-def _kind(mode: int) -> str:
-    return "a directory" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+def _exists(path: Path) -> bool:
+    """Return whether a link's target exists, or may exist where this user cannot look."""
+    try:
+        return path.exists()
+    except OSError:
+        return True
+
+
+def _readable(folder: Path) -> list[Path]:
+    """Return what a folder holds; nothing if it does not exist or belongs to another user."""
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +114,7 @@ class LocalSource:
 
     def dangling_links(self) -> list[str]:
         """Return the names of links whose target does not exist."""
-        return sorted(path.name for path in self.root.iterdir() if path.is_symlink() and not path.exists())
+        return sorted(path.name for path in self.root.iterdir() if path.is_symlink() and not _exists(path))
 
     def unfinished_downloads(self) -> list[str]:
         """Return the names of unfinished downloads, in the folder or in the Hub client's own folders."""
@@ -118,7 +122,7 @@ class LocalSource:
         folders += (
             [self.root.resolve().parent.parent / "blobs"] if self.root.resolve().parent.name == "snapshots" else []
         )
-        found = [path for folder in folders if folder.is_dir() for path in folder.iterdir()]
+        found = [path for folder in folders for path in _readable(folder)]
         return sorted(path.name for path in found if path.suffix in (".incomplete", ".part", ".aria2"))
 
     def links_outside(self, names: list[str]) -> list[str]:

@@ -3,7 +3,16 @@
 from dsv4_shard.storage.digests import DIGEST_BYTES, digest_of, tensor_digest
 from dsv4_shard.storage.linux_io import MAX_CALL_BYTES, UncachedFile
 from dsv4_shard.storage.locks import LockedFolder
-from dsv4_shard.storage.output_folder import MANIFEST_NAME, check_output, check_room, free_bytes, plain, write_text
+from dsv4_shard.storage.output_folder import (
+    MANIFEST_NAME,
+    check_output,
+    check_room,
+    free_bytes,
+    plain,
+    refuse_strangers,
+    write_text,
+)
+from dsv4_shard.storage.regular_file import digest_of_file, open_regular, read_regular
 from dsv4_shard.storage.runtime import collector_paused, default_workers
 from dsv4_shard.storage.staged_file import StagedFile, fsync_folder
 from dsv4_shard.storage.staging import Staging
@@ -21,9 +30,13 @@ __all__ = [
     "collector_paused",
     "default_workers",
     "digest_of",
+    "digest_of_file",
     "free_bytes",
     "fsync_folder",
+    "open_regular",
     "plain",
+    "read_regular",
+    "refuse_strangers",
     "tensor_digest",
     "write_text",
 ]

@@ -1,7 +1,11 @@
 """Checks on the output folder (not the input, not occupied, enough space), and atomic writes of small files."""
 
+import contextlib
 import os
+import secrets
 import shutil
+from collections.abc import Collection, Iterator
+from itertools import islice
 from pathlib import Path
 
 from dsv4_shard.errors import NotEnoughDisk, OutputError, OutputInsideInput, OutputNotEmpty, WriteFailed
@@ -9,6 +13,11 @@ from dsv4_shard.errors import NotEnoughDisk, OutputError, OutputInsideInput, Out
 MANIFEST_NAME = "manifest.json"
 
 _SAME_BEGINNING_CHARS = 20
+
+_PREFIX_CHARS = 100
+"""Characters of a file's name in that of its temporary file, whose length is limited."""
+
+_STRANGERS_SHOWN = 3
 
 
 def check_output(out: Path, source_root: Path | None, overwrite: bool, joins: bool = False) -> None:
@@ -25,6 +34,13 @@ def check_output(out: Path, source_root: Path | None, overwrite: bool, joins: bo
         OutputNotEmpty: The folder holds something that may not be replaced or joined.
         OutputError: The path is a mount point or not a folder, or its parent does not exist.
     """
+    try:
+        _check_output(out, source_root, overwrite, joins)
+    except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError up to Python 3.12
+        raise OutputError(f"{out}: {getattr(error, 'strerror', None) or 'a loop of links'}") from None
+
+
+def _check_output(out: Path, source_root: Path | None, overwrite: bool, joins: bool) -> None:
     if not out.is_symlink() and out.is_dir() and out.is_mount():
         raise OutputError(f"{out}: a mount point cannot be replaced", hint=f"Name a folder in it: {out / 'shards'}")
     if source_root is not None:
@@ -49,6 +65,31 @@ def _check_apart(out: Path, source_root: Path) -> None:
     if target == source or target.is_relative_to(source) or source.is_relative_to(target):
         relation = "is" if target == source else "lies in" if target.is_relative_to(source) else "holds"
         raise OutputInsideInput(f"{out}: the output {relation} the checkpoint {source_root}")
+
+
+def refuse_strangers(folder: Path, known: Collection[str]) -> None:
+    """Raise OutputNotEmpty if a folder holds anything but regular files called `known`, in it or one folder deep.
+
+    Links are not followed, and they are strangers too.
+    """
+    found = list(islice(_strangers(folder, known), _STRANGERS_SHOWN + 1))
+    if found:
+        names = ", ".join(found[:_STRANGERS_SHOWN]) + (" and more" if len(found) > _STRANGERS_SHOWN else "")
+        raise OutputNotEmpty(
+            f"{folder}: holds what dsv4-shard did not write, and is not overwritten: {names}",
+            hint="Move it away, or choose another folder.",
+        )
+
+
+def _strangers(folder: Path, known: Collection[str], within: str = "") -> Iterator[str]:
+    inner = {name.partition("/")[0] for name in known if "/" in name}
+    with os.scandir(folder / within) as entries:
+        for entry in sorted(entries, key=lambda one: one.name):
+            name = within + entry.name
+            if not within and name in inner and entry.is_dir(follow_symlinks=False):
+                yield from _strangers(folder, known, f"{name}/")
+            elif name not in known or not entry.is_file(follow_symlinks=False):
+                yield name + "/" * entry.is_dir(follow_symlinks=False)
 
 
 def check_room(out: Path, needed: int) -> None:
@@ -85,14 +126,23 @@ def write_text(path: Path, text: str) -> None:
             raise OutputNotEmpty(
                 f"{path}: there already, and no such file as would be written", hint="Choose a name that is free."
             )
-        scratch = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            scratch.write_text(text, encoding="utf-8")
-            scratch.replace(path)
-        finally:
-            scratch.unlink(missing_ok=True)
+        _replace(path, text.encode())
     except OSError as error:
         raise WriteFailed(f"{path}: {error.strerror}") from error
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Put `content` in the place of `path` at once. Its temporary name cannot be foreseen, so nobody can link it."""
+    scratch = path.with_name(f".{path.name[:_PREFIX_CHARS]}.{secrets.token_hex(8)}")
+    fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        with open(fd, "wb") as file:
+            file.write(content)
+        os.replace(scratch, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(scratch)
+        raise
 
 
 def _begins_alike(path: Path, text: str) -> bool:

@@ -14,7 +14,7 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +22,7 @@ from types import TracebackType
 from dsv4_shard.errors import OtherRun, OutputNotEmpty, RanksThere, SourceChanged, WriteFailed
 from dsv4_shard.storage import linux_io
 from dsv4_shard.storage.locks import MARKER, LockedFolder, locked
-from dsv4_shard.storage.output_folder import MANIFEST_NAME, plain
+from dsv4_shard.storage.output_folder import MANIFEST_NAME, plain, refuse_strangers
 from dsv4_shard.storage.staged_file import StagedFile, fsync_folder
 
 _RESULT = "result"
@@ -214,14 +214,20 @@ class Staging:
         with self.out_locked():
             yield
 
-    def commit(self, manifest: bytes, overwrite: bool) -> None:
-        """Add the manifest, and give the folder its final name. Raises WriteFailed.
+    def commit(self, manifest: bytes, replaces: Collection[str] = ()) -> None:
+        """Add the manifest, and give the folder its final name.
 
-        With `overwrite`, an existing folder of that name is replaced.
+        Args:
+            manifest: Content of the manifest.
+            replaces: Files of an existing result, which is replaced.
+
+        Raises:
+            OutputNotEmpty: The existing folder holds other files. It stays.
+            WriteFailed: The system refuses a step.
         """
         try:
             self._seal(manifest)
-            self._rename(overwrite)
+            self._rename(replaces)
         except OSError as error:
             raise WriteFailed(f"{error.filename or self.path}: {error.strerror}") from error
 
@@ -270,6 +276,11 @@ class Staging:
             raise
         return True
 
+    @property
+    def is_sealed(self) -> bool:
+        """Whether an earlier run added the manifest, so that it may have begun to `join`."""
+        return (self.folder / MANIFEST_NAME).exists()
+
     def take_back(self, files: Container[str], names: Iterable[str]) -> None:
         """Undo a `join` that was killed. Call it inside `out_locked`.
 
@@ -293,15 +304,17 @@ class Staging:
         except OSError as error:
             raise WriteFailed(f"{error.filename or self.path}: {error.strerror}") from error
 
-    def _rename(self, overwrite: bool) -> None:
+    def _rename(self, replaces: Collection[str]) -> None:
         """Give the folder its final name and make that durable. On an error, restore the previous folder."""
-        replaced = overwrite and self.out.exists()
+        replaced = bool(replaces) and self.out.exists()
         swapped = replaced and self._swap()
         try:
             if not swapped:
                 if replaced:
                     os.rename(self.out, self.path / _REPLACED)
                 os.rename(self.folder, self.out)
+            if replaced:  # what somebody put there since it was looked at comes back with it
+                refuse_strangers(self.folder if swapped else self.path / _REPLACED, replaces)
             for folder in (self.out.parent, self.path):
                 fsync_folder(folder)
         except BaseException:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 import typer
 
 from dsv4_shard.catalog.verb import Hint
-from dsv4_shard.errors import ExitCode, ShardError, WriteFailed
+from dsv4_shard.errors import ExitCode, ReadFailed, ShardError, WriteFailed
 from dsv4_shard.text.sanitize import clean, short
 from dsv4_shard.text.suggest import as_option
 
@@ -70,10 +70,13 @@ def reported(function: Callable[P, R]) -> Callable[P, R]:
             _turn_away_stdout()
             raise typer.Exit(ExitCode.DONE) from None
         except OSError as error:
-            if error.filename is not None or error.errno not in _FULL:
+            if error.filename is None and error.errno in _FULL:
+                _turn_away_stdout()
+                _fail(WriteFailed(f"standard output: {error.strerror}"))
+            if error.errno is None or (error.filename is None and error.errno != errno.ENOENT):
                 raise
-            _turn_away_stdout()
-            _fail(WriteFailed(f"standard output: {error.strerror}"))
+            where = "the current folder" if error.filename is None else os.fsdecode(error.filename)
+            _fail(ReadFailed(f"{where}: {error.strerror}"))
 
     return command
 
@@ -151,6 +154,17 @@ def handle_signals(handlers: Mapping[signal.Signals, Callable[[int, FrameType | 
     for number, handler in handlers.items():
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
+
+
+def open_standard_streams() -> None:
+    """Give closed standard streams (`>&-`, daemons) to /dev/null, before other files get their numbers."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def allow_open_files() -> None:

@@ -14,7 +14,7 @@ from dsv4_shard.checkpoint import Checkpoint, Inventory
 from dsv4_shard.errors import HeaderError, ReadFailed
 from dsv4_shard.sharding.manifest import PLAN_NAME, Manifest, ManifestFile, hash_tensor, load_manifest
 from dsv4_shard.sources.local import LocalFile
-from dsv4_shard.storage import MANIFEST_NAME, default_workers, digest_of
+from dsv4_shard.storage import MANIFEST_NAME, default_workers, digest_of, digest_of_file
 from dsv4_shard.tensors.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, read_header
 from dsv4_shard.verification.against_source import compare
 from dsv4_shard.verification.documents import Problem, Verification
@@ -122,10 +122,18 @@ def _check_companions(folder: Path, manifest: Manifest) -> Iterator[Problem]:
     """Problems of the small files: presence, size and digest."""
     for entry in manifest.companions:
         path = folder / entry.name
-        if not path.is_file():
+        try:
+            if path.stat().st_size == entry.nbytes and digest_of_file(path) == entry.digest:
+                continue
+            message = "differs from what was written"
+        except FileNotFoundError:
             yield Problem(kind="lost-file", file=entry.name, message="is gone")
-        elif path.stat().st_size != entry.nbytes or digest_of(path.read_bytes()) != entry.digest:
-            yield Problem(kind="damaged-file", file=entry.name, message="differs from what was written")
+            continue
+        except OSError as error:
+            message = f"cannot be read: {error.strerror}"
+        except ReadFailed as error:
+            message = str(error).removeprefix(f"{path}: ")
+        yield Problem(kind="damaged-file", file=entry.name, message=message)
 
 
 def _check_file(folder: Path, entry: ManifestFile, manifest: Manifest) -> Iterator[Problem]:

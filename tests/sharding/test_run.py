@@ -334,7 +334,6 @@ def test_a_folder_that_holds_something_is_refused(least: Path, tmp_path: Path) -
 def test_an_earlier_result_is_refused_without_overwrite_and_replaced_with_it(least: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     reshard_folder(least, out, 2)
-    (out / "note.txt").write_text("of the earlier result")
     assert_refused(OutputNotEmpty, "not empty", least, out, tmp_path)
     reshard_folder(least, out, 1, "fp8", overwrite=True)
     reshard_folder(least, tmp_path / "fresh", 1, "fp8")

@@ -41,6 +41,8 @@ def rank_files(manifest: Manifest, inner: str, rank: int) -> Iterator[tuple[str,
         raise LoadRefused(f"the folder holds the ranks {held} of {manifest.world}, not rank {rank}")
     for entry in manifest.files:
         if rank in entry.ranks and entry.name.startswith(inner) and ("/" in entry.name) == bool(inner):
+            if len(entry.names) != len(entry.ranks):
+                raise LoadRefused(f"{short_name(entry.name)} is of {len(entry.ranks)} ranks and has no name for each")
             yield entry.names[entry.ranks.index(rank)], entry
 
 

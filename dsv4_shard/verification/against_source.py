@@ -10,15 +10,16 @@ from itertools import pairwise
 from pathlib import Path
 
 from dsv4_shard.checkpoint import Checkpoint, Inventory, differences, origin_of
-from dsv4_shard.errors import ForeignPlan, ReadFailed
+from dsv4_shard.errors import BadSkeleton, ForeignPlan, ReadFailed
 from dsv4_shard.planning import check_plan, load_plan
 from dsv4_shard.reassembly.merge_job import prepare_merge
 from dsv4_shard.sharding.copy import copy
+from dsv4_shard.sharding.header_archive import MAX_SKELETON_BYTES, SKELETON_NAME, read_skeleton
 from dsv4_shard.sharding.job import Job, prepare
 from dsv4_shard.sharding.manifest import NATIVE, PLAN_NAME, Manifest
 from dsv4_shard.sharding.recipe import Recipe, Step
 from dsv4_shard.sources.local import LocalFile
-from dsv4_shard.storage import MANIFEST_NAME
+from dsv4_shard.storage import MANIFEST_NAME, digest_of, read_regular
 from dsv4_shard.tensors.geometry import whole_rectangle
 from dsv4_shard.text.sanitize import short_name
 from dsv4_shard.verification.documents import Problem
@@ -82,9 +83,9 @@ def compare(
         BadPlan: plan.json was edited.
     """
     checkpoint, inventory = source
-    job = _job(folder, manifest, checkpoint, inventory)
+    job = _job(folder, manifest, checkpoint, inventory).with_plan_of(manifest, folder)
     recipe = job.recipe
-    problems = [*_check_shares(job, manifest)]
+    problems = [*_check_shares(job, manifest), *_check_companions(folder, job, manifest)]
     files: list[LocalFile | None] = []
     for expected in recipe.files:
         try:
@@ -129,11 +130,48 @@ def _job(folder: Path, manifest: Manifest, checkpoint: Checkpoint, inventory: In
 
 def _check_shares(job: Job, manifest: Manifest) -> Iterator[Problem]:
     """A problem if the manifest assigns files to ranks in another way than the plan."""
-    written = {entry.name: (entry.ranks, entry.links) for entry in manifest.files}
-    planned = {file.name: (file.ranks, file.links) for file in job.recipe.files}
+    written = {one.name: (one.ranks, one.links, one.nbytes, one.payload, one.pieces) for one in manifest.files}
+    planned = {one.name: (one.ranks, one.links, one.nbytes, one.payload, one.pieces) for one in job.recipe.files}
     if (written, manifest.world, manifest.identity) != (planned, job.world, job.identity):
         message = "shares files out in another way than the plan does"
         yield Problem(kind="wrong-manifest", file=MANIFEST_NAME, message=message)
+    elif (manifest.layout, manifest.plan_digest) != (job.made.layout, job.made.plan_digest):
+        yield Problem(kind="wrong-manifest", file=MANIFEST_NAME, message="names another layout or plan")
+    elif manifest.left_out != job.recipe.left_out:
+        message = "leaves out other tensors than the plan does"
+        yield Problem(kind="wrong-manifest", file=MANIFEST_NAME, message=message)
+    for difference in differences(manifest.source, job.origin):
+        message = f"names another source than the plan: {difference}"
+        yield Problem(kind="wrong-manifest", file=MANIFEST_NAME, message=message)
+
+
+def _check_companions(folder: Path, job: Job, manifest: Manifest) -> Iterator[Problem]:
+    """Problems of small files that are not those which the source and the plan give.
+
+    The manifest's digests stand for the files: `verify` compares these with them.
+    """
+
+    def problem(name: str, message: str) -> Problem:
+        return Problem(kind="differs-from-source", file=name, message=message)
+
+    written = {entry.name: entry.digest for entry in manifest.companions}
+    for name in sorted(written.keys() - job.companions.keys()):
+        yield problem(name, "neither the source nor the plan gives such a file")
+    for name, content in sorted(job.companions.items()):
+        if name not in written:
+            yield problem(name, "is missing from the manifest; the source and the plan give it")
+        elif written[name] != digest_of(content) and not (
+            name == SKELETON_NAME and _unpacks_alike(folder / name, content)
+        ):
+            yield problem(name, "is not what the source and the plan give")
+
+
+def _unpacks_alike(path: Path, content: bytes) -> bool:
+    """Whether two source.zip hold the same files. Their bytes depend on the release of zlib."""
+    try:
+        return read_skeleton(read_regular(path, MAX_SKELETON_BYTES), path.name) == read_skeleton(content, path.name)
+    except (BadSkeleton, ReadFailed):
+        return False
 
 
 def _check_linked(
@@ -212,12 +250,24 @@ def _fate(step: Step, is_expert: bool, readers: list[tuple[int, ...]], ranks: se
     """
     shape = tuple(size * step.repeat for size in step.source.shape)
     whole = whole_rectangle(step.source.dtype, shape)
-    fates = set()
+    fates: set[str | None] = set()
     for landing in step.landings:
         areas = {cut.rectangle: files for cut, files in landing.spread if cut.rectangle.nbytes}
         holders = {rank for files in areas.values() for number in files for rank in readers[number]}
         if areas.keys() == {whole}:
-            fates.add(_WHOLE if holders == ranks else _ONE_RANK if is_expert and len(holders) == 1 else None)
+            padded = {
+                rank
+                for cut, files in landing.spread
+                for number in files
+                for rank in readers[number]
+                if not cut.rectangle.nbytes
+            }
+            if holders == ranks:
+                fates.add(_WHOLE)
+            elif len(holders) == 1 and holders | padded == ranks:
+                fates.add(_SPLIT)  # one rank has all of it, the others have padding alone
+            else:
+                fates.add(_ONE_RANK if is_expert and len(holders) == 1 else None)
             continue
         cuts = sorted(areas)
         disjoint = all(a.row_stop <= b.row_start or a.stop <= b.start for a, b in pairwise(cuts))

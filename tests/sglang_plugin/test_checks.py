@@ -180,3 +180,12 @@ def test_the_plugin_brings_no_command_line_into_the_engines_processes(module: st
     code = f"import sys, {module}; print(*{unwanted} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_a_file_of_two_ranks_with_one_name_is_refused(folder: Path) -> None:
+    manifest, _, inner = find_manifest(folder)
+    files = [entry.model_copy(update={"links": ()}) if entry.links else entry for entry in manifest.files]
+    edited = manifest.model_copy(update={"files": tuple(files)})
+    assert files != list(manifest.files)
+    with pytest.raises(LoadRefused, match="is of 2 ranks and has no name for each"):
+        list(rank_files(edited, inner, 1))

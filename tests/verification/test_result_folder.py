@@ -593,3 +593,14 @@ def test_a_verification_is_a_json_document(out: Path, model: Path) -> None:
     document = json.loads(json.dumps(found.model_dump(mode="json")))
     assert document.pop("ok") is False
     assert Verification.model_validate(document) == found
+
+
+def test_a_shared_expert_of_one_block_that_is_padded_is_accounted_for(tmp_path: Path) -> None:
+    """Rank 0 has its only block, rank 1 padding alone."""
+    config = least_config(hidden_size=512, moe_intermediate_size=128, n_routed_experts=4, vocab_size=64)
+    model = write_checkpoint(tmp_path / "model", config, 3, 0)
+    checkpoint, inventory = open_folder(model)
+    plan = make_plan(checkpoint, inventory, Request(2, engine="vllm"))
+    assert plan.deployment.shared == "pad"
+    reshard(prepare(checkpoint, inventory, plan), checkpoint, tmp_path / "out")
+    assert verify(tmp_path / "out", open_folder(model)).problems == ()

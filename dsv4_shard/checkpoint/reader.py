@@ -287,4 +287,8 @@ def _check_folder(source: Source, sizes: Mapping[str, int], names: list[str]) ->
         findings.append(
             Finding(Severity.NOTE, "links", f"{len(outside)} weight files are links out of the folder: {some(outside)}")
         )
+    small = source.links_outside(sorted(name for name in sizes if not name.endswith(".safetensors")))
+    if small:
+        message = f"links out of the folder, whose content would be copied into results: {some(small)}"
+        findings.append(Finding(Severity.WARNING, "links", message))
     return findings

@@ -12,12 +12,12 @@ from dataclasses import replace
 from typing import Literal
 
 from dsv4_shard.catalog.gpus import Gpu, gpus_with, say_memory
-from dsv4_shard.catalog.rank_ranges import MAX_RANKS
 from dsv4_shard.diagnosis.cases import Hit, KnownModel, engines_of, hits_of, pattern_sources, shows_as
 from dsv4_shard.diagnosis.log_scan import EngineLog, FoundMessage, read_log
 from dsv4_shard.diagnosis.patterns import SHORT, PatternSource
 from dsv4_shard.diagnosis.releases import RELEASES, find_release, inventory_of
 from dsv4_shard.engines import ENGINES, Context, Divides, Request, Requires, Rule, Symptom, engine_for
+from dsv4_shard.errors import UsageError
 from dsv4_shard.models import TARGET, Module
 from dsv4_shard.planning import choose, nearest, options_of, rank_nbytes, ways_out, words
 from dsv4_shard.text.document import Document
@@ -257,9 +257,10 @@ def _way(found: FoundMessage, hits: list[Hit], log: EngineLog, models: tuple[Kno
             request = replace(request, ep=int(log.clues["ep"]))
     else:
         return None
-    if max(request.tp, request.ep or 1) > MAX_RANKS:
+    try:
+        return way_out(model, replace(request, gpu=gpu.name if gpu else None))
+    except UsageError:  # no layout has the numbers of the log
         return None
-    return way_out(model, replace(request, gpu=gpu.name if gpu else None))
 
 
 def _gpu(found: FoundMessage) -> Gpu | None:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from dsv4_shard.checkpoint import Inventory
 from dsv4_shard.engines import Breach, Remedy, Request
+from dsv4_shard.errors import UsageError
 from dsv4_shard.planning.choice import choose
 
 _TOGETHER = 2
@@ -29,7 +30,9 @@ def _ways_out(inventory: Inventory, request: Request, breach: Breach) -> Iterato
 def _mends(inventory: Inventory, request: Request, rule: str, seen: set[Request]) -> bool:
     """Whether a request keeps the rule, and few remedies lead from it to a plan that runs."""
     breaches = _breaches(inventory, request)
-    return all(breach.rule != rule for breach in breaches) and _runs(inventory, request, seen, _TOGETHER)
+    if breaches is None or any(breach.rule == rule for breach in breaches):
+        return False
+    return _runs(inventory, request, seen, _TOGETHER)
 
 
 def _runs(inventory: Inventory, request: Request, seen: set[Request], more: int) -> bool:
@@ -38,13 +41,17 @@ def _runs(inventory: Inventory, request: Request, seen: set[Request], more: int)
     seen.add(request)
     breaches = _breaches(inventory, request)
     if not breaches or not more:
-        return not breaches
+        return breaches == ()
     remedies = (remedy for remedy in breaches[0].remedies if isinstance(remedy, Remedy))
     return any(_runs(inventory, asked, seen, more - 1) for remedy in remedies for asked in remedy.tries(request))
 
 
-def _breaches(inventory: Inventory, request: Request) -> tuple[Breach, ...]:
-    return choose(inventory, request).breaches
+def _breaches(inventory: Inventory, request: Request) -> tuple[Breach, ...] | None:
+    """What a request breaks; None if it is beyond all bounds, such as the number of GPUs of a remedy."""
+    try:
+        return choose(inventory, request).breaches
+    except UsageError:
+        return None
 
 
 def words(remedies: Iterable[Remedy | str]) -> tuple[str, ...]:

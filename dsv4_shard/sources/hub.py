@@ -6,6 +6,7 @@ command needs no request. Files in this machine's Hub cache are read from there.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import inf
@@ -30,7 +31,7 @@ from dsv4_shard.sources.remote_headers import (
 )
 from dsv4_shard.sources.retry import retry
 from dsv4_shard.tensors.header import LENGTH_BYTES
-from dsv4_shard.text.sanitize import short
+from dsv4_shard.text.sanitize import short, short_name
 
 _MAIN = "main"
 
@@ -251,6 +252,10 @@ def _ask_listing(repository: Repository) -> tuple[str, dict[str, Listed]]:
     return info.sha, dict(_listed(info.siblings or (), what))
 
 
+_FILE_NAME = re.compile(r"(?!\.{1,2}$)[^\x00-\x1f\x7f/\\:\u202a-\u202e\u2066-\u2069]{1,255}")
+"""The name of a file on every system: no separators, no control characters, neither `.` nor `..`."""
+
+
 def _listed(siblings: Iterable[Any], what: str) -> Iterable[tuple[str, Listed]]:
     """Yield (name, file) for the files at the top level of the repository. Raises BadAnswer for a malformed entry."""
     for file in siblings:
@@ -258,6 +263,10 @@ def _listed(siblings: Iterable[Any], what: str) -> Iterable[tuple[str, Listed]]:
             raise BadAnswer(f"{what}: the listing has a file without a name")
         if "/" in file.rfilename:
             continue
+        if not _FILE_NAME.fullmatch(file.rfilename):
+            raise BadAnswer(
+                f"{what}: the listing has a file called {short_name(file.rfilename)}, which is no file name"
+            )
         if type(file.size) is not int or file.size < 0:
             raise BadAnswer(f"{what}: the listing has no size for {file.rfilename}")
         sha256 = file.lfs.sha256 if file.lfs else None

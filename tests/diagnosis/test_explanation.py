@@ -21,6 +21,7 @@ from support.checkpoints.full_size import inventory_of as real_inventory
 from support.checkpoints.skeletons import DATA
 from typer.testing import CliRunner, Result
 
+import dsv4_shard
 from dsv4_shard.cli import app
 from dsv4_shard.diagnosis.cases import KnownModel
 from dsv4_shard.diagnosis.explanation import Explanation, explain
@@ -660,3 +661,16 @@ def test_a_checkpoint_at_hand_leaves_no_model_to_guess(tiny_checkpoint: Path) ->
 def test_a_damaged_checkpoint_is_not_held_against(folder: Path) -> None:
     (folder / "model-00004-of-00005.safetensors").unlink()
     assert run(COLUMN, "--repo", folder).exit_code == ExitCode.CHECKPOINT
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        "sglang --tp 1536 --dp 1024 enable_dp_attention\nassert n_heads % tp_size == 0\n",
+        "server args: tp_size=4095 ep_size=4093 dp_size=4091 enable_dp_attention=True sglang\n"
+        "assert intermediate_size % self.tp_size == 0\n",
+        "vllm tensor_parallel_size=4096 data_parallel_size=4096\nassert intermediate_size % self.tp_size == 0\n",
+    ],
+)
+def test_a_log_of_more_gpus_than_any_layout_has_is_answered_and_not_called_misused(log: str) -> None:
+    assert dsv4_shard.explain(log).recognised

@@ -27,9 +27,10 @@ from dsv4_shard.checkpoint.reader import read_checkpoint
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.cli import app
 from dsv4_shard.engines.deployment import Request
-from dsv4_shard.errors import ExitCode
+from dsv4_shard.errors import BadAnswer, ExitCode
 from dsv4_shard.opening import open_source
 from dsv4_shard.sharding.recipe import spans
+from dsv4_shard.sources import hub as hub_source
 from dsv4_shard.sources import hub_http as hubfiles
 from dsv4_shard.sources import remote_headers as heads
 from dsv4_shard.sources import retry as persistence
@@ -741,3 +742,12 @@ def test_without_a_connection_the_hub_cache_serves(hub: HubServer, monkeypatch: 
     download(hub)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     assert hub.head(REPO) in succeeds("inspect", REPO, "--json")
+
+
+@pytest.mark.parametrize(
+    "name", ["..", ".", "", "\x00x", "a\x1b[31m", "x" * 5000, "..\\evil", "C:\\x", "a\nb", "\u202ex"]
+)
+def test_a_listing_with_what_is_no_file_name_is_refused(name: str, hub: HubServer) -> None:
+    entry = SimpleNamespace(rfilename=name, size=1, lfs=None, blob_id="b")
+    with pytest.raises(BadAnswer, match="no file name"):
+        list(hub_source._listed([entry], "org/name@main"))

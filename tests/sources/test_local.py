@@ -3,6 +3,8 @@
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from dsv4_shard.checkpoint.findings import Severity
+from dsv4_shard.checkpoint.reader import read_checkpoint
 from dsv4_shard.errors import ReadFailed, Unreachable, UsageError
 from dsv4_shard.opening import open_source
 from dsv4_shard.sources.local import LocalFile, LocalSource
@@ -336,3 +340,30 @@ def test_threads_that_read_by_turns_take_no_more_from_the_disk_than_they_were_gi
 def bytes_from_disk() -> int:
     """What the kernel has read from disks for this process."""
     return int(re.search(r"^read_bytes: (\d+)", Path("/proc/self/io").read_text(), re.MULTILINE)[1])  # type: ignore[index]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("closed", [".cache", ".cache/huggingface/download"])
+def test_a_cache_of_another_user_is_left_alone(closed: str, tmp_path: Path) -> None:
+    (tmp_path / ".cache/huggingface/download").mkdir(parents=True)
+    (tmp_path / "lost").symlink_to("nowhere")
+    (tmp_path / closed).chmod(0)
+    code = (
+        "import sys; from pathlib import Path; from dsv4_shard.sources.local import LocalSource; "
+        "source = LocalSource(Path(sys.argv[1]), 'x'); print(source.unfinished_downloads(), source.dangling_links())"
+    )
+    privileges = "-dac_override,-dac_read_search"
+    command = ["setpriv", f"--bounding-set={privileges}", f"--inh-caps={privileges}", "--"]
+    done = subprocess.run([*command, sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
+    (tmp_path / closed).chmod(0o755)
+    assert done.stdout == "[] ['lost']\n", done.stderr
+
+
+def test_a_small_file_that_links_out_of_the_checkpoint_is_told(folder: Path) -> None:
+    (folder.parent / "credentials").write_text("secret = 1")
+    (folder / "tokenizer.json").unlink(missing_ok=True)
+    (folder / "tokenizer.json").symlink_to("../credentials")
+    findings = read_checkpoint(open_source(str(folder))).findings
+    (told,) = [finding for finding in findings if finding.code == "links"]
+    assert told.severity is Severity.WARNING
+    assert "copied into results: tokenizer.json" in told.message

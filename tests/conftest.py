@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,9 +22,6 @@ if TYPE_CHECKING:
 
 SLOW_MODELS = set(REAL_MODELS) - {PRO, FLASH}
 
-FAST_CASES = 2
-"""Cases of a test that `make test-fast` runs."""
-
 settings.register_profile("seeded", deadline=None, derandomize=True)
 settings.load_profile("seeded")
 
@@ -39,16 +35,16 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark as slow what `make test-fast` leaves out: a third real checkpoint, and later cases of a test."""
-    begun: Counter[str] = Counter()
+    begun: set[str] = set()
     for item in items:
         callspec = getattr(item, "callspec", None)
         given = [value for value in callspec.params.values() if isinstance(value, str)] if callspec else []
         if not SLOW_MODELS.isdisjoint(given):
             item.add_marker(pytest.mark.slow)
         function = item.nodeid.partition("[")[0]
-        begun[function] += 1
-        if begun[function] > (1 if item.get_closest_marker("many") else FAST_CASES):
+        if function in begun:
             item.add_marker(pytest.mark.slow)
+        begun.add(function)
 
 
 def pytest_sessionfinish() -> None:

@@ -128,7 +128,6 @@ def test_importing_the_package_imports_nothing_that_takes_time() -> None:
 # --- what a command prints with --json -------------------------------------------------------------------------------
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("tp", [None, (3, 6)])
 def test_inspect_returns_what_the_command_prints(tiny_checkpoint: Path, tp: tuple[int, int] | None) -> None:
     options = [] if tp is None else ["--tp", ",".join(map(str, tp))]
@@ -254,7 +253,6 @@ def test_a_result_is_not_ok_where_its_experts_do_not_add_up(
 # --- how a verb says no, and how far it is ---------------------------------------------------------------------------
 
 
-@pytest.mark.many
 @pytest.mark.parametrize(
     ("call", "error", "match"),
     [

@@ -145,7 +145,6 @@ def test_more_machines_stop_to_pay_where_what_they_share_is_the_limit() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("ranks", [(0,), (1, 2), (0, 1, 2, 3)])
 @pytest.mark.parametrize(
     "request_",
@@ -160,7 +159,6 @@ def test_what_a_share_reads_is_reckoned_as_it_is_read(
     assert machines.bytes_read(job.recipe) == reshard(job, checkpoint, tmp_path / "out").bytes_read
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("engine", loading.ENGINES)
 def test_whole_checkpoint_narrowed_gives_what_the_own_files_hold(tmp_path: Path, engine: str) -> None:
     """Both ways of reading the whole checkpoint take the very bytes that a rank's files have."""

@@ -307,7 +307,6 @@ def test_output_that_cannot_be_written_is_one_error(arguments: tuple[str, ...], 
     assert result.stderr == "error: standard output: No space left on device\n"
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", "tokenizer.json"])
 @pytest.mark.parametrize("command", ["plan", "report"])
 def test_a_plan_or_page_is_not_written_over_a_file_of_another_kind(command: str, name: str, tmp_path: Path) -> None:

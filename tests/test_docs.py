@@ -123,7 +123,6 @@ def test_an_example_that_cannot_be_run_or_held_is_an_error(
 # --- what is generated ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("name", generate.generated())
 def test_a_generated_page_is_what_the_code_gives(name: str) -> None:
     """`python -m docs.generate` writes them."""

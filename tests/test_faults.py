@@ -160,7 +160,6 @@ FAULTS = {
 """Fault → module and name of its test."""
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_has_its_test(fault: str) -> None:
     module, name = FAULTS[fault].split(": ")

@@ -10,7 +10,6 @@ from hypothesis.strategies import DataObject
 from fuzz.targets import TARGETS
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("name", TARGETS)
 def test_valid_documents_pass(name: str) -> None:
     for data in TARGETS[name].seeds():

@@ -139,7 +139,6 @@ def add_tensor(folder: Path, name: str) -> None:
     (folder / INDEX_FILE).write_text(json.dumps(index))
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("name", FEW.values(), ids=FEW)
 @pytest.mark.parametrize("command", ["inspect", "plan", "reshard"])
 def test_the_name_of_a_tensor_is_shown_escaped(name: str, command: str, model: Path, tmp_path: Path) -> None:
@@ -160,7 +159,6 @@ def test_the_name_of_a_file_in_the_index_is_shown_escaped(name: str, model: Path
     assert escaped(name) in result.stderr
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("field", ["model_type", "expert_dtype", "architectures"])
 @pytest.mark.parametrize("name", FEW.values(), ids=FEW)
 def test_words_of_the_config_are_shown_escaped(name: str, field: str, model: Path) -> None:
@@ -199,7 +197,6 @@ def test_names_of_folders_and_of_strange_files_are_shown_escaped(name: str, leas
     assert_harmless(run("inspect", folder))
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
 def test_json_output_is_json_whatever_the_names_are(name: str, model: Path) -> None:
     add_tensor(model, name)
@@ -216,7 +213,6 @@ def test_a_name_of_megabytes_is_not_printed_whole(model: Path) -> None:
     assert len(result.stdout) + len(result.stderr) < 10_000
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("place", ["template", "pair", "model_type", "architectures"])
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
 def test_names_of_a_family_that_is_not_known_are_shown_escaped(name: str, place: str, tmp_path: Path) -> None:
@@ -264,7 +260,6 @@ def seal(out: Path, **changes: Any) -> None:
     (out / MANIFEST_NAME).write_bytes(Manifest.model_validate_json(json.dumps(document)).sealed().to_bytes())
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
 def test_what_verify_finds_is_shown_escaped(name: str, out: Path) -> None:
     """A rank's file and a manifest that agree on a hostile name, but not on its bytes."""
@@ -293,7 +288,6 @@ LIES = {
 }
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
 def test_a_manifest_that_was_sealed_with_a_lie_is_found_out(lie: Callable[..., Any], out: Path, least: Path) -> None:
     document = json.loads((out / MANIFEST_NAME).read_text())
@@ -322,7 +316,6 @@ def spoil(out: Path, change: Callable[..., Any]) -> None:
     (out / MANIFEST_NAME).write_text(json.dumps(document, indent=1) + "\n")
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("place", ["file", "link", "companion"])
 @pytest.mark.parametrize("name", PATHS, ids=lambda name: ascii(name[:20]))
 def test_a_manifest_names_nothing_outside_its_folder(name: str, place: str, out: Path, opened: list[Any]) -> None:
@@ -435,7 +428,6 @@ def edit(plan_file: Path, change: Callable[..., Any]) -> None:
     plan_file.write_text(json.dumps(document))
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("name", [*PATHS, *FEW.values()], ids=lambda name: ascii(name[:20]))
 def test_a_plan_that_names_other_files_is_refused_and_they_are_not_opened(
     name: str, model: Path, plan_file: Path, tmp_path: Path, opened: list[Any]
@@ -451,7 +443,6 @@ def test_a_plan_that_names_other_files_is_refused_and_they_are_not_opened(
     assert "/etc/passwd" not in opened
 
 
-@pytest.mark.many
 @pytest.mark.parametrize(
     "name", ["/etc/passwd", "../x", "..", "", "x\0", "'; rm -rf /tmp/x; '", *FEW.values()], ids=ascii
 )
@@ -472,7 +463,6 @@ def test_what_a_plan_calls_its_checkpoint_decides_nothing(
         assert (result.exit_code, made) == (ExitCode.USAGE, set())
 
 
-@pytest.mark.many
 @pytest.mark.parametrize(
     "change",
     [
@@ -508,7 +498,6 @@ def test_an_edited_plan_is_refused_and_nothing_is_written(
     assert everything(tmp_path) == before
 
 
-@pytest.mark.many
 @pytest.mark.parametrize(
     "text",
     ['"tp": NaN', '"tp": Infinity', '"tp": 1e999', '"tp": "\\ud800"', '"tp": 2, "tp": 2', '"\\u0074p": 1, "tp": 2',
@@ -523,7 +512,6 @@ def test_tricks_of_json_in_a_plan_are_refused(text: str, model: Path, plan_file:
     assert not (tmp_path / "o").exists()
 
 
-@pytest.mark.many
 @pytest.mark.parametrize(
     "text",
     ["NaN", "-Infinity", "1e999", '"\\ud800"', "true", '"128"', "1.5", "-1", "9" * 5000, "9" * 400,

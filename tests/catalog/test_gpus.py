@@ -36,7 +36,6 @@ def test_amd_ascend_and_gb10_are_those_whose_kernels_are_not_known() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.many
 @pytest.mark.parametrize("engine", ["sglang", "vllm", "trtllm", "reference", "node"])
 @pytest.mark.parametrize("gpu", NOT_VERIFIED)
 def test_of_a_gpu_whose_kernels_are_not_known_nothing_is_verified(engine: str, gpu: str) -> None:
@@ -136,7 +135,6 @@ def test_weights_that_do_not_fit_into_the_memory_given_are_refused() -> None:
     assert [breach.rule for breach in plan_of(tp=16, gpu_memory="40GB").breaches] == ["memory"]
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("engine", ["sglang", "vllm", "trtllm", "reference", "node"])
 def test_memory_is_looked_at_for_every_engine(engine: str) -> None:
     assert plan_of(tp=16, engine=engine, gpu_memory="95GiB", nodes=2).memory is not None

@@ -349,7 +349,6 @@ def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return snapshot
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("by_id", [True, False], ids=["by id", "by folder"])
 def test_a_hub_cache_with_its_links_reads_as_the_files_do(hub: Path, tiny_checkpoint: Path, by_id: bool) -> None:
     checkpoint = read_checkpoint(open_source("some/model" if by_id else str(hub)))

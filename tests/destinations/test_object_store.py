@@ -427,7 +427,6 @@ def test_an_overwriting_that_ended_early_goes_on(
     assert objects(server) == local
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("options", [(), ("--overwrite",)])
 @pytest.mark.parametrize("has_result", [False, True])
 def test_what_is_of_others_is_neither_joined_nor_removed(

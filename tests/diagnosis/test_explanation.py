@@ -146,7 +146,6 @@ def run(*arguments: str | Path, **options: Any) -> Result:
 # --- what is known ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.many
 @pytest.mark.parametrize(("message", "wanted"), MESSAGES, ids=[message[:60] for message, _ in MESSAGES])
 def test_a_message_is_explained_with_its_numbers_and_a_way_out(message: str, wanted: list[str]) -> None:
     explanation = of(message)
@@ -166,7 +165,6 @@ def _refusals(name: Any) -> Iterator[Any]:
 SAID_TO_SGLANG = list(_refusals("sglang/verdicts.json"))
 
 
-@pytest.mark.many
 @pytest.mark.parametrize(
     "entry", SAID_TO_SGLANG, ids=lambda entry: f"{entry['model']}-{entry['tp']}-{entry['error'][:40]}"
 )
@@ -228,7 +226,6 @@ BREACHES = [
 ]
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("model", ["DeepSeek-V4-Pro", "DeepSeek-V4-Flash", "DeepSeek-V3"])
 @pytest.mark.parametrize("tp", [6, 7, 16, 24, 32, 64])
 @pytest.mark.parametrize(("message", "ending"), BREACHES, ids=[message[:40] for message, _ in BREACHES])
@@ -260,7 +257,6 @@ def test_messages_of_no_rule_are_found_by_plain_text_in_them() -> None:
 # --- releases --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("release", RELEASES, ids=lambda release: release.title)
 def test_a_release_by_its_sizes_is_the_release_by_its_headers(release: Release) -> None:
     made, real = inventory_of(release), real_inventory(release.title)[1]
@@ -401,7 +397,6 @@ FORMS = {
 }
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_sixteen_ranks_that_say_the_same_are_one_message(form: str) -> None:
     explanation = of(noise(300) + of_ranks(TRACEBACK, form) + noise(50))
@@ -411,7 +406,6 @@ def test_sixteen_ranks_that_say_the_same_are_one_message(form: str) -> None:
     assert explanation.meaning == (f"shared experts: {SHARED_192}",)
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_a_message_of_several_lines_is_found_between_those_of_other_ranks(form: str) -> None:
     topology = next(message for message, _ in MESSAGES if "topology" in message)
@@ -460,7 +454,6 @@ def test_the_log_says_what_need_not_be_guessed() -> None:
     assert vllm.way.next.endswith("--tp 16 --engine vllm")
 
 
-@pytest.mark.many
 @pytest.mark.parametrize(
     ("said", "dp"),
     [
@@ -488,7 +481,6 @@ def test_vllms_data_parallel_size_is_that_of_its_case() -> None:
     assert [case.options for case in explanation.cases] == ["--tp 16 --dp 2 --engine vllm"]
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("engine", ["sglang", "vllm"])
 @pytest.mark.parametrize(
     "message",

@@ -129,7 +129,6 @@ def five_layers(contract: dict[str, Any], depth: int) -> dict[str, Any]:
     return kept
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("entry", [entry for entry in VLLM if entry["runs"]], ids=lambda entry: entry["name"])
 def test_vllm_files_hold_what_its_classes_declare(entry: dict[str, Any]) -> None:
     request = vllm_request(entry["tp"], entry["ep"], entry["sm"])

@@ -32,7 +32,6 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any
     return write
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.engine}-{case.name}")
 def test_files_hold_what_the_engine_loads(case: Case, checkpoint_of: Callable[..., Any], tmp_path: Path) -> None:
     oracle = read_oracle(committed_path(case))

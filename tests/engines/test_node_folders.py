@@ -123,7 +123,6 @@ def flip(path: Path, offset: int = -1) -> None:
 # --- what the folders hold -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.many
 @pytest.mark.parametrize(("tp", "nodes", "dp"), [(4, 2, 1), (2, 2, 1), (4, 4, 1), (8, 2, 1), (8, 4, 8), (8, 8, 2)])
 def test_each_node_has_the_dense_tensors_and_the_experts_of_its_own_ranks(
     model: Path, tmp_path: Path, tp: int, nodes: int, dp: int
@@ -284,7 +283,6 @@ def test_on_another_file_system_they_are_copied_once_and_linked_to_each_other(
     assert verify(tmp_path / "out", open_folder(model)).ok
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV])
 def test_where_nothing_can_be_linked_all_is_copied_and_the_manifest_is_the_same(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
@@ -349,7 +347,6 @@ def test_folders_are_verified_alone_and_against_the_checkpoint(model: Path, tmp_
     }
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("name", ["model-00002-of-00005.safetensors", *DENSE_FILES])
 @pytest.mark.parametrize("node", range(NODES))
 def test_one_flipped_byte_is_found_also_in_a_file_that_is_the_checkpoints_own(
@@ -389,7 +386,6 @@ def test_the_experts_of_all_nodes_add_up_with_the_shared_one_once(model: Path, t
 # --- nodes as ranks ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("node", range(NODES))
 def test_a_nodes_share_is_its_folder_and_no_other(model: Path, tmp_path: Path, node: int) -> None:
     split(model, tmp_path / "all")
@@ -412,7 +408,6 @@ def test_there_are_as_many_ranks_as_nodes(model: Path, tmp_path: Path) -> None:
 # --- plan and refusals ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.many
 @pytest.mark.parametrize(
     ("wanted", "rule", "reason"),
     [
@@ -447,7 +442,6 @@ def test_one_node_needs_the_checkpoint_as_it_is(model: Path, tmp_path: Path) -> 
         split(model, tmp_path / "out", nodes=1)
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("wanted", [{}, {"dp": 16}, {"a2a": "deepep"}, {"gpu": "b200"}, {"nodes": 4}])
 @pytest.mark.parametrize("name", [PRO, FLASH, V3, V32])
 def test_a_plan_is_sglangs_for_the_same_gpus(name: str, wanted: dict[str, Any]) -> None:

@@ -64,7 +64,6 @@ def reference_plan(model: str, **wanted: Any) -> Plan:
 # --- bytes ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("mp", [1, 2, 4, 8])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rank_files_are_the_oracles_byte_by_byte(
@@ -232,7 +231,6 @@ def test_what_does_not_divide_is_refused_in_numbers_and_in_the_converters_words(
 
 
 @pytest.mark.slow
-@pytest.mark.many
 @pytest.mark.parametrize(
     ("wanted", "rule"),
     [

@@ -121,7 +121,6 @@ def test_the_compatibility_table_is_whole() -> None:
     assert all(len(row) == len(COLUMNS) for rows in TABLE.values() for row in rows.values())  # type: ignore[attr-defined]
 
 
-@pytest.mark.many
 @pytest.mark.parametrize(("model", "tp", "column", "cell"), CELLS)
 def test_the_compatibility_table_holds_cell_by_cell(
     model: str, tp: int, column: str, cell: tuple[str, ...] | float | None
@@ -224,7 +223,6 @@ def test_all_of_sglangs_verdicts_are_here() -> None:
     assert len([entry for entry in VERDICTS if entry["sm"] == 90]) == 235
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("entry", VERDICTS, ids=short)
 def test_sglang_says_what_it_said_when_it_was_run(entry: dict[str, Any]) -> None:
     breaches = breaches_of(five_layers(entry), sglang_request(entry))
@@ -238,7 +236,6 @@ def test_sglang_says_what_it_said_when_it_was_run(entry: dict[str, Any]) -> None
         assert quotes == []
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("entry", SGLANG_CONTRACTS, ids=short)
 def test_a_rank_of_sglang_holds_the_bytes_that_its_model_declares(entry: dict[str, Any]) -> None:
     inventory = five_layers(entry)
@@ -249,7 +246,6 @@ def test_a_rank_of_sglang_holds_the_bytes_that_its_model_declares(entry: dict[st
         assert bytes_by_module(inventory, at, TARGET) == entry["bytes"]
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("entry", [e for e in SGLANG_CONTRACTS if "fp8" in e["model"] and e["sm"] == 90], ids=short)
 def test_a_rank_of_sglang_on_hopper_holds_as_much_of_an_fp8_re_release(entry: dict[str, Any]) -> None:
     """They store o_a in BF16, which is what SGLang makes of it on Hopper anyway."""
@@ -344,7 +340,6 @@ def test_a_rank_of_vllm_holds_the_bytes_that_its_model_declares(entry: dict[str,
         assert bytes_by_module(inventory, at, TARGET) == entry["bytes"]
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("entry", VLLM_CONTRACTS, ids=short)
 def test_vllm_refuses_what_builds_and_cannot_run_and_nothing_else(entry: dict[str, Any]) -> None:
     breaches = breaches_of(vllm_inventory(entry), vllm_request(entry))
@@ -381,7 +376,6 @@ def test_a_backend_that_vllm_takes_is_taken_with_the_bytes_that_it_declares(entr
     assert (at.shared == "whole") == entry["sequence_parallel"]
 
 
-@pytest.mark.many
 @pytest.mark.parametrize(
     "entry",
     [e for e in VLLM_BACKENDS if "error" in e and "when none is available" not in e["error"]],
@@ -569,7 +563,6 @@ def test_an_engine_states_each_rule_once(engine: str, family: Family) -> None:
     assert len(names) == len(set(names))
 
 
-@pytest.mark.many
 @pytest.mark.parametrize(("engine", "rule", "wanted", "changes"), BROKEN_RULES)
 def test_a_broken_rule_is_told_with_its_words(
     engine: str, rule: str, wanted: dict[str, Any], changes: dict[str, Any]
@@ -631,7 +624,6 @@ def test_there_is_a_case_for_every_rule(engine: str) -> None:
     assert {rule.name for rule in find_engine(engine).rules} == tested
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("model", [PRO, FLASH, PRO_FP8])
 @pytest.mark.parametrize("gpu", ["h200", "b200", "rtx-pro-6000"])
@@ -646,7 +638,6 @@ def test_whatever_no_rule_refuses_can_be_weighed(engine: str, model: str, gpu: s
                     assert rank_nbytes(inventory, choice.deployment) > 0
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("vocab", [129_281, 1000, 128, 64, 1])
 def test_any_vocabulary_is_weighed_or_refused(engine: str, vocab: int) -> None:

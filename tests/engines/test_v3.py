@@ -86,7 +86,6 @@ def sglang_request(entry: dict[str, Any]) -> Request:
     )  # fmt: skip
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("entry", PLANNED, ids=short)
 def test_sglang_says_what_it_said_when_it_was_run(entry: dict[str, Any]) -> None:
     quotes = said(inventory_for(entry), sglang_request(entry))
@@ -98,7 +97,6 @@ def test_sglang_says_what_it_said_when_it_was_run(entry: dict[str, Any]) -> None
         assert quotes == []
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("entry", [entry for entry in PLANNED if "bytes" in entry], ids=short)
 def test_a_rank_of_sglang_holds_the_bytes_that_its_model_declares(entry: dict[str, Any]) -> None:
     inventory = inventory_for(entry)
@@ -142,7 +140,6 @@ def vllm_request(entry: dict[str, Any]) -> Request:
     return Request(entry["tp"], ep=ep, engine="vllm", runner=runner, gpu=GPU_OF_SM[entry["sm"]])
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("entry", VLLM, ids=short)
 def test_vllm_says_what_it_said_when_it_was_run(entry: dict[str, Any]) -> None:
     quotes = said(inventory_for(entry), vllm_request(entry))
@@ -155,7 +152,6 @@ def test_vllm_says_what_it_said_when_it_was_run(entry: dict[str, Any]) -> None:
         assert quotes == []
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("entry", [entry for entry in VLLM if "bytes" in entry], ids=short)
 def test_a_rank_of_vllm_holds_the_bytes_that_its_model_declares(entry: dict[str, Any]) -> None:
     inventory = inventory_for(entry)
@@ -184,7 +180,6 @@ def test_what_was_not_held_against_vllm_is_refused() -> None:
 # --- inspect, plan and reshard at full size ------------------------------------------------------------------------
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("model", [V3, V32])
 @pytest.mark.parametrize(
     ("tp", "engine", "verdict", "rule"),
@@ -208,7 +203,6 @@ def inspection_of(model: str) -> Any:
     return inspect(*inventory_of(model), (1, 2, 4, 8, 16, 32))
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("model", [V3, V32])
 @pytest.mark.parametrize("tp", [8, 16])
 @pytest.mark.parametrize("engine", ["sglang", "vllm", "reference"])

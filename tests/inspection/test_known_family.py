@@ -139,7 +139,6 @@ MATRIX |= {
 }
 
 
-@pytest.mark.many
 @pytest.mark.parametrize(
     ("model", "tp", "engine", "due"),
     [(model, tp, engine, due) for (model, tp), row in MATRIX.items() for engine, due in row.items()],  # type: ignore[attr-defined]
@@ -208,7 +207,6 @@ def dimension_of(model: str, row: str) -> DimensionRow:
     return dimension
 
 
-@pytest.mark.many
 @pytest.mark.parametrize(("model", "row", "cells"), ROWS)
 def test_dimensions_divide_as_in_the_table(model: str, row: str, cells: list[str]) -> None:
     dimension = dimension_of(model, row)
@@ -221,7 +219,6 @@ def test_dimensions_divide_as_in_the_table(model: str, row: str, cells: list[str
     assert dimension.units == int(cells[0])
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("model", REAL_MODELS)
 def test_units_are_as_many_as_scales_where_there_are_scales(model: str) -> None:
     for dimension in inspection_of(model).dimensions:
@@ -318,7 +315,6 @@ def test_a_tp_that_means_nothing_is_refused(tp: int) -> None:
         inspect(*demo(), (1, tp))
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("tp", [5, 7, 48, 100, 1000, 4096])
 def test_any_tp_has_its_cells(tp: int) -> None:
     assert [cell.engine for cell in inspect(*inventory_of(FLASH), (tp,)).matrix] == list(serving())

@@ -348,7 +348,6 @@ ODD: dict[str, Any] = [  # type: ignore[assignment]
 ]
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("value", ODD, ids=lambda value: str(value)[:12])
 @pytest.mark.parametrize(
     "path",

@@ -119,7 +119,6 @@ def test_no_name_that_a_dialect_does_not_have_is_translated(tool: str, name: str
     assert found is None or known
 
 
-@pytest.mark.many
 @pytest.mark.parametrize(
     "name",
     [
@@ -167,7 +166,6 @@ def told(plan: Plan) -> dict[str, Any]:
     return document | {"modules": sorted(document["modules"], key=lambda row: (row["part_of"], row["role"]))}
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_an_inventory_is_that_of_the_native_checkpoint(folders: dict[str, Path], dialect: str) -> None:
     checkpoint, inventory = open_folder(folders[dialect])
@@ -205,7 +203,6 @@ def test_plan_and_rank_files_are_those_of_the_native_checkpoint(
     assert made[True] == made[False]
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_node_folders_have_native_names_and_are_no_links(
     folders: dict[str, Path], tmp_path: Path, dialect: str
@@ -331,7 +328,6 @@ OWN = {
 """A name that no other dialect has."""
 
 
-@pytest.mark.many
 @pytest.mark.parametrize(("mostly", "stray"), [(one, other) for one in OWN for other in OWN if one != other])
 def test_a_name_of_another_dialect_is_refused_by_name(mostly: str, stray: str) -> None:
     most = SMALL if mostly == "native" else renamed(SMALL, mostly, SMALL_LAYERS)

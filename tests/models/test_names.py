@@ -54,7 +54,6 @@ def test_the_shapes_of_the_table_are_those_of_the_real_checkpoints(model: str) -
             assert due == logical_shape(dtype, shape, at.role.module is Module.ROUTED), name
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("model", REAL_MODELS)
 def test_a_layer_of_a_real_checkpoint_has_what_its_place_says_and_nothing_else(model: str) -> None:
     _, inventory = inventory_of(model)

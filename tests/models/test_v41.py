@@ -233,7 +233,6 @@ def test_each_node_has_the_dense_tensors_and_its_experts_of_the_layers_and_of_th
     assert check_numerics([tmp_path / "out"], checkpoint, inventory).ok
 
 
-@pytest.mark.many
 @pytest.mark.parametrize(("rule", "wanted", "changes"), [
     ("ep-tp", {"ep": 2}, {}),
     ("options", {"runner": "marlin"}, {}),
@@ -393,7 +392,6 @@ def test_v41_flash_goes_to_eight_ranks_and_no_further() -> None:
     assert runs == [1, 2, 4, 8]
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("config", [v41_config(), dspark_config()])
 def test_the_written_config_has_as_many_mtp_layers_as_there_are(config: dict[str, Any], tmp_path: Path) -> None:
     folder = write(tmp_path / "model", config, 5)

@@ -149,7 +149,6 @@ def test_v3_on_sixteen_ranks_has_a_block_each() -> None:
     assert (found.size, found.blocks, found.step, found.fits) == (2048, 16, 128, True)
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("engine", ["sglang", "vllm", "reference", "node", "trtllm"])
 @pytest.mark.parametrize("model", [PRO, FLASH, V3])
 @pytest.mark.parametrize("tp", [1, 2, 4, 8, 16])
@@ -177,7 +176,6 @@ def _refusals() -> list[dict[str, Any]]:
     return list(said.values())
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("entry", _refusals(), ids=lambda e: f"{e['model']}-tp{e['tp']}-ep{e['ep']}-{e['runner']}")
 def test_a_cut_falls_inside_a_block_where_sglang_itself_refused_one(entry: dict[str, Any]) -> None:
     runner = entry["runner"] if entry["runner"] != "auto" else None

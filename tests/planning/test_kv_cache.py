@@ -42,7 +42,6 @@ def printed_by_sglang(model: str, swa_ratio: float, *, speculative: bool, ratios
     return float(growth(config, entry)) + swa_ratio * (window + state_4 + state_128)
 
 
-@pytest.mark.many
 @pytest.mark.parametrize(("expected", "model", "swa_ratio", "options"), [
     # 0.5.12.post1, H800, TP 16 PP 2 and TP 8 PP 4: "bytes_per_full_token 23,749.84", swa_full_tokens_ratio 0.1
     (23749.84, PRO, 0.1, {"speculative": False, "ratios": 62}),
@@ -94,7 +93,6 @@ def test_v3_keeps_its_latent_in_bf16() -> None:
     assert bytes_per_token(context_of(V3, tp=8)) == 70_272
 
 
-@pytest.mark.many
 @pytest.mark.parametrize(("model", "wanted"), [
     (PRO, {"engine": "trtllm"}), (V3, {"engine": "reference"}), (V32, {"engine": "sglang"}),
     (V41, {"engine": "reference"}), (PRO, {"gpu": "mi300x"}), (PRO_NVFP4, {"engine": "trtllm"}),

@@ -184,7 +184,6 @@ def test_vllm_says_how_many_ranks_hold_an_expert_more(ranks: int) -> None:
     )
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(("model", "tp"), [(PRO, 16), (PRO, 8), (FLASH, 8), (FLASH, 1)])
 def test_the_rows_of_a_plan_add_up_to_its_totals(engine: str, model: str, tp: int) -> None:
@@ -213,7 +212,6 @@ def test_uneven_experts_make_a_heavier_and_a_lighter_rank() -> None:
     assert totals.target_bytes_per_rank_max - totals.target_bytes_per_rank_min == expert
 
 
-@pytest.mark.many
 @pytest.mark.parametrize(("gpu", "nodes"), [(None, 2), ("h200", 2), ("gb200", 4)])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_nodes_are_as_few_as_hold_the_gpus(engine: str, gpu: str | None, nodes: int) -> None:
@@ -250,7 +248,6 @@ def test_flash_on_sixteen_ranks_of_one_attention_is_refused_with_a_way_out() -> 
     assert "`--tp 16 --dp 2`" in str(caught.value.hint)
 
 
-@pytest.mark.many
 @pytest.mark.parametrize(
     ("model", "wanted", "first", "quote"),
     [
@@ -317,7 +314,6 @@ def test_fp8_experts_do_not_fit_an_h20_of_96_gb() -> None:
     assert plan_of(PRO_FP8, tp=16, ep=16, gpu="h200").feasible
 
 
-@pytest.mark.many
 @pytest.mark.parametrize(("wanted", "larger"), [
     ({"tp": 8, "gpu": "h20-96"}, "h20-141"), ({"tp": 8, "gpu_memory": "40GB"}, "h20-141"),
     ({"tp": 8, "gpu": "h100", "engine": "vllm"}, "h20-141"), ({"tp": 4, "gpu": "b200"}, "b300"),
@@ -335,7 +331,6 @@ def test_weights_that_do_not_fit_are_those_of_no_module_and_a_gpu_is_only_named_
         assert plan_of(PRO, **(wanted | {"gpu": larger, "gpu_memory": None})).feasible
 
 
-@pytest.mark.many
 @pytest.mark.parametrize(
     ("wanted", "rule"),
     [
@@ -357,7 +352,6 @@ def test_a_way_of_shared_experts_that_the_engine_does_not_have_is_refused(wanted
     assert plan.alternatives
 
 
-@pytest.mark.many
 @pytest.mark.parametrize(
     ("wanted", "way"),
     [
@@ -397,7 +391,6 @@ INFEASIBLE = [
 ] + [(PRO_FP8, Request(16, ep=16, gpu="h20-96")), (FLASH, Request(16)), (FLASH, Request(2, gpu="h100"))]
 
 
-@pytest.mark.many
 @pytest.mark.parametrize(("model", "request_"), INFEASIBLE)
 def test_every_alternative_makes_a_feasible_plan_of_the_weight_that_it_says(model: str, request_: Request) -> None:
     checkpoint, inventory = inventory_of(model)
@@ -410,7 +403,6 @@ def test_every_alternative_makes_a_feasible_plan_of_the_weight_that_it_says(mode
         assert plan.deployment.world == alternative.gpus
 
 
-@pytest.mark.many
 @pytest.mark.parametrize(("wanted", "nearest"), [
     ({"tp": 9}, ("--tp 8", "--tp 6 --dp 3", "--tp 4")),
     ({"tp": 7}, ("--tp 6 --dp 3", "--tp 4", "--tp 3 --dp 3")),
@@ -441,7 +433,6 @@ def test_alternatives_of_the_reference_fit_with_the_mtp_block_that_it_loads_too(
         assert make_plan(checkpoint, inventory, request_of(alternative.options, request)).feasible
 
 
-@pytest.mark.many
 @pytest.mark.parametrize(("engine", "gpus"), [
     ("sglang", (None, "h100", "b200", "rtx-pro-6000")), ("node", ("gb200", None)), ("vllm", (None, "b200")),
     ("reference", (None, "b200")),
@@ -805,7 +796,6 @@ PAYLOADS = [
 ]
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("wanted", PAYLOADS, ids=str)
 @pytest.mark.parametrize("experts", ["FP4", "FP8"])
 def test_the_bytes_of_a_rank_are_exactly_those_of_its_files(experts: str, wanted: dict[str, Any]) -> None:

@@ -37,7 +37,6 @@ def every_option(result: Search) -> set[str]:
 # --- deployments that SGLang's cookbook, vLLM's recipes and pull requests give ---------------------------------------
 
 
-@pytest.mark.many
 @pytest.mark.parametrize(("model", "gpus", "gpu", "engine", "options", "flags"), DEPLOYMENTS)
 def test_a_deployment_that_others_run_is_found_for_its_hardware_with_its_flags(
     model: str, gpus: int, gpu: str, engine: str, options: dict[str, Any], flags: list[str]
@@ -101,7 +100,6 @@ def test_a_layouts_numbers_are_those_of_its_plan(model: str, gpus: int, gpu: str
         assert layout.deployment.world == plan.deployment.world == gpus
 
 
-@pytest.mark.many
 @pytest.mark.parametrize(("model", "gpus", "gpu"), [(PRO, 16, "h20-96"), (PRO, 8, "h100"), (FLASH, 12, None)])
 def test_what_fits_comes_first_and_then_the_lightest(model: str, gpus: int, gpu: str | None) -> None:
     layouts = found(model, gpus, gpu).layouts
@@ -110,7 +108,6 @@ def test_what_fits_comes_first_and_then_the_lightest(model: str, gpus: int, gpu:
     )
 
 
-@pytest.mark.many
 @pytest.mark.parametrize(("model", "gpus", "gpu"), [(PRO, 16, "h20-96"), (FLASH, 8, "b200"), (PRO_FP8, 16, "h200")])
 def test_no_layout_stands_twice_and_all_are_whole_deployments(model: str, gpus: int, gpu: str) -> None:
     inventory = inventory_of(model)[1]
@@ -121,7 +118,6 @@ def test_no_layout_stands_twice_and_all_are_whole_deployments(model: str, gpus: 
     assert len({choice.deployment for choice in deployments}) == len(options)
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("wanted", [
     {"dp": 2, "ep": 4}, {"dp": 16, "ep": 16}, {"ep": 2, "runner": "marlin"}, {"a2a": "megamoe", "dp": 4},
     {"engine": "vllm", "tp": 4, "dp": 4}, {"engine": "vllm", "tp": 2, "dp": 8, "ep": 16},
@@ -251,7 +247,6 @@ def test_layouts_that_fit_are_ranked_by_what_is_asked_for(by: str, key: Callable
     assert every_option(result) == every_option(found(PRO, 16, "h20-96"))
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("by", RANKINGS)
 def test_ties_are_broken_by_weights_tokens_copies_then_bytes_sent(by: str) -> None:
     keys = {

@@ -94,7 +94,6 @@ def test_reshard_then_merge_is_the_identity_on_what_the_ranks_keep(case: Case) -
         assert verify(merged).ok
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("tp", [2, 4, 8])
 @pytest.mark.parametrize("source", ["model", "bf16"])
 def test_node_folders_merge_into_the_very_files(
@@ -120,7 +119,6 @@ READS_BF16 = [layout for layout, request in LAYOUTS.items() if request.engine !=
 KEEPS_O_A = ("vllm", "vllm-ep", "node")
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("layout", READS_BF16)
 def test_every_file_is_the_checkpoints_own_where_wo_a_is_bf16(layout: str, bf16: Path, tmp_path: Path) -> None:
     shard(bf16, tmp_path / "ranks", LAYOUTS[layout])
@@ -130,7 +128,6 @@ def test_every_file_is_the_checkpoints_own_where_wo_a_is_bf16(layout: str, bf16:
     assert found.keys() - contents(bf16).keys() == {"manifest.json"}
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_what_is_not_as_it_was_is_said_and_nothing_else_differs(layout: str, model: Path, tmp_path: Path) -> None:
     shard(model, tmp_path / "ranks", LAYOUTS[layout])

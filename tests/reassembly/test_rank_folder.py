@@ -120,7 +120,6 @@ def attempt(folder: Path) -> None:
 # --- ranks that are missing, or too many ---------------------------------------------------------------------------
 
 
-@pytest.mark.many
 @pytest.mark.parametrize(
     ("layout", "gone", "said"),
     [
@@ -195,7 +194,6 @@ def test_copies_of_a_file_that_all_ranks_share_are_compared(ranks: Callable[[str
         attempt(folder)
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("layout", ["reference", "sglang", "vllm", "node"])
 def test_a_byte_that_one_rank_alone_has_is_held_against_the_manifest(layout: str, ranks: Callable[[str], Path]) -> None:
     folder = ranks(layout)
@@ -349,7 +347,6 @@ def test_a_merged_checkpoint_that_lost_its_index_is_no_ranks(ranks: Callable[[st
 # --- DeepSeek's converter ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("expert_dtype", ["fp4", "fp8"])
 @pytest.mark.parametrize("tp", [1, 2, 4, 8])
 def test_files_of_the_converter_merge_into_what_they_hold(

@@ -34,7 +34,6 @@ def test_the_layouts_are_of_all_engines() -> None:
     assert {request.engine for _, request in RUNNING} == {"sglang", "vllm", "reference", "trtllm", "node"}
 
 
-@pytest.mark.many
 @pytest.mark.parametrize(("model", "request_"), RUNNING)
 def test_the_kinds_of_a_ranks_bytes_add_up_to_the_plans(model: str, request_: Request) -> None:
     checkpoint, inventory = inventory_of(model)

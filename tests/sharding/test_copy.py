@@ -166,7 +166,6 @@ def test_an_empty_recipe_does_nothing(tmp_path: Path) -> None:
 # --- conversions, padding, repeats, pieces -------------------------------------------------------------------------
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("chunk", CHUNKS)
 @pytest.mark.parametrize("axis", [0, 1, None])
 @pytest.mark.parametrize("dtype", TARGETS)
@@ -197,7 +196,6 @@ def test_a_table_with_a_value_beyond_32_bits_is_refused(value: int, workers: int
         copy(work.recipe, work.source, work.sink(), workers)
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("chunk", CHUNKS)
 @pytest.mark.parametrize(("pad_cols", "pad_rows"), [(0, 3), (5, 0), (5, 3)])
 @pytest.mark.parametrize(("dtype", "conversion", "fill"), [

@@ -40,7 +40,6 @@ def test_the_same_checkpoint_gives_the_same_bytes(tiny_checkpoint: Path, folder:
     assert first == second
 
 
-@pytest.mark.many
 @pytest.mark.parametrize(
     ("entries", "said"),
     [

@@ -70,7 +70,6 @@ def joined(reads: list[Span]) -> list[tuple[str, int, int]]:
     return runs
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("seed", range(20))
 def test_what_is_said_is_what_is_read_in_that_order(seed: int, tmp_path: Path) -> None:
     work = random_work(tmp_path / "work", seed, 12)

@@ -87,6 +87,7 @@ def origins(case: Case, landing: Destination) -> dict[int, Slice]:
     return found
 
 
+@pytest.mark.slow
 @settings(max_examples=90)
 @given(cases_with_ranks())
 def test_pieces_tile_each_tensor_and_tensors_each_file_without_overlap_or_hole(
@@ -154,6 +155,7 @@ def test_dtypes_change_by_a_conversion_or_not_at_all_but_in_name(case: Case) -> 
                     assert dtype in {step.source.dtype, {"I8": "F4"}.get(step.source.dtype), "U8"}
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(cases())
 def test_ranks_hold_each_source_byte_once_or_all_of_a_tensor_each(case: Case) -> None:

@@ -151,7 +151,6 @@ def test_a_run_may_end_early_many_times(small: Path, expected: dict[str, bytes],
     assert contents(tmp_path / "out") == expected
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("engine", ["sglang", "node"])
 def test_a_run_with_links_is_gone_on_with(engine: str, tmp_path: Path) -> None:
     model = write_checkpoint(tmp_path / "model", DEMO_CONFIG, 5)

@@ -88,7 +88,6 @@ def assert_shards(out: Path, expected: list[dict[str, torch.Tensor]], scratch: P
         assert path.read_bytes() == scratch.read_bytes()
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("expert_dtype", ["fp4", "fp8"])
 @pytest.mark.parametrize("mp", [1, 2, 4, 8])
 def test_rank_files_are_the_oracles_byte_by_byte(
@@ -210,7 +209,6 @@ def test_fp8_blocks_that_are_not_128_are_decoded_right_or_refused(
         assert raw(found[name]) == raw(part)
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("expert_dtype", ["fp4", "fp8"])
 def test_any_number_of_workers_writes_the_same_bytes(expert_dtype: str, small: Path, tmp_path: Path) -> None:
     results = []

@@ -448,7 +448,6 @@ STAYING = {
 }
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("name", STAYING)
 def test_what_stays_is_told_once(name: str, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.1)
@@ -545,7 +544,6 @@ def test_rank_files_of_every_layout_are_those_of_the_folder(
     assert_same_weights(tmp_path / "out", tmp_path / "local")
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("ranks", ["0-3", "0", "1-2", "0,3"])
 @pytest.mark.parametrize("engine", ["sglang", "reference", "node"])
 def test_no_more_comes_than_the_ranks_need(

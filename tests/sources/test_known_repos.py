@@ -33,7 +33,6 @@ def test_repositories_of_both_caches_are_found_by_name(home: Path) -> None:
     assert cached.cached_repos() == ["org/a", "org/b--c", "org/kept"]
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("variables", [
     {}, {"HF_HOME": "{}/home"}, {"HF_HUB_CACHE": "{}/hub"}, {"HUGGINGFACE_HUB_CACHE": "{}/old"},
     {"HF_HOME": "~/x", "HOME": "{}"}, {"HF_HUB_CACHE": "$HERE/hub", "HERE": "{}"}, {"HF_HOME": "$HERE", "HERE": "{}"},

@@ -221,7 +221,6 @@ def test_a_body_that_breaks_off_is_gone_on_with_where_it_did(
     assert weights(tmp_path / "afar") == weights(tmp_path / "here")
 
 
-@pytest.mark.many
 @pytest.mark.parametrize(
     ("fault", "error", "said"),
     [
@@ -270,7 +269,6 @@ def test_a_stall_ends_with_the_time_that_the_environment_gives(
     assert server.faults[0].hits >= 3
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("route", ["list", "get"])
 @pytest.mark.parametrize("status", [408, 429, 502, 503])
 def test_what_lasts_a_moment_is_no_fault(server: "StoreServer", route: str, status: int) -> None:

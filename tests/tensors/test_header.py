@@ -361,7 +361,6 @@ def test_tables_agree_with_the_library(case: str) -> None:
     assert_at_least_as_strict((REFUSED | ACCEPTED)[case][0])
 
 
-@pytest.mark.many
 @pytest.mark.parametrize(
     "value",
     [

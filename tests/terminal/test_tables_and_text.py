@@ -129,7 +129,6 @@ def test_a_command_fits_the_width_and_says_the_same_in_ascii_and_in_colours(
     assert command.startswith(("help", "reshard")) or "\x1b[" in coloured
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("command", ["inspect", "plan, broken", "verify, damaged"])
 def test_no_color_leaves_no_colour_and_lc_all_c_no_signs(command: str, place: Path) -> None:
     """What is bold or dim stays so: NO_COLOR is about colours."""
@@ -295,7 +294,6 @@ Dense MLP: 144 blocks of 128 do not fall into 32
 """
 
 
-@pytest.mark.many
 @pytest.mark.parametrize(
     ("model", "request_", "picture"),
     [

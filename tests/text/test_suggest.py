@@ -68,7 +68,6 @@ def test_a_name_that_is_not_known_is_a_usage_error_that_names_what_was_meant(
     assert hint.startswith(f"  {meant}")
 
 
-@pytest.mark.many
 @pytest.mark.parametrize(("arguments", "verdict"), [
     (("--runner", "triton_unfused"), "Does not run"),
     (("--engine", "reference", "--runner", "marlin"), "Does not run"),

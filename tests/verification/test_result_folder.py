@@ -199,7 +199,6 @@ def test_left_out_tensors_are_accounted_for(model: Path, tmp_path: Path) -> None
         assert sum(found.accounts.values()) == len(tensors)
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("ranks", [(0, 1), (3,), (1, 2, 3)])
 @pytest.mark.parametrize("expert_dtype", ["fp4", "fp8"])
 def test_some_ranks_verify_and_numerics_refuses_them(
@@ -283,7 +282,6 @@ def shared_copy(clean: Path) -> Path:
     return scratch if scratch.exists() else shutil.copytree(clean, scratch)
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("name", COMPANIONS)
 def test_any_flip_in_a_small_file_is_found(name: str, out: Path) -> None:
     size = (out / name).stat().st_size
@@ -312,7 +310,6 @@ def test_a_lost_small_file_is_reported_alone_and_against_the_source(name: str, o
         assert [(p.kind, p.file) for p in found.problems] == [("lost-file", name)]
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("request_", [Request(2, engine="sglang"), Request(2, engine="node", nodes=2)])
 def test_a_damaged_copy_of_a_shared_file_is_named(request_: Request, wide: Path, tmp_path: Path) -> None:
     """File systems without links have a copy of the file for each rank."""
@@ -439,7 +436,6 @@ def test_swapped_rank_files_of_other_sizes_are_named_as_swapped(wide: Path, tmp_
     assert {problem.file for problem in found.problems if "swapped" in problem.message} == {first, last}
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("against", [False, True])
 def test_another_ranks_bytes_under_a_ranks_own_header_are_found(against: bool, wide: Path, tmp_path: Path) -> None:
     reshard_folder(wide, tmp_path / "out", 4)

@@ -40,6 +40,9 @@ _PERMANENT_STATUSES = (501, 505)
 _MIN_PROGRESS_BYTES = 64 << 10
 """A request that breaks off before this many bytes counts as failed."""
 
+_SLOW_SECONDS, _SLOW_BYTES = 15, 15 << 10
+"""A connection that brings fewer bytes in so many seconds is given up, like one that broke off."""
+
 _PERMANENT_FAILURES = ("TooManyRedirects", "UnsupportedProtocol")
 """Exceptions of httpx for which a retry is useless."""
 
@@ -168,7 +171,8 @@ class HubFiles:
         Raises _Moved if the file is no longer there, Transient if no byte came, and Unreachable if `stopped` is set.
         """
         stop = start + len(buffer)
-        done = 0
+        done = before = 0
+        since = time.monotonic()
         try:
             with _request(location, {"Range": f"bytes={start}-{stop - 1}"}) as response:
                 if response.status_code in (_REDIRECTS if location.is_hub else _EXPIRED):
@@ -184,6 +188,10 @@ class HubFiles:
                     done += len(chunk)
                     if stopped.is_set():
                         raise Unreachable(f"{name}: nobody waits for it any more")
+                    if (now := time.monotonic()) - since >= _SLOW_SECONDS:
+                        if done - before < _SLOW_BYTES:
+                            break
+                        since, before = now, done
         except Transient:
             if not done:
                 raise

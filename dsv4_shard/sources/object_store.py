@@ -5,10 +5,11 @@ itself retries failed requests, and resumes interrupted bodies.
 """
 
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from threading import Event
+from threading import Event, Thread
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -45,6 +46,12 @@ _MAX_IN_FLIGHT_BYTES = 4 * PART_BYTES
 _MAX_PARTS = 10_000
 """Most parts of an object in S3."""
 
+MAX_OBJECTS = 100_000
+"""Objects that are listed below a URL. A checkpoint has hundreds, a result of 4096 ranks some 20,000."""
+
+_LISTING_SECONDS = 240
+"""Longer than obstore goes on trying a request that fails."""
+
 
 @dataclass(frozen=True, slots=True)
 class Store:
@@ -59,18 +66,53 @@ class Store:
         return "/".join(self.url.split("/")[:3])
 
     def files(self) -> dict[str, Listed]:
-        """Return name → object directly below the URL, without those in its folders."""
-        import obstore
-
-        with self.errors(self.url):
-            return _listed(obstore.list_with_delimiter(self.client)["objects"])
+        """Return name → object directly below the URL, without those in its folders. Raises as `everything` does."""
+        return {name: listed for name, listed in self.everything().items() if "/" not in name}
 
     def everything(self) -> dict[str, Listed]:
-        """Return name → object for all objects below the URL."""
+        """Return name → object for all objects below the URL.
+
+        Raises BadAnswer if there are more than MAX_OBJECTS, or if the store does not end its listing in time.
+        """
         import obstore
 
         with self.errors(self.url):
-            return _listed(entry for page in obstore.list(self.client) for entry in page)
+            return _listed(self._entries(iter(obstore.list(self.client))))
+
+    def _entries(self, pages: "Iterator[Sequence[ObjectMeta]]") -> "Iterator[ObjectMeta]":
+        """Yield the entries of a listing within its limits. A store may send empty pages, or the same one, for ever."""
+        seen: set[str] = set()
+        deadline = time.monotonic() + _LISTING_SECONDS
+        while (page := self._next_page(pages, deadline)) is not None:
+            for entry in page:
+                if entry["path"] in seen:
+                    raise BadAnswer(f"{self.url}: lists {short_name(entry['path'])} twice")
+                seen.add(entry["path"])
+                yield entry
+            if len(seen) > MAX_OBJECTS:
+                raise BadAnswer(
+                    f"{self.url}: lists more than {MAX_OBJECTS:,} objects",
+                    hint="Name the prefix that holds one checkpoint or one result.",
+                )
+
+    def _next_page(self, pages: "Iterator[Sequence[ObjectMeta]]", deadline: float) -> "Sequence[ObjectMeta] | None":
+        """Return the next page, None after the last. A thread fetches it, and is left behind at the deadline."""
+        answer: list[Sequence[ObjectMeta] | BaseException | None] = []
+
+        def fetch() -> None:
+            try:
+                answer.append(next(pages, None))
+            except BaseException as error:
+                answer.append(error)
+
+        thread = Thread(target=fetch, daemon=True)
+        thread.start()
+        thread.join(max(0, deadline - time.monotonic()))
+        if not answer:
+            raise BadAnswer(f"{self.url}: the listing did not end within {_LISTING_SECONDS} seconds")
+        if isinstance(answer[0], BaseException):
+            raise answer[0]
+        return answer[0]
 
     def read(self, name: str, listed: Listed, start: int, buffer: memoryview, stopped: Event) -> None:
         """Fill `buffer` with bytes of an object from `start` on.

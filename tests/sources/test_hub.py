@@ -1,5 +1,6 @@
 """Checkpoints from a Hub on loopback: what is asked, what is kept, and each fault of the way told once."""
 
+import contextlib
 import filecmp
 import json
 import os
@@ -7,9 +8,11 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,7 +38,7 @@ from dsv4_shard.sources import hub_http as hubfiles
 from dsv4_shard.sources import remote_headers as heads
 from dsv4_shard.sources import retry as persistence
 from dsv4_shard.sources.local import LocalSource
-from dsv4_shard.sources.remote import RemoteSource
+from dsv4_shard.sources.remote import Listed, RemoteSource
 from dsv4_shard.tensors.header import LENGTH_BYTES
 
 REPO = "org/name"
@@ -749,3 +752,20 @@ def test_a_listing_with_what_is_no_file_name_is_refused(name: str, hub: HubServe
     entry = SimpleNamespace(rfilename=name, size=1, lfs=None, blob_id="b")
     with pytest.raises(BadAnswer, match="no file name"):
         list(hub_source._listed([entry], "org/name@main"))
+
+
+def test_a_connection_that_brings_next_to_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte now and then keeps every timeout of a connection away."""
+    monkeypatch.setattr(hubfiles, "_SLOW_SECONDS", 0.05)
+
+    def drip() -> Iterator[bytes]:
+        while True:
+            time.sleep(0.01)
+            yield b"x"
+
+    headers = {"Content-Range": "bytes 0-9999/10000"}
+    answer = SimpleNamespace(status_code=206, headers=headers, url="http://hub", iter_raw=drip)
+    monkeypatch.setattr(hubfiles, "_request", lambda *_: contextlib.nullcontext(answer))
+    files = hubfiles.HubFiles("http://hub", REPO, "0" * 40, {"f": Listed(10_000, "x", None)})
+    came = files._read("f", hubfiles._Location("http://hub/f", False), 0, memoryview(bytearray(10_000)), Event())
+    assert 0 < came < 100

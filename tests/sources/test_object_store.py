@@ -1,10 +1,12 @@
 """A checkpoint in an object store is the one in the folder; what is needed is asked once; each fault is said once."""
 
+import itertools
 import json
 import threading
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from support.checkpoints.small import small_config
@@ -458,3 +460,41 @@ def test_shards_in_a_store_are_not_read_as_a_checkpoint(server: "StoreServer") -
     result = run("inspect", "s3://bucket/shards")
     assert result.exit_code == ExitCode.USAGE
     assert "read from folders only" in result.stderr
+
+
+# --- listings without an end ---------------------------------------------------------------------------------------
+
+
+def entries_of(pages: Iterator[list[dict[str, Any]]]) -> list[Any]:
+    return list(stores.Store("s3://bucket/model", cast(Any, None))._entries(cast(Any, pages)))
+
+
+def page(first: int, count: int) -> list[dict[str, Any]]:
+    return [{"path": f"f{number}", "size": 1, "e_tag": '"e"'} for number in range(first, first + count)]
+
+
+def test_a_listing_of_as_many_objects_as_are_read_is_taken_and_one_more_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stores, "MAX_OBJECTS", 30)
+    assert len(entries_of(iter([page(0, 20), page(20, 10)]))) == 30
+    with pytest.raises(BadAnswer, match="lists more than 30 objects"):
+        entries_of(page(n * 10, 10) for n in itertools.count())
+    with pytest.raises(BadAnswer, match="lists more than 30 objects"):
+        entries_of(iter([page(0, 30), page(30, 1)]))
+
+
+def test_a_listing_that_repeats_itself_is_refused() -> None:
+    with pytest.raises(BadAnswer, match="lists f0 twice"):
+        entries_of(page(0, 10) for _ in itertools.count())
+
+
+def test_a_listing_of_empty_pages_ends_at_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "_LISTING_SECONDS", 0.2)
+
+    def pages() -> Iterator[list[dict[str, Any]]]:
+        threading.Event().wait()  # as the client does inside, where no page is handed out
+        yield []
+
+    with pytest.raises(BadAnswer, match=r"did not end within 0\.2 seconds"):
+        entries_of(pages())

@@ -21,6 +21,7 @@ from urllib.parse import urljoin, urlsplit
 
 from dsv4_shard.errors import AccessRefused, BadAnswer, NotFound, ShardError, Unreachable, WriteFailed
 from dsv4_shard.sources.remote import Listed
+from dsv4_shard.sources.response_limits import limited_bodies
 from dsv4_shard.sources.retry import Transient, retry
 from dsv4_shard.text.sanitize import short
 
@@ -273,7 +274,7 @@ def _without_warnings() -> Iterator[None]:
 
 @contextmanager
 def transport_errors(host: str) -> Iterator[None]:
-    """Turn connection failures inside the block into Transient, and offline mode into Unreachable.
+    """Turn connection failures inside the block into Transient, and offline mode into Unreachable; limit bodies.
 
     Raises BadAnswer for failures for which a retry is useless.
     """
@@ -282,7 +283,8 @@ def transport_errors(host: str) -> Iterator[None]:
     # huggingface_hub 1 uses httpx, 2 uses httpx2. Its own error class derives from the one in use.
     http_error: type[Exception] = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
     try:
-        yield
+        with limited_bodies():
+            yield
     except OfflineModeIsEnabled:
         raise Unreachable(
             f"{host}: not asked: HF_HUB_OFFLINE is set",

@@ -1,0 +1,69 @@
+"""Limits on the bodies of the Hub's answers: decoded bytes, encodings and time.
+
+huggingface_hub reads every body whole, also of errors, and unpacks it: 3 MB of gzip may become 3 GB. Its client is the
+process's own, so the limits hold only inside `limited_bodies`, and not for what it does for others.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+from urllib.parse import urlsplit
+
+from dsv4_shard.errors import BadAnswer
+
+MAX_BODY_BYTES = 64 << 20
+"""Largest body, decoded. All headers of V4-Pro, which the Hub serves parsed, have 27 MB."""
+
+MAX_BODY_SECONDS = 300
+"""Longest time for one body. At this limit a body of 64 MiB comes at 220 KiB/s."""
+
+_ENCODINGS = ("", "identity", "gzip", "deflate")
+"""Content encodings that are unpacked. In others, one piece of a body may unpack to more than memory holds."""
+
+_LIMITED: ContextVar[bool] = ContextVar("_LIMITED", default=False)
+
+
+@contextmanager
+def limited_bodies() -> Iterator[None]:
+    """Limit the bodies that huggingface_hub's client reads whole inside the block, in this thread.
+
+    A body beyond a limit raises BadAnswer. Streams that the caller reads piece by piece are not limited.
+    """
+    from huggingface_hub import get_session
+
+    hooks = get_session().event_hooks
+    if _limit not in hooks["response"]:
+        get_session().event_hooks = {**hooks, "response": [*hooks["response"], _limit]}
+    token = _LIMITED.set(True)
+    try:
+        yield
+    finally:
+        _LIMITED.reset(token)
+
+
+def _limit(response: Any) -> None:
+    """Replace the method that reads a response whole. The client calls this before it reads the body."""
+    if _LIMITED.get():
+        response.read = lambda: _read(response)
+
+
+def _read(response: Any) -> bytes:
+    """Read and decode a body within the limits, and leave it where the response's own method would."""
+    if hasattr(response, "_content"):
+        content: bytes = response._content
+        return content
+    host, encoding = urlsplit(str(response.url)).netloc, response.headers.get("Content-Encoding", "").lower()
+    if encoding not in _ENCODINGS:
+        raise BadAnswer(f"{host}: answered in the encoding {encoding[:40]!r}, which nobody asked for")
+    parts, nbytes, deadline = [], 0, time.monotonic() + MAX_BODY_SECONDS
+    for part in response.iter_bytes():
+        parts.append(part)
+        nbytes += len(part)
+        if nbytes > MAX_BODY_BYTES:
+            raise BadAnswer(f"{host}: answered more than {MAX_BODY_BYTES:,} bytes, which no listing has")
+        if time.monotonic() > deadline:
+            raise BadAnswer(f"{host}: the answer did not end within {MAX_BODY_SECONDS} seconds")
+    response._content = b"".join(parts)
+    return b"".join(parts)

@@ -13,7 +13,7 @@ import typer
 
 import dsv4_shard
 from dsv4_shard.catalog.option import names_of
-from dsv4_shard.catalog.request import PlanCommand, SearchOptions, rank_by_alone, refuse_beside_gpus
+from dsv4_shard.catalog.request import PlanCommandOptions, SearchOptions, rank_by_alone, refuse_beside_gpus
 from dsv4_shard.errors import ExitCode, NothingToDo, OutputNotEmpty, UsageError
 from dsv4_shard.explain import ExplainOptions
 from dsv4_shard.inspect import InspectOptions
@@ -116,7 +116,7 @@ def inspect(
 
 @app.command(cls=HelpCommand)
 @reported
-@options.takes(PlanCommand)
+@options.takes(PlanCommandOptions)
 def plan(
     context: typer.Context,
     given: dict[str, Any],

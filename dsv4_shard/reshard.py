@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from dsv4_shard.catalog.request import Layout
+from dsv4_shard.catalog.request import LayoutOptions
 from dsv4_shard.catalog.verb import Later, verb
 from dsv4_shard.errors import NothingToDo, RanksThere, UsageError
 from dsv4_shard.sharding.options import (
@@ -265,7 +265,7 @@ def _planned(
     from dsv4_shard.opening import open_checkpoint, pinned
     from dsv4_shard.planning import check_plan, make_plan, plan_of, request_of
 
-    given = options.given_of(Layout) if options.tp is None else ["tp"]
+    given = options.given_of(LayoutOptions) if options.tp is None else ["tp"]
     if options.plan is not None and given:
         raise UsageError(f"{{plan}} and {{{given[0]}}}: the plan says it already",
                          hint=f"Leave out {as_option(given[0])}, or --plan.",

@@ -135,7 +135,7 @@ class Target(Hardware):
 
 # The fields of the last base come first.
 @dataclass(frozen=True, kw_only=True)
-class Layout(Target, Parallelism):
+class LayoutOptions(Target, Parallelism):
     """All options of a layout except TP."""
 
     shared_experts: Annotated[
@@ -154,7 +154,7 @@ class _FirstTp(Options):
 
 
 @dataclass(frozen=True)
-class Request(Layout, _FirstTp):
+class Request(LayoutOptions, _FirstTp):
     """The parallelism and options that a user asks for; None leaves the choice to the engine."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -167,7 +167,7 @@ class Request(Layout, _FirstTp):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Written(Options):
+class OutputOptions(Options):
     """Options of `plan` and `search` that do not affect the plan."""
 
     refresh: Annotated[bool, REFRESH] = False
@@ -182,7 +182,7 @@ class _Tp(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanOptions(Written, Layout, _Tp):
+class PlanOptions(OutputOptions, LayoutOptions, _Tp):
     """The options of `plan`."""
 
 
@@ -194,7 +194,7 @@ class _Searched(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchOptions(Written, Target, _Searched):
+class SearchOptions(OutputOptions, Target, _Searched):
     """The options of `search`: those of a layout, without the ones that the search varies."""
 
 
@@ -206,12 +206,12 @@ class _Size(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayoutOrSearch(Layout, _Size):
+class LayoutOrSearch(LayoutOptions, _Size):
     """The options of one layout, or of a search for layouts. Only a search accepts several engines."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanCommand(Written, LayoutOrSearch):
+class PlanCommandOptions(OutputOptions, LayoutOrSearch):
     """The options of the command `plan`, which is `plan` or `search`."""
 
 

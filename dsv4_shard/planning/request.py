@@ -4,13 +4,13 @@ from collections.abc import Callable
 
 from dsv4_shard.catalog.option import fields_of, words_of
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
-from dsv4_shard.catalog.request import Layout, Request, Target
+from dsv4_shard.catalog.request import LayoutOptions, Request, Target
 from dsv4_shard.engines import ENGINES, Engine, find_engine
 from dsv4_shard.errors import UsageError
 from dsv4_shard.text.suggest import did_you_mean
 
 
-def request_of(options: Layout) -> Request:
+def request_of(options: LayoutOptions) -> Request:
     """Return the request in the options of a verb, TP included, with the engine's name as in its table.
 
     A runner, all-to-all backend or version that no engine has is refused here. A name that only another engine has is

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from dsv4_shard.catalog.option import Option, Options
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
-from dsv4_shard.catalog.request import ENGINE_NAME, ENGINES_THAT_WRITE, LAYOUT, TP, WRITING, Layout
+from dsv4_shard.catalog.request import ENGINE_NAME, ENGINES_THAT_WRITE, LAYOUT, TP, WRITING, LayoutOptions
 
 if TYPE_CHECKING:
     from dsv4_shard.planning import document
@@ -40,7 +40,7 @@ class UnplannedTp(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanOrLayout(Layout, UnplannedTp, PlanFile):
+class PlanOrLayout(LayoutOptions, UnplannedTp, PlanFile):
     """The layout to write: that of a plan, or the one that the options name."""
 
     engine: Annotated[str, replace(ENGINE_NAME, help=f"{ENGINES_THAT_WRITE}.")] = "sglang"
@@ -63,7 +63,7 @@ class Ranks(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DryRun(Options):
+class DryRunFlag(Options):
     dry_run: Annotated[bool, Option(help="Say what would be written, and stop.", panel=WRITING)] = False
 
 
@@ -91,7 +91,7 @@ class Download(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scratch(Options):
+class ScratchFolder(Options):
     scratch: Annotated[
         str | Path | None,
         Option(
@@ -154,13 +154,13 @@ class ReshardOptions(Told, Jobs, Config, Download, Inexact, Restart, Overwrite, 
 
 @dataclass(frozen=True, kw_only=True)
 class StoreOptions(
-    Told, Jobs, Config, KeepScratch, Scratch, Download, Inexact, Restart, Overwrite, Ranks, PlanOrLayout
+    Told, Jobs, Config, KeepScratch, ScratchFolder, Download, Inexact, Restart, Overwrite, Ranks, PlanOrLayout
 ):
     """The options of `reshard_to_store`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DryRunOptions(Config, Scratch, Restart, Overwrite, Ranks, PlanOrLayout):
+class DryRunOptions(Config, ScratchFolder, Restart, Overwrite, Ranks, PlanOrLayout):
     """The options of `reshard_dry_run`."""
 
 
@@ -173,7 +173,7 @@ class ClusterOptions(Told, Jobs, Config, Inexact, Restart, PlanOrLayout):
 
 @dataclass(frozen=True, kw_only=True)
 class ReshardCommand(
-    Jobs, Config, KeepScratch, Scratch, Download, Inexact, Restart, Overwrite, DryRun, Ranks, PlanOrLayout
+    Jobs, Config, KeepScratch, ScratchFolder, Download, Inexact, Restart, Overwrite, DryRunFlag, Ranks, PlanOrLayout
 ):
     """The options of the command `reshard`, which runs one of four verbs."""
 
@@ -191,7 +191,7 @@ class MergeDryRunOptions(Overwrite, Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergeCommand(Jobs, Restart, Overwrite, DryRun, Config):
+class MergeCommand(Jobs, Restart, Overwrite, DryRunFlag, Config):
     """The options of the command `merge`, which runs `merge` or `merge_dry_run`."""
 
 

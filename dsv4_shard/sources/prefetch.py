@@ -69,7 +69,7 @@ class FetchRange:
         return self.stop - self.start
 
 
-class _Piece(NamedTuple):
+class _BlockPiece(NamedTuple):
     """Bytes that go into blocks: of a span (`is_wanted`), or of a gap that is fetched too."""
 
     file: str
@@ -86,7 +86,7 @@ def blocks(spans: list[Span]) -> Iterator[FetchRange]:
     _WINDOW_BYTES are merged into requests at a time. Small gaps are fetched too, at most 1/64 of the wanted bytes.
     """
     aside_nbytes = sum(span.stop - span.start for span in spans if span.aside)
-    pieces = [_Piece(span.file, span.start, span.stop, True) for span in spans]
+    pieces = [_BlockPiece(span.file, span.start, span.stop, True) for span in spans]
     if aside_nbytes <= MAX_ASIDE_BYTES:
         positions = _positions(spans)
         gaps = list(_gaps(sorted(pieces)))
@@ -112,20 +112,20 @@ def _positions(spans: list[Span]) -> list[int]:
     return positions
 
 
-def _gaps(pieces: list[_Piece]) -> Iterator[_Piece]:
+def _gaps(pieces: list[_BlockPiece]) -> Iterator[_BlockPiece]:
     """Yield the gaps between sorted pieces that are small enough to be fetched too."""
     allowance = sum(piece.stop - piece.start for piece in pieces) // _GAP_SHARE
     file, end = "", 0
     for piece in pieces:
         if piece.file == file and 0 < piece.start - end <= min(allowance, _MAX_GAP_BYTES):
             allowance -= piece.start - end
-            yield _Piece(file, end, piece.start, False)
+            yield _BlockPiece(file, end, piece.start, False)
         file, end = piece.file, max(end, piece.stop) if piece.file == file else piece.stop
 
 
-def _windows(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
+def _windows(pieces: list[_BlockPiece]) -> Iterator[list[_BlockPiece]]:
     """Yield the pieces in order, in lists of about _WINDOW_BYTES."""
-    window: list[_Piece] = []
+    window: list[_BlockPiece] = []
     nbytes = 0
     for piece in pieces:
         window.append(piece)
@@ -136,9 +136,9 @@ def _windows(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
     yield window
 
 
-def _runs(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
+def _runs(pieces: list[_BlockPiece]) -> Iterator[list[_BlockPiece]]:
     """Yield lists of sorted pieces that touch or overlap."""
-    run: list[_Piece] = []
+    run: list[_BlockPiece] = []
     end = 0
     for piece in pieces:
         if run and (piece.file != run[0].file or piece.start > end):
@@ -150,7 +150,7 @@ def _runs(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
         yield run
 
 
-def _cut(run: list[_Piece]) -> Iterator[FetchRange]:
+def _cut(run: list[_BlockPiece]) -> Iterator[FetchRange]:
     """Yield blocks of at most BLOCK_BYTES that cover a run, each with its number of wanted bytes.
 
     A piece that crosses the end of a block counts in both, with its bytes in each.

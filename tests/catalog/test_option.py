@@ -13,7 +13,7 @@ import typer.main
 from typer.testing import CliRunner
 
 from dsv4_shard.catalog.option import Option, Options, fields_of, words_of
-from dsv4_shard.catalog.request import PlanCommand, PlanOptions, Request
+from dsv4_shard.catalog.request import PlanCommandOptions, PlanOptions, Request
 from dsv4_shard.catalog.verb import Hint, in_python, verb
 from dsv4_shard.errors import UsageError
 from dsv4_shard.terminal.help import HelpCommand
@@ -96,7 +96,7 @@ def test_what_is_not_given_is_not_printed_and_text_is_quoted_for_a_shell() -> No
 
 def test_the_lists_of_plan_its_command_and_the_request_name_the_same_options() -> None:
     request = {field.name: field.option for field in fields_of(Request)}
-    for options in (PlanOptions, PlanCommand):
+    for options in (PlanOptions, PlanCommandOptions):
         found = {field.name: field.option for field in fields_of(options)}
         assert request.items() <= found.items()
 

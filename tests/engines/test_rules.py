@@ -143,10 +143,10 @@ def test_the_compatibility_table_holds_cell_by_cell(
         case "pad" | "zero_ranks":
             check_padding(inventory, tp, column, cell)
         case "trtllm":
-            at = deployment(inventory, Request(tp, engine="trtllm"))
-            assert at.shared_parts == cell
-            assert at.shared == ("whole" if cell == 1 else "split" if cell == tp else "subgroup")
-            said = find_engine("trtllm").addition(Context(inventory, at))
+            chosen = deployment(inventory, Request(tp, engine="trtllm"))
+            assert chosen.shared_parts == cell
+            assert chosen.shared == ("whole" if cell == 1 else "split" if cell == tp else "subgroup")
+            said = find_engine("trtllm").addition(Context(inventory, chosen))
             assert f"{cell}/{tp} = {cell / tp:g}" in said or cell == 1
 
 
@@ -239,21 +239,21 @@ def test_sglang_says_what_it_said_when_it_was_run(entry: dict[str, Any]) -> None
 @pytest.mark.parametrize("entry", SGLANG_CONTRACTS, ids=short)
 def test_a_rank_of_sglang_holds_the_bytes_that_its_model_declares(entry: dict[str, Any]) -> None:
     inventory = five_layers(entry)
-    at = deployment(inventory, sglang_request(entry))
+    chosen = deployment(inventory, sglang_request(entry))
     if entry["nextn"]:
-        assert bytes_by_module(inventory, at, (Stage.MTP,)) == without_shared_tables(entry["bytes"])
+        assert bytes_by_module(inventory, chosen, (Stage.MTP,)) == without_shared_tables(entry["bytes"])
     else:
-        assert bytes_by_module(inventory, at, TARGET) == entry["bytes"]
+        assert bytes_by_module(inventory, chosen, TARGET) == entry["bytes"]
 
 
 @pytest.mark.parametrize("entry", [e for e in SGLANG_CONTRACTS if "fp8" in e["model"] and e["sm"] == 90], ids=short)
 def test_a_rank_of_sglang_on_hopper_holds_as_much_of_an_fp8_re_release(entry: dict[str, Any]) -> None:
     """They store o_a in BF16, which is what SGLang makes of it on Hopper anyway."""
     inventory = five_layers(entry, o_a="BF16")
-    at = deployment(inventory, sglang_request(entry))
+    chosen = deployment(inventory, sglang_request(entry))
     stages = (Stage.MTP,) if entry["nextn"] else TARGET
     expected = without_shared_tables(entry["bytes"]) if entry["nextn"] else entry["bytes"]
-    assert bytes_by_module(inventory, at, stages) == expected
+    assert bytes_by_module(inventory, chosen, stages) == expected
 
 
 def test_sglang_cuts_no_fp4_group_in_half() -> None:
@@ -284,29 +284,29 @@ def test_sglangs_check_of_quantized_experts_is_skipped_by_the_variable_and_by_no
 def test_sglang_pads_a_vocabulary_that_the_ranks_do_not_divide(tp: int) -> None:
     """The vocabulary is no rule of SGLang 0.5.23: it is padded to 64 × TP where padding to 64 does not divide."""
     inventory = inventory_of(PRO)[1]
-    at = feasible(inventory, tp=tp, dp=tp)
+    chosen = feasible(inventory, tp=tp, dp=tp)
     head = next(group for group in inventory.groups if group.role is Role.HEAD)
-    held = find_engine("sglang").rank_tensor_of(head, Context(inventory, at))
+    held = find_engine("sglang").rank_tensor_of(head, Context(inventory, chosen))
     assert held is not None
     assert held.shape == (-(-129280 // (64 * tp)) * 64, 7168)
 
 
 def test_auto_is_the_runner_that_sglang_makes_of_it_and_the_command_names_it() -> None:
     inventory = inventory_of(PRO)[1]
-    at = feasible(inventory, tp=8, ep=8, runner="auto")
-    assert at == feasible(inventory, tp=8, ep=8)
+    chosen = feasible(inventory, tp=8, ep=8, runner="auto")
+    assert chosen == feasible(inventory, tp=8, ep=8)
     assert (
         "--moe-runner-backend flashinfer_mxfp4"
-        in find_engine("sglang").launch(Context(inventory, at), "M", True).commands[0]
+        in find_engine("sglang").launch(Context(inventory, chosen), "M", True).commands[0]
     )
 
 
 @pytest.mark.parametrize("a2a", A2A)
 def test_an_all_to_all_backend_keeps_shared_experts_whole_by_itself(a2a: str) -> None:
     inventory = inventory_of(PRO)[1]
-    at = feasible(inventory, tp=16, dp=16, a2a=a2a, gpu="b200")
-    assert (at.ep, at.moe_tp, at.shared, at.runner) == (16, 1, "whole", "auto")
-    launch = find_engine("sglang").launch(Context(inventory, at), "MODEL", False)
+    chosen = feasible(inventory, tp=16, dp=16, a2a=a2a, gpu="b200")
+    assert (chosen.ep, chosen.moe_tp, chosen.shared, chosen.runner) == (16, 1, "whole", "auto")
+    launch = find_engine("sglang").launch(Context(inventory, chosen), "MODEL", False)
     assert "SGLANG_SHARED_EXPERT_TP1" not in launch.environment
     assert f"--moe-a2a-backend {a2a}" in launch.commands[0]
     assert "--ep-size" not in launch.commands[0]
@@ -333,11 +333,11 @@ def vllm_request(entry: dict[str, Any], runner: str | None = None) -> Request:
 @pytest.mark.parametrize("entry", VLLM_CONTRACTS, ids=short)
 def test_a_rank_of_vllm_holds_the_bytes_that_its_model_declares(entry: dict[str, Any]) -> None:
     inventory = vllm_inventory(entry)
-    at = deployment(inventory, vllm_request(entry))
+    chosen = deployment(inventory, vllm_request(entry))
     if entry["mtp"]:
-        assert bytes_by_module(inventory, at, (Stage.MTP,)) == without_shared_tables(entry["bytes"])
+        assert bytes_by_module(inventory, chosen, (Stage.MTP,)) == without_shared_tables(entry["bytes"])
     else:
-        assert bytes_by_module(inventory, at, TARGET) == entry["bytes"]
+        assert bytes_by_module(inventory, chosen, TARGET) == entry["bytes"]
 
 
 @pytest.mark.parametrize("entry", VLLM_CONTRACTS, ids=short)
@@ -367,13 +367,13 @@ def test_a_backend_that_vllm_takes_is_taken_with_the_bytes_that_it_declares(entr
     runner = None if entry["runner"] == "auto" else entry["runner"]
     request = vllm_request(entry, runner)
     assert breaches_of(inventory, request) == []
-    at = deployment(inventory, request)
+    chosen = deployment(inventory, request)
     if runner is None:
-        assert_same_backend(at.runner, entry["backend"])
-    nbytes = bytes_by_module(inventory, at, (Stage.LAYER,))
+        assert_same_backend(chosen.runner, entry["backend"])
+    nbytes = bytes_by_module(inventory, chosen, (Stage.LAYER,))
     for module in (Module.ROUTED, Module.SHARED):
         assert nbytes[module] == 5 * entry["bytes"][module], module
-    assert (at.shared == "whole") == entry["sequence_parallel"]
+    assert (chosen.shared == "whole") == entry["sequence_parallel"]
 
 
 @pytest.mark.parametrize(
@@ -408,8 +408,8 @@ def test_a_rank_of_the_reference_weighs_what_the_converter_writes(
 ) -> None:
     inventory = inventory_of(model)[1]
     for expert_dtype, nbytes in ((None, fp4), ("fp4", fp4), ("fp8", fp8)):
-        at = feasible(inventory, tp=ranks, engine="reference", expert_dtype=expert_dtype)
-        assert rank_nbytes(inventory, at) == nbytes
+        chosen = feasible(inventory, tp=ranks, engine="reference", expert_dtype=expert_dtype)
+        assert rank_nbytes(inventory, chosen) == nbytes
 
 
 @pytest.mark.slow
@@ -422,8 +422,8 @@ def test_a_file_of_the_reference_holds_as_many_tensors_and_bytes_as_the_converte
     model: str, ranks: int, tensors: int, expert_dtype: str, nbytes: int
 ) -> None:
     checkpoint, inventory = inventory_of(model)
-    at = feasible(inventory, tp=ranks, engine="reference", expert_dtype=expert_dtype)
-    (file,) = make_recipe(checkpoint, find_engine("reference"), Context(inventory, at), (ranks - 1,)).files
+    chosen = feasible(inventory, tp=ranks, engine="reference", expert_dtype=expert_dtype)
+    (file,) = make_recipe(checkpoint, find_engine("reference"), Context(inventory, chosen), (ranks - 1,)).files
     assert file.name == f"model{ranks - 1}-mp{ranks}.safetensors"
     assert (len(file.tensors), file.payload) == (tensors, nbytes)
 
@@ -734,6 +734,6 @@ def test_the_config_of_the_reference_is_the_released_one() -> None:
         inventory = inventory_of(model)[1]
         layout = find_engine("reference").layout
         assert layout is not None
-        at = feasible(inventory, tp=4, engine="reference")
-        (content,) = layout.companions(config_of(model), Context(inventory, at)).values()
+        chosen = feasible(inventory, tp=4, engine="reference")
+        (content,) = layout.companions(config_of(model), Context(inventory, chosen)).values()
         assert json.loads(content) == json.loads((DATA / model / "inference_config.json").read_text())

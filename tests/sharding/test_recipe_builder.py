@@ -654,8 +654,8 @@ def test_finer_blocks_of_a_ragged_intermediate_size_cover_what_each_rank_holds()
 @pytest.mark.slow
 def test_the_recipe_of_v4_pro_at_tp16_shares_its_spreads() -> None:
     checkpoint, inventory = inventory_of(PRO)
-    at = feasible(inventory, tp=16, ep=1, engine="sglang")
-    recipe = make_recipe(checkpoint, find_engine("sglang"), Context(inventory, at), tuple(range(16)))
+    chosen = feasible(inventory, tp=16, ep=1, engine="sglang")
+    recipe = make_recipe(checkpoint, find_engine("sglang"), Context(inventory, chosen), tuple(range(16)))
     landings = [landing for step in recipe.steps for landing in step.landings]
     spreads = {id(landing.spread): landing.spread for landing in landings}
     assert sum(len(files) for landing in landings for _, files in landing.spread) > 2_000_000

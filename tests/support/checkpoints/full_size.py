@@ -137,8 +137,8 @@ def deployment(inventory: Inventory, request: Request) -> Deployment:
 
 def breaches_of(inventory: Inventory, request: Request) -> list[Breach]:
     """Every rule that the engine's first choice breaks."""
-    at = deployment(inventory, request)
-    return find_engine(request.engine).breaches(Context(inventory, at))
+    chosen = deployment(inventory, request)
+    return find_engine(request.engine).breaches(Context(inventory, chosen))
 
 
 def feasible(inventory: Inventory, **wanted: Any) -> Deployment:

@@ -1,4 +1,4 @@
-"""The layouts that are held against the engines: every way of cutting a model that an engine has and a CPU can build.
+"""The layouts that are compared with the engines: every way of cutting a model that an engine has and a CPU can build.
 
 Standard library only: the engines' environments import this module too.
 """

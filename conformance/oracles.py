@@ -1,4 +1,4 @@
-"""Oracles from a run of the engine, held against those in tests/data/oracles or written there."""
+"""Oracles from a run of the engine, compared with those in tests/data/oracles or written there."""
 
 import sys
 from collections.abc import Iterable, Iterator

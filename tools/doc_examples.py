@@ -1,4 +1,4 @@
-"""Examples of README.md and docs/: run here, and held against what the pages show, or written into them anew.
+"""Examples of README.md and docs/: run here, and compared with what the pages show, or written into them anew.
 
 A ```console block has commands of dsv4-shard after `$ `, and below each what it prints; a line `...` stands for lines
 that are left out. `; echo $?` after a command shows its exit code. A ```python block is run, and what it prints is in

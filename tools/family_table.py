@@ -3,7 +3,7 @@
     python tools/family_table.py     # does it all again, and writes the table into the document
 
 A small checkpoint of every kind, with real values, is inspected, planned for, written in every layout at TP 2, verified
-against its source, and merged; what comes back is held against the source by the safetensors library.
+against its source, and merged; what comes back is compared with the source by the safetensors library.
 """
 
 import json

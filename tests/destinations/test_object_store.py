@@ -469,7 +469,7 @@ def test_a_manifest_that_is_not_known_is_not_overwritten(server: "StoreServer", 
 
 
 def _while_it_is_put(server: "StoreServer", call: Callable[..., Any]) -> None:
-    """Call this before the listing that the objects are held against."""
+    """Call this before the listing that the objects must match."""
     server.faults.append(Fault("call", route="list", after=2, call=call))
 
 

@@ -323,7 +323,7 @@ def test_the_way_out_is_the_plans() -> None:
 
 
 @pytest.mark.slow
-def test_memory_is_held_against_what_a_rank_weighs() -> None:
+def test_memory_is_compared_with_what_a_rank_weighs() -> None:
     plan = make_plan(*real_inventory(PRO), Request(8, gpu="h20-96"))
     text = "vllm serve deepseek-ai/DeepSeek-V4-Pro --tensor-parallel-size 8\nsglang: no\n"
     way = of(text.replace("vllm", "sglang").replace("tensor-parallel-size", "tp")
@@ -650,7 +650,7 @@ def test_a_checkpoint_at_hand_leaves_no_model_to_guess(tiny_checkpoint: Path) ->
     assert document["way"]["next"] == f"dsv4-shard plan {tiny_checkpoint} --tp 4"
 
 
-def test_a_damaged_checkpoint_is_not_held_against(folder: Path) -> None:
+def test_a_damaged_checkpoint_is_not_compared_with(folder: Path) -> None:
     (folder / "model-00004-of-00005.safetensors").unlink()
     assert run(COLUMN, "--repo", folder).exit_code == ExitCode.CHECKPOINT
 

@@ -1,4 +1,4 @@
-"""What reshard writes is what the engines load: held against oracles from SGLang's and vLLM's own loaders.
+"""What reshard writes is what the engines load: compared with oracles from SGLang's and vLLM's own loaders.
 
 The oracles come from `python -m conformance oracles --update`, which runs the engines; these tests need neither.
 """

@@ -1,4 +1,4 @@
-"""Rules and placements, held against the engines' own verdicts and parameters.
+"""Rules and placements, compared with the engines' own verdicts and parameters.
 
 What the engines said and declared is in `data/sglang` and `data/vllm`, made by `tools/derive_contracts.py`.
 """

@@ -1,4 +1,4 @@
-"""SGLang's and vLLM's rules and placements for V3 and V3.2, held against their own verdicts and parameters.
+"""SGLang's and vLLM's rules and placements for V3 and V3.2, compared with their own verdicts and parameters.
 
 What the engines said and declared is in `data/sglang/v3.json` and `data/vllm/v3.json`; `tools/derive_contracts.py` made
 it from their own runs, with the first four layers of the real models.
@@ -172,7 +172,7 @@ def test_vllm_is_started_without_v4s_options(model: str, tokenizer: bool) -> Non
 
 
 @pytest.mark.slow
-def test_what_was_not_held_against_vllm_is_refused() -> None:
+def test_what_is_not_verified_for_vllm_is_refused() -> None:
     plan = make_plan(*inventory_of(V3), Request(8, ep=16, dp=2, engine="vllm"))
     assert [(breach.rule, breach.consequence) for breach in plan.breaches] == [("dp", "not verified")]
 
@@ -273,6 +273,6 @@ def test_the_rules_that_no_real_model_breaks_alone_have_one_that_does(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["sglang", "vllm", "trtllm"])
-def test_of_a_family_that_an_engine_was_not_held_against_nothing_is_verified(engine: str) -> None:
+def test_a_family_that_an_engine_is_not_verified_for_is_called_so(engine: str) -> None:
     choice = choose(inventory_of(V41)[1], Request(8, engine=engine))
     assert [breach.rule for breach in choice.breaches] == ["family"]

@@ -1,4 +1,4 @@
-"""Names → roles, held against every tensor of the real checkpoints."""
+"""Names → roles, compared with every tensor of the real checkpoints."""
 
 import json
 

@@ -184,9 +184,7 @@ def test_a_part_of_another_shape_or_dtype_is_an_error(
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", [name for name in ENGINES if name != "node"])
 @pytest.mark.parametrize("experts", [None, "fp8", "fp4"])
-def test_engines_that_were_never_held_against_nvfp4_are_refused_with_the_reason(
-    engine: str, experts: str | None
-) -> None:
+def test_engines_not_verified_with_nvfp4_are_refused_with_the_reason(engine: str, experts: str | None) -> None:
     plan = make_plan(*inventory_of(PRO_NVFP4), Request(8, engine=engine, expert_dtype=experts))
     assert plan.breaches[0].rule == "nvfp4"
     assert ("own classes were not run" in plan.breaches[0].reason) is (engine != "reference")

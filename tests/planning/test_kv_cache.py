@@ -1,4 +1,4 @@
-"""KV cache: bytes of a token, held against what engines printed."""
+"""KV cache: bytes of a token, compared with what engines printed."""
 
 from fractions import Fraction
 from io import StringIO

@@ -66,7 +66,7 @@ def test_of_deployments_on_gpus_that_are_not_known_the_search_says_so(
 
 
 @pytest.mark.slow
-def test_nvfp4_on_eight_b200_is_not_found_since_its_runners_were_never_held() -> None:
+def test_nvfp4_on_eight_b200_is_not_found_since_its_runners_are_not_verified() -> None:
     """Dynamo's recipe has it, TP 8 with EP."""
     result = found(PRO_NVFP4, 8, "b200")
     assert (result.engines, result.layouts, result.elsewhere) == ((), (), ())

@@ -195,7 +195,7 @@ def test_copies_of_a_file_that_all_ranks_share_are_compared(ranks: Callable[[str
 
 
 @pytest.mark.parametrize("layout", ["reference", "sglang", "vllm", "node"])
-def test_a_byte_that_one_rank_alone_has_is_held_against_the_manifest(layout: str, ranks: Callable[[str], Path]) -> None:
+def test_a_byte_that_one_rank_alone_has_must_match_the_manifest(layout: str, ranks: Callable[[str], Path]) -> None:
     folder = ranks(layout)
     path = next(iter(sorted(folder.glob("node-1/*00002*")))) if layout == "node" else folder / _own(layout)
     with safe_open(path, "pt") as reader:

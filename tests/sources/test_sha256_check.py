@@ -1,4 +1,4 @@
-"""Files that come whole are held against the SHA-256 of their repository, in whatever order their blocks come."""
+"""Files that come whole are compared with the SHA-256 of their repository, in whatever order their blocks come."""
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""Blocks, splits and rectangles, held against numpy."""
+"""Blocks, splits and rectangles, compared with numpy."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""The strict header reader and the exact writer, held against the safetensors library as the oracle."""
+"""The strict header reader and the exact writer, compared with the safetensors library as the oracle."""
 
 import copy
 import json
@@ -561,7 +561,7 @@ F6 = {"F6_E2M3", "F6_E3M2"}
 """Which torch does not have."""
 
 
-def test_every_dtype_that_torch_has_is_held_against_the_library() -> None:
+def test_every_dtype_that_torch_has_is_read_as_the_library_reads_it() -> None:
     assert set(TORCH) | F6 == set(DTYPE_BITS)
 
 

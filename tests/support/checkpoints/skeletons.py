@@ -21,7 +21,7 @@ def _layers(text: str) -> list[int]:
 def expand(model: str) -> Tensors:
     """Every tensor of `model`: name → (dtype, shape).
 
-    DeepSeek-V3's come from the tables, whose sums are held against the published ones; NVIDIA's are DeepSeek's own with
+    DeepSeek-V3's come from the tables, whose sums equal the published ones; NVIDIA's are DeepSeek's own with
     the experts of the layers in NVFP4.
     """
     if model.endswith("-NVFP4"):

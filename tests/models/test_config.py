@@ -173,7 +173,7 @@ def test_sizes_that_are_not_in_text_config_are_missed_there(nested: Any) -> None
 @pytest.mark.parametrize("model", REAL_MODELS)
 def test_the_config_of_every_known_release_is_read(model: str) -> None:
     document = json.loads((DATA / model / "config.json").read_text())
-    config = parse(document)
+    config, _ = parse_config(json.dumps(document).encode(), WHERE)
     text = document.get("text_config", document)
     assert (config.hidden_size, config.n_routed_experts) == (text["hidden_size"], text["n_routed_experts"])
 

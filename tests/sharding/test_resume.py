@@ -409,6 +409,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # a hundred processes, each as long as the machine takes
 def test_a_process_that_is_killed_a_hundred_times_loses_nothing(
     small: Path, expected: dict[str, bytes], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

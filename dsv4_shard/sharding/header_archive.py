@@ -63,7 +63,7 @@ def read_skeleton(raw: bytes, where: str) -> dict[str, bytes]:
             if sum(map(_packed_nbytes, entries)) + _END_BYTES != len(raw):
                 raise BadSkeleton(f"{where}: damaged: holds bytes that belong to no entry")
             content = {entry.filename: archive.read(entry) for entry in entries}
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError, ValueError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, ValueError, OSError) as error:
         raise BadSkeleton(f"{where}: damaged: {error}") from None
     for entry in entries:
         if len(content[entry.filename]) != entry.file_size:

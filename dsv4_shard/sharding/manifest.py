@@ -196,11 +196,12 @@ def load_manifest(folder: Path) -> Manifest:
     try:
         if not stat.S_ISDIR(folder.stat().st_mode):
             raise UsageError(f"{folder}: not a folder", hint=_NAME_A_RESULT)
+        has_manifest = path.exists()
     except FileNotFoundError:
         raise UsageError(f"{folder}: no such folder", hint=_NAME_A_RESULT) from None
     except OSError as error:
         raise NotAResult(f"{folder}: {error.strerror}") from None
-    if not path.exists():
+    if not has_manifest:
         raise NotAResult(
             f"{folder}: no {MANIFEST_NAME}: not a result of reshard, or one that never finished",
             hint="Nothing in it can be trusted. Run `dsv4-shard reshard` again.",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dsv4_shard.errors import NewerSchema, NotAResult, OutputNotEmpty
 from dsv4_shard.sharding.manifest import Manifest, load_manifest
-from dsv4_shard.storage import MANIFEST_NAME, digest_of, read_regular, refuse_strangers
+from dsv4_shard.storage import MANIFEST_NAME, digest_of_file, refuse_strangers
 
 
 def names_to_overwrite(out: Path) -> frozenset[str]:
@@ -38,7 +38,7 @@ def _refuse_changed(out: Path, manifest: Manifest) -> None:
         except FileNotFoundError:
             continue
         is_own = stat.S_ISREG(found.st_mode) and found.st_size == entry.nbytes
-        if not is_own or digest_of(read_regular(out / entry.name, entry.nbytes)) != entry.digest:
+        if not is_own or digest_of_file(out / entry.name) != entry.digest:
             raise OutputNotEmpty(
                 f"{out / entry.name}: changed since the result was written, not overwritten",
                 hint="Move it away, or remove it, if it is not needed.",

@@ -52,8 +52,7 @@ def _limit(response: Any) -> None:
 def _read(response: Any) -> bytes:
     """Read and decode a body within the limits, and leave it where the response's own method would."""
     if hasattr(response, "_content"):
-        content: bytes = response._content
-        return content
+        return bytes(response._content)
     host, encoding = urlsplit(str(response.url)).netloc, response.headers.get("Content-Encoding", "").lower()
     if encoding not in _ENCODINGS:
         raise BadAnswer(f"{host}: answered in the encoding {encoding[:40]!r}, which nobody asked for")
@@ -65,5 +64,5 @@ def _read(response: Any) -> bytes:
             raise BadAnswer(f"{host}: answered more than {MAX_BODY_BYTES:,} bytes, which no listing has")
         if time.monotonic() > deadline:
             raise BadAnswer(f"{host}: the answer did not end within {MAX_BODY_SECONDS} seconds")
-    response._content = b"".join(parts)
-    return b"".join(parts)
+    response._content = content = b"".join(parts)
+    return content

@@ -76,7 +76,7 @@ def refuse_strangers(folder: Path, known: Collection[str]) -> None:
     if found:
         names = ", ".join(found[:_STRANGERS_SHOWN]) + (" and more" if len(found) > _STRANGERS_SHOWN else "")
         raise OutputNotEmpty(
-            f"{folder}: holds what dsv4-shard did not write, and is not overwritten: {names}",
+            f"{folder}: not overwritten, because dsv4-shard did not write {names}",
             hint="Move it away, or choose another folder.",
         )
 

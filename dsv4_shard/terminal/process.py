@@ -31,7 +31,9 @@ R = TypeVar("R")
 
 
 def reported(function: Callable[P, R]) -> Callable[P, R]:
-    """Turn a ShardError into message, hint and exit code; other exceptions are bugs and keep their traceback.
+    """Turn a ShardError, or an error of the system that names a path, into one message and an exit code.
+
+    Other exceptions are bugs and keep their traceback.
 
     Under `main`, signals raise an exception only in here, since a command may have something to save.
     """

@@ -56,7 +56,7 @@ def sealed_by_others(out: Path) -> None:
 
 
 STRANGERS: dict[str, tuple[Callable[[Path], None], str]] = {
-    "a file": (put("NOTES.md"), r"did not write, and is not overwritten: NOTES\.md$"),
+    "a file": (put("NOTES.md"), r"not overwritten, because dsv4-shard did not write NOTES\.md$"),
     "a file in a folder": (put("logs/server.log"), r"logs/"),
     "a hidden file": (put(".env"), r"\.env"),
     "an empty folder": (lambda out: (out / "cache").mkdir(), r"cache/"),

@@ -6,9 +6,10 @@ writes them, the sink of `verify` compares them with the files on disk.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ import xxhash
 
 from dsv4_shard.errors import InexactCast, SourceChanged
 from dsv4_shard.models import scale_name
+from dsv4_shard.sharding.file_hasher import FileHasher
 from dsv4_shard.sharding.journal import Finished
 from dsv4_shard.sharding.recipe import Fixed, Recipe, Slice, Step, row_runs, spans, stripes
 from dsv4_shard.sources.base import CHUNK_BYTES, OpenFile, Source
@@ -69,6 +71,8 @@ def copy(
     allow_inexact: bool = False,
     finished: Iterable[Finished] = (),
     log: CopyLog | None = None,
+    on_tensor: Callable[[int, str], None] = lambda *_: None,
+    in_order: Collection[str] = (),
 ) -> CopyResult:
     """Run every step of `recipe` except the `finished` ones.
 
@@ -81,13 +85,16 @@ def copy(
         allow_inexact: Let a cast round.
         finished: Steps that an earlier run finished. Their digests are reused.
         log: Records each step that this run finishes.
+        on_tensor: Receives (file number, tensor name) of each output tensor whose bytes were all put, also by an
+            earlier run. Any worker may call it.
+        in_order: Source files that one worker each reads from beginning to end.
 
     Raises:
         InexactCast: A cast rounds and `allow_inexact` is off.
         SourceChanged: A source file changed during the run.
         ShardError: Any other error of a worker; the first one is raised.
     """
-    run = _CopyRun(recipe, sink, on_progress, allow_inexact, log)
+    run = _CopyRun(recipe, sink, on_progress, allow_inexact, log, on_tensor, in_order)
     run.skip(finished)
     with source.reading(files_of(recipe), spans(run.unfinished())) as files:
         run.open(files)
@@ -115,6 +122,13 @@ def _in_threads(run: "_CopyRun", workers: int) -> None:
         future.result()
 
 
+def _batches(steps: Sequence[Step], in_order: Collection[str]) -> Iterator[Sequence[int]]:
+    """The numbers of the steps, one by one, or all at once for a source file in `in_order`."""
+    for file, numbered in groupby(enumerate(steps), key=lambda item: item[1].source.file):
+        numbers = [number for number, _ in numbered]
+        yield from [numbers] if file in in_order else ([number] for number in numbers)
+
+
 def files_of(recipe: Recipe) -> list[str]:
     """Names of the source files that the steps read, sorted."""
     return sorted({one.file for step in recipe.steps for one in (step.source, step.scale) if one})
@@ -130,11 +144,15 @@ class _CopyRun:
         on_progress: Callable[[int], None],
         allow_inexact: bool,
         log: CopyLog | None,
+        on_tensor: Callable[[int, str], None],
+        in_order: Collection[str],
     ) -> None:
         self._recipe = recipe
         self._is_finished = bytearray(len(recipe.steps))
-        self._steps = ((n, step) for n, step in enumerate(recipe.steps) if not self._is_finished[n])
+        self._batches = _batches(recipe.steps, in_order)
         self._log = log
+        self._on_tensor = on_tensor
+        self._slots_left: dict[tuple[int, str], int] = {}
         self._files: Mapping[str, OpenFile] = {}
         self._sink = sink
         self._on_progress = on_progress
@@ -178,21 +196,28 @@ class _CopyRun:
     def work(self) -> None:
         """Take steps until none is left. Each worker allocates its buffer once."""
         buffer = bytearray(CHUNK_BYTES)
-        while not self._stopped:
-            with self._lock:
-                number, step = next(self._steps, (0, None))
-            if step is None:
-                return
-            try:
-                pieces = _pieces_of(step)
-                inexact = self._decode(step, step.transform, pieces) if step.transform else 0
-                if not step.transform:
-                    self._move(step, pieces, buffer)
-                if not self._stopped:
-                    self._finish(number, pieces, inexact)
-            except BaseException:
-                self.stop()
-                raise
+        try:
+            while batch := self._next_batch():
+                for number in batch:
+                    if not self._stopped and not self._is_finished[number]:
+                        self._take(number, buffer)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _next_batch(self) -> Sequence[int]:
+        """The numbers of the next steps for one worker; empty if none are left."""
+        with self._lock:
+            return () if self._stopped else next(self._batches, ())
+
+    def _take(self, number: int, buffer: bytearray) -> None:
+        step = self._recipe.steps[number]
+        pieces = _pieces_of(step)
+        inexact = self._decode(step, step.transform, pieces) if step.transform else 0
+        if not step.transform:
+            self._move(step, pieces, buffer)
+        if not self._stopped:
+            self._finish(number, pieces, inexact)
 
     def _finish(self, number: int, pieces: list["_Piece"], inexact: int) -> None:
         """Record a step after all of its pieces were put."""
@@ -218,6 +243,10 @@ class _CopyRun:
                 room = DIGEST_BYTES * sum(count for count, _ in runs)
                 kept = self._pieces.setdefault((file, tensor), bytearray(room))
                 kept[slot * DIGEST_BYTES : (slot + 1) * DIGEST_BYTES] = digest
+                left = self._slots_left.get((file, tensor), room // DIGEST_BYTES) - 1
+                self._slots_left[file, tensor] = left
+                if left == 0:
+                    self._on_tensor(file, tensor)
 
     def _read(self, name: str, start: int, buffer: memoryview) -> None:
         self._files[name].readinto(start, buffer, once=True)
@@ -420,19 +449,21 @@ def _converted(rows: Bytes, conversion: Conversion | None) -> Bytes:
 
 
 class FileSink:
-    """Writes pieces to staged files. See `Sink`. An entry of None is a file that is complete already."""
+    """Writes pieces to staged files, and has them hashed. See `Sink`. An entry of None is a file that is complete."""
 
-    def __init__(self, files: Sequence[StagedFile | None]) -> None:
+    def __init__(self, files: Sequence[StagedFile | None], hasher: FileHasher) -> None:
         self._files = files
+        self._hasher = hasher
 
     def put(self, file: int, offset: int, data: memoryview) -> None:
         """Write `data` at byte `offset` of file number `file`; skip a file that is complete. Raises WriteFailed."""
         staged = self._files[file]
         if staged is not None:
             staged.write(offset, data)
+        self._hasher.put(file, offset, data)
 
     def flush(self) -> None:
         """Wait until all bytes that were put are on disk. Raises WriteFailed."""
-        for staged in self._files:
+        for number, staged in enumerate(self._files):
             if staged is not None:
-                staged.flush()
+                staged.flush(keep_from=self._hasher.hashed(number))

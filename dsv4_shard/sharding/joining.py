@@ -51,6 +51,21 @@ def joined_digests(parts: Sequence[Manifest], files: Sequence[OutputFile]) -> di
     return digests
 
 
+def joined_sha256(parts: Sequence[Manifest], files: Sequence[OutputFile]) -> list[str | None]:
+    """The SHA-256 of each of `files` as recorded by the shares; None if a share of an earlier version recorded none.
+
+    Raises SharesDiffer if two shares recorded different ones for one file.
+    """
+    entries = {name: entry.sha256 for part in parts for entry in part.files for name in entry.names}
+    joined: list[str | None] = []
+    for file in files:
+        known = {entries[name] for name in (file.name, *file.links)} - {None}
+        if len(known) > 1:
+            raise SharesDiffer(f"{file.name}: its shares recorded different SHA-256 for it, though all ranks share it")
+        joined.append(next(iter(known), None))
+    return joined
+
+
 def refuse_other_companions(where: str, there: Iterable[ManifestCompanion], now: Iterable[ManifestCompanion]) -> None:
     """Raise OtherDeployment if a small file in the result `there` differs from the one that the checkpoint gives."""
     written = {entry.name: entry.digest for entry in there}

@@ -1,7 +1,8 @@
 """manifest.json: the content of a result folder, and the digests that bind it to its plan and its source.
 
-All digests are xxh3-128: they detect damage, not forgery. The digest of a tensor of one piece is that of its bytes. The
-digest of a tensor of several pieces is that of the pieces' digests in order; `pieces` has their lengths.
+Each file has its SHA-256, which `sha256sum` and the Hub compute too. All other digests are xxh3-128: they detect
+damage, not forgery. The digest of a tensor of one piece is that of its bytes. The digest of a tensor of several pieces
+is that of the pieces' digests in order; `pieces` has their lengths.
 """
 
 import json
@@ -25,7 +26,7 @@ from dsv4_shard.text.sanitize import short_name
 from dsv4_shard.text.schema_versions import JsonObject, Steps, check_schema, upgraded
 from dsv4_shard.text.strict_json import BadJson, check_size, first_error, parse_json
 
-SCHEMA_VERSION: Literal[2] = 2
+SCHEMA_VERSION: Literal[3] = 3
 
 PLAN_NAME = "plan.json"
 
@@ -43,6 +44,8 @@ Name = Annotated[str, StringConstraints(pattern=r"^\w[\w.+-]*(/\w[\w.+-]*)?$", m
 Rank = Annotated[int, Field(ge=0, lt=MAX_RANKS)]
 
 Bytes = Annotated[int, Field(ge=0, lt=2**63)]
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 Run = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
 """(number of pieces, bytes of each)."""
@@ -81,14 +84,16 @@ def made_differences(then: Provenance, now: Provenance) -> Iterator[str]:
 class ManifestFile(Document):
     """A weight file, which `ranks` read. `links` are its other names in the folder.
 
-    `payload` is the part of `nbytes` that tensors take. `tensors` maps names to digests. `pieces` lists the tensors
-    that were put together from several pieces: runs of (number of pieces, bytes of each), in order.
+    `payload` is the part of `nbytes` that tensors take. `sha256` is null if an earlier version wrote the file.
+    `tensors` maps names to digests. `pieces` lists the tensors that were put together from several pieces: runs of
+    (number of pieces, bytes of each), in order.
     """
 
     name: Name
     ranks: Annotated[tuple[Rank, ...], Field(min_length=1)]
     nbytes: Bytes
     payload: Bytes
+    sha256: Sha256 | None
     header_digest: str
     tensors: dict[str, str]
     pieces: dict[str, tuple[Run, ...]] = Field({})
@@ -109,10 +114,11 @@ class ManifestFile(Document):
 
 
 class ManifestCompanion(Document):
-    """A small file beside the rank files."""
+    """A small file beside the rank files. `sha256` is null if an earlier version wrote the file."""
 
     name: Name
     nbytes: Bytes
+    sha256: Sha256 | None
     digest: str
 
 
@@ -126,7 +132,7 @@ class Manifest(Document):
     has them.
     """
 
-    schema_version: Literal[2]
+    schema_version: Literal[3]
     tool_version: str
     written_by: dict[str, tuple[Rank, ...]]
     digest: str
@@ -262,7 +268,22 @@ def _from_1(manifest: JsonObject) -> JsonObject:
     return manifest | {"schema_version": 2, "written_by": written_by}
 
 
-_STEPS: Steps = {1: _from_1}
+def _from_2(manifest: JsonObject) -> JsonObject:
+    """Schema 3 added the SHA-256 of each file."""
+    return manifest | {
+        "schema_version": 3,
+        "files": _without_sha256(manifest.get("files")),
+        "companions": _without_sha256(manifest.get("companions")),
+    }
+
+
+def _without_sha256(entries: object) -> list[object]:
+    """The entries of files with a null `sha256`. Anything else is left for the validation to refuse."""
+    listed = entries if isinstance(entries, list) else [entries]
+    return [entry | {"sha256": None} if isinstance(entry, dict) else entry for entry in listed]
+
+
+_STEPS: Steps = {1: _from_1, 2: _from_2}
 
 
 def hash_tensor(

@@ -1,8 +1,9 @@
 """Write a job durably: stage, resume, copy, then join or commit."""
 
 import contextlib
+import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import xxhash
@@ -11,8 +12,15 @@ from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.errors import NotAResult, OtherDeployment, OutputNotEmpty, SourceChanged, WriteFailed
 from dsv4_shard.sharding import journal
 from dsv4_shard.sharding.copy import CopyResult, FileSink, copy, pieces_of
+from dsv4_shard.sharding.file_hasher import FileHasher, HashedFile
 from dsv4_shard.sharding.job import Job
-from dsv4_shard.sharding.joining import joined_digests, new_files, refuse_other_companions, refuse_unjoinable
+from dsv4_shard.sharding.joining import (
+    joined_digests,
+    joined_sha256,
+    new_files,
+    refuse_other_companions,
+    refuse_unjoinable,
+)
 from dsv4_shard.sharding.journal import Finished, Journal, RunIdentity, Unfinished, read_journal, refuse_other
 from dsv4_shard.sharding.manifest import (
     SCHEMA_VERSION,
@@ -84,34 +92,38 @@ def reshard(
         earlier = _earlier(staging, run, recipe, checkpoint.source, restart)
         check_room(out, job.nbytes_to_write(checkpoint.source, out) - staging.nbytes_on_disk())
         files = [_stage(file, staging, checkpoint.source, earlier.stop > 0) for file in recipe.files]
-        sink = FileSink(files)
-        log = Journal(staging.journal, run, earlier.stop, staging.settle, sink.flush)
+        linked = [file for file, staged in zip(recipe.files, files, strict=True) if staged is None]
         resumed = sum(step.nbytes for step in earlier.finished)
         if resumed:
             on_resume(resumed)
-        try:
-            result = copy(
-                recipe,
-                checkpoint.source,
-                sink,
-                workers or default_workers(),
-                on_progress,
-                allow_inexact=allow_inexact,
-                finished=earlier.finished,
-                log=log,
-            )
-            ranks = _complete(job, result, staging, overwrite)
-        except BaseException:
-            with contextlib.suppress(WriteFailed):
-                log.save()
-            raise
-    linked = [file.nbytes for file, staged in zip(recipe.files, files, strict=True) if staged is None]
+        workers = workers or default_workers()
+        with _hasher(recipe, staging, workers) as hasher:
+            sink = FileSink(files, hasher)
+            log = Journal(staging.journal, run, earlier.stop, staging.settle, sink.flush)
+            try:
+                result = copy(
+                    recipe,
+                    checkpoint.source,
+                    sink,
+                    workers,
+                    on_progress,
+                    allow_inexact=allow_inexact,
+                    finished=earlier.finished,
+                    log=log,
+                    on_tensor=hasher.complete,
+                    in_order={file.source for file in linked},
+                )
+                ranks = _complete(job, result, hasher.digests(), staging, overwrite)
+            except BaseException:
+                with contextlib.suppress(WriteFailed):
+                    log.save()
+                raise
     written = len(recipe.files) - len(linked)
     return Outcome(
         out=str(out),
         files=written,
         linked=len(linked),
-        bytes=job.nbytes - sum(linked),
+        bytes=job.nbytes - sum(file.nbytes for file in linked),
         bytes_resumed=resumed,
         bytes_read=result.bytes_read,
         intact=len(checkpoint.source.sha256_verified),
@@ -121,13 +133,25 @@ def reshard(
     )
 
 
-def _complete(job: Job, result: CopyResult, staging: Staging, overwrite: bool) -> tuple[int, ...]:
-    """Add links, small files and the manifest after all tensors are written. Returns the ranks then in the output."""
+def _hasher(recipe: Recipe, staging: Staging, workers: int) -> FileHasher:
+    """The hasher of the recipe's files in the staging folder."""
+    return FileHasher(
+        [HashedFile(staging.folder / file.name, file.header, file.tensors) for file in recipe.files], workers
+    )
+
+
+def _complete(
+    job: Job, result: CopyResult, sha256: Sequence[str], staging: Staging, overwrite: bool
+) -> tuple[int, ...]:
+    """Add links, small files and the manifest after all tensors are written. Returns the ranks then in the output.
+
+    `sha256` has the SHA-256 of each file of the recipe.
+    """
     for file in job.recipe.files:
         staging.link(file.name, file.links)
     for name, content in job.companions.items():
         staging.write_file(name, content)
-    own = _manifest(job, result.digests)
+    own = _manifest(job, result.digests, sha256)
     with staging.ending():
         there = result_to_join(job, staging.out, overwrite)
         if there is None:
@@ -187,7 +211,8 @@ def _joined(there: Manifest, own: Manifest, job: Job, out: Path) -> Manifest:
     if job.of_ranks is None:
         raise ValueError("a job of all ranks there are joins nothing")
     union = job.of_ranks(tuple(sorted({*there.ranks, *own.ranks}))).with_plan_of(there, out)
-    joined = _manifest(union, joined_digests((there, own), union.recipe.files), ranks_written_by((there, own)))
+    parts, files = (there, own), union.recipe.files
+    joined = _manifest(union, joined_digests(parts, files), joined_sha256(parts, files), ranks_written_by(parts))
     refuse_other_companions(str(out), there.companions, joined.companions)
     return joined
 
@@ -283,18 +308,18 @@ def _stage(file: OutputFile, staging: Staging, source: Source, is_there: bool) -
 
 
 def _manifest(
-    job: Job, digests: Mapping[tuple[int, str], str], written_by: dict[str, tuple[int, ...]] | None = None
+    job: Job,
+    digests: Mapping[tuple[int, str], str],
+    sha256: Sequence[str | None],
+    written_by: dict[str, tuple[int, ...]] | None = None,
 ) -> Manifest:
     """The manifest of a job.
 
-    `digests` has the digests of its tensors by (file number, tensor name). `written_by` maps each tool version to the
-    ranks that it wrote; by default, this version wrote all.
+    `digests` has the digests of its tensors by (file number, tensor name), `sha256` that of each file. `written_by`
+    maps each tool version to the ranks that it wrote; by default, this version wrote all.
     """
     made = job.made
-    companions = tuple(
-        ManifestCompanion(name=name, nbytes=len(content), digest=digest_of(content))
-        for name, content in sorted(job.companions.items())
-    )
+    companions = tuple(_manifest_companion(name, content) for name, content in sorted(job.companions.items()))
     return Manifest(
         schema_version=SCHEMA_VERSION,
         tool_version=__version__,
@@ -306,13 +331,20 @@ def _manifest(
         source=made.source,
         plan_digest=made.plan_digest,
         identity=made.identity,
-        files=_manifest_files(job.recipe.files, digests),
+        files=_manifest_files(job.recipe.files, digests, sha256),
         companions=companions,
         left_out=job.recipe.left_out,
     ).sealed()
 
 
-def _manifest_files(files: tuple[OutputFile, ...], digests: Mapping[tuple[int, str], str]) -> tuple[ManifestFile, ...]:
+def _manifest_companion(name: str, content: bytes) -> ManifestCompanion:
+    sha256 = hashlib.sha256(content).hexdigest()
+    return ManifestCompanion(name=name, nbytes=len(content), sha256=sha256, digest=digest_of(content))
+
+
+def _manifest_files(
+    files: tuple[OutputFile, ...], digests: Mapping[tuple[int, str], str], sha256: Sequence[str | None]
+) -> tuple[ManifestFile, ...]:
     """The manifest entries of the weight files, with the digests from the copy."""
     tensors: list[dict[str, str]] = [{} for _ in files]
     for (number, name), digest in digests.items():
@@ -323,10 +355,11 @@ def _manifest_files(files: tuple[OutputFile, ...], digests: Mapping[tuple[int, s
             ranks=file.ranks,
             nbytes=file.nbytes,
             payload=file.payload,
+            sha256=whole,
             header_digest=digest_of(file.header),
             tensors=found,
             pieces=file.pieces,
             links=file.links,
         )
-        for file, found in zip(files, tensors, strict=True)
+        for file, found, whole in zip(files, tensors, sha256, strict=True)
     )

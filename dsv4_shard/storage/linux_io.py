@@ -1,8 +1,9 @@
 """Linux calls that Python lacks: uncached reads and writes, fallocate, atomic exchange of two names.
 
-Uncached I/O keeps a copy of hundreds of gigabytes from evicting the page cache of the machine. RWF_DONTCACHE (Linux
-6.14, on file systems that support it) starts writing at once and drops pages after use, except pages that were cached
-before. Without it, read pages are dropped behind the cursor, and written pages after each flush.
+Uncached I/O keeps a copy of hundreds of gigabytes from evicting the page cache of the machine. With RWF_DONTCACHE
+(Linux 6.14, on file systems that support it), Linux drops pages after they were read, except pages that were cached
+before. Without it, they are dropped behind the cursor. Written pages are dropped by the next flush, so that until then
+they can be read back without the disk.
 """
 
 import ctypes
@@ -10,6 +11,7 @@ import errno
 import mmap
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,13 @@ _PAGE = mmap.PAGESIZE
 MAX_CALL_BYTES = 1 << 30
 """Most bytes in one read or write call; Linux itself moves at most 2 GiB."""
 
-_MIN_UNCACHED_BYTES = 16 * _PAGE
-"""Shorter writes go through the cache: a separate call for their whole pages costs more than it saves."""
+_MIN_STARTED_BYTES = 16 * _PAGE
+"""Shorter writes wait for Linux to write them: starting each would cost more than it saves."""
 
 _DROP_BEHIND_BYTES = 16 << 20
 """Bytes behind the cursor to drop again: Linux drops a large folio only when its last page has been passed."""
+
+_SYNC_FILE_RANGE_WRITE = 2
 
 _AT_FDCWD = -100
 
@@ -63,34 +67,29 @@ class UncachedFile:
     def write(self, data: memoryview, offset: int) -> int:
         """Write the beginning of `data` at byte `offset` with one pwritev(2); return the bytes written.
 
-        Partial pages at the edges go through the cache. An uncached write would read their other half back from disk,
-        because neighbouring bytes share the page. Raises OSError if the write fails.
+        The disk gets its whole pages at once, so that no later flush finds much to wait for. Raises OSError if the
+        write fails.
         """
-        end = offset + len(data)
-        first, last = -(-offset // _PAGE) * _PAGE, end // _PAGE * _PAGE
-        flags = self._flags
-        if last - first < _MIN_UNCACHED_BYTES:
-            flags = 0
-        elif flags:
-            flags, end = (0, first) if offset < first else (flags, last)
         try:
-            return os.pwritev(self.fd, [data[: end - offset]], offset, flags)
-        except OSError as error:
-            self._disable_flags(flags, error)
-            return os.pwritev(self.fd, [data], offset)
+            count = os.pwritev(self.fd, [data], offset)
         finally:
             self._is_dirty = True
+        first, last = -(-offset // _PAGE) * _PAGE, (offset + count) // _PAGE * _PAGE
+        if last - first >= _MIN_STARTED_BYTES:
+            _start_writing(self.fd, first, last - first)
+        return count
 
-    def flush(self) -> None:
+    def flush(self, keep_from: int | None = None) -> None:
         """Wait until all earlier writes are on disk, then drop their pages. Only one thread at a time may call this.
 
-        Raises OSError if a write failed, then again on each later call: Linux reports a failed write only once, so a
-        second fdatasync would succeed.
+        Pages from byte `keep_from` on stay in the page cache. Raises OSError if a write failed, then again on each
+        later call: Linux reports a failed write only once, so a second fdatasync would succeed.
         """
         if self._is_dirty or self._failure:
             self._is_dirty = False
             self._sync(os.fdatasync)
-            os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        if keep_from != 0:
+            os.posix_fadvise(self.fd, 0, keep_from or 0, os.POSIX_FADV_DONTNEED)
 
     def fsync(self) -> None:
         """Make the file's content and metadata durable, even if nothing was written. Raises OSError as `flush` does."""
@@ -118,6 +117,16 @@ def fallocate(fd: int, nbytes: int) -> None:
     Raises OSError if the file system cannot reserve. `os.posix_fallocate` would not: glibc then writes to each block.
     """
     _call("fallocate", ctypes.c_int(fd), ctypes.c_int(0), ctypes.c_int64(0), ctypes.c_int64(nbytes))
+
+
+def _start_writing(fd: int, offset: int, nbytes: int) -> None:
+    """Make Linux write these bytes soon. Only a hint: file systems that cannot, and errors of writes, are ignored.
+
+    Linux reports the errors again at the next fsync.
+    """
+    flags = ctypes.c_uint(_SYNC_FILE_RANGE_WRITE)
+    with suppress(OSError):
+        _call("sync_file_range", ctypes.c_int(fd), ctypes.c_int64(offset), ctypes.c_int64(nbytes), flags)
 
 
 def exchange(one: Path, other: Path) -> None:

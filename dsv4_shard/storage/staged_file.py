@@ -24,10 +24,10 @@ class StagedFile:
             except OSError as error:
                 raise WriteFailed(f"{self.path}: write at byte {offset + done} failed: {error.strerror}") from error
 
-    def flush(self) -> None:
+    def flush(self, keep_from: int | None = None) -> None:
         """Wait until all earlier writes are on disk, as `UncachedFile.flush` does. Raises WriteFailed."""
         try:
-            self._uncached.flush()
+            self._uncached.flush(keep_from)
         except OSError as error:
             raise WriteFailed(f"{self.path}: {error.strerror}") from error
 

@@ -5,7 +5,6 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -29,17 +28,15 @@ def refuse(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
     """As a kernel that knows no RWF_DONTCACHE; counts the calls with it."""
     refused = []
 
-    def without(real: Any) -> Any:
-        def call(fd: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
-            if flags:
-                refused.append(flags)
-                raise OSError(number, os.strerror(number))
-            return int(real(fd, buffers, offset))
+    real = os.preadv
 
-        return call
+    def preadv(fd: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
+        if flags:
+            refused.append(flags)
+            raise OSError(number, os.strerror(number))
+        return real(fd, buffers, offset)
 
-    for name in ("preadv", "pwritev"):
-        monkeypatch.setattr(os, name, without(getattr(os, name)))
+    monkeypatch.setattr(os, "preadv", preadv)
     return refused
 
 
@@ -111,12 +108,16 @@ def test_threads_that_are_refused_at_once_all_go_on_without_it(
     assert found == {n: CONTENT[n : n + 1000] for n in range(4)}
 
 
-@pytest.mark.parametrize("call", ["read", "write"])
-def test_other_errors_are_raised(call: str, file: UncachedFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    refuse(monkeypatch, errno.EIO)
-    buffer = memoryview(bytearray(1 << 20))
+@pytest.mark.parametrize(("call", "system_call"), [("read", "preadv"), ("write", "pwritev")])
+def test_other_errors_are_raised(
+    call: str, system_call: str, file: UncachedFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, system_call, fail)
     with pytest.raises(OSError, match="Input/output error"):
-        getattr(file, call)(buffer, 0)
+        getattr(file, call)(memoryview(bytearray(1 << 20)), 0)
 
 
 def test_what_could_not_be_flushed_once_is_never_said_to_be(

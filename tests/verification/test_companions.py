@@ -82,7 +82,7 @@ def test_a_small_file_that_is_gone_or_new_is_named(model: Path, tmp_path: Path) 
 
     def change(manifest: dict[str, Any]) -> None:
         kept = [entry for entry in manifest["companions"] if entry["name"] != "tokenizer.json"]
-        manifest["companions"] = [*kept, {"name": "modeling_x.py", "nbytes": 0, "digest": ""}]
+        manifest["companions"] = [*kept, {"name": "modeling_x.py", "nbytes": 0, "sha256": None, "digest": ""}]
 
     seal(out, change)
     assert found(out, model) == [("differs-from-source", "modeling_x.py"), ("differs-from-source", "tokenizer.json")]

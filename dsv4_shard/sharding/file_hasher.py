@@ -1,0 +1,165 @@
+"""SHA-256 of whole files while other threads write them, or read them.
+
+SHA-256 takes bytes in order, but tensors arrive in the order of the source. Bytes that arrive in order are hashed from
+memory. The others are read back, from the page cache as a rule, once all tensors before them are complete.
+"""
+
+import hashlib
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from dsv4_shard.sources.base import CHUNK_BYTES
+from dsv4_shard.sources.local import LocalFile
+from dsv4_shard.tensors.header import TensorInfo
+
+
+@dataclass(frozen=True, slots=True)
+class HashedFile:
+    """A safetensors file to hash: its path, the bytes of its header, and tensor name -> place after the header."""
+
+    path: Path
+    header: bytes
+    tensors: Mapping[str, TensorInfo]
+
+
+class FileHasher:
+    """Computes the SHA-256 of several files, each up to the last byte that is known to be there.
+
+    Files are numbered in the order of `files`. Use it as a context manager: leaving the context stops all work.
+    """
+
+    def __init__(self, files: Sequence[HashedFile], workers: int) -> None:
+        """Start with the headers, which are not read back.
+
+        `workers` threads read back; with 1, the calling thread does.
+        """
+        self._files = [_Progress(file) for file in files]
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="sha256") if workers > 1 else None
+        self._is_stopped = False
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> "FileHasher":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._is_stopped = True
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def put(self, file: int, offset: int, data: memoryview) -> None:
+        """Hash `data`, which the file has at byte `offset`, if all bytes before it are hashed. Any thread may call."""
+        progress = self._files[file]
+        if progress.claim(offset):
+            progress.running.update(data)
+            if progress.release(offset + len(data)):
+                self._start_reading_back(progress)
+
+    def complete(self, file: int, tensor: str) -> None:
+        """Take note that the file has all bytes of a tensor. Any thread may call this.
+
+        Raises the error of an earlier attempt to read back.
+        """
+        if self._error is not None:
+            raise self._error
+        progress = self._files[file]
+        if progress.extend(tensor):
+            self._start_reading_back(progress)
+
+    def hashed(self, file: int) -> int:
+        """Return the number of bytes at the beginning of the file that are not read back any more."""
+        return self._files[file].position
+
+    def digests(self) -> list[str]:
+        """Return the SHA-256 of each file in hexadecimal, after all tensors are complete. Waits for the hashing.
+
+        Raises ReadFailed if a file could not be read back.
+        """
+        if self._pool is not None:
+            self._pool.shutdown()
+        if self._error is not None:
+            raise self._error
+        assert all(progress.is_done for progress in self._files), "all tensors are complete"
+        return [progress.running.hexdigest() for progress in self._files]
+
+    def _start_reading_back(self, progress: "_Progress") -> None:
+        if self._pool is None:
+            self._read_back(progress)
+        else:
+            self._pool.submit(self._read_back, progress)
+
+    def _read_back(self, progress: "_Progress") -> None:
+        """Hash from the file what is there and not hashed yet. The caller has claimed the file for this."""
+        try:
+            file = LocalFile(progress.file.path, progress.file.path.name)
+            try:
+                self._read_on(file, progress)
+            finally:
+                file.close()
+        except BaseException as error:
+            self._error = self._error or error
+
+    def _read_on(self, file: LocalFile, progress: "_Progress") -> None:
+        """Hash up to what is there, and what comes meanwhile; then release the file."""
+        buffer = memoryview(bytearray(CHUNK_BYTES))
+        while progress.release(progress.position) and not self._is_stopped:
+            data = buffer[: min(CHUNK_BYTES, progress.there - progress.position)]
+            file.readinto(progress.position, data, once=True)
+            progress.running.update(data)
+            progress.position += len(data)
+
+
+class _Progress:
+    """How far a file is hashed. One thread at a time claims it.
+
+    Attributes:
+        running: Its SHA-256 so far.
+        position: The number of bytes hashed.
+        there: The file has all bytes before this one.
+    """
+
+    def __init__(self, file: HashedFile) -> None:
+        self.file = file
+        self.running = hashlib.sha256(file.header)
+        self.position = self.there = len(file.header)
+        ordered = sorted((info.start, info.stop, name) for name, info in file.tensors.items() if info.start < info.stop)
+        self._waiting = [(name, len(file.header) + stop) for _, stop, name in reversed(ordered)]
+        """Tensors that are not counted in `there`, with their ends; the next one last."""
+        self._complete: set[str] = set()
+        self._is_claimed = False
+        self._lock = threading.Lock()
+
+    @property
+    def is_done(self) -> bool:
+        return not self._waiting and self.position == self.there
+
+    def claim(self, offset: int) -> bool:
+        """Claim the file to hash the bytes at `offset`, if they are the next ones."""
+        with self._lock:
+            if self._is_claimed or self.position != offset:
+                return False
+            self._is_claimed = True
+            return True
+
+    def release(self, position: int) -> bool:
+        """Set the position; return whether more bytes are there: then the file stays claimed to read them back."""
+        with self._lock:
+            self.position = position
+            self._is_claimed = self.position < self.there
+            return self._is_claimed
+
+    def extend(self, tensor: str) -> bool:
+        """Count a tensor as there; return whether to read back now: then the file is claimed for it."""
+        with self._lock:
+            self._complete.add(tensor)
+            while self._waiting and self._waiting[-1][0] in self._complete:
+                self.there = self._waiting.pop()[1]
+            if self._is_claimed or self.position >= self.there:
+                return False
+            self._is_claimed = True
+            return True

@@ -9,6 +9,8 @@ from dsv4_shard.errors import UsageError
 from dsv4_shard.sharding.options import VerifyOptions
 
 if TYPE_CHECKING:
+    from fractions import Fraction
+
     from dsv4_shard.checkpoint import Checkpoint, Inventory
     from dsv4_shard.sharding import progress as progressing
     from dsv4_shard.verification import documents
@@ -22,7 +24,8 @@ def verify(out: str | Path, options: VerifyOptions) -> "documents.Verification":
     """Verify a result against its manifest, or byte by byte against the checkpoint that it was made from.
 
     `out` is a folder written by reshard or merge. `against` is the checkpoint. `numerics` also computes the sum of the
-    experts of a `layer` (default: the last) if all bytes are right. `jobs` and `progress` are as in `reshard`.
+    experts of a `layer` (default: the last) if all bytes are right. `sample` ("5%") reads only this part of the
+    tensors, chosen at random, beside all small files, sizes and headers. `jobs` and `progress` are as in `reshard`.
 
     Returns a Verification: `ok` is False if anything differs, and `problems` lists the differences.
 
@@ -41,9 +44,9 @@ def verify(out: str | Path, options: VerifyOptions) -> "documents.Verification":
     from dsv4_shard.verification import verify as verify_folder
 
     folder = Path(out)
-    source = _source([folder], options)
-    with Reporter(options.progress).task(Task("verify"), bytes_to_verify(folder)) as task:
-        found = verify_folder(folder, source, workers=options.jobs, on_progress=task.advance)
+    source, sample = _source([folder], options), _sample(options)
+    with Reporter(options.progress).task(Task("verify"), int(bytes_to_verify(folder) * (sample or 1))) as task:
+        found = verify_folder(folder, source, workers=options.jobs, on_progress=task.advance, sample=sample)
     if not (options.numerics and source is not None and found.ok):
         return found
     return found.model_copy(update={"numerics": check_numerics([folder], *source, options.layer)})
@@ -74,12 +77,25 @@ def verify_shares(folders: Sequence[str | Path], options: VerifyOptions) -> "doc
     paths = [Path(checked_place("folders", folder)) for folder in folders]
     if not paths:
         raise UsageError("no folder to verify")
-    source = _source(paths, options)
-    with Reporter(options.progress).task(Task("verify"), sum(map(bytes_to_verify, paths))) as task:
-        found = verify_together(paths, source, workers=options.jobs, on_progress=task.advance)
+    source, sample = _source(paths, options), _sample(options)
+    total = sum(map(bytes_to_verify, paths))
+    with Reporter(options.progress).task(Task("verify"), int(total * (sample or 1))) as task:
+        found = verify_together(paths, source, workers=options.jobs, on_progress=task.advance, sample=sample)
     if not (options.numerics and source is not None and found.ok):
         return found
     return found.model_copy(update={"numerics": check_numerics(paths, *source, options.layer)})
+
+
+def _sample(options: VerifyOptions) -> "Fraction | None":
+    """The part of the tensors to read; None for all. Raises UsageError if it is no percentage, or makes no sense."""
+    from dsv4_shard.verification import parse_share
+
+    if options.sample is None:
+        return None
+    if options.against is not None:
+        raise UsageError("{sample} is of a result without {against}, which compares every byte", hint="Leave one out.",
+                         parameters={"sample": ..., "against": ...})  # fmt: skip
+    return parse_share(options.sample)
 
 
 def _source(folders: Sequence[Path], options: VerifyOptions) -> "tuple[Checkpoint, Inventory] | None":

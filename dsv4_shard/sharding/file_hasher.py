@@ -6,7 +6,7 @@ memory. The others are read back, from the page cache as a rule, once all tensor
 
 import hashlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,15 +29,15 @@ class HashedFile:
 class FileHasher:
     """Computes the SHA-256 of several files, each up to the last byte that is known to be there.
 
-    Files are numbered in the order of `files`. Use it as a context manager: leaving the context stops all work.
+    Other files than its own are ignored. Use it as a context manager: leaving the context stops all work.
     """
 
-    def __init__(self, files: Sequence[HashedFile], workers: int) -> None:
-        """Start with the headers, which are not read back.
+    def __init__(self, files: Mapping[int, HashedFile], workers: int) -> None:
+        """Start with the headers of the files, by their numbers. Headers are not read back.
 
         `workers` threads read back; with 1, the calling thread does.
         """
-        self._files = [_Progress(file) for file in files]
+        self._files = {number: _Progress(file) for number, file in files.items()}
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="sha256") if workers > 1 else None
         self._is_stopped = False
         self._error: BaseException | None = None
@@ -54,8 +54,8 @@ class FileHasher:
 
     def put(self, file: int, offset: int, data: memoryview) -> None:
         """Hash `data`, which the file has at byte `offset`, if all bytes before it are hashed. Any thread may call."""
-        progress = self._files[file]
-        if progress.claim(offset):
+        progress = self._files.get(file)
+        if progress is not None and progress.claim(offset):
             progress.running.update(data)
             if progress.release(offset + len(data)):
                 self._start_reading_back(progress)
@@ -67,16 +67,16 @@ class FileHasher:
         """
         if self._error is not None:
             raise self._error
-        progress = self._files[file]
-        if progress.extend(tensor):
+        progress = self._files.get(file)
+        if progress is not None and progress.extend(tensor):
             self._start_reading_back(progress)
 
     def hashed(self, file: int) -> int:
         """Return the number of bytes at the beginning of the file that are not read back any more."""
         return self._files[file].position
 
-    def digests(self) -> list[str]:
-        """Return the SHA-256 of each file in hexadecimal, after all tensors are complete. Waits for the hashing.
+    def digests(self) -> dict[int, str]:
+        """Return file number -> SHA-256 in hexadecimal, after all tensors are complete. Waits for the hashing.
 
         Raises ReadFailed if a file could not be read back.
         """
@@ -84,8 +84,8 @@ class FileHasher:
             self._pool.shutdown()
         if self._error is not None:
             raise self._error
-        assert all(progress.is_done for progress in self._files), "all tensors are complete"
-        return [progress.running.hexdigest() for progress in self._files]
+        assert all(progress.is_done for progress in self._files.values()), "all tensors are complete"
+        return {number: progress.running.hexdigest() for number, progress in self._files.items()}
 
     def _start_reading_back(self, progress: "_Progress") -> None:
         if self._pool is None:

@@ -291,7 +291,7 @@ def hash_tensor(
     header: Header,
     name: str,
     pieces: tuple[tuple[int, int], ...] | None,
-    on_progress: Callable[[int], None],
+    on_data: Callable[[memoryview], None],
     *,
     once: bool = False,
 ) -> str:
@@ -302,7 +302,7 @@ def hash_tensor(
         header: Its header.
         name: The tensor.
         pieces: Runs of equal pieces as (number, bytes); None for a tensor of one piece.
-        on_progress: Receives the bytes of each read.
+        on_data: Receives the tensor's bytes in order. The buffer is reused after the call.
         once: Keep the bytes out of the page cache.
 
     Raises:
@@ -319,7 +319,7 @@ def hash_tensor(
                 data = buffer[: min(CHUNK_BYTES, start + nbytes - position)]
                 file.readinto(position, data, once=once)
                 running.update(data)
-                on_progress(len(data))
+                on_data(data)
             digests.append(running.digest())
             start += nbytes
     return tensor_digest(digests)

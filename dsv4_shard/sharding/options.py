@@ -144,6 +144,17 @@ class Against(Options):
     layer: Annotated[int | None, Option(help="The layer for --numerics.", metavar="N", shows="the last")] = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sample(Options):
+    sample: Annotated[
+        str | None,
+        Option(
+            help="Read only this part of the tensors, chosen at random: 5%.", metavar="PERCENT", shows="everything",
+            expects="text such as '5%'", longest=20,
+        ),
+    ] = None  # fmt: skip
+
+
 # --- verbs -----------------------------------------------------------------------------------------------------------
 
 
@@ -196,7 +207,7 @@ class MergeCommand(Jobs, Restart, Overwrite, DryRunFlag, Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifyCommand(Jobs, Against):
+class VerifyCommand(Jobs, Sample, Against):
     """The options of the command `verify`, which runs `verify` or `verify_shares`."""
 
 

@@ -113,7 +113,7 @@ def reshard(
                     on_tensor=hasher.complete,
                     in_order={file.source for file in linked},
                 )
-                ranks = _complete(job, result, hasher.digests(), staging, overwrite)
+                ranks = _complete(job, result, list(hasher.digests().values()), staging, overwrite)
             except BaseException:
                 with contextlib.suppress(WriteFailed):
                     log.save()
@@ -135,9 +135,8 @@ def reshard(
 
 def _hasher(recipe: Recipe, staging: Staging, workers: int) -> FileHasher:
     """The hasher of the recipe's files in the staging folder."""
-    return FileHasher(
-        [HashedFile(staging.folder / file.name, file.header, file.tensors) for file in recipe.files], workers
-    )
+    files = [HashedFile(staging.folder / file.name, file.header, file.tensors) for file in recipe.files]
+    return FileHasher(dict(enumerate(files)), workers)
 
 
 def _complete(

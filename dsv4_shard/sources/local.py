@@ -51,6 +51,11 @@ class LocalFile:
                 raise ReadFailed(f"{self._path}: ends at byte {start + done}, {len(buffer) - done} bytes early")
             done += count
 
+    def drop(self, stop: int) -> None:
+        """Drop bytes `[0, stop)` from the page cache."""
+        if stop:
+            os.posix_fadvise(self._fd, 0, stop, os.POSIX_FADV_DONTNEED)
+
     def changed(self) -> str | None:
         """Describe how the file changed since it was opened (size, time, or replaced); None if it did not."""
         try:

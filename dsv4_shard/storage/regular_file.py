@@ -1,5 +1,6 @@
 """Opens regular files only, and reads small ones within a limit: a device or a pipe would block or never end."""
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -64,7 +65,15 @@ def _read(fd: int, most: int) -> bytes:
 
 def digest_of_file(path: Path) -> str:
     """Return the xxh3-128 of a regular file of any size, in hexadecimal, as `digest_of` does. Raises ReadFailed."""
-    running = xxhash.xxh3_128()
+    return _hashed(path, xxhash.xxh3_128())
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the SHA-256 of a regular file of any size, in hexadecimal. Raises ReadFailed."""
+    return _hashed(path, hashlib.sha256())
+
+
+def _hashed(path: Path, running: "xxhash.xxh3_128 | hashlib._Hash") -> str:
     with _opened(path) as fd:
         while part := os.read(fd, _CHUNK_BYTES):
             running.update(part)

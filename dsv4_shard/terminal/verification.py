@@ -9,6 +9,8 @@ from dsv4_shard.terminal.text import item, paragraph, title
 from dsv4_shard.text.units import counted, size
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from dsv4_shard.verification import Numerics, Problem, SharesVerification, Verification
 
 _PROBLEMS_SHOWN = 20
@@ -18,6 +20,7 @@ def show_verification(console: Console, verification: "Verification", numerics: 
     """Show verdict, accounts and problems."""
     _show_verified(console, verification)
     _show_verdict(console, verification.ok, numerics)
+    _show_unknown(console, [verification])
 
 
 def show_together(console: Console, together: "SharesVerification", numerics: "Numerics | None") -> None:
@@ -30,13 +33,16 @@ def show_together(console: Console, together: "SharesVerification", numerics: "N
         item(console, f"{say_ranks(together.missing)} of {together.world}: in none of these folders", "yellow")
     _show_problems(console, together.problems)
     _show_verdict(console, together.ok, numerics)
+    _show_unknown(console, together.folders)
 
 
 def _show_verified(console: Console, verification: "Verification") -> None:
     held = (
         f"{counted(verification.files, 'file')}, {counted(verification.tensors, 'tensor')}, {size(verification.bytes)}"
     )
-    against = f", against {verification.against}" if verification.against else ", against its manifest"
+    against = f", against {verification.against or 'its manifest'}"
+    if verification.sampled_bytes is not None:
+        against += f", {size(verification.sampled_bytes)} of tensors chosen at random"
     title(console, f"{verification.folder}: {held}{against}")
     if len(verification.ranks) < verification.world:
         item(console, f"{say_ranks(verification.ranks)} of {verification.world}")
@@ -64,6 +70,13 @@ def _show_verdict(console: Console, ok: bool, numerics: "Numerics | None") -> No
         _show_numerics(console, numerics)
     bad = not ok or (numerics is not None and not numerics.ok)
     paragraph(console, "NOT what was written" if bad else "all as it should be", "red" if bad else "green")
+
+
+def _show_unknown(console: Console, folders: "Sequence[Verification]") -> None:
+    """Show what a verification that found nothing cannot know."""
+    if all(verification.ok for verification in folders):
+        for sentence in dict.fromkeys(sentence for verification in folders for sentence in verification.unknown):
+            item(console, f"not known: {sentence}", "dim")
 
 
 def _show_numerics(console: Console, numerics: "Numerics") -> None:

@@ -1,5 +1,6 @@
 """Rank files against their manifest and against the checkpoint; MoE numerics."""
 
+from dsv4_shard.verification.contents import parse_share
 from dsv4_shard.verification.documents import Numerics, Problem, SharesVerification, Verification
 from dsv4_shard.verification.moe_numerics import check_numerics
 from dsv4_shard.verification.result_folder import bytes_to_verify, verify
@@ -12,6 +13,7 @@ __all__ = [
     "Verification",
     "bytes_to_verify",
     "check_numerics",
+    "parse_share",
     "put_together",
     "verify",
     "verify_together",

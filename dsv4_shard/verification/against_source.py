@@ -5,7 +5,7 @@ The plan is made again, and its recipe runs into a sink that compares. Every sou
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,10 +14,11 @@ from dsv4_shard.errors import BadSkeleton, ForeignPlan, ReadFailed
 from dsv4_shard.planning import check_plan, load_plan
 from dsv4_shard.reassembly.merge_job import prepare_merge
 from dsv4_shard.sharding.copy import copy
+from dsv4_shard.sharding.file_hasher import FileHasher, HashedFile
 from dsv4_shard.sharding.header_archive import MAX_SKELETON_BYTES, SKELETON_NAME, read_skeleton
 from dsv4_shard.sharding.job import Job, prepare
 from dsv4_shard.sharding.manifest import NATIVE, PLAN_NAME, Manifest
-from dsv4_shard.sharding.recipe import Recipe, Step
+from dsv4_shard.sharding.recipe import OutputFile, Recipe, Step
 from dsv4_shard.sources.local import LocalFile
 from dsv4_shard.storage import MANIFEST_NAME, digest_of, read_regular
 from dsv4_shard.tensors.geometry import whole_rectangle
@@ -29,14 +30,15 @@ _MISMATCHES_KEPT = 100
 
 
 class _CompareSink:
-    """Compares pieces with the bytes in the result's files. See `sharding.copy.Sink`.
+    """Compares pieces with the bytes in the result's files, and has them hashed. See `sharding.copy.Sink`.
 
     Attributes:
         mismatches: File number -> offsets in bytes where a piece first differs.
     """
 
-    def __init__(self, files: list[LocalFile | None]) -> None:
+    def __init__(self, files: list[LocalFile | None], hasher: FileHasher) -> None:
         self._files = files
+        self._hasher = hasher
         self._lock = threading.Lock()
         self.mismatches: dict[int, list[int]] = {}
 
@@ -47,10 +49,11 @@ class _CompareSink:
             return
         found = bytearray(len(data))
         try:
-            there.readinto(offset, memoryview(found), once=True)
+            there.readinto(offset, memoryview(found))  # stays in the page cache until it is hashed
         except ReadFailed:
             found = bytearray()
         if found == data:
+            self._hasher.put(file, offset, data)
             return
         first = next((i for i, (a, b) in enumerate(zip(found, data, strict=False)) if a != b), len(found))
         with self._lock:
@@ -58,11 +61,19 @@ class _CompareSink:
             if len(kept) < _MISMATCHES_KEPT:
                 kept.append(offset + first)
 
+    def complete(self, file: int, tensor: str) -> None:
+        """Have the file hashed up to what was compared, and drop that from the page cache."""
+        there = self._files[file]
+        if there is not None:
+            self._hasher.complete(file, tensor)
+            there.drop(self._hasher.hashed(file))
+
 
 def compare(
     folder: Path,
     manifest: Manifest,
     source: tuple[Checkpoint, Inventory],
+    sound: Collection[str],
     workers: int,
     on_progress: Callable[[int], None],
 ) -> tuple[list[Problem], dict[str, int]]:
@@ -72,6 +83,7 @@ def compare(
         folder: The result folder.
         manifest: Its manifest.
         source: The checkpoint and its inventory.
+        sound: Names of the files whose size and header are those of the manifest.
         workers: Number of threads.
         on_progress: Receives the bytes compared since its last call. Any worker may call it.
 
@@ -97,16 +109,26 @@ def compare(
         if file.read(0, min(len(expected.header), file.nbytes)) != expected.header:
             message = "its header is not the one that the source gives"
             problems.append(Problem(kind="wrong-header", file=expected.name, message=message))
-    sink = _CompareSink(files)
+    hashed = {
+        number: HashedFile(folder / file.name, file.header, file.tensors)
+        for number, file in enumerate(recipe.files)
+        if file.name in sound and files[number] is not None
+    }
     try:
-        copied = copy(recipe, checkpoint.source, sink, workers, on_progress, allow_inexact=True)
+        with FileHasher(hashed, workers) as hasher:
+            sink = _CompareSink(files, hasher)
+            copied = copy(
+                recipe, checkpoint.source, sink, workers, on_progress, allow_inexact=True, on_tensor=sink.complete
+            )
+            sha256 = hasher.digests()
     finally:
         for opened in files:
             if opened is not None:
                 opened.close()
     found = [(number, offset) for number, offsets in sorted(sink.mismatches.items()) for offset in sorted(offsets)]
     problems += [_locate(recipe, number, offset) for number, offset in found]
-    problems += _check_linked(folder, recipe, manifest, checkpoint, copied.digests)
+    alike = {number: digest for number, digest in sha256.items() if number not in sink.mismatches}
+    problems += _check_digests(folder, recipe, manifest, checkpoint, copied.digests, alike)
     accounts, unaccounted = _account(recipe, inventory, manifest)
     return problems + unaccounted, accounts
 
@@ -174,22 +196,48 @@ def _unpacks_alike(path: Path, content: bytes) -> bool:
         return False
 
 
-def _check_linked(
-    folder: Path, recipe: Recipe, manifest: Manifest, checkpoint: Checkpoint, digests: dict[tuple[int, str], str]
+def _check_digests(
+    folder: Path,
+    recipe: Recipe,
+    manifest: Manifest,
+    checkpoint: Checkpoint,
+    digests: dict[tuple[int, str], str],
+    sha256: dict[int, str],
 ) -> Iterator[Problem]:
-    """Problems of files that are hard links to the checkpoint's own files.
+    """Problems of digests in the manifest that are not those of the bytes.
 
-    A hard link always equals its source, so its digests are compared with the manifest instead.
+    A file that is a hard link to the checkpoint's own always equals its source: there, other digests mean that both
+    were changed.
+
+    Args:
+        folder: The result folder.
+        recipe: The recipe of its files.
+        manifest: Its manifest.
+        checkpoint: The source.
+        digests: (file number, tensor name) -> digest of the bytes that the source gives.
+        sha256: File number -> SHA-256, of the files that equal their source.
     """
-    written = {entry.name: entry.tensors for entry in manifest.files}
-    for number, file in enumerate(recipe.files):
-        path, original = folder / file.name, checkpoint.source.original(file.source) if file.source else None
-        if original is None or not path.is_file() or not path.samefile(original):
+    written = {entry.name: entry for entry in manifest.files}
+    for number, whole in sha256.items():
+        file, entry = recipe.files[number], written.get(recipe.files[number].name)
+        if entry is None:
             continue
-        for name in file.tensors:
-            if written.get(file.name, {}).get(name) != digests[number, name]:
-                message = f"its bytes differ from what was written; it is a link to {original}"
-                yield Problem(kind="damaged-tensor", file=file.name, tensor=name, message=message)
+        other = [name for name in file.tensors if entry.tensors.get(name) != digests[number, name]]
+        if other and (original := _link_to(folder / file.name, file, checkpoint)):
+            message = f"its bytes differ from what was written; it is a link to {original}"
+            yield from (Problem(kind="damaged-tensor", file=file.name, tensor=name, message=message) for name in other)
+        elif other:
+            message = f"names another digest of {file.name}: {short_name(other[0])} than that of its bytes"
+            yield Problem(kind="wrong-manifest", file=MANIFEST_NAME, message=message)
+        elif entry.sha256 not in (None, whole):
+            message = f"names another SHA-256 of {file.name} than that of its bytes"
+            yield Problem(kind="wrong-manifest", file=MANIFEST_NAME, message=message)
+
+
+def _link_to(path: Path, file: OutputFile, checkpoint: Checkpoint) -> Path | None:
+    """The checkpoint's own file to which `path` is a hard link; None if it is a file of its own."""
+    original = checkpoint.source.original(file.source) if file.source else None
+    return original if original is not None and path.is_file() and path.samefile(original) else None
 
 
 def _locate(recipe: Recipe, number: int, offset: int) -> Problem:

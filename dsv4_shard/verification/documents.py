@@ -61,10 +61,11 @@ class _Verdict(Document):
 class Verification(_Verdict):
     """The result of verifying one folder.
 
-    `ok` is true if there are no `problems` and the sums of `numerics`, if present, are right. `accounts` counts the
-    source tensors by their fate; it is empty if no checkpoint was compared (`against`). `left_out` counts the tensors
-    that no rank has, by reason. `numerics` tells whether the experts of a layer add up; it is null if this was not
-    requested, or if there are problems.
+    `ok` is true if there are no `problems` and the sums of `numerics`, if present, are right. `sampled_bytes` are the
+    bytes of tensors that were read; null if all were. `accounts` counts the source tensors by their fate; it is empty
+    if no checkpoint was compared (`against`). `left_out` counts the tensors that no rank has, by reason. `unknown` are
+    sentences on what this way to verify cannot know. `numerics` tells whether the experts of a layer add up; it is null
+    if this was not requested, or if there are problems.
     """
 
     schema_version: Literal[1] = 1
@@ -75,11 +76,13 @@ class Verification(_Verdict):
     files: int
     tensors: int
     bytes: int
+    sampled_bytes: int | None = None
     against: str | None
     accounts: dict[str, int]
     left_out: dict[str, int]
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
+    unknown: tuple[str, ...] = ()
     numerics: Numerics | None = None
 
     @computed_field  # type: ignore[prop-decorator]

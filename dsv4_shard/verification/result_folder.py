@@ -6,17 +6,19 @@ Every file, size, header and digest is compared with the manifest. `against_sour
 import filecmp
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from fractions import Fraction
 from pathlib import Path
 
 from dsv4_shard.checkpoint import Checkpoint, Inventory
 from dsv4_shard.errors import HeaderError, ReadFailed
-from dsv4_shard.sharding.manifest import PLAN_NAME, Manifest, ManifestFile, hash_tensor, load_manifest
+from dsv4_shard.sharding.manifest import PLAN_NAME, Manifest, ManifestFile, load_manifest
 from dsv4_shard.sources.local import LocalFile
-from dsv4_shard.storage import MANIFEST_NAME, default_workers, digest_of, digest_of_file
+from dsv4_shard.storage import MANIFEST_NAME, default_workers, digest_of, digest_of_file, sha256_of_file
 from dsv4_shard.tensors.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, read_header
+from dsv4_shard.text.sanitize import short_name
+from dsv4_shard.text.units import size
 from dsv4_shard.verification.against_source import compare
+from dsv4_shard.verification.contents import check_contents, check_sample
 from dsv4_shard.verification.documents import Problem, Verification
 
 
@@ -27,6 +29,7 @@ def verify(
     workers: int | None = None,
     on_progress: Callable[[int], None] = lambda _: None,
     ranks: Collection[int] | None = None,
+    sample: Fraction | None = None,
 ) -> Verification:
     """Verify the result in `folder`, and compare it with its source if that is given.
 
@@ -37,6 +40,7 @@ def verify(
         on_progress: Receives the bytes verified since its last call.
         ranks: Verify only the files of these ranks, while others may be joining. A shared file belongs to its first
             rank.
+        sample: Read about this part of each file's tensors, chosen at random. Only without a source.
 
     Raises:
         NotAResult: The folder has no sound manifest.
@@ -55,12 +59,17 @@ def verify(
             problems += _check_links(folder, entry)
     accounts: dict[str, int] = {}
     notes: list[str] = []
-    if source is None:
-        problems += _check_tensors(folder, readable, workers, on_progress)
+    sampled: int | None = None
+    if source is None and sample is not None:
+        found, sampled = check_sample(folder, readable, sample, workers, on_progress)
+        problems += found
+    elif source is None:
+        problems += check_contents(folder, readable, workers, on_progress)
     elif any(problem.file == PLAN_NAME for problem in problems):
         notes.append("the source was not compared: plan.json, which says how, is not what was written")
     else:
-        more, accounts = compare(folder, manifest, source, workers, on_progress)
+        sound = {entry.name for entry in readable}
+        more, accounts = compare(folder, manifest, source, sound, workers, on_progress)
         problems += more
     return Verification(
         folder=str(folder),
@@ -70,17 +79,28 @@ def verify(
         files=len(files),
         tensors=sum(len(entry.tensors) for entry in files),
         bytes=sum(entry.nbytes for entry in files),
+        sampled_bytes=sampled,
         against=source[0].source.label if source else None,
         accounts=accounts,
         left_out=dict(Counter(manifest.left_out.values())),
         problems=tuple(problems),
         notes=(*(_strangers(folder, manifest) if ranks is None else ()), *notes),
+        unknown=() if source else tuple(_unknown(manifest, sampled)),
     )
 
 
 def bytes_to_verify(folder: Path, ranks: Collection[int] | None = None) -> int:
     """Bytes of tensors that `verify` will read."""
     return sum(entry.payload for entry in _files_of(load_manifest(folder), ranks))
+
+
+def _unknown(manifest: Manifest, sampled: int | None) -> Iterator[str]:
+    """What a verification without the source cannot know."""
+    if sampled is not None:
+        payload = sum(entry.payload for entry in manifest.files)
+        yield f"{size(payload - sampled)} of tensors were not read"
+    yield f"whether these are the bytes of {short_name(manifest.source.label)}: --against compares them"
+    yield "whether somebody changed files and manifest together: --against finds that too"
 
 
 def _files_of(manifest: Manifest, ranks: Collection[int] | None) -> list[ManifestFile]:
@@ -123,9 +143,12 @@ def _check_companions(folder: Path, manifest: Manifest) -> Iterator[Problem]:
     for entry in manifest.companions:
         path = folder / entry.name
         try:
-            if path.stat().st_size == entry.nbytes and digest_of_file(path) == entry.digest:
+            if path.stat().st_size != entry.nbytes or digest_of_file(path) != entry.digest:
+                message = "differs from what was written"
+            elif entry.sha256 not in (None, sha256_of_file(path)):
+                message = f"{MANIFEST_NAME} names another SHA-256 than that of its bytes"
+            else:
                 continue
-            message = "differs from what was written"
         except FileNotFoundError:
             yield Problem(kind="lost-file", file=entry.name, message="is gone")
             continue
@@ -192,43 +215,3 @@ def _swapped(header_digest: str, entry: ManifestFile, manifest: Manifest) -> str
         if other.name != entry.name and other.header_digest == header_digest:
             return f"holds the shards of {_ranks(other)} ({other.name}), not of {_ranks(entry)}: swapped?"
     return None
-
-
-def _check_tensors(
-    folder: Path, entries: list[ManifestFile], workers: int, on_progress: Callable[[int], None]
-) -> list[Problem]:
-    """Hash every tensor in the files with sound headers; return the problems."""
-    problems: list[Problem] = []
-    for entry in entries:
-        file = LocalFile(folder / entry.name, entry.name)
-        try:
-            header = read_header(file, entry.name)
-            check = partial(_check_tensor, file, header, entry, on_progress)
-            with ThreadPoolExecutor(workers) as pool:
-                found = [problem for problem in pool.map(check, entry.tensors) if problem]
-        finally:
-            file.close()
-        problems += _swapped_content(found, entry) or found
-    return problems
-
-
-def _check_tensor(
-    file: LocalFile, header: Header, entry: ManifestFile, on_progress: Callable[[int], None], name: str
-) -> Problem | None:
-    """Hash one tensor; return a problem if its digest differs."""
-    found = hash_tensor(file, header, name, entry.pieces.get(name), on_progress, once=True)
-    if found == entry.tensors[name]:
-        return None
-    message = "its bytes differ from what was written"
-    return Problem(kind="damaged-tensor", file=entry.name, tensor=name, message=message)
-
-
-def _swapped_content(found: list[Problem], entry: ManifestFile) -> list[Problem]:
-    """One problem in place of many, if most tensors of a file differ.
-
-    Two ranks' files may have equal headers. After a swap, most tensors that are not replicated differ at once.
-    """
-    if len(found) * 2 < len(entry.tensors) or len(found) < 2:
-        return []
-    message = f"{len(found):,} of {len(entry.tensors):,} tensors differ, {found[0].tensor} first: another rank's file?"
-    return [Problem(kind="wrong-content", file=entry.name, message=message)]

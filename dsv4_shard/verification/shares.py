@@ -1,6 +1,7 @@
 """Several folders verified as one result. Each folder holds the shares of a node."""
 
 from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 from dsv4_shard.checkpoint import Checkpoint, Inventory
@@ -16,10 +17,11 @@ def verify_together(
     *,
     workers: int | None = None,
     on_progress: Callable[[int], None] = lambda _: None,
+    sample: Fraction | None = None,
 ) -> SharesVerification:
     """Verify each folder, and check that they are shares of one result. Raises the errors of `verify`."""
     manifests = [load_manifest(folder) for folder in folders]
-    found = [verify(folder, source, workers=workers, on_progress=on_progress) for folder in folders]
+    found = [verify(folder, source, workers=workers, on_progress=on_progress, sample=sample) for folder in folders]
     return put_together(list(map(str, folders)), manifests, found)
 
 

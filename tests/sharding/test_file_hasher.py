@@ -107,7 +107,7 @@ def test_any_order_of_pieces_gives_the_sha256_of_the_file(
     if order.random() < 0.7:
         order.shuffle(pieces)
     left = {name: sum(piece[0] == name for piece in pieces) for name in placed}
-    with FileHasher([HashedFile(path, header, placed)], workers=2) as hasher, path.open("r+b") as file:
+    with FileHasher({0: HashedFile(path, header, placed)}, workers=2) as hasher, path.open("r+b") as file:
         for name, offset, nbytes in pieces:
             os.pwrite(file.fileno(), content[offset : offset + nbytes], offset)
             if order.random() < 0.8:  # an earlier run wrote the others
@@ -115,7 +115,7 @@ def test_any_order_of_pieces_gives_the_sha256_of_the_file(
             left[name] -= 1
             if not left[name]:
                 hasher.complete(0, name)
-        assert hasher.digests() == [hashlib.sha256(content).hexdigest()]
+        assert hasher.digests() == {0: hashlib.sha256(content).hexdigest()}
 
 
 def lose(path: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_file_that_cannot_be_read_back_is_an_error(damage: Callable[[Path], No
     path = tmp_path / "file"
     path.write_bytes(header + bytes(CHUNK_BYTES + 1))
     damage(path)
-    with FileHasher([HashedFile(path, header, placed)], workers=1) as hasher:
+    with FileHasher({0: HashedFile(path, header, placed)}, workers=1) as hasher:
         hasher.complete(0, "a")
         with pytest.raises(ReadFailed, match="file"):
             hasher.digests()

@@ -1,5 +1,6 @@
 """`verify --against` derives everything in a folder again: a manifest that was sealed with a lie does not hide it."""
 
+import hashlib
 import io
 import json
 import zipfile
@@ -51,7 +52,7 @@ def seal(out: Path, change: Callable[[dict[str, Any]], object] = lambda _: None)
     change(manifest)
     for entry in manifest["companions"]:
         raw = (out / entry["name"]).read_bytes()
-        entry |= {"nbytes": len(raw), "digest": digest_of(raw)}
+        entry |= {"nbytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest(), "digest": digest_of(raw)}
     (out / MANIFEST_NAME).write_bytes(Manifest.model_validate_json(json.dumps(manifest)).sealed().to_bytes())
 
 

@@ -1,7 +1,8 @@
 """Run a recipe: read each source byte once, scatter it to the files of all ranks, and hash it on the way.
 
-Workers take steps in the order of the source's bytes. Each worker holds one chunk of rows at a time, so memory is
-bounded by workers x chunk, whatever the size of a tensor. The sink decides where the bytes go: the sink of `reshard`
+Workers take steps in the order of the source's bytes if it is remote, else in the order of the output's bytes, in which
+they are hashed. Each worker holds one chunk of rows at a time, so memory is bounded by workers x chunk, whatever the
+size of a tensor. The sink decides where the bytes go: the sink of `reshard`
 writes them, the sink of `verify` compares them with the files on disk.
 """
 
@@ -19,7 +20,7 @@ from dsv4_shard.errors import InexactCast, SourceChanged
 from dsv4_shard.models import scale_name
 from dsv4_shard.sharding.file_hasher import FileHasher
 from dsv4_shard.sharding.journal import Finished
-from dsv4_shard.sharding.recipe import Fixed, Recipe, Slice, Step, row_runs, spans, stripes
+from dsv4_shard.sharding.recipe import Fixed, Recipe, Slice, Step, output_order, row_runs, spans, stripes
 from dsv4_shard.sources.base import CHUNK_BYTES, OpenFile, Source
 from dsv4_shard.storage import DIGEST_BYTES, StagedFile
 from dsv4_shard.tensors.decoding import Decoded, Transform
@@ -94,7 +95,8 @@ def copy(
         SourceChanged: A source file changed during the run.
         ShardError: Any other error of a worker; the first one is raised.
     """
-    run = _CopyRun(recipe, sink, on_progress, allow_inexact, log, on_tensor, in_order)
+    order = range(len(recipe.steps)) if source.root is None else output_order(recipe)
+    run = _CopyRun(recipe, sink, on_progress, allow_inexact, log, on_tensor, _batches(recipe, order, in_order))
     run.skip(finished)
     with source.reading(files_of(recipe), spans(run.unfinished())) as files:
         run.open(files)
@@ -122,11 +124,12 @@ def _in_threads(run: "_CopyRun", workers: int) -> None:
         future.result()
 
 
-def _batches(steps: Sequence[Step], in_order: Collection[str]) -> Iterator[Sequence[int]]:
-    """The numbers of the steps, one by one, or all at once for a source file in `in_order`."""
-    for file, numbered in groupby(enumerate(steps), key=lambda item: item[1].source.file):
-        numbers = [number for number, _ in numbered]
-        yield from [numbers] if file in in_order else ([number] for number in numbers)
+def _batches(recipe: Recipe, order: Sequence[int], in_order: Collection[str]) -> Iterator[Sequence[int]]:
+    """The numbers of the steps, all at once for each source file in `in_order`, then one by one in this order."""
+    for file, numbers in groupby(range(len(recipe.steps)), key=lambda number: recipe.steps[number].source.file):
+        if file in in_order:
+            yield list(numbers)
+    yield from ([number] for number in order if recipe.steps[number].source.file not in in_order)
 
 
 def files_of(recipe: Recipe) -> list[str]:
@@ -145,11 +148,11 @@ class _CopyRun:
         allow_inexact: bool,
         log: CopyLog | None,
         on_tensor: Callable[[int, str], None],
-        in_order: Collection[str],
+        batches: Iterable[Sequence[int]],
     ) -> None:
         self._recipe = recipe
         self._is_finished = bytearray(len(recipe.steps))
-        self._batches = _batches(recipe.steps, in_order)
+        self._batches = iter(batches)
         self._log = log
         self._on_tensor = on_tensor
         self._slots_left: dict[tuple[int, str], int] = {}

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from dsv4_shard.sources.base import CHUNK_BYTES
 from dsv4_shard.sources.local import LocalFile
 from dsv4_shard.tensors.header import TensorInfo
+
+_READ_BYTES = 1 << 20
+"""Bytes to read back at a time: they stay in the CPU's cache until they are hashed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +108,9 @@ class FileHasher:
 
     def _read_on(self, file: LocalFile, progress: "_Progress") -> None:
         """Hash up to what is there, and what comes meanwhile; then release the file."""
-        buffer = memoryview(bytearray(CHUNK_BYTES))
+        buffer = memoryview(bytearray(_READ_BYTES))
         while progress.release(progress.position) and not self._is_stopped:
-            data = buffer[: min(CHUNK_BYTES, progress.there - progress.position)]
+            data = buffer[: min(_READ_BYTES, progress.there - progress.position)]
             file.readinto(progress.position, data, once=True)
             progress.running.update(data)
             progress.position += len(data)

@@ -1,7 +1,7 @@
 """A recipe: output files, steps, cuts; and the source spans that the steps read, in order.
 
-A step reads each row that its cuts need once. A weight that is decoded is read stripe by stripe, with its scales. The
-copy reads in this order, and remote sources fetch ahead in it.
+A step reads each row that its cuts need once. A weight that is decoded is read stripe by stripe, with its scales.
+Remote sources fetch ahead in the order of the steps. A folder is read in the order that fills the output files.
 """
 
 from collections.abc import Iterable, Iterator
@@ -212,3 +212,22 @@ class Recipe:
         """Byte where a tensor begins in file number `file`."""
         output = self.files[file]
         return len(output.header) + output.tensors[tensor].start
+
+
+def output_order(recipe: Recipe) -> list[int]:
+    """The numbers of the steps in the order in which all output files are filled from beginning to end.
+
+    A step comes as early as the first of its bytes stands in its file, as a fraction of the file.
+    """
+
+    def place(number: int) -> float:
+        places = ((landing, files[0]) for landing in recipe.steps[number].landings for _, files in landing.spread[:1])
+        return min(
+            (
+                (recipe.offset(file, landing.tensor) + landing.at) / (recipe.files[file].nbytes or 1)
+                for landing, file in places
+            ),
+            default=0.0,
+        )
+
+    return sorted(range(len(recipe.steps)), key=place)

@@ -89,6 +89,17 @@ def test_files_that_are_links_to_the_checkpoint_are_read_once(
     assert recorded(tmp_path / "out") == sha256sum(tmp_path / "out")
 
 
+@pytest.mark.parametrize("layout", ["sglang", "reference"])
+def test_a_folder_is_read_in_the_order_of_the_output(
+    layout: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        FileHasher, "_read_back", lambda _, progress: pytest.fail(f"{progress.file.path} is read again")
+    )
+    dsv4_shard.reshard(model, tmp_path / "out", tp=2, jobs=1, **LAYOUTS[layout])
+    assert recorded(tmp_path / "out") == sha256sum(tmp_path / "out")
+
+
 @settings(max_examples=40, deadline=None)
 @given(sizes=st.lists(st.integers(0, 5000), max_size=8), seed=st.integers(0, 2**32), chunk=st.integers(1, 3000))
 def test_any_order_of_pieces_gives_the_sha256_of_the_file(

@@ -11,9 +11,11 @@ from dsv4_shard.checkpoint import Checkpoint, Inventory, read_checkpoint, take_i
 from dsv4_shard.errors import NotFound, ServerFailed, UsageError
 from dsv4_shard.reassembly.detect import holds_ranks
 from dsv4_shard.sources.base import COMMIT, Source
+from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
 from dsv4_shard.sources.hub_http import HubFiles
 from dsv4_shard.sources.known_repos import near_repos
 from dsv4_shard.sources.local import LocalSource
+from dsv4_shard.sources.release_files import release_of
 from dsv4_shard.sources.remote import RemoteSource
 from dsv4_shard.sources.sha256_check import check_downloads
 from dsv4_shard.storage import collector_paused
@@ -144,8 +146,8 @@ def with_download(checkpoint: Checkpoint, names: Iterable[str]) -> Checkpoint:
         return checkpoint
     if not isinstance(source, RemoteSource) or not isinstance(source.remote, HubFiles):
         raise UsageError.about("download", ..., f"{source.label} is not on the Hub", hint="Leave it out.")
-    small = [name for name, listed in source.listing.items() if not name.endswith(".safetensors")]
-    wanted = sorted({*names, *small})
+    small = {CONFIG_FILE, INDEX_FILE} & source.listing.keys()
+    wanted = sorted({*names, *small, *release_of(source).sizes})
     digests = {name: source.listing[name].sha256 for name in wanted if source.original(name) is None}
     folder = source.remote.download(wanted)
     due = {name: sha256 for name, sha256 in digests.items() if sha256 is not None}

@@ -423,7 +423,7 @@ def write(checkpoint):
             raise
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
-importlib.import_module("dsv4_shard.sharding.job").write_skeleton = write
+importlib.import_module("dsv4_shard.sharding.companions").write_skeleton = write
 from dsv4_shard.cli import main; main()
 """
     arguments = ["reshard", str(tiny_checkpoint), str(tmp_path / "out"), "--tp", "2", "--engine", "reference"]

@@ -1,5 +1,7 @@
 """Results of `reshard_to_store`, `reshard_on_cluster` and the dry runs."""
 
+from typing import Literal
+
 from dsv4_shard.sharding.outcome import ResultDocument, Written
 from dsv4_shard.text.document import Document
 from dsv4_shard.text.units import counted, size
@@ -56,13 +58,17 @@ class DryRun(ResultDocument):
     """Files and space that a run needs: the bytes of each weight file, and `bytes` in all, links not counted.
 
     `free` bytes are available; they include those of an unfinished run. `left_out` maps each source tensor that no file
-    would have to the reason.
+    would have to the reason. `left_behind` maps each small file or folder of the checkpoint that the result would not
+    have to the reason. `notes` has sentences about small files that are missing or lie elsewhere.
     """
 
+    schema_version: Literal[2] = 2  # type: ignore[assignment]
     files: dict[str, int]
     bytes: int
     free: int
     left_out: dict[str, str]
+    left_behind: dict[str, str]
+    notes: tuple[str, ...]
 
     @property
     def fits(self) -> bool:

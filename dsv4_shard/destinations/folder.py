@@ -40,7 +40,14 @@ class WouldWrite:
         """The result of a dry run."""
         recipe = self.job.recipe
         files = {file.name: file.nbytes for file in recipe.files}
-        return DryRun(files=files, bytes=self.nbytes, free=self.free, left_out=dict(recipe.left_out))
+        return DryRun(
+            files=files,
+            bytes=self.nbytes,
+            free=self.free,
+            left_out=dict(recipe.left_out),
+            left_behind=dict(self.job.left_behind),
+            notes=self.job.notes,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +131,11 @@ def onto_cluster(
 
 
 def _scratch(job: Job, checkpoint: Checkpoint, place: OutputTarget) -> "tuple[Store, Scratch]":
-    from dsv4_shard.destinations.object_store import Scratch, run_digest, run_digest_of_schema_1
+    from dsv4_shard.destinations.object_store import Scratch, run_digest, run_digest_before
     from dsv4_shard.sources.object_store import connect
 
     store = connect(place.url)
-    before = partial(run_digest_of_schema_1, job, checkpoint)
+    before = partial(run_digest_before, job, checkpoint)
     return store, Scratch(place.scratch, store.url, run_digest(job, checkpoint), before, restart=place.restart)
 
 

@@ -40,6 +40,7 @@ from dsv4_shard.errors import (
 from dsv4_shard.planning import decisions, read_plan
 from dsv4_shard.sharding.job import Job
 from dsv4_shard.sharding.manifest import MAX_MANIFEST_BYTES, PLAN_NAME, Manifest, load_manifest, read_manifest
+from dsv4_shard.sources.checkpoint_files import CARD_FILE
 from dsv4_shard.sources.local import LocalFile
 from dsv4_shard.sources.object_store import PART_BYTES, Store
 from dsv4_shard.sources.remote import Listed
@@ -69,7 +70,7 @@ class Scratch:
         parent: The folder that contains it.
         url: Destination of the result.
         run: Digest that identifies the result; see `run_digest`.
-        run_of_schema_1: Given the result folder, the digest that schema 1 recorded.
+        run_before: Given the journal's schema and the result folder, the digest that an earlier release recorded.
         restart: Discard what an earlier run left; `upload` then also deletes the objects that it put. By default, that
             run is continued.
 
@@ -86,7 +87,7 @@ class Scratch:
         parent: Path,
         url: str,
         run: str,
-        run_of_schema_1: Callable[[Path], str] = lambda _: "",
+        run_before: Callable[[int, Path], str] = lambda _, __: "",
         *,
         restart: bool = False,
     ) -> None:
@@ -95,7 +96,7 @@ class Scratch:
         self.journal = UploadJournal(self.path / _JOURNAL)
         self.is_done = False
         """Set to True when the folder is not needed any more."""
-        self._run, self._run_of_schema_1, self._restart = run, run_of_schema_1, restart
+        self._run, self._run_before, self._restart = run, run_before, restart
         self._own = LockedFolder(self.path, self.path)
 
     @property
@@ -135,21 +136,22 @@ class Scratch:
                 self.journal.note(UploadClaimed(names=[], doomed=sorted({*claimed.names, *claimed.doomed})))
             fsync_folder(self.path)
         elif self.journal.run != self._run:
-            if not self._is_this_run_of_schema_1():
+            if not self._is_this_run_of_before():
                 raise OtherRun(f"{self.path}: holds the result of another run, which is not uploaded yet")
             self._note_run()
 
     def _note_run(self) -> None:
         self.journal.note(UploadBegun(schema_version=SCHEMA_VERSION, run=self._run))
 
-    def _is_this_run_of_schema_1(self) -> bool:
-        """Whether a journal of schema 1 belongs to this run.
+    def _is_this_run_of_before(self) -> bool:
+        """Whether the journal of an earlier release belongs to this run.
 
-        For an incomplete result, its own journal decides that later.
+        For an incomplete result of schema 1, its own journal decides that later.
         """
-        if self.journal.schema != 1:
-            return False
-        return not self.is_written or self.journal.run == self._run_of_schema_1(self.result)
+        schema = self.journal.schema
+        if schema == 1 and not self.is_written:
+            return True
+        return self.journal.run == self._run_before(schema, self.result)
 
     def _clear(self) -> None:
         """Remove the content, the journal last because it identifies the rest."""
@@ -184,16 +186,24 @@ def scratch_result(parent: Path, url: str) -> Path:
 def run_digest(job: Job, checkpoint: Checkpoint) -> str:
     """Digest that changes if a run would write anything else, or read another checkpoint.
 
-    It does not depend on the version of the tool: of the plan, only the decisions count, and not the wording.
+    It does not depend on the version of the tool: of the plan, only the decisions count, and not the wording. The card
+    follows from the plan and from other small files.
     """
     plan = read_plan(job.companions[PLAN_NAME], PLAN_NAME)
     decided = json.dumps(decisions(plan), sort_keys=True).encode()
-    return _run_digest(_asked(job, checkpoint), job, job.companions | {PLAN_NAME: decided})
+    card = job.companions.get(CARD_FILE)
+    companions = {name: content for name, content in job.companions.items() if content is not card}
+    return _run_digest(_asked(job, checkpoint), job, companions | {PLAN_NAME: decided})
 
 
-def run_digest_of_schema_1(job: Job, checkpoint: Checkpoint, result: Path) -> str:
-    """The digest that schema 1 recorded for the run that wrote `result`, if that was this job."""
-    job = job.with_plan_of(load_manifest(result), result)
+def run_digest_before(job: Job, checkpoint: Checkpoint, schema: int, result: Path) -> str:
+    """The digest that a release recorded before the whole checkpoint's small files travelled, if it ran this job.
+
+    Schema 1 recorded one that depended on the words of the plan in `result`.
+    """
+    if schema > 1:
+        return run_digest(job.as_before(), checkpoint)
+    job = job.like(load_manifest(result), result)
     version = read_plan(job.companions[PLAN_NAME], PLAN_NAME).tool_version
     return _run_digest([version, *_asked(job, checkpoint)], job, job.companions)
 

@@ -209,7 +209,7 @@ def _is_there(job: Job, out: Path) -> bool:
     """Whether a result in `out` has all ranks of the job, with the same provenance."""
     try:
         there = load_manifest(out)
-        refuse_unjoinable(str(out), there, job.with_plan_of(there, out).made, job.ranks)
+        refuse_unjoinable(str(out), there, job.like(there, out).made, job.ranks)
     except RanksThere:
         return True
     except ShardError:

@@ -3,6 +3,7 @@
 from dsv4_shard.checkpoint import Checkpoint, Inventory, origin_of, refuse_errors
 from dsv4_shard.errors import UsageError
 from dsv4_shard.reassembly.source import ChangedTensor, RankSource
+from dsv4_shard.sharding.companions import read_beside
 from dsv4_shard.sharding.job import Job
 from dsv4_shard.sharding.manifest import NATIVE
 from dsv4_shard.sharding.outcome import WRITTEN, Outcome, ResultDocument, Written
@@ -35,11 +36,7 @@ def prepare_merge(checkpoint: Checkpoint, inventory: Inventory) -> Job:
     Raises IncompleteCheckpoint.
     """
     refuse_errors(inventory)
-    source, weights = checkpoint.source, {file.name for file in checkpoint.files}
-    companions = {}
-    for name in sorted(source.sizes().keys() - weights):
-        with source.open(name) as file:
-            companions[name] = file.read(0, file.nbytes)
+    source, companions = checkpoint.source, read_beside(checkpoint.source)
     with collector_paused():
         recipe = whole_files(checkpoint)
     return Job(NATIVE, origin_of(checkpoint, source.label), None, recipe, companions, (0,), 1, {})

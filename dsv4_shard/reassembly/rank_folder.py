@@ -5,6 +5,7 @@ these; `deepseek_files` handles them. In both cases the recipe is built again, a
 recipe's, byte for byte. Read backwards, the recipe gives the place of each tensor's pieces.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,14 +27,16 @@ from dsv4_shard.reassembly.gather import Gatherer
 from dsv4_shard.reassembly.kept_tensors import config_for, held_source
 from dsv4_shard.reassembly.open_files import FileState, RankFiles
 from dsv4_shard.reassembly.source import RankSource
+from dsv4_shard.sharding.companions import carried_by
 from dsv4_shard.sharding.header_archive import MAX_SKELETON_BYTES, SKELETON_NAME, read_skeleton
-from dsv4_shard.sharding.job import COPIED_FILE_LIMIT, deploy
+from dsv4_shard.sharding.job import deploy
 from dsv4_shard.sharding.manifest import NATIVE, PLAN_NAME, Manifest, load_manifest
 from dsv4_shard.sharding.recipe import OutputFile, Recipe
 from dsv4_shard.sharding.recipe_builder import make_recipe
 from dsv4_shard.sources.base import OpenFile
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
 from dsv4_shard.sources.local import LocalSource
+from dsv4_shard.sources.release_files import MAX_RELEASE_FILE_BYTES, travelling
 from dsv4_shard.storage import MANIFEST_NAME, digest_of
 from dsv4_shard.tensors.header import Tensor, read_header
 from dsv4_shard.text.sanitize import short_name
@@ -65,7 +68,8 @@ def _open_result(folder: LocalSource) -> tuple[Checkpoint, Inventory]:
     inventory = take_inventory(original)
     _companion(folder.root, manifest, PLAN_NAME, MAX_PLAN_BYTES)
     engine, layout, context = deploy(check_plan(load_plan(folder.root / PLAN_NAME), original, inventory), inventory)
-    source = replace(source, small=dict(source.small) | _copied(folder.root, manifest, layout, context))
+    released = _released(folder.root, manifest, carried_by(manifest.names, original, layout, context))
+    source = replace(source, small=dict(source.small) | released)
     world = context.deployment.readers(layout.by_node)
     notes = (f"put together from {world} {'nodes' if layout.by_node else 'ranks'} of {layout.name} shards",)
     made = _Rebuilt(engine, context, tuple(range(world)))
@@ -93,7 +97,12 @@ def _original_source(folder: LocalSource, manifest: Manifest) -> RankSource:
     if {name: digest_of(header) for name, header in headers.items()} != digests:
         raise BadSkeleton(f"{folder.root / SKELETON_NAME}: not the headers of the checkpoint that the manifest names")
     small = {name: raw for name, raw in content.items() if name not in headers}
-    return RankSource(folder.root, folder.label, manifest.source.revision, small, headers, nbytes)
+    return RankSource(folder.root, _label_of(folder), manifest.source.revision, small, headers, nbytes)
+
+
+def _label_of(folder: LocalSource) -> str:
+    """The folder's name, told apart from that of a Hub repository: plans keep it beside the original's commit."""
+    return f"./{folder.label}" if re.fullmatch(r"[\w.-]+/[\w.-]+", folder.label) else folder.label
 
 
 def _companion(root: Path, manifest: Manifest, name: str, limit: int) -> bytes:
@@ -110,16 +119,16 @@ def _companion(root: Path, manifest: Manifest, name: str, limit: int) -> bytes:
     return raw
 
 
-def _copied(root: Path, manifest: Manifest, layout: Layout, context: Context) -> dict[str, bytes]:
-    """The small files of the checkpoint that the result has unchanged, under the checkpoint's names."""
-    folder = layout.file_name(0, 0, context.deployment) if layout.by_node else ""
-    there = {entry.name for entry in manifest.companions}
-    names = {original: folder + name for name, original in reversed(layout.copied(context).items())}
-    return {
-        original: _companion(root, manifest, name, COPIED_FILE_LIMIT)
-        for original, name in names.items()
-        if name in there and original not in (CONFIG_FILE, INDEX_FILE)
-    }
+def _released(root: Path, manifest: Manifest, names: Mapping[str, str]) -> dict[str, bytes]:
+    """The files of the release in a result, under the checkpoint's names; `names` maps these to the result's.
+
+    Raises BadRanks for one that no result has.
+    """
+    nbytes = {entry.name: entry.nbytes for entry in manifest.companions}
+    release = travelling({original: nbytes[name] for original, name in names.items() if name in nbytes})
+    for name, reason in release.left_behind.items():
+        raise BadRanks(f"{root / MANIFEST_NAME}: names {name}, which no result holds: {reason}")
+    return {name: _companion(root, manifest, names[name], MAX_RELEASE_FILE_BYTES) for name in sorted(release.sizes)}
 
 
 def _check_manifest(manifest: Manifest, recipe: Recipe, layout: Layout, context: Context, label: str) -> None:

@@ -76,6 +76,10 @@ class RankSource(FolderlessSource):
         """File name -> bytes."""
         return {name: len(content) for name, content in self.small.items()} | dict(self.nbytes)
 
+    def tree(self) -> dict[str, int | str]:
+        """File name -> bytes: the small files of the original checkpoint that the ranks carry are in `small`."""
+        return dict(self.sizes())
+
     def shares_disk(self, name: str, out: Path) -> bool:
         """False: the checkpoint's files do not exist on disk."""
         return False
@@ -118,6 +122,8 @@ class GatheredFile:
 
     def read(self, start: int, stop: int) -> bytes:
         """Bytes `[start, stop)`. Raises the errors of `readinto`."""
+        if start == 0 and stop == len(self._head):
+            return self._head
         buffer = bytearray(stop - start)
         self.readinto(start, memoryview(buffer))
         return bytes(buffer)

@@ -1,28 +1,23 @@
 """Plan → job: the recipe and the small files that a run will write."""
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from io import BytesIO
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from dsv4_shard.catalog.request import Request
 from dsv4_shard.checkpoint import Checkpoint, Inventory, Origin, refuse_errors
 from dsv4_shard.engines import Context, Engine, Layout, engine_for
 from dsv4_shard.errors import BadPlan, NewerSchema, UsageError
 from dsv4_shard.planning import MAX_PLAN_BYTES, Plan, choose, decisions, read_plan, refuse_infeasible
-from dsv4_shard.sharding.header_archive import SKELETON_NAME, write_skeleton
+from dsv4_shard.sharding.companions import Carried, Companions, carry
 from dsv4_shard.sharding.joining import share_name
 from dsv4_shard.sharding.manifest import PLAN_NAME, Manifest, Provenance
 from dsv4_shard.sharding.recipe import Recipe
 from dsv4_shard.sharding.recipe_builder import make_recipe
 from dsv4_shard.sources.base import Source
-from dsv4_shard.sources.checkpoint_files import INDEX_FILE
+from dsv4_shard.sources.checkpoint_files import CARD_FILE
 from dsv4_shard.storage import digest_of, read_regular
-
-COPIED_FILE_LIMIT = 256 << 20
-"""A larger file is not a tokenizer, so it is not copied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +34,7 @@ class Job:
         world: Number of all ranks.
         identity: Engine, runner and parallelism that the files are made for.
         of_ranks: Makes the job for other ranks of the same deployment; None for a merge.
+        beside: Makes the companions for another plan.json; None for a merge.
     """
 
     layout: str
@@ -50,6 +46,7 @@ class Job:
     world: int
     identity: dict[str, str]
     of_ranks: "Callable[[tuple[int, ...]], Job] | None" = None
+    beside: Companions | None = None
 
     @property
     def is_share(self) -> bool:
@@ -73,24 +70,47 @@ class Job:
         """Bytes of the output without the manifest."""
         return self.recipe.nbytes + sum(map(len, self.companions.values()))
 
-    def with_plan_of(self, there: Manifest, out: Path) -> "Job":
-        """This job with the plan.json of the result `there` in `out`, if both plans make the same decisions.
+    def like(self, there: Manifest, out: Path) -> "Job":
+        """This job with the small files that the result `there` in `out` has, if it makes the same decisions.
 
         Two versions of the tool may word the same plan differently. Their shares still form one result, which keeps the
-        plan.json that it has.
+        plan.json that it has, and the card that follows from it. A result that was begun before the whole release
+        travelled gets only what the engine reads.
         """
-        own = self.companions.get(PLAN_NAME)
-        if own is None or not (out / PLAN_NAME).is_file():
+        if self.beside is None:
             return self
-        words = read_regular(out / PLAN_NAME, MAX_PLAN_BYTES)
-        if words == own or digest_of(words) != there.plan_digest or not _decide_the_same(words, own):
+        whole, own = CARD_FILE in there.names, self.companions[PLAN_NAME]
+        plan = _plan_of(there, out, own)
+        return self if whole and plan == own else replace(self, companions=self.beside.of(plan, whole=whole))
+
+    def as_before(self) -> "Job":
+        """This job as it was before the whole release travelled with the weights."""
+        if self.beside is None:
             return self
-        return replace(self, companions=self.companions | {PLAN_NAME: words})
+        return replace(self, companions=self.beside.of(self.companions[PLAN_NAME], whole=False))
+
+    @property
+    def left_behind(self) -> Mapping[str, str]:
+        """Name of each file or folder of the checkpoint that does not travel -> the reason."""
+        return self.beside.carried.left_behind if self.beside else {}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences for the user about the checkpoint's small files."""
+        return self.beside.carried.notes if self.beside else ()
 
     def nbytes_to_write(self, source: Source, out: Path) -> int:
         """`nbytes` without the files that can be hard links to the checkpoint's own."""
         linked = [file.nbytes for file in self.recipe.files if file.source and source.shares_disk(file.source, out)]
         return self.nbytes - sum(linked)
+
+
+def _plan_of(there: Manifest, out: Path, own: bytes) -> bytes:
+    """The plan.json of a result, if it makes the same decisions as `own`; else `own`."""
+    if not (out / PLAN_NAME).is_file():
+        return own
+    words = read_regular(out / PLAN_NAME, MAX_PLAN_BYTES)
+    return words if digest_of(words) == there.plan_digest and _decide_the_same(words, own) else own
 
 
 def _decide_the_same(then: bytes, now: bytes) -> bool:
@@ -123,8 +143,16 @@ def world_of(plan: Plan, inventory: Inventory) -> int:
     return context.deployment.readers(layout.by_node)
 
 
-def prepare(checkpoint: Checkpoint, inventory: Inventory, plan: Plan, ranks: tuple[int, ...] | None = None) -> Job:
+def prepare(
+    checkpoint: Checkpoint,
+    inventory: Inventory,
+    plan: Plan,
+    ranks: tuple[int, ...] | None = None,
+    carried: Carried | None = None,
+) -> Job:
     """Turn a plan into a job for `ranks` (default: all). Reads headers and small files only.
+
+    `carried` has the checkpoint's small files, if they were read before.
 
     Raises:
         InfeasiblePlan: The plan breaks a rule.
@@ -138,38 +166,9 @@ def prepare(checkpoint: Checkpoint, inventory: Inventory, plan: Plan, ranks: tup
     if beyond:
         raise UsageError.about("ranks", ..., f"rank {beyond[0]} of {world}; the last one is {world - 1}")
     recipe = make_recipe(checkpoint, engine, context, wanted)
-    companions = _copied(checkpoint, layout.copied(context))
-    companions |= layout.companions(checkpoint.document, context)
-    if layout.by_node:
-        folders = {rank: layout.file_name(rank, 0, deployment) for rank in wanted}
-        companions = {folder + name: content for folder in folders.values() for name, content in companions.items()}
-        companions |= {folder + INDEX_FILE: _index(recipe, rank) for rank, folder in folders.items()}
-    companions[PLAN_NAME] = plan.to_json().encode()
-    companions[SKELETON_NAME] = write_skeleton(checkpoint)
-    return Job(layout.name, plan.source, plan.request, recipe, companions, wanted, world, layout.identity(context),
-               partial(prepare, checkpoint, inventory, plan))  # fmt: skip
-
-
-def _index(recipe: Recipe, rank: int) -> bytes:
-    """model.safetensors.index.json for the folder of one rank."""
-    files = [file for file in recipe.files if rank in file.ranks]
-    plain = [json.dumps(PurePath(file.name).name) for file in files]
-    weight_map = {name: where for where, file in zip(plain, files, strict=True) for name in file.tensors}
-    total = sum(info.nbytes for file in files for info in file.tensors.values())
-    # The same bytes as json.dumps(indent=2), which takes three times as long and 20 MB more.
-    text = BytesIO()
-    text.write(f'{{\n  "metadata": {{\n    "total_size": {total}\n  }},\n  "weight_map": {{'.encode())
-    for number, name in enumerate(sorted(weight_map)):
-        text.write(f"{',' if number else ''}\n    {json.dumps(name)}: {weight_map[name]}".encode())
-    text.write(b"\n  }\n}\n")
-    return text.getvalue()
-
-
-def _copied(checkpoint: Checkpoint, names: dict[str, str]) -> dict[str, bytes]:
-    sizes = checkpoint.source.sizes()
-    content: dict[str, bytes] = {}
-    for original in sorted(set(names.values())):
-        if sizes.get(original, COPIED_FILE_LIMIT) < COPIED_FILE_LIMIT:
-            with checkpoint.source.open(original) as file:
-                content[original] = file.read(0, file.nbytes)
-    return {name: content[original] for name, original in names.items() if original in content}
+    carried = carried or carry(checkpoint, layout, context)
+    folders = {rank: layout.file_name(rank, 0, deployment) for rank in wanted} if layout.by_node else {}
+    beside = Companions(carried, checkpoint, layout, context, folders, recipe)
+    return Job(layout.name, plan.source, plan.request, recipe, beside.of(plan.to_json().encode()), wanted, world,
+               layout.identity(context), partial(prepare, checkpoint, inventory, plan, carried=carried),
+               beside)  # fmt: skip

@@ -75,12 +75,15 @@ def refuse_other_companions(where: str, there: Iterable[ManifestCompanion], now:
 
 
 def new_files(there: Manifest, own: Manifest, joined: Manifest) -> dict[str, str]:
-    """The names that a share adds to the result `there`. Each maps to a name of the same file in it, or to ``""``."""
+    """The names that a share adds to the result `there`. Each maps to a name of the same file in it, or to ``""``.
+
+    Files that a share of an earlier release's result has and the `joined` one has not are left out.
+    """
     held = there.names
     twins = {
         name: next((twin for twin in file.names if twin in held), "") for file in joined.files for name in file.names
     }
-    return {name: twins.get(name, "") for name in sorted(own.names - held)}
+    return {name: twins.get(name, "") for name in sorted((own.names & joined.names) - held)}
 
 
 _SPAN_IN_NAME = 40

@@ -38,8 +38,10 @@ MAX_MANIFEST_BYTES = 256 << 20
 
 MAX_MANIFEST_VALUES = 4_000_000
 
-Name = Annotated[str, StringConstraints(pattern=r"^\w[\w.+-]*(/\w[\w.+-]*)?$", max_length=255)]
-"""A file of the result, at most one folder deep. The pattern excludes `..` and absolute paths."""
+_PART = r"[^\x00-\x20\x7f/\\:.\u202a-\u202e\u2066-\u2069-][^\x00-\x1f\x7f/\\:\u202a-\u202e\u2066-\u2069]*"
+
+Name = Annotated[str, StringConstraints(pattern=f"^{_PART}(/{_PART})*$", max_length=255)]
+"""A file of the result. The pattern excludes `..`, absolute paths, hidden files, separators and control characters."""
 
 Rank = Annotated[int, Field(ge=0, lt=MAX_RANKS)]
 
@@ -269,7 +271,7 @@ def _from_1(manifest: JsonObject) -> JsonObject:
 
 
 def _from_2(manifest: JsonObject) -> JsonObject:
-    """Schema 3 added the SHA-256 of each file."""
+    """Schema 3 added the SHA-256 of each file, and names in folders within folders."""
     return manifest | {
         "schema_version": 3,
         "files": _without_sha256(manifest.get("files")),

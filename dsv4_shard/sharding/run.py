@@ -179,7 +179,7 @@ def result_to_join(job: Job, out: Path, overwrite: bool) -> Manifest | None:
         there = load_manifest(out)
     except NotAResult as error:
         raise OtherDeployment(f"{error}; nothing can join it") from None
-    refuse_unjoinable(str(out), there, job.with_plan_of(there, out).made, job.ranks)
+    refuse_unjoinable(str(out), there, job.like(there, out).made, job.ranks)
     return there
 
 
@@ -195,7 +195,7 @@ def _undo_join(job: Job, staging: Staging, overwrite: bool) -> None:
         if there is not None:
             files = {file.name for file in job.recipe.files}
             links = {link for file in job.recipe.files for link in file.links}
-            names = (files | links | job.companions.keys()) - there.names
+            names = (files | links | job.like(there, staging.out).companions.keys()) - there.names
             if staging.is_sealed:
                 staging.take_back(files, sorted(names))
             elif there_already := sorted(name for name in names if os.path.lexists(staging.out / name)):
@@ -209,7 +209,7 @@ def _joined(there: Manifest, own: Manifest, job: Job, out: Path) -> Manifest:
     """The manifest of a result and a share together, equal to that of one run of all their ranks."""
     if job.of_ranks is None:
         raise ValueError("a job of all ranks there are joins nothing")
-    union = job.of_ranks(tuple(sorted({*there.ranks, *own.ranks}))).with_plan_of(there, out)
+    union = job.of_ranks(tuple(sorted({*there.ranks, *own.ranks}))).like(there, out)
     parts, files = (there, own), union.recipe.files
     joined = _manifest(union, joined_digests(parts, files), joined_sha256(parts, files), ranks_written_by(parts))
     refuse_other_companions(str(out), there.companions, joined.companions)

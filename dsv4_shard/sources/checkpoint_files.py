@@ -6,6 +6,9 @@ CONFIG_FILE = "config.json"
 
 INDEX_FILE = "model.safetensors.index.json"
 
+CARD_FILE = "README.md"
+"""The model card, by the Hub's rule."""
+
 SINGLE_FILE = "model.safetensors"
 
 MAX_CONFIG_BYTES = 4 << 20

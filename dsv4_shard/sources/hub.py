@@ -17,9 +17,10 @@ from urllib.parse import quote, urlsplit
 
 from dsv4_shard.errors import BadAnswer, NotFound, ServerFailed, Unreachable, UsageError
 from dsv4_shard.sources.base import COMMIT, Source
-from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE, SINGLE_FILE
+from dsv4_shard.sources.checkpoint_files import CARD_FILE, CONFIG_FILE, INDEX_FILE, SINGLE_FILE, is_plain_name
 from dsv4_shard.sources.hub_http import HubFiles, is_server, raise_for, refuse, transport_errors
 from dsv4_shard.sources.local import LocalSource
+from dsv4_shard.sources.release_files import travelling
 from dsv4_shard.sources.remote import Listed, RemoteSource
 from dsv4_shard.sources.remote_headers import (
     HeaderCache,
@@ -81,7 +82,8 @@ def open_repository(label: str, repo_id: str, revision: str | None, *, refresh: 
     commit = _known_commit(repository, refresh)
     cached = repository.cache.load(commit) if commit else None
     if commit is None or cached is None:
-        if COMMIT.fullmatch(repository.revision) and (whole := _whole_snapshot(repository)):
+        beside = (CARD_FILE,) if exact else ()  # results also need small files, which a download may have left out
+        if COMMIT.fullmatch(repository.revision) and (whole := _whole_snapshot(repository, *beside)):
             return whole
         try:
             commit, listing = _ask_listing(repository)
@@ -167,13 +169,13 @@ def _snapshot(repository: Repository, commit: str | None = None, names: Iterable
     return None
 
 
-def _whole_snapshot(repository: Repository) -> LocalSource | None:
+def _whole_snapshot(repository: Repository, *more: str) -> LocalSource | None:
     """Return the cached folder of a commit if it has all files that its index names; in that case no request is needed.
 
-    Otherwise, return None.
+    Otherwise, return None, also if it lacks one of `more`: files that a download of weights alone leaves out.
     """
     snapshot = _snapshot(repository)
-    if snapshot is None or CONFIG_FILE not in (sizes := snapshot.sizes()):
+    if snapshot is None or not {CONFIG_FILE, *more} <= (sizes := snapshot.sizes()).keys():
         return None
     if INDEX_FILE not in sizes:
         return snapshot if SINGLE_FILE in sizes else None
@@ -183,10 +185,12 @@ def _whole_snapshot(repository: Repository) -> LocalSource | None:
 
 
 def _holds(snapshot: LocalSource, listing: Mapping[str, Listed]) -> bool:
-    """Return whether a folder has config, index and all weight files of a listing."""
-    sizes = snapshot.sizes()
-    needed = [name for name in listing if name in (CONFIG_FILE, INDEX_FILE) or name.endswith(".safetensors")]
-    return all(sizes.get(name) == listing[name].nbytes for name in needed)
+    """Return whether a folder has config, index, all weight files of a listing, and the files that travel with them."""
+    found = snapshot.tree()
+    release = travelling({name: listed.nbytes for name, listed in listing.items()})
+    weights = [name for name in listing if is_plain_name(name)]
+    needed = [name for name in (CONFIG_FILE, INDEX_FILE, *weights, *release.sizes) if name in listing]
+    return all(found.get(name) == listing[name].nbytes for name in needed)
 
 
 def _is_cached(repository: Repository) -> bool:
@@ -256,14 +260,19 @@ _FILE_NAME = re.compile(r"(?!\.{1,2}$)[^\x00-\x1f\x7f/\\:\u202a-\u202e\u2066-\u2
 """The name of a file on every system: no separators, no control characters, neither `.` nor `..`."""
 
 
+def _is_path(name: str) -> bool:
+    """Return whether Git can have a file by this name. Files in folders are only looked at after further checks."""
+    if "/" not in name:
+        return _FILE_NAME.fullmatch(name) is not None
+    return {"", ".", ".."}.isdisjoint(name.split("/"))
+
+
 def _listed(siblings: Iterable[Any], what: str) -> Iterable[tuple[str, Listed]]:
-    """Yield (name, file) for the files at the top level of the repository. Raises BadAnswer for a malformed entry."""
+    """Yield (name, file) for the files of the repository, in folders too. Raises BadAnswer for a malformed entry."""
     for file in siblings:
         if not isinstance(file.rfilename, str):
             raise BadAnswer(f"{what}: the listing has a file without a name")
-        if "/" in file.rfilename:
-            continue
-        if not _FILE_NAME.fullmatch(file.rfilename):
+        if not _is_path(file.rfilename):
             raise BadAnswer(
                 f"{what}: the listing has a file called {short_name(file.rfilename)}, which is no file name"
             )

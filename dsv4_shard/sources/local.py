@@ -4,10 +4,12 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from dsv4_shard.errors import ReadFailed
 from dsv4_shard.sources.base import OpenFile, Span, open_all
+from dsv4_shard.sources.release_files import MAX_RELEASE_FOLDERS, MAX_TREE_ENTRIES, hidden
 from dsv4_shard.storage import MAX_CALL_BYTES, UncachedFile, open_regular
 
 
@@ -91,6 +93,30 @@ def _readable(folder: Path) -> list[Path]:
         return []
 
 
+def _entries(folder: Path, limit: int | None) -> "list[os.DirEntry[str]] | None":
+    """Return the entries of a folder by name; None if there are more than `limit`. Raises OSError."""
+    with os.scandir(folder) as entries:
+        found = list(islice(entries, None if limit is None else limit + 1))
+    return None if limit is not None and len(found) > limit else sorted(found, key=lambda entry: entry.name)
+
+
+def _size(entry: "os.DirEntry[str]", folder: str) -> int | str | None:
+    """Return the bytes of an entry of `folder`, or why it is not looked at; None for a folder that is."""
+    try:
+        is_folder, is_file = entry.is_dir(), entry.is_file()
+        if is_file:
+            return entry.stat().st_size
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    if not is_folder:
+        return "not a regular file"
+    if hidden(entry.name):
+        return "hidden"
+    if entry.is_symlink():
+        return "a link to a folder"
+    return f"deeper than {MAX_RELEASE_FOLDERS} folders" if folder.count("/") >= MAX_RELEASE_FOLDERS else None
+
+
 @dataclass(frozen=True, slots=True)
 class LocalSource:
     """A folder as a source. `label` is how the user named it, `revision` the Hub commit if the path names one."""
@@ -116,6 +142,33 @@ class LocalSource:
                 return {e.name: e.stat().st_size for e in sorted(entries, key=lambda e: e.name) if Path(e).is_file()}
         except OSError as error:
             raise ReadFailed(f"{error.filename or self.root}: {error.strerror}") from error
+
+    def tree(self) -> dict[str, int | str]:
+        """Return name → bytes of every regular file, those in folders too: `encoding/a.py`. Raises ReadFailed.
+
+        What is not looked at has the reason in place of bytes. Links to files are followed, links to folders are not.
+        """
+        found: dict[str, int | str] = {}
+        folders, looked_at = [""], 0
+        for folder in folders:
+            try:
+                entries = _entries(self.root / folder, MAX_TREE_ENTRIES - looked_at if folder else None)
+            except OSError as error:
+                if not folder:
+                    raise ReadFailed(f"{error.filename or self.root}: {error.strerror}") from error
+                found[folder] = f"cannot be read: {error.strerror}"
+                continue
+            if entries is None:
+                found[folder] = f"beyond {MAX_TREE_ENTRIES:,} files in folders"
+                continue
+            looked_at += len(entries) if folder else 0
+            for entry in entries:
+                name, size = folder + entry.name, _size(entry, folder)
+                if size is None:
+                    folders.append(f"{name}/")
+                else:
+                    found[name] = size
+        return found
 
     def dangling_links(self) -> list[str]:
         """Return the names of links whose target does not exist."""

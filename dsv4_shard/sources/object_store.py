@@ -65,10 +65,6 @@ class Store:
         """URL of the bucket."""
         return "/".join(self.url.split("/")[:3])
 
-    def files(self) -> dict[str, Listed]:
-        """Return name → object directly below the URL, without those in its folders. Raises as `everything` does."""
-        return {name: listed for name, listed in self.everything().items() if "/" not in name}
-
     def everything(self) -> dict[str, Listed]:
         """Return name → object for all objects below the URL.
 
@@ -270,7 +266,7 @@ def open_store(url: str) -> RemoteSource:
     store cannot be read.
     """
     store = connect(url)
-    listing = store.files()
+    listing = {name: listed for name, listed in store.everything().items() if not name.endswith("/")}
     if not listing:
         raise NotFound(
             f"{url}: nothing there", hint="Name the bucket and the prefix under which config.json and the weights are."

@@ -87,7 +87,11 @@ class RemoteSource(FolderlessSource):
         return None
 
     def sizes(self) -> dict[str, int]:
-        """Return name → bytes of every file."""
+        """Return name → bytes of every file that lies in no folder."""
+        return {name: listed.nbytes for name, listed in sorted(self.listing.items()) if "/" not in name}
+
+    def tree(self) -> dict[str, int | str]:
+        """Return name → bytes of every file, those in folders too."""
         return {name: listed.nbytes for name, listed in sorted(self.listing.items())}
 
     def shares_disk(self, name: str, out: Path) -> bool:

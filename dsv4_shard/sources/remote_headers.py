@@ -35,7 +35,8 @@ _MIN_FIRST_BYTES = 64 << 10
 _ENTRY_BYTES = 128
 """Estimated bytes of a tensor's header entry, without its name."""
 
-_LISTING = "listing.json"
+_LISTING = "tree.json"
+"""Entry with the files of a commit, those in folders too; `listing.json` of earlier versions had only the others."""
 
 _SECONDS_REMEMBERED = 3600
 """Seconds for which the commit of a branch is assumed to be unchanged."""

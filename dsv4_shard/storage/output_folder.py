@@ -4,9 +4,9 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from dsv4_shard.errors import NotEnoughDisk, OutputError, OutputInsideInput, OutputNotEmpty, WriteFailed
 
@@ -68,11 +68,11 @@ def _check_apart(out: Path, source_root: Path) -> None:
 
 
 def refuse_strangers(folder: Path, known: Collection[str]) -> None:
-    """Raise OutputNotEmpty if a folder holds anything but regular files called `known`, in it or one folder deep.
+    """Raise OutputNotEmpty if a folder holds anything but regular files called `known`, in it or in its folders.
 
     Links are not followed, and they are strangers too.
     """
-    found = list(islice(_strangers(folder, known), _STRANGERS_SHOWN + 1))
+    found = list(islice(_strangers(folder, known, set(folders_of(known))), _STRANGERS_SHOWN + 1))
     if found:
         names = ", ".join(found[:_STRANGERS_SHOWN]) + (" and more" if len(found) > _STRANGERS_SHOWN else "")
         raise OutputNotEmpty(
@@ -81,13 +81,18 @@ def refuse_strangers(folder: Path, known: Collection[str]) -> None:
         )
 
 
-def _strangers(folder: Path, known: Collection[str], within: str = "") -> Iterator[str]:
-    inner = {name.partition("/")[0] for name in known if "/" in name}
+def folders_of(names: Iterable[str]) -> list[str]:
+    """Return every folder that files called `names` lie in, the innermost first; not the one that holds them all."""
+    found = {parent.as_posix() for name in names for parent in PurePath(name).parents} - {"."}
+    return sorted(found, key=lambda folder: (-folder.count("/"), folder))
+
+
+def _strangers(folder: Path, known: Collection[str], inner: Collection[str], within: str = "") -> Iterator[str]:
     with os.scandir(folder / within) as entries:
         for entry in sorted(entries, key=lambda one: one.name):
             name = within + entry.name
-            if not within and name in inner and entry.is_dir(follow_symlinks=False):
-                yield from _strangers(folder, known, f"{name}/")
+            if name in inner and entry.is_dir(follow_symlinks=False):
+                yield from _strangers(folder, known, inner, f"{name}/")
             elif name not in known or not entry.is_file(follow_symlinks=False):
                 yield name + "/" * entry.is_dir(follow_symlinks=False)
 

@@ -22,7 +22,7 @@ from types import TracebackType
 from dsv4_shard.errors import OtherRun, OutputNotEmpty, RanksThere, SourceChanged, WriteFailed
 from dsv4_shard.storage import linux_io
 from dsv4_shard.storage.locks import MARKER, LockedFolder, locked
-from dsv4_shard.storage.output_folder import MANIFEST_NAME, plain, refuse_strangers
+from dsv4_shard.storage.output_folder import MANIFEST_NAME, folders_of, plain, refuse_strangers
 from dsv4_shard.storage.staged_file import StagedFile, fsync_folder
 
 _RESULT = "result"
@@ -121,7 +121,7 @@ class Staging:
         path = self.folder / name
         try:
             if path.parent != self.folder:
-                path.parent.mkdir(exist_ok=True)
+                path.parent.mkdir(parents=True, exist_ok=True)
             file = self._open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
             try:
                 linux_io.fallocate(file.fd, max(nbytes, 1))
@@ -187,9 +187,10 @@ class Staging:
         """Make all open files and their folders durable. Raises OSError."""
         for file in self._files.values():
             file.fsync()
-        inner = {(self.folder / name).parent for name in self._files} - {self.folder}
-        for folder in (*sorted(inner), self.folder, self.path, self.path.parent):
-            fsync_folder(folder)
+        for folder in (*folders_of(self._files), ""):
+            fsync_folder(self.folder / folder)
+        for outer in (self.path, self.path.parent):
+            fsync_folder(outer)
 
     @contextmanager
     def out_locked(self) -> Iterator[None]:
@@ -253,12 +254,11 @@ class Staging:
         try:
             self._seal(manifest)
             for name, twin in new.items():
-                (self.out / name).parent.mkdir(exist_ok=True)
+                (self.out / name).parent.mkdir(parents=True, exist_ok=True)
                 if not (twin and self._link_there(twin, name)):
                     os.rename(self.folder / name, self.out / name)
-            inner = sorted({Path(name).parent for name in new} - {Path()})
             for root in (self.out, self.folder):
-                for folder in (*inner, Path()):
+                for folder in (*folders_of(new), ""):
                     fsync_folder(root / folder)
             os.rename(self.folder / MANIFEST_NAME, self.out / MANIFEST_NAME)
             for root in (self.out, self.folder):

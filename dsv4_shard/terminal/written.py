@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from dsv4_shard.catalog.rank_ranges import say_ranks
+from dsv4_shard.checkpoint import some
 from dsv4_shard.engines import title_of
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import item, paragraph, title
@@ -36,6 +37,13 @@ def show_dry_run(console: Console, would: "WouldWrite") -> None:
         item(console, f"links to the checkpoint's own files: {size(job.nbytes - needed)} more")
     for reason, count in Counter(job.recipe.left_out.values()).items():
         item(console, f"{count:,} source tensors left out: {reason}")
+    for note in job.notes:
+        item(console, note, "yellow")
+    behind: dict[str, list[str]] = {}
+    for name, reason in job.left_behind.items():
+        behind.setdefault(reason, []).append(name)
+    for reason, names in behind.items():
+        item(console, f"stays behind ({reason}): {some(names)}")
 
 
 def show_merge(console: Console, merged: "Merged", seconds: float) -> None:

@@ -95,7 +95,7 @@ def compare(
         BadPlan: plan.json was edited.
     """
     checkpoint, inventory = source
-    job = _job(folder, manifest, checkpoint, inventory).with_plan_of(manifest, folder)
+    job = _job(folder, manifest, checkpoint, inventory).like(manifest, folder)
     recipe = job.recipe
     problems = [*_check_shares(job, manifest), *_check_companions(folder, job, manifest)]
     files: list[LocalFile | None] = []

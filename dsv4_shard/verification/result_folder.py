@@ -13,7 +13,7 @@ from dsv4_shard.checkpoint import Checkpoint, Inventory
 from dsv4_shard.errors import HeaderError, ReadFailed
 from dsv4_shard.sharding.manifest import PLAN_NAME, Manifest, ManifestFile, load_manifest
 from dsv4_shard.sources.local import LocalFile
-from dsv4_shard.storage import MANIFEST_NAME, default_workers, digest_of, digest_of_file, sha256_of_file
+from dsv4_shard.storage import MANIFEST_NAME, default_workers, digest_of, digest_of_file, folders_of, sha256_of_file
 from dsv4_shard.tensors.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, read_header
 from dsv4_shard.text.sanitize import short_name
 from dsv4_shard.text.units import size
@@ -112,7 +112,7 @@ def _strangers(folder: Path, manifest: Manifest) -> Iterator[str]:
     """A note for each file in the result's folders that is not in the manifest."""
     known = {name for entry in manifest.files for name in entry.names}
     known |= {entry.name for entry in manifest.companions} | {MANIFEST_NAME}
-    folders = {Path(name).parent.as_posix() for name in known}
+    folders = {".", *folders_of(known)}
     for path in sorted(path for inner in folders for path in (folder / inner).glob("*")):
         name = path.relative_to(folder).as_posix()
         if name not in known and name not in folders:

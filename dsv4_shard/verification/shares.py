@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from dsv4_shard.checkpoint import Checkpoint, Inventory
 from dsv4_shard.sharding.manifest import PLAN_NAME, Manifest, ManifestFile, load_manifest, made_differences
+from dsv4_shard.sources.checkpoint_files import CARD_FILE
 from dsv4_shard.storage import MANIFEST_NAME
 from dsv4_shard.verification.documents import Problem, SharesVerification, Verification
 from dsv4_shard.verification.result_folder import verify
@@ -62,7 +63,7 @@ def _problems(shares: list[tuple[str, Manifest]]) -> Iterator[Problem]:
         for entry in manifest.files:
             yield from _differs_from_twin(folder, entry, bool(manifest.identity), files)
         for small in manifest.companions:
-            if small.name == PLAN_NAME and not is_of_one_version:
+            if PurePath(small.name).name in (PLAN_NAME, CARD_FILE) and not is_of_one_version:
                 continue
             where, digest = companions.setdefault(small.name, (folder, small.digest))
             if digest != small.digest:
@@ -70,7 +71,7 @@ def _problems(shares: list[tuple[str, Manifest]]) -> Iterator[Problem]:
 
 
 def _is_of_one_version(*shares: Manifest) -> bool:
-    """Whether one version of the tool wrote all shares. Only then is plan.json equal in all of them."""
+    """Whether one version of the tool wrote all shares. Only then are plan.json and the card equal in all of them."""
     return len({version for share in shares for version in share.written_by}) == 1
 
 

@@ -17,7 +17,7 @@ import pytest
 import xxhash
 from support.checkpoints.small import open_folder, small_config
 from support.command_line import run
-from support.documents import as_of_other_version
+from support.documents import as_of_other_version, reseal
 from support.schemas import validator
 from support.servers.loopback import Fault
 from typer.testing import Result
@@ -211,7 +211,11 @@ def test_from_one_store_into_another(server: "StoreServer", checkpoint: Path, lo
     server.upload(checkpoint, "models/small")
     assert run("reshard", "s3://bucket/models/small", URL, *TP4).exit_code == 0
     there = objects(server)
-    assert {name for name, content in local.items() if there[name] != content} == {"plan.json", "manifest.json"}
+    assert {name for name, content in local.items() if there[name] != content} == {
+        "README.md",
+        "plan.json",
+        "manifest.json",
+    }
 
 
 @pytest.mark.slow
@@ -563,13 +567,22 @@ def test_the_result_of_another_run_is_kept_until_it_is_thrown_away(
     assert objects(server) == local
 
 
+def without_card(result: Path) -> None:
+    """Make a result one that was written before results had model cards."""
+    (result / "README.md").unlink()
+    companions = json.loads((result / "manifest.json").read_bytes())["companions"]
+    reseal(result, companions=[entry for entry in companions if entry["name"] != "README.md"])
+
+
 def as_of_schema_1(checkpoint: Any, version: Any) -> Any:
     """Make the unfinished upload one of schema 1 that another version of the tool began."""
     (folder,) = map(Path, scratch())
+    without_card(folder / "result")
     if version is not None:
         as_of_other_version(folder / "result")
     source, inventory = open_folder(checkpoint)
-    job = prepare(source, inventory, make_plan(source, inventory, Request(4, gpu="h100"), str(checkpoint)))
+    made = make_plan(source, inventory, Request(4, gpu="h100"), str(checkpoint))
+    job = prepare(source, inventory, made).as_before()
     companions = job.companions | {"plan.json": (folder / "result/plan.json").read_bytes()}
     asked = [version or __version__, job.layout, asdict(job.request), job.ranks]  # type: ignore[arg-type]
     digest = xxhash.xxh3_128(json.dumps([*asked, [(file.name, file.mtime_ns) for file in source.files]]).encode())

@@ -36,7 +36,7 @@ EXPERTS = 8
 NODES = 2
 COPIED = ("config.json", "tokenizer.json", "tokenizer_config.json")
 
-BESIDE_NODES = ("plan.json", "source.zip", "manifest.json")
+BESIDE_NODES = ("README.md", "plan.json", "source.zip", "manifest.json")
 
 Deal = Callable[[str], str]
 """The file into which a tensor goes, by its name."""
@@ -143,7 +143,7 @@ def test_files_have_the_names_that_they_have_in_the_checkpoint(model: Path, tmp_
     split(model, tmp_path / "out")
     names = {path.name for path in model.iterdir()}
     for node in range(NODES):
-        assert {path.name for path in (tmp_path / "out" / f"node-{node}").iterdir()} == names
+        assert {path.name for path in (tmp_path / "out" / f"node-{node}").iterdir()} == {*names, "README.md"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"node-0", "node-1", *BESIDE_NODES}
     for name in COPIED:
         assert (tmp_path / "out" / "node-1" / name).read_bytes() == (model / name).read_bytes()

@@ -216,7 +216,7 @@ def test_any_number_of_workers_writes_the_same_bytes(expert_dtype: str, small: P
         reshard_folder(small, tmp_path / str(workers), 4, expert_dtype, workers=workers)
         results.append(contents(tmp_path / str(workers)))
     assert results[0] == results[1] == results[2]
-    assert len(results[0]) == 4 + 6
+    assert len(results[0]) == 4 + 7
 
 
 def test_some_ranks_are_written_as_in_the_full_run(small: Path, tmp_path: Path) -> None:
@@ -242,6 +242,7 @@ def test_small_files_are_copied_where_they_are(small: Path, least: Path, tmp_pat
         "model1-mp2.safetensors",
         "inference_config.json",
         "generation_config.json",
+        "README.md",
         "plan.json",
         "source.zip",
         "manifest.json",

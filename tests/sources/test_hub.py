@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -17,8 +18,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from huggingface_hub import snapshot_download
+from huggingface_hub import ModelCard, snapshot_download
 from support.checkpoints.full_size import PRO
+from support.checkpoints.release import RELEASE, add_release
 from support.checkpoints.skeletons import write_skeleton
 from support.checkpoints.small import small_config
 from support.servers import loopback
@@ -282,6 +284,61 @@ def test_files_in_folders_of_the_repository_are_none_of_the_checkpoint(
     (folder / "inference" / "model.safetensors").write_bytes(b"no weights")
     hub.add_repo("org/with", {"main": folder})
     assert "error" not in succeeds("inspect", "org/with")
+
+
+def release_of(checkpoint: Path, folder: Path) -> Path:
+    """The checkpoint with the small files of a release, and others that do not travel."""
+    folder.mkdir()
+    for path in checkpoint.iterdir():
+        (folder / path.name).symlink_to(path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    return add_release(folder, RELEASE | dict.fromkeys(STAY, "x"))
+
+
+STAY = (".gitattributes", "consolidated.bin", "fp8/model.safetensors")
+
+
+@pytest.mark.parametrize("options", [(), ("--download",)], ids=["streamed", "downloaded"])
+def test_the_small_files_of_a_release_are_asked_once_and_by_reshard_alone(
+    options: tuple[str, ...], hub: HubServer, checkpoint: Path, tmp_path: Path
+) -> None:
+    hub.add_repo("org/with", {"main": release_of(checkpoint, tmp_path / "with")})
+    succeeds("plan", "org/with", *TP)
+    assert not {request.file for request in asked(hub)} & {*RELEASE, *STAY}
+    hub.reset()
+    succeeds("reshard", "org/with", tmp_path / "out", *TP, *options)
+    if not options:
+        assert Counter(request.file for request in asked(hub) if request.file in RELEASE) == Counter(
+            name for name, content in RELEASE.items() if content
+        )
+    assert not {request.file for request in asked(hub)} & set(STAY)
+    out = tmp_path / "out"
+    found = {name: (out / ("README.source.md" if name == "README.md" else name)).read_text() for name in RELEASE}
+    assert found == RELEASE
+    card = ModelCard.load(out / "README.md").data.to_dict()
+    assert (card["base_model"], card["base_model_relation"], card["license"]) == ("org/with", "quantized", "mit")
+    assert hub.head("org/with") in (out / "README.md").read_text()
+    succeeds("verify", out, "--against", "org/with")
+
+
+def test_files_that_a_download_of_weights_left_out_are_fetched(
+    hub: HubServer, checkpoint: Path, tmp_path: Path
+) -> None:
+    hub.add_repo("org/with", {"main": release_of(checkpoint, tmp_path / "with")})
+    snapshot_download("org/with", allow_patterns=["model*", "config.json"])
+    commit = hub.head("org/with")
+    for out, repo in (("pinned", f"org/with@{commit}"), ("out", "org/with")):
+        succeeds("reshard", repo, tmp_path / out, *TP)
+        assert (tmp_path / out / "LICENSE").read_text() == RELEASE["LICENSE"]
+        assert (tmp_path / out / "encoding/encoding_dsv4.py").is_file()
+
+
+@pytest.mark.parametrize("name", ["encoding/../../x", "a//b", "/x", "a/", "./x"])
+def test_a_name_in_a_folder_that_is_none_is_refused(name: str) -> None:
+    listed = [SimpleNamespace(rfilename=name, size=1, lfs=None, blob_id="0")]
+    with pytest.raises(BadAnswer, match="which is no file name"):
+        dict(hub_source._listed(listed, REPO))
 
 
 # --- tokens, refusals ----------------------------------------------------------------------------------------------

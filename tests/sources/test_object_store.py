@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from huggingface_hub import ModelCard
+from support.checkpoints.release import RELEASE
 from support.checkpoints.small import small_config
 from support.command_line import run
 from support.servers.loopback import Fault
@@ -67,6 +69,30 @@ def files(folder: Path) -> dict[str, bytes]:
 def weights(folder: Path) -> dict[str, bytes]:
     """Bytes of its rank files."""
     return {name: content for name, content in files(folder).items() if name.endswith(".safetensors")}
+
+
+def test_the_small_files_of_a_release_come_from_a_store(server: "StoreServer", tmp_path: Path) -> None:
+    for name, content in RELEASE.items():
+        server.put(f"models/small/{name}", content.encode())
+    run("plan", URL, *REFERENCE)
+    assert not {request.file for request in server.requests} & {f"models/small/{name}" for name in RELEASE}
+    assert run("reshard", URL, tmp_path / "out", *REFERENCE).exit_code == 0
+    found = files(tmp_path / "out")
+    there = {name: found["README.source.md" if name == "README.md" else name].decode() for name in RELEASE}
+    assert there == RELEASE
+    assert "base_model" not in ModelCard.load(tmp_path / "out/README.md").data.to_dict()
+    assert run("verify", tmp_path / "out", "--against", URL).exit_code == 0
+
+
+def test_keys_that_are_no_paths_stay_in_the_store(server: "StoreServer", tmp_path: Path) -> None:
+    server.put("models/small/encoding/", b"")
+    for name in ("encoding/a.py", "both", "both/x", "a b /c", ".hidden/x", "back\\slash", "-x"):
+        server.put(f"models/small/{name}", b"x")
+    found = json.loads(run("reshard", URL, tmp_path / "out", *REFERENCE, "--dry-run", "--json").stdout)
+    assert found["left_behind"].keys() == {"both/x", "a b /c", ".hidden/", "back\\\\slash", "-x"}
+    assert run("reshard", URL, tmp_path / "out", *REFERENCE).exit_code == 0
+    found = files(tmp_path / "out")
+    assert (found["encoding/a.py"], found["both"]) == (b"x", b"x")
 
 
 # --- what is said of it --------------------------------------------------------------------------------------------

@@ -615,6 +615,23 @@ def test_an_upload_of_schema_1_is_continued_whatever_version_began_it(
     assert load_manifest_of(server).written_by == {version or __version__: (0, 1, 2, 3)}
 
 
+def test_an_upload_that_was_begun_before_there_were_cards_is_continued(
+    server: "StoreServer", checkpoint: Path, one_at_a_time: None
+) -> None:
+    server.faults.append(Fault("forbidden", route="put", after=3, times=None))
+    put(checkpoint)
+    (folder,) = map(Path, scratch())
+    without_card(folder / "result")
+    source, inventory = open_folder(checkpoint)
+    made = make_plan(source, inventory, Request(4, gpu="h100"), str(checkpoint))
+    lines = (folder / "journal").read_text().splitlines()
+    before = upload.run_digest(prepare(source, inventory, made).as_before(), source)
+    (folder / "journal").write_text("\n".join((json.dumps(json.loads(lines[0]) | {"run": before}), *lines[1:])) + "\n")
+    server.reset()
+    assert put(checkpoint).exit_code == 0
+    assert "README.md" not in objects(server)
+
+
 def test_an_upload_of_schema_1_of_another_run_is_refused(
     server: "StoreServer", checkpoint: Path, one_at_a_time: None
 ) -> None:

@@ -50,6 +50,9 @@ A2A = (
 A2A_BACKENDS = {"sglang": A2A}
 """Engine → its all-to-all backends."""
 
+SGLANG_VERSIONS = ("0.5.23",)
+"""Versions of SGLang whose own classes the layout was compared with, and with which the plugin's loader was run."""
+
 VLLM_VERSIONS = ("0.33.0", "0.25.0")
 """Versions of vLLM whose own classes the layout was compared with. Of 0.25.0 only the loaders were run, no forward."""
 
@@ -57,7 +60,7 @@ VLLM_BROKEN_VERSIONS = ("0.28.0", "0.27.0", "0.26.0")
 """They never set `hc_attn_fn_broadcast` after a sharded load, and fail in the first forward; 0.29.0 mends it."""
 
 VERSIONS = {
-    "sglang": ("0.5.23",),
+    "sglang": SGLANG_VERSIONS,
     "vllm": (*VLLM_VERSIONS, *VLLM_BROKEN_VERSIONS),
     "reference": ("V4", "V4.1", "V3", "V3.2"),
     "trtllm": ("02586bf",),

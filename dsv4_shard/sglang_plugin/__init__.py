@@ -5,17 +5,26 @@ options. The name of the load format is added to SGLang's choices. SGLang turns 
 replaces our name by the loader class, which SGLang accepts unchanged.
 """
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
-from dsv4_shard.catalog.options import LOAD_FORMAT
+from dsv4_shard.catalog.options import LOAD_FORMAT, SGLANG_VERSIONS
+
+logger = logging.getLogger(__name__)
 
 
 def register() -> None:
-    """Register the load format. SGLang calls it; the loader is imported only when a model is loaded with it."""
-    from sglang.srt.arg_groups.choices import add_load_format_choices
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+    """Register the load format. SGLang calls it; the loader is imported only when a model is loaded with it.
 
+    An SGLang without these extension points gets no load format, and a warning: then it refuses the name itself.
+    """
+    try:
+        from sglang.srt.arg_groups.choices import add_load_format_choices
+        from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+    except ImportError as error:
+        logger.warning("no load format %s: %s. Install SGLang %s", LOAD_FORMAT, error, " or ".join(SGLANG_VERSIONS))
+        return
     add_load_format_choices([LOAD_FORMAT])
     HookRegistry.register(
         "sglang.srt.configs.load_config.LoadConfig._verify_load_format", _resolve_load_format, HookType.AROUND
@@ -25,8 +34,29 @@ def register() -> None:
 def _resolve_load_format(original: Callable[..., Any], config: Any, *args: Any, **kwargs: Any) -> Any:
     """Replace our name by the loader class; pass any other name to SGLang's own function."""
     if isinstance(config.load_format, str) and config.load_format.lower() == LOAD_FORMAT:
-        from dsv4_shard.sglang_plugin.loader import RankFileLoader
-
-        config.load_format = RankFileLoader
+        config.load_format = _loader_class()
         return None
     return original(config, *args, **kwargs)
+
+
+def _loader_class() -> type:
+    """The loader. Raises LoadRefused if this SGLang is another version, or lacks a name that the loader imports."""
+    import sglang
+
+    from dsv4_shard.errors import LoadRefused
+
+    verified = " or ".join(SGLANG_VERSIONS)
+    # A build number, as in 0.5.23+cu130, is the packager's; .dev and .post versions have other code.
+    if sglang.__version__.partition("+")[0] not in SGLANG_VERSIONS:
+        raise LoadRefused(
+            f"engine: this loader is verified with SGLang {verified}, found {sglang.__version__}: install SGLang "
+            f"{verified}, or a release of dsv4-shard that knows {sglang.__version__}"
+        )
+    try:
+        from dsv4_shard.sglang_plugin.loader import RankFileLoader
+    except ImportError as error:
+        raise LoadRefused(
+            f"engine: SGLang {sglang.__version__} lacks what the loader needs ({error}): install SGLang {verified} as "
+            "it was released"
+        ) from None
+    return RankFileLoader

@@ -5,7 +5,7 @@ one line that names the file, parameter or property. Shapes do not depend on the
 the right shapes too. Without these checks, a swapped or foreign file would load and give wrong output.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 
 from dsv4_shard.checkpoint import some
@@ -15,7 +15,7 @@ from dsv4_shard.sharding.manifest import Manifest, ManifestFile, hash_tensor, lo
 from dsv4_shard.sources.local import LocalFile
 from dsv4_shard.storage import MANIFEST_NAME, digest_of
 from dsv4_shard.tensors.header import Header, read_header
-from dsv4_shard.text.sanitize import short, short_name
+from dsv4_shard.text.sanitize import short_name
 
 Shapes = Mapping[str, tuple[str, tuple[int, ...]]]
 """Parameter -> (dtype as in a safetensors header, shape)."""
@@ -46,14 +46,15 @@ def rank_files(manifest: Manifest, inner: str, rank: int) -> Iterator[tuple[str,
             yield entry.names[entry.ranks.index(rank)], entry
 
 
-def check_identity(wanted: Mapping[str, str], running: Mapping[str, str]) -> None:
-    """Compare the target of the files with the running engine.
+def check_fact(name: str, expected: object, found: object, remedy: str) -> None:
+    """Compare a property that the files were made for with the running engine's, as text.
 
-    Raises LoadRefused with the first property that differs.
+    Raises LoadRefused with both, and what to do.
     """
-    for key, found in running.items():
-        if wanted.get(key) != found:
-            raise LoadRefused(f"the shards were made for {key} {short(wanted.get(key))}, this is {found!r}")
+    if str(expected) != str(found):
+        raise LoadRefused(
+            f"{name}: the files are for {short_name(str(expected))}, found {short_name(str(found))}: {remedy}"
+        )
 
 
 def check_file(path: Path, entry: ManifestFile, rank: int, *, verify: bool = False) -> Header:
@@ -104,4 +105,18 @@ def check_parameters(held: Shapes, wanted: Shapes, optional: frozenset[str] = fr
             due_dtype, due_shape = wanted[name]
             raise LoadRefused(
                 f"{short_name(name)} is {dtype} {list(shape)} in the file, {due_dtype} {list(due_shape)} in the model"
+            )
+
+
+def check_apart(storages: Mapping[str, Hashable]) -> None:
+    """Refuse two names for one parameter: the later copy would overwrite the earlier.
+
+    `storages` has a key for the memory of each parameter that is in the files. Raises LoadRefused with both names.
+    """
+    owners: dict[Hashable, str] = {}
+    for name, storage in storages.items():
+        if owners.setdefault(storage, name) != name:
+            raise LoadRefused(
+                f"{short_name(owners[storage])} and {short_name(name)} are one parameter in the model and two in the "
+                "files: is tie_word_embeddings set?"
             )

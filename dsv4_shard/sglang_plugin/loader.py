@@ -1,37 +1,30 @@
 """RankFileLoader, the loader behind `--load-format dsv4_shard`: copies rank files into SGLang's parameters.
 
-`checks` compares the files with the running engine before a byte is copied. The steps after the copy are SGLang's own,
+`running` compares the running engine with what the files were made for, and `checks` the files with the manifest and
+the model, before a byte is copied. The steps after the copy are SGLang's own,
 in the order of its default loader: `post_load_weights`, then the processing of each quantization method. Only SGLang
 imports this module, and it needs only packages that SGLang installs.
 """
 
 import logging
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
-import sglang
 import torch
 from safetensors import safe_open
 from sglang.srt.model_loader import loader as stock
-from sglang.srt.runtime_context import get_parallel
 
-from dsv4_shard.engines.sglang.files import W13_ORDERS
 from dsv4_shard.errors import LoadRefused
-from dsv4_shard.sglang_plugin.checks import check_file, check_identity, check_parameters, find_manifest, rank_files
+from dsv4_shard.sglang_plugin.checks import check_apart, check_file, check_parameters, find_manifest, rank_files
+from dsv4_shard.sglang_plugin.running import check_place, check_runner, check_running
+from dsv4_shard.text.sanitize import short
 
 logger = logging.getLogger(__name__)
 
-QUANT_METHODS = {
-    "marlin": ("Mxfp4MarlinMoEMethod",),
-    "flashinfer_mxfp4": ("Mxfp4FlashinferCutlassMoEMethod", "Mxfp4FlashinferTrtllmMoEMethod"),
-    "triton": ("Fp8MoEMethod",),
-    "deep_gemm": ("Fp8MoEMethod",),
-    "auto": ("Fp8MoEMethod",),
-}
-"""Runner of the routed experts in a plan -> the classes with which SGLang runs them."""
-
 _DTYPES = {
     torch.bfloat16: "BF16",
+    torch.float16: "F16",
     torch.float32: "F32",
     torch.float8_e4m3fn: "F8_E4M3",
     torch.float8_e8m0fnu: "F8_E8M0",
@@ -53,10 +46,10 @@ class RankFileLoader(stock.BaseModelLoader):  # type: ignore[misc]
 
     def __init__(self, load_config: Any) -> None:
         super().__init__(load_config)
-        options = dict(load_config.model_loader_extra_config or {})
-        self._verify = bool(options.pop("verify", False))
-        if options:
-            raise ValueError(f"dsv4_shard: unknown keys in --model-loader-extra-config: {sorted(options)}")
+        options = load_config.model_loader_extra_config or {}
+        if options not in ({}, {"verify": True}, {"verify": False}):
+            raise LoadRefused(f'--model-loader-extra-config is {short(options)}: {{}} and {{"verify": true}} are known')
+        self._verify = options.get("verify", False)
 
     def download_model(self, model_config: Any) -> None:
         """Do nothing: the files are on disk already."""
@@ -67,19 +60,20 @@ class RankFileLoader(stock.BaseModelLoader):  # type: ignore[misc]
         Raises NotAResult or LoadRefused before anything is copied.
         """
         manifest, root, inner = find_manifest(Path(model_config.model_path))
-        check_identity(manifest.identity, _what_runs())
+        check_running(manifest.identity, is_draft=bool(inner))
+        rank = check_place(manifest.identity)
         device = torch.device(device_config.device)
         quant_config = stock._get_quantization_config(model_config, self.load_config)
         with stock.set_default_torch_dtype(model_config.dtype):
             with device:
                 model = stock._initialize_model(model_config, self.load_config, quant_config)
-            _check_runner(manifest.identity, model)
-            rank = get_parallel().tp_rank
+            check_runner(manifest.identity, model)
             files = {root / name: entry for name, entry in rank_files(manifest, inner, rank)}
             headers = {path: check_file(path, entry, rank, verify=self._verify) for path, entry in files.items()}
             held = {n: (i.dtype, i.shape) for header in headers.values() for n, i in header.tensors.items()}
             parameters = model.state_dict()
             check_parameters(held, _shapes(parameters), _optional(parameters, is_draft=bool(inner)))
+            check_apart({name: _memory_of(name, parameters[name]) for name in held})
             for path in files:
                 with safe_open(path, framework="pt", device="cpu") as file:
                     for name in file.keys():  # noqa: SIM118
@@ -94,35 +88,13 @@ class RankFileLoader(stock.BaseModelLoader):  # type: ignore[misc]
         return finished
 
 
-def _what_runs() -> dict[str, str]:
-    """The properties of this process that decide the layout, with the names of `SglangLayout.identity`."""
-    parallel = get_parallel()
-    major, _ = torch.cuda.get_device_capability()
-    return {
-        "engine": f"sglang {sglang.__version__}",
-        "gpu_family": "Hopper" if major == 9 else "Blackwell",
-        "tp": str(parallel.tp_size),
-        "ep": str(parallel.moe_ep_size),
-        "attention_dp": str(parallel.attn_dp_size),
-    }
-
-
-def _check_runner(wanted: dict[str, str], model: torch.nn.Module) -> None:
-    """Check the MoE runner and the order within w13. Shapes do not show that order. Raises LoadRefused."""
-    runner = wanted.get("moe_runner", "")
-    for module in model.modules():
-        method = getattr(module, "quant_method", None)
-        if not hasattr(module, "w13_weight") or method is None:
-            continue
-        if type(method).__name__ not in QUANT_METHODS.get(runner, ()):
-            raise LoadRefused(f"the shards were made for moe_runner {runner!r}, this one uses {type(method).__name__}")
-        order = W13_ORDERS[bool(getattr(method, "load_up_proj_weight_first", False))]
-        check_identity(wanted, {"w13_order": order})
-        return
-
-
 def _shapes(parameters: dict[str, torch.Tensor]) -> dict[str, tuple[str, tuple[int, ...]]]:
     return {n: (_DTYPES.get(t.dtype, str(t.dtype)), tuple(t.shape)) for n, t in parameters.items()}
+
+
+def _memory_of(name: str, parameter: torch.Tensor) -> Hashable:
+    """A key for a parameter's memory: its own name if it has none, as on the meta device."""
+    return (str(parameter.device), parameter.data_ptr()) if parameter.data_ptr() else name
 
 
 def _optional(parameters: dict[str, torch.Tensor], *, is_draft: bool) -> frozenset[str]:

@@ -13,7 +13,14 @@ from support.checkpoints.small import open_folder
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import LoadRefused, NotAResult
 from dsv4_shard.planning.plan_builder import make_plan
-from dsv4_shard.sglang_plugin.checks import check_file, check_identity, check_parameters, find_manifest, rank_files
+from dsv4_shard.sglang_plugin.checks import (
+    check_apart,
+    check_fact,
+    check_file,
+    check_parameters,
+    find_manifest,
+    rank_files,
+)
 from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.manifest import load_manifest
 from dsv4_shard.sharding.run import reshard
@@ -133,16 +140,18 @@ def test_the_identity_tells_what_shapes_do_not(result: Path) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("key", "running"),
-    [("engine", "sglang 0.5.24"), ("gpu_family", "Blackwell"), ("tp", "4"), ("ep", "2"), ("attention_dp", "2"),
-     ("w13_order", "up, gate"), ("moe_runner", "flashinfer_mxfp4")],
-)  # fmt: skip
-def test_another_property_than_the_files_were_made_for_is_refused_by_name(result: Path, key: str, running: str) -> None:
-    wanted = load_manifest(result).identity
-    check_identity(wanted, wanted)
-    with pytest.raises(LoadRefused, match=rf"made for {key} '{wanted[key]}', this is '{running}'"):
-        check_identity(wanted, wanted | {key: running})
+def test_a_fact_that_differs_is_refused_with_both_values_and_a_remedy() -> None:
+    check_fact("tp", "2", 2, "start again")
+    with pytest.raises(LoadRefused, match=r"^tp: the files are for 2, found 4: start again$"):
+        check_fact("tp", "2", 4, "start again")
+    with pytest.raises(LoadRefused, match=r"^tp: the files are for 2\\n, found 2: start again$"):
+        check_fact("tp", "2\n", 2, "start again")
+
+
+def test_two_names_for_one_place_in_memory_are_refused() -> None:
+    check_apart({"a": 1, "b": 2})
+    with pytest.raises(LoadRefused, match=r"^a and c are one parameter in the model and two in the files"):
+        check_apart({"a": 1, "b": 2, "c": 1})
 
 
 HELD = {"a.weight": ("BF16", (2, 3)), "b.scale": ("F32", ())}

@@ -16,6 +16,9 @@ from dsv4_shard.engines.shared_rules import DSPARK_LEFT_OUT, draft_blocks, is_le
 from dsv4_shard.models import Part, Role, Stage, TensorName
 from dsv4_shard.tensors.header import Tensor
 
+LAYOUT = "dsv4-shard sglang 1"
+"""Name of what these files hold, for loaders. The number grows when the same deployment gets other files."""
+
 W13_ORDERS = {False: "gate, up", True: "up, gate"}
 
 _LAYER: dict[Role, Parameter] = {
@@ -130,7 +133,7 @@ class SglangLayout:
         """Properties that the files depend on and that names and shapes do not show."""
         deployment, runner = context.deployment, runner_of(context)
         return {
-            "layout": "dsv4-shard sglang 1",
+            "layout": LAYOUT,
             "engine": f"sglang {VERSION}",
             "gpu_family": deployment.gpu.family,
             "moe_runner": deployment.runner,

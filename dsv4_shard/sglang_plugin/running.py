@@ -1,0 +1,183 @@
+"""What of a running SGLang decides which bytes a rank needs, and what the files are made for: one table.
+
+Shapes show little of it: a swapped rank, expert or half of w13 has the right shape. A fact that SGLang does not tell is
+a refusal too. Each row was verified with SGLang's own classes: `python -m conformance loader` has SGLang load the
+checkpoint in deployments that differ in one row, and our loader the files.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+import sglang
+import torch
+from sglang.srt.eplb.expert_location import get_global_expert_location_metadata
+from sglang.srt.runtime_context import get_exec, get_parallel
+
+from dsv4_shard.catalog.gpus import GPUS
+from dsv4_shard.engines.sglang.files import LAYOUT, W13_ORDERS
+from dsv4_shard.errors import LoadRefused
+from dsv4_shard.sglang_plugin.checks import check_fact
+from dsv4_shard.text.sanitize import clean
+
+_AS_PLANNED = "start SGLang as `launch` in plan.json says, or reshard for this deployment"
+
+
+class Fact(NamedTuple):
+    """A property of the running engine.
+
+    Attributes:
+        name: What it is, in messages; a key of the manifest's identity if `expected` is None.
+        read: Returns it, as the engine has it.
+        remedy: What to do where the files are for another.
+        expected: What all rank files are for; None: the manifest says.
+        of_draft: Whether the files of a draft model depend on it too.
+    """
+
+    name: str
+    read: Callable[[], object]
+    remedy: str = _AS_PLANNED
+    expected: str | None = None
+    of_draft: bool = True
+
+
+def _version() -> str:
+    return f"sglang {sglang.__version__.partition('+')[0]}"
+
+
+_FAMILIES = {gpu.sm: gpu.family for gpu in GPUS.values() if gpu.verified}
+
+
+def _gpu_family() -> str:
+    """Hopper or Blackwell. AMD's GPUs report capabilities too: an MI300X is (9, 4)."""
+    if torch.version.cuda is None:
+        return "no CUDA"
+    major, minor = torch.cuda.get_device_capability()
+    sm = 10 * major + minor
+    return _FAMILIES.get(sm, f"sm_{sm}")
+
+
+def _expert_locations() -> str:
+    """`identity` if slot s of each layer holds expert s, else the first slot that does not.
+
+    Without a table SGLang loads the identity too, unless it has yet to apply the option.
+    """
+    option = get_exec().moe.init_expert_location
+    table = get_global_expert_location_metadata()
+    if table is None:
+        return "identity" if option == "trivial" else "an --init-expert-location that is not applied yet"
+    experts = table.physical_to_logical_map.cpu()
+    moved = (experts != torch.arange(experts.shape[1])).nonzero()
+    if not len(moved):
+        return "identity"
+    layer, slot = moved[0].tolist()
+    return f"expert {int(experts[layer, slot])} in slot {slot} of layer {layer}"
+
+
+FACTS = (
+    Fact("layout", lambda: LAYOUT, "reshard with --engine sglang of this release"),
+    Fact("engine", _version, "install that version, or reshard for this one"),
+    Fact("gpu_family", _gpu_family, "reshard with --gpu of this machine"),
+    Fact("tp", lambda: get_parallel().tp_size),
+    Fact("ep", lambda: get_parallel().moe_ep_size),
+    Fact("attention_dp", lambda: get_parallel().attn_dp_size),
+    Fact("pipeline stages", lambda: get_parallel().pp_size, "start SGLang without --pp-size", "1"),
+    Fact("MoE DP", lambda: get_parallel().moe_dp_size, "start SGLang without --moe-dp-size", "1"),
+    Fact("attention CP", lambda: get_parallel().attn_cp_size, "start SGLang without --attn-cp-size", "1"),
+    Fact(
+        "elastic EP", lambda: get_exec().moe.elastic_ep_backend or "none",
+        "start SGLang without --elastic-ep-backend, whose recovery reads experts from a checkpoint", "none",
+    ),
+    Fact(
+        "redundant experts", lambda: get_exec().moe.ep_num_redundant_experts,
+        "start SGLang without --ep-num-redundant-experts", "0", of_draft=False,
+    ),
+    Fact(
+        "expert locations", _expert_locations, "start SGLang without --init-expert-location", "identity",
+        of_draft=False,
+    ),
+)  # fmt: skip
+"""Read before the model is built, in this order."""
+
+
+class Kernels(NamedTuple):
+    """How SGLang runs the routed experts of a plan's runner: classes of `quant_method`, values of `runner_backend`."""
+
+    classes: tuple[str, ...]
+    backends: tuple[str, ...]
+
+
+_FP8_METHOD = Kernels(("Fp8MoEMethod",), ("triton", "deep_gemm"))
+
+RUNNERS = {
+    "marlin": Kernels(("Mxfp4MarlinMoEMethod",), ("marlin",)),
+    "flashinfer_mxfp4": Kernels(
+        ("Mxfp4FlashinferCutlassMoEMethod", "Mxfp4FlashinferTrtllmMoEMethod"), ("flashinfer_mxfp4",)
+    ),
+    "triton": _FP8_METHOD,
+    "deep_gemm": _FP8_METHOD,
+    "auto": _FP8_METHOD,
+}
+"""The same class puts up before gate in w13, or transposes it, on other backends: flashinfer_trtllm, triton_kernel."""
+
+
+def check_running(identity: Mapping[str, str], *, is_draft: bool) -> None:
+    """Compare the table with what the files were made for. Raises LoadRefused with the first fact that differs."""
+    for fact in FACTS:
+        if fact.of_draft or not is_draft:
+            expected = identity.get(fact.name, f"no {fact.name}") if fact.expected is None else fact.expected
+            check_fact(fact.name, expected, _told(fact.name, fact.read), fact.remedy)
+
+
+def check_place(identity: Mapping[str, str]) -> int:
+    """The rank of this process.
+
+    Raises LoadRefused if its block of experts, its part of each expert, or its part of attention is not the one that
+    the files of this rank hold. `check_running` comes first.
+    """
+    tp, ep, attention_dp = (int(identity[key]) for key in ("tp", "ep", "attention_dp"))
+    rank = int(_told("rank", lambda: get_parallel().tp_rank))
+    expected = {
+        "moe_ep_rank": rank * ep // tp,
+        "moe_tp_rank": rank % (tp // ep),
+        "attn_tp_rank": rank % (tp // attention_dp),
+    }
+    for name, value in expected.items():
+        found = _told(name, partial(attrgetter(name), get_parallel()))
+        check_fact(f"{name} of rank {rank}", value, found, _AS_PLANNED)
+    return rank
+
+
+def check_runner(identity: Mapping[str, str], model: torch.nn.Module) -> None:
+    """Check the runner of the routed experts in every layer, and the order within w13.
+
+    Raises LoadRefused, also if no layer has routed experts.
+    """
+    layers = {name: module for name, module in model.named_modules() if hasattr(module, "w13_weight")}
+    if not layers:
+        raise LoadRefused("moe_runner: no module of the model has routed experts (w13_weight)")
+    name = identity.get("moe_runner", "")
+    kernels = RUNNERS.get(name, Kernels((), ()))
+    for path, module in layers.items():
+        method = _told("moe_runner", partial(attrgetter("quant_method"), module))
+        backend = _told("moe_runner", partial(attrgetter("runner_backend.value"), module))
+        if type(method).__name__ not in kernels.classes or backend not in kernels.backends:
+            raise LoadRefused(
+                f"moe_runner: the files are for {clean(name)}, found {type(method).__name__} with {backend} in {path}: "
+                f"{_AS_PLANNED}"
+            )
+        order = W13_ORDERS[bool(getattr(method, "load_up_proj_weight_first", False))]
+        check_fact("w13_order", identity.get("w13_order", "no order"), order, _AS_PLANNED)
+
+
+def _told(name: str, read: Callable[[], Any]) -> Any:
+    """What `read` returns. Raises LoadRefused if SGLang does not have it."""
+    try:
+        return read()
+    except Exception as error:
+        said = clean(str(error).partition("\n")[0])[:200]
+        raise LoadRefused(
+            f"{name}: SGLang {sglang.__version__} does not tell it ({type(error).__name__}: {said}): install it as it "
+            "was released"
+        ) from None

@@ -87,6 +87,7 @@ conformance: $(READY)
 	$(BIN)/python -m conformance oracles
 	$(BIN)/python -m conformance files
 	$(BIN)/python -m conformance nodes
+	$(BIN)/python -m conformance loader
 
 # What the engines' classes declare, again, into tests/data: a new engine version shows as a diff.
 contracts: $(READY)

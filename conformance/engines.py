@@ -37,7 +37,7 @@ class Engine:
         """Results of all jobs, as each process ends."""
         groups: dict[tuple[tuple[str, str], ...], list[Job]] = {}
         for job in jobs:
-            variables = Case(**job["case"]).environment
+            variables = Case(**job["case"]).environment | job.get("variables", {})
             groups.setdefault(tuple(sorted(variables.items())), []).append(job)
         for number, (items, group) in enumerate(groups.items(), 1):
             print(f"{self.name}: process {number} of {len(groups)}, {len(group)} jobs", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Runs jobs (`oracle`, `load`, `contract`) with SGLang: see `conformance.jobs`."""
+"""Runs jobs (`oracle`, `load`, `contract`, `signatures`) with SGLang: see `conformance.jobs`."""
 
 import os
 
@@ -14,8 +14,9 @@ def main() -> None:
     from conformance.sglang.contracts import contract
     from conformance.sglang.load import load
     from conformance.sglang.oracle import oracle
+    from conformance.sglang.signatures import record
 
-    run_jobs({"oracle": oracle, "load": load, "contract": contract}, "sglang", prepare)
+    run_jobs({"oracle": oracle, "load": load, "contract": contract, "signatures": record}, "sglang", prepare)
 
 
 main()

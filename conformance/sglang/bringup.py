@@ -17,10 +17,14 @@ import torch.distributed
 from sglang.srt.configs.load_config import LoadConfig
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.distributed import bootstrap, parallel_state
+from sglang.srt.eplb.expert_location import (
+    compute_initial_expert_location_metadata,
+    set_global_expert_location_metadata,
+)
 from sglang.srt.layers.moe import initialize_moe_config
 from sglang.srt.model_loader import loader as loaders
 from sglang.srt.plugins import load_plugins
-from sglang.srt.runtime_context import SpawnRanks, publish
+from sglang.srt.runtime_context import SpawnRanks, get_parallel, publish
 from sglang.srt.server_args import ServerArgs
 from torch.overrides import TorchFunctionMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -59,37 +63,39 @@ def prepare(job: Job) -> None:
     """Discover plugins, resolve the arguments of `sglang serve` for a job's case, then import the model."""
     case = Case(**job["case"])
     load_plugins()
-    args = _server_args(case, job["model"], job.get("load_format", "auto"))
+    args = _server_args(case, job["model"], job.get("load_format", "auto"), job.get("options", {}))
     args.resolve_once()
     for module in ("deepseek_v4_nextn", "registry"):
         importlib.import_module(f"sglang.srt.models.{module}")
     _prepared.append(Prepared(args, Path(job.get("draft") or job["model"])))
 
 
-def _server_args(case: Case, model: str, load_format: str) -> ServerArgs:
-    options: dict[str, Any] = {"attn_dp_size": case.dp} if case.dp > 1 else {}
+def _server_args(case: Case, model: str, load_format: str, more: dict[str, Any]) -> ServerArgs:
+    options: dict[str, Any] = {
+        "model_path": model,
+        "tp_size": case.tp,
+        "ep_size": case.ep,
+        "load_format": load_format,
+        "trust_remote_code": True,
+        "device": "cuda",
+        "skip_tokenizer_init": True,
+        "disable_custom_all_reduce": True,
+        "log_level": "error",
+    }
+    if case.dp > 1:
+        options["attn_dp_size"] = case.dp
     if case.runner not in OWN_RUNNERS:
         options["moe_runner_backend"] = case.runner
     if case.a2a:
         options["moe_a2a_backend"] = case.a2a
-    return ServerArgs(
-        model_path=model,
-        tp_size=case.tp,
-        ep_size=case.ep,
-        load_format=load_format,
-        trust_remote_code=True,
-        device="cuda",
-        skip_tokenizer_init=True,
-        disable_custom_all_reduce=True,
-        log_level="error",
-        **options,
-    )
+    return ServerArgs(**options | more)
 
 
 def bring_up(job: Job) -> ModelConfig:
     """Publish the arguments for a job's rank, make its groups, and return the config of the target or draft model."""
     args, draft = _prepared[-1]
-    publish(args, role="scheduler", ranks=SpawnRanks(world_rank=job["rank"], gpu_id=0))
+    world_rank = job["rank"] + args.tp_size * job.get("stage", 0)
+    publish(args, role="scheduler", ranks=SpawnRanks(world_rank=world_rank, gpu_id=0))
     config = ModelConfig.from_server_args(args)
     _fake_groups()
     bootstrap._set_all_reduce_flags()
@@ -99,9 +105,18 @@ def bring_up(job: Job) -> ModelConfig:
     except Exception as error:  # kernels that it warms up are stubs
         print("init_layer_runtime:", type(error).__name__, error, file=sys.stderr)
     initialize_moe_config()
+    if job.get("placed", True):
+        _place_experts(config)
     if not job["case"]["draft"]:
         return config
     return ModelConfig.from_server_args(args, model_path=str(draft), is_draft_model=True)
+
+
+def _place_experts(config: ModelConfig) -> None:
+    """Set the initial location of each expert, as `ModelRunner.initialize` does before it loads the model."""
+    with InsteadOfCuda("cpu"):
+        locations = compute_initial_expert_location_metadata(config, get_parallel().moe_ep_rank)
+    set_global_expert_location_metadata(locations)
 
 
 def _fake_groups() -> None:

@@ -7,6 +7,7 @@ copies a corner; here a warning is a failure.
 
 from typing import Any
 
+import sglang
 import torch
 from sglang.srt.configs.device_config import DeviceConfig
 from sglang.srt.configs.load_config import LoadConfig
@@ -25,6 +26,7 @@ def load(job: dict[str, Any]) -> dict[str, Any]:
     """Load with `load_format` and hold against `want`: `loader`, `compared` parameters, `differences`, `warnings`."""
     case = Case(**job["case"])
     config = bring_up(job)
+    sglang.__version__ = job.get("version") or sglang.__version__
     leave_out_kernels()
     seen: dict[str, dict[str, Any]] = {}
     _watch_post_load(seen)

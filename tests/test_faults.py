@@ -123,6 +123,15 @@ FAULTS = {
     "a result damaged later": "result_folder: any_flip_in_a_rank_file_is_found_where_it_is",
     "a manifest that names files elsewhere": "hostile: a_manifest_names_nothing_outside_its_folder",
     "a plan that names files elsewhere": "hostile: a_plan_that_names_other_files_is_refused_and_they_are_not_opened",
+    # in the engine
+    "experts in other slots": "loader: experts_in_other_slots_are_refused",
+    "experts that move after the load": "loader: locations_that_come_after_the_loader_are_refused",
+    "a kernel that takes w13 in another order":
+        "loader: experts_that_another_kernel_runs_are_refused_in_any_layer",
+    "another number of ranks, stages or replicas": "loader: another_deployment_is_refused_with_both_values",
+    "an engine of another version": "loader: another_version_is_refused",
+    "an engine that does not tell a fact": "loader: a_fact_that_sglang_does_not_tell_is_a_refusal",
+    "rank files for another engine": "loader: files_for_another_engine_are_refused",
     # writing
     "a disk too small": "filesystems: a_disk_that_is_too_small_is_refused_before_anything_is_made",
     "a disk full at the start": "filesystems: a_disk_that_fills_up_at_preallocation_leaves_nothing",

@@ -45,18 +45,18 @@ def _loader_class() -> type:
 
     from dsv4_shard.errors import LoadRefused
 
-    verified = " or ".join(SGLANG_VERSIONS)
+    verified, found = " or ".join(SGLANG_VERSIONS), getattr(sglang, "__version__", "no version")
     # A build number, as in 0.5.23+cu130, is the packager's; .dev and .post versions have other code.
-    if sglang.__version__.partition("+")[0] not in SGLANG_VERSIONS:
+    if found.partition("+")[0] not in SGLANG_VERSIONS:
         raise LoadRefused(
-            f"engine: this loader is verified with SGLang {verified}, found {sglang.__version__}: install SGLang "
-            f"{verified}, or a release of dsv4-shard that knows {sglang.__version__}"
+            f"engine: this loader is verified with SGLang {verified}, found {found}: install SGLang {verified}, or a "
+            f"release of dsv4-shard that knows {found}"
         )
     try:
         from dsv4_shard.sglang_plugin.loader import RankFileLoader
     except ImportError as error:
         raise LoadRefused(
-            f"engine: SGLang {sglang.__version__} lacks what the loader needs ({error}): install SGLang {verified} as "
-            "it was released"
+            f"engine: the loader does not import in SGLang {found} ({error}): install SGLang {verified} and dsv4-shard "
+            "as they were released"
         ) from None
     return RankFileLoader

@@ -1,8 +1,8 @@
 """What of a running SGLang decides which bytes a rank needs, and what the files are made for: one table.
 
 Shapes show little of it: a swapped rank, expert or half of w13 has the right shape. A fact that SGLang does not tell is
-a refusal too. Each row was verified with SGLang's own classes: `python -m conformance loader` has SGLang load the
-checkpoint in deployments that differ in one row, and our loader the files.
+a refusal too. `python -m conformance loader` runs it in SGLang: in deployments that differ in one fact, SGLang's own
+loader loads the checkpoint, and ours the files.
 """
 
 from collections.abc import Callable, Mapping

@@ -248,6 +248,13 @@ def test_another_version_is_refused(
     refused(process, written(EP), f"^{re.escape(reason)}")
 
 
+def test_an_sglang_without_a_version_is_refused(
+    process: Process, written: Callable[[Case], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("sglang.__version__")
+    refused(process, written(EP), "^engine: this loader is verified with SGLang 0.5.23, found no version: install")
+
+
 def test_a_packagers_build_of_the_version_is_taken(
     process: Process, written: Callable[[Case], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,7 +274,10 @@ def test_an_sglang_that_lacks_a_name_is_refused(
     process: Process, written: Callable[[Case], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr("sglang.srt.runtime_context.get_exec")
-    refused(process, written(EP), r"^engine: SGLang 0.5.23 lacks what the loader needs \(cannot import name 'get_exec'")
+    reason = (
+        r"^engine: the loader does not import in SGLang 0.5.23 \(cannot import name 'get_exec' .*\): install SGLang"
+    )
+    refused(process, written(EP), reason)
 
 
 def test_an_sglang_without_extension_points_gets_a_warning(

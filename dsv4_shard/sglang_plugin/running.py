@@ -18,10 +18,8 @@ from sglang.srt.runtime_context import get_exec, get_parallel
 from dsv4_shard.catalog.gpus import GPUS
 from dsv4_shard.engines.sglang.files import LAYOUT, W13_ORDERS
 from dsv4_shard.errors import LoadRefused
-from dsv4_shard.sglang_plugin.checks import check_fact
+from dsv4_shard.sglang_plugin.checks import AS_PLANNED, check_fact
 from dsv4_shard.text.sanitize import clean
-
-_AS_PLANNED = "start SGLang as `launch` in plan.json says, or reshard for this deployment"
 
 
 class Fact(NamedTuple):
@@ -37,7 +35,7 @@ class Fact(NamedTuple):
 
     name: str
     read: Callable[[], object]
-    remedy: str = _AS_PLANNED
+    remedy: str = AS_PLANNED
     expected: str | None = None
     of_draft: bool = True
 
@@ -145,7 +143,7 @@ def check_place(identity: Mapping[str, str]) -> int:
     }
     for name, value in expected.items():
         found = _told(name, partial(attrgetter(name), get_parallel()))
-        check_fact(f"{name} of rank {rank}", value, found, _AS_PLANNED)
+        check_fact(f"{name} of rank {rank}", value, found, AS_PLANNED)
     return rank
 
 
@@ -165,10 +163,10 @@ def check_runner(identity: Mapping[str, str], model: torch.nn.Module) -> None:
         if type(method).__name__ not in kernels.classes or backend not in kernels.backends:
             raise LoadRefused(
                 f"moe_runner: the files are for {clean(name)}, found {type(method).__name__} with {backend} in {path}: "
-                f"{_AS_PLANNED}"
+                f"{AS_PLANNED}"
             )
         order = W13_ORDERS[bool(getattr(method, "load_up_proj_weight_first", False))]
-        check_fact("w13_order", identity.get("w13_order", "no order"), order, _AS_PLANNED)
+        check_fact("w13_order", identity.get("w13_order", "no order"), order, AS_PLANNED)
 
 
 def _told(name: str, read: Callable[[], Any]) -> Any:

@@ -19,7 +19,7 @@ from dsv4_shard import errors
 from dsv4_shard.catalog.gpus import GPUS, MIB, Gpu
 from dsv4_shard.cli import app
 from dsv4_shard.destinations.documents import ClusterOutcome, DryRun, Uploaded
-from dsv4_shard.diagnosis.explanation import Explanation
+from dsv4_shard.diagnosis.document import Explanation
 from dsv4_shard.errors import ExitCode, ShardError
 from dsv4_shard.inspection.known_family import Inspection
 from dsv4_shard.inspection.unknown_family import UnknownInspection

@@ -10,12 +10,13 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, BinaryIO, cast
 
 from dsv4_shard.catalog.option import Option, Options
 from dsv4_shard.catalog.verb import Later, verb, wrong_type
-from dsv4_shard.errors import ReadFailed, UsageError
+from dsv4_shard.errors import ReadFailed, UnsupportedFamily, UsageError
 
 if TYPE_CHECKING:
-    from dsv4_shard.diagnosis import explanation as explaining
+    from dsv4_shard.diagnosis import KnownModel, OtherFamily
+    from dsv4_shard.diagnosis import document as explaining
 else:
-    explaining = Later("dsv4_shard.diagnosis.explanation")
+    explaining = Later("dsv4_shard.diagnosis.document")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,20 +54,33 @@ def explain(
     ...                    "block_n = 128.").meaning[0]
     'shared experts: shared intermediate size 3072 / TP 16 = 192, which is 1.5 blocks of 128'
     """
-    from dsv4_shard.checkpoint import refuse_errors
-    from dsv4_shard.diagnosis import KnownModel
     from dsv4_shard.diagnosis import explain as explain_lines
-    from dsv4_shard.opening import open_checkpoint
 
-    model = None
-    if options.repo is not None:
-        model = KnownModel(str(options.repo), open_checkpoint(str(options.repo), exact=False)[1], given=True)
-        refuse_errors(model.inventory)
+    given = _checkpoint(str(options.repo)) if options.repo is not None else None
     with _lines(text) as lines:
-        explanation = explain_lines(lines, model)
+        explanation = explain_lines(lines, given)
     if not explanation.lines:
         raise _nothing()
     return explanation
+
+
+def _checkpoint(repo: str) -> "KnownModel | OtherFamily":
+    """The checkpoint at `repo`, of any family.
+
+    Raises:
+        ShardError: The checkpoint contradicts itself, or cannot be read.
+    """
+    from dsv4_shard.checkpoint import read_unknown, refuse_errors
+    from dsv4_shard.diagnosis import KnownModel, OtherFamily
+    from dsv4_shard.inspection import inspect_unknown
+    from dsv4_shard.opening import open_checkpoint, open_source
+
+    try:
+        inventory = open_checkpoint(repo, exact=False)[1]
+    except UnsupportedFamily:
+        return OtherFamily(repo, inspect_unknown(read_unknown(open_source(repo))))
+    refuse_errors(inventory)
+    return KnownModel(repo, inventory, given=True)
 
 
 @contextmanager

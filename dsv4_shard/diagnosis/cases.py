@@ -3,13 +3,30 @@
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from string import Formatter
 
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
 from dsv4_shard.checkpoint import Inventory
+from dsv4_shard.diagnosis.known_model import KnownModel
 from dsv4_shard.diagnosis.log_scan import EngineLog, FoundMessage
+from dsv4_shard.diagnosis.origin import MessageOrigin, origin_of
 from dsv4_shard.diagnosis.patterns import SHORT, PatternSource
-from dsv4_shard.engines import ENGINES, Breach, Context, Divides, Engine, Request, Requires, Rule, Symptom, serving
+from dsv4_shard.diagnosis.releases import Release, inventory_of
+from dsv4_shard.engines import (
+    ENGINES,
+    Breach,
+    Context,
+    Deployment,
+    Divides,
+    Engine,
+    Request,
+    Requires,
+    Rule,
+    Symptom,
+    engine_for,
+    serving,
+)
 from dsv4_shard.models import Family, Module
 
 _USUAL = (2, 4, 8, 16, 32, 64)
@@ -23,15 +40,6 @@ _TELL_TP = {"part", *_SAY_TP}
 
 
 @dataclass(frozen=True, slots=True)
-class KnownModel:
-    """A model that a message may be about. `given`: the user or the log named it."""
-
-    label: str
-    inventory: Inventory
-    given: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Hit:
     """A layout that breaks a rule with the numbers of the message. `tp_said`: the message or the log names its TP."""
 
@@ -42,12 +50,23 @@ class Hit:
     tp_said: bool
 
 
+def found_origin(found: FoundMessage, log: EngineLog) -> MessageOrigin:
+    """Where a message comes from, by its traceback and the log."""
+    return origin_of(found.frames, log.clues.load_format)
+
+
+def engine_told(found: FoundMessage, log: EngineLog) -> str | None:
+    """The engine that the traceback or the log shows."""
+    return found_origin(found, log).engine or log.clues.engine
+
+
 def engines_of(found: FoundMessage, log: EngineLog) -> tuple[str, ...]:
-    """The engines that print the message; only the log's engine if it is one of them."""
+    """The log's engine; if it shows none, the engines that print the message."""
+    told = engine_told(found, log)
+    if told is not None:
+        return (told,)
     known = found.pattern.known
-    names = known.engines if known else dict.fromkeys(source.engine.name for source in found.pattern.sources)
-    told = log.clues.get("engine")
-    return (told,) if told is not None and told in names else tuple(names)
+    return tuple(known.engines if known else dict.fromkeys(source.engine.name for source in found.pattern.sources))
 
 
 def pattern_sources(found: FoundMessage, log: EngineLog, models: tuple[KnownModel, ...]) -> list[PatternSource]:
@@ -57,24 +76,50 @@ def pattern_sources(found: FoundMessage, log: EngineLog, models: tuple[KnownMode
 
 
 def hits_of(found: FoundMessage, log: EngineLog, models: tuple[KnownModel, ...]) -> list[Hit]:
-    """Every layout that breaks a rule with the numbers of the message: the likeliest first, each division once."""
+    """Every layout that breaks a rule with the numbers of the message: the likeliest first, each division once.
+
+    Layouts that the engine stops in for an earlier reason count only if there are no others: versions differ in their
+    order of checks.
+    """
     by_engine: dict[tuple[str, Family], tuple[Engine, list[PatternSource]]] = {}
     for source in pattern_sources(found, log, models):
         key = source.engine.name, source.family
         by_engine.setdefault(key, (source.engine, []))[1].append(source)
-    ranked: list[tuple[tuple[object, ...], Hit]] = []
-    requests = list(_requests(found, log))
-    asked_of = {name: [replace(one, engine=name) for one in requests] for name in {key[0] for key in by_engine}}
-    said = not _SAY_TP.isdisjoint(found.pattern.fields)
-    for order, model in enumerate(models):
-        for engine, sources in (pair for key, pair in by_engine.items() if key[1] is model.inventory.family):
-            names = {source.rule.name for source in sources}
-            for asked in asked_of[engine.name]:
-                hinted = log.clues.get("tp") == str(asked.tp)
-                for breach in _broken(found, engine, names, model.inventory, asked, hinted):
-                    if hinted or asked.tp in _USUAL or not _TELL_TP.isdisjoint(found.pattern.fields):
-                        hit = Hit(model, engine, asked, breach, said or hinted)
+    plain = list(_requests(found, log))
+    requests = {name: [replace(one, engine=name) for one in plain] for name in {key[0] for key in by_engine}}
+    for any_order in (False, True) if found.pattern.fields else (False,):
+        ranked: list[tuple[tuple[object, ...], Hit]] = []
+        for order, model in enumerate(models):
+            for engine, sources in (pair for key, pair in by_engine.items() if key[1] is model.inventory.family):
+                names, tried = {source.rule.name for source in sources}, set[Deployment]()
+                for asked in requests[engine.name]:
+                    new = [one for one in _candidates(engine, model, asked) if one not in tried]
+                    if not new:
+                        continue
+                    tried.update(new)
+                    for breach in _broken(found, engine, names, model.inventory, new, log, any_order):
+                        hit = Hit(model, engine, asked, breach, _tp_said(found, log))
                         ranked.append((_rank(log, asked, order, breach), hit))
+        if ranked:
+            return _best(ranked, log)
+    return []
+
+
+def _candidates(engine: Engine, model: KnownModel, request: Request) -> tuple[Deployment, ...]:
+    if model.release is None:
+        return tuple(engine.candidates(model.inventory, request))
+    return _of_release(engine.name, model.release, request)
+
+
+@lru_cache(maxsize=1 << 15)
+def _of_release(engine: str, release: Release, request: Request) -> tuple[Deployment, ...]:
+    """The deployments of a request for a release, which never changes."""
+    inventory = inventory_of(release)
+    return tuple(engine_for(engine, inventory.family).candidates(inventory, request))
+
+
+def _best(ranked: list[tuple[tuple[object, ...], Hit]], log: EngineLog) -> list[Hit]:
+    """The likeliest layouts, each division once; those with more guesses than the best one are dropped."""
     ranked.sort(key=lambda pair: pair[0])
     once: dict[tuple[str, str, tuple[int, int] | str], Hit] = {}
     for _, hit in ranked:
@@ -83,54 +128,75 @@ def hits_of(found: FoundMessage, log: EngineLog, models: tuple[KnownModel, ...])
     return [hit for hit in hits if _as_told(hit, log) == _as_told(hits[0], log)]
 
 
+def _tp_said(found: FoundMessage, log: EngineLog) -> bool:
+    """Whether the message or the log names TP."""
+    return log.clues.tp is not None or not _SAY_TP.isdisjoint(found.pattern.fields)
+
+
 def _as_told(hit: Hit, log: EngineLog) -> tuple[bool, ...]:
-    """Which parts of a layout are known and not guessed. Layouts with more guesses than the best one are dropped."""
-    return hit.model.given, hit.tp_said, log.clues.get("engine") == hit.engine.name
+    """Which parts of a layout are known and not guessed."""
+    return hit.model.given, hit.tp_said, log.clues.engine == hit.engine.name
 
 
 def _rank(log: EngineLog, request: Request, order: int, breach: Breach) -> tuple[object, ...]:
-    """Sort key: the log's engine, TP and EP first, then usual and small layouts, then modules that break often."""
-    clues = log.clues
+    """Sort key: the log's engine first, then usual and small layouts, then modules that break often."""
     return (
-        clues.get("engine", request.engine) != request.engine,
-        "tp" in clues and str(request.tp) != clues["tp"],
+        (log.clues.engine or request.engine) != request.engine,
         request.tp not in _USUAL,
         request.tp,
         order,
         serving().index(request.engine),
         breach.module is not Module.SHARED,
-        "ep" in clues and str(request.ep or 1) != clues["ep"],
         request.ep or 0,
     )
 
 
 def _requests(found: FoundMessage, log: EngineLog) -> Iterator[Request]:
-    """Requests that may have caused the message: from its numbers, from the log, and the usual ones."""
+    """Requests that may have caused the message, none of which contradicts the log.
+
+    TP and EP are the log's. If it does not name them, they are the message's numbers and the usual ones, not below the
+    ranks that the log shows.
+    """
+    clues = log.clues
     numbers = [int(value) for value in found.values if value and value.isdigit() and 1 < int(value) <= MAX_RANKS][:4]
-    clues = {name: (int(log.clues[name]),) if name in log.clues else () for name in ("tp", "ep")}
     known = dict.fromkeys(name for engine in ENGINES.values() for name in engine.runners)
     named = [name for name in known if name in found.text.lower()]
     gpus = (None, "b200") if named else (None,)  # a runner's name may stand for the GPU
-    for tp in dict.fromkeys((*clues["tp"], *_USUAL, *_UNUSUAL, *numbers)):
-        eps = dict.fromkeys((None, *clues["ep"], *numbers, tp))
-        ways = itertools.product(eps, log.dps, named or (None, "auto"), ("auto", "split"), gpus)
+    unusual = () if _TELL_TP.isdisjoint(found.pattern.fields) else (*_UNUSUAL, *numbers)
+    least = clues.ranks.get("TP", 1) if _SAY_TP.isdisjoint(found.pattern.fields) else 1
+    for tp in dict.fromkeys((clues.tp,) if clues.tp else (*_USUAL, *unusual)):
+        if tp < least:
+            continue
+        told = clues.told_ep
+        eps = (None if told == 1 else told,) if told else dict.fromkeys((None, *numbers, tp))
+        ways = itertools.product(eps, clues.dps, named or (None, "auto"), ("auto", "split"), gpus)
         for ep, dp, runner, shared, gpu in ways:
-            yield Request(tp, ep=ep, dp=dp, runner=runner, shared_experts=shared, gpu=gpu)
+            if (ep or 1) >= clues.ranks.get("EP", 1):
+                yield Request(tp, ep=ep, dp=dp, runner=runner, shared_experts=shared, gpu=gpu)
 
 
 def _broken(
-    found: FoundMessage, engine: Engine, names: set[str], inventory: Inventory, request: Request, told: bool
+    found: FoundMessage,
+    engine: Engine,
+    names: set[str],
+    inventory: Inventory,
+    deployments: list[Deployment],
+    log: EngineLog,
+    any_order: bool,
 ) -> Iterator[Breach]:
     """Breaches of the message's rules with its numbers, in the layouts where the engine prints no other message first.
 
     The engine may run checks that are not among the rules, and skip others. So an earlier message is ignored if the log
-    names the parallelism (`told`), or if the numbers of a check leave no doubt.
+    names the parallelism, or if the numbers of a check leave no doubt, or with `any_order`.
     """
     rules = [rule for rule in (*engine.rules, *engine.others) if rule.name in names]
-    for deployment in engine.candidates(inventory, request):
+    for deployment in deployments:
         context = Context(inventory, deployment)
         fitting = [rule for rule in rules if _fits(found, rule, context)]
         if not fitting:
+            continue
+        if any_order:
+            yield from (breach for rule in fitting if (breach := rule.check(context)))
             continue
         yield from (breach for rule in fitting if rule in engine.others and (breach := rule.check(context)))
         for breach in engine.breaches(context):
@@ -138,7 +204,7 @@ def _broken(
                 yield breach
                 break
             beside = not _SAY_TP.isdisjoint(found.pattern.fields) and _is_heard(found, rules)
-            if breach.quote is not None and not (told or beside):
+            if breach.quote is not None and not (log.clues.tp or beside):
                 break
 
 

@@ -1,125 +1,55 @@
 """`explain`: an engine's message → the rule that broke and its layout, in numbers, and how to fix it.
 
 The rules themselves give the answer. For the given checkpoint or the releases, and for the parallelism in the log or
-the usual ones, each layout that breaks the rule with exactly the numbers of the message is a case of it. Anything that
-neither the message nor the log contains is a guess and marked as such.
+the usual ones, each layout that breaks the rule with exactly the numbers of the message is a case of it. Nothing that
+the log says is replaced: a model that it names and that is not known gets an answer from the message's numbers alone.
+Anything that neither the message nor the log contains is a guess and marked as such.
 """
 
-import re
-import shlex
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
-from typing import Literal
 
-from dsv4_shard.catalog.gpus import Gpu, gpus_with, say_memory
-from dsv4_shard.diagnosis.cases import Hit, KnownModel, engines_of, hits_of, pattern_sources, shows_as
+from dsv4_shard.diagnosis.cases import Hit, engine_told, engines_of, found_origin, hits_of
+from dsv4_shard.diagnosis.document import Case, EngineMessage, Explanation, LogFacts
+from dsv4_shard.diagnosis.known_model import KnownModel, OtherFamily, models_for
 from dsv4_shard.diagnosis.log_scan import EngineLog, FoundMessage, read_log
-from dsv4_shard.diagnosis.patterns import SHORT, PatternSource
-from dsv4_shard.diagnosis.releases import RELEASES, find_release, inventory_of
-from dsv4_shard.engines import ENGINES, Context, Divides, Request, Requires, Rule, Symptom, engine_for
-from dsv4_shard.errors import UsageError
-from dsv4_shard.models import TARGET, Module
-from dsv4_shard.planning import choose, nearest, options_of, rank_nbytes, ways_out, words
-from dsv4_shard.text.document import Document
-from dsv4_shard.text.units import counted, quotient
+from dsv4_shard.diagnosis.meaning import Diagnosis
+from dsv4_shard.diagnosis.way_out import asked, way_for
+from dsv4_shard.engines import ENGINES, Divides
+from dsv4_shard.planning import options_of, ways_out
 
 _CASES = 3
 
 _ALSO = 5
 
-_FIELD = re.compile(r"{[^}]*}")
-
 _MAX_CHARS = 400
 
 
-class Case(Document):
-    """A layout in which the message appears. `guessed` names what neither the message nor the log contains."""
-
-    model: str
-    engine: str
-    options: str
-    rule: str
-    module: Module
-    arithmetic: str
-    guessed: tuple[str, ...]
-    remedies: tuple[str, ...]
-
-
-class WayOut(Document):
-    """The plan for the GPUs of the first case: whether it `runs`, or the `nearest` layouts that do.
-
-    `notes` are changes that it needs; if it does not run, they are the rules that it breaks. `command` is null if it
-    does not run. `next` is the `plan` command to run next.
-    """
-
-    options: str
-    runs: bool
-    notes: tuple[str, ...]
-    environment: dict[str, str]
-    command: str | None
-    nearest: tuple[str, ...]
-    next: str
-
-
-class EngineMessage(Document):
-    """A message as it appears in the log. Escape its text before you show it."""
-
-    text: str
-    line: int
-    times: int
-
-
-class Explanation(Document):
-    """The explanation of a text or log.
-
-    `recognised` is false if it contains no known message; then `hint` says what to provide. `message` is the first
-    grave message, `engines` are those that print it, and `also` lists other known messages. `meaning` describes the
-    fault. `remedies` follow from the rules, `way` from the plan.
-    """
-
-    schema_version: Literal[1] = 1
-    recognised: bool
-    lines: int
-    message: EngineMessage | None = None
-    engines: tuple[str, ...] = ()
-    meaning: tuple[str, ...] = ()
-    cases: tuple[Case, ...] = ()
-    remedies: tuple[str, ...] = ()
-    way: WayOut | None = None
-    also: tuple[EngineMessage, ...] = ()
-    hint: str | None = None
-
-    def in_short(self) -> str:
-        """Engines, number of cases and fixes, and the message in one line."""
-        if self.message is None:
-            return f"not recognised, {counted(self.lines, 'line')}"
-        ways = f"{counted(len(self.cases), 'case')}, {counted(len(self.remedies), 'way')} out"
-        return f"{', '.join(self.engines)}: {ways}, line {self.message.line}: {self.message.text!r}"
-
-
-def explain(lines: Iterable[tuple[int, str]], model: KnownModel | None = None) -> Explanation:
-    """Explain the first grave message among the numbered `lines`; `model` is the checkpoint to match it with."""
+def explain(lines: Iterable[tuple[int, str]], given: KnownModel | OtherFamily | None = None) -> Explanation:
+    """Explain the first grave message among the numbered `lines`; `given` is the checkpoint to match it with."""
     log = read_log(lines)
-    models = _models(log, model)
+    models = models_for(log.clues, given)
     in_order = sorted(log.found, key=lambda one: (not one.pattern.grave, one.line, one.pattern.vague))
     for found in in_order:
         hits = hits_of(found, log, models)
-        if hits or not found.pattern.vague:
+        if hits or not found.pattern.vague or _is_ranks(found, log, models):
             break
     else:
-        return Explanation(recognised=False, lines=log.lines, hint=_hint(log))
-    told = hits if found.pattern.fields or "tp" in log.clues or _divides(found) else []
+        return Explanation(recognised=False, lines=log.lines, hint=_hint(log), log=_facts(None, log, models, given))
+    told = hits if found.pattern.fields or log.clues.tp or _divides(found) else []
     cases = tuple(_case(hit) for hit in told[:_CASES])
     also = {_shown(one): one for one in in_order if not (one.pattern.vague or _same_rule(one, found))}
+    diagnosis = Diagnosis(found, hits, log, models, given if isinstance(given, OtherFamily) else None)
     return Explanation(
         recognised=True,
         lines=log.lines,
         message=_message(found),
         engines=_titles(found, log, hits),
-        meaning=tuple(_meaning(found, hits, pattern_sources(found, log, models), models)),
+        log=_facts(found, log, models, given),
+        notes=tuple(_notes(found, log, models, given)),
+        meaning=tuple(diagnosis.meaning()),
         cases=cases,
-        remedies=cases[0].remedies if cases else _remedies(found, pattern_sources(found, log, models), models),
-        way=_way(found, told, log, models),
+        remedies=cases[0].remedies if cases else diagnosis.remedies(),
+        way=way_for(found, told, log, models),
         also=tuple(_message(one) for one in list(also.values())[:_ALSO]),
     )
 
@@ -136,13 +66,56 @@ def _hint(log: EngineLog) -> str:
     )
 
 
-def _models(log: EngineLog, model: KnownModel | None) -> tuple[KnownModel, ...]:
-    """The given checkpoint, else the release that the log names, else every release."""
-    if model is not None:
-        return (model,)
-    named = find_release(log.clues["model"]) if "model" in log.clues else None
-    return tuple(KnownModel(release.repo, inventory_of(release), release is named)
-                 for release in ((named,) if named else RELEASES))  # fmt: skip
+def _is_ranks(found: FoundMessage, log: EngineLog, models: tuple[KnownModel, ...]) -> bool:
+    """Whether a vague message about a model that is not known divides by the ranks of an engine's log."""
+    return not models and engine_told(found, log) is not None and str(log.clues.tp) in found.values
+
+
+def _facts(
+    found: FoundMessage | None, log: EngineLog, models: tuple[KnownModel, ...], given: KnownModel | OtherFamily | None
+) -> LogFacts:
+    clues = log.clues
+    origin = found_origin(found, log) if found is not None else None
+    stage = origin.stage if origin is not None else None
+    if stage is None and found is not None and found.pattern.known is not None:
+        stage = found.pattern.known.stage or None
+    named = clues.named
+    model = models[0] if models and models[0].given else None
+    engine = engine_told(found, log) if found is not None else clues.engine
+    dp = max(clues.dps) if clues.dp or clues.attn_dp else None
+    return LogFacts(
+        model=named,
+        known=None if named is None else model is not None or given is not None,
+        sizes=model.sizes or None if model is not None else None,
+        engine=engine,
+        engine_version=clues.version if engine == clues.engine else None,
+        tp=clues.tp,
+        ep=clues.told_ep,
+        dp=dp,
+        pp=clues.pp,
+        loader=origin.loader if origin is not None else None,
+        stage=stage,
+    )
+
+
+def _notes(
+    found: FoundMessage, log: EngineLog, models: tuple[KnownModel, ...], given: KnownModel | OtherFamily | None
+) -> Iterator[str]:
+    """What the answer does not take from the log."""
+    clues = log.clues
+    if given is not None and clues.named is not None and clues.named.rstrip("/") != given.label.rstrip("/"):
+        yield f"the log names {clues.named}; the sizes are those of --repo {given.label}"
+    elif not models and given is None:
+        yield f"{clues.named} is not a model that is known here: the answer is from the message's numbers alone"
+    elif models and models[0].given and models[0].sizes:
+        yield f"{models[0].label}: {models[0].sizes}"
+    engine = engine_told(found, log)
+    if clues.version is not None and engine is not None and engine == clues.engine:
+        table = ENGINES[engine]
+        if clues.version not in (table.version, *table.versions):
+            yield f"the log is of {table.title} {clues.version}, the rules are those of {table.version}"
+    if clues.pp is not None and clues.pp > 1:
+        yield f"PP {clues.pp}: each pipeline stage is cut as told here; this tool plans no pipeline parallelism"
 
 
 def _message(found: FoundMessage) -> EngineMessage:
@@ -167,7 +140,7 @@ def _same_rule(one: FoundMessage, other: FoundMessage) -> bool:
 
 def _titles(found: FoundMessage, log: EngineLog, hits: list[Hit]) -> tuple[str, ...]:
     """Titles of the engines that print the message; for a vague message, those whose layouts fit it."""
-    names = [hit.engine.name for hit in hits] if found.pattern.vague else engines_of(found, log)
+    names = [hit.engine.name for hit in hits] if found.pattern.vague and hits else engines_of(found, log)
     return tuple(ENGINES[name].title for name in dict.fromkeys(names))
 
 
@@ -176,122 +149,10 @@ def _case(hit: Hit) -> Case:
     return Case(
         model=hit.model.label,
         engine=hit.engine.name,
-        options=options_of(_asked(hit.request)),
+        options=options_of(asked(hit.request)),
         rule=hit.breach.rule,
         module=hit.breach.module,
         arithmetic=hit.breach.reason,
         guessed=guessed,
         remedies=ways_out(hit.model.inventory, hit.request, hit.breach),
-    )
-
-
-def _asked(request: Request) -> Request:
-    """A request without the choices that the plan makes."""
-    return replace(request, runner=None, shared_experts="auto", ep=None if request.ep == 1 else request.ep)
-
-
-def _is_of_another(found: FoundMessage, models: tuple[KnownModel, ...]) -> bool:
-    """Whether a message that fits no layout has numbers, so that it cannot be about the given model."""
-    return bool(found.pattern.fields) and models[0].given
-
-
-def _meaning(
-    found: FoundMessage, hits: list[Hit], sources: list[PatternSource], models: tuple[KnownModel, ...]
-) -> Iterator[str]:
-    """The arithmetic of the likeliest case; without a case, that of the message's own numbers."""
-    if found.pattern.known is not None:
-        yield from found.pattern.known.means(found.groups)
-        return
-    if hits:
-        yield f"{hits[0].breach.module}: {hits[0].breach.reason}"
-        return
-    said = {name: int(value) for name, value in zip(found.pattern.fields, found.values, strict=True) if value}
-    rules = [source.rule for source in sources if isinstance(source.rule, Divides)]
-    if _is_of_another(found, models):
-        yield f"no cut of {models[0].label} that the rules know gives these numbers: the message is of something else"
-        rules = []
-    sizes = ", ".join(dict.fromkeys(rule.size_name for rule in rules))
-    if said.get("part") and said.get("unit"):
-        part, unit = said["part"], said["unit"]
-        yield f"{part} = {quotient(part, unit)} blocks of {unit}: a rank's part must be whole blocks, with a scale each"
-        if sizes:
-            yield f"it is a part of one of: {sizes}"
-    elif said.get("size") and said.get("parts"):
-        size, parts = said["size"], said["parts"]
-        yield f"{size} / {parts} = {quotient(size, parts)}: not whole" + (f"; it is one of: {sizes}" if sizes else "")
-    elif sizes:
-        number = f" {said['size']}" if "size" in said else ""
-        yield f"{sizes}{number} must divide by {', '.join(dict.fromkeys(rule.parts_name for rule in rules))}"
-    else:
-        others = [source.rule for source in sources if isinstance(source.rule, Requires)]
-        yield from dict.fromkeys(f"{rule.module}: {_FIELD.sub('...', rule.reason)}" for rule in others)
-
-
-def _remedies(found: FoundMessage, sources: list[PatternSource], models: tuple[KnownModel, ...]) -> tuple[str, ...]:
-    if found.pattern.known is not None:
-        return found.pattern.known.ways
-    if _is_of_another(found, models):
-        return ()
-    shows = (one for source in sources for one in shows_as(source.rule) if _is_of(found, one, source.rule))
-    return words(remedy for one in shows for remedy in one.remedies)[:_ALSO]
-
-
-def _is_of(found: FoundMessage, shows: Symptom | Requires, rule: Rule) -> bool:
-    """Whether the message is a symptom of a rule, in any deployment.
-
-    The short forms of blocks belong to the symptom `cut`.
-    """
-    template = found.pattern.template
-    return template in shows.messages or (template in SHORT and isinstance(rule, Divides) and shows is rule.cut)
-
-
-def _way(found: FoundMessage, hits: list[Hit], log: EngineLog, models: tuple[KnownModel, ...]) -> WayOut | None:
-    """The plan for the likeliest case; without a case, for the layout that the log describes."""
-    gpu = _gpu(found)
-    if hits:
-        model, request = hits[0].model, _asked(hits[0].request)
-    elif log.clues.get("tp") and len(models) == 1:
-        model = models[0]
-        request = Request(int(log.clues["tp"]), dp=max(log.dps), engine=engines_of(found, log)[0])
-        if log.clues.get("ep") and int(log.clues["ep"]) > 1:
-            request = replace(request, ep=int(log.clues["ep"]))
-    else:
-        return None
-    try:
-        return way_out(model, replace(request, gpu=gpu.name if gpu else None))
-    except UsageError:  # no layout has the numbers of the log
-        return None
-
-
-def _gpu(found: FoundMessage) -> Gpu | None:
-    """The GPU with the memory that an out-of-memory message names. H20 wins over RTX PRO 6000."""
-    total = found.groups.get("total") if found.pattern.known else None
-    return next(iter(gpus_with(float(total))), None) if total else None
-
-
-def way_out(model: KnownModel, request: Request) -> WayOut:
-    """The plan for a request: how it runs, or the nearest layouts that run."""
-    inventory = model.inventory
-    choice = choose(inventory, request)
-    engine = engine_for(request.engine, inventory.family)
-    context = Context(inventory, choice.deployment)
-    notes, runs = list(choice.notes()), choice.feasible
-    if runs and choice.deployment.gpu_named:
-        weights, memory = rank_nbytes(inventory, choice.deployment, TARGET), choice.deployment.gpu.memory
-        notes.append(say_memory(weights, choice.deployment.gpu.title, memory))
-        runs = weights < memory
-    label = shlex.quote(model.label)
-    launch = engine.launch(context, label, False) if runs else None
-    if runs:
-        notes += engine.notes(context)
-    else:
-        notes += dict.fromkeys(f"{breach.module}: {breach.reason}" for breach in choice.breaches)
-    return WayOut(
-        options=options_of(request),
-        runs=runs,
-        notes=tuple(notes),
-        environment=launch.environment if launch else {},
-        command=launch.commands[0] if launch and launch.commands else None,
-        nearest=() if runs else tuple(options_of(near) for near, _ in nearest(inventory, request, _CASES)),
-        next=f"dsv4-shard plan {label} {options_of(request)}",
     )

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from string import Formatter
 
-from dsv4_shard.engines import OTHERS, UNKNOWN_FAMILY, Divides, Engine, OtherMessage, Rule, engine_for, serving
+from dsv4_shard.diagnosis.messages import MESSAGES, Message
+from dsv4_shard.engines import UNKNOWN_FAMILY, Divides, Engine, Rule, engine_for, serving
 from dsv4_shard.models import FAMILIES, Family
 
 SHORT = (
@@ -62,7 +63,7 @@ class Pattern:
     template: str = ""
     fields: tuple[str, ...] = ()
     sources: tuple[PatternSource, ...] = ()
-    known: OtherMessage | None = None
+    known: Message | None = None
     spans: bool = False
     vague: bool = False
 
@@ -113,17 +114,20 @@ def _patterns(engines: tuple[str, ...]) -> tuple[Pattern, ...]:
             words = re.sub(r"\W", "", _CLASS.sub("", re.sub(r"{.*?}", "", template)))
             vague, spans = words == _GENERIC or fields == ("parts",), "\n" in template or "…" in template
             found.append(Pattern(regex, (anchor,), template, fields, tuple(of), spans=spans, vague=vague))
-    return (*found, *(Pattern(re.compile(known.regex), _anchors(known), known=known) for known in OTHERS))
+    return (
+        *found,
+        *(Pattern(re.compile(known.regex), _anchors(known), known=known, spans=known.spans) for known in MESSAGES),
+    )
 
 
 def _short(rule: Rule) -> tuple[str, ...]:
     return SHORT if isinstance(rule, Divides) and rule.unit_name else ()
 
 
-def _anchors(known: OtherMessage) -> tuple[str, ...]:
+def _anchors(known: Message) -> tuple[str, ...]:
     """The plain text at the start of a table's regular expression, up to its first group or class."""
-    if known.anchor:
-        return (known.anchor,)
+    if known.anchors:
+        return known.anchors
     regex = known.regex
     alternatives = regex.removeprefix("(?:").split(")")[0].split("|") if regex.startswith("(?:") else [regex]
     return tuple(re.split(r"\\?[(\[{.*+?\\|^$]", one, maxsplit=1)[0] for one in alternatives)

@@ -5,6 +5,7 @@ rules, which read nothing else, can be evaluated.
 """
 
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
@@ -33,6 +34,16 @@ _FLASH = _V4 | {
     "hidden_size": 4096, "num_hidden_layers": 43, "num_attention_heads": 64, "q_lora_rank": 1024, "o_groups": 8,
     "moe_intermediate_size": 2048, "n_routed_experts": 256, "compress_ratios": [0, 0, *[4, 128] * 20, 4, 0],
 }  # fmt: skip
+
+_DSPARK = {"dspark_block_size": 5}
+
+_PRO_DSPARK = (
+    _PRO | _DSPARK | {"expert_dtype": "fp4", "dspark_target_layer_ids": [58, 59, 60], "dspark_markov_rank": 512}
+)
+
+_FLASH_DSPARK = (
+    _FLASH | _DSPARK | {"expert_dtype": "fp4", "dspark_target_layer_ids": [40, 41, 42], "dspark_markov_rank": 256}
+)
 
 _V41: dict[str, Any] = {
     "model_type": "deepseek_v41", "architectures": ["DeepseekV41ForCausalLM"],
@@ -73,18 +84,18 @@ class Release:
 
     Attributes:
         repo: Its repository on the Hub.
-        words: Its names in paths, in lower case and without separators.
+        names: Regular expression for its names and those of others of its sizes, in lower case and without separators.
         document: Its config.json, reduced to the sizes.
         experts: Format of the routed experts.
         scales: Dtype of the scales of FP8 weights.
         o_a: Format of wo_a.
-        blocks: Number of MTP blocks.
-        dspark: Whether the draft is DSpark.
-        optional: Whether the MTP block has an embedding and a head of its own.
+        blocks: Number of MTP blocks or DSpark stages.
+        dspark: Whether the draft is DSpark's.
+        optional: Whether it holds tensors that the family does not need.
     """
 
     repo: str
-    words: tuple[str, ...]
+    names: str
     document: dict[str, Any]
     experts: str = "FP4"
     scales: str = "F8_E8M0"
@@ -99,22 +110,49 @@ class Release:
 
 
 RELEASES = (
-    Release("deepseek-ai/DeepSeek-V4-Pro", ("v4pro",), _PRO | {"expert_dtype": "fp4"}),
-    Release("deepseek-ai/DeepSeek-V4-Flash", ("v4flash",), _FLASH | {"expert_dtype": "fp4"}),
-    Release("sgl-project/DeepSeek-V4-Pro-FP8", ("v4profp8",), _PRO, experts="FP8", o_a="BF16"),
-    Release("sgl-project/DeepSeek-V4-Flash-FP8", ("v4flashfp8",), _FLASH, experts="FP8", o_a="BF16"),
-    Release("deepseek-ai/DeepSeek-V4.1-Flash", ("v4.1flash",), _V41, blocks=3, dspark=True),
-    Release("deepseek-ai/DeepSeek-V3.2", ("deepseekv3.2", "deepseekv32"), _V32, "FP8", "F32", optional=True),
-    Release("deepseek-ai/DeepSeek-V3", ("deepseekv3", "deepseekr1"), _V3, "FP8", "F32", optional=True),
+    Release("deepseek-ai/DeepSeek-V4-Pro", "v4pro", _PRO | {"expert_dtype": "fp4"}),
+    Release("deepseek-ai/DeepSeek-V4-Flash", "v4flash", _FLASH | {"expert_dtype": "fp4"}),
+    Release("sgl-project/DeepSeek-V4-Pro-FP8", "v4profp8|v4probase", _PRO, experts="FP8", o_a="BF16"),
+    Release("sgl-project/DeepSeek-V4-Flash-FP8", "v4flashfp8", _FLASH, experts="FP8", o_a="BF16"),
+    Release("deepseek-ai/DeepSeek-V4.1-Flash", r"v4\.?1flash", _V41, blocks=3, dspark=True),
+    Release("deepseek-ai/DeepSeek-V3.2", r"deepseekv3\.?2(?!\d)", _V32, "FP8", "F32", optional=True),
+    Release(
+        "deepseek-ai/DeepSeek-V3", r"deepseek(?:v3\.?1|v3(?:0324)?|r1(?:0528)?)(?!\.?\d)", _V3, "FP8", "F32",
+        optional=True,
+    ),
+)  # fmt: skip
+"""The releases that are guessed from when a log names no model, the likeliest first. R1 and V3.1 have V3's sizes."""
+
+NAMED_RELEASES = (
+    *RELEASES,
+    Release("deepseek-ai/DeepSeek-V4-Pro-0813", "v4pro(?:0813|dspark)", _PRO_DSPARK, blocks=3, dspark=True),
+    Release("deepseek-ai/DeepSeek-V4-Flash-0731", "v4flash(?:0731|dspark)", _FLASH_DSPARK, blocks=3, dspark=True),
+    Release("deepseek-ai/DeepSeek-V4-Flash-Base", "v4flashbase", _FLASH | {"expert_dtype": "fp8"}, "FP8", "F32"),
 )
-"""The releases, the likeliest in a log first. R1 and V3.1 have V3's sizes."""
+"""Those that a log can name besides."""
+
+_OF_OTHERS = re.compile("distill|qwen|llama|draft|eagle|lora")
+"""Words in the names of other models that are called after a release."""
+
+_BEFORE = r"(?:^|deepseek|ds)"
 
 
 def find_release(name: str) -> Release | None:
-    """The release that a path or repository name refers to: the one with the longest matching word."""
-    plain = name.lower().replace("-", "").replace("_", "")
-    found = [(len(word), release) for release in RELEASES for word in release.words if word in plain]
-    return max(found, key=lambda pair: pair[0])[1] if found else None
+    """The release that a path or repository names: the one with the longest match, in the last part that has one.
+
+    Another model whose name contains a release's (a distilled Qwen, another vendor's V4) is none.
+    """
+    for part in reversed(re.split(r"[/\\]|--", name.lower())):
+        plain = re.sub(r"[-_ ]", "", part)
+        found = [
+            (match.end(), match.end() - match.start(), release)
+            for release in NAMED_RELEASES
+            for match in [re.search(_BEFORE + rf"({release.names})", plain)]
+            if match
+        ]
+        if found:
+            return None if _OF_OTHERS.search(plain) else max(found, key=lambda one: one[:2])[2]
+    return None
 
 
 @cache

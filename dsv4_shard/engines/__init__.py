@@ -3,24 +3,42 @@
 from dsv4_shard.engines.deployment import ANY_ENGINE, ASSUMED_GPU, Context, Deployment, Request, fewest_nodes, pick_gpu
 from dsv4_shard.engines.engine import UNKNOWN_FAMILY, UNKNOWN_GPU, Command, Engine, Launch, Options, commands_of
 from dsv4_shard.engines.layout import Constant, ConverterLayout, Layout, LeftOut, TargetTensor
-from dsv4_shard.engines.other_messages import OTHERS, OtherMessage
+from dsv4_shard.engines.log_words import (
+    BOTH,
+    LOG_WORDS,
+    PRESHARDED,
+    RUNAI_SHARDED,
+    SGLANG,
+    SHARDED_STATE,
+    VLLM,
+    LogWords,
+)
 from dsv4_shard.engines.parallelism import ep_option
 from dsv4_shard.engines.parameters import DRAFT_FOLDER, TOKENIZER_FILES
 from dsv4_shard.engines.placement import Expert, Pad, Placement, RankTensor, Replicate, Split, local_size, say_placement
 from dsv4_shard.engines.registry import DEEPSEEK, ENGINES, engine_for, find_engine, serving, title_of
 from dsv4_shard.engines.rules import NOT_VERIFIED, Breach, Divides, Remedy, Requires, Rule, Symptom
+from dsv4_shard.engines.vllm.v4 import BACKENDS, BACKENDS_FP8
 
 __all__ = [
     "ANY_ENGINE",
     "ASSUMED_GPU",
+    "BACKENDS",
+    "BACKENDS_FP8",
+    "BOTH",
     "DEEPSEEK",
     "DRAFT_FOLDER",
     "ENGINES",
+    "LOG_WORDS",
     "NOT_VERIFIED",
-    "OTHERS",
+    "PRESHARDED",
+    "RUNAI_SHARDED",
+    "SGLANG",
+    "SHARDED_STATE",
     "TOKENIZER_FILES",
     "UNKNOWN_FAMILY",
     "UNKNOWN_GPU",
+    "VLLM",
     "Breach",
     "Command",
     "Constant",
@@ -33,8 +51,8 @@ __all__ = [
     "Launch",
     "Layout",
     "LeftOut",
+    "LogWords",
     "Options",
-    "OtherMessage",
     "Pad",
     "Placement",
     "RankTensor",

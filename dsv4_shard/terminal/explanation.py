@@ -22,6 +22,11 @@ def show_explanation(console: Console, explanation: "Explanation") -> None:
     said = ", ".join(explanation.engines)
     title(console, f"{said}{where}")
     item(console, message.text, "red")
+    facts = explanation.log.in_words()
+    if facts or explanation.notes:
+        heading(console, "The log")
+    for line in filter(None, (facts, *explanation.notes)):
+        item(console, line)
     heading(console, "What broke")
     for line in explanation.meaning:
         item(console, line)

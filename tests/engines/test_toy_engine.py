@@ -130,7 +130,7 @@ def test_its_messages_and_logs_are_explained() -> None:
     assert explained.meaning == (f"attention: num_attention_heads 64 / attention TP 48 = {64 / 48:.3g}: not whole",)
     assert explained.cases[0].engine == "toy"
     log = read_log([(1, "toy starts with --tp 4 --dp-size 2")])
-    assert (log.clues["engine"], log.clues["tp"], log.dps) == ("toy", "4", (2,))
+    assert (log.clues.engine, log.clues.tp, log.clues.dps) == ("toy", 4, (2,))
 
 
 @pytest.mark.parametrize("arguments", [("plan", "--tp", "2", "--engine", "toy"), ("plan", "--gpus", "4"), ("inspect",)])

@@ -230,7 +230,11 @@ RULES: tuple[Rule, ...] = (
         None,
         Symptom(
             "assert n_heads % tp_size == 0",
-            heard=("Attention sink heads ({size}) must be divisible by tp_size",),
+            heard=(
+                "Attention sink heads ({size}) must be divisible by tp_size",
+                "Value error, Total number of attention heads ({size}) must be divisible by tensor parallel size "
+                "({parts}).",
+            ),
         ),
         Symptom(
             consequence=(

@@ -1,0 +1,12 @@
+"""Messages that engines print and that belong to no rule: the cause and the remedies."""
+
+from dsv4_shard.diagnosis.messages.experts import EXPERTS
+from dsv4_shard.diagnosis.messages.files import FILES
+from dsv4_shard.diagnosis.messages.memory import MEMORY
+from dsv4_shard.diagnosis.messages.message import Evidence, Message
+from dsv4_shard.diagnosis.messages.names import NAMES
+from dsv4_shard.diagnosis.messages.shapes import SHAPES
+
+MESSAGES = (*MEMORY, *FILES, *NAMES, *SHAPES, *EXPERTS)
+
+__all__ = ["MESSAGES", "Evidence", "Message"]

@@ -32,7 +32,7 @@ PARALLEL := -n auto --dist loadgroup
 INSTALL := pip install --quiet --disable-pip-version-check
 PINNED := --constraint constraints.txt
 
-.PHONY: demo test test-fast test-lowest test-other check smoke docs bench fuzz conformance contracts charts release clean
+.PHONY: demo test test-fast test-lowest test-other check smoke docs bench fuzz conformance contracts messages charts release clean
 
 demo: $(DEMO)/.ready
 	rm -rf demo
@@ -94,6 +94,11 @@ contracts: $(READY)
 	$(BIN)/python -m conformance contracts --out contracts
 	$(BIN)/python tools/derive_contracts.py contracts
 	$(BIN)/python -m conformance.compact contracts
+
+# What the engines say on the way from arguments to the first forward pass, collected from their wheels into the package;
+# and how much of it explain answers: make messages WHEELS="sglang-*.whl vllm-*.whl" (pip download --no-deps)
+messages: $(READY)
+	$(BIN)/python tools/engine_messages.py $(WHEELS)
 
 # What reports draw with, from charts/package-lock.json, into the package. Needs Node.js; its output is committed.
 charts:

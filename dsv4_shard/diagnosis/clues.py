@@ -71,6 +71,11 @@ _ASSIGNMENT = re.compile(r"^\s*(?:export\s+)?([A-Za-z_]\w{0,60})=['\"]?([^\s'\"]
 _ALONE = re.compile(r"['\"]?--?[a-z][\w-]{1,60}['\"]?,?\Z")
 """An option that stands alone on its line; its value is on the next one, as in YAML."""
 
+_ARGUMENTS = ("server_args", "serverargs(", "non-default args", "serve ", "launch_server", "api_server", "llm engine (")
+
+_MAX_ARGUMENTS = 24
+"""Lines of arguments that are kept, each at most as long as a line of a log is read."""
+
 _RANKS = re.compile(r"(?<![A-Za-z])(DP|PP|TP|EP)(\d{1,4})(?!\d)")
 
 _RANK_PREFIX = re.compile(r"\((?:\w+ )?Worker[\w ]*pid=|\[\d{4}-\d\d-\d\d[ T][\d:.,]+((?: [A-Z_]+\d+)+)\]")
@@ -108,6 +113,7 @@ class Clues:
     draft: str | None = None
     ranks: dict[str, int] = field(default_factory=dict)
     _pending: str = ""
+    _arguments: list[str] = field(default_factory=list)
     _assigned: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -137,6 +143,19 @@ class Clues:
             return self.tp * (self.dp or 1)
         return self.ep
 
+    def argument(self, name: str) -> str | None:
+        """The value that the log's arguments have for an option or argument; "is set" for an option without a value."""
+        words = re.sub(r"[-_]", "[-_]", name.removeprefix("--"))
+        regex = re.compile(
+            rf"(?<![\w-])['\"]?(?:--)?{words}['\"]?(?![\w-])(?:(?:['\"]?,|\s?[=: ])\s?['\"]?([\w./+-]{{1,60}}))?"
+        )
+        for line in self._arguments:
+            match = regex.search(line)
+            if match is not None:
+                value = match[1]
+                return "is set" if value is None or value.startswith("-") else value
+        return None
+
     def take(self, line: str, plain: str) -> None:
         """Take in a line; `plain` is the line without prefixes."""
         bare = plain.removeprefix("- ").strip()
@@ -146,6 +165,8 @@ class Clues:
         if "\\" in line:
             line = line.replace('\\"', '"').replace("\\'", "'")
         lower = line.lower()
+        if len(self._arguments) < _MAX_ARGUMENTS and any(word in lower for word in _ARGUMENTS):
+            self._arguments.append(line)
         self._take_engine(line, lower)
         self._take_sizes(line, lower)
         if "model" in lower or "serve" in lower or "deepseek" in lower:

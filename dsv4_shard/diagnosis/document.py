@@ -86,7 +86,8 @@ class Explanation(Document):
     `recognised` is false if it contains no known message; then `hint` says what to provide. `message` is the first
     grave message, `engines` are those that print it, and `also` lists other known messages. `log` is the deployment
     that the text describes, and `notes` say what the answer takes from elsewhere. `meaning` describes the fault.
-    `remedies` follow from the rules, `way` from the plan.
+    `remedies` follow from the rules, `way` from the plan. `basis` tells what the answer is from: a rule of `plan`, the
+    table of messages, the kind of a message of the engine's source, or only its place there.
     """
 
     schema_version: Literal[1] = 1
@@ -96,6 +97,7 @@ class Explanation(Document):
     engines: tuple[str, ...] = ()
     log: LogFacts = LogFacts()
     notes: tuple[str, ...] = ()
+    basis: Literal["rule", "table", "kind", "place"] | None = None
     meaning: tuple[str, ...] = ()
     cases: tuple[Case, ...] = ()
     remedies: tuple[str, ...] = ()

@@ -10,11 +10,14 @@ from collections.abc import Iterable, Iterator
 
 from dsv4_shard.diagnosis.cases import Hit, engine_told, engines_of, found_origin, hits_of
 from dsv4_shard.diagnosis.document import Case, EngineMessage, Explanation, LogFacts
+from dsv4_shard.diagnosis.engine_messages import EngineText, find_text
 from dsv4_shard.diagnosis.known_model import KnownModel, OtherFamily, models_for
 from dsv4_shard.diagnosis.log_scan import EngineLog, FoundMessage, read_log
 from dsv4_shard.diagnosis.meaning import Diagnosis
+from dsv4_shard.diagnosis.message_kinds import answer_for
+from dsv4_shard.diagnosis.origin import Frame, origin_of
 from dsv4_shard.diagnosis.way_out import asked, way_for
-from dsv4_shard.engines import ENGINES, Divides
+from dsv4_shard.engines import ENGINES, LOADER_CLASSES, Divides
 from dsv4_shard.planning import options_of, ways_out
 
 _CASES = 3
@@ -34,7 +37,7 @@ def explain(lines: Iterable[tuple[int, str]], given: KnownModel | OtherFamily | 
         if hits or not found.pattern.vague or _is_ranks(found, log, models):
             break
     else:
-        return Explanation(recognised=False, lines=log.lines, hint=_hint(log), log=_facts(None, log, models, given))
+        return _of_engine(log, models, given)
     told = hits if found.pattern.fields or log.clues.tp or _divides(found) else []
     cases = tuple(_case(hit) for hit in told[:_CASES])
     also = {_shown(one): one for one in in_order if not (one.pattern.vague or _same_rule(one, found))}
@@ -45,13 +48,51 @@ def explain(lines: Iterable[tuple[int, str]], given: KnownModel | OtherFamily | 
         message=_message(found),
         engines=_titles(found, log, hits),
         log=_facts(found, log, models, given),
-        notes=tuple(_notes(found, log, models, given)),
+        notes=tuple(_notes(engine_told(found, log), log, models, given)),
+        basis="table" if found.pattern.known is not None else "rule",
         meaning=tuple(diagnosis.meaning()),
         cases=cases,
         remedies=cases[0].remedies if cases else diagnosis.remedies(),
         way=way_for(found, told, log, models),
         also=tuple(_message(one) for one in list(also.values())[:_ALSO]),
     )
+
+
+def _of_engine(log: EngineLog, models: tuple[KnownModel, ...], given: KnownModel | OtherFamily | None) -> Explanation:
+    """The answer for a log without a known message: by the engines' own texts, by kind, if one is in it."""
+    for error in log.errors:
+        origin = origin_of(error.frames, log.clues.load_format)
+        engine = origin.engine or log.clues.engine
+        found = find_text((error.text,), engine)
+        if found is None:
+            continue
+        said, line = found
+        answer = answer_for(said.text, line, said.place, log.clues)
+        title = ENGINES[said.engine].title
+        return Explanation(
+            recognised=True,
+            lines=log.lines,
+            message=EngineMessage(text=line[:_MAX_CHARS], line=error.line, times=1),
+            engines=(title,),
+            log=_facts(None, log, models, given).model_copy(
+                update={"engine": said.engine, "loader": loader_of(said), "stage": origin.stage or stage_of(said)}
+            ),
+            notes=tuple(_notes(said.engine, log, models, given)),
+            basis="kind" if answer.known else "place",
+            meaning=(f"{title} {said.version} says so in {said.function} ({said.place})", *answer.meaning),
+            remedies=answer.remedies,
+        )
+    return Explanation(recognised=False, lines=log.lines, hint=_hint(log), log=_facts(None, log, models, given))
+
+
+def stage_of(said: EngineText) -> str | None:
+    """The stage in which an engine raises a message, by its place."""
+    return origin_of((Frame(said.place.rpartition(":")[0], said.function.rpartition(".")[2], 0),), None).stage
+
+
+def loader_of(said: EngineText) -> str | None:
+    """The loader whose class raises a message."""
+    return LOADER_CLASSES.get(said.function.partition(".")[0])
 
 
 def _hint(log: EngineLog) -> str:
@@ -99,7 +140,7 @@ def _facts(
 
 
 def _notes(
-    found: FoundMessage, log: EngineLog, models: tuple[KnownModel, ...], given: KnownModel | OtherFamily | None
+    engine: str | None, log: EngineLog, models: tuple[KnownModel, ...], given: KnownModel | OtherFamily | None
 ) -> Iterator[str]:
     """What the answer does not take from the log."""
     clues = log.clues
@@ -109,7 +150,6 @@ def _notes(
         yield f"{clues.named} is not a model that is known here: the answer is from the message's numbers alone"
     elif models and models[0].given and models[0].sizes:
         yield f"{models[0].label}: {models[0].sizes}"
-    engine = engine_told(found, log)
     if clues.version is not None and engine is not None and engine == clues.engine:
         table = ENGINES[engine]
         if clues.version not in (table.version, *table.versions):

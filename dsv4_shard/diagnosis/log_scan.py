@@ -26,6 +26,10 @@ _WINDOW_LINES = 40
 
 _WINDOW_CHARS = 400
 
+_MAX_ERRORS = 64
+
+_ERROR = re.compile(r"\b[A-Z]\w*(?:Error|Exception)\b|\bassert |\bERROR\b|\bCRITICAL\b|Value error, ")
+
 _MAX_FRAMES = 120
 
 _NEAR = 256
@@ -62,6 +66,15 @@ class FoundMessage:
     times: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class ErrorLine:
+    """A line that ends a traceback or reports an error, without prefixes, with the frames above it."""
+
+    text: str
+    line: int
+    frames: tuple[Frame, ...]
+
+
 @dataclass(slots=True)
 class EngineLog:
     """The findings of a log.
@@ -71,12 +84,14 @@ class EngineLog:
         clues: The deployment that it describes.
         lines: Number of lines read.
         bare: Name of an exception that stands without a message.
+        errors: The first lines that end a traceback or report an error, whatever they say.
     """
 
     found: list[FoundMessage] = field(default_factory=list)
     clues: Clues = field(default_factory=Clues)
     lines: int = 0
     bare: str | None = None
+    errors: list[ErrorLine] = field(default_factory=list)
 
 
 def read_log(lines: Iterable[tuple[int, str]]) -> EngineLog:
@@ -92,6 +107,8 @@ def read_log(lines: Iterable[tuple[int, str]]) -> EngineLog:
             window.append(plain)
         if log.bare is None and _BARE.fullmatch(plain):
             log.bare = plain
+        if len(log.errors) < _MAX_ERRORS and _ERROR.search(line):
+            log.errors.append(ErrorLine(plain, log.lines, seen.frames.at(log.lines)))
         if any(anchor in line for anchor in anchors):
             seen.look(log.lines, line, window)
     if not seen.found and log.lines <= _WINDOW_LINES:  # a terminal may have wrapped the message

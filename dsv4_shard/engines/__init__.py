@@ -5,6 +5,7 @@ from dsv4_shard.engines.engine import UNKNOWN_FAMILY, UNKNOWN_GPU, Command, Engi
 from dsv4_shard.engines.layout import Constant, ConverterLayout, Layout, LeftOut, TargetTensor
 from dsv4_shard.engines.log_words import (
     BOTH,
+    LOADER_CLASSES,
     LOG_WORDS,
     PRESHARDED,
     RUNAI_SHARDED,
@@ -29,6 +30,7 @@ __all__ = [
     "DEEPSEEK",
     "DRAFT_FOLDER",
     "ENGINES",
+    "LOADER_CLASSES",
     "LOG_WORDS",
     "NOT_VERIFIED",
     "PRESHARDED",

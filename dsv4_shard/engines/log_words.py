@@ -19,6 +19,14 @@ RUNAI_SHARDED = "runai_streamer_sharded"
 OURS = "dsv4_shard"
 """Loaders, by their `--load-format`."""
 
+LOADER_CLASSES = {
+    "DefaultModelLoader": DEFAULT_LOADER,
+    "ShardedStateLoader": SHARDED_STATE,
+    "PreshardedModelLoader": PRESHARDED,
+    "RunaiModelStreamerLoader": RUNAI,
+}
+"""The engines' classes of loaders, which both call alike."""
+
 _VERSION = r"v?(\d{1,3}\.\d{1,3}(?:\.\d{1,3})?(?:[.-]?(?:post|rc|dev)\d{1,6})*)"
 
 

@@ -13,7 +13,7 @@ from string import Formatter
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from support.checkpoints.full_size import FLASH, PRO, REAL_MODELS
@@ -253,6 +253,17 @@ def test_messages_of_no_rule_are_found_by_plain_text_in_them() -> None:
         assert pattern.anchors
         assert all(len(anchor) >= 4 for anchor in pattern.anchors), pattern.regex.pattern
     assert len({known.regex for known in TABLE}) == len(TABLE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("known", TABLE, ids=lambda known: known.regex[:50])
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_each_text_of_a_row_has_one_of_its_anchors(known: Any, data: Any) -> None:
+    """Texts are made from the row's own regular expression: an anchor that is not in them would hide the row."""
+    text = data.draw(st.from_regex(known.regex, fullmatch=True))
+    pattern = next(pattern for pattern in patterns() if pattern.known is known)
+    assert any(anchor in text for anchor in pattern.anchors)
 
 
 # --- releases --------------------------------------------------------------------------------------------------------

@@ -2,11 +2,12 @@
 
 from dsv4_shard.diagnosis.messages.experts import EXPERTS
 from dsv4_shard.diagnosis.messages.files import FILES
+from dsv4_shard.diagnosis.messages.launch import LAUNCH
 from dsv4_shard.diagnosis.messages.memory import MEMORY
 from dsv4_shard.diagnosis.messages.message import Evidence, Message
 from dsv4_shard.diagnosis.messages.names import NAMES
 from dsv4_shard.diagnosis.messages.shapes import SHAPES
 
-MESSAGES = (*MEMORY, *FILES, *NAMES, *SHAPES, *EXPERTS)
+MESSAGES = (*MEMORY, *FILES, *NAMES, *SHAPES, *EXPERTS, *LAUNCH)
 
 __all__ = ["MESSAGES", "Evidence", "Message"]

@@ -37,7 +37,8 @@ _QUANTIZATION = (
 _MAKER = ("the release as its maker published it, or an engine that knows this export", INSPECT)
 
 _KINDS = (
-    _Kind(r"\.experts\.\d+\.\w+\.(?:scale|weight_scale|weight_scale_inv)$|experts\.(?:routed_experts\.)?w(?:13|2)_\w*scale\w*$",
+    _Kind(r"\.experts\.\d+\.\w+\.(?:scale|weight_scale|weight_scale_inv)$|experts\.(?:routed_experts\.)?w(?:13|"
+          r"2)_\w*scale\w*$",
           "an expert's scale, whose name depends on the experts' dtype: FP4 experts have weight_scale, FP8 experts in "
           "blocks weight_scale_inv; the engine built experts of the other dtype",
           ("config.json's expert_dtype as the tensors are (fp4 or fp8); SGLANG_DSV4_FP4_EXPERTS=0 for FP8 on SGLang",

@@ -195,6 +195,12 @@ SHAPES = (
     Message(SGLANG, r"loading tensor of shape " + _SHAPE.format("theirs") + r" into parameter "
                                                                             r"'(?P<name>[^'\n]{1,200})' of shape "
             + _SHAPE.format("mine"), _mismatch, _ways, LOADING, grave=False),
+    Message(SGLANG, r"param(?:_data)?\.shape=" + _SHAPE.format("mine") + r"(?: param\.dtype=\S{1,40})?(?: !=)? "
+                                                                         r"loaded_weight\.shape="
+            + _SHAPE.format("theirs"), _mismatch, _ways, LOADING, anchors=("loaded_weight.shape=",)),
+    Message(VLLM, r"MegaMoE (?P<name>\w{1,40}) weight shape " + _SHAPE.format("theirs") + r" does not match the "
+                                                                                          r"kernel shard "
+            + _SHAPE.format("mine"), _mismatch, _ways, LOADING),
     Message(BOTH, r"assert (?:self|param|param_data)\.?(?:data)?\.(?:shape|size\(\)) == "
                   r"loaded_weight\.(?:shape|size\(\))", _bare,
             ("give the log from the start on, with the model and the TP; --repo looks up what the tensors have",

@@ -49,8 +49,9 @@ def part_of_blocks(part: int, unit: int, ranks: tuple[int, str] | None) -> Itera
     if whole % unit:
         yield f"{blocks} blocks are not whole: no TP gives whole blocks"
         return
-    fit = divisors(whole // unit)
-    yield f"whole blocks at TP {', '.join(map(str, fit))}"
+    fit = ", ".join(map(str, divisors(whole // unit)))
+    plain = name == f"TP {count}"
+    yield f"whole blocks at TP {fit}" if plain else f"whole blocks over {fit} ranks (here {count} = {name})"
 
 
 def size_over_parts(size: int, parts: int) -> Iterator[str]:

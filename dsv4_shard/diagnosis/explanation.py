@@ -9,7 +9,7 @@ Anything that neither the message nor the log contains is a guess and marked as 
 from collections.abc import Iterable, Iterator
 
 from dsv4_shard.diagnosis.cases import Hit, engine_told, engines_of, found_origin, hits_of
-from dsv4_shard.diagnosis.document import Case, EngineMessage, Explanation, LogFacts
+from dsv4_shard.diagnosis.document import Case, EngineMessage, Explanation, LogFacts, WayOut
 from dsv4_shard.diagnosis.engine_messages import EngineText, find_text
 from dsv4_shard.diagnosis.known_model import KnownModel, OtherFamily, models_for
 from dsv4_shard.diagnosis.log_scan import EngineLog, FoundMessage, read_log
@@ -53,9 +53,16 @@ def explain(lines: Iterable[tuple[int, str]], given: KnownModel | OtherFamily | 
         meaning=tuple(diagnosis.meaning()),
         cases=cases,
         remedies=cases[0].remedies if cases else diagnosis.remedies(),
-        way=way_for(found, told, log, models),
+        way=_way(found, told, log, models),
         also=tuple(_message(one) for one in list(also.values())[:_ALSO]),
     )
+
+
+def _way(found: FoundMessage, hits: list[Hit], log: EngineLog, models: tuple[KnownModel, ...]) -> WayOut | None:
+    """The plan, unless it calls a layout good that the engine has just refused for a reason that no rule has."""
+    way = way_for(found, hits, log, models)
+    unexplained = way is not None and way.runs and not hits and found.pattern.known is None
+    return None if unexplained else way
 
 
 def _of_engine(log: EngineLog, models: tuple[KnownModel, ...], given: KnownModel | OtherFamily | None) -> Explanation:

@@ -39,6 +39,7 @@ _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]{0,4096}(?:\x07|\x1
 
 _PREFIX = re.compile(
     r"(?:\s*(?:\([\w ]{1,60}(?:pid=\d+)?(?:, ip=[\d.:a-f]+)?\)|\[[^\]\n]{0,100}\]:?|[\w.-]{1,60} +\||\brank ?\d+:"
+    r"|std(?:out|err) [FP]\b"
     r"|\d{2,4}-\d\d(?:-\d\d)?(?:[ T]\d\d:\d\d:\d\d(?:[.,]\d+)?Z?)?|ERROR|INFO|WARNING|CRITICAL|DEBUG))+ ?"
 )
 
@@ -192,8 +193,10 @@ def lines_of(stream: BinaryIO) -> Iterator[tuple[int, str]]:
     number, rest = 1, b""
     while piece := stream.readline(MAX_LINE):
         text = (rest + piece).decode(errors="replace")
-        if "\x1b" in text:
-            text = _ANSI.sub("", text)
+        if "\x1b" in text or "\\u001b" in text:
+            text = _ANSI.sub("", text.replace("\\u001b", "\x1b"))
+        if '\\"' in text:  # a message in a line of JSON
+            text = text.replace('\\"', '"')
         text = text.rstrip("\r\n")
         for line in _BREAK.split(text) if "\r" in text or "\\n" in text else (text,):
             if line:

@@ -40,7 +40,12 @@ def show_explanation(console: Console, explanation: "Explanation") -> None:
         item(console, remedy)
     way = explanation.way
     if way is not None:
-        heading(console, f"By the rules, {way.options} {'runs, with' if way.runs else 'does not run'}")
+        fits = (
+            "By the plan, the weights of {} fit, with"
+            if explanation.basis == "table"
+            else "By the rules, {} runs, with"
+        )
+        heading(console, (fits if way.runs else "By the rules, {} does not run").format(way.options))
         for note in way.notes:
             item(console, note)
         if way.command is not None:

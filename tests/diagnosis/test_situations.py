@@ -123,7 +123,7 @@ def test_no_case_has_another_tp_than_the_log(tp: int) -> None:
     explanation = ask(f"{log}\n{ROW.format(64)}")
     assert explanation.cases == ()
     assert f"64 × {tp} = {64 * tp}" in " ".join(explanation.meaning)
-    assert f"--tp {tp} " in explanation.way.next
+    assert explanation.way is None or not explanation.way.runs
 
 
 def test_a_log_without_a_model_gets_guesses_that_are_marked() -> None:
@@ -152,6 +152,23 @@ def test_version_and_pipeline_of_the_log_are_used_and_printed() -> None:
     assert "PP 2" in " ".join(explanation.notes)
     other = ask(log.replace("0.25.0", "0.21.3") + ROW.format(192))
     assert "the log is of vLLM 0.21.3, the rules are those of 0.33.0" in other.notes
+
+
+def test_experts_are_cut_over_the_ranks_that_ep_and_dp_leave() -> None:
+    """SGLang cuts experts over TP / EP, vLLM without expert parallelism over TP × DP."""
+    log = "server_args={'model_path': 'zai-org/GLM-4.6-FP8', 'tp_size': 16, 'dp_size': 2, 'enable_dp_attention': True, "
+    meaning = ask(log + "'ep_size': 4}\n" + GATE_UP.format(96)).meaning
+    assert meaning[0] == "96 × 4 = 384 in all (TP 16 / EP 4), 3 blocks of 128, 0.75 a rank"
+    assert "over 1, 3 ranks" in meaning[1]
+    meaning = ask("vllm serve Qwen/Qwen3-Coder -tp 8 --data-parallel-size 2\n" + GATE_UP.format(160)).meaning
+    assert meaning[0].startswith("160 × 16 = 2560 in all (TP 8 × DP 2), 20 blocks of 128")
+
+
+def test_no_layout_is_called_good_that_the_log_shows_to_fail() -> None:
+    log = ARGUMENTS["vllm dict"].format(model="deepseek-ai/DeepSeek-V4-Pro", tp=16)
+    explanation = ask(f"{log}\n{COLUMN.format(100)}")
+    assert explanation.way is None
+    assert "12.5 blocks are not whole" in " ".join(explanation.meaning)
 
 
 def test_a_request_to_the_server_names_no_model() -> None:
@@ -261,6 +278,12 @@ def test_the_load_format_of_the_log_tells_the_loader_where_frames_do_not() -> No
         "KeyError: 'layers.0.attn.wq_a.scale'", (VLLM + "model_executor/model_loader/sharded_state_loader.py", "load")
     )
     assert ask(log + text).log.loader == "runai_streamer_sharded"
+
+
+def test_a_traceback_in_a_line_of_json_keeps_its_frames() -> None:
+    text = traceback("KeyError: 'layers.0.attn.wq_a.scale'", DEFAULT)
+    log = ask(json.dumps({"stream": "stderr", "log": f"\x1b[31m{text}\x1b[0m"})).log
+    assert (log.engine, log.loader, log.stage) == ("vllm", "default", "loading")
 
 
 # --- names and shapes ------------------------------------------------------------------------------------------------

@@ -71,6 +71,8 @@ def _shorter(evidence: Evidence) -> Iterator[str]:
     most = evidence.groups["most"]
     yield f"--max-model-len {most}, or less, so that more requests fit" if most else "a shorter --max-model-len"
     yield "more room: a higher --gpu-memory-utilization, or more GPUs, so that a rank's weights are less"
+    if not evidence.models:
+        return
     yield ("data parallelism in place of TP: DeepSeek's models have one KV head, so TP does not divide the cache; each "
            "replica of DP serves requests of its own")  # fmt: skip
 

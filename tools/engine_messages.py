@@ -102,7 +102,8 @@ OFF_PATH = re.compile(
     r"pd_disaggregation\w*|mamba\w*|extract_hidden_states|serial_utils|batch_overlap|pymscclpp|schedule_batch|"
     r"scheduler_components|modelopt\w*|moe_wna\w*|lora_hook|multimodal_hook|mm_\w+|diffusion\w*|encoder\w*|radix\w*|"
     r"request_receiver|session_\w*|io_processor\w*|hisparse\w*|swa_radix\w*|batch_invariant\w*|cuda_vmm\w*|ngram\w*|"
-    r"medusa\w*|eagle_\w*|spec_decode|flashattn\w*|flex_attention|tree_attn|turboquant\w*|online|serving_hook|"
+    r"w4a8\w*|w4a4\w*|int8\w*|wna16\w*|nvfp4\w*|petit\w*|late_interaction|pooler\w*|pool|weight_sync|reload|"
+    r"rlhf\w*|dp_coordinator|zero_overhead\w*|hpu\w*|tboplan|medusa\w*|eagle_\w*|spec_decode|flashattn\w*|flex_attention|tree_attn|turboquant\w*|online|serving_hook|"
     r"input_processor|"
     r"async_llm|llm_engine|output_processor|coordinator|core_client|logprobs|pool_adapter|tensorcast\w*|flexkv|"
     r"page_interleave\w*|"
@@ -463,8 +464,9 @@ class Engine:
             source, node = self.source(module), self.function(module, name)
             if source is None or node is None or isinstance(node, ast.ClassDef):
                 continue
+            texts = _texts(node)
             for inner in ast.walk(node):
-                one = _message(source.path, name, inner)
+                one = _message(source.path, name, inner, texts)
                 if one is not None and (one.file, one.line) not in seen:
                     seen.add((one.file, one.line))
                     yield one
@@ -491,21 +493,37 @@ def _text(node: ast.AST) -> str:
             return "{}"
 
 
-def _message(path: str, function: str, node: ast.AST) -> Said | None:
+def _texts(function: ast.AST) -> dict[str, str]:
+    """The texts that a function gives names to, as they are first."""
+    found: dict[str, str] = {}
+    for node in ast.walk(function):
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                text = _text(value)
+                if text != "{}":
+                    found.setdefault(name, text)
+    return found
+
+
+def _said(node: ast.AST, texts: dict[str, str]) -> str:
+    return texts.get(node.id, "{}") if isinstance(node, ast.Name) else _text(node)
+
+
+def _message(path: str, function: str, node: ast.AST, texts: dict[str, str]) -> Said | None:
     match node:
         case ast.Raise(exc=ast.Call(func=func, args=args)):
             error = ast.unparse(func).rpartition(".")[2]
             if error in ("StopIteration", "KeyboardInterrupt", "SystemExit"):
                 return None
-            return Said(path, node.lineno, function, error, _text(args[0]) if args else "")
+            return Said(path, node.lineno, function, error, _said(args[0], texts) if args else "")
         case ast.Assert(msg=None, test=test):
             said = f"assert {ast.unparse(test)}"[:_MOST].replace("{", "{{").replace("}", "}}")
             return Said(path, node.lineno, function, "AssertionError", said, bare=True)
         case ast.Assert(msg=msg) if msg is not None:
-            return Said(path, node.lineno, function, "AssertionError", _text(msg))
+            return Said(path, node.lineno, function, "AssertionError", _said(msg, texts))
         case ast.Call(func=ast.Attribute(attr="error" | "critical" | "exception", value=value), args=[first, *_]):
             if "log" in ast.unparse(value).lower():
-                return Said(path, node.lineno, function, "log", re.sub(r"%[-#0-9.]*[sdrif]", "{}", _text(first)))
+                return Said(path, node.lineno, function, "log", re.sub(r"%[-#0-9.]*[sdrif]", "{}", _said(first, texts)))
     return None
 
 

@@ -15,7 +15,7 @@ from dsv4_shard.diagnosis.known_model import KnownModel, OtherFamily, models_for
 from dsv4_shard.diagnosis.log_scan import EngineLog, FoundMessage, read_log
 from dsv4_shard.diagnosis.meaning import Diagnosis
 from dsv4_shard.diagnosis.message_kinds import answer_for
-from dsv4_shard.diagnosis.origin import Frame, origin_of
+from dsv4_shard.diagnosis.origin import Frame, origin_of, stage_of_path
 from dsv4_shard.diagnosis.way_out import asked, way_for
 from dsv4_shard.engines import ENGINES, LOADER_CLASSES, Divides
 from dsv4_shard.planning import options_of, ways_out
@@ -94,7 +94,8 @@ def _of_engine(log: EngineLog, models: tuple[KnownModel, ...], given: KnownModel
 
 def stage_of(said: EngineText) -> str | None:
     """The stage in which an engine raises a message, by its place."""
-    return origin_of((Frame(said.place.rpartition(":")[0], said.function.rpartition(".")[2], 0),), None).stage
+    path, function = said.place.rpartition(":")[0], said.function.rpartition(".")[2]
+    return origin_of((Frame(path, function, 0),), None).stage or stage_of_path(path)
 
 
 def loader_of(said: EngineText) -> str | None:

@@ -97,3 +97,19 @@ def _stage(inner: tuple[Frame, ...]) -> str | None:
             if re.search(path, frame.path) and (not function or re.fullmatch(function, frame.function)):
                 return stage
     return None
+
+
+_PLACES = (
+    (r"/arg_groups/|/config/|/configs/|/arg_utils|/server_args|/environ|/envs|/platforms/|/distributed/|/executor/|/engine/|"
+     r"/entrypoints/|/managers/", CONFIGURATION),
+    (r"/model_loader/|/parameter\.py", LOADING),
+    (r"/mem_cache/|/kv_cache|/pool_configurator|/core/", KV_PLANNING),
+    (r"/oracle/|/quantization/\w+\.py", CONSTRUCTION),
+    (r"/models/|/layers/|/worker/|/model_executor/|/attention/|/speculative/", SERVING),
+)  # fmt: skip
+"""(regular expression for a path, stage), for places whose functions say nothing."""
+
+
+def stage_of_path(path: str) -> str | None:
+    """The stage of which a module of an engine is."""
+    return next((stage for regex, stage in _PLACES if re.search(regex, path)), None)

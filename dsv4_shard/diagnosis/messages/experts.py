@@ -65,7 +65,75 @@ _TRITON_FP4 = by_engine(
     vllm=("--moe-backend marlin, or leave it out",),
 )  # fmt: skip
 
+_AS_CONFIG = (
+    "dsv4-shard inspect REPO: dtypes and blocks of the tensors, against quantization_config and expert_dtype",
+    "the config.json of the release, unchanged, with the release's own files",
+)
+
 EXPERTS = (
+    Message(SGLANG, r"init para dtype and loaded weight dtype should be the same",
+            say("a tensor of the checkpoint has another dtype than the engine made the parameter for: the layer is "
+                "quantized in one of them alone"), _AS_CONFIG, LOADING),
+    Message(BOTH, r"Expected quantized tensor dtype to be torch\.float8_e4m3fn, got (?P<dtype>[\w.]{1,40})",
+            say("a layer that config.json calls FP8 holds {dtype} after loading"), _AS_CONFIG, LOADING),
+    Message(BOTH, r"Expected tensor scales dtype to be torch\.float32 or torch\.float8_e8m0fnu or torch\.uint8, got "
+            r"(?P<dtype>[\w.]{1,40})", say("the scales of an FP8 layer are {dtype}; block FP8 has F32 or E8M0"),
+            _AS_CONFIG, LOADING),
+    Message(SGLANG, r"expected (?P<wanted>fp8_e4m3fn|fp8_e8m0fnu or float32), got (?P<dtype>[\w.]{1,40})",
+            say("SGLang decodes wo_a from FP8 with its scales, and finds {dtype} where it wants {wanted}: an export "
+                "with "
+                "another format of wo_a"), _AS_CONFIG, LOADING),
+    Message(SGLANG, r"FP8 quant_config must create weight_scale_inv",
+            say("the engine built an FP8 layer without block scales: weight_block_size is missing from "
+                "quantization_config"), _AS_CONFIG, CONSTRUCTION),
+    Message(BOTH, r"Only support per-tensor scaling factor for ?fp8(?: KV cache|-quantized Q/prob)",
+            say("the checkpoint has scales of the KV cache that are no single number for a layer"),
+            ("leave --kv-cache-dtype out, or fp8 without scales from the checkpoint", INSPECT), LOADING,
+            anchors=("Only support per-tensor scaling factor",)),
+    Message(BOTH, r"KV-cache scale expects a scalar weight, got shape (?P<shape>[^\n]{1,60})",
+            say("the checkpoint has a scale of the KV cache of shape {shape}, and the engine wants one number"),
+            ("leave --kv-cache-dtype out, or fp8 without scales from the checkpoint", INSPECT), LOADING),
+    Message(VLLM, r"layer (?P<name>\S{1,200}): (?P<method>\w{1,80}) does not support pre-processed weights",
+            say("the files hold weights as an engine keeps them after loading, and {method} of {name} cannot take "
+                "them so"),
+            ("the original checkpoint, or rank files from before the engine's own changes: dsv4-shard "
+             "reshard",), LOADING),
+    Message(VLLM, r"Shared expert weight dim (?P<size>\d{1,8}) not divisible by num_chunks (?P<count>\d{1,4})",
+            say("a shared expert has {size} rows or columns, and the {count} shared experts of config.json do not "
+                "divide "
+                "them"), (INSPECT,), LOADING),
+    Message(SGLANG, r"(?:DSparkV4MarkovHead|DSpark V4 draft) requires markov_rank > 0, got "
+                    r"(?:markov_rank=)?(?P<rank>-?\d{1,6})",
+            say("config.json has no dspark_markov_rank (here {rank}): the checkpoint's draft is no DSpark draft, or "
+                "its "
+                "config.json is of another release"),
+            ("--speculative-algorithm EAGLE for a classic MTP block, or none", "the config.json of the release, "
+                                                                               "unchanged"),
+            CONSTRUCTION),
+    Message(SGLANG, r"DSpark needs target layers for the target-hidden projection",
+            say("config.json has no dspark_target_layer_ids: the checkpoint's draft is no DSpark draft, or its "
+                "config.json is of another release"),
+            ("--speculative-algorithm EAGLE for a classic MTP block, or none", "the config.json of the release, "
+                                                                               "unchanged"),
+            CONSTRUCTION),
+    Message(SGLANG, r"The model fuses (?P<fused>\d{1,4}) shared experts, but this MoE block has (?P<count>\d{1,4})",
+            say("SGLang fuses {fused} shared experts into the routed ones, and config.json's n_shared_experts is "
+                "{count}"),
+            ("--disable-shared-experts-fusion", "the config.json of the release, unchanged"), CONSTRUCTION),
+    Message(VLLM, r"The `fp8` quantization method no longer supports online quantization",
+            say("--quantization fp8 asks to quantize a checkpoint that is not FP8 by its config.json: "
+                "quantization_config "
+                "is missing, or the checkpoint is BF16"),
+            ("leave --quantization out for the FP8 and FP4 releases, whose config.json says it",
+             "--quantization fp8_per_tensor to quantize BF16 weights while loading"), CONSTRUCTION),
+    Message(BOTH, r"(?:cutlass_fp8 MoE requires|--moe-runner-backend hpc_ops requires) (?P<what>[^\n]{1,80})",
+            say("the MoE runner needs {what}"), ("leave --moe-runner-backend out: --runner of the "
+                                                 "plan",), CONSTRUCTION),
+    Message(SGLANG, r"Runner backend (?P<name>\S{1,60}) requires a fused func for a2a backend (?P<a2a>\S{1,60}), but "
+                    r"none",
+            say("MoE runner {name} does not work with the all-to-all backend {a2a}"),
+            ("leave --moe-runner-backend or --moe-a2a-backend out", "dsv4-shard plan REPO --tp N --a2a NAME"),
+            CONSTRUCTION),
     Message(VLLM, r"n_physical_experts=(?P<experts>\d{1,6}) must be divisible by ep_size=(?P<ep>\d{1,6})", _experts,
           ("an EP that divides, or MoE backends that take uneven experts (without EPLB)",
            "--eplb-config with a num_redundant_experts that makes the sum divide"), CONSTRUCTION),

@@ -25,7 +25,7 @@ from dsv4_shard.sharding.manifest import load_manifest
 from dsv4_shard.sharding.run import recipe_digest
 from dsv4_shard.version import __version__
 
-SCHEMAS = (1,)
+SCHEMAS = (1, 2)
 RESULTS = ("reference", "sglang", "node")
 NEWEST = {"plan": plan_document.SCHEMA_VERSION, "manifest": manifest.SCHEMA_VERSION, "run": journal.SCHEMA_VERSION}
 
@@ -113,6 +113,8 @@ def test_an_infeasible_plan_of_another_version_still_breaks_the_same_rules(schem
 
 
 def test_launch_lines_that_no_engine_writes_do_not_make_an_earlier_plan_unreadable(schema: int) -> None:
+    if schema > 1:
+        pytest.skip("later schemas have the parts of the commands")
     raw = documents.plan_text(schema, "reference")
     launch = json.loads(raw)["launch"] | {"commands": ["a b -c d e -f g h -i"]}
     plan = read_plan(documents.by_version(raw, launch=launch), "plan.json")

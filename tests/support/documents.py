@@ -20,7 +20,7 @@ assert _SPEC.loader is not None
 _MAKE = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(_MAKE)
 
-PLANS, Stop, stop_after = tuple(_MAKE.PLANS), _MAKE.Stop, _MAKE.stop_after
+PLANS = tuple(_MAKE.PLANS)
 
 
 def asked_by(name: str) -> dict[str, Any]:

@@ -58,17 +58,16 @@ def pack(folder: Path, archive: Path) -> None:
                 packed.writestr(info, path.read_bytes(), zipfile.ZIP_DEFLATED, compresslevel=9)
 
 
-def stop_after(nbytes: int):
-    """A progress callback that ends the run when so many bytes were put."""
-    put = 0
+class StopAfter(dsv4_shard.Progress):
+    """Ends the run when so many bytes were put."""
 
-    def progress(more: int) -> None:
-        nonlocal put
-        put += more
-        if put >= nbytes:
+    def __init__(self, nbytes: int) -> None:
+        self.left = nbytes
+
+    def advance(self, task: str, nbytes: int) -> None:
+        self.left -= nbytes
+        if self.left <= 0:
             raise Stop
-
-    return progress
 
 
 def make(out: Path) -> None:
@@ -88,7 +87,7 @@ def make(out: Path) -> None:
         merged[name] = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     (out / "merged.json").write_text(json.dumps(merged, indent=1) + "\n")
     try:
-        dsv4_shard.reshard("model", "unfinished", plan=plans["reference"], jobs=1, on_progress=stop_after(150_000))
+        dsv4_shard.reshard("model", "unfinished", plan=plans["reference"], jobs=1, progress=StopAfter(150_000))
     except Stop:
         pack(Path(".unfinished.partial"), out / "unfinished.zip")
 

@@ -88,6 +88,7 @@ conformance: $(READY)
 	$(BIN)/python -m conformance files
 	$(BIN)/python -m conformance nodes
 	$(BIN)/python -m conformance loader
+	$(BIN)/python -m conformance kv-cache
 
 # What the engines' classes declare, again, into tests/data: a new engine version shows as a diff.
 contracts: $(READY)

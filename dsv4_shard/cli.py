@@ -118,7 +118,7 @@ def inspect(
 @reported
 @options.takes(PlanCommandOptions)
 def plan(
-    context: typer.Context,
+    command_context: typer.Context,
     given: dict[str, Any],
     repo: options.DefaultRepoArg = None,
     compare: options.CompareOpt = None,
@@ -133,7 +133,7 @@ def plan(
     With --compare: what differs between two plans.
     """
     if compare is not None:
-        refuse_beside_compare(context)
+        refuse_beside_compare(command_context)
         _compare(*compare, as_json)
         return
     if "gpus" in given:

@@ -49,7 +49,9 @@ def plan(repo: str | Path, options: PlanOptions) -> "document.Plan":
 
     request = request_of(options)
     with collector_paused():
-        made = make_plan(*open_checkpoint(str(repo), refresh=options.refresh, exact=False), request)
+        made = make_plan(
+            *open_checkpoint(str(repo), refresh=options.refresh, exact=False), request, session=options.context
+        )
     if options.output is not None:
         save_plan(made, Path(options.output))
     return made

@@ -68,7 +68,7 @@ def report(source: "str | Path | document.Plan", options: ReportOptions) -> "rep
         found = search_for(checkpoint, inventory, _search_of(options, options.gpus))
         plan = plan_best(checkpoint, inventory, found) if found.best is not None else None
     elif options.tp is not None:
-        plan = make_plan(checkpoint, inventory, request_of(options))
+        plan = make_plan(checkpoint, inventory, request_of(options), session=options.context)
     made = make_report(checkpoint, inventory, plan, found)
     if options.output is not None:
         write_text(Path(options.output), made.to_html())

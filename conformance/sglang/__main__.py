@@ -1,8 +1,8 @@
-"""Runs jobs (`oracle`, `load`, `contract`, `signatures`) with SGLang: see `conformance.jobs`."""
+"""Runs jobs (`oracle`, `load`, `contract`, `kv_cache`, `signatures`) with SGLang: see `conformance.jobs`."""
 
 import os
 
-from conformance.jobs import run_jobs
+from conformance.jobs import Function, run_jobs
 from conformance.sglang import stubs
 
 
@@ -12,11 +12,15 @@ def main() -> None:
     stubs.install(int(os.environ["CONFORMANCE_SM"]))
     from conformance.sglang.bringup import prepare
     from conformance.sglang.contracts import contract
+    from conformance.sglang.kv_cache import kv_cache
     from conformance.sglang.load import load
     from conformance.sglang.oracle import oracle
     from conformance.sglang.signatures import record
 
-    run_jobs({"oracle": oracle, "load": load, "contract": contract, "signatures": record}, "sglang", prepare)
+    jobs: dict[str, Function] = {
+        "oracle": oracle, "load": load, "contract": contract, "kv_cache": kv_cache, "signatures": record,
+    }  # fmt: skip
+    run_jobs(jobs, "sglang", prepare)
 
 
 main()

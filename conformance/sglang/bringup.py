@@ -26,6 +26,7 @@ from sglang.srt.model_loader import loader as loaders
 from sglang.srt.plugins import load_plugins
 from sglang.srt.runtime_context import SpawnRanks, get_parallel, publish
 from sglang.srt.server_args import ServerArgs
+from sglang.srt.utils import common
 from torch.overrides import TorchFunctionMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -62,6 +63,8 @@ _prepared: list[Prepared] = []
 def prepare(job: Job) -> None:
     """Discover plugins, resolve the arguments of `sglang serve` for a job's case, then import the model."""
     case = Case(**job["case"])
+    if "memory" in job:
+        common.get_nvgpu_memory_capacity = lambda: job["memory"]
     load_plugins()
     args = _server_args(case, job["model"], job.get("load_format", "auto"), job.get("options", {}))
     args.resolve_once()

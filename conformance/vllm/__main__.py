@@ -1,9 +1,9 @@
-"""Runs jobs (`oracle`, `load`, `contract`) with vLLM: see `conformance.jobs`."""
+"""Runs jobs (`oracle`, `load`, `contract`, `kv_cache`) with vLLM: see `conformance.jobs`."""
 
 import importlib
 import os
 
-from conformance.jobs import run_jobs
+from conformance.jobs import Function, run_jobs
 from conformance.vllm import stubs
 
 MODELS = ("vllm.models.deepseek_v4.nvidia.model", "vllm.models.deepseek_v4.nvidia.mtp")
@@ -20,11 +20,13 @@ def main() -> None:
         importlib.import_module(module)
     from conformance.vllm import bringup
     from conformance.vllm.contracts import contract
+    from conformance.vllm.kv_cache import kv_cache
     from conformance.vllm.load import load
     from conformance.vllm.oracle import oracle
 
     bringup.install()
-    run_jobs({"oracle": oracle, "load": load, "contract": contract}, "vllm", lambda job: None)
+    jobs: dict[str, Function] = {"oracle": oracle, "load": load, "contract": contract, "kv_cache": kv_cache}
+    run_jobs(jobs, "vllm", lambda job: None)
 
 
 main()

@@ -14,6 +14,7 @@ from vllm.distributed import parallel_state
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.model_executor.models import registry
+from vllm.usage.usage_lib import UsageContext
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 from conformance.cases import Case
@@ -56,9 +57,19 @@ def install() -> None:
     PassConfig.default_fi_allreduce_fusion_max_size_mb = staticmethod(dict)
 
 
-def bring_up(case: Case, rank: int, model: str, **more: Any) -> tuple[VllmConfig, ModelConfig]:
+_BRIEF = {"max_model_len": 4096, "max_num_batched_tokens": 4096, "max_num_seqs": 8}
+"""For jobs that look at weights alone."""
+
+_AS_SERVED = {"block_size": 256}
+"""For jobs that look at memory: what `dsv4-shard plan` prints for `vllm serve`, and else vLLM's defaults."""
+
+
+def bring_up(
+    case: Case, rank: int, model: str, *, as_served: bool = False, **more: Any
+) -> tuple[VllmConfig, ModelConfig]:
     """The config of `vllm serve` for a case, and that of its target or draft model."""
     _fake_groups(case.tp, rank)
+    more |= _AS_SERVED if as_served else _BRIEF
     if case.draft:
         more["speculative_config"] = {"method": "mtp", "num_speculative_tokens": 1}
     config = EngineArgs(
@@ -67,15 +78,12 @@ def bring_up(case: Case, rank: int, model: str, **more: Any) -> tuple[VllmConfig
         enable_expert_parallel=case.ep > 1,
         load_format="auto",
         skip_tokenizer_init=True,
-        max_model_len=4096,
         enforce_eager=True,
         moe_backend=case.runner,
         kv_cache_dtype="fp8",
-        max_num_batched_tokens=4096,
-        max_num_seqs=8,
         distributed_executor_backend="mp" if case.tp > 1 else "uni",
         **more,
-    ).create_engine_config()
+    ).create_engine_config(UsageContext.OPENAI_API_SERVER)
     return config, config.speculative_config.draft_model_config if case.draft else config.model_config
 
 

@@ -185,3 +185,11 @@ def install_platform(sm: int) -> None:
     }
     methods = {name: classmethod(lambda cls, *_, answer=answer, **__: answer) for name, answer in answers.items()}
     vllm.platforms._current_platform = type("PretendedCudaPlatform", (CudaPlatformBase,), methods)()
+
+
+def set_total_memory(nbytes: int) -> None:
+    """Pretend that each GPU has so many bytes."""
+    import vllm.platforms
+
+    platform: Any = type(vllm.platforms.current_platform)
+    platform.get_device_total_memory = classmethod(lambda cls, *_, **__: nbytes)

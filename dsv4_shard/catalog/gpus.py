@@ -32,6 +32,7 @@ class Gpu:
         memory: Bytes that CUDA reports as total.
         source: Source of the memory figure.
         unverified_family: Name of the architecture if the rules of no engine are verified for it, else empty.
+        smi_mib: MiB that nvidia-smi reports, from which SGLang computes its defaults; 0 if not known.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Gpu:
     memory: int
     source: str
     unverified_family: str = ""
+    smi_mib: int = 0
 
     @property
     def verified(self) -> bool:
@@ -65,16 +67,17 @@ class Gpu:
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("h20-96", "NVIDIA H20 96 GB", 90, 97285 * MIB, "CUDA total in out-of-memory logs; nvidia-smi 97871 MiB"),
-        Gpu("h20-141", "NVIDIA H20-3e 141 GB", 90, 143156 * MIB, "as H200: nvidia-smi 143771 MiB, sglang#6418"),
-        Gpu("h100", "NVIDIA H100 80 GB", 90, 81082 * MIB, "CUDA total in logs; nvidia-smi 81559 MiB"),
-        Gpu("h800", "NVIDIA H800 80 GB", 90, 81082 * MIB, "as H100: nvidia-smi 81559 MiB"),
-        Gpu("h200", "NVIDIA H200 141 GB", 90, 143156 * MIB, "CUDA total in logs; nvidia-smi 143771 MiB, sglang#3196"),
-        Gpu("b200", "NVIDIA B200", 100, 182631 * MIB, "CUDA total in logs; nvidia-smi 183359 MiB, sglang#27487"),
-        Gpu("b300", "NVIDIA B300", 103, 274115 * MIB, "267.69 GiB in out-of-memory logs; nvidia-smi 275040 MiB"),
-        Gpu("gb200", "NVIDIA GB200", 100, 188733 * MIB, "184.31 GiB in out-of-memory logs; nvidia-smi 189471 MiB"),
-        Gpu("gb300", "NVIDIA GB300", 103, 283136 * MIB, "276.50 GiB in out-of-memory logs; nvidia-smi 284208 MiB"),
-        Gpu("rtx-pro-6000", "NVIDIA RTX PRO 6000", 120, 97250 * MIB, "CUDA total in logs; nvidia-smi 97887 MiB"),
+        Gpu("h20-96", "NVIDIA H20 96 GB", 90, 97285 * MIB, "CUDA total in logs; nvidia-smi", smi_mib=97871),
+        Gpu("h20-141", "NVIDIA H20-3e 141 GB", 90, 143156 * MIB, "as H200: nvidia-smi, sglang#6418", smi_mib=143771),
+        Gpu("h100", "NVIDIA H100 80 GB", 90, 81082 * MIB, "CUDA total in logs; nvidia-smi", smi_mib=81559),
+        Gpu("h800", "NVIDIA H800 80 GB", 90, 81082 * MIB, "as H100: nvidia-smi", smi_mib=81559),
+        Gpu("h200", "NVIDIA H200 141 GB", 90, 143156 * MIB, "CUDA total in logs; nvidia-smi (sglang#3196)",
+            smi_mib=143771),
+        Gpu("b200", "NVIDIA B200", 100, 182631 * MIB, "CUDA total in logs; nvidia-smi, sglang#27487", smi_mib=183359),
+        Gpu("b300", "NVIDIA B300", 103, 274115 * MIB, "267.69 GiB in out-of-memory logs; nvidia-smi", smi_mib=275040),
+        Gpu("gb200", "NVIDIA GB200", 100, 188733 * MIB, "184.31 GiB in out-of-memory logs; nvidia-smi", smi_mib=189471),
+        Gpu("gb300", "NVIDIA GB300", 103, 283136 * MIB, "276.50 GiB in out-of-memory logs; nvidia-smi", smi_mib=284208),
+        Gpu("rtx-pro-6000", "NVIDIA RTX PRO 6000", 120, 97250 * MIB, "CUDA total in logs; nvidia-smi", smi_mib=97887),
         Gpu("gb10", "NVIDIA GB10 (DGX Spark, shared with the CPU)", 120, 124611 * MIB,
             "121.69 GiB in vLLM's logs, unified with the CPU; MiaAI-Lab/GLM-5.3-Flash-EXL3-2x-DGX-Sparks#47", "sm_121"),
         Gpu("mi300x", "AMD MI300X", 90, 196588 * MIB, "191.98 GiB in out-of-memory logs (ROCm's tutorials)", "gfx942"),

@@ -23,6 +23,8 @@ from dsv4_shard.catalog.rank_ranges import MAX_RANKS
 from dsv4_shard.errors import UsageError
 from dsv4_shard.text.suggest import as_option
 
+MAX_CONTEXT = 1 << 30
+
 LAYOUT, ENGINE, HARDWARE, WRITING = "Layout", "Engine", "Hardware", "Writing"
 """Headings of the help. Options without one come last, under `Options`."""
 
@@ -167,6 +169,19 @@ class Request(LayoutOptions, _FirstTp):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sessions(Options):
+    """The sessions that a deployment is for."""
+
+    context: Annotated[
+        int | None,
+        Option(
+            help="Tokens of a session: whether such a context fits, and how many sessions at once.",
+            metavar="N", panel=HARDWARE, shows="the model's longest", least=1, most=MAX_CONTEXT,
+        ),
+    ] = None  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
 class OutputOptions(Options):
     """Options of `plan` and `search` that do not affect the plan."""
 
@@ -182,7 +197,7 @@ class _Tp(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanOptions(OutputOptions, LayoutOptions, _Tp):
+class PlanOptions(OutputOptions, Sessions, LayoutOptions, _Tp):
     """The options of `plan`."""
 
 
@@ -194,7 +209,7 @@ class _Searched(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchOptions(OutputOptions, Target, _Searched):
+class SearchOptions(OutputOptions, Sessions, Target, _Searched):
     """The options of `search`: those of a layout, without the ones that the search varies."""
 
 
@@ -206,7 +221,7 @@ class _Size(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayoutOrSearch(LayoutOptions, _Size):
+class LayoutOrSearch(Sessions, LayoutOptions, _Size):
     """The options of one layout, or of a search for layouts. Only a search accepts several engines."""
 
 

@@ -69,10 +69,16 @@ class Deployment:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Input of the rules: the checkpoint's inventory and a deployment."""
+    """Input of the rules: the checkpoint's inventory and a deployment; and the tokens of a session, if asked for."""
 
     inventory: Inventory
     deployment: Deployment
+    session: int | None = None
+
+    @property
+    def longest_session(self) -> int | None:
+        """The model's longest context in tokens, None if its config does not say."""
+        return self.config.max_position_embeddings
 
     @property
     def config(self) -> ModelConfig:

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 
 from dsv4_shard.checkpoint import Inventory, TensorGroup
-from dsv4_shard.engines import bytes_sent, kv_cache
+from dsv4_shard.engines import bytes_sent
 from dsv4_shard.engines.deployment import Context, Deployment, Request
+from dsv4_shard.engines.kv_cache import CacheOf, not_known
 from dsv4_shard.engines.layout import Layout
 from dsv4_shard.engines.parallelism import Pairs, ep_option, every_divisor
 from dsv4_shard.engines.placement import Placement, RankTensor, Replicate, rank_tensor
@@ -129,7 +129,7 @@ class Engine:
         search_requests: Returns the requests that a search tries for a request whose TP is the number of GPUs
             (default: each pair with each runner).
         bytes_sent: Bytes that all GPUs together send per token and layer; None if not known.
-        kv_bytes_per_token: Bytes of KV cache per token of context and rank; None if not known.
+        kv_cache: The KV cache of a deployment; None if not known.
         log_word: Word in a log line that identifies the engine.
         logs_count_replicas: Whether `--dp-size` in a log counts replicas of the whole model, unless attention DP is on.
     """
@@ -159,7 +159,7 @@ class Engine:
     parallelism: Callable[[int], Pairs] = every_divisor
     search_requests: Callable[[Request], Iterator[Request]] | None = None
     bytes_sent: Callable[[Context], int | None] = bytes_sent.not_known
-    kv_bytes_per_token: Callable[[Context], Fraction | None] = kv_cache.not_known
+    kv_cache: CacheOf = not_known
     log_word: str = ""
     logs_count_replicas: bool = False
 

@@ -1,90 +1,126 @@
-"""Bytes of KV cache that one more token of context needs per rank.
+"""KV cache: the room that an engine leaves for it, and the sessions that fit into a room.
 
-DeepSeek-V4 (its own `inference/model.py`, `Attention` and `Compressor`) keeps, for each layer, a window of the last
-`sliding_window` tokens, and one row of `head_dim` for every `ratio` tokens before (`compress_ratios`; 0: none). Layers
-of ratio 4 also keep a key of `index_head_dim` for each of these rows. There is one KV head, so every rank of an
-attention TP group holds all of it. Growth per token of context:
-
-    sum over layers of (row + key, if ratio 4) / ratio
-
-The window, and the states that are not compressed yet, have a fixed size per request. The formula ignores what SGLang's
-HiSparse moves to the host's memory. Bytes of a row and a key:
-
-    engine                       row                                                        key
-    SGLang, vLLM on Hopper       head_dim - rope in FP8, rope in BF16, 8 of scales: 584     FP8, F32 scale / 128: 132
-    SGLang, vLLM on Blackwell    may be head_dim in FP8: 512                                may be FP4, E8M0 / 32: 68
-    DeepSeek's reference         head_dim in BF16: 1024                                     BF16: 256
-
-Sources: `DeepSeekV4SingleKVPool`, `DeepSeekV4UniformFP8KVPool` and `get_dsv4_indexer_bytes_per_token` in SGLang;
-`models/deepseek_v4/attention.py` in vLLM. The tests compare Hopper's bytes with the numbers that SGLang printed. vLLM
-has the same rows and fills up its pages, and prints tokens that depend on `max_model_len`; the tests check only that
-its numbers stay below. The bytes for Blackwell and the reference are arithmetic from the code. DeepSeek-V3 keeps
-`kv_lora_rank + qk_rope_head_dim` in BF16 for each token and layer, which is arithmetic too. Other families and engines
-are not known.
+An engine takes a share of a GPU's memory for weights and KV cache (`--mem-fraction-static`,
+`--gpu-memory-utilization`). What else it holds (CUDA context, communicators, activations, graphs) is only measured, in
+published logs, so a room has bounds. How a room becomes tokens is arithmetic of the engine's own code, which
+`tests/data/kv_cache` compares with that code. `Cache` joins both, for one deployment. There is one KV head, so every
+rank of an attention TP group holds the whole cache of its sessions.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Protocol
 
 from dsv4_shard.engines.deployment import Context
-from dsv4_shard.models import OVERLAP_RATIO, V3, V4Config
 
-_SCALE_BYTES = 8
-"""Bytes of scales in a row: an E8M0 byte for each 64 elements of the part in FP8, padded to 8."""
+GIB = 1 << 30
+
+TOLERANCE = Fraction(15, 100)
+"""A number of tokens is only shown if the bounds of the room change it by no more than this."""
+
+
+class Pool(Protocol):
+    """Turns a rank's room for KV cache into tokens and sessions, as the engine does. `length` is in tokens."""
+
+    def tokens(self, room: int, length: int) -> int:
+        """Tokens that the engine prints for `room` bytes, if sessions are as long as `length`."""
+
+    def sessions(self, room: int, length: int) -> int:
+        """Sessions of `length` tokens that are in `room` bytes at once."""
+
+    def needs(self, length: int) -> int:
+        """Fewest bytes of room in which the engine serves one session of `length` tokens."""
 
 
 @dataclass(frozen=True, slots=True)
-class CacheEntry:
-    """Bytes of a compressed row, and of the indexer's key for it."""
+class Bounds:
+    """A measured number of bytes: the least and the most that logs show, and a likely one between them."""
 
-    row: int
-    key: int
-
-
-def fp8_entry(context: Context) -> CacheEntry | None:
-    """The smallest entry that SGLang and vLLM may keep for a V4 model on the deployment's GPU; None if not known."""
-    config = context.v4
-    rope = config.qk_rope_head_dim
-    if rope is None or rope > config.head_dim:
-        return None
-    if context.deployment.gpu.sm >= 100:
-        return CacheEntry(config.head_dim, config.index_head_dim // 2 + config.index_head_dim // 32)
-    return CacheEntry(config.head_dim + rope + _SCALE_BYTES, config.index_head_dim + config.index_head_dim // 128 * 4)
+    least: int
+    likely: int
+    most: int
 
 
-def bf16_entry(context: Context) -> CacheEntry:
-    """The entry of DeepSeek's reference for a V4 model."""
-    return CacheEntry(2 * context.v4.head_dim, 2 * context.v4.index_head_dim)
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """The KV cache of one deployment.
+
+    Attributes:
+        option: The engine's option for the share of memory.
+        share: The engine's default for it.
+        before: Bytes that are taken before the engine measures the memory of which it takes the share.
+        beside: Other bytes within the share, beside weights and KV cache.
+        pool: Turns the room into tokens.
+    """
+
+    option: str
+    share: float
+    before: Bounds
+    beside: Bounds
+    pool: Pool
+
+    def room(self, memory: int, weights: int) -> Bounds:
+        """Bytes for KV cache on a GPU of `memory` bytes beside `weights`; negative if weights exceed the share."""
+
+        def left(before: int, beside: int) -> int:
+            return int((memory - before) * self.share) - weights - beside
+
+        return Bounds(
+            left(self.before.most, self.beside.most),
+            left(self.before.likely, self.beside.likely),
+            left(self.before.least, self.beside.least),
+        )
+
+    def share_for(self, memory: int, weights: int, room: int) -> float:
+        """The share that leaves `room` bytes for certain."""
+        return (weights + self.beside.most + room) / (memory - self.before.most)
+
+    def tokens(self, room: Bounds, length: int) -> int | None:
+        """Tokens in the likely room; None if its bounds change them by more than `TOLERANCE`."""
+        if room.least <= 0:
+            return None
+        least, likely, most = (self.pool.tokens(nbytes, length) for nbytes in (room.least, room.likely, room.most))
+        near = likely * (1 - TOLERANCE) <= least and most <= likely * (1 + TOLERANCE)
+        return likely if near and likely else None
+
+    def fits(self, room: Bounds, length: int) -> bool | None:
+        """Whether a session of `length` tokens fits; None if that is within the bounds of the room."""
+        needed = self.pool.needs(length)
+        return None if room.least < needed <= room.most else needed <= room.least
+
+    def longest(self, room: int, most: int) -> int:
+        """The longest session, of at most `most` tokens, that fits into `room` bytes; 0 if none does."""
+        low, high = 0, most
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.pool.needs(middle) <= room else (low, middle - 1)
+        return low
 
 
-def growth(config: V4Config, entry: CacheEntry) -> Fraction:
-    """Bytes that one more token of context needs in all layers of the target model."""
-    total = Fraction(0)
-    for ratio in config.compress_ratios[: config.num_hidden_layers]:
-        if ratio:
-            total += Fraction(entry.row + (entry.key if ratio == OVERLAP_RATIO else 0), ratio)
-    return total
+CacheOf = Callable[[Context], Cache | None]
 
 
-def rows_of(entry_of: Callable[[Context], CacheEntry | None]) -> Callable[[Context], Fraction | None]:
-    """Return the function for bytes per token of a V4 model; it gives None if nothing grows or is known."""
-
-    def nbytes(context: Context) -> Fraction | None:
-        entry = entry_of(context)
-        return growth(context.v4, entry) or None if entry else None
-
-    return nbytes
-
-
-def latents(context: Context) -> Fraction | None:
-    """Bytes per token of a V3 model, which keeps a latent vector per layer; None for V3.2, which is not known."""
-    if context.inventory.family is not V3:
-        return None
-    config = context.v3
-    return Fraction(2 * (config.kv_lora_rank + config.qk_rope_head_dim) * config.num_hidden_layers)
-
-
-def not_known(context: Context) -> Fraction | None:
-    """None: the engine's cache code was not read."""
+def not_known(context: Context) -> Cache | None:
+    """None: the engine's cache code was not compared."""
     return None
+
+
+def up_to(number: int, unit: int) -> int:
+    """`number` rounded up to a multiple of `unit`."""
+    return -(-number // unit) * unit
+
+
+def padded_rows(rows: int, row: int, alignment: int = 576) -> int:
+    """Bytes of a page of `rows` rows of `row` bytes, which FlashMLA's layout pads to 576 bytes."""
+    return up_to(rows * row, alignment)
+
+
+def latent_row(head_dim: int, rope: int) -> int:
+    """Bytes of a V4 row: the part without RoPE in FP8, RoPE in BF16, and 8 bytes of scales."""
+    return head_dim - rope + 2 * rope + 8
+
+
+def indexer_row(head_dim: int) -> int:
+    """Bytes of an indexer's key in FP8, with an F32 scale for each 128 elements."""
+    return head_dim + head_dim // 128 * 4

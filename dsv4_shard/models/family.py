@@ -57,6 +57,7 @@ class ModelConfig(BaseModel):
     n_shared_experts: Few
     num_experts_per_tok: Count
     expert_dtype: Word | None = None
+    max_position_embeddings: Count | None = None
     swiglu_limit: Annotated[float, Field(strict=True)] | None = None
     quantization_config: QuantizationConfig | None = None
 

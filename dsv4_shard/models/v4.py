@@ -42,6 +42,7 @@ class V4Config(ModelConfig):
     index_head_dim: Count
     qk_rope_head_dim: Count | None = None
     hc_mult: Count
+    sliding_window: Count = 128
     compress_ratios: tuple[Natural, ...]
     dspark_markov_rank: Count = 256
     dspark_target_layer_ids: tuple[Natural, ...] = ()

@@ -11,7 +11,7 @@ from dsv4_shard.models import Module
 from dsv4_shard.text.document import Document, html_table
 from dsv4_shard.text.units import counted, gib
 
-SCHEMA_VERSION: Literal[2] = 2
+SCHEMA_VERSION: Literal[3] = 3
 
 
 class DeploymentDocument(Document):
@@ -160,11 +160,83 @@ class PlanTotals(Document):
     shared_experts_weight_bytes_per_layer: int
 
 
+class PlanCache(Document):
+    """KV cache by the engine's own accounting, on each rank; without a draft model, and with the engine's defaults.
+
+    `option` sets the `share` of memory that weights and cache may take; `share` is the engine's default. `room` is the
+    likely number of bytes for the cache, between `room_least` and `room_most`: what an engine holds beside weights and
+    cache is only measured, in published logs. A session has `session` tokens, those asked for or the model's longest
+    context (`longest_session`), and needs `session_bytes` of room.
+
+    `fits` says whether such a session fits: None if that depends on where in its bounds the room is. `certain_session`
+    is the longest session that fits for certain, and `share_needed` a share in which the session fits; None if it
+    fits already, or in no share.
+
+    `tokens` is the number that the engine prints, and `sessions` how many sessions it holds at once, for each of
+    `groups` attention groups. Both are None if the bounds of the room change the tokens by more than 15 %.
+    """
+
+    option: str
+    share: float
+    room: int
+    room_least: int
+    room_most: int
+    session: int
+    longest_session: int | None
+    session_bytes: int
+    fits: bool | None
+    certain_session: int
+    share_needed: float | None
+    groups: int
+    tokens: int | None
+    sessions: int | None
+
+    @property
+    def all_sessions(self) -> int | None:
+        """Sessions that the whole deployment holds at once."""
+        return None if self.sessions is None else self.sessions * self.groups
+
+    @property
+    def words(self) -> tuple[str, str]:
+        """Two sentences: the room and its tokens, and whether the session fits."""
+        return self._room_in_words, self._session_in_words
+
+    @property
+    def _room_in_words(self) -> str:
+        default = f"the default {self.option} {self.share:g}"
+        if self.room_most <= 0:
+            return f"{default} leaves no room for KV cache beside the weights: the engine stops"
+        bounds = f"{gib(max(0, self.room_least))} to {gib(self.room_most)}"
+        tokens = "how many tokens that holds is not certain enough to say"
+        if self.tokens is not None:
+            each = " in each attention group" if self.groups > 1 else ""
+            tokens = f"about {self.tokens:,} tokens{each}"
+        return f"{bounds} for KV cache at {default}: {tokens}"
+
+    @property
+    def _session_in_words(self) -> str:
+        context = f"a context of {self.session:,} tokens"
+        if self.longest_session is not None and self.session > self.longest_session:
+            return f"{context} does not fit: the model's longest is {self.longest_session:,}"
+        if self.fits and self.sessions is not None:
+            several = f" in each of {self.groups} attention groups, {self.all_sessions:,} in all"
+            return f"{context} fits: {counted(self.sessions, 'session')} at once{several if self.groups > 1 else ''}"
+        if self.fits:
+            return f"{context} fits; it takes {gib(self.session_bytes)}"
+        verdict = "does not fit" if self.fits is False else "may not fit"
+        ways = []
+        if self.certain_session:
+            ways.append(f"up to {self.certain_session:,} tokens fit for certain")
+        if self.share_needed is not None:
+            ways.append(f"{self.option} {self.share_needed:g} makes room")
+        advice = f": {', or '.join(ways)}" if ways else ""
+        return f"{context} {verdict}; it takes {gib(self.session_bytes)} of room{advice}"
+
+
 class PlanMemory(Document):
     """Whether the weights fit on the named GPU, in bytes.
 
-    `kv_bytes_per_token` is the minimum for one token of context, in the caches of all layers. `kv_tokens_at_most` is
-    the number of tokens that would fill the rest of the memory, per attention group. Both are None if not known.
+    `kv_cache` is None if the weights do not fit, or if the engine's KV cache is not verified for the model and GPU.
     """
 
     gpu: str
@@ -172,8 +244,7 @@ class PlanMemory(Document):
     weights: int
     left: int
     fits: bool
-    kv_bytes_per_token: float | None
-    kv_tokens_at_most: int | None
+    kv_cache: PlanCache | None
 
 
 class PlanCommand(Document):
@@ -242,16 +313,18 @@ class PlanAlternative(Document):
 class Plan(Document):
     """The whole plan.
 
-    `choices` lists differences from the engine's defaults with their reasons, and what the engine pads. `checks` are
-    the divisions that were checked, `assumptions` facts that the plan could not check. `reshard` is the command that
-    writes the shards into the folder `out`, which the launch commands serve. `unwritten` is the reason if no shards can
-    be written; the launch commands then serve the checkpoint itself. `alternatives` are nearby layouts that run.
+    `context` is the number of tokens of a session, None if none was asked for. `choices` lists differences from the
+    engine's defaults with their reasons, and what the engine pads. `checks` are the divisions that were checked,
+    `assumptions` facts that the plan could not check. `reshard` is the command that writes the shards into the
+    folder `out`, which the launch commands serve. `unwritten` is the reason if no shards can be written; the launch
+    commands then serve the checkpoint itself. `alternatives` are nearby layouts that run.
     """
 
-    schema_version: Literal[2]
+    schema_version: Literal[3]
     tool_version: str
     source: Origin
     request: Request
+    context: int | None
     engine_version: str
     deployment: PlanDeployment
     feasible: bool

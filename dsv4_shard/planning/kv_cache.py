@@ -1,15 +1,48 @@
-"""Bytes of KV cache per token and rank, for the tokens that fit in the memory left by the weights.
-
-Each engine has its own formula (`Engine.kv_bytes_per_token`); `engines/kv_cache.py` derives them.
-"""
-
-from fractions import Fraction
+"""A deployment's weights and GPU → whether a context fits, and with how many sessions (`PlanCache`)."""
 
 from dsv4_shard.engines import Context, engine_for
+from dsv4_shard.planning.document import PlanCache
 
 
-def bytes_per_token(context: Context) -> Fraction | None:
-    """Minimum bytes of KV cache that a token needs per rank, in all layers; None if not known."""
-    if not context.deployment.gpu.verified:
+def plan_cache(context: Context, weights: int) -> PlanCache | None:
+    """Return what the engine makes of the memory beside `weights` bytes; None if its code was not compared.
+
+    Sessions are as long as asked for, else as the model's longest context.
+    """
+    deployment, longest = context.deployment, context.longest_session
+    length = context.session or longest
+    cache = engine_for(deployment.engine, context.inventory.family).kv_cache(context)
+    if cache is None or length is None or not deployment.gpu_named:
         return None
-    return engine_for(context.deployment.engine, context.inventory.family).kv_bytes_per_token(context)
+    memory, possible = deployment.gpu.memory, longest is None or length <= longest
+    room = cache.room(memory, weights)
+    tokens = cache.tokens(room, length) if possible else None
+    fits = cache.fits(room, length) if possible else False
+    return PlanCache(
+        option=cache.option,
+        share=cache.share,
+        room=room.likely,
+        room_least=room.least,
+        room_most=room.most,
+        session=length,
+        longest_session=longest,
+        session_bytes=cache.pool.needs(length),
+        fits=fits,
+        certain_session=cache.longest(room.least, min(length, longest or length)) if fits is not True else length,
+        share_needed=None
+        if fits or not possible
+        else _share(cache.share_for(memory, weights, cache.pool.needs(length))),
+        groups=deployment.world // deployment.attention_tp,
+        tokens=tokens,
+        sessions=cache.pool.sessions(room.likely, length) if tokens is not None else None,
+    )
+
+
+def _share(share: float) -> float | None:
+    """A share rounded up to hundredths; None if no share is large enough."""
+    rounded = -int(-share * 100 // 1) / 100
+    return rounded if rounded <= _MOST_SHARE else None
+
+
+_MOST_SHARE = 0.98
+"""Engines need the rest for activations; beyond it no value is advised."""

@@ -119,10 +119,16 @@ def unknown_gpu(engine: Engine, deployment: Deployment) -> list[PlanBreach]:
     return [_whole(UNKNOWN_GPU, reason, NOT_VERIFIED, other)]
 
 
-def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, label: str | None = None) -> Plan:
+def make_plan(
+    checkpoint: Checkpoint,
+    inventory: Inventory,
+    request: Request,
+    label: str | None = None,
+    session: int | None = None,
+) -> Plan:
     """Return the plan for `request`, feasible or not.
 
-    `label` is the name of the checkpoint in commands.
+    `label` is the name of the checkpoint in commands, `session` the tokens of a session that must fit.
 
     Raises:
         IncompleteCheckpoint: The checkpoint has errors.
@@ -132,7 +138,7 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
     label = checkpoint.source.label if label is None else label
     choice = choose(inventory, request)
     engine = engine_for(request.engine, inventory.family)
-    context = Context(inventory, choice.deployment)
+    context = Context(inventory, choice.deployment, session)
     weights = list(loads(engine, context)) if choice.feasible else []
     totals = totals_of(weights, context, beyond_roles(checkpoint, engine, context)) if choice.feasible else None
     memory = memory_of(totals, context) if totals else None
@@ -149,6 +155,7 @@ def make_plan(checkpoint: Checkpoint, inventory: Inventory, request: Request, la
         tool_version=__version__,
         source=origin_of(checkpoint, label),
         request=request,
+        context=session,
         engine_version=engine.version,
         deployment=PlanDeployment.of(choice.deployment, is_verified=verified),
         feasible=not breaches,

@@ -81,7 +81,7 @@ def check_plan(plan: Plan, checkpoint: Checkpoint, inventory: Inventory) -> Plan
     for difference in differences(plan.source, origin_of(checkpoint, plan.source.label)):
         raise ForeignPlan(f"the plan was made for another checkpoint: {difference}")
     try:
-        fresh = make_plan(checkpoint, inventory, plan.request, plan.source.label)
+        fresh = make_plan(checkpoint, inventory, plan.request, plan.source.label, plan.context)
     except UsageError as error:
         raise BadPlan(f"the plan's request was edited: {error}") from None
     ours = fresh.model_copy(update={"source": plan.source})

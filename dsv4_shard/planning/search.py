@@ -1,9 +1,9 @@
 """Checkpoint + number of GPUs → every layout that the engines' rules allow on this number, best first.
 
 The order follows from headers and rules: whether the weights fit; the weights of the heaviest rank; the tokens of KV
-cache that fill the rest of the memory (`kv_cache`), in all attention groups together; the bytes that every rank holds
-whole, and zeros for padding; the bytes sent. None of these is a speed, and none was measured. `rank_by` puts tokens or
-bytes sent before the weights.
+cache by the engine's own accounting (`engines/kv_cache`), in all attention groups together; the bytes that every rank
+holds whole, and zeros for padding; the bytes sent. None of these is a speed. `rank_by` puts tokens or bytes sent before
+the weights. By tokens, layouts whose tokens are not known come last, by their weights.
 
 `engines/bytes_sent.py` has the formulas for bytes sent.
 """
@@ -29,7 +29,7 @@ from dsv4_shard.text.document import Document, html_table
 from dsv4_shard.text.units import counted, gib
 from dsv4_shard.version import __version__
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
 
 
 _HTML_ROWS = 20
@@ -38,8 +38,8 @@ _HTML_ROWS = 20
 class FoundLayout(Document):
     """A layout that the rules allow. Bytes are of the heaviest rank, except those sent, which are of all GPUs together.
 
-    `options` are those of `plan`; `also` has the options of layouts with the same numbers. `tokens_at_most` is per
-    attention group, and there are `groups` of them; None if memory or cache is not known.
+    `options` are those of `plan`; `also` has the options of layouts with the same numbers. `tokens` and `sessions`
+    are per attention group, and there are `groups` of them; None if they are not known within 15 % (`PlanCache`).
     `sent_bytes_per_token_and_layer` is by formula; None if not known for the engine.
     """
 
@@ -51,7 +51,8 @@ class FoundLayout(Document):
     weight_bytes: int
     left_bytes: int | None
     groups: int
-    tokens_at_most: int | None
+    tokens: int | None
+    sessions: int | None
     replicated_bytes: int
     padding_bytes: int
     sent_bytes_per_token_and_layer: int | None
@@ -68,14 +69,16 @@ class Elsewhere(Document):
 class Search(Document):
     """Every layout, the best by `rank_by` first.
 
-    `command` plans the best layout if it fits; if not, `elsewhere` lists other GPUs that fit. `engines` are those that
-    were searched; `unknown` says why other requested engines are not verified.
+    `context` is the number of tokens of a session, None if none was asked for: then sessions have the model's
+    longest context. `command` plans the best layout if it fits; if not, `elsewhere` lists other GPUs that fit.
+    `engines` are those that were searched; `unknown` says why other requested engines are not verified.
     """
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     tool_version: str
     gpus: int
     gpu: str | None
+    context: int | None
     rank_by: str
     engines: tuple[str, ...]
     layouts: tuple[FoundLayout, ...]
@@ -96,8 +99,8 @@ class Search(Document):
 
     def _repr_html_(self) -> str:
         """HTML for notebooks: the first layouts."""
-        head = ("options", "fits", "weights per GPU", "tokens at most", "whole and padding", "sent per token and layer")
-        rows = [(one.options, "yes" if one.fits else "no", gib(one.weight_bytes), _known(one.tokens_at_most),
+        head = ("options", "fits", "weights per GPU", "tokens", "whole and padding", "sent per token and layer")
+        rows = [(one.options, "yes" if one.fits else "no", gib(one.weight_bytes), _known(one.tokens),
                  gib(one.replicated_bytes + one.padding_bytes), _known(one.sent_bytes_per_token_and_layer))
                 for one in self.layouts[:_HTML_ROWS]]  # fmt: skip
         more = len(self.layouts) - len(rows)
@@ -121,8 +124,9 @@ def search(
     asked: Request,
     engines: Iterable[str] | None = None,
     rank_by: str = "weights",
+    session: int | None = None,
 ) -> Search:
-    """Search the layouts on `asked.tp` GPUs.
+    """Search the layouts on `asked.tp` GPUs; `session` is the number of tokens of a session.
 
     Raises:
         IncompleteCheckpoint: As `make_plan`.
@@ -139,7 +143,7 @@ def search(
     unknown = tuple(_unknown(inventory, pick_gpu(asked), engines))
     verified = tuple(name for name in engines if name not in dict(unknown))
     inventory = outside_layers(inventory)
-    found = _search(checkpoint, inventory, asked, verified)
+    found = _search(checkpoint, inventory, asked, verified, session)
     found.sort(key=lambda one: _rank(one.layout, rank_by))
     best = found[0].layout if found and found[0].layout.fits else None
     return Search(
@@ -147,13 +151,19 @@ def search(
         tool_version=__version__,
         gpus=asked.tp,
         gpu=asked.gpu or asked.gpu_memory,
+        context=session,
         rank_by=rank_by,
         engines=verified,
         layouts=tuple(one.layout for one in found),
-        command=f"dsv4-shard plan {shlex.quote(checkpoint.source.label)} {best.options}" if best else None,
+        command=_command(checkpoint, best, session) if best else None,
         unknown=tuple(reason for _, reason in unknown),
         elsewhere=() if best else tuple(_elsewhere(checkpoint, inventory, asked, verified)),
     )
+
+
+def _command(checkpoint: Checkpoint, best: FoundLayout, session: int | None) -> str:
+    context = f" --context {session}" if session else ""
+    return f"dsv4-shard plan {shlex.quote(checkpoint.source.label)} {best.options}{context}"
 
 
 def _unknown(inventory: Inventory, gpu: Gpu, engines: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -171,7 +181,7 @@ def _unknown(inventory: Inventory, gpu: Gpu, engines: Iterable[str]) -> Iterator
 def plan_best(checkpoint: Checkpoint, inventory: Inventory, found: Search) -> Plan:
     """Return the plan of the best layout; the search must have one."""
     assert found.best is not None
-    return make_plan(checkpoint, inventory, found.best.request)
+    return make_plan(checkpoint, inventory, found.best.request, session=found.context)
 
 
 def _serving(name: str) -> str:
@@ -182,7 +192,13 @@ def _serving(name: str) -> str:
 
 
 def _search(
-    checkpoint: Checkpoint, inventory: Inventory, asked: Request, engines: Iterable[str], *, briefly: bool = False
+    checkpoint: Checkpoint,
+    inventory: Inventory,
+    asked: Request,
+    engines: Iterable[str],
+    session: int | None = None,
+    *,
+    briefly: bool = False,
 ) -> list[_Candidate]:
     """Every layout on `asked.tp` GPUs, best first; `briefly`: the engines' own choices up to the first that fits."""
     found: dict[tuple[Any, ...], list[_Candidate]] = {}
@@ -193,7 +209,8 @@ def _search(
         if choice is None or not choice.feasible or choice.deployment in seen:
             continue
         seen.add(choice.deployment)
-        one = _Candidate(request, choice.deployment, _weigh(checkpoint, inventory, request, choice.deployment))
+        context = Context(inventory, choice.deployment, session)
+        one = _Candidate(request, choice.deployment, _weigh(checkpoint, request, context))
         if briefly and one.layout.fits:
             return [one]
         found.setdefault(_likeness(one), []).append(one)
@@ -218,7 +235,7 @@ def _likeness(one: _Candidate) -> tuple[Any, ...]:
     deployment, layout = one.deployment, one.layout
     return (deployment.engine, deployment.tp, deployment.dp, deployment.shared, layout.weight_bytes,
     layout.replicated_bytes, layout.padding_bytes,
-            layout.sent_bytes_per_token_and_layer)  # fmt: skip
+            layout.sent_bytes_per_token_and_layer, layout.tokens, layout.sessions)  # fmt: skip
 
 
 def _sent(layout: FoundLayout) -> float:
@@ -228,7 +245,7 @@ def _sent(layout: FoundLayout) -> float:
 
 RANKINGS: dict[str, Callable[[FoundLayout], float]] = {
     "weights": lambda layout: layout.weight_bytes,
-    "tokens": lambda layout: -(layout.tokens_at_most or 0) * layout.groups,
+    "tokens": lambda layout: -(layout.tokens or 0) * layout.groups,
     "sent": _sent,
 }
 """Orders by name: the first key, smaller is better; the usual order follows."""
@@ -240,10 +257,11 @@ def _rank(layout: FoundLayout, by: str = "weights") -> tuple[float, ...]:
     return (not layout.fits, RANKINGS[by](layout), weights, tokens, whole, sent)
 
 
-def _weigh(checkpoint: Checkpoint, inventory: Inventory, request: Request, deployment: Deployment) -> FoundLayout:
-    context, engine = Context(inventory, deployment), engine_for(deployment.engine, inventory.family)
+def _weigh(checkpoint: Checkpoint, request: Request, context: Context) -> FoundLayout:
+    deployment, engine = context.deployment, engine_for(context.deployment.engine, context.inventory.family)
     totals = totals_of(list(loads(engine, context)), context, beyond_roles(checkpoint, engine, context))
     memory = memory_of(totals, context)
+    cache = memory.kv_cache if memory else None
     return FoundLayout(
         options=options_of(request),
         also=(),
@@ -253,7 +271,8 @@ def _weigh(checkpoint: Checkpoint, inventory: Inventory, request: Request, deplo
         weight_bytes=weights_of(totals, deployment),
         left_bytes=memory.left if memory else None,
         groups=deployment.world // deployment.attention_tp,
-        tokens_at_most=memory.kv_tokens_at_most if memory else None,
+        tokens=cache.tokens if cache else None,
+        sessions=cache.sessions if cache else None,
         replicated_bytes=totals.replicated_bytes_per_rank,
         padding_bytes=totals.padding_bytes_per_rank,
         sent_bytes_per_token_and_layer=engine.bytes_sent(context),
@@ -290,4 +309,4 @@ def search_for(checkpoint: Checkpoint, inventory: Inventory, options: SearchOpti
     engines = options.engine.split(",") if isinstance(options.engine, str) else options.engine
     asked = options.part(Request, tp=options.gpus, engine=Request(1).engine)
     refuse_unknown_names(options, find_engine(asked.engine))
-    return search(checkpoint, inventory, asked, engines, options.rank_by)
+    return search(checkpoint, inventory, asked, engines, options.rank_by, options.context)

@@ -7,7 +7,7 @@ from dsv4_shard.checkpoint import Checkpoint, Inventory, TensorGroup
 from dsv4_shard.engines import Context, Deployment, Engine, Expert, LeftOut, RankTensor, engine_for, find_engine
 from dsv4_shard.models import TARGET, Module, Part, Role, Stage
 from dsv4_shard.planning.document import PlanMemory, PlanTotals
-from dsv4_shard.planning.kv_cache import bytes_per_token
+from dsv4_shard.planning.kv_cache import plan_cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +105,11 @@ def memory_of(totals: PlanTotals, context: Context) -> PlanMemory | None:
         return None
     weights = weights_of(totals, deployment)
     left = deployment.gpu.memory - weights
-    token = bytes_per_token(context)
     return PlanMemory(
         gpu=deployment.gpu.title,
         capacity=deployment.gpu.memory,
         weights=weights,
         left=left,
         fits=left > 0,
-        kv_bytes_per_token=float(token) if token else None,
-        kv_tokens_at_most=int(max(0, left) / token) if token else None,
+        kv_cache=plan_cache(context, weights) if left > 0 else None,
     )

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from dsv4_shard.catalog.options import RANKINGS
 from dsv4_shard.engines import find_engine, title_of
 from dsv4_shard.inspection import MatrixCell
-from dsv4_shard.planning import Plan
+from dsv4_shard.planning import Plan, PlanCache
 from dsv4_shard.reporting.charts import MAP_KINDS, capitalized, charts_of, kinds_of, map_rows
 from dsv4_shard.reporting.content import ReportContent, gpu_in_words
 from dsv4_shard.text.sanitize import clean
@@ -137,13 +137,24 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str, str]]:
     if memory is not None:
         left = ("Free of its memory", gib(memory.left)) if memory.fits else ("Memory missing", gib(-memory.left))
         yield *left, f"of {gib(memory.capacity)}" if memory.fits else f"beyond {gib(memory.capacity)}"
-        if memory.kv_tokens_at_most is not None:
-            yield "Tokens of KV cache", f"{memory.kv_tokens_at_most:,}", "at most, an attention group"
+        yield from _cache_facts(memory.kv_cache)
     yield "Whole on every rank", gib(totals.replicated_bytes_per_rank), ""
     if totals.padding_bytes_per_rank:
         yield "Padding a rank", gib(totals.padding_bytes_per_rank), ""
     if totals.draft_bytes_per_rank and not find_engine(plan.deployment.engine).draft_in_model:
         yield "MTP draft, if loaded", gib(totals.draft_bytes_per_rank), "more a rank"
+
+
+def _cache_facts(cache: PlanCache | None) -> Iterator[tuple[str, str, str]]:
+    """Yield the tokens of KV cache and the sessions, where they are known."""
+    if cache is None:
+        return
+    if cache.tokens is not None and cache.all_sessions is not None:
+        yield "Tokens of KV cache", f"{cache.tokens:,}", f"in each of {counted(cache.groups, 'attention group')}"
+        yield f"Sessions of {cache.session:,} tokens", f"{cache.all_sessions:,}", "at once, all GPUs together"
+        return
+    fits = {True: "fits", False: "does not fit", None: "may not fit"}[cache.fits]
+    yield f"Context of {cache.session:,} tokens", fits, f"takes {gib(cache.session_bytes)} a rank"
 
 
 def _says(cell: MatrixCell) -> str:

@@ -14,6 +14,9 @@ from dsv4_shard.text.suggest import as_option
 
 R = TypeVar("R")
 
+COMMAND_CONTEXT = "command_context"
+"""Parameter for Typer's own context, under a name that no option has."""
+
 GIVEN = "given"
 """Name of a command's parameter for its options: those on the command line, by their names in Python."""
 
@@ -32,16 +35,16 @@ def takes(options: type[Options]) -> Callable[[Callable[..., R]], Callable[..., 
         others = [name for name in fields if name not in own]
 
         @functools.wraps(command)
-        def run(context: typer.Context, **values: Any) -> R:
+        def run(command_context: typer.Context, **values: Any) -> R:
             given = {name: values.pop(name) for name in others}
-            values[GIVEN] = {name: value for name, value in given.items() if is_given(context, name)}
-            return command(**values | ({"context": context} if "context" in own else {}))
+            values[GIVEN] = {name: value for name, value in given.items() if is_given(command_context, name)}
+            return command(**values | ({COMMAND_CONTEXT: command_context} if COMMAND_CONTEXT in own else {}))
 
-        shown = [_parameter("context", typer.Context)]
+        shown = [_parameter(COMMAND_CONTEXT, typer.Context)]
         for name, parameter in own.items():
             if name == GIVEN:
                 shown += (_of_field(field, own.get(field.name)) for field in fields.values())
-            elif name not in fields and name != "context":
+            elif name not in fields and name != COMMAND_CONTEXT:
                 shown.append(_parameter(name, parameter.annotation, parameter.default))
         run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}

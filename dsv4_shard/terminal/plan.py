@@ -134,13 +134,11 @@ def _show_totals(console: Console, plan: "Plan") -> None:
         item(
             console, f"{memory.gpu}: {gib(memory.capacity)} as its driver counts it, {left if memory.fits else missing}"
         )
-        if memory.kv_tokens_at_most:
-            each = " in each attention group" if plan.deployment.world > plan.deployment.attention_tp else ""
-            item(
-                console,
-                f"at most {memory.kv_tokens_at_most:,} tokens of KV cache{each}, of "
-                f"{memory.kv_bytes_per_token:,.0f} bytes each: an upper bound, since the rest has to fit as well",
-            )
+        if memory.kv_cache is not None:
+            for words in memory.kv_cache.words:
+                item(console, words)
+        elif memory.fits:
+            item(console, "KV cache: not verified for this engine, model and GPU, so no tokens are named", "dim")
 
 
 def _show_launch(console: Console, plan: "Plan", plan_file: str | None) -> None:

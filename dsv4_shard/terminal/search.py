@@ -36,16 +36,18 @@ def show_search(console: Console, found: "Search") -> None:
 
 
 def _show_layouts(console: Console, found: "Search") -> None:
-    columns = ("engine", "TP", "EP", "DP", "shared", "weights", "tokens", "whole", "sent", "+", "takes")
-    table = Table(*columns, right=(1, 2, 3, 5, 6, 7, 8, 9))
+    room = ("tokens", "sessions") if found.context else ("tokens",)
+    columns = ("engine", "TP", "EP", "DP", "shared", "weights", *room, "whole", "sent", "+", "takes")
+    table = Table(*columns, right=(1, 2, 3, *range(5, 9 + len(room))))
     first = found.layouts[0]
     name, unit = binary_unit(first.weight_bytes)
     for row in found.layouts[:_LAYOUTS_SHOWN]:
         deployment, sent = row.deployment, row.sent_bytes_per_token_and_layer
-        tokens = "?" if row.tokens_at_most is None else f"{row.tokens_at_most * row.groups / 1e6:.2f}"
+        tokens = "?" if row.tokens is None else f"{row.tokens * row.groups / 1e6:.2f}"
         numbers = (
             f"{row.weight_bytes / unit:.1f}{'' if row.fits else '!'}",
             tokens,
+            *(("?" if row.sessions is None else f"{row.sessions * row.groups:,}",) if found.context else ()),
             f"{(row.replicated_bytes + row.padding_bytes) / unit:.2f}",
             "?" if sent is None else f"{sent / 1e3:.0f}",
             str(len(row.also)),
@@ -58,12 +60,13 @@ def _show_layouts(console: Console, found: "Search") -> None:
     more = len(found.layouts) - _LAYOUTS_SHOWN
     if more > 0:
         item(console, f"and {more} more (--json has all, with their options)")
-    room = f" of {(first.weight_bytes + first.left_bytes) / unit:.1f}" if first.left_bytes is not None else ""
+    memory = f" of {(first.weight_bytes + first.left_bytes) / unit:.1f}" if first.left_bytes is not None else ""
     ranked = {found.rank_by: ", by which rows are ranked"}
     for line in (
-        f"weights: {name} on the fullest GPU{room}{ranked.get('weights', '')}; ! does not fit",
-        "tokens: millions of KV cache that would fill the rest, in all attention groups: at most; ? not known"
+        f"weights: {name} on the fullest GPU{memory}{ranked.get('weights', '')}; ! does not fit",
+        "tokens: millions of KV cache by the engine's own accounting, in all attention groups; ? not known"
         + ranked.get("tokens", ""),
+        *((f"sessions: of {found.context:,} tokens each, at once, in all attention groups",) if found.context else ()),
         f"whole: {name} that every GPU has whole, or as zeros for padding, within weights",
         "sent: kB by all GPUs together for one token in one layer, by formula" + ranked.get("sent", ""),
         "+: other runners, all-to-all backends or EP that weigh the same",

@@ -84,7 +84,7 @@ def test_a_sixth_engine_plans(tiny_checkpoint: Path) -> None:
     assert plan.totals is not None
     assert plan.memory is not None
     assert plan.memory.weights == plan.totals.target_bytes_per_rank_max + plan.totals.draft_bytes_per_rank
-    assert plan.memory.kv_bytes_per_token is None
+    assert plan.memory.kv_cache is None
     assert (plan.layout, plan.launch.commands) == (None, ())
 
 

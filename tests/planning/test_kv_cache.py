@@ -1,104 +1,109 @@
-"""KV cache: bytes of a token, compared with what engines printed."""
+"""Whether a context fits, and with how many sessions: compared with what engines printed, and shown."""
 
-from fractions import Fraction
 from io import StringIO
 from typing import Any
 
 import pytest
 from rich.console import Console
-from support.checkpoints.full_size import FLASH, PRO, PRO_NVFP4, V3, V32, V41, inventory_of
+from support.checkpoints.full_size import FLASH, PRO, V3, V32, inventory_of
 
-from dsv4_shard.engines.deployment import Context, Request
-from dsv4_shard.engines.kv_cache import CacheEntry, bf16_entry, fp8_entry, growth
+from dsv4_shard.engines import Context, Request, engine_for
+from dsv4_shard.engines.kv_cache import GIB, Cache
+from dsv4_shard.engines.sglang.kv_cache import SglangPool
+from dsv4_shard.engines.vllm.kv_cache import VllmPool
 from dsv4_shard.planning.choice import choose
-from dsv4_shard.planning.document import Plan
-from dsv4_shard.planning.kv_cache import bytes_per_token
+from dsv4_shard.planning.document import Plan, PlanCache
 from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.terminal.plan import show_plan
 
-GIB = 1 << 30
+MILLION = 1 << 20
+
+FLASH_0731, FLASH_BASE = "DeepSeek-V4-Flash-0731", "DeepSeek-V4-Flash-Base"
 
 
-def context_of(model: str, **wanted: Any) -> Context:
+def planned(model: str, session: int | None = None, **wanted: Any) -> Plan:
+    return make_plan(*inventory_of(model), Request(**wanted), model, session)
+
+
+def cache_in(plan: Plan) -> PlanCache:
+    assert plan.memory is not None
+    assert plan.memory.kv_cache is not None
+    return plan.memory.kv_cache
+
+
+def rules_of(model: str, **wanted: Any) -> Cache:
     inventory = inventory_of(model)[1]
-    return Context(inventory, choose(inventory, Request(**wanted)).deployment)
+    context = Context(inventory, choose(inventory, Request(**wanted)).deployment)
+    cache = engine_for(context.deployment.engine, inventory.family).kv_cache(context)
+    assert cache is not None
+    return cache
 
 
-def printed_by_sglang(model: str, swa_ratio: float, *, speculative: bool, ratios: int, states: bool = True) -> float:
-    """`bytes_per_full_token` of SGLang's `DSV4PoolConfigurator`: what grows, by this tool, and its windows and states.
+# --- figures that engines printed ------------------------------------------------------------------------------------
 
-    To a token it also charges `swa_ratio` of a window's row in each layer, and of the states in F32 of what is not yet
-    compressed: 8 of 128 slots at ratio 4 and all at 128, twice that when drafting. `ratios` is how many entries of
-    compress_ratios it took for layers, `states` whether those of ratio 128 are charged to tokens.
-    """
-    context = context_of(model, tp=8)
-    config, entry = context.v4, fp8_entry(context)
-    assert entry is not None
-    layers = config.compress_ratios[:ratios]
-    twice = 2 if speculative else 1
-    window = entry.row * ratios
-    state_4 = 4 * 4 * (config.head_dim + config.index_head_dim) * layers.count(4) * 8 * twice / 128
-    state_128 = 2 * 4 * config.head_dim * layers.count(128) * twice if states else 0
-    return float(growth(config, entry)) + swa_ratio * (window + state_4 + state_128)
+WITHIN = 0.15
 
 
-@pytest.mark.parametrize(("expected", "model", "swa_ratio", "options"), [
-    # 0.5.12.post1, H800, TP 16 PP 2 and TP 8 PP 4: "bytes_per_full_token 23,749.84", swa_full_tokens_ratio 0.1
-    (23749.84, PRO, 0.1, {"speculative": False, "ratios": 62}),
-    # 2026-05-15, H20, TP 8: "bytes_per_full_token=15955.85, available_bytes=45.78 GB, full_token=3080960"
-    (15955.85, FLASH, 0.1, {"speculative": False, "ratios": 44}),
-    # 2026-05-13, drafting: "bytes_per_full_token=176983.05 … full_token=529408", swa_size=423424
-    (176983.05, FLASH, 0.8, {"speculative": True, "ratios": 44}),
-    # 0.5.15.post1: "bytes_per_full_token=13735.04, available_bytes=118.93 GB, c128_state_fixed=1.01 GB", ratio 0.15
-    (13735.04, PRO, 0.15, {"speculative": False, "ratios": 61, "states": False}),
+@pytest.mark.parametrize(("model", "room", "in_flight", "length", "concurrency"), [
+    # vllm#51454, V4-Flash-0731, 8 B200, 0.25.0, utilization 0.95, 8,192 tokens a step: 20.43 and 19.6 of 1,048,576
+    (FLASH_0731, 0.95 * 178.35 - 19.23 - 8, 8192, MILLION, 20.43),
+    (FLASH_0731, 0.95 * 178.35 - 25.36 - 8, 8192, MILLION, 19.6),
+    # NVIDIA's forum 370416, V4-Flash, 2 GB10: 27.93 GiB, "just short of 4" of 1,048,576
+    (FLASH, 27.93, 8192, MILLION, 3.97),
+    # a recipe for V4-Flash-DSpark, 2 GB10: 26.3 GiB, 2.61 of 1,048,576, asynchronous scheduling
+    (FLASH_0731, 26.3, 16384, MILLION, 2.61),
+    # vllm#44376, V4-Flash, 2 GH200: 30,000 tokens need 6.66 GiB, and 13,528 fit into 5.44
+    (FLASH, 6.66, 16384, 30_000, 1),
+    (FLASH, 5.44, 16384, 13_528, 1),
 ])  # fmt: skip
-def test_hoppers_bytes_of_a_token_are_within_those_that_sglang_printed(
-    expected: float, model: str, swa_ratio: float, options: dict[str, int]
+def test_vllms_concurrency_is_near_what_it_printed(
+    model: str, room: float, in_flight: int, length: int, concurrency: float
 ) -> None:
-    assert printed_by_sglang(model, swa_ratio, **options) == pytest.approx(expected, abs=0.005)  # type: ignore[arg-type]
+    pool = rules_of(model, tp=8, engine="vllm", gpu="b200").pool
+    assert isinstance(pool, VllmPool)
+    tokens = VllmPool(pool.groups, in_flight).tokens(int(room * GIB), length)
+    assert tokens / length == pytest.approx(concurrency, rel=WITHIN)
 
 
-@pytest.mark.parametrize(("model", "engine", "room", "tokens"), [
-    (PRO, "sglang", 34.81, 1_573_888),   # as above
-    (FLASH, "sglang", 45.78, 3_080_960),
-    (FLASH, "sglang", 19.58, 1_317_632),
-    (FLASH, "vllm", 7.7, 150_000),       # vllm#51041, H20
-    (FLASH, "vllm", 5.44, 13_528),       # vllm#44376, GH200: longest context
+@pytest.mark.parametrize(("total", "before", "free", "share", "room"), [
+    # V4-Flash-Base, TP 8, H20: "Memory profiling: available_gpu_memory=57.01 GB, total_gpu_memory=93.58 GB"
+    (95.0, 93.58, 57.01, 0.60, 19.58),
+    (95.0, 93.58, 57.01, 0.88, 45.78),
 ])  # fmt: skip
-def test_the_bound_stays_above_the_tokens_that_engines_printed_for_a_room(
-    model: str, engine: str, room: float, tokens: int
+def test_sglangs_room_is_near_what_it_printed(
+    total: float, before: float, free: float, share: float, room: float
 ) -> None:
-    token = bytes_per_token(context_of(model, tp=8, engine=engine))
-    assert token is not None
-    assert room * GIB / token > tokens
+    assert free - before * (1 - share) == pytest.approx(room, abs=0.01)
+    rules = rules_of(FLASH_BASE, tp=8, gpu="h20-96")
+    weights = planned(FLASH_BASE, tp=8, gpu="h20-96").memory
+    assert weights is not None
+    bounds = Cache(rules.option, share, rules.before, rules.beside, rules.pool).room(int(total * GIB), weights.weights)
+    assert bounds.least <= room * GIB <= bounds.most
+    assert bounds.likely == pytest.approx(room * GIB, rel=WITHIN)
 
 
-def test_a_token_of_pro_on_hopper_costs_what_the_formula_says() -> None:
-    assert fp8_entry(context_of(PRO, tp=8)) == CacheEntry(584, 132)
-    assert bytes_per_token(context_of(PRO, tp=8)) == 30 * Fraction(584 + 132, 4) + 31 * Fraction(584, 128)
+def test_sglang_refuses_where_a_log_says_so() -> None:
+    """V4-Pro, TP 16, EP 16, deepep, H800, share 0.805: rest_memory=-3.51 GB, "Not enough memory"."""
+    plan = planned(PRO, tp=16, ep=16, a2a="deepep", gpu="h800")
+    rules = rules_of(PRO, tp=16, ep=16, a2a="deepep", gpu="h800")
+    assert plan.memory is not None
+    at_that_share = Cache(rules.option, 0.805, rules.before, rules.beside, rules.pool)
+    bounds = at_that_share.room(plan.memory.capacity, plan.memory.weights)
+    assert bounds.least <= -3.51 * GIB <= bounds.most
+    assert "leaves no room for KV cache beside the weights: the engine stops" in cache_in(plan).words[0]
 
 
-@pytest.mark.parametrize("engine", ["sglang", "vllm"])
-@pytest.mark.parametrize("gpu", ["b200", "gb300", "rtx-pro-6000"])
-def test_on_blackwell_the_smallest_rows_and_keys_are_taken(engine: str, gpu: str) -> None:
-    assert fp8_entry(context_of(PRO, tp=8, gpu=gpu, engine=engine)) == CacheEntry(512, 68)
+def test_sglangs_token_differs_from_an_earlier_versions_as_that_change_says() -> None:
+    """0.5.15.post1 printed 13,735.04 for V4-Pro at ratio 0.15: it had twice the states of ratio 4 (sglang#40337)."""
+    pool = rules_of(PRO, tp=8, gpu="h200").pool
+    assert isinstance(pool, SglangPool)
+    window = (pool.token - 30 * (585 + 132) / 4 - 31 * 864 / 128) * 10
+    states = 8 / 256 * 16 * (512 + 128) * 30
+    then = pool.token + 0.05 * window + 0.15 * states
+    assert float(then) - 0.15 * 61 - 30 / 4 - 31 * (864 - 584) / 128 == pytest.approx(13735.04, abs=0.01)
 
 
-def test_the_reference_keeps_rows_and_keys_in_bf16() -> None:
-    assert bf16_entry(context_of(PRO, tp=8, engine="reference")) == CacheEntry(1024, 256)
-
-
-@pytest.mark.slow
-def test_v3_keeps_its_latent_in_bf16() -> None:
-    assert bytes_per_token(context_of(V3, tp=8)) == 70_272
-
-
-@pytest.mark.parametrize(("model", "wanted"), [
-    (PRO, {"engine": "trtllm"}), (V3, {"engine": "reference"}), (V32, {"engine": "sglang"}),
-    (V41, {"engine": "reference"}), (PRO, {"gpu": "mi300x"}), (PRO_NVFP4, {"engine": "trtllm"}),
-])  # fmt: skip
-def test_of_what_is_not_known_no_tokens_are_told(model: str, wanted: dict[str, str]) -> None:
-    assert bytes_per_token(context_of(model, tp=8, **wanted)) is None
+# --- what a plan says ------------------------------------------------------------------------------------------------
 
 
 def shown(plan: Plan) -> str:
@@ -107,25 +112,89 @@ def shown(plan: Plan) -> str:
     return out.getvalue()
 
 
-def test_the_plan_tells_how_many_tokens_would_fill_what_is_left_and_that_it_is_a_bound() -> None:
-    plan = make_plan(*inventory_of(PRO), Request(16, gpu="h20-96"), PRO)
-    memory = plan.memory
-    assert memory is not None
-    assert memory.kv_bytes_per_token == 5511.4375
-    assert memory.kv_tokens_at_most == int(memory.left / Fraction(5511.4375))
-    assert f"at most {memory.kv_tokens_at_most:,} tokens of KV cache, of 5,511 bytes each: an upper bound" in shown(
-        plan
+def test_a_plan_says_whether_a_context_fits_and_with_how_many_sessions() -> None:
+    plan = planned(PRO, 131_072, tp=16, gpu="h20-96")
+    cache = cache_in(plan)
+    assert (plan.context, cache.session, cache.fits, cache.groups) == (131_072, 131_072, True, 1)
+    assert cache.tokens is not None
+    assert cache.sessions == cache.tokens // 131_072 > 0
+    assert f"a context of 131,072 tokens fits: {cache.sessions} sessions at once" in shown(plan)
+    assert "--context-length 131072" in plan.launch.commands[0]
+
+
+def test_sessions_are_counted_in_each_group_of_attention_dp() -> None:
+    cache = cache_in(planned(FLASH, 131_072, tp=8, ep=8, dp=8, gpu="b200"))
+    assert cache.sessions is not None
+    assert cache.groups == 8
+    assert (
+        f"{cache.sessions} sessions at once in each of 8 attention groups, {cache.sessions * 8:,} in all"
+        in (cache.words[1])
     )
 
 
-def test_under_attention_dp_the_tokens_are_those_of_each_group() -> None:
-    assert "tokens of KV cache in each attention group" in shown(
-        make_plan(*inventory_of(PRO), Request(16, dp=16, gpu="h20-96"), PRO)
-    )
+def test_without_a_context_the_models_longest_is_looked_at() -> None:
+    plan = planned(PRO, tp=1, dp=8, ep=8, engine="vllm", gpu="h200")
+    cache = cache_in(plan)
+    assert (plan.context, cache.session, cache.fits, cache.tokens) == (None, MILLION, False, None)
+    assert "--max-model-len" not in plan.launch.commands[0]
+    assert "a context of 1,048,576 tokens does not fit; it takes 14.4 GiB of room" in shown(plan)
 
 
-def test_no_tokens_are_told_where_the_weights_do_not_fit() -> None:
-    plan = make_plan(*inventory_of(PRO), Request(8, gpu="h100"), PRO)
+def test_no_tokens_are_named_where_the_room_is_not_known_well_enough() -> None:
+    """vllm#51041: 7.7 GiB and 121,344 tokens, with 0.26.0."""
+    cache = cache_in(planned(FLASH_0731, tp=2, engine="vllm", gpu="h20-96"))
+    assert cache.room_least <= 7.7 * GIB <= cache.room_most
+    assert (cache.tokens, cache.sessions, cache.fits) == (None, None, None)
+    assert 0 < cache.certain_session <= 121_344
+
+
+def test_a_context_beyond_the_models_longest_does_not_fit() -> None:
+    cache = cache_in(planned(PRO, 2_000_000, tp=8, gpu="b200"))
+    assert cache.fits is False
+    assert "the model's longest is 1,048,576" in cache.words[1]
+
+
+def test_a_share_that_makes_room_is_named_and_makes_room() -> None:
+    plan = planned(PRO, 131_072, tp=16, ep=16, dp=16, gpu="h20-96")
+    cache = cache_in(plan)
+    assert cache.share_needed is not None
+    assert f"--mem-fraction-static {cache.share_needed:g} makes room" in cache.words[1]
+    rules = rules_of(PRO, tp=16, ep=16, dp=16, gpu="h20-96")
+    wider = Cache(rules.option, cache.share_needed, rules.before, rules.beside, rules.pool)
+    assert plan.memory is not None
+    assert wider.fits(wider.room(plan.memory.capacity, plan.memory.weights), 131_072)
+
+
+@pytest.mark.parametrize(("model", "wanted"), [
+    (PRO, {"engine": "trtllm"}), (PRO, {"engine": "reference"}), (V32, {"engine": "sglang"}), (V3, {"engine": "vllm"}),
+    (FLASH, {"engine": "vllm", "gpu": "rtx-pro-6000"}), (PRO, {"gpu": "mi300x"}), (PRO, {"gpu": "gb10"}),
+    (PRO, {"engine": "vllm", "engine_version": "0.25.0"}), (PRO, {"a2a": "megamoe"}),
+])  # fmt: skip
+def test_what_was_not_compared_gets_no_number(model: str, wanted: dict[str, str]) -> None:
+    inventory = inventory_of(model)[1]
+    context = Context(inventory, choose(inventory, Request(**{"tp": 8, "gpu": "b200"} | wanted)).deployment)  # type: ignore[arg-type]
+    assert engine_for(context.deployment.engine, inventory.family).kv_cache(context) is None
+
+
+def test_no_cache_is_named_where_the_weights_do_not_fit() -> None:
+    plan = planned(PRO, tp=8, gpu="h100")
     assert plan.memory is not None
     assert not plan.memory.fits
-    assert plan.memory.kv_tokens_at_most == 0
+    assert plan.memory.kv_cache is None
+
+
+@pytest.mark.parametrize("gpu", ["h20-96", "h100", "h200", "b200", "rtx-pro-6000"])
+@pytest.mark.parametrize("engine", ["sglang", "vllm"])
+def test_more_room_never_holds_less(engine: str, gpu: str) -> None:
+    inventory = inventory_of(FLASH)[1]
+    context = Context(inventory, choose(inventory, Request(8, engine=engine, gpu=gpu)).deployment)
+    cache = engine_for(engine, inventory.family).kv_cache(context)
+    if cache is None:
+        return
+    for length in (100, 8192, 131_072, MILLION):
+        needed = cache.pool.needs(length)
+        assert cache.pool.sessions(needed, length) >= 1
+        assert cache.pool.sessions(needed - (4 << 20), length) == 0
+        assert cache.longest(needed, MILLION) >= length
+        counts = [cache.pool.sessions(room << 30, length) for room in range(1, 60, 7)]
+        assert counts == sorted(counts)

@@ -94,7 +94,8 @@ def test_a_layouts_numbers_are_those_of_its_plan(model: str, gpus: int, gpu: str
         assert plan.memory is not None
         assert plan.totals is not None
         assert (layout.weight_bytes, layout.left_bytes) == (plan.memory.weights, plan.memory.left)
-        assert layout.tokens_at_most == plan.memory.kv_tokens_at_most
+        cache = plan.memory.kv_cache
+        assert (layout.tokens, layout.sessions) == ((cache.tokens, cache.sessions) if cache else (None, None))
         assert layout.replicated_bytes == plan.totals.replicated_bytes_per_rank
         assert layout.padding_bytes == plan.totals.padding_bytes_per_rank
         assert layout.deployment.world == plan.deployment.world == gpus
@@ -236,7 +237,7 @@ def test_an_engine_that_does_not_exist_is_refused() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("by", "key"), [
     ("weights", lambda one: one.weight_bytes),
-    ("tokens", lambda one: -one.tokens_at_most * one.groups),
+    ("tokens", lambda one: -(one.tokens or 0) * one.groups),
     ("sent", lambda one: one.sent_bytes_per_token_and_layer),
 ])  # fmt: skip
 def test_layouts_that_fit_are_ranked_by_what_is_asked_for(by: str, key: Callable[..., Any]) -> None:
@@ -252,11 +253,11 @@ def test_ties_are_broken_by_weights_tokens_copies_then_bytes_sent(by: str) -> No
     keys = {
         "fits": (True, False),
         "weight_bytes": (1, 2),
-        "tokens_at_most": (2, 1),
+        "tokens": (2, 1),
         "replicated_bytes": (1, 2),
         "sent_bytes_per_token_and_layer": (1, 2),
     }
-    first = {"weights": "weight_bytes", "tokens": "tokens_at_most", "sent": "sent_bytes_per_token_and_layer"}[by]
+    first = {"weights": "weight_bytes", "tokens": "tokens", "sent": "sent_bytes_per_token_and_layer"}[by]
     order = dict.fromkeys(("fits", first, *keys))
     one = found(PRO, 8, "h200").layouts[0]
     for key in order:
@@ -361,7 +362,7 @@ def test_neither_tp_nor_gpus_is_refused() -> None:
 
 def test_without_a_gpu_memory_is_not_looked_at() -> None:
     result = found(PRO, 16)
-    assert all(one.fits and one.left_bytes is None and one.tokens_at_most is None for one in result.layouts)
+    assert all(one.fits and one.left_bytes is None and one.tokens is None for one in result.layouts)
 
 
 def test_nodes_that_do_not_divide_the_gpus_are_refused() -> None:

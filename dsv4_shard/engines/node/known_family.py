@@ -175,7 +175,7 @@ class Subsets:
             files_for_any_gpu=True,
             parallelism=dp_alone,
             bytes_sent=self.serving.bytes_sent,
-            kv_bytes_per_token=self.serving.kv_bytes_per_token,
+            kv_cache=self.serving.kv_cache,
             candidates=self.candidates,
             rules=(EP_RULE, *(_NVFP4_RULE if rule.name == NVFP4_RULE else rule for rule in self.serving.rules)),
             place=self.serving.place,

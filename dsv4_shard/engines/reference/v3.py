@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from dsv4_shard.checkpoint import Inventory, TensorGroup
 from dsv4_shard.engines.deployment import Context, Deployment, Request
 from dsv4_shard.engines.engine import Engine
-from dsv4_shard.engines.kv_cache import not_known
 from dsv4_shard.engines.layout import Disposition, LeftOut, TargetTensor
 from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, Split, rank_tensor
 from dsv4_shard.engines.reference import v4 as reference
@@ -286,7 +285,6 @@ class InferenceCode:
             addition=lambda _: self.addition,
             notes=self.notes,
             layout=ReferenceV3Layout(self.family, self.keys),
-            kv_bytes_per_token=not_known,
         )
 
 

@@ -11,7 +11,7 @@ Later generations change little besides sizes and names: a `Converter` describes
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from dsv4_shard.catalog.options import RUNNERS, VERSIONS
@@ -19,7 +19,6 @@ from dsv4_shard.checkpoint import Inventory, TensorGroup
 from dsv4_shard.engines.bytes_sent import added_up_in_f32
 from dsv4_shard.engines.deployment import Context, Deployment, Request, resolve
 from dsv4_shard.engines.engine import NODE_RANK, Command, Engine, Launch, Options, node_ranks
-from dsv4_shard.engines.kv_cache import bf16_entry, rows_of
 from dsv4_shard.engines.layout import Constant, Disposition, LeftOut, TargetTensor
 from dsv4_shard.engines.parallelism import no_choice
 from dsv4_shard.engines.placement import Expert, Pad, Placement, RankTensor, Replicate, Split, rank_tensor
@@ -443,4 +442,4 @@ V4_CONVERTER = Converter(
     version="V4", decodings={128: "fp8_to_bf16"}, cast="fp4_to_fp8", cast_block=128, config_keys=_V4_KEYS
 )
 
-REFERENCE = replace(reference(V4, V4_CONVERTER, WHOLE_EXPERTS_RULE), kv_bytes_per_token=rows_of(bf16_entry))
+REFERENCE = reference(V4, V4_CONVERTER, WHOLE_EXPERTS_RULE)

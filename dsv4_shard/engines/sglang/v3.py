@@ -10,7 +10,6 @@ from dataclasses import replace
 from dsv4_shard.checkpoint import TensorGroup
 from dsv4_shard.engines.deployment import Context
 from dsv4_shard.engines.engine import Launch, no_notes
-from dsv4_shard.engines.kv_cache import latents
 from dsv4_shard.engines.placement import Placement, RankTensor, Split, rank_tensor
 from dsv4_shard.engines.remedies import MORE_DP
 from dsv4_shard.engines.rules import Divides, Rule, Symptom
@@ -88,6 +87,5 @@ SGLANG_V3 = replace(
     launch=launch,
     notes=no_notes,
     others=(),
-    kv_bytes_per_token=latents,
 )
 """SGLang with V3 and V3.2; everything else is as with V4."""

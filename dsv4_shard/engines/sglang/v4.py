@@ -16,7 +16,6 @@ from dsv4_shard.checkpoint import NVFP4, Inventory, TensorGroup
 from dsv4_shard.engines.bytes_sent import by_backend
 from dsv4_shard.engines.deployment import Context, Deployment, Request, experts_of, pick_gpu, resolve
 from dsv4_shard.engines.engine import NODE_RANK, Command, Engine, Launch, Options, node_ranks
-from dsv4_shard.engines.kv_cache import fp8_entry, rows_of
 from dsv4_shard.engines.parallelism import divisors, ep_option
 from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, Split, rank_tensor
 from dsv4_shard.engines.remedies import (
@@ -32,6 +31,7 @@ from dsv4_shard.engines.remedies import (
     leave_out,
 )
 from dsv4_shard.engines.rules import NO_OPTION, NOT_VERIFIED, SILENT, Divides, Requires, Rule, Symptom
+from dsv4_shard.engines.sglang.kv_cache import cache_of
 from dsv4_shard.engines.shared_rules import (
     ADDED_IN_PARTS,
     COLUMN_QUOTE,
@@ -404,6 +404,8 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
         options["--attn-dp-size"] = str(deployment.dp)
     if deployment.a2a:
         options["--moe-a2a-backend"] = deployment.a2a
+    if context.session:
+        options["--context-length"] = str(context.session)
     if deployment.runner not in ("auto", "triton"):
         options["--moe-runner-backend"] = deployment.runner
     draft = "--speculative-algorithm EAGLE --speculative-num-steps 3 --speculative-eagle-topk 1 "
@@ -474,7 +476,7 @@ SGLANG = Engine(
     a2a=A2A,
     search_requests=search_requests,
     bytes_sent=by_backend,
-    kv_bytes_per_token=rows_of(fp8_entry),
+    kv_cache=cache_of,
     log_word="sglang",
     logs_count_replicas=True,
 )

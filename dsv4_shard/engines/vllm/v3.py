@@ -11,7 +11,6 @@ from dataclasses import replace
 from dsv4_shard.checkpoint import Inventory, TensorGroup
 from dsv4_shard.engines.deployment import Context, Deployment, Request
 from dsv4_shard.engines.engine import Launch, Options, no_notes
-from dsv4_shard.engines.kv_cache import latents
 from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, Split, rank_tensor
 from dsv4_shard.engines.remedies import FEWER_RANKS, FULL_EP, NO_DP, for_engine, leave_out
 from dsv4_shard.engines.rules import NO_OPTION, NOT_VERIFIED, Divides, Requires, Rule, Symptom
@@ -140,6 +139,5 @@ VLLM_V3 = replace(
     addition=addition,
     notes=no_notes,
     others=(),
-    kv_bytes_per_token=latents,
 )
 """vLLM with V3 and V3.2; everything else is as with V4."""

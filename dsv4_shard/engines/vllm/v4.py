@@ -16,7 +16,6 @@ from dsv4_shard.checkpoint import Inventory, TensorGroup
 from dsv4_shard.engines.bytes_sent import added_up, all_to_all
 from dsv4_shard.engines.deployment import Context, Deployment, Request, experts_of, pick_gpu, resolve
 from dsv4_shard.engines.engine import NODE_RANK, Command, Engine, Launch, Options, node_ranks
-from dsv4_shard.engines.kv_cache import fp8_entry, rows_of
 from dsv4_shard.engines.parallelism import ep_off_or_all
 from dsv4_shard.engines.placement import Expert, Pad, Placement, RankTensor, Replicate, Split, rank_tensor
 from dsv4_shard.engines.remedies import FEWER_RANKS, FULL_EP, NO_DP, for_engine, leave_out
@@ -39,6 +38,7 @@ from dsv4_shard.engines.shared_rules import (
     vocab_placement,
     vocab_rule,
 )
+from dsv4_shard.engines.vllm.kv_cache import cache_of
 from dsv4_shard.models import V4, Module, Part, Role
 from dsv4_shard.tensors.geometry import FP4_GROUP
 from dsv4_shard.text.units import quotient
@@ -379,6 +379,8 @@ def parallel_options(context: Context) -> Options:
     """Options for the parallel sizes, and the MoE backend if it is not vLLM's own choice."""
     deployment = context.deployment
     options: Options = {"--tensor-parallel-size": str(deployment.tp)}
+    if context.session:
+        options["--max-model-len"] = str(context.session)
     if deployment.dp > 1:
         options["--data-parallel-size"] = str(deployment.dp)
     if deployment.ep > 1:
@@ -468,6 +470,6 @@ VLLM = Engine(
     dp_multiplies=True,
     parallelism=ep_off_or_all,
     bytes_sent=bytes_sent,
-    kv_bytes_per_token=rows_of(fp8_entry),
+    kv_cache=cache_of,
     log_word="vllm",
 )

@@ -1,0 +1,44 @@
+"""SGLang's defaults for a GPU, and the tokens that its pool configurator makes of a budget."""
+
+from types import SimpleNamespace
+from typing import Any
+
+from sglang.srt.model_executor.pool_configurator import create_memory_pool_configurator
+from sglang.srt.runtime_context import get_exec, get_parallel, get_schedule, get_spec
+from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+
+from conformance.sglang.bringup import bring_up
+
+
+def kv_cache(job: dict[str, Any]) -> dict[str, Any]:
+    """The resolved defaults, and for each budget in GiB the tokens of the pool and of its sliding windows."""
+    config = bring_up(job)
+    schedule, spec = get_schedule(), get_spec().speculative_algorithm
+    layers = SimpleNamespace(start_layer=0, end_layer=config.num_hidden_layers)
+    configurator = create_memory_pool_configurator(
+        SimpleNamespace(
+            kv_cache_dtype_str="fp8_e4m3",
+            model_config=config,
+            layer_info=layers,
+            pp_size=1,
+            sliding_window_size=config.sliding_window_size,
+            page_size=schedule.page_size,
+            attn_dp_size=get_parallel().attn_dp_size,
+            spec_algorithm=SpeculativeAlgorithm.from_string(spec),
+            is_hybrid_swa=config.is_hybrid_swa,
+        )
+    )
+    pools = {}
+    for budget in job["budgets"]:
+        pool = configurator.calculate_pool_sizes(budget << 30, schedule.page_size)
+        pools[str(budget)] = [pool.full_max_total_num_tokens, pool.swa_max_total_num_tokens]
+    return {
+        "mem_fraction_static": schedule.mem_fraction_static,
+        "max_running_requests": schedule.max_running_requests,
+        "chunked_prefill_size": schedule.chunked_prefill_size,
+        "swa_full_tokens_ratio": schedule.swa_full_tokens_ratio,
+        "decode_max_bs": get_exec().graph.cuda_graph_config.decode.max_bs,
+        "page_size": schedule.page_size,
+        "bytes_per_full_token": configurator.bytes_per_full_token,
+        "pools": pools,
+    }

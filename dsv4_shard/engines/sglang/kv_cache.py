@@ -1,0 +1,172 @@
+"""SGLang 0.5.23's KV cache of DeepSeek-V4: its default share of memory, and its pools.
+
+Formulas: `arg_groups/memory_hook.py` (`handle_gpu_memory_settings`, `reserve_for_graph_mb`,
+`reserve_for_deepep_a2a_mb`) for the share; `model_executor/pool_configurator.py` (`DSV4PoolConfigurator`,
+`compute_swa_request_cap`) and `mem_cache/deepseek_v4_memory_pool.py` for the pools;
+`mem_cache/kv_cache_configurator.py` (`_profile_available_bytes`) for the room. `arg_groups/model_overrides/deepseek_v4`
+sets the ratio of the windows and the page size, `deepseek_v4_hook` the requests. Speculative decoding is off.
+"""
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from dsv4_shard.catalog.gpus import Gpu
+from dsv4_shard.catalog.options import VERSIONS
+from dsv4_shard.engines.deployment import Context, Deployment
+from dsv4_shard.engines.kv_cache import GIB, Bounds, Cache, indexer_row, latent_row, padded_rows, up_to
+from dsv4_shard.models import OVERLAP_RATIO, V4
+
+OPTION = "--mem-fraction-static"
+
+WINDOW_RATIO = Fraction(1, 10)
+"""`swa_full_tokens_ratio`: slots of sliding windows for each token of the pool."""
+
+PAGE = 256
+
+_MAX_REQUESTS = 256
+
+_EVICTION_TOKENS = 128
+"""SGLANG_SWA_EVICTION_INTERVAL."""
+
+_RING = 8
+"""Rows of uncompressed states per page of windows, of layers of ratio 4."""
+
+_BEFORE = Bounds(int(1.2 * GIB), int(1.4 * GIB), 2 * GIB)
+"""CUDA context and communicators. Logs: 93.58 of 95.00 GiB on H20, 77.80 of 79.18 on H800."""
+
+_BESIDE = Bounds(1 * GIB, int(1.7 * GIB), int(2.6 * GIB))
+"""Beyond the weights after loading. Logs: 2.05 GiB (V4-Flash-Base, TP 8), 1.32 (V4-Pro, TP 16, EP 16)."""
+
+_SMS = (90, 100, 103, 120)
+
+_A2A = (None, "deepep")
+
+
+def cache_of(context: Context) -> Cache | None:
+    """The KV cache of a V4 model; None for other families, GPUs, versions and options, which were not compared."""
+    if context.inventory.family is not V4:
+        return None
+    deployment, config = context.deployment, context.v4
+    gpu, rope = deployment.gpu, config.qk_rope_head_dim
+    compared = (
+        gpu.verified and gpu.sm in _SMS and deployment.a2a in _A2A and deployment.version == VERSIONS["sglang"][0]
+    )
+    if not compared or rope is None or rope > config.head_dim:
+        return None
+    ratios = config.compress_ratios[: config.num_hidden_layers]
+    row, head, index = latent_row(config.head_dim, rope), config.head_dim, config.index_head_dim
+    fours, longs = ratios.count(OVERLAP_RATIO), ratios.count(128)
+    if fours + longs + ratios.count(0) != len(ratios):
+        return None
+    states = Fraction(_RING, PAGE) * 16 * (head + index)
+    window = _padded_row(PAGE, row) * len(ratios) + states * fours
+    compressed = fours * (_padded_row(PAGE // 4, row) + indexer_row(index)) / 4
+    compressed += longs * _padded_row(PAGE // 128, row) / 128
+    requests = _MAX_REQUESTS // deployment.dp or 1
+    state_rows = up_to((requests + 1) * 128 + 128 + 1, 128)
+    return Cache(
+        OPTION,
+        default_share(deployment),
+        _BEFORE,
+        _BESIDE,
+        SglangPool(
+            token=WINDOW_RATIO * window + compressed,
+            fixed=state_rows * 2 * head * 4 * longs,
+            requests=requests,
+            window=config.sliding_window,
+            chunk=chunked_prefill(deployment.gpu) // deployment.dp,
+        ),
+    )
+
+
+def _padded_row(rows: int, row: int) -> Fraction:
+    """Bytes of a row with its share of the padding of a page of `rows` rows."""
+    return Fraction(padded_rows(rows, row), rows)
+
+
+@dataclass(frozen=True, slots=True)
+class SglangPool:
+    """SGLang's pool: pages of 256 tokens, each with its share of window slots, beside states per request.
+
+    Attributes:
+        token: Bytes of a token of the pool.
+        fixed: Bytes of uncompressed states, for as many requests as SGLang admits.
+        requests: Requests that SGLang admits per attention group.
+        window: Tokens of a sliding window.
+        chunk: Tokens of a step of prefill.
+    """
+
+    token: Fraction
+    fixed: int
+    requests: int
+    window: int
+    chunk: int
+
+    def tokens(self, room: int, length: int) -> int:
+        """`max_total_num_tokens`, which does not depend on the length of sessions."""
+        return max(0, int((room - self.fixed) / self.token)) // PAGE * PAGE
+
+    def sessions(self, room: int, length: int) -> int:
+        """Sessions by whole pages, by window slots, and by the requests that SGLang admits."""
+        tokens = self.tokens(room, length)
+        slots = int(tokens * WINDOW_RATIO) // PAGE * PAGE - self._prefill(length)
+        return max(0, min(tokens // up_to(length, PAGE), slots // self._slots, self.requests))
+
+    def needs(self, length: int) -> int:
+        """Room for the pages of one session, or for its window slots if these need more."""
+        slots = up_to(self._slots + self._prefill(length), PAGE)
+        tokens = max(up_to(length, PAGE), up_to(int(slots / WINDOW_RATIO), PAGE))
+        return self.fixed + -int(-tokens * self.token // 1)
+
+    @property
+    def _slots(self) -> int:
+        """Window slots of a request that decodes: its window, what is not evicted yet, and two pages."""
+        return self.window + _EVICTION_TOKENS + 2 * PAGE
+
+    def _prefill(self, length: int) -> int:
+        """Window slots of a step of prefill."""
+        return min(length, self.chunk) + PAGE
+
+
+def default_share(deployment: Deployment) -> float:
+    """SGLang's default for `--mem-fraction-static`."""
+    memory = smi_mib(deployment.gpu)
+    reserved = 512 + max(chunked_prefill(deployment.gpu), 2048) * 1.5 + deployment.tp / 8 * 1024
+    reserved += _graphs(deployment, graph_batch(deployment))
+    if memory > 60 * 1024:
+        reserved = max(reserved, 10 * 1024)
+    if deployment.a2a == "deepep":
+        reserved += 2 * 1024
+    return round((memory - reserved) / memory, 3)
+
+
+def _graphs(deployment: Deployment, batch: int) -> float:
+    """MiB that SGLang reserves for decode graphs of `batch` requests, far more under attention DP."""
+    dp = deployment.dp if deployment.dp > 1 else 0
+    return batch * 2 + batch * dp * 3 + (batch * dp * 1.5 if batch > 300 else 0)
+
+
+def smi_mib(gpu: Gpu) -> float:
+    """The memory from which SGLang computes its defaults, in MiB: what nvidia-smi reports."""
+    return gpu.smi_mib or gpu.memory / (1 << 20)
+
+
+_TIERS = ((20, 2048, 8, 8), (35, 4096, 48, 160), (60, 4096, 32, 160), (160, 8192, 256, 512))
+"""GiB below which a tier ends; tokens of a step of prefill; largest batch of a decode graph below TP 4, and from it."""
+
+_LARGEST_TIER = (16384, 512, 512)
+
+
+def _tier(gpu: Gpu) -> tuple[int, int, int]:
+    memory = smi_mib(gpu)
+    return next((tuple(rest) for end, *rest in _TIERS if memory < end * 1024), _LARGEST_TIER)  # type: ignore[return-value]
+
+
+def chunked_prefill(gpu: Gpu) -> int:
+    """Tokens of a step of prefill, before attention DP divides them."""
+    return _tier(gpu)[0]
+
+
+def graph_batch(deployment: Deployment) -> int:
+    """The largest batch for which SGLang captures a decode graph."""
+    return _tier(deployment.gpu)[1 if deployment.tp < 4 else 2]

@@ -1,0 +1,83 @@
+"""KV cache: shares of memory, pools and groups, compared with what the engines' own code says (tests/data/kv_cache)."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from support.checkpoints.full_size import FLASH, PRO, inventory_of
+from support.paths import DATA
+
+from dsv4_shard.engines import Context, Request, engine_for
+from dsv4_shard.engines.kv_cache import Cache
+from dsv4_shard.engines.sglang import kv_cache as sglang
+from dsv4_shard.engines.vllm import kv_cache as vllm
+from dsv4_shard.planning.choice import choose
+
+GIB = 1 << 30
+
+
+def answers(engine: str) -> list[dict[str, Any]]:
+    return json.loads((DATA / "kv_cache" / f"{engine}.json").read_text())
+
+
+def context_of(model: str, **wanted: Any) -> Context:
+    inventory = inventory_of(model)[1]
+    return Context(inventory, choose(inventory, Request(**wanted)).deployment)
+
+
+def cache_of(model: str, **wanted: Any) -> Cache | None:
+    context = context_of(model, **wanted)
+    return engine_for(context.deployment.engine, context.inventory.family).kv_cache(context)
+
+
+RATIOS = {
+    "few": (0, 4, 128, 4, 128, 4),
+    "even": (4, 128) * 6,
+    "windows": (0,) * 9 + (4, 128) * 3,
+    "fours": (4,) * 7,
+    "long": (128,) * 20 + (4,) * 3,
+}
+
+
+def asked_cache(engine: str, asked: dict[str, Any]) -> Cache:
+    """The cache of a deployment that the engine was asked about; layouts that break other rules included."""
+    context = context_of(PRO if asked["model"] == "pro" else FLASH, engine=engine, tp=1, gpu=asked["gpu"])
+    config = context.v4
+    if asked["model"] in RATIOS:
+        ratios = RATIOS[asked["model"]]
+        config = config.model_copy(update={"compress_ratios": ratios, "num_hidden_layers": len(ratios)})
+    deployment = replace(context.deployment, **{key: asked[key] for key in ("tp", "ep", "dp", "a2a")})
+    cache = engine_for(engine, context.inventory.family).kv_cache(
+        Context(replace(context.inventory, config=config), deployment)
+    )
+    assert cache is not None
+    return cache
+
+
+def name_of(answer: dict[str, Any]) -> str:
+    return "-".join(map(str, answer["asked"].values()))
+
+
+@pytest.mark.parametrize("answer", answers("sglang"), ids=name_of)
+def test_sglangs_share_and_pools_are_those_of_its_own_code(answer: dict[str, Any]) -> None:
+    cache = asked_cache("sglang", answer["asked"])
+    assert cache.share == answer["mem_fraction_static"]
+    assert isinstance(cache.pool, sglang.SglangPool)
+    assert float(cache.pool.token) == pytest.approx(answer["bytes_per_full_token"], rel=1e-9)
+    assert cache.pool.chunk == answer["chunked_prefill_size"]
+    assert cache.pool.requests == answer["max_running_requests"] // answer["asked"]["dp"]
+    for budget, (tokens, windows) in answer["pools"].items():
+        assert cache.pool.tokens(int(budget) * GIB, 4096) == tokens
+        assert int(tokens * sglang.WINDOW_RATIO) // sglang.PAGE * sglang.PAGE == windows
+
+
+@pytest.mark.parametrize("answer", answers("vllm"), ids=name_of)
+def test_vllms_groups_are_those_of_its_own_code(answer: dict[str, Any]) -> None:
+    cache = asked_cache("vllm", answer["asked"])
+    assert cache.share == answer["gpu_memory_utilization"]
+    assert isinstance(cache.pool, vllm.VllmPool)
+    assert cache.pool.block_bytes == answer["bytes_per_block"]
+    assert cache.pool.in_flight == answer["max_in_flight_tokens"]
+    for length, blocks in answer["blocks"].items():
+        assert sorted(group.blocks(int(length), cache.pool.in_flight) for group in cache.pool.groups) == blocks

@@ -47,4 +47,4 @@ def kv_cache(job: dict[str, Any]) -> dict[str, Any]:
 def _blocks(spec: Any, config: Any) -> int:
     if isinstance(spec, UniformTypeKVCacheSpecs):
         return int(spec.max_memory_usage_pages(config))
-    return -(-int(spec.max_memory_usage_bytes(config)) // spec.page_size_bytes)
+    return -(-int(spec.max_memory_usage_bytes(config)) // int(spec.page_size_bytes))

@@ -59,12 +59,15 @@ VLLM_VERSIONS = ("0.33.0", "0.25.0")
 VLLM_BROKEN_VERSIONS = ("0.28.0", "0.27.0", "0.26.0")
 """They never set `hc_attn_fn_broadcast` after a sharded load, and fail in the first forward; 0.29.0 mends it."""
 
+SGLANG_VERSIONS = ("0.5.23",)
+"""Versions of SGLang whose own classes the layout was compared with."""
+
 VERSIONS = {
     "sglang": SGLANG_VERSIONS,
     "vllm": (*VLLM_VERSIONS, *VLLM_BROKEN_VERSIONS),
     "reference": ("V4", "V4.1", "V3", "V3.2"),
     "trtllm": ("02586bf",),
-    "node": ("0.5.23",),
+    "node": SGLANG_VERSIONS,
 }
 """Engine → versions that its rules cover, the newest working one first. The last three of vLLM are broken."""
 

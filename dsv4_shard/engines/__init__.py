@@ -1,6 +1,15 @@
 """Serving engines as tables: rules, placements, file layouts, launch commands."""
 
-from dsv4_shard.engines.deployment import ANY_ENGINE, ASSUMED_GPU, Context, Deployment, Request, fewest_nodes, pick_gpu
+from dsv4_shard.engines.deployment import (
+    ANY_ENGINE,
+    ASSUMED_GPU,
+    Context,
+    Deployment,
+    Request,
+    fewest_nodes,
+    pick_gpu,
+    pick_nodes,
+)
 from dsv4_shard.engines.engine import UNKNOWN_FAMILY, UNKNOWN_GPU, Command, Engine, Launch, Options, commands_of
 from dsv4_shard.engines.layout import Constant, ConverterLayout, Layout, LeftOut, TargetTensor
 from dsv4_shard.engines.log_words import (
@@ -73,6 +82,7 @@ __all__ = [
     "find_engine",
     "local_size",
     "pick_gpu",
+    "pick_nodes",
     "say_placement",
     "serving",
     "title_of",

@@ -371,7 +371,7 @@ class Plan(Document):
         """The layout, the verdict, and the bytes per rank or the number of broken rules."""
         per_rank = self.totals and gib(self.totals.target_bytes_per_rank_max)
         told = f"{per_rank} per rank" if self.feasible and per_rank else counted(len(self.breaches), "broken rule")
-        layout = f"TP {self.deployment.tp} on {self.request.engine} {self.engine_version}"
+        layout = f"TP {self.deployment.tp} on {self.request.engine} {self.deployment.version}"
         return f"{layout} {self.verdict}: {told}, {self.source.label}"
 
     def _repr_html_(self) -> str:

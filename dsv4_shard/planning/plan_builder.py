@@ -23,7 +23,7 @@ from dsv4_shard.engines import (
     Launch,
     Request,
     engine_for,
-    fewest_nodes,
+    pick_nodes,
     say_placement,
 )
 from dsv4_shard.errors import InfeasiblePlan
@@ -179,10 +179,15 @@ def make_plan(
 
 
 def folder_of(inventory: Inventory, request: Request, deployment: Deployment, label: str) -> str:
-    """Return a folder name that is unique to the layout. It omits the engine's own choices on the assumed GPU."""
+    """Return a folder name that is unique to the layout. It omits the engine's own choices.
+
+    Files for nodes of another size than the assumed GPU's have the GPU's name in place of the number of nodes.
+    """
     engine = engine_for(request.engine, inventory.family)
     own = choose(inventory, replace(request, runner=None, shared_experts="auto")).deployment
-    own_nodes = fewest_nodes(deployment.world, ASSUMED_GPU)
+    usual, own_nodes = (
+        pick_nodes(replace(request, nodes=None), deployment.world, gpu) for gpu in (ASSUMED_GPU, deployment.gpu)
+    )
     own_ep = next(engine.candidates(inventory, replace(request, ep=None))).ep
     parts = (
         (f"tp{deployment.tp}", True),
@@ -192,6 +197,7 @@ def folder_of(inventory: Inventory, request: Request, deployment: Deployment, la
         (deployment.runner, deployment.runner != own.runner),
         (deployment.shared, deployment.shared != own.shared),
         (deployment.experts.lower(), deployment.experts != inventory.routed.name),
+        (deployment.gpu.name, engine.by_node and deployment.nodes == own_nodes != usual),
         (f"{deployment.nodes}nodes", engine.by_node and deployment.nodes != own_nodes),
         (f"sm{deployment.gpu.sm}", deployment.gpu.sm != ASSUMED_GPU.sm and not engine.files_for_any_gpu),
         (deployment.version, deployment.version != engine.version),

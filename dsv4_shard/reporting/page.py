@@ -107,7 +107,7 @@ def _words(report: ReportContent) -> dict[str, Any]:
 
 def _title(plan: Plan) -> str:
     engine = title_of(plan.request.engine, plan.engine_version)
-    return f"{engine} {plan.engine_version}, TP {plan.deployment.tp}"
+    return f"{engine} {plan.deployment.version}, TP {plan.deployment.tp}"
 
 
 def _plan_words(plan: Plan) -> dict[str, Any]:

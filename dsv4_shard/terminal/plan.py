@@ -22,7 +22,7 @@ _WHOLE = str(Replicate())
 def show_plan(console: Console, plan: "Plan", engine: str, plan_file: str | None = None) -> None:
     """Show verdict, placements, bytes and launch. `engine` is the engine's title."""
     deployment = plan.deployment
-    title(console, f"{plan.source.label} on {engine} {plan.engine_version}")
+    title(console, f"{plan.source.label} on {engine} {plan.deployment.version}")
     named = f"{deployment.gpu} " if deployment.gpu else ""
     nodes = f" on {deployment.nodes} nodes" if deployment.nodes > 1 else ""
     a2a = f", all-to-all {deployment.a2a}" if deployment.a2a else ""

@@ -1,5 +1,6 @@
 """Plans: what they choose and say, and that no changed plan or checkpoint passes for the one that was planned."""
 
+import ast
 import copy
 import itertools
 import json
@@ -7,6 +8,7 @@ import re
 import shlex
 from dataclasses import asdict, replace
 from functools import cache
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
+from rich.console import Console
 from support.checkpoints.full_size import FLASH, PRO, PRO_FP8, in_memory, inventory_of
 
+import dsv4_shard
 from dsv4_shard.catalog.gpus import GPUS, Gpu
+from dsv4_shard.catalog.options import VERSIONS
 from dsv4_shard.checkpoint.inventory import Inventory, take_inventory
 from dsv4_shard.checkpoint.reader import Checkpoint, SourceFile
 from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, tensors_of
@@ -30,6 +35,7 @@ from dsv4_shard.planning.plan_builder import folder_of, make_plan, refuse_infeas
 from dsv4_shard.planning.plan_file import MAX_PLAN_BYTES, check_plan, load_plan
 from dsv4_shard.planning.weights import rank_nbytes
 from dsv4_shard.sharding.recipe_builder import make_recipe
+from dsv4_shard.terminal.plan import show_plan
 from dsv4_shard.version import __version__
 
 TARGET = (Stage.MODEL, Stage.LAYER)
@@ -466,7 +472,7 @@ def test_shards_that_are_not_the_same_have_folders_of_different_names(
     ("sglang", {"runner": "marlin"}, "marlin"), ("sglang", {"shared_experts": "whole"}, "whole"),
     ("sglang", {"gpu": "b200"}, "sm100"), ("vllm", {"engine_version": "0.25.0"}, "0.25.0"),
     ("reference", {"expert_dtype": "fp8"}, "fp8"), ("node", {"nodes": 4}, "4nodes"),
-    ("node", {"gpu": "gb200"}, "2nodes"),  # four GPUs a node: as --nodes 2 makes them elsewhere
+    ("node", {"gpu": "gb200"}, "gb200"), ("node", {"gpu": "gb200", "nodes": 4}, "4nodes"),
 ])  # fmt: skip
 def test_each_departure_from_an_engines_choice_names_the_folder(engine: str, wanted: dict[str, Any], part: str) -> None:
     inventory = inventory_of(PRO)[1]
@@ -818,3 +824,42 @@ def test_the_bytes_of_a_rank_are_exactly_those_of_its_files(experts: str, wanted
         draft = made.totals.draft_bytes_per_rank
         target -= draft
     assert (target, draft) == (made.totals.target_bytes_per_rank_max, made.totals.draft_bytes_per_rank)
+
+
+@pytest.mark.parametrize(("gpu", "nodes", "told"), [
+    ("h200", None, False), ("gb200", None, False), ("gb300", None, False), ("gb200", 4, False), ("gb200", 8, True),
+    ("h200", 4, True),
+])  # fmt: skip
+def test_a_folder_name_tells_nodes_only_where_they_are_not_the_usual_ones(
+    gpu: str, nodes: int | None, told: bool
+) -> None:
+    plan = make_plan(*inventory_of(PRO), Request(16, engine="node", gpu=gpu, nodes=nodes), PRO)
+    assert plan.feasible
+    assert plan.out is not None
+    assert plan.out.endswith("nodes") is told
+
+
+def test_titles_name_the_version_that_was_asked_for() -> None:
+    plan = make_plan(*inventory_of(PRO), Request(8, engine="vllm", engine_version="0.25.0"), PRO)
+    out = StringIO()
+    show_plan(Console(file=out, width=120), plan, "vLLM")
+    assert "on vLLM 0.25.0" in out.getvalue().splitlines()[0]
+    assert "on vllm 0.25.0 " in plan.in_short()
+
+
+def test_no_version_stands_beside_the_table_of_versions() -> None:
+    newest = {names[0] for names in VERSIONS.values()} - {"V4"}
+    literals = [
+        (path.name, node.value)
+        for path in (Path(dsv4_shard.__file__).parent / "engines").rglob("*.py")
+        for node in _texts(ast.parse(path.read_text()))
+        if any(version in node.value for version in newest)
+    ]
+    assert literals == []
+
+
+def _texts(module: ast.Module) -> list[ast.Constant]:
+    """The texts of a module, without docstrings and the like."""
+    said = {node.value for node in ast.walk(module) if isinstance(node, ast.Expr)}
+    texts = (node for node in ast.walk(module) if isinstance(node, ast.Constant) and isinstance(node.value, str))
+    return [node for node in texts if node not in said]

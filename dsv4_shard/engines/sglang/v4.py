@@ -318,7 +318,7 @@ RULES: tuple[Rule, ...] = (
 )  # fmt: skip
 
 OTHERS: tuple[Rule, ...] = (
-    vocab_rule(Symptom(INDIVISIBLE_QUOTE, remedies=("SGLang 0.5.23, which pads the vocabulary to 64 × TP",))),
+    vocab_rule(Symptom(INDIVISIBLE_QUOTE, remedies=(f"SGLang {VERSION}, which pads the vocabulary to 64 × TP",))),
 )
 """Error messages of versions before PR 31801: if padding to 64 does not divide, 0.5.23 pads to 64 × TP."""
 

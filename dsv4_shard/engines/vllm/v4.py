@@ -282,7 +282,7 @@ OTHERS: tuple[Rule, ...] = (
         "unpadded-shared-blocks", Module.SHARED, lambda c: c.shared_intermediate, "shared intermediate size",
         lambda c: c.deployment.shared_parts, "TP", lambda c: c.block(Role.SHARED_GATE).rows, "blocks",
         cut=Symptom(
-            COLUMN_QUOTE, remedies=("a vLLM with PR 46001, as 0.33.0: it pads the shared experts",),
+            COLUMN_QUOTE, remedies=(f"a vLLM with PR 46001, as {VERSION}: it pads the shared experts",),
             heard=(ROW_QUOTE,),
         ),
     ),
@@ -290,7 +290,7 @@ OTHERS: tuple[Rule, ...] = (
         "unrefined-routed-blocks", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
         lambda c: c.deployment.moe_tp, "MoE TP", lambda c: c.block(Role.ROUTED_GATE).rows, "blocks",
         cut=Symptom(
-            GATE_UP_QUOTE, remedies=("vLLM 0.33.0, which cuts the blocks of FP8 experts finer, or pads them", FULL_EP),
+            GATE_UP_QUOTE, remedies=(f"vLLM {VERSION}, which cuts blocks of FP8 experts finer or pads them", FULL_EP),
             heard=(DOWN_QUOTE,),
         ),
         when=lambda c: c.deployment.experts == "FP8",

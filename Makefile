@@ -89,6 +89,7 @@ conformance: $(READY)
 	$(BIN)/python -m conformance nodes
 	$(BIN)/python -m conformance loader
 	$(BIN)/python -m conformance kv-cache
+	$(BIN)/python -m conformance gpus
 
 # What the engines' classes declare, again, into tests/data: a new engine version shows as a diff.
 contracts: $(READY)

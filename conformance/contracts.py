@@ -26,7 +26,7 @@ def write_contracts(engine: Engine, out: Path, words: list[str]) -> int:
     (folder / "sm100").mkdir(parents=True, exist_ok=True)
     layouts = dict.fromkeys(_sglang_layouts() if engine.name == "sglang" else _vllm_layouts())
     jobs = [
-        {"do": "contract", "case": case.to_dict(), "rank": 0, "model": str(_config_folder(case, engine.work))}
+        {"do": "contract", "case": case.to_dict(), "rank": 0, "model": str(config_folder(case, engine.work))}
         for case in layouts
         if not words or any(word in case.name for word in words)
     ]
@@ -160,7 +160,7 @@ def _vllm_layouts() -> Iterator[Case]:
             yield Case("vllm", model, backend, tp, ep, sm=sm)
 
 
-def _config_folder(case: Case, work: Path) -> Path:
+def config_folder(case: Case, work: Path) -> Path:
     """A folder with a real model's config.json, cut to its first layers where the engine's contracts are."""
     model, _, experts = case.variant.partition("-")
     folder = work / "configs" / case.engine / case.variant

@@ -5,6 +5,7 @@
     nodes       reshards for two nodes, and has the stock loaders load each rank from its node's folder
     loader      our loader within SGLang in other deployments: it loads what SGLang loads, or refuses with its reason
     kv-cache    the KV cache that the engines' own code makes of memory, compared with tests/data/kv_cache
+    gpus        which MoE backends the engines accept on each GPU, compared with tests/data/gpus
     contracts   which parameters the engines declare for the real models, and what they refuse, into the folder --out
 
 CASE is part of the name of a case or deployment; with several, any of them will do. The exit code is 1 if anything
@@ -23,6 +24,7 @@ from conformance.cases import CASES, Case
 from conformance.contracts import write_contracts
 from conformance.engines import ENGINES, Engine, make_environment
 from conformance.files import check_files
+from conformance.gpus import check_gpus
 from conformance.kv_cache import check_kv_cache
 from conformance.loader import check_loader
 from conformance.nodes import check_nodes
@@ -52,6 +54,8 @@ def main() -> None:
                         failures += check_loader(engine, options.cases, update=options.update)
                 case "kv-cache":
                     failures += check_kv_cache(engine, update=options.update)
+                case "gpus":
+                    failures += check_gpus(engine, update=options.update)
                 case "contracts":
                     failures += write_contracts(engine, options.out, options.cases)
     sys.exit(bool(failures))
@@ -65,13 +69,13 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m conformance", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=("oracles", "files", "nodes", "loader", "kv-cache", "contracts"))
+    parser.add_argument("command", choices=("oracles", "files", "nodes", "loader", "kv-cache", "gpus", "contracts"))
     parser.add_argument("cases", nargs="*", metavar="CASE")
     parser.add_argument("--engine", action="append", choices=ENGINES, help="only this engine")
     for name in ENGINES:
         parser.add_argument(f"--{name}-venv", type=Path, metavar="FOLDER", help="an environment that has the engine")
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="where all is made and left (default: temporary)")
-    parser.add_argument("--update", action="store_true", help="oracles, loader, kv-cache: write into tests/data")
+    parser.add_argument("--update", action="store_true", help="oracles, loader, kv-cache, gpus: write into tests/data")
     parser.add_argument("--load-format", default="dsv4_shard", help="files: SGLang's loader for them (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("contracts"), help="contracts: folder (%(default)s)")
     return parser.parse_intermixed_args()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from dsv4_shard.checkpoint import Inventory, TensorGroup
 from dsv4_shard.engines import bytes_sent
 from dsv4_shard.engines.deployment import Context, Deployment, Request
+from dsv4_shard.engines.host_memory import HostRules
 from dsv4_shard.engines.kv_cache import CacheOf, not_known
 from dsv4_shard.engines.layout import Layout
 from dsv4_shard.engines.parallelism import Pairs, ep_option, every_divisor
@@ -130,6 +131,7 @@ class Engine:
             (default: each pair with each runner).
         bytes_sent: Bytes that all GPUs together send per token and layer; None if not known.
         kv_cache: The KV cache of a deployment; None if not known.
+        host: What the engine holds in host memory; None if not known.
         log_word: Word in a log line that identifies the engine.
         logs_count_replicas: Whether `--dp-size` in a log counts replicas of the whole model, unless attention DP is on.
     """
@@ -160,6 +162,7 @@ class Engine:
     search_requests: Callable[[Request], Iterator[Request]] | None = None
     bytes_sent: Callable[[Context], int | None] = bytes_sent.not_known
     kv_cache: CacheOf = not_known
+    host: HostRules | None = None
     log_word: str = ""
     logs_count_replicas: bool = False
 

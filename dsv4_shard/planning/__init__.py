@@ -3,7 +3,7 @@
 from dsv4_shard.planning.block_grid import BlockCut, BlockGrid, broken_grids, shared_grid
 from dsv4_shard.planning.choice import Choice, choose
 from dsv4_shard.planning.compare import Difference, PlacementDifference, PlanComparison, compare_plans
-from dsv4_shard.planning.document import Plan, PlanBreach, PlanCache, PlanModule, PlanTotals
+from dsv4_shard.planning.document import Plan, PlanBreach, PlanCache, PlanHost, PlanModule, PlanTotals
 from dsv4_shard.planning.earlier_plans import request_from_1
 from dsv4_shard.planning.nearby import nearest
 from dsv4_shard.planning.plan_builder import MEMORY_RULE, make_plan, memory_breach, refuse_infeasible, unknown_gpu
@@ -34,6 +34,7 @@ __all__ = [
     "PlanBreach",
     "PlanCache",
     "PlanComparison",
+    "PlanHost",
     "PlanModule",
     "PlanTotals",
     "Search",

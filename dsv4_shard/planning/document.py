@@ -9,7 +9,7 @@ from dsv4_shard.checkpoint import NVFP4, Origin
 from dsv4_shard.engines import ANY_ENGINE, NOT_VERIFIED, Breach, Command, Deployment, Launch, Request, commands_of
 from dsv4_shard.models import Module
 from dsv4_shard.text.document import Document, html_table
-from dsv4_shard.text.units import counted, gib
+from dsv4_shard.text.units import counted, gib, size
 
 SCHEMA_VERSION: Literal[3] = 3
 
@@ -247,6 +247,37 @@ class PlanMemory(Document):
     kv_cache: PlanCache | None
 
 
+class PlanHost(Document):
+    """What the fullest node holds on its disk and in its host memory, in bytes.
+
+    The engine reads `reads`: shards, or the checkpoint (`checkpoint_bytes`, which `reshard` reads). `disk_bytes`
+    are the files that the node reads; hard links may need less. They pass through the page cache, which the kernel
+    drops where memory is short. `window_bytes` are the tensors that loaders map at once, by the code in `source`:
+    with less free memory, pages are read again. `pinned_bytes` stay for as long as the engine runs, and `pinned`
+    says what they are (None: nothing). Beside these are the processes' own memory and CUDA's, which are not
+    counted.
+    """
+
+    nodes: int
+    reads: Literal["checkpoint", "shards"]
+    disk_bytes: int
+    checkpoint_bytes: int
+    window_bytes: int
+    pinned_bytes: int
+    pinned: str | None
+    source: str
+
+    @property
+    def words(self) -> str:
+        """The numbers in one sentence."""
+        each = "each node" if self.nodes > 1 else "the node"
+        pinned = f"; {gib(self.pinned_bytes)} of host memory stay pinned: {self.pinned}" if self.pinned else ""
+        return (
+            f"{each} has {size(self.disk_bytes)} of {self.reads} on its disk, and maps up to {gib(self.window_bytes)} "
+            f"of it into memory at once while it loads{pinned}"
+        )
+
+
 class PlanCommand(Document):
     """A program with its options by name. Values are quoted for a shell; None marks an option without a value."""
 
@@ -335,6 +366,7 @@ class Plan(Document):
     modules: tuple[PlanModule, ...]
     totals: PlanTotals | None
     memory: PlanMemory | None
+    host: PlanHost | None
     shared_expert_addition: str
     launch: PlanLaunch
     layout: str | None

@@ -1,8 +1,8 @@
 """Plans of earlier schema versions → the newest.
 
 Schema 2 renames the option `shared_experts` in requests to match the command line, and adds `out` and the parts of the
-launch commands. Schema 1 has only the command lines; only this module parses them. Schema 3 adds `context`, and
-`kv_cache` in `memory` in place of a bound on its tokens.
+launch commands. Schema 1 has only the command lines; only this module parses them. Schema 3 adds `context`, `host`,
+and `kv_cache` in `memory` in place of a bound on its tokens.
 """
 
 import re
@@ -30,7 +30,7 @@ def _from_2(plan: JsonObject) -> JsonObject:
     memory = plan.get("memory")
     if isinstance(memory, dict):
         memory = {name: value for name, value in memory.items() if not name.startswith("kv_")} | {"kv_cache": None}
-    return plan | {"schema_version": 3, "context": None, "memory": memory}
+    return plan | {"schema_version": 3, "context": None, "memory": memory, "host": None}
 
 
 STEPS: Steps = {1: _from_1, 2: _from_2}

@@ -40,6 +40,7 @@ from dsv4_shard.planning.document import (
     PlanMemory,
     PlanModule,
 )
+from dsv4_shard.planning.host_memory import plan_host
 from dsv4_shard.planning.nearby import nearest
 from dsv4_shard.planning.remedies import ways_out
 from dsv4_shard.planning.request import options_of
@@ -167,6 +168,7 @@ def make_plan(
         modules=tuple(_modules(engine, weights, context)),
         totals=totals,
         memory=memory,
+        host=plan_host(checkpoint, context, weights, totals, layout is not None),
         shared_expert_addition=engine.addition(context) if choice.deployment.world > 1 else _ALONE,
         launch=PlanLaunch.of(launch, has_draft=inventory.mtp_blocks > 0 and not inventory.draft.dspark),
         layout=layout,

@@ -84,7 +84,7 @@ def check_plan(plan: Plan, checkpoint: Checkpoint, inventory: Inventory) -> Plan
         fresh = make_plan(checkpoint, inventory, plan.request, plan.source.label, plan.context)
     except UsageError as error:
         raise BadPlan(f"the plan's request was edited: {error}") from None
-    ours = fresh.model_copy(update={"source": plan.source})
+    ours = _as_early_as(plan, fresh).model_copy(update={"source": plan.source})
     is_own = plan.tool_version == __version__
     then, now = ((one.model_dump(mode="json") if is_own else decisions(one)) for one in (plan, ours))
     edits = list(_differences(then, now, ""))
@@ -92,6 +92,15 @@ def check_plan(plan: Plan, checkpoint: Checkpoint, inventory: Inventory) -> Plan
         more = f" ({counted(len(edits) - 1, 'more difference')})" if len(edits) > 1 else ""
         other = "" if is_own else f", or dsv4-shard {short_name(plan.tool_version)} planned it in another way"
         raise BadPlan(f"the plan was edited{other}: {edits[0]}{more}")
+    return fresh
+
+
+def _as_early_as(plan: Plan, fresh: Plan) -> Plan:
+    """`fresh` without what plans of schema 1 and 2 do not have, if `plan` has it not either."""
+    if plan.host is None:
+        fresh = fresh.model_copy(update={"host": None})
+    if plan.memory and fresh.memory and plan.memory.kv_cache is None:
+        fresh = fresh.model_copy(update={"memory": fresh.memory.model_copy(update={"kv_cache": None})})
     return fresh
 
 

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from dsv4_shard.catalog.options import RANKINGS
 from dsv4_shard.engines import find_engine, title_of
 from dsv4_shard.inspection import MatrixCell
-from dsv4_shard.planning import Plan, PlanCache
+from dsv4_shard.planning import Plan, PlanCache, PlanHost
 from dsv4_shard.reporting.charts import MAP_KINDS, capitalized, charts_of, kinds_of, map_rows
 from dsv4_shard.reporting.content import ReportContent, gpu_in_words
 from dsv4_shard.text.sanitize import clean
@@ -130,6 +130,7 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str, str]]:
     """Yield the deciding numbers: name, value, and a note."""
     totals, memory = plan.totals, plan.memory
     if totals is None:
+        yield from _host_facts(plan.host)
         return
     least, most = totals.target_bytes_per_rank_min, totals.target_bytes_per_rank_max
     weights = memory.weights if memory else most
@@ -143,6 +144,18 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str, str]]:
         yield "Padding a rank", gib(totals.padding_bytes_per_rank), ""
     if totals.draft_bytes_per_rank and not find_engine(plan.deployment.engine).draft_in_model:
         yield "MTP draft, if loaded", gib(totals.draft_bytes_per_rank), "more a rank"
+    yield from _host_facts(plan.host)
+
+
+def _host_facts(host: PlanHost | None) -> Iterator[tuple[str, str, str]]:
+    """Yield what a node holds on its disk and in its memory."""
+    if host is None:
+        return
+    each = "a node" if host.nodes > 1 else "the node"
+    yield f"Disk of {each}", size(host.disk_bytes), host.reads
+    yield f"Memory of {each} while it loads", gib(host.window_bytes), "at once, beside the page cache"
+    if host.pinned:
+        yield f"Memory of {each}, pinned", gib(host.pinned_bytes), "for as long as the engine runs"
 
 
 def _cache_facts(cache: PlanCache | None) -> Iterator[tuple[str, str, str]]:

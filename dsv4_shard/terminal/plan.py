@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from dsv4_shard.engines import Replicate
+from dsv4_shard.engines import Replicate, find_engine
 from dsv4_shard.models import Module
 from dsv4_shard.planning import broken_grids, shared_grid
 from dsv4_shard.terminal.block_picture import show_broken, show_placed
@@ -42,6 +42,8 @@ def show_plan(console: Console, plan: "Plan", engine: str, plan_file: str | None
 
 def _show_refusal(console: Console, plan: "Plan", engine: str) -> None:
     heading(console, plan.title)
+    if plan.unknown and plan.host is not None:
+        item(console, plan.host.words)
     told: set[str] = set()
     for breach in plan.breaches:
         if str(breach) in told:
@@ -137,8 +139,10 @@ def _show_totals(console: Console, plan: "Plan") -> None:
         if memory.kv_cache is not None:
             for words in memory.kv_cache.words:
                 item(console, words)
-        elif memory.fits:
+        elif memory.fits and find_engine(plan.deployment.engine).serves:
             item(console, "KV cache: not verified for this engine, model and GPU, so no tokens are named", "dim")
+    if plan.host is not None:
+        item(console, plan.host.words)
 
 
 def _show_launch(console: Console, plan: "Plan", plan_file: str | None) -> None:

@@ -176,6 +176,7 @@ class Subsets:
             parallelism=dp_alone,
             bytes_sent=self.serving.bytes_sent,
             kv_cache=self.serving.kv_cache,
+            host=self.serving.host,
             candidates=self.candidates,
             rules=(EP_RULE, *(_NVFP4_RULE if rule.name == NVFP4_RULE else rule for rule in self.serving.rules)),
             place=self.serving.place,

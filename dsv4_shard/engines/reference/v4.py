@@ -19,6 +19,7 @@ from dsv4_shard.checkpoint import Inventory, TensorGroup
 from dsv4_shard.engines.bytes_sent import added_up_in_f32
 from dsv4_shard.engines.deployment import Context, Deployment, Request, resolve
 from dsv4_shard.engines.engine import NODE_RANK, Command, Engine, Launch, Options, node_ranks
+from dsv4_shard.engines.host_memory import REFERENCE_HOST
 from dsv4_shard.engines.layout import Constant, Disposition, LeftOut, TargetTensor
 from dsv4_shard.engines.parallelism import no_choice
 from dsv4_shard.engines.placement import Expert, Pad, Placement, RankTensor, Replicate, Split, rank_tensor
@@ -413,6 +414,7 @@ def reference(family: Family, converter: Converter, *more: Rule) -> Engine:
         name="reference",
         title="DeepSeek reference",
         short_title="reference",
+        host=REFERENCE_HOST,
         version=converter.version,
         families=(family,),
         runners=RUNNERS["reference"],

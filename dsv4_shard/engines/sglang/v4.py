@@ -16,6 +16,7 @@ from dsv4_shard.checkpoint import NVFP4, Inventory, TensorGroup
 from dsv4_shard.engines.bytes_sent import by_backend
 from dsv4_shard.engines.deployment import Context, Deployment, Request, experts_of, pick_gpu, resolve
 from dsv4_shard.engines.engine import NODE_RANK, Command, Engine, Launch, Options, node_ranks
+from dsv4_shard.engines.host_memory import SGLANG_HOST
 from dsv4_shard.engines.parallelism import divisors, ep_option
 from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, Split, rank_tensor
 from dsv4_shard.engines.remedies import (
@@ -477,6 +478,7 @@ SGLANG = Engine(
     search_requests=search_requests,
     bytes_sent=by_backend,
     kv_cache=cache_of,
+    host=SGLANG_HOST,
     log_word="sglang",
     logs_count_replicas=True,
 )

@@ -16,6 +16,7 @@ from dsv4_shard.checkpoint import Inventory, TensorGroup
 from dsv4_shard.engines.bytes_sent import added_up, all_to_all
 from dsv4_shard.engines.deployment import Context, Deployment, Request, experts_of, pick_gpu, resolve
 from dsv4_shard.engines.engine import NODE_RANK, Command, Engine, Launch, Options, node_ranks
+from dsv4_shard.engines.host_memory import VLLM_HOST
 from dsv4_shard.engines.parallelism import ep_off_or_all
 from dsv4_shard.engines.placement import Expert, Pad, Placement, RankTensor, Replicate, Split, rank_tensor
 from dsv4_shard.engines.remedies import FEWER_RANKS, FULL_EP, NO_DP, for_engine, leave_out
@@ -471,5 +472,6 @@ VLLM = Engine(
     parallelism=ep_off_or_all,
     bytes_sent=bytes_sent,
     kv_cache=cache_of,
+    host=VLLM_HOST,
     log_word="vllm",
 )

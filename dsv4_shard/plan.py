@@ -27,8 +27,9 @@ else:
 def plan(repo: str | Path, options: PlanOptions) -> "document.Plan":
     """Plan a layout: the placement of every module, bytes per rank, whether the engine runs it, and how to launch it.
 
-    `repo` is as in `inspect`; only headers are read. An option of None leaves the choice to the engine. `output` is a
-    file to write the plan to as well; `reshard` reads it on any machine.
+    `repo` is as in `inspect`; only headers are read. An option of None leaves the choice to the engine. `context`
+    is the number of tokens of a session: `memory.kv_cache` says whether it fits, and how many fit at once. `output`
+    is a file to write the plan to as well; `reshard` reads it on any machine.
 
     Returns a Plan, also for a layout that does not run: then `feasible` is False, `breaches` has the broken rules, and
     `alternatives` the nearest layouts that run.
@@ -61,9 +62,9 @@ def plan(repo: str | Path, options: PlanOptions) -> "document.Plan":
 def search(repo: str | Path, options: SearchOptions) -> "searching.Search":
     """Find every layout that runs on a number of GPUs, the best first, as `plan --gpus` does.
 
-    `repo` is as in `inspect`. `rank_by` is the order: weights, tokens or sent. `engine` names the engines to search, as
-    a sequence or with commas (default: all that serve). `output` is a file for the plan of the best layout, if one
-    fits.
+    `repo` is as in `inspect`. `rank_by` is the order: weights, tokens or sent. `engine` names the engines to
+    search, as a sequence or with commas (default: all that serve). `context` is as in `plan`. `output` is a file
+    for the plan of the best layout, if one fits.
 
     Returns a Search: `layouts` has every layout, `best` the first one. If no layout fits, `best` is None and
     `elsewhere` lists other GPUs that fit.

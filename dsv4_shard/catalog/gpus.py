@@ -78,8 +78,13 @@ GPUS = {
         Gpu("gb200", "NVIDIA GB200", 100, 188733 * MIB, "184.31 GiB in out-of-memory logs; nvidia-smi", smi_mib=189471),
         Gpu("gb300", "NVIDIA GB300", 103, 283136 * MIB, "276.50 GiB in out-of-memory logs; nvidia-smi", smi_mib=284208),
         Gpu("rtx-pro-6000", "NVIDIA RTX PRO 6000", 120, 97250 * MIB, "CUDA total in logs; nvidia-smi", smi_mib=97887),
-        Gpu("gb10", "NVIDIA GB10 (DGX Spark, shared with the CPU)", 120, 124611 * MIB,
+        Gpu("gb10", "NVIDIA GB10 (DGX Spark, shared with the CPU)", 121, 124611 * MIB,
             "121.69 GiB in vLLM's logs, unified with the CPU; MiaAI-Lab/GLM-5.3-Flash-EXL3-2x-DGX-Sparks#47", "sm_121"),
+        Gpu("a100-80", "NVIDIA A100 80 GB", 90, 81152 * MIB, "79.25 GiB in out-of-memory logs", "sm_80"),
+        Gpu("a100-40", "NVIDIA A100 40 GB", 90, 40437 * MIB, "39.49 GiB in out-of-memory logs", "sm_80"),
+        Gpu("l40s", "NVIDIA L40S", 90, 45455 * MIB, "44.39 GiB in out-of-memory logs", "sm_89"),
+        Gpu("l20", "NVIDIA L20", 90, 45455 * MIB, "as L40S: nvidia-smi 46068 MiB", "sm_89"),
+        Gpu("rtx-4090", "NVIDIA RTX 4090", 90, 24207 * MIB, "23.64 GiB in out-of-memory logs", "sm_89"),
         Gpu("mi300x", "AMD MI300X", 90, 196588 * MIB, "191.98 GiB in out-of-memory logs (ROCm's tutorials)", "gfx942"),
         Gpu("mi325x", "AMD MI325X", 90, 262124 * MIB, "255.98 GiB in reports on vLLM 0.20.2 with V4-Flash", "gfx942"),
         Gpu("mi355x", "AMD MI355X", 90, 294892 * MIB, "287.98 GiB in out-of-memory logs, ROCm/TheRock#2118", "gfx950"),
@@ -96,9 +101,13 @@ def gpus_with(gib: float) -> tuple[Gpu, ...]:
     return tuple(gpu for gpu in GPUS.values() if abs(gpu.memory / (MIB << 10) - gib) < 0.005 * gib)
 
 
+ALIASES = {"h20-3e": "h20-141", "dgx-spark": "gb10", "spark": "gb10", "4090": "rtx-4090"}
+"""Further names that sellers and users have for a GPU."""
+
+
 def find_gpu(name: str) -> Gpu:
-    """Return the GPU called `name`. Raises UsageError with the closest names if there is none."""
-    gpu = GPUS.get(name.lower())
+    """Return the GPU called `name`, or with that alias. Raises UsageError with the closest names if there is none."""
+    gpu = GPUS.get(ALIASES.get(name.lower(), name.lower()))
     if gpu is None:
         raise UsageError(f"no GPU called {name!r}", hint=did_you_mean(name, GPUS))
     return gpu

@@ -81,6 +81,12 @@ class Context:
         return self.config.max_position_embeddings
 
     @property
+    def served_session(self) -> int | None:
+        """The length of a session to start the engine with; None for its own choice. Engines refuse longer ones."""
+        longest = self.longest_session
+        return self.session if self.session and (longest is None or self.session <= longest) else None
+
+    @property
     def config(self) -> ModelConfig:
         return self.inventory.config
 

@@ -77,7 +77,9 @@ class Cache:
         return (weights + self.beside.most + room) / (memory - self.before.most)
 
     def tokens(self, room: Bounds, length: int) -> int | None:
-        """Tokens in the likely room; None if its bounds change them by more than `TOLERANCE`."""
+        """Tokens in the likely room, 0 without room; None if its bounds change them by more than `TOLERANCE`."""
+        if room.most <= 0:
+            return 0
         if room.least <= 0:
             return None
         least, likely, most = (self.pool.tokens(nbytes, length) for nbytes in (room.least, room.likely, room.most))

@@ -163,17 +163,18 @@ class PlanTotals(Document):
 class PlanCache(Document):
     """KV cache by the engine's own accounting, on each rank; without a draft model, and with the engine's defaults.
 
-    `option` sets the `share` of memory that weights and cache may take; `share` is the engine's default. `room` is the
-    likely number of bytes for the cache, between `room_least` and `room_most`: what an engine holds beside weights and
-    cache is only measured, in published logs. A session has `session` tokens, those asked for or the model's longest
-    context (`longest_session`), and needs `session_bytes` of room.
+    `option` sets the `share` of memory that weights and cache may take; `share` is the engine's default. `room` is
+    the likely number of bytes for the cache, between `room_least` and `room_most`: what an engine holds beside
+    weights and cache is only measured, in published logs. A session has `session` tokens, those asked for or the
+    model's longest context (`longest_session`), and needs `session_bytes` of room.
 
-    `fits` says whether such a session fits: None if that depends on where in its bounds the room is. `certain_session`
-    is the longest session that fits for certain, and `share_needed` a share in which the session fits; None if it
-    fits already, or in no share.
+    `fits` says whether such a session fits: None if that depends on where in its bounds the room is.
+    `certain_session` is the longest session that fits for certain, and `share_needed` a share in which the session
+    fits; None if it fits already, or in no share.
 
     `tokens` is the number that the engine prints, and `sessions` how many sessions it holds at once, for each of
-    `groups` attention groups. Both are None if the bounds of the room change the tokens by more than 15 %.
+    `groups` attention groups; 0 if the share leaves no room, so that the engine stops. Both are None if the bounds
+    of the room change the tokens by more than 15 %.
     """
 
     option: str

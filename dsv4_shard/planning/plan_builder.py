@@ -114,10 +114,10 @@ def unknown_gpu(engine: Engine, deployment: Deployment) -> list[PlanBreach]:
     if deployment.gpu.verified:
         return []
     reason = f"{engine.title} {engine.version}'s own classes were not run for {deployment.gpu.full_title}"
-    other = "--gpu rtx-pro-6000, which is sm_120"
-    if deployment.gpu.stands_for == "Hopper":
-        other = "--gpu-memory in place of --gpu, for a Hopper GPU of that size"
-    return [_whole(UNKNOWN_GPU, reason, NOT_VERIFIED, other)]
+    larger = (gpu for gpu in GPUS.values() if gpu.verified and gpu.memory >= deployment.gpu.memory)
+    other = min(larger, key=lambda gpu: gpu.memory, default=None)
+    ways = () if other is None else (f"--gpu {other.name}, the smallest of its memory whose rules are verified",)
+    return [_whole(UNKNOWN_GPU, reason, NOT_VERIFIED, *ways)]
 
 
 def make_plan(

@@ -42,7 +42,7 @@ def show_plan(console: Console, plan: "Plan", engine: str, plan_file: str | None
 
 def _show_refusal(console: Console, plan: "Plan", engine: str) -> None:
     heading(console, plan.title)
-    if plan.unknown and plan.host is not None:
+    if plan.unknown and plan.totals is None and plan.host is not None:
         item(console, plan.host.words)
     told: set[str] = set()
     for breach in plan.breaches:

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from support.checkpoints.full_size import PRO, inventory_of
 
-from dsv4_shard.catalog.gpus import GPUS, gpu_with
+from dsv4_shard.catalog.gpus import ALIASES, GPUS, find_gpu, gpu_with
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.engines.engine import UNKNOWN_GPU
 from dsv4_shard.engines.registry import ENGINES
@@ -31,8 +31,24 @@ def shown(plan: Plan) -> str:
     return out.getvalue()
 
 
-def test_amd_ascend_and_gb10_are_those_whose_kernels_are_not_known() -> None:
-    assert NOT_VERIFIED == ["ascend-910b", "ascend-910c", "gb10", "mi300x", "mi325x", "mi355x"]
+def test_amd_ascend_gb10_and_gpus_before_hopper_are_those_whose_kernels_are_not_known() -> None:
+    assert NOT_VERIFIED == [
+        "a100-40", "a100-80", "ascend-910b", "ascend-910c", "gb10", "l20", "l40s", "mi300x", "mi325x", "mi355x",
+        "rtx-4090",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("alias", "name"), ALIASES.items())
+def test_aliases_are_taken_for_the_gpu(alias: str, name: str) -> None:
+    assert find_gpu(alias.upper()) is GPUS[name]
+    assert alias not in GPUS
+
+
+@pytest.mark.parametrize(("asked", "hints"), [("a100", ("a100-80", "a100-40")), ("h20", ("h20-96", "h20-141"))])
+def test_a_name_of_several_gpus_gets_them_as_hints(asked: str, hints: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError) as caught:
+        find_gpu(asked)
+    assert all(hint in str(caught.value.hint) for hint in hints)
 
 
 @pytest.mark.slow
@@ -79,7 +95,7 @@ def test_whether_the_weights_fit_is_told_of_a_gpu_whose_kernels_are_not_known_an
 def test_weights_of_gb10_are_reckoned_as_on_blackwell() -> None:
     plan, blackwell = plan_of(tp=16, gpu="gb10"), plan_of(tp=16, gpu="rtx-pro-6000")
     assert plan.totals == blackwell.totals
-    assert "weights are reckoned as on Blackwell (sm_120)" in shown(plan)
+    assert "weights are reckoned as on Blackwell (sm_121)" in shown(plan)
 
 
 @pytest.mark.slow

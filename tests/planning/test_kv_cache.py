@@ -90,6 +90,7 @@ def test_sglang_refuses_where_a_log_says_so() -> None:
     at_that_share = Cache(rules.option, 0.805, rules.before, rules.beside, rules.pool)
     bounds = at_that_share.room(plan.memory.capacity, plan.memory.weights)
     assert bounds.least <= -3.51 * GIB <= bounds.most
+    assert (cache_in(plan).tokens, cache_in(plan).sessions) == (0, 0)
     assert "leaves no room for KV cache beside the weights: the engine stops" in cache_in(plan).words[0]
 
 
@@ -149,8 +150,10 @@ def test_no_tokens_are_named_where_the_room_is_not_known_well_enough() -> None:
 
 
 def test_a_context_beyond_the_models_longest_does_not_fit() -> None:
-    cache = cache_in(planned(PRO, 2_000_000, tp=8, gpu="b200"))
+    plan = planned(PRO, 2_000_000, tp=8, gpu="b200")
+    cache = cache_in(plan)
     assert cache.fits is False
+    assert "--context-length" not in plan.launch.commands[0]
     assert "the model's longest is 1,048,576" in cache.words[1]
 
 

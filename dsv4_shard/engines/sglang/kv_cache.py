@@ -12,6 +12,7 @@ from fractions import Fraction
 
 from dsv4_shard.catalog.gpus import Gpu
 from dsv4_shard.catalog.options import VERSIONS
+from dsv4_shard.catalog.sms import SM_10X, SM_90
 from dsv4_shard.engines.deployment import Context, Deployment
 from dsv4_shard.engines.kv_cache import GIB, Bounds, Cache, indexer_row, latent_row, padded_rows, up_to
 from dsv4_shard.models import OVERLAP_RATIO, V4
@@ -37,7 +38,7 @@ _BEFORE = Bounds(int(1.2 * GIB), int(1.4 * GIB), 2 * GIB)
 _BESIDE = Bounds(1 * GIB, int(1.7 * GIB), int(2.6 * GIB))
 """Beyond the weights after loading. Logs: 2.05 GiB (V4-Flash-Base, TP 8), 1.32 (V4-Pro, TP 16, EP 16)."""
 
-_SMS = (90, 100, 103, 120)
+_SMS = SM_90 | SM_10X | {120}
 
 _A2A = (None, "deepep")
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from dsv4_shard.catalog.gpus import Gpu
 from dsv4_shard.catalog.options import A2A, LOAD_FORMAT, VERSIONS
 from dsv4_shard.catalog.options import RUNNERS as RUNNER_NAMES
+from dsv4_shard.catalog.sms import EVERY_SM, FROM_HOPPER, SM_10X, SM_12X, SM_90
 from dsv4_shard.checkpoint import NVFP4, Inventory, TensorGroup
 from dsv4_shard.engines.bytes_sent import by_backend
 from dsv4_shard.engines.deployment import Context, Deployment, Request, experts_of, pick_gpu, resolve
@@ -75,7 +76,7 @@ class Runner:
     """
 
     formats: tuple[str, ...]
-    sms: tuple[int, ...]
+    sms: frozenset[int]
     unit: int
     unit_name: str
     quote: str | None
@@ -83,11 +84,7 @@ class Runner:
     up_first: bool = False
 
 
-_CUTLASS = (90, 120)
-
-_BLACKWELL = (100, 103)
-
-_ALL = (90, 100, 103, 120)
+_CUTLASS = SM_90 | SM_12X
 
 _CUTLASS_QUOTE = (
     "ValueError: Mxfp4FlashinferCutlassMoEMethod requires hidden_size and intermediate_size_per_partition to be "
@@ -97,12 +94,12 @@ _CUTLASS_QUOTE = (
 _ROWS: dict[str, tuple[Runner, ...]] = {
     "flashinfer_mxfp4": (
         Runner(("FP4",), _CUTLASS, 128, "tiles", _CUTLASS_QUOTE, up_first=True),
-        Runner(("FP4",), _BLACKWELL, FP4_GROUP, "FP4 groups", None, "F32"),
+        Runner(("FP4",), SM_10X, FP4_GROUP, "FP4 groups", None, "F32"),
     ),
     "marlin": (Runner(("FP4",), _CUTLASS, FP4_GROUP, "FP4 groups", None),),
-    "triton": (Runner(("FP8",), _ALL, 128, "blocks", GATE_UP_QUOTE, "F32"),),
-    "deep_gemm": (Runner(("FP8",), _ALL, 128, "blocks", GATE_UP_QUOTE, "F32"),),
-    "auto": (Runner(("FP4", "FP8"), _ALL, 128, "blocks", GATE_UP_QUOTE, "F32"),),
+    "triton": (Runner(("FP8",), FROM_HOPPER, 128, "blocks", GATE_UP_QUOTE, "F32"),),
+    "deep_gemm": (Runner(("FP8",), FROM_HOPPER, 128, "blocks", GATE_UP_QUOTE, "F32"),),
+    "auto": (Runner(("FP4", "FP8"), FROM_HOPPER, 128, "blocks", GATE_UP_QUOTE, "F32"),),
 }
 """Runners by `--moe-runner-backend`; a runner may differ by architecture.
 
@@ -174,6 +171,28 @@ def _moe_quote(context: Context) -> str | None:
     return row.quote if row else None
 
 
+A2A_SMS = {
+    "megamoe": SM_90 | SM_10X,
+    "flashinfer_megamoe": SM_10X,
+}
+"""All-to-all backends that some NVIDIA GPUs do not have: SGLang's `mega_moe_hook.py` refuses other architectures."""
+
+A2A_MAKERS = {"ascend_fuseep": "Ascend", "mori": "AMD"}
+"""All-to-all backends of other makers than NVIDIA.
+
+`ascend_fuseep` calls Ascend's kernels (`hardware_backend/npu/moe/fuseep.py`), `mori` is a package for AMD
+(`layers/moe/token_dispatcher/moriep.py`).
+"""
+
+
+def _a2a_takes(deployment: Deployment) -> bool:
+    """Whether the all-to-all backend is for the GPU."""
+    gpu, maker = deployment.gpu, A2A_MAKERS.get(deployment.a2a or "")
+    if maker is not None:
+        return gpu.title.startswith(maker)
+    return not gpu.verified or gpu.sm in A2A_SMS.get(deployment.a2a or "", EVERY_SM)
+
+
 _NODES_QUOTE = "AssertionError: tp_size must be divisible by number of nodes"
 
 DEPLOYMENT_RULES: tuple[Rule, ...] = (
@@ -184,6 +203,11 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
     Requires(
         "a2a", Module.ROUTED, lambda c: c.deployment.a2a is None or c.deployment.a2a in A2A,
         "SGLang has no all-to-all backend {at.a2a!r}; it has " + ", ".join(A2A), fatal=True,
+    ),
+    Requires(
+        "a2a-gpu", Module.ROUTED, lambda c: _a2a_takes(c.deployment),
+        "all-to-all backend {at.a2a} is not for {at.gpu.title}", remedies=(leave_out("a2a"), DEEPEP), fatal=True,
+        heard=("ValueError: --moe-a2a-backend megamoe needs a CUDA SM90 GPU (block-FP8 experts)",),
     ),
     Requires(
         "a2a-ep", Module.ROUTED, lambda c: c.deployment.a2a is None or c.deployment.ep == c.deployment.tp,
@@ -223,9 +247,8 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
     ),
     Requires(
         "megamoe", Module.ROUTED,
-        lambda c: c.deployment.a2a != "flashinfer_megamoe" or (c.deployment.dp == c.deployment.tp
-        and c.deployment.gpu.sm in _BLACKWELL),
-        "flashinfer_megamoe needs attention DP = TP and Blackwell, here {at.dp}, {at.tp} and {at.gpu.family}",
+        lambda c: c.deployment.a2a != "flashinfer_megamoe" or c.deployment.dp == c.deployment.tp,
+        "flashinfer_megamoe needs attention DP = TP, here {at.dp} and {at.tp}",
         remedies=(DEEPEP, FULL_DP),
     ),
     Requires(
@@ -357,7 +380,8 @@ def store(group: TensorGroup, placement: Placement, context: Context) -> RankTen
 
 
 def keeps_o_a_fp8(context: Context) -> bool:
-    return context.deployment.gpu.sm >= 100 and context.format(Role.O_A).name == "FP8"
+    """Whether SGLang holds o_a in FP8: on sm_120 it does only if SGLANG_OPT_FP8_WO_A_GEMM asks for it."""
+    return context.deployment.gpu.sm in SM_10X and context.format(Role.O_A).name == "FP8"
 
 
 _DTYPES = {Role.ROUTER_HASH: "I32", Role.COMPRESSOR_NORM: "F32", Role.INDEXER_NORM: "F32"}
@@ -376,7 +400,7 @@ def parameter_dtype(role: Role, part: Part, context: Context) -> str | None:
 
 def is_stock(context: Context) -> bool:
     """Whether SGLang's own `sharded_state` loads the shards: true if nothing is repacked after loading."""
-    return context.deployment.experts == "FP8" and context.deployment.gpu.sm == 90
+    return context.deployment.experts == "FP8" and context.deployment.gpu.sm in SM_90
 
 
 def environment_of(context: Context) -> dict[str, str]:
@@ -387,7 +411,7 @@ def environment_of(context: Context) -> dict[str, str]:
         environment["SGLANG_SHARED_EXPERT_TP1"] = "1"
     if deployment.experts == "FP8":
         environment["SGLANG_DSV4_FP4_EXPERTS"] = "0"
-    if deployment.gpu.sm >= 100 and not keeps_o_a_fp8(context):
+    if deployment.gpu.sm in SM_10X and not keeps_o_a_fp8(context):
         environment["SGLANG_OPT_FP8_WO_A_GEMM"] = "0"  # SGLang refuses a BF16 wo_a otherwise
     return environment
 
@@ -405,8 +429,8 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
         options["--attn-dp-size"] = str(deployment.dp)
     if deployment.a2a:
         options["--moe-a2a-backend"] = deployment.a2a
-    if context.session:
-        options["--context-length"] = str(context.session)
+    if context.served_session:
+        options["--context-length"] = str(context.served_session)
     if deployment.runner not in ("auto", "triton"):
         options["--moe-runner-backend"] = deployment.runner
     draft = "--speculative-algorithm EAGLE --speculative-num-steps 3 --speculative-eagle-topk 1 "

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from dsv4_shard.catalog.gpus import Gpu
 from dsv4_shard.catalog.options import VLLM_VERSIONS
+from dsv4_shard.catalog.sms import SM_10X, SM_90
 from dsv4_shard.engines.deployment import Context
 from dsv4_shard.engines.kv_cache import GIB, Bounds, Cache, indexer_row, latent_row, padded_rows
 from dsv4_shard.models import OVERLAP_RATIO, V4, V4Config
@@ -32,7 +33,7 @@ _BESIDE = Bounds(4 * GIB, 8 * GIB, 12 * GIB)
 
 _NOTHING = Bounds(0, 0, 0)
 
-_SMS = (90, 100, 103)
+_SMS = SM_90 | SM_10X
 
 _BATCHES = 2
 """Steps in flight under asynchronous scheduling, which is on by default."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from math import gcd
 
 from dsv4_shard.catalog.options import RUNNERS, VERSIONS, VLLM_BROKEN_VERSIONS, VLLM_VERSIONS
+from dsv4_shard.catalog.sms import EVERY_SM, FROM_ADA, FROM_HOPPER, SM_10X, SM_12X, SM_90
 from dsv4_shard.checkpoint import Inventory, TensorGroup
 from dsv4_shard.engines.bytes_sent import added_up, all_to_all
 from dsv4_shard.engines.deployment import Context, Deployment, Request, experts_of, pick_gpu, resolve
@@ -63,7 +64,7 @@ class Backend:
         experts: Format of the routed experts that it supports.
         fit: How it fits a rank's intermediate size: `tile` (rounded up to `tile` elements), `exact`, `refine` (finer
             FP8 blocks) or `pad` (whole FP8 blocks).
-        blackwell_only, hopper_only: The only architecture that it supports.
+        sms: GPU architectures (compute capability × 10) whose kernels it has.
         sequence_parallel: Whether it runs under sequence parallelism.
         tile: Elements to which `tile` rounds up.
         hidden_tile: Elements to which the hidden size is rounded up.
@@ -71,8 +72,7 @@ class Backend:
 
     experts: str
     fit: str
-    blackwell_only: bool = False
-    hopper_only: bool = False
+    sms: frozenset[int] = EVERY_SM
     sequence_parallel: bool = False
     tile: int = TILE
     hidden_tile: int = 1
@@ -80,23 +80,27 @@ class Backend:
 
 _FP4: dict[str, Backend] = {
     "marlin": Backend("FP4", "tile", hidden_tile=256),
-    "flashinfer_cutlass": Backend("FP4", "tile", hidden_tile=128),
-    "flashinfer_trtllm": Backend("FP4", "tile", blackwell_only=True, hidden_tile=256),
-    "deep_gemm": Backend("FP4", "tile", blackwell_only=True, hidden_tile=128),
-    "triton_unfused": Backend("FP4", "tile", tile=64, hidden_tile=64),
-    "deep_gemm_mega_moe": Backend("FP4", "exact", blackwell_only=True, sequence_parallel=True),
-    "flashinfer_moe_ep_cutedsl": Backend("FP4", "exact", blackwell_only=True, sequence_parallel=True),
-    "flashinfer_moe_ep_mega_deep_gemm": Backend("FP4", "exact", blackwell_only=True, sequence_parallel=True),
+    "flashinfer_cutlass": Backend("FP4", "tile", FROM_HOPPER, hidden_tile=128),
+    "flashinfer_trtllm": Backend("FP4", "tile", SM_10X, hidden_tile=256),
+    "deep_gemm": Backend("FP4", "tile", SM_10X | SM_12X, hidden_tile=128),
+    "triton_unfused": Backend("FP4", "tile", FROM_HOPPER, tile=64, hidden_tile=64),
+    "deep_gemm_mega_moe": Backend("FP4", "exact", SM_10X, sequence_parallel=True),
+    "flashinfer_moe_ep_cutedsl": Backend("FP4", "exact", SM_10X, sequence_parallel=True),
+    "flashinfer_moe_ep_mega_deep_gemm": Backend("FP4", "exact", SM_10X, sequence_parallel=True),
 }
 
 _FP8: dict[str, Backend] = {
-    "triton": Backend("FP8", "refine"),
-    "flashinfer_cutlass": Backend("FP8", "pad", hopper_only=True),
-    "flashinfer_trtllm": Backend("FP8", "pad", blackwell_only=True),
-    "deep_gemm": Backend("FP8", "pad"),
+    "triton": Backend("FP8", "refine", FROM_ADA),
+    "flashinfer_cutlass": Backend("FP8", "pad", SM_90),
+    "flashinfer_trtllm": Backend("FP8", "pad", SM_10X),
+    "deep_gemm": Backend("FP8", "pad", FROM_HOPPER),
     "marlin": Backend("FP8", "pad"),
 }
-"""Backends by `--moe-backend`; one name may treat FP4 and FP8 experts differently."""
+"""Backends by `--moe-backend`; one name may treat FP4 and FP8 experts differently.
+
+The architectures are those that vLLM's own selection accepts when run: `tests/data/gpus/vllm.json`
+(`experts/*.py`, `_supports_current_device` and `_supports_quant_scheme`).
+"""
 
 BACKENDS = {name: _FP4[name] for name in RUNNERS["vllm"] if name in _FP4}
 
@@ -119,11 +123,22 @@ def _table(experts: str) -> dict[str, Backend]:
 
 def _default_backend(experts: str, sm: int, ep: int, aligned: bool) -> str:
     """vLLM's resolution of `auto`; `aligned`: a rank holds whole blocks of the routed experts."""
-    if experts == "FP4":
-        return "marlin" if sm == 90 else "flashinfer_trtllm"
-    if sm == 90:
-        return "triton" if ep == 1 else "flashinfer_cutlass"
-    return "flashinfer_trtllm" if aligned else "triton"
+    order = _OWN_ORDER.get(experts, ())
+    if experts == "FP8" and sm == 90:
+        order = ("triton",) if ep == 1 else ("flashinfer_cutlass",)
+    table = _table(experts)
+    takes = (name for name in order if sm in table[name].sms and (aligned or table[name].fit != "pad"))
+    return next(takes, order[-1] if order else "")
+
+
+_OWN_ORDER = {
+    "FP4": ("flashinfer_trtllm", "deep_gemm", "marlin"),
+    "FP8": ("flashinfer_trtllm", "deep_gemm", "triton", "marlin"),
+}
+"""vLLM's order of preference (`oracle/mxfp4.py`, `fp8.py`: `_get_priority_backends`), with the DeepGEMM of its wheel.
+
+On Hopper it prefers triton for FP8 experts, and flashinfer_cutlass under expert parallelism.
+"""
 
 
 def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
@@ -190,8 +205,8 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
     ),
     Requires(
         "runner-gpu", Module.ROUTED,
-        lambda c: not getattr(backend_of(c), "hopper_only" if c.deployment.gpu.sm >= 100 else "blackwell_only", False),
-        "MoE backend {at.runner} does not take {at.experts} experts on {at.gpu.family}",
+        lambda c: c.deployment.gpu.sm in getattr(backend_of(c), "sms", EVERY_SM),
+        "MoE backend {at.runner} does not take {at.experts} experts on {at.gpu.family} (sm_{at.gpu.sm})",
         remedies=(leave_out("runner"),), fatal=True,
     ),
     Requires(
@@ -380,8 +395,8 @@ def parallel_options(context: Context) -> Options:
     """Options for the parallel sizes, and the MoE backend if it is not vLLM's own choice."""
     deployment = context.deployment
     options: Options = {"--tensor-parallel-size": str(deployment.tp)}
-    if context.session:
-        options["--max-model-len"] = str(context.session)
+    if context.served_session:
+        options["--max-model-len"] = str(context.served_session)
     if deployment.dp > 1:
         options["--data-parallel-size"] = str(deployment.dp)
     if deployment.ep > 1:
@@ -424,6 +439,9 @@ def notes(context: Context) -> tuple[str, ...]:
             lines.append(f"routed experts padded: {local} of the intermediate size a rank, rounded up to {padded}")
         elif fits(context, "pad") and not is_aligned(context):
             lines.append(_padded("routed experts", config.moe_intermediate_size // TILE, TILE, deployment.moe_tp))
+    if deployment.runner == "deep_gemm" and deployment.gpu.sm in SM_12X:
+        other = "marlin" if deployment.experts == "FP4" else "triton"
+        lines.append(f"runner deep_gemm: where DeepGEMM's kernels for sm_12x are missing, vLLM takes {other}")
     if _misreads_scales(context):
         lines.append(
             "routed experts: vLLM's own loader reads these E8M0 scales as plain bytes (2^-7 becomes 120); the shards "

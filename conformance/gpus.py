@@ -23,8 +23,8 @@ _BACKENDS = {
         "deep_gemm_mega_moe",
     ),
     ("vllm", "flash-fp8"): ("auto", "triton", "flashinfer_cutlass", "flashinfer_trtllm", "deep_gemm", "marlin"),
-    ("sglang", "flash-fp4"): ("auto", "flashinfer_mxfp4", "marlin", "deep_gemm", "triton"),
-    ("sglang", "flash-fp8"): ("auto", "triton", "deep_gemm", "marlin", "flashinfer_mxfp4"),
+    ("sglang", "flash-fp4"): ("auto", "flashinfer_mxfp4", "marlin"),
+    ("sglang", "flash-fp8"): ("auto", "triton"),
 }  # fmt: skip
 
 _LONGEST = 160

@@ -185,14 +185,6 @@ A2A_MAKERS = {"ascend_fuseep": "Ascend", "mori": "AMD"}
 """
 
 
-def _a2a_takes(deployment: Deployment) -> bool:
-    """Whether the all-to-all backend is for the GPU."""
-    gpu, maker = deployment.gpu, A2A_MAKERS.get(deployment.a2a or "")
-    if maker is not None:
-        return gpu.title.startswith(maker)
-    return not gpu.verified or gpu.sm in A2A_SMS.get(deployment.a2a or "", EVERY_SM)
-
-
 _NODES_QUOTE = "AssertionError: tp_size must be divisible by number of nodes"
 
 DEPLOYMENT_RULES: tuple[Rule, ...] = (
@@ -205,9 +197,17 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
         "SGLang has no all-to-all backend {at.a2a!r}; it has " + ", ".join(A2A), fatal=True,
     ),
     Requires(
-        "a2a-gpu", Module.ROUTED, lambda c: _a2a_takes(c.deployment),
-        "all-to-all backend {at.a2a} is not for {at.gpu.title}", remedies=(leave_out("a2a"), DEEPEP), fatal=True,
+        "a2a-gpu", Module.ROUTED,
+        lambda c: not c.deployment.gpu.verified or c.deployment.gpu.sm in A2A_SMS.get(c.deployment.a2a or "", EVERY_SM),
+        "all-to-all backend {at.a2a} has no kernels for {at.gpu.family} (sm_{at.gpu.sm})",
+        remedies=(leave_out("a2a"), DEEPEP), fatal=True,
         heard=("ValueError: --moe-a2a-backend megamoe needs a CUDA SM90 GPU (block-FP8 experts)",),
+    ),
+    Requires(
+        "a2a-maker", Module.ROUTED,
+        lambda c: c.deployment.gpu.title.startswith(A2A_MAKERS.get(c.deployment.a2a or "", "")),
+        "all-to-all backend {at.a2a} has kernels of another maker's GPUs, and none for {at.gpu.title}",
+        consequence="{engine} stops where it needs these kernels", remedies=(leave_out("a2a"), DEEPEP), fatal=True,
     ),
     Requires(
         "a2a-ep", Module.ROUTED, lambda c: c.deployment.a2a is None or c.deployment.ep == c.deployment.tp,

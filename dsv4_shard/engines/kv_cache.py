@@ -13,6 +13,7 @@ from fractions import Fraction
 from typing import Protocol
 
 from dsv4_shard.engines.deployment import Context
+from dsv4_shard.models import OVERLAP_RATIO, V4, V4Config
 
 GIB = 1 << 30
 
@@ -108,6 +109,18 @@ def not_known(context: Context) -> Cache | None:
     return None
 
 
+_GEOMETRY = {"head_dim": 512, "qk_rope_head_dim": 64, "index_head_dim": 128, "sliding_window": 128}
+
+
+def is_compared_model(context: Context) -> bool:
+    """Whether the model is a V4 of the geometry that was compared: engines have fixed sizes for its rows and pages."""
+    config = context.config
+    if context.inventory.family is not V4 or any(getattr(config, key) != size for key, size in _GEOMETRY.items()):
+        return False
+    ratios = set(context.v4.compress_ratios[: config.num_hidden_layers])
+    return OVERLAP_RATIO in ratios <= {0, OVERLAP_RATIO, 128}
+
+
 def up_to(number: int, unit: int) -> int:
     """`number` rounded up to a multiple of `unit`."""
     return -(-number // unit) * unit
@@ -118,9 +131,9 @@ def padded_rows(rows: int, row: int, alignment: int = 576) -> int:
     return up_to(rows * row, alignment)
 
 
-def latent_row(head_dim: int, rope: int) -> int:
+def latent_row(config: V4Config) -> int:
     """Bytes of a V4 row: the part without RoPE in FP8, RoPE in BF16, and 8 bytes of scales."""
-    return head_dim - rope + 2 * rope + 8
+    return config.head_dim + (config.qk_rope_head_dim or 0) + 8
 
 
 def indexer_row(head_dim: int) -> int:

@@ -81,3 +81,16 @@ def test_vllms_groups_are_those_of_its_own_code(answer: dict[str, Any]) -> None:
     assert cache.pool.in_flight == answer["max_in_flight_tokens"]
     for length, blocks in answer["blocks"].items():
         assert sorted(group.blocks(int(length), cache.pool.in_flight) for group in cache.pool.groups) == blocks
+
+
+@pytest.mark.parametrize("change", [
+    {"head_dim": 256}, {"qk_rope_head_dim": None}, {"index_head_dim": 64}, {"sliding_window": 4096},
+    {"compress_ratios": (4, 128, 8)}, {"compress_ratios": (128, 128, 0)}, {"compress_ratios": (0, 0, 0)},
+])  # fmt: skip
+@pytest.mark.parametrize("engine", ["sglang", "vllm"])
+def test_models_of_another_geometry_get_no_number(engine: str, change: dict[str, Any]) -> None:
+    context = context_of(FLASH, engine=engine, tp=4, gpu="b200")
+    table = engine_for(engine, context.inventory.family)
+    assert table.kv_cache(context) is not None
+    config = context.v4.model_copy(update={"num_hidden_layers": 3} | change)
+    assert table.kv_cache(Context(replace(context.inventory, config=config), context.deployment)) is None

@@ -14,8 +14,17 @@ from dsv4_shard.catalog.gpus import Gpu
 from dsv4_shard.catalog.options import VERSIONS
 from dsv4_shard.catalog.sms import SM_10X, SM_90
 from dsv4_shard.engines.deployment import Context, Deployment
-from dsv4_shard.engines.kv_cache import GIB, Bounds, Cache, indexer_row, latent_row, padded_rows, up_to
-from dsv4_shard.models import OVERLAP_RATIO, V4
+from dsv4_shard.engines.kv_cache import (
+    GIB,
+    Bounds,
+    Cache,
+    indexer_row,
+    is_compared_model,
+    latent_row,
+    padded_rows,
+    up_to,
+)
+from dsv4_shard.models import OVERLAP_RATIO
 
 OPTION = "--mem-fraction-static"
 
@@ -45,20 +54,15 @@ _A2A = (None, "deepep")
 
 def cache_of(context: Context) -> Cache | None:
     """The KV cache of a V4 model; None for other families, GPUs, versions and options, which were not compared."""
-    if context.inventory.family is not V4:
+    if not is_compared_model(context):
         return None
     deployment, config = context.deployment, context.v4
-    gpu, rope = deployment.gpu, config.qk_rope_head_dim
-    compared = (
-        gpu.verified and gpu.sm in _SMS and deployment.a2a in _A2A and deployment.version == VERSIONS["sglang"][0]
-    )
-    if not compared or rope is None or rope > config.head_dim:
+    gpu, is_compared_version = deployment.gpu, deployment.version == VERSIONS["sglang"][0]
+    if not (gpu.verified and gpu.sm in _SMS and deployment.a2a in _A2A and is_compared_version):
         return None
     ratios = config.compress_ratios[: config.num_hidden_layers]
-    row, head, index = latent_row(config.head_dim, rope), config.head_dim, config.index_head_dim
+    row, head, index = latent_row(config), config.head_dim, config.index_head_dim
     fours, longs = ratios.count(OVERLAP_RATIO), ratios.count(128)
-    if fours + longs + ratios.count(0) != len(ratios):
-        return None
     states = Fraction(_RING, PAGE) * 16 * (head + index)
     window = _padded_row(PAGE, row) * len(ratios) + states * fours
     compressed = fours * (_padded_row(PAGE // 4, row) + indexer_row(index)) / 4

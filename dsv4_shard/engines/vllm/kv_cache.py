@@ -18,8 +18,8 @@ from dsv4_shard.catalog.gpus import Gpu
 from dsv4_shard.catalog.options import VLLM_VERSIONS
 from dsv4_shard.catalog.sms import SM_10X, SM_90
 from dsv4_shard.engines.deployment import Context
-from dsv4_shard.engines.kv_cache import GIB, Bounds, Cache, indexer_row, latent_row, padded_rows
-from dsv4_shard.models import OVERLAP_RATIO, V4, V4Config
+from dsv4_shard.engines.kv_cache import GIB, Bounds, Cache, indexer_row, is_compared_model, latent_row, padded_rows
+from dsv4_shard.models import OVERLAP_RATIO, V4Config
 
 OPTION = "--gpu-memory-utilization"
 
@@ -41,14 +41,12 @@ _BATCHES = 2
 
 def cache_of(context: Context) -> Cache | None:
     """The KV cache of a V4 model; None for other families, GPUs and versions, which were not compared."""
-    if context.inventory.family is not V4:
+    if not is_compared_model(context):
         return None
-    deployment, config = context.deployment, context.v4
-    gpu, rope = deployment.gpu, config.qk_rope_head_dim
-    compared = gpu.verified and gpu.sm in _SMS and deployment.version == VLLM_VERSIONS[0]
-    if not compared or rope is None or rope > config.head_dim:
+    gpu = context.deployment.gpu
+    if not (gpu.verified and gpu.sm in _SMS and context.deployment.version == VLLM_VERSIONS[0]):
         return None
-    groups = tuple(_groups(list(_layers(config, rope))))
+    groups = tuple(_groups(list(_layers(context.v4))))
     return Cache(OPTION, SHARE, _NOTHING, _BESIDE, VllmPool(groups, in_flight_tokens(gpu)))
 
 
@@ -67,9 +65,9 @@ class LayerCache:
     window: int
 
 
-def _layers(config: V4Config, rope: int) -> Iterator[LayerCache]:
+def _layers(config: V4Config) -> Iterator[LayerCache]:
     """Yield the caches of all layers: windows, compressed rows and states, and those of indexers."""
-    row, head, index = latent_row(config.head_dim, rope), config.head_dim, config.index_head_dim
+    row, head, index = latent_row(config), config.head_dim, config.index_head_dim
     for ratio in config.compress_ratios[: config.num_hidden_layers]:
         yield LayerCache(64, padded_rows(64, row), config.sliding_window)
         if ratio == OVERLAP_RATIO:

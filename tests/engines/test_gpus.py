@@ -50,7 +50,7 @@ NAMES = {
 
 
 def test_answers_are_there_for_every_architecture() -> None:
-    for engine in ("vllm",):
+    for engine in ("vllm", "sglang"):
         assert {answer["sm"] for answer in answers(engine)} == EVERY_SM
 
 

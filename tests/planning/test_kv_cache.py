@@ -82,6 +82,18 @@ def test_sglangs_room_is_near_what_it_printed(
     assert bounds.likely == pytest.approx(room * GIB, rel=WITHIN)
 
 
+@pytest.mark.parametrize(("model", "wanted", "used"), [
+    (FLASH_BASE, {"tp": 8, "gpu": "h20-96"}, 93.58 - 57.01),
+    (PRO, {"tp": 16, "ep": 16, "a2a": "deepep", "gpu": "h800"}, 77.80 - 11.66),
+    (FLASH, {"tp": 8, "gpu": "rtx-pro-6000"}, 20.45),  # 0.5.19 on 8 RTX PRO 4500: "mem usage=20.45 GB"
+])  # fmt: skip
+def test_what_sglang_holds_after_loading_is_within_the_bounds(model: str, wanted: dict[str, Any], used: float) -> None:
+    memory = planned(model, **wanted).memory
+    assert memory is not None
+    beside = rules_of(model, **wanted).beside
+    assert beside.least <= used * GIB - memory.weights <= beside.most
+
+
 def test_sglang_refuses_where_a_log_says_so() -> None:
     """V4-Pro, TP 16, EP 16, deepep, H800, share 0.805: rest_memory=-3.51 GB, "Not enough memory"."""
     plan = planned(PRO, tp=16, ep=16, a2a="deepep", gpu="h800")

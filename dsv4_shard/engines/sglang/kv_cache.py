@@ -45,7 +45,7 @@ _BEFORE = Bounds(int(1.2 * GIB), int(1.4 * GIB), 2 * GIB)
 """CUDA context and communicators. Logs: 93.58 of 95.00 GiB on H20, 77.80 of 79.18 on H800."""
 
 _BESIDE = Bounds(1 * GIB, int(1.7 * GIB), int(2.6 * GIB))
-"""Beyond the weights after loading. Logs: 2.05 GiB (V4-Flash-Base, TP 8), 1.32 (V4-Pro, TP 16, EP 16)."""
+"""Beyond the weights after loading. Logs: 2.05 GiB (Flash-Base, TP 8), 1.32 (Pro, TP 16, EP 16), 1.05 (Flash, TP 8)."""
 
 _SMS = SM_90 | SM_10X | {120}
 

@@ -4,19 +4,23 @@ An object is read only with the content that was listed: each request names its 
 itself retries failed requests, and resumes interrupted bodies.
 """
 
+import math
+import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from threading import Event, Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 import xxhash
 
 from dsv4_shard.errors import BadAnswer, NotFound, Unreachable, UsageError
-from dsv4_shard.sources.object_store_errors import CREDENTIALS, VARIABLES, first_line, replaced, translate
+from dsv4_shard.sources.gate import Gate, proxy_from_environment
+from dsv4_shard.sources.object_store_errors import CREDENTIALS, VARIABLES, first_line, gate_error, replaced, translate
+from dsv4_shard.sources.prefetch import BLOCK_BYTES
 from dsv4_shard.sources.remote import Listed, RemoteSource
 from dsv4_shard.sources.remote_headers import HeaderCache, RemoteHeaders, read_headers, read_small, wanted_headers
 from dsv4_shard.text.sanitize import short_name
@@ -24,7 +28,7 @@ from dsv4_shard.text.sanitize import short_name
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from obstore import ObjectMeta
+    from obstore import GetOptions, ObjectMeta
     from obstore.store import ObjectStore, RetryConfig
 
 _SUPPORTED = "Supported are s3://bucket/prefix, gs://bucket/prefix and az://container/prefix."
@@ -49,16 +53,26 @@ _MAX_PARTS = 10_000
 MAX_OBJECTS = 100_000
 """Objects that are listed below a URL. A checkpoint has hundreds, a result of 4096 ranks some 20,000."""
 
+_LOOK_SECONDS = 0.1
+"""Between two looks at the gate while a call goes on."""
+
 _LISTING_SECONDS = 240
 """Longer than obstore goes on trying a request that fails."""
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True, slots=True)
 class Store:
-    """The objects below `url`. Each method raises an Unreachable with a hint if its request fails."""
+    """The objects below `url`. Each method raises an Unreachable with a hint if its request fails.
+
+    `client` reaches the store through `gate`.
+    """
 
     url: str
     client: "ObjectStore"
+    gate: Gate
 
     @property
     def place(self) -> str:
@@ -92,22 +106,37 @@ class Store:
                 )
 
     def _next_page(self, pages: "Iterator[Sequence[ObjectMeta]]", deadline: float) -> "Sequence[ObjectMeta] | None":
-        """Return the next page, None after the last. A thread fetches it, and is left behind at the deadline."""
-        answer: list[Sequence[ObjectMeta] | BaseException | None] = []
+        """Return the next page, None after the last."""
+        try:
+            return self._in_time(lambda: next(pages, None), deadline - time.monotonic())
+        except TimeoutError:
+            raise BadAnswer(f"{self.url}: the listing did not end within {_LISTING_SECONDS} seconds") from None
 
-        def fetch() -> None:
+    def _in_time(self, call: Callable[[], T], seconds: float = math.inf) -> T:
+        """Return what `call` returns. A thread makes it, and is left behind at the deadline or if the gate refuses it.
+
+        Each request of obstore ends in time, but a call may be many, and it asks again where the gate refuses.
+        """
+        answer: list[T] = []
+        raised: list[BaseException] = []
+
+        def make() -> None:
             try:
-                answer.append(next(pages, None))
+                answer.append(call())
             except BaseException as error:
-                answer.append(error)
+                raised.append(error)
 
-        thread = Thread(target=fetch, daemon=True)
+        thread = Thread(target=make, daemon=True)
         thread.start()
-        thread.join(max(0, deadline - time.monotonic()))
+        deadline = time.monotonic() + seconds
+        while thread.is_alive() and time.monotonic() < deadline and not self.gate.stopped:
+            thread.join(min(_LOOK_SECONDS, max(0.0, deadline - time.monotonic())))
+        if self.gate.stopped:
+            raise gate_error(self.gate, self.url)
+        if raised:
+            raise raised[0]
         if not answer:
-            raise BadAnswer(f"{self.url}: the listing did not end within {_LISTING_SECONDS} seconds")
-        if isinstance(answer[0], BaseException):
-            raise answer[0]
+            raise TimeoutError
         return answer[0]
 
     def read(self, name: str, listed: Listed, start: int, buffer: memoryview, stopped: Event) -> None:
@@ -125,13 +154,17 @@ class Store:
             BadAnswer: The store gave other bytes than requested.
             Unreachable: The request failed, or `stopped` was set.
         """
+        for done in range(0, len(buffer), BLOCK_BYTES):
+            self._read_block(name, listed, start + done, buffer[done : done + BLOCK_BYTES], stopped)
+
+    def _read_block(self, name: str, listed: Listed, start: int, buffer: memoryview, stopped: Event) -> None:
+        """Fill `buffer` with one request, as `read` does. No more than BLOCK_BYTES fit through the gate."""
         import obstore
 
         what, done = f"{self.url}/{name}", 0
+        options: GetOptions = {"if_match": listed.stamp, "range": (start, start + len(buffer))}
         with self.errors(what):
-            answer = obstore.get(
-                self.client, name, options={"if_match": listed.stamp, "range": (start, start + len(buffer))}
-            )
+            answer = self._in_time(lambda: obstore.get(self.client, name, options=options))
             if _quoted(answer.meta["e_tag"], name) != listed.stamp:
                 raise replaced(what)  # the store ignores If-Match
             if answer.range != (start, start + len(buffer)) or answer.meta["size"] != listed.nbytes:
@@ -154,7 +187,7 @@ class Store:
         import obstore
 
         with self.errors(f"{self.url}/{name}"):
-            made = obstore.put(self.client, name, content, use_multipart=False)
+            made = self._in_time(lambda: obstore.put(self.client, name, content, use_multipart=False))
         return Listed(len(content), self._stamp(name, made["e_tag"]))
 
     def put_parts(self, name: str, pieces: Iterator[memoryview], nbytes: int) -> Listed:
@@ -167,7 +200,11 @@ class Store:
         part = max(PART_BYTES, -(-nbytes // _MAX_PARTS))
         parallel = max(1, _MAX_IN_FLIGHT_BYTES // part)
         with self.errors(f"{self.url}/{name}"):
-            made = obstore.put(self.client, name, pieces, use_multipart=True, chunk_size=part, max_concurrency=parallel)
+            made = self._in_time(
+                lambda: obstore.put(
+                    self.client, name, pieces, use_multipart=True, chunk_size=part, max_concurrency=parallel
+                )
+            )
         return Listed(nbytes, self._stamp(name, made["e_tag"]))
 
     def copy(self, name: str, twin: str) -> Listed:
@@ -175,8 +212,8 @@ class Store:
         import obstore
 
         with self.errors(f"{self.url}/{twin}"):
-            obstore.copy(self.client, name, twin)
-            made = obstore.head(self.client, twin)
+            self._in_time(lambda: obstore.copy(self.client, name, twin))
+            made = self._in_time(lambda: obstore.head(self.client, twin))
         return Listed(made["size"], _quoted(made["e_tag"], twin))
 
     def delete(self, names: "Sequence[str]") -> None:
@@ -184,14 +221,14 @@ class Store:
         import obstore
 
         with self.errors(self.url):
-            obstore.delete(self.client, names)
+            self._in_time(lambda: obstore.delete(self.client, names))
 
     def _stamp(self, name: str, tag: str | None) -> str:
         """Return an object's ETag in quotes, with a request for it if the store's answer had none."""
         import obstore
 
         with self.errors(f"{self.url}/{name}"):
-            return _quoted(tag or obstore.head(self.client, name)["e_tag"], name)
+            return _quoted(tag or self._in_time(lambda: obstore.head(self.client, name))["e_tag"], name)
 
     @contextmanager
     def errors(self, what: str) -> Iterator[None]:
@@ -201,7 +238,9 @@ class Store:
         try:
             yield
         except (BaseError, FileNotFoundError) as error:
-            raise translate(error, what, self.place) from None
+            if self.gate.stopped:
+                raise gate_error(self.gate, self.url) from None
+            raise translate(error, what, self.place, self.gate.unreachable) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,18 +261,45 @@ class StoreFiles:
 
 
 def connect(url: str) -> Store:
-    """Return the store that a URL names, without any request. Raises UsageError if the URL is not supported.
+    """Return the store that a URL names, without any request to it. Raises UsageError if the URL is not supported.
 
     Credentials, endpoint, region and other settings come from the environment.
     """
+    import obstore
     from obstore.exceptions import BaseError
     from obstore.store import from_url
 
     scheme, store_url = _normalize(url)
+    gate = Gate(proxy_from_environment(VARIABLES[scheme]))
+    options = {**_client_options(VARIABLES[scheme]), "proxy_url": gate.url}
+
+    def ask() -> None:
+        """Request an object with credentials and without, so that their server and the store are asked for."""
+        for config in ({}, {"skip_signature": "true"}):
+            once = from_url(store_url, config=config, client_options=options, retry_config={"max_retries": 0})  # type: ignore[call-overload]
+            with suppress(BaseError, FileNotFoundError):
+                obstore.head(once, "config.json")
+
     try:
-        return Store(store_url, from_url(store_url, retry_config=_RETRIES))
+        gate.learn(ask)
+        client: ObjectStore = from_url(store_url, client_options=options, retry_config=_RETRIES)  # type: ignore[call-overload]
     except BaseError as error:
         raise UsageError(f"{url}: {first_line(error)}", hint=CREDENTIALS[scheme]) from None
+    return Store(store_url, client, gate)
+
+
+_CLIENT_OPTIONS = (
+    "allow_http", "allow_invalid_certificates", "connect_timeout", "default_content_type", "http1_only",
+    "pool_idle_timeout", "pool_max_idle_per_host", "proxy_ca_certificate", "randomize_addresses", "read_timeout",
+    "timeout", "user_agent",
+)  # fmt: skip
+"""Options that obstore takes from the environment, if it is given none. Those of HTTP/2 are not: the gate bounds each
+answer, which HTTP/2 would mix."""
+
+
+def _client_options(prefix: str) -> dict[str, str]:
+    """Return the options for obstore's HTTP client that the environment gives."""
+    return {name: os.environ[key] for name in _CLIENT_OPTIONS if (key := f"{prefix}_{name.upper()}") in os.environ}
 
 
 def _normalize(url: str) -> tuple[str, str]:

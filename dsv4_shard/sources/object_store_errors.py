@@ -12,6 +12,8 @@ from dsv4_shard.errors import (
     Throttled,
     Unreachable,
 )
+from dsv4_shard.limits import STORE_ANSWER
+from dsv4_shard.sources.gate import Gate, Origin
 from dsv4_shard.text.sanitize import short_name
 
 VARIABLES = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE"}
@@ -49,7 +51,7 @@ _FAILURES = {
 _THROTTLED = ("SlowDown", "TooManyRequests", "RequestLimitExceeded", "ServerBusy")
 
 
-def translate(error: Exception, what: str, place: str) -> ShardError:
+def translate(error: Exception, what: str, place: str, unreachable: tuple[Origin, str] | None = None) -> ShardError:
     """Return the error to raise for an error of obstore.
 
     Its own text is shown only in part, because it has addresses that may contain signatures.
@@ -58,6 +60,7 @@ def translate(error: Exception, what: str, place: str) -> ShardError:
         error: obstore's error.
         what: The URL that was requested.
         place: URL of the bucket.
+        unreachable: The server to which there was no connection, and why.
     """
     text = str(error)
     scheme = place.partition(":")[0]
@@ -67,6 +70,10 @@ def translate(error: Exception, what: str, place: str) -> ShardError:
     tried = f", after {found['retries']} retries" if "retries" in found else ""
     if _IDENTITY.search(text):
         return AccessRefused(f"{what}: no credentials for {scheme}:// are set", hint=CREDENTIALS[scheme])
+    if unreachable:
+        origin, why = unreachable
+        return ServerFailed(f"{what}: no connection to {origin}: {why}{tried}", hint=f"{_AGAIN} The endpoint is that "
+                            f"of {VARIABLES[scheme]}_ENDPOINT_URL, or the cloud's own.")  # fmt: skip
     if status in (401, 403):
         return AccessRefused(f"{what}: {place} refused access ({answer})", hint=CREDENTIALS[scheme])
     if code == "NoSuchUpload":
@@ -91,12 +98,30 @@ def translate(error: Exception, what: str, place: str) -> ShardError:
     if "region" in found or "redirect without LOCATION" in text:
         where = f", {found['region']}" if "region" in found else ""
         return BadAnswer(f"{what}: {place} is in another region{where}", hint="Set AWS_REGION to the bucket's.")
+    if 300 <= status < 400:
+        return BadAnswer(
+            f"{what}: {place} redirects ({status}), which is not followed", hint="Check endpoint and region."
+        )
     if "redirect" in text:
         return BadAnswer(f"{what}: {place} answered with nothing but redirects", hint="Check endpoint and region.")
     if broken := found.get("broken"):
         return ServerFailed(f"{what}: {_FAILURES[broken]}{tried}", hint=f"{_AGAIN} The endpoint is that of "
                             f"{VARIABLES[scheme]}_ENDPOINT_URL, or the cloud's own.")  # fmt: skip
     return BadAnswer(f"{what}: {place} answered {answer}" if status else f"{what}: {first_line(error)}")
+
+
+def gate_error(gate: Gate, url: str) -> BadAnswer:
+    """Return the error for a gate that is `stopped`: the store at `url` redirects elsewhere, or floods."""
+    if gate.refused is None:
+        return BadAnswer(f"{url}: {gate.flooded} answered a request with more than {STORE_ANSWER.nbytes:,} bytes")
+    scheme = url.partition(":")[0]
+    return BadAnswer(
+        f"{url}: its server redirects to {gate.refused}, which gets no request: credentials and data go to "
+        f"{' and '.join(sorted(map(str, gate.origins)))} alone",
+        hint="Set AWS_REGION if the bucket is in another region, or AWS_ENDPOINT_URL if that server is the store's."
+        if scheme == "s3"
+        else f"Check {VARIABLES[scheme]}_* in the environment: they name the store's server.",
+    )
 
 
 def replaced(what: str) -> SourceChanged:

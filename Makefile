@@ -72,12 +72,12 @@ docs: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks
 
-# Damaged headers, indexes, configs and plans, for SECONDS each, in an environment of its own. `make test` holds the same
+# Damaged inputs of each kind, for SECONDS each, in an environment of its own. `make test` holds the same
 # properties on fewer inputs.
 SECONDS ?= 60
 
 fuzz: $(FUZZ)/.ready
-	for target in header index config plan; do \
+	for target in header index config plan manifest journal archive hub store log; do \
 		$(FUZZ)/bin/python -m fuzz $$target --seconds $(SECONDS) || exit 1; \
 	done
 
@@ -140,7 +140,7 @@ $(DEMO)/.ready $(OTHER)/.ready $(LOWEST)/.ready: pyproject.toml constraints.txt
 
 $(FUZZ)/.ready: constraints.txt
 	$(make-environment)
-	$(FUZZ)/bin/$(INSTALL) $(PINNED) atheris==3.0.0 numpy pydantic safetensors xxhash
+	$(FUZZ)/bin/$(INSTALL) $(PINNED) atheris==3.0.0 huggingface_hub numpy obstore pydantic safetensors tenacity xxhash
 	touch $@
 
 define make-environment

@@ -222,6 +222,8 @@ class BadSkeleton(BadRanks):
 class NewerSchema(ShardError):
     """A plan, manifest or journal was written by a newer dsv4-shard, in a schema that this one cannot read."""
 
+    hint = "Use the version that wrote it, or a newer one."
+
 
 # --- plans ---------------------------------------------------------------------------------------------------------
 
@@ -344,6 +346,7 @@ class NotAResult(ShardError):
     """The folder has no readable manifest, so it is not verified as a result of reshard."""
 
     exit_code = ExitCode.NO
+    hint = "Do not use its files: nothing says what they should be. Write the result again."
 
 
 class LoadRefused(ShardError):
@@ -386,3 +389,5 @@ class ServerFailed(Unreachable):
 
 class BadAnswer(Unreachable):
     """A server answered with other bytes, another size, or no JSON."""
+
+    hint = "Run again. If it answers so again, the server is at fault: use another endpoint, or download the files."

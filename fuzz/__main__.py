@@ -15,13 +15,15 @@ from random import Random
 
 import atheris
 
+NAMES = ("header", "index", "config", "plan", "manifest", "journal", "archive", "hub", "store", "log")
+
 LIMITS = {"max_len": 1 << 16, "timeout": 10, "rss_limit_mb": 2048}
 
 
 def main() -> int:
     """Entry point: the exit code, 1 where something was found."""
     parser = argparse.ArgumentParser(prog="python -m fuzz", description="Fuzz one target, or check one input.")
-    parser.add_argument("target", choices=("header", "index", "config", "plan"))
+    parser.add_argument("target", choices=NAMES)
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--input", type=Path, help="only check this file, a crash-* of an earlier run")

@@ -115,7 +115,7 @@ def _read_identity(entry: bytes, where: Path) -> tuple[RunIdentity, int]:
     if not isinstance(document, dict):
         raise BadJson("not the first entry of a journal")
     version = check_schema(document.get("schema_version", 1), "unfinished run", where, SCHEMA_VERSION)
-    return RunIdentity.model_validate_json(json.dumps(upgraded(document, version, _STEPS))), version
+    return RunIdentity.model_validate_json(json.dumps(upgraded(document, version, _STEPS)), strict=True), version
 
 
 def _from_1(run: JsonObject) -> JsonObject:
@@ -250,10 +250,12 @@ def _entries(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _steps(entry: bytes) -> Iterator[Finished]:
-    """The finished steps in an entry's payload."""
+    """The finished steps in an entry's payload. Raises struct.error if it ends within one."""
     at = 0
     while at < len(entry):
         number, length, inexact, nbytes = _STEP.unpack_from(entry, at)
         at += _STEP.size
+        if length > len(entry) - at:
+            raise struct.error(f"a step of {length} bytes of digests, of which {len(entry) - at} are there")
         yield Finished(number, entry[at : at + length], inexact, nbytes)
         at += length

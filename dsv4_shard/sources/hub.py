@@ -247,8 +247,10 @@ def _ask_listing(repository: Repository) -> tuple[str, dict[str, Listed]]:
                 )
         except HfHubHTTPError as error:
             raise_for(error, what, repository.endpoint, repository.repo_id)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise BadAnswer(f"{what}: the answer of {repository.endpoint} is none of the Hub's: {error}") from None
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise BadAnswer(
+                f"{what}: the answer of {repository.endpoint} is none of the Hub's: {short_name(str(error))}"
+            ) from None
 
     info = retry(ask, _NEVER, 2 if _is_cached(repository) else _FIRST_TRIES)
     if not isinstance(info.sha, str) or not COMMIT.fullmatch(info.sha):
@@ -256,8 +258,11 @@ def _ask_listing(repository: Repository) -> tuple[str, dict[str, Listed]]:
     return info.sha, dict(_listed(info.siblings or (), what))
 
 
-_FILE_NAME = re.compile(r"(?!\.{1,2}$)[^\x00-\x1f\x7f/\\:\u202a-\u202e\u2066-\u2069]{1,255}")
-"""The name of a file on every system: no separators, no control characters, neither `.` nor `..`."""
+_FILE_NAME = re.compile(r"(?!\.{1,2}$)[^\x00-\x1f\x7f-\x9f/\\:\u202a-\u202e\u2066-\u2069\ud800-\udfff]{1,255}")
+"""The name of a file on every system: no separators, control characters or half characters, neither `.` nor `..`."""
+
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def _is_path(name: str) -> bool:
@@ -279,6 +284,10 @@ def _listed(siblings: Iterable[Any], what: str) -> Iterable[tuple[str, Listed]]:
         if type(file.size) is not int or file.size < 0:
             raise BadAnswer(f"{what}: the listing has no size for {file.rfilename}")
         sha256 = file.lfs.sha256 if file.lfs else None
+        if not (sha256 is None or (isinstance(sha256, str) and _SHA256.fullmatch(sha256))):
+            raise BadAnswer(f"{what}: the listing has {short(sha256)} for the SHA-256 of {file.rfilename}")
+        if not isinstance(file.blob_id or "", str):
+            raise BadAnswer(f"{what}: the listing has {short(file.blob_id)} for the Git blob of {file.rfilename}")
         yield file.rfilename, Listed(file.size, sha256 or file.blob_id or "", sha256)
 
 
@@ -317,7 +326,7 @@ def _ask_headers(repository: Repository, nbytes: Mapping[str, int]) -> dict[str,
         raw = retry(ask, _NEVER, 2)
         headers = json.loads(raw)["headers"] if raw else {}
         rebuilt = {name: _rebuilt(headers[name], total) for name, total in nbytes.items()}
-    except (Unreachable, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (Unreachable, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None  # range requests are the fallback, and raise the errors that matter
     return {name: header for name, header in rebuilt.items() if header} if all(rebuilt.values()) else None
 

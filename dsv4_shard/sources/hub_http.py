@@ -23,7 +23,7 @@ from dsv4_shard.errors import AccessRefused, BadAnswer, NotFound, ShardError, Un
 from dsv4_shard.sources.remote import Listed
 from dsv4_shard.sources.response_limits import limited_bodies
 from dsv4_shard.sources.retry import Transient, retry
-from dsv4_shard.text.sanitize import short
+from dsv4_shard.text.sanitize import short, short_name
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 
@@ -361,7 +361,7 @@ def _meaning(error: Any, what: str, endpoint: str, repo_id: str) -> ShardError |
             return NotFound(f"{what}: not there at {host} ({status})", hint="The repository lacks it: see its files.")
     if status in (401, 403):
         reason = (error.server_message or "").strip().splitlines()
-        why = f": {reason[0][:120]}" if reason else ""
+        why = f": {short_name(reason[0])}" if reason else ""
         return AccessRefused(f"{what}: {host} refused access ({status}){why}", hint=log_in)
     if status in _TRANSIENT_STATUSES or (status >= 500 and status not in _PERMANENT_STATUSES):
         return Transient(f"{what}: {host} answered {status}", _asked_wait(error.response), throttled=status == 429)

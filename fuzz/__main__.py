@@ -17,7 +17,7 @@ import atheris
 
 NAMES = ("header", "index", "config", "plan", "manifest", "journal", "archive", "hub", "store", "log")
 
-LIMITS = {"max_len": 1 << 16, "timeout": 10, "rss_limit_mb": 2048}
+LIMITS = {"max_len": 1 << 16, "rss_limit_mb": 2048}
 
 
 def main() -> int:
@@ -26,6 +26,7 @@ def main() -> int:
     parser.add_argument("target", choices=NAMES)
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--timeout", type=int, default=10, help="seconds for one input; more on a busy machine")
     parser.add_argument("--input", type=Path, help="only check this file, a crash-* of an earlier run")
     options = parser.parse_args()
     if options.input:
@@ -38,7 +39,7 @@ def main() -> int:
         child = os.fork()
         if child == 0:
             os.dup2(log.fileno(), sys.stderr.fileno())
-            _fuzz(options.target, {"max_total_time": options.seconds, "seed": options.seed}, corpus, count)
+            _fuzz(options.target, {"max_total_time": options.seconds, "seed": options.seed, "timeout": options.timeout}, corpus, count)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         inputs = int.from_bytes(count[:], "little")
         print(f"{options.target}: {inputs:,} inputs, {'a finding' if code else 'nothing found'}", flush=True)

@@ -145,6 +145,12 @@ class IndexMismatch(ShardError):
     hint = "Files of two revisions are mixed, or the index is stale: download the repository again at one revision."
 
 
+class CheckpointTooLarge(ShardError):
+    """The headers of a checkpoint describe more than is read; the limits leave room for twice the largest release."""
+
+    hint = "No release is so large: look at its headers, or ask for a higher limit (docs/reference/limits.md)."
+
+
 class DuplicateTensor(ShardError):
     """One tensor is in two files."""
 

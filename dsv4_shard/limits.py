@@ -1,9 +1,13 @@
 """The largest input of each kind that is read from outside: one table, each row enforced in one place.
 
-Bytes count after decoding, and before anything is made of them.
+Bytes count decoded, and before anything is made of them. The numbers are chosen so that no command needs more than
+512 MiB, and leave at least a third above the largest that DeepSeek's releases need, which `largest` says.
 """
 
 from dataclasses import dataclass
+
+MAX_DEPTH = 64
+"""Levels of nesting of JSON values that are passed on, or not looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,13 +16,143 @@ class Limit:
 
     Attributes:
         what: The input.
+        error: Class in `errors` of the error for an input beyond the limit; several if it is read in several ways.
         nbytes: Bytes.
+        count: Number of `counted`.
+        counted: Plural of what is counted.
+        seconds: Time to read it.
+        depth: Levels of nested values.
+        largest: The largest that is known to be needed.
     """
 
     what: str
+    error: str
     nbytes: int = 0
+    count: int = 0
+    counted: str = "values"
+    seconds: float = 0
+    depth: int = 0
+    largest: str = ""
 
 
-STORE_ANSWER = Limit("answer of an object store to one request", nbytes=9 << 20)
+# --- checkpoints ---------------------------------------------------------------------------------------------------
 
-GATE_HEAD = Limit("request head at the gate", nbytes=64 << 10)
+HEADER = Limit(
+    "header of a safetensors file", "HeaderTooLarge, HeaderNotJson, BadTensorEntry",
+    nbytes=32 << 20, count=2_000_000, depth=MAX_DEPTH,
+    largest="0.6 MB; all of V4-Pro's tensors in one header would take 25 MB and 1.2 million values",
+)  # fmt: skip
+
+HEADERS = Limit(
+    "all headers of a checkpoint or of a result", "CheckpointTooLarge",
+    nbytes=96 << 20, count=600_000, counted="tensors",
+    largest="V4-Pro: 27 MB, 145,116 tensors; in NVFP4 twice as many",
+)  # fmt: skip
+
+WEIGHT_FILES = Limit(
+    "weight files that an index names", "BadIndex", count=10_000, counted="files", largest="V4-Pro-FP8: 335"
+)
+
+INDEX = Limit(
+    "model.safetensors.index.json", "BadIndex",
+    nbytes=40 << 20, count=700_000, depth=MAX_DEPTH, largest="V4-Pro: 12 MB, 145,117 values",
+)  # fmt: skip
+
+CONFIG = Limit("config.json", "BadConfig", nbytes=4 << 20, count=50_000, depth=MAX_DEPTH, largest="3 kB, 120 values")
+
+COMPANION = Limit(
+    "small file of a release",
+    "none: stays behind",
+    nbytes=64 << 20,
+    count=8,
+    counted="folders",
+    largest="a tokenizer: 35 MB",
+)
+
+COMPANIONS = Limit(
+    "all small files of a release", "none: others stay behind", nbytes=128 << 20, count=1_000, counted="files",
+    largest="V4-Pro: under 20 MB",
+)  # fmt: skip
+
+TREE = Limit(
+    "files and folders in the folders of a checkpoint", "none: others stay behind", count=10_000, counted="entries",
+    largest="some tens",
+)  # fmt: skip
+
+CARD = Limit("metadata of a README.md", "none: not read", nbytes=64 << 10, largest="1 kB")
+
+FOLDER = Limit("entries of a folder", "ReadFailed", count=100_000, counted="entries", largest="some hundreds")
+
+# --- what this tool wrote ------------------------------------------------------------------------------------------
+
+PLAN = Limit("plan", "BadPlan", nbytes=4 << 20, count=50_000, depth=MAX_DEPTH, largest="50 kB, 1,800 values")
+
+MANIFEST = Limit(
+    "manifest.json", "NotAResult",
+    nbytes=48 << 20, count=600_000, largest="the reference's 16 ranks of V4-Pro: 16 MB, 200,000 values",
+)  # fmt: skip
+
+JOURNAL = Limit(
+    "journal of an unfinished run", "OtherRun",
+    nbytes=128 << 20, count=700_000, counted="steps", largest="V4-Pro for 16 ranks: 40 MB, 145,116 steps",
+)  # fmt: skip
+
+JOURNAL_ENTRY = Limit(
+    "first entry of a journal", "OtherRun", nbytes=4 << 20, count=50_000, depth=MAX_DEPTH, largest="60 kB, 1,500 values"
+)
+
+UPLOAD_JOURNAL = Limit(
+    "journal of an unfinished upload", "OtherRun",
+    nbytes=32 << 20, count=200_000, counted="entries", largest="4096 ranks: 4 MB, 20,000 entries",
+)  # fmt: skip
+
+ARCHIVE = Limit(
+    "source.zip, packed", "BadSkeleton", nbytes=24 << 20, count=10_002, counted="entries", largest="V4-Pro: 2 MB"
+)
+
+UNPACKED = Limit("source.zip, unpacked", "BadSkeleton", nbytes=128 << 20, largest="V4-Pro: 27 MB")
+
+CACHED = Limit(
+    "cached listing and headers", "none: asked for again", nbytes=24 << 20, count=10_003, counted="entries",
+    largest="V4-Pro: 2 MB",
+)  # fmt: skip
+
+NAME = Limit("file that holds one name, commit or process", "none: as if it were not there", nbytes=4096)
+
+# --- servers -------------------------------------------------------------------------------------------------------
+
+HUB_ANSWER = Limit(
+    "answer of the Hub: listing, error, page", "BadAnswer", nbytes=16 << 20, count=300_000, seconds=300,
+    largest="V4-Pro's listing: 40 kB",
+)  # fmt: skip
+
+HUB_HEADERS = Limit(
+    "answer of the Hub with all headers", "none: read by ranges", nbytes=40 << 20, count=1_700_000, seconds=300,
+    largest="V4-Pro: 27 MB, 1.2 million values",
+)  # fmt: skip
+
+HUB_WAIT = Limit("wait that a server asks for", "Throttled", seconds=900)
+
+HUB_REDIRECTS = Limit("redirects of one file", "BadAnswer", count=5, counted="redirects", largest="1")
+
+STORE_ANSWER = Limit(
+    "answer of an object store to one request", "BadAnswer", nbytes=9 << 20, seconds=30,
+    largest="a block of 8 MiB, 1,000 entries of a listing",
+)  # fmt: skip
+
+STORE_LISTING = Limit(
+    "listing of an object store", "BadAnswer", count=100_000, counted="objects", seconds=240,
+    largest="a result of 4096 ranks: 20,000",
+)  # fmt: skip
+
+GATE_HEAD = Limit("head of a request to a store", "BadAnswer", nbytes=64 << 10, largest="4 kB")
+
+# --- logs ----------------------------------------------------------------------------------------------------------
+
+LOG = Limit("log for `explain`", "ReadFailed", nbytes=4 << 30, largest="some MB")
+
+LOG_LINE = Limit("piece of a line of a log", "none: read in overlapping pieces", nbytes=16 << 10)
+
+
+TABLE: tuple[Limit, ...] = tuple(value for value in globals().values() if isinstance(value, Limit))
+"""Every limit, in the order above."""

@@ -39,7 +39,12 @@ def main() -> int:
         child = os.fork()
         if child == 0:
             os.dup2(log.fileno(), sys.stderr.fileno())
-            _fuzz(options.target, {"max_total_time": options.seconds, "seed": options.seed, "timeout": options.timeout}, corpus, count)
+            _fuzz(
+                options.target,
+                {"max_total_time": options.seconds, "seed": options.seed, "timeout": options.timeout},
+                corpus,
+                count,
+            )
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         inputs = int.from_bytes(count[:], "little")
         print(f"{options.target}: {inputs:,} inputs, {'a finding' if code else 'nothing found'}", flush=True)

@@ -106,8 +106,8 @@ def _check_listing(info: bytes) -> None:
     document = json.loads(info)
     assert commit == document["sha"]
     assert re.fullmatch(r"[0-9a-f]{40}", commit)
-    theirs = {one["rfilename"]: one["size"] for one in document.get("siblings") or ()}
-    theirs = {name: size for name, size in theirs.items() if "/" not in name}
+    top = [one for one in document.get("siblings") or () if "/" not in one["rfilename"]]
+    theirs = {one["rfilename"]: one["size"] for one in top}
     assert {name: listed.nbytes for name, listed in listing.items()} == theirs
     assert all(
         name.encode() not in (b".", b"..") and not re.search(r"[/\\\x00-\x1f\x7f-\x9f]", name) for name in listing

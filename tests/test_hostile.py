@@ -21,7 +21,8 @@ from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.cli import app
 from dsv4_shard.errors import ExitCode, NotAResult
 from dsv4_shard.inspection.unknown_family import inspect_unknown
-from dsv4_shard.sharding.manifest import MAX_MANIFEST_BYTES, Manifest, load_manifest
+from dsv4_shard.limits import MANIFEST
+from dsv4_shard.sharding.manifest import Manifest, load_manifest
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
 from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.storage.digests import digest_of
@@ -384,8 +385,8 @@ def test_a_manifest_that_is_no_document_is_damage(raw: bytes, out: Path) -> None
 
 
 def test_a_manifest_of_absurd_size_is_refused_unread(out: Path) -> None:
-    os.truncate(out / MANIFEST_NAME, MAX_MANIFEST_BYTES + 1)
-    with pytest.raises(NotAResult, match=f"{MAX_MANIFEST_BYTES + 1:,} bytes, too large"):
+    os.truncate(out / MANIFEST_NAME, MANIFEST.nbytes + 1)
+    with pytest.raises(NotAResult, match=f"{MANIFEST.nbytes + 1:,} bytes, too large"):
         load_manifest(out)
 
 

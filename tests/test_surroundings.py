@@ -11,6 +11,7 @@ from support.checkpoints.small import least_config, reshard_folder
 
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.errors import ExitCode, NotAResult, OutputError, ReadFailed
+from dsv4_shard.limits import Limit
 from dsv4_shard.planning.plan_file import load_plan
 from dsv4_shard.sharding.manifest import load_manifest
 from dsv4_shard.storage import output_folder, read_regular, write_text
@@ -79,7 +80,7 @@ def test_only_regular_files_are_read(kind: str, tmp_path: Path) -> None:
     else:
         path.symlink_to("/dev/zero")
     with pytest.raises(ReadFailed, match=r"manifest\.json: (a directory|a pipe, socket or device), not a file"):
-        read_regular(path, 100)
+        read_regular(path, Limit("", "", nbytes=100))
     with pytest.raises(NotAResult, match="not a file"):
         load_manifest(tmp_path)
     with pytest.raises(Exception, match="not a file"):
@@ -88,9 +89,9 @@ def test_only_regular_files_are_read(kind: str, tmp_path: Path) -> None:
 
 def test_a_small_file_is_read_up_to_its_limit_and_no_further(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x" * 100)
-    assert read_regular(tmp_path / "file", 100) == b"x" * 100
+    assert read_regular(tmp_path / "file", Limit("", "", nbytes=100)) == b"x" * 100
     with pytest.raises(ReadFailed, match="100 bytes, too large: at most 99 are read"):
-        read_regular(tmp_path / "file", 99)
+        read_regular(tmp_path / "file", Limit("", "", nbytes=99))
 
 
 @pytest.mark.slow

@@ -7,7 +7,16 @@ from typing import Any
 import xxhash
 
 from dsv4_shard.checkpoint.findings import Finding, Severity, defect, some
-from dsv4_shard.errors import BadConfig, BadIndex, DuplicateTensor, IndexMismatch, MissingFile, UnsafeFileName
+from dsv4_shard.errors import (
+    BadConfig,
+    BadIndex,
+    CheckpointTooLarge,
+    DuplicateTensor,
+    IndexMismatch,
+    MissingFile,
+    UnsafeFileName,
+)
+from dsv4_shard.limits import CONFIG, HEADERS, INDEX, WEIGHT_FILES
 from dsv4_shard.models import (
     NATIVE,
     ModelConfig,
@@ -21,15 +30,13 @@ from dsv4_shard.sources.base import Source
 from dsv4_shard.sources.checkpoint_files import (
     CONFIG_FILE,
     INDEX_FILE,
-    MAX_CONFIG_BYTES,
-    MAX_INDEX_BYTES,
     SINGLE_FILE,
     is_plain_name,
 )
 from dsv4_shard.storage import collector_paused
 from dsv4_shard.tensors.header import Tensor, read_header
 from dsv4_shard.text.sanitize import short
-from dsv4_shard.text.strict_json import BadJson, parse_json
+from dsv4_shard.text.strict_json import BadJson, is_plain, parse_json
 from dsv4_shard.text.units import counted
 
 
@@ -129,8 +136,8 @@ def _read_config(source: Source, sizes: Mapping[str, int]) -> tuple[bytes, str]:
     """Return the bytes of config.json, and its name in errors."""
     if CONFIG_FILE not in sizes:
         raise BadConfig(f"{source.label}: no {CONFIG_FILE}", hint="Name the folder that holds the whole checkpoint.")
-    if sizes[CONFIG_FILE] > MAX_CONFIG_BYTES:
-        raise BadConfig(f"{source.label}/{CONFIG_FILE}: {sizes[CONFIG_FILE]} bytes, over {MAX_CONFIG_BYTES}")
+    if sizes[CONFIG_FILE] > CONFIG.nbytes:
+        raise BadConfig(f"{source.label}/{CONFIG_FILE}: {sizes[CONFIG_FILE]} bytes, over {CONFIG.nbytes}")
     with source.open(CONFIG_FILE) as file:
         return file.read(0, file.nbytes), f"{source.label}/{CONFIG_FILE}"
 
@@ -145,8 +152,8 @@ def _read_index(source: Source, sizes: Mapping[str, int]) -> tuple[dict[str, str
             hint="The download is incomplete, or the weights are in another format than safetensors.",
         )
     where = f"{source.label}/{INDEX_FILE}"
-    if sizes[INDEX_FILE] > MAX_INDEX_BYTES:
-        raise BadIndex(f"{where}: {sizes[INDEX_FILE]} bytes, over {MAX_INDEX_BYTES}")
+    if sizes[INDEX_FILE] > INDEX.nbytes:
+        raise BadIndex(f"{where}: {sizes[INDEX_FILE]} bytes, over {INDEX.nbytes}")
     with source.open(INDEX_FILE) as file:
         raw = file.read(0, file.nbytes)
     weight_map, total = _parse_index(raw, where)
@@ -167,7 +174,7 @@ def _check_total(total: int | None, tensors: Mapping[str, Tensor]) -> list[Findi
 def _parse_index(raw: bytes, where: str) -> tuple[dict[str, str], int | None]:
     """Return weight map and `metadata.total_size` of an index. Raises BadIndex, also if a tensor is listed twice."""
     try:
-        document = parse_json(raw)
+        document = parse_json(raw, INDEX)
     except BadJson as error:
         raise BadIndex(f"{where}: {error}") from None
     weight_map = document.get("weight_map") if isinstance(document, dict) else None
@@ -175,6 +182,8 @@ def _parse_index(raw: bytes, where: str) -> tuple[dict[str, str], int | None]:
         raise BadIndex(f"{where}: weight_map must map tensor names to file names")
     if not weight_map:
         raise BadIndex(f"{where}: weight_map is empty")
+    if not is_plain({key: value for key, value in document.items() if key != "weight_map"}):
+        raise BadIndex(f"{where}: nested too deeply, or holds a number beyond every double")
     metadata = document.get("metadata")
     total = metadata.get("total_size") if isinstance(metadata, dict) else None
     return weight_map, total if type(total) is int and 0 <= total < 2**63 else None
@@ -182,6 +191,8 @@ def _parse_index(raw: bytes, where: str) -> tuple[dict[str, str], int | None]:
 
 def _check_file_names(names: list[str], sizes: Mapping[str, int], source: Source, where: str) -> None:
     """Raise UnsafeFileName or MissingFile for the first problem with the files that an index names."""
+    if len(names) > WEIGHT_FILES.count:
+        raise BadIndex(f"{where} names {len(names):,} files, too many: at most {WEIGHT_FILES.count:,} are read")
     unsafe = [name for name in names if not is_plain_name(name)]
     if unsafe:
         raise UnsafeFileName(f"{where}: {some(unsafe)}: not the plain name of a safetensors file in this folder")
@@ -203,9 +214,12 @@ def _read_headers(source: Source, names: list[str]) -> tuple[tuple[SourceFile, .
     files: list[SourceFile] = []
     tensors: dict[str, Tensor] = {}
     warnings: list[str] = []
+    nbytes = 0
     for name in names:
         with source.open(name) as file:
             header = read_header(file, name)
+            nbytes += header.data_start
+            _check_total_headers(nbytes, len(tensors) + len(header.tensors), source.label)
             digest = xxhash.xxh3_128_hexdigest(file.read(0, header.data_start))
             files.append(SourceFile(name, file.nbytes, digest, file.mtime_ns))
         warnings += header.warnings
@@ -218,6 +232,13 @@ def _read_headers(source: Source, names: list[str]) -> tuple[tuple[SourceFile, .
             end = base + stop
             tensors[key] = Tensor(key, dtype, shape, name, begin, end)
     return tuple(files), tensors, warnings
+
+
+def _check_total_headers(nbytes: int, tensors: int, where: str) -> None:
+    """Raise CheckpointTooLarge if all headers so far have more bytes or tensors than are read."""
+    for number, most, unit in ((nbytes, HEADERS.nbytes, "bytes"), (tensors, HEADERS.count, "tensors")):
+        if number > most:
+            raise CheckpointTooLarge(f"{where}: headers of over {most:,} {unit} in all, too many to be read")
 
 
 def _check_index(weight_map: Mapping[str, str], tensors: Mapping[str, Tensor]) -> list[Finding]:

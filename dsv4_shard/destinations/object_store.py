@@ -37,9 +37,10 @@ from dsv4_shard.errors import (
     Unreachable,
     WriteFailed,
 )
+from dsv4_shard.limits import MANIFEST
 from dsv4_shard.planning import decisions, read_plan
 from dsv4_shard.sharding.job import Job
-from dsv4_shard.sharding.manifest import MAX_MANIFEST_BYTES, PLAN_NAME, Manifest, load_manifest, read_manifest
+from dsv4_shard.sharding.manifest import PLAN_NAME, Manifest, load_manifest, read_manifest
 from dsv4_shard.sources.checkpoint_files import CARD_FILE
 from dsv4_shard.sources.local import LocalFile
 from dsv4_shard.sources.object_store import PART_BYTES, Store
@@ -342,7 +343,7 @@ def _doomed(store: Store, there: Mapping[str, Listed], overwrite: bool) -> list[
 def _content(store: Store, there: Mapping[str, Listed]) -> bytes:
     """The bytes of the manifest in the store."""
     listed = there[MANIFEST_NAME]
-    if listed.nbytes > MAX_MANIFEST_BYTES:
+    if listed.nbytes > MANIFEST.nbytes:
         raise OutputNotEmpty(f"{store.url}/{MANIFEST_NAME}: {listed.nbytes} bytes, no manifest", hint=_ELSEWHERE)
     content = bytearray(listed.nbytes)
     store.read(MANIFEST_NAME, listed, 0, memoryview(content), _NEVER)

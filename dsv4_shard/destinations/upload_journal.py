@@ -6,10 +6,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from dsv4_shard.errors import WriteFailed
+from dsv4_shard.errors import OtherRun, WriteFailed
+from dsv4_shard.limits import JOURNAL_ENTRY, UPLOAD_JOURNAL
 from dsv4_shard.sources.remote import Listed
+from dsv4_shard.text.document import Untrusted
 from dsv4_shard.text.schema_versions import check_schema
 from dsv4_shard.text.strict_json import BadJson, parse_json
 
@@ -17,7 +19,7 @@ SCHEMA_VERSION: Literal[2] = 2
 """Schema 2 added the number itself, and a run digest that does not depend on the tool's version."""
 
 
-class _Entry(BaseModel):
+class _Entry(Untrusted):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
@@ -49,7 +51,7 @@ _ENTRY: TypeAdapter[UploadBegun | UploadClaimed | UploadPut] = TypeAdapter(Uploa
 class UploadJournal:
     """The journal of an upload, one line of JSON per entry. A torn line and everything after it are ignored.
 
-    Raises NewerSchema if a newer version of the tool wrote it.
+    Raises NewerSchema if a newer version of the tool wrote it, and OtherRun if it is beyond UPLOAD_JOURNAL.
 
     Attributes:
         schema: Schema of the journal on disk.
@@ -66,7 +68,17 @@ class UploadJournal:
         self.put: dict[str, Listed] = {}
         self._stop = 0
         with suppress(FileNotFoundError, NotADirectoryError), path.open("rb") as file:
-            for line in file:
+            if (nbytes := os.fstat(file.fileno()).st_size) > UPLOAD_JOURNAL.nbytes:
+                raise OtherRun(
+                    f"{path}: {nbytes:,} bytes, too large for a journal: at most {UPLOAD_JOURNAL.nbytes:,} are read",
+                    hint="Add --restart to throw the unfinished upload away.",
+                )
+            for number, line in enumerate(file):
+                if number >= UPLOAD_JOURNAL.count:
+                    raise OtherRun(
+                        f"{path}: over {UPLOAD_JOURNAL.count:,} entries, too many for a journal",
+                        hint="Add --restart to throw the unfinished upload away.",
+                    )
                 try:
                     self._take(_ENTRY.validate_json(line))
                 except ValidationError:
@@ -103,6 +115,6 @@ class UploadJournal:
 def _refuse_newer(line: bytes, path: Path) -> None:
     """Raise NewerSchema if the line is an entry of a newer schema; any other line counts as torn."""
     with suppress(BadJson):
-        entry = parse_json(line)
+        entry = parse_json(line, JOURNAL_ENTRY)
         if isinstance(entry, dict):
             check_schema(entry.get("schema_version"), "upload", path.parent, SCHEMA_VERSION)

@@ -14,8 +14,8 @@ from typing import BinaryIO
 from dsv4_shard.diagnosis.clues import Clues
 from dsv4_shard.diagnosis.origin import FRAME, Frame
 from dsv4_shard.diagnosis.patterns import Pattern, patterns
-
-MAX_LINE = 1 << 14
+from dsv4_shard.errors import ReadFailed
+from dsv4_shard.limits import LOG, LOG_LINE
 
 _OVERLAP = 1 << 10
 """Bytes of a cut line that the next piece repeats, so that no message is lost at the cut."""
@@ -189,9 +189,17 @@ _BREAK = re.compile(r"[\r\n]+|\\n")
 
 
 def lines_of(stream: BinaryIO) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a log as plain text: without colours, progress bars split, long lines in overlapping pieces."""
-    number, rest = 1, b""
-    while piece := stream.readline(MAX_LINE):
+    """Numbered lines of a log as plain text: without colours, progress bars split, long lines in overlapping pieces.
+
+    Raises ReadFailed beyond LOG.
+    """
+    number, rest, left = 1, b"", LOG.nbytes
+    while piece := stream.readline(LOG_LINE.nbytes):
+        left -= len(piece)
+        if left < 0:
+            raise ReadFailed(
+                f"a log of over {LOG.nbytes:,} bytes, too large to be read", hint="Give its end: tail -c 1G LOG"
+            )
         text = (rest + piece).decode(errors="replace")
         if "\x1b" in text or "\\u001b" in text:
             text = _ANSI.sub("", text.replace("\\u001b", "\x1b"))

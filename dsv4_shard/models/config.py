@@ -5,13 +5,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from dsv4_shard.errors import BadConfig, UnsupportedFamily
+from dsv4_shard.limits import CONFIG
 from dsv4_shard.models.families import FAMILIES, find_family
 from dsv4_shard.models.family import Family, ModelConfig
 from dsv4_shard.text.sanitize import short, short_name
 from dsv4_shard.text.strict_json import BadJson, is_plain, parse_json
-
-MAX_CONFIG_VALUES = 200_000
-"""Most values in a config.json. One ratio per layer, for the most layers, fits. Real files have about 200 values."""
 
 _NAMED_AT_ONCE = 30
 
@@ -49,7 +47,7 @@ def parse_config(raw: bytes, where: str) -> tuple[ModelConfig, dict[str, Any]]:
 def parse_document(raw: bytes, where: str) -> dict[str, Any]:
     """Return the JSON object of a config.json of any family. Raises BadConfig if it is not a plain JSON object."""
     try:
-        document = parse_json(raw, MAX_CONFIG_VALUES)
+        document = parse_json(raw, CONFIG)
     except BadJson as error:
         raise BadConfig(f"{where}: {error}") from None
     if not isinstance(document, dict):

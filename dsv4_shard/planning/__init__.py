@@ -8,7 +8,6 @@ from dsv4_shard.planning.earlier_plans import request_from_1
 from dsv4_shard.planning.nearby import nearest
 from dsv4_shard.planning.plan_builder import MEMORY_RULE, make_plan, memory_breach, refuse_infeasible, unknown_gpu
 from dsv4_shard.planning.plan_file import (
-    MAX_PLAN_BYTES,
     check_plan,
     decisions,
     load_plan,
@@ -23,7 +22,6 @@ from dsv4_shard.planning.search import Search, plan_best, search_for
 from dsv4_shard.planning.weights import beyond_roles, loads, memory_of, rank_nbytes, totals_of, weights_of
 
 __all__ = [
-    "MAX_PLAN_BYTES",
     "MEMORY_RULE",
     "BlockCut",
     "BlockGrid",

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from dsv4_shard.catalog.verb import wrong_type
 from dsv4_shard.checkpoint import Checkpoint, Inventory, differences, origin_of
 from dsv4_shard.errors import BadPlan, ForeignPlan, ReadFailed, UsageError
+from dsv4_shard.limits import PLAN
 from dsv4_shard.planning.document import SCHEMA_VERSION, Plan
 from dsv4_shard.planning.earlier_plans import STEPS
 from dsv4_shard.planning.plan_builder import make_plan
@@ -20,8 +21,6 @@ from dsv4_shard.text.strict_json import BadJson, first_error, is_plain, parse_js
 from dsv4_shard.text.units import counted
 from dsv4_shard.version import __version__
 
-MAX_PLAN_BYTES = 64 << 20
-
 
 def load_plan(path: Path) -> Plan:
     """Read a plan file of this schema version or an earlier one.
@@ -31,7 +30,7 @@ def load_plan(path: Path) -> Plan:
         NewerSchema: A newer version wrote it.
     """
     try:
-        return read_plan(read_regular(path, MAX_PLAN_BYTES), str(path))
+        return read_plan(read_regular(path, PLAN), str(path))
     except ReadFailed as error:
         raise BadPlan(str(error)) from None
 
@@ -43,7 +42,7 @@ def read_plan(raw: bytes, where: str) -> Plan:
         BadPlan, NewerSchema: As `load_plan`.
     """
     try:
-        document = parse_json(raw)
+        document = parse_json(raw, PLAN)
         if not is_plain(document):
             raise BadPlan(f"{where}: nested too deeply, or holds a number beyond every double")
         if not isinstance(document, dict) or "schema_version" not in document:

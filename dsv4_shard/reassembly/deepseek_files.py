@@ -25,11 +25,12 @@ from dsv4_shard.engines import (
     engine_for,
 )
 from dsv4_shard.errors import BadConfig, BadRanks, MissingRanks, MixedRanks
+from dsv4_shard.limits import CONFIG
 from dsv4_shard.models import ModelConfig, Part, Place, Role, TensorName, family_of, parse_config, release_file
 from dsv4_shard.reassembly.detect import find_converted
 from dsv4_shard.reassembly.kept_tensors import DtypeShape, config_for, index_of
 from dsv4_shard.reassembly.source import RankSource
-from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE, MAX_CONFIG_BYTES
+from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
 from dsv4_shard.sources.local import LocalFile, LocalSource
 from dsv4_shard.tensors.geometry import ceil_div
 from dsv4_shard.tensors.header import Header, Tensor, build_header, read_header
@@ -90,8 +91,8 @@ def _config(folder: LocalSource, config: Path | None) -> bytes:
         )
     file = LocalFile(path, CONFIG_FILE)
     try:
-        if file.nbytes > MAX_CONFIG_BYTES:
-            raise BadConfig(f"{path}: {file.nbytes} bytes, over {MAX_CONFIG_BYTES}")
+        if file.nbytes > CONFIG.nbytes:
+            raise BadConfig(f"{path}: {file.nbytes} bytes, over {CONFIG.nbytes}")
         return file.read(0, file.nbytes)
     finally:
         file.close()

@@ -21,14 +21,15 @@ from dsv4_shard.checkpoint import (
 )
 from dsv4_shard.engines import Context, Engine, Layout
 from dsv4_shard.errors import BadRanks, BadSkeleton, HeaderError, MissingRanks, UsageError, WrongRankHeader
-from dsv4_shard.planning import MAX_PLAN_BYTES, check_plan, load_plan
+from dsv4_shard.limits import ARCHIVE, COMPANION, PLAN, Limit
+from dsv4_shard.planning import check_plan, load_plan
 from dsv4_shard.reassembly.deepseek_files import converted_source
 from dsv4_shard.reassembly.gather import Gatherer
 from dsv4_shard.reassembly.kept_tensors import config_for, held_source
 from dsv4_shard.reassembly.open_files import FileState, RankFiles
 from dsv4_shard.reassembly.source import RankSource
 from dsv4_shard.sharding.companions import carried_by
-from dsv4_shard.sharding.header_archive import MAX_SKELETON_BYTES, SKELETON_NAME, read_skeleton
+from dsv4_shard.sharding.header_archive import SKELETON_NAME, read_skeleton
 from dsv4_shard.sharding.job import deploy
 from dsv4_shard.sharding.manifest import NATIVE, PLAN_NAME, Manifest, load_manifest
 from dsv4_shard.sharding.recipe import OutputFile, Recipe
@@ -36,7 +37,7 @@ from dsv4_shard.sharding.recipe_builder import make_recipe
 from dsv4_shard.sources.base import OpenFile
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
 from dsv4_shard.sources.local import LocalSource
-from dsv4_shard.sources.release_files import MAX_RELEASE_FILE_BYTES, travelling
+from dsv4_shard.sources.release_files import travelling
 from dsv4_shard.storage import MANIFEST_NAME, digest_of
 from dsv4_shard.tensors.header import Tensor, read_header
 from dsv4_shard.text.sanitize import short_name
@@ -66,7 +67,7 @@ def _open_result(folder: LocalSource) -> tuple[Checkpoint, Inventory]:
     for difference in differences(manifest.source, origin_of(original, folder.label)):
         raise BadSkeleton(f"{folder.root / SKELETON_NAME}: not of the checkpoint that the manifest names: {difference}")
     inventory = take_inventory(original)
-    _companion(folder.root, manifest, PLAN_NAME, MAX_PLAN_BYTES)
+    _companion(folder.root, manifest, PLAN_NAME, PLAN)
     engine, layout, context = deploy(check_plan(load_plan(folder.root / PLAN_NAME), original, inventory), inventory)
     released = _released(folder.root, manifest, carried_by(manifest.names, original, layout, context))
     source = replace(source, small=dict(source.small) | released)
@@ -89,7 +90,7 @@ def _check_world(manifest: Manifest, label: str) -> None:
 
 def _original_source(folder: LocalSource, manifest: Manifest) -> RankSource:
     """The headers of the original checkpoint, from source.zip. Raises BadSkeleton."""
-    raw = _companion(folder.root, manifest, SKELETON_NAME, MAX_SKELETON_BYTES)
+    raw = _companion(folder.root, manifest, SKELETON_NAME, ARCHIVE)
     content = read_skeleton(raw, str(folder.root / SKELETON_NAME))
     nbytes = {file.name: file.nbytes for file in manifest.source.files}
     digests = {file.name: file.header_digest for file in manifest.source.files}
@@ -105,13 +106,13 @@ def _label_of(folder: LocalSource) -> str:
     return f"./{folder.label}" if re.fullmatch(r"[\w.-]+/[\w.-]+", folder.label) else folder.label
 
 
-def _companion(root: Path, manifest: Manifest, name: str, limit: int) -> bytes:
+def _companion(root: Path, manifest: Manifest, name: str, limit: Limit) -> bytes:
     """A small file of a result, checked against the manifest. Raises BadSkeleton."""
     entry = next((entry for entry in manifest.companions if entry.name == name), None)
     if entry is None or not (root / name).is_file():
         raise BadSkeleton(f"{root / name}: is gone, or was never written")
     with LocalSource(root, str(root)).open(name) as file:
-        if file.nbytes != entry.nbytes or file.nbytes > limit:
+        if file.nbytes != entry.nbytes or file.nbytes > limit.nbytes:
             raise BadSkeleton(f"{root / name}: {file.nbytes:,} bytes, not the {entry.nbytes:,} that were written")
         raw = file.read(0, file.nbytes)
     if digest_of(raw) != entry.digest:
@@ -128,7 +129,7 @@ def _released(root: Path, manifest: Manifest, names: Mapping[str, str]) -> dict[
     release = travelling({original: nbytes[name] for original, name in names.items() if name in nbytes})
     for name, reason in release.left_behind.items():
         raise BadRanks(f"{root / MANIFEST_NAME}: names {name}, which no result holds: {reason}")
-    return {name: _companion(root, manifest, names[name], MAX_RELEASE_FILE_BYTES) for name in sorted(release.sizes)}
+    return {name: _companion(root, manifest, names[name], COMPANION) for name in sorted(release.sizes)}
 
 
 def _check_manifest(manifest: Manifest, recipe: Recipe, layout: Layout, context: Context, label: str) -> None:

@@ -9,7 +9,8 @@ from dsv4_shard.catalog.request import Request
 from dsv4_shard.checkpoint import Checkpoint, Inventory, Origin, refuse_errors
 from dsv4_shard.engines import Context, Engine, Layout, engine_for
 from dsv4_shard.errors import BadPlan, NewerSchema, UsageError
-from dsv4_shard.planning import MAX_PLAN_BYTES, Plan, choose, decisions, read_plan, refuse_infeasible
+from dsv4_shard.limits import PLAN
+from dsv4_shard.planning import Plan, choose, decisions, read_plan, refuse_infeasible
 from dsv4_shard.sharding.companions import Carried, Companions, carry
 from dsv4_shard.sharding.joining import share_name
 from dsv4_shard.sharding.manifest import PLAN_NAME, Manifest, Provenance
@@ -109,7 +110,7 @@ def _plan_of(there: Manifest, out: Path, own: bytes) -> bytes:
     """The plan.json of a result, if it makes the same decisions as `own`; else `own`."""
     if not (out / PLAN_NAME).is_file():
         return own
-    words = read_regular(out / PLAN_NAME, MAX_PLAN_BYTES)
+    words = read_regular(out / PLAN_NAME, PLAN)
     return words if digest_of(words) == there.plan_digest and _decide_the_same(words, own) else own
 
 

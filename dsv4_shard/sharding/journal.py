@@ -17,16 +17,18 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 import xxhash
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ConfigDict, ValidationError
 
 from dsv4_shard.catalog.request import Request
 from dsv4_shard.checkpoint import Origin, differences
-from dsv4_shard.errors import OtherRun, WriteFailed
+from dsv4_shard.errors import OtherRun, ReadFailed, WriteFailed
+from dsv4_shard.limits import JOURNAL, JOURNAL_ENTRY
 from dsv4_shard.planning import request_from_1
-from dsv4_shard.storage import DIGEST_BYTES, fsync_folder
+from dsv4_shard.storage import DIGEST_BYTES, fsync_folder, open_regular
+from dsv4_shard.text.document import Untrusted
 from dsv4_shard.text.sanitize import short_name
 from dsv4_shard.text.schema_versions import JsonObject, Steps, check_schema, upgraded
-from dsv4_shard.text.strict_json import BadJson, parse_json
+from dsv4_shard.text.strict_json import BadJson, is_plain, parse_json
 
 SCHEMA_VERSION: Literal[2] = 2
 
@@ -39,7 +41,7 @@ _STEP = struct.Struct("<IIQQ")
 """Step number, length of its digests, number of inexact values, bytes put."""
 
 
-class RunIdentity(BaseModel):
+class RunIdentity(Untrusted):
     """Identifies a run: its source, its options and its output. Only a run with the same identity can resume it.
 
     Attributes:
@@ -88,10 +90,13 @@ class Unfinished:
 def read_journal(path: Path) -> Unfinished | None:
     """The sound entries of a journal, or None if there are none.
 
-    Raises NewerSchema if a newer version wrote it, and OtherRun if its first entry is sound but identifies no run.
+    Raises NewerSchema if a newer version wrote it, and OtherRun if its first entry is sound but identifies no run, or
+    if it is larger than a journal that is read.
     """
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
+            if (nbytes := os.fstat(file.fileno()).st_size) > JOURNAL.nbytes:
+                raise _too_large(path, f"{nbytes:,} bytes", f"{JOURNAL.nbytes:,}")
             entries = _entries(file)
             first = next(entries, None)
             if first is None:
@@ -100,19 +105,19 @@ def read_journal(path: Path) -> Unfinished | None:
             stop = file.tell()
             finished: list[Finished] = []
             for entry in entries:
-                finished += _steps(entry)
+                finished += _steps(entry, JOURNAL.count - len(finished), path)
                 stop = file.tell()
     except (ValidationError, BadJson):
         raise OtherRun(f"{path.parent}: holds the unfinished work of another version of dsv4-shard") from None
-    except (OSError, struct.error):
+    except (ReadFailed, OSError, struct.error):
         return None
     return Unfinished(run, finished, stop, schema)
 
 
 def _read_identity(entry: bytes, where: Path) -> tuple[RunIdentity, int]:
     """The identity in a journal's first entry, and its schema. Raises BadJson, ValidationError and NewerSchema."""
-    document = parse_json(entry)
-    if not isinstance(document, dict):
+    document = parse_json(entry, JOURNAL_ENTRY)
+    if not is_plain(document) or not isinstance(document, dict):
         raise BadJson("not the first entry of a journal")
     version = check_schema(document.get("schema_version", 1), "unfinished run", where, SCHEMA_VERSION)
     return RunIdentity.model_validate_json(json.dumps(upgraded(document, version, _STEPS)), strict=True), version
@@ -236,6 +241,11 @@ class Journal:
             os.close(fd)
 
 
+def _too_large(path: Path, what: str, most: str) -> OtherRun:
+    return OtherRun(f"{path}: {what}, too large for a journal: at most {most} are read",
+                    hint="Add --restart to throw the unfinished work away.")  # fmt: skip
+
+
 def _entries(file: BinaryIO) -> Iterator[bytes]:
     """The payloads of the sound entries. After each one, the file position is at its end."""
     size = os.fstat(file.fileno()).st_size
@@ -249,10 +259,15 @@ def _entries(file: BinaryIO) -> Iterator[bytes]:
         yield payload
 
 
-def _steps(entry: bytes) -> Iterator[Finished]:
-    """The finished steps in an entry's payload. Raises struct.error if it ends within one."""
+def _steps(entry: bytes, most: int, path: Path) -> Iterator[Finished]:
+    """The finished steps in an entry's payload.
+
+    Raises struct.error if it ends within one, and OtherRun if there are more than `most`.
+    """
     at = 0
     while at < len(entry):
+        if (most := most - 1) < 0:
+            raise _too_large(path, f"over {JOURNAL.count:,} steps", f"{JOURNAL.count:,}")
         number, length, inexact, nbytes = _STEP.unpack_from(entry, at)
         at += _STEP.size
         if length > len(entry) - at:

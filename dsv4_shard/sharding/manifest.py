@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, StringConstraints, ValidationError, model
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
 from dsv4_shard.checkpoint import Origin, differences
 from dsv4_shard.errors import NotAResult, ReadFailed, UsageError
+from dsv4_shard.limits import MANIFEST
 from dsv4_shard.sources.base import CHUNK_BYTES
 from dsv4_shard.sources.local import LocalFile
 from dsv4_shard.storage import MANIFEST_NAME, digest_of, read_regular, tensor_digest
@@ -32,11 +33,6 @@ PLAN_NAME = "plan.json"
 
 NATIVE = "native"
 """The layout of the checkpoints that `merge` writes."""
-
-MAX_MANIFEST_BYTES = 256 << 20
-"""DeepSeek's reference has the most tensors: 16 ranks of V4-Pro take 16 MB and 200,000 values."""
-
-MAX_MANIFEST_VALUES = 4_000_000
 
 _PART = r"[^\x00-\x20\x7f/\\:.\u202a-\u202e\u2066-\u2069-][^\x00-\x1f\x7f/\\:\u202a-\u202e\u2066-\u2069]*"
 
@@ -215,7 +211,7 @@ def load_manifest(folder: Path) -> Manifest:
             hint="Nothing in it can be trusted. Run `dsv4-shard reshard` again.",
         )
     try:
-        return read_manifest(read_regular(path, MAX_MANIFEST_BYTES), str(path))
+        return read_manifest(read_regular(path, MANIFEST), str(path))
     except ReadFailed as error:
         raise NotAResult(str(error)) from None
 
@@ -232,7 +228,7 @@ class _Schema(BaseModel):
 def read_manifest(raw: bytes, where: str) -> Manifest:
     """Parse and check the manifest in `raw`. Raises NotAResult and NewerSchema, with `where` in the message."""
     try:
-        check_size(raw, MAX_MANIFEST_VALUES)
+        check_size(raw, MANIFEST)
         found = _Schema.model_validate_json(raw).schema_version
         version = check_schema(found, "manifest", where, SCHEMA_VERSION)
         if version < SCHEMA_VERSION:
@@ -255,7 +251,7 @@ def _of_earlier(raw: bytes, version: int) -> Manifest:
 
     Raises BadJson or ValidationError.
     """
-    document = parse_json(raw, MAX_MANIFEST_VALUES)
+    document = parse_json(raw, MANIFEST)
     blank = json.dumps(document | {"digest": ""}, ensure_ascii=False, separators=(",", ":"))
     as_written = json.dumps(document, ensure_ascii=False, indent=1).encode() + b"\n"
     if document.get("digest") != digest_of(blank.encode()) or as_written != raw:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from dsv4_shard.engines import ANY_ENGINE, title_of
+from dsv4_shard.limits import CARD
 from dsv4_shard.planning import Plan
 from dsv4_shard.sources.base import COMMIT
 from dsv4_shard.sources.checkpoint_files import CARD_FILE
@@ -21,9 +22,6 @@ from dsv4_shard.text.units import counted
 
 SOURCE_CARD = "README.source.md"
 """The checkpoint's own README.md in a result."""
-
-MAX_METADATA_BYTES = 64 << 10
-"""Metadata of a model card that is read. That of real ones has less than 10 KB."""
 
 _METADATA = re.compile(r"\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|$)", re.DOTALL)
 """The block at the beginning of a card, as huggingface_hub finds it."""
@@ -95,7 +93,7 @@ def _metadata_of(card: bytes) -> dict[str, Any]:
     """The metadata of a card, all scalars as text; empty if there is none, or if it is not YAML."""
     import yaml
 
-    head = card[:MAX_METADATA_BYTES].decode("utf-8", errors="replace").removeprefix("\ufeff")
+    head = card[: CARD.nbytes].decode("utf-8", errors="replace").removeprefix("\ufeff")
     block = _METADATA.match(head)
     try:
         # Of YAML's loaders, this one alone makes nothing but text, lists and dictionaries, and merges no keys.

@@ -1,6 +1,8 @@
-"""Names and size limits of a checkpoint's files."""
+"""Names of a checkpoint's files."""
 
 import re
+
+from dsv4_shard.limits import CONFIG, INDEX
 
 CONFIG_FILE = "config.json"
 
@@ -11,10 +13,8 @@ CARD_FILE = "README.md"
 
 SINGLE_FILE = "model.safetensors"
 
-MAX_CONFIG_BYTES = 4 << 20
-
-MAX_INDEX_BYTES = 64 << 20
-"""Largest index that is read. The index of V4-Pro has 12 MB."""
+LIMITS = {CONFIG_FILE: CONFIG, INDEX_FILE: INDEX}
+"""The small files that are read, with their limits."""
 
 _PLAIN_NAME = re.compile(r"\w[\w.+-]*\.safetensors", re.ASCII)
 

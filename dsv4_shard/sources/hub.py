@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from dsv4_shard.errors import BadAnswer, NotFound, ServerFailed, Unreachable, UsageError
+from dsv4_shard.limits import HUB_HEADERS, INDEX
 from dsv4_shard.sources.base import COMMIT, Source
 from dsv4_shard.sources.checkpoint_files import CARD_FILE, CONFIG_FILE, INDEX_FILE, SINGLE_FILE, is_plain_name
 from dsv4_shard.sources.hub_http import HubFiles, is_server, raise_for, refuse, transport_errors
@@ -33,6 +34,7 @@ from dsv4_shard.sources.remote_headers import (
 from dsv4_shard.sources.retry import retry
 from dsv4_shard.tensors.header import LENGTH_BYTES
 from dsv4_shard.text.sanitize import short, short_name
+from dsv4_shard.text.strict_json import parse_json
 
 _MAIN = "main"
 
@@ -179,6 +181,8 @@ def _whole_snapshot(repository: Repository, *more: str) -> LocalSource | None:
         return None
     if INDEX_FILE not in sizes:
         return snapshot if SINGLE_FILE in sizes else None
+    if sizes[INDEX_FILE] > INDEX.nbytes:
+        return None
     with snapshot.open(INDEX_FILE) as file:
         weight_map = weight_map_of(file.read(0, file.nbytes))
     return snapshot if weight_map and set(weight_map.values()) <= sizes.keys() else None
@@ -316,7 +320,7 @@ def _ask_headers(repository: Repository, nbytes: Mapping[str, int]) -> dict[str,
     url = f"{repository.endpoint}/api/models/{repository.repo_id}/safetensors-metadata/{quote(INDEX_FILE)}"
 
     def ask() -> bytes | None:
-        with transport_errors(repository.endpoint):
+        with transport_errors(repository.endpoint, HUB_HEADERS):
             response = get_session().get(url, headers=build_hf_headers(), timeout=30)
         refuse(response, repository.label, repository.endpoint, repository.repo_id)
         content: bytes = response.content
@@ -324,7 +328,7 @@ def _ask_headers(repository: Repository, nbytes: Mapping[str, int]) -> dict[str,
 
     try:
         raw = retry(ask, _NEVER, 2)
-        headers = json.loads(raw)["headers"] if raw else {}
+        headers = parse_json(raw, HUB_HEADERS)["headers"] if raw else {}
         rebuilt = {name: _rebuilt(headers[name], total) for name, total in nbytes.items()}
     except (Unreachable, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None  # range requests are the fallback, and raise the errors that matter

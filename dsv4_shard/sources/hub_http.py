@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, NoReturn
 from urllib.parse import urljoin, urlsplit
 
 from dsv4_shard.errors import AccessRefused, BadAnswer, NotFound, ShardError, Unreachable, WriteFailed
+from dsv4_shard.limits import HUB_ANSWER, HUB_REDIRECTS, Limit
 from dsv4_shard.sources.remote import Listed
 from dsv4_shard.sources.response_limits import limited_bodies
 from dsv4_shard.sources.retry import Transient, retry
@@ -29,8 +30,6 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 
 _EXPIRED = (400, 401, 403, 404, 410)
 """Status codes of an expired signed URL, of any storage provider."""
-
-_MAX_REDIRECTS = 5
 
 _TRANSIENT_STATUSES = (408, 425, 429)
 """Client errors after which a retry may succeed."""
@@ -152,7 +151,7 @@ class HubFiles:
     def _resolve(self, name: str) -> _Location:
         """Follow the Hub's redirects to the first URL on another host. Raises BadAnswer for a bad redirect."""
         location = self._at_hub(name)
-        for _ in range(_MAX_REDIRECTS):
+        for _ in range(HUB_REDIRECTS.count):
             with _request(location, {"Range": "bytes=0-0"}) as response:
                 if response.status_code not in _REDIRECTS:
                     refuse(response, f"{self.repo_id}: {name}", self.endpoint, self.repo_id)
@@ -164,7 +163,7 @@ class HubFiles:
             location = _Location(target, urlsplit(target)[:2] == urlsplit(self.endpoint)[:2])
             if not location.is_hub:
                 return location
-        raise BadAnswer(f"{self.repo_id}: {name}: more than {_MAX_REDIRECTS} redirects")
+        raise BadAnswer(f"{self.repo_id}: {name}: more than {HUB_REDIRECTS.count} redirects")
 
     def _read(self, name: str, location: _Location, start: int, buffer: memoryview, stopped: Event) -> int:
         """Fill `buffer` with one request; return how many bytes came, at least 1.
@@ -273,7 +272,7 @@ def _without_warnings() -> Iterator[None]:
 
 
 @contextmanager
-def transport_errors(host: str) -> Iterator[None]:
+def transport_errors(host: str, limit: Limit = HUB_ANSWER) -> Iterator[None]:
     """Turn connection failures inside the block into Transient, and offline mode into Unreachable; limit bodies.
 
     Raises BadAnswer for failures for which a retry is useless.
@@ -283,7 +282,7 @@ def transport_errors(host: str) -> Iterator[None]:
     # huggingface_hub 1 uses httpx, 2 uses httpx2. Its own error class derives from the one in use.
     http_error: type[Exception] = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
     try:
-        with limited_bodies():
+        with limited_bodies(limit):
             yield
     except OfflineModeIsEnabled:
         raise Unreachable(

@@ -8,8 +8,9 @@ from itertools import islice
 from pathlib import Path
 
 from dsv4_shard.errors import ReadFailed
+from dsv4_shard.limits import COMPANION, FOLDER, TREE
 from dsv4_shard.sources.base import OpenFile, Span, open_all
-from dsv4_shard.sources.release_files import MAX_RELEASE_FOLDERS, MAX_TREE_ENTRIES, hidden
+from dsv4_shard.sources.release_files import hidden
 from dsv4_shard.storage import MAX_CALL_BYTES, UncachedFile, open_regular
 
 
@@ -114,7 +115,7 @@ def _size(entry: "os.DirEntry[str]", folder: str) -> int | str | None:
         return "hidden"
     if entry.is_symlink():
         return "a link to a folder"
-    return f"deeper than {MAX_RELEASE_FOLDERS} folders" if folder.count("/") >= MAX_RELEASE_FOLDERS else None
+    return f"deeper than {COMPANION.count} folders" if folder.count("/") >= COMPANION.count else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,13 @@ class LocalSource:
         """Return name → bytes of every regular file in the folder (links followed). Raises ReadFailed."""
         try:
             with os.scandir(self.root) as entries:
-                return {e.name: e.stat().st_size for e in sorted(entries, key=lambda e: e.name) if Path(e).is_file()}
+                found = list(islice(entries, FOLDER.count + 1))
+                if len(found) > FOLDER.count:
+                    raise ReadFailed(
+                        f"{self.root}: over {FOLDER.count:,} entries, too many to be read",
+                        hint="Name the folder that holds the checkpoint and nothing else.",
+                    )
+                return {e.name: e.stat().st_size for e in sorted(found, key=lambda e: e.name) if Path(e).is_file()}
         except OSError as error:
             raise ReadFailed(f"{error.filename or self.root}: {error.strerror}") from error
 
@@ -152,14 +159,14 @@ class LocalSource:
         folders, looked_at = [""], 0
         for folder in folders:
             try:
-                entries = _entries(self.root / folder, MAX_TREE_ENTRIES - looked_at if folder else None)
+                entries = _entries(self.root / folder, TREE.count - looked_at if folder else None)
             except OSError as error:
                 if not folder:
                     raise ReadFailed(f"{error.filename or self.root}: {error.strerror}") from error
                 found[folder] = f"cannot be read: {error.strerror}"
                 continue
             if entries is None:
-                found[folder] = f"beyond {MAX_TREE_ENTRIES:,} files in folders"
+                found[folder] = f"beyond {TREE.count:,} files in folders"
                 continue
             looked_at += len(entries) if folder else 0
             for entry in entries:

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import xxhash
 
 from dsv4_shard.errors import BadAnswer, NotFound, Unreachable, UsageError
+from dsv4_shard.limits import STORE_LISTING
 from dsv4_shard.sources.gate import Gate, proxy_from_environment
 from dsv4_shard.sources.object_store_errors import CREDENTIALS, VARIABLES, first_line, gate_error, replaced, translate
 from dsv4_shard.sources.prefetch import BLOCK_BYTES
@@ -50,14 +51,8 @@ _MAX_IN_FLIGHT_BYTES = 4 * PART_BYTES
 _MAX_PARTS = 10_000
 """Most parts of an object in S3."""
 
-MAX_OBJECTS = 100_000
-"""Objects that are listed below a URL. A checkpoint has hundreds, a result of 4096 ranks some 20,000."""
-
 _LOOK_SECONDS = 0.1
 """Between two looks at the gate while a call goes on."""
-
-_LISTING_SECONDS = 240
-"""Longer than obstore goes on trying a request that fails."""
 
 
 T = TypeVar("T")
@@ -82,7 +77,7 @@ class Store:
     def everything(self) -> dict[str, Listed]:
         """Return name → object for all objects below the URL.
 
-        Raises BadAnswer if there are more than MAX_OBJECTS, or if the store does not end its listing in time.
+        Raises BadAnswer if there are more than STORE_LISTING gives, or if the store does not end its listing in time.
         """
         import obstore
 
@@ -92,16 +87,16 @@ class Store:
     def _entries(self, pages: "Iterator[Sequence[ObjectMeta]]") -> "Iterator[ObjectMeta]":
         """Yield the entries of a listing within its limits. A store may send empty pages, or the same one, for ever."""
         seen: set[str] = set()
-        deadline = time.monotonic() + _LISTING_SECONDS
+        deadline = time.monotonic() + STORE_LISTING.seconds
         while (page := self._next_page(pages, deadline)) is not None:
             for entry in page:
                 if entry["path"] in seen:
                     raise BadAnswer(f"{self.url}: lists {short_name(entry['path'])} twice")
                 seen.add(entry["path"])
                 yield entry
-            if len(seen) > MAX_OBJECTS:
+            if len(seen) > STORE_LISTING.count:
                 raise BadAnswer(
-                    f"{self.url}: lists more than {MAX_OBJECTS:,} objects",
+                    f"{self.url}: lists more than {STORE_LISTING.count:,} objects",
                     hint="Name the prefix that holds one checkpoint or one result.",
                 )
 
@@ -110,7 +105,7 @@ class Store:
         try:
             return self._in_time(lambda: next(pages, None), deadline - time.monotonic())
         except TimeoutError:
-            raise BadAnswer(f"{self.url}: the listing did not end within {_LISTING_SECONDS} seconds") from None
+            raise BadAnswer(f"{self.url}: the listing did not end within {STORE_LISTING.seconds} seconds") from None
 
     def _in_time(self, call: Callable[[], T], seconds: float = math.inf) -> T:
         """Return what `call` returns. A thread makes it, and is left behind at the deadline or if the gate refuses it.

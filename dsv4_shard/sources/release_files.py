@@ -11,29 +11,16 @@ from posixpath import basename, dirname
 from typing import NamedTuple
 
 from dsv4_shard.errors import SourceChanged
+from dsv4_shard.limits import COMPANION, COMPANIONS
 from dsv4_shard.sources.base import Source
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE, is_plain_name
 from dsv4_shard.text.sanitize import short_name
 
-MAX_RELEASE_FILE_BYTES = 64 << 20
-"""Largest file that travels. The largest tokenizers have 35 MB."""
-
-MAX_RELEASE_BYTES = 128 << 20
-"""Bytes of all files that travel; they are held in memory. V4-Pro's have less than 20 MB."""
-
 _LARGE_BYTES = 16 << 20
 """A larger file is more often a video or an archive than a tokenizer, so it comes after all others."""
 
-MAX_RELEASE_FILES = 1_000
-
-MAX_RELEASE_FOLDERS = 8
-"""Folders within folders."""
-
 MAX_RELEASE_NAME_BYTES = 200
 """A result puts a node's folder before the name; file systems allow 255 bytes."""
-
-MAX_TREE_ENTRIES = 10_000
-"""Files and folders of a local checkpoint that are looked at, besides those directly in it."""
 
 _READERS = 8
 
@@ -88,8 +75,8 @@ def travelling(tree: Mapping[str, int | str]) -> ReleaseFiles:
         stays = _stays(name, files[name], foreign)
         if stays is None and any(folder in sizes for folder in _folders_of(name)):
             stays = name, "in a folder that is also a file"
-        if stays is None and (len(sizes) >= MAX_RELEASE_FILES or total + files[name] > MAX_RELEASE_BYTES):
-            stays = name, f"beyond {MAX_RELEASE_FILES:,} files or {MAX_RELEASE_BYTES >> 20} MiB in all"
+        if stays is None and (len(sizes) >= COMPANIONS.count or total + files[name] > COMPANIONS.nbytes):
+            stays = name, f"beyond {COMPANIONS.count:,} files or {COMPANIONS.nbytes >> 20} MiB in all"
         if stays is None:
             sizes[name] = files[name]
             total += files[name]
@@ -150,12 +137,12 @@ def _stays(name: str, nbytes: int, foreign: Collection[str]) -> tuple[str, str] 
             return within, "another checkpoint"
     if name.lower().endswith(_WEIGHTS):
         return name, "weights, or a format that runs code"
-    if len(parts) > MAX_RELEASE_FOLDERS + 1:
-        return name, f"deeper than {MAX_RELEASE_FOLDERS} folders"
+    if len(parts) > COMPANION.count + 1:
+        return name, f"deeper than {COMPANION.count} folders"
     if len(name.encode(errors="replace")) > MAX_RELEASE_NAME_BYTES or not all(map(_NAME.fullmatch, parts)):
         return name, "a name that not every file system takes"
-    if nbytes > MAX_RELEASE_FILE_BYTES:
-        return name, f"{nbytes:,} bytes, over {MAX_RELEASE_FILE_BYTES >> 20} MiB"
+    if nbytes > COMPANION.nbytes:
+        return name, f"{nbytes:,} bytes, over {COMPANION.nbytes >> 20} MiB"
     return None
 
 

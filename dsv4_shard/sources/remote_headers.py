@@ -4,9 +4,9 @@ import contextlib
 import json
 import os
 import tempfile
+import threading
 import time
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,19 +14,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from dsv4_shard.errors import CheckpointTooLarge, ReadFailed
+from dsv4_shard.limits import CACHED, HEADER, HEADERS, HUB_ANSWER, INDEX, NAME, UNPACKED
 from dsv4_shard.sources.base import COMMIT
 from dsv4_shard.sources.checkpoint_files import (
-    CONFIG_FILE,
     INDEX_FILE,
-    MAX_CONFIG_BYTES,
-    MAX_INDEX_BYTES,
+    LIMITS,
     SINGLE_FILE,
     is_plain_name,
 )
 from dsv4_shard.sources.known_repos import headers_folder
 from dsv4_shard.sources.prefetch import CONNECTIONS
 from dsv4_shard.sources.remote import Listed, RemoteSource
-from dsv4_shard.tensors.header import LENGTH_BYTES, MAX_HEADER_BYTES
+from dsv4_shard.storage import read_regular
+from dsv4_shard.tensors.header import LENGTH_BYTES
+from dsv4_shard.text.archive import BadArchive, read_archive
 from dsv4_shard.text.strict_json import BadJson, parse_json
 
 _MIN_FIRST_BYTES = 64 << 10
@@ -41,13 +43,11 @@ _LISTING = "tree.json"
 _SECONDS_REMEMBERED = 3600
 """Seconds for which the commit of a branch is assumed to be unchanged."""
 
-_LIMITS = {CONFIG_FILE: MAX_CONFIG_BYTES, INDEX_FILE: MAX_INDEX_BYTES}
-
 
 def read_small(source: RemoteSource) -> dict[str, bytes]:
     """Return the bytes of config.json and of the index, if they exist and do not exceed their limits."""
     sizes = source.sizes()
-    names = [name for name, limit in _LIMITS.items() if name in sizes and sizes[name] <= limit]
+    names = [name for name, limit in LIMITS.items() if name in sizes and sizes[name] <= limit.nbytes]
     return _in_parallel(lambda name: _bytes(source, name, 0, sizes[name]), names)
 
 
@@ -62,13 +62,14 @@ def wanted_headers(source: RemoteSource, small: Mapping[str, bytes]) -> dict[str
 
 def read_headers(source: RemoteSource, wanted: Mapping[str, int]) -> dict[str, bytes]:
     """Return name → the exact bytes of the file's header with its length. `wanted` has the estimated header bytes."""
-    return _in_parallel(lambda name: _header(source, name, wanted[name]), list(wanted))
+    budget = _Budget(source.label)
+    return _in_parallel(lambda name: _header(source, name, wanted[name], budget), list(wanted))
 
 
 def weight_map_of(index: bytes) -> dict[str, str]:
     """Return tensor → file of an index. Empty if the index is malformed; later checks report that."""
     try:
-        document = parse_json(index)
+        document = parse_json(index, INDEX)
     except BadJson:
         return {}
     weight_map = document.get("weight_map") if isinstance(document, dict) else None
@@ -80,16 +81,32 @@ def _in_parallel(read: Callable[[str], bytes], names: list[str]) -> dict[str, by
         return dict(zip(names, pool.map(read, names), strict=True))
 
 
-def _header(source: RemoteSource, name: str, expected: int) -> bytes:
+class _Budget:
+    """The bytes of headers that may still be read, by all threads."""
+
+    def __init__(self, label: str) -> None:
+        self._label, self._left, self._lock = label, HEADERS.nbytes, threading.Lock()
+
+    def take(self, nbytes: int) -> None:
+        """Take bytes. Raises CheckpointTooLarge if so many are not left."""
+        with self._lock:
+            self._left -= nbytes
+            if self._left < 0:
+                raise CheckpointTooLarge(f"{self._label}: headers of over {HEADERS.nbytes:,} bytes in all")
+
+
+def _header(source: RemoteSource, name: str, expected: int, budget: _Budget) -> bytes:
     """Return a file's header with its length, in one request if it is not longer than expected, else in two.
 
     If the length is invalid, the bytes of the first request are returned; later checks report that.
     """
     nbytes = source.listing[name].nbytes
-    first = _bytes(source, name, 0, min(nbytes, max(_MIN_FIRST_BYTES, expected + expected // 8)))
+    first = _bytes(source, name, 0, min(nbytes, max(_MIN_FIRST_BYTES, min(HEADER.nbytes, expected + expected // 8))))
     stop = LENGTH_BYTES + int.from_bytes(first[:LENGTH_BYTES], "little")
-    if stop <= len(first) or stop > min(nbytes, LENGTH_BYTES + MAX_HEADER_BYTES):
+    if stop <= len(first) or stop > min(nbytes, LENGTH_BYTES + HEADER.nbytes):
+        budget.take(min(stop, len(first)))
         return first[:stop]
+    budget.take(stop)
     return first + _bytes(source, name, len(first), stop)
 
 
@@ -124,8 +141,8 @@ class HeaderCache:
         path = self._ref(revision)
         try:
             age = time.time() - path.stat().st_mtime
-            commit = path.read_text()
-        except (OSError, ValueError):
+            commit = read_regular(path, NAME).decode()
+        except (OSError, ReadFailed, ValueError):
             return None
         return commit if 0 <= age < within and COMMIT.fullmatch(commit) else None
 
@@ -140,12 +157,11 @@ class HeaderCache:
     def load(self, commit: str) -> RemoteHeaders | None:
         """Return the cached headers of a commit, None if there are none or they cannot be read."""
         try:
-            with zipfile.ZipFile(self._archive(commit)) as archive:
-                document = json.loads(archive.read(_LISTING))
-                listing = {name: Listed(*entry) for name, entry in document["files"].items()}
-                headers = {name: archive.read(name) for name in archive.namelist() if name != _LISTING}
-                return RemoteHeaders(listing, headers, document["rebuilt"])
-        except (OSError, zipfile.BadZipFile, zlib.error, ValueError, KeyError, TypeError, EOFError, RuntimeError):
+            content = read_archive(read_regular(self._archive(commit), CACHED), CACHED, UNPACKED)
+            document = parse_json(content.pop(_LISTING), HUB_ANSWER)
+            listing = {name: Listed(*entry) for name, entry in document["files"].items()}
+            return RemoteHeaders(listing, content, document["rebuilt"])
+        except (ReadFailed, BadArchive, ValueError, LookupError, TypeError, AttributeError):
             return None
 
     def save(self, commit: str, found: RemoteHeaders) -> None:

@@ -12,21 +12,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from dsv4_shard.errors import BadAnswer
-
-MAX_BODY_BYTES = 64 << 20
-"""Largest body, decoded. All headers of V4-Pro, which the Hub serves parsed, have 27 MB."""
-
-MAX_BODY_SECONDS = 300
-"""Longest time for one body. At this limit a body of 64 MiB comes at 220 KiB/s."""
+from dsv4_shard.limits import Limit
+from dsv4_shard.text.strict_json import BadJson, check_size
 
 _ENCODINGS = ("", "identity", "gzip", "deflate")
 """Content encodings that are unpacked. In others, one piece of a body may unpack to more than memory holds."""
 
-_LIMITED: ContextVar[bool] = ContextVar("_LIMITED", default=False)
+_LIMIT: ContextVar[Limit | None] = ContextVar("_LIMIT", default=None)
 
 
 @contextmanager
-def limited_bodies() -> Iterator[None]:
+def limited_bodies(limit: Limit) -> Iterator[None]:
     """Limit the bodies that huggingface_hub's client reads whole inside the block, in this thread.
 
     A body beyond a limit raises BadAnswer. Streams that the caller reads piece by piece are not limited.
@@ -36,33 +32,38 @@ def limited_bodies() -> Iterator[None]:
     hooks = get_session().event_hooks
     if _limit not in hooks["response"]:
         get_session().event_hooks = {**hooks, "response": [*hooks["response"], _limit]}
-    token = _LIMITED.set(True)
+    token = _LIMIT.set(limit)
     try:
         yield
     finally:
-        _LIMITED.reset(token)
+        _LIMIT.reset(token)
 
 
 def _limit(response: Any) -> None:
     """Replace the method that reads a response whole. The client calls this before it reads the body."""
-    if _LIMITED.get():
-        response.read = lambda: _read(response)
+    if limit := _LIMIT.get():
+        response.read = lambda: _read(response, limit)
 
 
-def _read(response: Any) -> bytes:
+def _read(response: Any, limit: Limit) -> bytes:
     """Read and decode a body within the limits, and leave it where the response's own method would."""
     if hasattr(response, "_content"):
         return bytes(response._content)
     host, encoding = urlsplit(str(response.url)).netloc, response.headers.get("Content-Encoding", "").lower()
     if encoding not in _ENCODINGS:
         raise BadAnswer(f"{host}: answered in the encoding {encoding[:40]!r}, which nobody asked for")
-    parts, nbytes, deadline = [], 0, time.monotonic() + MAX_BODY_SECONDS
+    parts, nbytes, deadline = [], 0, time.monotonic() + limit.seconds
     for part in response.iter_bytes():
         parts.append(part)
         nbytes += len(part)
-        if nbytes > MAX_BODY_BYTES:
-            raise BadAnswer(f"{host}: answered more than {MAX_BODY_BYTES:,} bytes, which no listing has")
+        if nbytes > limit.nbytes:
+            raise BadAnswer(f"{host}: answered more than {limit.nbytes:,} bytes, which no listing has")
         if time.monotonic() > deadline:
-            raise BadAnswer(f"{host}: the answer did not end within {MAX_BODY_SECONDS} seconds")
-    response._content = content = b"".join(parts)
+            raise BadAnswer(f"{host}: the answer did not end within {limit.seconds} seconds")
+    content = b"".join(parts)
+    try:
+        check_size(content, limit)
+    except BadJson as error:
+        raise BadAnswer(f"{host}: answered {error}") from None
+    response._content = content
     return content

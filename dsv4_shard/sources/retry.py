@@ -6,6 +6,7 @@ from threading import Event
 from typing import TYPE_CHECKING, TypeVar
 
 from dsv4_shard.errors import ServerFailed, Throttled, Unreachable
+from dsv4_shard.limits import HUB_WAIT
 
 if TYPE_CHECKING:
     import tenacity
@@ -14,9 +15,6 @@ TRIES = 8
 """Consecutive attempts before giving up. With the waits between them, this takes about two minutes."""
 
 LONGEST_WAIT_SECONDS = 60.0
-
-_MAX_RETRY_AFTER_SECONDS = 900.0
-"""Longest wait that a server may ask for by Retry-After."""
 
 _FIRST_WAIT_SECONDS = 0.5
 
@@ -76,7 +74,7 @@ def _wait(state: "tenacity.RetryCallState") -> float:
 
 
 def _asks_too_long(state: "tenacity.RetryCallState") -> bool:
-    return (_error_of(state).wait or 0.0) > _MAX_RETRY_AFTER_SECONDS
+    return (_error_of(state).wait or 0.0) > HUB_WAIT.seconds
 
 
 def _log_wait(state: "tenacity.RetryCallState") -> None:

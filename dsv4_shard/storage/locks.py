@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dsv4_shard.errors import OutputBusy, OutputError, WriteFailed
+from dsv4_shard.errors import OutputBusy, OutputError, ReadFailed, WriteFailed
+from dsv4_shard.limits import NAME
+from dsv4_shard.storage.regular_file import read_regular
 from dsv4_shard.storage.staged_file import fsync_folder
 
 MARKER = ".dsv4-shard-staging"
@@ -110,8 +112,8 @@ class LockedFolder:
     def _owner(self) -> str:
         """Return process and machine of the lock's owner, or `unknown`."""
         try:
-            return (self.path / MARKER).read_text()[:100] or "unknown"
-        except (OSError, ValueError):
+            return read_regular(self.path / MARKER, NAME).decode()[:100] or "unknown"
+        except (ReadFailed, ValueError):
             return "unknown"
 
     def remove(self) -> None:

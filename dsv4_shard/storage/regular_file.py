@@ -10,6 +10,7 @@ from pathlib import Path
 import xxhash
 
 from dsv4_shard.errors import ReadFailed
+from dsv4_shard.limits import Limit
 
 _CHUNK_BYTES = 1 << 20
 
@@ -42,16 +43,16 @@ def _opened(path: Path) -> Iterator[int]:
         os.close(fd)
 
 
-def read_regular(path: Path, limit: int) -> bytes:
-    """Return the content of a regular file of at most `limit` bytes.
+def read_regular(path: Path, limit: Limit) -> bytes:
+    """Return the content of a regular file of at most `limit.nbytes` bytes.
 
     Raises ReadFailed if it is larger, also while it grows, or cannot be read.
     """
     with _opened(path) as fd:
         nbytes = os.fstat(fd).st_size
-        content = _read(fd, limit + 1) if nbytes <= limit else b""
-        if max(nbytes, len(content)) > limit:
-            raise ReadFailed(f"{path}: {max(nbytes, len(content)):,} bytes, too large: at most {limit:,} are read")
+        content = _read(fd, limit.nbytes + 1) if nbytes <= limit.nbytes else b""
+        if (found := max(nbytes, len(content))) > limit.nbytes:
+            raise ReadFailed(f"{path}: {found:,} bytes, too large: at most {limit.nbytes:,} are read")
         return content
 
 

@@ -23,13 +23,11 @@ from dsv4_shard.errors import (
     NotSafetensors,
     TruncatedFile,
 )
+from dsv4_shard.limits import HEADER
 from dsv4_shard.text.sanitize import short
 from dsv4_shard.text.strict_json import BadJson, DuplicateJsonKey, is_plain, parse_json
 
 LENGTH_BYTES = 8
-
-MAX_HEADER_BYTES = 100_000_000
-"""Limit of the safetensors library (`MAX_HEADER_SIZE` in tensor.rs)."""
 
 DTYPE_BITS: dict[str, int] = {
     "BOOL": 8,
@@ -136,8 +134,8 @@ def read_header(file: ByteReader, name: str) -> Header:
         raise GitLfsPointer(f"{name}: a Git-LFS pointer of {file.nbytes} bytes, not the weights themselves")
     length = int.from_bytes(prefix[:LENGTH_BYTES], "little")
     room = file.nbytes - LENGTH_BYTES
-    if length > MAX_HEADER_BYTES:
-        raise HeaderTooLarge(f"{name}: header of {length} bytes, over the format's limit of {MAX_HEADER_BYTES}")
+    if length > HEADER.nbytes:
+        raise HeaderTooLarge(f"{name}: header of {length:,} bytes, too large: at most {HEADER.nbytes:,} are read")
     if length > room:
         raise HeaderTooLarge(f"{name}: header of {length} bytes, but only {room} bytes follow its length")
     return parse_header(file.read(LENGTH_BYTES, LENGTH_BYTES + length), file.nbytes, name)
@@ -170,7 +168,7 @@ def _decode(raw: bytes, name: str) -> tuple[dict[str, Any], bool]:
     if not raw.startswith(b"{"):
         raise NotSafetensors(f"{name}: the header starts with {raw[:4]!r}, not with '{{'")
     try:
-        document = parse_json(raw)
+        document = parse_json(raw, HEADER)
     except DuplicateJsonKey as error:
         raise DuplicateKey(f"{name}: header: {error}") from None
     except BadJson as error:

@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+from dsv4_shard.errors import ReadFailed
+from dsv4_shard.limits import NAME
+
 
 def _state_file() -> Path:
     home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
@@ -21,7 +24,9 @@ def remember(repo: str) -> None:
 
 def recall() -> str | None:
     """Return the checkpoint last inspected, or None."""
+    from dsv4_shard.storage import read_regular
+
     try:
-        return os.fsdecode(_state_file().read_bytes()).strip() or None
-    except OSError:
+        return os.fsdecode(read_regular(_state_file(), NAME)).strip() or None
+    except ReadFailed:
         return None

@@ -3,8 +3,10 @@
 import json
 from collections.abc import Collection
 from html import escape
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
+from pydantic_core import CoreSchema
 
 from dsv4_shard.text.sanitize import clean
 
@@ -15,7 +17,34 @@ _SHOWN_ITEMS = 3
 _UNSHOWN_FIELDS = ("schema_version", "tool_version")
 
 
-class Document(BaseModel):
+_COLLECTIONS = ("list", "tuple", "dict", "set", "frozenset")
+
+
+def _fail_fast(schema: Any) -> None:
+    if isinstance(schema, dict):
+        if schema.get("type") in _COLLECTIONS:
+            schema["fail_fast"] = True
+        for part in schema.values():
+            _fail_fast(part)
+    elif isinstance(schema, list):
+        for part in schema:
+            _fail_fast(part)
+
+
+class Untrusted(BaseModel):
+    """A model of what others wrote: of a list or an object, the first error alone is collected.
+
+    Each error that pydantic collects takes a kilobyte, so a document with a million of them would fill the memory.
+    """
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = handler(source)
+        _fail_fast(schema)
+        return schema
+
+
+class Document(Untrusted):
     """Never changes, has no unknown fields, survives JSON and pickle, and has a `repr` of one short line."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

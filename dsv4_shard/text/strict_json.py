@@ -1,7 +1,6 @@
 """Reads JSON from untrusted files within limits, and rejects documents that JSON readers interpret differently.
 
-The limits apply before parsing, because 100 MB of `[[[[` or of empty keys would become gigabytes of objects. Callers
-limit the bytes; this module limits the number of values.
+The limits apply before parsing, because 100 MB of `[[[[` or of empty keys would become gigabytes of objects.
 """
 
 import json
@@ -11,15 +10,11 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from dsv4_shard.limits import HEADER, MAX_DEPTH, Limit
 from dsv4_shard.text.sanitize import short, short_name
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
-
-MAX_VALUES = 2_000_000
-"""Most values in one document, at about 200 bytes each. One header with V4-Pro's 145,116 tensors has 1.2 million."""
-
-_MAX_DEPTH = 64
 
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -32,24 +27,26 @@ class DuplicateJsonKey(BadJson):
     """An object has a key twice. Readers differ on which of the two values counts."""
 
 
-def check_size(raw: bytes, max_values: int) -> None:
-    """Raise BadJson if `raw` may hold more than `max_values` values.
+def check_size(raw: bytes, limit: Limit) -> None:
+    """Raise BadJson if `raw` has more bytes than `limit` gives, or may hold more values.
 
     Each value except the first follows a `,`, `[` or `{`, so counting these bytes gives an upper bound.
     """
-    if len(raw) > max_values:
+    if len(raw) > limit.nbytes:
+        raise BadJson(f"{len(raw):,} bytes, too large: at most {limit.nbytes:,} are read")
+    if len(raw) > limit.count:
         values = 1 + raw.count(b",") + raw.count(b"[") + raw.count(b"{")
-        if values > max_values:
-            raise BadJson(f"up to {values:,} values, more than the {max_values:,} that are read")
+        if values > limit.count:
+            raise BadJson(f"up to {values:,} values, more than the {limit.count:,} that are read")
 
 
-def parse_json(raw: bytes, max_values: int = MAX_VALUES) -> Any:
+def parse_json(raw: bytes, limit: Limit = HEADER) -> Any:
     """Parse the UTF-8 document in `raw`.
 
-    Raises BadJson if the document is not JSON, has more than `max_values` values (checked before parsing), or contains
-    NaN, an infinity, -0 as an integer or a lone surrogate. Raises DuplicateJsonKey if an object has a key twice.
+    Raises BadJson if the document is not JSON, is beyond `limit` (checked before parsing), or contains NaN,
+    an infinity, -0 as an integer or a lone surrogate. Raises DuplicateJsonKey if an object has a key twice.
     """
-    check_size(raw, max_values)
+    check_size(raw, limit)
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -84,9 +81,9 @@ def is_plain(value: object, depth: int = 0) -> bool:
         case int() | float():
             return abs(value) <= sys.float_info.max
         case list():
-            return depth < _MAX_DEPTH and all(is_plain(item, depth + 1) for item in value)
+            return depth < MAX_DEPTH and all(is_plain(item, depth + 1) for item in value)
         case dict():
-            return depth < _MAX_DEPTH and all(is_plain(item, depth + 1) for item in value.values())
+            return depth < MAX_DEPTH and all(is_plain(item, depth + 1) for item in value.values())
     return True
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from dsv4_shard.checkpoint import Checkpoint, Inventory, differences, origin_of
 from dsv4_shard.errors import BadSkeleton, ForeignPlan, ReadFailed
+from dsv4_shard.limits import ARCHIVE
 from dsv4_shard.planning import check_plan, load_plan
 from dsv4_shard.reassembly.merge_job import prepare_merge
 from dsv4_shard.sharding.copy import copy
 from dsv4_shard.sharding.file_hasher import FileHasher, HashedFile
-from dsv4_shard.sharding.header_archive import MAX_SKELETON_BYTES, SKELETON_NAME, read_skeleton
+from dsv4_shard.sharding.header_archive import SKELETON_NAME, read_skeleton
 from dsv4_shard.sharding.job import Job, prepare
 from dsv4_shard.sharding.manifest import NATIVE, PLAN_NAME, Manifest
 from dsv4_shard.sharding.recipe import OutputFile, Recipe, Step
@@ -191,7 +192,7 @@ def _check_companions(folder: Path, job: Job, manifest: Manifest) -> Iterator[Pr
 def _unpacks_alike(path: Path, content: bytes) -> bool:
     """Whether two source.zip hold the same files. Their bytes depend on the release of zlib."""
     try:
-        return read_skeleton(read_regular(path, MAX_SKELETON_BYTES), path.name) == read_skeleton(content, path.name)
+        return read_skeleton(read_regular(path, ARCHIVE), path.name) == read_skeleton(content, path.name)
     except (BadSkeleton, ReadFailed):
         return False
 

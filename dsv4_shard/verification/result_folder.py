@@ -11,10 +11,11 @@ from pathlib import Path
 
 from dsv4_shard.checkpoint import Checkpoint, Inventory
 from dsv4_shard.errors import HeaderError, ReadFailed
+from dsv4_shard.limits import HEADER
 from dsv4_shard.sharding.manifest import PLAN_NAME, Manifest, ManifestFile, load_manifest
 from dsv4_shard.sources.local import LocalFile
 from dsv4_shard.storage import MANIFEST_NAME, default_workers, digest_of, digest_of_file, folders_of, sha256_of_file
-from dsv4_shard.tensors.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, read_header
+from dsv4_shard.tensors.header import LENGTH_BYTES, Header, read_header
 from dsv4_shard.text.sanitize import short_name
 from dsv4_shard.text.units import size
 from dsv4_shard.verification.against_source import compare
@@ -206,7 +207,7 @@ def _sizes(entry: ManifestFile, header: Header) -> dict[str, int]:
 def _raw_header_digest(file: LocalFile) -> str:
     """Digest of the header, whose length is read from the file itself."""
     start = min(file.nbytes, LENGTH_BYTES + int.from_bytes(file.read(0, min(file.nbytes, LENGTH_BYTES)), "little"))
-    return digest_of(file.read(0, min(start, LENGTH_BYTES + MAX_HEADER_BYTES)))
+    return digest_of(file.read(0, min(start, LENGTH_BYTES + HEADER.nbytes)))
 
 
 def _swapped(header_digest: str, entry: ManifestFile, manifest: Manifest) -> str | None:

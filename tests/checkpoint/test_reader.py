@@ -26,8 +26,9 @@ from dsv4_shard.errors import (
     UnsafeFileName,
     UnsupportedFamily,
 )
+from dsv4_shard.limits import CONFIG, INDEX
 from dsv4_shard.opening import open_source
-from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE, MAX_CONFIG_BYTES, MAX_INDEX_BYTES, SINGLE_FILE
+from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE, SINGLE_FILE
 from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.tensors.header import build_header
 
@@ -307,9 +308,9 @@ def test_an_index_that_is_no_weight_map_is_refused(folder: Path, raw: bytes, sai
 
 
 def test_an_index_of_absurd_size_is_refused_before_it_is_read(folder: Path) -> None:
-    os.truncate(folder / INDEX_FILE, MAX_INDEX_BYTES + 1)
+    os.truncate(folder / INDEX_FILE, INDEX.nbytes + 1)
     message = refusal(folder, BadIndex)
-    assert f"{MAX_INDEX_BYTES + 1} bytes, over {MAX_INDEX_BYTES}" in message
+    assert f"{INDEX.nbytes + 1} bytes, over {INDEX.nbytes}" in message
 
 
 @pytest.mark.parametrize("times", [2, 0.5])
@@ -462,8 +463,8 @@ def test_a_config_that_lacks_a_size_is_refused_with_its_name(folder: Path) -> No
 
 
 def test_a_config_of_absurd_size_is_refused_before_it_is_read(folder: Path) -> None:
-    os.truncate(folder / CONFIG_FILE, MAX_CONFIG_BYTES + 1)
-    assert f"{MAX_CONFIG_BYTES + 1} bytes, over {MAX_CONFIG_BYTES}" in refusal(folder, BadConfig)
+    os.truncate(folder / CONFIG_FILE, CONFIG.nbytes + 1)
+    assert f"{CONFIG.nbytes + 1} bytes, over {CONFIG.nbytes}" in refusal(folder, BadConfig)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from dsv4_shard.cli import app
 from dsv4_shard.diagnosis.document import Explanation
 from dsv4_shard.diagnosis.explanation import explain
 from dsv4_shard.diagnosis.known_model import KnownModel
-from dsv4_shard.diagnosis.log_scan import MAX_LINE, lines_of, read_log
+from dsv4_shard.diagnosis.log_scan import lines_of, read_log
 from dsv4_shard.diagnosis.messages import MESSAGES as TABLE
 from dsv4_shard.diagnosis.patterns import compile_template, patterns
 from dsv4_shard.diagnosis.releases import RELEASES, Release, find_release, inventory_of
@@ -34,6 +34,7 @@ from dsv4_shard.engines.deployment import Request
 from dsv4_shard.engines.registry import ENGINES, engine_for, serving
 from dsv4_shard.engines.sglang.v4 import ROUTED_RULE, RUNNERS
 from dsv4_shard.errors import ExitCode
+from dsv4_shard.limits import LOG_LINE
 from dsv4_shard.models.families import FAMILIES
 from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.terminal.explanation import show_explanation
@@ -560,9 +561,9 @@ def test_progress_bars_that_end_in_carriage_returns_do_not_hide_a_message() -> N
 
 
 @pytest.mark.slow
-@given(st.integers(0, 3 * MAX_LINE))
+@given(st.integers(0, 3 * LOG_LINE.nbytes))
 def test_a_message_is_found_anywhere_in_a_line_of_any_length(offset: int) -> None:
-    line = "x" * offset + " " + COLUMN + " " + "y" * MAX_LINE
+    line = "x" * offset + " " + COLUMN + " " + "y" * LOG_LINE.nbytes
     assert [one.values for one in read_log(lines_of(io.BytesIO(line.encode()))).found] == [("192", "128")]
 
 

@@ -28,11 +28,12 @@ from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, tensors_of
 from dsv4_shard.engines.deployment import Context, Request
 from dsv4_shard.engines.registry import ENGINES, find_engine
 from dsv4_shard.errors import BadPlan, ForeignPlan, IncompleteCheckpoint, InfeasiblePlan, NewerSchema, UsageError
+from dsv4_shard.limits import PLAN
 from dsv4_shard.models.roles import Stage
 from dsv4_shard.planning.choice import choose
 from dsv4_shard.planning.document import SCHEMA_VERSION, Plan
 from dsv4_shard.planning.plan_builder import folder_of, make_plan, refuse_infeasible
-from dsv4_shard.planning.plan_file import MAX_PLAN_BYTES, check_plan, load_plan
+from dsv4_shard.planning.plan_file import check_plan, load_plan
 from dsv4_shard.planning.weights import rank_nbytes
 from dsv4_shard.sharding.recipe_builder import make_recipe
 from dsv4_shard.terminal.plan import show_plan
@@ -580,7 +581,7 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
 def test_a_file_too_large_for_a_plan_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     with path.open("wb") as file:
-        file.truncate(MAX_PLAN_BYTES + 1)
+        file.truncate(PLAN.nbytes + 1)
     with pytest.raises(BadPlan, match="too large"):
         load_plan(path)
 

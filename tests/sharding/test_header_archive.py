@@ -1,6 +1,7 @@
 """source.zip gives back config, index and headers byte by byte, and an archive that is not one costs nothing."""
 
 import zipfile
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 from support.checkpoints.small import open_folder
 
 from dsv4_shard.errors import BadSkeleton
+from dsv4_shard.limits import ARCHIVE, UNPACKED
 from dsv4_shard.sharding import header_archive as skeleton
-from dsv4_shard.sharding.header_archive import MAX_ENTRIES, read_skeleton, write_skeleton
+from dsv4_shard.sharding.header_archive import read_skeleton, write_skeleton
 from dsv4_shard.tensors.header import build_header
 
 HEADER = build_header({"a": ("F32", (2,))})[0]
@@ -49,7 +51,7 @@ def test_the_same_checkpoint_gives_the_same_bytes(tiny_checkpoint: Path, folder:
         ((("config.json", b"{}"), ("tokenizer.json", b"{}")), "no file of a checkpoint"),
         ((("config.json", b"{}"), ("model.safetensors", HEADER + b" ")), "not what its length says"),
         ((("config.json", b"{}"), ("model.safetensors", b"")), "not what its length says"),
-        (tuple((f"{number}.safetensors", b"") for number in range(MAX_ENTRIES + 1)), "too many"),
+        (tuple((f"{number}.safetensors", b"") for number in range(ARCHIVE.count + 1)), "too many"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -63,15 +65,15 @@ def test_an_archive_that_is_no_checkpoints_is_refused(entries: tuple[tuple[str, 
 def test_a_bomb_is_refused_before_it_is_unpacked(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = packed(*{"config.json": b"{}", name: bytes(101 << 20)}.items())
     assert len(bomb) < 1 << 20
-    monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("unpacked"))
+    monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_: pytest.fail("unpacked"))
     with pytest.raises(BadSkeleton, match="would unpack to"):
         read_skeleton(bomb, "source.zip")
 
 
 def test_many_entries_that_are_a_bomb_together_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(skeleton, "MAX_UNPACKED_BYTES", 1000)
+    monkeypatch.setattr(skeleton, "UNPACKED", replace(UNPACKED, nbytes=1000))
     many = packed(("config.json", b"{}"), *((f"{number}.safetensors", bytes(100)) for number in range(10)))
-    monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("unpacked"))
+    monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_: pytest.fail("unpacked"))
     with pytest.raises(BadSkeleton, match="would unpack to"):
         read_skeleton(many, "source.zip")
 

@@ -12,11 +12,12 @@ from support.checkpoints.release import CARD, RELEASE
 from support.checkpoints.small import open_folder, small_config
 from support.paths import DATA
 
+from dsv4_shard import limits
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.planning import Plan
 from dsv4_shard.planning.plan_builder import make_plan
-from dsv4_shard.sharding.model_card import MAX_METADATA_BYTES, base_model, license_of, model_card
+from dsv4_shard.sharding.model_card import base_model, license_of, model_card
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -134,7 +135,7 @@ HOSTILE = {
     "too long": f"---\nlicense: {'m' * 70}\n---\n",
     "too deep": f"---\nlicense: {'[' * 5000}\n---\n",
     "merged keys": f"---\n{BOMB}\nlicense: {{<<: *a59}}\n---\n",
-    "late": f"---\n# {'x' * MAX_METADATA_BYTES}\nlicense: mit\n---\n",
+    "late": f"---\n# {'x' * limits.CARD.nbytes}\nlicense: mit\n---\n",
     "no text": "---\nlicense: \x00\n---\n",
     "keys of lists": "---\n? [license]\n: mit\n---\n",
 }

@@ -23,7 +23,7 @@ from dsv4_shard.sources.remote import Listed
 LISTED = Listed(4, '"e"')
 SECRETS = ("SECRETKEY", "SECRETSESSION", "c2VjcmV0")
 CALLS = {
-    "list": lambda store: store.files(),
+    "list": lambda store: store.everything(),
     "get": lambda store: store.read("a", LISTED, 0, memoryview(bytearray(4)), Event()),
     "put": lambda store: store.put("a", b"weights"),
     "put in parts": lambda store: store.put_parts("a", iter([memoryview(b"weights")]), 7),
@@ -96,7 +96,7 @@ def test_no_kind_of_redirect_leads_to_another_server(
         Server(redirect(status, stranger.url)) as server,
     ):
         with pytest.raises(BadAnswer, match="redirects to"):
-            store_at(server.url, "s3", monkeypatch, tmp_path).files()
+            store_at(server.url, "s3", monkeypatch, tmp_path).everything()
         assert stranger.requests == []
 
 
@@ -111,7 +111,7 @@ def test_encrypted_redirects_are_refused_at_once(scheme: str, monkeypatch: pytes
         store = store_at(server.url, scheme, monkeypatch, tmp_path)
         begun = time.monotonic()
         with pytest.raises(BadAnswer, match=f"redirects to {stranger.url}"):
-            store.files()
+            store.everything()
         assert time.monotonic() - begun < 5, "obstore alone would try for three minutes"
         assert server.requests
         assert stranger.requests == []
@@ -158,7 +158,7 @@ def test_an_answer_is_cut_off_at_its_limit(
     certificate = write_certificate(tmp_path / "certificate.pem") if is_encrypted else None
     with Server(flood(status), certificate=certificate) as server:
         with pytest.raises(BadAnswer, match=f"more than {STORE_ANSWER.nbytes:,} bytes"):
-            store_at(server.url, "s3", monkeypatch, tmp_path).files()
+            store_at(server.url, "s3", monkeypatch, tmp_path).everything()
         sent = sum(request[0] == "sent" for request in server.requests)
         assert sent < 100, "what the sockets hold comes on top"
 
@@ -218,7 +218,7 @@ def test_the_server_that_gives_out_tokens_for_a_role_is_allowed(
 def test_a_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     store = store_at("https://127.0.0.1:9", "s3", monkeypatch, tmp_path)
     with pytest.raises(ServerFailed, match=r"no connection to https://127\.0\.0\.1:9: Connection refused"):
-        store.files()
+        store.everything()
 
 
 # --- the gate itself -----------------------------------------------------------------------------------------------
@@ -294,7 +294,7 @@ def test_the_proxy_of_the_environment_is_used(
     proxy = ForwardProxy()
     monkeypatch.setenv("HTTPS_PROXY" if is_encrypted else "http_proxy", proxy.url.replace("://", "://user:p%40ss@"))
     with Server(lambda handler: handler.say(200, listing), certificate=certificate) as server:
-        assert store_at(server.url, "s3", monkeypatch, tmp_path).files() == {}
+        assert store_at(server.url, "s3", monkeypatch, tmp_path).everything() == {}
         assert len(server.requests) == 1
         assert (
             not any("proxy" in name.lower() for _, _, headers in server.requests for name in headers)
@@ -309,7 +309,7 @@ def test_a_host_that_goes_without_the_proxy_is_asked_directly(monkeypatch: pytes
     monkeypatch.setenv("http_proxy", proxy.url)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with Server(lambda handler: handler.say(403)) as server, pytest.raises(Exception, match="refused access"):
-        store_at(server.url, "s3", monkeypatch, tmp_path).files()
+        store_at(server.url, "s3", monkeypatch, tmp_path).everything()
     assert proxy.asked == []
 
 

@@ -4,6 +4,7 @@ import itertools
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -27,6 +28,7 @@ from dsv4_shard.errors import (
     Unreachable,
     UsageError,
 )
+from dsv4_shard.limits import STORE_LISTING
 from dsv4_shard.opening import open_source
 from dsv4_shard.sources import object_store as stores
 from dsv4_shard.sources import remote_headers as heads
@@ -506,7 +508,7 @@ def page(first: int, count: int) -> list[dict[str, Any]]:
 def test_a_listing_of_as_many_objects_as_are_read_is_taken_and_one_more_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(stores, "MAX_OBJECTS", 30)
+    monkeypatch.setattr(stores, "STORE_LISTING", replace(STORE_LISTING, count=30))
     assert len(entries_of(iter([page(0, 20), page(20, 10)]))) == 30
     with pytest.raises(BadAnswer, match="lists more than 30 objects"):
         entries_of(page(n * 10, 10) for n in itertools.count())
@@ -520,7 +522,7 @@ def test_a_listing_that_repeats_itself_is_refused() -> None:
 
 
 def test_a_listing_of_empty_pages_ends_at_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stores, "_LISTING_SECONDS", 0.2)
+    monkeypatch.setattr(stores, "STORE_LISTING", replace(STORE_LISTING, seconds=0.2))
 
     def pages() -> Iterator[list[dict[str, Any]]]:
         threading.Event().wait()  # as the client does inside, where no page is handed out

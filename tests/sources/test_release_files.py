@@ -2,6 +2,7 @@
 
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 from support.checkpoints.release import RELEASE, STAYS, add_release
 
 from dsv4_shard.errors import ReadFailed, SourceChanged
+from dsv4_shard.limits import COMPANION, TREE
 from dsv4_shard.sharding.manifest import ManifestCompanion
-from dsv4_shard.sources import release_files as rules
 from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.sources.release_files import is_legal, is_license, read_release, release_of, travelling
 
@@ -32,7 +33,7 @@ def test_config_index_and_weights_of_the_checkpoint_are_not_spoken_of() -> None:
 
 
 LIMITS = {
-    "bytes of a file": ({"a": rules.MAX_RELEASE_FILE_BYTES}, {"a": rules.MAX_RELEASE_FILE_BYTES + 1}),
+    "bytes of a file": ({"a": COMPANION.nbytes}, {"a": COMPANION.nbytes + 1}),
     "bytes in all": ({"a": 64 * MIB, "b": 64 * MIB}, {"a": 64 * MIB, "b": 64 * MIB, "c": 1}),
     "files": ({f"f{n}": 0 for n in range(1_000)}, {f"f{n}": 0 for n in range(1_001)}),
     "folders": ({"/".join("abcdefghi"): 1}, {"/".join("abcdefghij"): 1}),
@@ -109,7 +110,7 @@ def test_links_pipes_and_closed_folders_are_named_and_not_followed(tmp_path: Pat
 
 
 def test_a_tree_without_end_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dsv4_shard.sources.local.MAX_TREE_ENTRIES", 20)
+    monkeypatch.setattr("dsv4_shard.sources.local.TREE", replace(TREE, count=20))
     model = add_release(tmp_path, {f"{folder}/{n}": "" for folder in "ab" for n in range(15)} | {"z" * 9: ""})
     found = release_of(LocalSource(model, "model"))
     assert found.left_behind == {"b/": "beyond 20 files in folders"}

@@ -3,6 +3,7 @@
 import gzip
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -10,7 +11,7 @@ import huggingface_hub
 import pytest
 
 from dsv4_shard.errors import BadAnswer
-from dsv4_shard.sources import response_limits
+from dsv4_shard.limits import Limit
 from dsv4_shard.sources.response_limits import limited_bodies
 
 
@@ -29,14 +30,12 @@ class Server:
         return self.client.get("http://hub/api")
 
 
-@pytest.fixture(autouse=True)
-def small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(response_limits, "MAX_BODY_BYTES", 1000)
+SMALL = Limit("answer", "BadAnswer", nbytes=1000, count=50, seconds=60)
 
 
-def asked(server: Server, monkeypatch: pytest.MonkeyPatch) -> Any:
+def asked(server: Server, monkeypatch: pytest.MonkeyPatch, limit: Limit = SMALL) -> Any:
     monkeypatch.setattr(huggingface_hub, "get_session", lambda: server.client)
-    with limited_bodies():
+    with limited_bodies(limit):
         return server.get()
 
 
@@ -52,6 +51,11 @@ def test_a_body_of_the_limit_is_read_and_one_byte_more_refused(
         asked(Server(pack(b"A" * 1001), encoding), monkeypatch)
 
 
+def test_a_body_of_more_values_than_are_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BadAnswer, match="up to 501 values, more than the 50 that are read"):
+        asked(Server(b"[" * 500), monkeypatch)
+
+
 def test_a_body_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def endless() -> Iterator[bytes]:
         while True:
@@ -62,15 +66,13 @@ def test_a_body_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_body_that_drips_ends_at_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(response_limits, "MAX_BODY_SECONDS", 0.05)
-
     def drip() -> Iterator[bytes]:
         while True:
             time.sleep(0.01)
             yield b"A"
 
     with pytest.raises(BadAnswer, match=r"did not end within 0\.05 seconds"):
-        asked(Server(drip()), monkeypatch)
+        asked(Server(drip()), monkeypatch, replace(SMALL, seconds=0.05))
 
 
 def test_an_encoding_that_nobody_asked_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,5 +97,5 @@ def test_the_client_gets_one_hook_however_often_it_is_asked(monkeypatch: pytest.
 def test_a_stream_that_is_read_piece_by_piece_is_not_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     server = Server(b"A" * 5000)
     monkeypatch.setattr(huggingface_hub, "get_session", lambda: server.client)
-    with limited_bodies(), server.client.stream("GET", "http://hub/file") as answer:
+    with limited_bodies(SMALL), server.client.stream("GET", "http://hub/file") as answer:
         assert sum(map(len, answer.iter_raw())) == 5000

@@ -27,9 +27,9 @@ from dsv4_shard.errors import (
     NotSafetensors,
     TruncatedFile,
 )
+from dsv4_shard.limits import HEADER
 from dsv4_shard.tensors.header import (
     DTYPE_BITS,
-    MAX_HEADER_BYTES,
     Header,
     TensorInfo,
     build_header,
@@ -236,7 +236,7 @@ def test_every_header_error_has_a_test_and_a_hint() -> None:
     assert all(kind.hint and kind.exit_code == 3 for kind in classes)
 
 
-@pytest.mark.parametrize("length", [MAX_HEADER_BYTES + 1, 2**40, 2**63])
+@pytest.mark.parametrize("length", [HEADER.nbytes + 1, 2**40, 2**63])
 def test_header_over_the_limit_is_refused_before_it_is_read(length: int) -> None:
     file = Memory(blob(ONE, 64, length=length), nbytes=2**42)
     with pytest.raises(HeaderTooLarge):
@@ -245,7 +245,7 @@ def test_header_over_the_limit_is_refused_before_it_is_read(length: int) -> None
 
 
 def test_header_beyond_the_end_of_the_file_is_refused_before_it_is_read() -> None:
-    file = Memory(blob(ONE, 8, length=MAX_HEADER_BYTES))
+    file = Memory(blob(ONE, 8, length=HEADER.nbytes))
     with pytest.raises(HeaderTooLarge):
         read_header(file, FILE)  # type: ignore[arg-type]
     assert max(stop for _, stop in file.reads) < 32

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from dsv4_shard.limits import HEADER, Limit
 from dsv4_shard.text.sanitize import clean, short, short_name
-from dsv4_shard.text.strict_json import MAX_VALUES, BadJson, DuplicateJsonKey, is_plain, parse_json
+from dsv4_shard.text.strict_json import BadJson, DuplicateJsonKey, is_plain, parse_json
 
 
 @pytest.mark.parametrize("text", ["null", "[]", '{"a": [1, -2.5, true, "\\u00e9"]}', '{"😀": {"": "\\ud83d\\ude00"}}'])
@@ -57,17 +58,23 @@ def test_a_lone_surrogate_is_found_however_deep_it_stands(depth: int) -> None:
 
 
 def test_values_are_counted_before_they_are_made() -> None:
-    assert parse_json(b"[1,2,3]", max_values=4) == [1, 2, 3]
+    assert parse_json(b"[1,2,3]", Limit("", "", nbytes=99, count=4)) == [1, 2, 3]
     with pytest.raises(BadJson, match="up to 5 values, more than the 4 that are read"):
-        parse_json(b"[1,2,3,4]", max_values=4)
+        parse_json(b"[1,2,3,4]", Limit("", "", nbytes=99, count=4))
     with pytest.raises(BadJson, match="more than the 2 "):
-        parse_json(b'{"a":{"b":{}}}', max_values=2)
+        parse_json(b'{"a":{"b":{}}}', Limit("", "", nbytes=99, count=2))
+
+
+def test_bytes_are_counted_before_they_are_parsed() -> None:
+    assert parse_json(b"[1,2]", Limit("", "", nbytes=5, count=9)) == [1, 2]
+    with pytest.raises(BadJson, match="6 bytes, too large: at most 5 are read"):
+        parse_json(b"[1,2] ", Limit("", "", nbytes=5, count=9))
 
 
 def test_a_header_of_all_tensors_of_the_largest_model_is_well_within_the_count() -> None:
     """As if V4-Pro came in one file."""
     entry = '"layers.60.ffn.experts.383.w2.weight":{"dtype":"I8","shape":[7168,1536],"data_offsets":[0,1]},'
-    assert sum(entry.count(char) for char in ",[{") * 145_116 < MAX_VALUES
+    assert sum(entry.count(char) for char in ",[{") * 145_116 < HEADER.count
 
 
 HUNDRED_MEGABYTES = {
@@ -104,7 +111,7 @@ def test_as_many_values_as_are_read_cost_less_than_half_a_gigabyte() -> None:
     code = f"""
 import resource
 from dsv4_shard.text.strict_json import parse_json
-raw = b'{{' + b','.join(b'"%x":{{}}' % i for i in range({MAX_VALUES} // 2 - 1)) + b'}}'
+raw = b'{{' + b','.join(b'"%x":{{}}' % i for i in range({HEADER.count} // 2 - 1)) + b'}}'
 now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (now + (512 << 20),) * 2)
 parse_json(raw)

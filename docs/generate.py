@@ -23,6 +23,7 @@ from dsv4_shard.diagnosis.document import Explanation
 from dsv4_shard.errors import ExitCode, ShardError
 from dsv4_shard.inspection.known_family import Inspection
 from dsv4_shard.inspection.unknown_family import UnknownInspection
+from dsv4_shard.limits import TABLE
 from dsv4_shard.planning.compare import PlanComparison
 from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.search import Search
@@ -73,6 +74,7 @@ def generated() -> dict[str, str]:
         "commands.md": _page(_commands()),
         "errors.md": _page(_errors()),
         "gpus.md": _page(_gpus()),
+        "limits.md": _page(_limits()),
         "outputs.md": _page(_outputs([(name, schemas[name]) for name in others])),
     }
     for name in _ALONE:
@@ -203,6 +205,33 @@ def _gpus() -> Iterator[str]:
 
 def _of_gpu(gpu: Gpu) -> tuple[str, ...]:
     return _code(gpu.name), gpu.title, f"{gpu.memory // MIB:,}", f"{gpu.memory / (MIB << 10):.1f}"
+
+
+# --- limits --------------------------------------------------------------------------------------------------------
+
+
+def _limits() -> Iterator[str]:
+    yield "# Limits"
+    yield ""
+    yield (
+        "The largest input of each kind that is read. Bytes count decoded, before anything is made of them; an input "
+        "beyond a limit is refused with one line. No command needs more than 512 MiB of memory for any input within "
+        "them, `verify --numerics` aside, which loads torch. They stand in `dsv4_shard/limits.py`, and "
+        "`tests/test_limits.py` tries each, and one step beyond."
+    )
+    rows = [
+        (
+            limit.what,
+            f"{limit.nbytes:,}" if limit.nbytes else "",
+            f"{limit.count:,} {limit.counted}" if limit.count else "",
+            f"{limit.seconds:,} s" if limit.seconds else "",
+            str(limit.depth or ""),
+            ", ".join(map(_code, limit.error.split(", "))) if limit.error[0].isupper() else limit.error,
+            limit.largest,
+        )
+        for limit in TABLE
+    ]
+    yield from _table(("input", "bytes", "count", "time", "depth", "beyond it", "largest that is needed"), rows)
 
 
 # --- JSON documents ------------------------------------------------------------------------------------------------

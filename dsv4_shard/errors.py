@@ -315,9 +315,10 @@ class NotEnoughDisk(OutputError):
 
 
 class ReadFailed(ShardError):
-    """The system refused a read, or returned fewer bytes than the file has."""
+    """The system refused a read, or returned fewer bytes than the file has, or the file is no regular or small one."""
 
     exit_code = ExitCode.IO
+    hint = "Look at the file: it must be there, readable, and what its name says."
 
 
 class WriteFailed(ShardError):

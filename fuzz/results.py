@@ -32,8 +32,8 @@ def _manifest_seeds() -> list[bytes]:
     names = [f"model-rank-{rank}-part-0.safetensors" for rank in range(3)]
     tensors = {f"layers.{n}.attn_norm.weight": f"{n:032x}" for n in range(3)}
     files = (
-        ManifestFile(name=names[0], ranks=(0,), nbytes=900, payload=800, sha256="a" * 64, header_digest="0" * 32, tensors=tensors,
-                     pieces={"layers.0.attn_norm.weight": ((2, 8), (1, 4))}),
+        ManifestFile(name=names[0], ranks=(0,), nbytes=900, payload=800, sha256="a" * 64, header_digest="0" * 32,
+                     tensors=tensors, pieces={"layers.0.attn_norm.weight": ((2, 8), (1, 4))}),
         ManifestFile(name=f"draft/{names[1]}", ranks=(0, 1), nbytes=90, payload=8, sha256=None, header_digest="1" * 32,
                      tensors={}, pieces={}, links=(f"draft/{names[2]}",)),
     )  # fmt: skip
@@ -41,7 +41,8 @@ def _manifest_seeds() -> list[bytes]:
         schema_version=3, tool_version="0.1.0", written_by={"0.1.0": (0, 1)}, digest="", layout="sglang", world=2,
         ranks=(0, 1), source=origin_of(small_checkpoint()[0], "org/model"), plan_digest="2" * 32,
         identity={"engine": "sglang"}, files=files,
-        companions=(ManifestCompanion(name="plan.json", nbytes=5, sha256="b" * 64, digest="3" * 32),), left_out={"a": "is not read"},
+        companions=(ManifestCompanion(name="plan.json", nbytes=5, sha256="b" * 64, digest="3" * 32),),
+        left_out={"a": "is not read"},
     ).sealed()  # fmt: skip
     earlier = json.loads(manifest.to_bytes())
     for entry in (earlier, *earlier["files"], *earlier["companions"]):
@@ -104,7 +105,7 @@ _STEPS = [Finished(0, bytes(16), 0, 64), Finished(7, bytes(range(48)), 3, 1 << 4
 def _journal_seeds() -> list[bytes]:
     origin = origin_of(small_checkpoint()[0], "org/model")
     run = RunIdentity(
-        schema_version=3, tool_version="0.1.0", origin=origin, request=Request(2), ranks=(0, 1),
+        schema_version=2, tool_version="0.1.0", origin=origin, request=Request(2), ranks=(0, 1),
         times={"a.safetensors": 5}, files={"b.safetensors": 900}, recipe_digest="4" * 32,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:

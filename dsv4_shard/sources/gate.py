@@ -330,10 +330,10 @@ def _read_head(end: socket.socket) -> bytes:
     head = b""
     while not head.endswith(_END):
         seen = end.recv(4096, socket.MSG_PEEK)
-        if not seen or len(head) > GATE_HEAD.nbytes:
-            raise _Refused
         stop = (head + seen).find(_END)
         head += end.recv(len(seen) if stop < 0 else stop + len(_END) - len(head))
+        if not seen or len(head) > GATE_HEAD.nbytes:
+            raise _Refused
     return head
 
 

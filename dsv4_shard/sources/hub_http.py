@@ -272,8 +272,10 @@ def _without_warnings() -> Iterator[None]:
 
 
 @contextmanager
-def transport_errors(host: str, limit: Limit = HUB_ANSWER) -> Iterator[None]:
-    """Turn connection failures inside the block into Transient, and offline mode into Unreachable; limit bodies.
+def transport_errors(host: str, limit: Limit | None = None) -> Iterator[None]:
+    """Turn connection failures inside the block into Transient, and offline mode into Unreachable.
+
+    Bodies are limited by `limit`, HUB_ANSWER if it is None.
 
     Raises BadAnswer for failures for which a retry is useless.
     """
@@ -282,7 +284,7 @@ def transport_errors(host: str, limit: Limit = HUB_ANSWER) -> Iterator[None]:
     # huggingface_hub 1 uses httpx, 2 uses httpx2. Its own error class derives from the one in use.
     http_error: type[Exception] = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
     try:
-        with limited_bodies(limit):
+        with limited_bodies(limit or HUB_ANSWER):
             yield
     except OfflineModeIsEnabled:
         raise Unreachable(

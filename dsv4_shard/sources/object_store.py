@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import xxhash
 
 from dsv4_shard.errors import BadAnswer, NotFound, Unreachable, UsageError
-from dsv4_shard.limits import STORE_LISTING
+from dsv4_shard.limits import STORE_ANSWER, STORE_LISTING
 from dsv4_shard.sources.gate import Gate, proxy_from_environment
 from dsv4_shard.sources.object_store_errors import CREDENTIALS, VARIABLES, first_line, gate_error, replaced, translate
 from dsv4_shard.sources.prefetch import BLOCK_BYTES
@@ -266,7 +266,7 @@ def connect(url: str) -> Store:
 
     scheme, store_url = _normalize(url)
     gate = Gate(proxy_from_environment(VARIABLES[scheme]))
-    options = {**_client_options(VARIABLES[scheme]), "proxy_url": gate.url}
+    options = {"timeout": f"{STORE_ANSWER.seconds}s"} | _client_options(VARIABLES[scheme]) | {"proxy_url": gate.url}
 
     def ask() -> None:
         """Request an object with credentials and without, so that their server and the store are asked for."""

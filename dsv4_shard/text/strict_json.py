@@ -54,13 +54,8 @@ def parse_json(raw: bytes, limit: Limit = HEADER) -> Any:
     # Python reads "-0" as the integer 0, other readers as a float. The hook is slow, so it is set only if needed.
     parse_int = _refuse_negative_zero if b"-0" in raw else None
     try:
-        document = json.loads(
-            text,
-            object_pairs_hook=_refuse_duplicates,
-            parse_constant=_refuse_constant,
-            parse_float=_refuse_infinity,
-            parse_int=parse_int,
-        )
+        document = json.loads(text, parse_constant=_refuse_constant, parse_float=_refuse_infinity, parse_int=parse_int)
+        _refuse_duplicates(raw, document)
     except BadJson:
         raise
     except RecursionError:
@@ -87,7 +82,39 @@ def is_plain(value: object, depth: int = 0) -> bool:
     return True
 
 
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_duplicates(raw: bytes, document: object) -> None:
+    """Raise DuplicateJsonKey if an object in the text of a document has a key twice.
+
+    Then it has more keys than the document has members. A hook for each object would take twice the memory.
+    """
+    members = _members(document)
+    if sum(1 for _ in _MAYBE_KEY.finditer(raw)) == members:
+        return
+    if sum(found[1] is not None for found in _STRING.finditer(raw)) != members:
+        json.loads(raw, object_pairs_hook=_refuse_pairs)
+
+
+_MAYBE_KEY = re.compile(rb'"[ \t\r\n]*:')
+"""Pattern of the end of a key. Strings that hold a colon may match too, but no key is missed."""
+
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"(?:[ \t\r\n]*(:))?', re.DOTALL)
+"""Pattern of a string, with the colon that follows a key."""
+
+
+def _members(document: object) -> int:
+    """Return the number of members of all objects. Iterative, because nothing has limited the nesting depth yet."""
+    pending, members = [document], 0
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            members += len(value)
+            pending += [item for item in value.values() if isinstance(item, dict | list)]
+        elif isinstance(value, list):
+            pending += [item for item in value if isinstance(item, dict | list)]
+    return members
+
+
+def _refuse_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         seen: set[str] = set()

@@ -20,14 +20,16 @@ from dsv4_shard.diagnosis import log_scan
 from dsv4_shard.limits import TABLE, Limit
 from dsv4_shard.models.config import parse_document
 from dsv4_shard.planning.plan_file import read_plan
-from dsv4_shard.sharding import companions, journal
+from dsv4_shard.sharding import journal
 from dsv4_shard.sharding.header_archive import read_skeleton
 from dsv4_shard.sharding.manifest import read_manifest
+from dsv4_shard.sharding.model_card import license_of
 from dsv4_shard.sources import hub_http, local, object_store, remote_headers, retry
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
 from dsv4_shard.sources.gate import Gate
 from dsv4_shard.sources.hub import Repository, _ask_headers, _ask_listing
 from dsv4_shard.sources.local import LocalSource
+from dsv4_shard.sources.release_files import travelling
 from dsv4_shard.sources.remote import Listed
 from dsv4_shard.sources.remote_headers import HeaderCache
 from dsv4_shard.sources.retry import Transient
@@ -348,7 +350,7 @@ def cached(trial: Trial, *entries: tuple[str, bytes], stored: bool = False) -> o
     path = cache._archive("a" * 40)
     path.parent.mkdir(parents=True, exist_ok=True)
     listing = json.dumps({"rebuilt": False, "files": {}}).encode()
-    path.write_bytes(zipped(("listing.json", listing), *entries, stored=stored))
+    path.write_bytes(zipped(("tree.json", listing), *entries, stored=stored))
     return cache.load("a" * 40)
 
 
@@ -375,21 +377,46 @@ def _name_bytes(trial: Trial, beyond: int) -> object:
     return last_inspected.recall()
 
 
-def source_with(sizes: dict[str, int]) -> Any:
-    return MemorySource.of({name: MemoryFile(b"", nbytes) for name, nbytes in sizes.items()})
+def travels(tree: dict[str, int]) -> bool:
+    """Whether every file travels with the weights."""
+    return not travelling(tree).left_behind
 
 
-@tries("COMPANION", "nbytes", errors.ReadFailed)
+@tries("COMPANION", "nbytes", None)
 def _companion_bytes(trial: Trial, beyond: int) -> object:
-    return companions.read_companions(
-        source_with({"tokenizer.json": limits.COMPANION.nbytes + beyond}), ["tokenizer.json"]
-    )
+    return travels({"tokenizer.json": limits.COMPANION.nbytes + beyond})
 
 
-@tries("COMPANIONS", "nbytes", errors.ReadFailed)
+@tries("COMPANION", "count", None)
+def _companion_folders(trial: Trial, beyond: int) -> object:
+    return travels({"a/" * (limits.COMPANION.count + beyond) + "b": 1})
+
+
+@tries("COMPANIONS", "nbytes", None)
 def _companions_bytes(trial: Trial, beyond: int) -> object:
     half = limits.COMPANIONS.nbytes // 2
-    return companions.read_companions(source_with({"a": half, "b": half - 1, "c": 1 + beyond}), ["a", "b", "c"])
+    return travels({"a": half, "b": half - 1, "c": 1 + beyond})
+
+
+@tries("COMPANIONS", "count", None)
+def _companions_count(trial: Trial, beyond: int) -> object:
+    return travels({f"{number}": 0 for number in range(limits.COMPANIONS.count + beyond)})
+
+
+@tries("TREE", "count", None)
+def _tree_entries(trial: Trial, beyond: int) -> object:
+    lowered = trial.lower(local, "TREE", count=40)
+    (trial.path / f"{beyond}" / "folder").mkdir(parents=True)
+    for number in range(lowered.count + beyond):
+        (trial.path / f"{beyond}" / "folder" / str(number)).touch()
+    return travels(LocalSource(trial.path / f"{beyond}", "model").tree())  # type: ignore[arg-type]
+
+
+@tries("CARD", "nbytes", None)
+def _card_bytes(trial: Trial, beyond: int) -> object:
+    end = b"\nlicense: mit\n---"
+    head = b"---\n# ".ljust(limits.CARD.nbytes - len(end) + beyond, b"x")
+    return license_of(head + end, ()).get("license")
 
 
 @tries("FOLDER", "count", errors.ReadFailed)
@@ -563,7 +590,7 @@ def _store_bytes(trial: Trial, beyond: int) -> object:
         handler.wfile.write(head.encode() + body)
 
     with Server(answer) as server:
-        found = store_of(trial, server.url).files()
+        found = store_of(trial, server.url).everything()
     assert sizes == [limits.STORE_ANSWER.nbytes]
     return found
 
@@ -579,7 +606,7 @@ def _store_seconds(trial: Trial, beyond: int) -> object:
         handler.say(200, listing)
 
     with Server(answer) as server:
-        return store_of(trial, server.url).files()
+        return store_of(trial, server.url).everything()
 
 
 def entries(trial: Trial, pages: Iterator[Any]) -> object:

@@ -49,6 +49,11 @@ class Hit:
     breach: Breach
     tp_said: bool
 
+    @property
+    def guessed(self) -> tuple[str, ...]:
+        """What neither the message nor the log contains."""
+        return (() if self.model.given else ("the model",)) + (() if self.tp_said else ("TP",))
+
 
 def found_origin(found: FoundMessage, log: EngineLog) -> MessageOrigin:
     """Where a message comes from, by its traceback and the log."""

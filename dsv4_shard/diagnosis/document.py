@@ -25,7 +25,7 @@ class WayOut(Document):
     """The plan for the GPUs of the first case: whether it `runs`, or the `nearest` layouts that do.
 
     `notes` are changes that it needs; if it does not run, they are the rules that it breaks. `command` is null if it
-    does not run. `next` is the `plan` command to run next.
+    does not run. `next` is the `plan` command to run next. `guessed` is as in the first case.
     """
 
     options: str
@@ -35,6 +35,7 @@ class WayOut(Document):
     command: str | None
     nearest: tuple[str, ...]
     next: str
+    guessed: tuple[str, ...] = ()
 
 
 class LogFacts(Document):

@@ -193,7 +193,6 @@ def _titles(found: FoundMessage, log: EngineLog, hits: list[Hit]) -> tuple[str, 
 
 
 def _case(hit: Hit) -> Case:
-    guessed = (() if hit.model.given else ("the model",)) + (() if hit.tp_said else ("TP",))
     return Case(
         model=hit.model.label,
         engine=hit.engine.name,
@@ -201,6 +200,6 @@ def _case(hit: Hit) -> Case:
         rule=hit.breach.rule,
         module=hit.breach.module,
         arithmetic=hit.breach.reason,
-        guessed=guessed,
+        guessed=hit.guessed,
         remedies=ways_out(hit.model.inventory, hit.request, hit.breach),
     )

@@ -97,9 +97,8 @@ def _options(text: str, clues: Clues) -> Answer:
 
 def _processes(text: str, clues: Clues) -> Answer:
     return Answer(
-        ("the processes of the ranks do not find each other, or one has ended: another rank's own error, an address "
-         "or a "
-         "port, or fewer GPUs than ranks",),
+        ("the processes of the ranks do not find each other, or one has ended: another rank's own error, an address or "
+         "a port, or fewer GPUs than ranks",),
         ("the first traceback of any rank, on any node: give that log",
          "on every node the same version and options, but for --node-rank; an address and ports that all nodes reach"),
     )  # fmt: skip

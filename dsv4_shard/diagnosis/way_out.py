@@ -31,9 +31,10 @@ def way_for(found: FoundMessage, hits: list[Hit], log: EngineLog, models: tuple[
     else:
         return None
     try:
-        return way_out(model, replace(request, gpu=gpu.name if gpu else None, engine_version=_version(log, request)))
+        way = way_out(model, replace(request, gpu=gpu.name if gpu else None, engine_version=_version(log, request)))
     except UsageError:  # no layout has the numbers of the log
         return None
+    return way.model_copy(update={"guessed": hits[0].guessed}) if hits else way
 
 
 def _version(log: EngineLog, request: Request) -> str | None:

@@ -45,7 +45,8 @@ def show_explanation(console: Console, explanation: "Explanation") -> None:
             if explanation.basis == "table"
             else "By the rules, {} runs, with"
         )
-        heading(console, (fits if way.runs else "By the rules, {} does not run").format(way.options))
+        guess = f" ({' and '.join(way.guessed)}: a guess)" if way.guessed else ""
+        heading(console, (fits if way.runs else "By the rules, {} does not run").format(way.options + guess))
         for note in way.notes:
             item(console, note)
         if way.command is not None:

@@ -19,8 +19,7 @@ ARGUMENTS: dict[str, str] = {
     "vllm dict": "(APIServer pid=7) INFO 11-30 09:00:00 [startup.py:96] non-default args: "
     "{{'model_tag': '{model}', 'model': '{model}', 'tensor_parallel_size': {tp}}}",
     "vllm config": "(EngineCore_DP0 pid=9) INFO 11-30 09:00:00 [core.py:140] Initializing a V1 LLM engine (v0.33.0) "
-    "with "
-    "config: model='{model}', speculative_config=None, tokenizer='{model}', load_format=auto, "
+    "with config: model='{model}', speculative_config=None, tokenizer='{model}', load_format=auto, "
     "tensor_parallel_size={tp}, pipeline_parallel_size=1, data_parallel_size=1, quantization=fp8",
     "sglang dict": "[2026-11-30 09:00:00] server_args={{'model_path': '{model}', 'tokenizer_path': '{model}', "
     "'tp_size': {tp}, 'ep_size': 1, 'dp_size': 1, 'reasoning_parser': 'deepseek-v3'}}",
@@ -127,8 +126,8 @@ def test_no_case_has_another_tp_than_the_log(tp: int) -> None:
 
 
 def test_a_log_without_a_model_gets_guesses_that_are_marked() -> None:
-    case = ask(COLUMN.format(192)).cases[0]
-    assert case.guessed == ("the model", "TP")
+    explanation = ask(COLUMN.format(192))
+    assert explanation.cases[0].guessed == explanation.way.guessed == ("the model", "TP")
     case = ask(f"vllm serve --tensor-parallel-size 16\n{COLUMN.format(192)}").cases[0]
     assert case.guessed == ("the model",)
 
@@ -395,45 +394,39 @@ SHAPES = {
         lambda: skeleton("DeepSeek-V4-Flash-Base"),
     ),
     "the other way round": Situation(
-        "vllm serve deepseek-ai/DeepSeek-V4-Pro -tp 8\nRuntimeError: The expanded size of the tensor (7168) must "
-        "match the "
-        "existing size (3584) at non-singleton dimension 1. Target sizes: [384, 7168]. Tensor sizes: [384, 3584]",
+        "vllm serve deepseek-ai/DeepSeek-V4-Pro -tp 8\nRuntimeError: The expanded size of the tensor (7168) must match "
+        "the existing size (3584) at non-singleton dimension 1. Target sizes: [384, 7168]. Tensor sizes: [384, 3584]",
         ("built FP8 experts, and the checkpoint's are FP4", "expert_dtype"),
         ("guess", "SGLANG_DSV4"),
     ),
     "files of TP 8 at TP 16": Situation(
-        "vllm serve deepseek-ai/DeepSeek-V4-Pro -tp 16 --load-format sharded_state\nRuntimeError: The size of tensor "
-        "a (4096) "
-        "must match the size of tensor b (8192) at non-singleton dimension 0",
+        "vllm serve deepseek-ai/DeepSeek-V4-Pro -tp 16 --load-format sharded_state\nRuntimeError: The size of tensor a "
+        "(4096) must match the size of tensor b (8192) at non-singleton dimension 0",
         ("q_b", "at TP 16", "at TP 8", "the TP that the files were cut for"),
         ("guess",),
     ),
     "whole shapes": Situation(
         "sglang serve --model-path deepseek-ai/DeepSeek-V4-Flash --tp 4\nRuntimeError: size mismatch for "
-        "model.x.weight: "
-        "copying a param with shape torch.Size([32768, 1024]) from checkpoint, the shape in current model is "
-        "torch.Size([8192, 1024]).",
+        "model.x.weight: copying a param with shape torch.Size([32768, 1024]) from checkpoint, the shape in current "
+        "model is torch.Size([8192, 1024]).",
         ("q_b", "at TP 4", "at TP 1"),
         ("guess",),
     ),
     "vLLM's default loader": Situation(
         "vllm serve deepseek-ai/DeepSeek-V4-Flash-Base -tp 1\nAssertionError: Attempted to load weight "
-        "(torch.Size([16, 32])) "
-        "into parameter (torch.Size([2048, 128]))",
+        "(torch.Size([16, 32])) into parameter (torch.Size([2048, 128]))",
         ("built FP4 experts, and the checkpoint's are FP8",),
         ("guess",),
     ),
     "a narrow that is a dtype": Situation(
-        "sglang serve --model-path deepseek-ai/DeepSeek-V4-Flash-Base --tp 4\nRuntimeError: start (512) + length "
-        "(512) exceeds "
-        "dimension size (16).",
+        "sglang serve --model-path deepseek-ai/DeepSeek-V4-Flash-Base --tp 4\nRuntimeError: start (512) + length (512) "
+        "exceeds dimension size (16).",
         ("built FP4 experts, and the checkpoint's are FP8", "SGLANG_DSV4_FP4_EXPERTS=0"),
         ("rounded up",),
     ),
     "sizes of a model that is not known": Situation(
         "vllm serve MiniMaxAI/MiniMax-M2.7 -tp 8\nRuntimeError: The size of tensor a (1536) must match the size of "
-        "tensor b (12) "
-        "at non-singleton dimension 0",
+        "tensor b (12) at non-singleton dimension 0",
         ("1536 / 12 = 128", "--repo"),
         ("DeepSeek", "guess"),
     ),
@@ -452,20 +445,17 @@ SHAPES = {
 LOADING = {
     "no files of a rank": Situation(
         "ValueError: Could not find checkpoint files '/models/V4-Pro-tp16/model-rank-9-part-*.safetensors', only "
-        "pre-sharded "
-        "checkpoints are currently supported!",
+        "pre-sharded checkpoints are currently supported!",
         ("/models/V4-Pro-tp16 has none for rank 9", "fewer ranks", "another node's share", "manifest", "reshard"),
     ),
     "more ranks than the folder": Situation(
         "ValueError: Could not find checkpoint files '/models/V4-Pro-tp8/model-rank-9-part-*.safetensors', only "
-        "pre-sharded "
-        "checkpoints are currently supported!",
+        "pre-sharded checkpoints are currently supported!",
         ("its name says TP 8", "rank 9 is one too many"),
     ),
     "missing of the index": Situation(
         "RuntimeError: /models/V4/model.safetensors.index.json references 3 shard file(s) missing from /models/V4 "
-        "(incomplete "
-        "download?): ['model-00042-of-00064.safetensors']",
+        "(incomplete download?): ['model-00042-of-00064.safetensors']",
         ("3 files", "/models/V4", "model-00042-of-00064.safetensors", "hf download", "link"),
     ),
     "missing of vLLM's index": Situation(
@@ -510,8 +500,7 @@ LOADING = {
     ),
     "an old Transformers": Situation(
         "ValueError: The checkpoint you are trying to load has model type `deepseek_v4` but Transformers does not "
-        "recognize "
-        "this architecture.",
+        "recognize this architecture.",
         ("Transformers does not know the model type deepseek_v4", "too old"),
     ),
     "Marlin's tiles": Situation(
@@ -524,37 +513,30 @@ LOADING = {
 MEMORY = {
     "the context": Situation(
         "ValueError: To serve at least one request with the model's max seq len (1048576), (15.90 GiB KV cache is "
-        "needed, "
-        "which is larger than the available KV cache memory (7.70 GiB). Based on the available memory, the estimated "
-        "maximum "
-        "model length is 121344. Try increasing `gpu_memory_utilization`",
+        "needed, which is larger than the available KV cache memory (7.70 GiB). Based on the available memory, the "
+        "estimated maximum model length is 121344. Try increasing `gpu_memory_utilization`",
         ("the weights fit", "1,048,576", "7.70 GiB", "--max-model-len 121344", "one KV head", "KV planning"),
         ("does not hold",),
     ),
     "the context, older words": Situation(
         "ValueError: To serve at least one request with the models's max seq len (163840), (15.90 GiB KV cache is "
-        "needed, which "
-        "is larger than the available KV cache memory (7.70 GiB). Based on the available memory, the estimated "
-        "maximum model "
-        "length is 79344.",
+        "needed, which is larger than the available KV cache memory (7.70 GiB). Based on the available memory, the "
+        "estimated maximum model length is 79344.",
         ("--max-model-len 79344",),
     ),
     "the context, without an estimate": Situation(
         "ValueError: To serve at least one request with the model's max seq len (1048576), (15.90 GiB KV cache is "
-        "needed, "
-        "which is larger than the available KV cache memory (0.10 GiB). Try increasing",
+        "needed, which is larger than the available KV cache memory (0.10 GiB). Try increasing",
         ("a shorter --max-model-len",),
     ),
     "another process": Situation(
         "ValueError: Free memory on device (80.1/94.99 GiB) on startup is less than desired GPU memory utilization "
-        "(0.9, "
-        "85.49 GiB). Decrease",
+        "(0.9, 85.49 GiB). Decrease",
         ("another process holds 14.9 GiB", "nvidia-smi"),
     ),
     "another process, 0.33.0": Situation(
         "ValueError: Free memory on device cuda:3 (80.1/94.99 GiB) on startup is less than desired GPU memory "
-        "utilization (0.9, "
-        "85.49 GiB).",
+        "utilization (0.9, 85.49 GiB).",
         ("another process holds 14.9 GiB",),
     ),
     "killed": Situation(
@@ -564,20 +546,17 @@ MEMORY = {
     ),
     "killed, 0.5.23": Situation(
         "RuntimeError: Rank 3 scheduler died during initialization (exit code: -9). If exit code is -9 (SIGKILL), a "
-        "common "
-        "cause is the OS OOM killer.",
+        "common cause is the OS OOM killer.",
         ("signal 9", "host's memory"),
     ),
     "a card of 24 GB": Situation(
         "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.63 GiB. GPU 3 has a total capacity of 23.56 "
-        "GiB of which "
-        "1.2 GiB is free.",
+        "GiB of which 1.2 GiB is free.",
         ("23.56 GiB", "(a guess)", "at least 34 such GPUs", "at least 7 such GPUs"),
     ),
     "a card of 24 GB, with its model": Situation(
-        "vllm serve deepseek-ai/DeepSeek-V4-Flash -tp 4\ntorch.OutOfMemoryError: CUDA out of memory. Tried to "
-        "allocate 2.63 GiB. "
-        "GPU 3 has a total capacity of 23.56 GiB of which 1.2 GiB is free.",
+        "vllm serve deepseek-ai/DeepSeek-V4-Flash -tp 4\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate "
+        "2.63 GiB. GPU 3 has a total capacity of 23.56 GiB of which 1.2 GiB is free.",
         ("weights of a rank at TP 4: ", "at least 7 such GPUs", "--tp 8 --engine vllm is the smallest TP"),
         ("guess", "V4-Pro"),
     ),

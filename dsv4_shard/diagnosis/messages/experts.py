@@ -60,8 +60,7 @@ _NO_MARLIN = (
 
 _TRITON_FP4 = by_engine(
     sglang=("--moe-runner-backend marlin, or flashinfer_mxfp4 where the GPU has it", "a checkpoint with FP8 experts, "
-                                                                                     "with "
-            "SGLANG_DSV4_FP4_EXPERTS=0"),
+                                                                                     "with SGLANG_DSV4_FP4_EXPERTS=0"),
     vllm=("--moe-backend marlin, or leave it out",),
 )  # fmt: skip
 
@@ -81,8 +80,7 @@ EXPERTS = (
             _AS_CONFIG, LOADING),
     Message(SGLANG, r"expected (?P<wanted>fp8_e4m3fn|fp8_e8m0fnu or float32), got (?P<dtype>[\w.]{1,40})",
             say("SGLang decodes wo_a from FP8 with its scales, and finds {dtype} where it wants {wanted}: an export "
-                "with "
-                "another format of wo_a"), _AS_CONFIG, LOADING),
+                "with another format of wo_a"), _AS_CONFIG, LOADING),
     Message(SGLANG, r"FP8 quant_config must create weight_scale_inv",
             say("the engine built an FP8 layer without block scales: weight_block_size is missing from "
                 "quantization_config"), _AS_CONFIG, CONSTRUCTION),
@@ -100,13 +98,11 @@ EXPERTS = (
              "reshard",), LOADING),
     Message(VLLM, r"Shared expert weight dim (?P<size>\d{1,8}) not divisible by num_chunks (?P<count>\d{1,4})",
             say("a shared expert has {size} rows or columns, and the {count} shared experts of config.json do not "
-                "divide "
-                "them"), (INSPECT,), LOADING),
+                "divide them"), (INSPECT,), LOADING),
     Message(SGLANG, r"(?:DSparkV4MarkovHead|DSpark V4 draft) requires markov_rank > 0, got "
                     r"(?:markov_rank=)?(?P<rank>-?\d{1,6})",
             say("config.json has no dspark_markov_rank (here {rank}): the checkpoint's draft is no DSpark draft, or "
-                "its "
-                "config.json is of another release"),
+                "its config.json is of another release"),
             ("--speculative-algorithm EAGLE for a classic MTP block, or none", "the config.json of the release, "
                                                                                "unchanged"),
             CONSTRUCTION),
@@ -122,8 +118,7 @@ EXPERTS = (
             ("--disable-shared-experts-fusion", "the config.json of the release, unchanged"), CONSTRUCTION),
     Message(VLLM, r"The `fp8` quantization method no longer supports online quantization",
             say("--quantization fp8 asks to quantize a checkpoint that is not FP8 by its config.json: "
-                "quantization_config "
-                "is missing, or the checkpoint is BF16"),
+                "quantization_config is missing, or the checkpoint is BF16"),
             ("leave --quantization out for the FP8 and FP4 releases, whose config.json says it",
              "--quantization fp8_per_tensor to quantize BF16 weights while loading"), CONSTRUCTION),
     Message(BOTH, r"(?:cutlass_fp8 MoE requires|--moe-runner-backend hpc_ops requires) (?P<what>[^\n]{1,80})",
@@ -163,8 +158,7 @@ EXPERTS = (
           _NO_MARLIN, LOADING, anchors=("is not divisible by tile_",)),
     Message(SGLANG, r"Hidden size mismatch(?P<which> w[12])?",
           say("a rank's experts are packed FP4 (two values a byte), whose last axis is half the hidden size, and the "
-              "MoE "
-              "runner expects one value a byte: SGLang's triton runner does not take FP4 experts"), _TRITON_FP4),
+              "MoE runner expects one value a byte: SGLang's triton runner does not take FP4 experts"), _TRITON_FP4),
     Message(BOTH, r"(?:UnboundLocalError|local variable|cannot access local variable).{0,60}'name_mapped'",
           say("an expert's tensor has a name that vLLM maps to no parameter: another export of the model (stacked or "
               "renamed experts), or another quantization (its scales have other names)"),
@@ -186,8 +180,7 @@ EXPERTS = (
            "BF16)",), CONFIGURATION),
     Message(BOTH, r"Unknown quantization method: (?P<method>\S{1,60})",
           say("config.json or --quantization names {method}, which this engine does not know: another tool's export, "
-              "or "
-              "one for another engine (vllm-ascend, MLX)"), (INSPECT, "the release as its maker published it"),
+              "or one for another engine (vllm-ascend, MLX)"), (INSPECT, "the release as its maker published it"),
           CONFIGURATION),
     Message(BOTH, r"Quantization method specified in the model config \((?P<model>\S{1,40})\) does not match the "
                   r"quantization "

@@ -71,8 +71,7 @@ _DRAFT_WAYS = ("--speculative-algorithm EAGLE for the classic MTP block, DSPARK 
 
 _QUANTIZATION_CONFIG = (
     "quantization_config of the release's own config.json: quant_method fp8, weight_block_size [128, 128], "
-    "activation_scheme "
-    "dynamic",
+    "activation_scheme dynamic",
     INSPECT,
 )
 
@@ -107,9 +106,8 @@ LAUNCH = (
             ("leave --ep-size or --moe-dp-size out, or choose them so that their product is --tp", _PLAN),
             CONFIGURATION),
     Message(SGLANG, r"--dp-size (?P<dp>\d{1,4}) with --attn-dp-size (?P<attn>\d{1,4})",
-            say("--dp-size {dp} makes replicas of the whole model, --attn-dp-size {attn} divides the attention of "
-                "one: SGLang "
-                "takes one of them"),
+            say("--dp-size {dp} makes replicas of the whole model, --attn-dp-size {attn} divides the attention of one: "
+                "SGLang takes one of them"),
             ("--attn-dp-size alone, on the GPUs of --tp", "or --dp-size alone, which needs the GPUs of --tp for each "
                                                           "replica"), CONFIGURATION),
     Message(SGLANG, r"The expert parallel size must be 1 or the same as the tensor parallel size", _expert_parallel,
@@ -123,8 +121,7 @@ LAUNCH = (
             say("MoE backend {name} does not take {format} experts"), _RUNNER_OUT, CONSTRUCTION),
     Message(VLLM, r"No (?P<format>FP8|MXFP4|NVFP4|NvFp4) MoE backend supports the deployment configuration",
             say("no MoE backend takes {format} experts on this GPU in this layout: their parts are no whole tiles, a "
-                "package "
-                "(FlashInfer, DeepGEMM) is missing, or the GPU is too old"),
+                "package (FlashInfer, DeepGEMM) is missing, or the GPU is too old"),
             ("expert parallelism, which keeps experts whole: --enable-expert-parallel",
              "dsv4-shard plan REPO --tp N --engine vllm --gpu GPU: which layouts have a backend",
              "VLLM_LOGGING_LEVEL=DEBUG prints why each backend was left out"), CONSTRUCTION,
@@ -156,13 +153,11 @@ LAUNCH = (
             ("SGLANG_OPT_FP8_WO_A_GEMM=0", "the release with FP8 wo_a: deepseek-ai's own"), LOADING),
     Message(SGLANG, r"duplicate shard (?P<shard>\S{1,40}) for (?P<name>\S{1,200})",
             say("two tensors of the checkpoint go into the same part ({shard}) of {name}: files of two exports are "
-                "mixed, or a "
-                "file is there twice"), (INSPECT,), LOADING),
+                "mixed, or a file is there twice"), (INSPECT,), LOADING),
     Message(BOTH, r"(?:compress_ratio: expected one of \([\d, ]{1,40}\), got|Invalid compress ratio:) "
                   r"(?P<ratio>-?\d{1,6})",
             say("config.json's compress_ratios has {ratio}, which this model class does not know: config.json is of "
-                "another "
-                "release (V4 has 0, 4 and 128, V4.1 has 0, 1 and 2), or was edited"),
+                "another release (V4 has 0, 4 and 128, V4.1 has 0, 1 and 2), or was edited"),
             ("the config.json of the release, unchanged", "an engine version that knows the release"), CONSTRUCTION,
             anchors=("compress_ratio: expected one of", "Invalid compress ratio:")),
     Message(BOTH, r"rope_theta not found in config", say("config.json has no rope_theta where this engine version "
@@ -191,9 +186,8 @@ LAUNCH = (
     Message(VLLM, r"Model quantization method is not specified in the config",
             say("config.json has no quantization_config"), _QUANTIZATION_CONFIG, LOADING),
     Message(VLLM, r"Pattern '(?P<pattern>[^'\n]{1,200})' (?P<why>uses unsupported|does not embed|requires pipeline)",
-            say("the name pattern of rank files, {pattern}, does not fit vLLM's groups: it must have the TP rank, "
-                "with pipeline "
-                "parallelism the PP rank too"),
+            say("the name pattern of rank files, {pattern}, does not fit vLLM's groups: it must have the TP rank, with "
+                "pipeline parallelism the PP rank too"),
             ("leave `pattern` out of --model-loader-extra-config, or "
              "model-rank-{rank}-part-{part}.safetensors",), LOADING),
     Message(VLLM, r"fp8_ds_mla layout only supports fp8 kv-cache", say("DeepSeek-V4's cache layout is FP8, and "

@@ -45,9 +45,8 @@ _KINDS = (
            INSPECT)),
     _Kind(r"\.(?:weight_scale_inv|scale)$",
           "a block scale of an FP8 weight: the checkpoint has it, and the engine built this layer without "
-          "quantization. "
-          "quantization_config is missing from config.json, or overridden, or this version has no block FP8 for the "
-          "layer",
+          "quantization. quantization_config is missing from config.json, or overridden, or this version has no block "
+          "FP8 for the layer",
           _QUANTIZATION),
     _Kind(r"\.(?:weight_offset|deq_scale|quant_bias|input_offset)$",
           "a tensor of ModelSlim's INT8 quantization, which vllm-ascend loads and NVIDIA's engines do not", _MAKER),
@@ -63,8 +62,7 @@ _KINDS = (
     _Kind(r"(?:gate_up_proj|w13_weight|w2_weight|wqkv_a|fused_wqa_wkv|fused_wkv_wgate|wkv_gate|fused_qkv_a_proj\w*|"
           r"qkv_proj|w13|routed_experts)",
           "a name of fused tensors, as engines hold them in memory: the files are an engine's own dump, or an export "
-          "that "
-          "stacks tensors, and not a checkpoint that this loader reads",
+          "that stacks tensors, and not a checkpoint that this loader reads",
           ("the original checkpoint, or --load-format sharded_state for rank files of this very version", INSPECT)),
 )  # fmt: skip
 """Kinds of parameters that a model may lack; the first that fits counts."""
@@ -157,8 +155,7 @@ def _key_error(evidence: Evidence) -> Iterator[str]:
         yield kind.means
     elif _DRAFT.search(key):
         yield ("it is of the draft model: vLLM's target does not hold it; if the files are rank files, the draft's "
-               "must be "
-               "in a folder of their own")  # fmt: skip
+               "must be in a folder of their own")  # fmt: skip
     else:
         yield ("a tensor that this model class does not have: another export of the model, a later release than this "
                "engine knows, or config.json of another one")  # fmt: skip
@@ -206,8 +203,7 @@ def _not_initialized(evidence: Evidence) -> Iterator[str]:
     kind = _kind(first)
     if kind is not None and re.search(r"scale", first):
         yield ("it is a scale: the checkpoint's scales have another name, or it has none (weights of another dtype "
-               "than "
-               "config.json says)")  # fmt: skip
+               "than config.json says)")  # fmt: skip
     yield "names of another export, files that are missing, or layers that the export left out"
 
 

@@ -30,6 +30,7 @@ from dsv4_shard.planning.search import Search
 from dsv4_shard.reassembly.merge_job import Merged
 from dsv4_shard.sharding.manifest import Manifest
 from dsv4_shard.sharding.outcome import Outcome
+from dsv4_shard.sharding.statement import Statement
 from dsv4_shard.terminal.help import EXIT_CODES, examples_of, exit_codes_of, grouped
 from dsv4_shard.verification.documents import SharesVerification, Verification
 
@@ -53,6 +54,7 @@ DOCUMENTS = {
     "comparison": Document(PlanComparison, "`plan --compare A B --json`"),
     "verification": Document(Verification, "`verify OUT --json`"),
     "together": Document(SharesVerification, "`verify OUT OUT… --json`"),
+    "provenance": Document(Statement, "`provenance.json` in a result"),
     "explanation": Document(Explanation, "`explain --json`"),
     "reshard": Document(Outcome, "`reshard --json` into a folder"),
     "reshard-store": Document(Uploaded, "`reshard --json` into an object store"),
@@ -62,7 +64,7 @@ DOCUMENTS = {
 }
 """Name of the schema file → the document."""
 
-_ALONE = ("plan", "manifest")
+_ALONE = ("plan", "manifest", "provenance")
 """Documents with a page of their own; the others share one."""
 
 

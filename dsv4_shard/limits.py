@@ -90,6 +90,8 @@ MANIFEST = Limit(
     nbytes=48 << 20, count=600_000, largest="the reference's 16 ranks of V4-Pro: 16 MB, 200,000 values",
 )  # fmt: skip
 
+STATEMENT = Limit("statement of provenance", "BadJson", nbytes=16 << 20, count=200_000, largest="4096 ranks: 1 MB")
+
 JOURNAL = Limit(
     "journal of an unfinished run", "OtherRun",
     nbytes=128 << 20, count=700_000, counted="steps",
@@ -97,7 +99,11 @@ JOURNAL = Limit(
 
 JOURNAL_ENTRY = Limit("first entry of a journal", "OtherRun", nbytes=4 << 20, count=50_000, depth=MAX_DEPTH)
 
-UPLOAD_JOURNAL = Limit(
+UPLOAD_STATEMENT = Limit(
+    "statement of provenance", "BadJson", nbytes=16 << 20, count=200_000, largest="4096 ranks: 1 MB"
+)
+
+JOURNAL = Limit(
     "journal of an unfinished upload", "OtherRun",
     nbytes=32 << 20, count=200_000, counted="entries",
 )  # fmt: skip

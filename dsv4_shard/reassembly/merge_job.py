@@ -8,6 +8,7 @@ from dsv4_shard.sharding.job import Job
 from dsv4_shard.sharding.manifest import NATIVE
 from dsv4_shard.sharding.outcome import WRITTEN, Outcome, ResultDocument, Written
 from dsv4_shard.sharding.recipe import Destination, OutputFile, Recipe, Slice, SliceMap, Step
+from dsv4_shard.sharding.statement import parts_of
 from dsv4_shard.storage import collector_paused
 from dsv4_shard.tensors.geometry import whole_rectangle
 from dsv4_shard.tensors.header import Tensor, header_nbytes, read_header
@@ -39,7 +40,8 @@ def prepare_merge(checkpoint: Checkpoint, inventory: Inventory) -> Job:
     source, companions = checkpoint.source, read_beside(checkpoint.source)
     with collector_paused():
         recipe = whole_files(checkpoint)
-    return Job(NATIVE, origin_of(checkpoint, source.label), None, recipe, companions, (0,), 1, {})
+    inputs = tuple(parts_of(checkpoint))
+    return Job(NATIVE, origin_of(checkpoint, source.label), None, recipe, companions, (0,), 1, {}, inputs)
 
 
 def source_of_ranks(checkpoint: Checkpoint) -> RankSource:

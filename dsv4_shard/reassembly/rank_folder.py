@@ -5,6 +5,7 @@ these; `deepseek_files` handles them. In both cases the recipe is built again, a
 recipe's, byte for byte. Read backwards, the recipe gives the place of each tensor's pieces.
 """
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from dsv4_shard.checkpoint import (
 )
 from dsv4_shard.engines import Context, Engine, Layout
 from dsv4_shard.errors import BadRanks, BadSkeleton, HeaderError, MissingRanks, UsageError, WrongRankHeader
-from dsv4_shard.limits import ARCHIVE, COMPANION, PLAN, Limit
+from dsv4_shard.limits import ARCHIVE, COMPANION, MANIFEST, PLAN, Limit
 from dsv4_shard.planning import check_plan, load_plan
 from dsv4_shard.reassembly.deepseek_files import converted_source
 from dsv4_shard.reassembly.gather import Gatherer
@@ -34,11 +35,11 @@ from dsv4_shard.sharding.job import deploy
 from dsv4_shard.sharding.manifest import NATIVE, PLAN_NAME, Manifest, load_manifest
 from dsv4_shard.sharding.recipe import OutputFile, Recipe
 from dsv4_shard.sharding.recipe_builder import make_recipe
-from dsv4_shard.sources.base import OpenFile
+from dsv4_shard.sources.base import OpenFile, SourcePart
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
 from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.sources.release_files import travelling
-from dsv4_shard.storage import MANIFEST_NAME, digest_of
+from dsv4_shard.storage import MANIFEST_NAME, digest_of, read_regular
 from dsv4_shard.tensors.header import Tensor, read_header
 from dsv4_shard.text.sanitize import short_name
 
@@ -77,7 +78,8 @@ def _open_result(folder: LocalSource) -> tuple[Checkpoint, Inventory]:
     checkpoint, inventory, recipe = made.held(original, inventory, replace(source, notes=notes))
     _check_manifest(manifest, recipe, layout, context, folder.label)
     written = {entry.name: entry.tensors for entry in manifest.files}
-    return _with_ranks(checkpoint, recipe, folder, [written[file.name] for file in recipe.files]), inventory
+    parts = (_manifest_part(folder.root),)
+    return _with_ranks(checkpoint, recipe, folder, [written[file.name] for file in recipe.files], parts), inventory
 
 
 def _check_world(manifest: Manifest, label: str) -> None:
@@ -149,7 +151,9 @@ def _open_converted(folder: LocalSource, config: Path | None) -> tuple[Checkpoin
     refuse_errors(inventory)
     made = _Rebuilt(engine, Context(inventory, deployment), tuple(range(deployment.world)))
     checkpoint, inventory, recipe = made.held(original, inventory, source)
-    return _with_ranks(checkpoint, recipe, folder, None), inventory
+    digests = [(file, digest_of(file.header)) for file in recipe.files]
+    parts = [SourcePart(name, file.nbytes, digest) for file, digest in digests for name in (file.name, *file.links)]
+    return _with_ranks(checkpoint, recipe, folder, None, parts), inventory
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +182,11 @@ class _Rebuilt:
 
 
 def _with_ranks(
-    checkpoint: Checkpoint, recipe: Recipe, folder: LocalSource, written: Sequence[Mapping[str, str]] | None
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    folder: LocalSource,
+    written: Sequence[Mapping[str, str]] | None,
+    parts: Sequence[SourcePart],
 ) -> Checkpoint:
     """The checkpoint with its bytes, after the header of each rank file was checked against the recipe."""
     files = RankFiles(folder.root, _check_files(recipe, folder))
@@ -190,9 +198,14 @@ def _with_ranks(
     for members in tensors.values():
         members.sort(key=lambda tensor: (tensor.start, tensor.stop))
     assert isinstance(checkpoint.source, RankSource), "it was read from one"
-    source = replace(checkpoint.source, tensors=tensors, gatherer=gatherer)
+    source = replace(checkpoint.source, tensors=tensors, gatherer=gatherer, parts=parts)
     dated = tuple(replace(file, mtime_ns=files.stamp) for file in checkpoint.files)
     return replace(checkpoint, source=source, files=dated)
+
+
+def _manifest_part(root: Path) -> SourcePart:
+    raw = read_regular(root / MANIFEST_NAME, MANIFEST)
+    return SourcePart(MANIFEST_NAME, len(raw), sha256=hashlib.sha256(raw).hexdigest())
 
 
 def _check_files(recipe: Recipe, folder: LocalSource) -> list[tuple[FileState, ...]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dsv4_shard.errors import ReadFailed
 from dsv4_shard.reassembly.gather import Gatherer
-from dsv4_shard.sources.base import FolderlessSource, OpenFile, Span, open_all
+from dsv4_shard.sources.base import FolderlessSource, OpenFile, SourcePart, Span, open_all
 from dsv4_shard.tensors.header import Tensor
 
 
@@ -54,6 +54,7 @@ class RankSource(FolderlessSource):
         changes: The tensors that the ranks did not keep.
         tensors: Weight file -> its tensors, in the order of their bytes.
         gatherer: Reads the tensors; None if only headers are needed.
+        parts: The manifest of the ranks, which has the digests of their files; without one, the files.
     """
 
     root: Path
@@ -66,6 +67,17 @@ class RankSource(FolderlessSource):
     changes: tuple[ChangedTensor, ...] = ()
     tensors: Mapping[str, list[Tensor]] = field(default_factory=dict)
     gatherer: Gatherer | None = None
+    parts: Sequence[SourcePart] = ()
+
+    @property
+    def uri(self) -> None:
+        """None: the ranks are in a folder."""
+        return None
+
+    @property
+    def sha256_listed(self) -> Mapping[str, str]:
+        """Empty: the checkpoint's files do not exist."""
+        return {}
 
     @property
     def sha256_verified(self) -> Sequence[str]:

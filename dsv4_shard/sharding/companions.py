@@ -17,6 +17,7 @@ from dsv4_shard.sharding.header_archive import SKELETON_NAME, write_skeleton
 from dsv4_shard.sharding.manifest import PLAN_NAME
 from dsv4_shard.sharding.model_card import SOURCE_CARD, model_card
 from dsv4_shard.sharding.recipe import Recipe
+from dsv4_shard.sharding.statement import is_statement
 from dsv4_shard.sources.base import Source
 from dsv4_shard.sources.checkpoint_files import CARD_FILE, CONFIG_FILE, INDEX_FILE
 from dsv4_shard.sources.release_files import ReleaseFiles, is_legal, is_license, read_release, release_of
@@ -69,7 +70,7 @@ def travelling_beside(release: ReleaseFiles, taken: Collection[str]) -> tuple[di
     own_folders = set(folders_of(own))
     sizes, left = dict(release.sizes), dict(release.left_behind)
     for name in release.sizes:
-        if name in own or name in own_folders or not own.isdisjoint(folders_of([name])):
+        if name in own or is_statement(name) or name in own_folders or not own.isdisjoint(folders_of([name])):
             left[name] = "a result has a file of its own by this name"
             del sizes[name]
     return sizes, left
@@ -125,7 +126,7 @@ class Companions:
 def carried_by(names: Iterable[str], checkpoint: Checkpoint, layout: Layout, context: Context) -> dict[str, str]:
     """Name in the checkpoint → name in the result, of each file of the release among the companions of a result."""
     folder = layout.file_name(0, 0, context.deployment) if layout.by_node else ""
-    inner = {name.removeprefix(folder) for name in names if name.startswith(folder)}
+    inner = {name.removeprefix(folder) for name in names if name.startswith(folder) and not is_statement(name)}
     copies = {name for name, original in layout.copied(context).items() if name != original and original in inner}
     own = {*_OWN, CARD_FILE, *copies, *layout.companions(checkpoint.document, context)} - {SOURCE_CARD}
     return {CARD_FILE if name == SOURCE_CARD else name: folder + name for name in sorted(inner - own)}

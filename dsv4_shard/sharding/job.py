@@ -1,7 +1,7 @@
 """Plan → job: the recipe and the small files that a run will write."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,9 +16,19 @@ from dsv4_shard.sharding.joining import share_name
 from dsv4_shard.sharding.manifest import PLAN_NAME, Manifest, Provenance
 from dsv4_shard.sharding.recipe import Recipe
 from dsv4_shard.sharding.recipe_builder import make_recipe
+from dsv4_shard.sharding.statement import (
+    MERGE,
+    RESHARD,
+    ResourceDescriptor,
+    Statement,
+    inputs_of,
+    make_statement,
+    statement_name,
+)
 from dsv4_shard.sources.base import Source
 from dsv4_shard.sources.checkpoint_files import CARD_FILE
 from dsv4_shard.storage import digest_of, read_regular
+from dsv4_shard.version import __version__
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +44,7 @@ class Job:
         ranks: The ranks that this run writes.
         world: Number of all ranks.
         identity: Engine, runner and parallelism that the files are made for.
+        inputs: What the files are made from, for the statement of provenance.
         of_ranks: Makes the job for other ranks of the same deployment; None for a merge.
         beside: Makes the companions for another plan.json; None for a merge.
     """
@@ -46,6 +57,7 @@ class Job:
     ranks: tuple[int, ...]
     world: int
     identity: dict[str, str]
+    inputs: tuple[ResourceDescriptor, ...] = ()
     of_ranks: "Callable[[tuple[int, ...]], Job] | None" = None
     beside: Companions | None = None
 
@@ -67,9 +79,41 @@ class Job:
         )
 
     @property
+    def statement_name(self) -> str:
+        """The name of the statement of provenance, which is written after the files that it names."""
+        return statement_name(self.share)
+
+    def statement(self, sha256: Mapping[str, str], version: str = __version__) -> Statement:
+        """The statement of provenance of a run.
+
+        `sha256` has the SHA-256 of each file of the recipe and each companion by name; other names of a file may be
+        left out. `version` of the tool wrote the files.
+        """
+        names = {name: file.name for file in self.recipe.files for name in (file.name, *file.links)}
+        names |= {name: name for name in self.companions}
+        made = self.made
+        if self.request is None:
+            asked: dict[str, object] = {"folder": self.origin.label}
+        else:
+            asked = {"checkpoint": self.origin.label, "ranks": list(self.ranks), "request": asdict(self.request)}
+        followed = {"layout": made.layout, "world": made.world, "identity": made.identity}
+        followed |= {"planDigest": made.plan_digest} if made.plan_digest is not None else {}
+        written = {name: sha256.get(name, sha256[original]) for name, original in names.items()}
+        return make_statement(
+            MERGE if self.request is None else RESHARD, asked, followed, self.inputs, written, version
+        )
+
+    @property
+    def small_files(self) -> dict[str, int]:
+        """Name -> bytes of each small file, the statement included; its size does not depend on the digests."""
+        unknown = dict.fromkeys([*self.companions, *(file.name for file in self.recipe.files)], "0" * 64)
+        sizes = {name: len(content) for name, content in self.companions.items()}
+        return sizes | {self.statement_name: len(self.statement(unknown).to_bytes())}
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the output without the manifest."""
-        return self.recipe.nbytes + sum(map(len, self.companions.values()))
+        return self.recipe.nbytes + sum(self.small_files.values())
 
     def like(self, there: Manifest, out: Path) -> "Job":
         """This job with the small files that the result `there` in `out` has, if it makes the same decisions.
@@ -171,5 +215,5 @@ def prepare(
     folders = {rank: layout.file_name(rank, 0, deployment) for rank in wanted} if layout.by_node else {}
     beside = Companions(carried, checkpoint, layout, context, folders, recipe)
     return Job(layout.name, plan.source, plan.request, recipe, beside.of(plan.to_json().encode()), wanted, world,
-               layout.identity(context), partial(prepare, checkpoint, inventory, plan, carried=carried),
-               beside)  # fmt: skip
+               layout.identity(context), inputs_of(checkpoint, plan.source),
+               partial(prepare, checkpoint, inventory, plan, carried=carried), beside)  # fmt: skip

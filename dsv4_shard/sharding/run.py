@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import xxhash
@@ -33,6 +33,7 @@ from dsv4_shard.sharding.manifest import (
 from dsv4_shard.sharding.outcome import Outcome
 from dsv4_shard.sharding.overwriting import names_to_overwrite
 from dsv4_shard.sharding.recipe import OutputFile, Recipe
+from dsv4_shard.sharding.statement import is_statement
 from dsv4_shard.sources.base import Source
 from dsv4_shard.storage import (
     DIGEST_BYTES,
@@ -150,9 +151,12 @@ def _complete(
         staging.link(file.name, file.links)
     for name, content in job.companions.items():
         staging.write_file(name, content)
-    own = _manifest(job, result.digests, sha256)
     with staging.ending():
         there = result_to_join(job, staging.out, overwrite)
+        job = job if there is None else job.like(there, staging.out)
+        statement = job.statement(_sha256_by_name(job, sha256), __version__).to_bytes()
+        staging.write_durably(job.statement_name, statement)
+        own = _manifest(job, result.digests, sha256, [_companion(job.statement_name, statement)])
         if there is None:
             staging.commit(own.to_bytes(), names_to_overwrite(staging.out) if overwrite else ())
             return own.ranks
@@ -195,7 +199,8 @@ def _undo_join(job: Job, staging: Staging, overwrite: bool) -> None:
         if there is not None:
             files = {file.name for file in job.recipe.files}
             links = {link for file in job.recipe.files for link in file.links}
-            names = (files | links | job.like(there, staging.out).companions.keys()) - there.names
+            small = job.like(there, staging.out).companions.keys() | {job.statement_name}
+            names = (files | links | small) - there.names
             if staging.is_sealed:
                 staging.take_back(files, sorted(names))
             elif there_already := sorted(name for name in names if os.path.lexists(staging.out / name)):
@@ -206,12 +211,14 @@ def _undo_join(job: Job, staging: Staging, overwrite: bool) -> None:
 
 
 def _joined(there: Manifest, own: Manifest, job: Job, out: Path) -> Manifest:
-    """The manifest of a result and a share together, equal to that of one run of all their ranks."""
+    """The manifest of a result and a share together: that of one run of all their ranks, but with their statements."""
     if job.of_ranks is None:
         raise ValueError("a job of all ranks there are joins nothing")
     union = job.of_ranks(tuple(sorted({*there.ranks, *own.ranks}))).like(there, out)
     parts, files = (there, own), union.recipe.files
-    joined = _manifest(union, joined_digests(parts, files), joined_sha256(parts, files), ranks_written_by(parts))
+    statements = [entry for part in parts for entry in part.companions if is_statement(entry.name)]
+    digests, sha256 = joined_digests(parts, files), joined_sha256(parts, files)
+    joined = _manifest(union, digests, sha256, statements, ranks_written_by(parts))
     refuse_other_companions(str(out), there.companions, joined.companions)
     return joined
 
@@ -310,15 +317,17 @@ def _manifest(
     job: Job,
     digests: Mapping[tuple[int, str], str],
     sha256: Sequence[str | None],
+    statements: Iterable[ManifestCompanion],
     written_by: dict[str, tuple[int, ...]] | None = None,
 ) -> Manifest:
     """The manifest of a job.
 
-    `digests` has the digests of its tensors by (file number, tensor name), `sha256` that of each file. `written_by`
-    maps each tool version to the ranks that it wrote; by default, this version wrote all.
+    `digests` has the digests of its tensors by (file number, tensor name), `sha256` that of each file. `statements` are
+    the entries of the statements of provenance. `written_by` maps each tool version to the ranks that it wrote; by
+    default, this version wrote all.
     """
     made = job.made
-    companions = tuple(_manifest_companion(name, content) for name, content in sorted(job.companions.items()))
+    companions = [*(_companion(name, content) for name, content in job.companions.items()), *statements]
     return Manifest(
         schema_version=SCHEMA_VERSION,
         tool_version=__version__,
@@ -331,12 +340,18 @@ def _manifest(
         plan_digest=made.plan_digest,
         identity=made.identity,
         files=_manifest_files(job.recipe.files, digests, sha256),
-        companions=companions,
+        companions=tuple(sorted(companions, key=lambda entry: entry.name)),
         left_out=job.recipe.left_out,
     ).sealed()
 
 
-def _manifest_companion(name: str, content: bytes) -> ManifestCompanion:
+def _sha256_by_name(job: Job, sha256: Sequence[str]) -> dict[str, str]:
+    """The SHA-256 of each file of the recipe and each companion."""
+    files = {file.name: whole for file, whole in zip(job.recipe.files, sha256, strict=True)}
+    return files | {name: hashlib.sha256(content).hexdigest() for name, content in job.companions.items()}
+
+
+def _companion(name: str, content: bytes) -> ManifestCompanion:
     sha256 = hashlib.sha256(content).hexdigest()
     return ManifestCompanion(name=name, nbytes=len(content), sha256=sha256, digest=digest_of(content))
 

@@ -25,6 +25,15 @@ class Span(NamedTuple):
     aside: bool = False
 
 
+class SourcePart(NamedTuple):
+    """A file that a checkpoint is put together from. Its header's xxh3-128 or its own SHA-256 identify it."""
+
+    name: str
+    nbytes: int
+    header_digest: str | None = None
+    sha256: str | None = None
+
+
 class OpenFile(Protocol):
     """An open file of a source, as `LocalFile`. `read` and `readinto` are thread-safe.
 
@@ -49,7 +58,10 @@ class Source(Protocol):
         label: How the user named the source.
         revision: Hub commit, if known.
         notes: Sentences for the user about where the bytes come from.
+        uri: A name of the place that holds on every machine; None for a folder.
+        sha256_listed: File name -> SHA-256 in hexadecimal, as the Hub lists it for the commit. Nothing has checked it.
         sha256_verified: Names of the files whose SHA-256 was verified while they were read.
+        parts: The files that the checkpoint's own are put together from; none if they are files themselves.
     """
 
     @property
@@ -65,7 +77,16 @@ class Source(Protocol):
     def notes(self) -> tuple[str, ...]: ...
 
     @property
+    def uri(self) -> str | None: ...
+
+    @property
+    def sha256_listed(self) -> Mapping[str, str]: ...
+
+    @property
     def sha256_verified(self) -> Sequence[str]: ...
+
+    @property
+    def parts(self) -> Sequence[SourcePart]: ...
 
     def sizes(self) -> dict[str, int]: ...
 

@@ -19,7 +19,7 @@ from dsv4_shard.errors import BadAnswer, NotFound, ServerFailed, Unreachable, Us
 from dsv4_shard.limits import HUB_HEADERS, INDEX
 from dsv4_shard.sources.base import COMMIT, Source
 from dsv4_shard.sources.checkpoint_files import CARD_FILE, CONFIG_FILE, INDEX_FILE, SINGLE_FILE, is_plain_name
-from dsv4_shard.sources.hub_http import HubFiles, is_server, raise_for, refuse, transport_errors
+from dsv4_shard.sources.hub_http import HubFiles, is_server, raise_for, refuse, repository_uri, transport_errors
 from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.sources.release_files import travelling
 from dsv4_shard.sources.remote import Listed, RemoteSource
@@ -133,10 +133,10 @@ def _known_commit(repository: Repository, refresh: bool) -> str | None:
 def _source(repository: Repository, commit: str, found: RemoteHeaders, exact: bool) -> Source:
     """Return the cached folder if it has all files of a commit, else a source that fetches what is missing."""
     snapshot = _snapshot(repository, commit, found.listing)
-    if snapshot is not None and _holds(snapshot, found.listing):
-        return replace(snapshot, revision=commit)
     files = HubFiles(repository.endpoint, repository.repo_id, commit, found.listing)
     source = RemoteSource(files, repository.label, commit, found.listing, {}, local=snapshot)
+    if snapshot is not None and _holds(snapshot, found.listing):
+        return replace(snapshot, revision=commit, uri=source.uri, sha256_listed=source.sha256_listed)
     if not found.headers or (exact and found.rebuilt):
         small = {name: content for name, content in found.headers.items() if name in (CONFIG_FILE, INDEX_FILE)}
         found = _fetch_headers(repository, replace(source, headers=small), exact)
@@ -167,7 +167,9 @@ def _snapshot(repository: Repository, commit: str | None = None, names: Iterable
             return None
         if isinstance(found, str):
             folder = Path(found).parent
-            return LocalSource(folder, repository.label, folder.name if COMMIT.fullmatch(folder.name) else commit)
+            held = folder.name if COMMIT.fullmatch(folder.name) else commit
+            uri = repository_uri(repository.endpoint, repository.repo_id, held) if held else None
+            return LocalSource(folder, repository.label, held, uri)
     return None
 
 

@@ -17,7 +17,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from threading import Event
 from typing import Any, NamedTuple, NoReturn
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 from dsv4_shard.errors import AccessRefused, BadAnswer, NotFound, ShardError, Unreachable, WriteFailed
 from dsv4_shard.limits import HUB_ANSWER, HUB_REDIRECTS, Limit
@@ -25,6 +25,8 @@ from dsv4_shard.sources.remote import Listed
 from dsv4_shard.sources.response_limits import limited_bodies
 from dsv4_shard.sources.retry import Transient, retry
 from dsv4_shard.text.sanitize import short, short_name
+
+_HUB = "https://huggingface.co"
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 
@@ -60,6 +62,15 @@ class _Moved(Exception):
     """A file is no longer at its URL. The message is the status code."""
 
 
+def repository_uri(endpoint: str, repo_id: str, commit: str) -> str:
+    """Return the package URL of a repository: its type is `huggingface`, and a mirror is named by `repository_url`.
+
+    https://github.com/package-url/purl-spec/blob/main/types-doc/huggingface-definition.md
+    """
+    mirror = f"?repository_url={quote(endpoint, safe=':/')}" if endpoint != _HUB else ""
+    return f"pkg:huggingface/{repo_id}@{commit}{mirror}"
+
+
 @dataclass(frozen=True, slots=True)
 class HubFiles:
     """The files of `repo_id` at `commit`, as a `remote.Remote`."""
@@ -75,6 +86,11 @@ class HubFiles:
     def place(self) -> str:
         """Host name of the server."""
         return urlsplit(self.endpoint).netloc
+
+    @property
+    def uri(self) -> str:
+        """The repository at its commit: see `repository_uri`."""
+        return repository_uri(self.endpoint, self.repo_id, self.commit)
 
     def download(self, names: Sequence[str]) -> Path:
         """Download the files that are missing in this machine's Hub cache, and return the folder that has all `names`.

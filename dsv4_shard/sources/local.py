@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dsv4_shard.errors import ReadFailed
 from dsv4_shard.limits import COMPANION, FOLDER, TREE
-from dsv4_shard.sources.base import OpenFile, Span, open_all
+from dsv4_shard.sources.base import OpenFile, SourcePart, Span, open_all
 from dsv4_shard.sources.release_files import hidden
 from dsv4_shard.storage import MAX_CALL_BYTES, UncachedFile, open_regular
 
@@ -120,11 +120,17 @@ def _size(entry: "os.DirEntry[str]", folder: str) -> int | str | None:
 
 @dataclass(frozen=True, slots=True)
 class LocalSource:
-    """A folder as a source. `label` is how the user named it, `revision` the Hub commit if the path names one."""
+    """A folder as a source.
+
+    `label` is how the user named it, `revision` the Hub commit if the path names one. `uri` and `sha256_listed` are set
+    for a snapshot in the Hub cache that was named as a repository.
+    """
 
     root: Path
     label: str
     revision: str | None = field(default=None)
+    uri: str | None = None
+    sha256_listed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -134,6 +140,11 @@ class LocalSource:
     @property
     def sha256_verified(self) -> Sequence[str]:
         """Empty: no SHA-256 is known for the files of a folder."""
+        return ()
+
+    @property
+    def parts(self) -> Sequence[SourcePart]:
+        """Empty: the files are the checkpoint's own."""
         return ()
 
     def sizes(self) -> dict[str, int]:

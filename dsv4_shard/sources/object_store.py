@@ -250,6 +250,11 @@ class StoreFiles:
         """URL of the bucket."""
         return self.store.place
 
+    @property
+    def uri(self) -> str:
+        """URL of the bucket and the prefix."""
+        return self.store.url
+
     def fetch(self, name: str, start: int, buffer: memoryview, stopped: Event) -> None:
         """Fill `buffer` as `Store.read` does."""
         self.store.read(name, self.listing[name], start, buffer, stopped)

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import xxhash
 
 from dsv4_shard.errors import ReadFailed
-from dsv4_shard.sources.base import FolderlessSource, OpenFile, Span
+from dsv4_shard.sources.base import FolderlessSource, OpenFile, SourcePart, Span
 from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.sources.prefetch import Readahead
 from dsv4_shard.sources.sha256_check import Sha256Check
@@ -37,10 +37,13 @@ class Listed(NamedTuple):
 
 
 class Remote(Protocol):
-    """A place on a server. `place` is its name for users."""
+    """A place on a server. `place` is its name for users, `uri` one that holds on every machine."""
 
     @property
     def place(self) -> str: ...
+
+    @property
+    def uri(self) -> str: ...
 
     def fetch(self, name: str, start: int, buffer: memoryview, stopped: Event) -> None:
         """Fill `buffer` with bytes of a file. Thread-safe. Retries failed requests itself.
@@ -85,6 +88,21 @@ class RemoteSource(FolderlessSource):
     def root(self) -> Path | None:
         """None: the source is not a folder that could contain an output."""
         return None
+
+    @property
+    def uri(self) -> str:
+        """The URI of the place."""
+        return self.remote.uri
+
+    @property
+    def parts(self) -> Sequence[SourcePart]:
+        """Empty: the files are the checkpoint's own."""
+        return ()
+
+    @property
+    def sha256_listed(self) -> Mapping[str, str]:
+        """Name → SHA-256 of the files whose SHA-256 the server lists."""
+        return {name: listed.sha256 for name, listed in self.listing.items() if listed.sha256}
 
     def sizes(self) -> dict[str, int]:
         """Return name → bytes of every file that lies in no folder."""

@@ -183,6 +183,15 @@ class Staging:
         """Create a small file with its content. Raises WriteFailed."""
         self.create(name, len(content)).write(0, memoryview(content))
 
+    def write_durably(self, name: str, content: bytes) -> None:
+        """Create a small file, and make it durable. Call it inside `ending`. Raises WriteFailed."""
+        self.write_file(name, content)
+        try:
+            self._files[name].fsync()
+            fsync_folder(self.folder)
+        except OSError as error:
+            raise WriteFailed(f"{self.folder / name}: {error.strerror}") from error
+
     def settle(self) -> None:
         """Make all open files and their folders durable. Raises OSError."""
         for file in self._files.values():
@@ -227,16 +236,10 @@ class Staging:
             WriteFailed: The system refuses a step.
         """
         try:
-            self._seal(manifest)
+            self.write_durably(MANIFEST_NAME, manifest)
             self._rename(replaces)
         except OSError as error:
             raise WriteFailed(f"{error.filename or self.path}: {error.strerror}") from error
-
-    def _seal(self, manifest: bytes) -> None:
-        """Write the manifest and make it durable. Raises OSError."""
-        self.write_file(MANIFEST_NAME, manifest)
-        self._files[MANIFEST_NAME].fsync()
-        fsync_folder(self.folder)
 
     def join(self, manifest: bytes, new: Mapping[str, str]) -> None:
         """Move staged files into the existing result, and replace its manifest.
@@ -252,7 +255,7 @@ class Staging:
             WriteFailed: The system refuses a step.
         """
         try:
-            self._seal(manifest)
+            self.write_durably(MANIFEST_NAME, manifest)
             for name, twin in new.items():
                 (self.out / name).parent.mkdir(parents=True, exist_ok=True)
                 if not (twin and self._link_there(twin, name)):

@@ -27,8 +27,8 @@ def show_dry_run(console: Console, would: "WouldWrite") -> None:
     table = Table("file", "tensors", "bytes", right=(1, 2))
     for file in job.recipe.files:
         table.add(file.name, f"{len(file.tensors):,}", f"{file.nbytes:,}")
-    for name, content in sorted(job.companions.items()):
-        table.add(name, "", f"{len(content):,}")
+    for name, nbytes in sorted(job.small_files.items()):
+        table.add(name, "", f"{nbytes:,}")
     table.show(console)
     missing = max(0, needed - free)
     short = f": {size(missing)} missing" if missing else ""

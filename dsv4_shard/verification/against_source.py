@@ -6,8 +6,10 @@ The plan is made again, and its recipe runs into a sink that compares. Every sou
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 from dsv4_shard.checkpoint import Checkpoint, Inventory, differences, origin_of
 from dsv4_shard.errors import BadSkeleton, ForeignPlan, ReadFailed
@@ -20,11 +22,13 @@ from dsv4_shard.sharding.header_archive import SKELETON_NAME, read_skeleton
 from dsv4_shard.sharding.job import Job, prepare
 from dsv4_shard.sharding.manifest import NATIVE, PLAN_NAME, Manifest
 from dsv4_shard.sharding.recipe import OutputFile, Recipe, Step
+from dsv4_shard.sharding.statement import is_statement
 from dsv4_shard.sources.local import LocalFile
 from dsv4_shard.storage import MANIFEST_NAME, digest_of, read_regular
 from dsv4_shard.tensors.geometry import whole_rectangle
 from dsv4_shard.text.sanitize import short_name
 from dsv4_shard.verification.documents import Problem
+from dsv4_shard.verification.statements import check_statements
 
 _MISMATCHES_KEPT = 100
 """Per file. A file with more mismatches than this differs almost everywhere."""
@@ -70,6 +74,20 @@ class _CompareSink:
             there.drop(self._hasher.hashed(file))
 
 
+class Compared(NamedTuple):
+    """The result of a comparison with the source.
+
+    Attributes:
+        problems: The differences.
+        accounts: Fate -> number of source tensors.
+        notes: What could not be compared.
+    """
+
+    problems: list[Problem]
+    accounts: dict[str, int]
+    notes: list[str]
+
+
 def compare(
     folder: Path,
     manifest: Manifest,
@@ -77,7 +95,7 @@ def compare(
     sound: Collection[str],
     workers: int,
     on_progress: Callable[[int], None],
-) -> tuple[list[Problem], dict[str, int]]:
+) -> Compared:
     """Derive each output byte from the source and compare it; account for each source tensor.
 
     Args:
@@ -87,9 +105,6 @@ def compare(
         sound: Names of the files whose size and header are those of the manifest.
         workers: Number of threads.
         on_progress: Receives the bytes compared since its last call. Any worker may call it.
-
-    Returns:
-        The problems found, and fate -> number of source tensors.
 
     Raises:
         ForeignPlan: The result was made from another checkpoint.
@@ -130,8 +145,9 @@ def compare(
     problems += [_locate(recipe, number, offset) for number, offset in found]
     alike = {number: digest for number, digest in sha256.items() if number not in sink.mismatches}
     problems += _check_digests(folder, recipe, manifest, checkpoint, copied.digests, alike)
+    misstated, notes = check_statements(folder, job, manifest, checkpoint, workers)
     accounts, unaccounted = _account(recipe, inventory, manifest)
-    return problems + unaccounted, accounts
+    return Compared([*problems, *misstated, *unaccounted], accounts, notes)
 
 
 def _job(folder: Path, manifest: Manifest, checkpoint: Checkpoint, inventory: Inventory) -> Job:
@@ -143,12 +159,13 @@ def _job(folder: Path, manifest: Manifest, checkpoint: Checkpoint, inventory: In
             error.hint = f"Name the checkpoint that {folder} was made from: {short_name(manifest.source.label)}"
             raise
         return prepare(checkpoint, inventory, plan, manifest.ranks)
-    for difference in differences(manifest.source, origin_of(checkpoint, manifest.source.label)):
+    origin = origin_of(checkpoint, manifest.source.label)
+    for difference in differences(manifest.source, origin):
         raise ForeignPlan(
             f"{folder}: not merged from this checkpoint's bytes: {difference}",
             hint="Ranks that hold other bytes than their checkpoint merge into another one: compare with the ranks.",
         )
-    return prepare_merge(checkpoint, inventory)
+    return replace(prepare_merge(checkpoint, inventory), origin=origin)
 
 
 def _check_shares(job: Job, manifest: Manifest) -> Iterator[Problem]:
@@ -177,7 +194,7 @@ def _check_companions(folder: Path, job: Job, manifest: Manifest) -> Iterator[Pr
     def problem(name: str, message: str) -> Problem:
         return Problem(kind="differs-from-source", file=name, message=message)
 
-    written = {entry.name: entry.digest for entry in manifest.companions}
+    written = {entry.name: entry.digest for entry in manifest.companions if not is_statement(entry.name)}
     for name in sorted(written.keys() - job.companions.keys()):
         yield problem(name, "neither the source nor the plan gives such a file")
     for name, content in sorted(job.companions.items()):

@@ -70,8 +70,10 @@ def verify(
         notes.append("the source was not compared: plan.json, which says how, is not what was written")
     else:
         sound = {entry.name for entry in readable}
-        more, accounts = compare(folder, manifest, source, sound, workers, on_progress)
-        problems += more
+        compared = compare(folder, manifest, source, sound, workers, on_progress)
+        problems += compared.problems
+        accounts = compared.accounts
+        notes += compared.notes
     return Verification(
         folder=str(folder),
         layout=manifest.layout,

@@ -144,7 +144,8 @@ def test_files_have_the_names_that_they_have_in_the_checkpoint(model: Path, tmp_
     names = {path.name for path in model.iterdir()}
     for node in range(NODES):
         assert {path.name for path in (tmp_path / "out" / f"node-{node}").iterdir()} == {*names, "README.md"}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"node-0", "node-1", *BESIDE_NODES}
+    own = {"node-0", "node-1", "provenance.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*own, *BESIDE_NODES}
     for name in COPIED:
         assert (tmp_path / "out" / "node-1" / name).read_bytes() == (model / name).read_bytes()
 
@@ -390,7 +391,8 @@ def test_the_experts_of_all_nodes_add_up_with_the_shared_one_once(model: Path, t
 def test_a_nodes_share_is_its_folder_and_no_other(model: Path, tmp_path: Path, node: int) -> None:
     split(model, tmp_path / "all")
     split(model, tmp_path / "one", ranks=(node,))
-    assert {path.name for path in (tmp_path / "one").iterdir()} == {f"node-{node}", *BESIDE_NODES}
+    own = {f"node-{node}", f"provenance.ranks-{node}.json"}
+    assert {path.name for path in (tmp_path / "one").iterdir()} == {*own, *BESIDE_NODES}
     assert contents(tmp_path / "one" / f"node-{node}") == contents(tmp_path / "all" / f"node-{node}")
     manifest = load_manifest(tmp_path / "one")
     assert (manifest.ranks, manifest.world) == ((node,), NODES)

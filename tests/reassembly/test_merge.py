@@ -47,7 +47,7 @@ def bf16(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def rank_files(folder: Path) -> dict[str, bytes]:
     """Every file of a result but those that say what it was made from."""
-    beside = ("plan.json", "source.zip", "manifest.json")
+    beside = ("plan.json", "provenance.json", "source.zip", "manifest.json")
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
@@ -125,7 +125,7 @@ def test_every_file_is_the_checkpoints_own_where_wo_a_is_bf16(layout: str, bf16:
     merge(tmp_path / "ranks", tmp_path / "merged")
     found = contents(tmp_path / "merged")
     assert {name: found[name] for name in contents(bf16)} == contents(bf16)
-    assert found.keys() - contents(bf16).keys() == {"manifest.json"}
+    assert found.keys() - contents(bf16).keys() == {"manifest.json", "provenance.json"}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -12,7 +12,7 @@ from support import documents
 from support.checkpoints.release import RELEASE, STAYS, add_release
 from support.checkpoints.small import small_config
 from support.command_line import run
-from support.folders import contents
+from support.folders import apart_from_statements, contents
 
 import dsv4_shard
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
@@ -87,7 +87,10 @@ def test_each_file_of_the_release_is_in_each_folder_and_comes_back(layout: str, 
     assert dsv4_shard.verify("out", against=model).ok
     dsv4_shard.merge("out", "again")
     assert released(Path("again")) == due
-    assert contents(Path("again")).keys() == contents(Path(model)).keys() - STAYS.keys() | {MANIFEST_NAME}
+    assert contents(Path("again")).keys() == contents(Path(model)).keys() - STAYS.keys() | {
+        MANIFEST_NAME,
+        "provenance.json",
+    }
     if layout in ("node", "vllm"):
         assert dsv4_shard.verify("again", against=model).ok
 
@@ -173,7 +176,8 @@ def test_shares_that_join_are_one_run(layout: str, model: str) -> None:
     for rank in (1, 0):
         dsv4_shard.reshard(model, "joined", ranks=[rank], **LAYOUTS[layout])
         dsv4_shard.reshard(model, f"own{rank}", ranks=[rank], **LAYOUTS[layout])
-    assert contents(Path("joined")) == contents(Path("whole"))
+    joined, whole = contents(Path("joined")), contents(Path("whole"))
+    assert apart_from_statements(joined) == apart_from_statements(whole)
     assert dsv4_shard.verify_shares(["own0", "own1"], against=model).ok
 
 
@@ -242,7 +246,7 @@ def test_a_share_joins_a_result_without_a_release_as_that_was_begun(
     before = documents.result(1, "share", Path("out"))
     names = load_manifest(before).names
     dsv4_shard.reshard("model", "out", tp=2, engine="reference", ranks=[1])
-    assert load_manifest(Path("out")).names == names | {"model1-mp2.safetensors"}
+    assert load_manifest(Path("out")).names == names | {"model1-mp2.safetensors", "provenance.ranks-1.json"}
     assert dsv4_shard.verify("out").notes == ()
     dsv4_shard.reshard("model", "own", tp=2, engine="reference", ranks=[1])
     assert "LICENSE" in load_manifest(Path("own")).names

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from support.checkpoints.small import contents, job_for, least_config, open_folder, reshard_folder, with_bf16_o_a
+from support.folders import apart_from_statements
 
 from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
@@ -383,10 +384,15 @@ def first_share(shares: tuple[JobOf, JobOf, JobOf], tmp_path_factory: pytest.Tem
 
 @pytest.fixture(scope="module")
 def joined(shares: tuple[JobOf, JobOf, JobOf], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The files of one run of both ranks."""
+    """The files of both shares, joined: those of one run of both ranks, but for the statements."""
     out = tmp_path_factory.mktemp("both") / "out"
     run(shares[2], out)
-    return contents(out)
+    whole = contents(out)
+    run(shares[0], out.with_name("joined"))
+    run(shares[1], out.with_name("joined"))
+    found = contents(out.with_name("joined"))
+    assert apart_from_statements(found) == apart_from_statements(whole)
+    return found
 
 
 @pytest.mark.parametrize("links", ["links", "no links"])

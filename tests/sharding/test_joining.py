@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from support.checkpoints.small import open_folder, reshard_folder, small_config, with_bf16_o_a
-from support.folders import contents
+from support.folders import apart_from_statements, contents
 from typer.testing import CliRunner
 
 from dsv4_shard.catalog.rank_ranges import parse_ranks, say_ranks, span_of
@@ -35,6 +35,7 @@ from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.joining import share_name
 from dsv4_shard.sharding.manifest import load_manifest
 from dsv4_shard.sharding.run import reshard
+from dsv4_shard.sharding.statement import is_statement
 from dsv4_shard.storage import locks
 from dsv4_shard.storage import staging as commit
 from dsv4_shard.verification.result_folder import verify
@@ -97,10 +98,10 @@ def start(model: Path, out: Path, layout: str, ranks: tuple[int, ...]) -> subpro
 
 
 def twins(folder: Path) -> set[frozenset[str]]:
-    """Which names of a folder are one file."""
+    """Which names of a folder are one file. Statements of provenance do not count."""
     names: dict[int, set[str]] = {}
     for path in folder.rglob("*"):
-        if path.is_file():
+        if path.is_file() and not is_statement(path.name):
             names.setdefault(path.stat().st_ino, set()).add(path.relative_to(folder).as_posix())
     return {frozenset(some) for some in names.values()}
 
@@ -126,7 +127,7 @@ def test_shares_in_any_order_are_byte_by_byte_one_run_of_all_ranks(
         assert verify(tmp_path / "out").ok
         assert verify(tmp_path / "out").notes == ()
         assert beside(tmp_path / "out") == {"out"}
-    assert contents(tmp_path / "out") == contents(wholes(layout))
+    assert apart_from_statements(contents(tmp_path / "out")) == apart_from_statements(contents(wholes(layout)))
     assert twins(tmp_path / "out") == twins(wholes(layout))
     assert verify(tmp_path / "out", open_folder(model)).ok
 
@@ -137,7 +138,7 @@ def test_shares_at_the_same_time_are_byte_by_byte_one_run_of_all_ranks(
 ) -> None:
     processes = [start(model, tmp_path / "out", layout, share) for share in SHARES[layout]]
     assert [process.wait() for process in processes] == [0, 0, 0]
-    assert contents(tmp_path / "out") == contents(wholes(layout))
+    assert apart_from_statements(contents(tmp_path / "out")) == apart_from_statements(contents(wholes(layout)))
     assert twins(tmp_path / "out") == twins(wholes(layout))
     assert beside(tmp_path / "out") == {"out"}
 
@@ -152,7 +153,7 @@ def test_where_there_are_no_links_shares_join_as_copies(
     monkeypatch.setattr(os, "link", refuse)
     for share in SHARES[layout]:
         write(model, tmp_path / "out", layout, share)
-    assert contents(tmp_path / "out") == contents(wholes(layout))
+    assert apart_from_statements(contents(tmp_path / "out")) == apart_from_statements(contents(wholes(layout)))
     assert all(len(names) == 1 for names in twins(tmp_path / "out"))
 
 
@@ -160,7 +161,8 @@ def test_shares_of_converted_experts_join(small: Path, tmp_path: Path) -> None:
     reshard_folder(small, tmp_path / "whole", 4, "fp8")
     for ranks in ((1, 3), (0,), (2,)):
         reshard_folder(small, tmp_path / "out", 4, "fp8", ranks=ranks)
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    found, whole = contents(tmp_path / "out"), contents(tmp_path / "whole")
+    assert apart_from_statements(found) == apart_from_statements(whole)
 
 
 def test_a_joined_result_is_a_source_of_its_checkpoint(small: Path, tmp_path: Path) -> None:
@@ -253,7 +255,8 @@ def test_a_checkpoint_under_another_name_is_refused_unless_the_shares_follow_one
     joined = run(app, ["reshard", str(tmp_path / "alias"), str(tmp_path / "out"), *follow])
     assert joined.exit_code == 0, joined.stderr
     reshard_folder(small, tmp_path / "whole", 2)
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    found, whole = contents(tmp_path / "out"), contents(tmp_path / "whole")
+    assert apart_from_statements(found) == apart_from_statements(whole)
 
 
 def test_a_result_of_another_version_is_joined(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

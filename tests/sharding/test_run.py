@@ -216,7 +216,7 @@ def test_any_number_of_workers_writes_the_same_bytes(expert_dtype: str, small: P
         reshard_folder(small, tmp_path / str(workers), 4, expert_dtype, workers=workers)
         results.append(contents(tmp_path / str(workers)))
     assert results[0] == results[1] == results[2]
-    assert len(results[0]) == 4 + 7
+    assert len(results[0]) == 4 + 8
 
 
 def test_some_ranks_are_written_as_in_the_full_run(small: Path, tmp_path: Path) -> None:
@@ -225,7 +225,9 @@ def test_some_ranks_are_written_as_in_the_full_run(small: Path, tmp_path: Path) 
     whole, some = contents(tmp_path / "all"), contents(tmp_path / "some")
     weights = {name for name in some if name.endswith(".safetensors")}
     assert weights == {"model1-mp4.safetensors", "model3-mp4.safetensors"}
-    assert all(some[name] == whole[name] for name in some if name != "manifest.json")
+    own = {"manifest.json", "provenance.ranks-1+3.json"}
+    assert all(some[name] == whole[name] for name in some.keys() - own)
+    assert some.keys() >= own
     assert outcome.files == 2
 
 
@@ -244,6 +246,7 @@ def test_small_files_are_copied_where_they_are(small: Path, least: Path, tmp_pat
         "generation_config.json",
         "README.md",
         "plan.json",
+        "provenance.json",
         "source.zip",
         "manifest.json",
     }

@@ -2,6 +2,7 @@
 
 import contextlib
 import filecmp
+import hashlib
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from support.checkpoints.full_size import PRO
 from support.checkpoints.release import RELEASE, add_release
 from support.checkpoints.skeletons import write_skeleton
 from support.checkpoints.small import small_config
+from support.documents import reseal
 from support.servers import loopback
 from support.servers.hub import STRANGER, Answer, HubServer, fake_digest
 from support.servers.loopback import Fault
@@ -41,6 +43,7 @@ from dsv4_shard.sources import remote_headers as heads
 from dsv4_shard.sources import retry as persistence
 from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.sources.remote import Listed, RemoteSource
+from dsv4_shard.storage import digest_of
 from dsv4_shard.tensors.header import LENGTH_BYTES
 
 REPO = "org/name"
@@ -135,6 +138,56 @@ def local(checkpoint: Path, tmp_path: Path) -> Path:
     """What resharding the folder itself gives."""
     succeeds("reshard", checkpoint, tmp_path / "local", *TP)
     return tmp_path / "local"
+
+
+# --- provenance ------------------------------------------------------------------------------------------------------
+
+
+def inputs(out: Path) -> list[dict[str, Any]]:
+    """What a result says that it was made from."""
+    statement = json.loads((out / "provenance.json").read_bytes())
+    found: list[dict[str, Any]] = statement["predicate"]["buildDefinition"]["resolvedDependencies"]
+    return found
+
+
+def test_a_result_states_the_commit_and_the_sha256_that_the_hub_lists(
+    hub: HubServer, checkpoint: Path, local: Path, tmp_path: Path
+) -> None:
+    succeeds("reshard", REPO, tmp_path / "streamed", *TP)
+    download(hub)
+    succeeds("reshard", REPO, tmp_path / "cached", *TP)
+    place, config, *files = inputs(tmp_path / "streamed")
+    commit = hub.head(REPO)
+    assert place == {
+        "name": "checkpoint",
+        "uri": f"pkg:huggingface/{REPO}@{commit}?repository_url={hub.url}",
+        "digest": {"gitCommit": commit},
+    }
+    assert config["name"] == "config.json"
+    assert {file["name"]: file["digest"]["sha256"] for file in files} == {
+        name: hashlib.sha256((checkpoint / name).read_bytes()).hexdigest() for name in weight_files(checkpoint)
+    }
+    assert (tmp_path / "streamed/provenance.json").read_bytes() == (tmp_path / "cached/provenance.json").read_bytes()
+    assert [file["digest"].keys() for file in inputs(local)[1:]] == [{"headerXxh3128"}] * len(files)
+    succeeds("verify", tmp_path / "streamed", "--against", REPO)
+
+
+def test_a_sha256_that_the_hub_does_not_list_is_found_in_a_statement(hub: HubServer, tmp_path: Path) -> None:
+    succeeds("reshard", REPO, tmp_path / "out", *TP)
+    claimed = tmp_path / "out/provenance.json"
+    statement = json.loads(claimed.read_bytes())
+    statement["predicate"]["buildDefinition"]["resolvedDependencies"][2]["digest"]["sha256"] = "0" * 64
+    claimed.write_text(json.dumps(statement, indent=1) + "\n")
+    manifest = json.loads((tmp_path / "out/manifest.json").read_bytes())
+    for entry in manifest["companions"]:
+        if entry["name"] == claimed.name:
+            raw = claimed.read_bytes()
+            entry |= {"nbytes": len(raw), "digest": digest_of(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+    reseal(tmp_path / "out", **manifest)
+    result = run("verify", tmp_path / "out", "--against", REPO, "--json")
+    assert result.exit_code == ExitCode.NO
+    (problem,) = json.loads(result.stdout)["problems"]
+    assert "resolvedDependencies.2.digest.sha256" in problem["message"]
 
 
 # --- inspect and plan ----------------------------------------------------------------------------------------------

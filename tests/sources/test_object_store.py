@@ -184,7 +184,9 @@ def test_a_folder_made_from_the_store_is_verified_against_the_folder(
     server: "StoreServer", checkpoint: Path, tmp_path: Path
 ) -> None:
     run("reshard", URL, tmp_path / "out", *REFERENCE)
-    assert run("verify", tmp_path / "out", "--against", checkpoint).exit_code == 0
+    found = run("verify", tmp_path / "out", "--against", checkpoint)
+    assert found.exit_code == 0
+    assert f"that the checkpoint came from '{URL}'" in " ".join(found.stdout.split())
 
 
 @pytest.mark.slow

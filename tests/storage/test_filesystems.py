@@ -256,7 +256,12 @@ def test_a_read_only_file_system_serves_as_source_and_is_refused_as_output(
         reshard_folder(small, disk / "out", 2)
     assert caught.value.exit_code is ExitCode.IO
     reshard_folder(disk / "model", tmp_path / "out", 2)
-    names = expected.keys() - {"plan.json", "manifest.json", "README.md"}  # which name the checkpoint's folder
+    names = expected.keys() - {
+        "plan.json",
+        "manifest.json",
+        "provenance.json",
+        "README.md",
+    }  # which name the checkpoint's folder
     assert {name: contents(tmp_path / "out")[name] for name in names} == {name: expected[name] for name in names}
 
 

@@ -1,5 +1,6 @@
 """Documents of earlier schema versions, and the checkpoint that they were made from: see `tests/data/documents`."""
 
+import hashlib
 import importlib.util
 import json
 import zipfile
@@ -67,16 +68,29 @@ def as_of_other_version(folder: Path) -> Path:
     """A result as another version of the tool would have written it: with another plan in its words."""
     plan = by_version((folder / "plan.json").read_bytes(), assumptions=["in other words"])
     (folder / "plan.json").write_bytes(plan)
+    for path in folder.glob("provenance*.json"):
+        path.write_bytes(_stated_by_other_version(path.read_bytes(), plan))
     companions = json.loads((folder / "manifest.json").read_bytes())["companions"]
     for entry in companions:
-        if entry["name"] == "plan.json":
-            entry |= {"nbytes": len(plan), "digest": digest_of(plan)}
+        raw = (folder / entry["name"]).read_bytes()
+        entry |= {"nbytes": len(raw), "digest": digest_of(raw)}
+        entry |= {"sha256": hashlib.sha256(raw).hexdigest()} if "sha256" in entry else {}
     fields = {"tool_version": OTHER_VERSION, "plan_digest": digest_of(plan), "companions": companions}
     manifest = json.loads((folder / "manifest.json").read_bytes())
     if "written_by" in manifest:
         fields["written_by"] = {OTHER_VERSION: manifest["ranks"]}
     reseal(folder, **fields)
     return folder
+
+
+def _stated_by_other_version(raw: bytes, plan: bytes) -> bytes:
+    statement = json.loads(raw)
+    statement["predicate"]["runDetails"]["builder"]["version"] = {"dsv4-shard": OTHER_VERSION}
+    statement["predicate"]["buildDefinition"]["internalParameters"]["planDigest"] = digest_of(plan)
+    for subject in statement["subject"]:
+        if subject["name"] == "plan.json":
+            subject["digest"] = {"sha256": hashlib.sha256(plan).hexdigest()}
+    return json.dumps(statement, indent=1, ensure_ascii=False).encode() + b"\n"
 
 
 def rank_files(folder: Path) -> dict[str, bytes]:

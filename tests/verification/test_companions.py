@@ -21,6 +21,8 @@ from dsv4_shard.sharding.run import reshard
 from dsv4_shard.storage import MANIFEST_NAME, digest_of
 from dsv4_shard.verification.result_folder import verify
 
+STATEMENT = "provenance.json"
+
 INDEX = "model.safetensors.index.json"
 
 REQUESTS = {
@@ -47,9 +49,15 @@ def result(engine: str, model: Path, out: Path) -> Path:
 
 
 def seal(out: Path, change: Callable[[dict[str, Any]], object] = lambda _: None) -> None:
-    """Make the manifest agree with the small files that are there, and with itself."""
+    """Make manifest and statement agree with the small files that are there, and with themselves."""
     manifest = json.loads((out / MANIFEST_NAME).read_bytes())
     change(manifest)
+    names = {entry["name"] for entry in manifest["companions"]}
+    statement = json.loads((out / STATEMENT).read_bytes())
+    for subject in statement["subject"]:
+        if subject["name"] in names:
+            subject["digest"]["sha256"] = hashlib.sha256((out / subject["name"]).read_bytes()).hexdigest()
+    (out / STATEMENT).write_text(json.dumps(statement, indent=1) + "\n")
     for entry in manifest["companions"]:
         raw = (out / entry["name"]).read_bytes()
         entry |= {"nbytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest(), "digest": digest_of(raw)}
@@ -66,7 +74,8 @@ def test_each_small_file_is_compared(engine: str, model: Path, tmp_path: Path) -
     out = result(engine, model, tmp_path / "out")
     names = [entry["name"] for entry in json.loads((out / MANIFEST_NAME).read_bytes())["companions"]]
     assert len(names) >= 4
-    for name in set(names) - {"plan.json"}:
+    assert STATEMENT in names
+    for name in set(names) - {"plan.json", STATEMENT}:
         before = (out / name).read_bytes()
         (out / name).write_bytes(before + b" ")
         seal(out)
@@ -86,7 +95,7 @@ def test_a_small_file_that_is_gone_or_new_is_named(model: Path, tmp_path: Path) 
         manifest["companions"] = [*kept, {"name": "modeling_x.py", "nbytes": 0, "sha256": None, "digest": ""}]
 
     seal(out, change)
-    assert found(out, model) == [("differs-from-source", "modeling_x.py"), ("differs-from-source", "tokenizer.json")]
+    assert [name for _, name in found(out, model)] == ["modeling_x.py", "tokenizer.json", STATEMENT]
 
 
 def repacked(raw: bytes, level: int, change: Callable[[str, bytes], bytes] = lambda _, content: content) -> bytes:

@@ -31,6 +31,7 @@ from dsv4_shard.reassembly.merge_job import Merged
 from dsv4_shard.sharding.manifest import Manifest
 from dsv4_shard.sharding.outcome import Outcome
 from dsv4_shard.sharding.statement import Statement
+from dsv4_shard.signing import Signed
 from dsv4_shard.terminal.help import EXIT_CODES, examples_of, exit_codes_of, grouped
 from dsv4_shard.verification.documents import SharesVerification, Verification
 
@@ -54,6 +55,7 @@ DOCUMENTS = {
     "comparison": Document(PlanComparison, "`plan --compare A B --json`"),
     "verification": Document(Verification, "`verify OUT --json`"),
     "together": Document(SharesVerification, "`verify OUT OUT… --json`"),
+    "signed": Document(Signed, "`sign --json`"),
     "provenance": Document(Statement, "`provenance.json` in a result"),
     "explanation": Document(Explanation, "`explain --json`"),
     "reshard": Document(Outcome, "`reshard --json` into a folder"),

@@ -27,6 +27,7 @@ from dsv4_shard.reshard import (
     reshard_to_store,
 )
 from dsv4_shard.sharding.progress import Progress, Task
+from dsv4_shard.sign import sign
 from dsv4_shard.verify import verify, verify_shares
 from dsv4_shard.version import __version__
 
@@ -47,6 +48,7 @@ __all__ = [
     "reshard_on_cluster",
     "reshard_to_store",
     "search",
+    "sign",
     "verify",
     "verify_shares",
 ]

@@ -27,6 +27,8 @@ from dsv4_shard.sharding.options import (
     MergeOptions,
     ReshardCommand,
     ReshardOptions,
+    SignatureToVerify,
+    SignCommand,
     StoreOptions,
     VerifyCommand,
 )
@@ -36,6 +38,7 @@ from dsv4_shard.terminal.ascii import show_signs
 from dsv4_shard.terminal.help import HelpCommand, HelpGroup
 from dsv4_shard.terminal.process import OUTSIDE, allow_open_files, handle_signals, open_standard_streams, reported
 from dsv4_shard.text.sanitize import clean
+from dsv4_shard.text.suggest import as_option
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -354,13 +357,16 @@ def merge(
 def verify(out: options.ResultsArg, given: dict[str, Any], as_json: options.JsonOpt = False) -> None:
     """Prove a result against its manifest, or against the checkpoint.
 
-    Against the checkpoint, every byte is derived again and compared.
+    Against the checkpoint, every byte is derived again and compared. With --signature, every file is compared with what
+    its signer signed.
     """
     from dsv4_shard.terminal.progress import ProgressBars
     from dsv4_shard.terminal.verification import show_together, show_verification
     from dsv4_shard.verification import SharesVerification, Verification
 
     console, log = _consoles()
+    if len(out) > 1 and (alone := [name for name in names_of(SignatureToVerify) if name in given]):
+        raise UsageError(f"{as_option(alone[0])}: a signature is of one folder", hint="Verify each folder by itself.")
     found: Verification | SharesVerification
     with ProgressBars(log, quiet=as_json) as progress:
         if len(out) == 1:
@@ -375,6 +381,26 @@ def verify(out: options.ResultsArg, given: dict[str, Any], as_json: options.Json
         show_together(console, found, found.numerics)
     if not found.ok:
         raise typer.Exit(ExitCode.NO)
+
+
+@app.command(cls=HelpCommand)
+@reported
+@options.takes(SignCommand)
+def sign(out: options.ResultArg, given: dict[str, Any], as_json: options.JsonOpt = False) -> None:
+    """Sign a result: who vouches for every file.
+
+    The signature is one of OpenSSF model_signing, whose own command verifies it too. Needs the extra `sign`.
+    """
+    from dsv4_shard.terminal.progress import ProgressBars
+    from dsv4_shard.terminal.written import show_signed
+
+    console, log = _consoles()
+    with ProgressBars(log, quiet=as_json) as progress:
+        signed = dsv4_shard.sign(out, progress=progress, **given)
+    if as_json:
+        _print_json(signed)
+    else:
+        show_signed(console, signed)
 
 
 @app.command(cls=HelpCommand)

@@ -356,6 +356,27 @@ class NotAResult(ShardError):
     hint = "Do not use its files: nothing says what they should be. Write the result again."
 
 
+class DamagedResult(ShardError):
+    """A file of a result is not what its manifest says, or a link, so the result is not signed."""
+
+    exit_code = ExitCode.NO
+    hint = "`dsv4-shard verify FOLDER` names every such file: write the result again."
+
+
+class BadSignature(ShardError):
+    """The file is no signature of model_signing, or a damaged one."""
+
+    exit_code = ExitCode.NO
+
+
+class SignatureRefused(BadSignature):
+    """The signature is not by the expected key, certificate or identity, or its certificate has expired."""
+
+
+class BadKey(UsageError):
+    """A key, a certificate or a token cannot be used: damaged, encrypted, expired, of another kind, or no pair."""
+
+
 class LoadRefused(ShardError):
     """The rank files are for another engine, rank or model than the one that loads them."""
 

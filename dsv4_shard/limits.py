@@ -90,7 +90,13 @@ MANIFEST = Limit(
     nbytes=48 << 20, count=600_000, largest="the reference's 16 ranks of V4-Pro: 16 MB, 200,000 values",
 )  # fmt: skip
 
-STATEMENT = Limit("statement of provenance", "BadJson", nbytes=16 << 20, count=200_000, largest="4096 ranks: 1 MB")
+STATEMENT = Limit(
+    "statement of provenance",
+    "none: a problem that `verify` finds",
+    nbytes=16 << 20,
+    count=200_000,
+    largest="4096 ranks: 1 MB",
+)
 
 JOURNAL = Limit(
     "journal of an unfinished run", "OtherRun",
@@ -99,11 +105,7 @@ JOURNAL = Limit(
 
 JOURNAL_ENTRY = Limit("first entry of a journal", "OtherRun", nbytes=4 << 20, count=50_000, depth=MAX_DEPTH)
 
-UPLOAD_STATEMENT = Limit(
-    "statement of provenance", "BadJson", nbytes=16 << 20, count=200_000, largest="4096 ranks: 1 MB"
-)
-
-JOURNAL = Limit(
+UPLOAD_JOURNAL = Limit(
     "journal of an unfinished upload", "OtherRun",
     nbytes=32 << 20, count=200_000, counted="entries",
 )  # fmt: skip
@@ -120,6 +122,16 @@ CACHED = Limit(
 )  # fmt: skip
 
 NAME = Limit("file that holds one name, commit or process", "none: as if it were not there", nbytes=4096)
+
+# --- signatures ----------------------------------------------------------------------------------------------------
+
+SIGNATURE = Limit(
+    "model.sig", "BadSignature", nbytes=16 << 20, count=200_000, largest="a result of 1,000 files: 250 kB"
+)
+
+KEY = Limit("key, certificate or token", "BadKey", nbytes=1 << 20, largest="a system's certificates: 250 kB")
+
+TRUST = Limit("trust configuration of Sigstore", "BadKey", nbytes=16 << 20)
 
 # --- servers -------------------------------------------------------------------------------------------------------
 

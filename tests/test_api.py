@@ -28,7 +28,7 @@ from dsv4_shard.reporting.page import to_html
 from dsv4_shard.verification.documents import SharesVerification, Verification
 
 VERBS = ("compare", "explain", "inspect", "merge", "merge_dry_run", "plan", "report", "reshard", "reshard_dry_run",
-         "reshard_on_cluster", "reshard_to_store", "search", "verify", "verify_shares")  # fmt: skip
+         "reshard_on_cluster", "reshard_to_store", "search", "sign", "verify", "verify_shares")  # fmt: skip
 MODULES = {"search": "plan", "compare": "plan", "merge": "reshard", "merge_dry_run": "reshard",
            "reshard_dry_run": "reshard", "reshard_on_cluster": "reshard", "reshard_to_store": "reshard",
            "verify_shares": "verify"}  # fmt: skip
@@ -36,7 +36,18 @@ MODULES = {"search": "plan", "compare": "plan", "merge": "reshard", "merge_dry_r
 
 REFERENCE: dict[str, Any] = {"tp": 2, "engine": "reference"}
 MESSAGE = "Weight output_partition_size = 192 is not divisible by weight quantization block_n = 128."
-HEAVY = {"torch", "ray", "obstore", "huggingface_hub", "numpy", "pydantic", "rich", "typer"}
+HEAVY = {
+    "torch",
+    "ray",
+    "model_signing",
+    "cryptography",
+    "obstore",
+    "huggingface_hub",
+    "numpy",
+    "pydantic",
+    "rich",
+    "typer",
+}
 
 
 @pytest.fixture(autouse=True)

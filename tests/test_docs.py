@@ -138,7 +138,7 @@ def test_what_a_schema_says_of_its_models_needs_no_code_to_be_understood() -> No
 def test_every_command_option_and_error_is_on_its_page() -> None:
     commands = (generate.FOLDER / "commands.md").read_text()
     assert re.findall(r"^## (\w+)", commands, re.MULTILINE) == [
-        "inspect", "plan", "report", "reshard", "merge", "verify", "explain", "demo"
+        "inspect", "plan", "report", "reshard", "merge", "verify", "sign", "explain", "demo"
     ]  # fmt: skip
     for option in ("--gpus", "--shared-experts", "--ranks", "--numerics", "--repo", "-o, --output", "--version"):
         assert f"`{option}" in commands

@@ -24,6 +24,9 @@ from dsv4_shard.sharding import journal
 from dsv4_shard.sharding.header_archive import read_skeleton
 from dsv4_shard.sharding.manifest import read_manifest
 from dsv4_shard.sharding.model_card import license_of
+from dsv4_shard.sharding.statement import read_statement
+from dsv4_shard.signing import keys, result_signature
+from dsv4_shard.signing.bundle import Bundle
 from dsv4_shard.sources import hub_http, local, object_store, remote_headers, retry
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
 from dsv4_shard.sources.gate import Gate
@@ -35,6 +38,7 @@ from dsv4_shard.sources.remote_headers import HeaderCache
 from dsv4_shard.sources.retry import Transient
 from dsv4_shard.tensors.header import parse_header, read_header
 from dsv4_shard.terminal import last_inspected
+from dsv4_shard.text.strict_json import BadJson
 from fuzz import results
 from fuzz.checkpoints import MemoryFile, MemorySource, _folder, small_checkpoint
 
@@ -417,6 +421,53 @@ def _card_bytes(trial: Trial, beyond: int) -> object:
     end = b"\nlicense: mit\n---"
     head = b"---\n# ".ljust(limits.CARD.nbytes - len(end) + beyond, b"x")
     return license_of(head + end, ()).get("license")
+
+
+def is_parsed(read: Callable[[], object]) -> bool:
+    """Whether a document that is none otherwise is refused for that, and not for its size."""
+    try:
+        read()
+    except (BadJson, errors.BadSignature) as error:
+        if "too large" not in str(error) and "more than the" not in str(error):
+            return True
+        if isinstance(error, errors.BadSignature):
+            raise
+    return False
+
+
+@tries("STATEMENT", "nbytes", None)
+def _statement_bytes(trial: Trial, beyond: int) -> object:
+    return is_parsed(lambda: read_statement(padded(b"{}", limits.STATEMENT.nbytes + beyond)))
+
+
+@tries("STATEMENT", "count", None)
+def _statement_values(trial: Trial, beyond: int) -> object:
+    return is_parsed(lambda: read_statement(of_values(limits.STATEMENT.count + beyond)))
+
+
+@tries("SIGNATURE", "nbytes", errors.BadSignature)
+def _signature_bytes(trial: Trial, beyond: int) -> object:
+    path = trial.path / "model.sig"
+    path.write_bytes(padded(b"{}", limits.SIGNATURE.nbytes + beyond))
+    return is_parsed(lambda: result_signature._read(path))
+
+
+@tries("SIGNATURE", "count", errors.BadSignature)
+def _signature_values(trial: Trial, beyond: int) -> object:
+    return is_parsed(lambda: Bundle(of_values(limits.SIGNATURE.count + beyond), WHERE))
+
+
+@tries("KEY", "nbytes", errors.BadKey)
+def _key_bytes(trial: Trial, beyond: int) -> object:
+    (trial.path / "key").write_bytes(b"x" * (limits.KEY.nbytes + beyond))
+    return keys.token_in(trial.path / "key")
+
+
+@tries("TRUST", "nbytes", errors.BadKey)
+def _trust_bytes(trial: Trial, beyond: int) -> object:
+    (trial.path / "trust").write_bytes(b"x" * (limits.TRUST.nbytes + beyond))
+    keys.check_trust(trial.path / "trust")
+    return trial
 
 
 @tries("FOLDER", "count", errors.ReadFailed)

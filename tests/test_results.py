@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import dsv4_shard
 from dsv4_shard.cli import app
 from dsv4_shard.destinations.documents import ClusterOutcome, ClusterShare, Uploaded
+from dsv4_shard.signing.documents import Signed
 from dsv4_shard.text.document import MAX_REPR_CHARS, Document, html_table
 from dsv4_shard.verification.documents import Problem, SharesVerification, Verification
 
@@ -86,6 +87,11 @@ class Results:
     def verify(self) -> Document:
         self.of("reshard")
         return dsv4_shard.verify(self.folder / "shards", against=self.model, numerics=True)
+
+    def sign(self) -> Document:
+        return Signed(
+            out="shards/model.sig", how="key", by="key 0f", files=7, bytes=10, hashed=3, others=("README.md",)
+        )
 
     def verify_shares(self) -> Document:
         self.of("reshard")

@@ -25,7 +25,7 @@ from dsv4_shard.text.suggest import as_option
 
 MAX_CONTEXT = 1 << 30
 
-LAYOUT, ENGINE, HARDWARE, WRITING = "Layout", "Engine", "Hardware", "Writing"
+LAYOUT, ENGINE, HARDWARE, WRITING, SIGNATURE = "Layout", "Engine", "Hardware", "Writing", "Signature"
 """Headings of the help. Options without one come last, under `Options`."""
 
 ENGINES_THAT_WRITE = "sglang, vllm, reference (DeepSeek's generate.py) or node (a folder a node, for stock loaders)"

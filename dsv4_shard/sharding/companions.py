@@ -21,9 +21,9 @@ from dsv4_shard.sharding.statement import is_statement
 from dsv4_shard.sources.base import Source
 from dsv4_shard.sources.checkpoint_files import CARD_FILE, CONFIG_FILE, INDEX_FILE
 from dsv4_shard.sources.release_files import ReleaseFiles, is_legal, is_license, read_release, release_of
-from dsv4_shard.storage import MANIFEST_NAME, folders_of
+from dsv4_shard.storage import MANIFEST_NAME, SIGNATURE_NAME, folders_of
 
-_OWN = (MANIFEST_NAME, PLAN_NAME, SKELETON_NAME, SOURCE_CARD, CONFIG_FILE, INDEX_FILE)
+_OWN = (MANIFEST_NAME, SIGNATURE_NAME, PLAN_NAME, SKELETON_NAME, SOURCE_CARD, CONFIG_FILE, INDEX_FILE)
 """Names that a result needs for itself, whatever its layout. CARD_FILE is one too, but has another name to go by."""
 
 _NO_LICENSE = "the checkpoint has no licence file (LICENSE*): none goes into the result"

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 
 from dsv4_shard.catalog.option import Option, Options
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
-from dsv4_shard.catalog.request import ENGINE_NAME, ENGINES_THAT_WRITE, LAYOUT, TP, WRITING, LayoutOptions
+from dsv4_shard.catalog.request import (
+    ENGINE_NAME,
+    ENGINES_THAT_WRITE,
+    LAYOUT,
+    SIGNATURE,
+    TP,
+    WRITING,
+    LayoutOptions,
+)
 
 if TYPE_CHECKING:
     from dsv4_shard.planning import document
@@ -155,6 +163,89 @@ class Sample(Options):
     ] = None  # fmt: skip
 
 
+# --- signatures ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrustConfig(Options):
+    trust_config: Annotated[
+        str | Path | None,
+        Option(
+            help="Of a Sigstore instance of one's own: its trust configuration.",
+            metavar="FILE", panel=SIGNATURE, shows="the public one", typed=Path,
+        ),
+    ] = None  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class SigningKey(Options):
+    key: Annotated[
+        str | Path | None,
+        Option(help="The private key to sign with, PEM.", metavar="FILE", panel=SIGNATURE, typed=Path),
+    ] = None
+    certificate: Annotated[
+        str | Path | None,
+        Option(help="The certificate of the key, PEM.", metavar="FILE", panel=SIGNATURE, typed=Path),
+    ] = None
+    certificate_chain: Annotated[
+        str | Path | None,
+        Option(help="Certificates between it and the root, PEM.", metavar="FILE", panel=SIGNATURE, typed=Path),
+    ] = None
+    keyless: Annotated[
+        bool,
+        Option(help="Sign as the identity of this workload, or of who logs in: Sigstore makes it public.",
+               panel=SIGNATURE),
+    ] = False  # fmt: skip
+    identity_token: Annotated[
+        str | Path | None,
+        Option(
+            help="--keyless: the OpenID Connect token of the identity.",
+            metavar="FILE", panel=SIGNATURE, shows="that of the workload", typed=Path,
+        ),
+    ] = None  # fmt: skip
+    signature: Annotated[
+        str | Path | None,
+        Option(help="The signature to write.", metavar="FILE", panel=SIGNATURE, shows="model.sig in OUT", typed=Path),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpectedSigner(Options):
+    signature: Annotated[
+        str | Path | None,
+        Option(
+            help="Also verify this signature, of `sign` or of model_signing.", metavar="FILE", panel=SIGNATURE,
+            typed=Path,
+        ),
+    ] = None  # fmt: skip
+    public_key: Annotated[
+        str | Path | None,
+        Option(help="The signer's public key, PEM.", metavar="FILE", panel=SIGNATURE, typed=Path),
+    ] = None
+    certificate_chain: Annotated[
+        str | Path | None,
+        Option(help="The certificates that are trusted, PEM.", metavar="FILE", panel=SIGNATURE, typed=Path),
+    ] = None
+    identity: Annotated[
+        str | None,
+        Option(help="The signer of a keyless signature.", metavar="NAME", panel=SIGNATURE, longest=1000),
+    ] = None
+    identity_provider: Annotated[
+        str | None,
+        Option(help="Who vouches for the identity.", metavar="URL", panel=SIGNATURE, longest=1000),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignWith(TrustConfig, SigningKey):
+    """How to sign."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignatureToVerify(TrustConfig, ExpectedSigner):
+    """The signature to verify, and whose it must be."""
+
+
 # --- verbs -----------------------------------------------------------------------------------------------------------
 
 
@@ -207,10 +298,25 @@ class MergeCommand(Jobs, Restart, Overwrite, DryRunFlag, Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifyCommand(Jobs, Sample, Against):
+class VerifyCommand(Jobs, SignatureToVerify, Sample, Against):
     """The options of the command `verify`, which runs `verify` or `verify_shares`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyOptions(Told, VerifyCommand):
-    """The options of `verify` and `verify_shares`."""
+    """The options of `verify`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifySharesOptions(Told, Jobs, Sample, Against):
+    """The options of `verify_shares`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignCommand(Jobs, SignWith):
+    """The options of the command `sign`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignOptions(Told, SignCommand):
+    """The options of `sign`."""

@@ -1,11 +1,12 @@
 """`--overwrite` deletes a result of this tool and nothing else: every name in the folder must be in its manifest."""
 
+import os
 import stat
 from pathlib import Path
 
 from dsv4_shard.errors import NewerSchema, NotAResult, OutputNotEmpty
 from dsv4_shard.sharding.manifest import Manifest, load_manifest
-from dsv4_shard.storage import MANIFEST_NAME, digest_of_file, refuse_strangers
+from dsv4_shard.storage import MANIFEST_NAME, SIGNATURE_NAME, digest_of_file, refuse_strangers
 
 
 def names_to_overwrite(out: Path) -> frozenset[str]:
@@ -22,6 +23,11 @@ def names_to_overwrite(out: Path) -> frozenset[str]:
     except (NotAResult, NewerSchema) as error:
         raise OutputNotEmpty(f"{error}: not overwritten", hint=_YOURSELF) from None
     names = frozenset({MANIFEST_NAME, *manifest.names})
+    if os.path.lexists(out / SIGNATURE_NAME):
+        raise OutputNotEmpty(
+            f"{out}: signed; {SIGNATURE_NAME} would be lost with the files that it is of, not overwritten",
+            hint=f"Move {SIGNATURE_NAME} away, or choose another folder.",
+        )
     refuse_strangers(out, names)
     _refuse_changed(out, manifest)
     return names

@@ -17,7 +17,7 @@ class Task(NamedTuple):
     """A part of a run that moves bytes.
 
     Attributes:
-        work: "reshard", "upload", "merge" or "verify".
+        work: "reshard", "upload", "merge", "verify", "signature" (of `verify`) or "sign".
         share: The share of a cluster's result, such as "ranks 0-7 on 10.0.0.1"; empty without a cluster.
     """
 

@@ -38,6 +38,7 @@ from dsv4_shard.sources.base import Source
 from dsv4_shard.storage import (
     DIGEST_BYTES,
     MANIFEST_NAME,
+    SIGNATURE_NAME,
     StagedFile,
     Staging,
     check_output,
@@ -184,6 +185,11 @@ def result_to_join(job: Job, out: Path, overwrite: bool) -> Manifest | None:
     except NotAResult as error:
         raise OtherDeployment(f"{error}; nothing can join it") from None
     refuse_unjoinable(str(out), there, job.like(there, out).made, job.ranks)
+    if os.path.lexists(out / SIGNATURE_NAME):
+        raise OutputNotEmpty(
+            f"{out}: signed; ranks that join would make {SIGNATURE_NAME} invalid",
+            hint=f"Move {SIGNATURE_NAME} away, give this command again, and sign the whole then.",
+        )
     return there
 
 

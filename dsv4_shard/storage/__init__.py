@@ -5,12 +5,14 @@ from dsv4_shard.storage.linux_io import MAX_CALL_BYTES, UncachedFile
 from dsv4_shard.storage.locks import LockedFolder
 from dsv4_shard.storage.output_folder import (
     MANIFEST_NAME,
+    SIGNATURE_NAME,
     check_output,
     check_room,
     folders_of,
     free_bytes,
     plain,
     refuse_strangers,
+    write_new,
     write_text,
 )
 from dsv4_shard.storage.regular_file import digest_of_file, open_regular, read_regular, sha256_of_file
@@ -22,6 +24,7 @@ __all__ = [
     "DIGEST_BYTES",
     "MANIFEST_NAME",
     "MAX_CALL_BYTES",
+    "SIGNATURE_NAME",
     "LockedFolder",
     "StagedFile",
     "Staging",
@@ -41,5 +44,6 @@ __all__ = [
     "refuse_strangers",
     "sha256_of_file",
     "tensor_digest",
+    "write_new",
     "write_text",
 ]

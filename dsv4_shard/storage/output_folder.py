@@ -12,6 +12,9 @@ from dsv4_shard.errors import NotEnoughDisk, OutputError, OutputInsideInput, Out
 
 MANIFEST_NAME = "manifest.json"
 
+SIGNATURE_NAME = "model.sig"
+"""The default name of a signature, as model_signing has it."""
+
 _SAME_BEGINNING_CHARS = 20
 
 _PREFIX_CHARS = 100
@@ -134,6 +137,27 @@ def write_text(path: Path, text: str) -> None:
         _replace(path, text.encode())
     except OSError as error:
         raise WriteFailed(f"{path}: {error.strerror}") from error
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """Write a small file that is not there yet, durably. Raises OutputNotEmpty if it is, and WriteFailed."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except FileExistsError:
+        raise OutputNotEmpty(f"{path}: there already, not replaced") from None
+    except OSError as error:
+        raise WriteFailed(f"{path}: {error.strerror}") from error
+    try:
+        with open(fd, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(fd)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        if isinstance(error, OSError):
+            raise WriteFailed(f"{path}: {error.strerror}") from error
+        raise
 
 
 def _replace(path: Path, content: bytes) -> None:

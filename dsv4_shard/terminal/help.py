@@ -29,7 +29,8 @@ NO = {
     "report": None,
     "reshard": "the layout does not run, or nodes wrote what they should not",
     "merge": None,
-    "verify": "something differs, or the folder holds no result",
+    "verify": "something differs, the folder holds no result, or the signature is not the expected one",
+    "sign": "the folder holds no result, or a damaged one",
     "explain": "nothing in it is known",
     "demo": None,
 }
@@ -66,6 +67,14 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "verify": (
         ("Against the manifest: is every byte as it was written?", "shards"),
         ("Against the checkpoint: is every byte where it belongs?", "shards --against DeepSeek-V4-Pro --numerics"),
+        ("Against a signature: is every file what its signer signed?",
+         "shards --signature shards/model.sig --public-key key.pub"),
+    ),
+    "sign": (
+        ("With a key", "shards --key key.pem"),
+        ("With a certificate, so that others need to know only the root",
+         "shards --key key.pem --certificate cert.pem --certificate-chain intermediate.pem"),
+        ("As the identity of a CI job, or of who logs in", "shards --keyless"),
     ),
     "explain": (
         ("A message", '"assert intermediate_size % self.moe_tp_size == 0"'),

@@ -134,6 +134,8 @@ ResultsArg = Annotated[
     typer.Argument(metavar="OUT", help="A folder that reshard made, or those of shares, as one result."),
 ]
 
+ResultArg = Annotated[Path, typer.Argument(metavar="OUT", help="A folder that reshard or merge made.")]
+
 TextArg = Annotated[
     str | None,
     typer.Argument(

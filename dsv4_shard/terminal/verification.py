@@ -51,6 +51,9 @@ def _show_verified(console: Console, verification: "Verification") -> None:
             item(console, f"{count:,} source tensors {fate}")
     for reason, count in verification.left_out.items():
         item(console, f"{count:,} source tensors left out: {reason}", "dim")
+    if verification.signature is not None:
+        signed = verification.signature
+        item(console, f"signature of {counted(signed.files, 'file')}: by {signed.by}")
     for note in verification.notes:
         item(console, f"note: {note}", "dim")
     _show_problems(console, verification.problems)

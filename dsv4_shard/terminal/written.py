@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dsv4_shard.reassembly.merge_job import Merged
     from dsv4_shard.reporting import Report
     from dsv4_shard.sharding.outcome import Outcome, Written
+    from dsv4_shard.signing import Signed
 
 
 def show_dry_run(console: Console, would: "WouldWrite") -> None:
@@ -104,6 +105,18 @@ def show_upload(console: Console, uploaded: "Uploaded", seconds: float, kept: Pa
     if kept:
         item(console, f"kept in {kept}")
     paragraph(console, f"into {uploaded.out}")
+
+
+def show_signed(console: Console, signed: "Signed") -> None:
+    """Show what was signed, by whom, and where the signature is."""
+    paragraph(console, f"signed {counted(signed.files, 'file')}, {size(signed.bytes)}, as {signed.by}")
+    if signed.hashed < signed.bytes:
+        item(
+            console, f"{size(signed.bytes - signed.hashed)} by the SHA-256 of the manifest, {size(signed.hashed)} read"
+        )
+    for name in signed.others:
+        item(console, f"also {name}, which is not part of the result", "yellow")
+    paragraph(console, f"into {signed.out}")
 
 
 def show_report(console: Console, report: "Report", output: Path) -> None:

@@ -20,6 +20,18 @@ class Problem(Document):
     tensor: str | None = None
 
 
+class SignatureFound(Document):
+    """A signature of `files`, made by the expected signer.
+
+    `how` it was made: with a "key", a "certificate", or by "sigstore" for an identity. `by` names the signer: the
+    SHA-256 of the public key's PEM form, the subject of the certificate, or the identity.
+    """
+
+    how: Literal["key", "certificate", "sigstore"]
+    by: str
+    files: int
+
+
 TOLERANCE = 1e-5
 """Relative. The same products are summed in another order, partly in float32."""
 
@@ -65,7 +77,8 @@ class Verification(_Verdict):
     bytes of tensors that were read; null if all were. `accounts` counts the source tensors by their fate; it is empty
     if no checkpoint was compared (`against`). `left_out` counts the tensors that no rank has, by reason. `unknown` are
     sentences on what this way to verify cannot know. `numerics` tells whether the experts of a layer add up; it is null
-    if this was not requested, or if there are problems.
+    if this was not requested, or if there are problems. `signature` is the one that was verified; null if none was
+    named.
     """
 
     schema_version: Literal[1] = 1
@@ -83,6 +96,7 @@ class Verification(_Verdict):
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
     unknown: tuple[str, ...] = ()
+    signature: SignatureFound | None = None
     numerics: Numerics | None = None
 
     @computed_field  # type: ignore[prop-decorator]

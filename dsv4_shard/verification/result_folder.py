@@ -14,7 +14,15 @@ from dsv4_shard.errors import HeaderError, ReadFailed
 from dsv4_shard.limits import HEADER
 from dsv4_shard.sharding.manifest import PLAN_NAME, Manifest, ManifestFile, load_manifest
 from dsv4_shard.sources.local import LocalFile
-from dsv4_shard.storage import MANIFEST_NAME, default_workers, digest_of, digest_of_file, folders_of, sha256_of_file
+from dsv4_shard.storage import (
+    MANIFEST_NAME,
+    SIGNATURE_NAME,
+    default_workers,
+    digest_of,
+    digest_of_file,
+    folders_of,
+    sha256_of_file,
+)
 from dsv4_shard.tensors.header import LENGTH_BYTES, Header, read_header
 from dsv4_shard.text.sanitize import short_name
 from dsv4_shard.text.units import size
@@ -31,6 +39,7 @@ def verify(
     on_progress: Callable[[int], None] = lambda _: None,
     ranks: Collection[int] | None = None,
     sample: Fraction | None = None,
+    signature: str | None = None,
 ) -> Verification:
     """Verify the result in `folder`, and compare it with its source if that is given.
 
@@ -42,6 +51,7 @@ def verify(
         ranks: Verify only the files of these ranks, while others may be joining. A shared file belongs to its first
             rank.
         sample: Read about this part of each file's tensors, chosen at random. Only without a source.
+        signature: The path in the folder of a signature that was verified, empty if it is elsewhere; None without one.
 
     Raises:
         NotAResult: The folder has no sound manifest.
@@ -87,9 +97,18 @@ def verify(
         accounts=accounts,
         left_out=dict(Counter(manifest.left_out.values())),
         problems=tuple(problems),
-        notes=(*(_strangers(folder, manifest) if ranks is None else ()), *notes),
-        unknown=() if source else tuple(_unknown(manifest, sampled)),
+        notes=(*(_strangers(folder, manifest, signature) if ranks is None else ()), *notes),
+        unknown=() if source else tuple(_unknown(manifest, sampled, signature is not None)),
     )
+
+
+def quick_problems(folder: Path, manifest: Manifest) -> Iterator[Problem]:
+    """Yield the problems that are found without reading tensors: presence, sizes, headers, small files and links."""
+    yield from _check_companions(folder, manifest)
+    yield from _check_ranks(manifest)
+    for entry in manifest.files:
+        found = list(_check_file(folder, entry, manifest))
+        yield from found or _check_links(folder, entry)
 
 
 def bytes_to_verify(folder: Path, ranks: Collection[int] | None = None) -> int:
@@ -97,13 +116,14 @@ def bytes_to_verify(folder: Path, ranks: Collection[int] | None = None) -> int:
     return sum(entry.payload for entry in _files_of(load_manifest(folder), ranks))
 
 
-def _unknown(manifest: Manifest, sampled: int | None) -> Iterator[str]:
+def _unknown(manifest: Manifest, sampled: int | None, is_signed: bool) -> Iterator[str]:
     """What a verification without the source cannot know."""
     if sampled is not None:
         payload = sum(entry.payload for entry in manifest.files)
         yield f"{size(payload - sampled)} of tensors were not read"
     yield f"whether these are the bytes of {short_name(manifest.source.label)}: --against compares them"
-    yield "whether somebody changed files and manifest together: --against finds that too"
+    if not is_signed:
+        yield "whether somebody changed files and manifest together: --against or --signature finds that too"
 
 
 def _files_of(manifest: Manifest, ranks: Collection[int] | None) -> list[ManifestFile]:
@@ -111,14 +131,16 @@ def _files_of(manifest: Manifest, ranks: Collection[int] | None) -> list[Manifes
     return [entry for entry in manifest.files if ranks is None or entry.ranks[0] in ranks]
 
 
-def _strangers(folder: Path, manifest: Manifest) -> Iterator[str]:
-    """A note for each file in the result's folders that is not in the manifest."""
+def _strangers(folder: Path, manifest: Manifest, signature: str | None) -> Iterator[str]:
+    """A note for each file in the result's folders that is not in the manifest, nor the verified `signature`."""
     known = {name for entry in manifest.files for name in entry.names}
     known |= {entry.name for entry in manifest.companions} | {MANIFEST_NAME}
     folders = {".", *folders_of(known)}
     for path in sorted(path for inner in folders for path in (folder / inner).glob("*")):
         name = path.relative_to(folder).as_posix()
-        if name not in known and name not in folders:
+        if name == SIGNATURE_NAME != signature:
+            yield f"{name} is a signature that was not verified: --signature"
+        elif name not in known and name not in folders and name != signature:
             yield f"{name} is not part of the result"
 
 

@@ -1,0 +1,135 @@
+"""Keys, certificates and tokens that the user names: read within limits, and checked before the library gets them.
+
+The library's own messages for what is wrong with them differ from release to release, and some say nothing.
+"""
+
+import contextlib
+import hashlib
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsv4_shard.errors import BadKey, ReadFailed, SignatureRefused
+from dsv4_shard.limits import KEY, TRUST, Limit
+from dsv4_shard.signing.library import first_line
+from dsv4_shard.storage import read_regular
+from dsv4_shard.text.sanitize import short_name
+
+if TYPE_CHECKING:
+    from cryptography import x509
+
+CURVES = ("secp256r1", "secp384r1", "secp521r1")
+"""The curves that model_signing signs with."""
+
+_MAKE_KEY = "Make one: `openssl ecparam -name prime256v1 -genkey -noout -out key.pem`."
+
+
+def name_of_key(key: Any) -> str:
+    """Return the SHA-256 of a public key's PEM form, by which model_signing names it."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    raw = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return f"key {hashlib.sha256(raw).hexdigest()}"
+
+
+def name_of_certificate(certificate: "x509.Certificate") -> str:
+    return short_name(certificate.subject.rfc4514_string())
+
+
+def content(path: Path, limit: Limit = KEY) -> bytes:
+    try:
+        return read_regular(path, limit)
+    except ReadFailed as error:
+        raise BadKey(str(error), hint="Name a readable file with a key, a certificate or a token.") from None
+
+
+def private_key(path: Path) -> Any:
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        key = load_pem_private_key(content(path), None)
+    except BadKey:
+        raise
+    except TypeError:
+        raise BadKey(f"{path}: encrypted with a password, which model_signing cannot ask for",
+                     hint="Sign with a copy without one: `openssl pkey -in KEY -out COPY`.") from None  # fmt: skip
+    except Exception as error:
+        raise BadKey(f"{path}: not a private key in PEM form: {first_line(error)}") from None
+    return _on_a_curve(key, path)
+
+
+def public_key(path: Path) -> Any:
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    try:
+        key = load_pem_public_key(content(path))
+    except BadKey:
+        raise
+    except Exception as error:
+        raise BadKey(f"{path}: not a public key in PEM form: {first_line(error)}") from None
+    return _on_a_curve(key, path)
+
+
+def _on_a_curve(key: Any, path: Path) -> Any:
+    name = getattr(getattr(key, "curve", None), "name", None)
+    if name not in CURVES:
+        kind = name or type(key).__name__.removesuffix("PrivateKey").removesuffix("PublicKey").strip("_")
+        raise BadKey(f"{path}: a key of {kind}; model_signing takes {', '.join(CURVES)}",
+                     hint=_MAKE_KEY)  # fmt: skip
+    return key
+
+
+def certificates(path: Path) -> "list[x509.Certificate]":
+    from cryptography.x509 import load_pem_x509_certificates
+
+    try:
+        return load_pem_x509_certificates(content(path))
+    except BadKey:
+        raise
+    except Exception as error:
+        raise BadKey(f"{path}: no certificate in PEM form: {first_line(error)}") from None
+
+
+def parsed(raw: bytes, where: Path) -> "x509.Certificate":
+    from cryptography.x509 import load_der_x509_certificate
+
+    try:
+        return load_der_x509_certificate(raw)
+    except Exception as error:
+        raise SignatureRefused(f"{where}: holds a damaged certificate: {first_line(error)}") from None
+
+
+def fault_of(certificate: "x509.Certificate") -> str | None:
+    """Return why a certificate is not valid today; None if it is. model_signing does not look at today's date."""
+    now = datetime.now(UTC)
+    name = name_of_certificate(certificate)
+    if now > certificate.not_valid_after_utc:
+        return f"the certificate of {name} expired on {certificate.not_valid_after_utc:%Y-%m-%d}"
+    if now < certificate.not_valid_before_utc:
+        return f"the certificate of {name} is valid from {certificate.not_valid_before_utc:%Y-%m-%d} on"
+    return None
+
+
+def may_sign(certificate: "x509.Certificate") -> bool:
+    """Return whether model_signing will accept signatures by this certificate."""
+    from cryptography import x509
+
+    with contextlib.suppress(x509.ExtensionNotFound):
+        if certificate.extensions.get_extension_for_class(x509.KeyUsage).value.digital_signature:
+            return True
+    with contextlib.suppress(x509.ExtensionNotFound):
+        uses = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        return x509.oid.ExtendedKeyUsageOID.CODE_SIGNING in uses
+    return False
+
+
+def token_in(path: Path) -> str:
+    try:
+        return content(path).decode("ascii").strip()
+    except UnicodeDecodeError:
+        raise BadKey(f"{path}: not a token: it is not ASCII") from None
+
+
+def check_trust(path: Path | None) -> None:
+    if path is not None:
+        content(path, TRUST)

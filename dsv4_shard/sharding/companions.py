@@ -70,7 +70,8 @@ def travelling_beside(release: ReleaseFiles, taken: Collection[str]) -> tuple[di
     own_folders = set(folders_of(own))
     sizes, left = dict(release.sizes), dict(release.left_behind)
     for name in release.sizes:
-        if name in own or is_statement(name) or name in own_folders or not own.isdisjoint(folders_of([name])):
+        names = {name, *folders_of([name])}
+        if name in own_folders or not own.isdisjoint(names) or any(map(is_statement, names)):
             left[name] = "a result has a file of its own by this name"
             del sizes[name]
     return sizes, left

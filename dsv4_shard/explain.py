@@ -65,22 +65,29 @@ def explain(
 
 
 def _checkpoint(repo: str) -> "KnownModel | OtherFamily":
-    """The checkpoint at `repo`, of any family.
+    """The checkpoint at `repo`, of any family, also with findings: then by its headers alone if the experts are odd.
 
     Raises:
         ShardError: The checkpoint contradicts itself, or cannot be read.
     """
-    from dsv4_shard.checkpoint import read_unknown, refuse_errors
+    from dsv4_shard.checkpoint import read_unknown
     from dsv4_shard.diagnosis import KnownModel, OtherFamily
     from dsv4_shard.inspection import inspect_unknown
+    from dsv4_shard.models import Role, Stage
     from dsv4_shard.opening import open_checkpoint, open_source
 
+    errors: tuple[str, ...] = ()
     try:
         inventory = open_checkpoint(repo, exact=False)[1]
+        errors = tuple(finding.message for finding in inventory.errors)
+        if (
+            not errors
+            or {(Stage.LAYER, role) for role in (Role.ROUTED_GATE, Role.SHARED_GATE)} <= inventory.formats.keys()
+        ):
+            return KnownModel(repo, inventory, given=True)
     except UnsupportedFamily:
-        return OtherFamily(repo, inspect_unknown(read_unknown(open_source(repo))))
-    refuse_errors(inventory)
-    return KnownModel(repo, inventory, given=True)
+        pass
+    return OtherFamily(repo, inspect_unknown(read_unknown(open_source(repo))), errors)
 
 
 @contextmanager

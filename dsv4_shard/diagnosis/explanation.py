@@ -19,6 +19,7 @@ from dsv4_shard.diagnosis.origin import Frame, origin_of, stage_of_path
 from dsv4_shard.diagnosis.way_out import asked, way_for
 from dsv4_shard.engines import ENGINES, LOADER_CLASSES, Divides
 from dsv4_shard.planning import options_of, ways_out
+from dsv4_shard.text.units import counted
 
 _CASES = 3
 
@@ -152,6 +153,12 @@ def _notes(
 ) -> Iterator[str]:
     """What the answer does not take from the log."""
     clues = log.clues
+    errors = given.errors if isinstance(given, OtherFamily) else ()
+    if isinstance(given, KnownModel):
+        errors = tuple(finding.message for finding in given.inventory.errors)
+    if given is not None and errors:
+        count = counted(len(errors), "error")
+        yield f"{given.label} has {count} (dsv4-shard inspect lists them), the first: {errors[0]}"
     if given is not None and clues.named is not None and clues.named.rstrip("/") != given.label.rstrip("/"):
         yield f"the log names {clues.named}; the sizes are those of --repo {given.label}"
     elif not models and given is None:

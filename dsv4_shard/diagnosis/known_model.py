@@ -44,10 +44,14 @@ class KnownModel:
 
 @dataclass(frozen=True, slots=True)
 class OtherFamily:
-    """The given checkpoint, if its family is not known: its name and what its headers show."""
+    """The given checkpoint, if its family is not known, or its experts are odd: its name and what its headers show.
+
+    `errors` are findings, for a known family.
+    """
 
     label: str
     inspection: UnknownInspection
+    errors: tuple[str, ...] = ()
 
 
 def models_for(clues: Clues, given: KnownModel | OtherFamily | None) -> tuple[KnownModel, ...]:

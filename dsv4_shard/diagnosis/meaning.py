@@ -63,7 +63,8 @@ class Diagnosis:
     def _of_other_family(self, model: OtherFamily) -> Iterator[str]:
         said, engine = self.said, engine_told(self.found, self.log)
         family = model.inspection.identity.family
-        yield f"{model.label} is {family}, a family whose rules are not known: only its headers"
+        if not model.errors:
+            yield f"{model.label} is {family}, a family whose rules are not known: only its headers"
         if said.get("part") and said.get("unit"):
             ranks = ranks_of(self.log.clues, engine, self._modules())
             yield from explain_part(model, said["part"], said["unit"], ranks[0] if ranks else None)

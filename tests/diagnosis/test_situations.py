@@ -607,6 +607,17 @@ def other_family(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_a_checkpoint_with_errors_is_taken_and_they_are_named(folder: Path) -> None:
+    """Another tool's export is what a message of loading is most often about."""
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    index["weight_map"]["layers.0.attn.wkv.weight_offset"] = "model-offsets.safetensors"
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    save_file({"layers.0.attn.wkv.weight_offset": torch.zeros(4, 1)}, folder / "model-offsets.safetensors")
+    explanation = ask(key_error("layers.0.attn.wkv.weight_offset", DEFAULT), folder)
+    assert "has 1 error" in explanation.notes[0]
+    assert "ModelSlim" in " ".join(explanation.meaning)
+
+
 def test_a_checkpoint_of_another_family_is_taken(other_family: Path) -> None:
     explanation = ask(GATE_UP.format(160), other_family)
     text = " ".join(explanation.meaning)

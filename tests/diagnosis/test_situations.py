@@ -8,12 +8,11 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
 from support.checkpoints.full_size import inventory_of
 
 import dsv4_shard
 from dsv4_shard.diagnosis.document import Explanation
+from dsv4_shard.tensors.header import build_header
 
 ARGUMENTS: dict[str, str] = {
     "vllm dict": "(APIServer pid=7) INFO 11-30 09:00:00 [startup.py:96] non-default args: "
@@ -590,20 +589,26 @@ def test_heads_of_v4_are_those_of_the_message() -> None:
 # --- checkpoints of other families -----------------------------------------------------------------------------------
 
 
+def write_zeros(path: Path, tensors: dict[str, tuple[str, tuple[int, ...]]]) -> None:
+    """A file of tensors that are all zero."""
+    header, placed = build_header(tensors)
+    path.write_bytes(header + bytes(max(info.stop for info in placed.values())))
+
+
 @pytest.fixture
 def other_family(tmp_path: Path) -> Path:
     """A Qwen3-Next whose experts are 320 wide: two and a half blocks."""
     config = {"model_type": "qwen3_next", "architectures": ["Qwen3NextForCausalLM"], "num_hidden_layers": 1,
               "hidden_size": 512, "num_attention_heads": 20, "moe_intermediate_size": 320, "num_experts": 2,
               "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}  # fmt: skip
-    tensors = {}
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
     for expert in range(2):
         for name, shape in (("gate_proj", (320, 512)), ("up_proj", (320, 512)), ("down_proj", (512, 320))):
             stem = f"model.layers.0.mlp.experts.{expert}.{name}"
-            tensors[f"{stem}.weight"] = torch.zeros(shape, dtype=torch.float8_e4m3fn)
-            tensors[f"{stem}.weight_scale_inv"] = torch.ones(-(-shape[0] // 128), -(-shape[1] // 128))
+            tensors[f"{stem}.weight"] = ("F8_E4M3", shape)
+            tensors[f"{stem}.weight_scale_inv"] = ("F32", (-(-shape[0] // 128), -(-shape[1] // 128)))
     (tmp_path / "config.json").write_text(json.dumps(config))
-    save_file(tensors, tmp_path / "model.safetensors")
+    write_zeros(tmp_path / "model.safetensors", tensors)
     return tmp_path
 
 
@@ -612,7 +617,7 @@ def test_a_checkpoint_with_errors_is_taken_and_they_are_named(folder: Path) -> N
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     index["weight_map"]["layers.0.attn.wkv.weight_offset"] = "model-offsets.safetensors"
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    save_file({"layers.0.attn.wkv.weight_offset": torch.zeros(4, 1)}, folder / "model-offsets.safetensors")
+    write_zeros(folder / "model-offsets.safetensors", {"layers.0.attn.wkv.weight_offset": ("F32", (4, 1))})
     explanation = ask(key_error("layers.0.attn.wkv.weight_offset", DEFAULT), folder)
     assert "has 1 error" in explanation.notes[0]
     assert "ModelSlim" in " ".join(explanation.meaning)

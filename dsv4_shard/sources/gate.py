@@ -38,7 +38,7 @@ _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,18})[ \t]*\r\n", re.IGNOR
 _PASS = re.compile(rb"\r\nproxy-authorization:[ \t]*([^\r\n]*?)[ \t]*(?=\r\n)", re.IGNORECASE)
 
 
-class Origin(NamedTuple):
+class ServerOrigin(NamedTuple):
     """Where a request goes."""
 
     scheme: str
@@ -58,16 +58,16 @@ class _Refused(Exception):
 
 
 @dataclass
-class _State:
+class _GateState:
     """What the threads of a gate share. `allowed` is None while the gate learns: it then refuses all and notes it."""
 
     key: bytes
-    proxy_of: Callable[[Origin], str | None]
-    allowed: frozenset[Origin] | None = None
-    asked: set[Origin] = field(default_factory=set)
-    refused: list[Origin] = field(default_factory=list)
-    flooded: list[Origin] = field(default_factory=list)
-    unreachable: dict[Origin, str] = field(default_factory=dict)
+    proxy_of: Callable[[ServerOrigin], str | None]
+    allowed: frozenset[ServerOrigin] | None = None
+    asked: set[ServerOrigin] = field(default_factory=set)
+    refused: list[ServerOrigin] = field(default_factory=list)
+    flooded: list[ServerOrigin] = field(default_factory=list)
+    unreachable: dict[ServerOrigin, str] = field(default_factory=dict)
 
 
 class Gate:
@@ -77,10 +77,10 @@ class Gate:
         url: URL for the client's option `proxy_url`, with a key that no other process knows.
     """
 
-    def __init__(self, proxy_of: Callable[[Origin], str | None]) -> None:
+    def __init__(self, proxy_of: Callable[[ServerOrigin], str | None]) -> None:
         """`proxy_of` gives the user's own proxy for an origin, None to connect directly."""
         key = secrets.token_hex(16)
-        self._state = _State(base64.b64encode(f"gate:{key}".encode()), proxy_of)
+        self._state = _GateState(base64.b64encode(f"gate:{key}".encode()), proxy_of)
         listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.url = f"http://gate:{key}@127.0.0.1:{listener.getsockname()[1]}"
         threading.Thread(target=_listen, args=(listener, self._state), daemon=True).start()
@@ -97,7 +97,7 @@ class Gate:
         self._state.allowed = frozenset(self._state.asked)
 
     @property
-    def origins(self) -> frozenset[Origin]:
+    def origins(self) -> frozenset[ServerOrigin]:
         """The origins that are allowed."""
         return self._state.allowed or frozenset()
 
@@ -107,25 +107,25 @@ class Gate:
         return bool(self._state.refused or self._state.flooded)
 
     @property
-    def refused(self) -> Origin | None:
+    def refused(self) -> ServerOrigin | None:
         """The first origin that was asked for and is not allowed."""
         return next(iter(self._state.refused), None)
 
     @property
-    def flooded(self) -> Origin | None:
+    def flooded(self) -> ServerOrigin | None:
         """The first origin that answered with more than STORE_ANSWER gives."""
         return next(iter(self._state.flooded), None)
 
     @property
-    def unreachable(self) -> tuple[Origin, str] | None:
+    def unreachable(self) -> tuple[ServerOrigin, str] | None:
         """An allowed origin whose last connection failed, and why."""
         return next(iter(list(self._state.unreachable.items())), None)
 
 
-def proxy_from_environment(prefix: str) -> Callable[[Origin], str | None]:
+def proxy_from_environment(prefix: str) -> Callable[[ServerOrigin], str | None]:
     """Return the function that gives the user's proxy: by `{prefix}_PROXY_URL`, else HTTPS_PROXY and its kin."""
 
-    def proxy_of(origin: Origin) -> str | None:
+    def proxy_of(origin: ServerOrigin) -> str | None:
         own = os.environ.get(f"{prefix}_PROXY_URL")
         if own:
             excluded = proxy_bypass_environment(origin.host, {"no": os.environ.get(f"{prefix}_PROXY_EXCLUDES", "")})
@@ -170,14 +170,14 @@ def _shut(listener: socket.socket) -> None:
     listener.close()
 
 
-def _listen(listener: socket.socket, state: _State) -> None:
+def _listen(listener: socket.socket, state: _GateState) -> None:
     with suppress(OSError):
         while True:
             client, _ = listener.accept()
             threading.Thread(target=_serve, args=(client, state), daemon=True).start()
 
 
-def _serve(client: socket.socket, state: _State) -> None:
+def _serve(client: socket.socket, state: _GateState) -> None:
     """Pass one connection on, or refuse it. Every way out closes it."""
     with closing(client), suppress(OSError, _Refused):
         head = _read_head(client)
@@ -198,7 +198,7 @@ def _serve(client: socket.socket, state: _State) -> None:
                 answers.join()
 
 
-def _check(client: socket.socket, head: bytes, origin: Origin, state: _State) -> None:
+def _check(client: socket.socket, head: bytes, origin: ServerOrigin, state: _GateState) -> None:
     """Note the origin. Raises _Refused, after an answer, if it is not allowed or the key is not ours.
 
     obstore drops the key when it follows a redirect to another server, which nobody else asks this gate for.
@@ -221,7 +221,7 @@ _CONNECT_SECONDS = 5.0
 """obstore's own limit, which ends at the gate."""
 
 
-def _connect(client: socket.socket, origin: Origin, method: bytes, state: _State) -> socket.socket:
+def _connect(client: socket.socket, origin: ServerOrigin, method: bytes, state: _GateState) -> socket.socket:
     """Return a connection to the origin, through the user's proxy if there is one. Answers a CONNECT.
 
     Raises _Refused, after the reason was noted, if there is none.
@@ -251,7 +251,7 @@ def _connect(client: socket.socket, origin: Origin, method: bytes, state: _State
 class _Traffic:
     """The bytes of one connection, both ways."""
 
-    def __init__(self, origin: Origin, client: socket.socket, store: socket.socket, state: _State) -> None:
+    def __init__(self, origin: ServerOrigin, client: socket.socket, store: socket.socket, state: _GateState) -> None:
         self._origin, self._client, self._store, self._state = origin, client, store, state
         self._answered = 0
 
@@ -344,7 +344,7 @@ def _request_line(head: bytes) -> tuple[bytes, bytes, bytes]:
     return found[1], found[2], found[3]
 
 
-def _origin(method: bytes, target: bytes) -> Origin:
+def _origin(method: bytes, target: bytes) -> ServerOrigin:
     """Return where a request to a proxy goes. Raises _Refused if it does not say so."""
     try:
         text = target.decode("ascii")
@@ -354,7 +354,7 @@ def _origin(method: bytes, target: bytes) -> Origin:
         raise _Refused from None
     if parts.scheme not in _PORTS or not host:
         raise _Refused
-    return Origin(parts.scheme, host, port or _PORTS[parts.scheme])
+    return ServerOrigin(parts.scheme, host, port or _PORTS[parts.scheme])
 
 
 def _path(target: bytes) -> bytes:

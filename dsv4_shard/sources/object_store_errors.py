@@ -13,7 +13,7 @@ from dsv4_shard.errors import (
     Unreachable,
 )
 from dsv4_shard.limits import STORE_ANSWER
-from dsv4_shard.sources.gate import Gate, Origin
+from dsv4_shard.sources.gate import Gate, ServerOrigin
 from dsv4_shard.text.sanitize import short_name
 
 VARIABLES = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE"}
@@ -51,7 +51,9 @@ _FAILURES = {
 _THROTTLED = ("SlowDown", "TooManyRequests", "RequestLimitExceeded", "ServerBusy")
 
 
-def translate(error: Exception, what: str, place: str, unreachable: tuple[Origin, str] | None = None) -> ShardError:
+def translate(
+    error: Exception, what: str, place: str, unreachable: tuple[ServerOrigin, str] | None = None
+) -> ShardError:
     """Return the error to raise for an error of obstore.
 
     Its own text is shown only in part, because it has addresses that may contain signatures.

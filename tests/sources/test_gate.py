@@ -16,7 +16,7 @@ from support.servers.redirecting import Answer, ForwardProxy, Handler, Server, w
 from dsv4_shard.errors import BadAnswer, ServerFailed, UsageError
 from dsv4_shard.limits import STORE_ANSWER
 from dsv4_shard.sources import object_store as stores
-from dsv4_shard.sources.gate import Gate, Origin
+from dsv4_shard.sources.gate import Gate, ServerOrigin
 from dsv4_shard.sources.object_store import Store, connect
 from dsv4_shard.sources.remote import Listed
 
@@ -230,7 +230,7 @@ def opened() -> Iterator[tuple[Gate, Server]]:
     with Server(lambda handler: handler.say(200, b"hello")) as server:
         gate = Gate(lambda origin: None)
         gate.learn(lambda: None)
-        gate._state.allowed = frozenset({Origin("http", "127.0.0.1", server.server_port)})
+        gate._state.allowed = frozenset({ServerOrigin("http", "127.0.0.1", server.server_port)})
         yield gate, server
 
 

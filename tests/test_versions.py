@@ -66,7 +66,7 @@ def test_a_plan_of_an_earlier_schema_says_what_the_same_plan_of_today_says(schem
     now = now.model_copy(
         update={"host": None, "memory": now.memory and now.memory.model_copy(update={"kv_cache": None})}
     )
-    assert then == now
+    assert then.model_dump() == now.model_dump()
     assert dsv4_shard.compare(then, now).same
 
 

@@ -3,7 +3,7 @@
 from itertools import groupby
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import PrivateAttr, model_validator
 
 from dsv4_shard.checkpoint import NVFP4, Origin
 from dsv4_shard.engines import ANY_ENGINE, NOT_VERIFIED, Breach, Command, Deployment, Launch, Request, commands_of
@@ -260,7 +260,7 @@ class PlanHost(Document):
     """
 
     nodes: int
-    reads: Literal["checkpoint", "shards"]
+    reads: str
     disk_bytes: int
     checkpoint_bytes: int
     window_bytes: int
@@ -375,6 +375,9 @@ class Plan(Document):
     reshard: str | None
     out: str | None
     alternatives: tuple[PlanAlternative, ...]
+
+    _is_early: bool = PrivateAttr(default=False)
+    """Whether it was read from a schema that had no `host` and no `kv_cache`."""
 
     @property
     def unknown(self) -> bool:

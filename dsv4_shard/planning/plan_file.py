@@ -50,7 +50,9 @@ def read_plan(raw: bytes, where: str) -> Plan:
         version = check_schema(document["schema_version"], "plan", where, SCHEMA_VERSION)
         if version < SCHEMA_VERSION:
             raw = json.dumps(upgraded(document, version, STEPS)).encode()
-        return Plan.model_validate_json(raw, strict=True)
+        plan = Plan.model_validate_json(raw, strict=True)
+        plan._is_early = version < _HOST_SCHEMA
+        return plan
     except BadJson as error:
         raise BadPlan(f"{where}: {error}") from None
     except ValidationError as error:
@@ -94,13 +96,16 @@ def check_plan(plan: Plan, checkpoint: Checkpoint, inventory: Inventory) -> Plan
     return fresh
 
 
+_HOST_SCHEMA = 3
+"""The first schema whose plans have `host`, and `kv_cache` in `memory`."""
+
+
 def _as_early_as(plan: Plan, fresh: Plan) -> Plan:
-    """`fresh` without what plans of schema 1 and 2 do not have, if `plan` has it not either."""
-    if plan.host is None:
-        fresh = fresh.model_copy(update={"host": None})
-    if plan.memory and fresh.memory and plan.memory.kv_cache is None:
-        fresh = fresh.model_copy(update={"memory": fresh.memory.model_copy(update={"kv_cache": None})})
-    return fresh
+    """`fresh` without what plans of earlier schemas do not have, if `plan` is one of them."""
+    if not plan._is_early:
+        return fresh
+    memory = fresh.memory and fresh.memory.model_copy(update={"kv_cache": None})
+    return fresh.model_copy(update={"host": None, "memory": memory})
 
 
 _DECIDING = {"source", "request", "engine_version", "deployment", "feasible", "layout", "modules"}

@@ -1,9 +1,9 @@
 """`Plan` and its parts: the JSON document."""
 
 from itertools import groupby
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from dsv4_shard.checkpoint import NVFP4, Origin
 from dsv4_shard.engines import ANY_ENGINE, NOT_VERIFIED, Breach, Command, Deployment, Launch, Request, commands_of
@@ -356,7 +356,7 @@ class Plan(Document):
     tool_version: str
     source: Origin
     request: Request
-    context: int | None
+    context: Annotated[int, Field(ge=1)] | None
     engine_version: str
     deployment: PlanDeployment
     feasible: bool

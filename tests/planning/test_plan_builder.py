@@ -675,8 +675,10 @@ def test_an_edited_plan_is_refused_by_the_name_of_what_was_edited(
     if path in {("source", "revision"), ("tool_version",)}:
         return  # have their own tests
     document = document_of(request)
-    if (path == ("schema_version",) and value in (1, 2)) or (path == ("source", "label") and not document["feasible"]):
-        return  # the same plan: no command of an infeasible one has the label
+    if (path == ("schema_version",) and value in (1, 2)) or (
+        path in {("source", "label"), ("context",)} and not document["feasible"]
+    ):
+        return  # the same plan: no command of an infeasible one has the label or the context
     edited = with_edit(document, path, value)
     if path[0] == "request" and is_the_same_plan(document, edited["request"]):
         return
@@ -692,6 +694,8 @@ def names_of(path: Path_, document: dict[str, Any]) -> tuple[str, ...]:
             return ("schema",)
         case ("launch", *_):
             return ("launch",)
+        case ("context",):
+            return ("context", "launch")
         case ("source", "config_digest"):
             return ("config",)
         case ("source", "files", int(index), "name"):

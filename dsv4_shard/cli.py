@@ -361,7 +361,7 @@ def verify(out: options.ResultsArg, given: dict[str, Any], as_json: options.Json
     its signer signed.
     """
     from dsv4_shard.terminal.progress import ProgressBars
-    from dsv4_shard.terminal.verification import show_together, show_verification
+    from dsv4_shard.terminal.verification import show_together, show_unknown, show_verification
     from dsv4_shard.verification import SharesVerification, Verification
 
     console, log = _consoles()
@@ -377,8 +377,10 @@ def verify(out: options.ResultsArg, given: dict[str, Any], as_json: options.Json
         _print_json(found)
     elif isinstance(found, Verification):
         show_verification(console, found, found.numerics)
+        show_unknown(console, [found])
     else:
         show_together(console, found, found.numerics)
+        show_unknown(console, found.folders)
     if not found.ok:
         raise typer.Exit(ExitCode.NO)
 

@@ -74,8 +74,9 @@ class FileHasher:
             self._start_reading_back(progress)
 
     def hashed(self, file: int) -> int:
-        """Return the number of bytes at the beginning of the file that are not read back any more."""
-        return self._files[file].position
+        """Return the number of bytes at the beginning of the file that are not read back any more; 0 of other files."""
+        progress = self._files.get(file)
+        return 0 if progress is None else progress.position
 
     def digests(self) -> dict[int, str]:
         """Return file number -> SHA-256 in hexadecimal, after all tensors are complete. Waits for the hashing.

@@ -20,7 +20,6 @@ def show_verification(console: Console, verification: "Verification", numerics: 
     """Show verdict, accounts and problems."""
     _show_verified(console, verification)
     _show_verdict(console, verification.ok, numerics)
-    _show_unknown(console, [verification])
 
 
 def show_together(console: Console, together: "SharesVerification", numerics: "Numerics | None") -> None:
@@ -33,7 +32,6 @@ def show_together(console: Console, together: "SharesVerification", numerics: "N
         item(console, f"{say_ranks(together.missing)} of {together.world}: in none of these folders", "yellow")
     _show_problems(console, together.problems)
     _show_verdict(console, together.ok, numerics)
-    _show_unknown(console, together.folders)
 
 
 def _show_verified(console: Console, verification: "Verification") -> None:
@@ -75,7 +73,7 @@ def _show_verdict(console: Console, ok: bool, numerics: "Numerics | None") -> No
     paragraph(console, "NOT what was written" if bad else "all as it should be", "red" if bad else "green")
 
 
-def _show_unknown(console: Console, folders: "Sequence[Verification]") -> None:
+def show_unknown(console: Console, folders: "Sequence[Verification]") -> None:
     """Show what a verification that found nothing cannot know."""
     if all(verification.ok for verification in folders):
         for sentence in dict.fromkeys(sentence for verification in folders for sentence in verification.unknown):

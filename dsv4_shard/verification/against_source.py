@@ -146,6 +146,11 @@ def compare(
     alike = {number: digest for number, digest in sha256.items() if number not in sink.mismatches}
     problems += _check_digests(folder, recipe, manifest, checkpoint, copied.digests, alike)
     misstated, notes = check_statements(folder, job, manifest, checkpoint, workers)
+    if checkpoint.source.revision != job.origin.revision:
+        said = short_name(job.origin.revision or "no commit")
+        notes.append(
+            f"the result names {said} as the checkpoint's commit, which {checkpoint.source.label} does not say"
+        )
     accounts, unaccounted = _account(recipe, inventory, manifest)
     return Compared([*problems, *misstated, *unaccounted], accounts, notes)
 
@@ -154,13 +159,15 @@ def _job(folder: Path, manifest: Manifest, checkpoint: Checkpoint, inventory: In
     """The job that should have been written: by the plan, or, for a merged checkpoint, its own files."""
     if manifest.layout != NATIVE:
         try:
-            plan = check_plan(load_plan(folder / PLAN_NAME), checkpoint, inventory)
+            written = load_plan(folder / PLAN_NAME)
+            plan = check_plan(written, checkpoint, inventory)
         except ForeignPlan as error:
             error.hint = f"Name the checkpoint that {folder} was made from: {short_name(manifest.source.label)}"
             raise
-        return prepare(checkpoint, inventory, plan, manifest.ranks)
-    origin = origin_of(checkpoint, manifest.source.label)
-    for difference in differences(manifest.source, origin):
+        # A copy of the checkpoint elsewhere does not know its commit, or is the first to know it.
+        return prepare(checkpoint, inventory, plan.model_copy(update={"source": written.source}), manifest.ranks)
+    origin = origin_of(checkpoint, manifest.source.label).model_copy(update={"revision": manifest.source.revision})
+    for difference in differences(manifest.source, origin_of(checkpoint, manifest.source.label)):
         raise ForeignPlan(
             f"{folder}: not merged from this checkpoint's bytes: {difference}",
             hint="Ranks that hold other bytes than their checkpoint merge into another one: compare with the ranks.",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.checkpoints.small import least_config
+from support.checkpoints.small import least_config, small_config
 from support.command_line import run
 
 import dsv4_shard
@@ -66,7 +66,10 @@ def test_a_sealed_digest_that_is_not_that_of_the_bytes_is_found(
 ) -> None:
     seal(out, change)
     found = dsv4_shard.verify(out, against=model if with_source else None)
-    assert [problem.kind for problem in found.problems] in (["wrong-manifest"], ["damaged-tensor"], ["damaged-file"])
+    kinds = {problem.kind for problem in found.problems}
+    assert kinds & {"wrong-manifest", "damaged-tensor", "damaged-file"}
+    # With the source, the statement of provenance is found to say another SHA-256 than the manifest.
+    assert kinds <= {"wrong-manifest", "damaged-tensor", "damaged-file", "differs-from-source"}
 
 
 def damage_all(out: Path) -> None:
@@ -137,3 +140,18 @@ def test_what_it_cannot_know_does_not_hide_what_it_found(out: Path) -> None:
     text = run("verify", out).stdout
     assert "NOT what was written" in text
     assert "not known" not in text
+
+
+def test_a_copy_that_does_not_know_its_commit_verifies_what_the_hubs_snapshot_gave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = tmp_path / "models--org--model" / "snapshots" / ("a" * 40)
+    snapshot.parent.mkdir(parents=True)
+    write_checkpoint(snapshot, small_config(), 31)
+    shutil.copytree(snapshot, tmp_path / "copy")
+    for source, other in ((snapshot, tmp_path / "copy"), (tmp_path / "copy", snapshot)):
+        dsv4_shard.reshard(source, tmp_path / "out", tp=2, overwrite=(tmp_path / "out").exists())
+        found = dsv4_shard.verify(tmp_path / "out", against=other)
+        assert found.problems == ()
+        assert [note for note in found.notes if "as the checkpoint's commit" in note]
+        assert not dsv4_shard.verify(tmp_path / "out", against=source).notes

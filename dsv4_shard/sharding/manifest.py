@@ -91,7 +91,7 @@ class ManifestFile(Document):
     ranks: Annotated[tuple[Rank, ...], Field(min_length=1)]
     nbytes: Bytes
     payload: Bytes
-    sha256: Sha256 | None
+    sha256: Sha256 | None = None
     header_digest: str
     tensors: dict[str, str]
     pieces: dict[str, tuple[Run, ...]] = Field({})
@@ -116,7 +116,7 @@ class ManifestCompanion(Document):
 
     name: Name
     nbytes: Bytes
-    sha256: Sha256 | None
+    sha256: Sha256 | None = None
     digest: str
 
 

@@ -30,7 +30,8 @@ CASES = {
 class Move:
     """One layout. `startup_seconds` is the same command on the least checkpoint, `dry_run_seconds` with `--dry-run`.
 
-    `read_over_needed` is the bytes read, start-up's own apart, for each byte of the checkpoint's tensors;
+    `read_over_needed` is the bytes read, start-up's own apart, for each byte of the checkpoint's tensors: each once,
+    and those of the output that are read back for their SHA-256, as a rule from the page cache;
     `written_over_output` the bytes written for each of the output. `share_of_disk` is the rate of output bytes divided
     by the disk's own of the same round, by way of writing. The kernel's counters are those of the last round.
     """

@@ -10,8 +10,10 @@ from dsv4_shard.text.suggest import as_option
 
 if TYPE_CHECKING:
     from dsv4_shard import signing
+    from dsv4_shard.sharding import progress as progressing
 else:
     signing = Later("dsv4_shard.signing")
+    progressing = Later("dsv4_shard.sharding.progress")
 
 
 @verb(SignOptions)

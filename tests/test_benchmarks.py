@@ -55,7 +55,7 @@ def not_above_zero(document: object) -> list[tuple[str, float]]:
 
 @pytest.mark.slow
 def test_command_measures_every_case_of_moves_and_writes_json(tmp_path: Path) -> None:
-    """The whole command; what it reads and writes is the checkpoint and the output, once each."""
+    """The whole command; it reads the checkpoint once, at most the output to hash it, and writes the output once."""
     file, scratch = tmp_path / "bench.json", tmp_path / "scratch"
     scratch.mkdir()
     command = bench("--only", "disk,moves", "--gb", "0.01", "--rounds", "1", "--json", str(file))
@@ -67,7 +67,7 @@ def test_command_measures_every_case_of_moves_and_writes_json(tmp_path: Path) ->
     assert {row["case"] for row in document["disk"]} <= set(disk.WAYS)
     assert not_above_zero(document) == []
     for row in document["moves"]:
-        assert row["read_over_needed"] == pytest.approx(1, abs=0.02)
+        assert 0.98 < row["read_over_needed"] < 1.02 + row["output_bytes"] / row["source_bytes"]
         assert row["written_over_output"] == pytest.approx(1, abs=0.02)
         assert row["case"].split(",")[0] in done.stdout
     assert list(scratch.iterdir()) == []

@@ -29,7 +29,7 @@ NO = {
     "report": None,
     "reshard": "the layout does not run, or nodes wrote what they should not",
     "merge": None,
-    "verify": "something differs, the folder holds no result, or the signature is not the expected one",
+    "verify": "something differs, no result, or not the expected signature",
     "sign": "the folder holds no result, or a damaged one",
     "explain": "nothing in it is known",
     "demo": None,
@@ -73,7 +73,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "sign": (
         ("With a key", "shards --key key.pem"),
         ("With a certificate, so that others need to know only the root",
-         "shards --key key.pem --certificate cert.pem --certificate-chain intermediate.pem"),
+         "shards --key key.pem --certificate cert.pem"),
         ("As the identity of a CI job, or of who logs in", "shards --keyless"),
     ),
     "explain": (

@@ -129,10 +129,11 @@ class _Check:
         elif places:
             places = [entry for entry in job.inputs if entry.name == CHECKPOINT]
         parts = [entry for entry in said if entry.name.startswith(RANKS)]
-        if self._checkpoint.source.parts:
-            parts = [entry for entry in job.inputs if entry.name.startswith(RANKS)]
-        elif parts:
-            unknown.append("the rank files that the checkpoint was put together from")
+        own_parts = [entry for entry in job.inputs if entry.name.startswith(RANKS)]
+        if parts and own_parts:
+            parts = own_parts
+        elif parts or own_parts:  # one of the two is a copy that was put together from rank files, the other is not
+            unknown.append("the rank files that the checkpoint was put together from, or that there were none")
         claims = {entry.name: entry.digest["sha256"] for entry in said if "sha256" in entry.digest}
         files = [entry for entry in job.inputs if entry.name != CHECKPOINT and not entry.name.startswith(RANKS)]
         with ThreadPoolExecutor(self._workers) as pool:

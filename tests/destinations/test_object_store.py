@@ -214,6 +214,7 @@ def test_from_one_store_into_another(server: "StoreServer", checkpoint: Path, lo
     assert {name for name, content in local.items() if there[name] != content} == {
         "README.md",
         "plan.json",
+        "provenance.json",
         "manifest.json",
     }
 

@@ -557,7 +557,7 @@ MEMORY = {
         "vllm serve deepseek-ai/DeepSeek-V4-Flash -tp 4\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate "
         "2.63 GiB. GPU 3 has a total capacity of 23.56 GiB of which 1.2 GiB is free.",
         ("weights of a rank at TP 4: ", "at least 7 such GPUs", "--tp 8 --engine vllm is the smallest TP"),
-        ("guess", "V4-Pro"),
+        ("a guess", "V4-Pro"),
     ),
 }
 

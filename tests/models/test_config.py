@@ -129,7 +129,7 @@ def test_a_config_may_declare_no_block(quantization: dict[str, str] | None) -> N
         (b"", "not JSON"),
         (b"{", "not JSON"),
         (b'{"a": \xff}', "not JSON"),
-        (b"[" * 100_000, "not JSON"),
+        (b"[" * 40_000, "not JSON"),
         (b'{"a": ' + b"9" * 5000 + b"}", "not JSON"),
         (b"[]", "not a JSON object"),
         (b"null", "not a JSON object"),

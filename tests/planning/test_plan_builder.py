@@ -548,7 +548,7 @@ def test_a_plan_passes_where_no_revision_is_known(tmp_path: Path) -> None:
     [
         ("", "not JSON"),
         ("{", "not JSON"),
-        ("[" * 100_000, "not JSON"),
+        ("[" * 40_000, "not JSON"),
         ('{"schema_version": 1' + "0" * 5000 + "}", "not JSON"),
         ("[]", "not a plan"),
         ("null", "not a plan"),

@@ -47,7 +47,7 @@ def bf16(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def rank_files(folder: Path) -> dict[str, bytes]:
     """Every file of a result but those that say what it was made from."""
-    beside = ("plan.json", "provenance.json", "source.zip", "manifest.json")
+    beside = ("README.md", "plan.json", "provenance.json", "source.zip", "manifest.json")
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
@@ -305,7 +305,7 @@ def test_the_command_shows_what_it_would_write_and_treats_a_folder_as_reshard_do
     would = run("merge", tmp_path / "ranks", tmp_path / "merged", "--dry-run")
     names = [line.split()[0] for line in would.splitlines() if re.match(r" *[\w.-]+\.(json|safetensors|txt|py) ", line)]
     assert "model-00005-of-00005.safetensors" in names
-    assert len(names) == 9
+    assert len(names) == 10
     assert names == sorted(names, key=lambda name: (not name.endswith(".safetensors"), name))
     assert not (tmp_path / "merged").exists()
     run("merge", tmp_path / "ranks", tmp_path / "merged")

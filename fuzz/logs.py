@@ -8,7 +8,7 @@ from functools import cache
 from io import BytesIO
 from random import Random
 
-from dsv4_shard.diagnosis import KnownModel, explain, explanation, lines_of
+from dsv4_shard.diagnosis import KnownModel, explain, lines_of, way_out
 from dsv4_shard.errors import ShardError
 from fuzz.checkpoints import small_checkpoint
 from fuzz.target import Target, check_message, mutate_bytes
@@ -59,13 +59,13 @@ def _model() -> KnownModel:
 @contextmanager
 def _without_search(left_out: bool) -> Iterator[None]:
     """Leave out the search for layouts near by, which takes a second and reads none of the text."""
-    search = vars(explanation)["nearest"]
+    search = vars(way_out)["nearest"]
     if left_out:
-        vars(explanation)["nearest"] = lambda *_: iter(())
+        vars(way_out)["nearest"] = lambda *_: iter(())
     try:
         yield
     finally:
-        vars(explanation)["nearest"] = search
+        vars(way_out)["nearest"] = search
 
 
 def _check(data: bytes) -> None:

@@ -112,7 +112,7 @@ FAULTS = {
     "a head tied to the embedding": "inventory: a_missing_plain_tensor_is_an_error_that_names_it",
     "one rank": "plan_builder: one_rank_replicates_nothing",
     "more ranks than heads": "faults: more_ranks_than_there_are_heads_or_groups_are_refused_with_the_arithmetic",
-    "a config that says impossible numbers": "fuzz: a_damaged_config_is_refused_or_judged_against_the_tensors",
+    "a config that says impossible numbers": "fuzz: damaged_documents_are_refused_or_hold",
     # reading
     "an error of the disk": "local: an_error_of_the_disk_is_named_with_the_offset_it_came_at",
     "short reads": "local: reads_that_come_in_pieces_are_put_together",

@@ -153,6 +153,10 @@ STORE_ANSWER = Limit(
     largest="a block of 8 MiB",
 )  # fmt: skip
 
+STORE_CALL = Limit(
+    "silence of a call to an object store, its repetitions included", "ServerFailed", seconds=240,
+)  # fmt: skip
+
 STORE_LISTING = Limit(
     "listing of an object store", "BadAnswer", count=100_000, counted="objects", seconds=240,
     largest="a result of 4096 ranks: 20,000",

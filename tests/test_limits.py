@@ -660,8 +660,22 @@ def _store_seconds(trial: Trial, beyond: int) -> object:
         return store_of(trial, server.url).everything()
 
 
+@tries("STORE_CALL", "seconds", errors.ServerFailed)
+def _store_call_seconds(trial: Trial, beyond: int) -> object:
+    """The client itself repeats for longer."""
+    if beyond:
+        trial.lower(object_store, "STORE_CALL", seconds=0.2)
+
+    def answer(handler: Handler) -> None:
+        Event().wait(0.5)
+        handler.say(200, ETag='"e"')
+
+    with Server(answer) as server:
+        return store_of(trial, server.url).put("a", b"x")
+
+
 def entries(trial: Trial, pages: Iterator[Any]) -> object:
-    store = object_store.Store("s3://bucket/model", cast(Any, None), Gate(lambda origin: None))
+    store = object_store.Store("s3://bucket/model", cast(Any, None), Gate(lambda origin: None), 60)
     return list(store._entries(pages))
 
 

@@ -195,7 +195,8 @@ def _serve(client: socket.socket, state: _GateState) -> None:
                     traffic.pass_requests(head)
             finally:
                 traffic.end_requests()
-                answers.join()
+                answers.join(STORE_ANSWER.seconds)  # of a store that does not end, nobody waits for the answer
+                traffic.end()
 
 
 def _check(client: socket.socket, head: bytes, origin: ServerOrigin, state: _GateState) -> None:
@@ -263,6 +264,10 @@ class _Traffic:
                 if self._answered > STORE_ANSWER.nbytes:
                     self._state.flooded.append(self._origin)
                     break
+        self.end()
+
+    def end(self) -> None:
+        """End both connections."""
         for end in (self._store, self._client):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)

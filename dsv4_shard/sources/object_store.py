@@ -4,27 +4,35 @@ An object is read only with the content that was listed: each request names its 
 itself retries failed requests, and resumes interrupted bodies.
 """
 
-import math
 import os
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from threading import Event, Thread
+from datetime import timedelta
+from threading import Event
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 import xxhash
 
-from dsv4_shard.errors import BadAnswer, NotFound, Unreachable, UsageError
-from dsv4_shard.limits import STORE_ANSWER, STORE_LISTING
+from dsv4_shard.errors import BadAnswer, NotFound, ServerFailed, Unreachable, UsageError
+from dsv4_shard.limits import STORE_ANSWER, STORE_CALL, STORE_LISTING
+from dsv4_shard.sources.deadline import Deadline, Overdue, in_time
 from dsv4_shard.sources.gate import Gate, proxy_from_environment
-from dsv4_shard.sources.object_store_errors import CREDENTIALS, VARIABLES, first_line, gate_error, replaced, translate
+from dsv4_shard.sources.object_store_errors import (
+    AGAIN,
+    CREDENTIALS,
+    VARIABLES,
+    first_line,
+    gate_error,
+    replaced,
+    translate,
+)
 from dsv4_shard.sources.prefetch import BLOCK_BYTES
 from dsv4_shard.sources.remote import Listed, RemoteSource
 from dsv4_shard.sources.remote_headers import HeaderCache, RemoteHeaders, read_headers, read_small, wanted_headers
-from dsv4_shard.text.sanitize import short_name
+from dsv4_shard.text.sanitize import short, short_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,8 +44,8 @@ _SUPPORTED = "Supported are s3://bucket/prefix, gs://bucket/prefix and az://cont
 
 _BUCKET = re.compile(r"[\w.$-]+", re.ASCII)
 
-_RETRIES: "RetryConfig" = {}
-"""obstore's default: ten attempts in three minutes, with back-off."""
+_RETRIES: "RetryConfig" = {"max_retries": 10, "retry_timeout": timedelta(seconds=180)}
+"""obstore's default. The last attempt begins within this time and a wait of at most 15 s."""
 
 _PIECE_BYTES = 1 << 20
 """Smallest piece of a body that obstore hands over."""
@@ -51,9 +59,8 @@ _MAX_IN_FLIGHT_BYTES = 4 * PART_BYTES
 _MAX_PARTS = 10_000
 """Most parts of an object in S3."""
 
-_LOOK_SECONDS = 0.1
-"""Between two looks at the gate while a call goes on."""
-
+_UNITS = {"ms": 0.001, "s": 1, "sec": 1, "second": 1, "m": 60, "min": 60, "minute": 60, "h": 3600, "hour": 3600}
+"""Units in which a time is written for obstore: some of those that it knows."""
 
 T = TypeVar("T")
 
@@ -62,12 +69,13 @@ T = TypeVar("T")
 class Store:
     """The objects below `url`. Each method raises an Unreachable with a hint if its request fails.
 
-    `client` reaches the store through `gate`.
+    `client` reaches the store through `gate`. A call that shows no sign of life for `seconds` is given up.
     """
 
     url: str
     client: "ObjectStore"
     gate: Gate
+    seconds: float
 
     @property
     def place(self) -> str:
@@ -87,7 +95,7 @@ class Store:
     def _entries(self, pages: "Iterator[Sequence[ObjectMeta]]") -> "Iterator[ObjectMeta]":
         """Yield the entries of a listing within its limits. A store may send empty pages, or the same one, for ever."""
         seen: set[str] = set()
-        deadline = time.monotonic() + STORE_LISTING.seconds
+        deadline = Deadline(STORE_LISTING.seconds)
         while (page := self._next_page(pages, deadline)) is not None:
             for entry in page:
                 if entry["path"] in seen:
@@ -100,39 +108,26 @@ class Store:
                     hint="Name the prefix that holds one checkpoint or one result.",
                 )
 
-    def _next_page(self, pages: "Iterator[Sequence[ObjectMeta]]", deadline: float) -> "Sequence[ObjectMeta] | None":
+    def _next_page(self, pages: "Iterator[Sequence[ObjectMeta]]", deadline: Deadline) -> "Sequence[ObjectMeta] | None":
         """Return the next page, None after the last."""
         try:
-            return self._in_time(lambda: next(pages, None), deadline - time.monotonic())
-        except TimeoutError:
+            return self._in_time(lambda: next(pages, None), deadline)
+        except Overdue:
             raise BadAnswer(f"{self.url}: the listing did not end within {STORE_LISTING.seconds} seconds") from None
 
-    def _in_time(self, call: Callable[[], T], seconds: float = math.inf) -> T:
-        """Return what `call` returns. A thread makes it, and is left behind at the deadline or if the gate refuses it.
+    def _in_time(self, call: Callable[[], T], deadline: Deadline) -> T:
+        """Return what `call` returns. It is left behind at the deadline, or if the gate refuses it.
 
         Each request of obstore ends in time, but a call may be many, and it asks again where the gate refuses.
         """
-        answer: list[T] = []
-        raised: list[BaseException] = []
-
-        def make() -> None:
-            try:
-                answer.append(call())
-            except BaseException as error:
-                raised.append(error)
-
-        thread = Thread(target=make, daemon=True)
-        thread.start()
-        deadline = time.monotonic() + seconds
-        while thread.is_alive() and time.monotonic() < deadline and not self.gate.stopped:
-            thread.join(min(_LOOK_SECONDS, max(0.0, deadline - time.monotonic())))
+        try:
+            answer = in_time(call, deadline, lambda: self.gate.stopped)
+        except Exception:
+            if not self.gate.stopped:
+                raise
         if self.gate.stopped:
             raise gate_error(self.gate, self.url)
-        if raised:
-            raise raised[0]
-        if not answer:
-            raise TimeoutError
-        return answer[0]
+        return answer
 
     def read(self, name: str, listed: Listed, start: int, buffer: memoryview, stopped: Event) -> None:
         """Fill `buffer` with bytes of an object from `start` on.
@@ -154,26 +149,29 @@ class Store:
 
     def _read_block(self, name: str, listed: Listed, start: int, buffer: memoryview, stopped: Event) -> None:
         """Fill `buffer` with one request, as `read` does. No more than BLOCK_BYTES fit through the gate."""
+        with self.errors(f"{self.url}/{name}") as deadline:
+            self._in_time(lambda: self._fill(name, listed, start, buffer, stopped), deadline)
+
+    def _fill(self, name: str, listed: Listed, start: int, buffer: memoryview, stopped: Event) -> None:
         import obstore
 
         what, done = f"{self.url}/{name}", 0
         options: GetOptions = {"if_match": listed.stamp, "range": (start, start + len(buffer))}
-        with self.errors(what):
-            answer = self._in_time(lambda: obstore.get(self.client, name, options=options))
-            if _quoted(answer.meta["e_tag"], name) != listed.stamp:
-                raise replaced(what)  # the store ignores If-Match
-            if answer.range != (start, start + len(buffer)) or answer.meta["size"] != listed.nbytes:
-                raise BadAnswer(
-                    f"{what}: gave bytes {answer.range[0]} to {answer.range[1]} of {answer.meta['size']}, "
-                    f"not {start} to {start + len(buffer)} of {listed.nbytes}"
-                )
-            for piece in answer.stream(min_chunk_size=_PIECE_BYTES):
-                if stopped.is_set():
-                    raise Unreachable(f"{name}: nobody waits for it any more")
-                if len(piece) > len(buffer) - done:
-                    raise BadAnswer(f"{what}: gave more than the {len(buffer)} bytes that it told of")
-                buffer[done : done + len(piece)] = memoryview(piece)
-                done += len(piece)
+        answer = obstore.get(self.client, name, options=options)
+        if _quoted(answer.meta["e_tag"], name) != listed.stamp:
+            raise replaced(what)  # the store ignores If-Match
+        if answer.range != (start, start + len(buffer)) or answer.meta["size"] != listed.nbytes:
+            raise BadAnswer(
+                f"{what}: gave bytes {answer.range[0]} to {answer.range[1]} of {answer.meta['size']}, "
+                f"not {start} to {start + len(buffer)} of {listed.nbytes}"
+            )
+        for piece in answer.stream(min_chunk_size=_PIECE_BYTES):
+            if stopped.is_set():
+                raise Unreachable(f"{name}: nobody waits for it any more")
+            if len(piece) > len(buffer) - done:
+                raise BadAnswer(f"{what}: gave more than the {len(buffer)} bytes that it told of")
+            buffer[done : done + len(piece)] = memoryview(piece)
+            done += len(piece)
         if done < len(buffer):
             raise BadAnswer(f"{what}: ended {len(buffer) - done} bytes early")
 
@@ -181,8 +179,8 @@ class Store:
         """Write a small object in one request, and return its listing entry."""
         import obstore
 
-        with self.errors(f"{self.url}/{name}"):
-            made = self._in_time(lambda: obstore.put(self.client, name, content, use_multipart=False))
+        with self.errors(f"{self.url}/{name}") as deadline:
+            made = self._in_time(lambda: obstore.put(self.client, name, content, use_multipart=False), deadline)
         return Listed(len(content), self._stamp(name, made["e_tag"]))
 
     def put_parts(self, name: str, pieces: Iterator[memoryview], nbytes: int) -> Listed:
@@ -194,11 +192,13 @@ class Store:
 
         part = max(PART_BYTES, -(-nbytes // _MAX_PARTS))
         parallel = max(1, _MAX_IN_FLIGHT_BYTES // part)
-        with self.errors(f"{self.url}/{name}"):
+        with self.errors(f"{self.url}/{name}") as deadline:
+            taken = _renewing(pieces, deadline)
             made = self._in_time(
                 lambda: obstore.put(
-                    self.client, name, pieces, use_multipart=True, chunk_size=part, max_concurrency=parallel
-                )
+                    self.client, name, taken, use_multipart=True, chunk_size=part, max_concurrency=parallel
+                ),
+                deadline,
             )
         return Listed(nbytes, self._stamp(name, made["e_tag"]))
 
@@ -206,36 +206,53 @@ class Store:
         """Copy the object `name` to `twin` on the server; return the new object's listing entry."""
         import obstore
 
-        with self.errors(f"{self.url}/{twin}"):
-            self._in_time(lambda: obstore.copy(self.client, name, twin))
-            made = self._in_time(lambda: obstore.head(self.client, twin))
+        with self.errors(f"{self.url}/{twin}") as deadline:
+            self._in_time(lambda: obstore.copy(self.client, name, twin), deadline)
+            deadline.renew()
+            made = self._in_time(lambda: obstore.head(self.client, twin), deadline)
         return Listed(made["size"], _quoted(made["e_tag"], twin))
 
     def delete(self, names: "Sequence[str]") -> None:
         """Delete existing objects."""
         import obstore
 
-        with self.errors(self.url):
-            self._in_time(lambda: obstore.delete(self.client, names))
+        with self.errors(self.url) as deadline:
+            self._in_time(lambda: obstore.delete(self.client, names), deadline)
 
     def _stamp(self, name: str, tag: str | None) -> str:
         """Return an object's ETag in quotes, with a request for it if the store's answer had none."""
         import obstore
 
-        with self.errors(f"{self.url}/{name}"):
-            return _quoted(tag or self._in_time(lambda: obstore.head(self.client, name))["e_tag"], name)
+        with self.errors(f"{self.url}/{name}") as deadline:
+            return _quoted(tag or self._in_time(lambda: obstore.head(self.client, name), deadline)["e_tag"], name)
 
     @contextmanager
-    def errors(self, what: str) -> Iterator[None]:
-        """Turn obstore's errors inside the block into errors of this package. `what` is the URL that was requested."""
+    def errors(self, what: str) -> Iterator[Deadline]:
+        """Turn obstore's errors inside the block into errors of this package, also for its deadline, which it gets.
+
+        `what` is the URL that was requested.
+        """
         from obstore.exceptions import BaseError
 
+        deadline = Deadline(self.seconds)
         try:
-            yield
+            yield deadline
+        except Overdue:
+            raise ServerFailed(
+                f"{what}: no sign of life from the store within {self.seconds:g} s", hint=AGAIN
+            ) from None
         except (BaseError, FileNotFoundError) as error:
             if self.gate.stopped:
                 raise gate_error(self.gate, self.url) from None
-            raise translate(error, what, self.place, self.gate.unreachable) from None
+            raise translate(error, what, self.place, deadline.waited, self.gate.unreachable) from None
+
+
+def _renewing(pieces: Iterator[memoryview], deadline: Deadline) -> Iterator[memoryview]:
+    """Yield the pieces. That one is asked for, or comes, is a sign of life."""
+    for piece in pieces:
+        deadline.renew()
+        yield piece
+        deadline.renew()
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +302,18 @@ def connect(url: str) -> Store:
         client: ObjectStore = from_url(store_url, client_options=options, retry_config=_RETRIES)  # type: ignore[call-overload]
     except BaseError as error:
         raise UsageError(f"{url}: {first_line(error)}", hint=CREDENTIALS[scheme]) from None
-    return Store(store_url, client, gate)
+    own = _seconds(f"{VARIABLES[scheme]}_TIMEOUT")
+    return Store(store_url, client, gate, STORE_CALL.seconds + max(0.0, own - STORE_ANSWER.seconds))
+
+
+def _seconds(variable: str) -> float:
+    """Return the time that an environment variable gives, 0 if it is not set. Raises UsageError if it is not one."""
+    text = os.environ.get(variable, "0s")
+    found = re.fullmatch(r"(\d{1,9}) ?([a-z]+)", text, re.ASCII)
+    unit = found and (_UNITS.get(found[2]) or _UNITS.get(found[2].removesuffix("s")))
+    if not found or not unit:
+        raise UsageError(f"{variable}={short(text)}: not a time", hint=f"Write it as {variable}=300s.")
+    return int(found[1]) * unit
 
 
 _CLIENT_OPTIONS = (

@@ -52,7 +52,7 @@ _THROTTLED = ("SlowDown", "TooManyRequests", "RequestLimitExceeded", "ServerBusy
 
 
 def translate(
-    error: Exception, what: str, place: str, unreachable: tuple[ServerOrigin, str] | None = None
+    error: Exception, what: str, place: str, waited: float, unreachable: tuple[ServerOrigin, str] | None = None
 ) -> ShardError:
     """Return the error to raise for an error of obstore.
 
@@ -62,6 +62,7 @@ def translate(
         error: obstore's error.
         what: The URL that was requested.
         place: URL of the bucket.
+        waited: Seconds since the last sign of life.
         unreachable: The server to which there was no connection, and why.
     """
     text = str(error)
@@ -70,16 +71,18 @@ def translate(
     status, code = int(found.get("status", 0)), found.get("code", "")
     answer = f"{status} {code}".strip()
     tried = f", after {found['retries']} retries" if "retries" in found else ""
+    if waited >= 1:
+        tried = f"{tried} in {waited:.0f} s" if tried else f", after {waited:.0f} s"
     if _IDENTITY.search(text):
         return AccessRefused(f"{what}: no credentials for {scheme}:// are set", hint=CREDENTIALS[scheme])
     if unreachable:
         origin, why = unreachable
-        return ServerFailed(f"{what}: no connection to {origin}: {why}{tried}", hint=f"{_AGAIN} The endpoint is that "
+        return ServerFailed(f"{what}: no connection to {origin}: {why}{tried}", hint=f"{AGAIN} The endpoint is that "
                             f"of {VARIABLES[scheme]}_ENDPOINT_URL, or the cloud's own.")  # fmt: skip
     if status in (401, 403):
         return AccessRefused(f"{what}: {place} refused access ({answer})", hint=CREDENTIALS[scheme])
     if code == "NoSuchUpload":
-        return ServerFailed(f"{what}: the upload broke off at its end", hint=_AGAIN)
+        return ServerFailed(f"{what}: the upload broke off at its end", hint=AGAIN)
     if code in ("NoSuchBucket", "ContainerNotFound"):
         return NotFound(f"{what}: no bucket {place} ({answer})", hint="Check the name, the region and endpoint.")
     if status == 404 or isinstance(error, FileNotFoundError):
@@ -90,7 +93,7 @@ def translate(
         return Throttled(f"{what}: {place} answered {answer}{tried}", hint="The store limits how often it is "
                          "asked. Run again later: what is done is not done again.")  # fmt: skip
     if status == 408 or status >= 500:
-        return ServerFailed(f"{what}: {place} answered {answer}{tried}", hint=_AGAIN)
+        return ServerFailed(f"{what}: {place} answered {answer}{tried}", hint=AGAIN)
     if "non-partial" in text:
         return BadAnswer(f"{what}: the server ignores Range: it gave the whole object", hint="Reading from afar needs "
                          "ranges. Use another endpoint, or download the checkpoint.")  # fmt: skip
@@ -107,7 +110,7 @@ def translate(
     if "redirect" in text:
         return BadAnswer(f"{what}: {place} answered with nothing but redirects", hint="Check endpoint and region.")
     if broken := found.get("broken"):
-        return ServerFailed(f"{what}: {_FAILURES[broken]}{tried}", hint=f"{_AGAIN} The endpoint is that of "
+        return ServerFailed(f"{what}: {_FAILURES[broken]}{tried}", hint=f"{AGAIN} The endpoint is that of "
                             f"{VARIABLES[scheme]}_ENDPOINT_URL, or the cloud's own.")  # fmt: skip
     return BadAnswer(f"{what}: {place} answered {answer}" if status else f"{what}: {first_line(error)}")
 
@@ -133,7 +136,7 @@ def replaced(what: str) -> SourceChanged:
 
 _FOUND = {"status": _STATUS, "code": _CODE, "retries": _RETRIED, "region": _REGION, "broken": _BROKEN}
 
-_AGAIN = "Run again when the store answers: what is done is not done again."
+AGAIN = "Run again when the store answers: what is done is not done again."
 
 
 def first_line(error: Exception) -> str:

@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from urllib.parse import urlsplit
@@ -15,6 +16,7 @@ from support.servers.redirecting import Answer, ForwardProxy, Handler, Server, w
 
 from dsv4_shard.errors import BadAnswer, ServerFailed, UsageError
 from dsv4_shard.limits import STORE_ANSWER
+from dsv4_shard.sources import gate as gates
 from dsv4_shard.sources import object_store as stores
 from dsv4_shard.sources.gate import Gate, ServerOrigin
 from dsv4_shard.sources.object_store import Store, connect
@@ -280,6 +282,26 @@ def test_other_bytes_end_the_connection(opened: tuple[Gate, Server], line: str) 
     with suppress(ConnectionError):
         assert talk(gate, line) == b""
     assert server.requests == []
+
+
+def test_a_store_that_never_ends_is_left_after_its_client(
+    opened: tuple[Gate, Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gates, "STORE_ANSWER", replace(STORE_ANSWER, seconds=0.2))
+    gate, server = opened
+    left = Event()
+
+    def answer(handler: Handler) -> None:
+        try:
+            while True:
+                handler.wfile.write(b"x")
+                Event().wait(0.02)
+        except ConnectionError:
+            left.set()
+
+    server.answer = answer
+    assert set(talk(gate, f"GET {server.url}/ HTTP/1.1")) == {ord("x")}
+    assert left.wait(5)
 
 
 # --- the user's proxy ----------------------------------------------------------------------------------------------

@@ -499,7 +499,7 @@ def test_shards_in_a_store_are_not_read_as_a_checkpoint(server: "StoreServer") -
 
 
 def entries_of(pages: Iterator[list[dict[str, Any]]]) -> list[Any]:
-    store = stores.Store("s3://bucket/model", cast(Any, None), Gate(lambda origin: None))
+    store = stores.Store("s3://bucket/model", cast(Any, None), Gate(lambda origin: None), 60)
     return list(store._entries(cast(Any, pages)))
 
 

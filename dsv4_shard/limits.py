@@ -136,12 +136,17 @@ TRUST = Limit("trust configuration of Sigstore", "BadKey", nbytes=16 << 20)
 # --- servers -------------------------------------------------------------------------------------------------------
 
 HUB_ANSWER = Limit(
-    "answer of the Hub: listing, error, page", "BadAnswer", nbytes=16 << 20, count=300_000, seconds=300,
+    "answer of the Hub: listing, error, page", "BadAnswer, ServerFailed", nbytes=16 << 20, count=300_000, seconds=300,
 )  # fmt: skip
 
 HUB_HEADERS = Limit(
     "answer of the Hub with all headers", "none: read by ranges", nbytes=40 << 20, count=1_700_000, seconds=300,
     largest="V4-Pro: 27 MB, 1.2 million values",
+)  # fmt: skip
+
+HUB_RANGE = Limit(
+    "range of a file from the Hub, its repetitions included", "ServerFailed", seconds=3600,
+    largest="8 MiB, or an index of 11 MB",
 )  # fmt: skip
 
 HUB_WAIT = Limit("wait that a server asks for", "Throttled", seconds=900)

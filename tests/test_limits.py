@@ -27,7 +27,7 @@ from dsv4_shard.sharding.model_card import license_of
 from dsv4_shard.sharding.statement import read_statement
 from dsv4_shard.signing import keys, result_signature
 from dsv4_shard.signing.bundle import Bundle
-from dsv4_shard.sources import hub_http, local, object_store, remote_headers, retry
+from dsv4_shard.sources import hub, hub_http, local, object_store, remote_headers, retry
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
 from dsv4_shard.sources.gate import Gate
 from dsv4_shard.sources.hub import Repository, _ask_headers, _ask_listing
@@ -558,10 +558,10 @@ def _answer_values(trial: Trial, beyond: int) -> object:
     return listing(json.dumps(INFO).encode()[:-1] + b',"x":' + of_values(more) + b"}")
 
 
-@tries("HUB_ANSWER", "seconds", errors.BadAnswer)
+@tries("HUB_ANSWER", "seconds", errors.ServerFailed)
 def _answer_seconds(trial: Trial, beyond: int) -> object:
     if beyond:
-        trial.lower(hub_http, "HUB_ANSWER", seconds=0.05)
+        trial.lower(hub, "HUB_ANSWER", seconds=0.05)
     return listing(padded(json.dumps(INFO).encode(), 3 << 20), 0.1)
 
 
@@ -577,11 +577,30 @@ def _headers_answer_values(trial: Trial, beyond: int) -> object:
 
 @tries("HUB_HEADERS", "seconds", None)
 def _headers_answer_seconds(trial: Trial, beyond: int) -> object:
-    from dsv4_shard.sources import hub
-
     if beyond:
         trial.lower(hub, "HUB_HEADERS", seconds=0.05)
     return headers(trial, padded(b'{"headers":{}}', 3 << 20), 0.1)
+
+
+@tries("HUB_RANGE", "seconds", errors.ServerFailed)
+def _range_seconds(trial: Trial, beyond: int) -> object:
+    """A byte of it comes now and then."""
+    if beyond:
+        trial.lower(hub_http, "HUB_RANGE", seconds=0.3)
+
+    def answer(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "10")
+        handler.end_headers()
+        for _ in range(10):
+            handler.wfile.write(b"x")
+            Event().wait(0.1)
+
+    with Server(answer) as server:
+        files = hub_http.HubFiles(server.url, "org/model", "a" * 40, {"a": Listed(10, "s")})
+        buffer = bytearray(10)
+        files.fetch("a", 0, memoryview(buffer), Event())
+        return buffer
 
 
 @tries("HUB_WAIT", "seconds", errors.Throttled)

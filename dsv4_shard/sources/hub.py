@@ -16,10 +16,10 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from dsv4_shard.errors import BadAnswer, NotFound, ServerFailed, Unreachable, UsageError
-from dsv4_shard.limits import HUB_HEADERS, INDEX
+from dsv4_shard.limits import HUB_ANSWER, HUB_HEADERS, INDEX
 from dsv4_shard.sources.base import COMMIT, Source
 from dsv4_shard.sources.checkpoint_files import CARD_FILE, CONFIG_FILE, INDEX_FILE, SINGLE_FILE, is_plain_name
-from dsv4_shard.sources.hub_http import HubFiles, is_server, raise_for, refuse, repository_uri, transport_errors
+from dsv4_shard.sources.hub_http import HubFiles, ask, is_server, raise_for, refuse, repository_uri
 from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.sources.release_files import travelling
 from dsv4_shard.sources.remote import Listed, RemoteSource
@@ -39,6 +39,9 @@ from dsv4_shard.text.strict_json import parse_json
 _MAIN = "main"
 
 _NEVER = Event()
+
+_HEADERS_SECONDS = 30
+"""Silence after which the answer with all headers is given up: the server makes it first."""
 
 _FIRST_TRIES = 4
 """Attempts of the first request. They take some seconds, because a user is waiting."""
@@ -242,15 +245,18 @@ def _ask_listing(repository: Repository) -> tuple[str, dict[str, Listed]]:
 
     what = f"{repository.repo_id}@{repository.revision}"
 
-    def ask() -> Any:
+    def attempt() -> Any:
         try:
-            with transport_errors(repository.endpoint):
-                return HfApi(endpoint=repository.endpoint).model_info(
+            return ask(
+                repository.endpoint,
+                lambda: HfApi(endpoint=repository.endpoint).model_info(
                     repository.repo_id,
                     revision=repository.revision,
                     files_metadata=True,
                     timeout=constants.HF_HUB_ETAG_TIMEOUT,
-                )
+                ),
+                HUB_ANSWER,
+            )
         except HfHubHTTPError as error:
             raise_for(error, what, repository.endpoint, repository.repo_id)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
@@ -258,7 +264,7 @@ def _ask_listing(repository: Repository) -> tuple[str, dict[str, Listed]]:
                 f"{what}: the answer of {repository.endpoint} is none of the Hub's: {short_name(str(error))}"
             ) from None
 
-    info = retry(ask, _NEVER, 2 if _is_cached(repository) else _FIRST_TRIES)
+    info = retry(attempt, _NEVER, 2 if _is_cached(repository) else _FIRST_TRIES)
     if not isinstance(info.sha, str) or not COMMIT.fullmatch(info.sha):
         raise BadAnswer(f"{what}: {repository.endpoint} names no commit")
     return info.sha, dict(_listed(info.siblings or (), what))
@@ -321,15 +327,18 @@ def _ask_headers(repository: Repository, nbytes: Mapping[str, int]) -> dict[str,
 
     url = f"{repository.endpoint}/api/models/{repository.repo_id}/safetensors-metadata/{quote(INDEX_FILE)}"
 
-    def ask() -> bytes | None:
-        with transport_errors(repository.endpoint, HUB_HEADERS):
-            response = get_session().get(url, headers=build_hf_headers(), timeout=30)
+    def attempt() -> bytes | None:
+        response = ask(
+            repository.endpoint,
+            lambda: get_session().get(url, headers=build_hf_headers(), timeout=_HEADERS_SECONDS),
+            HUB_HEADERS,
+        )
         refuse(response, repository.label, repository.endpoint, repository.repo_id)
         content: bytes = response.content
         return content
 
     try:
-        raw = retry(ask, _NEVER, 2)
+        raw = retry(attempt, _NEVER, 2)
         headers = parse_json(raw, HUB_HEADERS)["headers"] if raw else {}
         rebuilt = {name: _rebuilt(headers[name], total) for name, total in nbytes.items()}
     except (Unreachable, ValueError, LookupError, TypeError, AttributeError, RecursionError):

@@ -10,17 +10,18 @@ import re
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from threading import Event
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
-from dsv4_shard.errors import AccessRefused, BadAnswer, NotFound, ShardError, Unreachable, WriteFailed
-from dsv4_shard.limits import HUB_ANSWER, HUB_REDIRECTS, Limit
+from dsv4_shard.errors import AccessRefused, BadAnswer, NotFound, ServerFailed, ShardError, Unreachable, WriteFailed
+from dsv4_shard.limits import HUB_ANSWER, HUB_RANGE, HUB_REDIRECTS, Limit
+from dsv4_shard.sources.deadline import Deadline, Overdue, in_time
 from dsv4_shard.sources.remote import Listed
 from dsv4_shard.sources.response_limits import limited_bodies
 from dsv4_shard.sources.retry import Transient, retry
@@ -47,6 +48,8 @@ _SLOW_SECONDS, _SLOW_BYTES = 15, 15 << 10
 
 _PERMANENT_FAILURES = ("TooManyRedirects", "UnsupportedProtocol")
 """Exceptions of httpx for which a retry is useless."""
+
+T = TypeVar("T")
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
@@ -121,17 +124,24 @@ class HubFiles:
 
         Raises NotFound, AccessRefused, BadAnswer, Throttled or ServerFailed, and Unreachable if `stopped` is set.
         """
-        done = 0
+        done, deadline = 0, Deadline(HUB_RANGE.seconds)
 
         def resume() -> None:
             nonlocal done
-            done += self._fetch_some(name, start + done, buffer[done:], stopped)
+            done += in_time(lambda: self._fetch_some(name, start + done, buffer[done:], stopped), deadline)
             if done < min(len(buffer), resumed_at + _MIN_PROGRESS_BYTES):
                 raise Transient(f"{self.repo_id}: {name}: its bytes break off, the last time at {start + done}")
 
-        while done < len(buffer):
-            resumed_at = done
-            retry(resume, stopped)
+        try:
+            while done < len(buffer):
+                resumed_at = done
+                retry(resume, stopped)
+        except Overdue:
+            raise ServerFailed(
+                f"{self.repo_id}: {name}: {len(buffer):,} bytes from {start} on did not come within "
+                f"{deadline.seconds:g} s",
+                hint=AGAIN,
+            ) from None
 
     def _fetch_some(self, name: str, start: int, buffer: memoryview, stopped: Event) -> int:
         """Return how many bytes one request put into `buffer`, at least 1. Raises Transient if there were none."""
@@ -273,6 +283,22 @@ def _request(location: _Location, headers: dict[str, str]) -> Iterator[Any]:
             "GET", location.url, headers=headers, follow_redirects=not location.is_hub, timeout=timeout
         ) as response:
             yield response
+
+
+def ask(host: str, call: Callable[[], T], limit: Limit) -> T:
+    """Return what `call` returns, an answer of the Hub that is read whole, within the limit.
+
+    Raises the errors of `transport_errors`, and ServerFailed if the call does not end in time. The client's own
+    timeouts end neither a head that drips nor a chain of slow redirects.
+    """
+    try:
+        with transport_errors(host, limit):
+            return in_time(call, Deadline(limit.seconds))
+    except Overdue:
+        raise ServerFailed(f"{host}: no whole answer within {limit.seconds:g} s", hint=AGAIN) from None
+
+
+AGAIN = "Run again when the server answers: what is done is not done again."
 
 
 @contextmanager

@@ -1,0 +1,108 @@
+"""Each call to the Hub ends in time, with one line, in whatever way the server stalls."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from threading import Event
+
+import pytest
+from support.servers.redirecting import Answer, Handler, Server
+
+from dsv4_shard.errors import ServerFailed
+from dsv4_shard.limits import HUB_ANSWER, HUB_HEADERS, HUB_RANGE
+from dsv4_shard.sources import hub, hub_http
+from dsv4_shard.sources.hub import Repository, _ask_headers, _ask_listing
+from dsv4_shard.sources.hub_http import HubFiles
+from dsv4_shard.sources.remote import Listed
+
+LISTING = {"in Git": Listed(100, "s"), "in LFS": Listed(100, "s", "0" * 64)}
+
+
+def fetch(url: str, name: str) -> None:
+    HubFiles(url, "org/model", "a" * 40, LISTING).fetch(name, 0, memoryview(bytearray(100)), Event())
+
+
+def repository(url: str) -> Repository:
+    return Repository(url, "org/model", "main", "org/model")
+
+
+CALLS: dict[str, Callable[[str], object]] = {
+    "listing": lambda url: _ask_listing(repository(url)),
+    "range": lambda url: fetch(url, "in Git"),
+    "where a file is, and its range": lambda url: fetch(url, "in LFS"),
+}
+
+
+def stall(handler: Handler) -> None:
+    """No byte of an answer."""
+    Event().wait(20)
+
+
+def drip_head(handler: Handler) -> None:
+    """A byte of the head now and then."""
+    drip(handler, b"HTTP/1.1 200 OK\r\nX: " + b"x" * 1000)
+
+
+def drip_body(handler: Handler) -> None:
+    """A byte of the body now and then."""
+    begin(handler, 200)
+    drip(handler, b" " * 100)
+
+
+def drip_error(handler: Handler) -> None:
+    """A byte of an error's body now and then."""
+    begin(handler, 400)
+    drip(handler, b" " * 100)
+
+
+def redirect(handler: Handler) -> None:
+    """Another place of its own, after a moment, for ever."""
+    Event().wait(0.1)
+    handler.say(302, Location=f"{handler.path}x")
+
+
+def begin(handler: Handler, status: int) -> None:
+    handler.send_response(status)
+    handler.send_header("Content-Length", "100")
+    handler.end_headers()
+
+
+def drip(handler: Handler, content: bytes) -> None:
+    for byte in content:
+        handler.wfile.write(bytes([byte]))
+        Event().wait(0.05)
+
+
+@pytest.fixture(autouse=True)
+def _lowered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "HUB_ANSWER", replace(HUB_ANSWER, seconds=0.5))
+    monkeypatch.setattr(hub, "HUB_HEADERS", replace(HUB_HEADERS, seconds=0.5))
+    monkeypatch.setattr(hub_http, "HUB_RANGE", replace(HUB_RANGE, seconds=0.5))
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("answer", [stall, drip_head, drip_body, drip_error])
+def test_a_call_ends_at_its_deadline_with_one_line(answer: Answer, call: str) -> None:
+    with Server(answer) as server:
+        begun = time.monotonic()
+        with pytest.raises(ServerFailed, match=r"within 0\.5 s") as raised:
+            CALLS[call](server.url)
+        assert 0.5 <= time.monotonic() - begun < 3
+    assert "\n" not in str(raised.value)
+    assert "Run again" in (raised.value.hint or "")
+
+
+@pytest.mark.parametrize("answer", [stall, drip_head, drip_body, drip_error])
+def test_the_answer_with_all_headers_is_given_up_at_its_deadline(answer: Answer) -> None:
+    with Server(answer) as server:
+        begun = time.monotonic()
+        assert _ask_headers(repository(server.url), {}) is None
+        assert 0.5 <= time.monotonic() - begun < 3
+
+
+def test_redirects_take_no_longer_than_the_call() -> None:
+    with Server(redirect) as server:
+        begun = time.monotonic()
+        with pytest.raises(ServerFailed, match=r"within 0\.5 s"):
+            _ask_listing(repository(server.url))
+        assert time.monotonic() - begun < 3

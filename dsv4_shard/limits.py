@@ -145,8 +145,13 @@ HUB_HEADERS = Limit(
 )  # fmt: skip
 
 HUB_RANGE = Limit(
-    "range of a file from the Hub, its repetitions included", "ServerFailed", seconds=3600,
+    "range of a file from the Hub, its repetitions and waits included", "ServerFailed", seconds=3600,
     largest="8 MiB, or an index of 11 MB",
+)  # fmt: skip
+
+HUB_DOWNLOAD = Limit(
+    "silence of a download into the Hub cache, its repetitions and waits included", "ServerFailed", seconds=1800,
+    largest="10 MB for each of 8 files, which huggingface_hub writes at a time",
 )  # fmt: skip
 
 HUB_WAIT = Limit("wait that a server asks for", "Throttled", seconds=900)

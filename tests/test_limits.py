@@ -603,6 +603,23 @@ def _range_seconds(trial: Trial, beyond: int) -> object:
         return buffer
 
 
+@tries("HUB_DOWNLOAD", "seconds", errors.ServerFailed)
+def _download_seconds(trial: Trial, beyond: int) -> object:
+    """Nothing of it comes for a while."""
+    trial.monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(trial.path / f"{beyond}"))
+    if beyond:
+        trial.lower(hub_http, "HUB_DOWNLOAD", seconds=0.3)
+
+    def answer(handler: Handler) -> None:
+        if handler.command == "GET":
+            Event().wait(1)
+        handler.say(200, b"0123456789", ETag='"e"', X_Repo_Commit="a" * 40)
+
+    with Server(answer) as server:
+        files = hub_http.HubFiles(server.url, "org/model", "a" * 40, {"a": Listed(10, "s")})
+        return (files.download(["a"]) / "a").read_bytes()
+
+
 @tries("HUB_WAIT", "seconds", errors.Throttled)
 def _wait_seconds(trial: Trial, beyond: int) -> object:
     asked: list[float] = []

@@ -6,12 +6,14 @@ days.
 
 import contextvars
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TypeVar
 
 _LOOK_SECONDS = 0.1
 """Between two looks at the deadline, and at whether the call is of use still."""
+
 
 T = TypeVar("T")
 
@@ -63,3 +65,46 @@ def in_time(call: Callable[[], T], deadline: Deadline, is_over: Callable[[], boo
     if not answer:
         raise Overdue
     return answer[0]
+
+
+def for_each(names: Iterable[str], call: Callable[[str], object], threads: int, look: Callable[[], None]) -> None:
+    """Call `call` for each name, in several threads. Its first error is raised, and what `look` raises meanwhile.
+
+    Then, and after an interrupt, the threads that still wait are left behind; none begins with another name.
+    """
+    waiting, ends = SimpleQueue[str](), SimpleQueue[BaseException | None]()
+    for name in names:
+        waiting.put(name)
+
+    def work() -> None:
+        try:
+            while True:
+                call(waiting.get_nowait())
+        except Empty:
+            ends.put(None)
+        except BaseException as error:
+            ends.put(error)
+
+    count = min(threads, waiting.qsize())
+    for _ in range(count):
+        Thread(target=contextvars.copy_context().run, args=(work,), daemon=True).start()
+    try:
+        while count:
+            try:
+                error = ends.get(timeout=_LOOK_SECONDS)
+            except Empty:
+                look()
+                continue
+            if error is not None:
+                raise error
+            count -= 1
+    finally:
+        _drain(waiting)
+
+
+def _drain(queue: SimpleQueue[str]) -> None:
+    try:
+        while True:
+            queue.get_nowait()
+    except Empty:
+        pass

@@ -4,7 +4,6 @@ The Hub answers a request for a weight file with a redirect to a signed URL on a
 The URL is requested once per file, and again after it has expired. The token is sent to the Hub only.
 """
 
-import glob
 import logging
 import re
 import threading
@@ -20,8 +19,8 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
 from dsv4_shard.errors import AccessRefused, BadAnswer, NotFound, ServerFailed, ShardError, Unreachable, WriteFailed
-from dsv4_shard.limits import HUB_ANSWER, HUB_RANGE, HUB_REDIRECTS, Limit
-from dsv4_shard.sources.deadline import Deadline, Overdue, in_time
+from dsv4_shard.limits import HUB_ANSWER, HUB_DOWNLOAD, HUB_RANGE, HUB_REDIRECTS, Limit
+from dsv4_shard.sources.deadline import Deadline, Overdue, for_each, in_time
 from dsv4_shard.sources.remote import Listed
 from dsv4_shard.sources.response_limits import limited_bodies
 from dsv4_shard.sources.retry import Transient, retry
@@ -45,6 +44,9 @@ _MIN_PROGRESS_BYTES = 64 << 10
 
 _SLOW_SECONDS, _SLOW_BYTES = 15, 15 << 10
 """A connection that brings fewer bytes in so many seconds is given up, like one that broke off."""
+
+_DOWNLOADS_AT_ONCE = 8
+"""Files that are downloaded at the same time, as huggingface_hub itself does."""
 
 _PERMANENT_FAILURES = ("TooManyRedirects", "UnsupportedProtocol")
 """Exceptions of httpx for which a retry is useless."""
@@ -100,24 +102,55 @@ class HubFiles:
 
         Raises the errors of `fetch`, and WriteFailed if the cache cannot be written.
         """
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError
+        cache, deadline = self._cache(), Deadline(HUB_DOWNLOAD.seconds)
+        held = _held(cache)
 
-        def attempt() -> str:
-            try:
-                with transport_errors(self.place), _without_warnings():
-                    return snapshot_download(
-                        self.repo_id,
-                        revision=self.commit,
-                        endpoint=self.endpoint,
-                        allow_patterns=[glob.escape(name) for name in names],
-                    )
-            except HfHubHTTPError as error:
-                raise_for(error, self.repo_id, self.endpoint, self.repo_id)
-            except OSError as error:
-                raise WriteFailed(f"{error.filename or self.repo_id}: {error.strerror or error}") from error
+        def look() -> None:
+            nonlocal held
+            if (now := _held(cache)) != held:
+                held = now
+                deadline.renew()
+            elif not deadline.left:
+                raise ServerFailed(
+                    f"{self.repo_id}: nothing more came into the Hub cache within {deadline.seconds:g} s",
+                    hint="Run again when the server answers: what is there is kept.",
+                )
 
-        return Path(retry(attempt, Event()))
+        def attempt() -> None:
+            look()
+            for_each(names, self._download, _DOWNLOADS_AT_ONCE, look)
+
+        with _without_warnings():
+            retry(attempt, Event())
+        return self._download(names[0]).parents[names[0].count("/")]
+
+    def _download(self, name: str) -> Path:
+        """Return where a file lies in this machine's Hub cache, downloaded if it is missing.
+
+        Raises as `download` does, and Transient.
+        """
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import FileMetadataError, HfHubHTTPError, LocalEntryNotFoundError
+
+        try:
+            with transport_errors(self.place):
+                try:
+                    return Path(hf_hub_download(self.repo_id, name, revision=self.commit, endpoint=self.endpoint))
+                except LocalEntryNotFoundError as error:
+                    raise error.__cause__ or error from None
+        except FileMetadataError:
+            raise BadAnswer(f"{self.repo_id}: {name}: {self.place} does not tell its commit and hash") from None
+        except HfHubHTTPError as error:
+            raise_for(error, self.repo_id, self.endpoint, self.repo_id)
+        except OSError as error:
+            raise WriteFailed(f"{error.filename or self.repo_id}: {error.strerror or error}") from error
+
+    def _cache(self) -> Path:
+        """The folder of this machine's Hub cache where downloads of the repository grow."""
+        from huggingface_hub import constants
+        from huggingface_hub.file_download import repo_folder_name
+
+        return Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=self.repo_id, repo_type="model"), "blobs")
 
     def fetch(self, name: str, start: int, buffer: memoryview, stopped: Event) -> None:
         """Fill `buffer` as `remote.Remote.fetch` does. If a connection breaks, resume where it broke.
@@ -248,6 +281,16 @@ class HubFiles:
 
     def _what(self, name: str, location: _Location) -> str:
         return f"{self.repo_id}: {name}: {urlsplit(location.url).netloc}"
+
+
+def _held(folder: Path) -> tuple[int, int]:
+    """Return the number of files in a folder, and a number that grows with the bytes in them."""
+    count = nbytes = 0
+    for path in folder.glob("*"):
+        with suppress(OSError):  # renamed meanwhile
+            found = path.stat(follow_symlinks=False)
+            count, nbytes = count + 1, nbytes + found.st_size + found.st_blocks
+    return count, nbytes
 
 
 def _target(url: str, location: str) -> str | None:

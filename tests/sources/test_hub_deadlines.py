@@ -1,15 +1,19 @@
 """Each call to the Hub ends in time, with one line, in whatever way the server stalls."""
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from threading import Event
 
 import pytest
 from support.servers.redirecting import Answer, Handler, Server
 
-from dsv4_shard.errors import ServerFailed
-from dsv4_shard.limits import HUB_ANSWER, HUB_HEADERS, HUB_RANGE
+from dsv4_shard.errors import AccessRefused, BadAnswer, NotFound, ServerFailed
+from dsv4_shard.limits import HUB_ANSWER, HUB_DOWNLOAD, HUB_HEADERS, HUB_RANGE
 from dsv4_shard.sources import hub, hub_http
 from dsv4_shard.sources.hub import Repository, _ask_headers, _ask_listing
 from dsv4_shard.sources.hub_http import HubFiles
@@ -105,4 +109,87 @@ def test_redirects_take_no_longer_than_the_call() -> None:
         begun = time.monotonic()
         with pytest.raises(ServerFailed, match=r"within 0\.5 s"):
             _ask_listing(repository(server.url))
+        assert time.monotonic() - begun < 3
+
+
+# --- --download ----------------------------------------------------------------------------------------------------
+
+
+def on(method: str, answer: Answer) -> Answer:
+    """Answer requests of a method so, and others as the Hub does."""
+
+    def either(handler: Handler) -> None:
+        if handler.command == method:
+            answer(handler)
+        else:
+            handler.say(200, b"x" * 100, ETag=f'"{Path(handler.path).name}"', X_Repo_Commit="a" * 40)
+
+    return either
+
+
+DOWNLOADS = [("HEAD", stall), ("HEAD", drip_head), ("GET", stall), ("GET", drip_head), ("GET", drip_body)]
+
+
+@pytest.mark.parametrize(("method", "answer"), DOWNLOADS)
+def test_a_download_into_which_nothing_comes_ends_and_does_not_hold_the_process(
+    method: str, answer: Answer, tmp_path: Path
+) -> None:
+    program = f"""
+import sys
+from dataclasses import replace
+from dsv4_shard.errors import ServerFailed
+from dsv4_shard.sources import hub_http
+from dsv4_shard.sources.remote import Listed
+hub_http.HUB_DOWNLOAD = replace(hub_http.HUB_DOWNLOAD, seconds=0.5)
+try:
+    names = [f"{{number}}" for number in range(20)]
+    hub_http.HubFiles(sys.argv[1], "org/model", "{"a" * 40}", dict.fromkeys(names, Listed(100, "s"))).download(names)
+except ServerFailed as error:
+    print(error, error.hint, sep="\\n")
+"""
+    with Server(on(method, answer)) as server:
+        begun = time.monotonic()
+        ended = subprocess.run(
+            [sys.executable, "-c", program, server.url],
+            env={**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_ENDPOINT": server.url},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert time.monotonic() - begun < 10
+    said, hint = ended.stdout.splitlines()
+    assert said == "org/model: nothing more came into the Hub cache within 0.5 s"
+    assert hint.startswith("Run again")
+
+
+def test_a_download_that_grows_slowly_is_not_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lasts four times as long as silence may."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub_http, "HUB_DOWNLOAD", replace(HUB_DOWNLOAD, seconds=1))
+    monkeypatch.setattr(hub_http, "_DOWNLOADS_AT_ONCE", 1)
+
+    def slow(handler: Handler) -> None:
+        Event().wait(0.5)
+        handler.say(200, b"x" * 100)
+
+    names = [f"folder/{number}" for number in range(8)]
+    with Server(on("GET", slow)) as server:
+        files = HubFiles(server.url, "org/model", "a" * 40, dict.fromkeys(names, Listed(100, "s")))
+        begun = time.monotonic()
+        folder = files.download(names)
+        assert time.monotonic() - begun > 4 * 0.5
+    assert all((folder / name).read_bytes() == b"x" * 100 for name in names)
+
+
+@pytest.mark.parametrize(
+    ("status", "error"), [(401, AccessRefused), (403, AccessRefused), (404, NotFound), (400, BadAnswer)]
+)
+def test_a_download_that_is_refused_says_so_at_once(
+    status: int, error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with Server(lambda handler: handler.say(status, X_Error_Code="EntryNotFound" * (status == 404))) as server:
+        begun = time.monotonic()
+        with pytest.raises(error):
+            HubFiles(server.url, "org/model", "a" * 40, LISTING).download(list(LISTING))
         assert time.monotonic() - begun < 3

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from io import BytesIO
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -15,7 +16,8 @@ from support.servers.redirecting import Handler, Server
 
 from dsv4_shard import errors, limits
 from dsv4_shard.checkpoint import reader
-from dsv4_shard.destinations import upload_journal
+from dsv4_shard.destinations import ray_cluster, upload_journal
+from dsv4_shard.destinations.share_worker import ShareEnded
 from dsv4_shard.diagnosis import log_scan
 from dsv4_shard.limits import TABLE, Limit
 from dsv4_shard.models.config import parse_document
@@ -24,11 +26,13 @@ from dsv4_shard.sharding import journal
 from dsv4_shard.sharding.header_archive import read_skeleton
 from dsv4_shard.sharding.manifest import read_manifest
 from dsv4_shard.sharding.model_card import license_of
+from dsv4_shard.sharding.progress import Reporter
 from dsv4_shard.sharding.statement import read_statement
 from dsv4_shard.signing import keys, result_signature
 from dsv4_shard.signing.bundle import Bundle
 from dsv4_shard.sources import hub, hub_http, local, object_store, remote_headers, retry
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
+from dsv4_shard.sources.deadline import Deadline
 from dsv4_shard.sources.gate import Gate
 from dsv4_shard.sources.hub import Repository, _ask_headers, _ask_listing
 from dsv4_shard.sources.local import LocalSource
@@ -753,6 +757,26 @@ def _gate_head(trial: Trial, beyond: int) -> object:
         return gate._read_head(cast(Any, End(limits.GATE_HEAD.nbytes + beyond)))
     except gate._Refused:
         raise errors.BadAnswer("refused") from None
+
+
+@tries("CLUSTER_SHARE", "seconds", errors.NodesLost)
+def _share_seconds(trial: Trial, beyond: int) -> object:
+    """Its first message comes after a while."""
+    if beyond:
+        trial.lower(ray_cluster, "CLUSTER_SHARE", seconds=0.1)
+    node, due = ray_cluster._Node("a", "10.0.0.1"), Deadline(0.3)
+
+    def wait(streams: list[Any], **_: object) -> tuple[list[Any], list[Any]]:
+        Event().wait(0.05)
+        return ([] if due.left else streams), []
+
+    raised = SimpleNamespace(RayTaskError=KeyError)
+    ray: Any = SimpleNamespace(wait=wait, get=lambda message: message, exceptions=raised)
+    share = ray_cluster._Share((0, 1), node, node)
+    driver = ray_cluster._Driver(ray, cast(Any, None), [share], Reporter(None))
+    driver._running[iter([ShareEnded(None, cast(Any, None))])] = share
+    driver._write()
+    return share.ended
 
 
 # --- logs ----------------------------------------------------------------------------------------------------------

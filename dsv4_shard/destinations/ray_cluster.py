@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from dsv4_shard.catalog.rank_ranges import say_ranks, share_of
@@ -31,8 +31,10 @@ from dsv4_shard.destinations.share_worker import (
     manifest_of,
 )
 from dsv4_shard.errors import NodesLost, OutputBusy, ShardError, Unreachable, UsageError
+from dsv4_shard.limits import CLUSTER_SHARE
 from dsv4_shard.sharding.manifest import Manifest
 from dsv4_shard.sharding.progress import Reporter, Task
+from dsv4_shard.sources.deadline import Deadline
 from dsv4_shard.verification import put_together
 
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SCHEDULER_EVENTS": "0"}
@@ -41,6 +43,9 @@ _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SCHEDULER_EVENTS": "0"}
 _NO_CLUSTER = "`ray start --head` starts one, `ray status` shows it; run this command on one of its nodes."
 
 _CONNECT_SECONDS = 10.0
+
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+"""How a client of gRPC begins; a server answers at once (RFC 9113, 3.4)."""
 
 _TRIES = 3
 """A share is given up after its node was lost this often: it may be what kills the nodes."""
@@ -70,6 +75,7 @@ class _Share:
         busy_since: Time of the first OutputBusy after a loss.
         ended: Its result, once there is one.
         task: The task that it reports progress for.
+        heard: The deadline for its next message.
     """
 
     ranks: tuple[int, ...]
@@ -80,6 +86,7 @@ class _Share:
     busy_since: float | None = None
     ended: ShareEnded | None = None
     task: Task | None = None
+    heard: Deadline = field(default_factory=lambda: Deadline(CLUSTER_SHARE.seconds))
 
     @property
     def name(self) -> str:
@@ -136,7 +143,12 @@ def _refuse_silent(address: str) -> None:
     if not colon:
         return
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+        with socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS) as server:
+            server.sendall(_GREETING)
+            server.recv(1)
+    except TimeoutError:
+        reason = f"no Ray cluster can be reached: no answer within {_CONNECT_SECONDS:g} s"
+        raise Unreachable.about("ray", address, reason, hint=_NO_CLUSTER) from None
     except (OSError, ValueError, OverflowError) as error:
         reason = f"no Ray cluster can be reached: {error}"
         raise Unreachable.about("ray", address, reason, hint=_NO_CLUSTER) from None
@@ -200,12 +212,23 @@ class _Driver:
                 time.sleep(1.0)
             for stream in ready:
                 self._take(stream)
+            for share in self._running.values():
+                self._refuse_silent_share(share)
+
+    def _refuse_silent_share(self, share: _Share) -> None:
+        """Raise NodesLost if nothing was heard of a share for too long: it waits for CPUs, or its node hangs."""
+        if not share.heard.left:
+            raise NodesLost(
+                f"{share.name}: nothing heard of it for {share.heard.seconds:g} s",
+                hint="`ray status` shows whether its CPUs are taken. Run again: what is done is not done again.",
+            )
 
     def _start(self, share: _Share) -> None:
         there = _nodes(self._ray)
         busy = [other.node for other in self._running.values()]
         share.node = share.home if share.home in there else min(there, key=busy.count)
         share.tries += 1
+        share.heard.renew()
         order = replace(self._order, ranks=share.ranks, restart=self._order.restart and share.tries == 1)
         task = self._task(carry_out, share.node, num_returns="streaming")
         self._running[task.remote(order)] = share
@@ -222,6 +245,7 @@ class _Driver:
         share, errors = self._running[stream], self._ray.exceptions
         try:
             message: Message = self._ray.get(next(stream))
+            share.heard.renew()
         except errors.RayTaskError as error:
             raise self._task_error(share, error) from error
         except (errors.RayError, StopIteration) as error:
@@ -291,8 +315,10 @@ class _Driver:
         found: list[Manifest] = []
         for share, look in zip(self._shares, looks, strict=True):
             manifest: Manifest | None = None
+            share.heard.renew()
             with contextlib.suppress(self._ray.exceptions.RayError):
-                manifest = self._ray.get(look)
+                manifest = self._ray.get(look, timeout=CLUSTER_SHARE.seconds)
+            self._refuse_silent_share(share)
             if manifest is None or not set(share.ranks) <= set(manifest.ranks):
                 self._lose(share, "the folder is not there any more")
             else:

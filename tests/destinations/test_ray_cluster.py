@@ -4,6 +4,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -287,6 +288,17 @@ def test_an_address_where_nothing_answers_is_unreachable_at_once(model: Path, tm
     code, said = refused(str(model), str(tmp_path / "out"), "--tp", "8", "--ray", "127.0.0.1:1")
     assert code == ExitCode.NETWORK
     assert "--ray '127.0.0.1:1': no Ray cluster can be reached" in said
+
+
+def test_an_address_that_takes_a_connection_and_is_silent_is_unreachable_in_time(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "_CONNECT_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        code, said = refused(str(model), str(tmp_path / "out"), "--tp", "8", "--ray", address)
+    assert code == ExitCode.NETWORK
+    assert f"--ray '{address}': no Ray cluster can be reached: no answer within 0.3 s" in said
 
 
 def test_a_machine_without_a_cluster_is_said(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

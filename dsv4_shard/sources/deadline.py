@@ -67,7 +67,9 @@ def in_time(call: Callable[[], T], deadline: Deadline, is_over: Callable[[], boo
     return answer[0]
 
 
-def for_each(names: Iterable[str], call: Callable[[str], object], threads: int, look: Callable[[], None]) -> None:
+def for_each(
+    names: Iterable[str], call: Callable[[str], object], threads: int, look: Callable[[], None] = lambda: None
+) -> None:
     """Call `call` for each name, in several threads. Its first error is raised, and what `look` raises meanwhile.
 
     Then, and after an interrupt, the threads that still wait are left behind; none begins with another name.

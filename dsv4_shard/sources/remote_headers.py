@@ -9,7 +9,6 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -23,6 +22,7 @@ from dsv4_shard.sources.checkpoint_files import (
     SINGLE_FILE,
     is_plain_name,
 )
+from dsv4_shard.sources.deadline import for_each
 from dsv4_shard.sources.known_repos import headers_folder
 from dsv4_shard.sources.prefetch import CONNECTIONS
 from dsv4_shard.sources.remote import Listed, RemoteSource
@@ -77,8 +77,10 @@ def weight_map_of(index: bytes) -> dict[str, str]:
 
 
 def _in_parallel(read: Callable[[str], bytes], names: list[str]) -> dict[str, bytes]:
-    with ThreadPoolExecutor(CONNECTIONS) as pool:
-        return dict(zip(names, pool.map(read, names), strict=True))
+    """Return name → what `read` gives. Its first error is raised, and no other request is waited for."""
+    found: dict[str, bytes] = {}
+    for_each(names, lambda name: found.update({name: read(name)}), CONNECTIONS)
+    return {name: found[name] for name in names}
 
 
 class _Budget:

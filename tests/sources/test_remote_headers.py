@@ -3,9 +3,12 @@
 import os
 import time
 from pathlib import Path
+from threading import Event
 
 import pytest
 
+from dsv4_shard.errors import NotFound
+from dsv4_shard.sources import remote_headers
 from dsv4_shard.sources.remote import Listed
 from dsv4_shard.sources.remote_headers import HeaderCache, RemoteHeaders
 
@@ -87,3 +90,24 @@ def test_a_cache_that_cannot_be_written_is_no_reason_to_fail(tmp_path: Path, mon
     cache.save(COMMIT, KEPT)
     cache.remember("main", COMMIT)
     assert cache.load(COMMIT) is None
+
+
+def test_an_error_is_not_kept_back_by_a_request_that_waits() -> None:
+    ended, begun = Event(), time.monotonic()
+
+    def read(name: str) -> bytes:
+        if name == "missing":
+            raise NotFound("missing")
+        ended.wait(20)
+        return b""
+
+    with pytest.raises(NotFound):
+        remote_headers._in_parallel(read, ["stalled", "missing", "other"])
+    assert time.monotonic() - begun < 5
+    ended.set()
+
+
+def test_what_is_read_in_parallel_is_in_order() -> None:
+    names = [f"{number}" for number in range(100)]
+    assert list(remote_headers._in_parallel(str.encode, names).items()) == [(name, name.encode()) for name in names]
+    assert remote_headers._in_parallel(str.encode, []) == {}

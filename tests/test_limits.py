@@ -28,7 +28,7 @@ from dsv4_shard.sharding.manifest import read_manifest
 from dsv4_shard.sharding.model_card import license_of
 from dsv4_shard.sharding.progress import Reporter
 from dsv4_shard.sharding.statement import read_statement
-from dsv4_shard.signing import keys, result_signature
+from dsv4_shard.signing import keys, library, result_signature
 from dsv4_shard.signing.bundle import Bundle
 from dsv4_shard.sources import hub, hub_http, local, object_store, remote_headers, retry
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
@@ -757,6 +757,13 @@ def _gate_head(trial: Trial, beyond: int) -> object:
         return gate._read_head(cast(Any, End(limits.GATE_HEAD.nbytes + beyond)))
     except gate._Refused:
         raise errors.BadAnswer("refused") from None
+
+
+@tries("SIGSTORE", "seconds", errors.Unreachable)
+def _sigstore_seconds(trial: Trial, beyond: int) -> object:
+    if beyond:
+        trial.lower(library, "SIGSTORE", seconds=0.1)
+    return library.ask_sigstore(lambda: Event().wait(0.3))
 
 
 @tries("CLUSTER_SHARE", "seconds", errors.NodesLost)

@@ -6,16 +6,23 @@ import importlib.util
 import logging
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from dsv4_shard.errors import ShardError, Unreachable, UsageError
+from dsv4_shard.limits import SIGSTORE
+from dsv4_shard.sources.deadline import Deadline, Overdue, in_time
 from dsv4_shard.text.sanitize import short_name
 
 if TYPE_CHECKING:
     from model_signing import hashing
     from model_signing.manifest import Manifest
+
+
+T = TypeVar("T")
+
+_KEYLESS = "Keyless signatures need the network: Sigstore, or that of --trust-config."
 
 
 def refuse_without_library() -> None:
@@ -60,10 +67,16 @@ def library_errors(kind: type[ShardError], what: str) -> Iterator[None]:
         raise
     except Exception as error:
         if _is_of_network(error):
-            raise Unreachable(f"Sigstore cannot be asked: {first_line(error)}",
-                              hint="Keyless signatures need the network: Sigstore, or that of --trust-config.",
-                              ) from error  # fmt: skip
+            raise Unreachable(f"Sigstore cannot be asked: {first_line(error)}", hint=_KEYLESS) from error
         raise kind(f"{what}: {first_line(error)}") from error
+
+
+def ask_sigstore(call: Callable[[], T]) -> T:
+    """Return what `call` returns. Raises Unreachable if it takes too long: the library's requests have no timeouts."""
+    try:
+        return in_time(call, Deadline(SIGSTORE.seconds))
+    except Overdue:
+        raise Unreachable(f"Sigstore gave no answer within {SIGSTORE.seconds:g} s", hint=_KEYLESS) from None
 
 
 def _is_of_network(error: BaseException | None) -> bool:

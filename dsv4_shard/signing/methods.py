@@ -1,6 +1,7 @@
 """How to sign, and what to expect of a signature: a key, a certificate, or an identity that Sigstore vouches for."""
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from dsv4_shard.signing.keys import (
     public_key,
     token_in,
 )
-from dsv4_shard.signing.library import already_hashed, as_file, library_errors
+from dsv4_shard.signing.library import already_hashed, as_file, ask_sigstore, library_errors
 
 if TYPE_CHECKING:
     from model_signing import signing, verifying
@@ -86,7 +87,8 @@ class Signer:
 
         with library_errors(BadKey, "signing failed"), tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.sig"
-            self._configured(signing.Config()).set_hashing_config(already_hashed(manifest)).sign(folder, path)
+            config, known = signing.Config(), already_hashed(manifest)
+            _by(self.how, lambda: self._configured(config).set_hashing_config(known).sign(folder, path))
             return path.read_bytes()
 
     def _configured(self, config: "signing.Config") -> "signing.Config":
@@ -153,7 +155,8 @@ class Expected:
             if fault := fault_of(parsed(raw, where)):
                 raise SignatureRefused(f"{where}: {fault}, and nothing proves when the signature was made")
         with library_errors(SignatureRefused, f"{where}: {_REFUSED[self.how]}"), as_file(bundle.raw) as path:
-            self._configured(verifying.Config()).set_hashing_config(already_hashed(manifest)).verify(path.parent, path)
+            config, known = verifying.Config(), already_hashed(manifest)
+            _by(self.how, lambda: self._configured(config).set_hashing_config(known).verify(path.parent, path))
         return self._signer(bundle, where)
 
     def _configured(self, config: "verifying.Config") -> "verifying.Config":
@@ -172,6 +175,14 @@ class Expected:
         if self.chain is not None:
             return name_of_certificate(parsed(bundle.certificates[0], where))
         return f"{self.identity}, says {self.provider}"
+
+
+def _by(how: How, call: Callable[[], object]) -> None:
+    """Call `call`, in time if the method asks Sigstore."""
+    if how == "sigstore":
+        ask_sigstore(call)
+    else:
+        call()
 
 
 _METHODS = {"key": "a key", "certificate": "a certificate", "sigstore": "an identity of Sigstore"}

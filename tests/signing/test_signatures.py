@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -40,8 +42,10 @@ from dsv4_shard.errors import (
     Unreachable,
     UsageError,
 )
+from dsv4_shard.limits import SIGSTORE
 from dsv4_shard.sharding.manifest import Manifest, load_manifest
 from dsv4_shard.sharding.progress import Progress, Task
+from dsv4_shard.signing import library
 from dsv4_shard.storage import MANIFEST_NAME
 
 RANK = "model0-mp2.safetensors"
@@ -780,6 +784,24 @@ def test_sigstore_that_does_not_answer_is_one_line(out: Path, tmp_path: Path) ->
     assert command.stderr.startswith("error: Sigstore cannot be asked: ")
     assert "127.0.0.1" in command.stderr
     assert command.stderr.count("\n") == 2
+
+
+def test_sigstore_that_stalls_is_not_waited_for_for_good(
+    out: Path, fulcio: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone_on = threading.Event()
+    monkeypatch.setattr(Fulcio, "do_POST", lambda handler: gone_on.wait(20))
+    monkeypatch.setattr(library, "SIGSTORE", replace(SIGSTORE, seconds=3))
+    (tmp_path / "token").write_text(token())
+    begun = time.monotonic()
+    with pytest.raises(Unreachable, match="Sigstore gave no answer within 3 s") as found:
+        dsv4_shard.sign(
+            out, keyless=True, identity_token=tmp_path / "token", trust_config=trust_config(tmp_path, fulcio)
+        )
+    assert time.monotonic() - begun < 8
+    gone_on.set()
+    assert "Sigstore" in (found.value.hint or "")
+    assert not (out / "model.sig").exists()
 
 
 @pytest.mark.parametrize("what", ["no token", "an old one"])

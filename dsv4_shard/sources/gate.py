@@ -22,6 +22,7 @@ from urllib.request import getproxies_environment, proxy_bypass_environment  # t
 
 from dsv4_shard.errors import UsageError
 from dsv4_shard.limits import GATE_HEAD, STORE_ANSWER
+from dsv4_shard.sources.deadline import Deadline, Overdue, in_time
 
 _PIPE_BYTES = 1 << 20
 """Bytes that one call moves: the largest pipe that Linux gives without privileges."""
@@ -234,11 +235,11 @@ def _connect(client: socket.socket, origin: ServerOrigin, method: bytes, state: 
             host = f"[{origin.host}]" if ":" in origin.host else origin.host
             store.sendall(f"CONNECT {host}:{origin.port} HTTP/1.1\r\nHost: {host}:{origin.port}\r\n".encode()
                           + proxy[2] + b"\r\n")  # fmt: skip
-            status = _read_head(store).split(b" ", 2)[1]
+            status = in_time(lambda: _read_head(store), Deadline(_CONNECT_SECONDS)).split(b" ", 2)[1]
             if status != b"200":
                 raise OSError(0, f"the proxy of the environment answered {status.decode(errors='replace')[:20]}")
-    except (OSError, _Refused, IndexError) as error:
-        state.unreachable[origin] = str(getattr(error, "strerror", None) or error or "no answer of the proxy")
+    except (OSError, _Refused, IndexError, Overdue) as error:
+        state.unreachable[origin] = getattr(error, "strerror", None) or str(error) or "no answer of the proxy"
         client.sendall(b"HTTP/1.1 502 Bad Gateway" + _EMPTY)
         raise _Refused from None
     state.unreachable.pop(origin, None)

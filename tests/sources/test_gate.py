@@ -335,6 +335,22 @@ def test_a_host_that_goes_without_the_proxy_is_asked_directly(monkeypatch: pytes
     assert proxy.asked == []
 
 
+def test_a_proxy_that_drips_its_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def drip(handler: Handler) -> None:
+        for _ in range(1000):
+            handler.wfile.write(b"x")
+            Event().wait(0.05)
+
+    monkeypatch.setattr(gates, "_CONNECT_SECONDS", 0.3)
+    with Server(drip) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        store = store_at("https://127.0.0.1:9", "s3", monkeypatch, tmp_path)
+        begun = time.monotonic()
+        with pytest.raises(ServerFailed, match=r"no connection to https://127\.0\.0\.1:9: no answer of the proxy"):
+            store.everything()
+        assert time.monotonic() - begun < 10
+
+
 def test_a_proxy_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "socks5://127.0.0.1:1080")
     with pytest.raises(UsageError, match="the proxy of the environment is a socks5:// one"):

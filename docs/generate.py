@@ -220,8 +220,8 @@ def _limits() -> Iterator[str]:
     yield (
         "The largest input of each kind that is read. Bytes count decoded, before anything is made of them; an input "
         "beyond a limit is refused with one line. No command needs more than 512 MiB of memory for any input within "
-        "them, `verify --numerics` aside, which loads torch. They stand in `dsv4_shard/limits.py`, and "
-        "`tests/test_limits.py` tries each, and one step beyond."
+        "them and as many workers as by default, `verify --numerics` aside, which loads torch. They stand in "
+        "`dsv4_shard/limits.py`, and `tests/test_limits.py` tries each, and one step beyond."
     )
     rows = [
         (

@@ -146,7 +146,10 @@ class IndexMismatch(ShardError):
 
 
 class CheckpointTooLarge(ShardError):
-    """The headers of a checkpoint describe more than is read; the limits leave room for twice the largest release."""
+    """A checkpoint, or the result that would be made of it, has more or larger tensors than are read.
+
+    The limits leave room for a third more than the largest release has.
+    """
 
     hint = "No release is so large: look at its headers, or ask for a higher limit (docs/reference/limits.md)."
 

@@ -44,9 +44,19 @@ HEADER = Limit(
 )  # fmt: skip
 
 HEADERS = Limit(
-    "all headers of a checkpoint or of a result", "CheckpointTooLarge",
-    nbytes=96 << 20, count=400_000, counted="tensors",
+    "all headers of a checkpoint", "CheckpointTooLarge",
+    nbytes=96 << 20, count=200_000, counted="tensors",
     largest="V4-Pro: 145,116 tensors",
+)  # fmt: skip
+
+RESULT = Limit(
+    "tensors of all files of a result", "CheckpointTooLarge", count=500_000, counted="tensors",
+    largest="the reference's 64 ranks of V4-Pro: 430,000",
+)  # fmt: skip
+
+ROWS = Limit(
+    "rows of a tensor that cannot be taken apart: one; a row of blocks that is decoded; a row of scales, repeated",
+    "CheckpointTooLarge", nbytes=4 << 20, largest="V4-Pro: 0.5 MB, 128 rows of `wo_a`",
 )  # fmt: skip
 
 WEIGHT_FILES = Limit("weight files that an index names", "BadIndex", count=10_000, counted="files")

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
@@ -22,11 +23,12 @@ from dsv4_shard.diagnosis import log_scan
 from dsv4_shard.limits import TABLE, Limit
 from dsv4_shard.models.config import parse_document
 from dsv4_shard.planning.plan_file import read_plan
-from dsv4_shard.sharding import journal
+from dsv4_shard.sharding import journal, recipe
 from dsv4_shard.sharding.header_archive import read_skeleton
 from dsv4_shard.sharding.manifest import read_manifest
 from dsv4_shard.sharding.model_card import license_of
 from dsv4_shard.sharding.progress import Reporter
+from dsv4_shard.sharding.recipe import OutputFile, Recipe, Step
 from dsv4_shard.sharding.statement import read_statement
 from dsv4_shard.signing import keys, library, result_signature
 from dsv4_shard.signing.bundle import Bundle
@@ -40,7 +42,8 @@ from dsv4_shard.sources.release_files import travelling
 from dsv4_shard.sources.remote import Listed
 from dsv4_shard.sources.remote_headers import HeaderCache
 from dsv4_shard.sources.retry import Transient
-from dsv4_shard.tensors.header import parse_header, read_header
+from dsv4_shard.tensors.decoding import TRANSFORMS
+from dsv4_shard.tensors.header import Tensor, build_header, parse_header, read_header
 from dsv4_shard.terminal import last_inspected
 from dsv4_shard.text.strict_json import BadJson
 from fuzz import results
@@ -501,6 +504,43 @@ def _headers_tensors(trial: Trial, beyond: int) -> object:
     tensors = len(small_checkpoint()[0].tensors)
     trial.monkeypatch.setattr(reader, "HEADERS", replace(limits.HEADERS, count=tensors - beyond))
     return reader.read_checkpoint(MemorySource.of(_folder()))
+
+
+@tries("RESULT", "count", errors.CheckpointTooLarge)
+def _result_tensors(trial: Trial, beyond: int) -> object:
+    most = trial.lower(recipe, "RESULT", count=10).count
+    header, placed = build_header({f"{n}": ("U8", (1,)) for n in range(most // 2)})
+    files = [OutputFile(f"{n}.safetensors", (n,), header, placed, {}) for n in range(2)]
+    return Recipe(
+        (*files, OutputFile("z.safetensors", (2,), header, dict(islice(placed.items(), beyond)), {})), (), (), {}
+    )
+
+
+def test_a_file_that_could_not_be_read_is_not_written() -> None:
+    header, placed = build_header({f"{n:x}": ("U8", (0,)) for n in range(limits.HEADER.count // 7 + 1)})
+    with pytest.raises(
+        errors.CheckpointTooLarge, match=r"a\.safetensors, if it were written, could not be read: .* va"
+    ):
+        Recipe((OutputFile("a.safetensors", (0,), header, placed, {}),), (), (), {})
+
+
+@tries("ROWS", "nbytes", errors.CheckpointTooLarge)
+def _rows_bytes(trial: Trial, beyond: int) -> object:
+    wide = limits.ROWS.nbytes + beyond
+    return Recipe((), (Step(Tensor("a", "U8", (1, wide), "a.safetensors", 0, wide), ()),), (), {})
+
+
+@pytest.mark.parametrize(("width", "repeat", "transform"), [(262_145, 4, None), (32_769, 1, "fp8_to_bf16")])
+def test_rows_that_are_repeated_or_decoded_count_as_often(width: int, repeat: int, transform: str | None) -> None:
+    """Such as one row of scales that becomes 4 by 4, and 128 rows that share their scales."""
+    for less in (1, 0):
+        tensor = Tensor("a", "U8", (128, width - less), "a.safetensors", 0, 128 * (width - less))
+        step = Step(tensor, (), repeat=repeat, transform=TRANSFORMS[transform] if transform else None, scale=tensor)
+        if less:
+            Recipe((), (step,), (), {})
+        else:
+            with pytest.raises(errors.CheckpointTooLarge, match=r"a: 4,194,\d{3} bytes of its rows are needed at once"):
+                Recipe((), (step,), (), {})
 
 
 def test_headers_of_a_server_are_read_within_the_limit_for_all(monkeypatch: pytest.MonkeyPatch) -> None:

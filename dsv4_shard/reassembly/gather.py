@@ -72,14 +72,16 @@ class Gatherer:
         """
         height, row_nbytes = _size(tensor)
         first, stop = start // row_nbytes, -(-(start + len(buffer)) // row_nbytes)
-        rows = _Rows(first, stop, stop == height)
-        if start % row_nbytes == 0 and len(buffer) % row_nbytes == 0:
-            self._read_rows(tensor, rows, np.frombuffer(buffer, np.uint8).reshape(-1, row_nbytes))
-            return
-        matrix = np.empty((stop - first, row_nbytes), np.uint8)
-        self._read_rows(tensor, rows, matrix)
-        skipped = start - first * row_nbytes
-        buffer[:] = matrix.reshape(-1)[skipped : skipped + len(buffer)].data
+        is_whole = start % row_nbytes == 0 and len(buffer) % row_nbytes == 0
+        matrix = np.frombuffer(buffer, np.uint8) if is_whole else np.empty((stop - first) * row_nbytes, np.uint8)
+        matrix = matrix.reshape(-1, row_nbytes)
+        rows_at_once = max(1, CHUNK_BYTES // (row_nbytes * self._growth(tensor.name)))
+        for row in range(first, stop, rows_at_once):
+            end = min(row + rows_at_once, stop)
+            self._read_rows(tensor, _Rows(row, end, end == height), matrix[row - first : end - first])
+        if not is_whole:
+            skipped = start - first * row_nbytes
+            buffer[:] = matrix.reshape(-1)[skipped : skipped + len(buffer)].data
 
     def check_fixed(self) -> None:
         """Check the tensors that come from no checkpoint against the layout's constants. Raises DamagedRanks."""
@@ -89,6 +91,11 @@ class Gatherer:
                 for file in self.files.copies(fixed.file):
                     if file.read(start, start + len(fixed.data)) != fixed.data:
                         raise DamagedRanks(f"{file.name}: {fixed.tensor}: not what the engine's layout has there")
+
+    def _growth(self, name: str) -> int:
+        """How many times the bytes of a tensor its bytes in rank files are, at most."""
+        steps = self._steps[name]
+        return max(step.repeat**2 * (step.conversion.growth[0] if step.conversion else 1) for step in steps)
 
     def _read_rows(self, tensor: Tensor, rows: _Rows, out: Bytes) -> None:
         """Copy rows of a tensor into `out`, uint8 `[rows, row bytes]`, and compare all places that hold them."""

@@ -2,8 +2,8 @@
 
 Workers take steps in the order of the source's bytes if it is remote, else in the order of the output's bytes, in which
 they are hashed. Each worker holds one chunk of rows at a time, so memory is bounded by workers x chunk, whatever the
-size of a tensor. The sink decides where the bytes go: the sink of `reshard`
-writes them, the sink of `verify` compares them with the files on disk.
+size of a tensor; recipes have no rows that are longer than a chunk. The sink decides where the bytes go: the sink of
+`reshard` writes them, the sink of `verify` compares them with the files on disk.
 """
 
 import threading
@@ -27,6 +27,9 @@ from dsv4_shard.tensors.decoding import Decoded, Transform
 from dsv4_shard.tensors.dtype_casts import Bytes, Conversion
 from dsv4_shard.tensors.geometry import Rectangle, whole_rectangle
 from dsv4_shard.tensors.header import DTYPE_BITS
+
+_PART_BYTES = 1 << 20
+"""Bytes of padding below the rows that are made at a time."""
 
 
 class Sink(Protocol):
@@ -163,6 +166,7 @@ class _CopyRun:
         self._lock = threading.Lock()
         self._stopped = False
         self._pieces: dict[tuple[int, str], bytearray] = {}
+        self._digests: dict[tuple[int, str], str] = {}
         self._inexact: dict[str, int] = {}
         self._bytes_read = 0
 
@@ -188,10 +192,7 @@ class _CopyRun:
     def result(self) -> CopyResult:
         """The result of the run. Call it after all workers have ended."""
         return CopyResult(
-            {
-                key: found.hex() if len(found) == DIGEST_BYTES else xxhash.xxh3_128_hexdigest(found)
-                for key, found in sorted(self._pieces.items())
-            },
+            {key: self._digests[key] for key in sorted(self._digests)},
             dict(sorted(self._inexact.items())),
             self._bytes_read,
         )
@@ -242,14 +243,21 @@ class _CopyRun:
         for index, piece in enumerate(pieces):
             digest = digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
             for file, tensor, slot in piece.places:
-                runs = self._recipe.files[file].pieces.get(tensor, ((1, 0),))
-                room = DIGEST_BYTES * sum(count for count, _ in runs)
-                kept = self._pieces.setdefault((file, tensor), bytearray(room))
-                kept[slot * DIGEST_BYTES : (slot + 1) * DIGEST_BYTES] = digest
-                left = self._slots_left.get((file, tensor), room // DIGEST_BYTES) - 1
-                self._slots_left[file, tensor] = left
-                if left == 0:
-                    self._on_tensor(file, tensor)
+                runs = self._recipe.files[file].pieces.get(tensor, ())
+                if runs and not self._fill(file, tensor, sum(count for count, _ in runs), slot, digest):
+                    continue
+                whole = xxhash.xxh3_128_hexdigest(self._pieces.pop((file, tensor))) if runs else digest.hex()
+                self._digests[file, tensor] = whole
+                self._on_tensor(file, tensor)
+
+    def _fill(self, file: int, tensor: str, slots: int, slot: int, digest: bytes) -> bool:
+        """Store the digest of one piece of a tensor of several; return whether all are there."""
+        kept = self._pieces.setdefault((file, tensor), bytearray(slots * DIGEST_BYTES))
+        kept[slot * DIGEST_BYTES : (slot + 1) * DIGEST_BYTES] = digest
+        left = self._slots_left.pop((file, tensor), slots) - 1
+        if left:
+            self._slots_left[file, tensor] = left
+        return left == 0
 
     def _read(self, name: str, start: int, buffer: memoryview) -> None:
         self._files[name].readinto(start, buffer, once=True)
@@ -285,8 +293,9 @@ class _CopyRun:
                     part = _columns(matrix[start - row : stop - row], area)
                     self._append(piece, _converted(_padded(part, piece.pad_cols, step.fill), step.conversion))
         for piece in pieces:
-            if piece.pad_nbytes and not self._stopped:
-                self._append(piece, _converted(_filled(1, piece.pad_nbytes, step.fill), step.conversion))
+            for nbytes in _parts(piece.pad_nbytes):
+                if not self._stopped:
+                    self._append(piece, _converted(_filled(1, nbytes, step.fill), step.conversion))
 
     def _chunks(self, step: Step, buffer: bytearray) -> Iterator[tuple[int, Bytes]]:
         """Read the rows that a step needs, each once; yield (number of the first row, uint8 `[rows, row bytes]`)."""
@@ -295,11 +304,11 @@ class _CopyRun:
         if row_nbytes == 0 or not runs:
             return
         if step.repeat > 1:
-            yield 0, self._repeated(step)
-            return
+            runs = [(0, tensor.shape[0])]
         if row_nbytes > len(buffer):
             buffer = bytearray(row_nbytes)
-        rows_at_once = len(buffer) // row_nbytes
+        growth = step.repeat**2 * (step.conversion.growth[0] if step.conversion else 1)
+        rows_at_once = max(1, len(buffer) // (row_nbytes * growth))
         for first, last in runs:
             for row in range(first, last, rows_at_once):
                 if self._stopped:
@@ -307,20 +316,8 @@ class _CopyRun:
                 count = min(rows_at_once, last - row)
                 view = memoryview(buffer)[: count * row_nbytes]
                 self._read(tensor.file, tensor.start + row * row_nbytes, view)
-                yield row, np.frombuffer(view, np.uint8).reshape(count, row_nbytes)
-
-    def _repeated(self, step: Step) -> Bytes:
-        """A whole scale as uint8 `[rows, row bytes]`, with each element repeated along both axes.
-
-        Scales of blocks are small, so the whole tensor is held in memory.
-        """
-        tensor = step.source
-        raw = np.empty(tensor.nbytes, np.uint8)
-        self._read(tensor.file, tensor.start, raw.data.cast("B"))
-        width = DTYPE_BITS[tensor.dtype] // 8
-        items = raw.view(f"V{width}").reshape(tensor.shape)
-        repeated = np.ascontiguousarray(items.repeat(step.repeat, axis=0).repeat(step.repeat, axis=1))
-        return repeated.view(np.uint8).reshape(len(repeated), -1)
+                rows = np.frombuffer(view, np.uint8).reshape(count, row_nbytes)
+                yield row * step.repeat, _repeated(rows, step) if step.repeat > 1 else rows
 
     def _decode(self, step: Step, transform: Transform, pieces: list["_Piece"]) -> int:
         """Decode a weight and its scale, stripe by stripe; return the number of inexact values.
@@ -406,6 +403,18 @@ def _pieces_of(step: Step) -> list[_Piece]:
             if step.transform and step.transform.scale_dtype:
                 pieces.append(_Piece(cut, 0, [(file, scale_name(landing.tensor), 0) for file in files]))
     return pieces
+
+
+def _repeated(rows: Bytes, step: Step) -> Bytes:
+    """Rows of a scale, uint8 `[rows, row bytes]`, with each element repeated along both axes."""
+    items = rows.view(f"V{DTYPE_BITS[step.source.dtype] // 8}")
+    repeated = np.ascontiguousarray(items.repeat(step.repeat, axis=0).repeat(step.repeat, axis=1))
+    return repeated.view(np.uint8).reshape(len(repeated), -1)
+
+
+def _parts(nbytes: int) -> Iterator[int]:
+    """The sizes of parts of `nbytes`, of whole elements and about a MiB each."""
+    return (min(_PART_BYTES, nbytes - start) for start in range(0, nbytes, _PART_BYTES))
 
 
 def _columns(rows: Bytes, area: Rectangle) -> Bytes:

@@ -130,9 +130,9 @@ class _Progress:
         self.file = file
         self.running = hashlib.sha256(file.header)
         self.position = self.there = len(file.header)
-        ordered = sorted((info.start, info.stop, name) for name, info in file.tensors.items() if info.start < info.stop)
-        self._waiting = [(name, len(file.header) + stop) for _, stop, name in reversed(ordered)]
-        """Tensors that are not counted in `there`, with their ends; the next one last."""
+        waiting = [name for name, info in file.tensors.items() if info.start < info.stop]
+        self._waiting = sorted(waiting, key=lambda name: file.tensors[name].start, reverse=True)
+        """Tensors that are not counted in `there`; the next one last."""
         self._complete: set[str] = set()
         self._is_claimed = False
         self._lock = threading.Lock()
@@ -160,8 +160,10 @@ class _Progress:
         """Count a tensor as there; return whether to read back now: then the file is claimed for it."""
         with self._lock:
             self._complete.add(tensor)
-            while self._waiting and self._waiting[-1][0] in self._complete:
-                self.there = self._waiting.pop()[1]
+            while self._waiting and self._waiting[-1] in self._complete:
+                name = self._waiting.pop()
+                self._complete.discard(name)
+                self.there = len(self.file.header) + self.file.tensors[name].stop
             if self._is_claimed or self.position >= self.there:
                 return False
             self._is_claimed = True

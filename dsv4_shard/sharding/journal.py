@@ -189,7 +189,7 @@ class Journal:
     ) -> None:
         self._path, self._run, self._stop = path, run, stop
         self._settle, self._flush = settle, flush
-        self._noted: list[Finished] = []
+        self._noted = bytearray()
         self._noted_nbytes = 0
         self._lock = threading.Lock()
         self._saving = threading.Lock()
@@ -197,7 +197,8 @@ class Journal:
     def note(self, finished: Finished) -> None:
         """Record a finished step. Saves when SAVE_BYTES are due and no other thread is saving. Raises WriteFailed."""
         with self._lock:
-            self._noted.append(finished)
+            self._noted += _STEP.pack(finished.number, len(finished.digests), finished.inexact, finished.nbytes)
+            self._noted += finished.digests
             self._noted_nbytes += finished.nbytes
             is_due = self._noted_nbytes >= SAVE_BYTES
         if is_due and self._saving.acquire(blocking=False):
@@ -213,17 +214,16 @@ class Journal:
 
     def _save(self) -> None:
         with self._lock:
-            noted, self._noted, self._noted_nbytes = self._noted, [], 0
+            noted, self._noted, self._noted_nbytes = self._noted, bytearray(), 0
         if not noted:
             return
         self._flush()
-        payload = b"".join(_STEP.pack(s.number, len(s.digests), s.inexact, s.nbytes) + s.digests for s in noted)
         try:
             if self._stop == 0:
                 self._settle()
                 self._append(self._run.model_dump_json().encode())
                 fsync_folder(self._path.parent)
-            self._append(payload)
+            self._append(bytes(noted))
         except OSError as error:
             raise WriteFailed(f"{error.filename or self._path}: {error.strerror}") from error
 

@@ -172,11 +172,11 @@ class Manifest(Document):
     def sealed(self) -> "Manifest":
         """A copy of this manifest with its digest set."""
         blank = self.model_copy(update={"digest": ""})
-        return self.model_copy(update={"digest": digest_of(blank.model_dump_json().encode())})
+        return self.model_copy(update={"digest": digest_of(blank.__pydantic_serializer__.to_json(blank))})
 
     def to_bytes(self) -> bytes:
         """The bytes of manifest.json."""
-        return self.model_dump_json(indent=1).encode() + b"\n"
+        return self.__pydantic_serializer__.to_json(self, indent=1) + b"\n"
 
 
 def ranks_written_by(manifests: Iterable[Manifest]) -> dict[str, tuple[int, ...]]:

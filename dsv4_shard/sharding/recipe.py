@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
+from dsv4_shard.errors import CheckpointTooLarge
+from dsv4_shard.limits import HEADER, RESULT, ROWS
 from dsv4_shard.sources.base import CHUNK_BYTES, Span
 from dsv4_shard.tensors.decoding import Transform
 from dsv4_shard.tensors.dtype_casts import Conversion
 from dsv4_shard.tensors.geometry import Rectangle, whole_rectangle
-from dsv4_shard.tensors.header import Tensor, TensorInfo
+from dsv4_shard.tensors.header import LENGTH_BYTES, Tensor, TensorInfo
+from dsv4_shard.text.sanitize import short_name
+from dsv4_shard.text.strict_json import BadJson, check_size
 
 
 class Stripe(NamedTuple):
@@ -139,11 +143,14 @@ def row_runs(step: Step) -> list[tuple[int, int]]:
 
 
 def stripes(step: Step, area: Rectangle) -> Iterator[Stripe]:
-    """The rows of a decoded piece, in groups of whole stripes of blocks, about CHUNK_BYTES each."""
+    """The rows of a decoded piece, in groups of whole stripes of blocks, about half of CHUNK_BYTES each.
+
+    Decoded bytes, and those on the way to them, are several times as many.
+    """
     assert step.transform is not None, "only what is decoded has stripes"
     block, scale_rows = step.transform.block, step.transform.scale_rows
     row_nbytes = whole_rectangle(step.source.dtype, step.source.shape).stop
-    rows_at_once = max(1, CHUNK_BYTES // (row_nbytes * block)) * block
+    rows_at_once = max(1, CHUNK_BYTES // 2 // (row_nbytes * block)) * block
     for row in range(area.row_start, area.row_stop, rows_at_once):
         rows = min(rows_at_once, area.row_stop - row)
         yield Stripe(row, rows, row // block * scale_rows, -(-rows // block) * scale_rows)
@@ -196,12 +203,19 @@ class Recipe:
         steps: In the order of the source's bytes.
         fixed: Tensors that come from no checkpoint.
         left_out: Source tensor -> why no rank gets it.
+
+    Raises:
+        CheckpointTooLarge: The files could not be read, or the rows of a tensor are too long to be held in memory.
     """
 
     files: tuple[OutputFile, ...]
     steps: tuple[Step, ...]
     fixed: tuple[Fixed, ...]
     left_out: dict[str, str]
+
+    def __post_init__(self) -> None:
+        _refuse_unreadable(self.files)
+        _refuse_wide_rows(self.steps)
 
     @property
     def nbytes(self) -> int:
@@ -214,19 +228,48 @@ class Recipe:
         return len(output.header) + output.tensors[tensor].start
 
 
+def _refuse_unreadable(files: tuple[OutputFile, ...]) -> None:
+    """Raise CheckpointTooLarge if no command could read the files once they are written."""
+    for file in files:
+        try:
+            check_size(file.header[LENGTH_BYTES:], HEADER)
+        except BadJson as error:
+            raise CheckpointTooLarge(f"{file.name}, if it were written, could not be read: its header has {error}",
+                                     hint="Write more ranks, or look at the checkpoint: no release is so large.",
+                                     ) from None  # fmt: skip
+    if (count := sum(len(file.tensors) for file in files)) > RESULT.count:
+        raise CheckpointTooLarge(f"{count:,} tensors in all files of the result, and at most {RESULT.count:,} are read",
+                                 hint="Write fewer ranks into a folder (--ranks).")  # fmt: skip
+
+
+def _refuse_wide_rows(steps: tuple[Step, ...]) -> None:
+    """Raise CheckpointTooLarge if rows of a tensor are too long to be held in memory."""
+    kinds = {(one.source.dtype, one.source.shape, one.repeat, one.transform is None): one for one in steps}
+    for step in kinds.values():
+        if (nbytes := _least_nbytes(step)) > ROWS.nbytes:
+            raise CheckpointTooLarge(
+                f"{short_name(step.source.name)}: {nbytes:,} bytes of its rows are needed at once, and at most "
+                f"{ROWS.nbytes:,} are held"
+            )
+
+
+def _least_nbytes(step: Step) -> int:
+    """Bytes of the rows that a step cannot take apart: of one, of one row of blocks, or of one that is repeated."""
+    row_nbytes = whole_rectangle(step.source.dtype, step.source.shape).stop
+    return row_nbytes * (step.transform.block if step.transform else step.repeat**2)
+
+
 def output_order(recipe: Recipe) -> list[int]:
     """The numbers of the steps in the order in which all output files are filled from beginning to end.
 
     A step comes as early as the first of its bytes stands in its file, as a fraction of the file.
     """
+    nbytes = [file.nbytes or 1 for file in recipe.files]
 
     def place(number: int) -> float:
         places = ((landing, files[0]) for landing in recipe.steps[number].landings for _, files in landing.spread[:1])
         return min(
-            (
-                (recipe.offset(file, landing.tensor) + landing.at) / (recipe.files[file].nbytes or 1)
-                for landing, file in places
-            ),
+            ((recipe.offset(file, landing.tensor) + landing.at) / nbytes[file] for landing, file in places),
             default=0.0,
         )
 

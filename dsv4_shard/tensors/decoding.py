@@ -37,6 +37,9 @@ _MAX_NORMAL_DISTANCE = 11
 _CACHED_ROWS = 128
 """Rows that are cast at a time, so that they stay in the CPU's cache."""
 
+_CACHED_VALUES = 1 << 19
+"""Values that are decoded at a time: as float32, and on their way to BF16, they take 24 bytes each."""
+
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
@@ -100,11 +103,13 @@ def _fp8_to_bf16(block: int, weight: Bytes, scale: Bytes, scale_dtype: str) -> D
     values = _e4m3_values()
     scales = scale.view(np.float32) if scale_dtype == "F32" else _e8m0_values()[scale]
     out = np.empty(weight.shape, np.uint16)
+    rows_at_once = min(block, max(1, _CACHED_VALUES // max(1, weight.shape[1])))
     for block_row in range(len(scales)):
-        rows = slice(block_row * block, (block_row + 1) * block)
         factors = scales[block_row].repeat(block)[: weight.shape[1]]
-        with np.errstate(over="ignore", invalid="ignore"):
-            out[rows] = _to_bf16(values.take(weight[rows]) * factors)
+        for row in range(block_row * block, min((block_row + 1) * block, len(weight)), rows_at_once):
+            rows = slice(row, min(row + rows_at_once, (block_row + 1) * block))
+            with np.errstate(over="ignore", invalid="ignore"):
+                out[rows] = _to_bf16(values.take(weight[rows]) * factors)
     return Decoded(out.view(np.uint8), None, 0)
 
 

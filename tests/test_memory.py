@@ -1,8 +1,10 @@
 """No command needs more than 512 MiB: the peak of real commands on the most hostile input of each kind."""
 
+import base64
 import gzip
 import json
 import os
+import struct
 import subprocess
 import sys
 import zipfile
@@ -12,12 +14,16 @@ from typing import Any
 
 import pytest
 from support.checkpoints.skeletons import DATA
-from support.checkpoints.small import least_config, reshard_folder
+from support.checkpoints.small import least_config, reshard_folder, small_config
+from support.keys import write_key
 from support.servers.redirecting import Handler, Server
+from support.servers.store import StoreServer
 
 from dsv4_shard import limits
-from dsv4_shard.checkpoint.synthetic import write_checkpoint
-from fuzz.results import _sealed
+from dsv4_shard.checkpoint.synthetic import by_file, tensors_of, write_checkpoint
+from dsv4_shard.sharding.manifest import read_manifest
+from dsv4_shard.tensors.header import build_header
+from fuzz.results import _entries_of, _journal, _journal_seeds, _sealed
 
 MOST = 512 << 20
 WIDE = "\U0001f600"
@@ -51,7 +57,7 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, str(tmp_path / name))
 
 
-def folder(path: Path, files: dict[str, bytes]) -> Path:
+def folder_with(path: Path, files: dict[str, bytes]) -> Path:
     path.mkdir(exist_ok=True)
     for name, content in files.items():
         (path / name).write_bytes(content)
@@ -91,7 +97,7 @@ HEADERS = {
 @pytest.mark.parametrize("case", HEADERS)
 def test_inspect_of_one_file(case: str, config: bytes, tmp_path: Path) -> None:
     files = {"config.json": config, "model.safetensors": file_with(HEADERS[case]())}
-    nbytes, code, said = peak("inspect", folder(tmp_path / "model", files))
+    nbytes, code, said = peak("inspect", folder_with(tmp_path / "model", files))
     assert nbytes < MOST, f"{nbytes >> 20} MiB"
     assert code in (0, 3), said
     assert "Traceback" not in said
@@ -99,7 +105,7 @@ def test_inspect_of_one_file(case: str, config: bytes, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", [CONFIG, OTHER], ids=["known family", "unknown family"])
-@pytest.mark.parametrize("command", [("inspect",), ("plan", "--tp", "2")])
+@pytest.mark.parametrize("command", [("inspect",), ("plan", "--tp", "2"), ("plan", "--gpus", "8")])
 def test_all_headers_at_once(config: bytes, command: tuple[str, ...], tmp_path: Path) -> None:
     """As many tensors as are read, with wide names, and then a file with as much metadata as is read."""
     files = {"config.json": config}
@@ -112,7 +118,7 @@ def test_all_headers_at_once(config: bytes, command: tuple[str, ...], tmp_path: 
     files["z.safetensors"] = file_with(f'{{"__metadata__":{metadata},"z":{EMPTY}}}')
     index = {"weight_map": weight_map | {"z": "z.safetensors"}}
     files["model.safetensors.index.json"] = json.dumps(index, ensure_ascii=False, separators=(",", ":")).encode()
-    nbytes, code, said = peak(command[0], folder(tmp_path / "model", files), *command[1:])
+    nbytes, code, said = peak(command[0], folder_with(tmp_path / "model", files), *command[1:])
     assert nbytes < MOST, f"{nbytes >> 20} MiB"
     assert code in (0, 3), said
     assert "too many" not in said
@@ -131,7 +137,7 @@ def test_inspect_of_an_index(case: str, tmp_path: Path) -> None:
     index = ('{"weight_map":' + INDEXES[case]() + "}").encode()
     assert len(index) < limits.INDEX.nbytes
     files = {"config.json": CONFIG, "m.safetensors": file_with("{}"), "model.safetensors.index.json": index}
-    nbytes, code, said = peak("inspect", folder(tmp_path / "model", files))
+    nbytes, code, said = peak("inspect", folder_with(tmp_path / "model", files))
     assert (nbytes < MOST, code) == (True, 3), f"{nbytes >> 20} MiB: {said}"
 
 
@@ -205,7 +211,7 @@ MANIFESTS: dict[str, Callable[[], dict[str, Any]]] = {
 def test_manifests(case: str, tmp_path: Path) -> None:
     raw = _sealed(json.dumps(MANIFESTS[case]()).encode())
     assert len(raw) < limits.MANIFEST.nbytes
-    out = folder(tmp_path / "out", {"manifest.json": raw, "a.safetensors": file_with("{}")})
+    out = folder_with(tmp_path / "out", {"manifest.json": raw, "a.safetensors": file_with("{}")})
     for command in (("verify", out), ("merge", out, tmp_path / "merged")):
         nbytes, code, said = peak(*command)
         assert nbytes < MOST, f"{nbytes >> 20} MiB: {said[-300:]}"
@@ -265,15 +271,164 @@ def test_archives(case: str, result: Path, tmp_path: Path) -> None:
     from dsv4_shard.storage import digest_of
 
     raw = ARCHIVES[case]()
-    out = folder(tmp_path / "out", {path.name: path.read_bytes() for path in result.iterdir() if path.is_file()})
+    out = folder_with(tmp_path / "out", {path.name: path.read_bytes() for path in result.iterdir() if path.is_file()})
     manifest = json.loads((out / "manifest.json").read_text())
     for entry in manifest["companions"]:
         if entry["name"] == "source.zip":
             entry |= {"nbytes": len(raw), "digest": digest_of(raw)}
-    folder(out, {"source.zip": raw, "manifest.json": _sealed(json.dumps(manifest).encode())})
+    folder_with(out, {"source.zip": raw, "manifest.json": _sealed(json.dumps(manifest).encode())})
     nbytes, code, said = peak("merge", out, tmp_path / "merged")
     assert (nbytes < MOST, code) == (True, 3), f"{nbytes >> 20} MiB: {said}"
     assert "source.zip" in said
+
+
+# --- whole runs ----------------------------------------------------------------------------------------------------
+
+JOBS = ("--jobs", "8")
+"""As many as there are by default on the largest machine."""
+
+
+def within(*command: object, code: int = 0, env: dict[str, str] | None = None) -> str:
+    """Run a command, hold it to its memory and its exit code, and return what it said."""
+    nbytes, found, said = peak(*command, env=env)
+    print(f"{nbytes >> 20} MiB: {' '.join(map(str, command))}")
+    assert (nbytes < MOST, found) == (True, code), f"{nbytes >> 20} MiB: {said[-300:]}"
+    return said
+
+
+def sparse(path: Path, document: dict[str, Any]) -> Path:
+    """A checkpoint of zeros, in as many files as a release has."""
+    tensors = tensors_of(document, 0)
+    path.mkdir()
+    for name, members_of in by_file(tensors, document).items():
+        header, placed = build_header(members_of)
+        with (path / name).open("wb") as file:
+            file.write(header)
+            file.truncate(len(header) + max(info.stop for info in placed.values()))
+    weight_map = {name: file for file, of_file in by_file(tensors, document).items() for name in of_file}
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (path / "config.json").write_text(json.dumps(document))
+    return path
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of almost as many tensors as are read, all as small as they can be. Not to be changed."""
+    layers = 4
+    experts = 8190
+    size = {"hidden_size": 32, "moe_intermediate_size": 32, "vocab_size": 64}
+    document = least_config(num_hidden_layers=layers, compress_ratios=[0] * layers, n_routed_experts=experts, **size)
+    path = sparse(tmp_path_factory.mktemp("many") / "model", document)
+    assert 0.98 < len(tensors_of(document, 0)) / limits.HEADERS.count < 1
+    return path
+
+
+@pytest.mark.slow
+def test_the_most_tensors(many: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    within("plan", many, "--tp", "2", "--ep", "2", "--engine", "reference", "-o", tmp_path / "plan.json")
+    for shown in (many, tmp_path / "plan.json"):
+        within("report", shown, "-o", tmp_path / f"{shown.name}.html")
+    within("reshard", many, out, "--tp", "2", "--ep", "2", "--engine", "reference", *JOBS)
+    within("verify", out, *JOBS)
+    within("verify", out, "--against", many, *JOBS)
+    within("merge", out, tmp_path / "merged", *JOBS)
+
+
+@pytest.mark.slow
+def test_the_most_small_files_and_links(tmp_path: Path) -> None:
+    """A release's files as large as they may be, and a farm of links: to a file, which is one each, and to folders."""
+    model = write_checkpoint(tmp_path / "model", small_config(), seed=1)
+    for name in ("a.txt", "b.txt"):
+        with (model / name).open("wb") as file:
+            file.truncate(limits.COMPANIONS.nbytes // 2 - (1 << 20))
+    (tmp_path / "large").open("wb").truncate(limits.COMPANION.nbytes)
+    (model / "encoding").mkdir()
+    for number in range(limits.TREE.count - 500):
+        (model / "encoding" / f"{number}.txt").symlink_to(tmp_path / "large")
+    for number in range(100):
+        (model / f"loop{number}").symlink_to(model)
+    for options in (("--tp", "2", "--ep", "2"), ("--tp", "2", "--ep", "2", "--engine", "reference")):
+        out = tmp_path / options[-1]
+        within("reshard", model, out, *options, *JOBS)
+        assert (out / "a.txt").stat().st_size > 30 << 20
+        within("verify", out, "--against", model, *JOBS)
+        within("merge", out, tmp_path / f"merged-{options[-1]}", *JOBS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hidden", [1 << 30, (limits.ROWS.nbytes >> 1) + 128])
+def test_rows_that_are_too_long_are_refused(hidden: int, tmp_path: Path) -> None:
+    model = sparse(tmp_path / "model", least_config(hidden_size=hidden))
+    said = within("reshard", model, tmp_path / "out", "--tp", "1", "--engine", "reference", *JOBS, code=3)
+    assert "bytes of its rows are needed at once" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_longest_rows_that_are_decoded(tmp_path: Path) -> None:
+    """Rows of blocks of 4 MiB: of `wo_a`, which becomes BF16, and of FP4 experts, none of whose scales FP8 holds."""
+    longest = limits.ROWS.nbytes // 128
+    size = {"hidden_size": 2 * longest, "num_attention_heads": longest // 64, "head_dim": 128, "o_groups": 2}
+    model = sparse(tmp_path / "model", least_config(**size))
+    options = ("--tp", "2", "--engine", "reference", "--expert-dtype", "fp8", "--allow-inexact", *JOBS)
+    within("reshard", model, tmp_path / "out", *options)
+    within("verify", tmp_path / "out", "--against", model, *JOBS)
+
+
+def with_result(folder: Path) -> Path:
+    """A folder with as large a manifest as is read, of a result of other ranks."""
+    document = MANIFESTS["most tensors"]() | {"world": 2}
+    raw = read_manifest(_sealed(json.dumps(document).encode()), "manifest.json").to_bytes()
+    return folder_with(folder, {"manifest.json": raw, "a.safetensors": bytes(10)})
+
+
+@pytest.mark.slow
+def test_results_at_the_destination(tmp_path: Path) -> None:
+    model = write_checkpoint(tmp_path / "model", least_config(), seed=1)
+    there = with_result(tmp_path / "there")
+    asked = ("--tp", "2", "--engine", "reference")
+    within("reshard", model, there, *asked, "--ranks", "1", code=4)
+    within("reshard", model, there, *asked, "--overwrite")
+    with StoreServer() as server:
+        server.upload(with_result(tmp_path / "there2"), "there")
+        said = within("reshard", model, "s3://bucket/there", *asked, "--overwrite", env=server.env())
+        assert "there" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [0, 1])
+def test_journals(damage: int, tmp_path: Path) -> None:
+    """As many steps, with as many digests, as are read; whole, and with the last byte damaged."""
+    model = write_checkpoint(tmp_path / "model", least_config(), seed=1)
+    steps = limits.JOURNAL.count - 9
+    digests = (limits.JOURNAL.nbytes - (1 << 20)) // steps - 24
+    step = struct.pack("<IIQQ", 0, digests, 0, 0) + bytes(digests)
+    raw = bytearray(_journal([_entries_of(_journal_seeds()[0])[0], step * steps]))
+    raw[-1] ^= damage
+    folder_with(tmp_path / ".out.partial", {"journal": bytes(raw), ".dsv4-shard-staging": b"dsv4-shard staging\n"})
+    said = within("reshard", model, tmp_path / "out", "--tp", "2", "--engine", "reference", code=4)
+    assert "unfinished work of another run" in said
+
+
+@pytest.mark.slow
+def test_signatures(result: Path, tmp_path: Path) -> None:
+    """As many values as are read, and as many bytes, in the statement that is signed; and a manifest at its limit."""
+    pytest.importorskip("model_signing")
+    pair = write_key(tmp_path, "signer")
+    within("sign", with_result(tmp_path / "large"), "--key", pair.key, code=1)
+    for payload in (
+        b'{"a":[' + b"0," * (limits.SIGNATURE.count - 99) + b"0]}",
+        b'{"a":"' + b"x" * (limits.SIGNATURE.nbytes * 3 // 4 - 999) + b'"}',
+    ):
+        signed = {"payload": base64.b64encode(payload).decode(), "payloadType": "application/vnd.in-toto+json"}
+        material = {"publicKey": {"hint": "x"}, "tlogEntries": []}
+        media = "application/vnd.dev.sigstore.bundle.v0.3+json"
+        envelope = signed | {"signatures": [{"sig": "AAAA", "keyid": ""}]}
+        bundle = {"mediaType": media, "verificationMaterial": material, "dsseEnvelope": envelope}
+        (tmp_path / "model.sig").write_text(json.dumps(bundle))
+        asked = ("--signature", tmp_path / "model.sig", "--public-key", pair.public)
+        within("verify", result, *asked, code=1)
 
 
 # --- logs and servers ----------------------------------------------------------------------------------------------

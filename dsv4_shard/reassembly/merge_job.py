@@ -74,4 +74,6 @@ def whole_files(checkpoint: Checkpoint) -> Recipe:
 def _file(checkpoint: Checkpoint, name: str) -> OutputFile:
     with checkpoint.source.open(name) as file:
         head = file.read(0, header_nbytes(file))
-        return OutputFile(name, (0,), head, read_header(file, name).tensors, {})
+        named, known = read_header(file, name).tensors, checkpoint.tensors
+        tensors = {known[one].name if one in known else one: info for one, info in named.items()}  # names are shared
+        return OutputFile(name, (0,), head, tensors, {})

@@ -78,8 +78,9 @@ def _open_result(folder: LocalSource) -> tuple[Checkpoint, Inventory]:
     checkpoint, inventory, recipe = made.held(original, inventory, replace(source, notes=notes))
     _check_manifest(manifest, recipe, layout, context, folder.label)
     written = {entry.name: entry.tensors for entry in manifest.files}
-    parts = (_manifest_part(folder.root),)
-    return _with_ranks(checkpoint, recipe, folder, [written[file.name] for file in recipe.files], parts), inventory
+    digests = [{name: written[file.name][name] for name in file.tensors} for file in recipe.files]  # names are shared
+    del manifest, written
+    return _with_ranks(checkpoint, recipe, folder, digests, (_manifest_part(folder.root),)), inventory
 
 
 def _check_world(manifest: Manifest, label: str) -> None:
@@ -170,6 +171,8 @@ class _Rebuilt:
         """The checkpoint that the ranks hold (headers only), its inventory, and the recipe that makes the files."""
         recipe = make_recipe(original, self.engine, self.context, self.ranks)
         held = held_source(original, source, recipe)
+        if held is not source:
+            del recipe  # two would take 200 MB for 200,000 tensors
         checkpoint = read_checkpoint(held)
         found = take_inventory(checkpoint)
         refuse_errors(found)

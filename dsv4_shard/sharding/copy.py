@@ -199,7 +199,7 @@ class _CopyRun:
 
     def work(self) -> None:
         """Take steps until none is left. Each worker allocates its buffer once."""
-        buffer = bytearray(CHUNK_BYTES)
+        buffer = np.empty(CHUNK_BYTES, np.uint8)  # takes no memory before it is filled, as a bytearray does
         try:
             while batch := self._next_batch():
                 for number in batch:
@@ -214,7 +214,7 @@ class _CopyRun:
         with self._lock:
             return () if self._stopped else next(self._batches, ())
 
-    def _take(self, number: int, buffer: bytearray) -> None:
+    def _take(self, number: int, buffer: Bytes) -> None:
         step = self._recipe.steps[number]
         pieces = _pieces_of(step)
         inexact = self._decode(step, step.transform, pieces) if step.transform else 0
@@ -283,7 +283,7 @@ class _CopyRun:
         self._append(piece, np.frombuffer(fixed.data, np.uint8))
         self._gather([piece], piece.hash.digest())
 
-    def _move(self, step: Step, pieces: list["_Piece"], buffer: bytearray) -> None:
+    def _move(self, step: Step, pieces: list["_Piece"], buffer: Bytes) -> None:
         """Copy the rows of a step without decoding. Each cut gets its part of each chunk, padded and then cast."""
         areas = [cut.rectangle for piece in pieces if (cut := piece.cut) is not None]
         for row, matrix in self._chunks(step, buffer):
@@ -297,7 +297,7 @@ class _CopyRun:
                 if not self._stopped:
                     self._append(piece, _converted(_filled(1, nbytes, step.fill), step.conversion))
 
-    def _chunks(self, step: Step, buffer: bytearray) -> Iterator[tuple[int, Bytes]]:
+    def _chunks(self, step: Step, buffer: Bytes) -> Iterator[tuple[int, Bytes]]:
         """Read the rows that a step needs, each once; yield (number of the first row, uint8 `[rows, row bytes]`)."""
         tensor, runs = step.source, row_runs(step)
         row_nbytes = whole_rectangle(tensor.dtype, tensor.shape).stop
@@ -306,7 +306,7 @@ class _CopyRun:
         if step.repeat > 1:
             runs = [(0, tensor.shape[0])]
         if row_nbytes > len(buffer):
-            buffer = bytearray(row_nbytes)
+            buffer = np.empty(row_nbytes, np.uint8)
         growth = step.repeat**2 * (step.conversion.growth[0] if step.conversion else 1)
         rows_at_once = max(1, len(buffer) // (row_nbytes * growth))
         for first, last in runs:
@@ -314,9 +314,8 @@ class _CopyRun:
                 if self._stopped:
                     return
                 count = min(rows_at_once, last - row)
-                view = memoryview(buffer)[: count * row_nbytes]
-                self._read(tensor.file, tensor.start + row * row_nbytes, view)
-                rows = np.frombuffer(view, np.uint8).reshape(count, row_nbytes)
+                rows = buffer[: count * row_nbytes].reshape(count, row_nbytes)
+                self._read(tensor.file, tensor.start + row * row_nbytes, rows.data.cast("B"))
                 yield row * step.repeat, _repeated(rows, step) if step.repeat > 1 else rows
 
     def _decode(self, step: Step, transform: Transform, pieces: list["_Piece"]) -> int:

@@ -58,12 +58,19 @@ class Gatherer:
 
     def __init__(self, recipe: Recipe, files: RankFiles, written: Sequence[Mapping[str, str]] | None) -> None:
         self._recipe, self.files, self._written = recipe, files, written
-        self._steps: dict[str, tuple[Step, ...]] = {}
+        self._known: dict[str, Step | tuple[Step, ...]] = {}
+        """Tensor -> the steps that moved it; a tuple only if there are several, since it takes 60 bytes."""
         for step in recipe.steps:
-            self._steps[step.source.name] = (*self._steps.get(step.source.name, ()), step)
+            others = self._steps(step.source.name)
+            self._known[step.source.name] = (*others, step) if others else step
         self._local = threading.local()
         self._lock = threading.Lock()
         self._pending: dict[tuple[int, str], _Pending] = {}
+
+    def _steps(self, name: str) -> tuple[Step, ...]:
+        """The steps that moved a tensor."""
+        known = self._known.get(name, ())
+        return known if isinstance(known, tuple) else (known,)
 
     def read(self, tensor: Tensor, start: int, buffer: memoryview) -> None:
         """Fill `buffer` with the bytes of `tensor` from byte `start` on.
@@ -94,14 +101,14 @@ class Gatherer:
 
     def _growth(self, name: str) -> int:
         """How many times the bytes of a tensor its bytes in rank files are, at most."""
-        steps = self._steps[name]
+        steps = self._steps(name)
         return max(step.repeat**2 * (step.conversion.growth[0] if step.conversion else 1) for step in steps)
 
     def _read_rows(self, tensor: Tensor, rows: _Rows, out: Bytes) -> None:
         """Copy rows of a tensor into `out`, uint8 `[rows, row bytes]`, and compare all places that hold them."""
         trail = self._trail(tensor.name, rows.first)
         first_piece, is_placed = 0, False
-        for step in self._steps[tensor.name]:
+        for step in self._steps(tensor.name):
             for landing in step.landings:
                 hashes = trail.hashes[first_piece : first_piece + len(landing.spread)] if trail else []
                 first_piece += len(landing.spread)
@@ -126,7 +133,7 @@ class Gatherer:
             self._local.trails = {}
         trails: dict[str, _Trail] = self._local.trails
         if first == 0:
-            count = sum(len(landing.spread) for step in self._steps[name] for landing in step.landings)
+            count = sum(len(landing.spread) for step in self._steps(name) for landing in step.landings)
             trails[name] = _Trail(0, [xxhash.xxh3_128() for _ in range(count)])
         elif name in trails and trails[name].next_row != first:
             del trails[name]
@@ -134,7 +141,7 @@ class Gatherer:
 
     def _settle(self, name: str, hashes: list[xxhash.xxh3_128]) -> None:
         """Record the digests of a tensor's pieces after its last row. Raises DamagedRanks."""
-        pieces = [(landing, files) for step in self._steps[name] for landing in step.landings
+        pieces = [(landing, files) for step in self._steps(name) for landing in step.landings
                   for _, files in landing.spread]  # fmt: skip
         for (landing, files), running in zip(pieces, hashes, strict=True):
             for file in files:

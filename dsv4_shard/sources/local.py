@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -34,9 +34,6 @@ class LocalFile:
 
     def read(self, start: int, stop: int) -> bytes:
         """Return bytes `[start, stop)`. Raises ReadFailed with the offset."""
-        with suppress(OSError):  # a buffer would be copied, so it is only for what one call does not read
-            if len(data := os.pread(self._fd, stop - start, start)) == stop - start:
-                return data
         buffer = bytearray(stop - start)
         self.readinto(start, memoryview(buffer))
         return bytes(buffer)

@@ -34,7 +34,7 @@ def test_config_index_and_weights_of_the_checkpoint_are_not_spoken_of() -> None:
 
 LIMITS = {
     "bytes of a file": ({"a": COMPANION.nbytes}, {"a": COMPANION.nbytes + 1}),
-    "bytes in all": ({"a": 64 * MIB, "b": 64 * MIB}, {"a": 64 * MIB, "b": 64 * MIB, "c": 1}),
+    "bytes in all": ({"a": 32 * MIB, "b": 32 * MIB}, {"a": 32 * MIB, "b": 32 * MIB, "c": 1}),
     "files": ({f"f{n}": 0 for n in range(1_000)}, {f"f{n}": 0 for n in range(1_001)}),
     "folders": ({"/".join("abcdefghi"): 1}, {"/".join("abcdefghij"): 1}),
     "name": ({"n" * 200: 1}, {"n" * 201: 1}),
@@ -50,7 +50,7 @@ def test_each_limit_holds_and_one_step_beyond_is_named(limit: str) -> None:
 
 
 def test_limits_are_used_up_by_the_licence_first_and_by_large_files_last() -> None:
-    large = {f"a{n}": 64 * MIB for n in range(3)}
+    large = {f"a{n}": 40 * MIB for n in range(3)}
     small = {"z/LICENSE": 1, "README.md": 2, "encoding/a.py": 3, "tokenizer.json": 16 * MIB}
     assert list(travelling(large | small).sizes) == ["README.md", "z/LICENSE", "tokenizer.json", "encoding/a.py", "a0"]
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from dsv4_shard.errors import BadStack, DuplicateTensor, MixedDialects
+from dsv4_shard.limits import HEADERS
 from dsv4_shard.models.families import family_of
 from dsv4_shard.models.family import Family, ModelConfig
 from dsv4_shard.models.names import EXPERT, index_of
@@ -29,8 +30,8 @@ Rules = tuple[tuple[str, str], ...]
 NATIVE = "native"
 """Name of the dialect of a checkpoint with its family's own names."""
 
-MAX_UNSTACKED = 1 << 20
-"""Most tensors that stacks are split into; those of V4-Pro give 140,544."""
+MAX_UNSTACKED = HEADERS.count
+"""Most tensors that stacks are split into: as many as are read one by one. Those of V4-Pro give 140,544."""
 
 
 @dataclass(frozen=True, slots=True)

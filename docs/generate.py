@@ -219,9 +219,11 @@ def _limits() -> Iterator[str]:
     yield ""
     yield (
         "The largest input of each kind that is read. Bytes count decoded, before anything is made of them; an input "
-        "beyond a limit is refused with one line. No command needs more than 512 MiB of memory for any input within "
-        "them and as many workers as by default, `verify --numerics` aside, which loads torch. They stand in "
-        "`dsv4_shard/limits.py`, and `tests/test_limits.py` tries each, and one step beyond."
+        "beyond a limit is refused with one line. With as many workers as by default, no command needs more than "
+        "512 MiB of memory for any input within them, except `verify --numerics`, which loads torch, and commands that "
+        "read or write the weights of over 194,000 tensors: V4-Pro has 145,116, and in NVFP4 285,660. The limits stand "
+        "in `dsv4_shard/limits.py`; `tests/test_limits.py` tries each, and one step beyond, and `tests/test_memory.py` "
+        "measures the memory."
     )
     rows = [
         (

@@ -59,9 +59,6 @@ VLLM_VERSIONS = ("0.33.0", "0.25.0")
 VLLM_BROKEN_VERSIONS = ("0.28.0", "0.27.0", "0.26.0")
 """They never set `hc_attn_fn_broadcast` after a sharded load, and fail in the first forward; 0.29.0 mends it."""
 
-SGLANG_VERSIONS = ("0.5.23",)
-"""Versions of SGLang whose own classes the layout was compared with."""
-
 VERSIONS = {
     "sglang": SGLANG_VERSIONS,
     "vllm": (*VLLM_VERSIONS, *VLLM_BROKEN_VERSIONS),

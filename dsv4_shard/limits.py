@@ -22,7 +22,7 @@ class Limit:
         count: Number of `counted`.
         counted: Plural of what is counted.
         seconds: Time to read it.
-        depth: Levels of nested values.
+        depth: Levels of nested values, or of folders.
         largest: The largest that is known to be needed.
     """
 
@@ -56,7 +56,7 @@ RESULT = Limit(
 )  # fmt: skip
 
 ROWS = Limit(
-    "rows of a tensor that cannot be taken apart: one; a row of blocks that is decoded; a row of scales, repeated",
+    "rows that are held at once: one row, one row of blocks that are decoded, or one row of scales that are repeated",
     "CheckpointTooLarge", nbytes=4 << 20, largest="V4-Pro: 0.5 MB, 128 rows of `wo_a`",
 )  # fmt: skip
 
@@ -73,8 +73,7 @@ COMPANION = Limit(
     "small file of a release",
     "none: stays behind",
     nbytes=64 << 20,
-    count=8,
-    counted="folders",
+    depth=8,
     largest="a tokenizer: 35 MB",
 )
 

@@ -398,9 +398,9 @@ def _companion_bytes(trial: Trial, beyond: int) -> object:
     return travels({"tokenizer.json": limits.COMPANION.nbytes + beyond})
 
 
-@tries("COMPANION", "count", None)
+@tries("COMPANION", "depth", None)
 def _companion_folders(trial: Trial, beyond: int) -> object:
-    return travels({"a/" * (limits.COMPANION.count + beyond) + "b": 1})
+    return travels({"a/" * (limits.COMPANION.depth + beyond) + "b": 1})
 
 
 @tries("COMPANIONS", "nbytes", None)

@@ -115,7 +115,7 @@ def _size(entry: "os.DirEntry[str]", folder: str) -> int | str | None:
         return "hidden"
     if entry.is_symlink():
         return "a link to a folder"
-    return f"deeper than {COMPANION.count} folders" if folder.count("/") >= COMPANION.count else None
+    return f"deeper than {COMPANION.depth} folders" if folder.count("/") >= COMPANION.depth else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,8 +137,8 @@ def _stays(name: str, nbytes: int, foreign: Collection[str]) -> tuple[str, str] 
             return within, "another checkpoint"
     if name.lower().endswith(_WEIGHTS):
         return name, "weights, or a format that runs code"
-    if len(parts) > COMPANION.count + 1:
-        return name, f"deeper than {COMPANION.count} folders"
+    if len(parts) > COMPANION.depth + 1:
+        return name, f"deeper than {COMPANION.depth} folders"
     if len(name.encode(errors="replace")) > MAX_RELEASE_NAME_BYTES or not all(map(_NAME.fullmatch, parts)):
         return name, "a name that not every file system takes"
     if nbytes > COMPANION.nbytes:

@@ -15,7 +15,7 @@ from dsv4_shard.storage.output_folder import (
     write_new,
     write_text,
 )
-from dsv4_shard.storage.regular_file import digest_of_file, open_regular, read_regular, sha256_of_file
+from dsv4_shard.storage.regular_file import digest_of_file, digests_of_file, open_regular, read_regular
 from dsv4_shard.storage.runtime import collector_paused, default_workers
 from dsv4_shard.storage.staged_file import StagedFile, fsync_folder
 from dsv4_shard.storage.staging import Staging
@@ -35,6 +35,7 @@ __all__ = [
     "default_workers",
     "digest_of",
     "digest_of_file",
+    "digests_of_file",
     "folders_of",
     "free_bytes",
     "fsync_folder",
@@ -42,7 +43,6 @@ __all__ = [
     "plain",
     "read_regular",
     "refuse_strangers",
-    "sha256_of_file",
     "tensor_digest",
     "write_new",
     "write_text",

@@ -66,16 +66,14 @@ def _read(fd: int, most: int) -> bytes:
 
 def digest_of_file(path: Path) -> str:
     """Return the xxh3-128 of a regular file of any size, in hexadecimal, as `digest_of` does. Raises ReadFailed."""
-    return _hashed(path, xxhash.xxh3_128())
+    return digests_of_file(path)[0]
 
 
-def sha256_of_file(path: Path) -> str:
-    """Return the SHA-256 of a regular file of any size, in hexadecimal. Raises ReadFailed."""
-    return _hashed(path, hashlib.sha256())
-
-
-def _hashed(path: Path, running: "xxhash.xxh3_128 | hashlib._Hash") -> str:
+def digests_of_file(path: Path) -> tuple[str, str]:
+    """Return the xxh3-128 and the SHA-256 of a regular file of any size, in hexadecimal. Raises ReadFailed."""
+    fast, strong = xxhash.xxh3_128(), hashlib.sha256()
     with _opened(path) as fd:
         while part := os.read(fd, _CHUNK_BYTES):
-            running.update(part)
-    return running.hexdigest()
+            fast.update(part)
+            strong.update(part)
+    return fast.hexdigest(), strong.hexdigest()

@@ -27,6 +27,7 @@ from dsv4_shard.sources.local import LocalFile
 from dsv4_shard.storage import MANIFEST_NAME, digest_of, read_regular
 from dsv4_shard.tensors.geometry import whole_rectangle
 from dsv4_shard.text.sanitize import short_name
+from dsv4_shard.verification.contents import wrong_sha256
 from dsv4_shard.verification.documents import Problem
 from dsv4_shard.verification.statements import check_statements
 
@@ -255,8 +256,7 @@ def _check_digests(
             message = f"names another digest of {file.name}: {short_name(other[0])} than that of its bytes"
             yield Problem(kind="wrong-manifest", file=MANIFEST_NAME, message=message)
         elif entry.sha256 not in (None, whole):
-            message = f"names another SHA-256 of {file.name} than that of its bytes"
-            yield Problem(kind="wrong-manifest", file=MANIFEST_NAME, message=message)
+            yield wrong_sha256(entry)
 
 
 def _link_to(path: Path, file: OutputFile, checkpoint: Checkpoint) -> Path | None:

@@ -44,9 +44,14 @@ def _check_file(folder: Path, on_progress: Callable[[int], None], entry: Manifes
     finally:
         file.close()
     if not found and entry.sha256 not in (None, running.hexdigest()):
-        message = f"names another SHA-256 of {entry.name} than that of its bytes"
-        return [Problem(kind="wrong-manifest", file=MANIFEST_NAME, message=message)]
+        return [wrong_sha256(entry)]
     return _swapped_content(found, entry) or found
+
+
+def wrong_sha256(entry: ManifestFile) -> Problem:
+    """The problem of a manifest whose SHA-256 is not that of the file, though the digests of all tensors are right."""
+    message = f"names another SHA-256 of {entry.name} than that of its bytes"
+    return Problem(kind="wrong-manifest", file=MANIFEST_NAME, message=message)
 
 
 def check_sample(
@@ -66,6 +71,7 @@ def check_sample(
 def _check_some(
     folder: Path, entry: ManifestFile, share: Fraction, random: Random, on_progress: Callable[[int], None]
 ) -> tuple[list[Problem], int]:
+    """Hash tensors of one file as `check_sample` does; return the problems and the bytes read."""
     file = LocalFile(folder / entry.name, entry.name)
     try:
         header = read_header(file, entry.name)

@@ -5,7 +5,7 @@ Every file, size, header and digest is compared with the manifest. `against_sour
 
 import filecmp
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,14 +19,13 @@ from dsv4_shard.storage import (
     SIGNATURE_NAME,
     default_workers,
     digest_of,
-    digest_of_file,
+    digests_of_file,
     folders_of,
-    sha256_of_file,
 )
 from dsv4_shard.tensors.header import LENGTH_BYTES, Header, read_header
 from dsv4_shard.text.sanitize import short_name
 from dsv4_shard.text.units import size
-from dsv4_shard.verification.against_source import compare
+from dsv4_shard.verification.against_source import Compared, compare
 from dsv4_shard.verification.contents import check_contents, check_sample
 from dsv4_shard.verification.documents import Problem, Verification
 
@@ -59,30 +58,21 @@ def verify(
     """
     manifest = load_manifest(folder)
     workers = workers or default_workers()
-    problems = [*_check_companions(folder, manifest), *_check_ranks(manifest)]
-    readable: list[ManifestFile] = []
     files = _files_of(manifest, ranks)
-    for entry in files:
-        found = list(_check_file(folder, entry, manifest))
-        problems += found
-        if not found:
-            readable.append(entry)
-            problems += _check_links(folder, entry)
-    accounts: dict[str, int] = {}
+    problems, sound = _check_without_tensors(folder, manifest, files)
+    compared: Compared | None = None
     notes: list[str] = []
     sampled: int | None = None
     if source is None and sample is not None:
-        found, sampled = check_sample(folder, readable, sample, workers, on_progress)
+        found, sampled = check_sample(folder, sound, sample, workers, on_progress)
         problems += found
     elif source is None:
-        problems += check_contents(folder, readable, workers, on_progress)
+        problems += check_contents(folder, sound, workers, on_progress)
     elif any(problem.file == PLAN_NAME for problem in problems):
         notes.append("the source was not compared: plan.json, which says how, is not what was written")
     else:
-        sound = {entry.name for entry in readable}
-        compared = compare(folder, manifest, source, sound, workers, on_progress)
+        compared = compare(folder, manifest, source, {entry.name for entry in sound}, workers, on_progress)
         problems += compared.problems
-        accounts = compared.accounts
         notes += compared.notes
     return Verification(
         folder=str(folder),
@@ -94,21 +84,31 @@ def verify(
         bytes=sum(entry.nbytes for entry in files),
         sampled_bytes=sampled,
         against=source[0].source.label if source else None,
-        accounts=accounts,
+        accounts=compared.accounts if compared else {},
         left_out=dict(Counter(manifest.left_out.values())),
         problems=tuple(problems),
         notes=(*(_strangers(folder, manifest, signature) if ranks is None else ()), *notes),
-        unknown=() if source else tuple(_unknown(manifest, sampled, signature is not None)),
+        unknown=() if compared else tuple(_unknown(manifest, sampled, signature is not None)),
     )
 
 
 def quick_problems(folder: Path, manifest: Manifest) -> Iterator[Problem]:
     """Yield the problems that are found without reading tensors: presence, sizes, headers, small files and links."""
-    yield from _check_companions(folder, manifest)
-    yield from _check_ranks(manifest)
-    for entry in manifest.files:
+    yield from _check_without_tensors(folder, manifest, manifest.files)[0]
+
+
+def _check_without_tensors(
+    folder: Path, manifest: Manifest, files: Iterable[ManifestFile]
+) -> tuple[list[Problem], list[ManifestFile]]:
+    """The problems of small files and of `files` that show without their tensors; and the files with sound headers."""
+    problems = [*_check_companions(folder, manifest), *_check_ranks(manifest)]
+    sound: list[ManifestFile] = []
+    for entry in files:
         found = list(_check_file(folder, entry, manifest))
-        yield from found or _check_links(folder, entry)
+        problems += found or _check_links(folder, entry)
+        if not found:
+            sound.append(entry)
+    return problems, sound
 
 
 def bytes_to_verify(folder: Path, ranks: Collection[int] | None = None) -> int:
@@ -168,9 +168,10 @@ def _check_companions(folder: Path, manifest: Manifest) -> Iterator[Problem]:
     for entry in manifest.companions:
         path = folder / entry.name
         try:
-            if path.stat().st_size != entry.nbytes or digest_of_file(path) != entry.digest:
+            digest, sha256 = digests_of_file(path) if path.stat().st_size == entry.nbytes else ("", "")
+            if digest != entry.digest:
                 message = "differs from what was written"
-            elif entry.sha256 not in (None, sha256_of_file(path)):
+            elif entry.sha256 not in (None, sha256):
                 message = f"{MANIFEST_NAME} names another SHA-256 than that of its bytes"
             else:
                 continue

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import xxhash
 from pydantic import BaseModel, Field, StringConstraints, ValidationError, model_validator
+from pydantic_core import to_json
 
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
 from dsv4_shard.checkpoint import Origin, differences
@@ -172,11 +173,11 @@ class Manifest(Document):
     def sealed(self) -> "Manifest":
         """A copy of this manifest with its digest set."""
         blank = self.model_copy(update={"digest": ""})
-        return self.model_copy(update={"digest": digest_of(blank.__pydantic_serializer__.to_json(blank))})
+        return self.model_copy(update={"digest": digest_of(to_json(blank))})
 
     def to_bytes(self) -> bytes:
         """The bytes of manifest.json."""
-        return self.__pydantic_serializer__.to_json(self, indent=1) + b"\n"
+        return to_json(self, indent=1) + b"\n"
 
 
 def ranks_written_by(manifests: Iterable[Manifest]) -> dict[str, tuple[int, ...]]:

@@ -120,10 +120,22 @@ def reshard(
                 with contextlib.suppress(WriteFailed):
                     log.save()
                 raise
-    written = len(recipe.files) - len(linked)
+    return _outcome(job, checkpoint, out, result, linked, resumed, ranks)
+
+
+def _outcome(
+    job: Job,
+    checkpoint: Checkpoint,
+    out: Path,
+    result: CopyResult,
+    linked: Sequence[OutputFile],
+    resumed: int,
+    ranks: tuple[int, ...],
+) -> Outcome:
+    """What a run did. `linked` are links to the checkpoint's files, `resumed` the bytes that an earlier run wrote."""
     return Outcome(
         out=str(out),
-        files=written,
+        files=len(job.recipe.files) - len(linked),
         linked=len(linked),
         bytes=job.nbytes - sum(file.nbytes for file in linked),
         bytes_resumed=resumed,

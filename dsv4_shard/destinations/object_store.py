@@ -467,7 +467,7 @@ class _Putting:
     def _pieces(self, file: LocalFile, nbytes: int) -> Iterator[memoryview]:
         for start in range(0, nbytes, PART_BYTES):
             if self._stopped.is_set():
-                raise Unreachable(f"{file.name}: nobody waits for it any more")
+                raise Unreachable(f"{file.name}: cancelled, because the run ended")
             piece = memoryview(bytearray(min(PART_BYTES, nbytes - start)))
             file.readinto(start, piece, once=True)
             yield piece

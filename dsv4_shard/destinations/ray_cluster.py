@@ -220,7 +220,7 @@ class _Driver:
         if not share.heard.left:
             raise NodesLost(
                 f"{share.name}: nothing heard of it for {share.heard.seconds:g} s",
-                hint="`ray status` shows whether its CPUs are taken. Run again: what is done is not done again.",
+                hint="`ray status` shows whether its CPUs are taken. Run again: finished work is kept.",
             )
 
     def _start(self, share: _Share) -> None:

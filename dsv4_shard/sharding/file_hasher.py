@@ -157,7 +157,7 @@ class _Progress:
             return self._is_claimed
 
     def extend(self, tensor: str) -> bool:
-        """Count a tensor as there; return whether to read back now: then the file is claimed for it."""
+        """Note that a tensor is complete. Return True if the caller must read back: then the file is claimed."""
         with self._lock:
             self._complete.add(tensor)
             while self._waiting and self._waiting[-1] in self._complete:

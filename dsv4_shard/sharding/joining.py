@@ -52,7 +52,7 @@ def joined_digests(parts: Sequence[Manifest], files: Sequence[OutputFile]) -> di
 
 
 def joined_sha256(parts: Sequence[Manifest], files: Sequence[OutputFile]) -> list[str | None]:
-    """The SHA-256 of each of `files` as recorded by the shares; None if a share of an earlier version recorded none.
+    """The SHA-256 of each of `files` as recorded by the shares; None if only earlier versions wrote the file.
 
     Raises SharesDiffer if two shares recorded different ones for one file.
     """

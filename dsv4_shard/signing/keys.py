@@ -33,10 +33,12 @@ def name_of_key(key: Any) -> str:
 
 
 def name_of_certificate(certificate: "x509.Certificate") -> str:
+    """Return the subject of a certificate, for messages."""
     return short_name(certificate.subject.rfc4514_string())
 
 
 def content(path: Path, limit: Limit = KEY) -> bytes:
+    """Return the content of a file that the user named. Raises BadKey if it cannot be read or is beyond the limit."""
     try:
         return read_regular(path, limit)
     except ReadFailed as error:
@@ -44,6 +46,7 @@ def content(path: Path, limit: Limit = KEY) -> bytes:
 
 
 def private_key(path: Path) -> Any:
+    """Return the private key of a PEM file. Raises BadKey if it is none, is encrypted, or is on no curve of CURVES."""
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     try:
@@ -59,6 +62,7 @@ def private_key(path: Path) -> Any:
 
 
 def public_key(path: Path) -> Any:
+    """Return the public key of a PEM file. Raises BadKey if it is none, or is on no curve of CURVES."""
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     try:
@@ -80,6 +84,7 @@ def _on_a_curve(key: Any, path: Path) -> Any:
 
 
 def certificates(path: Path) -> "list[x509.Certificate]":
+    """Return the certificates of a PEM file, in its order. Raises BadKey if there are none."""
     from cryptography.x509 import load_pem_x509_certificates
 
     try:
@@ -91,6 +96,7 @@ def certificates(path: Path) -> "list[x509.Certificate]":
 
 
 def parsed(raw: bytes, where: Path) -> "x509.Certificate":
+    """Return the certificate in DER form of a signature. Raises SignatureRefused, with `where`, if it is damaged."""
     from cryptography.x509 import load_der_x509_certificate
 
     try:
@@ -124,6 +130,7 @@ def may_sign(certificate: "x509.Certificate") -> bool:
 
 
 def token_in(path: Path) -> str:
+    """Return the OpenID Connect token in a file. Raises BadKey if it cannot be read or is not ASCII."""
     try:
         return content(path).decode("ascii").strip()
     except UnicodeDecodeError:
@@ -131,5 +138,6 @@ def token_in(path: Path) -> str:
 
 
 def check_trust(path: Path | None) -> None:
+    """Raise BadKey if a trust configuration is named that cannot be read or is beyond the limit."""
     if path is not None:
         content(path, TRUST)

@@ -39,8 +39,8 @@ def sign_result(
 ) -> Signed:
     """Sign every file of a result, and write the signature.
 
-    Rank files are signed with the SHA-256 of the manifest, after their sizes and headers were compared with it. The
-    small files, and those of which the manifest has no SHA-256, are read.
+    Rank files are signed with the SHA-256 of the manifest, after their sizes and headers were compared with it. Small
+    files are read, and so are rank files for which the manifest has no SHA-256.
 
     Args:
         folder: The result.

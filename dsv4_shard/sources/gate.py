@@ -88,7 +88,7 @@ class Gate:
         weakref.finalize(self, _shut, listener)
 
     def learn(self, ask: Callable[[], None]) -> None:
-        """Allow the origins that `ask` asks for, of which none gets a byte. Nothing is allowed before.
+        """Allow the origins that `ask` connects to; the gate answers these requests itself. Before, it allows none.
 
         Raises UsageError if the user's proxy for one of them is of an unsupported kind.
         """
@@ -127,6 +127,7 @@ def proxy_from_environment(prefix: str) -> Callable[[ServerOrigin], str | None]:
     """Return the function that gives the user's proxy: by `{prefix}_PROXY_URL`, else HTTPS_PROXY and its kin."""
 
     def proxy_of(origin: ServerOrigin) -> str | None:
+        """The proxy for an origin; None to connect directly."""
         own = os.environ.get(f"{prefix}_PROXY_URL")
         if own:
             excluded = proxy_bypass_environment(origin.host, {"no": os.environ.get(f"{prefix}_PROXY_EXCLUDES", "")})
@@ -196,7 +197,7 @@ def _serve(client: socket.socket, state: _GateState) -> None:
                     traffic.pass_requests(head)
             finally:
                 traffic.end_requests()
-                answers.join(STORE_ANSWER.seconds)  # of a store that does not end, nobody waits for the answer
+                answers.join(STORE_ANSWER.seconds)  # a store may never end its answer
                 traffic.end()
 
 

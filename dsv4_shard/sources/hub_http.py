@@ -246,7 +246,7 @@ class HubFiles:
                     buffer[done : done + len(chunk)] = chunk
                     done += len(chunk)
                     if stopped.is_set():
-                        raise Unreachable(f"{name}: nobody waits for it any more")
+                        raise Unreachable(f"{name}: cancelled, because the run ended")
                     if (now := time.monotonic()) - since >= _SLOW_SECONDS:
                         if done - before < _SLOW_BYTES:
                             break
@@ -341,7 +341,7 @@ def ask(host: str, call: Callable[[], T], limit: Limit) -> T:
         raise ServerFailed(f"{host}: no whole answer within {limit.seconds:g} s", hint=AGAIN) from None
 
 
-AGAIN = "Run again when the server answers: what is done is not done again."
+AGAIN = "Run again when the server answers: finished work is kept."
 
 
 @contextmanager

@@ -167,7 +167,7 @@ class Store:
             )
         for piece in answer.stream(min_chunk_size=_PIECE_BYTES):
             if stopped.is_set():
-                raise Unreachable(f"{name}: nobody waits for it any more")
+                raise Unreachable(f"{name}: cancelled, because the run ended")
             if len(piece) > len(buffer) - done:
                 raise BadAnswer(f"{what}: gave more than the {len(buffer)} bytes that it told of")
             buffer[done : done + len(piece)] = memoryview(piece)

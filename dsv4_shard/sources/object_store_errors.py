@@ -91,7 +91,7 @@ def translate(
         return replaced(what)
     if status == 429 or code in _THROTTLED:
         return Throttled(f"{what}: {place} answered {answer}{tried}", hint="The store limits how often it is "
-                         "asked. Run again later: what is done is not done again.")  # fmt: skip
+                         "asked. Run again later: finished work is kept.")  # fmt: skip
     if status == 408 or status >= 500:
         return ServerFailed(f"{what}: {place} answered {answer}{tried}", hint=AGAIN)
     if "non-partial" in text:
@@ -136,7 +136,7 @@ def replaced(what: str) -> SourceChanged:
 
 _FOUND = {"status": _STATUS, "code": _CODE, "retries": _RETRIED, "region": _REGION, "broken": _BROKEN}
 
-AGAIN = "Run again when the store answers: what is done is not done again."
+AGAIN = "Run again when the store answers: finished work is kept."
 
 
 def first_line(error: Exception) -> str:

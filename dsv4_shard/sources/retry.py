@@ -96,4 +96,4 @@ def _given_up(error: Transient, attempts: int) -> Unreachable:
         return Throttled(
             tried, hint=f"The server limits how often it is asked.{asked} Run again later, or with a token."
         )
-    return ServerFailed(tried, hint="Run again when the server answers: what is done is not done again.")
+    return ServerFailed(tried, hint="Run again when the server answers: finished work is kept.")

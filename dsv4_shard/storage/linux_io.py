@@ -37,7 +37,7 @@ _RENAME_EXCHANGE = 2
 
 
 class UncachedFile:
-    """Positioned I/O on an open file that bypasses the page cache. Thread-safe, except `flush`.
+    """Positioned I/O on an open file that leaves nothing in the page cache. Thread-safe, except `flush`.
 
     The caller closes the descriptor.
     """

@@ -65,7 +65,7 @@ _LOCATOR_BYTES = 20
 
 
 def _unpacked(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
-    """Return an entry's content, of which no more is unpacked than its declared size."""
+    """Return an entry's content. At most its declared size is unpacked."""
     if entry.compress_type not in _WAYS:
         raise BadArchive(f"{short_name(entry.filename)} is packed in a way that is not read")
     with archive.open(entry) as packed:

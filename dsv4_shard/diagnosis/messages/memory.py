@@ -24,7 +24,7 @@ _MODELS = 2
 
 def _out_of_memory(evidence: Evidence) -> Iterator[str]:
     """Explain that memory is short; name the GPUs with the printed memory, and the ranks that the weights need."""
-    yield "the GPU's memory does not hold the weights that this layout gives a rank, or what is left is too little"
+    yield "the weights of a rank do not fit into the GPU's memory, or leave too little for the rest"
     if not evidence.groups["total"]:
         return
     total = float(evidence.groups["total"])

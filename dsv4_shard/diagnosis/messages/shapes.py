@@ -140,7 +140,7 @@ def _narrowed(evidence: Evidence) -> Iterator[str]:
 
 
 def _other_dtype(evidence: Evidence, length: int, size: int) -> Pair | None:
-    """The tensor of which the engine cuts parts of `length` in one dtype, and the files have `size` in another."""
+    """The tensor that is `length` long per rank in the engine's dtype, and `size` long in the dtype of the files."""
     tp, engine = evidence.clues.tp, evidence.likely_engine
     for parts in (tp,) if tp else (1, 2, 4, 8, 16, 32):
         for pair in pairs(evidence.models, engine, (length * parts,), (size,)):

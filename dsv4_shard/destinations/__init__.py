@@ -10,7 +10,7 @@ from dsv4_shard.destinations.folder import (
     would_store,
     would_write,
 )
-from dsv4_shard.destinations.object_store import scratch_result
+from dsv4_shard.destinations.scratch_folder import scratch_result
 from dsv4_shard.destinations.share_worker import ShareTask
 
 __all__ = [

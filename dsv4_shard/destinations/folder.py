@@ -19,7 +19,7 @@ from dsv4_shard.storage import Staging, free_bytes
 
 if TYPE_CHECKING:
     from dsv4_shard.destinations.documents import ClusterOutcome
-    from dsv4_shard.destinations.object_store import Scratch
+    from dsv4_shard.destinations.scratch_folder import Scratch
     from dsv4_shard.destinations.share_worker import ShareTask
     from dsv4_shard.sources.object_store import Store
 
@@ -76,7 +76,7 @@ def into_store(
 ) -> Uploaded:
     """Write a job's files into a scratch folder, unless they are there, and upload them.
 
-    Raises the errors of `sharding.run.reshard`, `object_store.Scratch` and `object_store.upload`.
+    Raises the errors of `sharding.run.reshard`, `scratch_folder.Scratch` and `object_store.upload`.
     """
     from dsv4_shard.destinations.object_store import check_place, nbytes_of, upload
 
@@ -131,7 +131,7 @@ def onto_cluster(
 
 
 def _scratch(job: Job, checkpoint: Checkpoint, place: OutputTarget) -> "tuple[Store, Scratch]":
-    from dsv4_shard.destinations.object_store import Scratch, run_digest, run_digest_before
+    from dsv4_shard.destinations.scratch_folder import Scratch, run_digest, run_digest_before
     from dsv4_shard.sources.object_store import connect
 
     store = connect(place.url)

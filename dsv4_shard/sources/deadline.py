@@ -68,11 +68,17 @@ def in_time(call: Callable[[], T], deadline: Deadline, is_over: Callable[[], boo
 
 
 def for_each(
-    names: Iterable[str], call: Callable[[str], object], threads: int, look: Callable[[], None] = lambda: None
+    names: Iterable[str],
+    call: Callable[[str], object],
+    threads: int,
+    look: Callable[[], None] = lambda: None,
+    stop: Callable[[], None] = lambda: None,
+    linger: float = 0.0,
 ) -> None:
     """Call `call` for each name, in several threads. Its first error is raised, and what `look` raises meanwhile.
 
-    Then, and after an interrupt, the threads that still wait are left behind; none begins with another name.
+    Then, and after an interrupt, `stop` is called, and no thread begins with another name. Threads that have not ended
+    after `linger` seconds are left behind.
     """
     waiting, ends = SimpleQueue[str](), SimpleQueue[BaseException | None]()
     for name in names:
@@ -88,9 +94,10 @@ def for_each(
             ends.put(error)
 
     count = min(threads, waiting.qsize())
-    for _ in range(count):
-        Thread(target=contextvars.copy_context().run, args=(work,), daemon=True).start()
+    workers = [Thread(target=contextvars.copy_context().run, args=(work,), daemon=True) for _ in range(count)]
     try:
+        for worker in workers:
+            worker.start()
         while count:
             try:
                 error = ends.get(timeout=_LOOK_SECONDS)
@@ -100,8 +107,14 @@ def for_each(
             if error is not None:
                 raise error
             count -= 1
-    finally:
+    except BaseException:
         _drain(waiting)
+        stop()
+        patience = Deadline(linger)
+        for worker in workers:
+            if worker.is_alive():
+                worker.join(patience.left)
+        raise
 
 
 def _drain(queue: SimpleQueue[str]) -> None:

@@ -24,7 +24,7 @@ from typer.testing import Result
 
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.destinations import object_store as upload
-from dsv4_shard.destinations.object_store import scratch_path
+from dsv4_shard.destinations.scratch_folder import run_digest, scratch_path
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import ExitCode, SourceChanged
 from dsv4_shard.planning.plan_builder import make_plan
@@ -626,7 +626,7 @@ def test_an_upload_that_was_begun_before_there_were_cards_is_continued(
     source, inventory = open_folder(checkpoint)
     made = make_plan(source, inventory, Request(4, gpu="h100"), str(checkpoint))
     lines = (folder / "journal").read_text().splitlines()
-    before = upload.run_digest(prepare(source, inventory, made).as_before(), source)
+    before = run_digest(prepare(source, inventory, made).as_before(), source)
     (folder / "journal").write_text("\n".join((json.dumps(json.loads(lines[0]) | {"run": before}), *lines[1:])) + "\n")
     server.reset()
     assert put(checkpoint).exit_code == 0

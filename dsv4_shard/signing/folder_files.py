@@ -1,6 +1,5 @@
 """The files of a folder that a signature is of, and their digests: each file is read once, whatever its names."""
 
-import hashlib
 import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -10,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from dsv4_shard.errors import ReadFailed
 from dsv4_shard.signing.bundle import Resource, Serialization
-from dsv4_shard.sources.base import CHUNK_BYTES
-from dsv4_shard.sources.local import LocalFile
+from dsv4_shard.sources.local import file_sha256
 
 if TYPE_CHECKING:
     from model_signing.manifest import Manifest
@@ -69,34 +67,18 @@ def sha256_of(folder: Path, names: Iterable[str], workers: int, on_progress: Cal
     groups = sorted(by_inode(folder, names).values(), key=lambda group: -os.stat(folder / group[0]).st_size)
     stopped = threading.Event()
 
-    def hashed(group: list[str]) -> str:
-        return _sha256(folder / group[0], group[0], stopped, on_progress)
+    def advance(nbytes: int) -> None:
+        if stopped.is_set():
+            raise ReadFailed("stopped: another file could not be read")
+        on_progress(nbytes)
 
     with ThreadPoolExecutor(workers, thread_name_prefix="sha256") as pool:
         try:
-            found = list(pool.map(hashed, groups))
+            found = list(pool.map(lambda group: file_sha256(folder / group[0], group[0], advance), groups))
         except BaseException:
             stopped.set()
             raise
     return {name: sha256 for group, sha256 in zip(groups, found, strict=True) for name in group}
-
-
-def _sha256(path: Path, name: str, stopped: threading.Event, on_progress: Callable[[int], None]) -> str:
-    file, running = LocalFile(path, name), hashlib.sha256()
-    buffer = memoryview(bytearray(min(CHUNK_BYTES, file.nbytes)))
-    try:
-        for start in range(0, file.nbytes, CHUNK_BYTES):
-            if stopped.is_set():
-                break
-            data = buffer[: min(CHUNK_BYTES, file.nbytes - start)]
-            file.readinto(start, data, once=True)
-            running.update(data)
-            on_progress(len(data))
-        if (change := file.changed()) is not None:
-            raise ReadFailed(f"{change}: while it was read")
-    finally:
-        file.close()
-    return running.hexdigest()
 
 
 def resources_of(

@@ -1,7 +1,8 @@
 """A local folder as a source."""
 
+import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from dsv4_shard.errors import ReadFailed
 from dsv4_shard.limits import COMPANION, FOLDER, TREE
-from dsv4_shard.sources.base import OpenFile, SourcePart, Span, open_all
+from dsv4_shard.sources.base import CHUNK_BYTES, OpenFile, SourcePart, Span, open_all
 from dsv4_shard.sources.release_files import hidden
 from dsv4_shard.storage import MAX_CALL_BYTES, UncachedFile, open_regular
 
@@ -76,6 +77,27 @@ class LocalFile:
 
     def close(self) -> None:
         os.close(self._fd)
+
+
+def file_sha256(path: Path, name: str, on_progress: Callable[[int], None] = lambda _: None) -> str:
+    """Return the SHA-256 of a whole file in hexadecimal, read once and past the page cache.
+
+    `name` stands for the file in messages. `on_progress` receives the bytes of each read; what it raises ends the
+    reading. Raises ReadFailed, also if the file changes meanwhile.
+    """
+    file, running = LocalFile(path, name), hashlib.sha256()
+    buffer = memoryview(bytearray(min(CHUNK_BYTES, file.nbytes)))
+    try:
+        for start in range(0, file.nbytes, CHUNK_BYTES):
+            data = buffer[: min(CHUNK_BYTES, file.nbytes - start)]
+            file.readinto(start, data, once=True)
+            running.update(data)
+            on_progress(len(data))
+        if (change := file.changed()) is not None:
+            raise ReadFailed(f"{change}: while it was read")
+    finally:
+        file.close()
+    return running.hexdigest()
 
 
 def _exists(path: Path) -> bool:

@@ -1,6 +1,5 @@
 """Statements of provenance ↔ source, plan and manifest: each is derived again and compared, byte by byte."""
 
-import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -22,8 +21,7 @@ from dsv4_shard.sharding.statement import (
     is_statement,
     read_statement,
 )
-from dsv4_shard.sources.base import CHUNK_BYTES
-from dsv4_shard.sources.local import LocalFile
+from dsv4_shard.sources.local import file_sha256
 from dsv4_shard.storage import MANIFEST_NAME, read_regular
 from dsv4_shard.text.sanitize import short, short_name
 from dsv4_shard.text.strict_json import BadJson
@@ -161,16 +159,7 @@ class _Check:
         """The SHA-256 of a file of the source that is on this machine. Raises ReadFailed."""
         path = self._checkpoint.source.original(name)
         assert path is not None, "the caller has looked"
-        file, running = LocalFile(path, name), hashlib.sha256()
-        buffer = memoryview(bytearray(CHUNK_BYTES))
-        try:
-            for start in range(0, file.nbytes, CHUNK_BYTES):
-                data = buffer[: min(CHUNK_BYTES, file.nbytes - start)]
-                file.readinto(start, data, once=True)
-                running.update(data)
-        finally:
-            file.close()
-        return running.hexdigest()
+        return file_sha256(path, name)
 
 
 def _difference(written: Statement, due: Statement) -> str:

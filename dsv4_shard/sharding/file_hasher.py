@@ -63,7 +63,7 @@ class FileHasher:
                 self._start_reading_back(progress)
 
     def complete(self, file: int, tensor: str) -> None:
-        """Take note that the file has all bytes of a tensor. Any thread may call this.
+        """Record that the file has all bytes of a tensor. Any thread may call this.
 
         Raises the error of an earlier attempt to read back.
         """
@@ -97,7 +97,7 @@ class FileHasher:
             self._pool.submit(self._read_back, progress)
 
     def _read_back(self, progress: "_Progress") -> None:
-        """Hash from the file what is there and not hashed yet. The caller has claimed the file for this."""
+        """Read the file from its position on, and hash it. The caller has claimed the file."""
         try:
             file = LocalFile(progress.file.path, progress.file.path.name)
             try:
@@ -108,7 +108,7 @@ class FileHasher:
             self._error = self._error or error
 
     def _read_on(self, file: LocalFile, progress: "_Progress") -> None:
-        """Hash up to what is there, and what comes meanwhile; then release the file."""
+        """Hash all complete tensors, also those that are completed meanwhile; then release the file."""
         buffer = memoryview(bytearray(_READ_BYTES))
         while progress.release(progress.position) and not self._is_stopped:
             data = buffer[: min(_READ_BYTES, progress.there - progress.position)]

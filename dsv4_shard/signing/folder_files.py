@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from model_signing.manifest import Manifest
 
 GIT_PATHS = (".git", ".gitattributes", ".github", ".gitignore")
-"""What model_signing leaves out, unless told otherwise."""
+"""Paths that model_signing does not sign by default."""
 
 SHA256_OF_FILES = Serialization(method="files", hash_type="sha256", allow_symlinks=False)
-"""What model_signing signs, unless told otherwise, and what this package signs."""
+"""The default of model_signing: the SHA-256 of each file. This package signs the same."""
 
 Inode = tuple[int, int]
 

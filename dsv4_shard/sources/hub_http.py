@@ -113,7 +113,7 @@ class HubFiles:
             elif not deadline.left:
                 raise ServerFailed(
                     f"{self.repo_id}: nothing more came into the Hub cache within {deadline.seconds:g} s",
-                    hint="Run again when the server answers: what is there is kept.",
+                    hint="Run again when the server answers: fetched files are kept.",
                 )
 
         def attempt() -> None:

@@ -169,7 +169,7 @@ class Store:
             if stopped.is_set():
                 raise Unreachable(f"{name}: cancelled, because the run ended")
             if len(piece) > len(buffer) - done:
-                raise BadAnswer(f"{what}: gave more than the {len(buffer)} bytes that it told of")
+                raise BadAnswer(f"{what}: gave more than the {len(buffer)} bytes that it announced")
             buffer[done : done + len(piece)] = memoryview(piece)
             done += len(piece)
         if done < len(buffer):

@@ -127,7 +127,7 @@ def _has_its_own_way(name: str) -> bool:
 
 
 def _stays(name: str, nbytes: int, foreign: Collection[str]) -> tuple[str, str] | None:
-    """What stays behind with a file, itself or a folder that it lies in, and why; None if it travels."""
+    """The file or the folder around it that stays behind, and why; None if the file travels."""
     parts = name.split("/")
     for depth, part in enumerate(parts, 1):
         within = "/".join(parts[:depth]) + "/" * (depth < len(parts))

@@ -21,13 +21,14 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import back, converter, disk, growth, headers, loading, machine, machines, moves, remote
+from benchmarks import back, converter, disk, growth, headers, loading, machine, machines, moves, remote, workers
 from benchmarks.running import ChildFailed
 from benchmarks.settings import NotMeasured, Settings, say
 
 PARTS: dict[str, ModuleType] = {
     "disk": disk,
     "moves": moves,
+    "workers": workers,
     "back": back,
     "growth": growth,
     "loading": loading,

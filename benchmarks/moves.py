@@ -14,7 +14,7 @@ from rich.table import Table
 
 from benchmarks.against_cp import Comparison, Round, compare, folder_bytes, one_round, remove
 from benchmarks.disk import write_rates
-from benchmarks.running import run, run_for_output, tool
+from benchmarks.running import Run, run, run_for_output, tool
 from benchmarks.settings import Settings, require_room, say
 from benchmarks.sized import tensor_bytes, write_least, write_sized
 from benchmarks.spread import Spread, spread
@@ -30,8 +30,8 @@ CASES = {
 class Move:
     """One layout. `startup_seconds` is the same command on the least checkpoint, `dry_run_seconds` with `--dry-run`.
 
-    `read_over_needed` is the bytes read, start-up's own apart, for each byte of the checkpoint's tensors: each once,
-    and those of the output that are read back for their SHA-256, as a rule from the page cache;
+    `read_over_needed` is the bytes read, those of `--dry-run` apart, for each byte of the checkpoint's tensors: each
+    once, and those of the output that are read back for their SHA-256, as a rule from the page cache;
     `written_over_output` the bytes written for each of the output. `share_of_disk` is the rate of output bytes divided
     by the disk's own of the same round, by way of writing. The kernel's counters are those of the last round.
     """
@@ -52,18 +52,10 @@ class Move:
 
 
 @dataclass(frozen=True, slots=True)
-class Startup:
-    """What a command costs before it has moved anything: `overhead` is the bytes that it reads beside the tensors."""
-
-    seconds: float
-    overhead: int
-
-
-@dataclass(frozen=True, slots=True)
 class Turn:
     """All of one round: start-up, ours and cp, and the disk's bytes a second by way of writing."""
 
-    startup: Startup
+    startup: float
     round: Round
     disk: dict[str, float]
 
@@ -91,18 +83,18 @@ def _measure_case(settings: Settings, case: str, source: Path, least: Path) -> M
         remove(out)
         startup = _startup(least, out, options)
         turns.append(Turn(startup, one_round(source, out, options, settings.cold), write_rates(out.parent, yardstick)))
-    move = _summarize(case, turns, tensor_bytes(source), folder_bytes(out), dry_run.seconds)
+    move = _summarize(case, turns, tensor_bytes(source), folder_bytes(out), dry_run)
     remove(out)
     return move
 
 
-def _startup(least: Path, out: Path, options: tuple[str, ...]) -> Startup:
+def _startup(least: Path, out: Path, options: tuple[str, ...]) -> float:
     started = run(tool("reshard", str(least), str(out), *options))
     remove(out)
-    return Startup(started.seconds, started.bytes_read - tensor_bytes(least))
+    return started.seconds
 
 
-def _summarize(case: str, turns: list[Turn], needed: int, written: int, dry_run_seconds: float) -> Move:
+def _summarize(case: str, turns: list[Turn], needed: int, written: int, dry_run: Run) -> Move:
     last = turns[-1].round.ours
     shares = {
         way: spread(written / turn.round.ours.seconds / turn.disk[way] for turn in turns) for way in turns[0].disk
@@ -112,14 +104,14 @@ def _summarize(case: str, turns: list[Turn], needed: int, written: int, dry_run_
         source_bytes=needed,
         output_bytes=written,
         against_cp=compare([turn.round for turn in turns]),
-        dry_run_seconds=dry_run_seconds,
-        startup_seconds=statistics.median(turn.startup.seconds for turn in turns),
+        dry_run_seconds=dry_run.seconds,
+        startup_seconds=statistics.median(turn.startup for turn in turns),
         gb_per_second=statistics.median(written / turn.round.ours.seconds / 1e9 for turn in turns),
         share_of_disk=shares,
         bytes_read=last.bytes_read,
         bytes_written=last.bytes_written,
         disk_written=last.disk_written,
-        read_over_needed=(last.bytes_read - turns[-1].startup.overhead) / needed,
+        read_over_needed=(last.bytes_read - dry_run.bytes_read) / needed,
         written_over_output=last.bytes_written / written,
     )
 

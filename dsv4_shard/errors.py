@@ -330,6 +330,13 @@ class WriteFailed(ShardError):
     exit_code = ExitCode.IO
 
 
+class WorkerLost(ShardError):
+    """A worker process was killed."""
+
+    exit_code = ExitCode.IO
+    hint = "The system kills processes when memory runs out: try fewer (--jobs). The same command resumes the work."
+
+
 class SourceChanged(ShardError):
     """A file of the source changed while it was read."""
 

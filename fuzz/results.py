@@ -105,16 +105,18 @@ _STEPS = [Finished(0, bytes(16), 0, 64), Finished(7, bytes(range(48)), 3, 1 << 4
 def _journal_seeds() -> list[bytes]:
     origin = origin_of(small_checkpoint()[0], "org/model")
     run = RunIdentity(
-        schema_version=2, tool_version="0.1.0", origin=origin, request=Request(2), ranks=(0, 1),
+        schema_version=3, tool_version="0.1.0", origin=origin, request=Request(2), ranks=(0, 1),
         times={"a.safetensors": 5}, files={"b.safetensors": 900}, recipe_digest="4" * 32,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "journal"
         journal = Journal(path, run, 0, lambda: None, lambda: None)
-        for steps in (_STEPS[:2], _STEPS[2:]):
-            for step in steps:
-                journal.note(step)
-            journal.save()
+        for step in _STEPS[:2]:
+            journal.note(step)
+        journal.mark()
+        for step in _STEPS[2:]:
+            journal.note(step)
+        journal.save()
         return [path.read_bytes()]
 
 
@@ -166,12 +168,15 @@ def _check_journal(data: bytes) -> None:
     entries = _entries_of(data)
     if found is None:
         return
-    steps = b"".join(entries[1:])
+    steps = b"".join(entry for entry in entries[1:] if len(entry) != 8)
     assert found.stop == len(_journal(entries))
-    packed = (struct.pack("<IIQQ", s.number, len(s.digests), s.inexact, s.nbytes) + s.digests for s in found.finished)
+    listed = [*found.finished, *found.unconfirmed]
+    packed = (struct.pack("<IIQQ", s.number, len(s.digests), s.inexact, s.nbytes) + s.digests for s in listed)
     assert b"".join(packed) == steps
+    if found.unconfirmed:
+        assert json.loads(entries[0])["schema_version"] == 3, "before, every step was on disk"
     document = json.loads(entries[0])
-    if document.get("schema_version") == 2:
+    if document.get("schema_version") == 3:
         assert json.loads(found.run.model_dump_json())["files"] == document["files"]
 
 

@@ -13,7 +13,7 @@ import pytest
 from support.checkpoints.small import load_tensors, open_folder, raw, small_config
 from support.paths import ROOT
 
-from benchmarks import back, converter, disk, growth, headers, loading, machines, moves, page_cache
+from benchmarks import back, converter, disk, growth, headers, loading, machines, moves, page_cache, workers
 from benchmarks.running import ChildFailed, run, tool
 from benchmarks.settings import NotMeasured, Settings, Skipped, require_room
 from benchmarks.sized import WIDTH, config_for, tensor_bytes, write_least
@@ -67,7 +67,7 @@ def test_command_measures_every_case_of_moves_and_writes_json(tmp_path: Path) ->
     assert {row["case"] for row in document["disk"]} <= set(disk.WAYS)
     assert not_above_zero(document) == []
     for row in document["moves"]:
-        assert 0.98 < row["read_over_needed"] < 1.02 + row["output_bytes"] / row["source_bytes"]
+        assert 0.98 < row["read_over_needed"] < 1.02 + row["output_bytes"] / row["source_bytes"], row
         assert row["written_over_output"] == pytest.approx(1, abs=0.02)
         assert row["case"].split(",")[0] in done.stdout
     assert list(scratch.iterdir()) == []
@@ -260,3 +260,15 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError:
         return b""
+
+
+@pytest.mark.slow
+def test_workers_has_every_layout_with_each_number_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "MEMORY", tmp_path)
+    rows = workers.measure(settings(tmp_path))
+    assert [(row.case, row.jobs) for row in rows] == [
+        (case, jobs) for case in workers.CASES for jobs in workers._numbers()
+    ]
+    assert not_above_zero(rows) == []
+    assert workers.table(rows).row_count == len(rows)
+    assert list(tmp_path.iterdir()) == []

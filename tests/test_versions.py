@@ -19,10 +19,10 @@ from dsv4_shard.planning.plan_file import load_plan, read_plan
 from dsv4_shard.sglang_plugin.checks import check_file, find_manifest
 from dsv4_shard.sglang_plugin.checks import rank_files as files_of_rank
 from dsv4_shard.sharding import journal, manifest
+from dsv4_shard.sharding.earlier_run import recipe_digest
 from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.journal import read_journal
 from dsv4_shard.sharding.manifest import load_manifest
-from dsv4_shard.sharding.run import recipe_digest
 from dsv4_shard.version import __version__
 
 SCHEMAS = (1, 2)

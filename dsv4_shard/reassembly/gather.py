@@ -6,7 +6,7 @@ written tensors are known, they are checked for all pieces that are read whole.
 """
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -39,6 +39,15 @@ class _Trail:
     hashes: list[xxhash.xxh3_128]
 
 
+class _PieceDigest(NamedTuple):
+    """The digest of piece `slot` of a tensor in file number `file`, as it was read."""
+
+    file: int
+    tensor: str
+    slot: int
+    digest: bytes
+
+
 @dataclass(slots=True)
 class _Pending:
     """The digests of an output tensor's pieces that are known so far, and the slots that are left."""
@@ -66,6 +75,7 @@ class Gatherer:
         self._local = threading.local()
         self._lock = threading.Lock()
         self._pending: dict[tuple[int, str], _Pending] = {}
+        self._deferred: list[_PieceDigest] | None = None
 
     def _steps(self, name: str) -> tuple[Step, ...]:
         """The steps that moved a tensor."""
@@ -143,11 +153,28 @@ class Gatherer:
         """Record the digests of a tensor's pieces after its last row. Raises DamagedRanks."""
         pieces = [(landing, files) for step in self._steps(name) for landing in step.landings
                   for _, files in landing.spread]  # fmt: skip
-        for (landing, files), running in zip(pieces, hashes, strict=True):
-            for file in files:
-                digests = self._put(file, landing.tensor, landing.slot, running.digest())
-                if digests is not None:
-                    self._hold(file, landing.tensor, digests)
+        found = [_PieceDigest(file, landing.tensor, landing.slot, running.digest())
+                 for (landing, files), running in zip(pieces, hashes, strict=True) for file in files]  # fmt: skip
+        if self._deferred is None:
+            self.settle(found)
+        else:
+            self._deferred += found
+
+    def defer(self) -> None:
+        """See `sources.base.Witness`."""
+        self._deferred = []
+
+    def seen(self) -> list[_PieceDigest]:
+        """See `sources.base.Witness`."""
+        found, self._deferred = self._deferred or [], []
+        return found
+
+    def settle(self, seen: Iterable[_PieceDigest]) -> None:
+        """See `sources.base.Witness`. Raises DamagedRanks."""
+        for file, tensor, slot, digest in seen:
+            digests = self._put(file, tensor, slot, digest)
+            if digests is not None:
+                self._hold(file, tensor, digests)
 
     def _put(self, file: int, tensor: str, slot: int, digest: bytes) -> bytes | None:
         """Record the digest of a piece. Returns all digests of its output tensor once none is missing, else None."""

@@ -57,12 +57,12 @@ def held_source(original: Checkpoint, source: RankSource, recipe: Recipe) -> Ran
 
 
 def _decoded(step: Step) -> Iterator[tuple[str, DtypeShape]]:
-    """The names, dtypes and shapes of the tensors that a step with a transform makes."""
-    if step.transform is None or step.scale is None:
-        return
-    yield step.source.name, (step.transform.weight_dtype, step.transform.weight_shape(step.source.shape))
-    if step.transform.scale_dtype is not None:
-        yield step.scale.name, (step.transform.scale_dtype, step.transform.scale_shape(step.scale.shape))
+    """The name, dtype and shape of the tensor that a step with a transform makes."""
+    transform, shape = step.transform, step.source.shape
+    if transform is not None and transform.scale_dtype is not None and step.makes_scale:
+        yield step.source.name, (transform.scale_dtype, transform.scale_shape(shape))
+    elif transform is not None:
+        yield step.source.name, (transform.weight_dtype, transform.weight_shape(shape))
 
 
 def index_of(

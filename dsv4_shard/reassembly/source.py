@@ -84,6 +84,11 @@ class RankSource(FolderlessSource):
         """Empty: no file was downloaded."""
         return ()
 
+    @property
+    def witness(self) -> Gatherer | None:
+        """The gatherer: the manifest has one digest for all pieces of a tensor, which several processes may read."""
+        return self.gatherer
+
     def sizes(self) -> dict[str, int]:
         """File name -> bytes."""
         return {name: len(content) for name, content in self.small.items()} | dict(self.nbytes)

@@ -4,41 +4,40 @@ Workers take steps in the order of the source's bytes if it is remote, else in t
 they are hashed. Each worker holds one chunk of rows at a time, so memory is bounded by workers x chunk, whatever the
 size of a tensor; recipes have no rows that are longer than a chunk. The sink decides where the bytes go: the sink of
 `reshard` writes them, the sink of `verify` compares them with the files on disk.
+
+Workers are threads or processes. Threads wait for each other's Python code: four of them do as much as 32.
 """
 
+import multiprocessing
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from itertools import groupby
-from typing import Protocol
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, groupby
+from typing import Any, Protocol
 
-import numpy as np
 import xxhash
 
-from dsv4_shard.errors import InexactCast, SourceChanged
-from dsv4_shard.models import scale_name
-from dsv4_shard.sharding.file_hasher import FileHasher
+from dsv4_shard.errors import SourceChanged
 from dsv4_shard.sharding.journal import Finished
-from dsv4_shard.sharding.recipe import Fixed, Recipe, Slice, Step, output_order, row_runs, spans, stripes
-from dsv4_shard.sources.base import CHUNK_BYTES, OpenFile, Source
+from dsv4_shard.sharding.mover import Moved, Mover, Sink
+from dsv4_shard.sharding.recipe import Piece, Recipe, Step, output_order, pieces_of, spans
+from dsv4_shard.sharding.worker_processes import in_processes
+from dsv4_shard.sources.base import Source, Witness
 from dsv4_shard.storage import DIGEST_BYTES, StagedFile
-from dsv4_shard.tensors.decoding import Decoded, Transform
-from dsv4_shard.tensors.dtype_casts import Bytes, Conversion
-from dsv4_shard.tensors.geometry import Rectangle, whole_rectangle
-from dsv4_shard.tensors.header import DTYPE_BITS
 
-_PART_BYTES = 1 << 20
-"""Bytes of padding below the rows that are made at a time."""
+_BATCH_BYTES = 16 << 20
+"""Source bytes that a process takes at a time: what it says of them takes less time than moving them."""
 
+_BATCH_STEPS = 64
 
-class Sink(Protocol):
-    """Takes the bytes of output files. Called from many threads, never twice for the same byte.
+_LARGE_BYTES = 128 << 20
+"""Payload from which on processes are used: to start them takes a few hundredths of a second."""
 
-    `put` receives the bytes for `offset` of output file number `file`. The buffer of `data` is reused after the call.
-    """
-
-    def put(self, file: int, offset: int, data: memoryview) -> None: ...
+_DIFFERING_KEPT = 100
+"""Per file. A file with more differing places than this differs almost everywhere."""
 
 
 class CopyLog(Protocol):
@@ -58,11 +57,30 @@ class CopyResult:
         digests: (file number, tensor name) -> digest in hex.
         inexact: Source tensor name -> number of elements that a cast rounded.
         bytes_read: Bytes read from the source.
+        differing: File number -> offsets of bytes that the sink found to differ, in order, at most 100 of a file.
     """
 
     digests: dict[tuple[int, str], str]
     inexact: dict[str, int]
     bytes_read: int
+    differing: dict[int, list[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """What is told while a recipe runs. Any thread may call.
+
+    Attributes:
+        on_progress: Receives the bytes put since its last call.
+        on_data: Receives (file number, offset, bytes) of what a thread put. The buffer is reused after the call.
+        on_piece: Receives (file number, start, stop) of each piece that the file has, also by an earlier run.
+        log: Records each step that this run finishes.
+    """
+
+    on_progress: Callable[[int], None] = lambda _: None
+    on_data: Callable[[int, int, memoryview], None] = lambda *_: None
+    on_piece: Callable[[int, int, int], None] = lambda *_: None
+    log: CopyLog | None = None
 
 
 def copy(
@@ -70,13 +88,12 @@ def copy(
     source: Source,
     sink: Sink,
     workers: int,
-    on_progress: Callable[[int], None] = lambda _: None,
+    listeners: Listeners = Listeners(),
     *,
     allow_inexact: bool = False,
     finished: Iterable[Finished] = (),
-    log: CopyLog | None = None,
-    on_tensor: Callable[[int, str], None] = lambda *_: None,
     in_order: Collection[str] = (),
+    processes: bool = False,
 ) -> CopyResult:
     """Run every step of `recipe` except the `finished` ones.
 
@@ -85,38 +102,111 @@ def copy(
         source: The checkpoint to read.
         sink: Receives the bytes of each output file.
         workers: Number of threads; 1 runs in the calling thread.
-        on_progress: Receives the bytes put since its last call. Any worker may call it.
+        listeners: What is told of the progress.
         allow_inexact: Let a cast round.
         finished: Steps that an earlier run finished. Their digests are reused.
-        log: Records each step that this run finishes.
-        on_tensor: Receives (file number, tensor name) of each output tensor whose bytes were all put, also by an
-            earlier run. Any worker may call it.
         in_order: Source files that one worker each reads from beginning to end.
+        processes: Use processes in place of threads. Each has its own copy of `sink`.
 
     Raises:
         InexactCast: A cast rounds and `allow_inexact` is off.
         SourceChanged: A source file changed during the run.
+        WorkerLost: A process was killed.
         ShardError: Any other error of a worker; the first one is raised.
     """
+    results = _Results(recipe, listeners)
+    results.skip(finished)
     order = range(len(recipe.steps)) if source.root is None else output_order(recipe)
-    run = _CopyRun(recipe, sink, on_progress, allow_inexact, log, on_tensor, _batches(recipe, order, in_order))
-    run.skip(finished)
-    with source.reading(files_of(recipe), spans(run.unfinished())) as files:
-        run.open(files)
+    whole = [numbers for file, numbers in _by_file(recipe, results.is_finished) if file in in_order]
+    single = [n for n in order if not results.is_finished[n] and recipe.steps[n].source.file not in in_order]
+    with source.reading(files_of(recipe), spans(results.unfinished())) as files:
+        mover = partial(Mover, recipe, files, sink, allow_inexact)
+        setter = mover(listeners.on_progress, listeners.on_data, lambda: False)
         for fixed in recipe.fixed:
-            run.put_fixed(fixed)
-        if workers == 1:
-            run.work()
+            results.keep_fixed(fixed.file, fixed.tensor, setter.put_fixed(fixed))
+        del setter
+        if not processes or not single:
+            _in_threads(_Threads(mover, chain(whole, ([number] for number in single)), results, listeners), workers)
         else:
-            _in_threads(run, workers)
+            with _beside(_Threads(mover, iter(whole), results, listeners), workers if whole else 0):
+                _in_processes(mover, _batches(recipe, single), workers, source.witness, results, listeners)
         changed = [line for file in files.values() if (line := file.changed())]
         if changed:
             raise SourceChanged(changed[0])
-        return run.result()
+        return results.result()
 
 
-def _in_threads(run: "_CopyRun", workers: int) -> None:
+def _by_file(recipe: Recipe, is_finished: bytearray) -> Iterator[tuple[str, list[int]]]:
+    """Each source file with the numbers of the steps that are left of it, in the order of its bytes."""
+    for file, numbers in groupby(range(len(recipe.steps)), key=lambda number: recipe.steps[number].source.file):
+        yield file, [number for number in numbers if not is_finished[number]]
+
+
+def _batches(recipe: Recipe, numbers: Iterable[int]) -> Iterator[list[int]]:
+    """`numbers` in batches for processes."""
+    batch: list[int] = []
+    held = 0
+    for number in numbers:
+        batch.append(number)
+        held += recipe.steps[number].source.nbytes
+        if held >= _BATCH_BYTES or len(batch) == _BATCH_STEPS:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch
+
+
+def _in_processes(
+    mover: Callable[..., Mover],
+    batches: Iterator[Sequence[int]],
+    workers: int,
+    witness: Witness | None,
+    results: "_Results",
+    listeners: Listeners,
+) -> None:
+    """Run the batches in processes, and keep what they send."""
+
+    def prepare() -> Callable[[Sequence[int]], Iterator[tuple[Moved, list[Any]]]]:
+        own = mover(lambda _: None, lambda *_: None, lambda: False)
+        if witness is not None:
+            witness.defer()
+
+        def work(batch: Sequence[int]) -> Iterator[tuple[Moved, list[Any]]]:
+            for number in batch:
+                if (moved := own.move(number)) is not None:
+                    yield moved, [] if witness is None else witness.seen()
+
+        return work
+
+    def keep(result: tuple[Moved, list[Any]]) -> None:
+        moved, seen = result
+        if witness is not None:
+            witness.settle(seen)
+        results.keep(moved)
+        listeners.on_progress(moved.finished.nbytes)
+
+    in_processes(workers, batches, prepare, keep)
+
+
+@contextmanager
+def _beside(run: "_Threads", workers: int) -> Iterator[None]:
+    """Run `workers` threads beside the block, and wait for them after it; stop them if it raises."""
+    with ThreadPoolExecutor(max(1, workers), thread_name_prefix="copy") as pool:
+        futures = [pool.submit(run.work) for _ in range(workers)]
+        try:
+            yield
+        except BaseException:
+            run.stop()
+            raise
+    for future in futures:
+        future.result()
+
+
+def _in_threads(run: "_Threads", workers: int) -> None:
     """Run the workers in threads; stop all after the first error, and raise it."""
+    if workers == 1:
+        run.work()
+        return
     with ThreadPoolExecutor(workers, thread_name_prefix="copy") as pool:
         futures = [pool.submit(run.work) for _ in range(workers)]
         try:
@@ -127,12 +217,10 @@ def _in_threads(run: "_CopyRun", workers: int) -> None:
         future.result()
 
 
-def _batches(recipe: Recipe, order: Sequence[int], in_order: Collection[str]) -> Iterator[Sequence[int]]:
-    """The numbers of the steps, all at once for each source file in `in_order`, then one by one in this order."""
-    for file, numbers in groupby(range(len(recipe.steps)), key=lambda number: recipe.steps[number].source.file):
-        if file in in_order:
-            yield list(numbers)
-    yield from ([number] for number in order if recipe.steps[number].source.file not in in_order)
+def pays_processes(recipe: Recipe, source: Source, workers: int) -> bool:
+    """Whether processes are faster than threads: not for remote sources, whose bytes arrive in this process."""
+    is_large = sum(file.payload for file in recipe.files) >= _LARGE_BYTES
+    return workers > 1 and source.root is not None and is_large and not multiprocessing.current_process().daemon
 
 
 def files_of(recipe: Recipe) -> list[str]:
@@ -140,71 +228,32 @@ def files_of(recipe: Recipe) -> list[str]:
     return sorted({one.file for step in recipe.steps for one in (step.source, step.scale) if one})
 
 
-class _CopyRun:
-    """State of one run: the steps that are left, and the results so far."""
+class _Threads:
+    """State that the threads of a run share: the batches that are left."""
 
     def __init__(
         self,
-        recipe: Recipe,
-        sink: Sink,
-        on_progress: Callable[[int], None],
-        allow_inexact: bool,
-        log: CopyLog | None,
-        on_tensor: Callable[[int, str], None],
-        batches: Iterable[Sequence[int]],
+        mover: Callable[..., Mover],
+        batches: Iterator[Sequence[int]],
+        results: "_Results",
+        listeners: Listeners,
     ) -> None:
-        self._recipe = recipe
-        self._is_finished = bytearray(len(recipe.steps))
-        self._batches = iter(batches)
-        self._log = log
-        self._on_tensor = on_tensor
-        self._slots_left: dict[tuple[int, str], int] = {}
-        self._files: Mapping[str, OpenFile] = {}
-        self._sink = sink
-        self._on_progress = on_progress
-        self._allow_inexact = allow_inexact
+        self._mover, self._batches, self._results, self._listeners = mover, batches, results, listeners
         self._lock = threading.Lock()
         self._stopped = False
-        self._pieces: dict[tuple[int, str], bytearray] = {}
-        self._digests: dict[tuple[int, str], str] = {}
-        self._inexact: dict[str, int] = {}
-        self._bytes_read = 0
-
-    def skip(self, finished: Iterable[Finished]) -> None:
-        """Mark steps as done that an earlier run finished, and keep their digests."""
-        for step in finished:
-            self._is_finished[step.number] = True
-            self._keep(step, _pieces_of(self._recipe.steps[step.number]))
-
-    def unfinished(self) -> Iterator[Step]:
-        """The steps that are left, in order, as of this call."""
-        done = bytes(self._is_finished)
-        return (step for number, step in enumerate(self._recipe.steps) if not done[number])
-
-    def open(self, files: Mapping[str, OpenFile]) -> None:
-        """Set the files that the steps read from."""
-        self._files = files
 
     def stop(self) -> None:
         """Make each worker end after its current chunk."""
         self._stopped = True
 
-    def result(self) -> CopyResult:
-        """The result of the run. Call it after all workers have ended."""
-        return CopyResult(
-            {key: self._digests[key] for key in sorted(self._digests)},
-            dict(sorted(self._inexact.items())),
-            self._bytes_read,
-        )
-
     def work(self) -> None:
-        """Take steps until none is left. Each worker allocates its buffer once."""
-        buffer = np.empty(CHUNK_BYTES, np.uint8)  # takes no memory before it is filled, as a bytearray does
+        """Take steps until none is left. Each worker has a buffer of its own."""
+        mover = self._mover(self._listeners.on_progress, self._listeners.on_data, lambda: self._stopped)
         try:
             while batch := self._next_batch():
                 for number in batch:
-                    if not self._stopped and not self._is_finished[number]:
-                        self._take(number, buffer)
+                    if not self._stopped and (moved := mover.move(number)) is not None:
+                        self._results.keep(moved)
         except BaseException:
             self.stop()
             raise
@@ -214,267 +263,103 @@ class _CopyRun:
         with self._lock:
             return () if self._stopped else next(self._batches, ())
 
-    def _take(self, number: int, buffer: Bytes) -> None:
-        step = self._recipe.steps[number]
-        pieces = _pieces_of(step)
-        inexact = self._decode(step, step.transform, pieces) if step.transform else 0
-        if not step.transform:
-            self._move(step, pieces, buffer)
-        if not self._stopped:
-            self._finish(number, pieces, inexact)
 
-    def _finish(self, number: int, pieces: list["_Piece"], inexact: int) -> None:
-        """Record a step after all of its pieces were put."""
-        digests = b"".join(piece.hash.digest() for piece in pieces)
-        step = Finished(number, digests, inexact, sum(piece.done * len(piece.places) for piece in pieces))
+class _Results:
+    """What the finished steps of a run have given so far. Any thread may add to it."""
+
+    def __init__(self, recipe: Recipe, listeners: Listeners) -> None:
+        self._recipe = recipe
+        self._listeners = listeners
+        self._lock = threading.Lock()
+        self.is_finished = bytearray(len(recipe.steps))
+        """For each step, whether an earlier run finished it."""
+        self._slots_left: dict[tuple[int, str], int] = {}
+        self._pieces: dict[tuple[int, str], bytearray] = {}
+        self._digests: dict[tuple[int, str], str] = {}
+        self._inexact: dict[str, int] = {}
+        self._bytes_read = 0
+        self._differing: dict[int, list[int]] = {}
+
+    def skip(self, finished: Iterable[Finished]) -> None:
+        """Keep the digests of steps that an earlier run finished."""
+        for step in finished:
+            self.is_finished[step.number] = True
+            self._keep(step)
+
+    def unfinished(self) -> Iterator[Step]:
+        """The steps that are left, in order."""
+        return (step for number, step in enumerate(self._recipe.steps) if not self.is_finished[number])
+
+    def keep(self, moved: Moved) -> None:
+        """Keep what a step gave, and record it as finished."""
         with self._lock:
-            self._keep(step, pieces)
-        if self._log is not None:
-            self._log.note(step)
+            self._count(moved)
+            self._keep(moved.finished)
+        if self._listeners.log is not None:
+            self._listeners.log.note(moved.finished)
 
-    def _keep(self, step: Finished, pieces: list["_Piece"]) -> None:
+    def keep_fixed(self, file: int, tensor: str, moved: Moved) -> None:
+        """Keep what a tensor that comes from no checkpoint gave."""
+        self._count(moved)
+        self._gather([Piece(None, tensor, 0, 0, (file,))], moved.finished.digests)
+
+    def result(self) -> CopyResult:
+        """The result of the run. Call it after all workers have ended."""
+        return CopyResult(
+            {key: self._digests[key] for key in sorted(self._digests)},
+            dict(sorted(self._inexact.items())),
+            self._bytes_read,
+            {file: sorted(offsets) for file, offsets in sorted(self._differing.items())},
+        )
+
+    def _count(self, moved: Moved) -> None:
+        self._bytes_read += moved.bytes_read
+        for file, offset in moved.differing:
+            kept = self._differing.setdefault(file, [])
+            if len(kept) < _DIFFERING_KEPT:
+                kept.append(offset)
+
+    def _keep(self, step: Finished) -> None:
         """Keep the digests and the inexact values of a finished step."""
-        self._gather(pieces, step.digests)
+        self._gather(pieces_of(self._recipe.steps[step.number]), step.digests)
         if step.inexact:
             self._inexact[self._recipe.steps[step.number].source.name] = step.inexact
 
-    def _gather(self, pieces: list["_Piece"], digests: bytes) -> None:
+    def _gather(self, pieces: Sequence[Piece], digests: bytes) -> None:
         """Store the digests of pieces (`DIGEST_BYTES` each, concatenated) in the slots of their tensors."""
         for index, piece in enumerate(pieces):
             digest = digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
-            for file, tensor, slot in piece.places:
-                runs = self._recipe.files[file].pieces.get(tensor, ())
-                if runs and not self._fill(file, tensor, sum(count for count, _ in runs), slot, digest):
-                    continue
-                whole = xxhash.xxh3_128_hexdigest(self._pieces.pop((file, tensor))) if runs else digest.hex()
-                self._digests[file, tensor] = whole
-                self._on_tensor(file, tensor)
+            for file in piece.files:
+                self._fill(file, piece, digest)
+                start = self._recipe.offset(file, piece.tensor) + piece.at
+                stop = start + self._recipe.files[file].piece_nbytes(piece.tensor, piece.slot)
+                self._listeners.on_piece(file, start, stop)
 
-    def _fill(self, file: int, tensor: str, slots: int, slot: int, digest: bytes) -> bool:
-        """Store the digest of one piece of a tensor of several; return whether all are there."""
-        kept = self._pieces.setdefault((file, tensor), bytearray(slots * DIGEST_BYTES))
-        kept[slot * DIGEST_BYTES : (slot + 1) * DIGEST_BYTES] = digest
-        left = self._slots_left.pop((file, tensor), slots) - 1
-        if left:
-            self._slots_left[file, tensor] = left
-        return left == 0
-
-    def _read(self, name: str, start: int, buffer: memoryview) -> None:
-        self._files[name].readinto(start, buffer, once=True)
-        with self._lock:
-            self._bytes_read += len(buffer)
-
-    def _append(self, piece: "_Piece", data: Bytes) -> None:
-        """Hash the next bytes of a piece and put them into each of its files.
-
-        `data` is a uint8 array of any shape; its bytes are taken in C order.
-        """
-        data = np.ascontiguousarray(data)
-        view = data.data.cast("B")
-        piece.hash.update(view)
-        for file, tensor, _ in piece.places:
-            self._sink.put(file, self._recipe.offset(file, tensor) + piece.at + piece.done, view)
-        piece.done += len(view)
-        self._on_progress(len(view) * len(piece.places))
-
-    def put_fixed(self, fixed: Fixed) -> None:
-        """Put a tensor that comes from no checkpoint."""
-        piece = _Piece(None, 0, [(fixed.file, fixed.tensor, 0)])
-        self._append(piece, np.frombuffer(fixed.data, np.uint8))
-        self._gather([piece], piece.hash.digest())
-
-    def _move(self, step: Step, pieces: list["_Piece"], buffer: Bytes) -> None:
-        """Copy the rows of a step without decoding. Each cut gets its part of each chunk, padded and then cast."""
-        areas = [cut.rectangle for piece in pieces if (cut := piece.cut) is not None]
-        for row, matrix in self._chunks(step, buffer):
-            for piece, area in zip(pieces, areas, strict=True):
-                start, stop = max(row, area.row_start), min(row + len(matrix), area.row_stop)
-                if start < stop:
-                    part = _columns(matrix[start - row : stop - row], area)
-                    self._append(piece, _converted(_padded(part, piece.pad_cols, step.fill), step.conversion))
-        for piece in pieces:
-            for nbytes in _parts(piece.pad_nbytes):
-                if not self._stopped:
-                    self._append(piece, _converted(_filled(1, nbytes, step.fill), step.conversion))
-
-    def _chunks(self, step: Step, buffer: Bytes) -> Iterator[tuple[int, Bytes]]:
-        """Read the rows that a step needs, each once; yield (number of the first row, uint8 `[rows, row bytes]`)."""
-        tensor, runs = step.source, row_runs(step)
-        row_nbytes = whole_rectangle(tensor.dtype, tensor.shape).stop
-        if row_nbytes == 0 or not runs:
+    def _fill(self, file: int, piece: Piece, digest: bytes) -> None:
+        """Store the digest of a piece, and that of its tensor once no other piece is missing."""
+        key = (file, piece.tensor)
+        runs = self._recipe.files[file].pieces.get(piece.tensor, ())
+        if not runs:
+            self._digests[key] = digest.hex()
             return
-        if step.repeat > 1:
-            runs = [(0, tensor.shape[0])]
-        if row_nbytes > len(buffer):
-            buffer = np.empty(row_nbytes, np.uint8)
-        growth = step.repeat**2 * (step.conversion.growth[0] if step.conversion else 1)
-        rows_at_once = max(1, len(buffer) // (row_nbytes * growth))
-        for first, last in runs:
-            for row in range(first, last, rows_at_once):
-                if self._stopped:
-                    return
-                count = min(rows_at_once, last - row)
-                rows = buffer[: count * row_nbytes].reshape(count, row_nbytes)
-                self._read(tensor.file, tensor.start + row * row_nbytes, rows.data.cast("B"))
-                yield row * step.repeat, _repeated(rows, step) if step.repeat > 1 else rows
-
-    def _decode(self, step: Step, transform: Transform, pieces: list["_Piece"]) -> int:
-        """Decode a weight and its scale, stripe by stripe; return the number of inexact values.
-
-        Raises InexactCast if there are any and the run does not allow them.
-        """
-        inexact = 0
-        each = 2 if transform.scale_dtype else 1
-        for weights, *scales in (pieces[first : first + each] for first in range(0, len(pieces), each)):
-            for decoded in self._stripes(step, transform, weights):
-                inexact += decoded.inexact
-                self._append(weights, decoded.weight)
-                for piece in scales:
-                    assert decoded.scale is not None, "transforms that have a dtype for scales make them"
-                    self._append(piece, decoded.scale)
-        if inexact and not self._allow_inexact:
-            raise InexactCast(f"{step.source.name}: {inexact:,} of its values do not fit FP8 exactly")
-        return inexact
-
-    def _stripes(self, step: Step, transform: Transform, piece: "_Piece") -> Iterator[Decoded]:
-        """Read the rows of a piece a few whole stripes at a time, together with their scales, and decode them."""
-        tensor, scale = step.source, step.scale
-        assert scale is not None, "recipes give every transform its scale"
-        assert piece.cut is not None, "decoded pieces are cuts"
-        row_nbytes = whole_rectangle(tensor.dtype, tensor.shape).stop
-        scale_row_nbytes = whole_rectangle(scale.dtype, scale.shape).stop
-        for row, rows, scale_row, scale_rows in stripes(step, piece.cut.rectangle):
-            if self._stopped:
-                return
-            raw = np.empty((rows, row_nbytes), np.uint8)
-            self._read(tensor.file, tensor.start + row * row_nbytes, raw.data.cast("B"))
-            raw_scale = np.empty((scale_rows, scale_row_nbytes), np.uint8)
-            self._read(scale.file, scale.start + scale_row * scale_row_nbytes, raw_scale.data.cast("B"))
-            yield transform.apply(raw, raw_scale, scale.dtype)
-
-
-class _Piece:
-    """A cut on its way to the output files.
-
-    Attributes:
-        cut: The rectangle of the source, None for a tensor that comes from no checkpoint.
-        at: Offset of the piece in the output tensor, in bytes.
-        places: (file number, tensor name, slot) of each file that receives it.
-        hash: Running xxh3-128 of the bytes so far.
-        done: Bytes put so far.
-    """
-
-    __slots__ = ("at", "cut", "done", "hash", "places")
-
-    def __init__(self, cut: Slice | None, at: int, places: list[tuple[int, str, int]]) -> None:
-        self.cut = cut
-        self.at = at
-        self.places = places
-        self.hash = xxhash.xxh3_128()
-        self.done = 0
-
-    @property
-    def pad_cols(self) -> int:
-        """Bytes of padding on the right of each row."""
-        return self.cut.pad_cols if self.cut else 0
-
-    @property
-    def pad_nbytes(self) -> int:
-        """Bytes of padding below the last row."""
-        return self.cut.pad_rows * self.cut.row_nbytes if self.cut else 0
-
-
-def pieces_of(step: Step) -> int:
-    """Number of pieces that a step makes. Each piece has a digest."""
-    each = 2 if step.transform and step.transform.scale_dtype else 1
-    return each * sum(len(landing.spread) for landing in step.landings)
-
-
-def _pieces_of(step: Step) -> list[_Piece]:
-    """The pieces of a step. A cut that goes to several files is one piece, so it is cast and hashed once.
-
-    If a transform makes new scales, each piece of the weight is followed by the piece of its scales.
-    """
-    pieces = []
-    for landing in step.landings:
-        for cut, files in landing.spread:
-            pieces.append(_Piece(cut, landing.at, [(file, landing.tensor, landing.slot) for file in files]))
-            if step.transform and step.transform.scale_dtype:
-                pieces.append(_Piece(cut, 0, [(file, scale_name(landing.tensor), 0) for file in files]))
-    return pieces
-
-
-def _repeated(rows: Bytes, step: Step) -> Bytes:
-    """Rows of a scale, uint8 `[rows, row bytes]`, with each element repeated along both axes."""
-    items = rows.view(f"V{DTYPE_BITS[step.source.dtype] // 8}")
-    repeated = np.ascontiguousarray(items.repeat(step.repeat, axis=0).repeat(step.repeat, axis=1))
-    return repeated.view(np.uint8).reshape(len(repeated), -1)
-
-
-def _parts(nbytes: int) -> Iterator[int]:
-    """The sizes of parts of `nbytes`, of whole elements and about a MiB each."""
-    return (min(_PART_BYTES, nbytes - start) for start in range(0, nbytes, _PART_BYTES))
-
-
-def _columns(rows: Bytes, area: Rectangle) -> Bytes:
-    """The columns of `area` from `rows`, as a contiguous array. Whole rows are returned without a copy.
-
-    Equal narrow columns (96 bytes for FP4 `w2` at TP16) are copied as one item per row, because a copy byte by byte is
-    slower.
-
-    Args:
-        rows: uint8 `[rows, row bytes]`.
-        area: The rectangle; only its byte range `[start, stop)` within a row counts.
-
-    Returns:
-        uint8 `[rows, area.stop - area.start]`.
-    """
-    width = area.stop - area.start
-    if width == rows.shape[1]:
-        return rows
-    if width and rows.shape[1] % width == 0 and area.start % width == 0:
-        items = rows.view(f"V{width}")[:, area.start // width]
-        return np.ascontiguousarray(items).view(np.uint8).reshape(len(rows), width)
-    return np.ascontiguousarray(rows[:, area.start : area.stop])
-
-
-def _padded(rows: Bytes, pad_cols: int, fill: bytes) -> Bytes:
-    """`rows`, uint8 `[rows, row bytes]`, with `pad_cols` bytes of `fill` appended to each row."""
-    if not pad_cols:
-        return rows
-    return np.concatenate([rows, _filled(len(rows), pad_cols, fill)], axis=1)
-
-
-def _filled(rows: int, row_nbytes: int, fill: bytes) -> Bytes:
-    """uint8 `[rows, row_nbytes]` that repeats `fill`, one element of the source's dtype."""
-    return np.frombuffer(fill * (rows * row_nbytes // len(fill)), np.uint8).reshape(rows, row_nbytes)
-
-
-def _converted(rows: Bytes, conversion: Conversion | None) -> Bytes:
-    """The bytes of `rows` in the target dtype.
-
-    `rows` is uint8 `[rows, row bytes]`. Without a conversion it is returned unchanged; with one, the result is a flat
-    uint8 array.
-    """
-    return conversion.apply(np.ascontiguousarray(rows).reshape(-1)) if conversion else rows
+        slots = sum(count for count, _ in runs)
+        kept = self._pieces.setdefault(key, bytearray(slots * DIGEST_BYTES))
+        kept[piece.slot * DIGEST_BYTES : (piece.slot + 1) * DIGEST_BYTES] = digest
+        left = self._slots_left.pop(key, slots) - 1
+        if left:
+            self._slots_left[key] = left
+        else:
+            self._digests[key] = xxhash.xxh3_128_hexdigest(self._pieces.pop(key))
 
 
 class FileSink:
-    """Writes pieces to staged files, and has them hashed. See `Sink`. An entry of None is a file that is complete."""
+    """Writes pieces to staged files. See `Sink`. An entry of None is a file that is complete."""
 
-    def __init__(self, files: Sequence[StagedFile | None], hasher: FileHasher) -> None:
+    def __init__(self, files: Sequence[StagedFile | None]) -> None:
         self._files = files
-        self._hasher = hasher
 
     def put(self, file: int, offset: int, data: memoryview) -> None:
         """Write `data` at byte `offset` of file number `file`; skip a file that is complete. Raises WriteFailed."""
         staged = self._files[file]
         if staged is not None:
             staged.write(offset, data)
-        self._hasher.put(file, offset, data)
-
-    def flush(self) -> None:
-        """Wait until all bytes that were put are on disk. Raises WriteFailed."""
-        for number, staged in enumerate(self._files):
-            if staged is not None:
-                staged.flush(keep_from=self._hasher.hashed(number))

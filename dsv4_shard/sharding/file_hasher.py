@@ -1,7 +1,7 @@
 """SHA-256 of whole files while other threads write them, or read them.
 
-SHA-256 takes bytes in order, but tensors arrive in the order of the source. Bytes that arrive in order are hashed from
-memory. The others are read back, from the page cache as a rule, once all tensors before them are complete.
+SHA-256 takes bytes in order, but pieces arrive in the order of the source. Bytes that arrive in order are hashed from
+memory. The others are read back, from the page cache as a rule, once the file has all bytes before them.
 """
 
 import hashlib
@@ -13,7 +13,6 @@ from pathlib import Path
 from types import TracebackType
 
 from dsv4_shard.sources.local import LocalFile
-from dsv4_shard.tensors.header import TensorInfo
 
 _READ_BYTES = 1 << 20
 """Bytes to read back at a time: they stay in the CPU's cache until they are hashed."""
@@ -21,11 +20,11 @@ _READ_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class HashedFile:
-    """A safetensors file to hash: its path, the bytes of its header, and tensor name -> place after the header."""
+    """A file to hash: its path, its first bytes, which are known to be there, and its size in bytes."""
 
     path: Path
     header: bytes
-    tensors: Mapping[str, TensorInfo]
+    nbytes: int
 
 
 class FileHasher:
@@ -62,15 +61,15 @@ class FileHasher:
             if progress.release(offset + len(data)):
                 self._start_reading_back(progress)
 
-    def complete(self, file: int, tensor: str) -> None:
-        """Record that the file has all bytes of a tensor. Any thread may call this.
+    def complete(self, file: int, start: int, stop: int) -> None:
+        """Record that the file has the bytes `[start, stop)`. Any thread may call this.
 
         Raises the error of an earlier attempt to read back.
         """
         if self._error is not None:
             raise self._error
         progress = self._files.get(file)
-        if progress is not None and progress.extend(tensor):
+        if progress is not None and progress.extend(start, stop):
             self._start_reading_back(progress)
 
     def hashed(self, file: int) -> int:
@@ -79,7 +78,7 @@ class FileHasher:
         return 0 if progress is None else progress.position
 
     def digests(self) -> dict[int, str]:
-        """Return file number -> SHA-256 in hexadecimal, after all tensors are complete. Waits for the hashing.
+        """Return file number -> SHA-256 in hexadecimal, after all bytes are there. Waits for the hashing.
 
         Raises ReadFailed if a file could not be read back.
         """
@@ -87,7 +86,7 @@ class FileHasher:
             self._pool.shutdown()
         if self._error is not None:
             raise self._error
-        assert all(progress.is_done for progress in self._files.values()), "all tensors are complete"
+        assert all(progress.is_done for progress in self._files.values()), "all bytes are there"
         return {number: progress.running.hexdigest() for number, progress in self._files.items()}
 
     def _start_reading_back(self, progress: "_Progress") -> None:
@@ -108,7 +107,7 @@ class FileHasher:
             self._error = self._error or error
 
     def _read_on(self, file: LocalFile, progress: "_Progress") -> None:
-        """Hash all complete tensors, also those that are completed meanwhile; then release the file."""
+        """Hash all that is there, also what comes meanwhile; then release the file."""
         buffer = memoryview(bytearray(_READ_BYTES))
         while progress.release(progress.position) and not self._is_stopped:
             data = buffer[: min(_READ_BYTES, progress.there - progress.position)]
@@ -130,16 +129,14 @@ class _Progress:
         self.file = file
         self.running = hashlib.sha256(file.header)
         self.position = self.there = len(file.header)
-        waiting = [name for name, info in file.tensors.items() if info.start < info.stop]
-        self._waiting = sorted(waiting, key=lambda name: file.tensors[name].start, reverse=True)
-        """Tensors that are not counted in `there`; the next one last."""
-        self._complete: set[str] = set()
+        self._islands: dict[int, int] = {}
+        """Begin and end of what is there beyond `there`."""
         self._is_claimed = False
         self._lock = threading.Lock()
 
     @property
     def is_done(self) -> bool:
-        return not self._waiting and self.position == self.there
+        return self.position == self.file.nbytes
 
     def claim(self, offset: int) -> bool:
         """Claim the file to hash the bytes at `offset`, if they are the next ones."""
@@ -153,18 +150,24 @@ class _Progress:
         """Set the position; return whether more bytes are there: then the file stays claimed to read them back."""
         with self._lock:
             self.position = position
+            self._reach(position)
             self._is_claimed = self.position < self.there
             return self._is_claimed
 
-    def extend(self, tensor: str) -> bool:
-        """Note that a tensor is complete. Return True if the caller must read back: then the file is claimed."""
+    def extend(self, start: int, stop: int) -> bool:
+        """Note that bytes are there. Return True if the caller must read back: then the file is claimed."""
         with self._lock:
-            self._complete.add(tensor)
-            while self._waiting and self._waiting[-1] in self._complete:
-                name = self._waiting.pop()
-                self._complete.discard(name)
-                self.there = len(self.file.header) + self.file.tensors[name].stop
+            if start > self.there:
+                self._islands[start] = stop
+                return False
+            self._reach(stop)
             if self._is_claimed or self.position >= self.there:
                 return False
             self._is_claimed = True
             return True
+
+    def _reach(self, stop: int) -> None:
+        """Note that all bytes before `stop` are there, and before the ends of the islands that it meets."""
+        self.there = max(self.there, stop)
+        while (end := self._islands.pop(self.there, 0)) > self.there:
+            self.there = end

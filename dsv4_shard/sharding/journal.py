@@ -1,19 +1,25 @@
 """The journal of a run: the finished steps, kept beside the output files so that a later run can resume.
 
 The file is a sequence of entries: length (u64, little-endian), payload, xxh3-128 of the payload. The first payload
-identifies the run. Each further payload lists the steps that were finished and flushed before it was appended, so
-every step in the journal is on disk. A torn or damaged entry and everything after it are ignored.
+identifies the run. Each further one lists steps that were finished, or is a mark: the steps in the entries before a
+certain byte are on disk. Steps without a mark after them are lost if the power fails, but not if the run is killed;
+a resumed run reads their pieces again and compares the digests. A torn or damaged entry and everything after it are
+ignored.
 
 Any version of the tool can resume a run if it reads the journal's schema and makes the same recipe.
 """
 
+import contextlib
 import json
 import os
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 import xxhash
@@ -30,15 +36,24 @@ from dsv4_shard.text.sanitize import short_name
 from dsv4_shard.text.schema_versions import JsonObject, Steps, check_schema, upgraded
 from dsv4_shard.text.strict_json import BadJson, is_plain, parse_json
 
-SCHEMA_VERSION: Literal[2] = 2
+SCHEMA_VERSION: Literal[3] = 3
 
-SAVE_BYTES = 4 << 30
-"""Bytes written between two saves: the most that a kill can cost. Each save waits for the disk."""
+SAVE_BYTES = 256 << 20
+"""Bytes written between two saves. A kill costs no more, besides the steps that were being moved."""
+
+SAVE_SECONDS = 5.0
+"""Longest time between two saves, if steps are finished."""
+
+SYNC_BYTES = 4 << 30
+"""Bytes written between two marks: about what a power failure can cost. Each mark waits for the disk."""
 
 _LENGTH = struct.Struct("<Q")
 
 _STEP = struct.Struct("<IIQQ")
 """Step number, length of its digests, number of inexact values, bytes put."""
+
+_MARK = struct.Struct("<Q")
+"""Byte of the journal before which all steps are on disk. No list of steps is so short."""
 
 
 class RunIdentity(Untrusted):
@@ -58,7 +73,7 @@ class RunIdentity(Untrusted):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[2]
+    schema_version: Literal[3]
     tool_version: str
     origin: Origin
     request: Request | None
@@ -79,12 +94,21 @@ class Finished(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """A journal that was read: the run's identity, the finished steps, where its sound entries end, and its schema."""
+    """A journal that was read.
+
+    Attributes:
+        run: The run's identity.
+        finished: The finished steps that are on disk.
+        stop: Byte where its sound entries end.
+        schema: Its schema.
+        unconfirmed: Finished steps that may have been lost with the system's memory.
+    """
 
     run: RunIdentity
     finished: list[Finished]
     stop: int
     schema: int = SCHEMA_VERSION
+    unconfirmed: list[Finished] = field(default_factory=list)
 
 
 def read_journal(path: Path) -> Unfinished | None:
@@ -102,16 +126,24 @@ def read_journal(path: Path) -> Unfinished | None:
             if first is None:
                 return None
             run, schema = _read_identity(first, path.parent)
-            stop = file.tell()
-            finished: list[Finished] = []
+            stop, on_disk = file.tell(), 0
+            ends: list[tuple[int, list[Finished]]] = []
             for entry in entries:
-                finished += _steps(entry, JOURNAL.count - len(finished), path)
+                if len(entry) == _MARK.size:
+                    on_disk = min(_MARK.unpack(entry)[0], stop)
+                else:
+                    known = sum(len(steps) for _, steps in ends)
+                    ends.append((file.tell(), list(_steps(entry, JOURNAL.count - known, path))))
                 stop = file.tell()
     except (ValidationError, BadJson):
         raise OtherRun(f"{path.parent}: holds the unfinished work of another version of dsv4-shard") from None
     except (ReadFailed, OSError, struct.error):
         return None
-    return Unfinished(run, finished, stop, schema)
+    if schema < _FIRST_WITH_MARKS:
+        on_disk = stop
+    finished = [step for end, steps in ends if end <= on_disk for step in steps]
+    unconfirmed = [step for end, steps in ends if end > on_disk for step in steps]
+    return Unfinished(run, finished, stop, schema, unconfirmed)
 
 
 def _read_identity(entry: bytes, where: Path) -> tuple[RunIdentity, int]:
@@ -131,7 +163,14 @@ def _from_1(run: JsonObject) -> JsonObject:
     return run | {"schema_version": 2, "request": request_from_1(run.get("request")) or None}
 
 
-_STEPS: Steps = {1: _from_1}
+def _from_2(run: JsonObject) -> JsonObject:
+    """Schema 3 has marks. Before, every step was on disk before it was listed."""
+    return run | {"schema_version": 3}
+
+
+_STEPS: Steps = {1: _from_1, 2: _from_2}
+
+_FIRST_WITH_MARKS = 3
 
 
 def refuse_other(then: RunIdentity, now: RunIdentity, where: Path) -> None:
@@ -161,22 +200,25 @@ def _run_differences(then: RunIdentity, now: RunIdentity) -> Iterator[str]:
             was, asked = (_said(request.get(option)) for request in (before, after))
             yield f"{option} was {was}, it is {asked} now"
     yield from differences(then.origin, now.origin)
-    for name, time in now.times.items():
-        if then.times.get(name) != time:
+    for name, written_at in now.times.items():
+        if then.times.get(name) != written_at:
             yield f"{name} of the checkpoint was written to since"
     if then != now.model_copy(update={"origin": then.origin, "tool_version": then.tool_version}):
         yield "its files are laid out in another way"
 
 
 class Journal:
-    """Records finished steps and saves them after every SAVE_BYTES.
+    """Records finished steps, saves them, and marks now and then that they are on disk.
+
+    Use it as a context manager: an error saves what was noted.
 
     Args:
         path: The journal file.
         run: Identity of this run.
         stop: Byte where the sound entries of an earlier journal end. Later bytes are overwritten; 0 starts a new one.
-        settle: Makes the output files durable. Called before the first entry.
-        flush: Makes the bytes in them durable. Called before each entry.
+        settle: Makes the output files durable. Called before the first mark.
+        flush: Makes the bytes in them durable. Called before each mark.
+        in_background: Make marks in a thread of their own, so that `note` never waits for the disk.
     """
 
     def __init__(
@@ -186,48 +228,100 @@ class Journal:
         stop: int,
         settle: Callable[[], None],
         flush: Callable[[], None],
+        in_background: bool = False,
     ) -> None:
         self._path, self._run, self._stop = path, run, stop
         self._settle, self._flush = settle, flush
         self._noted = bytearray()
-        self._noted_nbytes = 0
+        self._noted_nbytes = self._unmarked_nbytes = 0
+        self._saved_at = time.monotonic()
+        self._is_settled = False
         self._lock = threading.Lock()
-        self._saving = threading.Lock()
+        self._marking = threading.Lock()
+        self._marker = ThreadPoolExecutor(1, thread_name_prefix="journal") if in_background else None
+        self._mark_made: Future[None] | None = None
+
+    @property
+    def stop(self) -> int:
+        """Byte where the entries end."""
+        return self._stop
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._marker is not None:
+            self._marker.shutdown()
+        if error is not None:
+            with contextlib.suppress(WriteFailed):
+                self.save()
+
+    def wait(self) -> None:
+        """Wait for a mark that is being made: until then, no file may be added or moved. Raises WriteFailed."""
+        if self._mark_made is not None:
+            self._mark_made.result()
 
     def note(self, finished: Finished) -> None:
-        """Record a finished step. Saves when SAVE_BYTES are due and no other thread is saving. Raises WriteFailed."""
+        """Record a finished step; save, and make a mark, when that is due. Raises WriteFailed."""
         with self._lock:
             self._noted += _STEP.pack(finished.number, len(finished.digests), finished.inexact, finished.nbytes)
             self._noted += finished.digests
             self._noted_nbytes += finished.nbytes
-            is_due = self._noted_nbytes >= SAVE_BYTES
-        if is_due and self._saving.acquire(blocking=False):
-            try:
+            self._unmarked_nbytes += finished.nbytes
+            if self._noted_nbytes >= SAVE_BYTES or time.monotonic() - self._saved_at >= SAVE_SECONDS:
                 self._save()
-            finally:
-                self._saving.release()
+            is_due = self._unmarked_nbytes >= SYNC_BYTES
+        if is_due and self._marking.acquire(blocking=False):
+            if self._marker is None:
+                self._mark()
+            else:
+                self.wait()
+                self._mark_made = self._marker.submit(self._mark)
 
     def save(self) -> None:
         """Save the recorded steps. Raises WriteFailed; then the steps are not in the journal."""
-        with self._saving:
+        with self._lock:
             self._save()
 
+    def mark(self) -> None:
+        """Wait until all recorded steps are on disk, and save that. Raises WriteFailed."""
+        self._marking.acquire()
+        self._mark()
+
+    def _mark(self) -> None:
+        """Make a mark, and release `_marking`."""
+        try:
+            with self._lock:
+                self._save()
+                stop, self._unmarked_nbytes = self._stop, 0
+            self._flush()
+            if not self._is_settled:
+                self._settle()
+                self._is_settled = True
+            with self._lock:
+                self._append(_MARK.pack(stop), is_durable=True)
+            fsync_folder(self._path.parent)
+        except OSError as error:
+            raise WriteFailed(f"{error.filename or self._path}: {error.strerror}") from error
+        finally:
+            self._marking.release()
+
     def _save(self) -> None:
-        with self._lock:
-            noted, self._noted, self._noted_nbytes = self._noted, bytearray(), 0
+        """Append the recorded steps. The caller holds the lock."""
+        noted, self._noted, self._noted_nbytes = self._noted, bytearray(), 0
+        self._saved_at = time.monotonic()
         if not noted:
             return
-        self._flush()
         try:
             if self._stop == 0:
-                self._settle()
                 self._append(self._run.model_dump_json().encode())
-                fsync_folder(self._path.parent)
             self._append(bytes(noted))
         except OSError as error:
             raise WriteFailed(f"{error.filename or self._path}: {error.strerror}") from error
 
-    def _append(self, payload: bytes) -> None:
+    def _append(self, payload: bytes, *, is_durable: bool = False) -> None:
         fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         try:
             entry = memoryview(_LENGTH.pack(len(payload)) + payload + xxhash.xxh3_128_digest(payload))
@@ -235,7 +329,8 @@ class Journal:
             done = 0
             while done < len(entry):
                 done += os.pwrite(fd, entry[done:], self._stop + done)
-            os.fsync(fd)
+            if is_durable:
+                os.fsync(fd)
             self._stop += done
         finally:
             os.close(fd)

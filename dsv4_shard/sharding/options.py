@@ -127,9 +127,15 @@ class Config(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Jobs(Options):
-    jobs: Annotated[int | None, Option(help="Worker threads.", metavar="N", shows="the CPUs, at most 8", least=1)] = (
-        None
-    )
+    jobs: Annotated[
+        int | None,
+        Option(
+            help="Workers: processes for folders, threads for the Hub and stores.",
+            metavar="N",
+            shows="the CPUs, at most 32",
+            least=1,
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

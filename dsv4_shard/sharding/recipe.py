@@ -1,6 +1,8 @@
 """A recipe: output files, steps, cuts; and the source spans that the steps read, in order.
 
-A step reads each row that its cuts need once. A weight that is decoded is read stripe by stripe, with its scales.
+A step reads each row that its cuts need once. A weight that is decoded is read stripe by stripe, with its scales. If
+they become new scales, these are steps of their own, which read them a second time: safetensors puts them in front of
+the weights, where a file's SHA-256 needs them first.
 Remote sources fetch ahead in the order of the steps. A folder is read in the order that fills the output files.
 """
 
@@ -60,6 +62,14 @@ class OutputFile:
         """Size of the file in bytes, header included."""
         return len(self.header) + self.payload
 
+    def piece_nbytes(self, tensor: str, slot: int) -> int:
+        """Bytes of piece number `slot` of a tensor."""
+        for count, nbytes in self.pieces.get(tensor, ()):
+            if slot < count:
+                return nbytes
+            slot -= count
+        return self.tensors[tensor].nbytes
+
     @property
     def payload(self) -> int:
         """Bytes of tensors."""
@@ -117,8 +127,9 @@ class Step:
         conversion: Cast of each element to another dtype.
         repeat: Number of times that each element of a scale is repeated along both axes.
         fill: The padding element, in the source's dtype.
-        transform: Decodes the weight together with `scale`. New scales become the tensor `*.scale` beside the weight.
-        scale: The scale that `transform` needs.
+        transform: Decodes a weight together with `scale`. Without `scale`, the source is the scale of such a weight,
+            and the step makes the new one.
+        scale: The scale that `transform` needs to decode a weight.
     """
 
     source: Tensor
@@ -128,6 +139,43 @@ class Step:
     fill: bytes = b"\0"
     transform: Transform | None = None
     scale: Tensor | None = None
+
+    @property
+    def makes_scale(self) -> bool:
+        """Whether it makes the new scale of a weight that another step decodes."""
+        return self.transform is not None and self.scale is None
+
+
+class Piece(NamedTuple):
+    """The bytes of one cut in an output tensor. Each piece has a digest.
+
+    Attributes:
+        cut: The rectangle of the source; None for a tensor that comes from no checkpoint.
+        tensor: The output tensor, in each of `files`.
+        at: Offset in that tensor, in bytes.
+        slot: Number of the piece in that tensor.
+        files: The numbers of the files that receive it.
+    """
+
+    cut: Slice | None
+    tensor: str
+    at: int
+    slot: int
+    files: tuple[int, ...]
+
+
+def pieces_of(step: Step) -> list[Piece]:
+    """The pieces that a step makes. A cut that goes to several files is one piece, so it is cast and hashed once."""
+    return [
+        Piece(cut, landing.tensor, landing.at, landing.slot, files)
+        for landing in step.landings
+        for cut, files in landing.spread
+    ]
+
+
+def number_of_pieces(step: Step) -> int:
+    """How many pieces a step makes."""
+    return sum(len(landing.spread) for landing in step.landings)
 
 
 def row_runs(step: Step) -> list[tuple[int, int]]:

@@ -93,11 +93,6 @@ class _Batch(NamedTuple):
     fill: bytes
     tensors: list[Tensor]
 
-    @property
-    def is_scale_of_transform(self) -> bool:
-        """Whether a transform makes these scales together with their weight; then they need no step of their own."""
-        return self.kept.transform is not None and self.where.part is Part.SCALE
-
 
 class _Source(NamedTuple):
     """A source tensor with its batch. `place` = (expert, order) sorts the sources of one output tensor."""
@@ -228,12 +223,10 @@ class _Maker:
             slots = self._slots_of(tuple([source.batch.nbytes for source in sources]))
             self._note([name], _output(sources, slots), [_FileKey(folder, rank, file) for rank in ranks])
             for source, (at, slot) in zip(sources, slots.places, strict=True):
-                batch = source.batch
-                if not batch.is_scale_of_transform:
-                    kept = batch.kept
-                    treated = (source.tensor.name, kept.dtype, kept.repeat, kept.fill, kept.transform)
-                    landing = Destination(name, at, slot, self._spread_over_files(batch, numbers))
-                    arrivals.setdefault(treated, (source, []))[1].append(landing)
+                batch, kept = source.batch, source.batch.kept
+                treated = (source.tensor.name, kept.dtype, kept.repeat, kept.fill, kept.transform)
+                landing = Destination(name, at, slot, self._spread_over_files(batch, numbers))
+                arrivals.setdefault(treated, (source, []))[1].append(landing)
         for source, landings in arrivals.values():
             yield self._step(source.tensor, source.batch, tuple(landings))
 
@@ -244,10 +237,9 @@ class _Maker:
         keys = [_FileKey(kept.folder, rank, kept.file) for rank in batch.spread.ranks]
         names = [self._name_alone(tensor, kept) for tensor in batch.tensors]
         self._note(names, output, keys)
-        if not batch.is_scale_of_transform:
-            spread = self._spread_over_files(batch, numbers)
-            for tensor, name in zip(batch.tensors, names, strict=True):
-                yield self._step(tensor, batch, (Destination(name, 0, 0, spread),))
+        spread = self._spread_over_files(batch, numbers)
+        for tensor, name in zip(batch.tensors, names, strict=True):
+            yield self._step(tensor, batch, (Destination(name, 0, 0, spread),))
 
     def _name_alone(self, tensor: Tensor, kept: TargetTensor) -> str:
         """The output name of a tensor that is not joined with others."""
@@ -377,7 +369,8 @@ class _Maker:
 
     def _step(self, tensor: Tensor, batch: _Batch, landings: tuple[Destination, ...]) -> Step:
         if batch.kept.transform is not None:
-            scale = self._checkpoint.tensors[scale_name(tensor.name)]
+            is_weight = batch.where.part is Part.WEIGHT
+            scale = self._checkpoint.tensors[scale_name(tensor.name)] if is_weight else None
             return Step(tensor, landings, transform=TRANSFORMS[batch.kept.transform], scale=scale)
         return Step(tensor, landings, batch.conversion, batch.kept.repeat, batch.fill)
 

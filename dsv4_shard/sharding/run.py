@@ -1,17 +1,17 @@
 """Write a job durably: stage, resume, copy, then join or commit."""
 
-import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
-import xxhash
-
 from dsv4_shard.checkpoint import Checkpoint
-from dsv4_shard.errors import NotAResult, OtherDeployment, OutputNotEmpty, SourceChanged, WriteFailed
+from dsv4_shard.errors import NotAResult, OtherDeployment, OutputNotEmpty, SourceChanged
 from dsv4_shard.sharding import journal
-from dsv4_shard.sharding.copy import CopyResult, FileSink, copy, pieces_of
+from dsv4_shard.sharding.copy import CopyResult, FileSink, Listeners, copy, pays_processes
+from dsv4_shard.sharding.earlier_run import earlier_run, journal_of, original_of, recipe_digest
 from dsv4_shard.sharding.file_hasher import FileHasher, HashedFile
 from dsv4_shard.sharding.job import Job
 from dsv4_shard.sharding.joining import (
@@ -21,7 +21,7 @@ from dsv4_shard.sharding.joining import (
     refuse_other_companions,
     refuse_unjoinable,
 )
-from dsv4_shard.sharding.journal import Finished, Journal, RunIdentity, Unfinished, read_journal, refuse_other
+from dsv4_shard.sharding.journal import RunIdentity
 from dsv4_shard.sharding.manifest import (
     SCHEMA_VERSION,
     Manifest,
@@ -36,7 +36,6 @@ from dsv4_shard.sharding.recipe import OutputFile, Recipe
 from dsv4_shard.sharding.statement import is_statement
 from dsv4_shard.sources.base import Source
 from dsv4_shard.storage import (
-    DIGEST_BYTES,
     MANIFEST_NAME,
     SIGNATURE_NAME,
     StagedFile,
@@ -91,36 +90,39 @@ def reshard(
     with Staging(out, job.share) as staging:
         check_destination(job, checkpoint, out, overwrite)  # Staging may restore an earlier result
         _undo_join(job, staging, overwrite)
-        earlier = _earlier(staging, run, recipe, checkpoint.source, restart)
+        earlier = earlier_run(staging, run, recipe, checkpoint.source, restart)
         check_room(out, job.nbytes_to_write(checkpoint.source, out) - staging.nbytes_on_disk())
-        files = [_stage(file, staging, checkpoint.source, earlier.stop > 0) for file in recipe.files]
+        workers = workers or default_workers()
+        files = _stage_all(recipe.files, staging, checkpoint.source, earlier.stop > 0, workers)
         linked = [file for file, staged in zip(recipe.files, files, strict=True) if staged is None]
         resumed = sum(step.nbytes for step in earlier.finished)
         if resumed:
             on_resume(resumed)
-        workers = workers or default_workers()
+        processes = pays_processes(recipe, checkpoint.source, workers)
         with _hasher(recipe, staging, workers) as hasher:
-            sink = FileSink(files, hasher)
-            log = Journal(staging.journal, run, earlier.stop, staging.settle, sink.flush)
-            try:
+            flush = partial(_flush, files, hasher)
+            with journal_of(staging, run, earlier, flush, in_background=processes) as log:
                 result = copy(
                     recipe,
                     checkpoint.source,
-                    sink,
+                    FileSink(files),
                     workers,
-                    on_progress,
+                    Listeners(on_progress, hasher.put, hasher.complete, log),
                     allow_inexact=allow_inexact,
                     finished=earlier.finished,
-                    log=log,
-                    on_tensor=hasher.complete,
                     in_order={file.source for file in linked},
+                    processes=processes,
                 )
+                log.wait()
                 ranks = _complete(job, result, list(hasher.digests().values()), staging, overwrite)
-            except BaseException:
-                with contextlib.suppress(WriteFailed):
-                    log.save()
-                raise
     return _outcome(job, checkpoint, out, result, linked, resumed, ranks)
+
+
+def _flush(files: Sequence[StagedFile | None], hasher: FileHasher) -> None:
+    """Wait until all that was put is on disk; drop from the page cache what is hashed. Raises WriteFailed."""
+    for number, staged in enumerate(files):
+        if staged is not None:
+            staged.flush(keep_from=hasher.hashed(number))
 
 
 def _outcome(
@@ -149,7 +151,7 @@ def _outcome(
 
 def _hasher(recipe: Recipe, staging: Staging, workers: int) -> FileHasher:
     """The hasher of the recipe's files in the staging folder."""
-    files = [HashedFile(staging.folder / file.name, file.header, file.tensors) for file in recipe.files]
+    files = [HashedFile(staging.folder / file.name, file.header, file.nbytes) for file in recipe.files]
     return FileHasher(dict(enumerate(files)), workers)
 
 
@@ -259,61 +261,15 @@ def _run(job: Job, checkpoint: Checkpoint) -> RunIdentity:
     )
 
 
-def recipe_digest(recipe: Recipe, schema: int = journal.SCHEMA_VERSION) -> str:
-    """Another one where another recipe finishes other work in its steps; as journals of `schema` have it.
-
-    Schema 1 did not look at the rectangles: there, the version of the tool had to be the same.
-    """
-    digest = xxhash.xxh3_128()
-    for output in recipe.files:
-        digest.update(output.header)
-    for step in recipe.steps:  # a journal has their numbers
-        digest.update(step.source.name.encode())
-    if schema > 1:
-        for part in _placements(recipe):
-            digest.update(part)
-    return digest.hexdigest()
-
-
-def _placements(recipe: Recipe) -> Iterator[bytes]:
-    """Where the steps put what. Many share one map of slices, which is written out once."""
-    seen: dict[int, bytes] = {}
-    for step in recipe.steps:
-        for landing in step.landings:
-            key = id(landing.spread)
-            if key not in seen:
-                seen[key] = xxhash.xxh3_128_digest(repr(landing.spread).encode())
-            yield f"{step.repeat} {landing.tensor} {landing.at} {landing.slot} ".encode() + step.fill + seen[key]
-
-
-def _earlier(staging: Staging, run: RunIdentity, recipe: Recipe, source: Source, restart: bool) -> Unfinished:
-    """The work of an unfinished run of the same job, if it is complete and wanted; else no work, in an empty folder.
-
-    Raises OtherRun if the work belongs to another job.
-    """
-    earlier = None if restart else read_journal(staging.journal)
-    if earlier is not None:
-        as_then = run.model_copy(update={"recipe_digest": recipe_digest(recipe, earlier.schema)})
-        refuse_other(earlier.run, as_then, staging.path)
-        staging.keep_only({file.name for file in recipe.files})
-        there = (staging.holds(file.name, file.nbytes, _original(file, source)) for file in recipe.files)
-        if all(there) and _fits(earlier.finished, recipe):
-            return earlier
-    staging.begin()
-    return Unfinished(run, [], 0)
-
-
-def _original(file: OutputFile, source: Source) -> Path | None:
-    """The checkpoint's file with the same bytes as an output file, if there is one."""
-    return source.original(file.source) if file.source else None
-
-
-def _fits(finished: list[Finished], recipe: Recipe) -> bool:
-    """Whether the steps of a journal fit this recipe."""
-    return all(
-        step.number < len(recipe.steps) and len(step.digests) == DIGEST_BYTES * pieces_of(recipe.steps[step.number])
-        for step in finished
-    )
+def _stage_all(
+    files: Sequence[OutputFile], staging: Staging, source: Source, is_there: bool, workers: int
+) -> list[StagedFile | None]:
+    """Create or reopen the output files; see `_stage`. In memory, to reserve bytes takes as long as to copy them."""
+    stage = partial(_stage, staging=staging, source=source, is_there=is_there)
+    if workers == 1:
+        return list(map(stage, files))
+    with ThreadPoolExecutor(workers, thread_name_prefix="stage") as pool:
+        return list(pool.map(stage, files))
 
 
 def _stage(file: OutputFile, staging: Staging, source: Source, is_there: bool) -> StagedFile | None:
@@ -321,13 +277,11 @@ def _stage(file: OutputFile, staging: Staging, source: Source, is_there: bool) -
 
     Returns None for a link to the checkpoint's own file, which must not be written to.
     """
-    original = _original(file, source)
+    original = original_of(file, source)
     if original and (staging.links_to(file.name, original) if is_there else staging.adopt(file.name, original)):
         return None
-    if is_there:
-        return staging.reopen(file.name)
-    staged = staging.create(file.name, file.nbytes)
-    staged.write(0, memoryview(file.header))
+    staged = staging.reopen(file.name) if is_there else staging.create(file.name, file.nbytes)
+    staged.write(0, memoryview(file.header))  # again: before the first mark, it may have been lost
     return staged
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 COMMIT = re.compile("[0-9a-f]{40}")
 """Pattern of a full commit hash."""
@@ -50,6 +50,20 @@ class OpenFile(Protocol):
     def changed(self) -> str | None: ...
 
 
+class Witness(Protocol):
+    """What a source learns from the bytes that are read and checks across tensors, when processes do the reading.
+
+    `defer`: in a worker process, keep what is learned. `seen`: what was kept since the last call, to be sent to the
+    parent. `settle`: in the parent, check what a process has sent; raises the source's own errors.
+    """
+
+    def defer(self) -> None: ...
+
+    def seen(self) -> list[Any]: ...
+
+    def settle(self, seen: Iterable[Any]) -> None: ...
+
+
 class Source(Protocol):
     """Where the files of a checkpoint are. `LocalSource` describes each method.
 
@@ -62,6 +76,7 @@ class Source(Protocol):
         sha256_listed: File name -> SHA-256 in hexadecimal, as the Hub lists it for the commit. Nothing has checked it.
         sha256_verified: Names of the files whose SHA-256 was verified while they were read.
         parts: The files that the checkpoint's own are put together from; none if they are files themselves.
+        witness: What must be told what worker processes learn; None if nothing is checked across tensors.
     """
 
     @property
@@ -88,6 +103,9 @@ class Source(Protocol):
     @property
     def parts(self) -> Sequence[SourcePart]: ...
 
+    @property
+    def witness(self) -> Witness | None: ...
+
     def sizes(self) -> dict[str, int]: ...
 
     def tree(self) -> dict[str, int | str]: ...
@@ -113,6 +131,10 @@ class FolderlessSource:
     """Base of sources that are not a folder. The defects of folders do not occur in them."""
 
     __slots__ = ()
+
+    @property
+    def witness(self) -> Witness | None:
+        return None
 
     def dangling_links(self) -> list[str]:
         return []

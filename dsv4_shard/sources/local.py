@@ -169,6 +169,11 @@ class LocalSource:
         """Empty: the files are the checkpoint's own."""
         return ()
 
+    @property
+    def witness(self) -> None:
+        """None: nothing is checked across tensors."""
+        return None
+
     def sizes(self) -> dict[str, int]:
         """Return name → bytes of every regular file in the folder (links followed). Raises ReadFailed."""
         try:

@@ -1,7 +1,7 @@
 """Files and folders that appear complete or not at all: direct I/O, locks, staging, durable renames."""
 
 from dsv4_shard.storage.digests import DIGEST_BYTES, digest_of, tensor_digest
-from dsv4_shard.storage.linux_io import MAX_CALL_BYTES, UncachedFile
+from dsv4_shard.storage.linux_io import MAX_CALL_BYTES, UncachedFile, die_with_parent
 from dsv4_shard.storage.locks import LockedFolder
 from dsv4_shard.storage.output_folder import (
     MANIFEST_NAME,
@@ -33,6 +33,7 @@ __all__ = [
     "check_room",
     "collector_paused",
     "default_workers",
+    "die_with_parent",
     "digest_of",
     "digest_of_file",
     "digests_of_file",

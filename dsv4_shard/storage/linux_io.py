@@ -1,4 +1,4 @@
-"""Linux calls that Python lacks: uncached reads and writes, fallocate, atomic exchange of two names.
+"""Linux calls that Python lacks: uncached reads and writes, fallocate, atomic exchange of two names, prctl.
 
 Uncached I/O keeps a copy of hundreds of gigabytes from evicting the page cache of the machine. With RWF_DONTCACHE
 (Linux 6.14, on file systems that support it), Linux drops pages after they were read, except pages that were cached
@@ -10,6 +10,7 @@ import ctypes
 import errno
 import mmap
 import os
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -35,6 +36,8 @@ _AT_FDCWD = -100
 
 _RENAME_EXCHANGE = 2
 
+_PR_SET_PDEATHSIG = 1
+
 
 class UncachedFile:
     """Positioned I/O on an open file that leaves nothing in the page cache. Thread-safe, except `flush`.
@@ -45,7 +48,6 @@ class UncachedFile:
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self._flags = RWF_DONTCACHE
-        self._is_dirty = False
         self._failure: OSError | None = None
 
     def read(self, buffer: memoryview, offset: int) -> int:
@@ -70,24 +72,20 @@ class UncachedFile:
         The disk gets its whole pages at once, so that no later flush finds much to wait for. Raises OSError if the
         write fails.
         """
-        try:
-            count = os.pwritev(self.fd, [data], offset)
-        finally:
-            self._is_dirty = True
+        count = os.pwritev(self.fd, [data], offset)
         first, last = -(-offset // _PAGE) * _PAGE, (offset + count) // _PAGE * _PAGE
         if last - first >= _MIN_STARTED_BYTES:
             _start_writing(self.fd, first, last - first)
         return count
 
     def flush(self, keep_from: int | None = None) -> None:
-        """Wait until all earlier writes are on disk, then drop their pages. Only one thread at a time may call this.
+        """Wait until all earlier writes are on disk, of other processes too, then drop their pages.
 
-        Pages from byte `keep_from` on stay in the page cache. Raises OSError if a write failed, then again on each
-        later call: Linux reports a failed write only once, so a second fdatasync would succeed.
+        Only one thread at a time may call this. Pages from byte `keep_from` on stay in the page cache. Raises OSError
+        if a write failed, then again on each later call: Linux reports a failed write only once, so a second fdatasync
+        would succeed.
         """
-        if self._is_dirty or self._failure:
-            self._is_dirty = False
-            self._sync(os.fdatasync)
+        self._sync(os.fdatasync)
         if keep_from != 0:
             os.posix_fadvise(self.fd, 0, keep_from or 0, os.POSIX_FADV_DONTNEED)
 
@@ -133,6 +131,14 @@ def exchange(one: Path, other: Path) -> None:
     """Swap two names atomically. Raises OSError if the file system cannot."""
     flags = ctypes.c_uint(_RENAME_EXCHANGE)
     _call("renameat2", _AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), flags)
+
+
+def die_with_parent(parent: int) -> None:
+    """Have this process killed when the thread that forked it ends. `parent` is its process; if it is gone, exit."""
+    with suppress(OSError):
+        _call("prctl", ctypes.c_int(_PR_SET_PDEATHSIG), ctypes.c_ulong(signal.SIGKILL))
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def _call(name: str, *arguments: Any) -> None:

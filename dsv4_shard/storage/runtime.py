@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-MAX_WORKERS = 8
+MAX_WORKERS = 32
 
 _GROUPS = Path("/sys/fs/cgroup")
 
@@ -15,9 +15,9 @@ _OWN_GROUP = Path("/proc/self/cgroup")
 
 
 def default_workers() -> int:
-    """Return the number of worker threads: one per usable CPU, at most MAX_WORKERS.
+    """Return the number of workers: one per usable CPU, at most MAX_WORKERS.
 
-    CPUs count only if affinity and control groups let this process use them. More workers would only wait for the disk.
+    CPUs count only if affinity and control groups let this process use them.
     """
     return min(MAX_WORKERS, len(os.sched_getaffinity(0)), *_quotas())
 

@@ -47,12 +47,10 @@ class Decoded:
 
     Attributes:
         weight: uint8 `[rows, bytes per row]`, in the transform's `weight_dtype`.
-        scale: uint8 `[block rows, bytes per row]` of the new scales, in `scale_dtype`; None if there are none.
         inexact: Number of values that lost precision.
     """
 
     weight: Bytes
-    scale: Bytes | None
     inexact: int
 
 
@@ -69,6 +67,8 @@ class Transform:
         scale_rows: Rows of the stored scale that one stripe needs.
         apply: Maps (weight, scale, dtype of the scale) of one or more stripes to Decoded. Both arrays are uint8
             `[rows, bytes per row]` as stored.
+        rescale: Maps the stored scale of one or more stripes, uint8 `[rows, bytes per row]`, to the output's scale,
+            uint8 `[block rows, bytes per row]`; None if the output has no scale. It needs no weight.
     """
 
     name: str
@@ -78,6 +78,7 @@ class Transform:
     scale_dtype: str | None
     scale_rows: int
     apply: Callable[[Bytes, Bytes, str], Decoded]
+    rescale: Callable[[Bytes], Bytes] | None = None
 
     def weight_shape(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """Return the output's shape in elements for a weight's stored shape."""
@@ -98,7 +99,7 @@ def _fp8_to_bf16(block: int, weight: Bytes, scale: Bytes, scale_dtype: str) -> D
         scale_dtype: `F8_E8M0` or `F32`.
 
     Returns:
-        `weight` as uint8 `[rows, 2 · cols]` (BF16), no scale, `inexact` 0.
+        `weight` as uint8 `[rows, 2 · cols]` (BF16), `inexact` 0.
     """
     values = _e4m3_values()
     scales = scale.view(np.float32) if scale_dtype == "F32" else _e8m0_values()[scale]
@@ -110,7 +111,7 @@ def _fp8_to_bf16(block: int, weight: Bytes, scale: Bytes, scale_dtype: str) -> D
             rows = slice(row, min(row + rows_at_once, (block_row + 1) * block))
             with np.errstate(over="ignore", invalid="ignore"):
                 out[rows] = _to_bf16(values.take(weight[rows]) * factors)
-    return Decoded(out.view(np.uint8), None, 0)
+    return Decoded(out.view(np.uint8), 0)
 
 
 @cache
@@ -197,25 +198,43 @@ def _fp4_to_fp8(block: int, weight: Bytes, scale: Bytes, scale_dtype: str) -> De
         scale_dtype: Always `F8_E8M0`; not used.
 
     Returns:
-        `weight` as uint8 `[rows, cols]` (E4M3), `scale` as uint8 `[rows / block, cols / block]` (E8M0), and the number
-        of values that the cast changes.
+        `weight` as uint8 `[rows, cols]` (E4M3), and the number of values that the cast changes.
     """
     rows, groups = scale.shape
-    per_block = block // FP4_GROUP
-    blocks = scale.reshape(rows // block, block, groups // per_block, per_block)
-    largest = blocks.max(axis=(1, 3))
+    blocks, largest = _largest(block, scale)
     distance = (largest[:, None, :, None] - blocks).reshape(rows, groups)
-    scale_out = np.where(largest == _E8M0_NAN, largest, np.maximum(largest, _MAX_OFFSET_BITS) - _MAX_OFFSET_BITS)
     odd = (largest < _MAX_OFFSET_BITS) | (largest == _E8M0_NAN)
     if int(distance.max(initial=0)) <= _MAX_NORMAL_DISTANCE and not odd.any():
-        return Decoded(_cast_near(weight, distance), scale_out, 0)
+        return Decoded(_cast_near(weight, distance), 0)
     pairs, losses = _cast_tables()
     index = np.repeat(distance, _FP4_GROUP_BYTES, axis=1).astype(np.uint16) << 8
     index |= weight
     out = pairs[index]
     lost = losses[index].reshape(rows // block, block, -1, block // 2).sum(axis=(1, 3), dtype=np.int64)
     inexact = int(lost[~odd].sum()) + _spoil(block, out, weight, largest, odd)
-    return Decoded(out.view(np.uint8), scale_out, inexact)
+    return Decoded(out.view(np.uint8), inexact)
+
+
+def _fp4_to_fp8_scale(block: int, scale: Bytes) -> Bytes:
+    """Return the scales of the blocks that `_fp4_to_fp8` makes, as uint8 `[rows / block, cols / block]` (E8M0).
+
+    Args:
+        block: Side of the square blocks, in elements.
+        scale: uint8 `[rows, cols / 32]`, E8M0 codes.
+    """
+    _, largest = _largest(block, scale)
+    return np.where(largest == _E8M0_NAN, largest, np.maximum(largest, _MAX_OFFSET_BITS) - _MAX_OFFSET_BITS)
+
+
+def _largest(block: int, scale: Bytes) -> tuple[Bytes, Bytes]:
+    """Return `scale`, uint8 `[rows, groups]`, by blocks, and the largest group scale of each block.
+
+    Shapes: uint8 `[rows / block, block, cols / block, groups per block]` and `[rows / block, cols / block]`.
+    """
+    rows, groups = scale.shape
+    per_block = block // FP4_GROUP
+    blocks = scale.reshape(rows // block, block, groups // per_block, per_block)
+    return blocks, blocks.max(axis=(1, 3))
 
 
 def _cast_near(weight: Bytes, distance: Bytes) -> Bytes:
@@ -270,8 +289,12 @@ TRANSFORMS = {
     for transform in (
         Transform("fp8_to_bf16", 128, "BF16", 1, None, 1, partial(_fp8_to_bf16, 128)),
         Transform("fp8_32_to_bf16", 32, "BF16", 1, None, 1, partial(_fp8_to_bf16, 32)),
-        Transform("fp4_to_fp8", 128, "F8_E4M3", 2, "F8_E8M0", 128, partial(_fp4_to_fp8, 128)),
-        Transform("fp4_to_fp8_32", 32, "F8_E4M3", 2, "F8_E8M0", 32, partial(_fp4_to_fp8, 32)),
+        Transform(
+            "fp4_to_fp8", 128, "F8_E4M3", 2, "F8_E8M0", 128, partial(_fp4_to_fp8, 128), partial(_fp4_to_fp8_scale, 128)
+        ),
+        Transform(
+            "fp4_to_fp8_32", 32, "F8_E4M3", 2, "F8_E8M0", 32, partial(_fp4_to_fp8, 32), partial(_fp4_to_fp8_scale, 32)
+        ),
     )
 }
 """Name → transform. Names without a number are for blocks of 128."""

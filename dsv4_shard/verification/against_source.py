@@ -3,7 +3,6 @@
 The plan is made again, and its recipe runs into a sink that compares. Every source tensor is accounted for.
 """
 
-import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
@@ -16,7 +15,7 @@ from dsv4_shard.errors import BadSkeleton, ForeignPlan, ReadFailed
 from dsv4_shard.limits import ARCHIVE
 from dsv4_shard.planning import check_plan, load_plan
 from dsv4_shard.reassembly.merge_job import prepare_merge
-from dsv4_shard.sharding.copy import copy
+from dsv4_shard.sharding.copy import Listeners, copy, pays_processes
 from dsv4_shard.sharding.file_hasher import FileHasher, HashedFile
 from dsv4_shard.sharding.header_archive import SKELETON_NAME, read_skeleton
 from dsv4_shard.sharding.job import Job, prepare
@@ -31,48 +30,47 @@ from dsv4_shard.verification.contents import wrong_sha256
 from dsv4_shard.verification.documents import Problem
 from dsv4_shard.verification.statements import check_statements
 
-_MISMATCHES_KEPT = 100
-"""Per file. A file with more mismatches than this differs almost everywhere."""
+_DROP_BYTES = 64 << 20
+"""Bytes of a file that are dropped from the page cache at a time."""
 
 
 class _CompareSink:
-    """Compares pieces with the bytes in the result's files, and has them hashed. See `sharding.copy.Sink`.
+    """Compares pieces with the bytes in the result's files. See `sharding.mover.Sink`."""
 
-    Attributes:
-        mismatches: File number -> offsets in bytes where a piece first differs.
-    """
-
-    def __init__(self, files: list[LocalFile | None], hasher: FileHasher) -> None:
+    def __init__(self, files: list[LocalFile | None]) -> None:
         self._files = files
-        self._hasher = hasher
-        self._lock = threading.Lock()
-        self.mismatches: dict[int, list[int]] = {}
 
-    def put(self, file: int, offset: int, data: memoryview) -> None:
-        """Record the offset of the first byte that differs, if any."""
+    def put(self, file: int, offset: int, data: memoryview) -> int | None:
+        """Return the offset of the first byte that differs, if any."""
         there = self._files[file]
         if there is None:
-            return
+            return None
         found = bytearray(len(data))
         try:
             there.readinto(offset, memoryview(found))  # stays in the page cache until it is hashed
         except ReadFailed:
             found = bytearray()
         if found == data:
-            self._hasher.put(file, offset, data)
-            return
-        first = next((i for i, (a, b) in enumerate(zip(found, data, strict=False)) if a != b), len(found))
-        with self._lock:
-            kept = self.mismatches.setdefault(file, [])
-            if len(kept) < _MISMATCHES_KEPT:
-                kept.append(offset + first)
+            return None
+        return offset + next((i for i, (a, b) in enumerate(zip(found, data, strict=False)) if a != b), len(found))
 
-    def complete(self, file: int, tensor: str) -> None:
-        """Have the file hashed up to what was compared, and drop that from the page cache."""
+
+class _Dropper:
+    """Drops from the page cache what a hasher has hashed of files."""
+
+    def __init__(self, files: list[LocalFile | None], hasher: FileHasher) -> None:
+        self._files, self._hasher = files, hasher
+        self._dropped: Counter[int] = Counter()
+
+    def complete(self, file: int, start: int, stop: int) -> None:
+        """Have the file hashed up to what was compared, and drop that now and then. See `Listeners.on_piece`."""
         there = self._files[file]
-        if there is not None:
-            self._hasher.complete(file, tensor)
-            there.drop(self._hasher.hashed(file))
+        if there is None:
+            return
+        self._hasher.complete(file, start, stop)
+        if (hashed := self._hasher.hashed(file)) >= self._dropped[file] + _DROP_BYTES:
+            there.drop(hashed)
+            self._dropped[file] = hashed
 
 
 class Compared(NamedTuple):
@@ -127,24 +125,25 @@ def compare(
             message = "its header is not the one that the source gives"
             problems.append(Problem(kind="wrong-header", file=expected.name, message=message))
     hashed = {
-        number: HashedFile(folder / file.name, file.header, file.tensors)
+        number: HashedFile(folder / file.name, file.header, file.nbytes)
         for number, file in enumerate(recipe.files)
         if file.name in sound and files[number] is not None
     }
     try:
         with FileHasher(hashed, workers) as hasher:
-            sink = _CompareSink(files, hasher)
+            told = Listeners(on_progress, hasher.put, _Dropper(files, hasher).complete)
             copied = copy(
-                recipe, checkpoint.source, sink, workers, on_progress, allow_inexact=True, on_tensor=sink.complete
-            )
+                recipe, checkpoint.source, _CompareSink(files), workers, told, allow_inexact=True,
+                processes=pays_processes(recipe, checkpoint.source, workers),
+            )  # fmt: skip
             sha256 = hasher.digests()
     finally:
         for opened in files:
             if opened is not None:
                 opened.close()
-    found = [(number, offset) for number, offsets in sorted(sink.mismatches.items()) for offset in sorted(offsets)]
+    found = [(number, offset) for number, offsets in copied.differing.items() for offset in offsets]
     problems += [_locate(recipe, number, offset) for number, offset in found]
-    alike = {number: digest for number, digest in sha256.items() if number not in sink.mismatches}
+    alike = {number: digest for number, digest in sha256.items() if number not in copied.differing}
     problems += _check_digests(folder, recipe, manifest, checkpoint, copied.digests, alike)
     misstated, notes = check_statements(folder, job, manifest, checkpoint, workers)
     if checkpoint.source.revision != job.origin.revision:
@@ -284,6 +283,8 @@ def _account(recipe: Recipe, inventory: Inventory, manifest: Manifest) -> tuple[
     accounts: Counter[str] = Counter()
     lost: list[str] = []
     for step in recipe.steps:
+        if step.makes_scale:
+            continue
         is_expert = inventory.names[step.source.name].expert >= 0
         fate = _fate(step, is_expert, readers, set(manifest.ranks), complete)
         if fate is None:
@@ -291,7 +292,7 @@ def _account(recipe: Recipe, inventory: Inventory, manifest: Manifest) -> tuple[
         else:
             accounts[fate] += 1
     decoded = {step.scale.name for step in recipe.steps if step.scale is not None}
-    moved = {step.source.name for step in recipe.steps}
+    moved = {step.source.name for step in recipe.steps if not step.makes_scale}
     accounts["decoded with their weights"] = len(decoded - recipe.left_out.keys())
     accounts["left out"] = len(recipe.left_out)
     rest = sorted(inventory.names.keys() - moved - decoded - recipe.left_out.keys())

@@ -216,7 +216,7 @@ def wait_for_work(staging: Path, process: subprocess.Popen[str]) -> int:
     """Until the journal of a share says that something is done; returns the process that writes it."""
     while True:
         found = read_journal(staging / "journal")
-        if found is not None and found.finished:
+        if found is not None and (found.finished or found.unconfirmed):
             return int((staging / ".dsv4-shard-staging").read_text().split()[1])
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)

@@ -21,7 +21,7 @@ from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import ForeignPlan, OutputNotEmpty
 from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.reassembly.merge_job import source_of_ranks
-from dsv4_shard.sharding import copy as copying
+from dsv4_shard.sharding import mover
 from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.manifest import load_manifest
 from dsv4_shard.sharding.run import reshard
@@ -182,7 +182,7 @@ def test_any_number_of_workers_and_any_chunk_merges_the_same_bytes(
 ) -> None:
     shard(model, tmp_path / "ranks", Request(tp=4, engine="vllm"))
     for workers, chunk in ((1, 8 << 20), (3, 1000), (2, 17)):
-        monkeypatch.setattr(copying, "CHUNK_BYTES", chunk)
+        monkeypatch.setattr(mover, "CHUNK_BYTES", chunk)
         merge(tmp_path / "ranks", tmp_path / f"{chunk}", workers=workers)
         assert weights(tmp_path / f"{chunk}") == weights(model)
 
@@ -295,7 +295,8 @@ def test_the_command_says_what_it_wrote_and_what_is_not_as_it_was(model: Path, t
     assert "wrote 5 files" in shown
     assert "72 tensors (layers.0.ffn.experts.0.w1.weight ...) are F8_E4M3 as in the ranks, not I8" in shown
     document = json.loads(run("merge", tmp_path / "ranks", tmp_path / "again", "--json"))
-    assert {"tensors": 3, "was": "F8_E4M3", "held": "BF16"}.items() <= document["changes"][0].items()
+    changed = {"tensors": 3, "was": "F8_E4M3", "held": "BF16"}
+    assert any(changed.items() <= change.items() for change in document["changes"])
     assert document["files"] == 5
 
 

@@ -17,8 +17,8 @@ from support.checkpoints.small import raw
 from support.random_work import ALL, FILES, TARGETS, Maker, MemorySink, Pending, Work, add_cast, random_work
 
 from dsv4_shard.errors import IncompleteCheckpoint, InexactCast, ReadFailed, SourceChanged
-from dsv4_shard.sharding import copy as copying
-from dsv4_shard.sharding.copy import CopyResult, copy
+from dsv4_shard.sharding import mover as moving
+from dsv4_shard.sharding.copy import CopyResult, Listeners, copy
 from dsv4_shard.sharding.recipe import Recipe, Slice, Step
 from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.tensors.geometry import Rectangle, slice_rectangle, split, whole_rectangle
@@ -73,8 +73,8 @@ def test_files_digests_and_counts_are_those_of_numpy_slicing(
     sink = work.sink()
     progress: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(copying, "CHUNK_BYTES", chunk)
-        result = copy(work.recipe, work.source, sink, workers, progress.append)
+        patch.setattr(moving, "CHUNK_BYTES", chunk)
+        result = copy(work.recipe, work.source, sink, workers, Listeners(progress.append))
     assert_right(work, sink, result)
     assert sum(progress) == sum(file.payload for file in work.recipe.files)
 
@@ -82,7 +82,7 @@ def test_files_digests_and_counts_are_those_of_numpy_slicing(
 @pytest.mark.parametrize("chunk", CHUNKS)
 @pytest.mark.parametrize("width", [1, 2, 3, 5, 16, 31, 96])
 def test_narrow_columns_are_numpys(width: int, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(copying, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(moving, "CHUNK_BYTES", chunk)
     maker = Maker(tmp_path, np.random.default_rng(width))
     columns = 96 + width
     tensor = maker.tensor("U8", (50, columns))
@@ -105,7 +105,7 @@ def test_many_workers_give_what_one_gives(tmp_path: Path) -> None:
 def test_some_of_the_files_need_no_more_than_their_sources_bytes(
     chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(copying, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(moving, "CHUNK_BYTES", chunk)
     work = random_work(tmp_path / "source", 3, 12)
     for wanted in ({0}, {1, 2}, {0, 3}):
         steps = [step for step in (only(step, wanted) for step in work.recipe.steps) if step.landings]
@@ -152,7 +152,7 @@ def test_a_tensor_without_bytes_has_the_digest_of_nothing(workers: int, tmp_path
         maker.steps.append(pending)
     work = maker.work()
     progress: list[int] = []
-    result = copy(work.recipe, work.source, work.sink(), workers, progress.append)
+    result = copy(work.recipe, work.source, work.sink(), workers, Listeners(progress.append))
     assert set(result.digests.values()) == {xxhash.xxh3_128_hexdigest(b"")}
     assert len(result.digests) == 3
     assert (result.bytes_read, progress) == (0, [])
@@ -172,7 +172,7 @@ def test_an_empty_recipe_does_nothing(tmp_path: Path) -> None:
 def test_conversions_are_torchs_whole_and_cut(
     dtype: str, axis: int | None, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(copying, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(moving, "CHUNK_BYTES", chunk)
     maker = Maker(tmp_path, np.random.default_rng(8))
     shape = (24, 44)
     cuts = [(Slice(whole_rectangle(dtype, shape)), ALL)]
@@ -217,7 +217,7 @@ def test_padding_is_the_fill_right_of_each_row_and_below_the_last(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(copying, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(moving, "CHUNK_BYTES", chunk)
     maker = Maker(tmp_path, np.random.default_rng(9))
     area = whole_rectangle(dtype, (11, 6))
     maker.move(
@@ -262,7 +262,7 @@ def test_a_file_of_nothing_but_padding_below_reads_no_source(tmp_path: Path) -> 
 def test_a_scale_is_repeated_along_both_axes_before_it_is_cut(
     dtype: str, conversion: str | None, axis: int, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(copying, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(moving, "CHUNK_BYTES", chunk)
     maker = Maker(tmp_path, np.random.default_rng(9))
     repeated = (12, 20)
     cuts = [(Slice(slice_rectangle(dtype, repeated, axis, *split(repeated[axis], FILES, i))), (i,)) for i in ALL]
@@ -345,7 +345,7 @@ def test_fixed_tensors_are_put_hashed_and_counted_without_any_source(workers: in
     assert work.nbytes == 0
     progress: list[int] = []
     sink = work.sink()
-    result = copy(work.recipe, work.source, sink, workers, progress.append)
+    result = copy(work.recipe, work.source, sink, workers, Listeners(progress.append))
     assert_right(work, sink, result)
     assert sum(progress) == 4 + 5 + 5 + 7
 
@@ -358,7 +358,7 @@ def test_fixed_tensors_are_put_hashed_and_counted_without_any_source(workers: in
 def test_a_cast_that_rounds_is_raised_with_tensor_and_count(
     workers: int, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(copying, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(moving, "CHUNK_BYTES", chunk)
     maker = Maker(tmp_path, np.random.default_rng(5))
     cast = add_cast(maker, 90)
     work = maker.work()
@@ -430,7 +430,7 @@ def test_an_exception_in_the_progress_callback_is_raised(tmp_path: Path) -> None
 
     for workers in (1, 2):
         with pytest.raises(KeyboardInterrupt):
-            copy(work.recipe, work.source, work.sink(), workers, stop)
+            copy(work.recipe, work.source, work.sink(), workers, Listeners(stop))
 
 
 def changes(folder: Path) -> dict[str, Callable[[], None]]:

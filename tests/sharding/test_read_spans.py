@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 from support.random_work import random_work
 
-from dsv4_shard.sharding.copy import copy
+from dsv4_shard.sharding.copy import Listeners, copy
 from dsv4_shard.sharding.journal import Finished
 from dsv4_shard.sharding.recipe import spans
 from dsv4_shard.sources.base import OpenFile, Source, Span
@@ -85,7 +85,7 @@ def test_what_is_said_is_what_is_read_in_that_order(seed: int, tmp_path: Path) -
 def test_what_an_earlier_run_finished_is_not_said(tmp_path: Path) -> None:
     work = random_work(tmp_path / "work", 1, 12)
     log = Noted()
-    copy(work.recipe, work.source, work.sink(), 1, log=log)
+    copy(work.recipe, work.source, work.sink(), 1, Listeners(log=log))
     source = RecordingSource(work.source)
     copy(work.recipe, cast(Source, source), work.sink(), 1, finished=sorted(log.finished)[:5])
     said = [span for alike in spans(work.recipe.steps[5:]) for span in alike]

@@ -147,7 +147,7 @@ def test_dtypes_change_by_a_conversion_or_not_at_all_but_in_name(case: Case) -> 
                 case.recipe.files[file].tensors[landing.tensor].dtype for _, files in landing.spread for file in files
             }:
                 if step.transform is not None:
-                    assert dtype == step.transform.weight_dtype
+                    assert dtype == (step.transform.scale_dtype if step.makes_scale else step.transform.weight_dtype)
                     assert (step.conversion, step.repeat) == (None, 1)
                 elif step.conversion is not None:
                     assert step.conversion is CONVERSIONS[step.source.dtype, dtype]
@@ -373,9 +373,12 @@ def test_steps_follow_the_order_of_the_sources_bytes_and_read_each_tensor_once(
 @given(cases())
 def test_each_source_tensor_is_moved_decoded_or_left_out_with_a_reason(case: Case) -> None:
     recipe = case.recipe
-    moved = {step.source.name for step in recipe.steps}
+    moved = {step.source.name for step in recipe.steps if not step.makes_scale}
     decoded = {step.scale.name for step in recipe.steps if step.scale is not None and step.transform is not None}
-    assert all((step.transform is None) == (step.scale is None) for step in recipe.steps)
+    made = {step.source.name for step in recipe.steps if step.makes_scale}
+    casting = [step for step in recipe.steps if step.transform is not None and step.transform.rescale is not None]
+    assert made == {step.scale.name for step in casting if step.scale is not None}
+    assert all(step.scale is None for step in recipe.steps if step.transform is None)
     assert all(step.scale.name == scale_name(step.source.name) for step in recipe.steps if step.scale is not None)
     o_a = {name for name in case.checkpoint.tensors if name.endswith("wo_a.scale")}
     keeps = case.deployment.engine == "vllm" or (case.deployment.engine == "sglang" and case.deployment.gpu.sm >= 100)

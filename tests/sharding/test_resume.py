@@ -34,6 +34,7 @@ from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, write_checkpoint
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import ExitCode, InexactCast, NotEnoughDisk, OtherRun, SourceChanged
 from dsv4_shard.planning.plan_builder import make_plan
+from dsv4_shard.sharding import copy as copying
 from dsv4_shard.sharding import journal
 from dsv4_shard.sharding import progress as reporting_progress
 from dsv4_shard.sharding.job import prepare
@@ -45,7 +46,7 @@ from dsv4_shard.verification.result_folder import verify
 
 STAGING = ".out.partial"
 SAVE_BYTES = 300_000
-REAL_SAVE_BYTES = journal.SAVE_BYTES
+REAL_SAVE_BYTES, REAL_SYNC_BYTES = journal.SAVE_BYTES, journal.SYNC_BYTES
 
 
 class Stop(Exception):
@@ -76,6 +77,7 @@ def expected(small: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 def saved_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """The journal is appended to several times in a run."""
     monkeypatch.setattr(journal, "SAVE_BYTES", SAVE_BYTES)
+    monkeypatch.setattr(journal, "SYNC_BYTES", 3 * SAVE_BYTES)
 
 
 def stop_after(nbytes: int) -> Callable[[int], None]:
@@ -97,7 +99,7 @@ def break_off(folder: Path, out: Path, tp: int = 2, *, after: int = 2_000_000, *
         reshard_folder(folder, out, tp, workers=1, on_progress=stop_after(after), **options)
     found = read_journal(out.parent / STAGING / "journal")
     assert found is not None
-    return sum(step.nbytes for step in found.finished)
+    return sum(step.nbytes for step in [*found.finished, *found.unconfirmed])
 
 
 def assert_refused(match: str, folder: Path, out: Path, tp: int = 2, **options: Any) -> None:
@@ -395,9 +397,10 @@ def test_what_the_readme_shows_of_a_run_that_ends_early_is_what_is_printed(
         assert without_numbers(line.replace("/data", str(tmp_path))) in printed
 
 
-def test_the_readme_says_what_a_kill_can_cost() -> None:
-    readme = (ROOT / "README.md").read_text()
-    assert f"once every {REAL_SAVE_BYTES >> 30} GiB" in readme
+def test_the_readme_says_what_a_kill_and_a_power_failure_can_cost() -> None:
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"every {REAL_SAVE_BYTES >> 20} MiB, and at least every {journal.SAVE_SECONDS:g} seconds" in readme
+    assert f"on disk every {REAL_SYNC_BYTES >> 30} GiB" in readme
 
 
 def without_numbers(text: str) -> str:
@@ -406,17 +409,26 @@ def without_numbers(text: str) -> str:
 
 # --- killed, again and again ---------------------------------------------------------------------------------------
 
-KILLS = 100
+KILLS = 50
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)  # a hundred processes, each as long as the machine takes
-def test_a_process_that_is_killed_a_hundred_times_loses_nothing(
-    small: Path, expected: dict[str, bytes], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+@pytest.mark.timeout(1200)  # fifty processes, each as long as the machine takes
+@pytest.mark.parametrize("workers", ["threads", "processes"])
+def test_a_process_that_is_killed_fifty_times_loses_nothing(
+    workers: str,
+    small: Path,
+    expected: dict[str, bytes],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(copying, "_LARGE_BYTES", 0 if workers == "processes" else 1 << 40)
+    monkeypatch.setattr(copying, "_BATCH_BYTES", 20_000)
     chance = random.Random(7)
     command = ["dsv4-shard", "reshard", str(small), str(tmp_path / "out"), "--tp", "2", "--engine", "reference"]
+    command += ["--jobs", "2"]
     started = time.monotonic()
     assert run_cli(command) == 0
     longest = time.monotonic() - started

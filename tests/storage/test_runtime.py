@@ -30,7 +30,7 @@ def test_affinity_limits(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("group", [".", "slice", "slice/job"])
 @pytest.mark.parametrize(("limit", "workers"), [
-    ("400000 100000", 4), ("150000 100000", 2), ("20000 100000", 1), ("6400000 100000", 8), ("max 100000", 8),
+    ("400000 100000", 4), ("150000 100000", 2), ("20000 100000", 1), ("6400000 100000", 32), ("max 100000", 32),
 ])  # fmt: skip
 def test_the_quota_of_each_control_group_above_limits(group: str, limit: str, workers: int, machine: Path) -> None:
     (machine / group / "cpu.max").write_text(limit + "\n")

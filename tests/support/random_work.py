@@ -326,8 +326,12 @@ def add_cast(maker: Maker, lowest: int) -> str:
     pending = Pending(weight, transform="fp4_to_fp8", scale=scale)
     output = maker.new_output()
     maker.land(pending, output, [(Slice(whole_rectangle("I8", weight.shape)), files, raw(cast))])
-    maker.outputs[output.removesuffix("weight") + "scale"] = {file: [raw(new)] for file in files}
     maker.steps.append(pending)
+    rescaled = Pending(scale, transform="fp4_to_fp8")
+    maker.land(rescaled, output.removesuffix("weight") + "scale",
+               [(Slice(whole_rectangle("F8_E8M0", scale.shape)), files, raw(new))])  # fmt: skip
+    maker.steps.append(rescaled)
+    maker.nbytes += scale.nbytes  # read a second time
     return weight.name
 
 

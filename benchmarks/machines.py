@@ -31,7 +31,7 @@ from dsv4_shard.engines.deployment import Request
 from dsv4_shard.opening import open_source
 from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.sharding.job import prepare
-from dsv4_shard.sharding.recipe import Recipe, Step
+from dsv4_shard.sharding.recipe import Recipe, Step, row_runs
 from dsv4_shard.tensors.geometry import whole_rectangle
 
 MODEL, TP, GPU = "DeepSeek-V4-Pro", 16, "h20-96"
@@ -75,7 +75,7 @@ class Estimate:
 
 
 def bytes_read(recipe: Recipe) -> int:
-    """Bytes of the checkpoint that a run reads: of a tensor all rows from the first to the last that a rank wants."""
+    """Bytes of the checkpoint that a run reads: of a tensor all rows that a rank wants a part of."""
     return sum(map(_step_bytes, recipe.steps))
 
 
@@ -89,7 +89,7 @@ def _step_bytes(step: Step) -> int:
                    for a in areas)  # fmt: skip
     if step.repeat > 1:
         return step.source.nbytes
-    return (max(a.row_stop for a in areas) - min(a.row_start for a in areas)) * row
+    return sum(last - first for first, last in row_runs(step)) * row
 
 
 def shares_of(scratch: Path) -> list[Share]:

@@ -6,8 +6,9 @@ written tensors are known, they are checked for all pieces that are read whole.
 """
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -117,23 +118,39 @@ class Gatherer:
     def _read_rows(self, tensor: Tensor, rows: _Rows, out: Bytes) -> None:
         """Copy rows of a tensor into `out`, uint8 `[rows, row bytes]`, and compare all places that hold them."""
         trail = self._trail(tensor.name, rows.first)
-        first_piece, is_placed = 0, False
-        for step in self._steps(tensor.name):
-            for landing in step.landings:
-                hashes = trail.hashes[first_piece : first_piece + len(landing.spread)] if trail else []
-                first_piece += len(landing.spread)
-                matrix = _Gathering(self._recipe, self.files, step, landing, hashes).rows(rows)
-                if not is_placed:
-                    out[:] = matrix
-                elif not np.array_equal(out, matrix):
-                    raise RanksDisagree(f"{tensor.name}: {landing.tensor} differs from the other tensor made of it")
-                is_placed = True
+        is_placed = False
+        for step, parts in self._wholes(tensor.name, trail):
+            gathering = _Gathering(self._recipe, self.files, step, parts)
+            matrix = gathering.rows(rows)
+            if not is_placed:
+                out[:] = matrix
+            elif not np.array_equal(out, matrix):
+                raise RanksDisagree(f"{tensor.name}: {gathering.tensor} differs from the other tensor made of it")
+            is_placed = True
         if trail is None:
             return
         trail.next_row = rows.stop
         if rows.is_last:
             del self._local.trails[tensor.name]
             self._settle(tensor.name, trail.hashes)
+
+    def _wholes(self, name: str, trail: _Trail | None) -> Iterator[tuple[Step, list["_Part"]]]:
+        """The destinations that each hold a whole tensor: the first step, and the parts of its rows."""
+        hashes = iter(trail.hashes) if trail else repeat(None)
+        wholes: list[tuple[Step, dict[object, list[_Part]]]] = []
+        for step in self._steps(name):
+            if not step.part:
+                wholes.append((step, {}))
+            first, parts = wholes[-1]
+            alone = {landing.tensor for landing in first.landings}
+            for number, landing in enumerate(step.landings):
+                # A step without parts may land in one tensor twice.
+                key = landing.tensor if step.part or len(alone) == len(first.landings) else number
+                held = [_Part(landing, cut, files, next(hashes)) for cut, files in landing.spread]
+                parts.setdefault(key, []).extend(held)
+        for step, of_landing in wholes:
+            for held in of_landing.values():
+                yield step, held
 
     def _trail(self, name: str, first: int) -> _Trail | None:
         """The trail of a tensor that this thread reads in order from its first row; None otherwise."""
@@ -203,23 +220,35 @@ def _size(tensor: Tensor) -> tuple[int, int]:
     return area.row_stop, area.stop
 
 
+class _Part(NamedTuple):
+    """A piece of a destination: its cut, the files that hold it, and its running digest, None if none is needed."""
+
+    landing: Destination
+    cut: Slice
+    numbers: tuple[int, ...]
+    hash: xxhash.xxh3_128 | None
+
+
 @dataclass(frozen=True, slots=True)
 class _Gathering:
-    """One destination of one step: gathers rows of the source from the pieces of its spread, and hashes the pieces.
+    """One destination of a tensor: gathers rows of the source from its pieces, and hashes the pieces.
 
     Attributes:
         recipe: The recipe of the rank files.
         files: The rank files.
-        step: The step that moved the source tensor.
-        landing: One of its destinations.
-        hashes: Running digest of each piece of the spread; empty if none is needed.
+        step: The step that moved the source tensor, or its first part.
+        parts: The pieces that hold all rows of the tensor.
     """
 
     recipe: Recipe
     files: RankFiles
     step: Step
-    landing: Destination
-    hashes: list[xxhash.xxh3_128]
+    parts: Sequence[_Part]
+
+    @property
+    def tensor(self) -> str:
+        """The tensor in the rank files."""
+        return self.parts[0].landing.tensor
 
     def rows(self, rows: _Rows) -> Bytes:
         """Rows of the source tensor, uint8 `[rows, row bytes]`."""
@@ -228,60 +257,60 @@ class _Gathering:
         first, stop = rows.first * repeat, rows.stop * repeat
         matrix = np.empty((stop - first, row_nbytes * repeat), np.uint8)
         left = matrix.size
-        for number, (cut, numbers) in enumerate(self.landing.spread):
-            area = cut.rectangle
+        for one in self.parts:
+            cut, area = one.cut, one.cut.rectangle
             begin, end = max(first, area.row_start), min(stop, area.row_stop)
             if begin < end and cut.row_nbytes:
-                part = self._part(number, cut, numbers, begin - area.row_start, end - begin)
+                part = self._part(one, begin - area.row_start, end - begin)
                 _place(part, matrix[begin - first : end - first], area.start)
                 left -= part.size
             if rows.is_last and cut.pad_rows:
-                self._check_rows_below(number, cut, numbers)
+                self._check_rows_below(one)
         if left:
             raise ValueError(f"{self.step.source.name}: {left} bytes lie in no rank file")
         return self._reduced(matrix) if repeat > 1 else matrix
 
-    def _part(self, number: int, cut: Slice, numbers: tuple[int, ...], row: int, count: int) -> Bytes:
+    def _part(self, part: _Part, row: int, count: int) -> Bytes:
         """Rows of a cut without padding, in the source's dtype.
 
         Args:
-            number: Number of the cut in the spread.
-            cut: The cut.
-            numbers: The files that hold it.
+            part: The piece.
             row: First row, counted from the start of the cut.
             count: Number of rows.
 
         Returns:
             uint8 `[count, bytes per row of the rectangle]`.
         """
+        cut = part.cut
         width = cut.rectangle.stop - cut.rectangle.start
-        raw = self._read(number, numbers, row * self._stored(cut.row_nbytes), count * self._stored(cut.row_nbytes))
-        part = self._restored(raw, numbers).reshape(count, cut.row_nbytes)
+        raw = self._read(part, row * self._stored(cut.row_nbytes), count * self._stored(cut.row_nbytes))
+        restored = self._restored(raw, part).reshape(count, cut.row_nbytes)
         if cut.pad_cols:
-            self._check_fill(part[:, width:], numbers)
-        return part[:, :width]
+            self._check_fill(restored[:, width:], part)
+        return restored[:, :width]
 
-    def _check_rows_below(self, number: int, cut: Slice, numbers: tuple[int, ...]) -> None:
+    def _check_rows_below(self, part: _Part) -> None:
         """Check the padding rows below a cut, one chunk at a time. Raises BadPadding."""
+        cut = part.cut
         width = self._stored(cut.row_nbytes)
         rows = cut.rectangle.row_stop - cut.rectangle.row_start
         rows_at_once = max(1, CHUNK_BYTES // width)
         for row in range(rows, cut.rows, rows_at_once):
-            raw = self._read(number, numbers, row * width, min(rows_at_once, cut.rows - row) * width)
-            self._check_fill(self._restored(raw, numbers), numbers)
+            raw = self._read(part, row * width, min(rows_at_once, cut.rows - row) * width)
+            self._check_fill(self._restored(raw, part), part)
 
     def _stored(self, nbytes: int) -> int:
         """Bytes in the rank files for `nbytes` of the source."""
         return self.step.conversion.nbytes(nbytes) if self.step.conversion else nbytes
 
-    def _read(self, number: int, numbers: tuple[int, ...], start: int, nbytes: int) -> Bytes:
+    def _read(self, part: _Part, start: int, nbytes: int) -> Bytes:
         """Bytes `[start, start + nbytes)` of a piece as a flat uint8 array, read from each file that has it.
 
         Raises RanksDisagree if two files differ.
         """
         first: Bytes | None = None
-        for file in numbers:
-            offset = self.recipe.offset(file, self.landing.tensor) + self.landing.at + start
+        for file in part.numbers:
+            offset = self.recipe.offset(file, part.landing.tensor) + part.landing.at + start
             for copy in self.files.copies(file):
                 found = np.empty(nbytes, np.uint8)
                 copy.readinto(offset, found.data, once=True)
@@ -290,15 +319,15 @@ class _Gathering:
                 elif not np.array_equal(first, found):
                     at = int(np.argmax(first != found))
                     raise RanksDisagree(
-                        f"{self.landing.tensor}: {where} and {copy.name} must hold the same and differ, first at bytes "
+                        f"{self.tensor}: {where} and {copy.name} must hold the same and differ, first at bytes "
                         f"{origin + at:,} and {offset + at:,}"
                     )
         assert first is not None, "every cut of a spread goes to some file"
-        if self.hashes:
-            self.hashes[number].update(first.data)
+        if part.hash is not None:
+            part.hash.update(first.data)
         return first
 
-    def _restored(self, raw: Bytes, numbers: tuple[int, ...]) -> Bytes:
+    def _restored(self, raw: Bytes, part: _Part) -> Bytes:
         """The bytes of `raw` (flat uint8) in the source's dtype, as a flat uint8 array.
 
         Raises NotConverted if casting the result again does not give `raw`.
@@ -310,14 +339,14 @@ class _Gathering:
         again = conversion.apply(restored)
         if not np.array_equal(again, raw):
             at = int(np.argmax(again != raw))
-            raise NotConverted(f"{self._where(numbers)}: {_value(raw, at, conversion)}")
+            raise NotConverted(f"{self._where(part)}: {_value(raw, at, conversion)}")
         return restored
 
-    def _check_fill(self, padding: Bytes, numbers: tuple[int, ...]) -> None:
+    def _check_fill(self, padding: Bytes, part: _Part) -> None:
         """Check that `padding`, a uint8 array of any shape, repeats the step's fill. Raises BadPadding."""
         flat = np.ascontiguousarray(padding).reshape(-1, len(self.step.fill))
         if not (flat == np.frombuffer(self.step.fill, np.uint8)).all():
-            raise BadPadding(f"{self._where(numbers)}: its padding holds other bytes than {self.step.fill.hex()}")
+            raise BadPadding(f"{self._where(part)}: its padding holds other bytes than {self.step.fill.hex()}")
 
     def _reduced(self, matrix: Bytes) -> Bytes:
         """Every `repeat`-th element along both axes: the scale before it was repeated.
@@ -330,11 +359,11 @@ class _Gathering:
         once = np.ascontiguousarray(items[::repeat, ::repeat])
         again = np.ascontiguousarray(once.repeat(repeat, axis=0).repeat(repeat, axis=1)).view(np.uint8)
         if not np.array_equal(again.reshape(matrix.shape), matrix):
-            raise RanksDisagree(f"{self.landing.tensor}: the repeats of a scale differ, for {self.step.source.name}")
+            raise RanksDisagree(f"{self.tensor}: the repeats of a scale differ, for {self.step.source.name}")
         return once.view(np.uint8).reshape(len(once), -1)
 
-    def _where(self, numbers: tuple[int, ...]) -> str:
-        return f"{self.recipe.files[numbers[0]].name}: {self.landing.tensor}"
+    def _where(self, part: _Part) -> str:
+        return f"{self.recipe.files[part.numbers[0]].name}: {self.tensor}"
 
 
 def _value(raw: Bytes, at: int, conversion: Conversion) -> str:

@@ -32,7 +32,7 @@ from dsv4_shard.reassembly.source import RankSource
 from dsv4_shard.sharding.companions import carried_by
 from dsv4_shard.sharding.header_archive import SKELETON_NAME, read_skeleton
 from dsv4_shard.sharding.job import deploy
-from dsv4_shard.sharding.manifest import NATIVE, PLAN_NAME, Manifest, load_manifest
+from dsv4_shard.sharding.manifest import NATIVE, PLAN_NAME, Manifest, has_pieces_of, load_manifest
 from dsv4_shard.sharding.recipe import OutputFile, Recipe
 from dsv4_shard.sharding.recipe_builder import make_recipe
 from dsv4_shard.sources.base import OpenFile, SourcePart
@@ -75,12 +75,17 @@ def _open_result(folder: LocalSource) -> tuple[Checkpoint, Inventory]:
     world = context.deployment.readers(layout.by_node)
     notes = (f"put together from {world} {'nodes' if layout.by_node else 'ranks'} of {layout.name} shards",)
     made = _Rebuilt(engine, context, tuple(range(world)))
-    checkpoint, inventory, recipe = made.held(original, inventory, replace(source, notes=notes))
+    checkpoint, found, recipe = made.held(original, inventory, replace(source, notes=notes))
+    if not has_pieces_of(manifest, recipe):  # written from rank files
+        del checkpoint, found, recipe
+        checkpoint, found, recipe = replace(made, in_parts=False).held(
+            original, inventory, replace(source, notes=notes)
+        )
     _check_manifest(manifest, recipe, layout, context, folder.label)
     written = {entry.name: entry.tensors for entry in manifest.files}
     digests = [{name: written[file.name][name] for name in file.tensors} for file in recipe.files]  # names are shared
     del manifest, written
-    return _with_ranks(checkpoint, recipe, folder, digests, (_manifest_part(folder.root),)), inventory
+    return _with_ranks(checkpoint, recipe, folder, digests, (_manifest_part(folder.root),)), found
 
 
 def _check_world(manifest: Manifest, label: str) -> None:
@@ -164,12 +169,13 @@ class _Rebuilt:
     engine: Engine
     context: Context
     ranks: tuple[int, ...]
+    in_parts: bool = True
 
     def held(
         self, original: Checkpoint, inventory: Inventory, source: RankSource
     ) -> tuple[Checkpoint, Inventory, Recipe]:
         """The checkpoint that the ranks hold (headers only), its inventory, and the recipe that makes the files."""
-        recipe = make_recipe(original, self.engine, self.context, self.ranks)
+        recipe = make_recipe(original, self.engine, self.context, self.ranks, in_parts=self.in_parts)
         held = held_source(original, source, recipe)
         if held is not source:
             del recipe  # two would take 200 MB for 200,000 tensors
@@ -180,7 +186,8 @@ class _Rebuilt:
             checkpoint = read_checkpoint(config_for(held, checkpoint.document, found.routed.name))
             found = take_inventory(checkpoint)
         if held is not source:
-            recipe = make_recipe(checkpoint, self.engine, Context(found, self.context.deployment), self.ranks)
+            context = Context(found, self.context.deployment)
+            recipe = make_recipe(checkpoint, self.engine, context, self.ranks, in_parts=self.in_parts)
         return checkpoint, found, recipe
 
 

@@ -69,7 +69,7 @@ class FileHasher:
         if self._error is not None:
             raise self._error
         progress = self._files.get(file)
-        if progress is not None and progress.extend(start, stop):
+        if progress is not None and start < stop and progress.extend(start, stop):
             self._start_reading_back(progress)
 
     def hashed(self, file: int) -> int:

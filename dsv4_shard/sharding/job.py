@@ -194,10 +194,12 @@ def prepare(
     plan: Plan,
     ranks: tuple[int, ...] | None = None,
     carried: Carried | None = None,
+    in_parts: bool | None = None,
 ) -> Job:
     """Turn a plan into a job for `ranks` (default: all). Reads headers and small files only.
 
-    `carried` has the checkpoint's small files, if they were read before.
+    `carried` has the checkpoint's small files, if they were read before. `in_parts` is that of `make_recipe`; by
+    default, large tensors are moved in parts unless the source must read them from beginning to end to check them.
 
     Raises:
         InfeasiblePlan: The plan breaks a rule.
@@ -210,10 +212,11 @@ def prepare(
     beyond = [rank for rank in wanted if not 0 <= rank < world]
     if beyond:
         raise UsageError.about("ranks", ..., f"rank {beyond[0]} of {world}; the last one is {world - 1}")
-    recipe = make_recipe(checkpoint, engine, context, wanted)
+    in_parts = checkpoint.source.witness is None if in_parts is None else in_parts
+    recipe = make_recipe(checkpoint, engine, context, wanted, in_parts=in_parts)
     carried = carried or carry(checkpoint, layout, context)
     folders = {rank: layout.file_name(rank, 0, deployment) for rank in wanted} if layout.by_node else {}
     beside = Companions(carried, checkpoint, layout, context, folders, recipe)
     return Job(layout.name, plan.source, plan.request, recipe, beside.of(plan.to_json().encode()), wanted, world,
                layout.identity(context), inputs_of(checkpoint, plan.source),
-               partial(prepare, checkpoint, inventory, plan, carried=carried), beside)  # fmt: skip
+               partial(prepare, checkpoint, inventory, plan, carried=carried, in_parts=in_parts), beside)  # fmt: skip

@@ -19,6 +19,7 @@ from dsv4_shard.catalog.rank_ranges import MAX_RANKS
 from dsv4_shard.checkpoint import Origin, differences
 from dsv4_shard.errors import NotAResult, ReadFailed, UsageError
 from dsv4_shard.limits import MANIFEST
+from dsv4_shard.sharding.recipe import Recipe
 from dsv4_shard.sources.base import CHUNK_BYTES
 from dsv4_shard.sources.local import LocalFile
 from dsv4_shard.storage import MANIFEST_NAME, digest_of, read_regular, tensor_digest
@@ -283,6 +284,12 @@ def _without_sha256(entries: object) -> list[object]:
 
 
 _STEPS: Steps = {1: _from_1, 2: _from_2}
+
+
+def has_pieces_of(manifest: Manifest, recipe: Recipe) -> bool:
+    """Whether the digests in a manifest are those of the pieces that a recipe makes."""
+    pieces = {file.name: file.pieces for file in recipe.files}
+    return all(entry.pieces == pieces.get(entry.name, entry.pieces) for entry in manifest.files)
 
 
 def hash_tensor(

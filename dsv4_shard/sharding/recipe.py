@@ -6,9 +6,10 @@ the weights, where a file's SHA-256 needs them first.
 Remote sources fetch ahead in the order of the steps. A folder is read in the order that fills the output files.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby, pairwise
 from typing import NamedTuple
 
 from dsv4_shard.errors import CheckpointTooLarge
@@ -16,10 +17,30 @@ from dsv4_shard.limits import HEADER, RESULT, ROWS
 from dsv4_shard.sources.base import CHUNK_BYTES, Span
 from dsv4_shard.tensors.decoding import Transform
 from dsv4_shard.tensors.dtype_casts import Conversion
-from dsv4_shard.tensors.geometry import Rectangle, whole_rectangle
+from dsv4_shard.tensors.geometry import PACKED_FP4, Rectangle, whole_rectangle
 from dsv4_shard.tensors.header import LENGTH_BYTES, Tensor, TensorInfo
 from dsv4_shard.text.sanitize import short_name
 from dsv4_shard.text.strict_json import BadJson, check_size
+
+PART_ELEMENTS = 32 << 20
+"""Elements that a step moves, if its rows can be taken apart: so many are lost if it is broken off."""
+
+_PART_UNIT = 128
+"""Parts have whole stripes of blocks, in rows."""
+
+
+def part_rows(rows: int, dtype: str, shape: tuple[int, ...]) -> list[int]:
+    """The rows of each part in which `rows` of a tensor are moved, padding included; the first ones have more.
+
+    A tensor has the same parts before it is decoded as after it, and a cut the same ones whichever ranks are written.
+    """
+    height = whole_rectangle(dtype, shape).row_stop
+    elements = math.prod(shape) * (2 if dtype in PACKED_FP4 else 1)
+    count = max(1, -(-elements * rows // max(1, height * PART_ELEMENTS)))
+    each, more = divmod(-(-rows // _PART_UNIT), count)
+    ends = accumulate(each + (number < more) for number in range(count))
+    edges = [0, *(min(end * _PART_UNIT, rows) for end in ends)]
+    return [stop - start for start, stop in pairwise(edges) if start < stop] or [rows]
 
 
 class Stripe(NamedTuple):
@@ -91,6 +112,13 @@ class Slice(NamedTuple):
         """Rows with padding."""
         return self.rectangle.row_stop - self.rectangle.row_start + self.pad_rows
 
+    def part(self, start: int, stop: int) -> "Slice":
+        """Rows `[start, stop)` of the cut, counted with its padding."""
+        area = self.rectangle
+        first, last = (min(area.row_start + row, area.row_stop) for row in (start, stop))
+        narrow = area._replace(row_start=first, row_stop=last)
+        return Slice(narrow, self.pad_cols, stop - start - (last - first))
+
     @property
     def row_nbytes(self) -> int:
         """Bytes per row with padding, in the source's dtype."""
@@ -130,6 +158,7 @@ class Step:
         transform: Decodes a weight together with `scale`. Without `scale`, the source is the scale of such a weight,
             and the step makes the new one.
         scale: The scale that `transform` needs to decode a weight.
+        part: Number of this part of the rows, if several steps with the same source share them.
     """
 
     source: Tensor
@@ -139,6 +168,7 @@ class Step:
     fill: bytes = b"\0"
     transform: Transform | None = None
     scale: Tensor | None = None
+    part: int = 0
 
     @property
     def makes_scale(self) -> bool:

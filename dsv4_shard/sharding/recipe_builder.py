@@ -9,7 +9,7 @@ under MoE TP16.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate, count, groupby
+from itertools import accumulate, groupby
 from typing import NamedTuple
 
 from dsv4_shard.checkpoint import Checkpoint
@@ -28,7 +28,17 @@ from dsv4_shard.engines import (
     local_size,
 )
 from dsv4_shard.models import NATIVE, Part, Stage, TensorName, scale_name
-from dsv4_shard.sharding.recipe import ALL_RANKS, Destination, Fixed, OutputFile, Recipe, Slice, SliceMap, Step
+from dsv4_shard.sharding.recipe import (
+    ALL_RANKS,
+    Destination,
+    Fixed,
+    OutputFile,
+    Recipe,
+    Slice,
+    SliceMap,
+    Step,
+    part_rows,
+)
 from dsv4_shard.storage import collector_paused
 from dsv4_shard.tensors.decoding import TRANSFORMS
 from dsv4_shard.tensors.dtype_casts import CONVERSIONS, Conversion
@@ -39,15 +49,19 @@ _ORDINARY = {"format": "pt"}
 """Metadata of an ordinary checkpoint file. transformers refuses files without it."""
 
 
-def make_recipe(checkpoint: Checkpoint, engine: Engine, context: Context, ranks: tuple[int, ...]) -> Recipe:
+def make_recipe(
+    checkpoint: Checkpoint, engine: Engine, context: Context, ranks: tuple[int, ...], *, in_parts: bool = True
+) -> Recipe:
     """The recipe for `ranks` of a feasible deployment.
+
+    Large tensors are moved in parts, each of which has its own digest, unless `in_parts` is off.
 
     Raises ValueError if a placement does not divide. The rules refuse such a deployment earlier.
     """
     if engine.layout is None:
         raise ValueError(f"{engine.name} has no file layout")
     with collector_paused():
-        return _Maker(checkpoint, engine, engine.layout, context, ranks).make()
+        return _Maker(checkpoint, engine, engine.layout, context, ranks, in_parts).make()
 
 
 class _FileKey(NamedTuple):
@@ -111,7 +125,13 @@ class _Output(NamedTuple):
 
 
 class _Slots(NamedTuple):
-    """Layout of pieces in a tensor: (offset in bytes, slot) of each, runs of (number, bytes), and the total bytes."""
+    """Layout of the pieces of several sources in a tensor.
+
+    Attributes:
+        places: (offset in bytes, slot) of the first piece of each source.
+        runs: Runs of equal pieces as (number, bytes); none if there is one piece.
+        nbytes: Bytes of all.
+    """
 
     places: tuple[tuple[int, int], ...]
     runs: tuple[tuple[int, int], ...]
@@ -125,9 +145,15 @@ class _Maker:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, engine: Engine, layout: Layout, context: Context, ranks: tuple[int, ...]
+        self,
+        checkpoint: Checkpoint,
+        engine: Engine,
+        layout: Layout,
+        context: Context,
+        ranks: tuple[int, ...],
+        in_parts: bool,
     ) -> None:
-        self._checkpoint, self._layout = checkpoint, layout
+        self._checkpoint, self._layout, self._in_parts = checkpoint, layout, in_parts
         self._context, self._ranks, self._wanted = context, ranks, frozenset(ranks)
         self._world = context.deployment.readers(layout.by_node)
         self._shares = layout.shares_files and self._world > 1
@@ -140,7 +166,8 @@ class _Maker:
             self._look_at_files()
         self._rank_spreads: dict[object, _RankSpread] = {}
         self._spreads: dict[tuple[str, str, _RankSpread], SliceMap] = {}
-        self._slots: dict[tuple[int, ...], _Slots] = {}
+        self._narrowed: dict[tuple[int, tuple[int, int], int, int], SliceMap] = {}
+        self._slots: dict[tuple[tuple[int, ...], ...], _Slots] = {}
         self._infos: dict[TensorInfo, TensorInfo] = {}
         self._left_out: dict[str, str] = {}
         self._outputs: dict[_FileKey, dict[str, _Output]] = {}
@@ -220,7 +247,7 @@ class _Maker:
         arrivals: dict[object, tuple[_Source, list[Destination]]] = {}
         for (folder, file, name, ranks), sources in self._collect(joined).items():
             sources.sort(key=lambda source: source.place)
-            slots = self._slots_of(tuple([source.batch.nbytes for source in sources]))
+            slots = self._slots_of(tuple([self._pieces_of(source.batch) for source in sources]))
             self._note([name], _output(sources, slots), [_FileKey(folder, rank, file) for rank in ranks])
             for source, (at, slot) in zip(sources, slots.places, strict=True):
                 batch, kept = source.batch, source.batch.kept
@@ -228,18 +255,18 @@ class _Maker:
                 landing = Destination(name, at, slot, self._spread_over_files(batch, numbers))
                 arrivals.setdefault(treated, (source, []))[1].append(landing)
         for source, landings in arrivals.values():
-            yield self._step(source.tensor, source.batch, tuple(landings))
+            yield from self._in_steps(source.tensor, source.batch, tuple(landings))
 
     def _unjoined(self, batch: _Batch, numbers: dict[_FileKey, int]) -> Iterator[Step]:
         """The steps of tensors that are the only source of their output tensor."""
         kept = batch.kept
-        output = _output([_Source((0, 0), batch.tensors[0], batch)], self._slots_of((batch.nbytes,)))
+        output = _output([_Source((0, 0), batch.tensors[0], batch)], self._slots_of((self._pieces_of(batch),)))
         keys = [_FileKey(kept.folder, rank, kept.file) for rank in batch.spread.ranks]
         names = [self._name_alone(tensor, kept) for tensor in batch.tensors]
         self._note(names, output, keys)
         spread = self._spread_over_files(batch, numbers)
         for tensor, name in zip(batch.tensors, names, strict=True):
-            yield self._step(tensor, batch, (Destination(name, 0, 0, spread),))
+            yield from self._in_steps(tensor, batch, (Destination(name, 0, 0, spread),))
 
     def _name_alone(self, tensor: Tensor, kept: TargetTensor) -> str:
         """The output name of a tensor that is not joined with others."""
@@ -268,13 +295,67 @@ class _Maker:
                 sources.append(_Source(place, tensor, batch))
         return outputs
 
-    def _slots_of(self, sizes: tuple[int, ...]) -> _Slots:
-        """Layout of pieces of `sizes` bytes, one after the other. Equal sizes share one object."""
+    def _part_rows(self, batch: _Batch, cut: Slice) -> list[int]:
+        """The rows of each part in which a cut is moved. Scales, and rows that are repeated, stay together."""
+        tensor = batch.tensors[0]
+        if not self._in_parts or batch.kept.repeat > 1 or batch.where.part is not Part.WEIGHT:
+            return [cut.rows]
+        return part_rows(cut.rows, tensor.dtype, tensor.shape)
+
+    def _pieces_of(self, batch: _Batch) -> tuple[int, ...]:
+        """Bytes of each piece that a tensor of the batch adds to its output tensor on one rank."""
+        cut = batch.spread.cuts[0][0]
+        parts = self._part_rows(batch, cut)
+        return tuple([rows * (batch.nbytes // cut.rows) for rows in parts]) if len(parts) > 1 else (batch.nbytes,)
+
+    def _slots_of(self, sizes: tuple[tuple[int, ...], ...]) -> _Slots:
+        """Layout of the pieces of several sources, one after the other. Equal sizes share one object."""
         if sizes not in self._slots:
-            ends = list(accumulate(sizes))
-            runs = tuple((len(list(run)), nbytes) for nbytes, run in groupby(sizes)) if len(sizes) > 1 else ()
-            self._slots[sizes] = _Slots(tuple(zip([0, *ends[:-1]], count(), strict=False)), runs, ends[-1])
+            flat = [nbytes for pieces in sizes for nbytes in pieces]
+            starts = [0, *accumulate(flat)]
+            firsts = [0, *accumulate(map(len, sizes))][:-1]
+            runs = tuple((len(list(run)), nbytes) for nbytes, run in groupby(flat)) if len(flat) > 1 else ()
+            self._slots[sizes] = _Slots(tuple((starts[first], first) for first in firsts), runs, starts[-1])
         return self._slots[sizes]
+
+    def _in_steps(self, tensor: Tensor, batch: _Batch, landings: tuple[Destination, ...]) -> Iterator[Step]:
+        """The step of a tensor, or one for each part of the rows of its cuts."""
+        cut = landings[0].spread[0][0]
+        if len(self._part_rows(batch, cut)) == 1:
+            yield self._step(tensor, batch, landings)
+            return
+        parts: dict[tuple[int, int], list[Destination]] = {}
+        for landing in landings:
+            for rows, part in self._in_parts_of(landing, batch):
+                parts.setdefault(rows, []).append(part)
+        for number, rows in enumerate(sorted(parts)):
+            yield self._step(tensor, batch, tuple(parts[rows]), number)
+
+    def _in_parts_of(self, landing: Destination, batch: _Batch) -> Iterator[tuple[tuple[int, int], Destination]]:
+        """The parts of a landing, each with its rows of the source. Cuts of the same rows stay together."""
+        alike: dict[tuple[int, int], list[tuple[Slice, tuple[int, ...]]]] = {}
+        for cut, files in landing.spread:
+            alike.setdefault((cut.rectangle.row_start, cut.rectangle.row_stop), []).append((cut, files))
+        row_nbytes = batch.nbytes // max(1, landing.spread[0][0].rows)
+        for rows, cuts in alike.items():
+            start = 0
+            for number, count in enumerate(self._part_rows(batch, cuts[0][0])):
+                spread = self._narrow(landing.spread, rows, start, start + count)
+                area = spread[0][0].rectangle
+                place = Destination(landing.tensor, landing.at + start * row_nbytes, landing.slot + number, spread)
+                yield (area.row_start, area.row_stop), place
+                start += count
+
+    def _narrow(self, spread: SliceMap, rows: tuple[int, int], start: int, stop: int) -> SliceMap:
+        """Rows `[start, stop)` of each cut that has the source's `rows`. Parts of equal tensors share one object."""
+        key = (id(spread), rows, start, stop)  # self._spreads holds it, so that its id is not used again
+        if key not in self._narrowed:
+            self._narrowed[key] = tuple(
+                (cut.part(start, stop), files)
+                for cut, files in spread
+                if (cut.rectangle.row_start, cut.rectangle.row_stop) == rows
+            )
+        return self._narrowed[key]
 
     def _spread_over_files(self, batch: _Batch, numbers: dict[_FileKey, int]) -> SliceMap:
         """A batch's spread with file numbers in place of ranks. Equal batches share one object."""
@@ -358,7 +439,7 @@ class _Maker:
         if self._checkpoint.dialect != NATIVE:
             return False
         there = {tensor.name: _Output(tensor.dtype, tensor.shape) for tensor in self._members.get(key.file, ())}
-        return bool(key.file) and there == self._outputs[key]
+        return bool(key.file) and there == {n: output._replace(runs=()) for n, output in self._outputs[key].items()}
 
     def _metadata(self, key: _FileKey) -> dict[str, str]:
         """The metadata of a file's header. A rank's file names the target that it was made for."""
@@ -367,12 +448,12 @@ class _Maker:
             return _ORDINARY if key.file else {}
         return identity | {"rank": "all" if key.rank == ALL_RANKS else str(key.rank)}
 
-    def _step(self, tensor: Tensor, batch: _Batch, landings: tuple[Destination, ...]) -> Step:
+    def _step(self, tensor: Tensor, batch: _Batch, landings: tuple[Destination, ...], part: int = 0) -> Step:
         if batch.kept.transform is not None:
             is_weight = batch.where.part is Part.WEIGHT
             scale = self._checkpoint.tensors[scale_name(tensor.name)] if is_weight else None
-            return Step(tensor, landings, transform=TRANSFORMS[batch.kept.transform], scale=scale)
-        return Step(tensor, landings, batch.conversion, batch.kept.repeat, batch.fill)
+            return Step(tensor, landings, transform=TRANSFORMS[batch.kept.transform], scale=scale, part=part)
+        return Step(tensor, landings, batch.conversion, batch.kept.repeat, batch.fill, part=part)
 
 
 def _undivided(placement: Placement) -> Placement:

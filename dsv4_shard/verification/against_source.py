@@ -19,8 +19,8 @@ from dsv4_shard.sharding.copy import Listeners, copy, pays_processes
 from dsv4_shard.sharding.file_hasher import FileHasher, HashedFile
 from dsv4_shard.sharding.header_archive import SKELETON_NAME, read_skeleton
 from dsv4_shard.sharding.job import Job, prepare
-from dsv4_shard.sharding.manifest import NATIVE, PLAN_NAME, Manifest
-from dsv4_shard.sharding.recipe import OutputFile, Recipe, Step
+from dsv4_shard.sharding.manifest import NATIVE, PLAN_NAME, Manifest, has_pieces_of
+from dsv4_shard.sharding.recipe import OutputFile, Recipe, Slice, SliceMap, Step
 from dsv4_shard.sharding.statement import is_statement
 from dsv4_shard.sources.local import LocalFile
 from dsv4_shard.storage import MANIFEST_NAME, digest_of, read_regular
@@ -165,7 +165,14 @@ def _job(folder: Path, manifest: Manifest, checkpoint: Checkpoint, inventory: In
             error.hint = f"Name the checkpoint that {folder} was made from: {short_name(manifest.source.label)}"
             raise
         # A copy of the checkpoint elsewhere does not know its commit, or is the first to know it.
-        return prepare(checkpoint, inventory, plan.model_copy(update={"source": written.source}), manifest.ranks)
+        plan = plan.model_copy(update={"source": written.source})
+        job = prepare(checkpoint, inventory, plan, manifest.ranks)
+        if not has_pieces_of(
+            manifest, job.recipe
+        ):  # made from rank files and compared with the checkpoint, or reversed
+            other = prepare(checkpoint, inventory, plan, manifest.ranks, in_parts=checkpoint.source.witness is not None)
+            job = other if has_pieces_of(manifest, other.recipe) else job
+        return job
     origin = origin_of(checkpoint, manifest.source.label).model_copy(update={"revision": manifest.source.revision})
     for difference in differences(manifest.source, origin_of(checkpoint, manifest.source.label)):
         raise ForeignPlan(
@@ -282,9 +289,7 @@ def _account(recipe: Recipe, inventory: Inventory, manifest: Manifest) -> tuple[
     readers = [file.ranks for file in recipe.files]
     accounts: Counter[str] = Counter()
     lost: list[str] = []
-    for step in recipe.steps:
-        if step.makes_scale:
-            continue
+    for step in _wholes(recipe):
         is_expert = inventory.names[step.source.name].expert >= 0
         fate = _fate(step, is_expert, readers, set(manifest.ranks), complete)
         if fate is None:
@@ -310,6 +315,33 @@ _WHOLE = "whole on every rank"
 _ONE_RANK = "whole on one rank, their expert's"
 
 _SPLIT = "split over the ranks"
+
+
+def _wholes(recipe: Recipe) -> Iterator[Step]:
+    """The steps that move weights or scales; the parts of one as a single step with the cuts of all."""
+    wholes: list[Step] = []
+    for step in recipe.steps:
+        if step.part:
+            landings = {landing.tensor: landing for landing in wholes[-1].landings}
+            for landing in step.landings:
+                above = landings.get(landing.tensor, landing._replace(spread=()))
+                landings[landing.tensor] = above._replace(spread=_extended(above.spread, landing.spread))
+            wholes[-1] = replace(wholes[-1], landings=tuple(landings.values()))
+        elif not step.makes_scale:
+            wholes.append(step)
+    return iter(wholes)
+
+
+def _extended(spread: SliceMap, more: SliceMap) -> SliceMap:
+    """A spread with the cuts of the next rows: each extends the cut of the same columns and files above it, if any."""
+    extended = dict(enumerate(spread))
+    ends = {(cut.rectangle.row_stop, cut.rectangle.start, files): at for at, (cut, files) in extended.items()}
+    for cut, files in more:
+        area = cut.rectangle
+        at = ends.get((area.row_start, area.start, files), len(extended))
+        above = extended[at][0].rectangle if at in extended else area
+        extended[at] = (Slice(above._replace(row_stop=area.row_stop), cut.pad_cols, cut.pad_rows), files)
+    return tuple(extended.values())
 
 
 def _fate(step: Step, is_expert: bool, readers: list[tuple[int, ...]], ranks: set[int], complete: bool) -> str | None:

@@ -178,7 +178,7 @@ def check_numerics(
             f"{where}: {'holds' if len(folders) == 1 else 'hold'} {len(homes)} of {world} ranks; --numerics adds up all"
         )
     plan = check_plan(load_plan(folders[0] / PLAN_NAME), checkpoint, inventory)
-    recipe = prepare(checkpoint, inventory, plan).recipe
+    recipe = prepare(checkpoint, inventory, plan, in_parts=False).recipe
     steps = {step.source.name: step for step in recipe.steps if _is_expert(inventory.names[step.source.name], layer)}
     generator = torch.Generator().manual_seed(SEED)
     tokens = torch.randn(TOKENS, config.hidden_size, generator=generator)

@@ -54,8 +54,8 @@ def reshard(repo: str | Path, out: str | Path, options: ReshardOptions) -> "outc
     `plan`, or `tp` and the other options of `dsv4_shard.plan`. `ranks` selects the ranks to write: numbers, text such
     as "0-7", or "auto" for the share that torchrun or srun assigns to this process (default: all). The same call
     resumes a run that ended early; `restart` discards its work, and `overwrite` replaces a result. `config` is the
-    config.json for shards of DeepSeek's converter. `jobs` is the number of threads (default: the number of CPUs, at
-    most 8).
+    config.json for shards of DeepSeek's converter. `jobs` is the number of workers (default: the number of CPUs, at
+    most 32).
 
     Returns an Outcome: the number of files and bytes, the ranks, and the folder.
 
@@ -140,7 +140,7 @@ def reshard_on_cluster(repo: str | Path, out: str | Path, options: ClusterOption
     """Write all ranks on the nodes of a Ray cluster, a share on each node, and verify the whole result.
 
     `ray` is the address of the cluster. `out` is a folder that all nodes share, or a folder on each node's own disk.
-    `jobs` is the number of threads on each node. `progress` gets a task for each share. The other parameters are as in
+    `jobs` is the number of workers on each node. `progress` gets a task for each share. The other parameters are as in
     `reshard`.
 
     Returns a ClusterOutcome: the shares, their nodes, and the verification of the result.

@@ -39,7 +39,7 @@ class ShareTask:
         out: The output folder.
         opener: Opens the checkpoint.
         ranks: The ranks of the share.
-        workers: Number of threads (default: see `default_workers`).
+        workers: Number of workers (default: see `default_workers`).
         allow_inexact: Let an FP8 cast round.
         restart: Discard the work of an unfinished run.
         version: Version of the tool on the driver.

@@ -101,7 +101,7 @@ def copy(
         recipe: The output files and the steps that fill them.
         source: The checkpoint to read.
         sink: Receives the bytes of each output file.
-        workers: Number of threads; 1 runs in the calling thread.
+        workers: Number of workers; 1 thread is the calling one.
         listeners: What is told of the progress.
         allow_inexact: Let a cast round.
         finished: Steps that an earlier run finished. Their digests are reused.

@@ -69,7 +69,7 @@ def reshard(
         job: The files to write.
         checkpoint: The source.
         out: The output folder.
-        workers: Number of threads (default: see `default_workers`).
+        workers: Number of workers (default: see `default_workers`).
         overwrite: Replace the whole result in `out`.
         allow_inexact: Let an FP8 cast round.
         restart: Discard the work of an unfinished run.

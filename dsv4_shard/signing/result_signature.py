@@ -47,7 +47,7 @@ def sign_result(
         signer: The key or identity.
         signature: File to write; default: model.sig in the folder.
         reporter: Gets told of the bytes that are read.
-        workers: Number of threads (default: see `default_workers`).
+        workers: Number of workers (default: see `default_workers`).
 
     Raises:
         NotAResult: The folder has no sound manifest.

@@ -102,7 +102,7 @@ def compare(
         manifest: Its manifest.
         source: The checkpoint and its inventory.
         sound: Names of the files whose size and header are those of the manifest.
-        workers: Number of threads.
+        workers: Number of workers.
         on_progress: Receives the bytes compared since its last call. Any worker may call it.
 
     Raises:

@@ -45,7 +45,7 @@ def verify(
     Args:
         folder: The result folder.
         source: The checkpoint and its inventory.
-        workers: Number of threads (default: see `default_workers`).
+        workers: Number of workers (default: see `default_workers`).
         on_progress: Receives the bytes verified since its last call.
         ranks: Verify only the files of these ranks, while others may be joining. A shared file belongs to its first
             rank.

@@ -186,6 +186,8 @@ GATE_HEAD = Limit("head of a request to a store", "BadAnswer", nbytes=64 << 10)
 
 SIGSTORE = Limit("answers of Sigstore to one signature, the wait for a browser included", "Unreachable", seconds=600)
 
+CLUSTER_CALL = Limit("answer of Ray to one call", "Unreachable", seconds=120)
+
 CLUSTER_SHARE = Limit("silence of a share on a Ray cluster, waiting for CPUs included", "NodesLost", seconds=1800)
 
 # --- logs ----------------------------------------------------------------------------------------------------------

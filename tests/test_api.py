@@ -329,7 +329,7 @@ def test_a_process_whose_launcher_leaves_nothing_to_it_is_told(
 def test_verbs_print_nothing_remember_nothing_and_tell_how_far_they_are(
     tiny_checkpoint: Path, shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    seen = Seen()  # type: ignore[abstract]
+    seen = Seen()
     told: dict[str, Any] = {"progress": seen, "jobs": 1}
     dsv4_shard.inspect(tiny_checkpoint)
     dsv4_shard.reshard(tiny_checkpoint, tmp_path / "out", **REFERENCE, **told)
@@ -351,11 +351,11 @@ def test_what_progress_raises_ends_the_run_and_the_same_call_goes_on(
             raise error
 
     with pytest.raises(type(error)):  # type: ignore[type-var]
-        dsv4_shard.reshard(tiny_checkpoint, tmp_path / "out", progress=Ends(), **REFERENCE)  # type: ignore[abstract]
+        dsv4_shard.reshard(tiny_checkpoint, tmp_path / "out", progress=Ends(), **REFERENCE)
     assert not (tmp_path / "out").exists()
     dsv4_shard.reshard(tiny_checkpoint, tmp_path / "out", progress=None, **REFERENCE)
     with pytest.raises(type(error)):  # type: ignore[type-var]
-        dsv4_shard.verify(tmp_path / "out", progress=Ends())  # type: ignore[abstract]
+        dsv4_shard.verify(tmp_path / "out", progress=Ends())
     assert dsv4_shard.verify(tmp_path / "out").ok
 
 

@@ -17,7 +17,8 @@ from support.servers.redirecting import Handler, Server
 
 from dsv4_shard import errors, limits
 from dsv4_shard.checkpoint import reader
-from dsv4_shard.destinations import ray_cluster, upload_journal
+from dsv4_shard.destinations import ray_cluster, ray_connection, upload_journal
+from dsv4_shard.destinations.ray_connection import Node
 from dsv4_shard.destinations.share_worker import ShareEnded
 from dsv4_shard.diagnosis import log_scan
 from dsv4_shard.limits import TABLE, Limit
@@ -806,12 +807,22 @@ def _sigstore_seconds(trial: Trial, beyond: int) -> object:
     return library.ask_sigstore(lambda: Event().wait(0.3))
 
 
+@tries("CLUSTER_CALL", "seconds", errors.Unreachable)
+def _call_seconds(trial: Trial, beyond: int) -> object:
+    """`ray.init` takes a while."""
+    if beyond:
+        trial.lower(ray_connection, "CLUSTER_CALL", seconds=0.1)
+    ray = SimpleNamespace(init=lambda **_: Event().wait(0.3), shutdown=lambda: None)
+    ray_connection._connect(ray, "auto")
+    return True
+
+
 @tries("CLUSTER_SHARE", "seconds", errors.NodesLost)
 def _share_seconds(trial: Trial, beyond: int) -> object:
     """Its first message comes after a while."""
     if beyond:
         trial.lower(ray_cluster, "CLUSTER_SHARE", seconds=0.1)
-    node, due = ray_cluster._Node("a", "10.0.0.1"), Deadline(0.3)
+    node, due = Node("a", "10.0.0.1"), Deadline(0.3)
 
     def wait(streams: list[Any], **_: object) -> tuple[list[Any], list[Any]]:
         Event().wait(0.05)
@@ -820,7 +831,8 @@ def _share_seconds(trial: Trial, beyond: int) -> object:
     raised = SimpleNamespace(RayTaskError=KeyError)
     ray: Any = SimpleNamespace(wait=wait, get=lambda message: message, exceptions=raised)
     share = ray_cluster._Share((0, 1), node, node)
-    driver = ray_cluster._Driver(ray, cast(Any, None), [share], Reporter(None))
+    connection: Any = SimpleNamespace(ray=ray, call=lambda call: call())
+    driver = ray_cluster._Driver(connection, cast(Any, None), [share], Reporter(None))
     driver._running[iter([ShareEnded(None, cast(Any, None))])] = share
     driver._write()
     return share.ended

@@ -71,10 +71,10 @@ class Results:
 
     def reshard_on_cluster(self) -> Document:
         outcome: Any = self.of("reshard")
-        shares = (ClusterShare(ranks=(0,), node="10.0.0.1", written=outcome.written),
-                  ClusterShare(ranks=(1,), node="10.0.0.2", written=None))  # fmt: skip
+        shares = (ClusterShare(ranks=(0,), node="10.0.0.1", written=outcome.written, lost_on=()),
+                  ClusterShare(ranks=(1,), node="10.0.0.2", written=None, lost_on=("10.0.0.1",)))  # fmt: skip
         together: Any = self.of("verify_shares")
-        return ClusterOutcome(shares=shares, one_folder=True, verification=together)
+        return ClusterOutcome(shares=shares, one_folder=True, files=7, bytes=10, verification=together)
 
     def merge(self) -> Document:
         self.of("reshard")

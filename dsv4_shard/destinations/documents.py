@@ -30,27 +30,34 @@ class Uploaded(ResultDocument):
 
 
 class ClusterShare(Document):
-    """The ranks that a node wrote; `written` is null if they were there already."""
+    """The ranks that a node wrote; `written` is null if they were there already.
+
+    `lost_on` has the nodes that the share was lost with before, in order.
+    """
 
     ranks: tuple[int, ...]
     node: str
     written: Written | None
+    lost_on: tuple[str, ...]
 
 
 class ClusterOutcome(ResultDocument):
     """Result of a run on a cluster: the `shares` of its nodes, and their verification.
 
-    `one_folder` is true if all nodes see one shared folder.
+    `one_folder` is true if all nodes see one shared folder. `files` and `bytes` are as in `Outcome`, over all shares:
+    a file that several shares wrote into one folder counts once.
     """
 
+    schema_version: Literal[2] = 2  # type: ignore[assignment]
     shares: tuple[ClusterShare, ...]
     one_folder: bool
+    files: int
+    bytes: int
     verification: SharesVerification
 
     def in_short(self) -> str:
         """Shares, files, bytes and verdict in one line."""
-        written = [share.written for share in self.shares if share.written is not None]
-        wrote = f"{counted(sum(one.files for one in written), 'file')}, {size(sum(one.bytes for one in written))}"
+        wrote = f"{counted(self.files, 'file')}, {size(self.bytes)}"
         return f"{counted(len(self.shares), 'share')}, {wrote}, {self.verification.in_short()}"
 
 

@@ -8,17 +8,14 @@ journal if it can see it.
 
 import contextlib
 import ipaddress
-import logging
-import os
-import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 from dsv4_shard.catalog.rank_ranges import say_ranks, share_of
 from dsv4_shard.destinations.documents import ClusterOutcome, ClusterShare
+from dsv4_shard.destinations.ray_connection import Connection, Node, connected
 from dsv4_shard.destinations.share_worker import (
     Message,
     ShareAdvanced,
@@ -34,18 +31,10 @@ from dsv4_shard.errors import NodesLost, OutputBusy, ShardError, Unreachable, Us
 from dsv4_shard.limits import CLUSTER_SHARE
 from dsv4_shard.sharding.manifest import Manifest
 from dsv4_shard.sharding.progress import Reporter, Task
-from dsv4_shard.sources.deadline import Deadline
+from dsv4_shard.sharding.statement import is_statement
+from dsv4_shard.sources.deadline import Deadline, Overdue, in_time
+from dsv4_shard.text.units import size
 from dsv4_shard.verification import put_together
-
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SCHEDULER_EVENTS": "0"}
-"""Settings for Ray in this process: no usage report, no output of the autoscaler."""
-
-_NO_CLUSTER = "`ray start --head` starts one, `ray status` shows it; run this command on one of its nodes."
-
-_CONNECT_SECONDS = 10.0
-
-_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-"""How a client of gRPC begins; a server answers at once (RFC 9113, 3.4)."""
 
 _TRIES = 3
 """A share is given up after its node was lost this often: it may be what kills the nodes."""
@@ -56,10 +45,14 @@ _BUSY_SECONDS = 150.0
 _CANCEL_SECONDS = 30.0
 """Time for cancelled tasks to save their work."""
 
+_LOSSES = {
+    "NodeDiedError": "its node died",
+    "WorkerCrashedError": "its process died",
+    "OutOfMemoryError": "Ray ended its process, since the node's memory was full",
+}
+"""Ray's name of an exception -> how a share was lost."""
 
-class _Node(NamedTuple):
-    id: str
-    address: str
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -75,22 +68,35 @@ class _Share:
         busy_since: Time of the first OutputBusy after a loss.
         ended: Its result, once there is one.
         task: The task that it reports progress for.
+        total: Bytes of this task.
+        moved: Bytes of this task that were moved.
+        lost_on: Addresses of the nodes that it was lost with.
         heard: The deadline for its next message.
     """
 
     ranks: tuple[int, ...]
-    home: _Node
-    node: _Node
+    home: Node
+    node: Node
     tries: int = 0
     waits_until: float = 0.0
     busy_since: float | None = None
     ended: ShareEnded | None = None
     task: Task | None = None
+    total: int = 0
+    moved: int = 0
+    lost_on: list[str] = field(default_factory=list)
     heard: Deadline = field(default_factory=lambda: Deadline(CLUSTER_SHARE.seconds))
 
     @property
     def name(self) -> str:
         return f"{say_ranks(self.ranks)} on {self.node.address}"
+
+    @property
+    def kept(self) -> str:
+        """The share and how much of it was written; empty if nothing has begun."""
+        if self.ended is not None or (self.task is not None and self.task.work == "verify"):
+            return f"{self.name} (all)"
+        return f"{self.name} ({size(self.moved)} of {size(self.total)} written)" if self.total else ""
 
 
 def reshard_on_cluster(
@@ -100,65 +106,19 @@ def reshard_on_cluster(
 
     Raises UsageError without Ray, Unreachable without a cluster, NodesLost, and any error of a share.
     """
-    with _connected(address) as ray:
-        there = _nodes(ray)
+    with connected(address) as connection:
+        there = _nodes(connection)
         count = min(nodes or len(there), world)
         ranks = [share_of(world, number, count) for number in range(count)]
         shares = [_Share(some, there[n % len(there)], there[n % len(there)]) for n, some in enumerate(ranks)]
-        return _Driver(ray, order, shares, reporter).run()
+        return _Driver(connection, order, shares, reporter).run()
 
 
-@contextmanager
-def _connected(address: str) -> Iterator[Any]:
-    """Ray, connected to the cluster at `address`. Ray's own output is discarded."""
-    if address.startswith("ray://"):
-        raise UsageError.about(
-            "ray", address, "Ray's client cannot do this",
-            hint="Run the command on a node of the cluster, with --ray auto.",
-        )  # fmt: skip
-    _refuse_silent(address)
-    os.environ |= _QUIET | dict(os.environ)
-    try:
-        import ray
-    except ImportError:
-        raise UsageError.about(
-            "ray", ..., "Ray is not installed here", hint="pip install 'dsv4-shard[ray]', here and on every node."
-        ) from None
-    # Ray's threads print the last output of dying nodes here, and no setting turns that off.
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
-        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-            reason = f"no Ray cluster can be reached: {str(error).splitlines()[0]}"
-            raise Unreachable.about("ray", address, reason, hint=_NO_CLUSTER) from None
-        try:
-            yield ray
-        finally:
-            ray.shutdown()
-
-
-def _refuse_silent(address: str) -> None:
-    """Raise Unreachable if nothing answers at an address. Ray itself would try for minutes."""
-    host, colon, port = address.rpartition(":")
-    if not colon:
-        return
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS) as server:
-            server.sendall(_GREETING)
-            server.recv(1)
-    except TimeoutError:
-        reason = f"no Ray cluster can be reached: no answer within {_CONNECT_SECONDS:g} s"
-        raise Unreachable.about("ray", address, reason, hint=_NO_CLUSTER) from None
-    except (OSError, ValueError, OverflowError) as error:
-        reason = f"no Ray cluster can be reached: {error}"
-        raise Unreachable.about("ray", address, reason, hint=_NO_CLUSTER) from None
-
-
-def _nodes(ray: Any) -> list[_Node]:
+def _nodes(connection: Connection) -> list[Node]:
     """The live nodes that accept tasks, sorted by address. Raises NodesLost if there are none."""
     found = [
-        _Node(node["NodeID"], node["NodeManagerAddress"])
-        for node in ray.nodes()
+        Node(node["NodeID"], node["NodeManagerAddress"])
+        for node in connection.call(connection.ray.nodes)
         if node["Alive"] and node["Resources"].get("CPU", 0) >= 1
     ]
     if not found:
@@ -181,8 +141,9 @@ def _begun(share: _Share) -> Task:
 class _Driver:
     """One run on a cluster: its shares, and the message streams of those that are running."""
 
-    def __init__(self, ray: Any, order: ShareTask, shares: list[_Share], reporter: Reporter) -> None:
-        self._ray, self._order, self._shares, self._reporter = ray, order, shares, reporter
+    def __init__(self, connection: Connection, order: ShareTask, shares: list[_Share], reporter: Reporter) -> None:
+        self._connection, self._ray = connection, connection.ray
+        self._order, self._shares, self._reporter = order, shares, reporter
         self._running: dict[Any, _Share] = {}
 
     def run(self) -> ClusterOutcome:
@@ -193,9 +154,20 @@ class _Driver:
                 manifests = self._look()
                 if manifests is not None:
                     return self._outcome(manifests)
-        except BaseException:
+        except BaseException as error:
             self._cancel()
+            if kept := [share.kept for share in self._shares if share.kept]:
+                error.add_note(f"Kept for {self._order.out}: {'; '.join(kept)}. The same command goes on from there.")
             raise
+
+    def _call(self, function: Callable[[], T]) -> T:
+        """What a call of Ray returns. Raises its errors, and Unreachable once the cluster is lost."""
+        return self._connection.call(function)
+
+    def _ready(self, of: Sequence[Any]) -> list[Any]:
+        """The first of some streams or results that has something, after at most a second; empty if none has."""
+        ready, _ = self._call(lambda: self._ray.wait(list(of), num_returns=1, timeout=1.0))
+        return list(ready)
 
     def _write(self) -> None:
         """Run shares until all have ended."""
@@ -207,10 +179,10 @@ class _Driver:
                     and share.waits_until <= time.monotonic()
                 ):
                     self._start(share)
-            ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=1.0) if self._running else ([], [])
             if not self._running:
                 time.sleep(1.0)
-            for stream in ready:
+                continue
+            for stream in self._ready(list(self._running)):
                 self._take(stream)
             for share in self._running.values():
                 self._refuse_silent_share(share)
@@ -224,16 +196,18 @@ class _Driver:
             )
 
     def _start(self, share: _Share) -> None:
-        there = _nodes(self._ray)
+        there = _nodes(self._connection)
         busy = [other.node for other in self._running.values()]
         share.node = share.home if share.home in there else min(there, key=busy.count)
         share.tries += 1
         share.heard.renew()
+        if share.lost_on and share.busy_since is None:
+            self._reporter.again(Task("reshard", share.name), share.lost_on[-1])
         order = replace(self._order, ranks=share.ranks, restart=self._order.restart and share.tries == 1)
         task = self._task(carry_out, share.node, num_returns="streaming")
-        self._running[task.remote(order)] = share
+        self._running[self._call(lambda: task.remote(order))] = share
 
-    def _task(self, function: Any, node: _Node, **options: Any) -> Any:
+    def _task(self, function: Any, node: Node, **options: Any) -> Any:
         """A task on a node, or on another node if that one is lost. Ray itself never retries it."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -244,22 +218,25 @@ class _Driver:
         """Handle the next message of a share, or the loss of its node."""
         share, errors = self._running[stream], self._ray.exceptions
         try:
-            message: Message = self._ray.get(next(stream))
+            message: Message = self._call(lambda: self._ray.get(next(stream)))
             share.heard.renew()
         except errors.RayTaskError as error:
             raise self._task_error(share, error) from error
         except (errors.RayError, StopIteration) as error:
             del self._running[stream]
-            self._lose(share, type(error).__name__)
+            name = type(error).__name__
+            self._lose(share, _LOSSES.get(name, name))
             return
         match message:
             case ShareBegun(work, total):
                 self._end_task(share)
-                share.task = Task(work, share.name)
+                share.task, share.total, share.moved = Task(work, share.name), total, 0
                 self._reporter.begin(share.task, total)
             case ShareResumed(nbytes):
+                share.moved += nbytes
                 self._reporter.resume(_begun(share), nbytes)
             case ShareAdvanced(nbytes):
+                share.moved += nbytes
                 self._reporter.advance(_begun(share), nbytes)
             case ShareEnded():
                 del self._running[stream]
@@ -278,6 +255,8 @@ class _Driver:
         """Mark a share to be written again, elsewhere if its node is gone. Raises NodesLost after `_TRIES` attempts."""
         self._reporter.lost(share.task or Task("reshard", share.name), reason)
         share.task = None
+        share.lost_on.append(share.node.address)
+        share.busy_since = None
         if share.tries >= _TRIES:
             raise NodesLost(f"{say_ranks(share.ranks)}: lost {share.tries} times with their node, last {share.name}")
         share.ended = None
@@ -311,16 +290,19 @@ class _Driver:
 
     def _look(self) -> list[Manifest] | None:
         """The manifest of each share as its node sees it; None if a share was lost together with its node's disk."""
-        looks = [self._task(manifest_of, share.node).remote(self._order.out) for share in self._shares]
+        tasks = [self._task(manifest_of, share.node) for share in self._shares]
+        looks = self._call(lambda: [task.remote(self._order.out) for task in tasks])
         found: list[Manifest] = []
         for share, look in zip(self._shares, looks, strict=True):
-            manifest: Manifest | None = None
             share.heard.renew()
-            with contextlib.suppress(self._ray.exceptions.RayError):
-                manifest = self._ray.get(look, timeout=CLUSTER_SHARE.seconds)
-            self._refuse_silent_share(share)
+            while not self._ready([look]):
+                self._refuse_silent_share(share)
+            try:
+                manifest: Manifest | None = self._call(lambda look=look: self._ray.get(look))  # type: ignore[misc]
+            except self._ray.exceptions.RayError:
+                manifest = None
             if manifest is None or not set(share.ranks) <= set(manifest.ranks):
-                self._lose(share, "the folder is not there any more")
+                self._lose(share, f"{self._order.out} is not there any more")
             else:
                 found.append(manifest)
         return found if len(found) == len(self._shares) else None
@@ -334,21 +316,42 @@ class _Driver:
             names.append(f"{'' if is_one else f'{share.node.address}:'}{self._order.out}")
             found.append(verification.model_copy(update={"folder": names[-1]}))
             written = outcome.written if outcome is not None else None
-            shares.append(ClusterShare(ranks=share.ranks, node=share.node.address, written=written))
+            lost_on = tuple(share.lost_on)
+            shares.append(ClusterShare(ranks=share.ranks, node=share.node.address, written=written, lost_on=lost_on))
         together = put_together(names, manifests, found)
-        return ClusterOutcome(shares=tuple(shares), one_folder=is_one, verification=together)
+        files, nbytes = _distinct(shares, manifests[0] if is_one else None)
+        return ClusterOutcome(shares=tuple(shares), one_folder=is_one, files=files, bytes=nbytes, verification=together)
 
     def _cancel(self) -> None:
-        """Cancel the running tasks and let them save their work."""
-        errors = self._ray.exceptions
-        deadline = time.monotonic() + _CANCEL_SECONDS
-        with contextlib.suppress(errors.RayError, KeyboardInterrupt):
+        """Cancel the running tasks and let them save their work, also those that a lost cluster still reaches."""
+        errors, deadline = self._ray.exceptions, Deadline(_CANCEL_SECONDS)
+
+        def cancel() -> None:
             for stream in self._running:
                 self._ray.cancel(stream)
-            while self._running and time.monotonic() < deadline:
+            while self._running and deadline.left:
                 ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=1.0)
                 for stream in ready:
                     try:
                         self._ray.get(next(stream))
                     except (errors.RayError, StopIteration):
                         del self._running[stream]
+
+        with contextlib.suppress(errors.RayError, KeyboardInterrupt, Overdue):
+            in_time(cancel, deadline)
+
+
+def _distinct(shares: Sequence[ClusterShare], manifest: Manifest | None) -> tuple[int, int]:
+    """Number and bytes of the files that shares wrote, each counted once.
+
+    In one folder, which has the `manifest`, the files that several shares wrote are kept once.
+    """
+    written = [(set(share.ranks), share.written) for share in shares if share.written is not None]
+    files, nbytes = sum(one.files for _, one in written), sum(one.bytes for _, one in written)
+    if manifest is None or len(written) < 2:
+        return files, nbytes
+    for file in manifest.files:
+        twins = max(0, sum(not ranks.isdisjoint(file.ranks) for ranks, _ in written) - 1)
+        files, nbytes = files - twins, nbytes - twins * file.nbytes
+    small = sum(one.nbytes for one in manifest.companions if not is_statement(one.name))
+    return files, nbytes - (len(written) - 1) * small

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from dsv4_shard.sharding.outcome import Outcome
@@ -28,7 +28,7 @@ class Task(NamedTuple):
         return f"{self.work} {self.share}".rstrip()
 
 
-class Progress(Protocol):
+class Progress:
     """Receives the progress of a run. A subclass overrides the methods that it needs; the others do nothing.
 
     The verb makes one call at a time, from the thread that moves the bytes. An exception in a method ends the run, as
@@ -49,6 +49,9 @@ class Progress(Protocol):
 
     def lost(self, task: Task, reason: str) -> None:
         """The cluster lost the node that ran `task`. The share starts again, perhaps on another node."""
+
+    def again(self, task: Task, lost_on: str) -> None:
+        """The share of `task`, which was lost with the node `lost_on`, starts again. `task` names its node now."""
 
     def written(self, outcome: "Outcome") -> None:
         """`reshard_to_store` wrote its files into the scratch folder and will upload them next."""
@@ -117,6 +120,10 @@ class Reporter:
         """See `Progress.lost`."""
         self._flush(task)
         self._call(lambda progress: progress.lost(task, reason))
+
+    def again(self, task: Task, lost_on: str) -> None:
+        """See `Progress.again`."""
+        self._call(lambda progress: progress.again(task, lost_on))
 
     def written(self, outcome: "Outcome") -> None:
         """See `Progress.written`."""

@@ -113,6 +113,10 @@ class ProgressBars(Progress):
         self._forget(task.share)
         self._say(f"{task.share}: lost, {reason}")
 
+    def again(self, task: Task, lost_on: str) -> None:
+        """Report where a lost share is written now."""
+        self._say(f"{task.share}: written again, after it was lost on {lost_on}")
+
     def written(self, outcome: "Outcome") -> None:
         """Show what was written before the upload."""
         self._on_written(outcome)

@@ -81,14 +81,14 @@ def _show_written(console: Console, outcome: "Written", seconds: float, file: st
 
 def show_cluster(console: Console, outcome: "ClusterOutcome", seconds: float) -> None:
     """Show what the shares of a cluster wrote, and where they are."""
-    written = [share.written for share in outcome.shares if share.written is not None]
-    files, nbytes = sum(one.files for one in written), sum(one.bytes for one in written)
-    wrote = f"{counted(files, 'rank file')}, {size(nbytes)} in {counted(len(outcome.shares), 'share')}"
+    wrote = f"{counted(outcome.files, 'rank file')}, {size(outcome.bytes)} in {counted(len(outcome.shares), 'share')}"
     paragraph(console, f"wrote {wrote} in {seconds:.1f} s")
     for share in outcome.shares:
         resumed = share.written.bytes_resumed if share.written else 0
-        how = "was there" if share.written is None else f"{size(resumed)} from an earlier run" if resumed else ""
-        item(console, f"{say_ranks(share.ranks)} on {share.node}{how and ': '}{how}")
+        how = ["was there"] if share.written is None else [f"{size(resumed)} from an earlier run"] if resumed else []
+        if share.lost_on:
+            how.append(f"written again, after it was lost on {', then on '.join(share.lost_on)}")
+        item(console, f"{say_ranks(share.ranks)} on {share.node}{': ' if how else ''}{'; '.join(how)}")
     item(console, "in one folder for all nodes" if outcome.one_folder else "in a folder on each node")
 
 

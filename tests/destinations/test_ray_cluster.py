@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytest
 from rich.console import Console
@@ -27,7 +28,9 @@ from typer.testing import CliRunner
 from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, write_checkpoint
 from dsv4_shard.cli import app
 from dsv4_shard.destinations import ray_cluster as cluster
-from dsv4_shard.destinations.ray_cluster import _BUSY_SECONDS, _TRIES, _Driver, _Node, _nodes, _Share
+from dsv4_shard.destinations import ray_connection
+from dsv4_shard.destinations.ray_cluster import _BUSY_SECONDS, _TRIES, _Driver, _nodes, _Share
+from dsv4_shard.destinations.ray_connection import Connection, Node
 from dsv4_shard.destinations.share_worker import (
     ShareAdvanced,
     ShareBegun,
@@ -67,24 +70,25 @@ def on_ray(test: Callable[..., None]) -> Callable[..., None]:
 
 
 class RayCluster(NamedTuple):
-    """Its address, the process numbers of its nodes, and the folders that they were started in."""
+    """Its address, the process numbers of its nodes and of its head's servers, and the folders of its nodes."""
 
     address: str
     raylets: list[int]
+    head: dict[str, int]
     homes: list[Path]
 
 
 @contextmanager
-def cluster_of(homes: list[Path]) -> Iterator[RayCluster]:
-    """A cluster with a node that takes tasks in each folder."""
-    command = [sys.executable, str(TESTS / "support/ray/nodes.py"), *map(str, homes)]
+def cluster_of(homes: list[Path], *options: str) -> Iterator[RayCluster]:
+    """A cluster with a node that takes tasks in each folder. With `--head`, the first one is the driver's."""
+    command = [sys.executable, str(TESTS / "support/ray/nodes.py"), *options, *map(str, homes)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         started = json.loads(process.stdout.readline())
-        yield RayCluster(started["address"], started["raylets"], homes)
+        yield RayCluster(started["address"], started["raylets"], started["head"], homes)
         process.stdin.close()
 
 
@@ -99,6 +103,14 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
 def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
     """A cluster of its own, of as many nodes as there are shares."""
     with cluster_of([tmp_path_factory.mktemp(f"of-two-{number}") for number in range(2)]) as two:
+        yield two
+
+
+@pytest.fixture
+def with_driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    """A cluster of its own, of two nodes; the driver is on the first."""
+    homes = [tmp_path_factory.mktemp(f"with-driver-{number}") for number in range(2)]
+    with cluster_of(homes, "--head") as two:
         yield two
 
 
@@ -138,7 +150,7 @@ def order_for(model: Path, out: Path, ranks: tuple[int, ...], **more: Any) -> Sh
 def test_shares_in_one_folder_are_what_one_run_writes_and_a_second_run_finds_them_there(
     nodes: RayCluster, model: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
-    for said in ("wrote 20 rank files", "ranks 4-7 on"), ("wrote 0 rank files", "was there"):
+    for said in ("wrote 18 rank files", "ranks 4-7 on"), ("wrote 0 rank files", "was there"):
         ran = reshard_on(nodes, model, tmp_path / "out")
         assert (ran.returncode, ran.stderr) == (0, "")
         assert all(text in ran.stdout for text in (*said, "in one folder for all nodes", "together: ranks 0-7 of 8"))
@@ -180,12 +192,8 @@ module = types.ModuleType("only_here")
 exec("def opener(repo, config): ...", module.__dict__)
 sys.modules["only_here"] = module
 from support.ray import slow_share
-from dsv4_shard.errors import ShardError
 slow_share.open_slowly = module.opener
-try:
-    slow_share.main(*sys.argv[1:])
-except ShardError as error:
-    print(type(error).__name__, error, error.hint, sep="|")
+slow_share.main(*sys.argv[1:])
 """
 
 
@@ -193,9 +201,10 @@ except ShardError as error:
 def test_a_node_that_lacks_a_package_is_said(nodes: RayCluster, model: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", ONLY_HERE, nodes.address, str(model), str(tmp_path / "out"), str(TP)]
     ran = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
-    assert ran.stdout.startswith("UsageError|ranks "), ran.stderr
-    assert "No module named 'only_here'" in ran.stdout
-    assert "Install this version of dsv4-shard on every node" in ran.stdout
+    document = json.loads(ran.stdout)
+    assert (document["error"], ran.returncode) == ("UsageError", ExitCode.USAGE)
+    assert "No module named 'only_here'" in document["says"][0]
+    assert "Install this version of dsv4-shard on every node" in document["says"][1]
 
 
 @pytest.fixture
@@ -232,8 +241,12 @@ def test_a_run_that_is_interrupted_goes_on_from_what_its_nodes_have_saved(
         for staging in stagings:
             wait_for_work(staging, process)
         process.send_signal(signal.SIGINT)
-        process.communicate()
-        assert process.returncode != 0
+        stdout, _ = process.communicate()
+        assert process.returncode == ExitCode.INTERRUPTED
+    (said,) = json.loads(stdout)["says"]
+    assert said.startswith(f"Kept for {tmp_path / 'out'}: ranks 0-3 on ")
+    assert said.endswith("The same command goes on from there.")
+    assert len(re.findall(r"ranks \d-\d on [\d.]+ \([\d.]+ M?B of [\d.]+ MB written\)", said)) == 2
     assert all((staging / "journal").exists() for staging in stagings)
     ran = reshard_on(nodes, model, tmp_path / "out")
     assert ran.returncode == 0, ran.stderr
@@ -261,11 +274,95 @@ def test_a_share_whose_node_is_killed_is_gone_on_with_elsewhere(
     assert (first, there, second) == ([0, 1, 2, 3], 0, [4, 5, 6, 7])
     assert resumed > 0
     assert (document["ok"], document["one_folder"]) == (True, True)
-    assert "lost, " in stderr
+    assert re.search(r"^ranks 4-7 on [\d.]+: lost, its (node|process) died$", stderr, re.MULTILINE)
+    assert re.search(r"^ranks 4-7 on [\d.]+: written again, after it was lost on [\d.]+$", stderr, re.MULTILINE)
     assert "going on where an earlier run stopped" in stderr
+    assert "from an earlier run; written again, after it was lost on " in stderr
+    rank_files = [path for path in (tmp_path / "out").rglob("*.safetensors") if path.is_file()]
+    assert f"wrote {len({path.stat().st_ino for path in rank_files})} rank files" in stderr
     assert apart_from_statements(contents(tmp_path / "out")) == expected
     assert verify(tmp_path / "out", open_folder(model)).ok
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def kill(*processes: int) -> None:
+    for pid in processes:
+        os.kill(pid, signal.SIGKILL)
+
+
+@on_ray
+@pytest.mark.parametrize(
+    "servers", [["raylet"], ["raylet", "gcs_server"], pytest.param(["gcs_server"], marks=pytest.mark.slow)]
+)
+def test_a_run_whose_own_node_dies_ends_says_what_to_do_and_can_go_on(
+    servers: list[str], with_driver: RayCluster, model: Path, hold: Path, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    with start_slowly(with_driver, model, tmp_path / "out") as process:
+        for span in ("0-3", "4-7"):
+            wait_for_work(tmp_path / f".out.ranks-{span}.partial", process)
+        kill(*(with_driver.head[name] for name in servers))
+        stdout, stderr = process.communicate(timeout=90)
+        assert process.returncode == ExitCode.NETWORK, stderr
+    document = json.loads(stdout)
+    assert document["error"] == "Unreachable"
+    message, hint, kept = document["says"]
+    lost = "the Ray node of this machine" if "raylet" in servers else "the head of the Ray cluster"
+    assert re.fullmatch(rf"{lost} [\d.:]+: no sign of life for \d+ s \(Connection refused\)", message)
+    assert "`ray start`, as before, starts it again; then the same command goes on" in hint
+    assert kept.startswith(f"Kept for {tmp_path / 'out'}: ranks 0-3 on ")
+    hold.unlink()
+    if servers == ["raylet"]:  # the cluster is there, and this machine has another node
+        ran = reshard_on(with_driver, model, tmp_path / "out")
+        assert ran.returncode == 0, ran.stderr
+        assert "going on where an earlier run stopped" in ran.stderr
+    else:
+        for ranks in ("0-3", "4-7"):
+            shared = ["reshard", str(model), str(tmp_path / "out"), *options(), "--ranks", ranks]
+            assert CliRunner().invoke(app, shared).exit_code == 0
+    assert apart_from_statements(contents(tmp_path / "out")) == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+IN_A_PROGRAM = """
+import sys
+import ray
+import dsv4_shard
+
+address, other, model, out = sys.argv[1:]
+class Shown(dsv4_shard.Progress):
+    def begin(self, task, total_bytes):
+        print("begins", task.work)
+
+ray.init(address=address, log_to_driver=False)
+for _ in range(2):
+    done = dsv4_shard.reshard_on_cluster(model, out, tp=8, nodes=2, ray="auto", progress=Shown())
+    print("shares", [share.written is not None for share in done.shares], done.verification.ok)
+print("connected", ray.is_initialized(), ray.get(ray.remote(lambda: 7).remote()))
+print("named", dsv4_shard.reshard_on_cluster(model, out, tp=8, nodes=2, ray=address).files)
+try:
+    dsv4_shard.reshard_on_cluster(model, out, tp=8, nodes=2, ray=other)
+except dsv4_shard.errors.UsageError as error:
+    print("refused", error)
+"""
+
+
+@on_ray
+def test_a_program_that_is_connected_keeps_its_connection_and_its_output(
+    nodes: RayCluster, model: Path, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", IN_A_PROGRAM, nodes.address, "127.0.0.1:1", str(model), str(tmp_path / "out")]
+    ran = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+    assert ran.returncode == 0, ran.stderr
+    lines = ran.stdout.splitlines()
+    assert lines.count("begins reshard") == lines.count("begins verify") == 4
+    assert "shares [True, True] True" in lines
+    assert "shares [False, False] True" in lines
+    assert lines[-3:] == [
+        "connected True 7",
+        "named 0",
+        f"refused ray='127.0.0.1:1': this process is connected to another cluster, at {nodes.address}",
+    ]
+    assert apart_from_statements(contents(tmp_path / "out")) == expected
 
 
 # --- without one ---------------------------------------------------------------------------------------------------
@@ -293,7 +390,7 @@ def test_an_address_where_nothing_answers_is_unreachable_at_once(model: Path, tm
 def test_an_address_that_takes_a_connection_and_is_silent_is_unreachable_in_time(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "_CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr(ray_connection, "_CONNECT_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         code, said = refused(str(model), str(tmp_path / "out"), "--tp", "8", "--ray", address)
@@ -305,7 +402,7 @@ def test_a_machine_without_a_cluster_is_said(model: Path, tmp_path: Path, monkey
     def init(**_: object) -> None:
         raise ConnectionError("Could not find any running Ray instance.\nMore")
 
-    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init, is_initialized=lambda: False))
     code, said = refused(str(model), str(tmp_path / "out"), "--tp", "8", "--ray", "auto")
     assert code == ExitCode.NETWORK
     assert "--ray 'auto': no Ray cluster can be reached: Could not find any running Ray instance.\n" in said
@@ -334,25 +431,30 @@ def test_options_of_one_share_are_refused_for_all_and_before_anything_is_read(
     assert hint in said
 
 
+def nodes_of(*found: dict[str, Any]) -> Connection:
+    """A connection to a cluster with these nodes."""
+    return cast(Connection, SimpleNamespace(ray=SimpleNamespace(nodes=lambda: list(found)), call=lambda call: call()))
+
+
 def test_a_cluster_whose_nodes_take_no_tasks_is_refused() -> None:
     head = {"NodeID": "a", "NodeManagerAddress": "10.0.0.1", "Alive": True, "Resources": {"memory": 1.0}}
     dead = {"NodeID": "b", "NodeManagerAddress": "10.0.0.2", "Alive": False, "Resources": {"CPU": 8.0}}
     with pytest.raises(NodesLost, match="no node of the Ray cluster takes tasks"):
-        _nodes(SimpleNamespace(nodes=lambda: [head, dead]))
+        _nodes(nodes_of(head, dead))
 
 
 def test_nodes_are_counted_by_address() -> None:
     addresses = ["10.0.0.10", "10.0.0.9", "192.168.0.1", "10.0.0.100"]
     there = [{"NodeID": str(n), "NodeManagerAddress": address, "Alive": True, "Resources": {"CPU": 1.0}}
              for n, address in enumerate(addresses)]  # fmt: skip
-    found = _nodes(SimpleNamespace(nodes=lambda: there))
+    found = _nodes(nodes_of(*there))
     assert [node.address for node in found] == ["10.0.0.9", "10.0.0.10", "10.0.0.100", "192.168.0.1"]
 
 
 def driver_and_share(tries: int) -> tuple[_Driver, _Share]:
-    node = _Node("a", "10.0.0.1")
+    node = Node("a", "10.0.0.1")
     share = _Share((0, 1), node, node, tries)
-    return _Driver(None, ShareTask("", None, "", Path(), open_checkpoint), [share], Reporter(None)), share
+    return _Driver(nodes_of(), ShareTask("", None, "", Path(), open_checkpoint), [share], Reporter(None)), share
 
 
 def test_a_share_that_is_lost_again_and_again_is_given_up() -> None:

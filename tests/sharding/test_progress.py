@@ -63,7 +63,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_small_steps_come_as_one_and_the_last_at_once(clock: list[float]) -> None:
-    log = Log()  # type: ignore[abstract]
+    log = Log()
     with Reporter(log).task(WORK, 100) as task:
         for _ in range(50):
             task.advance(1)
@@ -78,7 +78,7 @@ def test_small_steps_come_as_one_and_the_last_at_once(clock: list[float]) -> Non
 
 
 def test_bytes_of_an_earlier_run_count_for_the_last(clock: list[float]) -> None:
-    log = Log()  # type: ignore[abstract]
+    log = Log()
     with Reporter(log).task(WORK, 100) as task:
         task.resume(90)
         task.advance(10)
@@ -86,14 +86,14 @@ def test_bytes_of_an_earlier_run_count_for_the_last(clock: list[float]) -> None:
 
 
 def test_what_is_short_of_the_total_is_told_at_the_end(clock: list[float]) -> None:
-    log = Log()  # type: ignore[abstract]
+    log = Log()
     with Reporter(log).task(WORK, 100) as task:
         task.advance(3)
     assert log.calls[1:] == [("advance", WORK, 3), ("end", WORK)]
 
 
 def test_tasks_are_counted_apart(clock: list[float]) -> None:
-    log = Log()  # type: ignore[abstract]
+    log = Log()
     reporter = Reporter(log)
     reporter.begin(FIRST, 10)
     reporter.begin(SECOND, 10)
@@ -110,7 +110,7 @@ def test_tasks_are_counted_apart(clock: list[float]) -> None:
 
 
 def test_threads_call_one_at_a_time_and_rarely_and_lose_no_byte() -> None:
-    log = Log(seconds=0.001)  # type: ignore[abstract]
+    log = Log(seconds=0.001)
     begun = time.monotonic()
     with Reporter(log).task(WORK, 80_000) as task, ThreadPoolExecutor(8) as pool:
         for _ in range(8):
@@ -130,7 +130,7 @@ def test_a_slow_progress_holds_up_no_other_worker(clock: list[float]) -> None:
             assert go_on.wait(30)
             super().advance(task, nbytes)
 
-    log = Slow()  # type: ignore[abstract]
+    log = Slow()
     with Reporter(log).task(WORK, 100) as task:
         clock[0] = 1.0
         worker = threading.Thread(target=task.advance, args=(1,))
@@ -146,7 +146,7 @@ def test_a_slow_progress_holds_up_no_other_worker(clock: list[float]) -> None:
 
 @pytest.mark.parametrize("error", [ValueError("enough"), KeyboardInterrupt()])
 def test_what_it_raises_ends_the_run_and_nothing_is_told_after_that(error: BaseException) -> None:
-    log = Raises(error)  # type: ignore[abstract]
+    log = Raises(error)
     reporter = Reporter(log)
     with pytest.raises(type(error)), reporter.task(WORK, 10) as task:
         task.advance(10)
@@ -157,7 +157,7 @@ def test_what_it_raises_ends_the_run_and_nothing_is_told_after_that(error: BaseE
 
 
 def test_a_task_that_fails_does_not_end() -> None:
-    log = Log()  # type: ignore[abstract]
+    log = Log()
     with pytest.raises(ZeroDivisionError), Reporter(log).task(WORK, 10) as task:
         raise ZeroDivisionError
     task.advance(10)
@@ -176,6 +176,6 @@ def test_a_subclass_needs_only_what_it_wants() -> None:
             begun.append((task, total_bytes))
 
     begun: list[tuple[Task, int]] = []
-    with Reporter(Begun()).task(WORK, 10) as task:  # type: ignore[abstract]
+    with Reporter(Begun()).task(WORK, 10) as task:
         task.advance(10)
     assert begun == [(WORK, 10)]

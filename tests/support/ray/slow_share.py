@@ -18,12 +18,14 @@ from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.destinations.ray_cluster import reshard_on_cluster
 from dsv4_shard.destinations.share_worker import ShareTask
 from dsv4_shard.engines.deployment import Request
+from dsv4_shard.errors import ShardError
 from dsv4_shard.opening import open_checkpoint
 from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.sharding import journal
 from dsv4_shard.sharding.copy import FileSink
 from dsv4_shard.sharding.progress import Reporter
 from dsv4_shard.terminal.progress import ProgressBars
+from dsv4_shard.terminal.written import show_cluster
 
 SAVE_BYTES = 1_000_000
 SECONDS_A_WRITE = 0.5
@@ -51,9 +53,21 @@ def main(address: str, repo: str, out: str, tp: str) -> None:
     checkpoint, inventory = open_checkpoint(repo)
     plan = make_plan(checkpoint, inventory, Request(tp=int(tp), nodes=2))
     order = ShareTask(repo, None, plan.to_json(), Path(out), open_slowly, workers=1)
-    with ProgressBars(Console(file=sys.stderr), quiet=False) as progress:
-        found = reshard_on_cluster(address, order, int(tp), 2, Reporter(progress))
+    try:
+        with ProgressBars(Console(file=sys.stderr), quiet=False) as progress:
+            found = reshard_on_cluster(address, order, int(tp), 2, Reporter(progress))
+    except ShardError as error:
+        print(
+            json.dumps(
+                {"error": type(error).__name__, "says": [str(error), error.hint, *getattr(error, "__notes__", ())]}
+            )
+        )
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt as error:
+        print(json.dumps({"error": "KeyboardInterrupt", "says": error.__notes__}))
+        sys.exit(130)
     shares = [(share.ranks, share.written.bytes_resumed if share.written else None) for share in found.shares]
+    show_cluster(Console(file=sys.stderr, width=1000), found, 1.0)
     print(json.dumps({"shares": shares, "ok": found.verification.ok, "one_folder": found.one_folder}))
 
 

@@ -76,6 +76,7 @@ def verify_shares(folders: Sequence[str | Path], options: VerifySharesOptions) -
     Returns a SharesVerification: a Verification per folder, and the `missing` ranks.
 
     Raises:
+        - UsageError: a folder is named twice.
         - The errors of `verify`.
 
     >>> together = dsv4_shard.verify_shares(["shards"])
@@ -92,6 +93,7 @@ def verify_shares(folders: Sequence[str | Path], options: VerifySharesOptions) -
     paths = [Path(checked_place("folders", folder)) for folder in folders]
     if not paths:
         raise UsageError("no folder to verify")
+    _refuse_twice(paths)
     source, sample = _source(paths, options), _sample(options)
     total = sum(map(bytes_to_verify, paths))
     with Reporter(options.progress).task(Task("verify"), int(total * (sample or 1))) as task:
@@ -99,6 +101,16 @@ def verify_shares(folders: Sequence[str | Path], options: VerifySharesOptions) -
     if not (options.numerics and source is not None and found.ok):
         return found
     return found.model_copy(update={"numerics": check_numerics(paths, *source, options.layer)})
+
+
+def _refuse_twice(folders: Sequence[Path]) -> None:
+    """Raise UsageError if two names are of one folder, also through links."""
+    seen: dict[Path, Path] = {}
+    for folder in folders:
+        first = seen.setdefault(folder.resolve(), folder)
+        if first is not folder:
+            names = f"{folder}: named twice" if first == folder else f"{folder}: the same folder as {first}"
+            raise UsageError(names, hint="Name each folder once.")
 
 
 def _sample(options: Sample) -> "Fraction | None":

@@ -4,13 +4,18 @@ Each function is one step of a verb and reports its progress to a `Reporter`.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dsv4_shard.catalog.rank_ranges import say_ranks
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.destinations.documents import DryRun, Uploaded
+from dsv4_shard.errors import OutputNotEmpty
+from dsv4_shard.sharding.claims import claimed
 from dsv4_shard.sharding.job import Job
 from dsv4_shard.sharding.outcome import Outcome, Written
 from dsv4_shard.sharding.progress import Reporter, Task
@@ -62,9 +67,27 @@ class OutputTarget:
 
 
 def into_folder(job: Job, checkpoint: Checkpoint, out: Path, work: str, reporter: Reporter, **options: Any) -> Outcome:
-    """Write a job's files into a folder. Options and errors are those of `sharding.run.reshard`."""
-    with reporter.task(Task(work), sum(file.payload for file in job.recipe.files)) as task:
+    """Write a job's files into a folder. Options and errors are those of `sharding.run.reshard`.
+
+    The job's ranks are claimed first. Raises OutputBusy if another run writes one of them.
+    """
+    moving = reporter.task(Task(work), sum(file.payload for file in job.recipe.files))
+    with claimed(out, job.ranks, is_share=job.is_share), _naming_leftovers(job, out), moving as task:
         return reshard(job, checkpoint, out, on_progress=task.advance, on_resume=task.resume, **options)
+
+
+@contextmanager
+def _naming_leftovers(job: Job, out: Path) -> Iterator[None]:
+    """Name the unfinished work of these ranks in the error for an output that they cannot join."""
+    try:
+        yield
+    except OutputNotEmpty as error:
+        staging = Staging(out, job.share).path
+        if staging.exists():
+            error.add_note(
+                f"{staging} holds an unfinished run of {say_ranks(job.ranks)}: remove it if it is of no use."
+            )
+        raise
 
 
 def into_store(

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from dsv4_shard.checkpoint import Checkpoint, Inventory
 from dsv4_shard.errors import OutputNotEmpty, RanksThere, ShardError, UsageError
 from dsv4_shard.planning import Plan, check_plan
+from dsv4_shard.sharding.claims import claimed
 from dsv4_shard.sharding.job import Job, prepare
 from dsv4_shard.sharding.joining import refuse_unjoinable
 from dsv4_shard.sharding.manifest import Manifest, load_manifest
@@ -183,16 +184,17 @@ class _Work:
         total = sum(file.payload for file in job.recipe.files)
         self._tell(ShareBegun("reshard", total))
         try:
-            return reshard(
-                job,
-                checkpoint,
-                order.out,
-                workers=order.workers,
-                allow_inexact=order.allow_inexact,
-                restart=order.restart,
-                on_progress=self._advance,
-                on_resume=lambda nbytes: self._tell(ShareResumed(nbytes)),
-            )
+            with claimed(order.out, job.ranks, is_share=job.is_share):
+                return reshard(
+                    job,
+                    checkpoint,
+                    order.out,
+                    workers=order.workers,
+                    allow_inexact=order.allow_inexact,
+                    restart=order.restart,
+                    on_progress=self._advance,
+                    on_resume=lambda nbytes: self._tell(ShareResumed(nbytes)),
+                )
         except OutputNotEmpty:
             if not _is_there(job, order.out):
                 raise

@@ -19,7 +19,9 @@ _PROBLEMS_SHOWN = 20
 def show_verification(console: Console, verification: "Verification", numerics: "Numerics | None") -> None:
     """Show verdict, accounts and problems."""
     _show_verified(console, verification)
-    _show_verdict(console, verification.ok, numerics)
+    if verification.missing:
+        _show_missing(console, verification, "not in this folder")
+    _show_verdict(console, verification, numerics)
 
 
 def show_together(console: Console, together: "SharesVerification", numerics: "Numerics | None") -> None:
@@ -29,9 +31,13 @@ def show_together(console: Console, together: "SharesVerification", numerics: "N
     held = f"{say_ranks(together.ranks)} of {together.world}"
     title(console, f"together: {held}, layout {together.layout}")
     if together.missing:
-        item(console, f"{say_ranks(together.missing)} of {together.world}: in none of these folders", "yellow")
+        _show_missing(console, together, "in none of these folders")
     _show_problems(console, together.problems)
-    _show_verdict(console, together.ok, numerics)
+    _show_verdict(console, together, numerics)
+
+
+def _show_missing(console: Console, found: "Verification | SharesVerification", where: str) -> None:
+    item(console, f"missing: {say_ranks(found.missing)} of {found.world}, {where}", "yellow")
 
 
 def _show_verified(console: Console, verification: "Verification") -> None:
@@ -66,11 +72,16 @@ def _show_problems(console: Console, problems: "tuple[Problem, ...]") -> None:
         item(console, f"and {hidden:,} more problems (--json lists them)", "red")
 
 
-def _show_verdict(console: Console, ok: bool, numerics: "Numerics | None") -> None:
+def _show_verdict(console: Console, found: "Verification | SharesVerification", numerics: "Numerics | None") -> None:
     if numerics is not None:
         _show_numerics(console, numerics)
-    bad = not ok or (numerics is not None and not numerics.ok)
-    paragraph(console, "NOT what was written" if bad else "all as it should be", "red" if bad else "green")
+    if not found.ok or (numerics is not None and not numerics.ok):
+        paragraph(console, "NOT what was written", "red")
+    elif found.missing:
+        verb = "is" if len(found.ranks) == 1 else "are"
+        paragraph(console, f"{say_ranks(found.ranks)} {verb} as written; {say_ranks(found.missing)} missing", "yellow")
+    else:
+        paragraph(console, "all as it should be", "green")
 
 
 def show_unknown(console: Console, folders: "Sequence[Verification]") -> None:

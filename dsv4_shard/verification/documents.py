@@ -73,19 +73,20 @@ class _Verdict(Document):
 class Verification(_Verdict):
     """The result of verifying one folder.
 
-    `ok` is true if there are no `problems` and the sums of `numerics`, if present, are right. `sampled_bytes` are the
-    bytes of tensors that were read; null if all were. `accounts` counts the source tensors by their fate; it is empty
-    if no checkpoint was compared (`against`). `left_out` counts the tensors that no rank has, by reason. `unknown` are
-    sentences on what this way to verify cannot know. `numerics` tells whether the experts of a layer add up; it is null
-    if this was not requested, or if there are problems. `signature` is the one that was verified; null if none was
-    named.
+    `ok` is true if there are no `problems` and the sums of `numerics`, if present, are right. `missing` are the ranks
+    of `world` that the folder does not hold. `sampled_bytes` are the bytes of tensors that were read; null if all were.
+    `accounts` counts the source tensors by their fate; it is empty if no checkpoint was compared (`against`).
+    `left_out` counts the tensors that no rank has, by reason. `unknown` are sentences on what this way to verify cannot
+    know. `numerics` tells whether the experts of a layer add up; it is null if this was not requested, or if there are
+    problems. `signature` is the one that was verified; null if none was named.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     folder: str
     layout: str
     ranks: tuple[int, ...]
     world: int
+    missing: tuple[int, ...]
     files: int
     tensors: int
     bytes: int
@@ -106,7 +107,8 @@ class Verification(_Verdict):
 
     def in_short(self) -> str:
         """Verdict, counts and folder in one line."""
-        held = f"{say_ranks(self.ranks)} of {self.world}, {counted(self.files, 'file')}, {size(self.bytes)}"
+        missing = f", missing {say_ranks(self.missing)}" if self.missing else ""
+        held = f"{say_ranks(self.ranks)} of {self.world}{missing}, {counted(self.files, 'file')}, {size(self.bytes)}"
         return f"{_verdict(self.ok, self.problems)}: {held}, {self.folder}"
 
 
@@ -117,7 +119,7 @@ class SharesVerification(_Verdict):
     `Verification`, over all folders.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     layout: str
     world: int
     ranks: tuple[int, ...]

@@ -74,11 +74,13 @@ def verify(
         compared = compare(folder, manifest, source, {entry.name for entry in sound}, workers, on_progress)
         problems += compared.problems
         notes += compared.notes
+    held = tuple(rank for rank in manifest.ranks if ranks is None or rank in ranks)
     return Verification(
         folder=str(folder),
         layout=manifest.layout,
-        ranks=tuple(rank for rank in manifest.ranks if ranks is None or rank in ranks),
+        ranks=held,
         world=manifest.world,
+        missing=missing_of(manifest.world, held),
         files=len(files),
         tensors=sum(len(entry.tensors) for entry in files),
         bytes=sum(entry.nbytes for entry in files),
@@ -90,6 +92,11 @@ def verify(
         notes=(*(_strangers(folder, manifest, signature) if ranks is None else ()), *notes),
         unknown=() if compared else tuple(_unknown(manifest, sampled, signature is not None)),
     )
+
+
+def missing_of(world: int, ranks: Iterable[int]) -> tuple[int, ...]:
+    """The ranks of `world` that are not among `ranks`."""
+    return tuple(sorted(set(range(world)) - set(ranks)))
 
 
 def quick_problems(folder: Path, manifest: Manifest) -> Iterator[Problem]:

@@ -9,7 +9,7 @@ from dsv4_shard.sharding.manifest import PLAN_NAME, Manifest, ManifestFile, load
 from dsv4_shard.sources.checkpoint_files import CARD_FILE
 from dsv4_shard.storage import MANIFEST_NAME
 from dsv4_shard.verification.documents import Problem, SharesVerification, Verification
-from dsv4_shard.verification.result_folder import verify
+from dsv4_shard.verification.result_folder import missing_of, verify
 
 
 def verify_together(
@@ -39,7 +39,7 @@ def put_together(
         layout=first.layout,
         world=first.world,
         ranks=tuple(sorted(ranks)),
-        missing=tuple(sorted(set(range(first.world)) - ranks)),
+        missing=missing_of(first.world, ranks),
         folders=tuple(found),
         problems=tuple(_problems(list(zip(names, manifests, strict=True)))),
     )

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, write_checkpoint
 from dsv4_shard.cli import app
 from dsv4_shard.engines.deployment import Request
-from dsv4_shard.errors import NotAResult, UsageError
+from dsv4_shard.errors import ExitCode, NotAResult, UsageError
 from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.run import reshard
@@ -167,6 +167,11 @@ def test_the_command_takes_folders_together(model: Path, pair: tuple[Path, Path]
     alone = run(app, ["verify", folders[0]])
     assert alone.exit_code == 0
     assert "ranks 0-3 of 8" in alone.stdout
+    assert "missing: ranks 4-7 of 8, not in this folder" in alone.stdout
+    assert "ranks 0-3 are as written; ranks 4-7 missing" in alone.stdout
+    assert "all as it should be" not in alone.stdout
+    document = json.loads(run(app, ["verify", folders[0], "--json"]).stdout)
+    assert (document["ok"], document["missing"]) == (True, [4, 5, 6, 7])
     (pair[1] / "config.json").write_text("{}")
     refused = run(app, ["verify", *folders])
     assert refused.exit_code == 1
@@ -176,4 +181,19 @@ def test_the_command_takes_folders_together(model: Path, pair: tuple[Path, Path]
 @pytest.mark.slow
 def test_the_command_names_ranks_that_are_missing(model: Path, tmp_path: Path) -> None:
     folders = [str(write(model, tmp_path / str(rank), "sglang", (rank,))) for rank in (0, 7)]
-    assert "ranks 1-6 of 8: in none of these folders" in CliRunner().invoke(app, ["verify", *folders]).stdout
+    shown = CliRunner().invoke(app, ["verify", *folders]).stdout
+    assert "missing: ranks 1-6 of 8, in none of these folders" in shown
+    assert "ranks 0,7 are as written; ranks 1-6 missing" in shown
+    assert "all as it should be" not in shown
+
+
+@pytest.mark.parametrize("name", ["a", "./a", "b/../a", "link", "link/"])
+def test_a_folder_that_is_named_twice_is_refused_before_it_is_read(name: str, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "link").symlink_to("a")
+    folders = [str(tmp_path / "a"), str(tmp_path / "b"), f"{tmp_path}/{name}"]
+    refused = CliRunner().invoke(app, ["verify", *folders])
+    assert refused.exit_code == ExitCode.USAGE
+    said = "named twice" if name in ("a", "./a") else f"the same folder as {tmp_path / 'a'}"
+    assert said in refused.stderr

@@ -240,6 +240,10 @@ def reshard(
             _reshard(repo, out, as_json, only(given, ReshardOptions))
     except NothingToDo as error:
         print(clean(str(error)), file=sys.stderr)
+        if as_json:
+            from dsv4_shard.destinations import nothing_done
+
+            _print_json(nothing_done(Path(out), error, "dry_run" in given))
 
 
 def _reshard(repo: str, out: str, as_json: bool, given: dict[str, Any]) -> None:

@@ -286,9 +286,16 @@ class RanksThere(OutputNotEmpty):
 
 
 class NothingToDo(ShardError):
-    """The launcher gives this process no ranks, or they are already written. Other processes may have some."""
+    """The launcher gives this process no ranks, or they are already written. Other processes may have some.
+
+    Attributes:
+        there: The ranks that the output holds.
+        world: Number of all ranks.
+    """
 
     exit_code = ExitCode.DONE
+    there: tuple[int, ...] = ()
+    world: int = 0
 
 
 class OtherDeployment(OutputNotEmpty):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from dsv4_shard.catalog.request import LayoutOptions
 from dsv4_shard.catalog.verb import Later, verb
-from dsv4_shard.errors import NothingToDo, RanksThere, UsageError
+from dsv4_shard.errors import RanksThere, UsageError
 from dsv4_shard.sharding.options import (
     ClusterOptions,
     DryRunOptions,
@@ -52,10 +52,10 @@ def reshard(repo: str | Path, out: str | Path, options: ReshardOptions) -> "outc
 
     `repo` is as in `inspect`. `out` is a folder, which appears only when it is complete on disk. The layout is either a
     `plan`, or `tp` and the other options of `dsv4_shard.plan`. `ranks` selects the ranks to write: numbers, text such
-    as "0-7", or "auto" for the share that torchrun or srun assigns to this process (default: all). The same call
-    resumes a run that ended early; `restart` discards its work, and `overwrite` replaces a result. `config` is the
-    config.json for shards of DeepSeek's converter. `jobs` is the number of workers (default: the number of CPUs, at
-    most 32).
+    as "0-7", or "auto" for what `out` lacks of the share that torchrun, mpirun or srun assigns to this process
+    (default: all). The same call resumes a run that ended early; `restart` discards its work, and `overwrite` replaces
+    a result. `config` is the config.json for shards of DeepSeek's converter. `jobs` is the number of workers (default:
+    the number of CPUs, at most 32).
 
     Returns an Outcome: the number of files and bytes, the ranks, and the folder.
 
@@ -71,13 +71,13 @@ def reshard(repo: str | Path, out: str | Path, options: ReshardOptions) -> "outc
     >>> outcome.files, len(outcome.ranks)
     (34, 16)
     """
-    from dsv4_shard.destinations import into_folder
+    from dsv4_shard.destinations import into_folder, nothing_to_do
     from dsv4_shard.opening import is_url
     from dsv4_shard.sharding.progress import Reporter
 
     if is_url(str(out)):
         raise UsageError(f"{out}: not a folder", hint="`dsv4_shard.reshard_to_store` writes into an object store.")
-    made = _prepare(repo, options)
+    made = _prepare(repo, options, Path(out))
     made = _downloaded(made) if options.download else made
     try:
         return into_folder(made.job, made.checkpoint, Path(out), "reshard", Reporter(options.progress),
@@ -86,7 +86,7 @@ def reshard(repo: str | Path, out: str | Path, options: ReshardOptions) -> "outc
     except RanksThere as error:
         if options.ranks != AUTO:
             raise
-        raise NothingToDo(f"{error}: nothing to do") from error
+        raise nothing_to_do(f"{error}: nothing to do", Path(out), made.job.world) from error
 
 
 @verb(StoreOptions)
@@ -219,7 +219,7 @@ def would_reshard(repo: str | Path, out: str | Path, options: DryRunOptions) -> 
     from dsv4_shard.opening import is_url
 
     if not is_url(str(out)):
-        made = _prepare(repo, options)
+        made = _prepare(repo, options, Path(out))
         return would_write(made.job, made.checkpoint, Path(out), options.overwrite)
     _refuse_auto(options.ranks)
     made = _prepare(repo, options)
@@ -247,15 +247,23 @@ class _Prepared(NamedTuple):
 def _prepare(
     repo: str | Path,
     options: ReshardOptions | StoreOptions | DryRunOptions,
+    out: Path | None = None,
 ) -> _Prepared:
-    """Return the job for the requested ranks; no tensor data is read yet."""
+    """Return the job for the requested ranks; no tensor data is read yet.
+
+    `out` is the folder that "auto" looks into. Raises NothingToDo if it leaves no ranks to this process.
+    """
+    from dsv4_shard.destinations import left_to_write
     from dsv4_shard.sharding.job import prepare
     from dsv4_shard.storage import collector_paused
 
     checkpoint, inventory, made = _planned(repo, path_or_none(options.config), options)
-    wanted = _wanted(options.ranks, options.overwrite, made, inventory)
+    wanted = _wanted(options.ranks, options.overwrite, made, inventory, out)
     with collector_paused():
-        return _Prepared(prepare(checkpoint, inventory, made, wanted), checkpoint)
+        job = prepare(checkpoint, inventory, made, wanted)
+        if options.ranks == AUTO and out is not None:
+            job = left_to_write(job, out)
+        return _Prepared(job, checkpoint)
 
 
 def _planned(
@@ -281,7 +289,11 @@ def _planned(
 
 
 def _wanted(
-    ranks: str | Iterable[int] | None, overwrite: bool, plan: "document.Plan", inventory: "Inventory"
+    ranks: str | Iterable[int] | None,
+    overwrite: bool,
+    plan: "document.Plan",
+    inventory: "Inventory",
+    out: Path | None,
 ) -> tuple[int, ...] | None:
     """Return the requested ranks, None for all.
 
@@ -289,6 +301,7 @@ def _wanted(
         NothingToDo: A launcher started more processes than there are ranks.
     """
     from dsv4_shard.catalog.rank_ranges import own_share, parse_ranks, share_of
+    from dsv4_shard.destinations import nothing_to_do
     from dsv4_shard.sharding.job import world_of
 
     if ranks is None:
@@ -302,7 +315,8 @@ def _wanted(
     world = world_of(plan, inventory)
     wanted = share_of(world, number, count)
     if not wanted:
-        raise NothingToDo(f"process {number} of {count}: there are {world} ranks, nothing to do")
+        message = f"process {number} of {count}: there are {world} ranks, nothing to do"
+        raise nothing_to_do(message, out or Path(), world)
     return wanted
 
 

@@ -3,6 +3,7 @@
 Each function is one step of a verb and reports its progress to a `Reporter`.
 """
 
+import contextlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 from dsv4_shard.catalog.rank_ranges import say_ranks
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.destinations.documents import DryRun, Uploaded
-from dsv4_shard.errors import OutputNotEmpty
+from dsv4_shard.errors import NothingToDo, OutputNotEmpty, ShardError
 from dsv4_shard.sharding.claims import claimed
 from dsv4_shard.sharding.job import Job
+from dsv4_shard.sharding.joining import are_there
+from dsv4_shard.sharding.manifest import load_manifest, made_differences
 from dsv4_shard.sharding.outcome import Outcome, Written
 from dsv4_shard.sharding.progress import Reporter, Task
 from dsv4_shard.sharding.run import check_destination, reshard, result_to_join
@@ -73,7 +76,41 @@ def into_folder(job: Job, checkpoint: Checkpoint, out: Path, work: str, reporter
     """
     moving = reporter.task(Task(work), sum(file.payload for file in job.recipe.files))
     with claimed(out, job.ranks, is_share=job.is_share), _naming_leftovers(job, out), moving as task:
-        return reshard(job, checkpoint, out, on_progress=task.advance, on_resume=task.resume, **options)
+        outcome = reshard(job, checkpoint, out, on_progress=task.advance, on_resume=task.resume, **options)
+    return outcome.model_copy(update={"wrote": job.ranks})
+
+
+def left_to_write(job: Job, out: Path) -> Job:
+    """The job for those of its ranks that the result in `out` lacks. Raises NothingToDo if it has all of them.
+
+    If nothing can join what is in `out`, the job is returned as it is: the run says why.
+    """
+    try:
+        there = load_manifest(out)
+    except ShardError:
+        return job
+    if any(made_differences(there.made, job.like(there, out).made)):
+        return job
+    left = tuple(rank for rank in job.ranks if rank not in there.ranks)
+    if not left:
+        raise nothing_to_do(f"{out}: {are_there(job.ranks)}: nothing to do", out, job.world)
+    return job if left == job.ranks or job.of_ranks is None else job.of_ranks(left)
+
+
+def nothing_to_do(message: str, out: Path, world: int) -> NothingToDo:
+    """The error for a process of a launcher that has nothing to write into `out`."""
+    error = NothingToDo(message)
+    error.world = world
+    with contextlib.suppress(ShardError):
+        error.there = load_manifest(out).ranks
+    return error
+
+
+def nothing_done(out: Path, error: NothingToDo, is_dry: bool) -> Outcome | DryRun:
+    """The result of a run, or of a dry one, for which there was nothing to do."""
+    if is_dry:
+        return DryRun(files={}, bytes=0, free=free_bytes(out), left_out={}, left_behind={}, notes=())
+    return Outcome.nothing(str(out), error.there, error.world)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ A joined result equals the one that a single run of all its ranks writes: the re
 the manifest, and the shares give the digests.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from dsv4_shard.catalog.rank_ranges import say_ranks, span_of
 from dsv4_shard.errors import OtherDeployment, OutputNotEmpty, RanksThere, SharesDiffer
@@ -23,13 +23,18 @@ def refuse_unjoinable(where: str, there: Manifest, made: Provenance, ranks: Iter
     wanted = set(ranks)
     twice = wanted & set(there.ranks)
     if twice == wanted:
-        raise RanksThere(f"{where}: {say_ranks(twice)} {'is' if len(twice) == 1 else 'are'} there already")
+        raise RanksThere(f"{where}: {are_there(twice)}")
     if twice:
         rest = span_of(wanted - twice)
         raise OutputNotEmpty(
-            f"{where}: {say_ranks(twice)} {'is' if len(twice) == 1 else 'are'} there already",
+            f"{where}: {are_there(twice)}",
             hint=f"Write what is missing (--ranks {rest}), or replace the whole folder with --overwrite.",
         )
+
+
+def are_there(ranks: Collection[int]) -> str:
+    """Say that these ranks are in the output."""
+    return f"{say_ranks(ranks)} {'is' if len(ranks) == 1 else 'are'} there already"
 
 
 def joined_digests(parts: Sequence[Manifest], files: Sequence[OutputFile]) -> dict[tuple[int, str], str]:

@@ -59,8 +59,8 @@ class Ranks(Options):
     ranks: Annotated[
         str | Iterable[int] | None,
         Option(
-            help="Write only these ranks (node: nodes): 0-7 or 0,2,4; auto: this process's share, under torchrun or "
-            "srun.",
+            help="Write only these ranks (node: nodes): 0-7 or 0,2,4; auto: what is missing of this process's share, "
+            "under torchrun, mpirun or srun.",
             metavar="RANKS", panel=WRITING, shows="all", least=0, most=MAX_RANKS - 1, longest=_LONGEST_RANKS,
             expects="numbers, or text such as '0-7' or 'auto'",
         ),

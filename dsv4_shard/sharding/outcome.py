@@ -43,14 +43,25 @@ class Written(Document):
 
 
 class Outcome(Written, ResultDocument):
-    __doc__ = f"Result of a run that wrote into the folder `out`, which now holds `ranks` of `world`.{WRITTEN}"
+    __doc__ = (
+        "Result of a run that wrote the ranks `wrote` into the folder `out`, which now holds `ranks` of "
+        f"`world`.{WRITTEN}"
+    )
 
+    schema_version: Literal[2] = 2  # type: ignore[assignment]
     ranks: tuple[int, ...]
     world: int
+    wrote: tuple[int, ...] = ()
 
     def in_short(self) -> str:
         """Ranks, files, bytes and folder in one line."""
         return f"{say_ranks(self.ranks)} of {self.world}, {super().in_short()}"
+
+    @classmethod
+    def nothing(cls, out: str, ranks: tuple[int, ...], world: int) -> "Outcome":
+        """The outcome where there was nothing to do."""
+        return cls(out=out, files=0, linked=0, bytes=0, bytes_resumed=0, bytes_read=0, intact=0, inexact={},
+                   ranks=ranks, world=world)  # fmt: skip
 
     @property
     def written(self) -> Written:

@@ -58,8 +58,12 @@ def show_merge(console: Console, merged: "Merged", seconds: float) -> None:
 def show_outcome(console: Console, outcome: "Outcome", seconds: float) -> None:
     """Show what reshard wrote, and where."""
     _show_written(console, outcome, seconds, "rank file")
-    held = f", which holds {say_ranks(outcome.ranks)} of {outcome.world}" if len(outcome.ranks) < outcome.world else ""
-    paragraph(console, f"into {outcome.out}{held}")
+    is_whole = len(outcome.ranks) == outcome.world
+    held = f"all {outcome.world} ranks" if is_whole else f"{say_ranks(outcome.ranks)} of {outcome.world}"
+    if len(outcome.wrote) < outcome.world:
+        paragraph(console, f"{say_ranks(outcome.wrote)} into {outcome.out}, which holds {held}")
+    else:
+        paragraph(console, f"into {outcome.out}")
 
 
 def _show_written(console: Console, outcome: "Written", seconds: float, file: str) -> None:

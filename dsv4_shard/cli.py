@@ -319,11 +319,12 @@ def _show_dry_run(would: "WouldWrite", as_json: bool) -> None:
     """Show what would be written; exit code 4 if there is no room for it."""
     from dsv4_shard.terminal.written import show_dry_run
 
+    dry = would.document()
     if as_json:
-        _print_json(would.document())
+        _print_json(dry)
     else:
-        show_dry_run(_consoles()[0], would)
-    if not would.document().fits:
+        show_dry_run(_consoles()[0], would, dry)
+    if not dry.fits:
         raise typer.Exit(ExitCode.IO)
 
 

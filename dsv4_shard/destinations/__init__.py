@@ -1,6 +1,6 @@
 """Where a job's files go: a folder, an object store, the nodes of a Ray cluster."""
 
-from dsv4_shard.destinations.documents import ClusterOutcome, Uploaded
+from dsv4_shard.destinations.documents import ClusterOutcome, DryRun, Uploaded
 from dsv4_shard.destinations.folder import (
     OutputTarget,
     WouldWrite,
@@ -18,6 +18,7 @@ from dsv4_shard.destinations.share_worker import ShareTask
 
 __all__ = [
     "ClusterOutcome",
+    "DryRun",
     "OutputTarget",
     "ShareTask",
     "Uploaded",

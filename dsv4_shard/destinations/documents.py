@@ -61,18 +61,35 @@ class ClusterOutcome(ResultDocument):
         return f"{counted(len(self.shares), 'share')}, {wrote}, {self.verification.in_short()}"
 
 
+class DryShare(Document):
+    """A node's share of a run: its `ranks`, the bytes that it reads from the checkpoint, and those of its rank files.
+
+    `bytes_used` of `bytes_read` go into its files. The others are columns of other ranks.
+    """
+
+    ranks: tuple[int, ...]
+    bytes_read: int
+    bytes_used: int
+    bytes: int
+
+
 class DryRun(ResultDocument):
     """Files and space that a run needs: the bytes of each weight file, and `bytes` in all, links not counted.
 
+    The run reads `bytes_read` of the checkpoint's tensors, which have `source_bytes`. `shares` has what each node reads
+    and writes if each writes its ranks by itself (`--ranks`); it is empty if this run is a share, or there is one node.
     `free` bytes are available; they include those of an unfinished run. `left_out` maps each source tensor that no file
     would have to the reason. `left_behind` maps each small file or folder of the checkpoint that the result would not
     have to the reason. `notes` has sentences about small files that are missing or lie elsewhere.
     """
 
-    schema_version: Literal[2] = 2  # type: ignore[assignment]
+    schema_version: Literal[3] = 3  # type: ignore[assignment]
     files: dict[str, int]
     bytes: int
     free: int
+    bytes_read: int
+    source_bytes: int
+    shares: tuple[DryShare, ...]
     left_out: dict[str, str]
     left_behind: dict[str, str]
     notes: tuple[str, ...]
@@ -85,4 +102,5 @@ class DryRun(ResultDocument):
     def in_short(self) -> str:
         """Whether there is enough space, files and bytes in one line."""
         room = "fits" if self.fits else f"{size(self.bytes - self.free)} short"
-        return f"{room}: {counted(len(self.files), 'file')}, {size(self.bytes)}, {size(self.free)} free"
+        held = f"{counted(len(self.files), 'file')}, {size(self.bytes)}, {size(self.free)} free"
+        return f"{room}: {held}, {size(self.bytes_read)} to read"

@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsv4_shard.catalog.rank_ranges import say_ranks
+from dsv4_shard.catalog.rank_ranges import say_ranks, share_of
 from dsv4_shard.checkpoint import Checkpoint
-from dsv4_shard.destinations.documents import DryRun, Uploaded
+from dsv4_shard.destinations.documents import DryRun, DryShare, Uploaded
 from dsv4_shard.errors import NothingToDo, OutputNotEmpty, ShardError
 from dsv4_shard.sharding.claims import claimed
 from dsv4_shard.sharding.job import Job
@@ -22,6 +22,7 @@ from dsv4_shard.sharding.joining import are_there
 from dsv4_shard.sharding.manifest import load_manifest, made_differences
 from dsv4_shard.sharding.outcome import Outcome, Written
 from dsv4_shard.sharding.progress import Reporter, Task
+from dsv4_shard.sharding.reading import readings
 from dsv4_shard.sharding.run import check_destination, reshard, result_to_join
 from dsv4_shard.storage import Staging, free_bytes
 
@@ -43,19 +44,34 @@ class WouldWrite:
     out: str
     nbytes: int
     free: int
+    source_nbytes: int
 
     def document(self) -> DryRun:
         """The result of a dry run."""
         recipe = self.job.recipe
+        shares = _shares_of(self.job)
+        own, *each = readings(recipe, [self.job.ranks, *shares])
         files = {file.name: file.nbytes for file in recipe.files}
         return DryRun(
             files=files,
             bytes=self.nbytes,
             free=self.free,
+            bytes_read=own.read,
+            source_bytes=self.source_nbytes,
+            shares=tuple(
+                DryShare(ranks=ranks, bytes_read=one.read, bytes_used=one.used, bytes=one.written)
+                for ranks, one in zip(shares, each, strict=True)
+            ),
             left_out=dict(recipe.left_out),
             left_behind=dict(self.job.left_behind),
             notes=self.job.notes,
         )
+
+
+def _shares_of(job: Job) -> list[tuple[int, ...]]:
+    """The ranks of each node; nothing for a share, and where there is one node."""
+    nodes = 1 if job.is_share else min(job.nodes, job.world)
+    return [share_of(job.world, number, nodes) for number in range(nodes)] if nodes > 1 else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +125,8 @@ def nothing_to_do(message: str, out: Path, world: int) -> NothingToDo:
 def nothing_done(out: Path, error: NothingToDo, is_dry: bool) -> Outcome | DryRun:
     """The result of a run, or of a dry one, for which there was nothing to do."""
     if is_dry:
-        return DryRun(files={}, bytes=0, free=free_bytes(out), left_out={}, left_behind={}, notes=())
+        return DryRun(files={}, bytes=0, free=free_bytes(out), bytes_read=0, source_bytes=0, shares=(), left_out={},
+                      left_behind={}, notes=())  # fmt: skip
     return Outcome.nothing(str(out), error.there, error.world)
 
 
@@ -202,4 +219,5 @@ def _scratch(job: Job, checkpoint: Checkpoint, place: OutputTarget) -> "tuple[St
 def _would(job: Job, checkpoint: Checkpoint, folder: Path, out: str) -> WouldWrite:
     # The work of an unfinished run is resumed or deleted: in both cases its bytes count as free.
     needed = job.nbytes_to_write(checkpoint.source, folder)
-    return WouldWrite(job, out, needed, free_bytes(folder) + Staging(folder, job.share).nbytes_on_disk())
+    free = free_bytes(folder) + Staging(folder, job.share).nbytes_on_disk()
+    return WouldWrite(job, out, needed, free, sum(tensor.nbytes for tensor in checkpoint.tensors.values()))

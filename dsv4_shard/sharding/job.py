@@ -47,6 +47,7 @@ class Job:
         inputs: What the files are made from, for the statement of provenance.
         of_ranks: Makes the job for other ranks of the same deployment; None for a merge.
         beside: Makes the companions for another plan.json; None for a merge.
+        nodes: Number of machines that serve the ranks.
     """
 
     layout: str
@@ -60,6 +61,7 @@ class Job:
     inputs: tuple[ResourceDescriptor, ...] = ()
     of_ranks: "Callable[[tuple[int, ...]], Job] | None" = None
     beside: Companions | None = None
+    nodes: int = 1
 
     @property
     def is_share(self) -> bool:
@@ -219,4 +221,5 @@ def prepare(
     beside = Companions(carried, checkpoint, layout, context, folders, recipe)
     return Job(layout.name, plan.source, plan.request, recipe, beside.of(plan.to_json().encode()), wanted, world,
                layout.identity(context), inputs_of(checkpoint, plan.source),
-               partial(prepare, checkpoint, inventory, plan, carried=carried, in_parts=in_parts), beside)  # fmt: skip
+               partial(prepare, checkpoint, inventory, plan, carried=carried, in_parts=in_parts), beside,
+               deployment.nodes)  # fmt: skip

@@ -14,14 +14,14 @@ from dsv4_shard.terminal.text import item, paragraph, title
 from dsv4_shard.text.units import counted, size
 
 if TYPE_CHECKING:
-    from dsv4_shard.destinations import ClusterOutcome, Uploaded, WouldWrite
+    from dsv4_shard.destinations import ClusterOutcome, DryRun, Uploaded, WouldWrite
     from dsv4_shard.reassembly.merge_job import Merged
     from dsv4_shard.reporting import Report
     from dsv4_shard.sharding.outcome import Outcome, Written
     from dsv4_shard.signing import Signed
 
 
-def show_dry_run(console: Console, would: "WouldWrite") -> None:
+def show_dry_run(console: Console, would: "WouldWrite", dry: "DryRun") -> None:
     """Show what reshard would write."""
     job, needed, free = would.job, would.nbytes, would.free
     title(console, f"Would write into {would.out}")
@@ -36,6 +36,14 @@ def show_dry_run(console: Console, would: "WouldWrite") -> None:
     item(console, f"needed: {size(needed)}, free: {size(free)}{short}", "red" if missing else "")
     if job.nbytes > needed:
         item(console, f"links to the checkpoint's own files: {size(job.nbytes - needed)} more")
+    item(console, f"reads {size(dry.bytes_read)} of the checkpoint's {size(dry.source_bytes)}")
+    for share in dry.shares:
+        unused = share.bytes_read - share.bytes_used
+        whole = f", {size(unused)} of it columns of other ranks in rows that are read whole" if unused else ""
+        item(
+            console,
+            f"{say_ranks(share.ranks)} alone: reads {size(share.bytes_read)}{whole}, writes {size(share.bytes)}",
+        )
     for reason, count in Counter(job.recipe.left_out.values()).items():
         item(console, f"{count:,} source tensors left out: {reason}")
     for note in job.notes:

@@ -21,7 +21,20 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import back, converter, disk, growth, headers, loading, machine, machines, moves, remote, workers
+from benchmarks import (
+    back,
+    converter,
+    disk,
+    growth,
+    headers,
+    loading,
+    machine,
+    machines,
+    moves,
+    remote,
+    shares,
+    workers,
+)
 from benchmarks.running import ChildFailed
 from benchmarks.settings import NotMeasured, Settings, say
 
@@ -34,6 +47,7 @@ PARTS: dict[str, ModuleType] = {
     "loading": loading,
     "headers": headers,
     "remote": remote,
+    "shares": shares,
     "machines": machines,
     "converter": converter,
 }

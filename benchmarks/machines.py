@@ -1,29 +1,31 @@
-"""On paper: how long V4-Pro takes on one machine and on several, from measured rates, and where more stop to pay.
+"""How long V4-Pro takes on one machine and on several, from measured rates, and where more stop to pay.
 
-    python -m benchmarks.machines [--network 3.125] [--shared 10] [--workers 8] [--disk GB/s] [--worker GB/s]
+    python -m benchmarks.machines [--network 3.125] [--shared 10] [--disk GB/s] [--machine GB/s]
 
 What each share reads and writes is that of its recipe, from the headers of the real checkpoint. The rates of the disk
-and of one worker thread are measured here if they are not given, those of networks are assumptions. Writes the table
-into docs/machines.md. As a part of `python -m benchmarks` it only prints it.
+and of a machine with all of its CPUs are measured here if they are not given, those of networks are assumptions. Writes
+the table into docs/machines.md. As a part of `python -m benchmarks` it only prints it.
 """
 
 import argparse
 import json
+import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 from support.checkpoints.skeletons import write_skeleton
 
-from benchmarks.against_cp import remove
+from benchmarks.against_cp import folder_bytes, remove
 from benchmarks.disk import write_rates
 from benchmarks.page_cache import prepare as prepare_cache
 from benchmarks.running import run, tool
 from benchmarks.settings import Settings, require_room, say
-from benchmarks.sized import write_sized
+from benchmarks.sized import tensor_bytes, write_least, write_sized
 from dsv4_shard.catalog.rank_ranges import share_of
 from dsv4_shard.checkpoint.inventory import take_inventory
 from dsv4_shard.checkpoint.reader import read_checkpoint
@@ -31,11 +33,17 @@ from dsv4_shard.engines.deployment import Request
 from dsv4_shard.opening import open_source
 from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.sharding.job import prepare
-from dsv4_shard.sharding.recipe import Recipe, Step, row_runs
-from dsv4_shard.tensors.geometry import whole_rectangle
+from dsv4_shard.sharding.reading import Reading, readings
 
 MODEL, TP, GPU = "DeepSeek-V4-Pro", 16, "h20-96"
 NODES = (1, 2, 4, 8, 16)
+COLUMNS = "columns: `--tp 16`"
+CUTS: dict[str, dict[str, Any]] = {
+    COLUMNS: {"gpu": GPU},
+    "whole experts: `--tp 16 --ep 16`": {"gpu": GPU, "ep": 16},
+}
+"""Kind of cut -> the options of the request beside TP."""
+
 DOCUMENT = Path(__file__).parent.parent / "docs" / "machines.md"
 PAYS = 1.25
 """Twice as many machines pay where they make it at least so many times faster."""
@@ -43,13 +51,16 @@ PAYS = 1.25
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """GB/s: a machine's disk when written to, its link, a file system that all share, and bytes through one worker."""
+    """GB/s: a machine's disk when written to, its link, and a file system that all share.
+
+    `machine` is what one machine of `cpus` reads and writes together, from memory into memory.
+    """
 
     disk: float
-    worker: float
+    machine: float
+    cpus: int
     network: float = 3.125
     shared: float = 10.0
-    workers: int = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,35 +85,22 @@ class Estimate:
     gain: float
 
 
-def bytes_read(recipe: Recipe) -> int:
-    """Bytes of the checkpoint that a run reads: of a tensor all rows that a rank wants a part of."""
-    return sum(map(_step_bytes, recipe.steps))
-
-
-def _step_bytes(step: Step) -> int:
-    row = whole_rectangle(step.source.dtype, step.source.shape).stop
-    areas = [cut.rectangle for landing in step.landings for cut, _ in landing.spread]
-    if step.transform is not None and step.scale is not None:
-        scale_row = whole_rectangle(step.scale.dtype, step.scale.shape).stop
-        block, each = step.transform.block, step.transform.scale_rows
-        return sum((a.row_stop - a.row_start) * row + -(-(a.row_stop - a.row_start) // block) * each * scale_row
-                   for a in areas)  # fmt: skip
-    if step.repeat > 1:
-        return step.source.nbytes
-    return sum(last - first for first, last in row_runs(step)) * row
-
-
-def shares_of(scratch: Path) -> list[Share]:
-    """What the first of so many machines reads and writes; the others do as much."""
+def readings_of(scratch: Path) -> dict[str, list[Reading]]:
+    """For each case of `CUTS`, what the first of so many machines reads and writes; the others do as much."""
     checkpoint = read_checkpoint(open_source(str(write_skeleton(scratch / "pro", MODEL))))
     inventory = take_inventory(checkpoint)
-    plan = make_plan(checkpoint, inventory, Request(tp=TP, gpu=GPU), MODEL)
-    found = []
-    for nodes in NODES:
-        recipe = prepare(checkpoint, inventory, plan, share_of(TP, 0, nodes)).recipe
-        found.append(Share(nodes, bytes_read(recipe), recipe.nbytes))
+    found = {}
+    for case, options in CUTS.items():
+        plan = make_plan(checkpoint, inventory, Request(tp=TP, **options), MODEL)
+        recipe = prepare(checkpoint, inventory, plan).recipe
+        found[case] = readings(recipe, [share_of(TP, 0, nodes) for nodes in NODES])
     remove(scratch / "pro")
     return found
+
+
+def shares_of(found: dict[str, list[Reading]]) -> list[Share]:
+    """What each of so many machines reads and writes where columns are cut."""
+    return [Share(nodes, one.read, one.written) for nodes, one in zip(NODES, found[COLUMNS], strict=True)]
 
 
 def estimates(shares: Iterable[Share], rates: Rates) -> list[Estimate]:
@@ -121,7 +119,7 @@ def estimates(shares: Iterable[Share], rates: Rates) -> list[Estimate]:
 def _cases(share: Share, rates: Rates) -> Iterator[tuple[str, dict[str, float]]]:
     """Seconds that each thing takes; they go on at the same time, so the slowest of them is what a run takes."""
     read, written, nodes = share.read / 1e9, share.written / 1e9, share.nodes
-    cpu = {"CPUs": (read + written) / (rates.worker * rates.workers)}
+    cpu = {"CPUs": (read + written) / rates.machine}
     link = {"link": read / rates.network}
     yield "own links, own disks", cpu | link | {"disk": written / rates.disk}
     yield "shared source, own disks", cpu | link | {"shared": nodes * read / rates.shared, "disk": written / rates.disk}
@@ -130,58 +128,76 @@ def _cases(share: Share, rates: Rates) -> Iterator[tuple[str, dict[str, float]]]
 
 
 def measure_rates(settings: Settings, given: dict[str, float]) -> Rates:
-    """The disk's and one worker's, as far as they are not given."""
-    found = dict(given)
+    """The disk's and the machine's, as far as they are not given."""
+    found = {"cpus": len(os.sched_getaffinity(0))} | given
     if "disk" not in found:
         require_room(settings.scratch, settings.nbytes)
         say("machines: the disk")
         found["disk"] = max(write_rates(settings.scratch, settings.nbytes).values()) / 1e9
-    if "worker" not in found:
-        found["worker"] = _worker_rate(settings) / 1e9
-    return Rates(**found | {name: round(found[name], 2) for name in ("disk", "worker")})  # type: ignore[arg-type]
+    if "machine" not in found:
+        found["machine"] = _machine_rate(settings) / 1e9
+    return Rates(**found | {name: round(found[name], 2) for name in ("disk", "machine")})  # type: ignore[arg-type]
 
 
-def _worker_rate(settings: Settings) -> float:
-    """Bytes read and written a second by one thread, from the page cache into memory where there is such a place."""
+def _machine_rate(settings: Settings) -> float:
+    """Bytes read and written a second, from the page cache into memory where there is such a place.
+
+    Hashing is included, start-up is not.
+    """
     memory = Path("/dev/shm")
     source = write_sized(settings.scratch / "checkpoint", settings.nbytes)
+    least = write_least(settings.scratch / "least")
     rates = []
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else settings.scratch) as folder:
         require_room(Path(folder), 2 * settings.nbytes)
         for number in range(settings.rounds):
-            say(f"machines: one worker, round {number + 1} of {settings.rounds}")
+            say(f"machines: all CPUs, round {number + 1} of {settings.rounds}")
             prepare_cache(source, False)
-            one = run(tool("reshard", str(source), str(Path(folder) / "out"), "--tp", str(TP), "--jobs", "1"))
-            rates.append((one.bytes_read + one.bytes_written) / one.seconds)
-            remove(Path(folder) / "out")
+            out = Path(folder) / "out"
+            startup = run(tool("reshard", str(least), str(out), "--tp", str(TP))).seconds
+            remove(out)
+            one = run(tool("reshard", str(source), str(out), "--tp", str(TP)))
+            rates.append((tensor_bytes(source) + folder_bytes(out)) / max(one.seconds - startup, 0.001))
+            remove(out)
     remove(source)
+    remove(least)
     return sorted(rates)[len(rates) // 2]
 
 
 def measure(settings: Settings) -> list[Estimate]:
     """With the assumed rates of networks, and this machine's of all else."""
-    return estimates(shares_of(settings.scratch), measure_rates(settings, {}))
+    return estimates(shares_of(readings_of(settings.scratch)), measure_rates(settings, {}))
 
 
 def table(rows: list[Estimate]) -> Table:
     """For a person: a row for each number of machines."""
-    shown = Table(*_columns(rows), title=f"{MODEL} for SGLang at TP {TP}, on paper")
+    shown = Table(*_columns(rows), title=f"{MODEL} for SGLang at TP {TP}")
     for line in _lines(rows):
         shown.add_row(*line)
     return shown
 
 
-def markdown(rows: list[Estimate], rates: Rates) -> str:
-    """The same for the documentation, with the rates that it was made from and where machines stop to pay."""
+def markdown(rows: list[Estimate], rates: Rates, found: dict[str, list[Reading]]) -> str:
+    """The same for the documentation, with the rates that it was made from, where machines stop to pay, and what a
+    share reads by kind of cut.
+    """
     lines = [_columns(rows), ["---:"] * len(_columns(rows)), *_lines(rows)]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     last = [f"- {case}: up to {nodes} machine{'s' if nodes > 1 else ''}" for case, nodes in _pays(rows).items()]
     return (
         f"<!-- rates {json.dumps(asdict(rates))} -->\n"
-        f"GB/s: disk {rates.disk:.2f}, one worker {rates.worker:.2f} ({rates.workers} of them a machine), link "
+        f"GB/s: disk {rates.disk:.2f}, {rates.cpus} CPUs {rates.machine:.2f} (read and written together), link "
         f"{rates.network:.2f}, shared file system {rates.shared:.1f}.\n\n{text}\n\n"
-        f"Twice as many machines make it at least {PAYS} times faster:\n\n" + "\n".join(last) + "\n"
+        f"Twice as many machines make it at least {PAYS} times faster:\n\n" + "\n".join(last) + f"\n\n{_cuts(found)}\n"
     )
+
+
+def _cuts(found: dict[str, list[Reading]]) -> str:
+    """For each kind of cut and number of machines what each reads, and how much of it goes into its files."""
+    heads = ["each reads, of it used", *(f"{nodes} machine{'s' if nodes > 1 else ''}" for nodes in NODES)]
+    lines = [[case, *(f"{one.read / 1e9:.0f} GB, {100 * one.used / one.read:.0f} %" for one in some)]
+             for case, some in found.items()]  # fmt: skip
+    return "\n".join(f"| {' | '.join(line)} |" for line in [heads, ["---", *["---:"] * len(NODES)], *lines])
 
 
 def _columns(rows: list[Estimate]) -> list[str]:
@@ -230,14 +246,17 @@ def rates_in(document: str) -> Rates:
 def main() -> None:
     """Measure what is not given, and write the table into the documentation."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("disk", "worker", "network", "shared"):
+    for name in ("disk", "machine", "network", "shared"):
         parser.add_argument(f"--{name}", type=float, metavar="GB/s")
-    parser.add_argument("--workers", type=int)
+    parser.add_argument("--cpus", type=int)
+    parser.add_argument("--gb", type=float, default=4, help="size of the checkpoint that is written (default: 4)")
     given = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
+    nbytes = int(given.pop("gb") * 1e9)
     with tempfile.TemporaryDirectory(prefix="dsv4-shard-bench-") as folder:
-        settings = Settings(Path(folder), 4_000_000_000, 3, False, None, 0)
+        settings = Settings(Path(folder), nbytes, 3, False, None, 0)
         rates = measure_rates(settings, given)
-        text = markdown(estimates(shares_of(Path(folder)), rates), rates)
+        found = readings_of(Path(folder))
+        text = markdown(estimates(shares_of(found), rates), rates, found)
     DOCUMENT.write_text(into(DOCUMENT.read_text(), text))
     print(text)
 

@@ -13,7 +13,7 @@ import pytest
 from support.checkpoints.small import load_tensors, open_folder, raw, small_config
 from support.paths import ROOT
 
-from benchmarks import back, converter, disk, growth, headers, loading, machines, moves, page_cache, workers
+from benchmarks import back, converter, disk, growth, headers, loading, machines, moves, page_cache, shares, workers
 from benchmarks.running import ChildFailed, run, tool
 from benchmarks.settings import NotMeasured, Settings, Skipped, require_room
 from benchmarks.sized import WIDTH, config_for, tensor_bytes, write_least
@@ -116,12 +116,24 @@ def test_headers_has_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.slow
+def test_shares_read_what_is_reckoned_and_no_byte_twice(tmp_path: Path) -> None:
+    rows = shares.measure(settings(tmp_path))
+    assert [(row.case, row.shares) for row in rows] == [(case, n) for case in shares.CASES for n in shares.SHARES]
+    assert not_above_zero(rows) == []
+    assert all(row.counted == row.reckoned >= row.used for row in rows)
+    assert all(row.most == 1 for row in rows if "FP4" not in row.case)
+    assert shares.table(rows).row_count == len(rows)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
 def test_machines_on_paper_are_what_the_documentation_says(tmp_path: Path) -> None:
     """Its table is that of the real headers and of the rates that it names."""
     document = machines.DOCUMENT.read_text()
     rates = machines.rates_in(document)
-    rows = machines.estimates(machines.shares_of(tmp_path), rates)
-    assert machines.into(document, machines.markdown(rows, rates)) == document
+    found = machines.readings_of(tmp_path)
+    rows = machines.estimates(machines.shares_of(found), rates)
+    assert machines.into(document, machines.markdown(rows, rates, found)) == document
     assert not_above_zero(rows) == []
     assert machines.table(rows).row_count == len(machines.NODES)
     assert rows[0].read == pytest.approx(864.7e9, rel=0.001)
@@ -131,32 +143,19 @@ def test_machines_on_paper_are_what_the_documentation_says(tmp_path: Path) -> No
 @pytest.mark.slow
 def test_machines_measures_the_rates_that_are_not_given(tmp_path: Path) -> None:
     rates = machines.measure_rates(settings(tmp_path), {"network": 1.0})
-    assert min(rates.disk, rates.worker) > 0
+    assert min(rates.disk, rates.machine, rates.cpus) > 0
     assert rates.network == 1.0
-    assert machines.measure_rates(settings(tmp_path), {"disk": 2.0, "worker": 3.0}) == machines.Rates(2.0, 3.0)
+    given = {"disk": 2.0, "machine": 3.0, "cpus": 4}
+    assert machines.measure_rates(settings(tmp_path), given) == machines.Rates(2.0, 3.0, 4)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_more_machines_stop_to_pay_where_what_they_share_is_the_limit() -> None:
     shares = [machines.Share(nodes, 10**12 // nodes, 10**12 // nodes) for nodes in machines.NODES]
-    rows = machines.estimates(shares, machines.Rates(disk=1.0, worker=10.0, network=10.0, shared=4.0))
+    rows = machines.estimates(shares, machines.Rates(disk=1.0, machine=80.0, cpus=8, network=10.0, shared=4.0))
     assert machines._pays(rows) == {
         "own links, own disks": 16, "shared source, own disks": 4, "shared source and output": 1,
     }  # fmt: skip
-
-
-@pytest.mark.parametrize("ranks", [(0,), (1, 2), (0, 1, 2, 3)])
-@pytest.mark.parametrize(
-    "request_",
-    [Request(tp=4), Request(tp=4, engine="reference"), Request(tp=4, engine="reference", expert_dtype="fp8")],
-)
-def test_what_a_share_reads_is_reckoned_as_it_is_read(
-    tmp_path: Path, request_: Request, ranks: tuple[int, ...]
-) -> None:
-    source = write_checkpoint(tmp_path / "checkpoint", small_config(), 3)
-    checkpoint, inventory = open_folder(source)
-    job = prepare(checkpoint, inventory, make_plan(checkpoint, inventory, request_), ranks)
-    assert machines.bytes_read(job.recipe) == reshard(job, checkpoint, tmp_path / "out").bytes_read
 
 
 @pytest.mark.parametrize("engine", loading.ENGINES)

@@ -1,15 +1,13 @@
 """What a share reads is what it was reckoned to read, byte by byte, for each kind of cut."""
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from support.checkpoints.small import open_folder
+from support.counting_source import CountingSource
 from support.schemas import validator
 from typer.testing import CliRunner
 
@@ -40,38 +38,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("model") / "model", DEMO_CONFIG, 5)
 
 
-class Counting:
-    """A source that counts how often each byte of the tensors is read."""
-
-    def __init__(self, source: Any) -> None:
-        self._source = source
-        self.reads: Counter[tuple[str, int, int]] = Counter()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._source, name)
-
-    @contextmanager
-    def reading(self, names: Iterable[str], spans: Any) -> Iterator[Mapping[str, Any]]:
-        with self._source.reading(names, spans) as files:
-            yield {name: _CountingFile(name, file, self.reads) for name, file in files.items()}
-
-    @property
-    def nbytes(self) -> int:
-        return sum((stop - start) * count for (_, start, stop), count in self.reads.items())
-
-
-class _CountingFile:
-    def __init__(self, name: str, file: Any, reads: Counter[tuple[str, int, int]]) -> None:
-        self._name, self._file, self._reads = name, file, reads
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-    def readinto(self, start: int, buffer: memoryview, *, once: bool = False) -> None:
-        self._reads[self._name, start, start + len(buffer)] += 1
-        self._file.readinto(start, buffer, once=once)
-
-
 @pytest.mark.parametrize("name", REQUESTS)
 def test_each_share_reads_what_the_recipe_of_all_ranks_says(name: str, model: Path, tmp_path: Path) -> None:
     checkpoint, inventory = open_folder(model)
@@ -79,11 +45,11 @@ def test_each_share_reads_what_the_recipe_of_all_ranks_says(name: str, model: Pa
     whole = prepare(checkpoint, inventory, plan)
     shares = [share_of(whole.world, 0, 4), (whole.world - 1,), tuple(range(whole.world))]
     for share, reckoned in zip(shares, readings(whole.recipe, shares), strict=True):
-        counting = Counting(checkpoint.source)
+        counting = CountingSource(checkpoint.source)
         job = prepare(checkpoint, inventory, plan, share)
         out = tmp_path / str(share[0]) / str(len(share))
         out.parent.mkdir(exist_ok=True)
-        outcome = reshard(job, replace(checkpoint, source=counting), out, workers=1)
+        outcome = reshard(job, replace(checkpoint, source=cast(Any, counting)), out, workers=1)
         assert counting.nbytes == outcome.bytes_read == reckoned.read
         assert readings(job.recipe, [share]) == [reckoned]
         written = {path.stat().st_ino: path.stat().st_size for path in out.rglob("*.safetensors")}

@@ -160,6 +160,16 @@ FAULTS = {
     "going on with a damaged journal": "resume: whichever_byte_of_a_journal_is_damaged_the_result_is_right",
     "going on with damaged files": "resume: staged_files_that_are_not_as_they_were_left_are_written_anew",
     "a crash before the manifest": "staging: a_run_that_crashed_before_its_manifest_is_no_result",
+    # several machines
+    "the node of the driver or the head dies":
+        "ray_cluster: a_run_whose_own_node_dies_ends_says_what_to_do_and_can_go_on",
+    "another node dies": "ray_cluster: a_share_whose_node_is_killed_is_gone_on_with_elsewhere",
+    "a program that called ray.init": "ray_cluster: a_program_that_is_connected_keeps_its_connection_and_its_output",
+    "shares that overlap": "claims: the_command_refuses_at_the_start_what_overlaps_and_leaves_nothing",
+    "ranks that are missing": "shares: the_command_names_ranks_that_are_missing",
+    "a folder named twice": "shares: a_folder_that_is_named_twice_is_refused_before_it_is_read",
+    "another number of processes": "launched: another_number_of_processes_writes_what_is_missing",
+    "launchers that contradict each other": "launched: launchers_that_contradict_each_other_are_refused",
     # terminal
     "names that control the terminal": "hostile: the_name_of_a_tensor_is_shown_escaped",
     "output closed early": "cli: output_closed_early_is_no_error",

@@ -831,7 +831,7 @@ def _share_seconds(trial: Trial, beyond: int) -> object:
     raised = SimpleNamespace(RayTaskError=KeyError)
     ray: Any = SimpleNamespace(wait=wait, get=lambda message: message, exceptions=raised)
     share = ray_cluster._Share((0, 1), node, node)
-    connection: Any = SimpleNamespace(ray=ray, call=lambda call: call())
+    connection: Any = SimpleNamespace(ray=ray, call=lambda call: call(), look=lambda: None)
     driver = ray_cluster._Driver(connection, cast(Any, None), [share], Reporter(None))
     driver._running[iter([ShareEnded(None, cast(Any, None))])] = share
     driver._write()

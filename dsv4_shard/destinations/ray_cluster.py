@@ -252,7 +252,11 @@ class _Driver:
             share.task = None
 
     def _lose(self, share: _Share, reason: str) -> None:
-        """Mark a share to be written again, elsewhere if its node is gone. Raises NodesLost after `_TRIES` attempts."""
+        """Mark a share to be written again, elsewhere if its node is gone.
+
+        Raises NodesLost after `_TRIES` attempts, and Unreachable if it was the node of this machine.
+        """
+        self._connection.look()
         self._reporter.lost(share.task or Task("reshard", share.name), reason)
         share.task = None
         share.lost_on.append(share.node.address)

@@ -36,8 +36,8 @@ _LIFE_SECONDS = 3.0
 
 _SECONDS_BETWEEN_LOOKS = 2.0
 
-_RAYLET_GONE_SECONDS = 5.0
-"""Longest time without this machine's raylet. One that died never comes back as the same node."""
+_RAYLET_GONE_SECONDS = 0.0
+"""Longest time without this machine's raylet: one that refuses connections never comes back as the same node."""
 
 _HEAD_GONE_SECONDS = 40.0
 """Longest time without the head, which may restart. Ray ends this process after 60 seconds."""
@@ -87,8 +87,9 @@ class _Server:
             patience = self.heard.seconds if isinstance(error, TimeoutError) else self.gone_seconds
             if self.heard.waited < patience:
                 return
-            silence = f"no sign of life for {patience:g} s ({error.strerror or error})"
-            raise Unreachable(f"{self.name} {self.host}:{self.port}: {silence}", hint=_LOST) from None
+            how = f"gave no sign of life for {patience:g} s" if patience else "has ended"
+            why = error.strerror or error
+            raise Unreachable(f"{self.name} ({self.host}:{self.port}) {how}: {why}", hint=_LOST) from None
 
 
 class Connection:
@@ -121,12 +122,14 @@ class Connection:
 
         def is_lost() -> bool:
             try:
-                self._look()
+                if self._is_due:
+                    self.look()
             except Unreachable as error:
                 lost.append(error)
             return bool(lost)
 
-        self._look()
+        if self._is_due:
+            self.look()
         try:
             return in_time(function, Deadline(CLUSTER_CALL.seconds), is_lost)
         except Overdue:
@@ -136,9 +139,12 @@ class Connection:
                 f"the Ray cluster: no answer within {CLUSTER_CALL.seconds:g} s", hint=_NO_CLUSTER
             ) from None
 
-    def _look(self) -> None:
-        if time.monotonic() - self._looked < _SECONDS_BETWEEN_LOOKS:
-            return
+    @property
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._looked >= _SECONDS_BETWEEN_LOOKS
+
+    def look(self) -> None:
+        """Ask the servers for a sign of life. Raises Unreachable if one is lost."""
         for server in self._servers:
             server.look()
         self._looked = time.monotonic()

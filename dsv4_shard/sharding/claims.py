@@ -67,7 +67,8 @@ def _claim(path: Path, out: Path, ranks: list[int]) -> int | None:
         try:
             for first, count in _runs(ranks):
                 _lock(fd, first * _PART_BYTES, count * _PART_BYTES)
-                os.pwrite(fd, _owner().ljust(_PART_BYTES, b"\0"), first * _PART_BYTES)
+                with contextlib.suppress(OSError):  # the lock works without its text, for example on a full disk
+                    os.pwrite(fd, _owner().ljust(_PART_BYTES, b"\0"), first * _PART_BYTES)
             if os.path.samestat(os.stat(path), os.fstat(fd)):
                 return fd
         except BlockingIOError:
@@ -80,6 +81,8 @@ def _claim(path: Path, out: Path, ranks: list[int]) -> int | None:
             pass  # its last owner removed the file between open and lock
         except OSError:
             os.close(fd)
+            with contextlib.suppress(OSError):
+                path.unlink()
             return None
         os.close(fd)
 

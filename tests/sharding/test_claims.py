@@ -119,6 +119,18 @@ def test_where_there_are_no_such_locks_a_run_goes_on_without(tmp_path: Path, mon
         pass
     with claimed(tmp_path / "nowhere" / "out", (0,), is_share=True):
         pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_claim_needs_no_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    first, second = (claimed(tmp_path / "out", ranks, is_share=True) for ranks in ((0, 1), (1,)))
+    with first, pytest.raises(OutputBusy, match=r"writing rank 1 \(unknown\)"), second:
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def reshard(model: Path, out: Path, ranks: str) -> tuple[int, str]:

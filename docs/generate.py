@@ -17,6 +17,8 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from dsv4_shard import errors
 from dsv4_shard.catalog.gpus import GPUS, MIB, Gpu
+from dsv4_shard.checkpoint.exports import EXPORTERS
+from dsv4_shard.checkpoint.folders import KINDS
 from dsv4_shard.cli import app
 from dsv4_shard.destinations.documents import ClusterOutcome, DryRun, Uploaded
 from dsv4_shard.diagnosis.document import Explanation
@@ -77,6 +79,7 @@ def generated() -> dict[str, str]:
     files = {
         "commands.md": _page(_commands()),
         "errors.md": _page(_errors()),
+        "exports.md": _page(_exports()),
         "gpus.md": _page(_gpus()),
         "limits.md": _page(_limits()),
         "outputs.md": _page(_outputs([(name, schemas[name]) for name in others])),
@@ -181,6 +184,29 @@ def _errors() -> Iterator[str]:
 
 
 # --- GPUs ----------------------------------------------------------------------------------------------------------
+
+
+def _exports() -> Iterator[str]:
+    yield "# Other tools' exports"
+    yield ""
+    yield (
+        "Checkpoints are read in safetensors files, in the formats of the releases of DeepSeek and NVIDIA. What "
+        "another tool wrote gets one finding that names the tool, by the marks below, and says what reads it. To plan "
+        "or reshard, name the checkpoint that it was made from."
+    )
+    yield ""
+    yield "## Checkpoints in safetensors files"
+    yield ""
+    yield "Marks count where tensors have names or dtypes that no release has."
+    yield ""
+    rows = [(one.title, ", ".join(map(_code, one.methods)), ", ".join(map(_code, one.parts)), one.readers)
+            for one in EXPORTERS]  # fmt: skip
+    yield from _table(("tool", "`quant_method`", "last part of tensor names", "read by"), rows)
+    yield ""
+    yield "## Other files"
+    yield ""
+    yield from _table(("files", "are", "read by"), [(_code(one.files), one.what, one.readers) for one in KINDS])
+    yield ""
 
 
 def _gpus() -> Iterator[str]:

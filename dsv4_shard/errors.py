@@ -178,6 +178,18 @@ class IncompleteCheckpoint(ShardError):
     hint = "`dsv4-shard inspect` lists every finding."
 
 
+class OtherExport(ShardError):
+    """Another tool wrote the checkpoint, in a format that is not read here."""
+
+    hint = "`dsv4-shard inspect` shows what it holds."
+
+
+class NotACheckpoint(ShardError):
+    """The folder holds no checkpoint in safetensors files: other folders, another tool's files, or nothing."""
+
+    hint = "Name the folder that holds config.json, the index and the weights."
+
+
 # --- rank files as input -------------------------------------------------------------------------------------------
 
 

@@ -67,6 +67,10 @@ def at_commit(repo: str, checkpoint: Checkpoint) -> str:
 
 _HUB_ID = re.compile(r"^(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.+/-]+))?$")
 
+_HUB_PAGE = re.compile(
+    r"https?://(?:www\.)?(?:huggingface\.co|hf\.co|hf-mirror\.com)/(?P<id>[\w.-]+/[\w.-]+)", re.ASCII
+)
+
 
 def open_source(repo: str, *, refresh: bool = False, exact: bool = False) -> Source:
     """Return the source at `repo`: a folder, the URL of an object store, or the Hub repository `org/name[@revision]`.
@@ -83,6 +87,8 @@ def open_source(repo: str, *, refresh: bool = False, exact: bool = False) -> Sou
             f"{repo}: a name that is not UTF-8: plans and manifests, which are JSON, could not hold it",
             hint="Rename the folder, or make a link to it: `ln -s FOLDER model`.",
         )
+    if (page := _HUB_PAGE.match(repo)) is not None:
+        raise UsageError(f"{repo}: a page of the Hub", hint=f"Write {page['id']}.")
     if is_url(repo):
         from dsv4_shard.sources.object_store import open_store
 
@@ -91,7 +97,8 @@ def open_source(repo: str, *, refresh: bool = False, exact: bool = False) -> Sou
     if repo and os.path.isdir(path):
         return LocalSource(path, repo, _revision_of(path))
     if repo and os.path.exists(path):
-        raise UsageError(f"{repo}: not a folder", hint="Name the folder that holds config.json and the weights.")
+        beside = path.parent if (path.parent / CONFIG_FILE).is_file() else "the folder that holds config.json"
+        raise UsageError(f"{repo}: not a folder", hint=f"Name {beside}.")
     named = hub_id(repo)
     if named is None:
         raise UsageError(f"{repo}: no such folder", hint=_did_you_mean(repo))

@@ -18,6 +18,8 @@ NVFP4 = "NVFP4"
 PACKED = ("FP4", NVFP4)
 """Formats that store two values per byte."""
 
+_READ = (*PACKED, "FP8", *FLOATS)
+
 
 @dataclass(frozen=True, slots=True)
 class Format:
@@ -32,6 +34,11 @@ class Format:
     name: str
     block: Block | None = None
     scale_dtype: str | None = None
+
+    @property
+    def is_read(self) -> bool:
+        """Whether this is a format of the releases; if not, the name is the dtype of the weights."""
+        return self.name in _READ
 
     def __str__(self) -> str:
         return f"{self.name} {self.block}, {self.scale_dtype} scales" if self.block else self.name
@@ -99,17 +106,34 @@ def find_formats(census: Census) -> tuple[dict[tuple[Stage, Role], Format], list
     return formats, findings
 
 
-def compare_stages(formats: dict[tuple[Stage, Role], Format]) -> Iterator[Finding]:
-    """Yield a finding for each role whose format in the MTP block differs from the layers.
+def draft_difference(formats: dict[tuple[Stage, Role], Format]) -> str | None:
+    """Return how the MTP block's formats differ from the layers'; None if they do not.
 
-    Engines build an MTP block as one more layer. Exception: NVIDIA's NVFP4 releases keep the MTP block's experts in
-    DeepSeek's FP4.
+    NVIDIA's NVFP4 releases keep the MTP block's experts in DeepSeek's FP4, which both engines know: no difference.
     """
+    odd: dict[tuple[Format, Format], list[str]] = {}
     for (stage, role), fmt in formats.items():
         layers = formats.get((Stage.LAYER, role))
         is_nvidia = layers is not None and (layers.name, fmt.name) == (NVFP4, "FP4")
         if stage is Stage.MTP and layers is not None and fmt != layers and not is_nvidia:
-            yield defect("mtp-format", f"{role} is {layers} in the layers and {fmt} in the MTP block")
+            odd.setdefault((fmt, layers), []).append(str(role))
+    ways = [f"{some(roles)} {'is' if len(roles) == 1 else 'are'} {fmt}, in the layers {layers}"
+            for (fmt, layers), roles in odd.items()]  # fmt: skip
+    return "; ".join(ways) or None
+
+
+def compare_stages(formats: dict[tuple[Stage, Role], Format]) -> Iterator[Finding]:
+    """Yield a warning if the MTP block's formats differ from the layers', as after a cast of the target alone.
+
+    SGLang 0.5.23 (`configs/model_config.py`, `is_fp4_experts`) and vLLM 0.33.0 (`models/deepseek_v4/quant_config.py`,
+    `expert_dtype`) find one format of experts in a folder, and build target and draft with it.
+    """
+    difference = draft_difference(formats)
+    if difference is not None:
+        yield Finding(
+            Severity.WARNING, "mtp-format", f"the MTP block is stored otherwise than the layers: {difference}. SGLang "
+            "and vLLM build the experts of both in one format, so the draft is planned separately"
+        )  # fmt: skip
 
 
 def f32_norms(checkpoint: Checkpoint, formats: dict[tuple[Stage, Role], Format]) -> frozenset[Role]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from dsv4_shard.checkpoint.completeness import check_completeness, check_numbers
+from dsv4_shard.checkpoint.exports import NEXT, OTHER_EXPORT, name_export, unknown_export
 from dsv4_shard.checkpoint.findings import Finding, Severity, defect, some
 from dsv4_shard.checkpoint.formats import (
     Format,
@@ -15,14 +16,16 @@ from dsv4_shard.checkpoint.formats import (
     check_shapes,
     compare_config,
     compare_stages,
+    draft_difference,
     f32_norms,
     find_formats,
     is_packed,
 )
-from dsv4_shard.checkpoint.reader import Checkpoint
+from dsv4_shard.checkpoint.reader import NESTED_DRAFT, Checkpoint
 from dsv4_shard.checkpoint.tensor_kinds import Census, take_census
-from dsv4_shard.errors import IncompleteCheckpoint
+from dsv4_shard.errors import IncompleteCheckpoint, OtherExport
 from dsv4_shard.models import Draft, Family, ModelConfig, Part, Role, Stage, TensorName, family_of
+from dsv4_shard.sources.checkpoint_files import INDEX_FILE
 from dsv4_shard.storage import collector_paused
 from dsv4_shard.tensors.geometry import logical_shape
 from dsv4_shard.tensors.header import Tensor, nbytes_of
@@ -80,6 +83,11 @@ class Inventory:
         return self.draft.blocks
 
     @property
+    def draft_difference(self) -> str | None:
+        """How the MTP block's formats differ from the layers', None if they do not."""
+        return draft_difference(self.formats)
+
+    @property
     def errors(self) -> tuple[Finding, ...]:
         """The findings that stop planning."""
         return tuple(finding for finding in self.findings if finding.severity is Severity.ERROR)
@@ -112,6 +120,14 @@ def outside_layers(inventory: Inventory) -> Inventory:
     return replace(inventory, names=names)
 
 
+def draft_alone(inventory: Inventory) -> Inventory:
+    """Return the inventory with the MTP blocks alone, in their own formats, as if the layers had the same."""
+    own = {role: fmt for (stage, role), fmt in inventory.formats.items() if stage is Stage.MTP}
+    formats = {(stage, role): own.get(role, fmt) for (stage, role), fmt in inventory.formats.items()}
+    groups = {group: count for group, count in inventory.groups.items() if group.stage is Stage.MTP}
+    return replace(inventory, formats=formats, groups=groups)
+
+
 def take_inventory(checkpoint: Checkpoint) -> Inventory:
     """Sort a checkpoint's tensors by role and check them. Problems become findings, not errors."""
     with collector_paused():
@@ -128,19 +144,54 @@ def _take(checkpoint: Checkpoint) -> Inventory:
             unknown.append(name)
         else:
             names[name] = parsed
+    census = take_census(checkpoint.config, checkpoint.tensors, names)
+    formats, odd_formats = find_formats(census)
+    alone = _find_export(checkpoint, census, formats, unknown) or _find_draft(checkpoint, census)
+    if alone is not None:
+        findings = [finding for finding in checkpoint.findings if finding.severity is not Severity.ERROR] + [alone]
+        return Inventory(checkpoint.config, names, _count(census, formats), formats, census.draft, tuple(findings))
     findings = list(checkpoint.findings)
     if unknown:
         findings.append(defect("unknown-tensors", f"{len(unknown):,} tensors have no known role: {some(unknown)}"))
-    census = take_census(checkpoint.config, checkpoint.tensors, names)
     findings += check_numbers(census)
-    findings += check_completeness(census)
-    formats, more = find_formats(census)
-    findings += more
+    has_nested = any(finding.code == NESTED_DRAFT for finding in findings)
+    findings += [one for one in check_completeness(census) if not (has_nested and one.code == "no-mtp")]
+    findings += odd_formats
     findings += compare_stages(formats)
     findings += check_dtypes(census, f32_norms(checkpoint, formats))
     findings += check_shapes(census, formats)
     findings += compare_config(checkpoint.config, formats)
     return Inventory(checkpoint.config, names, _count(census, formats), formats, census.draft, tuple(findings))
+
+
+def _find_export(
+    checkpoint: Checkpoint, census: Census, formats: dict[tuple[Stage, Role], Format], unknown: list[str]
+) -> Finding | None:
+    """Return the finding that takes the place of all others if another tool wrote the checkpoint."""
+    unread = {key for key, fmt in formats.items() if not fmt.is_read}
+    odd = unknown + census.names_of(kind for kind in census.counts if (kind.stage, kind.role) in unread)
+    if not odd:
+        return None
+    document, tensors = checkpoint.document, checkpoint.tensors
+    experts = formats.get((Stage.LAYER, Role.ROUTED_GATE))
+    found = name_export(document, checkpoint.documents, tensors, odd)
+    if found is None and (experts is None or not experts.is_read) and 2 * len(odd) > len(tensors):
+        found = unknown_export(document, odd, len(tensors))
+    return defect(OTHER_EXPORT, f"{found} {NEXT}") if found else None
+
+
+def _find_draft(checkpoint: Checkpoint, census: Census) -> Finding | None:
+    """Return the one finding about a folder that holds a draft model alone; None for any other."""
+    if {kind.stage for kind in census.counts} != {Stage.MTP}:
+        return None
+    blocks, dspark = census.draft
+    what = counted(blocks, "DSpark stage" if dspark else "MTP block")
+    above = checkpoint.source.root.parent if checkpoint.source.root is not None else None
+    target = f": {above}" if above is not None and (above / INDEX_FILE).exists() else ""
+    return defect(
+        "draft-alone", f"a draft model alone: {what} ({len(census.names):,} tensors), and no tensor of its target. "
+        f"Engines load it beside the target. To plan, name the folder of the target{target}."
+    )  # fmt: skip
 
 
 def _count(census: Census, formats: dict[tuple[Stage, Role], Format]) -> dict[TensorGroup, int]:
@@ -159,8 +210,11 @@ def _group(
 
 
 def refuse_errors(inventory: Inventory) -> None:
-    """Raise IncompleteCheckpoint with the first error of the inventory, if it has any."""
+    """Raise IncompleteCheckpoint with the inventory's first error; OtherExport if another tool wrote the checkpoint."""
     errors = inventory.errors
+    for error in errors:
+        if error.code == OTHER_EXPORT:
+            raise OtherExport(error.message)
     if errors:
         more = f" ({counted(len(errors) - 1, 'more finding')})" if len(errors) > 1 else ""
         raise IncompleteCheckpoint(errors[0].message + more)

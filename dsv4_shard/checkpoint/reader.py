@@ -6,21 +6,27 @@ from typing import Any
 
 import xxhash
 
+from dsv4_shard.checkpoint.exports import name_export
 from dsv4_shard.checkpoint.findings import Finding, Severity, defect, some
+from dsv4_shard.checkpoint.folders import dead_link_hint, drafts_in_folders, no_index, refuse_other_folders
 from dsv4_shard.errors import (
     BadConfig,
     BadIndex,
+    BadStack,
     CheckpointTooLarge,
     DuplicateTensor,
     IndexMismatch,
     MissingFile,
+    MixedDialects,
     UnsafeFileName,
 )
 from dsv4_shard.limits import CONFIG, HEADERS, INDEX, WEIGHT_FILES
 from dsv4_shard.models import (
     NATIVE,
     ModelConfig,
+    Stage,
     View,
+    family_of,
     is_transformers_config,
     native_view,
     parse_config,
@@ -35,9 +41,12 @@ from dsv4_shard.sources.checkpoint_files import (
 )
 from dsv4_shard.storage import collector_paused
 from dsv4_shard.tensors.header import Tensor, read_header
-from dsv4_shard.text.sanitize import short
+from dsv4_shard.text.sanitize import short, short_name
 from dsv4_shard.text.strict_json import BadJson, is_plain, parse_json
 from dsv4_shard.text.units import counted
+
+NESTED_DRAFT = "nested-draft"
+"""Code of the note about a draft model in a folder of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +78,7 @@ class Checkpoint:
         tensors: Native name → tensor.
         findings: What the reader found.
         dialect: Name of the dialect of the names in the files.
+        documents: Names of the JSON files beside the weights.
     """
 
     source: Source
@@ -78,6 +88,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     findings: tuple[Finding, ...]
     dialect: str = NATIVE
+    documents: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +100,7 @@ class UnknownCheckpoint:
     files: tuple[SourceFile, ...]
     tensors: dict[str, Tensor]
     findings: tuple[Finding, ...]
+    documents: tuple[str, ...] = ()
 
 
 def read_checkpoint(source: Source) -> Checkpoint:
@@ -98,20 +110,33 @@ def read_checkpoint(source: Source) -> Checkpoint:
     ShardError with exit code 3 for each other contradiction.
     """
     sizes = source.sizes()
+    refuse_other_folders(source, sizes)
     config, document = parse_config(*_read_config(source, sizes))
     files, tensors, findings = _read_weights(source, sizes)
     with collector_paused():
-        view = native_view(config, tensors)
-    findings = (*findings, *_check_dialect(view, config, document))
+        try:
+            view = native_view(config, tensors)
+        except (BadStack, DuplicateTensor, MixedDialects):
+            parts = family_of(config).grammar.parts.values()
+            odd = [name for name in tensors if name.rpartition(".")[2] not in parts]
+            if name_export(document, sizes, tensors, odd) is None:
+                raise
+            view = View(tensors)
+    findings = (*findings, *_check_dialect(view, config, document), *_find_drafts(source, config, view))
     dialect = view.dialect.name if view.dialect else NATIVE
-    return Checkpoint(source, config, document, files, view.tensors, findings, dialect)
+    return Checkpoint(source, config, document, files, view.tensors, findings, dialect, _documents(sizes))
 
 
 def read_unknown(source: Source) -> UnknownCheckpoint:
     """Read a checkpoint of any family, with the checks of `read_checkpoint` that need no family."""
     sizes = source.sizes()
+    refuse_other_folders(source, sizes)
     document = parse_document(*_read_config(source, sizes))
-    return UnknownCheckpoint(source, document, *_read_weights(source, sizes))
+    return UnknownCheckpoint(source, document, *_read_weights(source, sizes), _documents(sizes))
+
+
+def _documents(sizes: Mapping[str, int]) -> tuple[str, ...]:
+    return tuple(name for name in sizes if name.endswith(".json"))
 
 
 def _read_weights(
@@ -147,10 +172,7 @@ def _read_index(source: Source, sizes: Mapping[str, int]) -> tuple[dict[str, str
     if INDEX_FILE not in sizes:
         if SINGLE_FILE in sizes:
             return None, None
-        raise BadIndex(
-            f"{source.label}: neither {INDEX_FILE} nor {SINGLE_FILE}",
-            hint="The download is incomplete, or the weights are in another format than safetensors.",
-        )
+        raise no_index(source.label, sizes)
     where = f"{source.label}/{INDEX_FILE}"
     if sizes[INDEX_FILE] > INDEX.nbytes:
         raise BadIndex(f"{where}: {sizes[INDEX_FILE]} bytes, over {INDEX.nbytes}")
@@ -206,7 +228,8 @@ def _check_file_names(names: list[str], sizes: Mapping[str, int], source: Source
         dangling = sorted(set(missing).intersection(source.dangling_links()))
         why = f"; {some(dangling)}: a link whose target is gone" if dangling else ""
         raise MissingFile(
-            f"{where} names {counted(len(names), 'file')}, {len(missing)} of them not there: {some(missing)}{why}"
+            f"{where} names {counted(len(names), 'file')}, {len(missing)} of them not there: {some(missing)}{why}",
+            hint=dead_link_hint(dangling),
         )
 
 
@@ -289,6 +312,18 @@ def _check_dialect(view: View, config: ModelConfig, document: Mapping[str, Any])
     if view.dialect:
         yield Finding(Severity.NOTE, "dialect", f"tensors are named as by {view.dialect.title}; here they have "
                       "DeepSeek's own names")  # fmt: skip
+
+
+def _find_drafts(source: Source, config: ModelConfig, view: View) -> Iterator[Finding]:
+    """Yield a note if the draft model that the config declares is in a folder of its own, as miles exports it."""
+    prefix = family_of(config).grammar.prefixes.get(Stage.MTP)
+    if prefix is None or not config.num_nextn_predict_layers or any(name.startswith(prefix) for name in view.tensors):
+        return
+    for folder, count in drafts_in_folders(source).items():
+        yield Finding(
+            Severity.NOTE, NESTED_DRAFT, f"the draft model is in {short_name(folder)}/ ({count:,} tensors): this is "
+            f"the target alone; `dsv4-shard inspect {source.label}/{short_name(folder)}` shows the draft"
+        )  # fmt: skip
 
 
 def _check_folder(source: Source, sizes: Mapping[str, int], names: list[str]) -> list[Finding]:

@@ -46,17 +46,26 @@ def version_rule(*versions: str) -> Requires:
     )  # fmt: skip
 
 
+DSPARK_LEFT_OUT = "DSpark's draft stages are not verified for this engine: shards hold the target model"
+
+FORMAT_LEFT_OUT = "the draft's experts are of another format than the target's, and the engine builds both in one"
+
+
+def left_out_draft(inventory: Inventory) -> str | None:
+    """Why the files of SGLang and vLLM leave out the MTP blocks; None if they hold them."""
+    if inventory.draft.dspark:
+        return DSPARK_LEFT_OUT
+    return FORMAT_LEFT_OUT if inventory.draft_difference else None
+
+
 def draft_blocks(context: Context) -> int:
-    """Number of MTP blocks that SGLang and vLLM make a draft model of. 0 for DSpark's stages: not verified."""
-    return 0 if context.inventory.draft.dspark else context.inventory.draft.blocks
+    """Number of MTP blocks that the files of SGLang and vLLM hold as a draft model."""
+    return 0 if left_out_draft(context.inventory) else context.inventory.draft.blocks
 
 
 def is_left_out(stage: Stage, context: Context) -> bool:
     """Whether the raw layouts of SGLang and vLLM leave out the tensors of `stage`."""
-    return stage is Stage.MTP and context.inventory.draft.dspark
-
-
-DSPARK_LEFT_OUT = "DSpark's draft stages are not verified for this engine: shards hold the target model"
+    return stage is Stage.MTP and left_out_draft(context.inventory) is not None
 
 
 def dspark_notes(context: Context) -> tuple[str, ...]:

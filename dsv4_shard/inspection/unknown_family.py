@@ -7,7 +7,7 @@ given. The axis that engines cut is marked if the last part of the name means th
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from dsv4_shard.checkpoint import Finding, Severity, UnknownCheckpoint, some
+from dsv4_shard.checkpoint import OTHER_EXPORT, Finding, Severity, UnknownCheckpoint, name_export, some
 from dsv4_shard.engines import Request
 from dsv4_shard.inspection.known_family import DEFAULT_TPS, DimensionPart, InspectionFinding
 from dsv4_shard.inspection.scale_pairs import MAX_AXES, Scaled, Scales, Sharing, find_scales
@@ -151,6 +151,7 @@ def inspect_unknown(checkpoint: UnknownCheckpoint, tps: tuple[int, ...] = DEFAUL
     rows = _count(scales)
     findings = (
         *checkpoint.findings,
+        *_exported(checkpoint),
         *_findings(scales, identity.declared_block),
         *_left_out(len(rows), len(scales.scaled)),
     )
@@ -347,6 +348,18 @@ def _findings(scales: Scales, declared: tuple[int, int] | None) -> Iterator[Find
             count = sum(scales.counts[kind] for kind in kinds)
             names = some(sorted({kind.template for kind in kinds}))
             yield Finding(Severity.WARNING, code, f"{count:,} {words}: {names}")
+
+
+_OWN_PARTS = frozenset({"weight", "bias", "weight_scale_inv", "scale", "e_score_correction_bias"})
+"""Last parts of names in releases of many families; tools that quantize add others."""
+
+
+def _exported(checkpoint: UnknownCheckpoint) -> Iterator[Finding]:
+    """Yield a note about the tool that wrote the checkpoint, if its names or config.json show one."""
+    odd = [name for name in checkpoint.tensors if name.rpartition(".")[2] not in _OWN_PARTS]
+    named = name_export(checkpoint.document, checkpoint.documents, checkpoint.tensors, odd)
+    if named is not None:
+        yield Finding(Severity.NOTE, OTHER_EXPORT, named)
 
 
 def _left_out(names: int, weights: int) -> Iterator[Finding]:

@@ -40,6 +40,7 @@ from dsv4_shard.planning.document import (
     PlanMemory,
     PlanModule,
 )
+from dsv4_shard.planning.draft import draft_notes
 from dsv4_shard.planning.host_memory import plan_host
 from dsv4_shard.planning.nearby import nearest
 from dsv4_shard.planning.remedies import ways_out
@@ -162,7 +163,9 @@ def make_plan(
         feasible=not breaches,
         breaches=breaches,
         checks=() if unknown else tuple(_checks(engine, context)),
-        choices=(*choice.notes(), *engine.notes(context)) if choice.feasible and not unknown else (),
+        choices=(*choice.notes(), *engine.notes(context), *draft_notes(inventory, request, context))
+        if choice.feasible and not unknown
+        else (),
         unwritten=refusal,
         assumptions=_assumptions(choice.deployment, request, checkpoint.dialect if layout is None else NATIVE),
         modules=tuple(_modules(engine, weights, context)),
@@ -170,7 +173,7 @@ def make_plan(
         memory=memory,
         host=plan_host(checkpoint, context, weights, totals, layout is not None),
         shared_expert_addition=engine.addition(context) if choice.deployment.world > 1 else _ALONE,
-        launch=PlanLaunch.of(launch, has_draft=inventory.mtp_blocks > 0 and not inventory.draft.dspark),
+        launch=PlanLaunch.of(launch, has_draft=_has_draft(inventory)),
         layout=layout,
         reshard=f"dsv4-shard reshard {shlex.quote(label)} {shlex.quote(out)} {options_of(request)}" if layout else None,
         out=out if layout else None,
@@ -178,6 +181,11 @@ def make_plan(
         if not breaches or any(breach.unknown for breach in breaches)
         else tuple(_alternatives(inventory, request)),
     )
+
+
+def _has_draft(inventory: Inventory) -> bool:
+    """Whether the options for an MTP draft model are of use."""
+    return inventory.mtp_blocks > 0 and not inventory.draft.dspark and inventory.draft_difference is None
 
 
 def folder_of(inventory: Inventory, request: Request, deployment: Deployment, label: str) -> str:

@@ -21,6 +21,7 @@ from dsv4_shard.errors import NotAResult, ReadFailed, UsageError
 from dsv4_shard.limits import MANIFEST
 from dsv4_shard.sharding.recipe import Recipe
 from dsv4_shard.sources.base import CHUNK_BYTES
+from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE, SINGLE_FILE
 from dsv4_shard.sources.local import LocalFile
 from dsv4_shard.storage import MANIFEST_NAME, digest_of, read_regular, tensor_digest
 from dsv4_shard.tensors.header import Header
@@ -208,14 +209,29 @@ def load_manifest(folder: Path) -> Manifest:
     except OSError as error:
         raise NotAResult(f"{folder}: {error.strerror}") from None
     if not has_manifest:
-        raise NotAResult(
-            f"{folder}: no {MANIFEST_NAME}: not a result of reshard, or one that never finished",
-            hint="Nothing in it can be trusted. Run `dsv4-shard reshard` again.",
-        )
+        raise _no_result(folder)
     try:
         return read_manifest(read_regular(path, MANIFEST), str(path))
     except ReadFailed as error:
         raise NotAResult(str(error)) from None
+
+
+def _no_result(folder: Path) -> NotAResult:
+    """Return the error about a folder without a manifest, which says what the folder is if that is plain."""
+    if (folder / CONFIG_FILE).exists() and ((folder / INDEX_FILE).exists() or (folder / SINGLE_FILE).exists()):
+        return NotAResult(
+            f"{folder}: a checkpoint, not a result of reshard: it has no {MANIFEST_NAME}",
+            hint=f"`dsv4-shard inspect {folder}` checks it; a result is checked by `verify OUT --against {folder}`.",
+        )
+    if (folder / "model-rank-0-part-0.safetensors").exists():
+        return NotAResult(
+            f"{folder}: rank files without {MANIFEST_NAME}: an engine's own saver wrote them, or the manifest is lost",
+            hint="Nothing says what they should hold. Take the checkpoint that they were made from.",
+        )
+    return NotAResult(
+        f"{folder}: no {MANIFEST_NAME}: not a result of reshard, or one that never finished",
+        hint="Nothing in it can be trusted. Run `dsv4-shard reshard` again.",
+    )
 
 
 _NAME_A_RESULT = "Name the folder that reshard or merge wrote."

@@ -119,7 +119,8 @@ def test_every_tensor_and_byte_is_in_the_table_and_nothing_is_odd(
     inspection = inspections[model]
     assert sum(row.tensors for row in inspection.templates) == inspection.identity.tensors == len(FAMILIES[model][1])
     assert sum(row.bytes for row in inspection.templates) == inspection.identity.bytes
-    assert inspection.findings == ()
+    assert [finding.severity for finding in inspection.findings] in ([], [Severity.NOTE])
+    assert all("compressed-tensors" in finding.message for finding in inspection.findings)
 
 
 @pytest.mark.parametrize("model", FAMILIES)

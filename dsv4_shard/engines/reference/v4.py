@@ -24,7 +24,7 @@ from dsv4_shard.engines.layout import Constant, Disposition, LeftOut, TargetTens
 from dsv4_shard.engines.parallelism import no_choice
 from dsv4_shard.engines.placement import Expert, Pad, Placement, RankTensor, Replicate, Split, rank_tensor
 from dsv4_shard.engines.remedies import NO_DP, leave_out
-from dsv4_shard.engines.rules import NO_OPTION, Divides, Requires, Rule, Symptom, Template
+from dsv4_shard.engines.rules import NO_OPTION, NOT_VERIFIED, Divides, Requires, Rule, Symptom, Template
 from dsv4_shard.engines.shared_rules import NODES_RULE, nvfp4_rule, o_a_decoding_rule, version_rule
 from dsv4_shard.models import V4, Draft, Family, ModelConfig, Module, Names, Part, Role, Stage, TensorName, family_of
 from dsv4_shard.tensors.header import Tensor
@@ -128,6 +128,12 @@ def _indexer_rows(context: Context) -> int:
     return context.v4.index_n_heads * context.v4.index_head_dim
 
 
+def _casts_draft(context: Context) -> bool:
+    """Whether the converter casts the experts of an MTP block in FP4, so that they get the format of the target's."""
+    fmt = context.inventory.format(Role.ROUTED_GATE, Stage.MTP)
+    return fmt is not None and (fmt.name, context.deployment.experts) == ("FP4", "FP8")
+
+
 _WAYS: tuple[Rule, ...] = (
     *ONE_WAY_RULES,
     Requires(
@@ -147,6 +153,11 @@ _WAYS: tuple[Rule, ...] = (
         c.inventory.routed.name) != ("FP4", "FP8"),
         "experts are {context.inventory.routed.name} in the checkpoint and cannot be written as {at.experts}",
         remedies=(leave_out("expert_dtype"),), fatal=True,
+    ),
+    Requires(
+        "draft-format", Module.MTP, lambda c: _casts_draft(c) or c.inventory.draft_difference is None,
+        "model.py builds the experts of the MTP block as {at.experts}, like those of the layers, and they are stored "
+        "otherwise", consequence=NOT_VERIFIED,
     ),
     NODES_RULE,
 )  # fmt: skip

@@ -12,7 +12,7 @@ from dsv4_shard.engines.deployment import Context, Deployment
 from dsv4_shard.engines.layout import Constant, Disposition, LeftOut, TargetTensor
 from dsv4_shard.engines.parameters import DRAFT_FOLDER, Parameter, model_files, rank_file_name
 from dsv4_shard.engines.placement import Pad
-from dsv4_shard.engines.shared_rules import DSPARK_LEFT_OUT, draft_blocks, is_left_out, vocab_placement
+from dsv4_shard.engines.shared_rules import draft_blocks, left_out_draft, vocab_placement
 from dsv4_shard.engines.vllm.v4 import TILE, backend_of, fits, is_aligned, parameter_dtype, scale_repeat
 from dsv4_shard.models import Part, Role, Stage, TensorName
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE
@@ -136,8 +136,8 @@ class VllmLayout:
 
     def fate(self, tensor: Tensor, name: TensorName, context: Context) -> Disposition:
         """The parameter that `tensor` goes into, and its transform."""
-        if is_left_out(name.stage, context):
-            return LeftOut(DSPARK_LEFT_OUT)
+        if name.stage is Stage.MTP and (reason := left_out_draft(context.inventory)) is not None:
+            return LeftOut(reason)
         if name.role in (Role.MTP_EMBED, Role.MTP_HEAD):
             return LeftOut("the draft model shares the target's embedding and head")
         dtype = parameter_dtype(name.role, name.part, context) or tensor.dtype

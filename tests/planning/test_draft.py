@@ -1,0 +1,103 @@
+"""Drafts in another format than the target: the target is planned and written, the draft planned alone and named."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.checkpoints.full_size import Tensors, in_memory, to_fp8_experts
+from support.checkpoints.small import small_config
+
+import dsv4_shard
+from dsv4_shard.checkpoint.findings import Severity
+from dsv4_shard.checkpoint.inventory import Inventory, take_inventory
+from dsv4_shard.checkpoint.reader import Checkpoint
+from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, tensors_of, write_checkpoint
+from dsv4_shard.engines.deployment import Request
+from dsv4_shard.models.roles import Stage
+from dsv4_shard.opening import open_checkpoint
+from dsv4_shard.planning.document import Plan
+from dsv4_shard.planning.plan_builder import make_plan
+
+FP4 = tensors_of(DEMO_CONFIG)
+FP8 = to_fp8_experts(FP4)
+
+
+def mixed(target: Tensors, draft: Tensors, experts: str) -> tuple[Checkpoint, Inventory]:
+    tensors = {name: (draft if name.startswith("mtp.") else target)[name] for name in target}
+    checkpoint = in_memory(DEMO_CONFIG | {"expert_dtype": experts}, tensors)
+    return checkpoint, take_inventory(checkpoint)
+
+
+FP8_WITH_FP4 = mixed(FP8, FP4, "fp8")
+FP4_WITH_FP8 = mixed(FP4, FP8, "fp4")
+
+
+def planned(opened: tuple[Checkpoint, Inventory], engine: str, **options: Any) -> Plan:
+    return make_plan(*opened, Request(2, engine=engine, **options))
+
+
+@pytest.mark.parametrize("opened", [FP8_WITH_FP4, FP4_WITH_FP8], ids=["fp8-fp4", "fp4-fp8"])
+def test_the_difference_is_one_warning(opened: tuple[Checkpoint, Inventory]) -> None:
+    (finding,) = opened[1].findings
+    assert (finding.severity, finding.code) == (Severity.WARNING, "mtp-format")
+    assert "routed_expert.gate, routed_expert.up, routed_expert.down are" in finding.message
+
+
+@pytest.mark.parametrize("engine", ["sglang", "vllm"])
+@pytest.mark.parametrize(("opened", "alone"), [(FP8_WITH_FP4, FP4), (FP4_WITH_FP8, FP8)], ids=["fp8-fp4", "fp4-fp8"])
+def test_the_target_is_planned_as_without_its_draft(
+    engine: str, opened: tuple[Checkpoint, Inventory], alone: Tensors
+) -> None:
+    checkpoint, _ = opened
+    target = {
+        name: (tensor.dtype, tensor.shape) for name, tensor in checkpoint.tensors.items() if not name.startswith("mtp.")
+    }
+    bare = in_memory(checkpoint.document | {"num_nextn_predict_layers": 0}, target)
+    plan, without = planned(opened, engine), planned((bare, take_inventory(bare)), engine)
+    assert plan.feasible
+    assert plan.totals == without.totals
+    assert plan.launch == without.launch
+    assert plan.launch.draft_options == ""
+    (note,) = [choice for choice in plan.choices if "draft is planned separately" in choice]
+    assert "It is left out, and the target drafts nothing" in note
+    whole = in_memory(DEMO_CONFIG, alone)
+    (runner,) = {planned((whole, take_inventory(whole)), engine).deployment.runner}
+    assert note.endswith(f"a rank with runner {runner}")
+
+
+def test_the_reference_casts_a_draft_to_the_targets_fp8_and_is_not_verified_otherwise() -> None:
+    cast = planned(FP8_WITH_FP4, "reference")
+    assert cast.feasible
+    assert {row.rank_dtype for row in cast.modules if row.module == "routed experts"} == {"F8_E4M3"}
+    assert any("It is cast as the target" in choice for choice in cast.choices)
+    other = planned(FP4_WITH_FP8, "reference")
+    assert [breach.rule for breach in other.breaches] == ["draft-format"]
+    assert other.breaches[0].unknown
+
+
+def test_node_folders_hold_the_draft_as_it_is_stored() -> None:
+    plan = planned(FP8_WITH_FP4, "node", nodes=2)
+    assert any("It stays as it is stored" in choice for choice in plan.choices)
+
+
+@pytest.mark.parametrize("engine", ["sglang", "vllm"])
+def test_rank_files_hold_the_target_alone_and_are_verified(engine: str, tmp_path: Path) -> None:
+    document = small_config(expert_dtype="fp8")
+    source = write_mixed(tmp_path / "model", document)
+    _, inventory = open_checkpoint(str(source))
+    assert inventory.mtp_blocks == 1
+    dsv4_shard.reshard(source, tmp_path / "out", tp=2, engine=engine, gpu="h200")
+    assert not (tmp_path / "out" / "draft").exists()
+    assert dsv4_shard.verify(tmp_path / "out", against=source).ok
+    assert any(group.stage is Stage.MTP for group in inventory.groups)
+
+
+def write_mixed(folder: Path, document: dict[str, Any]) -> Path:
+    """Write a checkpoint with FP8 experts in the layers, and FP4 experts in the MTP block."""
+    fp8 = write_checkpoint(folder, document, seed=5, experts="FP8")
+    fp4 = write_checkpoint(folder.parent / "fp4", document, seed=6, experts="FP4")
+    for file in folder.glob("*.safetensors"):
+        raw = (fp4 / file.name).read_bytes()
+        if b'"mtp.' in raw[:200]:
+            file.write_bytes(raw)
+    return fp8

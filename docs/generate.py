@@ -28,6 +28,7 @@ from dsv4_shard.inspection.unknown_family import UnknownInspection
 from dsv4_shard.limits import TABLE
 from dsv4_shard.planning.compare import PlanComparison
 from dsv4_shard.planning.document import Plan
+from dsv4_shard.planning.fewest import Fewest
 from dsv4_shard.planning.search import Search
 from dsv4_shard.reassembly.merge_job import Merged
 from dsv4_shard.sharding.manifest import Manifest
@@ -54,6 +55,7 @@ DOCUMENTS = {
     "inspection": Document(Inspection, "`inspect --json`"),
     "unknown-inspection": Document(UnknownInspection, "`inspect --json` of a family that is not known"),
     "search": Document(Search, "`plan --gpus N --json`"),
+    "fewest": Document(Fewest, "`plan --json` without a layout"),
     "comparison": Document(PlanComparison, "`plan --compare A B --json`"),
     "verification": Document(Verification, "`verify OUT --json`"),
     "together": Document(SharesVerification, "`verify OUT OUT… --json`"),

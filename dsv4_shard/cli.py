@@ -13,7 +13,14 @@ import typer
 
 import dsv4_shard
 from dsv4_shard.catalog.option import names_of
-from dsv4_shard.catalog.request import PlanCommandOptions, SearchOptions, rank_by_alone, refuse_beside_gpus
+from dsv4_shard.catalog.request import (
+    FewestOptions,
+    PlanCommandOptions,
+    SearchOptions,
+    rank_by_alone,
+    refuse_beside_gpus,
+    refuse_beside_no_layout,
+)
 from dsv4_shard.errors import ExitCode, NothingToDo, OutputNotEmpty, UsageError
 from dsv4_shard.explain import ExplainOptions
 from dsv4_shard.inspect import InspectOptions
@@ -43,6 +50,7 @@ from dsv4_shard.text.suggest import as_option
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from dsv4_shard.catalog.request import Request
     from dsv4_shard.destinations import WouldWrite
     from dsv4_shard.planning import Plan
     from dsv4_shard.sharding.outcome import Outcome
@@ -133,6 +141,8 @@ def plan(
 
     With --gpus in place of --tp: every layout that runs on so many GPUs, the lightest first.
 
+    With neither: the fewest GPUs of each kind, or of --gpu, that hold the weights. --pick N plans a row.
+
     With --compare: what differs between two plans.
     """
     if compare is not None:
@@ -140,16 +150,17 @@ def plan(
         _compare(*compare, as_json)
         return
     if "gpus" in given:
-        refuse_beside_gpus(name for name in given if name not in names_of(SearchOptions))
+        refuse_beside_gpus(name for name in given if name not in (*names_of(SearchOptions), "pick"))
         _search(repo or default_repo(), as_json, given)
         return
     if "rank_by" in given:
         raise rank_by_alone()
     if "tp" not in given:
-        raise UsageError(
-            "neither --tp nor --gpus",
-            hint="Plan a layout: `dsv4-shard plan REPO --tp 16`; or search them all: `dsv4-shard plan REPO --gpus 16`.",
-        )
+        refuse_beside_no_layout(name for name in given if name not in (*names_of(FewestOptions), "pick", "output"))
+        _fewest(repo or default_repo(), as_json, given)
+        return
+    if "pick" in given:
+        raise UsageError("--pick and --tp: a layout is one row", hint="Leave out --pick.")
     made = dsv4_shard.plan(repo or default_repo(), **given)
     _show_plan(made, given.get("output"), as_json)
     if not made.feasible:
@@ -171,12 +182,49 @@ def _search(repo: str, as_json: bool, given: dict[str, Any]) -> None:
     """Run `plan --gpus`."""
     from dsv4_shard.terminal.search import show_search
 
-    found = dsv4_shard.search(repo, **given)
+    pick = given.pop("pick", None)
+    wanted = given if pick is None else {name: value for name, value in given.items() if name != "output"}
+    found = dsv4_shard.search(repo, **wanted)
+    if pick is not None:
+        _plan_row(repo, [layout.request for layout in found.layouts], pick, as_json, given)
+        return
     if as_json:
         _print_json(found)
     else:
         show_search(_consoles()[0], found)
     if found.best is None:
+        raise typer.Exit(ExitCode.NO)
+
+
+def _fewest(repo: str, as_json: bool, given: dict[str, Any]) -> None:
+    """Run `plan` without a layout."""
+    from dsv4_shard.terminal.fewest import show_fewest
+
+    pick = given.pop("pick", None)
+    found = dsv4_shard.fewest(repo, **{name: value for name, value in given.items() if name != "output"})
+    rows = [kind.layout.request for kind in found.kinds if kind.layout is not None]
+    if pick is not None:
+        _plan_row(repo, rows, pick, as_json, given)
+        return
+    if "output" in given:
+        raise UsageError("--output without a layout", hint="Name the row whose plan is to be written with --pick.")
+    if as_json:
+        _print_json(found)
+    else:
+        show_fewest(_consoles()[0], found)
+    if not any(kind.verified and kind.gpus for kind in found.kinds):
+        raise typer.Exit(ExitCode.NO)
+
+
+def _plan_row(repo: str, rows: "list[Request]", pick: int, as_json: bool, given: dict[str, Any]) -> None:
+    """Plan the row `pick`, from 1, of the layouts that a search found."""
+    if pick > len(rows):
+        raise UsageError(f"--pick {pick}: there are {len(rows)} rows", hint="Run without --pick to see them.")
+    request = {name: value for name, value in vars(rows[pick - 1]).items() if value is not None}
+    more = {name: given[name] for name in ("context", "output", "refresh") if name in given}
+    made = dsv4_shard.plan(repo, **request, **more)
+    _show_plan(made, given.get("output"), as_json)
+    if not made.feasible:
         raise typer.Exit(ExitCode.NO)
 
 

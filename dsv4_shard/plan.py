@@ -1,4 +1,4 @@
-"""The verbs `plan`, `search` and `compare`: a plan for a layout, the layouts on a number of GPUs, two plans compared.
+"""The verbs `plan`, `search`, `fewest` and `compare`: a layout, all on some GPUs, the fewest GPUs, and differences.
 
 Nothing in a verb prints, asks or exits; the commands show the results. Sizes are in bytes, shapes in elements.
 
@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsv4_shard.catalog.option import Options
-from dsv4_shard.catalog.request import PlanOptions, SearchOptions
+from dsv4_shard.catalog.request import FewestOptions, PlanOptions, SearchOptions
 from dsv4_shard.catalog.verb import Later, verb
 
 if TYPE_CHECKING:
     from dsv4_shard.planning import compare as comparing
     from dsv4_shard.planning import document
+    from dsv4_shard.planning import fewest as fewest_gpus
     from dsv4_shard.planning import search as searching
 else:
     comparing = Later("dsv4_shard.planning.compare")
     document = Later("dsv4_shard.planning.document")
+    fewest_gpus = Later("dsv4_shard.planning.fewest")
     searching = Later("dsv4_shard.planning.search")
 
 
@@ -84,6 +86,30 @@ def search(repo: str | Path, options: SearchOptions) -> "searching.Search":
     if options.output is not None and found.best is not None:
         save_plan(plan_best(checkpoint, inventory, found), Path(options.output))
     return found
+
+
+@verb(FewestOptions)
+def fewest(repo: str | Path, options: FewestOptions) -> "fewest_gpus.Fewest":
+    """Find the fewest GPUs that hold the weights, of each known kind or of one, as `plan` without a layout does.
+
+    `repo` is as in `inspect`. `gpu` or `gpu_memory` names one kind of GPU (default: every kind that is known). `engine`
+    and `context` are as in `search`: with `context`, a layout whose KV cache is known to be too small for one such
+    session does not count.
+
+    Returns a Fewest: `kinds` has the number of GPUs of each kind with the best layout and its command, and says which
+    numbers were tried.
+
+    Raises:
+        - The errors of `plan`.
+
+    >>> found = dsv4_shard.fewest("model", gpu="h100")
+    >>> found.kinds[0].gpus, found.kinds[0].command
+    (1, 'dsv4-shard plan model --tp 1 --engine vllm --gpu h100')
+    """
+    from dsv4_shard.opening import open_checkpoint
+    from dsv4_shard.planning import fewest_for
+
+    return fewest_for(*open_checkpoint(str(repo), refresh=options.refresh, exact=False), options)
 
 
 @verb(Options)

@@ -39,6 +39,11 @@ GPUS = Option(
     metavar="N", panel=LAYOUT, least=1, most=MAX_RANKS,
 )  # fmt: skip
 
+PICK = Option(
+    help="Plan the Nth row of what --gpus, or no layout at all, lists.",
+    metavar="N", panel=LAYOUT, least=1, most=100_000,
+)  # fmt: skip
+
 RANK_BY = Option(
     help="With --gpus, what puts a layout first: weights (few), tokens (many) or sent (few bytes).",
     metavar="WHAT", panel=LAYOUT, shows="weights", choices=RANKINGS, unknown="no such ranking",
@@ -214,6 +219,21 @@ class SearchOptions(OutputOptions, Sessions, Target, _Searched):
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Engines(Options):
+    engine: Annotated[str | Iterable[str] | None, ENGINE_NAME] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Refreshed(Options):
+    refresh: Annotated[bool, REFRESH] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewestOptions(_Refreshed, Sessions, Target, _Engines):
+    """The options of `fewest`: those of `search`, without the number of GPUs."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Size(Options):
     tp: Annotated[int | None, TP] = None
     gpus: Annotated[int | None, GPUS] = None
@@ -226,8 +246,13 @@ class LayoutOrSearch(Sessions, LayoutOptions, _Size):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanCommandOptions(OutputOptions, LayoutOrSearch):
-    """The options of the command `plan`, which is `plan` or `search`."""
+class _Picked(Options):
+    pick: Annotated[int | None, PICK] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanCommandOptions(OutputOptions, _Picked, LayoutOrSearch):
+    """The options of the command `plan`, which is `plan`, `search` or `fewest`."""
 
 
 # --- options that contradict each other ------------------------------------------------------------------------------
@@ -243,6 +268,18 @@ def refuse_beside_gpus(asked: Iterable[str]) -> None:
         hint = f"Leave out {as_option(name)}, or --gpus."
         raise UsageError(f"{{gpus}} and {{{name}}}: the search tries them all", hint=hint,
                          parameters={"gpus": ..., name: ...})  # fmt: skip
+
+
+def refuse_beside_no_layout(asked: Iterable[str]) -> None:
+    """Refuse options that mean nothing without a layout, where the fewest GPUs are looked for.
+
+    Raises:
+        UsageError: `asked` has the name of one.
+    """
+    for name in asked:
+        hint = f"Add --tp for a layout, or --gpus to search them; or leave out {as_option(name)}."
+        raise UsageError(f"{{{name}}} without {{tp}} or {{gpus}}", hint=hint,
+                         parameters={name: ..., "tp": ..., "gpus": ...})  # fmt: skip
 
 
 def rank_by_alone() -> UsageError:

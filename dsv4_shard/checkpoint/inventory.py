@@ -63,6 +63,7 @@ class Inventory:
         formats: (stage, role) → how the role is stored.
         draft: The draft model that the MTP blocks make up.
         findings: What the checks found.
+        draft_difference: How the MTP block's formats differ from the layers', None if they do not.
     """
 
     config: ModelConfig
@@ -71,6 +72,7 @@ class Inventory:
     formats: dict[tuple[Stage, Role], Format]
     draft: Draft
     findings: tuple[Finding, ...]
+    draft_difference: str | None = None
 
     @property
     def family(self) -> Family:
@@ -81,11 +83,6 @@ class Inventory:
     def mtp_blocks(self) -> int:
         """Number of MTP blocks in the checkpoint."""
         return self.draft.blocks
-
-    @property
-    def draft_difference(self) -> str | None:
-        """How the MTP block's formats differ from the layers', None if they do not."""
-        return draft_difference(self.formats)
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -125,7 +122,7 @@ def draft_alone(inventory: Inventory) -> Inventory:
     own = {role: fmt for (stage, role), fmt in inventory.formats.items() if stage is Stage.MTP}
     formats = {(stage, role): own.get(role, fmt) for (stage, role), fmt in inventory.formats.items()}
     groups = {group: count for group, count in inventory.groups.items() if group.stage is Stage.MTP}
-    return replace(inventory, formats=formats, groups=groups)
+    return replace(inventory, formats=formats, groups=groups, draft_difference=None)
 
 
 def take_inventory(checkpoint: Checkpoint) -> Inventory:
@@ -161,7 +158,10 @@ def _take(checkpoint: Checkpoint) -> Inventory:
     findings += check_dtypes(census, f32_norms(checkpoint, formats))
     findings += check_shapes(census, formats)
     findings += compare_config(checkpoint.config, formats)
-    return Inventory(checkpoint.config, names, _count(census, formats), formats, census.draft, tuple(findings))
+    return Inventory(
+        checkpoint.config, names, _count(census, formats), formats, census.draft, tuple(findings),
+        draft_difference(formats),
+    )  # fmt: skip
 
 
 def _find_export(

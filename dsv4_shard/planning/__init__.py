@@ -5,6 +5,7 @@ from dsv4_shard.planning.choice import Choice, choose
 from dsv4_shard.planning.compare import Difference, PlacementDifference, PlanComparison, compare_plans
 from dsv4_shard.planning.document import Plan, PlanBreach, PlanCache, PlanHost, PlanModule, PlanTotals
 from dsv4_shard.planning.earlier_plans import request_from_1
+from dsv4_shard.planning.fewest import Fewest, fewest_for
 from dsv4_shard.planning.nearby import nearest
 from dsv4_shard.planning.plan_builder import MEMORY_RULE, make_plan, memory_breach, refuse_infeasible, unknown_gpu
 from dsv4_shard.planning.plan_file import (
@@ -27,6 +28,7 @@ __all__ = [
     "BlockGrid",
     "Choice",
     "Difference",
+    "Fewest",
     "PlacementDifference",
     "Plan",
     "PlanBreach",
@@ -43,6 +45,7 @@ __all__ = [
     "choose",
     "compare_plans",
     "decisions",
+    "fewest_for",
     "load_plan",
     "loads",
     "make_plan",

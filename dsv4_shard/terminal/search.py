@@ -28,20 +28,20 @@ def show_search(console: Console, found: "Search") -> None:
         _show_layouts(console, found)
     for way in found.elsewhere:
         item(console, f"{counted(way.gpus, f'{way.gpu} GPU' if way.gpu else 'GPU')} would do: {way.options}")
-    if not found.best and not found.elsewhere:
-        item(console, "nor was anything found on more, fewer or other GPUs")
+    kinds = f"{counted(found.tried, 'request')} of {searched} on {found.gpus} GPUs"
+    item(console, f"searched: {kinds}{f'; {found.reach}' if found.reach else ''}")
     if found.command:
-        heading(console, "Plan the first")
+        heading(console, "Plan the first, or another with --pick N")
         to_copy(console, found.command)
 
 
 def _show_layouts(console: Console, found: "Search") -> None:
     room = ("tokens", "sessions") if found.context else ("tokens",)
-    columns = ("engine", "TP", "EP", "DP", "shared", "weights", *room, "whole", "sent", "+", "takes")
-    table = Table(*columns, right=(1, 2, 3, *range(5, 9 + len(room))))
+    columns = ("", "engine", "TP", "EP", "DP", "shared", "weights", *room, "whole", "sent", "+", "takes")
+    table = Table(*columns, right=(0, 2, 3, 4, *range(6, 10 + len(room))))
     first = found.layouts[0]
     name, unit = binary_unit(first.weight_bytes)
-    for row in found.layouts[:_LAYOUTS_SHOWN]:
+    for number, row in enumerate(found.layouts[:_LAYOUTS_SHOWN], 1):
         deployment, sent = row.deployment, row.sent_bytes_per_token_and_layer
         tokens = "?" if row.tokens is None else f"{row.tokens * row.groups / 1e6:.2f}"
         numbers = (
@@ -55,7 +55,7 @@ def _show_layouts(console: Console, found: "Search") -> None:
         parallel = map(str, (deployment.tp, deployment.ep, deployment.dp))
         asked = (row.request.runner, row.request.a2a, row.request.shared_experts)
         takes = ", ".join(name for name in asked if name not in (None, "auto"))
-        table.add(deployment.engine, *parallel, deployment.shared, *numbers, takes)
+        table.add(str(number), deployment.engine, *parallel, deployment.shared, *numbers, takes)
     table.show(console)
     more = len(found.layouts) - _LAYOUTS_SHOWN
     if more > 0:

@@ -9,7 +9,7 @@ from dsv4_shard.catalog import options as names
 from dsv4_shard.engines.deployment import ANY_ENGINE
 from dsv4_shard.engines.registry import ENGINES
 from dsv4_shard.errors import ExitCode
-from dsv4_shard.planning.search import RANKINGS
+from dsv4_shard.planning.layouts import RANKINGS
 from dsv4_shard.text.suggest import near
 
 

@@ -1,0 +1,143 @@
+"""Checkpoint → the fewest GPUs of each known kind that hold its weights, with the best layout on them."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Literal
+
+from dsv4_shard.catalog.gpus import GPUS, Gpu
+from dsv4_shard.catalog.request import FewestOptions
+from dsv4_shard.checkpoint import Checkpoint, Inventory, outside_layers, refuse_errors
+from dsv4_shard.engines import Request, find_engine, pick_gpu
+from dsv4_shard.models import TARGET
+from dsv4_shard.planning.layouts import FoundLayout
+from dsv4_shard.planning.reach import MOST_GPUS, Bound, Reach, bounds_of, fewest_on, say_counts
+from dsv4_shard.planning.request import check_request, refuse_unknown_names
+from dsv4_shard.planning.search import command_of, engines_to_search, names_of_engines, say_reach
+from dsv4_shard.text.document import Document, html_table
+from dsv4_shard.text.units import counted
+from dsv4_shard.version import __version__
+
+SCHEMA_VERSION: Literal[1] = 1
+
+
+class FewestGpus(Document):
+    """The fewest GPUs of one kind whose memory holds the weights, and the best layout on them.
+
+    `gpus`, `layout` and `command` are null if no number that was tried holds them: `reach` says which were tried, and
+    why. `verified` is False if no engine's rules are verified on the kind, or for this model: then the layout is that
+    of the rules of another architecture, and says only that the weights fit.
+    """
+
+    gpu: str
+    title: str
+    memory_bytes: int
+    verified: bool
+    gpus: int | None
+    layout: FoundLayout | None
+    command: str | None
+    reach: str
+
+
+class Fewest(Document):
+    """The fewest GPUs of each kind, the kinds with verified rules and the fewest GPUs first.
+
+    `engines` are those that were searched; `unknown` says why others are not verified for the checkpoint. `tried` is
+    the number of requests that were weighed, and `counts` says which numbers of GPUs may be tried.
+    """
+
+    schema_version: Literal[1]
+    tool_version: str
+    checkpoint: str
+    context: int | None
+    engines: tuple[str, ...]
+    unknown: tuple[str, ...]
+    tried: int
+    counts: str
+    kinds: tuple[FewestGpus, ...]
+
+    def in_short(self) -> str:
+        """The number of kinds, and the fewest GPUs of all."""
+        held = [f"{kind.gpus} {kind.gpu}" for kind in self.kinds if kind.gpus is not None]
+        return f"{counted(len(self.kinds), 'kind')} of GPUs: {f'at least {held[0]}' if held else 'none holds it'}"
+
+    def _repr_html_(self) -> str:
+        """HTML for notebooks: a row for each kind."""
+        rows = [(kind.gpu, kind.gpus or "", kind.layout.options if kind.layout else kind.reach) for kind in self.kinds]
+        return html_table(self.in_short(), ("GPU", "fewest", "layout"), rows)
+
+
+def fewest(
+    checkpoint: Checkpoint,
+    inventory: Inventory,
+    asked: Request,
+    engines: Iterable[str] | None = None,
+    session: int | None = None,
+) -> Fewest:
+    """Find the fewest GPUs of the kind that `asked` names, or of each known kind.
+
+    Raises:
+        IncompleteCheckpoint: As `make_plan`.
+        UsageError: The request is invalid, or an engine does not run models.
+    """
+    refuse_errors(inventory)
+    check_request(asked)
+    verified, unknown = engines_to_search(inventory, None, engines)
+    inventory = outside_layers(inventory)
+    kinds = [replace(asked, gpu=name) for name in GPUS] if not asked.names_gpu else [asked]
+    known: dict[object, tuple[dict[str, Bound], dict[int, float]]] = {}
+    found = []
+    for request in kinds:
+        rules = _rules_of(pick_gpu(request))
+        if rules not in known:
+            known[rules] = bounds_of(inventory, request, verified), {}
+        bounds, lightest = known[rules]
+        reach = fewest_on(checkpoint, inventory, request, bounds, session, lightest=lightest)
+        found.append((request, reach))
+    rows = [_row(checkpoint, inventory, request, reach, session) for request, reach in found]
+    rows.sort(key=lambda row: (not row.verified, row.gpus is None, row.gpus or 0, row.memory_bytes))
+    return Fewest(
+        schema_version=SCHEMA_VERSION,
+        tool_version=__version__,
+        checkpoint=checkpoint.source.label,
+        context=session,
+        engines=verified,
+        unknown=unknown,
+        tried=sum(reach.tried for _, reach in found),
+        counts=say_counts(1, MOST_GPUS),
+        kinds=tuple(rows),
+    )
+
+
+def _rules_of(gpu: Gpu) -> object:
+    """Return what rules and bytes depend on, of a GPU: its architecture, whether it is verified, and its maker."""
+    return gpu.sm, gpu.verified, gpu.title.partition(" ")[0]
+
+
+def _row(
+    checkpoint: Checkpoint, inventory: Inventory, request: Request, reach: Reach, session: int | None
+) -> FewestGpus:
+    gpu = pick_gpu(request)
+    best = reach.layouts[0].layout if reach.layouts else None
+    return FewestGpus(
+        gpu=gpu.name,
+        title=gpu.title,
+        memory_bytes=gpu.memory,
+        verified=gpu.verified,
+        gpus=reach.gpus,
+        layout=best,
+        command=command_of(checkpoint, best, session) if best else None,
+        reach=say_reach(reach, request) or _by_bytes(inventory, gpu),
+    )
+
+
+def _by_bytes(inventory: Inventory, gpu: Gpu) -> str:
+    """Say how many GPUs the bytes of the checkpoint need, where no engine's rules are verified for it."""
+    nbytes = sum(group.nbytes * count for group, count in inventory.groups.items() if group.stage in TARGET)
+    return f"at least {nbytes // gpu.memory + 1} for the bytes alone: no engine that was asked for is verified here"
+
+
+def fewest_for(checkpoint: Checkpoint, inventory: Inventory, options: FewestOptions) -> Fewest:
+    """Return the fewest GPUs for the options of a verb."""
+    asked = options.part(Request, tp=1, engine=Request(1).engine)
+    refuse_unknown_names(options, find_engine(asked.engine))
+    return fewest(checkpoint, inventory, asked, names_of_engines(options.engine), options.context)

@@ -1,0 +1,139 @@
+"""The layouts on one number of GPUs: every combination of options that the rules allow, weighed, best first."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dsv4_shard.checkpoint import Checkpoint, Inventory
+from dsv4_shard.engines import Context, Deployment, Request, engine_for
+from dsv4_shard.models import Module
+from dsv4_shard.planning.choice import choose
+from dsv4_shard.planning.document import DeploymentDocument
+from dsv4_shard.planning.request import options_of
+from dsv4_shard.planning.weights import beyond_roles, loads, memory_of, totals_of, weights_of
+from dsv4_shard.text.document import Document
+
+
+class FoundLayout(Document):
+    """A layout that the rules allow. Bytes are of the heaviest rank, except those sent, which are of all GPUs together.
+
+    `options` are those of `plan`; `also` has the options of layouts with the same numbers. `tokens` and `sessions`
+    are per attention group, and there are `groups` of them; None if they are not known within 15 % (`PlanCache`).
+    `sent_bytes_per_token_and_layer` is by formula; None if not known for the engine.
+    """
+
+    options: str
+    also: tuple[str, ...]
+    request: Request
+    deployment: DeploymentDocument
+    fits: bool
+    weight_bytes: int
+    left_bytes: int | None
+    groups: int
+    tokens: int | None
+    sessions: int | None
+    replicated_bytes: int
+    padding_bytes: int
+    sent_bytes_per_token_and_layer: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A layout with its request and deployment."""
+
+    request: Request
+    deployment: Deployment
+    layout: FoundLayout
+
+
+def layouts_on(
+    checkpoint: Checkpoint, inventory: Inventory, asked: Request, engines: Iterable[str], session: int | None = None
+) -> tuple[list[Candidate], int]:
+    """Return every layout on `asked.tp` GPUs, best first, and the number of requests that were tried."""
+    found: dict[tuple[Any, ...], list[Candidate]] = {}
+    seen: set[Deployment] = set()
+    hopeless: set[tuple[Any, ...]] = set()
+    tried = 0
+    for request in requests_on(inventory, asked, engines):
+        tried += 1
+        parallelism = (request.engine, request.tp, request.dp, request.ep, request.a2a)
+        if parallelism in hopeless:
+            continue
+        choice = choose(inventory, request)
+        if any(breach.module not in _OF_OPTIONS for breach in choice.breaches):
+            hopeless.add(parallelism)
+        if not choice.feasible or choice.deployment in seen:
+            continue
+        seen.add(choice.deployment)
+        context = Context(inventory, choice.deployment, session)
+        one = Candidate(request, choice.deployment, _weigh(checkpoint, request, context))
+        found.setdefault(_likeness(one), []).append(one)
+    return sorted(map(_merged, found.values()), key=lambda one: rank_of(one.layout)), tried
+
+
+_OF_OPTIONS = (Module.ROUTED, Module.SHARED)
+"""Modules whose rules depend on runner and shared experts; those of others break alike under each of these."""
+
+
+def _merged(alike: list[Candidate]) -> Candidate:
+    """Return one of several equal layouts, with the options of the others; the engine's own choice if present."""
+    first = min(alike, key=lambda one: (one.request.runner is not None, one.request.shared_experts != "auto"))
+    also = tuple(one.layout.options for one in alike if one is not first)
+    return replace(first, layout=first.layout.model_copy(update={"also": also}))
+
+
+def requests_on(inventory: Inventory, asked: Request, engines: Iterable[str]) -> Iterator[Request]:
+    """Yield every combination that an engine has options for."""
+    for name in engines:
+        yield from engine_for(name, inventory.family).requests(asked)
+
+
+def _likeness(one: Candidate) -> tuple[Any, ...]:
+    """Key of layouts with equal numbers: they differ only in the runner, the all-to-all backend's name or EP."""
+    deployment, layout = one.deployment, one.layout
+    return (deployment.engine, deployment.tp, deployment.dp, deployment.shared, layout.weight_bytes,
+    layout.replicated_bytes, layout.padding_bytes,
+            layout.sent_bytes_per_token_and_layer, layout.tokens, layout.sessions)  # fmt: skip
+
+
+def _sent(layout: FoundLayout) -> float:
+    sent = layout.sent_bytes_per_token_and_layer
+    return math.inf if sent is None else sent
+
+
+RANKINGS: dict[str, Callable[[FoundLayout], float]] = {
+    "weights": lambda layout: layout.weight_bytes,
+    "tokens": lambda layout: -(layout.tokens or 0) * layout.groups,
+    "sent": _sent,
+}
+"""Orders by name: the first key, smaller is better; the usual order follows."""
+
+
+def rank_of(layout: FoundLayout, by: str = "weights") -> tuple[float, ...]:
+    """Return the sort key of a layout: whether it fits, then by what is asked for, then the usual order."""
+    whole = layout.replicated_bytes + layout.padding_bytes
+    weights, tokens, sent = (ranking(layout) for ranking in RANKINGS.values())
+    return (not layout.fits, RANKINGS[by](layout), weights, tokens, whole, sent)
+
+
+def _weigh(checkpoint: Checkpoint, request: Request, context: Context) -> FoundLayout:
+    deployment, engine = context.deployment, engine_for(context.deployment.engine, context.inventory.family)
+    totals = totals_of(list(loads(engine, context)), context, beyond_roles(checkpoint, engine, context))
+    memory = memory_of(totals, context)
+    cache = memory.kv_cache if memory else None
+    return FoundLayout(
+        options=options_of(request),
+        also=(),
+        request=request,
+        deployment=DeploymentDocument.of(deployment),
+        fits=memory is None or memory.fits,
+        weight_bytes=weights_of(totals, deployment),
+        left_bytes=memory.left if memory else None,
+        groups=deployment.world // deployment.attention_tp,
+        tokens=cache.tokens if cache else None,
+        sessions=cache.sessions if cache else None,
+        replicated_bytes=totals.replicated_bytes_per_rank,
+        padding_bytes=totals.padding_bytes_per_rank,
+        sent_bytes_per_token_and_layer=engine.bytes_sent(context),
+    )

@@ -1,0 +1,55 @@
+"""Prints the result of `plan` without a layout: the fewest GPUs of each kind that hold the weights."""
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from dsv4_shard.terminal.tables import Table
+from dsv4_shard.terminal.text import heading, item, title, to_copy
+from dsv4_shard.text.units import counted
+
+if TYPE_CHECKING:
+    from dsv4_shard.planning import Fewest
+
+_GIB = 1 << 30
+
+
+def show_fewest(console: Console, found: "Fewest") -> None:
+    """Show a numbered row for each kind of GPU, what was searched, and the command that plans the first row."""
+    searched = ", ".join(found.engines) or "no engine is verified for a search"
+    title(console, f"The fewest GPUs that hold {found.checkpoint}: {searched}")
+    for reason in found.unknown:
+        item(console, f"not verified: {reason}", "yellow")
+    held = [kind for kind in found.kinds if kind.layout is not None]
+    if held:
+        _show_rows(console, found)
+    heading(console, "Searched")
+    engines = ", ".join(found.engines) or "no engine"
+    item(console, f"{counted(found.tried, 'request')} of {engines}; numbers of GPUs: {found.counts}")
+    for kind in found.kinds:
+        if kind.layout is None:
+            item(console, f"{kind.gpu}: {kind.reach}")
+    first = next((kind for kind in held if kind.command), None)
+    if first is not None and first.command is not None:
+        heading(console, "Plan the first, or another with --pick N")
+        to_copy(console, first.command)
+
+
+def _show_rows(console: Console, found: "Fewest") -> None:
+    table = Table("", "GPU", "fewest", "weights", "of", "left", "tokens", "layout", right=(0, 2, 3, 4, 5, 6))
+    for number, kind in enumerate((kind for kind in found.kinds if kind.layout is not None), 1):
+        assert kind.layout is not None
+        weights, memory = kind.layout.weight_bytes, kind.memory_bytes
+        sizes = (f"{nbytes / _GIB:.1f}" for nbytes in (weights, memory, memory - weights))
+        options = kind.layout.options.partition(" --gpu")[0]
+        mark = "" if kind.verified else "?"
+        tokens = "?" if kind.layout.tokens is None else f"{kind.layout.tokens * kind.layout.groups / 1e6:.2f}"
+        table.add(str(number), kind.gpu, f"{kind.gpus}{mark}", *sizes, tokens, options)
+    table.show(console)
+    for line in (
+        "fewest: GPUs whose memory holds the weights, the best layout on them beside it; fewer hold them in no layout",
+        "weights, of, left: GiB on the fullest GPU, its memory, and what is left for KV cache, activations and graphs",
+        "tokens: millions of KV cache by the engine's own accounting, in all attention groups; ? not known",
+        "?: no engine's rules are verified on this kind: reckoned as on another architecture",
+    ):
+        item(console, line, "dim")

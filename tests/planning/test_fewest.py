@@ -1,0 +1,200 @@
+"""The fewest GPUs that hold a model: the number is right by brute force, and what was searched is said."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.checkpoints.full_size import FLASH, PRO, PRO_FP8, PRO_NVFP4, V3, V41, inventory_of
+from support.command_line import root_of, run
+
+import dsv4_shard
+from dsv4_shard.catalog.gpus import GPUS, MIB
+from dsv4_shard.checkpoint import outside_layers
+from dsv4_shard.engines.deployment import Context, Request
+from dsv4_shard.engines.registry import engine_for, serving
+from dsv4_shard.errors import ExitCode, UsageError
+from dsv4_shard.planning.choice import choose
+from dsv4_shard.planning.fewest import Fewest, fewest
+from dsv4_shard.planning.plan_builder import make_plan
+from dsv4_shard.planning.reach import EVERY_COUNT_TO, MOST_GPUS, bound_of, counts_from, say_counts
+from dsv4_shard.planning.search import search
+from dsv4_shard.planning.weights import beyond_roles, loads, totals_of, weights_of
+
+MODELS = (FLASH, PRO, PRO_FP8, V41, V3)
+COUNTS = 13
+
+
+@cache
+def found(model: str, engines: tuple[str, ...] | None = None, **asked: str) -> Fewest:
+    return fewest(*inventory_of(model), Request(1, **asked), engines)  # type: ignore[arg-type]
+
+
+@cache
+def lightest(model: str, gpus: int, gpu: str) -> int | None:
+    """Bytes on the fullest GPU of the lightest layout, of every combination of options that an engine has."""
+    checkpoint, whole = inventory_of(model)
+    inventory = outside_layers(whole)
+    nbytes = []
+    for name in serving():
+        engine = engine_for(name, inventory.family)
+        for request in engine.requests(Request(gpus, gpu=gpu)):
+            choice = choose(inventory, request)
+            if choice.feasible:
+                context = Context(inventory, choice.deployment)
+                totals = totals_of(list(loads(engine, context)), context, beyond_roles(checkpoint, engine, context))
+                nbytes.append(weights_of(totals, choice.deployment))
+    return min(nbytes, default=None)
+
+
+def brute_force(model: str, gpu: str, memory: int) -> int | None:
+    """The fewest GPUs by trying every number, up to COUNTS."""
+    weights = ((gpus, lightest(model, gpus, gpu)) for gpus in range(1, COUNTS))
+    return next((gpus for gpus, nbytes in weights if nbytes is not None and nbytes < memory), None)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@settings(max_examples=15)
+@given(st.data())
+def test_the_number_is_the_smallest_of_all_numbers(model: str, data: st.DataObject) -> None:
+    """Memory is drawn around the weights of some layout, where one byte decides."""
+    near = [nbytes for gpus in range(1, COUNTS) if (nbytes := lightest(model, gpus, "h200")) is not None]
+    mib = data.draw(st.sampled_from(near)) // MIB + data.draw(st.integers(-1, 2))
+    (kind,) = found(model, gpu_memory=f"{mib}MiB").kinds
+    expected = brute_force(model, "h200", mib * MIB)
+    assert kind.gpus == expected or (expected is None and (kind.gpus or MOST_GPUS) >= COUNTS)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("gpu", GPUS)
+def test_each_known_gpu_has_the_smallest_number_and_a_command_that_plans_it(model: str, gpu: str) -> None:
+    (kind,) = [kind for kind in found(model).kinds if kind.gpu == gpu]
+    expected = brute_force(model, gpu, GPUS[gpu].memory)
+    assert kind.gpus == expected or expected is None
+    if kind.layout is not None:
+        plan = make_plan(*inventory_of(model), kind.layout.request)
+        assert plan.deployment.world == kind.gpus
+        assert plan.memory is not None
+        assert plan.memory.fits
+        assert plan.memory.weights == kind.layout.weight_bytes
+        assert plan.feasible is kind.verified
+        assert kind.command is not None
+        assert kind.command.endswith(kind.layout.options)
+        assert str(kind.gpus) in kind.reach
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_no_layout_weighs_less_than_the_bound(model: str) -> None:
+    checkpoint, whole = inventory_of(model)
+    inventory = outside_layers(whole)
+    for name in serving():
+        bound = bound_of(inventory, Request(1, gpu="h200"), engine_for(name, inventory.family))
+        for gpus in (1, 2, 3, 6, 8, 12, 16, 24, 64):
+            for layout in search(checkpoint, whole, Request(gpus, gpu="h200"), (name,)).layouts:
+                assert layout.weight_bytes >= bound.whole + bound.shared_out // gpus
+                assert bound.least_gpus(layout.weight_bytes + 1) <= gpus
+
+
+def test_all_engines_and_numbers_that_were_searched_are_said() -> None:
+    result = found(PRO)
+    assert result.engines == ("sglang", "vllm", "reference", "trtllm")
+    assert result.counts == "1 to 128, then 192, 256, 384, 512"
+    assert result.tried > 1000
+    shown = run("plan", root_of(PRO)).stdout
+    assert f"{result.tried:,} requests of sglang, vllm, reference, trtllm" in " ".join(shown.split())
+
+
+def test_numbers_are_every_one_and_then_few() -> None:
+    numbers = list(counts_from(1))
+    assert numbers == [*range(1, EVERY_COUNT_TO + 1), 192, 256, 384, 512]
+    assert list(counts_from(100, nodes=3)) == [*range(102, 129, 3), 192, 384]
+    assert list(counts_from(MOST_GPUS + 1)) == []
+    assert (say_counts(3, 4), say_counts(100, 192), say_counts(200, 512)) == ("3 to 4", "100 to 128, then 192",
+                                                                              "256, 384, 512")  # fmt: skip
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 4, 5, 7, 8, 9, 11, 13, 15])
+def test_more_gpus_that_would_do_are_found_from_any_number(gpus: int) -> None:
+    """Twelve H100 hold V4-Pro: no search on fewer may say that nothing does."""
+    result = search(*inventory_of(PRO), Request(gpus, gpu="h100"))
+    more = 12 if gpus < 12 else 16
+    assert (result.elsewhere[0].gpus, result.elsewhere[0].gpu) == (more, "h100")
+    assert f"{more} are the fewest that do" in result.reach
+
+
+def test_a_gpu_that_is_too_small_in_any_number_is_said_to_be() -> None:
+    result = search(*inventory_of(PRO), Request(8, gpu_memory="2GiB"))
+    assert result.elsewhere == ()
+    assert result.reach.startswith("no number does: every GPU holds ")
+    (kind,) = found(PRO, gpu_memory="2GiB").kinds
+    assert (kind.gpus, kind.reach) == (None, result.reach)
+
+
+def test_a_context_that_does_not_fit_takes_more_gpus() -> None:
+    opened = inventory_of(FLASH)
+    (short,) = fewest(*opened, Request(1, gpu="h20-96"), ("sglang",), 1024).kinds
+    (long,) = fewest(*opened, Request(1, gpu="h20-96"), ("sglang",), 1_048_576).kinds
+    assert short.gpus is not None
+    assert long.gpus is not None
+    assert short.gpus <= long.gpus
+    assert long.layout is not None
+    assert long.layout.sessions != 0
+
+
+def test_of_a_model_without_verified_engines_the_bytes_alone_are_said() -> None:
+    result = found(V41, ("sglang", "vllm"))
+    assert result.engines == ()
+    assert len(result.unknown) == 2
+    assert all(kind.gpus is None and "for the bytes alone" in kind.reach for kind in result.kinds)
+
+
+@pytest.mark.slow
+def test_nvfp4_has_no_verified_engine() -> None:
+    assert all(kind.layout is None for kind in found(PRO_NVFP4).kinds)
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_plan_without_a_layout_lists_rows_and_picks_one(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    shown = run("plan", tiny_checkpoint)
+    assert shown.exit_code == ExitCode.DONE
+    assert "Plan the first, or another with --pick N" in shown.stdout
+    printed = json.loads(run("plan", tiny_checkpoint, "--json").stdout)
+    assert printed == json.loads(dsv4_shard.fewest(tiny_checkpoint).to_json())
+    row = printed["kinds"][1]
+    picked = json.loads(run("plan", tiny_checkpoint, "--pick", 2, "--json", "-o", tmp_path / "plan.json").stdout)
+    assert picked["request"]["gpu"] == row["gpu"]
+    assert picked["deployment"]["world"] == row["gpus"]
+    assert json.loads((tmp_path / "plan.json").read_text())["request"] == picked["request"]
+
+
+def test_a_row_of_a_search_is_picked_too(tiny_checkpoint: Path) -> None:
+    layouts = json.loads(run("plan", tiny_checkpoint, "--gpus", 2, "--gpu", "h200", "--json").stdout)["layouts"]
+    picked = json.loads(run("plan", tiny_checkpoint, "--gpus", 2, "--gpu", "h200", "--pick", 3, "--json").stdout)
+    assert picked["request"] == layouts[2]["request"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--pick", 1000), "there are "),
+        (("--tp", 2, "--pick", 1), "--pick and --tp"),
+        (("--ep", 2), "--ep without --tp or --gpus"),
+        (("--rank-by", "sent"), "--rank-by without --gpus"),
+        (("-o", "plan.json"), "--output without a layout"),
+    ],
+)
+def test_options_that_mean_nothing_without_a_layout_are_refused(
+    arguments: tuple[object, ...], said: str, tiny_checkpoint: Path
+) -> None:
+    refused = run("plan", tiny_checkpoint, *arguments)
+    assert refused.exit_code == ExitCode.USAGE
+    assert said in refused.stderr
+
+
+def test_an_engine_that_runs_nothing_is_refused(tiny_checkpoint: Path) -> None:
+    with pytest.raises(UsageError, match="runs no model"):
+        dsv4_shard.fewest(tiny_checkpoint, engine="node")

@@ -29,6 +29,8 @@ def measure(settings: Settings) -> list[HeaderCommand]:
         "--help": tool("--help"),
         f"inspect {MODEL}": tool("inspect", str(folder)),
         f"plan {MODEL} --tp 16": tool("plan", str(folder), "--tp", "16"),
+        f"plan {MODEL} --gpus 64": tool("plan", str(folder), "--gpus", "64", "--gpu", "h20-96"),
+        f"plan {MODEL}": tool("plan", str(folder)),
     }
     say("headers: first run")
     for command in commands.values():

@@ -533,4 +533,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             show_signs(stream)
-    app()
+    try:
+        app()
+    finally:
+        gc.freeze()  # the interpreter's end would look through all of them once more

@@ -12,7 +12,6 @@ from dsv4_shard.errors import NotFound, ServerFailed, UsageError
 from dsv4_shard.reassembly.detect import holds_ranks
 from dsv4_shard.sources.base import COMMIT, Source
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
-from dsv4_shard.sources.hub_http import HubFiles
 from dsv4_shard.sources.known_repos import near_repos
 from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.sources.release_files import release_of
@@ -148,6 +147,8 @@ def with_download(checkpoint: Checkpoint, names: Iterable[str]) -> Checkpoint:
         UsageError: The checkpoint is not from the Hub.
         ShardError: The download fails; see `HubFiles.download`.
     """
+    from dsv4_shard.sources.hub_http import HubFiles
+
     source = checkpoint.source
     if isinstance(source, LocalSource) and source.revision is not None:
         return checkpoint

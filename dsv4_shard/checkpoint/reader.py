@@ -187,7 +187,7 @@ def _check_total(total: int | None, tensors: Mapping[str, Tensor]) -> list[Findi
     """Return a warning if the index's total size differs from the tensors' bytes."""
     if total is None:
         return []
-    present = sum(stop - start for *_, start, stop in tensors.values())
+    present = sum(tensor.stop for tensor in tensors.values()) - sum(tensor.start for tensor in tensors.values())
     if total == present:
         return []
     return [Finding(Severity.WARNING, "total-size", f"the index says {total:,} bytes, the tensors have {present:,}")]
@@ -200,7 +200,7 @@ def _parse_index(raw: bytes, where: str) -> tuple[dict[str, str], int | None]:
     except BadJson as error:
         raise BadIndex(f"{where}: {error}") from None
     weight_map = document.get("weight_map") if isinstance(document, dict) else None
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+    if not isinstance(weight_map, dict) or not {str}.issuperset(map(type, weight_map.values())):
         raise BadIndex(f"{where}: weight_map must map tensor names to file names")
     if not weight_map:
         raise BadIndex(f"{where}: weight_map is empty")
@@ -266,7 +266,7 @@ def _check_total_headers(nbytes: int, tensors: int, where: str) -> None:
 
 def _check_index(weight_map: Mapping[str, str], tensors: Mapping[str, Tensor]) -> list[Finding]:
     """Compare index and headers. Raises IndexMismatch; entries that are known to be stale only give a finding."""
-    if len(weight_map) == len(tensors) and all(weight_map.get(n) == tensor.file for n, tensor in tensors.items()):
+    if weight_map == {name: tensor.file for name, tensor in tensors.items()}:
         return []
     unindexed = [name for name in tensors if name not in weight_map]
     if unindexed:
@@ -317,13 +317,18 @@ def _check_dialect(view: View, config: ModelConfig, document: Mapping[str, Any])
 def _find_drafts(source: Source, config: ModelConfig, view: View) -> Iterator[Finding]:
     """Yield a note if the draft model that the config declares is in a folder of its own, as miles exports it."""
     prefix = family_of(config).grammar.prefixes.get(Stage.MTP)
-    if prefix is None or not config.num_nextn_predict_layers or any(name.startswith(prefix) for name in view.tensors):
+    if prefix is None or not config.num_nextn_predict_layers or _has(prefix, view.tensors):
         return
     for folder, count in drafts_in_folders(source).items():
         yield Finding(
             Severity.NOTE, NESTED_DRAFT, f"the draft model is in {short_name(folder)}/ ({count:,} tensors): this is "
             f"the target alone; `dsv4-shard inspect {source.label}/{short_name(folder)}` shows the draft"
         )  # fmt: skip
+
+
+def _has(prefix: str, names: dict[str, Tensor]) -> bool:
+    """Return whether a name begins with `prefix`, the last first: releases have the MTP blocks in their last file."""
+    return any(name.startswith(prefix) for name in reversed(names))
 
 
 def _check_folder(source: Source, sizes: Mapping[str, int], names: list[str]) -> list[Finding]:

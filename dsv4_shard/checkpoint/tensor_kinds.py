@@ -96,20 +96,22 @@ def _kinds(
     """Yield the fields of each tensor's TensorKind as a plain tuple, because 145,116 of them are made only to count."""
     family = family_of(config)
     words = family.names(config)
-    quantized = {key for key, spec in family.rows.items() if spec.quantized}
+    quantized = {stage: {spec.role for spec in specs if spec.quantized} for stage, specs in family.specs.items()}
     experts_in = {stage: config.experts_in(stage) for stage in Stage}
+    weight, scale = family.grammar.parts[Part.WEIGHT], family.grammar.parts[Part.SCALE]
+    cut = {part: -len(word) for part, word in family.grammar.parts.items()}
     has_groups = any(place.part is Part.GROUP_SCALE for place in names.values())
     for name, (role, part, stage, layer, expert) in names.items():
+        dtype, shape = tensors[name][1:3]
         partner, grouped = None, False
-        if (stage, role) in quantized:
+        if role in quantized[stage]:
             if has_groups:
-                weight = name if part is Part.WEIGHT else words.weight_name(name)
-                group_scale = tensors.get(words.part_name(weight, Part.GROUP_SCALE) or "")
+                own = name if part is Part.WEIGHT else words.weight_name(name)
+                group_scale = tensors.get(words.part_name(own, Part.GROUP_SCALE) or "")
                 grouped = group_scale is not None
                 partner = group_scale if part is Part.WEIGHT else None
-            partner = partner or tensors.get(words.scale_name(name) if part is Part.WEIGHT else words.weight_name(name))
-        tensor = tensors[name]
+            partner = partner or tensors.get(name[: cut[part]] + (scale if part is Part.WEIGHT else weight))
         yield (
-            role, part, stage, layer, expert >= experts_in[stage], tensor.dtype, tensor.shape,
-            partner and partner.dtype, partner and partner.shape, grouped,
+            role, part, stage, layer, expert >= experts_in[stage], dtype, shape,
+            partner and partner[1], partner and partner[2], grouped,
         )  # fmt: skip

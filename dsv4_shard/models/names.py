@@ -35,7 +35,7 @@ class Names:
 
     def __init__(self, grammar: Grammar, specs: Specs, layers: int) -> None:
         self._grammar, self._specs, self._layers = grammar, specs, layers
-        self._prefixes = [(prefix, stage) for stage, prefix in grammar.prefixes.items()]
+        self._prefixes = [(prefix, len(prefix), stage) for stage, prefix in grammar.prefixes.items()]
         self._plain = {stage: dict(self._suffixes(stage, routed=False)) for stage in specs}
         self._routed = {stage: dict(self._suffixes(stage, routed=True)) for stage in specs}
         self._spec = {(stage, spec.role): spec for stage, rows in specs.items() for spec in rows}
@@ -57,9 +57,9 @@ class Names:
 
     def parse(self, name: str) -> TensorName | None:
         """Return the parsed name, or None if no model of the family has such a tensor."""
-        for prefix, stage in self._prefixes:
+        for prefix, length, stage in self._prefixes:
             if name.startswith(prefix):
-                number, _, suffix = name[len(prefix) :].partition(".")
+                number, _, suffix = name[length:].partition(".")
                 layer = index_of(number)
                 return None if layer is None else self._in_layer(stage, layer, suffix)
         found = self._plain[Stage.MODEL].get(name)
@@ -69,10 +69,7 @@ class Names:
         if self._grammar.mtp_follows and stage is Stage.LAYER and layer >= self._layers:
             stage, layer = Stage.MTP, layer - self._layers
         place = self._places.get((stage, suffix)) or self._find(stage, suffix)
-        if place is None:
-            return None
-        role, part, expert = place
-        return TensorName(role, part, stage, layer, expert)
+        return place and tuple.__new__(TensorName, (place[0], place[1], stage, layer, place[2]))
 
     def _find(self, stage: Stage, suffix: str) -> tuple[Role, Part, int] | None:
         """Return role, part and expert for the name `suffix` within a layer or block, and cache them for the stage."""

@@ -59,9 +59,8 @@ def beyond_roles(checkpoint: Checkpoint, engine: Engine, context: Context) -> tu
         if constant.rank <= 0:
             nbytes[bool(constant.folder)] += len(constant.data)
     groups = {group.role: group for group in context.inventory.groups if group.stage is Stage.MODEL}
-    for name, where in context.inventory.names.items():
-        if where.stage is not Stage.MODEL:
-            continue
+    outside = [(name, where) for name, where in context.inventory.names.items() if where[2] is Stage.MODEL]
+    for name, where in outside:
         fate = engine.layout.fate(checkpoint.tensors[name], where, context)
         stored = engine.rank_tensor_of(groups[where.role], context)
         if stored is not None and not isinstance(fate, LeftOut):

@@ -24,8 +24,9 @@ from dsv4_shard.errors import (
     TruncatedFile,
 )
 from dsv4_shard.limits import HEADER
+from dsv4_shard.tensors.header_scan import scan
 from dsv4_shard.text.sanitize import short
-from dsv4_shard.text.strict_json import BadJson, DuplicateJsonKey, is_plain, parse_json
+from dsv4_shard.text.strict_json import BadJson, DuplicateJsonKey, check_size, is_plain, parse_json
 
 LENGTH_BYTES = 8
 
@@ -58,8 +59,6 @@ DTYPE_BITS: dict[str, int] = {
 _DTYPE_RANK = {dtype: rank for rank, dtype in enumerate(DTYPE_BITS)}
 
 _ALIGNMENT = {dtype: max(bits // 8, 1) for dtype, bits in DTYPE_BITS.items()}
-
-_INT_ALONE = frozenset({int})
 
 _ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
 
@@ -143,25 +142,42 @@ def read_header(file: ByteReader, name: str) -> Header:
 
 def parse_header(raw: bytes, file_nbytes: int, name: str) -> Header:
     """Check the JSON part `raw` of the header of a file of `file_nbytes` bytes. Raises as `read_header` does."""
-    document, padding_warning = _decode(raw, name)
     warnings = _Warnings(name)
-    if padding_warning:
-        warnings.add("padded with white space other than blanks")
-    metadata = _check_metadata(document, warnings, name)
-    tensors: dict[str, TensorInfo] = {}
-    kinds: dict[tuple[object, ...], TensorInfo] = {}
-    for key, entry in document.items():
-        info = _check_quickly(entry, kinds)
-        if info is None:
-            info = _check_entry(key, entry, warnings, name)
-            kinds[info.dtype, *info.shape] = info
-        tensors[key] = info
+    found = _scan(raw)
+    tensors, metadata = _parse(raw, warnings, name) if found is None else found
     data_start = LENGTH_BYTES + len(raw)
     _check_coverage(tensors, file_nbytes - data_start, name)
     for key, info in tensors.items():
         if (data_start + info.start) % _ALIGNMENT[info.dtype]:
             warnings.add("tensors not aligned to their element size", key)
     return Header(tensors, metadata, data_start, warnings.lines())
+
+
+def _scan(raw: bytes) -> tuple[dict[str, TensorInfo], dict[str, str]] | None:
+    """Return tensors and metadata of a header in the writer's own format; None for another, which `_parse` reads."""
+    try:
+        check_size(raw, HEADER)
+    except BadJson:
+        return None
+    found = scan(raw, DTYPE_BITS)
+    if found is None:
+        return None
+    entries, metadata = found
+    return {name: tuple.__new__(TensorInfo, entry) for name, entry in entries.items()}, metadata
+
+
+def _parse(raw: bytes, warnings: "_Warnings", name: str) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """Return tensors and metadata of any header. Raises the HeaderError of the first rule that it breaks."""
+    document, padding_warning = _decode(raw, name)
+    if padding_warning:
+        warnings.add("padded with white space other than blanks")
+    metadata = _check_metadata(document, warnings, name)
+    tensors: dict[str, TensorInfo] = {}
+    shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
+    for key, entry in document.items():
+        info = _check_entry(key, entry, warnings, name)
+        tensors[key] = info._replace(shape=shapes.setdefault(info.shape, info.shape))  # thousands share thirty shapes
+    return tensors, metadata
 
 
 def _decode(raw: bytes, name: str) -> tuple[dict[str, Any], bool]:
@@ -209,27 +225,6 @@ def _elements(shape: list[int]) -> int | None:
             if product >= _MAX_ELEMENTS:
                 return None
     return 0 if 0 in shape else product
-
-
-def _check_quickly(entry: Any, kinds: Mapping[tuple[object, ...], TensorInfo]) -> TensorInfo | None:
-    """Return a valid entry if an earlier one has the same dtype and shape, else None: then use `_check_entry`.
-
-    A layer's header has thousands of entries of about thirty kinds. For a known kind, only the offsets are checked, and
-    the shape tuple is shared.
-    """
-    if not (type(entry) is dict and len(entry) == len(_ENTRY_KEYS)):
-        return None
-    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if not (type(dtype) is str and type(shape) is list and type(offsets) is list and len(offsets) == 2):
-        return None
-    # As dictionary keys, 1.0 and True equal 1, but they are not natural numbers.
-    if not _INT_ALONE.issuperset(map(type, (*shape, *offsets))):
-        return None
-    kind = kinds.get((dtype, *shape))
-    start, stop = offsets
-    if kind is None or start < 0 or stop >= _MAX_ELEMENTS or stop - start != kind.nbytes:
-        return None
-    return TensorInfo(kind.dtype, kind.shape, start, stop)
 
 
 def _check_entry(key: str, entry: object, warnings: "_Warnings", name: str) -> TensorInfo:

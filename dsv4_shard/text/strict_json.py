@@ -102,16 +102,19 @@ _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"(?:[ \t\r\n]*(:))?', re.DOTALL)
 
 
 def _members(document: object) -> int:
-    """Return the number of members of all objects. Iterative, because nothing has limited the nesting depth yet."""
-    pending, members = [document], 0
-    while pending:
-        value = pending.pop()
-        if isinstance(value, dict):
-            members += len(value)
-            pending += [item for item in value.values() if isinstance(item, dict | list)]
-        elif isinstance(value, list):
-            pending += [item for item in value if isinstance(item, dict | list)]
+    """Return the number of members of all objects. Level by level, because nothing has limited the depth yet."""
+    level: list[Any] = [document]
+    members = 0
+    while level:
+        objects = [value for value in level if type(value) is dict]
+        lists = [value for value in level if type(value) is list]
+        members += sum(map(len, objects))
+        level = [item for value in objects for item in value.values() if type(item) in _CONTAINERS]
+        level += [item for value in lists for item in value if type(item) in _CONTAINERS]
     return members
+
+
+_CONTAINERS = frozenset({dict, list})
 
 
 def _refuse_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -63,7 +63,8 @@ class Inventory:
         formats: (stage, role) → how the role is stored.
         draft: The draft model that the MTP blocks make up.
         findings: What the checks found.
-        draft_difference: How the MTP block's formats differ from the layers', None if they do not.
+        draft_difference: How the MTP blocks differ from the layers in format; None if they do not.
+        is_draft_known: Whether the format of the MTP blocks is known, so that they can be planned alone.
     """
 
     config: ModelConfig
@@ -73,6 +74,7 @@ class Inventory:
     draft: Draft
     findings: tuple[Finding, ...]
     draft_difference: str | None = None
+    is_draft_known: bool = True
 
     @property
     def family(self) -> Family:
@@ -147,21 +149,58 @@ def _take(checkpoint: Checkpoint) -> Inventory:
     if alone is not None:
         findings = [finding for finding in checkpoint.findings if finding.severity is not Severity.ERROR] + [alone]
         return Inventory(checkpoint.config, names, _count(census, formats), formats, census.draft, tuple(findings))
-    findings = list(checkpoint.findings)
+    has_nested = any(finding.code == NESTED_DRAFT for finding in checkpoint.findings)
+    checked = _check(checkpoint, census, formats, odd_formats)
+    findings = [*checkpoint.findings, *(one for one in checked if not (has_nested and one.code == "no-mtp"))]
+    difference = draft_difference(formats)
     if unknown:
         findings.append(defect("unknown-tensors", f"{len(unknown):,} tensors have no known role: {some(unknown)}"))
-    findings += check_numbers(census)
-    has_nested = any(finding.code == NESTED_DRAFT for finding in findings)
-    findings += [one for one in check_completeness(census) if not (has_nested and one.code == "no-mtp")]
-    findings += odd_formats
-    findings += compare_stages(formats)
-    findings += check_dtypes(census, f32_norms(checkpoint, formats))
-    findings += check_shapes(census, formats)
-    findings += compare_config(checkpoint.config, formats)
+    odd = _odd_draft(checkpoint, census, unknown, findings)
+    if odd is not None:
+        difference = f"it is of a format that is not known: {odd}"
+        findings = [one for one in findings if one.severity is not Severity.ERROR and one.code != "mtp-format"]
+        findings.append(Finding(Severity.WARNING, "mtp-format", f"the MTP block is left out: {difference}"))
     return Inventory(
-        checkpoint.config, names, _count(census, formats), formats, census.draft, tuple(findings),
-        draft_difference(formats),
+        checkpoint.config, names, _count(census, formats), formats, census.draft, tuple(findings), difference,
+        is_draft_known=odd is None,
     )  # fmt: skip
+
+
+_OF_FORMAT = frozenset({"unknown-format", "odd-dtypes", "unknown-tensors"})
+"""Codes of errors that a format which is not known gives. Missing or misshapen tensors are damage, also in a draft."""
+
+_FOLLOWING = frozenset({"mixed-formats", "missing-scales", "orphan-scales", "needless-scales", "odd-scales"})
+"""Codes of errors that follow from those."""
+
+
+def _check(
+    checkpoint: Checkpoint, census: Census, formats: dict[tuple[Stage, Role], Format], odd_formats: list[Finding]
+) -> list[Finding]:
+    """Return what the checks of numbers, completeness, formats, dtypes and shapes find."""
+    return [
+        *check_numbers(census),
+        *check_completeness(census),
+        *odd_formats,
+        *compare_stages(formats),
+        *check_dtypes(census, f32_norms(checkpoint, formats)),
+        *check_shapes(census, formats),
+        *compare_config(checkpoint.config, formats),
+    ]
+
+
+def _odd_draft(checkpoint: Checkpoint, census: Census, unknown: list[str], findings: list[Finding]) -> str | None:
+    """Return the first error if the MTP blocks' format gives all of them, and the target has none; else None."""
+    errors = [finding for finding in findings if finding.severity is Severity.ERROR]
+    codes = {error.code for error in errors}
+    prefix = census.family.grammar.prefixes.get(Stage.MTP)
+    if not codes & _OF_FORMAT or codes - _OF_FORMAT - _FOLLOWING or not census.draft.blocks:
+        return None
+    if unknown and not (prefix and all(name.startswith(prefix) for name in unknown)):
+        return None
+    names = {name: place for name, place in census.names.items() if place.stage is not Stage.MTP}
+    target = take_census(census.config, census.tensors, names)
+    found = [*checkpoint.findings, *_check(checkpoint, target, *find_formats(target))]
+    return None if any(one.severity is Severity.ERROR for one in found) else errors[0].message
 
 
 def _find_export(
@@ -170,7 +209,9 @@ def _find_export(
     """Return the finding that takes the place of all others if another tool wrote the checkpoint."""
     unread = {key for key, fmt in formats.items() if not fmt.is_read}
     odd = unknown + census.names_of(kind for kind in census.counts if (kind.stage, kind.role) in unread)
-    if not odd:
+    prefix = census.family.grammar.prefixes.get(Stage.MTP)
+    is_of_draft = prefix is not None and all(name.startswith(prefix) for name in odd)
+    if not odd or (is_of_draft and any(kind.stage is Stage.LAYER for kind in census.counts)):
         return None
     document, tensors = checkpoint.document, checkpoint.tensors
     experts = formats.get((Stage.LAYER, Role.ROUTED_GATE))

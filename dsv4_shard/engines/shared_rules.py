@@ -55,7 +55,17 @@ def left_out_draft(inventory: Inventory) -> str | None:
     """Why the files of SGLang and vLLM leave out the MTP blocks; None if they hold them."""
     if inventory.draft.dspark:
         return DSPARK_LEFT_OUT
+    if not inventory.is_draft_known:
+        return "the draft is of a format that is not known"
     return FORMAT_LEFT_OUT if inventory.draft_difference else None
+
+
+KNOWN_DRAFT_RULE = Requires(
+    "draft-format", Module.MTP, lambda c: c.inventory.is_draft_known,
+    "the folders hold the draft's tensors too, and these are of a format that is not known", consequence=NOT_VERIFIED,
+    fatal=True, remedies=("--engine sglang or vllm, whose files hold the target alone",),
+)  # fmt: skip
+"""Rule of layouts that hold every tensor of the checkpoint."""
 
 
 def draft_blocks(context: Context) -> int:

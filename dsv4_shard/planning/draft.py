@@ -36,6 +36,8 @@ def _kept(inventory: Inventory, context: Context) -> str:
 
 def _alone(inventory: Inventory, request: Request) -> str:
     """Say what the draft needs alone, under the request's parallelism and with the engine's own choice of runner."""
+    if not inventory.is_draft_known:
+        return "alone, it is not planned"
     alone = draft_alone(inventory)
     choice = choose(alone, replace(request, runner=None, expert_dtype=None))
     if not choice.feasible:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from support.checkpoints.full_size import Tensors, in_memory, to_fp8_experts
+from support.checkpoints.other_exports import EXPORTS, exported
 from support.checkpoints.small import small_config
 
 import dsv4_shard
@@ -90,6 +91,40 @@ def test_rank_files_hold_the_target_alone_and_are_verified(engine: str, tmp_path
     assert not (tmp_path / "out" / "draft").exists()
     assert dsv4_shard.verify(tmp_path / "out", against=source).ok
     assert any(group.stage is Stage.MTP for group in inventory.groups)
+
+
+UNKNOWN = {
+    "INT8 of ModelSlim": EXPORTS["ModelSlim"],
+    "INT8 of compressed-tensors": EXPORTS["compressed-tensors INT8"],
+}
+
+
+@pytest.mark.parametrize("form", UNKNOWN)
+def test_a_draft_of_an_unknown_format_keeps_no_target_from_being_planned(form: str) -> None:
+    odd = exported(FP4, UNKNOWN[form])
+    tensors = {name: tensor for name, tensor in FP4.items() if not name.startswith("mtp.")}
+    tensors |= {name: tensor for name, tensor in odd.items() if name.startswith("mtp.")}
+    checkpoint = in_memory(DEMO_CONFIG, tensors)
+    inventory = take_inventory(checkpoint)
+    assert inventory.errors == ()
+    assert [(one.severity, one.code) for one in inventory.findings] == [(Severity.WARNING, "mtp-format")]
+    for engine in ("sglang", "vllm"):
+        plan = make_plan(checkpoint, inventory, Request(2, engine=engine))
+        assert plan.feasible
+        (note,) = [choice for choice in plan.choices if "draft is planned separately" in choice]
+        assert "a format that is not known" in note
+        assert note.endswith("It is left out, and the target drafts nothing; alone, it is not planned")
+    for engine in ("reference", "node"):
+        plan = make_plan(checkpoint, inventory, Request(2, engine=engine, nodes=2))
+        assert "draft-format" in [breach.rule for breach in plan.breaches]
+
+
+def test_damage_to_a_draft_stays_an_error() -> None:
+    for name in ("mtp.0.attn.wq_a.weight", "mtp.0.ffn.experts.3.w1.scale"):
+        inventory = take_inventory(in_memory(DEMO_CONFIG, {key: FP4[key] for key in FP4 if key != name}))
+        assert inventory.errors
+    shape = {"mtp.0.attn.wq_a.weight": ("F8_E4M3", (1, 1))}
+    assert take_inventory(in_memory(DEMO_CONFIG, FP4 | shape)).errors
 
 
 def write_mixed(folder: Path, document: dict[str, Any]) -> Path:

@@ -16,7 +16,7 @@ from dsv4_shard.engines.parallelism import dp_alone
 from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, rank_tensor
 from dsv4_shard.engines.remedies import ANY_DP, MORE_DP, leave_out
 from dsv4_shard.engines.rules import NOT_VERIFIED, Divides, Requires, Rule, Symptom
-from dsv4_shard.engines.shared_rules import EXPERTS, EXPERTS_RULE, NO_CAST_RULE, NODES_RULE
+from dsv4_shard.engines.shared_rules import EXPERTS, EXPERTS_RULE, KNOWN_DRAFT_RULE, NO_CAST_RULE, NODES_RULE
 from dsv4_shard.models import V41, Module, Role, Stage
 
 _RUNNER = "any"
@@ -41,6 +41,7 @@ RULES: tuple[Rule, ...] = (
         "experts, GPU or version to choose", consequence=NOT_VERIFIED, fatal=True,
         remedies=(leave_out("runner", "a2a", "shared_experts", "gpu", "gpu_memory", "engine_version"),),
     ),
+    KNOWN_DRAFT_RULE,
     NODES_RULE,
     NO_CAST_RULE,
     Divides(

@@ -21,7 +21,7 @@ from dsv4_shard.engines.remedies import for_engine, leave_out
 from dsv4_shard.engines.rules import NOT_VERIFIED, Requires
 from dsv4_shard.engines.sglang import v4 as sglang
 from dsv4_shard.engines.sglang.v3 import SGLANG_V3
-from dsv4_shard.engines.shared_rules import NVFP4_RULE
+from dsv4_shard.engines.shared_rules import KNOWN_DRAFT_RULE, NVFP4_RULE
 from dsv4_shard.engines.vllm import v4 as vllm
 from dsv4_shard.engines.vllm.v3 import VLLM_V3
 from dsv4_shard.models import Module, Stage, TensorName
@@ -178,7 +178,11 @@ class Subsets:
             kv_cache=self.serving.kv_cache,
             host=self.serving.host,
             candidates=self.candidates,
-            rules=(EP_RULE, *(_NVFP4_RULE if rule.name == NVFP4_RULE else rule for rule in self.serving.rules)),
+            rules=(
+                EP_RULE,
+                KNOWN_DRAFT_RULE,
+                *(_NVFP4_RULE if rule.name == NVFP4_RULE else rule for rule in self.serving.rules),
+            ),
             place=self.serving.place,
             store=self.serving.store,
             launch=self.launch,

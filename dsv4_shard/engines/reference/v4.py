@@ -131,7 +131,8 @@ def _indexer_rows(context: Context) -> int:
 def _casts_draft(context: Context) -> bool:
     """Whether the converter casts the experts of an MTP block in FP4, so that they get the format of the target's."""
     fmt = context.inventory.format(Role.ROUTED_GATE, Stage.MTP)
-    return fmt is not None and (fmt.name, context.deployment.experts) == ("FP4", "FP8")
+    is_fp4 = fmt is not None and fmt.name == "FP4"
+    return is_fp4 and context.inventory.is_draft_known and context.deployment.experts == "FP8"
 
 
 _WAYS: tuple[Rule, ...] = (

@@ -879,3 +879,27 @@ def test_a_connection_that_brings_next_to_nothing_is_given_up(monkeypatch: pytes
     files = hubfiles.HubFiles("http://hub", REPO, "0" * 40, {"f": Listed(10_000, "x", None)})
     came = files._read("f", hubfiles._Location("http://hub/f", False), 0, memoryview(bytearray(10_000)), Event())
     assert 0 < came < 100
+
+
+# --- repositories of other tools -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (("Q4_K_M/a-00001-of-00002.gguf", "README.md"), "GGUF files (Q4_K_M/a-00001-of-00002.gguf)"),
+        (("a.gguf", "config.json"), "GGUF files (a.gguf)"),
+        (("adapter_config.json", "adapter_model.safetensors"), "a LoRA adapter for org/base"),
+        (("pytorch_model.bin", "config.json"), "PyTorch files (pytorch_model.bin)"),
+    ],
+)
+def test_a_repository_of_another_tools_files_is_named(
+    files: tuple[str, ...], said: str, hub: HubServer, tmp_path: Path
+) -> None:
+    for name in files:
+        (tmp_path / "other" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "other" / name).write_text('{"base_model_name_or_path": "org/base"}')
+    hub.add_repo("org/other", {"main": tmp_path / "other"})
+    result = CliRunner().invoke(app, ["inspect", "org/other"])
+    assert result.exit_code == ExitCode.CHECKPOINT
+    assert said in result.stderr

@@ -13,7 +13,7 @@ from itertools import chain
 from dsv4_shard.checkpoint import Checkpoint, Inventory
 from dsv4_shard.engines import Context, Engine, Replicate, Request, engine_for, pick_gpu
 from dsv4_shard.models import TARGET, Module, Part
-from dsv4_shard.planning.layouts import Candidate, layouts_on, rank_of, requests_on
+from dsv4_shard.planning.layouts import Candidate, layouts_on, requests_on
 
 EVERY_COUNT_TO = 128
 """Every number of GPUs up to this one is tried; then 192, 256, 384 and 512."""
@@ -134,7 +134,7 @@ def fewest_on(
             lightest[gpus] = min((one.layout.weight_bytes for one in found), default=math.inf)
         held = [one for one in found if one.layout.fits and (session is None or one.layout.sessions != 0)]
         if held:
-            return Reach(tuple(sorted(held, key=_best_first)), first, last, tried, whole)
+            return Reach(tuple(held), first, last, tried, whole)
     return Reach((), first, last, tried, whole)
 
 
@@ -154,11 +154,6 @@ def say_counts(first: int, last: int) -> str:
     beyond = [str(gpus) for gpus in counts_from(max(first, EVERY_COUNT_TO + 1)) if gpus <= last]
     every = f"{first} to {min(last, EVERY_COUNT_TO)}" if first <= EVERY_COUNT_TO else ""
     return ", then ".join(filter(None, (every, ", ".join(beyond))))
-
-
-def _best_first(one: Candidate) -> tuple[float, ...]:
-    """DeepSeek's inference code comes after the engines that serve requests."""
-    return (one.deployment.engine == "reference", *rank_of(one.layout))
 
 
 def bounds_of(inventory: Inventory, asked: Request, engines: tuple[str, ...]) -> dict[str, Bound]:

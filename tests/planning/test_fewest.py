@@ -67,7 +67,7 @@ def test_the_number_is_the_smallest_of_all_numbers(model: str, data: st.DataObje
     assert kind.gpus == expected or (expected is None and (kind.gpus or MOST_GPUS) >= COUNTS)
 
 
-@pytest.mark.parametrize("model", (PRO, V41))
+@pytest.mark.parametrize("model", [PRO, V41])
 @pytest.mark.parametrize("gpu", GPUS)
 def test_each_known_gpu_has_the_smallest_number_and_a_command_that_plans_it(model: str, gpu: str) -> None:
     (kind,) = [kind for kind in found(model).kinds if kind.gpu == gpu]

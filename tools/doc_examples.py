@@ -18,23 +18,20 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from difflib import SequenceMatcher, unified_diff
-from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import search_path  # noqa: F401 - first, for what is imported from the repository
-from support.checkpoints.full_size import inventory_of
+from support.checkpoints.full_size import inventory_of, real_checkpoints_read_once
 from support.checkpoints.other_families import FAMILIES, write_family
 from support.paths import DATA
 from support.paths import ROOT as ROOT
 from support.scratch import remove_process_folder
 from typer.testing import CliRunner
 
-from dsv4_shard.checkpoint import inventory as inventories
-from dsv4_shard.checkpoint import reader as checkpoints
 from dsv4_shard.cli import app
 
 LEFT_OUT = "..."
@@ -92,31 +89,14 @@ def examples(text: str) -> Iterator[Example]:
 
 # --- running -------------------------------------------------------------------------------------------------------
 
-_read: dict[Path, str] = {}
-"""Folders of skeletons that were read → the model."""
-
 
 @contextlib.contextmanager
 def workspace(folder: Path) -> Iterator[None]:
     """Run within in `folder`, for a terminal of 80 columns, with full-size checkpoints read once a process."""
-    read, take = checkpoints.read_checkpoint, inventories.take_inventory
-
-    def model_of(source: Any) -> str | None:
-        return _read.get(Path(source.root).resolve()) if source.root else None
-
-    def read_once(source: Any) -> Any:
-        model = model_of(source)
-        return replace(inventory_of(model)[0], source=source) if model else read(source)
-
-    def take_once(checkpoint: Any) -> Any:
-        model = model_of(checkpoint.source)
-        return inventory_of(model)[1] if model else take(checkpoint)
-
     with (
         contextlib.chdir(folder),
         patch.dict(os.environ, _environment(folder)),
-        patch.object(checkpoints, "read_checkpoint", read_once),
-        patch.object(inventories, "take_inventory", take_once),
+        real_checkpoints_read_once(),
     ):
         yield
 
@@ -126,12 +106,9 @@ def _environment(folder: Path) -> dict[str, str]:
     return {"COLUMNS": "80", "XDG_STATE_HOME": str(folder / ".state"), "OMP_NUM_THREADS": "1"}
 
 
-@cache
 def skeleton_of(model: str) -> Path:
     """The folder of a full-size checkpoint, which commands within a `workspace` need not read again."""
-    folder = Path(str(inventory_of(model)[0].source.root)).resolve()
-    _read[folder] = model
-    return folder
+    return Path(str(inventory_of(model)[0].source.root)).resolve()
 
 
 def _put_checkpoints(words: list[str], folder: Path) -> None:

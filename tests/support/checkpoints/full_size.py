@@ -5,17 +5,23 @@ one takes seconds, so the workers of a run share what the first of them has read
 """
 
 import fcntl
+import gc
 import json
 import os
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from support.checkpoints.skeletons import write_skeleton
 from support.paths import DATA as DATA
 from support.scratch import shared_folder
 
+from dsv4_shard import opening
 from dsv4_shard.checkpoint.inventory import Inventory, take_inventory
 from dsv4_shard.checkpoint.reader import Checkpoint, SourceFile, read_checkpoint
 from dsv4_shard.checkpoint.synthetic import FP8_BLOCK, tensors_of
@@ -25,6 +31,7 @@ from dsv4_shard.engines.rules import Breach
 from dsv4_shard.models.config import parse_config
 from dsv4_shard.opening import open_source
 from dsv4_shard.planning.choice import choose
+from dsv4_shard.sources.base import Source
 from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.storage.runtime import collector_paused
 from dsv4_shard.tensors.geometry import scale_shape
@@ -57,9 +64,36 @@ def config_of(model: str) -> dict[str, Any]:
 
 @cache
 def inventory_of(model: str) -> tuple[Checkpoint, Inventory]:
-    """A real checkpoint, read from its skeleton."""
-    checkpoint = _read_once(model)
-    return checkpoint, take_inventory(checkpoint)
+    """A real checkpoint, read from its skeleton. The collector need not look at its 100,000 tuples again."""
+    with collector_paused():
+        checkpoint = _read_once(model)
+        inventory = take_inventory(checkpoint)
+    gc.freeze()
+    return checkpoint, inventory
+
+
+@contextmanager
+def real_checkpoints_read_once() -> Iterator[None]:
+    """Commands of this process that open the folder of a real checkpoint get what `inventory_of` has read there."""
+    def read_once(source: Source) -> Checkpoint:
+        model = _model_in(source)
+        return replace(inventory_of(model)[0], source=source) if model else read_checkpoint(source)
+
+    def take_once(checkpoint: Checkpoint) -> Inventory:
+        model = _model_in(checkpoint.source)
+        return inventory_of(model)[1] if model else take_inventory(checkpoint)
+
+    with (
+        patch.object(opening, "read_checkpoint", read_once),
+        patch.object(opening, "take_inventory", take_once),
+    ):
+        yield
+
+
+def _model_in(source: Source) -> str | None:
+    root = source.root and source.root.resolve()
+    there = root is not None and root.parent == shared_folder().resolve() and root.name in REAL_MODELS
+    return root.name if there else None
 
 
 def _read_once(model: str) -> Checkpoint:
@@ -76,8 +110,7 @@ def _read_once(model: str) -> Checkpoint:
             if "PYTEST_XDIST_WORKER" in os.environ:
                 kept.write_bytes(pickle.dumps(checkpoint, pickle.HIGHEST_PROTOCOL))
             return checkpoint
-    with collector_paused():
-        found: Checkpoint = pickle.loads(kept.read_bytes())
+    found: Checkpoint = pickle.loads(kept.read_bytes())
     return found
 
 

@@ -95,9 +95,19 @@ HEADERS = {
 }
 
 
+DROPPED = {"most metadata", "most values beside", "duplicates"}
+"""What is large in these is dropped or refused by the reader, before any family sees it."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [CONFIG, OTHER], ids=["known family", "unknown family"])
-@pytest.mark.parametrize("case", HEADERS)
+@pytest.mark.parametrize(
+    ("case", "config"),
+    [
+        *(pytest.param(case, CONFIG, id=f"{case}, known family") for case in HEADERS),
+        *(pytest.param(case, OTHER, id=f"{case}, unknown family") for case in HEADERS
+          if case not in DROPPED),
+    ],
+)  # fmt: skip
 def test_inspect_of_one_file(case: str, config: bytes, tmp_path: Path) -> None:
     files = {"config.json": config, "model.safetensors": file_with(HEADERS[case]())}
     nbytes, code, said = peak("inspect", folder_with(tmp_path / "model", files))
@@ -219,6 +229,8 @@ def test_manifests(case: str, tmp_path: Path) -> None:
         nbytes, code, said = peak(*command)
         assert nbytes < MOST, f"{nbytes >> 20} MiB: {said[-300:]}"
         assert code in (1, 3), said[-300:]
+        if "manifest.json: damaged" in said:
+            break  # refused by the reader that all commands have
 
 
 @pytest.fixture(scope="module")

@@ -97,11 +97,11 @@ def test_a_small_file_is_read_up_to_its_limit_and_no_further(tmp_path: Path) -> 
 @pytest.mark.slow
 def test_a_companion_of_any_size_is_hashed_in_little_memory(shards: Path, tmp_path: Path) -> None:
     subprocess.run(["cp", "-r", shards, tmp_path / "out"], check=True)
-    os.truncate(tmp_path / "out/inference_config.json", 3 << 30)
+    os.truncate(tmp_path / "out/inference_config.json", 1 << 30)
     code = (
         "import json, sys; from pathlib import Path; from dsv4_shard.sharding.manifest import Manifest; "
         "p = Path(sys.argv[1], 'manifest.json'); d = json.loads(p.read_bytes()); "
-        "[c.update(nbytes=3 << 30) for c in d['companions'] if c['name'] == 'inference_config.json']; "
+        "[c.update(nbytes=1 << 30) for c in d['companions'] if c['name'] == 'inference_config.json']; "
         "p.write_bytes(Manifest.model_validate_json(json.dumps(d)).sealed().to_bytes()); "
         "from dsv4_shard.verification.result_folder import verify; print([x.file for x in verify(p.parent).problems]); "
         "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"

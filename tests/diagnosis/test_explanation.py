@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -131,6 +132,7 @@ MESSAGES = [
 """Messages that the engines' sources, checkers and users' reports have, each as it is printed."""
 
 
+@cache
 def of(text: str) -> Explanation:
     return explain(lines_of(io.BytesIO(text.encode())))
 

@@ -4,6 +4,8 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -230,45 +232,61 @@ def test_verify_says_where_a_merged_checkpoint_is_not_the_original(model: Path, 
 # --- ranks as a source ---------------------------------------------------------------------------------------------
 
 
-def assert_reshards_alike(folder: Path, scratch: Path, layout: str, to: str, *, kept: bool) -> None:
+Sharded = Callable[[Path, Request], Path]
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Sharded:
+    """Shards of a checkpoint by request, each made once. Only to be read."""
+    root = tmp_path_factory.mktemp("sharded")
+
+    @cache
+    def made(folder: Path, request: Request) -> Path:
+        out = root / f"{len(list(root.iterdir()))}"
+        shard(folder, out, request)
+        return out
+
+    return made
+
+
+def assert_reshards_alike(folder: Path, scratch: Path, layout: str, to: str, sharded: Sharded, *, kept: bool) -> None:
     """Ranks of one layout become those of another, to 8 ranks, as their checkpoint does."""
     wanted = Request(tp=8, nodes=2 if to == "node" else None, engine=to)
-    shard(folder, scratch / "ranks", LAYOUTS[layout])
-    shard(scratch / "ranks", scratch / "found", wanted)
-    shard(folder, scratch / "direct", wanted)
-    assert rank_files(scratch / "found") == rank_files(scratch / "direct")
-    assert verify(scratch / "found", opened(scratch / "ranks")).ok
+    ranks, direct, found = sharded(folder, LAYOUTS[layout]), sharded(folder, wanted), scratch / "found"
+    shard(ranks, found, wanted)
+    assert rank_files(found) == rank_files(direct)
+    assert verify(found, opened(ranks)).ok
     if kept:
-        assert (scratch / "found/source.zip").read_bytes() == (scratch / "direct/source.zip").read_bytes()
-        assert verify(scratch / "found", open_folder(folder)).ok
-        assert verify(scratch / "direct", opened(scratch / "ranks")).ok
+        assert (found / "source.zip").read_bytes() == (direct / "source.zip").read_bytes()
+        assert verify(found, open_folder(folder)).ok
+        assert verify(direct, opened(ranks)).ok
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("to", ["reference", "sglang", "vllm", "node"])
 @pytest.mark.parametrize("layout", KEEPS_O_A)
 def test_ranks_that_keep_all_bytes_reshard_as_their_checkpoint_does(
-    layout: str, to: str, model: Path, tmp_path: Path
+    layout: str, to: str, model: Path, sharded: Sharded, tmp_path: Path
 ) -> None:
-    assert_reshards_alike(model, tmp_path, layout, to, kept=True)
+    assert_reshards_alike(model, tmp_path, layout, to, sharded, kept=True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("to", ["reference", "sglang", "node"])
 @pytest.mark.parametrize("layout", READS_BF16)
 def test_ranks_whose_wo_a_was_bf16_reshard_as_their_checkpoint_does(
-    layout: str, to: str, bf16: Path, tmp_path: Path
+    layout: str, to: str, bf16: Path, sharded: Sharded, tmp_path: Path
 ) -> None:
-    assert_reshards_alike(bf16, tmp_path, layout, to, kept=True)
+    assert_reshards_alike(bf16, tmp_path, layout, to, sharded, kept=True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("to", ["reference", "sglang"])
 @pytest.mark.parametrize("layout", ["reference", "sglang", "sglang-ep"])
 def test_ranks_whose_wo_a_was_decoded_reshard_as_their_checkpoint_does_where_it_is_decoded_too(
-    layout: str, to: str, model: Path, tmp_path: Path
+    layout: str, to: str, model: Path, sharded: Sharded, tmp_path: Path
 ) -> None:
-    assert_reshards_alike(model, tmp_path, layout, to, kept=False)
+    assert_reshards_alike(model, tmp_path, layout, to, sharded, kept=False)
 
 
 @pytest.mark.slow

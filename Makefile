@@ -27,7 +27,7 @@ $(DEMO)/.ready smoke release: WITHOUT = torch
 # More options for pytest: make test OPTIONS=--cov
 OPTIONS ?=
 FAST := -m "not slow and not root and not browser and not ray"
-PARALLEL := -n auto --dist loadgroup
+PARALLEL := -n auto --dist loadgroup --durations=10
 
 INSTALL := pip install --quiet --disable-pip-version-check
 PINNED := --constraint constraints.txt

@@ -15,7 +15,7 @@ from support.checkpoints.full_size import real_checkpoints_read_once
 from support.checkpoints.tiny import TINY_CONFIG
 from support.scratch import remove_process_folder, share_process_folder
 from support.servers.hub import HubServer
-from support.workers import SLOW_MODELS, Scheduling
+from support.workers import SLOW_MODELS, Scheduling, place_of
 
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
 
@@ -34,7 +34,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as slow what `make test-fast` leaves out: a third real checkpoint, and later cases of a test."""
+    """Put long tests last, and mark as slow what `make test-fast` leaves out.
+
+    That is a third real checkpoint, and later cases of a test.
+    """
+    items.sort(key=lambda item: place_of(item.nodeid))
     begun: set[str] = set()
     for item in items:
         callspec = getattr(item, "callspec", None)

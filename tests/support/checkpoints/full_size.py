@@ -75,6 +75,7 @@ def inventory_of(model: str) -> tuple[Checkpoint, Inventory]:
 @contextmanager
 def real_checkpoints_read_once() -> Iterator[None]:
     """Commands of this process that open the folder of a real checkpoint get what `inventory_of` has read there."""
+
     def read_once(source: Source) -> Checkpoint:
         model = _model_in(source)
         return replace(inventory_of(model)[0], source=source) if model else read_checkpoint(source)

@@ -16,13 +16,12 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import NamedTuple
-from urllib.parse import unquote, urlsplit
-from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
+from urllib.parse import urlsplit
 
 from dsv4_shard.errors import UsageError
 from dsv4_shard.limits import GATE_HEAD, STORE_ANSWER
 from dsv4_shard.sources.deadline import Deadline, Overdue, in_time
+from dsv4_shard.sources.proxies import ServerOrigin, origin_of, plain_proxy
 
 _PIPE_BYTES = 1 << 20
 """Bytes that one call moves: the largest pipe that Linux gives without privileges."""
@@ -37,21 +36,6 @@ _LINE = re.compile(rb"([A-Z]+) (\S+) (HTTP/1\.[01])\r\n", re.ASCII)
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,18})[ \t]*\r\n", re.IGNORECASE)
 
 _PASS = re.compile(rb"\r\nproxy-authorization:[ \t]*([^\r\n]*?)[ \t]*(?=\r\n)", re.IGNORECASE)
-
-
-class ServerOrigin(NamedTuple):
-    """Where a request goes."""
-
-    scheme: str
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}" + ("" if self.port == _PORTS[self.scheme] else f":{self.port}")
-
-
-_PORTS = {"http": 80, "https": 443}
 
 
 class _Refused(Exception):
@@ -123,23 +107,6 @@ class Gate:
         return next(iter(list(self._state.unreachable.items())), None)
 
 
-def proxy_from_environment(prefix: str) -> Callable[[ServerOrigin], str | None]:
-    """Return the function that gives the user's proxy: by `{prefix}_PROXY_URL`, else HTTPS_PROXY and its kin."""
-
-    def proxy_of(origin: ServerOrigin) -> str | None:
-        """The proxy for an origin; None to connect directly."""
-        own = os.environ.get(f"{prefix}_PROXY_URL")
-        if own:
-            excluded = proxy_bypass_environment(origin.host, {"no": os.environ.get(f"{prefix}_PROXY_EXCLUDES", "")})
-            return None if excluded else own
-        proxies = getproxies_environment()
-        if proxy_bypass_environment(origin.host, proxies):
-            return None
-        return proxies.get(origin.scheme) or proxies.get("all")
-
-    return proxy_of
-
-
 def _proxy_address(proxy: str | None) -> tuple[str, int, bytes] | None:
     """Return host, port and the header with credentials of a user's proxy.
 
@@ -147,20 +114,15 @@ def _proxy_address(proxy: str | None) -> tuple[str, int, bytes] | None:
     """
     if proxy is None:
         return None
-    parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    try:
-        host, port = parts.hostname, parts.port or 80
-    except ValueError:
-        host = None
-    if parts.scheme != "http" or not host:
+    found = plain_proxy(proxy)
+    if found is None:
+        scheme = urlsplit(proxy if "://" in proxy else f"http://{proxy}").scheme
         raise UsageError(
-            f"the proxy of the environment is a {parts.scheme}:// one, through which no object store is reached",
+            f"the proxy of the environment is a {scheme}:// one, through which no object store is reached",
             hint="Set HTTPS_PROXY to an http:// proxy, or NO_PROXY to the store's host.",
         )
-    if parts.username is None:
-        return host, port, b""
-    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-    return host, port, b"Proxy-Authorization: Basic " + base64.b64encode(pair.encode()) + b"\r\n"
+    login = f"Proxy-Authorization: {found.authorization}\r\n" if found.authorization else ""
+    return found.host, found.port, login.encode()
 
 
 # --- threads -------------------------------------------------------------------------------------------------------
@@ -355,13 +317,9 @@ def _origin(method: bytes, target: bytes) -> ServerOrigin:
     """Return where a request to a proxy goes. Raises _Refused if it does not say so."""
     try:
         text = target.decode("ascii")
-        parts = urlsplit(f"https://{text}" if method == b"CONNECT" else text)
-        host, port = parts.hostname, parts.port
+        return origin_of(f"https://{text}" if method == b"CONNECT" else text)
     except ValueError:
         raise _Refused from None
-    if parts.scheme not in _PORTS or not host:
-        raise _Refused
-    return ServerOrigin(parts.scheme, host, port or _PORTS[parts.scheme])
 
 
 def _path(target: bytes) -> bytes:

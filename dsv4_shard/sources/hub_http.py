@@ -6,6 +6,8 @@ The URL is requested once per file, and again after it has expired. The token is
 
 import logging
 import re
+import ssl
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -15,12 +17,14 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from threading import Event
+from types import ModuleType
 from typing import Any, NamedTuple, NoReturn, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
 from dsv4_shard.errors import AccessRefused, BadAnswer, NotFound, ServerFailed, ShardError, Unreachable, WriteFailed
 from dsv4_shard.limits import HUB_ANSWER, HUB_DOWNLOAD, HUB_RANGE, HUB_REDIRECTS, Limit
 from dsv4_shard.sources.deadline import Deadline, Overdue, for_each, in_time
+from dsv4_shard.sources.direct_http import FAILURES, Body, Connections, route_to
 from dsv4_shard.sources.remote import Listed
 from dsv4_shard.sources.response_limits import limited_bodies
 from dsv4_shard.sources.retry import Transient, retry
@@ -44,6 +48,15 @@ _MIN_PROGRESS_BYTES = 64 << 10
 
 _SLOW_SECONDS, _SLOW_BYTES = 15, 15 << 10
 """A connection that brings fewer bytes in so many seconds is given up, like one that broke off."""
+
+_ONE_MORE = memoryview(bytearray(1))
+"""Where the byte goes that comes behind the last one."""
+
+_ERROR_BYTES = 64 << 10
+"""Bytes of an error's body that are read, to tell what the server says."""
+
+_FRAMING = ("content-encoding", "content-length", "transfer-encoding")
+"""Headers that say how a body was sent."""
 
 _DOWNLOADS_AT_ONCE = 8
 """Files that are downloaded at the same time, as huggingface_hub itself does."""
@@ -86,6 +99,7 @@ class HubFiles:
     listing: Mapping[str, Listed]
     _locations: dict[str, _Location] = field(default_factory=dict)
     _locks: dict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
+    _connections: Connections = field(default_factory=lambda: Connections(_trust))
 
     @property
     def place(self) -> str:
@@ -211,14 +225,12 @@ class HubFiles:
         """Follow the Hub's redirects to the first URL on another host. Raises BadAnswer for a bad redirect."""
         location = self._at_hub(name)
         for _ in range(HUB_REDIRECTS.count):
-            with _request(location, {"Range": "bytes=0-0"}) as response:
+            with _stream(location, {"Range": "bytes=0-0"}) as response:
                 if response.status_code not in _REDIRECTS:
                     refuse(response, f"{self.repo_id}: {name}", self.endpoint, self.repo_id)
                     return location
                 redirect = response.headers.get("Location", "")
-            target = _target(location.url, redirect)
-            if target is None:
-                raise BadAnswer(f"{self._what(name, location)} says that it is at {short(redirect)}, which is no place")
+            target = self._target(name, location, redirect)
             location = _Location(target, urlsplit(target)[:2] == urlsplit(self.endpoint)[:2])
             if not location.is_hub:
                 return location
@@ -233,18 +245,16 @@ class HubFiles:
         done = before = 0
         since = time.monotonic()
         try:
-            with _request(location, {"Range": f"bytes={start}-{stop - 1}"}) as response:
-                if response.status_code in (_REDIRECTS if location.is_hub else _EXPIRED):
-                    raise _Moved(response.status_code)
-                refuse(response, f"{self.repo_id}: {name}", self.endpoint, self.repo_id)
-                stop = self._check_range(name, response, start, stop)
-                for chunk in response.iter_raw():
-                    if done + len(chunk) > stop - start:
-                        raise BadAnswer(
-                            f"{self._what(name, location)} gave more than the {stop - start} bytes it announced"
-                        )
-                    buffer[done : done + len(chunk)] = chunk
-                    done += len(chunk)
+            with self._request(name, location, {"Range": f"bytes={start}-{stop - 1}"}) as answer:
+                if answer.status in (_REDIRECTS if location.is_hub else _EXPIRED):
+                    raise _Moved(answer.status)
+                if answer.status >= 400:
+                    refuse(_whole(answer, location.url), f"{self.repo_id}: {name}", self.endpoint, self.repo_id)
+                stop = self._check_range(name, location, answer, start, stop)
+                while count := answer.receive(buffer[done : stop - start] or _ONE_MORE):
+                    if done == stop - start:
+                        raise BadAnswer(f"{self._what(name, location)} gave more than the {done} bytes it announced")
+                    done += count
                     if stopped.is_set():
                         raise Unreachable(f"{name}: cancelled, because the run ended")
                     if (now := time.monotonic()) - since >= _SLOW_SECONDS:
@@ -258,23 +268,51 @@ class HubFiles:
             raise Transient(f"{self._what(name, location)} gave no bytes from byte {start} on")
         return done
 
-    def _check_range(self, name: str, response: Any, start: int, stop: int) -> int:
+    @contextmanager
+    def _request(self, name: str, location: _Location, headers: dict[str, str]) -> Iterator[Body]:
+        """Open a GET whose body is received piece by piece. Redirects are followed, but not the Hub's own.
+
+        Raises Transient if the connection fails, and BadAnswer for a bad redirect.
+        """
+        for _ in range(HUB_REDIRECTS.count):
+            with _open(location, headers, self._connections) as answer:
+                if location.is_hub or answer.status not in _REDIRECTS:
+                    yield answer
+                    return
+                redirect = answer.fields.get("location", "")
+            location = _Location(self._target(name, location, redirect), False)
+        raise BadAnswer(f"{self.repo_id}: {name}: more than {HUB_REDIRECTS.count} redirects")
+
+    def _target(self, name: str, location: _Location, redirect: str) -> str:
+        """Return the URL to which a redirect leads. Raises BadAnswer if it is no HTTP URL, or leaves TLS."""
+        target = _target(location.url, redirect)
+        if target is None:
+            raise BadAnswer(f"{self._what(name, location)} says that it is at {short(redirect)}, which is no place")
+        if location.url.startswith("https:") and not target.startswith("https:"):
+            raise BadAnswer(
+                f"{self._what(name, location)} redirects from https to {urlsplit(target).netloc} without TLS",
+                hint="Use an endpoint (HF_ENDPOINT) whose files are all at https:// addresses.",
+            )
+        return target
+
+    def _check_range(self, name: str, location: _Location, answer: Body, start: int, stop: int) -> int:
         """Return the end byte, exclusive, of an answer. Raises BadAnswer if it is not within the requested range."""
-        what, nbytes = self._what(name, _Location(str(response.url), True)), self.listing[name].nbytes
-        if response.headers.get("Content-Encoding", "identity") != "identity":
-            raise BadAnswer(f"{what} sends it packed: {response.headers['Content-Encoding'][:40]!r}")
-        if response.status_code == 200:
+        what, nbytes = self._what(name, location), self.listing[name].nbytes
+        if (encoding := answer.fields.get("content-encoding", "identity")) != "identity":
+            raise BadAnswer(f"{what} sends it packed: {encoding[:40]!r}")
+        if answer.status == 200:
             if (start, stop) == (0, nbytes):
                 return nbytes
             raise BadAnswer(
                 f"{what} ignores Range: it gave the whole file for bytes {start} to {stop}",
                 hint="Reading from afar needs ranges. Use another endpoint (HF_ENDPOINT), or download: --download.",
             )
-        found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+        content_range = answer.fields.get("content-range", "")
+        found = _CONTENT_RANGE.fullmatch(content_range)
         first, last, total = map(int, found.groups()) if found else (-1, -1, -1)
-        if response.status_code != 206 or first != start or not first <= last < stop or total != nbytes:
+        if answer.status != 206 or first != start or not first <= last < stop or total != nbytes:
             raise BadAnswer(
-                f"{what} answered {response.status_code}, {response.headers.get('Content-Range', 'no range')[:80]!r}, "
+                f"{what} answered {answer.status}, {(content_range or 'no range')[:80]!r}, "
                 f"for bytes {start} to {stop} of {nbytes}"
             )
         return last + 1
@@ -309,23 +347,102 @@ def is_server(url: str) -> bool:
 
 
 @contextmanager
-def _request(location: _Location, headers: dict[str, str]) -> Iterator[Any]:
-    """Open a streamed GET inside the block. The caller handles the Hub's redirects.
+def _open(location: _Location, headers: Mapping[str, str], connections: Connections) -> Iterator[Body]:
+    """Open a GET inside the block. Redirects are not followed. Raises Transient if the connection fails.
 
-    Raises Transient if the connection fails.
+    What the user's proxy allows goes straight into the caller's buffer, the rest through huggingface_hub's client.
     """
+    from huggingface_hub import constants
+
+    host, route = urlsplit(location.url).netloc, route_to(location.url)
+    if constants.HF_HUB_OFFLINE:
+        raise _offline(host)
+    if route is None:
+        with _stream(location, headers) as response:
+            yield _StreamedBody(response)
+        return
+    try:
+        with connections.get(
+            location.url, route, _all_headers(location, headers), constants.HF_HUB_DOWNLOAD_TIMEOUT
+        ) as answer:
+            yield answer
+    except FAILURES as error:
+        proxy = f" through the proxy {route.proxy.host}:{route.proxy.port}" if route.proxy else ""
+        raise Transient(f"{host}{proxy}: {type(error).__name__}: {short_name(str(error))}".rstrip(": ")) from None
+
+
+@contextmanager
+def _stream(location: _Location, headers: Mapping[str, str]) -> Iterator[Any]:
+    """Open a GET inside the block by huggingface_hub's client. Raises as `_open` does."""
     from huggingface_hub import constants, get_session
+
+    # httpx does not follow redirects: it would drop the token, or send it to hosts that must not get it.
+    with (
+        transport_errors(urlsplit(location.url).netloc),
+        get_session().stream(
+            "GET",
+            location.url,
+            headers=_all_headers(location, headers),
+            follow_redirects=False,
+            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+        ) as response,
+    ):
+        yield response
+
+
+def _all_headers(location: _Location, headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the headers of a request for a file. Only the Hub gets the token."""
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-    # httpx does not follow the Hub's redirects: it would drop the token, or send it to hosts that must not get it.
-    headers = {**build_hf_headers(), **headers} if location.is_hub else dict(headers)
-    headers["Accept-Encoding"] = "identity"
-    with transport_errors(urlsplit(location.url).netloc):
-        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-        with get_session().stream(
-            "GET", location.url, headers=headers, follow_redirects=not location.is_hub, timeout=timeout
-        ) as response:
-            yield response
+    return {**(build_hf_headers() if location.is_hub else {}), **headers, "Accept-Encoding": "identity"}
+
+
+class _StreamedBody:
+    """A streamed response of httpx as a `Body`."""
+
+    def __init__(self, response: Any) -> None:
+        self.status: int = response.status_code
+        self.fields: Mapping[str, str] = response.headers
+        self._pieces = response.iter_raw()
+        self._rest = memoryview(b"")
+
+    def receive(self, buffer: memoryview) -> int:
+        """Fill the start of `buffer`. See `Body`."""
+        if not self._rest:
+            self._rest = memoryview(next(self._pieces, b""))
+        count = min(len(buffer), len(self._rest))
+        buffer[:count], self._rest = self._rest[:count], self._rest[count:]
+        return count
+
+
+def _whole(answer: Body, url: str) -> Any:
+    """Return an error's answer as a response of httpx with the first _ERROR_BYTES of its body, for huggingface_hub."""
+    content, done = memoryview(bytearray(_ERROR_BYTES)), 0
+    while count := answer.receive(content[done:]):
+        done += count
+    library = _httpx()
+    fields = {name: value for name, value in answer.fields.items() if name not in _FRAMING}
+    return library.Response(
+        answer.status, headers=fields, content=bytes(content[:done]), request=library.Request("GET", url)
+    )
+
+
+def _httpx() -> ModuleType:
+    """Return the library that huggingface_hub asks by: httpx in its release 1, httpx2 in 2."""
+    return sys.modules[_http_error().__module__.partition(".")[0]]
+
+
+def _http_error() -> type[Exception]:
+    """Return the base of the errors of `_httpx`, from which huggingface_hub's own error derives."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
+
+
+def _trust() -> ssl.SSLContext:
+    """Return the certificates that huggingface_hub's client trusts by default: SSL_CERT_FILE and its kin count."""
+    made: ssl.SSLContext = _httpx().create_ssl_context()
+    return made
 
 
 def ask(host: str, call: Callable[[], T], limit: Limit) -> T:
@@ -366,22 +483,25 @@ def transport_errors(host: str, limit: Limit | None = None) -> Iterator[None]:
     """
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    # huggingface_hub 1 uses httpx, 2 uses httpx2. Its own error class derives from the one in use.
-    http_error: type[Exception] = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
+    http_error = _http_error()
     try:
         with limited_bodies(limit or HUB_ANSWER):
             yield
     except OfflineModeIsEnabled:
-        raise Unreachable(
-            f"{host}: not asked: HF_HUB_OFFLINE is set",
-            hint="Unset it, or name a folder or a repository that this machine's Hub cache holds whole.",
-        ) from None
+        raise _offline(host) from None
     except HfHubHTTPError:
         raise
     except http_error as error:
         if type(error).__name__ in _PERMANENT_FAILURES:
             raise BadAnswer(f"{host}: {type(error).__name__}: {error}".rstrip(": ")) from None
         raise Transient(f"{host}: {type(error).__name__}: {error}".rstrip(": ")) from None
+
+
+def _offline(host: str) -> Unreachable:
+    return Unreachable(
+        f"{host}: not asked: HF_HUB_OFFLINE is set",
+        hint="Unset it, or name a folder or a repository that this machine's Hub cache holds whole.",
+    )
 
 
 def refuse(response: Any, what: str, endpoint: str, repo_id: str) -> None:

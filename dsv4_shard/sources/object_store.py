@@ -19,7 +19,7 @@ import xxhash
 from dsv4_shard.errors import BadAnswer, NotFound, ServerFailed, Unreachable, UsageError
 from dsv4_shard.limits import STORE_ANSWER, STORE_CALL, STORE_LISTING
 from dsv4_shard.sources.deadline import Deadline, Overdue, in_time
-from dsv4_shard.sources.gate import Gate, proxy_from_environment
+from dsv4_shard.sources.gate import Gate
 from dsv4_shard.sources.object_store_errors import (
     AGAIN,
     CREDENTIALS,
@@ -30,6 +30,7 @@ from dsv4_shard.sources.object_store_errors import (
     translate,
 )
 from dsv4_shard.sources.prefetch import BLOCK_BYTES
+from dsv4_shard.sources.proxies import proxy_from_environment
 from dsv4_shard.sources.remote import Listed, RemoteSource
 from dsv4_shard.sources.remote_headers import HeaderCache, RemoteHeaders, read_headers, read_small, wanted_headers
 from dsv4_shard.text.sanitize import short, short_name

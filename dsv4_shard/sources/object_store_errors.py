@@ -13,7 +13,8 @@ from dsv4_shard.errors import (
     Unreachable,
 )
 from dsv4_shard.limits import STORE_ANSWER
-from dsv4_shard.sources.gate import Gate, ServerOrigin
+from dsv4_shard.sources.gate import Gate
+from dsv4_shard.sources.proxies import ServerOrigin
 from dsv4_shard.text.sanitize import short_name
 
 VARIABLES = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE"}

@@ -18,8 +18,9 @@ from dsv4_shard.errors import BadAnswer, ServerFailed, UsageError
 from dsv4_shard.limits import STORE_ANSWER
 from dsv4_shard.sources import gate as gates
 from dsv4_shard.sources import object_store as stores
-from dsv4_shard.sources.gate import Gate, ServerOrigin
+from dsv4_shard.sources.gate import Gate
 from dsv4_shard.sources.object_store import Store, connect
+from dsv4_shard.sources.proxies import ServerOrigin
 from dsv4_shard.sources.remote import Listed
 
 LISTED = Listed(4, '"e"')

@@ -25,6 +25,7 @@ def main() -> None:
     _, status, usage = os.wait4(pid, 0)
     figures = {
         "seconds": seconds,
+        "cpu": usage.ru_utime + usage.ru_stime,
         "peak_memory": usage.ru_maxrss * 1024,
         "bytes_read": int(counters["rchar"]),
         "bytes_written": int(counters["wchar"]),

@@ -16,7 +16,7 @@ class ChildFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A command that ended well: `seconds` from its start to its end, sizes in bytes.
+    """A command that ended well: `seconds` from its start to its end, `cpu` those of all its CPUs, sizes in bytes.
 
     `bytes_read` and `bytes_written` are those of read and write calls (and of copies within the kernel), whether the
     page cache or the disk served them; mapped files are not among them. `disk_read` and `disk_written` are those that
@@ -24,6 +24,7 @@ class Run:
     """
 
     seconds: float
+    cpu: float
     peak_memory: int
     bytes_read: int
     bytes_written: int

@@ -5,8 +5,10 @@ read, up to a memory budget, and freed after they have been read completely. A r
 wait for later blocks while nobody reads the fetched ones, fetching exceeds the budget.
 """
 
+import ctypes
 import threading
 import time
+import weakref
 from bisect import bisect_right
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -183,6 +185,25 @@ class Watcher(Protocol):
     def take(self, block: FetchRange, data: memoryview) -> None: ...
 
 
+class _Buffers:
+    """Memory of blocks. It is used again once nobody holds a view of it: fresh memory is cleared page by page first."""
+
+    def __init__(self) -> None:
+        self._free: deque[bytearray] = deque()
+
+    def get(self, nbytes: int) -> memoryview:
+        """Return a buffer of `nbytes` bytes, at most BLOCK_BYTES, with any content."""
+        if nbytes <= BLOCK_BYTES // 2:  # of many small blocks, whole buffers would exceed the budget
+            return memoryview(bytearray(nbytes))
+        try:
+            memory = self._free.popleft()
+        except IndexError:
+            memory = bytearray(BLOCK_BYTES)
+        held = (ctypes.c_char * BLOCK_BYTES).from_buffer(memory)
+        weakref.finalize(held, self._free.append, memory).atexit = False
+        return memoryview(held).cast("B")[:nbytes]
+
+
 class Readahead:
     """Fetches ahead while its context is open. If `fetch` or `watcher` raises, fetching ends and each reader raises."""
 
@@ -202,6 +223,7 @@ class Readahead:
         self._stuck_readers = 0
         self._is_over = False
         self._error: BaseException | None = None
+        self._buffers = _Buffers()
         self._stopped = threading.Event()
         self._changed = threading.Condition()
         self._threads = [
@@ -305,7 +327,7 @@ class Readahead:
         """Fetch one block after the other, as one of the connections, until none is left or an error occurs."""
         try:
             while (block := self._next()) is not None:
-                data = memoryview(bytearray(block.nbytes))
+                data = self._buffers.get(block.nbytes)
                 self._fetch(block.file, block.start, data, self._stopped)
                 self._watcher.take(block, data)
                 with self._changed:

@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dsv4_shard.errors import DamagedTransfer
-from dsv4_shard.sources.prefetch import BLOCK_BYTES, CONNECTIONS, MAX_ASIDE_BYTES, FetchRange
+from dsv4_shard.sources.prefetch import BLOCK_BYTES, MAX_ASIDE_BYTES, FetchRange
 from dsv4_shard.storage import default_workers
 
-_BACKLOG_BYTES = MAX_ASIDE_BYTES + 2 * CONNECTIONS * BLOCK_BYTES
-"""Bytes fetched and not yet hashed at which threads block. Without the next bytes in order, there are never so many."""
+_BACKLOG_BYTES = MAX_ASIDE_BYTES + 4 * BLOCK_BYTES
+"""Bytes fetched and not yet hashed at which threads block while another one hashes. They are kept beyond the reading."""
 
 
 class Sha256Check:

@@ -756,7 +756,7 @@ def _store_call_seconds(trial: Trial, beyond: int) -> object:
 
 
 def entries(trial: Trial, pages: Iterator[Any]) -> object:
-    store = object_store.Store("s3://bucket/model", cast(Any, None), Gate(lambda origin: None), 60)
+    store = object_store.Store("s3://bucket/model", cast(Any, None), Gate(lambda origin: None), cast(Any, None), 60)
     return list(store._entries(pages))
 
 

@@ -1,7 +1,7 @@
 """Object stores by URL (s3://, gs://, az://), through obstore: read, list, put.
 
 An object is read only with the content that was listed: each request names its ETag, and so must each answer. obstore
-itself retries failed requests, and resumes interrupted bodies.
+itself retries failed requests, and resumes interrupted bodies. Ranges come by URLs that it signed, where it can.
 """
 
 import os
@@ -33,6 +33,7 @@ from dsv4_shard.sources.prefetch import BLOCK_BYTES
 from dsv4_shard.sources.proxies import proxy_from_environment
 from dsv4_shard.sources.remote import Listed, RemoteSource
 from dsv4_shard.sources.remote_headers import HeaderCache, RemoteHeaders, read_headers, read_small, wanted_headers
+from dsv4_shard.sources.signed_reads import SignedReads, may_sign
 from dsv4_shard.text.sanitize import short, short_name
 
 if TYPE_CHECKING:
@@ -70,12 +71,14 @@ T = TypeVar("T")
 class Store:
     """The objects below `url`. Each method raises an Unreachable with a hint if its request fails.
 
-    `client` reaches the store through `gate`. A call that shows no sign of life for `seconds` is given up.
+    `client` reaches the store through `gate`. A call that shows no sign of life for `seconds` is given up. Bytes come
+    by `signed`, and by `client` what does not.
     """
 
     url: str
     client: "ObjectStore"
     gate: Gate
+    signed: SignedReads
     seconds: float
 
     @property
@@ -151,11 +154,15 @@ class Store:
     def _read_block(self, name: str, listed: Listed, start: int, buffer: memoryview, stopped: Event) -> None:
         """Fill `buffer` with one request, as `read` does. No more than BLOCK_BYTES fit through the gate."""
         with self.errors(f"{self.url}/{name}") as deadline:
-            self._in_time(lambda: self._fill(name, listed, start, buffer, stopped), deadline)
+            done = self._in_time(lambda: self.signed.read(name, listed, start, buffer, stopped), deadline)
+            if done < len(buffer):
+                self._in_time(lambda: self._fill(name, listed, start + done, buffer[done:], stopped), deadline)
 
     def _fill(self, name: str, listed: Listed, start: int, buffer: memoryview, stopped: Event) -> None:
         import obstore
 
+        if stopped.is_set():
+            raise Unreachable(f"{name}: cancelled, because the run ended")
         what, done = f"{self.url}/{name}", 0
         options: GetOptions = {"if_match": listed.stamp, "range": (start, start + len(buffer))}
         answer = obstore.get(self.client, name, options=options)
@@ -288,7 +295,8 @@ def connect(url: str) -> Store:
     from obstore.store import from_url
 
     scheme, store_url = _normalize(url)
-    gate = Gate(proxy_from_environment(VARIABLES[scheme]))
+    proxy_of = proxy_from_environment(VARIABLES[scheme])
+    gate = Gate(proxy_of)
     options = {"timeout": f"{STORE_ANSWER.seconds}s"} | _client_options(VARIABLES[scheme]) | {"proxy_url": gate.url}
 
     def ask() -> None:
@@ -304,7 +312,8 @@ def connect(url: str) -> Store:
     except BaseError as error:
         raise UsageError(f"{url}: {first_line(error)}", hint=CREDENTIALS[scheme]) from None
     own = _seconds(f"{VARIABLES[scheme]}_TIMEOUT")
-    return Store(store_url, client, gate, STORE_CALL.seconds + max(0.0, own - STORE_ANSWER.seconds))
+    signed = SignedReads(client, gate, proxy_of, own or STORE_ANSWER.seconds, is_allowed=may_sign(scheme))
+    return Store(store_url, client, gate, signed, STORE_CALL.seconds + max(0.0, own - STORE_ANSWER.seconds))
 
 
 def _seconds(variable: str) -> float:

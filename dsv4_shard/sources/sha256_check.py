@@ -11,7 +11,7 @@ from dsv4_shard.sources.prefetch import BLOCK_BYTES, MAX_ASIDE_BYTES, FetchRange
 from dsv4_shard.storage import default_workers
 
 _BACKLOG_BYTES = MAX_ASIDE_BYTES + 4 * BLOCK_BYTES
-"""Bytes fetched and not yet hashed at which threads block while another one hashes. They are kept beyond the reading."""
+"""Bytes fetched and not yet hashed at which threads block while another one hashes. Reading does not free them."""
 
 
 class Sha256Check:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, unquote
 
 from moto.backends import get_backend
 from moto.core.models import DEFAULT_ACCOUNT_ID
@@ -129,7 +129,8 @@ class StoreServer(Recorder):
         environ["wsgi.input"] = BytesIO(sent)
         if self._is_google:
             _as_s3(environ)
-        if f"Credential={ACCESS_KEY}/" not in environ.get("HTTP_AUTHORIZATION", ""):
+        signed = environ.get("HTTP_AUTHORIZATION", ""), unquote(environ.get("QUERY_STRING", ""))
+        if not any(f"Credential={ACCESS_KEY}/" in place for place in signed):
             refused = refused or Fault("unauthorized")
         elif not _is_as_signed(environ.get("HTTP_X_AMZ_CONTENT_SHA256", ""), sent):
             refused = refused or Fault("damage")

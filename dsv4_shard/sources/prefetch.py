@@ -24,6 +24,9 @@ CONNECTIONS = 16
 BLOCK_BYTES = 8 << 20
 """Largest request: long enough to hide its latency, and 16 of them need little memory."""
 
+PAGE_BYTES = 64 << 10
+"""Blocks that follow each other meet at multiples of this, so that processes can share them page by page."""
+
 BUDGET_BYTES = 192 << 20
 """Bytes fetched and not yet read at which fetching pauses: 1.5 times the bytes of 16 requests."""
 
@@ -160,7 +163,7 @@ def _cut(run: list[_BlockPiece]) -> Iterator[FetchRange]:
     waiting = deque(run)
     start, stop = run[0].start, max(piece.stop for piece in run)
     while start < stop:
-        end = min(start + BLOCK_BYTES, stop)
+        end = min((start + BLOCK_BYTES) // PAGE_BYTES * PAGE_BYTES, stop)
         wanted = 0
         longer = []
         while waiting and waiting[0].start < end:

@@ -16,7 +16,7 @@ import xxhash
 from dsv4_shard.errors import ReadFailed
 from dsv4_shard.sources.base import FolderlessSource, OpenFile, SourcePart, Span
 from dsv4_shard.sources.local import LocalSource
-from dsv4_shard.sources.prefetch import Readahead
+from dsv4_shard.sources.prefetch import Fetch, Readahead, blocks
 from dsv4_shard.sources.sha256_check import Sha256Check
 
 _NEVER = Event()
@@ -140,12 +140,27 @@ class RemoteSource(FolderlessSource):
             opened: dict[str, OpenFile] = {}
             if self.local is not None:
                 opened |= {name: stack.enter_context(self.local.open(name)) for name in sorted(local)}
-            remote = ([span for span in of_file if span.file not in local] for of_file in spans)
-            readahead = stack.enter_context(Readahead(self.remote.fetch, remote, watcher))
+            remote = [[span for span in of_file if span.file not in local] for of_file in spans]
+            fetch = stack.enter_context(self._sharing(remote))
+            readahead = stack.enter_context(Readahead(fetch, remote, watcher))
             yield opened | {
                 name: self._file(name, partial(readahead.readinto, name)) for name in names if name not in local
             }
         self.sha256_verified.extend(watcher.passed)
+
+    @contextmanager
+    def _sharing(self, spans: list[list[Span]]) -> Iterator[Fetch]:
+        """Give the function that fetches these spans: together with other processes here, if they are but a share."""
+        from dsv4_shard.sources.shared_fetch import is_share, shared_fetch
+
+        nbytes = {name: listed.nbytes for name, listed in self.listing.items()}
+        wanted = [block for of_file in spans for block in blocks(of_file)]
+        if not is_share(wanted, nbytes):
+            yield self.remote.fetch
+            return
+        stamps = "\0".join(f"{name}\0{listed.stamp}" for name, listed in sorted(self.listing.items()))
+        with shared_fetch(self.remote.fetch, f"{self.uri}\0{stamps}", nbytes, wanted) as fetch:
+            yield fetch
 
     def _listed(self, name: str) -> Listed:
         try:

@@ -1,7 +1,7 @@
 """Files and folders that appear complete or not at all: direct I/O, locks, staging, durable renames."""
 
 from dsv4_shard.storage.digests import DIGEST_BYTES, digest_of, tensor_digest
-from dsv4_shard.storage.linux_io import MAX_CALL_BYTES, UncachedFile, die_with_parent
+from dsv4_shard.storage.linux_io import MAX_CALL_BYTES, UncachedFile, die_with_parent, punch_hole
 from dsv4_shard.storage.locks import LockedFolder
 from dsv4_shard.storage.output_folder import (
     MANIFEST_NAME,
@@ -42,6 +42,7 @@ __all__ = [
     "fsync_folder",
     "open_regular",
     "plain",
+    "punch_hole",
     "read_regular",
     "refuse_strangers",
     "tensor_digest",

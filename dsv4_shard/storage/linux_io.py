@@ -38,6 +38,8 @@ _RENAME_EXCHANGE = 2
 
 _PR_SET_PDEATHSIG = 1
 
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2
+
 
 class UncachedFile:
     """Positioned I/O on an open file that leaves nothing in the page cache. Thread-safe, except `flush`.
@@ -115,6 +117,12 @@ def fallocate(fd: int, nbytes: int) -> None:
     Raises OSError if the file system cannot reserve. `os.posix_fallocate` would not: glibc then writes to each block.
     """
     _call("fallocate", ctypes.c_int(fd), ctypes.c_int(0), ctypes.c_int64(0), ctypes.c_int64(nbytes))
+
+
+def punch_hole(fd: int, offset: int, nbytes: int) -> None:
+    """Free the disk blocks of these bytes, which read as zeros afterwards. Raises OSError if the file system cannot."""
+    mode = ctypes.c_int(_KEEP_SIZE | _PUNCH_HOLE)
+    _call("fallocate", ctypes.c_int(fd), mode, ctypes.c_int64(offset), ctypes.c_int64(nbytes))
 
 
 def _start_writing(fd: int, offset: int, nbytes: int) -> None:

@@ -51,6 +51,7 @@ class Watcher:
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of 100 kB stand for 13 GB."""
     monkeypatch.setattr(readahead, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(readahead, "PAGE_BYTES", 1)
     monkeypatch.setattr(readahead, "BUDGET_BYTES", 6000)
     monkeypatch.setattr(readahead, "MAX_ASIDE_BYTES", 3000)
     monkeypatch.setattr(readahead, "_WINDOW_BYTES", 4000)

@@ -148,7 +148,8 @@ class _Sharing:
         """Fill `buffer` as `Remote.fetch` does, from what others fetched as far as that goes."""
         pages = self._layout.pages(name, start, start + len(buffer))
         try:
-            is_shared = not self._is_over and (self._state[pages].any() or self._is_wanted(pages).any())
+            # In this order: who took the pages meanwhile has marked them as present before.
+            is_shared = not self._is_over and (self._is_wanted(pages).any() or self._state[pages].any())
             if is_shared and self._has_room(pages, stopped):
                 with self._locked(pages, stopped):
                     self._fill(name, start, buffer, pages, stopped)

@@ -691,6 +691,31 @@ def test_no_more_comes_than_the_ranks_need(
 
 
 @pytest.mark.slow
+def test_two_processes_on_shares_fetch_no_byte_twice(hub: HubServer, tmp_path: Path) -> None:
+    wide = write_checkpoint(tmp_path / "wide", small_config(hidden_size=1024), seed=5)
+    hub.add_repo("org/wide", {"main": wide})
+    environment = os.environ | hub.env(tmp_path / "home") | {"TMPDIR": str(tmp_path)}
+
+    def begin(ranks: str, out: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "dsv4_shard", "reshard", "org/wide", str(tmp_path / out), "--tp", "4"]
+        return subprocess.Popen([*command, "--ranks", ranks], env=environment, stderr=subprocess.PIPE, text=True)
+
+    def sent(*ranks: str, out: str) -> int:
+        hub.reset()
+        processes = [begin(one, out) for one in ranks]
+        assert [process.communicate()[1] for process in processes] == [""] * len(ranks)
+        assert [process.returncode for process in processes] == [0] * len(ranks)
+        return sum(request.sent for request in hub.seen(host="cdn") if request.range != "bytes=0-0")
+
+    whole = sent("0-3", out="alone")
+    apart = sent("0-1", out="one") + sent("2-3", out="two")
+    together = sent("0-1", "2-3", out="shares")
+    assert apart > 1.3 * whole, "what both need is much"
+    assert together < 1.02 * whole + 4 * (1 << 16), "each also reads the headers"
+    assert_same_weights(tmp_path / "shares", tmp_path / "alone")
+
+
+@pytest.mark.slow
 def test_a_run_that_was_cut_off_goes_on_where_it_was(
     hub: HubServer, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

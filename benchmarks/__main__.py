@@ -34,6 +34,7 @@ from benchmarks import (
     network,
     remote,
     shares,
+    together,
     workers,
 )
 from benchmarks.running import ChildFailed
@@ -50,6 +51,7 @@ PARTS: dict[str, ModuleType] = {
     "remote": remote,
     "network": network,
     "shares": shares,
+    "together": together,
     "machines": machines,
     "converter": converter,
 }

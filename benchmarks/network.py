@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,26 +47,36 @@ def measure(settings: Settings) -> list[NetworkRead]:
     """All cases in turns. Raises NotMeasured without nginx or curl."""
     if shutil.which("curl") is None:
         raise NotMeasured("network: needs curl on the PATH")
-    nbytes = min(settings.nbytes, LARGEST_BYTES)
-    require_room(settings.scratch, 2 * nbytes)
-    checkpoint = write_sized(settings.scratch / "sized", nbytes)
-    weights = sorted(checkpoint.glob("*.safetensors"))
     found: dict[str, list[tuple[Ours, Run]]] = {case: [] for case in CASES}
+    with serving_sized(settings, min(settings.nbytes, LARGEST_BYTES)) as (hub, server):
+        weights = sorted((settings.scratch / "sized").glob("*.safetensors"))
+        for number in range(settings.rounds):
+            say(f"network: round {number + 1} of {settings.rounds}")
+            for case in CASES:
+                hub.cdn_url = server.tls_url if case == "Hub, TLS" else server.url
+                found[case].append((_read(case), _curl(hub.cdn_url, weights, settings.scratch)))
+    return [_row(case, rounds) for case, rounds in found.items()]
+
+
+@contextmanager
+def serving_sized(settings: Settings, nbytes: int) -> Iterator[tuple[HubServer, FileServer]]:
+    """Serve a checkpoint of about so many bytes as REPO and in BUCKET to children, until the block ends.
+
+    Raises NotMeasured without nginx.
+    """
+    require_room(settings.scratch, 3 * nbytes)
+    checkpoint = write_sized(settings.scratch / "sized", nbytes)
     with HubServer() as hub:
         hub.add_repo(REPO, {"main": checkpoint})
         blobs = hub._repos[REPO].commits[hub.head(REPO)]
-        served = {f"repos/{blobs[path.name].sha256}": path for path in weights}
+        served = {f"repos/{blob.sha256}": blob.path for blob in blobs.values() if blob.sha256}
         served |= {f"{BUCKET}/{PREFIX}/{path.name}": path for path in checkpoint.iterdir()}
         served[f"{BUCKET}.xml"] = _write_listing(checkpoint, settings.scratch / "listing.xml")
         with serving(settings.scratch / "nginx", served) as server:
+            hub.cdn_url = server.url
             os.environ.update(_environment(hub, server, settings.scratch))
-            for number in range(settings.rounds):
-                say(f"network: round {number + 1} of {settings.rounds}")
-                for case in CASES:
-                    hub.cdn_url = server.tls_url if case == "Hub, TLS" else server.url
-                    found[case].append((_read(case), _curl(hub.cdn_url, weights, settings.scratch)))
+            yield hub, server
     shutil.rmtree(checkpoint)
-    return [_row(case, rounds) for case, rounds in found.items()]
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,8 +59,10 @@ def measure(settings: Settings) -> list[NetworkRead]:
 
 
 @contextmanager
-def serving_sized(settings: Settings, nbytes: int) -> Iterator[tuple[HubServer, FileServer]]:
+def serving_sized(settings: Settings, nbytes: int, rate: int = 0) -> Iterator[tuple[HubServer, FileServer]]:
     """Serve a checkpoint of about so many bytes as REPO and in BUCKET to children, until the block ends.
+
+    Each connection to the files gives `rate` bytes per second; 0: as many as it can.
 
     Raises NotMeasured without nginx.
     """
@@ -72,7 +74,7 @@ def serving_sized(settings: Settings, nbytes: int) -> Iterator[tuple[HubServer, 
         served = {f"repos/{blob.sha256}": blob.path for blob in blobs.values() if blob.sha256}
         served |= {f"{BUCKET}/{PREFIX}/{path.name}": path for path in checkpoint.iterdir()}
         served[f"{BUCKET}.xml"] = _write_listing(checkpoint, settings.scratch / "listing.xml")
-        with serving(settings.scratch / "nginx", served) as server:
+        with serving(settings.scratch / "nginx", served, rate) as server:
             hub.cdn_url = server.url
             os.environ.update(_environment(hub, server, settings.scratch))
             yield hub, server

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,7 @@ http {{
   client_body_temp_path {folder}/t1; proxy_temp_path {folder}/t2; fastcgi_temp_path {folder}/t3;
   uwsgi_temp_path {folder}/t4; scgi_temp_path {folder}/t5;
   ssl_certificate {folder}/certificate.pem; ssl_certificate_key {folder}/certificate.pem; root {folder}/root;
+  limit_rate {rate};
   server {{
     listen {host}:{port}; listen {host}:{tls} ssl;
     if ($http_authorization ~ "^Bearer") {{ return 400; }}
@@ -57,13 +59,20 @@ class FileServer:
         return sent
 
 
+def found() -> str | None:
+    """Return the path of nginx, which is not on every user's PATH; None if there is none."""
+    return shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+
+
 @contextmanager
-def serving(folder: Path, files: Mapping[str, Path], port: int = 8181) -> Iterator[FileServer]:
+def serving(folder: Path, files: Mapping[str, Path], rate: int = 0) -> Iterator[FileServer]:
     """Serve files by their names in URLs, until the block ends. `folder` is made, and removed.
+
+    Each connection gives `rate` bytes per second; 0: as many as it can.
 
     Raises NotMeasured without nginx.
     """
-    program = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    program = found()
     if program is None:
         raise NotMeasured("network: needs nginx on the PATH")
     (folder / "root").mkdir(parents=True)
@@ -74,10 +83,11 @@ def serving(folder: Path, files: Mapping[str, Path], port: int = 8181) -> Iterat
         link.symlink_to(path)
     write_certificate(folder / "certificate.pem")
     user = "user root; " if os.geteuid() == 0 else ""
-    config = CONFIG.format(user=user, folder=folder, host=HOST, port=port, tls=port + 1, bucket=BUCKET)
+    port, tls = _free_port(), _free_port()
+    config = CONFIG.format(user=user, folder=folder, host=HOST, port=port, tls=tls, bucket=BUCKET, rate=rate)
     (folder / "nginx.conf").write_text(config)
     process = subprocess.Popen([program, "-c", str(folder / "nginx.conf")], stderr=subprocess.DEVNULL)
-    server = FileServer(folder, f"http://{HOST}:{port}", f"https://{HOST}:{port + 1}")
+    server = FileServer(folder, f"http://{HOST}:{port}", f"https://{HOST}:{tls}")
     try:
         _await(process, f"{server.url}/{next(iter(files))}", folder / "errors")
         yield server
@@ -85,6 +95,12 @@ def serving(folder: Path, files: Mapping[str, Path], port: int = 8181) -> Iterat
         process.terminate()
         process.wait()
         shutil.rmtree(folder)
+
+
+def _free_port() -> int:
+    with socket.create_server((HOST, 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
 
 
 def _await(process: "subprocess.Popen[bytes]", url: str, errors: Path) -> None:

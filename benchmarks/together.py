@@ -1,6 +1,6 @@
 """The shares of one checkpoint from a Hub on loopback, each by a process of its own on this machine, all at once.
 
-SGLang's TP 16 cuts `w2` of every expert into columns, so that each share needs all of its rows. Bytes are those that
+Each connection gives RATE bytes per second, as those of a distant server do. SGLang's TP 16 cuts `w2` of every expert into columns, so that each share needs all of its rows. Bytes are those that
 the CDN sent, over those of the checkpoint; time is that of the slowest process, over that of one process on all ranks.
 """
 
@@ -19,6 +19,7 @@ from dsv4_shard.catalog.rank_ranges import share_of, span_of
 
 TP = 16
 PROCESSES = (1, 2, 4)
+RATE = 8_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class SharedRead:
 def measure(settings: Settings) -> list[SharedRead]:
     """All numbers of processes in turns. Raises NotMeasured without nginx."""
     found: dict[int, list[tuple[float, list[Run]]]] = {processes: [] for processes in PROCESSES}
-    with serving_sized(settings, min(settings.nbytes, LARGEST_BYTES)) as (_, server):
+    with serving_sized(settings, min(settings.nbytes, LARGEST_BYTES), RATE) as (_, server):
         whole = tensor_bytes(settings.scratch / "sized")
         run(tool("inspect", REPO))  # config and index are cached from here on
         for number in range(settings.rounds):

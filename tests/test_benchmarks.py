@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,22 @@ import pytest
 from support.checkpoints.small import load_tensors, open_folder, raw, small_config
 from support.paths import ROOT
 
-from benchmarks import back, converter, disk, growth, headers, loading, machines, moves, page_cache, shares, workers
+from benchmarks import (
+    back,
+    converter,
+    disk,
+    growth,
+    headers,
+    loading,
+    machines,
+    moves,
+    network,
+    nginx,
+    page_cache,
+    shares,
+    together,
+    workers,
+)
 from benchmarks.running import ChildFailed, run, tool
 from benchmarks.settings import NotMeasured, Settings, Skipped, require_room
 from benchmarks.sized import WIDTH, config_for, tensor_bytes, write_least
@@ -113,6 +129,29 @@ def test_headers_has_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [row.case.split()[0] for row in rows] == ["--help", "inspect", "plan"]
     assert not_above_zero(rows) == []
     assert headers.table(rows).row_count == len(rows)
+
+
+needs_nginx = pytest.mark.skipif(not nginx.found() or not shutil.which("curl"), reason="no nginx or no curl")
+
+
+@pytest.mark.slow
+@needs_nginx
+def test_network_reads_every_case_beside_curl(tmp_path: Path) -> None:
+    rows = network.measure(settings(tmp_path))
+    assert [row.case for row in rows] == list(network.CASES)
+    assert not_above_zero(rows) == []
+    assert network.table(rows).row_count == len(rows)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["cache"]
+
+
+@pytest.mark.slow
+@needs_nginx
+def test_shares_fetch_the_checkpoint_once(tmp_path: Path) -> None:
+    rows = together.measure(settings(tmp_path, nbytes=20 << 20))
+    assert [row.processes for row in rows] == list(together.PROCESSES)
+    assert not_above_zero(rows) == []
+    assert all(0.98 < row.fetched.median < 1.1 for row in rows), "and headers"
+    assert together.table(rows).row_count == len(rows)
 
 
 @pytest.mark.slow

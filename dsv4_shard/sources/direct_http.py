@@ -1,9 +1,10 @@
 """GET requests over kept connections, whose bodies the kernel copies straight into the caller's buffer.
 
 The standard library's client parses the head, and `recv_into` fills the buffer: no piece of a body becomes an object of
-its own. On 8 MiB ranges from nginx on loopback, 16 at a time, this took 1.1 times the CPU time of parallel `curl`;
-pycurl took 1.5 times, obstore's HTTP store 2.1 times and httpx 3.2 times (`benchmarks/against_clients.py`). hf_xet
-cannot read ranges into memory from a server that is not the Hub's own content store, which mirrors do not have.
+its own. On 8 MiB ranges from nginx on loopback, 16 at a time, on two cores, that was 1.3 times as fast as parallel
+`curl` at 1.0 times its CPU time, where urllib3, obstore's HTTP store and httpx took 2.5, 3.0 and 5.7 times
+(`python -m benchmarks.against_clients`). With TLS it was 0.45 times as fast at 3.0 times, since Python's TLS takes one
+record of 16 KiB at a time; obstore took 2.3 and httpx 7.2 times.
 """
 
 import os

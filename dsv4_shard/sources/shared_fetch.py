@@ -28,7 +28,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from dsv4_shard.errors import Unreachable
-from dsv4_shard.sources.prefetch import PAGE_BYTES, Fetch, FetchRange
+from dsv4_shard.sources.prefetch import BLOCK_BYTES, PAGE_BYTES, Fetch, FetchRange
 from dsv4_shard.storage import punch_hole
 
 BUDGET_BYTES = 512 << 20
@@ -44,6 +44,9 @@ _LOOK_SECONDS = 0.25
 """Between two looks at who takes part."""
 
 _POLL_SECONDS = 0.01
+
+_AREAS = 8
+"""Blocks that are filled at a time, of those that do not begin and end with a page."""
 
 _WHOLE = 0.9
 """A process that wants so much of its files is not one of several shares."""
@@ -139,6 +142,8 @@ class _Sharing:
         with (folder / "state").open("r+b") as file:
             self._state = _mapped(file.fileno())
         self._others: list[_Participant] = []
+        self._may_use_area = threading.Semaphore(_AREAS)
+        self._areas: list[bytearray] = []
         self._lock = threading.Lock()
         self._began = self._taken_at = time.monotonic()
         self._next_look = self._held = 0.0
@@ -227,8 +232,32 @@ class _Sharing:
     def _fill(self, name: str, start: int, buffer: memoryview, pages: slice, stopped: threading.Event) -> None:
         """Fill `buffer` with bytes of pages that this thread holds: fetch what is not there, and keep it for others."""
         low, high = self._layout.span(name, pages)
-        is_exact = (low, high) == (start, start + len(buffer))
-        whole = buffer if is_exact else memoryview(bytearray(high - low))
+        if (low, high) == (start, start + len(buffer)):
+            self._fill_pages(name, low, buffer, pages, stopped)
+        else:
+            with self._area(high - low) as whole:
+                self._fill_pages(name, low, whole, pages, stopped)
+                buffer[:] = whole[start - low : start - low + len(buffer)]
+        self._take(pages)
+        wanted = self._is_wanted(pages) | (self._own.wanted[pages] > 0)
+        for first, last, is_kept in _runs(wanted):
+            if not is_kept:
+                self._state[pages.start + first : pages.start + last] = 0
+                offset = (pages.start + first) * PAGE_BYTES
+                punch_hole(self._data.fileno(), offset, (last - first) * PAGE_BYTES)
+
+    @contextmanager
+    def _area(self, nbytes: int) -> Iterator[memoryview]:
+        """Give memory for pages of which a block wants a part. It is used again, and there is little of it."""
+        with self._may_use_area:
+            area = self._areas.pop() if self._areas else bytearray(BLOCK_BYTES + 2 * PAGE_BYTES)
+            try:
+                yield memoryview(area)[:nbytes] if nbytes <= len(area) else memoryview(bytearray(nbytes))
+            finally:
+                self._areas.append(area)
+
+    def _fill_pages(self, name: str, low: int, whole: memoryview, pages: slice, stopped: threading.Event) -> None:
+        """Fill `whole` with these pages, which begin at byte `low`."""
         base = pages.start * PAGE_BYTES
         for first, last, is_there in _runs(self._state[pages] == _PRESENT):
             part = whole[first * PAGE_BYTES : last * PAGE_BYTES]
@@ -238,14 +267,6 @@ class _Sharing:
                 self._fetch(name, low + first * PAGE_BYTES, part, stopped)
                 _write(self._data.fileno(), base + first * PAGE_BYTES, part)
                 self._state[pages.start + first : pages.start + last] = _PRESENT
-        if not is_exact:
-            buffer[:] = whole[start - low : start - low + len(buffer)]
-        self._take(pages)
-        wanted = self._is_wanted(pages) | (self._own.wanted[pages] > 0)
-        for first, last, is_kept in _runs(wanted):
-            if not is_kept:
-                self._state[pages.start + first : pages.start + last] = 0
-                punch_hole(self._data.fileno(), base + first * PAGE_BYTES, (last - first) * PAGE_BYTES)
 
     def _take(self, pages: slice) -> None:
         """Note that one block of these pages has come."""

@@ -1,7 +1,8 @@
 """The shares of one checkpoint from a Hub on loopback, each by a process of its own on this machine, all at once.
 
-Each connection gives RATE bytes per second, as those of a distant server do. SGLang's TP 16 cuts `w2` of every expert into columns, so that each share needs all of its rows. Bytes are those that
-the CDN sent, over those of the checkpoint; time is that of the slowest process, over that of one process on all ranks.
+Each connection gives RATE bytes per second, as those of a distant server do. SGLang's TP 16 cuts `w2` of every expert
+into columns, so that each share needs all of its rows. Bytes are those that the CDN sent, over those of the checkpoint;
+time is that of the slowest process, over that of one process on all ranks.
 """
 
 import shutil
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from benchmarks.network import LARGEST_BYTES, REPO, serving_sized
+from benchmarks.network import REPO, serving_sized
 from benchmarks.running import Run, run, tool
 from benchmarks.settings import Settings, say
 from benchmarks.sized import tensor_bytes
@@ -19,7 +20,8 @@ from dsv4_shard.catalog.rank_ranges import share_of, span_of
 
 TP = 16
 PROCESSES = (1, 2, 4)
-RATE = 8_000_000
+RATE = 2_000_000
+LARGEST_BYTES = 900_000_000
 
 
 @dataclass(frozen=True, slots=True)

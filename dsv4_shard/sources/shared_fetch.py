@@ -16,6 +16,7 @@ import struct
 import tempfile
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -45,7 +46,9 @@ _LOOK_SECONDS = 0.25
 
 _POLL_SECONDS = 0.01
 
-_AREAS = 8
+_BLOCK_PAGES = BLOCK_BYTES // PAGE_BYTES
+
+_AREAS = 16
 """Blocks that are filled at a time, of those that do not begin and end with a page."""
 
 _WHOLE = 0.9
@@ -68,11 +71,19 @@ class PageLayout:
         for name, size in self._nbytes.items():
             self._first[name] = self.count
             self.count += -(-size // PAGE_BYTES)
+        self._names = [name for name, size in self._nbytes.items() if size]
+        self._starts = [self._first[name] for name in self._names]
 
     def pages(self, name: str, start: int, stop: int) -> slice:
         """Return the pages that bytes `[start, stop)` of a file touch."""
         first = self._first[name]
         return slice(first + start // PAGE_BYTES, first + -(-stop // PAGE_BYTES))
+
+    def file_of(self, first: int, last: int) -> tuple[str, slice]:
+        """Return the file of page number `first`, and the pages from there on that are before `last` and its own."""
+        index = bisect_right(self._starts, first) - 1
+        end = self._starts[index + 1] if index + 1 < len(self._starts) else self.count
+        return self._names[index], slice(first, min(last, end))
 
     def span(self, name: str, pages: slice) -> tuple[int, int]:
         """Return the bytes of the file that pages of it cover."""
@@ -217,15 +228,39 @@ class _Sharing:
         """Hold these pages inside the block: no other thread or process fetches, takes or drops them."""
         fd = os.open(self._folder / "state", os.O_RDWR | os.O_CLOEXEC)
         try:
-            lock = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, pages.start, pages.stop - pages.start, 0)
-            while True:
-                try:
-                    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, lock)
-                    break
-                except (BlockingIOError, PermissionError):
-                    if stopped.wait(_POLL_SECONDS):
-                        raise Unreachable("cancelled, because the run ended") from None
+            while not _try_lock(fd, pages):
+                if not self._work_ahead(pages, stopped) and stopped.wait(_POLL_SECONDS):
+                    raise Unreachable("cancelled, because the run ended")
             yield
+        finally:
+            os.close(fd)
+
+    def _work_ahead(self, pages: slice, stopped: threading.Event) -> bool:
+        """Fetch later pages that others want too, while another one holds `pages`; return whether there were some.
+
+        Otherwise, processes that read in the same order would all wait for the same blocks.
+        """
+        ahead = slice(pages.stop, min(pages.stop + BUDGET_BYTES // PAGE_BYTES, len(self._state)))
+        if stopped.is_set() or self._held_bytes() >= BUDGET_BYTES or ahead.start >= ahead.stop:
+            return False
+        is_due = self._is_wanted(ahead) & (self._own.wanted[ahead] > 0) & (self._state[ahead] != _PRESENT)
+        for first, last, due in _runs(is_due):
+            for start in range(first, last, _BLOCK_PAGES) if due else ():
+                end = ahead.start + min(last, start + _BLOCK_PAGES)
+                if self._keep(*self._layout.file_of(ahead.start + start, end), stopped):
+                    return True
+        return False
+
+    def _keep(self, name: str, pages: slice, stopped: threading.Event) -> bool:
+        """Fetch these pages of a file for later; return False if another one holds or has fetched some of them."""
+        fd = os.open(self._folder / "state", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            if not _try_lock(fd, pages) or (self._state[pages] == _PRESENT).any() or not self._own.wanted[pages].all():
+                return False
+            low, high = self._layout.span(name, pages)
+            with self._area(high - low) as whole:
+                self._fill_pages(name, low, whole, pages, stopped)
+            return True
         finally:
             os.close(fd)
 
@@ -349,6 +384,16 @@ def _participant(path: Path) -> _Participant:
 def _mapped(fd: int) -> Counts:
     """Return the bytes of a file, shared with all processes that map it."""
     return np.frombuffer(mmap.mmap(fd, 0), np.uint8)
+
+
+def _try_lock(fd: int, pages: slice) -> bool:
+    """Lock pages until `fd` is closed; return False if someone else has some of them."""
+    lock = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, pages.start, pages.stop - pages.start, 0)
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, lock)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
 
 
 def _runs(flags: NDArray[np.bool_]) -> Iterator[tuple[int, int, bool]]:

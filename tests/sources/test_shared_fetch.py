@@ -199,6 +199,28 @@ def test_the_faster_reader_waits_for_the_slower(monkeypatch: pytest.MonkeyPatch)
     assert server.nbytes == 40 * PAGE_BYTES
 
 
+def test_readers_of_the_same_order_fetch_different_blocks_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With four threads each, more than four blocks are on their way."""
+    monkeypatch.setattr(sharing, "_BLOCK_PAGES", 2)
+    at_once, most, lock = 0, 0, threading.Lock()
+
+    def slow() -> None:
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        time.sleep(0.1)
+        with lock:
+            at_once -= 1
+
+    server = Server(slow)
+    wanted = [pages("a", first, first + 2) for first in range(0, 40, 2)]
+    with readers(server, wanted, wanted) as fetches, ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda job: take(fetches[job[0]], [job[1]]), [(n, one) for one in wanted for n in (0, 1)]))
+    assert most > 4
+    assert server.nbytes == 40 * PAGE_BYTES
+
+
 CHILD = """
 import sys, threading, time
 from dsv4_shard.sources.prefetch import FetchRange

@@ -170,6 +170,11 @@ class _Sharing:
                 with self._locked(pages, stopped):
                     self._fill(name, start, buffer, pages, stopped)
                 return
+            if not self._is_over and not is_shared and self._expects_others():
+                with self._locked(pages, stopped):
+                    self._fetch(name, start, buffer, stopped)
+                    self._leave(name, start, buffer, pages)
+                return
         except OSError:  # a full disk, say
             self._is_over = True
             with suppress(OSError):
@@ -178,7 +183,7 @@ class _Sharing:
         self._take(pages)
 
     def _is_wanted(self, pages: slice) -> NDArray[np.bool_]:
-        """Return for each page whether to keep it for others."""
+        """Return for each page whether others want it."""
         with self._lock:
             now = time.monotonic()
             if now >= self._next_look:
@@ -188,9 +193,22 @@ class _Sharing:
         wanted = np.zeros(pages.stop - pages.start, np.bool_)
         for other in others:
             wanted |= other.wanted[pages] > 0
-        if not others and now - self._began < GRACE_SECONDS and self._held_bytes() < BUDGET_BYTES // 2:
-            wanted[:] = True
         return wanted
+
+    def _expects_others(self) -> bool:
+        """Return whether to keep pages although nobody wants them yet."""
+        is_early = time.monotonic() - self._began < GRACE_SECONDS
+        return is_early and not self._others and self._held_bytes() < BUDGET_BYTES // 2
+
+    def _leave(self, name: str, start: int, buffer: memoryview, pages: slice) -> None:
+        """Keep what came of these pages, as far as it is whole ones."""
+        low, high = self._layout.span(name, pages)
+        whole = slice(pages.start + (start > low), pages.stop - (start + len(buffer) < high))
+        if whole.start < whole.stop:
+            low, high = self._layout.span(name, whole)
+            _write(self._data.fileno(), whole.start * PAGE_BYTES, buffer[low - start : high - start])
+            self._state[whole] = _PRESENT
+        self._take(pages)
 
     def _look(self) -> None:
         """Learn who has come, and who has gone."""
@@ -274,7 +292,7 @@ class _Sharing:
                 self._fill_pages(name, low, whole, pages, stopped)
                 buffer[:] = whole[start - low : start - low + len(buffer)]
         self._take(pages)
-        wanted = self._is_wanted(pages) | (self._own.wanted[pages] > 0)
+        wanted = self._is_wanted(pages) | (self._own.wanted[pages] > 0) | self._expects_others()
         for first, last, is_kept in _runs(wanted):
             if not is_kept:
                 self._state[pages.start + first : pages.start + last] = 0

@@ -152,6 +152,14 @@ def test_who_begins_a_little_later_finds_what_was_fetched() -> None:
     assert server.nbytes == 8 * PAGE_BYTES
 
 
+def test_who_is_alone_fetches_no_more_than_is_asked_for() -> None:
+    server = Server()
+    wanted = [block("a", 100, 5 * PAGE_BYTES - 100)]
+    with readers(server, wanted) as (one,):
+        take(one, wanted)
+    assert server.given == [("a", 100, 5 * PAGE_BYTES - 100)]
+
+
 def test_an_error_of_one_reader_leaves_the_pages_to_the_others() -> None:
     failing = [True]
 

@@ -709,6 +709,7 @@ def test_two_processes_on_shares_fetch_less_than_each_alone(hub: HubServer, tmp_
 
     whole = sent("0-3", out="alone")
     apart = sent("0-1", out="one") + sent("2-3", out="two")
+    hub.latency = 0.5  # so that the first is not done before the second begins
     together = sent("0-1", "2-3", out="shares")
     assert apart > 1.3 * whole, "what both need is much"
     # Each reads the headers. Of small tensors, pages of which the first to begin wants a part are many.

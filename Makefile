@@ -100,7 +100,7 @@ contracts: $(READY)
 # What the engines say on the way from arguments to the first forward pass, collected from their wheels into the package;
 # and how much of it explain answers: make messages WHEELS="sglang-*.whl vllm-*.whl" (pip download --no-deps)
 messages: $(READY)
-	$(BIN)/python tools/engine_messages.py $(WHEELS)
+	$(BIN)/python tools/engine_messages $(WHEELS)
 
 # What reports draw with, from charts/package-lock.json, into the package. Needs Node.js; its output is committed.
 charts:

@@ -7,6 +7,9 @@ from dsv4_shard.models import Module
 from dsv4_shard.text.document import Document
 from dsv4_shard.text.units import counted
 
+Basis = Literal["rule", "table", "kind", "assertion", "place"]
+"""What an answer is from, the most specific first."""
+
 
 class Case(Document):
     """A layout in which the message appears. `guessed` names what neither the message nor the log contains."""
@@ -88,7 +91,8 @@ class Explanation(Document):
     grave message, `engines` are those that print it, and `also` lists other known messages. `log` is the deployment
     that the text describes, and `notes` say what the answer takes from elsewhere. `meaning` describes the fault.
     `remedies` follow from the rules, `way` from the plan. `basis` tells what the answer is from: a rule of `plan`, the
-    table of messages, the kind of a message of the engine's source, or only its place there.
+    table of messages, the kind of a message of the engine's source, the condition of an internal check, or only its
+    place.
     """
 
     schema_version: Literal[1] = 1
@@ -98,7 +102,7 @@ class Explanation(Document):
     engines: tuple[str, ...] = ()
     log: LogFacts = LogFacts()
     notes: tuple[str, ...] = ()
-    basis: Literal["rule", "table", "kind", "place"] | None = None
+    basis: Basis | None = None
     meaning: tuple[str, ...] = ()
     cases: tuple[Case, ...] = ()
     remedies: tuple[str, ...] = ()

@@ -1,6 +1,6 @@
 """The engines' own messages on the way from arguments to the first forward pass: which one a line of a log is.
 
-`engine_messages.json` is made by tools/engine_messages.py from the engines' wheels. It is read only if neither a rule
+`engine_messages.json` is made by tools/engine_messages from the engines' wheels. It is read only if neither a rule
 nor a row of `messages` has answered.
 """
 
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from string import Formatter
+
+from dsv4_shard.diagnosis.origin import Frame
 
 _LEAST_LETTERS = 12
 """Letters that a text needs to be told from others."""
@@ -34,7 +36,8 @@ class EngineText:
         place: Its file and line, below the engine's package.
         function: The function that raises it.
         error: Class of the exception; "log" for an error in the log.
-        text: The text, with {} for values, and doubled braces.
+        text: The text, with {} for values, and doubled braces; the source of an assertion without words.
+        condition: When the engine says it, in its own source; empty if always.
     """
 
     engine: str
@@ -43,6 +46,12 @@ class EngineText:
     function: str
     error: str
     text: str
+    condition: str
+
+    @property
+    def bare(self) -> bool:
+        """Whether it is an assertion without words."""
+        return self.text.startswith("assert ")
 
     @property
     def first(self) -> str:
@@ -69,17 +78,41 @@ class EngineText:
 
 
 @cache
+def _texts() -> tuple[EngineText, ...]:
+    document = json.loads(files("dsv4_shard.diagnosis").joinpath("engine_messages.json").read_text())
+    return tuple(
+        EngineText(engine, table["version"], f"{file}:{line}", function, error, text, condition)
+        for engine, table in document.items()
+        for file, entries in table["messages"].items()
+        for line, function, error, text, condition in entries
+    )
+
+
+@cache
 def _by_word() -> dict[str, list[EngineText]]:
     """Every message, by the longest word of its text."""
     found: dict[str, list[EngineText]] = defaultdict(list)
-    document = json.loads(files("dsv4_shard.diagnosis").joinpath("engine_messages.json").read_text())
-    for engine, table in document.items():
-        for file, entries in table["messages"].items():
-            for line, function, error, text in entries:
-                one = EngineText(engine, table["version"], f"{file}:{line}", function, error, text)
-                if one.letters >= _LEAST_LETTERS:
-                    found[max(one.words, key=len)].append(one)
+    for one in _texts():
+        if one.letters >= _LEAST_LETTERS:
+            found[max(one.words, key=len)].append(one)
     return found
+
+
+@cache
+def _by_place() -> dict[tuple[str, str], EngineText]:
+    """Every message, by its place and function."""
+    return {(one.place, one.function.rpartition(".")[2]): one for one in _texts()}
+
+
+def find_at(frames: Iterable[Frame]) -> EngineText | None:
+    """The message that the innermost frame raises: the same file, line and function, so the same version of it."""
+    inner = list(frames)[-1:]
+    for engine in {one.engine for one in _texts()}:
+        for frame in inner:
+            _, found, path = frame.path.rpartition(f"/{engine}/")
+            if found:
+                return _by_place().get((f"{engine}/{path}:{frame.line}", frame.function))
+    return None
 
 
 def find_text(lines: Iterable[str], engine: str | None) -> tuple[EngineText, str] | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 
 from dsv4_shard.diagnosis.cases import Hit, engine_told, engines_of, found_origin, hits_of
 from dsv4_shard.diagnosis.document import Case, EngineMessage, Explanation, LogFacts, WayOut
-from dsv4_shard.diagnosis.engine_messages import EngineText, find_text
+from dsv4_shard.diagnosis.engine_messages import EngineText, find_at, find_text
 from dsv4_shard.diagnosis.known_model import KnownModel, OtherFamily, models_for
 from dsv4_shard.diagnosis.log_scan import EngineLog, FoundMessage, read_log
 from dsv4_shard.diagnosis.meaning import Diagnosis
@@ -71,11 +71,13 @@ def _of_engine(log: EngineLog, models: tuple[KnownModel, ...], given: KnownModel
     for error in log.errors:
         origin = origin_of(error.frames, log.clues.load_format)
         engine = origin.engine or log.clues.engine
-        found = find_text((error.text,), engine)
+        placed = find_at(error.frames)
+        at = placed is not None and placed.error in error.text
+        found = (placed, error.text) if placed is not None and at else find_text((error.text,), engine)
         if found is None:
             continue
         said, line = found
-        answer = answer_for(said.text, line, said.place, log.clues)
+        answer = answer_for(said, line, log.clues)
         title = ENGINES[said.engine].title
         return Explanation(
             recognised=True,
@@ -86,7 +88,7 @@ def _of_engine(log: EngineLog, models: tuple[KnownModel, ...], given: KnownModel
                 update={"engine": said.engine, "loader": loader_of(said), "stage": origin.stage or stage_of(said)}
             ),
             notes=tuple(_notes(said.engine, log, models, given)),
-            basis="kind" if answer.known else "place",
+            basis=answer.basis,
             meaning=(f"{title} {said.version} says so in {said.function} ({said.place})", *answer.meaning),
             remedies=answer.remedies,
         )

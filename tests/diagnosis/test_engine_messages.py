@@ -1,16 +1,23 @@
 """The engines' own texts: collected from a wheel by reachability, found again in a log, and answered by their kind."""
 
+import ast
 import json
+import re
 from pathlib import Path
 from zipfile import ZipFile
 
-import engine_messages
 import pytest
+from engine_messages import facts
+from engine_messages.collect import collect
+from engine_messages.conditions import Facts
+from engine_messages.logs import log_of
+from engine_messages.table import TABLE as TABLE_FILE
+from engine_messages.table import dump
 
 import dsv4_shard
 from dsv4_shard.diagnosis.engine_messages import EngineText, find_text
 
-TABLE = json.loads(engine_messages.TABLE.read_text())
+TABLE = json.loads(TABLE_FILE.read_text())
 
 PLACES = [
     # messages that were found in the sources by hand: engine, file, text, and what the answer rests on
@@ -28,7 +35,7 @@ PLACES = [
 @pytest.mark.parametrize(("engine", "file", "words", "basis"), PLACES, ids=lambda value: str(value)[-30:])
 def test_known_places_are_in_the_table_and_answered(engine: str, file: str, words: str, basis: str) -> None:
     entry = next(entry for entry in TABLE[engine]["messages"][file] if words in entry[3])
-    answer = dsv4_shard.explain(engine_messages.log_of(engine, file, entry))
+    answer = dsv4_shard.explain(log_of(engine, file, entry))
     assert answer.log.engine == engine
     assert answer.basis == basis
     assert answer.remedies
@@ -46,11 +53,11 @@ def test_the_table_is_of_the_versions_that_the_rules_are_for() -> None:
 def test_every_text_that_is_long_enough_is_found_again(engine: str) -> None:
     missed = []
     for file, entries in TABLE[engine]["messages"].items():
-        for line, function, error, text in entries:
-            one = EngineText(engine, "", f"{file}:{line}", function, error, text)
+        for line, function, error, text, condition in entries:
+            one = EngineText(engine, "", f"{file}:{line}", function, error, text, condition)
             if one.letters < 12:
                 continue
-            log = engine_messages.log_of(engine, file, [line, function, error, text])
+            log = log_of(engine, file, [line, function, error, text])
             found = find_text(log.split("\n"), engine)
             if found is None:
                 missed.append(text)
@@ -70,16 +77,34 @@ def test_the_options_of_a_message_are_shown_with_the_values_of_the_log() -> None
     assert answer.log.stage == "configuration"
 
 
-def test_a_place_alone_claims_no_cause() -> None:
+def test_an_assertion_without_words_shows_its_condition_and_claims_no_cause() -> None:
     file, entry = next(
         (file, entry)
         for file, entries in TABLE["vllm"]["messages"].items()
         for entry in entries
-        if entry[3].startswith("assert isinstance(layer, RoutedExperts)")
+        if entry[3].startswith("assert ") and ".shape" in entry[4] and "/fused_moe/experts/" in file
     )
-    answer = dsv4_shard.explain(engine_messages.log_of("vllm", file, entry))
-    assert answer.basis == "place"
-    assert "its cause is not known here" in answer.meaning[1]
+    answer = dsv4_shard.explain(log_of("vllm", file, entry))
+    assert answer.basis == "assertion"
+    assert f"what must hold there, in its own words: {entry[4]}" in answer.meaning
+    assert "--moe-backend" in answer.remedies[0]
+
+
+FRAME = '  File "/usr/lib/python3.12/site-packages/{}", line {}, in {}\n    raise NotImplementedError'
+
+
+def test_an_error_without_a_text_is_known_by_its_frame() -> None:
+    file, entry = next(
+        (file, entry)
+        for file, entries in TABLE["sglang"]["messages"].items()
+        for entry in entries
+        if entry[2:4] == ["NotImplementedError", ""]
+    )
+    frame = FRAME.format(file, entry[0], entry[1].rpartition(".")[2])
+    head = "Traceback (most recent call last):\n"
+    assert dsv4_shard.explain(f"{head}{frame}\nNotImplementedError").basis == "assertion"
+    other = frame.replace(f"line {entry[0]}", f"line {entry[0] + 100000}")
+    assert not dsv4_shard.explain(f"{head}{other}\nNotImplementedError").recognised
 
 
 def test_other_programs_short_errors_are_not_taken_for_an_engines() -> None:
@@ -144,21 +169,118 @@ def unused():
 }
 
 
-def test_the_collector_follows_calls_imports_and_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wheel = tmp_path / "vllm-9.9.9-py3-none-any.whl"
-    with ZipFile(wheel, "w") as archive:
-        for name, text in SOURCES.items():
+@pytest.fixture
+def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setitem(facts.ENTRIES, "vllm", ("engine.arg_utils:EngineArgs",))
+    return write_wheel(tmp_path, SOURCES)
+
+
+def write_wheel(folder: Path, sources: dict[str, str]) -> Path:
+    path = folder / "vllm-9.9.9-py3-none-any.whl"
+    with ZipFile(path, "w") as archive:
+        for name, text in sources.items():
             archive.writestr(f"vllm/{name}", text)
-    monkeypatch.setitem(engine_messages.ENTRIES, "vllm", ("engine.arg_utils:EngineArgs",))
-    name, version, said, modules = engine_messages.collect(wheel)
-    assert (name, version) == ("vllm", "9.9.9")
-    assert modules == {"engine.arg_utils", "config.model", "helpers"}
-    assert {(one.error, one.text) for one in said} == {
+    return path
+
+
+def test_the_collector_follows_calls_imports_and_classes(wheel: Path) -> None:
+    found = collect(wheel)
+    assert (found.engine, found.version, found.missing) == ("vllm", "9.9.9", [])
+    assert found.modules == {"engine.arg_utils", "config.model", "helpers"}
+    assert {(one.error, one.text) for one in found.said} == {
         ("AssertionError", "{} is no multiple of {}"),
         ("AssertionError", "assert model is not None and len(model) > 3"),
         ("ValueError", "tensor parallel size {} must be positive"),
         ("log", "the model {} cannot be loaded"),
         ("RuntimeError", "the model {} has no weights"),
     }
-    place = next(one for one in said if one.error == "ValueError")
+    place = next(one for one in found.said if one.error == "ValueError")
     assert (place.file, place.line, place.function) == ("vllm/engine/arg_utils.py", 13, "EngineArgs._private")
+    assert place.condition == "self.tp < 1"
+
+
+KERNELS = """
+from vllm.config.model import Loader, is_hip
+from vllm.lora import model as adapters
+
+class EngineArgs:
+    loader: Loader
+
+    def __post_init__(self):
+        self.loader.load("x")
+        adapters.f()
+        if is_hip():
+            raise ValueError("AMD alone")
+        elif self.tp > 8:
+            raise ValueError("more than eight")
+        if not is_hip():
+            return
+        raise ValueError("not reached either")
+"""
+
+LOADERS = """
+from vllm.star import *
+
+class Loader:
+    def load(self, name):
+        raise NotImplementedError
+
+class Made(Loader):
+    def load(self, name):
+        raise RuntimeError("the loader that is made")
+
+class NotMade(Loader):
+    def load(self, name):
+        raise RuntimeError("nobody makes this loader")
+
+LOADERS = {"made": Made}
+
+def is_hip():
+    made_elsewhere()
+    return LOADERS
+"""
+
+STAR = """
+def made_elsewhere():
+    raise OSError("of a star import")
+"""
+
+
+def test_what_is_not_made_or_cannot_run_here_is_off_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(facts.ENTRIES, "vllm", ("engine.arg_utils:EngineArgs", "nowhere:Nothing"))
+    sources = {**SOURCES, "engine/arg_utils.py": KERNELS, "config/model.py": LOADERS, "star.py": STAR}
+    found = collect(write_wheel(tmp_path, sources))
+    assert found.missing == ["nowhere:Nothing"]
+    assert {(one.text, one.condition) for one in found.said} == {
+        ("more than eight", "self.tp > 8"),
+        ("the loader that is made", ""),
+        ("of a star import", ""),
+        ("", ""),  # Loader.load itself: a caller's annotation is all that is known of it
+    }
+    assert found.reach.left_out == {("lora.model", "f"): facts.excluded("lora.model")}
+
+
+@pytest.mark.parametrize(
+    ("test", "known"),
+    [("a", True), ("b", False), ("c", None), ("not b", True), ("a and c", None), ("b and c", False), ("a or c", True),
+     ("b or c", None), ("not (a and b)", True), ("False", False)],
+)  # fmt: skip
+def test_conditions_are_true_false_or_not_known(test: str, known: bool | None) -> None:
+    assert Facts(re.compile("a"), re.compile("b")).of(ast.parse(test, mode="eval").body) is known
+
+
+def test_the_table_is_written_with_one_message_a_line() -> None:
+    assert dump(TABLE) == TABLE_FILE.read_text()
+    assert sum(line.startswith("[") for line in TABLE_FILE.read_text().split("\n")) > 1000
+
+
+# --- what the engines print, with their own words --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", TABLE)
+def test_no_message_of_a_sample_is_unknown_or_only_a_place(engine: str) -> None:
+    """Every 40th message, as a traceback or a line of the log, leads to an answer with its cause and remedies."""
+    places = [(file, entry) for file, entries in TABLE[engine]["messages"].items() for entry in entries][::40]
+    answers = {(file, entry[0]): dsv4_shard.explain(log_of(engine, file, entry)) for file, entry in places}
+    assert [place for place, answer in answers.items() if answer.basis in (None, "place")] == []
+    assert [place for place, answer in answers.items() if not answer.remedies or answer.log.engine != engine] == []

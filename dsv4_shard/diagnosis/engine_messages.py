@@ -21,6 +21,9 @@ _LEAST_LETTERS = 12
 _LEAST_ALONE = 24
 """Letters that it needs if nothing says that the log is of an engine."""
 
+_MOST_LETTERS = 240
+"""Letters that are compared, at most."""
+
 _VALUE = r"(?s:.{0,300}?)"
 
 _WORD = re.compile(r"[A-Za-z_]{4,}")
@@ -55,9 +58,10 @@ class EngineText:
 
     @property
     def first(self) -> str:
-        """Its first line that has words: lines of a log are searched one by one."""
+        """Its first line that has words, or its begin: lines of a log are searched one by one, and cut."""
         lines = self.text.split("\n")
-        return next((line for line in lines if len(_WORD.findall(line)) > 1), lines[0]).strip()
+        line = next((line for line in lines if len(_WORD.findall(line)) > 1), lines[0]).strip()
+        return line if len(line) <= _MOST_LETTERS else line[:_MOST_LETTERS].rpartition(" ")[0]
 
     @property
     def words(self) -> list[str]:

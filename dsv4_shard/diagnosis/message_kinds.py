@@ -168,7 +168,9 @@ KINDS = (
     Kind(r"(?i)support|unknown|unrecogni|not implemented|\bNYI\b|not (?:wired|compatible|available|valid)|invalid|"
          r"unavailable|must be (?:one of|in)\b|expected one of|unexpected|only .{0,60}(?:are|is|for|with)\b|"
          r"is disabled|was removed|deprecat|does not (?:implement|have|take|exist)|"
-         r"no .{0,60}(?:backend|path|method|registered|kernel)|is not registered|not valid|does not satisfy", _general(
+         r"no .{0,60}(?:backend|path|method|registered|kernel)|is not registered|not valid|does not satisfy|"
+         r"sub ?class|unreachable|no (?:separate|common|emulated)\b|has no |align it with|"
+         r"not published|instead\.$", _general(
              "the engine has no code for this choice with this model, format or GPU", _PLAN)),
     Kind(r"(?i)captur|cuda ?graph|compil|warm-?up", _general(
         "the engine cannot record or compile its steps in advance for this combination", _LOG)),

@@ -284,3 +284,48 @@ def test_no_message_of_a_sample_is_unknown_or_only_a_place(engine: str) -> None:
     answers = {(file, entry[0]): dsv4_shard.explain(log_of(engine, file, entry)) for file, entry in places}
     assert [place for place, answer in answers.items() if answer.basis in (None, "place")] == []
     assert [place for place, answer in answers.items() if not answer.remedies or answer.log.engine != engine] == []
+
+
+def rendered(engine: str, words: str, *values: object) -> str:
+    """The log of the table's message with these words and the given values in place of its own."""
+    file, entry = next(
+        (file, entry) for file, entries in TABLE[engine]["messages"].items() for entry in entries if words in entry[3]
+    )
+    return log_of(engine, file, [*entry[:3], entry[3].format(*values).replace("{", "{{").replace("}", "}}")])
+
+
+ROWS: list[tuple[str, str, tuple[object, ...], str]] = [
+    # engine, words of its own text, values, and what the answer says
+    ("sglang", "is not equal to tensor_model_parallel_size", (16, 8, 1), "16 ranks were started, and TP 8 × PP 1 = 8"),
+    ("sglang", "must be divisible by decode_context_parallel_size", (8, 3), "8 divides by 1, 2, 4, 8"),
+    ("vllm", "must be divisible by dcp_size", (8, 3), "8 / 3 = 2.67: not whole"),
+    ("vllm", "exceeds the maximum supported value", (16, 8, 8, 1), "leaves DCP at most 8"),
+    ("vllm", "EPLB requires tensor", (1, 1, 1), "has one rank"),
+    ("vllm", "data_parallel_rank ({}) must be in the range", (8, 8), "replica 8 of 8: they are counted from 0"),
+    ("sglang", "cannot serve MXFP8 weight shape", (96, 7168), "96 rows are 1.5 × 64"),
+    ("sglang", "MXFP8 needs a 32-wide K block", (128, 7168), "blocks of 128 columns, and MXFP8's are of 32"),
+    ("sglang", "unexpected block scale shape", ((24, 56), (192, 7168)), "(24, 56) are not one for each block"),
+    ("sglang", "cannot encode as e8m0", (), "powers of two"),
+    ("sglang", "FP4 experts require torch.float4_e2m1fn_x2", (), "older than 2.8"),
+    ("vllm", "FlashInfer MLA Sparse does not support", (24,), "a rank has 24 heads; this kernel takes {8, 16, 32"),
+    ("vllm", "FlashMLA does not support", (256,), "a rank has 256 heads; this kernel takes {64, 128}"),
+    ("vllm", "Engram sharding leaves ranks", (12, 16), "12 hash heads of the engram tables over 16 ranks"),
+    ("vllm", "Compressed vocab size mismatch", (99000, 99100), "the tokenizer gives 99000 compressed tokens"),
+    ("vllm", "Engram CPU offload requires UVA", (), "--engram-config"),
+    ("sglang", "speculative_num_draft_tokens must equal gamma", (6, 5, 4), "a block of 5 tokens and verifies one more"),
+    ("sglang", "confidence head is enabled but", ("mtp.0.confidence_head.weight",), "the draft lacks mtp.0.confidence"),
+    ("sglang", "No model weights found in", ("/models/V4",), "/models/V4 holds no file of weights"),
+    ("sglang", "In paged swa mode", (), "pages of 256 tokens"),
+    ("vllm", "Missing keys", ("('model.layers.0.x',)",), "model.layers.0.x"),
+    ("vllm", "on startup is less than desired", ("cuda:0", "80.1", "94.99", "0.9", "85.49"), "holds 14.9 GiB"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("engine", "words", "values", "said"), ROWS, ids=lambda value: str(value)[:30])
+def test_a_message_with_numbers_of_the_layout_is_answered_with_them(
+    engine: str, words: str, values: tuple[object, ...], said: str
+) -> None:
+    answer = dsv4_shard.explain(rendered(engine, words, *values))
+    assert answer.basis == "table"
+    assert answer.log.engine == engine
+    assert said in " ".join((*answer.meaning, *answer.remedies))

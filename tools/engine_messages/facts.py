@@ -16,7 +16,9 @@ ENTRIES: dict[str, tuple[str, ...]] = {
         "srt.models.deepseek_v2:DeepseekV32ForCausalLM", "srt.models.deepseek_nextn:DeepseekV3ForCausalLMNextN",
         "srt.layers.quantization.fp8:Fp8Config", "srt.layers.quantization.fp8:Fp8LinearMethod",
         "srt.layers.quantization.fp8:Fp8MoEMethod", "srt.models.deepseek_v4:MqaAttentionBase",
-        "srt.layers.attention.dsv4.compressor:Compressor",
+        "srt.layers.attention.dsv4.compressor:Compressor", "srt.layers.moe.token_dispatcher.deepep.*",
+        *(f"srt.layers.quantization.mxfp4_{name}_moe.*" for name in (
+            "flashinfer_cutlass", "flashinfer_trtllm", "marlin")),
         *(f"srt.layers.attention.attention_registry:create_{name}_backend" for name in (
             "dsv4", "dsa", "trtllm_mla", "flashmla", "flashinfer", "flashattention_v3", "flashattention_v4", "triton")),
     ),

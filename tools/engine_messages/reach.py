@@ -11,9 +11,10 @@ from collections.abc import Callable
 
 from engine_messages.conditions import Facts
 from engine_messages.scope import Class, Scope, Scopes
-from engine_messages.wheel import Definition, Module, Wheel
+from engine_messages.wheel import Definition, Function, Module, Wheel
 
-_MADE = ("__init__", "__post_init__", "__new__", "__enter__", "__exit__", "__call__")
+_MADE = ("__init__", "__post_init__", "__new__", "__enter__", "__exit__", "__call__", "__getattr__", "__setattr__",
+         "__getitem__", "__set_name__")  # fmt: skip
 
 _TYPE_CHECKS = ("isinstance", "issubclass", "hasattr", "cast", "TypeVar", "getattr")
 
@@ -45,7 +46,7 @@ class Reach:
             names = [name for name in self.wheel.names() if name == stem or name.startswith(f"{stem}.")]
             for each in filter(None, map(self.wheel.module, names)):
                 for node in each.tops.values():
-                    self._take(Definition(each, node))
+                    self._enter(Definition(each, node), "")
             return bool(names)
         name, _, path = entry.partition(":")
         outer, _, method = path.partition(".")
@@ -53,13 +54,16 @@ class Reach:
         found = self.wheel.find(module, outer) if module else None
         if found is None:
             return False
+        return self._enter(found, method)
+
+    def _enter(self, found: Definition, method: str) -> bool:
+        """A function, or a method of a class, or all of its methods."""
         if not isinstance(found.node, ast.ClassDef):
             self._take(found)
             return True
         one = Class(found.module, found.node)
         self._make(one)
-        methods = [method] if method else [node.name for node in one.node.body if hasattr(node, "name")]
-        for name in methods:
+        for name in [method] if method else [node.name for node in one.node.body if isinstance(node, Function)]:
             self._call(one, name)
         return not method or self.scopes.resolve(one, method) is not None
 

@@ -106,14 +106,14 @@ class Scopes:
         return {node.name: node for node, _ in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
 
     def _bases(self, one: Class) -> tuple[Class, ...]:
-        """The class and those that it inherits from, in order."""
+        """The class and those that it inherits from, in the order in which Python looks them up."""
         found = [one]
         for base in one.node.bases:
             inner = base.value if isinstance(base, ast.Subscript) else base
             definition = self.find(None, one.module, inner)
             if definition is not None and isinstance(definition.node, ast.ClassDef):
                 found += self.bases(Class(definition.module, definition.node))
-        return tuple(dict.fromkeys(found))
+        return tuple(dict.fromkeys(reversed(found)))[::-1]
 
     def resolve(self, one: Class, name: str) -> Class | None:
         """The class of the bases that defines a method."""

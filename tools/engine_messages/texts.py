@@ -12,6 +12,11 @@ _MOST = 200
 
 _NO_MESSAGES = ("StopIteration", "StopAsyncIteration", "KeyboardInterrupt", "SystemExit", "Exit")
 
+_CLASS = re.compile(r"[A-Z]\w*(?:Error|Exception)")
+"""Classes of exceptions. `raise make_error(...)` says what `make_error` returns."""
+
+_WORD = re.compile(r"[A-Za-z]{4,}")
+
 _CONVERSION = re.compile(r"%[-#0-9.]*[sdrifx]")
 
 
@@ -56,9 +61,11 @@ def is_message(node: ast.AST) -> bool:
 def _message(node: ast.AST, texts: dict[str, str]) -> tuple[str, str, str] | None:
     """Class, text and own condition of a message."""
     match node:
-        case ast.Raise(exc=ast.Call(func=func, args=args)):
+        case ast.Raise(exc=ast.Call(func=func, args=args)) | ast.Return(value=ast.Call(func=func, args=args)):
             error = ast.unparse(func).rpartition(".")[2]
-            return None if error in _NO_MESSAGES else (error, _named(args[0], texts) if args else "", "")
+            if error in _NO_MESSAGES or not _CLASS.fullmatch(error):
+                return None
+            return error, _named(args[0], texts) if args else "", ""
         case ast.Raise(exc=ast.Name(id=name)) if name.endswith(("Error", "Exception")):
             return name, "", ""
         case ast.Assert(test=test, msg=None):
@@ -67,8 +74,9 @@ def _message(node: ast.AST, texts: dict[str, str]) -> tuple[str, str, str] | Non
         case ast.Assert(test=test, msg=msg) if msg is not None:
             return "AssertionError", _named(msg, texts), ast.unparse(test)
         case ast.Call(func=ast.Attribute(attr="error" | "critical" | "exception", value=value), args=[first, *_]):
-            if "log" in ast.unparse(value).lower():
-                return "log", _CONVERSION.sub("{}", _named(first, texts)), ""
+            said = _CONVERSION.sub("{}", _named(first, texts))
+            if "log" in ast.unparse(value).lower() and _WORD.search(said):
+                return "log", said, ""
     return None
 
 

@@ -7,7 +7,8 @@ from dsv4_shard.diagnosis.messages.memory import MEMORY
 from dsv4_shard.diagnosis.messages.message import Evidence, Message
 from dsv4_shard.diagnosis.messages.names import NAMES
 from dsv4_shard.diagnosis.messages.shapes import SHAPES
+from dsv4_shard.diagnosis.messages.sizes import SIZES
 
-MESSAGES = (*MEMORY, *FILES, *NAMES, *SHAPES, *EXPERTS, *LAUNCH)
+MESSAGES = (*MEMORY, *FILES, *NAMES, *SHAPES, *EXPERTS, *SIZES, *LAUNCH)
 
 __all__ = ["MESSAGES", "Evidence", "Message"]

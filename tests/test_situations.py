@@ -56,7 +56,7 @@ SITUATIONS = {
     "a card of 24 GB": Situation(FLASH, "--tp 8 --gpu rtx-4090", 1, ("RTX 4090 (sm_89)",)),
     "the context does not fit": Situation(
         PRO, "--tp 1 --dp 8 --ep 8 --engine vllm --gpu h200", 0,
-        ("a context of 1,048,576 tokens does not fit",),
+        ("a context of 1,048,576 tokens does not fit", "vLLM stops, and names the longest that fits"),
     ),
 }  # fmt: skip
 

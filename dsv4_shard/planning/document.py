@@ -160,6 +160,12 @@ class PlanTotals(Document):
     shared_experts_weight_bytes_per_layer: int
 
 
+_NAMES_LONGEST = {
+    "--gpu-memory-utilization": "without a shorter --max-model-len vLLM stops, and names the longest that fits"
+}
+"""What an engine does if the context does not fit, by its option for the share of memory."""
+
+
 class PlanCache(Document):
     """KV cache by the engine's own accounting, on each rank; without a draft model, and with the engine's defaults.
 
@@ -230,6 +236,8 @@ class PlanCache(Document):
             ways.append(f"up to {self.certain_session:,} tokens fit for certain")
         if self.share_needed is not None:
             ways.append(f"{self.option} {self.share_needed:g} makes room")
+        if not ways and self.option in _NAMES_LONGEST:
+            ways.append(_NAMES_LONGEST[self.option])
         advice = f": {', or '.join(ways)}" if ways else ""
         return f"{context} {verdict}; it takes {gib(self.session_bytes)} of room{advice}"
 

@@ -130,17 +130,19 @@ class Kind:
 
 KINDS = (
     Kind(r"(?i)pip install|please install|is not installed|could not import|failed to import|no module named|"
-         r"could not be imported|^.{0,60} is (?:not available|unavailable|required)\.?$", _package),
+         r"could not be imported|use \w+ version|^(?!.*UVA).{0,60} is (?:not available|unavailable|required)\.?$",
+         _package),
     Kind(r"(?i)divisib|multiple of|evenly divide|divide evenly|divides? .{0,40}evenly|aligned (?:to|with)|not aligned|"
-         r"misaligned|-aligned", _division),
-    Kind(r"(?i)compute capability|\bsm_?\d{2,3}\b|\bhopper\b|\bblackwell\b|requires? .{0,40}\b(?:GPUs?|CUDA|ROCm)\b|"
+         r"align to|misaligned|-aligned", _division),
+    Kind(r"(?i)compute capability|\bsm_?\d{2,3}\b|\bhopper\b|\bblackwell\b|"
+         r"requires? .{0,40}\b(?:GPUs?|ROCm|CUDA(?![ -]graph))\b|"
          r"only (?:supported|available) on (?:CUDA|ROCm|NVIDIA|AMD)|current (?:device|platform|GPU)|on this "
          r"(?:device|platform|GPU)|does not support UVA|UVA is not", _hardware),
     Kind(r"--[a-z][a-z0-9-]{2}|\b(?:VLLM|SGLANG)_[A-Z]{2}", _options),
-    Kind(r"(?i)timed? ?out|rendezvous|\bnccl\w*\b|address already|connection (?:refused|reset|closed)|\bdied\b|"
-         r"\bdead\b|hit an exception|failed (?:during|to) (?:startup|start|kill)|"
+    Kind(r"(?i)timed? ?out\b(?! must)|rendezvous|\bnccl\w*\b|address already|connection (?:refused|reset|closed)|"
+         r"\bdied\b|\bdead\b|hit an exception|failed (?:during|to) (?:startup|start|kill)|"
          r"process(?:es)? .{0,40}(?:failed|exit|terminated)|no available port|port .{0,40}in use|"
-         r"(?:ranks?|nodes?|world_size|world size) .{0,80}(?:mismatch|exceed|must|larger|smaller|out of)", _general(
+         r"(?:ranks?|nodes?|world_size|world size) .{0,80}(?:mismatch|exceed|larger|smaller|out of)", _general(
              "the processes of the ranks do not find each other, or one has ended: another rank's own error, an "
              "address or a port, or fewer GPUs than ranks",
              "the first traceback of any rank, on any node: give that log",
@@ -159,8 +161,7 @@ KINDS = (
              "the path as the engine sees it (in a container: inside it), and who may read it",
              "dsv4-shard inspect REPO: what is missing or odd in a checkpoint", choices=False)),
     Kind(r"(?i)(?:load(?:ed|ing)? |checkpoint|safetensors|state[ _]dict|presharded)\b.{0,80}(?:shape|size|dtype|weight|"
-         r"tensor|param|key|layer|rank)|(?:weight|param\w*|scale|tensor)s? .{0,60}(?:mismatch|not match|missing|"
-         r"duplicate|unexpected|must have|same shape)|shape mismatch|dtype mismatch|no module or parameter", _general(
+         r"tensor|param|key|layer|rank)|weights? .{0,60}missing|no module or parameter", _general(
              "a tensor of the checkpoint does not fit the parameter that the engine made for it: another name, dtype "
              "or cut",
              "dsv4-shard inspect REPO: the checkpoint's tensors, dtypes and scales",

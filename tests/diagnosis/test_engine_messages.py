@@ -329,3 +329,26 @@ def test_a_message_with_numbers_of_the_layout_is_answered_with_them(
     assert answer.basis == "table"
     assert answer.log.engine == engine
     assert said in " ".join((*answer.meaning, *answer.remedies))
+
+
+KINDS = [
+    # engine, words of its own text, and what the answer says
+    ("vllm", "UVA is not available", "the GPU, its driver or this build"),
+    ("vllm", "Please use torchao version", "lacks a Python package"),
+    ("vllm", "per-rank intermediate sizes must align to", "equal parts"),
+    ("sglang", "--bf16-gemm-backend gemv requires SM90", "the GPU, its driver or this build"),
+    ("sglang", "requires hidden_size to be a multiple of 128", "equal parts"),
+    ("vllm", "Could not load logging config. File does not exist", "missing, empty or not what it expects"),
+    ("vllm", "WorkerProc failed to start", "its own traceback"),
+    ("vllm", "Duplicate layer name", "set up in another order, twice"),
+    ("vllm", "HiSparse does not support decode context parallelism", "no code for this choice"),
+]
+
+
+@pytest.mark.parametrize(("engine", "words", "said"), KINDS, ids=lambda value: str(value)[:30])
+def test_a_kind_is_told_by_the_words_of_the_message(engine: str, words: str, said: str) -> None:
+    entries = TABLE[engine]["messages"].items()
+    file, entry = next((file, entry) for file, found in entries for entry in found if words in entry[3])
+    answer = dsv4_shard.explain(log_of(engine, file, entry))
+    assert said in " ".join(answer.meaning)
+    assert answer.remedies

@@ -46,7 +46,7 @@ def _run_ranks(
         prepare(jobs[0])
     except BaseException as error:  # an engine may raise SystemExit
         for job in jobs:
-            _append(results_file, {"job": job} | _told(error, package))
+            _append(results_file, {"job": job} | told(error, package))
         return
     for job in jobs:
         if _in_child(partial(_run, job, functions[job["do"]], package, results_file)):
@@ -57,7 +57,7 @@ def _run(job: Job, function: Function, package: str, results_file: Path) -> None
     try:
         result = function(job)
     except BaseException as error:  # constructors raise AssertionError
-        result = _told(error, package)
+        result = told(error, package)
     _append(results_file, {"job": job} | result)
 
 
@@ -74,7 +74,7 @@ def _in_child(work: Callable[[], None]) -> int:
         os._exit(0)
 
 
-def _told(error: BaseException, package: str) -> dict[str, str]:
+def told(error: BaseException, package: str) -> dict[str, str]:
     """An error's text, and `file:line:function` of the innermost frame in `package`, or of the innermost of all."""
     frames = traceback.extract_tb(error.__traceback__)
     frame = ([frame for frame in frames if f"/{package}/" in frame.filename] or frames)[-1]

@@ -6,6 +6,7 @@
     loader      our loader within SGLang in other deployments: it loads what SGLang loads, or refuses with its reason
     kv-cache    the KV cache that the engines' own code makes of memory, compared with tests/data/kv_cache
     gpus        which MoE backends the engines accept on each GPU, compared with tests/data/gpus
+    order       where the engines stop first on layouts that break several rules, compared with tests/data/order
     contracts   which parameters the engines declare for the real models, and what they refuse, into the folder --out
 
 CASE is part of the name of a case or deployment; with several, any of them will do. The exit code is 1 if anything
@@ -29,6 +30,9 @@ from conformance.kv_cache import check_kv_cache
 from conformance.loader import check_loader
 from conformance.nodes import check_nodes
 from conformance.oracles import check_oracles
+from conformance.order import check_order
+
+_COMMANDS = ("oracles", "files", "nodes", "loader", "kv-cache", "gpus", "order", "contracts")
 
 ENVIRONMENTS = Path.home() / ".cache" / "dsv4-shard-conformance"
 
@@ -56,6 +60,8 @@ def main() -> None:
                     failures += check_kv_cache(engine, update=options.update)
                 case "gpus":
                     failures += check_gpus(engine, update=options.update)
+                case "order":
+                    failures += check_order(engine, options.cases, update=options.update)
                 case "contracts":
                     failures += write_contracts(engine, options.out, options.cases)
     sys.exit(bool(failures))
@@ -69,13 +75,13 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m conformance", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=("oracles", "files", "nodes", "loader", "kv-cache", "gpus", "contracts"))
+    parser.add_argument("command", choices=_COMMANDS)
     parser.add_argument("cases", nargs="*", metavar="CASE")
     parser.add_argument("--engine", action="append", choices=ENGINES, help="only this engine")
     for name in ENGINES:
         parser.add_argument(f"--{name}-venv", type=Path, metavar="FOLDER", help="an environment that has the engine")
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="where all is made and left (default: temporary)")
-    parser.add_argument("--update", action="store_true", help="oracles, loader, kv-cache, gpus: write into tests/data")
+    parser.add_argument("--update", action="store_true", help="write what is compared with tests/data into it")
     parser.add_argument("--load-format", default="dsv4_shard", help="files: SGLang's loader for them (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("contracts"), help="contracts: folder (%(default)s)")
     return parser.parse_intermixed_args()

@@ -73,6 +73,11 @@ def prepare(job: Job) -> None:
     _prepared.append(Prepared(args, Path(job.get("draft") or job["model"])))
 
 
+def prepared_args() -> ServerArgs:
+    """The resolved arguments of this process's case."""
+    return _prepared[-1].args
+
+
 def _server_args(case: Case, model: str, load_format: str, more: dict[str, Any]) -> ServerArgs:
     options: dict[str, Any] = {
         "model_path": model,

@@ -23,12 +23,14 @@ def main() -> None:
         importlib.import_module(module)
     from conformance.vllm import bringup
     from conformance.vllm.contracts import contract
+    from conformance.vllm.first_stop import first_stop
     from conformance.vllm.kv_cache import kv_cache
     from conformance.vllm.load import load
     from conformance.vllm.oracle import oracle
 
     bringup.install()
     jobs: dict[str, Function] = {"oracle": oracle, "load": load, "contract": contract, "kv_cache": kv_cache}
+    jobs["first_stop"] = first_stop
     run_jobs(jobs, "vllm", lambda job: None)
 
 

@@ -1,10 +1,10 @@
 """From a case to vLLM's own config and model, as a worker of one rank makes them.
 
-`stubs` must be installed before this module is imported. Faked here: process groups (TP = EP, without data or pipeline
+`stubs` must be installed before this module is imported. Faked here: process groups (EP = TP × DP, without pipeline
 parallelism), and tensors asked for on CUDA, which come to lie on the CPU.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -21,6 +21,19 @@ from conformance.cases import Case
 from conformance.vllm.stubs import native_operators
 
 
+class _ProcessGroup(NamedTuple):
+    """What constructors read of torch's own process group."""
+
+    world_size: int
+    of_rank: int
+
+    def size(self) -> int:
+        return self.world_size
+
+    def rank(self) -> int:
+        return self.of_rank
+
+
 class _Group:
     """What constructors and loaders read of a process group."""
 
@@ -32,18 +45,19 @@ class _Group:
         self.first_rank, self.last_rank = 0, size - 1
         self.is_first_rank, self.is_last_rank = rank == 0, rank == size - 1
         self.device = torch.device("cpu")
-        self.device_group = self.cpu_group = self.device_communicator = self.mq_broadcaster = None
+        self.device_group = self.cpu_group = _ProcessGroup(size, rank)
+        self.device_communicator = self.mq_broadcaster = None
         self.use_device_communicator = False
 
     def barrier(self) -> None:
         """Nobody to wait for."""
 
 
-def _fake_groups(tp: int, rank: int) -> None:
-    for name in ("_WORLD", "_TP", "_EP"):
-        setattr(parallel_state, name, _Group(name, tp, rank))
-    for name in ("_PP", "_DP", "_PCP", "_DCP"):
-        setattr(parallel_state, name, _Group(name, 1, 0))
+def _fake_groups(tp: int, dp: int, rank: int) -> None:
+    """Groups as seen by a rank of the first replica."""
+    sizes = {"_WORLD": tp, "_TP": tp, "_EP": tp * dp, "_DP": dp, "_PP": 1, "_PCP": 1, "_DCP": 1}
+    for name, size in sizes.items():
+        setattr(parallel_state, name, _Group(name, size, rank if name in ("_WORLD", "_TP", "_EP") else 0))
     parallel_state._EPLB = None
 
 
@@ -68,10 +82,12 @@ def bring_up(
     case: Case, rank: int, model: str, *, as_served: bool = False, **more: Any
 ) -> tuple[VllmConfig, ModelConfig]:
     """The config of `vllm serve` for a case, and that of its target or draft model."""
-    _fake_groups(case.tp, rank)
+    _fake_groups(case.tp, case.dp, rank)
     more |= _AS_SERVED if as_served else _BRIEF
     if case.draft:
         more["speculative_config"] = {"method": "mtp", "num_speculative_tokens": 1}
+    if case.dp > 1:
+        more |= {"data_parallel_size": case.dp, "data_parallel_rank": 0, "data_parallel_size_local": 1}
     config = EngineArgs(
         model=model,
         tensor_parallel_size=case.tp,
@@ -87,7 +103,7 @@ def bring_up(
     return config, config.speculative_config.draft_model_config if case.draft else config.model_config
 
 
-class _InsteadOfCuda(TorchFunctionMode):
+class InsteadOfCuda(TorchFunctionMode):
     """Sends every tensor that is made on CUDA to another device."""
 
     def __init__(self, device: str) -> None:
@@ -107,7 +123,7 @@ def build(config: VllmConfig, model_config: ModelConfig, device: str) -> torch.n
         native_operators(),
         set_default_torch_dtype(model_config.dtype),
         torch.device(device),
-        _InsteadOfCuda(device),
+        InsteadOfCuda(device),
     ):
         model: torch.nn.Module = initialize_model(vllm_config=config, model_config=model_config)
     return model

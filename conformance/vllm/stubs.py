@@ -32,6 +32,9 @@ PACKAGES = (
 )  # fmt: skip
 """Packages that vLLM imports and that loading weights does without."""
 
+DEVICES = 1024
+"""GPUs that this machine seems to have: more than any layout asks for."""
+
 SUPPORTED = (
     "cutlass_group_gemm_supported",
     "cutlass_scaled_mm_supports_block_fp8",
@@ -130,7 +133,7 @@ def install(sm: int) -> None:
     torch.cuda.is_available = lambda: False  # torch itself must stay away from CUDA
     torch.cuda.get_device_capability = lambda *_, **__: divmod(sm, 10)
     torch.cuda.get_device_name = lambda *_, **__: _device_name(sm)
-    torch.cuda.device_count = torch.accelerator.device_count = lambda: 64
+    torch.cuda.device_count = torch.accelerator.device_count = lambda: DEVICES
     torch.accelerator.current_device_index = lambda: 0
     if torch.version.cuda is None:
         torch.version.cuda = "13.0"
@@ -165,7 +168,7 @@ def _device_name(sm: int) -> str:
 
 
 def install_platform(sm: int) -> None:
-    """Make vLLM's platform that of 64 CUDA GPUs."""
+    """Make vLLM's platform that of many CUDA GPUs."""
     import vllm.platforms
     from vllm.platforms.cuda import CudaPlatformBase
     from vllm.platforms.interface import DeviceCapability
@@ -176,7 +179,7 @@ def install_platform(sm: int) -> None:
         "get_device_total_memory": 141 << 30,
         "get_device_uuid": "GPU-0",
         "is_fully_connected": True,
-        "device_count": 64,
+        "device_count": DEVICES,
         "num_compute_units": 78 if sm == 90 else 148,
         "get_device_numa_node": None,
         "get_all_device_numa_nodes": None,

@@ -28,6 +28,7 @@ from dsv4_shard.engines.parameters import DRAFT_FOLDER, TOKENIZER_FILES
 from dsv4_shard.engines.placement import Expert, Pad, Placement, RankTensor, Replicate, Split, local_size, say_placement
 from dsv4_shard.engines.registry import DEEPSEEK, ENGINES, engine_for, find_engine, serving, title_of
 from dsv4_shard.engines.rules import NOT_VERIFIED, Breach, Divides, Remedy, Requires, Rule, Symptom
+from dsv4_shard.engines.stages import StartStage
 from dsv4_shard.engines.vllm.v4 import BACKENDS, BACKENDS_FP8
 
 __all__ = [
@@ -73,6 +74,7 @@ __all__ = [
     "Requires",
     "Rule",
     "Split",
+    "StartStage",
     "Symptom",
     "TargetTensor",
     "commands_of",

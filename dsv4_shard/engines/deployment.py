@@ -103,9 +103,9 @@ class Context:
         return self.config
 
     @property
-    def experts_ranks(self) -> int:
-        """Number of ranks over which the routed experts are spread: EP × MoE TP."""
-        return self.deployment.ep * self.deployment.moe_tp
+    def topology_ranks(self) -> int:
+        """SGLang's EP × (TP / EP, rounded down), which must be TP."""
+        return self.deployment.ep * (self.deployment.tp // self.deployment.ep)
 
     @property
     def o_a_format(self) -> str:

@@ -11,7 +11,9 @@ from dsv4_shard.engines.kv_cache import CacheOf, not_known
 from dsv4_shard.engines.layout import Layout
 from dsv4_shard.engines.parallelism import Pairs, ep_option, every_divisor
 from dsv4_shard.engines.placement import Placement, RankTensor, Replicate, rank_tensor
-from dsv4_shard.engines.rules import BREAKS_TOO, NOT_VERIFIED, Breach, Requires, Rule
+from dsv4_shard.engines.remedies import for_engine
+from dsv4_shard.engines.rules import NOT_VERIFIED, Breach, Requires, Rule
+from dsv4_shard.engines.stages import StartStage
 from dsv4_shard.models import TARGET, Family, Module, Role, Stage
 
 Options = dict[str, str | None]
@@ -109,7 +111,7 @@ class Engine:
         title: Name in printed text.
         version: Version that the rules are for.
         candidates: Returns the deployments for a request, the engine's own choices first.
-        rules: Rules in the order in which the engine checks them.
+        rules: Rules in the order in which the engine checks them: by stage, then in the order of its code.
         place: Returns the placement of a role.
         store: Returns how a rank stores one tensor of a group; None if no rank stores it.
         launch: Returns how to start the engine on a path: that of shards if its last argument is true, else that of
@@ -204,8 +206,8 @@ class Engine:
     def breaches(self, context: Context) -> list[Breach]:
         """Return every broken rule: first the one that stops the engine, then the others in the order of its checks.
 
-        The others keep their arithmetic and remedies. They have no quote, and their consequence says that the engine
-        has already stopped.
+        The others keep their arithmetic and remedies. They have no quote, and their consequence says that they would
+        follow. Those that are not verified are left out if the engine stops anyway.
         """
         found: list[Breach] = []
         for rule in self.rules:
@@ -214,10 +216,11 @@ class Engine:
                 found.append(breach)
                 if rule.fatal:
                     break
+        found.sort(key=lambda breach: breach.stage.order if breach.stage else -1)
         stop = next((breach for breach in found if breach.stops), None)
         if stop is not None:
-            others = (breach for breach in found if breach is not stop)
-            found = [stop, *(replace(breach, quote=None, consequence=BREAKS_TOO) for breach in others)]
+            others = (breach for breach in found if breach is not stop and not breach.unknown)
+            found = [stop, *(breach.after_the_stop() for breach in others)]
         return [
             replace(breach, consequence=breach.consequence.format(engine=self.title))
             if "{" in breach.consequence
@@ -233,11 +236,14 @@ UNKNOWN_GPU = "gpu"
 
 
 def unknown_to(engine: Engine, family: Family) -> Engine:
-    """Return `engine` for a family that it is not verified for: with one rule, which always breaks."""
+    """Return `engine` for a family that it is not verified for: what its configuration refuses, then one rule."""
     known = Requires(
         UNKNOWN_FAMILY, Module.DEPLOYMENT, lambda _: False,
         f"{engine.title} {engine.version}'s own classes were not run with {family.title}",
         consequence=NOT_VERIFIED, fatal=True,
-        remedies=("--engine node or reference, where they know the family",),
+        remedies=(for_engine("node"), for_engine("reference")),
     )  # fmt: skip
-    return replace(engine, rules=(known,), place=lambda role, context: Replicate(), notes=no_notes, layout=None)
+    checked_before = (rule for rule in engine.rules if rule.stage is StartStage.CONFIGURATION)
+    return replace(
+        engine, rules=(*checked_before, known), place=lambda role, context: Replicate(), notes=no_notes, layout=None
+    )

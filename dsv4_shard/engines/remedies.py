@@ -81,6 +81,13 @@ DEEPEP = Remedy(
 )
 
 
+MORE_NODES = Remedy(
+    "--nodes N: folders are written all the same",
+    lambda request: (replace(request, nodes=nodes) for nodes in _divisors(request.tp * request.dp, 1)),
+    "--nodes {asked.nodes}: folders are written all the same",
+)
+
+
 def for_engine(name: str, why: str = "") -> Remedy:
     """Remedy: use another engine with the same request."""
     return Remedy(f"--engine {name}{why}", _options(engine=name))

@@ -2,13 +2,15 @@
 
 A *rule* is a condition that the engine's code puts on a module, with its arithmetic. Most rules say that a size must
 divide into equal parts, and each part into whole units: `Divides`. An empty `quote` marks a rule that the engine does
-not check itself; then only this tool warns.
+not check itself; then only this tool warns. The rules of an engine stand in the order in which it would stop: by stage,
+then in the order of its code.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dsv4_shard.engines.deployment import Context, Request
+from dsv4_shard.engines.stages import StartStage
 from dsv4_shard.models import Module
 from dsv4_shard.text.units import quotient
 
@@ -26,8 +28,8 @@ In this order: the engine stops with an error, whether or not its text is known;
 starts, and the text that follows says what happens then.
 """
 
-BREAKS_TOO = "breaks as well: {engine} has stopped by then"
-"""Consequence of further broken rules: the engine has already stopped at an earlier one."""
+WOULD_FOLLOW = "would follow{when}: {{engine}} has stopped by then"
+"""Consequence of further broken rules, as a template over their stage: the engine has stopped at an earlier one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,9 @@ class Breach:
             stopped at another rule.
         consequence: What happens, which also tells these cases of None apart.
         remedies: Possible remedies; not every one helps every deployment.
+        stage: The stage in which the engine stops or fails. None for what it is never asked: it has no such option.
+        stops: Whether the engine stops here with an error; if not, it starts, it has stopped before, or the outcome is
+            not verified.
         division: Size in elements and number of parts, if the rule is a division.
     """
 
@@ -74,17 +79,19 @@ class Breach:
     quote: str | None
     consequence: str
     remedies: Remedies
+    stage: StartStage | None = None
+    stops: bool = False
     division: tuple[int, int] | None = None
-
-    @property
-    def stops(self) -> bool:
-        """Whether the engine stops here with an error; if not, it starts, or the outcome is not verified."""
-        return self.quote is not None or self.consequence == REFUSED
 
     @property
     def unknown(self) -> bool:
         """Whether the outcome is unknown, rather than a failure."""
         return self.consequence == NOT_VERIFIED
+
+    def after_the_stop(self) -> "Breach":
+        """The breach if the engine has stopped at another one."""
+        when = f" in {self.stage}" if self.stage else ""
+        return replace(self, quote=None, consequence=WOULD_FOLLOW.format(when=when), stops=False)
 
 
 def _always(_: Context) -> bool:
@@ -101,6 +108,15 @@ Template = str | Callable[[Context], str | None] | None
 
 def _pick(words: Template, context: Context) -> str | None:
     return words(context) if callable(words) else words
+
+
+def _stops(quote: str | None, consequence: str) -> bool:
+    return quote is not None or consequence == REFUSED
+
+
+def _stage_of(quote: str | None, consequence: str, checked: StartStage | None) -> StartStage | None:
+    """The stage of a breach of a rule that is checked in `checked`: what the engine does not say shows in service."""
+    return StartStage.SERVING if quote is None and consequence.startswith(SILENT) else checked
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +162,7 @@ class Divides:
         cut: How the breach shows if the parts are whole but cut a unit.
         when: Whether the rule applies to a deployment.
         fatal: Whether later rules make no sense if this one breaks.
+        stage: The stage in which the engine stops or fails; `in_stage` sets it.
     """
 
     name: str
@@ -160,6 +177,7 @@ class Divides:
     cut: Symptom = Symptom()
     when: Callable[[Context], bool] = _always
     fatal: bool = False
+    stage: StartStage | None = None
 
     @property
     def messages(self) -> tuple[str, ...]:
@@ -205,31 +223,35 @@ class Divides:
         )
         quote = words.format(**numbers, context=context) if words else None
         consequence = shows.consequence.format(**numbers, engine="{engine}")
-        reason = self._arithmetic(context)
-        return Breach(self.name, self.module, reason, quote, consequence, shows.remedies, (size, parts))
+        return Breach(
+            self.name, self.module, self._arithmetic(context), quote, consequence, shows.remedies,
+            _stage_of(quote, consequence, self.stage), _stops(quote, consequence), (size, parts),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Requires:
     """Rule: a condition that is not a division.
 
-    `reason` and `quote` are templates over `at` (the deployment). The other fields are as in `Divides` and `Symptom`.
+    `reason` and `quote` are templates over `at` (the deployment), `config` and `context`; a function may pick `quote`.
+    The other fields are as in `Divides` and `Symptom`.
     """
 
     name: str
     module: Module
     holds: Callable[[Context], bool]
     reason: str
-    quote: str | None = None
+    quote: Template = None
     consequence: str = REFUSED
     remedies: Remedies = ()
     fatal: bool = False
     heard: tuple[str, ...] = ()
+    stage: StartStage | None = None
 
     @property
     def messages(self) -> tuple[str, ...]:
         """Every template of a message for the rule."""
-        return tuple(words for words in (self.quote, *self.heard) if words)
+        return tuple(words for words in (self.quote, *self.heard) if isinstance(words, str))
 
     def explain(self, context: Context) -> str | None:
         """None: the rule has no arithmetic."""
@@ -240,8 +262,17 @@ class Requires:
         if self.holds(context):
             return None
         words = {"at": context.deployment, "config": context.config, "context": context}
-        quote = self.quote.format(**words) if self.quote else None
-        return Breach(self.name, self.module, self.reason.format(**words), quote, self.consequence, self.remedies)
+        template = _pick(self.quote, context)
+        quote = template.format(**words) if template else None
+        return Breach(
+            self.name, self.module, self.reason.format(**words), quote, self.consequence, self.remedies,
+            _stage_of(quote, self.consequence, self.stage), _stops(quote, self.consequence),
+        )  # fmt: skip
 
 
 Rule = Divides | Requires
+
+
+def in_stage(stage: StartStage, *rules: Rule) -> tuple[Rule, ...]:
+    """The rules that an engine checks in `stage`, in the order of its code."""
+    return tuple(replace(rule, stage=stage) for rule in rules)

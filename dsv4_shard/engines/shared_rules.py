@@ -6,7 +6,7 @@ from dataclasses import replace
 from dsv4_shard.checkpoint import NVFP4, Inventory
 from dsv4_shard.engines.deployment import Context
 from dsv4_shard.engines.placement import Pad, Split
-from dsv4_shard.engines.remedies import ANY_EP, leave_out
+from dsv4_shard.engines.remedies import ANY_EP, for_engine, leave_out
 from dsv4_shard.engines.rules import NOT_VERIFIED, Divides, Remedies, Requires, Symptom
 from dsv4_shard.models import Module, Role, Stage, V3Config
 from dsv4_shard.tensors.geometry import DECODED_BLOCK
@@ -132,7 +132,7 @@ NO_CAST_RULE = Requires(
     "expert-dtype", Module.ROUTED, lambda c: c.deployment.experts == c.inventory.routed.name,
     "experts are asked for in {at.experts}, but they are {context.inventory.routed.name} in the checkpoint",
     consequence="{engine} holds the experts as the checkpoint does", fatal=True,
-    remedies=(leave_out("expert_dtype"), "--engine reference, which alone casts experts"),
+    remedies=(leave_out("expert_dtype"), for_engine("reference", ", which alone casts experts")),
 )  # fmt: skip
 
 NVFP4_RULE = "nvfp4"
@@ -143,7 +143,7 @@ def nvfp4_rule(reason: str, consequence: str = NOT_VERIFIED) -> Requires:
     """Rule: no NVFP4 experts, since it is not known how the engine's classes hold them."""
     return Requires(
         NVFP4_RULE, Module.ROUTED, lambda c: c.inventory.routed.name != NVFP4, reason, consequence=consequence,
-        remedies=("--engine node, which keeps the checkpoint's tensors as they are",), fatal=True,
+        remedies=(for_engine("node", ", which keeps the checkpoint's tensors as they are"),), fatal=True,
     )  # fmt: skip
 
 
@@ -172,13 +172,23 @@ EXPERTS_RULE = Divides(
 )  # fmt: skip
 
 
-def attention_rules(remedies: Remedies, rows_quote: str | None, heads: Symptom, groups: Symptom) -> tuple[Divides, ...]:
+def heads_rule(uneven: Symptom) -> Divides:
+    """Rule: the attention heads divide over attention TP."""
+    return Divides(
+        "heads", Module.ATTENTION, lambda c: c.config.num_attention_heads, "num_attention_heads",
+        lambda c: c.deployment.attention_tp, "attention TP", uneven=uneven,
+    )  # fmt: skip
+
+
+def attention_rules(
+    remedies: Remedies, rows_quote: str | None, heads: Symptom | None, groups: Symptom
+) -> tuple[Divides, ...]:
     """Rules for heads, groups and blocks of q_b, o_a and o_b under attention TP, in the order of the constructors.
 
     Args:
         remedies: Remedies of all these rules.
         rows_quote: Text that the engine prints if the rows of q_b or o_a, or the columns of o_b, do not divide.
-        heads: How the breach shows if the heads do not divide. Engines that assert this do it first.
+        heads: How the breach shows if the heads do not divide. None for engines that check them before.
         groups: How the breach shows if the output groups do not divide. No engine checks `o_groups`.
     """
 
@@ -191,12 +201,10 @@ def attention_rules(remedies: Remedies, rows_quote: str | None, heads: Symptom, 
         "q_b-blocks", Module.ATTENTION, lambda c: c.q_rows, "q_b rows", attention_tp, "attention TP",
         lambda c: c.block(Role.Q_B).rows, "blocks", uneven, rows,
     )  # fmt: skip
-    whole_heads = Divides(
-        "heads", Module.ATTENTION, lambda c: c.config.num_attention_heads, "num_attention_heads",
-        attention_tp, "attention TP", uneven=replace(heads, remedies=remedies),
-    )  # fmt: skip
+    whole_heads = () if heads is None else (heads_rule(replace(heads, remedies=remedies)),)
     return (
-        *((whole_heads, q_b) if heads.quote else (q_b, whole_heads)),
+        q_b,
+        *whole_heads,
         Divides(
             "o_groups", Module.ATTENTION, lambda c: c.v4.o_groups, "o_groups", attention_tp, "attention TP",
             uneven=replace(groups, remedies=remedies),
@@ -212,11 +220,8 @@ def attention_rules(remedies: Remedies, rows_quote: str | None, heads: Symptom, 
     )  # fmt: skip
 
 
-def latent_attention_rules(heads_quote: str, remedies: Remedies) -> tuple[Divides, ...]:
-    """Rules for heads and blocks of V3's q_b, kv_b and o under attention TP, in the order of the constructors.
-
-    `heads_quote` is the text that the engine prints if the heads do not divide.
-    """
+def latent_attention_rules(remedies: Remedies) -> tuple[Divides, ...]:
+    """Rules for the blocks of V3's q_b, kv_b and o under attention TP, in the order of the constructors."""
 
     def rule(name: str, role: Role, size: Callable[[V3Config], int], size_name: str, axis: int, quote: str) -> Divides:
         return Divides(
@@ -226,10 +231,6 @@ def latent_attention_rules(heads_quote: str, remedies: Remedies) -> tuple[Divide
         )  # fmt: skip
 
     return (
-        Divides(
-            "heads", Module.ATTENTION, lambda c: c.config.num_attention_heads, "num_attention_heads",
-            lambda c: c.deployment.attention_tp, "attention TP", uneven=Symptom(heads_quote, remedies=remedies),
-        ),
         rule("q_b-blocks", Role.Q_B, lambda c: c.q_rows, "q_b rows", 0, COLUMN_QUOTE),
         rule("kv_b-blocks", Role.KV_B, lambda c: c.kv_rows, "kv_b rows", 0, COLUMN_QUOTE),
         rule("o-blocks", Role.O_PROJ, lambda c: c.o_cols, "o columns", 1, ROW_QUOTE),

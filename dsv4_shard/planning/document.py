@@ -6,7 +6,17 @@ from typing import Annotated, Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from dsv4_shard.checkpoint import NVFP4, Origin
-from dsv4_shard.engines import ANY_ENGINE, NOT_VERIFIED, Breach, Command, Deployment, Launch, Request, commands_of
+from dsv4_shard.engines import (
+    ANY_ENGINE,
+    NOT_VERIFIED,
+    Breach,
+    Command,
+    Deployment,
+    Launch,
+    Request,
+    StartStage,
+    commands_of,
+)
 from dsv4_shard.models import Module
 from dsv4_shard.text.document import Document, html_table
 from dsv4_shard.text.units import counted, gib, size
@@ -73,17 +83,27 @@ def _deployment_fields(deployment: Deployment) -> dict[str, str | int | None]:
 class PlanBreach(Document):
     """A rule that breaks, for one module or for the whole model.
 
-    `reason` is the arithmetic; `remedies` are remedies that help, as options. `engine_says` is the text that the engine
-    prints. It is None if the engine prints nothing, if its text is not known, or if it has stopped at another rule,
-    which then is the first breach. `consequence` says what happens, and tells these cases of None apart.
+    `reason` is the arithmetic; `remedies` are remedies that help, as options. `stage` is the stage of the engine's
+    start in which it stops or fails: conversion, configuration, construction, loading, KV planning or serving. It is
+    None for a choice that the engine does not offer, or if the stage is not known. `is_first_stop` marks the breach
+    that stops the engine, which is the first in a plan; the others would follow. `engine_says` is the text that the
+    engine prints. It is None if the engine prints nothing, if its text is not known, or if it has stopped at another
+    rule. `consequence` says what happens, and tells these cases of None apart.
     """
 
     rule: str
     module: Module | None
     reason: str
+    stage: StartStage | None
+    is_first_stop: bool
     engine_says: str | None
     consequence: str
     remedies: tuple[str, ...]
+
+    def words(self, engine: str) -> str:
+        """What the engine does, in its own words where they are known; `engine` is its title."""
+        said = f"{engine} says: {' '.join(self.engine_says.split())}" if self.engine_says else self.consequence
+        return f"first stop, in {self.stage}: {said}" if self.is_first_stop and self.stage else said
 
     @property
     def unknown(self) -> bool:
@@ -100,6 +120,8 @@ class PlanBreach(Document):
             rule=breach.rule,
             module=breach.module,
             reason=breach.reason,
+            stage=breach.stage,
+            is_first_stop=breach.stops,
             engine_says=breach.quote,
             consequence=breach.consequence,
             remedies=remedies,

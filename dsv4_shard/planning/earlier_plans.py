@@ -2,7 +2,7 @@
 
 Schema 2 renames the option `shared_experts` in requests to match the command line, and adds `out` and the parts of the
 launch commands. Schema 1 has only the command lines; only this module parses them. Schema 3 adds `context`, `host`,
-and `kv_cache` in `memory` in place of a bound on its tokens.
+`kv_cache` in `memory` in place of a bound on its tokens, and the stage of each breach.
 """
 
 import re
@@ -30,7 +30,13 @@ def _from_2(plan: JsonObject) -> JsonObject:
     memory = plan.get("memory")
     if isinstance(memory, dict):
         memory = {name: value for name, value in memory.items() if not name.startswith("kv_")} | {"kv_cache": None}
-    return plan | {"schema_version": 3, "context": None, "memory": memory, "host": None}
+    breaches = plan.get("breaches")
+    if isinstance(breaches, list):
+        breaches = [one | _NO_STAGE if isinstance(one, dict) else one for one in breaches]
+    return plan | {"schema_version": 3, "context": None, "memory": memory, "host": None, "breaches": breaches}
+
+
+_NO_STAGE = {"stage": None, "is_first_stop": False}
 
 
 STEPS: Steps = {1: _from_1, 2: _from_2}

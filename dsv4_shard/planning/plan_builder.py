@@ -22,6 +22,7 @@ from dsv4_shard.engines import (
     Engine,
     Launch,
     Request,
+    StartStage,
     engine_for,
     pick_nodes,
     say_placement,
@@ -88,36 +89,49 @@ def memory_breach(memory: PlanMemory | None, remedies: tuple[str, ...] = ()) -> 
     if memory is None or memory.fits:
         return []
     reason = say_memory(memory.weights, memory.gpu, memory.capacity)
-    return [_whole(MEMORY_RULE, reason, "out of memory while the weights load", *remedies)]
+    return [_whole(MEMORY_RULE, reason, "out of memory while the weights load", *remedies, stage=StartStage.LOADING)]
 
 
-def _whole(rule: str, reason: str, consequence: str, *remedies: str) -> PlanBreach:
+def _whole(rule: str, reason: str, consequence: str, *remedies: str, stage: StartStage | None = None) -> PlanBreach:
     """Return a breach that belongs to no engine's rule and no single module."""
     return PlanBreach(
-        rule=rule, module=None, reason=reason, engine_says=None, consequence=consequence, remedies=remedies
-    )
+        rule=rule, module=None, reason=reason, stage=stage, is_first_stop=stage is not None, engine_says=None,
+        consequence=consequence, remedies=remedies,
+    )  # fmt: skip
 
 
 def _larger_gpu(inventory: Inventory, request: Request, memory: PlanMemory | None) -> tuple[str, ...]:
     """Remedy for weights that do not fit: the smallest GPU on which the request runs. Empty if they fit."""
     if memory is None or memory.fits:
         return ()
+    larger = _running_gpu(inventory, request, memory.capacity + 1)
+    return () if larger is None else (f"--gpu {larger}, the smallest that holds them",)
+
+
+def _running_gpu(inventory: Inventory, request: Request, least: int) -> str | None:
+    """The smallest verified GPU of at least `least` bytes on which the request runs."""
     for gpu in sorted(GPUS.values(), key=lambda gpu: gpu.memory):
-        if gpu.memory > memory.capacity and gpu.verified:
+        if gpu.memory >= least and gpu.verified:
             choice = choose(inventory, replace(request, gpu=gpu.name, gpu_memory=None))
             if choice.feasible and fits(inventory, choice.deployment):
-                return (f"--gpu {gpu.name}, the smallest that holds them",)
-    return ()
+                return gpu.name
+    return None
 
 
-def unknown_gpu(engine: Engine, deployment: Deployment) -> list[PlanBreach]:
-    """Return the breach for a GPU that the engine's rules are not verified on; empty if they are."""
+def unknown_gpu(
+    engine: Engine, deployment: Deployment, inventory: Inventory | None = None, request: Request | None = None
+) -> list[PlanBreach]:
+    """Return the breach for a GPU that the engine's rules are not verified on; empty if they are.
+
+    Its remedy is a verified GPU of at least its memory, on which `request` runs; none without a request.
+    """
     if deployment.gpu.verified:
         return []
     reason = f"{engine.title} {engine.version}'s own classes were not run for {deployment.gpu.full_title}"
-    larger = (gpu for gpu in GPUS.values() if gpu.verified and gpu.memory >= deployment.gpu.memory)
-    other = min(larger, key=lambda gpu: gpu.memory, default=None)
-    ways = () if other is None else (f"--gpu {other.name}, the smallest of its memory whose rules are verified",)
+    other = None
+    if inventory is not None and request is not None:
+        other = _running_gpu(inventory, request, deployment.gpu.memory)
+    ways = () if other is None else (f"--gpu {other}, the smallest of its memory whose rules are verified",)
     return [_whole(UNKNOWN_GPU, reason, NOT_VERIFIED, *ways)]
 
 
@@ -144,7 +158,7 @@ def make_plan(
     weights = list(loads(engine, context)) if choice.feasible else []
     totals = totals_of(weights, context, beyond_roles(checkpoint, engine, context)) if choice.feasible else None
     memory = memory_of(totals, context) if totals else None
-    unknown = unknown_gpu(engine, choice.deployment)
+    unknown = unknown_gpu(engine, choice.deployment, inventory, request)
     ruled = unknown or [PlanBreach.of(breach, ways_out(inventory, request, breach)) for breach in choice.breaches]
     breaches = (*ruled, *memory_breach(memory, _larger_gpu(inventory, request, memory)))
     verified = not any(breach.unknown for breach in breaches)

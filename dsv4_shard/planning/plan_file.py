@@ -97,25 +97,39 @@ def check_plan(plan: Plan, checkpoint: Checkpoint, inventory: Inventory) -> Plan
 
 
 _HOST_SCHEMA = 3
-"""The first schema whose plans have `host`, and `kv_cache` in `memory`."""
+"""The first schema whose plans have `host`, `kv_cache` in `memory`, and stages of breaches."""
 
 
 def _as_early_as(plan: Plan, fresh: Plan) -> Plan:
-    """`fresh` without what plans of earlier schemas do not have, if `plan` is one of them."""
+    """`fresh` without what plans of earlier schemas do not have, if `plan` is one of them.
+
+    Its checks and the words of its breaches are those of `plan`, whose rules stand in another order.
+    """
     if not plan._is_early:
         return fresh
     memory = fresh.memory and fresh.memory.model_copy(update={"kv_cache": None})
-    return fresh.model_copy(update={"host": None, "memory": memory})
+    early: dict[str, Any] = {"host": None, "memory": memory, "checks": plan.checks}
+    if _broken(plan) == _broken(fresh):
+        early["breaches"] = plan.breaches
+    return fresh.model_copy(update=early)
+
+
+def _broken(plan: Plan) -> list[dict[str, str | None]]:
+    """The rules that break, in an order of their own."""
+    breaches = sorted(plan.breaches, key=lambda breach: (breach.rule, breach.module or ""))
+    return [{"rule": breach.rule, "module": breach.module} for breach in breaches]
 
 
 _DECIDING = {"source", "request", "engine_version", "deployment", "feasible", "layout", "modules"}
 
 
 def decisions(plan: Plan) -> dict[str, Any]:
-    """The parts of a plan that decide which bytes go where; the same in all tool versions that read its schema."""
+    """The parts of a plan that decide which bytes go where; the same in all tool versions that read its schema.
 
-    breaches = [{"rule": breach.rule, "module": breach.module} for breach in plan.breaches]
-    return plan.model_dump(mode="json", include=_DECIDING) | {"breaches": breaches}
+    The order of the rules that break is not among them.
+    """
+
+    return plan.model_dump(mode="json", include=_DECIDING) | {"breaches": _broken(plan)}
 
 
 def _differences(theirs: Any, ours: Any, path: str) -> Iterator[str]:

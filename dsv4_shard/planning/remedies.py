@@ -5,7 +5,9 @@ from collections.abc import Iterable, Iterator
 from dsv4_shard.checkpoint import Inventory
 from dsv4_shard.engines import Breach, Remedy, Request
 from dsv4_shard.errors import UsageError
-from dsv4_shard.planning.choice import choose
+from dsv4_shard.planning.choice import Choice, choose
+from dsv4_shard.planning.request import options_of
+from dsv4_shard.planning.weights import fits
 
 _TOGETHER = 2
 """Number of further remedies that a running plan may need."""
@@ -13,43 +15,61 @@ _TOGETHER = 2
 
 def ways_out(inventory: Inventory, request: Request, breach: Breach) -> tuple[str, ...]:
     """The remedies of `breach` that help `request`, in words; remedies outside of this tool are unchanged."""
-    return tuple(dict.fromkeys(_ways_out(inventory, request, breach)))
+    outside = (remedy for remedy in breach.remedies if isinstance(remedy, str))
+    ways = (words for words, _ in running_ways(inventory, request, breach))
+    return tuple(dict.fromkeys((*ways, *outside)))
 
 
-def _ways_out(inventory: Inventory, request: Request, breach: Breach) -> Iterator[str]:
+def running_ways(inventory: Inventory, request: Request, breach: Breach) -> Iterator[tuple[str, Request]]:
+    """Yield the remedies of `breach` that help `request`, in words, each with the request that runs.
+
+    A remedy that helps only together with others has all options of that request in its words.
+    """
     for remedy in breach.remedies:
-        if not isinstance(remedy, Remedy):
-            yield remedy
+        if isinstance(remedy, str):
             continue
-        for asked in remedy.tries(request):
-            if asked != request and _mends(inventory, asked, breach.rule, {request}):
-                yield remedy.say(asked)
-                break
+        tries = (asked for asked in remedy.tries(request) if asked != request)
+        kept = [asked for asked in tries if _keeps(inventory, asked, breach.rule)]
+        alone = next((asked for asked in kept if _runs(inventory, asked)), None)
+        if alone is not None:
+            yield remedy.say(alone), alone
+            continue
+        seen = {request}
+        together = ((asked, end) for asked in kept if (end := _reach(inventory, asked, seen, _TOGETHER)) is not None)
+        for asked, end in together:
+            yield f"{remedy.say(asked)}; in all: {options_of(end)}", end
+            break
 
 
-def _mends(inventory: Inventory, request: Request, rule: str, seen: set[Request]) -> bool:
-    """Whether a request keeps the rule, and few remedies lead from it to a plan that runs."""
-    breaches = _breaches(inventory, request)
-    if breaches is None or any(breach.rule == rule for breach in breaches):
-        return False
-    return _runs(inventory, request, seen, _TOGETHER)
+def _keeps(inventory: Inventory, request: Request, rule: str) -> bool:
+    """Whether a request is within all bounds, and keeps the rule."""
+    choice = _choice(inventory, request)
+    return choice is not None and all(breach.rule != rule for breach in choice.breaches)
 
 
-def _runs(inventory: Inventory, request: Request, seen: set[Request], more: int) -> bool:
+def _runs(inventory: Inventory, request: Request) -> bool:
+    """Whether a request breaks no rule, and its weights fit."""
+    choice = _choice(inventory, request)
+    return choice is not None and choice.feasible and fits(inventory, choice.deployment)
+
+
+def _reach(inventory: Inventory, request: Request, seen: set[Request], more: int) -> Request | None:
+    """The first request that runs and that at most `more` remedies lead to; None if there is none."""
     if request in seen:
-        return False
+        return None
     seen.add(request)
-    breaches = _breaches(inventory, request)
-    if not breaches or not more:
-        return breaches == ()
-    remedies = (remedy for remedy in breaches[0].remedies if isinstance(remedy, Remedy))
-    return any(_runs(inventory, asked, seen, more - 1) for remedy in remedies for asked in remedy.tries(request))
+    choice = _choice(inventory, request)
+    if choice is None or choice.feasible or not more:
+        return request if choice is not None and _runs(inventory, request) else None
+    remedies = (remedy for remedy in choice.breaches[0].remedies if isinstance(remedy, Remedy))
+    found = (_reach(inventory, asked, seen, more - 1) for remedy in remedies for asked in remedy.tries(request))
+    return next((end for end in found if end is not None), None)
 
 
-def _breaches(inventory: Inventory, request: Request) -> tuple[Breach, ...] | None:
-    """What a request breaks; None if it is beyond all bounds, such as the number of GPUs of a remedy."""
+def _choice(inventory: Inventory, request: Request) -> Choice | None:
+    """What a request comes to; None if it is beyond all bounds, such as the number of GPUs of a remedy."""
     try:
-        return choose(inventory, request).breaches
+        return choose(inventory, request)
     except UsageError:
         return None
 

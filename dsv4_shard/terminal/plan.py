@@ -49,11 +49,7 @@ def _show_refusal(console: Console, plan: "Plan", engine: str) -> None:
         if str(breach) in told:
             continue
         item(console, str(breach), "red")
-        item(
-            console,
-            f"{engine} says: {' '.join(breach.engine_says.split())}" if breach.engine_says else breach.consequence,
-            indent=4,
-        )
+        item(console, breach.words(engine), indent=4)
         for remedy in breach.remedies:
             if remedy not in told:
                 item(console, f"way out: {remedy}", indent=4)

@@ -62,7 +62,7 @@ def test_vllms_own_backend_is_the_one_that_it_resolves(answer: dict[str, Any]) -
 @pytest.mark.parametrize("answer", [one for one in answers("vllm") if one["runner"] != "auto"], ids=name_of)
 def test_vllms_rules_refuse_the_backends_that_it_refuses(answer: dict[str, Any]) -> None:
     context = context_on(answer, "vllm", answer["runner"])
-    broken = {rule.name for rule in vllm.DEPLOYMENT_RULES if rule.check(context) is not None}
+    broken = {rule.name for rule in vllm.BACKEND_RULES if rule.check(context) is not None}
     assert bool(broken & {"runner-gpu", "mega-ep"}) is ("error" in answer)
     assert "runner" not in broken
 
@@ -134,7 +134,7 @@ def test_all_to_all_backends_follow_the_gpu() -> None:
 def _takes(a2a: str, gpu: str) -> bool:
     inventory = inventory_of(PRO)[1]
     context = Context(inventory, choose(inventory, Request(8, a2a=a2a, gpu=gpu)).deployment)
-    rules = [rule for rule in sglang.DEPLOYMENT_RULES if rule.name in ("a2a-gpu", "a2a-maker")]
+    rules = [rule for rule in sglang.RULES if rule.name in ("a2a-gpu", "megamoe-gpu", "a2a-maker")]
     return all(rule.check(context) is None for rule in rules)
 
 

@@ -17,7 +17,7 @@ from dsv4_shard.engines.engine import NODE_RANK, Engine, Launch, Options
 from dsv4_shard.engines.layout import Constant, Disposition, TargetTensor
 from dsv4_shard.engines.parallelism import dp_alone
 from dsv4_shard.engines.parameters import TOKENIZER_FILES
-from dsv4_shard.engines.remedies import for_engine, leave_out
+from dsv4_shard.engines.remedies import MORE_NODES, for_engine, leave_out
 from dsv4_shard.engines.rules import NOT_VERIFIED, Requires
 from dsv4_shard.engines.sglang import v4 as sglang
 from dsv4_shard.engines.sglang.v3 import SGLANG_V3
@@ -38,7 +38,7 @@ EP_RULE = Requires(
 _NVFP4_RULE = Requires(
     NVFP4_RULE, Module.ROUTED, lambda c: c.inventory.routed.name != NVFP4 or c.deployment.nodes > 1,
     "SGLang's own classes were not run with NVFP4 experts, and one node needs no folder of its own",
-    consequence=NOT_VERIFIED, fatal=True, remedies=("--nodes N: folders are written all the same",),
+    consequence=NOT_VERIFIED, fatal=True, remedies=(MORE_NODES,),
 )  # fmt: skip
 """The folders keep NVFP4 experts unchanged; how an engine serves them is not verified."""
 

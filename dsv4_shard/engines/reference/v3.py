@@ -16,8 +16,9 @@ from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicat
 from dsv4_shard.engines.reference import v4 as reference
 from dsv4_shard.engines.reference.v4 import ONE_WAY_RULES, VOCAB_RULE, WHOLE_EXPERTS_RULE, WRONG, ranks, scale_rule
 from dsv4_shard.engines.remedies import leave_out
-from dsv4_shard.engines.rules import NO_OPTION, Divides, Requires, Rule, Symptom
+from dsv4_shard.engines.rules import NO_OPTION, Divides, Requires, Rule, Symptom, in_stage
 from dsv4_shard.engines.shared_rules import NO_CAST_RULE, NODES_RULE, version_rule
+from dsv4_shard.engines.stages import StartStage
 from dsv4_shard.models import (
     NATIVE_PARTS,
     V3,
@@ -96,6 +97,7 @@ def _has_dense(context: Context) -> bool:
 
 
 def _rules(version: str, runner: str) -> tuple[Rule, ...]:
+    """What the converter refuses, in the order of the first tensors' names, then the model's faults."""
     return (
         *ONE_WAY_RULES,
         Requires(
@@ -119,35 +121,42 @@ def _rules(version: str, runner: str) -> tuple[Rule, ...]:
             "model.py has a scale for each block of 128×128, here experts are {context.inventory.routed}",
             consequence="the model refuses the files: its parameters have other shapes", fatal=True,
         ),
-        NODES_RULE,
-        version_rule(version),
-        WHOLE_EXPERTS_RULE,
-        VOCAB_RULE,
-        _cut_rule("q_b-blocks", Module.ATTENTION, Role.Q_B, lambda c: c.q_rows, "q_b rows"),
-        _cut_rule("kv_b-blocks", Module.ATTENTION, Role.KV_B, lambda c: c.kv_rows, "kv_b rows"),
-        _cut_rule("o-blocks", Module.ATTENTION, Role.O_PROJ, lambda c: c.o_cols, "o columns", axis=1),
-        Divides(
-            "heads", Module.ATTENTION, lambda c: c.config.num_attention_heads, "num_attention_heads", ranks, "ranks",
-            uneven=Symptom(consequence=WRONG),
-        ),
-        replace(
-            _cut_rule("dense-rows", Module.DENSE, Role.DENSE_GATE, lambda c: c.intermediate_size, "intermediate_size"),
-            when=_has_dense,
-        ),
-        replace(
-            _cut_rule("dense-columns", Module.DENSE, Role.DENSE_DOWN, lambda c: c.intermediate_size,
-                      "intermediate_size", axis=1),
-            when=_has_dense,
-        ),
         Requires(
             "shared-experts", Module.SHARED, lambda c: c.config.n_shared_experts > 0,
             "model.py always has shared experts, the checkpoint has none",
             consequence="the model refuses the files: its parameters are missing", fatal=True,
         ),
-        _cut_rule("shared-rows", Module.SHARED, Role.SHARED_GATE, lambda c: c.shared_intermediate,
-                  "shared intermediate size"),
-        _cut_rule("shared-columns", Module.SHARED, Role.SHARED_DOWN, lambda c: c.shared_intermediate,
-                  "shared intermediate size", axis=1),
+        NODES_RULE,
+        version_rule(version),
+        *in_stage(
+            StartStage.CONVERSION,
+            WHOLE_EXPERTS_RULE,
+            VOCAB_RULE,
+            replace(
+                _cut_rule("dense-columns", Module.DENSE, Role.DENSE_DOWN, lambda c: c.intermediate_size,
+                          "intermediate_size", axis=1),
+                when=_has_dense,
+            ),
+            replace(
+                _cut_rule("dense-rows", Module.DENSE, Role.DENSE_GATE, lambda c: c.intermediate_size,
+                          "intermediate_size"),
+                when=_has_dense,
+            ),
+            _cut_rule("kv_b-blocks", Module.ATTENTION, Role.KV_B, lambda c: c.kv_rows, "kv_b rows"),
+            _cut_rule("o-blocks", Module.ATTENTION, Role.O_PROJ, lambda c: c.o_cols, "o columns", axis=1),
+            _cut_rule("q_b-blocks", Module.ATTENTION, Role.Q_B, lambda c: c.q_rows, "q_b rows"),
+            _cut_rule("shared-columns", Module.SHARED, Role.SHARED_DOWN, lambda c: c.shared_intermediate,
+                      "shared intermediate size", axis=1),
+            _cut_rule("shared-rows", Module.SHARED, Role.SHARED_GATE, lambda c: c.shared_intermediate,
+                      "shared intermediate size"),
+        ),
+        *in_stage(
+            StartStage.SERVING,
+            Divides(
+                "heads", Module.ATTENTION, lambda c: c.config.num_attention_heads, "num_attention_heads", ranks,
+                "ranks", uneven=Symptom(consequence=WRONG),
+            ),
+        ),
     )  # fmt: skip
 
 

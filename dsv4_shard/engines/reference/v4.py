@@ -24,8 +24,9 @@ from dsv4_shard.engines.layout import Constant, Disposition, LeftOut, TargetTens
 from dsv4_shard.engines.parallelism import no_choice
 from dsv4_shard.engines.placement import Expert, Pad, Placement, RankTensor, Replicate, Split, rank_tensor
 from dsv4_shard.engines.remedies import NO_DP, leave_out
-from dsv4_shard.engines.rules import NO_OPTION, NOT_VERIFIED, Divides, Requires, Rule, Symptom, Template
+from dsv4_shard.engines.rules import NO_OPTION, NOT_VERIFIED, Divides, Requires, Rule, Symptom, Template, in_stage
 from dsv4_shard.engines.shared_rules import NODES_RULE, nvfp4_rule, o_a_decoding_rule, version_rule
+from dsv4_shard.engines.stages import StartStage
 from dsv4_shard.models import V4, Draft, Family, ModelConfig, Module, Names, Part, Role, Stage, TensorName, family_of
 from dsv4_shard.tensors.header import Tensor
 
@@ -149,13 +150,6 @@ _WAYS: tuple[Rule, ...] = (
     ),
     nvfp4_rule("DeepSeek's model.py has no NVFP4 experts", "the model cannot load them"),
     Requires(
-        "expert-dtype", Module.ROUTED,
-        lambda c: c.deployment.experts in ("FP4", "FP8") and (c.deployment.experts,
-        c.inventory.routed.name) != ("FP4", "FP8"),
-        "experts are {context.inventory.routed.name} in the checkpoint and cannot be written as {at.experts}",
-        remedies=(leave_out("expert_dtype"),), fatal=True,
-    ),
-    Requires(
         "draft-format", Module.MTP, lambda c: _casts_draft(c) or c.inventory.draft_difference is None,
         "model.py builds the experts of the MTP block as {at.experts}, like those of the layers, and they are stored "
         "otherwise", consequence=NOT_VERIFIED,
@@ -164,22 +158,22 @@ _WAYS: tuple[Rule, ...] = (
 )  # fmt: skip
 """Choices that the reference does not offer."""
 
+_EXPERTS_FORMAT_RULE = Requires(
+    "expert-dtype", Module.ROUTED,
+    lambda c: c.deployment.experts in ("FP4", "FP8") and (c.deployment.experts,
+    c.inventory.routed.name) != ("FP4", "FP8"),
+    "experts are {context.inventory.routed.name} in the checkpoint and cannot be written as {at.experts}",
+    remedies=(leave_out("expert_dtype"),), fatal=True, stage=StartStage.CONVERSION,
+)  # fmt: skip
+
 _DECODES = "the converter stops: it decodes whole blocks"
 
-_SIZES: tuple[Rule, ...] = (
-    Requires(
-        "one-shared-expert", Module.SHARED, lambda c: c.config.n_shared_experts == 1,
-        "the reference has one shared expert, the checkpoint {config.n_shared_experts}", "AssertionError",
-    ),
+_SIZES = in_stage(
+    StartStage.CONVERSION,
     VOCAB_RULE,
     Divides(
         "heads", Module.ATTENTION, lambda c: c.config.num_attention_heads, "num_attention_heads", ranks, "ranks",
         uneven=Symptom(dimension_quote(0)),
-    ),
-    scale_rule("q_b-blocks", Module.ATTENTION, Role.Q_B, lambda c: c.q_rows, "q_b blocks"),
-    Divides(
-        "o_groups", Module.ATTENTION, lambda c: c.v4.o_groups, "o_groups", ranks, "ranks",
-        uneven=Symptom(consequence=WRONG),
     ),
     scale_rule("o_a-blocks", Module.ATTENTION, Role.O_A, lambda c: c.o_cols, "o_a blocks"),
     Divides(
@@ -188,13 +182,29 @@ _SIZES: tuple[Rule, ...] = (
         uneven=Symptom(consequence=_DECODES),
     ),
     scale_rule("o_b-blocks", Module.ATTENTION, Role.O_B, lambda c: c.o_cols, "o_b blocks", axis=1),
+    scale_rule("q_b-blocks", Module.ATTENTION, Role.Q_B, lambda c: c.q_rows, "q_b blocks"),
     Divides(
         "index-heads", Module.INDEXER, lambda c: c.v4.index_n_heads, "index_n_heads", ranks, "ranks",
         uneven=Symptom(dimension_quote(0)),
     ),
     scale_rule("indexer-blocks", Module.INDEXER, Role.INDEXER_Q_B, _indexer_rows, "indexer q_b blocks"),
 )  # fmt: skip
-"""Sizes that must divide, in the converter or in the model."""
+"""Sizes that must divide in the converter, by the names of their first tensors, whose order it follows in a file."""
+
+_MODEL_RULES = in_stage(
+    StartStage.CONSTRUCTION,
+    Requires(
+        "one-shared-expert", Module.SHARED, lambda c: c.config.n_shared_experts == 1,
+        "the reference has one shared expert, the checkpoint {config.n_shared_experts}", "AssertionError",
+    ),
+) + in_stage(
+    StartStage.SERVING,
+    Divides(
+        "o_groups", Module.ATTENTION, lambda c: c.v4.o_groups, "o_groups", ranks, "ranks",
+        uneven=Symptom(consequence=WRONG),
+    ),
+)  # fmt: skip
+"""What the model refuses after the converter has run."""
 
 
 def experts_rule(quote: Template) -> Divides:
@@ -439,10 +449,11 @@ def reference(family: Family, converter: Converter, *more: Rule) -> Engine:
         rules=(
             *_WAYS,
             version_rule(converter.version),
+            _EXPERTS_FORMAT_RULE,
+            *in_stage(StartStage.CONVERSION, *more),
             *_SIZES,
-            *more,
-            o_a_decoding_rule(*converter.decodings),
-            _cast_rule(converter.cast_block),
+            *in_stage(StartStage.CONVERSION, o_a_decoding_rule(*converter.decodings), _cast_rule(converter.cast_block)),
+            *_MODEL_RULES,
         ),
         place=_place,
         store=partial(_store, converter),

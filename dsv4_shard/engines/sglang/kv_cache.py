@@ -24,7 +24,7 @@ from dsv4_shard.engines.kv_cache import (
     padded_rows,
     up_to,
 )
-from dsv4_shard.models import OVERLAP_RATIO
+from dsv4_shard.models import OVERLAP_RATIO, V3, V32, Family
 
 OPTION = "--mem-fraction-static"
 
@@ -32,6 +32,9 @@ WINDOW_RATIO = Fraction(1, 10)
 """`swa_full_tokens_ratio`: slots of sliding windows for each token of the pool."""
 
 PAGE = 256
+
+_MLA_PAGE = 64
+"""Tokens of a page with V3 and V3.2, at most: kernels for Hopper may have pages of one token."""
 
 _MAX_REQUESTS = 256
 
@@ -79,7 +82,7 @@ def cache_of(context: Context) -> Cache | None:
             fixed=state_rows * 2 * head * 4 * longs,
             requests=requests,
             window=config.sliding_window,
-            chunk=chunked_prefill(deployment.gpu) // deployment.dp,
+            chunk=prefill_tokens(deployment.gpu, deployment.dp, PAGE) // deployment.dp,
         ),
     )
 
@@ -136,7 +139,7 @@ class SglangPool:
 def default_share(deployment: Deployment) -> float:
     """SGLang's default for `--mem-fraction-static`."""
     memory = smi_mib(deployment.gpu)
-    reserved = 512 + max(chunked_prefill(deployment.gpu), 2048) * 1.5 + deployment.tp / 8 * 1024
+    reserved = 512 + max(prefill_tokens(deployment.gpu, deployment.dp, PAGE), 2048) * 1.5 + deployment.tp / 8 * 1024
     reserved += _graphs(deployment, graph_batch(deployment))
     if memory > 60 * 1024:
         reserved = max(reserved, 10 * 1024)
@@ -167,9 +170,38 @@ def _tier(gpu: Gpu) -> tuple[int, int, int]:
     return next((tuple(rest) for end, *rest in _TIERS if memory < end * 1024), _LARGEST_TIER)  # type: ignore[return-value]
 
 
-def chunked_prefill(gpu: Gpu) -> int:
-    """Tokens of a step of prefill, before attention DP divides them."""
+def page_of(family: Family) -> int:
+    """Tokens of a page, by which a step of prefill must divide."""
+    return _MLA_PAGE if family in (V3, V32) else PAGE
+
+
+def default_prefill(gpu: Gpu) -> int:
+    """SGLang's default for `--chunked-prefill-size`: tokens of a step of prefill, before attention DP divides them."""
     return _tier(gpu)[0]
+
+
+def prefill_tokens(gpu: Gpu, dp: int, page: int) -> int:
+    """`--chunked-prefill-size`: the default, or near it where SGLang would refuse that.
+
+    Attention DP divides the number, rounded down; the part must be whole pages (`validation_hook.check_server_args`).
+    """
+    tokens = default_prefill(gpu)
+    part = tokens // dp
+    return tokens if part % page == 0 else max(part // page, 1) * page * dp
+
+
+MEGAMOE_TOKENS = "SGLANG_OPT_DEEPGEMM_MEGA_MOE_NUM_MAX_TOKENS_PER_RANK"
+
+_MEGAMOE_DEFAULT = 8192
+
+
+def megamoe_tokens(gpu: Gpu, dp: int, attention_tp: int, page: int) -> int | None:
+    """Tokens per rank that megamoe must have room for; None if its default holds a step of prefill.
+
+    SGLang refuses less for V4 (`mega_moe_hook.validate_mega_moe_token_budget`).
+    """
+    tokens = up_to(prefill_tokens(gpu, dp, page) // dp, attention_tp)
+    return tokens if tokens > _MEGAMOE_DEFAULT else None
 
 
 def graph_batch(deployment: Deployment) -> int:

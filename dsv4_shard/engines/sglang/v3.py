@@ -9,33 +9,37 @@ from dataclasses import replace
 
 from dsv4_shard.checkpoint import TensorGroup
 from dsv4_shard.engines.deployment import Context
-from dsv4_shard.engines.engine import Launch, no_notes
+from dsv4_shard.engines.engine import Launch
 from dsv4_shard.engines.placement import Placement, RankTensor, Split, rank_tensor
 from dsv4_shard.engines.remedies import MORE_DP
-from dsv4_shard.engines.rules import Divides, Rule, Symptom
+from dsv4_shard.engines.rules import Divides, Rule, Symptom, in_stage
 from dsv4_shard.engines.sglang import v4 as sglang
-from dsv4_shard.engines.shared_rules import COLUMN_QUOTE, latent_attention_rules, vocab_placement
+from dsv4_shard.engines.shared_rules import COLUMN_QUOTE, heads_rule, latent_attention_rules, vocab_placement
+from dsv4_shard.engines.stages import StartStage
 from dsv4_shard.models import NORM_ROLES, V3, V32, Module, Part, Role
 
 _WHOLE_DENSE = ("SGLang's --moe-dense-tp-size 1, which keeps the dense MLP whole: this tool does not plan it",)
 
 RULES: tuple[Rule, ...] = (
-    *sglang.DEPLOYMENT_RULES,
-    *latent_attention_rules(
-        "assert num_heads % attn_tp_size == 0", (MORE_DP,)
+    *sglang.CHOICES,
+    *sglang.CONFIGURATION_RULES,
+    *in_stage(
+        StartStage.CONSTRUCTION,
+        heads_rule(Symptom("assert num_heads % attn_tp_size == 0", remedies=(MORE_DP,))),
+        *latent_attention_rules((MORE_DP,)),
+        Divides(
+            "dense-blocks", Module.DENSE, lambda c: c.v3.intermediate_size, "intermediate_size",
+            lambda c: c.deployment.tp, "TP",
+            lambda c: c.block(Role.DENSE_GATE).rows, "blocks",
+            Symptom(remedies=_WHOLE_DENSE), Symptom(COLUMN_QUOTE, remedies=_WHOLE_DENSE),
+            when=lambda c: c.v3.first_k_dense_replace > 0,
+        ),
+        sglang.TP_EXPERTS_RULE,
+        *sglang.BACKEND_RULES,
+        sglang.ROUTED_RULE,
+        sglang.SHARED_RULE,
     ),
-    Divides(
-        "dense-blocks", Module.DENSE, lambda c: c.v3.intermediate_size, "intermediate_size",
-        lambda c: c.deployment.tp, "TP",
-        lambda c: c.block(Role.DENSE_GATE).rows, "blocks",
-        Symptom(remedies=_WHOLE_DENSE), Symptom(COLUMN_QUOTE, remedies=_WHOLE_DENSE),
-        when=lambda c: c.v3.first_k_dense_replace > 0,
-    ),
-    sglang.TP_EXPERTS_RULE,
-    sglang.SGLANG_EXPERTS_RULE,
-    sglang.ROUTED_RULE,
-    sglang.SHARED_RULE,
-    sglang.QUANTIZED_MOE_RULE,
+    *in_stage(StartStage.LOADING, sglang.QUANTIZED_MOE_RULE),
 )  # fmt: skip
 
 _PLACEMENTS: dict[Role, Placement] = {
@@ -85,7 +89,7 @@ SGLANG_V3 = replace(
     place=place,
     store=store,
     launch=launch,
-    notes=no_notes,
+    notes=sglang.prefill_notes,
     others=(),
 )
 """SGLang with V3 and V3.2; everything else is as with V4."""

@@ -6,7 +6,7 @@ the whole TP group, also under attention DP, unless `SGLANG_SHARED_EXPERT_TP1=1`
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from dsv4_shard.catalog.gpus import Gpu
@@ -32,8 +32,15 @@ from dsv4_shard.engines.remedies import (
     for_engine,
     leave_out,
 )
-from dsv4_shard.engines.rules import NO_OPTION, NOT_VERIFIED, SILENT, Divides, Requires, Rule, Symptom
-from dsv4_shard.engines.sglang.kv_cache import cache_of
+from dsv4_shard.engines.rules import NO_OPTION, NOT_VERIFIED, SILENT, Divides, Remedy, Requires, Rule, Symptom, in_stage
+from dsv4_shard.engines.sglang.kv_cache import (
+    MEGAMOE_TOKENS,
+    cache_of,
+    default_prefill,
+    megamoe_tokens,
+    page_of,
+    prefill_tokens,
+)
 from dsv4_shard.engines.shared_rules import (
     ADDED_IN_PARTS,
     COLUMN_QUOTE,
@@ -53,6 +60,7 @@ from dsv4_shard.engines.shared_rules import (
     vocab_placement,
     vocab_rule,
 )
+from dsv4_shard.engines.stages import StartStage
 from dsv4_shard.models import V4, Module, Part, Role
 from dsv4_shard.tensors.geometry import FP4_GROUP
 
@@ -116,7 +124,7 @@ _DEFAULT_RUNNERS = {"FP4": ("flashinfer_mxfp4", "marlin"), "FP8": ("triton",)}
 
 _TOPOLOGY_QUOTE = (
     "ValueError: parallel topology is inconsistent (set by override_permanently):\ntp_size == moe_ep_size * "
-    "moe_dp_size * moe_tp_size\n  {size} != {parts} * 1 * {part} (= {context.experts_ranks})"
+    "moe_dp_size * moe_tp_size\n  {size} != {parts} * 1 * {part} (= {context.topology_ranks})"
 )
 
 _WRONG_SILENTLY = f"{SILENT}starts, and computes garbage or fails in the first forward"
@@ -185,71 +193,13 @@ A2A_MAKERS = {"ascend_fuseep": "Ascend", "mori": "AMD"}
 """
 
 
-_NODES_QUOTE = "AssertionError: tp_size must be divisible by number of nodes"
-
-DEPLOYMENT_RULES: tuple[Rule, ...] = (
+CHOICES: tuple[Rule, ...] = (
     version_rule(VERSION),
-    replace(NODES_RULE, uneven=Symptom(remedies=(leave_out("nodes"),), heard=(_NODES_QUOTE,))),
-    nvfp4_rule("SGLang's own classes were not run with NVFP4 experts"),
     NO_CAST_RULE,
-    Requires(
-        "a2a", Module.ROUTED, lambda c: c.deployment.a2a is None or c.deployment.a2a in A2A,
-        "SGLang has no all-to-all backend {at.a2a!r}; it has " + ", ".join(A2A), fatal=True,
-    ),
-    Requires(
-        "a2a-gpu", Module.ROUTED,
-        lambda c: not c.deployment.gpu.verified or c.deployment.gpu.sm in A2A_SMS.get(c.deployment.a2a or "", EVERY_SM),
-        "all-to-all backend {at.a2a} has no kernels for {at.gpu.family} (sm_{at.gpu.sm})",
-        remedies=(leave_out("a2a"), DEEPEP), fatal=True,
-        heard=("ValueError: --moe-a2a-backend megamoe needs a CUDA SM90 GPU (block-FP8 experts)",),
-    ),
-    Requires(
-        "a2a-maker", Module.ROUTED,
-        lambda c: c.deployment.gpu.title.startswith(A2A_MAKERS.get(c.deployment.a2a or "", "")),
-        "all-to-all backend {at.a2a} has kernels of another maker's GPUs, and none for {at.gpu.title}",
-        consequence="{engine} stops where it needs these kernels", remedies=(leave_out("a2a"), DEEPEP), fatal=True,
-    ),
     Requires(
         "a2a-ep", Module.ROUTED, lambda c: c.deployment.a2a is None or c.deployment.ep == c.deployment.tp,
         "all-to-all backend {at.a2a} sets EP = TP = {at.tp}, so EP {at.ep} cannot be had",
         consequence="{engine} sets EP = TP", remedies=(leave_out("ep"),), fatal=True,
-    ),
-    Divides(
-        "ep", Module.ROUTED, lambda c: c.deployment.tp, "TP", lambda c: c.deployment.ep, "EP",
-        fatal=True,
-        uneven=Symptom(
-            _TOPOLOGY_QUOTE, remedies=(ANY_EP,),
-            heard=("ValueError: tp_size {size} must be divisible by ep_size {parts}",),
-        ),
-    ),
-    Divides(
-        "attention-dp", Module.DEPLOYMENT, lambda c: c.deployment.tp, "TP", lambda c: c.deployment.dp,
-        "attention DP", fatal=True,
-        uneven=Symptom(remedies=(ANY_DP,), heard=("assert self.tp_size % self.dp_size == 0",)),
-    ),
-    Requires(
-        "runner", Module.ROUTED, lambda c: runner_of(c) is not None or (c.deployment.experts,
-        c.deployment.runner) == (NVFP4, "auto"),
-        "runner {at.runner!r} does not take {at.experts} experts on {at.gpu.family} (sm_{at.gpu.sm})",
-        remedies=(leave_out("runner"),), fatal=True, heard=("MXFP4 Marlin requires SM90 or SM120.",),
-    ),
-    Requires(
-        "marlin-a2a", Module.ROUTED, lambda c: not (c.deployment.runner == "marlin" and c.deployment.a2a),
-        "runner marlin is for tensor parallelism, not for the all-to-all backend {at.a2a}",
-        remedies=(leave_out("runner"), leave_out("a2a")),
-    ),
-    Requires(
-        "a2a-runner", Module.ROUTED,
-        lambda c: c.deployment.a2a is None or c.deployment.experts != "FP4" or c.deployment.runner in ("auto",
-        "marlin"),
-        "SGLang's own classes were not run with runner {at.runner} and all-to-all backend {at.a2a}",
-        consequence=NOT_VERIFIED, remedies=(leave_out("runner"),),
-    ),
-    Requires(
-        "megamoe", Module.ROUTED,
-        lambda c: c.deployment.a2a != "flashinfer_megamoe" or c.deployment.dp == c.deployment.tp,
-        "flashinfer_megamoe needs attention DP = TP, here {at.dp} and {at.tp}",
-        remedies=(DEEPEP, FULL_DP),
     ),
     Requires(
         "shared-way", Module.SHARED, lambda c: c.deployment.shared in ("whole", "split"),
@@ -262,7 +212,119 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
         consequence="{engine} keeps them whole", remedies=(leave_out("shared_experts"),), fatal=True,
     ),
 )  # fmt: skip
-"""SGLang's conditions on a deployment before it builds a model of any generation."""
+"""What SGLang cannot be asked for."""
+
+_NO_KERNELS = "all-to-all backend {at.a2a} has no kernels for {at.gpu.family} (sm_{at.gpu.sm})"
+
+
+def _has_kernels(context: Context) -> bool:
+    """Whether the all-to-all backend has kernels for the GPU, as far as that is verified."""
+    gpu = context.deployment.gpu
+    return not gpu.verified or gpu.sm in A2A_SMS.get(context.deployment.a2a or "", EVERY_SM)
+
+
+def _megamoe(name: str, holds: Callable[[Context], bool], reason: str, quote: str, *remedies: Remedy) -> Requires:
+    """A condition of `handle_a2a_moe` on flashinfer_megamoe."""
+    return Requires(
+        name, Module.ROUTED, lambda c: c.deployment.a2a != "flashinfer_megamoe" or holds(c), reason, quote,
+        remedies=remedies, fatal=True,
+    )  # fmt: skip
+
+
+_MEGAMOE_RULES = (
+    _megamoe(
+        "megamoe-experts", lambda c: c.deployment.experts in ("FP4", NVFP4),
+        "flashinfer_megamoe takes FP4 and NVFP4 experts, and these are {at.experts}",
+        "ValueError: FlashInfer MegaMOE currently supports only MXFP8, ModelOpt NVFP4, FP4-expert", DEEPEP,
+    ),
+    _megamoe(
+        "megamoe", lambda c: c.deployment.dp == c.deployment.tp > 1,
+        "flashinfer_megamoe needs attention DP = TP, here {at.dp} and {at.tp}",
+        "AssertionError: FlashInfer MegaMOE is only supported with --attn-dp-size equal to --tp-size", DEEPEP, FULL_DP,
+    ),
+    _megamoe(
+        "megamoe-runner", lambda c: c.deployment.runner == "auto",
+        "flashinfer_megamoe has its own runner, here {at.runner} is asked for",
+        "AssertionError: FlashInfer MegaMOE a2a backend requires --moe-runner-backend flashinfer_megamoe",
+        leave_out("runner"),
+    ),
+    _megamoe(
+        "megamoe-gpu", _has_kernels, _NO_KERNELS,
+        "ValueError: FlashInfer MegaMOE currently requires an SM100-family", leave_out("a2a"), DEEPEP,
+    ),
+)  # fmt: skip
+
+CONFIGURATION_RULES = in_stage(
+    StartStage.CONFIGURATION,
+    Requires(
+        "a2a", Module.ROUTED, lambda c: c.deployment.a2a is None or c.deployment.a2a in A2A,
+        "SGLang has no all-to-all backend {at.a2a!r}; it has " + ", ".join(A2A), fatal=True,
+    ),
+    Requires(
+        "a2a-gpu", Module.ROUTED, lambda c: _has_kernels(c) or c.deployment.a2a != "megamoe", _NO_KERNELS,
+        "ValueError: --moe-a2a-backend megamoe needs a CUDA SM90 GPU (block-FP8 experts)",
+        remedies=(leave_out("a2a"), DEEPEP), fatal=True,
+    ),
+    Divides(
+        "attention-dp", Module.DEPLOYMENT, lambda c: c.deployment.tp, "TP", lambda c: c.deployment.dp,
+        "attention DP", fatal=True,
+        uneven=Symptom(
+            "assert cfg.tp_size % cfg.attn_dp_size == 0", remedies=(ANY_DP,),
+            heard=("assert self.tp_size % self.dp_size == 0",),
+        ),
+    ),
+    *_MEGAMOE_RULES,
+    replace(NODES_RULE, uneven=Symptom(
+        "AssertionError: tp_size must be divisible by number of nodes", remedies=(leave_out("nodes"),),
+    )),
+    Divides(
+        "ep", Module.ROUTED, lambda c: c.deployment.tp, "TP", lambda c: c.deployment.ep, "EP",
+        fatal=True,
+        uneven=Symptom(
+            _TOPOLOGY_QUOTE, remedies=(ANY_EP,),
+            heard=("ValueError: tp_size {size} must be divisible by ep_size {parts}",),
+        ),
+    ),
+    replace(EXPERTS_RULE, uneven=replace(
+        EXPERTS, quote="assert num_physical_experts % ep_size == 0",
+        heard=("assert self._num_global_routed % self.moe_ep_size == 0",),
+    )),
+)  # fmt: skip
+"""SGLang's conditions before it builds a model of any generation.
+
+In the order of `handle_mega_moe`, `handle_data_parallelism`, `handle_a2a_moe`, `check_server_args`, the topology, and
+the first places of the experts.
+"""
+
+BACKEND_RULES = in_stage(
+    StartStage.CONSTRUCTION,
+    Requires(
+        "a2a-maker", Module.ROUTED,
+        lambda c: c.deployment.gpu.title.startswith(A2A_MAKERS.get(c.deployment.a2a or "", "")),
+        "all-to-all backend {at.a2a} has kernels of another maker's GPUs, and none for {at.gpu.title}",
+        consequence="{engine} stops where it needs these kernels", remedies=(leave_out("a2a"), DEEPEP), fatal=True,
+    ),
+    Requires(
+        "runner", Module.ROUTED, lambda c: runner_of(c) is not None or (c.deployment.experts,
+        c.deployment.runner) == (NVFP4, "auto"),
+        "runner {at.runner!r} does not take {at.experts} experts on {at.gpu.family} (sm_{at.gpu.sm})",
+        remedies=(leave_out("runner"),), fatal=True, heard=("MXFP4 Marlin requires SM90 or SM120.",),
+    ),
+    Requires(
+        "marlin-a2a", Module.ROUTED, lambda c: not (c.deployment.runner == "marlin" and c.deployment.a2a),
+        "runner marlin is for tensor parallelism, not for the all-to-all backend {at.a2a}",
+        "NotImplementedError: Runner backend MoeRunnerBackend.MARLIN requires a fused func for a2a backend {at.a2a}, "
+        "but none is registered.",
+        remedies=(leave_out("runner"), leave_out("a2a")),
+    ),
+    Requires(
+        "a2a-runner", Module.ROUTED,
+        lambda c: c.deployment.a2a is None or c.deployment.experts != "FP4" or c.deployment.runner in ("auto",
+        "marlin"),
+        "SGLang's own classes were not run with runner {at.runner} and all-to-all backend {at.a2a}",
+        consequence=NOT_VERIFIED, remedies=(leave_out("runner"),),
+    ),
+)  # fmt: skip
 
 ROUTED_RULE = Divides(
     "routed-blocks", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
@@ -304,7 +366,7 @@ QUANTIZED_MOE_RULE = Divides(
     ),
     when=lambda c: c.block(Role.SHARED_GATE).rows > 1,
 )  # fmt: skip
-"""`check_quantized_moe_compatibility`, which runs after the model is built.
+"""`check_quantized_moe_compatibility`, which runs once the weights are loaded.
 
 It requires whole blocks of routed experts even for runners that could do without; SGLANG_SHARED_EXPERT_TP1=1 skips it.
 """
@@ -319,26 +381,51 @@ TP_EXPERTS_RULE = Requires(
     _TP_EXPERTS_QUOTE, heard=(_TP_EXPERTS_QUOTE,),
 )  # fmt: skip
 
-SGLANG_EXPERTS_RULE = replace(
-    EXPERTS_RULE, uneven=replace(EXPERTS, quote="assert self._num_global_routed % self.moe_ep_size == 0")
-)
+
+def keeps_o_a_fp8(context: Context) -> bool:
+    """Whether SGLang holds o_a in FP8: on sm_120 it does only if SGLANG_OPT_FP8_WO_A_GEMM asks for it."""
+    return context.deployment.gpu.sm in SM_10X and context.format(Role.O_A).name == "FP8"
+
+
+def _o_a_blocks(rule: Divides) -> Divides:
+    """`rule` of o_a's blocks, which stop SGLang only where it keeps them: elsewhere it decodes o_a before it cuts."""
+    if rule.name != "o_a-blocks":
+        return rule
+    cut = replace(
+        rule.cut, quote=lambda c: COLUMN_QUOTE if keeps_o_a_fp8(c) else None, quotes=(COLUMN_QUOTE,),
+        consequence="{engine} refuses it, or o_b, which is cut alike",
+    )  # fmt: skip
+    return replace(rule, cut=cut)
+
 
 RULES: tuple[Rule, ...] = (
-    *DEPLOYMENT_RULES,
-    *attention_rules(
-        (MORE_DP,),
-        INDIVISIBLE_QUOTE,
-        Symptom(consequence=_WRONG_SILENTLY),
-        Symptom(
-            consequence=SILENT + "starts with {part} output groups on a rank, then computes garbage or divides by zero"
+    *CHOICES,
+    *CONFIGURATION_RULES,
+    nvfp4_rule("SGLang's own classes were not run with NVFP4 experts"),
+    *in_stage(
+        StartStage.CONSTRUCTION,
+        *map(
+            _o_a_blocks,
+            attention_rules(
+                (MORE_DP,),
+                INDIVISIBLE_QUOTE,
+                Symptom(consequence=_WRONG_SILENTLY),
+                Symptom(
+                    consequence=SILENT
+                    + "starts with {part} output groups on a rank, then computes garbage or divides by zero"
+                ),
+            ),
         ),
+        TP_EXPERTS_RULE,
+        *BACKEND_RULES,
+        ROUTED_RULE,
+        SHARED_RULE,
     ),
-    replace(O_A_DECODING_RULE, holds=lambda c: keeps_o_a_fp8(c) or O_A_DECODING_RULE.holds(c)),
-    TP_EXPERTS_RULE,
-    SGLANG_EXPERTS_RULE,
-    ROUTED_RULE,
-    SHARED_RULE,
-    QUANTIZED_MOE_RULE,
+    *in_stage(
+        StartStage.LOADING,
+        replace(O_A_DECODING_RULE, holds=lambda c: keeps_o_a_fp8(c) or O_A_DECODING_RULE.holds(c)),
+        QUANTIZED_MOE_RULE,
+    ),
 )  # fmt: skip
 
 OTHERS: tuple[Rule, ...] = (
@@ -379,11 +466,6 @@ def store(group: TensorGroup, placement: Placement, context: Context) -> RankTen
     return rank_tensor(group, placement, context, parameter_dtype(group.role, group.part, context))
 
 
-def keeps_o_a_fp8(context: Context) -> bool:
-    """Whether SGLang holds o_a in FP8: on sm_120 it does only if SGLANG_OPT_FP8_WO_A_GEMM asks for it."""
-    return context.deployment.gpu.sm in SM_10X and context.format(Role.O_A).name == "FP8"
-
-
 _DTYPES = {Role.ROUTER_HASH: "I32", Role.COMPRESSOR_NORM: "F32", Role.INDEXER_NORM: "F32"}
 
 
@@ -411,6 +493,11 @@ def environment_of(context: Context) -> dict[str, str]:
         environment["SGLANG_SHARED_EXPERT_TP1"] = "1"
     if deployment.experts == "FP8":
         environment["SGLANG_DSV4_FP4_EXPERTS"] = "0"
+    if deployment.a2a == "megamoe":
+        tokens = megamoe_tokens(
+            deployment.gpu, deployment.dp, deployment.attention_tp, page_of(context.inventory.family)
+        )
+        environment |= {MEGAMOE_TOKENS: str(tokens)} if tokens else {}
     if deployment.gpu.sm in SM_10X and not keeps_o_a_fp8(context):
         environment["SGLANG_OPT_FP8_WO_A_GEMM"] = "0"  # SGLang refuses a BF16 wo_a otherwise
     return environment
@@ -427,6 +514,7 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
         options["--ep-size"] = str(deployment.ep)
     if deployment.dp > 1:
         options["--attn-dp-size"] = str(deployment.dp)
+        options |= _prefill(context)
     if deployment.a2a:
         options["--moe-a2a-backend"] = deployment.a2a
     if context.served_session:
@@ -446,6 +534,35 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
         node_options=node_ranks(deployment.nodes),
         draft_options=draft,
     )
+
+
+def _prefill(context: Context) -> Options:
+    """The option for a step of prefill, where SGLang would refuse its own default."""
+    gpu, page = context.deployment.gpu, page_of(context.inventory.family)
+    tokens = prefill_tokens(gpu, context.deployment.dp, page)
+    return {} if tokens == default_prefill(gpu) else {"--chunked-prefill-size": str(tokens)}
+
+
+def prefill_notes(context: Context) -> tuple[str, ...]:
+    """Note on a step of prefill that is not SGLang's default."""
+    option = _prefill(context)
+    if not option:
+        return ()
+    default, dp, page = (
+        default_prefill(context.deployment.gpu),
+        context.deployment.dp,
+        page_of(context.inventory.family),
+    )
+    (tokens,) = option.values()
+    return (
+        f"--chunked-prefill-size {tokens}: SGLang's default {default} / attention DP {dp} = {default // dp}, which is "
+        f"no whole number of pages of {page}, and SGLang refuses that",
+    )
+
+
+def notes(context: Context) -> tuple[str, ...]:
+    """Notes on options that are added, and on what is left out."""
+    return (*prefill_notes(context), *dspark_notes(context))
 
 
 def addition(context: Context) -> str:
@@ -494,7 +611,7 @@ SGLANG = Engine(
     store=store,
     launch=launch,
     addition=addition,
-    notes=dspark_notes,
+    notes=notes,
     others=OTHERS,
     runners=RUNNER_NAMES["sglang"],
     versions=VERSIONS["sglang"],

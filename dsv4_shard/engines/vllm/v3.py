@@ -13,7 +13,7 @@ from dsv4_shard.engines.deployment import Context, Deployment, Request
 from dsv4_shard.engines.engine import Launch, Options, no_notes
 from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, Split, rank_tensor
 from dsv4_shard.engines.remedies import FEWER_RANKS, FULL_EP, NO_DP, for_engine, leave_out
-from dsv4_shard.engines.rules import NO_OPTION, NOT_VERIFIED, Divides, Requires, Rule, Symptom
+from dsv4_shard.engines.rules import NO_OPTION, NOT_VERIFIED, Divides, Requires, Rule, Symptom, in_stage
 from dsv4_shard.engines.shared_rules import (
     ADDED_IN_PARTS,
     DOWN_QUOTE,
@@ -22,12 +22,9 @@ from dsv4_shard.engines.shared_rules import (
     latent_attention_rules,
     vocab_placement,
 )
+from dsv4_shard.engines.stages import StartStage
 from dsv4_shard.engines.vllm import v4 as vllm
 from dsv4_shard.models import NORM_ROLES, V3, V32, Module, Part, Role, V32Config
-
-_HEADS_QUOTE = (
-    "Value error, Total number of attention heads ({size}) must be divisible by tensor parallel size ({parts})."
-)
 
 
 def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
@@ -48,40 +45,56 @@ _UNKNOWN_EXPERTS = Symptom(
     remedies=(FULL_EP,),
 )
 
-_HEADS_RULE, *_BLOCK_RULES = latent_attention_rules(_HEADS_QUOTE, _FEWER)
+
+def _sequence_parallel(context: Context) -> bool:
+    """Whether experts and shared experts run on each rank's own tokens, whole (`use_sequence_parallel_moe`)."""
+    deployment = context.deployment
+    return deployment.ep > 1 and deployment.tp > 1 and deployment.dp > 1
+
+
+def _is_v32(context: Context) -> bool:
+    """Whether the model is V3.2, whose dense MLP is whole under sequence parallelism too; V3's is not."""
+    return isinstance(context.config, V32Config)
+
 
 RULES: tuple[Rule, ...] = (
-    *vllm.DEPLOYMENT_RULES,
-    Requires(
-        "dp", Module.ATTENTION, lambda c: c.deployment.dp == 1,
-        "vLLM's own classes of this generation were not run with data parallelism",
-        consequence=NOT_VERIFIED, fatal=True,
-        remedies=(NO_DP, for_engine("sglang", ", which has attention DP")),
-    ),
+    *vllm.CHOICES,
     Requires(
         "shared-way", Module.SHARED, lambda c: c.deployment.shared == "split",
         "vLLM splits V3's shared experts; it has no way to {at.shared} them", consequence=NO_OPTION,
         remedies=(leave_out("shared_experts"), for_engine("sglang")), fatal=True,
     ),
-    _HEADS_RULE,
-    vllm.VOCAB_RULE,
-    *_BLOCK_RULES,
-    Divides(
-        "dense-blocks", Module.DENSE, lambda c: c.v3.intermediate_size, "intermediate_size",
-        lambda c: c.deployment.tp, "TP",
-        lambda c: c.block(Role.DENSE_DOWN).cols, "blocks", Symptom(remedies=_FEWER), Symptom(ROW_QUOTE,
-        remedies=_FEWER),
-        when=lambda c: c.v3.first_k_dense_replace > 0,
+    *vllm.CONFIGURATION_RULES,
+    *in_stage(
+        StartStage.CONSTRUCTION,
+        vllm.VOCAB_RULE,
+        *latent_attention_rules(_FEWER),
+        Divides(
+            "dense-blocks", Module.DENSE, lambda c: c.v3.intermediate_size, "intermediate_size",
+            lambda c: c.deployment.tp, "TP",
+            lambda c: c.block(Role.DENSE_DOWN).cols, "blocks", Symptom(remedies=_FEWER), Symptom(ROW_QUOTE,
+            remedies=_FEWER),
+            when=lambda c: c.v3.first_k_dense_replace > 0 and not (_sequence_parallel(c) and _is_v32(c)),
+        ),
+        Divides(
+            "shared-blocks", Module.SHARED, lambda c: c.shared_intermediate, "shared intermediate size",
+            lambda c: c.deployment.tp, "TP", lambda c: c.block(Role.SHARED_DOWN).cols, "blocks",
+            Symptom(remedies=_FEWER), Symptom(ROW_QUOTE, remedies=_FEWER),
+            when=lambda c: c.config.n_shared_experts > 0 and not _sequence_parallel(c),
+        ),
+        vllm.ROUTED_PARTS_RULE,
+        *vllm.BACKEND_RULES,
+        Divides(
+            "routed-blocks", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
+            lambda c: c.deployment.moe_tp, "MoE TP", lambda c: c.block(Role.ROUTED_DOWN).cols, "blocks",
+            cut=_UNKNOWN_EXPERTS, when=vllm.has_even_parts,
+        ),
     ),
-    Divides(
-        "shared-blocks", Module.SHARED, lambda c: c.shared_intermediate, "shared intermediate size",
-        lambda c: c.deployment.tp, "TP", lambda c: c.block(Role.SHARED_DOWN).cols, "blocks", Symptom(remedies=_FEWER),
-        Symptom(ROW_QUOTE, remedies=_FEWER), when=lambda c: c.config.n_shared_experts > 0,
-    ),
-    Divides(
-        "routed-blocks", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
-        lambda c: c.deployment.moe_tp, "MoE TP", lambda c: c.block(Role.ROUTED_DOWN).cols, "blocks",
-        replace(_UNKNOWN_EXPERTS, heard=()), _UNKNOWN_EXPERTS,
+    Requires(
+        "dp", Module.ATTENTION, lambda c: c.deployment.dp == 1,
+        "vLLM's own classes of this generation were not run with data parallelism",
+        consequence=NOT_VERIFIED, fatal=True,
+        remedies=(NO_DP, for_engine("sglang", ", which has attention DP")),
     ),
 )  # fmt: skip
 

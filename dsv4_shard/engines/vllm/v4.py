@@ -21,7 +21,7 @@ from dsv4_shard.engines.host_memory import VLLM_HOST
 from dsv4_shard.engines.parallelism import ep_off_or_all
 from dsv4_shard.engines.placement import Expert, Pad, Placement, RankTensor, Replicate, Split, rank_tensor
 from dsv4_shard.engines.remedies import FEWER_RANKS, FULL_EP, NO_DP, for_engine, leave_out
-from dsv4_shard.engines.rules import NO_OPTION, SILENT, Divides, Requires, Rule, Symptom
+from dsv4_shard.engines.rules import NO_OPTION, SILENT, Divides, Requires, Rule, Symptom, in_stage
 from dsv4_shard.engines.shared_rules import (
     ADDED_IN_PARTS,
     COLUMN_QUOTE,
@@ -33,6 +33,7 @@ from dsv4_shard.engines.shared_rules import (
     ROW_QUOTE,
     attention_rules,
     dspark_notes,
+    heads_rule,
     is_left_out,
     nvfp4_rule,
     shares_blocks_evenly,
@@ -40,6 +41,7 @@ from dsv4_shard.engines.shared_rules import (
     vocab_placement,
     vocab_rule,
 )
+from dsv4_shard.engines.stages import StartStage
 from dsv4_shard.engines.vllm.kv_cache import cache_of
 from dsv4_shard.models import V4, Module, Part, Role
 from dsv4_shard.tensors.geometry import FP4_GROUP
@@ -68,6 +70,7 @@ class Backend:
         sequence_parallel: Whether it runs under sequence parallelism.
         tile: Elements to which `tile` rounds up.
         hidden_tile: Elements to which the hidden size is rounded up.
+        enum: Name in vLLM's messages.
     """
 
     experts: str
@@ -76,25 +79,26 @@ class Backend:
     sequence_parallel: bool = False
     tile: int = TILE
     hidden_tile: int = 1
+    enum: str = ""
 
 
 _FP4: dict[str, Backend] = {
-    "marlin": Backend("FP4", "tile", hidden_tile=256),
-    "flashinfer_cutlass": Backend("FP4", "tile", FROM_HOPPER, hidden_tile=128),
-    "flashinfer_trtllm": Backend("FP4", "tile", SM_10X, hidden_tile=256),
-    "deep_gemm": Backend("FP4", "tile", SM_10X | SM_12X, hidden_tile=128),
-    "triton_unfused": Backend("FP4", "tile", FROM_HOPPER, tile=64, hidden_tile=64),
+    "marlin": Backend("FP4", "tile", hidden_tile=256, enum="MARLIN"),
+    "flashinfer_cutlass": Backend("FP4", "tile", FROM_HOPPER, hidden_tile=128, enum="FLASHINFER_CUTLASS_MXFP4_MXFP8"),
+    "flashinfer_trtllm": Backend("FP4", "tile", SM_10X, hidden_tile=256, enum="FLASHINFER_TRTLLM_MXFP4_MXFP8"),
+    "deep_gemm": Backend("FP4", "tile", SM_10X | SM_12X, hidden_tile=128, enum="DEEPGEMM_MXFP4"),
+    "triton_unfused": Backend("FP4", "tile", FROM_HOPPER, tile=64, hidden_tile=64, enum="TRITON_UNFUSED"),
     "deep_gemm_mega_moe": Backend("FP4", "exact", SM_10X, sequence_parallel=True),
     "flashinfer_moe_ep_cutedsl": Backend("FP4", "exact", SM_10X, sequence_parallel=True),
     "flashinfer_moe_ep_mega_deep_gemm": Backend("FP4", "exact", SM_10X, sequence_parallel=True),
 }
 
 _FP8: dict[str, Backend] = {
-    "triton": Backend("FP8", "refine", FROM_ADA),
-    "flashinfer_cutlass": Backend("FP8", "pad", SM_90),
-    "flashinfer_trtllm": Backend("FP8", "pad", SM_10X),
-    "deep_gemm": Backend("FP8", "pad", FROM_HOPPER),
-    "marlin": Backend("FP8", "pad"),
+    "triton": Backend("FP8", "refine", FROM_ADA, enum="TRITON"),
+    "flashinfer_cutlass": Backend("FP8", "pad", SM_90, enum="FLASHINFER_CUTLASS"),
+    "flashinfer_trtllm": Backend("FP8", "pad", SM_10X, enum="FLASHINFER_TRTLLM"),
+    "deep_gemm": Backend("FP8", "pad", FROM_HOPPER, enum="DEEPGEMM"),
+    "marlin": Backend("FP8", "pad", enum="MARLIN"),
 }
 """Backends by `--moe-backend`; one name may treat FP4 and FP8 experts differently.
 
@@ -178,16 +182,14 @@ def fits(context: Context, fit: str) -> bool:
     return backend is not None and backend.fit == fit
 
 
-DEPLOYMENT_RULES: tuple[Rule, ...] = (
+CHOICES: tuple[Rule, ...] = (
     Requires(
         "broken-version", Module.HYPER, lambda c: c.deployment.version not in VLLM_BROKEN_VERSIONS,
         "vLLM {at.version} loads sharded_state and then fails in the first forward (hc_attn_fn_broadcast is not set)",
         "AssertionError", remedies=("vLLM 0.29.0 or later, which mends it: upstream PR 51368",), fatal=True,
-        heard=("hc_attn_fn_broadcast…AssertionError",),
+        heard=("hc_attn_fn_broadcast…AssertionError",), stage=StartStage.SERVING,
     ),
     version_rule(*VLLM_VERSIONS),
-    NODES_RULE,
-    nvfp4_rule("vLLM's own classes were not run with NVFP4 experts"),
     NO_CAST_RULE,
     Requires(
         "ep", Module.ROUTED, lambda c: c.deployment.ep in (1, c.deployment.world),
@@ -198,6 +200,38 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
         "a2a", Module.ROUTED, lambda c: c.deployment.a2a is None, "--a2a is SGLang's; vLLM picks its own (--runner)",
         consequence=NO_OPTION, remedies=(leave_out("a2a"),), fatal=True,
     ),
+)  # fmt: skip
+"""What vLLM cannot be asked for, and versions whose rules are not these."""
+
+_HEADS = "Total number of attention heads ({size}) must be divisible by tensor parallel size ({parts})."
+
+CONFIGURATION_RULES = in_stage(
+    StartStage.CONFIGURATION,
+    replace(NODES_RULE, uneven=Symptom(
+        "ValueError: Invalid data-parallel launch options: `--nnodes {parts}` must evenly divide the total world size "
+        "({size}).", remedies=(leave_out("nodes"),),
+    )),
+    heads_rule(Symptom(
+        f"Value error, {_HEADS}", remedies=(FEWER_RANKS,),
+        heard=("assert n_heads % tp_size == 0", "Attention sink heads ({size}) must be divisible by tp_size"),
+    )),
+)  # fmt: skip
+"""vLLM's conditions before it builds a model of any generation: `arg_utils.py`, then `config/model.py`."""
+
+_UNSUPPORTED = "does not support the deployment configuration since kernel does not support"
+
+
+def _unsupported(context: Context) -> str | None:
+    """What vLLM says of a backend that has no kernels for the GPU (`oracle/mxfp4.py`, `oracle/fp8.py`)."""
+    backend = backend_of(context)
+    if backend is None or context.deployment.runner == "deep_gemm_mega_moe":
+        return "NotImplementedError: DeepGEMM MegaMoE requires SM100 GPUs." if backend else None
+    if backend.experts == "FP4":
+        return f"ValueError: Mxfp4 MoE backend '{backend.enum}' {_UNSUPPORTED} current device cuda."
+    return f"ValueError: FP8 MoE backend {backend.enum} {_UNSUPPORTED}"
+
+
+BACKEND_RULES: tuple[Rule, ...] = (
     Requires(
         "runner", Module.ROUTED, lambda c: backend_of(c) is not None,
         "vLLM has no MoE backend {at.runner!r} for {at.experts} experts",
@@ -206,28 +240,49 @@ DEPLOYMENT_RULES: tuple[Rule, ...] = (
     Requires(
         "runner-gpu", Module.ROUTED,
         lambda c: c.deployment.gpu.sm in getattr(backend_of(c), "sms", EVERY_SM),
-        "MoE backend {at.runner} does not take {at.experts} experts on {at.gpu.family} (sm_{at.gpu.sm})",
+        "MoE backend {at.runner} does not take {at.experts} experts on {at.gpu.family} (sm_{at.gpu.sm})", _unsupported,
         remedies=(leave_out("runner"),), fatal=True,
     ),
     Requires(
         "mega-ep", Module.ROUTED, lambda c: not getattr(backend_of(c), "sequence_parallel", False)
         or c.deployment.ep > 1,
-        "MoE backend {at.runner} needs expert parallelism", remedies=(FULL_EP,), fatal=True,
-        heard=("NotImplementedError: DeepSeek V4 MegaMoE currently requires expert parallel.",),
+        "MoE backend {at.runner} needs expert parallelism",
+        "NotImplementedError: DeepSeek V4 MegaMoE currently requires expert parallel.", remedies=(FULL_EP,), fatal=True,
     ),
 )  # fmt: skip
-"""vLLM's conditions on a deployment before it builds a model of any generation."""
+"""vLLM's conditions on an MoE backend, which it checks while it builds the experts."""
 
 VOCAB_RULE = vocab_rule(Symptom(remedies=(FEWER_RANKS,), heard=(INDIVISIBLE_QUOTE,)))
 
 _PADS = Symptom(consequence="{engine} has no such option: it pads them", remedies=(leave_out("shared_experts"),))
 
-_WHOLE_EXPERTS = (FULL_EP,)
+_GROUPS = Symptom(
+    consequence=f"{SILENT}starts with {{part}} output groups on a rank, then ZeroDivisionError or garbage (vllm#43174)",
+    heard=(
+        "r = wq.size(0) // bmm_batch_size",
+        "ZeroDivisionError…deepgemm_post_process_fp8_weight_block",
+        "deepgemm_post_process_fp8_weight_block…ZeroDivisionError",
+    ),
+)
 
-_UNEVEN_EXPERTS = Symptom(remedies=_WHOLE_EXPERTS, heard=("assert intermediate_size % self.tp_size == 0",))
+
+def has_even_parts(context: Context) -> bool:
+    """Whether the ranks that share an expert hold equal parts of it."""
+    return context.config.moe_intermediate_size % context.deployment.moe_tp == 0
+
+
+ROUTED_PARTS_RULE = Divides(
+    "routed-parts", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
+    lambda c: c.deployment.moe_tp, "MoE TP",
+    uneven=Symptom(
+        "assert self.intermediate_size % tp_size == 0", remedies=(FULL_EP,),
+        heard=("assert intermediate_size % self.tp_size == 0",),
+    ),
+)  # fmt: skip
+"""`FusedMoEConfig.__post_init__`, which runs before a backend is chosen."""
 
 RULES: tuple[Rule, ...] = (
-    *DEPLOYMENT_RULES,
+    *CHOICES,
     Requires(
         "shared-whole", Module.SHARED, lambda c: c.deployment.shared != "whole" or _sequence_parallel(c)
         or c.deployment.world == 1,
@@ -240,56 +295,43 @@ RULES: tuple[Rule, ...] = (
         "under sequence parallelism vLLM keeps shared experts whole", consequence=NO_OPTION,
         remedies=(leave_out("shared_experts"),), fatal=True,
     ),
-    VOCAB_RULE,
-    *attention_rules(
-        (FEWER_RANKS,),
-        None,
-        Symptom(
-            "assert n_heads % tp_size == 0",
-            heard=(
-                "Attention sink heads ({size}) must be divisible by tp_size",
-                "Value error, Total number of attention heads ({size}) must be divisible by tensor parallel size "
-                "({parts}).",
-            ),
+    *CONFIGURATION_RULES,
+    nvfp4_rule("vLLM's own classes were not run with NVFP4 experts"),
+    *in_stage(
+        StartStage.CONSTRUCTION,
+        VOCAB_RULE,
+        *attention_rules((FEWER_RANKS,), None, None, _GROUPS),
+        Requires(
+            "o_a-format", Module.ATTENTION, lambda c: c.format(Role.O_A).name == "FP8",
+            "wo_a is stored in {context.o_a_format}; vLLM casts it to FP8 without a scale",
+            consequence=f"{SILENT}starts, and computes garbage",
+            remedies=(for_engine("sglang"), "the original FP4 checkpoint"),
         ),
-        Symptom(
-            consequence=(
-                f"{SILENT}starts with {{part}} output groups on a rank, then ZeroDivisionError or garbage (vllm#43174)"
-            ),
-            heard=(
-                "r = wq.size(0) // bmm_batch_size",
-                "ZeroDivisionError…deepgemm_post_process_fp8_weight_block",
-                "deepgemm_post_process_fp8_weight_block…ZeroDivisionError",
-            ),
+        Requires(
+            "routed-scales", Module.ROUTED, lambda c: not _misreads_scales(c) or c.deployment.dp == 1,
+            "vLLM reads the E8M0 scales of FP8 experts as plain bytes (2^-7 becomes 120), and with data parallelism no "
+            "shards can be written that hold the right values",
+            consequence=f"{SILENT}starts, and computes garbage", remedies=(NO_DP, for_engine("sglang")),
         ),
-    ),
-    Requires(
-        "o_a-format", Module.ATTENTION, lambda c: c.format(Role.O_A).name == "FP8",
-        "wo_a is stored in {context.o_a_format}; vLLM casts it to FP8 without a scale",
-        consequence=f"{SILENT}starts, and computes garbage",
-        remedies=(for_engine("sglang"), "the original FP4 checkpoint"),
-    ),
-    Requires(
-        "routed-scales", Module.ROUTED, lambda c: not _misreads_scales(c) or c.deployment.dp == 1,
-        "vLLM reads the E8M0 scales of FP8 experts as plain bytes (2^-7 becomes 120), and with data parallelism no "
-        "shards can be written that hold the right values",
-        consequence=f"{SILENT}starts, and computes garbage", remedies=(NO_DP, for_engine("sglang")),
-    ),
-    Divides(
-        "routed-groups", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
-        lambda c: c.deployment.moe_tp, "MoE TP", lambda c: FP4_GROUP, "FP4 groups", _UNEVEN_EXPERTS,
-        Symptom(consequence=f"{SILENT}starts, and cuts scales in the wrong place", remedies=_WHOLE_EXPERTS),
-        when=lambda c: c.deployment.experts == "FP4",
-    ),
-    Divides(
-        "routed-blocks", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
-        lambda c: c.deployment.moe_tp, "MoE TP", lambda c: _SMALLEST_FP8_BLOCK, "refined blocks", _UNEVEN_EXPERTS,
-        Symptom(remedies=_WHOLE_EXPERTS), when=lambda c: fits(c, "refine"),
-    ),
-    Divides(
-        "shared-blocks", Module.SHARED, lambda c: c.shared_intermediate, "shared intermediate size",
-        lambda c: c.deployment.shared_parts, "TP", lambda c: c.block(Role.SHARED_GATE).rows, "blocks",
-        _PADS, _PADS, when=lambda c: c.deployment.shared == "split",
+        ROUTED_PARTS_RULE,
+        *BACKEND_RULES,
+        Divides(
+            "routed-groups", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
+            lambda c: c.deployment.moe_tp, "MoE TP", lambda c: FP4_GROUP, "FP4 groups",
+            cut=Symptom(consequence=f"{SILENT}starts, and cuts scales in the wrong place", remedies=(FULL_EP,)),
+            when=lambda c: c.deployment.experts == "FP4" and has_even_parts(c),
+        ),
+        Divides(
+            "routed-blocks", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
+            lambda c: c.deployment.moe_tp, "MoE TP", lambda c: _SMALLEST_FP8_BLOCK, "refined blocks",
+            cut=Symptom(GATE_UP_QUOTE.replace("{unit}", str(TILE)), remedies=(FULL_EP,)),
+            when=lambda c: fits(c, "refine") and has_even_parts(c),
+        ),
+        Divides(
+            "shared-blocks", Module.SHARED, lambda c: c.shared_intermediate, "shared intermediate size",
+            lambda c: c.deployment.shared_parts, "TP", lambda c: c.block(Role.SHARED_GATE).rows, "blocks",
+            _PADS, _PADS, when=lambda c: c.deployment.shared == "split",
+        ),
     ),
 )  # fmt: skip
 

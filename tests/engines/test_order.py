@@ -1,0 +1,100 @@
+"""The first stop that a plan names, compared with the first error of the engines' own code (tests/data/order)."""
+
+import json
+from collections import Counter
+from functools import cache
+from typing import Any
+
+import pytest
+from support.checkpoints.full_size import PRO, V3, V32, V41, inventory_of
+from support.paths import DATA
+
+from dsv4_shard.engines import ENGINES, Breach, Request, StartStage, engine_for
+from dsv4_shard.engines.rules import REFUSED, Divides, Rule
+from dsv4_shard.models import FAMILIES
+from dsv4_shard.planning.choice import choose
+
+GPUS = {90: "h200", 100: "b200", 120: "rtx-pro-6000"}
+
+MODELS = (
+    PRO, "DeepSeek-V4-Flash", "DeepSeek-V4-Pro-FP8", "DeepSeek-V4-Flash-Base", "DeepSeek-V4-Flash-0731",
+    "DeepSeek-V4-Pro-NVFP4", V41, V3, V32,
+)  # fmt: skip
+
+
+@cache
+def answers(engine: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((DATA / "order" / f"{engine}.json").read_text())
+    return found
+
+
+def request_of(engine: str, asked: dict[str, Any]) -> Request:
+    """A request that leaves the engine no choice of its own."""
+    runner = None if (engine, asked["runner"]) == ("vllm", "auto") else asked["runner"]
+    return Request(
+        asked["tp"], ep=asked["ep"], dp=asked["dp"], engine=engine, runner=runner, a2a=asked.get("a2a"),
+        shared_experts=asked.get("shared", "auto"), gpu=GPUS[asked["sm"]], nodes=asked["nodes"],
+    )  # fmt: skip
+
+
+def breaches_in(engine: str, answer: dict[str, Any]) -> tuple[Breach, ...]:
+    return choose(inventory_of(answer["asked"]["model"])[1], request_of(engine, answer["asked"])).breaches
+
+
+def verdict(breaches: tuple[Breach, ...], answer: dict[str, Any]) -> str:
+    """How the plan's first breach and the engine's first error go together: "same", or in which way not."""
+    first = breaches[0] if breaches else None
+    stops = first is not None and first.stops
+    if "error" not in answer:
+        return f"the engine loads it, the plan stops at {first.rule}" if first and stops else "same"
+    if first is not None and first.unknown:
+        # nothing is said of it, but that must not hide what the arguments alone decide
+        return "the engine refuses its arguments" if answer["stage"] == StartStage.CONFIGURATION else "not verified"
+    if first is None or not stops:
+        return "the engine stops, the plan does not"
+    said = " ".join((first.quote or first.consequence).split())
+    told = f"{first.stage}: {said}"
+    is_same = said in answer["error"] or said == answer.get("line")
+    return "same" if is_same and first.stage == answer["stage"] else f"the plan says {first.rule}, {told}"
+
+
+@pytest.mark.parametrize("engine", ["sglang", "vllm"])
+@pytest.mark.parametrize("model", MODELS)
+def test_the_first_stop_is_the_engines_own(engine: str, model: str) -> None:
+    recorded = [one for one in answers(engine) if one["asked"]["model"] == model and not one.get("default_prefill")]
+    assert len(recorded) > 30
+    found = [(verdict(breaches_in(engine, one), one), one) for one in recorded]
+    assert [pair for pair in found if pair[0] not in ("same", "not verified")] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("engine", "several"), [("sglang", 150), ("vllm", 150)])
+def test_most_layouts_break_several_rules_and_every_stage_is_there(engine: str, several: int) -> None:
+    told = [one for one in answers(engine) if "error" in one]
+    assert sum(len(breaches_in(engine, one)) > 1 for one in told) > several
+    stages = Counter(one["stage"] for one in told)
+    assert stages.keys() >= {StartStage.CONFIGURATION, StartStage.CONSTRUCTION}
+    assert sum("error" not in one for one in answers(engine)) > 30
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_rules_stand_in_the_order_of_their_stages(engine: str, family: Any) -> None:
+    orders = [rule.stage.order for rule in _checked(engine, family) if rule.stage is not None]
+    assert orders == sorted(orders)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize("engine", ["sglang", "vllm", "reference"])
+def test_every_rule_that_stops_an_engine_has_a_stage(engine: str, family: Any) -> None:
+    assert [rule.name for rule in _checked(engine, family) if rule.stage is None and _refuses(rule)] == []
+
+
+def _checked(engine: str, family: Any) -> list[Rule]:
+    """The engine's rules; without those of versions that fail in the first forward, which come before all."""
+    return [rule for rule in engine_for(engine, family).rules if rule.name != "broken-version"]
+
+
+def _refuses(rule: Rule) -> bool:
+    symptoms = (rule.uneven, rule.cut) if isinstance(rule, Divides) else (rule,)
+    return any(one.consequence == REFUSED for one in symptoms) and rule.name != "nodes"

@@ -90,6 +90,7 @@ conformance: $(READY)
 	$(BIN)/python -m conformance loader
 	$(BIN)/python -m conformance kv-cache
 	$(BIN)/python -m conformance gpus
+	$(BIN)/python -m conformance order
 
 # What the engines' classes declare, again, into tests/data: a new engine version shows as a diff.
 contracts: $(READY)

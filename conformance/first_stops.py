@@ -2,7 +2,6 @@
 
 import json
 import math
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,8 @@ def stop_of(package: str, steps: Iterator[str]) -> dict[str, Any]:
         for stage in steps:  # noqa: B007 - the last one is what counts
             pass
     except BaseException as error:  # an engine may raise SystemExit
-        return {"stage": stage} | told(error, package) | _line_of(error)
+        return {"stage": stage} | told(error, package)
     return {}
-
-
-def _line_of(error: BaseException) -> dict[str, str]:
-    """The source line that raised, for an error without a text: what its traceback shows in its place."""
-    return {} if str(error) else {"line": str(traceback.extract_tb(error.__traceback__)[-1].line)}
 
 
 def weights_of(job: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:

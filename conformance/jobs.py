@@ -75,11 +75,15 @@ def _in_child(work: Callable[[], None]) -> int:
 
 
 def told(error: BaseException, package: str) -> dict[str, str]:
-    """An error's text, and `file:line:function` of the innermost frame in `package`, or of the innermost of all."""
+    """An error's text, and `file:line:function` of the innermost frame in `package`, or of the innermost of all.
+
+    An error without a text is told with the source `line` that raised it, as its traceback shows it.
+    """
     frames = traceback.extract_tb(error.__traceback__)
     frame = ([frame for frame in frames if f"/{package}/" in frame.filename] or frames)[-1]
     where = f"{frame.filename.rpartition(f'/{package}/')[2]}:{frame.lineno}:{frame.name}"
-    return {"error": f"{type(error).__name__}: {error}", "where": where}
+    line = {} if str(error) else {"line": str(frame.line)}
+    return {"error": f"{type(error).__name__}: {error}", "where": where} | line
 
 
 def _append(results_file: Path, result: dict[str, Any]) -> None:

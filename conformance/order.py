@@ -147,6 +147,8 @@ def _options(engine: str, asked: dict[str, Any]) -> dict[str, Any]:
     if engine == "sglang" and asked["dp"] > 1 and not asked.get("default_prefill"):
         gpu, page = find_gpu(GPUS[asked["sm"]]), _page(asked["model"], engine)
         options["chunked_prefill_size"] = prefill_tokens(gpu, asked["dp"], page)
+    if (engine, asked["runner"]) == ("sglang", "triton"):
+        options["moe_runner_backend"] = "triton"  # `Case` leaves it to SGLang, which picks it for FP8 experts alone
     return options
 
 

@@ -8,7 +8,7 @@ Anything that neither the message nor the log contains is a guess and marked as 
 
 from collections.abc import Iterable, Iterator
 
-from dsv4_shard.diagnosis.cases import Hit, engine_told, engines_of, found_origin, hits_of
+from dsv4_shard.diagnosis.cases import Hit, engine_told, engines_of, found_origin, hits_of, pattern_sources, shows_as
 from dsv4_shard.diagnosis.document import Case, EngineMessage, Explanation, LogFacts, WayOut
 from dsv4_shard.diagnosis.engine_messages import EngineText, find_at, find_text
 from dsv4_shard.diagnosis.known_model import KnownModel, OtherFamily, models_for
@@ -17,7 +17,7 @@ from dsv4_shard.diagnosis.meaning import Diagnosis
 from dsv4_shard.diagnosis.message_kinds import answer_for
 from dsv4_shard.diagnosis.origin import Frame, origin_of, stage_of_path
 from dsv4_shard.diagnosis.way_out import asked, way_for
-from dsv4_shard.engines import ENGINES, LOADER_CLASSES, Divides
+from dsv4_shard.engines import ENGINES, LOADER_CLASSES, Divides, StartStage
 from dsv4_shard.planning import options_of, ways_out
 from dsv4_shard.text.units import counted
 
@@ -123,6 +123,18 @@ def _is_ranks(found: FoundMessage, log: EngineLog, models: tuple[KnownModel, ...
     return not models and engine_told(found, log) is not None and str(log.clues.tp) in found.values
 
 
+def _stage_of_rules(found: FoundMessage, log: EngineLog, models: tuple[KnownModel, ...]) -> StartStage | None:
+    """The stage in which the rules that say the message are checked; None if they differ, or if only others say it."""
+    template = found.pattern.template
+    stages = {
+        source.rule.stage
+        for source in pattern_sources(found, log, models)
+        for shows in shows_as(source.rule)
+        if template in shows.messages and template not in shows.heard
+    }
+    return stages.pop() if len(stages) == 1 else None
+
+
 def _facts(
     found: FoundMessage | None, log: EngineLog, models: tuple[KnownModel, ...], given: KnownModel | OtherFamily | None
 ) -> LogFacts:
@@ -131,6 +143,8 @@ def _facts(
     stage = origin.stage if origin is not None else None
     if stage is None and found is not None and found.pattern.known is not None:
         stage = found.pattern.known.stage or None
+    if stage is None and found is not None:
+        stage = _stage_of_rules(found, log, models)
     named = clues.named
     model = models[0] if models and models[0].given else None
     engine = engine_told(found, log) if found is not None else clues.engine

@@ -8,14 +8,14 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from dsv4_shard.engines import LOG_WORDS, RUNAI_SHARDED, SHARDED_STATE, LogWords
+from dsv4_shard.engines import LOG_WORDS, RUNAI_SHARDED, SHARDED_STATE, LogWords, StartStage
 
-CONFIGURATION = "configuration"
-CONSTRUCTION = "construction"
-LOADING = "loading"
-KV_PLANNING = "KV planning"
-SERVING = "serving"
-"""Stages of a start, in their order."""
+CONFIGURATION = StartStage.CONFIGURATION
+CONSTRUCTION = StartStage.CONSTRUCTION
+LOADING = StartStage.LOADING
+KV_PLANNING = StartStage.KV_PLANNING
+SERVING = StartStage.SERVING
+"""Stages of a serving engine's start, in their order."""
 
 FRAME = re.compile(r'File "([^"\n]{1,400})", line (\d{1,7}), in (\S{1,100})')
 

@@ -12,6 +12,7 @@ from support.checkpoints.full_size import inventory_of
 
 import dsv4_shard
 from dsv4_shard.diagnosis.document import Explanation
+from dsv4_shard.engines import StartStage
 from dsv4_shard.tensors.header import build_header
 
 ARGUMENTS: dict[str, str] = {
@@ -584,6 +585,21 @@ def test_heads_of_v4_are_those_of_the_message() -> None:
     explanation = ask(message.format(64, 3), skeleton("DeepSeek-V4-Flash"))
     assert explanation.meaning == ("attention: num_attention_heads 64 / attention TP 3 = 21.33: not whole",)
     assert ask(message.format(128, 24)).cases[0].model == "deepseek-ai/DeepSeek-V4-Pro"
+
+
+@pytest.mark.parametrize(("message", "stage"), [
+    ("Value error, Total number of attention heads (64) must be divisible by tensor parallel size (3).",
+     StartStage.CONFIGURATION),
+    ("ValueError: Weight output_partition_size = 192 is not divisible by weight quantization block_n = 128.",
+     StartStage.CONSTRUCTION),
+    ("ValueError: For quantized MoE models, please make sure (moe_intermediate_size=3072 / moe_tp_size=16) % "
+     "weight_block_size_n=128 == 0 where moe_tp_size is equal to tp_size (16) divided by ep_size (1).",
+     StartStage.LOADING),
+])  # fmt: skip
+def test_a_message_without_a_traceback_has_the_stage_of_its_rule(message: str, stage: StartStage) -> None:
+    explanation = ask(message)
+    assert explanation.recognised
+    assert explanation.log.stage == stage
 
 
 # --- checkpoints of other families -----------------------------------------------------------------------------------

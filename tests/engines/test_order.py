@@ -6,10 +6,14 @@ from functools import cache
 from typing import Any
 
 import pytest
-from support.checkpoints.full_size import PRO, V3, V32, V41, inventory_of
+from support.checkpoints.full_size import PRO, V3, V32, V41, config_of, inventory_of
+from support.checkpoints.skeletons import expand
+from support.oracles.v3 import WORDS
+from support.oracles.v4 import CUT
 from support.paths import DATA
 
-from dsv4_shard.engines import ENGINES, Breach, Request, StartStage, engine_for
+from dsv4_shard.checkpoint.synthetic import by_file
+from dsv4_shard.engines import ENGINES, Breach, Context, Request, StartStage, engine_for
 from dsv4_shard.engines.rules import REFUSED, Divides, Rule
 from dsv4_shard.models import FAMILIES
 from dsv4_shard.planning.choice import choose
@@ -77,6 +81,25 @@ def test_most_layouts_break_several_rules_and_every_stage_is_there(engine: str, 
     assert sum("error" not in one for one in answers(engine)) > 30
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_attention_dp_gets_a_step_of_prefill_where_sglang_refuses_its_default(model: str) -> None:
+    recorded = [
+        one for one in answers("sglang") if one["asked"]["model"] == model and one["asked"].get("default_prefill")
+    ]
+    assert len(recorded) == 12
+    inventory = inventory_of(model)[1]
+    for answer in recorded:
+        choice = choose(inventory, request_of("sglang", answer["asked"]))
+        program = (
+            engine_for("sglang", inventory.family).launch(Context(inventory, choice.deployment), "x", False).program
+        )
+        assert program is not None
+        is_refused = "chunked_prefill_size must be divisible by page_size" in answer.get("error", "")
+        has_option = "--chunked-prefill-size" in program.options
+        assert has_option or not is_refused
+        assert is_refused or not has_option or model in (V3, V32)  # their pages are smaller with some kernels
+
+
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_rules_stand_in_the_order_of_their_stages(engine: str, family: Any) -> None:
@@ -98,3 +121,40 @@ def _checked(engine: str, family: Any) -> list[Rule]:
 def _refuses(rule: Rule) -> bool:
     symptoms = (rule.uneven, rule.cut) if isinstance(rule, Divides) else (rule,)
     return any(one.consequence == REFUSED for one in symptoms) and rule.name != "nodes"
+
+
+# --- DeepSeek's converters -----------------------------------------------------------------------------------------
+
+
+def _converters_first_stop(model: str, ranks: int) -> str | None:
+    """What `convert.py` asserts first: the experts, then every tensor of its files, by their names."""
+    document = config_of(model)
+    if document["n_routed_experts"] % ranks:
+        return "AssertionError: Number of experts must be divisible by model parallelism"
+    for _, tensors in sorted(by_file(expand(model), document).items()):
+        for name in sorted(tensors):
+            axis = _axis(name, document)
+            if axis is not None and tensors[name][1][axis] % ranks:
+                return f"AssertionError: Dimension {axis} must be divisible by {ranks}"
+    return None
+
+
+def _axis(name: str, document: dict[str, Any]) -> int | None:
+    """The axis on which the converter cuts a tensor; None for those that it copies or spreads whole."""
+    words = name.removeprefix("model.").split(".")
+    if "experts" in words or words[:2] == ["layers", str(document["num_hidden_layers"])]:
+        return None
+    if document["model_type"] != "deepseek_v4":
+        return WORDS[words[-2]][1]
+    skipped = name.startswith("mtp.") and ("emb" in name or name.endswith("head.weight"))
+    return None if skipped else CUT.get(words[-1] if words[-1] == "attn_sink" else words[-2] if len(words) > 1 else "")
+
+
+@pytest.mark.parametrize("model", [PRO, "DeepSeek-V4-Flash", V3, V32])
+def test_the_first_stop_of_the_reference_is_that_of_its_converter(model: str) -> None:
+    inventory = inventory_of(model)[1]
+    for ranks in (1, 2, 3, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384):
+        breaches = choose(inventory, Request(ranks, engine="reference", nodes=1)).breaches
+        asserted = [breach.quote for breach in breaches if breach.stage is StartStage.CONVERSION]
+        assert (asserted[0] if asserted else None) == _converters_first_stop(model, ranks), ranks
+        assert not asserted or breaches[0].stage is StartStage.CONVERSION

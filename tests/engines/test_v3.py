@@ -143,11 +143,9 @@ def vllm_request(entry: dict[str, Any]) -> Request:
 @pytest.mark.parametrize("entry", VLLM, ids=short)
 def test_vllm_says_what_it_said_when_it_was_run(entry: dict[str, Any]) -> None:
     quotes = said(inventory_for(entry), vllm_request(entry))
-    if (entry["backend_arg"], entry["sm"]) == ("flashinfer_cutlass", 100):
-        assert "error" in entry
-        assert quotes == [None]
-    elif "error" in entry:
-        assert quotes[0] == " ".join(entry["error"].split())
+    if "error" in entry:
+        assert quotes[0] is not None
+        assert " ".join(entry["error"].split()).startswith(quotes[0])
     else:
         assert quotes == []
 
@@ -187,7 +185,7 @@ def test_what_is_not_verified_for_vllm_is_refused() -> None:
         *((tp, engine, "works", None) for tp in (1, 2, 4, 8, 16) for engine in ("sglang", "vllm", "reference")),
         (32, "sglang", "no", "dense-blocks"),
         (32, "vllm", "no", "dense-blocks"),
-        (32, "reference", "no", "dense-rows"),
+        (32, "reference", "no", "dense-columns"),
         (8, "trtllm", "unknown", "family"),
     ],
 )

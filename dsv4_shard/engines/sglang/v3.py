@@ -39,7 +39,8 @@ RULES: tuple[Rule, ...] = (
         sglang.ROUTED_RULE,
         sglang.SHARED_RULE,
     ),
-    *in_stage(StartStage.LOADING, sglang.QUANTIZED_MOE_RULE),
+    *in_stage(StartStage.LOADING, sglang.MARLIN_RULE, sglang.QUANTIZED_MOE_RULE),
+    *sglang.RUNNER_RULES,
 )  # fmt: skip
 
 _PLACEMENTS: dict[Role, Placement] = {

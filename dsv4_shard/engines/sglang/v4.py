@@ -164,18 +164,33 @@ def _runners(request: Request, experts: str, gpu: Gpu) -> tuple[str, ...]:
     return own[:1] if request.runner else own
 
 
+def _built(context: Context) -> Runner | None:
+    """The row of the method that SGLang builds, also for a runner that does not support the experts or the GPU.
+
+    Only Marlin and flashinfer_mxfp4 have methods of their own for FP4 experts; any other gets that of FP8 experts.
+    """
+    deployment = context.deployment
+    rows = RUNNERS["marlin"] if _is_mxfp4(context, "marlin") else ()
+    return runner_of(context) or next(iter(rows), find_runner("auto", deployment.experts, deployment.gpu))
+
+
+def _is_mxfp4(context: Context, runner: str) -> bool:
+    """Whether `runner` has to compute with packed FP4 experts."""
+    return (context.deployment.runner, context.deployment.experts) == (runner, "FP4")
+
+
 def _moe_unit(context: Context) -> int:
-    row = runner_of(context)
+    row = _built(context)
     return row.unit if row else 1
 
 
 def _moe_unit_name(context: Context) -> str | None:
-    row = runner_of(context)
+    row = _built(context)
     return row.unit_name if row else None
 
 
 def _moe_quote(context: Context) -> str | None:
-    row = runner_of(context)
+    row = _built(context)
     return row.quote if row else None
 
 
@@ -227,7 +242,7 @@ def _megamoe(name: str, holds: Callable[[Context], bool], reason: str, quote: st
     """A condition of `handle_a2a_moe` on flashinfer_megamoe."""
     return Requires(
         name, Module.ROUTED, lambda c: c.deployment.a2a != "flashinfer_megamoe" or holds(c), reason, quote,
-        remedies=remedies, fatal=True,
+        remedies=remedies,
     )  # fmt: skip
 
 
@@ -305,17 +320,33 @@ BACKEND_RULES = in_stage(
         consequence="{engine} stops where it needs these kernels", remedies=(leave_out("a2a"), DEEPEP), fatal=True,
     ),
     Requires(
-        "runner", Module.ROUTED, lambda c: runner_of(c) is not None or (c.deployment.experts,
-        c.deployment.runner) == (NVFP4, "auto"),
-        "runner {at.runner!r} does not take {at.experts} experts on {at.gpu.family} (sm_{at.gpu.sm})",
-        remedies=(leave_out("runner"),), fatal=True, heard=("MXFP4 Marlin requires SM90 or SM120.",),
-    ),
-    Requires(
         "marlin-a2a", Module.ROUTED, lambda c: not (c.deployment.runner == "marlin" and c.deployment.a2a),
         "runner marlin is for tensor parallelism, not for the all-to-all backend {at.a2a}",
         "NotImplementedError: Runner backend MoeRunnerBackend.MARLIN requires a fused func for a2a backend {at.a2a}, "
         "but none is registered.",
         remedies=(leave_out("runner"), leave_out("a2a")),
+    ),
+)  # fmt: skip
+
+MARLIN_RULE = Requires(
+    "marlin-gpu", Module.ROUTED, lambda c: not _is_mxfp4(c, "marlin") or runner_of(c) is not None,
+    "runner marlin does not take FP4 experts on {at.gpu.family} (sm_{at.gpu.sm})",
+    "RuntimeError: MXFP4 Marlin requires SM90 or SM120.", remedies=(leave_out("runner"),),
+)  # fmt: skip
+
+RUNNER_RULES: tuple[Rule, ...] = (
+    Requires(
+        "triton-fp4", Module.ROUTED, lambda c: not _is_mxfp4(c, "triton"),
+        "runner triton takes the packed FP4 experts for weights of half the hidden size",
+        "AssertionError: Hidden size mismatch", remedies=(leave_out("runner"),), stage=StartStage.SERVING,
+    ),
+    Requires(
+        "runner", Module.ROUTED,
+        lambda c: runner_of(c) is not None or _is_mxfp4(c, "marlin") or _is_mxfp4(c, "triton")
+        or (c.deployment.experts, c.deployment.runner) == (NVFP4, "auto"),
+        "SGLang's own classes were not run with runner {at.runner} and {at.experts} experts on {at.gpu.family} "
+        "(sm_{at.gpu.sm})",
+        consequence=NOT_VERIFIED, remedies=(leave_out("runner"),),
     ),
     Requires(
         "a2a-runner", Module.ROUTED,
@@ -325,6 +356,8 @@ BACKEND_RULES = in_stage(
         consequence=NOT_VERIFIED, remedies=(leave_out("runner"),),
     ),
 )  # fmt: skip
+"""What SGLang's `fused_moe.py` refuses in the first forward, and runners that are not verified."""
+
 
 ROUTED_RULE = Divides(
     "routed-blocks", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
@@ -424,8 +457,10 @@ RULES: tuple[Rule, ...] = (
     *in_stage(
         StartStage.LOADING,
         replace(O_A_DECODING_RULE, holds=lambda c: keeps_o_a_fp8(c) or O_A_DECODING_RULE.holds(c)),
+        MARLIN_RULE,
         QUANTIZED_MOE_RULE,
     ),
+    *RUNNER_RULES,
 )  # fmt: skip
 
 OTHERS: tuple[Rule, ...] = (

@@ -243,14 +243,15 @@ BACKEND_RULES: tuple[Rule, ...] = (
         "MoE backend {at.runner} does not take {at.experts} experts on {at.gpu.family} (sm_{at.gpu.sm})", _unsupported,
         remedies=(leave_out("runner"),), fatal=True,
     ),
-    Requires(
-        "mega-ep", Module.ROUTED, lambda c: not getattr(backend_of(c), "sequence_parallel", False)
-        or c.deployment.ep > 1,
-        "MoE backend {at.runner} needs expert parallelism",
-        "NotImplementedError: DeepSeek V4 MegaMoE currently requires expert parallel.", remedies=(FULL_EP,), fatal=True,
-    ),
 )  # fmt: skip
 """vLLM's conditions on an MoE backend, which it checks while it builds the experts."""
+
+_MEGA_RULE = Requires(
+    "mega-ep", Module.ROUTED, lambda c: not getattr(backend_of(c), "sequence_parallel", False)
+    or c.deployment.ep > 1,
+    "MoE backend {at.runner} needs expert parallelism",
+    "NotImplementedError: DeepSeek V4 MegaMoE currently requires expert parallel.", remedies=(FULL_EP,), fatal=True,
+)  # fmt: skip
 
 VOCAB_RULE = vocab_rule(Symptom(remedies=(FEWER_RANKS,), heard=(INDIVISIBLE_QUOTE,)))
 
@@ -299,6 +300,7 @@ RULES: tuple[Rule, ...] = (
     nvfp4_rule("vLLM's own classes were not run with NVFP4 experts"),
     *in_stage(
         StartStage.CONSTRUCTION,
+        _MEGA_RULE,
         VOCAB_RULE,
         *attention_rules((FEWER_RANKS,), None, None, _GROUPS),
         Requires(

@@ -31,7 +31,7 @@ RULES: tuple[Rule, ...] = (
             "dense-blocks", Module.DENSE, lambda c: c.v3.intermediate_size, "intermediate_size",
             lambda c: c.deployment.tp, "TP",
             lambda c: c.block(Role.DENSE_GATE).rows, "blocks",
-            Symptom(remedies=_WHOLE_DENSE), Symptom(COLUMN_QUOTE, remedies=_WHOLE_DENSE),
+            Symptom(sglang.MERGED_QUOTE, remedies=_WHOLE_DENSE), Symptom(COLUMN_QUOTE, remedies=_WHOLE_DENSE),
             when=lambda c: c.v3.first_k_dense_replace > 0,
         ),
         sglang.TP_EXPERTS_RULE,

@@ -376,10 +376,13 @@ ROUTED_RULE = Divides(
 
 _WHOLE_SHARED = (WHOLE_SHARED, DEEPEP)
 
+MERGED_QUOTE = "assert all(output_size % tp_size == 0 for output_size in output_sizes)"
+"""What `MergedColumnParallelLinear` asserts of gate and up, without a text."""
+
 SHARED_RULE = Divides(
     "shared-blocks", Module.SHARED, lambda c: c.shared_intermediate, "shared intermediate size",
     lambda c: c.deployment.shared_parts, "TP", lambda c: c.block(Role.SHARED_GATE).rows, "blocks",
-    Symptom(remedies=_WHOLE_SHARED), Symptom(COLUMN_QUOTE, remedies=_WHOLE_SHARED),
+    Symptom(MERGED_QUOTE, remedies=_WHOLE_SHARED), Symptom(COLUMN_QUOTE, remedies=_WHOLE_SHARED),
     when=lambda c: c.config.n_shared_experts > 0,
 )  # fmt: skip
 

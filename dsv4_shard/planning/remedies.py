@@ -6,7 +6,7 @@ from dsv4_shard.checkpoint import Inventory
 from dsv4_shard.engines import Breach, Remedy, Request
 from dsv4_shard.errors import UsageError
 from dsv4_shard.planning.choice import Choice, choose
-from dsv4_shard.planning.request import options_of
+from dsv4_shard.planning.request import gpus_of, options_of
 from dsv4_shard.planning.weights import fits
 
 _TOGETHER = 2
@@ -23,8 +23,9 @@ def ways_out(inventory: Inventory, request: Request, breach: Breach) -> tuple[st
 def running_ways(inventory: Inventory, request: Request, breach: Breach) -> Iterator[tuple[str, Request]]:
     """Yield the remedies of `breach` that help `request`, in words, each with the request that runs.
 
-    A remedy that helps only together with others has all options of that request in its words.
+    A remedy that helps only together with others, on as many GPUs, has all options of that request in its words.
     """
+    gpus = gpus_of(request)
     for remedy in breach.remedies:
         if isinstance(remedy, str):
             continue
@@ -35,7 +36,9 @@ def running_ways(inventory: Inventory, request: Request, breach: Breach) -> Iter
             yield remedy.say(alone), alone
             continue
         seen = {request}
-        together = ((asked, end) for asked in kept if (end := _reach(inventory, asked, seen, _TOGETHER)) is not None)
+        together = (
+            (asked, end) for asked in kept if (end := _reach(inventory, asked, seen, gpus, _TOGETHER)) is not None
+        )
         for asked, end in together:
             yield f"{remedy.say(asked)}; in all: {options_of(end)}", end
             break
@@ -53,16 +56,16 @@ def _runs(inventory: Inventory, request: Request) -> bool:
     return choice is not None and choice.feasible and fits(inventory, choice.deployment)
 
 
-def _reach(inventory: Inventory, request: Request, seen: set[Request], more: int) -> Request | None:
-    """The first request that runs and that at most `more` remedies lead to; None if there is none."""
-    if request in seen:
+def _reach(inventory: Inventory, request: Request, seen: set[Request], gpus: int, more: int) -> Request | None:
+    """The first request that runs on `gpus` GPUs and that at most `more` remedies lead to; None if there is none."""
+    if request in seen or gpus_of(request) != gpus:
         return None
     seen.add(request)
     choice = _choice(inventory, request)
     if choice is None or choice.feasible or not more:
         return request if choice is not None and _runs(inventory, request) else None
     remedies = (remedy for remedy in choice.breaches[0].remedies if isinstance(remedy, Remedy))
-    found = (_reach(inventory, asked, seen, more - 1) for remedy in remedies for asked in remedy.tries(request))
+    found = (_reach(inventory, asked, seen, gpus, more - 1) for remedy in remedies for asked in remedy.tries(request))
     return next((end for end in found if end is not None), None)
 
 

@@ -60,7 +60,7 @@ def _show_refusal(console: Console, plan: "Plan", engine: str) -> None:
     if broken:
         show_broken(console, next((grid for grid in broken if grid.module is Module.SHARED), broken[0]))
     if plan.alternatives or not plan.unknown:
-        heading(console, "Nearest layouts that run" if plan.alternatives else "No layout near it runs")
+        heading(console, "Nearest layouts that run" if plan.alternatives else "No layout near it is known to run")
     for alternative in plan.alternatives:
         item(
             console,

@@ -70,29 +70,29 @@ MATRIX = {
         "sglang": ("with-options", "--tp 64 --ep 2 --dp 4", "routed-blocks"),
         "vllm": ("with-options", "--tp 16 --ep 64 --dp 4", "o_groups"),
         "reference": ("no", None, "o_groups"),
-        "trtllm": ("with-options", "--tp 64 --ep 2 --dp 64", "o_groups"),
+        "trtllm": ("with-options", "--tp 64 --ep 2 --dp 64", "routed-blocks"),
     },
     (PRO, 3): {
         "sglang": ("with-options", "--tp 3 --dp 3", "q_b-blocks"),
-        "vllm": ("with-options", "--tp 1 --ep 3 --dp 3", "vocab"),
+        "vllm": ("with-options", "--tp 1 --ep 3 --dp 3", "heads"),
         "reference": ("no", None, "vocab"),
         "trtllm": ("with-options", "--tp 3 --dp 3", "vocab"),
     },
     (PRO, 6): {
         "sglang": ("with-options", "--tp 6 --dp 3", "q_b-blocks"),
-        "vllm": ("with-options", "--tp 2 --dp 3", "vocab"),
+        "vllm": ("with-options", "--tp 2 --dp 3", "heads"),
         "reference": ("no", None, "vocab"),
         "trtllm": ("with-options", "--tp 6 --dp 6", "vocab"),
     },
     (PRO, 12): {
         "sglang": ("with-options", "--tp 12 --dp 3", "q_b-blocks"),
-        "vllm": ("with-options", "--tp 4 --dp 3", "vocab"),
+        "vllm": ("with-options", "--tp 4 --dp 3", "heads"),
         "reference": ("no", None, "vocab"),
         "trtllm": ("with-options", "--tp 12 --dp 12", "vocab"),
     },
     (PRO, 24): {
         "sglang": ("with-options", "--tp 24 --dp 3", "q_b-blocks"),
-        "vllm": ("with-options", "--tp 8 --dp 3", "vocab"),
+        "vllm": ("with-options", "--tp 8 --dp 3", "heads"),
         "reference": ("no", None, "vocab"),
         "trtllm": ("with-options", "--tp 24 --dp 24", "vocab"),
     },
@@ -131,8 +131,8 @@ MATRIX |= {(model, tp): dict.fromkeys(serving(), WORKS) for model in (PRO, FLASH
 MATRIX |= {
     (FLASH, tp): {
         "sglang": ("no", None, "q_b-blocks"),
-        "vllm": ("with-options", f"--tp {tp // 3} --ep {tp} --dp 3", "vocab"),
-        "reference": ("no", None, "vocab"),
+        "vllm": ("with-options", f"--tp {tp // 3} --ep {tp} --dp 3", "heads"),
+        "reference": ("no", None, "experts"),
         "trtllm": ("no", None, "vocab"),
     }
     for tp in (3, 6, 12, 24)

@@ -215,7 +215,7 @@ def test_the_reference_runs_on_up_to_sixteen_ranks(model: str, tp: int) -> None:
         (32, {"dense-rows", "dense-columns", "shared-rows", "shared-columns"},
          {"intermediate_size 18432 / ranks 32 = 576, which is 4.5 blocks of 128",
           "shared intermediate size 2048 / ranks 32 = 64, which is 0.5 blocks of 128"},
-         {"AssertionError: Dimension 0 must be divisible by 32", None}),
+         {"AssertionError: Dimension 1 must be divisible by 32", None}),
         (3, {"experts", "vocab", "heads", "o-blocks", "kv_b-blocks", "shared-rows", "shared-columns"},
          {"num_attention_heads 128 / ranks 3 = 42.67: not whole", "vocab_size 129280 / ranks 3 = 43093.33: not whole"},
          {"AssertionError: Number of experts must be divisible by model parallelism", None}),

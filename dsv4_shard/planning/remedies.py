@@ -30,7 +30,7 @@ def running_ways(inventory: Inventory, request: Request, breach: Breach) -> Iter
         if isinstance(remedy, str):
             continue
         tries = (asked for asked in remedy.tries(request) if asked != request)
-        kept = [asked for asked in tries if _keeps(inventory, asked, breach.rule)]
+        kept = [one for one in tries if one.engine != request.engine or _keeps(inventory, one, breach.rule)]
         alone = next((asked for asked in kept if _runs(inventory, asked)), None)
         if alone is not None:
             yield remedy.say(alone), alone

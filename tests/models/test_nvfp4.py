@@ -188,7 +188,7 @@ def test_engines_not_verified_with_nvfp4_are_refused_with_the_reason(engine: str
     plan = make_plan(*inventory_of(PRO_NVFP4), Request(8, engine=engine, expert_dtype=experts))
     assert plan.breaches[0].rule == "nvfp4"
     assert ("own classes were not run" in plan.breaches[0].reason) is (engine != "reference")
-    assert "--engine node" in plan.breaches[0].remedies[0]
+    assert plan.breaches[0].remedies[0].endswith("in all: --tp 8 --engine node --nodes 2")
     assert plan.verdict == ("does not run" if engine == "reference" else "not verified")
 
 

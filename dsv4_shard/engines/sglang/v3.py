@@ -14,7 +14,13 @@ from dsv4_shard.engines.placement import Placement, RankTensor, Split, rank_tens
 from dsv4_shard.engines.remedies import MORE_DP
 from dsv4_shard.engines.rules import Divides, Rule, Symptom, in_stage
 from dsv4_shard.engines.sglang import v4 as sglang
-from dsv4_shard.engines.shared_rules import COLUMN_QUOTE, heads_rule, latent_attention_rules, vocab_placement
+from dsv4_shard.engines.shared_rules import (
+    COLUMN_QUOTE,
+    NO_CAST_RULE,
+    heads_rule,
+    latent_attention_rules,
+    vocab_placement,
+)
 from dsv4_shard.engines.stages import StartStage
 from dsv4_shard.models import NORM_ROLES, V3, V32, Module, Part, Role
 
@@ -23,6 +29,7 @@ _WHOLE_DENSE = ("SGLang's --moe-dense-tp-size 1, which keeps the dense MLP whole
 RULES: tuple[Rule, ...] = (
     *sglang.CHOICES,
     *sglang.CONFIGURATION_RULES,
+    NO_CAST_RULE,
     *in_stage(
         StartStage.CONSTRUCTION,
         heads_rule(Symptom("assert num_heads % attn_tp_size == 0", remedies=(MORE_DP,))),

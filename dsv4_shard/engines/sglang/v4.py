@@ -210,7 +210,6 @@ A2A_MAKERS = {"ascend_fuseep": "Ascend", "mori": "AMD"}
 
 CHOICES: tuple[Rule, ...] = (
     version_rule(VERSION),
-    NO_CAST_RULE,
     Requires(
         "a2a-ep", Module.ROUTED, lambda c: c.deployment.a2a is None or c.deployment.ep == c.deployment.tp,
         "all-to-all backend {at.a2a} sets EP = TP = {at.tp}, so EP {at.ep} cannot be had",
@@ -438,6 +437,7 @@ RULES: tuple[Rule, ...] = (
     *CHOICES,
     *CONFIGURATION_RULES,
     nvfp4_rule("SGLang's own classes were not run with NVFP4 experts"),
+    NO_CAST_RULE,
     *in_stage(
         StartStage.CONSTRUCTION,
         *map(

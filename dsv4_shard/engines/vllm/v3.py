@@ -18,6 +18,7 @@ from dsv4_shard.engines.shared_rules import (
     ADDED_IN_PARTS,
     DOWN_QUOTE,
     GATE_UP_QUOTE,
+    NO_CAST_RULE,
     ROW_QUOTE,
     latent_attention_rules,
     vocab_placement,
@@ -65,6 +66,7 @@ RULES: tuple[Rule, ...] = (
         remedies=(leave_out("shared_experts"), for_engine("sglang")), fatal=True,
     ),
     *vllm.CONFIGURATION_RULES,
+    NO_CAST_RULE,
     *in_stage(
         StartStage.CONSTRUCTION,
         vllm.VOCAB_RULE,

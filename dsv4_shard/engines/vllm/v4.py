@@ -190,7 +190,6 @@ CHOICES: tuple[Rule, ...] = (
         heard=("hc_attn_fn_broadcast…AssertionError",), stage=StartStage.SERVING,
     ),
     version_rule(*VLLM_VERSIONS),
-    NO_CAST_RULE,
     Requires(
         "ep", Module.ROUTED, lambda c: c.deployment.ep in (1, c.deployment.world),
         "vLLM's expert parallelism is off or spans all {at.world} GPUs (TP × DP), so EP {at.ep} cannot be had",
@@ -298,6 +297,7 @@ RULES: tuple[Rule, ...] = (
     ),
     *CONFIGURATION_RULES,
     nvfp4_rule("vLLM's own classes were not run with NVFP4 experts"),
+    NO_CAST_RULE,
     *in_stage(
         StartStage.CONSTRUCTION,
         _MEGA_RULE,

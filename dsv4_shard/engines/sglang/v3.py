@@ -1,4 +1,4 @@
-"""SGLang 0.5.23 with V3 and V3.2: rules in the order of its constructors, and placements. No files are written yet.
+"""SGLang 0.5.23 with V3 and V3.2: rules in the order of its start, and placements. No files are written yet.
 
 Read from its `deepseek_v2.py`, and verified against verdicts and parameters of its own classes (tests/data/sglang). The
 dense MLP and the shared experts are cut over the whole TP group, also under attention DP. V3.2's indexer is whole.

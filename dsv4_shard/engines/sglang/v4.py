@@ -1,4 +1,4 @@
-"""SGLang 0.5.23: rules in the order of its constructors, placements, and the dtypes in which a rank holds weights.
+"""SGLang 0.5.23: rules in the order of its start, placements, and the dtypes in which a rank holds weights.
 
 Read from its sources, and verified against verdicts and parameters of its own classes (tests/data/sglang). Attention is
 cut over attention TP = tp / attention DP, routed experts over EP and MoE TP = tp / ep. The shared expert is cut over

@@ -1,4 +1,4 @@
-"""vLLM 0.33.0 with V3 and V3.2: rules in the order of its constructors, and placements. No files are written yet.
+"""vLLM 0.33.0 with V3 and V3.2: rules in the order of its start, and placements. No files are written yet.
 
 Read from its sources, and verified against verdicts and parameters of its own classes (tests/data/vllm), without data
 parallelism. Unlike V4's, V3's shared experts are not padded: they must divide into TP parts of whole blocks.

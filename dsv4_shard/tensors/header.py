@@ -173,10 +173,11 @@ def _parse(raw: bytes, warnings: "_Warnings", name: str) -> tuple[dict[str, Tens
         warnings.add("padded with white space other than blanks")
     metadata = _check_metadata(document, warnings, name)
     tensors: dict[str, TensorInfo] = {}
-    shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
+    kinds: dict[tuple[object, ...], TensorInfo] = {}
     for key, entry in document.items():
         info = _check_entry(key, entry, warnings, name)
-        tensors[key] = info._replace(shape=shapes.setdefault(info.shape, info.shape))  # thousands share thirty shapes
+        alike = kinds.setdefault((info.dtype, info.shape), info)  # thousands share thirty kinds
+        tensors[key] = TensorInfo(alike.dtype, alike.shape, info.start, info.stop)
     return tensors, metadata
 
 

@@ -8,7 +8,6 @@ exactly what the JSON reader gives; whatever differs in a single byte, or breaks
 import math
 import re
 from collections.abc import Mapping
-from itertools import chain
 
 from dsv4_shard.text.strict_json import BadJson, parse_json
 
@@ -24,10 +23,8 @@ _ENTRY = re.compile(
     rf'"data_offsets":\[({_NATURAL}),({_NATURAL})\]\}},'
 )
 
-_AROUND = len('"":{"dtype":"","shape":[],"data_offsets":[,]},')
-"""Characters of an entry beside its five values."""
-
-_METADATA = re.compile(rf'\{{"__metadata__":(\{{"{_TEXT}*":"{_TEXT}*"(?:,"{_TEXT}*":"{_TEXT}*")*\}}),')
+_METADATA = re.compile(rf'\{{"__metadata__":(\{{"{_TEXT}*":"{_TEXT}*"(?:,"{_TEXT}*":"{_TEXT}*"){{0,100}}\}}),')
+"""At most so many members: the matcher remembers each, and writers have one or two."""
 
 _MOST_ELEMENTS = 2**63
 
@@ -39,9 +36,9 @@ def scan(raw: bytes, bits: Mapping[str, int]) -> tuple[dict[str, Entry], dict[st
         raw: The JSON part of the header, within its limits.
         bits: dtype → bits of one element.
     """
-    text = raw.rstrip(b" ").decode("ascii", "replace")
-    if not text.endswith("]}}") or not raw.isascii():
+    if not raw.isascii() or not raw.rstrip(b" ").endswith(b"]}}"):
         return None
+    text = raw.rstrip(b" ").decode("ascii")
     metadata: dict[str, str] = {}
     start = 1
     if (found := _METADATA.match(text)) is not None:
@@ -50,20 +47,20 @@ def scan(raw: bytes, bits: Mapping[str, int]) -> tuple[dict[str, Entry], dict[st
         except BadJson:
             return None
         start = found.end()
-    body = f"{text[start:-1]},"
-    entries = _ENTRY.findall(body)
-    # Matches do not overlap, so as many characters as there are leave no gap between them.
-    if sum(map(len, chain.from_iterable(entries))) + len(entries) * _AROUND != len(body):
-        return None
-    result = _checked(entries, bits)
+    result = _checked(f"{text[start:-1]},", bits)
     return None if result is None or "__metadata__" in result else (result, metadata)
 
 
-def _checked(entries: list[tuple[str, str, str, str, str]], bits: Mapping[str, int]) -> dict[str, Entry] | None:
-    """Return the entries by name; None if one breaks a rule, or a name comes twice."""
+def _checked(body: str, bits: Mapping[str, int]) -> dict[str, Entry] | None:
+    """Return the entries by name; None if one breaks a rule, a name comes twice, or there is anything between them."""
     kinds: dict[tuple[str, str], tuple[str, tuple[int, ...], int]] = {}
     result: dict[str, Entry] = {}
-    for name, dtype, sizes, first, last in entries:
+    end = 0
+    for found_at in _ENTRY.finditer(body):
+        if found_at.start() != end:
+            return None
+        end = found_at.end()
+        name, dtype, sizes, first, last = found_at.groups()
         kind = kinds.get((dtype, sizes))
         if kind is None:
             found = _kind(sizes, bits.get(dtype, 0))
@@ -73,8 +70,10 @@ def _checked(entries: list[tuple[str, str, str, str, str]], bits: Mapping[str, i
         start, stop = int(first), int(last)
         if stop - start != kind[2]:
             return None
+        if name in result:
+            return None
         result[name] = kind[0], kind[1], start, stop
-    return result if len(result) == len(entries) else None
+    return result if end == len(body) else None
 
 
 def _kind(sizes: str, bits: int) -> tuple[tuple[int, ...], int] | None:

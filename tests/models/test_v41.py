@@ -91,7 +91,8 @@ def test_rank_files_are_the_oracles_byte_by_byte(
     source = load_checkpoint(folders[kind])
     outcome = reshard_folder(folders[kind], tmp_path / "out", mp, expert_dtype)
     assert_files(tmp_path / "out", KINDS[kind][1](source, mp, expert_dtype), tmp_path / "twin")
-    assert outcome.bytes_read == sum(tensor.nbytes for tensor in source.values())
+    casts = {name for name in source if expert_dtype == "fp8" and ".experts." in name and name.endswith(".scale")}
+    assert outcome.bytes_read == sum(tensor.nbytes * (1 + (name in casts)) for name, tensor in source.items())
 
 
 def test_each_kind_of_tensor_is_among_those_compared(folders: dict[str, Path]) -> None:
@@ -365,9 +366,14 @@ def test_v41_flashs_second_table_does_not_divide_by_eight_and_its_last_rank_says
         for part, columns, fill in (("weight", 256, b"\0"), ("scale", 8, b"\x7f")):
             name = f"layers.{layer}.engram.embed.{part}"
             assert {file.tensors[name].shape for file in recipe.files} == {(each, columns)}
-            (step,) = [step for step in recipe.steps if step.source.name == name]
-            assert [cut.pad_rows for cut, _ in step.landings[0].spread] == [0, padding]
-            assert (step.fill, step.source.shape[0]) == (fill, 8 * each - padding)
+            steps = [step for step in recipe.steps if step.source.name == name]
+            assert len(steps) > 500 if part == "weight" else len(steps) == 1, "98 GB are many steps"
+            rows, pads = [0, 0], [0, 0]
+            for cut, files in (piece for step in steps for piece in step.landings[0].spread):
+                rows[files[0]] += cut.rows
+                pads[files[0]] += cut.pad_rows
+            assert (rows, pads) == ([each, each], [0, padding])
+            assert {(step.fill, step.source.shape[0]) for step in steps} == {(fill, 8 * each - padding)}
 
 
 @pytest.mark.slow

@@ -1,12 +1,14 @@
 """Processes give what one worker gives; whatever becomes of one of them, none is left and the caller learns why."""
 
 import mmap
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +52,9 @@ def run(tasks: list[int], work: Work_, count: int = 2) -> list[int]:
     return found
 
 
-def children() -> set[int]:
-    """Processes that this one has started and that have not ended."""
-    return {int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()}
+def children() -> list[BaseProcess]:
+    """Worker processes that have not ended."""
+    return multiprocessing.active_children()
 
 
 @settings(max_examples=25, deadline=None)

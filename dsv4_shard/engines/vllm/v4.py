@@ -337,7 +337,8 @@ RULES: tuple[Rule, ...] = (
     ),
 )  # fmt: skip
 
-OTHERS: tuple[Rule, ...] = (
+OTHERS: tuple[Rule, ...] = in_stage(
+    StartStage.CONSTRUCTION,
     Divides(
         "unpadded-shared-blocks", Module.SHARED, lambda c: c.shared_intermediate, "shared intermediate size",
         lambda c: c.deployment.shared_parts, "TP", lambda c: c.block(Role.SHARED_GATE).rows, "blocks",

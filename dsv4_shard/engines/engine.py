@@ -119,7 +119,7 @@ class Engine:
         addition: Describes how the shared expert's output joins the sum.
         notes: Returns further notes for users of a deployment.
         layout: The files that the engine reads; None if this tool cannot write them.
-        others: Rules of other versions. They only explain messages in logs; no plan checks them.
+        others: Rules of other versions and of later checks. They only explain messages in logs; no plan checks them.
         families: Model families that the table is for.
         variants: Tables for other families.
         short_title: Name in narrow columns (default: `title`).

@@ -70,7 +70,7 @@ MESSAGES = [
      [ROUTED_192]),
     ("Mxfp4FlashinferCutlassMoEMethod requires hidden_size and intermediate_size_per_partition to be multiples of 128 "
      "(got hidden=7168, intermediate=192).", [ROUTED_192, "tiles of 128"]),
-    ("MXFP4 Marlin requires SM90 or SM120.", ["runner 'marlin' does not take FP4 experts on Blackwell (sm_100)"]),
+    ("MXFP4 Marlin requires SM90 or SM120.", ["runner marlin does not take FP4 experts on Blackwell (sm_100)"]),
     ("Current MXFP4 MoE layer does not satisfy Marlin constraints.",
      ["moe_intermediate_size 3072 / MoE TP 64 = 48, which is 1.5 FP4 groups of 32"]),
     ("ValueError: parallel topology is inconsistent (set by override_permanently):\ntp_size == moe_ep_size * "

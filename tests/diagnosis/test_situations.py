@@ -438,7 +438,7 @@ SHAPES = {
     ),
     "packed FP4 in triton": Situation(
         "    hidden_states.shape[1] == w1.shape[2] - padded_size\nAssertionError: Hidden size mismatch",
-        ("packed FP4", "triton runner does not take FP4", "--moe-runner-backend marlin", "SGLang"),
+        ("packed", "runner triton does not take FP4", "--runner marlin", "SGLANG_DSV4_FP4_EXPERTS=0", "SGLang"),
     ),
 }
 

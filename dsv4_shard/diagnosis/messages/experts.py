@@ -58,12 +58,6 @@ _NO_MARLIN = (
     "without VLLM_TEST_FORCE_FP8_MARLIN and --linear-backend marlin, where the GPU has FP8",
 )
 
-_TRITON_FP4 = by_engine(
-    sglang=("--moe-runner-backend marlin, or flashinfer_mxfp4 where the GPU has it", "a checkpoint with FP8 experts, "
-                                                                                     "with SGLANG_DSV4_FP4_EXPERTS=0"),
-    vllm=("--moe-backend marlin, or leave it out",),
-)  # fmt: skip
-
 _AS_CONFIG = (
     "dsv4-shard inspect REPO: dtypes and blocks of the tensors, against quantization_config and expert_dtype",
     "the config.json of the release, unchanged, with the release's own files",
@@ -156,9 +150,6 @@ EXPERTS = (
     Message(BOTH, r"size_(?P<axis>[nk]) = (?P<part>\d{1,8}) is not divisible by tile_[nk]_size = "
                   r"(?P<unit>\d{1,6})", _size_n,
           _NO_MARLIN, LOADING, anchors=("is not divisible by tile_",)),
-    Message(SGLANG, r"Hidden size mismatch(?P<which> w[12])?",
-          say("a rank's experts are packed FP4 (two values a byte), whose last axis is half the hidden size, and the "
-              "MoE runner expects one value a byte: SGLang's triton runner does not take FP4 experts"), _TRITON_FP4),
     Message(BOTH, r"(?:UnboundLocalError|local variable|cannot access local variable).{0,60}'name_mapped'",
           say("an expert's tensor has a name that vLLM maps to no parameter: another export of the model (stacked or "
               "renamed experts), or another quantization (its scales have other names)"),

@@ -336,8 +336,9 @@ MARLIN_RULE = Requires(
 RUNNER_RULES: tuple[Rule, ...] = (
     Requires(
         "triton-fp4", Module.ROUTED, lambda c: not _is_mxfp4(c, "triton"),
-        "runner triton takes the packed FP4 experts for weights of half the hidden size",
-        "AssertionError: Hidden size mismatch", remedies=(leave_out("runner"),), stage=StartStage.SERVING,
+        "runner triton does not take FP4 experts: it takes two packed values for one, so half the hidden size",
+        "AssertionError: Hidden size mismatch", stage=StartStage.SERVING,
+        remedies=(MARLIN, leave_out("runner"), "a checkpoint with FP8 experts, with SGLANG_DSV4_FP4_EXPERTS=0"),
     ),
     Requires(
         "runner", Module.ROUTED,
@@ -368,10 +369,18 @@ ROUTED_RULE = Divides(
     cut=Symptom(
         _moe_quote, _WRONG_SILENTLY,
         (MARLIN, MORE_EP),
-        (DOWN_QUOTE, "ValueError: Current MXFP4 MoE layer does not satisfy Marlin constraints."),
+        (DOWN_QUOTE,),
         tuple(dict.fromkeys(row.quote for rows in RUNNERS.values() for row in rows if row.quote)),
     ),
 )  # fmt: skip
+
+_MARLIN_GROUPS_RULE = Divides(
+    "marlin-groups", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
+    lambda c: c.deployment.moe_tp, "MoE TP", lambda _: FP4_GROUP, "FP4 groups",
+    cut=Symptom("RuntimeError: Current MXFP4 MoE layer does not satisfy Marlin constraints.", remedies=(MORE_EP,)),
+    when=lambda c: _is_mxfp4(c, "marlin"),
+)  # fmt: skip
+"""What Marlin's `process_weights_after_loading` says of the groups that `ROUTED_RULE` has for plans."""
 
 _WHOLE_SHARED = (WHOLE_SHARED, DEEPEP)
 
@@ -467,9 +476,16 @@ RULES: tuple[Rule, ...] = (
 )  # fmt: skip
 
 OTHERS: tuple[Rule, ...] = (
-    vocab_rule(Symptom(INDIVISIBLE_QUOTE, remedies=(f"SGLang {VERSION}, which pads the vocabulary to 64 × TP",))),
+    *in_stage(
+        StartStage.CONSTRUCTION,
+        vocab_rule(Symptom(INDIVISIBLE_QUOTE, remedies=(f"SGLang {VERSION}, which pads the vocabulary to 64 × TP",))),
+    ),
+    *in_stage(StartStage.LOADING, _MARLIN_GROUPS_RULE),
 )
-"""Error messages of versions before PR 31801: if padding to 64 does not divide, 0.5.23 pads to 64 × TP."""
+"""Rules that only explain messages.
+
+Before PR 31801 the vocabulary had to divide: if padding to 64 does not, 0.5.23 pads to 64 × TP.
+"""
 
 _PLACEMENTS: dict[Role, Placement] = {
     Role.Q_B: Split(0, "attention"),

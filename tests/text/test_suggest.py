@@ -69,7 +69,7 @@ def test_a_name_that_is_not_known_is_a_usage_error_that_names_what_was_meant(
 
 
 @pytest.mark.parametrize(("arguments", "verdict"), [
-    (("--runner", "triton_unfused"), "Does not run"),
+    (("--runner", "triton_unfused"), "Not verified"),
     (("--engine", "reference", "--runner", "marlin"), "Does not run"),
     (("--engine-version", "0.33.0"), "Not verified"),
     (("--engine", "vllm", "--a2a", "deepep"), "Does not run"),

@@ -595,6 +595,7 @@ def test_heads_of_v4_are_those_of_the_message() -> None:
     ("ValueError: For quantized MoE models, please make sure (moe_intermediate_size=3072 / moe_tp_size=16) % "
      "weight_block_size_n=128 == 0 where moe_tp_size is equal to tp_size (16) divided by ep_size (1).",
      StartStage.LOADING),
+    ("RuntimeError: Current MXFP4 MoE layer does not satisfy Marlin constraints.", StartStage.LOADING),
 ])  # fmt: skip
 def test_a_message_without_a_traceback_has_the_stage_of_its_rule(message: str, stage: StartStage) -> None:
     explanation = ask(message)

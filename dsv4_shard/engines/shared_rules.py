@@ -63,7 +63,7 @@ def left_out_draft(inventory: Inventory) -> str | None:
 KNOWN_DRAFT_RULE = Requires(
     "draft-format", Module.MTP, lambda c: c.inventory.is_draft_known,
     "the folders hold the draft's tensors too, and these are of a format that is not known", consequence=NOT_VERIFIED,
-    fatal=True, remedies=("--engine sglang or vllm, whose files hold the target alone",),
+    fatal=True, remedies=tuple(for_engine(name, ", whose files hold the target alone") for name in ("sglang", "vllm")),
 )  # fmt: skip
 """Rule of layouts that hold every tensor of the checkpoint."""
 

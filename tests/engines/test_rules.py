@@ -5,6 +5,7 @@ What the engines said and declared is in `data/sglang` and `data/vllm`, made by 
 
 import json
 import re
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -13,6 +14,7 @@ from support.checkpoints.full_size import (
     FLASH,
     PRO,
     PRO_FP8,
+    Tensors,
     breaches_of,
     config_of,
     deployment,
@@ -22,6 +24,7 @@ from support.checkpoints.full_size import (
     to_fp8_experts,
     variant_of,
 )
+from support.checkpoints.other_exports import EXPORTS, exported
 from support.checkpoints.skeletons import DATA
 from support.module_bytes import bytes_by_module, without_shared_tables
 
@@ -458,11 +461,21 @@ def test_the_reference_takes_an_fp8_re_release_as_it_is() -> None:
 # --- every rule ----------------------------------------------------------------------------------------------------
 
 
+DRAFTS: dict[str, Callable[[Tensors], Tensors]] = {
+    "FP8": to_fp8_experts,
+    "INT8": lambda tensors: exported(tensors, EXPORTS["ModelSlim"]),
+}
+
+
 @cache
-def demo(fp8: bool = False, **changes: Any) -> Inventory:
-    """The demo's inventory, with other numbers in its config."""
+def demo(fp8: bool = False, draft: str | None = None, **changes: Any) -> Inventory:
+    """The demo's inventory, with other numbers in its config, and its draft in another format."""
     document = DEMO_CONFIG | changes
     tensors = tensors_of(document)
+    if draft is not None:
+        drafts = DRAFTS[draft](tensors)
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("mtp.")}
+        tensors |= {name: tensor for name, tensor in drafts.items() if name.startswith("mtp.")}
     inventory = take_inventory(in_memory(document, to_fp8_experts(tensors) if fp8 else tensors))
     assert inventory.errors == ()
     return inventory
@@ -471,6 +484,7 @@ def demo(fp8: bool = False, **changes: Any) -> Inventory:
 BROKEN_RULES = [
     # engine, rule, the request that breaks it, and changes to the demo's config
     ("node", "ep-tp", {"tp": 8, "ep": 4}, {}),
+    ("node", "draft-format", {"tp": 8, "nodes": 2}, {"draft": "INT8"}),
     ("sglang", "nodes", {"tp": 8, "nodes": 3}, {}),
     ("sglang", "version", {"tp": 8, "engine_version": "0.5.0"}, {}),
     ("sglang", "expert-dtype", {"tp": 8, "expert_dtype": "fp8"}, {}),
@@ -558,6 +572,8 @@ BROKEN_RULES = [
     ("reference", "shared-way", {"tp": 8, "shared_experts": "split"}, {}),
     ("reference", "shared-way", {"tp": 8, "shared_experts": "pad"}, {}),
     ("reference", "expert-dtype", {"tp": 8, "expert_dtype": "fp4"}, {"fp8": True, "expert_dtype": "fp8"}),
+    ("reference", "draft-format", {"tp": 8}, {"draft": "FP8"}),
+    ("reference", "draft-format", {"tp": 8}, {"draft": "INT8"}),
     ("reference", "nodes", {"tp": 8, "nodes": 3}, {}),
     ("reference", "version", {"tp": 8, "engine_version": "V3"}, {}),
     ("reference", "one-shared-expert", {"tp": 8}, {"n_shared_experts": 2}),

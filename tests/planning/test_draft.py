@@ -116,7 +116,9 @@ def test_a_draft_of_an_unknown_format_keeps_no_target_from_being_planned(form: s
         assert note.endswith("It is left out, and the target drafts nothing; alone, it is not planned")
     for engine in ("reference", "node"):
         plan = make_plan(checkpoint, inventory, Request(2, engine=engine, nodes=2))
-        assert "draft-format" in [breach.rule for breach in plan.breaches]
+        (breach,) = [breach for breach in plan.breaches if breach.rule == "draft-format"]
+        ways = [f"--engine {name}, whose files hold the target alone" for name in ("sglang", "vllm")]
+        assert list(breach.remedies) == (ways if engine == "node" else [])
 
 
 def test_damage_to_a_draft_stays_an_error() -> None:

@@ -45,6 +45,9 @@ class Results:
     def search(self) -> Document:
         return dsv4_shard.search(self.model, gpus=2, gpu="h20-96")
 
+    def fewest(self) -> Document:
+        return dsv4_shard.fewest(self.model)
+
     def compare(self) -> Document:
         return dsv4_shard.compare(dsv4_shard.plan(self.model, tp=1), dsv4_shard.plan(self.model, tp=2))
 
@@ -105,7 +108,7 @@ class Results:
 
 
 NAMES = tuple(name for name, method in vars(Results).items() if callable(method) and not name.startswith("_"))
-IN_HTML = ("inspect", "plan", "plan_that_does_not_run", "report", "report_of_a_checkpoint", "search")
+IN_HTML = ("inspect", "plan", "plan_that_does_not_run", "report", "report_of_a_checkpoint", "search", "fewest")
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +149,7 @@ def test_a_result_takes_no_unknown_field_and_does_not_change(name: str, results:
         ("inspect", "inspect MODEL"),
         ("plan", "plan MODEL --tp 16 --gpu h20-96"),
         ("search", "plan MODEL --gpus 2 --gpu h20-96"),
+        ("fewest", "plan MODEL"),
         ("explain", f"explain {MESSAGE!r}"),
         ("reshard", "reshard MODEL FOLDER/again --tp 2"),
         ("reshard_dry_run", "reshard MODEL FOLDER/none --tp 2 --dry-run"),
@@ -172,7 +176,7 @@ def test_a_notebook_gets_a_small_table(name: str, results: Results) -> None:
     page = found._repr_html_()
     assert page.startswith("<table>")
     assert page.endswith("</table>")
-    assert html.escape(str(results.model)) in page or name == "search"
+    assert html.escape(str(results.model)) in page or name in ("search", "fewest")
     assert len(page) < 10_000
 
 

@@ -223,9 +223,3 @@ def test_what_a_hostile_plan_says_is_shown_escaped(split: Plan) -> None:
     shown = console.export_text()
     assert "\x1b" not in shown
     assert "\\x1b[31mred[/bold]" in re.sub(r"\s", "", shown)
-
-
-def test_plan_without_tp_and_without_compare_is_a_usage_error() -> None:
-    result = CliRunner().invoke(app, ["plan", PRO])
-    assert result.exit_code == ExitCode.USAGE
-    assert "neither --tp nor --gpus" in result.stderr

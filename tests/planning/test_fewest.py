@@ -115,11 +115,11 @@ def test_numbers_are_every_one_and_then_few() -> None:
                                                                               "256, 384, 512")  # fmt: skip
 
 
-@pytest.mark.parametrize("gpus", [1, 2, 4, 5, 7, 8, 9, 11, 13, 15])
+@pytest.mark.parametrize("gpus", [1, 2, 4, 5, 7, 8, 9, 11, 13])
 def test_more_gpus_that_would_do_are_found_from_any_number(gpus: int) -> None:
-    """Twelve H100 hold V4-Pro: no search on fewer may say that nothing does."""
+    """Twelve H100 hold V4-Pro, and 14, over which vLLM spreads 384 experts unevenly: no search may say that none do."""
     result = search(*inventory_of(PRO), Request(gpus, gpu="h100"))
-    more = 12 if gpus < 12 else 16
+    more = 12 if gpus < 12 else 14
     assert (result.elsewhere[0].gpus, result.elsewhere[0].gpu) == (more, "h100")
     assert f"{more} are the fewest that do" in result.reach
 

@@ -153,7 +153,7 @@ FAULTS = {
     "modes of files": "run: umask_is_respected",
     # ending early
     "whichever call is the last": "crashes: whichever_call_is_the_last_the_next_run_ends_as_if_nothing_had_been",
-    "signals at any moment": "resume: a_process_that_is_killed_a_hundred_times_loses_nothing",
+    "signals at any moment": "resume: a_process_that_is_killed_fifty_times_loses_nothing",
     "going on with another layout": "resume: another_layout_is_refused",
     "going on with another version": "resume: what_another_version_left_is_continued",
     "going on with other weights": "resume: weights_that_were_written_to_since_are_refused",

@@ -418,7 +418,7 @@ def test_there_are_as_many_ranks_as_nodes(model: Path, tmp_path: Path) -> None:
         ({"tp": 8, "ep": 4, "nodes": 2}, "ep-tp", "EP is 4 and MoE TP 2"),
         ({"tp": 8, "ep": 1, "nodes": 2}, "ep-tp", "EP is 1 and MoE TP 8"),
         ({"tp": 16, "nodes": 2, "dp": 16}, "experts", "n_routed_experts 8 / EP 16 = 0.5: not whole"),
-        ({"tp": 8, "nodes": 2, "runner": "triton"}, "triton-fp4", "for weights of half the hidden size"),
+        ({"tp": 8, "nodes": 2, "runner": "triton"}, "triton-fp4", "does not take FP4"),
     ],
 )
 def test_what_folders_cannot_serve_is_refused(

@@ -88,7 +88,7 @@ class OutputTarget:
 def into_folder(job: Job, checkpoint: Checkpoint, out: Path, work: str, reporter: Reporter, **options: Any) -> Outcome:
     """Write a job's files into a folder. Options and errors are those of `sharding.run.reshard`.
 
-    The job's ranks are claimed first. Raises OutputBusy if another run writes one of them.
+    Claims the job's ranks first. Raises OutputBusy if another run writes one of them.
     """
     moving = reporter.task(Task(work), sum(file.payload for file in job.recipe.files))
     with claimed(out, job.ranks, is_share=job.is_share), _naming_leftovers(job, out), moving as task:

@@ -1,7 +1,7 @@
-"""A connection to a Ray cluster whose calls end: with an answer, or with an error once the cluster is lost.
+"""A connection to a Ray cluster whose calls always end: with an answer, or with an error once the cluster is lost.
 
-Ray's own calls wait for ever after the raylet of this machine has died, and Ray ends this process a minute after the
-head has died. So calls are made in another thread, and meanwhile both servers are asked for a sign of life.
+After the raylet of this machine has died, Ray's own calls never return. After the head has died, Ray ends this process
+within a minute. So calls run in another thread, while both servers are asked for a sign of life.
 """
 
 import atexit
@@ -26,7 +26,7 @@ _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SCHEDULER_EVENTS": "0"}
 
 _NO_CLUSTER = "`ray start --head` starts one, `ray status` shows it; run this command on one of its nodes."
 
-_LOST = "`ray start`, as before, starts it again; then the same command goes on from what is kept."
+_LOST = "Start it again with `ray start`. Then the same command resumes."
 
 _CONNECT_SECONDS = 10.0
 """Time for a server to answer when a run begins."""

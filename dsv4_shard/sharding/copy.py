@@ -68,7 +68,7 @@ class CopyResult:
 
 @dataclass(frozen=True, slots=True)
 class Listeners:
-    """What is told while a recipe runs. Any thread may call.
+    """Callbacks of a run. Any thread may call them.
 
     Attributes:
         on_progress: Receives the bytes put since its last call.
@@ -102,7 +102,7 @@ def copy(
         source: The checkpoint to read.
         sink: Receives the bytes of each output file.
         workers: Number of workers; 1 thread is the calling one.
-        listeners: What is told of the progress.
+        listeners: Callbacks for progress and results.
         allow_inexact: Let a cast round.
         finished: Steps that an earlier run finished. Their digests are reused.
         in_order: Source files that one worker each reads from beginning to end.
@@ -128,8 +128,9 @@ def copy(
         if not processes or not single:
             _in_threads(_Threads(mover, chain(whole, ([number] for number in single)), results, listeners), workers)
         else:
-            with _beside(_Threads(mover, iter(whole), results, listeners), workers if whole else 0):
-                _in_processes(mover, _batches(recipe, single), workers, source.witness, results, listeners)
+            beside = _Threads(mover, iter(whole), results, listeners)
+            with _beside(beside, workers if whole else 0):
+                _in_processes(mover, _batches(recipe, single), workers, source.witness, results, listeners, beside)
         changed = [line for file in files.values() if (line := file.changed())]
         if changed:
             raise SourceChanged(changed[0])
@@ -137,9 +138,10 @@ def copy(
 
 
 def _by_file(recipe: Recipe, is_finished: bytearray) -> Iterator[tuple[str, list[int]]]:
-    """Each source file with the numbers of the steps that are left of it, in the order of its bytes."""
-    for file, numbers in groupby(range(len(recipe.steps)), key=lambda number: recipe.steps[number].source.file):
-        yield file, [number for number in numbers if not is_finished[number]]
+    """Each source file that is not finished, with the numbers of the steps that are left, in the order of its bytes."""
+    left = (number for number, done in enumerate(is_finished) if not done)
+    for file, numbers in groupby(left, key=lambda number: recipe.steps[number].source.file):
+        yield file, list(numbers)
 
 
 def _batches(recipe: Recipe, numbers: Iterable[int]) -> Iterator[list[int]]:
@@ -163,8 +165,9 @@ def _in_processes(
     witness: Witness | None,
     results: "_Results",
     listeners: Listeners,
+    beside: "_Threads",
 ) -> None:
-    """Run the batches in processes, and keep what they send."""
+    """Run the batches in processes, and keep what they send. Raises an error of the threads `beside` as its own."""
 
     def prepare() -> Callable[[Sequence[int]], Iterator[tuple[Moved, list[Any]]]]:
         own = mover(lambda _: None, lambda *_: None, lambda: False)
@@ -179,6 +182,8 @@ def _in_processes(
         return work
 
     def keep(result: tuple[Moved, list[Any]]) -> None:
+        if beside.error is not None:
+            raise beside.error
         moved, seen = result
         if witness is not None:
             witness.settle(seen)
@@ -218,7 +223,11 @@ def _in_threads(run: "_Threads", workers: int) -> None:
 
 
 def pays_processes(recipe: Recipe, source: Source, workers: int) -> bool:
-    """Whether processes are faster than threads: not for remote sources, whose bytes arrive in this process."""
+    """Whether processes are faster than threads.
+
+    They are not for remote sources, whose bytes arrive in this process, nor for little work. Daemonic processes may not
+    have any.
+    """
     is_large = sum(file.payload for file in recipe.files) >= _LARGE_BYTES
     return workers > 1 and source.root is not None and is_large and not multiprocessing.current_process().daemon
 
@@ -241,6 +250,8 @@ class _Threads:
         self._mover, self._batches, self._results, self._listeners = mover, batches, results, listeners
         self._lock = threading.Lock()
         self._stopped = False
+        self.error: BaseException | None = None
+        """The first error of a worker."""
 
     def stop(self) -> None:
         """Make each worker end after its current chunk."""
@@ -254,7 +265,8 @@ class _Threads:
                 for number in batch:
                     if not self._stopped and (moved := mover.move(number)) is not None:
                         self._results.keep(moved)
-        except BaseException:
+        except BaseException as error:
+            self.error = self.error or error
             self.stop()
             raise
 

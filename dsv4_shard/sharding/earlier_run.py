@@ -9,8 +9,8 @@ import xxhash
 
 from dsv4_shard.sharding import journal
 from dsv4_shard.sharding.journal import Finished, Journal, RunIdentity, Unfinished, read_journal, refuse_other
-from dsv4_shard.sharding.recipe import OutputFile, Recipe, number_of_pieces, pieces_of
-from dsv4_shard.sources.base import CHUNK_BYTES, Source
+from dsv4_shard.sharding.recipe import OutputFile, Recipe, pieces_of
+from dsv4_shard.sources.base import Source
 from dsv4_shard.sources.local import LocalFile
 from dsv4_shard.storage import DIGEST_BYTES, Staging
 
@@ -61,11 +61,8 @@ def _is_there(step: Finished, recipe: Recipe, folder: Path) -> bool:
 def _digest(path: Path, start: int, stop: int) -> bytes:
     """The xxh3-128 of bytes `[start, stop)` of a file. Raises ReadFailed."""
     file, running = LocalFile(path, path.name), xxhash.xxh3_128()
-    buffer = memoryview(bytearray(min(CHUNK_BYTES, stop - start)))
     try:
-        for position in range(start, stop, CHUNK_BYTES):
-            data = buffer[: min(CHUNK_BYTES, stop - position)]
-            file.readinto(position, data)
+        for data in file.chunks(start, stop):
             running.update(data)
     finally:
         file.close()
@@ -81,7 +78,7 @@ def _fits(finished: list[Finished], recipe: Recipe) -> bool:
     """Whether the steps of a journal fit this recipe."""
     steps = recipe.steps
     return all(
-        step.number < len(steps) and len(step.digests) == DIGEST_BYTES * number_of_pieces(steps[step.number])
+        step.number < len(steps) and len(step.digests) == DIGEST_BYTES * len(pieces_of(steps[step.number]))
         for step in finished
     )
 

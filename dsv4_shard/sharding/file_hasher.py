@@ -155,7 +155,10 @@ class _Progress:
             return self._is_claimed
 
     def extend(self, start: int, stop: int) -> bool:
-        """Note that bytes are there. Return True if the caller must read back: then the file is claimed."""
+        """Record that the file has the bytes `[start, stop)`.
+
+        Return True if the caller must read back and hash them; the file is then claimed for it.
+        """
         with self._lock:
             if start > self.there:
                 self._islands[start] = stop

@@ -8,7 +8,7 @@ import xxhash
 
 from dsv4_shard.errors import InexactCast
 from dsv4_shard.sharding.journal import Finished
-from dsv4_shard.sharding.recipe import Fixed, Piece, Recipe, Step, pieces_of, row_runs, stripes
+from dsv4_shard.sharding.recipe import Fixed, Piece, Recipe, Slice, Step, pieces_of, row_runs, stripes
 from dsv4_shard.sources.base import CHUNK_BYTES, OpenFile
 from dsv4_shard.tensors.decoding import Decoded, Transform
 from dsv4_shard.tensors.dtype_casts import Bytes
@@ -89,7 +89,7 @@ class Mover:
         if self._is_stopped():
             return None
         digests = b"".join(piece.hash.digest() for piece in pieces)
-        nbytes = sum(piece.done * len(piece.files) for piece in pieces)
+        nbytes = sum(piece.done * len(piece.piece.files) for piece in pieces)
         return Moved(Finished(number, digests, inexact, nbytes), self._bytes_read, tuple(self._differing))
 
     def put_fixed(self, fixed: Fixed) -> Moved:
@@ -103,21 +103,22 @@ class Mover:
         self._files[name].readinto(start, buffer, once=True)
         self._bytes_read += len(buffer)
 
-    def _append(self, piece: "_Running", data: Bytes) -> None:
+    def _append(self, running: "_Running", data: Bytes) -> None:
         """Hash the next bytes of a piece and put them into each of its files.
 
         `data` is a uint8 array of any shape; its bytes are taken in C order.
         """
         data = np.ascontiguousarray(data)
         view = data.data.cast("B")
-        piece.hash.update(view)
+        piece = running.piece
+        running.hash.update(view)
         for file in piece.files:
-            offset = self._recipe.offset(file, piece.tensor) + piece.at + piece.done
+            offset = self._recipe.offset(file, piece.tensor) + piece.at + running.done
             differs = self._sink.put(file, offset, view)
             if differs is not None:
                 self._differing.append((file, differs))
             self._on_data(file, offset, view)
-        piece.done += len(view)
+        running.done += len(view)
         self._on_progress(len(view) * len(piece.files))
 
     def _move(self, step: Step, pieces: list["_Running"]) -> int:
@@ -125,16 +126,16 @@ class Mover:
 
         New scales are made from whole stripes, of which chunks and cuts consist.
         """
-        areas = [cut.rectangle for piece in pieces if (cut := piece.cut) is not None]
         for row, matrix in self._chunks(step):
-            for piece, area in zip(pieces, areas, strict=True):
+            for piece in pieces:
+                area = piece.cut.rectangle
                 start, stop = max(row, area.row_start), min(row + len(matrix), area.row_stop)
                 if start < stop:
                     part = _columns(matrix[start - row : stop - row], area)
-                    padded = _padded(part, piece.pad_cols, step.fill)
+                    padded = _padded(part, piece.cut.pad_cols, step.fill)
                     self._append(piece, _rescaled(padded, step) if step.makes_scale else _converted(padded, step))
         for piece in pieces:
-            for nbytes in _parts(piece.pad_nbytes):
+            for nbytes in _parts(piece.cut.pad_rows * piece.cut.row_nbytes):
                 if not self._is_stopped():
                     self._append(piece, _converted(_filled(1, nbytes, step.fill), step))
         return 0
@@ -179,7 +180,6 @@ class Mover:
         """Read the rows of a piece a few whole stripes at a time, together with their scales, and decode them."""
         tensor, scale = step.source, step.scale
         assert scale is not None, "recipes give every transform its scale"
-        assert piece.cut is not None, "decoded pieces are cuts"
         row_nbytes = whole_rectangle(tensor.dtype, tensor.shape).stop
         scale_row_nbytes = whole_rectangle(scale.dtype, scale.shape).stop
         for row, rows, scale_row, scale_rows in stripes(step, piece.cut.rectangle):
@@ -196,30 +196,23 @@ class _Running:
     """A piece on its way to the output files.
 
     Attributes:
-        cut: See `Piece`.
-        tensor: See `Piece`.
-        at: See `Piece`.
-        files: See `Piece`.
+        piece: The piece.
         hash: Running xxh3-128 of the bytes so far.
         done: Bytes put so far.
     """
 
-    __slots__ = ("at", "cut", "done", "files", "hash", "tensor")
+    __slots__ = ("done", "hash", "piece")
 
     def __init__(self, piece: Piece) -> None:
-        self.cut, self.tensor, self.at, self.files = piece.cut, piece.tensor, piece.at, piece.files
+        self.piece = piece
         self.hash = xxhash.xxh3_128()
         self.done = 0
 
     @property
-    def pad_cols(self) -> int:
-        """Bytes of padding on the right of each row."""
-        return self.cut.pad_cols if self.cut else 0
-
-    @property
-    def pad_nbytes(self) -> int:
-        """Bytes of padding below the last row."""
-        return self.cut.pad_rows * self.cut.row_nbytes if self.cut else 0
+    def cut(self) -> Slice:
+        """The cut of the source. Raises AssertionError for a tensor that comes from no checkpoint."""
+        assert self.piece.cut is not None, "steps move cuts"
+        return self.piece.cut
 
 
 def _repeated(rows: Bytes, step: Step) -> Bytes:

@@ -203,11 +203,6 @@ def pieces_of(step: Step) -> list[Piece]:
     ]
 
 
-def number_of_pieces(step: Step) -> int:
-    """How many pieces a step makes."""
-    return sum(len(landing.spread) for landing in step.landings)
-
-
 def row_runs(step: Step) -> list[tuple[int, int]]:
     """The rows `[first, last)` that a step needs of its source (after `repeat`), in order and without overlap."""
     wanted = {(area.row_start, area.row_stop) for area in _areas(step) if area.row_start < area.row_stop}

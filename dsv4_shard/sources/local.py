@@ -55,6 +55,17 @@ class LocalFile:
                 raise ReadFailed(f"{self._path}: ends at byte {start + done}, {len(buffer) - done} bytes early")
             done += count
 
+    def chunks(self, start: int, stop: int, *, once: bool = False) -> Iterator[memoryview]:
+        """Yield bytes `[start, stop)` in order, CHUNK_BYTES at a time, in one buffer that each step fills again.
+
+        `once` is that of `readinto`. Raises ReadFailed with the offset.
+        """
+        buffer = memoryview(bytearray(min(CHUNK_BYTES, stop - start)))
+        for position in range(start, stop, CHUNK_BYTES):
+            data = buffer[: min(CHUNK_BYTES, stop - position)]
+            self.readinto(position, data, once=once)
+            yield data
+
     def drop(self, stop: int) -> None:
         """Drop bytes `[0, stop)` from the page cache."""
         if stop:
@@ -86,11 +97,8 @@ def file_sha256(path: Path, name: str, on_progress: Callable[[int], None] = lamb
     reading. Raises ReadFailed, also if the file changes meanwhile.
     """
     file, running = LocalFile(path, name), hashlib.sha256()
-    buffer = memoryview(bytearray(min(CHUNK_BYTES, file.nbytes)))
     try:
-        for start in range(0, file.nbytes, CHUNK_BYTES):
-            data = buffer[: min(CHUNK_BYTES, file.nbytes - start)]
-            file.readinto(start, data, once=True)
+        for data in file.chunks(0, file.nbytes, once=True):
             running.update(data)
             on_progress(len(data))
         if (change := file.changed()) is not None:

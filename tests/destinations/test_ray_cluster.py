@@ -309,7 +309,7 @@ def test_a_run_whose_own_node_dies_ends_says_what_to_do_and_can_go_on(
     lost = "the Ray node of this machine" if "raylet" in servers else "the head of the Ray cluster"
     how = "has ended" if "raylet" in servers else r"gave no sign of life for 40 s"
     assert re.fullmatch(rf"{lost} \([\d.:]+\) {how}: Connection refused", message)
-    assert "`ray start`, as before, starts it again; then the same command goes on" in hint
+    assert "Start it again with `ray start`. Then the same command resumes." in hint
     assert kept.startswith(f"Kept for {tmp_path / 'out'}: ranks 0-3 on ")
     hold.unlink()
     if servers == ["raylet"]:  # the cluster is there, and this machine has another node

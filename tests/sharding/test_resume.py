@@ -29,6 +29,7 @@ from support.folders import apart_from_statements
 from support.paths import ROOT
 from typer.testing import CliRunner
 
+import dsv4_shard
 from dsv4_shard import cli
 from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, write_checkpoint
 from dsv4_shard.engines.deployment import Request
@@ -136,6 +137,57 @@ def test_the_same_command_goes_on_and_reads_only_what_is_missing(
     assert 0 < outcome.bytes_read < whole.bytes_read - saved // 2  # at most two files get each byte
     assert contents(tmp_path / "out") == expected
     assert not (tmp_path / STAGING).exists()
+
+
+class StopsAfter(dsv4_shard.Progress):
+    """Ends the run when so many bytes were put."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.stop = stop_after(nbytes)
+
+    def advance(self, task: Task, nbytes: int) -> None:
+        self.stop(nbytes)
+
+
+@pytest.mark.parametrize("after", [300_000, 600_000, 1_000_000, 2_000_000])
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_node_folders_are_resumed_after_any_of_their_links(
+    jobs: int, after: int, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each linked file is hashed by one worker; some are finished."""
+    monkeypatch.setattr(journal, "SAVE_BYTES", 1)
+    monkeypatch.setattr(reporting_progress, "SECONDS_BETWEEN_CALLS", 0)
+    layout: dict[str, Any] = {"engine": "node", "tp": 2, "nodes": 2}
+    dsv4_shard.reshard(small, tmp_path / "whole", **layout)
+    with pytest.raises(Stop):
+        dsv4_shard.reshard(small, tmp_path / "out", jobs=1, progress=StopsAfter(after), **layout)
+    assert dsv4_shard.reshard(small, tmp_path / "out", jobs=jobs, **layout).bytes_resumed > after // 2
+    assert contents_of_all(tmp_path / "out") == contents_of_all(tmp_path / "whole")
+
+
+def contents_of_all(folder: Path) -> dict[str, bytes]:
+    """Those of files in folders too."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_steps_whose_bytes_are_not_those_of_the_journal_are_done_again_and_no_later_mark_confirms_them(
+    small: Path, expected: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a power failure: the journal lists steps whose bytes never reached the disk."""
+    monkeypatch.setattr(journal, "SYNC_BYTES", 1 << 40)
+    saved = break_off(small, tmp_path / "out")
+    for file in (tmp_path / STAGING / "result").glob("*.safetensors"):
+        with file.open("r+b") as staged:
+            staged.seek(file.stat().st_size // 3)
+            staged.write(bytes(file.stat().st_size // 3))
+    monkeypatch.setattr(journal, "SYNC_BYTES", 1)
+    again = break_off(small, tmp_path / "out", after=200_000)
+    found = read_journal(tmp_path / STAGING / "journal")
+    assert found is not None
+    assert found.finished, "marks were made"
+    assert again < saved + 200_000, "what was lost is listed no more"
+    assert reshard_folder(small, tmp_path / "out", 2).bytes_resumed == again
+    assert contents(tmp_path / "out") == expected
 
 
 def test_a_run_that_begins_anew_says_nothing_of_going_on(small: Path, tmp_path: Path) -> None:

@@ -291,3 +291,21 @@ def test_a_run_whose_processes_are_killed_is_resumed(
     outcome = dsv4_shard.reshard(model, tmp_path / "out", tp=2, jobs=2)
     assert outcome.bytes_resumed > 0
     assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_an_error_of_a_thread_that_hashes_links_ends_the_processes(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent, move = os.getpid(), Mover.move
+
+    def fails_here(mover: Any, number: int) -> Any:
+        if os.getpid() == parent:
+            raise ReadFailed("a link: gone")
+        time.sleep(0.01)
+        return move(mover, number)
+
+    monkeypatch.setattr(Mover, "move", fails_here)
+    with pytest.raises(ReadFailed, match="a link: gone"):
+        dsv4_shard.reshard(model, tmp_path / "out", jobs=2, **LAYOUTS["node"])
+    assert not children()
+    assert not (tmp_path / "out").exists()

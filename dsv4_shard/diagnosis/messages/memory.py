@@ -24,7 +24,7 @@ _MODELS = 2
 
 def _out_of_memory(evidence: Evidence) -> Iterator[str]:
     """Explain that memory is short; name the GPUs with the printed memory, and the ranks that the weights need."""
-    yield "the weights of a rank do not fit into the GPU's memory, or leave too little for the rest"
+    yield "the weights do not fit into the GPU's memory, or leave too little for KV cache and activations"
     if not evidence.groups["total"]:
         return
     total = float(evidence.groups["total"])

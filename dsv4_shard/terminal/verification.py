@@ -81,7 +81,7 @@ def _show_verdict(console: Console, found: "Verification | SharesVerification", 
         verb = "is" if len(found.ranks) == 1 else "are"
         paragraph(console, f"{say_ranks(found.ranks)} {verb} as written; {say_ranks(found.missing)} missing", "yellow")
     else:
-        paragraph(console, "all as it should be", "green")
+        paragraph(console, "no problems found", "green")
 
 
 def show_unknown(console: Console, folders: "Sequence[Verification]") -> None:

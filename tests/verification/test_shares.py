@@ -160,7 +160,7 @@ def test_the_command_takes_folders_together(model: Path, pair: tuple[Path, Path]
     assert shown.exit_code == 0
     text = " ".join(shown.stdout.split())
     assert "together: ranks 0-7 of 8, layout sglang" in text
-    assert text.endswith("all as it should be")
+    assert text.endswith("no problems found")
     document = json.loads(run(app, ["verify", *folders, "--json"]).stdout)
     assert (document["ok"], document["ranks"], document["missing"]) == (True, list(range(8)), [])
     assert [one["folder"] for one in document["folders"]] == folders
@@ -169,7 +169,7 @@ def test_the_command_takes_folders_together(model: Path, pair: tuple[Path, Path]
     assert "ranks 0-3 of 8" in alone.stdout
     assert "missing: ranks 4-7 of 8, not in this folder" in alone.stdout
     assert "ranks 0-3 are as written; ranks 4-7 missing" in alone.stdout
-    assert "all as it should be" not in alone.stdout
+    assert "no problems found" not in alone.stdout
     document = json.loads(run(app, ["verify", folders[0], "--json"]).stdout)
     assert (document["ok"], document["missing"]) == (True, [4, 5, 6, 7])
     (pair[1] / "config.json").write_text("{}")
@@ -184,7 +184,7 @@ def test_the_command_names_ranks_that_are_missing(model: Path, tmp_path: Path) -
     shown = CliRunner().invoke(app, ["verify", *folders]).stdout
     assert "missing: ranks 1-6 of 8, in none of these folders" in shown
     assert "ranks 0,7 are as written; ranks 1-6 missing" in shown
-    assert "all as it should be" not in shown
+    assert "no problems found" not in shown
 
 
 @pytest.mark.parametrize("name", ["a", "./a", "b/../a", "link", "link/"])

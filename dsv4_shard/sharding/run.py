@@ -84,6 +84,7 @@ def reshard(
         WriteFailed: The output cannot be written.
         SourceChanged: A source file changed.
         InexactCast: An FP8 cast would round.
+        WorkerLost: A worker process was killed.
     """
     check_destination(job, checkpoint, out, overwrite)
     recipe, run = job.recipe, _run(job, checkpoint)

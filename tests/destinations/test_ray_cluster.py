@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
@@ -67,6 +68,9 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), st
 def on_ray(test: Callable[..., None]) -> Callable[..., None]:
     """Mark a test that takes part in one cluster, which is enough for all of these."""
     return pytest.mark.ray(pytest.mark.xdist_group("ray")(test))
+
+
+needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 
 
 class RayCluster(NamedTuple):
@@ -382,12 +386,14 @@ def test_without_ray_it_is_said_how_to_install_it(model: Path, tmp_path: Path, m
     assert "pip install 'dsv4-shard[ray]'" in said
 
 
+@needs_ray
 def test_an_address_where_nothing_answers_is_unreachable_at_once(model: Path, tmp_path: Path) -> None:
     code, said = refused(str(model), str(tmp_path / "out"), "--tp", "8", "--ray", "127.0.0.1:1")
     assert code == ExitCode.NETWORK
     assert "--ray '127.0.0.1:1': no Ray cluster can be reached" in said
 
 
+@needs_ray
 def test_an_address_that_takes_a_connection_and_is_silent_is_unreachable_in_time(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -132,6 +132,7 @@ def plan(
     command_context: typer.Context,
     given: dict[str, Any],
     repo: options.DefaultRepoArg = None,
+    details: options.DetailsOpt = False,
     compare: options.CompareOpt = None,
     as_json: options.JsonOpt = False,
 ) -> None:
@@ -151,34 +152,39 @@ def plan(
         return
     if "gpus" in given:
         refuse_beside_gpus(name for name in given if name not in (*names_of(SearchOptions), "pick"))
-        _search(repo or default_repo(), as_json, given)
+        _search(repo or default_repo(), as_json, given, details)
         return
     if "rank_by" in given:
         raise rank_by_alone()
     if "tp" not in given:
         refuse_beside_no_layout(name for name in given if name not in (*names_of(FewestOptions), "pick", "output"))
-        _fewest(repo or default_repo(), as_json, given)
+        _fewest(repo or default_repo(), as_json, given, details)
         return
     if "pick" in given:
         raise UsageError("--pick and --tp: a layout is one row", hint="Leave out --pick.")
     made = dsv4_shard.plan(repo or default_repo(), **given)
-    _show_plan(made, given.get("output"), as_json)
-    if not made.feasible:
-        raise typer.Exit(ExitCode.NO)
+    _show_plan(made, given.get("output"), as_json, details)
 
 
-def _show_plan(made: "Plan", output: Path | None, as_json: bool) -> None:
+def _show_plan(made: "Plan", output: Path | None, as_json: bool, details: bool) -> None:
+    """Show a plan, and exit with the code of its verdict."""
+    from dsv4_shard.engines import Verdict, title_of
+
     if as_json:
         print(made.to_json(), end="")
-        return
-    from dsv4_shard.engines import title_of
-    from dsv4_shard.terminal.plan import show_plan
+    else:
+        from dsv4_shard.terminal.plan import show_plan
+        from dsv4_shard.terminal.plan_details import show_details
 
-    title = title_of(made.request.engine, made.engine_version)
-    show_plan(_consoles()[0], made, title, str(output) if output else None)
+        title = title_of(made.request.engine, made.engine_version)
+        show_plan(_consoles()[0], made, title, str(output) if output else None)
+        if details:
+            show_details(_consoles()[0], made)
+    if not made.verdict.is_good:
+        raise typer.Exit(ExitCode.NOT_VERIFIED if made.verdict is Verdict.UNVERIFIED else ExitCode.NO)
 
 
-def _search(repo: str, as_json: bool, given: dict[str, Any]) -> None:
+def _search(repo: str, as_json: bool, given: dict[str, Any], details: bool) -> None:
     """Run `plan --gpus`."""
     from dsv4_shard.terminal.search import show_search
 
@@ -186,7 +192,7 @@ def _search(repo: str, as_json: bool, given: dict[str, Any]) -> None:
     wanted = given if pick is None else {name: value for name, value in given.items() if name != "output"}
     found = dsv4_shard.search(repo, **wanted)
     if pick is not None:
-        _plan_row(repo, [layout.request for layout in found.layouts], pick, as_json, given)
+        _plan_row(repo, [layout.request for layout in found.layouts], pick, as_json, given, details)
         return
     if as_json:
         _print_json(found)
@@ -196,7 +202,7 @@ def _search(repo: str, as_json: bool, given: dict[str, Any]) -> None:
         raise typer.Exit(ExitCode.NO)
 
 
-def _fewest(repo: str, as_json: bool, given: dict[str, Any]) -> None:
+def _fewest(repo: str, as_json: bool, given: dict[str, Any], details: bool) -> None:
     """Run `plan` without a layout."""
     from dsv4_shard.terminal.fewest import show_fewest
 
@@ -204,7 +210,7 @@ def _fewest(repo: str, as_json: bool, given: dict[str, Any]) -> None:
     found = dsv4_shard.fewest(repo, **{name: value for name, value in given.items() if name != "output"})
     rows = [kind.layout.request for kind in found.kinds if kind.layout is not None]
     if pick is not None:
-        _plan_row(repo, rows, pick, as_json, given)
+        _plan_row(repo, rows, pick, as_json, given, details)
         return
     if "output" in given:
         raise UsageError("--output without a layout", hint="Name the row whose plan is to be written with --pick.")
@@ -216,16 +222,14 @@ def _fewest(repo: str, as_json: bool, given: dict[str, Any]) -> None:
         raise typer.Exit(ExitCode.NO)
 
 
-def _plan_row(repo: str, rows: "list[Request]", pick: int, as_json: bool, given: dict[str, Any]) -> None:
+def _plan_row(repo: str, rows: "list[Request]", pick: int, as_json: bool, given: dict[str, Any], details: bool) -> None:
     """Plan the row `pick`, from 1, of the layouts that a search found."""
     if pick > len(rows):
         raise UsageError(f"--pick {pick}: there are {len(rows)} rows", hint="Run without --pick to see them.")
     request = {name: value for name, value in vars(rows[pick - 1]).items() if value is not None}
     more = {name: given[name] for name in ("context", "output", "refresh") if name in given}
     made = dsv4_shard.plan(repo, **request, **more)
-    _show_plan(made, given.get("output"), as_json)
-    if not made.feasible:
-        raise typer.Exit(ExitCode.NO)
+    _show_plan(made, given.get("output"), as_json, details)
 
 
 def _compare(a: Path, b: Path, as_json: bool) -> None:

@@ -23,11 +23,13 @@ class ExitCode(IntEnum):
 
     DONE = 0
     NO = 1
-    """The result is negative: the layout is infeasible, or the verification failed."""
+    """The result is negative: the layout does not run, or the verification failed."""
     USAGE = 2
     CHECKPOINT = 3
     IO = 4
     NETWORK = 5
+    NOT_VERIFIED = 6
+    """Unknown whether the layout runs: it is not verified for this engine, model or GPU."""
     INTERRUPTED = 130
 
 
@@ -270,6 +272,12 @@ class InfeasiblePlan(ShardError):
     """The layout breaks a rule of the engine, so no shards are written for it."""
 
     exit_code = ExitCode.NO
+
+
+class LayoutNotVerified(InfeasiblePlan):
+    """Nobody ran the engine's code with this layout, model or GPU, so no shards are written for it."""
+
+    exit_code = ExitCode.NOT_VERIFIED
 
 
 # --- reading and writing -------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import pytest
 from support.checkpoints.full_size import FLASH, PRO
 from support.checkpoints.small import small_config
 from support.command_line import root_of, run
+from support.shell import joined
 
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.errors import ExitCode
@@ -61,7 +62,7 @@ def test_inspect_shows_where_pro_breaks_at_tp16() -> None:
 def test_inspect_json_is_one_document_with_a_version(tiny_checkpoint: Path) -> None:
     result = run("inspect", tiny_checkpoint, "--tp", "3,6", "--json")
     document = json.loads(result.stdout)
-    assert document["schema_version"] == 1
+    assert document["schema_version"] == 2
     assert {cell["tp"] for cell in document["matrix"]} == {3, 6}
 
 
@@ -106,7 +107,7 @@ def test_an_infeasible_plan_exits_with_1_and_names_what_runs() -> None:
     result = run("plan", root_of(FLASH), "--tp", "16")
     assert result.exit_code == ExitCode.NO
     assert "o_groups 8 / attention TP 16 = 0.5: not whole" in result.stdout
-    assert "--tp 16 --dp 2" in result.stdout
+    assert "--tp 16 --dp 2" in joined(result.stdout)
 
 
 def test_plan_json_and_plan_file_are_the_same_document(tiny_checkpoint: Path, tmp_path: Path) -> None:

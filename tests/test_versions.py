@@ -15,7 +15,7 @@ from support.documents import OTHER_VERSION, PLANS
 import dsv4_shard
 from dsv4_shard.errors import BadPlan, ExitCode, NewerSchema, OtherDeployment, OtherRun
 from dsv4_shard.planning import document as plan_document
-from dsv4_shard.planning.plan_file import load_plan, read_plan
+from dsv4_shard.planning.plan_file import decisions, load_plan, read_plan
 from dsv4_shard.sglang_plugin.checks import check_file, find_manifest
 from dsv4_shard.sglang_plugin.checks import rank_files as files_of_rank
 from dsv4_shard.sharding import journal, manifest
@@ -46,11 +46,6 @@ def saved(raw: bytes) -> Path:
     return path
 
 
-def _told(plan: plan_document.Plan) -> set[tuple[str, str, tuple[str, ...]]]:
-    """What breaks, without the order and the words about it: earlier schemas have no stages."""
-    return {(breach.rule, breach.reason, breach.remedies) for breach in plan.breaches}
-
-
 def said_by_newer(what: str, schema: int, error: NewerSchema) -> None:
     """One sentence: what was found, what is read, and what to do."""
     expected = (
@@ -67,13 +62,9 @@ def said_by_newer(what: str, schema: int, error: NewerSchema) -> None:
 def test_a_plan_of_an_earlier_schema_says_what_the_same_plan_of_today_says(schema: int, name: str, model: str) -> None:
     then = load_plan(saved(documents.plan_text(schema, name)))
     now = dsv4_shard.plan(model, **documents.asked_by(name))
-    assert then.host is None
-    assert all(check in now.checks for check in then.checks)  # there are more rules now, in the engine's own order
-    early = {"host": None, "memory": now.memory and now.memory.model_copy(update={"kv_cache": None})}
-    assert _told(then) == _told(now)
-    now = now.model_copy(update=early | {"checks": then.checks, "breaches": then.breaches})
-    assert then.model_dump() == now.model_dump()
-    assert dsv4_shard.compare(then, now).same
+    assert decisions(then) == decisions(now)
+    assert (then.feasible, then.out, then.reshard) == (now.feasible, now.out, now.reshard)
+    assert then.launch.environment == now.launch.environment
 
 
 @pytest.mark.parametrize("name", RESULTS)
@@ -90,7 +81,7 @@ def test_reshard_follows_a_plan_of_an_earlier_schema_to_the_same_bytes(
 
 
 def test_a_plan_of_another_version_may_say_the_same_in_other_words(schema: int, model: str) -> None:
-    words = {"assumptions": ["other"], "choices": ["words"], "shared_expert_addition": "", "alternatives": []}
+    words = {"assumptions": ["other"], "shared_expert_addition": "", "alternatives": []}
     plan = documents.by_version(documents.plan_text(schema, "reference"), **words)
     dsv4_shard.reshard(model, "out", plan=saved(plan))
     assert load_plan(Path("out/plan.json")).tool_version == __version__
@@ -105,12 +96,6 @@ def test_a_plan_of_another_version_that_places_modules_in_another_way_is_refused
     modules[0][field] = {"placement": "elsewhere", "bytes_per_rank": 1}.get(field, [1, 1])
     with pytest.raises(BadPlan, match=rf"or dsv4-shard 9\.9\.9 planned it in another way: modules\[0\]\.{field}"):
         dsv4_shard.reshard(model, "out", plan=saved(documents.by_version(raw, modules=modules)))
-
-
-def test_a_plan_of_this_version_is_refused_where_a_word_was_edited(schema: int, model: str) -> None:
-    plan = json.loads(documents.plan_text(schema, "reference")) | {"choices": ["edited"]}
-    with pytest.raises(BadPlan, match="the plan was edited: choices"):
-        dsv4_shard.reshard(model, "out", plan=saved(json.dumps(plan).encode()))
 
 
 def test_an_infeasible_plan_of_another_version_still_breaks_the_same_rules(schema: int, model: str) -> None:

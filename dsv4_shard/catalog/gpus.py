@@ -127,5 +127,5 @@ def gpu_with(memory: str) -> Gpu:
 
 def say_memory(weights: int, gpu: str, capacity: int) -> str:
     """Return a sentence that compares a rank's weights with a GPU's memory, both in bytes."""
-    missing = f", {gib(weights - capacity)} too little" if weights > capacity else ""
-    return f"{gib(weights)} of weights a rank, {gpu} has {gib(capacity)}{missing}"
+    missing = f", {gib(weights - capacity)} short" if weights > capacity else ""
+    return f"{gib(weights)} of weights per GPU, {gpu} has {gib(capacity)}{missing}"

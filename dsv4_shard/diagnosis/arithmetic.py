@@ -40,12 +40,12 @@ def part_of_blocks(part: int, unit: int, ranks: tuple[int, str] | None) -> Itera
         halves = next((n for n in range(2, 2 * unit + 1) if part * n % unit == 0), None)
         if halves:
             blocks = counted(part * halves // unit, "block")
-            yield f"{part} × TP is the whole; 1/{halves} of that TP gives {blocks} a rank"
+            yield f"{part} × TP is the whole; 1/{halves} of that TP gives {blocks} per rank"
         return
     count, name = ranks
     whole = part * count
     blocks = quotient(whole, unit)
-    yield f"{part} × {count} = {whole} in all ({name}), {blocks} blocks of {unit}, {quotient(part, unit)} a rank"
+    yield f"{part} × {count} = {whole} in all ({name}), {blocks} blocks of {unit}, {quotient(part, unit)} per rank"
     if whole % unit:
         yield f"{blocks} blocks are not whole: no TP gives whole blocks"
         return

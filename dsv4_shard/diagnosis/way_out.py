@@ -11,7 +11,7 @@ from dsv4_shard.diagnosis.log_scan import EngineLog, FoundMessage
 from dsv4_shard.engines import ENGINES, Context, Request, engine_for
 from dsv4_shard.errors import UsageError
 from dsv4_shard.models import TARGET
-from dsv4_shard.planning import choose, nearest, options_of, rank_nbytes
+from dsv4_shard.planning import changes_of, choose, nearest, options_of, rank_nbytes
 
 _NEAREST = 3
 
@@ -61,7 +61,8 @@ def way_out(model: KnownModel, request: Request) -> WayOut:
     choice = choose(inventory, request)
     engine = engine_for(request.engine, inventory.family)
     context = Context(inventory, choice.deployment)
-    notes, runs = list(choice.notes()), choice.feasible
+    runs = choice.feasible
+    notes = [str(change) for change in changes_of(inventory, request, choice)] if runs else []
     if runs and choice.deployment.gpu_named:
         weights, memory = rank_nbytes(inventory, choice.deployment, TARGET), choice.deployment.gpu.memory
         notes.append(say_memory(weights, choice.deployment.gpu.title, memory))

@@ -10,7 +10,18 @@ from dsv4_shard.engines.deployment import (
     pick_gpu,
     pick_nodes,
 )
-from dsv4_shard.engines.engine import UNKNOWN_FAMILY, UNKNOWN_GPU, Command, Engine, Launch, Options, commands_of
+from dsv4_shard.engines.engine import (
+    FIRST_NODE,
+    NODE_RANK,
+    UNKNOWN_FAMILY,
+    UNKNOWN_GPU,
+    Command,
+    Engine,
+    Launch,
+    Options,
+    commands_of,
+    settings_of,
+)
 from dsv4_shard.engines.layout import Constant, ConverterLayout, Layout, LeftOut, TargetTensor
 from dsv4_shard.engines.log_words import (
     BOTH,
@@ -27,8 +38,10 @@ from dsv4_shard.engines.parallelism import ep_option
 from dsv4_shard.engines.parameters import DRAFT_FOLDER, TOKENIZER_FILES
 from dsv4_shard.engines.placement import Expert, Pad, Placement, RankTensor, Replicate, Split, local_size, say_placement
 from dsv4_shard.engines.registry import DEEPSEEK, ENGINES, engine_for, find_engine, serving, title_of
+from dsv4_shard.engines.remarks import Change, Loss
 from dsv4_shard.engines.rules import NOT_VERIFIED, Breach, Divides, Remedy, Requires, Rule, Symptom
 from dsv4_shard.engines.stages import StartStage
+from dsv4_shard.engines.verdict import Verdict
 from dsv4_shard.engines.vllm.v4 import BACKENDS, BACKENDS_FP8
 
 __all__ = [
@@ -40,8 +53,10 @@ __all__ = [
     "DEEPSEEK",
     "DRAFT_FOLDER",
     "ENGINES",
+    "FIRST_NODE",
     "LOADER_CLASSES",
     "LOG_WORDS",
+    "NODE_RANK",
     "NOT_VERIFIED",
     "PRESHARDED",
     "RUNAI_SHARDED",
@@ -52,6 +67,7 @@ __all__ = [
     "UNKNOWN_GPU",
     "VLLM",
     "Breach",
+    "Change",
     "Command",
     "Constant",
     "Context",
@@ -64,6 +80,7 @@ __all__ = [
     "Layout",
     "LeftOut",
     "LogWords",
+    "Loss",
     "Options",
     "Pad",
     "Placement",
@@ -77,6 +94,7 @@ __all__ = [
     "StartStage",
     "Symptom",
     "TargetTensor",
+    "Verdict",
     "commands_of",
     "engine_for",
     "ep_option",
@@ -87,5 +105,6 @@ __all__ = [
     "pick_nodes",
     "say_placement",
     "serving",
+    "settings_of",
     "title_of",
 ]

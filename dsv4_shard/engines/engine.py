@@ -11,6 +11,7 @@ from dsv4_shard.engines.kv_cache import CacheOf, not_known
 from dsv4_shard.engines.layout import Layout
 from dsv4_shard.engines.parallelism import Pairs, ep_option, every_divisor
 from dsv4_shard.engines.placement import Placement, RankTensor, Replicate, rank_tensor
+from dsv4_shard.engines.remarks import Change, Loss
 from dsv4_shard.engines.remedies import for_engine
 from dsv4_shard.engines.rules import NOT_VERIFIED, Breach, Requires, Rule
 from dsv4_shard.engines.stages import StartStage
@@ -28,8 +29,7 @@ class Command:
     options: Options
 
     def __str__(self) -> str:
-        options = (name if value is None else f"{name} {value}" for name, value in self.options.items())
-        return " ".join((self.program, *options))
+        return " ".join((self.program, *settings_of(self.options)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,7 @@ class Launch:
             is one, else to `program`.
         files: Files that the commands name: name → text.
         draft_options: Options to append to the commands to use the MTP draft model.
+        needs_plugin: Whether every node needs this package installed in the engine's environment.
     """
 
     environment: dict[str, str]
@@ -52,6 +53,7 @@ class Launch:
     node_options: tuple[Options, ...] = ({},)
     files: dict[str, str] = field(default_factory=dict)
     draft_options: str = ""
+    needs_plugin: bool = False
 
     @property
     def commands(self) -> tuple[str, ...]:
@@ -61,6 +63,9 @@ class Launch:
 
 NODE_RANK = "--node-rank"
 """Option for the number of a node; the same in torchrun, SGLang and vLLM."""
+
+FIRST_NODE = "$NODE0"
+"""The address of the first node in commands: a variable that the user sets in the shell."""
 
 
 def node_ranks(nodes: int) -> tuple[Options, ...]:
@@ -80,9 +85,29 @@ def commands_of(
     return tuple(f"{command} {program}" if launcher else str(command) for command in on_nodes)
 
 
+def settings_of(options: Options) -> tuple[str, ...]:
+    """Return options as words of a command line: `--tp 16`."""
+    return tuple(name if value is None else f"{name} {value}" for name, value in options.items())
+
+
 def no_notes(context: Context) -> tuple[str, ...]:
     """No notes."""
     return ()
+
+
+def no_changes(context: Context) -> tuple[Change, ...]:
+    """No changes."""
+    return ()
+
+
+def no_losses(context: Context) -> tuple[Loss, ...]:
+    """No losses."""
+    return ()
+
+
+def loads_well(context: Context) -> str | None:
+    """None: the engine serves the checkpoint itself."""
+    return None
 
 
 def as_stored(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
@@ -118,6 +143,9 @@ class Engine:
             the checkpoint.
         addition: Describes how the shared expert's output joins the sum.
         notes: Returns further notes for users of a deployment.
+        changes: Returns the differences from the engine's defaults, beside those of shared experts and runner.
+        losses: Returns the parts of the checkpoint that the engine's rank files lack.
+        misloads: Returns why the engine cannot serve the checkpoint itself; None if it can.
         layout: The files that the engine reads; None if this tool cannot write them.
         others: Rules of other versions and of later checks. They only explain messages in logs; no plan checks them.
         families: Model families that the table is for.
@@ -148,6 +176,9 @@ class Engine:
     launch: Callable[[Context, str, bool], Launch] = no_launch
     addition: Callable[[Context], str] = not_known_addition
     notes: Callable[[Context], tuple[str, ...]] = no_notes
+    changes: Callable[[Context], tuple[Change, ...]] = no_changes
+    losses: Callable[[Context], tuple[Loss, ...]] = no_losses
+    misloads: Callable[[Context], str | None] = loads_well
     layout: Layout | None = None
     others: tuple[Rule, ...] = ()
     families: tuple[Family, ...] = ()
@@ -245,5 +276,11 @@ def unknown_to(engine: Engine, family: Family) -> Engine:
     )  # fmt: skip
     checked_before = (rule for rule in engine.rules if rule.stage is StartStage.CONFIGURATION)
     return replace(
-        engine, rules=(*checked_before, known), place=lambda role, context: Replicate(), notes=no_notes, layout=None
+        engine,
+        rules=(*checked_before, known),
+        place=lambda role, context: Replicate(),
+        notes=no_notes,
+        changes=no_changes,
+        losses=no_losses,
+        layout=None,
     )

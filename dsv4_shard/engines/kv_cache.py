@@ -77,6 +77,10 @@ class Cache:
         """The share that leaves `room` bytes for certain."""
         return (weights + self.beside.most + room) / (memory - self.before.most)
 
+    def never_fits(self, memory: int, weights: int) -> bool:
+        """Whether even the whole memory, by the bounds that leave most, has no room for a single token."""
+        return memory - self.before.least - weights - self.beside.least < self.pool.needs(1)
+
     def tokens(self, room: Bounds, length: int) -> int | None:
         """Tokens in the likely room, 0 without room; None if its bounds change them by more than `TOLERANCE`."""
         if room.most <= 0:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from dsv4_shard.checkpoint import NVFP4, Inventory
 from dsv4_shard.engines.deployment import Context
 from dsv4_shard.engines.placement import Pad, Split
+from dsv4_shard.engines.remarks import Loss
 from dsv4_shard.engines.remedies import ANY_EP, for_engine, leave_out
 from dsv4_shard.engines.rules import NOT_VERIFIED, Divides, Remedies, Requires, Symptom
 from dsv4_shard.models import Module, Role, Stage, V3Config
@@ -46,7 +47,7 @@ def version_rule(*versions: str) -> Requires:
     )  # fmt: skip
 
 
-DSPARK_LEFT_OUT = "DSpark's draft stages are not verified for this engine: shards hold the target model"
+DSPARK_LEFT_OUT = "these shards cannot hold its draft stages, so they draft nothing"
 
 FORMAT_LEFT_OUT = "the draft's experts are of another format than the target's, and the engine builds both in one"
 
@@ -78,13 +79,14 @@ def is_left_out(stage: Stage, context: Context) -> bool:
     return stage is Stage.MTP and left_out_draft(context.inventory) is not None
 
 
-def dspark_notes(context: Context) -> tuple[str, ...]:
-    """Note that DSpark's stages are left out, if the checkpoint has any."""
-    if not context.inventory.draft.dspark:
+def draft_losses(context: Context) -> tuple[Loss, ...]:
+    """The draft model, if the rank files of SGLang and vLLM leave it out."""
+    inventory = context.inventory
+    reason = left_out_draft(inventory)
+    if reason is None or not inventory.draft.blocks:
         return ()
-    stages, groups = context.inventory.draft.blocks, context.inventory.groups
-    nbytes = sum(group.nbytes * count for group, count in groups.items() if group.stage is Stage.MTP)
-    return (f"{stages} stages of {nbytes / 1e9:.4g} GB left out: {DSPARK_LEFT_OUT}, which drafts nothing",)
+    nbytes = sum(group.nbytes * count for group, count in inventory.groups.items() if group.stage is Stage.MTP)
+    return (Loss("DSpark" if inventory.draft.dspark else "the draft model", nbytes, reason),)
 
 
 ADDED_IN_PARTS = (

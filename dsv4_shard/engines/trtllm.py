@@ -81,7 +81,7 @@ RULES: tuple[Rule, ...] = (
         rule if rule.name == "o_groups" else replace(rule, uneven=_UNREAD, cut=_UNREAD)
         for rule in attention_rules(
             (FULL_DP,), None, _UNREAD,
-            Symptom(consequence=f"{SILENT}starts with {{part}} output groups on a rank, then fails or computes "
+            Symptom(consequence=f"{SILENT}starts with {{part}} output groups per rank, then fails or computes "
             "garbage"),
         )
     ),

@@ -6,14 +6,19 @@ from dataclasses import replace
 from typing import Literal
 
 from dsv4_shard.checkpoint import PACKED, Checkpoint, Inventory, Severity, outside_layers
-from dsv4_shard.engines import Context, Request, engine_for, pick_gpu, serving
+from dsv4_shard.engines import Context, Request, Verdict, engine_for, pick_gpu, serving
 from dsv4_shard.models import Module, Part, V3Config, V4Config, V32Config
 from dsv4_shard.models import family as families
 from dsv4_shard.planning import (
     Choice,
     PlanBreach,
+    PlanChange,
+    PlanMemory,
     PlanTotals,
     beyond_roles,
+    cache_breach,
+    cache_changes,
+    changes_of,
     check_request,
     choose,
     loads,
@@ -29,7 +34,7 @@ from dsv4_shard.text.document import Document, html_table
 from dsv4_shard.text.units import counted, size
 from dsv4_shard.version import __version__
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
 
 DEFAULT_TPS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -107,17 +112,17 @@ class DimensionRow(Document):
 class MatrixCell(Document):
     """Verdict for an engine at a TP.
 
-    `verdict` is `unknown` if the family, the experts' format or the GPU is not known for the engine. `how` lists the
-    changes from the defaults that the plan makes. If a rule breaks at this TP alone, `how` has options that run on as
-    many GPUs, and `reason` has the rule's arithmetic. `bytes_per_rank` are the weights of the heaviest rank, with the
-    changes of `how`; null if nothing runs.
+    `changes` are the differences from the engine's defaults, and `how` lists their subjects. If a rule breaks at this
+    TP alone, `reason` has its arithmetic, and `how` has options that run on as many GPUs (null: none are known); then
+    `changes` are theirs. `bytes_per_rank` are the weights of the fullest rank, with the options of `how`; null if
+    the layout breaks a rule of the engine.
     """
 
     tp: int
     engine: str
-    verdict: Literal["works", "with-options", "no", "unknown"]
+    verdict: Verdict
     how: str | None
-    notes: tuple[str, ...]
+    changes: tuple[PlanChange, ...]
     rule: str | None
     module: Module | None
     reason: str | None
@@ -127,7 +132,7 @@ class MatrixCell(Document):
     @property
     def otherwise(self) -> bool:
         """Whether only other options run on as many GPUs, and not `--tp` alone."""
-        return self.verdict == "with-options" and self.reason is not None
+        return self.verdict is Verdict.FAILS and self.how is not None
 
 
 class Inspection(Document):
@@ -136,7 +141,7 @@ class Inspection(Document):
     `gpu` is the GPU whose memory was checked; null if none was named.
     """
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     tool_version: str
     identity: Identity
     roles: tuple[RoleRow, ...]
@@ -283,12 +288,13 @@ def _cell(checkpoint: Checkpoint, inventory: Inventory, request: Request) -> Mat
     """The engine's verdict for a TP with its default options; if that is no, with other options on as many GPUs."""
     choice = choose(inventory, request)
     totals = _totals(checkpoint, inventory, choice)
-    breach = _breach(inventory, choice, totals)
+    memory = memory_of(totals, Context(inventory, choice.deployment)) if totals else None
+    breach = _breach(inventory, choice, memory)
     if breach is None:
-        notes = choice.notes()
+        changes = _changes(inventory, request, choice, memory)
         return MatrixCell(
-            tp=request.tp, engine=request.engine, verdict="with-options" if notes else "works",
-            how=", ".join(choice.departures) or None, notes=notes,
+            tp=request.tp, engine=request.engine, verdict=Verdict.CHANGED if changes else Verdict.RUNS,
+            how=", ".join(change.subject for change in changes) or None, changes=changes,
             rule=None, module=None, reason=None, engine_says=None, bytes_per_rank=_weights(totals, choice),
         )  # fmt: skip
     near = () if breach.unknown else nearest(inventory, request, 1, elsewhere=False)
@@ -296,15 +302,21 @@ def _cell(checkpoint: Checkpoint, inventory: Inventory, request: Request) -> Mat
     return MatrixCell(
         tp=request.tp,
         engine=request.engine,
-        verdict="unknown" if breach.unknown else "with-options" if other else "no",
+        verdict=Verdict.UNVERIFIED if breach.unknown else Verdict.FAILS,
         how=options_of(replace(other, gpu=None, gpu_memory=None, engine=Request(1).engine)) if other else None,
-        notes=found.notes() if found else (),
+        changes=_changes(inventory, other, found) if other and found else (),
         rule=breach.rule,
         module=breach.module,
         reason=breach.reason,
         engine_says=breach.engine_says,
-        bytes_per_rank=_weights(_totals(checkpoint, inventory, found), found) if found else None,
+        bytes_per_rank=_weights(_totals(checkpoint, inventory, found), found) if found else _weights(totals, choice),
     )
+
+
+def _changes(
+    inventory: Inventory, request: Request, choice: Choice, memory: PlanMemory | None = None
+) -> tuple[PlanChange, ...]:
+    return tuple(map(PlanChange.of, (*changes_of(inventory, request, choice), *cache_changes(memory))))
 
 
 def _totals(checkpoint: Checkpoint, inventory: Inventory, choice: Choice) -> PlanTotals | None:
@@ -319,8 +331,8 @@ def _weights(totals: PlanTotals | None, choice: Choice) -> int | None:
     return weights_of(totals, choice.deployment) if totals else None
 
 
-def _breach(inventory: Inventory, choice: Choice, totals: PlanTotals | None) -> PlanBreach | None:
+def _breach(inventory: Inventory, choice: Choice, memory: PlanMemory | None) -> PlanBreach | None:
     """The first rule that a layout breaks, its memory last; None if the layout runs."""
     unknown = unknown_gpu(engine_for(choice.deployment.engine, inventory.family), choice.deployment)
-    memory = memory_of(totals, Context(inventory, choice.deployment)) if totals else None
-    return next(iter((*unknown, *map(PlanBreach.of, choice.breaches), *memory_breach(memory))), None)
+    ruled = map(PlanBreach.of, choice.breaches)
+    return next(iter((*unknown, *ruled, *memory_breach(memory), *cache_breach(memory))), None)

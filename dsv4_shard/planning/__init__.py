@@ -1,9 +1,21 @@
 """Checkpoint + request → plan: choice of deployment, weights and memory, search, nearby layouts, plan files."""
 
 from dsv4_shard.planning.block_grid import BlockCut, BlockGrid, broken_grids, shared_grid
-from dsv4_shard.planning.choice import Choice, choose
+from dsv4_shard.planning.cache_changes import cache_breach, cache_changes
+from dsv4_shard.planning.choice import Choice, changes_of, choose
 from dsv4_shard.planning.compare import Difference, PlacementDifference, PlanComparison, compare_plans
-from dsv4_shard.planning.document import Plan, PlanBreach, PlanCache, PlanHost, PlanModule, PlanTotals
+from dsv4_shard.planning.document import (
+    Plan,
+    PlanBreach,
+    PlanCache,
+    PlanChange,
+    PlanHost,
+    PlanLaunch,
+    PlanMemory,
+    PlanModule,
+    PlanTotals,
+    PlanWay,
+)
 from dsv4_shard.planning.earlier_plans import request_from_1
 from dsv4_shard.planning.fewest import Fewest, fewest_for
 from dsv4_shard.planning.nearby import nearest
@@ -33,13 +45,20 @@ __all__ = [
     "Plan",
     "PlanBreach",
     "PlanCache",
+    "PlanChange",
     "PlanComparison",
     "PlanHost",
+    "PlanLaunch",
+    "PlanMemory",
     "PlanModule",
     "PlanTotals",
+    "PlanWay",
     "Search",
     "beyond_roles",
     "broken_grids",
+    "cache_breach",
+    "cache_changes",
+    "changes_of",
     "check_plan",
     "check_request",
     "choose",

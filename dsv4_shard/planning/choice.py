@@ -1,9 +1,9 @@
 """Request → the first candidate deployment that breaks no rule."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dsv4_shard.checkpoint import Inventory
-from dsv4_shard.engines import Breach, Context, Deployment, Request, engine_for
+from dsv4_shard.engines import Breach, Change, Context, Deployment, Engine, Request, engine_for, settings_of
 from dsv4_shard.models import Module
 from dsv4_shard.planning.request import check_request
 
@@ -14,47 +14,57 @@ class Choice:
 
     deployment: Deployment
     breaches: tuple[Breach, ...]
-    rejected: tuple[tuple[Deployment, tuple[Breach, ...]], ...]
 
     @property
     def feasible(self) -> bool:
         return not self.breaches
 
-    @property
-    def departures(self) -> tuple[str, ...]:
-        """Differences from the engine's own first choice, in a few words each."""
-        if not self.rejected:
-            return ()
-        first, words = self.rejected[0][0], []
-        if self.deployment.shared != first.shared:
-            words.append(f"shared experts {self.deployment.shared}")
-        if self.deployment.runner != first.runner:
-            words.append(f"runner {self.deployment.runner}")
-        return tuple(words)
 
-    def notes(self) -> tuple[str, ...]:
-        """Differences from the engine's own first choice, with the arithmetic that ruled that choice out."""
-        if not self.rejected:
-            return ()
-        first = self.rejected[0][0]
-        notes = []
-        if self.deployment.shared != first.shared:
-            reason = self._reason(Module.SHARED, first)
-            notes.append(f"shared experts {_WAYS[self.deployment.shared]}: if {_WAYS[first.shared]}, {reason}")
-        if self.deployment.runner != first.runner:
-            reason = self._reason(Module.ROUTED, first)
-            notes.append(f"runner {self.deployment.runner}: with the engine's default {first.runner}, {reason}")
-        return tuple(notes)
+def changes_of(inventory: Inventory, request: Request, choice: Choice) -> tuple[Change, ...]:
+    """Return the differences of a feasible choice from the engine's defaults, whoever chose them.
 
-    def _reason(self, module: Module, first: Deployment) -> str:
-        reasons = [breach.reason for deployment, breaches in self.rejected for breach in breaches
-                   if breach.module is module and (deployment.shared, deployment.runner) != (self.deployment.shared,
-                   self.deployment.runner)
-                   and (deployment.shared == first.shared or deployment.runner == first.runner)]  # fmt: skip
-        return reasons[0] if reasons else "another rule breaks"
+    Shared experts and runner come first, with the arithmetic that rules out the default, then the engine's own changes.
+    """
+    engine = engine_for(request.engine, inventory.family)
+    candidates = list(engine.candidates(inventory, replace(request, runner=None, shared_experts="auto")))
+    default, chosen = candidates[0], choice.deployment
+    changes = []
+    if chosen.shared != default.shared:
+        without = replace(chosen, shared=default.shared, shared_parts=default.shared_parts)
+        broken = [one for one in candidates if one.shared == default.shared]
+        needed = "as asked" if request.shared_experts != "auto" else f"runner {chosen.runner} needs it"
+        reason = _reason(engine, inventory, broken, Module.SHARED)
+        words = f"if {_WAYS[default.shared]}, {reason}" if reason else needed
+        subject = f"shared experts {_WAYS[chosen.shared]}"
+        changes.append(Change(subject, _settings(engine, inventory, chosen, without), words))
+    if chosen.runner != default.runner:
+        without = replace(chosen, runner=default.runner)
+        broken = [one for one in candidates if one.runner == default.runner]
+        reason = _reason(engine, inventory, broken, Module.ROUTED)
+        words = f"with the default {default.runner}, {reason}" if reason else "as asked"
+        changes.append(Change(f"runner {chosen.runner}", _settings(engine, inventory, chosen, without), words))
+    return (*changes, *engine.changes(Context(inventory, chosen)))
 
 
-_WAYS = {"whole": "whole on every rank", "split": "split", "pad": "padded", "subgroup": "split over a subgroup"}
+def _reason(engine: Engine, inventory: Inventory, defaults: list[Deployment], module: Module) -> str | None:
+    """The arithmetic of the first rule of `module` that breaks in any of `defaults`; None if all are feasible."""
+    found = [engine.breaches(Context(inventory, deployment)) for deployment in defaults]
+    if not all(found):
+        return None
+    reasons = (breach.reason for breaches in found for breach in breaches if breach.module is module)
+    return next(reasons, found[0][0].reason)
+
+
+def _settings(engine: Engine, inventory: Inventory, chosen: Deployment, without: Deployment) -> tuple[str, ...]:
+    """The variables and options that the launch of `chosen` has, and that of `without` has not."""
+    launch, other = (engine.launch(Context(inventory, one), "", False) for one in (chosen, without))
+    variables = (f"{name}={value}" for name, value in sorted(launch.environment.items() - other.environment.items()))
+    options, others = (one.program.options if one.program else {} for one in (launch, other))
+    own = {name: value for name, value in options.items() if (name, value) not in others.items()}
+    return (*variables, *settings_of(own))
+
+
+_WAYS = {"whole": "whole", "split": "split", "pad": "padded", "subgroup": "split over a subgroup"}
 
 
 def choose(inventory: Inventory, request: Request) -> Choice:
@@ -69,7 +79,7 @@ def choose(inventory: Inventory, request: Request) -> Choice:
     for deployment in engine.candidates(inventory, request):
         breaches = tuple(engine.breaches(Context(inventory, deployment)))
         if not breaches:
-            return Choice(deployment, (), tuple(rejected))
+            return Choice(deployment, ())
         rejected.append((deployment, breaches))
     deployment, breaches = min(rejected, key=lambda one: len(one[1]))
-    return Choice(deployment, breaches, ())
+    return Choice(deployment, breaches)

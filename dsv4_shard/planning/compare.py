@@ -9,12 +9,13 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 from dsv4_shard.checkpoint import differences
+from dsv4_shard.engines import Verdict
 from dsv4_shard.models import Module
 from dsv4_shard.planning.document import Plan, PlanModule
 from dsv4_shard.text.document import Document
 
-_SHOWN = {"source", "request", "engine_version", "deployment", "feasible", "breaches", "choices", "modules", "totals",
-          "memory", "launch", "layout", "reshard"}  # fmt: skip
+_SHOWN = {"source", "request", "engine_version", "deployment", "verdict", "breaches", "changes", "modules", "totals",
+          "memory", "ways", "layout"}  # fmt: skip
 """Parts of a plan that have a section of the comparison; differences in other parts go to `rest`."""
 
 _SECTIONS = ("checkpoint", "request", "deployment", "verdicts", "placements", "bytes_per_rank", "environment",
@@ -51,13 +52,12 @@ class BytesDifference(Document):
     difference: int
 
 
-class Verdict(Document):
-    """Whether a plan's layout runs: the rules that break, or the choices that were made for it."""
+class PlanVerdict(Document):
+    """Whether a plan's layout runs: the rules that break, or the changes from the engine's defaults."""
 
-    feasible: bool
-    verdict: str
+    verdict: Verdict
     breaches: tuple[str, ...]
-    choices: tuple[str, ...]
+    changes: tuple[str, ...]
 
 
 class PlanComparison(Document):
@@ -74,7 +74,7 @@ class PlanComparison(Document):
     checkpoint: tuple[str, ...]
     request: tuple[Difference, ...]
     deployment: tuple[Difference, ...]
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[PlanVerdict, ...]
     placements: tuple[PlacementDifference, ...]
     bytes_per_rank: tuple[BytesDifference, ...]
     environment: tuple[Difference, ...]
@@ -155,9 +155,9 @@ def _leaves(value: Any, path: str = "") -> dict[str, Any]:
     return {name: leaf for place, item in items for name, leaf in _leaves(item, place).items()}
 
 
-def _verdict(plan: Plan) -> Verdict:
+def _verdict(plan: Plan) -> PlanVerdict:
     breaches = tuple(map(str, plan.breaches))
-    return Verdict(feasible=plan.feasible, verdict=plan.verdict, breaches=breaches, choices=plan.choices)
+    return PlanVerdict(verdict=plan.verdict, breaches=breaches, changes=tuple(map(str, plan.changes)))
 
 
 def _placements(a: Iterable[PlanModule], b: Iterable[PlanModule]) -> Iterator[PlacementDifference]:

@@ -5,23 +5,25 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from dsv4_shard.checkpoint import NVFP4, Origin
+from dsv4_shard.checkpoint import Origin
 from dsv4_shard.engines import (
-    ANY_ENGINE,
     NOT_VERIFIED,
     Breach,
+    Change,
     Command,
     Deployment,
     Launch,
+    Loss,
     Request,
     StartStage,
+    Verdict,
     commands_of,
 )
 from dsv4_shard.models import Module
 from dsv4_shard.text.document import Document, html_table
 from dsv4_shard.text.units import counted, gib, size
 
-SCHEMA_VERSION: Literal[3] = 3
+SCHEMA_VERSION: Literal[4] = 4
 
 
 class DeploymentDocument(Document):
@@ -198,7 +200,8 @@ class PlanCache(Document):
 
     `fits` says whether such a session fits: None if that depends on where in its bounds the room is.
     `certain_session` is the longest session that fits for certain, and `share_needed` a share in which the session
-    fits; None if it fits already, or in no share.
+    fits; None if it fits already, or in no share. `share_least` is a share in which a session of 32,768 tokens fits,
+    None if it fits in none. `never_fits`: no share leaves room for a single token.
 
     `tokens` is the number that the engine prints, and `sessions` how many sessions it holds at once, for each of
     `groups` attention groups; 0 if the share leaves no room, so that the engine stops. Both are None if the bounds
@@ -216,6 +219,8 @@ class PlanCache(Document):
     fits: bool | None
     certain_session: int
     share_needed: float | None
+    share_least: float | None
+    never_fits: bool
     groups: int
     tokens: int | None
     sessions: int | None
@@ -234,7 +239,7 @@ class PlanCache(Document):
     def _room_in_words(self) -> str:
         default = f"the default {self.option} {self.share:g}"
         if self.room_most <= 0:
-            return f"{default} leaves no room for KV cache beside the weights: the engine stops"
+            return f"{default} leaves no room for KV cache beside the weights"
         bounds = f"{gib(max(0, self.room_least))} to {gib(self.room_most)}"
         tokens = "how many tokens that holds is not certain enough to say"
         if self.tokens is not None:
@@ -276,6 +281,11 @@ class PlanMemory(Document):
     left: int
     fits: bool
     kv_cache: PlanCache | None
+
+    @property
+    def serves(self) -> bool:
+        """Whether the weights fit, with some KV cache beside them."""
+        return self.fits and not (self.kv_cache and self.kv_cache.never_fits)
 
 
 class PlanHost(Document):
@@ -331,7 +341,8 @@ class PlanLaunch(Document):
     `commands` has a line for each node, made of `program` and, if the engine needs one, its `launcher`. Both have the
     options of the first node. `node_options` has, for each node, the options that differ from the first node's; they
     belong to `launcher` if there is one, else to `program`. `files` are files that the commands name: name → text.
-    `draft_options` are options to append to the commands to use the MTP draft model.
+    `draft_options` are options to append to the commands to use the MTP draft model. `needs_plugin`: every node needs
+    this package installed in the engine's environment. `$NODE0` stands for the address of the first node.
     """
 
     environment: dict[str, str]
@@ -341,6 +352,7 @@ class PlanLaunch(Document):
     launcher: PlanCommand | None
     program: PlanCommand | None
     node_options: tuple[dict[str, str | None], ...]
+    needs_plugin: bool
 
     @model_validator(mode="after")
     def _commands_are_those_of_the_parts(self) -> "PlanLaunch":
@@ -360,7 +372,57 @@ class PlanLaunch(Document):
             launcher=PlanCommand.of(launch.launcher),
             program=PlanCommand.of(launch.program),
             node_options=launch.node_options if launch.program else (),
+            needs_plugin=launch.needs_plugin,
         )
+
+
+class PlanWay(Document):
+    """A way to serve: what the engine loads, how that is made, and how the engine starts.
+
+    `node_bytes` are the bytes that the fullest node reads from its disk at each start: all files of a checkpoint; of
+    shards those of the target model, and once what all ranks share. `prepare` is the command that writes what is
+    loaded; None if nothing has to be written.
+    """
+
+    serves: Literal["checkpoint", "shards", "node folders"]
+    node_bytes: int
+    prepare: str | None
+    launch: PlanLaunch
+
+
+class PlanChange(Document):
+    """A difference from the engine's defaults, which the launch commands contain.
+
+    `settings` are the variables (`NAME=value`) and options that it takes; empty if the engine does it unasked.
+    """
+
+    subject: str
+    settings: tuple[str, ...]
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.reason}"
+
+    @classmethod
+    def of(cls, change: Change) -> "PlanChange":
+        """Return the document of a change."""
+        return cls(subject=change.subject, settings=change.settings, reason=change.reason)
+
+
+class PlanLoss(Document):
+    """A part of the checkpoint that the shards lack; `bytes` are those of its tensors."""
+
+    part: str
+    bytes: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"without {self.part}: {self.reason}"
+
+    @classmethod
+    def of(cls, loss: Loss) -> "PlanLoss":
+        """Return the document of a loss."""
+        return cls(part=loss.part, bytes=loss.nbytes, reason=loss.reason)
 
 
 class PlanAlternative(Document):
@@ -369,74 +431,92 @@ class PlanAlternative(Document):
     options: str
     gpus: int
     bytes_per_rank: int
-    notes: tuple[str, ...]
+    changes: tuple[PlanChange, ...]
+
+
+NO_LAUNCH = PlanLaunch(
+    environment={}, commands=(), files={}, draft_options="", launcher=None, program=None, node_options=(),
+    needs_plugin=False,
+)  # fmt: skip
+"""The launch of a plan that does not run."""
 
 
 class Plan(Document):
     """The whole plan.
 
-    `context` is the number of tokens of a session, None if none was asked for. `choices` lists differences from the
-    engine's defaults with their reasons, and what the engine pads. `checks` are the divisions that were checked,
-    `assumptions` facts that the plan could not check. `reshard` is the command that writes the shards into the
-    folder `out`, which the launch commands serve. `unwritten` is the reason if no shards can be written; the launch
-    commands then serve the checkpoint itself. `alternatives` are nearby layouts that run.
+    `context` is the number of tokens of a session, None if none was asked for. `verdict` says whether it runs;
+    `breaches` are the rules that break or cannot be verified. `changes` are the differences from the engine's defaults,
+    `losses` the parts of the checkpoint that the shards lack, `notes` further facts, such as padding. `checks` are the
+    divisions that were checked, `assumptions` facts that the plan could not check. `ways` are the ways to serve: the
+    checkpoint as it is, and then the shards, which `reshard` writes into the folder `out`. `unwritten` is the reason if
+    no shards can be written. `alternatives` are nearby layouts that run.
     """
 
-    schema_version: Literal[3]
+    kind: Literal["plan"]
+    schema_version: Literal[4]
     tool_version: str
     source: Origin
     request: Request
     context: Annotated[int, Field(ge=1)] | None
     engine_version: str
     deployment: PlanDeployment
-    feasible: bool
+    verdict: Verdict
     breaches: tuple[PlanBreach, ...]
     checks: tuple[PlanCheck, ...]
-    choices: tuple[str, ...]
+    changes: tuple[PlanChange, ...]
+    losses: tuple[PlanLoss, ...]
+    notes: tuple[str, ...]
     assumptions: tuple[str, ...]
     modules: tuple[PlanModule, ...]
     totals: PlanTotals | None
     memory: PlanMemory | None
     host: PlanHost | None
     shared_expert_addition: str
-    launch: PlanLaunch
+    ways: tuple[PlanWay, ...]
     layout: str | None
     unwritten: str | None
-    reshard: str | None
     out: str | None
     alternatives: tuple[PlanAlternative, ...]
 
     _is_early: bool = PrivateAttr(default=False)
-    """Whether it was read from a schema that had no `host` and no `kv_cache`."""
+    """Whether it was read from an earlier schema."""
 
     @property
-    def unknown(self) -> bool:
-        """Whether the outcome of the layout is unknown, rather than a failure."""
-        return any(breach.unknown for breach in self.breaches)
+    def feasible(self) -> bool:
+        """Whether no rule breaks, so that shards can be written if the engine has files."""
+        return not self.breaches
 
     @property
-    def verdict(self) -> str:
-        """The verdict: "runs", or the reason for doubt or failure."""
-        return self._verdict[0]
+    def way(self) -> PlanWay | None:
+        """The last way to serve: shards, if they can be written. None if the plan does not run."""
+        return self.ways[-1] if self.ways else None
 
     @property
-    def title(self) -> str:
-        """The verdict as a heading."""
-        return self._verdict[1]
+    def reshard(self) -> str | None:
+        """The command that writes the shards; None if there are none."""
+        return self.way.prepare if self.way else None
 
     @property
-    def _verdict(self) -> tuple[str, str]:
-        """The verdict, and its heading."""
-        if not self.feasible:
-            unknown = ("not verified", "Not verified")
-            return unknown if self.unknown else ("does not run", "Does not run")
-        is_served = self.engine_version != ANY_ENGINE and self.deployment.experts != NVFP4
-        return ("runs", "Runs") if is_served else ("can be written", "Can be written")
+    def launch(self) -> PlanLaunch:
+        """The launch of the last way to serve; empty if the plan does not run."""
+        return self.way.launch if self.way else NO_LAUNCH
+
+    @property
+    def headline(self) -> str:
+        """The verdict in one sentence: with the number of changes, the losses, or what is not verified."""
+        if self.verdict is Verdict.UNVERIFIED:
+            why = next((str(breach) for breach in self.breaches), "no engine was run with such folders")
+            return f"Not verified: {why}"
+        if not self.verdict.is_good:
+            return "Does not run"
+        changes = f" with {counted(len(self.changes), 'change')} from the defaults" if self.changes else ""
+        lost = ", ".join(map(str, self.losses)) if self.layout else ""
+        return f"Runs{changes}{', ' if changes and lost else ' ' if lost else ''}{lost}"
 
     def in_short(self) -> str:
         """The layout, the verdict, and the bytes per rank or the number of broken rules."""
         per_rank = self.totals and gib(self.totals.target_bytes_per_rank_max)
-        told = f"{per_rank} per rank" if self.feasible and per_rank else counted(len(self.breaches), "broken rule")
+        told = f"{per_rank} per GPU" if self.feasible and per_rank else counted(len(self.breaches), "broken rule")
         layout = f"TP {self.deployment.tp} on {self.request.engine} {self.deployment.version}"
         return f"{layout} {self.verdict}: {told}, {self.source.label}"
 
@@ -445,7 +525,7 @@ class Plan(Document):
         breaches = [(breach.rule, breach.module or "", breach.reason) for breach in self.breaches]
         broken = html_table("Rules that break", ("rule", "module", "reason"), breaches) if breaches else ""
         rows = [_row(*key, list(roles)) for key, roles in groupby(self.modules, lambda row: (row.part_of, row.module))]
-        return broken + html_table(self.in_short(), ("part of", "module", "placement", "bytes per rank"), rows)
+        return broken + html_table(self.in_short(), ("part of", "module", "placement", "bytes per GPU"), rows)
 
 
 def _row(part_of: str, module: Module, roles: list[PlanModule]) -> tuple[str, ...]:

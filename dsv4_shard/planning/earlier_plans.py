@@ -2,7 +2,8 @@
 
 Schema 2 renames the option `shared_experts` in requests to match the command line, and adds `out` and the parts of the
 launch commands. Schema 1 has only the command lines; only this module parses them. Schema 3 adds `context`, `host`,
-`kv_cache` in `memory` in place of a bound on its tokens, and the stage of each breach.
+`kv_cache` in `memory` in place of a bound on its tokens, and the stage of each breach. Schema 4 has a verdict of four
+words, changes and losses as data, and a launch for each way to serve.
 """
 
 import re
@@ -36,10 +37,44 @@ def _from_2(plan: JsonObject) -> JsonObject:
     return plan | {"schema_version": 3, "context": None, "memory": memory, "host": None, "breaches": breaches}
 
 
+def _from_3(plan: JsonObject) -> JsonObject:
+    kept = {name: value for name, value in plan.items() if name not in _DROPPED_BY_4}
+    way = {"serves": "shards" if plan.get("reshard") else "checkpoint", "node_bytes": 0, "prepare": plan.get("reshard")}
+    launch = plan.get("launch")
+    ways = (
+        [way | {"launch": launch | {"needs_plugin": False}}]
+        if isinstance(launch, dict) and plan.get("feasible")
+        else []
+    )
+    return kept | {
+        "kind": "plan",
+        "schema_version": 4,
+        "verdict": _verdict_of_3(plan),
+        "changes": [],
+        "losses": [],
+        "notes": plan.get("choices"),
+        "ways": ways,
+        "alternatives": [],
+    }
+
+
+_DROPPED_BY_4 = frozenset({"feasible", "choices", "launch", "reshard"})
+
+
+def _verdict_of_3(plan: JsonObject) -> str:
+    breaches = plan.get("breaches")
+    if plan.get("feasible") is True:
+        return "runs with changes" if plan.get("choices") else "runs"
+    unknown = isinstance(breaches, list) and any(
+        isinstance(one, dict) and one.get("consequence") == "not verified" for one in breaches
+    )
+    return "not verified" if unknown else "does not run"
+
+
 _NO_STAGE = {"stage": None, "is_first_stop": False}
 
 
-STEPS: Steps = {1: _from_1, 2: _from_2}
+STEPS: Steps = {1: _from_1, 2: _from_2, 3: _from_3}
 
 
 def request_from_1(request: Any) -> Any:

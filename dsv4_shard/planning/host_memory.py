@@ -42,6 +42,21 @@ def plan_host(
     )
 
 
+def node_bytes(checkpoint: Checkpoint, context: Context, totals: PlanTotals | None, sharded: bool) -> int:
+    """Return the bytes that the fullest node reads at each start: of shards, else of the whole checkpoint.
+
+    Of shards it reads the target model alone, and once what all its ranks share in one file.
+    """
+    deployment, engine = context.deployment, engine_for(context.deployment.engine, context.inventory.family)
+    if not sharded or totals is None:
+        return sum(file.nbytes for file in checkpoint.files)
+    if engine.by_node:
+        return _node_subset(context)
+    ranks = -(-deployment.world // deployment.nodes)
+    shared = totals.replicated_bytes_per_rank if engine.layout and engine.layout.shares_files else 0
+    return ranks * totals.target_bytes_per_rank_max - (ranks - 1) * shared
+
+
 def _node_subset(context: Context) -> int:
     """Bytes of a node's own checkpoint: everything but the experts of other nodes."""
     nbytes = {True: 0, False: 0}

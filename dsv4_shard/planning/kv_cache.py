@@ -18,6 +18,8 @@ def plan_cache(context: Context, weights: int) -> PlanCache | None:
     room = cache.room(memory, weights)
     tokens = cache.tokens(room, length) if possible else None
     fits = cache.fits(room, length) if possible else False
+    needed = _share(cache.share_for(memory, weights, cache.pool.needs(length))) if possible else None
+    shortest = min(length, longest or length, _SHORTEST)
     return PlanCache(
         option=cache.option,
         share=cache.share,
@@ -29,9 +31,9 @@ def plan_cache(context: Context, weights: int) -> PlanCache | None:
         session_bytes=cache.pool.needs(length),
         fits=fits,
         certain_session=cache.longest(room.least, min(length, longest or length)) if fits is not True else length,
-        share_needed=None
-        if fits or not possible
-        else _share(cache.share_for(memory, weights, cache.pool.needs(length))),
+        share_needed=None if fits else needed,
+        share_least=_share(cache.share_for(memory, weights, cache.pool.needs(shortest))),
+        never_fits=cache.never_fits(memory, weights),
         groups=deployment.world // deployment.attention_tp,
         tokens=tokens,
         sessions=cache.pool.sessions(room.likely, length) if tokens is not None else None,
@@ -43,6 +45,9 @@ def _share(share: float) -> float | None:
     rounded = -int(-share * 100 // 1) / 100
     return rounded if rounded <= _MOST_SHARE else None
 
+
+_SHORTEST = 32768
+"""Tokens of a session for which the least share of memory must have room."""
 
 _MOST_SHARE = 0.98
 """Engines need the rest for activations; beyond it no value is advised."""

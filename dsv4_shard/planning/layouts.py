@@ -127,7 +127,7 @@ def _weigh(checkpoint: Checkpoint, request: Request, context: Context) -> FoundL
         also=(),
         request=request,
         deployment=DeploymentDocument.of(deployment),
-        fits=memory is None or memory.fits,
+        fits=memory is None or memory.serves,
         weight_bytes=weights_of(totals, deployment),
         left_bytes=memory.left if memory else None,
         groups=deployment.world // deployment.attention_tp,

@@ -10,34 +10,37 @@ from dataclasses import replace
 from pathlib import Path
 
 from dsv4_shard.catalog.gpus import GPUS, say_memory
-from dsv4_shard.checkpoint import Checkpoint, Inventory, origin_of, refuse_errors
+from dsv4_shard.checkpoint import NVFP4, Checkpoint, Inventory, origin_of, refuse_errors
 from dsv4_shard.engines import (
     ANY_ENGINE,
     ASSUMED_GPU,
     NOT_VERIFIED,
     UNKNOWN_GPU,
+    Change,
     Context,
     Deployment,
     Divides,
     Engine,
-    Launch,
     Request,
     StartStage,
+    Verdict,
     engine_for,
     pick_nodes,
     say_placement,
 )
-from dsv4_shard.errors import InfeasiblePlan
+from dsv4_shard.errors import InfeasiblePlan, LayoutNotVerified
 from dsv4_shard.models import NATIVE, TARGET, Module, Part, Stage
-from dsv4_shard.planning.choice import choose
+from dsv4_shard.planning.cache_changes import cache_breach, cache_changes
+from dsv4_shard.planning.choice import changes_of, choose
 from dsv4_shard.planning.document import (
     SCHEMA_VERSION,
     Plan,
     PlanAlternative,
     PlanBreach,
+    PlanChange,
     PlanCheck,
     PlanDeployment,
-    PlanLaunch,
+    PlanLoss,
     PlanMemory,
     PlanModule,
 )
@@ -46,6 +49,7 @@ from dsv4_shard.planning.host_memory import plan_host
 from dsv4_shard.planning.nearby import nearest
 from dsv4_shard.planning.remedies import ways_out
 from dsv4_shard.planning.request import options_of
+from dsv4_shard.planning.ways import ways_of
 from dsv4_shard.planning.weights import GroupLoad, beyond_roles, fits, loads, memory_of, rank_nbytes, totals_of
 from dsv4_shard.version import __version__
 
@@ -160,13 +164,17 @@ def make_plan(
     memory = memory_of(totals, context) if totals else None
     unknown = unknown_gpu(engine, choice.deployment, inventory, request)
     ruled = unknown or [PlanBreach.of(breach, ways_out(inventory, request, breach)) for breach in choice.breaches]
-    breaches = (*ruled, *memory_breach(memory, _larger_gpu(inventory, request, memory)))
+    breaches = (*ruled, *memory_breach(memory, _larger_gpu(inventory, request, memory)), *cache_breach(memory))
     verified = not any(breach.unknown for breach in breaches)
     refusal = engine.layout.refusal(context) if engine.layout and choice.feasible and not unknown else None
     layout = engine.layout.name if engine.layout and refusal is None and not breaches else None
-    out = folder_of(inventory, request, choice.deployment, label) if layout else label
-    launch = Launch({}) if breaches else engine.launch(context, shlex.quote(out), layout is not None)
+    runs = choice.feasible and not unknown
+    changes = (*changes_of(inventory, request, choice), *cache_changes(memory)) if runs else ()
+    out = folder_of(inventory, request, choice.deployment, label) if layout else None
+    reshard = f"dsv4-shard reshard {shlex.quote(label)} {shlex.quote(out)} {options_of(request)}" if out else None
+    shards = (out, reshard) if out and reshard else None
     return Plan(
+        kind="plan",
         schema_version=SCHEMA_VERSION,
         tool_version=__version__,
         source=origin_of(checkpoint, label),
@@ -174,12 +182,12 @@ def make_plan(
         context=session,
         engine_version=engine.version,
         deployment=PlanDeployment.of(choice.deployment, is_verified=verified),
-        feasible=not breaches,
+        verdict=_verdict(engine, context, breaches, changes),
         breaches=breaches,
         checks=() if unknown else tuple(_checks(engine, context)),
-        choices=(*choice.notes(), *engine.notes(context), *draft_notes(inventory, request, context))
-        if choice.feasible and not unknown
-        else (),
+        changes=tuple(map(PlanChange.of, changes)),
+        losses=tuple(map(PlanLoss.of, engine.losses(context))) if layout else (),
+        notes=(*engine.notes(context), *draft_notes(inventory, request, context)) if runs else (),
         unwritten=refusal,
         assumptions=_assumptions(choice.deployment, request, checkpoint.dialect if layout is None else NATIVE),
         modules=tuple(_modules(engine, weights, context)),
@@ -187,19 +195,24 @@ def make_plan(
         memory=memory,
         host=plan_host(checkpoint, context, weights, totals, layout is not None),
         shared_expert_addition=engine.addition(context) if choice.deployment.world > 1 else _ALONE,
-        launch=PlanLaunch.of(launch, has_draft=_has_draft(inventory)),
+        ways=()
+        if breaches
+        else tuple(ways_of(checkpoint, engine, context, totals, label, shards, cache_changes(memory))),
         layout=layout,
-        reshard=f"dsv4-shard reshard {shlex.quote(label)} {shlex.quote(out)} {options_of(request)}" if layout else None,
-        out=out if layout else None,
-        alternatives=()
-        if not breaches or any(breach.unknown for breach in breaches)
-        else tuple(_alternatives(inventory, request)),
+        out=out,
+        alternatives=() if not breaches or not verified else tuple(_alternatives(inventory, request)),
     )
 
 
-def _has_draft(inventory: Inventory) -> bool:
-    """Whether the options for an MTP draft model are of use."""
-    return inventory.mtp_blocks > 0 and not inventory.draft.dspark and inventory.draft_difference is None
+def _verdict(
+    engine: Engine, context: Context, breaches: tuple[PlanBreach, ...], changes: tuple[Change, ...]
+) -> Verdict:
+    """The verdict of a plan. Node folders of a family or format that no engine was run with are not verified."""
+    if breaches:
+        return Verdict.UNVERIFIED if any(breach.unknown for breach in breaches) else Verdict.FAILS
+    if engine.version == ANY_ENGINE or context.deployment.experts == NVFP4:
+        return Verdict.UNVERIFIED
+    return Verdict.CHANGED if changes else Verdict.RUNS
 
 
 def folder_of(inventory: Inventory, request: Request, deployment: Deployment, label: str) -> str:
@@ -251,20 +264,17 @@ def _assumptions(deployment: Deployment, request: Request, dialect: str) -> tupl
     """Assumptions of the plan; `dialect` is the naming dialect that the engine's own loader has to read."""
     assumptions = []
     if not deployment.gpu_named and deployment.version != ANY_ENGINE:
-        assumptions.append(
-            "Hopper (sm_90) is assumed and memory is not looked at; name the GPU with --gpu to have both checked"
-        )
+        assumptions.append("Hopper (sm_90) is assumed and memory is not compared: name the GPU with --gpu")
     if request.gpu_memory is not None:
         assumptions.append(
-            f"Hopper (sm_90) is assumed for a GPU of {deployment.gpu.memory / (1 << 30):.2f} GiB (--gpu-memory); "
-            "name it with --gpu to have its own rules"
+            f"Hopper (sm_90) is assumed for a GPU of {deployment.gpu.memory / (1 << 30):.2f} GiB (--gpu-memory): "
+            "name the GPU with --gpu"
         )
     if not deployment.gpu.verified:
-        assumptions.append(f"weights are reckoned as on {deployment.gpu.stands_for} (sm_{deployment.gpu.sm}): on "
-        f"{deployment.gpu.title} the "
-                           "engine may hold them otherwise")  # fmt: skip
+        assumptions.append(f"bytes are those on {deployment.gpu.stands_for} (sm_{deployment.gpu.sm}); on "
+                           f"{deployment.gpu.title} the engine may hold weights in other formats")  # fmt: skip
     if dialect != NATIVE:
-        assumptions.append(f"whether the engine reads the checkpoint's own names ({dialect}) was not looked at")
+        assumptions.append(f"whether the engine reads the checkpoint's own names ({dialect}) is not verified")
     return tuple(assumptions)
 
 
@@ -274,7 +284,7 @@ def _alternatives(inventory: Inventory, request: Request) -> Iterator[PlanAltern
             options=options_of(variation),
             gpus=choice.deployment.world,
             bytes_per_rank=rank_nbytes(inventory, choice.deployment, TARGET),
-            notes=choice.notes(),
+            changes=tuple(map(PlanChange.of, changes_of(inventory, variation, choice))),
         )
 
 
@@ -282,10 +292,11 @@ def refuse_infeasible(plan: Plan) -> None:
     """Refuse a plan that has breaches.
 
     Raises:
-        InfeasiblePlan: The plan has breaches; the message has the first one.
+        InfeasiblePlan, LayoutNotVerified: The plan has breaches; the message has the first one.
     """
     if plan.breaches:
         breach = plan.breaches[0]
         ways = [f"`{alternative.options}`" for alternative in plan.alternatives]
         hint = f"These work: {', '.join(ways)}." if ways else "`dsv4-shard plan` shows what was weighed."
-        raise InfeasiblePlan(f"{breach} ({breach.consequence})", hint=hint)
+        error = LayoutNotVerified if plan.verdict is Verdict.UNVERIFIED else InfeasiblePlan
+        raise error(f"{breach} ({breach.consequence})", hint=hint)

@@ -51,7 +51,7 @@ def read_plan(raw: bytes, where: str) -> Plan:
         if version < SCHEMA_VERSION:
             raw = json.dumps(upgraded(document, version, STEPS)).encode()
         plan = Plan.model_validate_json(raw, strict=True)
-        plan._is_early = version < _HOST_SCHEMA
+        plan._is_early = version < SCHEMA_VERSION
         return plan
     except BadJson as error:
         raise BadPlan(f"{where}: {error}") from None
@@ -71,7 +71,7 @@ def save_plan(plan: Plan, path: Path) -> None:
 def check_plan(plan: Plan, checkpoint: Checkpoint, inventory: Inventory) -> Plan:
     """Make the plan again from the checkpoint, and return it if it is the same.
 
-    The texts of a plan may differ if another version of the tool made it; then only its `decisions` are compared.
+    If another version of the tool made the plan, or it has an earlier schema, only its `decisions` are compared.
 
     Raises:
         ForeignPlan: The checkpoint is another one, or has changed.
@@ -85,8 +85,8 @@ def check_plan(plan: Plan, checkpoint: Checkpoint, inventory: Inventory) -> Plan
         fresh = make_plan(checkpoint, inventory, plan.request, plan.source.label, plan.context)
     except UsageError as error:
         raise BadPlan(f"the plan's request was edited: {error}") from None
-    ours = _as_early_as(plan, fresh).model_copy(update={"source": plan.source})
-    is_own = plan.tool_version == __version__
+    ours = fresh.model_copy(update={"source": plan.source})
+    is_own = plan.tool_version == __version__ and not plan._is_early
     then, now = ((one.model_dump(mode="json") if is_own else decisions(one)) for one in (plan, ours))
     edits = list(_differences(then, now, ""))
     if edits:
@@ -96,31 +96,13 @@ def check_plan(plan: Plan, checkpoint: Checkpoint, inventory: Inventory) -> Plan
     return fresh
 
 
-_HOST_SCHEMA = 3
-"""The first schema whose plans have `host`, `kv_cache` in `memory`, and stages of breaches."""
-
-
-def _as_early_as(plan: Plan, fresh: Plan) -> Plan:
-    """`fresh` without what plans of earlier schemas do not have, if `plan` is one of them.
-
-    Its checks and the words of its breaches are those of `plan`, whose rules stand in another order.
-    """
-    if not plan._is_early:
-        return fresh
-    memory = fresh.memory and fresh.memory.model_copy(update={"kv_cache": None})
-    early: dict[str, Any] = {"host": None, "memory": memory, "checks": plan.checks}
-    if _broken(plan) == _broken(fresh):
-        early["breaches"] = plan.breaches
-    return fresh.model_copy(update=early)
-
-
 def _broken(plan: Plan) -> list[dict[str, str | None]]:
     """The rules that break, in an order of their own."""
     breaches = sorted(plan.breaches, key=lambda breach: (breach.rule, breach.module or ""))
     return [{"rule": breach.rule, "module": breach.module} for breach in breaches]
 
 
-_DECIDING = {"source", "request", "engine_version", "deployment", "feasible", "layout", "modules"}
+_DECIDING = {"source", "request", "engine_version", "deployment", "layout", "modules"}
 
 
 def decisions(plan: Plan) -> dict[str, Any]:

@@ -45,9 +45,12 @@ def rank_nbytes(inventory: Inventory, deployment: Deployment, stages: tuple[Stag
 
 
 def fits(inventory: Inventory, deployment: Deployment) -> bool:
-    """Whether the loaded weights fit on the GPU; True if none is named."""
-    loaded = engine_for(deployment.engine, inventory.family).loaded_stages()
-    return not deployment.gpu_named or rank_nbytes(inventory, deployment, loaded) < deployment.gpu.memory
+    """Whether the loaded weights fit on the GPU, with some KV cache beside them; True if none is named."""
+    if not deployment.gpu_named:
+        return True
+    weights = rank_nbytes(inventory, deployment, engine_for(deployment.engine, inventory.family).loaded_stages())
+    cache = plan_cache(Context(inventory, deployment), weights)
+    return weights < deployment.gpu.memory and not (cache and cache.never_fits)
 
 
 def beyond_roles(checkpoint: Checkpoint, engine: Engine, context: Context) -> tuple[int, int]:

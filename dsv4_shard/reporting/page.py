@@ -16,7 +16,7 @@ from typing import Any
 from markupsafe import Markup
 
 from dsv4_shard.catalog.options import RANKINGS
-from dsv4_shard.engines import find_engine, title_of
+from dsv4_shard.engines import Verdict, find_engine, title_of
 from dsv4_shard.inspection import MatrixCell
 from dsv4_shard.planning import Plan, PlanCache, PlanHost
 from dsv4_shard.reporting.charts import MAP_KINDS, capitalized, charts_of, kinds_of, map_rows
@@ -26,10 +26,14 @@ from dsv4_shard.text.units import counted, gib, size
 
 _ASSETS = files(__package__) / "assets"
 
-_OTHERWISE = "does not run so, other options do"
+_OTHERWISE = "does not run; other options do"
 
-_VERDICTS = {"works": "runs", "with-options": "runs with options", "no": "does not run", "unknown": "not verified"}
-
+_VERDICT_CLASSES = {
+    Verdict.RUNS: "yes",
+    Verdict.CHANGED: "with-options",
+    Verdict.FAILS: "no",
+    Verdict.UNVERIFIED: "unknown",
+}
 
 # --- the page --------------------------------------------------------------------------------------------------------
 
@@ -54,6 +58,7 @@ def to_html(report: ReportContent) -> str:
         search=report.search,
         charts=charts_of(report),
         rankings=RANKINGS,
+        verdict_classes=_VERDICT_CLASSES,
         ranks=[asdict(rank) for rank in report.ranks],
         rank_kinds=kinds_of(report.ranks),
         map_kinds=[(k, w) for k, w in MAP_KINDS if report.layers and any(c.kind is k for c in report.layers.columns)],
@@ -120,7 +125,7 @@ def _plan_words(plan: Plan) -> dict[str, Any]:
         "layout": f"{gpus}{nodes}: TP {deployment.tp}, EP {deployment.ep}, DP {deployment.dp}; "
         f"attention TP {deployment.attention_tp}, "
         f"MoE TP {deployment.moe_tp}, runner {deployment.runner}{a2a}",
-        "verdict": f"{plan.title}, with" if plan.feasible and plan.choices else plan.title,
+        "verdict": plan.headline,
         "facts": list(_facts(plan)),
         "launch": [environment + command for command in plan.launch.commands],
     }  # fmt: skip
@@ -171,7 +176,7 @@ def _cache_facts(cache: PlanCache | None) -> Iterator[tuple[str, str, str]]:
 
 
 def _says(cell: MatrixCell) -> str:
-    return _OTHERWISE if cell.otherwise else _VERDICTS[cell.verdict]
+    return _OTHERWISE if cell.otherwise else str(cell.verdict)
 
 
 def _why(cell: MatrixCell) -> Iterator[str]:
@@ -181,5 +186,9 @@ def _why(cell: MatrixCell) -> Iterator[str]:
     if cell.bytes_per_rank is not None:
         yield f"{gib(cell.bytes_per_rank)} a rank"
     if cell.reason:
-        yield cell.reason if cell.verdict == "unknown" or cell.module is None else f"{cell.module}: {cell.reason}"
-    yield from cell.notes
+        yield (
+            cell.reason
+            if cell.verdict is Verdict.UNVERIFIED or cell.module is None
+            else f"{cell.module}: {cell.reason}"
+        )
+    yield from map(str, cell.changes)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from dsv4_shard.checkpoint import Checkpoint, Inventory
-from dsv4_shard.engines import Context, engine_for
+from dsv4_shard.engines import Context, Verdict, engine_for
 from dsv4_shard.inspection import DEFAULT_TPS, Inspection, inspect
 from dsv4_shard.models import Module
 from dsv4_shard.planning import BlockGrid, Plan, Search, broken_grids, choose, shared_grid
@@ -50,7 +50,7 @@ def make_report(
     request = plan.request
     choice, engine = choose(inventory, request), engine_for(request.engine, inventory.family)
     context = Context(inventory, choice.deployment)
-    if plan.unknown:
+    if plan.verdict is Verdict.UNVERIFIED and not plan.feasible:
         return Report(inspection=inspection, plan=plan, search=search, grids=grids)
     layers = layer_map(checkpoint, engine, context, frozenset(breach.module for breach in choice.breaches))
     ranks = rank_bytes(checkpoint, engine, context) if choice.feasible else ()

@@ -7,7 +7,7 @@ import codecs
 import io
 import os
 
-_ASCII = {"×": "x", "├": "+", "─": "-", "┼": "+", "┤": "+", "…": "..."}
+_ASCII = {"×": "x", "├": "+", "─": "-", "┼": "+", "┤": "+", "…": "...", "·": "-", "✓": "+", "✗": "x"}
 """ASCII replacements for the tool's own signs."""
 
 _SIGNS = "dsv4_shard.signs"

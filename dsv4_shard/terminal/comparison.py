@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from dsv4_shard.terminal.commands import to_copy
 from dsv4_shard.terminal.tables import Table
-from dsv4_shard.terminal.text import heading, item, title, to_copy
+from dsv4_shard.terminal.text import heading, item, title
 from dsv4_shard.text.units import size
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ def show_comparison(console: Console, comparison: "PlanComparison") -> None:
     _show_differences(console, "Comes to", comparison.deployment)
     for name, verdict in zip("AB", comparison.verdicts, strict=False):
         heading(console, f"{name} {verdict.verdict}")
-        for line in (*verdict.breaches, *verdict.choices):
-            item(console, line, "" if verdict.feasible else "red")
+        for line in (*verdict.breaches, *verdict.changes):
+            item(console, line, "" if verdict.verdict.is_good else "red")
     placements, nbytes = comparison.placements, comparison.bytes_per_rank
     if placements and (all(row.a is None for row in placements) or all(row.b is None for row in placements)):
         only = "A" if placements[0].b is None else "B"
@@ -41,7 +42,7 @@ def show_comparison(console: Console, comparison: "PlanComparison") -> None:
             table.add(*cells)
         table.show(console)
     if nbytes:
-        heading(console, "Bytes a rank (the heaviest)")
+        heading(console, "Bytes per GPU (the fullest)")
         table = Table("", "A", "B", "B - A", right=(1, 2, 3))
         for row in nbytes:
             sign = "-" if row.difference < 0 else "+"

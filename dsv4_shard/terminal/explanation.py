@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from dsv4_shard.terminal.text import heading, item, title, to_copy
+from dsv4_shard.terminal.commands import to_copy
+from dsv4_shard.terminal.text import heading, item, title
 
 if TYPE_CHECKING:
     from dsv4_shard.diagnosis import Case, Explanation

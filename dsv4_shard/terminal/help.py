@@ -13,13 +13,17 @@ from dsv4_shard.errors import ExitCode
 from dsv4_shard.text.sanitize import clean
 from dsv4_shard.text.suggest import near
 
+_OF_LAYOUTS = ("plan", "reshard")
+"""Commands that answer whether a layout runs."""
+
 EXIT_CODES = {
     ExitCode.DONE: "done",
-    ExitCode.NO: "a result that says no",
+    ExitCode.NO: "does not run, or not as it should be",
     ExitCode.USAGE: "usage",
     ExitCode.CHECKPOINT: "bad checkpoint",
     ExitCode.IO: "I/O",
     ExitCode.NETWORK: "not reachable",
+    ExitCode.NOT_VERIFIED: "not verified",
     ExitCode.INTERRUPTED: "interrupted",
 }
 
@@ -40,7 +44,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "inspect": (
         ("A folder, or a repository on the Hub, of which only headers are read", "DeepSeek-V4-Pro"),
         ("", "deepseek-ai/DeepSeek-V4-Pro"),
-        ("What runs at TP 8 and 16 on a GPU, with the bytes of a rank", "DeepSeek-V4-Pro --tp 8,16 --gpu h20-96"),
+        ("What runs at TP 8 and 16 on a GPU, with GiB per GPU", "DeepSeek-V4-Pro --tp 8,16 --gpu h20-96"),
     ),
     "plan": (
         ("A layout, and the plan as a file for reshard", "DeepSeek-V4-Pro --tp 16 --gpu h20-96 -o plan.json"),
@@ -148,7 +152,8 @@ def examples_of(command: str) -> Iterator[str]:
 
 def exit_codes_of(command: str) -> list[tuple[str, str]]:
     """Each exit code with its meaning for this command."""
-    said = EXIT_CODES | {ExitCode.NO: NO[command]}
+    unverified = EXIT_CODES[ExitCode.NOT_VERIFIED] if command in _OF_LAYOUTS else ""
+    said = EXIT_CODES | {ExitCode.NO: NO[command], ExitCode.NOT_VERIFIED: unverified}
     return [(str(code.value), meaning) for code, meaning in said.items() if meaning]
 
 

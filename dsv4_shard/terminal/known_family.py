@@ -7,23 +7,15 @@ from rich.console import Console
 from rich.text import Text
 
 from dsv4_shard.checkpoint import Severity
-from dsv4_shard.engines import find_engine
+from dsv4_shard.engines import Verdict, find_engine
 from dsv4_shard.planning import MEMORY_RULE
+from dsv4_shard.terminal.plan import SIGNS
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import heading, item, title
 from dsv4_shard.text.units import counted, quotient, size
 
 if TYPE_CHECKING:
     from dsv4_shard.inspection import DimensionRow, Inspection, InspectionFinding, MatrixCell
-
-_MARKS = {"works": ("yes", "green"), "with-options": ("yes*", "yellow"), "no": ("no", "red"), "unknown": ("?", "dim")}
-
-_OTHERWISE = ("no*", "yellow")
-
-_FOOTNOTES = {
-    "yes*": "runs, as `plan --tp N` plans it, with the options named here",
-    "no*": "does not run with the defaults; runs on as many GPUs with the options named here",
-}
 
 _SEVERITY_STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}
 
@@ -40,8 +32,6 @@ def show_inspection(console: Console, inspection: "Inspection") -> None:
     if inspection.dimensions:
         _show_dimensions(console, inspection.dimensions)
         _show_matrix(console, inspection.matrix, inspection.gpu)
-        if inspection.gpu is not None:
-            _show_weights(console, inspection.matrix)
 
 
 def show_findings(console: Console, findings: "tuple[InspectionFinding, ...]", none: str) -> None:
@@ -96,42 +86,46 @@ def _show_dimensions(console: Console, dimensions: "tuple[DimensionRow, ...]") -
 def _show_matrix(console: Console, matrix: "tuple[MatrixCell, ...]", gpu: str | None) -> None:
     tps = list(dict.fromkeys(cell.tp for cell in matrix))
     cells = {(cell.engine, cell.tp): cell for cell in matrix}
-    heading(console, f"What runs, by TP{f', on {gpu}' if gpu else ''}")
+    heading(console, f"What runs, and GiB of weights per GPU, by TP{f', on {gpu}' if gpu else ''}")
     table = Table("engine", *(str(tp) for tp in tps), right=range(1, len(tps) + 1))
     for engine in dict.fromkeys(cell.engine for cell in matrix):
-        marks = [_mark(cells[engine, tp]) for tp in tps]
-        table.add(_short(engine), *(Text(mark, style=style) for mark, style in marks))
+        table.add(_short(engine), *(_mark(cells[engine, tp]) for tp in tps))
     table.show(console)
-    for mark, footnote in _FOOTNOTES.items():
-        if any(_mark(cell)[0] == mark for cell in matrix):
-            item(console, f"{mark} {footnote}", "dim")
+    used = {_sign(cell): cell for cell in matrix}
+    item(console, "; ".join(f"{sign} {words}" for sign, words in _LEGEND.items() if sign in used), "dim")
     if gpu is None:
-        item(console, "memory is not looked at: name the GPU with --gpu", "dim")
+        item(console, "memory is not compared: name the GPU with --gpu", "dim")
     for engine in dict.fromkeys(cell.engine for cell in matrix):
         for line, numbers in _merge(cells[engine, tp] for tp in tps).items():
             item(console, f"{_short(engine)} TP {', '.join(map(str, numbers))}: {line}")
 
 
-def _show_weights(console: Console, matrix: "tuple[MatrixCell, ...]") -> None:
-    tps = list(dict.fromkeys(cell.tp for cell in matrix))
-    weights = {(cell.engine, cell.tp): cell.bytes_per_rank for cell in matrix}
-    heading(console, "GiB of weights a rank, with the options that are named")
-    table = Table("engine", *(str(tp) for tp in tps), right=range(1, len(tps) + 1))
-    for engine in dict.fromkeys(cell.engine for cell in matrix):
-        held = [weights[engine, tp] for tp in tps]
-        table.add(_short(engine), *("-" if nbytes is None else f"{nbytes / (1 << 30):.1f}" for nbytes in held))
-    table.show(console)
+_LEGEND = {
+    "✓": "runs",
+    "✓*": "runs with the changes named below",
+    "✗": "does not run",
+    "✗*": "does not run, but as many GPUs do with the options named below, whose GiB it has",
+    "?": "not verified",
+}
+"""Sign of a cell → its meaning."""
+
+
+def _sign(cell: "MatrixCell") -> str:
+    star = "*" if cell.verdict is Verdict.CHANGED or cell.otherwise else ""
+    return SIGNS[cell.verdict][0] + star
+
+
+def _mark(cell: "MatrixCell") -> Text:
+    """The verdict as a sign, with the weights."""
+    weights = "" if cell.bytes_per_rank is None else f" {cell.bytes_per_rank / (1 << 30):.1f}"
+    style = "yellow" if cell.otherwise else SIGNS[cell.verdict][1]
+    return Text(_sign(cell) + weights, style=style)
 
 
 def _short(engine: str) -> str:
     """Name of an engine in a narrow column."""
     found = find_engine(engine)
     return found.short_title or found.title
-
-
-def _mark(cell: "MatrixCell") -> tuple[str, str]:
-    """The verdict as a sign and its style: TP alone runs, or only other options on the same number of GPUs."""
-    return _OTHERWISE if cell.otherwise else _MARKS[cell.verdict]
 
 
 def _merge(cells: "Iterable[MatrixCell]") -> dict[str, list[int]]:
@@ -142,11 +136,11 @@ def _merge(cells: "Iterable[MatrixCell]") -> dict[str, list[int]]:
     for cell in cells:
         if cell in too_large:
             of = f"TP {too_large[-1].tp}: " if len(too_large) > 1 else ""
-            lines.setdefault(f"too large; {of}{too_large[-1].reason}", []).append(cell.tp)
-        elif cell.verdict == "with-options" and not cell.otherwise:
-            for note in cell.notes:
-                lines.setdefault(f"* {note}", []).append(cell.tp)
-        elif cell.verdict == "unknown":
+            lines.setdefault(f"{of}{too_large[-1].reason}", []).append(cell.tp)
+        elif cell.verdict is Verdict.CHANGED:
+            for change in cell.changes:
+                lines.setdefault(f"* {change}", []).append(cell.tp)
+        elif cell.verdict is Verdict.UNVERIFIED:
             lines.setdefault(str(cell.reason), []).append(cell.tp)
         elif cell.reason is not None:
             way = f"; * runs as {cell.how}" if cell.how else ""

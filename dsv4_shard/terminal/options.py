@@ -150,6 +150,10 @@ DemoArg = Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to put th
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
+DetailsOpt = Annotated[
+    bool, typer.Option("--details", help="Also show placement, blocks, bytes per module, and options of the draft.")
+]
+
 CompareOpt = Annotated[
     tuple[Path, Path] | None,
     typer.Option("--compare", metavar="FILE FILE", help="Plan nothing: say what differs between two plan files."),

@@ -1,4 +1,4 @@
-"""Headings, paragraphs and commands: the pieces of every command's output.
+"""Headings and paragraphs: the pieces of every command's output.
 
 This module wraps text itself: rich would fill each line with blanks up to the full width.
 """
@@ -61,6 +61,25 @@ def paragraph(console: Console, text: str, style: str = "", indent: int = 0) -> 
         console.print(Text(" " * indent + line, style=style), soft_wrap=True)
 
 
-def to_copy(console: Console, line: str) -> None:
-    """Print a command on one line, however long, so that it can be copied."""
-    console.print(Text("  " + clean(line)), soft_wrap=True)
+_MOST_LEFT = 32
+"""Widest left column of `two_columns`; a wider text stands on a line of its own."""
+
+
+def two_columns(console: Console, rows: list[tuple[str, str]]) -> None:
+    """Print pairs: the first text bold, the second wrapped beside it, or below it where there is no room."""
+    room = max(MIN_WIDTH, console.width)
+    left = max((len(first) for first, _ in rows if len(first) <= _MOST_LEFT), default=0)
+    if left + MIN_WIDTH + 4 > room:
+        left = 0
+    for first, second in rows:
+        beside = bool(first) and len(first) <= left
+        indent = left + 4 if beside else 4
+        lines = wrap(clean(second), room - indent)
+        if beside:
+            start = Text.assemble("  ", (clean(first).ljust(left + 2), "bold"), lines[0])
+            console.print(start, soft_wrap=True)
+            lines = lines[1:]
+        elif first:
+            item(console, first, "bold")
+        for line in lines:
+            console.print(Text(" " * indent + line), soft_wrap=True)

@@ -137,9 +137,9 @@ def show_report(console: Console, report: "Report", output: Path) -> None:
     about = "the checkpoint alone: name a layout with --tp or --gpus for placements and commands"
     if plan is not None:
         engine = title_of(plan.request.engine, plan.engine_version)
-        about = f"TP {plan.deployment.tp} on {engine}, which {plan.verdict}"
+        about = f"TP {plan.deployment.tp} on {engine} {plan.deployment.version}: {plan.verdict}"
     elif report.search is not None:
         about = f"{report.search.gpus} GPUs, on which nothing was found"
     megabytes = output.stat().st_size / 1e6
-    paragraph(console, f"wrote {output}, a page of {megabytes:.1f} MB to open in a browser or to send")
-    item(console, f"of {about}")
+    paragraph(console, f"Wrote {output} ({megabytes:.1f} MB). Open it in a browser.")
+    item(console, about)

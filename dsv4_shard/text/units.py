@@ -40,3 +40,10 @@ def quotient(number: float, divisor: int = 1) -> str:
 def counted(number: int, noun: str) -> str:
     """Return the number with its noun, which gets an `s` for any number but 1."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def rounded(number: int) -> str:
+    """Return a large number in words for people: `1.75 million`, `12,300`."""
+    if number >= 1_000_000:
+        return f"{number / 1e6:.3g} million"
+    return f"{int(float(f'{number:.3g}')):,}"

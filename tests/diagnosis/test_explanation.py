@@ -50,7 +50,7 @@ MESSAGES = [
     (COLUMN, ["SGLang", SHARED_192, "SGLANG_SHARED_EXPERT_TP1=1 sglang serve", "--moe-runner-backend marlin",
               "dsv4-shard plan deepseek-ai/DeepSeek-V4-Pro --tp 16", "the model and TP: a guess"]),
     ("Weight input_size_per_partition = 192 is not divisible by weight quantization block_k = 128.",
-     ["vLLM", SHARED_192, "24 blocks of 128 / TP 16 = 1.5, so 2 (256 rows) on a rank; ranks 12-15 hold only zeros",
+     ["vLLM", SHARED_192, "24 blocks of 128 / TP 16 = 1.5, so 2 (256 rows) per rank; ranks 12-15 hold only zeros",
       "a vLLM with PR 46001"]),
     ("AssertionError: 129280 is not divisible by 24",
      ["SGLang, vLLM", "vocab_size (padded to 64) 129280 / TP 24 = 5386.67: not whole", "--tp 24 (the model",
@@ -329,7 +329,7 @@ def test_the_way_out_is_the_plans() -> None:
     plan = make_plan(*real_inventory(PRO), Request(16))
     way = of(COLUMN).way
     assert way.environment == plan.launch.environment
-    assert way.notes == plan.choices
+    assert way.notes == tuple(map(str, plan.changes))
     assert "--tp 16 --moe-runner-backend marlin" in way.command
     refused = make_plan(*real_inventory(FLASH), Request(16, engine="vllm"))
     way = of("r = wq.size(0) // bmm_batch_size   # --tp 16").way
@@ -345,7 +345,7 @@ def test_memory_is_compared_with_what_a_rank_weighs() -> None:
              + "CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has a total capacity of 95.00 GiB").way  # fmt: skip
     gib = plan.totals.target_bytes_per_rank_max / (1 << 30)
     assert way.runs is False
-    assert f"{gib:.1f} GiB of weights a rank, NVIDIA H20 96 GB has 95.0 GiB, 7.4 GiB too little" in way.notes
+    assert f"{gib:.1f} GiB of weights per GPU, NVIDIA H20 96 GB has 95.0 GiB, 7.4 GiB short" in way.notes
     assert list(way.nearest) == [near.options for near in plan.alternatives]
 
 

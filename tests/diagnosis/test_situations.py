@@ -59,10 +59,10 @@ def words_of(explanation: Explanation) -> str:
     ("model", "tp", "message", "said"),
     [
         ("MiniMaxAI/MiniMax-M2.7", 8, GATE_UP.format(192),
-         ["192 × 8 = 1536", "12 blocks of 128", "1.5 a rank", "TP 1, 2, 3, 4, 6, 12", "expert parallelism"]),
+         ["192 × 8 = 1536", "12 blocks of 128", "1.5 per rank", "TP 1, 2, 3, 4, 6, 12", "expert parallelism"]),
         ("Qwen/Qwen3-235B-A22B-FP8", 8, GATE_UP.format(192), ["192 × 8 = 1536"]),
         ("moonshotai/Kimi-K2-Instruct", 32, COLUMN.format(576), ["576 × 32 = 18432", "144 blocks of "
-                                                                                     "128", "4.5 a rank"]),
+                                                                                     "128", "4.5 per rank"]),
         ("/models/ds", 16, COLUMN.format(192), ["192 × 16 = 3072", "24 blocks of 128"]),
         ("deepseek-ai/DeepSeek-R1-Distill-Qwen-32B", 16, ROW.format(1728), ["1728 × 16 = 27648", "216 blocks"]),
     ],
@@ -157,7 +157,7 @@ def test_experts_are_cut_over_the_ranks_that_ep_and_dp_leave() -> None:
     """SGLang cuts experts over TP / EP, vLLM without expert parallelism over TP × DP."""
     log = "server_args={'model_path': 'zai-org/GLM-4.6-FP8', 'tp_size': 16, 'dp_size': 2, 'enable_dp_attention': True, "
     meaning = ask(log + "'ep_size': 4}\n" + GATE_UP.format(96)).meaning
-    assert meaning[0] == "96 × 4 = 384 in all (TP 16 / EP 4), 3 blocks of 128, 0.75 a rank"
+    assert meaning[0] == "96 × 4 = 384 in all (TP 16 / EP 4), 3 blocks of 128, 0.75 per rank"
     assert "over 1, 3 ranks" in meaning[1]
     meaning = ask("vllm serve Qwen/Qwen3-Coder -tp 8 --data-parallel-size 2\n" + GATE_UP.format(160)).meaning
     assert meaning[0].startswith("160 × 16 = 2560 in all (TP 8 × DP 2), 20 blocks of 128")

@@ -438,7 +438,7 @@ def test_one_node_needs_the_checkpoint_as_it_is(model: Path, tmp_path: Path) -> 
     plan = make_plan(checkpoint, inventory, Request(4, engine="node"), "model")
     assert plan.feasible
     assert plan.unwritten == "one node needs every expert, which is the checkpoint as it is"
-    assert not any("folder" in choice for choice in plan.choices)
+    assert not any("folder" in choice for choice in plan.notes)
     assert "--model-path model --tp 4 --ep-size 4" in plan.launch.commands[0]
     with pytest.raises(UsageError, match="one node needs every expert"):
         split(model, tmp_path / "out", nodes=1)
@@ -473,7 +473,7 @@ def test_each_node_is_started_on_its_own_folder_with_the_stock_loader() -> None:
 
 def test_the_plan_says_what_a_folder_holds_and_what_it_does_not_serve() -> None:
     checkpoint, inventory = inventory_of(PRO)
-    *_, folders, serves, links, vllm = make_plan(checkpoint, inventory, Request(16, engine="node", nodes=2)).choices
+    *_, folders, serves, links, vllm = make_plan(checkpoint, inventory, Request(16, engine="node", nodes=2)).notes
     total = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
     experts = sum(tensor.nbytes for name, tensor in checkpoint.tensors.items() if expert_of(name) >= 0)
     assert f"{(total - experts / 2) / 1e9:.4g} GB of {total / 1e9:.4g} GB" in folders
@@ -493,7 +493,7 @@ def test_the_plan_says_what_a_folder_holds_and_what_it_does_not_serve() -> None:
 )
 def test_the_plan_says_where_vllm_does_not_serve_them(name: str, wanted: dict[str, Any], reason: str | None) -> None:
     plan = make_plan(*inventory_of(name), Request(16, engine="node", nodes=2, **wanted))
-    vllm = plan.choices[-1]
+    vllm = plan.notes[-1]
     assert ("vllm serve" in vllm) == (reason is None)
     assert "does not serve these folders: " + (reason or "") in vllm or reason is None
     assert wanted.get("dp") is None or "--tensor-parallel-size 1 --data-parallel-size 16 " in vllm
@@ -513,7 +513,7 @@ def test_vllm_is_not_named_where_its_loader_would_misread_the_scales(mine: Path)
     (mine / INDEX_FILE).unlink()
     plan = make_plan(*open_folder(mine), Request(4, engine="node", nodes=2))
     assert plan.feasible
-    assert plan.choices[-1].endswith("(2^-7 becomes 120)")
+    assert plan.notes[-1].endswith("(2^-7 becomes 120)")
 
 
 # --- V3's generation -----------------------------------------------------------------------------------------------
@@ -536,12 +536,12 @@ def test_folders_of_v3_have_its_dense_tensors_and_each_nodes_own_experts(
 @pytest.mark.slow
 def test_the_plan_for_v3_gives_both_engines_commands() -> None:
     plan = make_plan(*inventory_of(V3), Request(16, engine="node", nodes=2))
-    assert "128 of 256 experts" in plan.choices[0]
-    assert "vllm serve OUT/node-M --trust-remote-code --tensor-parallel-size 16 " in plan.choices[-1]
+    assert "128 of 256 experts" in plan.notes[0]
+    assert "vllm serve OUT/node-M --trust-remote-code --tensor-parallel-size 16 " in plan.notes[-1]
     assert "--model-path DeepSeek-V3-node-tp16/node-1 --tp 16 --ep-size 16 " in plan.launch.commands[1]
     assert plan.launch.environment == {}
     with_dp = make_plan(*inventory_of(V3), Request(16, dp=2, engine="node", nodes=2))
-    assert "does not serve these folders: vLLM's own classes of this generation" in with_dp.choices[-1]
+    assert "does not serve these folders: vLLM's own classes of this generation" in with_dp.notes[-1]
 
 
 # --- commands ------------------------------------------------------------------------------------------------------
@@ -556,7 +556,7 @@ def run(*arguments: Any, code: int = 0) -> str:
 @pytest.mark.slow
 def test_the_commands_take_folders_from_plan_to_verification(model: Path, tmp_path: Path) -> None:
     options = ("--engine", "node", "--tp", 4, "--nodes", 2)
-    assert "node-1" in run("plan", model, *options, "-o", tmp_path / "plan.json")
+    assert "node-$NODE_RANK" in run("plan", model, *options, "-o", tmp_path / "plan.json")
     dry = json.loads(run("reshard", model, tmp_path / "out", *options, "--dry-run", "--json"))
     assert set(dry["files"]) >= {f"node-0/{DENSE_FILES[0]}", "node-1/model-00002-of-00005.safetensors"}
     shown = run("reshard", model, tmp_path / "out", "--plan", tmp_path / "plan.json", "--dry-run")

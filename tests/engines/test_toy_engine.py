@@ -115,7 +115,7 @@ def test_a_search_tries_its_search_space_and_nothing_else(tiny_checkpoint: Path)
 
 def test_it_stands_in_the_matrix_and_the_report(tiny_checkpoint: Path, tmp_path: Path) -> None:
     matrix = {(cell.engine, cell.tp): cell.verdict for cell in dsv4_shard.inspect(tiny_checkpoint, tp=[2, 3]).matrix}
-    assert (matrix["toy", 2], matrix["toy", 3]) == ("works", "no")
+    assert (matrix["toy", 2], matrix["toy", 3]) == ("runs", "does not run")
     page = to_html(dsv4_shard.report(tiny_checkpoint, tp=2, engine="toy"))
     assert "Toy Engine 7, TP 2" in page
     assert "MTP draft, if loaded" not in page

@@ -51,89 +51,89 @@ def demo(**changes: Any) -> tuple[Checkpoint, Inventory]:
 
 # --- the matrix ----------------------------------------------------------------------------------------------------
 
-WORKS = ("works", None, None)
+WORKS = ("runs", None, None)
 MATRIX = {
     # by model and TP: verdict, options and first broken rule for each engine
     (PRO, 16): {
-        "sglang": ("with-options", "shared experts whole, runner marlin", None),
+        "sglang": ("runs with changes", "shared experts whole, runner marlin", None),
         "vllm": WORKS,
         "reference": WORKS,
         "trtllm": WORKS,
     },
     (PRO, 32): {
-        "sglang": ("with-options", "--tp 32 --dp 2", "o_groups"),
-        "vllm": ("with-options", "--tp 16 --dp 2", "o_groups"),
-        "reference": ("no", None, "o_groups"),
-        "trtllm": ("with-options", "--tp 32 --dp 32", "o_groups"),
+        "sglang": ("does not run", "--tp 32 --dp 2", "o_groups"),
+        "vllm": ("does not run", "--tp 16 --dp 2", "o_groups"),
+        "reference": ("does not run", None, "o_groups"),
+        "trtllm": ("does not run", "--tp 32 --dp 32", "o_groups"),
     },
     (PRO, 64): {
-        "sglang": ("with-options", "--tp 64 --ep 2 --dp 4", "routed-blocks"),
-        "vllm": ("with-options", "--tp 16 --ep 64 --dp 4", "o_groups"),
-        "reference": ("no", None, "o_groups"),
-        "trtllm": ("with-options", "--tp 64 --ep 2 --dp 64", "routed-blocks"),
+        "sglang": ("does not run", "--tp 64 --ep 2 --dp 4", "routed-blocks"),
+        "vllm": ("does not run", "--tp 16 --ep 64 --dp 4", "o_groups"),
+        "reference": ("does not run", None, "o_groups"),
+        "trtllm": ("does not run", "--tp 64 --ep 2 --dp 64", "routed-blocks"),
     },
     (PRO, 3): {
-        "sglang": ("with-options", "--tp 3 --dp 3", "q_b-blocks"),
-        "vllm": ("with-options", "--tp 1 --ep 3 --dp 3", "heads"),
-        "reference": ("no", None, "vocab"),
-        "trtllm": ("with-options", "--tp 3 --dp 3", "vocab"),
+        "sglang": ("does not run", "--tp 3 --dp 3", "q_b-blocks"),
+        "vllm": ("does not run", "--tp 1 --ep 3 --dp 3", "heads"),
+        "reference": ("does not run", None, "vocab"),
+        "trtllm": ("does not run", "--tp 3 --dp 3", "vocab"),
     },
     (PRO, 6): {
-        "sglang": ("with-options", "--tp 6 --dp 3", "q_b-blocks"),
-        "vllm": ("with-options", "--tp 2 --dp 3", "heads"),
-        "reference": ("no", None, "vocab"),
-        "trtllm": ("with-options", "--tp 6 --dp 6", "vocab"),
+        "sglang": ("does not run", "--tp 6 --dp 3", "q_b-blocks"),
+        "vllm": ("does not run", "--tp 2 --dp 3", "heads"),
+        "reference": ("does not run", None, "vocab"),
+        "trtllm": ("does not run", "--tp 6 --dp 6", "vocab"),
     },
     (PRO, 12): {
-        "sglang": ("with-options", "--tp 12 --dp 3", "q_b-blocks"),
-        "vllm": ("with-options", "--tp 4 --dp 3", "heads"),
-        "reference": ("no", None, "vocab"),
-        "trtllm": ("with-options", "--tp 12 --dp 12", "vocab"),
+        "sglang": ("does not run", "--tp 12 --dp 3", "q_b-blocks"),
+        "vllm": ("does not run", "--tp 4 --dp 3", "heads"),
+        "reference": ("does not run", None, "vocab"),
+        "trtllm": ("does not run", "--tp 12 --dp 12", "vocab"),
     },
     (PRO, 24): {
-        "sglang": ("with-options", "--tp 24 --dp 3", "q_b-blocks"),
-        "vllm": ("with-options", "--tp 8 --dp 3", "heads"),
-        "reference": ("no", None, "vocab"),
-        "trtllm": ("with-options", "--tp 24 --dp 24", "vocab"),
+        "sglang": ("does not run", "--tp 24 --dp 3", "q_b-blocks"),
+        "vllm": ("does not run", "--tp 8 --dp 3", "heads"),
+        "reference": ("does not run", None, "vocab"),
+        "trtllm": ("does not run", "--tp 24 --dp 24", "vocab"),
     },
     (FLASH, 16): {
-        "sglang": ("with-options", "--tp 16 --dp 2", "o_groups"),
-        "vllm": ("with-options", "--tp 8 --dp 2", "o_groups"),
-        "reference": ("no", None, "o_groups"),
-        "trtllm": ("with-options", "--tp 16 --dp 16", "o_groups"),
+        "sglang": ("does not run", "--tp 16 --dp 2", "o_groups"),
+        "vllm": ("does not run", "--tp 8 --dp 2", "o_groups"),
+        "reference": ("does not run", None, "o_groups"),
+        "trtllm": ("does not run", "--tp 16 --dp 16", "o_groups"),
     },
     (FLASH, 32): {
-        "sglang": ("with-options", "--tp 32 --dp 4", "o_groups"),
-        "vllm": ("with-options", "--tp 8 --dp 4", "o_groups"),
-        "reference": ("no", None, "o_groups"),
-        "trtllm": ("with-options", "--tp 32 --dp 32", "o_groups"),
+        "sglang": ("does not run", "--tp 32 --dp 4", "o_groups"),
+        "vllm": ("does not run", "--tp 8 --dp 4", "o_groups"),
+        "reference": ("does not run", None, "o_groups"),
+        "trtllm": ("does not run", "--tp 32 --dp 32", "o_groups"),
     },
     (FLASH, 64): {
-        "sglang": ("with-options", "--tp 64 --dp 8", "o_groups"),
-        "vllm": ("with-options", "--tp 8 --dp 8", "o_groups"),
-        "reference": ("no", None, "o_groups"),
-        "trtllm": ("with-options", "--tp 64 --dp 64", "o_groups"),
+        "sglang": ("does not run", "--tp 64 --dp 8", "o_groups"),
+        "vllm": ("does not run", "--tp 8 --dp 8", "o_groups"),
+        "reference": ("does not run", None, "o_groups"),
+        "trtllm": ("does not run", "--tp 64 --dp 64", "o_groups"),
     },
     (PRO_FP8, 8): {
-        "sglang": WORKS,
-        "vllm": ("no", None, "o_a-format"),
+        "sglang": ("runs with changes", "FP8 experts", None),
+        "vllm": ("does not run", None, "o_a-format"),
         "reference": WORKS,
         "trtllm": WORKS,
     },
     (PRO_FP8, 16): {
-        "sglang": ("with-options", "--tp 16 --ep 2", "routed-blocks"),
-        "vllm": ("no", None, "o_a-format"),
+        "sglang": ("does not run", "--tp 16 --ep 2", "routed-blocks"),
+        "vllm": ("does not run", None, "o_a-format"),
         "reference": WORKS,
-        "trtllm": ("with-options", "--tp 16 --ep 2", "routed-blocks"),
+        "trtllm": ("does not run", "--tp 16 --ep 2", "routed-blocks"),
     },
 }
 MATRIX |= {(model, tp): dict.fromkeys(serving(), WORKS) for model in (PRO, FLASH) for tp in (1, 2, 4, 8)}
 MATRIX |= {
     (FLASH, tp): {
-        "sglang": ("no", None, "q_b-blocks"),
-        "vllm": ("with-options", f"--tp {tp // 3} --ep {tp} --dp 3", "heads"),
-        "reference": ("no", None, "experts"),
-        "trtllm": ("no", None, "vocab"),
+        "sglang": ("does not run", None, "q_b-blocks"),
+        "vllm": ("does not run", f"--tp {tp // 3} --ep {tp} --dp 3", "heads"),
+        "reference": ("does not run", None, "experts"),
+        "trtllm": ("does not run", None, "vocab"),
     }
     for tp in (3, 6, 12, 24)
 }
@@ -155,9 +155,9 @@ def test_a_cell_says_why_where_the_engines_own_way_is_refused(model: str, tp: in
     for engine in serving():
         cell = cell_of(model, tp, engine)
         assert (cell.rule is None) == (cell.module is None) == (cell.reason is None)
-        if cell.verdict == "works":
-            assert cell.notes == ()
-        if cell.verdict == "no":
+        if cell.verdict == "runs":
+            assert cell.changes == ()
+        if cell.verdict == "does not run":
             assert cell.reason is not None
 
 
@@ -169,7 +169,7 @@ def test_a_cell_quotes_the_engine_where_it_says_something_itself() -> None:
 
 
 def test_the_cell_of_pro_on_sixteen_gpus_gives_the_arithmetic() -> None:
-    shared, runner = cell_of(PRO, 16, "sglang").notes
+    shared, runner = map(str, cell_of(PRO, 16, "sglang").changes)
     assert "3072 / TP 16 = 192, which is 1.5 blocks of 128" in shared
     assert "3072 / MoE TP 16 = 192, which is 1.5 tiles of 128" in runner
 
@@ -177,13 +177,12 @@ def test_the_cell_of_pro_on_sixteen_gpus_gives_the_arithmetic() -> None:
 @pytest.mark.slow
 def test_the_matrix_tells_what_the_plan_takes_by_itself_from_what_has_to_be_asked_for() -> None:
     printed = run("inspect", root_of(PRO), "--tp", "8,16,32").stdout
-    (marks,) = re.findall(r"^SGLang +(\S+) +(\S+) +(\S+)$", printed, re.MULTILINE)
-    assert marks == ("yes", "yes*", "no*")
+    (marks,) = re.findall(r"^SGLang +(\S+) \S+ +(\S+) \S+ +(\S+) \S+$", printed, re.MULTILINE)
+    assert marks == ("✓", "✓*", "✗*")
     for tp, mark in zip((8, 16, 32), marks, strict=True):
-        assert run("plan", root_of(PRO), "--tp", tp).exit_code == (ExitCode.NO if mark == "no*" else ExitCode.DONE)
+        assert run("plan", root_of(PRO), "--tp", tp).exit_code == (ExitCode.NO if mark == "✗*" else ExitCode.DONE)
     text = " ".join(printed.split())
-    assert "yes* runs, as `plan --tp N` plans it, with the options named here" in text
-    assert "no* does not run with the defaults; runs on as many GPUs with the options named here" in text
+    assert "✓* runs with the changes named below" in text
     assert "SGLang TP 32: attention: o_groups 16 / attention TP 32 = 0.5: not whole; * runs as --tp 32 --dp 2" in text
 
 
@@ -274,7 +273,7 @@ def test_an_inspection_tells_how_the_experts_are_stored(model: str, dtype: str, 
 def test_an_inspection_comes_back_from_its_json(model: str) -> None:
     inspection = inspection_of(model)
     document = json.loads(inspection.model_dump_json())
-    assert document["schema_version"] == SCHEMA_VERSION == 1
+    assert document["schema_version"] == SCHEMA_VERSION == 2
     assert document["tool_version"] == __version__
     assert Inspection.model_validate_json(inspection.model_dump_json()) == inspection
     assert not inspection.has_errors
@@ -325,11 +324,10 @@ def test_the_matrix_says_whether_memory_was_looked_at_and_what_a_rank_weighs(mon
     monkeypatch.setenv("COLUMNS", "200")
     model = root_of(PRO)
     blind = run("inspect", model).stdout
-    assert "memory is not looked at: name the GPU with --gpu" in blind
-    assert "GiB of weights" not in blind
+    assert "memory is not compared: name the GPU with --gpu" in blind
     seen = run("inspect", model, "--gpu", "h20-96").stdout
-    assert "What runs, by TP, on NVIDIA H20 96 GB" in seen
-    assert "not looked at" not in seen
-    assert "SGLang TP 1, 2, 4, 8: too large; TP 8: 102.4 GiB of weights a rank" in seen
-    weights = seen.partition("GiB of weights a rank, with")[2].splitlines()[2].split()
-    assert weights == ["SGLang", "-", "-", "-", "-", "56.4", "34.0", "22.0"]
+    assert "What runs, and GiB of weights per GPU, by TP, on NVIDIA H20 96 GB" in seen
+    assert "not compared" not in seen
+    assert "SGLang TP 1, 2, 4, 8: TP 8: 102.4 GiB of weights per GPU" in seen
+    weights = re.findall(r"^SGLang .*GiB", seen) or re.findall(r"^SGLang +✗.*$", seen, re.MULTILINE)
+    assert re.findall(r"[\d.]+", weights[0]) == ["796.1", "399.7", "201.5", "102.4", "56.4", "34.0", "22.0"]

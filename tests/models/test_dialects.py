@@ -168,7 +168,7 @@ def test_nvfp4_keeps_its_parts_under_sglangs_names(part: str, word: str, native:
 
 def told(plan: Plan) -> dict[str, Any]:
     """A plan without what tells its checkpoint from others; its rows follow the order of tensors in the files."""
-    document = plan.model_dump(exclude={"source", "out", "reshard", "launch", "host"})
+    document = plan.model_dump(exclude={"source", "out", "ways", "host"})
     return document | {"modules": sorted(document["modules"], key=lambda row: (row["part_of"], row["role"]))}
 
 

@@ -50,7 +50,8 @@ def test_shards_of_raw_parameters_hold_the_target_model_alone(engine: str) -> No
 def test_a_plan_says_that_the_stages_are_left_out_and_offers_no_draft(engine: str, model: str) -> None:
     plan = make_plan(*inventory_of(model), Request(tp=8, engine=engine))
     assert plan.feasible
-    assert any("3 stages" in choice and "left out" in choice for choice in plan.choices)
+    assert [(loss.part, loss.bytes > 10**9) for loss in plan.losses] == [("DSpark", True)]
+    assert "without DSpark: these shards cannot hold" in plan.headline
     assert plan.launch.draft_options == ""
     assert plan.totals is not None
     assert plan.totals.draft_bytes_per_rank == 0

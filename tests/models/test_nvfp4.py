@@ -78,7 +78,12 @@ def test_its_inspection_shows_the_parts_and_what_divides() -> None:
     (columns,) = [one for one in inspection.dimensions if one.name == "routed w2 columns"]
     assert (columns.unit, columns.units, columns.scale_size) == (16, 192, 192)
     verdicts = {cell.engine: cell.verdict for cell in inspection.matrix if cell.rule == "nvfp4"}
-    assert verdicts == {"sglang": "unknown", "vllm": "unknown", "trtllm": "unknown", "reference": "no"}
+    assert verdicts == {
+        "sglang": "not verified",
+        "vllm": "not verified",
+        "trtllm": "not verified",
+        "reference": "does not run",
+    }
 
 
 def test_mtp_experts_may_be_nvfp4_too() -> None:
@@ -197,10 +202,10 @@ def test_engines_not_verified_with_nvfp4_are_refused_with_the_reason(engine: str
 def test_the_real_checkpoint_is_planned_as_node_folders(gpu: str | None) -> None:
     plan = make_plan(*inventory_of(PRO_NVFP4), Request(16, engine="node", nodes=2, gpu=gpu))
     assert plan.feasible
-    assert (plan.layout, plan.verdict) == ("node", "can be written")
+    assert (plan.layout, plan.verdict) == ("node", "not verified")
     assert "--moe-runner-backend" not in plan.launch.commands[0]
-    assert any("NVFP4 experts are copied whole" in line for line in plan.choices)
-    assert "vLLM's own classes were not run with NVFP4 experts" in plan.choices[-1]
+    assert any("NVFP4 experts are copied whole" in line for line in plan.notes)
+    assert "vLLM's own classes were not run with NVFP4 experts" in plan.notes[-1]
     formats = {(row.part_of, row.rank_dtype) for row in plan.modules if row.module == "routed experts"}
     assert formats == {("target", "NVFP4"), ("draft", "FP4")}
 
@@ -217,11 +222,10 @@ def test_what_is_not_known_is_called_so_by_inspect_and_plan_alike(name: str) -> 
     inspected = run("inspect", root_of(name), "--tp", "8").stdout
     assert re.search(r"^SGLang +\?$", inspected, re.MULTILINE)
     planned = run("plan", root_of(name), "--tp", "8")
-    assert planned.exit_code == ExitCode.NO
-    assert "\nNot verified\n" in planned.stdout
+    assert planned.exit_code == ExitCode.NOT_VERIFIED
+    assert "\n? Not verified: " in planned.stdout
     assert "oes not run" not in planned.stdout
     assert "No layout near it" not in planned.stdout
-    assert "runner ?" in planned.stdout
 
 
 @pytest.fixture(scope="module")

@@ -59,18 +59,18 @@ def test_the_target_is_planned_as_without_its_draft(
     assert plan.totals == without.totals
     assert plan.launch == without.launch
     assert plan.launch.draft_options == ""
-    (note,) = [choice for choice in plan.choices if "draft is planned separately" in choice]
+    (note,) = [choice for choice in plan.notes if "draft is planned separately" in choice]
     assert "It is left out, and the target drafts nothing" in note
     whole = in_memory(DEMO_CONFIG, alone)
     (runner,) = {planned((whole, take_inventory(whole)), engine).deployment.runner}
-    assert note.endswith(f"a rank with runner {runner}")
+    assert note.endswith(f"per GPU with runner {runner}")
 
 
 def test_the_reference_casts_a_draft_to_the_targets_fp8_and_is_not_verified_otherwise() -> None:
     cast = planned(FP8_WITH_FP4, "reference")
     assert cast.feasible
     assert {row.rank_dtype for row in cast.modules if row.module == "routed experts"} == {"F8_E4M3"}
-    assert any("It is cast as the target" in choice for choice in cast.choices)
+    assert any("It is cast as the target" in choice for choice in cast.notes)
     other = planned(FP4_WITH_FP8, "reference")
     assert [breach.rule for breach in other.breaches] == ["draft-format"]
     assert other.breaches[0].unknown
@@ -78,7 +78,7 @@ def test_the_reference_casts_a_draft_to_the_targets_fp8_and_is_not_verified_othe
 
 def test_node_folders_hold_the_draft_as_it_is_stored() -> None:
     plan = planned(FP8_WITH_FP4, "node", nodes=2)
-    assert any("It stays as it is stored" in choice for choice in plan.choices)
+    assert any("It stays as it is stored" in choice for choice in plan.notes)
 
 
 @pytest.mark.parametrize("engine", ["sglang", "vllm"])
@@ -111,7 +111,7 @@ def test_a_draft_of_an_unknown_format_keeps_no_target_from_being_planned(form: s
     for engine in ("sglang", "vllm"):
         plan = make_plan(checkpoint, inventory, Request(2, engine=engine))
         assert plan.feasible
-        (note,) = [choice for choice in plan.choices if "draft is planned separately" in choice]
+        (note,) = [choice for choice in plan.notes if "draft is planned separately" in choice]
         assert "a format that is not known" in note
         assert note.endswith("It is left out, and the target drafts nothing; alone, it is not planned")
     for engine in ("reference", "node"):

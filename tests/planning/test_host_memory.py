@@ -64,7 +64,7 @@ def test_engines_without_a_known_loader_say_nothing() -> None:
 def test_the_plan_says_it_in_one_line_also_where_the_layout_is_not_verified() -> None:
     out = StringIO()
     show_plan(Console(file=out, width=400), planned(V41, tp=4, engine="vllm", gpu="h20-96"), "vLLM")
-    assert "188.8 GiB of host memory stay pinned: engram tables" in out.getvalue()
+    assert "188.8 GiB of host memory stay pinned on each node: engram tables" in out.getvalue()
 
 
 def test_the_report_has_it() -> None:

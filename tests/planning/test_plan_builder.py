@@ -79,12 +79,20 @@ def test_pro_on_sixteen_gpus_keeps_shared_experts_whole_and_takes_marlin_and_say
     assert plan.feasible
     assert plan.breaches == ()
     assert (plan.deployment.shared, plan.deployment.runner) == ("whole", "marlin")
-    assert plan.choices == (
-        "shared experts whole on every rank: if split, shared intermediate size 3072 / TP 16 = 192, "
-        "which is 1.5 blocks of 128",
-        "runner marlin: with the engine's default flashinfer_mxfp4, moe_intermediate_size 3072 / MoE TP 16 = 192, "
-        "which is 1.5 tiles of 128",
-    )
+    assert [(change.subject, change.settings, change.reason) for change in plan.changes] == [
+        (
+            "shared experts whole",
+            ("SGLANG_SHARED_EXPERT_TP1=1",),
+            "if split, shared intermediate size 3072 / TP 16 = 192, which is 1.5 blocks of 128",
+        ),
+        (
+            "runner marlin",
+            ("--moe-runner-backend marlin",),
+            "with the default flashinfer_mxfp4, moe_intermediate_size 3072 / MoE TP 16 = 192, which is 1.5 "
+            "tiles of 128",
+        ),
+    ]
+    assert (plan.verdict, plan.headline) == ("runs with changes", "Runs with 2 changes from the defaults")
 
 
 def test_pro_on_sixteen_gpus_holds_66_mb_of_shared_experts_a_layer_and_4_gb_in_all() -> None:
@@ -174,7 +182,7 @@ def test_vllm_with_one_rank_in_each_replica_sums_nothing_of_shared_experts() -> 
 def test_vllm_says_what_it_pads_and_which_ranks_hold_only_zeros() -> None:
     plan = plan_of(PRO, tp=16, engine="vllm")
     assert plan.deployment.shared == "pad"
-    shared, routed = plan.choices
+    shared, routed = plan.notes
     assert "24 blocks of 128 / TP 16 = 1.5" in shared
     assert "256 rows" in shared
     assert "ranks 12-15 hold only zeros" in shared
@@ -184,7 +192,7 @@ def test_vllm_says_what_it_pads_and_which_ranks_hold_only_zeros() -> None:
 
 @pytest.mark.parametrize("ranks", [4, 5, 7, 11])
 def test_vllm_says_how_many_ranks_hold_an_expert_more(ranks: int) -> None:
-    said = [note for note in plan_of(PRO, tp=1, dp=ranks, ep=ranks, engine="vllm").choices if "uneven" in note]
+    said = [note for note in plan_of(PRO, tp=1, dp=ranks, ep=ranks, engine="vllm").notes if "uneven" in note]
     least, more = divmod(384, ranks)
     assert said == (
         [f"routed experts uneven: {more} ranks hold {least + 1}, the others {least} (not with EPLB)"] if more else []
@@ -320,7 +328,7 @@ def test_fp8_experts_do_not_fit_an_h20_of_96_gb() -> None:
     assert plan.memory is not None
     assert not plan.memory.fits
     assert plan.memory.left < 0
-    assert f"{-plan.memory.left / (1 << 30):.1f} GiB too little" in breach.reason
+    assert f"{-plan.memory.left / (1 << 30):.1f} GiB short" in breach.reason
     assert plan_of(PRO_FP8, tp=16, ep=16, gpu="h200").feasible
 
 
@@ -335,7 +343,7 @@ def test_weights_that_do_not_fit_are_those_of_no_module_and_a_gpu_is_only_named_
     plan = plan_of(PRO, **wanted)
     (breach,) = plan.breaches
     assert (breach.rule, breach.module) == ("memory", None)
-    assert str(breach).split()[1:6] == ["GiB", "of", "weights", "a", "rank,"]
+    assert str(breach).split()[1:6] == ["GiB", "of", "weights", "per", "GPU,"]
     assert breach.remedies == ((f"--gpu {larger}, the smallest that holds them",) if larger else ())
     if larger:
         assert plan_of(PRO, **(wanted | {"gpu": larger, "gpu_memory": None})).feasible
@@ -565,7 +573,7 @@ def test_a_plan_passes_where_no_revision_is_known(tmp_path: Path) -> None:
         ('{"schema_version": 1}', "tool_version"),
         ('{"schema_version": 1, "tool_version": "0.0.1", "launch": []}', "source"),
         ('{"schema_version": 1, "launch": {"commands": [5]}, "reshard": "\\""}', "tool_version"),
-        (json.dumps({"schema_version": SCHEMA_VERSION, "tool_version": __version__}), "source"),
+        (json.dumps({"kind": "plan", "schema_version": SCHEMA_VERSION, "tool_version": __version__}), "source"),
     ],
 )
 def test_a_file_that_is_no_plan_of_this_version_is_refused(content: str, part: str, tmp_path: Path) -> None:
@@ -647,7 +655,7 @@ def edits(draw: DrawFn) -> Any:
     request = draw(st.sampled_from(DEMO_REQUESTS))
     document = document_of(request)
     section = draw(st.sampled_from(sorted(document)))
-    path = draw(st.sampled_from([path for path in leaves(document) if path[0] == section] or [("feasible",)]))
+    path = draw(st.sampled_from([path for path in leaves(document) if path[0] == section] or [("verdict",)]))
     before = get(document, path)
     if isinstance(before, bool):
         return request, path, not before
@@ -678,8 +686,8 @@ def test_an_edited_plan_is_refused_by_the_name_of_what_was_edited(
     if path in {("source", "revision"), ("tool_version",)}:
         return  # have their own tests
     document = document_of(request)
-    if (path == ("schema_version",) and value in (1, 2)) or (
-        path in {("source", "label"), ("context",)} and not document["feasible"]
+    if (path == ("schema_version",) and value in (1, 2, 3)) or (
+        path in {("source", "label"), ("context",)} and document["breaches"]
     ):
         return  # the same plan: no command of an infeasible one has the label or the context
     edited = with_edit(document, path, value)
@@ -695,8 +703,8 @@ def names_of(path: Path_, document: dict[str, Any]) -> tuple[str, ...]:
     match path:
         case ("schema_version",):
             return ("schema",)
-        case ("launch", *_):
-            return ("launch",)
+        case ("ways", *_):
+            return ("ways", "launch")
         case ("context",):
             return ("context", "launch")
         case ("source", "config_digest"):
@@ -747,7 +755,9 @@ def test_a_request_with_a_field_too_many_or_without_tp_is_a_bad_plan(tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("key", ["breaches", "checks", "choices", "assumptions", "modules", "alternatives"])
+@pytest.mark.parametrize(
+    "key", ["breaches", "checks", "changes", "notes", "ways", "assumptions", "modules", "alternatives"]
+)
 def test_a_row_taken_out_or_put_in_twice_is_a_bad_plan(key: str, tmp_path: Path) -> None:
     for request in DEMO_REQUESTS:
         rows = document_of(request)[key]
@@ -853,7 +863,7 @@ def test_titles_name_the_version_that_was_asked_for() -> None:
     plan = make_plan(*inventory_of(PRO), Request(8, engine="vllm", engine_version="0.25.0"), PRO)
     out = StringIO()
     show_plan(Console(file=out, width=120), plan, "vLLM")
-    assert "on vLLM 0.25.0" in out.getvalue().splitlines()[0]
+    assert "vLLM 0.25.0" in out.getvalue().splitlines()[0]
     assert "on vllm 0.25.0 " in plan.in_short()
 
 

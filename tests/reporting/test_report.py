@@ -80,7 +80,7 @@ def test_every_cell_of_the_matrix_says_what_inspect_says_of_it(model: str, reque
     words = text_of(page_of(request_, model))
     gpu = request_.gpu if request_ else None
     for cell in inspect(*inventory_of(model), gpu=gpu).matrix:
-        for line in (cell.reason, cell.engine_says, *cell.notes):
+        for line in (cell.reason, cell.engine_says, *map(str, cell.changes)):
             assert line is None or line in words
 
 
@@ -101,11 +101,11 @@ def test_a_cell_weighs_what_the_plan_of_its_layout_weighs() -> None:
 @pytest.mark.slow
 def test_with_a_gpu_the_matrix_looks_at_its_memory() -> None:
     cells = {(cell.engine, cell.tp): cell for cell in inspect(*inventory_of(PRO), gpu="h20-96").matrix}
-    assert cells["sglang", 8].verdict == "no"
+    assert cells["sglang", 8].verdict == "does not run"
     assert cells["sglang", 8].rule == "memory"
     assert "NVIDIA H20 96 GB has 95.0 GiB" in str(cells["sglang", 8].reason)
-    assert cells["sglang", 16].verdict == "with-options"
-    assert inspect(*inventory_of(PRO), (8,)).matrix[0].verdict == "works"
+    assert cells["sglang", 16].verdict == "runs with changes"
+    assert inspect(*inventory_of(PRO), (8,)).matrix[0].verdict == "runs"
 
 
 @pytest.mark.slow
@@ -125,12 +125,12 @@ def test_where_the_search_finds_nothing_the_matrix_is_of_its_gpu_all_the_same(as
     found = search(checkpoint, inventory, Request(2, **asked))  # type: ignore[arg-type]
     assert found.best is None
     report = make_report(checkpoint, inventory, None, found)
-    assert {cell.verdict for cell in report.inspection.matrix if cell.tp == 8} == {"no"}
+    assert {cell.verdict for cell in report.inspection.matrix if cell.tp == 8} == {"does not run"}
     assert "Nothing" in text_of(to_html(report))
 
 
 def test_of_a_gpu_whose_kernels_are_not_known_the_matrix_claims_nothing() -> None:
-    assert {cell.verdict for cell in inspect(*inventory_of(PRO), (8,), gpu="mi355x").matrix} == {"unknown"}
+    assert {cell.verdict for cell in inspect(*inventory_of(PRO), (8,), gpu="mi355x").matrix} == {"not verified"}
 
 
 def test_a_gpu_that_means_nothing_is_refused() -> None:

@@ -31,9 +31,9 @@ def test_a_report_of_a_plan_file_is_that_of_the_same_options(
 @pytest.mark.slow
 def test_the_command_says_what_it_wrote_of_what(plan_file: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     page = tmp_path / "a.html"
-    assert "of TP 2 on DeepSeek reference, which runs" in run("report", plan_file, "-o", page).output
-    assert "which does not run" in run("report", tiny_checkpoint, "--tp", 7, "-o", page).output
-    assert "of the checkpoint alone" in run("report", tiny_checkpoint, "-o", page).output
+    assert "TP 2 on DeepSeek reference V4: runs" in run("report", plan_file, "-o", page).output
+    assert ": does not run" in run("report", tiny_checkpoint, "--tp", 7, "-o", page).output
+    assert "the checkpoint alone" in run("report", tiny_checkpoint, "-o", page).output
     assert "nothing was found" in run("report", tiny_checkpoint, "--gpus", 7, "-o", page, "--engine", "sglang").output
 
 
@@ -64,10 +64,10 @@ def test_a_plan_whose_checkpoint_was_moved_says_how_to_name_it(folder: Path, tmp
 
 
 def test_a_plan_that_was_edited_is_refused(plan_file: Path, tmp_path: Path) -> None:
-    plan_file.write_text(plan_file.read_text().replace('"feasible": true', '"feasible": false'))
+    plan_file.write_text(plan_file.read_text().replace('"verdict": "runs"', '"verdict": "not verified"'))
     outcome = run("report", plan_file, "-o", tmp_path / "a.html")
     assert outcome.exit_code == ExitCode.USAGE
-    assert "the plan was edited: feasible" in outcome.output
+    assert "the plan was edited: verdict" in outcome.output
 
 
 @pytest.mark.parametrize(

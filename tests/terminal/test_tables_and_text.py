@@ -27,6 +27,7 @@ from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.terminal.ascii import show_signs
 from dsv4_shard.terminal.block_picture import show_broken, show_placed
 from dsv4_shard.terminal.plan import show_plan
+from dsv4_shard.terminal.plan_details import show_details
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import wrap
 
@@ -51,8 +52,8 @@ COMMANDS = {
     "help": "--help",
     "help of plan": "plan --help",
 }
-_COPIED = re.compile(r"(  |\$ )([A-Z0-9_]+=\S+ )*(dsv4-shard|sglang|vllm|--speculative-)")
-"""Commands to be copied stand on lines of their own, however long."""
+_COPIED = re.compile(r"  +(\$ )?([A-Z0-9_]+=\S+|dsv4-shard .*|--?[\w-]+ \S+|\S+|export .*|pip install .*)( \\)?$")
+"""Commands to be copied are broken between options alone, and not their comments."""
 
 _RUN = itertools.count(1)
 
@@ -125,7 +126,7 @@ def test_a_command_fits_the_width_and_says_the_same_in_ascii_and_in_colours(
     assert plain.count("\n") >= 2
     assert "\x1b" not in plain
     coloured = shown(place, COMMANDS[command], "ascii", COLUMNS=str(width), FORCE_COLOR="1")
-    assert without_colours(coloured) == plain.translate(str.maketrans("×├─┼┤", "x+-++"))
+    assert without_colours(coloured) == plain.translate(str.maketrans("×├─┼┤·✓✗", "x+-++-+x"))
     assert command.startswith(("help", "reshard")) or "\x1b[" in coloured
 
 
@@ -136,7 +137,7 @@ def test_no_color_leaves_no_colour_and_lc_all_c_no_signs(command: str, place: Pa
     bare = shown(place, COMMANDS[command], FORCE_COLOR="1", NO_COLOR="1", LC_ALL="C")
     assert "\x1b[1m" in bare
     assert re.findall(r"\x1b\[(?:[0-9]+;)*[349][0-7]", bare) == []
-    assert without_colours(bare) == plain.translate(str.maketrans("×├─┼┤", "x+-++"))
+    assert without_colours(bare) == plain.translate(str.maketrans("×├─┼┤·✓✗", "x+-++-+x"))
 
 
 def test_what_is_foreign_and_has_no_sign_in_ascii_is_escaped(tmp_path: Path) -> None:
@@ -309,7 +310,7 @@ Dense MLP: 144 blocks of 128 do not fall into 32
 def test_a_plans_picture_also_of_a_plan_that_was_read_from_a_file(model: str, request_: Request, picture: str) -> None:
     plan = make_plan(*inventory_of(model), request_, model)
     for one in (plan, Plan.model_validate_json(plan.to_json())):
-        lines = printed(lambda console, one=one: show_plan(console, one, "SGLang"), 80)
+        lines = printed(lambda console, one=one: show_whole(console, one), 80)
         assert picture in "\n".join(lines) + "\n"
 
 
@@ -359,6 +360,12 @@ def test_a_picture_is_short_and_narrow(numbers: tuple[int, int, int], width: int
 # --- plans ---------------------------------------------------------------------------------------------------------
 
 
+def show_whole(console: Console, plan: Plan) -> None:
+    """The plan's screen, and its details."""
+    show_plan(console, plan, "SGLang")
+    show_details(console, plan)
+
+
 def refused(model: str, request: Request) -> str:
     plan = make_plan(*inventory_of(model), request)
     return "\n".join(printed(lambda console: show_plan(console, plan, "SGLang"), 100))
@@ -368,9 +375,9 @@ def test_a_message_of_several_lines_is_quoted_in_one_and_one_gpu_is_not_several(
     text = refused(PRO, Request(8, ep=3))
     assert "\\n" not in text
     assert "8 != 3 * 1 * 2 (= 6)" in " ".join(text.split())
-    assert re.search(r"--tp 1 +1 GPU,", refused(FLASH, Request(7)))
+    assert re.search(r"--tp 1 *\n +1 GPU,", refused(FLASH, Request(7)))
 
 
 def test_a_way_out_is_told_once_and_so_is_the_same_arithmetic() -> None:
-    assert refused(PRO, Request(12)).count("way out: attention DP: --dp 3") == 1
+    assert refused(PRO, Request(12)).count("helps: attention DP: --dp 3") == 1
     assert refused(PRO, Request(7)).count("moe_intermediate_size 3072 / MoE TP 7") == 1

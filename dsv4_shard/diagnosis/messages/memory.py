@@ -55,7 +55,7 @@ def _ranks_needed(model: KnownModel, evidence: Evidence, memory: int) -> Iterato
             fits = tp, weights
     if fits is not None:
         needs += f"; {options_of(Request(fits[0], engine=engine))} is the smallest TP that leaves a tenth: "
-        needs += f"{gib(fits[1])} a rank"
+        needs += f"{gib(fits[1])} per rank"
     yield needs
 
 

@@ -188,6 +188,7 @@ class Subsets:
             launch=self.launch,
             addition=self.serving.addition,
             notes=self.notes,
+            changes=self.serving.changes,
             layout=NodeLayout(),
         )
 

@@ -18,7 +18,7 @@ from dsv4_shard.catalog.options import RUNNERS, VERSIONS
 from dsv4_shard.checkpoint import Inventory, TensorGroup
 from dsv4_shard.engines.bytes_sent import added_up_in_f32
 from dsv4_shard.engines.deployment import Context, Deployment, Request, resolve
-from dsv4_shard.engines.engine import NODE_RANK, Command, Engine, Launch, Options, node_ranks
+from dsv4_shard.engines.engine import FIRST_NODE, NODE_RANK, Command, Engine, Launch, Options, node_ranks
 from dsv4_shard.engines.host_memory import REFERENCE_HOST
 from dsv4_shard.engines.layout import Constant, Disposition, LeftOut, TargetTensor
 from dsv4_shard.engines.parallelism import no_choice
@@ -418,7 +418,7 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
     script, each = Command("generate.py", options), {"--nproc-per-node": str(deployment.tp // deployment.nodes)}
     if deployment.nodes == 1:
         return Launch({}, script, Command("torchrun", dict(each)))
-    on_nodes = {"--nnodes": str(deployment.nodes), **each, "--master-addr": "<node0>", NODE_RANK: "0"}
+    on_nodes = {"--nnodes": str(deployment.nodes), **each, "--master-addr": FIRST_NODE, NODE_RANK: "0"}
     return Launch({}, script, Command("torchrun", dict(on_nodes)), node_ranks(deployment.nodes))
 
 
@@ -459,6 +459,7 @@ def reference(family: Family, converter: Converter, *more: Rule) -> Engine:
         store=partial(_store, converter),
         launch=launch,
         addition=addition,
+        misloads=lambda _: "model.py loads only converted files",
         layout=ReferenceLayout(converter),
     )
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from dsv4_shard.checkpoint import TensorGroup
 from dsv4_shard.engines.deployment import Context
-from dsv4_shard.engines.engine import Launch
+from dsv4_shard.engines.engine import Launch, no_losses
 from dsv4_shard.engines.placement import Placement, RankTensor, Split, rank_tensor
 from dsv4_shard.engines.remedies import MORE_DP
 from dsv4_shard.engines.rules import Divides, Rule, Symptom, in_stage
@@ -97,7 +97,8 @@ SGLANG_V3 = replace(
     place=place,
     store=store,
     launch=launch,
-    notes=sglang.prefill_notes,
+    changes=sglang.prefill_changes,
+    losses=no_losses,
     others=(),
 )
 """SGLang with V3 and V3.2; everything else is as with V4."""

@@ -16,10 +16,20 @@ from dsv4_shard.catalog.sms import EVERY_SM, FROM_HOPPER, SM_10X, SM_12X, SM_90
 from dsv4_shard.checkpoint import NVFP4, Inventory, TensorGroup
 from dsv4_shard.engines.bytes_sent import by_backend
 from dsv4_shard.engines.deployment import Context, Deployment, Request, experts_of, pick_gpu, resolve
-from dsv4_shard.engines.engine import NODE_RANK, Command, Engine, Launch, Options, node_ranks
+from dsv4_shard.engines.engine import (
+    FIRST_NODE,
+    NODE_RANK,
+    Command,
+    Engine,
+    Launch,
+    Options,
+    node_ranks,
+    settings_of,
+)
 from dsv4_shard.engines.host_memory import SGLANG_HOST
 from dsv4_shard.engines.parallelism import divisors, ep_option
 from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, Split, rank_tensor
+from dsv4_shard.engines.remarks import Change
 from dsv4_shard.engines.remedies import (
     ANY_DP,
     ANY_EP,
@@ -53,7 +63,7 @@ from dsv4_shard.engines.shared_rules import (
     NODES_RULE,
     O_A_DECODING_RULE,
     attention_rules,
-    dspark_notes,
+    draft_losses,
     is_left_out,
     nvfp4_rule,
     version_rule,
@@ -457,7 +467,7 @@ RULES: tuple[Rule, ...] = (
                 Symptom(consequence=_WRONG_SILENTLY),
                 Symptom(
                     consequence=SILENT
-                    + "starts with {part} output groups on a rank, then computes garbage or divides by zero"
+                    + "starts with {part} output groups per rank, then computes garbage or divides by zero"
                 ),
             ),
         ),
@@ -539,6 +549,11 @@ def is_stock(context: Context) -> bool:
     return context.deployment.experts == "FP8" and context.deployment.gpu.sm in SM_90
 
 
+FP4_EXPERTS = "SGLANG_DSV4_FP4_EXPERTS"
+
+FP8_O_A = "SGLANG_OPT_FP8_WO_A_GEMM"
+
+
 def environment_of(context: Context) -> dict[str, str]:
     """Variables that SGLang needs to build the deployment's model; often empty."""
     deployment = context.deployment
@@ -546,14 +561,14 @@ def environment_of(context: Context) -> dict[str, str]:
     if deployment.shared == "whole" and not deployment.a2a:
         environment["SGLANG_SHARED_EXPERT_TP1"] = "1"
     if deployment.experts == "FP8":
-        environment["SGLANG_DSV4_FP4_EXPERTS"] = "0"
+        environment[FP4_EXPERTS] = "0"
     if deployment.a2a == "megamoe":
         tokens = megamoe_tokens(
             deployment.gpu, deployment.dp, deployment.attention_tp, page_of(context.inventory.family)
         )
         environment |= {MEGAMOE_TOKENS: str(tokens)} if tokens else {}
     if deployment.gpu.sm in SM_10X and not keeps_o_a_fp8(context):
-        environment["SGLANG_OPT_FP8_WO_A_GEMM"] = "0"  # SGLang refuses a BF16 wo_a otherwise
+        environment[FP8_O_A] = "0"  # SGLang refuses a BF16 wo_a otherwise
     return environment
 
 
@@ -575,19 +590,28 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
         options["--context-length"] = str(context.served_session)
     if deployment.runner not in ("auto", "triton"):
         options["--moe-runner-backend"] = deployment.runner
-    draft = "--speculative-algorithm EAGLE --speculative-num-steps 3 --speculative-eagle-topk 1 "
-    draft += "--speculative-num-draft-tokens 4"
     if sharded:
         options["--load-format"] = "sharded_state" if is_stock(context) else LOAD_FORMAT
-        draft += f" --speculative-draft-model-path {model_path}/draft --speculative-draft-load-format {LOAD_FORMAT}"
     if deployment.nodes > 1:
-        options |= {"--nnodes": str(deployment.nodes), NODE_RANK: "0", "--dist-init-addr": "<node0>:30300"}
+        options |= {"--nnodes": str(deployment.nodes), NODE_RANK: "0", "--dist-init-addr": f"{FIRST_NODE}:30300"}
     return Launch(
         environment_of(context),
         Command("sglang serve", options),
         node_options=node_ranks(deployment.nodes),
-        draft_options=draft,
+        draft_options=_draft_options(context, model_path, sharded),
+        needs_plugin=sharded and not is_stock(context),
     )
+
+
+def _draft_options(context: Context, model_path: str, sharded: bool) -> str:
+    """Options for the draft model. SGLang takes only EAGLE with one token a step, and DSPARK, for V4."""
+    if context.inventory.draft.dspark:
+        return "" if sharded else "--speculative-algorithm DSPARK"
+    options = "--speculative-algorithm EAGLE --speculative-num-steps 3 --speculative-eagle-topk 1 "
+    options += "--speculative-num-draft-tokens 4"
+    if sharded:
+        options += f" --speculative-draft-model-path {model_path}/draft --speculative-draft-load-format {LOAD_FORMAT}"
+    return options
 
 
 def _prefill(context: Context) -> Options:
@@ -597,26 +621,35 @@ def _prefill(context: Context) -> Options:
     return {} if tokens == default_prefill(gpu) else {"--chunked-prefill-size": str(tokens)}
 
 
-def prefill_notes(context: Context) -> tuple[str, ...]:
-    """Note on a step of prefill that is not SGLang's default."""
-    option = _prefill(context)
-    if not option:
+def prefill_changes(context: Context) -> tuple[Change, ...]:
+    """A step of prefill that is not SGLang's default."""
+    deployment, page = context.deployment, page_of(context.inventory.family)
+    if deployment.dp == 1 or not (option := _prefill(context)):
         return ()
-    default, dp, page = (
-        default_prefill(context.deployment.gpu),
-        context.deployment.dp,
-        page_of(context.inventory.family),
-    )
-    (tokens,) = option.values()
+    default, dp = default_prefill(deployment.gpu), deployment.dp
     return (
-        f"--chunked-prefill-size {tokens}: SGLang's default {default} / attention DP {dp} = {default // dp}, which is "
-        f"no whole number of pages of {page}, and SGLang refuses that",
+        Change(
+            "step of prefill",
+            settings_of(option),
+            f"SGLang's default {default} / attention DP {dp} = {default // dp}, not a multiple of the page, {page}",
+        ),
     )
 
 
-def notes(context: Context) -> tuple[str, ...]:
-    """Notes on options that are added, and on what is left out."""
-    return (*prefill_notes(context), *dspark_notes(context))
+def changes(context: Context) -> tuple[Change, ...]:
+    """Variables and options, beside those of shared experts and runner, that SGLang needs for the deployment."""
+    deployment, environment = context.deployment, environment_of(context)
+    reasons = {
+        FP4_EXPERTS: ("FP8 experts", "SGLang expects FP4 experts of DeepSeek-V4"),
+        FP8_O_A: ("wo_a in BF16", "SGLang's default for this GPU multiplies it in FP8, and refuses BF16"),
+        MEGAMOE_TOKENS: ("room of megamoe", "its default is smaller than one step of prefill"),
+    }
+    variables = (
+        Change(subject, (f"{name}={environment[name]}",), reason)
+        for name, (subject, reason) in reasons.items()
+        if name in environment
+    )
+    return (*variables, *(prefill_changes(context) if deployment.dp > 1 else ()))
 
 
 def addition(context: Context) -> str:
@@ -665,7 +698,8 @@ SGLANG = Engine(
     store=store,
     launch=launch,
     addition=addition,
-    notes=notes,
+    changes=changes,
+    losses=draft_losses,
     others=OTHERS,
     runners=RUNNER_NAMES["sglang"],
     versions=VERSIONS["sglang"],

@@ -16,7 +16,7 @@ from dsv4_shard.catalog.sms import EVERY_SM, FROM_ADA, FROM_HOPPER, SM_10X, SM_1
 from dsv4_shard.checkpoint import Inventory, TensorGroup
 from dsv4_shard.engines.bytes_sent import added_up, all_to_all
 from dsv4_shard.engines.deployment import Context, Deployment, Request, experts_of, pick_gpu, resolve
-from dsv4_shard.engines.engine import NODE_RANK, Command, Engine, Launch, Options, node_ranks
+from dsv4_shard.engines.engine import FIRST_NODE, NODE_RANK, Command, Engine, Launch, Options, node_ranks
 from dsv4_shard.engines.host_memory import VLLM_HOST
 from dsv4_shard.engines.parallelism import ep_off_or_all
 from dsv4_shard.engines.placement import Expert, Pad, Placement, RankTensor, Replicate, Split, rank_tensor
@@ -32,7 +32,7 @@ from dsv4_shard.engines.shared_rules import (
     NODES_RULE,
     ROW_QUOTE,
     attention_rules,
-    dspark_notes,
+    draft_losses,
     heads_rule,
     is_left_out,
     nvfp4_rule,
@@ -257,7 +257,7 @@ VOCAB_RULE = vocab_rule(Symptom(remedies=(FEWER_RANKS,), heard=(INDIVISIBLE_QUOT
 _PADS = Symptom(consequence="{engine} has no such option: it pads them", remedies=(leave_out("shared_experts"),))
 
 _GROUPS = Symptom(
-    consequence=f"{SILENT}starts with {{part}} output groups on a rank, then ZeroDivisionError or garbage (vllm#43174)",
+    consequence=f"{SILENT}starts with {{part}} output groups per rank, then ZeroDivisionError or garbage (vllm#43174)",
     heard=(
         "r = wq.size(0) // bmm_batch_size",
         "ZeroDivisionError…deepgemm_post_process_fp8_weight_block",
@@ -426,14 +426,24 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
     deployment = context.deployment
     options: Options = {"--trust-remote-code": None, "--kv-cache-dtype": "fp8", "--block-size": "256"}
     options |= {"--tokenizer-mode": "deepseek_v4", **parallel_options(context)}
-    draft: dict[str, object] = {"method": "mtp", "num_speculative_tokens": 1}
     if sharded:
         options["--load-format"] = "sharded_state"
-        draft |= {"model": f"{model_path}/draft", "draft_load_config": {"load_format": "sharded_state"}}
     elif deployment.experts == "FP8" and context.config.expert_dtype != "fp8":
         options["--hf-overrides"] = """'{"expert_dtype": "fp8"}'"""
     start = on_nodes(model_path, options, deployment.nodes)
-    return replace(start, draft_options=f"--speculative-config '{json.dumps(draft)}'")
+    return replace(start, draft_options=_draft_options(context, model_path, sharded))
+
+
+def _draft_options(context: Context, model_path: str, sharded: bool) -> str:
+    """Options for the draft model."""
+    draft: dict[str, object] = {"method": "mtp", "num_speculative_tokens": 1}
+    if context.inventory.draft.dspark:
+        if sharded:
+            return ""
+        draft = {"method": "dspark"}
+    elif sharded:
+        draft |= {"model": f"{model_path}/draft", "draft_load_config": {"load_format": "sharded_state"}}
+    return f"--speculative-config '{json.dumps(draft)}'"
 
 
 def parallel_options(context: Context) -> Options:
@@ -454,7 +464,7 @@ def parallel_options(context: Context) -> Options:
 def on_nodes(model_path: str, options: Options, nodes: int) -> Launch:
     """`vllm serve` on each node; nodes after the first are headless."""
     if nodes > 1:
-        options = options | {"--nnodes": str(nodes), NODE_RANK: "0", "--master-addr": "<node0>"}
+        options = options | {"--nnodes": str(nodes), NODE_RANK: "0", "--master-addr": FIRST_NODE}
     first, *others = node_ranks(nodes)
     node_options = (first, *(own | {"--headless": None} for own in others))
     return Launch({}, Command(f"vllm serve {model_path}", options), node_options=node_options)
@@ -481,7 +491,7 @@ def notes(context: Context) -> tuple[str, ...]:
         local, backend = config.moe_intermediate_size // deployment.moe_tp, backend_of(context)
         if backend is not None and backend.fit == "tile" and local % backend.tile:
             padded = -(-local // backend.tile) * backend.tile
-            lines.append(f"routed experts padded: {local} of the intermediate size a rank, rounded up to {padded}")
+            lines.append(f"routed experts padded: {local} rows per rank, rounded up to {padded}")
         elif fits(context, "pad") and not is_aligned(context):
             lines.append(_padded("routed experts", config.moe_intermediate_size // TILE, TILE, deployment.moe_tp))
     if deployment.runner == "deep_gemm" and deployment.gpu.sm in SM_12X:
@@ -495,7 +505,7 @@ def notes(context: Context) -> tuple[str, ...]:
     if config.n_routed_experts % deployment.ep:
         least, more = divmod(config.n_routed_experts, deployment.ep)
         lines.append(f"routed experts uneven: {more} ranks hold {least + 1}, the others {least} (not with EPLB)")
-    return (*lines, *dspark_notes(context))
+    return tuple(lines)
 
 
 def _padded(what: str, blocks: int, unit: int, ranks: int) -> str:
@@ -505,7 +515,7 @@ def _padded(what: str, blocks: int, unit: int, ranks: int) -> str:
     zeros = f"; ranks {used}-{ranks - 1} hold only zeros" if used < ranks else ""
     return (
         f"{what} padded: {blocks} blocks of {unit} / TP {ranks} = {quotient(blocks, ranks)}, so {each} "
-        f"({each * unit} rows) on a rank{zeros}"
+        f"({each * unit} rows) per rank{zeros}"
     )
 
 
@@ -528,6 +538,8 @@ VLLM = Engine(
     launch=launch,
     addition=addition,
     notes=notes,
+    losses=draft_losses,
+    misloads=misloads,
     others=OTHERS,
     runners=RUNNERS["vllm"],
     versions=VERSIONS["vllm"],

@@ -18,12 +18,6 @@ FUZZ := .venv-fuzz
 LOWEST := .venv-lowest
 OTHER := .venv-other
 
-# Dependencies to leave out where the package is installed without the tools of `make check`: make smoke WITHOUT=torch
-WITHOUT ?=
-
-# torch takes minutes to download. Only `verify --numerics` needs it, which the demo leaves out without it.
-$(DEMO)/.ready smoke release: WITHOUT = torch
-
 # More options for pytest: make test OPTIONS=--cov
 OPTIONS ?=
 FAST := -m "not slow and not root and not browser and not ray"
@@ -32,7 +26,7 @@ PARALLEL := -n auto --dist loadgroup --durations=10
 INSTALL := pip install --quiet --disable-pip-version-check
 PINNED := --constraint constraints.txt
 
-.PHONY: demo test test-fast test-lowest test-other check smoke docs bench fuzz conformance contracts messages charts release clean
+.PHONY: demo test test-fast test-lowest test-other check smoke image docs bench fuzz conformance contracts messages charts release clean
 
 demo: $(DEMO)/.ready
 	rm -rf demo
@@ -45,11 +39,11 @@ test: $(READY)
 test-fast: $(READY)
 	$(BIN)/pytest $(PARALLEL) $(FAST) $(OPTIONS)
 
-# The fast tests with the lowest versions that pyproject.toml allows.
+# The fast tests with the lowest versions that pyproject.toml allows, without torch.
 test-lowest: $(LOWEST)/.ready
 	$(LOWEST)/bin/python -m pytest -p tools.without_torch $(PARALLEL) $(FAST) $(OPTIONS)
 
-# The fast tests with another Python: make test-other PYTHON=python3.13 WITHOUT=torch
+# The fast tests with another Python, without torch: make test-other PYTHON=python3.13
 test-other: $(OTHER)/.ready
 	$(OTHER)/bin/python -m pytest -p tools.without_torch $(PARALLEL) $(FAST) $(OPTIONS)
 
@@ -59,11 +53,15 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# What users install: the wheel, used from an empty environment and an empty folder.
+# What users install: the wheel, with pip, uvx and pipx, used from an empty environment and an empty folder.
 smoke: $(READY)
 	rm -rf build/smoke
 	$(BIN)/python -m build --outdir build/smoke
-	$(BIN)/python tools/smoke_wheel.py build/smoke/*.whl --without $(WITHOUT)
+	$(BIN)/python tools/smoke_wheel.py build/smoke/*.whl
+
+# The container image, if docker, podman or buildah can build it. Otherwise its lint, and its first stage run here.
+image: $(READY)
+	$(BIN)/python tools/build_image.py
 
 # The site, in docs/_build. A warning is an error, such as a link that leads nowhere.
 docs: $(READY)
@@ -114,7 +112,7 @@ release: $(READY)
 	$(MAKE) check test
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist
-	$(BIN)/python tools/smoke_wheel.py dist/*.whl --without $(WITHOUT)
+	$(BIN)/python tools/smoke_wheel.py dist/*.whl
 	git tag --annotate v$(VERSION) --message "dsv4-shard $(VERSION)"
 	@echo "Tagged v$(VERSION). To publish it: git push origin v$(VERSION) && twine upload dist/*"
 
@@ -134,7 +132,7 @@ $(DEMO)/.ready $(OTHER)/.ready: PINS = $(PINNED)
 
 $(DEMO)/.ready $(OTHER)/.ready $(LOWEST)/.ready: pyproject.toml constraints.txt
 	$(make-environment)
-	$(@D)/bin/python tools/requirements.py $(SELECT) --without $(WITHOUT) > $(@D)/requirements.txt
+	$(@D)/bin/python tools/requirements.py $(SELECT) > $(@D)/requirements.txt
 	$(@D)/bin/$(INSTALL) $(PINS) --requirement $(@D)/requirements.txt
 	$(@D)/bin/$(INSTALL) --no-deps --editable .
 	touch $@

@@ -1,5 +1,6 @@
 """The verbs that check a result: `verify` for one folder, `verify_shares` for several."""
 
+import importlib.util
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -186,6 +187,9 @@ def _source(folders: Sequence[Path], options: Against) -> "tuple[Checkpoint, Inv
     if options.numerics and options.against is None:
         raise UsageError("{numerics} needs {against}: the unsharded layer is in the checkpoint",
                          parameters={"numerics": ..., "against": ...})  # fmt: skip
+    if options.numerics and importlib.util.find_spec("torch") is None:
+        hint = "pip install 'dsv4-shard[numerics]', or verify without."
+        raise UsageError.about("numerics", ..., "torch is not installed here", hint=hint)
     if options.layer is not None and not options.numerics:
         raise UsageError("{layer} is of {numerics}", hint="Add --numerics, or leave out --layer.",
                          parameters={"layer": ..., "numerics": ...})  # fmt: skip

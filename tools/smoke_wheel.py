@@ -1,23 +1,25 @@
-"""Installs a wheel into an empty environment and uses it there, as a user would.
+"""Installs a wheel with pip, uvx and pipx into empty environments and uses it there, as a user would.
 
-    python tools/smoke_wheel.py dist/dsv4_shard-0.1.0-py3-none-any.whl [--without torch]
+    python tools/smoke_wheel.py dist/dsv4_shard-0.1.0-py3-none-any.whl
 
-Tests run from the source tree, and do not notice a file that the wheel lacks. `--without` leaves out dependencies; the
-commands that are tried here need no torch.
+Tests run from the source tree, and do not notice a file that the wheel lacks. uv and pipx are those on the PATH, or
+come from pip; where there are none, their part is skipped. `hf dsv4-shard` runs as an extension of `hf`.
 """
 
 import argparse
 import os
-import re
+import shutil
 import subprocess
 import tempfile
 import venv
 import zipfile
+from collections.abc import Sequence
 from email.parser import Parser
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "dsv4_shard"
+CONSTRAINTS = ROOT / "constraints.txt"
 
 LOADS_PLUGIN = """
 import sys
@@ -29,6 +31,22 @@ assert callable(plugin.load()), plugin
 """
 
 
+# What `hf extensions install OWNER/hf-dsv4-shard` does after pip, with hf's own functions.
+INSTALLS_EXTENSION = """
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from huggingface_hub.cli import extensions
+owner, repo, name = extensions._normalize_repo_id("owner/hf-dsv4-shard")
+program = Path(sys.prefix) / "bin" / extensions._get_executable_name(name)
+assert program.is_file(), program
+extensions.ExtensionManifest(
+    owner=owner, repo=repo, repo_id=f"{owner}/{repo}", short_name=name, executable_path=str(program), type="python",
+    installed_at=datetime.now(timezone.utc),
+).save(extensions._get_extension_dir(name))
+"""
+
+
 def missing_files(wheel: Path) -> set[str]:
     """Returns the files of the source package that the wheel does not hold."""
     paths = (ROOT / PACKAGE).rglob("*")
@@ -37,13 +55,25 @@ def missing_files(wheel: Path) -> set[str]:
         return sources - set(archive.namelist())
 
 
-def read_metadata(wheel: Path) -> tuple[str, list[str]]:
-    """Returns the version and the requirements of no extra."""
+def read_version(wheel: Path) -> str:
     with zipfile.ZipFile(wheel) as archive:
         [name] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
-        metadata = Parser().parsestr(archive.read(name).decode())
-    requirements = metadata.get_all("Requires-Dist") or []
-    return metadata["Version"], [requirement for requirement in requirements if "extra ==" not in requirement]
+        return Parser().parsestr(archive.read(name).decode())["Version"]
+
+
+def clean_variables(**more: str | Path) -> dict[str, str]:
+    """Returns the environment variables without those that change what Python imports, and with `more`."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    return kept | {key: str(value) for key, value in more.items()}
+
+
+def run(command: Sequence[str | Path], folder: Path, variables: dict[str, str]) -> str:
+    """Runs a command in `folder` and returns stdout. Raises SystemExit with all output if the command fails."""
+    words = list(map(str, command))
+    done = subprocess.run(words, cwd=folder, env=variables, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(words)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+    return done.stdout
 
 
 class Environment:
@@ -54,48 +84,88 @@ class Environment:
         self.bin = folder / "venv" / "bin"
         self.cwd = folder / "empty"
         self.cwd.mkdir()
-        self.variables = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+        self.variables = clean_variables(HOME=folder / "home", HF_HUB_DISABLE_UPDATE_CHECK="1")
 
     def run(self, *command: str | Path) -> str:
-        """Returns stdout. Raises SystemExit with all output if the command fails."""
-        words = [str(self.bin / command[0]), *map(str, command[1:])]
-        done = subprocess.run(words, cwd=self.cwd, env=self.variables, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"{' '.join(words)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
-        return done.stdout
+        return run([self.bin / command[0], *command[1:]], self.cwd, self.variables)
 
-    def install(self, wheel: Path, requirements: list[str]) -> None:
-        pip = ("pip", "install", "--quiet", "--disable-pip-version-check")
-        self.run(*pip, "--constraint", ROOT / "constraints.txt", *requirements)
-        self.run(*pip, "--no-deps", wheel)
+    def install(self, *wanted: str | Path) -> None:
+        self.run("pip", "install", "--quiet", "--disable-pip-version-check", *wanted)
 
 
 def expect(holds: bool, what: str) -> None:
     if not holds:
         raise SystemExit(f"failed: {what}")
-    print(f"ok: {what}")
+    print(f"ok: {what}", flush=True)
+
+
+def try_pip(wheel: Path, folder: Path) -> None:
+    """Installs as `pip install` does, and runs commands, the plugin's entry point and the extension of `hf`."""
+    version = read_version(wheel)
+    environment = Environment(folder)
+    environment.install("--constraint", CONSTRAINTS, wheel)
+    expect("Usage:" in environment.run("dsv4-shard", "--help"), "pip install: dsv4-shard --help")
+    expect(environment.run("dsv4-shard", "--version").split()[-1] == version, f"dsv4-shard --version: {version}")
+    environment.run("python", "-c", LOADS_PLUGIN)
+    expect(True, "the entry point for SGLang loads from the installed package")
+    environment.run("dsv4-shard", "demo", "demo")
+    page = (environment.cwd / "demo" / "report.html").read_text()
+    expect(all(f"</{tag}>" in page for tag in ("html", "script", "style")), "dsv4-shard demo, with its report")
+    environment.run("python", "-c", INSTALLS_EXTENSION)
+    expect(environment.run("hf", "dsv4-shard", "--version").split()[-1] == version, "hf dsv4-shard --version")
+    demo = environment.run("hf", "dsv4-shard", "inspect", "demo/checkpoint")
+    expect("664 tensors" in demo, "hf dsv4-shard inspect, with its output and arguments")
+
+
+def find_tool(name: str, folder: Path) -> Path | None:
+    """Returns the program `name`: that on the PATH, else one that pip installs below `folder`, else None."""
+    if found := shutil.which(name):
+        return Path(found)
+    venv.create(folder, with_pip=True)
+    install = [str(folder / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", name]
+    if subprocess.run(install, capture_output=True).returncode == 0:
+        return folder / "bin" / name
+    print(f"skipped: {name} is not on the PATH, and pip does not get it here", flush=True)
+    return None
+
+
+def try_uvx(wheel: Path, folder: Path) -> None:
+    """Runs the wheel with `uv tool run`, which is uvx, in a cache of its own and with the index that pip uses."""
+    uv = find_tool("uv", folder / "uv")
+    if uv is None:
+        return
+    index = {"UV_DEFAULT_INDEX": os.environ["PIP_INDEX_URL"]} if "PIP_INDEX_URL" in os.environ else {}
+    places = {"UV_CACHE_DIR": folder / "uv-cache", "UV_TOOL_DIR": folder / "uv-tools"}
+    variables = clean_variables(**places, **index, UV_CONSTRAINT=CONSTRAINTS, UV_PYTHON_DOWNLOADS="never")
+    version = read_version(wheel)
+    command = (uv, "tool", "run", "--from", wheel, "dsv4-shard", "--version")
+    shown = run(command, folder, variables).strip()
+    expect(shown == f"dsv4-shard {version}", f"uvx --from {wheel.name} dsv4-shard")
+
+
+def try_pipx(wheel: Path, folder: Path) -> None:
+    """Installs the wheel with pipx, and runs both of its programs."""
+    pipx = find_tool("pipx", folder / "pipx")
+    if pipx is None:
+        return
+    places = {"PIPX_HOME": folder / "pipx-home", "PIPX_BIN_DIR": folder / "bin", "PIPX_MAN_DIR": folder / "man"}
+    variables = clean_variables(**places, PIP_CONSTRAINT=CONSTRAINTS)
+    run([pipx, "install", wheel], folder, variables)
+    version = read_version(wheel)
+    for program in ("dsv4-shard", "hf-dsv4-shard"):
+        shown = run([folder / "bin" / program, "--version"], folder, variables).strip()
+        expect(shown == f"dsv4-shard {version}", f"pipx install: {program}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("wheel", type=Path)
-    parser.add_argument("--without", nargs="*", default=[], metavar="NAME", help="do not install these dependencies")
-    options = parser.parse_args()
-    wheel = options.wheel.resolve()
+    wheel = parser.parse_args().wheel.resolve()
     missing = missing_files(wheel)
     expect(not missing, f"the wheel holds every file of {PACKAGE}/" + "".join(f"\n  not {name}" for name in missing))
-    version, requirements = read_metadata(wheel)
-    wanted = [line for line in requirements if re.split(r"[^\w.-]", line)[0] not in options.without]
-    with tempfile.TemporaryDirectory() as folder:
-        environment = Environment(Path(folder))
-        environment.install(wheel, wanted)
-        expect("Usage:" in environment.run("dsv4-shard", "--help"), "dsv4-shard --help")
-        expect(environment.run("dsv4-shard", "--version").split()[-1] == version, f"dsv4-shard --version: {version}")
-        environment.run("python", "-c", LOADS_PLUGIN)
-        expect(True, "the entry point for SGLang loads from the installed package")
-        environment.run("dsv4-shard", "demo", "demo")
-        page = (environment.cwd / "demo" / "report.html").read_text()
-        expect(all(f"</{tag}>" in page for tag in ("html", "script", "style")), "dsv4-shard demo, with its report")
+    for attempt in (try_pip, try_uvx, try_pipx):
+        with tempfile.TemporaryDirectory() as folder:
+            attempt(wheel, Path(folder))
 
 
 if __name__ == "__main__":

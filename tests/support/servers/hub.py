@@ -5,6 +5,7 @@ Every request is recorded with the bytes of its answer. Repositories may be spar
 read whole.
 """
 
+import base64
 import hashlib
 import json
 import os
@@ -27,6 +28,7 @@ HUB_HOST, CDN_HOST = "127.0.0.1", "127.0.0.2"
 STRANGER = "hf_stranger"
 """A valid token whose user was granted nothing."""
 CHUNK_BYTES = 1 << 18
+UPLOAD_ROUTES = {"create", "validate", "preupload", "commit"}
 LFS_SUFFIXES = (".safetensors", ".bin")
 INDEX = "model.safetensors.index.json"
 
@@ -122,13 +124,15 @@ class HubServer(Recorder):
     """Serves until `close`, or for a `with` block.
 
     Its hosts are `hub` and `cdn`; its routes `info`, `tree`, `paths-info`, `headers` (safetensors-metadata), `resolve`,
-    `cache` (resolve-cache), `cdn` and `unknown`.
+    `cache` (resolve-cache), `cdn` and `unknown`; and of uploads, which go into the folder `uploads`, `create`,
+    `validate`, `preupload` and `commit`. Every file of an upload is taken as a regular one, none through Xet.
     """
 
     def __init__(self, *, token: str = "hf_reader", latency: float = 0.0, page_size: int = 1000) -> None:
         super().__init__(latency)
         self.token = token
         self.page_size = page_size
+        self.uploads: Path | None = None
         self.small_elsewhere = False
         """Whether files that are in Git itself are at another address of the same host, as at the Hub."""
         self.failures: list[BaseException] = []
@@ -277,6 +281,31 @@ class HubServer(Recorder):
             return Answer(200, headers | {"ETag": f'"{blob.oid}"', "Accept-Ranges": "bytes"}, blob)
         headers |= {"X-Linked-Etag": f'"{blob.sha256}"', "X-Linked-Size": str(blob.size), "ETag": f'"{blob.oid}"'}
         return Answer(302, headers | {"Location": self.sign(request.repo, request.file, blob)}, b"Found. Redirecting")
+
+    def answer_upload(self, request: Request, authorization: str | None, content: bytes) -> Answer:
+        """What a client that uploads gets; the commit is what its folder below `uploads` holds then."""
+        if authorization != f"Bearer {self.token}" or self.uploads is None:
+            return refuse("unauthorized", request)
+        if request.route == "create":
+            asked = json.loads(content)
+            repo = f"{asked['organization']}/{asked['name']}"
+            (self.uploads / repo).mkdir(parents=True)
+            (self.uploads / repo / ".gitattributes").write_text("*.safetensors filter=lfs diff=lfs merge=lfs -text\n")
+            self.add_repo(repo, {"main": self.uploads / repo})
+            return _json({"url": f"{self.url}/{repo}"})
+        if request.route == "validate":
+            return _json({"errors": [], "warnings": []})
+        if request.route == "preupload":
+            files = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                     for file in json.loads(content)["files"]]  # fmt: skip
+            return _json({"files": files})
+        for line in map(json.loads, content.splitlines()):
+            if line["key"] == "file":
+                path = self.uploads / request.repo / line["value"]["path"]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(base64.b64decode(line["value"]["content"]))
+        commit = self.move_branch(request.repo, request.revision, self.uploads / request.repo)
+        return _json({"success": True, "commitOid": commit, "commitUrl": f"{self.url}/{request.repo}/commit/{commit}"})
 
     def _info(self, repo_id: str, repo: Repo, commit: str, *, with_blobs: bool) -> dict[str, Any]:
         siblings: list[dict[str, Any]] = []
@@ -446,6 +475,8 @@ class _Handler(BaseHTTPRequestHandler):
             answer = refuse(fault.kind, request, status=status, retry_after=fault.retry_after)
         elif self.server.name == "cdn":
             answer = hub.answer_cdn(signature)
+        elif request.route in UPLOAD_ROUTES:
+            answer = hub.answer_upload(request, self.headers.get("Authorization"), content)
         else:
             answer = hub.answer_hub(request, self.headers.get("Authorization"), query, self._paths(content))
         self._send(request, answer)
@@ -523,6 +554,12 @@ def _hub_request(path: str) -> Request:
     """What a path of the Hub asks for; without its method and headers."""
     segments = [unquote(segment) for segment in path.split("/")[1:]]
     match segments:
+        case ["api", "repos", "create"]:
+            return Request("hub", "", "create")
+        case ["api", "validate-yaml"]:
+            return Request("hub", "", "validate")
+        case ["api", "models", org, name, ("preupload" | "commit") as route, revision]:
+            return Request("hub", "", route, f"{org}/{name}", revision)
         case ["api", "models", org, name]:
             return Request("hub", "", "info", f"{org}/{name}")
         case ["api", "models", org, name, "revision", revision]:

@@ -4,7 +4,7 @@
 
 What each share reads and writes is that of its recipe, from the headers of the real checkpoint. The rates of the disk
 and of a machine with all of its CPUs are measured here if they are not given, those of networks are assumptions. Writes
-the table into docs/machines.md. As a part of `python -m benchmarks` it only prints it.
+the table into docs/explanation/machines.md. As a part of `python -m benchmarks` it only prints it.
 """
 
 import argparse
@@ -44,7 +44,7 @@ CUTS: dict[str, dict[str, Any]] = {
 }
 """Kind of cut -> the options of the request beside TP."""
 
-DOCUMENT = Path(__file__).parent.parent / "docs" / "machines.md"
+DOCUMENT = Path(__file__).parent.parent / "docs" / "explanation" / "machines.md"
 PAYS = 1.25
 """Twice as many machines pay where they make it at least so many times faster."""
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,9 +19,11 @@ from support.checkpoints.other_families import FAMILIES, write_family
 from support.command_line import run
 from support.deployments import DEPLOYMENTS, requested
 from support.schemas import validator
+from typer.main import get_command
 
 import dsv4_shard
 from docs import generate
+from dsv4_shard.cli import app
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.planning.choice import choose
 
@@ -54,6 +57,28 @@ def test_each_known_deployment_has_its_plan_and_launch_command_on_a_page(
     ]
     assert len(shown) == 1
     assert [flag for flag in flags if flag not in shown[0]] == []
+
+
+def shell_commands(page: Path) -> list[list[str]]:
+    """The commands of dsv4-shard in the ```sh blocks of a page, which are not run."""
+    blocks = re.findall(r"^ *```sh\n(.*?)^ *```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    words = [shlex.split(line, comments=True) for line in lines if "dsv4-shard" in line.partition("#")[0]]
+    return [line[line.index("dsv4-shard") + 1 :] for line in words if "dsv4-shard" in line and "install" not in line]
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_that_are_not_run_have_options_that_exist(page: Path) -> None:
+    for name, *words in shell_commands(page):
+        if name.startswith("-"):  # of dsv4-shard itself
+            continue
+        command = get_command(app).commands[name]  # type: ignore[attr-defined]
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert [word for word in words if word.startswith("-") and word.partition("=")[0] not in known | {"-h"}] == []
+
+
+def test_pages_have_commands_that_are_not_run() -> None:
+    assert sum(len(shell_commands(page)) for page in pages()) > 60
 
 
 PRINTED = ["first", "", "weights: 60.53 GB", "and more", "wrote it in 0.4 s (287.49 MB/s)"]

@@ -132,7 +132,7 @@ def test_the_batch_script_writes_all_ranks_verifies_them_and_can_be_requeued(
     variables = {"CHECKPOINT": tiny_checkpoint, "OUT": tmp_path / "out", "PLAN": tmp_path / "plan.json"}
     environment = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}"} | {k: str(v) for k, v in variables.items()}
     for _ in range(2):
-        command = ["bash", FOLDER / "reshard.sbatch"]
+        command = ["bash", str(FOLDER / "reshard.sbatch")]
         result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
     assert dsv4_shard.verify(tmp_path / "out").ranks == (0, 1)

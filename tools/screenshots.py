@@ -1,4 +1,4 @@
-"""The screenshots of docs/reports.md, taken anew from reports on DeepSeek-V4-Pro's real headers.
+"""The screenshots of docs/how-to/report.md, taken anew from reports on DeepSeek-V4-Pro's real headers.
 
     python tools/screenshots.py
 

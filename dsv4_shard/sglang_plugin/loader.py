@@ -78,7 +78,10 @@ class RankFileLoader(stock.BaseModelLoader):  # type: ignore[misc]
                 with safe_open(path, framework="pt", device="cpu") as file:
                     for name in file.keys():  # noqa: SIM118
                         parameters[name].data.copy_(file.get_tensor(name))
-            logger.info("dsv4_shard: rank %d: %d parameters from %d files", rank, len(held), len(files))
+            verified = "bytes" if self._verify else "headers"
+            logger.info(
+                "dsv4_shard: rank %d: %d parameters from %d files, %s verified", rank, len(held), len(files), verified
+            )
             stock.post_load_weights(model)
             prewarm = None if inner else getattr(model, "_prewarm_mhc_kernels", None)
             if prewarm is not None:

@@ -42,6 +42,18 @@ def test_a_result_is_whole_and_verifies_after_upload_and_download(
     assert {note.partition(" ")[0] for note in found.notes} == {".gitattributes", ".cache"}  # the Hub's, and hf's
 
 
+@pytest.mark.slow
+def test_a_node_downloads_its_own_share_alone(hub_server: HubServer, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    hub_server.uploads = tmp_path / "uploads"
+    for rank in "01":
+        assert run("reshard", tiny_checkpoint, tmp_path / rank, "--tp", "2", "--ranks", rank).exit_code == 0
+        hf(hub_server, tmp_path / "home", "upload", REPO, tmp_path / rank, f"node-{rank}")
+    hf(hub_server, tmp_path / "home", "download", REPO, "--local-dir", tmp_path / "back", "--include", "node-1/*")
+    assert {path.name for path in (tmp_path / "back").iterdir()} == {"node-1", ".cache"}
+    found = dsv4_shard.verify(tmp_path / "back" / "node-1", against=tiny_checkpoint)
+    assert (found.ok, found.ranks) == (True, (1,))
+
+
 def test_no_file_of_a_result_is_left_behind_by_hf(tiny_checkpoint: Path, tmp_path: Path) -> None:
     dsv4_shard.reshard(tiny_checkpoint, tmp_path / "out", tp=2)
     names = [str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()]

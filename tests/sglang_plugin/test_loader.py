@@ -106,6 +106,19 @@ def test_every_parameter_is_what_sglang_itself_loads(
     assert not model.training
 
 
+@pytest.mark.parametrize(("extra", "what"), [(None, "headers"), ({"verify": True}, "bytes")])
+def test_the_log_says_what_was_loaded_and_verified(
+    extra: Any, what: str, process: Process, written: Callable[[Case], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        process.load(written(EP), extra)
+    loaded = len(process.oracle.ranks[1])
+    [line] = [record.getMessage() for record in caplog.records if record.name.startswith("dsv4_shard")]
+    assert line == f"dsv4_shard: rank 1: {loaded} parameters from 2 files, {what} verified"
+    page = (Path(__file__).parent.parent.parent / "docs" / "how-to" / "serve.md").read_text()
+    assert f"`... {what} verified`" in page
+
+
 def test_what_is_in_no_file_keeps_its_value(process: Process, written: Callable[[Case], Path]) -> None:
     before, after = describe(process.build().state_dict()), describe(process.load(written(EP)).state_dict())
     assert process.oracle.unloaded
@@ -230,7 +243,7 @@ def test_a_gpu_of_amd_is_not_taken_for_hopper(
 def test_the_page_lists_every_fact() -> None:
     from dsv4_shard.sglang_plugin.running import FACTS
 
-    page = (Path(__file__).parent.parent.parent / "docs" / "sglang.md").read_text()
+    page = (Path(__file__).parent.parent.parent / "docs" / "how-to" / "serve.md").read_text()
     refusals = [line.split("|")[1] for line in page.splitlines() if line.startswith("| ")]
     listed = {name.strip() for cell in refusals for name in cell.split(",")}
     assert {fact.name for fact in FACTS} <= listed

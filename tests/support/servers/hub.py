@@ -289,10 +289,13 @@ class HubServer(Recorder):
         if request.route == "create":
             asked = json.loads(content)
             repo = f"{asked['organization']}/{asked['name']}"
+            made = _json({"url": f"{self.url}/{repo}"})
+            if repo in self._repos:
+                return Answer(409, made.headers, made.body)
             (self.uploads / repo).mkdir(parents=True)
             (self.uploads / repo / ".gitattributes").write_text("*.safetensors filter=lfs diff=lfs merge=lfs -text\n")
             self.add_repo(repo, {"main": self.uploads / repo})
-            return _json({"url": f"{self.url}/{repo}"})
+            return made
         if request.route == "validate":
             return _json({"errors": [], "warnings": []})
         if request.route == "preupload":

@@ -104,9 +104,9 @@ def inspect(
     tp: str = "1,2,4,8,16,32,64",
     as_json: options.JsonOpt = False,
 ) -> None:
-    """What a checkpoint holds, what is wrong, and what runs at each TP.
+    """Show what a checkpoint holds, and what runs at each TP.
 
-    Reads headers only. Of families that are not known: what they hold, and where whole blocks divide.
+    Reads headers only. For other model families, shows tensors and which TP sizes split them on block boundaries.
     """
     from dsv4_shard.inspection import Inspection
     from dsv4_shard.terminal import last_inspected as recent
@@ -136,15 +136,15 @@ def plan(
     compare: options.CompareOpt = None,
     as_json: options.JsonOpt = False,
 ) -> None:
-    """What ranks hold and weigh, whether it runs, how to launch it.
+    """Check whether a layout runs, and show how to launch it.
 
-    Of a layout that does not run, the plan names the rule that breaks and the nearest layouts that do.
+    If it does not run, names the broken rule and the nearest layouts that run.
 
-    With --gpus in place of --tp: every layout that runs on so many GPUs, the lightest first.
+    With --gpus in place of --tp, lists every layout that runs on so many GPUs, fewest bytes per GPU first.
 
-    With neither: the fewest GPUs of each kind, or of --gpu, that hold the weights. --pick N plans a row.
+    With neither, lists the fewest GPUs of each kind, or of --gpu, that hold the weights. --pick N plans a row.
 
-    With --compare: what differs between two plans.
+    With --compare, shows what differs between two plans.
     """
     if compare is not None:
         refuse_beside_compare(command_context)
@@ -247,12 +247,12 @@ def _compare(a: Path, b: Path, as_json: bool) -> None:
 @reported
 @options.takes(ReportOptions)
 def report(source: options.SourceArg, given: dict[str, Any], output: Path = Path("report.html")) -> None:
-    """One HTML file of what runs and why, and what each rank holds.
+    """Write one HTML file: what runs and why, and what each rank holds.
 
-    Of a plan, or of the layout that --tp or --gpus name as in `plan`, with the commands that launch it; else of the
-    checkpoint alone. The page asks the network for nothing.
+    Takes a plan, or a checkpoint with a layout as in `plan`. Without a layout, the page shows the checkpoint alone. The
+    page loads nothing from the network.
 
-    Exit code 0 also where the layout does not run: the page says so.
+    The exit code is 0 also if the layout does not run: the page says so.
     """
     from dsv4_shard.terminal.written import show_report
 
@@ -268,10 +268,10 @@ def reshard(
 ) -> None:
     """Write the files of each rank, and a manifest that proves them.
 
-    Each byte of the checkpoint is read once, and memory does not grow with it. What is written is said by a plan file
-    (--plan), or by --tp and the options of `plan`.
+    Reads each byte of the checkpoint once, in constant memory. Give a plan file (--plan), or --tp and the options of
+    `plan`.
 
-    A run that was killed or failed goes on where it was when the same command is given again.
+    The same command resumes a run that was killed or failed.
     """
     from dsv4_shard.opening import is_url
 
@@ -386,12 +386,12 @@ def _show_dry_run(would: "WouldWrite", as_json: bool) -> None:
 def merge(
     ranks: options.RanksArg, out: options.OutFolderArg, given: dict[str, Any], as_json: options.JsonOpt = False
 ) -> None:
-    """Put the shards of all ranks together again: one checkpoint.
+    """Merge the shards of all ranks into one checkpoint.
 
-    It has its own names, files and bytes again. What the shards have not kept (wo_a decoded, experts cast) is as they
-    hold it, and is said.
+    Restores its names, files and bytes. Tensors that the shards hold in another form (wo_a decoded, experts cast) stay
+    in it, and are listed.
 
-    A run that ended early goes on where it was when the same command is given again.
+    The same command resumes a run that ended early.
     """
     from dsv4_shard.terminal.progress import ProgressBars
     from dsv4_shard.terminal.written import show_merge
@@ -412,10 +412,10 @@ def merge(
 @reported
 @options.takes(VerifyCommand)
 def verify(out: options.ResultsArg, given: dict[str, Any], as_json: options.JsonOpt = False) -> None:
-    """Prove a result against its manifest, or against the checkpoint.
+    """Compare a result with its manifest, or with the checkpoint.
 
-    Against the checkpoint, every byte is derived again and compared. With --signature, every file is compared with what
-    its signer signed.
+    With --against, derives every byte again from the checkpoint and compares. With --signature, compares every file
+    with what its signer signed.
     """
     from dsv4_shard.terminal.progress import ProgressBars
     from dsv4_shard.terminal.verification import show_together, show_unknown, show_verification
@@ -446,9 +446,9 @@ def verify(out: options.ResultsArg, given: dict[str, Any], as_json: options.Json
 @reported
 @options.takes(SignCommand)
 def sign(out: options.ResultArg, given: dict[str, Any], as_json: options.JsonOpt = False) -> None:
-    """Sign a result: who vouches for every file.
+    """Sign every file of a result.
 
-    The signature is one of OpenSSF model_signing, whose own command verifies it too. Needs the extra `sign`.
+    Writes a signature of OpenSSF model_signing, whose own command verifies it too. Needs the extra `sign`.
     """
     from dsv4_shard.terminal.progress import ProgressBars
     from dsv4_shard.terminal.written import show_signed
@@ -466,9 +466,9 @@ def sign(out: options.ResultArg, given: dict[str, Any], as_json: options.JsonOpt
 @reported
 @options.takes(ExplainOptions)
 def explain(given: dict[str, Any], text: options.TextArg = None, as_json: options.JsonOpt = False) -> None:
-    """What an engine's message means: what broke, and the way out.
+    """Explain an engine's message: what broke, and the way out.
 
-    Of a log, the first message that ends a run counts; colours, prefixes and other ranks do not matter.
+    In a log, finds the first message that ends a run; colours, prefixes and other ranks do not matter.
     """
     from dsv4_shard.terminal.explanation import show_explanation
 
@@ -489,7 +489,7 @@ def demo(
 ) -> None:
     """Inspect, plan, reshard, verify and report a small checkpoint.
 
-    It is made for it, with V4-Pro's structure, 4 layers and 16 experts small; all takes under a minute and 250 MB.
+    Generates a 121 MB checkpoint with V4-Pro's structure (4 layers, 16 experts). Takes under a minute and 250 MB.
     """
     from dsv4_shard.checkpoint.synthetic import write_checkpoint
     from dsv4_shard.storage import check_output

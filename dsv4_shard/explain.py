@@ -26,7 +26,7 @@ class ExplainOptions(Options):
     repo: Annotated[
         str | Path | None,
         Option(
-            help="The checkpoint to hold it against.",
+            help="The checkpoint to compare with.",
             metavar="REPO", shows="the releases' sizes", completion="repos", typed=str,
         ),
     ] = None  # fmt: skip

@@ -40,7 +40,7 @@ GPUS = Option(
 )  # fmt: skip
 
 PICK = Option(
-    help="Plan the Nth row of what --gpus, or no layout at all, lists.",
+    help="Plan row N of the list that --gpus, or no layout, gives.",
     metavar="N", panel=LAYOUT, least=1, most=100_000,
 )  # fmt: skip
 
@@ -55,7 +55,7 @@ ENGINE_NAME = Option(
     metavar="NAME", panel=ENGINE, completion="engines",
 )  # fmt: skip
 
-REFRESH = Option(help="Ask the Hub where the branch is, though it was asked within the hour.")
+REFRESH = Option(help="Look up the branch again instead of using the answer cached for an hour.")
 
 # --- the lists -------------------------------------------------------------------------------------------------------
 

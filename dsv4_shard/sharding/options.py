@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 _LONGEST_RANKS = 1 << 16
 
 RAY = Option(
-    help="Share the ranks out over a Ray cluster; auto: this machine's.", metavar="ADDRESS", panel=WRITING, longest=1000
+    help="Write on the nodes of a Ray cluster; auto: this machine's.",
+    metavar="ADDRESS",
+    panel=WRITING,
+    longest=1000,
 )
 
 # --- layout and ranks -------------------------------------------------------------------------------------------------
@@ -38,7 +41,12 @@ RAY = Option(
 class PlanFile(Options):
     plan: Annotated[
         "str | Path | document.Plan | None",
-        Option(help="Follow this plan (of `plan -o`), which says the rest.", metavar="FILE", panel=LAYOUT, typed=Path),
+        Option(
+            help="Follow this plan, which `plan -o` wrote.",
+            metavar="FILE",
+            panel=LAYOUT,
+            typed=Path,
+        ),
     ] = None
 
 
@@ -59,7 +67,7 @@ class Ranks(Options):
     ranks: Annotated[
         str | Iterable[int] | None,
         Option(
-            help="Write only these ranks (node: nodes): 0-7 or 0,2,4; auto: what is missing of this process's share, "
+            help="Write only these ranks (node: nodes): 0-7 or 0,2,4; auto: the missing ranks of this process's share, "
             "under torchrun, mpirun or srun.",
             metavar="RANKS", panel=WRITING, shows="all", least=0, most=MAX_RANKS - 1, longest=_LONGEST_RANKS,
             expects="numbers, or text such as '0-7' or 'auto'",
@@ -72,7 +80,7 @@ class Ranks(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class DryRunFlag(Options):
-    dry_run: Annotated[bool, Option(help="Say what would be written, and stop.", panel=WRITING)] = False
+    dry_run: Annotated[bool, Option(help="List the files and the space needed; write nothing.", panel=WRITING)] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,19 +90,19 @@ class Overwrite(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Restart(Options):
-    restart: Annotated[bool, Option(help="Throw away what an unfinished run left.", panel=WRITING)] = False
+    restart: Annotated[bool, Option(help="Discard an unfinished run and start over.", panel=WRITING)] = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inexact(Options):
-    allow_inexact: Annotated[bool, Option(help="Let the cast of experts to FP8 round.", panel=WRITING)] = False
+    allow_inexact: Annotated[bool, Option(help="Allow rounding when experts are cast to FP8.", panel=WRITING)] = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Download(Options):
     download: Annotated[
         bool,
-        Option(help="REPO is on the Hub: first download the files that are needed into the Hub cache.", panel=WRITING),
+        Option(help="First download the needed files from the Hub into its cache.", panel=WRITING),
     ] = False
 
 
@@ -103,7 +111,7 @@ class ScratchFolder(Options):
     scratch: Annotated[
         str | Path | None,
         Option(
-            help="OUT is a URL: where the files are made first.",
+            help="Where the files are made before the upload, if OUT is a URL.",
             metavar="FOLDER", panel=WRITING, shows="the current folder",
         ),
     ] = None  # fmt: skip
@@ -111,7 +119,7 @@ class ScratchFolder(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class KeepScratch(Options):
-    keep_scratch: Annotated[bool, Option(help="Keep them there after the upload.", panel=WRITING)] = False
+    keep_scratch: Annotated[bool, Option(help="Keep the scratch files after the upload.", panel=WRITING)] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +150,7 @@ class Jobs(Options):
 class Told(Options):
     """Python API only."""
 
-    progress: Annotated["progressing.Progress | None", Option(help="Gets told how far the run is.")] = None
+    progress: Annotated["progressing.Progress | None", Option(help="Receives the progress of the run.")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,11 +158,11 @@ class Against(Options):
     against: Annotated[
         str | Path | None,
         Option(
-            help="The checkpoint that it was made from.",
+            help="Compare with the checkpoint that the result was made from.",
             metavar="REPO", shows="the manifest alone", completion="repos", typed=str,
         ),
     ] = None  # fmt: skip
-    numerics: Annotated[bool, Option(help="Also add up the experts of a layer (--against).")] = False
+    numerics: Annotated[bool, Option(help="Also recompute one layer's experts from the shards and compare.")] = False
     layer: Annotated[int | None, Option(help="The layer for --numerics.", metavar="N", shows="the last")] = None
 
 
@@ -177,7 +185,7 @@ class TrustConfig(Options):
     trust_config: Annotated[
         str | Path | None,
         Option(
-            help="Of a Sigstore instance of one's own: its trust configuration.",
+            help="The trust configuration of your own Sigstore instance.",
             metavar="FILE", panel=SIGNATURE, shows="the public one", typed=Path,
         ),
     ] = None  # fmt: skip
@@ -199,13 +207,13 @@ class SigningKey(Options):
     ] = None
     keyless: Annotated[
         bool,
-        Option(help="Sign as the identity of this workload, or of who logs in: Sigstore makes it public.",
+        Option(help="Sign as this workload's identity or your own; Sigstore makes it public.",
                panel=SIGNATURE),
     ] = False  # fmt: skip
     identity_token: Annotated[
         str | Path | None,
         Option(
-            help="--keyless: the OpenID Connect token of the identity.",
+            help="The OpenID Connect token of the identity, for --keyless.",
             metavar="FILE", panel=SIGNATURE, shows="that of the workload", typed=Path,
         ),
     ] = None  # fmt: skip
@@ -230,7 +238,7 @@ class ExpectedSigner(Options):
     ] = None
     certificate_chain: Annotated[
         str | Path | None,
-        Option(help="The certificates that are trusted, PEM.", metavar="FILE", panel=SIGNATURE, typed=Path),
+        Option(help="The trusted certificates, PEM.", metavar="FILE", panel=SIGNATURE, typed=Path),
     ] = None
     identity: Annotated[
         str | None,
@@ -238,7 +246,7 @@ class ExpectedSigner(Options):
     ] = None
     identity_provider: Annotated[
         str | None,
-        Option(help="Who vouches for the identity.", metavar="URL", panel=SIGNATURE, longest=1000),
+        Option(help="The provider that vouches for the identity.", metavar="URL", panel=SIGNATURE, longest=1000),
     ] = None
 
 

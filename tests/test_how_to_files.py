@@ -10,7 +10,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from support.checkpoints.full_size import PRO
+from support.checkpoints.full_size import FLASH, PRO
 from support.command_line import root_of, run
 from support.paths import ROOT
 from typer.testing import CliRunner
@@ -90,18 +90,39 @@ def test_pods_write_their_ranks_and_a_retry_succeeds(
     assert (found.ok, found.ranks) == (True, (0, 1))
 
 
+def options_in(command: str) -> set[str]:
+    """Its options with their values, without paths and what differs by node."""
+    words = re.sub(r"(--[\w-]+) (?!--)", r"\1=", command).split()
+    fixed = ("--model-path", "--dist-init-addr", "--node-rank")
+    return {word for word in words if word.startswith("--") and not word.startswith(fixed)}
+
+
 def test_the_pods_serve_with_the_options_of_the_plan() -> None:
     launch = dsv4_shard.plan(root_of(PRO), tp=16, gpu="h20-96").launch
     assert launch is not None
     sglang = container("sglang")
     assert {one["name"]: one["value"] for one in sglang["env"] if "value" in one} == launch.environment
-    options = re.sub(r"(--[\w-]+) (?!--)", r"\1=", launch.commands[1]).split()
-    fixed = ("--model-path", "--dist-init-addr", "--node-rank")
-    wanted = {option for option in options if option.startswith("--") and not option.startswith(fixed)}
+    wanted = options_in(launch.commands[1])
     assert "--moe-runner-backend=marlin" in wanted
-    assert wanted <= set(sglang["command"])
-    more = set(sglang["command"]) - wanted - {"sglang", "serve", "--host=0.0.0.0", "--port=30000"}
-    assert {option.partition("=")[0] for option in more} == set(fixed)
+    assert options_in(" ".join(sglang["command"])) == wanted | {"--host=0.0.0.0", "--port=30000"}
+
+
+SERVED = [
+    ("index.md", "SGLANG_SHARED_EXPERT_TP1=1 sglang serve", PRO, {"tp": 16, "gpu": "h20-96"}),
+    ("how-to/serve.md", "SGLANG_SHARED_EXPERT_TP1=1 sglang serve", PRO, {"tp": 16, "gpu": "h20-96"}),
+    ("how-to/serve.md", "sglang serve", FLASH, {"tp": 8, "gpu": "h100"}),
+    ("how-to/serve.md", "vllm serve", PRO, {"tp": 8, "gpu": "h200", "engine": "vllm"}),
+]
+
+
+@pytest.mark.parametrize(("page", "begins", "model", "layout"), SERVED)
+def test_commands_on_pages_are_those_of_the_plan(page: str, begins: str, model: str, layout: dict[str, Any]) -> None:
+    text = (ROOT / "docs" / page).read_text().replace("\\\n", " ")
+    shown = re.search(rf"^{re.escape(begins)} (.*)$", text, re.MULTILINE)
+    launch = dsv4_shard.plan(root_of(model), **layout).launch
+    assert shown is not None
+    assert [f"{name}={value}" for name, value in launch.environment.items()] == begins.split()[:-2]
+    assert options_in(shown[1]) == options_in(launch.commands[0])
 
 
 def test_the_plan_holds_for_the_command_that_reshards() -> None:

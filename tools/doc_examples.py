@@ -123,6 +123,7 @@ def _put_checkpoints(words: list[str], folder: Path) -> None:
 def run(example: Example, names: dict[str, Any]) -> list[str]:
     """What an example prints, in the current folder."""
     if example.kind == "python":
+        _put_checkpoints(re.findall(r'"([\w.-]+)"', example.code), Path.cwd())
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             exec(compile(example.code, "example", "exec"), names)

@@ -16,6 +16,8 @@ autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "exclude-members": "model_config"}
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_title = f"dsv4-shard {__version__}"
 html_copy_source = False
 html_show_copyright = False

@@ -31,19 +31,24 @@ assert callable(plugin.load()), plugin
 """
 
 
-# What `hf extensions install OWNER/hf-dsv4-shard` does after pip, with hf's own functions.
+# `hf extensions install owner/hf-dsv4-shard`, with the wheel in place of GitHub's archive. hf makes an environment,
+# installs into it with pip, and looks for the program that it will run.
 INSTALLS_EXTENSION = """
-import sys
-from datetime import datetime, timezone
+import subprocess, sys
 from pathlib import Path
 from huggingface_hub.cli import extensions
+home, wheel = sys.argv[1:]
+
+def run(command, run=subprocess.run, **options):
+    return run([wheel if word.startswith("https://github.com/") else word for word in command], **options)
+
+def offline(method, url, **options):
+    raise OSError(f"{url}: not asked")
+
+subprocess.run, extensions._github_request = run, offline
+extensions.EXTENSIONS_ROOT = Path(home, ".local/share/hf/extensions")
 owner, repo, name = extensions._normalize_repo_id("owner/hf-dsv4-shard")
-program = Path(sys.prefix) / "bin" / extensions._get_executable_name(name)
-assert program.is_file(), program
-extensions.ExtensionManifest(
-    owner=owner, repo=repo, repo_id=f"{owner}/{repo}", short_name=name, executable_path=str(program), type="python",
-    installed_at=datetime.now(timezone.utc),
-).save(extensions._get_extension_dir(name))
+extensions._install_extension(owner=owner, repo_name=repo, short_name=name)
 """
 
 
@@ -84,7 +89,7 @@ class Environment:
         self.bin = folder / "venv" / "bin"
         self.cwd = folder / "empty"
         self.cwd.mkdir()
-        self.variables = clean_variables(HOME=folder / "home", HF_HUB_DISABLE_UPDATE_CHECK="1")
+        self.variables = clean_variables(HF_HUB_DISABLE_UPDATE_CHECK="1")
 
     def run(self, *command: str | Path) -> str:
         return run([self.bin / command[0], *command[1:]], self.cwd, self.variables)
@@ -111,10 +116,13 @@ def try_pip(wheel: Path, folder: Path) -> None:
     environment.run("dsv4-shard", "demo", "demo")
     page = (environment.cwd / "demo" / "report.html").read_text()
     expect(all(f"</{tag}>" in page for tag in ("html", "script", "style")), "dsv4-shard demo, with its report")
-    environment.run("python", "-c", INSTALLS_EXTENSION)
+    environment.variables["PIP_CONSTRAINT"] = str(CONSTRAINTS)
+    environment.run("python", "-c", INSTALLS_EXTENSION, folder / "home", wheel)
+    environment.variables["HOME"] = str(folder / "home")  # hf looks for extensions there; pip had the user's settings
+    expect("hf dsv4-shard" in environment.run("hf", "extensions", "list"), "hf extensions install, and list")
     expect(environment.run("hf", "dsv4-shard", "--version").split()[-1] == version, "hf dsv4-shard --version")
-    demo = environment.run("hf", "dsv4-shard", "inspect", "demo/checkpoint")
-    expect("664 tensors" in demo, "hf dsv4-shard inspect, with its output and arguments")
+    shown = environment.run("hf", "dsv4-shard", "inspect", "demo/checkpoint")
+    expect("664 tensors" in shown, "hf dsv4-shard inspect, with its arguments and output")
 
 
 def find_tool(name: str, folder: Path) -> Path | None:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from build_image import find_builder, is_sent, read_instructions, stages_of
+from build_image import base_of, find_builder, is_sent, read_instructions, stages_of
 from support.paths import ROOT
 
 INSTRUCTIONS = read_instructions((ROOT / "Dockerfile").read_text())
@@ -21,8 +21,7 @@ def test_the_image_runs_the_command_as_no_root() -> None:
 
 
 def test_the_base_is_pinned_and_sources_stay_in_the_first_stage() -> None:
-    [base] = [rest for kind, rest in INSTRUCTIONS if kind == "ARG"]
-    assert re.fullmatch(r"BASE=python:3\.\d+\.\d+-slim-\w+", base)
+    assert re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+", base_of(INSTRUCTIONS))
     first, final = stages_of(INSTRUCTIONS)
     assert {rest.split()[0] for kind, rest in (*first, *final) if kind == "FROM"} == {"${BASE}"}
     assert [rest for kind, rest in final if kind == "COPY"] == ["--from=build /opt/dsv4-shard /opt/dsv4-shard"]
@@ -38,11 +37,18 @@ def test_a_builder_gets_only_what_the_image_needs(path: str, sent: bool) -> None
     assert is_sent(path, rules) is sent
 
 
-def test_a_client_without_its_server_is_no_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, code in (("docker", 1), ("podman", 0)):
-        (tmp_path / name).write_text(f"#!/bin/sh\nexit {code}\n")
-        (tmp_path / name).chmod(0o755)
+@pytest.mark.parametrize(("answers", "works"), [
+    ({"info": 0, "pull": 0}, True), ({"info": 0, "images": "0123abcd", "pull": 1}, True),  # pulled, or there already
+    ({"info": 0, "pull": 1}, False), ({"info": 1, "pull": 0}, False),  # no registry, no server
+])  # fmt: skip
+def test_a_builder_works_and_gets_the_base_image(
+    answers: dict[str, int | str], works: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [
+        f"{name}) {f'exit {answer}' if isinstance(answer, int) else f'echo {answer}'};;"
+        for name, answer in answers.items()
+    ]
+    (tmp_path / "podman").write_text("\n".join(["#!/bin/sh", "case $1 in", *lines, "esac", ""]))
+    (tmp_path / "podman").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert find_builder() == "podman"
-    (tmp_path / "podman").unlink()
-    assert find_builder() is None
+    assert find_builder("python:3") == ("podman" if works else None)

@@ -24,12 +24,29 @@ Instruction = tuple[str, str]
 """Its name in capitals, and all that follows it."""
 
 
-def find_builder() -> str | None:
-    """Returns the first builder that works; a client without its server does not."""
+def find_builder(base: str) -> str | None:
+    """Returns the first builder that works and has the base image, or gets it.
+
+    A client without its server does not work, and without a registry no base image comes.
+    """
     for builder in BUILDERS:
-        if shutil.which(builder) and subprocess.run([builder, "info"], capture_output=True).returncode == 0:
+        if shutil.which(builder) is None or _output(builder, "info") is None:
+            continue
+        if _output(builder, "images", "--quiet", base) or _output(builder, "pull", base) is not None:
             return builder
     return None
+
+
+def _output(*command: str) -> str | None:
+    """Returns what a command prints, None if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout if done.returncode == 0 else None
+
+
+def base_of(instructions: list[Instruction]) -> str:
+    """Returns the base image, which is the default of the argument BASE."""
+    [base] = [rest.removeprefix("BASE=") for name, rest in instructions if name == "ARG" and rest.startswith("BASE=")]
+    return base
 
 
 def read_instructions(dockerfile: str) -> list[Instruction]:
@@ -100,10 +117,13 @@ def use(*command: str | Path) -> None:
 
 def main() -> None:
     use(Path(sys.executable).with_name("hadolint"), ROOT / "Dockerfile")
-    builder = find_builder()
+    builder = find_builder(base_of(read_instructions((ROOT / "Dockerfile").read_text())))
     with tempfile.TemporaryDirectory() as folder:
         if builder is None:
-            print(f"none of {', '.join(BUILDERS)} works here: the first stage runs on this machine", flush=True)
+            print(
+                f"none of {', '.join(BUILDERS)} gets the base image here: the first stage runs on this machine",
+                flush=True,
+            )
             program = run_first_stage(Path(folder)) / "bin" / "dsv4-shard"
             use(program, "--version")
             use(program, "demo", Path(folder) / "demo")

@@ -119,6 +119,19 @@ def test_the_log_says_what_was_loaded_and_verified(
     assert f"`... {what} verified`" in page
 
 
+def test_a_node_loads_from_a_folder_of_its_own_ranks_and_refuses_that_of_another(
+    process: Process, tmp_path: Path
+) -> None:
+    write_variant(tmp_path / "source", EP.variant)
+    checkpoint, inventory = open_folder(tmp_path / "source")
+    plan = make_plan(checkpoint, inventory, Request(**EP.request))
+    for rank in (0, 1):
+        reshard(prepare(checkpoint, inventory, plan, (rank,)), checkpoint, tmp_path / str(rank), workers=1)
+    assert process.load(tmp_path / "1").steps
+    process.built.clear()
+    refused(process, tmp_path / "0", "^the folder holds the ranks 0 of 2, not rank 1$")
+
+
 def test_what_is_in_no_file_keeps_its_value(process: Process, written: Callable[[Case], Path]) -> None:
     before, after = describe(process.build().state_dict()), describe(process.load(written(EP)).state_dict())
     assert process.oracle.unloaded

@@ -8,7 +8,7 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY tools/requirements.py tools/
 COPY dsv4_shard dsv4_shard
 RUN python -m venv /opt/dsv4-shard \
- && python tools/requirements.py > requirements.txt \
+ && python tools/requirements.py --without torch > requirements.txt \
  && /opt/dsv4-shard/bin/pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt \
  && /opt/dsv4-shard/bin/pip install --no-cache-dir --no-deps .
 

@@ -18,6 +18,12 @@ FUZZ := .venv-fuzz
 LOWEST := .venv-lowest
 OTHER := .venv-other
 
+# Dependencies to leave out where the package is installed without the tools of `make check`: make test-lowest WITHOUT=torch
+WITHOUT ?=
+
+# torch takes minutes to download. Only `verify --numerics` needs it, which the demo leaves out without it.
+$(DEMO)/.ready: WITHOUT = torch
+
 # More options for pytest: make test OPTIONS=--cov
 OPTIONS ?=
 FAST := -m "not slow and not root and not browser and not ray"
@@ -39,11 +45,11 @@ test: $(READY)
 test-fast: $(READY)
 	$(BIN)/pytest $(PARALLEL) $(FAST) $(OPTIONS)
 
-# The fast tests with the lowest versions that pyproject.toml allows, without torch.
+# The fast tests with the lowest versions that pyproject.toml allows.
 test-lowest: $(LOWEST)/.ready
 	$(LOWEST)/bin/python -m pytest -p tools.without_torch $(PARALLEL) $(FAST) $(OPTIONS)
 
-# The fast tests with another Python, without torch: make test-other PYTHON=python3.13
+# The fast tests with another Python: make test-other PYTHON=python3.13 WITHOUT=torch
 test-other: $(OTHER)/.ready
 	$(OTHER)/bin/python -m pytest -p tools.without_torch $(PARALLEL) $(FAST) $(OPTIONS)
 
@@ -132,7 +138,7 @@ $(DEMO)/.ready $(OTHER)/.ready: PINS = $(PINNED)
 
 $(DEMO)/.ready $(OTHER)/.ready $(LOWEST)/.ready: pyproject.toml constraints.txt
 	$(make-environment)
-	$(@D)/bin/python tools/requirements.py $(SELECT) > $(@D)/requirements.txt
+	$(@D)/bin/python tools/requirements.py $(SELECT) --without $(WITHOUT) > $(@D)/requirements.txt
 	$(@D)/bin/$(INSTALL) $(PINS) --requirement $(@D)/requirements.txt
 	$(@D)/bin/$(INSTALL) --no-deps --editable .
 	touch $@

@@ -188,7 +188,7 @@ def _source(folders: Sequence[Path], options: Against) -> "tuple[Checkpoint, Inv
         raise UsageError("{numerics} needs {against}: the unsharded layer is in the checkpoint",
                          parameters={"numerics": ..., "against": ...})  # fmt: skip
     if options.numerics and importlib.util.find_spec("torch") is None:
-        hint = "pip install 'dsv4-shard[numerics]', or verify without."
+        hint = "pip install torch, or verify without --numerics."
         raise UsageError.about("numerics", ..., "torch is not installed here", hint=hint)
     if options.layer is not None and not options.numerics:
         raise UsageError("{layer} is of {numerics}", hint="Add --numerics, or leave out --layer.",

@@ -1,6 +1,6 @@
 """Prints what pyproject.toml requires, one requirement a line, for `pip install --requirement`.
 
-    python tools/requirements.py                          # those of the package itself
+    python tools/requirements.py --without torch          # an install without the large one
     python tools/requirements.py --extra test --lowest    # the oldest versions that users may have
 
 With `--lowest`, dependencies have the lowest version that pyproject.toml allows. The extras and PINNED keep the
@@ -13,8 +13,8 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PINNED = ("huggingface_hub",)
-"""Tests of the stand-in for the Hub use the client's newest functions."""
+PINNED = ("huggingface_hub", "torch")
+"""Tests of the stand-in for the Hub use the client's newest functions. An older torch is a large download."""
 
 REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)(?P<extras>\[[\w,.-]+\])?>=(?P<bound>[\w.]+)")
 
@@ -37,13 +37,15 @@ def parse(requirement: str) -> re.Match[str]:
     return match
 
 
-def select(extras: list[str], lowest: bool) -> list[str]:
+def select(extras: list[str], without: list[str], lowest: bool) -> list[str]:
     project, pins = read_project(), read_constraints()
     lines = []
     for extra in ("", *extras):
         for requirement in project[extra]:
             parts = parse(requirement)
             name = parts["name"]
+            if name in without:
+                continue
             pinned = extra or name in PINNED
             version = pins[name] if pinned else parts["bound"]
             lines.append(f"{name}{parts['extras'] or ''}=={version}" if lowest else requirement)
@@ -53,9 +55,10 @@ def select(extras: list[str], lowest: bool) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--extra", action="append", default=[], metavar="NAME", help="add the requirements of an extra")
+    parser.add_argument("--without", nargs="*", default=[], metavar="NAME", help="leave out these requirements")
     parser.add_argument("--lowest", action="store_true", help="print the lowest versions in place of ranges")
     options = parser.parse_args()
-    print("\n".join(select(options.extra, options.lowest)))
+    print("\n".join(select(options.extra, options.without, options.lowest)))
 
 
 if __name__ == "__main__":

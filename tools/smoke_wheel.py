@@ -10,6 +10,7 @@ import argparse
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import venv
 import zipfile
@@ -20,6 +21,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "dsv4_shard"
 CONSTRAINTS = ROOT / "constraints.txt"
+
+LARGE = "torch"
+"""Left out: a download of gigabytes, which the commands that are tried here do not need."""
 
 LOADS_PLUGIN = """
 import sys
@@ -37,10 +41,15 @@ INSTALLS_EXTENSION = """
 import subprocess, sys
 from pathlib import Path
 from huggingface_hub.cli import extensions
-home, wheel = sys.argv[1:]
+home, wheel, requirements = sys.argv[1:]
 
 def run(command, run=subprocess.run, **options):
-    return run([wheel if word.startswith("https://github.com/") else word for word in command], **options)
+    archive = next((word for word in command if word.startswith("https://github.com/")), None)
+    if archive is None:
+        return run(command, **options)
+    *pip, _ = command[: command.index(archive) + 1]
+    run([*pip, "--requirement", requirements], **options)
+    return run([*pip, "--no-deps", wheel], **options)
 
 def offline(method, url, **options):
     raise OSError(f"{url}: not asked")
@@ -104,11 +113,20 @@ def expect(holds: bool, what: str) -> None:
     print(f"ok: {what}", flush=True)
 
 
+def requirements_file(folder: Path) -> Path:
+    """Writes the requirements of the package without the large one, and returns the file."""
+    file = folder / "requirements.txt"
+    command: list[str | Path] = [sys.executable, ROOT / "tools/requirements.py", "--without", LARGE]
+    file.write_text(run(command, folder, clean_variables()))
+    return file
+
+
 def try_pip(wheel: Path, folder: Path) -> None:
     """Installs as `pip install` does, and runs commands, the plugin's entry point and the extension of `hf`."""
     version = read_version(wheel)
     environment = Environment(folder)
-    environment.install("--constraint", CONSTRAINTS, wheel)
+    environment.install("--constraint", CONSTRAINTS, "--requirement", requirements_file(folder))
+    environment.install("--no-deps", wheel)
     expect("Usage:" in environment.run("dsv4-shard", "--help"), "pip install: dsv4-shard --help")
     expect(environment.run("dsv4-shard", "--version").split()[-1] == version, f"dsv4-shard --version: {version}")
     environment.run("python", "-c", LOADS_PLUGIN)
@@ -117,7 +135,7 @@ def try_pip(wheel: Path, folder: Path) -> None:
     page = (environment.cwd / "demo" / "report.html").read_text()
     expect(all(f"</{tag}>" in page for tag in ("html", "script", "style")), "dsv4-shard demo, with its report")
     environment.variables["PIP_CONSTRAINT"] = str(CONSTRAINTS)
-    environment.run("python", "-c", INSTALLS_EXTENSION, folder / "home", wheel)
+    environment.run("python", "-c", INSTALLS_EXTENSION, folder / "home", wheel, folder / "requirements.txt")
     environment.variables["HOME"] = str(folder / "home")  # hf looks for extensions there; pip had the user's settings
     expect("hf dsv4-shard" in environment.run("hf", "extensions", "list"), "hf extensions install, and list")
     expect(environment.run("hf", "dsv4-shard", "--version").split()[-1] == version, "hf dsv4-shard --version")
@@ -144,7 +162,11 @@ def try_uvx(wheel: Path, folder: Path) -> None:
         return
     index = {"UV_DEFAULT_INDEX": os.environ["PIP_INDEX_URL"]} if "PIP_INDEX_URL" in os.environ else {}
     places = {"UV_CACHE_DIR": folder / "uv-cache", "UV_TOOL_DIR": folder / "uv-tools"}
-    variables = clean_variables(**places, **index, UV_CONSTRAINT=CONSTRAINTS, UV_PYTHON_DOWNLOADS="never")
+    without = folder / "override.txt"
+    without.write_text(f"{LARGE}; python_version < '3'\n")
+    variables = clean_variables(
+        **places, **index, UV_CONSTRAINT=CONSTRAINTS, UV_OVERRIDE=without, UV_PYTHON_DOWNLOADS="never"
+    )
     version = read_version(wheel)
     command = (uv, "tool", "run", "--from", wheel, "dsv4-shard", "--version")
     shown = run(command, folder, variables).strip()
@@ -158,7 +180,12 @@ def try_pipx(wheel: Path, folder: Path) -> None:
         return
     places = {"PIPX_HOME": folder / "pipx-home", "PIPX_BIN_DIR": folder / "bin", "PIPX_MAN_DIR": folder / "man"}
     variables = clean_variables(**places, PIP_CONSTRAINT=CONSTRAINTS)
-    run([pipx, "install", wheel], folder, variables)
+    run([pipx, "install", "--pip-args=--no-deps", wheel], folder, variables)
+    run(
+        [pipx, "runpip", PACKAGE.replace("_", "-"), "install", "--requirement", requirements_file(folder)],
+        folder,
+        variables,
+    )
     version = read_version(wheel)
     for program in ("dsv4-shard", "hf-dsv4-shard"):
         shown = run([folder / "bin" / program, "--version"], folder, variables).strip()

@@ -23,7 +23,7 @@ PACKAGE = "dsv4_shard"
 CONSTRAINTS = ROOT / "constraints.txt"
 
 LARGE = "torch"
-"""Left out: a download of gigabytes, which the commands that are tried here do not need."""
+"""Left out where that is possible: a download of gigabytes, which the commands that are tried here do not need."""
 
 LOADS_PLUGIN = """
 import sys
@@ -174,18 +174,13 @@ def try_uvx(wheel: Path, folder: Path) -> None:
 
 
 def try_pipx(wheel: Path, folder: Path) -> None:
-    """Installs the wheel with pipx, and runs both of its programs."""
+    """Installs the wheel with pipx and all that it requires, and runs both of its programs."""
     pipx = find_tool("pipx", folder / "pipx")
     if pipx is None:
         return
     places = {"PIPX_HOME": folder / "pipx-home", "PIPX_BIN_DIR": folder / "bin", "PIPX_MAN_DIR": folder / "man"}
     variables = clean_variables(**places, PIP_CONSTRAINT=CONSTRAINTS)
-    run([pipx, "install", "--pip-args=--no-deps", wheel], folder, variables)
-    run(
-        [pipx, "runpip", PACKAGE.replace("_", "-"), "install", "--requirement", requirements_file(folder)],
-        folder,
-        variables,
-    )
+    run([pipx, "install", wheel], folder, variables)
     version = read_version(wheel)
     for program in ("dsv4-shard", "hf-dsv4-shard"):
         shown = run([folder / "bin" / program, "--version"], folder, variables).strip()

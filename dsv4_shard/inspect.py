@@ -51,8 +51,8 @@ def inspect(repo: str | Path, options: InspectOptions) -> "known_family.Inspecti
     >>> assert isinstance(found, Inspection)
     >>> found.identity.family, found.has_errors
     ('DeepSeek-V4', False)
-    >>> [cell.verdict for cell in found.matrix if cell.engine == "sglang"]
-    ['works', 'with-options']
+    >>> [str(cell.verdict) for cell in found.matrix if cell.engine == "sglang"]
+    ['runs', 'runs with changes']
     """
     from dsv4_shard.checkpoint import read_unknown
     from dsv4_shard.inspection import DEFAULT_TPS, inspect_unknown

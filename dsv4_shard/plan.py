@@ -33,7 +33,7 @@ def plan(repo: str | Path, options: PlanOptions) -> "document.Plan":
     is the number of tokens of a session: `memory.kv_cache` says whether it fits, and how many fit at once. `output`
     is a file to write the plan to as well; `reshard` reads it on any machine.
 
-    Returns a Plan, also for a layout that does not run: then `feasible` is False, `breaches` has the broken rules, and
+    Returns a Plan, also for a layout that does not run: then `verdict` says so, `breaches` has the broken rules, and
     `alternatives` the nearest layouts that run.
 
     Raises:

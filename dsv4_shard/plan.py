@@ -65,7 +65,8 @@ def search(repo: str | Path, options: SearchOptions) -> "searching.Search":
     """Find every layout that runs on a number of GPUs, the best first, as `plan --gpus` does.
 
     `repo` is as in `inspect`. `rank_by` is the order: weights, tokens or sent. `engine` names the engines to
-    search, as a sequence or with commas (default: all that serve). `context` is as in `plan`. `output` is a file
+    search, as a sequence or with commas (default: all that serve). `ep`, `dp`, `runner`, `a2a` and `shared_experts`
+    narrow the search to layouts that have them (default: all are tried). `context` is as in `plan`. `output` is a file
     for the plan of the best layout, if one fits.
 
     Returns a Search: `layouts` has every layout, `best` the first one. If no layout fits, `best` is None and

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from dsv4_shard.catalog.option import Option
 from dsv4_shard.catalog.request import REFRESH, LayoutOrSearch, SearchOptions, rank_by_alone, refuse_beside_gpus
@@ -77,7 +77,8 @@ def report(source: "str | Path | document.Plan", options: ReportOptions) -> "rep
 
 def _search_of(options: ReportOptions, gpus: int) -> SearchOptions:
     engine = options.engine if "engine" in options.given else None
-    return options.part(SearchOptions, gpus=gpus, engine=engine, output=None)
+    free: dict[str, Any] = {name: None for name in ("dp", "shared_experts") if name not in options.given}
+    return options.part(SearchOptions, gpus=gpus, engine=engine, output=None, **free)
 
 
 def _refuse_for_report(source: object, plan: "document.Plan | None", options: ReportOptions) -> None:

@@ -55,6 +55,29 @@ ENGINE_NAME = Option(
     metavar="NAME", panel=ENGINE, completion="engines",
 )  # fmt: skip
 
+EP = Option(help="Expert parallelism.", metavar="N", panel=LAYOUT, shows="the engine's", least=1, most=MAX_RANKS)
+
+DP = Option(
+    help="Data parallelism: of attention, inside TP (SGLang, TensorRT-LLM); replicas (vLLM).",
+    metavar="N", panel=LAYOUT, least=1, most=MAX_RANKS,
+)  # fmt: skip
+
+RUNNER = Option(
+    help="MoE runner (SGLang) or backend (vLLM): marlin, flashinfer_mxfp4, ...",
+    metavar="NAME", panel=ENGINE, shows="the engine's, else its next that runs", of_engine=RUNNERS,
+)  # fmt: skip
+
+A2A = Option(
+    help="SGLang's all-to-all backend: deepep, megamoe, ...",
+    metavar="NAME", panel=ENGINE, shows="none", of_engine=A2A_BACKENDS,
+)  # fmt: skip
+
+SHARED = Option(
+    help="whole: all on every rank; split: cut, where blocks allow; pad: cut, filled up to whole blocks "
+    "(vLLM); auto: the engine's own way, else its next that runs.",
+    metavar="WAY", panel=LAYOUT, choices=SHARED_EXPERTS, unknown="there is no such way",
+)  # fmt: skip
+
 REFRESH = Option(help="Look up the branch again instead of using the answer cached for an hour.")
 
 # --- the lists -------------------------------------------------------------------------------------------------------
@@ -64,32 +87,11 @@ REFRESH = Option(help="Look up the branch again instead of using the answer cach
 class Parallelism(Options):
     """The engine, and how the model is spread. TP is in the lists that need it."""
 
-    ep: Annotated[
-        int | None,
-        Option(help="Expert parallelism.", metavar="N", panel=LAYOUT, shows="the engine's", least=1, most=MAX_RANKS),
-    ] = None
-    dp: Annotated[
-        int,
-        Option(
-            help="Data parallelism: of attention, inside TP (SGLang, TensorRT-LLM); replicas (vLLM).",
-            metavar="N", panel=LAYOUT, least=1, most=MAX_RANKS,
-        ),
-    ] = 1  # fmt: skip
+    ep: Annotated[int | None, EP] = None
+    dp: Annotated[int, DP] = 1
     engine: Annotated[str, ENGINE_NAME] = DEFAULT_ENGINE
-    runner: Annotated[
-        str | None,
-        Option(
-            help="MoE runner (SGLang) or backend (vLLM): marlin, flashinfer_mxfp4, ...",
-            metavar="NAME", panel=ENGINE, shows="the engine's, else its next that runs", of_engine=RUNNERS,
-        ),
-    ] = None  # fmt: skip
-    a2a: Annotated[
-        str | None,
-        Option(
-            help="SGLang's all-to-all backend: deepep, megamoe, ...",
-            metavar="NAME", panel=ENGINE, shows="none", of_engine=A2A_BACKENDS,
-        ),
-    ] = None  # fmt: skip
+    runner: Annotated[str | None, RUNNER] = None
+    a2a: Annotated[str | None, A2A] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,14 +147,7 @@ class Target(Hardware):
 class LayoutOptions(Target, Parallelism):
     """All options of a layout except TP."""
 
-    shared_experts: Annotated[
-        str,
-        Option(
-            help="whole: all on every rank; split: cut, where blocks allow; pad: cut, filled up to whole blocks "
-            "(vLLM); auto: the engine's own way, else its next that runs.",
-            metavar="WAY", panel=LAYOUT, choices=SHARED_EXPERTS, unknown="there is no such way",
-        ),
-    ] = "auto"  # fmt: skip
+    shared_experts: Annotated[str, SHARED] = "auto"
 
 
 @dataclass(frozen=True)
@@ -214,8 +209,19 @@ class _Searched(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchOptions(OutputOptions, Sessions, Target, _Searched):
-    """The options of `search`: those of a layout, without the ones that the search varies."""
+class Narrowing(Options):
+    """Parts of a layout that a search takes as given, instead of trying them all; None leaves them free."""
+
+    ep: Annotated[int | None, EP] = None
+    dp: Annotated[int | None, DP] = None
+    runner: Annotated[str | None, RUNNER] = None
+    a2a: Annotated[str | None, A2A] = None
+    shared_experts: Annotated[str | None, SHARED] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions(OutputOptions, Sessions, Target, Narrowing, _Searched):
+    """The options of `search`: those of a layout, of which some narrow the search."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +235,7 @@ class _Refreshed(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FewestOptions(_Refreshed, Sessions, Target, _Engines):
+class FewestOptions(_Refreshed, Sessions, Target, Narrowing, _Engines):
     """The options of `fewest`: those of `search`, without the number of GPUs."""
 
 
@@ -259,7 +265,7 @@ class PlanCommandOptions(OutputOptions, _Picked, LayoutOrSearch):
 
 
 def refuse_beside_gpus(asked: Iterable[str]) -> None:
-    """Refuse options of a layout next to `--gpus`, since the search varies them all; `asked` has their names.
+    """Refuse options that mean nothing next to `--gpus`, as TP does; `asked` has their names.
 
     Raises:
         UsageError: `asked` is not empty.

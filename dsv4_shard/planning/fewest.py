@@ -5,19 +5,19 @@ from dataclasses import replace
 from typing import Literal
 
 from dsv4_shard.catalog.gpus import GPUS, Gpu
-from dsv4_shard.catalog.request import FewestOptions
+from dsv4_shard.catalog.request import FewestOptions, Narrowing, Target
 from dsv4_shard.checkpoint import Checkpoint, Inventory, outside_layers, refuse_errors
 from dsv4_shard.engines import Request, find_engine, pick_gpu
 from dsv4_shard.models import TARGET
-from dsv4_shard.planning.layouts import FoundLayout
+from dsv4_shard.planning.layouts import ALL, FoundLayout
 from dsv4_shard.planning.reach import MOST_GPUS, Bound, Reach, bounds_of, fewest_on, say_counts
 from dsv4_shard.planning.request import check_request, refuse_unknown_names
-from dsv4_shard.planning.search import command_of, engines_to_search, names_of_engines, say_reach
+from dsv4_shard.planning.search import command_of, engines_to_search, names_of_engines, say_reach, words_of
 from dsv4_shard.text.document import Document, html_table
 from dsv4_shard.text.units import counted
 from dsv4_shard.version import __version__
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
 
 
 class FewestGpus(Document):
@@ -42,13 +42,15 @@ class Fewest(Document):
     """The fewest GPUs of each kind, the kinds with verified rules and the fewest GPUs first.
 
     `engines` are those that were searched; `unknown` says why others are not verified for the checkpoint. `tried` is
-    the number of requests that were weighed, and `counts` says which numbers of GPUs may be tried.
+    the number of requests that were weighed, `narrowed_by` has the options that narrow the search, and `counts` says
+    which numbers of GPUs may be tried.
     """
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     tool_version: str
     checkpoint: str
     context: int | None
+    narrowed_by: str
     engines: tuple[str, ...]
     unknown: tuple[str, ...]
     tried: int
@@ -72,6 +74,7 @@ def fewest(
     asked: Request,
     engines: Iterable[str] | None = None,
     session: int | None = None,
+    narrowing: Narrowing = ALL,
 ) -> Fewest:
     """Find the fewest GPUs of the kind that `asked` names, or of each known kind.
 
@@ -91,7 +94,7 @@ def fewest(
         if rules not in known:
             known[rules] = bounds_of(inventory, request, verified), {}
         bounds, lightest = known[rules]
-        reach = fewest_on(checkpoint, inventory, request, bounds, session, lightest=lightest)
+        reach = fewest_on(checkpoint, inventory, request, bounds, session, lightest=lightest, narrowing=narrowing)
         found.append((request, reach))
     rows = [_row(checkpoint, inventory, request, reach, session) for request, reach in found]
     rows.sort(key=lambda row: (not row.verified, row.gpus is None, row.gpus or 0, row.memory_bytes))
@@ -100,6 +103,7 @@ def fewest(
         tool_version=__version__,
         checkpoint=checkpoint.source.label,
         context=session,
+        narrowed_by=words_of(narrowing),
         engines=verified,
         unknown=unknown,
         tried=sum(reach.tried for _, reach in found),
@@ -138,6 +142,7 @@ def _by_bytes(inventory: Inventory, gpu: Gpu) -> str:
 
 def fewest_for(checkpoint: Checkpoint, inventory: Inventory, options: FewestOptions) -> Fewest:
     """Return the fewest GPUs for the options of a verb."""
-    asked = options.part(Request, tp=1, engine=Request(1).engine)
+    asked = options.part(Target).part(Request, tp=1)
     refuse_unknown_names(options, find_engine(asked.engine))
-    return fewest(checkpoint, inventory, asked, names_of_engines(options.engine), options.context)
+    narrowing, engines = options.part(Narrowing), names_of_engines(options.engine)
+    return fewest(checkpoint, inventory, asked, engines, options.context, narrowing)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dsv4_shard.catalog.request import Narrowing
 from dsv4_shard.checkpoint import Checkpoint, Inventory
 from dsv4_shard.engines import Context, Deployment, Request, engine_for
 from dsv4_shard.models import Module
@@ -38,6 +39,10 @@ class FoundLayout(Document):
     sent_bytes_per_token_and_layer: int | None
 
 
+ALL = Narrowing()
+"""A search for every layout."""
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A layout with its request and deployment."""
@@ -48,14 +53,19 @@ class Candidate:
 
 
 def layouts_on(
-    checkpoint: Checkpoint, inventory: Inventory, asked: Request, engines: Iterable[str], session: int | None = None
+    checkpoint: Checkpoint,
+    inventory: Inventory,
+    asked: Request,
+    engines: Iterable[str],
+    session: int | None = None,
+    narrowing: Narrowing = ALL,
 ) -> tuple[list[Candidate], int]:
-    """Return every layout on `asked.tp` GPUs, best first, and the number of requests that were tried."""
+    """Return every layout on `asked.tp` GPUs that `narrowing` leaves, best first, and the number of requests tried."""
     found: dict[tuple[Any, ...], list[Candidate]] = {}
     seen: set[Deployment] = set()
     hopeless: set[tuple[Any, ...]] = set()
     tried = 0
-    for request in requests_on(inventory, asked, engines):
+    for request in _narrowed(requests_on(inventory, asked, engines), narrowing):
         tried += 1
         parallelism = (request.engine, request.tp, request.dp, request.ep, request.a2a)
         if parallelism in hopeless:
@@ -63,13 +73,25 @@ def layouts_on(
         choice = choose(inventory, request)
         if any(breach.module not in _OF_OPTIONS for breach in choice.breaches):
             hopeless.add(parallelism)
-        if not choice.feasible or choice.deployment in seen:
+        if not choice.feasible or choice.deployment in seen or not _admits(narrowing, choice.deployment):
             continue
         seen.add(choice.deployment)
         context = Context(inventory, choice.deployment, session)
         one = Candidate(request, choice.deployment, _weigh(checkpoint, request, context))
         found.setdefault(_likeness(one), []).append(one)
     return sorted(map(_merged, found.values()), key=lambda one: rank_of(one.layout)), tried
+
+
+def _narrowed(requests: Iterable[Request], narrowing: Narrowing) -> Iterator[Request]:
+    """Yield requests with the runner, all-to-all backend and way of shared experts that are given, each once."""
+    names = ("runner", "a2a", "shared_experts")
+    given = {name: value for name in names if (value := getattr(narrowing, name)) is not None}
+    yield from dict.fromkeys(replace(request, **given) for request in requests) if given else requests
+
+
+def _admits(narrowing: Narrowing, deployment: Deployment) -> bool:
+    """Whether a deployment has the EP and DP that are given."""
+    return narrowing.ep in (None, deployment.ep) and narrowing.dp in (None, deployment.dp)
 
 
 _OF_OPTIONS = (Module.ROUTED, Module.SHARED)

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 
+from dsv4_shard.catalog.request import Narrowing
 from dsv4_shard.checkpoint import Checkpoint, Inventory
 from dsv4_shard.engines import Context, Engine, Replicate, Request, engine_for, pick_gpu
 from dsv4_shard.models import TARGET, Module, Part
-from dsv4_shard.planning.layouts import Candidate, layouts_on, requests_on
+from dsv4_shard.planning.layouts import ALL, Candidate, layouts_on, requests_on
 
 EVERY_COUNT_TO = 128
 """Every number of GPUs up to this one is tried; then 192, 256, 384 and 512."""
@@ -104,6 +105,7 @@ def fewest_on(
     session: int | None = None,
     above: int = 0,
     lightest: dict[int, float] | None = None,
+    narrowing: Narrowing = ALL,
 ) -> Reach:
     """Return the fewest GPUs of the kind that `asked` names, more than `above`, that hold the weights.
 
@@ -117,6 +119,7 @@ def fewest_on(
         session: Tokens of a session.
         above: Number of GPUs up to which nothing is tried.
         lightest: Number of GPUs → bytes of the lightest layout, of GPUs with the same rules. It is added to.
+        narrowing: Parts of the layout that are given.
     """
     lightest = {} if lightest is None else lightest
     memory = pick_gpu(asked).memory if asked.names_gpu else math.inf
@@ -128,7 +131,7 @@ def fewest_on(
         if lightest.get(gpus, 0) >= memory:
             continue
         engines = [name for name, count in least.items() if count <= gpus]
-        found, weighed = layouts_on(checkpoint, inventory, replace(asked, tp=gpus), engines, session)
+        found, weighed = layouts_on(checkpoint, inventory, replace(asked, tp=gpus), engines, session, narrowing)
         tried += weighed
         if len(engines) == len(bounds):
             lightest[gpus] = min((one.layout.weight_bytes for one in found), default=math.inf)

@@ -14,21 +14,23 @@ from dataclasses import replace
 from typing import Literal
 
 from dsv4_shard.catalog.gpus import GPUS, Gpu
-from dsv4_shard.catalog.request import SearchOptions
+from dsv4_shard.catalog.option import names_of
+from dsv4_shard.catalog.request import Narrowing, SearchOptions, Target
 from dsv4_shard.checkpoint import Checkpoint, Inventory, outside_layers, refuse_errors
 from dsv4_shard.engines import Request, engine_for, find_engine, pick_gpu, serving
 from dsv4_shard.errors import UsageError
 from dsv4_shard.planning.choice import choose
 from dsv4_shard.planning.document import Plan
-from dsv4_shard.planning.layouts import FoundLayout, layouts_on, rank_of
+from dsv4_shard.planning.layouts import ALL, FoundLayout, layouts_on, rank_of
 from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.planning.reach import MOST_GPUS, Reach, bounds_of, fewest_on
 from dsv4_shard.planning.request import check_request, refuse_unknown_names
 from dsv4_shard.text.document import Document, html_table
+from dsv4_shard.text.suggest import as_option
 from dsv4_shard.text.units import counted, gib
 from dsv4_shard.version import __version__
 
-SCHEMA_VERSION: Literal[2] = 2
+SCHEMA_VERSION: Literal[3] = 3
 
 _HTML_ROWS = 20
 
@@ -47,18 +49,20 @@ class Elsewhere(Document):
 class Search(Document):
     """Every layout, the best by `rank_by` first.
 
+    `narrowed_by` has the options that narrow the search; empty if there are none.
     `context` is the number of tokens of a session, None if none was asked for: then sessions have the model's
     longest context. `command` plans the best layout if it fits; if not, `elsewhere` lists other GPUs that fit.
     `engines` are those that were searched, `tried` is the number of requests that were weighed on so many GPUs, and
     `reach` says how far other numbers were looked at; `unknown` says why other requested engines are not verified.
     """
 
-    schema_version: Literal[2]
+    schema_version: Literal[3]
     tool_version: str
     gpus: int
     gpu: str | None
     context: int | None
     rank_by: str
+    narrowed_by: str
     engines: tuple[str, ...]
     layouts: tuple[FoundLayout, ...]
     command: str | None
@@ -99,8 +103,9 @@ def search(
     engines: Iterable[str] | None = None,
     rank_by: str = "weights",
     session: int | None = None,
+    narrowing: Narrowing = ALL,
 ) -> Search:
-    """Search the layouts on `asked.tp` GPUs; `session` is the number of tokens of a session.
+    """Search the layouts on `asked.tp` GPUs that `narrowing` leaves; `session` is the number of tokens of a session.
 
     Raises:
         IncompleteCheckpoint: As `make_plan`.
@@ -115,13 +120,15 @@ def search(
         raise UsageError.about("nodes", asked.nodes, f"{asked.tp} GPUs do not fall into so many equal nodes")
     verified, unknown = engines_to_search(inventory, pick_gpu(asked), engines)
     inventory = outside_layers(inventory)
-    found, tried = layouts_on(checkpoint, inventory, asked, verified, session)
+    found, tried = layouts_on(checkpoint, inventory, asked, verified, session, narrowing)
     found.sort(key=lambda one: rank_of(one.layout, rank_by))
     best = found[0].layout if found and found[0].layout.fits else None
     more = Reach((), 0, 0, 0, 0)
     if best is None and verified:
         free = replace(asked, nodes=None)
-        more = fewest_on(checkpoint, inventory, free, bounds_of(inventory, free, verified), above=asked.tp)
+        more = fewest_on(
+            checkpoint, inventory, free, bounds_of(inventory, free, verified), above=asked.tp, narrowing=narrowing
+        )
     return Search(
         schema_version=SCHEMA_VERSION,
         tool_version=__version__,
@@ -129,11 +136,14 @@ def search(
         gpu=asked.gpu or asked.gpu_memory,
         context=session,
         rank_by=rank_by,
+        narrowed_by=words_of(narrowing),
         engines=verified,
         layouts=tuple(one.layout for one in found),
         command=command_of(checkpoint, best, session) if best else None,
         unknown=unknown,
-        elsewhere=() if best else tuple(_elsewhere(checkpoint, inventory, asked, verified, more, is_uneven=not found)),
+        elsewhere=()
+        if best
+        else tuple(_elsewhere(checkpoint, inventory, asked, verified, more, narrowing, is_uneven=not found)),
         tried=tried,
         reach=say_reach(more, asked),
     )
@@ -199,13 +209,14 @@ def _elsewhere(
     asked: Request,
     engines: tuple[str, ...],
     more: Reach,
+    narrowing: Narrowing,
     *,
     is_uneven: bool,
 ) -> Iterator[Elsewhere]:
     """Yield the nearest layouts that run: more GPUs of the same kind, fewer if the number breaks a rule, other GPUs."""
 
     def first(request: Request) -> Elsewhere | None:
-        found, _ = layouts_on(checkpoint, inventory, request, engines)
+        found, _ = layouts_on(checkpoint, inventory, request, engines, narrowing=narrowing)
         if not found or not found[0].layout.fits:
             return None
         return Elsewhere(gpus=request.tp, gpu=request.gpu or request.gpu_memory, options=found[0].layout.options)
@@ -224,11 +235,18 @@ def _elsewhere(
 
 def search_for(checkpoint: Checkpoint, inventory: Inventory, options: SearchOptions) -> Search:
     """Return the search for the options of a verb."""
-    asked = options.part(Request, tp=options.gpus, engine=Request(1).engine)
+    asked = options.part(Target).part(Request, tp=options.gpus)
     refuse_unknown_names(options, find_engine(asked.engine))
-    return search(checkpoint, inventory, asked, names_of_engines(options.engine), options.rank_by, options.context)
+    narrowing, engines = options.part(Narrowing), names_of_engines(options.engine)
+    return search(checkpoint, inventory, asked, engines, options.rank_by, options.context, narrowing)
 
 
 def names_of_engines(engine: str | Iterable[str] | None) -> Iterable[str] | None:
     """Return the engines of an option, which may be text with commas."""
     return engine.split(",") if isinstance(engine, str) else engine
+
+
+def words_of(narrowing: Narrowing) -> str:
+    """Return the options that narrow a search, as in a command."""
+    given = ((name, getattr(narrowing, name)) for name in names_of(Narrowing))
+    return " ".join(f"{as_option(name)} {value}" for name, value in given if value is not None)

@@ -18,7 +18,8 @@ _GIB = 1 << 30
 def show_fewest(console: Console, found: "Fewest") -> None:
     """Show a numbered row for each kind of GPU, what was searched, and the command that plans the first row."""
     searched = ", ".join(found.engines) or "no engine is verified for a search"
-    title(console, f"The fewest GPUs that hold {found.checkpoint}: {searched}")
+    narrowed = f", with {found.narrowed_by}" if found.narrowed_by else ""
+    title(console, f"The fewest GPUs that hold {found.checkpoint}: {searched}{narrowed}")
     for reason in found.unknown:
         item(console, f"not verified: {reason}", "yellow")
     held = [kind for kind in found.kinds if kind.layout is not None]
@@ -37,7 +38,7 @@ def show_fewest(console: Console, found: "Fewest") -> None:
 
 
 def _show_rows(console: Console, found: "Fewest") -> None:
-    table = Table("", "GPU", "fewest", "weights", "of", "left", "tokens", "layout", right=(0, 2, 3, 4, 5, 6))
+    table = Table("", "GPU", "fewest", "GiB", "of", "free", "Mtok", "layout", right=(0, 2, 3, 4, 5, 6))
     for number, kind in enumerate((kind for kind in found.kinds if kind.layout is not None), 1):
         assert kind.layout is not None
         weights, memory = kind.layout.weight_bytes, kind.memory_bytes
@@ -47,10 +48,11 @@ def _show_rows(console: Console, found: "Fewest") -> None:
         tokens = "?" if kind.layout.tokens is None else f"{kind.layout.tokens * kind.layout.groups / 1e6:.2f}"
         table.add(str(number), kind.gpu, f"{kind.gpus}{mark}", *sizes, tokens, options)
     table.show(console)
+    unverified = any(not kind.verified for kind in found.kinds if kind.layout is not None)
     for line in (
-        "fewest: GPUs whose memory holds the weights, the best layout on them beside it; fewer hold them in no layout",
-        "weights, of, left: GiB on the fullest GPU, its memory, and what is left for KV cache, activations and graphs",
-        "tokens: millions of KV cache by the engine's own accounting, in all attention groups; ? not known",
-        "?: no engine's rules are verified on this kind: reckoned as on another architecture",
+        "fewest: GPUs whose memory holds the weights; no layout fits on fewer",
+        "GiB, of, free: weights on the fullest GPU, its memory, and what is free for KV cache, activations and graphs",
+        "Mtok: millions of tokens of KV cache, by the engine's own accounting; ? not known",
+        *(("5?: not verified on this kind of GPU: bytes are those on another architecture",) if unverified else ()),
     ):
         item(console, line, "dim")

@@ -19,7 +19,8 @@ def show_search(console: Console, found: "Search") -> None:
     """Show the layouts, best first, the meaning of the numbers, and the command that plans the best one."""
     kind = f"{found.gpu} " if found.gpu else ""
     searched = ", ".join(found.engines) or "no engine is verified for a search"
-    title(console, f"{counted(found.gpus, f'{kind}GPU')}: {searched}")
+    narrowed = f", with {found.narrowed_by}" if found.narrowed_by else ""
+    title(console, f"{counted(found.gpus, f'{kind}GPU')}: {searched}{narrowed}")
     for reason in found.unknown:
         item(console, f"not verified: {reason}", "yellow")
     if not found.engines:
@@ -37,11 +38,11 @@ def show_search(console: Console, found: "Search") -> None:
 
 
 def _show_layouts(console: Console, found: "Search") -> None:
-    room = ("tokens", "sessions") if found.context else ("tokens",)
-    columns = ("", "engine", "TP", "EP", "DP", "shared", "weights", *room, "whole", "sent", "+", "takes")
-    table = Table(*columns, right=(0, 2, 3, 4, *range(6, 10 + len(room))))
+    room = ("Mtok", "sessions") if found.context else ("Mtok",)
     first = found.layouts[0]
     name, unit = binary_unit(first.weight_bytes)
+    columns = ("", "engine", "TP", "EP", "DP", "shared", name, *room, "whole", "kB", "+", "options")
+    table = Table(*columns, right=(0, 2, 3, 4, *range(6, 10 + len(room))))
     for number, row in enumerate(found.layouts[:_LAYOUTS_SHOWN], 1):
         deployment, sent = row.deployment, row.sent_bytes_per_token_and_layer
         tokens = "?" if row.tokens is None else f"{row.tokens * row.groups / 1e6:.2f}"
@@ -64,14 +65,12 @@ def _show_layouts(console: Console, found: "Search") -> None:
     memory = f" of {(first.weight_bytes + first.left_bytes) / unit:.1f}" if first.left_bytes is not None else ""
     ranked = {found.rank_by: ", by which rows are ranked"}
     for line in (
-        f"weights: {name} on the fullest GPU{memory}{ranked.get('weights', '')}; ! does not fit",
-        "tokens: millions of KV cache by the engine's own accounting, in all attention groups; ? not known"
-        + ranked.get("tokens", ""),
+        f"{name}: weights on the fullest GPU{memory}{ranked.get('weights', '')}; ! does not fit",
+        "Mtok: millions of tokens of KV cache, by the engine's own accounting; ? not known" + ranked.get("tokens", ""),
         *((f"sessions: of {found.context:,} tokens each, at once, in all attention groups",) if found.context else ()),
-        f"whole: {name} that every GPU has whole, or as zeros for padding, within weights",
-        "sent: kB by all GPUs together for one token in one layer, by formula" + ranked.get("sent", ""),
-        "+: other runners, all-to-all backends or EP that weigh the same",
-        "takes: the --runner, --a2a or --shared-experts to ask for; nothing: what the plan takes without them. "
-        "None of these is a speed.",
+        f"whole: {name} of the weights that every GPU has whole, or as padding",
+        "kB: sent by all GPUs together per token and layer, by formula" + ranked.get("sent", ""),
+        "+: other runners, all-to-all backends or EP with the same numbers",
+        "options: the --runner, --a2a or --shared-experts to ask for. These numbers do not predict speed.",
     ):
         item(console, line, "dim")

@@ -198,7 +198,6 @@ def test_a_row_of_a_search_is_picked_too(tiny_checkpoint: Path) -> None:
     [
         (("--pick", 1000), "there are "),
         (("--tp", 2, "--pick", 1), "--pick and --tp"),
-        (("--ep", 2), "--ep without --tp or --gpus"),
         (("--rank-by", "sent"), "--rank-by without --gpus"),
         (("-o", "plan.json"), "--output without a layout"),
     ],

@@ -14,6 +14,7 @@ from support.command_line import root_of, run
 from support.deployments import DEPLOYMENTS, requested
 from support.shell import joined
 
+from dsv4_shard.catalog.request import Narrowing
 from dsv4_shard.engines.deployment import Context, Request
 from dsv4_shard.engines.registry import engine_for
 from dsv4_shard.engines.sglang import v4 as sglang
@@ -302,7 +303,7 @@ def test_the_command_prints_a_table_of_eighty_columns_and_the_best_plan() -> Non
     assert "Layouts that run" in result.stdout
     table, command = result.stdout.rsplit("Plan the first, or another with --pick N\n", 1)
     assert max(map(len, table.splitlines())) <= 80
-    assert "None of these is a speed" in " ".join(table.split())
+    assert "These numbers do not predict speed" in " ".join(table.split())
     assert run(*joined(command).split()[1:]).exit_code == 0
 
 
@@ -322,7 +323,7 @@ def test_each_row_tells_what_has_to_be_asked_for_since_the_plan_does_not_take_it
     result = run("plan", root_of(model), "--gpus", "16", "--gpu", "h20-96", "--engine", "sglang,vllm")
     table = result.stdout.split("Layouts that run\n")[1].split("  and ")[0]
     rows = table.splitlines()[1:] if columns == 80 else re.split(r"^(?=\d+$)", table, flags=re.MULTILINE)[1:]
-    told = [(re.findall(r"(?:\d  |takes: )(triton_unfused|deepep|whole)$", row.rstrip()) or [""])[0] for row in rows]
+    told = [(re.findall(r"(?:\d  |options: )(triton_unfused|deepep|whole)$", row.rstrip()) or [""])[0] for row in rows]
     assert told == wanted
 
 
@@ -346,14 +347,10 @@ def test_the_command_ends_with_one_where_nothing_fits(tmp_path: Path) -> None:
     assert not (tmp_path / "plan").exists()
 
 
-@pytest.mark.parametrize("option", [
-    ("--tp", "8"), ("--ep", "8"), ("--dp", "2"), ("--runner", "marlin"), ("--a2a", "deepep"),
-    ("--shared-experts", "whole"),
-])  # fmt: skip
-def test_what_the_search_tries_itself_is_refused_beside_gpus(option: tuple[str, str]) -> None:
-    result = run("plan", root_of(FLASH), "--gpus", "8", *option)
+def test_tp_is_refused_beside_gpus() -> None:
+    result = run("plan", root_of(FLASH), "--gpus", "8", "--tp", "8")
     assert result.exit_code == ExitCode.USAGE
-    assert f"--gpus and {option[0]}: the search tries them all" in result.stderr
+    assert "--gpus and --tp: the search tries them all" in result.stderr
 
 
 def test_without_a_gpu_memory_is_not_looked_at() -> None:
@@ -375,3 +372,36 @@ def test_the_reference_weighs_its_mtp_block_with_and_without_a_gpu() -> None:
 def test_memory_given_is_looked_at() -> None:
     assert found(PRO, 16, None, gpu_memory="95GiB").best is not None
     assert found(PRO, 16, None, gpu_memory="40GB").best is None
+
+
+# --- a narrowed search ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "given",
+    [{"dp": 8}, {"ep": 8}, {"a2a": "deepep"}, {"runner": "marlin"}, {"shared_experts": "whole"}, {"dp": 2, "ep": 8}],
+)
+def test_a_narrowed_search_finds_what_the_whole_one_finds_with_these_options(given: dict[str, Any]) -> None:
+    checkpoint, inventory = inventory_of(PRO)
+    asked = Request(8, gpu="h200")
+
+    def key(layout: Any) -> tuple[Any, ...]:
+        return layout.deployment.engine, layout.deployment.tp, layout.weight_bytes, layout.deployment.dp
+
+    names = {"shared_experts": "shared"}
+    narrowed = search(checkpoint, inventory, asked, narrowing=Narrowing(**given))
+    assert narrowed.layouts
+    for layout in narrowed.layouts:
+        assert {name: getattr(layout.deployment, names.get(name, name)) for name in given} == given
+    everything = {key(layout) for layout in search(checkpoint, inventory, asked).layouts}
+    assert {key(layout) for layout in narrowed.layouts} <= everything
+    assert narrowed.tried <= 2000
+
+
+@pytest.mark.slow
+def test_options_beside_gpus_narrow_the_search_and_are_named() -> None:
+    result = run("plan", root_of(PRO), "--gpus", "8", "--gpu", "b200", "--a2a", "deepep", "--dp", "4")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[0].endswith("with --dp 4 --a2a deepep")
+    assert "--tp 8 --dp 4 --a2a deepep --gpu b200" in joined(result.stdout)

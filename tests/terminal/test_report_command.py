@@ -76,7 +76,6 @@ def test_a_plan_that_was_edited_is_refused(plan_file: Path, tmp_path: Path) -> N
         (("PLAN", "--tp", 4), "--tp beside a plan: the plan says it already"),
         (("PLAN", "--gpus", 4), "--gpus beside a plan: the plan says it already"),
         (("MODEL", "--ep", 4), "--ep without --tp or --gpus"),
-        (("MODEL", "--gpus", 4, "--dp", 2), "--gpus and --dp: the search tries them all"),
         (("MODEL", "--gpus", 4, "--tp", 2), "--gpus and --tp: the search tries them all"),
         (("MODEL", "--repo", "MODEL"), "is no plan file, but a checkpoint itself"),
     ],

@@ -35,6 +35,8 @@ from dsv4_shard.sharding.manifest import Manifest
 from dsv4_shard.sharding.outcome import Outcome
 from dsv4_shard.sharding.statement import Statement
 from dsv4_shard.signing import Signed
+from dsv4_shard.terminal.error_document import ErrorDocument
+from dsv4_shard.terminal.gpu_list import GpuList
 from dsv4_shard.terminal.help import EXIT_CODES, examples_of, exit_codes_of, grouped
 from dsv4_shard.verification.documents import SharesVerification, Verification
 
@@ -67,6 +69,8 @@ DOCUMENTS = {
     "reshard-cluster": Document(ClusterOutcome, "`reshard --ray --json`"),
     "dry-run": Document(DryRun, "`reshard --dry-run --json` and `merge --dry-run --json`"),
     "merge": Document(Merged, "`merge --json`"),
+    "gpus": Document(GpuList, "`gpus --json`"),
+    "error": Document(ErrorDocument, "any command with `--json`, in place of its result"),
 }
 """Name of the schema file → the document."""
 
@@ -167,6 +171,11 @@ def _errors() -> Iterator[str]:
         "An error is a message of what, where and why on stderr, and below it a hint of what to do next. In Python it "
         "is an exception of `dsv4_shard.errors`, all of which are `ShardError`."
     )
+    yield ""
+    yield (
+        "With `--json`, it is also a document on stdout, by [error.schema.json](error.schema.json). Its `code` is one "
+        "of those below, `interrupted` (exit code 130) or `terminated` (143). Codes are stable; sentences are not."
+    )
     rows = [(str(code.value), _code(code.name), EXIT_CODES[code]) for code in ExitCode]
     yield from _table(("exit code", "`ExitCode`", "meaning"), rows)
     found = [kind for kind in vars(errors).values() if isinstance(kind, type)]
@@ -181,8 +190,10 @@ def _errors() -> Iterator[str]:
             parent = kind.__bases__[0]
             inherited = kind.hint is not None and kind.hint == vars(parent).get("hint")
             hint = f"that of {_code(parent.__name__)}" if inherited else kind.hint or "goes with the message"
-            described.append((_code(kind.__name__), _code(parent.__name__), _flat(kind.__doc__), hint))
-        yield from _table(("error", "is a", "when", "hint, unless the message has its own"), described)
+            described.append(
+                (_code(kind.code()), _code(kind.__name__), _code(parent.__name__), _flat(kind.__doc__), hint)
+            )
+        yield from _table(("code", "error", "is a", "when", "hint, unless the message has its own"), described)
 
 
 # --- GPUs ----------------------------------------------------------------------------------------------------------

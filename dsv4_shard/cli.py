@@ -86,7 +86,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     pass
@@ -264,7 +264,11 @@ def report(source: options.SourceArg, given: dict[str, Any], output: Path = Path
 @reported
 @options.takes(ReshardCommand)
 def reshard(
-    repo: options.RepoArg, out: options.OutArg, given: dict[str, Any], as_json: options.JsonOpt = False
+    repo: options.RepoArg,
+    out: options.OutArg,
+    given: dict[str, Any],
+    how: options.ProgressOpt = "auto",
+    as_json: options.JsonOpt = False,
 ) -> None:
     """Write the files of each rank, and a manifest that proves them.
 
@@ -285,11 +289,11 @@ def reshard(
             _show_dry_run(would_reshard(repo, out, DryRunOptions.of(only(given, DryRunOptions))), as_json)
         elif "ray" in given:
             _refuse_beside_ray(given)
-            _reshard_on_cluster(repo, out, as_json, only(given, ClusterOptions))
+            _reshard_on_cluster(repo, out, how, as_json, only(given, ClusterOptions))
         elif stored:
-            _reshard_to_store(repo, out, as_json, only(given, StoreOptions))
+            _reshard_to_store(repo, out, how, as_json, only(given, StoreOptions))
         else:
-            _reshard(repo, out, as_json, only(given, ReshardOptions))
+            _reshard(repo, out, how, as_json, only(given, ReshardOptions))
     except NothingToDo as error:
         print(clean(str(error)), file=sys.stderr)
         if as_json:
@@ -298,13 +302,13 @@ def reshard(
             _print_json(nothing_done(Path(out), error, "dry_run" in given))
 
 
-def _reshard(repo: str, out: str, as_json: bool, given: dict[str, Any]) -> None:
+def _reshard(repo: str, out: str, how: str, as_json: bool, given: dict[str, Any]) -> None:
     """Run `reshard` into a folder."""
-    from dsv4_shard.terminal.progress import ProgressBars
+    from dsv4_shard.terminal.progress_lines import progress_as
     from dsv4_shard.terminal.written import show_outcome
 
     console, log = _consoles()
-    with ProgressBars(log, quiet=as_json) as progress:
+    with progress_as(how, log, as_json=as_json) as progress:
         outcome = dsv4_shard.reshard(repo, out, progress=progress, **given)
     if as_json:
         _print_json(outcome)
@@ -312,10 +316,10 @@ def _reshard(repo: str, out: str, as_json: bool, given: dict[str, Any]) -> None:
         show_outcome(console, outcome, progress.seconds)
 
 
-def _reshard_to_store(repo: str, out: str, as_json: bool, given: dict[str, Any]) -> None:
+def _reshard_to_store(repo: str, out: str, how: str, as_json: bool, given: dict[str, Any]) -> None:
     """Run `reshard` into an object store."""
     from dsv4_shard.destinations import scratch_result
-    from dsv4_shard.terminal.progress import ProgressBars
+    from dsv4_shard.terminal.progress_lines import progress_as
     from dsv4_shard.terminal.written import show_outcome, show_upload
 
     console, log = _consoles()
@@ -324,7 +328,7 @@ def _reshard_to_store(repo: str, out: str, as_json: bool, given: dict[str, Any])
         if not as_json:
             show_outcome(console, outcome, progress.seconds)
 
-    with ProgressBars(log, quiet=as_json, on_written=show_written) as progress:
+    with progress_as(how, log, as_json=as_json, on_written=show_written) as progress:
         uploaded = dsv4_shard.reshard_to_store(repo, out, progress=progress, **given)
     if as_json:
         _print_json(uploaded)
@@ -344,18 +348,18 @@ def _refuse_beside_ray(given: dict[str, Any]) -> None:
             raise UsageError(f"--ray and --{name}: {why}", hint=hint)
 
 
-def _reshard_on_cluster(repo: str, out: str, as_json: bool, given: dict[str, Any]) -> None:
+def _reshard_on_cluster(repo: str, out: str, how: str, as_json: bool, given: dict[str, Any]) -> None:
     """Run `reshard` on the nodes of a Ray cluster; exit code 1 if the written shares are not verified."""
     from rich.console import Console
 
-    from dsv4_shard.terminal.progress import ProgressBars
+    from dsv4_shard.terminal.progress_lines import progress_as
     from dsv4_shard.terminal.verification import show_together
     from dsv4_shard.terminal.written import show_cluster
 
     # Ray prints to sys.stderr, which is redirected meanwhile: this console keeps the stream itself.
     log = Console(file=sys.stderr, highlight=False, emoji=False)
     started = time.monotonic()
-    with ProgressBars(log, quiet=as_json) as progress:
+    with progress_as(how, log, as_json=as_json) as progress:
         outcome = dsv4_shard.reshard_on_cluster(repo, out, progress=progress, **given)
     if as_json:
         _print_json(outcome)
@@ -384,7 +388,11 @@ def _show_dry_run(would: "WouldWrite", as_json: bool) -> None:
 @reported
 @options.takes(MergeCommand)
 def merge(
-    ranks: options.RanksArg, out: options.OutFolderArg, given: dict[str, Any], as_json: options.JsonOpt = False
+    ranks: options.RanksArg,
+    out: options.OutFolderArg,
+    given: dict[str, Any],
+    how: options.ProgressOpt = "auto",
+    as_json: options.JsonOpt = False,
 ) -> None:
     """Merge the shards of all ranks into one checkpoint.
 
@@ -393,14 +401,14 @@ def merge(
 
     The same command resumes a run that ended early.
     """
-    from dsv4_shard.terminal.progress import ProgressBars
+    from dsv4_shard.terminal.progress_lines import progress_as
     from dsv4_shard.terminal.written import show_merge
 
     if "dry_run" in given:
         _show_dry_run(would_merge(ranks, out, MergeDryRunOptions.of(only(given, MergeDryRunOptions))), as_json)
         return
     console, log = _consoles()
-    with ProgressBars(log, quiet=as_json) as progress:
+    with progress_as(how, log, as_json=as_json) as progress:
         merged = dsv4_shard.merge(ranks, out, progress=progress, **only(given, MergeOptions))
     if as_json:
         _print_json(merged)
@@ -411,13 +419,18 @@ def merge(
 @app.command(cls=HelpCommand)
 @reported
 @options.takes(VerifyCommand)
-def verify(out: options.ResultsArg, given: dict[str, Any], as_json: options.JsonOpt = False) -> None:
+def verify(
+    out: options.ResultsArg,
+    given: dict[str, Any],
+    how: options.ProgressOpt = "auto",
+    as_json: options.JsonOpt = False,
+) -> None:
     """Compare a result with its manifest, or with the checkpoint.
 
     With --against, derives every byte again from the checkpoint and compares. With --signature, compares every file
     with what its signer signed.
     """
-    from dsv4_shard.terminal.progress import ProgressBars
+    from dsv4_shard.terminal.progress_lines import progress_as
     from dsv4_shard.terminal.verification import show_together, show_unknown, show_verification
     from dsv4_shard.verification import SharesVerification, Verification
 
@@ -425,7 +438,7 @@ def verify(out: options.ResultsArg, given: dict[str, Any], as_json: options.Json
     if len(out) > 1 and (alone := [name for name in names_of(SignatureToVerify) if name in given]):
         raise UsageError(f"{as_option(alone[0])}: a signature is of one folder", hint="Verify each folder by itself.")
     found: Verification | SharesVerification
-    with ProgressBars(log, quiet=as_json) as progress:
+    with progress_as(how, log, as_json=as_json) as progress:
         if len(out) == 1:
             found = dsv4_shard.verify(out[0], progress=progress, **given)
         else:
@@ -445,16 +458,21 @@ def verify(out: options.ResultsArg, given: dict[str, Any], as_json: options.Json
 @app.command(cls=HelpCommand)
 @reported
 @options.takes(SignCommand)
-def sign(out: options.ResultArg, given: dict[str, Any], as_json: options.JsonOpt = False) -> None:
+def sign(
+    out: options.ResultArg,
+    given: dict[str, Any],
+    how: options.ProgressOpt = "auto",
+    as_json: options.JsonOpt = False,
+) -> None:
     """Sign every file of a result.
 
     Writes a signature of OpenSSF model_signing, whose own command verifies it too. Needs the extra `sign`.
     """
-    from dsv4_shard.terminal.progress import ProgressBars
+    from dsv4_shard.terminal.progress_lines import progress_as
     from dsv4_shard.terminal.written import show_signed
 
     console, log = _consoles()
-    with ProgressBars(log, quiet=as_json) as progress:
+    with progress_as(how, log, as_json=as_json) as progress:
         signed = dsv4_shard.sign(out, progress=progress, **given)
     if as_json:
         _print_json(signed)
@@ -480,6 +498,18 @@ def explain(given: dict[str, Any], text: options.TextArg = None, as_json: option
         show_explanation(_consoles()[0], explanation)
     if not explanation.recognised:
         raise typer.Exit(ExitCode.NO)
+
+
+@app.command(cls=HelpCommand)
+@reported
+def gpus(as_json: options.JsonOpt = False) -> None:
+    """List the GPUs that --gpu names, with their memory."""
+    from dsv4_shard.terminal.gpu_list import list_gpus, show_gpus
+
+    if as_json:
+        _print_json(list_gpus())
+    else:
+        show_gpus(_consoles()[0], list_gpus())
 
 
 @app.command(cls=HelpCommand)

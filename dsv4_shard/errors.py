@@ -7,6 +7,7 @@ A message about a parameter is a template, and the parameter is data: Python rea
 `--gpu-memory '96'`. Hints use the option names of the command line; a traceback shows them with the names of Python.
 """
 
+import re
 import reprlib
 from collections.abc import Callable, Mapping
 from enum import IntEnum
@@ -54,6 +55,11 @@ class ShardError(Exception):
         super().__init__(self.spelled(_in_python))
         if hint is not None:
             self.hint = hint
+
+    @classmethod
+    def code(cls) -> str:
+        """Return the name of the class for scripts: `OutputNotEmpty` → `output-not-empty`."""
+        return re.sub(r"(?<!^)(?=[A-Z])", "-", cls.__name__).lower()
 
     @classmethod
     def about(cls, name: str, value: object, message: str, *, hint: str | None = None) -> Self:
@@ -255,6 +261,10 @@ class UsageError(ShardError):
     """A parameter or option asks for something that does not exist or that contradicts another."""
 
     exit_code = ExitCode.USAGE
+
+
+class UnknownGpu(UsageError):
+    """No GPU is called so, or several are."""
 
 
 class BadPlan(ShardError):

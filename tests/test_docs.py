@@ -163,9 +163,9 @@ def test_what_a_schema_says_of_its_models_needs_no_code_to_be_understood() -> No
 def test_every_command_option_and_error_is_on_its_page() -> None:
     commands = (generate.FOLDER / "commands.md").read_text()
     assert re.findall(r"^## (\w+)", commands, re.MULTILINE) == [
-        "inspect", "plan", "report", "reshard", "merge", "verify", "sign", "explain", "demo"
+        "inspect", "plan", "report", "reshard", "merge", "verify", "sign", "explain", "gpus", "demo"
     ]  # fmt: skip
-    for option in ("--gpus", "--shared-experts", "--ranks", "--numerics", "--repo", "-o, --output", "--version"):
+    for option in ("--gpus", "--shared-experts", "--ranks", "--numerics", "--repo", "-o, --output", "-V, --version"):
         assert f"`{option}" in commands
     errors = (generate.FOLDER / "errors.md").read_text()
     for error in ("GitLfsPointer", "InfeasiblePlan", "ForeignPlan", "NotEnoughDisk", "Throttled"):

@@ -9,15 +9,15 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal
 
-from dsv4_shard.errors import UsageError
+from dsv4_shard.errors import UnknownGpu, UsageError
 from dsv4_shard.text.suggest import did_you_mean
 from dsv4_shard.text.units import gib
 
 MIB = 1 << 20
 
-_UNITS = {"gb": 10**9, "gib": 1 << 30, "mib": MIB}
+_UNITS = {"": 10**9, "g": 10**9, "gb": 10**9, "gib": 1 << 30, "mib": MIB}
 
-_MEMORY = re.compile(r"([0-9]{1,7}(?:\.[0-9]{1,3})?) ?(GB|GiB|MiB)", re.IGNORECASE | re.ASCII)
+_MEMORY = re.compile(r"([0-9]{1,7}(?:\.[0-9]{1,3})?)(?: ?(GB|GiB|MiB|G))?", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,22 +101,76 @@ def gpus_with(gib: float) -> tuple[Gpu, ...]:
     return tuple(gpu for gpu in GPUS.values() if abs(gpu.memory / (MIB << 10) - gib) < 0.005 * gib)
 
 
-ALIASES = {"h20-3e": "h20-141", "dgx-spark": "gb10", "spark": "gb10", "4090": "rtx-4090"}
+ALIASES = {
+    "h20-3e": "h20-141", "dgx-spark": "gb10", "spark": "gb10", "4090": "rtx-4090", "910b": "ascend-910b",
+    "910c": "ascend-910c", "pro-6000": "rtx-pro-6000",
+}  # fmt: skip
 """Further names that sellers and users have for a GPU."""
+
+_NOISE = frozenset({
+    "nvidia", "amd", "instinct", "geforce", "tesla", "huawei", "gpu", "sxm", "sxm2", "sxm3", "sxm4", "sxm5", "hbm2e",
+    "hbm3", "hbm3e", "oam", "blackwell", "server", "workstation", "edition",
+})  # fmt: skip
+"""Words in names of GPUs, as nvidia-smi and sellers write them, that do not say which it is."""
+
+_COUNT = re.compile(r"(\d{1,5})\s*[x×*]\s*(?=\D)(.+)|(.+?)\s*[x×*]\s*(\d{1,5})", re.IGNORECASE | re.ASCII)
+
+_GLUED = re.compile(r"(?<=ascend)(?=9)|(?<=rtx)(?=\d)|(?<=h20)(?=3e)")
 
 
 def find_gpu(name: str) -> Gpu:
-    """Return the GPU called `name`, or with that alias. Raises UsageError with the closest names if there is none."""
-    gpu = GPUS.get(ALIASES.get(name.lower(), name.lower()))
-    if gpu is None:
-        raise UsageError(f"no GPU called {name!r}", hint=did_you_mean(name, GPUS))
-    return gpu
+    """Return the GPU called `name`, in whatever case and with or without its maker and memory.
+
+    Raises:
+        UnknownGpu: No GPU is called so, the name has a number of GPUs, or several GPUs are called so.
+    """
+    named = gpus_called(name)
+    if len(named) == 1:
+        return named[0]
+    if named:
+        titles = " or ".join(f"{gpu.name} ({gpu.title})" for gpu in named)
+        raise UnknownGpu(f"several GPUs are called {name!r}", hint=f"Did you mean {titles}?")
+    if (match := _COUNT.fullmatch(name)) and (counted := gpus_called(match[2] or match[3])):
+        count = match[1] or match[4]
+        raise UnknownGpu(
+            f"no GPU called {name!r}: the number of GPUs has an option of its own",
+            hint=f"Write --gpu {counted[0].name}, and --tp {count} for a layout or --gpus {count} to search them.",
+        )
+    raise UnknownGpu(f"no GPU called {name!r}",
+                     hint=f"{did_you_mean(name, GPUS)} `dsv4-shard gpus` lists them with their memory.")  # fmt: skip
+
+
+def gpus_called(name: str) -> list[Gpu]:
+    """Return the GPUs that a name fits, in whatever case and with or without maker and memory."""
+    plain = name.strip().lower()
+    titled = next((gpu for gpu in GPUS.values() if gpu.title.lower() == plain), GPUS.get(plain))
+    if titled is not None:
+        return [titled]
+    words, memory = _words(plain)
+    known = {**{gpu: gpu for gpu in GPUS}, **ALIASES}
+    found = dict.fromkeys(gpu for alias, gpu in known.items() if words and words == _words(alias)[0])
+    return [GPUS[gpu] for gpu in found if memory is None or _is_sold_with(GPUS[gpu], int(memory))]
+
+
+def _words(name: str) -> tuple[list[str], str | None]:
+    """Return the words that say which GPU it is, and its memory in GB, as in `h20-96` and `H20 96GB`."""
+    glued = re.sub(r"(?<=\d) (?=gi?b?\b)", "", _GLUED.sub(" ", name))
+    words = [word for word in re.split(r"[\s_/(),-]+", glued) if word and word not in _NOISE]
+    match = re.fullmatch(r"(\d{2,3})(g|gb|gib)?", words[-1]) if len(words) > 1 else None
+    return (words[:-1], match[1]) if match else (words, None)
+
+
+def _is_sold_with(gpu: Gpu, memory: int) -> bool:
+    """Whether the product's name has this memory; of a name without memory, whether CUDA reports it in GB or GiB."""
+    if match := re.search(r"(\d+) GB", gpu.title):
+        return int(match[1]) == memory
+    return any(abs(gpu.memory / unit - memory) < 0.03 * memory for unit in (10**9, MIB << 10))
 
 
 def gpu_with(memory: str) -> Gpu:
-    """Return a Hopper GPU with the given memory (`96GB`, `95GiB`, `97285MiB`). Raises UsageError for other text."""
+    """Return a Hopper GPU with a memory such as `96GB`, `96`, `95GiB` or `97285MiB`. Raises UsageError for others."""
     match = _MEMORY.fullmatch(memory)
-    nbytes = int(Decimal(match[1]) * _UNITS[match[2].lower()]) if match else 0
+    nbytes = int(Decimal(match[1]) * _UNITS[(match[2] or "").lower()]) if match else 0
     if nbytes < MIB:
         raise UsageError.about(
             "gpu_memory", memory, "not an amount of memory",

@@ -81,6 +81,8 @@ class Field:
         """
         option = self.option
         value = checked(self.name, value, self.kinds, option)
+        if option.choices is not None and isinstance(value, str) and value.lower() in option.choices:
+            value = value.lower()
         for one in value if isinstance(value, tuple) else (value,):
             if isinstance(one, int) and not isinstance(one, bool):
                 _check_bounds(self.name, one, option)
@@ -163,8 +165,14 @@ def _checked_all(options: type[Options], values: Mapping[str, Any]) -> dict[str,
 def _check_bounds(name: str, value: int, option: Option) -> None:
     least, most = option.least, option.most
     if (least is not None and value < least) or (most is not None and value > most):
-        bounds = f"from {least} to {most}" if most is not None else f"at least {least}"
-        raise UsageError.about(name, value, f"must be {bounds}")
+        raise UsageError.about(name, value, f"must be {bounds_of(option)}")
+
+
+def bounds_of(option: Option) -> str:
+    """Return the bounds of a number in words: `from 1 to 4096`; empty if there are none."""
+    if option.most is not None:
+        return f"from {option.least} to {option.most}"
+    return f"at least {option.least}" if option.least is not None else ""
 
 
 def checked(name: str, value: Any, kinds: tuple[Any, ...], option: Option) -> Any:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
+from dsv4_shard.catalog.gpus import gpus_called
 from dsv4_shard.catalog.option import Option, Options
 from dsv4_shard.catalog.options import (
     A2A_BACKENDS,
@@ -101,7 +102,7 @@ class Hardware(Options):
     gpu: Annotated[
         str | None,
         Option(
-            help="h20-96, h20-141, h100, h200, b200, b300, gb200, gb300, ...",
+            help="h20-96, h20-141, h100, h200, b200, b300, ...: `dsv4-shard gpus` lists all.",
             metavar="NAME", panel=HARDWARE, shows="Hopper, memory not looked at", completion="gpus",
         ),
     ] = None  # fmt: skip
@@ -112,6 +113,11 @@ class Hardware(Options):
             metavar="SIZE", panel=HARDWARE, expects="text such as '96GB', '95GiB' or '97285MiB'",
         ),
     ] = None  # fmt: skip
+
+    def __post_init__(self) -> None:
+        """Replace what users call a GPU by its name here. The plan refuses an unknown name."""
+        if isinstance(self.gpu, str) and len(named := gpus_called(self.gpu)) == 1:
+            object.__setattr__(self, "gpu", named[0].name)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ class Uploaded(ResultDocument):
     it.
     """
 
+    kind: Literal["reshard-store"] = "reshard-store"
     out: str
     objects: int
     bytes: int
@@ -48,7 +49,8 @@ class ClusterOutcome(ResultDocument):
     a file that several shares wrote into one folder counts once.
     """
 
-    schema_version: Literal[2] = 2  # type: ignore[assignment]
+    kind: Literal["reshard-cluster"] = "reshard-cluster"
+    schema_version: Literal[3] = 3  # type: ignore[assignment]
     shares: tuple[ClusterShare, ...]
     one_folder: bool
     files: int
@@ -83,7 +85,8 @@ class DryRun(ResultDocument):
     have to the reason. `notes` has sentences about small files that are missing or lie elsewhere.
     """
 
-    schema_version: Literal[3] = 3  # type: ignore[assignment]
+    kind: Literal["dry-run"] = "dry-run"
+    schema_version: Literal[4] = 4  # type: ignore[assignment]
     files: dict[str, int]
     bytes: int
     free: int

@@ -6,6 +6,7 @@ from dsv4_shard.engines import ENGINES
 from dsv4_shard.models import Module
 from dsv4_shard.text.document import Document
 from dsv4_shard.text.units import counted
+from dsv4_shard.version import __version__
 
 Basis = Literal["rule", "table", "kind", "assertion", "place"]
 """What an answer is from, the most specific first."""
@@ -95,7 +96,9 @@ class Explanation(Document):
     place.
     """
 
-    schema_version: Literal[1] = 1
+    kind: Literal["explanation"] = "explanation"
+    schema_version: Literal[2] = 2
+    tool_version: str = __version__
     recognised: bool
     lines: int
     message: EngineMessage | None = None

@@ -141,6 +141,7 @@ class Inspection(Document):
     `gpu` is the GPU whose memory was checked; null if none was named.
     """
 
+    kind: Literal["inspection"] = "inspection"
     schema_version: Literal[2]
     tool_version: str
     identity: Identity

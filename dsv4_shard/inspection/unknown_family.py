@@ -120,6 +120,7 @@ class QuantizedRow(Document):
 class UnknownInspection(Document):
     """The whole inspection, as `--json` prints it. Names are escaped, and very long ones are cut."""
 
+    kind: Literal["unknown-inspection"] = "unknown-inspection"
     schema_version: Literal[1]
     tool_version: str
     family_known: Literal[False]

@@ -13,6 +13,7 @@ from dsv4_shard.engines import Verdict
 from dsv4_shard.models import Module
 from dsv4_shard.planning.document import Plan, PlanModule
 from dsv4_shard.text.document import Document
+from dsv4_shard.version import __version__
 
 _SHOWN = {"source", "request", "engine_version", "deployment", "verdict", "breaches", "changes", "modules", "totals",
           "memory", "ways", "layout"}  # fmt: skip
@@ -67,7 +68,9 @@ class PlanComparison(Document):
     the first node's command. `rest` has the differences outside of all sections.
     """
 
-    schema_version: Literal[1] = 1
+    kind: Literal["comparison"] = "comparison"
+    schema_version: Literal[2] = 2
+    tool_version: str = __version__
     a: str
     b: str
     same: bool

@@ -46,6 +46,7 @@ class Fewest(Document):
     which numbers of GPUs may be tried.
     """
 
+    kind: Literal["fewest"] = "fewest"
     schema_version: Literal[2]
     tool_version: str
     checkpoint: str

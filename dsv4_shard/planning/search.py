@@ -56,6 +56,7 @@ class Search(Document):
     `reach` says how far other numbers were looked at; `unknown` says why other requested engines are not verified.
     """
 
+    kind: Literal["search"] = "search"
     schema_version: Literal[3]
     tool_version: str
     gpus: int

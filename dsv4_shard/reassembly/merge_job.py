@@ -1,5 +1,7 @@
 """The job that writes the checkpoint itself: each tensor of the ranks' checkpoint, whole, in native names."""
 
+from typing import Literal
+
 from dsv4_shard.checkpoint import Checkpoint, Inventory, origin_of, refuse_errors
 from dsv4_shard.errors import UsageError
 from dsv4_shard.reassembly.source import ChangedTensor, RankSource
@@ -18,6 +20,7 @@ from dsv4_shard.text.units import counted
 class Merged(Written, ResultDocument):
     __doc__ = f"Result of `merge`. `notes` and `changes` list the differences from the original checkpoint.{WRITTEN}"
 
+    kind: Literal["merge"] = "merge"
     notes: tuple[str, ...]
     changes: tuple[ChangedTensor, ...]
 

@@ -11,7 +11,8 @@ from dsv4_shard.version import __version__
 class ResultDocument(Document):
     """Base of the results of verbs that write."""
 
-    schema_version: Literal[1] = 1
+    kind: str
+    schema_version: Literal[2] = 2
     tool_version: str = __version__
 
 
@@ -48,7 +49,8 @@ class Outcome(Written, ResultDocument):
         f"`world`.{WRITTEN}"
     )
 
-    schema_version: Literal[2] = 2  # type: ignore[assignment]
+    kind: Literal["reshard"] = "reshard"
+    schema_version: Literal[3] = 3  # type: ignore[assignment]
     ranks: tuple[int, ...]
     world: int
     wrote: tuple[int, ...] = ()

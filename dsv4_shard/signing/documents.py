@@ -1,5 +1,7 @@
 """`Signed`, the result of `sign`."""
 
+from typing import Literal
+
 from dsv4_shard.sharding.outcome import ResultDocument
 from dsv4_shard.text.units import counted, size
 from dsv4_shard.verification.documents import SignatureFound
@@ -12,6 +14,7 @@ class Signed(SignatureFound, ResultDocument):
     of the result.
     """
 
+    kind: Literal["signed"] = "signed"
     out: str
     bytes: int
     hashed: int

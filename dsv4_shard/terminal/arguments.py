@@ -66,12 +66,13 @@ def only(given: dict[str, Any], options: type[Options]) -> dict[str, Any]:
     return {name: given[name] for name in names_of(options) if name in given}
 
 
-def text_or_log(text: str | None) -> str | Path | BinaryIO:
-    """Return a message as typed, the path of a log, or stdin.
+def text_or_log(words: list[str] | None) -> str | Path | BinaryIO:
+    """Return a message as typed, with or without quotes; the path of a log; or stdin.
 
     Raises:
         UsageError: The text is a folder, or is named like a log and there is no such file.
     """
+    text = " ".join(words) if words else None
     if text == "-" or (text is None and not sys.stdin.isatty()):
         return sys.stdin.buffer
     if text and text.strip() and "\0" not in text and len(text) < _MAX_PATH:

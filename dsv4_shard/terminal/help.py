@@ -1,17 +1,19 @@
-"""The help of the commands: options in groups, examples, exit codes; and the closest option for an unknown one.
+"""The help of the commands: options in groups, examples, exit codes.
 
 Typer's own groups are boxes drawn by rich: commands in them cannot be copied, and help would take twice as long.
 """
 
 import re
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
-from dsv4_shard.errors import ExitCode
-from dsv4_shard.text.sanitize import clean
-from dsv4_shard.text.suggest import near
+from dsv4_shard.errors import ExitCode, UsageError
+from dsv4_shard.terminal.command_line_errors import asks_for_json, no_command, options_of, parsed, too_many
+from dsv4_shard.terminal.engine_options import in_our_words
+from dsv4_shard.terminal.show_error import show_error
 
 _OF_LAYOUTS = ("plan", "reshard")
 """Commands that answer whether a layout runs."""
@@ -36,6 +38,7 @@ NO = {
     "verify": "something differs, no result, or not the expected signature",
     "sign": "the folder holds no result, or a damaged one",
     "explain": "nothing in it is known",
+    "gpus": None,
     "demo": None,
 }
 """Meaning of exit code 1 for each command; None if the command does not use it."""
@@ -81,9 +84,12 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("As the identity of a CI job, or of who logs in", "shards --keyless"),
     ),
     "explain": (
-        ("A message", '"assert intermediate_size % self.moe_tp_size == 0"'),
+        ("A message", "192 is not divisible by 128"),
         ("A log; also `sglang serve ... 2>&1 | dsv4-shard explain`", "server.log"),
         ("Against a checkpoint of your own", "server.log --repo DeepSeek-V4-Pro"),
+    ),
+    "gpus": (
+        ("What --gpu takes", ""),
     ),
     "demo": (
         ("In the folder dsv4-demo, which is made", ""),
@@ -95,8 +101,15 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
 class HelpCommand(TyperCommand):
     """A command with the help of this module."""
 
+    allow_extra_args = True  # so that they are refused here
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return _parsed(super().parse_args, ctx, args)
+        if ctx.resilient_parsing:  # completion, which must not fail
+            return super().parse_args(ctx, args)
+        extra = parsed(super().parse_args, ctx, in_our_words(args, options_of(ctx)))
+        if extra:
+            raise too_many(extra, ctx)
+        return extra
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Usage line without the braces that Typer puts around required arguments: `REPO OUT`, as in all texts."""
@@ -118,12 +131,42 @@ class HelpCommand(TyperCommand):
 class HelpGroup(TyperGroup):
     """The group of all commands."""
 
+    def main(self, args: Sequence[str] | None = None, *others: Any, **more: Any) -> Any:
+        """Run a command. In Typer's standalone mode, show an error of its arguments, and leave with the exit code."""
+        words = _as_options(sys.argv[1:] if args is None else list(args))
+        is_alone = more.pop("standalone_mode", True)
+        try:
+            code = super().main(words, *others, **(more | {"standalone_mode": False}))
+        except UsageError as error:
+            if not is_alone:
+                raise
+            show_error(error, as_json=asks_for_json(words))
+            code = error.exit_code
+        if not is_alone:
+            return code
+        sys.exit(code)
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return _parsed(super().parse_args, ctx, args)
+        return parsed(super().parse_args, ctx, args)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if not ctx.resilient_parsing and args[0] not in self.commands and not args[0].startswith("-"):
+            raise no_command(args[0], self.commands)
+        return super().resolve_command(ctx, args)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Exit codes"):
             formatter.write_dl([(str(code.value), meaning) for code, meaning in EXIT_CODES.items()])
+
+
+def _as_options(words: list[str]) -> list[str]:
+    """Return the command line with `help COMMAND` and `version` as the options that they stand for."""
+    match words:
+        case ["help", *command]:
+            return [*command, "--help"]
+        case ["version", *rest]:
+            return ["--version", *rest]
+    return words
 
 
 def grouped(command: Any, ctx: Any) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -155,20 +198,6 @@ def exit_codes_of(command: str) -> list[tuple[str, str]]:
     unverified = EXIT_CODES[ExitCode.NOT_VERIFIED] if command in _OF_LAYOUTS else ""
     said = EXIT_CODES | {ExitCode.NO: NO[command], ExitCode.NOT_VERIFIED: unverified}
     return [(str(code.value), meaning) for code, meaning in said.items() if meaning]
-
-
-def _parsed(parse: Callable[[Any, list[str]], list[str]], ctx: Any, args: list[str]) -> list[str]:
-    """Return the result of `parse`; the error for an unknown option names the closest known one."""
-    try:
-        return parse(ctx, args)
-    except Exception as error:
-        if hasattr(error, "possibilities") and hasattr(error, "option_name"):  # Typer does not export its class
-            options = [name for param in ctx.command.get_params(ctx) for name in param.opts if name.startswith("--")]
-            meant = near(error.option_name, options)
-            if meant:
-                error.possibilities = None
-                error.message = f"No such option: {clean(error.option_name)}. Did you mean {' or '.join(meant)}?"  # type: ignore[attr-defined]
-        raise
 
 
 def _text(text: str) -> str:

@@ -2,13 +2,15 @@
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
-from dsv4_shard.catalog.option import Field, Option, Options, fields_of
+from dsv4_shard.catalog.option import Field, Option, Options, bounds_of, fields_of
+from dsv4_shard.errors import UsageError
 from dsv4_shard.terminal import completion
 from dsv4_shard.text.suggest import as_option
 
@@ -77,13 +79,26 @@ def _of_field(field: Field, own: inspect.Parameter | None) -> inspect.Parameter:
 
 def _annotated(kind: Any, field: Field) -> Any:
     option = field.option
-    least = option.least if kind in (int, int | None) else None
+    parser = functools.partial(_whole_number, field) if kind in (int, int | None) else None
     names = [as_option(field.name), *([option.short] if option.short else [])]
     info = typer.Option(
-        *names, metavar=option.metavar, min=least, rich_help_panel=option.panel, help=option.help,
+        *names, metavar=option.metavar, parser=parser, rich_help_panel=option.panel, help=option.help,
         show_default=option.shows or True, autocompletion=_completion(option),
     )  # fmt: skip
     return Annotated[kind, info]
+
+
+def _whole_number(field: Field, text: Any) -> Any:
+    """Return the number that an option was given. Raises UsageError for other text."""
+    if not isinstance(text, str):
+        return text
+    if _WHOLE_NUMBER.fullmatch(text) is None:
+        bounds = bounds_of(field.option).replace("at least", "of at least")
+        raise UsageError.about(field.name, text, f"must be a whole number {bounds}".rstrip())
+    return int(text)
+
+
+_WHOLE_NUMBER = re.compile(r"[+-]?\d{1,100}", re.ASCII)
 
 
 def _completion(option: Option) -> Callable[..., Any] | None:
@@ -137,7 +152,7 @@ ResultsArg = Annotated[
 ResultArg = Annotated[Path, typer.Argument(metavar="OUT", help="A folder that reshard or merge made.")]
 
 TextArg = Annotated[
-    str | None,
+    list[str] | None,
     typer.Argument(
         metavar="TEXT",
         show_default="what is piped in",
@@ -153,6 +168,14 @@ JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON instead of tab
 DetailsOpt = Annotated[
     bool, typer.Option("--details", help="Also show placement, blocks, bytes per module, and options of the draft.")
 ]
+
+ProgressOpt = Annotated[
+    str,
+    typer.Option(
+        "--progress", metavar="HOW", autocompletion=lambda: ["auto", "json", "none"],
+        help="auto: bars, or lines where stderr is no terminal; json: a JSON line per second on stderr; none.",
+    ),
+]  # fmt: skip
 
 CompareOpt = Annotated[
     tuple[Path, Path] | None,

@@ -1,4 +1,4 @@
-"""Signals, exit codes, error printing, and the limit on open files."""
+"""Signals, exit codes, and the limit on open files."""
 
 import errno
 import functools
@@ -12,18 +12,15 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import typer
 
-from dsv4_shard.catalog.verb import Hint
 from dsv4_shard.errors import ExitCode, ReadFailed, ShardError, WriteFailed
-from dsv4_shard.text.sanitize import clean, short
-from dsv4_shard.text.suggest import as_option
+from dsv4_shard.terminal.show_error import show_end, show_error
 
 _OPEN_FILES = 1 << 16
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """Error numbers of a failed write to standard output. Failed writes to the tool's own files raise WriteFailed."""
 
-_ARGUMENTS = {"source": "SOURCE", "text": "TEXT", "out": "OUT", "folders": "OUT"}
-"""Parameters of the verbs that are arguments, not options, of the commands."""
+_TERMINATED = 128 + signal.SIGTERM
 
 P = ParamSpec("P")
 
@@ -40,6 +37,7 @@ def reported(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def command(*args: P.args, **kwargs: P.kwargs) -> R:
+        as_json = bool(kwargs.get("as_json"))
         outermost = any(signal.getsignal(number) is handler for number, handler in OUTSIDE.items())
         try:
             try:
@@ -58,15 +56,15 @@ def reported(function: Callable[P, R]) -> Callable[P, R]:
                 if outermost:
                     handle_signals(OUTSIDE)
         except ShardError as error:
-            _fail(error)
+            _fail(error, as_json)
         except KeyboardInterrupt as error:
             if outermost:
                 handle_signals(_SAID)
             print("interrupted", file=sys.stderr)
-            _print_notes(error)
+            show_end(error, "interrupted", ExitCode.INTERRUPTED, as_json=as_json)
             raise typer.Exit(ExitCode.INTERRUPTED) from None
         except SystemExit as error:
-            _print_notes(error)
+            show_end(error, "terminated", _TERMINATED, as_json=as_json and error.code == _TERMINATED)
             raise
         except BrokenPipeError:  # the reader of stdout has gone
             _turn_away_stdout()
@@ -74,11 +72,11 @@ def reported(function: Callable[P, R]) -> Callable[P, R]:
         except OSError as error:
             if error.filename is None and error.errno in _FULL:
                 _turn_away_stdout()
-                _fail(WriteFailed(f"standard output: {error.strerror}"))
+                _fail(WriteFailed(f"standard output: {error.strerror}"), False)
             if error.errno is None or (error.filename is None and error.errno != errno.ENOENT):
                 raise
             where = "the current folder" if error.filename is None else os.fsdecode(error.filename)
-            _fail(ReadFailed(f"{where}: {error.strerror}"))
+            _fail(ReadFailed(f"{where}: {error.strerror}"), as_json)
 
     return command
 
@@ -103,26 +101,12 @@ def _turn_away_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _fail(error: ShardError) -> NoReturn:
-    print(f"error: {clean(error.spelled(_as_given))}", file=sys.stderr)
-    if error.hint:
-        print(f"  {clean(error.hint)}", file=sys.stderr)
-    _print_notes(error)
+def _fail(error: ShardError, as_json: bool) -> NoReturn:
+    try:
+        show_error(error, as_json=as_json)
+    except OSError:  # nobody reads the document, or the disk below it is full
+        _turn_away_stdout()
     raise typer.Exit(error.exit_code)
-
-
-def _as_given(name: str, value: object) -> str:
-    """Return a parameter as on the command line; `...` stands for its name alone."""
-    word = _ARGUMENTS.get(name) or as_option(name)
-    return word if value is ... else f"{word} {short(value)}"
-
-
-def _print_notes(error: BaseException) -> None:
-    """Print notes about leftovers of a failed run, without hints: these are already printed."""
-    for note in getattr(error, "__notes__", ()):
-        if isinstance(note, Hint):
-            continue
-        print(f"  {clean(note)}", file=sys.stderr)
 
 
 # --- the process ---------------------------------------------------------------------------------------------------
@@ -130,7 +114,7 @@ def _print_notes(error: BaseException) -> None:
 
 def _on_sigterm(*_: object) -> NoReturn:
     """Exit as after an error, so that finished work is saved."""
-    sys.exit(128 + signal.SIGTERM)
+    sys.exit(_TERMINATED)
 
 
 def _on_interrupt(number: int, frame: object) -> NoReturn:

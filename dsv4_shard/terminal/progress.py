@@ -17,6 +17,9 @@ from dsv4_shard.text.sanitize import clean
 if TYPE_CHECKING:
     from dsv4_shard.sharding.outcome import Outcome
 
+OnWritten = Callable[["Outcome"], None]
+"""Receives what was written, before it is uploaded."""
+
 _SECONDS_BETWEEN_LINES = 30
 
 
@@ -40,9 +43,7 @@ class ProgressBars(Progress):
     `seconds` is the duration of the last finished task. `on_written` gets the outcome of the writing before an upload.
     """
 
-    def __init__(
-        self, console: Console, *, quiet: bool, on_written: "Callable[[Outcome], None]" = lambda outcome: None
-    ) -> None:
+    def __init__(self, console: Console, *, quiet: bool, on_written: OnWritten = lambda outcome: None) -> None:
         self._console = console
         self._shows_bars = console.is_terminal and not quiet
         self._prints_lines = not (console.is_terminal or quiet)

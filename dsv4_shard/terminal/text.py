@@ -28,6 +28,25 @@ def wrap(text: str, width: int) -> list[str]:
     return lines
 
 
+def wrap_whole(text: str, width: int | None) -> list[str]:
+    """Return lines of about `width` columns that break between words only, and never inside a command in backticks.
+
+    Without a width, the text is one line.
+    """
+    if width is None:
+        return [text]
+    lines = [""]
+    for word in _WHOLE.findall(text):
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
+            lines.append(word)
+        else:
+            lines[-1] += f" {word}" if lines[-1] else word
+    return lines
+
+
+_WHOLE = re.compile(r"(?:`[^`]*`|[^\s`])+|`")
+
+
 def pieces(word: str) -> list[str]:
     """Break points in a long word: after each dot and underscore of a name; never inside a path."""
     return [word] if "/" in word else re.findall(r"[^._]*[._]|[^._]+", word)

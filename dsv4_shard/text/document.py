@@ -14,7 +14,7 @@ MAX_REPR_CHARS = 180
 
 _SHOWN_ITEMS = 3
 
-_UNSHOWN_FIELDS = ("schema_version", "tool_version")
+_UNSHOWN_FIELDS = ("kind", "schema_version", "tool_version")
 
 
 _COLLECTIONS = ("list", "tuple", "dict", "set", "frozenset")

@@ -16,14 +16,18 @@ def as_option(parameter: str) -> str:
 def near(name: str, known: Iterable[str]) -> list[str]:
     """Return up to three names of `known` that `name` may be a misspelling of, closest first.
 
-    A known name `org/name` also matches by its last part.
+    Names that begin with it come first, whole words before longer ones. A known name `org/name` also matches by its
+    last part.
     """
     wanted = name[:_MAX_CHARS].lower()
     parts = {candidate.lower(): candidate for candidate in known} if "/" in wanted else {}
     parts = parts or {
         part: candidate for candidate in known for part in (candidate.lower().rpartition("/")[2], candidate.lower())
     }
-    prefixed = [part for part in parts if wanted and part.startswith(wanted)]
+    prefixed = sorted(
+        (part for part in parts if wanted and part.startswith(wanted)),
+        key=lambda part: (part[len(wanted) : len(wanted) + 1].isalnum(), len(part)),
+    )
     close = difflib.get_close_matches(wanted, parts, n=_MAX_MATCHES)
     found = dict.fromkeys(parts[part] for part in [*prefixed, *close])
     return list(found)[:_MAX_MATCHES]

@@ -9,6 +9,7 @@ from pydantic import ModelWrapValidatorHandler, computed_field, model_validator
 from dsv4_shard.catalog.rank_ranges import say_ranks
 from dsv4_shard.text.document import Document
 from dsv4_shard.text.units import counted, size
+from dsv4_shard.version import __version__
 
 
 class Problem(Document):
@@ -81,7 +82,9 @@ class Verification(_Verdict):
     problems. `signature` is the one that was verified; null if none was named.
     """
 
-    schema_version: Literal[2] = 2
+    kind: Literal["verification"] = "verification"
+    schema_version: Literal[3] = 3
+    tool_version: str = __version__
     folder: str
     layout: str
     ranks: tuple[int, ...]
@@ -119,7 +122,9 @@ class SharesVerification(_Verdict):
     `Verification`, over all folders.
     """
 
-    schema_version: Literal[2] = 2
+    kind: Literal["together"] = "together"
+    schema_version: Literal[3] = 3
+    tool_version: str = __version__
     layout: str
     world: int
     ranks: tuple[int, ...]

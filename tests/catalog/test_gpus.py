@@ -1,17 +1,20 @@
 """GPUs: those whose kernels are not known, and those given by their memory alone."""
 
+import json
 from io import StringIO
 from typing import Any
 
 import pytest
 from rich.console import Console
 from support.checkpoints.full_size import PRO, inventory_of
+from support.command_line import run
+from support.schemas import validator
 
 from dsv4_shard.catalog.gpus import ALIASES, GPUS, find_gpu, gpu_with
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.engines.engine import UNKNOWN_GPU
 from dsv4_shard.engines.registry import ENGINES
-from dsv4_shard.errors import InfeasiblePlan, UsageError
+from dsv4_shard.errors import InfeasiblePlan, UnknownGpu, UsageError
 from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.plan_builder import make_plan, refuse_infeasible
 from dsv4_shard.planning.plan_file import check_plan
@@ -121,7 +124,8 @@ def test_memory_is_given_in_gb_gib_or_mib(text: str, nbytes: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["96", "GB", "96TB", "-1GB", "0GB", "1e3GB", "96GB ", "nanGB", "96  GB", "٩٦GB", "9" * 9 + "GB", "96GB\n"]
+    "text",
+    ["96 ", "0", "GB", "96TB", "-1GB", "0GB", "1e3GB", "96GB ", "nanGB", "96  GB", "٩٦GB", "9" * 9 + "GB", "96GB\n"],
 )
 def test_what_is_not_an_amount_of_memory_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="not an amount of memory"):
@@ -167,3 +171,55 @@ def test_a_plan_with_memory_given_is_made_again_and_its_command_says_it(text: st
     plan = plan_of(tp=16, gpu_memory=text)
     assert check_plan(plan, checkpoint, inventory) == plan
     assert f"--gpu-memory {text}" in options_of(Request(16, gpu_memory=text)).replace("'", "")
+
+
+@pytest.mark.parametrize(("text", "nbytes"), [
+    ("96", 96 * 10**9), ("96G", 96 * 10**9), ("96g", 96 * 10**9), ("96GB", 96 * 10**9), ("96GiB", 96 << 30),
+    ("96 gib", 96 << 30), ("97285MiB", 97285 << 20),
+])  # fmt: skip
+def test_memory_is_read_as_users_write_it(text: str, nbytes: int) -> None:
+    assert gpu_with(text).memory == nbytes
+
+
+@pytest.mark.parametrize(("typed", "name"), [
+    ("H20-96", "h20-96"), ("h20-96gb", "h20-96"), ("H20 96 GB", "h20-96"), ("H20-3e", "h20-141"),
+    ("NVIDIA H20-3e 141GB", "h20-141"), ("NVIDIA H100 80GB HBM3", "h100"), ("H100-SXM5-80GB", "h100"),
+    ("NVIDIA H200", "h200"), ("h200 141GB", "h200"), ("B200", "b200"), ("NVIDIA B200 192GB", "b200"),
+    ("NVIDIA A100-SXM4-80GB", "a100-80"), ("NVIDIA A100-SXM4-40GB", "a100-40"), ("910c", "ascend-910c"),
+    ("Ascend910B", "ascend-910b"), ("ASCEND 910C", "ascend-910c"), ("RTX4090", "rtx-4090"),
+    ("NVIDIA GeForce RTX 4090", "rtx-4090"), ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "rtx-pro-6000"),
+    ("AMD Instinct MI300X", "mi300x"), ("MI355X 288GB", "mi355x"), ("NVIDIA DGX Spark", "gb10"),
+])  # fmt: skip
+def test_a_gpu_is_found_by_the_names_that_users_and_drivers_write(typed: str, name: str) -> None:
+    assert find_gpu(typed).name == name
+
+
+def test_every_title_is_a_name() -> None:
+    assert [find_gpu(gpu.title).name for gpu in GPUS.values()] == list(GPUS)
+
+
+@pytest.mark.parametrize(("typed", "said"), [
+    ("NVIDIA H20", "Did you mean h20-96 (NVIDIA H20 96 GB) or h20-141 (NVIDIA H20-3e 141 GB)?"),
+    ("A100", "Did you mean a100-80 (NVIDIA A100 80 GB) or a100-40 (NVIDIA A100 40 GB)?"),
+    ("8xH20-96", "Write --gpu h20-96, and --tp 8 for a layout or --gpus 8 to search them."),
+    ("8 x H200", "Write --gpu h200, and --tp 8"), ("H200x8", "Write --gpu h200, and --tp 8"),
+    ("h20-97", "Did you mean h20-96"), ("H100 NVL", "`dsv4-shard gpus` lists them"), ("", "Known: h20-96"),
+])  # fmt: skip
+def test_a_gpu_that_is_not_clear_is_answered_with_what_to_write(typed: str, said: str) -> None:
+    with pytest.raises(UnknownGpu) as caught:
+        find_gpu(typed)
+    assert said in str(caught.value.hint)
+    assert repr(typed) in str(caught.value)
+
+
+def test_the_command_gpus_lists_what_the_catalog_has() -> None:
+    listed = json.loads(run("gpus", "--json").stdout)
+    validator("gpus").validate(listed)
+    assert {gpu["name"]: gpu["memory_bytes"] for gpu in listed["gpus"]} == {
+        gpu.name: gpu.memory for gpu in GPUS.values()
+    }
+    assert {gpu["name"] for gpu in listed["gpus"] if gpu["engines"]} == {
+        gpu.name for gpu in GPUS.values() if gpu.verified
+    }
+    rows = [line.split()[0] for line in run("gpus").stdout.splitlines()[1 : len(GPUS) + 2] if line[:1].strip()]
+    assert sorted(rows) == sorted(GPUS)

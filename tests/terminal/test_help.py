@@ -53,7 +53,7 @@ def test_the_list_of_commands_cuts_none_of_their_sentences() -> None:
 
 @pytest.mark.parametrize(("command", "usage"), [
     ("inspect", "REPO"), ("plan", "[REPO]"), ("report", "SOURCE"), ("reshard", "REPO OUT"), ("merge", "RANKS OUT"),
-    ("verify", "OUT..."), ("explain", "[TEXT]"), ("demo", "[FOLDER]"),
+    ("verify", "OUT..."), ("explain", "[TEXT]..."), ("demo", "[FOLDER]"),
 ])  # fmt: skip
 def test_arguments_are_called_as_all_texts_call_them(command: str, usage: str) -> None:
     assert help_of(command).splitlines()[0].endswith(f"{command} [OPTIONS] {usage}")
@@ -92,19 +92,40 @@ def test_the_readme_says_the_same_of_exit_codes() -> None:
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
-    (("inspct",), "No such command 'inspct'. Did you mean 'inspect'?"),
-    (("plan", "model", "--gpuss", "4"), "No such option: --gpuss. Did you mean --gpus"),
-    (("plan", "model", "--gpu_memory", "4"), "No such option: --gpu_memory. Did you mean --gpu-memory"),
-    (("verify", "out", "--agianst=x"), "No such option: --agianst. Did you mean --against?"),
-    (("--versoin",), "No such option: --versoin. Did you mean --version?"),
-    (("plan", "--\x1b[31mgpu", "4"), "No such option: --\\x1b[31mgpu"),
-    (("plan", "--zzz"), "No such option: --zzz"),
+    (("inspct",), "no command called 'inspct' | Did you mean inspect?"),
+    (("zzz",), "no command called 'zzz' | Known: inspect, plan, "),
+    (("plan", "model", "--gpuss", "4"), "no option called --gpuss | Did you mean --gpus"),
+    (("plan", "model", "--gpu_memory", "4"), "no option called --gpu_memory | Did you mean --gpu-memory"),
+    (("verify", "out", "--agianst=x"), "no option called --agianst | Did you mean --against?"),
+    (("--versoin",), "no option called --versoin | Did you mean --version?"),
+    (("plan", "--\x1b[31mgpu", "4"), "no option called --\\x1b[31mgpu | "),
+    (("plan", "--zzz"), "no option called --zzz | `dsv4-shard plan --help` lists all options."),
+    (("plan", "model", "--tp"), "--tp needs a value | "),
+    (("plan", "--compare", "a.json"), "--compare needs 2 values | "),
+    (("plan", "model", "--json=1"), "--json takes no value | "),
+    (("plan", "model", "--tp", "x"), "--tp 'x': must be a whole number from 1 to 4096"),
+    (("plan", "model", "--tp", "8.0"), "--tp '8.0': must be a whole number from 1 to 4096"),
+    (("plan", "model", "--tp", "0"), "--tp 0: must be from 1 to 4096"),
+    (("plan", "model", "--tp", "9" * 99), "--tp 999"),
+    (("reshard", "model", "out", "--jobs", "many"), "--jobs 'many': must be a whole number of at least 1"),
+    (("inspect",), "REPO is missing | Write it as `dsv4-shard inspect REPO`"),
+    (("reshard", "model"), "OUT is missing | Write it as `dsv4-shard reshard REPO OUT`"),
+    (("inspect", "a", "b", "c"), "'b c': 2 arguments too many | Write it as `dsv4-shard inspect REPO`"),
 ])  # fmt: skip
-def test_a_command_or_option_that_there_is_not_is_told_the_nearest_first(arguments: tuple[str, ...], said: str) -> None:
+def test_a_wrong_command_line_is_answered_in_the_one_style_of_errors(arguments: tuple[str, ...], said: str) -> None:
     result = run(*arguments)
     assert (result.exit_code, result.stdout) == (ExitCode.USAGE, "")
-    assert result.stderr.splitlines()[-1].startswith(f"Error: {said}")
+    assert " | ".join(line.strip() for line in result.stderr.splitlines()).startswith(f"error: {said}")
+    assert len(result.stderr.splitlines()) <= 2
     assert "\x1b" not in result.stderr
+
+
+@pytest.mark.parametrize(("words", "same"), [
+    (("help",), ("--help",)), (("help", "plan"), ("plan", "--help")), (("version",), ("--version",)),
+    (("-V",), ("--version",)),
+])  # fmt: skip
+def test_help_and_version_work_as_users_type_them(words: tuple[str, ...], same: tuple[str, ...]) -> None:
+    assert (run(*words).exit_code, run(*words).stdout) == (ExitCode.DONE, run(*same).stdout)
 
 
 @pytest.mark.slow

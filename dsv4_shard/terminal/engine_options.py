@@ -1,0 +1,117 @@
+"""Options of the engines on our command lines: read as ours where they mean the same, else answered with ours.
+
+The names are those of SGLang 0.5.23 (`srt/server_args.py`), vLLM 0.33.0 (`engine/arg_utils.py`) and TensorRT-LLM
+(`trtllm-serve`).
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+
+from dsv4_shard.errors import UsageError
+
+SAME = {
+    "--tensor-parallel-size": "--tp",
+    "--tp-size": "--tp",
+    "-tp": "--tp",
+    "--expert-parallel-size": "--ep",
+    "--ep-size": "--ep",
+    "--moe-expert-parallel-size": "--ep",
+    "--nnodes": "--nodes",
+    "--num-nodes": "--nodes",
+    "--moe-a2a-backend": "--a2a",
+    "--moe-runner-backend": "--runner",
+    "--moe-backend": "--runner",
+    "--context-length": "--context",
+    "--max-model-len": "--context",
+    "--max-seq-len": "--context",
+    "--num-gpus": "--gpus",
+    "--world-size": "--gpus",
+}
+"""Option of an engine → our option of the same meaning."""
+
+_DATA_PARALLEL = ("--data-parallel-size", "--dp-size", "-dp")
+
+_DP_ATTENTION = "--enable-dp-attention"
+
+_EP = ("--enable-expert-parallel", "-ep")
+
+_REPO = "the checkpoint is an argument, not an option"
+
+ANSWERS = {
+    "--model-path": (_REPO, "Write it after the command: `dsv4-shard plan REPO --tp 16`."),
+    "--model": (_REPO, "Write it after the command: `dsv4-shard plan REPO --tp 16`."),
+    "--revision": ("a revision stands in the name of the repository", "Write it as org/name@REVISION."),
+    "--pipeline-parallel-size": ("no layout with pipeline parallelism is planned", "Leave it out."),
+    "--pp-size": ("no layout with pipeline parallelism is planned", "Leave it out."),
+    "--all2all-backend": ("vLLM's all-to-all backend does not change what ranks hold", "Leave it out."),
+    "--node-rank": ("a plan has the commands of all nodes", "Give the number of nodes: --nodes N."),
+    "--mem-fraction-static": ("plans take the engine's own share of the memory", "Leave it out."),
+    "--gpu-memory-utilization": ("plans take the engine's own share of the memory", "Leave it out."),
+    "--trust-remote-code": ("no code of a checkpoint is run here", "Leave it out."),
+    "--kv-cache-dtype": ("plans take the engine's own format of the KV cache", "Leave it out."),
+    "--quantization": ("the formats are those of the checkpoint", "Leave it out; --expert-dtype casts experts."),
+    "--load-format": ("the launch commands of a plan have it", "Leave it out."),
+}
+"""Option of an engine → why there is none here, and what to write."""
+
+
+def in_our_words(words: Sequence[str], known: Collection[str]) -> list[str]:
+    """Return a command line with the engines' options as ours; `known` are the command's own options.
+
+    Raises:
+        UsageError: An option of an engine has another meaning here, or none.
+    """
+    if "--tp" not in known:
+        return list(words)
+    end = list(words).index("--") if "--" in words else len(words)
+    mine = list(_translated(words[:end], known))
+    return [*mine, *words[end:]]
+
+
+def _translated(words: Sequence[str], known: Collection[str]) -> Iterator[str]:
+    given = {_spelled(word, known)[0] for word in words}
+    for word in words:
+        name, value = _spelled(word, known)
+        if name in known:
+            yield word
+        elif name in SAME and SAME[name] in known:
+            yield SAME[name] + value
+        elif name in _DATA_PARALLEL and "--dp" in known:
+            _refuse_replicas(name, words, given)
+            yield f"--dp{value}"
+        elif name == _DP_ATTENTION and "--dp" in known:
+            if not given & {"--dp", *_DATA_PARALLEL}:
+                raise UsageError(f"{name}: the size is missing", hint="Give the data parallelism of attention: --dp N.")
+        elif name in _EP:
+            raise UsageError(f"{name}: the size is wanted here", hint="Write --ep N, in vLLM N = TP × DP.")
+        elif name in ANSWERS:
+            why, hint = ANSWERS[name]
+            raise UsageError(f"{name}: {why}", hint=hint)
+        else:
+            yield word
+
+
+def _spelled(word: str, known: Collection[str]) -> tuple[str, str]:
+    """Return the option in a word with hyphens for underscores, and `=value` where it has one."""
+    name, equals, value = word.partition("=")
+    if name.startswith("--") and name not in known:
+        name = name.replace("_", "-")
+    return name, equals + value
+
+
+def _refuse_replicas(name: str, words: Sequence[str], given: Collection[str]) -> None:
+    """Raise UsageError where data parallelism means replicas of the whole model, as SGLang's alone does."""
+    if _DP_ATTENTION not in given and _value_of("--engine", words) in (None, "sglang"):
+        raise UsageError(
+            f"{name}: without {_DP_ATTENTION}, SGLang runs replicas of the whole model",
+            hint="Plan one of them without it; data parallelism of attention, inside TP, is --dp N.",
+        )
+
+
+def _value_of(option: str, words: Sequence[str]) -> str | None:
+    """Return the last value of an option on a command line, in lower case."""
+    found = None
+    for number, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name == option:
+            found = value if equals else (words[number + 1] if number + 1 < len(words) else None)
+    return found.lower() if found else None

@@ -1,0 +1,47 @@
+"""Options of the engines on our command lines: taken where they mean the same, else answered with ours."""
+
+import json
+from pathlib import Path
+
+import pytest
+from support.command_line import run
+
+from dsv4_shard.errors import ExitCode, UsageError
+from dsv4_shard.terminal.engine_options import ANSWERS, SAME, in_our_words
+
+KNOWN = ("--tp", "--ep", "--dp", "--nodes", "--a2a", "--runner", "--context", "--gpus", "--engine", "--json")
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [
+    ("--tensor-parallel-size 2", "--tp 2"), ("--tp-size=2", "--tp 2"), ("--tensor_parallel_size 2", "--tp 2"),
+    ("--tp 4 --ep-size 4", "--tp 4 --ep 4"), ("--tp 4 --nnodes 2", "--tp 4 --nodes 2"),
+    ("--tp 4 --moe-a2a-backend deepep", "--tp 4 --a2a deepep"),
+    ("--tp 2 --moe-runner-backend marlin", "--tp 2 --runner marlin"),
+    ("--tp 4 --dp-size 4 --enable-dp-attention", "--tp 4 --dp 4"),
+    ("--tp 4 --dp 4 --enable-dp-attention", "--tp 4 --dp 4"),
+    ("--engine vllm -tp 2 --data-parallel-size 2", "--engine vllm --tp 2 --dp 2"),
+    ("--tp 2 --max-model-len 4096", "--tp 2 --context 4096"),
+])  # fmt: skip
+def test_an_option_that_means_the_same_gives_the_same_plan(theirs: str, ours: str, tiny_checkpoint: Path) -> None:
+    found = [run("plan", tiny_checkpoint, *words.split(), "--json") for words in (theirs, ours)]
+    assert json.loads(found[0].stdout)["kind"] == "plan"
+    assert found[0].stdout == found[1].stdout
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    ("--tp 8 --enable-dp-attention", "--enable-dp-attention: the size is missing"),
+    ("--tp 8 --dp-size 8", "without --enable-dp-attention, SGLang runs replicas of the whole model"),
+    ("--tp 8 --enable-expert-parallel", "--enable-expert-parallel: the size is wanted here"),
+    *((f"--tp 8 {name}", f"{name}: ") for name in ANSWERS),
+])  # fmt: skip
+def test_an_option_with_another_meaning_is_answered_with_ours(words: str, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        in_our_words(words.split(), KNOWN)
+    assert said in str(caught.value)
+    assert caught.value.hint
+    assert run("plan", "model", *words.split()).exit_code == ExitCode.USAGE
+
+
+def test_ours_are_never_translated() -> None:
+    assert not {*SAME, *ANSWERS} & {*KNOWN}
+    assert in_our_words(["--tp", "2", "--", "--tp-size", "4"], KNOWN) == ["--tp", "2", "--", "--tp-size", "4"]

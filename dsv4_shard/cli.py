@@ -152,17 +152,17 @@ def plan(
         return
     if "gpus" in given:
         refuse_beside_gpus(name for name in given if name not in (*names_of(SearchOptions), "pick"))
-        _search(repo or default_repo(), as_json, given, details)
+        _search(default_repo() if repo is None else repo, as_json, given, details)
         return
     if "rank_by" in given:
         raise rank_by_alone()
     if "tp" not in given:
         refuse_beside_no_layout(name for name in given if name not in (*names_of(FewestOptions), "pick", "output"))
-        _fewest(repo or default_repo(), as_json, given, details)
+        _fewest(default_repo() if repo is None else repo, as_json, given, details)
         return
     if "pick" in given:
         raise UsageError("--pick and --tp: a layout is one row", hint="Leave out --pick.")
-    made = dsv4_shard.plan(repo or default_repo(), **given)
+    made = dsv4_shard.plan(default_repo() if repo is None else repo, **given)
     _show_plan(made, given.get("output"), as_json, details)
 
 

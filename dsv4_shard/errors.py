@@ -403,6 +403,13 @@ class NotAResult(ShardError):
     hint = "Do not use its files: nothing says what they should be. Write the result again."
 
 
+class NoResultNamed(NotAResult):
+    """The folder is a checkpoint, or a part of a result, where a result is wanted."""
+
+    exit_code = ExitCode.USAGE
+    hint = "Name the folder that reshard or merge wrote."
+
+
 class DamagedResult(ShardError):
     """A file of a result is not what its manifest says, or a link, so the result is not signed."""
 
@@ -452,6 +459,10 @@ class AccessRefused(Unreachable):
 
 class NotFound(Unreachable):
     """The repository, revision, bucket or file does not exist."""
+
+
+class NoRepository(NotFound):
+    """Neither the Hub, with the token that is set, nor this machine's caches have the repository."""
 
 
 class Throttled(Unreachable):

@@ -1,17 +1,25 @@
 """Open the checkpoint that the user named: a folder, a Hub repository, a store URL, or a folder of rank files."""
 
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsv4_shard.checkpoint import Checkpoint, Inventory, read_checkpoint, take_inventory
-from dsv4_shard.errors import NotFound, ServerFailed, UsageError
+from dsv4_shard.errors import (
+    AccessRefused,
+    NoRepository,
+    NotACheckpoint,
+    ServerFailed,
+    ShardError,
+    Unreachable,
+    UsageError,
+)
 from dsv4_shard.reassembly.detect import holds_ranks
 from dsv4_shard.sources.base import COMMIT, Source
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
+from dsv4_shard.sources.hub_names import download_of, hub_id
 from dsv4_shard.sources.known_repos import near_repos
 from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.sources.release_files import release_of
@@ -44,7 +52,7 @@ def open_checkpoint(
             from dsv4_shard.reassembly.rank_folder import open_ranks
 
             if not isinstance(source, LocalSource):
-                raise UsageError(f"{repo}: shards of ranks, which are read from folders only", hint="Download them.")
+                raise UsageError(f"{repo}: shards of ranks, which are read from folders only", hint=_to_download(repo))
             return open_ranks(source, config)
         if config is not None:
             raise UsageError.about("config", ..., f"{repo} is a checkpoint, with a config.json of its own")
@@ -52,23 +60,28 @@ def open_checkpoint(
         return checkpoint, take_inventory(checkpoint)
 
 
+def _to_download(repo: str) -> str:
+    """Return the command that puts what is at `repo` into a folder here."""
+    if (named := hub_id(repo)) is not None:
+        return f"Download them: {download_of(named)}."
+    scheme, _, rest = repo.partition("://")
+    folder = rest.rstrip("/").rpartition("/")[2] or "shards"
+    tools = {"s3": f"aws s3 sync {repo} {folder}", "gs": f"gcloud storage rsync -r {repo} {folder}"}
+    return f"Download them: `{tools[scheme]}`." if scheme in tools else "Download them into a folder, and name that."
+
+
 def pinned(repo: str, plan: "Plan | None") -> str:
     """Return a Hub repository with the plan's commit, if the user named no revision; else `repo` unchanged."""
-    revision = plan.source.revision if plan is not None and hub_id(repo) == (repo, None) else None
-    return f"{repo}@{revision}" if revision else repo
+    named = hub_id(repo) if plan is not None else None
+    if plan is None or named is None or named.revision is not None or plan.source.revision is None:
+        return repo
+    return str(named._replace(revision=plan.source.revision))
 
 
 def at_commit(repo: str, checkpoint: Checkpoint) -> str:
     """Return a Hub repository with the opened commit, so that later opens get the same; else `repo` unchanged."""
     named, commit = hub_id(repo), checkpoint.source.revision
     return f"{named[0]}@{commit}" if named and commit else repo
-
-
-_HUB_ID = re.compile(r"^(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.+/-]+))?$")
-
-_HUB_PAGE = re.compile(
-    r"https?://(?:www\.)?(?:huggingface\.co|hf\.co|hf-mirror\.com)/(?P<id>[\w.-]+/[\w.-]+)", re.ASCII
-)
 
 
 def open_source(repo: str, *, refresh: bool = False, exact: bool = False) -> Source:
@@ -86,42 +99,63 @@ def open_source(repo: str, *, refresh: bool = False, exact: bool = False) -> Sou
             f"{repo}: a name that is not UTF-8: plans and manifests, which are JSON, could not hold it",
             hint="Rename the folder, or make a link to it: `ln -s FOLDER model`.",
         )
-    if (page := _HUB_PAGE.match(repo)) is not None:
-        raise UsageError(f"{repo}: a page of the Hub", hint=f"Write {page['id']}.")
-    if is_url(repo):
+    if not repo.strip():
+        raise UsageError("no checkpoint: the name is empty", hint="A shell variable in its place may not be set.")
+    named = hub_id(repo)
+    if named is None and is_url(repo):
         from dsv4_shard.sources.object_store import open_store
 
         return open_store(repo)
     path = Path(os.path.expanduser(repo))
-    if repo and os.path.isdir(path):
+    if named is None and os.path.isdir(path):
         return LocalSource(path, repo, _revision_of(path))
-    if repo and os.path.exists(path):
-        beside = path.parent if (path.parent / CONFIG_FILE).is_file() else "the folder that holds config.json"
-        raise UsageError(f"{repo}: not a folder", hint=f"Name {beside}.")
-    named = hub_id(repo)
+    if named is None and os.path.exists(path):
+        raise _no_folder(repo, path)
     if named is None:
-        raise UsageError(f"{repo}: no such folder", hint=_did_you_mean(repo))
+        raise UsageError(f"{repo}: no such folder", hint=_did_you_mean(repo) or _KINDS_OF_NAMES)
     from dsv4_shard.sources.hub import open_repository
 
     try:
-        return open_repository(repo, *named, refresh=refresh, exact=exact)
-    except (NotFound, ServerFailed) as error:
-        meant = _did_you_mean(named[0]) if isinstance(error, NotFound) else f"No folder here is called {repo}."
-        error.hint = " ".join(filter(None, (meant, error.hint))) or None
+        return open_repository(str(named), *named, refresh=refresh, exact=exact)
+    except AccessRefused:
         raise
+    except Unreachable as error:
+        if os.path.isdir(path):
+            raise NotACheckpoint(f"{repo}: the folder here is empty; and {error}") from error
+        meant = _did_you_mean(named.repo) if isinstance(error, NoRepository) else None
+        here = f"No folder here is called {repo}." if isinstance(error, ServerFailed) else None
+        error.hint = " ".join(filter(None, (meant, here, error.hint))) or None
+        raise
+
+
+_KINDS_OF_NAMES = "Name a folder, org/name on the Hub, or s3://bucket/prefix (gs://, az://)."
+
+
+def _no_folder(repo: str, path: Path) -> UsageError:
+    """Return the error for a file in place of a checkpoint: what it is, and the folder to name."""
+    beside = path.parent
+    if path.suffix == ".json" and path.name not in (CONFIG_FILE, INDEX_FILE) and _is_plan(path):
+        return UsageError(f"{repo}: a plan, not a checkpoint",
+                          hint=f"`dsv4-shard reshard REPO OUT --plan {repo}` follows it.")  # fmt: skip
+    if (beside / CONFIG_FILE).is_file():
+        what = "a file of a checkpoint, which is its folder"
+        return UsageError(f"{repo}: {what}", hint=f"Name {beside}.")
+    return UsageError(f"{repo}: not a folder", hint="Name the folder that holds config.json.")
+
+
+def _is_plan(path: Path) -> bool:
+    from dsv4_shard.planning import load_plan
+
+    try:
+        load_plan(path)
+    except ShardError:
+        return False
+    return True
 
 
 def _did_you_mean(repo: str) -> str | None:
     meant = near_repos(repo)
     return f"Did you mean {' or '.join(meant)}?" if meant else None
-
-
-def hub_id(repo: str) -> tuple[str, str | None] | None:
-    """Return the repository and the revision in `repo`; None for a folder or text that cannot name a repository."""
-    match = _HUB_ID.fullmatch(repo)
-    if match is None or repo.startswith((".", "/", "~")) or os.path.exists(repo):
-        return None
-    return match["id"], match["revision"]
 
 
 def is_url(text: str) -> bool:
@@ -168,4 +202,7 @@ def refuse_url(out: Path, hint: str) -> None:
     """Raise UsageError for a URL given as a folder. A Path keeps only one of a URL's slashes."""
     scheme, colon, rest = str(out).partition(":/")
     if colon and scheme.isalnum() and not out.exists():
-        raise UsageError(f"{scheme}://{rest}: a folder is wanted here, not a URL", hint=hint)
+        url = f"{scheme}://{rest}"
+        named = hub_id(url)
+        raise UsageError(f"{url}: a folder is wanted here, not a URL",
+                         hint=f"Download it: {download_of(named)}." if named else hint)  # fmt: skip

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from dsv4_shard.catalog.option import Option
 from dsv4_shard.catalog.request import REFRESH, LayoutOrSearch, SearchOptions, rank_by_alone, refuse_beside_gpus
 from dsv4_shard.catalog.verb import Later, verb
-from dsv4_shard.errors import ShardError, UsageError
+from dsv4_shard.errors import BadPlan, ShardError, UsageError
 from dsv4_shard.text.suggest import as_option
 
 if TYPE_CHECKING:
@@ -55,11 +55,11 @@ def report(source: "str | Path | document.Plan", options: ReportOptions) -> "rep
     >>> made.ranks[-1].last, made.to_html()[:15]
     (15, '<!doctype html>')
     """
-    from dsv4_shard.planning import check_plan, make_plan, plan_best, plan_given, request_of, search_for
+    from dsv4_shard.planning import check_plan, make_plan, plan_best, request_of, search_for
     from dsv4_shard.reporting import make_report
     from dsv4_shard.storage import write_text
 
-    plan, found = plan_given(source), None
+    plan, found = _plan_in(source), None
     _refuse_for_report(source, plan, options)
     checkpoint, inventory = _open_for_report(source, plan, options)
     if plan is not None:
@@ -73,6 +73,19 @@ def report(source: "str | Path | document.Plan", options: ReportOptions) -> "rep
     if options.output is not None:
         write_text(Path(options.output), made.to_html())
     return made
+
+
+def _plan_in(source: "str | Path | document.Plan") -> "document.Plan | None":
+    """Return the plan in `source`; None for a checkpoint. Raises BadPlan, whose hint names a checkpoint's folder."""
+    from dsv4_shard.planning import plan_given
+    from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
+
+    try:
+        return plan_given(source)
+    except BadPlan as error:
+        if isinstance(source, str | Path) and Path(source).name in (CONFIG_FILE, INDEX_FILE):
+            error.hint = f"To report on the checkpoint, name its folder: {Path(source).parent}."
+        raise
 
 
 def _search_of(options: ReportOptions, gpus: int) -> SearchOptions:

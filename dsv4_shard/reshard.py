@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from dsv4_shard.catalog.request import LayoutOptions
 from dsv4_shard.catalog.verb import Later, verb
-from dsv4_shard.errors import RanksThere, UsageError
+from dsv4_shard.errors import NotACheckpoint, RanksThere, UsageError
 from dsv4_shard.sharding.options import (
     ClusterOptions,
     DryRunOptions,
@@ -350,7 +350,12 @@ def _prepare_merge(ranks: str | Path, out: str | Path, config: str | Path | None
     from dsv4_shard.storage import collector_paused
 
     refuse_url(Path(out), "Name a folder, and copy it to the store.")
-    checkpoint, inventory = open_checkpoint(str(ranks), path_or_none(config))
+    try:
+        checkpoint, inventory = open_checkpoint(str(ranks), path_or_none(config))
+    except NotACheckpoint as error:
+        if error.hint == NotACheckpoint.hint:
+            error.hint = "Name the folder that reshard wrote, or DeepSeek's converter."
+        raise
     source_of_ranks(checkpoint)
     with collector_paused():
         return checkpoint, prepare_merge(checkpoint, inventory)

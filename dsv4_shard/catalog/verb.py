@@ -108,8 +108,10 @@ def checked_place(name: str, value: Any) -> Any:
     """Return a path, or text that is a path, a URL or the name of a repository.
 
     Raises:
-        UsageError: The value has another type.
+        UsageError: The value has another type, or is empty.
     """
+    if isinstance(value, str) and not value.strip():
+        raise UsageError(f"no {name}: the name is empty", hint="A variable in its place may not be set.")
     return checked(name, value, (str, Path), Option(help=""))
 
 

@@ -8,7 +8,7 @@ Meta (`consolidated`), TensorRT-LLM (`rank0.engine`), PyTorch (`pytorch_model.bi
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -18,6 +18,8 @@ from dsv4_shard.errors import BadIndex, MissingFile, NotACheckpoint, OtherExport
 from dsv4_shard.limits import CONFIG, INDEX
 from dsv4_shard.sources.base import Source
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE, SINGLE_FILE
+from dsv4_shard.sources.local import LINKED_FOLDER
+from dsv4_shard.storage import MANIFEST_NAME
 from dsv4_shard.text.sanitize import short_name
 from dsv4_shard.text.strict_json import BadJson, parse_json
 
@@ -97,8 +99,10 @@ def refuse_other_folders(source: Source, sizes: Mapping[str, int]) -> None:
     if has_weights:
         return
     if _ADAPTER in sizes:
-        raise OtherExport(f"{source.label}: a LoRA adapter{_base(source, sizes[_ADAPTER])}, and no checkpoint",
-                          hint="PEFT, SGLang and vLLM load it beside its model: name the model.")  # fmt: skip
+        base = _base(source, sizes[_ADAPTER])
+        raise OtherExport(f"{source.label}: a LoRA adapter{f' for {base}' if base else ''}, and no checkpoint",
+                          hint="PEFT, SGLang and vLLM load it beside its model: name the model"
+                          f"{f', `dsv4-shard inspect {base}`' if base else ''}.")  # fmt: skip
     _refuse_rank_files(source.label, sizes)
     _refuse_kinds(source.label, sizes)
     if not any(name.endswith(".safetensors") for name in sizes):
@@ -138,14 +142,14 @@ def _target(source: Source, name: str) -> str:
 
 
 def _base(source: Source, nbytes: int) -> str:
-    """Return the model that an adapter is for, in words; empty if it does not say so."""
+    """Return the model that an adapter is for; empty if it does not say so."""
     try:
         with source.open(_ADAPTER) as file:
             document = parse_json(file.read(0, min(nbytes, CONFIG.nbytes)), CONFIG)
     except (BadJson, ReadFailed):
         return ""
     base = document.get("base_model_name_or_path") if isinstance(document, dict) else None
-    return f" for {short_name(base)}" if isinstance(base, str) and base else ""
+    return short_name(base) if isinstance(base, str) else ""
 
 
 def _refuse_rank_files(label: str, sizes: Mapping[str, int]) -> None:
@@ -173,26 +177,51 @@ def _refuse_kinds(label: str, names: Iterable[str]) -> None:
 
 
 def _refuse_folders(source: Source, sizes: Mapping[str, int]) -> None:
-    """Raise NotACheckpoint or BadIndex for a folder without weights; name the checkpoints in its folders."""
+    """Raise the error for a folder without weights; name the checkpoints and results in its folders."""
     tree = source.tree()
-    inside = sorted({name.rpartition("/")[0] for name in tree if name.rpartition("/")[2] in (INDEX_FILE, SINGLE_FILE)})
-    own = source.root.resolve().parts[-2:] if source.root is not None else ()
-    parts = dict.fromkeys((*own, *(part for name in inside for part in name.split("/"))))
+    results = results_in(source)
+    found = sorted(_folders_with(source, tree, (INDEX_FILE, SINGLE_FILE)) - {*results})
+    inside = [name for name in found if not any(name.startswith(f"{result}/") for result in results)]
+    own = source.root.resolve().parts[-3:] if source.root is not None else ()
+    parts = dict.fromkeys((*own, *(part for name in tree for part in name.split("/"))))
     repos = [f"{match[1]}/{match[2]}" for part in parts if (match := _HUB_FOLDER.fullmatch(part))]
-    if repos:
+    if repos and (inside or not results):
         raise NotACheckpoint(f"{source.label}: a folder of the Hub's cache, with {some(repos)}",
                              hint=f"Name the repository: `dsv4-shard inspect {repos[0]}`.")  # fmt: skip
+    dead = [name for name in _named(tree, (INDEX_FILE, SINGLE_FILE)) if not isinstance(tree[name], int)]
+    if dead and not inside:
+        raise MissingFile(f"{source.label}: {_target(source, dead[0])}", hint=_LINKS)
     if CONFIG_FILE in sizes and not inside:
         _refuse_kinds(source.label, tree)
         raise BadIndex(
             f"{source.label}: {CONFIG_FILE} and no weights: neither {INDEX_FILE} nor {SINGLE_FILE}",
             hint="The download is incomplete, or the weights are elsewhere.",
         )
-    if inside:
+    if inside or results:
+        what = "checkpoint" if inside else "result of reshard"
+        first = f"{source.label.rstrip('/')}/{short_name((inside or results)[0])}"
         raise NotACheckpoint(
-            f"{source.label}: no checkpoint, but folders that hold one: {some(inside)}",
-            hint=f"Name it: `dsv4-shard inspect {source.label.rstrip('/')}/{short_name(inside[0])}`.",
+            f"{source.label}: no checkpoint, but folders that hold a {what}: {some(inside or results)}",
+            hint=f"Name one: `dsv4-shard {'inspect' if inside else 'verify'} {first}`.",
         )
     _refuse_kinds(source.label, tree)
     held = f"no checkpoint, but {some(sorted(tree))}" if tree else "no checkpoint: the folder is empty"
     raise NotACheckpoint(f"{source.label}: {held}")
+
+
+def results_in(source: Source) -> list[str]:
+    """Return the folders inside that hold a result of reshard or merge."""
+    return sorted(_folders_with(source, source.tree(), (MANIFEST_NAME,)))
+
+
+def _named(tree: Mapping[str, int | str], files: Collection[str]) -> list[str]:
+    return sorted(name for name in tree if name.rpartition("/")[2] in files)
+
+
+def _folders_with(source: Source, tree: Mapping[str, int | str], files: Collection[str]) -> set[str]:
+    """Return the folders inside, and links to folders, that hold one of `files`."""
+    found = {name.rpartition("/")[0] for name in _named(tree, files) if isinstance(tree[name], int)}
+    if source.root is not None:
+        linked = [name for name, size in tree.items() if size == LINKED_FOLDER]
+        found |= {name for name in linked if any((source.root / name / file).is_file() for file in files)}
+    return found - {""}

@@ -1,5 +1,6 @@
 """The job that writes the checkpoint itself: each tensor of the ranks' checkpoint, whole, in native names."""
 
+from pathlib import Path
 from typing import Literal
 
 from dsv4_shard.checkpoint import Checkpoint, Inventory, origin_of, refuse_errors
@@ -11,7 +12,7 @@ from dsv4_shard.sharding.manifest import NATIVE
 from dsv4_shard.sharding.outcome import WRITTEN, Outcome, ResultDocument, Written
 from dsv4_shard.sharding.recipe import Destination, OutputFile, Recipe, Slice, SliceMap, Step
 from dsv4_shard.sharding.statement import parts_of
-from dsv4_shard.storage import collector_paused
+from dsv4_shard.storage import MANIFEST_NAME, collector_paused
 from dsv4_shard.tensors.geometry import whole_rectangle
 from dsv4_shard.tensors.header import Tensor, header_nbytes, read_header
 from dsv4_shard.text.units import counted
@@ -51,6 +52,11 @@ def source_of_ranks(checkpoint: Checkpoint) -> RankSource:
     """The source of a checkpoint made of rank files. Raises UsageError for any other checkpoint."""
     if isinstance(checkpoint.source, RankSource):
         return checkpoint.source
+    root = checkpoint.source.root
+    if root is not None and (root.absolute().parent / MANIFEST_NAME).is_file():
+        result = Path(checkpoint.source.label).parent
+        raise UsageError(f"{checkpoint.source.label}: a part of the result in {result}, and not all of it",
+                         hint=f"Name the result: {result}.")  # fmt: skip
     raise UsageError(
         f"{checkpoint.source.label}: a checkpoint, not the shards of ranks",
         hint="Name the folder that reshard wrote, or DeepSeek's converter.",

@@ -6,6 +6,7 @@ is that of the pieces' digests in order; `pieces` has their lengths.
 """
 
 import json
+import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -16,13 +17,14 @@ from pydantic import BaseModel, Field, StringConstraints, ValidationError, model
 from pydantic_core import to_json
 
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
-from dsv4_shard.checkpoint import Origin, differences
-from dsv4_shard.errors import NotAResult, ReadFailed, UsageError
+from dsv4_shard.checkpoint import Origin, differences, refuse_other_folders, results_in, some
+from dsv4_shard.errors import NoResultNamed, NotAResult, ReadFailed, ShardError, UsageError
 from dsv4_shard.limits import MANIFEST
 from dsv4_shard.sharding.recipe import Recipe
 from dsv4_shard.sources.base import CHUNK_BYTES
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE, SINGLE_FILE
-from dsv4_shard.sources.local import LocalFile
+from dsv4_shard.sources.hub_names import HubName, download_of, hub_id
+from dsv4_shard.sources.local import LocalFile, LocalSource
 from dsv4_shard.storage import MANIFEST_NAME, digest_of, read_regular, tensor_digest
 from dsv4_shard.tensors.header import Header
 from dsv4_shard.text.document import Document
@@ -202,10 +204,12 @@ def load_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST_NAME
     try:
         if not stat.S_ISDIR(folder.stat().st_mode):
-            raise UsageError(f"{folder}: not a folder", hint=_NAME_A_RESULT)
+            raise _no_folder(folder)
         has_manifest = path.exists()
     except FileNotFoundError:
-        raise UsageError(f"{folder}: no such folder", hint=_NAME_A_RESULT) from None
+        named = hub_id(str(folder))
+        on_hub = f" One on the Hub is verified here: {download_of(HubName(*named))}." if named else ""
+        raise UsageError(f"{folder}: no such folder", hint=f"{_NAME_A_RESULT}{on_hub}") from None
     except OSError as error:
         raise NotAResult(f"{folder}: {error.strerror}") from None
     if not has_manifest:
@@ -216,10 +220,28 @@ def load_manifest(folder: Path) -> Manifest:
         raise NotAResult(str(error)) from None
 
 
-def _no_result(folder: Path) -> NotAResult:
-    """Return the error about a folder without a manifest, which says what the folder is if that is plain."""
-    if (folder / CONFIG_FILE).exists() and ((folder / INDEX_FILE).exists() or (folder / SINGLE_FILE).exists()):
+def _no_folder(path: Path) -> UsageError:
+    """Return the error for a file in place of a result, which names the result that it is in."""
+    folder = path.absolute().parent
+    if (folder / MANIFEST_NAME).is_file():
+        return UsageError(f"{path}: a file of a result, which is its folder", hint=f"Name {path.parent}.")
+    if (folder / CONFIG_FILE).is_file():
+        return UsageError(f"{path}: a file in a checkpoint's folder, not a result of reshard", hint=_NAME_A_RESULT)
+    return UsageError(f"{path}: not a folder", hint=_NAME_A_RESULT)
+
+
+def _no_result(folder: Path) -> ShardError:
+    """Return the error about a folder without a manifest, which says what the folder is and what to name."""
+    if (folder / MANIFEST_NAME).is_symlink():
         return NotAResult(
+            f"{folder}: {MANIFEST_NAME} is a link to {os.readlink(folder / MANIFEST_NAME)}, which is not there",
+            hint="Copy the folder with the files that its links name: `cp -aL`.",
+        )
+    if (folder.absolute().parent / MANIFEST_NAME).is_file():
+        return NoResultNamed(f"{folder}: a part of the result in {folder.parent}, and not all of it",
+                          hint=f"Name the result: {folder.parent}.")  # fmt: skip
+    if (folder / CONFIG_FILE).exists() and ((folder / INDEX_FILE).exists() or (folder / SINGLE_FILE).exists()):
+        return NoResultNamed(
             f"{folder}: a checkpoint, not a result of reshard: it has no {MANIFEST_NAME}",
             hint=f"`dsv4-shard inspect {folder}` checks it; a result is checked by `verify OUT --against {folder}`.",
         )
@@ -228,6 +250,15 @@ def _no_result(folder: Path) -> NotAResult:
             f"{folder}: rank files without {MANIFEST_NAME}: an engine's own saver wrote them, or the manifest is lost",
             hint="Nothing says what they should hold. Take the checkpoint that they were made from.",
         )
+    try:
+        source = LocalSource(folder, str(folder))
+        if results := results_in(source):
+            return NotAResult(f"{folder}: not a result of reshard, but folders that hold one: {some(results)}",
+                              hint=f"Name one: `dsv4-shard verify {folder / results[0]}`.")  # fmt: skip
+        refuse_other_folders(source, source.sizes())
+    except ShardError as error:
+        return NotAResult(f"{error}; no result of reshard either: {MANIFEST_NAME} is missing",
+                          hint=f"{_NAME_A_RESULT} An unfinished run goes on by the same command.")  # fmt: skip
     return NotAResult(
         f"{folder}: no {MANIFEST_NAME}: not a result of reshard, or one that never finished",
         hint="Nothing in it can be trusted. Run `dsv4-shard reshard` again.",

@@ -15,7 +15,7 @@ from threading import Event
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from dsv4_shard.errors import BadAnswer, NotFound, ServerFailed, Unreachable, UsageError
+from dsv4_shard.errors import BadAnswer, NoRepository, ServerFailed, Unreachable, UsageError
 from dsv4_shard.limits import HUB_ANSWER, HUB_HEADERS, INDEX
 from dsv4_shard.sources.base import COMMIT, Source
 from dsv4_shard.sources.checkpoint_files import CARD_FILE, CONFIG_FILE, INDEX_FILE, SINGLE_FILE, is_plain_name
@@ -217,7 +217,7 @@ def _last_commit(repository: Repository) -> str | None:
 def _from_caches(repository: Repository, exact: bool, reason: str) -> Source:
     """Return the best source that needs no request: all files, or the headers, or some files.
 
-    If files are missing, later checks report them, as for any folder. Raises NotFound if the caches have nothing;
+    If files are missing, later checks report them, as for any folder. Raises NoRepository if the caches have nothing;
     `reason` says why the Hub cannot be asked.
     """
     if (whole := _whole_snapshot(repository)) is not None:
@@ -229,7 +229,7 @@ def _from_caches(repository: Repository, exact: bool, reason: str) -> Source:
     if (partial := _snapshot(repository)) is not None:
         return partial
     revision = f" --revision {repository.revision}" if repository.revision != _MAIN else ""
-    raise NotFound(
+    raise NoRepository(
         f"{repository.label}: not in this machine's Hub cache, and the Hub cannot be asked: {reason}",
         hint=f"Download it where there is a connection: `hf download {repository.repo_id}{revision}`.",
     )

@@ -21,7 +21,16 @@ from types import ModuleType
 from typing import Any, NamedTuple, NoReturn, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
-from dsv4_shard.errors import AccessRefused, BadAnswer, NotFound, ServerFailed, ShardError, Unreachable, WriteFailed
+from dsv4_shard.errors import (
+    AccessRefused,
+    BadAnswer,
+    NoRepository,
+    NotFound,
+    ServerFailed,
+    ShardError,
+    Unreachable,
+    WriteFailed,
+)
 from dsv4_shard.limits import HUB_ANSWER, HUB_DOWNLOAD, HUB_RANGE, HUB_REDIRECTS, Limit
 from dsv4_shard.sources.deadline import Deadline, Overdue, for_each, in_time
 from dsv4_shard.sources.direct_http import FAILURES, Body, Connections, route_to
@@ -562,7 +571,7 @@ def _meaning(error: Any, what: str, endpoint: str, repo_id: str) -> ShardError |
             hint = (
                 "Check the name." if has_token else f"Check the name; if it is private: {log_in[0].lower()}{log_in[1:]}"
             )
-            return NotFound(f"{what}: no such repository at {host}, or it is private ({status})", hint=hint)
+            return NoRepository(f"{what}: no such repository at {host}, or it is private ({status})", hint=hint)
         case EntryNotFoundError():
             return NotFound(f"{what}: not there at {host} ({status})", hint="The repository lacks it: see its files.")
     if status in (401, 403):

@@ -14,6 +14,9 @@ from dsv4_shard.sources.base import CHUNK_BYTES, OpenFile, SourcePart, Span, ope
 from dsv4_shard.sources.release_files import hidden
 from dsv4_shard.storage import MAX_CALL_BYTES, UncachedFile, open_regular
 
+LINKED_FOLDER = "a link to a folder"
+"""Why `LocalSource.tree` does not look into it."""
+
 
 class LocalFile:
     """An open file of a folder.
@@ -144,7 +147,7 @@ def _size(entry: "os.DirEntry[str]", folder: str) -> int | str | None:
     if hidden(entry.name):
         return "hidden"
     if entry.is_symlink():
-        return "a link to a folder"
+        return LINKED_FOLDER
     return f"deeper than {COMPANION.depth} folders" if folder.count("/") >= COMPANION.depth else None
 
 

@@ -356,7 +356,7 @@ def _normalize(url: str) -> tuple[str, str]:
             hint="Name bucket and prefix alone; credentials come from the environment.",
         )
     if parts.scheme not in VARIABLES or not _BUCKET.fullmatch(parts.netloc):
-        raise UsageError(f"{url}: not a place that is read or written", hint=_SUPPORTED)
+        raise UsageError(f"{url}: unsupported address", hint=_SUPPORTED)
     path = parts.path.rstrip("/")
     if not {"", ".", ".."}.isdisjoint(path.split("/")[1:]):
         raise UsageError(f"{url}: a name in it is empty, . or ..", hint="Leave it out: stores take names as they are.")

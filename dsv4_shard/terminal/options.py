@@ -145,11 +145,11 @@ RanksArg = Annotated[
 ]
 
 ResultsArg = Annotated[
-    list[Path],
+    list[str],
     typer.Argument(metavar="OUT", help="A folder that reshard made, or those of shares, as one result."),
 ]
 
-ResultArg = Annotated[Path, typer.Argument(metavar="OUT", help="A folder that reshard or merge made.")]
+ResultArg = Annotated[str, typer.Argument(metavar="OUT", help="A folder that reshard or merge made.")]
 
 TextArg = Annotated[
     list[str] | None,
@@ -188,4 +188,4 @@ OutArg = Annotated[
     typer.Argument(metavar="OUT", help="Folder to make, or s3://, gs://, az://; a result only when it is complete."),
 ]
 
-OutFolderArg = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; appears only when it is complete.")]
+OutFolderArg = Annotated[str, typer.Argument(metavar="OUT", help="Folder to make; appears only when it is complete.")]

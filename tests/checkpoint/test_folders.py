@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from dsv4_shard.checkpoint.folders import KINDS
 from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, write_checkpoint
 from dsv4_shard.errors import BadIndex, ExitCode, MissingFile, NotACheckpoint, OtherExport, ShardError
 from dsv4_shard.opening import open_checkpoint
+from dsv4_shard.sources.hub_names import hub_id
 
 
 def refusal(folder: Path | str, error: type[ShardError]) -> str:
@@ -78,7 +80,7 @@ def test_an_adapter_names_the_model_that_it_is_for(tmp_path: Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "deepseek-ai/DeepSeek-V4-Pro"}))
     said = refusal(folder, OtherExport)
     assert "a LoRA adapter for deepseek-ai/DeepSeek-V4-Pro" in said
-    assert "name the model" in said
+    assert "name the model, `dsv4-shard inspect deepseek-ai/DeepSeek-V4-Pro`" in said
     for damaged in (b"", b"[]", b'{"base_model_name_or_path": 3}', b"\xff"):
         (folder / "adapter_config.json").write_bytes(damaged)
         assert "a LoRA adapter, and no checkpoint" in refusal(folder, OtherExport)
@@ -95,10 +97,10 @@ def test_rank_files_of_an_engines_saver_are_counted(tmp_path: Path) -> None:
 
 
 def test_a_parent_names_the_checkpoints_in_it(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    for name in ("B", "A"):
-        shutil.copytree(tiny_checkpoint, tmp_path / "models" / name)
+    shutil.copytree(tiny_checkpoint, tmp_path / "models" / "B")
+    (tmp_path / "models" / "A").symlink_to(tiny_checkpoint)
     said = refusal(tmp_path / "models", NotACheckpoint)
-    assert "folders that hold one: A, B" in said
+    assert "folders that hold a checkpoint: A, B" in said
     assert f"`dsv4-shard inspect {tmp_path}/models/A`" in said
 
 
@@ -143,18 +145,89 @@ def test_weights_whose_links_lead_nowhere_have_the_same_hint(folder: Path) -> No
     assert "cp -aL" in refusal(folder, MissingFile)
 
 
-def test_a_page_of_the_hub_and_a_file_are_answered_with_what_to_write(folder: Path) -> None:
-    page = run("inspect", "https://huggingface.co/deepseek-ai/DeepSeek-V4-Pro/tree/main")
-    assert (page.exit_code, "Write deepseek-ai/DeepSeek-V4-Pro." in page.stderr) == (ExitCode.USAGE, True)
-    file = run("inspect", folder / "config.json")
-    assert (file.exit_code, f"Name {folder}." in file.stderr) == (ExitCode.USAGE, True)
+def test_a_cache_without_a_snapshot_and_a_parent_of_dead_links_are_named(tmp_path: Path) -> None:
+    cache = touched(
+        tmp_path / "cache", "hub/models--org--name/refs/main", "hub/models--org--name/blobs/0123.incomplete"
+    )
+    assert "the Hub's cache, with org/name" in refusal(cache, NotACheckpoint)
+    snapshot = tmp_path / "copied" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors.index.json").symlink_to("../../blobs/0123")
+    assert "is a link to ../../blobs/0123, which is not there" in refusal(tmp_path / "copied", MissingFile)
 
 
-def test_a_checkpoint_is_no_result_to_verify(folder: Path) -> None:
-    verified = run("verify", folder)
-    assert verified.exit_code == ExitCode.NO
-    assert "a checkpoint, not a result of reshard" in verified.stderr
-    assert f"--against {folder}" in verified.stderr
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", "model-00001-of-00007.safetensors"])
+def test_a_file_of_a_checkpoint_is_answered_with_its_folder(name: str, folder: Path) -> None:
+    (folder / name).touch()
+    for command in (("inspect",), ("plan", "--tp", "2"), ("report",)):
+        said = run(command[0], folder / name, *command[1:])
+        assert said.exit_code == ExitCode.USAGE
+        assert re.search(f"[Nn]ame (its folder: )?{folder}\\.", said.stderr)
+
+
+@pytest.mark.parametrize("page", [
+    "https://huggingface.co/org/name", "https://huggingface.co/org/name/tree/main", "http://hf.co/org/name/",
+    "https://huggingface.co/org/name/blob/main/config.json", "huggingface.co/org/name?library=sglang", "hf://org/name",
+    "https://huggingface.co/org/name/discussions/7", "https://hf-mirror.com/org/name/resolve/main/config.json",
+])  # fmt: skip
+def test_the_address_of_a_page_names_its_repository(page: str) -> None:
+    assert str(hub_id(page)) == "org/name"
+
+
+def test_the_address_of_a_page_keeps_its_revision_and_refuses_what_is_no_model() -> None:
+    assert str(hub_id("https://huggingface.co/org/name/tree/refs%2Fpr%2F3")) == "org/name@refs/pr/3"
+    assert str(hub_id(f"https://huggingface.co/org/name/commit/{'a' * 40}")) == f"org/name@{'a' * 40}"
+    assert str(hub_id("hf://org/name@v1")) == "org/name@v1"
+    for other in ("https://huggingface.co/datasets/org/name", "hf://spaces/org/name"):
+        assert run("inspect", other).exit_code == ExitCode.USAGE
+    inner = run("inspect", "https://huggingface.co/org/name/tree/v1/fp8")
+    assert inner.exit_code == ExitCode.USAGE
+    assert "`hf download org/name --revision v1 --include 'fp8/*' --local-dir name`; then name name/fp8" in inner.stderr
+
+
+@pytest.mark.parametrize("command", ["inspect", "plan", "reshard", "merge", "verify", "sign", "report"])
+def test_an_empty_name_is_refused_by_every_command(command: str) -> None:
+    more = {"plan": ("--tp", 2), "reshard": ("out", "--tp", 2), "merge": ("out",), "sign": ("--key", "k")}
+    result = run(command, "", *more.get(command, ()))
+    assert (result.exit_code, "the name is empty" in result.stderr) == (ExitCode.USAGE, True)
+
+
+# --- where a result is wanted --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [("verify",), ("sign", "--key", "none.pem")])
+def test_a_checkpoint_is_no_result(command: tuple[str, ...], folder: Path) -> None:
+    said = run(command[0], folder, *command[1:])
+    assert said.exit_code == ExitCode.USAGE
+    assert "a checkpoint, not a result of reshard" in said.stderr
+    assert f"--against {folder}" in said.stderr
+    file = run(command[0], folder / "config.json", *command[1:])
+    assert (file.exit_code, "not a result of reshard" in file.stderr) == (ExitCode.USAGE, True)
+
+
+def test_verify_says_what_a_folder_holds_in_place_of_a_result(tmp_path: Path) -> None:
+    held = {"GGUF files (a.gguf)": touched(tmp_path / "gguf", "a.gguf"), "the folder is empty": touched(tmp_path / "e")}
+    (tmp_path / "e").mkdir()
+    for what, path in held.items():
+        said = run("verify", path)
+        assert said.exit_code == ExitCode.NO
+        assert f"{what}; no result of reshard either: manifest.json is missing" in said.stderr
+        assert "Name the folder that reshard or merge wrote." in said.stderr
+
+
+def test_parts_and_parents_of_results_name_the_result(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    nodes = tmp_path / "results" / "nodes"
+    nodes.parent.mkdir()
+    made = run("reshard", tiny_checkpoint, nodes, "--tp", 2, "--engine", "node", "--nodes", 2)
+    assert made.exit_code == ExitCode.DONE, made.stderr
+    for command in (("verify", nodes / "node-0"), ("merge", nodes / "node-1", tmp_path / "merged")):
+        said = run(*command)
+        assert said.exit_code == ExitCode.USAGE
+        assert f"Name the result: {nodes}." in said.stderr
+    assert f"Name {nodes}." in run("verify", nodes / "plan.json").stderr
+    for command in (("verify", nodes.parent), ("inspect", nodes.parent)):
+        assert f"{nodes}`" in run(*command).stderr
+    assert "a plan, not a checkpoint" in run("inspect", nodes / "plan.json").stderr
 
 
 # --- drafts in folders ---------------------------------------------------------------------------------------------

@@ -28,11 +28,11 @@ access-refused bad-answer bad-config bad-index bad-key bad-padding bad-plan bad-
 bad-stack bad-tensor-entry bad-tensor-offsets checkpoint-too-large damaged-ranks damaged-result damaged-transfer
 duplicate-key duplicate-tensor foreign-plan git-lfs-pointer header-error header-not-json header-too-large
 incomplete-checkpoint index-mismatch inexact-cast infeasible-plan load-refused missing-file missing-ranks
-mixed-dialects mixed-ranks newer-schema nodes-lost not-a-checkpoint not-a-result not-converted not-enough-disk
-not-found not-safetensors nothing-to-do other-deployment other-export other-run output-busy output-error
-output-inside-input output-not-empty ranks-disagree ranks-there read-failed server-failed shard-error shares-differ
-signature-refused source-changed throttled truncated-file unknown-gpu unreachable unsafe-file-name unsupported-family
-usage-error worker-lost write-failed wrong-rank-header
+mixed-dialects mixed-ranks newer-schema no-repository no-result-named nodes-lost not-a-checkpoint not-a-result
+not-converted not-enough-disk not-found not-safetensors nothing-to-do other-deployment other-export other-run
+output-busy output-error output-inside-input output-not-empty ranks-disagree ranks-there read-failed server-failed
+shard-error shares-differ signature-refused source-changed throttled truncated-file unknown-gpu unreachable
+unsafe-file-name unsupported-family usage-error worker-lost write-failed wrong-rank-header
 """
 """Scripts compare with these: a code may be added, and none may change."""
 
@@ -73,7 +73,8 @@ def test_each_kind_of_document_names_its_schema() -> None:
     (("reshard", "{}", "out", "--tp", "64"), "infeasible-plan", ExitCode.NO),
     (("reshard", "{}", "{}", "--tp", "2"), "output-inside-input", ExitCode.IO),
     (("reshard", "{}", "out", "--plan", "none.json"), "bad-plan", ExitCode.USAGE),
-    (("verify", "{}"), "not-a-result", ExitCode.NO),
+    (("verify", "{}"), "no-result-named", ExitCode.USAGE),
+    (("verify", "empty"), "not-a-result", ExitCode.NO),
     (("verify", "nosuch"), "usage-error", ExitCode.USAGE),
     (("merge", "{}", "out"), "usage-error", ExitCode.USAGE),
     (("explain", "no.log"), "usage-error", ExitCode.USAGE),

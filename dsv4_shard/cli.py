@@ -295,11 +295,15 @@ def reshard(
         else:
             _reshard(repo, out, how, as_json, only(given, ReshardOptions))
     except NothingToDo as error:
-        print(clean(str(error)), file=sys.stderr)
-        if as_json:
-            from dsv4_shard.destinations import nothing_done
+        _show_nothing_done(error, out, as_json, "dry_run" in given)
 
-            _print_json(nothing_done(Path(out), error, "dry_run" in given))
+
+def _show_nothing_done(error: NothingToDo, out: str, as_json: bool, is_dry: bool) -> None:
+    from dsv4_shard.destinations import nothing_done
+
+    print(clean(str(error)), file=sys.stderr)
+    if as_json:
+        _print_json(nothing_done(Path(out), error, is_dry))
 
 
 def _reshard(repo: str, out: str, how: str, as_json: bool, given: dict[str, Any]) -> None:
@@ -405,7 +409,10 @@ def merge(
     from dsv4_shard.terminal.written import show_merge
 
     if "dry_run" in given:
-        _show_dry_run(would_merge(ranks, out, MergeDryRunOptions.of(only(given, MergeDryRunOptions))), as_json)
+        try:
+            _show_dry_run(would_merge(ranks, out, MergeDryRunOptions.of(only(given, MergeDryRunOptions))), as_json)
+        except NothingToDo as error:
+            _show_nothing_done(error, out, as_json, True)
         return
     console, log = _consoles()
     with progress_as(how, log, as_json=as_json) as progress:

@@ -1,6 +1,7 @@
 """Where a job's files go: a folder, an object store, the nodes of a Ray cluster."""
 
 from dsv4_shard.destinations.documents import ClusterOutcome, DryRun, Uploaded
+from dsv4_shard.destinations.finished import say_finished
 from dsv4_shard.destinations.folder import (
     OutputTarget,
     WouldWrite,
@@ -29,6 +30,7 @@ __all__ = [
     "nothing_done",
     "nothing_to_do",
     "onto_cluster",
+    "say_finished",
     "scratch_result",
     "would_store",
     "would_write",

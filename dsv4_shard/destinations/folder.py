@@ -5,7 +5,7 @@ Each function is one step of a verb and reports its progress to a `Reporter`.
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dsv4_shard.catalog.rank_ranges import say_ranks, share_of
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.destinations.documents import DryRun, DryShare, Uploaded
+from dsv4_shard.destinations.finished import finished_in_folder, say_finished
 from dsv4_shard.errors import NothingToDo, OutputNotEmpty, ShardError
 from dsv4_shard.sharding.claims import claimed
 from dsv4_shard.sharding.job import Job
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from dsv4_shard.destinations.scratch_folder import Scratch
     from dsv4_shard.destinations.share_worker import ShareTask
     from dsv4_shard.sources.object_store import Store
+    from dsv4_shard.sources.remote import Listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +88,13 @@ class OutputTarget:
 
 
 def into_folder(job: Job, checkpoint: Checkpoint, out: Path, work: str, reporter: Reporter, **options: Any) -> Outcome:
-    """Write a job's files into a folder. Options and errors are those of `sharding.run.reshard`.
+    """Write a job's files into a folder, unless a finished result there has them all.
 
-    Claims the job's ranks first. Raises OutputBusy if another run writes one of them.
+    Options and errors are those of `sharding.run.reshard`. Claims the job's ranks first. Raises OutputBusy if another
+    run writes one of them, and the errors of `finished_in_folder`.
     """
+    if not options.get("overwrite") and (there := finished_in_folder(job, out)) is not None:
+        return Outcome.nothing(str(out), there.ranks, job.world)
     moving = reporter.task(Task(work), sum(file.payload for file in job.recipe.files))
     with claimed(out, job.ranks, is_share=job.is_share), _naming_leftovers(job, out), moving as task:
         outcome = reshard(job, checkpoint, out, on_progress=task.advance, on_resume=task.resume, **options)
@@ -155,12 +160,15 @@ def into_store(
 
     Raises the errors of `sharding.run.reshard`, `scratch_folder.Scratch` and `object_store.upload`.
     """
-    from dsv4_shard.destinations.object_store import check_place, nbytes_of, upload
+    from dsv4_shard.destinations.object_store import check_place, finished_upload, nbytes_of, upload
 
     store, scratch = _scratch(job, checkpoint, place)
+    there = _unclaimed(store, scratch)
+    if there is not None and not place.overwrite and (done := finished_upload(job, store, there)) is not None:
+        return done
     written: Written | None = None
     with scratch:
-        check_place(store, scratch, place.overwrite)
+        check_place(store, scratch, place.overwrite, there)
         if not scratch.is_written:
             outcome = into_folder(
                 job, checkpoint, scratch.result, "reshard", reporter, restart=place.restart, **options
@@ -175,17 +183,27 @@ def into_store(
     return uploaded.model_copy(update={"written": written})
 
 
+def _unclaimed(store: "Store", scratch: "Scratch") -> "Mapping[str, Listed] | None":
+    """The listing of a store; None if the scratch folder's journal says that an upload of it is under way."""
+    return store.everything() if scratch.journal.claimed is None else None
+
+
 def would_store(job: Job, checkpoint: Checkpoint, place: OutputTarget) -> WouldWrite:
     """The space that `into_store` needs. Raises the errors that `into_store` raises before it writes."""
-    from dsv4_shard.destinations.object_store import check_place
+    from dsv4_shard.destinations.object_store import check_place, finished_upload
 
     store, scratch = _scratch(job, checkpoint, place)
-    check_place(store, scratch, place.overwrite)
+    there = _unclaimed(store, scratch)
+    if there is not None and not place.overwrite and (done := finished_upload(job, store, there)) is not None:
+        raise NothingToDo(say_finished(done.out, job.ranks, job.world))
+    check_place(store, scratch, place.overwrite, there)
     return _would(job, checkpoint, scratch.result if scratch.path.is_dir() else scratch.path, store.url)
 
 
 def would_write(job: Job, checkpoint: Checkpoint, out: Path, overwrite: bool) -> WouldWrite:
     """The space that `into_folder` needs. Raises the errors that `into_folder` raises before it writes."""
+    if not overwrite and (there := finished_in_folder(job, out)) is not None:
+        raise nothing_to_do(say_finished(str(out), there.ranks, job.world), out, job.world)
     check_destination(job, checkpoint, out, overwrite)
     result_to_join(job, out, overwrite)
     return _would(job, checkpoint, out, str(out))

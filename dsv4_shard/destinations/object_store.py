@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 
 from dsv4_shard.destinations.documents import Uploaded
+from dsv4_shard.destinations.finished import refuse_other_in_store
 from dsv4_shard.destinations.scratch_folder import Scratch
 from dsv4_shard.destinations.upload_journal import (
     UploadClaimed,
@@ -22,6 +23,7 @@ from dsv4_shard.errors import (
     Unreachable,
 )
 from dsv4_shard.limits import MANIFEST
+from dsv4_shard.sharding.job import Job
 from dsv4_shard.sharding.manifest import Manifest, read_manifest
 from dsv4_shard.sources.deadline import for_each
 from dsv4_shard.sources.local import LocalFile
@@ -42,13 +44,37 @@ _SECONDS_TO_END = 2.0
 _NEVER = threading.Event()
 
 
-def check_place(store: Store, scratch: Scratch, overwrite: bool) -> None:
+def check_place(store: Store, scratch: Scratch, overwrite: bool, there: Mapping[str, Listed] | None = None) -> None:
     """Check that the store has nothing at the place except objects of this result, or a result to overwrite.
 
-    Raises OutputNotEmpty and the errors of the store.
+    `there` is the listing, if it was asked for already. Raises OutputNotEmpty and the errors of the store.
     """
     if scratch.journal.claimed is None:
-        _doomed(store, store.everything(), overwrite)
+        _doomed(store, store.everything() if there is None else there, overwrite)
+
+
+def finished_upload(job: Job, store: Store, there: Mapping[str, Listed]) -> Uploaded | None:
+    """The result of an upload that has nothing to do, since the store has all objects; None if it has no manifest.
+
+    `there` is the store's listing. Raises OutputNotEmpty if it has another result, or objects of other sizes than its
+    manifest says.
+    """
+    if MANIFEST_NAME not in there:
+        return None
+    try:
+        manifest = read_manifest(_content(store, there, MANIFEST_NAME), f"{store.url}/{MANIFEST_NAME}")
+    except (NotAResult, NewerSchema) as error:
+        raise OutputNotEmpty(str(error), hint=_ELSEWHERE) from None
+    refuse_other_in_store(job, manifest, lambda name: _content(store, there, name), store.url)
+    sizes = _sizes(manifest)
+    for name, nbytes in sizes.items():
+        if name not in there or there[name].nbytes != nbytes:
+            was = f"has {there[name].nbytes:,} bytes" if name in there else "is not there"
+            raise OutputNotEmpty(
+                f"{store.url}/{name}: {was}, {nbytes:,} belong to this result", hint="Write it again with --overwrite."
+            )
+    whole = sum(sizes.values())
+    return Uploaded(out=store.url, objects=len(sizes) + 1, bytes=whole, sent=0, copied=0, resumed=whole, written=None)
 
 
 def nbytes_of(manifest: Manifest) -> int:
@@ -157,13 +183,13 @@ def _doomed(store: Store, there: Mapping[str, Listed], overwrite: bool) -> list[
     return sorted(known & there.keys())
 
 
-def _content(store: Store, there: Mapping[str, Listed]) -> bytes:
-    """The bytes of the manifest in the store."""
-    listed = there[MANIFEST_NAME]
+def _content(store: Store, there: Mapping[str, Listed], name: str = MANIFEST_NAME) -> bytes:
+    """The bytes of the manifest in the store, or of a smaller document."""
+    listed = there[name]
     if listed.nbytes > MANIFEST.nbytes:
-        raise OutputNotEmpty(f"{store.url}/{MANIFEST_NAME}: {listed.nbytes} bytes, no manifest", hint=_ELSEWHERE)
+        raise OutputNotEmpty(f"{store.url}/{name}: {listed.nbytes} bytes, too many for it", hint=_ELSEWHERE)
     content = bytearray(listed.nbytes)
-    store.read(MANIFEST_NAME, listed, 0, memoryview(content), _NEVER)
+    store.read(name, listed, 0, memoryview(content), _NEVER)
     return bytes(content)
 
 

@@ -37,6 +37,11 @@ class Written(Document):
     intact: int
     inexact: dict[str, int]
 
+    @property
+    def was_complete(self) -> bool:
+        """Whether a finished result had all that the run would have written, so that nothing was written."""
+        return not (self.files or self.linked)
+
     def in_short(self) -> str:
         """Files, bytes and folder in one line."""
         linked = f" and {counted(self.linked, 'link')}" if self.linked else ""

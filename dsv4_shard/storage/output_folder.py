@@ -53,9 +53,11 @@ def _check_output(out: Path, source_root: Path | None, overwrite: bool, joins: b
     if not out.parent.is_dir():
         raise OutputError(f"{out.parent}: no such folder", hint=f"Make it first: mkdir -p {out.parent}")
     if out.is_dir() and any(out.iterdir()):
+        is_result = (out / MANIFEST_NAME).is_file()
         if not (overwrite or joins):
-            raise OutputNotEmpty(f"{out}: not empty", hint="Choose another folder, or replace it with --overwrite.")
-        if not (out / MANIFEST_NAME).is_file():
+            way = "replace it with --overwrite" if is_result else "empty this one yourself"
+            raise OutputNotEmpty(f"{out}: not empty", hint=f"Choose another folder, or {way}.")
+        if not is_result:
             done = "overwritten" if overwrite else "joined"
             raise OutputNotEmpty(
                 f"{out}: holds no {MANIFEST_NAME}, so it was not made by dsv4-shard and is not {done}",

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from dsv4_shard.catalog.rank_ranges import say_ranks
 from dsv4_shard.checkpoint import some
+from dsv4_shard.destinations import say_finished
 from dsv4_shard.engines import title_of
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import item, paragraph, title
@@ -57,6 +58,9 @@ def show_dry_run(console: Console, would: "WouldWrite", dry: "DryRun") -> None:
 
 def show_merge(console: Console, merged: "Merged", seconds: float) -> None:
     """Show what merge wrote, and how it differs from the original checkpoint."""
+    if merged.was_complete:
+        paragraph(console, say_finished(merged.out, (0,), 1))
+        return
     _show_written(console, merged, seconds, "file")
     paragraph(console, f"into {merged.out}")
     for note in merged.notes:
@@ -65,6 +69,9 @@ def show_merge(console: Console, merged: "Merged", seconds: float) -> None:
 
 def show_outcome(console: Console, outcome: "Outcome", seconds: float) -> None:
     """Show what reshard wrote, and where."""
+    if outcome.was_complete:
+        paragraph(console, say_finished(outcome.out, outcome.ranks, outcome.world))
+        return
     _show_written(console, outcome, seconds, "rank file")
     is_whole = len(outcome.ranks) == outcome.world
     held = f"all {outcome.world} ranks" if is_whole else f"{say_ranks(outcome.ranks)} of {outcome.world}"
@@ -106,6 +113,9 @@ def show_cluster(console: Console, outcome: "ClusterOutcome", seconds: float) ->
 
 def show_upload(console: Console, uploaded: "Uploaded", seconds: float, kept: Path | None) -> None:
     """Show what was uploaded to a store."""
+    if uploaded.resumed == uploaded.bytes and uploaded.written is None:
+        paragraph(console, f"already complete: {uploaded.out} holds all {uploaded.objects} objects; nothing was sent")
+        return
     rate = uploaded.sent / seconds if seconds else 0
     paragraph(
         console, f"put {uploaded.objects} objects, {size(uploaded.sent)} sent in {seconds:.1f} s ({size(int(rate))}/s)"

@@ -248,7 +248,8 @@ def test_dry_run_looks_and_leaves_nothing(server: "StoreServer", checkpoint: Pat
     assert scratch() == []
     assert [request.route for request in server.requests] == ["list"]
     put(checkpoint)
-    assert put(checkpoint, "--dry-run").exit_code == ExitCode.IO
+    assert "already complete" in put(checkpoint, "--dry-run").stderr
+    assert run("reshard", checkpoint, URL, *TP2, "--dry-run").exit_code == ExitCode.IO
     assert put(checkpoint, "--dry-run", "--overwrite").exit_code == 0
 
 

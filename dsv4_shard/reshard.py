@@ -53,9 +53,9 @@ def reshard(repo: str | Path, out: str | Path, options: ReshardOptions) -> "outc
     `repo` is as in `inspect`. `out` is a folder, which appears only when it is complete on disk. The layout is either a
     `plan`, or `tp` and the other options of `dsv4_shard.plan`. `ranks` selects the ranks to write: numbers, text such
     as "0-7", or "auto" for what `out` lacks of the share that torchrun, mpirun or srun assigns to this process
-    (default: all). The same call resumes a run that ended early, and does nothing once its result is complete (`wrote` is
-    then empty); `restart` discards unfinished work, and `overwrite` replaces a result. `config` is the config.json for shards of DeepSeek's converter. `jobs` is the number of workers (default:
-    the number of CPUs, at most 32).
+    (default: all). The same call resumes a run that ended early, and does nothing once its result is complete: `wrote`
+    is then empty. `restart` discards unfinished work, and `overwrite` replaces a result. `config` is the config.json
+    for shards of DeepSeek's converter. `jobs` is the number of workers (default: the number of CPUs, at most 32).
 
     Returns an Outcome: the number of files and bytes, the ranks, and the folder.
 

@@ -1,12 +1,14 @@
 """Open the checkpoint that the user named: a folder, a Hub repository, a store URL, or a folder of rank files."""
 
+import logging
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dsv4_shard.checkpoint import Checkpoint, Inventory, read_checkpoint, take_inventory
+from dsv4_shard.checkpoint import Checkpoint, Inventory, Origin, read_checkpoint, take_inventory
 from dsv4_shard.errors import (
     AccessRefused,
     NoRepository,
@@ -19,7 +21,8 @@ from dsv4_shard.errors import (
 from dsv4_shard.reassembly.detect import holds_ranks
 from dsv4_shard.sources.base import COMMIT, Source
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
-from dsv4_shard.sources.hub_names import download_of, hub_id
+from dsv4_shard.sources.hub_cache import remove_bad_copies
+from dsv4_shard.sources.hub_names import HubName, download_of, hub_id
 from dsv4_shard.sources.known_repos import near_repos
 from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.sources.release_files import release_of
@@ -29,6 +32,8 @@ from dsv4_shard.storage import collector_paused
 
 if TYPE_CHECKING:
     from dsv4_shard.planning import Plan
+
+_log = logging.getLogger(__name__)
 
 
 def open_checkpoint(
@@ -78,6 +83,14 @@ def pinned(repo: str, plan: "Plan | None") -> str:
     return str(named._replace(revision=plan.source.revision))
 
 
+def as_made_from(repo: str, origin: Origin) -> str:
+    """Return a Hub repository with the commit that a result was made from, if it is the same one without a revision."""
+    named, made = hub_id(repo), hub_id(origin.label)
+    if named is None or made is None or named.revision is not None or named.repo != made.repo:
+        return repo
+    return str(named._replace(revision=origin.revision))
+
+
 def at_commit(repo: str, checkpoint: Checkpoint) -> str:
     """Return a Hub repository with the opened commit, so that later opens get the same; else `repo` unchanged."""
     named, commit = hub_id(repo), checkpoint.source.revision
@@ -112,7 +125,7 @@ def open_source(repo: str, *, refresh: bool = False, exact: bool = False) -> Sou
     if named is None and os.path.exists(path):
         raise _no_folder(repo, path)
     if named is None:
-        raise UsageError(f"{repo}: no such folder", hint=_did_you_mean(repo) or _KINDS_OF_NAMES)
+        raise UsageError(f"{repo}: no such folder", hint=_did_you_mean(repo) or _inside_a_repository(repo))
     from dsv4_shard.sources.hub import open_repository
 
     try:
@@ -153,6 +166,15 @@ def _is_plan(path: Path) -> bool:
     return True
 
 
+def _inside_a_repository(repo: str) -> str:
+    """Return what to do about a name that may be a folder inside a repository, or that is nothing."""
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)/([\w./-]+)", repo, re.ASCII)
+    if match is None or repo.startswith(".") or os.path.lexists(repo.partition("/")[0]):
+        return _KINDS_OF_NAMES
+    download = download_of(HubName(match[1], None), match[2])
+    return f"A folder inside a repository on the Hub is downloaded first: {download}."
+
+
 def _did_you_mean(repo: str) -> str | None:
     meant = near_repos(repo)
     return f"Did you mean {' or '.join(meant)}?" if meant else None
@@ -191,6 +213,10 @@ def with_download(checkpoint: Checkpoint, names: Iterable[str]) -> Checkpoint:
     small = {CONFIG_FILE, INDEX_FILE} & source.listing.keys()
     wanted = sorted({*names, *small, *release_of(source).sizes})
     digests = {name: source.listing[name].sha256 for name in wanted if source.original(name) is None}
+    if source.local is not None:
+        due_again = {name: source.listing[name].nbytes for name in digests}
+        for name in remove_bad_copies(source.local.root, due_again):
+            _log.warning("%s: the copy in the Hub cache had another size, and is fetched again", name)
     folder = source.remote.download(wanted)
     due = {name: sha256 for name, sha256 in digests.items() if sha256 is not None}
     check_downloads(folder, due)

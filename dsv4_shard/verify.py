@@ -178,7 +178,8 @@ def _source(folders: Sequence[Path], options: Against) -> "tuple[Checkpoint, Inv
     Raises:
         UsageError: Options contradict each other.
     """
-    from dsv4_shard.opening import open_checkpoint, refuse_url
+    from dsv4_shard.opening import as_made_from, open_checkpoint, refuse_url
+    from dsv4_shard.sharding.manifest import load_manifest
 
     for folder in folders:
         refuse_url(
@@ -193,4 +194,7 @@ def _source(folders: Sequence[Path], options: Against) -> "tuple[Checkpoint, Inv
     if options.layer is not None and not options.numerics:
         raise UsageError("{layer} is of {numerics}", hint="Add --numerics, or leave out --layer.",
                          parameters={"layer": ..., "numerics": ...})  # fmt: skip
-    return open_checkpoint(str(options.against)) if options.against is not None else None
+    if options.against is None:
+        return None
+    origin = load_manifest(folders[0]).source
+    return open_checkpoint(as_made_from(str(options.against), origin))

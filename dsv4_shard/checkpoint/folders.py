@@ -18,6 +18,7 @@ from dsv4_shard.errors import BadIndex, MissingFile, NotACheckpoint, OtherExport
 from dsv4_shard.limits import CONFIG, INDEX
 from dsv4_shard.sources.base import Source
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE, SINGLE_FILE
+from dsv4_shard.sources.hub_names import download_of, hub_id
 from dsv4_shard.sources.local import LINKED_FOLDER
 from dsv4_shard.storage import MANIFEST_NAME
 from dsv4_shard.text.sanitize import short_name
@@ -202,11 +203,21 @@ def _refuse_folders(source: Source, sizes: Mapping[str, int]) -> None:
         first = f"{source.label.rstrip('/')}/{short_name((inside or results)[0])}"
         raise NotACheckpoint(
             f"{source.label}: no checkpoint, but folders that hold a {what}: {some(inside or results)}",
-            hint=f"Name one: `dsv4-shard {'inspect' if inside else 'verify'} {first}`.",
+            hint=_name_inside(source, first, "inspect" if inside else "verify"),
         )
     _refuse_kinds(source.label, tree)
     held = f"no checkpoint, but {some(sorted(tree))}" if tree else "no checkpoint: the folder is empty"
     raise NotACheckpoint(f"{source.label}: {held}")
+
+
+def _name_inside(source: Source, path: str, command: str) -> str:
+    """Return how to name a folder inside a source; one inside a repository on the Hub is downloaded first."""
+    named = hub_id(source.label) if source.root is None else None
+    if named is None:
+        return f"Name one: `dsv4-shard {command} {path}`."
+    folder = path.removeprefix(f"{source.label}/")
+    here = f"{named.repo.rpartition('/')[2]}/{folder}"
+    return f"Download one: {download_of(named, folder)}; then name {here}."
 
 
 def results_in(source: Source) -> list[str]:

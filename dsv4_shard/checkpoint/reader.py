@@ -217,7 +217,11 @@ def _check_file_names(names: list[str], sizes: Mapping[str, int], source: Source
         raise BadIndex(f"{where} names {len(names):,} files, too many: at most {WEIGHT_FILES.count:,} are read")
     unsafe = [name for name in names if not is_plain_name(name)]
     if unsafe:
-        raise UnsafeFileName(f"{where}: {some(unsafe)}: not the plain name of a safetensors file in this folder")
+        inside = all(is_plain_name(name.rpartition("/")[2]) and _goes_down(name) for name in unsafe)
+        raise UnsafeFileName(
+            f"{where}: {some(unsafe)}: not the plain name of a safetensors file in this folder",
+            hint=_IN_FOLDERS if inside else None,
+        )
     folded: dict[str, str] = {}
     for name in names:
         other = folded.setdefault(name.lower(), name)
@@ -229,8 +233,18 @@ def _check_file_names(names: list[str], sizes: Mapping[str, int], source: Source
         why = f"; {some(dangling)}: a link whose target is gone" if dangling else ""
         raise MissingFile(
             f"{where} names {counted(len(names), 'file')}, {len(missing)} of them not there: {some(missing)}{why}",
-            hint=dead_link_hint(dangling),
+            hint=dead_link_hint(dangling) or (None if source.root is not None else _LACKS),
         )
+
+
+_LACKS = "The repository or store lacks it: name another revision or place, or tell its owner."
+
+_IN_FOLDERS = "Weights are read beside the index alone: move them there, and take the folder out of the index's names."
+
+
+def _goes_down(name: str) -> bool:
+    """Whether a path leads into folders below, and nowhere else."""
+    return {"", ".", ".."}.isdisjoint(name.split("/")) and "\\" not in name
 
 
 def _read_headers(source: Source, names: list[str]) -> tuple[tuple[SourceFile, ...], dict[str, Tensor], list[str]]:
@@ -340,6 +354,10 @@ def _check_folder(source: Source, sizes: Mapping[str, int], names: list[str]) ->
             Finding(Severity.WARNING, "unindexed-files", f"{counted(len(others), 'safetensors file')} that the index "
                     f"does not name left alone: {some(others)}")
         )  # fmt: skip
+    indexes = sorted({name for name in sizes if name.endswith(".safetensors.index.json")} - {INDEX_FILE})
+    if indexes:
+        message = f"another index is left alone, and {INDEX_FILE} is read: {some(indexes)}"
+        findings.append(Finding(Severity.NOTE, "other-index", message))
     partial = source.unfinished_downloads()
     if partial:
         findings.append(Finding(Severity.WARNING, "partial-download", f"a download seems unfinished: {some(partial)}"))

@@ -5,7 +5,7 @@ Each function is one step of a verb and reports its progress to a `Reporter`.
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -160,15 +160,18 @@ def into_store(
 
     Raises the errors of `sharding.run.reshard`, `scratch_folder.Scratch` and `object_store.upload`.
     """
-    from dsv4_shard.destinations.object_store import check_place, finished_upload, nbytes_of, upload
+    from dsv4_shard.destinations.object_store import check_place, finished_upload, nbytes_of, remains_of, upload
 
     store, scratch = _scratch(job, checkpoint, place)
     there = _unclaimed(store, scratch)
     if there is not None and not place.overwrite and (done := finished_upload(job, store, there)) is not None:
         return done
+    remains: Collection[str] = ()
+    if there is not None:
+        remains = remains_of(job, store, there)
+        check_place(store, there, place.overwrite, remains)
     written: Written | None = None
     with scratch:
-        check_place(store, scratch, place.overwrite, there)
         if not scratch.is_written:
             outcome = into_folder(
                 job, checkpoint, scratch.result, "reshard", reporter, restart=place.restart, **options
@@ -177,7 +180,12 @@ def into_store(
             written = outcome.written if outcome.files or outcome.linked else None
         with reporter.task(Task("upload"), nbytes_of(scratch.manifest)) as task:
             uploaded = upload(
-                store, scratch, overwrite=place.overwrite, on_progress=task.advance, on_resume=task.resume
+                store,
+                scratch,
+                overwrite=place.overwrite,
+                remains=remains,
+                on_progress=task.advance,
+                on_resume=task.resume,
             )
         scratch.is_done = not place.keep_scratch
     return uploaded.model_copy(update={"written": written})
@@ -190,13 +198,14 @@ def _unclaimed(store: "Store", scratch: "Scratch") -> "Mapping[str, Listed] | No
 
 def would_store(job: Job, checkpoint: Checkpoint, place: OutputTarget) -> WouldWrite:
     """The space that `into_store` needs. Raises the errors that `into_store` raises before it writes."""
-    from dsv4_shard.destinations.object_store import check_place, finished_upload
+    from dsv4_shard.destinations.object_store import check_place, finished_upload, remains_of
 
     store, scratch = _scratch(job, checkpoint, place)
     there = _unclaimed(store, scratch)
     if there is not None and not place.overwrite and (done := finished_upload(job, store, there)) is not None:
         raise NothingToDo(say_finished(done.out, job.ranks, job.world))
-    check_place(store, scratch, place.overwrite, there)
+    if there is not None:
+        check_place(store, there, place.overwrite, remains_of(job, store, there))
     return _would(job, checkpoint, scratch.result if scratch.path.is_dir() else scratch.path, store.url)
 
 

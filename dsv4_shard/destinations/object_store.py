@@ -31,6 +31,7 @@ from dsv4_shard.sources.object_store import PART_BYTES, Store
 from dsv4_shard.sources.remote import Listed
 from dsv4_shard.storage import MANIFEST_NAME
 from dsv4_shard.text.sanitize import short_name
+from dsv4_shard.text.units import counted
 
 OBJECTS_AT_ONCE = 4
 """Objects that are uploaded at the same time. Each is sent in several parts at a time."""
@@ -44,13 +45,33 @@ _SECONDS_TO_END = 2.0
 _NEVER = threading.Event()
 
 
-def check_place(store: Store, scratch: Scratch, overwrite: bool, there: Mapping[str, Listed] | None = None) -> None:
-    """Check that the store has nothing at the place except objects of this result, or a result to overwrite.
+def check_place(store: Store, there: Mapping[str, Listed], overwrite: bool, remains: Collection[str] = ()) -> None:
+    """Check that a store's listing has nothing except `remains` of this result, or a result to overwrite.
 
-    `there` is the listing, if it was asked for already. Raises OutputNotEmpty and the errors of the store.
+    Raises OutputNotEmpty and the errors of the store.
     """
-    if scratch.journal.claimed is None:
-        _doomed(store, store.everything() if there is None else there, overwrite)
+    _doomed(store, there, overwrite, remains)
+
+
+def remains_of(job: Job, store: Store, there: Mapping[str, Listed]) -> frozenset[str]:
+    """The names in a listing without manifest, if all are objects that a run of this job left; else nothing.
+
+    Rank files are known by their size and whole header, small files by their content, statements by their size.
+    """
+    if MANIFEST_NAME in there:
+        return frozenset()
+    headers = {name: file.header for file in job.recipe.files for name in (file.name, *file.links)}
+    sizes = {name: file.nbytes for file in job.recipe.files for name in (file.name, *file.links)} | job.small_files
+    for name, listed in there.items():
+        expected = headers.get(name, job.companions.get(name, b""))
+        if sizes.get(name) != listed.nbytes:
+            return frozenset()
+        content = bytearray(len(expected))
+        if expected:
+            store.read(name, listed, 0, memoryview(content), _NEVER)
+        if content != expected:
+            return frozenset()
+    return frozenset(there)
 
 
 def finished_upload(job: Job, store: Store, there: Mapping[str, Listed]) -> Uploaded | None:
@@ -87,6 +108,7 @@ def upload(
     scratch: Scratch,
     *,
     overwrite: bool = False,
+    remains: Collection[str] = (),
     on_progress: Callable[[int], None] = lambda _: None,
     on_resume: Callable[[int], None] = lambda _: None,
 ) -> Uploaded:
@@ -98,6 +120,7 @@ def upload(
         store: The destination.
         scratch: The result, entered as a context.
         overwrite: Replace the result at the destination.
+        remains: Objects at the destination that an earlier run of the same result left; see `remains_of`.
         on_progress: Receives the bytes put since its last call.
         on_resume: Receives the bytes that an earlier run put.
 
@@ -110,7 +133,7 @@ def upload(
     manifest, journal = scratch.manifest, scratch.journal
     raw = (scratch.result / MANIFEST_NAME).read_bytes()
     sizes = _sizes(manifest)
-    there = _claim(store, scratch, sizes, raw, overwrite)
+    there = _claim(store, scratch, sizes, raw, overwrite, remains)
     left = [name for name in sizes if name not in journal.put or there.get(name) != journal.put[name]]
     resumed = sum(sizes.values()) - sum(sizes[name] for name in left)
     if resumed:
@@ -143,13 +166,13 @@ def _sizes(manifest: Manifest) -> dict[str, int]:
 
 
 def _claim(
-    store: Store, scratch: Scratch, sizes: Mapping[str, int], raw: bytes, overwrite: bool
+    store: Store, scratch: Scratch, sizes: Mapping[str, int], raw: bytes, overwrite: bool, remains: Collection[str]
 ) -> Mapping[str, Listed]:
     """Claim the place for this result, once, and delete the objects to overwrite. Returns the listing after that."""
     journal, there = scratch.journal, store.everything()
     names = list(sizes)
     if journal.claimed is None or (MANIFEST_NAME in there and _content(store, there) != raw):
-        journal.note(UploadClaimed(names=names, doomed=_doomed(store, there, overwrite)))
+        journal.note(UploadClaimed(names=names, doomed=_doomed(store, there, overwrite, remains)))
     claimed = journal.claimed
     assert claimed is not None, "just noted"
     if claimed.doomed:
@@ -165,11 +188,14 @@ def _claim(
 
 _ELSEWHERE = "Choose another prefix, or remove them yourself."
 
+_REMOVE = {"s3": "aws s3 rm --recursive", "gs": "gcloud storage rm --recursive"}
+"""Scheme → the command that removes a prefix."""
 
-def _doomed(store: Store, there: Mapping[str, Listed], overwrite: bool) -> list[str]:
-    """The objects of the result to overwrite. Raises OutputNotEmpty if anything else is there."""
+
+def _doomed(store: Store, there: Mapping[str, Listed], overwrite: bool, remains: Collection[str]) -> list[str]:
+    """The objects of the result to overwrite. Raises OutputNotEmpty if anything but `remains` is there."""
     if MANIFEST_NAME not in there:
-        _refuse_strangers(store, there, ())
+        _refuse_strangers(store, there, remains)
         return []
     if not overwrite:
         raise OutputNotEmpty(
@@ -196,9 +222,11 @@ def _content(store: Store, there: Mapping[str, Listed], name: str = MANIFEST_NAM
 def _refuse_strangers(store: Store, there: Iterable[str], known: Collection[str]) -> None:
     strangers = sorted(set(there).difference(known))
     if strangers:
+        remove = _REMOVE.get(store.url.partition(":")[0])
+        which = f"{counted(len(strangers), 'object')} that {'is' if len(strangers) == 1 else 'are'} not this result's"
         raise OutputNotEmpty(
-            f"{store.url}: holds {len(strangers)} objects that are not this result's: {short_name(strangers[0])}",
-            hint=_ELSEWHERE,
+            f"{store.url}: holds {which}: {short_name(strangers[0])}",
+            hint=f"Choose another prefix, or remove all of this one: `{remove} {store.url}`." if remove else _ELSEWHERE,
         )
 
 

@@ -20,8 +20,9 @@ WRITTEN = """
 
     `linked` files are links to the checkpoint's own files; `files` and `bytes` do not count them. `bytes_resumed` are
     the bytes of tensors that an earlier run wrote. `bytes_read` were read from the checkpoint. `intact` is the number
-    of files that were downloaded whole and match the SHA-256 of their repository. `inexact` maps each tensor that a
-    cast rounded to the number of its rounded elements.
+    of files that were downloaded whole and match the SHA-256 of their repository, `unchecked` that of files that came
+    from this machine's Hub cache and were not compared with it. `inexact` maps each tensor that a cast rounded to the
+    number of its rounded elements.
     """
 
 
@@ -35,6 +36,7 @@ class Written(Document):
     bytes_resumed: int
     bytes_read: int
     intact: int
+    unchecked: int = 0
     inexact: dict[str, int]
 
     @property

@@ -10,7 +10,7 @@ from pathlib import Path
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.errors import NotAResult, OtherDeployment, OutputNotEmpty, SourceChanged
 from dsv4_shard.sharding import journal
-from dsv4_shard.sharding.copy import CopyResult, FileSink, Listeners, copy, pays_processes
+from dsv4_shard.sharding.copy import CopyResult, FileSink, Listeners, copy, files_of, pays_processes
 from dsv4_shard.sharding.earlier_run import earlier_run, journal_of, original_of, recipe_digest
 from dsv4_shard.sharding.file_hasher import FileHasher, HashedFile
 from dsv4_shard.sharding.job import Job
@@ -35,6 +35,7 @@ from dsv4_shard.sharding.overwriting import names_to_overwrite
 from dsv4_shard.sharding.recipe import OutputFile, Recipe
 from dsv4_shard.sharding.statement import is_statement
 from dsv4_shard.sources.base import Source
+from dsv4_shard.sources.hub_cache import unchecked_copies
 from dsv4_shard.storage import (
     MANIFEST_NAME,
     SIGNATURE_NAME,
@@ -144,6 +145,7 @@ def _outcome(
         bytes_resumed=resumed,
         bytes_read=result.bytes_read,
         intact=len(checkpoint.source.sha256_verified),
+        unchecked=len(unchecked_copies(checkpoint.source, files_of(job.recipe))),
         inexact=result.inexact,
         ranks=ranks,
         world=job.world,

@@ -26,6 +26,7 @@ from dsv4_shard.sources.remote import Listed, RemoteSource
 from dsv4_shard.sources.remote_headers import (
     HeaderCache,
     RemoteHeaders,
+    names_in,
     read_headers,
     read_small,
     wanted_headers,
@@ -82,6 +83,8 @@ def open_repository(label: str, repo_id: str, revision: str | None, *, refresh: 
 
     _check_names(constants.ENDPOINT, repo_id, label)
     repository = Repository(constants.ENDPOINT, repo_id, revision or _MAIN, label)
+    if (commit := _known_by_its_beginning(repository)) is not None:
+        repository = replace(repository, revision=commit)
     if constants.HF_HUB_OFFLINE:
         return _from_caches(repository, exact, "HF_HUB_OFFLINE is set")
     commit = _known_commit(repository, refresh)
@@ -124,6 +127,19 @@ def _check_names(endpoint: str, repo_id: str, label: str) -> None:
         )
     if not (get_token() or "").isascii():
         raise UsageError("HF_TOKEN, or the token that is saved, has letters that no token has", hint="Set it anew.")
+
+
+def _known_by_its_beginning(repository: Repository) -> str | None:
+    """Return the commit that begins as the revision does, as messages print it, if the caches know just one."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    if not _BEGINNING.fullmatch(repository.revision):
+        return None
+    folder = repo_folder_name(repo_id=repository.repo_id, repo_type="model")
+    commits = {*repository.cache.commits(), *names_in(Path(constants.HF_HUB_CACHE, folder, "snapshots"))}
+    found = [one for one in commits if COMMIT.fullmatch(one) and one.startswith(repository.revision)]
+    return found[0] if len(found) == 1 else None
 
 
 def _known_commit(repository: Repository, refresh: bool) -> str | None:
@@ -276,6 +292,9 @@ _FILE_NAME = re.compile(r"(?!\.{1,2}$)[^\x00-\x1f\x7f-\x9f/\\:\u202a-\u202e\u206
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
+_BEGINNING = re.compile(r"[0-9a-f]{7,39}")
+"""The first digits of a commit."""
+
 
 def _is_path(name: str) -> bool:
     """Return whether Git can have a file by this name. Files in folders are only looked at after further checks."""
@@ -307,6 +326,8 @@ def _fetch_headers(repository: Repository, source: RemoteSource, exact: bool) ->
     """Fetch config, index, and the headers of the weight files, as far as they exist."""
     listing = source.listing
     small = read_small(source)
+    if INDEX_FILE in small and not set(weight_map_of(small[INDEX_FILE]).values()) <= listing.keys():
+        return RemoteHeaders(listing, small, False)  # files are missing, which the reader says: no header helps
     wanted = wanted_headers(source, small)
     local = [name for name in wanted if source.original(name) is not None]
     if not exact and not local and INDEX_FILE in small and repository.revision == _MAIN:

@@ -34,6 +34,7 @@ from dsv4_shard.errors import (
 from dsv4_shard.limits import HUB_ANSWER, HUB_DOWNLOAD, HUB_RANGE, HUB_REDIRECTS, Limit
 from dsv4_shard.sources.deadline import Deadline, Overdue, for_each, in_time
 from dsv4_shard.sources.direct_http import FAILURES, Body, Connections, route_to
+from dsv4_shard.sources.proxies import environment_proxy, origin_of
 from dsv4_shard.sources.remote import Listed
 from dsv4_shard.sources.response_limits import limited_bodies
 from dsv4_shard.sources.retry import Transient, retry
@@ -503,7 +504,19 @@ def transport_errors(host: str, limit: Limit | None = None) -> Iterator[None]:
     except http_error as error:
         if type(error).__name__ in _PERMANENT_FAILURES:
             raise BadAnswer(f"{host}: {type(error).__name__}: {error}".rstrip(": ")) from None
-        raise Transient(f"{host}: {type(error).__name__}: {error}".rstrip(": ")) from None
+        raise Transient(f"{host}{_by_proxy(host)}: {type(error).__name__}: {error}".rstrip(": ")) from None
+
+
+def _by_proxy(place: str) -> str:
+    """Return the words for the proxy that the environment names for a host or an endpoint; empty without one."""
+    try:
+        found = environment_proxy(origin_of(place if "://" in place else f"https://{place}"))
+        if found is None:
+            return ""
+        proxy = urlsplit(found if "://" in found else f"http://{found}")
+        return f" through the proxy {proxy.hostname}:{proxy.port or 80}"
+    except ValueError:
+        return ""
 
 
 def _offline(host: str) -> Unreachable:
@@ -552,6 +565,7 @@ def _meaning(error: Any, what: str, endpoint: str, repo_id: str) -> ShardError |
     host = urlsplit(str(error.response.url)).netloc
     has_token = get_token() is not None
     log_in = "Set HF_TOKEN, or `hf auth login`, to an account that may read it."
+    refused = "The token that is set (HF_TOKEN, or of `hf auth login`) was refused: `hf auth whoami` says whose it is."
     match error:
         case GatedRepoError() if has_token:
             return AccessRefused(
@@ -566,7 +580,9 @@ def _meaning(error: Any, what: str, endpoint: str, repo_id: str) -> ShardError |
         case DisabledRepoError():
             return AccessRefused(f"{what}: the Hub has disabled this repository ({status})")
         case RevisionNotFoundError():
-            return NotFound(f"{what}: no such revision at {host}", hint=f"See {endpoint}/{repo_id}/tree/main.")
+            short = re.fullmatch(r"[0-9a-f]{6,39}", what.rpartition("@")[2])
+            digits = "A commit has 40 digits; fewer are known only of those that were read here. " if short else ""
+            return NotFound(f"{what}: no such revision at {host}", hint=f"{digits}See {endpoint}/{repo_id}/tree/main.")
         case RepositoryNotFoundError():
             hint = (
                 "Check the name." if has_token else f"Check the name; if it is private: {log_in[0].lower()}{log_in[1:]}"
@@ -577,7 +593,7 @@ def _meaning(error: Any, what: str, endpoint: str, repo_id: str) -> ShardError |
     if status in (401, 403):
         reason = (error.server_message or "").strip().splitlines()
         why = f": {short_name(reason[0])}" if reason else ""
-        return AccessRefused(f"{what}: {host} refused access ({status}){why}", hint=log_in)
+        return AccessRefused(f"{what}: {host} refused access ({status}){why}", hint=refused if has_token else log_in)
     if status in _TRANSIENT_STATUSES or (status >= 500 and status not in _PERMANENT_STATUSES):
         return Transient(f"{what}: {host} answered {status}", _asked_wait(error.response), throttled=status == 429)
     return BadAnswer(f"{what}: {host} answered {status}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from threading import Event
 from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import xxhash
 
@@ -57,6 +57,9 @@ PART_BYTES = 8 << 20
 
 _MAX_IN_FLIGHT_BYTES = 4 * PART_BYTES
 """Bytes of one object that are uploaded at a time."""
+
+_CODED = re.compile(r"%[0-9A-Fa-f]{2}")
+"""A character in the form of URLs, which obstore decodes in prefixes."""
 
 _MAX_PARTS = 10_000
 """Most parts of an object in S3."""
@@ -358,6 +361,11 @@ def _normalize(url: str) -> tuple[str, str]:
     if parts.scheme not in VARIABLES or not _BUCKET.fullmatch(parts.netloc):
         raise UsageError(f"{url}: unsupported address", hint=_SUPPORTED)
     path = parts.path.rstrip("/")
+    if coded := _CODED.search(path):
+        raise UsageError(
+            f"{url}: {coded[0]} in a name, which would be read as {unquote(coded[0])!r}",
+            hint="Write the character itself: names in stores are taken as they are.",
+        )
     if not {"", ".", ".."}.isdisjoint(path.split("/")[1:]):
         raise UsageError(f"{url}: a name in it is empty, . or ..", hint="Leave it out: stores take names as they are.")
     return parts.scheme, f"{parts.scheme}://{parts.netloc}{path}"

@@ -132,6 +132,14 @@ class RemoteHeaders:
     rebuilt: bool
 
 
+def names_in(folder: Path) -> list[str]:
+    """Return the names in a folder; none if it cannot be read."""
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
 class HeaderCache:
     """The on-disk cache of one repository's headers and commits. Errors of the file system are ignored."""
 
@@ -155,6 +163,10 @@ class HeaderCache:
     def holds(self, commit: str) -> bool:
         """Return whether the cache has an entry for a commit, readable or not."""
         return self._archive(commit).is_file()
+
+    def commits(self) -> list[str]:
+        """Return the commits whose headers are cached."""
+        return [name.removesuffix(".zip") for name in names_in(self._folder)]
 
     def load(self, commit: str) -> RemoteHeaders | None:
         """Return the cached headers of a commit, None if there are none or they cannot be read."""

@@ -93,6 +93,10 @@ def _show_written(console: Console, outcome: "Written", seconds: float, file: st
         item(console, f"{outcome.linked} more are links to the checkpoint's own files")
     if outcome.intact:
         item(console, f"{counted(outcome.intact, 'file')} came whole, with the SHA-256 that the Hub has of them")
+    if outcome.unchecked:
+        item(
+            console, f"{counted(outcome.unchecked, 'file')} came from the Hub cache, unchecked: `hf cache verify REPO`"
+        )
     if outcome.inexact:
         count = sum(outcome.inexact.values())
         item(console, f"{count:,} values in {len(outcome.inexact):,} tensors were rounded by the cast", "yellow")

@@ -13,6 +13,7 @@ from dsv4_shard.checkpoint import Checkpoint, Inventory
 from dsv4_shard.errors import HeaderError, ReadFailed
 from dsv4_shard.limits import HEADER
 from dsv4_shard.sharding.manifest import PLAN_NAME, Manifest, ManifestFile, load_manifest
+from dsv4_shard.sources.hub_cache import unchecked_copies
 from dsv4_shard.sources.local import LocalFile
 from dsv4_shard.storage import (
     MANIFEST_NAME,
@@ -24,7 +25,7 @@ from dsv4_shard.storage import (
 )
 from dsv4_shard.tensors.header import LENGTH_BYTES, Header, read_header
 from dsv4_shard.text.sanitize import short_name
-from dsv4_shard.text.units import size
+from dsv4_shard.text.units import counted, size
 from dsv4_shard.verification.against_source import Compared, compare
 from dsv4_shard.verification.contents import check_contents, check_sample
 from dsv4_shard.verification.documents import Problem, Verification
@@ -74,6 +75,11 @@ def verify(
         compared = compare(folder, manifest, source, {entry.name for entry in sound}, workers, on_progress)
         problems += compared.problems
         notes += compared.notes
+        if unchecked := unchecked_copies(source[0].source, (file.name for file in source[0].files)):
+            notes.append(
+                f"{counted(len(unchecked), 'file')} of the checkpoint came from the Hub cache, unchecked: "
+                "`hf cache verify REPO` compares them with the repository's SHA-256"
+            )
     held = tuple(rank for rank in manifest.ranks if ranks is None or rank in ranks)
     return Verification(
         folder=str(folder),

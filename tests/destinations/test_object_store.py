@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -469,6 +470,48 @@ def test_a_manifest_that_is_not_known_is_not_overwritten(server: "StoreServer", 
     result = put(checkpoint, "--overwrite")
     assert (result.exit_code, f"{URL}/manifest.json: damaged" in result.stderr) == (ExitCode.IO, True)
     assert objects(server) == {"manifest.json": b"{}"}
+
+
+@pytest.mark.parametrize("options", [(), ("--restart",), ("--overwrite",)])
+def test_what_an_upload_left_whose_scratch_folder_is_lost_is_put_again(
+    server: "StoreServer", checkpoint: Path, local: dict[str, bytes], options: tuple[str, ...]
+) -> None:
+    server.faults.append(Fault("forbidden", route="put", after=3, times=None))
+    assert put(checkpoint).exit_code == ExitCode.NETWORK
+    left = objects(server)
+    assert 0 < len(left) < len(local)
+    server.reset()
+    shutil.rmtree(scratch()[0])
+    again = put(checkpoint, *options)
+    assert again.exit_code == ExitCode.DONE, again.output
+    assert objects(server) == local
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "model-rank-0-part-0.safetensors", "other.bin"])
+def test_an_object_that_the_upload_did_not_put_is_never_taken_for_its_remains(
+    server: "StoreServer", checkpoint: Path, local: dict[str, bytes], name: str
+) -> None:
+    """Of the same name and size, with other content: somebody else's."""
+    server.put(f"shards/tp4/{name}", bytes(len(local.get(name, b"1"))))
+    for options in ((), ("--restart",), ("--overwrite",)):
+        refused = put(checkpoint, *options)
+        assert (refused.exit_code, f"1 object that is not this result's: {name}" in refused.stderr) == (
+            ExitCode.IO,
+            True,
+        )
+        assert f"`aws s3 rm --recursive {URL}`" in refused.stderr
+
+
+@pytest.mark.parametrize("prefix", ["run%2Fz", "p%20q", "a/b%2e"])
+def test_a_prefix_that_would_be_decoded_is_refused_for_reading_and_writing(
+    prefix: str, server: "StoreServer", checkpoint: Path
+) -> None:
+    for command in (("inspect", f"s3://bucket/{prefix}"), ("reshard", checkpoint, f"s3://bucket/{prefix}", *TP2)):
+        refused = run(*command)
+        assert (refused.exit_code, "which would be read as" in refused.stderr) == (ExitCode.USAGE, True)
+    assert server.requests == []
+    put(checkpoint, url="s3://bucket/shards run+1=%")
+    assert any(key.startswith("shards run+1=%/") for key in server.objects())
 
 
 # --- what others do meanwhile ----------------------------------------------------------------------------------------

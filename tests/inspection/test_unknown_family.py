@@ -415,7 +415,8 @@ def test_inspect_json_is_one_document_with_its_own_schema(folders: dict[str, Pat
     result = run("inspect", folders[model], "--tp", "3,8", "--json")
     document = json.loads(result.stdout)
     assert document.keys() == {
-        "schema_version", "tool_version", "family_known", "identity", "templates", "quantized", "findings", "not_known"
+        "kind", "schema_version", "tool_version", "family_known", "identity", "templates", "quantized", "findings",
+        "not_known",
     }  # fmt: skip
     assert (document["schema_version"], document["tool_version"]) == (SCHEMA_VERSION, __version__) == (1, __version__)
     assert document["family_known"] is False

@@ -1,0 +1,195 @@
+"""The Hub as users name it and find it: moved branches, beginnings of commits, caches with damage, missing files."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+from huggingface_hub import snapshot_download
+from support.checkpoints.small import small_config
+from support.command_line import run
+from support.servers.hub import HubServer
+
+from dsv4_shard.checkpoint.synthetic import write_checkpoint
+from dsv4_shard.errors import ExitCode
+from dsv4_shard.sources import retry as persistence
+
+REPO = "org/name"
+TP2 = ("--tp", 2)
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small checkpoint of five files. Only to be read."""
+    return write_checkpoint(tmp_path_factory.mktemp("hub") / "model", small_config(), seed=5)
+
+
+@pytest.fixture
+def hub(hub_server: HubServer, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubServer:
+    """A Hub that holds the checkpoint, which this process takes for the real one."""
+    hub_server.add_repo(REPO, {"main": checkpoint})
+    constants = {
+        "ENDPOINT": hub_server.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": hub_server.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(tmp_path / "hub"),
+        "HF_TOKEN_PATH": str(tmp_path / "token"),
+        "HF_HUB_OFFLINE": False,
+    }
+    for name, value in constants.items():
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr(persistence, "_FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(persistence, "LONGEST_WAIT_SECONDS", 0.02)
+    monkeypatch.chdir(tmp_path)
+    return hub_server
+
+
+def edited(checkpoint: Path, folder: Path) -> Path:
+    """The checkpoint with another README, as after an edit on the Hub."""
+    shutil.copytree(checkpoint, folder)
+    (folder / "README.md").write_text("# Another README")
+    return folder
+
+
+def failed(code: ExitCode, *arguments: object) -> str:
+    result = run(*arguments)
+    assert result.exit_code == code, result.output
+    return result.stderr
+
+
+def cached(hub: HubServer) -> list[Path]:
+    """The weight files in the Hub cache, put there by huggingface_hub itself."""
+    folder = Path(snapshot_download(REPO, endpoint=hub.url))
+    return sorted(path for path in folder.iterdir() if path.suffix == ".safetensors")
+
+
+@pytest.mark.parametrize("name", [REPO, f"https://huggingface.co/{REPO}/tree/main"])
+def test_a_result_is_verified_against_the_commit_that_it_was_made_from(
+    name: str, hub: HubServer, checkpoint: Path, tmp_path: Path
+) -> None:
+    assert run("reshard", REPO, "out", *TP2).exit_code == ExitCode.DONE
+    hub.move_branch(REPO, "main", edited(checkpoint, tmp_path / "edited"))
+    shutil.rmtree(tmp_path / "cache")  # the branch is asked for again
+    found = run("verify", "out", "--against", name)
+    assert found.exit_code == ExitCode.DONE, found.output
+    now = failed(ExitCode.USAGE, "verify", "out", "--against", f"{REPO}@{hub.head(REPO)}")
+    assert "the plan was made for another checkpoint" in now
+
+
+def test_the_beginning_of_a_known_commit_names_it(hub: HubServer, checkpoint: Path, tmp_path: Path) -> None:
+    commit = hub.head(REPO)
+    printed = run("inspect", REPO).stdout.splitlines()[0]
+    assert printed == f"{REPO} @ {commit[:12]}"
+    assert run("inspect", f"{REPO}@{commit[:12]}").exit_code == ExitCode.DONE
+    shutil.rmtree(tmp_path / "cache")
+    unknown = failed(ExitCode.NETWORK, "inspect", f"{REPO}@{commit[:12]}")
+    assert "A commit has 40 digits" in unknown
+    assert "Did you mean" not in failed(ExitCode.NETWORK, "inspect", f"{REPO}@nosuch")
+    cached(hub)  # a snapshot is known by its name too
+    assert run("inspect", f"{REPO}@{commit[:12]}").exit_code == ExitCode.DONE
+
+
+def test_files_of_the_hub_cache_are_said_to_be_unchecked(hub: HubServer, checkpoint: Path, tmp_path: Path) -> None:
+    damaged = cached(hub)[0].resolve()
+    content = bytearray(damaged.read_bytes())
+    content[-100] ^= 1
+    damaged.write_bytes(content)
+    made = run("reshard", REPO, "out", *TP2)
+    assert "5 files came from the Hub cache, unchecked: `hf cache verify REPO`" in made.stdout
+    assert json.loads(run("reshard", REPO, "again", *TP2, "--json").stdout)["unchecked"] == 5
+    found = json.loads(run("verify", "out", "--against", REPO, "--json").stdout)
+    assert found["ok"]  # it reads the same cache
+    assert any("5 files of the checkpoint came from the Hub cache, unchecked" in note for note in found["notes"])
+    assert run("verify", "out", "--against", checkpoint).exit_code == ExitCode.NO
+
+
+def test_a_cached_file_that_was_cut_off_is_downloaded_again_at_once(
+    hub: HubServer, checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cut = cached(hub)[0]
+    cut.resolve().write_bytes(cut.read_bytes()[:-1000])
+    with caplog.at_level(logging.WARNING):
+        made = run("reshard", REPO, "out", *TP2, "--download")
+    assert made.exit_code == ExitCode.DONE, made.output
+    assert f"{cut.name}: the copy in the Hub cache had another size" in caplog.text
+    assert cut.read_bytes() == (checkpoint / cut.name).read_bytes()
+    assert run("verify", "out", "--against", checkpoint).exit_code == ExitCode.DONE
+
+
+def test_a_repository_that_lacks_a_file_says_so_by_its_listing(
+    hub: HubServer, checkpoint: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(checkpoint, tmp_path / "bad")
+    next((tmp_path / "bad").glob("model-00002*")).unlink()
+    hub.add_repo("org/bad", {"main": tmp_path / "bad"})
+    said = failed(ExitCode.CHECKPOINT, "inspect", "org/bad")
+    assert "1 of them not there: model-00002-of-00005.safetensors" in said
+    assert "The repository or store lacks it" in said
+    assert [request.route for request in hub.requests if request.route != "unknown"].count("resolve") <= 2
+
+
+def test_an_empty_folder_hides_no_repository(hub: HubServer, tmp_path: Path) -> None:
+    (tmp_path / REPO).mkdir(parents=True)
+    assert run("inspect", REPO).exit_code == ExitCode.DONE
+    (tmp_path / "org/none").mkdir()
+    assert "the folder here is empty" in failed(ExitCode.CHECKPOINT, "inspect", "org/none")
+
+
+def test_weights_in_a_folder_of_the_repository_are_answered_with_the_download(
+    hub: HubServer, checkpoint: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(checkpoint, tmp_path / "inner" / "fp8")
+    hub.add_repo("org/inner", {"main": tmp_path / "inner"})
+    command = "`hf download org/inner --include 'fp8/*' --local-dir inner`"
+    assert command in failed(ExitCode.CHECKPOINT, "inspect", "org/inner")
+    assert command in failed(ExitCode.USAGE, "inspect", "org/inner/fp8")
+    assert command in failed(ExitCode.USAGE, "inspect", "hf://org/inner/fp8")
+
+
+@pytest.mark.parametrize("is_local", [True, False])
+def test_an_index_that_names_a_folder_is_told_from_a_hostile_one(
+    is_local: bool, hub: HubServer, checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(checkpoint, tmp_path / "nested")
+    index = json.loads((folder / INDEX).read_text())
+    index["weight_map"] = {name: f"weights/{file}" for name, file in index["weight_map"].items()}
+    (folder / INDEX).write_text(json.dumps(index))
+    hub.add_repo("org/nested", {"main": folder})
+    place = folder if is_local else "org/nested"
+    assert "move them there" in failed(ExitCode.CHECKPOINT, "inspect", place)
+    index["weight_map"] = {name: f"../{file}" for name, file in index["weight_map"].items()}
+    (folder / INDEX).write_text(json.dumps(index))
+    assert "Do not trust this checkpoint" in failed(ExitCode.CHECKPOINT, "inspect", folder)
+
+
+def test_a_token_that_is_refused_is_named(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    said = failed(ExitCode.NETWORK, "inspect", REPO)
+    assert "The token that is set (HF_TOKEN, or of `hf auth login`) was refused" in said
+
+
+def test_a_proxy_that_does_not_answer_is_named(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_PROXY", "no_proxy", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://hub.invalid")
+    assert "https://hub.invalid through the proxy 127.0.0.1:9: " in failed(ExitCode.NETWORK, "inspect", "org/other")
+
+
+def test_uploaded_shards_are_answered_with_the_download(hub: HubServer, checkpoint: Path, tmp_path: Path) -> None:
+    run("reshard", checkpoint, "shards", *TP2)
+    hub.add_repo("org/shards", {"main": tmp_path / "shards"})
+    for command in (("inspect",), ("merge",)):
+        said = failed(ExitCode.USAGE, command[0], "org/shards", *(["out"] if command[0] == "merge" else []))
+        assert "`hf download org/shards --local-dir shards`" in said
+
+
+def test_a_second_index_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoint, tmp_path / "two")
+    shutil.copy(folder / INDEX, folder / "model.fp8.safetensors.index.json")
+    shown = " ".join(run("inspect", folder).stdout.split())
+    assert f"another index is left alone, and {INDEX} is read: model.fp8.safetensors.index.json" in shown

@@ -183,8 +183,8 @@ def test_a_proxy_that_does_not_answer_is_named(hub: HubServer, monkeypatch: pyte
 def test_uploaded_shards_are_answered_with_the_download(hub: HubServer, checkpoint: Path, tmp_path: Path) -> None:
     run("reshard", checkpoint, "shards", *TP2)
     hub.add_repo("org/shards", {"main": tmp_path / "shards"})
-    for command in (("inspect",), ("merge",)):
-        said = failed(ExitCode.USAGE, command[0], "org/shards", *(["out"] if command[0] == "merge" else []))
+    for command in (("inspect", "org/shards"), ("merge", "org/shards", "out")):
+        said = failed(ExitCode.USAGE, *command)
         assert "`hf download org/shards --local-dir shards`" in said
 
 

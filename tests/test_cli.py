@@ -120,9 +120,9 @@ def test_plan_json_and_plan_file_are_the_same_document(tiny_checkpoint: Path, tm
     ("arguments", "said"),
     [
         (("--engine", "sglng"), "Did you mean sglang?"),
-        (("--gpu", "h20"), "h20-96, h20-141"),
+        (("--gpu", "h20"), "h20-96 (NVIDIA H20 96 GB) or h20-141"),
         (("--shared-experts", "half"), "Known: auto, whole, split, pad."),
-        (("--tp", "0"), "greater than or equal to 1"),
+        (("--tp", "0"), "must be from 1 to 4096"),
         (("--tp", "100000"), "must be from 1 to 4096"),
         (("--tp", "4096", "--dp", "2", "--engine", "vllm"), "vLLM's 8192 GPUs are over 4096"),
     ],
@@ -263,8 +263,8 @@ def test_output_closed_early_is_no_error(tiny_checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize(("edit", "said"), [
-    (lambda request: request.pop("tp"), "plan.json: request.tp: Field required"),
-    (lambda request: request.update(tp="16"), "plan.json: request.tp: Input should be"),
+    (lambda request: request.pop("tp"), "plan.json: request.tp: is missing"),
+    (lambda request: request.update(tp="16"), "plan.json: request.tp: must be a whole number"),
     (lambda request: request.update(tp=-1), "error: the plan's request was edited: tp=-1: must be from 1 to 4096"),
 ])  # fmt: skip
 def test_a_plan_whose_request_was_edited_says_where(
@@ -353,8 +353,8 @@ def test_a_signal_ends_a_run_and_leaves_nothing(
         (True, "typer.main.get_group"),
         (True, "typer.core:TyperGroup.make_context"),
         (True, "dsv4_shard.inspect"),
-        (True, "dsv4_shard.inspect dsv4_shard.terminal.process._print_notes"),
-        (False, "dsv4_shard.terminal.process._print_notes"),
+        (True, "dsv4_shard.inspect dsv4_shard.terminal.show_error.notes_of"),
+        (False, "dsv4_shard.terminal.show_error.notes_of"),
         (True, "typer.core:TyperCommand.invoke"),
         (True, "atexit.unregister"),
         (False, "atexit.unregister"),

@@ -8,8 +8,10 @@ from dsv4_shard.errors import BadConfig, UnsupportedFamily
 from dsv4_shard.limits import CONFIG
 from dsv4_shard.models.families import FAMILIES, find_family
 from dsv4_shard.models.family import Family, ModelConfig
+from dsv4_shard.text.document_problems import described, missing_keys
 from dsv4_shard.text.sanitize import short, short_name
 from dsv4_shard.text.strict_json import BadJson, is_plain, parse_json
+from dsv4_shard.text.units import counted
 
 _NAMED_AT_ONCE = 30
 
@@ -40,8 +42,10 @@ def parse_config(raw: bytes, where: str) -> tuple[ModelConfig, dict[str, Any]]:
         return family.config.model_validate(_text_of(document, family)), document
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False)
-        more = f" and {len(problems) - _NAMED_AT_ONCE:,} more" if len(problems) > _NAMED_AT_ONCE else ""
-        raise BadConfig(f"{where}: {'; '.join(map(_describe, problems[:_NAMED_AT_ONCE]))}{more}") from None
+        missing = missing_keys(problems)
+        others = [described(problem) for problem in problems if problem["type"] != "missing"]
+        lacks = [f"lacks {counted(len(missing), 'field')} ({', '.join(missing[:_NAMED_AT_ONCE])})"] if missing else []
+        raise BadConfig(f"{where}: {'; '.join([*lacks, *others[:_NAMED_AT_ONCE]])}{_more(others)}") from None
 
 
 def parse_document(raw: bytes, where: str) -> dict[str, Any]:
@@ -66,9 +70,8 @@ def _text_of(document: dict[str, Any], family: Family) -> dict[str, Any]:
     return (nested if isinstance(nested, dict) else {}) | top_level
 
 
-def _describe(problem: Any) -> str:
-    place = ".".join(str(part) for part in problem["loc"])
-    return f"{place}: {problem['msg']}" if place else str(problem["msg"])
+def _more(problems: list[str]) -> str:
+    return f" and {len(problems) - _NAMED_AT_ONCE:,} more" if len(problems) > _NAMED_AT_ONCE else ""
 
 
 def architectures_of(document: dict[str, Any]) -> list[str]:

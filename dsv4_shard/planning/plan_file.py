@@ -15,9 +15,10 @@ from dsv4_shard.planning.document import SCHEMA_VERSION, Plan
 from dsv4_shard.planning.earlier_plans import STEPS
 from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.storage import read_regular, write_text
+from dsv4_shard.text.document_problems import first_error
 from dsv4_shard.text.sanitize import short, short_name
 from dsv4_shard.text.schema_versions import check_schema, upgraded
-from dsv4_shard.text.strict_json import BadJson, first_error, is_plain, parse_json
+from dsv4_shard.text.strict_json import BadJson, is_plain, parse_json
 from dsv4_shard.text.units import counted
 from dsv4_shard.version import __version__
 

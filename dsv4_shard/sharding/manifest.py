@@ -28,9 +28,10 @@ from dsv4_shard.sources.local import LocalFile, LocalSource
 from dsv4_shard.storage import MANIFEST_NAME, digest_of, read_regular, tensor_digest
 from dsv4_shard.tensors.header import Header
 from dsv4_shard.text.document import Document
+from dsv4_shard.text.document_problems import first_error
 from dsv4_shard.text.sanitize import short_name
 from dsv4_shard.text.schema_versions import JsonObject, Steps, check_schema, upgraded
-from dsv4_shard.text.strict_json import BadJson, check_size, first_error, parse_json
+from dsv4_shard.text.strict_json import BadJson, check_size, parse_json
 
 SCHEMA_VERSION: Literal[3] = 3
 

@@ -18,7 +18,8 @@ from pydantic.alias_generators import to_camel
 from dsv4_shard.checkpoint import Checkpoint, Origin
 from dsv4_shard.limits import STATEMENT
 from dsv4_shard.text.document import Document
-from dsv4_shard.text.strict_json import BadJson, check_size, first_error
+from dsv4_shard.text.document_problems import first_error
+from dsv4_shard.text.strict_json import BadJson, check_size
 from dsv4_shard.version import __version__
 
 BUILDER: Literal["urn:dsv4-shard"] = "urn:dsv4-shard"

@@ -15,8 +15,9 @@ from pydantic import BaseModel, Field, StringConstraints, ValidationError
 
 from dsv4_shard.errors import BadSignature
 from dsv4_shard.limits import SIGNATURE
+from dsv4_shard.text.document_problems import first_error
 from dsv4_shard.text.sanitize import short
-from dsv4_shard.text.strict_json import BadJson, first_error, parse_json
+from dsv4_shard.text.strict_json import BadJson, parse_json
 
 PREDICATE = "https://model_signing/signature/v1.0"
 

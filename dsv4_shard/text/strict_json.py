@@ -8,13 +8,10 @@ import math
 import re
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from dsv4_shard.limits import HEADER, MAX_DEPTH, Limit
-from dsv4_shard.text.sanitize import short, short_name
-
-if TYPE_CHECKING:
-    from pydantic import ValidationError
+from dsv4_shard.text.sanitize import short
 
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -162,10 +159,3 @@ def _strings(document: object) -> Iterator[str]:
         elif isinstance(value, dict):
             yield from value
             pending += value.values()
-
-
-def first_error(error: "ValidationError") -> str:
-    """Return the first place at which a document contradicts its pydantic model, and the reason."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    place = short_name(".".join(map(str, first["loc"])))
-    return ": ".join(filter(None, (place, first["msg"].removeprefix("Value error, "))))

@@ -198,7 +198,7 @@ def test_a_checkpoint_is_refused_beside_compare(files: tuple[Path, Path]) -> Non
     ("key", "value", "said"),
     [
         ("schema_version", 0, "plan schema 0: there is no such version"),
-        ("layout", 5, "layout: Input should be a valid string"),
+        ("layout", 5, "layout: must be text"),
     ],
 )
 def test_a_file_that_is_not_as_plans_are_is_refused_as_everywhere(

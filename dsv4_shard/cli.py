@@ -270,12 +270,12 @@ def reshard(
     how: options.ProgressOpt = "auto",
     as_json: options.JsonOpt = False,
 ) -> None:
-    """Write the files of each rank, and a manifest that proves them.
+    """Write the files of each rank, and a manifest with their digests.
 
     Reads each byte of the checkpoint once, in constant memory. Give a plan file (--plan), or --tp and the options of
     `plan`.
 
-    The same command resumes a run that was killed or failed.
+    The same command resumes a run that was killed or failed, and does nothing once its result is complete.
     """
     from dsv4_shard.opening import is_url
 
@@ -403,7 +403,7 @@ def merge(
     Restores its names, files and bytes. Tensors that the shards hold in another form (wo_a decoded, experts cast) stay
     in it, and are listed.
 
-    The same command resumes a run that ended early.
+    The same command resumes a run that ended early, and does nothing once its result is complete.
     """
     from dsv4_shard.terminal.progress_lines import progress_as
     from dsv4_shard.terminal.written import show_merge

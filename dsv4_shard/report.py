@@ -27,7 +27,7 @@ class ReportOptions(LayoutOrSearch):
     repo: Annotated[
         str | Path | None,
         Option(
-            help="Where the plan's checkpoint is.",
+            help="Where to find the plan's checkpoint.",
             metavar="REPO", shows="where the plan names it", completion="repos", typed=str,
         ),
     ] = None  # fmt: skip

@@ -50,7 +50,7 @@ def out(tmp_path: Path) -> typing.Any:
     ("search", {"gpus": 0}, "gpus=0: must be from 1 to 4096"),
     ("search", {"gpus": 2, "engine": []}, "engine: there is nothing in it"),
     ("search", {"gpus": 2, "engine": [None]}, "engine=None: must be a name, not NoneType"),
-    ("search", {"gpus": 2, "rank_by": "x"}, "rank_by='x': no such ranking"),
+    ("search", {"gpus": 2, "rank_by": "x"}, "rank_by='x': must be weights, tokens or sent"),
     ("report", {"gpus": 8, "tp": 8}, "gpus and tp: the search tries them all"),
     ("report", {"tpp": 8}, "tpp: there is no such option"),
     ("report", {"ep": 8}, "ep without tp or gpus"),

@@ -52,7 +52,7 @@ class Option:
     longest: int = MAX_NAME_CHARS
     choices: Mapping[str, str] | None = None
     of_engine: Mapping[str, tuple[str, ...]] | None = None
-    unknown: str = "no such name is known"
+    unknown: str = "unknown name"
     expects: str | None = None
     completion: str | None = None
     typed: type | None = None

@@ -33,7 +33,7 @@ ENGINES_THAT_WRITE = "sglang, vllm, reference (DeepSeek's generate.py) or node (
 
 # --- options that several lists share --------------------------------------------------------------------------------
 
-TP = Option(help="Tensor parallelism.", metavar="N", panel=LAYOUT, least=1, most=MAX_RANKS)
+TP = Option(help="Tensor parallelism: the number of ranks.", metavar="N", panel=LAYOUT, least=1, most=MAX_RANKS)
 
 GPUS = Option(
     help="In place of --tp: search all layouts on exactly N GPUs.",
@@ -46,8 +46,8 @@ PICK = Option(
 )  # fmt: skip
 
 RANK_BY = Option(
-    help="With --gpus, what puts a layout first: weights (few), tokens (many) or sent (few bytes).",
-    metavar="WHAT", panel=LAYOUT, shows="weights", choices=RANKINGS, unknown="no such ranking",
+    help="With --gpus, order the layouts by weights (fewest first), tokens (most) or sent (fewest bytes).",
+    metavar="WHAT", panel=LAYOUT, shows="weights", choices=RANKINGS, unknown="must be weights, tokens or sent",
 )  # fmt: skip
 
 ENGINE_NAME = Option(
@@ -76,7 +76,7 @@ A2A = Option(
 SHARED = Option(
     help="whole: all on every rank; split: cut, where blocks allow; pad: cut, filled up to whole blocks "
     "(vLLM); auto: the engine's own way, else its next that runs.",
-    metavar="WAY", panel=LAYOUT, choices=SHARED_EXPERTS, unknown="there is no such way",
+    metavar="WAY", panel=LAYOUT, choices=SHARED_EXPERTS, unknown="must be auto, whole, split or pad",
 )  # fmt: skip
 
 REFRESH = Option(help="Look up the branch again instead of using the answer cached for an hour.")
@@ -127,16 +127,16 @@ class Target(Hardware):
     nodes: Annotated[
         int | None,
         Option(
-            help="Hosts.",
+            help="Number of hosts.",
             metavar="N", panel=HARDWARE, shows="as few as hold the GPUs", least=1, most=MAX_RANKS,
         ),
     ] = None  # fmt: skip
     expert_dtype: Annotated[
         str | None,
         Option(
-            help="fp4 or fp8. fp8 casts FP4 experts as DeepSeek's converter does (reference only).",
+            help="fp4 or fp8; fp8 casts FP4 experts as DeepSeek's converter does (reference only).",
             metavar="DTYPE", panel=ENGINE, shows="the checkpoint's", choices=EXPERT_DTYPES,
-            unknown="no such format of experts",
+            unknown="must be fp4 or fp8",
         ),
     ] = None  # fmt: skip
     engine_version: Annotated[
@@ -181,7 +181,7 @@ class Sessions(Options):
     context: Annotated[
         int | None,
         Option(
-            help="Tokens of a session: whether such a context fits, and how many sessions at once.",
+            help="Tokens of a session: check that such a context fits, and how many sessions at once.",
             metavar="N", panel=HARDWARE, shows="the model's longest", least=1, most=MAX_CONTEXT,
         ),
     ] = None  # fmt: skip

@@ -246,6 +246,9 @@ def _no_result(folder: Path) -> ShardError:
             f"{folder}: a checkpoint, not a result of reshard: it has no {MANIFEST_NAME}",
             hint=f"`dsv4-shard inspect {folder}` checks it; a result is checked by `verify OUT --against {folder}`.",
         )
+    if folder.name.startswith(".") and folder.name.endswith(".partial"):
+        return NotAResult(f"{folder}: an unfinished run, no result: it has no {MANIFEST_NAME}",
+                          hint="The command that began it goes on with it.")  # fmt: skip
     if (folder / "model-rank-0-part-0.safetensors").exists():
         return NotAResult(
             f"{folder}: rank files without {MANIFEST_NAME}: an engine's own saver wrote them, or the manifest is lost",

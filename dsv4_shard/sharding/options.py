@@ -138,7 +138,7 @@ class Jobs(Options):
     jobs: Annotated[
         int | None,
         Option(
-            help="Workers: processes for folders, threads for the Hub and stores.",
+            help="Number of workers: processes for folders, threads for the Hub and stores.",
             metavar="N",
             shows="the CPUs, at most 32",
             least=1,

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path, PurePath
 
 from dsv4_shard.errors import NotEnoughDisk, OutputError, OutputInsideInput, OutputNotEmpty, WriteFailed
+from dsv4_shard.text.units import size
 
 MANIFEST_NAME = "manifest.json"
 
@@ -107,8 +108,9 @@ def check_room(out: Path, needed: int) -> None:
     free = free_bytes(out)
     if free < needed:
         raise NotEnoughDisk(
-            f"{out}: needs {needed:,} bytes, the file system has {free:,} free ({needed - free:,} missing)",
-            hint="Write a node's share (--ranks 0-7), or choose another file system.",
+            f"{out}: needs {size(needed)}, and {size(free)} are free on the file system of {plain(out).parent}: "
+            f"{size(needed - free)} short",
+            hint="Write a node's share (--ranks 0-7; --dry-run lists what each needs), or choose another file system.",
         )
 
 

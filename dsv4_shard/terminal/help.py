@@ -33,7 +33,7 @@ NO = {
     "inspect": None,
     "plan": "the layout does not run; with --gpus: none does",
     "report": None,
-    "reshard": "the layout does not run, or nodes wrote what they should not",
+    "reshard": "the layout does not run, or a node's shares are not verified",
     "merge": None,
     "verify": "something differs, no result, or not the expected signature",
     "sign": "the folder holds no result, or a damaged one",
@@ -63,7 +63,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("", "DeepSeek-V4-Pro"),
     ),
     "reshard": (
-        ("What would be written for a plan; then write it", "DeepSeek-V4-Pro shards --plan plan.json --dry-run"),
+        ("List what would be written for a plan; then write it", "DeepSeek-V4-Pro shards --plan plan.json --dry-run"),
         ("", "DeepSeek-V4-Pro shards --plan plan.json"),
         ("Without a plan file, from the Hub", "deepseek-ai/DeepSeek-V4-Pro vllm16 --tp 16 --engine vllm"),
         ("The ranks of one node only", "DeepSeek-V4-Pro node0 --plan plan.json --ranks 0-7"),
@@ -116,14 +116,15 @@ class HelpCommand(TyperCommand):
         return [re.sub("[{}]", "", piece) for piece in super().collect_usage_pieces(ctx)]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the examples, which fit the first screen, and the options after them."""
+        with formatter.section("Examples"):
+            for line in examples_of(str(self.name)):
+                formatter.write(f"  {line}\n" if line else "\n")
         for heading, records in grouped(self, ctx):
             with formatter.section(heading):
                 formatter.write_dl(records)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        with formatter.section("Examples"):
-            for line in examples_of(str(self.name)):
-                formatter.write(f"  {line}\n" if line else "\n")
         with formatter.section("Exit codes"):
             formatter.write_dl(exit_codes_of(str(self.name)))
 

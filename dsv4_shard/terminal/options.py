@@ -136,7 +136,7 @@ SourceArg = Annotated[
     typer.Argument(
         metavar="SOURCE",
         autocompletion=completion.sources,
-        help="A plan file (*.json), or a checkpoint as `inspect` takes it.",
+        help="A plan file (*.json), or a checkpoint as for `inspect`.",
     ),
 ]
 
@@ -146,17 +146,17 @@ RanksArg = Annotated[
 
 ResultsArg = Annotated[
     list[str],
-    typer.Argument(metavar="OUT", help="A folder that reshard made, or those of shares, as one result."),
+    typer.Argument(metavar="OUT", help="A folder that reshard or merge wrote, or the folders of shares as one result."),
 ]
 
-ResultArg = Annotated[str, typer.Argument(metavar="OUT", help="A folder that reshard or merge made.")]
+ResultArg = Annotated[str, typer.Argument(metavar="OUT", help="A folder that reshard or merge wrote.")]
 
 TextArg = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="TEXT",
         show_default="what is piped in",
-        help="What the engine printed, or its log: a file, or - for stdin.",
+        help="The engine's message, or its log: a file, or - for stdin.",
     ),
 ]
 
@@ -179,13 +179,15 @@ ProgressOpt = Annotated[
 
 CompareOpt = Annotated[
     tuple[Path, Path] | None,
-    typer.Option("--compare", metavar="FILE FILE", help="Plan nothing: say what differs between two plan files."),
+    typer.Option("--compare", metavar="FILE FILE", help="Show what differs between two plan files."),
 ]
 
 
 OutArg = Annotated[
     str,
-    typer.Argument(metavar="OUT", help="Folder to make, or s3://, gs://, az://; a result only when it is complete."),
+    typer.Argument(metavar="OUT", help="Folder to create, or s3://, gs://, az://; appears only when it is complete."),
 ]
 
-OutFolderArg = Annotated[str, typer.Argument(metavar="OUT", help="Folder to make; appears only when it is complete.")]
+OutFolderArg = Annotated[
+    str, typer.Argument(metavar="OUT", help="Folder to create. It appears only when it is complete.")
+]

@@ -7,12 +7,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TaskID, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    TaskID,
+    TaskProgressColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.progress import Progress as Bars
 from rich.text import Text
 
 from dsv4_shard.sharding.progress import Progress, Task
 from dsv4_shard.text.sanitize import clean
+from dsv4_shard.text.units import size
 
 if TYPE_CHECKING:
     from dsv4_shard.sharding.outcome import Outcome
@@ -73,7 +82,10 @@ class ProgressBars(Progress):
         gc.freeze()
         gc.enable()
         self._started = self._spoke = time.monotonic()
-        columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        columns = (
+            "{task.description}", BarColumn(), TaskProgressColumn(), DownloadColumn(), TransferSpeedColumn(),
+            TimeElapsedColumn(), "left", TimeRemainingColumn(),
+        )  # fmt: skip
         bars = Bars(*columns, console=self._console, disable=not self._shows_bars, transient=True)
         bars.start()
         return bars
@@ -82,9 +94,9 @@ class ProgressBars(Progress):
         """Count bytes that an earlier run moved, and print their number."""
         state = self._states[task.share]
         state.done += nbytes
-        share, are_there = (f"{task.share}: ", "") if task.share else ("", " are there")
-        there = f"{nbytes:,} of {state.total:,} bytes{are_there} ({_percent(nbytes, state.total)} %)"
-        self._say(f"{share}going on where an earlier run stopped: {there}")
+        share = f"{task.share}: " if task.share else ""
+        written = f"{size(nbytes)} of {size(state.total)} already written ({_percent(nbytes, state.total)} %)"
+        self._say(f"{share}Resuming: {written}")
         if self._bars is not None:
             self._bars.remove_task(state.bar)  # a new bar, so that the rate does not count resumed bytes
             state.bar = self._bars.add_task(str(task), total=state.total, completed=state.done)
@@ -101,7 +113,7 @@ class ProgressBars(Progress):
             if task.share:
                 self._say("; ".join(f"{one.task} {one.percent} %" for one in self._states.values()))
             else:
-                self._say(f"{task}: {state.done:,} of {state.total:,} bytes ({state.percent} %)")
+                self._say(f"{task}: {size(state.done)} of {size(state.total)} ({state.percent} %)")
 
     def end(self, task: Task) -> None:
         """Remove the bar; shares keep theirs until all have ended."""

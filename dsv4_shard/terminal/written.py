@@ -27,7 +27,7 @@ def show_dry_run(console: Console, would: "WouldWrite", dry: "DryRun") -> None:
     job, needed, free = would.job, would.nbytes, would.free
     title(console, f"Would write into {would.out}")
     table = Table("file", "tensors", "bytes", right=(1, 2))
-    for file in job.recipe.files:
+    for file in sorted(job.recipe.files, key=lambda file: file.name):
         table.add(file.name, f"{len(file.tensors):,}", f"{file.nbytes:,}")
     for name, nbytes in sorted(job.small_files.items()):
         table.add(name, "", f"{nbytes:,}")

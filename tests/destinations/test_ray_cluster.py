@@ -254,7 +254,7 @@ def test_a_run_that_is_interrupted_goes_on_from_what_its_nodes_have_saved(
     assert all((staging / "journal").exists() for staging in stagings)
     ran = reshard_on(nodes, model, tmp_path / "out")
     assert ran.returncode == 0, ran.stderr
-    assert ran.stderr.count("going on where an earlier run stopped") == 2
+    assert ran.stderr.count("Resuming:") == 2
     assert apart_from_statements(contents(tmp_path / "out")) == expected
 
 
@@ -280,7 +280,7 @@ def test_a_share_whose_node_is_killed_is_gone_on_with_elsewhere(
     assert (document["ok"], document["one_folder"]) == (True, True)
     assert re.search(r"^ranks 4-7 on [\d.]+: lost, its (node|process) died$", stderr, re.MULTILINE)
     assert re.search(r"^ranks 4-7 on [\d.]+: written again, after it was lost on [\d.]+$", stderr, re.MULTILINE)
-    assert "going on where an earlier run stopped" in stderr
+    assert "Resuming:" in stderr
     assert "from an earlier run; written again, after it was lost on " in stderr
     rank_files = [path for path in (tmp_path / "out").rglob("*.safetensors") if path.is_file()]
     assert f"wrote {len({path.stat().st_ino for path in rank_files})} rank files" in stderr
@@ -319,7 +319,7 @@ def test_a_run_whose_own_node_dies_ends_says_what_to_do_and_can_go_on(
     if servers == ["raylet"]:  # the cluster is there, and this machine has another node
         ran = reshard_on(with_driver, model, tmp_path / "out")
         assert ran.returncode == 0, ran.stderr
-        assert "going on where an earlier run stopped" in ran.stderr
+        assert "Resuming:" in ran.stderr
     else:
         for ranks in ("0-3", "4-7"):
             shared = ["reshard", str(model), str(tmp_path / "out"), *options(), "--ranks", ranks]
@@ -606,7 +606,7 @@ def test_progress_of_all_shares_is_one_line_now_and_then(monkeypatch: pytest.Mon
         now[0] = 62.0
         shown.advance(SECOND, 100)
     assert text.getvalue() == (
-        "ranks 8-15: going on where an earlier run stopped: 100 of 400 bytes (25 %)\n"
+        "ranks 8-15: Resuming: 100 B of 400 B already written (25 %)\n"
         "reshard ranks 0-7 10 %; reshard ranks 8-15 50 %\n"
         "ranks 0-7: lost, its node died\n"
         "reshard ranks 8-15 100 %\n"

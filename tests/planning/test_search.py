@@ -280,7 +280,7 @@ def test_the_command_says_by_what_it_ranks_and_plans_the_first_of_that() -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("command", "options", "why"), [
-    ("plan", ("--gpus", "16", "--rank-by", "speed"), "--rank-by 'speed': no such ranking"),
+    ("plan", ("--gpus", "16", "--rank-by", "speed"), "--rank-by 'speed': must be weights, tokens or sent"),
     ("plan", ("--gpus", "16", "--rank-by", "tokens"), "room is not known without --gpu or --gpu-memory"),
     ("plan", ("--tp", "16", "--rank-by", "sent"), "--rank-by without --gpus"),
     ("report", ("--tp", "16", "--rank-by", "sent"), "--rank-by without --gpus"),

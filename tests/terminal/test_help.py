@@ -61,12 +61,12 @@ def test_arguments_are_called_as_all_texts_call_them(command: str, usage: str) -
 
 def test_options_stand_in_groups_and_the_arguments_before_them() -> None:
     headings = re.findall(r"^([\w ]+):$", help_of("reshard"), re.MULTILINE)
-    assert headings == ["Arguments", "Layout", "Engine", "Hardware", "Writing", "Options", "Examples", "Exit codes"]
+    assert headings == ["Examples", "Arguments", "Layout", "Engine", "Hardware", "Writing", "Options", "Exit codes"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_is_in_the_help_once_and_says_something(command: str) -> None:
-    lines = help_of(command).partition("Examples:")[0]
+    lines = help_of(command).partition("Exit codes:")[0]
     for param in typer.main.get_command(app).commands[command].params:  # type: ignore[attr-defined]
         assert param.help
         shown = param.opts[0] if param.param_type_name == "option" else param.metavar

@@ -535,7 +535,7 @@ def demo(
     try:
         check_output(folder, Path(__file__).parent, overwrite=False)
     except OutputNotEmpty as error:
-        error.hint = f"Remove it, or name another folder: dsv4-shard demo {folder}-2"
+        error.hint = f"Remove it, or name another folder: `dsv4-shard demo {folder}-2`."
         raise
     checkpoint, shards, plan_file = folder / "checkpoint", folder / "shards", folder / "plan.json"
     page = folder / "report.html"

@@ -135,4 +135,4 @@ class _Bytes:
 
 
 def _nothing() -> UsageError:
-    return UsageError("nothing to explain", hint='Give the message or a log: dsv4-shard explain "TEXT", or LOG, or -')
+    return UsageError("nothing to explain", hint="Give the message or a log: `dsv4-shard explain TEXT`, or LOG, or -")

@@ -6,7 +6,7 @@ its dependencies when it is called: see `plan`.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -78,11 +78,10 @@ def reshard(repo: str | Path, out: str | Path, options: ReshardOptions) -> "outc
     if is_url(str(out)):
         raise UsageError(f"{out}: not a folder", hint="`dsv4_shard.reshard_to_store` writes into an object store.")
     made = _prepare(repo, options, Path(out))
-    made = _downloaded(made) if options.download else made
     try:
         return into_folder(made.job, made.checkpoint, Path(out), "reshard", Reporter(options.progress),
-                           workers=options.jobs, overwrite=options.overwrite, allow_inexact=options.allow_inexact,
-                           restart=options.restart)  # fmt: skip
+                           _fetch(made.job, options.download), workers=options.jobs, overwrite=options.overwrite,
+                           allow_inexact=options.allow_inexact, restart=options.restart)  # fmt: skip
     except RanksThere as error:
         if options.ranks != AUTO:
             raise
@@ -111,9 +110,8 @@ def reshard_to_store(repo: str | Path, out: str, options: StoreOptions) -> "docu
         raise UsageError(f"{out}: not the URL of an object store", hint="`dsv4_shard.reshard` writes into a folder.")
     _refuse_auto(options.ranks)
     made = _prepare(repo, options)
-    made = _downloaded(made) if options.download else made
     return into_store(made.job, made.checkpoint, _target(out, options, options.keep_scratch),
-                      Reporter(options.progress), workers=options.jobs,
+                      Reporter(options.progress), _fetch(made.job, options.download), workers=options.jobs,
                       allow_inexact=options.allow_inexact)  # fmt: skip
 
 
@@ -336,12 +334,12 @@ def _refuse_auto(ranks: str | Iterable[int] | None) -> None:
         )
 
 
-def _downloaded(made: _Prepared) -> _Prepared:
-    """Return the same job, with the files that it reads in this machine's Hub cache."""
+def _fetch(job: "Job", download: bool) -> "Callable[[Checkpoint], Checkpoint]":
+    """Return what brings the files that a job reads into this machine's Hub cache, if that is asked for."""
     from dsv4_shard.opening import with_download
     from dsv4_shard.sharding.copy import files_of
 
-    return made._replace(checkpoint=with_download(made.checkpoint, files_of(made.job.recipe)))
+    return lambda checkpoint: with_download(checkpoint, files_of(job.recipe)) if download else checkpoint
 
 
 def _prepare_merge(ranks: str | Path, out: str | Path, config: str | Path | None) -> "tuple[Checkpoint, Job]":

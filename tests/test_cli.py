@@ -326,7 +326,7 @@ def test_a_demo_that_is_there_says_how_to_have_another(tmp_path: Path) -> None:
     (tmp_path / "demo" / "mine").touch()
     result = run("demo", tmp_path / "demo")
     assert result.exit_code == ExitCode.IO
-    assert result.stderr.splitlines()[1].endswith(f"another folder: dsv4-shard demo {tmp_path / 'demo'}-2")
+    assert result.stderr.splitlines()[1].endswith(f"another folder: `dsv4-shard demo {tmp_path / 'demo'}-2`.")
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ Each function is one step of a verb and reports its progress to a `Reporter`.
 
 import contextlib
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -76,6 +76,14 @@ def _shares_of(job: Job) -> list[tuple[int, ...]]:
     return [share_of(job.world, number, nodes) for number in range(nodes)] if nodes > 1 else []
 
 
+Fetch = Callable[[Checkpoint], Checkpoint]
+"""Brings a checkpoint's files to this machine, and returns it with them."""
+
+
+def _no_fetch(checkpoint: Checkpoint) -> Checkpoint:
+    return checkpoint
+
+
 @dataclass(frozen=True, slots=True)
 class OutputTarget:
     """A place in an object store, the scratch folder, and the options that concern them."""
@@ -87,14 +95,18 @@ class OutputTarget:
     restart: bool
 
 
-def into_folder(job: Job, checkpoint: Checkpoint, out: Path, work: str, reporter: Reporter, **options: Any) -> Outcome:
+def into_folder(
+    job: Job, checkpoint: Checkpoint, out: Path, work: str, reporter: Reporter, fetch: Fetch = _no_fetch, **options: Any
+) -> Outcome:
     """Write a job's files into a folder, unless a finished result there has them all.
 
-    Options and errors are those of `sharding.run.reshard`. Claims the job's ranks first. Raises OutputBusy if another
-    run writes one of them, and the errors of `finished_in_folder`.
+    Options and errors are those of `sharding.run.reshard`. Claims the job's ranks first. `fetch` is called if there is
+    something to write, and returns the checkpoint to read. Raises OutputBusy if another run writes one of the ranks,
+    and the errors of `finished_in_folder`.
     """
     if not options.get("overwrite") and (there := finished_in_folder(job, out)) is not None:
         return Outcome.nothing(str(out), there.ranks, job.world)
+    checkpoint = fetch(checkpoint)
     moving = reporter.task(Task(work), sum(file.payload for file in job.recipe.files))
     with claimed(out, job.ranks, is_share=job.is_share), _naming_leftovers(job, out), moving as task:
         outcome = reshard(job, checkpoint, out, on_progress=task.advance, on_resume=task.resume, **options)
@@ -154,11 +166,12 @@ def into_store(
     checkpoint: Checkpoint,
     place: OutputTarget,
     reporter: Reporter,
+    fetch: Fetch = _no_fetch,
     **options: Any,
 ) -> Uploaded:
     """Write a job's files into a scratch folder, unless they are there, and upload them.
 
-    Raises the errors of `sharding.run.reshard`, `scratch_folder.Scratch` and `object_store.upload`.
+    `fetch` is as in `into_folder`. Raises the errors of `sharding.run.reshard`, `scratch_folder.Scratch` and `object_store.upload`.
     """
     from dsv4_shard.destinations.object_store import check_place, finished_upload, nbytes_of, remains_of, upload
 
@@ -174,7 +187,7 @@ def into_store(
     with scratch:
         if not scratch.is_written:
             outcome = into_folder(
-                job, checkpoint, scratch.result, "reshard", reporter, restart=place.restart, **options
+                job, checkpoint, scratch.result, "reshard", reporter, fetch, restart=place.restart, **options
             )
             reporter.written(outcome)
             written = outcome.written if outcome.files or outcome.linked else None

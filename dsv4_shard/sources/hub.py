@@ -112,8 +112,11 @@ def _check_names(endpoint: str, repo_id: str, label: str) -> None:
 
     try:
         validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise UsageError(f"{label}: no name of a repository: {str(error).splitlines()[0]}") from None
+    except HFValidationError:
+        raise UsageError(
+            f"{label}: no name of a repository",
+            hint="A name has letters, digits, - _ and . (neither -- nor .. and none at an end), at most 96 in all.",
+        ) from None
     try:
         server, login = is_server(endpoint), urlsplit(endpoint).username
     except ValueError:

@@ -43,7 +43,7 @@ def default_repo() -> str:
     if last is None:
         raise UsageError(
             "no checkpoint named, none in the current folder, and none inspected yet",
-            hint="Name one: dsv4-shard plan REPO --tp 16",
+            hint="Name one: `dsv4-shard plan REPO --tp 16`.",
         )
     print(f"planning for {clean(last)}, the checkpoint last inspected", file=sys.stderr)
     return last

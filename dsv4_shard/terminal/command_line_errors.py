@@ -1,5 +1,6 @@
 """Errors of the command line's form, which Typer finds, as the tool's own: no text of a library is shown."""
 
+import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ def parsed(parse: Callable[[Any, list[str]], list[str]], context: Any, words: li
         return parse(context, words)
     except typer.TyperException as error:
         if type(error).__name__ == "NoArgsIsHelpError":
-            print(context.get_help())
+            print(context.get_help(), file=sys.stderr)
             raise typer.Exit(UsageError.exit_code) from None
         raise _as_ours(error, context) from None
 

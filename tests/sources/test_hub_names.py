@@ -120,6 +120,15 @@ def test_a_cached_file_that_was_cut_off_is_downloaded_again_at_once(
     assert run("verify", "out", "--against", checkpoint).exit_code == ExitCode.DONE
 
 
+def test_a_finished_result_downloads_nothing_again(hub: HubServer, tmp_path: Path) -> None:
+    command = ("reshard", REPO, "out", *TP2, "--download")
+    assert run(*command).exit_code == ExitCode.DONE
+    shutil.rmtree(tmp_path / "hub")
+    again = run(*command)
+    assert (again.exit_code, "already complete" in again.stdout) == (ExitCode.DONE, True)
+    assert not (tmp_path / "hub").exists()
+
+
 def test_a_repository_that_lacks_a_file_says_so_by_its_listing(
     hub: HubServer, checkpoint: Path, tmp_path: Path
 ) -> None:

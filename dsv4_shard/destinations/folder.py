@@ -171,7 +171,8 @@ def into_store(
 ) -> Uploaded:
     """Write a job's files into a scratch folder, unless they are there, and upload them.
 
-    `fetch` is as in `into_folder`. Raises the errors of `sharding.run.reshard`, `scratch_folder.Scratch` and `object_store.upload`.
+    `fetch` is as in `into_folder`. Raises the errors of `sharding.run.reshard`, `scratch_folder.Scratch` and
+    `object_store.upload`.
     """
     from dsv4_shard.destinations.object_store import check_place, finished_upload, nbytes_of, remains_of, upload
 

@@ -7,7 +7,7 @@ from urllib.parse import unquote
 
 from dsv4_shard.errors import UsageError
 
-_HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.+/-]+))?", re.ASCII)
+_HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.+/-]+))?")
 
 _SITES = r"(?:www\.)?(?:huggingface\.co|hf\.co|hf-mirror\.com)"
 

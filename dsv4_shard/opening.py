@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dsv4_shard.checkpoint import Checkpoint, Inventory, Origin, read_checkpoint, take_inventory
+from dsv4_shard.checkpoint import Checkpoint, Inventory, Origin, read_checkpoint, refuse_kinds, take_inventory
 from dsv4_shard.errors import (
     AccessRefused,
     NoRepository,
@@ -145,7 +145,11 @@ _KINDS_OF_NAMES = "Name a folder, org/name on the Hub, or s3://bucket/prefix (gs
 
 
 def _no_folder(repo: str, path: Path) -> UsageError:
-    """Return the error for a file in place of a checkpoint: what it is, and the folder to name."""
+    """Return the error for a file in place of a checkpoint: what it is, and the folder to name.
+
+    Raises OtherExport for a file of another tool.
+    """
+    refuse_kinds(repo, [path.name])
     beside = path.parent
     if path.suffix == ".json" and path.name not in (CONFIG_FILE, INDEX_FILE) and _is_plan(path):
         return UsageError(f"{repo}: a plan, not a checkpoint",

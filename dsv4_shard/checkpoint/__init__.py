@@ -4,7 +4,7 @@ from dsv4_shard.checkpoint.completeness import expected_names
 from dsv4_shard.checkpoint.exports import OTHER_EXPORT, name_export
 from dsv4_shard.checkpoint.findings import Finding, Severity, some
 from dsv4_shard.checkpoint.fingerprint import Origin, differences, origin_of
-from dsv4_shard.checkpoint.folders import refuse_other_folders, results_in
+from dsv4_shard.checkpoint.folders import refuse_kinds, refuse_other_folders, results_in
 from dsv4_shard.checkpoint.formats import NVFP4, PACKED, Format
 from dsv4_shard.checkpoint.inventory import (
     Inventory,
@@ -37,6 +37,7 @@ __all__ = [
     "read_checkpoint",
     "read_unknown",
     "refuse_errors",
+    "refuse_kinds",
     "refuse_other_folders",
     "results_in",
     "some",

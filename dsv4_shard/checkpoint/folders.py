@@ -105,7 +105,7 @@ def refuse_other_folders(source: Source, sizes: Mapping[str, int]) -> None:
                           hint="PEFT, SGLang and vLLM load it beside its model: name the model"
                           f"{f', `dsv4-shard inspect {base}`' if base else ''}.")  # fmt: skip
     _refuse_rank_files(source.label, sizes)
-    _refuse_kinds(source.label, sizes)
+    refuse_kinds(source.label, sizes)
     if not any(name.endswith(".safetensors") for name in sizes):
         _refuse_folders(source, sizes)
 
@@ -168,7 +168,7 @@ def _refuse_rank_files(label: str, sizes: Mapping[str, int]) -> None:
     )
 
 
-def _refuse_kinds(label: str, names: Iterable[str]) -> None:
+def refuse_kinds(label: str, names: Iterable[str]) -> None:
     """Raise OtherExport if one of the files, in whatever folder, is of a kind of the table."""
     plain = {name: name.rpartition("/")[2] for name in names}
     for kind in KINDS:
@@ -193,10 +193,11 @@ def _refuse_folders(source: Source, sizes: Mapping[str, int]) -> None:
     if dead and not inside:
         raise MissingFile(f"{source.label}: {_target(source, dead[0])}", hint=_LINKS)
     if CONFIG_FILE in sizes and not inside:
-        _refuse_kinds(source.label, tree)
+        refuse_kinds(source.label, tree)
+        partial = source.unfinished_downloads()
         raise BadIndex(
             f"{source.label}: {CONFIG_FILE} and no weights: neither {INDEX_FILE} nor {SINGLE_FILE}",
-            hint="The download is incomplete, or the weights are elsewhere.",
+            hint=MissingFile.hint if partial else "The download is incomplete, or the weights are elsewhere.",
         )
     if inside or results:
         what = "checkpoint" if inside else "result of reshard"
@@ -205,7 +206,9 @@ def _refuse_folders(source: Source, sizes: Mapping[str, int]) -> None:
             f"{source.label}: no checkpoint, but folders that hold a {what}: {some(inside or results)}",
             hint=_name_inside(source, first, "inspect" if inside else "verify"),
         )
-    _refuse_kinds(source.label, tree)
+    refuse_kinds(source.label, tree)
+    if partial := source.unfinished_downloads():
+        raise MissingFile(f"{source.label}: no checkpoint yet, but a download that did not finish: {some(partial)}")
     held = f"no checkpoint, but {some(sorted(tree))}" if tree else "no checkpoint: the folder is empty"
     raise NotACheckpoint(f"{source.label}: {held}")
 

@@ -115,7 +115,7 @@ def _check_names(endpoint: str, repo_id: str, label: str) -> None:
     except HFValidationError:
         raise UsageError(
             f"{label}: no name of a repository",
-            hint="A name has letters, digits, - _ and . (neither -- nor .. nor .git, and none at an end), at most 96 in all.",
+            hint="A name has letters, digits, - _ and . (not -- .. or .git, and none at an end), at most 96 in all.",
         ) from None
     try:
         server, login = is_server(endpoint), urlsplit(endpoint).username

@@ -165,6 +165,21 @@ def test_a_file_of_a_checkpoint_is_answered_with_its_folder(name: str, folder: P
         assert re.search(f"[Nn]ame (its folder: )?{folder}\\.", said.stderr)
 
 
+def test_a_file_of_another_tool_is_named_too(tmp_path: Path) -> None:
+    said = run("inspect", touched(tmp_path, "model-Q4_K_M.gguf") / "model-Q4_K_M.gguf")
+    assert (said.exit_code, "GGUF files" in said.stderr) == (ExitCode.CHECKPOINT, True)
+
+
+@pytest.mark.parametrize("with_config", [False, True])
+def test_a_download_that_did_not_finish_is_told_from_an_empty_folder(with_config: bool, tmp_path: Path) -> None:
+    """As `hf download --local-dir` leaves it."""
+    folder = touched(tmp_path / "model", ".cache/huggingface/download/abc.0123.incomplete")
+    if with_config:
+        (folder / "config.json").write_text('{"model_type": "deepseek_v4"}')
+    said = refusal(folder, BadIndex if with_config else MissingFile)
+    assert "run `hf download` again" in said
+
+
 @pytest.mark.parametrize("page", [
     "https://huggingface.co/org/name", "https://huggingface.co/org/name/tree/main", "http://hf.co/org/name/",
     "https://huggingface.co/org/name/blob/main/config.json", "huggingface.co/org/name?library=sglang", "hf://org/name",

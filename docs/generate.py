@@ -38,6 +38,7 @@ from dsv4_shard.signing import Signed
 from dsv4_shard.terminal.error_document import ErrorDocument
 from dsv4_shard.terminal.gpu_list import GpuList
 from dsv4_shard.terminal.help import EXIT_CODES, examples_of, exit_codes_of, grouped
+from dsv4_shard.terminal.progress_lines import ProgressLines
 from dsv4_shard.verification.documents import SharesVerification, Verification
 
 FOLDER = Path(__file__).parent / "reference"
@@ -228,7 +229,9 @@ def _gpus() -> Iterator[str]:
     yield (
         "What `--gpu` takes. Memory is what CUDA reports as total (`torch.cuda.get_device_properties().total_memory`), "
         "which is what out-of-memory messages count on: less than `nvidia-smi` prints, and than the product's name "
-        "says. A GPU that is not listed is given by its memory: `--gpu-memory 96GB`, taken for a Hopper GPU."
+        "says. A GPU that is not listed is given by its memory: `--gpu-memory 96GB`, taken for a Hopper GPU. Names may "
+        "be written as drivers and sellers do (`NVIDIA H100 80GB HBM3`, `H20-3e`, `910c`), in any case. `dsv4-shard "
+        "gpus` prints this list, also as JSON."
     )
     verified = [gpu for gpu in GPUS.values() if gpu.verified]
     rows = [(*_of_gpu(gpu), f"{gpu.family} (sm_{gpu.sm})", gpu.source) for gpu in verified]
@@ -307,6 +310,12 @@ def _outputs(schemas: list[tuple[str, dict[str, Any]]]) -> Iterator[str]:
         yield f"## {schema['title']}"
         yield ""
         yield from _document(name, schema, said, "###")
+    yield ""
+    yield "## Progress lines"
+    yield ""
+    yield "What `--progress json` writes to stderr while `reshard`, `merge`, `verify` and `sign` run."
+    yield ""
+    yield _flat(ProgressLines.__doc__)
 
 
 def _document(name: str, schema: dict[str, Any], said: set[str], level: str) -> Iterator[str]:

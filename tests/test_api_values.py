@@ -39,7 +39,7 @@ def out(tmp_path: Path) -> typing.Any:
     ("plan", {"tp": 2, "dp": None}, "dp=None: must be a whole number, not NoneType"),
     ("plan", {"tp": 2, "engine": None}, "engine=None: must be a name, not NoneType"),
     ("plan", {"tp": 2, "gpu_memory": 96}, "gpu_memory=96: must be text such as '96GB', '95GiB' or '97285MiB', not int"),
-    ("plan", {"tp": 2, "gpu_memory": "96"}, "gpu_memory='96': not an amount of memory"),
+    ("plan", {"tp": 2, "gpu_memory": "96T"}, "gpu_memory='96T': not an amount of memory"),
     ("plan", {"tp": 2, "runner": "x" * 101}, "must be a name of at most 100 characters"),
     ("plan", {"tp": 2, "refresh": 1}, "refresh=1: must be True or False, not int"),
     ("plan", {"tp": 2, "output": 3}, "output=3: must be a name or a path, not int"),

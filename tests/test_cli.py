@@ -99,7 +99,7 @@ def test_plan_without_a_name_and_without_a_checkpoint_is_a_usage_error(
     monkeypatch.chdir(tmp_path)
     result = run("plan", "--tp", "2")
     assert result.exit_code == ExitCode.USAGE
-    assert "Name one: dsv4-shard plan REPO --tp 16" in result.stderr
+    assert "Name one: `dsv4-shard plan REPO --tp 16`." in result.stderr
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ def test_a_closed_stream_changes_neither_the_work_nor_the_exit_code(
         done = shell(f"$B {line} {closed}")
         assert (done.returncode, "Traceback" in done.stderr) == (0, False), line
     assert verify(tmp_path / "out").ok
-    assert shell(f"$B verify {least} {closed}").returncode == ExitCode.NO
+    assert shell(f"$B verify {least} {closed}").returncode == ExitCode.USAGE
 
 
 @pytest.mark.slow

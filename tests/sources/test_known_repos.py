@@ -91,7 +91,9 @@ def test_a_repository_that_cannot_be_had_names_what_was_meant_before_what_else_t
 def test_a_name_that_nothing_comes_near_to_has_no_hint_made_up(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
     result = run("inspect", "nothing-like-it")
-    assert result.stderr == "error: nothing-like-it: no such folder\n"
+    assert result.stderr.startswith(
+        "error: nothing-like-it: no such folder\n  Name a folder, org/name on the Hub, or s3:"
+    )
 
 
 def test_a_folder_of_any_name_is_shown_escaped(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

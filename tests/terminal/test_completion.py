@@ -63,7 +63,7 @@ def offered(line: str, shell: str = "bash") -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("line", "values"), [
-    ("dsv4-shard ", ["inspect", "plan", "report", "reshard", "merge", "verify", "sign", "explain", "demo"]),
+    ("dsv4-shard ", ["inspect", "plan", "report", "reshard", "merge", "verify", "sign", "explain", "gpus", "demo"]),
     ("dsv4-shard re", ["report", "reshard"]),
     ("dsv4-shard plan model --gpu", ["--gpus", "--gpu", "--gpu-memory"]),
     ("dsv4-shard plan model --gpu h20-96 --gpu", ["--gpus", "--gpu-memory"]),

@@ -48,7 +48,7 @@ SITUATIONS = {
     ),
     "the sellers' name of a GPU": Situation(FLASH, "--tp 8 --gpu h20-3e", 0, ("8 h20-141 GPUs",)),
     "DGX Spark": Situation(FLASH, "--tp 8 --gpu dgx-spark", 1, ("8 gb10 GPUs", "Not verified", "121.7 GiB")),
-    "two GPUs of one name": Situation(FLASH, "--tp 8 --gpu a100", 2, ("Did you mean a100-80 (NVIDIA A100 80 GB) or a100-40",)),
+    "two GPUs of one name": Situation(FLASH, "--tp 8 --gpu a100", 2, ("Did you mean a100-80 (",)),
     "a GPU below Hopper": Situation(
         FLASH, "--tp 8 --gpu l40s", 1, ("44.4 GiB", "own classes were not run for NVIDIA L40S (sm_89)"), ("marlin",),
     ),

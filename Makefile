@@ -32,7 +32,7 @@ PARALLEL := -n auto --dist loadgroup --durations=10
 INSTALL := pip install --quiet --disable-pip-version-check
 PINNED := --constraint constraints.txt
 
-.PHONY: demo test test-fast test-lowest test-other check smoke image docs bench fuzz conformance contracts messages charts release clean
+.PHONY: demo test test-fast test-lowest test-other check smoke image docs bench fuzz conformance contracts messages release clean
 
 demo: $(DEMO)/.ready
 	rm -rf demo
@@ -107,10 +107,6 @@ contracts: $(READY)
 messages: $(READY)
 	$(BIN)/python tools/engine_messages $(WHEELS)
 
-# What reports draw with, from charts/package-lock.json, into the package. Needs Node.js; its output is committed.
-charts:
-	cd charts && npm ci && npm run build
-
 # Everything of a release but the upload. The version of the package must be the newest section of CHANGELOG.md.
 release: VERSION = $(shell $(BIN)/python -c "import dsv4_shard; print(dsv4_shard.__version__)")
 release: $(READY)
@@ -123,7 +119,7 @@ release: $(READY)
 	@echo "Tagged v$(VERSION). To publish it: git push origin v$(VERSION) && twine upload dist/*"
 
 clean:
-	rm -rf $(VENV) $(DEMO) $(FUZZ) $(LOWEST) $(OTHER) build dist demo docs/_build charts/node_modules .coverage* .*_cache .hypothesis
+	rm -rf $(VENV) $(DEMO) $(FUZZ) $(LOWEST) $(OTHER) build dist demo docs/_build .coverage* .*_cache .hypothesis
 
 $(READY): pyproject.toml constraints.txt
 	$(make-environment)

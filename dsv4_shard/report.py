@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from dsv4_shard.catalog.option import Option
+from dsv4_shard.catalog.option import Option, words_of
 from dsv4_shard.catalog.request import REFRESH, LayoutOrSearch, SearchOptions, rank_by_alone, refuse_beside_gpus
 from dsv4_shard.catalog.verb import Later, verb
-from dsv4_shard.errors import BadPlan, ShardError, UsageError
+from dsv4_shard.errors import BadPlan, ShardError, UnsupportedFamily, UsageError
 from dsv4_shard.text.suggest import as_option
 
 if TYPE_CHECKING:
@@ -39,9 +39,9 @@ def report(source: "str | Path | document.Plan", options: ReportOptions) -> "rep
     """Make one HTML page to read and to send: which layouts run and why, what each rank holds, and how to launch it.
 
     `source` is a plan, a plan file (`*.json`), or a checkpoint as in `inspect`. For a checkpoint, the keywords of
-    `plan` or, with `gpus`, those of `search` select the layout; without them the page describes the checkpoint alone. A
-    plan is verified against its checkpoint, which is in `repo` or where the plan names it. `output` is the file to
-    write, of some 300 kB.
+    `plan` or, with `gpus`, those of `search` select the layout; without them the page describes the checkpoint alone,
+    also if its family is unknown. A plan is verified against its checkpoint, which is in `repo` or where the plan names
+    it. `output` is the file to write, of some 50 kB. The page has the date, or that of SOURCE_DATE_EPOCH.
 
     Returns a Report: its numbers are fields, and `to_html()` returns the page.
 
@@ -55,21 +55,33 @@ def report(source: "str | Path | document.Plan", options: ReportOptions) -> "rep
     >>> made.ranks[-1].last, made.to_html()[:15]
     (15, '<!doctype html>')
     """
+    from dsv4_shard.checkpoint import read_unknown
+    from dsv4_shard.opening import at_commit, open_source
     from dsv4_shard.planning import check_plan, make_plan, plan_best, request_of, search_for
-    from dsv4_shard.reporting import make_report
+    from dsv4_shard.reporting import command_of, make_report, make_unknown_report, plan_options
     from dsv4_shard.storage import write_text
 
-    plan, found = _plan_in(source), None
+    plan, found, words = _plan_in(source), None, ""
     _refuse_for_report(source, plan, options)
-    checkpoint, inventory = _open_for_report(source, plan, options)
-    if plan is not None:
-        plan = check_plan(plan, checkpoint, inventory)
-    elif options.gpus is not None:
-        found = search_for(checkpoint, inventory, _search_of(options, options.gpus))
-        plan = plan_best(checkpoint, inventory, found) if found.best is not None else None
-    elif options.tp is not None:
-        plan = make_plan(checkpoint, inventory, request_of(options), session=options.context)
-    made = make_report(checkpoint, inventory, plan, found)
+    name = str(source) if plan is None else str(options.repo or plan.source.label)
+    try:
+        checkpoint, inventory = _open_for_report(name, plan, options)
+    except UnsupportedFamily as error:
+        if plan is not None or options.given_of(LayoutOrSearch):
+            error.hint = f"Without a layout, `dsv4-shard report {name}` shows what it holds and what divides."
+            raise
+        made = make_unknown_report(read_unknown(open_source(name)))
+    else:
+        if plan is not None:
+            plan = check_plan(plan, checkpoint, inventory)
+        elif options.gpus is not None:
+            searched = _search_of(options, options.gpus)
+            found, words = search_for(checkpoint, inventory, searched), " ".join(words_of(searched))
+            plan = plan_best(checkpoint, inventory, found) if found.best is not None else None
+        elif options.tp is not None:
+            plan = make_plan(checkpoint, inventory, request_of(options), session=options.context)
+        words = words or (plan_options(plan) if plan else "")
+        made = make_report(checkpoint, inventory, plan, found, command=command_of(at_commit(name, checkpoint), words))
     if options.output is not None:
         write_text(Path(options.output), made.to_html())
     return made
@@ -91,7 +103,8 @@ def _plan_in(source: "str | Path | document.Plan") -> "document.Plan | None":
 def _search_of(options: ReportOptions, gpus: int) -> SearchOptions:
     engine = options.engine if "engine" in options.given else None
     free: dict[str, Any] = {name: None for name in ("dp", "shared_experts") if name not in options.given}
-    return options.part(SearchOptions, gpus=gpus, engine=engine, output=None, **free)
+    names = engine if engine is None or isinstance(engine, str) else ",".join(engine)
+    return options.part(SearchOptions, gpus=gpus, engine=names, output=None, refresh=False, **free)
 
 
 def _refuse_for_report(source: object, plan: "document.Plan | None", options: ReportOptions) -> None:
@@ -114,13 +127,10 @@ def _refuse_for_report(source: object, plan: "document.Plan | None", options: Re
                          parameters={"repo": ...})  # fmt: skip
 
 
-def _open_for_report(
-    source: object, plan: "document.Plan | None", options: ReportOptions
-) -> "tuple[Checkpoint, Inventory]":
-    """Open the checkpoint in `source`, or the plan's: from `repo`, else from where the plan names it."""
+def _open_for_report(name: str, plan: "document.Plan | None", options: ReportOptions) -> "tuple[Checkpoint, Inventory]":
+    """Open the checkpoint that the user or the plan names."""
     from dsv4_shard.opening import open_checkpoint, pinned
 
-    name = str(source) if plan is None else str(options.repo or plan.source.label)
     try:
         return open_checkpoint(pinned(name, plan), refresh=options.refresh, exact=False)
     except ShardError as error:

@@ -181,11 +181,15 @@ def test_compare_returns_what_the_command_prints_of_files_and_takes_plans_as_wel
 
 
 @pytest.mark.slow
-def test_report_makes_the_page_that_the_command_writes(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_report_makes_the_page_that_the_command_writes(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1796000000")
     pages = [tmp_path / name for name in ("a.html", "b.html")]
     made = dsv4_shard.report(tiny_checkpoint, tp=2, gpu="h200", output=pages[0])
     CliRunner().invoke(app, ["report", str(tiny_checkpoint), "--tp", "2", "--gpu", "h200", "-o", str(pages[1])])
     assert pages[0].read_text() == pages[1].read_text() == to_html(made)
+    assert "2026-11-30 00:53 UTC" in pages[0].read_text()
     assert made.plan == dsv4_shard.plan(tiny_checkpoint, tp=2, gpu="h200")
     assert dsv4_shard.report(made.plan) == made
 

@@ -6,6 +6,7 @@ Plans and results record it, so that they can be matched with their checkpoint l
 import hashlib
 import json
 from collections.abc import Iterator
+from typing import Any
 
 from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.text.document import Document
@@ -33,14 +34,18 @@ class Origin(Document):
     files: tuple[OriginFile, ...]
 
 
+def config_digest(document: dict[str, Any]) -> str:
+    """Return the SHA-256 of config.json's content with sorted keys."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
 def origin_of(checkpoint: Checkpoint, label: str) -> Origin:
     """Return the checkpoint's fingerprint. `label` is how the user named it."""
     files = tuple(OriginFile(name=f.name, nbytes=f.nbytes, header_digest=f.header_digest) for f in checkpoint.files)
-    canonical = json.dumps(checkpoint.document, sort_keys=True).encode()
     return Origin(
         label=label,
         revision=checkpoint.source.revision,
-        config_digest=hashlib.sha256(canonical).hexdigest(),
+        config_digest=config_digest(checkpoint.document),
         files=files,
     )
 

@@ -2,6 +2,7 @@
 
 from dsv4_shard.inspection.known_family import (
     DEFAULT_TPS,
+    DimensionPart,
     DimensionRow,
     Inspection,
     InspectionFinding,
@@ -13,6 +14,7 @@ from dsv4_shard.inspection.unknown_family import Axis, QuantizedRow, UnknownIden
 __all__ = [
     "DEFAULT_TPS",
     "Axis",
+    "DimensionPart",
     "DimensionRow",
     "Inspection",
     "InspectionFinding",

@@ -1,68 +1,297 @@
-"""The numbers of the report's charts."""
+"""The numbers of the report's charts: boxes with positions in percent, which the style sheet draws."""
 
-from collections.abc import Iterator
-from dataclasses import asdict
-from typing import Any
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
-from dsv4_shard.planning import BlockGrid
-from dsv4_shard.reporting.content import ReportContent
-from dsv4_shard.reporting.rank_contents import Column, Holding, LayerMap, LayerRow, RankBytes
-from dsv4_shard.text.units import quotient, size
+from dsv4_shard.catalog.rank_ranges import span_of
+from dsv4_shard.models import Module
+from dsv4_shard.planning import BlockGrid, Plan, PlanModule
+from dsv4_shard.reporting.colours import DRAFT, KINDS, REST, kind_of
+from dsv4_shard.reporting.rank_contents import LayerBytes, RankBytes
+from dsv4_shard.text.units import counted, gib, quotient, size
 
-_RANK_KINDS = (
-    ("experts", "routed experts"), ("split", "shared out"), ("whole", "whole on every rank"), ("padding", "padding"),
-    ("other", "the engine's own"), ("free", "free"),
-)  # fmt: skip
+_MOST_LINES = 400
+"""Largest number of blocks or cuts that is drawn: beyond it, lines would touch."""
 
-MAP_KINDS = (
-    (Holding.EXPERTS, "whole experts, shared out"), (Holding.SPLIT, "cut over ranks"), (Holding.PADDED,
-    "cut, with padding"),
-    (Holding.WHOLE, "whole on every rank"), (Holding.BREAKS, "a rule breaks"),
-)  # fmt: skip
+_NUMBERED = 16
+"""Largest number of parts that are numbered one by one."""
 
-_BARS = 64
-"""Beyond this number of ranks, equal ranks are drawn together."""
+_TICKS = 6
 
-_TICKS = 10
+_MEANING = {colour.name: colour.meaning for colour in KINDS} | {"padding": "zeros for padding", "free": "free"}
 
 
 def capitalized(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def charts_of(report: ReportContent) -> dict[str, Any]:
-    """Return the data of all charts, in the form that the scripts read."""
-    return {
-        "grids": [_grid(grid, is_placed=report.plan is not None and grid.fits) for grid in report.grids],
-        "ranks": _rank_chart(report) if report.ranks else None,
-        "map": _map_chart(report.layers) if report.layers else None,
-    }
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A rectangle: the name of its colour or pattern, its place and size in percent of the chart, and its words."""
+
+    kind: str
+    at: float
+    size: float
+    words: str
 
 
-def _grid(grid: BlockGrid, is_placed: bool) -> dict[str, Any]:
-    """Blocks as (start, stop, cut inside), cuts as (position, inside a block), placed parts as (start, stop, zeros)."""
+# --- what a rank holds -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RankBar:
+    """The memory of equal ranks. `capacity` is where the GPU's memory ends, in percent; None if no GPU is named."""
+
+    title: str
+    total: str
+    boxes: tuple[Box, ...]
+    capacity: float | None
+
+
+def rank_bars(ranks: tuple[RankBytes, ...], capacity: int | None) -> tuple[RankBar, ...]:
+    """Return a bar for each group of equal ranks, all to one scale."""
+    full = max([*(rank.weights for rank in ranks), capacity or 0, 1])
+    return tuple(_rank_bar(rank, capacity, full, len(ranks) == 1) for rank in ranks)
+
+
+def _rank_bar(rank: RankBytes, capacity: int | None, full: int, is_only: bool) -> RankBar:
+    number = rank.last - rank.first + 1
+    title = f"rank {rank.first}" if number == 1 else f"ranks {span_of(range(rank.first, rank.last + 1))}"
+    if is_only:
+        title = "the only rank" if number == 1 else f"all {number} ranks"
+    parts = [*((kind, rank.kinds.get(kind, 0)) for kind in _MEANING), ("padding", rank.padding)]
+    parts = [(kind, nbytes) for kind, nbytes in parts if nbytes]
+    if rank.free is not None and rank.free > 0:
+        parts.append(("free", rank.free))
+    starts = itertools.accumulate((nbytes for _, nbytes in parts), initial=0)
+    boxes = tuple(
+        Box(kind, 100 * start / full, 100 * nbytes / full, f"{_MEANING[kind]}: {gib(nbytes)}")
+        for (kind, nbytes), start in zip(parts, starts, strict=False)
+    )
+    total = f"{gib(rank.weights)} of weights"
+    if rank.free is not None:
+        total += f", {gib(rank.free)} free" if rank.free >= 0 else f", {gib(-rank.free)} short"
+    return RankBar(title, total, boxes, 100 * capacity / full if capacity else None)
+
+
+def legend(ranks: Iterable[RankBytes]) -> list[tuple[str, str]]:
+    """The kinds of bytes that some rank has: colour and meaning."""
+    ranks = tuple(ranks)
+    found = [(kind, words) for kind, words in _MEANING.items() if any(rank.kinds.get(kind) for rank in ranks)]
+    found += [("padding", _MEANING["padding"])] * any(rank.padding for rank in ranks)
+    return found + [("free", _MEANING["free"])] * any((rank.free or 0) > 0 for rank in ranks)
+
+
+# --- by module -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleBar:
+    """Bytes of a module on the heaviest rank, as far as it is placed alike; the sizes are in binary and in
+    decimal units, and `width` is in percent of the largest."""
+
+    name: str
+    placement: str
+    kind: str
+    size: str
+    decimal: str
+    width: float
+    padding: float
+
+
+def module_bars(plan: Plan) -> tuple[ModuleBar, ...]:
+    """Return the plan's modules, the largest first; then the draft model, which is not part of their sum."""
+    totals = plan.totals
+    if totals is None:
+        return ()
+    rows = [(*row, kind_of(module)) for module, row in _module_rows(plan)]
+    rows.sort(key=lambda row: -row[2])
+    if totals.other_target_bytes_per_rank:
+        rows.append(("constants", "the engine's own", totals.other_target_bytes_per_rank, 0, REST))
+    if totals.draft_bytes_per_rank:
+        rows.append(("MTP draft model", "beside the target model", totals.draft_bytes_per_rank, 0, DRAFT))
+    most = max((nbytes for _, _, nbytes, _, _ in rows), default=1) or 1
+    return tuple(
+        ModuleBar(name, placement, kind, gib(nbytes), size(nbytes), 100 * (nbytes - padding) / most, 100 * padding / most)
+        for name, placement, nbytes, padding, kind in rows
+    )
+
+
+def _module_rows(plan: Plan) -> Iterator[tuple[Module, tuple[str, str, int, int]]]:
+    """Yield module and (name, placement, bytes, padding) for the roles of a module that are placed alike."""
+    held: dict[tuple[Module, str], list[PlanModule]] = {}
+    for row in plan.modules:
+        if row.part_of == "target":
+            held.setdefault((row.module, row.placement), []).append(row)
+    several = {module for module, _ in held if sum(module is other for other, _ in held) > 1}
+    for (module, placement), members in held.items():
+        name = f"{module}: {_roles(members)}" if module in several else str(module)
+        nbytes = sum(member.bytes_per_rank for member in members)
+        padding = sum(member.padding_per_rank for member in members)
+        yield module, (name, placement, nbytes, padding)
+
+
+def _roles(members: list[PlanModule]) -> str:
+    roles = [member.role.rpartition(".")[2] for member in members]
+    return ", ".join(roles[:3]) + (f" and {len(roles) - 3} more" if len(roles) > 3 else "")
+
+
+# --- by layer --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LayerColumn:
+    """A layer's bytes, stacked: `at` of a box is its bottom."""
+
+    title: str
+    boxes: tuple[Box, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerGroup:
+    """Neighbouring columns: the layers, or a part outside of them. `ticks` are (position in percent, label)."""
+
+    title: str
+    columns: tuple[LayerColumn, ...]
+    ticks: tuple[tuple[float, str], ...]
+
+    @property
+    def is_layers(self) -> bool:
+        return self.title == "layer"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerChart:
+    """The model by layers; `most` is the value at the top."""
+
+    most: str
+    groups: tuple[LayerGroup, ...]
+
+
+def layer_chart(layers: tuple[LayerBytes, ...]) -> LayerChart:
+    """Return the chart of a deployment's layers. The draft model's blocks stand apart."""
+    most = max(sum(layer.kinds.values()) for layer in layers) or 1
+    groups = []
+    for _, members in itertools.groupby(layers, lambda layer: layer.row.stage):
+        rows = list(members)
+        titles = [row.row.title for row in rows]
+        name = "layer" if titles[0].isdecimal() else f"{titles[0]}-{rows[-1].row.layer}" if rows[1:] else titles[0]
+        words = "layer {}" if name == "layer" else "{}"
+        columns = tuple(_column(words.format(row.row.title), row, most) for row in rows)
+        groups.append(LayerGroup(name, columns, tuple(_ticks(titles)) if name == "layer" else ()))
+    return LayerChart(gib(most), tuple(groups))
+
+
+def _column(title: str, layer: LayerBytes, most: int) -> LayerColumn:
+    parts = [(kind, layer.kinds[kind]) for kind in _MEANING if layer.kinds.get(kind)]
+    starts = itertools.accumulate((nbytes for _, nbytes in parts), initial=0)
+    return LayerColumn(
+        title,
+        tuple(
+            Box(kind, 100 * start / most, 100 * nbytes / most, f"{title}, {_MEANING[kind]}: {gib(nbytes)}")
+            for (kind, nbytes), start in zip(parts, starts, strict=False)
+        ),
+    )
+
+
+def _ticks(titles: list[str]) -> Iterator[tuple[float, str]]:
+    """Yield centre and title of every so many columns, round numbers apart."""
+    step = next((step for step in (1, 5, 10, 20, 50, 100) if len(titles) <= step * _TICKS * 1.5), len(titles))
+    for at, title in enumerate(titles):
+        if int(title) % step == 0:
+            yield 100 * (at + 0.5) / len(titles), title
+
+
+# --- blocks and cuts -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class GridChart:
+    """An axis in blocks, with the cuts of equal parts, and below it the parts as placed.
+
+    `cuts` are positions in percent, and `extent` the size without padding. `placed` is empty unless the parts are
+    placed in a way that fits; `numbers` are (centre, number of the part).
+    """
+
+    sentence: str
+    title: str
+    size: str
+    extent: float
+    blocks: tuple[Box, ...]
+    cuts: tuple[float, ...]
+    placed_as: str
+    placed: tuple[Box, ...]
+    numbers: tuple[tuple[float, str], ...]
+
+
+def grid_chart(grid: BlockGrid, is_placed: bool) -> GridChart:
+    """Return the chart of an axis; `is_placed`: the plan places it so, and does not only ask for it."""
+    extent = grid.size + grid.padding if is_placed else grid.size
     split = {cut.at // grid.block for cut in grid.even_cuts if cut.splits}
-    starts = range(0, grid.size, grid.block)
-    return {
-        "title": f"cut evenly over {grid.group} {grid.ranks}",
-        "placed": f"as placed: {_placed_as(grid)}",
-        "sentence": _grid_sentence(grid),
-        "size": grid.size,
-        "kind": "whole" if grid.way == "whole" else "split",
-        "holder": "ranks, each" if grid.way == "whole" else "part",
-        "blocks": [(start, min(start + grid.block, grid.size), start // grid.block in split) for start in starts],
-        "cuts": [(cut.at, cut.splits) for cut in grid.even_cuts],
-        "shares": [(share.start, share.stop, share.padding) for share in grid.shares] if is_placed else [],
-    }
+    starts = range(0, grid.size, grid.block) if grid.blocks <= _MOST_LINES else ()
+    stops = ((number, start, min(start + grid.block, grid.size)) for number, start in enumerate(starts))
+    kind = kind_of(grid.module)
+    blocks = tuple(
+        Box("cut" if number in split else kind, 100 * start / extent, 100 * (stop - start) / extent,
+            f"{_one(grid)} {number}" + (f": elements {start} to {stop - 1}" if grid.block > 1 else "")
+            + (", cut inside" if number in split else ""))
+        for number, start, stop in stops
+    )  # fmt: skip
+    ranks = grid.ranks if grid.ranks <= _MOST_LINES else 0
+    places = tuple(_places(grid, kind, extent)) if is_placed and grid.fits else ()
+    return GridChart(
+        sentence=_grid_sentence(grid),
+        title=f"cut evenly over {grid.group} {grid.ranks}: {quotient(grid.size / grid.ranks, grid.block)} "
+              f"{grid.unit or grid.axis} each",
+        size=f"{grid.size:,} {(grid.unit and 'elements') or grid.axis}",
+        extent=100 * grid.size / extent,
+        blocks=blocks or (Box("cut" if split else kind, 0, 100 * grid.size / extent, grid.axis),),
+        cuts=tuple(100 * number * grid.size / grid.ranks / extent for number in range(1, ranks)),
+        placed_as=f"as placed: {_placed_as(grid)}",
+        placed=places,
+        numbers=tuple(_numbers(grid, extent)) if places else (),
+    )  # fmt: skip
+
+
+def _one(grid: BlockGrid) -> str:
+    return (grid.unit or grid.axis).removesuffix("s")
+
+
+def _places(grid: BlockGrid, kind: str, extent: int) -> Iterator[Box]:
+    holder = "all ranks" if grid.way == "whole" else "part {}"
+    at = 0
+    for number, share in enumerate(grid.shares):
+        words, held = holder.format(number), share.stop - share.start
+        if held:
+            yield Box(kind, 100 * at / extent, 100 * held / extent,
+                      f"{words}: elements {share.start} to {share.stop - 1}")  # fmt: skip
+        if share.padding:
+            yield Box("padding", 100 * (at + held) / extent, 100 * share.padding / extent,
+                      f"{words}: {share.padding} elements of zeros")  # fmt: skip
+        at += held + share.padding
+
+
+def _numbers(grid: BlockGrid, extent: int) -> Iterator[tuple[float, str]]:
+    """Yield centre and number of parts, not closer than readable."""
+    every = -(-grid.parts // _NUMBERED)
+    for number in range(0, grid.parts if grid.parts > 1 else 0, every):
+        yield 100 * (number + 0.5) * grid.step / extent, str(number)
 
 
 def _grid_sentence(grid: BlockGrid) -> str:
     each = grid.size / grid.ranks
     cut = sum(cut.splits for cut in grid.even_cuts)
+    unit = grid.unit or "whole units"
+    if grid.block == 1:
+        inside = f": {cut} of {grid.ranks - 1} cuts fall inside one" if cut else ""
+        return capitalized(f"{grid.module}: {grid.axis} {grid.size} over {grid.group} {grid.ranks} is {quotient(each)} "
+                           f"each{inside}.")  # fmt: skip
     inside = f"; {cut} of {grid.ranks - 1} cuts fall inside one" if cut else ""
     return capitalized(
-        f"{grid.module}: {grid.axis} {grid.size}, {grid.blocks} {grid.unit} of {grid.block}. Cut evenly over "
-        f"{grid.group} {grid.ranks}: {quotient(each)} each, which is {quotient(each, grid.block)} {grid.unit}{inside}."
+        f"{grid.module}: {grid.axis} {grid.size} is {grid.blocks} {unit} of {grid.block}. Cut evenly over "
+        f"{grid.group} {grid.ranks}, each part has {quotient(each)}, which is {quotient(each, grid.block)} "
+        f"{unit}{inside}."
     )
 
 
@@ -70,91 +299,19 @@ def _placed_as(grid: BlockGrid) -> str:
     each = grid.step // grid.block
     holders = grid.ranks // grid.parts
     return {
-        "whole": f"each rank holds all {grid.blocks}",
-        "pad": f"{each} on each, and {grid.padding // grid.block} of zeros at the end",
-        "split": f"{each} in each of {grid.parts} parts" + (f", held by {holders} ranks each" if holders > 1 else ""),
+        "whole": f"every rank holds all {grid.blocks} {grid.unit}",
+        "pad": f"{each} per rank, and {grid.padding // grid.block} of zeros at the end",
+        "split": f"{each} in each of {counted(grid.parts, 'part')}"
+        + (f", held by {holders} ranks each" if holders > 1 else ""),
     }[grid.way]
 
 
-def kinds_of(ranks: tuple[RankBytes, ...]) -> list[tuple[str, str]]:
-    """The kinds of bytes that some rank has."""
-    return [(kind, words) for kind, words in _RANK_KINDS if any((getattr(rank, kind) or 0) for rank in ranks)]
-
-
-def _rank_chart(report: ReportContent) -> dict[str, Any]:
-    bars, world = [], report.ranks[-1].last + 1
-    for rank in report.ranks:
-        row = asdict(rank) | {"free": max(0, rank.free or 0)}
-        if world <= _BARS:
-            bars += [row | {"label": f"rank {number}"} for number in range(rank.first, rank.last + 1)]
-        else:
-            bars.append(row | {"label": f"ranks {rank.first}-{rank.last}"})
-    memory = report.plan.memory if report.plan else None
-    return {
-        "bars": bars,
-        "kinds": kinds_of(report.ranks),
-        "margin": 16 + 7 * max(len(bar["label"]) for bar in bars),
-        "capacity": memory.capacity if memory else None,
-    }
-
-
-def _map_chart(layers: LayerMap) -> dict[str, Any]:
-    totals = [0] * len(layers.columns)
-    for cell in layers.cells:
-        totals[cell.column] += cell.nbytes
-    every = max(1, len(layers.rows) // _TICKS)
-    return {
-        "rows": [row.title for row in layers.rows],
-        "titles": [row.title if row.number is None else f"layer {row.title}" for row in layers.rows],
-        "columns": [
-            {"kind": column.kind, "title": f"{_name(column, layers)}: {_placed(column.kind, column.placement)}"
-             + (f", {size(total)}" if total else "")}
-            for column, total in zip(layers.columns, totals, strict=True)
-        ],
-        "cells": [(cell.row, cell.column, cell.nbytes, cell.padding) for cell in layers.cells],
-        "ticks": [
-            (at, row.title) for at, row in enumerate(layers.rows) if row.number is not None and row.number % every == 0
-        ],
-    }  # fmt: skip
-
-
-def _name(column: Column, layers: LayerMap) -> str:
-    """Name of the module, with its tensors if others of the module are placed differently."""
-    alone = sum(other.module is column.module for other in layers.columns) == 1
-    return str(column.module) if alone else f"{column.module} ({_roles(column)})"
-
-
-def _roles(column: Column) -> str:
-    return ", ".join(dict.fromkeys(role.rpartition(".")[2] for role in column.roles))
-
-
-def _placed(kind: Holding, placement: str) -> str:
-    return "a rule breaks" if kind is Holding.BREAKS else "whole on every rank" if kind is Holding.WHOLE else placement
-
-
-def map_rows(layers: LayerMap) -> Iterator[dict[str, Any]]:
-    """Yield the map's columns, with the draft model's part separate: the plan's bytes per rank leave that out."""
-    for number, column in enumerate(layers.columns):
-        cells = sorted((cell for cell in layers.cells if cell.column == number), key=lambda cell: cell.row)
-        for is_draft in (False, True):
-            members = [cell for cell in cells if layers.rows[cell.row].is_draft == is_draft]
-            if members:
-                yield {
-                    "module": column.module,
-                    "placement": _placed(column.kind, column.placement),
-                    "roles": _roles(column),
-                    "layers": _spans([layers.rows[cell.row] for cell in members]),
-                    "nbytes": None if column.kind is Holding.BREAKS else sum(cell.nbytes for cell in members),
-                }
-
-
-def _spans(rows: list[LayerRow]) -> str:
-    """Titles of rows with runs of numbers as ranges: `model, 0-60, MTP 0`; every second number stays a list."""
-    spans: list[list[LayerRow]] = []
-    for row in rows:
-        before = spans[-1][-1].number if spans else None
-        if before is not None and row.number == before + 1:
-            spans[-1] = [spans[-1][0], row]
-        else:
-            spans.append([row])
-    return ", ".join("-".join(row.title for row in span) for span in spans)
+def failing_grids(plan: Plan) -> tuple[BlockGrid, ...]:
+    """The axes that the plan cannot divide: into whole blocks, or at all; in the order of its breaches."""
+    checks = {(check.rule, check.module): check for check in plan.checks if not check.holds}
+    found = (checks.get((breach.rule, breach.module)) for breach in plan.breaches if breach.module is not None)
+    return tuple(
+        BlockGrid(check.module, check.size_name, check.size, check.unit, check.unit_name, check.parts_name,
+                  check.parts, check.parts, "split")
+        for check in dict.fromkeys(filter(None, found))
+    )  # fmt: skip

@@ -2,21 +2,27 @@
 
 from dsv4_shard.catalog.gpus import GPUS
 from dsv4_shard.catalog.rank_ranges import span_of
-from dsv4_shard.inspection import Inspection
+from dsv4_shard.inspection import Inspection, UnknownInspection
 from dsv4_shard.planning import BlockGrid, Plan, Search
-from dsv4_shard.reporting.rank_contents import LayerMap, RankBytes
+from dsv4_shard.reporting.rank_contents import LayerBytes, RankBytes
 from dsv4_shard.text.document import Document, html_table
 from dsv4_shard.text.units import gib
 
 
 class ReportContent(Document):
-    """Content of a page. `layers` and `ranks` describe the plan's deployment: None and empty without one."""
+    """Content of a page.
 
-    inspection: Inspection
+    `command` makes the page again, at the same commit; `config_digest` identifies the config.json of a checkpoint that
+    has no commit. `layers` and `ranks` describe the plan's deployment: empty without one, or if a rule breaks.
+    """
+
+    command: str
+    config_digest: str
+    inspection: Inspection | UnknownInspection
     plan: Plan | None
     search: Search | None
     grids: tuple[BlockGrid, ...]
-    layers: LayerMap | None = None
+    layers: tuple[LayerBytes, ...] = ()
     ranks: tuple[RankBytes, ...] = ()
 
     def in_short(self) -> str:
@@ -26,15 +32,15 @@ class ReportContent(Document):
     def _repr_html_(self) -> str:
         """HTML for notebooks: the plan, else the search, else the inspection; and the bytes per rank."""
         about = (self.plan or self.search or self.inspection)._repr_html_()
-        head = ("ranks", "experts", "split", "whole", "padding", "other", "free")
-        rows = [_row(rank) for rank in self.ranks]
-        return about + (html_table("What the ranks hold", head, rows) if rows else "")
+        kinds = list(dict.fromkeys(kind for rank in self.ranks for kind in rank.kinds))
+        rows = [_row(rank, kinds) for rank in self.ranks]
+        return about + (html_table("What the ranks hold", ("ranks", *kinds, "padding", "free"), rows) if rows else "")
 
 
-def _row(rank: RankBytes) -> tuple[str, ...]:
+def _row(rank: RankBytes, kinds: list[str]) -> tuple[str, ...]:
     """A row of a notebook's table: the ranks, and their bytes."""
     free = "not known" if rank.free is None else f"{'-' if rank.free < 0 else ''}{gib(abs(rank.free))}"
-    held = (rank.experts, rank.split, rank.whole, rank.padding, rank.other)
+    held = (*(rank.kinds.get(kind, 0) for kind in kinds), rank.padding)
     return span_of(range(rank.first, rank.last + 1)), *map(gib, held), free
 
 

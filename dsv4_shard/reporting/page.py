@@ -1,45 +1,54 @@
 """Report → one self-contained HTML file: which layouts run and why, what each rank holds, and the launch.
 
-Except for its three charts the page needs no scripts, and its own policy forbids network requests. Observable Plot
-(`assets/plot.js`, made by `make charts`) draws the charts from numbers in the page.
+Charts are boxes that the style sheet places, so the page needs no script but for its copy buttons, and its own policy
+forbids network requests.
 """
 
 import base64
 import hashlib
+import os
 import shlex
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import replace
+from datetime import UTC, datetime
 from importlib.resources import files
-from itertools import groupby
 from typing import Any
 
 from markupsafe import Markup
 
+from dsv4_shard.catalog.gpus import GPUS
 from dsv4_shard.catalog.options import RANKINGS
-from dsv4_shard.engines import Verdict, find_engine, title_of
-from dsv4_shard.inspection import MatrixCell
-from dsv4_shard.planning import Plan, PlanCache, PlanHost
-from dsv4_shard.reporting.charts import MAP_KINDS, capitalized, charts_of, kinds_of, map_rows
+from dsv4_shard.engines import FIRST_NODE, Request, Verdict, find_engine, title_of
+from dsv4_shard.inspection import UnknownInspection
+from dsv4_shard.planning import Plan, PlanWay
+from dsv4_shard.reporting.charts import (
+    GridChart,
+    capitalized,
+    grid_chart,
+    layer_chart,
+    legend,
+    module_bars,
+    rank_bars,
+)
+from dsv4_shard.reporting.colours import KINDS, variables
 from dsv4_shard.reporting.content import ReportContent, gpu_in_words
+from dsv4_shard.reporting.facts import facts_of
+from dsv4_shard.reporting.matrix import grid_of
+from dsv4_shard.reporting.tables import divisions, held_by
+from dsv4_shard.reporting.verdicts import Shown, of_plan, shown
 from dsv4_shard.text.sanitize import clean
 from dsv4_shard.text.units import counted, gib, size
 
 _ASSETS = files(__package__) / "assets"
 
-_OTHERWISE = "does not run; other options do"
+_GIB = 1 << 30
 
-_VERDICT_CLASSES = {
-    Verdict.RUNS: "yes",
-    Verdict.CHANGED: "with-options",
-    Verdict.FAILS: "no",
-    Verdict.UNVERIFIED: "unknown",
-}
 
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
-def to_html(report: ReportContent) -> str:
-    """Return the page. The same report gives the same page: it has no dates and no addresses."""
+def to_html(report: ReportContent, made: datetime | None = None) -> str:
+    """Return the page. `made` is the date on it: by default now, or that of SOURCE_DATE_EPOCH."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -47,31 +56,48 @@ def to_html(report: ReportContent) -> str:
         trim_blocks=True, lstrip_blocks=True, finalize=lambda value: _printable(value) if type(value) is str else value,
     )  # fmt: skip
     environment.filters |= {
-        "gib": gib, "size": size, "why": _why, "capitalize_first": capitalized,
-        "engine": lambda name: find_engine(name).title, "verdict": _says,
+        "gib": gib, "in_gib": lambda nbytes: f"{nbytes / _GIB:.1f}", "capitalize_first": capitalized,
+        "engine": lambda name: find_engine(name).title,
     }  # fmt: skip
-    plot, script = _asset("plot.js"), _asset("report.js")
+    script = _asset("report.js")
     return environment.get_template("report.html.jinja").render(
-        _words(report),
+        _head(report, made or _now()),
+        **_charts(report),
+        held=held_by(report.inspection),
+        divides=[] if report.plan else list(divisions(report.inspection)),
+        not_known=getattr(report.inspection, "not_known", ""),
+        report=report,
         inspection=report.inspection,
         plan=report.plan,
         search=report.search,
-        charts=charts_of(report),
         rankings=RANKINGS,
-        verdict_classes=_VERDICT_CLASSES,
-        ranks=[asdict(rank) for rank in report.ranks],
-        rank_kinds=kinds_of(report.ranks),
-        map_kinds=[(k, w) for k, w in MAP_KINDS if report.layers and any(c.kind is k for c in report.layers.columns)],
-        map_rows=list(map_rows(report.layers)) if report.layers else [],
-        css=Markup(_asset("report.css")),
-        plot_js=Markup(plot),
+        facts=list(facts_of(report.plan)) if report.plan else [],
+        ways=list(_ways(report.plan)) if report.plan else [],
+        first_node=FIRST_NODE,
+        plan_command=f"dsv4-shard plan {shlex.quote(_label(report))}",
+        context_option=f" --context {report.search.context}" if report.search and report.search.context else "",
+        search_command=report.command.replace("report", "plan", 1),
+        next_command=_next_command(report),
+        css=Markup(_styles()),
         report_js=Markup(script),
-        script_hashes=Markup(" ".join(_hash(text) for text in (plot, script))),
+        script_hash=Markup(_hash(script)),
     )
 
 
 def _asset(name: str) -> str:
     return (_ASSETS / name).read_text(encoding="utf-8")
+
+
+def _styles() -> str:
+    """The style sheet, with the colours of both schemes and a class for each colour."""
+    light = "--paper: #ffffff; --ink: #1c2024; --faint: #60676f; --line: #d8dde3; --tint: #f4f6f8;"
+    dark = "--paper: #14171a; --ink: #e4e7ea; --faint: #9aa3ad; --line: #343a41; --tint: #1d2125;"
+    classes = " ".join(f".k-{colour.name} {{ --colour: var(--{colour.name}); }}" for colour in KINDS)
+    return (
+        f":root {{ color-scheme: light dark; {light} {variables('light')} }}\n"
+        f"@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark} {variables('dark')} }} }}\n"
+        f"{classes}\n{_asset('report.css')}"
+    )
 
 
 def _hash(script: str) -> str:
@@ -83,31 +109,48 @@ def _printable(text: str) -> str:
     return "\n".join(map(clean, text.split("\n")))
 
 
-# --- words -----------------------------------------------------------------------------------------------------------
+def _now() -> datetime:
+    """The time to print: SOURCE_DATE_EPOCH if it is set, as in reproducible builds; else now."""
+    fixed = os.environ.get("SOURCE_DATE_EPOCH", "")
+    return datetime.fromtimestamp(int(fixed), UTC) if fixed.isdecimal() else datetime.now(UTC)
 
 
-def _words(report: ReportContent) -> dict[str, Any]:
-    """Titles and sentences of the page."""
-    it, plan = report.inspection.identity, report.plan
-    label = plan.source.label if plan else it.label
+# --- the head --------------------------------------------------------------------------------------------------------
+
+
+def _label(report: ReportContent) -> str:
+    return report.plan.source.label if report.plan else report.inspection.identity.label
+
+
+def _head(report: ReportContent, made: datetime) -> dict[str, Any]:
+    """Title, origin and verdict."""
+    it, plan, label = report.inspection.identity, report.plan, _label(report)
     name = label.rstrip("/").rpartition("/")[2] or label
-    revision = f" @ {it.revision[:12]}" if it.revision else ""
-    gpu = next(filter(None, gpu_in_words(plan, report.search).values()), None)
     held = f"{counted(it.tensors, 'tensor')} in {counted(it.files, 'file')}, {size(it.bytes)}"
-    words = {
+    commit = it.revision or f"none is known; config.json has SHA-256 {report.config_digest}"
+    verdict = _verdict(report)
+    return {
         "title": f"{name} on {_title(plan)}" if plan else name,
-        "identity": f"{label}{revision}: {it.family}, {held}; "
-        f"{it.layers} layers, {it.routed_experts} routed experts and {it.shared_experts} shared",
-        "engines": list(dict.fromkeys(cell.engine for cell in report.inspection.matrix)),
-        "matrix": {tp: list(cells) for tp, cells in groupby(report.inspection.matrix, lambda cell: cell.tp)},
-        "matrix_note": f"With each engine's own choices on GPUs of {gpu}."
-        if gpu
-        else "With each engine's own choices on Hopper; memory is not looked at.",
-        "asked": (plan.deployment.engine, plan.deployment.tp) if plan else None,
-        "plan_command": f"dsv4-shard plan {shlex.quote(label)}",
-        "report_command": f"dsv4-shard report {shlex.quote(label)} --tp 16 -o report.html",
+        "layout": _layout(plan) if plan else "",
+        "trace": (
+            ("Checkpoint", f"{label}: {it.family}, {held}{_sizes(it)}"),
+            ("Commit", commit),
+            ("Made", f"{made:%Y-%m-%d %H:%M} UTC by dsv4-shard {report.inspection.tool_version}, with:"),
+        ),
+        "verdict": verdict,
     }
-    return words | (_plan_words(plan) if plan else {"facts": ()})
+
+
+def _sizes(it: Any) -> str:
+    """Layers and experts, as far as config.json names them."""
+    shared = getattr(it, "shared_experts", None)
+    known = (
+        it.layers and counted(it.layers, "layer"),
+        it.routed_experts and counted(it.routed_experts, "routed expert"),
+        shared and f"{shared} shared",
+    )
+    words = ", ".join(filter(None, known))
+    return f"; {words}" if words else ""
 
 
 def _title(plan: Plan) -> str:
@@ -115,80 +158,100 @@ def _title(plan: Plan) -> str:
     return f"{engine} {plan.deployment.version}, TP {plan.deployment.tp}"
 
 
-def _plan_words(plan: Plan) -> dict[str, Any]:
+def _layout(plan: Plan) -> str:
     deployment = plan.deployment
     gpus = counted(deployment.world, f"{deployment.gpu} GPU" if deployment.gpu else "GPU")
     nodes = f" on {deployment.nodes} nodes" if deployment.nodes > 1 else ""
     a2a = f", all-to-all {deployment.a2a}" if deployment.a2a else ""
-    environment = "".join(f"{name}={shlex.quote(value)} " for name, value in plan.launch.environment.items())
+    return (
+        f"{gpus}{nodes}: TP {deployment.tp}, EP {deployment.ep}, DP {deployment.dp}; attention TP "
+        f"{deployment.attention_tp}, MoE TP {deployment.moe_tp}, runner {deployment.runner}{a2a}"
+    )
+
+
+def _verdict(report: ReportContent) -> tuple[Shown, str] | None:
+    """The verdict on the plan, or on a search that found none, and its words; None for a checkpoint alone."""
+    plan, search = report.plan, report.search
+    if plan is not None:
+        return of_plan(plan), plan.headline + (_unweighed(plan) if plan.verdict.is_good else "")
+    if search is not None:
+        gpus = counted(search.gpus, f"{search.gpu} GPU" if search.gpu else "GPU")
+        verdict = Verdict.FAILS if search.engines else Verdict.UNVERIFIED
+        failed = "No layout fits" if search.layouts else "No layout runs"
+        return shown(verdict, is_weighed=True), f"{failed if search.engines else 'Not verified'} on {gpus}"
+    return None
+
+
+def _unweighed(plan: Plan) -> str:
+    """What the verdict leaves open if no GPU is named."""
+    if plan.memory is not None or plan.totals is None:
+        return ""
+    weights, largest = plan.totals.target_bytes_per_rank_max, max(gpu.memory for gpu in GPUS.values())
+    over = f", more than the largest listed GPU has ({gib(largest)})" if weights >= largest else ""
+    return f", by its rules. Memory was not checked, because no GPU is named: {gib(weights)} per GPU{over}"
+
+
+def _ways(plan: Plan) -> Iterator[tuple[str, PlanWay, tuple[str, ...]]]:
+    """Yield the ways to serve: title, way, and the commands with their variables, one for each node."""
+    for number, way in enumerate(plan.ways):
+        verb = "Or write" if number else "Write"
+        serve = f"{verb} {way.serves}{' and serve them' if way.launch.commands else ''}"
+        title = "Serve the checkpoint as it is" if way.serves == "checkpoint" else serve
+        environment = "".join(f"{name}={shlex.quote(value)} " for name, value in way.launch.environment.items())
+        commands = tuple(environment + command for command in way.launch.commands)
+        yield f"{title}: each node reads {size(way.node_bytes)}", way, commands
+
+
+def _next_command(report: ReportContent) -> str:
+    """The command for a page with a layout; empty where there is one, or can be none."""
+    it = report.inspection
+    if report.plan or report.search or isinstance(it, UnknownInspection) or it.has_errors:
+        return ""
+    return f"dsv4-shard report {shlex.quote(it.identity.label)} --gpus 8 --gpu h200"
+
+
+# --- charts -----------------------------------------------------------------------------------------------------------
+
+
+def _charts(report: ReportContent) -> dict[str, Any]:
+    plan, memory = report.plan, report.plan.memory if report.plan else None
+    capacity = memory.capacity if memory else None
+    grids = [grid_chart(grid, is_placed=plan is not None and grid.fits) for grid in report.grids]
     return {
-        "layout": f"{gpus}{nodes}: TP {deployment.tp}, EP {deployment.ep}, DP {deployment.dp}; "
-        f"attention TP {deployment.attention_tp}, "
-        f"MoE TP {deployment.moe_tp}, runner {deployment.runner}{a2a}",
-        "verdict": plan.headline,
-        "facts": list(_facts(plan)),
-        "launch": [environment + command for command in plan.launch.commands],
-    }  # fmt: skip
+        "grids": grids,
+        "grid_legend": list(_grid_legend(grids)),
+        "capacity": capacity,
+        "rank_bars": rank_bars(report.ranks, capacity),
+        "rank_legend": legend(report.ranks),
+        "module_bars": module_bars(plan) if plan else (),
+        "layers": layer_chart(report.layers) if report.layers else None,
+        **_matrix(report),
+    }
 
 
-def _facts(plan: Plan) -> Iterator[tuple[str, str, str]]:
-    """Yield the deciding numbers: name, value, and a note."""
-    totals, memory = plan.totals, plan.memory
-    if totals is None:
-        yield from _host_facts(plan.host)
-        return
-    least, most = totals.target_bytes_per_rank_min, totals.target_bytes_per_rank_max
-    weights = memory.weights if memory else most
-    yield "Weights a rank", gib(weights), f"{gib(least)} on the lightest" if least < most else f"{totals.ranks} alike"
-    if memory is not None:
-        left = ("Free of its memory", gib(memory.left)) if memory.fits else ("Memory missing", gib(-memory.left))
-        yield *left, f"of {gib(memory.capacity)}" if memory.fits else f"beyond {gib(memory.capacity)}"
-        yield from _cache_facts(memory.kv_cache)
-    yield "Whole on every rank", gib(totals.replicated_bytes_per_rank), ""
-    if totals.padding_bytes_per_rank:
-        yield "Padding a rank", gib(totals.padding_bytes_per_rank), ""
-    if totals.draft_bytes_per_rank and not find_engine(plan.deployment.engine).draft_in_model:
-        yield "MTP draft, if loaded", gib(totals.draft_bytes_per_rank), "more a rank"
-    yield from _host_facts(plan.host)
+def _grid_legend(grids: list[GridChart]) -> Iterator[tuple[str, str]]:
+    """Yield the colours of the drawn axes and their meanings."""
+    drawn = {box.kind for grid in grids for box in (*grid.blocks, *grid.placed)}
+    meanings = {colour.name: colour.meaning for colour in KINDS}
+    meanings |= {"cut": "a unit that a cut divides", "padding": "zeros for padding"}
+    return ((kind, words) for kind, words in meanings.items() if kind in drawn)
 
 
-def _host_facts(host: PlanHost | None) -> Iterator[tuple[str, str, str]]:
-    """Yield what a node holds on its disk and in its memory."""
-    if host is None:
-        return
-    each = "a node" if host.nodes > 1 else "the node"
-    yield f"Disk of {each}", size(host.disk_bytes), host.reads
-    yield f"Memory of {each} while it loads", gib(host.window_bytes), "at once, beside the page cache"
-    if host.pinned:
-        yield f"Memory of {each}, pinned", gib(host.pinned_bytes), "for as long as the engine runs"
+def _matrix(report: ReportContent) -> dict[str, Any]:
+    if isinstance(report.inspection, UnknownInspection) or not report.inspection.matrix:
+        return {"matrix": None, "matrix_note": ""}
+    plan = report.plan
+    gpu = next(filter(None, gpu_in_words(plan, report.search).values()), None)
+    note = f"Each engine with its default options, on {gpu}; {{}}" if gpu else (
+        "Each engine with its default options, on Hopper. Memory was not checked, because no GPU is named; {}"
+    )  # fmt: skip
+    return {
+        "matrix": grid_of(report.inspection.matrix, gpu, _asked(plan.request) if plan else None),
+        "matrix_note": note.format("options under a number are needed for as many GPUs."),
+    }
 
 
-def _cache_facts(cache: PlanCache | None) -> Iterator[tuple[str, str, str]]:
-    """Yield the tokens of KV cache and the sessions, where they are known."""
-    if cache is None:
-        return
-    if cache.tokens is not None and cache.all_sessions is not None:
-        yield "Tokens of KV cache", f"{cache.tokens:,}", f"in each of {counted(cache.groups, 'attention group')}"
-        yield f"Sessions of {cache.session:,} tokens", f"{cache.all_sessions:,}", "at once, all GPUs together"
-        return
-    fits = {True: "fits", False: "does not fit", None: "may not fit"}[cache.fits]
-    yield f"Context of {cache.session:,} tokens", fits, f"takes {gib(cache.session_bytes)} a rank"
-
-
-def _says(cell: MatrixCell) -> str:
-    return _OTHERWISE if cell.otherwise else str(cell.verdict)
-
-
-def _why(cell: MatrixCell) -> Iterator[str]:
-    """Yield the details of a verdict: required options, bytes, and the arithmetic of broken rules."""
-    if cell.otherwise:
-        yield f"as {cell.how}"
-    if cell.bytes_per_rank is not None:
-        yield f"{gib(cell.bytes_per_rank)} a rank"
-    if cell.reason:
-        yield (
-            cell.reason
-            if cell.verdict is Verdict.UNVERIFIED or cell.module is None
-            else f"{cell.module}: {cell.reason}"
-        )
-    yield from map(str, cell.changes)
+def _asked(request: Request) -> tuple[str, int] | None:
+    """Engine and TP of the cell that is the plan's; None if the plan has options of its own."""
+    usual = Request(request.tp, engine=request.engine, gpu=request.gpu, gpu_memory=request.gpu_memory)
+    return (request.engine, request.tp) if replace(request, nodes=None) == usual else None

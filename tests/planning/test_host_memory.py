@@ -70,7 +70,7 @@ def test_the_plan_says_it_in_one_line_also_where_the_layout_is_not_verified() ->
 def test_the_report_has_it() -> None:
     checkpoint, inventory = inventory_of(PRO)
     page = make_report(checkpoint, inventory, planned(PRO, tp=16, gpu="h20-96"), None).to_html()
-    assert "Disk of a node" in page
+    assert "Disk per node" in page
     assert "492.74 GB" in page
 
 

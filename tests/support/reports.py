@@ -1,9 +1,7 @@
 """Plans, reports and pages of the real models, each made once per process."""
 
-import json
-import re
+from datetime import UTC, datetime
 from functools import cache
-from typing import Any
 
 from support.checkpoints.full_size import FLASH, PRO, PRO_FP8, PRO_NVFP4, V3, V32, V41, inventory_of
 
@@ -11,7 +9,7 @@ from dsv4_shard.engines.deployment import Request
 from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.reporting.page import to_html
-from dsv4_shard.reporting.report import make_report
+from dsv4_shard.reporting.report import Report, make_report
 
 RUNNING = (
     (PRO, Request(1)),
@@ -46,16 +44,15 @@ def plan_of(model: str, request: Request, label: str | None = None) -> Plan:
     return make_plan(*inventory_of(model), request, label or f"deepseek-ai/{model}")
 
 
+def report_of(request: Request | None, model: str = PRO) -> Report:
+    return make_report(*inventory_of(model), plan_of(model, request) if request else None)
+
+
 @cache
 def page_of(request: Request | None, model: str = PRO) -> str:
-    return to_html(make_report(*inventory_of(model), plan_of(model, request) if request else None))
+    return to_html(report_of(request, model), MADE)
 
 
-def charts_of(page: str) -> dict[str, Any]:
-    found = re.search(r'<script type="application/json" id="charts">(.*?)</script>', page, re.DOTALL)
-    assert found
-    charts: dict[str, Any] = json.loads(found[1])
-    return charts
-
+MADE = datetime(2026, 12, 1, 9, 30, tzinfo=UTC)
 
 HOSTILE = "x</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\x1b[31m\u202e{{7*7}}"

@@ -88,8 +88,10 @@ def legend(ranks: Iterable[RankBytes]) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class ModuleBar:
-    """Bytes of a module on the heaviest rank, as far as it is placed alike; the sizes are in binary and in
-    decimal units, and `width` is in percent of the largest."""
+    """Bytes of a module on the heaviest rank, as far as it is placed alike.
+
+    `size` is in binary, `decimal` in decimal units. `width` and `padding` are in percent of the largest row.
+    """
 
     name: str
     placement: str
@@ -113,7 +115,9 @@ def module_bars(plan: Plan) -> tuple[ModuleBar, ...]:
         rows.append(("MTP draft model", "beside the target model", totals.draft_bytes_per_rank, 0, DRAFT))
     most = max((nbytes for _, _, nbytes, _, _ in rows), default=1) or 1
     return tuple(
-        ModuleBar(name, placement, kind, gib(nbytes), size(nbytes), 100 * (nbytes - padding) / most, 100 * padding / most)
+        ModuleBar(
+            name, placement, kind, gib(nbytes), size(nbytes), 100 * (nbytes - padding) / most, 100 * padding / most
+        )
         for name, placement, nbytes, padding, kind in rows
     )
 

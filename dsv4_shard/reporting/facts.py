@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from dsv4_shard.engines import find_engine
 from dsv4_shard.planning import Plan, PlanCache, PlanHost
-from dsv4_shard.text.units import gib, rounded, size
+from dsv4_shard.text.units import gib, size
 
 Fact = tuple[str, str, str]
 """Name, value, and a note."""

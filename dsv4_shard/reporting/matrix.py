@@ -24,7 +24,7 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 @dataclass(frozen=True, slots=True)
 class GridCell:
-    """A cell: verdict, GiB of weights per rank, the layout if TP alone does not run, and the numbers of its notes."""
+    """A cell: verdict, GiB of weights per GPU, the layout if TP alone does not run, and the numbers of its notes."""
 
     engine: str
     verdict: Shown
@@ -88,7 +88,7 @@ def _is_too_large(cells: tuple[MatrixCell, ...]) -> bool:
 
 def _too_large(cells: list[MatrixCell], gpu: str | None) -> str:
     held = [cell.bytes_per_rank for cell in cells if cell.bytes_per_rank is not None]
-    weights = f"{min(held) / _GIB:.1f} GiB or more per rank" if held else "the weights"
+    weights = f"{min(held) / _GIB:.1f} GiB or more per GPU" if held else "the weights"
     return f"{Verdict.FAILS}: {weights} do not fit on {gpu}"
 
 
@@ -115,5 +115,7 @@ def _reasons(cell: MatrixCell, gpu: str | None) -> Iterator[str]:
         said = " ".join(cell.engine_says.split()) if cell.engine_says else ""
         yield f"{of}{cell.reason}" + (f". {find_engine(cell.engine).title} says: {said}" if said else "")
     yield from map(str, cell.changes)
-    if gpu is None and (cell.bytes_per_rank or 0) >= _LARGEST:
-        yield f"more than the largest listed GPU has ({gib(_LARGEST)})"
+    known = GPUS.get(gpu.lower()) if gpu else None
+    limit, whose = (known.memory, known.name) if known else (_LARGEST, "the largest listed GPU")
+    if (cell.bytes_per_rank or 0) >= limit:
+        yield f"more than {whose} has ({gib(limit)})"

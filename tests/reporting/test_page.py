@@ -194,8 +194,12 @@ def test_the_layer_axis_is_titled_and_every_group_of_columns_has_a_label(page: A
 
 def test_the_button_copies_the_command_exactly(page: Any, pages: Any) -> None:
     shown(page, pages / "whole.html")
-    expected = [report_of(WHOLE).command, plan_of("DeepSeek-V4-Pro", WHOLE).reshard]
-    expected += [f"SGLANG_SHARED_EXPERT_TP1=1 {line}" for line in plan_of("DeepSeek-V4-Pro", WHOLE).launch.commands]
+    expected = [report_of(WHOLE).command]
+    for way in plan_of(PRO, WHOLE).ways:
+        expected += [way.prepare, "pip install dsv4-shard"] if way.prepare else []
+        expected += [f"SGLANG_SHARED_EXPERT_TP1=1 {line}" for line in way.launch.commands]
+        expected += [way.launch.draft_options]
+    assert len(expected) == 9
     buttons = page.get_by_role("button", name="Copy")
     for number, command in enumerate(expected):
         button = page.locator(".command button").nth(number)
@@ -203,7 +207,7 @@ def test_the_button_copies_the_command_exactly(page: Any, pages: Any) -> None:
         until(page, f"document.querySelectorAll('.command button')[{number}].textContent === 'Copied'")
         assert page.evaluate("navigator.clipboard.readText()") == command
     until(page, "[...document.querySelectorAll('.command button')].every((b) => b.textContent === 'Copy')")
-    assert buttons.count() == len(expected) + 1  # and the options of the draft model
+    assert buttons.count() == len(expected)
 
 
 def test_the_button_copies_also_where_a_page_has_no_clipboard(page: Any, pages: Any) -> None:

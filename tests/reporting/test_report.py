@@ -28,7 +28,7 @@ from dsv4_shard.reporting.charts import GridChart, grid_chart, layer_chart, modu
 from dsv4_shard.reporting.matrix import GridRow, grid_of
 from dsv4_shard.reporting.page import to_html
 from dsv4_shard.reporting.report import make_report
-from dsv4_shard.text.units import gib
+from dsv4_shard.text.units import gib, size
 
 
 class _Text(HTMLParser):
@@ -136,7 +136,7 @@ def test_every_cell_of_the_matrix_says_what_inspect_says_of_it(model: str, reque
             shown = drawn[cell.engine, cell.tp]
             told = " ".join(text for number in shown.notes for text in grid.notes[number - 1])
             said = " ".join(cell.engine_says.split()) if cell.engine_says else None
-            assert all(line is None or line in told for line in (*cell.notes, said))
+            assert all(line is None or line in told for line in (*map(str, cell.changes), said))
             assert cell.rule == "memory" or cell.reason is None or cell.reason in told
             assert shown.weight == (None if cell.bytes_per_rank is None else f"{cell.bytes_per_rank / 2**30:.1f}")
     words = text_of(page_of(request_, model))
@@ -157,15 +157,15 @@ def test_without_a_gpu_no_cell_and_no_verdict_has_the_colour_of_a_verdict_that_r
         "796.1", ("more than the largest listed GPU has (288.0 GiB)",))  # fmt: skip
     page = page_of(Request(1))
     assert 'class="verdict unweighed"' in page
-    assert "Memory was not checked, because no GPU is named: 796.1 GiB per rank, more than" in text_of(page)
+    assert "Memory was not checked, because no GPU is named: 796.1 GiB per GPU, more than" in text_of(page)
 
 
 def test_sizes_at_which_nothing_fits_are_one_row_and_equal_rows_are_one() -> None:
     rows = grid_of(inspect(*inventory_of(PRO), gpu="h20-96").matrix, "h20-96", None).rows
     assert [row.gpus for row in rows] == ["1 to 8", "16", "32", "64"]
-    assert rows[0].sentence.startswith("does not run: ")
+    assert rows[0].sentence == "does not run: 101.9 GiB or more per GPU do not fit on h20-96"
     unknown = grid_of(inspect(*inventory_of(PRO), gpu="mi355x").matrix, "mi355x", None)
-    assert {cell.verdict.word for row in unknown.rows for cell in row.cells} == {"not verified"}
+    assert {cell.verdict.words for row in unknown.rows for cell in row.cells} == {"not verified"}
     assert {cell.verdict.colour for row in unknown.rows for cell in row.cells} == {"unverified"}
 
 
@@ -186,11 +186,11 @@ def test_a_cell_weighs_what_the_plan_of_its_layout_weighs() -> None:
 @pytest.mark.slow
 def test_with_a_gpu_the_matrix_looks_at_its_memory() -> None:
     cells = {(cell.engine, cell.tp): cell for cell in inspect(*inventory_of(PRO), gpu="h20-96").matrix}
-    assert cells["sglang", 8].verdict == "no"
+    assert cells["sglang", 8].verdict == "does not run"
     assert cells["sglang", 8].rule == "memory"
     assert "NVIDIA H20 96 GB has 95.0 GiB" in str(cells["sglang", 8].reason)
-    assert cells["sglang", 16].verdict == "with-options"
-    assert inspect(*inventory_of(PRO), (8,)).matrix[0].verdict == "works"
+    assert cells["sglang", 16].verdict == "runs with changes"
+    assert inspect(*inventory_of(PRO), (8,)).matrix[0].verdict == "runs"
 
 
 @pytest.mark.slow
@@ -210,12 +210,12 @@ def test_where_the_search_finds_nothing_the_matrix_is_of_its_gpu_all_the_same(as
     found = search(checkpoint, inventory, Request(2, **asked))  # type: ignore[arg-type]
     assert found.best is None
     report = make_report(checkpoint, inventory, None, found)
-    assert {cell.verdict for cell in report.inspection.matrix if cell.tp == 8} == {"no"}
+    assert {cell.verdict for cell in report.inspection.matrix if cell.tp == 8} == {"does not run"}
     assert "✗ No layout" in text_of(to_html(report))
 
 
 def test_of_a_gpu_whose_kernels_are_not_known_the_matrix_claims_nothing() -> None:
-    assert {cell.verdict for cell in inspect(*inventory_of(PRO), (8,), gpu="mi355x").matrix} == {"unknown"}
+    assert {cell.verdict for cell in inspect(*inventory_of(PRO), (8,), gpu="mi355x").matrix} == {"not verified"}
 
 
 def test_a_gpu_that_means_nothing_is_refused() -> None:
@@ -376,8 +376,8 @@ def test_every_engine_and_family_has_its_page_with_the_numbers_of_its_plan(model
     if plan.totals is not None:
         deployment = choose(inventory_of(model)[1], request_).deployment
         assert f"{gib(weights_of(plan.totals, deployment))} of weights" in words
-        draft = gib(plan.totals.draft_bytes_per_rank)
-        assert f"MTP draft model{draft}beside the target model" in words
+        draft = plan.totals.draft_bytes_per_rank
+        assert f"MTP draft model{gib(draft)} {size(draft)}beside the target model" in words
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ class Shot(NamedTuple):
 SHOTS = (
     Shot("report", WHOLE, 1080, 1180, "light"),
     Shot("report-ranks", WHOLE, 1080, 1240, "dark", "h2:has-text('What a rank holds')"),
-    Shot("report-broken", BROKEN, 1080, 1000, "light"),
+    Shot("report-broken", BROKEN, 1080, 1190, "light"),
     Shot("report-matrix", WHOLE, 1080, 900, "light", "h2:has-text('What runs')"),
     Shot("report-phone", PADDED, 390, 1250, "dark", "h2:has-text('Launch')"),
 )

@@ -28,7 +28,7 @@ def test_the_base_is_pinned_and_sources_stay_in_the_first_stage() -> None:
 
 
 @pytest.mark.parametrize(("path", "sent"), [
-    ("dsv4_shard/cli.py", True), ("dsv4_shard/reporting/assets/plot.js", True), ("README.md", True),
+    ("dsv4_shard/cli.py", True), ("dsv4_shard/reporting/assets/report.css", True), ("README.md", True),
     ("dsv4_shard/__pycache__/cli.pyc", False), (".git/config", False), ("model.safetensors", False),
     ("tools/smoke_wheel.py", False), ("tests/README.md", False),
 ])  # fmt: skip

@@ -25,6 +25,11 @@ class ReportContent(Document):
     layers: tuple[LayerBytes, ...] = ()
     ranks: tuple[RankBytes, ...] = ()
 
+    @property
+    def family_known(self) -> bool:
+        """Whether the family of the checkpoint is known, so that it can be planned for."""
+        return isinstance(self.inspection, Inspection)
+
     def in_short(self) -> str:
         """The subject of the report."""
         return (self.plan or self.search or self.inspection).in_short()

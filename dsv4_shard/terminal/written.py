@@ -149,11 +149,12 @@ def show_report(console: Console, report: "Report", output: Path) -> None:
     """Show what the report contains, and how to use it."""
     plan = report.plan
     about = "the checkpoint alone: name a layout with --tp or --gpus for placements and commands"
-    if plan is not None:
+    if not report.family_known:
+        about = f"{report.inspection.identity.family}, a family that is not known: what it holds, and what divides"
+    elif plan is not None:
         engine = title_of(plan.request.engine, plan.engine_version)
         about = f"TP {plan.deployment.tp} on {engine} {plan.deployment.version}: {plan.verdict}"
     elif report.search is not None:
         about = f"{report.search.gpus} GPUs, on which nothing was found"
-    megabytes = output.stat().st_size / 1e6
-    paragraph(console, f"Wrote {output} ({megabytes:.1f} MB). Open it in a browser.")
+    paragraph(console, f"Wrote {output}. Open it in a browser.")
     item(console, about)

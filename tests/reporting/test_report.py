@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.checkpoints.full_size import FLASH, PRO, PRO_FP8, V3, V41, inventory_of
+from support.checkpoints.other_families import FAMILIES, QWEN3, write_family
 from support.reports import BROKEN, HOSTILE, LAYOUTS, MADE, PADDED, RUNNING, WHOLE, page_of, plan_of, report_of
 from support.servers.hub import HubServer
 from typer.testing import CliRunner
@@ -20,6 +21,7 @@ import dsv4_shard
 from dsv4_shard.cli import app
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import UsageError
+from dsv4_shard.inspection import UnknownInspection
 from dsv4_shard.inspection.known_family import DEFAULT_TPS, inspect
 from dsv4_shard.planning.choice import choose
 from dsv4_shard.planning.search import plan_best, search
@@ -386,6 +388,26 @@ def test_of_a_family_that_no_engine_is_known_for_nothing_is_drawn_but_its_blocks
     assert "? Not verified" in text_of(page)
     assert 'class="verdict unverified"' in page
     assert 'class="verdict fails"' not in page
+
+
+def test_an_unknown_family_has_a_report_of_what_it_holds_and_what_divides(tmp_path: Path) -> None:
+    folder, page = write_family(tmp_path / "qwen", *FAMILIES[QWEN3]), tmp_path / "page.html"
+    done = CliRunner().invoke(app, ["report", str(folder), "-o", str(page)])
+    assert done.exit_code == 0, done.output
+    assert "Qwen3 MoE, a family that is not known" in " ".join(done.output.split())
+    words = text_of(page.read_text())
+    inspection = dsv4_shard.inspect(folder)
+    assert isinstance(inspection, UnknownInspection)
+    assert inspection.not_known in words
+    (gate,) = (row for row in inspection.quantized if row.template.endswith("gate_proj.weight"))
+    rows = next(axis for axis in gate.axes if axis.cut)
+    units = "".join(f"{share.units_per_rank:g}{'' if share.whole else ' ✗'}" for share in rows.shares)
+    assert f"{gate.template}: rows {rows.size:,} in blocks of 128{units}" in words
+    assert "1.5 ✗" in units
+    refused = CliRunner().invoke(app, ["report", str(folder), "--tp", "8", "-o", str(tmp_path / "none.html")])
+    assert refused.exit_code == 3
+    assert f"dsv4-shard report {folder}" in " ".join(refused.output.split())
+    assert not (tmp_path / "none.html").exists()
 
 
 @pytest.mark.slow

@@ -215,7 +215,7 @@ class GridChart:
     """An axis in blocks, with the cuts of equal parts, and below it the parts as placed.
 
     `cuts` are positions in percent, and `extent` the size without padding. `placed` is empty unless the parts are
-    placed in a way that fits; `numbers` are (centre, number of the part).
+    placed in a way that fits. Numbers of ranks, of units and of placed parts are (centre, number).
     """
 
     sentence: str
@@ -224,9 +224,11 @@ class GridChart:
     extent: float
     blocks: tuple[Box, ...]
     cuts: tuple[float, ...]
+    rank_numbers: tuple[tuple[float, str], ...]
+    unit_numbers: tuple[tuple[float, str], ...]
     placed_as: str
     placed: tuple[Box, ...]
-    numbers: tuple[tuple[float, str], ...]
+    part_numbers: tuple[tuple[float, str], ...]
 
 
 def grid_chart(grid: BlockGrid, is_placed: bool) -> GridChart:
@@ -247,18 +249,21 @@ def grid_chart(grid: BlockGrid, is_placed: bool) -> GridChart:
     return GridChart(
         sentence=_grid_sentence(grid),
         title=f"cut evenly over {grid.group} {grid.ranks}: {quotient(grid.size / grid.ranks, grid.block)} "
-              f"{grid.unit or grid.axis} each",
+              f"{grid.unit or grid.axis} each; above: ranks, below: {grid.unit or grid.axis}",
         size=f"{grid.size:,} {(grid.unit and 'elements') or grid.axis}",
         extent=100 * grid.size / extent,
         blocks=blocks or (Box("cut" if split else kind, 0, 100 * grid.size / extent, grid.axis),),
         cuts=tuple(100 * number * grid.size / grid.ranks / extent for number in range(1, ranks)),
+        rank_numbers=_numbers(grid.ranks, grid.size / grid.ranks / extent),
+        unit_numbers=_numbers(grid.blocks, grid.block / extent),
         placed_as=f"as placed: {_placed_as(grid)}",
         placed=places,
-        numbers=tuple(_numbers(grid, extent)) if places else (),
+        part_numbers=_numbers(grid.parts, grid.step / extent) if places else (),
     )  # fmt: skip
 
 
 def _one(grid: BlockGrid) -> str:
+    """One unit of the axis: a block, a tile, or one of what its name says."""
     return (grid.unit or grid.axis).removesuffix("s")
 
 
@@ -276,11 +281,10 @@ def _places(grid: BlockGrid, kind: str, extent: int) -> Iterator[Box]:
         at += held + share.padding
 
 
-def _numbers(grid: BlockGrid, extent: int) -> Iterator[tuple[float, str]]:
-    """Yield centre and number of parts, not closer than readable."""
-    every = -(-grid.parts // _NUMBERED)
-    for number in range(0, grid.parts if grid.parts > 1 else 0, every):
-        yield 100 * (number + 0.5) * grid.step / extent, str(number)
+def _numbers(count: int, width: float) -> tuple[tuple[float, str], ...]:
+    """Return centre and number of equal parts, not closer than readable; none for a single part."""
+    every = -(-count // _NUMBERED)
+    return tuple((100 * (number + 0.5) * width, str(number)) for number in range(0, count, every) if count > 1)
 
 
 def _grid_sentence(grid: BlockGrid) -> str:
@@ -288,7 +292,7 @@ def _grid_sentence(grid: BlockGrid) -> str:
     cut = sum(cut.splits for cut in grid.even_cuts)
     unit = grid.unit or "whole units"
     if grid.block == 1:
-        inside = f": {cut} of {grid.ranks - 1} cuts fall inside one" if cut else ""
+        inside = f": {cut} of {grid.ranks - 1} cuts fall inside one of them" if cut else ""
         return capitalized(f"{grid.module}: {grid.axis} {grid.size} over {grid.group} {grid.ranks} is {quotient(each)} "
                            f"each{inside}.")  # fmt: skip
     inside = f"; {cut} of {grid.ranks - 1} cuts fall inside one" if cut else ""

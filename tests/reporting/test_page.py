@@ -178,6 +178,13 @@ def test_blocks_and_parts_fill_the_axis_and_cuts_stand_where_ranks_meet(page: An
     assert all(right["left"] == pytest.approx(left["right"], abs=1) for left, right in itertools.pairwise(boxes))
     shown(page, pages / "groups.html", width)
     assert page.locator(".axis .box.k-cut").count() == 8
+    for name in ("groups", "whole", "padded"):
+        shown(page, pages / f"{name}.html", width)
+        for row in page.locator(".numbers").all():
+            numbers = row.locator("span").evaluate_all(
+                "(all) => all.map((one) => one.getBoundingClientRect().toJSON())"
+            )
+            assert all(left["right"] < right["left"] for left, right in itertools.pairwise(numbers))
 
 
 def test_the_layer_axis_is_titled_and_every_group_of_columns_has_a_label(page: Any, pages: Any) -> None:

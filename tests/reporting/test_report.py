@@ -265,12 +265,16 @@ def test_the_grid_of_padded_experts_ends_in_zeros() -> None:
 
 def test_the_dimension_that_fails_is_drawn_where_it_has_no_blocks() -> None:
     (grid,) = grids_of(Request(16, gpu="h20-96"), FLASH)
-    assert grid.sentence == "Attention: o_groups 8 over attention TP 16 is 0.5 each: 8 of 15 cuts fall inside one."
+    assert (
+        grid.sentence == "Attention: o_groups 8 over attention TP 16 is 0.5 each: 8 of 15 cuts fall inside one of them."
+    )
     assert [box.kind for box in grid.blocks] == ["cut"] * 8
     assert len(grid.cuts) == 15
+    assert [label for _, label in grid.rank_numbers] == [str(rank) for rank in range(16)]
+    assert grid.unit_numbers == tuple((12.5 * (number + 0.5), str(number)) for number in range(8))
     assert grid.placed == ()
     broken = grids_of(BROKEN)
-    assert [grid.title.rpartition(":")[2] for grid in broken] == [" 1.5 blocks each", " 1.5 blocks each"]
+    assert ["1.5 blocks each" in grid.title for grid in broken] == [True, True]
 
 
 @pytest.mark.slow
@@ -298,7 +302,7 @@ def test_every_division_that_fails_is_drawn_with_its_numbers(model: str, request
 
 def test_without_a_plan_the_grid_is_that_of_the_first_tp_that_cuts_inside_a_block() -> None:
     (grid,) = grids_of(None)
-    assert grid.title == "cut evenly over TP 16: 1.5 blocks each"
+    assert grid.title == "cut evenly over TP 16: 1.5 blocks each; above: ranks, below: blocks"
     assert grid.placed == ()  # nothing is placed
 
 

@@ -33,7 +33,7 @@ SHOTS = (
     Shot("report-ranks", WHOLE, 1080, 1240, "dark", "h2:has-text('What a rank holds')"),
     Shot("report-broken", BROKEN, 1080, 1190, "light"),
     Shot("report-matrix", WHOLE, 1080, 900, "light", "h2:has-text('What runs')"),
-    Shot("report-phone", PADDED, 390, 1250, "dark", "h2:has-text('Launch')"),
+    Shot("report-phone", PADDED, 390, 1250, "dark", "h2:has-text('Blocks and cuts')"),
 )
 
 

@@ -43,6 +43,9 @@ _ASSETS = files(__package__) / "assets"
 
 _GIB = 1 << 30
 
+_EPOCH_DIGITS = 11
+"""Digits of seconds up to the year 5138: datetime has no times far beyond."""
+
 
 # --- the page --------------------------------------------------------------------------------------------------------
 
@@ -110,9 +113,10 @@ def _printable(text: str) -> str:
 
 
 def _now() -> datetime:
-    """The time to print: SOURCE_DATE_EPOCH if it is set, as in reproducible builds; else now."""
+    """The time to print: that of SOURCE_DATE_EPOCH, as in reproducible builds, if it holds one; else now."""
     fixed = os.environ.get("SOURCE_DATE_EPOCH", "")
-    return datetime.fromtimestamp(int(fixed), UTC) if fixed.isdecimal() else datetime.now(UTC)
+    is_time = fixed.isdecimal() and len(fixed) <= _EPOCH_DIGITS
+    return datetime.fromtimestamp(int(fixed), UTC) if is_time else datetime.now(UTC)
 
 
 # --- the head --------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -86,6 +87,12 @@ def test_the_head_says_commit_date_and_the_command_that_makes_the_page_again() -
     source = replace(checkpoint.source, revision="c" * 40)  # type: ignore[type-var]
     made = make_report(replace(checkpoint, source=source), inventory)
     assert "c" * 40 in text_of(to_html(made)).partition("SHA-256")[0]
+
+
+@pytest.mark.parametrize("epoch", ["", "soon", "-1", "9" * 30])
+def test_a_date_that_is_none_is_not_taken(epoch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", epoch)
+    assert f"Made{datetime.now(UTC):%Y-}" in text_of(to_html(report_of(None)))
 
 
 def test_the_command_of_a_report_makes_the_same_page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Literal
 
 from dsv4_shard.catalog.gpus import GPUS, Gpu
+from dsv4_shard.catalog.option import words_of
 from dsv4_shard.catalog.request import FewestOptions, Narrowing, Target
 from dsv4_shard.checkpoint import Checkpoint, Inventory, outside_layers, refuse_errors
 from dsv4_shard.engines import Request, find_engine, pick_gpu
@@ -12,7 +13,7 @@ from dsv4_shard.models import TARGET
 from dsv4_shard.planning.layouts import ALL, FoundLayout
 from dsv4_shard.planning.reach import MOST_GPUS, Bound, Reach, bounds_of, fewest_on, say_counts
 from dsv4_shard.planning.request import check_request, refuse_unknown_names
-from dsv4_shard.planning.search import command_of, engines_to_search, names_of_engines, say_reach, words_of
+from dsv4_shard.planning.search import command_of, engines_to_search, names_of_engines, say_reach
 from dsv4_shard.text.document import Document, html_table
 from dsv4_shard.text.units import counted
 from dsv4_shard.version import __version__
@@ -104,7 +105,7 @@ def fewest(
         tool_version=__version__,
         checkpoint=checkpoint.source.label,
         context=session,
-        narrowed_by=words_of(narrowing),
+        narrowed_by=" ".join(words_of(narrowing)),
         engines=verified,
         unknown=unknown,
         tried=sum(reach.tried for _, reach in found),

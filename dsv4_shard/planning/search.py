@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Literal
 
 from dsv4_shard.catalog.gpus import GPUS, Gpu
-from dsv4_shard.catalog.option import names_of
+from dsv4_shard.catalog.option import words_of
 from dsv4_shard.catalog.request import Narrowing, SearchOptions, Target
 from dsv4_shard.checkpoint import Checkpoint, Inventory, outside_layers, refuse_errors
 from dsv4_shard.engines import Request, engine_for, find_engine, pick_gpu, serving
@@ -26,7 +26,6 @@ from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.planning.reach import MOST_GPUS, Reach, bounds_of, fewest_on
 from dsv4_shard.planning.request import check_request, refuse_unknown_names
 from dsv4_shard.text.document import Document, html_table
-from dsv4_shard.text.suggest import as_option
 from dsv4_shard.text.units import counted, gib
 from dsv4_shard.version import __version__
 
@@ -137,7 +136,7 @@ def search(
         gpu=asked.gpu or asked.gpu_memory,
         context=session,
         rank_by=rank_by,
-        narrowed_by=words_of(narrowing),
+        narrowed_by=" ".join(words_of(narrowing)),
         engines=verified,
         layouts=tuple(one.layout for one in found),
         command=command_of(checkpoint, best, session) if best else None,
@@ -245,9 +244,3 @@ def search_for(checkpoint: Checkpoint, inventory: Inventory, options: SearchOpti
 def names_of_engines(engine: str | Iterable[str] | None) -> Iterable[str] | None:
     """Return the engines of an option, which may be text with commas."""
     return engine.split(",") if isinstance(engine, str) else engine
-
-
-def words_of(narrowing: Narrowing) -> str:
-    """Return the options that narrow a search, as in a command."""
-    given = ((name, getattr(narrowing, name)) for name in names_of(Narrowing))
-    return " ".join(f"{as_option(name)} {value}" for name, value in given if value is not None)

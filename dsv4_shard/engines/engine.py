@@ -3,19 +3,20 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
-from dsv4_shard.checkpoint import Inventory, TensorGroup
+from dsv4_shard.checkpoint import NVFP4, Inventory, TensorGroup
 from dsv4_shard.engines import bytes_sent
 from dsv4_shard.engines.deployment import Context, Deployment, Request
 from dsv4_shard.engines.host_memory import HostRules
 from dsv4_shard.engines.kv_cache import CacheOf, not_known
 from dsv4_shard.engines.layout import Layout
 from dsv4_shard.engines.parallelism import Pairs, ep_option, every_divisor
-from dsv4_shard.engines.placement import Placement, RankTensor, Replicate, rank_tensor
+from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, Split, rank_tensor
 from dsv4_shard.engines.remarks import Change, Loss
 from dsv4_shard.engines.remedies import for_engine
 from dsv4_shard.engines.rules import NOT_VERIFIED, Breach, Requires, Rule
 from dsv4_shard.engines.stages import StartStage
 from dsv4_shard.models import TARGET, Family, Module, Role, Stage
+from dsv4_shard.text.units import gib
 
 Options = dict[str, str | None]
 """Options of a command by name. Values are quoted for a shell; None marks an option without a value."""
@@ -120,6 +121,26 @@ def no_launch(context: Context, model_path: str, sharded: bool) -> Launch:
     return Launch({})
 
 
+def assume_verified(context: Context) -> str:
+    """The assumption behind bytes that are not verified: the placements of layouts that are."""
+    deployment = context.deployment
+    if context.inventory.routed.name == NVFP4:
+        return (
+            "weights are the parameters that the engine's classes declare for NVFP4 experts; a load of them was not "
+            "compared"
+        )
+    return f"weights are placed as in the layouts that are verified, whatever version {deployment.version} does"
+
+
+def assume_bound(context: Context) -> str:
+    """The assumption behind a bound: experts divided, all else whole; and the least that any cut leaves."""
+    nbytes = sum(group.nbytes * count for group, count in context.inventory.groups.items() if group.stage in TARGET)
+    return (
+        "weights are at most these, with routed experts divided over the ranks and every other tensor whole on each; "
+        f"at least {gib(nbytes // context.deployment.world)}, if every tensor is divided"
+    )
+
+
 def not_known_addition(context: Context) -> str:
     """Describe how the shared expert's output joins the sum: not known."""
     return "How the shared expert's output joins the sum is not known of this engine."
@@ -162,6 +183,8 @@ class Engine:
         bytes_sent: Bytes that all GPUs together send per token and layer; None if not known.
         kv_cache: The KV cache of a deployment; None if not known.
         host: What the engine holds in host memory; None if not known.
+        assumes: Says what bytes per rank rest on where the outcome is not verified.
+        is_bound: Whether bytes per rank are only an upper bound.
         log_word: Word in a log line that identifies the engine.
         logs_count_replicas: Whether `--dp-size` in a log counts replicas of the whole model, unless attention DP is on.
     """
@@ -196,6 +219,8 @@ class Engine:
     bytes_sent: Callable[[Context], int | None] = bytes_sent.not_known
     kv_cache: CacheOf = not_known
     host: HostRules | None = None
+    assumes: Callable[[Context], str] = assume_verified
+    is_bound: bool = False
     log_word: str = ""
     logs_count_replicas: bool = False
 
@@ -230,9 +255,37 @@ class Engine:
         """Stages of a checkpoint that the engine loads as one model."""
         return tuple(Stage) if self.draft_in_model else TARGET
 
+    def held(self, group: TensorGroup, context: Context) -> tuple[Placement, RankTensor | None]:
+        """The placement of `group`, and how a rank stores one tensor of it; None if no rank stores it.
+
+        A tensor that does not divide is whole: rules refuse that where they are verified.
+        """
+        placement = self.place(group.role, context)
+        try:
+            return placement, self.store(group, placement, context)
+        except ValueError:
+            whole = Expert(Replicate()) if isinstance(placement, Expert) else Replicate()
+            return whole, self.store(group, whole, context)
+
+    def divides(self, context: Context) -> bool:
+        """Whether every tensor divides as the engine places it."""
+        try:
+            for group in context.inventory.groups:
+                self.store(group, self.place(group.role, context), context)
+        except ValueError:
+            return False
+        return True
+
+    def assumption(self, context: Context, *, is_known: bool) -> str | None:
+        """What bytes per rank rest on if they are not verified; `is_known`: the rules hold, on a GPU that is."""
+        if not is_known or self.is_bound:
+            return self.assumes(context)
+        gpu = context.deployment.gpu
+        return None if gpu.verified else f"weights are those on {gpu.stands_for} (sm_{gpu.sm})"
+
     def rank_tensor_of(self, group: TensorGroup, context: Context) -> RankTensor | None:
         """How a rank stores one tensor of `group`; None if no rank stores it."""
-        return self.store(group, self.place(group.role, context), context)
+        return self.held(group, context)[1]
 
     def breaches(self, context: Context) -> list[Breach]:
         """Return every broken rule: first the one that stops the engine, then the others in the order of its checks.
@@ -266,21 +319,29 @@ UNKNOWN_GPU = "gpu"
 """Names of the rules that break for an unknown family or GPU."""
 
 
-def unknown_to(engine: Engine, family: Family) -> Engine:
-    """Return `engine` for a family that it is not verified for: what its configuration refuses, then one rule."""
+def unverified_rules(engine: Engine, reason: str) -> tuple[Rule, ...]:
+    """Rules for what `engine` is not verified for: what its configuration refuses, then one rule with the reason."""
     known = Requires(
-        UNKNOWN_FAMILY, Module.DEPLOYMENT, lambda _: False,
-        f"{engine.title} {engine.version}'s own classes were not run with {family.title}",
-        consequence=NOT_VERIFIED, fatal=True,
+        UNKNOWN_FAMILY, Module.DEPLOYMENT, lambda _: False, reason, consequence=NOT_VERIFIED, fatal=True,
         remedies=(for_engine("node"), for_engine("reference")),
     )  # fmt: skip
-    checked_before = (rule for rule in engine.rules if rule.stage is StartStage.CONFIGURATION)
+    return (*(rule for rule in engine.rules if rule.stage is StartStage.CONFIGURATION), known)
+
+
+def unknown_to(engine: Engine, family: Family) -> Engine:
+    """Return `engine` for a family that it is not verified for. Its bytes per rank are a bound."""
+    reason = f"{engine.title} {engine.version}'s own classes were not run with {family.title}"
     return replace(
-        engine,
-        rules=(*checked_before, known),
-        place=lambda role, context: Replicate(),
-        notes=no_notes,
-        changes=no_changes,
-        losses=no_losses,
-        layout=None,
-    )
+        engine, rules=unverified_rules(engine, reason),
+        place=divided_experts, store=as_stored, notes=no_notes, changes=no_changes, losses=no_losses, layout=None,
+        assumes=assume_bound, is_bound=True,
+    )  # fmt: skip
+
+
+def divided_experts(role: Role, context: Context) -> Placement:
+    """Routed experts over EP and MoE TP, all other tensors whole."""
+    if role.module is not Module.ROUTED:
+        return Replicate()
+    if context.deployment.moe_tp == 1:
+        return Expert(Replicate())
+    return Expert(Split(1 if role is Role.ROUTED_DOWN else 0, "moe"))

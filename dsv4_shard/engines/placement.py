@@ -1,7 +1,8 @@
-"""Placements of a tensor on the ranks: `Replicate`, `Split`, `Pad`, `Expert`; and the part that one rank holds."""
+"""Placements of a tensor on the ranks: `Replicate`, `Split`, `Pad`, `Shares`, `Expert`; and one rank's part."""
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 from dsv4_shard.checkpoint import PACKED, TensorGroup
 from dsv4_shard.engines.deployment import Context, Deployment
@@ -48,6 +49,24 @@ class Pad:
 
 
 @dataclass(frozen=True, slots=True)
+class Shares:
+    """Consecutive rows of unequal number over the ranks of `group`; `starts` has those of each table's parts.
+
+    A table is found by its number of rows, the last of its starts. Bytes and shape are of the rank with the most rows.
+    """
+
+    group: str
+    starts: tuple[tuple[int, ...], ...]
+
+    def __str__(self) -> str:
+        return f"rows over {GROUP_NAMES[self.group]}, in unequal parts"
+
+    def sizes(self, rows: int) -> tuple[int, ...]:
+        """Rows of each rank, of a table of `rows`."""
+        return next(tuple(stop - start for start, stop in pairwise(one)) for one in self.starts if one[-1] == rows)
+
+
+@dataclass(frozen=True, slots=True)
 class Expert:
     """Routed experts: a contiguous block of experts for each EP rank, each placed as `inner` over the MoE-TP ranks."""
 
@@ -57,7 +76,7 @@ class Expert:
         return "experts over EP" if isinstance(self.inner, Replicate) else f"experts over EP, {self.inner}"
 
 
-Placement = Replicate | Split | Pad | Expert
+Placement = Replicate | Split | Pad | Shares | Expert
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +88,14 @@ class RankTensor:
         shape: Shape in elements.
         nbytes: Size in bytes, padding included.
         padding: Bytes of padding.
+        fewer: Bytes that the rank with the least has less, where ranks differ.
     """
 
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
     padding: int = 0
+    fewer: int = 0
 
 
 def say_placement(placement: Placement, group: TensorGroup, stored: RankTensor, deployment: Deployment) -> str:
@@ -115,20 +136,25 @@ def rank_tensor(group: TensorGroup, placement: Placement, context: Context, dtyp
     Raises:
         ValueError: As `local_size`.
     """
-    shape, padded = list(group.shape), 1.0
+    shape, padded, fewer = list(group.shape), 1.0, 0
     inner = placement.inner if isinstance(placement, Expert) else placement
-    if isinstance(inner, Split | Pad):
+    if isinstance(inner, Split | Pad) and not group.part.is_scalar:
         axis, parts = inner.axis, context.deployment.group(inner.group)
         block = context.block(group.role)[axis] if group.part is Part.SCALE else 1
         local = local_size(shape[axis], inner, parts, block)
         padded = local * parts / shape[axis]
         shape[axis] = local
+    elif isinstance(inner, Shares):
+        sizes = inner.sizes(shape[0])
+        shape[0], fewer = max(sizes), max(sizes) - min(sizes)
     elements = math.prod(shape)
     nbytes = elements * element_bits(group, dtype) // 8
     fmt = context.inventory.format(group.role, group.stage)
     packed = fmt is not None and fmt.name in PACKED and group.part is Part.WEIGHT
     shown = dtype or (fmt.name if fmt and packed else group.dtype)
-    return RankTensor(shown, tuple(shape), nbytes, round(nbytes * (1 - 1 / padded)))
+    return RankTensor(
+        shown, tuple(shape), nbytes, round(nbytes * (1 - 1 / padded)), nbytes // shape[0] * fewer if fewer else 0
+    )
 
 
 def element_bits(group: TensorGroup, dtype: str | None) -> int:

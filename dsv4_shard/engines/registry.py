@@ -11,10 +11,12 @@ from dsv4_shard.engines.reference.v41 import REFERENCE_V41
 from dsv4_shard.engines.sglang.files import SglangLayout
 from dsv4_shard.engines.sglang.v3 import SGLANG_V3
 from dsv4_shard.engines.sglang.v4 import SGLANG
+from dsv4_shard.engines.sglang.v41 import SGLANG_V41
 from dsv4_shard.engines.trtllm import TRTLLM
 from dsv4_shard.engines.vllm.files import VllmLayout
 from dsv4_shard.engines.vllm.v3 import VLLM_V3
 from dsv4_shard.engines.vllm.v4 import VLLM
+from dsv4_shard.engines.vllm.v41 import VLLM_V41
 from dsv4_shard.errors import UsageError
 from dsv4_shard.models import Family
 from dsv4_shard.text.suggest import did_you_mean
@@ -22,8 +24,8 @@ from dsv4_shard.text.suggest import did_you_mean
 ENGINES: dict[str, Engine] = {
     engine.name: engine
     for engine in (
-        replace(SGLANG, layout=SglangLayout(), variants=(SGLANG_V3,)),
-        replace(VLLM, layout=VllmLayout(), variants=(VLLM_V3,)),
+        replace(SGLANG, layout=SglangLayout(), variants=(SGLANG_V3, SGLANG_V41)),
+        replace(VLLM, layout=VllmLayout(), variants=(VLLM_V3, VLLM_V41)),
         replace(REFERENCE, variants=(REFERENCE_V41, REFERENCE_V3, REFERENCE_V32)),
         TRTLLM,
         replace(NODE, variants=(NODE_ANY, NODE_V3)),

@@ -321,11 +321,12 @@ def _changes(
 
 
 def _totals(checkpoint: Checkpoint, inventory: Inventory, choice: Choice) -> PlanTotals | None:
-    """The totals of a rank; None if the layout breaks a rule."""
-    if not choice.feasible:
+    """The totals of a rank; None if the layout breaks a rule that is verified."""
+    if not choice.is_weighed:
         return None
     engine, context = engine_for(choice.deployment.engine, inventory.family), Context(inventory, choice.deployment)
-    return totals_of(list(loads(engine, context)), context, beyond_roles(checkpoint, engine, context))
+    beyond = beyond_roles(checkpoint, engine, context) if choice.feasible else (0, 0)
+    return totals_of(list(loads(engine, context)), context, beyond)
 
 
 def _weights(totals: PlanTotals | None, choice: Choice) -> int | None:

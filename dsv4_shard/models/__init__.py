@@ -20,7 +20,7 @@ from dsv4_shard.models.roles import (
 )
 from dsv4_shard.models.v3 import V3, V32, V3Config, V32Config
 from dsv4_shard.models.v4 import OVERLAP_RATIO, V4, V4Config
-from dsv4_shard.models.v41 import V41
+from dsv4_shard.models.v41 import V41, V41Config
 
 __all__ = [
     "DIALECTS",
@@ -50,6 +50,7 @@ __all__ = [
     "V3Config",
     "V4Config",
     "V32Config",
+    "V41Config",
     "View",
     "architectures_of",
     "family_of",

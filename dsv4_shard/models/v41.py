@@ -55,6 +55,7 @@ class V41Config(V4Config):
     index_source_layer_ids: frozenset[Natural]
     engram_layer_ids: Annotated[tuple[Natural, ...], Field(max_length=_MAX_TABLES)] = ()
     engram_num_embeddings: Annotated[tuple[Count, ...], Field(max_length=_MAX_TABLES)] = ()
+    engram_vocab_size: Count | None = None
     engram_head_dim: Count = 256
     engram_n_heads: Count = 8
     engram_max_ngram_size: Count = 4

@@ -19,6 +19,11 @@ class Choice:
     def feasible(self) -> bool:
         return not self.breaches
 
+    @property
+    def is_weighed(self) -> bool:
+        """Whether bytes per rank are of use: the layout runs, or it is only not verified that it does."""
+        return all(breach.unknown for breach in self.breaches)
+
 
 def changes_of(inventory: Inventory, request: Request, choice: Choice) -> tuple[Change, ...]:
     """Return the differences of a feasible choice from the engine's defaults, whoever chose them.
@@ -81,5 +86,5 @@ def choose(inventory: Inventory, request: Request) -> Choice:
         if not breaches:
             return Choice(deployment, ())
         rejected.append((deployment, breaches))
-    deployment, breaches = min(rejected, key=lambda one: len(one[1]))
+    deployment, breaches = min(rejected, key=lambda one: (not all(breach.unknown for breach in one[1]), len(one[1])))
     return Choice(deployment, breaches)

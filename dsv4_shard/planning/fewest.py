@@ -8,7 +8,7 @@ from dsv4_shard.catalog.gpus import GPUS, Gpu
 from dsv4_shard.catalog.option import words_of
 from dsv4_shard.catalog.request import FewestOptions, Narrowing, Target
 from dsv4_shard.checkpoint import Checkpoint, Inventory, outside_layers, refuse_errors
-from dsv4_shard.engines import Request, find_engine, pick_gpu
+from dsv4_shard.engines import Request, engine_for, find_engine, pick_gpu
 from dsv4_shard.models import TARGET
 from dsv4_shard.planning.layouts import ALL, FoundLayout
 from dsv4_shard.planning.reach import MOST_GPUS, Bound, Reach, bounds_of, fewest_on, say_counts
@@ -26,7 +26,8 @@ class FewestGpus(Document):
 
     `gpus`, `layout` and `command` are null if no number that was tried holds them: `reach` says which were tried, and
     why. `verified` is False if no engine's rules are verified on the kind, or for this model: then the layout is that
-    of the rules of another architecture, and says only that the weights fit.
+    of the rules of another architecture, and says only that the weights fit. `unverified` is the best layout on the
+    fewest GPUs of engines that are not verified for the checkpoint; null if none of these is known to hold the weights.
     """
 
     gpu: str
@@ -35,6 +36,7 @@ class FewestGpus(Document):
     verified: bool
     gpus: int | None
     layout: FoundLayout | None
+    unverified: FoundLayout | None
     command: str | None
     reach: str
 
@@ -89,16 +91,13 @@ def fewest(
     verified, unknown = engines_to_search(inventory, None, engines)
     inventory = outside_layers(inventory)
     kinds = [replace(asked, gpu=name) for name in GPUS] if not asked.names_gpu else [asked]
-    known: dict[object, tuple[dict[str, Bound], dict[int, float]]] = {}
-    found = []
-    for request in kinds:
-        rules = _rules_of(pick_gpu(request))
-        if rules not in known:
-            known[rules] = bounds_of(inventory, request, verified), {}
-        bounds, lightest = known[rules]
-        reach = fewest_on(checkpoint, inventory, request, bounds, session, lightest=lightest, narrowing=narrowing)
-        found.append((request, reach))
-    rows = [_row(checkpoint, inventory, request, reach, session) for request, reach in found]
+    found = _reaches(checkpoint, inventory, kinds, verified, session, narrowing, verified=True)
+    weighed = tuple(name for name in unknown if not engine_for(name, inventory.family).is_bound)
+    others = _reaches(checkpoint, inventory, kinds, weighed, session, narrowing, verified=False)
+    rows = [
+        _row(checkpoint, inventory, request, reach, other, session)
+        for request, reach, other in zip(kinds, found, others, strict=True)
+    ]
     rows.sort(key=lambda row: (not row.verified, row.gpus is None, row.gpus or 0, row.memory_bytes))
     return Fewest(
         schema_version=SCHEMA_VERSION,
@@ -107,11 +106,34 @@ def fewest(
         context=session,
         narrowed_by=" ".join(words_of(narrowing)),
         engines=verified,
-        unknown=unknown,
-        tried=sum(reach.tried for _, reach in found),
+        unknown=tuple(unknown.values()),
+        tried=sum(reach.tried for reach in (*found, *others)),
         counts=say_counts(1, MOST_GPUS),
         kinds=tuple(rows),
     )
+
+
+def _reaches(
+    checkpoint: Checkpoint,
+    inventory: Inventory,
+    kinds: list[Request],
+    engines: tuple[str, ...],
+    session: int | None,
+    narrowing: Narrowing,
+    *,
+    verified: bool,
+) -> list[Reach]:
+    """Return how few GPUs of each kind hold the weights with `engines`."""
+    known: dict[object, tuple[dict[str, Bound], dict[int, float]]] = {}
+    found = []
+    for request in kinds:
+        rules = _rules_of(pick_gpu(request))
+        if rules not in known:
+            known[rules] = bounds_of(inventory, request, engines), {}
+        bounds, lightest = known[rules]
+        reach = fewest_on(checkpoint, inventory, request, bounds, session, 0, lightest, narrowing, verified=verified)
+        found.append(reach)
+    return found
 
 
 def _rules_of(gpu: Gpu) -> object:
@@ -120,7 +142,7 @@ def _rules_of(gpu: Gpu) -> object:
 
 
 def _row(
-    checkpoint: Checkpoint, inventory: Inventory, request: Request, reach: Reach, session: int | None
+    checkpoint: Checkpoint, inventory: Inventory, request: Request, reach: Reach, other: Reach, session: int | None
 ) -> FewestGpus:
     gpu = pick_gpu(request)
     best = reach.layouts[0].layout if reach.layouts else None
@@ -131,6 +153,7 @@ def _row(
         verified=gpu.verified,
         gpus=reach.gpus,
         layout=best,
+        unverified=other.layouts[0].layout if other.layouts else None,
         command=command_of(checkpoint, best, session) if best else None,
         reach=say_reach(reach, request) or _by_bytes(inventory, gpu),
     )

@@ -19,6 +19,8 @@ from dsv4_shard.text.document import Document
 class FoundLayout(Document):
     """A layout that the rules allow. Bytes are of the heaviest rank, except those sent, which are of all GPUs together.
 
+    `assumption` says what the bytes rest on if it is not verified that the layout runs; None if it is.
+
     `options` are those of `plan`; `also` has the options of layouts with the same numbers. `tokens` and `sessions`
     are per attention group, and there are `groups` of them; None if they are not known within 15 % (`PlanCache`).
     `sent_bytes_per_token_and_layer` is by formula; None if not known for the engine.
@@ -37,6 +39,7 @@ class FoundLayout(Document):
     replicated_bytes: int
     padding_bytes: int
     sent_bytes_per_token_and_layer: int | None
+    assumption: str | None
 
 
 ALL = Narrowing()
@@ -59,8 +62,13 @@ def layouts_on(
     engines: Iterable[str],
     session: int | None = None,
     narrowing: Narrowing = ALL,
+    *,
+    verified: bool = True,
 ) -> tuple[list[Candidate], int]:
-    """Return every layout on `asked.tp` GPUs that `narrowing` leaves, best first, and the number of requests tried."""
+    """Return every layout on `asked.tp` GPUs that `narrowing` leaves, best first, and the number of requests tried.
+
+    If not `verified`, these are layouts of engines of which it is not known that they run the checkpoint.
+    """
     found: dict[tuple[Any, ...], list[Candidate]] = {}
     seen: set[Deployment] = set()
     hopeless: set[tuple[Any, ...]] = set()
@@ -73,11 +81,16 @@ def layouts_on(
         choice = choose(inventory, request)
         if any(breach.module not in _OF_OPTIONS for breach in choice.breaches):
             hopeless.add(parallelism)
-        if not choice.feasible or choice.deployment in seen or not _admits(narrowing, choice.deployment):
+        is_taken = choice.feasible if verified else choice.is_weighed
+        if not is_taken or choice.deployment in seen or not _admits(narrowing, choice.deployment):
             continue
         seen.add(choice.deployment)
         context = Context(inventory, choice.deployment, session)
-        one = Candidate(request, choice.deployment, _weigh(checkpoint, request, context))
+        if not choice.feasible:
+            hopeless.add(parallelism)  # runners and shared experts that are not verified differ in nothing known
+            if not engine_for(request.engine, inventory.family).divides(context):
+                continue
+        one = Candidate(request, choice.deployment, _weigh(checkpoint, request, context, is_verified=choice.feasible))
         found.setdefault(_likeness(one), []).append(one)
     return sorted(map(_merged, found.values()), key=lambda one: rank_of(one.layout)), tried
 
@@ -139,11 +152,12 @@ def rank_of(layout: FoundLayout, by: str = "weights") -> tuple[float, ...]:
     return (not layout.fits, RANKINGS[by](layout), weights, tokens, whole, sent)
 
 
-def _weigh(checkpoint: Checkpoint, request: Request, context: Context) -> FoundLayout:
+def _weigh(checkpoint: Checkpoint, request: Request, context: Context, *, is_verified: bool) -> FoundLayout:
     deployment, engine = context.deployment, engine_for(context.deployment.engine, context.inventory.family)
-    totals = totals_of(list(loads(engine, context)), context, beyond_roles(checkpoint, engine, context))
+    beyond = beyond_roles(checkpoint, engine, context) if is_verified else (0, 0)
+    totals = totals_of(list(loads(engine, context)), context, beyond)
     memory = memory_of(totals, context)
-    cache = memory.kv_cache if memory else None
+    cache = memory.kv_cache if memory and is_verified else None
     return FoundLayout(
         options=options_of(request),
         also=(),
@@ -158,4 +172,5 @@ def _weigh(checkpoint: Checkpoint, request: Request, context: Context) -> FoundL
         replicated_bytes=totals.replicated_bytes_per_rank,
         padding_bytes=totals.padding_bytes_per_rank,
         sent_bytes_per_token_and_layer=engine.bytes_sent(context),
+        assumption=engine.assumption(context, is_known=is_verified),
     )

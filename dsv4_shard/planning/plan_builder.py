@@ -31,7 +31,7 @@ from dsv4_shard.engines import (
 from dsv4_shard.errors import InfeasiblePlan, LayoutNotVerified
 from dsv4_shard.models import NATIVE, TARGET, Module, Part, Stage
 from dsv4_shard.planning.cache_changes import cache_breach, cache_changes
-from dsv4_shard.planning.choice import changes_of, choose
+from dsv4_shard.planning.choice import Choice, changes_of, choose
 from dsv4_shard.planning.document import (
     SCHEMA_VERSION,
     Plan,
@@ -159,12 +159,17 @@ def make_plan(
     choice = choose(inventory, request)
     engine = engine_for(request.engine, inventory.family)
     context = Context(inventory, choice.deployment, session)
-    weights = list(loads(engine, context)) if choice.feasible else []
-    totals = totals_of(weights, context, beyond_roles(checkpoint, engine, context)) if choice.feasible else None
+    is_weighed = choice.is_weighed or not choice.deployment.gpu.verified
+    weights = list(loads(engine, context)) if is_weighed else []
+    beyond = beyond_roles(checkpoint, engine, context) if choice.feasible else (0, 0)
+    totals = totals_of(weights, context, beyond) if is_weighed else None
     memory = memory_of(totals, context) if totals else None
+    if memory is not None and not choice.feasible:
+        memory = memory.model_copy(update={"kv_cache": None})
     unknown = unknown_gpu(engine, choice.deployment, inventory, request)
     ruled = unknown or [PlanBreach.of(breach, ways_out(inventory, request, breach)) for breach in choice.breaches]
-    breaches = (*ruled, *memory_breach(memory, _larger_gpu(inventory, request, memory)), *cache_breach(memory))
+    too_large = () if engine.is_bound else memory_breach(memory, _larger_gpu(inventory, request, memory))
+    breaches = (*ruled, *too_large, *cache_breach(memory))
     verified = not any(breach.unknown for breach in breaches)
     refusal = engine.layout.refusal(context) if engine.layout and choice.feasible and not unknown else None
     layout = engine.layout.name if engine.layout and refusal is None and not breaches else None
@@ -189,7 +194,10 @@ def make_plan(
         losses=tuple(map(PlanLoss.of, engine.losses(context))) if layout else (),
         notes=(*engine.notes(context), *draft_notes(inventory, request, context)) if runs else (),
         unwritten=refusal,
-        assumptions=_assumptions(choice.deployment, request, checkpoint.dialect if layout is None else NATIVE),
+        assumptions=(
+            *_assumptions(choice.deployment, request, checkpoint.dialect if layout is None else NATIVE),
+            *_unverified(engine, context, choice),
+        ),
         modules=tuple(_modules(engine, weights, context)),
         totals=totals,
         memory=memory,
@@ -276,6 +284,13 @@ def _assumptions(deployment: Deployment, request: Request, dialect: str) -> tupl
     if dialect != NATIVE:
         assumptions.append(f"whether the engine reads the checkpoint's own names ({dialect}) is not verified")
     return tuple(assumptions)
+
+
+def _unverified(engine: Engine, context: Context, choice: Choice) -> tuple[str, ...]:
+    """What bytes per rank rest on if the outcome is not verified for the model, its experts or the version."""
+    if not choice.is_weighed or (choice.feasible and not engine.is_bound):
+        return ()
+    return (f"not verified: {engine.assumes(context)}",)
 
 
 def _alternatives(inventory: Inventory, request: Request) -> Iterator[PlanAlternative]:

@@ -106,6 +106,8 @@ def fewest_on(
     above: int = 0,
     lightest: dict[int, float] | None = None,
     narrowing: Narrowing = ALL,
+    *,
+    verified: bool = True,
 ) -> Reach:
     """Return the fewest GPUs of the kind that `asked` names, more than `above`, that hold the weights.
 
@@ -120,6 +122,7 @@ def fewest_on(
         above: Number of GPUs up to which nothing is tried.
         lightest: Number of GPUs → bytes of the lightest layout, of GPUs with the same rules. It is added to.
         narrowing: Parts of the layout that are given.
+        verified: As in `layouts_on`.
     """
     lightest = {} if lightest is None else lightest
     memory = pick_gpu(asked).memory if asked.names_gpu else math.inf
@@ -131,7 +134,8 @@ def fewest_on(
         if lightest.get(gpus, 0) >= memory:
             continue
         engines = [name for name, count in least.items() if count <= gpus]
-        found, weighed = layouts_on(checkpoint, inventory, replace(asked, tp=gpus), engines, session, narrowing)
+        request = replace(asked, tp=gpus)
+        found, weighed = layouts_on(checkpoint, inventory, request, engines, session, narrowing, verified=verified)
         tried += weighed
         if len(engines) == len(bounds):
             lightest[gpus] = min((one.layout.weight_bytes for one in found), default=math.inf)

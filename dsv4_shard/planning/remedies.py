@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from dsv4_shard.checkpoint import Inventory
-from dsv4_shard.engines import Breach, Remedy, Request
+from dsv4_shard.engines import Breach, Context, Remedy, Request, engine_for
 from dsv4_shard.errors import UsageError
 from dsv4_shard.planning.choice import Choice, choose
 from dsv4_shard.planning.request import gpus_of, options_of
@@ -51,9 +51,13 @@ def _keeps(inventory: Inventory, request: Request, rule: str) -> bool:
 
 
 def _runs(inventory: Inventory, request: Request) -> bool:
-    """Whether a request breaks no rule, and its weights fit."""
+    """Whether a request breaks no rule, its weights fit, and there are files to write if it is only for these."""
     choice = _choice(inventory, request)
-    return choice is not None and choice.feasible and fits(inventory, choice.deployment)
+    if choice is None or not choice.feasible or not fits(inventory, choice.deployment):
+        return False
+    engine = engine_for(request.engine, inventory.family)
+    context = Context(inventory, choice.deployment)
+    return engine.serves or engine.layout is None or engine.layout.refusal(context) is None
 
 
 def _reach(inventory: Inventory, request: Request, seen: set[Request], gpus: int, more: int) -> Request | None:

@@ -52,7 +52,8 @@ class Search(Document):
     `context` is the number of tokens of a session, None if none was asked for: then sessions have the model's
     longest context. `command` plans the best layout if it fits; if not, `elsewhere` lists other GPUs that fit.
     `engines` are those that were searched, `tried` is the number of requests that were weighed on so many GPUs, and
-    `reach` says how far other numbers were looked at; `unknown` says why other requested engines are not verified.
+    `reach` says how far other numbers were looked at; `unknown` says why other requested engines are not verified, and
+    `unverified` has the lightest layout of each of them that may run.
     """
 
     kind: Literal["search"] = "search"
@@ -67,6 +68,7 @@ class Search(Document):
     layouts: tuple[FoundLayout, ...]
     command: str | None
     unknown: tuple[str, ...]
+    unverified: tuple[FoundLayout, ...]
     elsewhere: tuple[Elsewhere, ...]
     tried: int
     reach: str
@@ -140,7 +142,8 @@ def search(
         engines=verified,
         layouts=tuple(one.layout for one in found),
         command=command_of(checkpoint, best, session) if best else None,
-        unknown=unknown,
+        unknown=tuple(unknown.values()),
+        unverified=tuple(_lightest(checkpoint, inventory, asked, unknown, narrowing)),
         elsewhere=()
         if best
         else tuple(_elsewhere(checkpoint, inventory, asked, verified, more, narrowing, is_uneven=not found)),
@@ -151,11 +154,20 @@ def search(
 
 def engines_to_search(
     inventory: Inventory, gpu: Gpu | None, engines: Iterable[str] | None
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the engines to search that are verified, and a sentence about each other one."""
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Return the engines to search that are verified, and each other one with a sentence about it."""
     names = tuple(dict.fromkeys(_serving(name) for name in (serving() if engines is None else engines)))
     unknown = dict(_unknown(inventory, gpu, names))
-    return tuple(name for name in names if name not in unknown), tuple(unknown.values())
+    return tuple(name for name in names if name not in unknown), unknown
+
+
+def _lightest(
+    checkpoint: Checkpoint, inventory: Inventory, asked: Request, engines: Iterable[str], narrowing: Narrowing
+) -> Iterator[FoundLayout]:
+    """Yield the lightest layout of each engine that is not verified; none of an engine that refuses them all."""
+    for name in engines:
+        found, _ = layouts_on(checkpoint, inventory, asked, (name,), narrowing=narrowing, verified=False)
+        yield from (one.layout for one in found[:1])
 
 
 def say_reach(more: Reach, asked: Request) -> str:

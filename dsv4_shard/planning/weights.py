@@ -25,8 +25,7 @@ def loads(engine: Engine, context: Context) -> Iterator[GroupLoad]:
     """Yield every group as the ranks hold it."""
     deployment = context.deployment
     for group, count in context.inventory.groups.items():
-        placement = engine.place(group.role, context)
-        stored = engine.store(group, placement, context)
+        placement, stored = engine.held(group, context)
         if stored is None:
             continue
         per_rank = (count, count)
@@ -45,10 +44,14 @@ def rank_nbytes(inventory: Inventory, deployment: Deployment, stages: tuple[Stag
 
 
 def fits(inventory: Inventory, deployment: Deployment) -> bool:
-    """Whether the loaded weights fit on the GPU, with some KV cache beside them; True if none is named."""
-    if not deployment.gpu_named:
+    """Whether the loaded weights fit on the GPU, with some KV cache beside them.
+
+    True if no GPU is named, or if no more than a bound is known.
+    """
+    engine = engine_for(deployment.engine, inventory.family)
+    if engine.is_bound or not deployment.gpu_named:
         return True
-    weights = rank_nbytes(inventory, deployment, engine_for(deployment.engine, inventory.family).loaded_stages())
+    weights = rank_nbytes(inventory, deployment, engine.loaded_stages())
     cache = plan_cache(Context(inventory, deployment), weights)
     return weights < deployment.gpu.memory and not (cache and cache.never_fits)
 
@@ -80,9 +83,10 @@ def totals_of(weights: list[GroupLoad], context: Context, beyond: tuple[int, int
     weights_of_layer = [load for load in shared if load.group.part is Part.WEIGHT]
     shared_layers = sum(load.count for load in weights_of_layer if load.group.role is Role.SHARED_GATE)
     shared_weights = sum(load.stored.nbytes * load.count for load in weights_of_layer)
+    least = sum((load.stored.nbytes - load.stored.fewer) * load.per_rank[0] for load in target)
     return PlanTotals(
         ranks=context.deployment.world,
-        target_bytes_per_rank_min=beyond[0] + sum(load.stored.nbytes * load.per_rank[0] for load in target),
+        target_bytes_per_rank_min=beyond[0] + least,
         target_bytes_per_rank_max=beyond[0] + sum(load.stored.nbytes * load.per_rank[1] for load in target),
         other_target_bytes_per_rank=beyond[0],
         other_draft_bytes_per_rank=beyond[1],

@@ -404,6 +404,7 @@ class _Maker:
         if isinstance(inner, Replicate):
             ranks = (ALL_RANKS,) if shares else ranks
             return _RankSpread(((whole, ranks),), ranks)
+        assert isinstance(inner, Split | Pad), "no engine with files has unequal parts"
         parts = self._context.deployment.group(inner.group)
         each = _elements_each(tensor, where, inner.axis, self._context)
         alone = parts == 1 and _cut(tensor, shape, inner, 1, 0, each) == whole

@@ -25,6 +25,7 @@ def show_fewest(console: Console, found: "Fewest") -> None:
     held = [kind for kind in found.kinds if kind.layout is not None]
     if held:
         _show_rows(console, found)
+    _show_unverified(console, found)
     heading(console, "Searched")
     engines = ", ".join(found.engines) or "no engine"
     item(console, f"{counted(found.tried, 'request')} of {engines}; numbers of GPUs: {found.counts}")
@@ -35,6 +36,21 @@ def show_fewest(console: Console, found: "Fewest") -> None:
     if first is not None and first.command is not None:
         heading(console, "Plan the first, or another with --pick N")
         to_copy(console, first.command)
+
+
+def _show_unverified(console: Console, found: "Fewest") -> None:
+    """Show, for each kind, the fewest GPUs that hold the weights with engines that are not verified."""
+    rows = [(kind, kind.unverified) for kind in found.kinds if kind.unverified is not None]
+    if not rows:
+        return
+    heading(console, "Not verified")
+    table = Table("GPU", "fewest", "weights", "of", "layout", right=(1, 2, 3))
+    for kind, layout in rows:
+        sizes = (f"{nbytes / _GIB:.1f}" for nbytes in (layout.weight_bytes, kind.memory_bytes))
+        table.add(kind.gpu, str(layout.deployment.world), *sizes, layout.options.partition(" --gpu")[0])
+    table.show(console)
+    for assumption in dict.fromkeys(str(layout.assumption) for _, layout in rows):
+        item(console, assumption, "dim")
 
 
 def _show_rows(console: Console, found: "Fewest") -> None:

@@ -7,7 +7,7 @@ from rich.console import Console
 from dsv4_shard.terminal.commands import to_copy
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import heading, item, title
-from dsv4_shard.text.units import binary_unit, counted
+from dsv4_shard.text.units import binary_unit, counted, gib
 
 if TYPE_CHECKING:
     from dsv4_shard.planning import Search
@@ -23,6 +23,11 @@ def show_search(console: Console, found: "Search") -> None:
     title(console, f"{counted(found.gpus, f'{kind}GPU')}: {searched}{narrowed}")
     for reason in found.unknown:
         item(console, f"not verified: {reason}", "yellow")
+    for layout in found.unverified:
+        left = layout.left_bytes
+        room = "" if left is None else f", {gib(left)} left" if left > 0 else f", {gib(-left)} too little"
+        item(console, f"not verified: {layout.options}: {gib(layout.weight_bytes)} of weights a rank{room}", "yellow")
+        item(console, str(layout.assumption), "dim", indent=4)
     if not found.engines:
         return
     heading(console, "Layouts that run" if found.best else "Nothing runs" if not found.layouts else "Nothing fits")

@@ -2,7 +2,7 @@
 
 Each node's GPUs have equal blocks of the experts and all other tensors whole; the experts of the layers and of the
 draft model are counted separately. How an engine cuts the whole tensors, and its other conditions, are not verified. So
-the plan compares no bytes per GPU with a memory, and has no commands.
+bytes per GPU are a bound, and the plan has no commands.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dsv4_shard.catalog.options import VERSIONS
 from dsv4_shard.checkpoint import Inventory, TensorGroup
 from dsv4_shard.engines.deployment import ANY_ENGINE, Context, Deployment, Request, resolve
-from dsv4_shard.engines.engine import Engine, Launch
+from dsv4_shard.engines.engine import Engine, Launch, assume_bound
 from dsv4_shard.engines.node.known_family import EP_RULE, NodeLayout, folders_notes
 from dsv4_shard.engines.parallelism import dp_alone
 from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, rank_tensor
@@ -35,11 +35,10 @@ RULES: tuple[Rule, ...] = (
     Requires(
         "options", Module.ROUTED,
         lambda c: (c.deployment.runner, c.deployment.a2a, c.deployment.shared, c.deployment.version) == (_RUNNER,
-        None, "whole", ANY_ENGINE)
-        and not c.deployment.gpu_named,
+        None, "whole", ANY_ENGINE),
         "no engine's rules for this family are known, so there is no runner, all-to-all backend, way of shared "
-        "experts, GPU or version to choose", consequence=NOT_VERIFIED, fatal=True,
-        remedies=(leave_out("runner", "a2a", "shared_experts", "gpu", "gpu_memory", "engine_version"),),
+        "experts or version to choose", consequence=NOT_VERIFIED, fatal=True,
+        remedies=(leave_out("runner", "a2a", "shared_experts", "engine_version"),),
     ),
     KNOWN_DRAFT_RULE,
     NODES_RULE,
@@ -108,4 +107,6 @@ NODE_ANY = Engine(
     addition=addition,
     notes=notes,
     layout=NodeLayout(),
+    assumes=assume_bound,
+    is_bound=True,
 )

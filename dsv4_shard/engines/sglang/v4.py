@@ -27,6 +27,7 @@ from dsv4_shard.engines.engine import (
     settings_of,
 )
 from dsv4_shard.engines.host_memory import SGLANG_HOST
+from dsv4_shard.engines.nvfp4 import is_nvfp4, nvfp4_tensor
 from dsv4_shard.engines.parallelism import divisors, ep_option
 from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, Split, rank_tensor
 from dsv4_shard.engines.remarks import Change
@@ -527,7 +528,14 @@ def store(group: TensorGroup, placement: Placement, context: Context) -> RankTen
         return None
     if group.role is Role.O_A and group.part is Part.SCALE and not keeps_o_a_fp8(context):
         return None
+    if is_nvfp4(group, context):
+        return nvfp4_tensor(group, placement, context, scales_twice=not _has_trtllm_nvfp4(context), all_inputs=True)
     return rank_tensor(group, placement, context, parameter_dtype(group.role, group.part, context))
+
+
+def _has_trtllm_nvfp4(context: Context) -> bool:
+    """Whether NVFP4 experts run on TRTLLM's kernels: SGLang's own choice on sm_10x, and for no other GPU."""
+    return context.deployment.gpu.sm in SM_10X and context.deployment.runner == "auto"
 
 
 _DTYPES = {Role.ROUTER_HASH: "I32", Role.COMPRESSOR_NORM: "F32", Role.INDEXER_NORM: "F32"}
@@ -540,6 +548,8 @@ def parameter_dtype(role: Role, part: Part, context: Context) -> str | None:
     if part is Part.SCALE:
         routed = role in (Role.ROUTED_GATE, Role.ROUTED_UP, Role.ROUTED_DOWN)
         row = runner_of(context)
+        if context.deployment.experts == NVFP4:
+            return "F32"  # the draft's FP4 experts, for which SGLang builds TRTLLM's method on every GPU
         return (row.scales if row else None) if routed else "F32"
     return _DTYPES.get(role)
 

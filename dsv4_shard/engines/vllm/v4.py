@@ -18,6 +18,7 @@ from dsv4_shard.engines.bytes_sent import added_up, all_to_all
 from dsv4_shard.engines.deployment import Context, Deployment, Request, experts_of, pick_gpu, resolve
 from dsv4_shard.engines.engine import FIRST_NODE, NODE_RANK, Command, Engine, Launch, Options, node_ranks
 from dsv4_shard.engines.host_memory import VLLM_HOST
+from dsv4_shard.engines.nvfp4 import is_nvfp4, nvfp4_tensor
 from dsv4_shard.engines.parallelism import ep_off_or_all
 from dsv4_shard.engines.placement import Expert, Pad, Placement, RankTensor, Replicate, Split, rank_tensor
 from dsv4_shard.engines.remedies import FEWER_RANKS, FULL_EP, NO_DP, for_engine, leave_out
@@ -396,6 +397,9 @@ def store(group: TensorGroup, placement: Placement, context: Context) -> RankTen
     """vLLM's parameter dtypes: FP4 models keep E8M0 scales, FP8 models hold F32, in finer blocks if needed."""
     if group.role in (Role.MTP_EMBED, Role.MTP_HEAD) or is_left_out(group.stage, context):
         return None
+    if is_nvfp4(group, context):
+        blackwell = context.deployment.gpu.sm in SM_10X
+        return nvfp4_tensor(group, placement, context, scales_twice=False, all_inputs=blackwell)
     repeat = scale_repeat(group.role, group.part, context)
     if repeat > 1:
         rows, cols = group.shape

@@ -1,0 +1,168 @@
+"""Bytes per rank where no outcome is verified: those of the parameters that the engines' own classes declare.
+
+`tests/data/unverified.json` has the sizes of all parameters of a rank that SGLang 0.5.23 and vLLM 0.33.0 declare for
+V4.1 and for the first five layers of V4-Pro with NVFP4 experts, without the scalars of SGLang's attention (`attn_mqa`).
+"""
+
+import itertools
+import json
+import re
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+from support.checkpoints.full_size import PRO_NVFP4, REAL_MODELS, V41, config_of, in_memory, inventory_of
+from support.checkpoints.skeletons import expand
+from support.paths import DATA
+
+from dsv4_shard.catalog.gpus import GPUS
+from dsv4_shard.catalog.option import fields_of
+from dsv4_shard.checkpoint import Inventory, outside_layers, take_inventory
+from dsv4_shard.engines import ENGINES, Context, Request, engine_for
+from dsv4_shard.engines.engram import column_starts
+from dsv4_shard.planning import Plan, make_plan
+from dsv4_shard.planning.choice import choose
+from dsv4_shard.planning.layouts import layouts_on
+from dsv4_shard.planning.weights import loads, totals_of
+
+DECLARED: list[dict[str, Any]] = json.loads((DATA / "unverified.json").read_text())
+
+_LAYERS = 5
+
+KINDS = ("h20-96", "b200", "rtx-pro-6000", "gb10", "a100-40", "mi355x", "ascend-910c")
+"""A GPU of each kind of rules."""
+
+
+@cache
+def first_layers_of_nvfp4() -> Inventory:
+    """The inventory of the first layers, which are of every kind."""
+    document = config_of(PRO_NVFP4)
+    ratios = document["compress_ratios"]
+    document |= {"num_hidden_layers": _LAYERS, "compress_ratios": [*ratios[:_LAYERS], 0]}
+    layer = re.compile(r"(?:model\.)?layers\.(\d+)\.")
+    tensors = {
+        name: stored
+        for name, stored in expand(PRO_NVFP4).items()
+        if not (found := layer.match(name)) or int(found[1]) < _LAYERS
+    }
+    inventory = take_inventory(in_memory(document, tensors))
+    assert inventory.errors == ()
+    return inventory
+
+
+def _id(entry: dict[str, Any]) -> str:
+    return "-".join((entry["model"], *map(str, entry["request"].values()), f"rank{entry['rank']}"))
+
+
+@pytest.mark.parametrize("entry", DECLARED, ids=_id)
+def test_bytes_are_those_that_the_engines_declare(entry: dict[str, Any]) -> None:
+    inventory = first_layers_of_nvfp4() if entry["model"] == PRO_NVFP4 else inventory_of(entry["model"])[1]
+    request = Request(**entry["request"])
+    engine = engine_for(request.engine, inventory.family)
+    context = Context(inventory, next(engine.candidates(inventory, request)))
+    if entry["model"] == V41 and request.tp == 16 and request.ep == 1:
+        pytest.skip("4.5 scales a rank: the engine rounds down what no kernel reads, the plan has them whole")
+    totals = totals_of(list(loads(engine, context)), context, (0, 0))
+    on_gpu = entry["bytes"] - (entry["tables"] if request.engine == "vllm" else 0)
+    is_last = entry["rank"] == request.tp - 1
+    assert on_gpu == (totals.target_bytes_per_rank_max if is_last else totals.target_bytes_per_rank_min)
+
+
+def test_hash_columns_have_the_next_primes_of_rows() -> None:
+    config = config_of(V41)["text_config"]
+    tables = column_starts(config["engram_vocab_size"], 2, 24)
+    assert [table[-1] for table in tables] == config["engram_num_embeddings"]
+    assert all(table[0] == 0 and len(table) == 25 for table in tables)
+
+
+@pytest.mark.parametrize(("least", "tables"), [(0, 2), (10**12, 2), (16_000_000, 10**6)])
+def test_sizes_of_no_model_have_no_columns(least: int, tables: int) -> None:
+    assert column_starts(least, tables, 24) == ()
+
+
+@pytest.mark.parametrize("engine", ["sglang", "vllm"])
+def test_tables_of_other_sizes_are_cut_into_equal_rows(engine: str) -> None:
+    _, inventory = inventory_of(V41)
+    other = replace(inventory, config=inventory.config.model_copy(update={"engram_vocab_size": 17_000_000}))
+    table = engine_for(engine, inventory.family)
+    context = Context(other, next(table.candidates(other, Request(8, engine=engine))))
+    rows = [load.stored.shape[0] for load in loads(table, context) if load.group.role == "engram.embed"]
+    assert set(rows) == ({384006168 // 8, -(-384016682 // 8)} if engine == "sglang" else set())
+
+
+# --- every release, engine and kind of GPU -------------------------------------------------------------------------
+
+
+def plan_of(model: str, request: Request) -> Plan:
+    checkpoint, inventory = inventory_of(model)
+    return make_plan(checkpoint, outside_layers(inventory), request)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("model", REAL_MODELS)
+def test_not_verified_hides_no_bytes_and_no_way_out_is_refused(model: str, engine: str) -> None:
+    for gpu, tp in itertools.product(KINDS, (3, 16)):
+        asked = Request(tp, engine=engine, gpu=gpu)
+        plan = plan_of(model, asked)
+        if plan.unknown:
+            assert plan.totals is not None
+            assert plan.memory is not None
+            assert plan.memory.weights >= plan.totals.target_bytes_per_rank_max > 0, asked
+            assert any("weights are" in words for words in plan.assumptions), asked
+        for breach in plan.breaches:
+            for way in breach.remedies:
+                request = _request_after(way, asked)
+                then = request and plan_of(model, request)
+                assert not (then and then.breaches), (asked, way)
+                if then and then.request.engine == "node" != engine:
+                    assert then.layout, (asked, way)
+
+
+_OPTION = re.compile(r"--([a-z0-9-]+) ([^ ,;:]+)")
+
+
+def _request_after(way: str, asked: Request) -> Request | None:
+    """The request that a way out describes; None for what is not of this tool."""
+    fields = {field.name.replace("_", "-"): field for field in fields_of(Request)}
+    left_out = re.match(r"leave (.+) out(;|$)", way)
+    whole = way.partition("in all: ")[2]
+    words = whole or (way.partition(",")[0] if not left_out else "")
+    named = {name: value for name, value in _OPTION.findall(words) if name in fields}
+    if not named and not left_out:
+        return None
+    changed = {fields[name].name: type(fields[name].default)(value) if isinstance(fields[name].default, int) else value
+               for name, value in named.items()}  # fmt: skip
+    changed |= {key: int(changed[key]) for key in ("tp", "ep", "dp", "nodes") if key in changed}
+    if whole:
+        return Request(**changed)
+    if left_out:
+        return replace(asked, **{fields[name].name: fields[name].default for name in re.findall(r"--([a-z-]+)", way)})
+    return replace(asked, **changed)
+
+
+@pytest.mark.parametrize("engine", ["sglang", "vllm", "trtllm"])
+@pytest.mark.parametrize("model", [V41, PRO_NVFP4])
+def test_a_search_has_bytes_of_engines_that_are_not_verified(model: str, engine: str) -> None:
+    checkpoint, inventory = inventory_of(model)
+    request = Request(8, gpu="b300", engine=engine)
+    found, _ = layouts_on(checkpoint, outside_layers(inventory), request, (engine,), verified=False)
+    assert found
+    for one in found:
+        assert one.layout.assumption is not None
+        assert one.layout.tokens is None
+        assert one.layout.weight_bytes > 0
+        assert choose(inventory, one.request).is_weighed
+    uneven, _ = layouts_on(
+        checkpoint, outside_layers(inventory), Request(5, gpu="b300", engine=engine), (engine,), verified=False
+    )
+    bound = engine_for(engine, inventory.family).is_bound
+    assert bound or all(one.deployment.attention_tp == 1 for one in uneven)
+
+
+def test_every_maker_and_rule_of_gpus_is_tried() -> None:
+    def kind(name: str) -> tuple[bool, str, int]:
+        gpu = GPUS[name]
+        return gpu.verified, gpu.title.partition(" ")[0], 100 if gpu.sm == 103 else gpu.sm
+
+    assert set(map(kind, KINDS)) == set(map(kind, GPUS))

@@ -16,7 +16,12 @@ from conformance.engines import ROOT, Engine
 
 COMMITTED = ROOT / "tests" / "data" / "kv_cache"
 
-_MODELS = {"pro": "DeepSeek-V4-Pro", "flash": "DeepSeek-V4-Flash"}
+_MODELS = {
+    "pro": "DeepSeek-V4-Pro", "flash": "DeepSeek-V4-Flash", "v3": "DeepSeek-V3", "v32": "DeepSeek-V3.2",
+}  # fmt: skip
+
+_LATENT = ("v3", "v32")
+"""Models of V3's generation, which cache one latent row for each token and layer."""
 
 RATIOS: dict[str, list[int]] = {
     "few": [0, 4, 128, 4, 128, 4],
@@ -77,6 +82,8 @@ def _sglang() -> Iterator[tuple[str, str, Case]]:
         yield "flash", gpu, Case("sglang", "flash-fp4", tp=tp, ep=ep, dp=dp, a2a=a2a, sm=GPUS[gpu][0])
     for model in ("pro", *RATIOS):
         yield model, "h200", Case("sglang", "pro-fp4", tp=8, sm=90)
+    for model, gpu, (tp, ep, dp, a2a) in itertools.product(_LATENT, GPUS, (*layouts[1:3], *layouts[4:5], *deepep[1:2])):
+        yield model, gpu, Case("sglang", "pro-fp8", tp=tp, ep=ep, dp=dp, a2a=a2a, sm=GPUS[gpu][0])
 
 
 def _vllm() -> Iterator[tuple[str, str, Case]]:
@@ -84,6 +91,8 @@ def _vllm() -> Iterator[tuple[str, str, Case]]:
         yield model, "h200", Case("vllm", "pro-fp4", tp=8, sm=90)
     for gpu in ("h100", "b200", "b300"):
         yield "flash", gpu, Case("vllm", "flash-fp4", tp=4, sm=GPUS[gpu][0])
+    for model, gpu in itertools.product(_LATENT, ("h200", "h100", "b200", "b300")):
+        yield model, gpu, Case("vllm", "pro-fp8", tp=16 if gpu == "h100" else 8, sm=GPUS[gpu][0])
 
 
 def _config_folder(model: str, work: Path) -> Path:
@@ -91,6 +100,7 @@ def _config_folder(model: str, work: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     source = ROOT / "tests" / "data" / _MODELS.get(model, _MODELS["flash"]) / "config.json"
     document = json.loads(source.read_text())
+    document.pop("auto_map", None)  # code that is not in this folder
     if model in RATIOS:
         document |= {"compress_ratios": RATIOS[model] + [0], "num_hidden_layers": len(RATIOS[model])}
     (folder / "config.json").write_text(json.dumps(document, indent=1))

@@ -5,14 +5,17 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from support.checkpoints.full_size import FLASH, PRO, inventory_of
+from support.checkpoints.full_size import FLASH, PRO, V3, V32, inventory_of
 from support.paths import DATA
 
 from dsv4_shard.engines import Context, Request, engine_for
 from dsv4_shard.engines.kv_cache import Cache
 from dsv4_shard.engines.sglang import kv_cache as sglang
+from dsv4_shard.engines.sglang import latent_cache
 from dsv4_shard.engines.vllm import kv_cache as vllm
+from dsv4_shard.models import TARGET
 from dsv4_shard.planning.choice import choose
+from dsv4_shard.planning.weights import rank_nbytes
 
 GIB = 1 << 30
 
@@ -59,7 +62,55 @@ def name_of(answer: dict[str, Any]) -> str:
     return "-".join(map(str, answer["asked"].values()))
 
 
-@pytest.mark.parametrize("answer", answers("sglang"), ids=name_of)
+LATENT = {"v3": V3, "v32": V32}
+
+
+def of_generation(engine: str, *, latent: bool) -> list[dict[str, Any]]:
+    return [one for one in answers(engine) if (one["asked"]["model"] in LATENT) == latent]
+
+
+@pytest.mark.parametrize("answer", of_generation("sglang", latent=True), ids=name_of)
+def test_sglangs_pool_of_latent_rows_is_that_of_its_own_code(answer: dict[str, Any]) -> None:
+    asked = answer["asked"]
+    context = context_of(LATENT[asked["model"]], engine="sglang", tp=1, gpu=asked["gpu"])
+    deployment = replace(
+        context.deployment,
+        **{key: asked[key] for key in ("tp", "ep", "dp", "a2a")},
+        attention_tp=asked["tp"] // asked["dp"],
+    )
+    cache = latent_cache.cache_of(replace(context, deployment=deployment))
+    assert cache is not None
+    assert cache.share == answer["mem_fraction_static"]
+    assert isinstance(cache.pool, latent_cache.LatentPool)
+    assert (cache.pool.token, cache.pool.page) == (answer["bytes_per_token"], answer["page_size"])
+    for budget, tokens in answer["tokens"].items():
+        assert cache.pool.tokens(int(budget) * GIB, 4096) == tokens
+
+
+def test_room_of_v3_2_is_near_what_sglang_printed() -> None:
+    """8 B200, TP 8, attention DP 8 (sglang#11309): 43.67 GB of cache, and 37.71 GB free beside it.
+
+    That version had a share of its own, which follows from the free memory, and rows of 656 bytes with scales in FP8.
+    """
+    context = context_of(V32, engine="sglang", tp=8, dp=8, gpu="b200")
+    cache = latent_cache.cache_of(context)
+    assert cache is not None
+    gpu = context.deployment.gpu.memory
+    share = 1 - 37.71 * GIB / (gpu - cache.before.likely)
+    room = replace(cache, share=share).room(gpu, rank_nbytes(context.inventory, context.deployment, TARGET)).likely
+    assert room / GIB == pytest.approx(43.67, rel=0.05)
+    assert room / ((656 + 132) * 61) == pytest.approx(975_424, rel=0.05)
+
+
+@pytest.mark.parametrize("change", [{"kv_lora_rank": 256}, {"index_head_dim": 64}, {"max_position_embeddings": None}])
+def test_latent_rows_of_another_geometry_get_no_number(change: dict[str, Any]) -> None:
+    context = context_of(V32, engine="sglang", tp=8, gpu="h200")
+    assert latent_cache.cache_of(context) is not None
+    config = context.v3.model_copy(update=change)
+    assert latent_cache.cache_of(replace(context, inventory=replace(context.inventory, config=config))) is None
+
+
+@pytest.mark.parametrize("answer", of_generation("sglang", latent=False), ids=name_of)
 def test_sglangs_share_and_pools_are_those_of_its_own_code(answer: dict[str, Any]) -> None:
     cache = asked_cache("sglang", answer["asked"])
     assert cache.share == answer["mem_fraction_static"]

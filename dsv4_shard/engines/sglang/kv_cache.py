@@ -44,10 +44,10 @@ _EVICTION_TOKENS = 128
 _RING = 8
 """Rows of uncompressed states per page of windows, of layers of ratio 4."""
 
-_BEFORE = Bounds(int(1.2 * GIB), int(1.4 * GIB), 2 * GIB)
+BEFORE = Bounds(int(1.2 * GIB), int(1.4 * GIB), 2 * GIB)
 """CUDA context and communicators. Logs: 93.58 of 95.00 GiB on H20, 77.80 of 79.18 on H800."""
 
-_BESIDE = Bounds(1 * GIB, int(1.7 * GIB), int(2.6 * GIB))
+BESIDE = Bounds(1 * GIB, int(1.7 * GIB), int(2.6 * GIB))
 """Beyond the weights after loading. Logs: 2.05 GiB (Flash-Base, TP 8), 1.32 (Pro, TP 16, EP 16), 1.05 (Flash, TP 8)."""
 
 _SMS = SM_90 | SM_10X | {120}
@@ -75,8 +75,8 @@ def cache_of(context: Context) -> Cache | None:
     return Cache(
         OPTION,
         default_share(deployment),
-        _BEFORE,
-        _BESIDE,
+        BEFORE,
+        BESIDE,
         SglangPool(
             token=WINDOW_RATIO * window + compressed,
             fixed=state_rows * 2 * head * 4 * longs,
@@ -136,11 +136,11 @@ class SglangPool:
         return min(length, self.chunk) + PAGE
 
 
-def default_share(deployment: Deployment) -> float:
-    """SGLang's default for `--mem-fraction-static`."""
+def default_share(deployment: Deployment, more: int = 0) -> float:
+    """SGLang's default for `--mem-fraction-static`; `more` is what it reserves for graphs of prefill, in MiB."""
     memory = smi_mib(deployment.gpu)
     reserved = 512 + max(prefill_tokens(deployment.gpu, deployment.dp, PAGE), 2048) * 1.5 + deployment.tp / 8 * 1024
-    reserved += _graphs(deployment, graph_batch(deployment))
+    reserved += _graphs(deployment, graph_batch(deployment)) + more
     if memory > 60 * 1024:
         reserved = max(reserved, 10 * 1024)
     if deployment.a2a == "deepep":

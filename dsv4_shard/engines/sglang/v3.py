@@ -14,6 +14,7 @@ from dsv4_shard.engines.placement import Placement, RankTensor, Split, rank_tens
 from dsv4_shard.engines.remedies import MORE_DP
 from dsv4_shard.engines.rules import Divides, Rule, Symptom, in_stage
 from dsv4_shard.engines.sglang import v4 as sglang
+from dsv4_shard.engines.sglang.latent_cache import cache_of
 from dsv4_shard.engines.shared_rules import (
     COLUMN_QUOTE,
     NO_CAST_RULE,
@@ -99,6 +100,7 @@ SGLANG_V3 = replace(
     launch=launch,
     changes=sglang.prefill_changes,
     losses=no_losses,
+    kv_cache=cache_of,
     others=(),
 )
 """SGLang with V3 and V3.2; everything else is as with V4."""

@@ -23,6 +23,9 @@ _MODELS = {
 _LATENT = ("v3", "v32")
 """Models of V3's generation, which cache one latent row for each token and layer."""
 
+_SERVED, _SERVED_LATENT = {"block_size": 256}, {"kv_cache_dtype": "auto"}
+"""What `dsv4-shard plan` prints for `vllm serve` with V4, and with V3's generation."""
+
 RATIOS: dict[str, list[int]] = {
     "few": [0, 4, 128, 4, 128, 4],
     "even": [4, 128] * 6,
@@ -72,6 +75,7 @@ def _jobs(engine: Engine) -> Iterator[dict[str, Any]]:
         asked = {"model": model, "gpu": gpu, "tp": case.tp, "ep": case.ep, "dp": case.dp, "a2a": case.a2a}
         folder = _config_folder(model, engine.work)
         yield {"do": "kv_cache", "case": case.to_dict(), "rank": 0, "model": str(folder), "asked": asked,
+               "served": _SERVED_LATENT if model in _LATENT else _SERVED,
                "memory": GPUS[gpu][1], "budgets": BUDGETS, "contexts": CONTEXTS}  # fmt: skip
 
 

@@ -74,20 +74,20 @@ def install() -> None:
 _BRIEF = {"max_model_len": 4096, "max_num_batched_tokens": 4096, "max_num_seqs": 8}
 """For jobs that look at weights alone."""
 
-_AS_SERVED = {"block_size": 256}
-"""For jobs that look at memory: what `dsv4-shard plan` prints for `vllm serve`, and else vLLM's defaults."""
-
 
 def bring_up(
-    case: Case, rank: int, model: str, *, as_served: bool = False, **more: Any
+    case: Case, rank: int, model: str, *, served: dict[str, Any] | None = None, **more: Any
 ) -> tuple[VllmConfig, ModelConfig]:
-    """The config of `vllm serve` for a case, and that of its target or draft model."""
+    """The config of `vllm serve` for a case, and that of its target or draft model.
+
+    `served` are options for jobs that look at memory, which have vLLM's defaults in all else.
+    """
     _fake_groups(case.tp, case.dp, rank)
-    more |= _AS_SERVED if as_served else _BRIEF
+    options: dict[str, Any] = {"kv_cache_dtype": "fp8"} | more | (_BRIEF if served is None else served)
     if case.draft:
-        more["speculative_config"] = {"method": "mtp", "num_speculative_tokens": 1}
+        options["speculative_config"] = {"method": "mtp", "num_speculative_tokens": 1}
     if case.dp > 1:
-        more |= {"data_parallel_size": case.dp, "data_parallel_rank": 0, "data_parallel_size_local": 1}
+        options |= {"data_parallel_size": case.dp, "data_parallel_rank": 0, "data_parallel_size_local": 1}
     config = EngineArgs(
         model=model,
         tensor_parallel_size=case.tp,
@@ -96,9 +96,8 @@ def bring_up(
         skip_tokenizer_init=True,
         enforce_eager=True,
         moe_backend=case.runner,
-        kv_cache_dtype="fp8",
         distributed_executor_backend="mp" if case.tp > 1 else "uni",
-        **more,
+        **options,
     ).create_engine_config(UsageContext.OPENAI_API_SERVER)
     return config, config.speculative_config.draft_model_config if case.draft else config.model_config
 

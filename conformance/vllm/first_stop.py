@@ -44,7 +44,7 @@ def _steps(job: dict[str, Any]) -> Iterator[str]:
         model.load_weights(weights_of(job))
 
 
-class _Workspace:
+class Workspace:
     """Scratch memory for kernels, which constructors reserve."""
 
     def __getattr__(self, name: str) -> Any:
@@ -53,7 +53,7 @@ class _Workspace:
 
 def _stub_hardware() -> None:
     """Answer what V3.2's attention and V4.1's engram tables ask of the GPU and the host while they are built."""
-    workspace._manager = _Workspace()
+    workspace._manager = Workspace()
     properties: Any = SimpleNamespace(
         multi_processor_count=78, major=9, minor=0, total_memory=141 << 30, name="NVIDIA H20"
     )

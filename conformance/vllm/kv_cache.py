@@ -7,17 +7,20 @@ from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.v1.attention.backends.utils import get_supported_kv_cache_layouts, resolve_kv_cache_layout
 from vllm.v1.core import kv_cache_planning
 from vllm.v1.kv_cache_interface import UniformTypeKVCacheSpecs
+from vllm.v1.worker import workspace
 
 from conformance.cases import Case
 from conformance.vllm import stubs
 from conformance.vllm.bringup import bring_up, build
+from conformance.vllm.first_stop import Workspace
 
 
 def kv_cache(job: dict[str, Any]) -> dict[str, Any]:
     """Bytes of a block, tokens in flight, and for each length of context the blocks of one request in each group."""
     case = Case(**job["case"])
     stubs.set_total_memory(job["memory"] << 20)
-    config, model_config = bring_up(case, 0, job["model"], as_served=True)
+    workspace._manager = Workspace()
+    config, model_config = bring_up(case, 0, job["model"], served=job["served"])
     build(config, model_config, "meta")
     layers = config.compilation_config.static_forward_context
     with set_current_vllm_config(config):
@@ -38,6 +41,7 @@ def kv_cache(job: dict[str, Any]) -> dict[str, Any]:
         "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
         "max_num_seqs": config.scheduler_config.max_num_seqs,
         "max_in_flight_tokens": config.max_in_flight_tokens,
+        "block_size": config.cache_config.block_size,
         "bytes_per_block": kv_cache_planning._pool_bytes_per_block(config, groups),
         "attention": sorted({layers[name].get_attn_backend().__name__ for name in specs}),
         "blocks": blocks,

@@ -102,12 +102,25 @@ def test_room_of_v3_2_is_near_what_sglang_printed() -> None:
     assert room / ((656 + 132) * 61) == pytest.approx(975_424, rel=0.05)
 
 
+def test_tokens_of_v3_are_near_what_vllm_printed() -> None:
+    """8 H200, TP 8: 512,000 tokens of vLLM 0.7.1 (Red Hat's post of February 2025), whose default share was 0.90."""
+    context = context_of(V3, engine="vllm", tp=8, gpu="h200")
+    cache = engine_for("vllm", context.inventory.family).kv_cache(context)
+    assert cache is not None
+    weights = rank_nbytes(context.inventory, context.deployment, TARGET)
+    tokens = cache.tokens(replace(cache, share=0.90).room(context.deployment.gpu.memory, weights), 163_840)
+    assert tokens == pytest.approx(512_000, rel=0.15)
+
+
 @pytest.mark.parametrize("change", [{"kv_lora_rank": 256}, {"index_head_dim": 64}, {"max_position_embeddings": None}])
 def test_latent_rows_of_another_geometry_get_no_number(change: dict[str, Any]) -> None:
-    context = context_of(V32, engine="sglang", tp=8, gpu="h200")
-    assert latent_cache.cache_of(context) is not None
-    config = context.v3.model_copy(update=change)
-    assert latent_cache.cache_of(replace(context, inventory=replace(context.inventory, config=config))) is None
+    for engine in ("sglang", "vllm"):
+        context = context_of(V32, engine=engine, tp=8, gpu="h200")
+        table = engine_for(engine, context.inventory.family)
+        assert table.kv_cache(context) is not None
+        config = context.v3.model_copy(update=change)
+        other = replace(context, inventory=replace(context.inventory, config=config))
+        assert table.kv_cache(other) is None or (engine == "vllm" and "max_position_embeddings" in change)
 
 
 @pytest.mark.parametrize("answer", of_generation("sglang", latent=False), ids=name_of)
@@ -123,7 +136,19 @@ def test_sglangs_share_and_pools_are_those_of_its_own_code(answer: dict[str, Any
         assert int(tokens * sglang.WINDOW_RATIO) // sglang.PAGE * sglang.PAGE == windows
 
 
-@pytest.mark.parametrize("answer", answers("vllm"), ids=name_of)
+@pytest.mark.parametrize("answer", of_generation("vllm", latent=True), ids=name_of)
+def test_vllms_blocks_of_latent_rows_are_those_of_its_own_code(answer: dict[str, Any]) -> None:
+    asked = answer["asked"]
+    cache = cache_of(LATENT[asked["model"]], engine="vllm", tp=asked["tp"], gpu=asked["gpu"])
+    assert cache is not None
+    assert cache.share == answer["gpu_memory_utilization"]
+    assert isinstance(cache.pool, vllm.VllmPool)
+    assert cache.pool.block_bytes == answer["bytes_per_block"]
+    for length, blocks in answer["blocks"].items():
+        assert [group.blocks(int(length), cache.pool.in_flight) for group in cache.pool.groups] == blocks
+
+
+@pytest.mark.parametrize("answer", of_generation("vllm", latent=False), ids=name_of)
 def test_vllms_groups_are_those_of_its_own_code(answer: dict[str, Any]) -> None:
     cache = asked_cache("vllm", answer["asked"])
     assert cache.share == answer["gpu_memory_utilization"]

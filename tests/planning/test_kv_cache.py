@@ -181,7 +181,8 @@ def test_a_share_that_makes_room_is_named_and_makes_room() -> None:
 
 
 @pytest.mark.parametrize(("model", "wanted"), [
-    (PRO, {"engine": "trtllm"}), (PRO, {"engine": "reference"}), (V32, {"engine": "sglang"}), (V3, {"engine": "vllm"}),
+    (PRO, {"engine": "trtllm"}), (PRO, {"engine": "reference"}), (V32, {"a2a": "megamoe"}),
+    (V3, {"engine": "vllm", "gpu": "rtx-pro-6000"}),
     (FLASH, {"engine": "vllm", "gpu": "rtx-pro-6000"}), (PRO, {"gpu": "mi300x"}), (PRO, {"gpu": "gb10"}),
     (PRO, {"engine": "vllm", "engine_version": "0.25.0"}), (PRO, {"a2a": "megamoe"}),
 ])  # fmt: skip

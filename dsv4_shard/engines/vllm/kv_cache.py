@@ -28,12 +28,12 @@ SHARE = 0.92
 BLOCK = 256
 """Tokens of a block of compressed rows."""
 
-_BESIDE = Bounds(4 * GIB, 8 * GIB, 12 * GIB)
+BESIDE = Bounds(4 * GIB, 8 * GIB, 12 * GIB)
 """Activations, communicators and graphs. Logs: 4.6 GiB (H20, TP 2), 8.2 and 7.9 (B200, TP 8 and DP 8), 11 (GH200)."""
 
-_NOTHING = Bounds(0, 0, 0)
+NOTHING = Bounds(0, 0, 0)
 
-_SMS = SM_90 | SM_10X
+SMS = SM_90 | SM_10X
 
 _BATCHES = 2
 """Steps in flight under asynchronous scheduling, which is on by default."""
@@ -44,10 +44,10 @@ def cache_of(context: Context) -> Cache | None:
     if not is_compared_model(context):
         return None
     gpu = context.deployment.gpu
-    if not (gpu.verified and gpu.sm in _SMS and context.deployment.version == VLLM_VERSIONS[0]):
+    if not (gpu.verified and gpu.sm in SMS and context.deployment.version == VLLM_VERSIONS[0]):
         return None
     groups = tuple(_groups(list(_layers(context.v4))))
-    return Cache(OPTION, SHARE, _NOTHING, _BESIDE, VllmPool(groups, in_flight_tokens(gpu)))
+    return Cache(OPTION, SHARE, NOTHING, BESIDE, VllmPool(groups, in_flight_tokens(gpu)))
 
 
 def in_flight_tokens(gpu: Gpu) -> int:

@@ -81,6 +81,7 @@ def test_a_value_of_another_kind_is_refused_by_its_parameter(
     ("reshard", {"plan": ' {"schema_version": 1}'}, "plan: that is the text of a plan, not the path of its file"),
     ("reshard", {"plan": "plan.json", "dp": 1}, "plan and dp: the plan says it already"),
     ("reshard", {}, "neither plan nor tp"),
+    ("reshard", LAYOUT | {"progress": print}, "progress: must be an object of a subclass of dsv4_shard.Progress"),
     ("reshard_on_cluster", LAYOUT | {"ray": True}, "ray=True: must be a name, not bool"),
     ("merge", {"overwrite": "no"}, "overwrite='no': must be True or False, not str"),
 ])  # fmt: skip

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
+from dsv4_shard.catalog.verb import wrong_type
+
 if TYPE_CHECKING:
     from dsv4_shard.sharding.outcome import Outcome
 
@@ -62,9 +64,14 @@ class Reporter:
 
     It makes one call at a time, merges small advances, and makes no call after one that raised. All methods are
     thread-safe.
+
+    Raises:
+        UsageError: What should get the calls is no `Progress`.
     """
 
     def __init__(self, progress: Progress | None) -> None:
+        if progress is not None and not isinstance(progress, Progress):
+            raise wrong_type("progress", progress, "an object of a subclass of dsv4_shard.Progress")
         self._progress = progress
         self._calling = threading.RLock()
         self._counting = threading.Lock()

@@ -28,12 +28,14 @@ class Case(Document):
 class WayOut(Document):
     """The plan for the GPUs of the first case: whether it `runs`, or the `nearest` layouts that do.
 
-    `notes` are changes that it needs; if it does not run, they are the rules that it breaks. `command` is null if it
-    does not run. `next` is the `plan` command to run next. `guessed` is as in the first case.
+    `verified` is false if it is not verified whether it runs: then `notes` are the reason, and the weights of a rank
+    with what they rest on. Else `notes` are changes that it needs, or the rules that it breaks. `command` is null if it
+    is not known to run. `next` is the `plan` command to run next. `guessed` is as in the first case.
     """
 
     options: str
     runs: bool
+    verified: bool = True
     notes: tuple[str, ...]
     environment: dict[str, str]
     command: str | None

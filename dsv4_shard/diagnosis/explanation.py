@@ -18,7 +18,7 @@ from dsv4_shard.diagnosis.message_kinds import answer_for
 from dsv4_shard.diagnosis.origin import Frame, origin_of, stage_of_path
 from dsv4_shard.diagnosis.way_out import asked, way_for
 from dsv4_shard.engines import ENGINES, LOADER_CLASSES, Divides, StartStage
-from dsv4_shard.planning import options_of, ways_out
+from dsv4_shard.planning import choose, options_of, ways_out, words
 from dsv4_shard.text.units import counted
 
 _CASES = 3
@@ -215,6 +215,13 @@ def _titles(found: FoundMessage, log: EngineLog, hits: list[Hit]) -> tuple[str, 
     return tuple(ENGINES[name].title for name in dict.fromkeys(names))
 
 
+def _remedies(hit: Hit) -> tuple[str, ...]:
+    """The remedies that help; in general words for an engine that is not verified for the model."""
+    found = ways_out(hit.model.inventory, hit.request, hit.breach)
+    is_verified = not any(breach.unknown for breach in choose(hit.model.inventory, hit.request).breaches)
+    return found if found or is_verified else words(hit.breach.remedies)
+
+
 def _case(hit: Hit) -> Case:
     return Case(
         model=hit.model.label,
@@ -224,5 +231,5 @@ def _case(hit: Hit) -> Case:
         module=hit.breach.module,
         arithmetic=hit.breach.reason,
         guessed=hit.guessed,
-        remedies=ways_out(hit.model.inventory, hit.request, hit.breach),
+        remedies=_remedies(hit),
     )

@@ -12,6 +12,7 @@ from dsv4_shard.engines import ENGINES, Context, Request, engine_for
 from dsv4_shard.errors import UsageError
 from dsv4_shard.models import TARGET
 from dsv4_shard.planning import changes_of, choose, nearest, options_of, rank_nbytes
+from dsv4_shard.text.units import gib
 
 _NEAREST = 3
 
@@ -73,12 +74,19 @@ def way_out(model: KnownModel, request: Request) -> WayOut:
         notes += engine.notes(context)
     else:
         notes += dict.fromkeys(f"{breach.module}: {breach.reason}" for breach in choice.breaches)
+    verified = choice.feasible or not choice.is_weighed
+    if not verified:
+        weights = rank_nbytes(inventory, choice.deployment, TARGET)
+        notes.append(f"{gib(weights)} of weights a rank; {engine.assumes(context)}")
     return WayOut(
         options=options_of(request),
         runs=runs,
+        verified=verified,
         notes=tuple(notes),
         environment=launch.environment if launch else {},
         command=launch.commands[0] if launch and launch.commands else None,
-        nearest=() if runs else tuple(options_of(near) for near, _ in nearest(inventory, request, _NEAREST)),
+        nearest=()
+        if runs or not verified
+        else tuple(options_of(near) for near, _ in nearest(inventory, request, _NEAREST)),
         next=f"dsv4-shard plan {label} {options_of(request)}",
     )

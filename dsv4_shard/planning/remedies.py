@@ -61,7 +61,10 @@ def _runs(inventory: Inventory, request: Request) -> bool:
 
 
 def _reach(inventory: Inventory, request: Request, seen: set[Request], gpus: int, more: int) -> Request | None:
-    """The first request that runs on `gpus` GPUs and that at most `more` remedies lead to; None if there is none."""
+    """The first request that runs on `gpus` GPUs and that at most `more` remedies lead to; None if there is none.
+
+    Remedies of another engine are not added: then that engine alone is the way out.
+    """
     if request in seen or gpus_of(request) != gpus:
         return None
     seen.add(request)
@@ -69,7 +72,8 @@ def _reach(inventory: Inventory, request: Request, seen: set[Request], gpus: int
     if choice is None or choice.feasible or not more:
         return request if choice is not None and _runs(inventory, request) else None
     remedies = (remedy for remedy in choice.breaches[0].remedies if isinstance(remedy, Remedy))
-    found = (_reach(inventory, asked, seen, gpus, more - 1) for remedy in remedies for asked in remedy.tries(request))
+    tried = (asked for remedy in remedies for asked in remedy.tries(request) if asked.engine == request.engine)
+    found = (_reach(inventory, asked, seen, gpus, more - 1) for asked in tried)
     return next((end for end in found if end is not None), None)
 
 

@@ -47,7 +47,8 @@ def show_explanation(console: Console, explanation: "Explanation") -> None:
             else "By the rules, {} runs, with"
         )
         guess = f" ({' and '.join(way.guessed)}: a guess)" if way.guessed else ""
-        heading(console, (fits if way.runs else "By the rules, {} does not run").format(way.options + guess))
+        fails = "By the rules, {} does not run" if way.verified else "It is not verified whether {} runs"
+        heading(console, (fits if way.runs else fails).format(way.options + guess))
         for note in way.notes:
             item(console, note)
         if way.command is not None:

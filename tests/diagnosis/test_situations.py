@@ -649,3 +649,51 @@ def test_a_checkpoint_of_another_family_is_taken(other_family: Path) -> None:
     assert "no parallelism helps" in explanation.remedies[0]
     heads = ask("AssertionError: 20 is not divisible by 16\nsglang serve --model-path x/y --tp 16", other_family)
     assert "20 is attention heads" in " ".join(heads.meaning)
+
+
+# --- models, experts and features that are not verified --------------------------------------------------------------
+
+CUTLASS = (
+    "ValueError: Mxfp4FlashinferCutlassMoEMethod requires hidden_size and intermediate_size_per_partition to be "
+    "multiples of 128 (got hidden=5120, intermediate=288)."
+)
+NO_NVFP4 = (
+    "ValueError: Current platform does not support NVFP4 quantization with the selected MoE backend. Please use "
+    "Blackwell and above, or use moe_runner_backend=marlin on SM80+."
+)
+NO_HEADS = "AssertionError: Engram sharding leaves ranks without hash heads: 24 heads over {} shards"
+
+
+def test_a_message_of_v4_1_has_its_sizes_and_no_verdict() -> None:
+    found = ask(f"sglang serve --model-path deepseek-ai/DeepSeek-V4.1-Flash --tp 8\n{CUTLASS}")
+    assert [case.arithmetic for case in found.cases] == [
+        "moe_intermediate_size 2304 / MoE TP 8 = 288, which is 2.25 tiles of 128"
+    ]
+    assert found.way is not None
+    assert (found.way.runs, found.way.verified) == (False, False)
+    assert "60.3 GiB of weights a rank" in found.way.notes[-1]
+    assert any("marlin" in way for way in found.remedies)
+    assert not any("in all" in way or "reference" in way for way in found.remedies)
+
+
+def test_nvfp4_below_blackwell_needs_marlin_by_name() -> None:
+    found = ask(NO_NVFP4)
+    assert found.remedies[0].startswith("--moe-runner-backend marlin")
+    assert not any("leave moe_runner_backend out" in way for way in found.remedies)
+
+
+@pytest.mark.parametrize("feature", ["pipeline parallelism", "two-batch overlap", "HiSparse"])
+def test_what_v4_1_is_served_without_is_named(feature: str) -> None:
+    found = ask(f"ValueError: DeepSeek-V4.1 does not support {feature} yet; disable it to serve this model.")
+    assert feature in found.meaning[0]
+    assert any("leave it out" in way for way in found.remedies)
+
+
+@pytest.mark.parametrize("shards", [16, 32])
+def test_ranks_without_hash_heads_get_the_tp_that_have_some(shards: int) -> None:
+    found = ask(f"vllm serve deepseek-ai/DeepSeek-V4.1-Flash -tp {shards}\n{NO_HEADS.format(shards)}")
+    tps = re.search(r"at TP ([\d, ]+);", " ".join(found.meaning))
+    assert tps is not None
+    assert [int(tp) for tp in tps[1].split(", ")] == [
+        tp for tp in range(1, 25) if all(24 - rank * -(-24 // tp) > 0 for rank in range(tp))
+    ]

@@ -126,6 +126,17 @@ LAUNCH = (
              "dsv4-shard plan REPO --tp N --engine vllm --gpu GPU: which layouts have a backend",
              "VLLM_LOGGING_LEVEL=DEBUG prints why each backend was left out"), CONSTRUCTION,
             anchors=(" MoE backend supports the deployment",)),
+    Message(SGLANG, r"Current platform does not support NVFP4 quantization with the selected MoE backend",
+            say("NVFP4 experts have kernels of their own on Blackwell alone; below it SGLang 0.5.23 computes with them "
+                "in Marlin, and its default for DeepSeek-V4 is another runner"),
+            ("--moe-runner-backend marlin, without an all-to-all backend", "a Blackwell GPU: B200, GB200, B300, GB300",
+             "or the release with FP4 or FP8 experts"), CONSTRUCTION),
+    Message(SGLANG, r"DeepSeek-V4\.1 does not support (?P<feature>[^;\n]{3,60}) yet; disable it",
+            say("SGLang 0.5.23 serves V4.1 without {feature}, which an option or a variable of this launch asks for"),
+            ("leave it out: --pp-size, --speculative-algorithm (DSPARK alone is taken), --enable-hisparse, "
+             "--enable-two-batch-overlap", "TP, EP and attention DP in its place",
+             "dsv4-shard plan REPO --tp N --gpu GPU: what a rank weighs"), CONFIGURATION,
+            anchors=("DeepSeek-V4.1 does not support",)),
     Message(SGLANG, r"FlashInfer MegaMOE is only supported with --attn-dp-size equal to --tp-size", _attention_dp,
             ("--attn-dp-size equal to --tp", "another --moe-a2a-backend: deepep"), CONFIGURATION),
     Message(SGLANG, r"(?:--moe-a2a-backend megamoe needs|FlashInfer MegaMOE currently requires) an? (?P<gpu>[\w "

@@ -53,9 +53,15 @@ def _heads(evidence: Evidence) -> Iterator[str]:
     yield f"a rank has {heads} heads{whole}; this kernel takes {evidence.groups['takes']} on a rank"
 
 
+_MOST_HEADS = 64
+"""Most hash heads whose TP are listed; V4.1 has 24."""
+
+
 def _engram(evidence: Evidence) -> Iterator[str]:
     heads, shards = evidence.number("heads"), evidence.number("shards")
     yield f"{heads} hash heads of the engram tables over {shards} ranks: some ranks get none"
+    each = [tp for tp in range(1, min(heads, _MOST_HEADS) + 1) if -(-heads // tp) * (tp - 1) < heads]
+    yield f"each rank gets some at TP {', '.join(map(str, each))}; TP must divide the attention heads too"
 
 
 def _group(evidence: Evidence) -> Iterator[str]:

@@ -14,6 +14,7 @@ from dsv4_shard.engines.engram import columns_of, equal_parts, table_parts
 from dsv4_shard.engines.placement import Placement, RankTensor, rank_tensor
 from dsv4_shard.engines.sglang import v4 as sglang
 from dsv4_shard.engines.shared_rules import is_left_out
+from dsv4_shard.engines.stages import StartStage
 from dsv4_shard.models import V41, Part, Role, Stage, V41Config
 
 _F32 = (Role.VISION_NORM, Role.VISION_NORM_1, Role.VISION_NORM_2)
@@ -44,10 +45,13 @@ def store(group: TensorGroup, placement: Placement, context: Context) -> RankTen
 def assumes(context: Context) -> str:
     """What bytes per rank rest on."""
     return (
-        "weights are the parameters that SGLang's classes declare for V4.1, with engram tables in the GPU's memory; "
-        "they were not loaded"
+        "weights are the parameters that SGLang's classes declare for V4.1, with engram tables in the GPU's memory and "
+        "without DSpark's draft; they were not loaded"
     )
 
+
+_LATER = (StartStage.CONSTRUCTION, StartStage.LOADING)
+"""Stages whose rules are V4's: they explain messages, and no plan checks them."""
 
 SGLANG_V41 = replace(
     sglang.SGLANG,
@@ -55,7 +59,7 @@ SGLANG_V41 = replace(
     rules=unverified_rules(sglang.SGLANG, f"SGLang {sglang.VERSION}'s own loader was not run with {V41.title}"),
     place=place,
     store=store,
-    others=(),
+    others=tuple(rule for rule in sglang.RULES if rule.stage in _LATER),
     layout=None,
     assumes=assumes,
 )

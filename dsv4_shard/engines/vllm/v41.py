@@ -12,6 +12,7 @@ from dsv4_shard.engines.deployment import Context
 from dsv4_shard.engines.engine import unverified_rules
 from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, Split, rank_tensor
 from dsv4_shard.engines.shared_rules import is_left_out
+from dsv4_shard.engines.stages import StartStage
 from dsv4_shard.engines.vllm import v4 as vllm
 from dsv4_shard.models import V41, Module, Part, Role
 
@@ -60,9 +61,12 @@ def assumes(context: Context) -> str:
     """What bytes per rank rest on."""
     return (
         "weights are the parameters that vLLM's classes declare for V4.1, with engram tables in host memory (its "
-        "default); they were not loaded"
+        "default) and without DSpark's draft; they were not loaded"
     )
 
+
+_LATER = (StartStage.CONSTRUCTION, StartStage.LOADING)
+"""Stages whose rules are V4's: they explain messages, and no plan checks them."""
 
 VLLM_V41 = replace(
     vllm.VLLM,
@@ -70,7 +74,7 @@ VLLM_V41 = replace(
     rules=unverified_rules(vllm.VLLM, f"vLLM {vllm.VERSION}'s own loader was not run with {V41.title}"),
     place=place,
     store=store,
-    others=(),
+    others=tuple(rule for rule in vllm.RULES if rule.stage in _LATER),
     layout=None,
     assumes=assumes,
 )

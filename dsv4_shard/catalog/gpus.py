@@ -70,6 +70,9 @@ GPUS = {
         Gpu("h20-96", "NVIDIA H20 96 GB", 90, 97285 * MIB, "CUDA total in logs; nvidia-smi", smi_mib=97871),
         Gpu("h20-141", "NVIDIA H20-3e 141 GB", 90, 143156 * MIB, "as H200: nvidia-smi, sglang#6418", smi_mib=143771),
         Gpu("h100", "NVIDIA H100 80 GB", 90, 81082 * MIB, "CUDA total in logs; nvidia-smi", smi_mib=81559),
+        Gpu("h100-nvl", "NVIDIA H100 NVL 94 GB", 90, 95232 * MIB, "93.00 GiB in out-of-memory logs, ali-vilab/VACE#56",
+            smi_mib=95830),
+        Gpu("gh200", "NVIDIA GH200 96 GB", 90, 96768 * MIB, "94.50 GiB in out-of-memory logs of vLLM", smi_mib=97871),
         Gpu("h800", "NVIDIA H800 80 GB", 90, 81082 * MIB, "as H100: nvidia-smi", smi_mib=81559),
         Gpu("h200", "NVIDIA H200 141 GB", 90, 143156 * MIB, "CUDA total in logs; nvidia-smi (sglang#3196)",
             smi_mib=143771),
@@ -78,6 +81,8 @@ GPUS = {
         Gpu("gb200", "NVIDIA GB200", 100, 188733 * MIB, "184.31 GiB in out-of-memory logs; nvidia-smi", smi_mib=189471),
         Gpu("gb300", "NVIDIA GB300", 103, 283136 * MIB, "276.50 GiB in out-of-memory logs; nvidia-smi", smi_mib=284208),
         Gpu("rtx-pro-6000", "NVIDIA RTX PRO 6000", 120, 97250 * MIB, "CUDA total in logs; nvidia-smi", smi_mib=97887),
+        Gpu("rtx-5090", "NVIDIA RTX 5090", 120, 32123 * MIB, "31.37 GiB in out-of-memory logs, Wan-Video/Wan2.1#465",
+            smi_mib=32607),
         Gpu("gb10", "NVIDIA GB10 (DGX Spark, shared with the CPU)", 121, 124611 * MIB,
             "121.69 GiB in vLLM's logs, unified with the CPU; MiaAI-Lab/GLM-5.3-Flash-EXL3-2x-DGX-Sparks#47", "sm_121"),
         Gpu("a100-80", "NVIDIA A100 80 GB", 90, 81152 * MIB, "79.25 GiB in out-of-memory logs", "sm_80"),
@@ -102,10 +107,14 @@ def gpus_with(gib: float) -> tuple[Gpu, ...]:
 
 
 ALIASES = {
-    "h20-3e": "h20-141", "dgx-spark": "gb10", "spark": "gb10", "4090": "rtx-4090", "910b": "ascend-910b",
-    "910c": "ascend-910c", "pro-6000": "rtx-pro-6000",
+    "h20-3e": "h20-141", "h200-nvl": "h200", "h100-80": "h100", "h100-94": "h100-nvl", "a800": "a100-80",
+    "a800-80": "a100-80", "l40": "l40s", "mi350x": "mi355x", "mi308x": "mi300x", "dgx-spark": "gb10", "spark": "gb10",
+    "4090": "rtx-4090", "rtx4090": "rtx-4090", "5090": "rtx-5090", "rtx5090": "rtx-5090",
+    "rtx-6000-pro": "rtx-pro-6000", "rtx6000-pro": "rtx-pro-6000", "pro-6000": "rtx-pro-6000", "910b": "ascend-910b",
+    "910b1": "ascend-910b", "910b2": "ascend-910b", "910b3": "ascend-910b", "910c": "ascend-910c",
+    "atlas-a3": "ascend-910c",
 }  # fmt: skip
-"""Further names that sellers and users have for a GPU."""
+"""Further names of a GPU, and of others with its memory and architecture."""
 
 _NOISE = frozenset({
     "nvidia", "amd", "instinct", "geforce", "tesla", "huawei", "gpu", "sxm", "sxm2", "sxm3", "sxm4", "sxm5", "hbm2e",

@@ -194,7 +194,7 @@ def experts_of(request: Request, inventory: Inventory) -> str:
     return (request.expert_dtype or inventory.routed.name).upper()
 
 
-GPUS_PER_NODE = {"gb200": 4, "gb300": 4, "gb10": 1, "ascend-910c": 16}
+GPUS_PER_NODE = {"gb200": 4, "gb300": 4, "gb10": 1, "gh200": 1, "ascend-910c": 16}
 """GPUs per host, for GPUs that do not come as eight per host."""
 
 

@@ -47,6 +47,12 @@ def test_aliases_are_taken_for_the_gpu(alias: str, name: str) -> None:
     assert alias not in GPUS
 
 
+@pytest.mark.parametrize(("asked", "name"), [("NVIDIA H100 NVL", "h100-nvl"), ("AMD MI300X", "mi300x"),
+("RTX_PRO_6000", "rtx-pro-6000"), ("Ascend 910B", "ascend-910b"), ("nvidia h20-3e", "h20-141")])  # fmt: skip
+def test_a_product_name_is_taken_for_the_gpu(asked: str, name: str) -> None:
+    assert find_gpu(asked) is GPUS[name]
+
+
 @pytest.mark.parametrize(("asked", "hints"), [("a100", ("a100-80", "a100-40")), ("h20", ("h20-96", "h20-141"))])
 def test_a_name_of_several_gpus_gets_them_as_hints(asked: str, hints: tuple[str, ...]) -> None:
     with pytest.raises(UsageError) as caught:

@@ -772,3 +772,10 @@ def test_the_config_of_the_reference_is_the_released_one() -> None:
         chosen = feasible(inventory, tp=4, engine="reference")
         (content,) = layout.companions(config_of(model), Context(inventory, chosen)).values()
         assert json.loads(content) == json.loads((DATA / model / "inference_config.json").read_text())
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_no_rule_stands_twice(engine: str, family: Family) -> None:
+    rules = engine_for(engine, family).rules
+    assert len({rule.name for rule in rules}) == len(rules)

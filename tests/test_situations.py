@@ -6,7 +6,7 @@ Those of `explain` stand in tests/diagnosis/test_situations.py.
 from dataclasses import dataclass
 
 import pytest
-from support.checkpoints.full_size import FLASH, PRO, inventory_of
+from support.checkpoints.full_size import FLASH, PRO, PRO_NVFP4, V3, V32, V41, inventory_of
 from typer.testing import CliRunner
 
 from dsv4_shard.cli import app
@@ -28,7 +28,7 @@ class Situation:
 SITUATIONS = {
     # vLLM 0.26.0 on these GPUs: 7.7 GiB of cache, 150,000 tokens, longest context 121,344
     "no token is named where the bounds are too far apart": Situation(
-        FLASH_0731, "--tp 2 --engine vllm --gpu h20-96", 0,
+        FLASH_0731, "--tp 2 --engine vllm --gpu h20-96 --details", 0,
         ("2.1 GiB to 10.1 GiB for KV cache", "not certain enough to say", "a context of 1,048,576 tokens may not fit"),
         ("at most", "3,850"),
     ),
@@ -46,14 +46,41 @@ SITUATIONS = {
     "sm_120 with FP8 experts": Situation(
         FLASH_BASE, "--tp 4 --engine vllm --gpu rtx-pro-6000", 0, ("runner deep_gemm",), ("trtllm",),
     ),
-    "the sellers' name of a GPU": Situation(FLASH, "--tp 8 --gpu h20-3e", 0, ("8 h20-141 GPUs",)),
-    "DGX Spark": Situation(FLASH, "--tp 8 --gpu dgx-spark", 1, ("8 gb10 GPUs", "Not verified", "121.7 GiB")),
+    "the sellers' name of a GPU": Situation(FLASH, "--tp 8 --gpu h20-3e", 0, ("8 × NVIDIA H20-3e 141 GB",)),
+    "DGX Spark": Situation(FLASH, "--tp 8 --gpu dgx-spark", 6, ("8 × NVIDIA GB10", "Not verified", "121.7 GiB")),
     "two GPUs of one name": Situation(FLASH, "--tp 8 --gpu a100", 2, ("Did you mean a100-80 (",)),
     "a GPU below Hopper": Situation(
-        FLASH, "--tp 8 --gpu l40s", 1, ("44.4 GiB", "own classes were not run for NVIDIA L40S (sm_89)"), ("marlin",),
+        FLASH, "--tp 8 --gpu l40s", 6, ("44.4 GiB", "own classes were not run for NVIDIA L40S (sm_89)"), ("marlin",),
     ),
-    "another GPU below Hopper": Situation(FLASH, "--tp 8 --gpu l20", 1, ("44.4 GiB", "NVIDIA L20 (sm_89)")),
-    "a card of 24 GB": Situation(FLASH, "--tp 8 --gpu rtx-4090", 1, ("RTX 4090 (sm_89)",)),
+    "another GPU below Hopper": Situation(FLASH, "--tp 8 --gpu l20", 6, ("44.4 GiB", "NVIDIA L20 (sm_89)")),
+    "a card of 24 GB": Situation(FLASH, "--tp 8 --gpu rtx-4090", 6, ("RTX 4090 (sm_89)",)),
+    # contracts of the engines' own classes: 83.56 GB without the tables, which vLLM keeps in host memory
+    "V4.1 on vLLM has bytes": Situation(
+        V41, "--tp 4 --engine vllm --gpu h20-96", 6,
+        ("Not verified", "weights 77.8 of 95.0 GiB", "engram tables in host memory", "188.8 GiB of host memory"),
+        ("--engine node", "oes not run"),
+    ),
+    "V4.1 on node folders has a bound": Situation(
+        V41, "--tp 4 --engine node --gpu h20-96", 6, ("Not verified", "weights are at most these"), ("leave --gpu",),
+    ),
+    "NVFP4 has bytes": Situation(
+        PRO_NVFP4, "--tp 4 --gpu gb300", 6, ("Not verified", "weights 211.8 of 276.5 GiB per GPU", "NVFP4 experts"),
+        ("--engine node", "one node needs"),
+    ),
+    "V3 on TensorRT-LLM has a bound": Situation(
+        V3, "--tp 8 --engine trtllm --gpu h200", 6, ("weights 93.9 of 139.8 GiB", "at least 78.4 GiB"),
+    ),
+    "AMD has bytes": Situation(
+        PRO, "--tp 8 --gpu mi350x", 6, ("weights 102.4 of 288.0 GiB", "bytes are those on Hopper"),
+    ),
+    # the parts' own code (tests/data/kv_cache), and published logs within 15 %
+    "V3 has tokens": Situation(V3, "--tp 8 --gpu h200", 0, ("about 632,000 tokens", "163,840 tokens fits: 3 sessions")),
+    "V3.2 has tokens": Situation(
+        V32, "--tp 8 --engine vllm --gpu h200", 0, ("KV cache: about", "a context of 163,840 tokens fits"),
+    ),
+    "GH200": Situation(FLASH, "--tp 4 --gpu gh200", 0, ("4 × NVIDIA GH200 96 GB on 4 nodes", "94.5 GiB")),
+    "RTX 5090": Situation(FLASH, "--tp 8 --gpu rtx5090 --engine vllm", 0, ("31.4 GiB", "NVIDIA RTX 5090")),
+    "a product's name": Situation(FLASH, "--tp 8 --gpu nvidia_h100_nvl", 0, ("8 × NVIDIA H100 NVL 94 GB",)),
     "the context does not fit": Situation(
         PRO, "--tp 1 --dp 8 --ep 8 --engine vllm --gpu h200", 0,
         ("a context of 1,048,576 tokens does not fit", "vLLM stops, and names the longest that fits"),

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 
-from dsv4_shard.checkpoint import Inventory
-from dsv4_shard.engines import Breach, Context, Remedy, Request, engine_for
+from dsv4_shard.checkpoint import NVFP4, Inventory
+from dsv4_shard.engines import ANY_ENGINE, Breach, Context, Remedy, Request, engine_for
 from dsv4_shard.errors import UsageError
 from dsv4_shard.planning.choice import Choice, choose
 from dsv4_shard.planning.request import gpus_of, options_of
@@ -31,13 +31,15 @@ def running_ways(inventory: Inventory, request: Request, breach: Breach) -> Iter
             continue
         tries = (asked for asked in remedy.tries(request) if asked != request)
         kept = [one for one in tries if one.engine != request.engine or _keeps(inventory, one, breach.rule)]
-        alone = next((asked for asked in kept if _runs(inventory, asked)), None)
+        alone = next((asked for asked in kept if _runs(inventory, asked, request.engine)), None)
         if alone is not None:
             yield remedy.say(alone), alone
             continue
         seen = {request}
         together = (
-            (asked, end) for asked in kept if (end := _reach(inventory, asked, seen, gpus, _TOGETHER)) is not None
+            (asked, end)
+            for asked in kept
+            if (end := _reach(inventory, asked, seen, request.engine, gpus, _TOGETHER)) is not None
         )
         for asked, end in together:
             yield f"{remedy.say(asked)}; in all: {options_of(end)}", end
@@ -50,30 +52,35 @@ def _keeps(inventory: Inventory, request: Request, rule: str) -> bool:
     return choice is not None and all(breach.rule != rule for breach in choice.breaches)
 
 
-def _runs(inventory: Inventory, request: Request) -> bool:
-    """Whether a request breaks no rule, its weights fit, and there are files to write if it is only for these."""
+def _runs(inventory: Inventory, request: Request, home: str) -> bool:
+    """Whether a request breaks no rule, its weights fit, and engines were run with files such as it is for."""
     choice = _choice(inventory, request)
     if choice is None or not choice.feasible or not fits(inventory, choice.deployment):
         return False
     engine = engine_for(request.engine, inventory.family)
     context = Context(inventory, choice.deployment)
-    return engine.serves or engine.layout is None or engine.layout.refusal(context) is None
+    if engine.serves or engine.layout is None or request.engine == home:
+        return True
+    was_run = engine.version != ANY_ENGINE and choice.deployment.experts != NVFP4
+    return was_run and engine.layout.refusal(context) is None
 
 
-def _reach(inventory: Inventory, request: Request, seen: set[Request], gpus: int, more: int) -> Request | None:
+def _reach(
+    inventory: Inventory, request: Request, seen: set[Request], home: str, gpus: int, more: int
+) -> Request | None:
     """The first request that runs on `gpus` GPUs and that at most `more` remedies lead to; None if there is none.
 
-    Remedies of another engine are not added: then that engine alone is the way out.
+    Remedies of another engine are not added: then that engine alone is the way out. `home` is the engine asked for.
     """
     if request in seen or gpus_of(request) != gpus:
         return None
     seen.add(request)
     choice = _choice(inventory, request)
     if choice is None or choice.feasible or not more:
-        return request if choice is not None and _runs(inventory, request) else None
+        return request if choice is not None and _runs(inventory, request, home) else None
     remedies = (remedy for remedy in choice.breaches[0].remedies if isinstance(remedy, Remedy))
     tried = (asked for remedy in remedies for asked in remedy.tries(request) if asked.engine == request.engine)
-    found = (_reach(inventory, asked, seen, gpus, more - 1) for asked in tried)
+    found = (_reach(inventory, asked, seen, home, gpus, more - 1) for asked in tried)
     return next((end for end in found if end is not None), None)
 
 

@@ -80,8 +80,9 @@ def test_of_a_gpu_whose_kernels_are_not_known_nothing_is_verified(engine: str, g
 def test_no_rule_of_other_kernels_is_quoted_for_a_gpu_whose_kernels_are_not_known(gpu: str) -> None:
     """TP 16 with FP4 experts breaks the tiles of Hopper's CUTLASS runner; AMD's and Ascend's are others."""
     plan = plan_of(tp=16, runner="flashinfer_mxfp4", gpu=gpu)
-    assert [breach.rule for breach in plan.breaches] == [UNKNOWN_GPU]
-    assert plan.totals is None
+    assert {breach.rule for breach in plan.breaches} <= {UNKNOWN_GPU, "memory"}
+    assert plan.breaches[0].rule == UNKNOWN_GPU
+    assert plan.totals is not None
 
 
 @pytest.mark.slow

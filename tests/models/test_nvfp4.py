@@ -193,7 +193,7 @@ def test_engines_not_verified_with_nvfp4_are_refused_with_the_reason(engine: str
     plan = make_plan(*inventory_of(PRO_NVFP4), Request(8, engine=engine, expert_dtype=experts))
     assert plan.breaches[0].rule == "nvfp4"
     assert ("own classes were not run" in plan.breaches[0].reason) is (engine != "reference")
-    assert plan.breaches[0].remedies[0].endswith("in all: --tp 8 --engine node --nodes 2")
+    assert plan.breaches[0].remedies == ()  # no engine was run with node folders of these experts
     assert plan.verdict == ("does not run" if engine == "reference" else "not verified")
 
 
@@ -220,7 +220,7 @@ def test_one_node_gets_no_folder_and_of_its_serving_nothing_is_verified() -> Non
 @pytest.mark.parametrize("name", [PRO_NVFP4, V41])
 def test_what_is_not_known_is_called_so_by_inspect_and_plan_alike(name: str) -> None:
     inspected = run("inspect", root_of(name), "--tp", "8").stdout
-    assert re.search(r"^SGLang +\?$", inspected, re.MULTILINE)
+    assert re.search(r"^SGLang +\? \d+\.\d$", inspected, re.MULTILINE)
     planned = run("plan", root_of(name), "--tp", "8")
     assert planned.exit_code == ExitCode.NOT_VERIFIED
     assert "\n? Not verified: " in planned.stdout

@@ -205,7 +205,8 @@ def test_where_no_layout_divides_fewer_or_more_gpus_are_named() -> None:
 def test_of_a_family_without_known_engines_nothing_is_verified() -> None:
     result = found(V41, 8, "b300", ("sglang", "vllm"))
     assert (result.engines, result.layouts, result.command, result.elsewhere) == ((), (), None, ())
-    assert all("own classes were not run with" in reason for reason in result.unknown)
+    assert all("own loader was not run with" in reason for reason in result.unknown)
+    assert [one.assumption is not None and one.fits for one in result.unverified] == [True, True]
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from dsv4_shard.diagnosis.message_kinds import answer_for
 from dsv4_shard.diagnosis.origin import Frame, origin_of, stage_of_path
 from dsv4_shard.diagnosis.way_out import asked, way_for
 from dsv4_shard.engines import ENGINES, LOADER_CLASSES, Divides, StartStage
+from dsv4_shard.errors import UsageError
 from dsv4_shard.planning import choose, options_of, ways_out, words
 from dsv4_shard.text.units import counted
 
@@ -218,7 +219,10 @@ def _titles(found: FoundMessage, log: EngineLog, hits: list[Hit]) -> tuple[str, 
 def _remedies(hit: Hit) -> tuple[str, ...]:
     """The remedies that help; in general words for an engine that is not verified for the model."""
     found = ways_out(hit.model.inventory, hit.request, hit.breach)
-    is_verified = not any(breach.unknown for breach in choose(hit.model.inventory, hit.request).breaches)
+    try:
+        is_verified = not any(breach.unknown for breach in choose(hit.model.inventory, hit.request).breaches)
+    except UsageError:  # more GPUs than any plan has
+        is_verified = True
     return found if found or is_verified else words(hit.breach.remedies)
 
 

@@ -383,6 +383,12 @@ KEYS = {
 }
 
 SHAPES = {
+    "a dtype in place of a shape": Situation(
+        "vllm serve deepseek-ai/DeepSeek-V3.2 -tp 8 --dtype float16\n"
+        "RuntimeError: expected mat1 and mat2 to have the same dtype, but got: c10::Half != c10::BFloat16",
+        ("computes with c10::Half and its weight is c10::BFloat16", "--dtype"),
+        ("no tensor of", "guess"),
+    ),
     "FP4 built, FP8 in the files": Situation(
         "RuntimeError: The size of tensor a (2048) must match the size of tensor b (16) at non-singleton dimension 0",
         ("in FP4", "in FP8", "built FP4 experts", "expert_dtype", "SGLANG_DSV4_FP4_EXPERTS", "guess"),
@@ -548,6 +554,34 @@ MEMORY = {
         "RuntimeError: Rank 3 scheduler died during initialization (exit code: -9). If exit code is -9 (SIGKILL), a "
         "common cause is the OS OOM killer.",
         ("signal 9", "host's memory"),
+    ),
+    "killed by Slurm": Situation(
+        "slurmstepd: error: Detected 1 oom_kill event in StepId=71.0. Some of the step tasks have been OOM Killed.\n"
+        "srun: error: node1: task 0: Out Of Memory",
+        ("host's memory", "--mem"),
+    ),
+    "pinned memory, as a traceback has it": Situation(
+        "server_args=ServerArgs(model_path='deepseek-ai/DeepSeek-V3', tp_size=8)\nTraceback (most recent call last):\n"
+        '  File "/sgl-workspace/sglang/python/sglang/srt/utils/common.py", line 480, in maybe_offload_to_cpu\n'
+        "    cpu_data = torch.empty_strided(size=p.data.size(), pin_memory=pin_memory)\n"
+        "RuntimeError: CUDA error: out of memory",
+        ("not the GPU's", "ulimit -l", "--cpu-offload-gb"),
+        ("do not fit into the GPU's memory",),
+    ),
+    "engram tables cannot be pinned": Situation(
+        "vllm serve deepseek-ai/DeepSeek-V4.1-Flash -tp 8\nRuntimeError: cudaHostRegister failed: 2",
+        ("pins 202.76 GB of every host", "cpu_offload"),
+    ),
+    "tables of V4.1 on the GPU": Situation(
+        "sglang serve --model-path deepseek-ai/DeepSeek-V4.1-Flash --tp 8\ntorch.OutOfMemoryError: CUDA out of memory. "
+        "Tried to allocate 11.44 GiB. GPU 2 has a total capacity of 79.18 GiB of which 8.00 GiB is free.",
+        ("SGLANG_ENABLE_DSV41_ENGRAM_HOST_TABLE=1",),
+    ),
+    "tables of V4.1 on the host": Situation(
+        "vllm serve deepseek-ai/DeepSeek-V4.1-Flash --tensor-parallel-size 4\ntorch.OutOfMemoryError: CUDA out of "
+        "memory. Tried to allocate 11.44 GiB. GPU 2 has a total capacity of 79.18 GiB of which 8.00 GiB is free.",
+        ("weights of a rank at TP 4: 77.8 GiB (not verified)", "beside 202.76 GB in the host's memory"),
+        ("SGLANG_ENABLE",),
     ),
     "a card of 24 GB": Situation(
         "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.63 GiB. GPU 3 has a total capacity of 23.56 "

@@ -6,15 +6,25 @@ from dsv4_shard.catalog.gpus import gpus_with
 from dsv4_shard.diagnosis.known_model import KnownModel
 from dsv4_shard.diagnosis.messages.message import OWN_FILES, Evidence, Message, say
 from dsv4_shard.diagnosis.origin import KV_PLANNING, LOADING
-from dsv4_shard.engines import BOTH, SGLANG, VLLM, Request
+from dsv4_shard.engines import BOTH, SGLANG, VLLM, Context, Request, engine_for
 from dsv4_shard.errors import UsageError
-from dsv4_shard.models import TARGET
+from dsv4_shard.models import TARGET, Role
 from dsv4_shard.planning import choose, options_of, rank_nbytes
 from dsv4_shard.text.units import gib, size
 
 _ROOM = ("dsv4-shard plan REPO --tp N --gpu GPU: what a rank weighs, and the nearest layouts that fit",
          "experts spread or cut over more GPUs: --ep, --tp", "less beside the weights: a shorter context, fewer "
          "requests and CUDA graphs")  # fmt: skip
+
+_TABLES_TO_HOST = "SGLANG_ENABLE_DSV41_ENGRAM_HOST_TABLE=1: V4.1's engram tables in the host's memory, not the GPU's"
+
+
+def _room(evidence: Evidence) -> Iterator[str]:
+    yield from _ROOM
+    roles = {group.role for group in evidence.model.inventory.groups} if evidence.model is not None else ()
+    if Role.ENGRAM_EMBED in roles and evidence.likely_engine == SGLANG[0]:
+        yield _TABLES_TO_HOST
+
 
 _TPS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -38,7 +48,10 @@ def _ranks_needed(model: KnownModel, evidence: Evidence, memory: int) -> Iterato
     engine = evidence.likely_engine
     whole = sum(group.nbytes * count for group, count in model.inventory.groups.items() if group.stage in TARGET)
     guess = "" if model.given else " (a guess)"
-    needs = f"{model.label}{guess} has {size(whole)} of weights, at least {-(-whole // memory)} such GPUs"
+    pinned, _ = _pinned_bytes(model, 1, engine)
+    beside = f" beside {size(pinned)} in the host's memory" if pinned else ""
+    whole -= pinned
+    needs = f"{model.label}{guess} has {size(whole)} of weights{beside}, at least {-(-whole // memory)} such GPUs"
     tps = sorted({*_TPS, *((evidence.clues.tp,) if evidence.clues.tp else ())})
     fits = None
     for tp in tps:
@@ -46,11 +59,12 @@ def _ranks_needed(model: KnownModel, evidence: Evidence, memory: int) -> Iterato
             choice = choose(model.inventory, Request(tp, engine=engine))
         except UsageError:
             continue
-        if not choice.feasible:
+        if not choice.is_weighed:
             continue
         weights = rank_nbytes(model.inventory, choice.deployment, TARGET)
         if tp == evidence.clues.tp:
-            yield f"weights of a rank at TP {tp}: {gib(weights)}, before KV cache, graphs and buffers"
+            doubt = "" if choice.feasible else " (not verified)"
+            yield f"weights of a rank at TP {tp}: {gib(weights)}{doubt}, before KV cache, graphs and buffers"
         if fits is None and weights < 0.9 * memory:
             fits = tp, weights
     if fits is not None:
@@ -102,6 +116,33 @@ _HOST = (
 )
 
 
+def _pinned(evidence: Evidence) -> Iterator[str]:
+    yield ("page-locked (pinned) memory of the host cannot be had; CUDA calls that `out of memory` too, but it is not "
+           "the GPU's")  # fmt: skip
+    model, tp = evidence.model, evidence.clues.tp
+    if model is None or not tp:
+        return
+    nbytes, note = _pinned_bytes(model, tp, evidence.likely_engine)
+    if nbytes:
+        yield f"{model.label} at TP {tp} pins {size(nbytes)} of every host: {note}"
+
+
+def _pinned_bytes(model: KnownModel, tp: int, engine: str) -> tuple[int, str]:
+    """Bytes of the checkpoint that the engine keeps in the host's memory, and by which option."""
+    host = engine_for(engine, model.inventory.family).host
+    try:
+        deployment = choose(model.inventory, Request(tp, engine=engine)).deployment
+    except UsageError:  # more ranks than any plan has
+        return 0, ""
+    return (host.pinned(Context(model.inventory, deployment)), host.pinned_note) if host is not None else (0, "")
+
+
+_HOST_ROOM = (
+    "ulimit -l (locked memory) and the limits of the container or the Slurm job; free -g while it loads",
+    "less kept on the host: a smaller --cpu-offload-gb, --swap-space or hierarchical cache, or none",
+)
+
+
 def _prefetch(evidence: Evidence) -> Iterable[str]:
     have, need = (float(evidence.groups[name] or 0) for name in ("ram", "total"))
     if have and need:
@@ -117,11 +158,15 @@ def _gib(name: str) -> str:
 
 
 MEMORY = (
+    Message(BOTH, r"(?:pin_memory|cudaHostAlloc|cudaHostRegister)[\s\S]{0,800}?CUDA error: out of memory|"
+                  r"CUDA error: out of memory.{0,200}?(?:pin_memory|cudaHostAlloc|cudaHostRegister)|"
+                  r"cudaHostRegister failed: (?P<code>\d{1,4})",
+            _pinned, _HOST_ROOM, LOADING, anchors=("CUDA error: out of memory", "cudaHostRegister failed"), spans=True),
     Message(BOTH,
           r"(?:CUDA out of memory|CUDA error: out of memory|HIP out of memory|NPU out of memory)"
-          rf"(?:.{{0,120}}?total capacity of {_gib('total')} GiB)?", _out_of_memory, _ROOM, planned=True),
+          rf"(?:.{{0,120}}?total capacity of {_gib('total')} GiB)?", _out_of_memory, _room, planned=True),
     Message(SGLANG, r"Not enough memory. Please try to increase --mem-fraction-static",
-          say("the weights leave no room for the KV cache within --mem-fraction-static"), _ROOM, KV_PLANNING,
+          say("the weights leave no room for the KV cache within --mem-fraction-static"), _room, KV_PLANNING,
           planned=True),
     Message(VLLM, r"No available memory for the cache blocks",
           say("the weights leave no room for the KV cache within --gpu-memory-utilization"), _ROOM, KV_PLANNING,
@@ -153,9 +198,10 @@ MEMORY = (
           ("nvidia-smi on every node: end what holds the memory",
            "SGLANG_ENABLE_TP_MEMORY_INBALANCE_CHECK=0, if it must stay"), KV_PLANNING),
     Message(BOTH, r"(?:[Ee]xit ?code|exited with code|died with exit code)[:= "
-                  r"]{0,2}(?:-9|137)(?!\d)|oom-kill|OOMKilled|"
-          r"Out of memory: Killed process", _killed, _HOST, LOADING,
-          anchors=("xit code", "xitcode", "exited with code", "oom-kill", "OOMKilled", "Killed process")),
+                  r"]{0,2}(?:-9|137)(?!\d)|oom-kill|oom_kill event|OOMKilled|OOM Killed|"
+          r"Out of memory: Killed process|task \d{1,6}: Out Of Memory", _killed, _HOST, LOADING,
+          anchors=("xit code", "xitcode", "exited with code", "oom-kill", "oom_kill", "OOMKilled", "OOM Killed",
+                   "Killed process", ": Out Of Memory")),
     Message(SGLANG, r"Rank (?P<rank>\d{1,4}) scheduler (?:is dead|died during initialization)",
           say("the process of rank {rank} has ended; its own traceback, above, has the cause"),
           ("give the whole log, from the first traceback on",), grave=False, anchors=(" scheduler ",)),

@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterable, Iterator
 
 from dsv4_shard.diagnosis.messages.experts import EXPERT_DTYPE
-from dsv4_shard.diagnosis.messages.message import INSPECT, Evidence, Message, by_engine
-from dsv4_shard.diagnosis.origin import LOADING
+from dsv4_shard.diagnosis.messages.message import INSPECT, Evidence, Message, by_engine, say
+from dsv4_shard.diagnosis.origin import LOADING, SERVING
 from dsv4_shard.diagnosis.tensor_shapes import FP8, Pair, pairs
 from dsv4_shard.engines import BOTH, PRESHARDED, RUNAI_SHARDED, SGLANG, SHARDED_STATE, VLLM
 from dsv4_shard.models import Module, Part
@@ -206,6 +206,13 @@ SHAPES = (
             ("give the log from the start on, with the model and the TP; --repo looks up what the tensors have",
              "dsv4-shard inspect REPO: the dtype of the experts, against expert_dtype in config.json"), LOADING,
             grave=True, anchors=("== loaded_weight.",)),
+    Message(BOTH, r"expected (?:mat1 and mat2|m1 and m2) to have the same dtype, but got: (?P<mine>[\w:]{1,40}) != "
+                  r"(?P<theirs>[\w:]{1,40})",
+            say("a layer computes with {mine} and its weight is {theirs}: a module that the checkpoint stores in "
+                "another dtype than this engine version builds it in, or --dtype converts one of them"),
+            ("leave --dtype out, so that config.json's own is taken",
+             "dsv4-shard inspect REPO: the dtype of each module, against what the release has",
+             "an engine version that knows the release"), SERVING, anchors=("to have the same dtype, but got",)),
     Message(BOTH, r"start \((?P<start>\d{1,9})\) \+ length \((?P<length>\d{1,9})\) exceeds dimension size "
             r"\((?P<size>\d{1,9})\)", _narrowed, _narrow_ways, LOADING, anchors=("exceeds dimension size",)),
     Message(VLLM, r"start out of range \(expected to be in range of \[-(?P<size>\d{1,9}), \d{1,9}\], but got "

@@ -383,6 +383,11 @@ KEYS = {
 }
 
 SHAPES = {
+    "FlashInfer's tiles, of vllm#46879": Situation(
+        'File ".../flashinfer/utils.py", line 882, in get_shuffle_matrix_sf_a_row_indices\n    M, K = '
+        "input_tensor.shape\n    assert M % 128 == 0\nAssertionError",
+        ("tiles of 128 rows", "--enable-expert-parallel"),
+    ),
     "a dtype in place of a shape": Situation(
         "vllm serve deepseek-ai/DeepSeek-V3.2 -tp 8 --dtype float16\n"
         "RuntimeError: expected mat1 and mat2 to have the same dtype, but got: c10::Half != c10::BFloat16",

@@ -150,6 +150,11 @@ EXPERTS = (
     Message(BOTH, r"size_(?P<axis>[nk]) = (?P<part>\d{1,8}) is not divisible by tile_[nk]_size = "
                   r"(?P<unit>\d{1,6})", _size_n,
           _NO_MARLIN, LOADING, anchors=("is not divisible by tile_",)),
+    Message(BOTH, r"assert M % 128 == 0",
+            say("FlashInfer's TRT-LLM runner takes a rank's expert weights in tiles of 128 rows, and gate and up "
+                "together are no whole tiles in this layout"),
+            ("expert parallelism, which keeps experts whole: --ep-size (SGLang), --enable-expert-parallel (vLLM)",
+             "another runner: --moe-runner-backend (SGLang) or --moe-backend (vLLM)"), LOADING),
     Message(BOTH, r"(?:UnboundLocalError|local variable|cannot access local variable).{0,60}'name_mapped'",
           say("an expert's tensor has a name that vLLM maps to no parameter: another export of the model (stacked or "
               "renamed experts), or another quantization (its scales have other names)"),

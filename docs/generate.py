@@ -245,7 +245,7 @@ def _gpus() -> Iterator[str]:
     not_verified = [gpu for gpu in GPUS.values() if not gpu.verified]
     rows = [(*_of_gpu(gpu), gpu.unverified_family, gpu.stands_for, gpu.source) for gpu in not_verified]
     yield from _table(
-        ("`--gpu`", "GPU", "MiB", "GiB", "architecture", "reckoned as", "where its memory was seen"), rows
+        ("`--gpu`", "GPU", "MiB", "GiB", "architecture", "bytes as on", "where its memory was seen"), rows
     )
 
 

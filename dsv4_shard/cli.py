@@ -491,7 +491,7 @@ def sign(
 @reported
 @options.takes(ExplainOptions)
 def explain(given: dict[str, Any], text: options.TextArg = None, as_json: options.JsonOpt = False) -> None:
-    """Explain an engine's message: what broke, and the way out.
+    """Explain an engine's message: what broke, and what helps.
 
     In a log, finds the first message that ends a run; colours, prefixes and other ranks do not matter.
     """

@@ -103,7 +103,7 @@ class Hardware(Options):
         str | None,
         Option(
             help="h20-96, h20-141, h100, h200, b200, b300, ...: `dsv4-shard gpus` lists all.",
-            metavar="NAME", panel=HARDWARE, shows="Hopper, memory not looked at", completion="gpus",
+            metavar="NAME", panel=HARDWARE, shows="Hopper, memory not compared", completion="gpus",
         ),
     ] = None  # fmt: skip
     gpu_memory: Annotated[

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from dsv4_shard.engines import ENGINES
+from dsv4_shard.engines import ENGINES, Verdict
 from dsv4_shard.models import Module
 from dsv4_shard.text.document import Document
 from dsv4_shard.text.units import counted
@@ -26,19 +26,19 @@ class Case(Document):
 
 
 class WayOut(Document):
-    """The plan for the GPUs of the first case: whether it `runs`, or the `nearest` layouts that do.
+    """The plan for the GPUs of the first case: its `verdict`, and the `nearest` layouts that run if it does not.
 
-    `verified` is false if it is not verified whether it runs: then `notes` are the reason, and the weights of a rank
-    with what they rest on. Else `notes` are changes that it needs, or the rules that it breaks. `command` is null if it
-    is not known to run. `next` is the `plan` command to run next. `guessed` is as in the first case.
+    `notes` are the changes that it needs, the rules that it breaks, or why it is not verified, with its weights per
+    rank. `command` is for every node, and `elsewhere` are options to add on all nodes but the first; it is null if the
+    layout is not known to run. `next` is the `plan` command to run next. `guessed` is as in the first case.
     """
 
     options: str
-    runs: bool
-    verified: bool = True
+    verdict: Verdict
     notes: tuple[str, ...]
     environment: dict[str, str]
     command: str | None
+    elsewhere: tuple[str, ...]
     nearest: tuple[str, ...]
     next: str
     guessed: tuple[str, ...] = ()
@@ -99,7 +99,7 @@ class Explanation(Document):
     """
 
     kind: Literal["explanation"] = "explanation"
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     tool_version: str = __version__
     recognised: bool
     lines: int

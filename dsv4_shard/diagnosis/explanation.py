@@ -63,7 +63,7 @@ def explain(lines: Iterable[tuple[int, str]], given: KnownModel | OtherFamily | 
 def _way(found: FoundMessage, hits: list[Hit], log: EngineLog, models: tuple[KnownModel, ...]) -> WayOut | None:
     """The plan, unless it calls a layout good that the engine has just refused for a reason that no rule has."""
     way = way_for(found, hits, log, models)
-    unexplained = way is not None and way.runs and not hits and found.pattern.known is None
+    unexplained = way is not None and way.verdict.is_good and not hits and found.pattern.known is None
     return None if unexplained else way
 
 

@@ -8,7 +8,7 @@ from dsv4_shard.diagnosis.cases import Hit, engines_of
 from dsv4_shard.diagnosis.document import WayOut
 from dsv4_shard.diagnosis.known_model import KnownModel
 from dsv4_shard.diagnosis.log_scan import EngineLog, FoundMessage
-from dsv4_shard.engines import ENGINES, Context, Request, engine_for
+from dsv4_shard.engines import ENGINES, Context, Launch, Request, Verdict, engine_for, on_every_node
 from dsv4_shard.errors import UsageError
 from dsv4_shard.models import TARGET
 from dsv4_shard.planning import changes_of, choose, nearest, options_of, rank_nbytes
@@ -63,7 +63,8 @@ def way_out(model: KnownModel, request: Request) -> WayOut:
     engine = engine_for(request.engine, inventory.family)
     context = Context(inventory, choice.deployment)
     runs = choice.feasible
-    notes = [str(change) for change in changes_of(inventory, request, choice)] if runs else []
+    changes = changes_of(inventory, request, choice) if runs else ()
+    notes = [str(change) for change in changes]
     if runs and choice.deployment.gpu_named:
         weights, memory = rank_nbytes(inventory, choice.deployment, TARGET), choice.deployment.gpu.memory
         notes.append(say_memory(weights, choice.deployment.gpu.title, memory))
@@ -74,19 +75,24 @@ def way_out(model: KnownModel, request: Request) -> WayOut:
         notes += engine.notes(context)
     else:
         notes += dict.fromkeys(f"{breach.module}: {breach.reason}" for breach in choice.breaches)
-    verified = choice.feasible or not choice.is_weighed
-    if not verified:
+    verdict = Verdict.FAILS
+    if runs:
+        verdict = Verdict.CHANGED if changes else Verdict.RUNS
+    elif not choice.feasible and choice.is_weighed:
+        verdict = Verdict.UNVERIFIED
         weights = rank_nbytes(inventory, choice.deployment, TARGET)
-        notes.append(f"{gib(weights)} of weights a rank; {engine.assumes(context)}")
+        notes.append(f"{gib(weights)} of weights per rank; {engine.assumes(context)}")
+    started = launch or Launch({})
+    command, elsewhere = on_every_node(started.launcher, started.program, started.node_options, {})
     return WayOut(
         options=options_of(request),
-        runs=runs,
-        verified=verified,
+        verdict=verdict,
         notes=tuple(notes),
-        environment=launch.environment if launch else {},
-        command=launch.commands[0] if launch and launch.commands else None,
-        nearest=()
-        if runs or not verified
-        else tuple(options_of(near) for near, _ in nearest(inventory, request, _NEAREST)),
+        environment=started.environment,
+        command=command or None,
+        elsewhere=elsewhere,
+        nearest=tuple(options_of(near) for near, _ in nearest(inventory, request, _NEAREST))
+        if verdict is Verdict.FAILS
+        else (),
         next=f"dsv4-shard plan {label} {options_of(request)}",
     )

@@ -20,6 +20,7 @@ from dsv4_shard.engines.engine import (
     Launch,
     Options,
     commands_of,
+    on_every_node,
     settings_of,
 )
 from dsv4_shard.engines.layout import Constant, ConverterLayout, Layout, LeftOut, TargetTensor
@@ -101,6 +102,7 @@ __all__ = [
     "fewest_nodes",
     "find_engine",
     "local_size",
+    "on_every_node",
     "pick_gpu",
     "pick_nodes",
     "say_placement",

@@ -1,5 +1,6 @@
 """`Engine`: the rules and functions of one engine; `Launch`: how to start it."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -84,6 +85,27 @@ def commands_of(
     own = launcher or program
     on_nodes = (replace(own, options={**own.options, **options}) for options in node_options)
     return tuple(f"{command} {program}" if launcher else str(command) for command in on_nodes)
+
+
+def on_every_node(
+    launcher: Command | None, program: Command | None, node_options: tuple[Options, ...], environment: dict[str, str]
+) -> tuple[str, tuple[str, ...]]:
+    """Return one command for all nodes, with `$NODE_RANK`, and the options to add on all nodes but the first."""
+    own = launcher or program
+    if own is None:
+        return "", ()
+    options, more = dict(own.options), dict[str, str | None]()
+    node = str(len(node_options) - 1)
+    for name, value in node_options[-1].items():
+        if name == NODE_RANK:
+            options[name] = "$NODE_RANK"
+        elif value is not None and name in options:
+            options[name] = re.sub(rf"(?<=node-){node}\b", "$NODE_RANK", value)
+        else:
+            more[name] = value
+    variables = [f"{name}={value}" for name, value in environment.items()]
+    words = [*variables, str(Command(own.program, options)), *([str(program)] if launcher else [])]
+    return " ".join(words), settings_of(more)
 
 
 def settings_of(options: Options) -> tuple[str, ...]:

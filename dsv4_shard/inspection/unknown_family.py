@@ -22,7 +22,7 @@ from dsv4_shard.version import __version__
 SCHEMA_VERSION: Literal[1] = 1
 
 NOT_KNOWN = (
-    "Not known of this family, and so not looked at: whether all of its tensors are there; what engines fuse, pad, "
+    "Not checked for this family: whether all of its tensors are there; what engines fuse, pad, "
     "keep whole or repeat on every rank (as they do k and v where heads are fewer than ranks); what runs, and in how "
     "much memory. plan, reshard and verify --against refuse it."
 )

@@ -18,6 +18,7 @@ from dsv4_shard.engines import (
     StartStage,
     Verdict,
     commands_of,
+    on_every_node,
 )
 from dsv4_shard.models import Module
 from dsv4_shard.text.document import Document, html_table
@@ -353,6 +354,12 @@ class PlanLaunch(Document):
     program: PlanCommand | None
     node_options: tuple[dict[str, str | None], ...]
     needs_plugin: bool
+
+    @property
+    def on_every_node(self) -> tuple[str, tuple[str, ...]]:
+        """One command for all nodes, with `$NODE_RANK`, and the options to add on all nodes but the first."""
+        launcher, program = (part.to_command() if part else None for part in (self.launcher, self.program))
+        return on_every_node(launcher, program, self.node_options, self.environment)
 
     @model_validator(mode="after")
     def _commands_are_those_of_the_parts(self) -> "PlanLaunch":

@@ -41,5 +41,5 @@ def _alone(inventory: Inventory, request: Request) -> str:
     alone = draft_alone(inventory)
     choice = choose(alone, replace(request, runner=None, expert_dtype=None))
     if not choice.feasible:
-        return f"alone, it does not run so: {choice.breaches[0].reason}"
+        return f"alone, it does not run: {choice.breaches[0].reason}"
     return f"alone, it has {size(rank_nbytes(alone, choice.deployment))} per GPU with runner {choice.deployment.runner}"

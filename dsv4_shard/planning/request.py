@@ -43,7 +43,7 @@ def refuse_unknown_names(options: Target, engine: Engine) -> None:
         every = [one for known in ENGINES.values() for one in names_of(known)]
         if value is not None and value not in every:
             hint = did_you_mean(value, names_of(engine) or every)
-            raise UsageError.about(name, value, "no such name is known", hint=hint)
+            raise UsageError.about(name, value, "not supported by any engine here", hint=hint)
 
 
 def check_request(request: Request) -> None:

@@ -2,10 +2,8 @@
 
 The order follows from headers and rules: whether the weights fit; the weights of the heaviest rank; the tokens of KV
 cache by the engine's own accounting (`engines/kv_cache`), in all attention groups together; the bytes that every rank
-holds whole, and zeros for padding; the bytes sent. None of these is a speed. `rank_by` puts tokens or bytes sent before
-the weights. By tokens, layouts whose tokens are not known come last, by their weights.
-
-`engines/bytes_sent.py` has the formulas for bytes sent.
+holds whole, and zeros for padding; the bytes sent. These numbers do not predict speed. `rank_by` puts tokens or bytes
+sent before the weights. By tokens, layouts whose tokens are not known come last, by their weights.
 """
 
 import shlex

@@ -177,7 +177,7 @@ def _deal(
         nbytes[file] = len(headers[file]) + max(info.stop for info in placed.values())
     small = {CONFIG_FILE: raw, INDEX_FILE: index_of(dealt, nbytes, headers)}
     notes = (
-        f"put together from {ranks} ranks of DeepSeek's converter, which keep no word of "
+        f"merged from {ranks} ranks of DeepSeek's converter, which keep no word of "
         "the checkpoint: its tensors are dealt into files by layer, and what was decoded or cast stays so",
     )
     return RankSource(folder.root, folder.label, None, small | _tokenizer(folder), headers, nbytes, notes)

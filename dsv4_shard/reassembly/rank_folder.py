@@ -73,7 +73,7 @@ def _open_result(folder: LocalSource) -> tuple[Checkpoint, Inventory]:
     released = _released(folder.root, manifest, carried_by(manifest.names, original, layout, context))
     source = replace(source, small=dict(source.small) | released)
     world = context.deployment.readers(layout.by_node)
-    notes = (f"put together from {world} {'nodes' if layout.by_node else 'ranks'} of {layout.name} shards",)
+    notes = (f"merged from {world} {'nodes' if layout.by_node else 'ranks'} of {layout.name} shards",)
     made = _Rebuilt(engine, context, tuple(range(world)))
     checkpoint, found, recipe = made.held(original, inventory, replace(source, notes=notes))
     if not has_pieces_of(manifest, recipe):  # written from rank files

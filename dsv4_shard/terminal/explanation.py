@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from dsv4_shard.terminal.commands import to_copy
-from dsv4_shard.terminal.text import heading, item, title
+from dsv4_shard.terminal.plan import SIGNS
+from dsv4_shard.terminal.text import heading, item, paragraph, title
 
 if TYPE_CHECKING:
     from dsv4_shard.diagnosis import Case, Explanation
@@ -36,29 +37,27 @@ def show_explanation(console: Console, explanation: "Explanation") -> None:
     for case in explanation.cases[1:]:
         item(console, f"or {case.module}: {case.arithmetic}, in {_case(case)}", "dim")
     if explanation.remedies:
-        heading(console, "Ways out")
+        heading(console, "What helps")
     for remedy in explanation.remedies:
         item(console, remedy)
     way = explanation.way
     if way is not None:
-        fits = (
-            "By the plan, the weights of {} fit, with"
-            if explanation.basis == "table"
-            else "By the rules, {} runs, with"
-        )
         guess = f" ({' and '.join(way.guessed)}: a guess)" if way.guessed else ""
-        fails = "By the rules, {} does not run" if way.verified else "It is not verified whether {} runs"
-        heading(console, (fits if way.runs else fails).format(way.options + guess))
+        sign, style = SIGNS[way.verdict]
+        console.print()
+        paragraph(console, f"{sign} {way.options}{guess}: {way.verdict}", f"bold {style}")
         for note in way.notes:
             item(console, note)
         if way.command is not None:
             to_copy(console, "".join(f"{key}={value} " for key, value in way.environment.items()) + way.command)
+        if way.elsewhere:
+            item(console, f"on every node but the first, add {' '.join(way.elsewhere)}")
         for near in way.nearest:
             item(console, f"nearest that runs: {near}")
         heading(console, "Next")
         to_copy(console, way.next)
     if explanation.also:
-        heading(console, "Also found, and said later or less grave")
+        heading(console, "Other messages in the log")
         for other in explanation.also:
             item(console, f"line {other.line:,}: {other.text}", "dim")
 

@@ -1,14 +1,17 @@
 """Prints the result of `inspect` for a known family: identity, roles, findings, divisibility, the TP matrix."""
 
+import shlex
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
+from dsv4_shard.catalog.options import DEFAULT_ENGINE
 from dsv4_shard.checkpoint import Severity
 from dsv4_shard.engines import Verdict, find_engine
 from dsv4_shard.planning import MEMORY_RULE
+from dsv4_shard.terminal.commands import to_copy
 from dsv4_shard.terminal.plan import SIGNS
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import heading, item, title
@@ -32,6 +35,20 @@ def show_inspection(console: Console, inspection: "Inspection") -> None:
     if inspection.dimensions:
         _show_dimensions(console, inspection.dimensions)
         _show_matrix(console, inspection.matrix, inspection.gpu)
+    if not inspection.has_errors:
+        _show_next(console, inspection)
+
+
+def _show_next(console: Console, inspection: "Inspection") -> None:
+    """The commands that follow: the fewest GPUs, and the largest layout of the matrix that runs."""
+    heading(console, "Next: the fewest GPUs of each kind that hold it, or a layout")
+    command = f"dsv4-shard plan {shlex.quote(inspection.identity.label)}"
+    to_copy(console, command)
+    running = [cell for cell in inspection.matrix if cell.verdict.is_good]
+    if running:
+        first = max(running, key=lambda cell: (cell.engine == running[0].engine, cell.tp))
+        engine = "" if first.engine == DEFAULT_ENGINE else f" --engine {first.engine}"
+        to_copy(console, f"{command} --tp {first.tp}{engine}")
 
 
 def show_findings(console: Console, findings: "tuple[InspectionFinding, ...]", none: str) -> None:

@@ -13,7 +13,7 @@ from dsv4_shard.engines import FIRST_NODE, Verdict
 from dsv4_shard.models import Module
 from dsv4_shard.planning import MEMORY_RULE, broken_grids
 from dsv4_shard.terminal.block_picture import show_broken
-from dsv4_shard.terminal.commands import on_every_node, to_copy
+from dsv4_shard.terminal.commands import to_copy
 from dsv4_shard.terminal.text import heading, item, paragraph, title, two_columns
 from dsv4_shard.text.sanitize import clean
 from dsv4_shard.text.units import counted, gib, rounded, size
@@ -128,7 +128,7 @@ def _way(way: "PlanWay", number: int) -> str:
 def _show_command(console: Console, way: "PlanWay") -> None:
     for name, content in way.launch.files.items():
         item(console, f"{name}: {content.strip()}")
-    command, more = on_every_node(way.launch)
+    command, more = way.launch.on_every_node
     if command:
         to_copy(console, command)
     if more:

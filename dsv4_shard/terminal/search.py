@@ -25,7 +25,7 @@ def show_search(console: Console, found: "Search") -> None:
         item(console, f"not verified: {reason}", "yellow")
     for layout in found.unverified:
         left = layout.left_bytes
-        room = "" if left is None else f", {gib(left)} left" if left > 0 else f", {gib(-left)} too little"
+        room = "" if left is None else f", {gib(left)} free" if left > 0 else f", {gib(-left)} short"
         item(console, f"not verified: {layout.options}: {gib(layout.weight_bytes)} of weights a rank{room}", "yellow")
         item(console, str(layout.assumption), "dim", indent=4)
     if not found.engines:

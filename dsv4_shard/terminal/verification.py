@@ -76,12 +76,12 @@ def _show_verdict(console: Console, found: "Verification | SharesVerification", 
     if numerics is not None:
         _show_numerics(console, numerics)
     if not found.ok or (numerics is not None and not numerics.ok):
-        paragraph(console, "NOT what was written", "red")
+        paragraph(console, "FAILED: the result differs from what was written", "bold red")
     elif found.missing:
         verb = "is" if len(found.ranks) == 1 else "are"
         paragraph(console, f"{say_ranks(found.ranks)} {verb} as written; {say_ranks(found.missing)} missing", "yellow")
     else:
-        paragraph(console, "no problems found", "green")
+        paragraph(console, "OK: no problems found", "bold green")
 
 
 def show_unknown(console: Console, folders: "Sequence[Verification]") -> None:

@@ -1,5 +1,6 @@
 """Prints the results of `reshard`, `merge` and `report`: what was written, or would be, and where."""
 
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,6 +80,8 @@ def show_outcome(console: Console, outcome: "Outcome", seconds: float) -> None:
         paragraph(console, f"{say_ranks(outcome.wrote)} into {outcome.out}, which holds {held}")
     else:
         paragraph(console, f"into {outcome.out}")
+    item(console, f"Next: dsv4-shard verify {shlex.quote(str(outcome.out))}")
+    item(console, "Its README.md has the commands that serve it.")
 
 
 def _show_written(console: Console, outcome: "Written", seconds: float, file: str) -> None:

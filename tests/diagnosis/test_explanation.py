@@ -333,7 +333,7 @@ def test_the_way_out_is_the_plans() -> None:
     assert "--tp 16 --moe-runner-backend marlin" in way.command
     refused = make_plan(*real_inventory(FLASH), Request(16, engine="vllm"))
     way = of("r = wq.size(0) // bmm_batch_size   # --tp 16").way
-    assert way.runs is False
+    assert way.verdict == "does not run"
     assert list(way.nearest) == [near.options for near in refused.alternatives]
 
 
@@ -344,7 +344,7 @@ def test_memory_is_compared_with_what_a_rank_weighs() -> None:
     way = of(text.replace("vllm", "sglang").replace("tensor-parallel-size", "tp")
              + "CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has a total capacity of 95.00 GiB").way  # fmt: skip
     gib = plan.totals.target_bytes_per_rank_max / (1 << 30)
-    assert way.runs is False
+    assert way.verdict == "does not run"
     assert f"{gib:.1f} GiB of weights per GPU, NVIDIA H20 96 GB has 95.0 GiB, 7.4 GiB short" in way.notes
     assert list(way.nearest) == [near.options for near in plan.alternatives]
 

@@ -122,7 +122,7 @@ def test_no_case_has_another_tp_than_the_log(tp: int) -> None:
     explanation = ask(f"{log}\n{ROW.format(64)}")
     assert explanation.cases == ()
     assert f"64 × {tp} = {64 * tp}" in " ".join(explanation.meaning)
-    assert explanation.way is None or not explanation.way.runs
+    assert explanation.way is None or not explanation.way.verdict.is_good
 
 
 def test_a_log_without_a_model_gets_guesses_that_are_marked() -> None:
@@ -709,7 +709,7 @@ def test_a_message_of_v4_1_has_its_sizes_and_no_verdict() -> None:
         "moe_intermediate_size 2304 / MoE TP 8 = 288, which is 2.25 tiles of 128"
     ]
     assert found.way is not None
-    assert (found.way.runs, found.way.verified) == (False, False)
+    assert found.way.verdict == "not verified"
     assert "60.3 GiB of weights a rank" in found.way.notes[-1]
     assert any("marlin" in way for way in found.remedies)
     assert not any("in all" in way or "reference" in way for way in found.remedies)

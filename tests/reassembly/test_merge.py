@@ -343,7 +343,7 @@ def test_inspect_plan_and_numerics_take_ranks_for_their_checkpoint(model: Path, 
     inspected = json.loads(run("inspect", tmp_path / "ranks", "--json"))
     direct = json.loads(run("inspect", model, "--json"))
     assert (inspected["roles"], inspected["matrix"]) == (direct["roles"], direct["matrix"])
-    assert [finding["message"] for finding in inspected["findings"]] == ["put together from 2 ranks of vllm shards"]
+    assert [finding["message"] for finding in inspected["findings"]] == ["merged from 2 ranks of vllm shards"]
     run("plan", tmp_path / "ranks", "--tp", 4)
     run("reshard", tmp_path / "ranks", tmp_path / "more", "--tp", 4)
     run("verify", tmp_path / "more", "--against", tmp_path / "ranks", "--numerics")

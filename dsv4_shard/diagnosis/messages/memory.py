@@ -78,7 +78,7 @@ def _too_long(evidence: Evidence) -> Iterator[str]:
     yield (f"the weights fit; a context of {int(groups['wanted']):,} tokens does not: it needs {groups['need']} GiB of "
            f"KV cache, and {groups['have']} GiB are left beside the weights")  # fmt: skip
     if groups["most"]:
-        yield f"the longest context that fits by the engine's own reckoning is {int(groups['most']):,} tokens"
+        yield f"the longest context that fits by the engine's own accounting is {int(groups['most']):,} tokens"
 
 
 def _shorter(evidence: Evidence) -> Iterator[str]:

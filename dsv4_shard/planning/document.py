@@ -293,8 +293,8 @@ class PlanHost(Document):
     """What the fullest node holds on its disk and in its host memory, in bytes.
 
     The engine reads `reads`: shards, or the checkpoint (`checkpoint_bytes`, which `reshard` reads). `disk_bytes`
-    are the files that the node reads; hard links may need less. They pass through the page cache, which the kernel
-    drops where memory is short. `window_bytes` are the tensors that loaders map at once, by the code in `source`:
+    are the files that the node reads, those under several names once. They pass through the page cache, which the
+    kernel drops where memory is short. `window_bytes` are the tensors that loaders map at once by the code in `source`:
     with less free memory, pages are read again. `pinned_bytes` stay for as long as the engine runs, and `pinned`
     says what they are (None: nothing). Beside these are the processes' own memory and CUDA's, which are not
     counted.

@@ -23,7 +23,9 @@ def plan_host(
     disk = sum(sizes)
     if sharded and totals is not None:
         own = totals.target_bytes_per_rank_max + totals.draft_bytes_per_rank
-        disk = _node_subset(context) if engine.by_node else ranks * own
+        shared = sum(load.stored.nbytes * load.count for load in weights if load.replicated)
+        linked = (ranks - 1) * shared if engine.layout and engine.layout.shares_files else 0
+        disk = _node_subset(context) if engine.by_node else ranks * own - linked
     if sharded and totals is not None and not engine.by_node:
         window = ranks * (own if rules.whole_shards else max(load.stored.nbytes for load in weights))
     elif rules.files_at_once:

@@ -39,7 +39,8 @@ def test_shards_are_mapped_a_tensor_at_a_time_on_each_rank() -> None:
     assert plan.host is not None
     assert plan.totals is not None
     assert plan.host.reads == "shards"
-    assert plan.host.disk_bytes == 8 * (plan.totals.target_bytes_per_rank_max + plan.totals.draft_bytes_per_rank)
+    own = plan.totals.target_bytes_per_rank_max + plan.totals.draft_bytes_per_rank
+    assert 8 * own - plan.host.disk_bytes >= 7 * plan.totals.replicated_bytes_per_rank  # one file under eight names
     assert 8 * (128 << 20) > plan.host.window_bytes / 8 > 0
 
 
@@ -71,7 +72,7 @@ def test_the_report_has_it() -> None:
     checkpoint, inventory = inventory_of(PRO)
     page = make_report(checkpoint, inventory, planned(PRO, tp=16, gpu="h20-96"), None).to_html()
     assert "Disk per node" in page
-    assert "492.74 GB" in page
+    assert "438.32 GB" in page
 
 
 @pytest.mark.parametrize(("engine", "nodes"), [("sglang", 1), ("reference", 1), ("node", 2)])
@@ -81,6 +82,7 @@ def test_disk_is_that_of_the_files_that_are_written(engine: str, nodes: int, tmp
     plan = dsv4_shard.plan(tmp_path / "model", **wanted)
     dsv4_shard.reshard(tmp_path / "model", tmp_path / "out", **wanted)
     folder = tmp_path / "out/node-0" if nodes > 1 else tmp_path / "out"
-    written = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    files = {stat.st_ino: stat.st_size for stat in map(Path.stat, folder.rglob("*.safetensors"))}
+    written = sum(files.values())
     assert plan.host is not None
     assert plan.host.disk_bytes == pytest.approx(written, rel=0.05)

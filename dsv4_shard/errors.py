@@ -441,7 +441,7 @@ class NodesLost(ShardError):
     """Nodes of a cluster were lost with the shares that they wrote, and no other node could write these."""
 
     exit_code = ExitCode.IO
-    hint = "What is done is kept where it was written: the same command goes on from there."
+    hint = "Finished work is kept where it was written: the same command resumes."
 
 
 # --- network -------------------------------------------------------------------------------------------------------

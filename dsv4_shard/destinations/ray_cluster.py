@@ -157,7 +157,7 @@ class _Driver:
         except BaseException as error:
             self._cancel()
             if kept := [share.kept for share in self._shares if share.kept]:
-                error.add_note(f"Kept for {self._order.out}: {'; '.join(kept)}. The same command goes on from there.")
+                error.add_note(f"Kept for {self._order.out}: {'; '.join(kept)}. The same command resumes.")
             raise
 
     def _call(self, function: Callable[[], T]) -> T:

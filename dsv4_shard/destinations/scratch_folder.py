@@ -126,7 +126,7 @@ class Scratch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None and self.is_written:
-            error.add_note(f"The result is kept in {self.path}: the same command goes on with its upload.")
+            error.add_note(f"The result is kept in {self.path}: the same command resumes the upload.")
         with suppress(OSError):
             if self.is_done or not any(inner.is_dir() for inner in self.path.iterdir()):
                 self._clear()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
+from dsv4_shard.engines import Verdict
 from dsv4_shard.models import Module, Role
 from dsv4_shard.tensors.geometry import ceil_div
 
@@ -127,14 +128,18 @@ class BlockGrid:
 
 
 def shared_grid(plan: "Plan") -> BlockGrid | None:
-    """The shared expert's blocks as the plan places them; None if it places none, or they have no blocks."""
+    """The shared expert's blocks as the plan places them.
+
+    None if it places none, if they have no blocks, or if the plan only has a bound for their bytes.
+    """
     row = next((row for row in plan.modules if row.part_of == "target" and row.role == Role.SHARED_GATE), None)
     if row is None or row.block is None:
         return None
     deployment = plan.deployment
     way: Way = "whole" if deployment.shared_parts == 1 else "pad" if deployment.shared == "pad" else "split"
-    return BlockGrid(row.module, "shared intermediate size", row.shape[0], row.block[0], "blocks", "TP", deployment.tp,
+    grid = BlockGrid(row.module, "shared intermediate size", row.shape[0], row.block[0], "blocks", "TP", deployment.tp,
                      deployment.shared_parts, way)  # fmt: skip
+    return None if plan.verdict is Verdict.UNVERIFIED and grid.step != row.rank_shape[0] else grid
 
 
 def broken_grids(plan: "Plan") -> tuple[BlockGrid, ...]:

@@ -361,7 +361,7 @@ class Staging:
             file.close()
         if error is not None and self._can_resume() and not isinstance(error, SourceChanged | RanksThere):
             if not isinstance(error, OtherRun | OutputNotEmpty):
-                error.add_note(f"What is done is kept in {self.path}: the same command goes on from there.")
+                error.add_note(f"Finished work is kept in {self.path}: the same command resumes.")
         else:
             with contextlib.suppress(OSError):
                 self._clear()

@@ -6,6 +6,7 @@ The names are those of SGLang 0.5.23 (`srt/server_args.py`), vLLM 0.33.0 (`engin
 
 from collections.abc import Collection, Iterator, Sequence
 
+from dsv4_shard.catalog.options import DEFAULT_ENGINE
 from dsv4_shard.errors import UsageError
 
 SAME = {
@@ -100,9 +101,12 @@ def _spelled(word: str, known: Collection[str]) -> tuple[str, str]:
 
 def _refuse_replicas(name: str, words: Sequence[str], given: Collection[str]) -> None:
     """Raise UsageError where data parallelism means replicas of the whole model, as SGLang's alone does."""
-    if _DP_ATTENTION not in given and _value_of("--engine", words) in (None, "sglang"):
+    from dsv4_shard.engines import ENGINES
+
+    engine = ENGINES.get(_value_of("--engine", words) or DEFAULT_ENGINE)
+    if _DP_ATTENTION not in given and engine is not None and engine.logs_count_replicas:
         raise UsageError(
-            f"{name}: without {_DP_ATTENTION}, SGLang runs replicas of the whole model",
+            f"{name}: without {_DP_ATTENTION}, {engine.title} runs replicas of the whole model",
             hint="Plan one of them without it; data parallelism of attention, inside TP, is --dp N.",
         )
 

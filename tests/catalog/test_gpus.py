@@ -210,7 +210,7 @@ def test_every_title_is_a_name() -> None:
     ("A100", "Did you mean a100-80 (NVIDIA A100 80 GB) or a100-40 (NVIDIA A100 40 GB)?"),
     ("8xH20-96", "Write --gpu h20-96, and --tp 8 for a layout or --gpus 8 to search them."),
     ("8 x H200", "Write --gpu h200, and --tp 8"), ("H200x8", "Write --gpu h200, and --tp 8"),
-    ("h20-97", "Did you mean h20-96"), ("H100 NVL", "`dsv4-shard gpus` lists them"), ("", "Known: h20-96"),
+    ("h20-97", "Did you mean h20-96"), ("H900 XL", "`dsv4-shard gpus` lists them"), ("", "Known: h20-96"),
 ])  # fmt: skip
 def test_a_gpu_that_is_not_clear_is_answered_with_what_to_write(typed: str, said: str) -> None:
     with pytest.raises(UnknownGpu) as caught:

@@ -265,7 +265,7 @@ def test_an_upload_that_ended_early_goes_on_and_sends_nothing_twice(
     server.faults.append(Fault("forbidden", route="put", after=after, times=None))
     first = put(checkpoint)
     assert first.exit_code == ExitCode.NETWORK
-    assert "the same command goes on with its upload" in first.stderr
+    assert "the same command resumes the upload" in first.stderr
     assert "manifest.json" not in objects(server)
     before = writes(server)
     assert len(before) == after
@@ -379,7 +379,7 @@ def test_an_interrupt_ends_an_upload_that_stalls_and_the_next_run_goes_on(
         process.send_signal(how)
         _, said = process.communicate()
     assert process.returncode == (ExitCode.INTERRUPTED if how == signal.SIGINT else 128 + how), said
-    assert "the same command goes on with its upload" in said
+    assert "the same command resumes the upload" in said
     before = writes(server)
     server.reset()
     assert put(checkpoint).exit_code == 0

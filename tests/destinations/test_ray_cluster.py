@@ -249,7 +249,7 @@ def test_a_run_that_is_interrupted_goes_on_from_what_its_nodes_have_saved(
         assert process.returncode == ExitCode.INTERRUPTED
     (said,) = json.loads(stdout)["says"]
     assert said.startswith(f"Kept for {tmp_path / 'out'}: ranks 0-3 on ")
-    assert said.endswith("The same command goes on from there.")
+    assert said.endswith("The same command resumes.")
     assert len(re.findall(r"ranks \d-\d on [\d.]+ \([\d.]+ M?B of [\d.]+ MB written\)", said)) == 2
     assert all((staging / "journal").exists() for staging in stagings)
     ran = reshard_on(nodes, model, tmp_path / "out")

@@ -621,7 +621,7 @@ def test_unknown_text_exits_with_1_and_says_what_to_give() -> None:
 @pytest.mark.slow
 def test_json_is_one_document_with_a_version() -> None:
     document = json.loads(run(COLUMN, "--json").stdout)
-    assert document["schema_version"] == 1
+    assert document["schema_version"] == 3
     assert document["cases"][0]["rule"] == "shared-blocks"
     assert Explanation.model_validate(document) == of(COLUMN)
 

@@ -301,7 +301,7 @@ def test_the_plan_says_what_model_py_does_not_take(
 def test_generate_py_is_started_on_the_files_with_their_config() -> None:
     plan = reference_plan(V3, tp=16)
     assert plan.launch.commands == tuple(
-        "torchrun --nnodes 2 --nproc-per-node 8 --master-addr <node0> "
+        "torchrun --nnodes 2 --nproc-per-node 8 --master-addr $NODE0 "
         f"--node-rank {node} generate.py --ckpt-path DeepSeek-V3-reference-tp16 "
         "--config DeepSeek-V3-reference-tp16/inference_config.json --interactive"
         for node in range(2)

@@ -155,7 +155,8 @@ def test_v3_on_sixteen_ranks_has_a_block_each() -> None:
 def test_a_grids_part_is_what_the_plan_says_a_rank_holds(engine: str, model: str, tp: int) -> None:
     plan = plan_of(model, tp, engine=engine, **({"nodes": 1} if engine == "node" else {}))
     found = shared_grid(plan)
-    assert (found is not None) == bool(plan.modules)
+    if plan.verdict != "not verified":  # which may only have a bound
+        assert (found is not None) == bool(plan.modules)
     if found is not None:
         row = next(row for row in plan.modules if row.role == "shared_expert.gate")
         assert found.step == row.rank_shape[0]

@@ -421,10 +421,10 @@ def test_weights_that_change_between_header_and_first_byte_are_refused(model: Pa
     assert not (tmp_path / STAGING).exists()
 
 
-def test_what_the_readme_shows_of_a_run_that_ends_early_is_what_is_printed(
+def test_what_the_page_shows_of_a_run_that_ends_early_is_what_is_printed(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "docs/how-to/resume.md").read_text()
     block = readme.split("```text\n$ dsv4-shard reshard")[1].split("```")[0]
     monkeypatch.chdir(tmp_path)
     command = ["dsv4-shard", "reshard", str(small), "shards", "--tp", "2", "--engine", "reference"]
@@ -449,10 +449,10 @@ def test_what_the_readme_shows_of_a_run_that_ends_early_is_what_is_printed(
         assert without_numbers(line.replace("/data", str(tmp_path))) in printed
 
 
-def test_the_readme_says_what_a_kill_and_a_power_failure_can_cost() -> None:
-    readme = " ".join((ROOT / "README.md").read_text().split())
+def test_the_page_says_what_a_kill_and_a_power_failure_can_cost() -> None:
+    readme = " ".join((ROOT / "docs/how-to/resume.md").read_text().split())
     assert f"every {REAL_SAVE_BYTES >> 20} MiB, and at least every {journal.SAVE_SECONDS:g} seconds" in readme
-    assert f"on disk every {REAL_SYNC_BYTES >> 30} GiB" in readme
+    assert f"marks that every {REAL_SYNC_BYTES >> 30} GiB" in readme
 
 
 def without_numbers(text: str) -> str:

@@ -725,7 +725,7 @@ def test_a_run_that_was_cut_off_goes_on_where_it_was(
     open_source(REPO, exact=True)
     hub.reset()
     hub.faults.append(Fault("status", route="cdn", file="*4-of*", times=None))
-    assert "the same command goes on from there" in fails(ExitCode.NETWORK, "reshard", REPO, tmp_path / "out", *TP)
+    assert "the same command resumes" in fails(ExitCode.NETWORK, "reshard", REPO, tmp_path / "out", *TP)
     first = hub.bytes_sent(host="cdn")
     hub.reset()
     outcome = json.loads(run("reshard", REPO, tmp_path / "out", *TP, "--json").stdout)

@@ -239,6 +239,7 @@ def test_a_folder_comes_before_a_repository_of_the_same_name(
     hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "org" / "name").mkdir(parents=True)
+    (tmp_path / "org" / "name" / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
     assert open_source("org/name").root == Path("org/name")
 

@@ -187,9 +187,7 @@ def test_an_exception_leaves_no_output_and_says_where_the_work_is(
         with pytest.raises(error) as caught:
             run(job, tmp_path / "out", workers=workers, on_progress=stop)
         assert names(tmp_path) == {STAGING}
-        assert caught.value.__notes__ == [
-            f"What is done is kept in {tmp_path / STAGING}: the same command goes on from there."
-        ]
+        assert caught.value.__notes__ == [f"Finished work is kept in {tmp_path / STAGING}: the same command resumes."]
         run(job, tmp_path / "out")
         assert contents(tmp_path / "out") == expected
         assert names(tmp_path) == {"out"}

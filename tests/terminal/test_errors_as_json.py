@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from pathlib import Path
 from typing import Any, get_args
 
@@ -107,7 +108,9 @@ def test_an_interrupted_command_says_so_in_json(tiny_checkpoint: Path, tmp_path:
     process = subprocess.Popen(command, stdin=reading, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     os.close(reading)
     os.write(writing, b"line\n" * 20_000)  # more than a pipe holds: the command reads
-    process.send_signal(signal.SIGINT)
+    while process.poll() is None:  # Python drops one that arrives in a finalizer
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
     stdout, _ = process.communicate(timeout=60)
     os.close(writing)
     assert process.returncode == ExitCode.INTERRUPTED

@@ -199,7 +199,8 @@ def _search(repo: str, as_json: bool, given: dict[str, Any], details: bool) -> N
     else:
         show_search(_consoles()[0], found)
     if found.best is None:
-        raise typer.Exit(ExitCode.NO)
+        may_run = any(layout.fits for layout in found.unverified)
+        raise typer.Exit(ExitCode.NOT_VERIFIED if may_run else ExitCode.NO)
 
 
 def _fewest(repo: str, as_json: bool, given: dict[str, Any], details: bool) -> None:
@@ -219,7 +220,8 @@ def _fewest(repo: str, as_json: bool, given: dict[str, Any], details: bool) -> N
     else:
         show_fewest(_consoles()[0], found)
     if not any(kind.verified and kind.gpus for kind in found.kinds):
-        raise typer.Exit(ExitCode.NO)
+        may_run = any(kind.gpus or kind.unverified for kind in found.kinds)
+        raise typer.Exit(ExitCode.NOT_VERIFIED if may_run else ExitCode.NO)
 
 
 def _plan_row(repo: str, rows: "list[Request]", pick: int, as_json: bool, given: dict[str, Any], details: bool) -> None:

@@ -464,7 +464,7 @@ def test_the_demo_ends_with_where_its_files_are_and_fits_a_narrow_terminal_in_as
     steps = re.findall(r"^\$ dsv4-shard (\w+)", result.stdout, re.MULTILINE)
     assert steps == ["inspect", "plan", "reshard", "verify", "report"]
     assert "which is 1.5 blocks of 128" in " ".join(result.stdout.split())
-    assert "no problems found" in lines
+    assert "OK: no problems found" in lines
     assert lines[-2:] == ["the plan in here/plan.json,", "and what to look at in here/report.html."]
     assert (tmp_path / "here" / "report.html").is_file()
     assert len(list((tmp_path / "here" / "shards").glob("model-rank-*-part-0.safetensors"))) == 16

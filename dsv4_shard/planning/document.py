@@ -114,7 +114,7 @@ class PlanBreach(Document):
         return self.consequence == NOT_VERIFIED
 
     def __str__(self) -> str:
-        return f"{self.module}: {self.reason}" if self.module else self.reason
+        return f"{self.module}: {self.reason}" if self.module not in (None, Module.DEPLOYMENT) else self.reason
 
     @classmethod
     def of(cls, breach: Breach, remedies: tuple[str, ...] = ()) -> "PlanBreach":

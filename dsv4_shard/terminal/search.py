@@ -23,14 +23,11 @@ def show_search(console: Console, found: "Search") -> None:
     title(console, f"{counted(found.gpus, f'{kind}GPU')}: {searched}{narrowed}")
     for reason in found.unknown:
         item(console, f"not verified: {reason}", "yellow")
-    for layout in found.unverified:
-        left = layout.left_bytes
-        room = "" if left is None else f", {gib(left)} free" if left > 0 else f", {gib(-left)} short"
-        item(console, f"not verified: {layout.options}: {gib(layout.weight_bytes)} of weights a rank{room}", "yellow")
-        item(console, str(layout.assumption), "dim", indent=4)
+    if found.unverified:
+        _show_unverified(console, found)
     if not found.engines:
         return
-    heading(console, "Layouts that run" if found.best else "Nothing runs" if not found.layouts else "Nothing fits")
+    heading(console, _heading(found))
     if found.layouts:
         _show_layouts(console, found)
     for way in found.elsewhere:
@@ -40,6 +37,25 @@ def show_search(console: Console, found: "Search") -> None:
     if found.command:
         heading(console, "Plan the first, or another with --pick N")
         to_copy(console, found.command)
+
+
+def _heading(found: "Search") -> str:
+    if found.best:
+        return "Layouts that run"
+    if found.layouts:
+        return "Nothing fits"
+    return "Nothing runs on an engine that is verified" if found.unverified else "Nothing runs"
+
+
+def _show_unverified(console: Console, found: "Search") -> None:
+    """The lightest layout of each engine that is not verified, and what its bytes rest on."""
+    heading(console, "Not verified, but this is what they hold")
+    for layout in found.unverified:
+        left = layout.left_bytes
+        room = "" if left is None else f", {gib(left)} free" if left > 0 else f", {gib(-left)} short"
+        item(console, f"{layout.options}: weights {gib(layout.weight_bytes)} per GPU{room}", "yellow")
+    for assumption in dict.fromkeys(str(layout.assumption) for layout in found.unverified):
+        item(console, assumption, "dim")
 
 
 def _show_layouts(console: Console, found: "Search") -> None:

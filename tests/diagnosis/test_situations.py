@@ -710,7 +710,7 @@ def test_a_message_of_v4_1_has_its_sizes_and_no_verdict() -> None:
     ]
     assert found.way is not None
     assert found.way.verdict == "not verified"
-    assert "60.3 GiB of weights a rank" in found.way.notes[-1]
+    assert "60.3 GiB of weights per rank" in found.way.notes[-1]
     assert any("marlin" in way for way in found.remedies)
     assert not any("in all" in way or "reference" in way for way in found.remedies)
 

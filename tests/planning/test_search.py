@@ -220,9 +220,10 @@ def test_engines_that_are_known_are_searched_beside_those_that_are_not() -> None
 @pytest.mark.slow
 def test_the_command_says_of_what_nothing_is_known_and_does_not_call_it_unable_to_run() -> None:
     result = run("plan", root_of(PRO), "--gpus", "8", "--gpu", "mi355x", "--engine", "sglang")
-    assert result.exit_code == ExitCode.NO
+    assert result.exit_code == ExitCode.NOT_VERIFIED
     assert "not verified: SGLang: not verified on AMD MI355X" in result.stdout
     assert "Nothing" not in result.stdout
+    assert "--tp 8 --gpu mi355x: weights 102.4 GiB per GPU, 185.6 GiB free" in " ".join(result.stdout.split())
 
 
 def test_an_engine_that_runs_nothing_is_refused() -> None:

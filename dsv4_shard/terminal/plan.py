@@ -19,7 +19,7 @@ from dsv4_shard.text.sanitize import clean
 from dsv4_shard.text.units import counted, gib, rounded, size
 
 if TYPE_CHECKING:
-    from dsv4_shard.planning import Plan, PlanCache, PlanWay
+    from dsv4_shard.planning import Plan, PlanCache, PlanChange, PlanWay
 
 SIGNS = {
     Verdict.RUNS: ("✓", "green"),
@@ -91,9 +91,16 @@ def _cache(cache: "PlanCache") -> str:
 def _show_changes(console: Console, plan: "Plan") -> None:
     if plan.changes or plan.notes:
         console.print()
-    two_columns(console, [(" ".join(change.settings), str(change)) for change in plan.changes])
+    two_columns(console, [(" ".join(change.settings), _change(change)) for change in plan.changes])
     for note in plan.notes:
         item(console, note)
+
+
+def _change(change: "PlanChange") -> str:
+    """The reason of a change, with its subject unless the setting says it already: `runner marlin`."""
+    said = change.subject.rpartition(" ")[2]
+    is_said = any(setting.endswith(f" {said}") for setting in change.settings)
+    return change.reason if is_said else str(change)
 
 
 def _show_ways(console: Console, plan: "Plan", plan_file: str | None) -> None:

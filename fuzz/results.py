@@ -17,7 +17,7 @@ from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import ShardError
 from dsv4_shard.sharding.header_archive import read_skeleton, write_skeleton
 from dsv4_shard.sharding.journal import Finished, Journal, RunIdentity, read_journal
-from dsv4_shard.sharding.manifest import Manifest, ManifestCompanion, ManifestFile, read_manifest
+from dsv4_shard.sharding.manifest import SCHEMA_VERSION, Manifest, ManifestCompanion, ManifestFile, read_manifest
 from dsv4_shard.storage import digest_of
 from fuzz.checkpoints import small_checkpoint
 from fuzz.mutate import mutate_json
@@ -74,7 +74,7 @@ def _check_manifest(data: bytes) -> None:
         check_message(error)
         return
     read, document = json.loads(manifest.to_bytes()), json.loads(data)
-    if document["schema_version"] == 2:
+    if document["schema_version"] == SCHEMA_VERSION:
         assert manifest.to_bytes() == data
         assert read == document
     else:

@@ -165,7 +165,7 @@ def assume_bound(context: Context) -> str:
 
 def not_known_addition(context: Context) -> str:
     """Describe how the shared expert's output joins the sum: not known."""
-    return "How the shared expert's output joins the sum is not known of this engine."
+    return "How the shared expert's output joins the sum is not known for this engine."
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Requires(
         "attention-dp", Module.ATTENTION, lambda c: c.deployment.dp in (1, c.deployment.tp),
-        "attention DP is off or as wide as TP {at.tp}, so {at.dp} cannot be had",
+        "attention DP is off or as wide as TP {at.tp}, so {at.dp} is not possible",
         consequence=NO_OPTION, remedies=(NO_DP, FULL_DP), fatal=True,
     ),
     Divides("ep", Module.ROUTED, lambda c: c.deployment.tp, "TP", lambda c: c.deployment.ep, "EP", fatal=True,

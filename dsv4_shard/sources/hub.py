@@ -280,7 +280,7 @@ def _ask_listing(repository: Repository) -> tuple[str, dict[str, Listed]]:
             raise_for(error, what, repository.endpoint, repository.repo_id)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise BadAnswer(
-                f"{what}: the answer of {repository.endpoint} is none of the Hub's: {short_name(str(error))}"
+                f"{what}: the answer of {repository.endpoint} is not the Hub's: {short_name(str(error))}"
             ) from None
 
     info = retry(attempt, _NEVER, 2 if _is_cached(repository) else _FIRST_TRIES)

@@ -117,8 +117,8 @@ _HOST = (
 
 
 def _pinned(evidence: Evidence) -> Iterator[str]:
-    yield ("page-locked (pinned) memory of the host cannot be had; CUDA calls that `out of memory` too, but it is not "
-           "the GPU's")  # fmt: skip
+    yield ("page-locked (pinned) memory of the host is not available; CUDA calls that `out of memory` too, but it is "
+           "not the GPU's")  # fmt: skip
     model, tp = evidence.model, evidence.clues.tp
     if model is None or not tp:
         return

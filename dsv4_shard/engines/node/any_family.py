@@ -84,7 +84,7 @@ def notes(context: Context) -> tuple[str, ...]:
     title = context.inventory.family.title
     return (
         *folders_notes(context),
-        f"no engine's own rules for {title} were held: whether it takes this layout, how it cuts what is whole in a "
+        f"no engine was run with {title}: whether it takes this layout, how it cuts what is whole in a "
         "folder, and whether it asks for experts that are on other nodes, must be tried; bytes per GPU are those of "
         "all dense tensors whole, and of its experts",
     )

@@ -275,7 +275,7 @@ class InferenceCode:
         if context.config.hidden_size != BIASED_WIDTH:
             lines.append(
                 f"model.py has a router bias only where hidden_size is {BIASED_WIDTH}, here it is "
-                f"{context.config.hidden_size}: generate.py does not load these files as it is"
+                f"{context.config.hidden_size}: generate.py does not load these files"
             )
         if self.family is V32 and context.deployment.tp == 1:
             lines.append("V3.2's indexer broadcasts also where there is one rank, and fails there: take two or more")

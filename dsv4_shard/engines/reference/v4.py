@@ -108,7 +108,7 @@ def scale_rule(
 ONE_WAY_RULES: tuple[Rule, ...] = (
     Requires(
         "ep", Module.ROUTED, lambda c: c.deployment.ep == c.deployment.tp,
-        "the reference spreads whole experts over all {at.tp} ranks, so EP {at.ep} cannot be had",
+        "the reference spreads whole experts over all {at.tp} ranks, so EP {at.ep} is not possible",
         consequence=NO_OPTION, remedies=(leave_out("ep"),),
         fatal=True,
     ),

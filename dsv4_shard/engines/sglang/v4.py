@@ -223,7 +223,7 @@ CHOICES: tuple[Rule, ...] = (
     version_rule(VERSION),
     Requires(
         "a2a-ep", Module.ROUTED, lambda c: c.deployment.a2a is None or c.deployment.ep == c.deployment.tp,
-        "all-to-all backend {at.a2a} sets EP = TP = {at.tp}, so EP {at.ep} cannot be had",
+        "all-to-all backend {at.a2a} sets EP = TP = {at.tp}, so EP {at.ep} is not possible",
         consequence="{engine} sets EP = TP", remedies=(leave_out("ep"),), fatal=True,
     ),
     Requires(

@@ -193,7 +193,7 @@ CHOICES: tuple[Rule, ...] = (
     version_rule(*VLLM_VERSIONS),
     Requires(
         "ep", Module.ROUTED, lambda c: c.deployment.ep in (1, c.deployment.world),
-        "vLLM's expert parallelism is off or spans all {at.world} GPUs (TP × DP), so EP {at.ep} cannot be had",
+        "vLLM's expert parallelism is off or spans all {at.world} GPUs (TP × DP), so EP {at.ep} is not possible",
         consequence=NO_OPTION, remedies=(leave_out("ep"), FULL_EP), fatal=True,
     ),
     Requires(

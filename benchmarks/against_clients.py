@@ -22,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
+from unittest.mock import patch
 
 from rich.console import Console
 from rich.table import Table
@@ -199,8 +200,10 @@ def main() -> None:
             for _ in range(0, nbytes, RANGE_BYTES):
                 file.write(os.urandom(RANGE_BYTES))
             file.truncate(nbytes)
-        with serving(folder / "nginx", {"file": folder / "file"}) as server:
-            os.environ["SSL_CERT_FILE"] = str(server.certificate)
+        with (
+            serving(folder / "nginx", {"file": folder / "file"}) as server,
+            patch.dict(os.environ, SSL_CERT_FILE=str(server.certificate)),
+        ):
             for number in range(arguments.rounds):
                 say(f"clients: round {number + 1} of {arguments.rounds}")
                 for client, rounds in found.items():

@@ -252,7 +252,7 @@ def test_an_answer_too_deep_to_be_read_is_none(hub: HubServer, monkeypatch: pyte
 
 @pytest.mark.parametrize(
     ("answer", "said"),
-    [(b"[" * 100_000, "is not the Hub's"), (b"[]", "is none of the Hub's"),
+    [(b"[" * 100_000, "is not the Hub's"), (b"[]", "is not the Hub's"),
      (b'{"id": "org/name"}', "names no commit"),
      (b'{"id": "org/name", "sha": "%s", "siblings": [{"rfilename": null}]}' % (b"0" * 40), "a file without a name"),
      (b'{"id": "org/name", "sha": "%s", "siblings": [{"rfilename": "a"}]}' % (b"0" * 40), "has no size for a")],

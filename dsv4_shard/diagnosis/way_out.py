@@ -1,6 +1,7 @@
 """The plan for the layout of a message: how it runs, or the nearest layouts that do."""
 
 import shlex
+from collections.abc import Iterator
 from dataclasses import replace
 
 from dsv4_shard.catalog.gpus import Gpu, gpus_with, say_memory
@@ -8,10 +9,9 @@ from dsv4_shard.diagnosis.cases import Hit, engines_of
 from dsv4_shard.diagnosis.document import WayOut
 from dsv4_shard.diagnosis.known_model import KnownModel
 from dsv4_shard.diagnosis.log_scan import EngineLog, FoundMessage
-from dsv4_shard.engines import ENGINES, Context, Launch, Request, Verdict, engine_for, on_every_node
+from dsv4_shard.engines import ENGINES, Launch, Request, Verdict, on_every_node
 from dsv4_shard.errors import UsageError
-from dsv4_shard.models import TARGET
-from dsv4_shard.planning import changes_of, choose, nearest, options_of, rank_nbytes
+from dsv4_shard.planning import LayoutOutcome, nearest, options_of, outcome_of
 from dsv4_shard.text.units import gib
 
 _NEAREST = 3
@@ -58,41 +58,34 @@ def asked(request: Request) -> Request:
 
 def way_out(model: KnownModel, request: Request) -> WayOut:
     """The plan for a request: how it runs, or the nearest layouts that run."""
-    inventory = model.inventory
-    choice = choose(inventory, request)
-    engine = engine_for(request.engine, inventory.family)
-    context = Context(inventory, choice.deployment)
-    runs = choice.feasible
-    changes = changes_of(inventory, request, choice) if runs else ()
-    notes = [str(change) for change in changes]
-    if runs and choice.deployment.gpu_named:
-        weights, memory = rank_nbytes(inventory, choice.deployment, TARGET), choice.deployment.gpu.memory
-        notes.append(say_memory(weights, choice.deployment.gpu.title, memory))
-        runs = weights < memory
-    label = shlex.quote(model.label)
-    launch = engine.launch(context, label, False) if runs else None
-    if runs:
-        notes += engine.notes(context)
-    else:
-        notes += dict.fromkeys(f"{breach.module}: {breach.reason}" for breach in choice.breaches)
-    verdict = Verdict.FAILS
-    if runs:
-        verdict = Verdict.CHANGED if changes else Verdict.RUNS
-    elif not choice.feasible and choice.is_weighed:
-        verdict = Verdict.UNVERIFIED
-        weights = rank_nbytes(inventory, choice.deployment, TARGET)
-        notes.append(f"{gib(weights)} of weights per rank; {engine.assumes(context)}")
-    started = launch or Launch({})
-    command, elsewhere = on_every_node(started.launcher, started.program, started.node_options, {})
+    outcome = outcome_of(model.inventory, request)
+    label, verdict = shlex.quote(model.label), outcome.verdict
+    launch = Launch({})
+    if outcome.runs:
+        launch = outcome.engine.launch(outcome.context, label, False).with_changes(outcome.cache_changes)
+    command, elsewhere = on_every_node(launch.launcher, launch.program, launch.node_options, {})
+    near = nearest(model.inventory, request, _NEAREST) if verdict is Verdict.FAILS else ()
     return WayOut(
         options=options_of(request),
         verdict=verdict,
-        notes=tuple(notes),
-        environment=started.environment,
+        notes=tuple(_notes(outcome)),
+        environment=launch.environment,
         command=command or None,
         elsewhere=elsewhere,
-        nearest=tuple(options_of(near) for near, _ in nearest(inventory, request, _NEAREST))
-        if verdict is Verdict.FAILS
-        else (),
+        nearest=tuple(options_of(one.request) for one in near),
         next=f"dsv4-shard plan {label} {options_of(request)}",
     )
+
+
+def _notes(outcome: LayoutOutcome) -> Iterator[str]:
+    """Yield the changes that a layout needs, and its memory; or what speaks against it, and what its bytes rest on."""
+    if outcome.runs:
+        yield from map(str, outcome.changes)
+        if outcome.memory is not None:
+            yield say_memory(outcome.memory.weights, outcome.memory.gpu, outcome.memory.capacity)
+        yield from outcome.engine.notes(outcome.context)
+        return
+    yield from dict.fromkeys(map(str, outcome.breaches))
+    assumption = outcome.engine.assumption(outcome.context, is_known=outcome.choice.feasible)
+    if outcome.weights is not None and assumption is not None:
+        yield f"{gib(outcome.weights)} of weights per rank; {assumption}"

@@ -1,12 +1,12 @@
 """`Engine`: the rules and functions of one engine; `Launch`: how to start it."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from dsv4_shard.checkpoint import NVFP4, Inventory, TensorGroup
 from dsv4_shard.engines import bytes_sent
-from dsv4_shard.engines.deployment import Context, Deployment, Request
+from dsv4_shard.engines.deployment import ANY_ENGINE, Context, Deployment, Request
 from dsv4_shard.engines.host_memory import HostRules
 from dsv4_shard.engines.kv_cache import CacheOf, not_known
 from dsv4_shard.engines.layout import Layout
@@ -61,6 +61,20 @@ class Launch:
     def commands(self) -> tuple[str, ...]:
         """The command line of each node."""
         return commands_of(self.launcher, self.program, self.node_options)
+
+    def with_changes(self, changes: Iterable[Change]) -> "Launch":
+        """Return the launch with the variables and options of `changes` as well; itself if nothing is started."""
+        if self.program is None:
+            return self
+        environment, options = dict(self.environment), dict(self.program.options)
+        for setting in (setting for change in changes for setting in change.settings):
+            name, space, value = setting.partition(" ")
+            if name.startswith("-"):
+                options[name] = value if space else None
+            else:
+                variable, _, value = setting.partition("=")
+                environment[variable] = value
+        return replace(self, environment=environment, program=replace(self.program, options=options))
 
 
 NODE_RANK = "--node-rank"
@@ -297,6 +311,15 @@ class Engine:
         except ValueError:
             return False
         return True
+
+    def is_verified_for(self, deployment: Deployment) -> bool:
+        """Whether the engine's own code was run with such layouts where its rules hold: else these are not verified.
+
+        It was not with folders for any engine, with bytes that are only a bound, with experts in NVFP4, or on a GPU
+        whose architecture nobody had.
+        """
+        was_run = self.version != ANY_ENGINE and not self.is_bound
+        return was_run and deployment.experts != NVFP4 and deployment.gpu.verified
 
     def assumption(self, context: Context, *, is_known: bool) -> str | None:
         """What bytes per rank rest on if they are not verified; `is_known`: the rules hold, on a GPU that is."""

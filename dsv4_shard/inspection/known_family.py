@@ -6,30 +6,10 @@ from dataclasses import replace
 from typing import Literal
 
 from dsv4_shard.checkpoint import PACKED, Checkpoint, Inventory, Severity, outside_layers
-from dsv4_shard.engines import Context, Request, Verdict, engine_for, pick_gpu, serving
+from dsv4_shard.engines import Request, Verdict, pick_gpu, serving
 from dsv4_shard.models import Module, Part, V3Config, V4Config, V32Config
 from dsv4_shard.models import family as families
-from dsv4_shard.planning import (
-    Choice,
-    PlanBreach,
-    PlanChange,
-    PlanMemory,
-    PlanTotals,
-    beyond_roles,
-    cache_breach,
-    cache_changes,
-    changes_of,
-    check_request,
-    choose,
-    loads,
-    memory_breach,
-    memory_of,
-    nearest,
-    options_of,
-    totals_of,
-    unknown_gpu,
-    weights_of,
-)
+from dsv4_shard.planning import LayoutOutcome, PlanBreach, PlanChange, check_request, nearest, options_of, outcome_of
 from dsv4_shard.text.document import Document, html_table
 from dsv4_shard.text.units import counted, size
 from dsv4_shard.version import __version__
@@ -287,54 +267,29 @@ def _dimension(
 
 def _cell(checkpoint: Checkpoint, inventory: Inventory, request: Request) -> MatrixCell:
     """The engine's verdict for a TP with its default options; if that is no, with other options on as many GPUs."""
-    choice = choose(inventory, request)
-    totals = _totals(checkpoint, inventory, choice)
-    memory = memory_of(totals, Context(inventory, choice.deployment)) if totals else None
-    breach = _breach(inventory, choice, memory)
-    if breach is None:
-        changes = _changes(inventory, request, choice, memory)
-        return MatrixCell(
-            tp=request.tp, engine=request.engine, verdict=Verdict.CHANGED if changes else Verdict.RUNS,
-            how=", ".join(change.subject for change in changes) or None, changes=changes,
-            rule=None, module=None, reason=None, engine_says=None, bytes_per_rank=_weights(totals, choice),
-        )  # fmt: skip
-    near = () if breach.unknown else nearest(inventory, request, 1, elsewhere=False)
-    other, found = next(iter(near), (None, None))
+    outcome = outcome_of(inventory, request, checkpoint=checkpoint)
+    verdict = outcome.verdict
+    if not outcome.breaches:
+        return _cell_of(request, verdict, outcome, ", ".join(change.subject for change in outcome.changes))
+    first = outcome.breaches[0]
+    other = next(nearest(inventory, request, 1, elsewhere=False), None) if verdict is Verdict.FAILS else None
+    how = options_of(replace(other.request, gpu=None, gpu_memory=None, engine=Request(1).engine)) if other else None
+    return _cell_of(request, verdict, other or outcome, how, first)
+
+
+def _cell_of(
+    request: Request, verdict: Verdict, shown: LayoutOutcome, how: str | None, broken: PlanBreach | None = None
+) -> MatrixCell:
+    """The cell of a request with the changes and bytes of `shown`: its own outcome, or that of other options."""
     return MatrixCell(
         tp=request.tp,
         engine=request.engine,
-        verdict=Verdict.UNVERIFIED if breach.unknown else Verdict.FAILS,
-        how=options_of(replace(other, gpu=None, gpu_memory=None, engine=Request(1).engine)) if other else None,
-        changes=_changes(inventory, other, found) if other and found else (),
-        rule=breach.rule,
-        module=breach.module,
-        reason=breach.reason,
-        engine_says=breach.engine_says,
-        bytes_per_rank=_weights(_totals(checkpoint, inventory, found), found) if found else _weights(totals, choice),
+        verdict=verdict,
+        how=how or None,
+        changes=tuple(map(PlanChange.of, shown.changes)) if not shown.breaches else (),
+        rule=broken.rule if broken else None,
+        module=broken.module if broken else None,
+        reason=broken.reason if broken else None,
+        engine_says=broken.engine_says if broken else None,
+        bytes_per_rank=shown.weights,
     )
-
-
-def _changes(
-    inventory: Inventory, request: Request, choice: Choice, memory: PlanMemory | None = None
-) -> tuple[PlanChange, ...]:
-    return tuple(map(PlanChange.of, (*changes_of(inventory, request, choice), *cache_changes(memory))))
-
-
-def _totals(checkpoint: Checkpoint, inventory: Inventory, choice: Choice) -> PlanTotals | None:
-    """The totals of a rank; None if the layout breaks a rule that is verified."""
-    if not choice.is_weighed:
-        return None
-    engine, context = engine_for(choice.deployment.engine, inventory.family), Context(inventory, choice.deployment)
-    beyond = beyond_roles(checkpoint, engine, context) if choice.feasible else (0, 0)
-    return totals_of(list(loads(engine, context)), context, beyond)
-
-
-def _weights(totals: PlanTotals | None, choice: Choice) -> int | None:
-    return weights_of(totals, choice.deployment) if totals else None
-
-
-def _breach(inventory: Inventory, choice: Choice, memory: PlanMemory | None) -> PlanBreach | None:
-    """The first rule that a layout breaks, its memory last; None if the layout runs."""
-    unknown = unknown_gpu(engine_for(choice.deployment.engine, inventory.family), choice.deployment)
-    ruled = map(PlanBreach.of, choice.breaches)
-    return next(iter((*unknown, *ruled, *memory_breach(memory), *cache_breach(memory))), None)

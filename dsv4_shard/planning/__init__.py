@@ -1,8 +1,7 @@
 """Checkpoint + request → plan: choice of deployment, weights and memory, search, nearby layouts, plan files."""
 
 from dsv4_shard.planning.block_grid import BlockCut, BlockGrid, broken_grids, shared_grid
-from dsv4_shard.planning.cache_changes import cache_breach, cache_changes
-from dsv4_shard.planning.choice import Choice, changes_of, choose
+from dsv4_shard.planning.choice import Choice, choose
 from dsv4_shard.planning.compare import Difference, PlacementDifference, PlanComparison, compare_plans
 from dsv4_shard.planning.document import (
     Plan,
@@ -19,7 +18,8 @@ from dsv4_shard.planning.document import (
 from dsv4_shard.planning.earlier_plans import request_from_1
 from dsv4_shard.planning.fewest import Fewest, fewest_for
 from dsv4_shard.planning.nearby import nearest
-from dsv4_shard.planning.plan_builder import MEMORY_RULE, make_plan, memory_breach, refuse_infeasible, unknown_gpu
+from dsv4_shard.planning.outcome import MEMORY_RULE, LayoutOutcome, outcome_of
+from dsv4_shard.planning.plan_builder import make_plan, refuse_infeasible
 from dsv4_shard.planning.plan_file import (
     check_plan,
     decisions,
@@ -32,7 +32,7 @@ from dsv4_shard.planning.plan_file import (
 from dsv4_shard.planning.remedies import ways_out, words
 from dsv4_shard.planning.request import check_request, options_of, request_of
 from dsv4_shard.planning.search import Search, plan_best, search_for
-from dsv4_shard.planning.weights import beyond_roles, loads, memory_of, rank_nbytes, totals_of, weights_of
+from dsv4_shard.planning.weights import beyond_roles, loads
 
 __all__ = [
     "MEMORY_RULE",
@@ -41,6 +41,7 @@ __all__ = [
     "Choice",
     "Difference",
     "Fewest",
+    "LayoutOutcome",
     "PlacementDifference",
     "Plan",
     "PlanBreach",
@@ -56,9 +57,6 @@ __all__ = [
     "Search",
     "beyond_roles",
     "broken_grids",
-    "cache_breach",
-    "cache_changes",
-    "changes_of",
     "check_plan",
     "check_request",
     "choose",
@@ -68,14 +66,12 @@ __all__ = [
     "load_plan",
     "loads",
     "make_plan",
-    "memory_breach",
-    "memory_of",
     "nearest",
     "options_of",
+    "outcome_of",
     "plan_best",
     "plan_given",
     "plan_of",
-    "rank_nbytes",
     "read_plan",
     "refuse_infeasible",
     "request_from_1",
@@ -83,9 +79,6 @@ __all__ = [
     "save_plan",
     "search_for",
     "shared_grid",
-    "totals_of",
-    "unknown_gpu",
     "ways_out",
-    "weights_of",
     "words",
 ]

@@ -1,11 +1,8 @@
-"""KV cache → what the engine would stop for in KV planning, with its defaults: settings that help, or a breach."""
+"""KV cache → settings without which the engine would stop in KV planning."""
 
-from dsv4_shard.engines import Change, StartStage
-from dsv4_shard.planning.document import PlanBreach, PlanCache, PlanMemory
+from dsv4_shard.engines import Change
+from dsv4_shard.planning.document import PlanCache, PlanMemory
 from dsv4_shard.text.units import gib
-
-CACHE_RULE = "kv-cache"
-"""Name of the rule that some KV cache fits beside the weights."""
 
 _LONGEST = {"--gpu-memory-utilization": "--max-model-len"}
 """Option for the longest session, of engines that stop if it does not fit, by their option for the share of memory."""
@@ -31,17 +28,3 @@ def cache_changes(memory: PlanMemory | None) -> tuple[Change, ...]:
 def _is_default(cache: PlanCache) -> bool:
     """Whether the session is the model's longest, which the engine takes if no other is asked for."""
     return cache.session == cache.longest_session
-
-
-def cache_breach(memory: PlanMemory | None) -> list[PlanBreach]:
-    """Return the breach if no share of memory leaves room for KV cache; empty otherwise."""
-    cache = memory.kv_cache if memory else None
-    if memory is None or cache is None or not cache.never_fits:
-        return []
-    reason = f"{gib(memory.left)} beside the weights: no {cache.option} leaves room for KV cache"
-    return [
-        PlanBreach(
-            rule=CACHE_RULE, module=None, reason=reason, stage=StartStage.KV_PLANNING, is_first_stop=True,
-            engine_says=None, consequence="out of memory before the first request", remedies=(),
-        )
-    ]  # fmt: skip

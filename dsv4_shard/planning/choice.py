@@ -75,16 +75,20 @@ _WAYS = {"whole": "whole", "split": "split", "pad": "padded", "subgroup": "split
 def choose(inventory: Inventory, request: Request) -> Choice:
     """Return the first of the engine's candidates that breaks no rule, else the one with the fewest breaches.
 
+    Of those that are only not verified, one is preferred whose tensors all divide, so that its bytes are of use.
+
     Raises:
         UsageError: A number or a name in the request is invalid.
     """
     check_request(request)
     engine = engine_for(request.engine, inventory.family)
-    rejected: list[tuple[Deployment, tuple[Breach, ...]]] = []
+    rejected: list[Choice] = []
     for deployment in engine.candidates(inventory, request):
-        breaches = tuple(engine.breaches(Context(inventory, deployment)))
-        if not breaches:
-            return Choice(deployment, ())
-        rejected.append((deployment, breaches))
-    deployment, breaches = min(rejected, key=lambda one: (not all(breach.unknown for breach in one[1]), len(one[1])))
-    return Choice(deployment, breaches)
+        choice = Choice(deployment, tuple(engine.breaches(Context(inventory, deployment))))
+        if choice.feasible:
+            return choice
+        rejected.append(choice)
+    rejected.sort(key=lambda choice: (not choice.is_weighed, len(choice.breaches)))
+    unverified = [choice for choice in rejected if choice.is_weighed]
+    divided = (choice for choice in unverified if engine.divides(Context(inventory, choice.deployment)))
+    return next(divided, rejected[0]) if len(unverified) > 1 else rejected[0]

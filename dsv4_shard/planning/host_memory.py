@@ -1,5 +1,7 @@
 """Checkpoint and deployment → what a node holds on its disk, and in its memory while the engine loads (`PlanHost`)."""
 
+from collections.abc import Sequence
+
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.engines import Context, engine_for
 from dsv4_shard.models import Module
@@ -8,7 +10,7 @@ from dsv4_shard.planning.weights import GroupLoad
 
 
 def plan_host(
-    checkpoint: Checkpoint, context: Context, weights: list[GroupLoad], totals: PlanTotals | None, sharded: bool
+    checkpoint: Checkpoint, context: Context, weights: Sequence[GroupLoad], totals: PlanTotals | None, sharded: bool
 ) -> PlanHost | None:
     """Return what the fullest node holds; None if the engine's loader is not known.
 

@@ -11,8 +11,9 @@ from dsv4_shard.engines import Context, Deployment, Request, engine_for
 from dsv4_shard.models import Module
 from dsv4_shard.planning.choice import choose
 from dsv4_shard.planning.document import DeploymentDocument
+from dsv4_shard.planning.outcome import CACHE_RULE, MEMORY_RULE, LayoutOutcome, judge
 from dsv4_shard.planning.request import options_of
-from dsv4_shard.planning.weights import beyond_roles, loads, memory_of, totals_of, weights_of
+from dsv4_shard.planning.weights import weights_of
 from dsv4_shard.text.document import Document
 
 
@@ -48,11 +49,20 @@ ALL = Narrowing()
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A layout with its request and deployment."""
+    """A layout with what it comes to."""
 
-    request: Request
-    deployment: Deployment
+    outcome: LayoutOutcome
     layout: FoundLayout
+
+    @property
+    def request(self) -> Request:
+        """The request that leads to it."""
+        return self.outcome.request
+
+    @property
+    def deployment(self) -> Deployment:
+        """The deployment."""
+        return self.outcome.deployment
 
 
 def layouts_on(
@@ -85,12 +95,12 @@ def layouts_on(
         if not is_taken or choice.deployment in seen or not _admits(narrowing, choice.deployment):
             continue
         seen.add(choice.deployment)
-        context = Context(inventory, choice.deployment, session)
         if not choice.feasible:
             hopeless.add(parallelism)  # runners and shared experts that are not verified differ in nothing known
-            if not engine_for(request.engine, inventory.family).divides(context):
+            if not engine_for(request.engine, inventory.family).divides(Context(inventory, choice.deployment)):
                 continue
-        one = Candidate(request, choice.deployment, _weigh(checkpoint, request, context, is_verified=choice.feasible))
+        outcome = judge(inventory, request, choice, session, checkpoint)
+        one = Candidate(outcome, _weigh(outcome))
         found.setdefault(_likeness(one), []).append(one)
     return sorted(map(_merged, found.values()), key=lambda one: rank_of(one.layout)), tried
 
@@ -152,18 +162,16 @@ def rank_of(layout: FoundLayout, by: str = "weights") -> tuple[float, ...]:
     return (not layout.fits, RANKINGS[by](layout), weights, tokens, whole, sent)
 
 
-def _weigh(checkpoint: Checkpoint, request: Request, context: Context, *, is_verified: bool) -> FoundLayout:
-    deployment, engine = context.deployment, engine_for(context.deployment.engine, context.inventory.family)
-    beyond = beyond_roles(checkpoint, engine, context) if is_verified else (0, 0)
-    totals = totals_of(list(loads(engine, context)), context, beyond)
-    memory = memory_of(totals, context)
-    cache = memory.kv_cache if memory and is_verified else None
+def _weigh(outcome: LayoutOutcome) -> FoundLayout:
+    totals, memory, deployment = outcome.totals, outcome.memory, outcome.deployment
+    assert totals is not None, "only layouts that are weighed are found"
+    cache = memory.kv_cache if memory else None
     return FoundLayout(
-        options=options_of(request),
+        options=options_of(outcome.request),
         also=(),
-        request=request,
+        request=outcome.request,
         deployment=DeploymentDocument.of(deployment),
-        fits=memory is None or memory.serves,
+        fits=not any(breach.rule in (MEMORY_RULE, CACHE_RULE) for breach in outcome.breaches),
         weight_bytes=weights_of(totals, deployment),
         left_bytes=memory.left if memory else None,
         groups=deployment.world // deployment.attention_tp,
@@ -171,6 +179,6 @@ def _weigh(checkpoint: Checkpoint, request: Request, context: Context, *, is_ver
         sessions=cache.sessions if cache else None,
         replicated_bytes=totals.replicated_bytes_per_rank,
         padding_bytes=totals.padding_bytes_per_rank,
-        sent_bytes_per_token_and_layer=engine.bytes_sent(context),
-        assumption=engine.assumption(context, is_known=is_verified),
+        sent_bytes_per_token_and_layer=outcome.engine.bytes_sent(outcome.context),
+        assumption=outcome.engine.assumption(outcome.context, is_known=outcome.choice.feasible),
     )

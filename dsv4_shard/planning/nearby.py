@@ -5,11 +5,10 @@ from dataclasses import replace
 
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
 from dsv4_shard.checkpoint import Inventory
-from dsv4_shard.engines import Engine, Request, engine_for, ep_option, fewest_nodes
-from dsv4_shard.models import TARGET
-from dsv4_shard.planning.choice import Choice, choose
+from dsv4_shard.engines import Deployment, Engine, Request, engine_for, ep_option, fewest_nodes
+from dsv4_shard.planning.choice import choose
+from dsv4_shard.planning.outcome import LayoutOutcome, judge
 from dsv4_shard.planning.request import gpus_of
-from dsv4_shard.planning.weights import fits, rank_nbytes
 
 _WINDOW = 16
 """Numbers of GPUs below the requested one that are tried one by one; below them, halves and powers of two are tried."""
@@ -47,10 +46,8 @@ def _pairs(engine: Engine, request: Request, world: int) -> list[tuple[int, int]
     return sorted(engine.parallelism(world), key=far)
 
 
-def nearest(
-    inventory: Inventory, request: Request, limit: int, *, elsewhere: bool = True
-) -> Iterator[tuple[Request, Choice]]:
-    """Yield up to `limit` layouts that run, nearest to `request` first.
+def nearest(inventory: Inventory, request: Request, limit: int, *, elsewhere: bool = True) -> Iterator[LayoutOutcome]:
+    """Yield up to `limit` layouts that nothing speaks against, nearest to `request` first.
 
     Two layouts have the same number of GPUs, then one follows per smaller number, then larger numbers (`elsewhere`).
     Layouts with equal bytes appear once. Layouts that do not fit, or that leave hosts partly empty (9 GPUs on 3 hosts),
@@ -58,21 +55,23 @@ def nearest(
     """
     gpus, engine = gpus_of(request), engine_for(request.engine, inventory.family)
     for world in _sizes(gpus) if elsewhere else (gpus,):
-        weights: set[int] = set()
+        weights: set[int | None] = set()
         for variation in _variations(engine, request, world):
             most = min(limit, 2 if world == gpus else 1)
             if len(weights) >= most:
                 break
             choice = choose(inventory, variation)
-            deployment = choice.deployment
-            if not choice.feasible or (
-                request.nodes is None and deployment.nodes > fewest_nodes(world, deployment.gpu)
-            ):
+            if not choice.feasible or _leaves_hosts_empty(variation, choice.deployment):
                 continue
-            weight = rank_nbytes(inventory, choice.deployment, TARGET)
-            if weight not in weights and fits(inventory, choice.deployment):
-                weights.add(weight)
-                yield variation, choice
+            outcome = judge(inventory, variation, choice)
+            if not outcome.breaches and outcome.weights not in weights:
+                weights.add(outcome.weights)
+                yield outcome
         limit -= len(weights)
         if not limit:
             return
+
+
+def _leaves_hosts_empty(request: Request, deployment: Deployment) -> bool:
+    """Whether a layout takes more hosts than hold its GPUs, although no number of hosts is asked for."""
+    return request.nodes is None and deployment.nodes > fewest_nodes(deployment.world, deployment.gpu)

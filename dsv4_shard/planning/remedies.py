@@ -1,16 +1,46 @@
 """Remedies of a breach that help: those with which the plan runs, if necessary together with others."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
-from dsv4_shard.checkpoint import NVFP4, Inventory
-from dsv4_shard.engines import ANY_ENGINE, Breach, Context, Remedy, Request, engine_for
+from dsv4_shard.catalog.gpus import GPUS
+from dsv4_shard.checkpoint import Inventory
+from dsv4_shard.engines import UNKNOWN_GPU, Breach, Remedy, Request
 from dsv4_shard.errors import UsageError
 from dsv4_shard.planning.choice import Choice, choose
+from dsv4_shard.planning.document import PlanBreach
+from dsv4_shard.planning.outcome import MEMORY_RULE, LayoutOutcome, judge
 from dsv4_shard.planning.request import gpus_of, options_of
-from dsv4_shard.planning.weights import fits
 
 _TOGETHER = 2
 """Number of further remedies that a running plan may need."""
+
+
+def with_remedies(outcome: LayoutOutcome) -> tuple[PlanBreach, ...]:
+    """Return the breaches of an outcome with the remedies that help."""
+    inventory, request, gpu = outcome.context.inventory, outcome.request, outcome.deployment.gpu
+    ruled = {breach.rule: breach for breach in outcome.choice.breaches}
+    found = []
+    for breach in outcome.breaches:
+        ways: tuple[str, ...] = ()
+        if breach.rule == MEMORY_RULE:
+            ways = _on_gpu(inventory, request, gpu.memory + 1, "the smallest that holds them")
+        elif breach.rule == UNKNOWN_GPU:
+            ways = _on_gpu(inventory, request, gpu.memory, "the smallest of its memory whose rules are verified")
+        elif breach.rule in ruled:
+            ways = ways_out(inventory, request, ruled[breach.rule])
+        found.append(breach.model_copy(update={"remedies": ways}))
+    return tuple(found)
+
+
+def _on_gpu(inventory: Inventory, request: Request, least: int, why: str) -> tuple[str, ...]:
+    """The remedy of the smallest verified GPU of at least `least` bytes on which the request runs; empty if none."""
+    for gpu in sorted(GPUS.values(), key=lambda gpu: gpu.memory):
+        if gpu.memory >= least and gpu.verified:
+            asked = replace(request, gpu=gpu.name, gpu_memory=None)
+            if _runs(inventory, asked, request.engine):
+                return (f"--gpu {gpu.name}, {why}",)
+    return ()
 
 
 def ways_out(inventory: Inventory, request: Request, breach: Breach) -> tuple[str, ...]:
@@ -53,16 +83,18 @@ def _keeps(inventory: Inventory, request: Request, rule: str) -> bool:
 
 
 def _runs(inventory: Inventory, request: Request, home: str) -> bool:
-    """Whether a request breaks no rule, its weights fit, and engines were run with files such as it is for."""
+    """Whether a request runs, so that its files can be written if the engine only lays out files.
+
+    Of the engine asked for, `home`, a request also counts that breaks nothing and is not verified: there is no better.
+    """
     choice = _choice(inventory, request)
-    if choice is None or not choice.feasible or not fits(inventory, choice.deployment):
+    if choice is None or not choice.feasible:
         return False
-    engine = engine_for(request.engine, inventory.family)
-    context = Context(inventory, choice.deployment)
-    if engine.serves or engine.layout is None or request.engine == home:
-        return True
-    was_run = engine.version != ANY_ENGINE and choice.deployment.experts != NVFP4
-    return was_run and engine.layout.refusal(context) is None
+    outcome = judge(inventory, request, choice)
+    if request.engine == home:
+        return not outcome.breaches
+    engine = outcome.engine
+    return outcome.runs and (engine.serves or engine.layout is None or engine.layout.refusal(outcome.context) is None)
 
 
 def _reach(

@@ -1,13 +1,23 @@
-"""Bytes of weights per rank, their totals, and the GPU's memory."""
+"""Bytes of weights per rank, and their totals."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dsv4_shard.checkpoint import Checkpoint, Inventory, TensorGroup
-from dsv4_shard.engines import Context, Deployment, Engine, Expert, LeftOut, RankTensor, engine_for, find_engine
+from dsv4_shard.engines import (
+    Context,
+    Deployment,
+    Engine,
+    Expert,
+    Layout,
+    LeftOut,
+    RankTensor,
+    TargetTensor,
+    engine_for,
+    find_engine,
+)
 from dsv4_shard.models import TARGET, Module, Part, Role, Stage
-from dsv4_shard.planning.document import PlanMemory, PlanTotals
-from dsv4_shard.planning.kv_cache import plan_cache
+from dsv4_shard.planning.document import PlanTotals
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,39 +53,37 @@ def rank_nbytes(inventory: Inventory, deployment: Deployment, stages: tuple[Stag
     return sum(load.stored.nbytes * load.per_rank[1] for load in weights if load.group.stage in stages)
 
 
-def fits(inventory: Inventory, deployment: Deployment) -> bool:
-    """Whether the loaded weights fit on the GPU, with some KV cache beside them.
+def beyond_roles(checkpoint: Checkpoint | None, engine: Engine, context: Context) -> tuple[int, int]:
+    """Bytes of (target, draft) files that no role counts: constants, and tensors that the draft has too.
 
-    True if no GPU is named, or if no more than a bound is known.
+    The latter are only known with the checkpoint.
     """
-    engine = engine_for(deployment.engine, inventory.family)
-    if engine.is_bound or not deployment.gpu_named:
-        return True
-    weights = rank_nbytes(inventory, deployment, engine.loaded_stages())
-    cache = plan_cache(Context(inventory, deployment), weights)
-    return weights < deployment.gpu.memory and not (cache and cache.never_fits)
-
-
-def beyond_roles(checkpoint: Checkpoint, engine: Engine, context: Context) -> tuple[int, int]:
-    """Bytes of (target, draft) files that no role counts: constants, and tensors that the draft has too."""
     if engine.layout is None:
         return 0, 0
     nbytes = {False: 0, True: 0}
     for constant in engine.layout.constants(context):
         if constant.rank <= 0:
             nbytes[bool(constant.folder)] += len(constant.data)
-    groups = {group.role: group for group in context.inventory.groups if group.stage is Stage.MODEL}
-    outside = [(name, where) for name, where in context.inventory.names.items() if where[2] is Stage.MODEL]
-    for name, where in outside:
-        fate = engine.layout.fate(checkpoint.tensors[name], where, context)
-        stored = engine.rank_tensor_of(groups[where.role], context)
-        if stored is not None and not isinstance(fate, LeftOut):
-            for kept in fate[1:]:
-                nbytes[bool(kept.folder)] += stored.nbytes
+    copies = _copies(checkpoint, engine, engine.layout, context) if checkpoint is not None else ()
+    for kept, size in copies:
+        nbytes[bool(kept.folder)] += size
     return nbytes[False], nbytes[True]
 
 
-def totals_of(weights: list[GroupLoad], context: Context, beyond: tuple[int, int]) -> PlanTotals:
+def _copies(
+    checkpoint: Checkpoint, engine: Engine, layout: Layout, context: Context
+) -> Iterator[tuple[TargetTensor, int]]:
+    """Yield every further place of a tensor outside of layers, with the bytes of a rank's part."""
+    groups = {group.role: group for group in context.inventory.groups if group.stage is Stage.MODEL}
+    outside = [(name, where) for name, where in context.inventory.names.items() if where[2] is Stage.MODEL]
+    for name, where in outside:
+        fate = layout.fate(checkpoint.tensors[name], where, context)
+        stored = engine.rank_tensor_of(groups[where.role], context)
+        if stored is not None and not isinstance(fate, LeftOut):
+            yield from ((kept, stored.nbytes) for kept in fate[1:])
+
+
+def totals_of(weights: Sequence[GroupLoad], context: Context, beyond: tuple[int, int]) -> PlanTotals:
     """Return the totals of a rank; `beyond` are the bytes from `beyond_roles`."""
     target = [load for load in weights if load.group.stage in TARGET]
     draft = [load for load in weights if load.group.stage not in TARGET]
@@ -102,20 +110,3 @@ def weights_of(totals: PlanTotals, deployment: Deployment) -> int:
     """Bytes of weights on the heaviest rank: the target, plus the draft if the engine has both in one model."""
     both = find_engine(deployment.engine).draft_in_model
     return totals.target_bytes_per_rank_max + (totals.draft_bytes_per_rank if both else 0)
-
-
-def memory_of(totals: PlanTotals, context: Context) -> PlanMemory | None:
-    """Whether the weights fit, and the memory that they leave; None if no GPU is named."""
-    deployment = context.deployment
-    if not deployment.gpu_named:
-        return None
-    weights = weights_of(totals, deployment)
-    left = deployment.gpu.memory - weights
-    return PlanMemory(
-        gpu=deployment.gpu.title,
-        capacity=deployment.gpu.memory,
-        weights=weights,
-        left=left,
-        fits=left > 0,
-        kv_cache=plan_cache(context, weights) if left > 0 else None,
-    )

@@ -18,10 +18,11 @@ from dsv4_shard.engines.registry import engine_for, serving
 from dsv4_shard.errors import ExitCode, UsageError
 from dsv4_shard.planning.choice import choose
 from dsv4_shard.planning.fewest import Fewest, fewest
+from dsv4_shard.planning.outcome import memory_of
 from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.planning.reach import EVERY_COUNT_TO, MOST_GPUS, bound_of, counts_from, say_counts
 from dsv4_shard.planning.search import search
-from dsv4_shard.planning.weights import beyond_roles, loads, memory_of, totals_of, weights_of
+from dsv4_shard.planning.weights import beyond_roles, loads, totals_of, weights_of
 
 MODELS = (FLASH, PRO, PRO_FP8, V41, V3)
 COUNTS = 13
@@ -60,7 +61,7 @@ def holds(model: str, gpus: int, asked: dict[str, str]) -> bool:
             if choice.feasible:
                 context = Context(inventory, choice.deployment)
                 totals = totals_of(list(loads(engine, context)), context, beyond_roles(checkpoint, engine, context))
-                memory = memory_of(totals, context)
+                memory = memory_of(context, weights_of(totals, choice.deployment), choice)
                 if memory is not None and memory.serves:
                     return True
     return False

@@ -9,7 +9,7 @@ from dsv4_shard.diagnosis.origin import KV_PLANNING, LOADING
 from dsv4_shard.engines import BOTH, SGLANG, VLLM, Context, Request, engine_for
 from dsv4_shard.errors import UsageError
 from dsv4_shard.models import TARGET, Role
-from dsv4_shard.planning import choose, options_of, rank_nbytes
+from dsv4_shard.planning import choose, options_of, outcome_of
 from dsv4_shard.text.units import gib, size
 
 _ROOM = ("dsv4-shard plan REPO --tp N --gpu GPU: what a rank weighs, and the nearest layouts that fit",
@@ -56,14 +56,14 @@ def _ranks_needed(model: KnownModel, evidence: Evidence, memory: int) -> Iterato
     fits = None
     for tp in tps:
         try:
-            choice = choose(model.inventory, Request(tp, engine=engine))
+            outcome = outcome_of(model.inventory, Request(tp, engine=engine))
         except UsageError:
             continue
-        if not choice.is_weighed:
+        weights = outcome.weights
+        if weights is None:
             continue
-        weights = rank_nbytes(model.inventory, choice.deployment, TARGET)
         if tp == evidence.clues.tp:
-            doubt = "" if choice.feasible else " (not verified)"
+            doubt = "" if outcome.runs else " (not verified)"
             yield f"weights of a rank at TP {tp}: {gib(weights)}{doubt}, before KV cache, graphs and buffers"
         if fits is None and weights < 0.9 * memory:
             fits = tp, weights

@@ -23,6 +23,7 @@ _V4: dict[str, Any] = {
     "model_type": "deepseek_v4", "architectures": ["DeepseekV4ForCausalLM"], "quantization_config": _FP8,
     "vocab_size": 129280, "head_dim": 512, "o_lora_rank": 1024, "index_n_heads": 64, "index_head_dim": 128,
     "n_shared_experts": 1, "num_experts_per_tok": 6, "num_hash_layers": 3, "hc_mult": 4, "num_nextn_predict_layers": 1,
+    "qk_rope_head_dim": 64, "sliding_window": 128, "max_position_embeddings": 1048576,
 }  # fmt: skip
 
 _PRO = _V4 | {
@@ -57,6 +58,7 @@ _V41: dict[str, Any] = {
         "engram_layer_ids": [1, 14], "engram_num_embeddings": [384006168, 384016682], "engram_max_ngram_size": 4,
         "engram_n_heads": 8, "engram_head_dim": 256, "dspark_target_layer_ids": [37, 38, 39],
         "dspark_markov_rank": 256, "dspark_n_routed_experts": 128,
+        "qk_rope_head_dim": 64, "sliding_window": 128, "max_position_embeddings": 1048576,
     },
     "vision_config": {
         "num_hidden_layers": 32, "hidden_size": 1024, "intermediate_size": 2816, "patch_size": 14,
@@ -69,7 +71,7 @@ _V3: dict[str, Any] = {
     "hidden_size": 7168, "num_hidden_layers": 61, "num_attention_heads": 128, "q_lora_rank": 1536, "kv_lora_rank": 512,
     "vocab_size": 129280, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
     "intermediate_size": 18432, "first_k_dense_replace": 3, "moe_intermediate_size": 2048, "n_routed_experts": 256,
-    "n_shared_experts": 1, "num_experts_per_tok": 8, "num_nextn_predict_layers": 1,
+    "n_shared_experts": 1, "num_experts_per_tok": 8, "num_nextn_predict_layers": 1, "max_position_embeddings": 163840,
 }  # fmt: skip
 
 _V32 = _V3 | {

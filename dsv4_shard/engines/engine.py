@@ -1,6 +1,5 @@
 """`Engine`: the rules and functions of one engine; `Launch`: how to start it."""
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -114,7 +113,8 @@ def on_every_node(
         if name == NODE_RANK:
             options[name] = "$NODE_RANK"
         elif value is not None and name in options:
-            options[name] = re.sub(rf"(?<=node-){node}\b", "$NODE_RANK", value)
+            parent, slash, last = value.rpartition("/")  # the folder of the node is the last part of its path
+            options[name] = f"{parent}{slash}node-$NODE_RANK" if last == f"node-{node}" else value
         else:
             more[name] = value
     variables = [f"{name}={value}" for name, value in environment.items()]

@@ -26,7 +26,7 @@ VERDICTS = (
 KINDS = (
     Colour("routed", "routed experts", "#2b6cb0", "#5b9ce0"),
     Colour("shared", "shared experts", "#b8338c", "#dd6fd3"),
-    Colour("attention", "attention, compressor, indexer", "#35a9cc", "#8fdcf2"),
+    Colour("attention", "attention", "#35a9cc", "#8fdcf2"),
     Colour("engram", "engram tables", "#0e6f78", "#2f9aa0"),
     Colour("ends", "embedding and head", "#6b46b8", "#9a76ea"),
     Colour("rest", "other modules", "#16345c", "#c3cfe6"),

@@ -21,8 +21,11 @@ from typer.testing import CliRunner
 
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.cli import app
-from dsv4_shard.engines.deployment import Request
+from dsv4_shard.engines.deployment import Context, Request
+from dsv4_shard.engines.engine import on_every_node
+from dsv4_shard.engines.registry import engine_for
 from dsv4_shard.errors import InfeasiblePlan, NotEnoughDisk, UsageError
+from dsv4_shard.planning.choice import choose
 from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.manifest import load_manifest
@@ -469,6 +472,17 @@ def test_each_node_is_started_on_its_own_folder_with_the_stock_loader() -> None:
         assert f"--nnodes 2 --node-rank {node} " in command
         assert "--load-format" not in command
     assert plan.launch.environment == {"SGLANG_SHARED_EXPERT_TP1": "1"}
+
+
+@pytest.mark.parametrize("parent", ["/data/node-1-data", "/data/node-1", "'/my data/node-1'"])
+def test_one_command_for_all_nodes_varies_the_nodes_own_folder_alone(parent: str) -> None:
+    inventory = inventory_of(PRO)[1]
+    choice, engine = choose(inventory, Request(16, engine="node", nodes=2)), engine_for("node", inventory.family)
+    launch = engine.launch(Context(inventory, choice.deployment), f"{parent}/out", True)
+    command, more = on_every_node(launch.launcher, launch.program, launch.node_options, {})
+    assert f"--model-path {parent}/out/node-$NODE_RANK --tp 16" in command
+    assert f"--model-path {parent}/out/node-1 " in launch.commands[1]
+    assert more == ()
 
 
 def test_the_plan_says_what_a_folder_holds_and_what_it_does_not_serve() -> None:

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from support.checkpoints.full_size import PRO_NVFP4, REAL_MODELS, V41, config_of, in_memory, inventory_of
 from support.checkpoints.skeletons import expand
+from support.deployments import request_after
 from support.paths import DATA
 
 from dsv4_shard.catalog.gpus import GPUS
-from dsv4_shard.catalog.option import fields_of
 from dsv4_shard.checkpoint import Inventory, outside_layers, take_inventory
 from dsv4_shard.engines import ENGINES, Context, Request, Verdict, engine_for
 from dsv4_shard.engines.engram import column_starts
@@ -113,33 +113,11 @@ def test_not_verified_hides_no_bytes_and_no_way_out_is_refused(model: str, engin
             assert any("not verified" in words or words.startswith("bytes are") for words in said), asked
         for breach in plan.breaches:
             for way in breach.remedies:
-                request = _request_after(way, asked)
+                request = request_after(way, asked)
                 then = request and plan_of(model, request)
                 assert not (then and then.breaches), (asked, way)
                 is_verified = not then or then.verdict is not Verdict.UNVERIFIED
                 assert is_verified or then.request.engine == engine == "node", (asked, way)
-
-
-_OPTION = re.compile(r"--([a-z0-9-]+) ([^ ,;:]+)")
-
-
-def _request_after(way: str, asked: Request) -> Request | None:
-    """The request that a way out describes; None for what is not of this tool."""
-    fields = {field.name.replace("_", "-"): field for field in fields_of(Request)}
-    left_out = re.match(r"leave (.+) out(;|$)", way)
-    whole = way.partition("in all: ")[2]
-    words = whole or (way.partition(",")[0] if not left_out else "")
-    named = {name: value for name, value in _OPTION.findall(words) if name in fields}
-    if not named and not left_out:
-        return None
-    changed = {fields[name].name: type(fields[name].default)(value) if isinstance(fields[name].default, int) else value
-               for name, value in named.items()}  # fmt: skip
-    changed |= {key: int(changed[key]) for key in ("tp", "ep", "dp", "nodes") if key in changed}
-    if whole:
-        return Request(**changed)
-    if left_out:
-        return replace(asked, **{fields[name].name: fields[name].default for name in re.findall(r"--([a-z-]+)", way)})
-    return replace(asked, **changed)
 
 
 @pytest.mark.parametrize("engine", ["sglang", "vllm", "trtllm"])

@@ -1,12 +1,17 @@
 """Drafts in another format than the target: the target is planned and written, the draft planned alone and named."""
 
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.checkpoints.full_size import Tensors, in_memory, to_fp8_experts
+from support.checkpoints.full_size import PRO, V3, V32, V41, Tensors, in_memory, inventory_of, to_fp8_experts
 from support.checkpoints.other_exports import EXPORTS, exported
 from support.checkpoints.small import small_config
+from support.reports import MADE
 
 import dsv4_shard
 from dsv4_shard.checkpoint.findings import Severity
@@ -14,10 +19,13 @@ from dsv4_shard.checkpoint.inventory import Inventory, take_inventory
 from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, tensors_of, write_checkpoint
 from dsv4_shard.engines.deployment import Request
+from dsv4_shard.engines.registry import ENGINES
 from dsv4_shard.models.roles import Stage
 from dsv4_shard.opening import open_checkpoint
 from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.plan_builder import make_plan
+from dsv4_shard.reporting.page import to_html
+from dsv4_shard.reporting.report import make_report
 
 FP4 = tensors_of(DEMO_CONFIG)
 FP8 = to_fp8_experts(FP4)
@@ -138,3 +146,50 @@ def write_mixed(folder: Path, document: dict[str, Any]) -> Path:
         if b'"mtp.' in raw[:200]:
             file.write_bytes(raw)
     return fp8
+
+
+# --- a draft is named only where the files hold it, and a family has its own words alone ------------------------------
+
+OF_DRAFTS = re.compile(r"(?i)\b(?:mtp|dspark|speculative|draft)\b")
+
+OF_V4 = re.compile(r"(?i)\bfp4\b|\bhash\b|dspark|engram|compressor|wo_a|o_groups")
+
+
+def without_its_draft(model: str) -> tuple[Checkpoint, Inventory]:
+    """A release as some tools export it: config.json still counts the blocks, and the files have none."""
+    checkpoint, inventory = inventory_of(model)
+    kept = {name: one for name, one in checkpoint.tensors.items() if inventory.names[name].stage is not Stage.MTP}
+    bare = replace(checkpoint, tensors=kept)
+    return bare, take_inventory(bare)
+
+
+def said_by(plan: Plan) -> Iterator[str]:
+    """What a plan says of its layout: its sentences, the commands and the modules."""
+    yield from (*plan.notes, *plan.assumptions, *map(str, (*plan.losses, *plan.changes, *plan.breaches)))
+    yield from (module.role for module in plan.modules)
+    for way in plan.ways:
+        yield from (*way.launch.commands, way.launch.draft_options)
+
+
+@pytest.mark.parametrize("model", [PRO, V3, V41])
+def test_no_draft_is_named_where_the_files_hold_none(model: str) -> None:
+    checkpoint, inventory = without_its_draft(model)
+    for engine, nodes in itertools.product(ENGINES, (None, 2)):
+        plan = make_plan(checkpoint, inventory, Request(8, engine=engine, nodes=nodes), "REPO")
+        assert [words for words in said_by(plan) if OF_DRAFTS.search(words)] == [], engine
+
+
+@pytest.mark.parametrize("model", [PRO, V3])
+def test_a_draft_is_named_where_the_files_hold_one(model: str) -> None:
+    plan = make_plan(*inventory_of(model), Request(8, engine="vllm"), "REPO")
+    assert "--speculative-config" in plan.launch.draft_options
+
+
+@pytest.mark.parametrize("model", [V3, V32])
+def test_no_words_of_v4_are_said_of_v3(model: str) -> None:
+    for engine, tp in itertools.product(ENGINES, (8, 24)):
+        plan = make_plan(*inventory_of(model), Request(tp, engine=engine), "REPO")
+        assert [words for words in said_by(plan) if OF_V4.search(words)] == [], engine
+    page = to_html(make_report(*inventory_of(model), plan), MADE)
+    prose = re.sub(r"(?s)<(?:style|script)\b.*?</(?:style|script)>|<[^>]*>", " ", page)
+    assert OF_V4.findall(prose) == []

@@ -1,10 +1,12 @@
 """Deployments that others run, from cookbooks, recipes and pull requests."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 from support.checkpoints.full_size import FLASH, PRO, PRO_FP8
 
+from dsv4_shard.catalog.option import fields_of
 from dsv4_shard.engines.deployment import Request
 
 FLASH_FP8 = "DeepSeek-V4-Flash-FP8"
@@ -48,3 +50,25 @@ def requested(options: str) -> Request:
     values: dict[str, Any] = dict(re.findall(r"--([\w-]+) (\S+)", options))
     values = {name.replace("-", "_"): int(text) if text.isdigit() else text for name, text in values.items()}
     return Request(**values)
+
+
+_OPTION = re.compile(r"--([a-z0-9-]+) ([^ ,;:]+)")
+
+
+def request_after(way: str, asked: Request) -> Request | None:
+    """The request that a way out describes; None for what is not of this tool."""
+    fields = {field.name.replace("_", "-"): field for field in fields_of(Request)}
+    left_out = re.match(r"leave (.+) out(;|$)", way)
+    whole = way.partition("in all: ")[2]
+    words = whole or (way.partition(",")[0] if not left_out else "")
+    named = {name: value for name, value in _OPTION.findall(words) if name in fields}
+    if not named and not left_out:
+        return None
+    changed: dict[str, Any] = {
+        fields[name].name: int(value) if name in ("tp", "ep", "dp", "nodes") else value for name, value in named.items()
+    }
+    if whole:
+        return Request(**changed)
+    if left_out:
+        return replace(asked, **{fields[name].name: fields[name].default for name in re.findall(r"--([a-z-]+)", way)})
+    return replace(asked, **changed)

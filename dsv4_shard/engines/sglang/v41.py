@@ -44,10 +44,9 @@ def store(group: TensorGroup, placement: Placement, context: Context) -> RankTen
 
 def assumes(context: Context) -> str:
     """What bytes per rank rest on."""
-    return (
-        "weights are the parameters that SGLang's classes declare for V4.1, with engram tables in the GPU's memory and "
-        "without DSpark's draft; they were not loaded"
-    )
+    draft = " and without DSpark's draft" if context.inventory.draft.dspark else ""
+    tables = "with engram tables in the GPU's memory"
+    return f"weights are the parameters that SGLang's classes declare for V4.1, {tables}{draft}; they were not loaded"
 
 
 _LATER = (StartStage.CONSTRUCTION, StartStage.LOADING)

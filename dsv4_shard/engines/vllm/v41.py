@@ -59,10 +59,9 @@ def _row_scales(group: TensorGroup, placement: Placement, context: Context) -> R
 
 def assumes(context: Context) -> str:
     """What bytes per rank rest on."""
-    return (
-        "weights are the parameters that vLLM's classes declare for V4.1, with engram tables in host memory (its "
-        "default) and without DSpark's draft; they were not loaded"
-    )
+    draft = " and without DSpark's draft" if context.inventory.draft.dspark else ""
+    tables = "with engram tables in host memory (its default)"
+    return f"weights are the parameters that vLLM's classes declare for V4.1, {tables}{draft}; they were not loaded"
 
 
 _LATER = (StartStage.CONSTRUCTION, StartStage.LOADING)

@@ -5,9 +5,10 @@ Every file, size, header and digest is compared with the manifest. `against_sour
 
 import filecmp
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 from dsv4_shard.checkpoint import Checkpoint, Inventory
 from dsv4_shard.errors import HeaderError, ReadFailed
@@ -26,7 +27,7 @@ from dsv4_shard.storage import (
 from dsv4_shard.tensors.header import LENGTH_BYTES, Header, read_header
 from dsv4_shard.text.sanitize import short_name
 from dsv4_shard.text.units import counted, size
-from dsv4_shard.verification.against_source import Compared, compare
+from dsv4_shard.verification.against_source import compare
 from dsv4_shard.verification.contents import check_contents, check_sample
 from dsv4_shard.verification.documents import Problem, Verification
 
@@ -61,25 +62,9 @@ def verify(
     workers = workers or default_workers()
     files = _files_of(manifest, ranks)
     problems, sound = _check_without_tensors(folder, manifest, files)
-    compared: Compared | None = None
-    notes: list[str] = []
-    sampled: int | None = None
-    if source is None and sample is not None:
-        found, sampled = check_sample(folder, sound, sample, workers, on_progress)
-        problems += found
-    elif source is None:
-        problems += check_contents(folder, sound, workers, on_progress)
-    elif any(problem.file == PLAN_NAME for problem in problems):
-        notes.append("the source was not compared: plan.json, which says how, is not what was written")
-    else:
-        compared = compare(folder, manifest, source, {entry.name for entry in sound}, workers, on_progress)
-        problems += compared.problems
-        notes += compared.notes
-        if unchecked := unchecked_copies(source[0].source, (file.name for file in source[0].files)):
-            notes.append(
-                f"{counted(len(unchecked), 'file')} of the checkpoint came from the Hub cache, unchecked: "
-                "`hf cache verify REPO` compares them with the repository's SHA-256"
-            )
+    is_planned = not any(problem.file == PLAN_NAME for problem in problems)
+    checked = _check_tensors(folder, manifest, sound, source, sample, workers, on_progress, is_planned=is_planned)
+    strangers = _strangers(folder, manifest, signature) if ranks is None else ()
     held = tuple(rank for rank in manifest.ranks if ranks is None or rank in ranks)
     return Verification(
         folder=str(folder),
@@ -90,14 +75,62 @@ def verify(
         files=len(files),
         tensors=sum(len(entry.tensors) for entry in files),
         bytes=sum(entry.nbytes for entry in files),
-        sampled_bytes=sampled,
+        sampled_bytes=checked.sampled,
         against=source[0].source.label if source else None,
-        accounts=compared.accounts if compared else {},
+        accounts=checked.accounts or {},
         left_out=dict(Counter(manifest.left_out.values())),
-        problems=tuple(problems),
-        notes=(*(_strangers(folder, manifest, signature) if ranks is None else ()), *notes),
-        unknown=() if compared else tuple(_unknown(manifest, sampled, signature is not None)),
+        problems=(*problems, *checked.problems),
+        notes=(*strangers, *checked.notes),
+        unknown=tuple(_unknown(manifest, checked.sampled, signature is not None)) if checked.accounts is None else (),
     )
+
+
+class _Checked(NamedTuple):
+    """What the tensors show: problems and notes; bytes of a sample; and the accounts of a comparison with the source.
+
+    `sampled` and `accounts` are None where there was no sample, or no comparison.
+    """
+
+    problems: Sequence[Problem] = ()
+    notes: Sequence[str] = ()
+    sampled: int | None = None
+    accounts: dict[str, int] | None = None
+
+
+def _check_tensors(
+    folder: Path,
+    manifest: Manifest,
+    sound: list[ManifestFile],
+    source: tuple[Checkpoint, Inventory] | None,
+    sample: Fraction | None,
+    workers: int,
+    on_progress: Callable[[int], None],
+    *,
+    is_planned: bool,
+) -> _Checked:
+    """Compare the tensors of `sound` files with the source, or with the digests of the manifest, all or a sample.
+
+    `is_planned`: the plan is the one that was written, so that the source can be compared by it.
+    """
+    if source is None:
+        if sample is None:
+            return _Checked(check_contents(folder, sound, workers, on_progress))
+        problems, nbytes = check_sample(folder, sound, sample, workers, on_progress)
+        return _Checked(problems, sampled=nbytes)
+    if not is_planned:
+        return _Checked(notes=("the source was not compared: plan.json, which says how, is not what was written",))
+    compared = compare(folder, manifest, source, {entry.name for entry in sound}, workers, on_progress)
+    return _Checked(compared.problems, [*compared.notes, *_unchecked(source[0])], accounts=compared.accounts)
+
+
+def _unchecked(checkpoint: Checkpoint) -> Iterator[str]:
+    """A note if files of the checkpoint came from the Hub's cache, where nothing has checked them."""
+    unchecked = unchecked_copies(checkpoint.source, (file.name for file in checkpoint.files))
+    if unchecked:
+        yield (
+            f"{counted(len(unchecked), 'file')} of the checkpoint came from the Hub cache, unchecked: "
+            "`hf cache verify REPO` compares them with the repository's SHA-256"
+        )
 
 
 def missing_of(world: int, ranks: Iterable[int]) -> tuple[int, ...]:
@@ -200,35 +233,39 @@ def _check_companions(folder: Path, manifest: Manifest) -> Iterator[Problem]:
 
 def _check_file(folder: Path, entry: ManifestFile, manifest: Manifest) -> Iterator[Problem]:
     """Problems of a rank file's presence, size and header."""
-
-    def problem(kind: str, message: str) -> Problem:
-        return Problem(kind=kind, file=entry.name, message=message)
-
     try:
         file = LocalFile(folder / entry.name, entry.name)
     except ReadFailed:
-        yield problem("lost-file", f"is gone or unreadable: the shards of {_ranks(entry)}")
+        message = f"is gone or unreadable: the shards of {_ranks(entry)}"
+        yield Problem(kind="lost-file", file=entry.name, message=message)
         return
     try:
-        if file.nbytes != entry.nbytes:
-            swapped = _swapped(_raw_header_digest(file), entry, manifest)
-            if swapped:
-                yield problem("wrong-header", swapped)
-                return
-            yield problem("wrong-size", f"has {file.nbytes:,} bytes, {entry.nbytes:,} were written")
-            return
-        header = read_header(file, entry.name)
-        digest = digest_of(file.read(0, header.data_start))
-        if digest != entry.header_digest:
-            yield problem(
-                "wrong-header", _swapped(digest, entry, manifest) or "its header differs from what was written"
-            )
-        elif _sizes(entry, header) != {name: info.nbytes for name, info in header.tensors.items()}:
-            yield problem("wrong-manifest", "the manifest has other tensors or sizes than its header")
+        found = _problem_of(file, entry, manifest)
     except HeaderError as error:
-        yield problem("wrong-header", str(error))
+        found = "wrong-header", str(error)
     finally:
         file.close()
+    if found is not None:
+        yield Problem(kind=found[0], file=entry.name, message=found[1])
+
+
+def _problem_of(file: LocalFile, entry: ManifestFile, manifest: Manifest) -> tuple[str, str] | None:
+    """Kind and message of what is wrong with the size or header of a file; None if nothing is.
+
+    Raises:
+        HeaderError: The header cannot be read.
+    """
+    if file.nbytes != entry.nbytes:
+        swapped = _swapped(_raw_header_digest(file), entry, manifest)
+        wrong_size = f"has {file.nbytes:,} bytes, {entry.nbytes:,} were written"
+        return ("wrong-header", swapped) if swapped else ("wrong-size", wrong_size)
+    header = read_header(file, entry.name)
+    digest = digest_of(file.read(0, header.data_start))
+    if digest != entry.header_digest:
+        return "wrong-header", _swapped(digest, entry, manifest) or "its header differs from what was written"
+    if _sizes(entry, header) != {name: info.nbytes for name, info in header.tensors.items()}:
+        return "wrong-manifest", "the manifest has other tensors or sizes than its header"
+    return None
 
 
 def _ranks(entry: ManifestFile) -> str:

@@ -32,10 +32,10 @@ from dsv4_shard.sharding.manifest import load_manifest
 from dsv4_shard.sharding.recipe import Slice, SliceMap
 from dsv4_shard.sharding.run import reshard
 from dsv4_shard.tensors.header import Header, parse_header
-from dsv4_shard.verification.against_source import _account
 from dsv4_shard.verification.documents import TOLERANCE, Verification
 from dsv4_shard.verification.moe_numerics import check_numerics
 from dsv4_shard.verification.result_folder import verify
+from dsv4_shard.verification.source_accounts import account
 
 RANK_FILES = ("model0-mp2.safetensors", "model1-mp2.safetensors")
 COMPANIONS = ("plan.json", "source.zip", "inference_config.json", "tokenizer.json", "tokenizer_config.json")
@@ -177,10 +177,10 @@ def test_a_tensor_that_is_not_split_evenly_is_unaccounted_for(
     number, step = next((n, s) for n, s in enumerate(job.recipe.steps) if s.source.name == "layers.0.attn.wq_b.weight")
     (landing,) = step.landings
     assert [len(files) for _, files in landing.spread] == [2, 2]
-    assert _account(job.recipe, inventory, manifest)[1] == []
+    assert account(job.recipe, inventory, manifest)[1] == []
     steps = list(job.recipe.steps)
     steps[number] = replace(step, landings=(landing._replace(spread=change(landing.spread)),))
-    (problem,) = _account(replace(job.recipe, steps=tuple(steps)), inventory, manifest)[1]
+    (problem,) = account(replace(job.recipe, steps=tuple(steps)), inventory, manifest)[1]
     assert (problem.kind, problem.tensor) == ("unaccounted", step.source.name)
 
 

@@ -1,5 +1,6 @@
 """The document that `inspect` returns, for known and for unknown families."""
 
+from dsv4_shard.inspection.axes import Axis
 from dsv4_shard.inspection.known_family import (
     DEFAULT_TPS,
     DimensionPart,
@@ -9,7 +10,7 @@ from dsv4_shard.inspection.known_family import (
     MatrixCell,
     inspect,
 )
-from dsv4_shard.inspection.unknown_family import Axis, QuantizedRow, UnknownIdentity, UnknownInspection, inspect_unknown
+from dsv4_shard.inspection.unknown_family import QuantizedRow, UnknownIdentity, UnknownInspection, inspect_unknown
 
 __all__ = [
     "DEFAULT_TPS",

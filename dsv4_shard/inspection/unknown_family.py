@@ -5,11 +5,13 @@ given. The axis that engines cut is marked if the last part of the name means th
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from dsv4_shard.checkpoint import OTHER_EXPORT, Finding, Severity, UnknownCheckpoint, name_export, some
 from dsv4_shard.engines import Request
-from dsv4_shard.inspection.known_family import DEFAULT_TPS, DimensionPart, InspectionFinding
+from dsv4_shard.inspection.axes import Axis, axes_of
+from dsv4_shard.inspection.declared_sizes import declared_block, packed_bits, size_of
+from dsv4_shard.inspection.known_family import DEFAULT_TPS, InspectionFinding
 from dsv4_shard.inspection.scale_pairs import MAX_AXES, Scaled, Scales, Sharing, find_scales
 from dsv4_shard.models import architectures_of, title_of
 from dsv4_shard.planning import check_request
@@ -31,19 +33,6 @@ _MAX_ROWS = 300
 """Real checkpoints have about thirty templates. Above this limit, a finding states how many there are."""
 
 _MAX_WORDS = 8
-
-ROWS_CUT = frozenset(
-    {"gate_proj", "up_proj", "gate_up_proj", "w1", "w3", "w13", "q_proj", "k_proj", "v_proj", "q_b_proj", "kv_b_proj"}
-)
-
-COLUMNS_CUT = frozenset({"down_proj", "w2", "o_proj", "wo", "out_proj"})
-
-TWO_IN_ONE = frozenset({"gate_up_proj", "w13"})
-"""Gate and up in one tensor: a rank takes a part of each, so each must divide."""
-
-_MODULE_ENDINGS = (".weight_packed", ".weight", "_blocks")
-
-AxisName = Literal["rows", "columns"]
 
 
 class UnknownIdentity(Document):
@@ -80,23 +69,6 @@ class TemplateRow(Document):
     scales: str | None
     tensors: int
     bytes: int
-
-
-class Axis(Document):
-    """One axis of a weight: `size` elements in units of `unit` elements, in each of `parts` matrices that are stored as
-    one.
-
-    `scale_size` is the scale's size along the axis, for all parts; null if the scale has no such axis. `cut` tells
-    whether engines cut this axis, as far as the name shows.
-    """
-
-    axis: AxisName
-    size: int
-    parts: int
-    unit: int
-    scale_size: int | None
-    cut: bool
-    shares: tuple[DimensionPart, ...]
 
 
 class QuantizedRow(Document):
@@ -148,7 +120,7 @@ def inspect_unknown(checkpoint: UnknownCheckpoint, tps: tuple[int, ...] = DEFAUL
     for tp in tps:
         check_request(Request(tp))
     identity = _identity(checkpoint)
-    scales = find_scales(checkpoint.tensors, identity.declared_block, _packed_bits(checkpoint.document))
+    scales = find_scales(checkpoint.tensors, identity.declared_block, packed_bits(checkpoint.document))
     rows = _count(scales)
     findings = (
         *checkpoint.findings,
@@ -180,58 +152,14 @@ def _identity(checkpoint: UnknownCheckpoint) -> UnknownIdentity:
         tensors=len(checkpoint.tensors),
         files=len(checkpoint.files),
         bytes=sum(tensor.nbytes for tensor in checkpoint.tensors.values()),
-        layers=_size(document, "num_hidden_layers"),
-        hidden_size=_size(document, "hidden_size"),
-        attention_heads=_size(document, "num_attention_heads"),
-        key_value_heads=_size(document, "num_key_value_heads"),
-        routed_experts=_size(document, "n_routed_experts", "num_experts", "num_local_experts"),
-        intermediate_size=_size(document, "moe_intermediate_size", "intermediate_size"),
-        declared_block=_declared_block(document),
+        layers=size_of(document, "num_hidden_layers"),
+        hidden_size=size_of(document, "hidden_size"),
+        attention_heads=size_of(document, "num_attention_heads"),
+        key_value_heads=size_of(document, "num_key_value_heads"),
+        routed_experts=size_of(document, "n_routed_experts", "num_experts", "num_local_experts"),
+        intermediate_size=size_of(document, "moe_intermediate_size", "intermediate_size"),
+        declared_block=declared_block(document),
     )
-
-
-def _natural(value: object) -> int | None:
-    return value if type(value) is int and 0 < value < 2**31 else None
-
-
-def _places(document: dict[str, Any]) -> tuple[dict[str, Any], ...]:
-    """The objects that contain sizes. Models of text and images nest those of the text."""
-    nested = document.get("text_config")
-    return (document, nested) if isinstance(nested, dict) else (document,)
-
-
-def _size(document: dict[str, Any], *names: str) -> int | None:
-    sizes = (_natural(place.get(name)) for name in names for place in _places(document))
-    return next((size for size in sizes if size is not None), None)
-
-
-def _quantizations(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The config's descriptions of quantized weights: one in FP8 checkpoints, one per group in compressed-tensors."""
-    for place in _places(document):
-        quantization = place.get("quantization_config")
-        if isinstance(quantization, dict):
-            yield quantization
-            groups = quantization.get("config_groups")
-            for group in groups.values() if isinstance(groups, dict) else ():
-                weights = group.get("weights") if isinstance(group, dict) else None
-                if isinstance(weights, dict):
-                    yield weights
-
-
-def _declared_block(document: dict[str, Any]) -> tuple[int, int] | None:
-    for said in _quantizations(document):
-        for block in (said.get("weight_block_size"), said.get("block_structure")):
-            if isinstance(block, list) and len(block) == 2:
-                rows, columns = _natural(block[0]), _natural(block[1])
-                if rows and columns:
-                    return rows, columns
-    return None
-
-
-def _packed_bits(document: dict[str, Any]) -> int | None:
-    """Bits per value in packed words; None unless the config gives exactly one number that divides the word."""
-    bits = {_natural(said.get("num_bits")) for said in _quantizations(document)} & {2, 4, 8}
-    return bits.pop() if len(bits) == 1 else None
 
 
 def _count(scales: Scales) -> dict[tuple[str, str, str], tuple[int, int]]:
@@ -276,59 +204,8 @@ def _quantized(scales: Scales, hidden: int | None, tps: tuple[int, ...]) -> Iter
             scale_shape=kind.scale_shape,
             scales=scaled.sharing,
             block=scaled.block,
-            axes=tuple(_axes(scaled, hidden, tps)),
+            axes=tuple(axes_of(scaled, hidden, tps)),
         )
-
-
-def _axes(scaled: Scaled, hidden: int | None, tps: tuple[int, ...]) -> Iterator[Axis]:
-    if scaled.sharing is Sharing.UNCLEAR or scaled.scale_sizes is None:
-        return
-    module = module_of(scaled.kind.template)
-    cut = _cut(module, scaled.shape, hidden)
-    units = scaled.block or (1, scaled.packed)
-    names: tuple[AxisName, AxisName] = ("rows", "columns")
-    for number, name in enumerate(names):
-        size, scale = scaled.shape[number - 2], scaled.scale_sizes[number]
-        parts = 2 if module in TWO_IN_ONE and name == cut and size % 2 == 0 else 1
-        yield Axis(
-            axis=name,
-            size=size // parts,
-            parts=parts,
-            unit=units[number],
-            scale_size=scale if scaled.sharing is Sharing.BLOCK or scale > 1 else None,
-            cut=name == cut,
-            shares=tuple(_share(size, parts * tp, units[number], tp) for tp in tps),
-        )
-
-
-def _share(size: int, ways: int, unit: int, tp: int) -> DimensionPart:
-    """Units per rank of an axis that is cut `ways`. TP 1 is always whole, even if the last block is not full.
-
-    The scale's axis has `ceil(size / unit)` entries, so it divides wherever the weight's does.
-    """
-    return DimensionPart(tp=tp, units_per_rank=size / (ways * unit), whole=tp == 1 or size % (ways * unit) == 0)
-
-
-def module_of(template: str) -> str:
-    """The last part of a weight's name that identifies the module."""
-    for ending in _MODULE_ENDINGS:
-        if template.endswith(ending):
-            template = template.removesuffix(ending)
-            break
-    return template.rpartition(".")[2]
-
-
-def _cut(module: str, shape: tuple[int, ...], hidden: int | None) -> AxisName | None:
-    """The axis that engines cut, if the name shows it.
-
-    Stacked experts may be transposed; the hidden axis is never cut.
-    """
-    if module not in ROWS_CUT | COLUMNS_CUT:
-        return None
-    *experts, rows, columns = shape
-    if experts and (rows == hidden) != (columns == hidden):
-        return "columns" if rows == hidden else "rows"
-    return "rows" if module in ROWS_CUT else "columns"
 
 
 def _findings(scales: Scales, declared: tuple[int, int] | None) -> Iterator[Finding]:

@@ -27,9 +27,10 @@ from dsv4_shard.checkpoint.reader import UnknownCheckpoint, read_unknown
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.cli import app
 from dsv4_shard.errors import ExitCode, IndexMismatch, MissingFile, UsageError
+from dsv4_shard.inspection.axes import Axis, module_of
 from dsv4_shard.inspection.known_family import DEFAULT_TPS
 from dsv4_shard.inspection.scale_pairs import Sharing
-from dsv4_shard.inspection.unknown_family import SCHEMA_VERSION, Axis, UnknownInspection, inspect_unknown, module_of
+from dsv4_shard.inspection.unknown_family import SCHEMA_VERSION, UnknownInspection, inspect_unknown
 from dsv4_shard.opening import open_source
 from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.version import __version__

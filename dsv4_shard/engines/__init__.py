@@ -10,13 +10,11 @@ from dsv4_shard.engines.deployment import (
     pick_gpu,
     pick_nodes,
 )
-from dsv4_shard.engines.engine import (
+from dsv4_shard.engines.engine import Engine
+from dsv4_shard.engines.launch import (
     FIRST_NODE,
     NODE_RANK,
-    UNKNOWN_FAMILY,
-    UNKNOWN_GPU,
     Command,
-    Engine,
     Launch,
     Options,
     commands_of,
@@ -42,6 +40,7 @@ from dsv4_shard.engines.registry import DEEPSEEK, ENGINES, engine_for, find_engi
 from dsv4_shard.engines.remarks import Change, Loss
 from dsv4_shard.engines.rules import NOT_VERIFIED, Breach, Divides, Remedy, Requires, Rule, Symptom
 from dsv4_shard.engines.stages import StartStage
+from dsv4_shard.engines.unverified import UNKNOWN_FAMILY, UNKNOWN_GPU
 from dsv4_shard.engines.verdict import Verdict
 from dsv4_shard.engines.vllm.v4 import BACKENDS, BACKENDS_FP8
 

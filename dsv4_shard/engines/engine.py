@@ -1,185 +1,30 @@
-"""`Engine`: the rules and functions of one engine; `Launch`: how to start it."""
+"""`Engine`: the rules and functions of one engine."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 from dsv4_shard.checkpoint import NVFP4, Inventory, TensorGroup
 from dsv4_shard.engines import bytes_sent
+from dsv4_shard.engines.defaults import (
+    as_stored,
+    assume_verified,
+    loads_well,
+    no_changes,
+    no_launch,
+    no_losses,
+    no_notes,
+    not_known_addition,
+)
 from dsv4_shard.engines.deployment import ANY_ENGINE, Context, Deployment, Request
 from dsv4_shard.engines.host_memory import HostRules
 from dsv4_shard.engines.kv_cache import CacheOf, not_known
+from dsv4_shard.engines.launch import Launch
 from dsv4_shard.engines.layout import Layout
 from dsv4_shard.engines.parallelism import Pairs, ep_option, every_divisor
-from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, Split, rank_tensor
+from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate
 from dsv4_shard.engines.remarks import Change, Loss
-from dsv4_shard.engines.remedies import for_engine
-from dsv4_shard.engines.rules import NOT_VERIFIED, Breach, Requires, Rule
-from dsv4_shard.engines.stages import StartStage
-from dsv4_shard.models import TARGET, Family, Module, Role, Stage
-from dsv4_shard.text.units import gib
-
-Options = dict[str, str | None]
-"""Options of a command by name. Values are quoted for a shell; None marks an option without a value."""
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """A program with its options. `program` has the words before the options, such as `vllm serve MODEL`."""
-
-    program: str
-    options: Options
-
-    def __str__(self) -> str:
-        return " ".join((self.program, *settings_of(self.options)))
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """How to start the engine.
-
-    Attributes:
-        environment: Variables by name.
-        program: The engine's command with the options of the first node; None if nothing is started.
-        launcher: The command that starts `program` (torchrun, srun), with the options of the first node; None without.
-        node_options: For each node, the options that differ from the first node's. They belong to `launcher` if there
-            is one, else to `program`.
-        files: Files that the commands name: name → text.
-        draft_options: Options to append to the commands to use the MTP draft model.
-        needs_plugin: Whether every node needs this package installed in the engine's environment.
-    """
-
-    environment: dict[str, str]
-    program: Command | None = None
-    launcher: Command | None = None
-    node_options: tuple[Options, ...] = ({},)
-    files: dict[str, str] = field(default_factory=dict)
-    draft_options: str = ""
-    needs_plugin: bool = False
-
-    @property
-    def commands(self) -> tuple[str, ...]:
-        """The command line of each node."""
-        return commands_of(self.launcher, self.program, self.node_options)
-
-    def with_changes(self, changes: Iterable[Change]) -> "Launch":
-        """Return the launch with the variables and options of `changes` as well; itself if nothing is started."""
-        if self.program is None:
-            return self
-        environment, options = dict(self.environment), dict(self.program.options)
-        for setting in (setting for change in changes for setting in change.settings):
-            name, space, value = setting.partition(" ")
-            if name.startswith("-"):
-                options[name] = value if space else None
-            else:
-                variable, _, value = setting.partition("=")
-                environment[variable] = value
-        return replace(self, environment=environment, program=replace(self.program, options=options))
-
-
-NODE_RANK = "--node-rank"
-"""Option for the number of a node; the same in torchrun, SGLang and vLLM."""
-
-FIRST_NODE = "$NODE0"
-"""The address of the first node in commands: a variable that the user sets in the shell."""
-
-
-def node_ranks(nodes: int) -> tuple[Options, ...]:
-    """Options per node if only the node's number differs; the first node has its number in the common options."""
-    others: list[Options] = [{NODE_RANK: str(node)} for node in range(1, nodes)]
-    return ({}, *others)
-
-
-def commands_of(
-    launcher: Command | None, program: Command | None, node_options: tuple[Options, ...]
-) -> tuple[str, ...]:
-    """The command line of each node; see `Launch`."""
-    if program is None:
-        return ()
-    own = launcher or program
-    on_nodes = (replace(own, options={**own.options, **options}) for options in node_options)
-    return tuple(f"{command} {program}" if launcher else str(command) for command in on_nodes)
-
-
-def on_every_node(
-    launcher: Command | None, program: Command | None, node_options: tuple[Options, ...], environment: dict[str, str]
-) -> tuple[str, tuple[str, ...]]:
-    """Return one command for all nodes, with `$NODE_RANK`, and the options to add on all nodes but the first."""
-    own = launcher or program
-    if own is None:
-        return "", ()
-    options, more = dict(own.options), dict[str, str | None]()
-    node = str(len(node_options) - 1)
-    for name, value in node_options[-1].items():
-        if name == NODE_RANK:
-            options[name] = "$NODE_RANK"
-        elif value is not None and name in options:
-            parent, slash, last = value.rpartition("/")  # the folder of the node is the last part of its path
-            options[name] = f"{parent}{slash}node-$NODE_RANK" if last == f"node-{node}" else value
-        else:
-            more[name] = value
-    variables = [f"{name}={value}" for name, value in environment.items()]
-    words = [*variables, str(Command(own.program, options)), *([str(program)] if launcher else [])]
-    return " ".join(words), settings_of(more)
-
-
-def settings_of(options: Options) -> tuple[str, ...]:
-    """Return options as words of a command line: `--tp 16`."""
-    return tuple(name if value is None else f"{name} {value}" for name, value in options.items())
-
-
-def no_notes(context: Context) -> tuple[str, ...]:
-    """No notes."""
-    return ()
-
-
-def no_changes(context: Context) -> tuple[Change, ...]:
-    """No changes."""
-    return ()
-
-
-def no_losses(context: Context) -> tuple[Loss, ...]:
-    """No losses."""
-    return ()
-
-
-def loads_well(context: Context) -> str | None:
-    """None: the engine serves the checkpoint itself."""
-    return None
-
-
-def as_stored(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
-    """Dtype and shape as in the checkpoint."""
-    return rank_tensor(group, placement, context)
-
-
-def no_launch(context: Context, model_path: str, sharded: bool) -> Launch:
-    """No commands: none are known."""
-    return Launch({})
-
-
-def assume_verified(context: Context) -> str:
-    """The assumption behind bytes that are not verified: the placements of layouts that are."""
-    deployment = context.deployment
-    if context.inventory.routed.name == NVFP4:
-        return (
-            "weights are the parameters that the engine's classes declare for NVFP4 experts; a load of them was not "
-            "compared"
-        )
-    return f"weights are placed as in the layouts that are verified, whatever version {deployment.version} does"
-
-
-def assume_bound(context: Context) -> str:
-    """The assumption behind a bound: experts divided, all else whole; and the least that any cut leaves."""
-    nbytes = sum(group.nbytes * count for group, count in context.inventory.groups.items() if group.stage in TARGET)
-    return (
-        "weights are at most these, with routed experts divided over the ranks and every other tensor whole on each; "
-        f"at least {gib(nbytes // context.deployment.world)}, if every tensor is divided"
-    )
-
-
-def not_known_addition(context: Context) -> str:
-    """Describe how the shared expert's output joins the sum: not known."""
-    return "How the shared expert's output joins the sum is not known for this engine."
+from dsv4_shard.engines.rules import Breach, Rule
+from dsv4_shard.models import TARGET, Family, Role, Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,37 +201,3 @@ class Engine:
             else breach
             for breach in found
         ]
-
-
-UNKNOWN_FAMILY = "family"
-
-UNKNOWN_GPU = "gpu"
-"""Names of the rules that break for an unknown family or GPU."""
-
-
-def unverified_rules(engine: Engine, reason: str) -> tuple[Rule, ...]:
-    """Rules for what `engine` is not verified for: what its configuration refuses, then one rule with the reason."""
-    known = Requires(
-        UNKNOWN_FAMILY, Module.DEPLOYMENT, lambda _: False, reason, consequence=NOT_VERIFIED, fatal=True,
-        remedies=(for_engine("node"), for_engine("reference")),
-    )  # fmt: skip
-    return (*(rule for rule in engine.rules if rule.stage is StartStage.CONFIGURATION), known)
-
-
-def unknown_to(engine: Engine, family: Family) -> Engine:
-    """Return `engine` for a family that it is not verified for. Its bytes per rank are a bound."""
-    reason = f"{engine.title} {engine.version}'s own classes were not run with {family.title}"
-    return replace(
-        engine, rules=unverified_rules(engine, reason),
-        place=divided_experts, store=as_stored, notes=no_notes, changes=no_changes, losses=no_losses, layout=None,
-        assumes=assume_bound, is_bound=True,
-    )  # fmt: skip
-
-
-def divided_experts(role: Role, context: Context) -> Placement:
-    """Routed experts over EP and MoE TP, all other tensors whole."""
-    if role.module is not Module.ROUTED:
-        return Replicate()
-    if context.deployment.moe_tp == 1:
-        return Expert(Replicate())
-    return Expert(Split(1 if role is Role.ROUTED_DOWN else 0, "moe"))

@@ -29,7 +29,7 @@ def table_parts(context: Context) -> Placement:
     columns = columns_of(config)
     each = -(-columns // ranks)
     tables = column_starts(config.engram_vocab_size or 0, len(config.engram_num_embeddings), columns)
-    is_known = bool(tables) and tuple(table[-1] for table in tables) == config.engram_num_embeddings
+    is_known = tuple(table[-1] for table in tables) == config.engram_num_embeddings
     if not is_known or each * (ranks - 1) >= columns:
         return equal_parts(context)
     cut = [min(rank * each, columns) for rank in range(ranks + 1)]
@@ -48,7 +48,7 @@ def equal_parts(context: Context) -> Placement:
 @cache
 def column_starts(least: int, tables: int, columns: int) -> tuple[tuple[int, ...], ...]:
     """For each table, the first row of each column and the number of all rows; empty beyond the sizes of a model."""
-    if not (0 < least <= _MOST_ROWS and tables * columns <= _MOST_COLUMNS):
+    if not (1 < least <= _MOST_ROWS and tables * columns <= _MOST_COLUMNS):
         return ()
     found = list(islice(_primes(least), tables * columns))
     parts = (found[start : start + columns] for start in range(0, len(found), columns))
@@ -56,5 +56,5 @@ def column_starts(least: int, tables: int, columns: int) -> tuple[tuple[int, ...
 
 
 def _primes(least: int) -> Iterator[int]:
-    """Yield the primes from `least` on."""
-    return (number for number in count(max(least, 2)) if all(number % part for part in range(2, int(number**0.5) + 1)))
+    """Yield the primes from `least` on, which is at least 2."""
+    return (number for number in count(least) if all(number % part for part in range(2, int(number**0.5) + 1)))

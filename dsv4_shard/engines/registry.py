@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from dsv4_shard.engines.engine import Engine, unknown_to
+from dsv4_shard.engines.engine import Engine
 from dsv4_shard.engines.node.any_family import NODE_ANY
 from dsv4_shard.engines.node.known_family import NODE, NODE_V3
 from dsv4_shard.engines.reference.v3 import REFERENCE_V3, REFERENCE_V32
@@ -13,6 +13,7 @@ from dsv4_shard.engines.sglang.v3 import SGLANG_V3
 from dsv4_shard.engines.sglang.v4 import SGLANG
 from dsv4_shard.engines.sglang.v41 import SGLANG_V41
 from dsv4_shard.engines.trtllm import TRTLLM
+from dsv4_shard.engines.unverified import unknown_to
 from dsv4_shard.engines.vllm.files import VllmLayout
 from dsv4_shard.engines.vllm.v3 import VLLM_V3
 from dsv4_shard.engines.vllm.v4 import VLLM

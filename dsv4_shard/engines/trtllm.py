@@ -12,7 +12,8 @@ from math import gcd
 from dsv4_shard.catalog.options import VERSIONS
 from dsv4_shard.checkpoint import Inventory, TensorGroup
 from dsv4_shard.engines.deployment import Context, Deployment, Request, resolve
-from dsv4_shard.engines.engine import Command, Engine, Launch, Options
+from dsv4_shard.engines.engine import Engine
+from dsv4_shard.engines.launch import Command, Launch, Options
 from dsv4_shard.engines.parallelism import Pairs, divisors, ep_option, pairs
 from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, Split, rank_tensor
 from dsv4_shard.engines.remedies import ANY_EP, FULL_DP, MORE_EP, NO_DP, leave_out

@@ -12,8 +12,8 @@ from support.schemas import validator
 
 from dsv4_shard.catalog.gpus import ALIASES, GPUS, find_gpu, gpu_with
 from dsv4_shard.engines.deployment import Request
-from dsv4_shard.engines.engine import UNKNOWN_GPU
 from dsv4_shard.engines.registry import ENGINES
+from dsv4_shard.engines.unverified import UNKNOWN_GPU
 from dsv4_shard.errors import InfeasiblePlan, UnknownGpu, UsageError
 from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.plan_builder import make_plan, refuse_infeasible

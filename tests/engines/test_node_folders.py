@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.cli import app
 from dsv4_shard.engines.deployment import Context, Request
-from dsv4_shard.engines.engine import on_every_node
+from dsv4_shard.engines.launch import on_every_node
 from dsv4_shard.engines.registry import engine_for
 from dsv4_shard.errors import InfeasiblePlan, NotEnoughDisk, UsageError
 from dsv4_shard.planning.choice import choose

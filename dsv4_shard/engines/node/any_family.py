@@ -8,12 +8,13 @@ bytes per GPU are a bound, and the plan has no commands.
 from collections.abc import Iterator
 
 from dsv4_shard.catalog.options import VERSIONS
-from dsv4_shard.checkpoint import Inventory, TensorGroup
+from dsv4_shard.checkpoint import Inventory
+from dsv4_shard.engines.defaults import assume_bound
 from dsv4_shard.engines.deployment import ANY_ENGINE, Context, Deployment, Request, resolve
-from dsv4_shard.engines.engine import Engine, Launch, assume_bound
+from dsv4_shard.engines.engine import Engine
 from dsv4_shard.engines.node.known_family import EP_RULE, NodeLayout, folders_notes
 from dsv4_shard.engines.parallelism import dp_alone
-from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, rank_tensor
+from dsv4_shard.engines.placement import Expert, Placement, Replicate
 from dsv4_shard.engines.remedies import ANY_DP, MORE_DP, leave_out
 from dsv4_shard.engines.rules import NOT_VERIFIED, Divides, Requires, Rule, Symptom
 from dsv4_shard.engines.shared_rules import EXPERTS, EXPERTS_RULE, KNOWN_DRAFT_RULE, NO_CAST_RULE, NODES_RULE
@@ -64,16 +65,6 @@ def place(role: Role, context: Context) -> Placement:
     return Expert(Replicate()) if role.module is Module.ROUTED else Replicate()
 
 
-def store(group: TensorGroup, placement: Placement, context: Context) -> RankTensor:
-    """Dtype and shape as in the checkpoint."""
-    return rank_tensor(group, placement, context)
-
-
-def launch(context: Context, model_path: str, sharded: bool) -> Launch:
-    """No commands: none are known."""
-    return Launch({})
-
-
 def addition(context: Context) -> str:
     """Describe how the shared expert's output joins the sum."""
     return "The folders have shared experts whole; where their output joins the sum is the engine's affair."
@@ -102,8 +93,6 @@ NODE_ANY = Engine(
     candidates=candidates,
     rules=RULES,
     place=place,
-    store=store,
-    launch=launch,
     addition=addition,
     notes=notes,
     layout=NodeLayout(),

@@ -13,7 +13,8 @@ from dsv4_shard.catalog.gpus import GPUS
 from dsv4_shard.catalog.options import VERSIONS
 from dsv4_shard.checkpoint import NVFP4, Inventory
 from dsv4_shard.engines.deployment import Context, Deployment, Request
-from dsv4_shard.engines.engine import NODE_RANK, Engine, Launch, Options
+from dsv4_shard.engines.engine import Engine
+from dsv4_shard.engines.launch import NODE_RANK, Launch, Options
 from dsv4_shard.engines.layout import Constant, Disposition, TargetTensor
 from dsv4_shard.engines.parallelism import dp_alone
 from dsv4_shard.engines.parameters import TOKENIZER_FILES

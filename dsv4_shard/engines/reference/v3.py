@@ -96,10 +96,9 @@ def _has_dense(context: Context) -> bool:
     return context.v3.first_k_dense_replace > 0
 
 
-def _rules(version: str, runner: str) -> tuple[Rule, ...]:
-    """What the converter refuses, in the order of the first tensors' names, then the model's faults."""
+def _config_rules(version: str, runner: str) -> tuple[Rule, ...]:
+    """What the reference has no option for, and what its model.py cannot hold."""
     return (
-        *ONE_WAY_RULES,
         Requires(
             "options", Module.ROUTED, lambda c: c.deployment.a2a is None and c.deployment.runner == runner,
             "the reference has no runners or all-to-all backends to choose", consequence=NO_OPTION,
@@ -126,38 +125,45 @@ def _rules(version: str, runner: str) -> tuple[Rule, ...]:
             "model.py always has shared experts, the checkpoint has none",
             consequence="the model refuses the files: its parameters are missing", fatal=True,
         ),
+    )  # fmt: skip
+
+
+_CUT_RULES = (
+    replace(
+        _cut_rule("dense-columns", Module.DENSE, Role.DENSE_DOWN, lambda c: c.intermediate_size, "intermediate_size",
+                  axis=1),
+        when=_has_dense,
+    ),
+    replace(
+        _cut_rule("dense-rows", Module.DENSE, Role.DENSE_GATE, lambda c: c.intermediate_size, "intermediate_size"),
+        when=_has_dense,
+    ),
+    _cut_rule("kv_b-blocks", Module.ATTENTION, Role.KV_B, lambda c: c.kv_rows, "kv_b rows"),
+    _cut_rule("o-blocks", Module.ATTENTION, Role.O_PROJ, lambda c: c.o_cols, "o columns", axis=1),
+    _cut_rule("q_b-blocks", Module.ATTENTION, Role.Q_B, lambda c: c.q_rows, "q_b rows"),
+    _cut_rule("shared-columns", Module.SHARED, Role.SHARED_DOWN, lambda c: c.shared_intermediate,
+              "shared intermediate size", axis=1),
+    _cut_rule("shared-rows", Module.SHARED, Role.SHARED_GATE, lambda c: c.shared_intermediate,
+              "shared intermediate size"),
+)  # fmt: skip
+"""What the converter cuts, in the order of the first tensors' names."""
+
+_HEADS_RULE = Divides(
+    "heads", Module.ATTENTION, lambda c: c.config.num_attention_heads, "num_attention_heads", ranks, "ranks",
+    uneven=Symptom(consequence=WRONG),
+)  # fmt: skip
+
+
+def _rules(version: str, runner: str) -> tuple[Rule, ...]:
+    """What the converter refuses, then the model's faults."""
+    return (
+        *ONE_WAY_RULES,
+        *_config_rules(version, runner),
         NODES_RULE,
         version_rule(version),
-        *in_stage(
-            StartStage.CONVERSION,
-            WHOLE_EXPERTS_RULE,
-            VOCAB_RULE,
-            replace(
-                _cut_rule("dense-columns", Module.DENSE, Role.DENSE_DOWN, lambda c: c.intermediate_size,
-                          "intermediate_size", axis=1),
-                when=_has_dense,
-            ),
-            replace(
-                _cut_rule("dense-rows", Module.DENSE, Role.DENSE_GATE, lambda c: c.intermediate_size,
-                          "intermediate_size"),
-                when=_has_dense,
-            ),
-            _cut_rule("kv_b-blocks", Module.ATTENTION, Role.KV_B, lambda c: c.kv_rows, "kv_b rows"),
-            _cut_rule("o-blocks", Module.ATTENTION, Role.O_PROJ, lambda c: c.o_cols, "o columns", axis=1),
-            _cut_rule("q_b-blocks", Module.ATTENTION, Role.Q_B, lambda c: c.q_rows, "q_b rows"),
-            _cut_rule("shared-columns", Module.SHARED, Role.SHARED_DOWN, lambda c: c.shared_intermediate,
-                      "shared intermediate size", axis=1),
-            _cut_rule("shared-rows", Module.SHARED, Role.SHARED_GATE, lambda c: c.shared_intermediate,
-                      "shared intermediate size"),
-        ),
-        *in_stage(
-            StartStage.SERVING,
-            Divides(
-                "heads", Module.ATTENTION, lambda c: c.config.num_attention_heads, "num_attention_heads", ranks,
-                "ranks", uneven=Symptom(consequence=WRONG),
-            ),
-        ),
-    )  # fmt: skip
+        *in_stage(StartStage.CONVERSION, WHOLE_EXPERTS_RULE, VOCAB_RULE, *_CUT_RULES),
+        *in_stage(StartStage.SERVING, _HEADS_RULE),
+    )
 
 
 # --- placements ----------------------------------------------------------------------------------------------------

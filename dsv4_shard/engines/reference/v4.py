@@ -18,8 +18,9 @@ from dsv4_shard.catalog.options import RUNNERS, VERSIONS
 from dsv4_shard.checkpoint import Inventory, TensorGroup
 from dsv4_shard.engines.bytes_sent import added_up_in_f32
 from dsv4_shard.engines.deployment import Context, Deployment, Request, resolve
-from dsv4_shard.engines.engine import FIRST_NODE, NODE_RANK, Command, Engine, Launch, Options, node_ranks
+from dsv4_shard.engines.engine import Engine
 from dsv4_shard.engines.host_memory import REFERENCE_HOST
+from dsv4_shard.engines.launch import FIRST_NODE, NODE_RANK, Command, Launch, Options, node_ranks
 from dsv4_shard.engines.layout import Constant, Disposition, LeftOut, TargetTensor
 from dsv4_shard.engines.parallelism import no_choice
 from dsv4_shard.engines.placement import Expert, Pad, Placement, RankTensor, Replicate, Split, rank_tensor

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from dsv4_shard.catalog.options import VERSIONS
 from dsv4_shard.catalog.sms import SM_10X, SM_12X, SM_90
 from dsv4_shard.engines.deployment import Context, Deployment
-from dsv4_shard.engines.kv_cache import Bounds, Cache, indexer_row, up_to
+from dsv4_shard.engines.kv_cache import Cache, up_to
+from dsv4_shard.engines.latent_rows import is_compared_geometry, row_bytes, with_copies
 from dsv4_shard.engines.sglang.kv_cache import BEFORE, BESIDE, OPTION, default_share
 from dsv4_shard.models import V32Config
-
-_GEOMETRY = {"kv_lora_rank": 512, "qk_rope_head_dim": 64}
 
 _GRAPHS = 1536
 
@@ -36,16 +35,13 @@ def cache_of(context: Context) -> Cache | None:
     is_compared = gpu.verified and gpu.sm in SM_90 | SM_10X | {120} and deployment.a2a in _A2A
     if not is_compared or deployment.version != VERSIONS["sglang"][0] or length is None:
         return None
-    if any(getattr(config, key) != size for key, size in _GEOMETRY.items()):
+    if not is_compared_geometry(config):
         return None
-    if isinstance(config, V32Config) and config.index_head_dim != 128:
-        return None
-    copies = config.kv_rows // deployment.attention_tp * config.kv_lora_rank * 2 * config.num_hidden_layers
     return Cache(
         OPTION,
         default_share(deployment, _reserved(deployment)),
         BEFORE,
-        Bounds(BESIDE.least, BESIDE.likely + copies, BESIDE.most + copies),
+        with_copies(BESIDE, context),
         LatentPool(token_bytes(context), page_of(context), length),
     )
 
@@ -53,11 +49,8 @@ def cache_of(context: Context) -> Cache | None:
 def token_bytes(context: Context) -> int:
     """Bytes of a token in all layers: BF16 rows, for V3.2 with an indexer's key, and rows in FP8 on Blackwell."""
     config = context.v3
-    row = config.kv_lora_rank + config.qk_rope_head_dim
-    if not isinstance(config, V32Config):
-        return 2 * row * config.num_hidden_layers
-    width = 1 if context.deployment.gpu.sm in _BLACKWELL else 2
-    return (width * row + indexer_row(config.index_head_dim)) * config.num_hidden_layers
+    is_fp8 = isinstance(config, V32Config) and context.deployment.gpu.sm in _BLACKWELL
+    return row_bytes(config, 1 if is_fp8 else 2) * config.num_hidden_layers
 
 
 def page_of(context: Context) -> int:

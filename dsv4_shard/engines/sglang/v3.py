@@ -8,8 +8,9 @@ Without expert parallelism V3's shared expert becomes one more routed expert; it
 from dataclasses import replace
 
 from dsv4_shard.checkpoint import TensorGroup
+from dsv4_shard.engines.defaults import no_losses
 from dsv4_shard.engines.deployment import Context
-from dsv4_shard.engines.engine import Launch, no_losses
+from dsv4_shard.engines.launch import Launch
 from dsv4_shard.engines.placement import Placement, RankTensor, Split, rank_tensor
 from dsv4_shard.engines.remedies import MORE_DP
 from dsv4_shard.engines.rules import Divides, Rule, Symptom, in_stage

@@ -16,17 +16,9 @@ from dsv4_shard.catalog.sms import EVERY_SM, FROM_HOPPER, SM_10X, SM_12X, SM_90
 from dsv4_shard.checkpoint import NVFP4, Inventory, TensorGroup
 from dsv4_shard.engines.bytes_sent import by_backend
 from dsv4_shard.engines.deployment import Context, Deployment, Request, experts_of, pick_gpu, resolve
-from dsv4_shard.engines.engine import (
-    FIRST_NODE,
-    NODE_RANK,
-    Command,
-    Engine,
-    Launch,
-    Options,
-    node_ranks,
-    settings_of,
-)
+from dsv4_shard.engines.engine import Engine
 from dsv4_shard.engines.host_memory import SGLANG_HOST
+from dsv4_shard.engines.launch import FIRST_NODE, NODE_RANK, Command, Launch, Options, node_ranks, settings_of
 from dsv4_shard.engines.nvfp4 import is_nvfp4, nvfp4_tensor
 from dsv4_shard.engines.parallelism import divisors, ep_option
 from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, Split, rank_tensor

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from dsv4_shard.checkpoint import Inventory, TensorGroup
+from dsv4_shard.engines.defaults import loads_well, no_losses, no_notes
 from dsv4_shard.engines.deployment import Context, Deployment, Request
-from dsv4_shard.engines.engine import Launch, Options, loads_well, no_losses, no_notes
+from dsv4_shard.engines.launch import Launch, Options
 from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, Split, rank_tensor
 from dsv4_shard.engines.remedies import FEWER_RANKS, FULL_EP, NO_DP, for_engine, leave_out
 from dsv4_shard.engines.rules import NO_OPTION, NOT_VERIFIED, Divides, Requires, Rule, Symptom, in_stage

@@ -16,8 +16,9 @@ from dsv4_shard.catalog.sms import EVERY_SM, FROM_ADA, FROM_HOPPER, SM_10X, SM_1
 from dsv4_shard.checkpoint import Inventory, TensorGroup
 from dsv4_shard.engines.bytes_sent import added_up, all_to_all
 from dsv4_shard.engines.deployment import Context, Deployment, Request, experts_of, pick_gpu, resolve
-from dsv4_shard.engines.engine import FIRST_NODE, NODE_RANK, Command, Engine, Launch, Options, node_ranks
+from dsv4_shard.engines.engine import Engine
 from dsv4_shard.engines.host_memory import VLLM_HOST
+from dsv4_shard.engines.launch import FIRST_NODE, NODE_RANK, Command, Launch, Options, node_ranks
 from dsv4_shard.engines.nvfp4 import is_nvfp4, nvfp4_tensor
 from dsv4_shard.engines.parallelism import ep_off_or_all
 from dsv4_shard.engines.placement import Expert, Pad, Placement, RankTensor, Replicate, Split, rank_tensor

@@ -3,20 +3,12 @@
 from dsv4_shard.planning.block_grid import BlockCut, BlockGrid, broken_grids, shared_grid
 from dsv4_shard.planning.choice import Choice, choose
 from dsv4_shard.planning.compare import Difference, PlacementDifference, PlanComparison, compare_plans
-from dsv4_shard.planning.document import (
-    Plan,
-    PlanBreach,
-    PlanCache,
-    PlanChange,
-    PlanHost,
-    PlanLaunch,
-    PlanMemory,
-    PlanModule,
-    PlanTotals,
-    PlanWay,
-)
+from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.earlier_plans import request_from_1
 from dsv4_shard.planning.fewest import Fewest, fewest_for
+from dsv4_shard.planning.launch_documents import PlanLaunch, PlanWay
+from dsv4_shard.planning.layout_documents import PlanModule
+from dsv4_shard.planning.memory_documents import PlanCache, PlanHost, PlanMemory, PlanTotals
 from dsv4_shard.planning.nearby import nearest
 from dsv4_shard.planning.outcome import MEMORY_RULE, LayoutOutcome, outcome_of
 from dsv4_shard.planning.plan_builder import make_plan, refuse_infeasible
@@ -32,6 +24,7 @@ from dsv4_shard.planning.plan_file import (
 from dsv4_shard.planning.remedies import ways_out, words
 from dsv4_shard.planning.request import check_request, options_of, request_of
 from dsv4_shard.planning.search import Search, plan_best, search_for
+from dsv4_shard.planning.verdict_documents import PlanBreach, PlanChange
 from dsv4_shard.planning.weights import beyond_roles, loads
 
 __all__ = [

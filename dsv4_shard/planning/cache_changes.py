@@ -1,7 +1,7 @@
 """KV cache → settings without which the engine would stop in KV planning."""
 
 from dsv4_shard.engines import Change
-from dsv4_shard.planning.document import PlanCache, PlanMemory
+from dsv4_shard.planning.memory_documents import PlanCache, PlanMemory
 from dsv4_shard.text.units import gib
 
 _LONGEST = {"--gpu-memory-utilization": "--max-model-len"}

@@ -11,7 +11,8 @@ from typing import Any, Literal
 from dsv4_shard.checkpoint import differences
 from dsv4_shard.engines import Verdict
 from dsv4_shard.models import Module
-from dsv4_shard.planning.document import Plan, PlanModule
+from dsv4_shard.planning.document import Plan
+from dsv4_shard.planning.layout_documents import PlanModule
 from dsv4_shard.text.document import Document
 from dsv4_shard.version import __version__
 

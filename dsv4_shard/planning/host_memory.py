@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.engines import Context, engine_for
 from dsv4_shard.models import Module
-from dsv4_shard.planning.document import PlanHost, PlanTotals
+from dsv4_shard.planning.memory_documents import PlanHost, PlanTotals
 from dsv4_shard.planning.weights import GroupLoad
 
 

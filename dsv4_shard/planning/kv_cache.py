@@ -1,7 +1,7 @@
 """A deployment's weights and GPU → whether a context fits, and with how many sessions (`PlanCache`)."""
 
 from dsv4_shard.engines import Context, engine_for
-from dsv4_shard.planning.document import PlanCache
+from dsv4_shard.planning.memory_documents import PlanCache
 
 
 def plan_cache(context: Context, weights: int) -> PlanCache | None:

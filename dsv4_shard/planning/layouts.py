@@ -10,7 +10,7 @@ from dsv4_shard.checkpoint import Checkpoint, Inventory
 from dsv4_shard.engines import Context, Deployment, Request, engine_for
 from dsv4_shard.models import Module
 from dsv4_shard.planning.choice import choose
-from dsv4_shard.planning.document import DeploymentDocument
+from dsv4_shard.planning.layout_documents import DeploymentDocument
 from dsv4_shard.planning.outcome import CACHE_RULE, MEMORY_RULE, LayoutOutcome, judge
 from dsv4_shard.planning.request import options_of
 from dsv4_shard.planning.weights import weights_of

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator
 
 from dsv4_shard.engines import Context, Divides, Engine, say_placement
 from dsv4_shard.models import Module, Part, Stage
-from dsv4_shard.planning.document import PlanCheck, PlanModule
+from dsv4_shard.planning.layout_documents import PlanModule
+from dsv4_shard.planning.verdict_documents import PlanCheck
 from dsv4_shard.planning.weights import GroupLoad
 
 

@@ -23,8 +23,9 @@ from dsv4_shard.engines import (
 )
 from dsv4_shard.planning.cache_changes import cache_changes
 from dsv4_shard.planning.choice import Choice, changes_of, choose
-from dsv4_shard.planning.document import PlanBreach, PlanCache, PlanMemory, PlanTotals
 from dsv4_shard.planning.kv_cache import plan_cache
+from dsv4_shard.planning.memory_documents import PlanCache, PlanMemory, PlanTotals
+from dsv4_shard.planning.verdict_documents import PlanBreach
 from dsv4_shard.planning.weights import GroupLoad, beyond_roles, loads, totals_of, weights_of
 from dsv4_shard.text.units import gib
 

@@ -15,21 +15,16 @@ from dsv4_shard.errors import InfeasiblePlan, LayoutNotVerified
 from dsv4_shard.models import NATIVE, TARGET
 from dsv4_shard.planning.assumptions import assumptions_of
 from dsv4_shard.planning.choice import choose
-from dsv4_shard.planning.document import (
-    SCHEMA_VERSION,
-    Plan,
-    PlanAlternative,
-    PlanChange,
-    PlanDeployment,
-    PlanLoss,
-)
+from dsv4_shard.planning.document import SCHEMA_VERSION, Plan, PlanAlternative
 from dsv4_shard.planning.draft import draft_notes
 from dsv4_shard.planning.host_memory import plan_host
+from dsv4_shard.planning.layout_documents import PlanDeployment
 from dsv4_shard.planning.module_rows import checked_divisions, module_rows
 from dsv4_shard.planning.nearby import nearest
 from dsv4_shard.planning.outcome import LayoutOutcome, outcome_of
 from dsv4_shard.planning.remedies import with_remedies
 from dsv4_shard.planning.request import options_of
+from dsv4_shard.planning.verdict_documents import PlanChange, PlanLoss
 from dsv4_shard.planning.ways import Shards, ways_of
 from dsv4_shard.planning.weights import rank_nbytes
 from dsv4_shard.version import __version__

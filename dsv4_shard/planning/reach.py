@@ -55,6 +55,10 @@ class Reach:
         return say_counts(self.first, self.last)
 
 
+NOT_TRIED = Reach((), 0, 0, 0, 0)
+"""No other number of GPUs was looked at."""
+
+
 @dataclass(frozen=True, slots=True)
 class Bound:
     """Bytes that an engine's ranks hold at least.

@@ -8,9 +8,9 @@ from dsv4_shard.checkpoint import Inventory
 from dsv4_shard.engines import UNKNOWN_GPU, Breach, Remedy, Request
 from dsv4_shard.errors import UsageError
 from dsv4_shard.planning.choice import Choice, choose
-from dsv4_shard.planning.document import PlanBreach
 from dsv4_shard.planning.outcome import MEMORY_RULE, LayoutOutcome, judge
 from dsv4_shard.planning.request import gpus_of, options_of
+from dsv4_shard.planning.verdict_documents import PlanBreach
 
 _TOGETHER = 2
 """Number of further remedies that a running plan may need."""

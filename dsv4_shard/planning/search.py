@@ -21,7 +21,7 @@ from dsv4_shard.planning.choice import choose
 from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.layouts import ALL, FoundLayout, layouts_on, rank_of
 from dsv4_shard.planning.plan_builder import make_plan
-from dsv4_shard.planning.reach import MOST_GPUS, Reach, bounds_of, fewest_on
+from dsv4_shard.planning.reach import MOST_GPUS, NOT_TRIED, Reach, bounds_of, fewest_on
 from dsv4_shard.planning.request import check_request, refuse_unknown_names
 from dsv4_shard.text.document import Document, html_table
 from dsv4_shard.text.units import counted, gib
@@ -123,12 +123,7 @@ def search(
     found, tried = layouts_on(checkpoint, inventory, asked, verified, session, narrowing)
     found.sort(key=lambda one: rank_of(one.layout, rank_by))
     best = found[0].layout if found and found[0].layout.fits else None
-    more = Reach((), 0, 0, 0, 0)
-    if best is None and verified:
-        free = replace(asked, nodes=None)
-        more = fewest_on(
-            checkpoint, inventory, free, bounds_of(inventory, free, verified), above=asked.tp, narrowing=narrowing
-        )
+    more = _more_gpus(checkpoint, inventory, asked, verified, narrowing) if best is None else NOT_TRIED
     return Search(
         schema_version=SCHEMA_VERSION,
         tool_version=__version__,
@@ -148,6 +143,17 @@ def search(
         tried=tried,
         reach=say_reach(more, asked),
     )
+
+
+def _more_gpus(
+    checkpoint: Checkpoint, inventory: Inventory, asked: Request, engines: tuple[str, ...], narrowing: Narrowing
+) -> Reach:
+    """Return how many more GPUs of the same kind hold the weights, on any number of nodes."""
+    if not engines:
+        return NOT_TRIED
+    free = replace(asked, nodes=None)
+    bounds = bounds_of(inventory, free, engines)
+    return fewest_on(checkpoint, inventory, free, bounds, above=asked.tp, narrowing=narrowing)
 
 
 def engines_to_search(

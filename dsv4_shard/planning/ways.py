@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.models import NATIVE
-from dsv4_shard.planning.document import PlanLaunch, PlanWay
 from dsv4_shard.planning.host_memory import node_bytes
+from dsv4_shard.planning.launch_documents import PlanLaunch, PlanWay
 from dsv4_shard.planning.outcome import LayoutOutcome
 
 

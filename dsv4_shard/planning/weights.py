@@ -17,7 +17,7 @@ from dsv4_shard.engines import (
     find_engine,
 )
 from dsv4_shard.models import TARGET, Module, Part, Role, Stage
-from dsv4_shard.planning.document import PlanTotals
+from dsv4_shard.planning.memory_documents import PlanTotals
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from support.checkpoints.full_size import PRO, V41, inventory_of
 
 import dsv4_shard
 from dsv4_shard.engines import Request
-from dsv4_shard.planning.document import Plan, PlanHost
+from dsv4_shard.planning.document import Plan
+from dsv4_shard.planning.memory_documents import PlanHost
 from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.reporting import make_report
 from dsv4_shard.terminal.plan import show_plan

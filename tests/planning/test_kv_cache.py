@@ -12,7 +12,8 @@ from dsv4_shard.engines.kv_cache import GIB, Cache
 from dsv4_shard.engines.sglang.kv_cache import SglangPool
 from dsv4_shard.engines.vllm.kv_cache import VllmPool
 from dsv4_shard.planning.choice import choose
-from dsv4_shard.planning.document import Plan, PlanCache
+from dsv4_shard.planning.document import Plan
+from dsv4_shard.planning.memory_documents import PlanCache
 from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.terminal.plan import show_plan
 

@@ -1,0 +1,92 @@
+"""The parts of a plan about serving: the ways, and the commands of each."""
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from dsv4_shard.engines import Command, Launch, commands_of, on_every_node
+from dsv4_shard.text.document import Document
+
+
+class PlanCommand(Document):
+    """A program with its options by name. Values are quoted for a shell; None marks an option without a value."""
+
+    program: str
+    options: dict[str, str | None]
+
+    @classmethod
+    def of(cls, command: Command | None) -> "PlanCommand | None":
+        """Return the document of an engine's command."""
+        return cls(program=command.program, options=command.options) if command else None
+
+    def to_command(self) -> Command:
+        """Return the command of the document."""
+        return Command(self.program, self.options)
+
+
+class PlanLaunch(Document):
+    """How to start the engine on this plan; empty if the plan does not run.
+
+    `commands` has a line for each node, made of `program` and, if the engine needs one, its `launcher`. Both have the
+    options of the first node. `node_options` has, for each node, the options that differ from the first node's; they
+    belong to `launcher` if there is one, else to `program`. `files` are files that the commands name: name → text.
+    `draft_options` are options to append to the commands to use the MTP draft model. `needs_plugin`: every node needs
+    this package installed in the engine's environment. `$NODE0` stands for the address of the first node.
+    """
+
+    environment: dict[str, str]
+    commands: tuple[str, ...]
+    files: dict[str, str]
+    draft_options: str
+    launcher: PlanCommand | None
+    program: PlanCommand | None
+    node_options: tuple[dict[str, str | None], ...]
+    needs_plugin: bool
+
+    @property
+    def on_every_node(self) -> tuple[str, tuple[str, ...]]:
+        """One command for all nodes, with `$NODE_RANK`, and the options to add on all nodes but the first."""
+        launcher, program = (part.to_command() if part else None for part in (self.launcher, self.program))
+        return on_every_node(launcher, program, self.node_options, self.environment)
+
+    @model_validator(mode="after")
+    def _commands_are_those_of_the_parts(self) -> "PlanLaunch":
+        launcher, program = (part.to_command() if part else None for part in (self.launcher, self.program))
+        if self.commands != commands_of(launcher, program, self.node_options):
+            raise ValueError("commands are not those of program, launcher and node_options")
+        return self
+
+    @classmethod
+    def of(cls, launch: Launch, *, has_draft: bool) -> "PlanLaunch":
+        """Return the plan's document of a launch; `has_draft`: the model has an MTP draft that the options are for."""
+        return cls(
+            environment=launch.environment,
+            commands=launch.commands,
+            files=launch.files,
+            draft_options=launch.draft_options if has_draft else "",
+            launcher=PlanCommand.of(launch.launcher),
+            program=PlanCommand.of(launch.program),
+            node_options=launch.node_options if launch.program else (),
+            needs_plugin=launch.needs_plugin,
+        )
+
+
+class PlanWay(Document):
+    """A way to serve: what the engine loads, how that is made, and how the engine starts.
+
+    `node_bytes` are the bytes that the fullest node reads from its disk at each start: all files of a checkpoint; of
+    shards those of the target model, and once what all ranks share. `prepare` is the command that writes what is
+    loaded; None if nothing has to be written.
+    """
+
+    serves: Literal["checkpoint", "shards", "node folders"]
+    node_bytes: int
+    prepare: str | None
+    launch: PlanLaunch
+
+
+NO_LAUNCH = PlanLaunch(
+    environment={}, commands=(), files={}, draft_options="", launcher=None, program=None, node_options=(),
+    needs_plugin=False,
+)  # fmt: skip
+"""The launch of a plan that does not run."""

@@ -42,7 +42,7 @@ from dsv4_shard.engines.rules import NOT_VERIFIED, Breach, Divides, Remedy, Requ
 from dsv4_shard.engines.stages import StartStage
 from dsv4_shard.engines.unverified import UNKNOWN_FAMILY, UNKNOWN_GPU
 from dsv4_shard.engines.verdict import Verdict
-from dsv4_shard.engines.vllm.v4 import BACKENDS, BACKENDS_FP8
+from dsv4_shard.engines.vllm.backends import BACKENDS, BACKENDS_FP8
 
 __all__ = [
     "ANY_ENGINE",

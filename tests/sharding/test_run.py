@@ -35,7 +35,8 @@ from support.paths import DATA
 
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.engines.deployment import Request
-from dsv4_shard.engines.reference.v4 import V4_CONVERTER, Converter, inference_config
+from dsv4_shard.engines.reference.converter import Converter, inference_config
+from dsv4_shard.engines.reference.v4 import V4_CONVERTER
 from dsv4_shard.engines.reference.v41 import V41_CONVERTER
 from dsv4_shard.errors import (
     IncompleteCheckpoint,

@@ -14,6 +14,7 @@ from dsv4_shard.engines.engine import Engine
 from dsv4_shard.engines.layout import Disposition, LeftOut, TargetTensor
 from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, Split, rank_tensor
 from dsv4_shard.engines.reference import v4 as reference
+from dsv4_shard.engines.reference.converter import config_file, value_at
 from dsv4_shard.engines.reference.v4 import ONE_WAY_RULES, VOCAB_RULE, WHOLE_EXPERTS_RULE, WRONG, ranks, scale_rule
 from dsv4_shard.engines.remedies import leave_out
 from dsv4_shard.engines.rules import NO_OPTION, Divides, Requires, Rule, Symptom, in_stage
@@ -206,7 +207,7 @@ class ReferenceV3Layout(reference.ReferenceLayout):
 
     def companions(self, document: dict[str, object], context: Context) -> dict[str, bytes]:
         """The config of DeepSeek's `inference/model.py`."""
-        return reference.config_file(inference_config(document, context.deployment.experts, self._keys))
+        return config_file(inference_config(document, context.deployment.experts, self._keys))
 
 
 # --- config --------------------------------------------------------------------------------------------------------
@@ -251,7 +252,7 @@ _V32_KEYS = _V3_KEYS | {key: key for key in ("index_n_heads", "index_head_dim", 
 
 def inference_config(document: dict[str, object], experts: str, keys: Mapping[str, str]) -> dict[str, object]:
     """config.json with the keys of V3's inference code; the dtype is that of the expert tensors."""
-    found = {key: reference.value_at(document, path) for key, path in keys.items()}
+    found = {key: value_at(document, path) for key, path in keys.items()}
     found["dtype"] = experts.lower()
     return {key: value for key, value in found.items() if value is not None}
 

@@ -9,9 +9,7 @@ heads and output groups).
 Later generations change little besides sizes and names: a `Converter` describes a family's generation.
 """
 
-import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from dsv4_shard.catalog.options import RUNNERS, VERSIONS
@@ -24,42 +22,19 @@ from dsv4_shard.engines.launch import FIRST_NODE, NODE_RANK, Command, Launch, Op
 from dsv4_shard.engines.layout import Constant, Disposition, LeftOut, TargetTensor
 from dsv4_shard.engines.parallelism import no_choice
 from dsv4_shard.engines.placement import Expert, Pad, Placement, RankTensor, Replicate, Split, rank_tensor
+from dsv4_shard.engines.reference.converter import CONFIG_NAME, Converter, config_file, inference_config
 from dsv4_shard.engines.remedies import NO_DP, leave_out
 from dsv4_shard.engines.rules import NO_OPTION, NOT_VERIFIED, Divides, Requires, Rule, Symptom, Template, in_stage
 from dsv4_shard.engines.shared_rules import NODES_RULE, nvfp4_rule, o_a_decoding_rule, version_rule
 from dsv4_shard.engines.stages import StartStage
-from dsv4_shard.models import V4, Draft, Family, ModelConfig, Module, Names, Part, Role, Stage, TensorName, family_of
+from dsv4_shard.models import V4, Family, ModelConfig, Module, Names, Part, Role, Stage, TensorName, family_of
 from dsv4_shard.tensors.header import Tensor
-
-CONFIG_NAME = "inference_config.json"
 
 (KERNELS,) = RUNNERS["reference"]
 
 _ROUTED = (Role.ROUTED_GATE, Role.ROUTED_UP, Role.ROUTED_DOWN)
 
 WRONG = "the converter and the model start; the model then computes garbage or fails in the first forward"
-
-
-@dataclass(frozen=True, slots=True)
-class Converter:
-    """A generation of DeepSeek's converter and model.
-
-    Attributes:
-        version: Version of the rules.
-        decodings: Transforms of wo_a, by the side of its square blocks.
-        cast: Transform of FP4 experts to FP8.
-        cast_block: Rows and columns of the FP8 blocks after the cast.
-        config_keys: `ModelArgs` of inference/model.py ← config.json (a path of keys), in the order of the released
-            inference/config.json.
-        nullable: Keys of `config_keys` that may be null.
-    """
-
-    version: str
-    decodings: Mapping[int, str]
-    cast: str
-    cast_block: int
-    config_keys: Mapping[str, str]
-    nullable: tuple[str, ...] = ()
 
 
 def one_way(
@@ -336,82 +311,6 @@ class ReferenceLayout:
         return {name: name for name in names}
 
 
-_MISSING = object()
-
-_V4_KEYS = {
-    "vocab_size": "vocab_size",
-    "dim": "hidden_size",
-    "moe_inter_dim": "moe_intermediate_size",
-    "n_layers": "num_hidden_layers",
-    "n_hash_layers": "num_hash_layers",
-    "n_mtp_layers": "",
-    "dspark_block_size": "dspark_block_size",
-    "dspark_noise_token_id": "dspark_noise_token_id",
-    "dspark_target_layer_ids": "dspark_target_layer_ids",
-    "dspark_markov_rank": "dspark_markov_rank",
-    "n_heads": "num_attention_heads",
-    "n_routed_experts": "n_routed_experts",
-    "n_shared_experts": "n_shared_experts",
-    "n_activated_experts": "num_experts_per_tok",
-    "score_func": "scoring_func",
-    "route_scale": "routed_scaling_factor",
-    "swiglu_limit": "swiglu_limit",
-    "q_lora_rank": "q_lora_rank",
-    "head_dim": "head_dim",
-    "rope_head_dim": "qk_rope_head_dim",
-    "o_groups": "o_groups",
-    "o_lora_rank": "o_lora_rank",
-    "window_size": "sliding_window",
-    "original_seq_len": "rope_scaling.original_max_position_embeddings",
-    "rope_theta": "rope_theta",
-    "rope_factor": "rope_scaling.factor",
-    "beta_fast": "rope_scaling.beta_fast",
-    "beta_slow": "rope_scaling.beta_slow",
-    "index_n_heads": "index_n_heads",
-    "index_head_dim": "index_head_dim",
-    "index_topk": "index_topk",
-    "hc_mult": "hc_mult",
-    "hc_sinkhorn_iters": "hc_sinkhorn_iters",
-    "dtype": "quantization_config.quant_method",
-    "scale_fmt": "quantization_config.scale_fmt",
-    "expert_dtype": "",
-    "compress_rope_theta": "compress_rope_theta",
-    "compress_ratios": "compress_ratios",
-}
-
-
-def inference_config(
-    converter: Converter, document: dict[str, object], experts: str, draft: Draft
-) -> dict[str, object]:
-    """config.json with the keys of DeepSeek's inference code. A key that config.json lacks keeps its default.
-
-    `n_mtp_layers` counts the blocks, since config.json has 1 for DSpark's three; a classic draft model has no such key.
-    """
-    result: dict[str, object] = {}
-    for key, path in converter.config_keys.items():
-        value = value_at(document, path, _MISSING)
-        if key == "expert_dtype":
-            value = "fp4" if experts == "FP4" else None
-        if key == "n_mtp_layers":
-            value = draft.blocks if draft.dspark else None
-        if value is not _MISSING and (value is not None or key in converter.nullable):
-            result[key] = value
-    return result
-
-
-def value_at(document: dict[str, object], path: str, missing: object = None) -> object:
-    """The value at a path of keys with dots between them, or `missing`."""
-    value: object = document
-    for part in path.split("."):
-        value = value.get(part, missing) if isinstance(value, dict) else missing
-    return value
-
-
-def config_file(values: dict[str, object]) -> dict[str, bytes]:
-    """The file for generate.py's `--config`."""
-    return {CONFIG_NAME: (json.dumps(values, indent=4) + "\n").encode()}
-
-
 def launch(context: Context, model_path: str, sharded: bool) -> Launch:
     """torchrun of DeepSeek's generate.py, from its `inference/` folder; `model_path` is reshard's output."""
     deployment = context.deployment
@@ -464,6 +363,47 @@ def reference(family: Family, converter: Converter, *more: Rule) -> Engine:
         layout=ReferenceLayout(converter),
     )
 
+
+_V4_KEYS = {
+    "vocab_size": "vocab_size",
+    "dim": "hidden_size",
+    "moe_inter_dim": "moe_intermediate_size",
+    "n_layers": "num_hidden_layers",
+    "n_hash_layers": "num_hash_layers",
+    "n_mtp_layers": "",
+    "dspark_block_size": "dspark_block_size",
+    "dspark_noise_token_id": "dspark_noise_token_id",
+    "dspark_target_layer_ids": "dspark_target_layer_ids",
+    "dspark_markov_rank": "dspark_markov_rank",
+    "n_heads": "num_attention_heads",
+    "n_routed_experts": "n_routed_experts",
+    "n_shared_experts": "n_shared_experts",
+    "n_activated_experts": "num_experts_per_tok",
+    "score_func": "scoring_func",
+    "route_scale": "routed_scaling_factor",
+    "swiglu_limit": "swiglu_limit",
+    "q_lora_rank": "q_lora_rank",
+    "head_dim": "head_dim",
+    "rope_head_dim": "qk_rope_head_dim",
+    "o_groups": "o_groups",
+    "o_lora_rank": "o_lora_rank",
+    "window_size": "sliding_window",
+    "original_seq_len": "rope_scaling.original_max_position_embeddings",
+    "rope_theta": "rope_theta",
+    "rope_factor": "rope_scaling.factor",
+    "beta_fast": "rope_scaling.beta_fast",
+    "beta_slow": "rope_scaling.beta_slow",
+    "index_n_heads": "index_n_heads",
+    "index_head_dim": "index_head_dim",
+    "index_topk": "index_topk",
+    "hc_mult": "hc_mult",
+    "hc_sinkhorn_iters": "hc_sinkhorn_iters",
+    "dtype": "quantization_config.quant_method",
+    "scale_fmt": "quantization_config.scale_fmt",
+    "expert_dtype": "",
+    "compress_rope_theta": "compress_rope_theta",
+    "compress_ratios": "compress_ratios",
+}
 
 V4_CONVERTER = Converter(
     version="V4", decodings={128: "fp8_to_bf16"}, cast="fp4_to_fp8", cast_block=128, config_keys=_V4_KEYS

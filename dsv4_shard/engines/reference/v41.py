@@ -6,7 +6,8 @@ with scales of 1. Engram projections, the vision tower and the aligner are whole
 """
 
 from dsv4_shard.engines.deployment import Context
-from dsv4_shard.engines.reference.v4 import Converter, experts_rule, ranks, reference
+from dsv4_shard.engines.reference.converter import Converter
+from dsv4_shard.engines.reference.v4 import experts_rule, ranks, reference
 from dsv4_shard.engines.rules import Divides, Symptom
 from dsv4_shard.models import V41, Module, Stage
 

@@ -13,7 +13,8 @@ from dsv4_shard.engines.layout import Constant, Disposition, LeftOut, TargetTens
 from dsv4_shard.engines.parameters import DRAFT_FOLDER, Parameter, model_files, rank_file_name
 from dsv4_shard.engines.placement import Pad
 from dsv4_shard.engines.shared_rules import draft_blocks, left_out_draft, vocab_placement
-from dsv4_shard.engines.vllm.v4 import TILE, backend_of, fits, is_aligned, parameter_dtype, scale_repeat
+from dsv4_shard.engines.vllm.backends import TILE, backend_of, fits, is_aligned
+from dsv4_shard.engines.vllm.v4 import parameter_dtype, scale_repeat
 from dsv4_shard.models import Part, Role, Stage, TensorName
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE
 from dsv4_shard.tensors.header import Tensor

@@ -27,6 +27,7 @@ from dsv4_shard.engines.shared_rules import (
 from dsv4_shard.engines.stages import StartStage
 from dsv4_shard.engines.vllm import v4 as vllm
 from dsv4_shard.engines.vllm.latent_cache import cache_of
+from dsv4_shard.engines.vllm.launch import on_nodes, parallel_options
 from dsv4_shard.models import NORM_ROLES, V3, V32, Module, Part, Role, V32Config
 
 
@@ -136,7 +137,7 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
     if isinstance(context.config, V32Config):
         options["--tokenizer-mode"] = "deepseek_v32"
     draft = json.dumps({"method": "mtp", "num_speculative_tokens": 1})
-    start = vllm.on_nodes(model_path, options | vllm.parallel_options(context), context.deployment.nodes)
+    start = on_nodes(model_path, options | parallel_options(context), context.deployment.nodes)
     return replace(start, draft_options=f"--speculative-config '{draft}'")
 
 

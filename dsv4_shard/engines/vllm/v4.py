@@ -6,19 +6,17 @@ Attention is cut over TP. Data parallelism adds more groups of TP ranks, and the
 whole only under sequence parallelism (EP with data parallelism or with a mega-MoE backend).
 """
 
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import gcd
 
 from dsv4_shard.catalog.options import RUNNERS, VERSIONS, VLLM_BROKEN_VERSIONS, VLLM_VERSIONS
-from dsv4_shard.catalog.sms import EVERY_SM, FROM_ADA, FROM_HOPPER, SM_10X, SM_12X, SM_90
+from dsv4_shard.catalog.sms import EVERY_SM, SM_10X, SM_12X
 from dsv4_shard.checkpoint import Inventory, TensorGroup
 from dsv4_shard.engines.bytes_sent import added_up, all_to_all
 from dsv4_shard.engines.deployment import Context, Deployment, Request, experts_of, pick_gpu, resolve
 from dsv4_shard.engines.engine import Engine
 from dsv4_shard.engines.host_memory import VLLM_HOST
-from dsv4_shard.engines.launch import FIRST_NODE, NODE_RANK, Command, Launch, Options, node_ranks
 from dsv4_shard.engines.nvfp4 import is_nvfp4, nvfp4_tensor
 from dsv4_shard.engines.parallelism import ep_off_or_all
 from dsv4_shard.engines.placement import Expert, Pad, Placement, RankTensor, Replicate, Split, rank_tensor
@@ -44,15 +42,21 @@ from dsv4_shard.engines.shared_rules import (
     vocab_rule,
 )
 from dsv4_shard.engines.stages import StartStage
+from dsv4_shard.engines.vllm.backends import (
+    TILE,
+    backend_of,
+    default_backend,
+    fits,
+    is_aligned,
+    table_of,
+)
 from dsv4_shard.engines.vllm.kv_cache import cache_of
+from dsv4_shard.engines.vllm.launch import launch
 from dsv4_shard.models import V4, Module, Part, Role
 from dsv4_shard.tensors.geometry import FP4_GROUP
 from dsv4_shard.text.units import quotient
 
 VERSION = VLLM_VERSIONS[0]
-
-TILE = 128
-"""FP4 backends round a rank's intermediate size up to this number of elements; also the rows of an FP8 block."""
 
 _SMALLEST_FP8_BLOCK = 32
 
@@ -60,91 +64,9 @@ _SINK_TILE = 64
 """FlashMLA's kernels need 64 or 128 heads; a rank's attention sinks are padded to that."""
 
 
-@dataclass(frozen=True, slots=True)
-class Backend:
-    """An MoE backend.
-
-    Attributes:
-        experts: Format of the routed experts that it supports.
-        fit: How it fits a rank's intermediate size: `tile` (rounded up to `tile` elements), `exact`, `refine` (finer
-            FP8 blocks) or `pad` (whole FP8 blocks).
-        sms: GPU architectures (compute capability × 10) whose kernels it has.
-        sequence_parallel: Whether it runs under sequence parallelism.
-        tile: Elements to which `tile` rounds up.
-        hidden_tile: Elements to which the hidden size is rounded up.
-        enum: Name in vLLM's messages.
-    """
-
-    experts: str
-    fit: str
-    sms: frozenset[int] = EVERY_SM
-    sequence_parallel: bool = False
-    tile: int = TILE
-    hidden_tile: int = 1
-    enum: str = ""
-
-
-_FP4: dict[str, Backend] = {
-    "marlin": Backend("FP4", "tile", hidden_tile=256, enum="MARLIN"),
-    "flashinfer_cutlass": Backend("FP4", "tile", FROM_HOPPER, hidden_tile=128, enum="FLASHINFER_CUTLASS_MXFP4_MXFP8"),
-    "flashinfer_trtllm": Backend("FP4", "tile", SM_10X, hidden_tile=256, enum="FLASHINFER_TRTLLM_MXFP4_MXFP8"),
-    "deep_gemm": Backend("FP4", "tile", SM_10X | SM_12X, hidden_tile=128, enum="DEEPGEMM_MXFP4"),
-    "triton_unfused": Backend("FP4", "tile", FROM_HOPPER, tile=64, hidden_tile=64, enum="TRITON_UNFUSED"),
-    "deep_gemm_mega_moe": Backend("FP4", "exact", SM_10X, sequence_parallel=True),
-    "flashinfer_moe_ep_cutedsl": Backend("FP4", "exact", SM_10X, sequence_parallel=True),
-    "flashinfer_moe_ep_mega_deep_gemm": Backend("FP4", "exact", SM_10X, sequence_parallel=True),
-}
-
-_FP8: dict[str, Backend] = {
-    "triton": Backend("FP8", "refine", FROM_ADA, enum="TRITON"),
-    "flashinfer_cutlass": Backend("FP8", "pad", SM_90, enum="FLASHINFER_CUTLASS"),
-    "flashinfer_trtllm": Backend("FP8", "pad", SM_10X, enum="FLASHINFER_TRTLLM"),
-    "deep_gemm": Backend("FP8", "pad", FROM_HOPPER, enum="DEEPGEMM"),
-    "marlin": Backend("FP8", "pad", enum="MARLIN"),
-}
-"""Backends by `--moe-backend`; one name may treat FP4 and FP8 experts differently.
-
-The architectures are those that vLLM's own selection accepts when run: `tests/data/gpus/vllm.json`
-(`experts/*.py`, `_supports_current_device` and `_supports_quant_scheme`).
-"""
-
-BACKENDS = {name: _FP4[name] for name in RUNNERS["vllm"] if name in _FP4}
-
-BACKENDS_FP8 = {name: _FP8[name] for name in RUNNERS["vllm"] if name in _FP8}
-"""The backends that `--runner` accepts, for FP4 and for FP8 experts."""
-
 _ROUTED = (Role.ROUTED_GATE, Role.ROUTED_UP, Role.ROUTED_DOWN)
 
 _SHARED_AXIS = {Role.SHARED_GATE: 0, Role.SHARED_UP: 0, Role.SHARED_DOWN: 1}
-
-
-def backend_of(context: Context) -> Backend | None:
-    """The backend of a deployment; None if its runner does not support the experts' format."""
-    return _table(context.deployment.experts).get(context.deployment.runner)
-
-
-def _table(experts: str) -> dict[str, Backend]:
-    return {"FP4": BACKENDS, "FP8": BACKENDS_FP8}.get(experts, {})
-
-
-def _default_backend(experts: str, sm: int, ep: int, aligned: bool) -> str:
-    """vLLM's resolution of `auto`; `aligned`: a rank holds whole blocks of the routed experts."""
-    order = _OWN_ORDER.get(experts, ())
-    if experts == "FP8" and sm == 90:
-        order = ("triton",) if ep == 1 else ("flashinfer_cutlass",)
-    table = _table(experts)
-    takes = (name for name in order if sm in table[name].sms and (aligned or table[name].fit != "pad"))
-    return next(takes, order[-1] if order else "")
-
-
-_OWN_ORDER = {
-    "FP4": ("flashinfer_trtllm", "deep_gemm", "marlin"),
-    "FP8": ("flashinfer_trtllm", "deep_gemm", "triton", "marlin"),
-}
-"""vLLM's order of preference (`oracle/mxfp4.py`, `fp8.py`: `_get_priority_backends`), with the DeepGEMM of its wheel.
-
-On Hopper it prefers triton for FP8 experts, and flashinfer_cutlass under expert parallelism.
-"""
 
 
 def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
@@ -153,8 +75,8 @@ def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
     world = request.tp * request.dp
     ep = request.ep or 1
     aligned = ep > 1 or inventory.config.moe_intermediate_size % (world * TILE) == 0
-    runner = request.runner or _default_backend(experts, gpu.sm, ep, aligned)
-    backend = _table(experts).get(runner)
+    runner = request.runner or default_backend(experts, gpu.sm, ep, aligned)
+    backend = table_of(experts).get(runner)
     whole = ep > 1 and (request.dp > 1 or (backend is not None and backend.sequence_parallel))
     own_way = "whole" if whole else "split" if shares_blocks_evenly(inventory, request.tp) else "pad"
     yield resolve(
@@ -177,11 +99,6 @@ def misloads(context: Context) -> str | None:
     if _misreads_scales(context):
         return "its own loader reads the E8M0 scales of FP8 experts as plain bytes (2^-7 becomes 120)"
     return None
-
-
-def fits(context: Context, fit: str) -> bool:
-    backend = backend_of(context)
-    return backend is not None and backend.fit == fit
 
 
 CHOICES: tuple[Rule, ...] = (
@@ -390,10 +307,6 @@ def place(role: Role, context: Context) -> Placement:
     return _PLACEMENTS.get(role, Replicate())
 
 
-def is_aligned(context: Context) -> bool:
-    return context.config.moe_intermediate_size % (context.deployment.moe_tp * TILE) == 0
-
-
 def store(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
     """vLLM's parameter dtypes: FP4 models keep E8M0 scales, FP8 models hold F32, in finer blocks if needed."""
     if group.role in (Role.MTP_EMBED, Role.MTP_HEAD) or is_left_out(group.stage, context):
@@ -424,55 +337,6 @@ def parameter_dtype(role: Role, part: Part, context: Context) -> str | None:
     if role in _ROUTED and context.deployment.experts == "FP4":
         return "U8"
     return "F32" if part is Part.SCALE and context.deployment.experts == "FP8" else None
-
-
-def launch(context: Context, model_path: str, sharded: bool) -> Launch:
-    """`vllm serve` for each node, on shards or on the checkpoint; nodes after the first serve no API."""
-    deployment = context.deployment
-    options: Options = {"--trust-remote-code": None, "--kv-cache-dtype": "fp8", "--block-size": "256"}
-    options |= {"--tokenizer-mode": "deepseek_v4", **parallel_options(context)}
-    if sharded:
-        options["--load-format"] = "sharded_state"
-    elif deployment.experts == "FP8" and context.config.expert_dtype != "fp8":
-        options["--hf-overrides"] = """'{"expert_dtype": "fp8"}'"""
-    start = on_nodes(model_path, options, deployment.nodes)
-    return replace(start, draft_options=_draft_options(context, model_path, sharded))
-
-
-def _draft_options(context: Context, model_path: str, sharded: bool) -> str:
-    """Options for the draft model."""
-    draft: dict[str, object] = {"method": "mtp", "num_speculative_tokens": 1}
-    if context.inventory.draft.dspark:
-        if sharded:
-            return ""
-        draft = {"method": "dspark"}
-    elif sharded:
-        draft |= {"model": f"{model_path}/draft", "draft_load_config": {"load_format": "sharded_state"}}
-    return f"--speculative-config '{json.dumps(draft)}'"
-
-
-def parallel_options(context: Context) -> Options:
-    """Options for the parallel sizes, and the MoE backend if it is not vLLM's own choice."""
-    deployment = context.deployment
-    options: Options = {"--tensor-parallel-size": str(deployment.tp)}
-    if context.served_session:
-        options["--max-model-len"] = str(context.served_session)
-    if deployment.dp > 1:
-        options["--data-parallel-size"] = str(deployment.dp)
-    if deployment.ep > 1:
-        options["--enable-expert-parallel"] = None
-    if deployment.runner != _default_backend(deployment.experts, deployment.gpu.sm, deployment.ep, is_aligned(context)):
-        options["--moe-backend"] = deployment.runner
-    return options
-
-
-def on_nodes(model_path: str, options: Options, nodes: int) -> Launch:
-    """`vllm serve` on each node; nodes after the first are headless."""
-    if nodes > 1:
-        options = options | {"--nnodes": str(nodes), NODE_RANK: "0", "--master-addr": FIRST_NODE}
-    first, *others = node_ranks(nodes)
-    node_options = (first, *(own | {"--headless": None} for own in others))
-    return Launch({}, Command(f"vllm serve {model_path}", options), node_options=node_options)
 
 
 def addition(context: Context) -> str:

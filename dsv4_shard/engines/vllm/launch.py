@@ -1,0 +1,57 @@
+"""The commands that start vLLM."""
+
+import json
+from dataclasses import replace
+
+from dsv4_shard.engines.deployment import Context
+from dsv4_shard.engines.launch import FIRST_NODE, NODE_RANK, Command, Launch, Options, node_ranks
+from dsv4_shard.engines.vllm.backends import default_backend, is_aligned
+
+
+def launch(context: Context, model_path: str, sharded: bool) -> Launch:
+    """`vllm serve` for each node, on shards or on the checkpoint; nodes after the first serve no API."""
+    deployment = context.deployment
+    options: Options = {"--trust-remote-code": None, "--kv-cache-dtype": "fp8", "--block-size": "256"}
+    options |= {"--tokenizer-mode": "deepseek_v4", **parallel_options(context)}
+    if sharded:
+        options["--load-format"] = "sharded_state"
+    elif deployment.experts == "FP8" and context.config.expert_dtype != "fp8":
+        options["--hf-overrides"] = """'{"expert_dtype": "fp8"}'"""
+    start = on_nodes(model_path, options, deployment.nodes)
+    return replace(start, draft_options=_draft_options(context, model_path, sharded))
+
+
+def _draft_options(context: Context, model_path: str, sharded: bool) -> str:
+    """Options for the draft model."""
+    draft: dict[str, object] = {"method": "mtp", "num_speculative_tokens": 1}
+    if context.inventory.draft.dspark:
+        if sharded:
+            return ""
+        draft = {"method": "dspark"}
+    elif sharded:
+        draft |= {"model": f"{model_path}/draft", "draft_load_config": {"load_format": "sharded_state"}}
+    return f"--speculative-config '{json.dumps(draft)}'"
+
+
+def parallel_options(context: Context) -> Options:
+    """Options for the parallel sizes, and the MoE backend if it is not vLLM's own choice."""
+    deployment = context.deployment
+    options: Options = {"--tensor-parallel-size": str(deployment.tp)}
+    if context.served_session:
+        options["--max-model-len"] = str(context.served_session)
+    if deployment.dp > 1:
+        options["--data-parallel-size"] = str(deployment.dp)
+    if deployment.ep > 1:
+        options["--enable-expert-parallel"] = None
+    if deployment.runner != default_backend(deployment.experts, deployment.gpu.sm, deployment.ep, is_aligned(context)):
+        options["--moe-backend"] = deployment.runner
+    return options
+
+
+def on_nodes(model_path: str, options: Options, nodes: int) -> Launch:
+    """`vllm serve` on each node; nodes after the first are headless."""
+    if nodes > 1:
+        options = options | {"--nnodes": str(nodes), NODE_RANK: "0", "--master-addr": FIRST_NODE}
+    first, *others = node_ranks(nodes)
+    node_options = (first, *(own | {"--headless": None} for own in others))
+    return Launch({}, Command(f"vllm serve {model_path}", options), node_options=node_options)

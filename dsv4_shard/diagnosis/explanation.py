@@ -17,9 +17,9 @@ from dsv4_shard.diagnosis.meaning import Diagnosis
 from dsv4_shard.diagnosis.message_kinds import answer_for
 from dsv4_shard.diagnosis.origin import Frame, origin_of, stage_of_path
 from dsv4_shard.diagnosis.way_out import asked, way_for
-from dsv4_shard.engines import ENGINES, LOADER_CLASSES, Divides, StartStage
+from dsv4_shard.engines import ENGINES, LOADER_CLASSES, Divides, StartStage, Verdict
 from dsv4_shard.errors import UsageError
-from dsv4_shard.planning import choose, options_of, ways_out, words
+from dsv4_shard.planning import options_of, outcome_of, ways_out, words
 from dsv4_shard.text.units import counted
 
 _CASES = 3
@@ -220,7 +220,7 @@ def _remedies(hit: Hit) -> tuple[str, ...]:
     """The remedies that help; in general words for an engine that is not verified for the model."""
     found = ways_out(hit.model.inventory, hit.request, hit.breach)
     try:
-        is_verified = not any(breach.unknown for breach in choose(hit.model.inventory, hit.request).breaches)
+        is_verified = outcome_of(hit.model.inventory, hit.request).verdict is not Verdict.UNVERIFIED
     except UsageError:  # more GPUs than any plan has
         is_verified = True
     return found if found or is_verified else words(hit.breach.remedies)

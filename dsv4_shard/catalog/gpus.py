@@ -7,17 +7,13 @@ product's name. A GPU that is not in the table can be given by its memory alone.
 
 import re
 from dataclasses import dataclass
-from decimal import Decimal
 
+from dsv4_shard.catalog.amount import bytes_of
 from dsv4_shard.errors import UnknownGpu, UsageError
 from dsv4_shard.text.suggest import did_you_mean
 from dsv4_shard.text.units import gib
 
 MIB = 1 << 20
-
-_UNITS = {"": 10**9, "g": 10**9, "gb": 10**9, "gib": 1 << 30, "mib": MIB}
-
-_MEMORY = re.compile(r"([0-9]{1,7}(?:\.[0-9]{1,3})?)(?: ?(GB|GiB|MiB|G))?", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,9 +174,8 @@ def _is_sold_with(gpu: Gpu, memory: int) -> bool:
 
 def gpu_with(memory: str) -> Gpu:
     """Return a Hopper GPU with a memory such as `96GB`, `96`, `95GiB` or `97285MiB`. Raises UsageError for others."""
-    match = _MEMORY.fullmatch(memory)
-    nbytes = int(Decimal(match[1]) * _UNITS[(match[2] or "").lower()]) if match else 0
-    if nbytes < MIB:
+    nbytes = bytes_of(memory)
+    if nbytes is None or nbytes < MIB:
         raise UsageError.about(
             "gpu_memory", memory, "not an amount of memory",
             hint="Give it as 96GB (10^9 bytes), 95GiB (2^30) or 97285MiB (2^20), as the driver counts it.",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
+from dsv4_shard.catalog.amount import bytes_of
 from dsv4_shard.catalog.gpus import gpus_called
 from dsv4_shard.catalog.option import Option, Options
 from dsv4_shard.catalog.options import (
@@ -25,6 +26,9 @@ from dsv4_shard.errors import UsageError
 from dsv4_shard.text.suggest import as_option
 
 MAX_CONTEXT = 1 << 30
+
+LEAST_PART = 10**6
+"""Least bytes of a part of a rank's file: files are opened, hashed and listed one by one."""
 
 LAYOUT, ENGINE, HARDWARE, WRITING, SIGNATURE = "Layout", "Engine", "Hardware", "Writing", "Signature"
 """Headings of the help. Options without one come last, under `Options`."""
@@ -146,6 +150,13 @@ class Target(Hardware):
             metavar="VERSION", panel=ENGINE, shows="the newest that is known", of_engine=VERSIONS,
         ),
     ] = None  # fmt: skip
+    part_size: Annotated[
+        str,
+        Option(
+            help="Most bytes of a rank's file (sglang, vllm): larger ones are written in several parts.",
+            metavar="SIZE", panel=WRITING, expects="text such as '20GB' or '500MB'",
+        ),
+    ] = "20GB"  # fmt: skip
 
 
 # The fields of the last base come first.
@@ -172,6 +183,11 @@ class Request(LayoutOptions, _FirstTp):
     def names_gpu(self) -> bool:
         """Whether the request states a GPU's memory, so that the plan checks it."""
         return self.gpu is not None or self.gpu_memory is not None
+
+    @property
+    def part_nbytes(self) -> int:
+        """Most bytes of tensors in a part of a rank's file; 0 if `part_size` is no size, which is refused."""
+        return bytes_of(self.part_size) or 0
 
 
 @dataclass(frozen=True, kw_only=True)

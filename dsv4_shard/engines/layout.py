@@ -71,11 +71,13 @@ class Layout(Protocol):
     name: str
     shares_files: bool
     """Whether a rank may have several files, so that tensors common to all ranks are written once and linked."""
+    has_parts: bool
+    """Whether a file may be in several parts, whose tensors are ordered and aligned for direct reads."""
     by_node: bool
     """Whether a rank is a node, which has a folder and whole tensors."""
 
     def file_name(self, rank: int, part: int, deployment: Deployment) -> str:
-        """Name of a rank's file; part 0 is the rank's own, part 1 is common to all. By node: the node's folder."""
+        """Name of a rank's file number `part`: its own first, then those common to all. By node: the node's folder."""
         ...
 
     def refusal(self, context: Context) -> str | None:

@@ -15,7 +15,7 @@ from dsv4_shard.planning.verdict_documents import PlanBreach, PlanChange, PlanCh
 from dsv4_shard.text.document import Document, html_table
 from dsv4_shard.text.units import counted, gib
 
-SCHEMA_VERSION: Literal[4] = 4
+SCHEMA_VERSION: Literal[5] = 5
 
 
 class PlanAlternative(Document):
@@ -39,7 +39,7 @@ class Plan(Document):
     """
 
     kind: Literal["plan"]
-    schema_version: Literal[4]
+    schema_version: Literal[5]
     tool_version: str
     source: Origin
     request: Request

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from dsv4_shard.catalog.option import fields_of, words_of
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
-from dsv4_shard.catalog.request import LayoutOptions, Request, Target
+from dsv4_shard.catalog.request import LEAST_PART, LayoutOptions, Request, Target
 from dsv4_shard.engines import ENGINES, Engine, find_engine
 from dsv4_shard.errors import UsageError
 from dsv4_shard.text.suggest import did_you_mean
@@ -54,6 +54,9 @@ def check_request(request: Request) -> None:
     """
     for field in fields_of(Request):
         field.checked(getattr(request, field.name))
+    if request.part_nbytes < LEAST_PART:
+        raise UsageError.about("part_size", request.part_size, "not a size of files",
+                               hint="Give it as 20GB (10^9 bytes) or 16GiB (2^30); at least 1MB.")  # fmt: skip
     if gpus_of(request) > MAX_RANKS:
         title = find_engine(request.engine).title
         raise UsageError(f"{{tp}} {{dp}}: {title}'s {gpus_of(request)} GPUs are over {MAX_RANKS}",

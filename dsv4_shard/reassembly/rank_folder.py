@@ -69,12 +69,13 @@ def _open_result(folder: LocalSource) -> tuple[Checkpoint, Inventory]:
         raise BadSkeleton(f"{folder.root / SKELETON_NAME}: not of the checkpoint that the manifest names: {difference}")
     inventory = take_inventory(original)
     _companion(folder.root, manifest, PLAN_NAME, PLAN)
-    engine, layout, context = deploy(check_plan(load_plan(folder.root / PLAN_NAME), original, inventory), inventory)
+    plan = check_plan(load_plan(folder.root / PLAN_NAME), original, inventory)
+    engine, layout, context = deploy(plan, inventory)
     released = _released(folder.root, manifest, carried_by(manifest.names, original, layout, context))
     source = replace(source, small=dict(source.small) | released)
     world = context.deployment.readers(layout.by_node)
     notes = (f"merged from {world} {'nodes' if layout.by_node else 'ranks'} of {layout.name} shards",)
-    made = _Rebuilt(engine, context, tuple(range(world)))
+    made = _Rebuilt(engine, context, tuple(range(world)), plan.request.part_nbytes)
     checkpoint, found, recipe = made.held(original, inventory, replace(source, notes=notes))
     if not has_pieces_of(manifest, recipe):  # written from rank files
         del checkpoint, found, recipe
@@ -169,13 +170,14 @@ class _Rebuilt:
     engine: Engine
     context: Context
     ranks: tuple[int, ...]
+    part_nbytes: int | None = None
     in_parts: bool = True
 
     def held(
         self, original: Checkpoint, inventory: Inventory, source: RankSource
     ) -> tuple[Checkpoint, Inventory, Recipe]:
         """The checkpoint that the ranks hold (headers only), its inventory, and the recipe that makes the files."""
-        recipe = make_recipe(original, self.engine, self.context, self.ranks, in_parts=self.in_parts)
+        recipe = self._recipe(original, self.context)
         held = held_source(original, source, recipe)
         if held is not source:
             del recipe  # two would take 200 MB for 200,000 tensors
@@ -186,9 +188,13 @@ class _Rebuilt:
             checkpoint = read_checkpoint(config_for(held, checkpoint.document, found.routed.name))
             found = take_inventory(checkpoint)
         if held is not source:
-            context = Context(found, self.context.deployment)
-            recipe = make_recipe(checkpoint, self.engine, context, self.ranks, in_parts=self.in_parts)
+            recipe = self._recipe(checkpoint, Context(found, self.context.deployment))
         return checkpoint, found, recipe
+
+    def _recipe(self, checkpoint: Checkpoint, context: Context) -> Recipe:
+        return make_recipe(
+            checkpoint, self.engine, context, self.ranks, in_parts=self.in_parts, part_nbytes=self.part_nbytes
+        )
 
 
 def _with_ranks(

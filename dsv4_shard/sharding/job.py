@@ -217,7 +217,7 @@ def prepare(
     if beyond:
         raise UsageError.about("ranks", ..., f"rank {beyond[0]} of {world}; the last one is {world - 1}")
     in_parts = checkpoint.source.witness is None if in_parts is None else in_parts
-    recipe = make_recipe(checkpoint, engine, context, wanted, in_parts=in_parts)
+    recipe = make_recipe(checkpoint, engine, context, wanted, in_parts=in_parts, part_nbytes=plan.request.part_nbytes)
     carried = carried or carry(checkpoint, layout, context)
     folders = {rank: layout.file_name(rank, 0, deployment) for rank in wanted} if layout.by_node else {}
     beside = Companions(carried, checkpoint, layout, context, folders, recipe)

@@ -7,9 +7,10 @@ of one kind share one object for their cuts and ranks, because V4-Pro's 140,544 
 under MoE TP16.
 """
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate, groupby
+from operator import itemgetter
 from typing import NamedTuple
 
 from dsv4_shard.checkpoint import Checkpoint
@@ -27,7 +28,8 @@ from dsv4_shard.engines import (
     TargetTensor,
     local_size,
 )
-from dsv4_shard.models import NATIVE, Part, Stage, TensorName, scale_name
+from dsv4_shard.models import NATIVE, Part, Role, Stage, TensorName, scale_name
+from dsv4_shard.sharding.file_parts import ROLE_ORDER, FileKey, FileParts, place_of
 from dsv4_shard.sharding.recipe import (
     ALL_RANKS,
     Destination,
@@ -50,32 +52,25 @@ _ORDINARY = {"format": "pt"}
 
 
 def make_recipe(
-    checkpoint: Checkpoint, engine: Engine, context: Context, ranks: tuple[int, ...], *, in_parts: bool = True
+    checkpoint: Checkpoint,
+    engine: Engine,
+    context: Context,
+    ranks: tuple[int, ...],
+    *,
+    in_parts: bool = True,
+    part_nbytes: int | None = None,
 ) -> Recipe:
     """The recipe for `ranks` of a feasible deployment.
 
-    Large tensors are moved in parts, each of which has its own digest, unless `in_parts` is off.
+    Large tensors are moved in parts, each of which has its own digest, unless `in_parts` is off. Where the layout's
+    files may have parts, each has at most `part_nbytes` of tensors, or one larger tensor.
 
     Raises ValueError if a placement does not divide. The rules refuse such a deployment earlier.
     """
     if engine.layout is None:
         raise ValueError(f"{engine.name} has no file layout")
     with collector_paused():
-        return _Maker(checkpoint, engine, engine.layout, context, ranks, in_parts).make()
-
-
-class _FileKey(NamedTuple):
-    """Identifies an output file before it has a number.
-
-    Attributes:
-        folder: Its folder in the output; empty for the top.
-        rank: The rank that reads it, or ALL_RANKS.
-        file: The checkpoint's file name, if the layout keeps it; else empty.
-    """
-
-    folder: str
-    rank: int
-    file: str = ""
+        return _Maker(checkpoint, engine, engine.layout, context, ranks, in_parts, part_nbytes).make()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -152,6 +147,7 @@ class _Maker:
         context: Context,
         ranks: tuple[int, ...],
         in_parts: bool,
+        part_nbytes: int | None,
     ) -> None:
         self._checkpoint, self._layout, self._in_parts = checkpoint, layout, in_parts
         self._context, self._ranks, self._wanted = context, ranks, frozenset(ranks)
@@ -165,35 +161,46 @@ class _Maker:
             self._placements = {role: _undivided(placement) for role, placement in self._placements.items()}
             self._look_at_files()
         self._rank_spreads: dict[object, _RankSpread] = {}
-        self._spreads: dict[tuple[str, str, _RankSpread], SliceMap] = {}
+        self._spreads: dict[tuple[tuple[int, ...], _RankSpread], SliceMap] = {}
         self._narrowed: dict[tuple[int, tuple[int, int], int, int], SliceMap] = {}
         self._slots: dict[tuple[tuple[int, ...], ...], _Slots] = {}
         self._infos: dict[TensorInfo, TensorInfo] = {}
         self._left_out: dict[str, str] = {}
-        self._outputs: dict[_FileKey, dict[str, _Output]] = {}
+        self._outputs: dict[FileKey, dict[str, _Output]] = {}
+        self._files = FileParts(part_nbytes if layout.has_parts else None)
 
     def make(self) -> Recipe:
         """Number the output files, assemble the output tensors layer by layer, and lay out the files."""
-        layers = [list(self._batches(alike)) for alike in self._alike().values()]
+        layers = [list(self._batches(alike)) for _, alike in sorted(self._alike().items(), key=itemgetter(0))]
         constants = [
-            (_FileKey(constant.folder, rank), constant)
+            (FileKey(constant.folder, rank), constant)
             for constant in self._layout.constants(self._context)
             for rank in self._readers(constant)
         ]
-        found = {(batch.kept.folder, batch.kept.file, batch.spread) for batches in layers for batch in batches}
-        keys = {_FileKey(folder, rank, file) for folder, file, spread in found for rank in spread.ranks}
-        files = sorted(keys.union(key for key, _ in constants))
-        numbers = {key: number for number, key in enumerate(files)}
-        self._outputs = {key: {} for key in files}
-        steps = [step for batches in layers for step in self._steps(batches, numbers)]
-        del layers
+        for batches in layers:
+            self._add_sizes(batches)
         for key, constant in constants:
-            self._outputs[key][constant.name] = _Output(constant.dtype, constant.shape)
-        fixed = tuple(Fixed(numbers[key], constant.name, constant.data) for key, constant in constants)
+            self._files.add(key, constant.name, len(constant.data))
+        self._files.number()
+        self._outputs = {key: {} for key in self._files.numbers}
+        steps = [step for batches in layers for step in self._steps(batches)]
+        del layers
+        fixed = tuple(self._fixed(self._files.file_of(key, constant.name), constant) for key, constant in constants)
         # In the order of the source's bytes. Two sorts, because pairs of file and start would take 10 MB.
         steps.sort(key=lambda step: step.source.start)
         steps.sort(key=lambda step: step.source.file)
-        return Recipe(tuple(map(self._file, files)), tuple(steps), fixed, self._left_out)
+        return Recipe(tuple(map(self._file, self._files.numbers)), tuple(steps), fixed, self._left_out)
+
+    def _add_sizes(self, batches: list[_Batch]) -> None:
+        """Add the bytes of a layer's output tensors to their files."""
+        for batch in batches:
+            for rank in batch.spread.ranks:
+                self._files.add(_file_of(batch, rank), _target(batch), batch.nbytes * len(batch.tensors))
+
+    def _fixed(self, key: FileKey, constant: Constant) -> Fixed:
+        """The step of a constant. Records its output tensor."""
+        self._outputs[key][constant.name] = _Output(constant.dtype, constant.shape)
+        return Fixed(self._files.numbers[key], constant.name, constant.data)
 
     def _look_at_files(self) -> None:
         """Collect each checkpoint file's tensors, and the names of files with experts, which nodes do not share."""
@@ -209,20 +216,26 @@ class _Maker:
             return (constant.rank,) if constant.rank in self._wanted else ()
         return (ALL_RANKS,) if self._shares else self._ranks
 
-    def _alike(self) -> dict[tuple[Stage, int], dict[object, list[Tensor]]]:
-        """The tensors of each layer, grouped by all that decides where they go. Experts of one rank form one group."""
+    def _alike(self) -> dict[tuple[int, int], dict[tuple[Role, object], list[Tensor]]]:
+        """The tensors of each layer, by its place, grouped by all that decides where they go.
+
+        Experts of one rank form one group.
+        """
         config, ep = self._context.config, self._context.deployment.ep
         each = {stage: max(1, config.experts_in(stage) // ep) for stage in Stage}
-        layers: dict[tuple[Stage, int], dict[object, list[Tensor]]] = {}
-        for name, (role, part, stage, layer, expert) in self._context.inventory.names.items():
+        layers: dict[tuple[int, int], dict[tuple[Role, object], list[Tensor]]] = {}
+        for name, where in self._context.inventory.names.items():
             tensor = self._checkpoint.tensors[name]
-            kind = (role, part, tensor.dtype, tensor.shape, tensor.file, expert // each[stage])
-            layers.setdefault((stage, layer), {}).setdefault(kind, []).append(tensor)
+            kind = (where.part, tensor.dtype, tensor.shape, tensor.file, where.expert // each[where.stage])
+            layers.setdefault(place_of(where), {}).setdefault((where.role, kind), []).append(tensor)
         return layers
 
-    def _batches(self, alike: dict[object, list[Tensor]]) -> Iterator[_Batch]:
-        """The batches of a layer: one for each destination of a group. Records the tensors that are left out."""
-        for tensors in alike.values():
+    def _batches(self, alike: dict[tuple[Role, object], list[Tensor]]) -> Iterator[_Batch]:
+        """The batches of a layer: one for each destination of a group, in the order of use.
+
+        Records the tensors that are left out.
+        """
+        for _, tensors in sorted(alike.items(), key=lambda group: ROLE_ORDER[group[0][0]]):
             tensor, where = tensors[0], self._context.inventory.names[tensors[0].name]
             fate = self._layout.fate(tensor, where, self._context)
             if isinstance(fate, LeftOut):
@@ -236,35 +249,34 @@ class _Maker:
                     fill = kept.fill or bytes(DTYPE_BITS[tensor.dtype] // 8)
                     yield _Batch(where, kept, spread, nbytes, conversion, fill, tensors)
 
-    def _steps(self, batches: list[_Batch], numbers: dict[_FileKey, int]) -> Iterator[Step]:
+    def _steps(self, batches: list[_Batch]) -> Iterator[Step]:
         """The steps of a layer, one for each source tensor and treatment. Records the output tensors that they make."""
         joined = []
         for batch in batches:
             if batch.kept.name:
                 joined.append(batch)
             else:
-                yield from self._unjoined(batch, numbers)
+                yield from self._unjoined(batch)
         arrivals: dict[object, tuple[_Source, list[Destination]]] = {}
-        for (folder, file, name, ranks), sources in self._collect(joined).items():
+        for (_, _, name, _), sources in self._collect(joined).items():
             sources.sort(key=lambda source: source.place)
             slots = self._slots_of(tuple([self._pieces_of(source.batch) for source in sources]))
-            self._note([name], _output(sources, slots), [_FileKey(folder, rank, file) for rank in ranks])
+            self._note([name], _output(sources, slots), self._files_of(sources[0].batch))
             for source, (at, slot) in zip(sources, slots.places, strict=True):
                 batch, kept = source.batch, source.batch.kept
                 treated = (source.tensor.name, kept.dtype, kept.repeat, kept.fill, kept.transform)
-                landing = Destination(name, at, slot, self._spread_over_files(batch, numbers))
+                landing = Destination(name, at, slot, self._spread_over_files(batch))
                 arrivals.setdefault(treated, (source, []))[1].append(landing)
         for source, landings in arrivals.values():
             yield from self._in_steps(source.tensor, source.batch, tuple(landings))
 
-    def _unjoined(self, batch: _Batch, numbers: dict[_FileKey, int]) -> Iterator[Step]:
+    def _unjoined(self, batch: _Batch) -> Iterator[Step]:
         """The steps of tensors that are the only source of their output tensor."""
         kept = batch.kept
         output = _output([_Source((0, 0), batch.tensors[0], batch)], self._slots_of((self._pieces_of(batch),)))
-        keys = [_FileKey(kept.folder, rank, kept.file) for rank in batch.spread.ranks]
         names = [self._name_alone(tensor, kept) for tensor in batch.tensors]
-        self._note(names, output, keys)
-        spread = self._spread_over_files(batch, numbers)
+        self._note(names, output, self._files_of(batch))
+        spread = self._spread_over_files(batch)
         for tensor, name in zip(batch.tensors, names, strict=True):
             yield from self._in_steps(tensor, batch, (Destination(name, 0, 0, spread),))
 
@@ -272,7 +284,7 @@ class _Maker:
         """The output name of a tensor that is not joined with others."""
         return kept.names.unparse(self._context.inventory.names[tensor.name]) if kept.names else tensor.name
 
-    def _note(self, names: list[str], output: _Output, keys: list[_FileKey]) -> None:
+    def _note(self, names: list[str], output: _Output, keys: list[FileKey]) -> None:
         """Add `output` to the files of `keys` under each of `names`."""
         for key in keys:
             there = self._outputs[key]
@@ -357,15 +369,18 @@ class _Maker:
             )
         return self._narrowed[key]
 
-    def _spread_over_files(self, batch: _Batch, numbers: dict[_FileKey, int]) -> SliceMap:
+    def _files_of(self, batch: _Batch) -> list[FileKey]:
+        """The files that a batch goes to, one for each rank of its spread."""
+        target = _target(batch)
+        return [self._files.file_of(_file_of(batch, rank), target) for rank in batch.spread.ranks]
+
+    def _spread_over_files(self, batch: _Batch) -> SliceMap:
         """A batch's spread with file numbers in place of ranks. Equal batches share one object."""
-        folder, file = batch.kept.folder, batch.kept.file
-        key = (folder, file, batch.spread)
+        files = tuple([self._files.numbers[key] for key in self._files_of(batch)])
+        key = (files, batch.spread)
         if key not in self._spreads:
-            self._spreads[key] = tuple(
-                (cut, tuple(numbers[_FileKey(folder, rank, file)] for rank in ranks))
-                for cut, ranks in batch.spread.cuts
-            )
+            number = dict(zip(batch.spread.ranks, files, strict=True))
+            self._spreads[key] = tuple((cut, tuple(number[rank] for rank in ranks)) for cut, ranks in batch.spread.cuts)
         return self._spreads[key]
 
     def _spread(self, tensor: Tensor, where: TensorName, kept: TargetTensor, placement: Placement) -> _RankSpread:
@@ -416,33 +431,36 @@ class _Maker:
         cuts = tuple((_cut(tensor, shape, inner, parts, index, each), some) for index, some in by_index.items())
         return _RankSpread(cuts, ranks)
 
-    def _file(self, key: _FileKey) -> OutputFile:
+    def _file(self, key: FileKey) -> OutputFile:
         """Lay out an output file, and release its temporary data."""
         outputs = self._outputs[key]
-        readers = self._ranks if key.rank == ALL_RANKS else (key.rank,)
-        part = 1 if key.rank == ALL_RANKS else 0
-        names = [
-            key.folder + self._layout.file_name(rank, part, self._context.deployment) + key.file for rank in readers
-        ]
+        is_shared = key.rank == ALL_RANKS
+        readers = self._ranks if is_shared else (key.rank,)
+        names = []
+        for rank in readers:
+            own = self._files.count(FileKey(key.folder, rank)) if is_shared else 0
+            name = self._layout.file_name(rank, own + key.part, self._context.deployment)
+            names.append(key.folder + name + key.file)
         source = key.file if self._is_whole(key) else ""
         if source:
             header, tensors = _header_of(self._checkpoint, source, self._members[source])
         else:
-            header, tensors = build_header({n: (o.dtype, o.shape) for n, o in outputs.items()}, self._metadata(key))
+            kinds = {name: (output.dtype, output.shape) for name, output in outputs.items()}
+            header, tensors = build_header(kinds, self._metadata(key), in_pages=self._layout.has_parts)
             # Files of different ranks have mostly equal entries: equal ones share one object.
             tensors = {name: self._infos.setdefault(info, info) for name, info in tensors.items()}
         pieces = {name: output.runs for name, output in outputs.items() if output.runs}
         outputs.clear()
         return OutputFile(names[0], readers, header, tensors, pieces, tuple(names[1:]), source)
 
-    def _is_whole(self, key: _FileKey) -> bool:
+    def _is_whole(self, key: FileKey) -> bool:
         """Whether an output file has all tensors of the checkpoint file of that name, unchanged, names included."""
         if self._checkpoint.dialect != NATIVE:
             return False
         there = {tensor.name: _Output(tensor.dtype, tensor.shape) for tensor in self._members.get(key.file, ())}
         return bool(key.file) and there == {n: output._replace(runs=()) for n, output in self._outputs[key].items()}
 
-    def _metadata(self, key: _FileKey) -> dict[str, str]:
+    def _metadata(self, key: FileKey) -> dict[str, str]:
         """The metadata of a file's header. A rank's file names the target that it was made for."""
         identity = self._layout.identity(self._context)
         if key.file or not identity:
@@ -455,6 +473,16 @@ class _Maker:
             scale = self._checkpoint.tensors[scale_name(tensor.name)] if is_weight else None
             return Step(tensor, landings, transform=TRANSFORMS[batch.kept.transform], scale=scale, part=part)
         return Step(tensor, landings, batch.conversion, batch.kept.repeat, batch.fill, part=part)
+
+
+def _file_of(batch: _Batch, rank: int) -> FileKey:
+    """The file that a batch goes to on a rank, without the part."""
+    return FileKey(batch.kept.folder, rank, batch.kept.file)
+
+
+def _target(batch: _Batch) -> Hashable:
+    """Identifies the output tensor of a batch, or its output tensors if it is not joined with others."""
+    return batch.kept.name or id(batch)
 
 
 def _undivided(placement: Placement) -> Placement:

@@ -3,7 +3,8 @@
 A file begins with eight bytes, the header's length as a little-endian u64. That many bytes of JSON follow, padded with
 spaces. The tensors' bytes cover the rest of the file exactly. The reader is at least as strict as the safetensors
 library (tests compare the two). It also rejects duplicate keys and white space before the opening brace, which the
-library accepts. The writer produces the same bytes as `safetensors.torch.save_file`.
+library accepts. The writer produces the same bytes as `safetensors.torch.save_file`,
+or, for files that are read directly, another order of the tensors, which every reader takes.
 """
 
 import json
@@ -298,8 +299,18 @@ class _Warnings:
         )  # fmt: skip
 
 
+PAGE_BYTES = 4096
+"""Direct reads (O_DIRECT, GPUDirect Storage) begin and end at a multiple of this."""
+
+LARGE_BYTES = 1 << 20
+"""Tensors of at least so many bytes are worth a direct read of their own."""
+
+
 def build_header(
-    tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    in_pages: bool = False,
 ) -> tuple[bytes, dict[str, TensorInfo]]:
     """Return a file's bytes up to its data, and each tensor's entry.
 
@@ -309,24 +320,31 @@ def build_header(
     Args:
         tensors: Name → (dtype, shape in elements).
         metadata: Content of `__metadata__`, if any.
+        in_pages: Pad the JSON so that the data begins at a multiple of PAGE_BYTES. Large tensors of whole pages come
+            first, in the order of `tensors`: a format without holes can align no others.
     """
+    kinds = {kind: (nbytes_of(*kind), _json(kind[1])) for kind in {(dtype, shape) for dtype, shape in tensors.values()}}
+    paged = [name for name, kind in tensors.items() if in_pages and _is_paged(kinds[kind][0])]
     # Python sorts by code points, which is the order of the UTF-8 bytes.
-    order = sorted(tensors)
+    order = sorted(tensors.keys() - set(paged))
     order.sort(key=lambda name: -_DTYPE_RANK[tensors[name][0]])
     # Entries are formatted one by one: with `json` on one document, 12,000 tensors take twice as long, and 6 MB.
     entries = [f'"__metadata__":{_json(dict(metadata))}'] if metadata else []
-    kinds = {kind: (nbytes_of(*kind), _json(kind[1])) for kind in {(dtype, shape) for dtype, shape in tensors.values()}}
     placed: dict[str, TensorInfo] = {}
     stop = 0
-    for name in order:
+    for name in [*paged, *order]:
         dtype, shape = tensors[name]
         nbytes, sizes = kinds[dtype, shape]
         start, stop = stop, stop + nbytes
         placed[name] = TensorInfo(dtype, shape, start, stop)
         entries.append(f'{_json(name)}:{{"dtype":"{dtype}","shape":{sizes},"data_offsets":[{start},{stop}]}}')
     text = f"{{{','.join(entries)}}}".encode()
-    text += b" " * (-len(text) % LENGTH_BYTES)
+    text += b" " * (-(len(text) + LENGTH_BYTES) % (PAGE_BYTES if in_pages else LENGTH_BYTES))
     return len(text).to_bytes(LENGTH_BYTES, "little") + text, placed
+
+
+def _is_paged(nbytes: int) -> bool:
+    return nbytes >= LARGE_BYTES and nbytes % PAGE_BYTES == 0
 
 
 _json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode

@@ -28,6 +28,7 @@ from dsv4_shard.errors import (
     TruncatedFile,
 )
 from dsv4_shard.limits import HEADER
+from dsv4_shard.tensors import header as headers
 from dsv4_shard.tensors.header import (
     DTYPE_BITS,
     Header,
@@ -617,6 +618,23 @@ def test_what_is_written_reads_back_the_same_aligned_and_without_a_warning(
     assert back.data_start == len(header)
     assert len(header) % 8 == 0
     assert back.warnings == ()
+
+
+@pytest.mark.slow
+@given(layouts(), st.sampled_from([8, 64]))
+@settings(max_examples=200)
+def test_large_tensors_stand_on_pages_and_any_reader_takes_them(tensors: dict[str, Any], page: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(headers, "PAGE_BYTES", page)
+        patch.setattr(headers, "LARGE_BYTES", 1)
+        header, placed = build_header(tensors, in_pages=True)
+    data = bytes(sum(info.nbytes for info in placed.values()))
+    assert len(header) % page == 0
+    large = [name for name, (dtype, shape) in tensors.items() if (n := nbytes_of(dtype, shape)) and n % page == 0]
+    assert list(placed)[: len(large)] == large
+    assert all(placed[name].start % page == 0 for name in large)
+    read = {name: (found["dtype"], tuple(found["shape"])) for name, found in safetensors.deserialize(header + data)}
+    assert read == tensors
 
 
 def test_the_order_in_which_tensors_are_given_does_not_matter() -> None:

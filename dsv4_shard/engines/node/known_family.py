@@ -49,6 +49,7 @@ class NodeLayout:
 
     name = "node"
     shares_files = True
+    has_parts = False
     by_node = True
 
     def file_name(self, rank: int, part: int, deployment: Deployment) -> str:

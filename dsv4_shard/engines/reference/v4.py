@@ -258,6 +258,7 @@ class ReferenceLayout:
 
     name = "reference"
     shares_files = False
+    has_parts = False
     by_node = False
 
     def __init__(self, converter: Converter) -> None:

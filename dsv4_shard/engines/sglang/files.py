@@ -16,7 +16,7 @@ from dsv4_shard.engines.shared_rules import draft_blocks, left_out_draft, vocab_
 from dsv4_shard.models import Part, Role, Stage, TensorName
 from dsv4_shard.tensors.header import Tensor
 
-LAYOUT = "dsv4-shard sglang 1"
+LAYOUT = "dsv4-shard sglang 2"
 """Name of what these files hold, for loaders. The number grows when the same deployment gets other files."""
 
 W13_ORDERS = {False: "gate, up", True: "up, gate"}
@@ -78,10 +78,11 @@ _ROUTED = {Role.ROUTED_GATE: "w13", Role.ROUTED_UP: "w13", Role.ROUTED_DOWN: "w2
 
 
 class SglangLayout:
-    """`model-rank-{rank}-part-{part}.safetensors`: a rank's own part, and one that all ranks share."""
+    """`model-rank-{rank}-part-{part}.safetensors`: a rank's own parts, then those that all ranks share."""
 
     name = "sglang"
     shares_files = True
+    has_parts = True
     by_node = False
 
     def file_name(self, rank: int, part: int, deployment: Deployment) -> str:

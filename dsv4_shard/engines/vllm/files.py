@@ -106,10 +106,11 @@ def layout_class(context: Context) -> str:
 
 
 class VllmLayout:
-    """`model-rank-{rank}-part-{part}.safetensors`: a rank's own part, and one that all ranks share."""
+    """`model-rank-{rank}-part-{part}.safetensors`: a rank's own parts, then those that all ranks share."""
 
     name = "vllm"
     shares_files = True
+    has_parts = True
     by_node = False
 
     def file_name(self, rank: int, part: int, deployment: Deployment) -> str:
@@ -178,7 +179,7 @@ class VllmLayout:
         """Properties that the files depend on and that names and shapes do not show."""
         deployment = context.deployment
         return {
-            "layout": f"dsv4-shard vllm 1, class {layout_class(context)}",
+            "layout": f"dsv4-shard vllm 2, class {layout_class(context)}",
             "engine": f"vllm {deployment.version}",
             "moe_backend": deployment.runner,
             "tp": str(deployment.tp),

@@ -1,5 +1,6 @@
 """Reshards each case's checkpoint as a user would, compares the files with its oracle, and has the engine load them."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from conformance.digests import Oracle, read_oracle
 from conformance.engines import Engine
 from conformance.oracles import checkpoint_of, committed_path, report
 from conformance.written import DRAFT_FOLDER, compare_rank, wanted
+from dsv4_shard.catalog.options import LOAD_FORMAT
 
 _OPTIONS = {
     "dp": "--dp",
@@ -71,28 +73,27 @@ def reshard_case(case: Case, work: Path) -> list[str]:
 
 
 def _load_jobs(oracle: Oracle, checkpoint: Path, out: Path, load_format: str) -> Iterator[dict[str, Any]]:
-    """Each rank by each loader that can take it: SGLang's stock one takes FP8 on Hopper, where nothing is repacked."""
+    """Each rank by each loader that can take it: SGLang's stock one takes FP8 on Hopper, where nothing is repacked.
+
+    Ours also loads the checkpoint itself, by the plan in `out`.
+    """
     case = oracle.case
     formats = [load_format] if case.engine == "sglang" else ["sharded_state"]
     if case.engine == "sglang" and case.fp8_experts and case.sm == 90 and not case.draft:
         formats.append("sharded_state")
-    for name in formats:
-        for rank in oracle.ranks:
-            yield {
-                "do": "load",
-                "case": case.to_dict(),
-                "rank": rank,
-                "model": str(out),
-                "draft": str(out / DRAFT_FOLDER),
-                "load_format": name,
-                "want": wanted(oracle, rank, checkpoint),
-                "turned": oracle.turned,
-            }
+    for rank in oracle.ranks:
+        want = {"do": "load", "case": case.to_dict(), "rank": rank, "turned": oracle.turned}
+        want |= {"want": wanted(oracle, rank, checkpoint)}
+        for name in formats:
+            yield want | {"model": str(out), "draft": str(out / DRAFT_FOLDER), "load_format": name}
+        if load_format == LOAD_FORMAT and case.engine == "sglang":
+            options = {"model_loader_extra_config": json.dumps({"plan": str(out / "plan.json")})}
+            yield want | {"model": str(checkpoint), "load_format": load_format, "options": options}
 
 
 def _loading_failures(result: dict[str, Any]) -> Iterator[str]:
     job = result["job"]
-    where = f"rank {job['rank']} by {job['load_format']}"
+    where = f"rank {job['rank']} by {job['load_format']}" + (" and plan" if "options" in job else "")
     if "error" in result:
         yield f"{where}: {result['error']} ({result.get('where')})"
     for line in result.get("differences", []):

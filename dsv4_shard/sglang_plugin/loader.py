@@ -1,24 +1,27 @@
-"""RankFileLoader, the loader behind `--load-format dsv4_shard`: copies rank files into SGLang's parameters.
+"""RankFileLoader, the loader behind `--load-format dsv4_shard`: fills SGLang's parameters with what a rank needs.
 
-`running` compares the running engine with what the files were made for, and `checks` the files with the manifest and
-the model, before a byte is copied. The steps after the copy are SGLang's own,
-in the order of its default loader: `post_load_weights`, then the processing of each quantization method. Only SGLang
-imports this module, and it needs only packages that SGLang installs.
+The bytes come from `rank_files`, or from the checkpoint itself by a plan (`planned_checkpoint`). `running` compares the
+running engine with what they were made for, and `checks` their shapes with the model, before a byte is copied. The
+steps after the copy are SGLang's own, in the order of its default loader: `post_load_weights`, then the processing of
+each quantization method. Only SGLang imports this module.
 """
 
 import logging
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
 from sglang.srt.model_loader import loader as stock
 
 from dsv4_shard.errors import LoadRefused
-from dsv4_shard.sglang_plugin.checks import check_apart, check_file, check_parameters, find_manifest, rank_files
-from dsv4_shard.sglang_plugin.running import check_place, check_runner, check_running
+from dsv4_shard.sglang_plugin.checks import check_apart, check_parameters
+from dsv4_shard.sglang_plugin.rank_files import RankFiles
+from dsv4_shard.sglang_plugin.running import check_place, check_runner, check_running, is_draft
 from dsv4_shard.text.sanitize import short
+
+if TYPE_CHECKING:
+    from dsv4_shard.sglang_plugin.planned_checkpoint import PlannedCheckpoint
 
 logger = logging.getLogger(__name__)
 
@@ -42,13 +45,24 @@ _SHARED_WITH_TARGET = frozenset({"model.embed_tokens.weight", "lm_head.weight"})
 
 
 class RankFileLoader(stock.BaseModelLoader):  # type: ignore[misc]
-    """Loads rank files; see the module. `--model-loader-extra-config '{"verify": true}'` also hashes every tensor."""
+    """Loads rank files, or a checkpoint by a plan; see the module.
+
+    `--model-loader-extra-config` takes `{"verify": true}`, which also hashes every tensor of rank files, or
+    `{"plan": "plan.json"}`, which loads from the checkpoint that is the model path.
+    """
 
     def __init__(self, load_config: Any) -> None:
         super().__init__(load_config)
         options = load_config.model_loader_extra_config or {}
-        if options not in ({}, {"verify": True}, {"verify": False}):
-            raise LoadRefused(f'--model-loader-extra-config is {short(options)}: {{}} and {{"verify": true}} are known')
+        if isinstance(options, dict) and options.keys() == {"plan"} and isinstance(options["plan"], str):
+            self._plan: Path | None = Path(options["plan"])
+        elif options in ({}, {"verify": True}, {"verify": False}):
+            self._plan = None
+        else:
+            raise LoadRefused(
+                f'--model-loader-extra-config is {short(options)}: {{}}, {{"verify": true}} and '
+                '{"plan": "plan.json"} are known'
+            )
         self._verify = options.get("verify", False)
 
     def download_model(self, model_config: Any) -> None:
@@ -57,38 +71,38 @@ class RankFileLoader(stock.BaseModelLoader):  # type: ignore[misc]
     def load_model(self, *, model_config: Any, device_config: Any) -> torch.nn.Module:
         """Build the model, fill its parameters, and finish it as SGLang's default loader does.
 
-        Raises NotAResult or LoadRefused before anything is copied.
+        Raises LoadRefused, or another error of the files or the plan, before anything is copied.
         """
-        manifest, root, inner = find_manifest(Path(model_config.model_path))
-        check_running(manifest.identity, is_draft=bool(inner))
-        rank = check_place(manifest.identity)
+        origin = self._origin(model_config)
+        check_running(origin.identity, is_draft=origin.is_draft)
+        rank = check_place(origin.identity)
         device = torch.device(device_config.device)
         quant_config = stock._get_quantization_config(model_config, self.load_config)
         with stock.set_default_torch_dtype(model_config.dtype):
             with device:
                 model = stock._initialize_model(model_config, self.load_config, quant_config)
-            check_runner(manifest.identity, model)
-            files = {root / name: entry for name, entry in rank_files(manifest, inner, rank)}
-            headers = {path: check_file(path, entry, rank, verify=self._verify) for path, entry in files.items()}
-            held = {n: (i.dtype, i.shape) for header in headers.values() for n, i in header.tensors.items()}
+            check_runner(origin.identity, model)
+            held = origin.open(rank)
             parameters = model.state_dict()
-            check_parameters(held, _shapes(parameters), _optional(parameters, is_draft=bool(inner)))
+            check_parameters(held, _shapes(parameters), _optional(parameters, is_draft=origin.is_draft))
             check_apart({name: _memory_of(name, parameters[name]) for name in held})
-            for path in files:
-                with safe_open(path, framework="pt", device="cpu") as file:
-                    for name in file.keys():  # noqa: SIM118
-                        parameters[name].data.copy_(file.get_tensor(name))
-            verified = "bytes" if self._verify else "headers"
-            logger.info(
-                "dsv4_shard: rank %d: %d parameters from %d files, %s verified", rank, len(held), len(files), verified
-            )
+            read = origin.fill({name: parameters[name] for name in held})
+            logger.info("dsv4_shard: rank %d: %d parameters from %s", rank, len(held), read)
             stock.post_load_weights(model)
-            prewarm = None if inner else getattr(model, "_prewarm_mhc_kernels", None)
+            prewarm = None if origin.is_draft else getattr(model, "_prewarm_mhc_kernels", None)
             if prewarm is not None:
                 prewarm()
             stock.DefaultModelLoader.postprocess_weights(model, device)
         finished: torch.nn.Module = model.eval()
         return finished
+
+    def _origin(self, model_config: Any) -> "RankFiles | PlannedCheckpoint":
+        """What the model path and the options name."""
+        if self._plan is None:
+            return RankFiles(Path(model_config.model_path), verify=self._verify)
+        from dsv4_shard.sglang_plugin.planned_checkpoint import PlannedCheckpoint
+
+        return PlannedCheckpoint(model_config.model_path, self._plan, is_draft=is_draft(model_config))
 
 
 def _shapes(parameters: dict[str, torch.Tensor]) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -120,6 +120,11 @@ RUNNERS = {
 """The same class puts up before gate in w13, or transposes it, on other backends: flashinfer_trtllm, triton_kernel."""
 
 
+def is_draft(model_config: Any) -> bool:
+    """Whether SGLang loads a draft model. Raises LoadRefused if it does not tell."""
+    return bool(_told("is_draft_model", lambda: model_config.is_draft_model))
+
+
 def check_running(identity: Mapping[str, str], *, is_draft: bool) -> None:
     """Compare the table with what the files were made for. Raises LoadRefused with the first fact that differs."""
     for fact in FACTS:

@@ -94,6 +94,7 @@ def copy(
     finished: Iterable[Finished] = (),
     in_order: Collection[str] = (),
     processes: bool = False,
+    keeps_cached: bool = False,
 ) -> CopyResult:
     """Run every step of `recipe` except the `finished` ones.
 
@@ -107,6 +108,7 @@ def copy(
         finished: Steps that an earlier run finished. Their digests are reused.
         in_order: Source files that one worker each reads from beginning to end.
         processes: Use processes in place of threads. Each has its own copy of `sink`.
+        keeps_cached: Leave the bytes that are read in the page cache.
 
     Raises:
         InexactCast: A cast rounds and `allow_inexact` is off.
@@ -120,7 +122,7 @@ def copy(
     whole = [numbers for file, numbers in _by_file(recipe, results.is_finished) if file in in_order]
     single = [n for n in order if not results.is_finished[n] and recipe.steps[n].source.file not in in_order]
     with source.reading(files_of(recipe), spans(results.unfinished())) as files:
-        mover = partial(Mover, recipe, files, sink, allow_inexact)
+        mover = partial(Mover, recipe, files, sink, allow_inexact, keeps_cached=keeps_cached)
         setter = mover(listeners.on_progress, listeners.on_data, lambda: False)
         for fixed in recipe.fixed:
             results.keep_fixed(fixed.file, fixed.tensor, setter.put_fixed(fixed))

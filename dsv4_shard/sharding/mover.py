@@ -54,6 +54,7 @@ class Mover:
         on_progress: Receives the bytes put since its last call.
         on_data: Receives (file number, offset, bytes) of each `put`.
         is_stopped: Asked after each chunk; a mover that is stopped leaves its step unfinished.
+        keeps_cached: Whether the bytes that it reads stay in the page cache.
     """
 
     def __init__(
@@ -65,11 +66,14 @@ class Mover:
         on_progress: Callable[[int], None],
         on_data: Callable[[int, int, memoryview], None],
         is_stopped: Callable[[], bool],
+        *,
+        keeps_cached: bool = False,
     ) -> None:
         self._recipe, self._files, self._sink = recipe, files, sink
         self._allow_inexact = allow_inexact
         self._on_progress, self._on_data = on_progress, on_data
         self._is_stopped = is_stopped
+        self._reads_once = not keeps_cached
         self._buffer = np.empty(CHUNK_BYTES, np.uint8)  # takes no memory before it is filled, as a bytearray does
         self._bytes_read = 0
         self._differing: list[tuple[int, int]] = []
@@ -100,7 +104,7 @@ class Mover:
         return Moved(Finished(-1, piece.hash.digest(), 0, piece.done), 0, tuple(self._differing))
 
     def _read(self, name: str, start: int, buffer: memoryview) -> None:
-        self._files[name].readinto(start, buffer, once=True)
+        self._files[name].readinto(start, buffer, once=self._reads_once)
         self._bytes_read += len(buffer)
 
     def _append(self, running: "_Running", data: Bytes) -> None:

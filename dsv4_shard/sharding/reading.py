@@ -48,7 +48,7 @@ def readings(recipe: Recipe, shares: Sequence[Collection[int]]) -> list[Reading]
 
 def _of_step(step: Step, files: Collection[int]) -> tuple[int, int]:
     """Bytes that a step reads and uses for some of its files."""
-    landings = tuple(_landings(step, files))
+    landings = tuple(landings_in(step, files))
     if not landings:
         return 0, 0
     read = sum(span.stop - span.start for some in spans([replace(step, landings=landings)]) for span in some)
@@ -57,8 +57,8 @@ def _of_step(step: Step, files: Collection[int]) -> tuple[int, int]:
     return read, read if step.transform is not None or step.repeat > 1 else min(read, used)
 
 
-def _landings(step: Step, files: Collection[int]) -> Iterator[Destination]:
-    """The destinations of a step in some of its files."""
+def landings_in(step: Step, files: Collection[int]) -> Iterator[Destination]:
+    """Yield the destinations of a step in some of its files, without the other files."""
     for landing in step.landings:
         spread = tuple((cut, some) for cut, some in landing.spread if not set(some).isdisjoint(files))
         if spread:

@@ -106,6 +106,92 @@ def test_every_parameter_is_what_sglang_itself_loads(
     assert not model.training
 
 
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], tuple[Path, str]]:
+    """A case's checkpoint, and the loader's options with the plan for it."""
+    root = tmp_path_factory.mktemp("planned")
+
+    def plan(case: Case) -> tuple[Path, str]:
+        source, path = root / case.variant, root / f"{case.name}.json"
+        if not source.exists():
+            write_variant(source, case.variant)
+        checkpoint, inventory = open_folder(source)
+        path.write_text(make_plan(checkpoint, inventory, Request(**case.request)).to_json())
+        return source, json.dumps({"plan": str(path)})
+
+    return plan
+
+
+@pytest.mark.parametrize(
+    ("case", "rank"),
+    [(case, rank) for case in (*TARGETS, DRAFT) for rank in case.ranks],
+    ids=lambda value: value.name if isinstance(value, Case) else value,
+)
+def test_the_checkpoint_itself_gives_every_parameter_what_sglang_loads(
+    case: Case, rank: int, planned: Callable[[Case], tuple[Path, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    oracle = read_oracle(committed_path(case))
+    model = Process(oracle, rank, monkeypatch).load(*planned(case))
+    (first, state), *others = model.steps
+    assert {name: param for name, param in state.items() if name not in oracle.unloaded} == oracle.ranks[rank]
+    assert [first, *(step for step, _ in others)] == ["post_load", "process"]
+
+
+def test_a_direct_load_reads_less_than_the_checkpoint_and_says_how_much(
+    process: Process, planned: Callable[[Case], tuple[Path, str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, options = planned(EP)
+    with caplog.at_level(logging.INFO):
+        process.load(folder, options)
+    [line] = [record.getMessage() for record in caplog.records if record.name.startswith("dsv4_shard")]
+    found = re.fullmatch(
+        r"dsv4_shard: rank 1: \d+ parameters from the checkpoint, ([\d.]+) MB read, plan and headers verified", line
+    )
+    assert found is not None, line
+    whole = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    assert float(found[1]) * 1e6 < 0.8 * whole
+
+
+def test_a_parameter_that_is_not_contiguous_is_filled_too(
+    process: Process, planned: Callable[[Case], tuple[Path, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = process.build
+
+    def turned() -> Any:
+        model = build()
+        parameter = model.get_parameter("model.embed_tokens.weight")
+        parameter.data = parameter.data.t().contiguous().t()
+        return model
+
+    monkeypatch.setattr(process, "build", turned)
+    model = process.load(*planned(EP))
+    assert not model.get_parameter("model.embed_tokens.weight").is_contiguous()
+    state = describe(model.state_dict())
+    assert state["model.embed_tokens.weight"] == process.oracle.ranks[1]["model.embed_tokens.weight"]
+
+
+def test_a_plan_for_another_deployment_engine_or_checkpoint_is_refused_before_a_byte_is_copied(
+    process: Process, planned: Callable[[Case], tuple[Path, str]], tmp_path: Path
+) -> None:
+    folder, _ = planned(EP)
+    checkpoint, inventory = open_folder(folder)
+    for request, reason in (
+        (EP.request | {"tp": 4}, "^tp: the files are for 4, found 2"),
+        ({"tp": 2, "engine": "reference"}, "a plan for reference, and this is SGLang"),
+    ):
+        (tmp_path / "plan.json").write_text(make_plan(checkpoint, inventory, Request(**request)).to_json())
+        refused(process, folder, reason, {"plan": str(tmp_path / "plan.json")})
+        process.built.clear()
+    other = shutil.copytree(folder, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"rope_theta": 1}))
+    refused(process, other, "made for another checkpoint", planned(EP)[1])
+    process.built.clear()
+    refused(process, folder, "plan.json", {"plan": str(tmp_path / "nowhere" / "plan.json")})
+    process.built.clear()
+    refused(process, folder, "are known", {"plan": "plan.json", "verify": True})
+
+
 @pytest.mark.parametrize(("extra", "what"), [(None, "headers"), ({"verify": True}, "bytes")])
 def test_the_log_says_what_was_loaded_and_verified(
     extra: Any, what: str, process: Process, written: Callable[[Case], Path], caplog: pytest.LogCaptureFixture
@@ -421,7 +507,12 @@ def test_a_flipped_byte_is_refused_only_with_verify(process: Process, folder: Pa
 
 @pytest.mark.parametrize("extra", ['{"verfy": true}', '{"verify": "no"}', "[1]", '{"verify": true, "path": "x"}'])
 def test_unknown_options_of_the_loader_are_refused(extra: str, process: Process, folder: Path) -> None:
-    refused(process, folder, r'^--model-loader-extra-config is .*: \{\} and \{"verify": true\} are known$', extra)
+    refused(
+        process,
+        folder,
+        r'^--model-loader-extra-config is .*: \{\}, \{"verify": true\} and \{"plan": "plan.json"\} are known$',
+        extra,
+    )
 
 
 def test_swapped_files_are_refused(process: Process, folder: Path) -> None:

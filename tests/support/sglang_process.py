@@ -135,7 +135,8 @@ class Process:
         for point in entry_points(group="sglang.srt.plugins"):
             point.load()()
         HookRegistry.apply_hooks()
-        config = SimpleNamespace(model_path=str(folder), dtype=torch.bfloat16, build=self._build)
+        config = SimpleNamespace(model_path=str(folder), dtype=torch.bfloat16, build=self._build,
+                                 is_draft_model=self.case.draft)  # fmt: skip
         loader = get_model_loader(LoadConfig("dsv4_shard", extra), config)
         loader.download_model(config)
         return loader.load_model(model_config=config, device_config=SimpleNamespace(device="cpu"))

@@ -35,7 +35,17 @@ from dsv4_shard.engines.log_words import (
 )
 from dsv4_shard.engines.parallelism import ep_option
 from dsv4_shard.engines.parameters import DRAFT_FOLDER, TOKENIZER_FILES
-from dsv4_shard.engines.placement import Expert, Pad, Placement, RankTensor, Replicate, Split, local_size, say_placement
+from dsv4_shard.engines.placement import (
+    Expert,
+    Pad,
+    Placement,
+    RankTensor,
+    Replicate,
+    Shares,
+    Split,
+    local_size,
+    say_placement,
+)
 from dsv4_shard.engines.registry import DEEPSEEK, ENGINES, engine_for, find_engine, serving, title_of
 from dsv4_shard.engines.remarks import Change, Loss
 from dsv4_shard.engines.rules import NOT_VERIFIED, Breach, Divides, Remedy, Requires, Rule, Symptom
@@ -90,6 +100,7 @@ __all__ = [
     "Request",
     "Requires",
     "Rule",
+    "Shares",
     "Split",
     "StartStage",
     "Symptom",

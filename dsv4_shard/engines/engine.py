@@ -49,6 +49,7 @@ class Engine:
         losses: Returns the parts of the checkpoint that the engine's rank files lack.
         misloads: Returns why the engine cannot serve the checkpoint itself; None if it can.
         layout: The files that the engine reads; None if this tool cannot write them.
+        loads_plans: Whether this package's plugin makes a rank's parameters from the checkpoint itself, by a plan.
         others: Rules of other versions and of later checks. They only explain messages in logs; no plan checks them.
         families: Model families that the table is for.
         variants: Tables for other families.
@@ -84,6 +85,7 @@ class Engine:
     losses: Callable[[Context], tuple[Loss, ...]] = no_losses
     misloads: Callable[[Context], str | None] = loads_well
     layout: Layout | None = None
+    loads_plans: bool = False
     others: tuple[Rule, ...] = ()
     families: tuple[Family, ...] = ()
     variants: "tuple[Engine, ...]" = ()

@@ -1,10 +1,12 @@
 """Checkpoint and deployment → what a node holds on its disk, and in its memory while the engine loads (`PlanHost`)."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
 
 from dsv4_shard.checkpoint import Checkpoint
-from dsv4_shard.engines import Context, engine_for
-from dsv4_shard.models import Module
+from dsv4_shard.engines import Context, Expert, Pad, Placement, Shares, Split, engine_for
+from dsv4_shard.models import TARGET, Module
 from dsv4_shard.planning.memory_documents import PlanHost, PlanTotals
 from dsv4_shard.planning.weights import GroupLoad
 
@@ -59,6 +61,31 @@ def node_bytes(checkpoint: Checkpoint, context: Context, totals: PlanTotals | No
     ranks = -(-deployment.world // deployment.nodes)
     shared = totals.replicated_bytes_per_rank if engine.layout and engine.layout.shares_files else 0
     return ranks * totals.target_bytes_per_rank_max - (ranks - 1) * shared
+
+
+def direct_node_bytes(context: Context, weights: Iterable[GroupLoad]) -> int:
+    """Return the bytes of a checkpoint that a node reads if each rank loads the rows that it needs of the target model.
+
+    Of columns these are whole rows, once for all ranks of the node, which share the page cache. The plan's count of
+    `sharding.reading.readings`, which the tests compare.
+    """
+    target = (load for load in weights if load.group.stage in TARGET)
+    return sum(math.ceil(load.group.nbytes * load.count * _part_read(load.placement, context)) for load in target)
+
+
+def _part_read(placement: Placement | None, context: Context) -> Fraction:
+    """The part of the rows of a role's tensors that the first node's ranks need."""
+    deployment = context.deployment
+    ranks = -(-deployment.world // deployment.nodes)
+    match placement:
+        case Expert(inner):
+            blocks = -(-ranks // deployment.moe_tp)
+            return Fraction(blocks, deployment.ep) * _part_read(inner, context)
+        case Split(axis=0) | Pad(axis=0) | Shares():
+            parts = deployment.group(placement.group)
+            return Fraction(min(ranks, parts), parts)
+        case _:
+            return Fraction(1)
 
 
 def _node_subset(context: Context) -> int:

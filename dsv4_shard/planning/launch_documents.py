@@ -74,12 +74,13 @@ class PlanLaunch(Document):
 class PlanWay(Document):
     """A way to serve: what the engine loads, how that is made, and how the engine starts.
 
-    `node_bytes` are the bytes that the fullest node reads from its disk at each start: all files of a checkpoint; of
-    shards those of the target model, and once what all ranks share. `prepare` is the command that writes what is
+    `node_bytes` are the bytes that the fullest node reads from its disk at each start: all files of a checkpoint; by
+    plan, the rows that its ranks need of the target model; of shards those of the target model, and once what all
+    ranks share. `prepare` is the command that writes what is
     loaded; None if nothing has to be written.
     """
 
-    serves: Literal["checkpoint", "shards", "node folders"]
+    serves: Literal["checkpoint", "checkpoint by plan", "shards", "node folders"]
     node_bytes: int
     prepare: str | None
     launch: PlanLaunch

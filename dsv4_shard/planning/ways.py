@@ -1,12 +1,15 @@
-"""Outcome → the ways to serve: the checkpoint as it is, and the shards that `reshard` writes."""
+"""Outcome → the ways to serve: the checkpoint, as it is or by a plan, and the shards that `reshard` writes."""
 
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
+from dsv4_shard.catalog.options import LOAD_FORMAT
 from dsv4_shard.checkpoint import Checkpoint
+from dsv4_shard.engines import Launch
 from dsv4_shard.models import NATIVE
-from dsv4_shard.planning.host_memory import node_bytes
+from dsv4_shard.planning.host_memory import direct_node_bytes, node_bytes
 from dsv4_shard.planning.launch_documents import PlanLaunch, PlanWay
 from dsv4_shard.planning.outcome import LayoutOutcome
 
@@ -41,6 +44,16 @@ def ways_of(checkpoint: Checkpoint, outcome: LayoutOutcome, label: str, shards: 
                 prepare=None,
                 launch=launch,
             )
+    if shards is not None and engine.loads_plans:
+        yield PlanWay(
+            serves="checkpoint by plan",
+            node_bytes=direct_node_bytes(context, outcome.loads),
+            prepare=None,
+            launch=PlanLaunch.of(
+                _by_plan(engine.launch(context, shlex.quote(label), False)).with_changes(outcome.cache_changes),
+                has_draft=has_draft,
+            ),
+        )
     if shards is not None:
         yield PlanWay(
             serves="node folders" if engine.by_node else "shards",
@@ -48,3 +61,11 @@ def ways_of(checkpoint: Checkpoint, outcome: LayoutOutcome, label: str, shards: 
             prepare=shards.command,
             launch=launch_on(shards.folder, True),
         )
+
+
+def _by_plan(launch: Launch) -> Launch:
+    """The launch of a checkpoint with the plugin's loader, which follows the plan in plan.json."""
+    assert launch.program is not None, "an engine with a plugin has a command"
+    options = {"--load-format": LOAD_FORMAT, "--model-loader-extra-config": shlex.quote('{"plan": "plan.json"}')}
+    program = replace(launch.program, options=launch.program.options | options)
+    return replace(launch, program=program, needs_plugin=True)

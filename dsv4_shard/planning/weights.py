@@ -11,6 +11,7 @@ from dsv4_shard.engines import (
     Expert,
     Layout,
     LeftOut,
+    Placement,
     RankTensor,
     TargetTensor,
     engine_for,
@@ -22,13 +23,17 @@ from dsv4_shard.planning.memory_documents import PlanTotals
 
 @dataclass(frozen=True, slots=True)
 class GroupLoad:
-    """A group on the ranks: the part of one tensor on a rank, and the least and most tensors per rank."""
+    """A group on the ranks: the part of one tensor on a rank, and the least and most tensors per rank.
+
+    `placement` is None for a role that no rule places.
+    """
 
     group: TensorGroup
     count: int
     stored: RankTensor
     per_rank: tuple[int, int]
     replicated: bool
+    placement: Placement | None = None
 
 
 def loads(engine: Engine, context: Context) -> Iterator[GroupLoad]:
@@ -44,7 +49,7 @@ def loads(engine: Engine, context: Context) -> Iterator[GroupLoad]:
             layers = count // experts
             per_rank = (layers * (experts // deployment.ep), layers * -(-experts // deployment.ep))
         whole = stored.shape == group.shape and not isinstance(placement, Expert)
-        yield GroupLoad(group, count, stored, per_rank, whole and deployment.world > 1)
+        yield GroupLoad(group, count, stored, per_rank, whole and deployment.world > 1, placement)
 
 
 def rank_nbytes(inventory: Inventory, deployment: Deployment, stages: tuple[Stage, ...] = tuple(Stage)) -> int:

@@ -1,5 +1,6 @@
 """Disk and host memory of a node: compared with the files that are written, and with sizes that are known."""
 
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,15 @@ from support import documents
 from support.checkpoints.full_size import PRO, V41, inventory_of
 
 import dsv4_shard
-from dsv4_shard.engines import Request
+from dsv4_shard.engines import Context, Request, find_engine
+from dsv4_shard.planning.choice import choose
 from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.memory_documents import PlanHost
 from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.reporting import make_report
+from dsv4_shard.sharding.reading import landings_in
+from dsv4_shard.sharding.recipe import spans
+from dsv4_shard.sharding.recipe_builder import make_recipe
 from dsv4_shard.terminal.plan import show_plan
 
 
@@ -87,3 +92,29 @@ def test_disk_is_that_of_the_files_that_are_written(engine: str, nodes: int, tmp
     written = sum(files.values())
     assert plan.host is not None
     assert plan.host.disk_bytes == pytest.approx(written, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"tp": 16, "gpu": "h20-96"},
+        {"tp": 16, "ep": 16, "gpu": "h20-96"},
+        {"tp": 16, "ep": 4, "dp": 4, "gpu": "h200"},
+        {"tp": 8, "gpu": "h200"},
+        {"tp": 16, "nodes": 4, "gpu": "h200"},
+    ],
+)
+def test_a_node_that_loads_by_plan_reads_what_the_recipe_of_its_ranks_reads(wanted: dict[str, Any]) -> None:
+    checkpoint, inventory = inventory_of(PRO)
+    request = Request(**wanted)
+    plan = make_plan(checkpoint, inventory, request, PRO)
+    [way] = [way for way in plan.ways if way.serves == "checkpoint by plan"]
+    ranks = range(plan.deployment.world // plan.deployment.nodes)
+    recipe = make_recipe(
+        checkpoint, find_engine("sglang"), Context(inventory, choose(inventory, request).deployment), tuple(ranks)
+    )
+    target = [number for number, file in enumerate(recipe.files) if "/" not in file.name]
+    steps = [replace(step, landings=tuple(landings_in(step, target))) for step in recipe.steps]
+    read = sum(span.stop - span.start for some in spans(one for one in steps if one.landings) for span in some)
+    assert way.node_bytes == pytest.approx(read, rel=0.001)
+    assert way.node_bytes < plan.ways[0].node_bytes

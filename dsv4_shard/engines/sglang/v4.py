@@ -702,6 +702,7 @@ SGLANG = Engine(
     addition=addition,
     changes=changes,
     losses=draft_losses,
+    loads_plans=True,
     others=OTHERS,
     runners=RUNNER_NAMES["sglang"],
     versions=VERSIONS["sglang"],

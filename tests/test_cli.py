@@ -56,7 +56,7 @@ def test_inspect_shows_where_pro_breaks_at_tp16() -> None:
     assert result.exit_code == 0
     assert "145,116 tensors in 64 files, 864.70 GB" in result.stdout
     assert re.search(r"shared w1 rows /128 +24 +24 +12 +6 +3 +1\.5! ", result.stdout)
-    assert "none: every layer, expert, scale and block is there and fits" in result.stdout
+    assert "none; every layer, expert, scale and block is there and fits" in result.stdout
 
 
 def test_inspect_json_is_one_document_with_a_version(tiny_checkpoint: Path) -> None:

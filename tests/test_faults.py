@@ -352,7 +352,7 @@ def test_any_locale_will_do(locale: str, small: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("command", "said"), [
-    ("inspect", "none: every layer, expert, scale and block is there and fits"),
+    ("inspect", "none; every layer, expert, scale and block is there and fits"),
     ("plan", "whole on every rank, all modules together"),
 ])  # fmt: skip
 def test_a_narrow_terminal_gets_all_of_it_in_its_width(command: str, said: str, small: Path) -> None:

@@ -28,7 +28,7 @@ from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.storage.digests import digest_of
 from dsv4_shard.storage.output_folder import MANIFEST_NAME
 from dsv4_shard.tensors.header import Tensor, build_header, nbytes_of, parse_header
-from dsv4_shard.terminal.unknown_family import show_unknown
+from dsv4_shard.terminal.screens.unknown_family import show_unknown
 
 NAMES = {
     "colour": "\x1b[31mred\x1b[0m",

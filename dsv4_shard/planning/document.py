@@ -89,15 +89,26 @@ class Plan(Document):
 
     @property
     def headline(self) -> str:
-        """The verdict in one sentence: with the number of changes, the losses, or what is not verified."""
+        """The verdict in one line: with the number of changes, and the parts that the shards lack."""
         if self.verdict is Verdict.UNVERIFIED:
-            why = next((str(breach) for breach in self.breaches), "no engine was run with such folders")
-            return f"Not verified: {why}"
+            return "Not verified"
         if not self.verdict.is_good:
             return "Does not run"
         changes = f" with {counted(len(self.changes), 'change')} from the defaults" if self.changes else ""
-        lost = ", ".join(map(str, self.losses)) if self.layout else ""
-        return f"Runs{changes}{', ' if changes and lost else ' ' if lost else ''}{lost}"
+        lost = f" without {', '.join(loss.part for loss in self._lost)}" if self._lost else ""
+        return f"Runs{changes}{',' if changes and lost else ''}{lost}"
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """What the headline rests on: what is not verified, or why the shards lack a part."""
+        if self.verdict is Verdict.UNVERIFIED:
+            return (next((str(breach) for breach in self.breaches), "no engine was run with such folders"),)
+        return tuple(f"{loss.part}: {loss.reason}" for loss in self._lost) if self.verdict.is_good else ()
+
+    @property
+    def _lost(self) -> tuple[PlanLoss, ...]:
+        """The losses, if shards can be written."""
+        return self.losses if self.layout else ()
 
     def in_short(self) -> str:
         """The layout, the verdict, and the bytes per rank or the number of broken rules."""

@@ -169,6 +169,10 @@ DetailsOpt = Annotated[
     bool, typer.Option("--details", help="Also show placement, blocks, bytes per module, and options of the draft.")
 ]
 
+InspectDetailsOpt = Annotated[
+    bool, typer.Option("--details", help="Also show all tensors, every dimension, and the reason for each verdict.")
+]
+
 ProgressOpt = Annotated[
     str,
     typer.Option(

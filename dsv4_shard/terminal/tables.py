@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from rich.console import Console
 from rich.text import Text
 
-from dsv4_shard.terminal.text import MIN_WIDTH, pieces, wrap
+from dsv4_shard.terminal.text import MIN_WIDTH, wrap
 from dsv4_shard.text.sanitize import clean
 
 _GAP = 2
@@ -41,7 +41,7 @@ class Table:
         rows = (self._columns, *self._rows)
         widths = [max(len(row[column]) for row in rows) for column in range(len(self._columns))]
         least = [
-            width if column in self._right else max(_longest_piece(row[column].plain) for row in rows)
+            width if column in self._right else max(_longest_word(row[column].plain) for row in rows)
             for column, width in enumerate(widths)
         ]
         while sum(widths) + _GAP * (len(widths) - 1) > room:
@@ -89,5 +89,5 @@ class Table:
                 yield line
 
 
-def _longest_piece(text: str) -> int:
-    return max((len(piece) for word in text.split() for piece in pieces(word)), default=0)
+def _longest_word(text: str) -> int:
+    return max(map(len, text.split()), default=0)

@@ -15,12 +15,13 @@ MIN_WIDTH = 20
 """Nothing is made narrower than this number of columns."""
 
 
-def wrap(text: str, width: int) -> list[str]:
-    """Return lines of at most `width` columns.
+def wrap(text: str, width: int, hanging: int = 0) -> list[str]:
+    """Return lines of at most `width` columns, those after the first indented by `hanging`.
 
     Longer words are broken where `pieces` says, else anywhere. Paths are not broken, since users copy them.
     """
-    wrapper = _Wrapper(width, break_long_words=False, break_on_hyphens=False)
+    indent = " " * hanging
+    wrapper = _Wrapper(width, break_long_words=False, break_on_hyphens=False, subsequent_indent=indent)
     lines = []
     for line in wrapper.wrap(text):
         whole = len(line) <= width or "/" in line
@@ -80,25 +81,11 @@ def paragraph(console: Console, text: str, style: str = "", indent: int = 0) -> 
         console.print(Text(" " * indent + line, style=style), soft_wrap=True)
 
 
-_MOST_LEFT = 32
-"""Widest left column of `two_columns`; a wider text stands on a line of its own."""
-
-
-def two_columns(console: Console, rows: list[tuple[str, str]]) -> None:
-    """Print pairs: the first text bold, the second wrapped beside it, or below it where there is no room."""
-    room = max(MIN_WIDTH, console.width)
-    left = max((len(first) for first, _ in rows if len(first) <= _MOST_LEFT), default=0)
-    if left + MIN_WIDTH + 4 > room:
-        left = 0
-    for first, second in rows:
-        beside = bool(first) and len(first) <= left
-        indent = left + 4 if beside else 4
-        lines = wrap(clean(second), room - indent)
-        if beside:
-            start = Text.assemble("  ", (clean(first).ljust(left + 2), "bold"), lines[0])
-            console.print(start, soft_wrap=True)
-            lines = lines[1:]
-        elif first:
-            item(console, first, "bold")
-        for line in lines:
-            console.print(Text(" " * indent + line), soft_wrap=True)
+def named(console: Console, name: str, text: str) -> None:
+    """Print `name  text`: the name bold, the lines after the first indented further."""
+    name = clean(name)
+    first, *rest = wrap(f"{name}  {clean(text)}".lstrip(), max(MIN_WIDTH, console.width) - 2, hanging=2)
+    line = Text(f"  {first}")
+    line.stylize("bold", 2, 2 + len(name))
+    for one in (line, *(Text(f"  {more}") for more in rest)):
+        console.print(one, soft_wrap=True)

@@ -19,7 +19,7 @@ from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.plan_builder import make_plan, refuse_infeasible
 from dsv4_shard.planning.plan_file import check_plan
 from dsv4_shard.planning.request import options_of
-from dsv4_shard.terminal.plan import show_plan
+from dsv4_shard.terminal.screens.plan import show_plan
 
 NOT_VERIFIED = sorted(name for name, gpu in GPUS.items() if not gpu.verified)
 

@@ -38,7 +38,7 @@ from dsv4_shard.errors import ExitCode
 from dsv4_shard.limits import LOG_LINE
 from dsv4_shard.models.families import FAMILIES
 from dsv4_shard.planning.plan_builder import make_plan
-from dsv4_shard.terminal.explanation import show_explanation
+from dsv4_shard.terminal.screens.explain import show_explanation
 
 COLUMN = "ValueError: Weight output_partition_size = 192 is not divisible by weight quantization block_n = 128."
 SHARED_192 = "shared intermediate size 3072 / TP 16 = 192, which is 1.5 blocks of 128"

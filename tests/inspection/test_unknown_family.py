@@ -405,9 +405,9 @@ def test_inspect_shows_where_qwen3_breaks_at_tp8(folders: dict[str, Path]) -> No
     assert result.exit_code == ExitCode.DONE
     assert "Qwen3 MoE (qwen3_moe), a family that is not known: 61 tensors in 1 file," in result.stdout
     lines = result.stdout.splitlines()
-    line = lines[lines.index("mlp.experts.{E}.gate_proj") + 1]
-    assert line.split() == ["1536", "rows", "/128*", "12", "6", "3", "1.5!", "0.75!", "0.375!", "0.1875!"]
-    assert "none: every quantized weight has its scale" in result.stdout
+    line = lines[lines.index("mlp.experts.{E}.up_proj") + 1]
+    assert line.split() == ["1536", "rows", "/128", "12", "6", "3", "1.5!", "0.75!", "0.375!", "0.1875!"]
+    assert "none; every quantized weight has its scale" in result.stdout
     assert "plan, reshard and verify --against refuse it" in " ".join(result.stdout.split())
 
 

@@ -21,7 +21,7 @@ from dsv4_shard.errors import ExitCode
 from dsv4_shard.planning.compare import Difference, PlanComparison, compare_plans
 from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.plan_builder import make_plan
-from dsv4_shard.terminal.comparison import show_comparison
+from dsv4_shard.terminal.screens.compare import show_comparison
 
 SECTIONS = ("checkpoint", "request", "deployment", "verdicts", "placements", "bytes_per_rank", "environment", "options",
             "commands", "rest")  # fmt: skip

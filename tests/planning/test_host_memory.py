@@ -20,7 +20,7 @@ from dsv4_shard.reporting import make_report
 from dsv4_shard.sharding.reading import landings_in
 from dsv4_shard.sharding.recipe import spans
 from dsv4_shard.sharding.recipe_builder import make_recipe
-from dsv4_shard.terminal.plan import show_plan
+from dsv4_shard.terminal.screens.plan import show_plan
 
 
 def planned(model: str, **wanted: Any) -> Plan:

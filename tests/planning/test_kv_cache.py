@@ -15,7 +15,7 @@ from dsv4_shard.planning.choice import choose
 from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.memory_documents import PlanCache
 from dsv4_shard.planning.plan_builder import make_plan
-from dsv4_shard.terminal.plan import show_plan
+from dsv4_shard.terminal.screens.plan import show_plan
 
 MILLION = 1 << 20
 
@@ -132,7 +132,7 @@ def test_a_plan_says_whether_a_context_fits_and_with_how_many_sessions() -> None
     assert (plan.context, cache.session, cache.fits, cache.groups) == (131_072, 131_072, True, 1)
     assert cache.tokens is not None
     assert cache.sessions == cache.tokens // 131_072 > 0
-    assert f"a context of 131,072 tokens fits: {cache.sessions} sessions at once" in shown(plan)
+    assert f"{cache.sessions} sessions of 131,072 tokens at once" in shown(plan)
     assert "--context-length 131072" in plan.launch.commands[0]
 
 

@@ -36,7 +36,7 @@ from dsv4_shard.planning.plan_builder import folder_of, make_plan, refuse_infeas
 from dsv4_shard.planning.plan_file import check_plan, load_plan
 from dsv4_shard.planning.weights import rank_nbytes
 from dsv4_shard.sharding.recipe_builder import make_recipe
-from dsv4_shard.terminal.plan import show_plan
+from dsv4_shard.terminal.screens.plan import show_plan
 from dsv4_shard.version import __version__
 
 TARGET = (Stage.MODEL, Stage.LAYER)

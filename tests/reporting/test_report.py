@@ -241,7 +241,7 @@ def test_a_plan_that_breaks_says_the_engines_own_words_and_the_nearest_that_run(
     assert "Would follow in loading: SGLang has stopped by then" in words
     remedies = [remedy for breach in plan.breaches for remedy in breach.remedies]
     assert remedies
-    assert all(f"Way out: {remedy}" in words for remedy in remedies)
+    assert all(f"Helps: {remedy}" in words for remedy in remedies)
     assert plan.alternatives
     for alternative in plan.alternatives:
         assert f"dsv4-shard plan deepseek-ai/DeepSeek-V4-Pro {alternative.options}" in words

@@ -25,9 +25,9 @@ from dsv4_shard.planning.block_grid import BlockGrid
 from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.terminal.ascii import show_signs
-from dsv4_shard.terminal.block_picture import show_broken, show_placed
-from dsv4_shard.terminal.plan import show_plan
-from dsv4_shard.terminal.plan_details import show_details
+from dsv4_shard.terminal.screens.block_picture import show_broken, show_placed
+from dsv4_shard.terminal.screens.plan import show_plan
+from dsv4_shard.terminal.screens.plan_details import show_details
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import wrap
 
@@ -375,7 +375,7 @@ def test_a_message_of_several_lines_is_quoted_in_one_and_one_gpu_is_not_several(
     text = refused(PRO, Request(8, ep=3))
     assert "\\n" not in text
     assert "8 != 3 * 1 * 2 (= 6)" in " ".join(text.split())
-    assert re.search(r"--tp 1 *\n +1 GPU,", refused(FLASH, Request(7)))
+    assert re.search(r"# 1 GPU, .*\n.* --tp 1$", refused(FLASH, Request(7)))
 
 
 def test_a_way_out_is_told_once_and_so_is_the_same_arithmetic() -> None:

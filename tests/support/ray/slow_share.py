@@ -25,7 +25,7 @@ from dsv4_shard.sharding import journal
 from dsv4_shard.sharding.copy import FileSink
 from dsv4_shard.sharding.progress import Reporter
 from dsv4_shard.terminal.progress import ProgressBars
-from dsv4_shard.terminal.written import show_cluster
+from dsv4_shard.terminal.screens.reshard import show_cluster
 
 SAVE_BYTES = 1_000_000
 SECONDS_A_WRITE = 0.5

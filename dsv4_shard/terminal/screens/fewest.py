@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from dsv4_shard.terminal.commands import to_copy
+from dsv4_shard.terminal.shell_commands import to_copy
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import heading, item, title
 from dsv4_shard.text.units import counted

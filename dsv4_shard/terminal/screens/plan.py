@@ -1,6 +1,6 @@
 """Prints a plan: the verdict, bytes per GPU, changes from the engine's defaults, and the ways to serve.
 
-`show_plan` fits a screen. `terminal/plan_details.py` prints what it leaves out.
+It fits a screen: `terminal/screens/plan_details.py` prints what it leaves out.
 """
 
 import shlex
@@ -12,14 +12,15 @@ from rich.text import Text
 from dsv4_shard.engines import FIRST_NODE, Verdict
 from dsv4_shard.models import Module
 from dsv4_shard.planning import MEMORY_RULE, broken_grids
-from dsv4_shard.terminal.block_picture import show_broken
-from dsv4_shard.terminal.commands import to_copy
-from dsv4_shard.terminal.text import heading, item, paragraph, title, two_columns
+from dsv4_shard.terminal.screens.block_picture import show_broken
+from dsv4_shard.terminal.screens.plan_details import show_details
+from dsv4_shard.terminal.shell_commands import to_copy
+from dsv4_shard.terminal.text import heading, item, named, paragraph, title
 from dsv4_shard.text.sanitize import clean
 from dsv4_shard.text.units import counted, gib, rounded, size
 
 if TYPE_CHECKING:
-    from dsv4_shard.planning import Plan, PlanCache, PlanChange, PlanWay
+    from dsv4_shard.planning import Plan, PlanCache, PlanWay
 
 SIGNS = {
     Verdict.RUNS: ("✓", "green"),
@@ -29,14 +30,20 @@ SIGNS = {
 }
 """Sign and style of each verdict, in every command."""
 
+_NOTES_SHOWN = 2
+
 _GIB = 1 << 30
 
 
-def show_plan(console: Console, plan: "Plan", engine: str, plan_file: str | None = None) -> None:
+def show_plan(
+    console: Console, plan: "Plan", engine: str, plan_file: str | None = None, *, details: bool = False
+) -> None:
     """Show the answer of `plan`. `engine` is the engine's title, `plan_file` the file that the plan was written to."""
     title(console, _layout(plan, engine))
     sign, style = SIGNS[plan.verdict]
     paragraph(console, f"{sign} {plan.headline}", style=f"bold {style}")
+    for reason in plan.reasons:
+        item(console, reason, "yellow")
     _show_memory(console, plan)
     for assumption in plan.assumptions:
         item(console, assumption, "dim")
@@ -46,8 +53,11 @@ def show_plan(console: Console, plan: "Plan", engine: str, plan_file: str | None
     else:
         _show_breaches(console, plan, engine)
         _show_alternatives(console, plan)
+    if details:
+        show_details(console, plan, more_notes=plan.notes[_NOTES_SHOWN:])
+    elif plan.feasible:
+        _show_more(console, plan, plan_file)
     if plan_file is not None:
-        console.print()
         console.print(Text(f"Wrote {clean(plan_file)}."), soft_wrap=True)
 
 
@@ -77,51 +87,62 @@ def _show_memory(console: Console, plan: "Plan") -> None:
     else:
         left = f"{gib(memory.left)} free" if memory.fits else f"{gib(-memory.left)} short"
         item(console, f"weights {memory.weights / _GIB:.1f} of {gib(memory.capacity)} per GPU, {left}{draft}")
-        if memory.kv_cache is not None:
+        if memory.kv_cache is not None and not _is_said(plan, memory.kv_cache):
             item(console, _cache(memory.kv_cache))
+
+
+def _is_said(plan: "Plan", cache: "PlanCache") -> bool:
+    """Whether a change from the defaults says already that they leave no room for KV cache."""
+    return cache.room_most <= 0 and any(cache.option in setting for one in plan.changes for setting in one.settings)
 
 
 def _cache(cache: "PlanCache") -> str:
     room, session = cache.words
     if cache.room_most <= 0:
         return room
-    return f"KV cache: about {rounded(cache.tokens)} tokens; {session}" if cache.tokens is not None else session
+    if cache.tokens is None:
+        return session
+    tokens = f"KV cache: about {rounded(cache.tokens)} tokens{' in each attention group' if cache.groups > 1 else ''}"
+    if cache.fits and cache.all_sessions is not None:
+        return f"{tokens}, {counted(cache.all_sessions, 'session')} of {cache.session:,} tokens at once"
+    return f"{tokens}; {session}"
 
 
 def _show_changes(console: Console, plan: "Plan") -> None:
-    if plan.changes or plan.notes:
-        console.print()
-    two_columns(console, [(" ".join(change.settings), _change(change)) for change in plan.changes])
-    for note in plan.notes:
+    for change in plan.changes:
+        named(console, " ".join(change.settings), str(change))
+    for note in plan.notes[:_NOTES_SHOWN]:
         item(console, note)
 
 
-def _change(change: "PlanChange") -> str:
-    """The reason of a change, with its subject unless the setting says it already: `runner marlin`."""
-    said = change.subject.rpartition(" ")[2]
-    is_said = any(setting.endswith(f" {said}") for setting in change.settings)
-    return change.reason if is_said else str(change)
-
-
 def _show_ways(console: Console, plan: "Plan", plan_file: str | None) -> None:
-    """The ways to serve. The variables of the nodes stand above the first."""
-    has_nodes = any(FIRST_NODE in command for way in plan.ways for command in way.launch.commands)
+    """The ways to serve. What differs between nodes stands above the first command that needs it."""
+    console.print()
+    if plan.unwritten and plan.ways:
+        item(console, f"no shards can be written: {plan.unwritten}", "yellow", indent=0)
+    is_said = False
     for number, way in enumerate(plan.ways):
-        heading(console, _way(way, number))
+        title(console, _way(way, number))
         if way.prepare is not None:
             written = f"dsv4-shard reshard {shlex.quote(plan.source.label)} {shlex.quote(str(plan.out))}"
             to_copy(console, way.prepare if plan_file is None else f"{written} --plan {shlex.quote(plan_file)}")
         if way.launch.needs_plugin:
-            item(console, "pip install dsv4-shard    # in the engine's environment on every node")
-        if has_nodes and number == 0:
-            item(console, "export NODE0=10.0.0.1 NODE_RANK=0   # node 0's address, this node's number")
+            item(console, "pip install dsv4-shard   # in the engine's environment on every node")
+        is_said = is_said or _show_nodes(console, way)
         _show_command(console, way)
         if plan.losses and way.serves == "checkpoint" and way.launch.draft_options:
             item(console, f"with {plan.losses[0].part}, add {way.launch.draft_options}")
-    if plan.unwritten and plan.ways:
-        item(console, f"no shards can be written: {plan.unwritten}")
-    console.print()
-    item(console, "More: --details, -o plan.json, dsv4-shard report", "dim", indent=0)
+
+
+def _show_nodes(console: Console, way: "PlanWay") -> bool:
+    """Show what each node sets before its command; whether there is anything."""
+    if not any(FIRST_NODE in command for command in way.launch.commands):
+        return False
+    _, more = way.launch.on_every_node
+    item(console, "export NODE0=10.0.0.1 NODE_RANK=0   # node 0's address, this node's number")
+    if more:
+        item(console, f"# on every node but the first, add {' '.join(more)}")
+    return True
 
 
 def _way(way: "PlanWay", number: int) -> str:
@@ -135,11 +156,17 @@ def _way(way: "PlanWay", number: int) -> str:
 def _show_command(console: Console, way: "PlanWay") -> None:
     for name, content in way.launch.files.items():
         item(console, f"{name}: {content.strip()}")
-    command, more = way.launch.on_every_node
+    command, _ = way.launch.on_every_node
     if command:
         to_copy(console, command)
-    if more:
-        item(console, f"on every node but the first, add {' '.join(more)}")
+
+
+def _show_more(console: Console, plan: "Plan", plan_file: str | None) -> None:
+    """Name what this screen leaves out."""
+    hidden = len(plan.notes) - _NOTES_SHOWN
+    details = f"--details ({counted(hidden, 'more note')})" if hidden > 0 else "--details"
+    options = (details, *(() if plan_file else ("-o plan.json",)), "dsv4-shard report")
+    item(console, f"More: {', '.join(options)}", "dim", indent=0)
 
 
 def _show_breaches(console: Console, plan: "Plan", engine: str) -> None:
@@ -164,5 +191,5 @@ def _show_alternatives(console: Console, plan: "Plan") -> None:
         return
     heading(console, "Nearest layouts that run" if plan.alternatives else "No layout near it is known to run")
     for near in plan.alternatives:
-        to_copy(console, f"dsv4-shard plan {shlex.quote(plan.source.label)} {near.options}")
-        item(console, f"{counted(near.gpus, 'GPU')}, {gib(near.bytes_per_rank)} per GPU", "dim", indent=4)
+        command = f"dsv4-shard plan {shlex.quote(plan.source.label)} {near.options}"
+        to_copy(console, command, f"{counted(near.gpus, 'GPU')}, {gib(near.bytes_per_rank)} per GPU")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from dsv4_shard.terminal.known_family import show_findings
+from dsv4_shard.terminal.screens.known_family import show_findings
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import heading, item, title
 from dsv4_shard.text.units import counted, quotient, size
@@ -16,18 +16,53 @@ if TYPE_CHECKING:
     from dsv4_shard.inspection import Axis, QuantizedRow, UnknownIdentity, UnknownInspection
 
 
-def show_unknown(console: Console, inspection: "UnknownInspection") -> None:
-    """Show identity, tensors by template, findings, divisibility, and what is not known."""
+def show_unknown(console: Console, inspection: "UnknownInspection", *, details: bool = False) -> None:
+    """Show at which TP sizes the weights divide; with `details`, every tensor and every axis too."""
     _show_unknown_identity(console, inspection.identity)
+    _show_answer(console, inspection.quantized)
+    console.print()
+    show_findings(console, inspection.findings, "every quantized weight has its scale, and every scale fits")
+    if details:
+        _show_templates(console, inspection)
+        _show_axes(console, inspection.quantized)
+    item(console, inspection.not_known)
+    if not details:
+        item(console, "More: --details (tensors by name, both axes of every weight)", "dim", indent=0)
+
+
+def _show_answer(console: Console, rows: "tuple[QuantizedRow, ...]") -> None:
+    """Show the sizes at which all axes that engines cut divide, and the axes that do not, once if they are alike."""
+    labels = _labels(rows)
+    cut = [(labels[row.template], axis) for row in rows for axis in row.axes if axis.cut]
+    if not cut:
+        heading(console, "No weight has scales along an axis that engines are known to cut")
+        return
+    tps = [share.tp for share in cut[0][1].shares]
+    fails = {share.tp for _, axis in cut for share in axis.shares if not share.whole}
+    good, bad = (", ".join(str(tp) for tp in tps if (tp in fails) is broken) for broken in (False, True))
+    at = f"The weights divide into whole blocks at TP {good}" if good else "At no TP do all weights divide"
+    heading(console, f"{at}{f'; not at {bad}' if good and bad else ''}")
+    if not bad:
+        return
+    alike: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for label, axis in cut:
+        if not all(share.whole for share in axis.shares):
+            key = (_axis_title(axis).removesuffix("*"), tuple(cell.plain for cell in _axis_cells(axis)))
+            alike.setdefault(key, []).append(label)
+    table = Table("does not divide (!)", *map(str, tps), right=range(1, len(tps) + 1))
+    for (axis_title, cells), names in alike.items():
+        for name in names:
+            table.add(name, *("" for _ in tps))
+        table.add(f"  {axis_title}", *(Text(cell, style="red" if cell.endswith("!") else "") for cell in cells))
+    table.show(console)
+
+
+def _show_templates(console: Console, inspection: "UnknownInspection") -> None:
     heading(console, "Tensors by name ({N} for a layer, {E} for an expert)")
     table = Table("name", "tensors", "bytes", "dtype", "scale for", right=(1, 2))
     for row in inspection.templates:
         table.add(row.template, f"{row.tensors:,}", size(row.bytes), row.dtype, row.scales or "")
     table.show(console)
-    show_findings(console, inspection.findings, "every quantized weight has its scale, and every scale fits")
-    _show_axes(console, inspection.quantized)
-    console.print()
-    item(console, inspection.not_known)
 
 
 def _show_unknown_identity(console: Console, it: "UnknownIdentity") -> None:

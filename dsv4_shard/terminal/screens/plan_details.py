@@ -7,8 +7,8 @@ from rich.console import Console
 from dsv4_shard.engines import Replicate, find_engine
 from dsv4_shard.models import Module
 from dsv4_shard.planning import shared_grid
-from dsv4_shard.terminal.block_picture import show_placed
-from dsv4_shard.terminal.commands import to_copy
+from dsv4_shard.terminal.screens.block_picture import show_placed
+from dsv4_shard.terminal.shell_commands import to_copy
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import heading, item
 from dsv4_shard.text.units import gib, size
@@ -19,9 +19,13 @@ if TYPE_CHECKING:
 _WHOLE = str(Replicate())
 
 
-def show_details(console: Console, plan: "Plan") -> None:
-    """Show what the screen of `plan` leaves out."""
+def show_details(console: Console, plan: "Plan", more_notes: tuple[str, ...] = ()) -> None:
+    """Show what the screen of `plan` leaves out: `more_notes`, and the rest."""
     deployment = plan.deployment
+    if more_notes:
+        heading(console, "Notes")
+    for note in more_notes:
+        item(console, note)
     heading(console, "Layout")
     item(
         console,

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from dsv4_shard.terminal.commands import to_copy
-from dsv4_shard.terminal.plan import SIGNS
+from dsv4_shard.terminal.screens.plan import SIGNS
+from dsv4_shard.terminal.shell_commands import to_copy
 from dsv4_shard.terminal.text import heading, item, paragraph, title
 
 if TYPE_CHECKING:

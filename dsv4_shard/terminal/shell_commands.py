@@ -5,7 +5,7 @@ import re
 from rich.console import Console
 from rich.text import Text
 
-from dsv4_shard.terminal.text import MIN_WIDTH
+from dsv4_shard.terminal.text import MIN_WIDTH, item
 from dsv4_shard.text.sanitize import clean
 
 _WORD = re.compile(r"""(?:'[^']*'|"[^"]*"|[^\s'"])+""")
@@ -14,8 +14,11 @@ _WORD = re.compile(r"""(?:'[^']*'|"[^"]*"|[^\s'"])+""")
 _INDENT = 2
 
 
-def to_copy(console: Console, command: str) -> None:
-    """Print a command so that it can be copied: within the width, broken before options by a backslash."""
+def to_copy(console: Console, command: str, comment: str = "") -> None:
+    """Print a command so that it can be copied: within the width, broken before options by a backslash.
+
+    A comment stands behind it, or above it if there is no room.
+    """
     room = max(MIN_WIDTH, console.width) - _INDENT
     lines: list[str] = []
     line = ""
@@ -25,8 +28,15 @@ def to_copy(console: Console, command: str) -> None:
             lines.append(f"{line} \\")
             longer = f"  {unit}"
         line = longer
-    for whole in (*lines, line):
+    lines.append(line)
+    behind = f"   # {clean(comment)}" if comment else ""
+    is_beside = len(line) + len(behind) <= room
+    if behind and not is_beside:
+        item(console, behind.strip(), "dim", _INDENT)
+    for whole in lines[:-1]:
         console.print(Text(" " * _INDENT + whole), soft_wrap=True)
+    last = Text(" " * _INDENT + line)
+    console.print(last.append(behind, "dim") if is_beside else last, soft_wrap=True)
 
 
 def _units(command: str) -> list[str]:

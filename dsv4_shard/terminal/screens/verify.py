@@ -16,15 +16,27 @@ if TYPE_CHECKING:
 _PROBLEMS_SHOWN = 20
 
 
-def show_verification(console: Console, verification: "Verification", numerics: "Numerics | None") -> None:
-    """Show verdict, accounts and problems."""
+def show_verification(console: Console, found: "Verification | SharesVerification") -> None:
+    """Show the verification of one folder, or of several as one result, and what it cannot know."""
+    from dsv4_shard.verification import Verification
+
+    if isinstance(found, Verification):
+        _show_folder(console, found)
+        _show_unknown(console, [found])
+    else:
+        show_together(console, found)
+        _show_unknown(console, found.folders)
+
+
+def _show_folder(console: Console, verification: "Verification") -> None:
+    """Show accounts, problems and verdict."""
     _show_verified(console, verification)
     if verification.missing:
         _show_missing(console, verification, "not in this folder")
-    _show_verdict(console, verification, numerics)
+    _show_verdict(console, verification)
 
 
-def show_together(console: Console, together: "SharesVerification", numerics: "Numerics | None") -> None:
+def show_together(console: Console, together: "SharesVerification") -> None:
     """Show each folder's accounts and problems, those of all folders together, and one verdict."""
     for verification in together.folders:
         _show_verified(console, verification)
@@ -33,7 +45,7 @@ def show_together(console: Console, together: "SharesVerification", numerics: "N
     if together.missing:
         _show_missing(console, together, "in none of these folders")
     _show_problems(console, together.problems)
-    _show_verdict(console, together, numerics)
+    _show_verdict(console, together)
 
 
 def _show_missing(console: Console, found: "Verification | SharesVerification", where: str) -> None:
@@ -72,7 +84,8 @@ def _show_problems(console: Console, problems: "tuple[Problem, ...]") -> None:
         item(console, f"and {hidden:,} more problems (--json lists them)", "red")
 
 
-def _show_verdict(console: Console, found: "Verification | SharesVerification", numerics: "Numerics | None") -> None:
+def _show_verdict(console: Console, found: "Verification | SharesVerification") -> None:
+    numerics = found.numerics
     if numerics is not None:
         _show_numerics(console, numerics)
     if not found.ok or (numerics is not None and not numerics.ok):
@@ -84,7 +97,7 @@ def _show_verdict(console: Console, found: "Verification | SharesVerification", 
         paragraph(console, "OK: no problems found", "bold green")
 
 
-def show_unknown(console: Console, folders: "Sequence[Verification]") -> None:
+def _show_unknown(console: Console, folders: "Sequence[Verification]") -> None:
     """Show what a verification that found nothing cannot know."""
     if all(verification.ok for verification in folders):
         for sentence in dict.fromkeys(sentence for verification in folders for sentence in verification.unknown):

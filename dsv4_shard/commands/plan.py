@@ -1,0 +1,129 @@
+"""`plan`: a layout, the layouts on a number of GPUs, the fewest GPUs, or what differs between two plans."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+import dsv4_shard
+from dsv4_shard.catalog.option import names_of
+from dsv4_shard.catalog.request import (
+    FewestOptions,
+    PlanCommandOptions,
+    SearchOptions,
+    rank_by_alone,
+    refuse_beside_gpus,
+    refuse_beside_no_layout,
+)
+from dsv4_shard.errors import ExitCode, UsageError
+from dsv4_shard.terminal import options
+from dsv4_shard.terminal.arguments import default_repo, refuse_beside_compare
+from dsv4_shard.terminal.output import show
+from dsv4_shard.terminal.process import reported
+
+if TYPE_CHECKING:
+    from dsv4_shard.catalog.request import Request
+    from dsv4_shard.planning import Plan
+
+
+@reported
+@options.takes(PlanCommandOptions)
+def plan(
+    command_context: typer.Context,
+    given: dict[str, Any],
+    repo: options.DefaultRepoArg = None,
+    details: options.DetailsOpt = False,
+    compare: options.CompareOpt = None,
+    as_json: options.JsonOpt = False,
+) -> None:
+    """Check whether a layout runs, and show how to launch it.
+
+    If it does not run, names the broken rule and the nearest layouts that run.
+
+    With --gpus in place of --tp, lists every layout that runs on so many GPUs, fewest bytes per GPU first.
+
+    With neither, lists the fewest GPUs of each kind, or of --gpu, that hold the weights. --pick N plans a row.
+
+    With --compare, shows what differs between two plans.
+    """
+    if compare is not None:
+        refuse_beside_compare(command_context)
+        _compare(*compare, as_json)
+        return
+    if "gpus" in given:
+        refuse_beside_gpus(name for name in given if name not in (*names_of(SearchOptions), "pick"))
+        _search(default_repo() if repo is None else repo, as_json, given, details)
+        return
+    if "rank_by" in given:
+        raise rank_by_alone()
+    if "tp" not in given:
+        refuse_beside_no_layout(name for name in given if name not in (*names_of(FewestOptions), "pick", "output"))
+        _fewest(default_repo() if repo is None else repo, as_json, given, details)
+        return
+    if "pick" in given:
+        raise UsageError("--pick and --tp: a layout is one row", hint="Leave out --pick.")
+    made = dsv4_shard.plan(default_repo() if repo is None else repo, **given)
+    _show_plan(made, given.get("output"), as_json, details)
+
+
+def _show_plan(made: "Plan", output: Path | None, as_json: bool, details: bool) -> None:
+    """Show a plan, and exit with the code of its verdict."""
+    from dsv4_shard.engines import Verdict, title_of
+    from dsv4_shard.terminal.screens.plan import show_plan
+
+    title = title_of(made.request.engine, made.engine_version)
+    show(made, as_json, show_plan, title, str(output) if output else None, details=details)
+    if not made.verdict.is_good:
+        raise typer.Exit(ExitCode.NOT_VERIFIED if made.verdict is Verdict.UNVERIFIED else ExitCode.NO)
+
+
+def _search(repo: str, as_json: bool, given: dict[str, Any], details: bool) -> None:
+    """Run `plan --gpus`."""
+    from dsv4_shard.terminal.screens.search import show_search
+
+    pick = given.pop("pick", None)
+    wanted = given if pick is None else {name: value for name, value in given.items() if name != "output"}
+    found = dsv4_shard.search(repo, **wanted)
+    if pick is not None:
+        _plan_row(repo, [layout.request for layout in found.layouts], pick, as_json, given, details)
+        return
+    show(found, as_json, show_search)
+    if found.best is None:
+        may_run = any(layout.fits for layout in found.unverified)
+        raise typer.Exit(ExitCode.NOT_VERIFIED if may_run else ExitCode.NO)
+
+
+def _fewest(repo: str, as_json: bool, given: dict[str, Any], details: bool) -> None:
+    """Run `plan` without a layout."""
+    from dsv4_shard.terminal.screens.fewest import show_fewest
+
+    pick = given.pop("pick", None)
+    found = dsv4_shard.fewest(repo, **{name: value for name, value in given.items() if name != "output"})
+    rows = [kind.layout.request for kind in found.kinds if kind.layout is not None]
+    if pick is not None:
+        _plan_row(repo, rows, pick, as_json, given, details)
+        return
+    if "output" in given:
+        raise UsageError("--output without a layout", hint="Name the row whose plan is to be written with --pick.")
+    show(found, as_json, show_fewest)
+    if not any(kind.verified and kind.gpus for kind in found.kinds):
+        may_run = any(kind.gpus or kind.unverified for kind in found.kinds)
+        raise typer.Exit(ExitCode.NOT_VERIFIED if may_run else ExitCode.NO)
+
+
+def _plan_row(repo: str, rows: "list[Request]", pick: int, as_json: bool, given: dict[str, Any], details: bool) -> None:
+    """Plan the row `pick`, from 1, of the layouts that a search found."""
+    if pick > len(rows):
+        raise UsageError(f"--pick {pick}: there are {len(rows)} rows", hint="Run without --pick to see them.")
+    request = {name: value for name, value in vars(rows[pick - 1]).items() if value is not None}
+    more = {name: given[name] for name in ("context", "output", "refresh") if name in given}
+    made = dsv4_shard.plan(repo, **request, **more)
+    _show_plan(made, given.get("output"), as_json, details)
+
+
+def _compare(a: Path, b: Path, as_json: bool) -> None:
+    """Run `plan --compare`."""
+    from dsv4_shard.terminal.screens.compare import show_comparison
+
+    comparison = dsv4_shard.compare(a, b)
+    show(comparison, as_json, show_comparison)

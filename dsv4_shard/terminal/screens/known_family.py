@@ -77,7 +77,6 @@ def _show_identity(console: Console, inspection: "Inspection") -> None:
     kinds = _known((it.hash_layers, "{} hash-routed"), (it.dense_layers, "{} dense"))
     layers = f"{it.layers} layers" + (f" ({', '.join(kinds)})" if kinds else "")
     heads = f"{it.attention_heads} heads" + (f" of {it.head_dim}" if it.head_dim is not None else "")
-    routed, shared = (_format(inspection, module) for module in (Module.ROUTED, Module.SHARED))
     parts = [heads, *_known((it.o_groups, "{} output groups"), (it.index_heads, "{} index heads"))]
     draft = f"{it.mtp_blocks} {'DSpark' if it.dspark else 'MTP'}"
     item(console, f"{layers}, {draft}, hidden {it.hidden_size}, vocabulary {it.vocab_size}; {', '.join(parts)}")

@@ -108,7 +108,7 @@ def test_the_pods_serve_with_the_options_of_the_plan() -> None:
 
 
 SERVED = [
-    ("index.md", "SGLANG_SHARED_EXPERT_TP1=1 sglang serve", PRO, {"tp": 16, "gpu": "h20-96"}),
+    ("../README.md", "SGLANG_SHARED_EXPERT_TP1=1 sglang serve", PRO, {"tp": 16, "gpu": "h20-96"}),
     ("how-to/serve.md", "SGLANG_SHARED_EXPERT_TP1=1 sglang serve", PRO, {"tp": 16, "gpu": "h20-96"}),
     ("how-to/serve.md", "sglang serve", FLASH, {"tp": 8, "gpu": "h100"}),
     ("how-to/serve.md", "vllm serve", PRO, {"tp": 8, "gpu": "h200", "engine": "vllm"}),

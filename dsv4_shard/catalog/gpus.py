@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from dsv4_shard.catalog.amount import bytes_of
 from dsv4_shard.errors import UnknownGpu, UsageError
 from dsv4_shard.text.suggest import did_you_mean
-from dsv4_shard.text.units import gib
+from dsv4_shard.text.units import counted, gib
 
 MIB = 1 << 20
 
@@ -181,6 +181,19 @@ def gpu_with(memory: str) -> Gpu:
             hint="Give it as 96GB (10^9 bytes), 95GiB (2^30) or 97285MiB (2^20), as the driver counts it.",
         )  # fmt: skip
     return Gpu(memory, f"GPU with {memory}", 90, nbytes, "as asked for")
+
+
+def gpu_title(name: str) -> str:
+    """Return the title of a GPU that a request names: as people write it, or its memory."""
+    known = GPUS.get(name.lower())
+    return known.title if known else f"GPU with {name}"
+
+
+def counted_gpus(number: int, name: str | None) -> str:
+    """Return `16 × NVIDIA H20 96 GB`, or `16 GPUs` if none is named: the words of every screen and page."""
+    if name is not None and name.lower() in GPUS:
+        return f"{number} × {gpu_title(name)}"
+    return counted(number, "GPU") + (f" with {name}" if name else "")
 
 
 def say_memory(weights: int, gpu: str, capacity: int) -> str:

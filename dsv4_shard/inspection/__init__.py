@@ -11,6 +11,7 @@ from dsv4_shard.inspection.known_family import (
     inspect,
 )
 from dsv4_shard.inspection.unknown_family import QuantizedRow, UnknownIdentity, UnknownInspection, inspect_unknown
+from dsv4_shard.inspection.whole_sizes import whole_sizes
 
 __all__ = [
     "DEFAULT_TPS",
@@ -25,4 +26,5 @@ __all__ = [
     "UnknownInspection",
     "inspect",
     "inspect_unknown",
+    "whole_sizes",
 ]

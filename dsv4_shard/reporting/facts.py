@@ -17,7 +17,7 @@ def facts_of(plan: Plan) -> Iterator[Fact]:
         least, most = totals.target_bytes_per_rank_min, totals.target_bytes_per_rank_max
         weights = memory.weights if memory else most
         same = "the only rank" if totals.ranks == 1 else f"on each of {totals.ranks} ranks"
-        yield "Weights per GPU", gib(weights), f"{gib(least)} on the lightest" if least < most else same
+        yield "Weights per GPU", gib(weights), f"{gib(least)} on the lightest" if gib(least) != gib(weights) else same
         if memory is not None:
             left = ("Free per GPU", gib(memory.left)) if memory.fits else ("Short per GPU", gib(-memory.left))
             yield *left, f"of {gib(memory.capacity)}"

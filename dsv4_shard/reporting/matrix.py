@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from dsv4_shard.catalog.gpus import GPUS
+from dsv4_shard.catalog.gpus import GPUS, gpu_title
 from dsv4_shard.engines import Verdict, find_engine
 from dsv4_shard.inspection import MatrixCell
 from dsv4_shard.planning import MEMORY_RULE
@@ -89,7 +89,7 @@ def _is_too_large(cells: tuple[MatrixCell, ...]) -> bool:
 def _too_large(cells: list[MatrixCell], gpu: str | None) -> str:
     held = [cell.bytes_per_rank for cell in cells if cell.bytes_per_rank is not None]
     weights = f"{min(held) / _GIB:.1f} GiB or more per GPU" if held else "the weights"
-    return f"{Verdict.FAILS}: {weights} do not fit on {gpu}"
+    return f"{Verdict.FAILS}: {weights} do not fit on {gpu_title(gpu) if gpu else 'any listed GPU'}"
 
 
 def _cell(cell: MatrixCell, gpu: str | None, asked: tuple[str, int] | None, notes: dict[str, list[str]]) -> GridCell:
@@ -116,6 +116,6 @@ def _reasons(cell: MatrixCell, gpu: str | None) -> Iterator[str]:
         yield f"{of}{cell.reason}" + (f". {find_engine(cell.engine).title} says: {said}" if said else "")
     yield from map(str, cell.changes)
     known = GPUS.get(gpu.lower()) if gpu else None
-    limit, whose = (known.memory, known.name) if known else (_LARGEST, "the largest listed GPU")
+    limit, whose = (known.memory, known.title) if known else (_LARGEST, "the largest listed GPU")
     if (cell.bytes_per_rank or 0) >= limit:
         yield f"more than {whose} has ({gib(limit)})"

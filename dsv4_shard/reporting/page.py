@@ -16,10 +16,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from dsv4_shard.catalog.gpus import GPUS
+from dsv4_shard.catalog.gpus import GPUS, counted_gpus, gpu_title
 from dsv4_shard.catalog.options import RANKINGS
 from dsv4_shard.engines import FIRST_NODE, Request, Verdict, find_engine, title_of
-from dsv4_shard.inspection import UnknownInspection
+from dsv4_shard.inspection import UnknownInspection, whole_sizes
 from dsv4_shard.planning import Plan, PlanWay
 from dsv4_shard.reporting.charts import (
     GridChart,
@@ -60,7 +60,7 @@ def to_html(report: ReportContent, made: datetime | None = None) -> str:
     )  # fmt: skip
     environment.filters |= {
         "gib": gib, "in_gib": lambda nbytes: f"{nbytes / _GIB:.1f}", "capitalize_first": capitalized,
-        "engine": lambda name: find_engine(name).title,
+        "engine": lambda name: find_engine(name).title, "gpu": gpu_title,
     }  # fmt: skip
     script = _asset("report.js")
     return environment.get_template("report.html.jinja").render(
@@ -74,6 +74,8 @@ def to_html(report: ReportContent, made: datetime | None = None) -> str:
         plan=report.plan,
         search=report.search,
         rankings=RANKINGS,
+        searched_gpus=counted_gpus(report.search.gpus, report.search.gpu) if report.search else "",
+        answer=whole_sizes(report.inspection) if isinstance(report.inspection, UnknownInspection) else None,
         facts=list(facts_of(report.plan)) if report.plan else [],
         ways=list(_ways(report.plan)) if report.plan else [],
         first_node=FIRST_NODE,
@@ -164,7 +166,7 @@ def _title(plan: Plan) -> str:
 
 def _layout(plan: Plan) -> str:
     deployment = plan.deployment
-    gpus = counted(deployment.world, f"{deployment.gpu} GPU" if deployment.gpu else "GPU")
+    gpus = counted_gpus(deployment.world, deployment.gpu)
     nodes = f" on {deployment.nodes} nodes" if deployment.nodes > 1 else ""
     a2a = f", all-to-all {deployment.a2a}" if deployment.a2a else ""
     return (
@@ -179,7 +181,7 @@ def _verdict(report: ReportContent) -> tuple[Shown, str] | None:
     if plan is not None:
         return of_plan(plan), plan.headline + (_unweighed(plan) if plan.verdict.is_good else "")
     if search is not None:
-        gpus = counted(search.gpus, f"{search.gpu} GPU" if search.gpu else "GPU")
+        gpus = counted_gpus(search.gpus, search.gpu)
         verdict = Verdict.FAILS if search.engines else Verdict.UNVERIFIED
         failed = "No layout fits" if search.layouts else "No layout runs"
         return shown(verdict, is_weighed=True), f"{failed if search.engines else 'Not verified'} on {gpus}"
@@ -195,15 +197,14 @@ def _unweighed(plan: Plan) -> str:
     return f", by its rules. Memory was not checked, because no GPU is named: {gib(weights)} per GPU{over}"
 
 
-def _ways(plan: Plan) -> Iterator[tuple[str, PlanWay, tuple[str, ...]]]:
-    """Yield the ways to serve: title, way, and the commands with their variables, one for each node."""
+def _ways(plan: Plan) -> Iterator[tuple[str, PlanWay, str, str]]:
+    """Yield the ways to serve: title, way, the command of every node, and what to add on all but the first."""
     for number, way in enumerate(plan.ways):
         verb = "Or write" if number else "Write"
         serve = f"{verb} {way.serves}{' and serve them' if way.launch.commands else ''}"
         title = "Serve the checkpoint as it is" if way.serves == "checkpoint" else serve
-        environment = "".join(f"{name}={shlex.quote(value)} " for name, value in way.launch.environment.items())
-        commands = tuple(environment + command for command in way.launch.commands)
-        yield f"{title}: each node reads {size(way.node_bytes)}", way, commands
+        command, more = way.launch.on_every_node
+        yield f"{title}: each node reads {size(way.node_bytes)}", way, command, " ".join(more)
 
 
 def _next_command(report: ReportContent) -> str:
@@ -246,7 +247,7 @@ def _matrix(report: ReportContent) -> dict[str, Any]:
         return {"matrix": None, "matrix_note": ""}
     plan = report.plan
     gpu = next(filter(None, gpu_in_words(plan, report.search).values()), None)
-    note = f"Each engine with its default options, on {gpu}; {{}}" if gpu else (
+    note = f"Each engine with its default options, on {gpu_title(gpu)}; {{}}" if gpu else (
         "Each engine with its default options, on Hopper. Memory was not checked, because no GPU is named; {}"
     )  # fmt: skip
     return {

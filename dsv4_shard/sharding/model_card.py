@@ -137,6 +137,13 @@ def _text(plan: Plan, names: Collection[str], by_node: bool) -> Iterator[str]:
     yield f"- Parallelism: TP {at.tp}, EP {at.ep}, attention DP {at.dp}, {counted(at.nodes, 'node')}"
     yield f"- GPU: {_code(at.gpu) if at.gpu else 'not named'} ({_code(at.architecture)})"
     yield f"- Routed experts: {_code(at.experts)}, MoE runner {_code(at.runner)}, shared experts {_code(at.shared)}"
+    if plan.changes:
+        yield ""
+        yield "Changes from the engine's defaults, which the launch command contains:"
+        yield ""
+    for change in plan.changes:
+        settings = f"{_code(' '.join(change.settings))}, " if change.settings else ""
+        yield f"- {settings}{clean(str(change))}"
     yield ""
     yield "## How it was made"
     yield ""

@@ -204,7 +204,7 @@ def test_the_button_copies_the_command_exactly(page: Any, pages: Any) -> None:
     expected = [report_of(WHOLE).command]
     for way in plan_of(PRO, WHOLE).ways:
         expected += [way.prepare, "pip install dsv4-shard"] if way.prepare else []
-        expected += [f"SGLANG_SHARED_EXPERT_TP1=1 {line}" for line in way.launch.commands]
+        expected += ["export NODE0=10.0.0.1 NODE_RANK=0", way.launch.on_every_node[0]]
         expected += [way.launch.draft_options]
     assert len(expected) == 9
     buttons = page.get_by_role("button", name="Copy")
@@ -223,6 +223,14 @@ def test_the_button_copies_also_where_a_page_has_no_clipboard(page: Any, pages: 
     page.locator(".command button").first.click()
     until(page, "document.querySelector('.command button').textContent === 'Copied'")
     assert page.evaluate("getSelection().toString()") == report_of(WHOLE).command
+
+
+def test_paper_shows_what_the_screen_folds(page: Any, pages: Any) -> None:
+    shown(page, pages / "found.html")
+    folded = "[...document.querySelectorAll('details')].filter((part) => !part.open).length"
+    assert page.evaluate(folded) > 0
+    page.pdf()
+    assert page.evaluate(folded) == 0
 
 
 def test_the_two_schemes_have_their_own_colours_and_paper_has_those_of_light(page: Any, pages: Any) -> None:

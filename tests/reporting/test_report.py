@@ -125,8 +125,11 @@ def test_the_launch_commands_of_a_page_are_the_plans_with_their_environment() ->
     plan = plan_of(PRO, WHOLE)
     assert plan.launch.environment == {"SGLANG_SHARED_EXPERT_TP1": "1"}
     assert plan.reshard is not None
-    for command in plan.launch.commands:
-        assert f"SGLANG_SHARED_EXPERT_TP1=1 {command}" in words
+    for way in plan.ways:
+        command, _ = way.launch.on_every_node
+        assert command.startswith("SGLANG_SHARED_EXPERT_TP1=1 sglang serve")
+        assert command in words
+    assert "export NODE0=10.0.0.1 NODE_RANK=0" in words
     assert plan.reshard in words
 
 
@@ -172,7 +175,7 @@ def test_without_a_gpu_no_cell_and_no_verdict_has_the_colour_of_a_verdict_that_r
 def test_sizes_at_which_nothing_fits_are_one_row_and_equal_rows_are_one() -> None:
     rows = grid_of(inspect(*inventory_of(PRO), gpu="h20-96").matrix, "h20-96", None).rows
     assert [row.gpus for row in rows] == ["1 to 8", "16", "32", "64"]
-    assert rows[0].sentence == "does not run: 101.9 GiB or more per GPU do not fit on h20-96"
+    assert rows[0].sentence == "does not run: 101.9 GiB or more per GPU do not fit on NVIDIA H20 96 GB"
     unknown = grid_of(inspect(*inventory_of(PRO), gpu="mi355x").matrix, "mi355x", None)
     assert {cell.verdict.words for row in unknown.rows for cell in row.cells} == {"not verified"}
     assert {cell.verdict.colour for row in unknown.rows for cell in row.cells} == {"unverified"}
@@ -205,7 +208,7 @@ def test_with_a_gpu_the_matrix_looks_at_its_memory() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("request_", "note"),
-    [(BROKEN, "on h20-96;"), (Request(8, gpu_memory="96GB"), "on 96GB;"),
+    [(BROKEN, "on NVIDIA H20 96 GB;"), (Request(8, gpu_memory="96GB"), "on GPU with 96GB;"),
      (Request(8), "on Hopper. Memory was not checked, because no GPU is named;")],
 )  # fmt: skip
 def test_the_matrix_says_of_which_gpu_it_is_also_where_the_plan_breaks(request_: Request, note: str) -> None:
@@ -373,7 +376,7 @@ def test_what_the_search_found_stands_beside_its_best() -> None:
     checkpoint, inventory = inventory_of(PRO)
     found = search(checkpoint, inventory, Request(16, gpu="h20-96"))
     words = text_of(to_html(make_report(checkpoint, inventory, plan_best(checkpoint, inventory, found), found)))
-    assert "Layouts on 16 h20-96 GPUs" in words
+    assert "Layouts on 16 × NVIDIA H20 96 GB" in words
     assert f"{len(found.layouts) - 12} more layouts:" in words
     for row in found.layouts[:12]:
         assert f"dsv4-shard plan {checkpoint.source.label} {row.options}" in words

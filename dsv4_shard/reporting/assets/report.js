@@ -1,4 +1,4 @@
-// Makes the copy buttons work. All else on the page needs no script.
+// Makes the copy buttons work, and prints what is folded. All else on the page needs no script.
 "use strict";
 
 // A page opened as a file may have no clipboard: then the text is selected and copied the old way.
@@ -19,3 +19,5 @@ document.querySelectorAll(".command button").forEach((button) => {
     setTimeout(() => (button.textContent = "Copy"), 2000);
   });
 });
+
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((part) => (part.open = true)));

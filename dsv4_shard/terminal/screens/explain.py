@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from dsv4_shard.terminal.screens.plan import SIGNS
+from dsv4_shard.terminal.screens.plan import SIGNS, show_nodes
 from dsv4_shard.terminal.shell_commands import to_copy
 from dsv4_shard.terminal.text import heading, item, paragraph, title
 
@@ -35,23 +35,22 @@ def show_explanation(console: Console, explanation: "Explanation") -> None:
     if explanation.cases:
         item(console, f"in {_case(explanation.cases[0])}", "dim")
     for case in explanation.cases[1:]:
-        item(console, f"or {case.module}: {case.arithmetic}, in {_case(case)}", "dim")
+        item(console, f"or {case.module}: {case.arithmetic}, in {case.model} with {case.options}", "dim")
     if explanation.remedies:
         heading(console, "What helps")
     for remedy in explanation.remedies:
         item(console, remedy)
     way = explanation.way
     if way is not None:
-        guess = f" ({' and '.join(way.guessed)}: a guess)" if way.guessed else ""
+        guess = f" ({' and '.join(way.guessed)}: a guess)" if way.guessed and not explanation.cases else ""
         sign, style = SIGNS[way.verdict]
         console.print()
         paragraph(console, f"{sign} {way.options}{guess}: {way.verdict}", f"bold {style}")
         for note in way.notes:
             item(console, note)
         if way.command is not None:
+            show_nodes(console, way.command, way.elsewhere)
             to_copy(console, "".join(f"{key}={value} " for key, value in way.environment.items()) + way.command)
-        if way.elsewhere:
-            item(console, f"on every node but the first, add {' '.join(way.elsewhere)}")
         for near in way.nearest:
             item(console, f"nearest that runs: {near}")
         heading(console, "Next")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
+from dsv4_shard.catalog.gpus import counted_gpus
 from dsv4_shard.engines import FIRST_NODE, Verdict
 from dsv4_shard.models import Module
 from dsv4_shard.planning import MEMORY_RULE, broken_grids
@@ -69,7 +70,7 @@ def _layout(plan: "Plan", engine: str) -> str:
     parallel += [f"DP {deployment.dp}"] if deployment.dp > 1 else []
     parallel += [deployment.a2a] if deployment.a2a else []
     nodes = f" on {deployment.nodes} nodes" if deployment.nodes > 1 else ""
-    gpus = f"{deployment.world} × {plan.memory.gpu}" if plan.memory else counted(deployment.world, "GPU")
+    gpus = counted_gpus(deployment.world, deployment.gpu)
     parts = (plan.source.label, f"{engine} {deployment.version}", ", ".join(parallel), gpus + nodes)
     return " · ".join(parts)
 
@@ -128,17 +129,16 @@ def _show_ways(console: Console, plan: "Plan", plan_file: str | None) -> None:
             to_copy(console, way.prepare if plan_file is None else f"{written} --plan {shlex.quote(plan_file)}")
         if way.launch.needs_plugin:
             item(console, "pip install dsv4-shard   # in the engine's environment on every node")
-        is_said = is_said or _show_nodes(console, way)
+        is_said = is_said or show_nodes(console, *way.launch.on_every_node)
         _show_command(console, way)
         if plan.losses and way.serves == "checkpoint" and way.launch.draft_options:
             item(console, f"with {plan.losses[0].part}, add {way.launch.draft_options}")
 
 
-def _show_nodes(console: Console, way: "PlanWay") -> bool:
-    """Show what each node sets before its command; whether there is anything."""
-    if not any(FIRST_NODE in command for command in way.launch.commands):
+def show_nodes(console: Console, command: str, more: tuple[str, ...]) -> bool:
+    """Show what each node sets before a command, and adds to it on all but the first; whether there is anything."""
+    if FIRST_NODE not in command:
         return False
-    _, more = way.launch.on_every_node
     item(console, "export NODE0=10.0.0.1 NODE_RANK=0   # node 0's address, this node's number")
     if more:
         item(console, f"# on every node but the first, add {' '.join(more)}")

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from dsv4_shard.engines import title_of
 from dsv4_shard.terminal.text import item, paragraph
+from dsv4_shard.text.units import counted
 
 if TYPE_CHECKING:
     from dsv4_shard.reporting import Report
@@ -22,6 +23,6 @@ def show_report(console: Console, report: "Report", output: Path) -> None:
         engine = title_of(plan.request.engine, plan.engine_version)
         about = f"TP {plan.deployment.tp} on {engine} {plan.deployment.version}: {plan.verdict}"
     elif report.search is not None:
-        about = f"{report.search.gpus} GPUs, on which nothing was found"
+        about = f"no layout runs on {counted(report.search.gpus, 'GPU')}"
     paragraph(console, f"Wrote {output}. Open it in a browser.")
     item(console, about)

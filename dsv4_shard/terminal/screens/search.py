@@ -4,12 +4,16 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from dsv4_shard.catalog.gpus import counted_gpus
+from dsv4_shard.engines import find_engine
 from dsv4_shard.terminal.shell_commands import to_copy
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import heading, item, title
 from dsv4_shard.text.units import binary_unit, counted, gib
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from dsv4_shard.planning import Search
 
 _LAYOUTS_SHOWN = 12
@@ -17,10 +21,9 @@ _LAYOUTS_SHOWN = 12
 
 def show_search(console: Console, found: "Search") -> None:
     """Show the layouts, best first, the meaning of the numbers, and the command that plans the best one."""
-    kind = f"{found.gpu} " if found.gpu else ""
-    searched = ", ".join(found.engines) or "no engine is verified for a search"
+    searched = titles(found.engines)
     narrowed = f", with {found.narrowed_by}" if found.narrowed_by else ""
-    title(console, f"{counted(found.gpus, f'{kind}GPU')}: {searched}{narrowed}")
+    title(console, f"{counted_gpus(found.gpus, found.gpu)}: {searched}{narrowed}")
     for reason in found.unknown:
         item(console, f"not verified: {reason}", "yellow")
     if found.unverified:
@@ -31,12 +34,17 @@ def show_search(console: Console, found: "Search") -> None:
     if found.layouts:
         _show_layouts(console, found)
     for way in found.elsewhere:
-        item(console, f"{counted(way.gpus, f'{way.gpu} GPU' if way.gpu else 'GPU')} would do: {way.options}")
-    kinds = f"{counted(found.tried, 'request')} of {searched} on {found.gpus} GPUs"
+        item(console, f"{counted_gpus(way.gpus, way.gpu)} would do: {way.options}")
+    kinds = f"{counted(found.tried, 'request')} of {searched} on {counted(found.gpus, 'GPU')}"
     item(console, f"searched: {kinds}{f'; {found.reach}' if found.reach else ''}")
     if found.command:
         heading(console, "Plan the first, or another with --pick N")
         to_copy(console, found.command)
+
+
+def titles(engines: "Sequence[str]") -> str:
+    """The titles of the engines that a search tried."""
+    return ", ".join(find_engine(name).title for name in engines) or "no engine is verified for a search"
 
 
 def _heading(found: "Search") -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
+from dsv4_shard.inspection import whole_sizes
 from dsv4_shard.terminal.screens.known_family import show_findings
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import heading, item, title
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 def show_unknown(console: Console, inspection: "UnknownInspection", *, details: bool = False) -> None:
     """Show at which TP sizes the weights divide; with `details`, every tensor and every axis too."""
     _show_unknown_identity(console, inspection.identity)
-    _show_answer(console, inspection.quantized)
+    _show_answer(console, inspection)
     console.print()
     show_findings(console, inspection.findings, "every quantized weight has its scale, and every scale fits")
     if details:
@@ -30,20 +31,14 @@ def show_unknown(console: Console, inspection: "UnknownInspection", *, details: 
         item(console, "More: --details (tensors by name, both axes of every weight)", "dim", indent=0)
 
 
-def _show_answer(console: Console, rows: "tuple[QuantizedRow, ...]") -> None:
-    """Show the sizes at which all axes that engines cut divide, and the axes that do not, once if they are alike."""
-    labels = _labels(rows)
-    cut = [(labels[row.template], axis) for row in rows for axis in row.axes if axis.cut]
-    if not cut:
-        heading(console, "No weight has scales along an axis that engines are known to cut")
+def _show_answer(console: Console, inspection: "UnknownInspection") -> None:
+    """Show at which sizes all axes that engines cut divide, and the axes that do not, once if they are alike."""
+    heading(console, whole_sizes(inspection) or "No weight has scales along an axis that engines are known to cut")
+    labels = _labels(inspection.quantized)
+    cut = [(labels[row.template], axis) for row in inspection.quantized for axis in row.axes if axis.cut]
+    if all(share.whole for _, axis in cut for share in axis.shares):
         return
     tps = [share.tp for share in cut[0][1].shares]
-    fails = {share.tp for _, axis in cut for share in axis.shares if not share.whole}
-    good, bad = (", ".join(str(tp) for tp in tps if (tp in fails) is broken) for broken in (False, True))
-    at = f"The weights divide into whole blocks at TP {good}" if good else "At no TP do all weights divide"
-    heading(console, f"{at}{f'; not at {bad}' if good and bad else ''}")
-    if not bad:
-        return
     alike: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for label, axis in cut:
         if not all(share.whole for share in axis.shares):

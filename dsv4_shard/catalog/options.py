@@ -81,7 +81,7 @@ SHARED_EXPERTS = {
 }
 """Value of `--shared-experts` → its description."""
 
-RANKINGS = {"weights": "the lightest", "tokens": "the most room for tokens", "sent": "the fewest bytes between GPUs"}
+RANKINGS = {"weights": "fewest bytes per GPU", "tokens": "most tokens of KV cache", "sent": "fewest bytes between GPUs"}
 """Value of `--rank-by` → its description."""
 
 EXPERT_DTYPES = {"fp4": "as FP4 experts are", "fp8": "FP4 experts cast to FP8, as DeepSeek's converter does"}

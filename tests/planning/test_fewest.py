@@ -120,7 +120,7 @@ def test_all_engines_and_numbers_that_were_searched_are_said() -> None:
     assert result.counts == "1 to 128, then 192, 256, 384, 512"
     assert result.tried > 1000
     shown = run("plan", root_of(PRO)).stdout
-    assert f"{result.tried:,} requests of sglang, vllm, reference, trtllm" in " ".join(shown.split())
+    assert f"{result.tried:,} requests of SGLang, vLLM, DeepSeek reference, TensorRT-LLM" in " ".join(shown.split())
 
 
 def test_numbers_are_every_one_and_then_few() -> None:

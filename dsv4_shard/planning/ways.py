@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from dsv4_shard.catalog.options import LOAD_FORMAT
 from dsv4_shard.checkpoint import Checkpoint
-from dsv4_shard.engines import Launch
+from dsv4_shard.engines import Launch, Options
 from dsv4_shard.models import NATIVE
 from dsv4_shard.planning.host_memory import direct_node_bytes, node_bytes
 from dsv4_shard.planning.launch_documents import PlanLaunch, PlanWay
@@ -66,6 +66,6 @@ def ways_of(checkpoint: Checkpoint, outcome: LayoutOutcome, label: str, shards: 
 def _by_plan(launch: Launch) -> Launch:
     """The launch of a checkpoint with the plugin's loader, which follows the plan in plan.json."""
     assert launch.program is not None, "an engine with a plugin has a command"
-    options = {"--load-format": LOAD_FORMAT, "--model-loader-extra-config": shlex.quote('{"plan": "plan.json"}')}
-    program = replace(launch.program, options=launch.program.options | options)
+    more: Options = {"--load-format": LOAD_FORMAT, "--model-loader-extra-config": shlex.quote('{"plan": "plan.json"}')}
+    program = replace(launch.program, options=launch.program.options | more)
     return replace(launch, program=program, needs_plugin=True)

@@ -200,11 +200,8 @@ def _unweighed(plan: Plan) -> str:
 def _ways(plan: Plan) -> Iterator[tuple[str, PlanWay, str, str]]:
     """Yield the ways to serve: title, way, the command of every node, and what to add on all but the first."""
     for number, way in enumerate(plan.ways):
-        verb = "Or write" if number else "Write"
-        serve = f"{verb} {way.serves}{' and serve them' if way.launch.commands else ''}"
-        title = "Serve the checkpoint as it is" if way.serves == "checkpoint" else serve
         command, more = way.launch.on_every_node
-        yield f"{title}: each node reads {size(way.node_bytes)}", way, command, " ".join(more)
+        yield way.title(is_first=number == 0), way, command, " ".join(more)
 
 
 def _next_command(report: ReportContent) -> str:

@@ -18,7 +18,7 @@ from dsv4_shard.terminal.screens.plan_details import show_details
 from dsv4_shard.terminal.shell_commands import to_copy
 from dsv4_shard.terminal.text import heading, item, named, paragraph, title
 from dsv4_shard.text.sanitize import clean
-from dsv4_shard.text.units import counted, gib, rounded, size
+from dsv4_shard.text.units import counted, gib, rounded
 
 if TYPE_CHECKING:
     from dsv4_shard.planning import Plan, PlanCache, PlanWay
@@ -121,16 +121,21 @@ def _show_ways(console: Console, plan: "Plan", plan_file: str | None) -> None:
     console.print()
     if plan.unwritten and plan.ways:
         item(console, f"no shards can be written: {plan.unwritten}", "yellow", indent=0)
-    is_said = False
+    is_said = has_plugin = False
     for number, way in enumerate(plan.ways):
-        title(console, _way(way, number))
+        title(console, way.title(is_first=number == 0))
         if way.prepare is not None:
             written = f"dsv4-shard reshard {shlex.quote(plan.source.label)} {shlex.quote(str(plan.out))}"
             to_copy(console, way.prepare if plan_file is None else f"{written} --plan {shlex.quote(plan_file)}")
-        if way.launch.needs_plugin:
+        if way.launch.needs_plugin and not has_plugin:
+            has_plugin = True
             item(console, "pip install dsv4-shard   # in the engine's environment on every node")
         is_said = is_said or show_nodes(console, *way.launch.on_every_node)
-        _show_command(console, way)
+        added = way.added_to(plan.ways[number - 1]) if way.serves == "checkpoint by plan" and number else None
+        if added is None:
+            _show_command(console, way)
+        else:
+            item(console, f"add to that command, with the plan from -o plan.json: {added}")
         if plan.losses and way.serves == "checkpoint" and way.launch.draft_options:
             item(console, f"with {plan.losses[0].part}, add {way.launch.draft_options}")
 
@@ -143,14 +148,6 @@ def show_nodes(console: Console, command: str, more: tuple[str, ...]) -> bool:
     if more:
         item(console, f"# on every node but the first, add {' '.join(more)}")
     return True
-
-
-def _way(way: "PlanWay", number: int) -> str:
-    reads = f"each node reads {size(way.node_bytes)}"
-    if way.serves == "checkpoint":
-        return f"Serve the checkpoint as it is: {reads}"
-    serve = " and serve them" if way.launch.commands else ""
-    return f"{'Or write' if number else 'Write'} {way.serves}{serve}: {reads}"
 
 
 def _show_command(console: Console, way: "PlanWay") -> None:

@@ -47,7 +47,7 @@ def show_details(console: Console, plan: "Plan", more_notes: tuple[str, ...] = (
         heading(console, "Addition order")
         item(console, plan.shared_expert_addition)
     for way in plan.ways:
-        if way.launch.draft_options:
+        if way.launch.draft_options and way.serves != "checkpoint by plan":  # as the checkpoint
             heading(console, f"To serve the draft model with the {way.serves}, add")
             to_copy(console, way.launch.draft_options)
 

@@ -77,6 +77,15 @@ def test_it_tells_where_the_files_come_from_and_what_to_do_with_them(engine: str
     assert "no licence file" not in text
 
 
+def test_changes_from_the_defaults_are_the_plans(tmp_path: Path) -> None:
+    model = write_checkpoint(tmp_path / "model", small_config() | {"moe_intermediate_size": 384}, 5)
+    plan = make_plan(*open_folder(model), Request(tp=2), "model")
+    assert plan.changes
+    text = card_of(plan).text
+    for change in plan.changes:
+        assert f"- `{' '.join(change.settings)}`, {change}" in text
+
+
 def test_no_licence_and_no_commit_are_said(model: Path) -> None:
     card = card_of(plan_for(model, revision=None, label="./model"), "", ("tokenizer.json",))
     assert "- Commit: not known\n" in card.text

@@ -137,7 +137,7 @@ def _show_ways(console: Console, plan: "Plan", plan_file: str | None) -> None:
         else:
             item(console, f"add to that command, with the plan from -o plan.json: {added}")
         if plan.losses and way.serves == "checkpoint" and way.launch.draft_options:
-            item(console, f"with {plan.losses[0].part}, add {way.launch.draft_options}")
+            item(console, f"# with {plan.losses[0].part}, add {way.launch.draft_options}")
 
 
 def show_nodes(console: Console, command: str, more: tuple[str, ...]) -> bool:
@@ -152,7 +152,7 @@ def show_nodes(console: Console, command: str, more: tuple[str, ...]) -> bool:
 
 def _show_command(console: Console, way: "PlanWay") -> None:
     for name, content in way.launch.files.items():
-        item(console, f"{name}: {content.strip()}")
+        item(console, f"# {name} holds: {content.strip()}")
     command, _ = way.launch.on_every_node
     if command:
         to_copy(console, command)

@@ -7,6 +7,8 @@ import pytest
 from support.checkpoints.full_size import FLASH, PRO, PRO_NVFP4, V3
 from support.command_line import root_of, run
 
+DSPARK = "DeepSeek-V4-Pro-0813"
+
 MOST_LINES = 24
 """Rows of the smallest terminal that is still common."""
 
@@ -55,10 +57,18 @@ def test_a_plan_that_is_not_verified_has_its_reason_below_the_verdict(monkeypatc
 
 
 @pytest.mark.parametrize(
-    "options", ["--tp 16 --gpu h20-96", "--tp 16 --engine vllm", "--tp 16 --engine node --nodes 2"]
+    ("model", "options"),
+    [
+        (PRO, "--tp 16 --gpu h20-96"),
+        (PRO, "--tp 16 --engine vllm"),
+        (PRO, "--tp 16 --engine node --nodes 2"),
+        (DSPARK, "--tp 16 --gpu h20-96"),
+    ],
 )
-def test_bash_takes_every_indented_line_of_the_ways_to_serve(options: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = screen(PRO, options, monkeypatch)
+def test_bash_takes_every_indented_line_of_the_ways_to_serve(
+    model: str, options: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = screen(model, options, monkeypatch)
     ways = lines[lines.index("") + 1 :]
     script = "\n".join(line for line in ways if line.startswith("  "))
     commands = ("sglang", "vllm", "pip", "dsv4-shard")

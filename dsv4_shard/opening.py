@@ -29,6 +29,7 @@ from dsv4_shard.sources.release_files import release_of
 from dsv4_shard.sources.remote import RemoteSource
 from dsv4_shard.sources.sha256_check import check_downloads
 from dsv4_shard.storage import collector_paused
+from dsv4_shard.text.shell import shell_word
 
 if TYPE_CHECKING:
     from dsv4_shard.planning import Plan
@@ -70,8 +71,8 @@ def _to_download(repo: str) -> str:
     if (named := hub_id(repo)) is not None:
         return f"Download them: {download_of(named)}."
     scheme, _, rest = repo.partition("://")
-    folder = rest.rstrip("/").rpartition("/")[2] or "shards"
-    tools = {"s3": f"aws s3 sync {repo} {folder}", "gs": f"gcloud storage rsync -r {repo} {folder}"}
+    places = f"{shell_word(repo)} {shell_word(rest.rstrip('/').rpartition('/')[2] or 'shards')}"
+    tools = {"s3": f"aws s3 sync {places}", "gs": f"gcloud storage rsync -r {places}"}
     return f"Download them: `{tools[scheme]}`." if scheme in tools else "Download them into a folder, and name that."
 
 
@@ -153,7 +154,7 @@ def _no_folder(repo: str, path: Path) -> UsageError:
     beside = path.parent
     if path.suffix == ".json" and path.name not in (CONFIG_FILE, INDEX_FILE) and _is_plan(path):
         return UsageError(f"{repo}: a plan, not a checkpoint",
-                          hint=f"`dsv4-shard reshard REPO OUT --plan {repo}` follows it.")  # fmt: skip
+                          hint=f"`dsv4-shard reshard REPO OUT --plan {shell_word(repo)}` follows it.")  # fmt: skip
     if (beside / CONFIG_FILE).is_file():
         what = "a file of a checkpoint, which is its folder"
         return UsageError(f"{repo}: {what}", hint=f"Name {beside}.")

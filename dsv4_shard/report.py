@@ -8,6 +8,7 @@ from dsv4_shard.catalog.option import Option, words_of
 from dsv4_shard.catalog.request import REFRESH, LayoutOrSearch, SearchOptions, rank_by_alone, refuse_beside_gpus
 from dsv4_shard.catalog.verb import Later, verb
 from dsv4_shard.errors import BadPlan, ShardError, UnsupportedFamily, UsageError
+from dsv4_shard.text.shell import shell_word
 from dsv4_shard.text.suggest import as_option
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def report(source: "str | Path | document.Plan", options: ReportOptions) -> "rep
         checkpoint, inventory = _open_for_report(name, plan, options)
     except UnsupportedFamily as error:
         if plan is not None or options.given_of(LayoutOrSearch):
-            error.hint = f"Without a layout, `dsv4-shard report {name}` shows what it holds and what divides."
+            error.hint = f"Without a layout, `dsv4-shard report {shell_word(name)}` shows tensors and what divides."
             raise
         made = make_unknown_report(read_unknown(open_source(name)))
     else:

@@ -22,6 +22,7 @@ from dsv4_shard.sources.hub_names import download_of, hub_id
 from dsv4_shard.sources.local import LINKED_FOLDER
 from dsv4_shard.storage import MANIFEST_NAME
 from dsv4_shard.text.sanitize import short_name
+from dsv4_shard.text.shell import shell_word
 from dsv4_shard.text.strict_json import BadJson, parse_json
 
 _LINKS = (
@@ -103,7 +104,7 @@ def refuse_other_folders(source: Source, sizes: Mapping[str, int]) -> None:
         base = _base(source, sizes[_ADAPTER])
         raise OtherExport(f"{source.label}: a LoRA adapter{f' for {base}' if base else ''}, and no checkpoint",
                           hint="PEFT, SGLang and vLLM load it beside its model: name the model"
-                          f"{f', `dsv4-shard inspect {base}`' if base else ''}.")  # fmt: skip
+                          f"{f', `dsv4-shard inspect {shell_word(base)}`' if base else ''}.")  # fmt: skip
     _refuse_rank_files(source.label, sizes)
     refuse_kinds(source.label, sizes)
     if not any(name.endswith(".safetensors") for name in sizes):
@@ -188,7 +189,7 @@ def _refuse_folders(source: Source, sizes: Mapping[str, int]) -> None:
     repos = [f"{match[1]}/{match[2]}" for part in parts if (match := _HUB_FOLDER.fullmatch(part))]
     if repos and (inside or not results):
         raise NotACheckpoint(f"{source.label}: a folder of the Hub's cache, with {some(repos)}",
-                             hint=f"Name the repository: `dsv4-shard inspect {repos[0]}`.")  # fmt: skip
+                             hint=f"Name the repository: `dsv4-shard inspect {shell_word(repos[0])}`.")  # fmt: skip
     dead = [name for name in _named(tree, (INDEX_FILE, SINGLE_FILE)) if not isinstance(tree[name], int)]
     if dead and not inside:
         raise MissingFile(f"{source.label}: {_target(source, dead[0])}", hint=_LINKS)
@@ -201,7 +202,7 @@ def _refuse_folders(source: Source, sizes: Mapping[str, int]) -> None:
         )
     if inside or results:
         what = "checkpoint" if inside else "result of reshard"
-        first = f"{source.label.rstrip('/')}/{short_name((inside or results)[0])}"
+        first = f"{source.label.rstrip('/')}/{(inside or results)[0]}"
         raise NotACheckpoint(
             f"{source.label}: no checkpoint, but folders that hold a {what}: {some(inside or results)}",
             hint=_name_inside(source, first, "inspect" if inside else "verify"),
@@ -217,7 +218,7 @@ def _name_inside(source: Source, path: str, command: str) -> str:
     """Return how to name a folder inside a source; one inside a repository on the Hub is downloaded first."""
     named = hub_id(source.label) if source.root is None else None
     if named is None:
-        return f"Name one: `dsv4-shard {command} {path}`."
+        return f"Name one: `dsv4-shard {command} {shell_word(path)}`."
     folder = path.removeprefix(f"{source.label}/")
     here = f"{named.repo.rpartition('/')[2]}/{folder}"
     return f"Download one: {download_of(named, folder)}; then name {here}."

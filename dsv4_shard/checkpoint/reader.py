@@ -42,6 +42,7 @@ from dsv4_shard.sources.checkpoint_files import (
 from dsv4_shard.storage import collector_paused
 from dsv4_shard.tensors.header import Tensor, read_header
 from dsv4_shard.text.sanitize import short, short_name
+from dsv4_shard.text.shell import shell_word
 from dsv4_shard.text.strict_json import BadJson, is_plain, parse_json
 from dsv4_shard.text.units import counted
 
@@ -336,7 +337,7 @@ def _find_drafts(source: Source, config: ModelConfig, view: View) -> Iterator[Fi
     for folder, count in drafts_in_folders(source).items():
         yield Finding(
             Severity.NOTE, NESTED_DRAFT, f"the draft model is in {short_name(folder)}/ ({count:,} tensors): this is "
-            f"the target alone; `dsv4-shard inspect {source.label}/{short_name(folder)}` shows the draft"
+            f"the target alone; `dsv4-shard inspect {shell_word(f'{source.label}/{folder}')}` shows the draft"
         )  # fmt: skip
 
 

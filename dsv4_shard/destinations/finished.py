@@ -14,6 +14,7 @@ from dsv4_shard.sharding.joining import joined_digests
 from dsv4_shard.sharding.manifest import PLAN_NAME, Manifest, load_manifest, made_differences
 from dsv4_shard.sources.checkpoint_files import CARD_FILE
 from dsv4_shard.storage import MANIFEST_NAME, digest_of
+from dsv4_shard.text.shell import shell_word
 from dsv4_shard.verification import quick_problems
 from dsv4_shard.version import __version__
 
@@ -50,7 +51,7 @@ def finished_in_folder(job: Job, out: Path) -> Manifest | None:
     for problem in quick_problems(out, there):
         raise OutputNotEmpty(
             f"{out}: not empty: it holds this result, but {problem.file}: {problem.message}",
-            hint=f"`dsv4-shard verify {out}` names all such files; --overwrite writes the whole again.",
+            hint=f"`dsv4-shard verify {shell_word(out)}` names all such files; --overwrite writes the whole again.",
         )
     return there
 

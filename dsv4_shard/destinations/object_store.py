@@ -31,6 +31,7 @@ from dsv4_shard.sources.object_store import PART_BYTES, Store
 from dsv4_shard.sources.remote import Listed
 from dsv4_shard.storage import MANIFEST_NAME
 from dsv4_shard.text.sanitize import short_name
+from dsv4_shard.text.shell import shell_word
 from dsv4_shard.text.units import counted
 
 OBJECTS_AT_ONCE = 4
@@ -223,10 +224,10 @@ def _refuse_strangers(store: Store, there: Iterable[str], known: Collection[str]
     strangers = sorted(set(there).difference(known))
     if strangers:
         remove = _REMOVE.get(store.url.partition(":")[0])
+        command = f"Choose another prefix, or remove all of this one: `{remove} {shell_word(store.url)}`."
         which = f"{counted(len(strangers), 'object')} that {'is' if len(strangers) == 1 else 'are'} not this result's"
         raise OutputNotEmpty(
-            f"{store.url}: holds {which}: {short_name(strangers[0])}",
-            hint=f"Choose another prefix, or remove all of this one: `{remove} {store.url}`." if remove else _ELSEWHERE,
+            f"{store.url}: holds {which}: {short_name(strangers[0])}", hint=command if remove else _ELSEWHERE
         )
 
 

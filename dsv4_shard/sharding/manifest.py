@@ -31,6 +31,7 @@ from dsv4_shard.text.document import Document
 from dsv4_shard.text.document_problems import first_error
 from dsv4_shard.text.sanitize import short_name
 from dsv4_shard.text.schema_versions import JsonObject, Steps, check_schema, upgraded
+from dsv4_shard.text.shell import shell_word
 from dsv4_shard.text.strict_json import BadJson, check_size, parse_json
 
 SCHEMA_VERSION: Literal[3] = 3
@@ -241,10 +242,11 @@ def _no_result(folder: Path) -> ShardError:
     if (folder.absolute().parent / MANIFEST_NAME).is_file():
         return NoResultNamed(f"{folder}: a part of the result in {folder.parent}, and not all of it",
                           hint=f"Name the result: {folder.parent}.")  # fmt: skip
+    word = shell_word(folder)
     if (folder / CONFIG_FILE).exists() and ((folder / INDEX_FILE).exists() or (folder / SINGLE_FILE).exists()):
         return NoResultNamed(
             f"{folder}: a checkpoint, not a result of reshard: it has no {MANIFEST_NAME}",
-            hint=f"`dsv4-shard inspect {folder}` checks it; a result is checked by `verify OUT --against {folder}`.",
+            hint=f"`dsv4-shard inspect {word}` checks it; `dsv4-shard verify OUT --against {word}` checks a result.",
         )
     if folder.name.startswith(".") and folder.name.endswith(".partial"):
         return NotAResult(f"{folder}: an unfinished run, no result: it has no {MANIFEST_NAME}",
@@ -258,7 +260,7 @@ def _no_result(folder: Path) -> ShardError:
         source = LocalSource(folder, str(folder))
         if results := results_in(source):
             return NotAResult(f"{folder}: not a result of reshard, but folders that hold one: {some(results)}",
-                              hint=f"Name one: `dsv4-shard verify {folder / results[0]}`.")  # fmt: skip
+                              hint=f"Name one: `dsv4-shard verify {shell_word(folder / results[0])}`.")  # fmt: skip
         refuse_other_folders(source, source.sizes())
     except ShardError as error:
         return NotAResult(f"{error}; no result of reshard either: {MANIFEST_NAME} is missing",

@@ -7,6 +7,7 @@ command needs no request. Files in this machine's Hub cache are read from there.
 
 import json
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import inf
@@ -247,10 +248,10 @@ def _from_caches(repository: Repository, exact: bool, reason: str) -> Source:
         return _source(repository, commit, cached, exact)
     if (partial := _snapshot(repository)) is not None:
         return partial
-    revision = f" --revision {repository.revision}" if repository.revision != _MAIN else ""
+    revision = f" --revision {shlex.quote(repository.revision)}" if repository.revision != _MAIN else ""
     raise NoRepository(
         f"{repository.label}: not in this machine's Hub cache, and the Hub cannot be asked: {reason}",
-        hint=f"Download it where there is a connection: `hf download {repository.repo_id}{revision}`.",
+        hint=f"Download it where there is a connection: `hf download {shlex.quote(repository.repo_id)}{revision}`.",
     )
 
 

@@ -2,10 +2,12 @@
 
 import os
 import re
+import shlex
 from typing import NamedTuple
 from urllib.parse import unquote
 
 from dsv4_shard.errors import UsageError
+from dsv4_shard.text.shell import shell_word
 
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.+/-]+))?")
 
@@ -88,6 +90,7 @@ def _of_page(repo: str) -> HubName | None:
 
 def download_of(name: HubName, folder: str | None = None) -> str:
     """Return the command that downloads a repository, or a folder of it, into a folder here."""
-    revision = f" --revision {name.revision}" if name.revision else ""
-    part = f" --include '{folder}/*'" if folder else ""
-    return f"`hf download {name.repo}{revision}{part} --local-dir {name.repo.rpartition('/')[2]}`"
+    revision = f" --revision {shlex.quote(name.revision)}" if name.revision else ""
+    part = f" --include {shlex.quote(f'{folder}/*')}" if folder else ""
+    here = shell_word(name.repo.rpartition("/")[2])
+    return f"`hf download {shlex.quote(name.repo)}{revision}{part} --local-dir {here}`"

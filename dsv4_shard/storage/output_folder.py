@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path, PurePath
 
 from dsv4_shard.errors import NotEnoughDisk, OutputError, OutputInsideInput, OutputNotEmpty, WriteFailed
+from dsv4_shard.text.shell import shell_word
 from dsv4_shard.text.units import size
 
 MANIFEST_NAME = "manifest.json"
@@ -52,7 +53,7 @@ def _check_output(out: Path, source_root: Path | None, overwrite: bool, joins: b
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise OutputError(f"{out}: not a folder", hint="Choose a name that is free.")
     if not out.parent.is_dir():
-        raise OutputError(f"{out.parent}: no such folder", hint=f"Make it first: mkdir -p {out.parent}")
+        raise OutputError(f"{out.parent}: no such folder", hint=f"Make it first: `mkdir -p {shell_word(out.parent)}`.")
     if out.is_dir() and any(out.iterdir()):
         is_result = (out / MANIFEST_NAME).is_file()
         if not (overwrite or joins):

@@ -184,7 +184,7 @@ def test_an_error_on_a_node_comes_back_as_it_is_and_says_where(nodes: RayCluster
     assert ran.returncode == ExitCode.IO
     assert ran.stderr.splitlines()[:2] == [
         f"error: {tmp_path / 'nowhere'}: no such folder",
-        f"  Make it first: mkdir -p {tmp_path / 'nowhere'}",
+        f"  Make it first: `mkdir -p {tmp_path / 'nowhere'}`.",
     ]
     assert "That was ranks " in ran.stderr
     assert "Traceback" not in ran.stderr

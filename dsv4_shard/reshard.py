@@ -260,7 +260,7 @@ def _prepare(
     with collector_paused():
         job = prepare(checkpoint, inventory, made, wanted)
         if options.ranks == AUTO and out is not None:
-            job = left_to_write(job, out)
+            job = left_to_write(job, checkpoint, out)
         return _Prepared(job, checkpoint)
 
 
@@ -334,12 +334,12 @@ def _refuse_auto(ranks: str | Iterable[int] | None) -> None:
         )
 
 
-def _fetch(job: "Job", download: bool) -> "Callable[[Checkpoint], Checkpoint]":
-    """Return what brings the files that a job reads into this machine's Hub cache, if that is asked for."""
+def _fetch(job: "Job", download: bool) -> "Callable[[Checkpoint], Checkpoint] | None":
+    """Return the function that downloads the files that a job reads into this machine's Hub cache; None without it."""
     from dsv4_shard.opening import with_download
     from dsv4_shard.sharding.copy import files_of
 
-    return lambda checkpoint: with_download(checkpoint, files_of(job.recipe)) if download else checkpoint
+    return (lambda checkpoint: with_download(checkpoint, files_of(job.recipe))) if download else None
 
 
 def _prepare_merge(ranks: str | Path, out: str | Path, config: str | Path | None) -> "tuple[Checkpoint, Job]":

@@ -71,7 +71,8 @@ class Results:
 
     def reshard_to_store(self) -> Document:
         outcome: Any = self.of("reshard")
-        return Uploaded(out="s3://b/x", objects=7, bytes=10, sent=8, copied=1, resumed=1, written=outcome.written)
+        return Uploaded(out="s3://b/x", ranks=(0, 1), world=2, objects=7, bytes=10, sent=8, copied=1, resumed=1,
+                        written=outcome.written)  # fmt: skip
 
     def reshard_on_cluster(self) -> Document:
         outcome: Any = self.of("reshard")

@@ -3,7 +3,7 @@
 from dsv4_shard.checkpoint.completeness import expected_names
 from dsv4_shard.checkpoint.exports import OTHER_EXPORT, name_export
 from dsv4_shard.checkpoint.findings import Finding, Severity, some
-from dsv4_shard.checkpoint.fingerprint import Origin, config_digest, differences, origin_of
+from dsv4_shard.checkpoint.fingerprint import Origin, config_digest, differences, modified_since, origin_of
 from dsv4_shard.checkpoint.folders import refuse_kinds, refuse_other_folders, results_in
 from dsv4_shard.checkpoint.formats import NVFP4, PACKED, Format
 from dsv4_shard.checkpoint.inventory import (
@@ -32,6 +32,7 @@ __all__ = [
     "differences",
     "draft_alone",
     "expected_names",
+    "modified_since",
     "name_export",
     "origin_of",
     "outside_layers",

@@ -50,6 +50,16 @@ def origin_of(checkpoint: Checkpoint, label: str) -> Origin:
     )
 
 
+def modified_since(checkpoint: Checkpoint, then_ns: int) -> list[str]:
+    """Return the sorted names of the files that were modified after `then_ns`, in ns since 1970.
+
+    A fingerprint has no bytes of tensors: a file with an equal header and size may have other ones. Raises ReadFailed,
+    and the errors of a store's listing.
+    """
+    times = checkpoint.source.modified_ns([file.name for file in checkpoint.files])
+    return sorted(name for name, modified in times.items() if modified > then_ns)
+
+
 def differences(then: Origin, now: Origin) -> Iterator[str]:
     """Yield a line for each difference between two fingerprints. Labels are not compared."""
     before = {file.name: file for file in then.files}

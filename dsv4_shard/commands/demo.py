@@ -1,6 +1,7 @@
 """`demo`: the other commands, on a small checkpoint that it makes."""
 
 import importlib.util
+import shlex
 from pathlib import Path
 
 import typer
@@ -10,6 +11,7 @@ from dsv4_shard.errors import OutputNotEmpty
 from dsv4_shard.terminal import options
 from dsv4_shard.terminal.output import output_console
 from dsv4_shard.terminal.process import reported
+from dsv4_shard.text.shell import shell_word
 
 
 @reported
@@ -25,7 +27,7 @@ def demo(command_context: typer.Context, folder: options.DemoArg = Path("dsv4-de
     try:
         check_output(folder, Path(dsv4_shard.__file__).parent, overwrite=False)
     except OutputNotEmpty as error:
-        error.hint = f"Remove it, or name another folder: `dsv4-shard demo {folder}-2`."
+        error.hint = f"Remove it, or name another folder: `dsv4-shard demo {shell_word(f'{folder}-2')}`."
         raise
     checkpoint, shards, plan_file = folder / "checkpoint", folder / "shards", folder / "plan.json"
     page = folder / "report.html"
@@ -45,7 +47,7 @@ def demo(command_context: typer.Context, folder: options.DemoArg = Path("dsv4-de
     )
     command_line = command_context.find_root().command
     for arguments in commands:
-        print(f"\n$ dsv4-shard {' '.join(arguments)}", flush=True)
+        print(f"\n$ {shlex.join(['dsv4-shard', *arguments])}", flush=True)
         if code := command_line.main(arguments, standalone_mode=False):
             raise typer.Exit(code)
     console.print()

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from dsv4_shard.destinations import WouldWrite
 
 
-def show_nothing_done(error: NothingToDo, out: str, as_json: bool, is_dry: bool) -> None:
+def show_nothing_done(error: NothingToDo, out: Path, as_json: bool, is_dry: bool) -> None:
     """Say on stderr that the result is there; with --json, print its document."""
     from dsv4_shard.destinations import nothing_done
 
     print(clean(str(error)), file=sys.stderr)
     if as_json:
-        print_json(nothing_done(Path(out), error, is_dry))
+        print_json(nothing_done(out, error, is_dry))
 
 
 def show_would_write(would: "WouldWrite", as_json: bool) -> None:

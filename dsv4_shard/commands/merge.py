@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from pathlib import Path
+
 import dsv4_shard
 from dsv4_shard.commands.dry_run import show_nothing_done, show_would_write
 from dsv4_shard.errors import NothingToDo
@@ -40,7 +42,7 @@ def merge(
         try:
             show_would_write(would_merge(ranks, out, MergeDryRunOptions.of(only(given, MergeDryRunOptions))), as_json)
         except NothingToDo as error:
-            show_nothing_done(error, out, as_json, True)
+            show_nothing_done(error, Path(out), as_json, True)
         return
     with progress_as(how, log_console(), as_json=as_json) as progress:
         merged = dsv4_shard.merge(ranks, out, progress=progress, **only(given, MergeOptions))

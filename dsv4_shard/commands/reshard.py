@@ -62,7 +62,8 @@ def reshard(
         else:
             _reshard(repo, out, how, as_json, only(given, ReshardOptions))
     except NothingToDo as error:
-        show_nothing_done(error, out, as_json, "dry_run" in given)
+        folder = Path(given.get("scratch", ""), "result") if stored else Path(out)
+        show_nothing_done(error, folder, as_json, "dry_run" in given)
 
 
 def _reshard(repo: str, out: str, how: str, as_json: bool, given: dict[str, Any]) -> None:

@@ -11,19 +11,23 @@ from dsv4_shard.verification import SharesVerification
 class Uploaded(ResultDocument):
     """Result of an upload to the object store at `out`: `bytes` in `objects`, the manifest's bytes not counted.
 
-    `sent` bytes were sent from this machine, `copied` bytes were copied within the store, and `resumed` bytes were
-    there from an earlier run. `written` describes the scratch folder; it is null if an earlier run had written all of
-    it.
+    The store now holds `ranks` of `world`. `was_complete` is true if a finished result had all that the run would have
+    uploaded, so that nothing was written. `sent` bytes were sent from this machine, `copied` bytes were copied within
+    the store, and `resumed` bytes were there from an earlier run. `written` describes the scratch folder; it is null if
+    an earlier run had written all of it.
     """
 
     kind: Literal["reshard-store"] = "reshard-store"
     out: str
+    ranks: tuple[int, ...]
+    world: int
     objects: int
     bytes: int
     sent: int
     copied: int
     resumed: int
     written: Written | None
+    was_complete: bool = False
 
     def in_short(self) -> str:
         """Objects, bytes, bytes sent and URL in one line."""

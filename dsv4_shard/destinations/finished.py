@@ -4,29 +4,33 @@ Launchers repeat commands: Slurm requeues them, and Kubernetes starts pods again
 """
 
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from dsv4_shard.catalog.rank_ranges import say_ranks, span_of
+from dsv4_shard.checkpoint import Checkpoint, modified_since
 from dsv4_shard.errors import NewerSchema, NotAResult, OtherDeployment, OutputNotEmpty, SharesDiffer
 from dsv4_shard.sharding.job import Job
 from dsv4_shard.sharding.joining import joined_digests
 from dsv4_shard.sharding.manifest import PLAN_NAME, Manifest, load_manifest, made_differences
 from dsv4_shard.sources.checkpoint_files import CARD_FILE
 from dsv4_shard.storage import MANIFEST_NAME, digest_of
+from dsv4_shard.text.sanitize import short_name
 from dsv4_shard.text.shell import shell_word
+from dsv4_shard.text.units import counted
 from dsv4_shard.verification import quick_problems
 from dsv4_shard.version import __version__
 
 
-def finished_in_folder(job: Job, out: Path) -> Manifest | None:
+def finished_in_folder(job: Job, checkpoint: Checkpoint, out: Path) -> Manifest | None:
     """Return the manifest of a result in `out` with all that the job would write; None if there is no result.
 
-    Files are looked at, and their tensors are not read.
+    Names, sizes, headers and times are compared; tensors are not read.
 
     Raises:
         OtherDeployment: The result is another one, and the job is no share that could join it.
-        OutputNotEmpty: It lacks ranks that only a share can add, or a file is not what its manifest says.
+        OutputNotEmpty: It lacks ranks that only a share can add, a file is not what its manifest says, or the
+            checkpoint was modified after the result was written.
     """
     if not (out / MANIFEST_NAME).is_file():
         return None
@@ -53,26 +57,51 @@ def finished_in_folder(job: Job, out: Path) -> Manifest | None:
             f"{out}: not empty: it holds this result, but {problem.file}: {problem.message}",
             hint=f"`dsv4-shard verify {shell_word(out)}` names all such files; --overwrite writes the whole again.",
         )
+    refuse_modified(checkpoint, out)
     return there
 
 
-def refuse_other_in_store(job: Job, there: Manifest, read: Callable[[str], bytes], url: str) -> None:
-    """Return if a result in a store has all that the job would write; `read` returns one of its small files.
+def refuse_modified(checkpoint: Checkpoint, out: Path) -> None:
+    """Raise OutputNotEmpty if the checkpoint was modified after the result in `out` was written."""
+    compare = (
+        f"`dsv4-shard verify {shell_word(out)} --against {shell_word(checkpoint.source.label)}` compares the bytes"
+    )
+    hint = f"{compare}; --overwrite writes the result again. Or choose another folder."
+    _refuse_modified(checkpoint, str(out), (out / MANIFEST_NAME).stat().st_mtime_ns, hint)
+
+
+def _refuse_modified(checkpoint: Checkpoint, out: str, then_ns: int, hint: str) -> None:
+    if names := modified_since(checkpoint, then_ns):
+        more = f" and {counted(len(names) - 1, 'more file')}" if len(names) > 1 else ""
+        raise OutputNotEmpty(
+            f"{out}: not empty: it holds this result, written {_moment(then_ns)}, but {checkpoint.source.label} was "
+            f"modified later: {short_name(names[0])}{more}",
+            hint=hint,
+        )
+
+
+def _moment(ns: int) -> str:
+    return f"{datetime.fromtimestamp(ns // 10**9, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def refuse_other_in_store(
+    job: Job, checkpoint: Checkpoint, there: Manifest, read: Callable[[str], bytes], url: str, then_ns: int
+) -> None:
+    """Return if a result in a store has all that the job would write.
+
+    `read` returns one of its small files. It was written at `then_ns`.
 
     Raises:
-        OutputNotEmpty: It is another one, or lacks ranks.
+        OutputNotEmpty: It is another one, lacks ranks, or the checkpoint was modified after it was written.
     """
-    with TemporaryDirectory() as folder:
-        if PLAN_NAME in there.names:
-            (Path(folder) / PLAN_NAME).write_bytes(read(PLAN_NAME))
-        job = job.like(there, Path(folder))
+    job = job.like_with(there, read(PLAN_NAME) if PLAN_NAME in there.names else None)
     different = _difference(job, there)
-    if different is None and set(job.ranks) <= set(there.ranks):
-        return
-    raise OutputNotEmpty(
-        f"{url}: holds a result, {different or f'of {say_ranks(there.ranks)} of {there.world}'}",
-        hint="Choose another prefix, or replace it with --overwrite.",
-    )
+    if different is not None or not set(job.ranks) <= set(there.ranks):
+        raise OutputNotEmpty(
+            f"{url}: holds a result, {different or f'of {say_ranks(there.ranks)} of {there.world}'}",
+            hint="Choose another prefix, or replace it with --overwrite.",
+        )
+    _refuse_modified(checkpoint, url, then_ns, "Replace it with --overwrite, or choose another prefix.")
 
 
 def say_finished(out: str, ranks: tuple[int, ...], world: int) -> str:

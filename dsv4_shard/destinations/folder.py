@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dsv4_shard.catalog.rank_ranges import say_ranks, share_of
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.destinations.documents import DryRun, DryShare, Uploaded
-from dsv4_shard.destinations.finished import finished_in_folder, say_finished
+from dsv4_shard.destinations.finished import finished_in_folder, refuse_modified, say_finished
 from dsv4_shard.errors import NothingToDo, OutputNotEmpty, ShardError
 from dsv4_shard.sharding.claims import claimed
 from dsv4_shard.sharding.job import Job
@@ -24,7 +24,7 @@ from dsv4_shard.sharding.manifest import load_manifest, made_differences
 from dsv4_shard.sharding.outcome import Outcome, Written
 from dsv4_shard.sharding.progress import Reporter, Task
 from dsv4_shard.sharding.reading import readings
-from dsv4_shard.sharding.run import check_destination, reshard, result_to_join
+from dsv4_shard.sharding.run import check_before_fetch, check_destination, reshard, result_to_join
 from dsv4_shard.storage import Staging, free_bytes
 
 if TYPE_CHECKING:
@@ -80,10 +80,6 @@ Fetch = Callable[[Checkpoint], Checkpoint]
 """Brings a checkpoint's files to this machine, and returns it with them."""
 
 
-def _no_fetch(checkpoint: Checkpoint) -> Checkpoint:
-    return checkpoint
-
-
 @dataclass(frozen=True, slots=True)
 class OutputTarget:
     """A place in an object store, the scratch folder, and the options that concern them."""
@@ -96,26 +92,36 @@ class OutputTarget:
 
 
 def into_folder(
-    job: Job, checkpoint: Checkpoint, out: Path, work: str, reporter: Reporter, fetch: Fetch = _no_fetch, **options: Any
+    job: Job,
+    checkpoint: Checkpoint,
+    out: Path,
+    work: str,
+    reporter: Reporter,
+    fetch: Fetch | None = None,
+    **options: Any,
 ) -> Outcome:
     """Write a job's files into a folder, unless a finished result there has them all.
 
     Options and errors are those of `sharding.run.reshard`. Claims the job's ranks first. `fetch` is called if there is
-    something to write, and returns the checkpoint to read. Raises OutputBusy if another run writes one of the ranks,
-    and the errors of `finished_in_folder`.
+    something to write and `out` can be used, and returns the checkpoint to read. Raises OutputBusy if another run
+    writes one of the ranks, and the errors of `finished_in_folder`.
     """
-    if not options.get("overwrite") and (there := finished_in_folder(job, out)) is not None:
+    if not options.get("overwrite") and (there := finished_in_folder(job, checkpoint, out)) is not None:
         return Outcome.nothing(str(out), there.ranks, job.world)
-    checkpoint = fetch(checkpoint)
-    moving = reporter.task(Task(work), sum(file.payload for file in job.recipe.files))
-    with claimed(out, job.ranks, is_share=job.is_share), _naming_leftovers(job, out), moving as task:
-        outcome = reshard(job, checkpoint, out, on_progress=task.advance, on_resume=task.resume, **options)
+    nbytes = sum(file.payload for file in job.recipe.files)
+    with claimed(out, job.ranks, is_share=job.is_share), _naming_leftovers(job, out):
+        if fetch is not None:
+            check_before_fetch(job, checkpoint, out, bool(options.get("overwrite")), bool(options.get("restart")))
+            checkpoint = fetch(checkpoint)
+        with reporter.task(Task(work), nbytes) as task:
+            outcome = reshard(job, checkpoint, out, on_progress=task.advance, on_resume=task.resume, **options)
     return outcome.model_copy(update={"wrote": job.ranks})
 
 
-def left_to_write(job: Job, out: Path) -> Job:
-    """The job for those of its ranks that the result in `out` lacks. Raises NothingToDo if it has all of them.
+def left_to_write(job: Job, checkpoint: Checkpoint, out: Path) -> Job:
+    """The job for those of its ranks that the result in `out` lacks.
 
+    Raises NothingToDo if it has all of them, and OutputNotEmpty if the checkpoint was modified after they were written.
     If nothing can join what is in `out`, the job is returned as it is: the run says why.
     """
     try:
@@ -126,6 +132,7 @@ def left_to_write(job: Job, out: Path) -> Job:
         return job
     left = tuple(rank for rank in job.ranks if rank not in there.ranks)
     if not left:
+        refuse_modified(checkpoint, out)
         raise nothing_to_do(f"{out}: {are_there(job.ranks)}: nothing to do", out, job.world)
     return job if left == job.ranks or job.of_ranks is None else job.of_ranks(left)
 
@@ -166,7 +173,7 @@ def into_store(
     checkpoint: Checkpoint,
     place: OutputTarget,
     reporter: Reporter,
-    fetch: Fetch = _no_fetch,
+    fetch: Fetch | None = None,
     **options: Any,
 ) -> Uploaded:
     """Write a job's files into a scratch folder, unless they are there, and upload them.
@@ -178,7 +185,11 @@ def into_store(
 
     store, scratch = _scratch(job, checkpoint, place)
     there = _unclaimed(store, scratch)
-    if there is not None and not place.overwrite and (done := finished_upload(job, store, there)) is not None:
+    if (
+        there is not None
+        and not place.overwrite
+        and (done := finished_upload(job, checkpoint, store, there)) is not None
+    ):
         return done
     remains: Collection[str] = ()
     if there is not None:
@@ -216,8 +227,12 @@ def would_store(job: Job, checkpoint: Checkpoint, place: OutputTarget) -> WouldW
 
     store, scratch = _scratch(job, checkpoint, place)
     there = _unclaimed(store, scratch)
-    if there is not None and not place.overwrite and (done := finished_upload(job, store, there)) is not None:
-        raise NothingToDo(say_finished(done.out, job.ranks, job.world))
+    if (
+        there is not None
+        and not place.overwrite
+        and (done := finished_upload(job, checkpoint, store, there)) is not None
+    ):
+        raise NothingToDo(say_finished(done.out, done.ranks, done.world))
     if there is not None:
         check_place(store, there, place.overwrite, remains_of(job, store, there))
     return _would(job, checkpoint, scratch.result if scratch.path.is_dir() else scratch.path, store.url)
@@ -225,7 +240,7 @@ def would_store(job: Job, checkpoint: Checkpoint, place: OutputTarget) -> WouldW
 
 def would_write(job: Job, checkpoint: Checkpoint, out: Path, overwrite: bool) -> WouldWrite:
     """The space that `into_folder` needs. Raises the errors that `into_folder` raises before it writes."""
-    if not overwrite and (there := finished_in_folder(job, out)) is not None:
+    if not overwrite and (there := finished_in_folder(job, checkpoint, out)) is not None:
         raise nothing_to_do(say_finished(str(out), there.ranks, job.world), out, job.world)
     check_destination(job, checkpoint, out, overwrite)
     result_to_join(job, out, overwrite)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 
+from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.destinations.documents import Uploaded
 from dsv4_shard.destinations.finished import refuse_other_in_store
 from dsv4_shard.destinations.scratch_folder import Scratch
@@ -75,19 +76,20 @@ def remains_of(job: Job, store: Store, there: Mapping[str, Listed]) -> frozenset
     return frozenset(there)
 
 
-def finished_upload(job: Job, store: Store, there: Mapping[str, Listed]) -> Uploaded | None:
+def finished_upload(job: Job, checkpoint: Checkpoint, store: Store, there: Mapping[str, Listed]) -> Uploaded | None:
     """The result of an upload that has nothing to do, since the store has all objects; None if it has no manifest.
 
-    `there` is the store's listing. Raises OutputNotEmpty if it has another result, or objects of other sizes than its
-    manifest says.
+    `there` is the store's listing. Raises OutputNotEmpty if it has another result, objects of other sizes than its
+    manifest says, or was written before the checkpoint was modified.
     """
-    if MANIFEST_NAME not in there:
+    if MANIFEST_NAME not in there or (then_ns := store.modified_ns().get(MANIFEST_NAME)) is None:
         return None
     try:
         manifest = read_manifest(_content(store, there, MANIFEST_NAME), f"{store.url}/{MANIFEST_NAME}")
     except (NotAResult, NewerSchema) as error:
         raise OutputNotEmpty(str(error), hint=_ELSEWHERE) from None
-    refuse_other_in_store(job, manifest, lambda name: _content(store, there, name), store.url)
+    stop_ns = then_ns + 10**9  # stores give whole seconds
+    refuse_other_in_store(job, checkpoint, manifest, lambda name: _content(store, there, name), store.url, stop_ns)
     sizes = _sizes(manifest)
     for name, nbytes in sizes.items():
         if name not in there or there[name].nbytes != nbytes:
@@ -95,8 +97,7 @@ def finished_upload(job: Job, store: Store, there: Mapping[str, Listed]) -> Uplo
             raise OutputNotEmpty(
                 f"{store.url}/{name}: {was}, {nbytes:,} belong to this result", hint="Write it again with --overwrite."
             )
-    whole = sum(sizes.values())
-    return Uploaded(out=store.url, objects=len(sizes) + 1, bytes=whole, sent=0, copied=0, resumed=whole, written=None)
+    return _uploaded(store, manifest, 0, 0, sum(sizes.values()), was_complete=True)
 
 
 def nbytes_of(manifest: Manifest) -> int:
@@ -141,21 +142,29 @@ def upload(
         on_resume(resumed)
     if left and MANIFEST_NAME in there:
         store.delete([MANIFEST_NAME])  # objects that it names have changed
-    originals = {link: file.name for file in manifest.files if file.nbytes <= COPIED_BYTES for link in file.links}
-    putting = _Putting(store, scratch, sizes, originals, on_progress)
-    putting.all([name for name in left if name not in originals], putting.send)
-    putting.all([name for name in left if name in originals], putting.copy)
+    putting = _Putting(store, scratch, sizes, on_progress)
+    putting.all(left)
     if left or MANIFEST_NAME not in there:
         _check_objects(store, store.everything(), journal.put, sizes)
         store.put(MANIFEST_NAME, raw)
+    return _uploaded(store, manifest, putting.sent, putting.copied, resumed)
+
+
+def _uploaded(
+    store: Store, manifest: Manifest, sent: int, copied: int, resumed: int, was_complete: bool = False
+) -> Uploaded:
+    sizes = _sizes(manifest)
     return Uploaded(
         out=store.url,
+        ranks=manifest.ranks,
+        world=manifest.world,
         objects=len(sizes) + 1,
         bytes=sum(sizes.values()),
-        sent=putting.sent,
-        copied=putting.copied,
+        sent=sent,
+        copied=copied,
         resumed=resumed,
         written=None,
+        was_complete=was_complete,
     )
 
 
@@ -261,20 +270,25 @@ class _Putting:
         store: Store,
         scratch: Scratch,
         sizes: Mapping[str, int],
-        originals: Mapping[str, str],
         on_progress: Callable[[int], None],
     ) -> None:
-        self._store, self._scratch, self._sizes, self._originals = store, scratch, sizes, originals
+        self._store, self._scratch, self._sizes = store, scratch, sizes
+        small = [file for file in scratch.manifest.files if file.nbytes <= COPIED_BYTES]
+        self._originals = {link: file.name for file in small for link in file.links}
         self._on_progress = on_progress
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         self.sent = self.copied = 0
 
-    def all(self, names: list[str], put: Callable[[str], None]) -> None:
-        """Call `put` for each name in several threads. The first error stops the others and is raised."""
-        for_each(names, put, OBJECTS_AT_ONCE, stop=self._stopped.set, linger=_SECONDS_TO_END)
+    def all(self, names: list[str]) -> None:
+        """Put the objects `names`, twins last. The first error stops the others and is raised."""
+        for put, group in (
+            (self._send, [name for name in names if name not in self._originals]),
+            (self._copy, [name for name in names if name in self._originals]),
+        ):
+            for_each(group, put, OBJECTS_AT_ONCE, stop=self._stopped.set, linger=_SECONDS_TO_END)
 
-    def send(self, name: str) -> None:
+    def _send(self, name: str) -> None:
         """Send a file."""
         nbytes = self._sizes[name]
         file = LocalFile(self._scratch.result / name, name)
@@ -290,14 +304,14 @@ class _Putting:
         with self._lock:
             self.sent += nbytes
 
-    def copy(self, name: str) -> None:
+    def _copy(self, name: str) -> None:
         """Copy an object's twin within the store. If the store cannot, send the file."""
         nbytes = self._sizes[name]
         made = None
         with suppress(Unreachable):
             made = self._store.copy(self._originals[name], name)
         if made is None or made.nbytes != nbytes:
-            self.send(name)
+            self._send(name)
             return
         self._on_progress(nbytes)
         self._note(name, made)

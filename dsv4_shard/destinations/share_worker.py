@@ -12,6 +12,7 @@ from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from dsv4_shard.checkpoint import Checkpoint, Inventory
+from dsv4_shard.destinations.finished import refuse_modified
 from dsv4_shard.errors import OutputNotEmpty, RanksThere, ShardError, UsageError
 from dsv4_shard.planning import Plan, check_plan
 from dsv4_shard.sharding.claims import claimed
@@ -198,6 +199,7 @@ class _Work:
         except OutputNotEmpty:
             if not _is_there(job, order.out):
                 raise
+            refuse_modified(checkpoint, order.out)
             return None
 
     def _advance(self, nbytes: int) -> None:

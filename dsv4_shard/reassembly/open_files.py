@@ -35,6 +35,11 @@ class RankFiles:
         seen = repr([tuple(seen) for copies in self._copies for seen in copies])
         return xxhash.xxh3_64_intdigest(seen.encode()) >> 1
 
+    @property
+    def modified_ns(self) -> dict[str, int]:
+        """Name -> modification time of each file and copy, when its header was checked."""
+        return {seen.name: seen.mtime_ns for copies in self._copies for seen in copies}
+
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Keep files open within the block. They are closed when the last user leaves."""

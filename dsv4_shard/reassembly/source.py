@@ -105,6 +105,10 @@ class RankSource(FolderlessSource):
         """None: there is no file to link to."""
         return None
 
+    def modified_ns(self, names: Sequence[str]) -> Mapping[str, int]:
+        """Name -> time of the last modification of each rank file: any of them may hold a part of `names`."""
+        return self.gatherer.files.modified_ns if self.gatherer else {}
+
     @contextmanager
     def open(self, name: str) -> Iterator["GatheredFile"]:
         """The file called `name`. Rank files that it needs are closed at the end of the block."""

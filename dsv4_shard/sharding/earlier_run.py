@@ -18,15 +18,22 @@ _REWRITTEN = ".new"
 """Suffix of a journal that is being written again."""
 
 
+def unfinished(staging: Staging, run: RunIdentity, recipe: Recipe) -> Unfinished | None:
+    """What the journal says about an unfinished run; None if there is none. Raises OtherRun if it is of another job."""
+    earlier = read_journal(staging.journal)
+    if earlier is not None:
+        as_then = run.model_copy(update={"recipe_digest": recipe_digest(recipe, earlier.schema)})
+        refuse_other(earlier.run, as_then, staging.path)
+    return earlier
+
+
 def earlier_run(staging: Staging, run: RunIdentity, recipe: Recipe, source: Source, restart: bool) -> Unfinished:
     """The work of an unfinished run of the same job, if it is complete and wanted; else no work, in an empty folder.
 
     Raises OtherRun if the work belongs to another job.
     """
-    earlier = None if restart else read_journal(staging.journal)
+    earlier = None if restart else unfinished(staging, run, recipe)
     if earlier is not None:
-        as_then = run.model_copy(update={"recipe_digest": recipe_digest(recipe, earlier.schema)})
-        refuse_other(earlier.run, as_then, staging.path)
         staging.keep_only({file.name for file in recipe.files})
         there = (staging.holds(file.name, file.nbytes, original_of(file, source)) for file in recipe.files)
         if all(there) and _fits([*earlier.finished, *earlier.unconfirmed], recipe):

@@ -124,10 +124,15 @@ class Job:
         plan.json that it has, and the card that follows from it. A result that was begun before the whole release
         travelled gets only what the engine reads.
         """
+        held = read_regular(out / PLAN_NAME, PLAN) if (out / PLAN_NAME).is_file() else None
+        return self.like_with(there, held)
+
+    def like_with(self, there: Manifest, held: bytes | None) -> "Job":
+        """This job with the small files of the result `there`, whose plan.json is `held`: see `like`."""
         if self.beside is None:
             return self
         whole, own = CARD_FILE in there.names, self.companions[PLAN_NAME]
-        plan = _plan_of(there, out, own)
+        plan = _plan_of(there, held, own)
         return self if whole and plan == own else replace(self, companions=self.beside.of(plan, whole=whole))
 
     def as_before(self) -> "Job":
@@ -152,14 +157,10 @@ class Job:
         return self.nbytes - sum(linked)
 
 
-def _plan_of(there: Manifest, out: Path, own: bytes) -> bytes:
-    """The plan.json of a result, if it makes the same decisions as `own`; else `own`."""
-    if not (out / PLAN_NAME).is_file():
-        return own
-    words = read_regular(out / PLAN_NAME, PLAN)
-    if words == own:
-        return own
-    return words if digest_of(words) == there.plan_digest and _decide_the_same(words, own) else own
+def _plan_of(there: Manifest, held: bytes | None, own: bytes) -> bytes:
+    """The plan.json `held` by a result, if it is sound and makes the same decisions as `own`; else `own`."""
+    is_sound = held is not None and held != own and digest_of(held) == there.plan_digest
+    return held if held is not None and is_sound and _decide_the_same(held, own) else own
 
 
 def _decide_the_same(then: bytes, now: bytes) -> bool:

@@ -11,7 +11,7 @@ from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.errors import NotAResult, OtherDeployment, OutputNotEmpty, SourceChanged
 from dsv4_shard.sharding import journal
 from dsv4_shard.sharding.copy import CopyResult, FileSink, Listeners, copy, files_of, pays_processes
-from dsv4_shard.sharding.earlier_run import earlier_run, journal_of, original_of, recipe_digest
+from dsv4_shard.sharding.earlier_run import earlier_run, journal_of, original_of, recipe_digest, unfinished
 from dsv4_shard.sharding.file_hasher import FileHasher, HashedFile
 from dsv4_shard.sharding.job import Job
 from dsv4_shard.sharding.joining import (
@@ -43,6 +43,7 @@ from dsv4_shard.storage import (
     Staging,
     check_output,
     check_room,
+    check_writable,
     default_workers,
     digest_of,
 )
@@ -188,6 +189,21 @@ def check_destination(job: Job, checkpoint: Checkpoint, out: Path, overwrite: bo
     check_output(out, checkpoint.source.root, overwrite, job.is_share)
     if overwrite:
         names_to_overwrite(out)
+
+
+def check_before_fetch(job: Job, checkpoint: Checkpoint, out: Path, overwrite: bool, restart: bool) -> None:
+    """Raise what `reshard` would raise about the output, before the files that it reads are downloaded.
+
+    Files that may become links to downloaded ones need no space yet.
+    """
+    check_destination(job, checkpoint, out, overwrite)
+    result_to_join(job, out, overwrite)
+    check_writable(out)
+    staging = Staging(out, job.share)
+    if not restart:
+        unfinished(staging, _run(job, checkpoint), job.recipe)
+    linkable = sum(file.nbytes for file in job.recipe.files if file.source)
+    check_room(out, job.nbytes - linkable - staging.nbytes_on_disk())
 
 
 def result_to_join(job: Job, out: Path, overwrite: bool) -> Manifest | None:

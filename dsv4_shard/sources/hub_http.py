@@ -121,6 +121,10 @@ class HubFiles:
         """The repository at its commit: see `repository_uri`."""
         return repository_uri(self.endpoint, self.repo_id, self.commit)
 
+    def modified_ns(self) -> Mapping[str, int]:
+        """Empty: the commit identifies the content."""
+        return {}
+
     def download(self, names: Sequence[str]) -> Path:
         """Download the files that are missing in this machine's Hub cache, and return the folder that has all `names`.
 

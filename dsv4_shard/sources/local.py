@@ -257,6 +257,18 @@ class LocalSource:
         """Return the path of the file `name`, to which a hard link can be made. Other sources may return None."""
         return self.root / name
 
+    def modified_ns(self, names: Sequence[str]) -> Mapping[str, int]:
+        """Return name → time of the last modification of the files `names` are read from, in ns since 1970.
+
+        Empty if a commit identifies the content, whenever it was downloaded. Raises ReadFailed.
+        """
+        if self.revision is not None:
+            return {}
+        try:
+            return {name: os.stat(self.root / name).st_mtime_ns for name in names}
+        except OSError as error:
+            raise ReadFailed(f"{error.filename}: {error.strerror}") from error
+
     @contextmanager
     def open(self, name: str) -> Iterator[LocalFile]:
         """Open the file `name`, and close it at the end of the block. Raises ReadFailed."""

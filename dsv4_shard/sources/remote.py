@@ -59,6 +59,10 @@ class Remote(Protocol):
         """
         ...
 
+    def modified_ns(self) -> Mapping[str, int]:
+        """Return name → time of the last modification in ns; empty if a commit identifies the content."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class RemoteSource(FolderlessSource):
@@ -119,6 +123,11 @@ class RemoteSource(FolderlessSource):
     def original(self, name: str) -> Path | None:
         """Return the file's path if it is on this machine already, else None."""
         return self.local.original(name) if self.local is not None and self._is_local(name) else None
+
+    def modified_ns(self, names: Sequence[str]) -> Mapping[str, int]:
+        """Return name → time of the last modification of the files `names`. See `LocalSource.modified_ns`."""
+        times = self.remote.modified_ns()
+        return {name: times[name] for name in names if name in times}
 
     @contextmanager
     def open(self, name: str) -> Iterator["RemoteFile"]:

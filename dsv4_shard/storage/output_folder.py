@@ -104,6 +104,13 @@ def _strangers(folder: Path, known: Collection[str], inner: Collection[str], wit
                 yield name + "/" * entry.is_dir(follow_symlinks=False)
 
 
+def check_writable(out: Path) -> None:
+    """Raise WriteFailed if this user cannot create `out`."""
+    parent = plain(out).parent
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise WriteFailed(f"{parent}: cannot be written by this user", hint="Choose a folder that can be written.")
+
+
 def check_room(out: Path, needed: int) -> None:
     """Raise NotEnoughDisk if the file system of `out` has fewer than `needed` bytes free."""
     free = free_bytes(out)

@@ -1,7 +1,9 @@
 """The same command again on a finished result: nothing to do, exit code 0. Anything else there is still refused."""
 
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,8 +12,10 @@ from support.command_line import run
 from support.folders import contents
 from support.schemas import validator
 
+from dsv4_shard.checkpoint import modified_since
 from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, write_checkpoint
 from dsv4_shard.errors import ExitCode
+from dsv4_shard.opening import open_checkpoint
 
 if TYPE_CHECKING:
     from support.servers.store import StoreServer
@@ -101,6 +105,66 @@ def test_a_finished_result_that_is_damaged_is_refused(damage: str, finished: Pat
     assert f"`dsv4-shard verify {out}`" in refused.stderr
 
 
+@pytest.mark.parametrize("command", [
+    ("reshard", "model", "shards", *TP2),
+    ("reshard", "model", "shards", *TP2, "--ranks", "1"),
+    ("reshard", "model", "shards", *TP2, "--ranks", "auto"),
+    ("reshard", "model", "shards", *TP2, "--dry-run"),
+    ("merge", "shards", "merged"),
+])  # fmt: skip
+def test_a_checkpoint_that_was_modified_later_is_no_finished_work(
+    command: tuple[object, ...], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Headers and sizes are equal, and bytes may not be: only the time says so."""
+    shutil.copytree(finished, tmp_path / "all")
+    monkeypatch.chdir(tmp_path / "all")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("RANK", "0")
+    for folder in ("shards", "merged"):
+        shutil.rmtree(folder)
+    assert run("reshard", "model", "shards", *TP2).exit_code == ExitCode.DONE
+    assert run("merge", "shards", "merged").exit_code == ExitCode.DONE
+    assert run(*command).exit_code == ExitCode.DONE
+    source = Path(str(command[1]))
+    modified = next(source.glob("model-*.safetensors"))
+    later = max(Path(out, "manifest.json").stat().st_mtime_ns for out in ("shards", "merged")) + 1
+    os.utime(modified, ns=(later, later))
+    refused = run(*command)
+    assert (refused.exit_code, refused.stdout) == (ExitCode.IO, "")
+    assert f"but {command[1]} was modified later: model-" in refused.stderr
+    assert f"`dsv4-shard verify {command[2]} --against {command[1]}` compares the bytes" in refused.stderr
+    if "--ranks" not in command and "--dry-run" not in command:
+        assert run(*command, "--overwrite").exit_code == ExitCode.DONE
+        assert "already complete" in run(*command).output
+
+
+def test_an_upload_of_a_checkpoint_that_was_modified_later_is_refused(
+    store_server: "StoreServer", finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished / "model", "model")
+    command = ("reshard", "model", f"s3://{store_server.bucket}/modified", *TP2)
+    assert run(*command).exit_code == ExitCode.DONE
+    later = time.time_ns() + 10**10
+    os.utime(next(Path("model").glob("model-*.safetensors")), ns=(later, later))
+    refused = run(*command)
+    assert (refused.exit_code, "but model was modified later: model-" in refused.stderr) == (ExitCode.IO, True)
+
+
+def test_objects_of_a_checkpoint_have_times_and_a_commit_has_none(
+    store_server: "StoreServer", finished: Path, tmp_path: Path
+) -> None:
+    before = time.time_ns()
+    for file in (finished / "model").iterdir():
+        store_server.put(f"model/{file.name}", file.read_bytes())
+    checkpoint, _ = open_checkpoint(f"s3://{store_server.bucket}/model")
+    names = [file.name for file in checkpoint.files]
+    assert modified_since(checkpoint, before - 10**10) == sorted(names)
+    assert modified_since(checkpoint, time.time_ns() + 10**10) == []
+    snapshot = shutil.copytree(finished / "model", tmp_path / "snapshots" / ("a" * 40))
+    assert modified_since(open_checkpoint(str(snapshot))[0], 0) == []
+
+
 def test_a_finished_upload_has_nothing_to_do(
     store_server: "StoreServer", finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,8 +178,11 @@ def test_a_finished_upload_has_nothing_to_do(
     assert (again.exit_code, again.stdout.startswith("already complete: ")) == (ExitCode.DONE, True), again.output
     document = json.loads(run(*command, "--json").stdout)
     validator("reshard-store").validate(document)
-    assert (document["sent"], document["objects"]) == (0, len(before))
+    assert (document["sent"], document["objects"], document["was_complete"]) == (0, len(before), True)
+    assert (document["ranks"], document["world"]) == ([0, 1], 2)
+    assert f"already complete: {url} holds all 2 ranks of the same plan" in again.stdout
     assert "already complete" in run(*command, "--dry-run").stderr
+    validator("dry-run").validate(json.loads(run(*command, "--dry-run", "--json").stdout))
     other = run("reshard", finished / "model", url, "--tp", 1)
     assert (other.exit_code, "holds a result, it is of 2 ranks" in other.stderr) == (ExitCode.IO, True)
     rank_file = next(key for key in before if "model-rank-1-part-0" in key)

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from support.servers.hub import HubServer
 
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.errors import ExitCode
+from dsv4_shard.sharding.claims import claimed
 from dsv4_shard.sources import retry as persistence
 
 REPO = "org/name"
@@ -126,6 +129,40 @@ def test_a_finished_result_downloads_nothing_again(hub: HubServer, tmp_path: Pat
     shutil.rmtree(tmp_path / "hub")
     again = run(*command)
     assert (again.exit_code, "already complete" in again.stdout) == (ExitCode.DONE, True)
+    assert not (tmp_path / "hub").exists()
+
+
+@pytest.mark.parametrize(("trouble", "said"), [
+    ("strangers", "not empty"),
+    ("no parent", "no such folder"),
+    ("read-only", "cannot be written by this user"),
+    ("full", "short"),
+    ("busy", "another dsv4-shard is writing it"),
+    ("other run", "holds the unfinished work of another run"),
+])  # fmt: skip
+def test_nothing_is_downloaded_for_a_destination_that_cannot_be_used(
+    trouble: str, said: str, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Path("out")
+    with ExitStack() as stack:
+        if trouble == "strangers":
+            out.mkdir()
+            (out / "notes.txt").write_text("mine")
+        elif trouble == "no parent":
+            out = Path("nowhere/out")
+        elif trouble == "read-only":
+            monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # root may write anywhere
+        elif trouble == "full":
+            usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+            monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+        elif trouble == "busy":
+            stack.enter_context(claimed(out, range(2), is_share=False))
+        elif trouble == "other run":
+            with monkeypatch.context() as patch:
+                patch.setattr("dsv4_shard.sharding.run._complete", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+                run("reshard", REPO, out, "--tp", 1)
+        refused = failed(ExitCode.IO, "reshard", REPO, out, *TP2, "--download")
+    assert said in refused
     assert not (tmp_path / "hub").exists()
 
 

@@ -36,8 +36,8 @@ def show_outcome(console: Console, outcome: "Outcome", seconds: float) -> None:
 
 def show_upload(console: Console, uploaded: "Uploaded", seconds: float, kept: Path | None) -> None:
     """Show what was uploaded to a store."""
-    if uploaded.resumed == uploaded.bytes and uploaded.written is None:
-        paragraph(console, f"already complete: {uploaded.out} holds all {uploaded.objects} objects; nothing was sent")
+    if uploaded.was_complete:
+        paragraph(console, say_finished(uploaded.out, uploaded.ranks, uploaded.world))
         return
     rate = uploaded.sent / seconds if seconds else 0
     paragraph(

@@ -16,10 +16,10 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
 from dsv4_shard.errors import UsageError
 from dsv4_shard.limits import GATE_HEAD, STORE_ANSWER
+from dsv4_shard.sources.client_environment import check_client_environment
 from dsv4_shard.sources.deadline import Deadline, Overdue, in_time
 from dsv4_shard.sources.proxies import ServerOrigin, origin_of, plain_proxy
 
@@ -116,7 +116,8 @@ def _proxy_address(proxy: str | None) -> tuple[str, int, bytes] | None:
         return None
     found = plain_proxy(proxy)
     if found is None:
-        scheme = urlsplit(proxy if "://" in proxy else f"http://{proxy}").scheme
+        check_client_environment()
+        scheme = proxy.partition("://")[0]
         raise UsageError(
             f"the proxy of the environment is a {scheme}:// one, through which no object store is reached",
             hint="Set HTTPS_PROXY to an http:// proxy, or NO_PROXY to the store's host.",

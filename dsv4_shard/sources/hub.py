@@ -20,6 +20,7 @@ from dsv4_shard.errors import BadAnswer, NoRepository, ServerFailed, Unreachable
 from dsv4_shard.limits import HUB_ANSWER, HUB_HEADERS, INDEX
 from dsv4_shard.sources.base import COMMIT, Source
 from dsv4_shard.sources.checkpoint_files import CARD_FILE, CONFIG_FILE, INDEX_FILE, SINGLE_FILE, is_plain_name
+from dsv4_shard.sources.client_environment import variable_of
 from dsv4_shard.sources.hub_http import HubFiles, ask, is_server, raise_for, refuse, repository_uri
 from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.sources.release_files import travelling
@@ -108,6 +109,7 @@ def open_repository(label: str, repo_id: str, revision: str | None, *, refresh: 
 def _check_names(endpoint: str, repo_id: str, label: str) -> None:
     """Raise UsageError if repository name, endpoint or token is malformed."""
     from huggingface_hub import get_token
+    from huggingface_hub.constants import HF_TOKEN_PATH
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -129,7 +131,15 @@ def _check_names(endpoint: str, repo_id: str, label: str) -> None:
             "HF_ENDPOINT carries a user's name or password, which messages, plans and caches would tell",
             hint="Take them out of it. What a server asks for is given as HF_TOKEN.",
         )
-    if not (get_token() or "").isascii():
+    try:
+        token = get_token() or ""
+    except (OSError, ValueError) as error:
+        problem = error.strerror if isinstance(error, OSError) else "not text"
+        raise UsageError(
+            f"{variable_of(HF_TOKEN_PATH) or 'the saved token'}: {HF_TOKEN_PATH}: {problem}",
+            hint="It must name a file with a token; `hf auth login` writes one.",
+        ) from None
+    if not token.isascii():
         raise UsageError("HF_TOKEN, or the token that is saved, has letters that no token has", hint="Set it anew.")
 
 

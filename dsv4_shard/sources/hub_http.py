@@ -32,6 +32,7 @@ from dsv4_shard.errors import (
     WriteFailed,
 )
 from dsv4_shard.limits import HUB_ANSWER, HUB_DOWNLOAD, HUB_RANGE, HUB_REDIRECTS, Limit
+from dsv4_shard.sources.client_environment import check_client_environment
 from dsv4_shard.sources.deadline import Deadline, Overdue, for_each, in_time
 from dsv4_shard.sources.direct_http import FAILURES, Body, Connections, route_to
 from dsv4_shard.sources.proxies import environment_proxy, origin_of
@@ -505,7 +506,13 @@ def transport_errors(host: str, limit: Limit | None = None) -> Iterator[None]:
         raise _offline(host) from None
     except HfHubHTTPError:
         raise
-    except http_error as error:
+    except (ImportError, ValueError):
+        check_client_environment(hub=True)
+        raise
+    except (http_error, OSError) as error:
+        check_client_environment(hub=True)
+        if not isinstance(error, http_error):
+            raise
         if type(error).__name__ in _PERMANENT_FAILURES:
             raise BadAnswer(f"{host}: {type(error).__name__}: {error}".rstrip(": ")) from None
         raise Transient(f"{host}{_by_proxy(host)}: {type(error).__name__}: {error}".rstrip(": ")) from None

@@ -18,6 +18,7 @@ import xxhash
 
 from dsv4_shard.errors import BadAnswer, NotFound, ServerFailed, Unreachable, UsageError
 from dsv4_shard.limits import STORE_ANSWER, STORE_CALL, STORE_LISTING
+from dsv4_shard.sources.client_environment import check_client_environment
 from dsv4_shard.sources.deadline import Deadline, Overdue, in_time
 from dsv4_shard.sources.gate import Gate
 from dsv4_shard.sources.object_store_errors import (
@@ -263,6 +264,7 @@ class Store:
         except (BaseError, FileNotFoundError) as error:
             if self.gate.stopped:
                 raise gate_error(self.gate, self.url) from None
+            check_client_environment()
             raise translate(error, what, self.place, deadline.waited, self.gate.unreachable) from None
 
 

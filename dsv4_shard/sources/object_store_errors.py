@@ -13,6 +13,7 @@ from dsv4_shard.errors import (
     Unreachable,
 )
 from dsv4_shard.limits import STORE_ANSWER
+from dsv4_shard.sources.client_environment import variable_in
 from dsv4_shard.sources.gate import Gate
 from dsv4_shard.sources.proxies import ServerOrigin
 from dsv4_shard.text.sanitize import short_name
@@ -113,6 +114,8 @@ def translate(
     if broken := found.get("broken"):
         return ServerFailed(f"{what}: {_FAILURES[broken]}{tried}", hint=f"{AGAIN} The endpoint is that of "
                             f"{VARIABLES[scheme]}_ENDPOINT_URL, or the cloud's own.")  # fmt: skip
+    if (named_by := variable_in(text)) is not None:
+        return AccessRefused(f"{what}: {first_line(error)}", hint=f"{named_by} names it: correct or unset it.")
     return BadAnswer(f"{what}: {place} answered {answer}" if status else f"{what}: {first_line(error)}")
 
 

@@ -2,7 +2,6 @@
 
 import os
 import sys
-from typing import NoReturn
 
 from rich.console import Console
 from rich.theme import Theme
@@ -25,15 +24,8 @@ _PROGRESS = Theme(
 """Styles of progress bars; rich writes rates in red, which reads as a warning."""
 
 
-class _Console(Console):
-    """A console that raises BrokenPipeError, as print does; rich would end the process with exit code 1."""
-
-    def on_broken_pipe(self) -> NoReturn:
-        raise BrokenPipeError
-
-
 def consoles() -> tuple[Console, Console]:
     """Consoles for stdout and stderr; no colours when piped or with NO_COLOR."""
     width = None if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit() else _PIPED_WIDTH
     err = Console(stderr=True, highlight=False, emoji=False, theme=_PROGRESS)
-    return _Console(width=width, highlight=False, emoji=False), err
+    return Console(width=width, highlight=False, emoji=False), err

@@ -13,6 +13,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 import typer
 
 from dsv4_shard.errors import ExitCode, ReadFailed, ShardError, WriteFailed
+from dsv4_shard.sources.client_environment import variable_of
 from dsv4_shard.terminal.show_error import show_end, show_error
 
 _OPEN_FILES = 1 << 16
@@ -66,19 +67,33 @@ def reported(function: Callable[P, R]) -> Callable[P, R]:
         except SystemExit as error:
             show_end(error, "terminated", _TERMINATED, as_json=as_json and error.code == _TERMINATED)
             raise
-        except BrokenPipeError:  # the reader of stdout has gone
-            _turn_away_stdout()
-            raise typer.Exit(ExitCode.DONE) from None
         except OSError as error:
             if error.filename is None and error.errno in _FULL:
                 _turn_away_stdout()
                 _fail(WriteFailed(f"standard output: {error.strerror}"), False)
-            if error.errno is None or (error.filename is None and error.errno != errno.ENOENT):
+            if error.errno is None or (error.filename is None and not _current_folder_is_gone()):
                 raise
-            where = "the current folder" if error.filename is None else os.fsdecode(error.filename)
-            _fail(ReadFailed(f"{where}: {error.strerror}"), as_json)
+            _fail(_of_system(error), as_json)
 
     return command
+
+
+def _of_system(error: OSError) -> ReadFailed:
+    """Return the error of a system call as the tool's own, with the environment variable that named its path."""
+    if error.filename is None:
+        return ReadFailed(f"the current folder: {error.strerror}")
+    where = os.fsdecode(error.filename)
+    variable = variable_of(where)
+    hint = f"{variable} names it, or the folder that it is in: correct or unset it." if variable else None
+    return ReadFailed(f"{where}: {error.strerror}", hint=hint)
+
+
+def _current_folder_is_gone() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _signalled(error: Exception) -> BaseException | None:
@@ -140,17 +155,6 @@ def handle_signals(handlers: Mapping[signal.Signals, Callable[[int, FrameType | 
     for number, handler in handlers.items():
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
-
-
-def open_standard_streams() -> None:
-    """Give closed standard streams (`>&-`, daemons) to /dev/null, before other files get their numbers."""
-    for fd in range(3):
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
-    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
-    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def allow_open_files() -> None:

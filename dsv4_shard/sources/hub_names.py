@@ -9,18 +9,31 @@ from urllib.parse import unquote
 from dsv4_shard.errors import UsageError
 from dsv4_shard.text.shell import shell_word
 
-_HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.+/-]+))?")
+_ID = r"[\w.-]+/[\w.-]+"
+
+_HUB_ID = re.compile(rf"(?P<id>{_ID})(?:@(?P<revision>[\w.+%/-]*))?/*")
 
 _SITES = r"(?:www\.)?(?:huggingface\.co|hf\.co|hf-mirror\.com)"
 
+_ON_HUB = re.compile(rf"(?:https?://{_SITES}|hf:/)/.*", re.IGNORECASE | re.DOTALL)
+
 _PAGE = re.compile(
-    rf"(?:(?:https?://)?{_SITES}/|hf://)(?P<kind>(?:models|datasets|spaces|buckets|collections|papers)/)?"
-    r"(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<at>[\w.+%-]+))?(?:/(?P<rest>[^?#]*))?(?:[?#].*)?",
+    rf"(?i:(?:https?://)?{_SITES}/|(?P<hf>hf://))(?P<kind>(?:models|datasets|spaces|buckets|collections|papers)/)?"
+    r"(?P<id>[\w.-]+/[\w.-]+?)(?:\.git)?(?:@(?P<at>[^?#]+)|/(?P<rest>[^?#]*))?(?:[?#].*)?",
     re.ASCII,
 )
 
-_VIEWS = ("tree", "blob", "resolve", "raw", "commits", "commit", "blame")
+_FILE_VIEWS = ("blob", "resolve", "raw", "blame")
+"""Parts of the address of a file's page before a revision."""
+
+_VIEWS = ("tree", "commits", "commit", *_FILE_VIEWS)
 """Parts of a page's address before a revision."""
+
+_VIEWED = re.compile(rf"{_ID}/(?:{'|'.join(_VIEWS)})(?:/.*)?", re.ASCII)
+"""The address of a page without its site."""
+
+_REF = re.compile(r"refs/(?:pr|convert|heads|tags)/[^/]+")
+"""The beginning of a Git reference, whose slashes do not divide it from a folder."""
 
 _MAIN = "main"
 
@@ -41,12 +54,17 @@ def hub_id(repo: str) -> HubName | None:
     Raises UsageError for the address of a page of the Hub that is no repository of a model, or a part of one.
     """
     named = _of_page(repo)
-    if named is not None:
+    if named is not None or repo.startswith((".", "/", "~")) or holds_something(repo):
         return named
+    if _VIEWED.fullmatch(repo):
+        return _of_page(f"https://huggingface.co/{repo}")
     match = _HUB_ID.fullmatch(repo)
-    if match is None or repo.startswith((".", "/", "~")) or holds_something(repo):
+    if match is None:
         return None
-    return HubName(match["id"], match["revision"])
+    revision = match["revision"] and unquote(match["revision"]).rstrip("/")
+    if revision == "":
+        raise UsageError(f"{repo}: no revision after the @", hint="A shell variable in its place may not be set.")
+    return HubName(match["id"], revision)
 
 
 def holds_something(name: str) -> bool:
@@ -64,28 +82,45 @@ def _of_page(repo: str) -> HubName | None:
     """Return what the address of a page on the Hub names; None for other text."""
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/")
     on_site = repo.startswith(f"{endpoint}/") if endpoint else False
-    match = _PAGE.fullmatch(repo.replace(endpoint, "https://huggingface.co", 1) if on_site else repo)
+    address = repo.replace(endpoint, "https://huggingface.co", 1) if on_site else repo
+    match = _PAGE.fullmatch(address)
     if match is None:
+        if _ON_HUB.fullmatch(address):
+            raise UsageError(f"{repo}: no repository of a model", hint="Write org/name, or org/name@revision.")
         return None
     if match["kind"] not in (None, "models/"):
         raise UsageError(f"{repo}: {match['kind'].rstrip('/')} on the Hub, no model", hint="Write org/name of a model.")
-    revision, folder = unquote(match["at"] or "") or None, match["rest"] or ""
-    if not repo.startswith("hf://"):
-        view, _, rest = folder.partition("/")
-        if view in _VIEWS:
-            named, _, folder = rest.partition("/")
-            revision = revision or unquote(named) or None
-            folder = "" if view in ("blob", "resolve", "raw", "blame") and "/" not in folder else folder
-        else:
-            folder = ""
+    revision, folder = _revision_and_folder(match, repo)
     name = HubName(match["id"], None if revision == _MAIN else revision)
-    if folder.strip("/"):
+    if folder:
+        here = f"{name.repo.rpartition('/')[2]}/{folder}"
+        hint = f"Download it: {download_of(name, folder)}; then name {here}."
+        if name.revision and "/" not in name.revision:
+            hint += f" If {revision}/{folder} is a branch, write {name.repo}@{revision}/{folder}."
         raise UsageError(
             f"{repo}: a folder inside the repository {name}, and checkpoints are read from the top of a repository",
-            hint=f"Download it: {download_of(name, folder.strip('/'))}; then name {name.repo.rpartition('/')[2]}/"
-            f"{folder.strip('/')}.",
+            hint=hint,
         )
     return name
+
+
+def _revision_and_folder(page: "re.Match[str]", repo: str) -> tuple[str | None, str]:
+    """Return the revision and the folder that the rest of an address names. Raises UsageError for a discussion."""
+    rest, is_file = page["at"] or "", False
+    if page["hf"] and not page["at"]:
+        return None, (page["rest"] or "").strip("/")
+    if not page["at"]:
+        view, _, rest = (page["rest"] or "").partition("/")
+        if view == "discussions" and (number := rest.partition("/")[0]).isdecimal():
+            raise UsageError(
+                f"{repo}: a discussion or a pull request, which has no files of its own",
+                hint=f"Write {page['id']}@refs/pr/{number} for those of the pull request.",
+            )
+        rest, is_file = rest if view in _VIEWS else "", view in _FILE_VIEWS
+    ref = _REF.match(rest)
+    named = ref[0] if ref else rest.partition("/")[0]
+    folder = rest[len(named) :].strip("/")
+    return unquote(named) or None, folder.rpartition("/")[0] if is_file else folder
 
 
 def download_of(name: HubName, folder: str | None = None) -> str:

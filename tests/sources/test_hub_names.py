@@ -14,9 +14,10 @@ from support.command_line import run
 from support.servers.hub import HubServer
 
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
-from dsv4_shard.errors import ExitCode
+from dsv4_shard.errors import ExitCode, UsageError
 from dsv4_shard.sharding.claims import claimed
 from dsv4_shard.sources import retry as persistence
+from dsv4_shard.sources.hub_names import hub_id
 
 REPO = "org/name"
 TP2 = ("--tp", 2)
@@ -27,6 +28,64 @@ INDEX = "model.safetensors.index.json"
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small checkpoint of five files. Only to be read."""
     return write_checkpoint(tmp_path_factory.mktemp("hub") / "model", small_config(), seed=5)
+
+
+PAGE = "https://huggingface.co/org/name"
+COMMIT = "0123456789" * 4
+
+
+@pytest.mark.parametrize(("name", "revision"), [
+    ("org/name", None),
+    ("org/name/", None),
+    ("org/name@v1/", "v1"),
+    ("org/name@refs/pr/3", "refs/pr/3"),
+    ("org/name@refs%2Fpr%2F3", "refs/pr/3"),
+    ("org/name@rev/with/slash", "rev/with/slash"),
+    ("org/name/tree/v1", "v1"),
+    (PAGE, None),
+    (f"{PAGE}/", None),
+    (f"{PAGE}.git", None),
+    (f"{PAGE}?library=transformers", None),
+    (f"{PAGE}/tree/main", None),
+    (f"{PAGE}/tree/main/", None),
+    (f"{PAGE}/tree/refs%2Fpr%2F3", "refs/pr/3"),
+    (f"{PAGE}/tree/refs/pr/3", "refs/pr/3"),
+    (f"{PAGE}/tree/refs/convert/parquet/", "refs/convert/parquet"),
+    (f"{PAGE}/tree/feature%2Fx", "feature/x"),
+    (f"{PAGE}/commit/{COMMIT}", COMMIT),
+    (f"{PAGE}/blob/refs%2Fpr%2F3/config.json", "refs/pr/3"),
+    (f"{PAGE}/resolve/v1.0/config.json?download=true", "v1.0"),
+    ("HTTPS://HuggingFace.co/org/name", None),
+    ("hf.co/org/name/", None),
+    ("hf://org/name", None),
+    ("hf://org/name/", None),
+    ("hf://models/org/name@v1", "v1"),
+    ("hf://org/name@refs/pr/3", "refs/pr/3"),
+    ("hf://org/name@feature%2Fx/", "feature/x"),
+])  # fmt: skip
+def test_each_way_to_write_a_repository_names_it(name: str, revision: str | None) -> None:
+    assert hub_id(name) == ("org/name", revision)
+
+
+@pytest.mark.parametrize(("name", "said", "hint"), [
+    (f"{PAGE}/tree/feature/x", "a folder inside the repository org/name@feature",
+     "If feature/x is a branch, write org/name@feature/x."),
+    ("hf://org/name@feature/x", "a folder inside the repository org/name@feature", "write org/name@feature/x."),
+    ("hf://org/name@refs/pr/3/fp8", "a folder inside the repository org/name@refs/pr/3",
+     "`hf download org/name --revision refs/pr/3 --include 'fp8/*' --local-dir name`"),
+    (f"{PAGE}/blob/main/inference/model.py", "a folder inside the repository org/name", "--include 'inference/*'"),
+    (f"{PAGE}/discussions/3", "a discussion or a pull request", "Write org/name@refs/pr/3"),
+    ("https://huggingface.co/datasets/org/name", "datasets on the Hub", "Write org/name of a model."),
+    ("https://huggingface.co/gpt2", "no repository of a model", "Write org/name"),
+    ("https://huggingface.co/", "no repository of a model", "Write org/name"),
+    ("hf://org", "no repository of a model", "Write org/name"),
+    ("org/name@", "no revision after the @", "A shell variable in its place may not be set."),
+])  # fmt: skip
+def test_an_address_that_is_no_checkpoint_gets_one_answer(name: str, said: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        hub_id(name)
+    assert said in str(caught.value)
+    assert hint in str(caught.value.hint)
 
 
 @pytest.fixture
@@ -81,6 +140,14 @@ def test_a_result_is_verified_against_the_commit_that_it_was_made_from(
     assert found.exit_code == ExitCode.DONE, found.output
     now = failed(ExitCode.USAGE, "verify", "out", "--against", f"{REPO}@{hub.head(REPO)}")
     assert "the plan was made for another checkpoint" in now
+
+
+def test_a_revision_with_slashes_is_read_from_the_hub(hub: HubServer, checkpoint: Path) -> None:
+    hub.add_repo("org/other", {"main": checkpoint, "refs/pr/3": checkpoint, "feature/x": checkpoint})
+    for name in ("org/other@refs/pr/3", "org/other@feature/x", "https://huggingface.co/org/other/tree/refs%2Fpr%2F3",
+                 "hf://org/other@refs/pr/3", "org/other/"):  # fmt: skip
+        found = run("inspect", name)
+        assert found.exit_code == ExitCode.DONE, found.output
 
 
 def test_the_beginning_of_a_known_commit_names_it(hub: HubServer, checkpoint: Path, tmp_path: Path) -> None:

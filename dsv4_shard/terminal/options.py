@@ -173,11 +173,18 @@ InspectDetailsOpt = Annotated[
     bool, typer.Option("--details", help="Also show all tensors, every dimension, and the reason for each verdict.")
 ]
 
+PROGRESS = {
+    "auto": "bars on a terminal, a line per half minute elsewhere, nothing with --json",
+    "json": "a JSON line per second on stderr",
+    "none": "nothing",
+}
+"""Value of `--progress` → what is shown."""
+
 ProgressOpt = Annotated[
     str,
     typer.Option(
-        "--progress", metavar="HOW", autocompletion=lambda: ["auto", "json", "none"],
-        help="auto: bars, or lines where stderr is no terminal; json: a JSON line per second on stderr; none.",
+        "--progress", metavar="HOW", autocompletion=lambda: list(PROGRESS),
+        help=f"{'; '.join(f'{how}: {shown}' for how, shown in PROGRESS.items())}.",
     ),
 ]  # fmt: skip
 

@@ -1,10 +1,10 @@
-"""Progress of a run: a bar for each task on a terminal, a line now and then elsewhere."""
+"""Progress of a run: a bar for each task on a terminal, a line now and then elsewhere. The counts of every form."""
 
 import gc
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -33,55 +33,93 @@ _SECONDS_BETWEEN_LINES = 30
 
 
 @dataclass(slots=True)
-class _State:
-    """Progress of a task, and its bar."""
+class TaskState:
+    """Bytes of a task that has begun. `resumed` ones, which an earlier run moved, count as `done`."""
 
     task: Task
-    bar: TaskID
     total: int
     done: int = 0
+    resumed: int = 0
+    begun: float = field(default_factory=time.monotonic)
 
     @property
     def percent(self) -> str:
         return _percent(self.done, self.total)
 
 
-class ProgressBars(Progress):
-    """Bytes moved: bars on a terminal, a line every half minute elsewhere, nothing if `quiet`. Use as a context.
+class TaskProgress(Progress):
+    """Counts the bytes of each task, and shows nothing. Use as a context.
 
     `seconds` is the duration of the last finished task. `on_written` gets the outcome of the writing before an upload.
     """
 
-    def __init__(self, console: Console, *, quiet: bool, on_written: OnWritten = lambda outcome: None) -> None:
-        self._console = console
-        self._shows_bars = console.is_terminal and not quiet
-        self._prints_lines = not (console.is_terminal or quiet)
+    def __init__(self, on_written: OnWritten = lambda _: None) -> None:
         self._on_written = on_written
-        self._bars: Bars | None = None
-        self._states: dict[str, _State] = {}
+        self._states: dict[str, TaskState] = {}
         """Current task of each share: a share has one task after another."""
-        self._started = self._spoke = time.monotonic()
+        self._started = time.monotonic()
         self.seconds = 0.0
 
-    def __enter__(self) -> "ProgressBars":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._states.clear()
+
+    def begin(self, task: Task, total_bytes: int) -> None:
+        if not self._states:
+            # Re-enable the garbage collector, with everything built so far frozen.
+            gc.freeze()
+            gc.enable()
+            self._started = time.monotonic()
+        self._states[task.share] = TaskState(task, total_bytes)
+
+    def resume(self, task: Task, nbytes: int) -> None:
+        self._states[task.share].resumed += nbytes
+        self._states[task.share].done += nbytes
+
+    def advance(self, task: Task, nbytes: int) -> None:
+        self._states[task.share].done += nbytes
+
+    def end(self, task: Task) -> None:
+        """Shares keep their counts until all have ended."""
+        self.seconds = time.monotonic() - self._started
+        if not task.share:
+            self._states.clear()
+
+    def lost(self, task: Task, reason: str) -> None:
+        self._states.pop(task.share, None)
+
+    def written(self, outcome: "Outcome") -> None:
+        self._on_written(outcome)
+
+
+class ProgressBars(TaskProgress):
+    """Bytes moved: bars on a terminal, a line every half minute elsewhere; only exceptional events if `quiet`."""
+
+    def __init__(self, console: Console, *, quiet: bool, on_written: OnWritten = lambda _: None) -> None:
+        super().__init__(on_written)
+        self._console = console
+        self._shows_bars = console.is_terminal and not quiet
+        self._prints_lines = not (console.is_terminal or quiet)
+        self._bars: Bars | None = None
+        self._shown: dict[str, TaskID] = {}
+        """The bar of each share."""
+        self._spoke = time.monotonic()
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
         self._close()
 
     def begin(self, task: Task, total_bytes: int) -> None:
         """Show a bar for the task, in place of the previous task's bar."""
+        super().begin(task, total_bytes)
         if self._bars is None:
             self._bars = self._open()
-        self._forget(task.share)
-        bar = self._bars.add_task(str(task), total=total_bytes)
-        self._states[task.share] = _State(task, bar, total_bytes)
+        self._show(task.share)
 
     def _open(self) -> Bars:
-        # Re-enable the garbage collector, with everything built so far frozen.
-        gc.freeze()
-        gc.enable()
-        self._started = self._spoke = time.monotonic()
+        self._spoke = time.monotonic()
         columns = (
             "{task.description}", BarColumn(), TaskProgressColumn(), DownloadColumn(), TransferSpeedColumn(),
             TimeElapsedColumn(), "left", TimeRemainingColumn(),
@@ -90,26 +128,35 @@ class ProgressBars(Progress):
         bars.start()
         return bars
 
+    def _show(self, share: str) -> None:
+        """Show a new bar for a share, in place of its last one."""
+        self._hide(share)
+        if self._bars is not None:
+            state = self._states[share]
+            self._shown[share] = self._bars.add_task(str(state.task), total=state.total, completed=state.done)
+
+    def _hide(self, share: str) -> None:
+        bar = self._shown.pop(share, None)
+        if bar is not None and self._bars is not None:
+            self._bars.remove_task(bar)
+
     def resume(self, task: Task, nbytes: int) -> None:
         """Count bytes that an earlier run moved, and print their number."""
-        state = self._states[task.share]
-        state.done += nbytes
+        super().resume(task, nbytes)
+        total = self._states[task.share].total
         share = f"{task.share}: " if task.share else ""
-        written = f"{size(nbytes)} of {size(state.total)} already written ({_percent(nbytes, state.total)} %)"
-        self._say(f"{share}Resuming: {written}")
-        if self._bars is not None:
-            self._bars.remove_task(state.bar)  # a new bar, so that the rate does not count resumed bytes
-            state.bar = self._bars.add_task(str(task), total=state.total, completed=state.done)
+        self._say(f"{share}Resuming: {size(nbytes)} of {size(total)} already written ({_percent(nbytes, total)} %)")
+        self._show(task.share)  # a new bar, so that the rate does not count resumed bytes
 
     def advance(self, task: Task, nbytes: int) -> None:
         """Advance the bar, or print the progress of all tasks when it is time."""
-        state = self._states[task.share]
-        state.done += nbytes
+        super().advance(task, nbytes)
         if self._bars is not None:
-            self._bars.advance(state.bar, nbytes)
+            self._bars.advance(self._shown[task.share], nbytes)
         now = time.monotonic()
         if self._prints_lines and now - self._spoke >= _SECONDS_BETWEEN_LINES:
             self._spoke = now
+            state = self._states[task.share]
             if task.share:
                 self._say("; ".join(f"{one.task} {one.percent} %" for one in self._states.values()))
             else:
@@ -117,27 +164,19 @@ class ProgressBars(Progress):
 
     def end(self, task: Task) -> None:
         """Remove the bar; shares keep theirs until all have ended."""
-        self.seconds = time.monotonic() - self._started
+        super().end(task)
         if not task.share:
             self._close()
 
     def lost(self, task: Task, reason: str) -> None:
         """Report that a share is lost, and forget its progress."""
-        self._forget(task.share)
+        super().lost(task, reason)
+        self._hide(task.share)
         self._say(f"{task.share}: lost, {reason}")
 
     def again(self, task: Task, lost_on: str) -> None:
         """Report where a lost share is written now."""
         self._say(f"{task.share}: written again, after it was lost on {lost_on}")
-
-    def written(self, outcome: "Outcome") -> None:
-        """Show what was written before the upload."""
-        self._on_written(outcome)
-
-    def _forget(self, share: str) -> None:
-        state = self._states.pop(share, None)
-        if state is not None and self._bars is not None:
-            self._bars.remove_task(state.bar)
 
     def _say(self, line: str) -> None:
         """Print a line above the bars."""
@@ -147,7 +186,7 @@ class ProgressBars(Progress):
         if self._bars is not None:
             self._bars.stop()
             self._bars = None
-            self._states.clear()
+            self._shown.clear()
 
 
 def _percent(done: int, total: int) -> str:

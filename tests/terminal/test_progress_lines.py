@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 from support.command_line import run
 
 from dsv4_shard.errors import ExitCode
@@ -30,7 +29,7 @@ def test_each_command_that_moves_bytes_says_how_far_it_is(tiny_checkpoint: Path,
 def test_a_slow_task_has_a_line_per_second_with_its_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress_lines, "SECONDS_BETWEEN_LINES", 0.01)
     stream, task = io.StringIO(), Task("reshard")
-    progress = ProgressLines(Console(file=io.StringIO()), stream)
+    progress = ProgressLines(stream)
     with progress:
         progress.begin(task, 100)
         progress.resume(task, 40)

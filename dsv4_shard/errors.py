@@ -122,7 +122,7 @@ class TruncatedFile(HeaderError):
 class BadConfig(ShardError):
     """config.json is missing, not JSON, or lacks a field that the model requires."""
 
-    hint = "Download config.json again; no field of it may be left out or made up."
+    hint = "Download config.json again; it needs all of its fields."
 
 
 class UnsupportedFamily(ShardError):
@@ -144,7 +144,7 @@ class UnsafeFileName(BadIndex):
 class MissingFile(ShardError):
     """The index names a file that is not in the folder."""
 
-    hint = "The download is incomplete: run `hf download` again, it continues where it stopped."
+    hint = "The download is incomplete: run `hf download` again; it resumes."
 
 
 class IndexMismatch(ShardError):
@@ -177,7 +177,7 @@ class MixedDialects(ShardError):
 class BadStack(ShardError):
     """A tensor that stacks all experts of a layer does not have the experts' shape."""
 
-    hint = "The export is damaged, or of another model than config.json says: make it again."
+    hint = "The export is damaged, or belongs to another model than config.json: export it again."
 
 
 class IncompleteCheckpoint(ShardError):
@@ -242,7 +242,7 @@ class NotConverted(BadRanks):
 class BadSkeleton(BadRanks):
     """source.zip is missing or damaged, or its content is not the headers of a checkpoint."""
 
-    hint = "It says what the shards were made of. Without it, only `dsv4-shard reshard` from the checkpoint helps."
+    hint = "It describes the checkpoint of the shards. Without it, run `dsv4-shard reshard` from the checkpoint."
 
 
 # --- documents -----------------------------------------------------------------------------------------------------
@@ -331,13 +331,13 @@ class NothingToDo(ShardError):
 class OtherDeployment(OutputNotEmpty):
     """Shares of one result were made for different deployments or from different checkpoints."""
 
-    hint = "Choose another folder, or replace the whole of it with --overwrite."
+    hint = "Choose another folder, or replace all of it with --overwrite."
 
 
 class SharesDiffer(OutputError):
     """Files that are common to all ranks differ between shares of one result."""
 
-    hint = "`dsv4-shard verify FOLDER --against REPO` says which of them is damaged: write that one again."
+    hint = "`dsv4-shard verify FOLDER --against REPO` names the damaged share: write that share again."
 
 
 class OutputBusy(OutputError):
@@ -347,7 +347,7 @@ class OutputBusy(OutputError):
 class OtherRun(OutputError):
     """Another command left an unfinished run in this run's staging folder."""
 
-    hint = "Give the earlier command again to finish that run, or add --restart to throw its work away."
+    hint = "Run the earlier command again to finish it, or add --restart to discard it."
 
 
 class NotEnoughDisk(OutputError):
@@ -358,7 +358,7 @@ class ReadFailed(ShardError):
     """The system refused a read, or returned fewer bytes than the file has, or the file is no regular or small one."""
 
     exit_code = ExitCode.IO
-    hint = "Look at the file: it must be there, readable, and what its name says."
+    hint = "Check that the file exists, is readable, and has the content that its name says."
 
 
 class WriteFailed(ShardError):
@@ -377,14 +377,14 @@ class WorkerLost(ShardError):
 class SourceChanged(ShardError):
     """A file of the source changed while it was read."""
 
-    hint = "Nothing was written under the output's name. Run again when nobody writes to the checkpoint."
+    hint = "The output was not written. Run again when no other program writes to the checkpoint."
 
 
 class DamagedTransfer(SourceChanged):
     """The bytes from the network do not have the SHA-256 that the repository lists."""
 
     exit_code = ExitCode.NETWORK
-    hint = "What was written is thrown away. Run again; if it stays, something between here and the server alters data."
+    hint = "The written files are discarded. Run again; if it fails again, something on the way alters data."
 
 
 class InexactCast(ShardError):
@@ -400,7 +400,7 @@ class NotAResult(ShardError):
     """The folder has no readable manifest, so it is not verified as a result of reshard."""
 
     exit_code = ExitCode.NO
-    hint = "Do not use its files: nothing says what they should be. Write the result again."
+    hint = "Do not use its files: they cannot be checked. Write the result again."
 
 
 class NoResultNamed(NotAResult):
@@ -476,4 +476,4 @@ class ServerFailed(Unreachable):
 class BadAnswer(Unreachable):
     """A server answered with other bytes, another size, or no JSON."""
 
-    hint = "Run again. If it answers so again, the server is at fault: use another endpoint, or download the files."
+    hint = "Run again. If it fails again, the server is at fault: use another endpoint, or download the files."

@@ -314,7 +314,7 @@ def test_a_plan_or_page_is_not_written_over_a_file_of_another_kind(command: str,
     model = write_checkpoint(tmp_path / "model", small_config(), seed=1)
     before = (model / name).read_bytes()
     result = run(command, model, "--tp", "2", "-o", model / name)
-    assert (result.exit_code, "no such file as would be written" in result.stderr) == (ExitCode.IO, True)
+    assert (result.exit_code, "not a file of the kind to write" in result.stderr) == (ExitCode.IO, True)
     assert (model / name).read_bytes() == before
     (tmp_path / "empty").touch()
     for _ in range(2):

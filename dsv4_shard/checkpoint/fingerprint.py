@@ -72,8 +72,8 @@ def differences(then: Origin, now: Origin) -> Iterator[str]:
         if before[name].nbytes != after[name].nbytes:
             yield f"{name}: {before[name].nbytes} bytes then, {after[name].nbytes} now"
         elif before[name].header_digest != after[name].header_digest:
-            yield f"{name}: its header is another"
+            yield f"{name}: its header differs"
     if None not in (then.revision, now.revision) and then.revision != now.revision:
         yield f"revision {short_name(str(then.revision))} then, {now.revision} now"
     if then.config_digest != now.config_digest:
-        yield "config.json is another"
+        yield "config.json differs"

@@ -50,12 +50,12 @@ def finished_in_folder(job: Job, checkpoint: Checkpoint, out: Path) -> Manifest 
     if lacking:
         raise OutputNotEmpty(
             f"{out}: not empty: it holds {say_ranks(there.ranks)} of {there.world}",
-            hint=f"Write what is missing (--ranks {span_of(lacking)}), or replace the whole with --overwrite.",
+            hint=f"Write what is missing (--ranks {span_of(lacking)}), or replace all of it with --overwrite.",
         )
     for problem in quick_problems(out, there):
         raise OutputNotEmpty(
             f"{out}: not empty: it holds this result, but {problem.file}: {problem.message}",
-            hint=f"`dsv4-shard verify {shell_word(out)}` names all such files; --overwrite writes the whole again.",
+            hint=f"`dsv4-shard verify {shell_word(out)}` names all such files; --overwrite writes all files again.",
         )
     refuse_modified(checkpoint, out)
     return there
@@ -123,7 +123,7 @@ def _differences(job: Job, there: Manifest) -> Iterator[str]:
     for name, content in job.companions.items():
         is_worded = name == CARD_FILE and there.tool_version != __version__  # releases word the card in their own way
         if not is_worded and small.get(name, digest_of(content)) != digest_of(content):
-            yield f"its {name} is another"
+            yield f"its {name} differs"
     if not set(job.ranks) - set(there.ranks):
         try:
             joined_digests([there], job.recipe.files)

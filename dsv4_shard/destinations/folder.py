@@ -133,7 +133,7 @@ def left_to_write(job: Job, checkpoint: Checkpoint, out: Path) -> Job:
     left = tuple(rank for rank in job.ranks if rank not in there.ranks)
     if not left:
         refuse_modified(checkpoint, out)
-        raise nothing_to_do(f"{out}: {are_there(job.ranks)}: nothing to do", out, job.world)
+        raise nothing_to_do(f"{out}: {are_there(job.ranks)}; nothing to do", out, job.world)
     return job if left == job.ranks or job.of_ranks is None else job.of_ranks(left)
 
 
@@ -163,7 +163,7 @@ def _naming_leftovers(job: Job, out: Path) -> Iterator[None]:
         staging = Staging(out, job.share).path
         if staging.exists():
             error.add_note(
-                f"{staging} holds an unfinished run of {say_ranks(job.ranks)}: remove it if it is of no use."
+                f"{staging} holds an unfinished run of {say_ranks(job.ranks)}: remove it if you do not need it."
             )
         raise
 

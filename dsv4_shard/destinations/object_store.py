@@ -95,7 +95,7 @@ def finished_upload(job: Job, checkpoint: Checkpoint, store: Store, there: Mappi
         if name not in there or there[name].nbytes != nbytes:
             was = f"has {there[name].nbytes:,} bytes" if name in there else "is not there"
             raise OutputNotEmpty(
-                f"{store.url}/{name}: {was}, {nbytes:,} belong to this result", hint="Write it again with --overwrite."
+                f"{store.url}/{name}: {was}, this result has {nbytes:,}", hint="Write it again with --overwrite."
             )
     return _uploaded(store, manifest, 0, 0, sum(sizes.values()), was_complete=True)
 
@@ -223,7 +223,7 @@ def _content(store: Store, there: Mapping[str, Listed], name: str = MANIFEST_NAM
     """The bytes of the manifest in the store, or of a smaller document."""
     listed = there[name]
     if listed.nbytes > MANIFEST.nbytes:
-        raise OutputNotEmpty(f"{store.url}/{name}: {listed.nbytes} bytes, too many for it", hint=_ELSEWHERE)
+        raise OutputNotEmpty(f"{store.url}/{name}: {listed.nbytes} bytes, too large for this file", hint=_ELSEWHERE)
     content = bytearray(listed.nbytes)
     store.read(name, listed, 0, memoryview(content), _NEVER)
     return bytes(content)
@@ -249,12 +249,12 @@ def _check_objects(
         found = there.get(name)
         if found is None or found.nbytes != nbytes:
             was = f"has {found.nbytes:,} bytes" if found else "is not there"
-            raise BadAnswer(f"{store.url}/{name}: {was}, {nbytes:,} were put", hint=_SENT_AGAIN)
+            raise BadAnswer(f"{store.url}/{name}: {was}, {nbytes:,} were uploaded", hint=_SENT_AGAIN)
         if found != put[name]:
-            raise BadAnswer(f"{store.url}/{name}: is another object than was put", hint=_SENT_AGAIN)
+            raise BadAnswer(f"{store.url}/{name}: is not the object that was uploaded", hint=_SENT_AGAIN)
 
 
-_SENT_AGAIN = f"There is no {MANIFEST_NAME} yet. Run again: it is sent again. Does somebody else write to this place?"
+_SENT_AGAIN = f"There is no {MANIFEST_NAME} yet. Run again to upload it again. Another program may write to this place."
 
 
 class _Putting:

@@ -191,7 +191,7 @@ class _Driver:
         """Raise NodesLost if nothing was heard of a share for too long: it waits for CPUs, or its node hangs."""
         if not share.heard.left:
             raise NodesLost(
-                f"{share.name}: nothing heard of it for {share.heard.seconds:g} s",
+                f"{share.name}: no message for {share.heard.seconds:g} s",
                 hint="`ray status` shows whether its CPUs are taken. Run again: finished work is kept.",
             )
 
@@ -277,7 +277,7 @@ class _Driver:
                 return
         error.add_note(f"That was {share.name}.")
         if isinstance(error, Unreachable):
-            error.add_note("What it can reach is set by the environment of its own `ray start`, not by this one's.")
+            error.add_note("A node's settings come from the environment of its `ray start`, not from this command's.")
         raise error
 
     def _task_error(self, share: _Share, error: BaseException) -> BaseException:
@@ -306,7 +306,7 @@ class _Driver:
             except self._ray.exceptions.RayError:
                 manifest = None
             if manifest is None or not set(share.ranks) <= set(manifest.ranks):
-                self._lose(share, f"{self._order.out} is not there any more")
+                self._lose(share, f"{self._order.out} has disappeared")
             else:
                 found.append(manifest)
         return found if len(found) == len(self._shares) else None

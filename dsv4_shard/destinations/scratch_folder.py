@@ -99,7 +99,7 @@ class Scratch:
             fsync_folder(self.path)
         elif self.journal.run != self._run:
             if not self._is_this_run_of_before():
-                raise OtherRun(f"{self.path}: holds the result of another run, which is not uploaded yet")
+                raise OtherRun(f"{self.path}: holds the result of another run that is not uploaded yet")
             self._note_run()
 
     def _note_run(self) -> None:

@@ -168,7 +168,7 @@ class _Work:
         order = self._order
         if order.version != __version__:
             raise UsageError(
-                f"this node has dsv4-shard {__version__}, the one that orders has {order.version}",
+                f"this node has dsv4-shard {__version__}, the driver has {order.version}",
                 hint="Install the same version on every node.",
             )
         checkpoint, inventory = order.opener(order.repo, order.config)

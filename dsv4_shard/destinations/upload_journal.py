@@ -71,13 +71,13 @@ class UploadJournal:
             if (nbytes := os.fstat(file.fileno()).st_size) > UPLOAD_JOURNAL.nbytes:
                 raise OtherRun(
                     f"{path}: {nbytes:,} bytes, too large for a journal: at most {UPLOAD_JOURNAL.nbytes:,} are read",
-                    hint="Add --restart to throw the unfinished upload away.",
+                    hint="Add --restart to discard the unfinished upload.",
                 )
             for number, line in enumerate(file):
                 if number >= UPLOAD_JOURNAL.count:
                     raise OtherRun(
                         f"{path}: over {UPLOAD_JOURNAL.count:,} entries, too many for a journal",
-                        hint="Add --restart to throw the unfinished upload away.",
+                        hint="Add --restart to discard the unfinished upload.",
                     )
                 try:
                     self._take(_ENTRY.validate_json(line))

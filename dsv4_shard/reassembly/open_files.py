@@ -67,7 +67,7 @@ class RankFiles:
                     file = LocalFile(self._folder / seen.name, seen.name)
                     files.append(file)
                     if (file.nbytes, file.mtime_ns) != (seen.nbytes, seen.mtime_ns):
-                        raise SourceChanged(f"{self._folder / seen.name}: written to since its header was read")
+                        raise SourceChanged(f"{self._folder / seen.name}: modified since its header was read")
             return self._open[number]
 
     def changed(self) -> str | None:

@@ -52,7 +52,7 @@ def carry(checkpoint: Checkpoint, layout: Layout, context: Context) -> Carried:
     sizes, left = travelling_beside(release_of(source), _engine_names(checkpoint, layout, context))
     notes = [] if any(map(is_license, sizes)) else [_NO_LICENSE]
     if outside := source.links_outside(sorted(sizes)):
-        notes.append(f"links out of the checkpoint, whose content goes into the result: {some(outside)}")
+        notes.append(f"links to files outside the checkpoint; their content is copied into the result: {some(outside)}")
     with source.open(CONFIG_FILE) as config:
         sizes[CONFIG_FILE] = config.nbytes
     return Carried(read_release(source, sizes), left, tuple(notes), write_skeleton(checkpoint))

@@ -58,7 +58,7 @@ def read_skeleton(raw: bytes, where: str) -> dict[str, bytes]:
         raise BadSkeleton(f"{where}: {error}") from None
     for name, header in content.items():
         if name not in LIMITS and len(header) != LENGTH_BYTES + int.from_bytes(header[:LENGTH_BYTES], "little"):
-            raise BadSkeleton(f"{where}: {name}: {len(header):,} bytes, which is not what its length says")
+            raise BadSkeleton(f"{where}: {name}: {len(header):,} bytes, which is not its recorded length")
     return content
 
 
@@ -73,7 +73,7 @@ def _check_entries(entries: list[zipfile.ZipInfo]) -> None:
         raise BadArchive(f"{len(entries):,} entries, but no {CONFIG_FILE}")
     for entry in entries:
         if entry.filename not in LIMITS and not is_plain_name(entry.filename):
-            raise BadArchive(f"{short_name(entry.filename)} is no file of a checkpoint")
+            raise BadArchive(f"{short_name(entry.filename)} is not a file of a checkpoint")
         limit = LIMITS.get(entry.filename)
         most = limit.nbytes if limit else LENGTH_BYTES + HEADER.nbytes
         if entry.file_size > most:

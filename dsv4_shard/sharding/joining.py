@@ -28,7 +28,7 @@ def refuse_unjoinable(where: str, there: Manifest, made: Provenance, ranks: Iter
         rest = span_of(wanted - twice)
         raise OutputNotEmpty(
             f"{where}: {are_there(twice)}",
-            hint=f"Write what is missing (--ranks {rest}), or replace the whole folder with --overwrite.",
+            hint=f"Write what is missing (--ranks {rest}), or replace the folder with --overwrite.",
         )
 
 
@@ -49,10 +49,10 @@ def joined_digests(parts: Sequence[Manifest], files: Sequence[OutputFile]) -> di
         for name in (file.name, *file.links):
             entry = entries.get(name)
             if entry is None or (entry.header_digest, entry.nbytes, set(entry.tensors)) != expected:
-                raise SharesDiffer(f"{name}: the share that wrote it gave it another header than this checkpoint does")
+                raise SharesDiffer(f"{name}: its share wrote another header than this checkpoint gives")
             for tensor, digest in entry.tensors.items():
                 if digests.setdefault((number, tensor), digest) != digest:
-                    raise SharesDiffer(f"{name}: {tensor} is not what {file.name} holds, though all ranks share it")
+                    raise SharesDiffer(f"{name}: {tensor} differs from {file.name}, but all ranks share it")
     return digests
 
 
@@ -66,7 +66,7 @@ def joined_sha256(parts: Sequence[Manifest], files: Sequence[OutputFile]) -> lis
     for file in files:
         known = {entries[name] for name in (file.name, *file.links)} - {None}
         if len(known) > 1:
-            raise SharesDiffer(f"{file.name}: its shares recorded different SHA-256 for it, though all ranks share it")
+            raise SharesDiffer(f"{file.name}: its shares recorded different SHA-256 for this shared file")
         joined.append(next(iter(known), None))
     return joined
 
@@ -76,7 +76,7 @@ def refuse_other_companions(where: str, there: Iterable[ManifestCompanion], now:
     written = {entry.name: entry.digest for entry in there}
     for entry in now:
         if written.get(entry.name, entry.digest) != entry.digest:
-            raise OtherDeployment(f"{where}: its {entry.name} is not what the checkpoint gives now")
+            raise OtherDeployment(f"{where}: its {entry.name} differs from what the checkpoint gives now")
 
 
 def new_files(there: Manifest, own: Manifest, joined: Manifest) -> dict[str, str]:

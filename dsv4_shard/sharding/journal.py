@@ -185,7 +185,7 @@ def _hint(then: RunIdentity, now: RunIdentity) -> str | None:
     if was is None or was == now.origin.revision:
         return None
     name = short_name(then.origin.label.partition("@")[0])
-    return f"To finish that run, name its commit: {name}@{short_name(was)}. Or add --restart to throw its work away."
+    return f"To finish that run, name its commit: {name}@{short_name(was)}. Or add --restart to discard it."
 
 
 def _said(value: object) -> object:
@@ -202,9 +202,9 @@ def _run_differences(then: RunIdentity, now: RunIdentity) -> Iterator[str]:
     yield from differences(then.origin, now.origin)
     for name, written_at in now.times.items():
         if then.times.get(name) != written_at:
-            yield f"{name} of the checkpoint was written to since"
+            yield f"{name} of the checkpoint was modified since"
     if then != now.model_copy(update={"origin": then.origin, "tool_version": then.tool_version}):
-        yield "its files are laid out in another way"
+        yield "its files have another layout"
 
 
 class Journal:
@@ -338,7 +338,7 @@ class Journal:
 
 def _too_large(path: Path, what: str, most: str) -> OtherRun:
     return OtherRun(f"{path}: {what}, too large for a journal: at most {most} are read",
-                    hint="Add --restart to throw the unfinished work away.")  # fmt: skip
+                    hint="Add --restart to discard the unfinished work.")  # fmt: skip
 
 
 def _entries(file: BinaryIO) -> Iterator[bytes]:
@@ -366,6 +366,6 @@ def _steps(entry: bytes, most: int, path: Path) -> Iterator[Finished]:
         number, length, inexact, nbytes = _STEP.unpack_from(entry, at)
         at += _STEP.size
         if length > len(entry) - at:
-            raise struct.error(f"a step of {length} bytes of digests, of which {len(entry) - at} are there")
+            raise struct.error(f"a step of {length} bytes of digests with only {len(entry) - at} bytes")
         yield Finished(number, entry[at : at + length], inexact, nbytes)
         at += length

@@ -69,18 +69,18 @@ class Provenance(NamedTuple):
 def made_differences(then: Provenance, now: Provenance) -> Iterator[str]:
     """Each difference that keeps two shares from being one result, as a line of text."""
     if then.layout != now.layout:
-        yield f"its layout is {short_name(then.layout)}, here it is {short_name(now.layout)}"
+        yield f"its layout is {short_name(then.layout)}, this run's is {short_name(now.layout)}"
     if then.world != now.world:
-        yield f"it is of {then.world} ranks, here they are {now.world}"
+        yield f"it has {then.world} ranks, this run has {now.world}"
     for key in sorted(then.identity.keys() | now.identity.keys()):
         was, now_is = (short_name(str(one.identity.get(key))) for one in (then, now))
         if was != now_is:
-            yield f"its {short_name(key)} is {was}, here it is {now_is}"
+            yield f"its {short_name(key)} is {was}, this run's is {now_is}"
     yield from differences(then.source, now.source)
     if then.source.label != now.source.label:
         yield (
-            f"its checkpoint was called {short_name(then.source.label)}, here it is {short_name(now.source.label)}: "
-            "call it the same, or give all shares one --plan file"
+            f"its checkpoint is called {short_name(then.source.label)}, this run's {short_name(now.source.label)}: "
+            "use the same name, or give all shares one --plan file"
         )
     if then.plan_digest != now.plan_digest:
         yield "it follows another plan"
@@ -155,16 +155,16 @@ class Manifest(Document):
     def _each_name_stands_once(self) -> "Manifest":
         names = [name for file in self.files for name in file.names] + [entry.name for entry in self.companions]
         if len(set(names)) != len(names) or MANIFEST_NAME in names:
-            raise ValueError("a file stands twice")
+            raise ValueError("a file is listed twice")
         return self
 
     @model_validator(mode="after")
     def _ranks_are_of_the_world(self) -> "Manifest":
         ranks = set(self.ranks)
         if len(ranks) != len(self.ranks) or max(ranks, default=0) >= self.world:
-            raise ValueError(f"ranks of a world of {self.world} that are not there, or twice")
+            raise ValueError(f"ranks outside of {self.world}, or listed twice")
         if any(not ranks.issuperset(file.ranks) for file in self.files):
-            raise ValueError("a file of ranks that are not in this folder")
+            raise ValueError("a file of ranks that the manifest does not list")
         return self
 
     @property
@@ -226,7 +226,7 @@ def _no_folder(path: Path) -> UsageError:
     """Return the error for a file in place of a result, which names the result that it is in."""
     folder = path.absolute().parent
     if (folder / MANIFEST_NAME).is_file():
-        return UsageError(f"{path}: a file of a result, which is its folder", hint=f"Name {path.parent}.")
+        return UsageError(f"{path}: a file of a result, not the result's folder", hint=f"Name {path.parent}.")
     if (folder / CONFIG_FILE).is_file():
         return UsageError(f"{path}: a file in a checkpoint's folder, not a result of reshard", hint=_NAME_A_RESULT)
     return UsageError(f"{path}: not a folder", hint=_NAME_A_RESULT)
@@ -236,11 +236,11 @@ def _no_result(folder: Path) -> ShardError:
     """Return the error about a folder without a manifest, which says what the folder is and what to name."""
     if (folder / MANIFEST_NAME).is_symlink():
         return NotAResult(
-            f"{folder}: {MANIFEST_NAME} is a link to {os.readlink(folder / MANIFEST_NAME)}, which is not there",
+            f"{folder}: {MANIFEST_NAME} is a link to {os.readlink(folder / MANIFEST_NAME)}, which does not exist",
             hint="Copy the folder with the files that its links name: `cp -aL`.",
         )
     if (folder.absolute().parent / MANIFEST_NAME).is_file():
-        return NoResultNamed(f"{folder}: a part of the result in {folder.parent}, and not all of it",
+        return NoResultNamed(f"{folder}: only a part of the result in {folder.parent}",
                           hint=f"Name the result: {folder.parent}.")  # fmt: skip
     word = shell_word(folder)
     if (folder / CONFIG_FILE).exists() and ((folder / INDEX_FILE).exists() or (folder / SINGLE_FILE).exists()):
@@ -249,12 +249,12 @@ def _no_result(folder: Path) -> ShardError:
             hint=f"`dsv4-shard inspect {word}` checks it; `dsv4-shard verify OUT --against {word}` checks a result.",
         )
     if folder.name.startswith(".") and folder.name.endswith(".partial"):
-        return NotAResult(f"{folder}: an unfinished run, no result: it has no {MANIFEST_NAME}",
-                          hint="The command that began it goes on with it.")  # fmt: skip
+        return NotAResult(f"{folder}: an unfinished run, not a result: it has no {MANIFEST_NAME}",
+                          hint="The command that began it resumes it.")  # fmt: skip
     if (folder / "model-rank-0-part-0.safetensors").exists():
         return NotAResult(
             f"{folder}: rank files without {MANIFEST_NAME}: an engine's own saver wrote them, or the manifest is lost",
-            hint="Nothing says what they should hold. Take the checkpoint that they were made from.",
+            hint="Without it they cannot be checked. Use the checkpoint that they were made from.",
         )
     try:
         source = LocalSource(folder, str(folder))
@@ -263,11 +263,11 @@ def _no_result(folder: Path) -> ShardError:
                               hint=f"Name one: `dsv4-shard verify {shell_word(folder / results[0])}`.")  # fmt: skip
         refuse_other_folders(source, source.sizes())
     except ShardError as error:
-        return NotAResult(f"{error}; no result of reshard either: {MANIFEST_NAME} is missing",
-                          hint=f"{_NAME_A_RESULT} An unfinished run goes on by the same command.")  # fmt: skip
+        return NotAResult(f"{error}; and not a result of reshard: {MANIFEST_NAME} is missing",
+                          hint=f"{_NAME_A_RESULT} The same command resumes an unfinished run.")  # fmt: skip
     return NotAResult(
-        f"{folder}: no {MANIFEST_NAME}: not a result of reshard, or one that never finished",
-        hint="Nothing in it can be trusted. Run `dsv4-shard reshard` again.",
+        f"{folder}: no {MANIFEST_NAME}: not a result of reshard, or an unfinished one",
+        hint="Do not use it. Run `dsv4-shard reshard` again.",
     )
 
 

@@ -25,7 +25,7 @@ def names_to_overwrite(out: Path) -> frozenset[str]:
     names = frozenset({MANIFEST_NAME, *manifest.names})
     if os.path.lexists(out / SIGNATURE_NAME):
         raise OutputNotEmpty(
-            f"{out}: signed; {SIGNATURE_NAME} would be lost with the files that it is of, not overwritten",
+            f"{out}: signed; not overwritten, since {SIGNATURE_NAME} would be lost with the signed files",
             hint=f"Move {SIGNATURE_NAME} away, or choose another folder.",
         )
     refuse_strangers(out, names)
@@ -33,7 +33,7 @@ def names_to_overwrite(out: Path) -> frozenset[str]:
     return names
 
 
-_YOURSELF = "Choose another folder, or empty this one yourself."
+_YOURSELF = "Choose another folder, or empty this one."
 
 
 def _refuse_changed(out: Path, manifest: Manifest) -> None:
@@ -47,5 +47,5 @@ def _refuse_changed(out: Path, manifest: Manifest) -> None:
         if not is_own or digest_of_file(out / entry.name) != entry.digest:
             raise OutputNotEmpty(
                 f"{out / entry.name}: changed since the result was written, not overwritten",
-                hint="Move it away, or remove it, if it is not needed.",
+                hint="Move it away, or remove it.",
             )

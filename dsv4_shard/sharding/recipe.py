@@ -307,11 +307,11 @@ def _refuse_unreadable(files: tuple[OutputFile, ...]) -> None:
         try:
             check_size(file.header[LENGTH_BYTES:], HEADER)
         except BadJson as error:
-            raise CheckpointTooLarge(f"{file.name}, if it were written, could not be read: its header has {error}",
+            raise CheckpointTooLarge(f"{file.name}, if it were written, would not be readable: its header has {error}",
                                      hint="Write more ranks, or look at the checkpoint: no release is so large.",
                                      ) from None  # fmt: skip
     if (count := sum(len(file.tensors) for file in files)) > RESULT.count:
-        raise CheckpointTooLarge(f"{count:,} tensors in all files of the result, and at most {RESULT.count:,} are read",
+        raise CheckpointTooLarge(f"{count:,} tensors in all files of the result; at most {RESULT.count:,} are read",
                                  hint="Write fewer ranks into a folder (--ranks).")  # fmt: skip
 
 

@@ -220,8 +220,8 @@ def result_to_join(job: Job, out: Path, overwrite: bool) -> Manifest | None:
     refuse_unjoinable(str(out), there, job.like(there, out).made, job.ranks)
     if os.path.lexists(out / SIGNATURE_NAME):
         raise OutputNotEmpty(
-            f"{out}: signed; ranks that join would make {SIGNATURE_NAME} invalid",
-            hint=f"Move {SIGNATURE_NAME} away, give this command again, and sign the whole then.",
+            f"{out}: signed; more ranks would make {SIGNATURE_NAME} invalid",
+            hint=f"Move {SIGNATURE_NAME} away, run again, then sign the complete result.",
         )
     return there
 
@@ -244,7 +244,7 @@ def _undo_join(job: Job, staging: Staging, overwrite: bool) -> None:
                 staging.take_back(files, sorted(names))
             elif there_already := sorted(name for name in names if os.path.lexists(staging.out / name)):
                 raise OutputNotEmpty(
-                    f"{staging.out}: holds {there_already[0]}, which dsv4-shard did not write and would replace",
+                    f"{staging.out}: holds {there_already[0]}, which dsv4-shard did not write; it would be replaced",
                     hint="Move it away, or choose another folder.",
                 )
 
@@ -267,7 +267,7 @@ def _run(job: Job, checkpoint: Checkpoint) -> RunIdentity:
     for file in checkpoint.files:
         with checkpoint.source.open(file.name) as opened:
             if (opened.nbytes, opened.mtime_ns) != (file.nbytes, file.mtime_ns):
-                raise SourceChanged(f"{file.name}: written to since its header was read")
+                raise SourceChanged(f"{file.name}: modified since its header was read")
     return RunIdentity(
         schema_version=journal.SCHEMA_VERSION,
         tool_version=__version__,

@@ -60,7 +60,9 @@ def sign_result(
     path = signature if signature is not None else folder / SIGNATURE_NAME
     manifest = load_manifest(folder)
     if os.path.lexists(path):
-        raise OutputNotEmpty(f"{path}: there already, not replaced", hint="Move it away, or name another: --signature.")
+        raise OutputNotEmpty(
+            f"{path}: exists already, not replaced", hint="Move it away, or name another: --signature."
+        )
     signer.check()
     for problem in quick_problems(folder, manifest):
         raise DamagedResult(f"{folder / problem.file}: {problem.message}; not signed")

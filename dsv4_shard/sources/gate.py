@@ -119,8 +119,8 @@ def _proxy_address(proxy: str | None) -> tuple[str, int, bytes] | None:
         check_client_environment()
         scheme = proxy.partition("://")[0]
         raise UsageError(
-            f"the proxy of the environment is a {scheme}:// one, through which no object store is reached",
-            hint="Set HTTPS_PROXY to an http:// proxy, or NO_PROXY to the store's host.",
+            f"the environment's proxy is a {scheme}:// proxy; object stores need an http:// proxy",
+            hint="Set HTTPS_PROXY to an http:// proxy, or add the store's host to NO_PROXY.",
         )
     login = f"Proxy-Authorization: {found.authorization}\r\n" if found.authorization else ""
     return found.host, found.port, login.encode()
@@ -201,9 +201,9 @@ def _connect(client: socket.socket, origin: ServerOrigin, method: bytes, state: 
                           + proxy[2] + b"\r\n")  # fmt: skip
             status = in_time(lambda: _read_head(store), Deadline(_CONNECT_SECONDS)).split(b" ", 2)[1]
             if status != b"200":
-                raise OSError(0, f"the proxy of the environment answered {status.decode(errors='replace')[:20]}")
+                raise OSError(0, f"the environment's proxy answered {status.decode(errors='replace')[:20]}")
     except (OSError, _Refused, IndexError, Overdue) as error:
-        state.unreachable[origin] = getattr(error, "strerror", None) or str(error) or "no answer of the proxy"
+        state.unreachable[origin] = getattr(error, "strerror", None) or str(error) or "the proxy does not answer"
         client.sendall(b"HTTP/1.1 502 Bad Gateway" + _EMPTY)
         raise _Refused from None
     state.unreachable.pop(origin, None)

@@ -117,19 +117,21 @@ def _check_names(endpoint: str, repo_id: str, label: str) -> None:
         validate_repo_id(repo_id)
     except HFValidationError:
         raise UsageError(
-            f"{label}: no name of a repository",
-            hint="A name has letters, digits, - _ and . (not -- .. or .git, and none at an end), at most 96 in all.",
+            f"{label}: not the name of a repository",
+            hint="A name has at most 96 letters, digits, - _ and ., no -- or .., and no - . or .git at its end.",
         ) from None
     try:
         server, login = is_server(endpoint), urlsplit(endpoint).username
     except ValueError:
         server, login = False, None
     if not server:
-        raise UsageError(f"HF_ENDPOINT: {short(endpoint)} is no server's address", hint="Write it as https://HOST.")
+        raise UsageError(
+            f"HF_ENDPOINT: {short(endpoint)}: not the address of a server", hint="Write it as https://HOST."
+        )
     if login is not None:
         raise UsageError(
-            "HF_ENDPOINT carries a user's name or password, which messages, plans and caches would tell",
-            hint="Take them out of it. What a server asks for is given as HF_TOKEN.",
+            "HF_ENDPOINT has a user name or password, and messages, plans and caches would show it",
+            hint="Remove it, and set HF_TOKEN instead.",
         )
     try:
         token = get_token() or ""
@@ -140,7 +142,10 @@ def _check_names(endpoint: str, repo_id: str, label: str) -> None:
             hint="It must name a file with a token; `hf auth login` writes one.",
         ) from None
     if not token.isascii():
-        raise UsageError("HF_TOKEN, or the token that is saved, has letters that no token has", hint="Set it anew.")
+        raise UsageError(
+            "HF_TOKEN, or the saved token, is not ASCII, so it is not a token",
+            hint="Set HF_TOKEN, or run `hf auth login`.",
+        )
 
 
 def _known_by_its_beginning(repository: Repository) -> str | None:
@@ -324,7 +329,7 @@ def _listed(siblings: Iterable[Any], what: str) -> Iterable[tuple[str, Listed]]:
             raise BadAnswer(f"{what}: the listing has a file without a name")
         if not _is_path(file.rfilename):
             raise BadAnswer(
-                f"{what}: the listing has a file called {short_name(file.rfilename)}, which is no file name"
+                f"{what}: the listing has a file called {short_name(file.rfilename)}, which is not a file name"
             )
         if type(file.size) is not int or file.size < 0:
             raise BadAnswer(f"{what}: the listing has no size for {file.rfilename}")

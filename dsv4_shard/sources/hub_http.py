@@ -141,7 +141,7 @@ class HubFiles:
                 deadline.renew()
             elif not deadline.left:
                 raise ServerFailed(
-                    f"{self.repo_id}: nothing more came into the Hub cache within {deadline.seconds:g} s",
+                    f"{self.repo_id}: the Hub cache did not grow within {deadline.seconds:g} s",
                     hint="Run again when the server answers: fetched files are kept.",
                 )
 
@@ -168,7 +168,7 @@ class HubFiles:
                 except LocalEntryNotFoundError as error:
                     raise error.__cause__ or error from None
         except FileMetadataError:
-            raise BadAnswer(f"{self.repo_id}: {name}: {self.place} does not tell its commit and hash") from None
+            raise BadAnswer(f"{self.repo_id}: {name}: {self.place} gives no commit and hash") from None
         except HfHubHTTPError as error:
             raise_for(error, self.repo_id, self.endpoint, self.repo_id)
         except OSError as error:
@@ -192,7 +192,9 @@ class HubFiles:
             nonlocal done
             done += in_time(lambda: self._fetch_some(name, start + done, buffer[done:], stopped), deadline)
             if done < min(len(buffer), resumed_at + _MIN_PROGRESS_BYTES):
-                raise Transient(f"{self.repo_id}: {name}: its bytes break off, the last time at {start + done}")
+                raise Transient(
+                    f"{self.repo_id}: {name}: the connection broke again and again, last at byte {start + done}"
+                )
 
         try:
             while done < len(buffer):
@@ -268,7 +270,7 @@ class HubFiles:
                 stop = self._check_range(name, location, answer, start, stop)
                 while count := answer.receive(buffer[done : stop - start] or _ONE_MORE):
                     if done == stop - start:
-                        raise BadAnswer(f"{self._what(name, location)} gave more than the {done} bytes it announced")
+                        raise BadAnswer(f"{self._what(name, location)} sent more than the announced {done} bytes")
                     done += count
                     if stopped.is_set():
                         raise Unreachable(f"{name}: cancelled, because the run ended")
@@ -280,7 +282,7 @@ class HubFiles:
             if not done:
                 raise
         if not done:
-            raise Transient(f"{self._what(name, location)} gave no bytes from byte {start} on")
+            raise Transient(f"{self._what(name, location)} sent nothing from byte {start} on")
         return done
 
     @contextmanager
@@ -302,7 +304,7 @@ class HubFiles:
         """Return the URL to which a redirect leads. Raises BadAnswer if it is no HTTP URL, or leaves TLS."""
         target = _target(location.url, redirect)
         if target is None:
-            raise BadAnswer(f"{self._what(name, location)} says that it is at {short(redirect)}, which is no place")
+            raise BadAnswer(f"{self._what(name, location)} redirects to {short(redirect)}, which is not an address")
         if location.url.startswith("https:") and not target.startswith("https:"):
             raise BadAnswer(
                 f"{self._what(name, location)} redirects from https to {urlsplit(target).netloc} without TLS",
@@ -320,7 +322,7 @@ class HubFiles:
                 return nbytes
             raise BadAnswer(
                 f"{what} ignores Range: it gave the whole file for bytes {start} to {stop}",
-                hint="Reading from afar needs ranges. Use another endpoint (HF_ENDPOINT), or download: --download.",
+                hint="Reading parts of a file needs it. Use another endpoint (HF_ENDPOINT), or --download.",
             )
         content_range = answer.fields.get("content-range", "")
         found = _CONTENT_RANGE.fullmatch(content_range)
@@ -470,7 +472,7 @@ def ask(host: str, call: Callable[[], T], limit: Limit) -> T:
         with transport_errors(host, limit):
             return in_time(call, Deadline(limit.seconds))
     except Overdue:
-        raise ServerFailed(f"{host}: no whole answer within {limit.seconds:g} s", hint=AGAIN) from None
+        raise ServerFailed(f"{host}: no complete answer within {limit.seconds:g} s", hint=AGAIN) from None
 
 
 AGAIN = "Run again when the server answers: finished work is kept."
@@ -533,7 +535,7 @@ def _by_proxy(place: str) -> str:
 def _offline(host: str) -> Unreachable:
     return Unreachable(
         f"{host}: not asked: HF_HUB_OFFLINE is set",
-        hint="Unset it, or name a folder or a repository that this machine's Hub cache holds whole.",
+        hint="Unset it, or name a folder or a repository that is complete in this machine's Hub cache.",
     )
 
 
@@ -592,7 +594,7 @@ def _meaning(error: Any, what: str, endpoint: str, repo_id: str) -> ShardError |
             return AccessRefused(f"{what}: the Hub has disabled this repository ({status})")
         case RevisionNotFoundError():
             short = re.fullmatch(r"[0-9a-f]{6,39}", what.rpartition("@")[2])
-            digits = "A commit has 40 digits; fewer are known only of those that were read here. " if short else ""
+            digits = "A commit has 40 digits; fewer name only a commit that was read on this machine. " if short else ""
             return NotFound(f"{what}: no such revision at {host}", hint=f"{digits}See {endpoint}/{repo_id}/tree/main.")
         case RepositoryNotFoundError():
             hint = (
@@ -600,7 +602,7 @@ def _meaning(error: Any, what: str, endpoint: str, repo_id: str) -> ShardError |
             )
             return NoRepository(f"{what}: no such repository at {host}, or it is private ({status})", hint=hint)
         case EntryNotFoundError():
-            return NotFound(f"{what}: not there at {host} ({status})", hint="The repository lacks it: see its files.")
+            return NotFound(f"{what}: not there at {host} ({status})", hint="The repository does not have this file.")
     if status in (401, 403):
         reason = (error.server_message or "").strip().splitlines()
         why = f": {short_name(reason[0])}" if reason else ""

@@ -54,13 +54,13 @@ def hub_id(repo: str) -> HubName | None:
     Raises UsageError for the address of a page of the Hub that is no repository of a model, or a part of one.
     """
     named = _of_page(repo)
-    if named is not None or repo.startswith((".", "/", "~")) or holds_something(repo):
+    if named is not None:
         return named
-    if _VIEWED.fullmatch(repo):
-        return _of_page(f"https://huggingface.co/{repo}")
-    match = _HUB_ID.fullmatch(repo)
-    if match is None:
+    viewed, match = _VIEWED.fullmatch(repo), _HUB_ID.fullmatch(repo)
+    if (viewed is None and match is None) or repo.startswith((".", "/", "~")) or holds_something(repo):
         return None
+    if match is None:
+        return _of_page(f"https://huggingface.co/{repo}")
     revision = match["revision"] and unquote(match["revision"]).rstrip("/")
     if revision == "":
         raise UsageError(f"{repo}: no revision after the @", hint="A shell variable in its place may not be set.")
@@ -90,7 +90,7 @@ def _of_page(repo: str) -> HubName | None:
         return None
     if match["kind"] not in (None, "models/"):
         raise UsageError(f"{repo}: {match['kind'].rstrip('/')} on the Hub, no model", hint="Write org/name of a model.")
-    revision, folder = _revision_and_folder(match, repo)
+    revision, folder = _revision_and_folder(match)
     name = HubName(match["id"], None if revision == _MAIN else revision)
     if folder:
         here = f"{name.repo.rpartition('/')[2]}/{folder}"
@@ -104,19 +104,14 @@ def _of_page(repo: str) -> HubName | None:
     return name
 
 
-def _revision_and_folder(page: "re.Match[str]", repo: str) -> tuple[str | None, str]:
-    """Return the revision and the folder that the rest of an address names. Raises UsageError for a discussion."""
+def _revision_and_folder(page: "re.Match[str]") -> tuple[str | None, str]:
+    """Return the revision and the folder that the rest of an address names."""
     rest, is_file = page["at"] or "", False
     if page["hf"] and not page["at"]:
         return None, (page["rest"] or "").strip("/")
     if not page["at"]:
-        view, _, rest = (page["rest"] or "").partition("/")
-        if view == "discussions" and (number := rest.partition("/")[0]).isdecimal():
-            raise UsageError(
-                f"{repo}: a discussion or a pull request, which has no files of its own",
-                hint=f"Write {page['id']}@refs/pr/{number} for those of the pull request.",
-            )
-        rest, is_file = rest if view in _VIEWS else "", view in _FILE_VIEWS
+        view, _, after = (page["rest"] or "").partition("/")
+        rest, is_file = after if view in _VIEWS else "", view in _FILE_VIEWS
     ref = _REF.match(rest)
     named = ref[0] if ref else rest.partition("/")[0]
     folder = rest[len(named) :].strip("/")

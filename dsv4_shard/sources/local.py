@@ -55,7 +55,7 @@ class LocalFile:
             except OSError as error:
                 raise ReadFailed(f"{self._path}: read at byte {start + done} failed: {error.strerror}") from error
             if count == 0:
-                raise ReadFailed(f"{self._path}: ends at byte {start + done}, {len(buffer) - done} bytes early")
+                raise ReadFailed(f"{self._path}: ends at byte {start + done}, {len(buffer) - done} bytes too early")
             done += count
 
     def chunks(self, start: int, stop: int, *, once: bool = False) -> Iterator[memoryview]:
@@ -86,7 +86,7 @@ class LocalFile:
         if (now.st_dev, now.st_ino) != (before.st_dev, before.st_ino):
             return f"{self._path}: replaced by another file"
         if now.st_mtime_ns != before.st_mtime_ns:
-            return f"{self._path}: written to since it was opened"
+            return f"{self._path}: modified since it was opened"
         return None
 
     def close(self) -> None:

@@ -182,18 +182,18 @@ class Store:
             raise replaced(what)  # the store ignores If-Match
         if answer.range != (start, start + len(buffer)) or answer.meta["size"] != listed.nbytes:
             raise BadAnswer(
-                f"{what}: gave bytes {answer.range[0]} to {answer.range[1]} of {answer.meta['size']}, "
+                f"{what}: sent bytes {answer.range[0]} to {answer.range[1]} of {answer.meta['size']}, "
                 f"not {start} to {start + len(buffer)} of {listed.nbytes}"
             )
         for piece in answer.stream(min_chunk_size=_PIECE_BYTES):
             if stopped.is_set():
                 raise Unreachable(f"{name}: cancelled, because the run ended")
             if len(piece) > len(buffer) - done:
-                raise BadAnswer(f"{what}: gave more than the {len(buffer)} bytes that it announced")
+                raise BadAnswer(f"{what}: sent more than the announced {len(buffer)} bytes")
             buffer[done : done + len(piece)] = memoryview(piece)
             done += len(piece)
         if done < len(buffer):
-            raise BadAnswer(f"{what}: ended {len(buffer) - done} bytes early")
+            raise BadAnswer(f"{what}: ended {len(buffer) - done} bytes too early")
 
     def put(self, name: str, content: bytes) -> Listed:
         """Write a small object in one request, and return its listing entry."""
@@ -258,9 +258,7 @@ class Store:
         try:
             yield deadline
         except Overdue:
-            raise ServerFailed(
-                f"{what}: no sign of life from the store within {self.seconds:g} s", hint=AGAIN
-            ) from None
+            raise ServerFailed(f"{what}: the store did not respond within {self.seconds:g} s", hint=AGAIN) from None
         except (BaseError, FileNotFoundError) as error:
             if self.gate.stopped:
                 raise gate_error(self.gate, self.url) from None
@@ -369,7 +367,7 @@ def _normalize(url: str) -> tuple[str, str]:
         raise UsageError(f"{url.partition(':')[0]}://...: not a URL", hint=_SUPPORTED) from None
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise UsageError(
-            f"{parts.scheme}://...: a URL with credentials, a query or a fragment: it would be written down in plans",
+            f"{parts.scheme}://...: a URL with credentials, a query or a fragment: plans would record it",
             hint="Name bucket and prefix alone; credentials come from the environment.",
         )
     if parts.scheme not in VARIABLES or not _BUCKET.fullmatch(parts.netloc):
@@ -378,10 +376,12 @@ def _normalize(url: str) -> tuple[str, str]:
     if coded := _CODED.search(path):
         raise UsageError(
             f"{url}: {coded[0]} in a name, which would be read as {unquote(coded[0])!r}",
-            hint="Write the character itself: names in stores are taken as they are.",
+            hint="Write the character itself: names in stores are not decoded.",
         )
     if not {"", ".", ".."}.isdisjoint(path.split("/")[1:]):
-        raise UsageError(f"{url}: a name in it is empty, . or ..", hint="Leave it out: stores take names as they are.")
+        raise UsageError(
+            f"{url}: a part of the path is empty, . or ..", hint="Remove it: stores do not normalize names."
+        )
     return parts.scheme, f"{parts.scheme}://{parts.netloc}{path}"
 
 
@@ -419,7 +419,7 @@ def _listed(entries: "Iterable[ObjectMeta] | Sequence[ObjectMeta]") -> dict[str,
 def _quoted(tag: str | None, name: str) -> str:
     """Return an ETag in quotes, as If-Match needs it: Azure lists them without. Raises BadAnswer if there is none."""
     if not tag:
-        raise BadAnswer(f"{short_name(name)}: the store gives no ETag, by which a change could be noticed")
+        raise BadAnswer(f"{short_name(name)}: the store gives no ETag, so a change would not be noticed")
     return tag if tag.endswith('"') else f'"{tag}"'
 
 

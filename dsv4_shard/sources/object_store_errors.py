@@ -88,7 +88,7 @@ def translate(
     if code in ("NoSuchBucket", "ContainerNotFound"):
         return NotFound(f"{what}: no bucket {place} ({answer})", hint="Check the name, the region and endpoint.")
     if status == 404 or isinstance(error, FileNotFoundError):
-        return NotFound(f"{what}: not there", hint="It is listed, or was: see what else writes to this place.")
+        return NotFound(f"{what}: not there", hint="It was listed before. Another program may write to this place.")
     if status == 412:
         return replaced(what)
     if status == 429 or code in _THROTTLED:
@@ -97,20 +97,20 @@ def translate(
     if status == 408 or status >= 500:
         return ServerFailed(f"{what}: {place} answered {answer}{tried}", hint=AGAIN)
     if "non-partial" in text:
-        return BadAnswer(f"{what}: the server ignores Range: it gave the whole object", hint="Reading from afar needs "
-                         "ranges. Use another endpoint, or download the checkpoint.")  # fmt: skip
+        return BadAnswer(f"{what}: the server ignores Range: it gave the whole object", hint="Reading parts of an "
+                         "object needs it. Use another endpoint, or download the checkpoint.")  # fmt: skip
     if "BadScheme" in text:
         variable = f"{VARIABLES[scheme]}_ALLOW_HTTP"
-        return Unreachable(f"{what}: its endpoint is http://, which is not encrypted", hint=f"Set {variable}=true.")
+        return Unreachable(f"{what}: its endpoint is http://, without encryption", hint=f"Set {variable}=true.")
     if "region" in found or "redirect without LOCATION" in text:
         where = f", {found['region']}" if "region" in found else ""
         return BadAnswer(f"{what}: {place} is in another region{where}", hint="Set AWS_REGION to the bucket's.")
     if 300 <= status < 400:
         return BadAnswer(
-            f"{what}: {place} redirects ({status}), which is not followed", hint="Check endpoint and region."
+            f"{what}: {place} redirects ({status}); redirects are not followed", hint="Check endpoint and region."
         )
     if "redirect" in text:
-        return BadAnswer(f"{what}: {place} answered with nothing but redirects", hint="Check endpoint and region.")
+        return BadAnswer(f"{what}: {place} answers only with redirects", hint="Check endpoint and region.")
     if broken := found.get("broken"):
         return ServerFailed(f"{what}: {_FAILURES[broken]}{tried}", hint=f"{AGAIN} The endpoint is that of "
                             f"{VARIABLES[scheme]}_ENDPOINT_URL, or the cloud's own.")  # fmt: skip
@@ -125,8 +125,8 @@ def gate_error(gate: Gate, url: str) -> BadAnswer:
         return BadAnswer(f"{url}: {gate.flooded} answered a request with more than {STORE_ANSWER.nbytes:,} bytes")
     scheme = url.partition(":")[0]
     return BadAnswer(
-        f"{url}: its server redirects to {gate.refused}, which gets no request: credentials and data go to "
-        f"{' and '.join(sorted(map(str, gate.origins)))} alone",
+        f"{url}: its server redirects to {gate.refused}; not followed, since credentials and data go only to "
+        f"{' and '.join(sorted(map(str, gate.origins)))}",
         hint="Set AWS_REGION if the bucket is in another region, or AWS_ENDPOINT_URL if that server is the store's."
         if scheme == "s3"
         else f"Check {VARIABLES[scheme]}_* in the environment: they name the store's server.",

@@ -140,7 +140,7 @@ def _stays(name: str, nbytes: int, foreign: Collection[str]) -> tuple[str, str] 
     if len(parts) > COMPANION.depth + 1:
         return name, f"deeper than {COMPANION.depth} folders"
     if len(name.encode(errors="replace")) > MAX_RELEASE_NAME_BYTES or not all(map(_NAME.fullmatch, parts)):
-        return name, "a name that not every file system takes"
+        return name, "a name that some file systems refuse"
     if nbytes > COMPANION.nbytes:
         return name, f"{nbytes:,} bytes, over {COMPANION.nbytes >> 20} MiB"
     return None

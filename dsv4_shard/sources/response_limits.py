@@ -57,7 +57,7 @@ def _read(response: Any, limit: Limit) -> bytes:
         parts.append(part)
         nbytes += len(part)
         if nbytes > limit.nbytes:
-            raise BadAnswer(f"{host}: answered more than {limit.nbytes:,} bytes, which no listing has")
+            raise BadAnswer(f"{host}: answered more than {limit.nbytes:,} bytes, too many for a listing")
         if time.monotonic() > deadline:
             raise BadAnswer(f"{host}: the answer did not end within {limit.seconds} seconds")
     content = b"".join(parts)

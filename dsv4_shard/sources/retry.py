@@ -92,8 +92,8 @@ def _error_of(state: "tenacity.RetryCallState") -> Transient:
 def _given_up(error: Transient, attempts: int) -> Unreachable:
     tried = f"{error}, after {attempts} tries" if attempts > 1 else str(error)
     if error.throttled:
-        asked = f" It asks to wait {error.wait:.0f} s." if error.wait else ""
+        asked = f" It asks for a pause of {error.wait:.0f} s." if error.wait else ""
         return Throttled(
-            tried, hint=f"The server limits how often it is asked.{asked} Run again later, or with a token."
+            tried, hint=f"The server limits the number of requests.{asked} Run again later, or with a token."
         )
     return ServerFailed(tried, hint="Run again when the server answers: finished work is kept.")

@@ -66,7 +66,7 @@ def check_downloads(folder: Path, sha256: Mapping[str, str]) -> None:
 
 def _compare(name: str, found: str, expected: str) -> None:
     if found != expected:
-        raise DamagedTransfer(f"{name}: SHA-256 {found} of the bytes that came, the repository says {expected}")
+        raise DamagedTransfer(f"{name}: the received bytes have SHA-256 {found}, the repository lists {expected}")
 
 
 def _covers(blocks: list[FetchRange], start: int, stop: int) -> bool:

@@ -51,19 +51,19 @@ def _check_output(out: Path, source_root: Path | None, overwrite: bool, joins: b
     if source_root is not None:
         _check_apart(out, source_root)
     if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise OutputError(f"{out}: not a folder", hint="Choose a name that is free.")
+        raise OutputError(f"{out}: not a folder", hint="Choose another name.")
     if not out.parent.is_dir():
         raise OutputError(f"{out.parent}: no such folder", hint=f"Make it first: `mkdir -p {shell_word(out.parent)}`.")
     if out.is_dir() and any(out.iterdir()):
         is_result = (out / MANIFEST_NAME).is_file()
         if not (overwrite or joins):
-            way = "replace it with --overwrite" if is_result else "empty this one yourself"
+            way = "replace it with --overwrite" if is_result else "empty this one"
             raise OutputNotEmpty(f"{out}: not empty", hint=f"Choose another folder, or {way}.")
         if not is_result:
             done = "overwritten" if overwrite else "joined"
             raise OutputNotEmpty(
-                f"{out}: holds no {MANIFEST_NAME}, so it was not made by dsv4-shard and is not {done}",
-                hint="Choose another folder, or empty this one yourself.",
+                f"{out}: holds no {MANIFEST_NAME}, so dsv4-shard did not make it; not {done}",
+                hint="Choose another folder, or empty this one.",
             )
 
 
@@ -116,7 +116,7 @@ def check_room(out: Path, needed: int) -> None:
     free = free_bytes(out)
     if free < needed:
         raise NotEnoughDisk(
-            f"{out}: needs {size(needed)}, and {size(free)} are free on the file system of {plain(out).parent}: "
+            f"{out}: needs {size(needed)}; {size(free)} are free on the file system of {plain(out).parent}: "
             f"{size(needed - free)} short",
             hint="Write a node's share (--ranks 0-7; --dry-run lists what each needs), or choose another file system.",
         )
@@ -144,7 +144,7 @@ def write_text(path: Path, text: str) -> None:
             return
         if path.exists() and not _begins_alike(path, text):
             raise OutputNotEmpty(
-                f"{path}: there already, and no such file as would be written", hint="Choose a name that is free."
+                f"{path}: exists already, and not a file of the kind to write", hint="Choose another name."
             )
         _replace(path, text.encode())
     except OSError as error:
@@ -156,7 +156,7 @@ def write_new(path: Path, content: bytes) -> None:
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     except FileExistsError:
-        raise OutputNotEmpty(f"{path}: there already, not replaced") from None
+        raise OutputNotEmpty(f"{path}: exists already, not replaced") from None
     except OSError as error:
         raise WriteFailed(f"{path}: {error.strerror}") from error
     try:

@@ -226,7 +226,7 @@ def test_verify_says_what_a_folder_holds_in_place_of_a_result(tmp_path: Path) ->
     for what, path in held.items():
         said = run("verify", path)
         assert said.exit_code == ExitCode.NO
-        assert f"{what}; no result of reshard either: manifest.json is missing" in said.stderr
+        assert f"{what}; and not a result of reshard: manifest.json is missing" in said.stderr
         assert "Name the folder that reshard or merge wrote." in said.stderr
 
 

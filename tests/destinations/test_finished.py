@@ -66,8 +66,8 @@ def test_the_same_command_again_has_nothing_to_do(
 
 
 @pytest.mark.parametrize(("command", "said"), [
-    (("reshard", "model", "shards", "--tp", 1), "it is of 2 ranks, here they are 1"),
-    (("reshard", "model", "shards", *TP2, "--engine", "vllm"), "its layout is sglang, here it is vllm"),
+    (("reshard", "model", "shards", "--tp", 1), "it has 2 ranks, this run has 1"),
+    (("reshard", "model", "shards", *TP2, "--engine", "vllm"), "its layout is sglang, this run's is vllm"),
     (("reshard", "model", "shards", *TP2, "--ep", 2), "not empty"),
     (("reshard", "model", "share", *TP2), "it holds rank 0 of 2"),
     (("reshard", "other", "shards", *TP2), "not empty: it holds another result"),
@@ -184,7 +184,7 @@ def test_a_finished_upload_has_nothing_to_do(
     assert "already complete" in run(*command, "--dry-run").stderr
     validator("dry-run").validate(json.loads(run(*command, "--dry-run", "--json").stdout))
     other = run("reshard", finished / "model", url, "--tp", 1)
-    assert (other.exit_code, "holds a result, it is of 2 ranks" in other.stderr) == (ExitCode.IO, True)
+    assert (other.exit_code, "holds a result, it has 2 ranks" in other.stderr) == (ExitCode.IO, True)
     rank_file = next(key for key in before if "model-rank-1-part-0" in key)
     store_server._backend.delete_object(store_server.bucket, rank_file)
     lost = run(*command)

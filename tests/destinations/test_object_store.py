@@ -524,7 +524,8 @@ def _while_it_is_put(server: "StoreServer", call: Callable[..., Any]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("content", "said"), [(b"short", "has 5 bytes"), (None, "is not there"), (b"", "is another object than was put")]
+    ("content", "said"),
+    [(b"short", "has 5 bytes"), (None, "is not there"), (b"", "is not the object that was uploaded")],
 )
 def test_objects_that_are_not_what_was_put_keep_the_manifest_back(
     server: "StoreServer", checkpoint: Path, local: dict[str, bytes], content: bytes | None, said: str
@@ -605,7 +606,7 @@ def test_the_result_of_another_run_is_kept_until_it_is_thrown_away(
     run("reshard", checkpoint, URL, *TP2)
     server.reset()
     refused = put(checkpoint)
-    assert (refused.exit_code, "another run, which is not uploaded yet" in refused.stderr) == (ExitCode.IO, True)
+    assert (refused.exit_code, "another run that is not uploaded yet" in refused.stderr) == (ExitCode.IO, True)
     assert len(scratch()) == 1
     assert len(objects(server)) == 3
     assert put(checkpoint, "--restart").exit_code == 0
@@ -686,7 +687,7 @@ def test_an_upload_of_schema_1_of_another_run_is_refused(
     lines = (folder / "journal").read_text().splitlines()
     (folder / "journal").write_text("\n".join(('{"run": "0"}', *lines[1:])) + "\n")
     server.reset()
-    assert "another run, which is not uploaded yet" in put(checkpoint).stderr
+    assert "another run that is not uploaded yet" in put(checkpoint).stderr
 
 
 def test_an_upload_of_a_newer_schema_is_refused_in_one_sentence(
@@ -784,7 +785,7 @@ def test_room_is_looked_at_before_anything_is_written(
 ) -> None:
     monkeypatch.setattr("dsv4_shard.storage.output_folder.free_bytes", lambda out: 1000)
     result = put(checkpoint)
-    assert (result.exit_code, "and 1.00 kB are free" in result.stderr) == (ExitCode.IO, True)
+    assert (result.exit_code, "; 1.00 kB are free" in result.stderr) == (ExitCode.IO, True)
     assert scratch() == []
 
 

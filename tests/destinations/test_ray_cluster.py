@@ -501,7 +501,7 @@ def test_what_a_node_cannot_reach_is_said_with_whose_environment_counts(error: U
         driver._fail(share, error)
     where, why = raised.value.__notes__
     assert where == "That was ranks 0-1 on 10.0.0.1."
-    assert "the environment of its own `ray start`" in why
+    assert "the environment of its `ray start`" in why
 
 
 # --- what a node does ----------------------------------------------------------------------------------------------
@@ -564,7 +564,7 @@ def test_a_node_with_another_version_refuses(model: Path, tmp_path: Path) -> Non
     (last,) = carry_out(order_for(model, tmp_path / "out", (0,), version="0.0.9"))
     assert isinstance(last, ShareFailed)
     assert isinstance(last.error, UsageError)
-    assert "the one that orders has 0.0.9" in str(last.error)
+    assert "the driver has 0.0.9" in str(last.error)
 
 
 def test_a_node_does_not_hide_a_bug(model: Path, tmp_path: Path) -> None:

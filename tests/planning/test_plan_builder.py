@@ -777,12 +777,12 @@ def changed(**fields: Any) -> Checkpoint:
     ("checkpoint", "part"),
     [
         (changed(nbytes=1001), "model-1.safetensors: 1000 bytes then, 1001 now"),
-        (changed(header_digest="3" * 32), "model-1.safetensors: its header is another"),
+        (changed(header_digest="3" * 32), "model-1.safetensors: its header differs"),
         (changed(name="model-3.safetensors"), "model-1.safetensors differs"),
         (replace(demo()[0], files=demo()[0].files[:1]), "2 weight files, this has 1: model-2.safetensors differs"),
         (replace(demo()[0], files=()), "2 weight files, this has 0"),
-        (replace(demo()[0], document=DEMO_CONFIG | {"rope_theta": 1}), "config.json is another"),
-        (replace(demo()[0], document=DEMO_CONFIG | {"note": "new"}), "config.json is another"),
+        (replace(demo()[0], document=DEMO_CONFIG | {"rope_theta": 1}), "config.json differs"),
+        (replace(demo()[0], document=DEMO_CONFIG | {"note": "new"}), "config.json differs"),
     ],
 )
 def test_a_plan_for_a_checkpoint_that_has_changed_is_foreign(checkpoint: Checkpoint, part: str) -> None:

@@ -287,7 +287,7 @@ def test_a_rank_file_that_is_written_to_meanwhile_ends_the_run(ranks: Callable[[
     checkpoint, inventory = opened(folder)
     job = prepare_merge(checkpoint, inventory)
     flip(folder / "model1-mp4.safetensors", -1 + (folder / "model1-mp4.safetensors").stat().st_size)
-    with pytest.raises(SourceChanged, match=r"model1-mp4\.safetensors: written to since its header was read"):
+    with pytest.raises(SourceChanged, match=r"model1-mp4\.safetensors: modified since its header was read"):
         reshard(job, checkpoint, folder.with_name("merged"))
 
 
@@ -449,5 +449,5 @@ def test_work_from_ranks_that_were_written_to_since_is_not_gone_on_with(
     (folder / "model3-mp4.safetensors").touch()
     result = CliRunner().invoke(app, ["merge", str(folder), str(tmp_path / "merged")])
     assert result.exit_code == ExitCode.IO
-    assert "written to since" in result.output
+    assert "modified since" in result.output
     merge(folder, tmp_path / "merged", restart=True)

@@ -164,7 +164,9 @@ def test_a_link_out_of_the_checkpoint_is_said(model: str, tmp_path: Path) -> Non
     add_release(tmp_path / "elsewhere", {"key": "secret"})
     (Path(model) / "encoding/key.txt").symlink_to(tmp_path / "elsewhere/key")
     found = dsv4_shard.reshard_dry_run(model, "out", tp=2)
-    assert found.notes == ("links out of the checkpoint, whose content goes into the result: encoding/key.txt",)
+    assert found.notes == (
+        "links to files outside the checkpoint; their content is copied into the result: encoding/key.txt",
+    )
 
 
 def test_statements_and_signatures_of_the_source_stay_behind(model: str) -> None:
@@ -195,7 +197,7 @@ def test_shares_that_join_are_one_run(layout: str, model: str) -> None:
 def test_a_share_of_a_checkpoint_with_another_licence_does_not_join(model: str) -> None:
     dsv4_shard.reshard(model, "out", tp=2, ranks=[0])
     (Path(model) / "LICENSE").write_text("another")
-    with pytest.raises(OtherDeployment, match="its LICENSE is not what the checkpoint gives now"):
+    with pytest.raises(OtherDeployment, match="its LICENSE differs from what the checkpoint gives now"):
         dsv4_shard.reshard(model, "out", tp=2, ranks=[1])
 
 

@@ -469,7 +469,7 @@ def test_a_source_that_changes_during_the_run_is_found(what: str, workers: int, 
 def test_a_source_truncated_meanwhile_is_named_with_the_offset(workers: int, tmp_path: Path) -> None:
     work = moved_work(tmp_path / "source")
     sink = Hook(work, 1, lambda: [os.truncate(work.source.root / f"{n}.bin", 4050) for n in (0, 1)])  # type: ignore[arg-type, func-returns-value]
-    with pytest.raises(ReadFailed, match=r"\d\.bin: ends at byte \d+, \d+ bytes early"):
+    with pytest.raises(ReadFailed, match=r"\d\.bin: ends at byte \d+, \d+ bytes too early"):
         copy(work.recipe, work.source, sink, workers)
 
 

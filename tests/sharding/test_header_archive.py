@@ -47,10 +47,10 @@ def test_the_same_checkpoint_gives_the_same_bytes(tiny_checkpoint: Path, folder:
     [
         ((("model.safetensors", HEADER),), "no config.json"),
         ((("config.json", b"{}"), ("config.json", b"{}")), "stands twice"),
-        ((("config.json", b"{}"), ("../out.safetensors", HEADER)), "no file of a checkpoint"),
-        ((("config.json", b"{}"), ("tokenizer.json", b"{}")), "no file of a checkpoint"),
-        ((("config.json", b"{}"), ("model.safetensors", HEADER + b" ")), "not what its length says"),
-        ((("config.json", b"{}"), ("model.safetensors", b"")), "not what its length says"),
+        ((("config.json", b"{}"), ("../out.safetensors", HEADER)), "not a file of a checkpoint"),
+        ((("config.json", b"{}"), ("tokenizer.json", b"{}")), "not a file of a checkpoint"),
+        ((("config.json", b"{}"), ("model.safetensors", HEADER + b" ")), "not its recorded length"),
+        ((("config.json", b"{}"), ("model.safetensors", b"")), "not its recorded length"),
         (tuple((f"{number}.safetensors", b"") for number in range(ARCHIVE.count + 1)), "too many"),
     ],
 )

@@ -222,9 +222,9 @@ def test_a_share_with_overwrite_replaces_the_whole_folder(small: Path, tmp_path:
 @pytest.mark.parametrize(
     ("first", "match"),
     [
-        ({"tp": 4}, "it is of 4 ranks, here they are 8"),
+        ({"tp": 4}, "it has 4 ranks, this run has 8"),
         ({"tp": 8, "expert_dtype": "fp8"}, "it follows another plan"),
-        ({"tp": 8, "engine": "sglang"}, "its layout is sglang, here it is reference"),
+        ({"tp": 8, "engine": "sglang"}, "its layout is sglang, this run's is reference"),
     ],
 )
 def test_a_share_of_another_deployment_is_refused_with_what_differs(
@@ -243,7 +243,7 @@ def test_a_share_of_another_deployment_is_refused_with_what_differs(
 def test_a_share_of_another_checkpoint_is_refused(small: Path, tmp_path: Path) -> None:
     reshard_folder(small, tmp_path / "out", 2, ranks=(0,))
     other = write_checkpoint(tmp_path / "other" / "model", small_config(rope_theta=1), 31)
-    with pytest.raises(OtherDeployment, match=r"config\.json is another"):
+    with pytest.raises(OtherDeployment, match=r"config\.json differs"):
         reshard_folder(other, tmp_path / "out", 2, ranks=(1,))
 
 
@@ -257,7 +257,7 @@ def test_a_checkpoint_under_another_name_is_refused_unless_the_shares_follow_one
     assert run(app, ["reshard", str(small), str(tmp_path / "out"), *options, "--ranks", "0"]).exit_code == 0
     refused = run(app, ["reshard", str(tmp_path / "alias"), str(tmp_path / "out"), *options, "--ranks", "1"])
     assert refused.exit_code == ExitCode.IO
-    assert "its checkpoint was called" in refused.stderr
+    assert "its checkpoint is called" in refused.stderr
     assert "--plan" in refused.stderr
     follow = ["--plan", str(tmp_path / "plan.json"), "--ranks", "1"]
     joined = run(app, ["reshard", str(tmp_path / "alias"), str(tmp_path / "out"), *follow])
@@ -279,7 +279,7 @@ def test_a_result_of_another_version_is_joined(small: Path, tmp_path: Path, monk
 def test_a_folder_without_a_manifest_is_not_joined(small: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.txt").write_text("years of work")
-    with pytest.raises(OutputNotEmpty, match=r"not made by dsv4-shard and is not joined"):
+    with pytest.raises(OutputNotEmpty, match=r"dsv4-shard did not make it; not joined"):
         reshard_folder(small, tmp_path / "out", 2, ranks=(1,))
 
 
@@ -288,7 +288,7 @@ def test_a_small_file_that_changed_since_is_refused(small: Path, tmp_path: Path)
     reshard_folder(model, tmp_path / "out", 2, ranks=(0,))
     before = contents(tmp_path / "out")
     (model / "tokenizer.json").write_text("{}")
-    with pytest.raises(OtherDeployment, match=r"tokenizer\.json is not what the checkpoint gives now"):
+    with pytest.raises(OtherDeployment, match=r"tokenizer\.json differs from what the checkpoint gives now"):
         reshard_folder(model, tmp_path / "out", 2, ranks=(1,))
     assert contents(tmp_path / "out") == before
 
@@ -300,7 +300,7 @@ def test_what_all_ranks_share_must_be_equal_in_all_shares(model: Path, tmp_path:
     before = contents(tmp_path / "out")
     shutil.rmtree(other)
     write_checkpoint(other, DEMO_CONFIG, 6)
-    with pytest.raises(SharesDiffer, match=r"is not what model-rank-0-part-1\.safetensors holds"):
+    with pytest.raises(SharesDiffer, match=r"differs from model-rank-0-part-1\.safetensors"):
         write(other, tmp_path / "out", "sglang", (2, 3))
     assert contents(tmp_path / "out") == before
     assert verify(tmp_path / "out").ok

@@ -77,7 +77,7 @@ def test_processes_of_a_launcher_write_one_result_and_a_second_launch_finds_noth
     assert all(f"{share} into {tmp_path / 'out'}, which holds " in said for share in shares), said
     again = launched(launcher, 3, *command(model, tmp_path / "out"))
     assert again.returncode == 0, again.stderr
-    assert all(f"{share} are there already: nothing to do" in again.stderr for share in shares), again.stderr
+    assert all(f"{share} are there already; nothing to do" in again.stderr for share in shares), again.stderr
     assert apart_from_statements(contents(tmp_path / "out")) == expected
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert CliRunner().invoke(app, ["verify", str(tmp_path / "out"), "--against", str(model)]).exit_code == 0
@@ -102,7 +102,7 @@ def test_another_number_of_processes_writes_what_is_missing(
         done = as_process(number, count, model, out)
         assert done.exit_code == 0, done.stderr
         if said is None:
-            assert done.stderr == f"{out}: ranks 0-3 are there already: nothing to do\n"
+            assert done.stderr == f"{out}: ranks 0-3 are there already; nothing to do\n"
         else:
             assert f"{said} {out}, which holds " in " ".join(done.stdout.split())
     assert "which holds all 8 ranks" in " ".join(done.stdout.split())

@@ -332,7 +332,7 @@ def test_a_folder_that_holds_something_is_refused(least: Path, tmp_path: Path) -
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.txt").write_text("years of work")
     assert_refused(OutputNotEmpty, "not empty", least, tmp_path / "out", tmp_path)
-    error = assert_refused(OutputNotEmpty, "not made by", least, tmp_path / "out", tmp_path, overwrite=True)
+    error = assert_refused(OutputNotEmpty, "did not make it", least, tmp_path / "out", tmp_path, overwrite=True)
     assert error.exit_code == 4
 
 
@@ -388,7 +388,7 @@ def test_too_little_room_is_refused_in_numbers(least: Path, tmp_path: Path, monk
     needed = job_for(least, 2)[0].nbytes
     room = SimpleNamespace(free=needed - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: room)
-    match = rf"needs {size(needed)}, and {size(needed - 1)} are free on the file system of .*: 1 B short"
+    match = rf"needs {size(needed)}; {size(needed - 1)} are free on the file system of .*: 1 B short"
     assert_refused(NotEnoughDisk, match, least, tmp_path / "out", tmp_path)
     room.free = needed
     reshard_folder(least, tmp_path / "out", 2)

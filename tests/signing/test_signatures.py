@@ -556,7 +556,7 @@ def test_a_result_that_is_not_what_its_manifest_says_is_not_signed(what: str, ou
 def test_a_signature_that_is_there_is_not_replaced(out: Path, keys: dict[str, Pair]) -> None:
     dsv4_shard.sign(out, key=keys["p256"].key)
     before = (out / "model.sig").read_bytes()
-    with pytest.raises(OutputNotEmpty, match=r"model\.sig: there already, not replaced"):
+    with pytest.raises(OutputNotEmpty, match=r"model\.sig: exists already, not replaced"):
         dsv4_shard.sign(out, key=keys["other"].key)
     assert (out / "model.sig").read_bytes() == before
 
@@ -566,9 +566,9 @@ def test_a_signed_result_is_neither_overwritten_nor_joined(model: Path, keys: di
     reshard_folder(model, out, 2, ranks=(0,))
     dsv4_shard.sign(out, key=keys["p256"].key)
     before = contents(out)
-    with pytest.raises(OutputNotEmpty, match=r"signed; ranks that join would make model\.sig invalid"):
+    with pytest.raises(OutputNotEmpty, match=r"signed; more ranks would make model\.sig invalid"):
         reshard_folder(model, out, 2, ranks=(1,))
-    with pytest.raises(OutputNotEmpty, match=r"signed; model\.sig would be lost"):
+    with pytest.raises(OutputNotEmpty, match=r"since model\.sig would be lost"):
         reshard_folder(model, out, 2, overwrite=True)
     assert contents(out) == before
     (out / "model.sig").unlink()

@@ -283,7 +283,7 @@ def test_a_body_longer_than_it_said_is_refused(direct: bool, monkeypatch: pytest
     with (
         Server(longer, "127.0.0.2") as cdn,
         Server(leading_to(cdn.url)) as hub,
-        pytest.raises(BadAnswer, match="gave more than the 10 bytes"),
+        pytest.raises(BadAnswer, match="sent more than the announced 10 bytes"),
     ):
         fetch(hub, 10)
 

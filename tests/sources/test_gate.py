@@ -82,7 +82,7 @@ def test_a_server_to_which_the_store_redirects_gets_no_request(
 ) -> None:
     with Server(lambda handler: handler.say(200), host) as stranger, Server(redirect(307, stranger.url)) as server:
         store = store_at(server.url, scheme, monkeypatch, tmp_path)
-        refused = f"redirects to {stranger.url}, which gets no request|redirects \\(307\\), which is not followed"
+        refused = f"redirects to {stranger.url}; not followed|redirects \\(307\\); redirects are not followed"
         with pytest.raises(BadAnswer, match=refused) as raised:
             CALLS[call](store)
         assert server.requests, "the store itself is asked"
@@ -347,12 +347,12 @@ def test_a_proxy_that_drips_its_answer_is_not_waited_for(monkeypatch: pytest.Mon
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
         store = store_at("https://127.0.0.1:9", "s3", monkeypatch, tmp_path)
         begun = time.monotonic()
-        with pytest.raises(ServerFailed, match=r"no connection to https://127\.0\.0\.1:9: no answer of the proxy"):
+        with pytest.raises(ServerFailed, match=r"no connection to https://127\.0\.0\.1:9: the proxy does not answer"):
             store.everything()
         assert time.monotonic() - begun < 10
 
 
 def test_a_proxy_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "socks5://127.0.0.1:1080")
-    with pytest.raises(UsageError, match="the proxy of the environment is a socks5:// one"):
+    with pytest.raises(UsageError, match="the environment's proxy is a socks5:// proxy"):
         store_at("https://127.0.0.1:9", "s3", monkeypatch, tmp_path)

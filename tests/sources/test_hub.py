@@ -389,7 +389,7 @@ def test_files_that_a_download_of_weights_left_out_are_fetched(
 @pytest.mark.parametrize("name", ["encoding/../../x", "a//b", "/x", "a/", "./x"])
 def test_a_name_in_a_folder_that_is_none_is_refused(name: str) -> None:
     listed = [SimpleNamespace(rfilename=name, size=1, lfs=None, blob_id="0")]
-    with pytest.raises(BadAnswer, match="which is no file name"):
+    with pytest.raises(BadAnswer, match="which is not a file name"):
         dict(hub_source._listed(listed, REPO))
 
 
@@ -454,24 +454,24 @@ def test_an_account_that_was_not_granted_access_is_told_so(
 @pytest.mark.parametrize("endpoint", ["hub.example", "ftp://hub.example", "https://", "https://[::bad"])
 def test_an_endpoint_that_is_none_is_not_asked(endpoint: str, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
-    assert "no server's address" in fails(ExitCode.USAGE, "inspect", REPO)
+    assert "not the address of a server" in fails(ExitCode.USAGE, "inspect", REPO)
 
 
 def test_an_endpoint_with_a_password_is_refused_and_not_shown(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url.replace("//", "//user:secret@"))
     said = fails(ExitCode.USAGE, "inspect", REPO)
-    assert "HF_ENDPOINT carries" in said
+    assert "HF_ENDPOINT has a user name or password" in said
     assert "secret" not in said
 
 
 def test_a_token_that_can_be_none_is_told(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_t\u00f6ken")
-    assert "letters that no token has" in fails(ExitCode.USAGE, "inspect", REPO)
+    assert "is not ASCII, so it is not a token" in fails(ExitCode.USAGE, "inspect", REPO)
 
 
 @pytest.mark.parametrize("name", ["org/a--b", "org/x.git", "org/n\u00e4me", "org/-a"])
 def test_a_name_that_no_repository_has_is_not_asked_for(name: str, hub: HubServer) -> None:
-    assert f"{name}: no name of a repository" in fails(ExitCode.USAGE, "inspect", name)
+    assert f"{name}: not the name of a repository" in fails(ExitCode.USAGE, "inspect", name)
     assert asked(hub) == []
 
 
@@ -547,14 +547,17 @@ def test_what_passes_costs_nothing_but_time(fault: Fault, hub: HubServer, local:
 
 STAYING = {
     "too_many": (Fault("too_many", times=None, retry_after=0), "answered 429, after 8 tries"),
-    "much too many": (Fault("too_many", times=None, retry_after=4000), "It asks to wait 4000 s"),
+    "much too many": (Fault("too_many", times=None, retry_after=4000), "It asks for a pause of 4000 s"),
     "5xx": (Fault("status", times=None), "answered 503, after 8 tries"),
     "stall": (Fault("stall", times=None), "TimeoutError: timed out"),
     "cut": (Fault("cut", times=None, at=0), "after 8 tries"),
     "ignores Range": (Fault("ignore_range", times=None), "ignores Range"),
     "wrong range": (Fault("wrong_range", times=None), "answered 206, 'bytes"),
     "wrong total": (Fault("wrong_total", times=None), "answered 206, 'bytes"),
-    "bytes one by one": (Fault("cut", times=None, at=1), "its bytes break off, the last time at 8, after 8 tries"),
+    "bytes one by one": (
+        Fault("cut", times=None, at=1),
+        "the connection broke again and again, last at byte 8, after 8 tries",
+    ),
     "what a server does not do": (Fault("status", times=None, status=501), "answered 501"),
     "a refusal that stays": (Fault("expired", times=None), "answered 403, where 127.0.0.1"),
 }
@@ -576,7 +579,7 @@ def test_a_redirect_to_no_server_is_told(place: str, hub: HubServer, monkeypatch
     hub.faults.append(Fault("no_route", route="headers", times=None))
     monkeypatch.setattr(hub, "sign", lambda *_: place)
     said = fails(ExitCode.NETWORK, "inspect", REPO)
-    assert "which is no place" in said
+    assert "which is not an address" in said
     assert not hub.seen(host="cdn")
 
 
@@ -626,7 +629,7 @@ def test_a_byte_that_was_changed_on_its_way_is_found(hub: HubServer, tmp_path: P
     open_source(REPO, exact=True)  # headers are sound
     hub.faults.append(Fault("corrupt", route="cdn", file="*3-of*"))
     said = fails(ExitCode.NETWORK, "reshard", REPO, tmp_path / "out", *TP)
-    assert "model-00003-of-00005.safetensors: SHA-256" in said
+    assert "model-00003-of-00005.safetensors: the received bytes have SHA-256" in said
     assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == [], "nothing of it is kept"
 
 
@@ -824,7 +827,7 @@ def test_a_download_that_was_changed_on_its_way_is_found_and_removed(
     hub.faults.append(Fault("corrupt", route="cdn", file="*3-of*"))
     result = run("reshard", REPO, tmp_path / "out", *TP, "--download")
     assert result.exit_code == ExitCode.NETWORK
-    assert "error: model-00003-of-00005.safetensors: SHA-256" in result.stderr
+    assert "error: model-00003-of-00005.safetensors: the received bytes have SHA-256" in result.stderr
     assert not (tmp_path / "out").exists()
     outcome = json.loads(succeeds("reshard", REPO, tmp_path / "out", *TP, "--download", "--json"))
     assert outcome["intact"] == 1, "the others were there"
@@ -886,7 +889,7 @@ def test_without_a_connection_the_hub_cache_serves(hub: HubServer, monkeypatch: 
 )
 def test_a_listing_with_what_is_no_file_name_is_refused(name: str, hub: HubServer) -> None:
     entry = SimpleNamespace(rfilename=name, size=1, lfs=None, blob_id="b")
-    with pytest.raises(BadAnswer, match="no file name"):
+    with pytest.raises(BadAnswer, match="not a file name"):
         list(hub_source._listed([entry], "org/name@main"))
 
 

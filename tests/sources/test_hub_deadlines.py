@@ -158,7 +158,7 @@ except ServerFailed as error:
         )
         assert time.monotonic() - begun < 10
     said, hint = ended.stdout.splitlines()
-    assert said == "org/model: nothing more came into the Hub cache within 0.5 s"
+    assert said == "org/model: the Hub cache did not grow within 0.5 s"
     assert hint.startswith("Run again")
 
 

@@ -74,7 +74,6 @@ def test_each_way_to_write_a_repository_names_it(name: str, revision: str | None
     ("hf://org/name@refs/pr/3/fp8", "a folder inside the repository org/name@refs/pr/3",
      "`hf download org/name --revision refs/pr/3 --include 'fp8/*' --local-dir name`"),
     (f"{PAGE}/blob/main/inference/model.py", "a folder inside the repository org/name", "--include 'inference/*'"),
-    (f"{PAGE}/discussions/3", "a discussion or a pull request", "Write org/name@refs/pr/3"),
     ("https://huggingface.co/datasets/org/name", "datasets on the Hub", "Write org/name of a model."),
     ("https://huggingface.co/gpt2", "no repository of a model", "Write org/name"),
     ("https://huggingface.co/", "no repository of a model", "Write org/name"),

@@ -84,7 +84,7 @@ def test_no_call_asks_for_more_than_the_system_moves_at_once(file: LocalFile, mo
 
 
 def test_a_read_beyond_the_end_fails_with_the_offset(file: LocalFile, path: Path) -> None:
-    with pytest.raises(ReadFailed, match=r"ends at byte 100, 5 bytes early") as caught:
+    with pytest.raises(ReadFailed, match=r"ends at byte 100, 5 bytes too early") as caught:
         file.read(90, 105)
     assert str(path) in str(caught.value)
 
@@ -92,7 +92,7 @@ def test_a_read_beyond_the_end_fails_with_the_offset(file: LocalFile, path: Path
 def test_a_file_cut_after_it_was_opened_fails_with_the_offset(file: LocalFile, path: Path) -> None:
     os.truncate(path, 60)
     assert file.read(50, 60) == DATA[50:60]
-    with pytest.raises(ReadFailed, match=r"ends at byte 60, 20 bytes early"):
+    with pytest.raises(ReadFailed, match=r"ends at byte 60, 20 bytes too early"):
         file.read(50, 80)
 
 
@@ -145,7 +145,7 @@ def test_a_change_of_size_is_told_in_bytes(file: LocalFile, path: Path) -> None:
 def test_a_write_that_keeps_the_size_is_noticed_by_its_time(file: LocalFile, path: Path) -> None:
     before = path.stat()
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
-    assert file.changed() == f"{path}: written to since it was opened"
+    assert file.changed() == f"{path}: modified since it was opened"
 
 
 def test_another_file_of_the_same_size_and_time_is_noticed(file: LocalFile, path: Path) -> None:

@@ -69,7 +69,7 @@ def test_a_server_that_asks_for_too_long_is_told_at_once() -> None:
         retry(failing(99, Transient("429", 901.0, throttled=True)), clock)
     assert clock.waits == []
     assert raised.value.hint is not None
-    assert "It asks to wait 901 s" in raised.value.hint
+    assert "It asks for a pause of 901 s" in raised.value.hint
 
 
 def test_nobody_who_gave_up_is_waited_for() -> None:

@@ -44,7 +44,7 @@ def test_one_wrong_byte_is_found(order: list[FetchRange], at: int) -> None:
     held.expect(BLOCKS)
     for block in order[:-1]:
         take(held, block, bytes(damaged))
-    with pytest.raises(DamagedTransfer, match=r"f: SHA-256 .* the repository says") as raised:
+    with pytest.raises(DamagedTransfer, match=r"f: the received bytes have SHA-256 .* the repository lists") as raised:
         take(held, order[-1], bytes(damaged))
     assert raised.value.exit_code == ExitCode.NETWORK
     assert held.passed == []

@@ -167,7 +167,7 @@ def interrupt_after(nbytes: int) -> Callable[[int], None]:
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_made(mount: Mount, small: Path) -> None:
     disk = mount("tmpfs", 2 * MIB)
-    with pytest.raises(NotEnoughDisk, match=r"needs [\d.]+ MB, and [\d.]+ MB are free on the file system of "):
+    with pytest.raises(NotEnoughDisk, match=r"needs [\d.]+ MB; [\d.]+ MB are free on the file system of "):
         reshard_folder(small, disk / "out", 2)
     assert list(disk.iterdir()) == []
 

@@ -119,7 +119,7 @@ def test_what_all_ranks_share_is_equal_in_all_folders_or_a_problem(layout: str, 
 def test_another_deployment_among_them_is_a_problem(model: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:
     stranger = write(model, tmp_path / "c", "vllm", (4,))
     found = verify_together([pair[0], stranger, pair[1]])
-    assert f"is not of the deployment that {pair[0]} is of: its layout is sglang, here it is vllm" in messages(found)
+    assert f"is not of the deployment that {pair[0]} is of: its layout is sglang, this run's is vllm" in messages(found)
     assert all(str(stranger) in problem.file for problem in found.problems)
 
 

@@ -79,10 +79,32 @@ def translate(
         return AccessRefused(f"{what}: no credentials for {scheme}:// are set", hint=CREDENTIALS[scheme])
     if unreachable:
         origin, why = unreachable
-        return ServerFailed(f"{what}: no connection to {origin}: {why}{tried}", hint=f"{AGAIN} The endpoint is that "
-                            f"of {VARIABLES[scheme]}_ENDPOINT_URL, or the cloud's own.")  # fmt: skip
+        return ServerFailed(f"{what}: no connection to {origin}: {why}{tried}", hint=f"{AGAIN} {VARIABLES[scheme]}"
+                            "_ENDPOINT_URL sets the endpoint; the default is the cloud's.")  # fmt: skip
+    if (refused := _of_answer(error, status, code, what, place, answer, tried)) is not None:
+        return refused
+    if "non-partial" in text:
+        return BadAnswer(f"{what}: the server ignores Range: it gave the whole object", hint="Reading parts of an "
+                         "object needs it. Use another endpoint, or download the checkpoint.")  # fmt: skip
+    if "BadScheme" in text:
+        variable = f"{VARIABLES[scheme]}_ALLOW_HTTP"
+        return Unreachable(f"{what}: its endpoint is http://, without encryption", hint=f"Set {variable}=true.")
+    if (misconfigured := _of_redirect(status, found.get("region"), text, what, place)) is not None:
+        return misconfigured
+    if broken := found.get("broken"):
+        return ServerFailed(f"{what}: {_FAILURES[broken]}{tried}", hint=f"{AGAIN} {VARIABLES[scheme]}"
+                            "_ENDPOINT_URL sets the endpoint; the default is the cloud's.")  # fmt: skip
+    if (named_by := variable_in(text)) is not None:
+        return AccessRefused(f"{what}: {first_line(error)}", hint=f"{named_by} names it: correct or unset it.")
+    return BadAnswer(f"{what}: {place} answered {answer}" if status else f"{what}: {first_line(error)}")
+
+
+def _of_answer(
+    error: Exception, status: int, code: str, what: str, place: str, answer: str, tried: str
+) -> ShardError | None:
+    """Return the error that the store's status and code mean; None if they do not say. `answer` shows both."""
     if status in (401, 403):
-        return AccessRefused(f"{what}: {place} refused access ({answer})", hint=CREDENTIALS[scheme])
+        return AccessRefused(f"{what}: {place} refused access ({answer})", hint=CREDENTIALS[place.partition(":")[0]])
     if code == "NoSuchUpload":
         return ServerFailed(f"{what}: the upload broke off at its end", hint=AGAIN)
     if code in ("NoSuchBucket", "ContainerNotFound"):
@@ -92,18 +114,17 @@ def translate(
     if status == 412:
         return replaced(what)
     if status == 429 or code in _THROTTLED:
-        return Throttled(f"{what}: {place} answered {answer}{tried}", hint="The store limits how often it is "
-                         "asked. Run again later: finished work is kept.")  # fmt: skip
+        return Throttled(f"{what}: {place} answered {answer}{tried}", hint="The store limits the number of "
+                         "requests. Run again later: finished work is kept.")  # fmt: skip
     if status == 408 or status >= 500:
         return ServerFailed(f"{what}: {place} answered {answer}{tried}", hint=AGAIN)
-    if "non-partial" in text:
-        return BadAnswer(f"{what}: the server ignores Range: it gave the whole object", hint="Reading parts of an "
-                         "object needs it. Use another endpoint, or download the checkpoint.")  # fmt: skip
-    if "BadScheme" in text:
-        variable = f"{VARIABLES[scheme]}_ALLOW_HTTP"
-        return Unreachable(f"{what}: its endpoint is http://, without encryption", hint=f"Set {variable}=true.")
-    if "region" in found or "redirect without LOCATION" in text:
-        where = f", {found['region']}" if "region" in found else ""
+    return None
+
+
+def _of_redirect(status: int, region: str | None, text: str, what: str, place: str) -> ShardError | None:
+    """Return the error for a store that refers to another server; None if it does not. `region` is the bucket's own."""
+    if region is not None or "redirect without LOCATION" in text:
+        where = f", {region}" if region is not None else ""
         return BadAnswer(f"{what}: {place} is in another region{where}", hint="Set AWS_REGION to the bucket's.")
     if 300 <= status < 400:
         return BadAnswer(
@@ -111,12 +132,7 @@ def translate(
         )
     if "redirect" in text:
         return BadAnswer(f"{what}: {place} answers only with redirects", hint="Check endpoint and region.")
-    if broken := found.get("broken"):
-        return ServerFailed(f"{what}: {_FAILURES[broken]}{tried}", hint=f"{AGAIN} The endpoint is that of "
-                            f"{VARIABLES[scheme]}_ENDPOINT_URL, or the cloud's own.")  # fmt: skip
-    if (named_by := variable_in(text)) is not None:
-        return AccessRefused(f"{what}: {first_line(error)}", hint=f"{named_by} names it: correct or unset it.")
-    return BadAnswer(f"{what}: {place} answered {answer}" if status else f"{what}: {first_line(error)}")
+    return None
 
 
 def gate_error(gate: Gate, url: str) -> BadAnswer:

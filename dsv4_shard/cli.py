@@ -25,7 +25,8 @@ from dsv4_shard.commands.verify import verify
 from dsv4_shard.terminal import completion
 from dsv4_shard.terminal.ascii import show_signs
 from dsv4_shard.terminal.help import HelpCommand, HelpGroup
-from dsv4_shard.terminal.process import OUTSIDE, allow_open_files, handle_signals, open_standard_streams
+from dsv4_shard.terminal.process import OUTSIDE, allow_open_files, handle_signals
+from dsv4_shard.terminal.standard_streams import open_standard_streams
 
 app = typer.Typer(
     name="dsv4-shard",

@@ -1,8 +1,7 @@
 """`merge`: the shards of all ranks as one checkpoint."""
 
-from typing import Any
-
 from pathlib import Path
+from typing import Any
 
 import dsv4_shard
 from dsv4_shard.commands.dry_run import show_nothing_done, show_would_write
